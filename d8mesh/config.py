@@ -1,0 +1,279 @@
+"""The settings: one frozen `Config`, read from a mapping, validated once.
+
+Reads no environment and no file itself: `cli` hands it the variables (the environment
+over ``.env``). Every variable stands in one row of `SETTINGS`; a test checks that each
+row stands in ``docs/CONFIG.md`` and the other way round.
+"""
+
+from __future__ import annotations
+
+import difflib
+import ipaddress
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Final
+from urllib.parse import urlsplit
+
+from d8mesh.errors import ConfigError
+
+#: Ports of the broker tried in turn when the first is taken: 7010 to 7019.
+BROKER_PORT_TRIES: Final = 10
+#: Status ports tried in turn for several workers on one machine: 7200, then 7201 to 7210.
+STATUS_PORT_TRIES: Final = 11
+#: What older D8 files carry; far too small for a night's batch.
+LEGACY_QUEUE_SIZE: Final = 1000
+
+Parser = Callable[[str], object]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """All settings, validated. Secrets are not in its `repr`."""
+
+    web_host: str = "0.0.0.0"
+    web_port: int = 7001
+    orchestrator_url: str | None = None
+    ollama_url: str = "http://localhost:7100"
+    ollama_model: str | None = None
+    ollama_listen: str = "0.0.0.0:7100"
+    status_port: int = 7200
+    worker_id: str | None = None
+    worker_type: str | None = None
+    groq_api_key: str | None = field(default=None, repr=False)
+    groq_model: str | None = None
+    gemini_api_key: str | None = field(default=None, repr=False)
+    gemini_model: str | None = None
+    max_tokens: int = 2000
+    temperature: float = 0.7
+    heartbeat_timeout_s: float = 60.0
+    task_timeout_s: float = 300.0
+    max_attempts: int = 3
+    queue_size: int = 1_000_000
+    poll_interval_s: float = 5.0
+    log_level: str = "INFO"
+    mesh: str = "d8"
+    broker_port: int = 7010
+    data_dir: str = "data"
+    interfaces: tuple[str, ...] = ()
+    lang: str | None = None
+    mesh_key: str | None = field(default=None, repr=False)
+    allowed_hosts: tuple[str, ...] = ()
+    allow_public: bool = False
+    queue_bytes: int = 4_000_000_000
+    disk_reserve_mb: int = 200
+    retention_days: float = 7.0
+    retention_count: int = 1_000_000
+    #: things worth saying that do not stop the program, one line each
+    warnings: tuple[str, ...] = ()
+
+    @classmethod
+    def from_env(cls, env: Mapping[str, str]) -> Config:
+        """Read the settings from `env`; a missing or empty variable means its default.
+
+        Raises:
+            ConfigError: one or more variables are invalid; one line for each names the
+                variable, its value (secrets masked) and what is allowed.
+        """
+        values: dict[str, object] = {}
+        problems: list[str] = []
+        for setting in SETTINGS:
+            text = env.get(setting.variable, "").strip()
+            if not text:
+                continue
+            try:
+                values[setting.field] = setting.parse(text)
+            except ValueError:
+                shown = "(hidden)" if setting.is_secret else repr(text[:80])
+                problems.append(f"{setting.variable}={shown}: expected {setting.allowed}")
+        if problems:
+            raise ConfigError("\n".join(problems))
+        return cls(**values, warnings=tuple(_warnings(env, values)))  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One variable: where it goes, how it is read, and what is allowed (for people)."""
+
+    variable: str
+    field: str
+    parse: Parser
+    allowed: str
+    is_secret: bool = False
+
+
+def _integer(low: int, high: int) -> Parser:
+    def parse(text: str) -> int:
+        if not re.fullmatch(r"[+-]?\d{1,18}", text, re.ASCII) or not low <= int(text) <= high:
+            raise ValueError(text)
+        return int(text)
+
+    return parse
+
+
+def _number(low: float, high: float) -> Parser:
+    def parse(text: str) -> float:
+        value = float(text)
+        if not low <= value <= high:  # also false for NaN
+            raise ValueError(text)
+        return value
+
+    return parse
+
+
+def _matching(pattern: str, *, lower: bool = False, upper: bool = False) -> Parser:
+    def parse(text: str) -> str:
+        text = text.lower() if lower else text.upper() if upper else text
+        if not re.fullmatch(pattern, text):
+            raise ValueError(text)
+        return text
+
+    return parse
+
+
+def _switch(text: str) -> bool:
+    words = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
+    if text.lower() not in words:
+        raise ValueError(text)
+    return words[text.lower()]
+
+
+def _host(text: str) -> str:
+    if text != "localhost":
+        ipaddress.ip_address(text)
+    return text
+
+
+def _url(text: str) -> str:
+    text = text if "://" in text else f"http://{text}"
+    parts = urlsplit(text)
+    port = parts.port  # raises ValueError beyond 65535
+    if parts.scheme not in ("http", "https") or not parts.hostname or port == 0:
+        raise ValueError(text)
+    if parts.username or parts.query or parts.fragment or parts.path not in ("", "/"):
+        raise ValueError(text)
+    return text.rstrip("/")
+
+
+def _listen(text: str) -> str:
+    host, _, port = text.replace("http://", "", 1).rpartition(":")
+    _host(host.strip("[]"))
+    _integer(1, 65535)(port)
+    return f"{host}:{port}"
+
+
+def _names(pattern: str) -> Parser:
+    def parse(text: str) -> tuple[str, ...]:
+        names = tuple(part.strip() for part in text.split(",") if part.strip())
+        if not all(re.fullmatch(pattern, name) for name in names):
+            raise ValueError(text)
+        return names
+
+    return parse
+
+
+#: Names that travel: a worker id, a mesh, a model. Printable, bounded, no path or option.
+NAME_PATTERN: Final = r"[A-Za-z0-9_][A-Za-z0-9_.:@+-]{0,127}"
+_MODEL: Final = r"[A-Za-z0-9_][A-Za-z0-9_.:@+/-]{0,127}"
+_NAME: Final = _matching(NAME_PATTERN)
+_PORT: Final = _integer(1, 65535)
+_PORT_TEXT: Final = "a port, 1 to 65535"
+_NAME_TEXT: Final = "1 to 128 of A-Z a-z 0-9 _ . : @ + -, starting with a letter, digit or _"
+_MODEL_TEXT: Final = "a model name such as deepseek-r1:8b"
+_SECONDS_TEXT: Final = "seconds, {} to {}"
+
+SETTINGS: Final[tuple[Setting, ...]] = (
+    Setting("FLASK_HOST", "web_host", _host, "an IP address to listen on, or localhost"),
+    Setting("FLASK_PORT", "web_port", _PORT, _PORT_TEXT),
+    Setting("ORCHESTRATOR_URL", "orchestrator_url", _url, "http://HOST:PORT"),
+    Setting("DEEPSEEK_BASE_URL", "ollama_url", _url, "http://HOST:PORT"),
+    Setting("DEEPSEEK_MODEL", "ollama_model", _matching(_MODEL), _MODEL_TEXT),
+    Setting("OLLAMA_HOST", "ollama_listen", _listen, "ADDRESS:PORT to listen on"),
+    Setting("WORKER_STATUS_PORT", "status_port", _PORT, _PORT_TEXT),
+    Setting("WORKER_ID", "worker_id", _NAME, _NAME_TEXT),
+    Setting("WORKER_TYPE", "worker_type", _NAME, _NAME_TEXT),
+    Setting("GROQ_API_KEY", "groq_api_key", _matching(r"[!-~]{8,256}"), "a key", True),
+    Setting("GROQ_MODEL", "groq_model", _matching(_MODEL), _MODEL_TEXT),
+    Setting("GEMINI_API_KEY", "gemini_api_key", _matching(r"[!-~]{8,256}"), "a key", True),
+    Setting("GEMINI_MODEL", "gemini_model", _matching(_MODEL), _MODEL_TEXT),
+    Setting("MAX_TOKENS", "max_tokens", _integer(1, 10_000_000), "tokens, 1 to 10000000"),
+    Setting("TEMPERATURE", "temperature", _number(0, 2), "a number, 0 to 2"),
+    Setting(
+        "HEARTBEAT_TIMEOUT",
+        "heartbeat_timeout_s",
+        _number(1, 86_400),
+        _SECONDS_TEXT.format(1, 86400),
+    ),
+    Setting(
+        "TASK_TIMEOUT", "task_timeout_s", _number(1, 604_800), _SECONDS_TEXT.format(1, 604800)
+    ),
+    Setting("MAX_RETRY_ATTEMPTS", "max_attempts", _integer(1, 100), "attempts, 1 to 100"),
+    Setting("TASK_QUEUE_SIZE", "queue_size", _integer(1, 100_000_000), "tasks, 1 to 100000000"),
+    Setting(
+        "POLL_INTERVAL", "poll_interval_s", _number(0.05, 3600), _SECONDS_TEXT.format(0.05, 3600)
+    ),
+    Setting(
+        "LOG_LEVEL",
+        "log_level",
+        _matching("DEBUG|INFO|WARNING|ERROR|CRITICAL", upper=True),
+        "DEBUG, INFO, WARNING, ERROR or CRITICAL",
+    ),
+    Setting(
+        "D8_MESH",
+        "mesh",
+        _matching(r"[A-Za-z0-9][A-Za-z0-9_-]{0,31}"),
+        "1 to 32 of A-Z a-z 0-9 _ -",
+    ),
+    Setting("D8_BROKER_PORT", "broker_port", _PORT, _PORT_TEXT),
+    Setting("D8_DATA_DIR", "data_dir", _matching(r"[^\0]{1,1024}"), "a folder"),
+    Setting(
+        "D8_INTERFACES",
+        "interfaces",
+        _names(r"[A-Za-z0-9_.:%@ -]{1,64}"),
+        "interface names or addresses, separated by commas",
+    ),
+    Setting("D8_LANG", "lang", _matching("es|en", lower=True), "es or en"),
+    Setting("D8_MESH_KEY", "mesh_key", _matching(r"[!-~]{16,256}"), "16 or more characters", True),
+    Setting(
+        "D8_ALLOWED_HOSTS",
+        "allowed_hosts",
+        _names(r"[A-Za-z0-9.:\[\]-]{1,253}"),
+        "host names, separated by commas",
+    ),
+    Setting("D8_ALLOW_PUBLIC", "allow_public", _switch, "1 or 0"),
+    Setting(
+        "D8_QUEUE_BYTES", "queue_bytes", _integer(1_000_000, 10**15), "bytes, 1000000 or more"
+    ),
+    Setting(
+        "D8_DISK_RESERVE_MB",
+        "disk_reserve_mb",
+        _integer(0, 10_000_000),
+        "megabytes, 0 to 10000000",
+    ),
+    Setting("D8_RETENTION_DAYS", "retention_days", _number(0, 36_500), "days, 0 to 36500"),
+    Setting(
+        "D8_RETENTION_COUNT",
+        "retention_count",
+        _integer(0, 1_000_000_000),
+        "finished tasks, 0 to 1000000000",
+    ),
+)
+
+#: ``D8_*`` variables of the launcher and the tests, not of `Config`.
+OTHER_VARIABLES: Final = frozenset({"D8_PYTHON", "D8_VENV", "D8_NO_INSTALL", "D8_FAILPOINT"})
+
+
+def _warnings(env: Mapping[str, str], values: Mapping[str, object]) -> list[str]:
+    found: list[str] = []
+    known = [setting.variable for setting in SETTINGS]
+    for name in sorted(env):
+        if name.startswith("D8_") and name not in known and name not in OTHER_VARIABLES:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f": did you mean {near[0]}?" if near else ""
+            found.append(f"{name} is not a variable of d8mesh{hint}")
+    if values.get("queue_size") == LEGACY_QUEUE_SIZE:
+        found.append(
+            f"TASK_QUEUE_SIZE={LEGACY_QUEUE_SIZE} looks like the older system's default: "
+            "obeyed, submits beyond it get 429; unset it for 1000000"
+        )
+    return found

@@ -1,0 +1,1 @@
+"""The pure rules: no sockets, files, clock, threads, randomness or logging."""

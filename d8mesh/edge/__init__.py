@@ -1,0 +1,1 @@
+"""One thin module per thing outside the process; edges do not know each other."""

@@ -1,0 +1,248 @@
+"""Every error that d8mesh raises, each with its stable code.
+
+::
+
+    D8Error
+    ├── ConfigError                 config.invalid        (also a ValueError)
+    ├── ProtocolError               protocol.invalid      the *other* side broke the protocol
+    │   └── VersionError            protocol.version
+    ├── IllegalTransitionError      core.transition       *we* broke our own rules: a bug
+    ├── BrokerUnavailableError      broker.unavailable    (also a ConnectionError)
+    ├── WaitTimeoutError            wait.timeout          (also a TimeoutError)
+    ├── NodeClosedError             node.closed
+    ├── TaskError
+    │   ├── TaskRejectedError       task.rejected         the submit was refused, nothing was accepted
+    │   │   ├── InvalidTaskError    task.invalid
+    │   │   ├── PayloadTooLargeError task.too_large
+    │   │   ├── QueueFullError      queue.full
+    │   │   ├── DiskLowError        disk.low
+    │   │   ├── DrainingError       broker.draining
+    │   │   └── KeyConflictError    key.conflict
+    │   ├── UnknownTaskError        task.unknown
+    │   ├── PrunedTaskError         task.pruned
+    │   ├── TaskFailedError         task.failed
+    │   └── TaskCancelledError      task.cancelled
+    ├── WorkerError
+    │   ├── UnknownWorkerError      worker.unknown
+    │   ├── WorkerIdTakenError      worker.id_taken
+    │   ├── OutboxFullError         worker.outbox_full
+    │   └── HandlerError            worker.handler
+    ├── BackendError                backend.failed
+    │   ├── BackendUnavailableError backend.unavailable
+    │   └── BackendStalledError     backend.stalled
+    ├── ForbiddenError              access.forbidden
+    └── JournalError                journal.failed
+        ├── JournalHeldError        journal.held          exit code 3
+        └── JournalBrokenError      journal.broken        exit code 4
+
+The docstring of a class is its default message. Codes appear on the wire, in JSON
+answers and in logs; HTTP statuses live in ``web/api.py``, exit codes in ``cli.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import ClassVar
+
+
+class D8Error(Exception):
+    """d8mesh could not do what was asked."""
+
+    code: ClassVar[str] = "d8.error"
+
+    def __init__(self, message: str | None = None) -> None:
+        super().__init__(message or (type(self).__doc__ or "").strip())
+
+
+class ConfigError(D8Error, ValueError):
+    """A setting has a value that is not allowed."""
+
+    code = "config.invalid"
+
+
+class ProtocolError(D8Error):
+    """The other side sent something that the protocol does not allow."""
+
+    code = "protocol.invalid"
+
+
+class VersionError(ProtocolError):
+    """The other side speaks a protocol version that this one does not."""
+
+    code = "protocol.version"
+
+
+class IllegalTransitionError(D8Error):
+    """A fact does not fit the state of its task: this is a bug in d8mesh."""
+
+    code = "core.transition"
+
+
+class BrokerUnavailableError(D8Error, ConnectionError):
+    """No orchestrator answers: is one running, and is ORCHESTRATOR_URL right?"""
+
+    code = "broker.unavailable"
+
+
+class WaitTimeoutError(D8Error, TimeoutError):
+    """The time to wait is over; the task goes on and can be waited for again."""
+
+    code = "wait.timeout"
+
+
+class NodeClosedError(D8Error):
+    """This client or worker has been closed: make a new one."""
+
+    code = "node.closed"
+
+
+class TaskError(D8Error):
+    """Something is wrong with a task."""
+
+    code = "task.error"
+
+
+class TaskRejectedError(TaskError):
+    """The task was refused; nothing of the submit was accepted."""
+
+    code = "task.rejected"
+
+
+class InvalidTaskError(TaskRejectedError, ValueError):
+    """The task is not well formed."""
+
+    code = "task.invalid"
+
+
+class PayloadTooLargeError(TaskRejectedError):
+    """The data of the task is larger than the limit."""
+
+    code = "task.too_large"
+
+
+class QueueFullError(TaskRejectedError):
+    """The queue is full: wait for tasks to finish, or raise TASK_QUEUE_SIZE."""
+
+    code = "queue.full"
+
+
+class DiskLowError(TaskRejectedError):
+    """The orchestrator's disk is nearly full: no new tasks until there is room."""
+
+    code = "disk.low"
+
+
+class DrainingError(TaskRejectedError):
+    """The orchestrator is shutting down and takes no new tasks."""
+
+    code = "broker.draining"
+
+
+class KeyConflictError(TaskRejectedError):
+    """The idempotency key was used before with another body."""
+
+    code = "key.conflict"
+
+
+class UnknownTaskError(TaskError, LookupError):
+    """Task not found"""
+
+    code = "task.unknown"
+
+
+class PrunedTaskError(UnknownTaskError):
+    """The task is finished and was pruned by the retention rules."""
+
+    code = "task.pruned"
+
+
+class TaskFailedError(TaskError):
+    """The task failed."""
+
+    code = "task.failed"
+
+    def __init__(
+        self, message: str | None = None, *, result: Mapping[str, object] | None = None
+    ) -> None:
+        super().__init__(message)
+        #: the recorded result object (``success`` is false, ``error`` says why)
+        self.result: Mapping[str, object] = MappingProxyType(dict(result or {}))
+
+
+class TaskCancelledError(TaskError):
+    """The task was cancelled."""
+
+    code = "task.cancelled"
+
+
+class WorkerError(D8Error):
+    """Something is wrong with a worker."""
+
+    code = "worker.error"
+
+
+class UnknownWorkerError(WorkerError, LookupError):
+    """Worker not registered: register again"""
+
+    code = "worker.unknown"
+
+
+class WorkerIdTakenError(WorkerError):
+    """Another live worker uses this worker id."""
+
+    code = "worker.id_taken"
+
+
+class OutboxFullError(WorkerError):
+    """The outbox is full of results that no orchestrator has taken yet."""
+
+    code = "worker.outbox_full"
+
+
+class HandlerError(WorkerError):
+    """A handler could not be registered or run."""
+
+    code = "worker.handler"
+
+
+class BackendError(D8Error):
+    """The LLM service failed."""
+
+    code = "backend.failed"
+
+
+class BackendUnavailableError(BackendError):
+    """The LLM service does not answer."""
+
+    code = "backend.unavailable"
+
+
+class BackendStalledError(BackendError):
+    """The LLM service stopped sending in the middle of an answer."""
+
+    code = "backend.stalled"
+
+
+class ForbiddenError(D8Error):
+    """This peer may not do that."""
+
+    code = "access.forbidden"
+
+
+class JournalError(D8Error):
+    """The journal could not be written or read."""
+
+    code = "journal.failed"
+
+
+class JournalHeldError(JournalError):
+    """Another orchestrator uses this journal."""
+
+    code = "journal.held"
+
+
+class JournalBrokenError(JournalError):
+    """The journal is damaged or of a newer version."""
+
+    code = "journal.broken"

@@ -1,0 +1,1 @@
+"""The loops: a brain joined to its edges."""

@@ -1,0 +1,1 @@
+"""The HTTP doors: the documented REST and the worker's status."""
