@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import os
 import shutil
 import signal
@@ -154,15 +155,15 @@ def _is_running_in(venv: Path) -> bool:
 def _is_ready_here(venv: Path, extras: Sequence[str]) -> bool:
     """Tell whether this very Python has the project (this folder of it) and its needs."""
     if _is_running_in(venv):
-        return _stamped_extras(venv) >= set(extras)
+        return _stamped_extras(venv) >= {"", *extras}
     if os.environ.get("D8_VENV"):
         return False
     from importlib import metadata
 
     elsewhere = [entry for entry in sys.path if entry and Path(entry) != ROOT]
     for found in metadata.distributions(name="d8mesh", path=elsewhere):
-        origin = found.read_text("direct_url.json") or ""
-        return ROOT.as_uri() in origin and _are_needs_met(extras)
+        origin = json.loads(found.read_text("direct_url.json") or "{}").get("url")
+        return origin == ROOT.as_uri() and _are_needs_met(extras)
     return False
 
 
