@@ -204,9 +204,7 @@ SETTINGS: Final[tuple[Setting, ...]] = (
         _number(1, 86_400),
         _SECONDS_TEXT.format(1, 86400),
     ),
-    Setting(
-        "TASK_TIMEOUT", "task_timeout_s", _number(1, 604_800), _SECONDS_TEXT.format(1, 604800)
-    ),
+    Setting("TASK_TIMEOUT", "task_timeout_s", _number(1, 604_800), _SECONDS_TEXT.format(1, 604800)),
     Setting("MAX_RETRY_ATTEMPTS", "max_attempts", _integer(1, 100), "attempts, 1 to 100"),
     Setting("TASK_QUEUE_SIZE", "queue_size", _integer(1, 100_000_000), "tasks, 1 to 100000000"),
     Setting(
@@ -241,9 +239,7 @@ SETTINGS: Final[tuple[Setting, ...]] = (
         "host names, separated by commas",
     ),
     Setting("D8_ALLOW_PUBLIC", "allow_public", _switch, "1 or 0"),
-    Setting(
-        "D8_QUEUE_BYTES", "queue_bytes", _integer(1_000_000, 10**15), "bytes, 1000000 or more"
-    ),
+    Setting("D8_QUEUE_BYTES", "queue_bytes", _integer(1_000_000, 10**15), "bytes, 1000000 or more"),
     Setting(
         "D8_DISK_RESERVE_MB",
         "disk_reserve_mb",
@@ -260,7 +256,7 @@ SETTINGS: Final[tuple[Setting, ...]] = (
 )
 
 #: ``D8_*`` variables of the launcher and the tests, not of `Config`.
-OTHER_VARIABLES: Final = frozenset({"D8_PYTHON", "D8_VENV", "D8_NO_INSTALL", "D8_FAILPOINT"})
+OTHER_VARIABLES: Final = frozenset({"D8_VENV", "D8_NO_INSTALL", "D8_NO_ENV_FILE", "D8_FAILPOINT"})
 
 
 def _warnings(env: Mapping[str, str], values: Mapping[str, object]) -> list[str]:
