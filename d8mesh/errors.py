@@ -2,7 +2,7 @@
 
 ::
 
-    D8Error
+    D8Error                         d8.error
     ├── ConfigError                 config.invalid        (also a ValueError)
     ├── ProtocolError               protocol.invalid      the *other* side broke the protocol
     │   └── VersionError            protocol.version
@@ -10,8 +10,8 @@
     ├── BrokerUnavailableError      broker.unavailable    (also a ConnectionError)
     ├── WaitTimeoutError            wait.timeout          (also a TimeoutError)
     ├── NodeClosedError             node.closed
-    ├── TaskError
-    │   ├── TaskRejectedError       task.rejected         the submit was refused, nothing was accepted
+    ├── TaskError                   task.error
+    │   ├── TaskRejectedError       task.rejected         nothing of the submit was accepted
     │   │   ├── InvalidTaskError    task.invalid
     │   │   ├── PayloadTooLargeError task.too_large
     │   │   ├── QueueFullError      queue.full
@@ -19,10 +19,10 @@
     │   │   ├── DrainingError       broker.draining
     │   │   └── KeyConflictError    key.conflict
     │   ├── UnknownTaskError        task.unknown
-    │   ├── PrunedTaskError         task.pruned
+    │   │   └── PrunedTaskError     task.pruned
     │   ├── TaskFailedError         task.failed
     │   └── TaskCancelledError      task.cancelled
-    ├── WorkerError
+    ├── WorkerError                 worker.error
     │   ├── UnknownWorkerError      worker.unknown
     │   ├── WorkerIdTakenError      worker.id_taken
     │   ├── OutboxFullError         worker.outbox_full

@@ -1,0 +1,152 @@
+"""The house rules: who imports whom, how large things are, that tests mirror the package."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "d8mesh"
+MIRRORED_LAYERS = ("core", "edge", "backends", "handlers", "nodes", "web", "apps")
+MAX_MODULE_LINES = 500
+#: The aim is 40; this is the hard bound.
+MAX_FUNCTION_LINES = 60
+MAX_PARAMETERS = 6
+#: A function that fits no module means that a noun is missing.
+FORBIDDEN_NAMES = frozenset(
+    {"utils", "util", "common", "helpers", "helper", "manager", "base", "types", "misc"}
+)
+#: Seconds for the slowest of these checks on a loaded small machine.
+PATIENCE_S = 110
+#: Modules imported together in one fresh interpreter each, so many at a time.
+AT_A_TIME = 2
+
+MODULES = sorted(path for path in PACKAGE.rglob("*.py") if "__pycache__" not in path.parts)
+FunctionNode = ast.FunctionDef | ast.AsyncFunctionDef
+
+
+def name_of(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def functions_of(path: Path) -> Iterator[FunctionNode]:
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, FunctionNode):
+            yield node
+
+
+def test_import_contracts_are_kept() -> None:
+    code = "from importlinter.cli import lint_imports_command as run; run()"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "--no-cache"],
+        cwd=ROOT,
+        capture_output=True,
+        encoding="utf-8",
+        errors="replace",
+        timeout=PATIENCE_S,
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
+
+
+def test_every_module_is_read_in_one_sitting() -> None:
+    lengths = {name_of(path): len(path.read_text("utf-8").splitlines()) for path in MODULES}
+    assert {name: n for name, n in lengths.items() if n > MAX_MODULE_LINES} == {}
+
+
+def test_functions_are_short() -> None:
+    long = {
+        f"{name_of(path)}.{node.name}": length
+        for path in [*MODULES, ROOT / "start_d8.py"]
+        for node in functions_of(path)
+        if (length := (node.end_lineno or 0) - node.lineno + 1) > MAX_FUNCTION_LINES
+    }
+    assert long == {}
+
+
+def test_functions_take_few_parameters() -> None:
+    many = {}
+    for path in [*MODULES, ROOT / "start_d8.py"]:
+        for node in functions_of(path):
+            given = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+            names = [each.arg for each in given if each.arg not in ("self", "cls")]
+            if len(names) > MAX_PARAMETERS:
+                many[f"{name_of(path)}.{node.name}"] = names
+    assert many == {}
+
+
+def test_a_duration_names_its_unit() -> None:
+    bare = {
+        f"{name_of(path)}.{node.name}"
+        for path in MODULES
+        for node in functions_of(path)
+        for each in [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+        if each.arg in ("timeout", "delay", "interval", "duration")
+    }
+    assert bare == set()
+
+
+def test_no_module_is_a_drawer_for_odds_and_ends() -> None:
+    assert [name_of(path) for path in MODULES if path.stem in FORBIDDEN_NAMES] == []
+
+
+def test_every_module_says_what_it_is_for() -> None:
+    silent = [
+        name_of(path)
+        for path in MODULES
+        if path.read_text("utf-8").strip()
+        and not ast.get_docstring(ast.parse(path.read_text("utf-8")))
+    ]
+    assert silent == []
+
+
+@pytest.mark.parametrize("layer", MIRRORED_LAYERS)
+def test_tests_mirror_the_package(layer: str) -> None:
+    missing = []
+    for path in sorted((PACKAGE / layer).rglob("*.py")):
+        inner = path.relative_to(PACKAGE / layer)
+        if path.stem == "__init__":
+            continue
+        wanted = ROOT / "tests" / layer / inner.parent / f"test_{path.stem}.py"
+        if not wanted.exists():
+            missing.append(str(wanted.relative_to(ROOT)))
+    assert missing == []
+
+
+def test_each_module_imports_alone() -> None:
+    names = [name_of(path) for path in MODULES if path.stem != "__main__"]
+    failed: dict[str, str] = {}
+    while names:
+        batch = [names.pop() for _ in range(min(AT_A_TIME, len(names)))]
+        running = {
+            name: subprocess.Popen(
+                [sys.executable, "-W", "error", "-c", f"import {name}"],
+                cwd=ROOT,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+            )
+            for name in batch
+        }
+        for name, process in running.items():
+            _, errors = process.communicate(timeout=PATIENCE_S)
+            if process.returncode:
+                failed[name] = errors.decode("utf-8", "replace")[-500:]
+    assert failed == {}
+
+
+def test_the_core_stands_without_what_is_outside() -> None:
+    core = [name_of(path) for path in MODULES if path.is_relative_to(PACKAGE / "core")]
+    code = (
+        f"import sys, {', '.join(core)}\n"
+        "outside = {'zmq', 'zeroconf', 'werkzeug', 'granian', 'apsw', 'sqlite3', 'rich'}\n"
+        "print(sorted(outside & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE_S
+    )
+    assert done.stdout.strip() == "[]", done.stderr
