@@ -1,0 +1,154 @@
+"""The settings: read once, checked whole, documented one to one."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from d8mesh.cli import EXIT_CODES
+from d8mesh.config import LEGACY_QUEUE_SIZE, OTHER_VARIABLES, SETTINGS, Config
+from d8mesh.errors import ConfigError
+
+DOCUMENT = Path(__file__).resolve().parent.parent / "docs" / "CONFIG.md"
+BY_VARIABLE = {setting.variable: setting for setting in SETTINGS}
+SECRETS = sorted(setting.variable for setting in SETTINGS if setting.is_secret)
+
+BAD_VALUES = [
+    ("FLASK_HOST", "example.org"),
+    ("FLASK_PORT", "0"),
+    ("FLASK_PORT", "65536"),
+    ("FLASK_PORT", "7001.0"),
+    ("FLASK_PORT", "٧٠٠١"),
+    ("ORCHESTRATOR_URL", "ftp://host"),
+    ("ORCHESTRATOR_URL", "http://host:99999"),
+    ("ORCHESTRATOR_URL", "http://user:word@host"),
+    ("DEEPSEEK_BASE_URL", "http://"),
+    ("OLLAMA_HOST", "0.0.0.0"),
+    ("WORKER_ID", "../../etc"),
+    ("WORKER_ID", "-rf"),
+    ("WORKER_TYPE", "a b"),
+    ("TEMPERATURE", "nan"),
+    ("TEMPERATURE", "2.1"),
+    ("TASK_TIMEOUT", "inf"),
+    ("MAX_RETRY_ATTEMPTS", "0"),
+    ("TASK_QUEUE_SIZE", "-1"),
+    ("LOG_LEVEL", "LOUD"),
+    ("D8_MESH", "a.b"),
+    ("D8_LANG", "fr"),
+    ("D8_ALLOW_PUBLIC", "perhaps"),
+    ("D8_INTERFACES", "eth0;rm"),
+    ("D8_MESH_KEY", "short"),
+]
+
+
+def documented() -> dict[str, list[str]]:
+    rows = re.findall(r"^\| `([A-Z0-9_]+)` \|(.*)\|$", DOCUMENT.read_text("utf-8"), re.MULTILINE)
+    return {name: [cell.strip() for cell in cells.split(" | ")] for name, cells in rows}
+
+
+def test_every_setting_stands_in_the_document_and_the_other_way_round() -> None:
+    assert set(documented()) == set(BY_VARIABLE) | OTHER_VARIABLES
+
+
+@pytest.mark.parametrize("variable", sorted(BY_VARIABLE))
+def test_the_document_tells_the_true_default(variable: str) -> None:
+    shown = documented()[variable][0]
+    default = getattr(Config(), BY_VARIABLE[variable].field)
+    if default in (None, ()):
+        assert not shown.startswith("`")
+    else:
+        read = getattr(Config.from_env({variable: shown.strip("`")}), BY_VARIABLE[variable].field)
+        assert read == default
+
+
+def test_the_document_lists_every_exit_code() -> None:
+    rows = re.findall(r"^\| (\d+) \| (.+) \|$", DOCUMENT.read_text("utf-8"), re.MULTILINE)
+    assert {int(code): text for code, text in rows} == EXIT_CODES
+
+
+def test_every_setting_has_a_field_of_its_own() -> None:
+    fields = {field.name for field in dataclasses.fields(Config)} - {"warnings"}
+    assert {setting.field for setting in SETTINGS} == fields
+    assert len({setting.field for setting in SETTINGS}) == len(SETTINGS)
+
+
+def test_without_variables_the_defaults_hold() -> None:
+    assert Config.from_env({}) == Config()
+
+
+@pytest.mark.parametrize("text", ["", "   "])
+def test_an_empty_variable_means_its_default(text: str) -> None:
+    assert Config.from_env({"FLASK_PORT": text}) == Config()
+
+
+@pytest.mark.parametrize(("variable", "value"), BAD_VALUES)
+def test_a_bad_value_names_variable_value_and_what_is_allowed(variable: str, value: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        Config.from_env({variable: value})
+    message = str(caught.value)
+    assert message.startswith(f"{variable}=")
+    assert BY_VARIABLE[variable].allowed in message
+    assert "\n" not in message
+    if not BY_VARIABLE[variable].is_secret:
+        assert repr(value) in message
+
+
+def test_all_problems_are_told_at_once() -> None:
+    with pytest.raises(ConfigError) as caught:
+        Config.from_env({"FLASK_PORT": "x", "D8_LANG": "fr", "TEMPERATURE": "9"})
+    names = [line.partition("=")[0] for line in str(caught.value).splitlines()]
+    assert sorted(names) == ["D8_LANG", "FLASK_PORT", "TEMPERATURE"]
+
+
+@pytest.mark.parametrize("variable", SECRETS)
+def test_secrets_are_neither_in_repr_nor_in_errors(variable: str) -> None:
+    secret = "s3cr3t-of-the-mesh"
+    assert secret not in repr(Config.from_env({variable: secret}))
+    with pytest.raises(ConfigError) as caught:
+        Config.from_env({variable: f"{secret} with blanks"})
+    assert secret not in str(caught.value)
+
+
+def test_an_unknown_variable_of_ours_is_warned_of_with_the_nearest_name() -> None:
+    (warning,) = Config.from_env({"D8_MESHH": "x", "HOME": "/"}).warnings
+    assert "D8_MESHH" in warning
+    assert "did you mean D8_MESH?" in warning
+
+
+@pytest.mark.parametrize("variable", sorted(OTHER_VARIABLES))
+def test_variables_of_the_launcher_are_known(variable: str) -> None:
+    assert Config.from_env({variable: "1"}).warnings == ()
+
+
+def test_the_older_systems_queue_size_is_obeyed_with_a_warning() -> None:
+    config = Config.from_env({"TASK_QUEUE_SIZE": str(LEGACY_QUEUE_SIZE)})
+    assert config.queue_size == LEGACY_QUEUE_SIZE
+    assert any("TASK_QUEUE_SIZE" in warning for warning in config.warnings)
+
+
+def test_urls_lose_their_last_slash_and_may_lack_their_scheme() -> None:
+    assert Config.from_env({"ORCHESTRATOR_URL": "h:7001/"}).orchestrator_url == "http://h:7001"
+
+
+def test_lists_are_split_and_trimmed() -> None:
+    config = Config.from_env({"D8_INTERFACES": " eth0 ,, 192.168.1.5"})
+    assert config.interfaces == ("eth0", "192.168.1.5")
+
+
+@given(st.dictionaries(st.sampled_from(sorted(BY_VARIABLE)), st.text(max_size=40), max_size=6))
+def test_any_text_gives_settings_or_one_clear_error(env: dict[str, str]) -> None:
+    try:
+        Config.from_env(env)
+    except ConfigError as error:
+        named = {line.partition("=")[0] for line in str(error).splitlines()}
+        assert named <= set(env)
+
+
+@given(st.integers(1, 65535))
+def test_every_port_is_allowed(port: int) -> None:
+    assert Config.from_env({"FLASK_PORT": str(port)}).web_port == port
