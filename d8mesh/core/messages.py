@@ -61,7 +61,7 @@ class _Frame(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, g
 # ---------------------------------------------------------------- both directions
 
 
-class Goodbye(_Frame, tag=1):
+class Goodbye(_Frame, frozen=True, tag=1):
     """The sender leaves; a worker that says it holds nothing any more."""
 
     reason: Text
@@ -70,7 +70,7 @@ class Goodbye(_Frame, tag=1):
 # ---------------------------------------------------------------- worker to broker
 
 
-class WorkerHello(_Frame, tag=10):
+class WorkerHello(_Frame, frozen=True, tag=10):
     """A worker opens, or reopens, its session.
 
     `held_ids` and `held_tokens` are the attempts it is running, has waiting, or has
@@ -93,7 +93,7 @@ class WorkerHello(_Frame, tag=10):
     held_tokens: Tokens
 
 
-class Heartbeat(_Frame, tag=11):
+class Heartbeat(_Frame, frozen=True, tag=11):
     """A worker lives. `held_ids` is all it holds, complete up to hand-out number `work_seq`."""
 
     work_seq: Count
@@ -105,7 +105,7 @@ class Heartbeat(_Frame, tag=11):
     held_ids: Ids
 
 
-class Results(_Frame, tag=12):
+class Results(_Frame, frozen=True, tag=12):
     """Attempts that ended: `kinds` has one of FAILED, SUCCEEDED, REFUSED per task.
 
     Acknowledged as a whole by `Received` once committed.
@@ -119,7 +119,7 @@ class Results(_Frame, tag=12):
     payloads: Payloads
 
 
-class Release(_Frame, tag=13):
+class Release(_Frame, frozen=True, tag=13):
     """Attempts given back unstarted; this costs no attempt."""
 
     window: Window
@@ -127,7 +127,7 @@ class Release(_Frame, tag=13):
     tokens: Tokens
 
 
-class Chunks(_Frame, tag=14):
+class Chunks(_Frame, frozen=True, tag=14):
     """Partial output of running attempts; `seqs` count from 0 within an attempt."""
 
     ids: Ids
@@ -139,7 +139,7 @@ class Chunks(_Frame, tag=14):
 # ---------------------------------------------------------------- client to broker
 
 
-class ClientHello(_Frame, tag=20):
+class ClientHello(_Frame, frozen=True, tag=20):
     """A client opens, or reopens, its session."""
 
     version: int
@@ -148,7 +148,7 @@ class ClientHello(_Frame, tag=20):
     host: Text
 
 
-class Group(_Frame):
+class Group(_Frame, frozen=True):
     """Tasks of one submit that share everything but their data.
 
     `model` is a preference (see the documented task types), `run_at` Unix seconds,
@@ -165,7 +165,7 @@ class Group(_Frame):
     run_at: Annotated[float, Meta(ge=0, le=1e11)] | None = None
 
 
-class Submit(_Frame, tag=21):
+class Submit(_Frame, frozen=True, tag=21):
     """Tasks to be accepted all or none; their ids are ``session-first``, ``session-(first+1)``, …
 
     Sending the same again is answered the same. `key` is a user's idempotency key
@@ -181,26 +181,26 @@ class Submit(_Frame, tag=21):
     digest: Annotated[bytes, Meta(max_length=32)] = b""
 
 
-class Watch(_Frame, tag=22):
+class Watch(_Frame, frozen=True, tag=22):
     """Send the outcome of each of these, now or when it comes."""
 
     ids: Ids
 
 
-class Unwatch(_Frame, tag=23):
+class Unwatch(_Frame, frozen=True, tag=23):
     """These outcomes are not awaited any more."""
 
     ids: Ids
 
 
-class Listen(_Frame, tag=24):
+class Listen(_Frame, frozen=True, tag=24):
     """Start or stop sending this task's partial output."""
 
     id: TaskId
     is_on: bool
 
 
-class Ask(_Frame, tag=25):
+class Ask(_Frame, frozen=True, tag=25):
     """A question off the hot path; answered by `Answer` with the same number."""
 
     request: Count
@@ -211,7 +211,7 @@ class Ask(_Frame, tag=25):
 # ---------------------------------------------------------------- broker to both
 
 
-class Welcome(_Frame, tag=40):
+class Welcome(_Frame, frozen=True, tag=40):
     """The session stands. `dropped_ids` are held attempts that hold no longer: stop them."""
 
     version: int
@@ -222,13 +222,13 @@ class Welcome(_Frame, tag=40):
     dropped_ids: Ids
 
 
-class Rehello(_Frame, tag=41):
+class Rehello(_Frame, frozen=True, tag=41):
     """The broker does not know this session: say HELLO again."""
 
     reason: Text
 
 
-class Refused(_Frame, tag=42):
+class Refused(_Frame, frozen=True, tag=42):
     """A message was refused. `seq` is its number, 0 for a HELLO or a message without one.
 
     `code` is an error code of `d8mesh.errors`; `retry_after_s` > 0: try again then.
@@ -240,7 +240,7 @@ class Refused(_Frame, tag=42):
     retry_after_s: Seconds = 0.0
 
 
-class Beat(_Frame, tag=43):
+class Beat(_Frame, frozen=True, tag=43):
     """The answer to a heartbeat, and a sign of life to clients."""
 
     epoch: Count
@@ -249,7 +249,7 @@ class Beat(_Frame, tag=43):
 # ---------------------------------------------------------------- broker to worker
 
 
-class WorkGroup(_Frame):
+class WorkGroup(_Frame, frozen=True):
     """Attempts of one type: run each `payloads[i]` as task `ids[i]`, show `tokens[i]` after.
 
     `timeout_s` is the attempt's time from its start; `is_listened`: somebody wants chunks.
@@ -263,34 +263,34 @@ class WorkGroup(_Frame):
     payloads: Payloads
 
 
-class Work(_Frame, tag=50):
+class Work(_Frame, frozen=True, tag=50):
     """Attempts handed out, numbered by `seq` within the session."""
 
     seq: Count
     groups: Annotated[list[WorkGroup], Meta(max_length=MAX_BATCH_TASKS)]
 
 
-class Received(_Frame, tag=51):
+class Received(_Frame, frozen=True, tag=51):
     """The `Results` with this number are on disk; the outbox may forget them."""
 
     seq: Count
 
 
-class Stop(_Frame, tag=52):
+class Stop(_Frame, frozen=True, tag=52):
     """These attempts are no longer wanted: cancelled, past the deadline, or superseded."""
 
     ids: Ids
     reason: Text
 
 
-class Listening(_Frame, tag=53):
+class Listening(_Frame, frozen=True, tag=53):
     """Somebody listens to these tasks (or nobody does any more)."""
 
     ids: Ids
     is_on: bool
 
 
-class Recall(_Frame, tag=54):
+class Recall(_Frame, frozen=True, tag=54):
     """Give back up to this many attempts that have not started: another worker idles."""
 
     count: Count
@@ -299,7 +299,7 @@ class Recall(_Frame, tag=54):
 # ---------------------------------------------------------------- broker to client
 
 
-class Accepted(_Frame, tag=60):
+class Accepted(_Frame, frozen=True, tag=60):
     """The `Submit` with this number is on disk.
 
     `session` and `first` name its tasks: for a repeated idempotency key those of the first time.
@@ -311,7 +311,7 @@ class Accepted(_Frame, tag=60):
     is_repeat: bool = False
 
 
-class Outcomes(_Frame, tag=61):
+class Outcomes(_Frame, frozen=True, tag=61):
     """Finished tasks: `states` one byte each, `payloads` their results (an object, msgpack)."""
 
     ids: Ids
@@ -319,7 +319,7 @@ class Outcomes(_Frame, tag=61):
     payloads: Payloads
 
 
-class Stream(_Frame, tag=62):
+class Stream(_Frame, frozen=True, tag=62):
     """Partial output of `attempt` of one task; chunk i has the number `first_seq + i`.
 
     No payloads: a new attempt starts, forget what came before.
@@ -331,7 +331,7 @@ class Stream(_Frame, tag=62):
     payloads: Payloads
 
 
-class Answer(_Frame, tag=63):
+class Answer(_Frame, frozen=True, tag=63):
     """The answer to an `Ask`: a body, or an error `code` with a message in the body."""
 
     request: Count

@@ -1,0 +1,323 @@
+"""What mesh workers say: they join, live, hand in results, give back, leave."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from d8mesh.core.effects import Peer
+from d8mesh.core.endings import Endings
+from d8mesh.core.handout import Handout
+from d8mesh.core.messages import (
+    REFUSED,
+    SUCCEEDED,
+    VERSIONS,
+    Beat,
+    Chunks,
+    Heartbeat,
+    Recall,
+    Received,
+    Refused,
+    Release,
+    Results,
+    Stream,
+    Welcome,
+    WorkerHello,
+)
+from d8mesh.core.pool import Pool
+from d8mesh.core.records import Task
+from d8mesh.core.roster import Dialect, Seat
+from d8mesh.core.task import Adopted, TaskState
+
+#: Prefetched tasks are called back when their worker made no progress for this long.
+RECALL_AFTER_S: Final = 0.5
+#: Chunks of one running task that late listeners still get.
+TAIL_BYTES: Final = 64 * 1024
+
+
+class Attendance:
+    """Serves the mesh workers of a pool."""
+
+    def __init__(self, pool: Pool, handout: Handout, endings: Endings) -> None:
+        self._pool = pool
+        self._handout = handout
+        self._endings = endings
+        self._tails: dict[str, tuple[int, int, list[bytes], int]] = {}
+
+    # --------------------------------------------------------------------- joining
+
+    def hello(self, message: WorkerHello, peer: Peer) -> None:
+        """Give the worker a seat, or its old one back, with what it still holds."""
+        pool = self._pool
+        refusal = refuse_hello(message.version, message.mesh, pool)
+        old = pool.roster.seats.get(message.worker_id)
+        if refusal is None and old is not None and self._is_taken(old, message, peer):
+            refusal = Refused(0, "worker.id_taken", f"{message.worker_id!r} is at work elsewhere")
+        if refusal is not None:
+            pool.reject(refusal.code)
+            pool.send(peer, refusal)
+            return
+        if old is not None and old.boot_id == message.boot_id and old.dialect is Dialect.MESH:
+            seat = old
+            pool.roster.leave(seat)
+            pool.roster.move(seat, peer)
+            seat.is_live = True
+        else:
+            if old is not None:
+                self.lose(old, "its worker was started again", is_counted=bool(old.is_live))
+            seat = Seat(message.worker_id, Dialect.MESH, peer, message.boot_id)
+        self._describe(seat, message)
+        pool.roster.add(seat) if seat is not old else pool.roster.rejoin(seat)
+        pool.roster.offer(seat, message.task_types, message.models)
+        dropped = self._take_over(seat, message)
+        seat.work_seq = 0
+        policy = pool.policy
+        pool.send(
+            peer,
+            Welcome(
+                message.version,
+                pool.epoch,
+                policy.broker_id,
+                policy.heartbeat_s,
+                policy.lease_s,
+                dropped,
+            ),
+        )
+        pool.roster.refresh(seat)
+
+    def _is_taken(self, old: Seat, message: WorkerHello, peer: Peer) -> bool:
+        """A live worker of that id on another machine: a clone, which needs another id."""
+        if not old.is_live or old.boot_id == message.boot_id or old.dialect is Dialect.POLLING:
+            return False
+        is_fresh = self._pool.now - old.last_heard < self._pool.policy.heartbeat_s * 1.5
+        return is_fresh and old.peer.address != peer.address
+
+    def _describe(self, seat: Seat, message: WorkerHello) -> None:
+        seat.worker_type = message.worker_type
+        seat.machine_id = message.machine_id
+        seat.host = message.host
+        seat.status_port = message.status_port
+        seat.slots = max(1, message.slots)
+        seat.window = message.window
+        self._heard(seat)
+
+    def _take_over(self, seat: Seat, message: WorkerHello) -> list[str]:
+        """Adopt the held attempts that still hold; queue the others of the seat again.
+
+        Returns:
+            The held ids whose tasks are finished or unknown, for the worker to drop.
+        """
+        pool, held = self._pool, set(message.held_ids)
+        lost = [task for task in seat.outstanding.values() if task.id not in held]
+        if lost:
+            self._handout.requeue(seat.worker_id, lost, "hand-out lost on the way")
+        dropped: list[str] = []
+        ids: list[str] = []
+        ns: list[int] = []
+        for task_id, token in zip(message.held_ids, message.held_tokens, strict=True):
+            claim = pool.mint.check(token, task_id)
+            task = pool.ledger.open_task(task_id) if claim is not None else None
+            if claim is None or task is None:
+                dropped.append(task_id)
+            elif task_id in seat.outstanding or task_id in ids:
+                seat.outstanding[task_id].work_seq = 0
+            elif task.state is not TaskState.RUNNING or task.worker_id in ("", seat.worker_id):
+                ids.append(task_id)
+                ns.append(claim.n)
+                task.token = token
+        if ids:
+            pool.record(Adopted(seat.worker_id, ids, ns))
+        until = pool.now + pool.policy.task_timeout_s
+        for task_id in ids:
+            task = pool.ledger.tasks[task_id]
+            task.work_seq, task.until = 0, until
+            seat.outstanding[task_id] = task
+        return dropped
+
+    # ---------------------------------------------------------------------- living
+
+    def heartbeat(self, seat: Seat, message: Heartbeat) -> None:
+        """Renew the lease; hand-outs that the worker should hold and does not are lost."""
+        self._heard(seat)
+        seat.window, seat.running, seat.stuck = message.window, message.running, message.stuck
+        if seat.outstanding:
+            held = set(message.held_ids)
+            lost = [
+                task
+                for task in seat.outstanding.values()
+                if task.work_seq <= message.work_seq and task.id not in held
+            ]
+            if lost:
+                self._handout.requeue(seat.worker_id, lost, "hand-out lost on the way")
+        if seat.types != set(message.task_types) or seat.models != set(message.models):
+            self._pool.roster.offer(seat, message.task_types, message.models)
+        self._pool.send(seat.peer, Beat(self._pool.epoch))
+        self._pool.roster.refresh(seat)
+
+    def results(self, seat: Seat, message: Results) -> None:
+        """Record what the worker has finished; acknowledged once it is on disk."""
+        pool = self._pool
+        self._heard(seat)
+        seat.window = message.window
+        tasks, outstanding = pool.ledger.tasks, seat.outstanding
+        ids: list[str] = []
+        ns: list[int] = []
+        payloads: list[bytes] = []
+        others: list[int] = []
+        for index, task_id in enumerate(message.ids):
+            task = tasks.get(task_id)
+            if (
+                task is None
+                or task.token != message.tokens[index]
+                or message.kinds[index] != SUCCEEDED
+            ):
+                others.append(index)
+                continue
+            task.token = b""  # a second copy in the same message must not count
+            outstanding.pop(task_id, None)
+            ids.append(task_id)
+            ns.append(task.n)
+            payloads.append(message.payloads[index])
+        if ids:
+            self._endings.complete(seat.worker_id, ids, ns, payloads)
+            seat.failures_in_a_row = 0
+        for index in others:
+            self._unusual_result(seat, message, index)
+        pool.send(seat.peer, Received(message.seq), waits=True)
+        pool.roster.refresh(seat)
+
+    def _unusual_result(self, seat: Seat, message: Results, index: int) -> None:
+        """A failure, a repeat, or a late result of an earlier attempt."""
+        pool = self._pool
+        task_id, token = message.ids[index], message.tokens[index]
+        kind, payload = message.kinds[index], message.payloads[index]
+        claim = pool.mint.check(token, task_id)
+        if claim is None:
+            pool.reject("token.invalid")
+            return
+        found = pool.ledger.find(task_id)
+        if found is None or pool.ledger.state_of(task_id) is None:
+            pool.duplicates += 1
+            seat.outstanding.pop(task_id, None)
+            return
+        task = pool.ledger.tasks.get(task_id)
+        if task is not None and task.token == token and task.state is TaskState.RUNNING:
+            if kind == SUCCEEDED:
+                self._endings.complete(seat.worker_id, [task_id], [claim.n], [payload])
+            else:
+                seat.failures_in_a_row += 1
+                is_final = kind == REFUSED
+                self._handout.attempt_failed(seat.worker_id, task, payload, is_final=is_final)
+        elif kind == SUCCEEDED and not found[0].spec.is_fenced:
+            self._endings.complete(seat.worker_id, [task_id], [claim.n], [payload])
+        else:
+            pool.reject("result.stale")
+
+    def release(self, seat: Seat, message: Release) -> None:
+        """Queue again what the worker gives back unstarted; this costs no attempt."""
+        self._heard(seat)
+        seat.window = message.window
+        given = [
+            task
+            for task_id, token in zip(message.ids, message.tokens, strict=True)
+            if (task := seat.outstanding.get(task_id)) is not None and task.token == token
+        ]
+        if given:
+            self._handout.requeue(seat.worker_id, given, "given back")
+        self._pool.roster.refresh(seat)
+
+    def chunks(self, seat: Seat, message: Chunks) -> None:
+        """Pass partial output on to who listens, and keep the last of it for late listeners."""
+        self._heard(seat)
+        pool = self._pool
+        for task_id, token, seq, payload in zip(
+            message.ids, message.tokens, message.seqs, message.payloads, strict=True
+        ):
+            task = pool.ledger.tasks.get(task_id)
+            if task is None or task.token != token:
+                continue
+            self._keep_tail(task, seq, payload)
+            for session in pool.listeners.get(task_id, ()):
+                client = pool.clients.get(session)
+                if client is not None:
+                    pool.send(client.peer, Stream(task_id, task.n, seq, [payload]))
+
+    def tail(self, task: Task) -> Stream:
+        """Return what is kept of the task's partial output: an empty one begins an attempt."""
+        attempt, first_seq, payloads, _ = self._tails.get(task.id, (task.n, 0, [], 0))
+        return Stream(task.id, attempt, first_seq, list(payloads))
+
+    def _keep_tail(self, task: Task, seq: int, payload: bytes) -> None:
+        attempt, first, kept, size = self._tails.get(task.id, (task.n, seq, [], 0))
+        if attempt != task.n:
+            self._announce_restart(task)
+            attempt, first, kept, size = task.n, seq, [], 0
+        kept.append(payload)
+        size += len(payload)
+        while size > TAIL_BYTES and len(kept) > 1:
+            size -= len(kept.pop(0))
+            first += 1
+        self._tails[task.id] = (attempt, first, kept, size)
+
+    def _announce_restart(self, task: Task) -> None:
+        for session in self._pool.listeners.get(task.id, ()):
+            client = self._pool.clients.get(session)
+            if client is not None:
+                self._pool.send(client.peer, Stream(task.id, task.n, 0, []))
+
+    # --------------------------------------------------------------------- leaving
+
+    def goodbye(self, seat: Seat) -> None:
+        """A drained worker leaves; what it may still hold waits again, uncounted."""
+        self.lose(seat, "its worker left", is_counted=False)
+
+    def lose(self, seat: Seat, why: str, *, is_counted: bool) -> None:
+        """Take all from a seat and mark it offline.
+
+        A loss counts only for the attempts that can have been running: the oldest, one
+        per slot. Those behind them were waiting and are not to blame.
+        """
+        held = list(seat.outstanding.values())
+        blamed = held[: seat.slots] if is_counted else []
+        if blamed:
+            self._handout.requeue(seat.worker_id, blamed, why, is_counted=True, is_loss=True)
+        rest = held[len(blamed) :]
+        if rest:
+            self._handout.requeue(seat.worker_id, rest, why)
+        self._pool.roster.leave(seat)
+
+    def sweep(self, seat: Seat) -> None:
+        """Look at one mesh seat: lease, overdue attempts, prefetched ones nobody starts."""
+        pool = self._pool
+        if pool.now - seat.last_heard > pool.policy.lease_s:
+            self.lose(seat, "worker lost", is_counted=True)
+            return
+        self._handout.take_overdue(seat)
+        excess = len(seat.outstanding) - seat.slots
+        if excess > 0 and self._somebody_idles(seat):
+            pool.send(seat.peer, Recall(excess))
+
+    def forget_tails(self) -> None:
+        """Drop the tails of tasks that are finished."""
+        for task_id in [t for t in self._tails if t not in self._pool.ledger.tasks]:
+            del self._tails[task_id]
+
+    def _somebody_idles(self, seat: Seat) -> bool:
+        """Another free worker with nothing to do, while this one is at the same tasks."""
+        newest = next(reversed(seat.outstanding.values()))
+        if newest.until - self._pool.now > self._handout.full_time_s - RECALL_AFTER_S:
+            return False  # handed out just now
+        line = self._pool.roster.free.get(newest.batch.spec.type, {})
+        return any(other is not seat and not other.outstanding for other in line.values())
+
+    def _heard(self, seat: Seat) -> None:
+        seat.last_heard, seat.last_heard_at = self._pool.now, self._pool.at
+
+
+def refuse_hello(version: int, mesh: str, pool: Pool) -> Refused | None:
+    """Return why a HELLO is refused, or None."""
+    if version not in VERSIONS:
+        spoken = ", ".join(map(str, VERSIONS))
+        return Refused(0, "protocol.version", f"version {version}: spoken here are {spoken}")
+    if mesh != pool.policy.mesh:
+        return Refused(0, "access.forbidden", f"this is mesh {pool.policy.mesh!r}, not {mesh!r}")
+    return None

@@ -1,0 +1,374 @@
+"""What clients say besides submits: they come and go, await, listen, and ask."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final, TypeAlias
+
+from d8mesh.core import reports
+from d8mesh.core.attendance import Attendance, refuse_hello
+from d8mesh.core.effects import Peer
+from d8mesh.core.endings import Endings
+from d8mesh.core.intake import Intake
+from d8mesh.core.messages import (
+    MAX_COUNTER,
+    UNKNOWN_STATE,
+    Ask,
+    Beat,
+    ClientHello,
+    Listen,
+    Listening,
+    Watch,
+    Welcome,
+)
+from d8mesh.core.pool import ClientSeat, Pool
+from d8mesh.core.task import Spec, TaskState, parse_id
+from d8mesh.errors import (
+    D8Error,
+    DrainingError,
+    ForbiddenError,
+    InvalidTaskError,
+    PrunedTaskError,
+    UnknownTaskError,
+)
+
+#: A client that says nothing for this many leases is forgotten (it can come back).
+CLIENT_LEASES: Final = 3
+#: This many ids of one batch in a watch, and the whole batch is watched instead.
+WHOLE_BATCH_IDS: Final = 16
+#: Tasks one client may await singly: bounds its part of the memory.
+MAX_WATCHED: Final = 200_000
+#: Largest page of a listing.
+MAX_PAGE: Final = 1000
+
+Args: TypeAlias = dict[str, object]
+Rows: TypeAlias = list[tuple[object, ...]]
+
+
+class Desk:
+    """Serves the clients of a pool."""
+
+    def __init__(
+        self, pool: Pool, endings: Endings, attendance: Attendance, intake: Intake
+    ) -> None:
+        self._pool = pool
+        self._endings = endings
+        self._attendance = attendance
+        self._intake = intake
+        self.asks: dict[str, Callable[[Peer, int, Args], None]] = {
+            "health": lambda peer, n, _: pool.answer(peer, n, reports.health(pool)),
+            "stats": lambda peer, n, _: pool.answer(peer, n, reports.stats(pool)),
+            "workers": lambda peer, n, _: pool.answer(peer, n, reports.workers(pool)),
+            "status": self._status,
+            "queue": self._queue,
+            "tasks": self._tasks,
+            "cancel": self._cancel,
+            "replay": self._replay,
+        }
+
+    # ------------------------------------------------------------- coming and going
+
+    def hello(self, message: ClientHello, peer: Peer) -> None:
+        """Open a client's session, or let it go on under another routing id."""
+        pool = self._pool
+        refusal = refuse_hello(message.version, message.mesh, pool)
+        if refusal is not None:
+            pool.reject(refusal.code)
+            pool.send(peer, refusal)
+            return
+        client = pool.clients.get(message.session)
+        if client is None:
+            client = ClientSeat(message.session, peer, pool.now, message.host)
+            pool.clients[message.session] = client
+        pool.clients_by_routing_id.pop(client.peer.routing_id, None)
+        client.peer, client.last_heard = peer, pool.now
+        pool.clients_by_routing_id[peer.routing_id] = client
+        policy = pool.policy
+        pool.send(
+            peer,
+            Welcome(
+                message.version,
+                pool.epoch,
+                policy.broker_id,
+                policy.heartbeat_s,
+                policy.lease_s,
+                [],
+            ),
+        )
+
+    def leave(self, client: ClientSeat) -> None:
+        """Forget a client; its tasks go on, and what it awaits it may ask for again."""
+        pool = self._pool
+        pool.clients.pop(client.session, None)
+        pool.clients_by_routing_id.pop(client.peer.routing_id, None)
+        for task_id in client.watched:
+            _remove(pool.task_watchers, task_id, client.session)
+        for task_id in list(client.listened):
+            self._stop_listening(client, task_id)
+
+    def is_silent(self, client: ClientSeat) -> bool:
+        """Return whether the client has been silent for too long."""
+        limit_s = CLIENT_LEASES * self._pool.policy.lease_s
+        return self._pool.now - client.last_heard > limit_s
+
+    # ---------------------------------------------------------- awaiting, listening
+
+    def watch(self, client: ClientSeat, message: Watch) -> None:
+        """Send the outcomes of these tasks, now or when they come; empty: a sign of life."""
+        pool = self._pool
+        pool.send(client.peer, Beat(pool.epoch))
+        finished: list[str] = []
+        unknown: list[str] = []
+        per_batch: dict[int, list[str]] = {}
+        for task_id in message.ids:
+            try:
+                found = pool.ledger.find(task_id)
+            except UnknownTaskError:
+                unknown.append(task_id)
+                continue
+            if found is None or pool.ledger.state_of(task_id) is None:
+                finished.append(task_id)
+            elif pool.batch_watchers.get(found[0].order) != client.session:
+                per_batch.setdefault(found[0].order, []).append(task_id)
+        for order, ids in per_batch.items():
+            if len(ids) >= WHOLE_BATCH_IDS and order not in pool.batch_watchers:
+                pool.batch_watchers[order] = client.session
+            else:
+                self._watch_singly(client, ids)
+        if unknown:
+            states = bytes([UNKNOWN_STATE]) * len(unknown)
+            self._endings.tell(client.session, unknown, states, [b""] * len(unknown))
+        if finished:
+            self._tell_finished(client.session, finished)
+
+    def unwatch(self, client: ClientSeat, ids: list[str]) -> None:
+        """These outcomes are not awaited any more."""
+        for task_id in ids:
+            client.watched.discard(task_id)
+            _remove(self._pool.task_watchers, task_id, client.session)
+
+    def listen(self, client: ClientSeat, message: Listen) -> None:
+        """Start or stop passing on the partial output of a task."""
+        pool, task_id = self._pool, message.id
+        if not message.is_on:
+            self._stop_listening(client, task_id)
+            return
+        try:
+            if pool.ledger.state_of(task_id) is None:
+                return  # finished: the outcome, awaited apart, ends the stream
+        except UnknownTaskError:
+            return
+        sessions = pool.listeners.setdefault(task_id, set())
+        is_first = not sessions
+        sessions.add(client.session)
+        client.listened.add(task_id)
+        task = pool.ledger.tasks.get(task_id)
+        if task is None or task.state is not TaskState.RUNNING:
+            return
+        if is_first:
+            self._tell_worker(task.worker_id, task_id, is_on=True)
+        tail = self._attendance.tail(task)
+        if tail.payloads:
+            pool.send(client.peer, tail)
+
+    def _stop_listening(self, client: ClientSeat, task_id: str) -> None:
+        client.listened.discard(task_id)
+        _remove(self._pool.listeners, task_id, client.session)
+        task = self._pool.ledger.tasks.get(task_id)
+        if task is not None and task_id not in self._pool.listeners:
+            self._tell_worker(task.worker_id, task_id, is_on=False)
+
+    def _tell_worker(self, worker_id: str, task_id: str, *, is_on: bool) -> None:
+        seat = self._pool.roster.seats.get(worker_id)
+        if seat is not None and seat.is_live and seat.boot_id:
+            self._pool.send(seat.peer, Listening([task_id], is_on))
+
+    def _watch_singly(self, client: ClientSeat, ids: list[str]) -> None:
+        for task_id in ids:
+            if len(client.watched) >= MAX_WATCHED:
+                self._pool.reject("watch.too_many")
+                return  # the client asks again later
+            client.watched.add(task_id)
+            self._pool.task_watchers.setdefault(task_id, set()).add(client.session)
+
+    def _tell_finished(self, session: str, ids: list[str]) -> None:
+        def then(rows: Rows, error: str) -> None:
+            if error:
+                return  # the client asks again: what it awaits is state
+            found = {str(row[0]): (row[1], row[2]) for row in rows}
+            states = bytearray()
+            payloads: list[bytes] = []
+            for task_id in ids:
+                code, payload = found.get(task_id, (UNKNOWN_STATE, b""))
+                assert isinstance(code, int)
+                states.append(code)
+                payloads.append(payload if isinstance(payload, bytes) else b"")
+            self._endings.tell(session, ids, bytes(states), payloads)
+
+        self._pool.load("outcomes", (ids,), then)
+
+    # ---------------------------------------------------------------- the questions
+
+    def ask(self, client: ClientSeat, message: Ask, more: dict[str, Callable[..., None]]) -> None:
+        """Answer a question, one of this desk's or of `more`."""
+        what = self.asks.get(message.what) or more.get(message.what)
+        try:
+            if what is None:
+                raise ForbiddenError(f"{message.what!r} is no question")
+            what(client.peer, message.request, message.args)
+        except D8Error as error:
+            self._pool.reject(error.code)
+            self._pool.refuse(client.peer, message.request, error)
+
+    def _status(self, peer: Peer, request: int, args: Args) -> None:
+        task_id = _id(args, "id")
+        body = reports.unfinished(self._pool, task_id)
+        if body is not None:
+            self._pool.answer(peer, request, body)
+            return
+        self._with_finished(peer, request, task_id, self._pool.answer)
+
+    def _with_finished(
+        self, peer: Peer, request: int, task_id: str, then: Callable[[Peer, int, Args], None]
+    ) -> None:
+        """Call `then` with the body of a finished task, or refuse."""
+
+        def loaded(rows: Rows, error: str) -> None:
+            if error:
+                self._pool.refuse(peer, request, D8Error(error))
+            elif not rows:
+                self._pool.refuse(peer, request, UnknownTaskError())
+            elif len(rows[0]) == 1:
+                self._pool.refuse(peer, request, PrunedTaskError(), pruned_at=rows[0][0])
+            else:
+                then(peer, request, reports.finished(rows[0]))
+
+        self._pool.load("task", (task_id,), loaded)
+
+    def _queue(self, peer: Peer, request: int, args: Args) -> None:
+        ledger = self._pool.ledger
+        totals = ledger.totals
+        counts: Args = {
+            "pending": ledger.queued,
+            "assigned": ledger.running,
+            "completed": totals.completed,
+            "failed": totals.failed + totals.cancelled,
+        }
+
+        def then(rows: Rows, next_cursor: object) -> None:
+            listed = [reports.unfinished(self._pool, str(row[0])) for row in rows]
+            keys = ("task_id", "type", "priority", "status", "created_at", "state")
+            queue = [{key: body[key] for key in keys} for body in listed if body is not None]
+            self._pool.answer(peer, request, {"queue": queue, **counts, "next_cursor": next_cursor})
+
+        self._list(peer, request, {**args, "state": "open", "type": ""}, then)
+
+    def _tasks(self, peer: Peer, request: int, args: Args) -> None:
+        wanted = args.get("state") or ""
+        if wanted not in {"", *(state.value for state in TaskState)}:
+            known = ", ".join(state.value for state in TaskState)
+            raise InvalidTaskError(f"state: saw {str(wanted)[:40]!r}, expected one of {known}")
+
+        def then(rows: Rows, next_cursor: object) -> None:
+            bodies = []
+            for row in rows:
+                body = reports.unfinished(self._pool, str(row[0]))
+                if body is None and row[4] is not None:
+                    body = reports.finished(row)
+                if body is not None and wanted in ("", body["state"]):
+                    bodies.append(body)
+            self._pool.answer(peer, request, {"tasks": bodies, "next_cursor": next_cursor})
+
+        is_open = wanted and not TaskState(wanted).is_final
+        self._list(peer, request, {**args, "state": "open" if is_open else wanted}, then)
+
+    def _list(
+        self, peer: Peer, request: int, args: Args, then: Callable[[Rows, object], None]
+    ) -> None:
+        limit = args.get("limit", 100)
+        cursor = args.get("cursor") or ""
+        kind = args.get("type") or ""
+        if not isinstance(limit, int) or not 1 <= limit <= MAX_PAGE:
+            raise InvalidTaskError(f"limit: expected 1 to {MAX_PAGE}")
+        if not isinstance(cursor, str) or not isinstance(kind, str):
+            raise InvalidTaskError("cursor and type: expected texts")
+
+        def loaded(rows: Rows, error: str) -> None:
+            if error:
+                self._pool.refuse(peer, request, InvalidTaskError(error))
+            else:
+                then(rows[1:], rows[0][0])
+
+        self._pool.load("list", (args["state"], kind, limit, cursor), loaded)
+
+    def _cancel(self, peer: Peer, request: int, args: Args) -> None:
+        task_id = _id(args, "id")
+
+        def known(peer: Peer, request: int, body: Args) -> None:
+            self._pool.answer(peer, request, {"task_id": task_id, "state": body["state"]})
+
+        if self._pool.ledger.state_of(task_id) is None:
+            self._with_finished(peer, request, task_id, known)
+            return
+        self._endings.cancel([task_id])
+        answer: Args = {"task_id": task_id, "state": TaskState.CANCELLED.value}
+        self._pool.answer(peer, request, answer, waits=True)
+
+    def _replay(self, peer: Peer, request: int, args: Args) -> None:
+        pool, task_id = self._pool, _id(args, "id")
+        session, n = args.get("session"), args.get("n")
+        client = pool.clients_by_routing_id.get(peer.routing_id)
+        if client is None or session != client.session:
+            raise ForbiddenError("a client submits under its own session only")
+        if not isinstance(n, int) or not 0 <= n < MAX_COUNTER:
+            raise InvalidTaskError("n: expected a counter")
+        if pool.is_draining:
+            raise DrainingError
+        if pool.ledger.state_of(task_id) is not None:
+            raise InvalidTaskError(f"{task_id} is not finished: only what failed can be replayed")
+
+        def loaded(rows: Rows, error: str) -> None:
+            if error or not rows or not isinstance(rows[0][0], Spec):
+                self._pool.refuse(peer, request, D8Error(error) if error else UnknownTaskError())
+                return
+            spec, payload, state = rows[0]
+            if state == 1:
+                what = InvalidTaskError(f"{task_id} completed: only what failed can be replayed")
+                self._pool.refuse(peer, request, what)
+                return
+            assert isinstance(spec, Spec)
+            assert isinstance(payload, bytes)
+            self._accept_replay(client.session, n, task_id, spec, payload)
+            self._pool.answer(peer, request, {"task_id": f"{session}-{n}"}, waits=True)
+
+        pool.load("replay", (task_id,), loaded)
+
+    def _accept_replay(self, session: str, n: int, origin: str, spec: Spec, payload: bytes) -> None:
+        accepted = self._pool.ledger.accepted.get(session)
+        if accepted is not None and accepted.overlap(n, 1):
+            return  # asked twice: the answer is the same
+        again = Spec(
+            type=spec.type,
+            priority=spec.priority,
+            max_attempts=spec.max_attempts,
+            model=spec.model,
+            is_fenced=spec.is_fenced,
+            replay_of=origin,
+        )
+        self._intake.take(session, n, again, [payload])
+
+
+def _id(args: Args, name: str) -> str:
+    value = args.get(name)
+    if not isinstance(value, str):
+        raise UnknownTaskError
+    parse_id(value)
+    return value
+
+
+def _remove(index: dict[str, set[str]], task_id: str, session: str) -> None:
+    sessions = index.get(task_id)
+    if sessions is not None:
+        sessions.discard(session)
+        if not sessions:
+            del index[task_id]

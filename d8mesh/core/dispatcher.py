@@ -1,0 +1,387 @@
+"""The broker's brain: messages in, effects out; no sockets, clock or randomness.
+
+`Dispatcher.receive` takes one message, `tick` hands out what waits and does what is due;
+both return effects. The parts, each with one concern: `intake` (submits), `handout`
+(assignment, retries, deadlines), `endings` (outcomes), `attendance` (mesh workers),
+`polling` (REST workers), `desk` (clients). They share the `Pool`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Final, assert_never
+
+from d8mesh.core.attendance import Attendance
+from d8mesh.core.desk import Desk
+from d8mesh.core.effects import Effect, Loaded, Peer
+from d8mesh.core.endings import Endings
+from d8mesh.core.handout import Handout
+from d8mesh.core.intake import Intake
+from d8mesh.core.messages import (
+    Ask,
+    Chunks,
+    ClientHello,
+    Goodbye,
+    Heartbeat,
+    Listen,
+    Refused,
+    Rehello,
+    Release,
+    Results,
+    Submit,
+    ToBroker,
+    Unwatch,
+    Watch,
+    WorkerHello,
+)
+from d8mesh.core.polling import Polling
+from d8mesh.core.pool import Policy, Pool
+from d8mesh.core.records import Batch, Totals, WorkerRecord
+from d8mesh.core.roster import Dialect, Seat
+from d8mesh.core.task import Adopted, Closed, HandoutsSettled, Pruned
+from d8mesh.core.tokens import Mint
+
+#: How often leases, silences and retention are looked at.
+SWEEP_S: Final = 0.5
+#: A gap between ticks beyond this means that the broker itself stood still: nobody is blamed.
+STANDSTILL_S: Final = 2.0
+#: How often finished tasks are pruned, and settled hand-outs forgotten.
+PRUNE_S: Final = 20.0
+#: Batches pruned in one step, so that a step does not disturb dispatch.
+PRUNE_BATCHES: Final = 200
+
+ToWorkers = Heartbeat | Results | Release | Chunks
+ToClients = Submit | Watch | Unwatch | Listen | Ask
+
+
+@dataclass(slots=True)
+class Restored:
+    """What the journal holds at a start: all that the brain must know to go on."""
+
+    epoch: int
+    secret: bytes
+    next_handout: int = 1
+    totals: Totals = field(default_factory=Totals)
+    kept_finished: int = 0
+    workers: dict[str, WorkerRecord] = field(default_factory=dict)
+    #: session -> (first, count) of everything accepted and not pruned
+    accepted: dict[str, list[tuple[int, int]]] = field(default_factory=dict)
+    keys: dict[str, tuple[bytes, str, int, int]] = field(default_factory=dict)
+    #: open batches in order of acceptance, each with the indexes that are finished
+    batches: list[tuple[Batch, list[int]]] = field(default_factory=list)
+    #: task id -> (attempt, worker id) of what was in somebody's hands
+    in_flight: dict[str, tuple[int, str]] = field(default_factory=dict)
+    #: task id -> (highest attempt, counted errors, workers lost with it, workers it failed on)
+    troubled: dict[str, tuple[int, int, list[str], list[str]]] = field(default_factory=dict)
+
+
+class Dispatcher:
+    """One orchestrator's brain.
+
+    Args:
+        policy: the numbers the rules use.
+        restored: what the journal holds.
+        draw: returns a random number in [0, 1).
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        restored: Restored,
+        draw: Callable[[], float],
+        *,
+        now: float = 0.0,
+        at: float = 0.0,
+    ) -> None:
+        mint = Mint(restored.secret, restored.epoch)
+        pool = self.pool = Pool(policy, mint, restored.epoch, draw, now=now, at=at)
+        self._endings = Endings(pool)
+        self._handout = Handout(pool, self._endings)
+        self._attendance = Attendance(pool, self._handout, self._endings)
+        self._polling = Polling(pool, self._handout, self._endings)
+        self._intake = Intake(pool, self._handout)
+        self._desk = Desk(pool, self._endings, self._attendance, self._intake)
+        self._next_sweep = self._last_tick = now
+        self._next_prune = now + PRUNE_S
+        self._orphans: dict[str, list[str]] = {}
+        self._grace_until = now
+        self._restore(restored)
+
+    # ----------------------------------------------------------------- the loop's calls
+
+    def receive(self, message: ToBroker, peer: Peer, now: float) -> list[Effect]:
+        """Take in one message and return what is to be done."""
+        pool = self.pool
+        pool.at += now - pool.now
+        pool.now = now
+        match message:
+            case WorkerHello():
+                if peer.routing_id in pool.clients_by_routing_id:
+                    self._forbid(peer, "a client cannot become a worker")
+                else:
+                    self._attendance.hello(message, peer)
+            case ClientHello():
+                if pool.roster.by_peer(peer) is not None:
+                    self._forbid(peer, "a worker cannot become a client")
+                else:
+                    self._desk.hello(message, peer)
+            case Goodbye():
+                self._goodbye(peer)
+            case Results() | Heartbeat() | Release() | Chunks():
+                self._from_worker(message, peer)
+            case Submit() | Watch() | Unwatch() | Listen() | Ask():
+                self._from_client(message, peer)
+            case _:
+                assert_never(message)
+        return pool.take_effects()
+
+    def loaded(self, answer: Loaded) -> list[Effect]:
+        """Take in an answer of the journal."""
+        self.pool.loaded(answer.number, answer.rows, answer.error)
+        return self.pool.take_effects()
+
+    def lost_peer(self, peer: Peer) -> list[Effect]:
+        """The transport knows that this routing id is gone for good."""
+        client = self.pool.clients_by_routing_id.get(peer.routing_id)
+        if client is not None:
+            self._desk.leave(client)
+            self._polling.forget_peer(peer)
+        return self.pool.take_effects()
+
+    def tick(self, now: float, at: float) -> list[Effect]:
+        """Do what is due, then hand out what waits; called at each wake-up of the loop.
+
+        Args:
+            now: monotonic seconds.
+            at: Unix seconds.
+        """
+        pool = self.pool
+        if now - self._last_tick > STANDSTILL_S:
+            self._forgive(now)
+        self._last_tick = pool.now = now
+        pool.at = at
+        self._handout.run_timers()
+        if now >= self._next_sweep:
+            self._next_sweep = now + SWEEP_S
+            self._sweep()
+        self._handout.assign()
+        self._polling.settle()
+        if pool.closed:
+            pool.record(Closed(pool.closed))
+            pool.closed = []
+        return pool.take_effects()
+
+    def next_deadline(self) -> float:
+        """Return when `tick` has something to do next, if nothing comes in before."""
+        dues = (self._handout.next_deadline(), self._polling.next_deadline(), self._next_sweep)
+        return min(due for due in dues if due is not None)
+
+    def set_disk_low(self, is_low: bool) -> None:
+        """Say whether there is room for new tasks on the disk."""
+        self.pool.is_disk_low = is_low
+
+    def drain(self) -> list[Effect]:
+        """Take nothing new and hand nothing out; say goodbye to all."""
+        pool = self.pool
+        pool.is_draining = True
+        for seat in list(pool.roster.seats.values()):
+            if seat.dialect is Dialect.MESH and seat.is_live:
+                pool.send(seat.peer, Goodbye("the orchestrator is shutting down"))
+        for client in pool.clients.values():
+            pool.send(client.peer, Goodbye("the orchestrator is shutting down"))
+        return pool.take_effects()
+
+    def check(self) -> None:
+        """Assert what must hold between the collections (for tests; walks everything)."""
+        pool = self.pool
+        pool.ledger.check()
+        pool.roster.check()
+        for seat in pool.roster.seats.values():
+            for task_id, task in seat.outstanding.items():
+                assert pool.ledger.tasks.get(task_id) is task, task_id
+                assert task.worker_id == seat.worker_id, task_id
+        known = set(pool.clients)
+        for session in known:
+            assert pool.clients[session].session == session
+        for sessions in (*pool.task_watchers.values(), *pool.listeners.values()):
+            assert sessions
+            assert sessions <= known, sessions
+
+    # ------------------------------------------------------------------- who may say what
+
+    def _from_worker(self, message: ToWorkers, peer: Peer) -> None:
+        seat = self.pool.roster.by_peer(peer)
+        if seat is None:
+            self._unknown(peer)
+            return
+        match message:
+            case Results():
+                self._attendance.results(seat, message)
+            case Heartbeat():
+                self._attendance.heartbeat(seat, message)
+            case Release():
+                self._attendance.release(seat, message)
+            case Chunks():
+                self._attendance.chunks(seat, message)
+            case _:
+                assert_never(message)
+
+    def _from_client(self, message: ToClients, peer: Peer) -> None:
+        client = self.pool.clients_by_routing_id.get(peer.routing_id)
+        if client is None:
+            self._unknown(peer)
+            return
+        client.last_heard = self.pool.now
+        match message:
+            case Submit():
+                self._intake.submit(client, message)
+            case Watch():
+                self._desk.watch(client, message)
+            case Unwatch():
+                self._desk.unwatch(client, message.ids)
+            case Listen():
+                self._desk.listen(client, message)
+            case Ask():
+                self._desk.ask(client, message, self._polling.asks)
+            case _:
+                assert_never(message)
+
+    def _unknown(self, peer: Peer) -> None:
+        """Nobody said HELLO under this routing id, or a worker speaks a client's verbs."""
+        pool = self.pool
+        is_known = pool.roster.by_peer(peer) or peer.routing_id in pool.clients_by_routing_id
+        if is_known:
+            self._forbid(peer, "workers and clients have verbs of their own")
+        else:
+            pool.reject("session.unknown")
+            pool.send(peer, Rehello("no session under this connection: say HELLO"))
+
+    def _forbid(self, peer: Peer, why: str) -> None:
+        self.pool.reject("access.forbidden")
+        self.pool.send(peer, Refused(0, "access.forbidden", why))
+
+    def _goodbye(self, peer: Peer) -> None:
+        seat = self.pool.roster.by_peer(peer)
+        client = self.pool.clients_by_routing_id.get(peer.routing_id)
+        if seat is not None:
+            self._attendance.goodbye(seat)
+        elif client is not None:
+            self._desk.leave(client)
+            self._polling.forget_peer(peer)
+
+    # -------------------------------------------------------------------------- the clock
+
+    def _sweep(self) -> None:
+        pool = self.pool
+        for seat in list(pool.roster.seats.values()):
+            if not seat.is_live and not seat.outstanding:
+                continue
+            if seat.dialect is Dialect.MESH:
+                self._attendance.sweep(seat)
+            else:
+                self._polling.sweep(seat)
+        for client in list(pool.clients.values()):
+            if self._desk.is_silent(client):
+                self._desk.leave(client)
+        if self._orphans and pool.now >= self._grace_until:
+            self._give_up_orphans()
+        if pool.now >= self._next_prune:
+            self._next_prune = pool.now + PRUNE_S
+            self._attendance.forget_tails()
+            self._settle_handouts()
+            self._prune()
+
+    def _forgive(self, now: float) -> None:
+        """The broker was stopped or starved: leases start anew."""
+        for seat in self.pool.roster.seats.values():
+            seat.last_heard = max(seat.last_heard, now)
+        for client in self.pool.clients.values():
+            client.last_heard = now
+        self._grace_until += now - self._last_tick
+
+    def _settle_handouts(self) -> None:
+        pool = self.pool
+        running = [task.handout for task in pool.ledger.tasks.values() if task.worker_id]
+        pool.record(HandoutsSettled(min(running, default=pool.next_handout)))
+
+    def _prune(self) -> None:
+        pool = self.pool
+        excess = max(0, pool.ledger.kept_finished - pool.policy.retention_count)
+        before_at = pool.at - pool.policy.retention_s
+
+        def then(rows: list[tuple[object, ...]], error: str) -> None:
+            batches = [(str(r[0]), r[1], r[2]) for r in rows if not error]
+            if batches:
+                pool.record(Pruned(batches, pool.at))  # type: ignore[arg-type]
+            if len(batches) == PRUNE_BATCHES:
+                self._next_prune = pool.now  # more to do: next step at the next sweep
+
+        pool.load("prunable", (before_at, excess, PRUNE_BATCHES), then)
+
+    # ------------------------------------------------------------------------- restarting
+
+    def _restore(self, restored: Restored) -> None:
+        pool, ledger = self.pool, self.pool.ledger
+        pool.next_handout = restored.next_handout
+        ledger.totals, ledger.workers = restored.totals, restored.workers
+        ledger.kept_finished, ledger.keys = restored.kept_finished, restored.keys
+        for session, ranges in restored.accepted.items():
+            for first, count in ranges:
+                ledger.accept(session, first, count)
+        for batch, finished in restored.batches:
+            ledger.restore(batch, finished)
+        self._polling.restore()
+        self._restore_singles(restored)
+        for batch, _ in restored.batches:
+            self._handout.enqueue(batch)
+        self._grace_until = pool.now + pool.policy.lease_s
+
+    def _restore_singles(self, restored: Restored) -> None:
+        """Make objects of the tasks that are more than a number in their batch."""
+        ledger, waiting = self.pool.ledger, []
+        for task_id, (n, errors, losses, failed_on) in restored.troubled.items():
+            task = ledger.open_task(task_id)
+            if task is None:
+                continue
+            task.n = n
+            history = task.remember()
+            history.errors, history.losses, history.failed_on = errors, losses, set(failed_on)
+            if task_id not in restored.in_flight:
+                waiting.append(task)
+        for task_id, (n, worker_id) in restored.in_flight.items():
+            task = ledger.open_task(task_id)
+            if task is None:
+                continue
+            ledger.apply(Adopted(worker_id, [task_id], [n]))
+            seat = self.pool.roster.seats.get(worker_id)
+            if seat is not None and seat.dialect is Dialect.POLLING:
+                self._hold_for_polling(seat, task_id)
+            else:
+                self._orphans.setdefault(worker_id, []).append(task_id)
+        for task in waiting:
+            self.pool.queue.put_task(task)
+
+    def _hold_for_polling(self, seat: Seat, task_id: str) -> None:
+        """A polling worker is silent while it runs: its attempts get their whole time again."""
+        task = self.pool.ledger.tasks[task_id]
+        task.remember().holders.add(seat.worker_id)
+        seat.outstanding[task_id] = task
+        seat.last_heard = self.pool.now
+        seat.lease_until = self.pool.now + self.pool.policy.task_timeout_s
+
+    def _give_up_orphans(self) -> None:
+        """One lease after the start: what no worker came back with waits again, uncounted."""
+        orphans, self._orphans = self._orphans, {}
+        for worker_id, ids in orphans.items():
+            seat = self.pool.roster.seats.get(worker_id)
+            tasks = [self.pool.ledger.tasks.get(task_id) for task_id in ids]
+            lost = [
+                task
+                for task in tasks
+                if task is not None
+                and task.worker_id == worker_id
+                and (seat is None or task.id not in seat.outstanding)
+            ]
+            if lost:
+                self._handout.requeue(worker_id, lost, "its worker did not come back")

@@ -1,0 +1,337 @@
+"""Handing tasks out, taking them back, and everything in between that runs by the clock."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Final
+
+from d8mesh.core import placement
+from d8mesh.core.endings import Endings, error_text
+from d8mesh.core.messages import SOFT_FRAME_BYTES, Answer, Listening, Work, WorkGroup
+from d8mesh.core.pool import Pool
+from d8mesh.core.queue import Lane, draw
+from d8mesh.core.records import Batch, Task
+from d8mesh.core.roster import Dialect, Seat
+from d8mesh.core.task import Due, HandedOut, Requeued, TaskState
+from d8mesh.core.tokens import MAX_ATTEMPT
+
+#: A retry waits a random part of this, doubled for each error before, up to the cap.
+RETRY_PAUSE_S: Final = 0.5
+MAX_RETRY_PAUSE_S: Final = 30.0
+#: A task that took this many different workers down is poison.
+POISON_LOSSES: Final = 3
+#: Waiting single tasks looked at for one free seat.
+RETRY_SCAN: Final = 64
+#: Beyond its own timeout an attempt is left to its worker this much longer.
+ATTEMPT_GRACE_S: Final = 30.0
+_MAX_GROUP_TASKS: Final = 1024
+
+
+class Handout:
+    """Assigns waiting tasks to free seats; one `assign` per wake-up of the loop."""
+
+    def __init__(self, pool: Pool, endings: Endings) -> None:
+        self._pool = pool
+        self._endings = endings
+        self._timers: list[tuple[float, int, Callable[..., None], tuple[object, ...]]] = []
+        self._timer_count = 0
+        self._alarms: list[tuple[float, int, Batch]] = []  # run_at, by the wall clock
+        self._groups: dict[str, list[WorkGroup]] = {}
+        self._group_bytes: dict[str, int] = {}
+        self._headings: dict[tuple[str, int], bytes] = {}
+        self._loading: set[int] = set()
+
+    @property
+    def full_time_s(self) -> float:
+        """How far ahead a fresh attempt without a deadline is overdue."""
+        return self._pool.policy.task_timeout_s + ATTEMPT_GRACE_S
+
+    # ------------------------------------------------------------------------ time
+
+    def after(self, pause_s: float, action: Callable[..., None], *args: object) -> None:
+        """Call ``action(*args)`` in a later tick, `pause_s` from now."""
+        self._timer_count += 1
+        heapq.heappush(self._timers, (self._pool.now + pause_s, self._timer_count, action, args))
+
+    def run_timers(self) -> None:
+        """Do what is due."""
+        pool = self._pool
+        while self._timers and self._timers[0][0] <= pool.now:
+            _, _, action, args = heapq.heappop(self._timers)
+            action(*args)
+        due = []
+        while self._alarms and self._alarms[0][0] <= pool.at:
+            due.append(heapq.heappop(self._alarms)[2])
+        for batch in due:
+            if batch.unfinished and batch.is_delayed:
+                self._batch_due(batch)
+
+    def _batch_due(self, batch: Batch) -> None:
+        pool = self._pool
+        singles = [pool.ledger.tasks.get(batch.task_id(index)) for index in batch.gone]
+        waiting = [task for task in singles if task and task.state is TaskState.DELAYED]
+        pool.record(Due([task.id for task in waiting], [(batch.session, batch.first)]))
+        pool.queue.put_batch(batch)
+        for task in waiting:
+            pool.queue.put_task(task)
+
+    def next_deadline(self) -> float | None:
+        """Return when `run_timers` has something to do next (monotonic)."""
+        pool = self._pool
+        dues = [self._timers[0][0]] if self._timers else []
+        if self._alarms:
+            dues.append(pool.now + max(0.0, self._alarms[0][0] - pool.at))
+        return min(dues, default=None)
+
+    # ------------------------------------------------------------------ coming in
+
+    def enqueue(self, batch: Batch) -> None:
+        """Let the fresh tasks of a new (or restored) batch wait for their turn."""
+        spec, pool = batch.spec, self._pool
+        if spec.deadline_at is not None:
+            self.after(spec.deadline_at - pool.at, self._deadline_passed, batch)
+        if batch.is_delayed:
+            assert spec.run_at is not None
+            heapq.heappush(self._alarms, (spec.run_at, batch.order, batch))
+        elif batch.fresh_count:
+            pool.queue.put_batch(batch)
+
+    def requeue(
+        self,
+        worker_id: str,
+        tasks: Iterable[Task],
+        why: str,
+        *,
+        is_counted: bool = False,
+        is_loss: bool = False,
+    ) -> None:
+        """Take attempts back from a worker; counted ones use up the tasks' attempts.
+
+        Tasks whose attempts are used up fail instead, with `why` as their error.
+        """
+        pool = self._pool
+        again: list[Task] = []
+        for task in tasks:
+            self._take_back(task)
+            if is_counted and self._is_used_up(task, worker_id, is_loss):
+                losses = 0 if task.history is None else len(task.history.losses)
+                is_poison = is_loss and losses + 1 >= POISON_LOSSES
+                code = "task.poison" if is_poison else "task.attempts"
+                self._endings.fail_for([task.id], code=code, why=why)
+            else:
+                again.append(task)
+        if not again:
+            return
+        ids, ns = [t.id for t in again], [t.n for t in again]
+        pool.record(
+            Requeued(worker_id, ids, ns, why, pool.at, is_counted=is_counted, is_loss=is_loss)
+        )
+        for task in again:
+            pool.queue.put_task(task)
+
+    def attempt_failed(self, seat_id: str, task: Task, payload: bytes, *, is_final: bool) -> None:
+        """An attempt ended in an error: queue the task again after a pause, or fail it."""
+        pool = self._pool
+        why = error_text(payload)
+        self._take_back(task)
+        if is_final or self._is_used_up(task, seat_id, is_loss=False):
+            self._endings.fail(seat_id, [task.id], [payload], why=why)
+            return
+        errors = 0 if task.history is None else task.history.errors
+        ceiling = min(MAX_RETRY_PAUSE_S, RETRY_PAUSE_S * 2**errors)
+        pause_s = ceiling * pool.draw()
+        pool.record(
+            Requeued(
+                seat_id,
+                [task.id],
+                [task.n],
+                why,
+                pool.at,
+                is_counted=True,
+                not_before_at=pool.at + pause_s,
+            )
+        )
+        self.after(pause_s, self._retry, task)
+
+    def _take_back(self, task: Task) -> None:
+        seat = self._pool.roster.seats.get(task.worker_id)
+        if seat is not None:
+            seat.outstanding.pop(task.id, None)
+            self._pool.roster.refresh(seat)
+
+    def _is_used_up(self, task: Task, worker_id: str, is_loss: bool) -> bool:
+        history = task.history
+        errors = 0 if history is None else history.errors
+        if errors + 1 >= task.batch.spec.max_attempts:
+            return True
+        losses = set() if history is None else set(history.losses)
+        return is_loss and len(losses | {worker_id}) >= POISON_LOSSES
+
+    def _retry(self, task: Task) -> None:
+        if self._pool.ledger.tasks.get(task.id) is task and task.state is TaskState.DELAYED:
+            self._pool.record(Due([task.id], []))
+            self._pool.queue.put_task(task)
+
+    def _deadline_passed(self, batch: Batch) -> None:
+        ledger = self._pool.ledger
+        ids = [batch.task_id(index) for index in range(batch.count)]
+        late = [task_id for task_id in ids if ledger.state_of(task_id) is not None]
+        if late:
+            self._endings.fail_for(late, code="task.deadline", why="deadline exceeded")
+
+    # ------------------------------------------------------------------ going out
+
+    def assign(self) -> None:
+        """Hand out what waits to whoever is free, in the order of the queue."""
+        pool = self._pool
+        if not pool.queue.lanes or not pool.roster.free or pool.is_draining:
+            return
+        lanes = [
+            lane
+            for key, lane in pool.queue.lanes.items()
+            if lane.mask and key.type in pool.roster.free
+        ]
+        while lanes:
+            choice = pool.queue.choose(lanes)
+            if choice is None:
+                break
+            lane, priority, limit = choice
+            given = self._give(lane, priority, limit)
+            if given:
+                pool.queue.handed_out(given, is_aged=limit == 1)
+            if not given or not lane.mask:
+                lanes.remove(lane)
+        pool.queue.drop_empty()
+        for worker_id in list(self._groups):
+            self._flush(pool.roster.seats[worker_id])
+
+    def _give(self, lane: Lane, priority: int, limit: int) -> int:
+        pool = self._pool
+        for task in lane.retried(priority, RETRY_SCAN):
+            if task.payload is None:
+                self._page_in([task.batch])
+                continue
+            seat = placement.choose_seat(lane.key, pool.roster, task)
+            if seat is not None:
+                lane.take_retried(task)
+                self._hand(seat, lane, [task])
+                return 1
+        head = lane.head(priority)
+        if head is None:
+            return 0
+        if head.payloads is None:
+            self._page_in(lane.upcoming(priority))
+            return 0
+        seat = placement.choose_seat(lane.key, pool.roster)
+        if seat is None:
+            return 0
+        count = min(limit, placement.share(head.fresh_count, seat, pool.roster, lane.key.type))
+        fitting = SOFT_FRAME_BYTES // (head.size_bytes // head.count + 64) or 1
+        tasks = draw(pool.ledger, lane, priority, min(count, fitting, _MAX_GROUP_TASKS))
+        if tasks:
+            self._hand(seat, lane, tasks)
+        return len(tasks)
+
+    def _hand(self, seat: Seat, lane: Lane, tasks: list[Task]) -> None:
+        """Let `tasks` of one lane go to `seat`."""
+        pool = self._pool
+        number, pool.next_handout = pool.next_handout, pool.next_handout + 1
+        ids = [task.id for task in tasks]
+        ns = [task.n + 1 for task in tasks]
+        token, worker_id, outstanding = pool.mint.token, seat.worker_id, seat.outstanding
+        work_seq = seat.work_seq + 1
+        timeout_s = self._timeout_s(tasks[0].batch)
+        until = pool.now + timeout_s + ATTEMPT_GRACE_S
+        tokens: list[bytes] = []
+        for task, n in zip(tasks, ns, strict=True):
+            task.token = token(self._heading(worker_id, n), task.id)
+            task.work_seq = work_seq
+            task.until = until
+            tokens.append(task.token)
+            outstanding[task.id] = task
+        pool.record(HandedOut(number, worker_id, ids, ns, pool.at))
+        if seat.dialect is Dialect.POLLING:
+            self._answer_poll(seat, tasks[0])
+        else:
+            payloads = [task.payload or b"" for task in tasks]
+            listened = [task_id for task_id in ids if task_id in pool.listeners]
+            group = WorkGroup(
+                lane.key.type, timeout_s, len(listened) == len(ids), ids, tokens, payloads
+            )
+            self._groups.setdefault(worker_id, []).append(group)
+            size = self._group_bytes.get(worker_id, 0) + sum(map(len, payloads))
+            self._group_bytes[worker_id] = size
+            if listened and not group.is_listened:
+                self._flush(seat)
+                pool.send(seat.peer, Listening(listened, True))
+            elif size > SOFT_FRAME_BYTES:
+                self._flush(seat)
+        pool.roster.refresh(seat)
+        pool.roster.to_the_end(seat, lane.key.type)
+
+    def _flush(self, seat: Seat) -> None:
+        groups = self._groups.pop(seat.worker_id, None)
+        self._group_bytes.pop(seat.worker_id, None)
+        if groups:
+            seat.work_seq += 1
+            self._pool.send(seat.peer, Work(seat.work_seq, groups))
+
+    def _answer_poll(self, seat: Seat, task: Task) -> None:
+        poll, seat.poll = seat.poll, None
+        assert poll is not None  # only a waiting poll makes a polling seat free
+        pool = self._pool
+        seat.lease_until = max(seat.lease_until, pool.now + pool.policy.task_timeout_s)
+        task.remember().holders.add(seat.worker_id)
+        body: dict[str, object] = {
+            "task_id": task.id,
+            "type": task.batch.spec.type,
+            "data": task.payload,
+            "priority": task.batch.spec.priority,
+            "attempt": task.n,
+        }
+        pool.send(poll.peer, Answer(poll.request, "", {"task": body}))
+
+    def _heading(self, worker_id: str, n: int) -> bytes:
+        heading = self._headings.get((worker_id, n))
+        if heading is None:
+            if len(self._headings) > MAX_ATTEMPT:
+                self._headings.clear()
+            heading = self._headings[worker_id, n] = self._pool.mint.heading(worker_id, n)
+        return heading
+
+    def _timeout_s(self, batch: Batch) -> float:
+        timeout_s = self._pool.policy.task_timeout_s
+        if batch.spec.deadline_at is not None:
+            timeout_s = min(timeout_s, max(0.0, batch.spec.deadline_at - self._pool.at))
+        return timeout_s
+
+    def take_overdue(self, seat: Seat) -> None:
+        """Take back what a mesh worker kept far beyond its time without a word about it.
+
+        Hand-outs are looked at in their order, so a later one with a shorter time may wait
+        for those before it; its worker has a timer of its own anyway.
+        """
+        overdue: list[Task] = []
+        for task in seat.outstanding.values():
+            if task.until > self._pool.now:
+                break
+            overdue.append(task)
+        if overdue:
+            self.requeue(seat.worker_id, overdue, "timed out", is_counted=True)
+
+    def _page_in(self, batches: Iterable[Batch]) -> None:
+        for batch in batches:
+            if batch.payloads is None and batch.order not in self._loading:
+                self._loading.add(batch.order)
+                self._pool.load(
+                    "payloads", (batch.session, batch.first), partial(self._paged_in, batch)
+                )
+
+    def _paged_in(self, batch: Batch, rows: list[tuple[object, ...]], error: str) -> None:
+        self._loading.discard(batch.order)
+        if not error and rows and batch.unfinished:
+            payloads = rows[0][0]
+            assert isinstance(payloads, list)
+            self._pool.ledger.load(batch, payloads)

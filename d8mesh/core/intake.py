@@ -1,0 +1,143 @@
+"""Taking tasks in: all of a submit or nothing, each id once, within the bounds."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from d8mesh.core.handout import Handout
+from d8mesh.core.messages import Accepted, Group, Refused, Submit
+from d8mesh.core.pool import ClientSeat, Pool
+from d8mesh.core.task import Spec, Submitted
+from d8mesh.errors import (
+    DiskLowError,
+    DrainingError,
+    ForbiddenError,
+    InvalidTaskError,
+    KeyConflictError,
+    QueueFullError,
+    TaskRejectedError,
+)
+
+#: What a refused submitter is told to wait before trying again.
+FULL_RETRY_S: Final = 1.0
+DRAINING_RETRY_S: Final = 5.0
+DISK_RETRY_S: Final = 30.0
+
+
+class Intake:
+    """Accepts submits into a pool."""
+
+    def __init__(self, pool: Pool, handout: Handout) -> None:
+        self._pool = pool
+        self._handout = handout
+
+    def submit(self, client: ClientSeat, message: Submit) -> None:
+        """Accept the tasks of `message`, or refuse them as a whole with the reason."""
+        pool = self._pool
+        count = sum(len(group.payloads) for group in message.groups)
+        try:
+            repeat = self._repeat(client, message, count)
+            if repeat is None:
+                self._check_room(message, count)
+        except TaskRejectedError as error:
+            pool.reject(error.code)
+            retry_s = _RETRY_S.get(type(error), 0.0)
+            pool.send(client.peer, Refused(message.seq, error.code, str(error), retry_s))
+            return
+        except ForbiddenError as error:
+            pool.reject(error.code)
+            pool.send(client.peer, Refused(message.seq, error.code, str(error)))
+            return
+        if repeat is not None:
+            pool.send(client.peer, repeat, waits=True)
+            return
+        self._accept(client, message, count)
+        pool.send(client.peer, Accepted(message.seq, message.session, message.first), waits=True)
+
+    def take(
+        self,
+        session: str,
+        first: int,
+        spec: Spec,
+        payloads: list[bytes],
+        *,
+        key: tuple[str, bytes, int] = ("", b"", 0),
+    ) -> int:
+        """Record one batch and let it wait for its turn; return its place in the order."""
+        pool = self._pool
+        pool.record(Submitted(session, first, spec, payloads, pool.at, *key))
+        batch = pool.ledger.batch_at(session, first)
+        assert batch is not None  # it has just been taken in
+        self._handout.enqueue(batch)
+        return batch.order
+
+    def _accept(self, client: ClientSeat, message: Submit, count: int) -> None:
+        first = message.first
+        key = (message.key, message.digest, count)
+        for group in message.groups:
+            spec = self._spec(group)
+            order = self.take(message.session, first, spec, group.payloads, key=key)
+            if message.is_watched:
+                self._pool.batch_watchers[order] = client.session
+            first += len(group.payloads)
+            key = ("", b"", 0)
+
+    def _spec(self, group: Group) -> Spec:
+        pool = self._pool
+        is_later = group.run_at is not None and group.run_at > pool.at
+        return Spec(
+            type=group.type,
+            priority=group.priority,
+            max_attempts=group.max_attempts or pool.policy.max_attempts,
+            model=group.model,
+            deadline_at=None if group.deadline_s is None else pool.at + group.deadline_s,
+            run_at=group.run_at if is_later else None,
+            is_fenced=group.is_fenced,
+        )
+
+    def _repeat(self, client: ClientSeat, message: Submit, count: int) -> Accepted | None:
+        """Return the answer to a submit that was accepted before, or None if it is new."""
+        if message.session != client.session:
+            raise ForbiddenError("a client submits under its own session only")
+        accepted = self._pool.ledger.accepted.get(message.session)
+        overlap = 0 if accepted is None else accepted.overlap(message.first, count)
+        if overlap == count:
+            return Accepted(message.seq, message.session, message.first)
+        if overlap:
+            raise InvalidTaskError(
+                f"{overlap} of the {count} ids from {message.session}-{message.first} were used "
+                "before: an id names one task for ever"
+            )
+        known = self._pool.ledger.keys.get(message.key) if message.key else None
+        if known is None:
+            return None
+        digest, session, first, _ = known
+        if digest != message.digest:
+            raise KeyConflictError
+        return Accepted(message.seq, session, first, is_repeat=True)
+
+    def _check_room(self, message: Submit, count: int) -> None:
+        pool = self._pool
+        if pool.is_draining:
+            raise DrainingError
+        if pool.is_disk_low:
+            raise DiskLowError
+        ledger, policy = pool.ledger, pool.policy
+        if ledger.queued + count > policy.queue_size:
+            raise QueueFullError(
+                f"{ledger.queued} tasks wait and {count} more would exceed the limit of "
+                f"{policy.queue_size}: wait for some to finish, or raise TASK_QUEUE_SIZE"
+            )
+        size = sum(sum(map(len, group.payloads)) for group in message.groups)
+        if ledger.unfinished_bytes + size > policy.queue_bytes:
+            raise QueueFullError(
+                f"{ledger.unfinished_bytes} bytes wait and {size} more would exceed the limit of "
+                f"{policy.queue_bytes}: wait for tasks to finish, or raise D8_QUEUE_BYTES"
+            )
+
+
+_RETRY_S: Final[dict[type[TaskRejectedError], float]] = {
+    QueueFullError: FULL_RETRY_S,
+    DrainingError: DRAINING_RETRY_S,
+    DiskLowError: DISK_RETRY_S,
+}

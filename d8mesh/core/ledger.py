@@ -1,0 +1,393 @@
+"""The state of every unfinished task: the fold of the facts, nothing else.
+
+`Ledger.apply` is the only thing that changes a task. A task that was never handed out is
+not an object: it is a number in its `Batch` (a hundred thousand queued tasks cost a few
+hundred objects). `Ledger.draw` and `Ledger.open_task` make it a `Task` when somebody
+needs it singly. Finished tasks live in the journal only. Deliberately not here: order
+(`core.queue`), workers (`core.roster`), who waits for what (`core.desk`).
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right, insort
+from collections.abc import Callable, Iterable, Iterator
+from typing import Final
+
+from d8mesh.core.records import Batch, Ranges, Task, Totals, WorkerRecord
+from d8mesh.core.task import (
+    Adopted,
+    Cancelled,
+    Closed,
+    Completed,
+    Dismissed,
+    Due,
+    Enrolled,
+    Fact,
+    Failed,
+    HandedOut,
+    HandoutsSettled,
+    Pruned,
+    Requeued,
+    Submitted,
+    TaskFact,
+    TaskState,
+    next_state,
+    parse_id,
+)
+from d8mesh.errors import UnknownTaskError
+
+#: Payloads kept in memory for tasks that wait; beyond it they are paged from the journal.
+PAYLOAD_MEMORY_BYTES: Final = 128 * 1024 * 1024
+
+_QUEUED: Final = TaskState.QUEUED
+_RUNNING: Final = TaskState.RUNNING
+
+
+class Ledger:
+    """All unfinished tasks, and the counts of the finished ones."""
+
+    def __init__(self, *, payload_memory_bytes: int = PAYLOAD_MEMORY_BYTES) -> None:
+        self.tasks: dict[str, Task] = {}
+        self.accepted: dict[str, Ranges] = {}
+        self.keys: dict[str, tuple[bytes, str, int, int]] = {}
+        self.totals = Totals()
+        self.workers: dict[str, WorkerRecord] = {}
+        self.queued = 0  #: waiting now, due or not
+        self.running = 0
+        self.unfinished_bytes = 0
+        self.loaded_bytes = 0
+        self.kept_finished = 0  #: finished and not pruned
+        self._payload_memory_bytes = payload_memory_bytes
+        self._batches: dict[str, list[tuple[int, Batch]]] = {}
+        self._order = 0
+        self._emptied: list[Batch] = []
+
+    # ------------------------------------------------------------------ looking up
+
+    def find(self, task_id: str) -> tuple[Batch, int] | None:
+        """Return the open batch of `task_id` and its index there, or None.
+
+        A batch is open until its last task is finished, so what is found may be finished.
+        """
+        key = parse_id(task_id)
+        held = self._batches.get(key.session)
+        if not held:
+            return None
+        at = bisect_right(held, key.n, key=_first_of) - 1
+        if at < 0:
+            return None
+        batch = held[at][1]
+        index = key.n - batch.first
+        return (batch, index) if index < batch.count else None
+
+    def state_of(self, task_id: str) -> TaskState | None:
+        """Return the state of an unfinished task; None if it is finished or unknown."""
+        task = self.tasks.get(task_id)
+        if task is not None:
+            return task.state
+        found = self.find(task_id)
+        if found is None or found[1] < found[0].fresh or found[1] in found[0].gone:
+            return None
+        return TaskState.DELAYED if found[0].is_delayed else _QUEUED
+
+    def open_task(self, task_id: str) -> Task | None:
+        """Return the unfinished task, made an object if it was not; None if there is none."""
+        task = self.tasks.get(task_id)
+        if task is not None or self.state_of(task_id) is None:
+            return task
+        found = self.find(task_id)
+        assert found is not None  # state_of has just seen it
+        return self._single(*found)
+
+    def batches(self) -> Iterator[Batch]:
+        """Yield the open batches, in no particular order."""
+        for held in self._batches.values():
+            for _, batch in held:
+                yield batch
+
+    def batch_at(self, session: str, first: int) -> Batch | None:
+        """Return the open batch that starts at `first`."""
+        found = self.find(f"{session}-{first}")
+        return found[0] if found and found[1] == 0 else None
+
+    # ------------------------------------------------------- making tasks objects
+
+    def draw(self, batch: Batch, limit: int) -> list[Task]:
+        """Make up to `limit` fresh tasks of `batch` objects, in order; their state stays.
+
+        The payloads of `batch` must be in memory.
+        """
+        payloads = batch.payloads
+        assert payloads is not None
+        drawn: list[Task] = []
+        index, end, gone = batch.fresh, batch.count, batch.gone
+        prefix, first, tasks, size = f"{batch.session}-", batch.first, self.tasks, 0
+        while index < end and len(drawn) < limit:
+            if gone and index in gone:
+                gone.discard(index)
+                index += 1
+                continue
+            payload = payloads[index]
+            size += len(payload)
+            payloads[index] = b""
+            task = Task(batch, index, prefix + str(first + index), payload)
+            tasks[task.id] = task
+            drawn.append(task)
+            index += 1
+        while gone and index < end and index in gone:
+            gone.discard(index)
+            index += 1
+        batch.fresh = index
+        self.loaded_bytes -= size
+        return drawn
+
+    def load(self, batch: Batch, payloads: list[bytes]) -> None:
+        """Put the payloads of a batch back into memory."""
+        if batch.payloads is not None or len(payloads) != batch.count:
+            return
+        for index in range(batch.count):
+            if index < batch.fresh or index in batch.gone:
+                task = self.tasks.get(batch.task_id(index))
+                if task is not None and task.payload is None:
+                    task.payload = payloads[index]
+                payloads[index] = b""
+        batch.payloads = payloads
+        self.loaded_bytes += sum(map(len, payloads))
+
+    def _single(self, batch: Batch, index: int) -> Task:
+        payload = None if batch.payloads is None else batch.payloads[index]
+        task = Task(batch, index, batch.task_id(index), payload)
+        if batch.is_delayed:
+            task.state = TaskState.DELAYED
+        if batch.payloads is not None:
+            self.loaded_bytes -= len(batch.payloads[index])
+            batch.payloads[index] = b""
+        batch.gone.add(index)
+        self.tasks[task.id] = task
+        return task
+
+    # ------------------------------------------------------------------- the facts
+
+    def apply(self, fact: Fact) -> None:
+        """Change the state as `fact` tells.
+
+        Raises:
+            IllegalTransitionError: a task of the fact is not in a state that allows it.
+            UnknownTaskError: a task of the fact is finished or was never submitted.
+        """
+        self._apply[type(fact)](self, fact)
+
+    def take_emptied(self) -> list[Batch]:
+        """Return the batches whose last task finished since the last call."""
+        emptied, self._emptied = self._emptied, []
+        return emptied
+
+    def _submitted(self, fact: Submitted) -> None:
+        count = len(fact.payloads)
+        size = sum(map(len, fact.payloads))
+        self._order += 1
+        batch = Batch(
+            fact.session, fact.first, count, fact.spec, fact.at, size, self._order, unfinished=count
+        )
+        batch.is_delayed = fact.spec.run_at is not None
+        if self.loaded_bytes + size <= self._payload_memory_bytes:
+            batch.payloads = list(fact.payloads)
+            self.loaded_bytes += size
+        self._take_in(batch)
+        self.totals.submitted += count
+        if fact.key:
+            self.keys[fact.key] = (fact.digest, fact.session, fact.first, fact.key_count)
+
+    def accept(self, session: str, first: int, count: int) -> None:
+        """Remember that these ids are used up."""
+        self.accepted.setdefault(session, Ranges()).add(first, count)
+
+    def _take_in(self, batch: Batch) -> None:
+        self.accept(batch.session, batch.first, batch.count)
+        held = self._batches.setdefault(batch.session, [])
+        if held and held[-1][0] > batch.first:
+            insort(held, (batch.first, batch), key=_first_of)
+        else:
+            held.append((batch.first, batch))
+        self.queued += batch.unfinished
+        self.unfinished_bytes += batch.size_bytes
+
+    def restore(self, batch: Batch, finished: Iterable[int]) -> None:
+        """Take in a batch as the journal has it, but for the tasks that are `finished`."""
+        self._order += 1
+        batch.order = self._order
+        batch.is_delayed = batch.spec.run_at is not None
+        batch.gone = set(finished)
+        batch.unfinished = batch.count - len(batch.gone)
+        self._take_in(batch)
+
+    def _due(self, fact: Due) -> None:
+        for task_id in fact.ids:
+            task = self._must_have(task_id)
+            task.state = next_state(task.state, Due)
+        for session, first in fact.batches:
+            batch = self.batch_at(session, first)
+            if batch is not None:
+                batch.is_delayed = False
+
+    def _handed_out(self, fact: HandedOut) -> None:
+        tasks, worker_id, number = self.tasks, fact.worker_id, fact.number
+        for task_id, n in zip(fact.ids, fact.ns, strict=True):
+            task = tasks[task_id]
+            if task.state is not _QUEUED:
+                next_state(task.state, HandedOut)
+            task.state = _RUNNING
+            task.n = n
+            task.worker_id = worker_id
+            task.handout = number
+        self.queued -= len(fact.ids)
+        self.running += len(fact.ids)
+
+    def _adopted(self, fact: Adopted) -> None:
+        for task_id, n in zip(fact.ids, fact.ns, strict=True):
+            task = self._must_have(task_id)
+            if task.state is not _RUNNING:
+                self.queued -= 1
+                self.running += 1
+            task.state = next_state(task.state, Adopted)
+            task.n, task.worker_id = max(n, task.n), fact.worker_id
+
+    def _requeued(self, fact: Requeued) -> None:
+        for task_id in fact.ids:
+            task = self._must_have(task_id)
+            task.state = next_state(task.state, Requeued)
+            self.running -= 1
+            self.queued += 1
+            task.worker_id, task.token = "", b""
+            if fact.is_counted:
+                history = task.remember()
+                history.errors += 1
+                history.failed_on.add(fact.worker_id)
+                history.last_error = fact.why
+                if fact.is_loss and fact.worker_id not in history.losses:
+                    history.losses.append(fact.worker_id)
+            if fact.not_before_at:
+                task.remember().not_before_at = fact.not_before_at
+                task.state = TaskState.DELAYED
+
+    def _completed(self, fact: Completed) -> None:
+        self._finish(fact.ids, Completed)
+        self.totals.completed += len(fact.ids)
+        self._record(fact.worker_id).completed += len(fact.ids)
+
+    def _failed(self, fact: Failed) -> None:
+        self._finish(fact.ids, Failed)
+        self.totals.failed += len(fact.ids)
+        if fact.worker_id:
+            self._record(fact.worker_id).failed += len(fact.ids)
+
+    def _cancelled(self, fact: Cancelled) -> None:
+        self._finish(fact.ids, Cancelled)
+        self.totals.cancelled += len(fact.ids)
+
+    def _finish(self, ids: list[str], fact: type[TaskFact]) -> None:
+        tasks, running = self.tasks, 0
+        for task_id in ids:
+            task = tasks.pop(task_id, None)
+            if task is None:
+                batch = self._finish_fresh(task_id)
+            else:
+                batch = task.batch
+                if task.state is _RUNNING:
+                    running += 1
+                task.state = next_state(task.state, fact)
+            batch.unfinished -= 1
+            self.unfinished_bytes -= batch.size_bytes // batch.count
+            if not batch.unfinished:
+                self._close(batch)
+        self.running -= running
+        self.queued -= len(ids) - running
+        self.kept_finished += len(ids)
+
+    def _finish_fresh(self, task_id: str) -> Batch:
+        if self.state_of(task_id) is None:
+            raise UnknownTaskError(f"{task_id} is finished or was never submitted")
+        found = self.find(task_id)
+        assert found is not None  # state_of has just seen it
+        batch, index = found
+        batch.gone.add(index)
+        if batch.payloads is not None:
+            self.loaded_bytes -= len(batch.payloads[index])
+            batch.payloads[index] = b""
+        return batch
+
+    def _close(self, batch: Batch) -> None:
+        self.unfinished_bytes -= batch.size_bytes - batch.size_bytes // batch.count * batch.count
+        held = self._batches[batch.session]
+        del held[bisect_right(held, batch.first, key=_first_of) - 1]
+        if not held:
+            del self._batches[batch.session]
+        self._emptied.append(batch)
+
+    def _enrolled(self, fact: Enrolled) -> None:
+        record = self._record(fact.worker_id)
+        record.worker_type, record.capabilities = fact.worker_type, fact.capabilities
+
+    def _dismissed(self, fact: Dismissed) -> None:
+        self._record(fact.worker_id).capabilities = None
+
+    def _pruned(self, fact: Pruned) -> None:
+        for session, first, count in fact.batches:
+            self.kept_finished -= count
+            gone = [k for k, (_, s, f, _n) in self._keys_of(session) if (s, f) == (session, first)]
+            for key in gone:
+                del self.keys[key]
+
+    def _keys_of(self, session: str) -> list[tuple[str, tuple[bytes, str, int, int]]]:
+        return [item for item in self.keys.items() if item[1][1] == session]
+
+    def _unchanged(self, fact: Closed | HandoutsSettled) -> None:
+        """These facts tell the journal something that the ledger knows by itself."""
+
+    def _record(self, worker_id: str) -> WorkerRecord:
+        record = self.workers.get(worker_id)
+        if record is None:
+            record = self.workers[worker_id] = WorkerRecord()
+        return record
+
+    def _must_have(self, task_id: str) -> Task:
+        task = self.open_task(task_id)
+        if task is None:
+            raise UnknownTaskError(f"{task_id} is finished or was never submitted")
+        return task
+
+    _apply: Final[dict[type, Callable[..., None]]] = {
+        Submitted: _submitted,
+        Due: _due,
+        HandedOut: _handed_out,
+        Adopted: _adopted,
+        Requeued: _requeued,
+        Completed: _completed,
+        Failed: _failed,
+        Cancelled: _cancelled,
+        Enrolled: _enrolled,
+        Dismissed: _dismissed,
+        Closed: _unchanged,
+        Pruned: _pruned,
+        HandoutsSettled: _unchanged,
+    }
+
+    def check(self) -> None:
+        """Assert what must hold between the collections (for tests; walks everything)."""
+        running = sum(task.state is _RUNNING for task in self.tasks.values())
+        unfinished = sum(batch.unfinished for batch in self.batches())
+        assert running == self.running, (running, self.running)
+        assert unfinished == self.queued + self.running, (unfinished, self.queued, self.running)
+        loaded = sum(sum(map(len, batch.payloads or ())) for batch in self.batches())
+        assert loaded == self.loaded_bytes, (loaded, self.loaded_bytes)
+        for batch in self.batches():
+            assert 0 < batch.unfinished <= batch.count
+            assert all(index >= batch.fresh for index in batch.gone), (batch.fresh, batch.gone)
+        for task_id, task in self.tasks.items():
+            assert task.id == task_id
+            assert not task.state.is_final
+            assert (task.state is _RUNNING) == bool(task.worker_id), task_id
+
+
+def _first_of(item: tuple[int, Batch]) -> int:
+    return item[0]

@@ -1,0 +1,85 @@
+"""Which worker gets which task: pure policy over a lane's key and the roster.
+
+- A worker runs the types that it offers.
+- A wished model is a preference: while some live worker offers it, its tasks go only there;
+  if none does, any worker of the type runs them on a model of its own.
+- ``evolution_crossover`` goes to mesh workers while there are any: polling workers of the
+  older system take it and fail at once.
+- A retry goes to a worker that has not failed the task, if a live one is left.
+- Free workers share what waits evenly; none gets more than its window.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Final
+
+from d8mesh.core.queue import LaneKey
+from d8mesh.core.records import Task
+from d8mesh.core.roster import Dialect, Roster, Seat
+
+#: Types that older polling workers accept but cannot run.
+MESH_FIRST_TYPES: Final = frozenset({"evolution_crossover"})
+#: What a polling worker that lists no ``task_types`` gets.
+DOCUMENTED_TYPES: Final = (
+    "agent_action",
+    "code_generation",
+    "evolution_crossover",
+    "evolution_mutation",
+)
+#: How far a line of free seats is searched for one that fits better than the first.
+SEARCH_SEATS: Final = 64
+
+
+def can_run(seat: Seat, key: LaneKey, roster: Roster) -> bool:
+    """Return whether `seat` may be given tasks of this lane now."""
+    if key.type not in seat.types:
+        return False
+    if key.model and key.model not in seat.models:
+        for other in roster.offering.get(key.model, {}).values():
+            if key.type in other.types:
+                return False
+    if seat.dialect is Dialect.POLLING and key.type in MESH_FIRST_TYPES:
+        others: Iterable[Seat] = roster.serving.get(key.type, {}).values()
+        return all(other.dialect is Dialect.POLLING for other in others)
+    return True
+
+
+def choose_seat(key: LaneKey, roster: Roster, task: Task | None = None) -> Seat | None:
+    """Return the free seat that is next in line for this lane (and for a retried `task`)."""
+    line = roster.free.get(key.type)
+    if not line:
+        return None
+    for count, seat in enumerate(line.values()):
+        if count >= SEARCH_SEATS:
+            break
+        if can_run(seat, key, roster) and (task is None or suits_retry(seat, task, roster)):
+            return seat
+    return None
+
+
+def suits_retry(seat: Seat, task: Task, roster: Roster) -> bool:
+    """Return whether `seat` may retry `task`: it has not failed it, or nobody else is left."""
+    if task.history is None or seat.worker_id not in task.history.failed_on:
+        return True
+    failed_on = task.history.failed_on
+    key = LaneKey(task.batch.spec.type, task.batch.spec.model)
+    return not any(
+        other.worker_id not in failed_on and can_run(other, key, roster)
+        for other in roster.serving.get(key.type, {}).values()
+    )
+
+
+def share(waiting: int, seat: Seat, roster: Roster, kind: str) -> int:
+    """Return how many of `waiting` tasks of one type `seat` should get at once."""
+    seats = len(roster.free.get(kind, ())) or 1
+    return min(seat.free, max(1, -(-waiting // seats)))
+
+
+def why_waiting(key: LaneKey, roster: Roster) -> str:
+    """Return why tasks of this lane are not being handed out, for people."""
+    if not roster.serving.get(key.type):
+        return f"no worker in the mesh offers {key.type!r}"
+    if not roster.free.get(key.type):
+        return "all workers that offer it are busy"
+    return ""

@@ -1,0 +1,136 @@
+"""What the parts of the dispatcher share: the collections, the policy, and the way out.
+
+`record` is the only way a fact comes about: it changes the ledger and asks for its commit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Final
+
+from d8mesh.core.effects import Effect, Load, Peer, Record, Send
+from d8mesh.core.ledger import Ledger
+from d8mesh.core.messages import Answer, Message
+from d8mesh.core.queue import ReadyQueue
+from d8mesh.core.roster import Roster
+from d8mesh.core.task import Fact
+from d8mesh.core.tokens import Mint
+from d8mesh.errors import D8Error
+
+#: Questions to the journal that may be under way; more are answered with "busy".
+MAX_LOADS: Final = 10_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Policy:
+    """The numbers the rules use; times in seconds. Defaults are those of the documents."""
+
+    broker_id: str
+    mesh: str
+    version: str = ""
+    broker_port: int = 0
+    heartbeat_s: float = 3.0
+    lease_s: float = 10.0
+    polling_timeout_s: float = 60.0
+    task_timeout_s: float = 300.0
+    max_attempts: int = 3
+    queue_size: int = 1_000_000
+    queue_bytes: int = 4_000_000_000
+    retention_s: float = 7 * 86_400.0
+    retention_count: int = 1_000_000
+
+
+@dataclass(slots=True, eq=False)
+class ClientSeat:
+    """A client as the dispatcher knows it."""
+
+    session: str
+    peer: Peer
+    last_heard: float
+    host: str = ""
+    watched: set[str] = field(default_factory=set)
+    listened: set[str] = field(default_factory=set)
+
+
+@dataclass(slots=True, eq=False)
+class Pool:
+    """Everything the dispatcher's parts work on."""
+
+    policy: Policy
+    mint: Mint
+    epoch: int
+    #: returns a random number in [0, 1); seeded in tests
+    draw: Callable[[], float]
+    ledger: Ledger = field(default_factory=Ledger)
+    queue: ReadyQueue = field(default_factory=ReadyQueue)
+    roster: Roster = field(default_factory=Roster)
+    clients: dict[str, ClientSeat] = field(default_factory=dict)
+    clients_by_routing_id: dict[bytes, ClientSeat] = field(default_factory=dict)
+    #: order of a batch -> session that awaits all of it
+    batch_watchers: dict[int, str] = field(default_factory=dict)
+    #: task id -> sessions that await it
+    task_watchers: dict[str, set[str]] = field(default_factory=dict)
+    #: task id -> sessions that listen to its chunks
+    listeners: dict[str, set[str]] = field(default_factory=dict)
+    now: float = 0.0
+    at: float = 0.0
+    next_handout: int = 1
+    #: batches whose last task has finished, not yet told to the journal
+    closed: list[tuple[str, int]] = field(default_factory=list)
+    is_draining: bool = False
+    is_disk_low: bool = False
+    #: refusals by reason, for the counters
+    rejected: dict[str, int] = field(default_factory=dict)
+    duplicates: int = 0
+    _out: list[Effect] = field(default_factory=list)
+    _loads: dict[int, Callable[[list[tuple[object, ...]], str], None]] = field(default_factory=dict)
+    _next_load: int = 1
+
+    def record(self, fact: Fact) -> None:
+        """Let `fact` happen: in the ledger now, on disk with this batch."""
+        self.ledger.apply(fact)
+        self._out.append(Record(fact))
+
+    def send(self, peer: Peer, message: Message, *, waits: bool = False) -> None:
+        """Send `message`; `waits`: it promises something, so only after the commit."""
+        self._out.append(Send(peer, message, waits))
+
+    def answer(
+        self, peer: Peer, request: int, body: dict[str, object], *, waits: bool = False
+    ) -> None:
+        """Answer an `Ask`."""
+        self.send(peer, Answer(request, "", body), waits=waits)
+
+    def refuse(self, peer: Peer, request: int, error: D8Error, **more: object) -> None:
+        """Answer an `Ask` with an error."""
+        self.send(peer, Answer(request, error.code, {"error": str(error), **more}))
+
+    def load(
+        self,
+        what: str,
+        args: tuple[object, ...],
+        then: Callable[[list[tuple[object, ...]], str], None],
+    ) -> None:
+        """Ask the journal; `then(rows, error)` is called when the answer is there."""
+        if len(self._loads) >= MAX_LOADS:
+            then([], "the journal is busy: try again")
+            return
+        number, self._next_load = self._next_load, self._next_load + 1
+        self._loads[number] = then
+        self._out.append(Load(number, what, args))
+
+    def loaded(self, number: int, rows: list[tuple[object, ...]], error: str) -> None:
+        """Hand an answer of the journal to who asked."""
+        then = self._loads.pop(number, None)
+        if then is not None:
+            then(rows, error)
+
+    def reject(self, reason: str) -> None:
+        """Count a refusal."""
+        self.rejected[reason] = self.rejected.get(reason, 0) + 1
+
+    def take_effects(self) -> list[Effect]:
+        """Return what has been asked for since the last call."""
+        out, self._out = self._out, []
+        return out

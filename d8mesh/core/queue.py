@@ -1,0 +1,164 @@
+"""The order in which waiting tasks are handed out: lanes, priorities, ageing.
+
+A lane holds the waiting tasks of one type and wished model. Within all lanes priority 10
+goes first, except that every 16th hand-out goes to the oldest task below the highest
+priority, so that low ones do not starve: no clock, O(priorities), the same after a restart.
+An index over the ledger: it changes no task.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from itertools import islice
+from typing import Final, NamedTuple
+
+from d8mesh.core.ledger import Ledger
+from d8mesh.core.records import Batch, Task
+from d8mesh.core.task import TaskState
+
+PRIORITIES: Final = 11  # index 0 is unused: priorities are 1 to 10
+#: Every 16th hand-out goes below the highest priority (`promises.md` rule 4).
+AGEING_PERIOD: Final = 16
+UNLIMITED: Final = 2**31
+#: Batches whose payloads are asked for ahead of their turn, so that loading overlaps work.
+LOAD_AHEAD_BATCHES: Final = 32
+
+
+class LaneKey(NamedTuple):
+    """What tasks of one lane share: all that decides who can run them."""
+
+    type: str
+    model: str
+
+
+class Lane:
+    """Waiting tasks of one `LaneKey`, by priority; retried ones apart from fresh batches."""
+
+    __slots__ = ("_fresh", "_retried", "key", "mask")
+
+    def __init__(self, key: LaneKey) -> None:
+        self.key = key
+        self.mask = 0  #: bit p is set when priority p has tasks
+        self._fresh: list[deque[Batch]] = [deque() for _ in range(PRIORITIES)]
+        self._retried: list[deque[Task]] = [deque() for _ in range(PRIORITIES)]
+
+    def put_batch(self, batch: Batch) -> None:
+        """Queue the fresh tasks of `batch` behind those of their priority."""
+        self._fresh[batch.spec.priority].append(batch)
+        self.mask |= 1 << batch.spec.priority
+
+    def put_task(self, task: Task) -> None:
+        """Queue a task that waits again; it goes before fresh ones of its priority."""
+        self._retried[task.batch.spec.priority].append(task)
+        self.mask |= 1 << task.batch.spec.priority
+
+    def retried(self, priority: int, limit: int) -> list[Task]:
+        """Return up to `limit` waiting single tasks of `priority`, without taking them."""
+        waiting = self._retried[priority]
+        while waiting and waiting[0].state is not TaskState.QUEUED:
+            waiting.popleft()  # cancelled or finished by a late result meanwhile
+        return [task for task in islice(waiting, limit) if task.state is TaskState.QUEUED]
+
+    def take_retried(self, task: Task) -> None:
+        """Take one of `retried` out."""
+        self._retried[task.batch.spec.priority].remove(task)
+        self._settle(task.batch.spec.priority)
+
+    def head(self, priority: int) -> Batch | None:
+        """Return the batch whose turn it is, or None."""
+        fresh = self._fresh[priority]
+        while fresh and (not fresh[0].fresh_count or not fresh[0].unfinished):
+            fresh.popleft()
+        self._settle(priority)
+        return fresh[0] if fresh else None
+
+    def oldest_order(self, priority: int) -> int | None:
+        """Return the order of acceptance of the oldest waiting task of `priority`."""
+        single = self.retried(priority, 1)
+        head = self.head(priority)
+        orders = [batch.order for batch in (single[0].batch if single else None, head) if batch]
+        return min(orders, default=None)
+
+    def upcoming(self, priority: int) -> Iterator[Batch]:
+        """Yield the batches whose turn comes next."""
+        return islice(self._fresh[priority], LOAD_AHEAD_BATCHES)
+
+    def _settle(self, priority: int) -> None:
+        if not self._fresh[priority] and not self._retried[priority]:
+            self.mask &= ~(1 << priority)
+
+
+class ReadyQueue:
+    """All lanes, and the count that keeps the ageing rule."""
+
+    def __init__(self) -> None:
+        self.lanes: dict[LaneKey, Lane] = {}
+        self._since_aged = 0
+
+    def put_batch(self, batch: Batch) -> None:
+        """Queue a batch that may run now."""
+        self._lane(batch).put_batch(batch)
+
+    def put_task(self, task: Task) -> None:
+        """Queue a single task that may run now."""
+        self._lane(task.batch).put_task(task)
+
+    def drop_empty(self) -> None:
+        """Forget lanes without tasks: types come from callers and must not pile up."""
+        for key in [key for key, lane in self.lanes.items() if not lane.mask]:
+            del self.lanes[key]
+
+    def choose(self, lanes: list[Lane]) -> tuple[Lane, int, int] | None:
+        """Return whose turn it is among `lanes`: lane, priority, and how many at most.
+
+        The limit is what the ageing rule leaves until a lower priority has its turn;
+        `UNLIMITED` when nothing waits below.
+        """
+        mask = 0
+        for lane in lanes:
+            mask |= lane.mask
+        if not mask:
+            return None
+        top = mask.bit_length() - 1
+        if not mask & ~(1 << top):
+            chosen = self._oldest(lanes, (top,))
+            return (*chosen, UNLIMITED) if chosen else None
+        if self._since_aged >= AGEING_PERIOD - 1:
+            aged = self._oldest(lanes, range(1, top))
+            if aged is not None:
+                return (*aged, 1)
+        chosen = self._oldest(lanes, (top,))
+        return (*chosen, max(1, AGEING_PERIOD - 1 - self._since_aged)) if chosen else None
+
+    def handed_out(self, count: int, *, is_aged: bool) -> None:
+        """Count hand-outs for the ageing rule."""
+        self._since_aged = 0 if is_aged else min(self._since_aged + count, AGEING_PERIOD)
+
+    @staticmethod
+    def _oldest(lanes: list[Lane], priorities: range | tuple[int, ...]) -> tuple[Lane, int] | None:
+        best: tuple[Lane, int] | None = None
+        best_order = 0
+        for lane in lanes:
+            for priority in priorities:
+                if not lane.mask & 1 << priority:
+                    continue
+                order = lane.oldest_order(priority)
+                if order is not None and (best is None or order < best_order):
+                    best, best_order = (lane, priority), order
+        return best
+
+    def _lane(self, batch: Batch) -> Lane:
+        key = LaneKey(batch.spec.type, batch.spec.model)
+        lane = self.lanes.get(key)
+        if lane is None:
+            lane = self.lanes[key] = Lane(key)
+        return lane
+
+
+def draw(ledger: Ledger, lane: Lane, priority: int, limit: int) -> list[Task]:
+    """Take up to `limit` fresh tasks of the lane's head, as far as payloads are loaded."""
+    batch = lane.head(priority)
+    if batch is None or batch.payloads is None:
+        return []
+    return ledger.draw(batch, limit)

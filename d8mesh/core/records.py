@@ -1,0 +1,149 @@
+"""What the ledger holds: batches, tasks, what went wrong with them, counts.
+
+Plain records; only `core.ledger` changes what a fact may change.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from dataclasses import dataclass, field
+from typing import Final
+
+from d8mesh.core.task import Spec, TaskState
+
+_QUEUED: Final = TaskState.QUEUED
+
+
+@dataclass(slots=True, eq=False)
+class Batch:
+    """Tasks accepted together: ``session-first`` up to `count` of them, one `spec`.
+
+    Tasks from index `fresh` on were never handed out, but for those in `gone`.
+    `payloads` is None when they are on disk only; a drawn task's entry is emptied.
+    """
+
+    session: str
+    first: int
+    count: int
+    spec: Spec
+    at: float
+    size_bytes: int
+    #: position in the order of acceptance, over all sessions
+    order: int
+    payloads: list[bytes] | None = None
+    fresh: int = 0
+    unfinished: int = 0
+    is_delayed: bool = False
+    gone: set[int] = field(default_factory=set)
+
+    def task_id(self, index: int) -> str:
+        """Return the id of the task at `index`."""
+        return f"{self.session}-{self.first + index}"
+
+    @property
+    def fresh_count(self) -> int:
+        """How many were never handed out and are not gone."""
+        return self.count - self.fresh - len(self.gone)
+
+
+@dataclass(slots=True, eq=False)
+class History:
+    """What went wrong with a task so far; most tasks have none."""
+
+    errors: int = 0
+    losses: list[str] = field(default_factory=list)
+    failed_on: set[str] = field(default_factory=set)
+    holders: set[str] = field(default_factory=set)
+    not_before_at: float = 0.0
+    last_error: str = ""
+
+
+class Task:
+    """One unfinished task that is, or was, in somebody's hands."""
+
+    __slots__ = (
+        "batch",
+        "handout",
+        "history",
+        "id",
+        "index",
+        "n",
+        "payload",
+        "state",
+        "token",
+        "until",
+        "work_seq",
+        "worker_id",
+    )
+
+    def __init__(self, batch: Batch, index: int, task_id: str, payload: bytes | None) -> None:
+        self.batch = batch
+        self.index = index
+        self.id = task_id
+        self.payload = payload
+        self.state = _QUEUED
+        self.n = 0  #: attempts handed out so far; the current attempt's number
+        self.worker_id = ""  #: who has the current attempt
+        self.token = b""  #: what its result must show
+        self.handout = 0  #: number of the hand-out it went with
+        self.until = 0.0  #: when the attempt is overdue (monotonic seconds)
+        self.work_seq = 0  #: that hand-out's number within the worker's session
+        self.history: History | None = None
+
+    def remember(self) -> History:
+        """Return the history, made on first use."""
+        if self.history is None:
+            self.history = History()
+        return self.history
+
+
+class Ranges:
+    """A set of integers kept as sorted, disjoint ranges."""
+
+    __slots__ = ("_ends", "_starts")
+
+    def __init__(self) -> None:
+        self._starts: list[int] = []
+        self._ends: list[int] = []
+
+    def add(self, first: int, count: int) -> None:
+        """Add `count` integers from `first`, merging with neighbours."""
+        end = first + count
+        if self._ends and self._ends[-1] == first:  # the common case: the next in line
+            self._ends[-1] = end
+            return
+        low = bisect_right(self._ends, first - 1)
+        high = bisect_right(self._starts, end)
+        if low < high:
+            first, end = min(first, self._starts[low]), max(end, self._ends[high - 1])
+        self._starts[low:high] = [first]
+        self._ends[low:high] = [end]
+
+    def overlap(self, first: int, count: int) -> int:
+        """Return how many of `count` integers from `first` are in the set."""
+        end, total = first + count, 0
+        at = max(bisect_right(self._starts, first) - 1, 0)
+        while at < len(self._starts) and self._starts[at] < end:
+            total += max(0, min(end, self._ends[at]) - max(first, self._starts[at]))
+            at += 1
+        return total
+
+
+@dataclass(slots=True)
+class Totals:
+    """Lifetime counts; they survive restarts and pruning."""
+
+    submitted: int = 0
+    completed: int = 0
+    failed: int = 0
+    cancelled: int = 0
+
+
+@dataclass(slots=True)
+class WorkerRecord:
+    """What outlives a worker's connection: its counts, and a polling worker's registration."""
+
+    completed: int = 0
+    failed: int = 0
+    worker_type: str = ""
+    capabilities: bytes | None = None  #: of a polling worker that is registered, else None

@@ -1,0 +1,213 @@
+"""The workers as the dispatcher knows them: seats, and who is free for what.
+
+A `Seat` is a worker's place at this orchestrator: mesh workers (ZeroMQ) and polling
+workers (REST) alike. The indexes answer "who is free for this type" without walking all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Final
+
+from d8mesh.core.effects import Peer
+from d8mesh.core.records import Task
+
+#: After this many failures in a row a worker's share is halved, and again for each more.
+STREAK_BEFORE_HALVING: Final = 3
+#: A share is halved at most this often: a worker that mends itself must be noticed.
+MAX_HALVINGS: Final = 6
+#: Workers that left are listed as offline, at most this many of them.
+MAX_OFFLINE_SEATS: Final = 1000
+
+
+#: The peer of a seat that no connection belongs to.
+NOWHERE: Final = Peer(b"")
+
+
+class Dialect(Enum):
+    """How a worker speaks."""
+
+    MESH = "mesh"
+    POLLING = "polling"
+
+
+@dataclass(slots=True, eq=False)
+class Poll:
+    """A polling worker's request for a task that waits for its answer."""
+
+    peer: Peer
+    request: int
+    until: float
+
+
+@dataclass(slots=True, eq=False)
+class Seat:
+    """One worker. `window` is how many attempts it wants outstanding in total."""
+
+    worker_id: str
+    dialect: Dialect
+    peer: Peer = NOWHERE
+    boot_id: str = ""
+    worker_type: str = ""
+    machine_id: str = ""
+    host: str = ""
+    status_port: int = 0
+    types: frozenset[str] = frozenset()
+    models: frozenset[str] = frozenset()
+    slots: int = 1
+    window: int = 0
+    is_live: bool = True
+    last_heard: float = 0.0
+    last_heard_at: float = 0.0
+    running: int = 0
+    stuck: int = 0
+    work_seq: int = 0
+    failures_in_a_row: int = 0
+    outstanding: dict[str, Task] = field(default_factory=dict)
+    poll: Poll | None = None
+    #: of a polling worker: when the attempts it holds are given up (monotonic)
+    lease_until: float = 0.0
+    is_free: bool = False
+
+    @property
+    def free(self) -> int:
+        """How many more attempts it may be given now."""
+        if not self.is_live:
+            return 0
+        if self.dialect is Dialect.POLLING:
+            return 1 if self.poll is not None else 0
+        window = self.window
+        if self.failures_in_a_row >= STREAK_BEFORE_HALVING:
+            halvings = min(self.failures_in_a_row - STREAK_BEFORE_HALVING + 1, MAX_HALVINGS)
+            window = min(window, max(1, self.slots >> halvings)) if window else 0
+        return max(0, window - len(self.outstanding))
+
+    @property
+    def is_busy(self) -> bool:
+        """True when it has something to do."""
+        return bool(self.outstanding) or self.running > 0
+
+
+class Roster:
+    """All seats, and the indexes over them."""
+
+    def __init__(self) -> None:
+        self.seats: dict[str, Seat] = {}
+        self._by_routing_id: dict[bytes, Seat] = {}
+        #: type -> free seats, first in line first
+        self.free: dict[str, dict[str, Seat]] = {}
+        #: type -> live seats, and model -> live seats
+        self.serving: dict[str, dict[str, Seat]] = {}
+        self.offering: dict[str, dict[str, Seat]] = {}
+
+    def by_peer(self, peer: Peer) -> Seat | None:
+        """Return the mesh worker behind a routing id."""
+        return self._by_routing_id.get(peer.routing_id)
+
+    def add(self, seat: Seat) -> None:
+        """Take in a seat (replacing one of the same worker id)."""
+        old = self.seats.pop(seat.worker_id, None)
+        if old is not None:
+            self.leave(old)
+        self.seats[seat.worker_id] = seat
+        self._index(seat)
+        self._bound_offline()
+
+    def move(self, seat: Seat, peer: Peer) -> None:
+        """The worker's session goes on under another routing id."""
+        self._by_routing_id.pop(seat.peer.routing_id, None)
+        seat.peer = peer
+        if seat.dialect is Dialect.MESH:
+            self._by_routing_id[peer.routing_id] = seat
+
+    def offer(self, seat: Seat, types: Iterable[str], models: Iterable[str]) -> None:
+        """Change what a seat offers."""
+        self._unindex(seat)
+        seat.types, seat.models = frozenset(types), frozenset(models)
+        self._index(seat)
+
+    def leave(self, seat: Seat) -> None:
+        """The worker is gone; the seat stays listed as offline."""
+        self._unindex(seat)
+        seat.is_live = False
+        seat.poll = None
+        if self._by_routing_id.get(seat.peer.routing_id) is seat:
+            del self._by_routing_id[seat.peer.routing_id]
+
+    def rejoin(self, seat: Seat) -> None:
+        """A seat that was offline speaks again."""
+        seat.is_live = True
+        self._index(seat)
+
+    def remove(self, seat: Seat) -> None:
+        """Forget a seat altogether."""
+        self.leave(seat)
+        self.seats.pop(seat.worker_id, None)
+
+    def refresh(self, seat: Seat) -> None:
+        """Bring the index of free seats up to date after a change of the seat's free count."""
+        is_free = seat.free > 0
+        if is_free is seat.is_free:
+            return
+        seat.is_free = is_free
+        for kind in seat.types:
+            if is_free:
+                self.free.setdefault(kind, {})[seat.worker_id] = seat
+            else:
+                _discard(self.free, kind, seat)
+
+    def to_the_end(self, seat: Seat, kind: str) -> None:
+        """Put a free seat last in line for its type, so that all get their share."""
+        line = self.free.get(kind)
+        if line and seat.worker_id in line:
+            line[seat.worker_id] = line.pop(seat.worker_id)
+
+    def _index(self, seat: Seat) -> None:
+        if not seat.is_live:
+            return
+        if seat.dialect is Dialect.MESH and seat.peer.routing_id:
+            self._by_routing_id[seat.peer.routing_id] = seat
+        for kind in seat.types:
+            self.serving.setdefault(kind, {})[seat.worker_id] = seat
+        for model in seat.models:
+            self.offering.setdefault(model, {})[seat.worker_id] = seat
+        seat.is_free = False
+        self.refresh(seat)
+
+    def _unindex(self, seat: Seat) -> None:
+        for kind in seat.types:
+            _discard(self.serving, kind, seat)
+            _discard(self.free, kind, seat)
+        for model in seat.models:
+            _discard(self.offering, model, seat)
+        seat.is_free = False
+
+    def _bound_offline(self) -> None:
+        if len(self.seats) <= MAX_OFFLINE_SEATS:
+            return
+        gone = [s for s in self.seats.values() if not s.is_live and s.dialect is Dialect.MESH]
+        for seat in sorted(gone, key=lambda seat: seat.last_heard)[: -MAX_OFFLINE_SEATS or None]:
+            del self.seats[seat.worker_id]
+
+    def check(self) -> None:
+        """Assert that the indexes agree with the seats (for tests)."""
+        for kind, line in self.free.items():
+            assert line, kind
+            for seat in line.values():
+                assert seat.is_live, seat.worker_id
+                assert kind in seat.types, seat.worker_id
+                assert seat.free > 0, seat.worker_id
+        for seat in self.seats.values():
+            assert seat.is_free == (seat.free > 0), seat.worker_id
+            for kind in seat.types if seat.free else ():
+                assert self.free[kind][seat.worker_id] is seat
+
+
+def _discard(index: dict[str, dict[str, Seat]], name: str, seat: Seat) -> None:
+    line = index.get(name)
+    if line is not None and line.get(seat.worker_id) is seat:
+        del line[seat.worker_id]
+        if not line:
+            del index[name]

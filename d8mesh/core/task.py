@@ -1,0 +1,264 @@
+"""What a task is, what can happen to it, and which fact may follow which state.
+
+The facts are the only things that change a task, in memory (`core.ledger`) and on disk
+(`edge.journal`). They come in batches: one fact tells of many tasks in columns.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+from types import MappingProxyType
+from typing import Final, NamedTuple, TypeAlias
+
+from msgspec import Struct
+
+from d8mesh.errors import IllegalTransitionError, UnknownTaskError
+
+#: ``SESSION-N``; see `core.messages`.
+_ID: Final = re.compile(r"([0-9a-v]{16})-(0|[1-9][0-9]{0,12})", re.ASCII)
+
+
+class TaskState(Enum):
+    """Where a task stands; the values are what ``state`` says in REST answers."""
+
+    QUEUED = "queued"
+    DELAYED = "delayed"
+    RUNNING = "running"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+    @property
+    def is_final(self) -> bool:
+        """True when nothing can change the task any more."""
+        return self in _FINAL
+
+    @property
+    def documented(self) -> str:
+        """The ``status`` word of the documented REST for this state."""
+        return _DOCUMENTED[self]
+
+
+_FINAL: Final = frozenset({TaskState.COMPLETED, TaskState.FAILED, TaskState.CANCELLED})
+_DOCUMENTED: Final = {
+    TaskState.QUEUED: "pending",
+    TaskState.DELAYED: "pending",
+    TaskState.RUNNING: "assigned",
+    TaskState.COMPLETED: "completed",
+    TaskState.FAILED: "failed",
+    TaskState.CANCELLED: "failed",
+}
+
+
+class Spec(Struct, frozen=True, gc=False):
+    """What the tasks of one batch share; stored with the batch.
+
+    `deadline_at` and `run_at` are Unix seconds; `max_attempts` counts errors and losses.
+    """
+
+    type: str
+    priority: int
+    max_attempts: int
+    model: str = ""
+    deadline_at: float | None = None
+    run_at: float | None = None
+    is_fenced: bool = False
+    replay_of: str = ""
+
+
+class TaskKey(NamedTuple):
+    """The two halves of a task id."""
+
+    session: str
+    n: int
+
+
+def parse_id(task_id: str) -> TaskKey:
+    """Return the session and counter of `task_id`.
+
+    Raises:
+        UnknownTaskError: it is not of the form ``SESSION-N``.
+    """
+    match = _ID.fullmatch(task_id)
+    if match is None:
+        raise UnknownTaskError
+    return TaskKey(match[1], int(match[2]))
+
+
+# ------------------------------------------------------------------------- facts
+
+
+@dataclass(frozen=True, slots=True)
+class Submitted:
+    """A batch was accepted: tasks ``session-first`` … with these payloads."""
+
+    session: str
+    first: int
+    spec: Spec
+    payloads: list[bytes]
+    at: float
+    key: str = ""
+    digest: bytes = b""
+    #: how many tasks the idempotency key covers, this batch being its first
+    key_count: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Due:
+    """Delayed tasks, or the fresh tasks of whole batches (`session`, `first`), may run now.
+
+    Not stored: after a restart the clock says it again.
+    """
+
+    ids: list[str]
+    batches: list[tuple[str, int]]
+
+
+@dataclass(frozen=True, slots=True)
+class HandedOut:
+    """Attempts `ns[i]` of `ids[i]` went to a worker; `number` counts the hand-outs of all time."""
+
+    number: int
+    worker_id: str
+    ids: list[str]
+    ns: list[int]
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Adopted:
+    """A worker came back holding these attempts, and they go on there."""
+
+    worker_id: str
+    ids: list[str]
+    ns: list[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Requeued:
+    """The attempts ended without an outcome and the tasks wait again.
+
+    `is_counted`: an error or the loss of the worker, which use up attempts; `is_loss`: the
+    worker vanished with them. `not_before_at`: when they may run again (Unix seconds, 0: now).
+    """
+
+    worker_id: str
+    ids: list[str]
+    ns: list[int]
+    why: str
+    at: float
+    is_counted: bool = False
+    is_loss: bool = False
+    not_before_at: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Completed:
+    """Attempts `ns[i]` succeeded; `payloads[i]` is the recorded result."""
+
+    worker_id: str
+    ids: list[str]
+    ns: list[int]
+    payloads: list[bytes]
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The tasks have failed for good; `payloads` are the recorded results."""
+
+    worker_id: str
+    ids: list[str]
+    ns: list[int]
+    payloads: list[bytes]
+    at: float
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Cancelled:
+    """The tasks were cancelled by their user."""
+
+    ids: list[str]
+    ns: list[int]
+    payloads: list[bytes]
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Enrolled:
+    """A polling worker registered, or changed its registration; survives restarts."""
+
+    worker_id: str
+    worker_type: str
+    capabilities: bytes
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Dismissed:
+    """A polling worker unregistered."""
+
+    worker_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Closed:
+    """All tasks of these batches (`session`, `first`) are finished."""
+
+    batches: list[tuple[str, int]]
+
+
+@dataclass(frozen=True, slots=True)
+class Pruned:
+    """Finished batches (`session`, `first`, `count`) were forgotten by the retention rules."""
+
+    batches: list[tuple[str, int, int]]
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class HandoutsSettled:
+    """No hand-out numbered below `below` is still running."""
+
+    below: int
+
+
+TaskFact: TypeAlias = Due | HandedOut | Adopted | Requeued | Completed | Failed | Cancelled
+Fact: TypeAlias = Submitted | TaskFact | Enrolled | Dismissed | Closed | Pruned | HandoutsSettled
+
+_Q, _D, _R = TaskState.QUEUED, TaskState.DELAYED, TaskState.RUNNING
+
+#: (state, fact) -> state. Requeued leads to DELAYED instead when it names a time to come.
+#: A waiting task can complete: an attempt thought lost may still hand in the first valid result.
+TRANSITIONS: Final[Mapping[tuple[TaskState, type], TaskState]] = MappingProxyType(
+    {
+        (_D, Due): _Q,
+        (_Q, HandedOut): _R,
+        (_Q, Adopted): _R,
+        (_D, Adopted): _R,
+        (_R, Adopted): _R,
+        (_R, Requeued): _Q,
+        **{(state, Completed): TaskState.COMPLETED for state in (_Q, _D, _R)},
+        **{(state, Failed): TaskState.FAILED for state in (_Q, _D, _R)},
+        **{(state, Cancelled): TaskState.CANCELLED for state in (_Q, _D, _R)},
+    }
+)
+
+
+def next_state(state: TaskState, fact: type[TaskFact]) -> TaskState:
+    """Return the state that follows `state` after `fact`.
+
+    Raises:
+        IllegalTransitionError: the fact does not fit the state.
+    """
+    after = TRANSITIONS.get((state, fact))
+    if after is None:
+        raise IllegalTransitionError(
+            f"a {state.value} task cannot be {fact.__name__}: allowed are "
+            + ", ".join(sorted(f.__name__ for s, f in TRANSITIONS if s is state))
+        )
+    return after

@@ -1,0 +1,565 @@
+"""The journal: facts to SQLite in one commit per batch, and the state back at a start.
+
+One connection writes and checkpoints (`Journal`); `Reader` connections only read and may
+live on another thread. SQLite through apsw, which carries a current SQLite of its own.
+
+A task's row id is its session's number and its counter (`_row`), so no index on text ids
+exists, and inserts go to the end of a session's range. Payloads of a batch are one blob;
+a result is one row. What a fact writes stands in `_WRITERS`, the schema in `_SCHEMA`.
+
+Source: https://www.sqlite.org/wal.html, https://www.sqlite.org/pragma.html#pragma_synchronous
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Final, TypeAlias
+
+import apsw
+import msgspec
+
+from d8mesh.core.dispatcher import Restored
+from d8mesh.core.records import Batch, Totals, WorkerRecord
+from d8mesh.core.task import (
+    Cancelled,
+    Closed,
+    Completed,
+    Dismissed,
+    Enrolled,
+    Fact,
+    Failed,
+    HandedOut,
+    HandoutsSettled,
+    Pruned,
+    Requeued,
+    Spec,
+    Submitted,
+)
+from d8mesh.errors import JournalBrokenError, JournalError, JournalHeldError
+
+SCHEMA_VERSION: Final = 1
+#: A task id's counter takes the low 40 bits of its row id, its session's number the rest.
+COUNTER_BITS: Final = 40
+#: Sessions one file can name: row ids are signed 64-bit integers.
+MAX_SESSIONS: Final = 2**23 - 1
+#: Tombstones of pruned batches kept, so that their tasks answer "pruned" and not "unknown".
+MAX_TOMBSTONES: Final = 1_000_000
+#: The log file is folded back into the database at about 16 MB (4 KiB pages).
+CHECKPOINT_PAGES: Final = 4000
+#: Files up to this size are checked page by page at a start; larger ones would take minutes.
+QUICK_CHECK_BYTES: Final = 64 * 1024 * 1024
+#: How long a statement waits for a checkpoint of another connection.
+BUSY_MS: Final = 5000
+_NETWORK_FILE_SYSTEMS: Final = frozenset(
+    {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ncpfs", "fuse.sshfs", "ceph"}
+)
+
+Value: TypeAlias = None | int | float | str | bytes
+Row: TypeAlias = tuple[object, ...]
+
+_SCHEMA: Final = """
+CREATE TABLE meta(name TEXT PRIMARY KEY, value) WITHOUT ROWID;
+CREATE TABLE sessions(sid INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE);
+CREATE TABLE batches(
+    seq INTEGER PRIMARY KEY, first INTEGER NOT NULL UNIQUE, count INTEGER NOT NULL,
+    spec BLOB NOT NULL, type TEXT NOT NULL, at REAL NOT NULL, bytes INTEGER NOT NULL,
+    is_done INTEGER NOT NULL, payloads BLOB NOT NULL);
+CREATE INDEX open_batches ON batches(seq) WHERE is_done = 0;
+CREATE TABLE outcomes(
+    row INTEGER PRIMARY KEY, state INTEGER NOT NULL, n INTEGER NOT NULL, worker INTEGER,
+    at REAL NOT NULL, payload BLOB NOT NULL);
+CREATE INDEX bad_outcomes ON outcomes(state, row) WHERE state <> 1;
+CREATE TABLE handouts(
+    number INTEGER PRIMARY KEY, worker INTEGER NOT NULL, at REAL NOT NULL, tasks BLOB NOT NULL);
+CREATE TABLE failures(
+    row INTEGER NOT NULL, n INTEGER NOT NULL, worker INTEGER, at REAL NOT NULL,
+    is_counted INTEGER NOT NULL, is_loss INTEGER NOT NULL, why TEXT NOT NULL);
+CREATE INDEX failures_of ON failures(row);
+CREATE TABLE workers(
+    worker INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, completed INTEGER NOT NULL DEFAULT 0,
+    failed INTEGER NOT NULL DEFAULT 0, type TEXT NOT NULL DEFAULT '', capabilities BLOB);
+CREATE TABLE totals(
+    id INTEGER PRIMARY KEY CHECK (id = 1), submitted INTEGER NOT NULL, completed INTEGER NOT NULL,
+    failed INTEGER NOT NULL, cancelled INTEGER NOT NULL, pruned INTEGER NOT NULL);
+INSERT INTO totals VALUES (1, 0, 0, 0, 0, 0);
+CREATE TABLE keys(
+    key TEXT PRIMARY KEY, digest BLOB NOT NULL, first INTEGER NOT NULL, count INTEGER NOT NULL)
+    WITHOUT ROWID;
+CREATE INDEX keys_of ON keys(first);
+CREATE TABLE pruned(
+    number INTEGER PRIMARY KEY, first INTEGER NOT NULL UNIQUE, count INTEGER NOT NULL,
+    at REAL NOT NULL);
+"""
+
+#: Rows per multi-row statement, largest first: `executemany` retakes the GIL for every row.
+_CHUNKS: Final = (256, 32, 4, 1)
+_COMPLETED, _FAILED, _CANCELLED = 1, 2, 3
+
+
+class Journal:
+    """The writing connection.
+
+    Args:
+        path: the database file; its folder is made.
+        synchronous: FULL; anything else only for showing that it loses.
+
+    Raises:
+        JournalHeldError: another process has it open.
+        JournalBrokenError: the file is damaged, of a newer version, or on a network disk.
+    """
+
+    def __init__(self, path: Path, *, synchronous: str = "FULL") -> None:
+        self.path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._lock = _Lock(path.with_name(path.name + ".lock"))
+        try:
+            _refuse_network_disk(path)
+            self._db = self._open(synchronous)
+        except BaseException:
+            self._lock.close()
+            raise
+        self._sids: dict[str, int] = dict(self._rows("SELECT name, sid FROM sessions"))
+        self._workers: dict[str, int] = dict(self._rows("SELECT name, worker FROM workers"))
+
+    # -------------------------------------------------------------------- writing
+
+    def append(self, facts: Sequence[Fact]) -> None:
+        """Write the facts and commit; when this returns they are on the disk.
+
+        Raises:
+            JournalError: nothing of it was written; the file must be opened anew.
+        """
+        kinds: dict[type, list[Fact]] = {}
+        for fact in facts:
+            kinds.setdefault(type(fact), []).append(fact)
+        try:
+            self._db.execute("BEGIN IMMEDIATE")
+            for kind, write in _WRITERS.items():
+                if kind in kinds:
+                    write(self, kinds[kind])
+            self._db.execute("COMMIT")
+        except apsw.Error as error:
+            with contextlib.suppress(apsw.Error):
+                self._db.execute("ROLLBACK")
+            raise JournalError(f"cannot write {self.path.name}: {error}") from error
+
+    def _submitted(self, facts: list[Submitted]) -> None:
+        encode = msgspec.msgpack.encode
+        values: list[Value] = []
+        count = 0
+        for fact in facts:
+            size = sum(map(len, fact.payloads))
+            n = len(fact.payloads)
+            first = self._row_of(fact.session, fact.first)
+            spec = encode(fact.spec)
+            values += (None, first, n, spec, fact.spec.type, fact.at, size, 0)
+            values.append(encode(fact.payloads))
+            count += n
+            if fact.key:
+                self._insert("keys", [fact.key, fact.digest, first, fact.key_count], width=4)
+        self._insert("batches", values, width=9)
+        self._db.execute("UPDATE totals SET submitted = submitted + ?", (count,))
+
+    def _handed_out(self, facts: list[HandedOut]) -> None:
+        values: list[Value] = []
+        for fact in facts:
+            tasks = msgspec.msgpack.encode((self._rows_of(fact.ids), fact.ns))
+            values += (fact.number, self._worker(fact.worker_id), fact.at, tasks)
+        self._insert("handouts", values, width=4)
+
+    def _requeued(self, facts: list[Requeued]) -> None:
+        values: list[Value] = []
+        for fact in facts:
+            worker = self._worker(fact.worker_id)
+            flags = (int(fact.is_counted), int(fact.is_loss), fact.why)
+            for row, n in zip(self._rows_of(fact.ids), fact.ns, strict=True):
+                values += (row, n, worker, fact.at, *flags)
+        self._insert("failures", values, width=7)
+
+    def _completed(self, facts: list[Completed]) -> None:
+        values: list[Value] = []
+        done: dict[int, int] = {}
+        for fact in facts:
+            worker, at = self._worker(fact.worker_id), fact.at
+            rows = self._rows_of(fact.ids)
+            for row, n, payload in zip(rows, fact.ns, fact.payloads, strict=True):
+                values += (row, _COMPLETED, n, worker, at, payload)
+            done[worker] = done.get(worker, 0) + len(rows)
+        self._insert("outcomes", values, width=6)
+        total = sum(done.values())
+        self._db.execute("UPDATE totals SET completed = completed + ?", (total,))
+        for worker, count in done.items():
+            self._db.execute(
+                "UPDATE workers SET completed = completed + ? WHERE worker = ?", (count, worker)
+            )
+
+    def _failed(self, facts: list[Failed]) -> None:
+        for fact in facts:
+            worker = self._worker(fact.worker_id) if fact.worker_id else None
+            self._end(fact.ids, fact.ns, fact.payloads, state=_FAILED, worker=worker, at=fact.at)
+            values: list[Value] = []
+            for row, n in zip(self._rows_of(fact.ids), fact.ns, strict=True):
+                values += (row, n, worker, fact.at, 1, 0, fact.why)
+            self._insert("failures", values, width=7)
+            count = len(fact.ids)
+            self._db.execute("UPDATE totals SET failed = failed + ?", (count,))
+            if worker is not None:
+                self._db.execute(
+                    "UPDATE workers SET failed = failed + ? WHERE worker = ?", (count, worker)
+                )
+
+    def _cancelled(self, facts: list[Cancelled]) -> None:
+        for fact in facts:
+            self._end(fact.ids, fact.ns, fact.payloads, state=_CANCELLED, worker=None, at=fact.at)
+            self._db.execute("UPDATE totals SET cancelled = cancelled + ?", (len(fact.ids),))
+
+    def _end(
+        self,
+        ids: list[str],
+        ns: list[int],
+        payloads: list[bytes],
+        *,
+        state: int,
+        worker: int | None,
+        at: float,
+    ) -> None:
+        values: list[Value] = []
+        for row, n, payload in zip(self._rows_of(ids), ns, payloads, strict=True):
+            values += (row, state, n, worker, at, payload)
+        self._insert("outcomes", values, width=6)
+
+    def _enrolled(self, facts: list[Enrolled]) -> None:
+        for fact in facts:
+            self._db.execute(
+                "UPDATE workers SET type = ?, capabilities = ? WHERE worker = ?",
+                (fact.worker_type, fact.capabilities, self._worker(fact.worker_id)),
+            )
+
+    def _dismissed(self, facts: list[Dismissed]) -> None:
+        for fact in facts:
+            worker = self._worker(fact.worker_id)
+            self._db.execute("UPDATE workers SET capabilities = NULL WHERE worker = ?", (worker,))
+
+    def _closed(self, facts: list[Closed]) -> None:
+        for fact in facts:
+            firsts = [self._row_of(session, first) for session, first in fact.batches]
+            for start in range(0, len(firsts), _CHUNKS[0]):
+                part = firsts[start : start + _CHUNKS[0]]
+                marks = ",".join("?" * len(part))
+                self._db.execute(f"UPDATE batches SET is_done = 1 WHERE first IN ({marks})", part)
+
+    def _settled(self, facts: list[HandoutsSettled]) -> None:
+        self._db.execute("DELETE FROM handouts WHERE number < ?", (facts[-1].below,))
+
+    def _pruned(self, facts: list[Pruned]) -> None:
+        for fact in facts:
+            for session, n, count in fact.batches:
+                first = self._row_of(session, n)
+                reach = (first, first + count)
+                self._db.execute("DELETE FROM outcomes WHERE row >= ? AND row < ?", reach)
+                self._db.execute("DELETE FROM failures WHERE row >= ? AND row < ?", reach)
+                self._db.execute("DELETE FROM keys WHERE first = ?", (first,))
+                self._db.execute("DELETE FROM batches WHERE first = ?", (first,))
+                self._insert("pruned", [None, first, count, fact.at], width=4)
+                self._db.execute("UPDATE totals SET pruned = pruned + ?", (count,))
+            self._db.execute(
+                "DELETE FROM pruned WHERE number <= (SELECT max(number) FROM pruned) - ?",
+                (MAX_TOMBSTONES,),
+            )
+
+    # ------------------------------------------------------------------- starting
+
+    def restore(self) -> Restored:
+        """Raise the epoch, durably, and return the state to go on from."""
+        meta = dict(self._rows("SELECT name, value FROM meta"))
+        epoch = int(str(meta["epoch"])) + 1
+        try:
+            self._db.execute("UPDATE meta SET value = ? WHERE name = 'epoch'", (epoch,))
+        except apsw.Error as error:
+            raise JournalError(f"cannot write {self.path.name}: {error}") from error
+        secret = meta["secret"]
+        assert isinstance(secret, bytes)
+        restored = Restored(epoch, secret)
+        names = {sid: name for name, sid in self._sids.items()}
+        self._restore_counts(restored, names)
+        self._restore_batches(restored, names)
+        self._restore_hands(restored, names)
+        return restored
+
+    @property
+    def broker_id(self) -> str:
+        """The stable id of this orchestrator, made with the file."""
+        return str(self._rows("SELECT value FROM meta WHERE name = 'broker_id'")[0][0])
+
+    def _restore_counts(self, restored: Restored, names: dict[int, str]) -> None:
+        row = self._rows("SELECT submitted, completed, failed, cancelled, pruned FROM totals")[0]
+        submitted, completed, failed, cancelled, pruned = (int(str(v)) for v in row)
+        restored.totals = Totals(submitted, completed, failed, cancelled)
+        restored.kept_finished = completed + failed + cancelled - pruned
+        for name, done, bad, kind, capabilities in self._rows(
+            "SELECT name, completed, failed, type, capabilities FROM workers"
+        ):
+            restored.workers[name] = WorkerRecord(done, bad, kind, capabilities)
+        for key, digest, first, count in self._rows("SELECT key, digest, first, count FROM keys"):
+            restored.keys[key] = (digest, *_split(first, names), count)
+        restored.next_handout = 1 + int(
+            str(self._rows("SELECT coalesce(max(number), 0) FROM handouts")[0][0])
+        )
+
+    def _restore_batches(self, restored: Restored, names: dict[int, str]) -> None:
+        start = end = -1
+        used = (
+            "SELECT first, count FROM batches UNION ALL SELECT first, count FROM pruned ORDER BY 1"
+        )
+        for first, count in self._db.execute(used):
+            if first != end:
+                self._accept(restored, names, start, end)
+                start = first
+            end = first + count
+        self._accept(restored, names, start, end)
+        finished: dict[int, list[int]] = {}
+        for seq, index in self._db.execute(
+            "SELECT b.seq, o.row - b.first FROM batches b JOIN outcomes o"
+            " ON o.row >= b.first AND o.row < b.first + b.count WHERE b.is_done = 0"
+        ):
+            finished.setdefault(seq, []).append(index)
+        decode = msgspec.msgpack.Decoder(Spec).decode
+        specs: dict[bytes, Spec] = {}
+        for seq, first, count, blob, at, size in self._db.execute(
+            "SELECT seq, first, count, spec, at, bytes FROM batches WHERE is_done = 0 ORDER BY seq"
+        ):
+            spec = specs.get(blob) or specs.setdefault(blob, decode(blob))
+            session, n = _split(first, names)
+            batch = Batch(session, n, count, spec, at, size, 0)
+            restored.batches.append((batch, finished.get(seq, [])))
+
+    @staticmethod
+    def _accept(restored: Restored, names: dict[int, str], start: int, end: int) -> None:
+        if end > start:
+            session, n = _split(start, names)
+            restored.accepted.setdefault(session, []).append((n, end - start))
+
+    def _restore_hands(self, restored: Restored, names: dict[int, str]) -> None:
+        """Find who had what, and what had gone wrong before."""
+        workers = {number: name for name, number in self._workers.items()}
+        holders: dict[int, tuple[int, int]] = {}
+        for worker, tasks in self._db.execute("SELECT worker, tasks FROM handouts ORDER BY number"):
+            rows, ns = msgspec.msgpack.decode(tasks)
+            holders.update((row, (n, worker)) for row, n in zip(rows, ns, strict=True))
+        known = "SELECT 1 FROM outcomes o WHERE o.row = f.row"
+        for row, n, worker, is_counted, is_loss in self._db.execute(
+            "SELECT f.row, f.n, f.worker, f.is_counted, f.is_loss FROM failures f"
+            f" WHERE NOT EXISTS ({known}) ORDER BY f.rowid"
+        ):
+            session, counter = _split(row, names)
+            task_id = f"{session}-{counter}"
+            highest, errors, losses, failed_on = restored.troubled.get(task_id, (0, 0, [], []))
+            name = workers.get(worker, "")
+            if is_loss and name not in losses:
+                losses.append(name)
+            if is_counted:
+                failed_on.append(name)
+            restored.troubled[task_id] = (
+                max(highest, n),
+                errors + is_counted,
+                losses,
+                failed_on,
+            )
+            if row in holders and holders[row][0] <= n:
+                del holders[row]
+        for row, (n, worker) in holders.items():
+            session, counter = _split(row, names)
+            restored.in_flight[f"{session}-{counter}"] = (n, workers[worker])
+
+    # ---------------------------------------------------------------- the file itself
+
+    def free_bytes(self) -> int:
+        """Return how much room the disk of the journal has."""
+        return shutil.disk_usage(self.path.parent).free
+
+    def close(self) -> None:
+        """Fold the log back and let the file go."""
+        with contextlib.suppress(apsw.Error):
+            self._db.close()
+        self._lock.close()
+
+    def _open(self, synchronous: str) -> apsw.Connection:
+        is_new = not self.path.exists() or self.path.stat().st_size == 0
+        try:
+            db = apsw.Connection(str(self.path))
+            db.set_busy_timeout(BUSY_MS)
+            db.execute("PRAGMA journal_mode = WAL").fetchall()
+            db.execute(f"PRAGMA synchronous = {synchronous}")
+            db.execute("PRAGMA fullfsync = ON")
+            db.execute("PRAGMA checkpoint_fullfsync = ON")
+            db.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}").fetchall()
+            if is_new:
+                self._create(db)
+            self._check(db)
+        except apsw.Error as error:
+            raise JournalBrokenError(
+                f"{self.path} cannot be read as a journal ({error}): restore it from a backup, or "
+                "move it away to start with an empty queue"
+            ) from error
+        return db
+
+    @staticmethod
+    def _create(db: apsw.Connection) -> None:
+        with db:
+            db.execute(_SCHEMA)
+            for name, value in (
+                ("schema", SCHEMA_VERSION),
+                ("epoch", 0),
+                ("secret", secrets.token_bytes(32)),
+                ("broker_id", "orch-" + secrets.token_hex(5)),
+                ("created_at", time.time()),
+            ):
+                db.execute("INSERT INTO meta VALUES (?, ?)", (name, value))
+
+    def _check(self, db: apsw.Connection) -> None:
+        found = db.execute("SELECT value FROM meta WHERE name = 'schema'").fetchall()
+        version = found[0][0] if found else None
+        if version != SCHEMA_VERSION:
+            raise JournalBrokenError(
+                f"{self.path} has schema version {version}, this d8mesh knows {SCHEMA_VERSION}: "
+                "use the d8mesh that wrote it, or a newer one"
+            )
+        if self.path.stat().st_size <= QUICK_CHECK_BYTES:
+            verdict = db.execute("PRAGMA quick_check(1)").fetchall()[0][0]
+            if verdict != "ok":
+                raise JournalBrokenError(f"{self.path} is damaged ({verdict}): restore a backup")
+
+    # --------------------------------------------------------------------- helpers
+
+    def _rows(self, sql: str, values: Sequence[Value] = ()) -> list[tuple[object, ...]]:
+        return self._db.execute(sql, values).fetchall()
+
+    def _insert(self, table: str, values: list[Value], *, width: int) -> None:
+        """Insert rows of `width` columns given as one flat list, in multi-row statements."""
+        start = 0
+        for rows in _CHUNKS:
+            step = rows * width
+            while len(values) - start >= step:
+                self._db.execute(_insert_sql(table, width, rows), values[start : start + step])
+                start += step
+
+    def _row_of(self, session: str, n: int) -> int:
+        sid = self._sids.get(session)
+        if sid is None:
+            sid = len(self._sids) + 1
+            if sid > MAX_SESSIONS:
+                raise JournalError(f"{self.path.name} names {MAX_SESSIONS} sessions: start a new")
+            self._db.execute("INSERT INTO sessions VALUES (?, ?)", (sid, session))
+            self._sids[session] = sid
+        return sid << COUNTER_BITS | n
+
+    def _rows_of(self, ids: Iterable[str]) -> list[int]:
+        sids, shift = self._sids, COUNTER_BITS
+        return [(sids[i[:16]] << shift) + int(i[17:]) for i in ids]
+
+    def _worker(self, name: str) -> int:
+        number = self._workers.get(name)
+        if number is None:
+            number = len(self._workers) + 1
+            self._db.execute("INSERT INTO workers(worker, name) VALUES (?, ?)", (number, name))
+            self._workers[name] = number
+        return number
+
+
+#: What each fact writes, in the order of writing within a commit. Facts that only tell
+#: memory something (Due, Adopted) are not here.
+_WRITERS: Final[dict[type, Callable[..., None]]] = {
+    Submitted: Journal._submitted,
+    HandedOut: Journal._handed_out,
+    Requeued: Journal._requeued,
+    Completed: Journal._completed,
+    Failed: Journal._failed,
+    Cancelled: Journal._cancelled,
+    Enrolled: Journal._enrolled,
+    Dismissed: Journal._dismissed,
+    Closed: Journal._closed,
+    HandoutsSettled: Journal._settled,
+    Pruned: Journal._pruned,
+}
+
+_statements: Final[dict[tuple[str, int, int], str]] = {}
+
+
+def _insert_sql(table: str, width: int, rows: int) -> str:
+    key = (table, width, rows)
+    if key not in _statements:
+        one = "(" + ",".join("?" * width) + ")"
+        _statements[key] = f"INSERT INTO {table} VALUES " + ",".join([one] * rows)
+    return _statements[key]
+
+
+def _split(row: int, names: dict[int, str]) -> tuple[str, int]:
+    return names[row >> COUNTER_BITS], row & (1 << COUNTER_BITS) - 1
+
+
+class _Lock:
+    """An operating-system lock on a file of its own, never on the database.
+
+    Closing any descriptor of a database file drops SQLite's own locks on POSIX.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("a+b")
+        try:
+            _lock_file(self._file.fileno())
+        except OSError as error:
+            with path.open("rb") as held:
+                held.seek(1)
+                holder = held.read(200).decode("utf-8", "replace").strip() or "unknown"
+            self._file.close()
+            raise JournalHeldError(
+                f"{path.with_suffix('').name} is in use by another orchestrator ({holder}): stop "
+                "it first, or give this one its own D8_DATA_DIR"
+            ) from error
+        self._file.truncate(0)
+        self._file.write(f"-process {os.getpid()}".encode())
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()  # closing lets the lock go
+
+
+if sys.platform == "win32":
+    import msvcrt
+
+    def _lock_file(descriptor: int) -> None:
+        os.lseek(descriptor, 0, os.SEEK_SET)
+        msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+
+else:
+    import fcntl
+
+    def _lock_file(descriptor: int) -> None:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def _refuse_network_disk(path: Path) -> None:
+    """Refuse file systems on which SQLite's locks and syncs are not to be trusted (Linux)."""
+    mounts = Path("/proc/self/mounts")
+    if not mounts.exists():
+        return
+    folder = str(path.parent.resolve())
+    best, kind = "", ""
+    for line in mounts.read_text("utf-8", "replace").splitlines():
+        fields = line.split(" ")
+        point = fields[1].encode().decode("unicode_escape") if len(fields) > 2 else ""
+        is_above = folder == point or folder.startswith(point.rstrip("/") + "/")
+        if point and is_above and len(point) >= len(best):
+            best, kind = point, fields[2]
+    if kind in _NETWORK_FILE_SYSTEMS:
+        raise JournalBrokenError(
+            f"{folder} is on a network file system ({kind}), which cannot keep a journal safe: "
+            "set D8_DATA_DIR to a folder on a disk of this machine"
+        )
