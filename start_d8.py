@@ -259,12 +259,16 @@ def _make_environment(venv: Path) -> None:
         raise SetupError(
             f"{venv} is no virtual environment and not empty: name another folder in D8_VENV"
         )
-    is_sound = is_venv and _is_alive(venv) and _version_of(_python_of(venv)) >= MINIMUM
-    if is_sound and _succeeds([str(_python_of(venv)), "-m", "pip", "--version"]):
-        return
+    python = str(_python_of(venv))
+    has_pip = [python, "-m", "pip", "--version"]
+    if is_venv and _is_alive(venv) and _version_of(Path(python)) >= MINIMUM:
+        if _succeeds(has_pip):
+            return
+        if _succeeds([python, "-m", "ensurepip"]) and _succeeds(has_pip):
+            return
     if not _succeeds([sys.executable, "-c", "import venv, ensurepip"]):
         raise SetupError(_no_venv_sentence())
-    _call([sys.executable, "-m", "venv", *([] if is_sound else ["--clear"]), str(venv)], venv)
+    _call([sys.executable, "-m", "venv", "--clear", str(venv)], venv)
 
 
 def _no_venv_sentence() -> str:

@@ -298,7 +298,15 @@ def _load(command: Command) -> Handler:
         if not (_CHECKOUT / "bench").is_dir():
             raise D8Error("the bench is not installed: run `start_d8.py bench` in the source")
         sys.path.insert(0, str(_CHECKOUT))
-    return cast(Handler, getattr(importlib.import_module(module_name), function))
+    try:
+        return cast(Handler, getattr(importlib.import_module(module_name), function))
+    except ModuleNotFoundError as error:
+        if not error.name or error.name.partition(".")[0] in ("d8mesh", "bench"):
+            raise
+        raise D8Error(
+            f"the package {error.name} is not installed: start with `python3 start_d8.py`, "
+            "which installs what is missing"
+        ) from error
 
 
 def _count(low: int, high: int) -> Callable[[str], int]:

@@ -1,0 +1,362 @@
+"""The command line: one table, seen as menu and as sub-commands."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+
+from d8mesh import cli, errors
+from d8mesh.cli import COMMANDS, EXIT_CODES, Command, main
+from d8mesh.config import SETTINGS, Config
+
+ROOT = Path(__file__).resolve().parent.parent
+#: The documented numbers of the menu.
+DOCUMENTED_MENU = {
+    1: ("status",),
+    2: ("niche",),
+    3: ("evolution",),
+    4: ("orchestrator",),
+    5: ("worker", "--type", "groq"),
+    6: ("worker", "--type", "gemini"),
+    7: ("worker", "--type", "deepseek"),
+    8: ("up",),
+}
+
+#: What the probe command was called with, and what it does instead of an orchestrator.
+seen: list[tuple[Config, argparse.Namespace]] = []
+outcomes: list[BaseException | int] = []
+
+
+def probe(config: Config, options: argparse.Namespace) -> int:
+    """Stand in a command's place: note what came, do what the test wants."""
+    seen.append((config, options))
+    outcome = outcomes.pop(0) if outcomes else 0
+    if isinstance(outcome, BaseException):
+        raise outcome
+    return outcome
+
+
+@pytest.fixture(autouse=True)
+def _every_command_is_the_probe(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    for name in [*(setting.variable for setting in SETTINGS), "LC_ALL", "LC_MESSAGES"]:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("LANG", "en_US.UTF-8")
+    monkeypatch.delenv("D8_NO_ENV_FILE", raising=False)
+    (tmp_path / "start_d8.py").write_text("", "utf-8")
+    monkeypatch.setattr(cli, "_CHECKOUT", tmp_path)
+    monkeypatch.setattr(cli, "_load", lambda command: probe)
+    seen.clear()
+    outcomes.clear()
+    yield
+    seen.clear()
+
+
+def choose(monkeypatch: pytest.MonkeyPatch, *answers: str) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO("".join(f"{answer}\n" for answer in answers)))
+
+
+def test_the_menu_has_the_documented_numbers() -> None:
+    menu = {
+        choice.number: (command.name, *choice.arguments)
+        for command in COMMANDS
+        for choice in command.choices
+    }
+    assert menu == DOCUMENTED_MENU
+    assert cli.EXIT_NUMBER == "9"
+
+
+@pytest.mark.parametrize("number", sorted(DOCUMENTED_MENU))
+def test_each_number_runs_its_command(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    choose(monkeypatch, str(number), "9")
+    assert main([]) == 0
+    ((_, options),) = seen
+    assert options.command == DOCUMENTED_MENU[number][0]
+    if options.command == "worker":
+        assert options.type == DOCUMENTED_MENU[number][2]
+
+
+def test_the_menu_ends_quietly_at_the_end_of_the_input(monkeypatch: pytest.MonkeyPatch) -> None:
+    choose(monkeypatch)
+    assert main([]) == 0
+
+
+@pytest.mark.parametrize("answer", ["0", "10", "x", "", "4; rm", "٤", "-1", "9" * 5000])
+def test_a_wrong_choice_is_answered_and_the_menu_comes_back(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], answer: str
+) -> None:
+    choose(monkeypatch, answer, "9")
+    assert main([]) == 0
+    out = capsys.readouterr().out
+    assert "is not in the menu" in out
+    assert out.count("Orchestrator") == 2
+    assert seen == []
+
+
+def test_the_menu_comes_back_after_a_command_that_failed_or_was_interrupted(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    outcomes.extend([errors.BrokerUnavailableError("nobody there"), KeyboardInterrupt()])
+    choose(monkeypatch, "1", "2", "3", "9")
+    assert main([]) == 0
+    captured = capsys.readouterr()
+    assert len(seen) == 3
+    assert "error: nobody there" in captured.err
+    assert "(ended with code 1)" in captured.out
+    assert "(ended with code 130)" in captured.out
+
+
+def test_a_setting_of_one_choice_is_not_the_next_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    choose(monkeypatch, "5", "8", "9")
+    main([])
+    assert [config.worker_type for config, _ in seen] == ["groq", None]
+
+
+@pytest.mark.parametrize(
+    ("env", "prompt"),
+    [
+        ({"LANG": "es_AR.UTF-8"}, "Elige"),
+        ({"LANG": "de_DE.UTF-8"}, "Choose"),
+        ({"LC_ALL": "C", "LANG": "es_ES.UTF-8"}, "Choose"),
+        ({"LANG": "es_ES.UTF-8", "D8_LANG": "en"}, "Choose"),
+        ({"LANG": "C", "D8_LANG": "ES"}, "Elige"),
+    ],
+)
+def test_the_menu_speaks_by_locale_and_d8_lang_decides(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    env: dict[str, str],
+    prompt: str,
+) -> None:
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    choose(monkeypatch, "9")
+    main([])
+    assert prompt in capsys.readouterr().out
+
+
+def test_the_environment_wins_over_the_file(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / ".env").write_text("FLASK_PORT=7005\nD8_MESH='casa'\n# no\n", "utf-8")
+    monkeypatch.setenv("FLASK_PORT", "7006")
+    assert main(["status"]) == 0
+    ((config, _),) = seen
+    assert (config.web_port, config.mesh) == (7006, "casa")
+
+
+def test_the_file_may_be_left_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text("FLASK_PORT=7005\n", "utf-8")
+    monkeypatch.setenv("D8_NO_ENV_FILE", "1")
+    main(["status"])
+    assert seen[0][0].web_port == 7001
+
+
+def test_a_file_that_is_no_text_is_a_clear_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / ".env").write_bytes(b"FLASK_PORT=\xff\xfe\x00")
+    assert main(["status"]) == 2
+    assert ".env cannot be read" in capsys.readouterr().err
+
+
+def test_a_relative_data_folder_lies_beside_the_launcher(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("D8_DATA_DIR", "elsewhere")
+    main(["status"])
+    monkeypatch.setenv("D8_DATA_DIR", str(tmp_path.parent))
+    main(["status"])
+    monkeypatch.delenv("D8_DATA_DIR")
+    main(["status"])
+    folders = [config.data_dir for config, _ in seen]
+    assert folders == [str(tmp_path / "elsewhere"), str(tmp_path.parent), str(tmp_path / "data")]
+
+
+def test_options_that_stand_for_a_setting_win_and_reach_children(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FLASK_PORT", "7002")
+    inherited: list[str] = []
+
+    def note_environment(config: Config, options: argparse.Namespace) -> int:
+        inherited.append(os.environ["FLASK_PORT"])
+        return probe(config, options)
+
+    monkeypatch.setattr(cli, "_load", lambda command: note_environment)
+    assert main(["orchestrator", "--port", "7003", "--data", "here"]) == 0
+    ((config, _),) = seen
+    assert (config.web_port, config.data_dir) == (7003, str(tmp_path / "here"))
+    assert inherited == ["7003"]
+    assert os.environ["FLASK_PORT"] == "7002"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["orchestrator", "--port", "99999"], "FLASK_PORT='99999': expected a port, 1 to 65535"),
+        (["worker", "--type", "a b"], "WORKER_TYPE='a b': expected"),
+        (["worker", "--slots", "0"], "expected a whole number, 1 to 4096, not '0'"),
+        (["worker", "--slots", "9" * 30], "expected a whole number"),
+        (["evolution", "--mutation-rate", "1.5"], "expected a number, 0 to 1, not '1.5'"),
+        (["evolution", "--mutation-rate", "nan"], "expected a number, 0 to 1"),
+        (["niche", "--timeout", "soon"], "expected a number"),
+        (["orchestratr"], "invalid choice"),
+        (["status", "--jso"], "unrecognized arguments"),
+        (["status", "extra"], "unrecognized arguments"),
+        (["--nonsense"], "arguments are required: COMMAND"),
+    ],
+)
+def test_bad_usage_is_told_with_code_2(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], told: str
+) -> None:
+    assert main(arguments) == 2
+    assert seen == []
+    captured = capsys.readouterr()
+    assert told in captured.err
+    assert "Traceback" not in captured.err
+
+
+def test_all_bad_settings_are_told_one_line_each(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FLASK_PORT", "x")
+    monkeypatch.setenv("D8_LANG", "fr")
+    assert main(["status"]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 2
+    assert main([]) == 2
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (errors.D8Error("no"), 1),
+        (errors.BrokerUnavailableError("no"), 1),
+        (errors.ConfigError("no"), 2),
+        (errors.JournalError("no"), 1),
+        (errors.JournalHeldError("no"), 3),
+        (errors.JournalBrokenError("no"), 4),
+        (KeyboardInterrupt(), 130),
+    ],
+)
+def test_errors_become_one_line_and_their_exit_code(
+    capsys: pytest.CaptureFixture[str], error: BaseException, code: int
+) -> None:
+    outcomes.append(error)
+    assert main(["status"]) == code
+    assert code in EXIT_CODES
+    err = capsys.readouterr().err
+    assert err == ("" if code == 130 else "error: no\n")
+
+
+def test_a_bug_is_not_hidden() -> None:
+    outcomes.append(ZeroDivisionError("bug"))
+    with pytest.raises(ZeroDivisionError):
+        main(["status"])
+
+
+def test_warnings_of_the_settings_are_told_but_not_by_children(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("D8_MESHH", "x")
+    main(["_broker", "--anything", "goes"])
+    assert capsys.readouterr().err == ""
+    assert seen[0][1].rest == ["--anything", "goes"]
+    main(["status"])
+    assert "warning: D8_MESHH" in capsys.readouterr().err
+
+
+def test_pytest_gets_its_arguments_unread_whatever_the_settings(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("FLASK_PORT", "x")
+    assert main(["test", "-k", "name", "--help"]) == 0
+    assert seen[0][1].rest == ["-k", "name", "--help"]
+
+
+def test_worker_options_have_their_documented_names() -> None:
+    main(["worker", "--type", "cpu", "--tasks", "one", "--tasks", "two.three", "--slots", "3"])
+    ((config, options),) = seen
+    assert (options.type, options.tasks, options.slots) == ("cpu", ["one", "two.three"], 3)
+    assert config.worker_type == "cpu"
+
+
+def test_help_lists_every_command_but_the_internal_ones(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["--help"]) == 0
+    out = capsys.readouterr().out
+    for command in COMMANDS:
+        is_listed = re.search(rf"^    {command.name}\b", out, re.MULTILINE) is not None
+        assert is_listed != command.is_internal
+        assert command.is_internal or command.summary
+
+
+def test_every_handler_is_named_module_and_function() -> None:
+    for command in COMMANDS:
+        assert re.fullmatch(r"[a-z0-9_.]+:[a-z_]+", command.handler)
+    assert len({command.name for command in COMMANDS}) == len(COMMANDS)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [each for each in COMMANDS if each.handler.startswith("d8mesh.")],
+    ids=lambda command: str(command.name),
+)
+def test_every_handler_is_there(monkeypatch: pytest.MonkeyPatch, command: Command) -> None:
+    monkeypatch.undo()
+    assert callable(cli._load(command))
+
+
+def test_a_missing_package_is_told_with_what_to_do(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.undo()
+    (tmp_path / "needy.py").write_text("import no_such_package\n", "utf-8")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(errors.D8Error, match="no_such_package is not installed: start with"):
+        cli._load(Command(name="needy", handler="needy:run"))
+
+
+def test_the_command_line_starts_without_loading_the_network() -> None:
+    code = "import sys, d8mesh.cli; print(*sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=True,
+    )
+    heavy = {"zmq", "zeroconf", "werkzeug", "granian", "apsw", "rich", "ollama", "pytest", "dotenv"}
+    assert heavy & set(done.stdout.split()) == set()
+
+
+def test_python_m_d8mesh_is_the_command_line() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "d8mesh", "--version"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert (done.returncode, done.stdout.split()[0]) == (0, "d8mesh")
+
+
+def test_control_c_outside_a_command_ends_with_130(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Interrupting(io.StringIO):
+        def readline(self, size: int | None = -1, /) -> NoReturn:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys, "stdin", Interrupting())
+    assert main([]) == 130
