@@ -1,11 +1,7 @@
-"""The journal: facts to SQLite in one commit per batch, and the state back at a start.
+"""Facts to SQLite: one connection writes and checkpoints, one commit per batch of facts.
 
-One connection writes and checkpoints (`Journal`); `Reader` connections only read and may
-live on another thread. SQLite through apsw, which carries a current SQLite of its own.
-
-A task's row id is its session's number and its counter (`_row`), so no index on text ids
-exists, and inserts go to the end of a session's range. Payloads of a batch are one blob;
-a result is one row. What a fact writes stands in `_WRITERS`, the schema in `_SCHEMA`.
+What a fact writes stands in `_WRITERS`. SQLite comes through apsw, which carries a current
+one of its own.
 
 Source: https://www.sqlite.org/wal.html, https://www.sqlite.org/pragma.html#pragma_synchronous
 """
@@ -16,17 +12,16 @@ import contextlib
 import os
 import secrets
 import shutil
-import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Final, TypeAlias
+from typing import Final
 
 import apsw
+import filelock
 import msgspec
 
 from d8mesh.core.dispatcher import Restored
-from d8mesh.core.records import Batch, Totals, WorkerRecord
 from d8mesh.core.task import (
     Cancelled,
     Closed,
@@ -39,18 +34,24 @@ from d8mesh.core.task import (
     HandoutsSettled,
     Pruned,
     Requeued,
-    Spec,
     Submitted,
+)
+from d8mesh.edge.journal import restore
+from d8mesh.edge.journal.schema import (
+    CANCELLED,
+    CHUNKS,
+    COMPLETED,
+    COUNTER_BITS,
+    FAILED,
+    MAX_SESSIONS,
+    MAX_TOMBSTONES,
+    SCHEMA,
+    SCHEMA_VERSION,
+    Value,
+    insert_sql,
 )
 from d8mesh.errors import JournalBrokenError, JournalError, JournalHeldError
 
-SCHEMA_VERSION: Final = 1
-#: A task id's counter takes the low 40 bits of its row id, its session's number the rest.
-COUNTER_BITS: Final = 40
-#: Sessions one file can name: row ids are signed 64-bit integers.
-MAX_SESSIONS: Final = 2**23 - 1
-#: Tombstones of pruned batches kept, so that their tasks answer "pruned" and not "unknown".
-MAX_TOMBSTONES: Final = 1_000_000
 #: The log file is folded back into the database at about 16 MB (4 KiB pages).
 CHECKPOINT_PAGES: Final = 4000
 #: Files up to this size are checked page by page at a start; larger ones would take minutes.
@@ -60,47 +61,6 @@ BUSY_MS: Final = 5000
 _NETWORK_FILE_SYSTEMS: Final = frozenset(
     {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ncpfs", "fuse.sshfs", "ceph"}
 )
-
-Value: TypeAlias = None | int | float | str | bytes
-Row: TypeAlias = tuple[object, ...]
-
-_SCHEMA: Final = """
-CREATE TABLE meta(name TEXT PRIMARY KEY, value) WITHOUT ROWID;
-CREATE TABLE sessions(sid INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE);
-CREATE TABLE batches(
-    seq INTEGER PRIMARY KEY, first INTEGER NOT NULL UNIQUE, count INTEGER NOT NULL,
-    spec BLOB NOT NULL, type TEXT NOT NULL, at REAL NOT NULL, bytes INTEGER NOT NULL,
-    is_done INTEGER NOT NULL, payloads BLOB NOT NULL);
-CREATE INDEX open_batches ON batches(seq) WHERE is_done = 0;
-CREATE TABLE outcomes(
-    row INTEGER PRIMARY KEY, state INTEGER NOT NULL, n INTEGER NOT NULL, worker INTEGER,
-    at REAL NOT NULL, payload BLOB NOT NULL);
-CREATE INDEX bad_outcomes ON outcomes(state, row) WHERE state <> 1;
-CREATE TABLE handouts(
-    number INTEGER PRIMARY KEY, worker INTEGER NOT NULL, at REAL NOT NULL, tasks BLOB NOT NULL);
-CREATE TABLE failures(
-    row INTEGER NOT NULL, n INTEGER NOT NULL, worker INTEGER, at REAL NOT NULL,
-    is_counted INTEGER NOT NULL, is_loss INTEGER NOT NULL, why TEXT NOT NULL);
-CREATE INDEX failures_of ON failures(row);
-CREATE TABLE workers(
-    worker INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, completed INTEGER NOT NULL DEFAULT 0,
-    failed INTEGER NOT NULL DEFAULT 0, type TEXT NOT NULL DEFAULT '', capabilities BLOB);
-CREATE TABLE totals(
-    id INTEGER PRIMARY KEY CHECK (id = 1), submitted INTEGER NOT NULL, completed INTEGER NOT NULL,
-    failed INTEGER NOT NULL, cancelled INTEGER NOT NULL, pruned INTEGER NOT NULL);
-INSERT INTO totals VALUES (1, 0, 0, 0, 0, 0);
-CREATE TABLE keys(
-    key TEXT PRIMARY KEY, digest BLOB NOT NULL, first INTEGER NOT NULL, count INTEGER NOT NULL)
-    WITHOUT ROWID;
-CREATE INDEX keys_of ON keys(first);
-CREATE TABLE pruned(
-    number INTEGER PRIMARY KEY, first INTEGER NOT NULL UNIQUE, count INTEGER NOT NULL,
-    at REAL NOT NULL);
-"""
-
-#: Rows per multi-row statement, largest first: `executemany` retakes the GIL for every row.
-_CHUNKS: Final = (256, 32, 4, 1)
-_COMPLETED, _FAILED, _CANCELLED = 1, 2, 3
 
 
 class Journal:
@@ -125,8 +85,8 @@ class Journal:
         except BaseException:
             self._lock.close()
             raise
-        self._sids: dict[str, int] = dict(self._rows("SELECT name, sid FROM sessions"))
-        self._workers: dict[str, int] = dict(self._rows("SELECT name, worker FROM workers"))
+        self._sids: dict[str, int] = dict(self._db.execute("SELECT name, sid FROM sessions"))
+        self._workers: dict[str, int] = dict(self._db.execute("SELECT name, worker FROM workers"))
 
     # -------------------------------------------------------------------- writing
 
@@ -190,7 +150,7 @@ class Journal:
             worker, at = self._worker(fact.worker_id), fact.at
             rows = self._rows_of(fact.ids)
             for row, n, payload in zip(rows, fact.ns, fact.payloads, strict=True):
-                values += (row, _COMPLETED, n, worker, at, payload)
+                values += (row, COMPLETED, n, worker, at, payload)
             done[worker] = done.get(worker, 0) + len(rows)
         self._insert("outcomes", values, width=6)
         total = sum(done.values())
@@ -203,7 +163,7 @@ class Journal:
     def _failed(self, facts: list[Failed]) -> None:
         for fact in facts:
             worker = self._worker(fact.worker_id) if fact.worker_id else None
-            self._end(fact.ids, fact.ns, fact.payloads, state=_FAILED, worker=worker, at=fact.at)
+            self._end(fact.ids, fact.ns, fact.payloads, state=FAILED, worker=worker, at=fact.at)
             values: list[Value] = []
             for row, n in zip(self._rows_of(fact.ids), fact.ns, strict=True):
                 values += (row, n, worker, fact.at, 1, 0, fact.why)
@@ -217,7 +177,7 @@ class Journal:
 
     def _cancelled(self, facts: list[Cancelled]) -> None:
         for fact in facts:
-            self._end(fact.ids, fact.ns, fact.payloads, state=_CANCELLED, worker=None, at=fact.at)
+            self._end(fact.ids, fact.ns, fact.payloads, state=CANCELLED, worker=None, at=fact.at)
             self._db.execute("UPDATE totals SET cancelled = cancelled + ?", (len(fact.ids),))
 
     def _end(
@@ -250,8 +210,8 @@ class Journal:
     def _closed(self, facts: list[Closed]) -> None:
         for fact in facts:
             firsts = [self._row_of(session, first) for session, first in fact.batches]
-            for start in range(0, len(firsts), _CHUNKS[0]):
-                part = firsts[start : start + _CHUNKS[0]]
+            for start in range(0, len(firsts), CHUNKS[0]):
+                part = firsts[start : start + CHUNKS[0]]
                 marks = ",".join("?" * len(part))
                 self._db.execute(f"UPDATE batches SET is_done = 1 WHERE first IN ({marks})", part)
 
@@ -278,105 +238,21 @@ class Journal:
 
     def restore(self) -> Restored:
         """Raise the epoch, durably, and return the state to go on from."""
-        meta = dict(self._rows("SELECT name, value FROM meta"))
-        epoch = int(str(meta["epoch"])) + 1
+        meta = dict(self._db.execute("SELECT name, value FROM meta"))
+        epoch = meta["epoch"] + 1
         try:
             self._db.execute("UPDATE meta SET value = ? WHERE name = 'epoch'", (epoch,))
         except apsw.Error as error:
             raise JournalError(f"cannot write {self.path.name}: {error}") from error
-        secret = meta["secret"]
-        assert isinstance(secret, bytes)
-        restored = Restored(epoch, secret)
-        names = {sid: name for name, sid in self._sids.items()}
-        self._restore_counts(restored, names)
-        self._restore_batches(restored, names)
-        self._restore_hands(restored, names)
+        restored = Restored(epoch, meta["secret"])
+        restore.fill(self._db, restored)
         return restored
 
     @property
     def broker_id(self) -> str:
         """The stable id of this orchestrator, made with the file."""
-        return str(self._rows("SELECT value FROM meta WHERE name = 'broker_id'")[0][0])
-
-    def _restore_counts(self, restored: Restored, names: dict[int, str]) -> None:
-        row = self._rows("SELECT submitted, completed, failed, cancelled, pruned FROM totals")[0]
-        submitted, completed, failed, cancelled, pruned = (int(str(v)) for v in row)
-        restored.totals = Totals(submitted, completed, failed, cancelled)
-        restored.kept_finished = completed + failed + cancelled - pruned
-        for name, done, bad, kind, capabilities in self._rows(
-            "SELECT name, completed, failed, type, capabilities FROM workers"
-        ):
-            restored.workers[name] = WorkerRecord(done, bad, kind, capabilities)
-        for key, digest, first, count in self._rows("SELECT key, digest, first, count FROM keys"):
-            restored.keys[key] = (digest, *_split(first, names), count)
-        restored.next_handout = 1 + int(
-            str(self._rows("SELECT coalesce(max(number), 0) FROM handouts")[0][0])
-        )
-
-    def _restore_batches(self, restored: Restored, names: dict[int, str]) -> None:
-        start = end = -1
-        used = (
-            "SELECT first, count FROM batches UNION ALL SELECT first, count FROM pruned ORDER BY 1"
-        )
-        for first, count in self._db.execute(used):
-            if first != end:
-                self._accept(restored, names, start, end)
-                start = first
-            end = first + count
-        self._accept(restored, names, start, end)
-        finished: dict[int, list[int]] = {}
-        for seq, index in self._db.execute(
-            "SELECT b.seq, o.row - b.first FROM batches b JOIN outcomes o"
-            " ON o.row >= b.first AND o.row < b.first + b.count WHERE b.is_done = 0"
-        ):
-            finished.setdefault(seq, []).append(index)
-        decode = msgspec.msgpack.Decoder(Spec).decode
-        specs: dict[bytes, Spec] = {}
-        for seq, first, count, blob, at, size in self._db.execute(
-            "SELECT seq, first, count, spec, at, bytes FROM batches WHERE is_done = 0 ORDER BY seq"
-        ):
-            spec = specs.get(blob) or specs.setdefault(blob, decode(blob))
-            session, n = _split(first, names)
-            batch = Batch(session, n, count, spec, at, size, 0)
-            restored.batches.append((batch, finished.get(seq, [])))
-
-    @staticmethod
-    def _accept(restored: Restored, names: dict[int, str], start: int, end: int) -> None:
-        if end > start:
-            session, n = _split(start, names)
-            restored.accepted.setdefault(session, []).append((n, end - start))
-
-    def _restore_hands(self, restored: Restored, names: dict[int, str]) -> None:
-        """Find who had what, and what had gone wrong before."""
-        workers = {number: name for name, number in self._workers.items()}
-        holders: dict[int, tuple[int, int]] = {}
-        for worker, tasks in self._db.execute("SELECT worker, tasks FROM handouts ORDER BY number"):
-            rows, ns = msgspec.msgpack.decode(tasks)
-            holders.update((row, (n, worker)) for row, n in zip(rows, ns, strict=True))
-        known = "SELECT 1 FROM outcomes o WHERE o.row = f.row"
-        for row, n, worker, is_counted, is_loss in self._db.execute(
-            "SELECT f.row, f.n, f.worker, f.is_counted, f.is_loss FROM failures f"
-            f" WHERE NOT EXISTS ({known}) ORDER BY f.rowid"
-        ):
-            session, counter = _split(row, names)
-            task_id = f"{session}-{counter}"
-            highest, errors, losses, failed_on = restored.troubled.get(task_id, (0, 0, [], []))
-            name = workers.get(worker, "")
-            if is_loss and name not in losses:
-                losses.append(name)
-            if is_counted:
-                failed_on.append(name)
-            restored.troubled[task_id] = (
-                max(highest, n),
-                errors + is_counted,
-                losses,
-                failed_on,
-            )
-            if row in holders and holders[row][0] <= n:
-                del holders[row]
-        for row, (n, worker) in holders.items():
-            session, counter = _split(row, names)
-            restored.in_flight[f"{session}-{counter}"] = (n, workers[worker])
+        rows = self._db.execute("SELECT value FROM meta WHERE name = 'broker_id'").fetchall()
+        return str(rows[0][0])
 
     # ---------------------------------------------------------------- the file itself
 
@@ -413,7 +289,7 @@ class Journal:
     @staticmethod
     def _create(db: apsw.Connection) -> None:
         with db:
-            db.execute(_SCHEMA)
+            db.execute(SCHEMA)
             for name, value in (
                 ("schema", SCHEMA_VERSION),
                 ("epoch", 0),
@@ -438,16 +314,13 @@ class Journal:
 
     # --------------------------------------------------------------------- helpers
 
-    def _rows(self, sql: str, values: Sequence[Value] = ()) -> list[tuple[object, ...]]:
-        return self._db.execute(sql, values).fetchall()
-
     def _insert(self, table: str, values: list[Value], *, width: int) -> None:
         """Insert rows of `width` columns given as one flat list, in multi-row statements."""
         start = 0
-        for rows in _CHUNKS:
+        for rows in CHUNKS:
             step = rows * width
             while len(values) - start >= step:
-                self._db.execute(_insert_sql(table, width, rows), values[start : start + step])
+                self._db.execute(insert_sql(table, width, rows), values[start : start + step])
                 start += step
 
     def _row_of(self, session: str, n: int) -> int:
@@ -489,20 +362,6 @@ _WRITERS: Final[dict[type, Callable[..., None]]] = {
     Pruned: Journal._pruned,
 }
 
-_statements: Final[dict[tuple[str, int, int], str]] = {}
-
-
-def _insert_sql(table: str, width: int, rows: int) -> str:
-    key = (table, width, rows)
-    if key not in _statements:
-        one = "(" + ",".join("?" * width) + ")"
-        _statements[key] = f"INSERT INTO {table} VALUES " + ",".join([one] * rows)
-    return _statements[key]
-
-
-def _split(row: int, names: dict[int, str]) -> tuple[str, int]:
-    return names[row >> COUNTER_BITS], row & (1 << COUNTER_BITS) - 1
-
 
 class _Lock:
     """An operating-system lock on a file of its own, never on the database.
@@ -511,38 +370,20 @@ class _Lock:
     """
 
     def __init__(self, path: Path) -> None:
-        self._file = path.open("a+b")
+        self._lock = filelock.FileLock(path, blocking=False)
+        holder = path.with_suffix(".holder")
         try:
-            _lock_file(self._file.fileno())
-        except OSError as error:
-            with path.open("rb") as held:
-                held.seek(1)
-                holder = held.read(200).decode("utf-8", "replace").strip() or "unknown"
-            self._file.close()
+            self._lock.acquire()
+        except filelock.Timeout as error:
+            who = holder.read_text("utf-8")[:100] if holder.exists() else "unknown"
             raise JournalHeldError(
-                f"{path.with_suffix('').name} is in use by another orchestrator ({holder}): stop "
-                "it first, or give this one its own D8_DATA_DIR"
+                f"{path.with_suffix('')} is in use by another orchestrator ({who}): stop it "
+                "first, or give this one its own D8_DATA_DIR"
             ) from error
-        self._file.truncate(0)
-        self._file.write(f"-process {os.getpid()}".encode())
-        self._file.flush()
+        holder.write_text(f"process {os.getpid()}", "utf-8")
 
     def close(self) -> None:
-        self._file.close()  # closing lets the lock go
-
-
-if sys.platform == "win32":
-    import msvcrt
-
-    def _lock_file(descriptor: int) -> None:
-        os.lseek(descriptor, 0, os.SEEK_SET)
-        msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
-
-else:
-    import fcntl
-
-    def _lock_file(descriptor: int) -> None:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        self._lock.release()
 
 
 def _refuse_network_disk(path: Path) -> None:

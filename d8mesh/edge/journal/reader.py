@@ -1,0 +1,233 @@
+"""Questions to the journal, on a connection that cannot write and may live on any one thread."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final, TypeAlias
+
+import apsw
+import msgspec
+
+from d8mesh.core.messages import PRUNED_STATE
+from d8mesh.core.task import Spec, parse_id
+from d8mesh.edge.journal.schema import COUNTER_BITS, fetch, split_row
+from d8mesh.errors import InvalidTaskError, JournalError, UnknownTaskError
+
+Rows: TypeAlias = list[tuple[object, ...]]
+
+#: Rows looked at for one page of a filtered listing; a sparse page ends early with a cursor.
+SCAN_ROWS: Final = 20_000
+#: Failures told of one task.
+HISTORY_ROWS: Final = 20
+
+_TASK: Final = """
+SELECT o.row, b.type, b.spec, b.at, o.state, o.n, w.name, o.at, o.payload
+FROM outcomes o JOIN batches b ON b.first = (SELECT max(first) FROM batches WHERE first <= o.row)
+LEFT JOIN workers w ON w.worker = o.worker
+"""
+
+
+class Reader:
+    """A read-only connection.
+
+    Thread: used by one thread at a time.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._db = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READWRITE)
+        self._db.set_busy_timeout(5000)
+        self._db.execute("PRAGMA query_only = ON")
+        self._db.execute("PRAGMA wal_autocheckpoint = 0").fetchall()
+        self._names: dict[int, str] = {}
+        self._questions: dict[str, Callable[..., Rows]] = {
+            "payloads": self._payloads,
+            "outcomes": self._outcomes,
+            "task": self._task,
+            "list": self._list,
+            "replay": self._replay,
+            "prunable": self._prunable,
+        }
+
+    def query(self, what: str, args: tuple[object, ...]) -> Rows:
+        """Answer one question of the dispatcher.
+
+        Raises:
+            JournalError: the file cannot be read.
+            InvalidTaskError: a cursor that did not come from here.
+        """
+        try:
+            return self._questions[what](*args)
+        except apsw.Error as error:
+            raise JournalError(f"cannot read the journal: {error}") from error
+
+    def close(self) -> None:
+        """Let the file go."""
+        self._db.close()
+
+    # ------------------------------------------------------------------ the questions
+
+    def _payloads(self, session: str, first: int) -> Rows:
+        """One row with the list of payloads of a batch."""
+        row = self._row(f"{session}-{first}")
+        found = fetch(self._db, "SELECT payloads FROM batches WHERE first = ?", (row,))
+        return [(msgspec.msgpack.decode(found[0][0], type=list[bytes]),)] if found else []
+
+    def _outcomes(self, ids: list[str]) -> Rows:
+        """(id, state, payload) of those that are finished or pruned."""
+        rows: Rows = []
+        for task_id in ids:
+            row = self._row(task_id)
+            found = fetch(self._db, "SELECT state, payload FROM outcomes WHERE row = ?", (row,))
+            if found:
+                rows.append((task_id, *found[0]))
+            elif self._pruned_at(row) is not None:
+                rows.append((task_id, PRUNED_STATE, b""))
+        return rows
+
+    def _task(self, task_id: str) -> Rows:
+        """The row that `core.reports.finished` reads, or (pruned at,), or nothing."""
+        row = self._row(task_id)
+        found = fetch(self._db, _TASK + " WHERE o.row = ?", (row,))
+        if found:
+            return [self._told(found[0])]
+        pruned_at = self._pruned_at(row)
+        return [] if pruned_at is None else [(pruned_at,)]
+
+    def _replay(self, task_id: str) -> Rows:
+        """(spec, payload, state) of a finished task."""
+        row = self._row(task_id)
+        found = fetch(
+            self._db,
+            "SELECT b.spec, b.payloads, o.state, b.first FROM outcomes o"
+            " JOIN batches b ON b.first = (SELECT max(first) FROM batches WHERE first <= o.row)"
+            " WHERE o.row = ?",
+            (row,),
+        )
+        if not found:
+            return []
+        spec, payloads, state, first = found[0]
+        payload = msgspec.msgpack.decode(payloads, type=list[bytes])[row - first]
+        return [(msgspec.msgpack.decode(spec, type=Spec), payload, state)]
+
+    def _prunable(self, before_at: float, excess: int, limit: int) -> Rows:
+        """(session, first, count) of finished batches to forget, the oldest first."""
+        rows: Rows = []
+        for first, count, ended_at in fetch(
+            self._db,
+            "SELECT first, count, (SELECT max(at) FROM outcomes o WHERE o.row >= b.first"
+            " AND o.row < b.first + b.count) FROM batches b WHERE is_done = 1 ORDER BY seq LIMIT ?",
+            (limit,),
+        ):
+            if (ended_at is not None and ended_at < before_at) or excess >= count:
+                excess -= count
+                rows.append((*self._split(first), count))
+        return rows
+
+    def _list(self, state: str, kind: str, limit: int, cursor: str) -> Rows:
+        """A first row (next cursor or None,), then rows as of `_task`.
+
+        Unfinished tasks have None for their state; memory knows better how they stand.
+        """
+        code = _FINAL_CODES.get(state)
+        if code is None:
+            return self._list_batches(state == "open", kind, limit, cursor)
+        after = _cursor(cursor, 1)[0]
+        sql = _TASK + " WHERE o.row > ? AND o.state = ? ORDER BY o.row LIMIT ?"
+        found = fetch(self._db, sql, (after, code, SCAN_ROWS if kind else limit))
+        told = [row for row in found if not kind or row[1] == kind][:limit]
+        is_more = len(told) == limit or (bool(kind) and len(found) == SCAN_ROWS)
+        last = told[-1][0] if len(told) == limit else found[-1][0] if found else 0
+        return [(str(last) if is_more else None,), *(self._told(row) for row in told)]
+
+    def _list_batches(self, is_open_only: bool, kind: str, limit: int, cursor: str) -> Rows:
+        """Tasks in the order of acceptance, batch by batch."""
+        seq, index = _cursor(cursor, 2)
+        told: Rows = []
+        scanned = 0
+        sql = (
+            "SELECT seq, first, count, type, spec, at FROM batches WHERE seq >= ?"
+            + (" AND is_done = 0" if is_open_only else "")
+            + (" AND type = ?" if kind else "")
+            + " ORDER BY seq LIMIT ?"
+        )
+        values = (seq, kind, limit + 1) if kind else (seq, limit + 1)
+        for batch_seq, first, count, batch_type, blob, at in fetch(self._db, sql, values):
+            start = index if batch_seq == seq else 0
+            reach = (first + start, first + count)
+            finished = {
+                row[0]: row
+                for row in fetch(self._db, _TASK + " WHERE o.row >= ? AND o.row < ?", reach)
+            }
+            spec = msgspec.msgpack.decode(blob, type=Spec)
+            for at_index in range(start, count):
+                if len(told) == limit or scanned >= SCAN_ROWS:
+                    return [(f"{batch_seq}.{at_index}",), *told]
+                scanned += 1
+                row = finished.get(first + at_index)
+                if row is not None and not is_open_only:
+                    told.append(self._told(row))
+                elif row is None:
+                    session, n = self._split(first + at_index)
+                    head = (f"{session}-{n}", batch_type, spec.priority, at)
+                    told.append((*head, None, 0, None, None, None, None, spec.replay_of, []))
+        return [(None,), *told]
+
+    # ------------------------------------------------------------------------ helpers
+
+    def _told(self, found: tuple[object, ...]) -> tuple[object, ...]:
+        row, kind, blob, created_at, state, n, worker, at, payload = found
+        assert isinstance(row, int)
+        assert isinstance(blob, bytes)
+        session, counter = self._split(row)
+        spec = msgspec.msgpack.decode(blob, type=Spec)
+        past = self._history(row) if state != 1 or (isinstance(n, int) and n > 1) else []
+        why = past[-1]["error"] if past and state != 1 else None
+        head = (f"{session}-{counter}", kind, spec.priority, created_at)
+        return (*head, state, n, worker, at, payload, why, spec.replay_of, past)
+
+    def _history(self, row: int) -> list[dict[str, object]]:
+        found = fetch(
+            self._db,
+            "SELECT f.n, w.name, f.at, f.is_counted, f.why FROM failures f"
+            " LEFT JOIN workers w ON w.worker = f.worker WHERE f.row = ?"
+            " ORDER BY f.rowid DESC LIMIT ?",
+            (row, HISTORY_ROWS),
+        )
+        return [
+            {"attempt": n, "worker_id": name, "at": at, "is_counted": bool(counts), "error": why}
+            for n, name, at, counts, why in reversed(found)
+        ]
+
+    def _pruned_at(self, row: int) -> float | None:
+        found = fetch(
+            self._db,
+            "SELECT first, count, at FROM pruned WHERE first <= ? ORDER BY first DESC LIMIT 1",
+            (row,),
+        )
+        return found[0][2] if found and row < found[0][0] + found[0][1] else None
+
+    def _row(self, task_id: str) -> int:
+        try:
+            key = parse_id(task_id)
+        except UnknownTaskError:
+            return -1
+        found = fetch(self._db, "SELECT sid FROM sessions WHERE name = ?", (key.session,))
+        return (found[0][0] << COUNTER_BITS) + key.n if found else -1
+
+    def _split(self, row: int) -> tuple[str, int]:
+        if row >> COUNTER_BITS not in self._names:
+            self._names = dict(fetch(self._db, "SELECT sid, name FROM sessions"))
+        return split_row(row, self._names)
+
+
+_FINAL_CODES: Final = {"completed": 1, "failed": 2, "cancelled": 3}
+
+
+def _cursor(text: str, parts: int) -> list[int]:
+    if not text:
+        return [0] * parts
+    numbers = text.split(".")
+    if len(numbers) != parts or not all(n.isascii() and n.isdigit() for n in numbers):
+        raise InvalidTaskError(f"cursor: saw {text[:40]!r}, expected a next_cursor of this listing")
+    return [min(int(n[:20]), 2**62) for n in numbers]

@@ -1,0 +1,101 @@
+"""The state that a journal holds, read at a start: unfinished tasks only."""
+
+from __future__ import annotations
+
+import apsw
+import msgspec
+
+from d8mesh.core.dispatcher import Restored
+from d8mesh.core.records import Batch, Totals, WorkerRecord
+from d8mesh.core.task import Spec
+from d8mesh.edge.journal.schema import fetch, split_row
+
+
+def fill(db: apsw.Connection, restored: Restored) -> None:
+    """Read all that is unfinished, and the counts, into `restored`."""
+    names = dict(fetch(db, "SELECT sid, name FROM sessions"))
+    _counts(db, restored, names)
+    _batches(db, restored, names)
+    _hands(db, restored, names)
+
+
+def _counts(db: apsw.Connection, restored: Restored, names: dict[int, str]) -> None:
+    row = fetch(db, "SELECT submitted, completed, failed, cancelled, pruned FROM totals")[0]
+    submitted, completed, failed, cancelled, pruned = row
+    restored.totals = Totals(submitted, completed, failed, cancelled)
+    restored.kept_finished = completed + failed + cancelled - pruned
+    for name, done, bad, kind, capabilities in fetch(
+        db, "SELECT name, completed, failed, type, capabilities FROM workers"
+    ):
+        restored.workers[name] = WorkerRecord(done, bad, kind, capabilities)
+    for key, digest, first, count in fetch(db, "SELECT key, digest, first, count FROM keys"):
+        restored.keys[key] = (digest, *split_row(first, names), count)
+    highest = fetch(db, "SELECT coalesce(max(number), 0) FROM handouts")[0][0]
+    restored.next_handout = 1 + highest
+
+
+def _batches(db: apsw.Connection, restored: Restored, names: dict[int, str]) -> None:
+    start = end = -1
+    used = "SELECT first, count FROM batches UNION ALL SELECT first, count FROM pruned ORDER BY 1"
+    for first, count in fetch(db, used):
+        if first != end:
+            _accept(restored, names, start, end)
+            start = first
+        end = first + count
+    _accept(restored, names, start, end)
+    finished: dict[int, list[int]] = {}
+    for seq, index in fetch(
+        db,
+        "SELECT b.seq, o.row - b.first FROM batches b JOIN outcomes o"
+        " ON o.row >= b.first AND o.row < b.first + b.count WHERE b.is_done = 0",
+    ):
+        finished.setdefault(seq, []).append(index)
+    decode = msgspec.msgpack.Decoder(Spec).decode
+    specs: dict[bytes, Spec] = {}
+    for seq, first, count, blob, at, size in fetch(
+        db, "SELECT seq, first, count, spec, at, bytes FROM batches WHERE is_done = 0 ORDER BY seq"
+    ):
+        spec = specs.get(blob) or specs.setdefault(blob, decode(blob))
+        session, n = split_row(first, names)
+        batch = Batch(session, n, count, spec, at, size, 0)
+        restored.batches.append((batch, finished.get(seq, [])))
+
+
+def _accept(restored: Restored, names: dict[int, str], start: int, end: int) -> None:
+    if end > start:
+        session, n = split_row(start, names)
+        restored.accepted.setdefault(session, []).append((n, end - start))
+
+
+def _hands(db: apsw.Connection, restored: Restored, names: dict[int, str]) -> None:
+    """Find who had what, and what had gone wrong before."""
+    workers = dict(fetch(db, "SELECT worker, name FROM workers"))
+    holders: dict[int, tuple[int, int]] = {}
+    for worker, tasks in fetch(db, "SELECT worker, tasks FROM handouts ORDER BY number"):
+        rows, ns = msgspec.msgpack.decode(tasks)
+        holders.update((row, (n, worker)) for row, n in zip(rows, ns, strict=True))
+    known = "SELECT 1 FROM outcomes o WHERE o.row = f.row"
+    for row, n, worker, is_counted, is_loss in fetch(
+        db,
+        "SELECT f.row, f.n, f.worker, f.is_counted, f.is_loss FROM failures f"
+        f" WHERE NOT EXISTS ({known}) ORDER BY f.rowid",
+    ):
+        session, counter = split_row(row, names)
+        task_id = f"{session}-{counter}"
+        highest, errors, losses, failed_on = restored.troubled.get(task_id, (0, 0, [], []))
+        name = workers.get(worker, "")
+        if is_loss and name not in losses:
+            losses.append(name)
+        if is_counted:
+            failed_on.append(name)
+        restored.troubled[task_id] = (
+            max(highest, n),
+            errors + is_counted,
+            losses,
+            failed_on,
+        )
+        if row in holders and holders[row][0] <= n:
+            del holders[row]
+    for row, (n, worker) in holders.items():
+        session, counter = split_row(row, names)
+        restored.in_flight[f"{session}-{counter}"] = (n, workers[worker])

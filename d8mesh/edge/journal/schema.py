@@ -1,0 +1,83 @@
+"""The tables of the journal, row ids, and multi-row statements.
+
+A task's row id is its session's number and its counter, so no index on text ids exists,
+and inserts go to the end of a session's range. The payloads of a batch are one blob; a
+result is one row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final, TypeAlias
+
+import apsw
+
+SCHEMA_VERSION: Final = 1
+#: A task id's counter takes the low 40 bits of its row id, its session's number the rest.
+COUNTER_BITS: Final = 40
+#: Sessions one file can name: row ids are signed 64-bit integers.
+MAX_SESSIONS: Final = 2**23 - 1
+#: Tombstones of pruned batches kept, so that their tasks answer "pruned" and not "unknown".
+MAX_TOMBSTONES: Final = 1_000_000
+Value: TypeAlias = int | float | str | bytes | None
+Row: TypeAlias = tuple[object, ...]
+
+SCHEMA: Final = """
+CREATE TABLE meta(name TEXT PRIMARY KEY, value) WITHOUT ROWID;
+CREATE TABLE sessions(sid INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE);
+CREATE TABLE batches(
+    seq INTEGER PRIMARY KEY, first INTEGER NOT NULL UNIQUE, count INTEGER NOT NULL,
+    spec BLOB NOT NULL, type TEXT NOT NULL, at REAL NOT NULL, bytes INTEGER NOT NULL,
+    is_done INTEGER NOT NULL, payloads BLOB NOT NULL);
+CREATE INDEX open_batches ON batches(seq) WHERE is_done = 0;
+CREATE TABLE outcomes(
+    row INTEGER PRIMARY KEY, state INTEGER NOT NULL, n INTEGER NOT NULL, worker INTEGER,
+    at REAL NOT NULL, payload BLOB NOT NULL);
+CREATE INDEX bad_outcomes ON outcomes(state, row) WHERE state <> 1;
+CREATE TABLE handouts(
+    number INTEGER PRIMARY KEY, worker INTEGER NOT NULL, at REAL NOT NULL, tasks BLOB NOT NULL);
+CREATE TABLE failures(
+    row INTEGER NOT NULL, n INTEGER NOT NULL, worker INTEGER, at REAL NOT NULL,
+    is_counted INTEGER NOT NULL, is_loss INTEGER NOT NULL, why TEXT NOT NULL);
+CREATE INDEX failures_of ON failures(row);
+CREATE TABLE workers(
+    worker INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, completed INTEGER NOT NULL DEFAULT 0,
+    failed INTEGER NOT NULL DEFAULT 0, type TEXT NOT NULL DEFAULT '', capabilities BLOB);
+CREATE TABLE totals(
+    id INTEGER PRIMARY KEY CHECK (id = 1), submitted INTEGER NOT NULL, completed INTEGER NOT NULL,
+    failed INTEGER NOT NULL, cancelled INTEGER NOT NULL, pruned INTEGER NOT NULL);
+INSERT INTO totals VALUES (1, 0, 0, 0, 0, 0);
+CREATE TABLE keys(
+    key TEXT PRIMARY KEY, digest BLOB NOT NULL, first INTEGER NOT NULL, count INTEGER NOT NULL)
+    WITHOUT ROWID;
+CREATE INDEX keys_of ON keys(first);
+CREATE TABLE pruned(
+    number INTEGER PRIMARY KEY, first INTEGER NOT NULL UNIQUE, count INTEGER NOT NULL,
+    at REAL NOT NULL);
+"""
+
+#: Rows per multi-row statement, largest first: `executemany` retakes the GIL for every row.
+CHUNKS: Final = (256, 32, 4, 1)
+COMPLETED, FAILED, CANCELLED = 1, 2, 3
+
+
+_statements: Final[dict[tuple[str, int, int], str]] = {}
+
+
+def insert_sql(table: str, width: int, rows: int) -> str:
+    """Return the statement that inserts `rows` rows of `width` columns."""
+    key = (table, width, rows)
+    if key not in _statements:
+        one = "(" + ",".join("?" * width) + ")"
+        _statements[key] = f"INSERT INTO {table} VALUES " + ",".join([one] * rows)
+    return _statements[key]
+
+
+def split_row(row: int, names: dict[int, str]) -> tuple[str, int]:
+    """Return the session and counter of a row id; `names` maps session numbers."""
+    return names[row >> COUNTER_BITS], row & (1 << COUNTER_BITS) - 1
+
+
+def fetch(db: apsw.Connection, sql: str, values: Sequence[Value] = ()) -> list[tuple[Any, ...]]:
+    """Return all rows of a query; what the columns hold stands in the schema."""
+    return db.execute(sql, values).fetchall()
