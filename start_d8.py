@@ -266,7 +266,7 @@ def _make_environment(venv: Path) -> None:
             return
         if _succeeds([python, "-m", "ensurepip"]) and _succeeds(has_pip):
             return
-    if not _succeeds([sys.executable, "-c", "import venv, ensurepip"]):
+    if not _succeeds([sys.executable, "-c", "import venv, ensurepip; ensurepip.version"]):
         raise SetupError(_no_venv_sentence())
     _call([sys.executable, "-m", "venv", "--clear", str(venv)], venv)
 
@@ -300,6 +300,8 @@ def _call(command: list[str], venv: Path) -> None:
     if done.returncode == 0:
         return
     output = done.stdout.decode("utf-8", "replace")
+    if "ensurepip is not available" in output:  # Debian's own words
+        raise SetupError(_no_venv_sentence())
     if "No space left" in output or "Errno 28" in output:
         raise SetupError(f"the disk of {venv} is full: make room, then start again")
     if any(sign in output for sign in ("Permission denied", "Read-only file system")):
@@ -315,8 +317,8 @@ def _call(command: list[str], venv: Path) -> None:
 
 def _last_errors(output: str) -> str:
     rows = [row.strip() for row in output.splitlines() if row.strip()]
-    errors = [row for row in rows if "error" in row.lower()]
-    return "\n  ".join(["", *(errors or rows)[-3:]])
+    errors = [row for row in rows if row.startswith("ERROR:")]
+    return " / ".join((errors or rows)[-2:])
 
 
 def _refuse_disk(venv: Path, error: object) -> NoReturn:
