@@ -174,7 +174,9 @@ def _names(pattern: str) -> Parser:
 
 #: Names that travel: a worker id, a mesh, a model. Printable, bounded, no path or option.
 NAME_PATTERN: Final = r"[A-Za-z0-9_][A-Za-z0-9_.:@+-]{0,127}"
-_MODEL: Final = r"[A-Za-z0-9_][A-Za-z0-9_.:@+/-]{0,127}"
+_PART: Final = r"[A-Za-z0-9_][A-Za-z0-9_.@+-]*"
+#: The name of a model, ``library/name:tag``: no URL, no way up, no option.
+MODEL_PATTERN: Final = rf"(?=.{{1,128}}\Z){_PART}(?:[:/]{_PART})*"
 _NAME: Final = _matching(NAME_PATTERN)
 _PORT: Final = _integer(1, 65535)
 _PORT_TEXT: Final = "a port, 1 to 65535"
@@ -187,15 +189,15 @@ SETTINGS: Final[tuple[Setting, ...]] = (
     Setting("FLASK_PORT", "web_port", _PORT, _PORT_TEXT),
     Setting("ORCHESTRATOR_URL", "orchestrator_url", _url, "http://HOST:PORT"),
     Setting("DEEPSEEK_BASE_URL", "ollama_url", _url, "http://HOST:PORT"),
-    Setting("DEEPSEEK_MODEL", "ollama_model", _matching(_MODEL), _MODEL_TEXT),
+    Setting("DEEPSEEK_MODEL", "ollama_model", _matching(MODEL_PATTERN), _MODEL_TEXT),
     Setting("OLLAMA_HOST", "ollama_listen", _listen, "ADDRESS:PORT to listen on"),
     Setting("WORKER_STATUS_PORT", "status_port", _PORT, _PORT_TEXT),
     Setting("WORKER_ID", "worker_id", _NAME, _NAME_TEXT),
     Setting("WORKER_TYPE", "worker_type", _NAME, _NAME_TEXT),
     Setting("GROQ_API_KEY", "groq_api_key", _matching(r"[!-~]{8,256}"), "a key", True),
-    Setting("GROQ_MODEL", "groq_model", _matching(_MODEL), _MODEL_TEXT),
+    Setting("GROQ_MODEL", "groq_model", _matching(MODEL_PATTERN), _MODEL_TEXT),
     Setting("GEMINI_API_KEY", "gemini_api_key", _matching(r"[!-~]{8,256}"), "a key", True),
-    Setting("GEMINI_MODEL", "gemini_model", _matching(_MODEL), _MODEL_TEXT),
+    Setting("GEMINI_MODEL", "gemini_model", _matching(MODEL_PATTERN), _MODEL_TEXT),
     Setting("MAX_TOKENS", "max_tokens", _integer(1, 10_000_000), "tokens, 1 to 10000000"),
     Setting("TEMPERATURE", "temperature", _number(0, 2), "a number, 0 to 2"),
     Setting(

@@ -28,8 +28,11 @@
     │   ├── OutboxFullError         worker.outbox_full
     │   └── HandlerError            worker.handler
     ├── BackendError                backend.failed
-    │   ├── BackendUnavailableError backend.unavailable
-    │   └── BackendStalledError     backend.stalled
+    │   ├── BackendUnavailableError backend.unavailable   busy or down: no credit now, not a failure
+    │   ├── BackendStalledError     backend.stalled
+    │   ├── BackendDeadlineError    backend.deadline
+    │   ├── BackendAnswerError      backend.answer        redirected, compressed, not JSON, cut off
+    │   └── BackendTooLargeError    backend.too_large
     ├── ForbiddenError              access.forbidden
     └── JournalError                journal.failed
         ├── JournalHeldError        journal.held          exit code 3
@@ -222,6 +225,24 @@ class BackendStalledError(BackendError):
     """The LLM service stopped sending in the middle of an answer."""
 
     code = "backend.stalled"
+
+
+class BackendDeadlineError(BackendError):
+    """The LLM service was still answering when the attempt's time was over."""
+
+    code = "backend.deadline"
+
+
+class BackendAnswerError(BackendError):
+    """The LLM service sent something that is not an answer of its kind."""
+
+    code = "backend.answer"
+
+
+class BackendTooLargeError(BackendError):
+    """The LLM service sent more than an answer may hold."""
+
+    code = "backend.too_large"
 
 
 class ForbiddenError(D8Error):

@@ -46,8 +46,10 @@ from d8mesh.core.tokens import Mint
 SWEEP_S: Final = 0.5
 #: A gap between ticks beyond this means that the broker itself stood still: nobody is blamed.
 STANDSTILL_S: Final = 2.0
-#: How often finished tasks are pruned, and settled hand-outs forgotten.
+#: How often finished tasks are pruned.
 PRUNE_S: Final = 20.0
+#: How often settled hand-outs are forgotten: bounds what a restart has to look through.
+SETTLE_S: Final = 3.0
 #: Batches pruned in one step, so that a step does not disturb dispatch.
 PRUNE_BATCHES: Final = 200
 
@@ -104,6 +106,8 @@ class Dispatcher:
         self._desk = Desk(pool, self._endings, self._attendance, self._intake)
         self._next_sweep = self._last_tick = now
         self._next_prune = now + PRUNE_S
+        self._next_settle = now + SETTLE_S
+        self._settled = 0
         self._orphans: dict[str, list[str]] = {}
         self._grace_until = now
         self._restore(restored)
@@ -286,10 +290,12 @@ class Dispatcher:
                 self._desk.leave(client)
         if self._orphans and pool.now >= self._grace_until:
             self._give_up_orphans()
+        if pool.now >= self._next_settle:
+            self._next_settle = pool.now + SETTLE_S
+            self._settle_handouts()
         if pool.now >= self._next_prune:
             self._next_prune = pool.now + PRUNE_S
             self._attendance.forget_tails()
-            self._settle_handouts()
             self._prune()
 
     def _forgive(self, now: float) -> None:
@@ -303,7 +309,10 @@ class Dispatcher:
     def _settle_handouts(self) -> None:
         pool = self.pool
         running = [task.handout for task in pool.ledger.tasks.values() if task.worker_id]
-        pool.record(HandoutsSettled(min(running, default=pool.next_handout)))
+        below = min(running, default=pool.next_handout)
+        if below > self._settled:
+            self._settled = below
+            pool.record(HandoutsSettled(below))
 
     def _prune(self) -> None:
         pool = self.pool

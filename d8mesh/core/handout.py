@@ -42,6 +42,7 @@ class Handout:
         self._group_bytes: dict[str, int] = {}
         self._headings: dict[tuple[str, int], bytes] = {}
         self._loading: set[int] = set()
+        self._shares: dict[str, int] = {}
 
     @property
     def full_time_s(self) -> float:
@@ -188,6 +189,7 @@ class Handout:
         pool = self._pool
         if not pool.queue.lanes or not pool.roster.free or pool.is_draining:
             return
+        self._shares.clear()
         lanes = [
             lane
             for key, lane in pool.queue.lanes.items()
@@ -227,12 +229,19 @@ class Handout:
         seat = placement.choose_seat(lane.key, pool.roster)
         if seat is None:
             return 0
-        count = min(limit, placement.share(head.fresh_count, seat, pool.roster, lane.key.type))
+        count = min(limit, seat.free, self._share(lane.key.type))
         fitting = SOFT_FRAME_BYTES // (head.size_bytes // head.count + 64) or 1
         tasks = draw(pool.ledger, lane, priority, min(count, fitting, _MAX_GROUP_TASKS))
         if tasks:
             self._hand(seat, lane, tasks)
         return len(tasks)
+
+    def _share(self, kind: str) -> int:
+        """The even share of a type, fixed for one pass: what is left must not shrink it."""
+        if kind not in self._shares:
+            waiting = self._pool.ledger.queued
+            self._shares[kind] = placement.share(waiting, kind, self._pool.roster)
+        return self._shares[kind]
 
     def _hand(self, seat: Seat, lane: Lane, tasks: list[Task]) -> None:
         """Let `tasks` of one lane go to `seat`."""

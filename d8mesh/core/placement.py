@@ -70,10 +70,10 @@ def suits_retry(seat: Seat, task: Task, roster: Roster) -> bool:
     )
 
 
-def share(waiting: int, seat: Seat, roster: Roster, kind: str) -> int:
-    """Return how many of `waiting` tasks of one type `seat` should get at once."""
+def share(waiting: int, kind: str, roster: Roster) -> int:
+    """Return how many of `waiting` tasks each free worker of a type should get at once."""
     seats = len(roster.free.get(kind, ())) or 1
-    return min(seat.free, max(1, -(-waiting // seats)))
+    return max(1, -(-waiting // seats))
 
 
 def why_waiting(key: LaneKey, roster: Roster) -> str:
