@@ -10,16 +10,14 @@ import argparse
 import importlib
 import locale
 import os
-import secrets
 import sys
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, cast
 
 from d8mesh import __version__
-from d8mesh.config import SETTINGS, Config
+from d8mesh.config import Config
 from d8mesh.errors import ConfigError, D8Error, JournalBrokenError, JournalHeldError
 
 #: A command's handler: given the settings and the parsed options, returns an exit code.
@@ -216,25 +214,14 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def run_tests(config: Config, options: argparse.Namespace) -> int:
-    """Run pytest on the project with a mesh, a folder and an interface of its own."""
+    """Run pytest on the project; its conftest gives it a mesh and a folder of its own."""
     del config
     if not (_CHECKOUT / "tests").is_dir():
         raise D8Error("the tests are not installed: run `python3 start_d8.py test` in the source")
     import pytest
 
-    ours = {setting.variable for setting in SETTINGS}
-    for name in list(os.environ):
-        if name in ours or name.startswith("D8_"):
-            del os.environ[name]
-    with tempfile.TemporaryDirectory(prefix="d8-test-", ignore_cleanup_errors=True) as folder:
-        os.environ |= {
-            "D8_NO_ENV_FILE": "1",
-            "D8_INTERFACES": "127.0.0.1",
-            "D8_DATA_DIR": folder,
-            "D8_MESH": f"test-{secrets.token_hex(4)}",
-        }
-        os.chdir(_CHECKOUT)
-        return int(pytest.main(list(options.rest)))
+    os.chdir(_CHECKOUT)
+    return int(pytest.main(list(options.rest)))
 
 
 # --- one command ----------------------------------------------------------------------

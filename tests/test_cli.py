@@ -360,3 +360,14 @@ def test_control_c_outside_a_command_ends_with_130(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(sys, "stdin", Interrupting())
     assert main([]) == 130
+
+
+def test_the_tests_have_a_mesh_a_folder_and_an_interface_of_their_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.undo()
+    assert os.environ["D8_INTERFACES"] == "127.0.0.1"
+    assert re.fullmatch(r"test-[0-9a-f]{8}", os.environ["D8_MESH"])
+    assert Path(os.environ["D8_DATA_DIR"]).is_dir()
+    assert os.environ["D8_NO_ENV_FILE"] == "1"
+    assert "FLASK_PORT" not in os.environ

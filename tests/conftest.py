@@ -1,0 +1,28 @@
+"""Every test run has a mesh, a data folder and a (loopback) interface of its own.
+
+Whatever settings the person has, and whatever ``.env`` says, does not reach the tests.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import tempfile
+
+import pytest
+
+from d8mesh.config import SETTINGS
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    folder = tempfile.TemporaryDirectory(prefix="d8-test-", ignore_cleanup_errors=True)
+    config.add_cleanup(folder.cleanup)
+    ours = {setting.variable for setting in SETTINGS}
+    for name in [name for name in os.environ if name in ours or name.startswith("D8_")]:
+        del os.environ[name]
+    os.environ |= {
+        "D8_NO_ENV_FILE": "1",
+        "D8_INTERFACES": "127.0.0.1",
+        "D8_DATA_DIR": folder.name,
+        "D8_MESH": f"test-{secrets.token_hex(4)}",
+    }
