@@ -1,0 +1,258 @@
+"""What a local Ollama offers, which model is chosen, and answers with bounds."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from d8mesh.backends import ChatRequest, Completion, ollama
+from d8mesh.backends.ollama import OllamaBackend
+from d8mesh.errors import (
+    BackendDeadlineError,
+    BackendStalledError,
+    BackendTooLargeError,
+    BackendUnavailableError,
+    TaskCancelledError,
+)
+from tests.ollama_server import OllamaServer
+
+PATIENCE_S = 30
+
+
+@pytest.fixture
+def server() -> Iterator[OllamaServer]:
+    with OllamaServer() as running:
+        yield running
+
+
+def chat(
+    backend: OllamaBackend,
+    *,
+    model: str | None = None,
+    pieces: list[str] | None = None,
+    deadline_s: float = PATIENCE_S,
+    stall_s: float | None = None,
+) -> Completion:
+    request = ChatRequest(messages=({"role": "user", "content": "one two"},), model=model)
+    said: list[str] = [] if pieces is None else pieces
+    return backend.chat(
+        request,
+        on_text=said.append,
+        is_cancelled=lambda: False,
+        deadline_s=deadline_s,
+        stall_s=stall_s,
+    )
+
+
+# --- probing --------------------------------------------------------------------------
+
+
+def test_a_probe_tells_what_is_offered_and_what_is_loaded(server: OllamaServer) -> None:
+    seen = OllamaBackend(server.url).probe()
+    assert seen.is_up
+    assert seen.models == ("deepseek-r1:8b", "qwen2.5:3b")
+    assert seen.loaded == ("deepseek-r1:8b",)
+    assert seen.reason == ""
+
+
+def test_a_service_that_is_not_there_is_down_and_the_reason_says_what_to_do() -> None:
+    with socket.socket() as taken:  # bound but not listening: refused
+        taken.bind(("127.0.0.1", 0))
+        seen = OllamaBackend(f"http://127.0.0.1:{taken.getsockname()[1]}").probe()
+    assert not seen.is_up
+    assert "does not answer" in seen.reason
+    assert "DEEPSEEK_BASE_URL" in seen.reason
+
+
+def test_a_service_without_models_is_down(server: OllamaServer) -> None:
+    server.models = ()
+    seen = OllamaBackend(server.url).probe()
+    assert (seen.is_up, "ollama pull" in seen.reason) == (False, True)
+
+
+@pytest.mark.parametrize(
+    "behaviour",
+    ["compressed", "drip", "endless_line", "error", "not_json", "redirect", "silent",
+     "wrong_shape"],
+)  # fmt: skip
+def test_a_probe_survives_a_service_that_misbehaves(
+    server: OllamaServer, behaviour: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ollama, "PROBE_S", 0.5)
+    server.probe_behaviour = behaviour
+    seen = OllamaBackend(server.url).probe()
+    assert not seen.is_up
+    assert server.url in seen.reason or "is it Ollama" in seen.reason
+    assert not [path for path, _, _ in server.requests if path == "/elsewhere"]
+
+
+def test_names_that_could_not_be_asked_for_are_left_out(server: OllamaServer) -> None:
+    server.models = ("../../x", "http://evil/x", "-rm", "a\x1b[2J", "x" * 200, "lib/good:1b")
+    assert OllamaBackend(server.url).probe().models == ("lib/good:1b",)
+
+
+def test_the_package_is_imported_by_the_first_chat_only(server: OllamaServer) -> None:
+    code = (
+        "import sys\n"
+        "from d8mesh.backends.ollama import OllamaBackend\n"
+        f"assert OllamaBackend({server.url!r}).probe().is_up\n"
+        "print('ollama' in sys.modules, 'httpx' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=PATIENCE_S
+    )
+    assert done.stdout.split() == ["False", "False"], done.stderr
+
+
+# --- choosing -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("requested", "default", "chosen"),
+    [
+        ("b:1", "c:1", "b:1"),
+        ("plain", None, "plain:latest"),
+        ("other", "c:1", "c:1"),
+        (None, "c:1", "c:1"),
+        ("other", "another", "a:1"),
+        (None, None, "a:1"),
+    ],
+)
+def test_the_requested_model_else_the_default_else_the_first(
+    server: OllamaServer, requested: str | None, default: str | None, chosen: str
+) -> None:
+    server.models = ("a:1", "b:1", "c:1", "plain:latest")
+    assert OllamaBackend(server.url, default_model=default).choose(requested) == chosen
+    assert OllamaBackend(server.url, default_model=default).choose(requested) == chosen
+
+
+# --- chatting -------------------------------------------------------------------------
+
+
+def test_an_answer_comes_in_pieces_and_whole(server: OllamaServer) -> None:
+    pieces: list[str] = []
+    done = chat(OllamaBackend(server.url, temperature=0.1, max_tokens=5), pieces=pieces)
+    assert done.text == "You asked: one two" == "".join(pieces)
+    assert len([piece for piece in pieces if piece]) == 4
+    assert (done.model, done.tokens_used, done.load_s) == ("deepseek-r1:8b", 18, 1.5)
+    asked = server.chats[0]
+    assert asked["stream"] is True
+    assert asked["keep_alive"] == ollama.stream.KEEP_ALIVE
+    assert asked["options"] == {"temperature": 0.1, "num_predict": 5}
+
+
+def test_the_environment_redirects_nothing_and_adds_no_key(
+    server: OllamaServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("OLLAMA_HOST", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    monkeypatch.setenv("OLLAMA_API_KEY", "a-secret-of-somebody")
+    assert chat(OllamaBackend(server.url)).text == "You asked: one two"
+    assert all("authorization" not in headers for _, headers, _ in server.requests)
+    assert server.requests[-1][1]["accept-encoding"] == "identity"
+
+
+def test_no_text_for_too_long_is_a_stall(server: OllamaServer) -> None:
+    server.behaviour = "stall"
+    with pytest.raises(BackendStalledError, match=r"no text for 0\.3 s"):
+        chat(OllamaBackend(server.url), stall_s=0.3)
+    assert server.caller_left.wait(PATIENCE_S)
+
+
+def test_silence_before_the_first_text_is_a_stall_later_only(
+    server: OllamaServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ollama, "STALL_S", 0.1)
+    monkeypatch.setattr(ollama, "FIRST_TEXT_S", 0.6)
+    server.behaviour = "silent"
+    started = time.monotonic()
+    with pytest.raises(BackendStalledError, match=r"no text for 0\.6 s"):
+        chat(OllamaBackend(server.url))
+    assert time.monotonic() - started >= 0.6
+    assert server.caller_left.wait(PATIENCE_S)
+
+
+def test_slow_tokens_are_no_stall(server: OllamaServer) -> None:
+    server.token_delay_s = 0.4
+    assert chat(OllamaBackend(server.url), stall_s=1.5).text == "You asked: one two"
+
+
+@pytest.mark.parametrize("behaviour", ["silent", "stall", "endless"])
+def test_the_deadline_ends_an_answer_and_its_connection(
+    server: OllamaServer, behaviour: str
+) -> None:
+    server.behaviour = behaviour
+    with pytest.raises(BackendDeadlineError, match="not complete after"):
+        chat(OllamaBackend(server.url), deadline_s=0.5)
+    assert server.caller_left.wait(PATIENCE_S)
+
+
+@pytest.mark.parametrize("behaviour", ["silent", "stall", "endless"])
+def test_cancelling_closes_the_connection_whatever_it_is_doing(
+    server: OllamaServer, behaviour: str
+) -> None:
+    server.behaviour = behaviour
+    with pytest.raises(TaskCancelledError):
+        OllamaBackend(server.url).chat(
+            ChatRequest(messages=({"role": "user", "content": "x"},)),
+            on_text=lambda text: None,
+            is_cancelled=server.has_begun.is_set,
+            deadline_s=PATIENCE_S,
+        )
+    assert server.caller_left.wait(PATIENCE_S)
+
+
+def test_an_error_of_the_listener_closes_the_connection(server: OllamaServer) -> None:
+    def refuse(text: str) -> None:
+        raise TaskCancelledError
+
+    server.behaviour = "endless"
+    with pytest.raises(TaskCancelledError):
+        OllamaBackend(server.url).chat(
+            ChatRequest(messages=({"role": "user", "content": "x"},)),
+            on_text=refuse,
+            is_cancelled=lambda: False,
+            deadline_s=PATIENCE_S,
+        )
+    assert server.caller_left.wait(PATIENCE_S)
+
+
+def test_an_answer_without_end_fails_at_its_bound(
+    server: OllamaServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ollama, "MAX_TEXT_BYTES", 100_000)
+    server.behaviour = "endless"
+    with pytest.raises(BackendTooLargeError):
+        chat(OllamaBackend(server.url))
+    assert server.caller_left.wait(PATIENCE_S)
+
+
+def test_a_service_that_went_away_is_asked_again_when_it_is_back() -> None:
+    with OllamaServer() as server:
+        backend = OllamaBackend(server.url)
+        assert chat(backend).text
+        port = server.port
+    with pytest.raises(BackendUnavailableError):
+        chat(backend)
+    with OllamaServer(port=port, models=("new:1b",)):
+        assert chat(backend).model == "new:1b"
+
+
+def test_no_thread_is_left_after_answers_and_failures(server: OllamaServer) -> None:
+    backend = OllamaBackend(server.url)
+    for behaviour in ("ok", "stall", "silent"):
+        server.behaviour = behaviour
+        try:
+            chat(backend, stall_s=0.2)
+        except BackendStalledError:
+            assert behaviour != "ok"
+    until = time.monotonic() + PATIENCE_S
+    while any(thread.name == "ollama-stream" for thread in threading.enumerate()):
+        assert time.monotonic() < until
+        time.sleep(0.01)
