@@ -25,6 +25,7 @@ from d8mesh.core.messages import (
     Goodbye,
     Heartbeat,
     Listen,
+    Message,
     Refused,
     Rehello,
     Release,
@@ -33,6 +34,7 @@ from d8mesh.core.messages import (
     ToBroker,
     Unwatch,
     Watch,
+    Work,
     WorkerHello,
 )
 from d8mesh.core.polling import Polling
@@ -151,6 +153,19 @@ class Dispatcher:
         if client is not None:
             self._desk.leave(client)
             self._polling.forget_peer(peer)
+        return self.pool.take_effects()
+
+    def undelivered(self, peer: Peer, message: Message) -> list[Effect]:
+        """A message could not be sent: its peer is gone, or reads too slowly.
+
+        Hand-outs wait for another worker, uncounted. What a client missed it asks for again.
+        """
+        seat = self.pool.roster.by_peer(peer)
+        if seat is not None and isinstance(message, Work):
+            ids = [task_id for group in message.groups for task_id in group.ids]
+            tasks = [seat.outstanding[i] for i in ids if i in seat.outstanding]
+            if tasks:
+                self._handout.requeue(seat.worker_id, tasks, "hand-out could not be sent")
         return self.pool.take_effects()
 
     def tick(self, now: float, at: float) -> list[Effect]:

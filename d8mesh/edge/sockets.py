@@ -1,0 +1,317 @@
+"""ZeroMQ: the broker's ROUTER, a session's DEALER, and the loop that waits for both.
+
+The only module that imports zmq. A message is one frame. Nothing here ever blocks in a
+send. Sockets belong to the thread that made them; only `Waker.wake` may be called from
+another.
+
+Source: https://libzmq.readthedocs.io/en/latest/zmq_setsockopt.html, RFC 23/ZMTP, RFC 27/ZAP
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import socket
+import threading
+from collections.abc import Callable, Sequence
+from typing import Final, Protocol
+
+import zmq
+
+from d8mesh.core.messages import MAX_FRAME_BYTES
+from d8mesh.errors import BrokerUnavailableError, D8Error
+
+#: A peer that has not finished the ZMTP handshake by then is dropped (silence, TLS, HTTP).
+HANDSHAKE_MS: Final = 3000
+#: Transport heartbeats: a dead TCP connection is noticed and closed by libzmq itself.
+HEARTBEAT_MS: Final = 5000
+HEARTBEAT_TIMEOUT_MS: Final = 15_000
+#: Messages that may wait for one peer; a message is a batch, so this is plenty.
+SEND_QUEUE_MESSAGES: Final = 1000
+RECEIVE_QUEUE_MESSAGES: Final = 1000
+#: Connections waiting to be accepted.
+BACKLOG: Final = 1024
+#: How long closing may wait for what is still to be sent: a goodbye, not a queue.
+LINGER_MS: Final = 300
+#: Frames of one message looked at before it is given up as garbage.
+MAX_PARTS: Final = 8
+_ZAP_ENDPOINT: Final = "inproc://zeromq.zap.01"
+
+
+class Link(Protocol):
+    """One transport connection to one broker; see also `edge.exchange`."""
+
+    def send(self, frame: bytes) -> bool:
+        """Send without waiting; False if it could not be taken."""
+
+    def receive(self, limit: int) -> list[bytes]:
+        """Return what has come in, at most `limit` frames; never waits."""
+
+    def close(self) -> None:
+        """Let the connection go, after a short time for what is still to be sent."""
+
+
+class Waker:
+    """Ends a `Loop.wait` from any thread; many wakes before it are one."""
+
+    def __init__(self) -> None:
+        self._inner, self._outer = socket.socketpair()
+        self._inner.setblocking(False)
+        self._outer.setblocking(False)
+        self._is_set = False
+        self._lock = threading.Lock()
+
+    def wake(self) -> None:
+        """Let the loop go round once more. Thread: any."""
+        if self._is_set:
+            return
+        with self._lock:
+            if not self._is_set:
+                self._is_set = True
+                with contextlib.suppress(OSError):  # closed meanwhile
+                    self._outer.send(b"\0")
+
+    def fileno(self) -> int:
+        """Return the descriptor to wait for."""
+        return self._inner.fileno()
+
+    def clear(self) -> None:
+        """Take the wakes so far as seen."""
+        if self._is_set:
+            with self._lock:
+                self._is_set = False
+                with contextlib.suppress(BlockingIOError):
+                    self._inner.recv(16)
+
+    def close(self) -> None:
+        """Let the descriptors go."""
+        with self._lock:
+            self._is_set = True
+            self._inner.close()
+            self._outer.close()
+
+
+class Loop:
+    """Waits for sockets and a waker."""
+
+    def __init__(self, waker: Waker, *endpoints: RouterEndpoint | DealerLink) -> None:
+        self._waker = waker
+        self._poller = zmq.Poller()
+        self._poller.register(waker.fileno(), zmq.POLLIN)
+        for endpoint in endpoints:
+            self.add(endpoint)
+
+    def add(self, endpoint: RouterEndpoint | DealerLink) -> None:
+        """Wait for this one too."""
+        self._poller.register(endpoint.socket, zmq.POLLIN)
+
+    def remove(self, endpoint: RouterEndpoint | DealerLink) -> None:
+        """Wait for this one no longer; call it before closing it."""
+        with contextlib.suppress(KeyError):
+            self._poller.unregister(endpoint.socket)
+
+    def wait(self, timeout_s: float) -> None:
+        """Return when something can be received, the waker was woken, or time is over."""
+        self._poller.poll(max(0, int(timeout_s * 1000 + 0.999)))
+        self._waker.clear()
+
+
+class RouterEndpoint:
+    """A bound ROUTER.
+
+    Args:
+        host: address to listen on; ``*`` for all.
+        ports: tried in turn; the first free one is taken.
+        is_admissible: whether a peer of this address may connect at all; others are
+            refused before a frame of theirs is read (ZAP).
+
+    Raises:
+        D8Error: none of the ports is free.
+    """
+
+    def __init__(
+        self, host: str, ports: Sequence[int], *, is_admissible: Callable[[str], bool]
+    ) -> None:
+        self._context = zmq.Context()
+        self._gate = _Gate(self._context, is_admissible)
+        self.socket = self._context.socket(zmq.ROUTER)
+        _configure(self.socket)
+        self.socket.set(zmq.ROUTER_MANDATORY, 1)
+        self.socket.set(zmq.BACKLOG, BACKLOG)
+        self.socket.set(zmq.ZAP_DOMAIN, b"d8")
+        self._addresses: dict[bytes, str] = {}
+        try:
+            self.port = self._bind(host, ports)
+        except BaseException:
+            self.close()
+            raise
+
+    def receive(self, limit: int) -> list[tuple[bytes, str, bytes | None]]:
+        """Return (routing id, address, frame) of what has come in, at most `limit`.
+
+        The frame is None for a message of more than one frame.
+        """
+        received: list[tuple[bytes, str, bytes | None]] = []
+        get, addresses = self.socket.recv, self._addresses
+        while len(received) < limit:
+            try:
+                routing_id: bytes = get(zmq.NOBLOCK)
+            except zmq.Again:
+                break
+            if not self.socket.getsockopt(zmq.RCVMORE):
+                continue
+            address = addresses.get(routing_id)
+            frame: bytes | None
+            if address is None:
+                frame, address = self._first(routing_id)
+            else:
+                frame = get(zmq.NOBLOCK)
+            if self.socket.getsockopt(zmq.RCVMORE):
+                self._skip()
+                frame = None
+            received.append((routing_id, address, frame))
+        return received
+
+    def send(self, routing_id: bytes, frame: bytes) -> bool:
+        """Send without waiting; False: the peer is gone (EHOSTUNREACH) or reads too slowly."""
+        try:
+            self.socket.send_multipart((routing_id, frame), zmq.NOBLOCK, copy=len(frame) < 65536)
+        except zmq.ZMQError as error:
+            if error.errno == errno.EHOSTUNREACH:
+                self._addresses.pop(routing_id, None)
+            return False
+        return True
+
+    def close(self) -> None:
+        """Let the port go."""
+        self.socket.close(LINGER_MS)
+        self._gate.close()
+        self._context.term()
+
+    def _first(self, routing_id: bytes) -> tuple[bytes, str]:
+        """Receive the first frame of a connection, with its address."""
+        part = self.socket.recv(zmq.NOBLOCK, copy=False)
+        try:
+            address = str(part.get("Peer-Address"))
+        except zmq.ZMQError:
+            address = ""
+        if len(self._addresses) >= MAX_ADDRESSES:
+            self._addresses.clear()  # asked again at the next frame of each
+        self._addresses[routing_id] = address
+        return part.bytes, address
+
+    def _skip(self) -> None:
+        while self.socket.getsockopt(zmq.RCVMORE):
+            self.socket.recv(zmq.NOBLOCK, copy=False)
+
+    def _bind(self, host: str, ports: Sequence[int]) -> int:
+        for port in ports:
+            try:
+                self.socket.bind(f"tcp://{host}:{port}")
+            except zmq.ZMQError as error:
+                if error.errno in (errno.EADDRINUSE, errno.EACCES):
+                    continue
+                raise D8Error(f"cannot listen on {host}:{port}: {error}") from error
+            endpoint = self.socket.getsockopt_string(zmq.LAST_ENDPOINT)
+            return int(endpoint.rpartition(":")[2])
+        raise D8Error(
+            f"the ports {ports[0]} to {ports[-1]} are all taken: stop what uses them, or set "
+            "D8_BROKER_PORT"
+        )
+
+
+#: Connections whose address is remembered.
+MAX_ADDRESSES: Final = 16_384
+
+
+class DealerLink:
+    """A DEALER connected to one address of a broker."""
+
+    def __init__(self, endpoint: str) -> None:
+        self._context = zmq.Context()
+        self.socket = self._context.socket(zmq.DEALER)
+        _configure(self.socket)
+        self.socket.set(zmq.RECONNECT_IVL, 100)
+        self.socket.set(zmq.RECONNECT_IVL_MAX, 2000)
+        try:
+            self.socket.connect(endpoint)
+        except zmq.ZMQError as error:
+            self.close()
+            raise BrokerUnavailableError(f"cannot connect to {endpoint}: {error}") from error
+
+    def send(self, frame: bytes) -> bool:
+        """Send without waiting; False if the queue to the broker is full."""
+        try:
+            self.socket.send(frame, zmq.NOBLOCK, copy=len(frame) < 65536)
+        except zmq.ZMQError:
+            return False
+        return True
+
+    def receive(self, limit: int) -> list[bytes]:
+        """Return what has come in, at most `limit` frames."""
+        received: list[bytes] = []
+        while len(received) < limit:
+            try:
+                received.append(self.socket.recv(zmq.NOBLOCK))
+            except zmq.Again:
+                break
+        return received
+
+    def close(self) -> None:
+        """Let the connection go."""
+        self.socket.close(LINGER_MS)
+        self._context.term()
+
+
+class _Gate:
+    """ZAP for the NULL mechanism: refuses peers by address before they are heard."""
+
+    def __init__(
+        self, context: zmq.Context[zmq.Socket[bytes]], allows: Callable[[str], bool]
+    ) -> None:
+        self._socket = context.socket(zmq.REP)
+        self._socket.bind(_ZAP_ENDPOINT)
+        self._allows = allows
+        self._thread = threading.Thread(target=self._serve, name="zap", daemon=True)
+        self._control = context.socket(zmq.PAIR)
+        self._stop = context.socket(zmq.PAIR)
+        self._control.bind("inproc://d8.zap.stop")
+        self._stop.connect("inproc://d8.zap.stop")
+        self._thread.start()
+
+    def close(self) -> None:
+        self._stop.send(b"")
+        self._thread.join(timeout=5.0)
+        self._stop.close(0)
+
+    def _serve(self) -> None:
+        poller = zmq.Poller()
+        poller.register(self._socket, zmq.POLLIN)
+        poller.register(self._control, zmq.POLLIN)
+        while True:
+            ready = dict(poller.poll())
+            if self._control in ready:
+                break
+            parts = self._socket.recv_multipart()
+            version, request, address = parts[0], parts[1], parts[3].decode("ascii", "replace")
+            is_allowed = self._allows(address)
+            status = (b"200", b"OK") if is_allowed else (b"400", b"not a private network")
+            self._socket.send_multipart((version, request, *status, b"", b""))
+        self._socket.close(0)
+        self._control.close(0)
+
+
+def _configure(handle: zmq.Socket[bytes]) -> None:
+    for option, value in (
+        (zmq.LINGER, LINGER_MS),
+        (zmq.MAXMSGSIZE, MAX_FRAME_BYTES),
+        (zmq.HANDSHAKE_IVL, HANDSHAKE_MS),
+        (zmq.HEARTBEAT_IVL, HEARTBEAT_MS),
+        (zmq.HEARTBEAT_TIMEOUT, HEARTBEAT_TIMEOUT_MS),
+        (zmq.HEARTBEAT_TTL, HEARTBEAT_TIMEOUT_MS),
+        (zmq.SNDHWM, SEND_QUEUE_MESSAGES),
+        (zmq.RCVHWM, RECEIVE_QUEUE_MESSAGES),
+        (zmq.IPV6, 1),
+        (zmq.IMMEDIATE, 0),
+    ):
+        handle.set(option, value)

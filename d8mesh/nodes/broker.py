@@ -1,0 +1,292 @@
+"""The broker: a plain poll loop that joins the dispatcher to its socket, journal and clock.
+
+One wake-up drains the socket, feeds every message to the brain, commits what came of it
+and sends what it asked for: nothing that promises anything leaves before its batch is on
+the disk (`Broker._perform`, the only place where that rule lives).
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import random
+import secrets
+import threading
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from d8mesh import __version__
+from d8mesh.config import BROKER_PORT_TRIES, Config
+from d8mesh.core.addresses import is_admissible
+from d8mesh.core.codec import decode_to_broker, encode
+from d8mesh.core.dispatcher import Dispatcher
+from d8mesh.core.effects import Effect, Load, Loaded, Peer, Record, Send
+from d8mesh.core.messages import Refused
+from d8mesh.core.pool import Policy
+from d8mesh.edge.discovery import Announcement, Discovery, Kind
+from d8mesh.edge.journal import Journal, Reader
+from d8mesh.edge.logs import event
+from d8mesh.edge.network import usable_addresses
+from d8mesh.edge.sockets import Loop, RouterEndpoint, Waker
+from d8mesh.errors import D8Error, ProtocolError
+
+#: Messages taken in before a commit: bounds how long the first of them waits for its answer.
+MAX_DRAIN: Final = 512
+#: How often the room on the disk is looked at.
+DISK_CHECK_S: Final = 2.0
+#: How often a line sums up what happened.
+SUMMARY_S: Final = 60.0
+#: Bad frames of one connection that get an answer; more are dropped in silence.
+ANSWERED_STRIKES: Final = 3
+#: Connections whose bad frames are remembered.
+MAX_STRIKERS: Final = 4096
+JOURNAL_NAME: Final = "journal.db"
+
+_log: Final = logging.getLogger("d8mesh.broker")
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """What a broker that is up says of itself."""
+
+    broker_id: str
+    port: int
+    epoch: int
+
+
+class Broker:
+    """One orchestrator's broker.
+
+    Args:
+        config: the settings.
+        folder: where the journal lies.
+        web_port: the REST port to announce, None if there is none.
+
+    Raises:
+        JournalHeldError: another orchestrator uses the journal.
+        JournalBrokenError: the journal is damaged or of a newer version.
+        D8Error: no port is free.
+
+    Thread: made and run on one thread; `stop` may be called from any.
+    """
+
+    def __init__(self, config: Config, folder: Path, *, web_port: int | None = None) -> None:
+        self._config = config
+        self._journal = Journal(folder / JOURNAL_NAME)
+        self._waker = Waker()
+        ports = range(config.broker_port, config.broker_port + BROKER_PORT_TRIES)
+        try:
+            self._router = RouterEndpoint("*", ports, is_admissible=is_admissible)
+        except BaseException:
+            self._journal.close()
+            raise
+        self._loop = Loop(self._waker, self._router)
+        self._questions = _Questions(folder / JOURNAL_NAME, self._waker)
+        restored = self._journal.restore()
+        policy = _policy(config, self._journal.broker_id, self._router.port)
+        self._dispatcher = Dispatcher(
+            policy, restored, random.random, now=time.monotonic(), at=time.time()
+        )
+        self._ready = Ready(policy.broker_id, self._router.port, restored.epoch)
+        self._strikes: OrderedDict[bytes, int] = OrderedDict()
+        self._is_stopping = threading.Event()
+        self._next_disk_check = self._next_summary = 0.0
+        self._undelivered = 0
+        self._discovery = Discovery(
+            mesh=config.mesh,
+            addresses=lambda: [a.address for a in usable_addresses(config.interfaces)],
+            on_sighting=lambda sighting: None,
+            on_trouble=lambda text: event(_log, logging.WARNING, "discovery", trouble=text),
+        )
+        self._discovery.announce(
+            Announcement(
+                kind=Kind.ORCHESTRATOR,
+                node_id=policy.broker_id,
+                boot_id=secrets.token_hex(8),
+                mesh=config.mesh,
+                port=self._router.port,
+                web_port=web_port,
+                version=__version__,
+            )
+        )
+
+    @property
+    def ready(self) -> Ready:
+        """What is told to whoever started this broker."""
+        return self._ready
+
+    def run(self) -> None:
+        """Serve until `stop`.
+
+        Raises:
+            JournalError: a commit failed; what it held was not acknowledged to anybody.
+        """
+        self._discovery.start()
+        ready = self._ready
+        event(_log, logging.INFO, "broker.up", port=ready.port, epoch=ready.epoch)
+        try:
+            while not self._is_stopping.is_set():
+                self._step()
+            self._perform(self._dispatcher.drain())
+        finally:
+            self._discovery.close()
+            self._questions.close()
+            self._router.close()
+            self._journal.close()
+            self._waker.close()
+            event(_log, logging.INFO, "broker.down", port=ready.port)
+
+    def stop(self) -> None:
+        """Let `run` say goodbye and return."""
+        self._is_stopping.set()
+        self._waker.wake()
+
+    # -------------------------------------------------------------------- the loop
+
+    def _step(self) -> None:
+        """One wake-up: drain, decide, commit, send."""
+        dispatcher = self._dispatcher
+        self._loop.wait(max(0.0, dispatcher.next_deadline() - time.monotonic()))
+        now = time.monotonic()
+        effects: list[Effect] = []
+        for routing_id, address, frame in self._router.receive(MAX_DRAIN):
+            peer = Peer(routing_id, address)
+            try:
+                if frame is None:
+                    raise ProtocolError("a message is one frame: saw several")
+                message = decode_to_broker(frame)
+            except ProtocolError as error:
+                self._strike(peer, error)
+                continue
+            effects += dispatcher.receive(message, peer, now)
+        while self._questions.answers:
+            effects += dispatcher.loaded(self._questions.answers.popleft())
+        if now >= self._next_disk_check:
+            self._check_disk(now)
+        effects += dispatcher.tick(now, time.time())
+        if effects:
+            self._perform(effects)
+        if now >= self._next_summary:
+            self._sum_up(now)
+
+    def _perform(self, effects: Sequence[Effect]) -> None:
+        """Send what promises nothing, commit, send the rest, then ask the journal."""
+        facts = [effect.fact for effect in effects if type(effect) is Record]
+        sends = [effect for effect in effects if type(effect) is Send]
+        for send in sends:
+            if not send.waits:
+                self._send(send)
+        if facts:
+            self._journal.append(facts)
+        for send in sends:
+            if send.waits:
+                self._send(send)
+        for effect in effects:
+            if type(effect) is Load:
+                self._questions.ask(effect)
+
+    def _send(self, send: Send) -> None:
+        """Send without ever waiting: what a full or vanished peer misses, rules repair."""
+        if not self._router.send(send.peer.routing_id, encode(send.message)):
+            self._undelivered += 1
+            follow_up = self._dispatcher.undelivered(send.peer, send.message)
+            if follow_up:
+                self._perform(follow_up)
+
+    def _strike(self, peer: Peer, error: ProtocolError) -> None:
+        """Drop a bad frame, count it, and tell its sender the first few times."""
+        self._dispatcher.pool.reject(error.code)
+        count = self._strikes.pop(peer.routing_id, 0) + 1
+        self._strikes[peer.routing_id] = count
+        if len(self._strikes) > MAX_STRIKERS:
+            self._strikes.popitem(last=False)
+        if count <= ANSWERED_STRIKES:
+            event(_log, logging.WARNING, "frame.bad", address=peer.address, error=str(error))
+            answer = Refused(0, error.code, str(error)[:1000])
+            self._router.send(peer.routing_id, encode(answer))
+
+    def _check_disk(self, now: float) -> None:
+        self._next_disk_check = now + DISK_CHECK_S
+        reserve = self._config.disk_reserve_mb * 1_000_000
+        is_low = self._journal.free_bytes() < reserve
+        if is_low != self._dispatcher.pool.is_disk_low:
+            level = logging.WARNING if is_low else logging.INFO
+            event(_log, level, "disk.low" if is_low else "disk.ok", reserve_bytes=reserve)
+            self._dispatcher.set_disk_low(is_low)
+
+    def _sum_up(self, now: float) -> None:
+        first, self._next_summary = not self._next_summary, now + SUMMARY_S
+        if first:
+            return
+        pool = self._dispatcher.pool
+        event(
+            _log,
+            logging.INFO,
+            "broker.summary",
+            queued=pool.ledger.queued,
+            running=pool.ledger.running,
+            completed=pool.ledger.totals.completed,
+            failed=pool.ledger.totals.failed,
+            workers=sum(seat.is_live for seat in pool.roster.seats.values()),
+            clients=len(pool.clients),
+            rejected=sum(pool.rejected.values()),
+            undelivered=self._undelivered,
+        )
+
+
+class _Questions:
+    """The reading side of the journal, on a thread of its own."""
+
+    def __init__(self, path: Path, waker: Waker) -> None:
+        self.answers: deque[Loaded] = deque()
+        self._waker = waker
+        self._asked: queue.SimpleQueue[Load | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(
+            target=self._serve, args=(path,), name="journal-reader", daemon=True
+        )
+        self._thread.start()
+
+    def ask(self, load: Load) -> None:
+        self._asked.put(load)
+
+    def close(self) -> None:
+        self._asked.put(None)
+        self._thread.join(timeout=5.0)
+
+    def _serve(self, path: Path) -> None:
+        reader = Reader(path)
+        try:
+            while (load := self._asked.get()) is not None:
+                self.answers.append(_answer(load, reader.query))
+                self._waker.wake()
+        finally:
+            reader.close()
+
+
+def _answer(
+    load: Load, query: Callable[[str, tuple[object, ...]], list[tuple[object, ...]]]
+) -> Loaded:
+    try:
+        return Loaded(load.number, query(load.what, load.args))
+    except D8Error as error:
+        return Loaded(load.number, [], str(error))
+
+
+def _policy(config: Config, broker_id: str, port: int) -> Policy:
+    return Policy(
+        broker_id=broker_id,
+        mesh=config.mesh,
+        version=__version__,
+        broker_port=port,
+        polling_timeout_s=config.heartbeat_timeout_s,
+        task_timeout_s=config.task_timeout_s,
+        max_attempts=config.max_attempts,
+        queue_size=config.queue_size,
+        queue_bytes=config.queue_bytes,
+        retention_s=config.retention_days * 86_400,
+        retention_count=config.retention_count,
+    )

@@ -1,0 +1,264 @@
+"""The orchestrator's processes: a launcher that keeps a broker and a REST shim alive.
+
+The launcher starts both as children, brings back what dies with growing pauses, and ends
+them when it is told to. A child ends within a second of its parent's death: it watches its
+standard input, which is a pipe of the launcher's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import logging
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import IO, Final
+
+from d8mesh.config import Config
+from d8mesh.edge import logs
+from d8mesh.edge.logs import event
+from d8mesh.edge.network import port_holder
+from d8mesh.errors import D8Error
+from d8mesh.nodes.broker import Broker
+
+#: Pauses before a child that died is brought back: at once, then doubling up to the cap.
+FIRST_PAUSE_S: Final = 0.1
+MAX_PAUSE_S: Final = 10.0
+#: A child that ran this long is healthy: its next death is a first one again.
+HEALTHY_S: Final = 30.0
+#: Time for children to end by themselves before they are killed.
+END_S: Final = 10.0
+#: Exit codes of a child that a restart cannot mend.
+FINAL_EXITS: Final = frozenset({2, 3, 4})
+#: The pause between looks at the children.
+LOOK_S: Final = 0.2
+
+if sys.platform == "win32":
+    _NEW_GROUP: Final = subprocess.CREATE_NEW_PROCESS_GROUP
+else:
+    _NEW_GROUP: Final = 0
+
+_log: Final = logging.getLogger("d8mesh.orchestrator")
+
+
+def run(config: Config, options: argparse.Namespace) -> int:
+    """Run an orchestrator until it is told to stop; return the exit code."""
+    del options  # its settings have reached `config`
+    logs.setup("orchestrator", level=config.log_level, folder=_logs(config), to_stderr=False)
+    _refuse_taken_port(config)
+    launcher = _Launcher(config)
+    stop = threading.Event()
+    for number in _stop_signals():
+        signal.signal(number, lambda *_: stop.set())
+    return launcher.run(stop)
+
+
+def run_broker(config: Config, options: argparse.Namespace) -> int:
+    """Be the broker process; says on standard output when it is up."""
+    arguments = _child_arguments(options.rest)
+    logs.setup("broker", level=config.log_level, folder=_logs(config), to_stderr=False)
+    broker = Broker(config, Path(config.data_dir) / "orchestrator", web_port=arguments.web_port)
+    for number in _stop_signals():
+        signal.signal(number, lambda *_: broker.stop())
+    end_with_parent(broker.stop)
+    print(json.dumps({"event": "ready", **asdict(broker.ready)}), flush=True)
+    broker.run()
+    return 0
+
+
+def run_web(config: Config, options: argparse.Namespace) -> int:
+    """Be the REST process."""
+    from d8mesh.web import server
+
+    arguments = _child_arguments(options.rest)
+    return server.run_web(config, arguments)
+
+
+def end_with_parent(stop: Callable[[], None]) -> None:
+    """Call `stop` when standard input, a pipe of the parent's, comes to its end."""
+
+    def watch() -> None:
+        with contextlib.suppress(OSError, ValueError):
+            while sys.stdin.buffer.read(1):
+                pass
+        stop()
+
+    threading.Thread(target=watch, name="parent-watch", daemon=True).start()
+
+
+@dataclass(slots=True, eq=False)
+class _Child:
+    """One child process, and when it may be started again."""
+
+    name: str
+    arguments: list[str]
+    process: subprocess.Popen[str] | None = None
+    started: float = 0.0
+    deaths: int = 0
+    not_before: float = 0.0
+    lines: queue.SimpleQueue[str] = field(default_factory=queue.SimpleQueue)
+
+
+class _Launcher:
+    """Keeps the two children running."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._broker = _Child("broker", ["_broker", "--web-port", str(config.web_port)])
+        self._web = _Child("web", [])
+        self._port = 0
+        self._said = False
+
+    def run(self, stop: threading.Event) -> int:
+        code = 0
+        try:
+            while not stop.is_set():
+                code = self._look()
+                if code:
+                    break
+                stop.wait(LOOK_S if self._said else 0.02)
+        finally:
+            self._end()
+        return code
+
+    def _look(self) -> int:
+        """Start what is not running; return an exit code if there is no use in going on."""
+        code = self._tend(self._broker)
+        if code:
+            return code
+        while not self._broker.lines.empty():
+            self._ready(self._broker.lines.get())
+        if self._port:
+            code = self._tend(self._web)
+            if code:
+                return code
+            while not self._web.lines.empty():
+                self._web_ready(self._web.lines.get())
+        return 0
+
+    def _tend(self, child: _Child) -> int:
+        now = time.monotonic()
+        if child.process is not None:
+            code = child.process.poll()
+            if code is None:
+                return 0
+            child.process = None
+            if code in FINAL_EXITS or (not self._said and code):
+                return code
+            if now - child.started > HEALTHY_S:
+                child.deaths = 0
+            pause_s = min(MAX_PAUSE_S, FIRST_PAUSE_S * 2**child.deaths) if child.deaths else 0.0
+            child.deaths += 1
+            child.not_before = now + pause_s
+            event(
+                _log, logging.WARNING, "child.died", child=child.name, code=code, again_in_s=pause_s
+            )
+        if now >= child.not_before:
+            self._start(child, now)
+        return 0
+
+    @staticmethod
+    def _start(child: _Child, now: float) -> None:
+        child.process = subprocess.Popen(
+            [sys.executable, "-m", "d8mesh", *child.arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            encoding="utf-8",
+            cwd=Path(__file__).resolve().parents[2],
+            # A Ctrl-C reaches the whole group; the launcher alone decides what it means.
+            process_group=None if sys.platform == "win32" else 0,
+            creationflags=_NEW_GROUP,
+        )
+        child.started = now
+        assert child.process.stdout is not None
+        threading.Thread(
+            target=_pump, args=(child.process.stdout, child.lines), daemon=True
+        ).start()
+
+    def _ready(self, line: str) -> None:
+        """The broker is up: tell the REST process where, starting it anew if that changed."""
+        told = json.loads(line)
+        if told["port"] != self._port:
+            self._port = told["port"]
+            self._web.arguments = ["_web", "--broker", f"tcp://127.0.0.1:{self._port}"]
+            if self._web.process is not None:
+                self._web.process.terminate()
+        self._broker_id = told["broker_id"]
+
+    def _web_ready(self, line: str) -> None:
+        told = json.loads(line)
+        if not self._said:
+            self._said = True
+            print(
+                f"orchestrator {self._broker_id} of mesh {self._config.mesh}: "
+                f"REST on port {told['port']}, workers on port {self._port}; Ctrl-C stops it",
+                flush=True,
+            )
+
+    def _end(self) -> None:
+        """End the children: REST first, so that nobody is told of a broker that has gone."""
+        deadline = time.monotonic() + END_S
+        for child in (self._web, self._broker):
+            process = child.process
+            if process is None:
+                continue
+            assert process.stdin is not None
+            with contextlib.suppress(OSError):
+                process.stdin.close()
+            try:
+                process.wait(max(0.1, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def _pump(stream: IO[str], lines: queue.SimpleQueue[str]) -> None:
+    with contextlib.suppress(OSError, ValueError):
+        for line in stream:
+            lines.put(line)
+
+
+def _stop_signals() -> Sequence[signal.Signals]:
+    if sys.platform == "win32":
+        return (signal.SIGINT, signal.SIGBREAK)
+    return (signal.SIGINT, signal.SIGTERM)
+
+
+def _child_arguments(rest: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--broker", default="")
+    parser.add_argument("--web-port", type=int, default=None)
+    return parser.parse_args(rest)
+
+
+def _logs(config: Config) -> Path:
+    return Path(config.data_dir) / "logs"
+
+
+def _refuse_taken_port(config: Config) -> None:
+    """Say at once who holds the REST port: the child could only die of it."""
+    import socket
+
+    probe = socket.socket(socket.AF_INET6 if ":" in config.web_host else socket.AF_INET)
+    with probe:
+        if os.name == "posix":
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((config.web_host, config.web_port))
+        except OSError as error:
+            holder = port_holder(config.web_port)
+            held_by = f" by {holder}" if holder else ""
+            raise D8Error(
+                f"port {config.web_port} on {config.web_host} cannot be used{held_by} "
+                f"({error.strerror}): stop what uses it, or set FLASK_PORT to another port"
+            ) from error
