@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import http.client
+import json
 import re
 import selectors
 import socket
@@ -13,15 +15,19 @@ import uuid
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final, NamedTuple, cast
+from urllib.parse import urlsplit
 
 import ifaddr
 
-from d8mesh.core.addresses import is_admissible, is_loopback
+from d8mesh.core.addresses import endpoint, in_order, is_admissible, is_loopback
+from d8mesh.errors import BrokerUnavailableError
 
 #: Container and VM bridges, by name: their address ranges are ordinary private ones.
 _BRIDGE: Final = re.compile(r"docker\d+|br-[0-9a-f]{6,}|virbr\d+|veth[0-9a-f]{6,}|vmnet\d+|cni\d+")
 #: Addresses tried side by side for one orchestrator.
 MAX_CANDIDATES: Final = 32
+#: Largest answer of /health that is read.
+MAX_HEALTH_BYTES: Final = 65_536
 
 
 class InterfaceAddress(NamedTuple):
@@ -148,3 +154,69 @@ def machine_id() -> str:
             if text:
                 return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
     return f"{uuid.getnode():012x}"
+
+
+class Way(NamedTuple):
+    """How an orchestrator can be reached: ``tcp://…`` (ZeroMQ) or ``http://…`` (exchange)."""
+
+    endpoint: str
+
+    @property
+    def is_http(self) -> bool:
+        """True when only the REST port can be reached."""
+        return self.endpoint.startswith("http")
+
+
+def find_way(
+    addresses: Sequence[str], broker_port: int, web_port: int | None, *, deadline_s: float
+) -> Way | None:
+    """Return the best way to an orchestrator that advertises these addresses.
+
+    All are tried side by side, 127.0.0.1 too if one of them is this machine's. The REST
+    port is taken only when no address lets the broker's port through.
+    """
+    own = own_names()
+    local = ["127.0.0.1"] if any(address in own for address in addresses) else []
+    hosts = in_order([*local, *addresses])
+    found = first_reachable([(host, broker_port) for host in hosts], deadline_s=deadline_s)
+    if found is not None:
+        return Way(endpoint(*found))
+    if web_port is not None:
+        found = first_reachable([(host, web_port) for host in hosts], deadline_s=deadline_s)
+        if found is not None:
+            return Way(endpoint(*found).replace("tcp://", "http://", 1))
+    return None
+
+
+def ask_health(url: str, *, deadline_s: float) -> dict[str, object]:
+    """Return the JSON object of ``GET url/health``, whatever its status.
+
+    Raises:
+        BrokerUnavailableError: nothing answers there, or not as an orchestrator does.
+    """
+    parts = urlsplit(url)
+    kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+    connection = kind(parts.hostname or "", parts.port, timeout=deadline_s)
+    try:
+        connection.request("GET", "/health", headers={"Accept": "application/json"})
+        body = json.loads(connection.getresponse().read(MAX_HEALTH_BYTES))
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        raise BrokerUnavailableError(f"no orchestrator answers at {url}: {error}") from error
+    finally:
+        connection.close()
+    if not isinstance(body, dict) or not isinstance(body.get("broker_port"), int):
+        raise BrokerUnavailableError(f"what answers at {url} is no orchestrator")
+    return body
+
+
+def find_way_by_url(url: str, *, deadline_s: float) -> Way:
+    """Return the best way to the orchestrator whose REST is at `url`.
+
+    Raises:
+        BrokerUnavailableError: nothing answers there, or not as an orchestrator does.
+    """
+    port = ask_health(url, deadline_s=deadline_s)["broker_port"]
+    assert isinstance(port, int)
+    host = urlsplit(url).hostname or ""
+    found = first_reachable([(host, port)], deadline_s=deadline_s)
+    return Way(url) if found is None else Way(endpoint(*found))

@@ -1,0 +1,474 @@
+"""The client's brain: submits, outcomes, questions and listening over one session.
+
+Pure: no sockets, clock or threads. What a client awaits is state, not a message: after any
+doubt it is asked for again by id. Tasks travel in parcels, and a parcel is also where
+their outcomes arrive, so that a hundred thousand tasks need a hundred objects.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Final, TypeAlias
+
+from d8mesh.core.messages import (
+    MAX_BATCH_TASKS,
+    VERSIONS,
+    Accepted,
+    Answer,
+    Ask,
+    Beat,
+    ClientHello,
+    Goodbye,
+    Group,
+    Listen,
+    Message,
+    Outcomes,
+    Refused,
+    Rehello,
+    Stream,
+    Submit,
+    ToClient,
+    Watch,
+    Welcome,
+)
+
+#: Submits under way at once: enough that the broker never waits for the next one.
+MAX_UNACKNOWLEDGED: Final = 8
+#: HELLO is said again after this long without an answer.
+HELLO_S: Final = 3.0
+#: An unanswered submit or question is sent again after this long.
+RESEND_S: Final = 10.0
+#: What is awaited is asked for again this often: outcomes may be dropped under pressure.
+REWATCH_S: Final = 30.0
+#: Before the first Welcome tells them: the documented lease and heartbeat.
+_LEASE_S: Final = 10.0
+_HEARTBEAT_S: Final = 3.0
+
+
+@dataclass(slots=True, eq=False)
+class Parcel:
+    """Tasks submitted together, with consecutive counters, and their outcomes.
+
+    `states[i]` is 0 until the outcome of task i is known, then a state of `messages`.
+    """
+
+    session: str
+    first: int
+    groups: list[Group]
+    count: int
+    key: str = ""
+    digest: bytes = b""
+    is_watched: bool = True
+    #: give up when the queue is still full then (monotonic seconds); None: never
+    give_up: float | None = None
+    states: bytearray = field(default_factory=bytearray)
+    payloads: list[bytes | None] = field(default_factory=list)
+    missing: int = 0
+    is_accepted: bool = False
+    is_repeat: bool = False
+    refusal: Refused | None = None
+    #: of a repeated idempotency key: the first task of the first time
+    accepted_as: tuple[str, int] | None = None
+    sent: float = 0.0
+
+    def task_id(self, index: int) -> str:
+        """Return the id of task `index`."""
+        session, first = self.accepted_as or (self.session, self.first)
+        return f"{session}-{first + index}"
+
+    @property
+    def is_settled(self) -> bool:
+        """True once the submit was accepted or refused for good."""
+        return self.is_accepted or self.refusal is not None
+
+
+@dataclass(frozen=True, slots=True)
+class Transmit:
+    """Send this to the broker."""
+
+    message: Message
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """The submit of this parcel was accepted, or refused for good."""
+
+    parcel: Parcel
+
+
+@dataclass(frozen=True, slots=True)
+class Arrived:
+    """Outcomes came in for this parcel (`parcel.states`, `parcel.payloads`)."""
+
+    parcel: Parcel
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """A question was answered."""
+
+    request: int
+    code: str
+    body: dict[str, object]
+
+
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """Partial output of a task that is listened to."""
+
+    stream: Stream
+
+
+@dataclass(frozen=True, slots=True)
+class Connected:
+    """The session stands."""
+
+    epoch: int
+    broker_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """The link is dead or useless: close it and make another."""
+
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """The broker refuses this session for good."""
+
+    code: str
+    message: str
+
+
+Output: TypeAlias = Transmit | Settled | Arrived | Answered | Heard | Connected | Lost | Rejected
+
+
+class ClientSession:
+    """One client's session.
+
+    Args:
+        session: 16 characters ``0-9a-v``, drawn at random once.
+        mesh: the mesh's name.
+        host: this machine's name, for people.
+    """
+
+    def __init__(self, session: str, mesh: str, host: str) -> None:
+        self._session, self._mesh, self._host = session, mesh, host
+        self._is_linked = self._is_up = False
+        self._epoch = -1
+        self._heartbeat_s, self._lease_s = _HEARTBEAT_S, _LEASE_S
+        self._heard = self._said_hello = self._next_beat = self._next_rewatch = 0.0
+        self._next_seq = 1
+        self._backlog: deque[Parcel] = deque()
+        self._unacknowledged: dict[int, Parcel] = {}
+        self._paused_until = 0.0
+        #: parcels whose outcomes are awaited, by first counter
+        self._firsts: list[int] = []
+        self._parcels: list[Parcel] = []
+        self._singles: dict[str, list[Parcel]] = {}
+        self._asks: dict[int, tuple[Ask, float]] = {}
+        self._listening: set[str] = set()
+        self._last: Parcel | None = None
+
+    @property
+    def is_up(self) -> bool:
+        """True while the broker answers."""
+        return self._is_up
+
+    @property
+    def is_idle(self) -> bool:
+        """True when nothing is waiting to be accepted or answered."""
+        return not (self._backlog or self._unacknowledged or self._asks)
+
+    # --------------------------------------------------------------- what is wanted
+
+    def submit(self, parcel: Parcel, now: float) -> list[Output]:
+        """Queue a parcel of this session for sending, in its order."""
+        self._backlog.append(parcel)
+        if parcel.is_watched:
+            self._await(parcel)
+        return self._pump(now)
+
+    def watch(self, parcel: Parcel) -> list[Output]:
+        """Await the one task of `parcel`, which may be anybody's."""
+        task_id = parcel.task_id(0)
+        self._singles.setdefault(task_id, []).append(parcel)
+        return [Transmit(Watch([task_id]))] if self._is_up else []
+
+    def unwatch(self, parcel: Parcel) -> list[Output]:
+        """Await it no longer."""
+        task_id = parcel.task_id(0)
+        waiting = self._singles.get(task_id, [])
+        if parcel in waiting:
+            waiting.remove(parcel)
+            if not waiting:
+                del self._singles[task_id]
+        return []
+
+    def ask(self, question: Ask, now: float) -> list[Output]:
+        """Ask the broker; `Answered` brings the answer, after reconnects too."""
+        self._asks[question.request] = (question, now)
+        return [Transmit(question)] if self._is_up else []
+
+    def forget_ask(self, request: int) -> None:
+        """The asker waits no longer."""
+        self._asks.pop(request, None)
+
+    def listen(self, task_id: str, *, is_on: bool) -> list[Output]:
+        """Start or stop hearing a task's partial output."""
+        (self._listening.add if is_on else self._listening.discard)(task_id)
+        return [Transmit(Listen(task_id, is_on))] if self._is_up else []
+
+    # ------------------------------------------------------------------- the link
+
+    def link_up(self, now: float) -> list[Output]:
+        """A new transport connection stands: open, or go on with, the session."""
+        self._is_linked, self._is_up = True, False
+        self._heard = now
+        return self._hello(now)
+
+    def link_down(self) -> None:
+        """The transport connection is gone."""
+        self._is_linked = self._is_up = False
+
+    def receive(self, message: ToClient, now: float) -> list[Output]:
+        """Take in one message of the broker."""
+        self._heard = now
+        match message:
+            case Outcomes():
+                return self._outcomes(message)
+            case Accepted():
+                return self._accepted(message, now)
+            case Answer():
+                known = self._asks.pop(message.request, None)
+                return [Answered(message.request, message.code, message.body)] if known else []
+            case Stream():
+                return [Heard(message)] if message.id in self._listening else []
+            case Refused():
+                return self._refused(message, now)
+            case Welcome():
+                return self._welcome(message, now)
+            case Beat():
+                return self._beat(message, now)
+            case Rehello():
+                self._is_up = False
+                return self._hello(now)
+            case Goodbye():
+                return [Lost(message.reason)]
+
+    def tick(self, now: float) -> list[Output]:
+        """Do what is due."""
+        if not self._is_linked:
+            return []
+        if now - self._heard > self._lease_s:
+            return [Lost(f"the orchestrator has been silent for {self._lease_s:.0f} s")]
+        if not self._is_up:
+            return self._hello(now) if now - self._said_hello >= HELLO_S else []
+        out: list[Output] = []
+        if now >= self._next_rewatch:
+            out += self._rewatch(now)
+        elif now >= self._next_beat:
+            out.append(Transmit(Watch([])))
+        if out:
+            self._next_beat = now + self._heartbeat_s
+        for seq, parcel in self._unacknowledged.items():
+            if now - parcel.sent > RESEND_S:
+                out.append(self._transmit(seq, parcel, now))
+        for request, (question, asked) in self._asks.items():
+            if now - asked > RESEND_S:
+                self._asks[request] = (question, now)
+                out.append(Transmit(question))
+        return out + self._pump(now)
+
+    def next_deadline(self) -> float:
+        """Return when `tick` has something to do next."""
+        if not self._is_linked:
+            return float("inf")
+        if not self._is_up:
+            return self._said_hello + HELLO_S
+        dues = [self._next_beat, self._heard + self._lease_s]
+        if self._backlog and self._paused_until:
+            dues.append(self._paused_until)
+        return min(dues)
+
+    def check(self) -> None:
+        """Assert what must hold between the collections (for tests)."""
+        assert self._firsts == sorted(parcel.first for parcel in self._parcels)
+        for parcel in self._parcels:
+            assert 0 < parcel.missing == parcel.states.count(0), parcel.first
+        assert len(self._unacknowledged) <= MAX_UNACKNOWLEDGED
+
+    # -------------------------------------------------------------------- messages
+
+    def _hello(self, now: float) -> list[Output]:
+        self._said_hello = now
+        return [Transmit(ClientHello(VERSIONS[0], self._mesh, self._session, self._host))]
+
+    def _welcome(self, message: Welcome, now: float) -> list[Output]:
+        self._is_up = True
+        self._epoch = message.epoch
+        self._heartbeat_s, self._lease_s = message.heartbeat_s, message.lease_s
+        self._next_beat = now + self._heartbeat_s
+        out: list[Output] = [Connected(message.epoch, message.broker_id)]
+        out += [self._transmit(seq, parcel, now) for seq, parcel in self._unacknowledged.items()]
+        out += self._rewatch(now)
+        out += [Transmit(Listen(task_id, True)) for task_id in sorted(self._listening)]
+        for request, (question, _) in self._asks.items():
+            self._asks[request] = (question, now)
+            out.append(Transmit(question))
+        return out + self._pump(now)
+
+    def _beat(self, message: Beat, now: float) -> list[Output]:
+        if message.epoch == self._epoch:
+            return []
+        self._epoch = message.epoch
+        return self._rewatch(now)
+
+    def _refused(self, message: Refused, now: float) -> list[Output]:
+        parcel = self._unacknowledged.get(message.seq) if message.seq else None
+        if parcel is None:
+            if not self._is_up and message.seq == 0:
+                return [Rejected(message.code, message.message)]
+            return []
+        may_wait = parcel.give_up is None or now < parcel.give_up
+        if message.retry_after_s and may_wait:
+            # Its place in the order stays: it goes back to the head of the backlog.
+            del self._unacknowledged[message.seq]
+            self._backlog.appendleft(parcel)
+            self._paused_until = now + message.retry_after_s
+            return []
+        del self._unacknowledged[message.seq]
+        parcel.refusal = message
+        self._forget(parcel)
+        return [Settled(parcel), *self._pump(now)]
+
+    def _accepted(self, message: Accepted, now: float) -> list[Output]:
+        parcel = self._unacknowledged.pop(message.seq, None)
+        if parcel is None:
+            return []
+        parcel.is_accepted, parcel.is_repeat = True, message.is_repeat
+        parcel.groups = []
+        out: list[Output] = [Settled(parcel)]
+        if (message.session, message.first) != (parcel.session, parcel.first):
+            parcel.accepted_as = (message.session, message.first)
+            if parcel.is_watched:
+                out += self._watch_elsewhere(parcel)
+        return out + self._pump(now)
+
+    def _outcomes(self, message: Outcomes) -> list[Output]:
+        touched: dict[int, Parcel] = {}
+        session, start = self._session, len(self._session) + 1
+        parcel = self._last
+        for task_id, state, payload in zip(
+            message.ids, message.states, message.payloads, strict=True
+        ):
+            if self._singles and task_id in self._singles:
+                for single in self._singles.pop(task_id):
+                    index = 0 if single.count == 1 else _index_of(single, task_id)
+                    _note(single, index, state, payload)
+                    touched[id(single)] = single
+            if not task_id.startswith(session):
+                continue
+            n = int(task_id[start:])
+            if parcel is None or not parcel.first <= n < parcel.first + parcel.count:
+                parcel = self._find(n)
+                if parcel is None:
+                    continue
+            if _note(parcel, n - parcel.first, state, payload):
+                touched[id(parcel)] = parcel
+        self._last = parcel
+        for parcel in touched.values():
+            if not parcel.missing:
+                self._forget(parcel)
+        return [Arrived(parcel) for parcel in touched.values()]
+
+    # --------------------------------------------------------------------- helpers
+
+    def _pump(self, now: float) -> list[Output]:
+        """Send from the backlog what may be under way."""
+        out: list[Output] = []
+        if not self._is_up or now < self._paused_until:
+            return out
+        self._paused_until = 0.0
+        while self._backlog and len(self._unacknowledged) < MAX_UNACKNOWLEDGED:
+            parcel = self._backlog.popleft()
+            seq, self._next_seq = self._next_seq, self._next_seq + 1
+            self._unacknowledged[seq] = parcel
+            out.append(self._transmit(seq, parcel, now))
+        return out
+
+    def _transmit(self, seq: int, parcel: Parcel, now: float) -> Transmit:
+        parcel.sent = now
+        return Transmit(
+            Submit(
+                seq,
+                parcel.session,
+                parcel.first,
+                parcel.groups,
+                parcel.is_watched,
+                parcel.key,
+                parcel.digest,
+            )
+        )
+
+    def _await(self, parcel: Parcel) -> None:
+        parcel.states = bytearray(parcel.count)
+        parcel.payloads = [None] * parcel.count
+        parcel.missing = parcel.count
+        at = bisect_right(self._firsts, parcel.first)
+        self._firsts.insert(at, parcel.first)
+        self._parcels.insert(at, parcel)
+
+    def _find(self, n: int) -> Parcel | None:
+        at = bisect_right(self._firsts, n) - 1
+        if at < 0:
+            return None
+        parcel = self._parcels[at]
+        return parcel if n < parcel.first + parcel.count else None
+
+    def _forget(self, parcel: Parcel) -> None:
+        at = bisect_right(self._firsts, parcel.first) - 1
+        if at >= 0 and self._parcels[at] is parcel:
+            del self._firsts[at], self._parcels[at]
+        if self._last is parcel:
+            self._last = None
+
+    def _watch_elsewhere(self, parcel: Parcel) -> list[Output]:
+        """A repeated key: its tasks are those of the first time, await them there."""
+        self._forget(parcel)
+        ids = [parcel.task_id(index) for index in range(parcel.count)]
+        for task_id in ids:
+            self._singles.setdefault(task_id, []).append(parcel)
+        return [Transmit(Watch(part)) for part in _cut(ids)]
+
+    def _rewatch(self, now: float) -> list[Output]:
+        self._next_rewatch = now + REWATCH_S
+        ids = list(self._singles)
+        for parcel in self._parcels:
+            if parcel.is_accepted:
+                ids += [parcel.task_id(i) for i, state in enumerate(parcel.states) if not state]
+        return [Transmit(Watch(part)) for part in _cut(ids)]
+
+
+def _index_of(parcel: Parcel, task_id: str) -> int:
+    _, first = parcel.accepted_as or (parcel.session, parcel.first)
+    return int(task_id[17:]) - first
+
+
+def _note(parcel: Parcel, index: int, state: int, payload: bytes) -> bool:
+    if parcel.states[index]:
+        return False
+    parcel.states[index] = state
+    parcel.payloads[index] = payload
+    parcel.missing -= 1
+    return True
+
+
+def _cut(ids: list[str]) -> Iterator[list[str]]:
+    for start in range(0, len(ids), MAX_BATCH_TASKS):
+        yield ids[start : start + MAX_BATCH_TASKS]
