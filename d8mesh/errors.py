@@ -53,6 +53,8 @@ class D8Error(Exception):
     """d8mesh could not do what was asked."""
 
     code: ClassVar[str] = "d8.error"
+    #: what an orchestrator said beside the message
+    details: Mapping[str, object] = MappingProxyType({})
 
     def __init__(self, message: str | None = None) -> None:
         super().__init__(message or (type(self).__doc__ or "").strip())
@@ -267,3 +269,18 @@ class JournalBrokenError(JournalError):
     """The journal is damaged or of a newer version."""
 
     code = "journal.broken"
+
+
+def error_of(code: str, message: str) -> D8Error:
+    """Return the error that `code` names, as it came over the wire."""
+    return _BY_CODE.get(code, D8Error)(message)
+
+
+def _all_of(kind: type[D8Error]) -> dict[str, type[D8Error]]:
+    found = {kind.code: kind}
+    for child in kind.__subclasses__():
+        found |= _all_of(child)
+    return found
+
+
+_BY_CODE = _all_of(D8Error)

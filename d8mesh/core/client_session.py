@@ -52,7 +52,8 @@ _HEARTBEAT_S: Final = 3.0
 class Parcel:
     """Tasks submitted together, with consecutive counters, and their outcomes.
 
-    `states[i]` is 0 until the outcome of task i is known, then a state of `messages`.
+    `states[i]` is 0 until the outcome of task i is known, then a state of `messages`;
+    whoever makes the parcel gives both columns their length.
     """
 
     session: str
@@ -215,9 +216,10 @@ class ClientSession:
         self._asks[question.request] = (question, now)
         return [Transmit(question)] if self._is_up else []
 
-    def forget_ask(self, request: int) -> None:
+    def forget_ask(self, request: int) -> list[Output]:
         """The asker waits no longer."""
         self._asks.pop(request, None)
+        return []
 
     def listen(self, task_id: str, *, is_on: bool) -> list[Output]:
         """Start or stop hearing a task's partial output."""
@@ -417,8 +419,6 @@ class ClientSession:
         )
 
     def _await(self, parcel: Parcel) -> None:
-        parcel.states = bytearray(parcel.count)
-        parcel.payloads = [None] * parcel.count
         parcel.missing = parcel.count
         at = bisect_right(self._firsts, parcel.first)
         self._firsts.insert(at, parcel.first)

@@ -1,0 +1,162 @@
+"""Where callers' threads wait for what happens to parcels, and for room to submit more."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from typing import Final
+
+from d8mesh.core.client_session import Parcel
+from d8mesh.core.messages import SOFT_FRAME_BYTES
+from d8mesh.edge.logs import event
+from d8mesh.errors import WaitTimeoutError, error_of
+from d8mesh.nodes.client.parcels import PARCEL_TASKS
+
+#: Tasks and bytes that may wait here to be acknowledged; beyond it `submit` blocks.
+MAX_PENDING_TASKS: Final = 50_000
+MAX_PENDING_BYTES: Final = 64 * 1024 * 1024
+#: Waits without an end say so in the log this often.
+STILL_WAITING_S: Final = 30.0
+#: Waiting threads look around this often, whatever happens.
+LOOK_S: Final = 1.0
+
+_log: Final = logging.getLogger("d8mesh.client")
+
+
+class Board:
+    """Counts what is not yet acknowledged, and wakes who waits.
+
+    Args:
+        check_alive: raises when waiting has become useless.
+
+    Thread: `settled` and `changed` are called by the I/O thread, the rest by any.
+    """
+
+    def __init__(self, check_alive: Callable[[], None]) -> None:
+        self._check_alive = check_alive
+        self.lock = threading.RLock()
+        self._room = threading.Condition(self.lock)
+        self._tasks = self._bytes = 0
+        self._sizes: dict[int, int] = {}
+        self._waiters: dict[int, threading.Condition] = {}
+
+    # ------------------------------------------------------- under the lock, by callers
+
+    def add(self, parcel: Parcel, size_bytes: int) -> None:
+        """Note a new parcel; its outcomes can arrive from now on."""
+        self._sizes[id(parcel)] = size_bytes
+        parcel.states, parcel.payloads = bytearray(parcel.count), [None] * parcel.count
+        parcel.missing = parcel.count if parcel.is_watched else 0
+
+    def grow(self, parcel: Parcel, size_bytes: int) -> bool:
+        """Make a place for one more task in a parcel; False if it is full."""
+        size_bytes += self._sizes[id(parcel)]
+        if parcel.count >= PARCEL_TASKS or size_bytes > SOFT_FRAME_BYTES:
+            return False
+        self._sizes[id(parcel)] = size_bytes
+        parcel.states.append(0)
+        parcel.payloads.append(None)
+        parcel.missing += 1
+        return True
+
+    def wait_for_room(self, count: int, size_bytes: int, timeout_s: float | None) -> None:
+        """Wait until so much fits, and count it as pending.
+
+        Raises:
+            WaitTimeoutError: it did not fit within `timeout_s`.
+        """
+        if self._tasks and not self._fits(count, size_bytes):
+            self._wait(
+                self._room,
+                lambda: not self._tasks or self._fits(count, size_bytes),
+                timeout_s,
+                "room for more tasks (the queue is full, or no orchestrator answers)",
+            )
+        else:
+            self._check_alive()
+        self._tasks += count
+        self._bytes += size_bytes
+
+    def _fits(self, count: int, size_bytes: int) -> bool:
+        return (
+            self._tasks + count <= MAX_PENDING_TASKS
+            and self._bytes + size_bytes <= MAX_PENDING_BYTES
+        )
+
+    # ------------------------------------------------------------------------ waiting
+
+    def wait_for(
+        self, parcel: Parcel, is_over: Callable[[], bool], timeout_s: float | None, *, what: str
+    ) -> None:
+        """Wait until `is_over`, woken whenever something of the parcel arrives.
+
+        Raises:
+            WaitTimeoutError: `timeout_s` is over.
+        """
+        if is_over():
+            return
+        with self.lock:
+            condition = self._waiters.setdefault(id(parcel), threading.Condition())
+        with condition:
+            self._wait(condition, is_over, timeout_s, what)
+
+    def wait_settled(self, parcel: Parcel, timeout_s: float | None) -> None:
+        """Wait until a parcel is acknowledged; raise what it was refused with."""
+        what = f"the acknowledgement of {parcel.task_id(0)}"
+        self.wait_for(parcel, lambda: parcel.is_settled, timeout_s, what=what)
+        if parcel.refusal is not None:
+            raise error_of(parcel.refusal.code, parcel.refusal.message)
+
+    def flush(self, timeout_s: float | None) -> None:
+        """Wait until nothing is pending."""
+        with self.lock:
+            self._wait(self._room, lambda: not self._tasks, timeout_s, "the acknowledgements")
+
+    def _wait(
+        self,
+        condition: threading.Condition,
+        is_over: Callable[[], bool],
+        timeout_s: float | None,
+        what: str,
+    ) -> None:
+        """Wait, holding `condition`."""
+        start = told = time.monotonic()
+        while not is_over():
+            self._check_alive()
+            now = time.monotonic()
+            left_s = LOOK_S if timeout_s is None else start + timeout_s - now
+            if left_s <= 0:
+                raise WaitTimeoutError(f"{what} has not come within {timeout_s:g} s")
+            if now - told > STILL_WAITING_S:
+                told = now
+                event(_log, logging.WARNING, "still.waiting", what=what)
+            condition.wait(min(LOOK_S, left_s))
+
+    # ------------------------------------------------------------------ the I/O thread
+
+    def settled(self, parcel: Parcel) -> None:
+        """Make room for what comes next, and wake who waits for this parcel."""
+        with self.lock:
+            self._tasks -= parcel.count
+            self._bytes -= self._sizes.pop(id(parcel), 0)
+            self._room.notify_all()
+        self.changed(parcel)
+
+    def changed(self, parcel: Parcel) -> None:
+        """Wake who waits for something of this parcel."""
+        condition = self._waiters.get(id(parcel))
+        if condition is not None:
+            if parcel.is_settled and not parcel.missing:
+                self._waiters.pop(id(parcel), None)
+            with condition:
+                condition.notify_all()
+
+    def close(self) -> None:
+        """Wake everybody: waiting has become useless."""
+        with self.lock:
+            self._room.notify_all()
+        for condition in list(self._waiters.values()):
+            with condition:
+                condition.notify_all()

@@ -1,0 +1,151 @@
+"""Finding a way to an orchestrator and connecting, on a thread of its own.
+
+Order: the endpoint given, the URL, the last good address, mDNS; then it stays there.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+from collections import deque
+from collections.abc import Callable
+from typing import Final, TypeAlias
+
+from d8mesh.config import Config
+from d8mesh.edge.discovery import Discovery, Kind, Sighting
+from d8mesh.edge.exchange import ExchangeLink
+from d8mesh.edge.logs import event
+from d8mesh.edge.network import Way, find_way, find_way_by_url, usable_addresses
+from d8mesh.edge.sockets import DealerLink
+from d8mesh.errors import BrokerUnavailableError
+
+#: Pauses between tries to reach an orchestrator, with jitter.
+FIRST_PAUSE_S: Final = 0.05
+MAX_PAUSE_S: Final = 2.0
+#: How long one look for a way to an orchestrator may take.
+DIAL_S: Final = 1.0
+#: While only HTTP works, ZeroMQ is tried again this often, then slower.
+UPGRADE_S: Final = 2.0
+MAX_UPGRADE_S: Final = 30.0
+#: How long `close` waits for the thread.
+END_S: Final = 3.0
+
+Connection: TypeAlias = DealerLink | ExchangeLink
+_log: Final = logging.getLogger("d8mesh.client")
+
+
+class Dialler:
+    """Finds a way to an orchestrator and connects, on a thread of its own.
+
+    Args:
+        config: the mesh's name and the interfaces stand there.
+        endpoint: ``tcp://HOST:PORT`` of a broker, if known.
+        url: ``http://HOST:PORT`` of an orchestrator, if known.
+        wake: called when a new connection can be taken.
+    """
+
+    def __init__(
+        self, config: Config, *, endpoint: str | None, url: str | None, wake: Callable[[], None]
+    ) -> None:
+        self._config, self._endpoint, self._url = config, endpoint, url
+        self._wake = wake
+        self._ready: deque[Connection] = deque()
+        self._wanted = threading.Event()
+        self._wanted.set()
+        self._stop = threading.Event()
+        self._sightings: dict[str, Sighting] = {}
+        self._seen = threading.Event()
+        self._discovery: Discovery | None = None
+        self._last: tuple[str, ...] = ()
+        self._thread = threading.Thread(target=self._serve, name="d8-dial", daemon=True)
+        self._thread.start()
+
+    def take(self) -> Connection | None:
+        """Return a new connection, if one has been made."""
+        return self._ready.popleft() if self._ready else None
+
+    def again(self) -> None:
+        """The connection is useless: make another."""
+        self._wanted.set()
+
+    def close(self) -> None:
+        """Stop looking; let go of what was not taken."""
+        self._stop.set()
+        self._wanted.set()
+        self._seen.set()
+        self._thread.join(END_S)
+        if self._discovery is not None:
+            self._discovery.close()
+        while self._ready:
+            self._ready.popleft().close()
+
+    def _serve(self) -> None:
+        pause_s = FIRST_PAUSE_S
+        is_http, upgrade_s = False, UPGRADE_S
+        while not self._stop.is_set():
+            was_wanted = self._wanted.wait(upgrade_s if is_http else None)
+            if self._stop.is_set():
+                return
+            way = self._find()
+            if not was_wanted and (way is None or way.is_http):
+                upgrade_s = min(MAX_UPGRADE_S, upgrade_s * 1.5)
+                continue
+            if way is None:
+                self._stop.wait(pause_s * random.uniform(0.5, 1.0))
+                pause_s = min(MAX_PAUSE_S, pause_s * 2)
+                continue
+            self._wanted.clear()
+            is_http, upgrade_s, pause_s = way.is_http, UPGRADE_S, FIRST_PAUSE_S
+            self._connect(way)
+            self._stop.wait(FIRST_PAUSE_S)
+
+    def _connect(self, way: Way) -> None:
+        if way.is_http:
+            event(
+                _log,
+                logging.WARNING,
+                "exchange.used",
+                url=way.endpoint,
+                why="the broker's port cannot be reached, open it for full speed",
+            )
+            self._ready.append(ExchangeLink(way.endpoint, self._wake))
+        else:
+            self._ready.append(DealerLink(way.endpoint))
+        self._wake()
+
+    def _find(self) -> Way | None:
+        if self._endpoint is not None:
+            return Way(self._endpoint)
+        if self._url is not None:
+            try:
+                return find_way_by_url(self._url, deadline_s=DIAL_S)
+            except BrokerUnavailableError as error:
+                event(_log, logging.DEBUG, "dial.failed", error=str(error))
+                return None
+        return self._find_by_mdns()
+
+    def _find_by_mdns(self) -> Way | None:
+        if self._discovery is None:
+            config = self._config
+            self._discovery = Discovery(
+                mesh=config.mesh,
+                addresses=lambda: [a.address for a in usable_addresses(config.interfaces)],
+                on_sighting=self._sighted,
+                browse=(Kind.ORCHESTRATOR,),
+                on_trouble=lambda text: event(_log, logging.WARNING, "discovery", trouble=text),
+            )
+            self._discovery.start()
+        self._seen.wait(DIAL_S)
+        self._seen.clear()
+        known = sorted(self._sightings.values(), key=lambda s: s.addresses != self._last)
+        for sighting in known:
+            way = find_way(sighting.addresses, sighting.port, sighting.web_port, deadline_s=DIAL_S)
+            if way is not None:
+                self._last = sighting.addresses
+                return way
+        return None
+
+    def _sighted(self, sighting: Sighting) -> None:
+        self._sightings[sighting.node_id] = sighting
+        self._seen.set()

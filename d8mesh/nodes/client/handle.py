@@ -1,0 +1,126 @@
+"""A task as its submitter sees it: a handle that waits, streams, cancels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
+
+import msgspec
+
+from d8mesh.core.client_session import Parcel
+from d8mesh.core.messages import CANCELLED_STATE, COMPLETED_STATE, FAILED_STATE, PRUNED_STATE
+from d8mesh.errors import (
+    PrunedTaskError,
+    TaskCancelledError,
+    TaskFailedError,
+    UnknownTaskError,
+    error_of,
+)
+
+if TYPE_CHECKING:
+    from d8mesh.nodes.client.node import Client
+
+#: A question's time when the caller names none.
+ASK_S: Final = 30.0
+Result: TypeAlias = dict[str, Any]
+
+
+class Restarted:
+    """In `Task.stream`: a new attempt began; forget what came before."""
+
+    def __repr__(self) -> str:
+        return "RESTARTED"
+
+
+RESTARTED: Final = Restarted()
+
+
+class Task:
+    """A handle of one task."""
+
+    __slots__ = ("_client", "_index", "_parcel")
+
+    def __init__(self, client: Client, parcel: Parcel, index: int) -> None:
+        self._client = client
+        self._parcel = parcel
+        self._index = index
+
+    @property
+    def id(self) -> str:
+        """The task's id, final from the start; it opens the task in any other process."""
+        return self._parcel.task_id(self._index)
+
+    def __repr__(self) -> str:
+        return f"<Task {self.id}>"
+
+    def done(self) -> bool:
+        """Return whether the outcome has arrived here."""
+        return bool(self._parcel.states[self._index]) or self._parcel.refusal is not None
+
+    def result(self, timeout_s: float | None = None) -> Result:
+        """Wait for the recorded result and return it: an object with ``success`` true.
+
+        Raises:
+            TaskFailedError: the task failed; the error carries its ``result``.
+            TaskCancelledError: the task was cancelled.
+            TaskRejectedError: the submit was refused; nothing was accepted.
+            UnknownTaskError: the orchestrator does not know the task.
+            WaitTimeoutError: `timeout_s` is over; the task goes on.
+        """
+        parcel, index = self._parcel, self._index
+        self._client.board.wait_for(
+            parcel,
+            lambda: bool(parcel.states[index]) or parcel.refusal is not None,
+            timeout_s,
+            what=f"the result of {self.id}",
+        )
+        if parcel.refusal is not None:
+            raise error_of(parcel.refusal.code, parcel.refusal.message)
+        return _result(parcel.states[index], parcel.payloads[index] or b"", self.id)
+
+    def wait_accepted(self, timeout_s: float | None = None) -> None:
+        """Wait until the task is acknowledged: safely on the orchestrator's disk.
+
+        Raises:
+            TaskRejectedError: the submit was refused.
+            WaitTimeoutError: `timeout_s` is over.
+        """
+        self._client.board.wait_settled(self._parcel, timeout_s)
+
+    def status(self, timeout_s: float = ASK_S) -> dict[str, Any]:
+        """Return the documented status body, as ``GET /api/tasks/status/{id}`` does."""
+        body = self._client.ask("status", {"id": self.id}, timeout_s=timeout_s)
+        payload = body.get("result")
+        if isinstance(payload, bytes):
+            body["result"] = msgspec.msgpack.decode(payload)
+        return body
+
+    def cancel(self, timeout_s: float = ASK_S) -> str:
+        """Cancel the task and return its state: ``cancelled``, or how it had ended before."""
+        return str(self._client.ask("cancel", {"id": self.id}, timeout_s=timeout_s)["state"])
+
+    def stream(self, timeout_s: float | None = None) -> Iterator[Any]:
+        """Yield partial output as it comes, until the task is finished.
+
+        Yields:
+            Texts or JSON values as the handler emitted them; `RESTARTED` when a new
+            attempt begins.
+
+        Raises:
+            WaitTimeoutError: nothing came for `timeout_s`.
+        """
+        return self._client.stream_of(self, timeout_s)
+
+
+def _result(state: int, payload: bytes, task_id: str) -> Result:
+    """Return the result of a completed task, or raise what else became of it."""
+    if state == PRUNED_STATE:
+        raise PrunedTaskError
+    if state not in (COMPLETED_STATE, FAILED_STATE, CANCELLED_STATE):
+        raise UnknownTaskError(f"the orchestrator does not know {task_id}")
+    result: Result = msgspec.msgpack.decode(payload)
+    if state == CANCELLED_STATE:
+        raise TaskCancelledError
+    if state == FAILED_STATE:
+        raise TaskFailedError(str(result.get("error") or "failed"), result=result)
+    return result

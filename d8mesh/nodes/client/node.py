@@ -1,0 +1,421 @@
+"""The Python client: finds the mesh, submits tasks in batches, brings their results.
+
+Any number of threads may use one `Client`; its own I/O thread runs the `ClientSession`.
+What is submitted has its final id at once and is *acknowledged* when the orchestrator has
+it on disk: `Client.submit_many` waits for that, `Client.submit` does not (`Task.wait_accepted`
+and `Client.flush` do), so that single submits too travel in batches.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import queue
+import secrets
+import socket
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any, Final, Unpack
+
+import msgspec
+
+from d8mesh.config import Config
+from d8mesh.core.client_session import ClientSession, Output, Parcel
+from d8mesh.core.messages import Ask, Group, Stream
+from d8mesh.edge.sockets import Waker
+from d8mesh.errors import (
+    BrokerUnavailableError,
+    D8Error,
+    NodeClosedError,
+    WaitTimeoutError,
+    error_of,
+)
+from d8mesh.nodes.client.board import Board
+from d8mesh.nodes.client.dial import Dialler
+from d8mesh.nodes.client.handle import ASK_S, RESTARTED, Result, Task
+from d8mesh.nodes.client.parcels import (
+    Kind,
+    SubmitOptions,
+    awaiting,
+    cut,
+    digest_of,
+    encode_data,
+    group_of,
+    kind_of,
+    model_of,
+)
+from d8mesh.nodes.client.runner import Runner, Slot
+
+#: How long `close` waits for what was submitted to be acknowledged.
+CLOSE_S: Final = 10.0
+_ALPHABET: Final = "0123456789abcdefghijklmnopqrstuv"
+_SESSION_CHARS: Final = 16
+
+
+class Client:
+    """A client of one mesh.
+
+    Args:
+        url: ``http://HOST:PORT`` of an orchestrator; None: found by mDNS.
+        config: settings; the mesh's name and the interfaces to use stand there.
+        endpoint: ``tcp://HOST:PORT`` of a broker, if that is known.
+
+    Thread: every method may be called from any thread.
+    """
+
+    def __init__(
+        self,
+        url: str | None = None,
+        *,
+        config: Config | None = None,
+        endpoint: str | None = None,
+    ) -> None:
+        config = config or Config()
+        self._name = _new_session()
+        self._session = ClientSession(self._name, config.mesh, socket.gethostname()[:100])
+        self._pid = os.getpid()
+        self._next_n = 0
+        self._next_request = itertools.count(1)
+        self._open: Parcel | None = None
+        self._open_kind: Kind | None = None
+        self._is_closed = False
+        self._waker = Waker()
+        self._dialler = Dialler(
+            config,
+            endpoint=endpoint,
+            url=url or config.orchestrator_url,
+            wake=self._waker.wake,
+        )
+        self._board = Board(self._check_alive)
+        self._runner = Runner(self._session, self._board, self._waker, self._dialler)
+        self._runner.start()
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # ------------------------------------------------------------------- submitting
+
+    def submit(
+        self,
+        type: str,
+        data: Mapping[str, Any],
+        *,
+        idempotency_key: str = "",
+        **options: Unpack[SubmitOptions],
+    ) -> Task:
+        """Submit one task and return its handle; its id is final, its acknowledgement on its way.
+
+        Args:
+            type: which handler is to run it.
+            data: a JSON object: text keys, 64-bit integers, finite floats.
+            idempotency_key: the same key and body give the same task (1 to 128 characters);
+                waits for the acknowledgement, which says which task that is.
+            options: see `SubmitOptions`.
+
+        Raises:
+            InvalidTaskError: `data` or an option is not as described.
+            PayloadTooLargeError: `data` is larger than 32 MB.
+            WaitTimeoutError: there was no room within `timeout_s`.
+        """
+        payload = encode_data(data)
+        kind = kind_of(type, model_of(type, data), options)
+        timeout_s = options.get("timeout_s")
+        if not idempotency_key:
+            return self._append(kind, payload, timeout_s)
+        group = group_of(kind, [payload])
+        parcel = self._enqueue([group], timeout_s, key=idempotency_key)
+        self._board.wait_settled(parcel, timeout_s)
+        return Task(self, parcel, 0)
+
+    def submit_many(
+        self, type: str, datas: Iterable[Mapping[str, Any]], **options: Unpack[SubmitOptions]
+    ) -> list[Task]:
+        """Submit many tasks of one type; return their handles once all are acknowledged.
+
+        Raises:
+            TaskRejectedError: a part was refused; the other parts may have been accepted.
+            Others as of `submit`.
+        """
+        timeout_s = options.get("timeout_s")
+        left_s = _countdown(timeout_s)
+        parcels: list[Parcel] = []
+        for model, payloads in cut(type, datas):
+            kind = kind_of(type, model, options)
+            parcels.append(self._enqueue([group_of(kind, payloads)], left_s()))
+        for parcel in parcels:
+            self._board.wait_settled(parcel, left_s())
+        return [Task(self, parcel, index) for parcel in parcels for index in range(parcel.count)]
+
+    def map(
+        self, type: str, datas: Iterable[Mapping[str, Any]], *, timeout_s: float | None = None
+    ) -> Iterator[Result]:
+        """Submit many tasks and yield their results in order.
+
+        Raises:
+            Whatever `Task.result` raises, at the first task that did not succeed.
+        """
+        left_s = _countdown(timeout_s)
+        for task in self.submit_many(type, datas, timeout_s=timeout_s):
+            yield task.result(left_s())
+
+    def submit_groups(
+        self,
+        groups: Sequence[Group],
+        *,
+        key: str = "",
+        digest: bytes = b"",
+        is_watched: bool = False,
+        timeout_s: float = ASK_S,
+    ) -> tuple[list[str], bool]:
+        """Submit all of these or nothing, and wait until it is acknowledged.
+
+        A full queue is not waited for.
+
+        Returns:
+            The ids in order, and whether the key was used before with the same body.
+
+        Raises:
+            TaskRejectedError: refused; nothing was accepted.
+            WaitTimeoutError: no answer within `timeout_s`.
+        """
+        parcel = self._enqueue(
+            list(groups), timeout_s, key=key, digest=digest, is_watched=is_watched
+        )
+        self._board.wait_settled(parcel, timeout_s)
+        return [parcel.task_id(index) for index in range(parcel.count)], parcel.is_repeat
+
+    def flush(self, timeout_s: float | None = None) -> None:
+        """Wait until everything submitted so far is acknowledged or refused.
+
+        Raises:
+            WaitTimeoutError: `timeout_s` is over.
+        """
+        self._board.flush(timeout_s)
+
+    # -------------------------------------------------------------------- the others
+
+    def task(self, task_id: str) -> Task:
+        """Return a handle of a task that was submitted anywhere."""
+        parcel = awaiting(task_id)
+        self._runner.do(lambda now: self._session.watch(parcel))
+        return Task(self, parcel, 0)
+
+    def next_id(self) -> tuple[str, int]:
+        """Return a session and a counter that make an unused task id."""
+        with self._board.lock:
+            n, self._next_n = self._next_n, self._next_n + 1
+            self._open = None  # the open parcel's counters must stay consecutive
+        return self._name, n
+
+    @property
+    def is_connected(self) -> bool:
+        """True while an orchestrator answers."""
+        return self._session.is_up
+
+    def wait_connected(self, timeout_s: float | None = None) -> bool:
+        """Wait until an orchestrator answers; return whether one does."""
+        return self._runner.connected.wait(timeout_s)
+
+    def ask(
+        self, what: str, args: Mapping[str, object], *, timeout_s: float = ASK_S
+    ) -> dict[str, Any]:
+        """Ask the orchestrator something (see ``docs/PROTOCOL.md``, Questions).
+
+        Raises:
+            D8Error: what it answered instead.
+            BrokerUnavailableError: no answer within `timeout_s`.
+        """
+        self._check_alive()
+        request = next(self._next_request)
+        slot = self._runner.answers[request] = Slot()
+        question = Ask(request, what, dict(args))
+        self._runner.do(lambda now: self._session.ask(question, now))
+        try:
+            if not slot.ready.wait(timeout_s):
+                self._check_alive()
+                raise BrokerUnavailableError(
+                    f"no orchestrator answered {what!r} within {timeout_s:g} s"
+                )
+        finally:
+            self._runner.answers.pop(request, None)
+            if not slot.ready.is_set():
+                self._runner.do(lambda now: self._session.forget_ask(request))
+        if slot.code:
+            error = error_of(slot.code, str(slot.body.get("error") or slot.code))
+            error.details = slot.body
+            raise error
+        return slot.body
+
+    def wait_finished(self, task_id: str, timeout_s: float) -> bool:
+        """Wait for a task's outcome; return whether it is finished (or unknown)."""
+        parcel = awaiting(task_id)
+        self._runner.do(lambda now: self._session.watch(parcel))
+        try:
+            self._board.wait_for(parcel, lambda: bool(parcel.states[0]), timeout_s, what=task_id)
+        except WaitTimeoutError:
+            return False
+        finally:
+            self._runner.do(lambda now: self._session.unwatch(parcel))
+        return True
+
+    def listen(self, task_id: str, on_event: Callable[[Stream | None], None]) -> Callable[[], None]:
+        """Hear a task's partial output; return what stops it.
+
+        Args:
+            task_id: the task.
+            on_event: called from the I/O thread with each `Stream`, and with None once the
+                task is finished.
+        """
+        parcel = awaiting(task_id)
+
+        def start(now: float) -> list[Output]:
+            self._runner.listeners.setdefault(task_id, []).append(on_event)
+            self._runner.on_arrival[id(parcel)] = finished
+            return self._session.listen(task_id, is_on=True) + self._session.watch(parcel)
+
+        def finished() -> None:
+            for each in self._runner.listeners.pop(task_id, []):
+                each(None)
+            self._session.listen(task_id, is_on=False)
+
+        def stop(now: float) -> list[Output]:
+            self._runner.on_arrival.pop(id(parcel), None)
+            heard = self._runner.listeners.get(task_id, [])
+            if on_event in heard:
+                heard.remove(on_event)
+            out = self._session.unwatch(parcel)
+            if not heard and self._runner.listeners.pop(task_id, None) is not None:
+                out += self._session.listen(task_id, is_on=False)
+            return out
+
+        self._runner.do(start)
+        return lambda: self._runner.do(stop)
+
+    def close(self, timeout_s: float = CLOSE_S) -> None:
+        """Wait for what was submitted to be acknowledged, say goodbye, and stop."""
+        if self._is_closed:
+            return
+        if self._session.is_up and self._runner.fatal is None:
+            with contextlib.suppress(D8Error):
+                self.flush(timeout_s)
+        self._is_closed = True
+        self._runner.close(timeout_s)
+        self._dialler.close()
+        self._board.close()
+
+    # ---------------------------------------------------------- for handles and `web`
+
+    @property
+    def board(self) -> Board:
+        """Where what happens to parcels is waited for."""
+        return self._board
+
+    def stream_of(self, task: Task, timeout_s: float | None) -> Iterator[Any]:
+        """Yield a task's partial output; see `Task.stream`."""
+        events: queue.SimpleQueue[Stream | None] = queue.SimpleQueue()
+        stop = self.listen(task.id, events.put)
+        attempt = 0
+        try:
+            while True:
+                try:
+                    stream = events.get(timeout=1.0 if timeout_s is None else timeout_s)
+                except queue.Empty:
+                    self._check_alive()
+                    if timeout_s is None:
+                        continue
+                    raise WaitTimeoutError(f"no output of {task.id} in {timeout_s:g} s") from None
+                if stream is None:
+                    return
+                if attempt and stream.attempt != attempt:
+                    yield RESTARTED
+                attempt = stream.attempt
+                yield from map(msgspec.msgpack.decode, stream.payloads)
+        finally:
+            stop()
+
+    # --------------------------------------------------------- the callers' threads
+
+    def _append(self, kind: Kind, payload: bytes, timeout_s: float | None) -> Task:
+        """Put one task into the open parcel, or begin a new one."""
+        board = self._board
+        with board.lock:
+            board.wait_for_room(1, len(payload), timeout_s)
+            parcel = self._open
+            if (
+                parcel is not None
+                and self._open_kind == kind
+                and timeout_s is None
+                and board.grow(parcel, len(payload))
+            ):
+                index = parcel.count
+                parcel.count += 1
+                parcel.groups[0].payloads.append(payload)
+                self._next_n += 1
+            else:
+                index = 0
+                parcel = self._new_parcel([group_of(kind, [payload])], 1, len(payload), timeout_s)
+                self._open = parcel if timeout_s is None else None
+                self._open_kind = kind
+                self._runner.do(partial(self._hand_over, parcel))
+            return Task(self, parcel, index)
+
+    def _enqueue(
+        self,
+        groups: list[Group],
+        timeout_s: float | None,
+        *,
+        key: str = "",
+        digest: bytes = b"",
+        is_watched: bool = True,
+    ) -> Parcel:
+        count = sum(len(group.payloads) for group in groups)
+        size = sum(sum(map(len, group.payloads)) for group in groups)
+        with self._board.lock:
+            self._board.wait_for_room(count, size, timeout_s)
+            # What nobody watches (the shim) is refused at once when the queue is full.
+            parcel = self._new_parcel(groups, count, size, timeout_s if is_watched else 0.0)
+            parcel.key, parcel.is_watched = key, is_watched
+            parcel.digest = digest or (digest_of(groups) if key else b"")
+            self._open = None
+            self._runner.do(partial(self._hand_over, parcel))
+        return parcel
+
+    def _new_parcel(
+        self, groups: list[Group], count: int, size: int, timeout_s: float | None
+    ) -> Parcel:
+        first, self._next_n = self._next_n, self._next_n + count
+        parcel = Parcel(self._name, first, groups, count)
+        parcel.give_up = None if timeout_s is None else time.monotonic() + timeout_s
+        self._board.add(parcel, size)
+        return parcel
+
+    def _check_alive(self) -> None:
+        if self._runner.fatal is not None:
+            raise self._runner.fatal
+        if self._is_closed:
+            raise NodeClosedError
+        if os.getpid() != self._pid:
+            raise NodeClosedError("a client does not survive a fork: make a new one in the child")
+
+    def _hand_over(self, parcel: Parcel, now: float) -> list[Output]:
+        with self._board.lock:
+            if self._open is parcel:
+                self._open = None  # what comes from now on goes into the next one
+        return self._session.submit(parcel, now)
+
+
+def _countdown(timeout_s: float | None) -> Callable[[], float | None]:
+    """Return what tells how much of `timeout_s` is left."""
+    if timeout_s is None:
+        return lambda: None
+    until = time.monotonic() + timeout_s
+    return lambda: max(0.0, until - time.monotonic())
+
+
+def _new_session() -> str:
+    return "".join(secrets.choice(_ALPHABET) for _ in range(_SESSION_CHARS))

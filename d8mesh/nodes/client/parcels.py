@@ -1,0 +1,131 @@
+"""From a caller's data to parcels of the session: checked, encoded, cut to size."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Final, TypeAlias, TypedDict
+
+import msgspec
+
+from d8mesh.core.client_session import Parcel
+from d8mesh.core.json_model import check_json
+from d8mesh.core.messages import MAX_PAYLOAD_BYTES, SOFT_FRAME_BYTES, Group
+from d8mesh.core.task import parse_id
+from d8mesh.errors import InvalidTaskError, PayloadTooLargeError
+
+#: Tasks of one parcel: a commit of the broker's stays short, its cost is spread thin.
+PARCEL_TASKS: Final = 1000
+#: Types whose ``data["model"]`` is a wish that placement honours.
+MODEL_TYPES: Final = frozenset({"agent_action", "code_generation"})
+MAX_TYPE_CHARS: Final = 128
+
+
+class SubmitOptions(TypedDict, total=False):
+    """How a task is to be run; all of it may be left out.
+
+    priority: 1 to 10, higher first (5).
+    timeout_s: how long to wait for room when the queue is full (as long as needed).
+    deadline_s: the task fails if it is not finished by then, from now (none).
+    max_attempts: errors and losses of workers it may use up (the orchestrator's default).
+    fenced: only the current attempt may finish it (no).
+    run_at: not before this time, Unix seconds (at once).
+    """
+
+    priority: int
+    timeout_s: float | None
+    deadline_s: float | None
+    max_attempts: int
+    fenced: bool
+    run_at: float | None
+
+
+_OPTIONS: Final = SubmitOptions.__optional_keys__
+
+#: What tasks must share to travel in one group: everything but their data.
+Kind: TypeAlias = tuple[str, int, str, float | None, int, bool, float | None]
+
+
+def kind_of(kind: str, model: str, options: SubmitOptions) -> Kind:
+    """Return what tasks of this type and with these options share.
+
+    Raises:
+        InvalidTaskError: a type or an option that is not allowed.
+    """
+
+    if options and not options.keys() <= _OPTIONS:
+        unknown = ", ".join(sorted(options.keys() - _OPTIONS))
+        raise InvalidTaskError(f"{unknown}: no option of a submit; known are {sorted(_OPTIONS)}")
+    priority = options.get("priority", 5)
+    if not isinstance(kind, str) or not 1 <= len(kind) <= MAX_TYPE_CHARS:
+        raise InvalidTaskError(f"type: saw {kind!r:.80}, expected 1 to {MAX_TYPE_CHARS} characters")
+    if type(priority) is not int or not 1 <= priority <= 10:
+        raise InvalidTaskError(f"priority: saw {priority!r}, expected 1 to 10")
+    return (
+        kind,
+        priority,
+        model,
+        options.get("deadline_s"),
+        options.get("max_attempts", 0),
+        options.get("fenced", False),
+        options.get("run_at"),
+    )
+
+
+def group_of(kind: Kind, payloads: list[bytes]) -> Group:
+    """Return the group of tasks that share `kind`."""
+    name, priority, model, deadline_s, max_attempts, fenced, run_at = kind
+    return Group(name, priority, payloads, model, deadline_s, max_attempts, fenced, run_at)
+
+
+def model_of(kind: str, data: Mapping[str, Any]) -> str:
+    """Return the model that `data` wishes for, or nothing."""
+    if kind not in MODEL_TYPES:
+        return ""
+    model = data.get("model")
+    return model[:128] if isinstance(model, str) else ""
+
+
+def cut(kind: str, datas: Iterable[Mapping[str, Any]]) -> Iterator[tuple[str, list[bytes]]]:
+    """Yield (model, payloads) of runs of tasks that fit one parcel."""
+    payloads: list[bytes] = []
+    size, model = 0, ""
+    for data in datas:
+        payload = encode_data(data)
+        wished = model_of(kind, data)
+        is_full = len(payloads) == PARCEL_TASKS or size + len(payload) > SOFT_FRAME_BYTES
+        if payloads and (is_full or wished != model):
+            yield model, payloads
+            payloads, size = [], 0
+        model = wished
+        payloads.append(payload)
+        size += len(payload)
+    if payloads:
+        yield model, payloads
+
+
+def encode_data(data: Mapping[str, Any]) -> bytes:
+    """Return `data` as msgpack, checked to be a JSON object."""
+    if not isinstance(data, dict):
+        raise InvalidTaskError(f"data: saw {type(data).__name__}, expected a dict")
+    check_json(data, "data")
+    payload = msgspec.msgpack.encode(data)
+    if len(payload) > MAX_PAYLOAD_BYTES:
+        raise PayloadTooLargeError(
+            f"data of {len(payload)} bytes: at most {MAX_PAYLOAD_BYTES}; hand over large things "
+            "as files"
+        )
+    return payload
+
+
+def digest_of(groups: Sequence[Group]) -> bytes:
+    """Return what a submit's body hashes to, for its idempotency key."""
+    return hashlib.blake2b(msgspec.msgpack.encode(list(groups)), digest_size=16).digest()
+
+
+def awaiting(task_id: str) -> Parcel:
+    """Return a parcel in which the outcome of any one task can arrive."""
+    key = parse_id(task_id)
+    parcel = Parcel(key.session, key.n, [], 1, is_accepted=True)
+    parcel.states, parcel.payloads, parcel.missing = bytearray(1), [None], 1
+    return parcel
