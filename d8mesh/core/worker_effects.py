@@ -1,0 +1,127 @@
+"""What the worker's brain asks its loop for, and the rows that travel between them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final, NamedTuple, TypeAlias
+
+from d8mesh.core.messages import Message
+
+#: One attempt to run: link, type, timeout_s, is_listened, task id, token, payload. A plain
+#: tuple, because a hundred thousand a second are made of whole columns at once.
+Attempt: TypeAlias = tuple[str, str, float, bool, str, bytes, bytes]
+#: One attempt that ended: link, task id, token, kind, payload, duration_s.
+Ended: TypeAlias = tuple[str, str, bytes, int, bytes, float]
+#: One piece of partial output: link, task id, token, number within the attempt, payload.
+Piece: TypeAlias = tuple[str, str, bytes, int, bytes]
+#: The kind of an attempt that ended with nothing to report: it was cancelled.
+DROPPED: Final = -1
+
+
+class Kept(NamedTuple):
+    """One result as it lies in the outbox."""
+
+    broker_id: str
+    task_id: str
+    token: bytes
+    kind: int
+    payload: bytes
+
+
+class Running(NamedTuple):
+    """What a slot is at: seconds of the monotonic clock, and the attempt's time."""
+
+    attempt: Attempt
+    started: float
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """Send `message` on `link`, after the `Keep` before it in the same list."""
+
+    link: str
+    message: Message
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Run these when a slot is free, in this order; each ends in `finished`, once."""
+
+    attempts: list[Attempt]
+
+
+@dataclass(frozen=True, slots=True)
+class Abort:
+    """Cancel the attempts with these tokens; they still end in `finished`."""
+
+    tokens: list[bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class TakeBack:
+    """Take up to `count` attempts of `link` that have not started, newest first.
+
+    Answered by `taken_back`.
+    """
+
+    link: str
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class Listened:
+    """Somebody listens to these tasks, or nobody does any more."""
+
+    ids: list[str]
+    is_on: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Keep:
+    """Write these to the outbox; they are on the disk before the next `Send`."""
+
+    results: list[Kept]
+
+
+@dataclass(frozen=True, slots=True)
+class Forget:
+    """Delete the results with these tokens from the outbox."""
+
+    tokens: list[bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class Rebuild:
+    """The link is dead: close its transport and dial again."""
+
+    link: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Joined:
+    """The session of `link` stands."""
+
+    link: str
+    broker_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Retire:
+    """Close this link for good: another one leads to the same broker."""
+
+    link: str
+
+
+@dataclass(frozen=True, slots=True)
+class Trouble:
+    """Something people should know: an error code and a sentence."""
+
+    link: str
+    code: str
+    text: str
+
+
+WorkerEffect: TypeAlias = (
+    Send | Start | Abort | TakeBack | Listened | Keep | Forget | Rebuild | Joined | Retire | Trouble
+)

@@ -1,0 +1,106 @@
+"""One worker's dealings with one broker: what it holds, what awaits acknowledgement."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Final
+
+from d8mesh.core.messages import MAX_BATCH_TASKS, SOFT_FRAME_BYTES
+
+#: Until the first Welcome tells them: the documented heartbeat and lease.
+HEARTBEAT_S: Final = 3.0
+LEASE_S: Final = 10.0
+
+
+@dataclass(slots=True, eq=False)
+class Bundle:
+    """Results that travel, and are acknowledged, together."""
+
+    ids: list[str] = field(default_factory=list)
+    tokens: list[bytes] = field(default_factory=list)
+    kinds: bytearray = field(default_factory=bytearray)
+    payloads: list[bytes] = field(default_factory=list)
+    size: int = 0
+    sent: float = 0.0
+
+    def add(self, task_id: str, token: bytes, kind: int, payload: bytes) -> None:
+        """Put one more result in."""
+        self.ids.append(task_id)
+        self.tokens.append(token)
+        self.kinds.append(kind)
+        self.payloads.append(payload)
+        self.size += len(payload)
+
+    @property
+    def is_full(self) -> bool:
+        """True when the next result belongs into the next message."""
+        return self.size >= SOFT_FRAME_BYTES or len(self.ids) >= MAX_BATCH_TASKS
+
+
+@dataclass(slots=True, eq=False)
+class Line:
+    """The state of one link; it outlives its transport."""
+
+    key: str
+    is_up: bool = False
+    is_welcome: bool = False
+    broker_id: str = ""
+    epoch: int = 0
+    heartbeat_s: float = HEARTBEAT_S
+    lease_s: float = LEASE_S
+    #: attempts waiting or running: id -> token, oldest first
+    open: dict[str, bytes] = field(default_factory=dict)
+    #: results on their way, by the number of their message
+    unacknowledged: dict[int, Bundle] = field(default_factory=dict)
+    #: results that wait for a session
+    waiting: list[Bundle] = field(default_factory=list)
+    work_seq: int = 0
+    window: int = 0
+    heard: float = 0.0
+    next_hello: float = 0.0
+    next_heartbeat: float = 0.0
+    #: since when this broker has been offered nothing, 0 if it is offered something
+    starved_since: float = 0.0
+    has_taste: bool = False
+
+    def collect(self, task_id: str, token: bytes, kind: int, payload: bytes) -> None:
+        """Note a result for the next message."""
+        if not self.waiting or self.waiting[-1].is_full:
+            self.waiting.append(Bundle())
+        self.waiting[-1].add(task_id, token, kind, payload)
+
+    def bundles(self) -> Iterator[Bundle]:
+        """Return all results that no broker has acknowledged."""
+        yield from self.unacknowledged.values()
+        yield from self.waiting
+
+    def take_back_unacknowledged(self, sent_before: float) -> None:
+        """Let results that were sent before then, and never acknowledged, be sent again."""
+        late = [seq for seq, bundle in self.unacknowledged.items() if bundle.sent < sent_before]
+        self.waiting[:0] = [self.unacknowledged.pop(seq) for seq in late]
+
+    def held(self) -> tuple[list[str], list[bytes]]:
+        """Return ids and tokens of all this worker holds of this broker's."""
+        ids, tokens = list(self.open), list(self.open.values())
+        for bundle in self.bundles():
+            ids += bundle.ids
+            tokens += bundle.tokens
+        return ids[:MAX_BATCH_TASKS], tokens[:MAX_BATCH_TASKS]
+
+    def drop(self, dropped: set[str]) -> list[bytes]:
+        """Forget results of these tasks; return their tokens."""
+        tokens: list[bytes] = []
+        for bundle in list(self.bundles()):
+            if dropped.isdisjoint(bundle.ids):
+                continue
+            rest = Bundle(sent=bundle.sent)
+            for row in zip(bundle.ids, bundle.tokens, bundle.kinds, bundle.payloads, strict=True):
+                if row[0] in dropped:
+                    tokens.append(row[1])
+                else:
+                    rest.add(*row)
+            bundle.ids, bundle.tokens, bundle.kinds = rest.ids, rest.tokens, rest.kinds
+            bundle.payloads, bundle.size = rest.payloads, rest.size
+        self.waiting = [bundle for bundle in self.waiting if bundle.ids]
+        return tokens
