@@ -276,6 +276,9 @@ def _parser() -> argparse.ArgumentParser:
                 allow_abbrev=False,
             )
             command.add_arguments(row)
+            # For `demo`, `up` and the bench, which start commands as children.
+            row.add_argument("--set", action="append", default=[], help=argparse.SUPPRESS)
+            row.add_argument("--with-parent", action="store_true", help=argparse.SUPPRESS)
     return parser
 
 
@@ -325,6 +328,9 @@ def _number(low: float, high: float) -> Callable[[str], float]:
 
 def _apply_settings(command: Command, options: argparse.Namespace) -> None:
     """Put options that stand for a setting into the environment: children inherit them."""
+    for assignment in getattr(options, "set", ()):
+        variable, _, text = assignment.partition("=")
+        os.environ[variable] = text
     for option, variable in command.settings:
         value = getattr(options, option)
         if value is not None:

@@ -1,0 +1,152 @@
+"""Other d8mesh commands as child processes: started, listened to, ended with us.
+
+A child's standard input is a pipe of ours; when it closes, by `close` or by our death, the
+child drains and ends (`web.orchestrator.end_with_parent`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import IO, Final
+
+#: How long children may take to drain before they are killed.
+END_S: Final = 15.0
+#: Lines of a child's output that are kept for when it fails.
+KEPT_LINES: Final = 50
+
+_CHECKOUT: Final = Path(__file__).resolve().parents[2]
+
+
+class Child:
+    """One running command."""
+
+    def __init__(
+        self, name: str, process: subprocess.Popen[str], on_line: Callable[[str], None] | None
+    ) -> None:
+        self.name = name
+        self._on_line = on_line
+        self.process = process
+        self.lines: deque[str] = deque(maxlen=KEPT_LINES)
+        #: set when the child has said its first line: it is up
+        self.is_up = threading.Event()
+        assert process.stdout is not None
+        self._pump = threading.Thread(target=self._listen, args=(process.stdout,), daemon=True)
+        self._pump.start()
+
+    @property
+    def is_running(self) -> bool:
+        """True while the process lives."""
+        return self.process.poll() is None
+
+    def kill(self) -> None:
+        """End it at once, as a power failure would."""
+        self.process.kill()
+        self.process.wait()
+
+    def close_input(self) -> None:
+        """Tell it to drain and end."""
+        if self.process.stdin is not None:
+            with contextlib.suppress(OSError):
+                self.process.stdin.close()
+
+    def wait(self, timeout_s: float) -> int:
+        """Wait for its end, killing it when `timeout_s` is over; return its exit code."""
+        try:
+            return self.process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            return self.process.wait()
+        finally:
+            self._pump.join(1.0)
+            if self.process.stdout is not None:
+                self.process.stdout.close()
+
+    def _listen(self, stream: IO[str]) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            for line in stream:
+                self.lines.append(line.rstrip())
+                self.is_up.set()
+                if self._on_line is not None:
+                    self._on_line(line.rstrip())
+
+
+class Children:
+    """Child commands; a context manager that ends them all.
+
+    Args:
+        settings: variable -> value, given to every child over what it would inherit.
+    """
+
+    def __init__(self, settings: Mapping[str, str]) -> None:
+        self._settings = dict(settings)
+        self._children: list[Child] = []
+
+    def __enter__(self) -> Children:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def start(
+        self,
+        name: str,
+        *arguments: str,
+        on_line: Callable[[str], None] | None = None,
+        **settings: str,
+    ) -> Child:
+        """Start ``d8mesh arguments`` with some more settings of its own.
+
+        `on_line` is called, on a thread of its own, with each line that the child says.
+        """
+        given = [f"--set={key}={value}" for key, value in {**self._settings, **settings}.items()]
+        process = subprocess.Popen(
+            [sys.executable, "-m", "d8mesh", *arguments, "--with-parent", *given],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            encoding="utf-8",
+            errors="replace",
+            cwd=_CHECKOUT,
+            # A Ctrl-C is for us; what it means for the children we decide.
+            process_group=None if sys.platform == "win32" else 0,
+            creationflags=_NEW_GROUP,
+        )
+        child = Child(name, process, on_line)
+        self._children.append(child)
+        return child
+
+    def close(self) -> None:
+        """Let all drain, the last started first, and wait for them."""
+        deadline = time.monotonic() + END_S
+        before = _ignore_interrupts()
+        try:
+            for child in reversed(self._children):
+                child.close_input()
+                child.wait(max(0.1, deadline - time.monotonic()))
+        finally:
+            if before is not None:
+                signal.signal(signal.SIGINT, before)
+        self._children.clear()
+
+
+def _ignore_interrupts() -> signal.Handlers | None:
+    """An impatient second Ctrl-C must not leave children behind."""
+    if threading.current_thread() is not threading.main_thread():
+        return None
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    return before if isinstance(before, signal.Handlers) else signal.default_int_handler  # type: ignore[return-value]
+
+
+if sys.platform == "win32":
+    _NEW_GROUP: Final = subprocess.CREATE_NEW_PROCESS_GROUP
+else:
+    _NEW_GROUP: Final = 0

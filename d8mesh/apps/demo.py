@@ -1,0 +1,278 @@
+"""The demo: an orchestrator and two workers as processes that find each other, at work.
+
+It uses a mesh name, ports, a folder and the loopback interface of its own, so that it runs
+beside a real mesh and on a machine without a network, and it ends by itself.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import secrets
+import socket
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Final
+from urllib.request import ProxyHandler, Request, build_opener
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.panel import Panel
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+from d8mesh.apps.children import Child, Children
+from d8mesh.apps.status import ask, workers_table
+from d8mesh.config import Config
+from d8mesh.errors import BrokerUnavailableError, D8Error
+from d8mesh.nodes.client import Client
+
+WORKERS: Final = 2
+ECHOES: Final = 20_000
+MUTATIONS: Final = 400
+REST_TASKS: Final = 20
+PROMPTS: Final = ("Name three fruits.", "What is a Raspberry Pi, in one sentence?")
+#: How long the processes may take to start and find each other.
+START_S: Final = 60.0
+#: How long a part of the work may take: an LLM on a small machine is slow.
+WORK_S: Final = 300.0
+REFRESH_S: Final = 0.25
+
+
+@dataclass(slots=True)
+class Part:
+    """One part of the demo's work, and how far it is."""
+
+    name: str
+    total: int
+    done: int = 0
+    seconds: float = 0.0
+
+
+@dataclass(slots=True)
+class Scene:
+    """What the live picture shows."""
+
+    url: str
+    parts: list[Part] = field(default_factory=list)
+    workers: list[dict[str, Any]] = field(default_factory=list)
+    stats: dict[str, Any] = field(default_factory=dict)
+
+
+def run(config: Config, options: argparse.Namespace) -> int:
+    """Run the demo; exit code 0 when every task brought its result."""
+    del options
+    console = Console()
+    with tempfile.TemporaryDirectory(prefix="d8-demo-", ignore_cleanup_errors=True) as folder:
+        rest_port, broker_port, status_port = _free_ports(3)
+        mesh = f"demo-{secrets.token_hex(3)}"
+        settings = {
+            "D8_MESH": mesh,
+            "D8_INTERFACES": "127.0.0.1",
+            "D8_DATA_DIR": folder,
+            "D8_BROKER_PORT": str(broker_port),
+            "FLASK_HOST": "127.0.0.1",
+            "FLASK_PORT": str(rest_port),
+            "WORKER_STATUS_PORT": str(status_port),
+            "ORCHESTRATOR_URL": "",
+            "WORKER_ID": "",
+        }
+        scene = Scene(f"http://127.0.0.1:{rest_port}")
+        with Children(settings) as children:
+            started = time.monotonic()
+            running = [children.start("orchestrator", "orchestrator")]
+            running += [children.start(f"worker {n + 1}", "worker") for n in range(WORKERS)]
+            console.print(
+                f"Starting an orchestrator and {WORKERS} workers; they find each other by mDNS "
+                f"(mesh {mesh}) …",
+                highlight=False,
+            )
+            _wait_for_workers(scene, running)
+            took_s = time.monotonic() - started
+            console.print(f"All there after {took_s:.1f} s. Now some work:", highlight=False)
+            mine = Config(mesh=mesh, interfaces=("127.0.0.1",))
+            _work(console, scene, mine)
+            _summary(console, scene, took_s)
+    del config
+    return 0
+
+
+# ------------------------------------------------------------------------------ the work
+
+
+def _work(console: Console, scene: Scene, config: Config) -> None:
+    """Do all parts, with a live picture on a terminal and plain lines elsewhere."""
+    stop = threading.Event()
+    watcher = threading.Thread(target=_watch, args=(console, scene, stop), daemon=True)
+    watcher.start()
+    try:
+        with Client(config=config) as client:
+            if not client.wait_connected(START_S):
+                raise BrokerUnavailableError("the client did not find the demo's orchestrator")
+            _part(scene, "REST: submit and poll", REST_TASKS, lambda part: _rest(scene, part))
+            _part(scene, "client: echo", ECHOES, lambda part: _echo(client, part))
+            _part(scene, "client: mutations", MUTATIONS, lambda part: _mutate(client, part))
+            if any((w.get("capabilities") or {}).get("models") for w in scene.workers):
+                _part(scene, "Ollama: prompts", len(PROMPTS), lambda part: _prompt(client, part))
+    finally:
+        stop.set()
+        watcher.join()
+
+
+def _part(scene: Scene, name: str, total: int, work: Callable[[Part], None]) -> None:
+    part = Part(name, total)
+    scene.parts.append(part)
+    started = time.monotonic()
+    work(part)
+    part.seconds = time.monotonic() - started
+
+
+def _rest(scene: Scene, part: Part) -> None:
+    """Submit and poll as any existing D8 client does."""
+    ids = []
+    for number in range(part.total):
+        body = {"type": "echo", "data": {"text": f"hello {number}"}, "priority": 8}
+        ids.append(_post(scene.url, "/api/tasks/submit", body)["task_id"])
+    until = time.monotonic() + WORK_S
+    for number, task_id in enumerate(ids):
+        while (status := ask(scene.url, f"/api/tasks/status/{task_id}"))["status"] != "completed":
+            if status["status"] == "failed" or time.monotonic() > until:
+                raise D8Error(f"task {task_id} did not succeed: {status}")
+            time.sleep(0.02)
+        if status["result"]["output"] != {"text": f"hello {number}"}:
+            raise D8Error(f"task {task_id} brought a wrong result: {status['result']}")
+        part.done += 1
+
+
+def _echo(client: Client, part: Part) -> None:
+    for number, result in enumerate(
+        client.map("echo", ({"n": n} for n in range(part.total)), timeout_s=WORK_S)
+    ):
+        if result["output"] != {"n": number}:
+            raise D8Error(f"echo {number} brought a wrong result: {result}")
+        part.done += 1
+
+
+def _mutate(client: Client, part: Part) -> None:
+    genome = {"learning_rate": 0.1, "layers": 4, "name": "ada", "limits": {"low": -1.5, "high": 9}}
+    data = {"genome": genome, "mutation_rate": 0.5}
+    for result in client.map("evolution_mutation", [data] * part.total, timeout_s=WORK_S):
+        if result["genome"].keys() != genome.keys():
+            raise D8Error(f"a mutation lost a key: {result}")
+        part.done += 1
+
+
+def _prompt(client: Client, part: Part) -> None:
+    datas = [{"messages": [{"role": "user", "content": text}]} for text in PROMPTS]
+    for _ in client.map("agent_action", datas, timeout_s=WORK_S):
+        part.done += 1
+
+
+# --------------------------------------------------------------------------- the picture
+
+
+def _watch(console: Console, scene: Scene, stop: threading.Event) -> None:
+    if not console.is_terminal:
+        told: set[str] = set()
+        while not stop.wait(REFRESH_S):
+            _look(scene)
+            for part in list(scene.parts):
+                if part.done == part.total and part.name not in told:
+                    told.add(part.name)
+                    console.print(f"  {part.name}: {part.done} done", highlight=False)
+        _look(scene)
+        return
+    with Live(_picture(scene), console=console, refresh_per_second=4) as live:
+        while not stop.wait(REFRESH_S):
+            _look(scene)
+            live.update(_picture(scene))
+        _look(scene)
+        live.update(_picture(scene))
+
+
+def _look(scene: Scene) -> None:
+    try:
+        scene.stats = ask(scene.url, "/api/stats")
+        scene.workers = ask(scene.url, "/api/workers/list")["workers"]
+    except (OSError, KeyError):
+        return  # the next look tells
+
+
+def _picture(scene: Scene) -> Panel:
+    progress = Progress(TextColumn("{task.description:24}"), BarColumn(), MofNCompleteColumn())
+    for part in list(scene.parts):
+        progress.add_task(part.name, total=part.total, completed=part.done)
+    tasks = scene.stats.get("tasks", {})
+    counts = ", ".join(
+        f"{tasks.get(key, 0)} {key}" for key in ("pending", "assigned", "completed", "failed")
+    )
+    return Panel(
+        Group(workers_table(scene.workers), f"tasks: {counts}", progress),
+        title=f"d8mesh demo at {scene.url}",
+    )
+
+
+def _summary(console: Console, scene: Scene, took_s: float) -> None:
+    tasks = scene.stats.get("tasks", {})
+    console.print(
+        f"\nDone: {tasks.get('completed', 0)} tasks completed, {tasks.get('failed', 0)} failed; "
+        f"the mesh stood {took_s:.1f} s after the start.",
+        highlight=False,
+    )
+    for part in scene.parts:
+        rate = part.total / part.seconds if part.seconds else 0.0
+        line = f"  {part.name}: {part.total} in {part.seconds:.2f} s ({rate:,.0f}/s)"
+        console.print(line, highlight=False)
+    for worker in scene.workers:
+        line = f"  {worker['worker_id']}: {worker['tasks_completed']} tasks"
+        console.print(line, highlight=False)
+    if not any(part.name.startswith("Ollama") for part in scene.parts):
+        console.print("  (no Ollama answered, so no prompts were run)", highlight=False)
+
+
+# --------------------------------------------------------------------------- starting up
+
+
+def _wait_for_workers(scene: Scene, running: list[Child]) -> None:
+    """Wait until all workers are listed.
+
+    Raises:
+        D8Error: a process ended, or it took too long; what the processes said is printed.
+    """
+    until = time.monotonic() + START_S
+    while time.monotonic() < until:
+        _look(scene)
+        if sum(worker["status"] != "offline" for worker in scene.workers) >= WORKERS:
+            return
+        ended = next((child for child in running if not child.is_running), None)
+        if ended is not None:
+            said = " / ".join(ended.lines) or "nothing"
+            raise D8Error(f"the {ended.name} ended with {ended.process.returncode}: {said}")
+        time.sleep(0.05)
+    for child in running:
+        for line in child.lines:
+            print(f"[{child.name}] {line}", file=sys.stderr)
+    raise D8Error(f"the workers did not join within {START_S:.0f} s")
+
+
+def _post(url: str, path: str, body: dict[str, object]) -> Any:
+    request = Request(
+        url + path,
+        json.dumps(body).encode(),
+        {"Content-Type": "application/json"},
+        method="POST",
+    )
+    with build_opener(ProxyHandler({})).open(request, timeout=30) as answer:
+        return json.loads(answer.read())
+
+
+def _free_ports(count: int) -> list[int]:
+    """Return ports that were free a moment ago."""
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [each.getsockname()[1] for each in sockets]
+    for each in sockets:
+        each.close()
+    return ports

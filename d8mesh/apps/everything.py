@@ -1,0 +1,40 @@
+"""Everything on this machine: an orchestrator and a worker, together until Ctrl-C."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+import threading
+from functools import partial
+from typing import Final
+
+from d8mesh.apps.children import Children
+from d8mesh.config import Config
+
+#: How often the children are looked at.
+LOOK_S: Final = 0.2
+
+
+def run(config: Config, options: argparse.Namespace) -> int:
+    """Run both until Ctrl-C, or until one ends; return the exit code."""
+    del config, options  # the children inherit the settings
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    with Children({}) as children:
+        running = [
+            children.start(name, name, on_line=partial(_tell, name))
+            for name in ("orchestrator", "worker")
+        ]
+        while not stop.wait(LOOK_S):
+            for child in running:
+                if not child.is_running:
+                    code = child.wait(1.0)
+                    print(f"the {child.name} has ended; stopping the rest", file=sys.stderr)
+                    return code or 1
+    return 0
+
+
+def _tell(name: str, line: str) -> None:
+    print(f"[{name}] {line}", flush=True)
