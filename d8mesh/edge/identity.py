@@ -1,0 +1,158 @@
+"""Who a worker is across restarts: its folder, its id, and where it found orchestrators.
+
+A worker locks the first free folder ``workers/N`` under the data folder for as long as it
+lives; the id in it stays the same at every start.
+
+Source: `filelock`
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import secrets
+import socket
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Final
+
+import filelock
+
+from d8mesh.config import NAME_PATTERN
+from d8mesh.errors import WorkerError
+
+FOLDER: Final = "workers"
+LOCK_NAME: Final = "lock"
+ID_NAME: Final = "id"
+PLACES_NAME: Final = "orchestrators.json"
+#: Workers on one machine and data folder.
+MAX_WORKERS: Final = 256
+#: Addresses remembered; more are forgotten, oldest first.
+MAX_PLACES: Final = 32
+#: The file is tiny; a larger one is not ours.
+MAX_PLACES_BYTES: Final = 65_536
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where an orchestrator was reached last."""
+
+    broker_id: str
+    address: str
+    port: int
+    web_port: int | None
+
+
+class Identity:
+    """One worker's locked folder.
+
+    Args:
+        data: the data folder.
+        name: the id wanted (WORKER_ID), None for the stored one. A second process with the
+            same name gets a suffix.
+
+    Raises:
+        WorkerError: no folder can be made or locked.
+    """
+
+    def __init__(self, data: Path, name: str | None = None) -> None:
+        self.workers = data / FOLDER
+        self.folder, self._lock, number = _first_free(self.workers)
+        try:
+            self.worker_id = self._named(name, number) if name else self._stored()
+        except BaseException:
+            self._lock.release()
+            raise
+
+    @property
+    def places(self) -> list[Place]:
+        """The addresses that worked last, newest first; none if the file is unreadable."""
+        found: list[Place] = []
+        with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
+            with (self.folder / PLACES_NAME).open("rb") as file:
+                rows = json.loads(file.read(MAX_PLACES_BYTES))
+            for row in rows[:MAX_PLACES]:
+                web = row["web_port"]
+                port = int(row["port"])
+                if 0 < port < 65536:
+                    place = Place(str(row["broker_id"]), str(row["address"]), port, web)
+                    found.append(place)
+        return found
+
+    def remember(self, place: Place) -> None:
+        """Note that an orchestrator was reached there; trouble with the disk is no fault."""
+        rest = [each for each in self.places if each.broker_id != place.broker_id]
+        if place in self.places:
+            return
+        self._write(PLACES_NAME, json.dumps([asdict(each) for each in _bounded([place, *rest])]))
+
+    def close(self) -> None:
+        """Let the folder go."""
+        self._lock.release()
+
+    def _stored(self) -> str:
+        with contextlib.suppress(OSError):
+            text = (self.folder / ID_NAME).read_text("utf-8").strip()
+            if re.fullmatch(NAME_PATTERN, text, re.ASCII):
+                return text
+        worker_id = f"{_host()}-{secrets.token_hex(4)}"
+        self._write(ID_NAME, worker_id)
+        return worker_id
+
+    def _named(self, name: str, number: int) -> str:
+        """Return `name`, or with this folder's number if another process here has it."""
+        is_taken = False
+        for other in range(1, number):
+            with contextlib.suppress(OSError):
+                text = (self.workers / str(other) / "name").read_text("utf-8")
+                is_taken = is_taken or (text == name and _is_held(self.workers / str(other)))
+        taken_name = f"{name[:120]}-{number}" if is_taken else name
+        self._write("name", name)
+        return taken_name
+
+    def _write(self, name: str, text: str) -> None:
+        """Replace a file in one step."""
+        path = self.folder / name
+        fresh = path.with_name(f"{name}.new")
+        with contextlib.suppress(OSError):
+            fresh.write_text(text, "utf-8")
+            fresh.replace(path)
+
+
+def _bounded(places: Sequence[Place]) -> Sequence[Place]:
+    return places[:MAX_PLACES]
+
+
+def _host() -> str:
+    name = re.sub(r"[^A-Za-z0-9_-]", "-", socket.gethostname().partition(".")[0]).strip("-")
+    return name[:40] or "worker"
+
+
+def _first_free(workers: Path) -> tuple[Path, filelock.BaseFileLock, int]:
+    for number in range(1, MAX_WORKERS + 1):
+        folder = workers / str(number)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            lock = filelock.FileLock(folder / LOCK_NAME)
+            lock.acquire(timeout=0)
+        except filelock.Timeout:
+            continue
+        except OSError as error:
+            raise WorkerError(
+                f"cannot use the folder {folder}: {error}. Set D8_DATA_DIR to a folder that "
+                "can be written"
+            ) from error
+        return folder, lock, number
+    raise WorkerError(f"{MAX_WORKERS} workers run on {workers} already: set another D8_DATA_DIR")
+
+
+def _is_held(folder: Path) -> bool:
+    lock = filelock.FileLock(folder / LOCK_NAME)
+    try:
+        lock.acquire(timeout=0)
+    except (filelock.Timeout, OSError):
+        return True
+    lock.release()
+    return False

@@ -1,0 +1,55 @@
+"""Who a worker is: the same at every start, and never twice at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from d8mesh.edge.identity import PLACES_NAME, Identity, Place
+from d8mesh.errors import WorkerError
+
+
+def test_the_id_is_the_same_at_every_start(tmp_path: Path) -> None:
+    first = Identity(tmp_path)
+    first.close()
+    second = Identity(tmp_path)
+    assert second.worker_id == first.worker_id
+    second.close()
+
+
+def test_two_at_once_have_folders_and_ids_of_their_own(tmp_path: Path) -> None:
+    first, second = Identity(tmp_path), Identity(tmp_path)
+    assert first.folder != second.folder
+    assert first.worker_id != second.worker_id
+    first.close()
+    second.close()
+
+
+def test_a_second_process_of_the_same_name_gets_a_suffix(tmp_path: Path) -> None:
+    first, second = Identity(tmp_path, "pi"), Identity(tmp_path, "pi")
+    assert (first.worker_id, second.worker_id) == ("pi", "pi-2")
+    first.close()
+    second.close()
+    again = Identity(tmp_path, "pi")
+    assert again.worker_id == "pi"
+    again.close()
+
+
+def test_the_last_good_addresses_are_remembered_newest_first(tmp_path: Path) -> None:
+    identity = Identity(tmp_path)
+    assert identity.places == []
+    one, two = Place("a", "192.168.0.1", 7010, 7001), Place("b", "192.168.0.2", 7010, None)
+    moved = Place("a", "192.168.0.9", 7010, 7001)
+    for place in (one, two, moved):
+        identity.remember(place)
+    assert identity.places == [moved, two]
+    (identity.folder / PLACES_NAME).write_text("garbage", "utf-8")
+    assert identity.places == []
+    identity.close()
+
+
+def test_a_folder_that_cannot_be_made_is_said(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("", "utf-8")
+    with pytest.raises(WorkerError, match="D8_DATA_DIR"):
+        Identity(tmp_path / "file")
