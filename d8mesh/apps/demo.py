@@ -67,7 +67,7 @@ def run(config: Config, options: argparse.Namespace) -> int:
     del options
     console = Console()
     with tempfile.TemporaryDirectory(prefix="d8-demo-", ignore_cleanup_errors=True) as folder:
-        rest_port, broker_port, status_port = _free_ports(3)
+        rest_port, broker_port, status_port = free_ports(3)
         mesh = f"demo-{secrets.token_hex(3)}"
         settings = {
             "D8_MESH": mesh,
@@ -269,7 +269,7 @@ def _post(url: str, path: str, body: dict[str, object]) -> Any:
         return json.loads(answer.read())
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
     """Return ports that were free a moment ago."""
     sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
     ports = [each.getsockname()[1] for each in sockets]
