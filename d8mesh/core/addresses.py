@@ -1,4 +1,7 @@
-"""Which addresses may take part, and which Host headers are ours. Pure: no look-ups."""
+"""Which addresses may take part, in which order to try them, and which Hosts are ours.
+
+Pure: no look-ups, no sockets. Whether an address answers is `edge.network`'s to find out.
+"""
 
 from __future__ import annotations
 
@@ -7,68 +10,157 @@ import re
 from collections.abc import Collection, Iterable
 from typing import Final
 
-#: Tailscale and carrier-grade NAT (RFC 6598): not public, and people join machines that way.
-_SHARED: Final = ipaddress.ip_network("100.64.0.0/10")
-#: Cloud metadata services: never a machine of a mesh.
+from d8mesh.errors import ConfigError
+
+LOOPBACK: Final = "127.0.0.1"
+#: Addresses of one node that are tried; what advertises more is odd, or means harm.
+MAX_CANDIDATES: Final = 16
+
+_IpAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
+_IpNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+#: Loopback, private (RFC 1918), link-local (RFC 3927, 4291) and unique local (RFC 4193).
+#: A table of our own: what `is_private` says changes between Python versions, and it takes
+#: in blocks that are no LAN. Not here: 100.64.0.0/10 (RFC 6598). Tailscale uses it, but a
+#: provider's other customers stand behind the same addresses, and without a key whoever
+#: is let in may run tasks; such meshes belong in key mode, with D8_ALLOW_PUBLIC.
+_INSIDE: Final[tuple[_IpNetwork, ...]] = tuple(
+    ipaddress.ip_network(text)
+    for text in (
+        "127.0.0.0/8",
+        "10.0.0.0/8",
+        "172.16.0.0/12",
+        "192.168.0.0/16",
+        "169.254.0.0/16",
+        "::1/128",
+        "fe80::/10",
+        "fc00::/7",
+    )
+)
+#: Services of cloud hosts at link-local addresses (metadata, credentials, DNS, time): no
+#: machine of a mesh, and nothing that a rogue announcement may make us talk to.
 _METADATA: Final = frozenset(
-    {ipaddress.ip_address("169.254.169.254"), ipaddress.ip_address("fd00:ec2::254")}
+    ipaddress.ip_address(text)
+    for text in (
+        "169.254.169.254",
+        "169.254.169.253",
+        "169.254.169.123",
+        "169.254.170.2",
+        "fd00:ec2::254",
+    )
 )
 _HOST: Final = re.compile(r"(\[[0-9A-Fa-f:.]{2,45}\]|[A-Za-z0-9_.-]{1,253})(?::([0-9]{1,5}))?")
+_ENDPOINT: Final = re.compile(
+    r"(?:tcp://)?(?:\[([0-9A-Fa-f:.]{2,45}(?:%[\w.-]{1,32})?)\]|([A-Za-z0-9_.-]{1,253})):([0-9]{1,5})",
+    re.ASCII,
+)
 
 
 def is_admissible(address: str) -> bool:
-    """Return whether a peer of this address may take part: private, link-local or loopback."""
-    try:
-        found = ipaddress.ip_address(address.strip("[]").partition("%")[0])
-    except ValueError:
+    """Return whether a peer of this address may take part: loopback, private, link-local.
+
+    Args:
+        address: IPv4 or IPv6 in text, in brackets or with a zone (``%eth0``) or neither;
+            IPv4 mapped into IPv6 counts as that IPv4. A name is never admissible.
+    """
+    found = _parse(address)
+    if found is None or found in _METADATA:
         return False
-    if isinstance(found, ipaddress.IPv6Address) and found.ipv4_mapped is not None:
-        found = found.ipv4_mapped
-    if found in _METADATA or found.is_unspecified or found.is_multicast:
-        return False
-    if isinstance(found, ipaddress.IPv4Address) and found in _SHARED:
-        return True
-    return found.is_loopback or found.is_link_local or (found.is_private and not found.is_reserved)
+    return any(found.version == network.version and found in network for network in _INSIDE)
+
+
+def is_loopback(address: str) -> bool:
+    """Return whether this is an address, or the name, of the same machine only."""
+    found = _parse(address)
+    return address == "localhost" if found is None else found.is_loopback
 
 
 def in_order(addresses: Iterable[str]) -> list[str]:
-    """Return admissible addresses, the likeliest first: loopback, IPv4, then IPv6."""
+    """Return the admissible addresses once each, the likeliest first: loopback, IPv4, IPv6."""
     usable = dict.fromkeys(address for address in addresses if is_admissible(address))
     return sorted(usable, key=lambda address: (not is_loopback(address), ":" in address))
 
 
-def is_loopback(address: str) -> bool:
-    """Return whether this is an address of the same machine only."""
-    try:
-        return ipaddress.ip_address(address.strip("[]").partition("%")[0]).is_loopback
-    except ValueError:
-        return address == "localhost"
+def candidates(advertised: Iterable[str], *, own: Collection[str]) -> tuple[str, ...]:
+    """Return the addresses to try for a node, the likeliest first, at most MAX_CANDIDATES.
+
+    Args:
+        advertised: what the node says of itself; what is not admissible is left out.
+        own: this machine's addresses that are in use. A node that has one of them is on
+            this machine: 127.0.0.1 comes first. Any other's loopback is not ours.
+    """
+    ours = {parsed for parsed in map(_parse, own) if parsed is not None}
+    ordered = in_order(advertised)
+    if any(_parse(address) in ours for address in ordered):
+        ordered = list(dict.fromkeys([LOOPBACK, *ordered]))
+    else:
+        ordered = [address for address in ordered if not is_loopback(address)]
+    return tuple(ordered[:MAX_CANDIDATES])
 
 
 def endpoint(address: str, port: int) -> str:
-    """Return the ZeroMQ endpoint of an address."""
+    """Return the ZeroMQ endpoint of an address, as `parse_endpoint` reads it."""
     return f"tcp://[{address}]:{port}" if ":" in address else f"tcp://{address}:{port}"
 
 
+def parse_endpoint(text: str) -> tuple[str, int]:
+    """Return the address (or name) and the port of ``[tcp://]ADDRESS:PORT``.
+
+    Raises:
+        ConfigError: it is not of that form, an IPv6 address stands without its brackets,
+            or the port is not 1 to 65535.
+    """
+    match = _ENDPOINT.fullmatch(text)
+    port = int(match[3]) if match is not None else 0
+    if match is None or not 0 < port < 65536 or (match[1] and _parse(match[1]) is None):
+        raise ConfigError(f"{text[:80]!r} is no address: expected ADDRESS:PORT or [IPV6]:PORT")
+    return match[1] or match[2], port
+
+
 def host_of(header: str) -> str | None:
-    """Return the host of a Host header in lower case, or None if it is malformed."""
+    """Return the host of a Host header, or None if the header is malformed (HTTP 400).
+
+    Returns:
+        A name in lower case without the final dot, or an address in its one usual form
+        without brackets.
+    """
     match = _HOST.fullmatch(header)
     if match is None or (match[2] is not None and int(match[2]) > 65535):
         return None
-    return match[1].strip("[]").lower().rstrip(".")
+    host = match[1].lower().removesuffix(".")
+    found = _parse(host)
+    if found is not None:
+        return str(found)
+    labels = host.split(".")
+    return host if host[0] != "[" and all(0 < len(label) < 64 for label in labels) else None
 
 
 def host_is_allowed(host: str, own_names: Collection[str], allowed: Collection[str]) -> bool:
-    """Return whether requests for `host` are for us (DNS rebinding: ``docs/SECURITY.md``).
+    """Return whether a request for `host` is for us; if not, it is foreign (HTTP 403).
 
-    Allowed are our own addresses and names, ``localhost``, names of a single label (which
-    no public DNS resolves), and those of D8_ALLOWED_HOSTS, exactly.
+    Against DNS rebinding: our own addresses and names, loopback and ``localhost``, names of
+    a single label (which no public DNS resolves), and those of D8_ALLOWED_HOSTS, exactly.
+
+    Args:
+        host: as `host_of` returns it.
+        own_names: as `edge.network.own_names` returns them.
+        allowed: D8_ALLOWED_HOSTS, as written: names or addresses without a port.
     """
-    if host == "localhost" or host in own_names:
+    if host in own_names or any(host_of(name) == host for name in map(_bracketed, allowed)):
         return True
-    if host in {name.lower().strip("[]") for name in allowed}:
-        return True
+    found = _parse(host)
+    return found.is_loopback if found is not None else "." not in host
+
+
+def _parse(address: str) -> _IpAddress | None:
+    text = address[1:-1] if address[:1] == "[" and address[-1:] == "]" else address
     try:
-        return ipaddress.ip_address(host).is_loopback
+        found = ipaddress.ip_address(text.partition("%")[0])
     except ValueError:
-        return "." not in host
+        return None
+    mapped = found.ipv4_mapped if isinstance(found, ipaddress.IPv6Address) else None
+    return mapped or found
+
+
+def _bracketed(name: str) -> str:
+    return f"[{name}]" if ":" in name and name[:1] != "[" else name

@@ -22,8 +22,13 @@ import ifaddr
 from d8mesh.core.addresses import endpoint, in_order, is_admissible, is_loopback
 from d8mesh.errors import BrokerUnavailableError
 
-#: Container and VM bridges, by name: their address ranges are ordinary private ones.
-_BRIDGE: Final = re.compile(r"docker\d+|br-[0-9a-f]{6,}|virbr\d+|veth[0-9a-f]{6,}|vmnet\d+|cni\d+")
+#: Bridges of containers and virtual machines, by name: their address ranges are ordinary
+#: private ones. Not every veth: a container's own way out may be called so.
+_BRIDGE: Final = re.compile(
+    r"docker\d+|docker_gwbridge|br-[0-9a-f]{6,}|virbr\d+(-nic)?|veth[0-9a-f]{7,}|vmnet\d+"
+    r"|(podman|cni|lxcbr|lxdbr|incusbr)\d+|cali[0-9a-f]{8,}"
+    r"|vEthernet \((WSL|Default Switch|nat).*\)"
+)
 #: Addresses tried side by side for one orchestrator.
 MAX_CANDIDATES: Final = 32
 #: Largest answer of /health that is read.
@@ -40,29 +45,37 @@ class InterfaceAddress(NamedTuple):
 def usable_addresses(interfaces: Sequence[str] = ()) -> tuple[InterfaceAddress, ...]:
     """Return the private addresses of this machine, without container bridges.
 
+    Takes about 0.5 ms: it may be asked every few seconds.
+
     Args:
-        interfaces: names or addresses to limit it to; empty means all.
+        interfaces: names or addresses to limit it to (a bridge that is named is taken);
+            empty means all.
 
     Returns:
-        Loopback only if nothing else is up (an offline machine) or if it was asked for.
+        IPv4 if there is any, else IPv6; link-local IPv6 never, as it means nothing without
+        its zone. Loopback only if nothing else is up (an offline machine), or if it was
+        asked for.
     """
-    found: list[InterfaceAddress] = []
+    found: set[InterfaceAddress] = set()
     for adapter in ifaddr.get_adapters():
         for ip in adapter.ips:
             address = ip.ip if isinstance(ip.ip, str) else ip.ip[0]
-            if not is_admissible(address):
+            if not is_admissible(address) or address.lower().startswith("fe80:"):
                 continue
-            is_wanted = not interfaces or adapter.nice_name in interfaces or address in interfaces
-            if is_wanted and (interfaces or not _BRIDGE.fullmatch(adapter.nice_name)):
-                found.append(InterfaceAddress(adapter.nice_name, address))
+            is_asked_for = adapter.nice_name in interfaces or address in interfaces
+            if is_asked_for or (not interfaces and not _BRIDGE.fullmatch(adapter.nice_name)):
+                found.add(InterfaceAddress(adapter.nice_name, address))
     if not interfaces:
-        outward = [each for each in found if not is_loopback(each.address)]
-        found = [each for each in outward if ":" not in each.address] or outward or found
-    return tuple(sorted(set(found)))
+        found = {each for each in found if not is_loopback(each.address)} or found
+    return tuple(sorted({each for each in found if ":" not in each.address} or found))
 
 
 def own_names() -> frozenset[str]:
-    """Return the names and addresses under which this machine may be called, lower case."""
+    """Return the names and addresses under which this machine may be called.
+
+    In the form of `core.addresses.host_of`: lower case, no brackets, no port. Asks no
+    name service and takes about 0.5 ms; addresses change, so don't keep it for long.
+    """
     names = {socket.gethostname().lower().rstrip(".")}
     names |= {name.partition(".")[0] for name in names}
     names |= {f"{name.partition('.')[0]}.local" for name in names}
@@ -74,31 +87,29 @@ def own_names() -> frozenset[str]:
 def first_reachable(
     candidates: Sequence[tuple[str, int]], *, deadline_s: float
 ) -> tuple[str, int] | None:
-    """Return the candidate (address, port) that accepts a TCP connection first.
+    """Return the candidate (address, port) that accepts a TCP connection first, or None.
 
-    All are tried side by side, for at most `deadline_s` seconds.
+    All are tried side by side, for at most `deadline_s` seconds; of several that accept at
+    once the earlier one is taken. No connection is left open. A name among them is looked
+    up first, for as long as the system's resolver takes; addresses cost no look-up.
     """
     until = time.monotonic() + deadline_s
-    with selectors.DefaultSelector() as selector:
-        for address, port in candidates[:MAX_CANDIDATES]:
+    with selectors.DefaultSelector() as selector, contextlib.ExitStack() as open_sockets:
+        for rank, (address, port) in enumerate(candidates[:MAX_CANDIDATES]):
             attempt = _dial(address, port)
             if attempt is not None:
-                selector.register(attempt, selectors.EVENT_WRITE, (address, port))
-        pending = {key.fileobj: key.data for key in selector.get_map().values()}
-        try:
-            while pending and (left := until - time.monotonic()) > 0:
-                for key, _ in selector.select(left):
-                    attempt = cast(socket.socket, key.fileobj)
-                    selector.unregister(attempt)
-                    candidate: tuple[str, int] = pending.pop(attempt)
-                    error = attempt.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-                    attempt.close()
-                    if error == 0:
-                        return candidate
-            return None
-        finally:
-            for left_over in pending:
-                cast(socket.socket, left_over).close()
+                open_sockets.enter_context(attempt)
+                selector.register(attempt, selectors.EVENT_WRITE, rank)
+        while selector.get_map() and (left_s := until - time.monotonic()) > 0:
+            accepted: list[int] = []
+            for key, _ in selector.select(left_s):
+                attempt = cast(socket.socket, key.fileobj)
+                selector.unregister(attempt)
+                if attempt.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == 0:
+                    accepted.append(key.data)
+            if accepted:
+                return candidates[min(accepted)]
+    return None
 
 
 def _dial(address: str, port: int) -> socket.socket | None:
@@ -147,13 +158,32 @@ def _listening_inodes(port: int) -> set[str]:
 
 
 def machine_id() -> str:
-    """Return what stands for this machine: the same for all its processes and starts."""
-    for source in (Path("/etc/machine-id"), Path("/var/lib/dbus/machine-id")):
+    """Return what stands for this machine: the same for all its processes and starts.
+
+    A hash, so that the system's own id is told to nobody. Copied disks have the same one.
+    """
+    text = _system_id()
+    if not text:
+        node = uuid.getnode()
+        is_made_up = bool(node >> 40 & 1)  # no network card: a random number each time
+        text = socket.gethostname() if is_made_up else f"{node:012x}"
+    return hashlib.blake2b(text.encode("utf-8"), digest_size=8, person=b"d8mesh").hexdigest()
+
+
+def _system_id() -> str:
+    if sys.platform == "win32":
+        import winreg
+
+        place = r"SOFTWARE\Microsoft\Cryptography"
         with contextlib.suppress(OSError):
-            text = source.read_text("ascii").strip()
-            if text:
-                return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
-    return f"{uuid.getnode():012x}"
+            with winreg.OpenKey(winreg.HKEY_LOCAL_MACHINE, place) as key:
+                return str(winreg.QueryValueEx(key, "MachineGuid")[0])
+        return ""
+    for source in (Path("/etc/machine-id"), Path("/var/lib/dbus/machine-id")):
+        with contextlib.suppress(OSError, UnicodeDecodeError):
+            if text := source.read_text("ascii").strip():
+                return text
+    return ""
 
 
 class Way(NamedTuple):
