@@ -1,1 +1,1 @@
-"""Measurements of d8mesh beside others, in ratios within one run. Start with `start_d8.py bench`."""
+"""Measurements of d8mesh beside others, in ratios within one run: `start_d8.py bench`."""

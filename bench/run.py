@@ -74,7 +74,8 @@ def _print(rows: Rows) -> None:
         return
     heads = list(rows[0])
     widths = [max(len(head), *(len(str(row[head])) for row in rows)) for head in heads]
-    for row in ({head: head for head in heads}, *rows):
+    header: dict[str, object] = {head: head for head in heads}
+    for row in (header, *rows):
         cells = (str(row[head]).rjust(width) for head, width in zip(heads, widths, strict=True))
         print("  ".join(cells))
     sys.stdout.flush()
