@@ -1,0 +1,356 @@
+"""What people use: a `Worker` with handlers, run until it is told to stop."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import secrets
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any, Final, TypeVar
+
+from d8mesh import __version__
+from d8mesh.config import Config
+from d8mesh.core.messages import MAX_NAMES
+from d8mesh.core.worker_effects import WorkerEffect
+from d8mesh.core.worker_session import Profile, WorkerSession
+from d8mesh.edge.discovery import Announcement, Discovery, Kind
+from d8mesh.edge.identity import Identity
+from d8mesh.edge.logs import event
+from d8mesh.edge.network import machine_id, usable_addresses
+from d8mesh.edge.outbox import Outbox, adopt
+from d8mesh.edge.sockets import Waker
+from d8mesh.errors import ConfigError, HandlerError, NodeClosedError
+from d8mesh.handlers import endings
+from d8mesh.nodes.worker.finder import Finder
+from d8mesh.nodes.worker.runner import Runner
+from d8mesh.nodes.worker.slots import Bell, Registered, Slots
+
+#: The first signal gives running tasks this long.
+DRAIN_S: Final = 25.0
+#: Beyond the drain, how long the goodbyes may take.
+END_S: Final = 5.0
+#: More threads than this on one machine are a mistake.
+MAX_SLOTS: Final = 1024
+#: A worker whose type nobody named.
+DEFAULT_TYPE: Final = "python"
+
+_log: Final = logging.getLogger("d8mesh.worker")
+_H = TypeVar("_H", bound=Callable[..., object])
+
+
+class Worker:
+    """A worker: serves every orchestrator of its mesh with its handlers.
+
+    Args:
+        url: ``http://HOST:PORT`` of an orchestrator (or ``tcp://HOST:PORT`` of its broker)
+            to serve too; the others are found by mDNS.
+        config: the settings; None reads them from the environment.
+        slots: how many tasks run at once; None for the number of processors.
+        name: the id wanted; None for WORKER_ID or the stored one.
+        worker_type: shown in lists; None for WORKER_TYPE.
+
+    Raises:
+        ConfigError: an argument is not allowed.
+
+    Thread: any.
+    """
+
+    def __init__(
+        self,
+        url: str | None = None,
+        *,
+        config: Config | None = None,
+        slots: int | None = None,
+        name: str | None = None,
+        worker_type: str | None = None,
+    ) -> None:
+        self._config = Config.from_env(os.environ) if config is None else config
+        count = max(2, os.cpu_count() or 1) if slots is None else slots
+        if not 1 <= count <= MAX_SLOTS:
+            raise ConfigError(f"slots={count}: expected 1 to {MAX_SLOTS}")
+        self._url = url or self._config.orchestrator_url
+        self._slot_count = count
+        self._name = name or self._config.worker_id
+        self.worker_type = worker_type or self._config.worker_type or DEFAULT_TYPE
+        self._handlers: dict[str, Registered] = {}
+        self._offered: tuple[str, ...] | None = None
+        self._models: tuple[str, ...] = ()
+        self._backend: dict[str, object] = {}
+        self._status_port = 0
+        self._runner: Runner | None = None
+        self._identity: Identity | None = None
+        self._discovery: Discovery | None = None
+        self._slots: Slots | None = None
+        self._waker: Waker | None = None
+        self._boot_id = secrets.token_hex(8)
+
+    # ------------------------------------------------------------------ handlers
+
+    def task(self, name: str, *, process: bool = False) -> Callable[[_H], _H]:
+        """Return a decorator that registers the function for tasks of type `name`."""
+
+        def decorate(handler: _H) -> _H:
+            self.register(name, handler, process=process)
+            return handler
+
+        return decorate
+
+    def register(self, name: str, handler: Callable[..., Any], *, process: bool = False) -> None:
+        """Run tasks of type `name` with `handler` (``f(data)`` or ``f(data, context)``).
+
+        Args:
+            process: run it in processes of its own, which can be killed; it must be a
+                function that a module names.
+
+        Raises:
+            HandlerError: it cannot be called, or not be named for a process.
+        """
+        if not 0 < len(name) <= 128 or len(self._handlers) >= MAX_NAMES:
+            raise HandlerError(f"{name[:140]!r}: a task type has 1 to 128 characters")
+        if not callable(handler):
+            raise HandlerError(f"the handler of {name!r} is no function")
+        function = _function_name(handler) if process else None
+        self._handlers[name] = Registered(handler, endings.takes_context(handler), function)
+        self._announce_offer()
+
+    def offer(
+        self,
+        task_types: Iterable[str] | None,
+        models: Iterable[str] = (),
+        *,
+        backend: dict[str, object] | None = None,
+    ) -> None:
+        """Change what is offered now; the orchestrators hear of it at once.
+
+        Args:
+            task_types: of the registered ones; None for all.
+            models: language models that are there.
+            backend: what the status page says of the service behind the handlers.
+        """
+        self._offered = None if task_types is None else tuple(task_types)
+        self._models = tuple(models)[:MAX_NAMES]
+        self._backend = {} if backend is None else dict(backend)
+        self._announce_offer()
+
+    # ------------------------------------------------------------------- running
+
+    @property
+    def worker_id(self) -> str:
+        """The id it goes by; "" before `start`."""
+        return "" if self._runner is None else self._runner.session.profile.worker_id
+
+    def start(self) -> None:
+        """Begin to look for orchestrators and to take tasks; returns at once.
+
+        Raises:
+            NodeClosedError: it was started before.
+            WorkerError: its folder or its outbox cannot be used.
+        """
+        if self._runner is not None:
+            raise NodeClosedError("a worker is started once: make a new one")
+        config = self._config
+        identity = Identity(Path(config.data_dir), self._name)
+        try:
+            outbox = Outbox(identity.folder)
+            with contextlib.closing(outbox):
+                adopt(outbox, identity.workers, own_folder=identity.folder)
+                kept = outbox.load()
+        except BaseException:
+            identity.close()
+            raise
+        self._identity = identity
+        session = WorkerSession(self._profile(identity.worker_id), kept)
+        self._waker = waker = Waker()
+        slots = Slots(self._slot_count, self._handlers, identity.worker_id, Bell(waker))
+        finder = Finder(url=self._url, places=identity.places, wake=waker.wake)
+        self._slots = slots
+        self._runner = Runner(
+            session,
+            slots=slots,
+            finder=finder,
+            identity=identity,
+            waker=waker,
+            addresses=lambda: frozenset(self._addresses()),
+        )
+        self._discovery = self._discover(finder, identity.worker_id)
+        self._runner.start()
+
+    def wait_joined(self, timeout_s: float) -> bool:
+        """Wait until an orchestrator has welcomed the worker; False if none did in time."""
+        return self._runner is not None and self._runner.joined.wait(timeout_s)
+
+    def stop(self, *, drain_s: float = DRAIN_S) -> None:
+        """Take nothing new, finish or give back within `drain_s`, say goodbye; waits for it."""
+        runner, slots = self._runner, self._slots
+        if runner is None or slots is None:
+            return
+        runner.stop(drain_s)
+        runner.ended.wait(drain_s + END_S)
+        if self._discovery is not None:
+            self._discovery.close()
+        slots.close(1.0)
+        if self._identity is not None:
+            self._identity.close()
+
+    def run(self) -> None:
+        """Work until Ctrl-C, SIGTERM or (Windows) Ctrl-Break; a second one stops at once.
+
+        Thread: the main thread.
+        """
+        if self._runner is None:
+            self.start()
+        runner = self._runner
+        assert runner is not None
+        asked = threading.Event()
+        with _signals(asked):
+            while not asked.wait(0.5) and not runner.ended.is_set():
+                pass  # short waits: a signal is handled between them on every system
+            self.stop()
+
+    def status(self) -> dict[str, object]:
+        """Return the body of the status page; ``status`` is "healthy" or "unhealthy"."""
+        runner = self._runner
+        session = None if runner is None else runner.session
+        orchestrators: list[dict[str, object]] = []
+        if session is not None and runner is not None:
+            orchestrators = [
+                {"broker_id": line.broker_id, "endpoint": runner.endpoints.get(line.key, "")}
+                for line in list(session.lines.values())
+                if line.is_welcome
+            ]
+        reasons: list[str] = []
+        if not orchestrators:
+            reasons.append("no orchestrator has been found yet")
+        if self._backend.get("is_up") is False:
+            reasons.append(str(self._backend.get("reason") or "the backend is down"))
+        if session is not None and session.is_outbox_full:
+            reasons.append("the outbox is full of results that no orchestrator has taken")
+        if runner is not None and runner.outbox_trouble:
+            reasons.append(runner.outbox_trouble)
+        body: dict[str, object] = {
+            "status": "unhealthy" if reasons else "healthy",
+            "service": "d8-worker",
+            "worker_id": self.worker_id,
+            "worker_type": self.worker_type,
+            "orchestrators": orchestrators,
+            "slots": self._slot_count,
+            "running": 0 if self._slots is None else len(self._slots.running()),
+            "stuck": 0 if session is None else session.stuck,
+            "tasks_completed": 0 if session is None else session.completed,
+            "tasks_failed": 0 if session is None else session.failed,
+            "backend": self._backend,
+            "task_types": list(self._types()),
+            "models": list(self._models),
+            "version": __version__,
+        }
+        if reasons:
+            body["reason"] = "; ".join(reasons)
+        return body
+
+    def show_status_at(self, port: int) -> None:
+        """Tell the mesh where the status page is; call it before `start`."""
+        self._status_port = port
+
+    # ------------------------------------------------------------------- private
+
+    def _types(self) -> tuple[str, ...]:
+        registered = sorted(self._handlers)
+        if self._offered is None:
+            return tuple(registered)
+        return tuple(name for name in registered if name in self._offered)
+
+    def _announce_offer(self) -> None:
+        runner = self._runner
+        if runner is None:
+            return
+        types, models = self._types(), self._models
+
+        def change(now: float) -> list[WorkerEffect]:
+            runner.session.offer(types, models)
+            return runner.session.tick(now)
+
+        runner.do(change)
+
+    def _profile(self, worker_id: str) -> Profile:
+        return Profile(
+            mesh=self._config.mesh,
+            worker_id=worker_id,
+            boot_id=self._boot_id,
+            worker_type=self.worker_type,
+            machine_id=machine_id(),
+            host=socket.gethostname(),
+            status_port=self._status_port,
+            slots=self._slot_count,
+            task_types=self._types(),
+            models=self._models,
+        )
+
+    def _addresses(self) -> list[str]:
+        return [each.address for each in usable_addresses(self._config.interfaces)]
+
+    def _discover(self, finder: Finder, worker_id: str) -> Discovery:
+        discovery = Discovery(
+            mesh=self._config.mesh,
+            addresses=self._addresses,
+            on_sighting=finder.sighted,
+            browse=(Kind.ORCHESTRATOR,),
+            on_trouble=_tell_trouble,
+        )
+        if self._status_port:
+            announcement = Announcement(
+                kind=Kind.WORKER,
+                node_id=worker_id,
+                boot_id=self._boot_id,
+                mesh=self._config.mesh,
+                port=self._status_port,
+                web_port=None,
+                version=__version__,
+            )
+            discovery.announce(announcement)
+        discovery.start()
+        return discovery
+
+
+def _tell_trouble(text: str) -> None:
+    event(_log, logging.WARNING, "discovery", trouble=text)
+
+
+def _function_name(handler: Callable[..., Any]) -> str:
+    """Return ``MODULE:FUNCTION`` of a function that another process can import."""
+    module = getattr(handler, "__module__", "") or ""
+    name = getattr(handler, "__qualname__", "") or ""
+    if not module or module == "__main__" or not name or "<" in name:
+        raise HandlerError(
+            f"a process cannot import {module}:{name}: put the function at the top of a "
+            "module other than the started script"
+        )
+    return f"{module}:{name}"
+
+
+@contextlib.contextmanager
+def _signals(asked: threading.Event) -> Iterator[None]:
+    """Let the first signal set `asked` and the second end the process."""
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        del frame
+        if asked.is_set():
+            os._exit(128 + number)
+        asked.set()
+
+    names = ("SIGINT", "SIGTERM", "SIGBREAK")
+    before = {
+        number: signal.signal(number, handle)
+        for name in names
+        if (number := getattr(signal, name, None)) is not None
+    }
+    try:
+        yield
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)

@@ -1,0 +1,309 @@
+"""The worker's I/O thread: joins the session to its links, slots, outbox and the clock."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Final, TypeAlias
+
+from d8mesh.core.addresses import parse_endpoint
+from d8mesh.core.codec import decode_to_worker, encode
+from d8mesh.core.worker_effects import (
+    Abort,
+    Forget,
+    Joined,
+    Keep,
+    Listened,
+    Rebuild,
+    Retire,
+    Send,
+    Start,
+    TakeBack,
+    Trouble,
+    WorkerEffect,
+)
+from d8mesh.core.worker_session import WorkerSession
+from d8mesh.edge.identity import Identity, Place
+from d8mesh.edge.logs import event
+from d8mesh.edge.network import Way
+from d8mesh.edge.outbox import Outbox
+from d8mesh.edge.sockets import DealerLink, Loop, Waker
+from d8mesh.errors import ProtocolError, WorkerError
+from d8mesh.nodes.worker.finder import Connection, Finder
+from d8mesh.nodes.worker.slots import Bell, Slots
+
+#: Messages taken from one link before the others have their turn.
+MESSAGES_PER_TURN: Final = 64
+#: How often the slots are looked at.
+WATCH_S: Final = 0.5
+#: The interfaces are looked at this often.
+LOOK_S: Final = 3.0
+#: A machine that slept longer than this has dead connections.
+SLEPT_S: Final = 5.0
+
+Action: TypeAlias = Callable[[float], list[WorkerEffect]]
+_log: Final = logging.getLogger("d8mesh.worker")
+
+
+class Runner:
+    """Runs a worker's session on a thread of its own.
+
+    Args:
+        session: the brain.
+        slots: where attempts run; started and closed here.
+        finder: where connections come from.
+        identity: remembers where orchestrators were reached.
+        addresses: returns the machine's addresses in use.
+
+    Thread: `do`, `stop` and the events may be used from any.
+    """
+
+    def __init__(
+        self,
+        session: WorkerSession,
+        *,
+        slots: Slots,
+        finder: Finder,
+        identity: Identity,
+        waker: Waker,
+        addresses: Callable[[], frozenset[str]],
+    ) -> None:
+        self.session = session
+        self.joined = threading.Event()
+        self.ended = threading.Event()
+        self.endpoints: dict[str, str] = {}
+        self.outbox_trouble = ""
+        self._slots, self._finder, self._identity = slots, finder, identity
+        self._bell: Bell = slots.bell
+        self._waker, self._loop = waker, Loop(waker)
+        self._addresses = addresses
+        self._inbox: deque[Action] = deque()
+        self._links: dict[str, tuple[Connection, Way]] = {}
+        self._retired: set[str] = set()
+        self._outbox: Outbox | None = None
+        self._stop_at: float | None = None
+        self._next_watch = self._next_look = 0.0
+        self._in_use = addresses()
+        self._sleep_gap = _sleep_clock() - time.monotonic()
+        self._thread = threading.Thread(target=self._serve, name="worker-io", daemon=True)
+
+    def start(self) -> None:
+        """Begin."""
+        self._slots.start_all()
+        self._thread.start()
+
+    def do(self, action: Action) -> None:
+        """Have the I/O thread do something with the session."""
+        self._inbox.append(action)
+        self._waker.wake()
+
+    def stop(self, drain_s: float) -> None:
+        """Take nothing new, finish or give back within `drain_s`, say goodbye, and end."""
+
+        def begin(now: float) -> list[WorkerEffect]:
+            until = now + drain_s
+            self._stop_at = until if self._stop_at is None else min(self._stop_at, until)
+            return self.session.drain(now)
+
+        self.do(begin)
+
+    # ------------------------------------------------------------------- the loop
+
+    def _serve(self) -> None:
+        try:
+            self._outbox = Outbox(self._identity.folder)
+            while not self._is_over():
+                self._turn()
+            self._perform(self.session.leave("stopped"))
+        except Exception as error:
+            event(_log, logging.CRITICAL, "worker.died", error=repr(error))
+            raise
+        finally:
+            self._finder.close()
+            for key in list(self._links):
+                self._drop(key)
+            if self._outbox is not None:
+                self._outbox.close()
+            self.ended.set()
+
+    def _is_over(self) -> bool:
+        if self._stop_at is None:
+            return False
+        is_done = self.session.is_idle and not self._slots.running() and not self._slots.ended
+        return is_done or time.monotonic() >= self._stop_at
+
+    def _turn(self) -> None:
+        """One wake-up: take in what there is and do what the brain asks for."""
+        slots, session, bell = self._slots, self.session, self._bell
+        due = min(session.next_deadline(), self._next_watch)
+        bell.is_asleep = True
+        has_work = slots.ended or slots.pieces or self._inbox or self._finder.links
+        self._loop.wait(0.0 if has_work else max(0.0, due - time.monotonic()))
+        bell.is_asleep = False
+        now = time.monotonic()
+        while self._finder.links:
+            self._connect(*self._finder.links.popleft(), now)
+        while self._inbox:
+            self._perform(self._inbox.popleft()(now))
+        for key, (link, _) in list(self._links.items()):
+            for frame in link.receive(MESSAGES_PER_TURN):
+                self._receive(frame, key, now)
+        if slots.ended:
+            take = slots.ended.popleft
+            ended = [take() for _ in range(len(slots.ended))]
+            if slots.aborted:
+                slots.aborted.difference_update([row[2] for row in ended])
+            if slots.listened:
+                slots.listened.difference_update([row[1] for row in ended])
+            self._take_pieces()
+            self._perform(session.finished(ended, now))
+        self._take_pieces()
+        if now >= self._next_watch:
+            self._next_watch = now + WATCH_S
+            self._perform(session.watch(slots.running(), now))
+            self._look(now)
+        self._perform(session.tick(now))
+
+    def _take_pieces(self) -> None:
+        pieces = self._slots.pieces
+        if pieces:
+            self._perform(self.session.chunks([pieces.popleft() for _ in range(len(pieces))]))
+
+    def _receive(self, frame: bytes, key: str, now: float) -> None:
+        try:
+            message = decode_to_worker(frame)
+        except ProtocolError as error:
+            event(_log, logging.WARNING, "frame.bad", link=key, error=str(error))
+            return
+        self._perform(self.session.receive(message, key, now))
+
+    def _look(self, now: float) -> None:
+        """Notice that the machine slept, or that its interfaces changed."""
+        gap = _sleep_clock() - time.monotonic()
+        if gap - self._sleep_gap > SLEPT_S:
+            self._perform(self.session.woke(now))
+        self._sleep_gap = gap
+        if now < self._next_look:
+            return
+        self._next_look = now + LOOK_S
+        in_use = self._addresses()
+        if in_use == self._in_use:
+            return
+        self._in_use = in_use
+        event(_log, logging.INFO, "interfaces.changed", addresses=",".join(sorted(in_use)))
+        for key, (_, way) in list(self._links.items()):
+            if "127.0.0.1" not in way.endpoint:
+                self._rebuild(key)
+
+    # ------------------------------------------------------------------------ links
+
+    def _connect(self, key: str, link: Connection, way: Way, now: float) -> None:
+        """Use a new connection, in place of the one before."""
+        if key in self._links:
+            self._drop(key)
+            self._perform(self.session.link_down(key, now))
+        self._links[key] = (link, way)
+        if isinstance(link, DealerLink):
+            self._loop.add(link)
+        self._perform(self.session.link_up(key, now))
+
+    def _drop(self, key: str) -> None:
+        link, _ = self._links.pop(key)
+        self.endpoints.pop(key, None)
+        if isinstance(link, DealerLink):
+            self._loop.remove(link)
+        link.close()
+
+    def _rebuild(self, key: str) -> None:
+        if key in self._links:
+            self._drop(key)
+        self._perform(self.session.link_down(key, time.monotonic()))
+        self._tell_joined()
+        self._finder.again(key)
+        for retired in self._retired:
+            self._finder.again(retired)
+        self._retired.clear()
+
+    def _joined(self, key: str, broker_id: str) -> None:
+        _, way = self._links[key]
+        self.endpoints[key] = way.endpoint
+        event(_log, logging.INFO, "worker.joined", broker=broker_id, endpoint=way.endpoint)
+        if not way.is_http:
+            address, port = parse_endpoint(way.endpoint)
+            web_port = self._finder.web_ports.get(broker_id)
+            self._identity.remember(Place(broker_id, address, port, web_port))
+        self._tell_joined()
+        self.joined.set()
+
+    def _tell_joined(self) -> None:
+        self._finder.joined = frozenset(self.session.brokers)
+        if not self._finder.joined:
+            self.joined.clear()
+
+    # ----------------------------------------------------------------------- effects
+
+    def _perform(self, effects: Sequence[WorkerEffect]) -> None:
+        """Do what the brain asks for, in order: what is kept is on the disk before it is sent."""
+        slots = self._slots
+        for effect in effects:
+            match effect:
+                case Start():
+                    slots.put(effect.attempts)
+                case Send():
+                    held = self._links.get(effect.link)
+                    if held is not None:
+                        held[0].send(encode(effect.message))
+                case TakeBack():
+                    given = slots.take_back(effect.link, effect.count)
+                    slots.aborted.difference_update([attempt[5] for attempt in given])
+                    self._perform(self.session.taken_back(given, time.monotonic()))
+                case Abort():
+                    slots.aborted.update(effect.tokens)
+                case Listened():
+                    change = (
+                        slots.listened.update
+                        if effect.is_on
+                        else (slots.listened.difference_update)
+                    )
+                    change(effect.ids)
+                case Keep() | Forget():
+                    self._store(effect)
+                case Rebuild():
+                    event(_log, logging.INFO, "link.lost", link=effect.link, why=effect.why)
+                    self._rebuild(effect.link)
+                case Joined():
+                    slots.worker_id = self.session.profile.worker_id
+                    self._joined(effect.link, effect.broker_id)
+                case Retire():
+                    self._retire(effect.link)
+                case Trouble():
+                    level, text = logging.WARNING, effect.text
+                    event(_log, level, "refused", link=effect.link, code=effect.code, why=text)
+
+    def _retire(self, key: str) -> None:
+        self._drop(key)
+        self._retired.add(key)
+        self._perform(self.session.forget_link(key))
+
+    def _store(self, effect: Keep | Forget) -> None:
+        """Write to the outbox; without it results are still in memory, and people are told."""
+        assert self._outbox is not None
+        try:
+            if isinstance(effect, Keep):
+                self._outbox.keep(effect.results)
+            else:
+                self._outbox.forget(effect.tokens)
+            self.outbox_trouble = ""
+        except WorkerError as error:
+            self.outbox_trouble = str(error)
+            event(_log, logging.ERROR, "outbox.failed", error=str(error))
+
+
+def _sleep_clock() -> float:
+    """Return seconds that go on while the machine sleeps, where the system has such a clock."""
+    if hasattr(time, "CLOCK_BOOTTIME"):
+        return time.clock_gettime(time.CLOCK_BOOTTIME)
+    return time.monotonic()
