@@ -132,7 +132,7 @@ def host_of(header: str) -> str | None:
     if found is not None:
         return str(found)
     labels = host.split(".")
-    return host if host[0] != "[" and all(0 < len(label) < 64 for label in labels) else None
+    return host if not host.startswith("[") and all(0 < len(label) < 64 for label in labels) else None
 
 
 def host_is_allowed(host: str, own_names: Collection[str], allowed: Collection[str]) -> bool:
