@@ -131,8 +131,8 @@ def host_of(header: str) -> str | None:
     found = _parse(host)
     if found is not None:
         return str(found)
-    labels = host.split(".")
-    return host if not host.startswith("[") and all(0 < len(label) < 64 for label in labels) else None
+    is_name = all(0 < len(label) < 64 and label[0] != "[" for label in host.split("."))
+    return host if is_name else None
 
 
 def host_is_allowed(host: str, own_names: Collection[str], allowed: Collection[str]) -> bool:

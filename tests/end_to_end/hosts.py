@@ -79,6 +79,7 @@ class Host:
         env: Mapping[str, str] | None = None,
         stdout: int | IO[str] = subprocess.PIPE,
         stderr: int | IO[str] | None = None,
+        stdin: int = subprocess.DEVNULL,
     ) -> subprocess.Popen[str]:
         """Start a program there; it is killed when the LAN is taken down.
 
@@ -91,7 +92,7 @@ class Host:
         process = subprocess.Popen(
             self._command(argv),
             env=_environment(env),
-            stdin=subprocess.DEVNULL,
+            stdin=stdin,
             stdout=stdout,
             stderr=stderr,
             encoding="utf-8",
@@ -147,7 +148,7 @@ class Host:
             time.sleep(0.02)
         for process in self._processes:
             process.wait(_KILL_S)
-            for stream in (process.stdout, process.stderr):
+            for stream in (process.stdin, process.stdout, process.stderr):
                 if stream is not None:
                     stream.close()
 

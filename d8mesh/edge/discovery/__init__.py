@@ -145,7 +145,7 @@ class Discovery:
                 await self._build(place)
             await self._say()
             self._trouble = ""
-        except (OSError, RuntimeError, ZeroconfError, TimeoutError) as error:
+        except Exception as error:  # whatever it is: the node goes on, and so do the looks
             await self._tear_down(is_goodbye=False)
             text = f"mDNS does not work now, trying again: {error}"
             if text != self._trouble:

@@ -190,14 +190,17 @@ class Listener(RecordUpdateListener):  # zeroconf insists on this base class
 
     def _take_turn(self) -> None:
         loop = asyncio.get_running_loop()
-        self._next_turn = loop.time() + TURN_S
-        for key in list(self._waiting)[:MAX_PER_TURN]:
-            name, kind, is_gone = self._waiting.pop(key)
-            if is_gone:
-                self._forget(key, kind)
-            else:
-                self._look_at(name, kind)
-        self._turn = loop.call_at(self._next_turn, self._take_turn) if self._waiting else None
+        self._turn, self._next_turn = None, loop.time() + TURN_S
+        try:
+            for key in list(self._waiting)[:MAX_PER_TURN]:
+                name, kind, is_gone = self._waiting.pop(key)
+                if is_gone:
+                    self._forget(key, kind)
+                else:
+                    self._look_at(name, kind)
+        finally:  # also after a callback that raised
+            if self._waiting:
+                self._turn = loop.call_at(self._next_turn, self._take_turn)
 
     def _forget(self, key: str, kind: Kind) -> None:
         known = self._known[kind].pop(key, None)

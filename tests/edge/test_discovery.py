@@ -1,0 +1,322 @@
+"""Announcing and hearing over real multicast, on loopback alone, in a mesh of its own."""
+
+from __future__ import annotations
+
+import os
+import queue
+import secrets
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Collection, Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+
+from d8mesh.core.addresses import LOOPBACK
+from d8mesh.edge.discovery import Announcement, Discovery, Kind, Sighting
+
+#: Seconds for what takes milliseconds, on a loaded machine.
+PATIENCE_S: Final = 20.0
+ROOT: Final = Path(__file__).resolve().parents[2]
+SERVICE: Final = Kind.ORCHESTRATOR.value
+
+
+class Ears:
+    """A `Discovery` and what it has told, in order."""
+
+    def __init__(
+        self,
+        mesh: str,
+        *browse: Kind,
+        addresses: Callable[[], Collection[str]] = lambda: [LOOPBACK],
+    ) -> None:
+        self.told: queue.Queue[Any] = queue.Queue()
+        self.troubles: queue.Queue[str] = queue.Queue()
+        self.discovery = Discovery(
+            mesh=mesh,
+            addresses=addresses,
+            on_sighting=self.told.put,
+            on_goodbye=lambda *who: self.told.put(who),
+            browse=browse,
+            on_trouble=self.troubles.put,
+        )
+        self.discovery.start()
+
+    def sighting(self) -> Sighting:
+        heard = self.told.get(timeout=PATIENCE_S)
+        assert isinstance(heard, Sighting), heard
+        return heard
+
+    def goodbye(self) -> object:
+        heard = self.told.get(timeout=PATIENCE_S)
+        assert isinstance(heard, tuple), heard
+        return heard
+
+
+Start = Callable[..., Ears]
+
+
+@pytest.fixture
+def mesh() -> str:
+    return f"test-{secrets.token_hex(6)}"
+
+
+@pytest.fixture
+def start(mesh: str) -> Iterator[Start]:
+    started: list[Ears] = []
+
+    def make(*browse: Kind, of_mesh: str = mesh, **how: Any) -> Ears:
+        started.append(Ears(of_mesh, *browse, **how))
+        return started[-1]
+
+    yield make
+    for each in started:
+        each.discovery.close()
+
+
+def saying(mesh: str, kind: Kind = Kind.ORCHESTRATOR, **changed: Any) -> Announcement:
+    boot = changed.pop("boot_id", secrets.token_hex(8))
+    values: dict[str, Any] = {
+        "node_id": f"node-{boot}",
+        "port": 7010,
+        "web_port": 7001,
+        "version": "0.1.0",
+        **changed,
+    }
+    return Announcement(kind=kind, mesh=mesh, boot_id=boot, **values)
+
+
+def holds(condition: Callable[[], bool]) -> bool:
+    deadline = time.monotonic() + PATIENCE_S
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return condition()
+
+
+def test_who_waits_hears_who_comes_and_goes(mesh: str, start: Start) -> None:
+    waiting = start(Kind.ORCHESTRATOR)
+    said = saying(mesh)
+    speaker = start()
+    speaker.discovery.announce(said)
+    heard = waiting.sighting()
+    assert heard == Sighting(
+        kind=said.kind,
+        node_id=said.node_id,
+        boot_id=said.boot_id,
+        mesh=mesh,
+        addresses=(LOOPBACK,),
+        port=7010,
+        web_port=7001,
+        version="0.1.0",
+    )
+    speaker.discovery.close()
+    assert waiting.goodbye() == (Kind.ORCHESTRATOR, said.node_id, said.boot_id)
+
+
+def test_who_comes_late_hears_who_is_there(mesh: str, start: Start) -> None:
+    speaker = start()
+    said = saying(mesh, web_port=None)
+    speaker.discovery.announce(said)
+    assert start(Kind.ORCHESTRATOR).sighting().boot_id == said.boot_id
+    assert start(Kind.ORCHESTRATOR).sighting().web_port is None
+
+
+def test_both_kinds_are_told_apart_and_nobody_hears_itself(mesh: str, start: Start) -> None:
+    orchestrator, worker = start(*Kind), start(*Kind)
+    orchestrator.discovery.announce(saying(mesh, boot_id="aaaa1111"))
+    worker.discovery.announce(saying(mesh, Kind.WORKER, boot_id="bbbb2222", port=7200))
+    assert orchestrator.sighting().boot_id == "bbbb2222"
+    assert worker.sighting().boot_id == "aaaa1111"
+    third = start(*Kind)
+    assert {third.sighting().kind, third.sighting().kind} == set(Kind)
+    assert orchestrator.told.empty()
+    assert worker.told.empty()
+
+
+def test_other_meshes_are_not_told(mesh: str, start: Start) -> None:
+    ours = start(Kind.ORCHESTRATOR)
+    other = start(Kind.ORCHESTRATOR, of_mesh=mesh + "-b")
+    speaker = start()
+    speaker.discovery.announce(saying(mesh + "-b"))
+    other.sighting()
+    speaker.discovery.announce(saying(mesh, boot_id="cccc3333"))
+    assert ours.sighting().boot_id == "cccc3333"
+
+
+def test_a_new_announcement_takes_the_place_of_the_old_one(mesh: str, start: Start) -> None:
+    waiting, speaker = start(Kind.ORCHESTRATOR), start()
+    speaker.discovery.announce(saying(mesh, boot_id="dddd4444"))
+    assert waiting.sighting().port == 7010
+    speaker.discovery.announce(saying(mesh, boot_id="dddd4444", port=7011))
+    assert waiting.sighting().port == 7011
+    speaker.discovery.announce(saying(mesh, boot_id="eeee5555"))
+    rest = [waiting.told.get(timeout=PATIENCE_S) for _ in range(2)]
+    assert (Kind.ORCHESTRATOR, "node-dddd4444", "dddd4444") in rest
+    assert any(isinstance(each, Sighting) and each.boot_id == "eeee5555" for each in rest)
+
+
+def test_a_process_that_is_killed_is_heard_again_when_it_comes_back(
+    mesh: str, start: Start
+) -> None:
+    waiting = start(Kind.ORCHESTRATOR)
+    node = ROOT / "tests" / "end_to_end" / "mdns_node.py"
+    announcing = ["--announce", "ORCHESTRATOR"]
+    for boot in ("ffff0001", "ffff0002"):
+        process = subprocess.Popen(
+            [sys.executable, str(node), mesh, "--on", LOOPBACK, *announcing, boot, "7010"],
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+        )
+        with process:
+            assert waiting.sighting().boot_id == boot
+            process.kill()
+
+
+def test_a_network_that_is_absent_is_said_once_and_waited_for(mesh: str, start: Start) -> None:
+    there: list[str] = []
+    looks = threading.Semaphore(0)
+
+    def addresses() -> list[str]:
+        looks.release()
+        return list(there)
+
+    late = start(Kind.ORCHESTRATOR, addresses=addresses)
+    assert "no usable network interface" in late.troubles.get(timeout=PATIENCE_S)
+    speaker = start()
+    speaker.discovery.announce(saying(mesh))
+    looks.acquire(timeout=PATIENCE_S)
+    assert looks.acquire(timeout=PATIENCE_S), "it looks again and again"
+    there.append(LOOPBACK)
+    late.sighting()
+    assert late.troubles.empty()
+
+
+def test_a_look_that_fails_does_not_end_it(mesh: str, start: Start) -> None:
+    failures = iter([OSError("no such device")])
+
+    def addresses() -> list[str]:
+        for failure in failures:
+            raise failure
+        return [LOOPBACK]
+
+    speaker = start(addresses=addresses)
+    speaker.discovery.announce(saying(mesh))
+    assert "no such device" in speaker.troubles.get(timeout=PATIENCE_S)
+    start(Kind.ORCHESTRATOR).sighting()
+
+
+def test_closing_is_quick_and_may_come_at_any_time(mesh: str) -> None:
+    never = Discovery(mesh=mesh, addresses=lambda: [LOOPBACK])
+    never.close()
+    at_once = Ears(mesh, Kind.WORKER)
+    at_once.discovery.close()
+    at_once.discovery.close()
+    at_once.discovery.announce(saying(mesh))
+    assert holds(lambda: all(thread.name != "discovery" for thread in threading.enumerate()))
+
+
+# ------------------------------------------------------------------- hostile packets
+
+
+def name(text: str) -> bytes:
+    labels = text.rstrip(".").encode().split(b".")
+    return b"".join(bytes([len(label)]) + label for label in labels) + b"\0"
+
+
+def record(owner: str, kind: int, data: bytes, ttl: int) -> bytes:
+    return name(owner) + struct.pack("!HHIH", kind, 1, ttl, len(data)) + data
+
+
+def rogue(
+    label: str, pairs: list[bytes], *, ip: str = LOOPBACK, port: int = 7010, ttl: int = 120
+) -> None:
+    """Multicast on loopback what a service of this name might say of itself."""
+    instance, host = f"{label}.{SERVICE}", f"{label}.local."
+    txt = b"".join(bytes([len(each)]) + each for each in pairs)
+    records = [
+        record(SERVICE, 12, name(instance), ttl),
+        record(instance, 33, struct.pack("!HHH", 0, 0, port) + name(host), ttl),
+        record(instance, 16, txt, ttl),
+        record(host, 1, socket.inet_aton(ip), ttl),
+    ]
+    packet = struct.pack("!6H", 0, 0x8400, 0, len(records), 0, 0) + b"".join(records)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as out:
+        out.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_IF, socket.inet_aton(LOOPBACK))
+        out.sendto(packet, ("224.0.0.251", 5353))
+
+
+def pairs_of(mesh: str, boot: str) -> list[bytes]:
+    return [f"{k}={v}".encode() for k, v in (("id", boot), ("boot", boot), ("mesh", mesh))] + [
+        b"version=1"
+    ]
+
+
+def ready(mesh: str, start: Start) -> Ears:
+    """Return ears that certainly listen already."""
+    ears, speaker = start(Kind.ORCHESTRATOR), start()
+    speaker.discovery.announce(saying(mesh))
+    ears.sighting()
+    return ears
+
+
+@pytest.mark.parametrize("ip", ["8.8.8.8", "224.0.0.1", "169.254.169.254", "0.0.0.0"])
+def test_an_address_that_is_none_of_a_lan_is_said_once_and_ignored(
+    ip: str, mesh: str, start: Start
+) -> None:
+    ears = ready(mesh, start)
+    label = f"rogue-{secrets.token_hex(4)}"
+    for version in (b"a=1", b"a=2", b"a=3"):
+        rogue(label, [*pairs_of(mesh, "rogue"), version], ip=ip)
+    assert ip in ears.troubles.get(timeout=PATIENCE_S)
+    rogue(f"{label}x", pairs_of(mesh, "good"))
+    assert ears.sighting().boot_id == "good"
+    assert ears.troubles.empty()
+    assert ears.discovery.rejected["address"] >= 1
+
+
+@pytest.mark.parametrize(
+    "pairs",
+    [
+        [b"id=\xff\xfe"],
+        [b"id=again"],
+        [b"pad%d=" % n + b"x" * 200 for n in range(8)],
+        [b"web=none"],
+    ],
+    ids=["not UTF-8", "twice", "oversize", "no port"],
+)
+def test_an_odd_txt_record_is_counted_and_ignored(
+    pairs: list[bytes], mesh: str, start: Start
+) -> None:
+    ears = ready(mesh, start)
+    label = f"rogue-{secrets.token_hex(4)}"
+    rogue(label, [*pairs_of(mesh, "rogue"), *pairs])
+    assert holds(lambda: ears.discovery.rejected.get("txt", 0) >= 1)
+    rogue(f"{label}x", pairs_of(mesh, "good"))
+    assert ears.sighting().boot_id == "good"
+
+
+def test_port_0_is_ignored(mesh: str, start: Start) -> None:
+    ears = ready(mesh, start)
+    label = f"rogue-{secrets.token_hex(4)}"
+    rogue(label, pairs_of(mesh, "rogue"), port=0)
+    assert "port 0" in ears.troubles.get(timeout=PATIENCE_S)
+    assert ears.told.empty()
+
+
+def test_garbage_on_the_port_harms_nobody(mesh: str, start: Start) -> None:
+    ears = ready(mesh, start)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as out:
+        out.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_IF, socket.inet_aton(LOOPBACK))
+        for size in (0, 1, 11, 12, 500, 8000):
+            out.sendto(secrets.token_bytes(size), ("224.0.0.251", 5353))
+            out.sendto(
+                b"\0\0\x84\0\0\0\xff\xff\0\0\0\0" + b"\xc0\x0c" * size, ("224.0.0.251", 5353)
+            )
+    rogue(f"after-{secrets.token_hex(4)}", pairs_of(mesh, "good"))
+    assert ears.sighting().boot_id == "good"
