@@ -317,13 +317,15 @@ class ClientSession:
         self._heartbeat_s, self._lease_s = message.heartbeat_s, message.lease_s
         self._next_beat = now + self._heartbeat_s
         out: list[Output] = [Connected(message.epoch, message.broker_id)]
+        # Submits first: what is asked about may be among them.
         out += [self._transmit(seq, parcel, now) for seq, parcel in self._unacknowledged.items()]
+        out += self._pump(now)
         out += self._rewatch(now)
         out += [Transmit(Listen(task_id, True)) for task_id in sorted(self._listening)]
         for request, (question, _) in self._asks.items():
             self._asks[request] = (question, now)
             out.append(Transmit(question))
-        return out + self._pump(now)
+        return out
 
     def _beat(self, message: Beat, now: float) -> list[Output]:
         if message.epoch == self._epoch:

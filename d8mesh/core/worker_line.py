@@ -32,6 +32,10 @@ class Bundle:
         self.payloads.append(payload)
         self.size += len(payload)
 
+    def rows(self) -> Iterator[tuple[str, bytes, int, bytes]]:
+        """Return id, token, kind and payload of each result."""
+        return zip(self.ids, self.tokens, self.kinds, self.payloads, strict=True)
+
     @property
     def is_full(self) -> bool:
         """True when the next result belongs into the next message."""
@@ -62,13 +66,17 @@ class Line:
     next_heartbeat: float = 0.0
     #: since when this broker has been offered nothing, 0 if it is offered something
     starved_since: float = 0.0
-    has_taste: bool = False
 
     def collect(self, task_id: str, token: bytes, kind: int, payload: bytes) -> None:
         """Note a result for the next message."""
         if not self.waiting or self.waiting[-1].is_full:
             self.waiting.append(Bundle())
-        self.waiting[-1].add(task_id, token, kind, payload)
+        bundle = self.waiting[-1]
+        bundle.ids.append(task_id)
+        bundle.tokens.append(token)
+        bundle.kinds.append(kind)
+        bundle.payloads.append(payload)
+        bundle.size += len(payload)
 
     def bundles(self) -> Iterator[Bundle]:
         """Return all results that no broker has acknowledged."""
@@ -77,7 +85,7 @@ class Line:
 
     def take_back_unacknowledged(self, sent_before: float) -> None:
         """Let results that were sent before then, and never acknowledged, be sent again."""
-        late = [seq for seq, bundle in self.unacknowledged.items() if bundle.sent < sent_before]
+        late = [seq for seq, bundle in self.unacknowledged.items() if bundle.sent <= sent_before]
         self.waiting[:0] = [self.unacknowledged.pop(seq) for seq in late]
 
     def held(self) -> tuple[list[str], list[bytes]]:
@@ -88,19 +96,16 @@ class Line:
             tokens += bundle.tokens
         return ids[:MAX_BATCH_TASKS], tokens[:MAX_BATCH_TASKS]
 
-    def drop(self, dropped: set[str]) -> list[bytes]:
-        """Forget results of these tasks; return their tokens."""
-        tokens: list[bytes] = []
-        for bundle in list(self.bundles()):
+    def drop(self, dropped: set[str]) -> Bundle:
+        """Take the results of these tasks out, and return them."""
+        gone = Bundle()
+        for bundle in self.bundles():
             if dropped.isdisjoint(bundle.ids):
                 continue
-            rest = Bundle(sent=bundle.sent)
-            for row in zip(bundle.ids, bundle.tokens, bundle.kinds, bundle.payloads, strict=True):
-                if row[0] in dropped:
-                    tokens.append(row[1])
-                else:
-                    rest.add(*row)
+            rest = Bundle()
+            for row in bundle.rows():
+                (gone if row[0] in dropped else rest).add(*row)
             bundle.ids, bundle.tokens, bundle.kinds = rest.ids, rest.tokens, rest.kinds
             bundle.payloads, bundle.size = rest.payloads, rest.size
         self.waiting = [bundle for bundle in self.waiting if bundle.ids]
-        return tokens
+        return gone

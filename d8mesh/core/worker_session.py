@@ -1,353 +1,525 @@
-"""The worker's brain: several orchestrators, each with the attempts held of it.
+"""The worker's brain: one session with each orchestrator, and the slots shared among them.
 
-Pure: no sockets, clock or threads. Its inputs are messages, links that come and go, and
-what the slots have finished; its answers are orders to the node (`core.orders`). It knows
-which attempts are held, not which of them run: that the node knows, and a hand-out of a
-thousand no-op tasks costs a few operations on whole columns here.
+Pure: no sockets, clock, threads or disk. Attempts travel as plain tuples in columns
+(`core.worker_effects`), so that a task costs a dict insert and a few appends here.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Final, TypeAlias, assert_never
+from dataclasses import dataclass, replace
+from itertools import repeat
+from typing import Final
 
-from d8mesh.core.credit import Credit
-from d8mesh.core.employer import Employer, Result
-from d8mesh.core.employment import Employment, Identity
+import msgspec
+
 from d8mesh.core.messages import (
-    MAX_BATCH_TASKS,
+    FAILED,
     SUCCEEDED,
+    VERSIONS,
     Beat,
     Chunks,
     Goodbye,
+    Heartbeat,
     Listening,
     Recall,
     Received,
     Refused,
     Rehello,
+    Release,
+    Results,
     Stop,
     ToWorker,
     Welcome,
     Work,
-    WorkGroup,
+    WorkerHello,
 )
-from d8mesh.core.offer import Offer
-from d8mesh.core.orders import Abort, GiveBack, Heed, Kept, Order, Start, Tell
+from d8mesh.core.worker_effects import (
+    DROPPED,
+    Abort,
+    Attempt,
+    Ended,
+    Forget,
+    Joined,
+    Keep,
+    Kept,
+    Listened,
+    Piece,
+    Rebuild,
+    Retire,
+    Running,
+    Send,
+    Start,
+    TakeBack,
+    Trouble,
+    WorkerEffect,
+)
+from d8mesh.core.worker_line import Bundle, Line
+from d8mesh.core.worker_share import Share
 
-#: A result that took longer than this goes to the disk: its loss would cost a second run.
+#: HELLO is said again after this long without an answer.
+HELLO_S: Final = 3.0
+#: A refused HELLO (another mesh or version) is tried again after this long.
+REFUSED_PAUSE_S: Final = 30.0
+#: Results without an acknowledgement are sent again after this long.
+RESEND_S: Final = 10.0
+#: A result that took longer than this to make lies on the disk before it is sent.
 EXPENSIVE_S: Final = 1.0
+#: Results messages on their way at once: what finishes meanwhile becomes one larger batch,
+#: which fits one commit of the broker.
+MAX_IN_FLIGHT: Final = 2
+#: Beyond its timeout an attempt has this long to end by itself.
+OVERDUE_S: Final = 0.5
+#: Unacknowledged results: beyond either bound no new work is taken.
+MAX_KEPT_RESULTS: Final = 50_000
+MAX_KEPT_BYTES: Final = 256 * 1024 * 1024
 
-#: How an attempt ended: broker id, task id, kind, payload, duration in seconds.
-Ended: TypeAlias = tuple[str, str, int, bytes, float]
-#: A piece of output: broker id, task id, its number within the attempt, payload.
-Piece: TypeAlias = tuple[str, str, int, bytes]
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Profile:
+    """Who the worker is and what it offers."""
+
+    mesh: str
+    worker_id: str
+    boot_id: str
+    worker_type: str
+    machine_id: str
+    host: str
+    status_port: int
+    slots: int
+    task_types: tuple[str, ...] = ()
+    models: tuple[str, ...] = ()
 
 
 class WorkerSession:
-    """One worker's brain.
+    """Decides all a worker does; each input returns what is to be done, in order.
 
     Args:
-        identity: who it is.
-        slots: how many tasks it runs at the same time.
+        profile: who the worker is.
+        kept: results of earlier runs, from the outbox.
     """
 
-    def __init__(self, identity: Identity, *, slots: int) -> None:
-        self.completed = 0
-        self.failed = 0
-        self.credit = Credit(slots)
-        self.offered = Offer()
-        self.employment = Employment(identity, self.credit, self.offered)
-
-    # ------------------------------------------------------------------ what it is told
-
-    def offer(self, types: Iterable[str], models: Iterable[str], now: float) -> list[Order]:
-        """Say what this worker can do; orchestrators are told at once if it changed."""
-        if self.offered.change(types, models):
-            self.employment.beat_all(now)
-        return self._take_orders()
-
-    def restore(self, results: Iterable[Kept]) -> None:
-        """Take in what the outbox holds; called before the first link is up."""
-        for kept in results:
-            employer = self.employment.employer(kept.broker_id)
-            employer.kept.add(kept.task_id)
-            employer.ready.append(Result(*kept[1:]))
-            self.employment.owe(1, len(kept.payload))
-
-    def occupied(self, *, running: int, stuck: int) -> None:
-        """Say how many slots are busy, and how many of them with what nobody wants."""
-        self.employment.running = running
-        self.credit.stuck = stuck
+    def __init__(self, profile: Profile, kept: Sequence[Kept] = ()) -> None:
+        self.profile = profile
+        self.lines: dict[str, Line] = {}
+        self.share = Share(profile.slots)
+        self.is_draining = False
+        self.completed = self.failed = self.running = 0
+        self._abandoned: dict[bytes, str] = {}  # token -> link: still in a slot, not wanted
+        self._on_disk: set[bytes] = {row.token for row in kept}
+        self._orphans: dict[str, list[Kept]] = {}  # by broker id, of links that are gone
+        self._kept_count = len(kept)
+        self._kept_bytes = sum(len(row.payload) for row in kept)
+        self._seq = 0
+        for row in kept:
+            self._orphans.setdefault(row.broker_id, []).append(row)
 
     @property
-    def employers(self) -> list[Employer]:
-        """The orchestrators that this worker is connected to."""
-        return list(self.employment.by_link.values())
+    def stuck(self) -> int:
+        """How many slots are at something that nobody wants any more."""
+        return self.share.stuck
 
     @property
-    def held_count(self) -> int:
-        """How many attempts wait or run here."""
-        return sum([len(each.held) for each in self.employment.employers.values()])
+    def is_outbox_full(self) -> bool:
+        """True when too many results await their acknowledgement."""
+        return self._kept_count >= MAX_KEPT_RESULTS or self._kept_bytes >= MAX_KEPT_BYTES
 
     @property
-    def is_settled(self) -> bool:
-        """True when nothing waits, runs, or is owed to an orchestrator that is connected."""
-        return not self.held_count and not any(
-            each.ready or each.flights for each in self.employment.by_link.values()
+    def is_idle(self) -> bool:
+        """True when nothing waits or runs, or awaits a broker that is there."""
+        return not any(
+            line.open or (line.is_welcome and (line.unacknowledged or line.waiting))
+            for line in self.lines.values()
         )
 
-    # ------------------------------------------------------------------------ the links
-
-    def link_up(self, link: int, now: float, *, broker_id: str = "") -> list[Order]:
-        """Open a session over a new link.
-
-        Args:
-            link: what the node calls it; never used twice.
-            now: monotonic seconds.
-            broker_id: who is thought to be at the other end, if that is known.
-        """
-        self.employment.greet(link, broker_id, now)
-        return self._take_orders()
-
-    def link_down(self, link: int) -> list[Order]:
-        """The node has lost a link, or closed it by itself."""
-        self.employment.lost(link)
-        self.employment.update_windows()
-        return self._take_orders()
-
-    def woke(self) -> list[Order]:
-        """The machine has slept, or its network changed: begin anew with everybody."""
-        for link in [*self.employment.by_link, *self.employment.greetings]:
-            self.employment.close(link, "the network may have changed")
-        return self._take_orders()
-
-    # -------------------------------------------------------------------------- messages
-
-    def receive(self, message: ToWorker, link: int, now: float) -> list[Order]:
-        """Take in one message and return what is to be done."""
-        employment = self.employment
-        employer, is_greeted = employment.by_link.get(link), link in employment.greetings
-        if employer is None and not is_greeted:
-            return []
-        match message:
-            case Welcome():
-                employment.welcome(message, link, now)
-            case Goodbye():
-                employment.close(link, message.reason)
-            case Refused():
-                if is_greeted and message.seq == 0:
-                    employment.refused(message, link, now)
-                else:
-                    employment.refusal = message.message
-            case _:  # while HELLO is under way, what comes belongs to the session before
-                if employer is not None:
-                    employer.last_heard = now
-                    self._from_employer(message, employer, now)
-        employment.update_windows()
-        return self._take_orders()
-
-    def _from_employer(
-        self,
-        message: Rehello | Beat | Work | Received | Stop | Listening | Recall,
-        employer: Employer,
-        now: float,
-    ) -> None:
-        match message:
-            case Work():
-                self._work(message, employer, now)
-            case Received():
-                flight = employer.flights.pop(message.seq, None)
-                if flight is not None:
-                    self.employment.settle(employer, flight.results)
-                    self.employment.send_results(employer, now)
-            case Beat():
-                if message.epoch != employer.epoch:
-                    self._greet_again(employer, now)
-            case Rehello():
-                self._greet_again(employer, now)
-            case Stop():
-                aborted = [i for i in message.ids if employer.held.pop(i, None) is not None]
-                if aborted:
-                    self._orders.append(Abort(employer.broker_id, aborted))
-            case Listening():
-                self._orders.append(Heed(employer.broker_id, message.ids, message.is_on))
-            case Recall():
-                self._orders.append(GiveBack(employer.broker_id, message.count))
-            case _:
-                assert_never(message)
-
-    def _greet_again(self, employer: Employer, now: float) -> None:
-        assert employer.link is not None  # it has just spoken
-        self.employment.greet_again(employer.link, employer, now)
-
-    def _work(self, message: Work, employer: Employer, now: float) -> None:
-        """Start what can start, now or soon; give the rest back at once."""
-        employer.work_seq = max(employer.work_seq, message.seq)
-        room = self.credit.room(self.employment.crowd(employer))
-        held = employer.held
-        back_ids: list[str] = []
-        back_tokens: list[bytes] = []
-        for group in message.groups:
-            if not held.keys().isdisjoint(group.ids):
-                group = _without_held(group, held)
-            if len(group.ids) > room:
-                back_ids += group.ids[room:]
-                back_tokens += group.tokens[room:]
-                group = _first_of(group, room)
-            if group.ids:
-                room -= len(group.ids)
-                held.update(zip(group.ids, group.tokens, strict=True))
-                self._orders.append(Start(employer.broker_id, group))
-                self.credit.had_turn(employer)
-        if back_ids:
-            if not self.credit.closed:
-                self.credit.promise_turn(employer, now)
-            self.employment.release(employer, back_ids, back_tokens)
-
-    # --------------------------------------------------------------- what the slots did
-
-    def finished(self, batch: Sequence[Ended], now: float) -> list[Order]:
-        """Take in attempts that ended; those that nobody wants any more are left out."""
-        employment = self.employment
-        employer: Employer | None = None
-        ours = ""
-        touched: list[Employer] = []
-        keep: list[tuple[Employer, Result]] = []
-        total_s = longest_s = 0.0
-        count = size = succeeded = 0
-        for broker_id, task_id, kind, payload, duration_s in batch:
-            if broker_id != ours or employer is None:
-                ours, employer = broker_id, employment.employer(broker_id)
-                touched.append(employer)
-            token = employer.held.pop(task_id, None)
-            if token is None:
-                continue
-            result = Result(task_id, token, kind, payload)
-            employer.ready.append(result)
-            count += 1
-            size += len(payload)
-            succeeded += kind == SUCCEEDED
-            total_s += duration_s
-            if duration_s > longest_s:
-                longest_s = duration_s
-            if duration_s > EXPENSIVE_S or not employer.is_open:
-                keep.append((employer, result))
-        if count:
-            self.completed += succeeded
-            self.failed += count - succeeded
-            employment.owe(count, size)
-            self.credit.measure(count, total_s, longest_s)
-            employment.keep(keep)
-            for each in dict.fromkeys(touched):
-                employment.send_results(each, now)
-        employment.update_windows()
-        return self._take_orders()
-
-    def given_back(self, broker_id: str, task_ids: Sequence[str]) -> list[Order]:
-        """Attempts were taken back before they started: their orchestrator gets them again."""
-        employer = self.employment.employer(broker_id)
-        given = [(i, employer.held.pop(i)) for i in task_ids if i in employer.held]
-        if given:
-            ids, tokens = [i for i, _ in given], [token for _, token in given]
-            self.employment.release(employer, ids, tokens)
-        self.employment.update_windows()
-        return self._take_orders()
-
-    def unavailable(
-        self, broker_id: str, task_ids: Sequence[str], task_type: str, now: float
-    ) -> list[Order]:
-        """The service behind `task_type` has no room now: the type is not offered for a while.
-
-        The attempts are given back; that is no failure.
-        """
-        self.offered.withhold(task_type, now)
-        self.employment.beat_all(now)  # first: what is given back must not come again
-        return self.given_back(broker_id, task_ids)
-
-    def chunks(self, pieces: Sequence[Piece]) -> list[Order]:
-        """Send partial output of attempts that are still wanted."""
-        messages: dict[int, Chunks] = {}
-        for broker_id, task_id, seq, payload in pieces:
-            employer = self.employment.employer(broker_id)
-            token, link = employer.held.get(task_id), employer.link
-            if token is None or link is None or not employer.is_open:
-                continue
-            message = messages.get(link)
-            if message is None or len(message.ids) >= MAX_BATCH_TASKS:
-                message = messages[link] = Chunks([], [], [], [])
-                self._orders.append(Tell(link, message))
-            message.ids.append(task_id)
-            message.tokens.append(token)
-            message.seqs.append(seq)
-            message.payloads.append(payload)
-        return self._take_orders()
-
-    # ----------------------------------------------------------------------- the clock
-
-    def tick(self, now: float) -> list[Order]:
-        """Do what is due."""
-        self.employment.tick(now)
-        self.employment.update_windows()
-        return self._take_orders()
+    @property
+    def brokers(self) -> list[str]:
+        """The ids of the orchestrators whose sessions stand."""
+        return [line.broker_id for line in self.lines.values() if line.is_welcome]
 
     def next_deadline(self) -> float:
-        """Return when `tick` has something to do next, if nothing comes in before."""
-        return self.employment.next_deadline()
+        """Return when `tick` has something to do next (monotonic); far away if never."""
+        dues = [1e12]
+        for line in self.lines.values():
+            if line.is_up:
+                dues.append(line.heard + line.lease_s)
+                dues.append(line.next_heartbeat if line.is_welcome else line.next_hello)
+                dues += [bundle.sent + RESEND_S for bundle in line.unacknowledged.values()]
+        return min(dues)
 
-    def drain(self, now: float) -> list[Order]:
-        """Take nothing new, and give back what has not started."""
-        employment = self.employment
-        if not employment.is_draining:
-            employment.is_draining = True
-            employment.update_windows()
-            employment.beat_all(now)
-            for employer in employment.employers.values():
-                if employer.held:
-                    self._orders.append(GiveBack(employer.broker_id, len(employer.held)))
-        return self._take_orders()
+    # -------------------------------------------------------------------- transports
 
-    def leave(self, reason: str) -> list[Order]:
-        """Say goodbye to all; whatever is still held waits for another worker."""
-        self.employment.goodbye(reason)
-        return self._take_orders()
+    def link_up(self, link: str, now: float) -> list[WorkerEffect]:
+        """A transport to a broker is there: open the session."""
+        line = self.lines.setdefault(link, Line(link))
+        line.is_up, line.heard = True, now
+        return [self._hello(line, now)]
 
-    def check(self) -> None:
-        """Assert what must hold between the collections (for tests; walks everything)."""
-        self.employment.check()
+    def link_down(self, link: str, now: float) -> list[WorkerEffect]:
+        """The transport is gone; what is held stays, and cheap results go to the disk."""
+        line = self.lines.get(link)
+        if line is None:
+            return []
+        line.is_up = line.is_welcome = False
+        return self._save(line) + self._offer(now, but=line)
 
-    @property
-    def _orders(self) -> list[Order]:
-        return self.employment.orders
+    def forget_link(self, link: str) -> list[WorkerEffect]:
+        """The link will not come back; its attempts are cancelled, its results stay owed."""
+        line = self.lines.pop(link, None)
+        if line is None:
+            return []
+        effects = self._save(line)
+        own = self._orphans.setdefault(line.broker_id, [])
+        own += [Kept(line.broker_id, *row) for bundle in line.bundles() for row in bundle.rows()]
+        return effects + self._abandon(line, list(line.open))
 
-    def _take_orders(self) -> list[Order]:
-        orders, self.employment.orders = self.employment.orders, []
-        return orders
+    def woke(self, now: float) -> list[WorkerEffect]:
+        """The machine slept: no connection can be trusted."""
+        del now
+        up = [line.key for line in self.lines.values() if line.is_up]
+        return [Rebuild(link, "the machine slept") for link in up]
 
+    # ---------------------------------------------------------------------- receiving
 
-def _without_held(group: WorkGroup, held: dict[str, bytes]) -> WorkGroup:
-    """A task that is held was handed out again: its one run answers for both attempts."""
-    fresh = []
-    for index, task_id in enumerate(group.ids):
-        if task_id in held:
-            held[task_id] = group.tokens[index]
-        else:
-            fresh.append(index)
-    return WorkGroup(
-        group.type,
-        group.timeout_s,
-        group.is_listened,
-        [group.ids[index] for index in fresh],
-        [group.tokens[index] for index in fresh],
-        [group.payloads[index] for index in fresh],
-    )
+    def receive(self, message: ToWorker, link: str, now: float) -> list[WorkerEffect]:
+        """Take in one message of a broker."""
+        line = self.lines.get(link)
+        if line is None:
+            return []
+        line.heard = now
+        match message:
+            case Work():
+                return self._work(message, line, now)
+            case Received(seq=seq):
+                return self._received(seq, line, now)
+            case Beat(epoch=epoch):
+                is_new = line.is_welcome and epoch != line.epoch
+                return [self._hello(line, now)] if is_new else []
+            case Welcome():
+                return self._welcome(message, line, now)
+            case Rehello():
+                return [self._hello(line, now)]
+            case Refused():
+                return self._refused(message, line, now)
+            case Stop(ids=ids):
+                return self._abandon(line, ids)
+            case Recall(count=count):
+                return [TakeBack(link, count)]
+            case Listening(ids=ids, is_on=is_on):
+                return [Listened(ids, is_on)]
+            case Goodbye(reason=reason):
+                line.is_welcome = False
+                line.next_hello = now + HELLO_S
+                left = Trouble(link, "broker.draining", f"the orchestrator left: {reason}")
+                return [*self._save(line), left]
 
+    def _work(self, message: Work, line: Line, now: float) -> list[WorkerEffect]:
+        line.work_seq = message.seq
+        held, attempts = line.open, list[Attempt]()
+        effects: list[WorkerEffect] = []
+        for group in message.groups:
+            ids = group.ids
+            if not held.keys().isdisjoint(ids):  # handed out anew: the older attempt is stale
+                effects += self._abandon(line, [task_id for task_id in ids if task_id in held])
+            held.update(zip(ids, group.tokens, strict=True))
+            shared = (line.key, group.type, group.timeout_s, group.is_listened)
+            columns = (ids, group.tokens, group.payloads)
+            attempts += zip(*map(repeat, shared), *columns, strict=False)  # type: ignore[arg-type]
+        effects.append(Start(attempts))
+        excess = self._taken() - self.share.room - self.share.prefetch - len(self.lines)
+        if self.is_draining:
+            effects.append(TakeBack(line.key, len(attempts)))
+        elif len(self.lines) > 1:
+            if excess > 0:
+                effects.append(TakeBack(line.key, min(excess, len(attempts))))
+            effects += self._offer(now, but=line)
+        return effects
 
-def _first_of(group: WorkGroup, count: int) -> WorkGroup:
-    return WorkGroup(
-        group.type,
-        group.timeout_s,
-        group.is_listened,
-        group.ids[:count],
-        group.tokens[:count],
-        group.payloads[:count],
-    )
+    def _welcome(self, message: Welcome, line: Line, now: float) -> list[WorkerEffect]:
+        for other in self.lines.values():
+            if other is not line and other.is_welcome and other.broker_id == message.broker_id:
+                # The broker has moved the session to this link: move it back.
+                return [Retire(line.key), self._hello(other, now)]
+        line.is_welcome, line.work_seq = True, 0
+        line.broker_id, line.epoch = message.broker_id, message.epoch
+        line.heartbeat_s = max(0.1, message.heartbeat_s)
+        line.lease_s = max(line.heartbeat_s * 2, message.lease_s)
+        line.next_heartbeat = now + line.heartbeat_s
+        effects: list[WorkerEffect] = [Joined(line.key, line.broker_id)]
+        if message.dropped_ids:
+            effects += self._abandon(line, message.dropped_ids)
+            effects += self._forget([line.drop(set(message.dropped_ids))])
+        for row in self._orphans.pop(line.broker_id, ()):
+            line.collect(row.task_id, row.token, row.kind, row.payload)
+        line.take_back_unacknowledged(now + 1)
+        return effects + self._flush(line, now) + self._offer(now)
+
+    def _refused(self, message: Refused, line: Line, now: float) -> list[WorkerEffect]:
+        trouble = Trouble(line.key, message.code, message.message)
+        suffix = f"-{self.profile.boot_id[:8]}"
+        if message.code == "worker.id_taken" and not self.profile.worker_id.endswith(suffix):
+            self.profile = replace(self.profile, worker_id=self.profile.worker_id[:119] + suffix)
+            return [trouble, self._hello(line, now)]
+        if not line.is_welcome and message.seq == 0:
+            line.next_hello = now + max(REFUSED_PAUSE_S, message.retry_after_s)
+            line.heard = line.next_hello  # silence until then is no fault
+        return [trouble]
+
+    def _received(self, seq: int, line: Line, now: float) -> list[WorkerEffect]:
+        bundle = line.unacknowledged.pop(seq, None)
+        if bundle is None:
+            return []
+        was_full = self.is_outbox_full
+        effects = self._forget([bundle])
+        effects += self._flush(line, now)
+        return effects + (self._offer(now) if was_full else [])
+
+    # ----------------------------------------------------------------- what the slots say
+
+    def finished(self, ended: Iterable[Ended], now: float) -> list[WorkerEffect]:
+        """Attempts have ended: hand the results in, the expensive ones by way of the disk."""
+        lines, abandoned = self.lines, self._abandoned
+        touched: dict[str, Line] = {}
+        keep: list[Kept] = []
+        total_s, measured, results, completed, size = 0.0, 0, 0, 0, 0
+        for link, task_id, token, kind, payload, duration_s in ended:
+            line = lines.get(link)
+            if (abandoned and abandoned.pop(token, None) is not None) or line is None:
+                continue
+            if line.open.get(task_id) == token:
+                del line.open[task_id]
+            touched[link] = line
+            if kind == DROPPED:
+                continue
+            total_s += duration_s
+            measured += 1
+            results += 1
+            completed += kind == SUCCEEDED
+            size += len(payload)
+            if duration_s > EXPENSIVE_S or not line.is_welcome:
+                keep.append(Kept(line.broker_id, task_id, token, kind, payload))
+            line.collect(task_id, token, kind, payload)
+        self.completed += completed
+        self.failed += results - completed
+        self._kept_count += results
+        self._kept_bytes += size
+        self.share.measure(total_s, measured)
+        effects: list[WorkerEffect] = []
+        if keep:
+            self._on_disk.update(row.token for row in keep)
+            effects.append(Keep(keep))
+        for line in touched.values():
+            effects += self._flush(line, now)
+        if len(lines) > 1 or self.stuck or self.is_outbox_full:
+            effects += self._offer(now)
+        return effects
+
+    def taken_back(self, attempts: Sequence[Attempt], now: float) -> list[WorkerEffect]:
+        """These had not started and are given back."""
+        given: dict[str, tuple[list[str], list[bytes]]] = {}
+        for link, _, _, _, task_id, token, _ in attempts:
+            line = self.lines.get(link)
+            if self._abandoned.pop(token, None) is not None or line is None:
+                continue
+            if line.open.get(task_id) == token:
+                del line.open[task_id]
+                ids, tokens = given.setdefault(link, ([], []))
+                ids.append(task_id)
+                tokens.append(token)
+        effects: list[WorkerEffect] = []
+        for link, (ids, tokens) in given.items():
+            line = self.lines[link]
+            line.window = self._window(line, now)
+            if line.is_welcome:  # else the next HELLO tells that they are not held
+                effects.append(Send(link, Release(line.window, ids, tokens)))
+        return effects
+
+    def chunks(self, pieces: Iterable[Piece]) -> list[WorkerEffect]:
+        """Pass partial output on."""
+        messages: dict[str, Chunks] = {}
+        for link, task_id, token, number, payload in pieces:
+            line = self.lines.get(link)
+            if line is None or not line.is_welcome or line.open.get(task_id) != token:
+                continue
+            message = messages.setdefault(link, Chunks([], [], [], []))
+            message.ids.append(task_id)
+            message.tokens.append(token)
+            message.seqs.append(number)
+            message.payloads.append(payload)
+        return [Send(link, message) for link, message in messages.items()]
+
+    def watch(self, running: Sequence[Running], now: float) -> list[WorkerEffect]:
+        """Look at what the slots are at; call it about once a second.
+
+        An attempt past its time is cancelled and reported as failed; its slot stays taken,
+        and counts as stuck, until the handler returns.
+        """
+        effects: list[WorkerEffect] = []
+        ended: list[Ended] = []
+        for attempt, started in running:
+            link, _, timeout_s, _, task_id, token, _ = attempt
+            if now - started <= timeout_s + OVERDUE_S or token in self._abandoned:
+                continue
+            duration_s = round(now - started, 3)
+            error = f"TimeoutError: not finished after {timeout_s:g} s"
+            ended.append((link, task_id, token, FAILED, self._error(error, duration_s), duration_s))
+            effects.append(Abort([token]))
+        if ended:
+            effects += self.finished(ended, now)
+            self._abandoned.update((row[2], row[0]) for row in ended)
+        self.running = len(running)
+        stuck = sum(row.attempt[5] in self._abandoned for row in running)
+        if stuck != self.share.stuck:
+            self.share.stuck = stuck
+            effects += self._offer(now)
+        return effects
+
+    def offer(self, task_types: Iterable[str], models: Iterable[str]) -> None:
+        """Change what the worker offers; the heartbeat of the next `tick` tells it."""
+        self.profile = replace(self.profile, task_types=tuple(task_types), models=tuple(models))
+        for line in self.lines.values():
+            line.next_heartbeat = 0.0
+
+    # ------------------------------------------------------------------------- time
+
+    def tick(self, now: float) -> list[WorkerEffect]:
+        """Do what is due."""
+        effects: list[WorkerEffect] = []
+        for line in self.lines.values():
+            if not line.is_up:
+                continue
+            if now - line.heard > line.lease_s:
+                line.heard = now
+                effects.append(Rebuild(line.key, f"silent for {line.lease_s:g} s"))
+            elif not line.is_welcome:
+                if now >= line.next_hello:
+                    effects.append(self._hello(line, now))
+            else:
+                if line.unacknowledged:
+                    line.take_back_unacknowledged(now - RESEND_S)
+                effects += self._flush(line, now)
+                if now >= line.next_heartbeat:
+                    effects.append(self._heartbeat(line, now))
+        return effects
+
+    def drain(self, now: float) -> list[WorkerEffect]:
+        """Take nothing new and give back what has not started."""
+        self.is_draining = True
+        told = self._offer(now)
+        return told + [
+            TakeBack(line.key, len(line.open)) for line in self.lines.values() if line.open
+        ]
+
+    def leave(self, reason: str) -> list[WorkerEffect]:
+        """Say goodbye; what is unacknowledged goes to the disk first."""
+        effects: list[WorkerEffect] = []
+        for line in self.lines.values():
+            effects += self._save(line)
+            if line.is_welcome:
+                effects.append(Send(line.key, Goodbye(reason)))
+        return effects
+
+    # ------------------------------------------------------------------------ telling
+
+    def _hello(self, line: Line, now: float) -> Send:
+        line.is_welcome = False
+        line.next_hello = now + HELLO_S
+        ids, tokens = line.held()
+        me = self.profile
+        line.window = self._window(line, now)
+        hello = WorkerHello(
+            VERSIONS[0],
+            me.mesh,
+            me.worker_id,
+            me.boot_id,
+            me.worker_type,
+            me.machine_id,
+            me.host,
+            me.status_port,
+            list(me.task_types),
+            list(me.models),
+            me.slots,
+            line.window,
+            ids,
+            tokens,
+        )
+        return Send(line.key, hello)
+
+    def _heartbeat(self, line: Line, now: float) -> Send:
+        line.next_heartbeat = now + line.heartbeat_s
+        line.window = window = self._window(line, now)
+        types, models = list(self.profile.task_types), list(self.profile.models)
+        held = line.held()[0]
+        beat = Heartbeat(line.work_seq, window, self.running, self.stuck, types, models, held)
+        return Send(line.key, beat)
+
+    def _flush(self, line: Line, now: float) -> list[WorkerEffect]:
+        """Send results, a few messages at a time."""
+        effects: list[WorkerEffect] = []
+        while line.is_welcome and line.waiting and len(line.unacknowledged) < MAX_IN_FLIGHT:
+            bundle = line.waiting.pop(0)
+            self._seq += 1
+            bundle.sent = now
+            line.unacknowledged[self._seq] = bundle
+            line.window = window = self._window(line, now)
+            kinds = bytes(bundle.kinds)
+            results = Results(self._seq, window, bundle.ids, bundle.tokens, kinds, bundle.payloads)
+            effects.append(Send(line.key, results))
+        return effects
+
+    def _offer(self, now: float, but: Line | None = None) -> list[WorkerEffect]:
+        """Tell the brokers at once whose window closes or opens."""
+        effects: list[WorkerEffect] = []
+        for line in self.lines.values():
+            if line is but or not line.is_welcome:
+                continue
+            window = self._window(line, now)
+            if (window == 0) != (line.window == 0) or (not line.open and window > line.window):
+                effects.append(self._heartbeat(line, now))
+        return effects
+
+    # ------------------------------------------------------------------------ private
+
+    def _abandon(self, line: Line, ids: Iterable[str]) -> list[WorkerEffect]:
+        """Let attempts go: their slots stay taken until they end, and nothing is told."""
+        tokens = [token for task_id in ids if (token := line.open.pop(task_id, None)) is not None]
+        if not tokens:
+            return []
+        self._abandoned.update(zip(tokens, repeat(line.key), strict=False))
+        return [Abort(tokens)]
+
+    def _save(self, line: Line) -> list[WorkerEffect]:
+        """Put results that are only in memory on the disk too."""
+        on_disk = self._on_disk
+        rows = [
+            Kept(line.broker_id, *row)
+            for bundle in line.bundles()
+            for row in bundle.rows()
+            if row[1] not in on_disk
+        ]
+        on_disk.update(row.token for row in rows)
+        return [Keep(rows)] if rows else []
+
+    def _forget(self, bundles: Iterable[Bundle]) -> list[WorkerEffect]:
+        """These results need not be kept any longer."""
+        tokens: list[bytes] = []
+        for bundle in bundles:
+            self._kept_bytes -= bundle.size
+            self._kept_count -= len(bundle.ids)
+            if self._on_disk:
+                tokens += [token for token in bundle.tokens if token in self._on_disk]
+        self._on_disk.difference_update(tokens)
+        return [Forget(tokens)] if tokens else []
+
+    def _error(self, text: str, duration_s: float) -> bytes:
+        worker_id = self.profile.worker_id
+        return msgspec.msgpack.encode(
+            {"success": False, "error": text, "worker_id": worker_id, "duration_s": duration_s}
+        )
+
+    def _taken(self) -> int:
+        return sum(len(line.open) for line in self.lines.values())
+
+    def _window(self, line: Line, now: float) -> int:
+        self.share.is_closed = self.is_draining or self.is_outbox_full
+        return self.share.window(line, self.lines.values(), now)

@@ -234,17 +234,22 @@ def record(owner: str, kind: int, data: bytes, ttl: int) -> bytes:
 
 
 def rogue(
-    label: str, pairs: list[bytes], *, ip: str = LOOPBACK, port: int = 7010, ttl: int = 120
+    label: str, pairs: list[bytes], *, ip: str = LOOPBACK, port: int = 7010, of: str = "PSTA"
 ) -> None:
-    """Multicast on loopback what a service of this name might say of itself."""
+    """Multicast on loopback what a service of this name might say of itself.
+
+    Args:
+        of: which records it sends: PTR, SRV, TXT, A by their first letters.
+    """
     instance, host = f"{label}.{SERVICE}", f"{label}.local."
     txt = b"".join(bytes([len(each)]) + each for each in pairs)
-    records = [
-        record(SERVICE, 12, name(instance), ttl),
-        record(instance, 33, struct.pack("!HHH", 0, 0, port) + name(host), ttl),
-        record(instance, 16, txt, ttl),
-        record(host, 1, socket.inet_aton(ip), ttl),
-    ]
+    all_records = {
+        "P": record(SERVICE, 12, name(instance), 120),
+        "S": record(instance, 33, struct.pack("!HHH", 0, 0, port) + name(host), 120),
+        "T": record(instance, 16, txt, 120),
+        "A": record(host, 1, socket.inet_aton(ip), 120),
+    }
+    records = [all_records[letter] for letter in of]
     packet = struct.pack("!6H", 0, 0x8400, 0, len(records), 0, 0) + b"".join(records)
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as out:
         out.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_IF, socket.inet_aton(LOOPBACK))
@@ -320,3 +325,50 @@ def test_garbage_on_the_port_harms_nobody(mesh: str, start: Start) -> None:
             )
     rogue(f"after-{secrets.token_hex(4)}", pairs_of(mesh, "good"))
     assert ears.sighting().boot_id == "good"
+
+
+def test_a_service_that_tells_its_name_alone_is_asked_for_the_rest(mesh: str, start: Start) -> None:
+    ears = ready(mesh, start)
+    label = f"bit-by-bit-{secrets.token_hex(4)}"
+    rogue(label, [], of="P")
+    rogue(f"{label}x", pairs_of(mesh, "other"))
+    assert ears.sighting().boot_id == "other"  # the name alone was looked at before this one
+    rogue(label, pairs_of(mesh, "slow"), of="STA")
+    assert ears.sighting().boot_id == "slow"
+
+
+def test_a_name_without_a_service_is_given_up_and_counted(mesh: str, start: Start) -> None:
+    ears = ready(mesh, start)
+    rogue(f"silent-{secrets.token_hex(4)}", [], of="P")
+    assert holds(lambda: ears.discovery.rejected.get("unresolved", 0) >= 1)
+    assert ears.told.empty()
+
+
+def test_an_address_that_is_added_later_is_told(mesh: str, start: Start) -> None:
+    ears = ready(mesh, start)
+    label = f"grows-{secrets.token_hex(4)}"
+    rogue(label, pairs_of(mesh, "grows"))
+    assert ears.sighting().addresses == (LOOPBACK,)
+    rogue(label, [], of="A", ip="10.77.1.2")
+    assert set(ears.sighting().addresses) == {LOOPBACK, "10.77.1.2"}
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_callback_that_raises_does_not_end_it(mesh: str, start: Start) -> None:
+    heard: queue.Queue[str] = queue.Queue()
+
+    def tell(sighting: Sighting) -> None:
+        heard.put(sighting.boot_id)
+        raise ZeroDivisionError
+
+    discovery = Discovery(
+        mesh=mesh, addresses=lambda: [LOOPBACK], on_sighting=tell, browse=[Kind.ORCHESTRATOR]
+    )
+    discovery.start()
+    try:
+        speaker = start()
+        for boot in ("1111aaaa", "2222bbbb"):
+            speaker.discovery.announce(saying(mesh, boot_id=boot))
+            assert heard.get(timeout=PATIENCE_S) == boot
+    finally:
+        discovery.close()

@@ -86,7 +86,9 @@ class Stream:
         try:
             part = self._parts.get(timeout=wait_s)
         except queue.Empty:
-            return None
+            if self._thread.is_alive() or self._is_closed.is_set() or not self._parts.empty():
+                return None
+            raise BackendError("the thread that reads Ollama's answer has died") from None
         if isinstance(part, Exception):
             raise part
         return part
@@ -98,6 +100,13 @@ class Stream:
         self._thread.join(JOIN_S)
 
     def _read(self) -> None:
+        try:
+            import httpx  # noqa: F401  (imports that fail must not do so unheard)
+            import ollama  # noqa: F401
+        except Exception as error:
+            why = f"the ollama package cannot be imported ({said(error)})"
+            self._put(BackendUnavailableError(why))
+            return
         try:
             for part in self._said():
                 if not self._put(part) or part.is_last:
@@ -217,8 +226,6 @@ def _part_of(part: ollama.ChatResponse) -> Part:
 
 def _translated(error: Exception, base_url: str) -> BackendError:
     """Return the error of ours for what the package, httpx or JSON raised."""
-    if isinstance(error, ImportError):
-        return BackendUnavailableError(f"the ollama package cannot be imported ({said(error)})")
     import httpx
     import ollama
 

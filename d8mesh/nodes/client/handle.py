@@ -50,6 +50,11 @@ class Task:
         """The task's id, final from the start; it opens the task in any other process."""
         return self._parcel.task_id(self._index)
 
+    @property
+    def parcel(self) -> Parcel:
+        """What it travelled in."""
+        return self._parcel
+
     def __repr__(self) -> str:
         return f"<Task {self.id}>"
 

@@ -317,6 +317,7 @@ class Client:
 
     def stream_of(self, task: Task, timeout_s: float | None) -> Iterator[Any]:
         """Yield a task's partial output; see `Task.stream`."""
+        self._board.wait_settled(task.parcel, timeout_s)  # before, nobody knows the task
         events: queue.SimpleQueue[Stream | None] = queue.SimpleQueue()
         stop = self.listen(task.id, events.put)
         attempt = 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 import tracemalloc
 from collections.abc import Iterator
@@ -110,3 +111,11 @@ def test_what_a_service_says_is_shown_in_one_bounded_line() -> None:
     assert shown("a\n\x1b[31mred\x00") == "a [31mred"
     assert len(shown("x" * 10_000)) == 300
     assert shown("\n") == "no reason given"
+
+
+def test_a_package_that_cannot_be_imported_is_said(
+    server: OllamaServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "ollama", None)
+    with pytest.raises(BackendUnavailableError, match="cannot be imported"):
+        parts_of(server)
