@@ -13,6 +13,22 @@ HEARTBEAT_S: Final = 3.0
 LEASE_S: Final = 10.0
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Profile:
+    """Who the worker is and what it offers."""
+
+    mesh: str
+    worker_id: str
+    boot_id: str
+    worker_type: str
+    machine_id: str
+    host: str
+    status_port: int
+    slots: int
+    task_types: tuple[str, ...] = ()
+    models: tuple[str, ...] = ()
+
+
 @dataclass(slots=True, eq=False)
 class Bundle:
     """Results that travel, and are acknowledged, together."""

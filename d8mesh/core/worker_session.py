@@ -7,7 +7,7 @@ Pure: no sockets, clock, threads or disk. Attempts travel as plain tuples in col
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import repeat
 from typing import Final
 
@@ -54,7 +54,7 @@ from d8mesh.core.worker_effects import (
     Trouble,
     WorkerEffect,
 )
-from d8mesh.core.worker_line import Bundle, Line
+from d8mesh.core.worker_line import Bundle, Line, Profile
 from d8mesh.core.worker_share import Share
 
 #: HELLO is said again after this long without an answer.
@@ -73,22 +73,6 @@ OVERDUE_S: Final = 0.5
 #: Unacknowledged results: beyond either bound no new work is taken.
 MAX_KEPT_RESULTS: Final = 50_000
 MAX_KEPT_BYTES: Final = 256 * 1024 * 1024
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Profile:
-    """Who the worker is and what it offers."""
-
-    mesh: str
-    worker_id: str
-    boot_id: str
-    worker_type: str
-    machine_id: str
-    host: str
-    status_port: int
-    slots: int
-    task_types: tuple[str, ...] = ()
-    models: tuple[str, ...] = ()
 
 
 class WorkerSession:
@@ -224,7 +208,7 @@ class WorkerSession:
             held.update(zip(ids, group.tokens, strict=True))
             shared = (line.key, group.type, group.timeout_s, group.is_listened)
             columns = (ids, group.tokens, group.payloads)
-            attempts += zip(*map(repeat, shared), *columns, strict=False)  # type: ignore[arg-type]
+            attempts += zip(*map(repeat, shared), *columns, strict=False)
         effects.append(Start(attempts))
         excess = self._taken() - self.share.room - self.share.prefetch - len(self.lines)
         if self.is_draining:

@@ -18,7 +18,8 @@ from d8mesh import __version__
 from d8mesh.config import Config
 from d8mesh.core.messages import MAX_NAMES
 from d8mesh.core.worker_effects import WorkerEffect
-from d8mesh.core.worker_session import Profile, WorkerSession
+from d8mesh.core.worker_line import Profile
+from d8mesh.core.worker_session import WorkerSession
 from d8mesh.edge.discovery import Announcement, Discovery, Kind
 from d8mesh.edge.identity import Identity
 from d8mesh.edge.logs import event

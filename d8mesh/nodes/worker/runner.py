@@ -132,7 +132,7 @@ class Runner:
     def _is_over(self) -> bool:
         if self._stop_at is None:
             return False
-        is_done = self.session.is_idle and not self._slots.running() and not self._slots.ended
+        is_done = self.session.is_idle and not self._slots.ended
         return is_done or time.monotonic() >= self._stop_at
 
     def _turn(self) -> None:
@@ -263,25 +263,26 @@ class Runner:
                 case Abort():
                     slots.aborted.update(effect.tokens)
                 case Listened():
-                    change = (
-                        slots.listened.update
-                        if effect.is_on
-                        else (slots.listened.difference_update)
-                    )
-                    change(effect.ids)
+                    slots.heed(effect.ids, is_on=effect.is_on)
                 case Keep() | Forget():
                     self._store(effect)
-                case Rebuild():
-                    event(_log, logging.INFO, "link.lost", link=effect.link, why=effect.why)
-                    self._rebuild(effect.link)
-                case Joined():
-                    slots.worker_id = self.session.profile.worker_id
-                    self._joined(effect.link, effect.broker_id)
-                case Retire():
-                    self._retire(effect.link)
-                case Trouble():
-                    level, text = logging.WARNING, effect.text
-                    event(_log, level, "refused", link=effect.link, code=effect.code, why=text)
+                case _:
+                    self._tend(effect)
+
+    def _tend(self, effect: Rebuild | Joined | Retire | Trouble) -> None:
+        """Do what the brain asks for a link."""
+        match effect:
+            case Rebuild():
+                event(_log, logging.INFO, "link.lost", link=effect.link, why=effect.why)
+                self._rebuild(effect.link)
+            case Joined():
+                self._slots.worker_id = self.session.profile.worker_id
+                self._joined(effect.link, effect.broker_id)
+            case Retire():
+                self._retire(effect.link)
+            case Trouble():
+                why = effect.text
+                event(_log, logging.WARNING, "refused", link=effect.link, code=effect.code, why=why)
 
     def _retire(self, key: str) -> None:
         self._drop(key)

@@ -8,7 +8,7 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -161,6 +161,13 @@ class Slots:
         tokens = {attempt[5] for attempt in given}
         self.put([attempt for attempt in waiting if attempt[5] not in tokens])
         return given[::-1]
+
+    def heed(self, task_ids: Iterable[str], *, is_on: bool) -> None:
+        """Pass partial output of these tasks on, or no longer."""
+        if is_on:
+            self.listened.update(task_ids)
+        else:
+            self.listened.difference_update(task_ids)
 
     def running(self) -> list[Running]:
         """Return what the slots are at."""
