@@ -353,7 +353,6 @@ def test_an_address_that_is_added_later_is_told(mesh: str, start: Start) -> None
     assert set(ears.sighting().addresses) == {LOOPBACK, "10.77.1.2"}
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_callback_that_raises_does_not_end_it(mesh: str, start: Start) -> None:
     heard: queue.Queue[str] = queue.Queue()
 

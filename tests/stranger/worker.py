@@ -32,7 +32,7 @@ class Stranger:
         self.connect()
 
     def connect(self) -> None:
-        self.socket = zmq.Context.instance().socket(zmq.DEALER)
+        self.socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.DEALER)
         self.socket.setsockopt(zmq.LINGER, 300)
         self.socket.connect(self.endpoint)
         self.heard = time.monotonic()
