@@ -142,6 +142,11 @@ class Worker:
     # ------------------------------------------------------------------- running
 
     @property
+    def task_types(self) -> tuple[str, ...]:
+        """The task types it offers now."""
+        return self._types()
+
+    @property
     def worker_id(self) -> str:
         """The id it goes by; "" before `start`."""
         return "" if self._runner is None else self._runner.session.profile.worker_id
@@ -248,6 +253,7 @@ class Worker:
             "backend": self._backend,
             "task_types": list(self._types()),
             "models": list(self._models),
+            "status_port": self._status_port or None,
             "version": __version__,
         }
         if reasons:

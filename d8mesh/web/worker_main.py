@@ -1,0 +1,207 @@
+"""The command ``worker``: a worker with the built-in handlers, and its status page.
+
+Ollama need not be there: the worker joins with what it can do, looks for it again and
+again, and offers its task types and models as long as it answers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib
+import logging
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Final
+
+from d8mesh.backends import Availability, Backend
+from d8mesh.backends.ollama import OllamaBackend
+from d8mesh.config import STATUS_PORT_TRIES, Config
+from d8mesh.edge import logs
+from d8mesh.edge.logs import event
+from d8mesh.errors import ConfigError, D8Error
+from d8mesh.handlers.echo import echo
+from d8mesh.handlers.genetic import evolution_crossover, evolution_mutation
+from d8mesh.handlers.llm import llm_handlers
+from d8mesh.nodes.worker import Worker
+
+#: How often Ollama is looked for.
+PROBE_S: Final = 10.0
+#: How often the first orchestrator is looked for, to say so.
+LOOK_S: Final = 0.5
+#: Without an orchestrator for this long, people are told once.
+PATIENCE_S: Final = 10.0
+DEFAULT_TYPE: Final = "deepseek"
+#: Services of the old system that this one has no backend for (yet).
+_CLOUD: Final = {"groq": "GROQ_API_KEY", "gemini": "GEMINI_API_KEY"}
+
+_log: Final = logging.getLogger("d8mesh.worker")
+
+
+def run(config: Config, options: argparse.Namespace) -> int:
+    """Run a worker until it is told to stop; return the exit code.
+
+    Raises:
+        ConfigError: the worker type cannot be run, or a module of ``--tasks`` not be loaded.
+        WorkerError: its folder or outbox cannot be used.
+    """
+    kind = str(options.type or config.worker_type or DEFAULT_TYPE)
+    _refuse_cloud(kind)
+    folder = Path(config.data_dir) / "logs"
+    logs.setup("worker", level=config.log_level, folder=folder, to_stderr=False)
+    worker = Worker(config=config, slots=options.slots, name=options.name, worker_type=kind)
+    worker.register("echo", echo)
+    worker.register("evolution_crossover", evolution_crossover)
+    worker.register("evolution_mutation", evolution_mutation)
+    for module in options.tasks or ():
+        _load(module, worker)
+    stop = threading.Event()
+    backend = OllamaBackend(
+        config.ollama_url,
+        default_model=config.ollama_model,
+        max_tokens=config.max_tokens,
+        temperature=config.temperature,
+    )
+    with _status_page(config, worker):
+        probe = Probe(worker, backend, url=config.ollama_url)
+        threads = [
+            threading.Thread(target=probe.run, args=(stop,), name="probe", daemon=True),
+            threading.Thread(target=_tell, args=(worker, stop), name="tell", daemon=True),
+        ]
+        worker.start()
+        for thread in threads:
+            thread.start()
+        try:
+            worker.run()
+        finally:
+            stop.set()
+    print("worker stopped", flush=True)
+    return 0
+
+
+class Probe:
+    """Keeps the offer of a worker in step with its language-model service.
+
+    Args:
+        worker: gets the handlers at once and offers them while the service answers.
+        backend: the service.
+        url: where it is, for the status page.
+        pause_s: between two looks.
+    """
+
+    def __init__(
+        self, worker: Worker, backend: Backend, *, url: str, pause_s: float = PROBE_S
+    ) -> None:
+        self._worker, self._backend, self._url, self._pause_s = worker, backend, url, pause_s
+        self._others = worker.task_types
+        self._llm = llm_handlers(backend)
+        self._seen: Availability | None = None
+        worker.offer(self._others, backend=self._body(Availability(is_up=False, reason="")))
+        for name, handler in self._llm.items():
+            worker.register(name, handler)
+
+    def run(self, stop: threading.Event) -> None:
+        """Look until `stop` is set. Thread: its own."""
+        while not stop.is_set():
+            self.look()
+            stop.wait(self._pause_s)
+
+    def look(self) -> None:
+        """Ask the service once, and offer what it has."""
+        seen = self._backend.probe()
+        if seen == self._seen:
+            return
+        self._seen = seen
+        level = logging.INFO if seen.is_up else logging.WARNING
+        event(_log, level, "backend", up=seen.is_up, models=len(seen.models), why=seen.reason)
+        types = (*self._others, *self._llm) if seen.is_up else self._others
+        self._worker.offer(types, seen.models, backend=self._body(seen))
+
+    def _body(self, seen: Availability) -> dict[str, object]:
+        body: dict[str, object] = {
+            "name": "ollama",
+            "url": self._url,
+            "is_up": seen.is_up,
+            "models": list(seen.models),
+        }
+        if not seen.is_up:
+            body["reason"] = seen.reason or "not asked yet"
+        return body
+
+
+def _refuse_cloud(kind: str) -> None:
+    variable = _CLOUD.get(kind)
+    if variable is None:
+        return
+    has_key = "is set" if os.environ.get(variable) else "is not set"
+    raise ConfigError(
+        f"--type {kind}: this d8mesh has no backend for {kind} ({variable} {has_key}). Use "
+        "--type deepseek with a local Ollama, or let a polling worker of the old system "
+        "register over REST"
+    )
+
+
+def _load(name: str, worker: Worker) -> None:
+    """Import a module of handlers and let it register them."""
+    if "" not in sys.path and str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    try:
+        module = importlib.import_module(name.removesuffix(".py").replace("/", "."))
+    except Exception as error:  # whatever the module of a person raises
+        raise ConfigError(
+            f"--tasks {name}: cannot be imported: {type(error).__name__}: {error}"
+        ) from error
+    register = getattr(module, "register", None)
+    if not callable(register):
+        raise ConfigError(f"--tasks {name}: expected a function register(worker) in it")
+    register(worker)
+
+
+def _tell(worker: Worker, stop: threading.Event) -> None:
+    """Say on standard output when the first orchestrator is found, or that none is."""
+    waited_s, has_told = 0.0, False
+    while not stop.is_set():
+        if worker.wait_joined(LOOK_S):
+            status = worker.status()
+            page = status.get("status_port") or ""
+            orchestrators: Any = status["orchestrators"]
+            for each in orchestrators[:1]:
+                print(
+                    f"worker {worker.worker_id} joined {each['broker_id']} at "
+                    f"{each['endpoint']}{f', status on port {page}' if page else ''}",
+                    flush=True,
+                )
+                return
+        waited_s += LOOK_S
+        if waited_s >= PATIENCE_S and not has_told:
+            has_told = True
+            print(
+                "no orchestrator found yet: looking on. Is one running (start_d8.py "
+                "orchestrator), in the same mesh and network? ORCHESTRATOR_URL names one",
+                flush=True,
+            )
+
+
+@contextlib.contextmanager
+def _status_page(config: Config, worker: Worker) -> Iterator[None]:
+    """Serve the status page; without a free port the worker works all the same."""
+    ports = range(config.status_port, config.status_port + STATUS_PORT_TRIES)
+    server: Any = None
+    try:
+        module: Any = importlib.import_module("d8mesh.web.status")
+        report: Callable[[], dict[str, object]] = worker.status
+        server = module.StatusServer(config.web_host, ports, report)
+    except (ImportError, OSError, D8Error) as error:
+        event(_log, logging.WARNING, "status.none", error=str(error))
+    if server is not None:
+        worker.show_status_at(int(server.port))
+        if hasattr(server, "start"):
+            server.start()
+    try:
+        yield
+    finally:
+        if server is not None:
+            server.close()
