@@ -9,6 +9,8 @@ import contextlib
 import json
 import queue
 import socket
+import struct
+import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -42,6 +44,9 @@ MAX_AHEAD: Final = 256
 JOIN_S: Final = 2.0
 #: How often a wait looks whether it is still wanted.
 LOOK_S: Final = 0.1
+
+#: The system's ``struct linger``: on, for 0 seconds.
+_RESET_AT_CLOSE: Final = struct.pack("hh" if sys.platform == "win32" else "ii", 1, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,9 +156,14 @@ class Stream:
 
 
 def shut(connection: socket.socket | None) -> None:
-    """Wake whoever reads from `connection`: closing it alone would not."""
+    """Wake whoever reads from `connection`: closing it alone would not.
+
+    Its closing then resets it: a service that is blocked in sending would not see an
+    orderly end.
+    """
     if connection is not None:
         with contextlib.suppress(OSError):
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_AT_CLOSE)
             connection.shutdown(socket.SHUT_RDWR)
 
 

@@ -1,0 +1,313 @@
+"""Evolution: a population that gets better over the mesh, one generation after another.
+
+Crossover and mutation are tasks of the mesh; choosing parents and judging children are
+done here. Each task carries a seed, so that a run with the same ``--seed`` is the same
+run, whichever workers do it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import random
+import secrets
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from d8mesh.apps.fitness import DEFAULT_FITNESS, FITNESS, Genome, Problem, has_form_of
+from d8mesh.apps.progress import Progress, one_line
+from d8mesh.apps.results import given_folder, new_folder, write_whole
+from d8mesh.apps.work import Submits, cancel_all, outcomes
+from d8mesh.config import Config
+from d8mesh.errors import ConfigError, D8Error
+
+DEFAULT_POPULATION: Final = 24
+DEFAULT_GENERATIONS: Final = 10
+DEFAULT_MUTATION_RATE: Final = 0.2
+#: One of so many is kept as it is: the best is never lost.
+ELITE_SHARE: Final = 10
+#: Parents are the best of so many taken by chance.
+TOURNAMENT: Final = 3
+#: A cost below this is as good as none.
+SOLVED: Final = 1e-9
+#: A batch of such tasks takes milliseconds: after so long without its end nobody works.
+BATCH_S: Final = 120.0
+#: Costs that differ by more than this factor are plotted on a logarithmic scale.
+WIDE: Final = 50.0
+#: Seeds fit every language's integers.
+MAX_SEED: Final = 2**31
+INTERRUPTED: Final = 130
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What to evolve, and how."""
+
+    problem: Problem
+    population: int = DEFAULT_POPULATION
+    generations: int = DEFAULT_GENERATIONS
+    mutation_rate: float = DEFAULT_MUTATION_RATE
+    seed: int = 0
+
+
+@dataclass(slots=True)
+class History:
+    """What has happened so far; the first generation is the one made by chance."""
+
+    best_costs: list[float] = field(default_factory=list)
+    mean_costs: list[float] = field(default_factory=list)
+    best: Genome = field(default_factory=dict)
+    tasks: int = 0
+    #: tasks that failed, or gave a genome of another form: the parent went on instead
+    failed_tasks: int = 0
+
+    def add(self, ranked: Sequence[tuple[float, Genome]]) -> None:
+        """Note one generation, best first."""
+        self.best_costs.append(ranked[0][0])
+        self.mean_costs.append(statistics.fmean(cost for cost, _ in ranked))
+        self.best = ranked[0][1]
+
+
+def run(config: Config, options: argparse.Namespace) -> int:
+    """Evolve a population over the mesh and save a plot and the numbers; return the exit code.
+
+    Raises:
+        ConfigError: no such fitness function.
+        D8Error: no orchestrator was found, nobody worked, or the results can't be written.
+    """
+    from d8mesh.nodes.client import Client
+
+    plan = _plan(options)
+    with Client(config=config) as client:
+        return run_with(client, plan, config=config, options=options)
+
+
+def run_with(client: Submits, plan: Plan, *, config: Config, options: argparse.Namespace) -> int:
+    """Do what `run` does with a client that is there."""
+    output: Path | None = getattr(options, "output", None)
+    folder = given_folder(output) if output else new_folder(Path(config.data_dir) / "evolution")
+    history, started, code = History(), time.monotonic(), 0
+    try:
+        with Progress(f"Evolution ({plan.problem.name})", plan.generations) as progress:
+
+            def tell() -> None:
+                if len(history.best_costs) > 1:
+                    progress.advance(f"best cost {history.best_costs[-1]:.6g}")
+
+            evolve(client, plan, history=history, on_generation=tell, on_silence=progress.say)
+    except KeyboardInterrupt:
+        code = INTERRUPTED
+    finally:
+        if history.best_costs:
+            save(folder, plan, history)
+    _show(folder, plan, history, started=started, as_json=getattr(options, "json", False))
+    return code
+
+
+def evolve(
+    client: Submits,
+    plan: Plan,
+    *,
+    history: History,
+    on_generation: Callable[[], None] = lambda: None,
+    on_silence: Callable[[str], None] = lambda reason: None,
+) -> None:
+    """Evolve until a genome is perfect or the generations are over, noting all in `history`.
+
+    Raises:
+        WaitTimeoutError: a batch of tasks did not end within `BATCH_S`.
+    """
+    chance = random.Random(plan.seed)
+    first = [plan.problem.new(chance) for _ in range(plan.population)]
+    ranked = _ranked(plan.problem, first)
+    history.add(ranked)
+    on_generation()
+    breeder = _Breeder(client, plan, history, on_silence)
+    for _ in range(plan.generations):
+        if ranked[0][0] <= SOLVED:
+            return
+        elite = [genome for _, genome in ranked[: max(1, plan.population // ELITE_SHARE)]]
+        wanted = plan.population - len(elite)
+        parents = [(_chosen(ranked, chance), _chosen(ranked, chance)) for _ in range(wanted)]
+        ranked = _ranked(plan.problem, [*elite, *breeder.children(parents, chance)])
+        history.add(ranked)
+        on_generation()
+
+
+def save(folder: Path, plan: Plan, history: History) -> None:
+    """Write ``evolution.json`` and the plot ``fitness.svg`` to `folder`.
+
+    Raises:
+        D8Error: they could not be written.
+    """
+    write_whole(folder / "evolution.json", json.dumps(_report(plan, history), indent=2) + "\n")
+    write_whole(folder / "fitness.svg", plot(plan, history))
+
+
+def plot(plan: Plan, history: History) -> str:
+    """Return an SVG picture of the best and the mean cost of each generation."""
+    pygal = _pygal()
+    best, mean = map(_rounded, (history.best_costs, history.mean_costs))
+    lowest, highest = min(best + mean), max(best + mean)
+    is_wide = lowest > 0 and highest / lowest > WIDE
+    count = len(history.best_costs)
+    labels = [str(i) for i in range(count)]
+    chart = pygal.Line(
+        js=[],  # the picture is alone: no script from elsewhere
+        style=pygal.style.CleanStyle(colors=("#0b7285", "#e8590c")),
+        title=f"Evolution: {plan.problem.name}, {plan.population} genomes",
+        x_title="generation",
+        y_title=f"cost, 0 is perfect{' (logarithmic)' if is_wide else ''}",
+        logarithmic=is_wide,
+        x_labels=labels,
+        x_labels_major=labels[:: max(1, math.ceil(count / 10))],
+        show_minor_x_labels=False,
+        show_dots=count <= 60,
+        legend_at_bottom=True,
+        no_prefix=False,
+    )
+    chart.add("best", best)
+    chart.add("mean", mean)
+    return str(chart.render(is_unicode=True))
+
+
+def _pygal() -> Any:
+    """Import pygal without its hook, which makes every later failed import warn."""
+    import pygal
+    import pygal.style
+
+    hooks = [each for each in sys.meta_path if type(each).__name__ == "PluginImportFixer"]
+    for hook in hooks:
+        sys.meta_path.remove(hook)
+    return pygal
+
+
+def _rounded(costs: Sequence[float]) -> list[float]:
+    """Return `costs` as a picture shows them: pygal never ends on almost equal ones."""
+    return [float(f"{cost:.6g}") for cost in costs]
+
+
+class _Breeder:
+    """Makes children of parents: two batches of tasks, crossover and then mutation."""
+
+    def __init__(
+        self,
+        client: Submits,
+        plan: Plan,
+        history: History,
+        on_silence: Callable[[str], None],
+    ) -> None:
+        self._client, self._plan, self._history = client, plan, history
+        self._on_silence = on_silence
+
+    def children(
+        self, parents: Sequence[tuple[Genome, Genome]], chance: random.Random
+    ) -> list[Genome]:
+        """Return a child for each pair, by chance and by the mesh."""
+        crossed = self._genomes(
+            "evolution_crossover",
+            [
+                {"genome1": one, "genome2": two, "seed": chance.randrange(MAX_SEED)}
+                for one, two in parents
+            ],
+            instead=[one for one, _ in parents],
+        )
+        rate = self._plan.mutation_rate
+        return self._genomes(
+            "evolution_mutation",
+            [
+                {"genome": genome, "mutation_rate": rate, "seed": chance.randrange(MAX_SEED)}
+                for genome in crossed
+            ],
+            instead=crossed,
+        )
+
+    def _genomes(
+        self, kind: str, datas: Sequence[dict[str, Any]], *, instead: Sequence[Genome]
+    ) -> list[Genome]:
+        """Return the new genome of each task, or the one of `instead` if it gave none."""
+        genomes = list(instead)
+        tasks = self._client.submit_many(kind, datas)
+        self._history.tasks += len(tasks)
+        ended = outcomes(tasks, until=time.monotonic() + BATCH_S, on_silence=self._on_silence)
+        try:
+            for outcome in ended:
+                genome = (outcome.result or {}).get("genome")
+                if genome is not None and has_form_of(genome, genomes[outcome.index]):
+                    genomes[outcome.index] = dict(genome)
+                else:
+                    self._history.failed_tasks += 1
+        except (KeyboardInterrupt, D8Error):
+            cancel_all(tasks)
+            raise
+        return genomes
+
+
+def _ranked(problem: Problem, genomes: Sequence[Genome]) -> list[tuple[float, Genome]]:
+    return sorted(((problem.cost(each), each) for each in genomes), key=lambda row: row[0])
+
+
+def _chosen(ranked: Sequence[tuple[float, Genome]], chance: random.Random) -> Genome:
+    best = min(chance.randrange(len(ranked)) for _ in range(TOURNAMENT))
+    return ranked[best][1]
+
+
+# --- what a person gives and gets -----------------------------------------------------
+
+
+def _plan(options: argparse.Namespace) -> Plan:
+    name = getattr(options, "fitness", None) or DEFAULT_FITNESS
+    if name not in FITNESS:
+        known = "; ".join(f"{each.name}: {each.summary}" for each in FITNESS.values())
+        raise ConfigError(f"--fitness {one_line(name)!r} is not known. There are {known}")
+    seed = getattr(options, "seed", None)
+    return Plan(
+        problem=FITNESS[name],
+        population=getattr(options, "population", DEFAULT_POPULATION),
+        generations=getattr(options, "generations", DEFAULT_GENERATIONS),
+        mutation_rate=getattr(options, "mutation_rate", DEFAULT_MUTATION_RATE),
+        seed=secrets.randbelow(MAX_SEED) if seed is None else seed,
+    )
+
+
+def _report(plan: Plan, history: History) -> dict[str, Any]:
+    return {
+        "format": "d8-evolution-1",
+        "fitness": plan.problem.name,
+        "population": plan.population,
+        "generations": len(history.best_costs) - 1,
+        "mutation_rate": plan.mutation_rate,
+        "seed": plan.seed,
+        "best_cost": history.best_costs[-1],
+        "best": history.best,
+        "best_costs": history.best_costs,
+        "mean_costs": history.mean_costs,
+        "tasks": history.tasks,
+        "failed_tasks": history.failed_tasks,
+    }
+
+
+def _show(folder: Path, plan: Plan, history: History, *, started: float, as_json: bool) -> None:
+    if not history.best_costs:
+        return
+    duration_s = round(time.monotonic() - started, 3)
+    if as_json:
+        report = _report(plan, history)
+        print(json.dumps(report | {"folder": str(folder), "duration_s": duration_s}))
+        return
+    print(
+        f"{plan.problem.name}: best cost {history.best_costs[0]:.6g} -> "
+        f"{history.best_costs[-1]:.6g} in {len(history.best_costs) - 1} generations, "
+        f"{history.tasks} tasks, {duration_s:.1f} s (seed {plan.seed})"
+    )
+    if history.failed_tasks:
+        print(
+            f"{history.failed_tasks} tasks gave no genome: their parents went on", file=sys.stderr
+        )
+    print(f"saved in {folder}: fitness.svg, evolution.json")

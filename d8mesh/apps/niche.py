@@ -1,0 +1,307 @@
+"""Niche Discovery: each market in each geography is one question to the mesh's models.
+
+Answers are checked; a bad one is asked for again, then listed as unusable. Whatever was
+found is on disk at any time: an interrupted run keeps it, and a run with the same
+``--output`` goes on from there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import msgspec
+from msgspec import Meta
+
+from d8mesh.apps.answers import Name, niches_in
+from d8mesh.apps.findings import Finding, Findings, load, save
+from d8mesh.apps.progress import Progress, one_line
+from d8mesh.apps.results import given_folder, new_folder
+from d8mesh.apps.work import Outcome, Submits, cancel_all, outcomes
+from d8mesh.config import Config
+from d8mesh.errors import BackendAnswerError, ConfigError, WaitTimeoutError
+
+DEFAULT_MARKETS: Final = (
+    "pet care",
+    "elder care at home",
+    "remote work",
+    "repair and reuse",
+    "learning languages",
+)
+DEFAULT_GEOGRAPHIES: Final = ("Spain", "Mexico", "United States")
+#: A bad answer is asked for once more.
+MAX_ASKS: Final = 2
+#: Of a bad answer the model sees so much again.
+MAX_REPEATED_CHARS: Final = 8000
+#: Each is a task of a minute or so: more is a mistake in the file.
+MAX_PAIRS: Final = 10_000
+#: A file of names.
+MAX_FILE_BYTES: Final = 4 * 1024 * 1024
+#: What was found is written at most once in so many seconds, and at the end.
+SAVE_S: Final = 1.0
+#: Room for three niches, and for the thoughts of a model that thinks aloud.
+MAX_TOKENS: Final = 4000
+TEMPERATURE: Final = 0.4
+#: The best niches shown at the end; the files have all.
+SHOWN: Final = 5
+NOTHING_USABLE: Final = 1
+INTERRUPTED: Final = 130
+
+_SYSTEM: Final = (
+    "You are a market analyst. You answer with one JSON object and nothing else: "
+    "no explanation, no Markdown."
+)
+_QUESTION: Final = """Find three niches that a small company could serve.
+Market: {market}
+Geography: {geography}
+
+Give each niche a short name, a description of one or two sentences{language}, and four scores, \
+numbers from 0 to 100: demand (how many want it), growth (how fast that grows), \
+feasibility (how easily a small company can offer it) and competition (how many offer it already).
+
+Answer with JSON of exactly this form:
+{{"niches": [{{"name": "…", "description": "…", "demand": 0, "growth": 0, "feasibility": 0, \
+"competition": 0}}]}}"""
+_AGAIN: Final = "That cannot be used: {problem}. Answer again with the JSON object alone."
+_LANGUAGES: Final = {"es": " in Spanish", "en": " in English"}
+
+_Names = Annotated[list[Name], Meta(min_length=1)]
+
+
+class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What to ask: each market in each geography."""
+
+    markets: _Names
+    geographies: _Names
+
+    @property
+    def pairs(self) -> list[tuple[str, str]]:
+        """Every market with every geography, each pair once, in order."""
+        pairs = ((m.strip(), g.strip()) for m in self.markets for g in self.geographies)
+        return list(dict.fromkeys(pairs))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Listeners:
+    """Who is told what happens while niches are discovered."""
+
+    #: a pair is settled, found or unusable
+    on_settled: Callable[[Finding], None] = lambda finding: None
+    #: nothing comes, for this reason
+    on_silence: Callable[[str], None] = lambda reason: None
+
+
+def run(config: Config, options: argparse.Namespace) -> int:
+    """Ask the mesh for niches and save them; return the exit code: 1 if none is usable.
+
+    Raises:
+        ConfigError: the file of markets is not one.
+        D8Error: no orchestrator was found, or the results can't be read or written.
+    """
+    from d8mesh.nodes.client import Client
+
+    plan = read_plan(getattr(options, "markets", None))
+    with Client(config=config) as client:
+        return run_with(client, plan, config=config, options=options)
+
+
+def run_with(client: Submits, plan: Plan, *, config: Config, options: argparse.Namespace) -> int:
+    """Do what `run` does with a client that is there."""
+    output: Path | None = getattr(options, "output", None)
+    folder = given_folder(output) if output else new_folder(Path(config.data_dir) / "niche")
+    timeout_s: float | None = getattr(options, "timeout_s", None)
+    until = None if timeout_s is None else time.monotonic() + timeout_s
+    findings = load(folder)
+    is_interrupted, problem = False, ""
+    asked = [pair for pair in plan.pairs if not findings.is_found(pair)]
+    with Progress("Niche Discovery", len(asked)) as progress:
+        if len(asked) < len(plan.pairs):
+            progress.say(f"{len(plan.pairs) - len(asked)} pairs were found before: not asked again")
+        saver = _Saver(folder, findings)
+
+        def settle(finding: Finding) -> None:
+            saver.note(finding)
+            progress.advance(f"{finding.market}, {finding.geography}: {finding.summary}")
+
+        listeners = Listeners(on_settled=settle, on_silence=progress.say)
+        try:
+            discover(client, asked, lang=config.lang, until=until, listeners=listeners)
+        except KeyboardInterrupt:
+            is_interrupted = True
+        except WaitTimeoutError as error:
+            problem = f"{error} (--timeout {timeout_s:g})"
+        finally:
+            save(folder, findings)
+    if problem:
+        progress.say(problem)
+    _show(folder, plan, findings, as_json=getattr(options, "json", False))
+    if is_interrupted:
+        return INTERRUPTED
+    return 0 if any(findings.is_found(pair) for pair in plan.pairs) else NOTHING_USABLE
+
+
+def discover(
+    client: Submits,
+    pairs: Sequence[tuple[str, str]],
+    *,
+    lang: str | None = None,
+    until: float | None = None,
+    listeners: Listeners | None = None,
+) -> None:
+    """Ask for niches of each of `pairs` (market, geography), bad answers twice.
+
+    Ending early, whatever the reason, cancels what is still under way.
+
+    Args:
+        client: takes the tasks.
+        pairs: market and geography.
+        lang: ``es`` or ``en``, the language of descriptions; None leaves it to the model.
+        until: monotonic seconds when waiting is over; None waits for ever.
+        listeners: told as things happen.
+
+    Raises:
+        WaitTimeoutError: `until` has come.
+    """
+    told = listeners or Listeners()
+    asks = [_Ask(pair=pair, messages=_messages(pair, lang)) for pair in pairs]
+    for round_number in range(1, MAX_ASKS + 1):
+        if not asks:
+            return
+        tasks = client.submit_many("agent_action", [ask.data for ask in asks])
+        again: list[_Ask] = []
+        try:
+            for outcome in outcomes(tasks, until=until, on_silence=told.on_silence):
+                finding, answer = _judged(asks[outcome.index], outcome)
+                if finding.is_found or not answer or round_number == MAX_ASKS:
+                    told.on_settled(finding)
+                else:
+                    again.append(asks[outcome.index].again(answer, finding.error))
+        except BaseException:
+            cancel_all(tasks)
+            raise
+        asks = again
+
+
+def read_plan(file: Path | None) -> Plan:
+    """Return the plan of a JSON file with markets and geographies, or the default one.
+
+    Raises:
+        ConfigError: the file can't be read, or is not of that form.
+    """
+    if file is None:
+        return Plan(markets=list(DEFAULT_MARKETS), geographies=list(DEFAULT_GEOGRAPHIES))
+    expected = 'expected {"markets": ["…"], "geographies": ["…"]}'
+    try:
+        with file.open("rb") as opened:
+            content = opened.read(MAX_FILE_BYTES + 1)
+        if len(content) > MAX_FILE_BYTES:
+            raise ConfigError(f"--markets {file}: larger than {MAX_FILE_BYTES} bytes; {expected}")
+        plan = msgspec.json.decode(content.removeprefix(b"\xef\xbb\xbf"), type=Plan)
+    except OSError as error:
+        raise ConfigError(f"--markets {file}: cannot be read ({error.strerror})") from error
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ConfigError(f"--markets {file}: {one_line(str(error))}; {expected}") from error
+    if not all(name.strip() for name in [*plan.markets, *plan.geographies]):
+        raise ConfigError(f"--markets {file}: a name is empty; {expected}")
+    if len(plan.pairs) > MAX_PAIRS:
+        raise ConfigError(f"--markets {file}: {len(plan.pairs)} pairs, at most {MAX_PAIRS}")
+    return plan
+
+
+# --- asking ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Ask:
+    """One question, and what was said about it before."""
+
+    pair: tuple[str, str]
+    messages: tuple[dict[str, str], ...]
+
+    @property
+    def data(self) -> dict[str, Any]:
+        messages = list(self.messages)
+        return {"messages": messages, "temperature": TEMPERATURE, "max_tokens": MAX_TOKENS}
+
+    def again(self, answer: str, problem: str) -> _Ask:
+        """Return the question with its bad answer and what is wrong with that."""
+        more = (
+            {"role": "assistant", "content": answer[:MAX_REPEATED_CHARS]},
+            {"role": "user", "content": _AGAIN.format(problem=problem)},
+        )
+        return _Ask(pair=self.pair, messages=(*self.messages, *more))
+
+
+def _messages(pair: tuple[str, str], lang: str | None) -> tuple[dict[str, str], ...]:
+    market, geography = pair
+    language = _LANGUAGES.get(lang or "", "")
+    question = _QUESTION.format(market=market, geography=geography, language=language)
+    return ({"role": "system", "content": _SYSTEM}, {"role": "user", "content": question})
+
+
+def _judged(ask: _Ask, outcome: Outcome) -> tuple[Finding, str]:
+    """Return what came of `ask`, and the answer's text; "" if there was none."""
+    market, geography = ask.pair
+    result = outcome.result
+    if result is None:
+        return Finding(market=market, geography=geography, error=one_line(outcome.error)), ""
+    text, model = result.get("output"), str(result.get("model") or "")
+    if not isinstance(text, str) or not text:
+        error = "the answer has no text"
+        return Finding(market=market, geography=geography, error=error, model=model), ""
+    try:
+        niches = list(niches_in(text))
+    except BackendAnswerError as error:
+        problem = one_line(str(error))
+        found = Finding(market=market, geography=geography, error=problem, model=model)
+        return found, text
+    return Finding(market=market, geography=geography, niches=niches, model=model), text
+
+
+# --- keeping and showing --------------------------------------------------------------
+
+
+class _Saver:
+    """Writes what is found, but not for each answer of thousands."""
+
+    def __init__(self, folder: Path, findings: Findings) -> None:
+        self._folder, self._findings = folder, findings
+        self._saved: float | None = None
+
+    def note(self, finding: Finding) -> None:
+        self._findings.put(finding)
+        now = time.monotonic()
+        if self._saved is None or now - self._saved >= SAVE_S:
+            self._saved = now
+            save(self._folder, self._findings)
+
+
+def _show(folder: Path, plan: Plan, findings: Findings, *, as_json: bool) -> None:
+    pairs = plan.pairs
+    found = sum(findings.is_found(pair) for pair in pairs)
+    unusable = sum(findings.is_unusable(pair) for pair in pairs)
+    ranking = findings.ranking()
+    if as_json:
+        top = [
+            {"market": market, "geography": geography, "niche": niche.name,
+             "opportunity": niche.opportunity}
+            for market, geography, niche in ranking[:SHOWN]
+        ]  # fmt: skip
+        counts = {"pairs": len(pairs), "found": found, "unusable": unusable}
+        counts["unanswered"] = len(pairs) - found - unusable
+        print(json.dumps({"folder": str(folder), **counts, "niches": len(ranking), "top": top}))
+        return
+    for market, geography, niche in ranking[:SHOWN]:
+        print(f"{niche.opportunity:5.1f}  {one_line(f'{niche.name} ({market}, {geography})')}")
+    print(
+        f"{len(pairs)} pairs: {found} found, {unusable} unusable, "
+        f"{len(pairs) - found - unusable} unanswered; {len(ranking)} niches"
+    )
+    print(f"saved in {folder}: niches.json, niches.md, niches.csv")
+    if found < len(pairs):
+        print(f"to go on: the same command with --output {folder}")

@@ -1,0 +1,83 @@
+"""How far a run is: a bar on a terminal, plain lines elsewhere; always on stderr.
+
+What comes from the mesh is shown in one bounded line, without control characters.
+"""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+from typing import Final
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+from rich.text import Text
+
+#: Plain lines go into logs: at most one in this many seconds, and the last.
+LINE_S: Final = 1.0
+MAX_CHARS: Final = 200
+
+
+class Progress:
+    """The progress of `total` steps; a context manager.
+
+    Args:
+        title: what is being done.
+        total: steps.
+        console: where to, if not stderr.
+    """
+
+    def __init__(self, title: str, total: int, *, console: Console | None = None) -> None:
+        self._title, self._total = title, total
+        self._console = console or Console(stderr=True)
+        self._done = 0
+        self._said_at: float | None = None
+        self._bar: Bar | None = None
+        if self._console.is_terminal:
+            self._bar = Bar(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[note]}", markup=False),
+                console=self._console,
+            )
+            self._row = self._bar.add_task(title, total=total, note="")
+
+    def __enter__(self) -> Progress:
+        if self._bar is not None:
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def advance(self, note: str = "") -> None:
+        """Count one more step as done."""
+        self._done += 1
+        if self._bar is not None:
+            self._bar.update(self._row, advance=1, note=one_line(note))
+            return
+        now = time.monotonic()
+        is_due = self._said_at is None or now - self._said_at >= LINE_S
+        if is_due or self._done == self._total:
+            self._said_at = now
+            self.say(f"{self._title}: {self._done}/{self._total} {note}".rstrip())
+
+    def say(self, line: str) -> None:
+        """Show one line beside the progress."""
+        self._console.print(Text(one_line(line)), soft_wrap=True)
+
+
+def one_line(text: str) -> str:
+    """Return `text` in one line of at most `MAX_CHARS`, without control characters."""
+    shown = "".join(c if c.isprintable() else " " for c in text[: 4 * MAX_CHARS])
+    line = " ".join(shown.split())
+    return line if len(line) <= MAX_CHARS else f"{line[: MAX_CHARS - 1]}…"

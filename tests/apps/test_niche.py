@@ -1,0 +1,217 @@
+"""Niches are asked of a language model, checked, kept, and asked for again when needed."""
+
+from __future__ import annotations
+
+import _thread
+import argparse
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from d8mesh.apps import work
+from d8mesh.apps.findings import load
+from d8mesh.apps.niche import Plan, read_plan, run, run_with
+from d8mesh.backends.ollama import OllamaBackend
+from d8mesh.config import Config
+from d8mesh.errors import ConfigError, D8Error
+from d8mesh.handlers.llm import llm_handlers
+from tests.in_process import InProcess
+from tests.ollama_server import OllamaServer, default_answer
+
+PLAN = Plan(markets=["pets", "books"], geographies=["Spain", "Peru"])
+
+
+@pytest.fixture
+def server() -> Iterator[OllamaServer]:
+    with OllamaServer() as running:
+        yield running
+
+
+def run_on(server: OllamaServer, folder: Path, *, plan: Plan = PLAN, **more: Any) -> int:
+    options = argparse.Namespace(output=folder, **more)
+    with InProcess(llm_handlers(OllamaBackend(server.url))) as mesh:
+        return run_with(mesh, plan, config=Config(lang="es"), options=options)
+
+
+def first_question(messages: list[dict[str, Any]]) -> str:
+    return str(messages[1]["content"])
+
+
+def test_every_market_in_every_geography_is_asked_and_saved(
+    server: OllamaServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_on(server, tmp_path) == 0
+    findings = load(tmp_path)
+    assert [(each.market, each.geography) for each in findings.all() if each.is_found]
+    assert len(findings.ranking()) == 4
+    assert all(findings.is_found(pair) for pair in PLAN.pairs)
+    questions = [first_question(body["messages"]) for body in server.chats]
+    assert len(questions) == 4
+    assert any("pets" in text and "Peru" in text for text in questions)
+    assert all("in Spanish" in text for text in questions)
+    assert "Repair cafés" in (tmp_path / "niches.md").read_text("utf-8")
+    assert "Repair cafés" in (tmp_path / "niches.csv").read_text("utf-8")
+    said = capsys.readouterr()
+    assert "4 pairs: 4 found, 0 unusable" in said.out
+    assert str(tmp_path) in said.out
+    assert "4/4" in said.err
+
+
+def test_a_bad_answer_is_asked_for_again_with_what_is_wrong(
+    server: OllamaServer, tmp_path: Path
+) -> None:
+    server.answer = lambda messages: (
+        default_answer(messages[:2]) if len(messages) > 2 else "I think that pets are nice."
+    )
+    assert run_on(server, tmp_path) == 0
+    assert len(server.chats) == 8
+    assert all(load(tmp_path).is_found(pair) for pair in PLAN.pairs)
+    again = server.chats[-1]["messages"]
+    assert again[2] == {"role": "assistant", "content": "I think that pets are nice."}
+    assert "no JSON object" in again[3]["content"]
+
+
+def test_what_stays_bad_is_listed_as_unusable(
+    server: OllamaServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server.answer = lambda messages: (
+        default_answer(messages[:2]) if "books" in first_question(messages) else "no"
+    )
+    assert run_on(server, tmp_path, json=True) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert (report["found"], report["unusable"], report["unanswered"]) == (2, 2, 0)
+    assert "no JSON object" in (tmp_path / "niches.md").read_text("utf-8")
+    assert len(server.chats) == 2 + 2 * 2
+
+
+def test_nothing_usable_is_a_failure(server: OllamaServer, tmp_path: Path) -> None:
+    server.answer = lambda messages: "no"
+    assert run_on(server, tmp_path) == 1
+
+
+def test_a_task_that_fails_is_unusable_and_not_asked_again(
+    server: OllamaServer, tmp_path: Path
+) -> None:
+    server.behaviour = "error"
+    assert run_on(server, tmp_path) == 1
+    assert len(server.chats) == 4
+    assert "the model runner has stopped" in load(tmp_path).all()[0].error
+
+
+def test_a_rerun_asks_only_for_what_is_missing(
+    server: OllamaServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_on(server, tmp_path, plan=Plan(markets=["pets"], geographies=["Spain"])) == 0
+    assert run_on(server, tmp_path) == 0
+    assert len(server.chats) == 4
+    assert "1 pairs were found before" in capsys.readouterr().err
+    assert run_on(server, tmp_path) == 0
+    assert len(server.chats) == 4
+
+
+def test_a_result_of_something_else_is_not_overwritten(
+    server: OllamaServer, tmp_path: Path
+) -> None:
+    (tmp_path / "niches.json").write_text('{"mine": true}', "utf-8")
+    with pytest.raises(D8Error, match="choose another --output"):
+        run_on(server, tmp_path)
+    assert (tmp_path / "niches.json").read_text("utf-8") == '{"mine": true}'
+    assert server.chats == []
+
+
+def test_ctrl_c_saves_what_there_is_and_says_where(
+    server: OllamaServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def answer(messages: list[dict[str, Any]]) -> str:
+        if "books" in first_question(messages):
+            server.behaviour = "stall"
+            _thread.interrupt_main()
+        return default_answer(messages)
+
+    server.answer = answer
+    options = argparse.Namespace(output=tmp_path)
+    handlers = llm_handlers(OllamaBackend(server.url))
+    with InProcess(handlers, threads=1) as mesh:
+        assert run_with(mesh, PLAN, config=Config(), options=options) == 130
+    assert load(tmp_path).is_found(("pets", "Spain"))
+    assert not load(tmp_path).is_found(("books", "Peru"))
+    assert f"to go on: the same command with --output {tmp_path}" in capsys.readouterr().out
+
+
+def test_a_mesh_without_language_models_says_so_and_keeps_the_time(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(work, "SILENCE_S", 0.1)
+    options = argparse.Namespace(output=tmp_path, timeout_s=1.0)
+    with InProcess({}) as mesh:
+        assert run_with(mesh, PLAN, config=Config(), options=options) == 1
+    said = capsys.readouterr()
+    assert "no worker in the mesh runs agent_action" in said.err
+    assert "--timeout 1" in said.err
+    assert "4 unanswered" in said.out
+
+
+def test_the_results_go_to_a_folder_of_the_data_folder(
+    server: OllamaServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    handlers = llm_handlers(OllamaBackend(server.url))
+    options = argparse.Namespace(json=True)
+    with InProcess(handlers) as mesh:
+        run_with(mesh, PLAN, config=Config(data_dir=str(tmp_path)), options=options)
+    folder = Path(json.loads(capsys.readouterr().out)["folder"])
+    assert folder.parent == tmp_path / "niche"
+    assert (folder / "niches.json").exists()
+
+
+# --- the file of markets --------------------------------------------------------------
+
+
+def test_a_file_gives_markets_and_geographies_and_each_pair_once(tmp_path: Path) -> None:
+    file = tmp_path / "markets.json"
+    content = '{"markets": ["pets", " pets ", "ñandú"], "geographies": ["Perú"]}'
+    file.write_bytes(b"\xef\xbb\xbf" + content.encode())
+    assert read_plan(file).pairs == [("pets", "Perú"), ("ñandú", "Perú")]
+
+
+def test_without_a_file_there_are_defaults() -> None:
+    assert len(read_plan(None).pairs) == 15
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "[]",
+        "not json",
+        '{"markets": ["a"]}',
+        '{"markets": [], "geographies": ["a"]}',
+        '{"markets": "a", "geographies": ["a"]}',
+        '{"markets": [1], "geographies": ["a"]}',
+        '{"markets": [" "], "geographies": ["a"]}',
+        '{"markets": ["a"], "geographies": ["b"], "other": 1}',
+        json.dumps({"markets": ["x" * 201], "geographies": ["a"]}),
+        "[" * 100_000,
+        "\xff\xfe",
+    ],
+)
+def test_a_wrong_file_says_what_was_expected(tmp_path: Path, content: str) -> None:
+    file = tmp_path / "markets.json"
+    file.write_text(content, encoding="latin-1")
+    with pytest.raises(ConfigError, match=r'expected \{"markets"'):
+        read_plan(file)
+
+
+def test_too_many_pairs_are_refused(tmp_path: Path) -> None:
+    file = tmp_path / "markets.json"
+    names = [str(i) for i in range(101)]
+    file.write_text(json.dumps({"markets": names, "geographies": names}), "utf-8")
+    with pytest.raises(ConfigError, match="10201 pairs, at most 10000"):
+        read_plan(file)
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"nothing\.json: cannot be read"):
+        run(Config(), argparse.Namespace(markets=tmp_path / "nothing.json"))

@@ -1,0 +1,43 @@
+"""A bar on a terminal, plain lines elsewhere, and no tricks from what is shown."""
+
+from __future__ import annotations
+
+import io
+
+from rich.console import Console
+
+from d8mesh.apps.progress import MAX_CHARS, Progress, one_line
+
+
+def test_elsewhere_than_on_a_terminal_there_are_plain_lines() -> None:
+    out = io.StringIO()
+    with Progress("Work", 3, console=Console(file=out, force_terminal=False)) as progress:
+        for i in range(3):
+            progress.advance(f"step [bold]{i}")
+        progress.say("[red]done\x1b[31m")
+    lines = out.getvalue().splitlines()
+    assert lines[0] == "Work: 1/3 step [bold]0"
+    assert lines[-2:] == ["Work: 3/3 step [bold]2", "[red]done [31m"]
+
+
+def test_a_terminal_gets_a_bar() -> None:
+    out = io.StringIO()
+    console = Console(file=out, force_terminal=True, width=100)
+    with Progress("Work", 2, console=console) as progress:
+        progress.advance("a [b]note")
+        progress.advance()
+        progress.say("a line")
+    assert "2/2" in out.getvalue()
+    assert "a line" in out.getvalue()
+
+
+def test_a_run_without_steps_is_shown_too() -> None:
+    out = io.StringIO()
+    with Progress("Work", 0, console=Console(file=out)):
+        pass
+    assert out.getvalue() == ""
+
+
+def test_a_line_is_one_bounded_line() -> None:
+    assert one_line("a\r\n\tb\x1b]0;title\x07 c") == "a b ]0;title c"
+    assert len(one_line("x" * 1_000_000)) == MAX_CHARS

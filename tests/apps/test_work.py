@@ -1,0 +1,64 @@
+"""Outcomes come as tasks end, in whatever order; silence is explained."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import pytest
+
+from d8mesh.apps import work
+from d8mesh.apps.work import cancel_all, outcomes
+from d8mesh.errors import WaitTimeoutError
+from d8mesh.handlers import Data, Handler, TaskContext
+from d8mesh.handlers.echo import echo
+from tests.in_process import InProcess
+
+PATIENCE_S = 30
+
+
+def test_outcomes_come_as_tasks_end() -> None:
+    gate = threading.Event()
+
+    def gated(data: Data, context: TaskContext) -> object:
+        if data["n"] == 0:
+            assert gate.wait(PATIENCE_S)
+        return echo(data, context)
+
+    with InProcess({"gated": gated}) as mesh:
+        seen = []
+        for outcome in outcomes(mesh.submit_many("gated", [{"n": n} for n in range(4)])):
+            seen.append(outcome.index)
+            assert outcome.result == {"success": True, "output": {"n": outcome.index}}
+            if len(seen) == 3:
+                gate.set()
+    assert (seen[-1], sorted(seen)) == (0, [0, 1, 2, 3])
+
+
+def test_failed_and_cancelled_tasks_are_outcomes_too() -> None:
+    def broken(data: Data, context: TaskContext) -> object:
+        raise ValueError("out of luck")
+
+    with InProcess({"broken": broken}) as mesh:
+        (failed,) = outcomes(mesh.submit_many("broken", [{}]))
+        lost = mesh.submit_many("nobody runs this", [{}])
+        cancel_all(lost)
+        (cancelled,) = outcomes(lost)
+    assert (failed.result, failed.error) == (None, "ValueError: out of luck")
+    assert (cancelled.result, cancelled.error) == (None, "The task was cancelled.")
+
+
+def test_silence_is_explained_once_and_the_time_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(work, "SILENCE_S", 0.1)
+    handlers: dict[str, Handler] = {}
+    reasons: list[str] = []
+    with InProcess(handlers) as mesh:
+        tasks = mesh.submit_many("agent_action", [{}, {}])
+        until = time.monotonic() + 1.5
+        with pytest.raises(WaitTimeoutError, match="2 of 2 tasks"):
+            list(outcomes(tasks, until=until, on_silence=reasons.append))
+    assert reasons == ["no worker in the mesh runs agent_action"]
+
+
+def test_no_tasks_have_no_outcomes() -> None:
+    assert list(outcomes([])) == []
