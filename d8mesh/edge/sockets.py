@@ -224,11 +224,28 @@ class RouterEndpoint:
 MAX_ADDRESSES: Final = 16_384
 
 
-class DealerLink:
-    """A DEALER connected to one address of a broker."""
+class SharedContext:
+    """Lets many `DealerLink` s of one process share ZeroMQ's own threads."""
 
-    def __init__(self, endpoint: str) -> None:
-        self._context = zmq.Context()
+    def __init__(self) -> None:
+        self.context = zmq.Context()
+
+    def close(self) -> None:
+        """Let the threads go; the links must be closed by now."""
+        self.context.term()
+
+
+class DealerLink:
+    """A DEALER connected to one address of a broker.
+
+    Args:
+        endpoint: ``tcp://HOST:PORT``.
+        shared: whose threads to use; None: some of its own.
+    """
+
+    def __init__(self, endpoint: str, shared: SharedContext | None = None) -> None:
+        self._owned = zmq.Context() if shared is None else None
+        self._context = self._owned or shared.context  # type: ignore[union-attr]
         self.socket = self._context.socket(zmq.DEALER)
         _configure(self.socket)
         self.socket.set(zmq.RECONNECT_IVL, 100)
@@ -260,7 +277,8 @@ class DealerLink:
     def close(self) -> None:
         """Let the connection go."""
         self.socket.close(LINGER_MS)
-        self._context.term()
+        if self._owned is not None:
+            self._owned.term()
 
 
 class _Gate:

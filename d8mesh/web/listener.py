@@ -140,11 +140,13 @@ class Listener:
         )
         self._server.parser_limits = limits.large_body_bytes or {}
         self._server.refused = refused
+        self._is_running = False
         self._is_closing = threading.Event()
         self._is_closed = threading.Event()
 
     def run(self) -> None:
         """Serve until `close`."""
+        self._is_running = True
         try:
             while not self._is_closing.is_set():
                 wasyncore.loop(timeout=1, map=self._map, use_poll=hasattr(select, "poll"), count=1)
@@ -156,11 +158,15 @@ class Listener:
 
     def start(self) -> None:
         """Serve on a thread of its own."""
+        self._is_running = True
         threading.Thread(target=self.run, name="http", daemon=True).start()
 
     def close(self, timeout_s: float = 1.0) -> None:
         """Stop serving; connections are closed, whatever runs there."""
         self._is_closing.set()
+        if not self._is_running:
+            wasyncore.close_all(self._map, ignore_all=True)
+            return
         with contextlib.suppress(OSError):
             self._server.pull_trigger()
         self._is_closed.wait(timeout_s)
