@@ -168,6 +168,7 @@ def plot(plan: Plan, history: History) -> str:
         x_labels=labels,
         x_labels_major=labels[:: max(1, math.ceil(count / 10))],
         show_minor_x_labels=False,
+        truncate_label=-1,
         show_dots=count <= 60,
         legend_at_bottom=True,
         no_prefix=False,
