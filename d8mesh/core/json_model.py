@@ -21,30 +21,34 @@ def check_json(value: object, path: str, depth: int = 0) -> None:
     Raises:
         InvalidTaskError: something in it is not; the message names the path.
     """
-    kind = type(value)
-    if kind in _PLAIN:
+    if type(value) in _PLAIN:
         return
     if depth > MAX_DEPTH:
         raise InvalidTaskError(f"{path[:200]}: nested deeper than {MAX_DEPTH}")
     if isinstance(value, dict):
         for key, item in value.items():
             if type(key) is not str:
-                raise InvalidTaskError(
-                    f"{path}: saw a key of type {type(key).__name__}, expected texts"
-                )
+                seen = type(key).__name__
+                raise InvalidTaskError(f"{path}: saw a key of type {seen}, expected texts")
             if type(item) not in _PLAIN:
                 check_json(item, f"{path}.{key}" if depth < 3 else path, depth + 1)
     elif isinstance(value, (list, tuple)):
         for item in value:
             if type(item) not in _PLAIN:
                 check_json(item, path, depth + 1)
-    elif isinstance(value, int):
+    else:
+        _check_single(value, path)
+
+
+def _check_single(value: object, path: str) -> None:
+    if isinstance(value, int):
         if not MIN_INT <= value <= MAX_INT:
             raise InvalidTaskError(f"{path}: an integer beyond 64 bits")
     elif isinstance(value, float):
         if not isfinite(value):
             raise InvalidTaskError(f"{path}: {value} is not a number that JSON has")
     elif not isinstance(value, str):
+        seen = type(value).__name__
         raise InvalidTaskError(
-            f"{path}: saw {kind.__name__}, expected an object, array, text, number, boolean or null"
+            f"{path}: saw {seen}, expected an object, array, text, number, boolean or null"
         )

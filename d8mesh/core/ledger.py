@@ -41,6 +41,10 @@ PAYLOAD_MEMORY_BYTES: Final = 128 * 1024 * 1024
 
 _QUEUED: Final = TaskState.QUEUED
 _RUNNING: Final = TaskState.RUNNING
+#: What a running task becomes: looked up once, not for every task.
+_ENDS: Final[dict[type[TaskFact], TaskState]] = {
+    fact: next_state(_RUNNING, fact) for fact in (Completed, Failed, Cancelled)
+}
 
 
 class Ledger:
@@ -295,7 +299,9 @@ class Ledger:
                 batch = task.batch
                 if task.state is _RUNNING:
                     running += 1
-                task.state = next_state(task.state, fact)
+                    task.state = _ENDS[fact]
+                else:
+                    task.state = next_state(task.state, fact)
             batch.unfinished -= 1
             self.unfinished_bytes -= batch.size_bytes // batch.count
             if not batch.unfinished:

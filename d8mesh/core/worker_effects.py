@@ -16,6 +16,8 @@ Ended: TypeAlias = tuple[str, str, bytes, int, bytes, float]
 Piece: TypeAlias = tuple[str, str, bytes, int, bytes]
 #: The kind of an attempt that ended with nothing to report: it was cancelled.
 DROPPED: Final = -1
+#: The kind of an attempt whose service is busy or down: given back, no failure.
+UNAVAILABLE: Final = -2
 
 
 class Kept(NamedTuple):

@@ -35,7 +35,7 @@ from d8mesh.core.messages import (
     WorkerHello,
 )
 from d8mesh.core.worker_effects import (
-    DROPPED,
+    UNAVAILABLE,
     Abort,
     Attempt,
     Ended,
@@ -265,6 +265,7 @@ class WorkerSession:
         lines, abandoned = self.lines, self._abandoned
         touched: dict[str, Line] = {}
         keep: list[Kept] = []
+        given: list[tuple[Line, str, bytes]] = []
         total_s, measured, results, completed, size = 0.0, 0, 0, 0, 0
         for link, task_id, token, kind, payload, duration_s in ended:
             line = lines.get(link)
@@ -273,7 +274,9 @@ class WorkerSession:
             if line.open.get(task_id) == token:
                 del line.open[task_id]
             touched[link] = line
-            if kind == DROPPED:
+            if kind < 0:
+                if kind == UNAVAILABLE:
+                    given.append((line, task_id, token))
                 continue
             total_s += duration_s
             measured += 1
@@ -294,6 +297,8 @@ class WorkerSession:
             effects.append(Keep(keep))
         for line in touched.values():
             effects += self._flush(line, now)
+        for line, task_id, token in given:
+            effects += self._give_back(line, [task_id], [token], now)
         if len(lines) > 1 or self.stuck or self.is_outbox_full:
             effects += self._offer(now)
         return effects
@@ -312,10 +317,7 @@ class WorkerSession:
                 tokens.append(token)
         effects: list[WorkerEffect] = []
         for link, (ids, tokens) in given.items():
-            line = self.lines[link]
-            line.window = self._window(line, now)
-            if line.is_welcome:  # else the next HELLO tells that they are not held
-                effects.append(Send(link, Release(line.window, ids, tokens)))
+            effects += self._give_back(self.lines[link], ids, tokens, now)
         return effects
 
     def chunks(self, pieces: Iterable[Piece]) -> list[WorkerEffect]:
@@ -450,6 +452,13 @@ class WorkerSession:
             results = Results(self._seq, window, bundle.ids, bundle.tokens, kinds, bundle.payloads)
             effects.append(Send(line.key, results))
         return effects
+
+    def _give_back(
+        self, line: Line, ids: list[str], tokens: list[bytes], now: float
+    ) -> list[WorkerEffect]:
+        line.window = self._window(line, now)
+        # Without a session the next HELLO tells that they are not held.
+        return [Send(line.key, Release(line.window, ids, tokens))] if line.is_welcome else []
 
     def _offer(self, now: float, but: Line | None = None) -> list[WorkerEffect]:
         """Tell the brokers at once whose window closes or opens."""

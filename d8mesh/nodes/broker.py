@@ -7,6 +7,7 @@ the disk (`Broker._perform`, the only place where that rule lives).
 
 from __future__ import annotations
 
+import gc
 import logging
 import queue
 import random
@@ -27,7 +28,7 @@ from d8mesh.core.dispatcher import Dispatcher
 from d8mesh.core.effects import Effect, Load, Loaded, Peer, Record, Send
 from d8mesh.core.messages import Refused
 from d8mesh.core.pool import Policy
-from d8mesh.edge.discovery import Announcement, Discovery, Kind
+from d8mesh.edge.discovery import Announcement, Discovery, Kind, Sighting
 from d8mesh.edge.journal import Journal, Reader
 from d8mesh.edge.logs import event
 from d8mesh.edge.network import usable_addresses
@@ -44,6 +45,8 @@ SUMMARY_S: Final = 60.0
 ANSWERED_STRIKES: Final = 3
 #: Connections whose bad frames are remembered.
 MAX_STRIKERS: Final = 4096
+#: Objects made between two collections: a hand-out of a batch makes thousands at once.
+GC_ALLOCATIONS: Final = 50_000
 JOURNAL_NAME: Final = "journal.db"
 
 _log: Final = logging.getLogger("d8mesh.broker")
@@ -99,7 +102,8 @@ class Broker:
         self._discovery = Discovery(
             mesh=config.mesh,
             addresses=lambda: [a.address for a in usable_addresses(config.interfaces)],
-            on_sighting=lambda sighting: None,
+            on_sighting=_heard_worker,
+            browse=(Kind.WORKER,),
             on_trouble=lambda text: event(_log, logging.WARNING, "discovery", trouble=text),
         )
         self._discovery.announce(
@@ -126,6 +130,9 @@ class Broker:
             JournalError: a commit failed; what it held was not acknowledged to anybody.
         """
         self._discovery.start()
+        # What lives from here on is mostly tasks, which hold no cycles: collect seldom.
+        gc.freeze()
+        gc.set_threshold(GC_ALLOCATIONS, 20, 50)
         ready = self._ready
         event(_log, logging.INFO, "broker.up", port=ready.port, epoch=ready.epoch)
         try:
@@ -236,6 +243,17 @@ class Broker:
             rejected=sum(pool.rejected.values()),
             undelivered=self._undelivered,
         )
+
+
+def _heard_worker(sighting: Sighting) -> None:
+    """Note a worker of the mesh; it dials by itself, but one that cannot is found in the log."""
+    event(
+        _log,
+        logging.INFO,
+        "worker.heard",
+        worker=sighting.node_id,
+        addresses=",".join(sighting.addresses),
+    )
 
 
 class _Questions:

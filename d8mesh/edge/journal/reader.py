@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import apsw
 import msgspec
 
 from d8mesh.core.messages import PRUNED_STATE
 from d8mesh.core.task import Spec, parse_id
-from d8mesh.edge.journal.schema import COUNTER_BITS, fetch, split_row
+from d8mesh.edge.journal.schema import COUNTER_BITS, Value, fetch, split_row
 from d8mesh.errors import InvalidTaskError, JournalError, UnknownTaskError
 
 Rows: TypeAlias = list[tuple[object, ...]]
@@ -21,11 +22,28 @@ SCAN_ROWS: Final = 20_000
 #: Failures told of one task.
 HISTORY_ROWS: Final = 20
 
-_TASK: Final = """
-SELECT o.row, b.type, b.spec, b.at, o.state, o.n, w.name, o.at, o.payload
-FROM outcomes o JOIN batches b ON b.first = (SELECT max(first) FROM batches WHERE first <= o.row)
+_RUN: Final = """
+SELECT o.first, o.count, b.type, b.spec, b.at, o.state, o.n, w.name, o.at, o.payloads
+FROM outcomes o
+JOIN batches b ON b.first = (SELECT max(first) FROM batches WHERE first <= o.first)
 LEFT JOIN workers w ON w.worker = o.worker
 """
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """One row of `outcomes` with what its batch and worker say."""
+
+    first: int
+    count: int
+    type: str
+    spec: Spec
+    created_at: float
+    state: int
+    n: int
+    worker: str | None
+    at: float
+    payloads: list[bytes]
 
 
 class Reader:
@@ -71,52 +89,55 @@ class Reader:
         """One row with the list of payloads of a batch."""
         row = self._row(f"{session}-{first}")
         found = fetch(self._db, "SELECT payloads FROM batches WHERE first = ?", (row,))
-        return [(msgspec.msgpack.decode(found[0][0], type=list[bytes]),)] if found else []
+        return [(_payloads(found[0][0]),)] if found else []
 
     def _outcomes(self, ids: list[str]) -> Rows:
         """(id, state, payload) of those that are finished or pruned."""
         rows: Rows = []
+        first, end, state = 0, 0, 0
+        payloads: list[bytes] = []
         for task_id in ids:
             row = self._row(task_id)
-            found = fetch(self._db, "SELECT state, payload FROM outcomes WHERE row = ?", (row,))
-            if found:
-                rows.append((task_id, *found[0]))
-            elif self._pruned_at(row) is not None:
-                rows.append((task_id, PRUNED_STATE, b""))
+            if not first <= row < end:  # usually the next of the same run
+                found = self._run_at(row, "first, count, state, payloads")
+                if found is None:
+                    if self._pruned_at(row) is not None:
+                        rows.append((task_id, PRUNED_STATE, b""))
+                    continue
+                first, end, state = found[0], found[0] + found[1], found[2]
+                payloads = _payloads(found[3])
+            rows.append((task_id, state, payloads[row - first]))
         return rows
 
     def _task(self, task_id: str) -> Rows:
         """The row that `core.reports.finished` reads, or (pruned at,), or nothing."""
         row = self._row(task_id)
-        found = fetch(self._db, _TASK + " WHERE o.row = ?", (row,))
-        if found:
-            return [self._told(found[0])]
+        found = self._run_at(row, "first")
+        if found is not None:
+            (run,) = self._runs(" WHERE o.first = ?", (found[0],))
+            return [self._told(run, row)]
         pruned_at = self._pruned_at(row)
         return [] if pruned_at is None else [(pruned_at,)]
 
     def _replay(self, task_id: str) -> Rows:
         """(spec, payload, state) of a finished task."""
         row = self._row(task_id)
-        found = fetch(
-            self._db,
-            "SELECT b.spec, b.payloads, o.state, b.first FROM outcomes o"
-            " JOIN batches b ON b.first = (SELECT max(first) FROM batches WHERE first <= o.row)"
-            " WHERE o.row = ?",
-            (row,),
-        )
-        if not found:
+        found = self._run_at(row, "state")
+        if found is None:
             return []
-        spec, payloads, state, first = found[0]
-        payload = msgspec.msgpack.decode(payloads, type=list[bytes])[row - first]
-        return [(msgspec.msgpack.decode(spec, type=Spec), payload, state)]
+        batch = "SELECT first, spec, payloads FROM batches WHERE first <= ? ORDER BY first DESC"
+        first, spec, payloads = fetch(self._db, batch + " LIMIT 1", (row,))[0]
+        payload = _payloads(payloads)[row - first]
+        return [(msgspec.msgpack.decode(spec, type=Spec), payload, found[0])]
 
     def _prunable(self, before_at: float, excess: int, limit: int) -> Rows:
         """(session, first, count) of finished batches to forget, the oldest first."""
         rows: Rows = []
         for first, count, ended_at in fetch(
             self._db,
-            "SELECT first, count, (SELECT max(at) FROM outcomes o WHERE o.row >= b.first"
-            " AND o.row < b.first + b.count) FROM batches b WHERE is_done = 1 ORDER BY seq LIMIT ?",
+            "SELECT first, count, (SELECT max(at) FROM outcomes o WHERE o.first >= b.first"
+            " AND o.first < b.first + b.count) FROM batches b WHERE is_done = 1"
+            " ORDER BY seq LIMIT ?",
             (limit,),
         ):
             if (ended_at is not None and ended_at < before_at) or excess >= count:
@@ -133,12 +154,18 @@ class Reader:
         if code is None:
             return self._list_batches(state == "open", kind, limit, cursor)
         after = _cursor(cursor, 1)[0]
-        sql = _TASK + " WHERE o.row > ? AND o.state = ? ORDER BY o.row LIMIT ?"
-        found = fetch(self._db, sql, (after, code, SCAN_ROWS if kind else limit))
-        told = [row for row in found if not kind or row[1] == kind][:limit]
-        is_more = len(told) == limit or (bool(kind) and len(found) == SCAN_ROWS)
-        last = told[-1][0] if len(told) == limit else found[-1][0] if found else 0
-        return [(str(last) if is_more else None,), *(self._told(row) for row in told)]
+        where = " WHERE o.first + o.count > ? AND o.state = ?"
+        where += " AND b.type = ?" if kind else ""
+        values: tuple[Value, ...] = (after, code, kind) if kind else (after, code)
+        if code != 1:  # the index on what did not go well knows them by their first
+            where = where.replace("o.first + o.count >", "o.first >=")
+        told: Rows = []
+        for run in self._runs(where + " ORDER BY o.first LIMIT ?", (*values, limit + 1)):
+            for row in range(max(run.first, after), run.first + run.count):
+                if len(told) == limit:
+                    return [(str(row),), *told]
+                told.append(self._told(run, row))
+        return [(None,), *told]
 
     def _list_batches(self, is_open_only: bool, kind: str, limit: int, cursor: str) -> Rows:
         """Tasks in the order of acceptance, batch by batch."""
@@ -156,18 +183,19 @@ class Reader:
             start = index if batch_seq == seq else 0
             reach = (first + start, first + count)
             finished = {
-                row[0]: row
-                for row in fetch(self._db, _TASK + " WHERE o.row >= ? AND o.row < ?", reach)
+                row: run
+                for run in self._runs(" WHERE o.first >= ? AND o.first < ?", (first, reach[1]))
+                for row in range(run.first, run.first + run.count)
             }
             spec = msgspec.msgpack.decode(blob, type=Spec)
             for at_index in range(start, count):
                 if len(told) == limit or scanned >= SCAN_ROWS:
                     return [(f"{batch_seq}.{at_index}",), *told]
                 scanned += 1
-                row = finished.get(first + at_index)
-                if row is not None and not is_open_only:
-                    told.append(self._told(row))
-                elif row is None:
+                run = finished.get(first + at_index)
+                if run is not None and not is_open_only:
+                    told.append(self._told(run, first + at_index))
+                elif run is None:
                     session, n = self._split(first + at_index)
                     head = (f"{session}-{n}", batch_type, spec.priority, at)
                     told.append((*head, None, 0, None, None, None, None, spec.replay_of, []))
@@ -175,16 +203,28 @@ class Reader:
 
     # ------------------------------------------------------------------------ helpers
 
-    def _told(self, found: tuple[object, ...]) -> tuple[object, ...]:
-        row, kind, blob, created_at, state, n, worker, at, payload = found
-        assert isinstance(row, int)
-        assert isinstance(blob, bytes)
+    def _run_at(self, row: int, columns: str) -> tuple[Any, ...] | None:
+        """Return columns of the run that holds the outcome of `row`, or None."""
+        sql = f"SELECT first + count, {columns} FROM outcomes WHERE first <= ?"
+        found = fetch(self._db, sql + " ORDER BY first DESC LIMIT 1", (row,))
+        return found[0][1:] if found and row < found[0][0] else None
+
+    def _runs(self, where: str, values: tuple[Value, ...]) -> Iterator[_Run]:
+        for first, count, kind, spec, created_at, state, n, worker, at, payloads in fetch(
+            self._db, _RUN + where, values
+        ):
+            decoded = msgspec.msgpack.decode(spec, type=Spec)
+            results = _payloads(payloads)
+            yield _Run(first, count, kind, decoded, created_at, state, n, worker, at, results)
+
+    def _told(self, run: _Run, row: int) -> tuple[object, ...]:
         session, counter = self._split(row)
-        spec = msgspec.msgpack.decode(blob, type=Spec)
-        past = self._history(row) if state != 1 or (isinstance(n, int) and n > 1) else []
-        why = past[-1]["error"] if past and state != 1 else None
-        head = (f"{session}-{counter}", kind, spec.priority, created_at)
-        return (*head, state, n, worker, at, payload, why, spec.replay_of, past)
+        past = self._history(row) if run.state != 1 or run.n > 1 else []
+        why = past[-1]["error"] if past and run.state != 1 else None
+        head = (f"{session}-{counter}", run.type, run.spec.priority, run.created_at)
+        payload = run.payloads[row - run.first]
+        tail = (run.worker, run.at, payload, why, run.spec.replay_of, past)
+        return (*head, run.state, run.n, *tail)
 
     def _history(self, row: int) -> list[dict[str, object]]:
         found = fetch(
@@ -219,6 +259,10 @@ class Reader:
         if row >> COUNTER_BITS not in self._names:
             self._names = dict(fetch(self._db, "SELECT sid, name FROM sessions"))
         return split_row(row, self._names)
+
+
+def _payloads(blob: bytes) -> list[bytes]:
+    return msgspec.msgpack.decode(blob, type=list[bytes])
 
 
 _FINAL_CODES: Final = {"completed": 1, "failed": 2, "cancelled": 3}

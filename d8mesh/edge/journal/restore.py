@@ -44,12 +44,12 @@ def _batches(db: apsw.Connection, restored: Restored, names: dict[int, str]) -> 
         end = first + count
     _accept(restored, names, start, end)
     finished: dict[int, list[int]] = {}
-    for seq, index in fetch(
+    for seq, index, run in fetch(
         db,
-        "SELECT b.seq, o.row - b.first FROM batches b JOIN outcomes o"
-        " ON o.row >= b.first AND o.row < b.first + b.count WHERE b.is_done = 0",
+        "SELECT b.seq, o.first - b.first, o.count FROM batches b JOIN outcomes o"
+        " ON o.first >= b.first AND o.first < b.first + b.count WHERE b.is_done = 0",
     ):
-        finished.setdefault(seq, []).append(index)
+        finished.setdefault(seq, []).extend(range(index, index + run))
     decode = msgspec.msgpack.Decoder(Spec).decode
     specs: dict[bytes, Spec] = {}
     for seq, first, count, blob, at, size in fetch(
@@ -74,12 +74,11 @@ def _hands(db: apsw.Connection, restored: Restored, names: dict[int, str]) -> No
     for worker, tasks in fetch(db, "SELECT worker, tasks FROM handouts ORDER BY number"):
         rows, ns = msgspec.msgpack.decode(tasks)
         holders.update((row, (n, worker)) for row, n in zip(rows, ns, strict=True))
-    known = "SELECT 1 FROM outcomes o WHERE o.row = f.row"
     for row, n, worker, is_counted, is_loss in fetch(
-        db,
-        "SELECT f.row, f.n, f.worker, f.is_counted, f.is_loss FROM failures f"
-        f" WHERE NOT EXISTS ({known}) ORDER BY f.rowid",
+        db, "SELECT row, n, worker, is_counted, is_loss FROM failures ORDER BY rowid"
     ):
+        if _is_finished(db, row):
+            continue
         session, counter = split_row(row, names)
         task_id = f"{session}-{counter}"
         highest, errors, losses, failed_on = restored.troubled.get(task_id, (0, 0, [], []))
@@ -99,3 +98,12 @@ def _hands(db: apsw.Connection, restored: Restored, names: dict[int, str]) -> No
     for row, (n, worker) in holders.items():
         session, counter = split_row(row, names)
         restored.in_flight[f"{session}-{counter}"] = (n, workers[worker])
+
+
+def _is_finished(db: apsw.Connection, row: int) -> bool:
+    found = fetch(
+        db,
+        "SELECT first + count FROM outcomes WHERE first <= ? ORDER BY first DESC LIMIT 1",
+        (row,),
+    )
+    return bool(found) and bool(row < found[0][0])

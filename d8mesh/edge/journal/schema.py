@@ -1,13 +1,14 @@
 """The tables of the journal, row ids, and multi-row statements.
 
 A task's row id is its session's number and its counter, so no index on text ids exists,
-and inserts go to the end of a session's range. The payloads of a batch are one blob; a
-result is one row.
+and inserts go to the end of a session's range. The payloads of a batch are one blob.
+Outcomes that came together for consecutive tasks of a batch are one row too: a run, with
+one list of results. Runs neither overlap nor reach into another batch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Iterator, Sequence
 from typing import Any, Final, TypeAlias
 
 import apsw
@@ -31,9 +32,9 @@ CREATE TABLE batches(
     is_done INTEGER NOT NULL, payloads BLOB NOT NULL);
 CREATE INDEX open_batches ON batches(seq) WHERE is_done = 0;
 CREATE TABLE outcomes(
-    row INTEGER PRIMARY KEY, state INTEGER NOT NULL, n INTEGER NOT NULL, worker INTEGER,
-    at REAL NOT NULL, payload BLOB NOT NULL);
-CREATE INDEX bad_outcomes ON outcomes(state, row) WHERE state <> 1;
+    first INTEGER PRIMARY KEY, count INTEGER NOT NULL, state INTEGER NOT NULL,
+    n INTEGER NOT NULL, worker INTEGER, at REAL NOT NULL, payloads BLOB NOT NULL);
+CREATE INDEX bad_outcomes ON outcomes(state, first) WHERE state <> 1;
 CREATE TABLE handouts(
     number INTEGER PRIMARY KEY, worker INTEGER NOT NULL, at REAL NOT NULL, tasks BLOB NOT NULL);
 CREATE TABLE failures(
@@ -81,3 +82,20 @@ def split_row(row: int, names: dict[int, str]) -> tuple[str, int]:
 def fetch(db: apsw.Connection, sql: str, values: Sequence[Value] = ()) -> list[tuple[Any, ...]]:
     """Return all rows of a query; what the columns hold stands in the schema."""
     return db.execute(sql, values).fetchall()
+
+
+class Runs:
+    """Consecutive row ids that came together, and where in their columns each run begins."""
+
+    def __init__(self, rows: Sequence[int], breaks: Container[int]) -> None:
+        """Cut `rows`, in the order given, wherever one is not the next or starts a batch."""
+        self.starts: list[int] = []
+        expected = -1
+        for index, row in enumerate(rows):
+            if row != expected or row in breaks:
+                self.starts.append(index)
+            expected = row + 1
+
+    def slices(self, count: int) -> Iterator[tuple[int, int]]:
+        """Yield (start, end) of each run in columns of `count`."""
+        yield from zip(self.starts, [*self.starts[1:], count], strict=True)

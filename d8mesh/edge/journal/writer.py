@@ -47,6 +47,7 @@ from d8mesh.edge.journal.schema import (
     MAX_TOMBSTONES,
     SCHEMA,
     SCHEMA_VERSION,
+    Runs,
     Value,
     insert_sql,
 )
@@ -86,6 +87,10 @@ class Journal:
             self._lock.close()
             raise
         self._sids: dict[str, int] = dict(self._db.execute("SELECT name, sid FROM sessions"))
+        #: first row ids of the open batches: no run of outcomes reaches over one
+        self._batch_starts: set[int] = {
+            row[0] for row in self._db.execute("SELECT first FROM batches WHERE is_done = 0")
+        }
         self._workers: dict[str, int] = dict(self._db.execute("SELECT name, worker FROM workers"))
 
     # -------------------------------------------------------------------- writing
@@ -118,6 +123,7 @@ class Journal:
             size = sum(map(len, fact.payloads))
             n = len(fact.payloads)
             first = self._row_of(fact.session, fact.first)
+            self._batch_starts.add(first)
             spec = encode(fact.spec)
             values += (None, first, n, spec, fact.spec.type, fact.at, size, 0)
             values.append(encode(fact.payloads))
@@ -147,12 +153,10 @@ class Journal:
         values: list[Value] = []
         done: dict[int, int] = {}
         for fact in facts:
-            worker, at = self._worker(fact.worker_id), fact.at
-            rows = self._rows_of(fact.ids)
-            for row, n, payload in zip(rows, fact.ns, fact.payloads, strict=True):
-                values += (row, COMPLETED, n, worker, at, payload)
-            done[worker] = done.get(worker, 0) + len(rows)
-        self._insert("outcomes", values, width=6)
+            worker = self._worker(fact.worker_id)
+            values += self._runs(fact, state=COMPLETED, worker=worker)
+            done[worker] = done.get(worker, 0) + len(fact.ids)
+        self._insert("outcomes", values, width=7)
         total = sum(done.values())
         self._db.execute("UPDATE totals SET completed = completed + ?", (total,))
         for worker, count in done.items():
@@ -163,7 +167,7 @@ class Journal:
     def _failed(self, facts: list[Failed]) -> None:
         for fact in facts:
             worker = self._worker(fact.worker_id) if fact.worker_id else None
-            self._end(fact.ids, fact.ns, fact.payloads, state=FAILED, worker=worker, at=fact.at)
+            self._insert("outcomes", self._runs(fact, state=FAILED, worker=worker), width=7)
             values: list[Value] = []
             for row, n in zip(self._rows_of(fact.ids), fact.ns, strict=True):
                 values += (row, n, worker, fact.at, 1, 0, fact.why)
@@ -177,23 +181,26 @@ class Journal:
 
     def _cancelled(self, facts: list[Cancelled]) -> None:
         for fact in facts:
-            self._end(fact.ids, fact.ns, fact.payloads, state=CANCELLED, worker=None, at=fact.at)
+            self._insert("outcomes", self._runs(fact, state=CANCELLED, worker=None), width=7)
             self._db.execute("UPDATE totals SET cancelled = cancelled + ?", (len(fact.ids),))
 
-    def _end(
-        self,
-        ids: list[str],
-        ns: list[int],
-        payloads: list[bytes],
-        *,
-        state: int,
-        worker: int | None,
-        at: float,
-    ) -> None:
+    def _runs(
+        self, fact: Completed | Failed | Cancelled, *, state: int, worker: int | None
+    ) -> list[Value]:
+        """Return rows of `outcomes`, one for each run of consecutive tasks and equal attempt."""
+        rows, ns, payloads = self._rows_of(fact.ids), fact.ns, fact.payloads
+        encode = msgspec.msgpack.encode
         values: list[Value] = []
-        for row, n, payload in zip(self._rows_of(ids), ns, payloads, strict=True):
-            values += (row, state, n, worker, at, payload)
-        self._insert("outcomes", values, width=6)
+        for start, end in Runs(rows, self._batch_starts).slices(len(rows)):
+            while start < end:  # nearly always once: attempts of one run differ seldom
+                n = ns[start]
+                stop = start + 1
+                while stop < end and ns[stop] == n:
+                    stop += 1
+                values += (rows[start], stop - start, state, n, worker, fact.at)
+                values.append(encode(payloads[start:stop]))
+                start = stop
+        return values
 
     def _enrolled(self, facts: list[Enrolled]) -> None:
         for fact in facts:
@@ -210,6 +217,7 @@ class Journal:
     def _closed(self, facts: list[Closed]) -> None:
         for fact in facts:
             firsts = [self._row_of(session, first) for session, first in fact.batches]
+            self._batch_starts.difference_update(firsts)
             for start in range(0, len(firsts), CHUNKS[0]):
                 part = firsts[start : start + CHUNKS[0]]
                 marks = ",".join("?" * len(part))
@@ -223,7 +231,7 @@ class Journal:
             for session, n, count in fact.batches:
                 first = self._row_of(session, n)
                 reach = (first, first + count)
-                self._db.execute("DELETE FROM outcomes WHERE row >= ? AND row < ?", reach)
+                self._db.execute("DELETE FROM outcomes WHERE first >= ? AND first < ?", reach)
                 self._db.execute("DELETE FROM failures WHERE row >= ? AND row < ?", reach)
                 self._db.execute("DELETE FROM keys WHERE first = ?", (first,))
                 self._db.execute("DELETE FROM batches WHERE first = ?", (first,))

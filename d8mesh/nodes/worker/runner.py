@@ -127,6 +127,7 @@ class Runner:
                 self._drop(key)
             if self._outbox is not None:
                 self._outbox.close()
+            self._waker.close()
             self.ended.set()
 
     def _is_over(self) -> bool:

@@ -15,14 +15,16 @@ from typing import Any, Final
 import msgspec
 
 from d8mesh.core.messages import FAILED
-from d8mesh.core.worker_effects import DROPPED, Attempt, Ended, Piece, Running
+from d8mesh.core.worker_effects import DROPPED, UNAVAILABLE, Attempt, Ended, Piece, Running
 from d8mesh.edge.child import Child
 from d8mesh.edge.sockets import Waker
-from d8mesh.errors import TaskCancelledError
+from d8mesh.errors import BackendUnavailableError, TaskCancelledError
 from d8mesh.handlers import endings
 
 #: How often a slot that waits for a coroutine or a process looks whether it is cancelled.
 LOOK_S: Final = 0.1
+#: A slot whose service is busy or down takes nothing for this long.
+BUSY_PAUSE_S: Final = 1.0
 
 _decode: Final = msgspec.msgpack.Decoder().decode
 _encode: Final = msgspec.msgpack.Encoder().encode
@@ -226,7 +228,16 @@ class Slots:
         is_cancel = isinstance(error, (TaskCancelledError, asyncio.CancelledError))
         if is_cancel and context.is_cancelled:
             return DROPPED, b""
+        if isinstance(error, BackendUnavailableError):
+            self._aborted_or_pause(context)
+            return UNAVAILABLE, b""
         return endings.of_exception(error, self.worker_id, round(time.monotonic() - started, 6))
+
+    def _aborted_or_pause(self, context: Context) -> None:
+        """Hold the slot for a moment: a task given back at once may come back at once."""
+        until = time.monotonic() + BUSY_PAUSE_S
+        while time.monotonic() < until and not context.is_cancelled:
+            time.sleep(LOOK_S)
 
     def _run_process(
         self, function: str, attempt: Attempt, context: Context, children: dict[str, Child]
