@@ -1,233 +1,253 @@
-"""The other side of `edge.exchange`: carries frames between HTTP and the broker.
+"""``POST /api/mesh/exchange``: sessions of peers that can reach the REST port only.
 
-Each remote link gets a DEALER of its own, so that to the broker it is a peer like any
-other; frames pass undecoded. All DEALERs live on one thread. A link that nobody asks for
-is closed: whoever comes back gets a new one, and the session says HELLO again.
+The frames of a link go through a ZeroMQ connection of its own to the broker, which sees no
+difference. One thread owns all these connections; requests put frames in and take frames out.
 """
 
 from __future__ import annotations
 
+import logging
 import re
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
-from typing import Final, TypeAlias
+from typing import Final
 
 import msgspec
+from werkzeug.wrappers import Request, Response
 
 from d8mesh.core.messages import MAX_FRAME_BYTES
-from d8mesh.edge.sockets import DealerLink, Loop, SharedContext, Waker
-from d8mesh.errors import BrokerUnavailableError, InvalidTaskError, QueueFullError
+from d8mesh.edge.logs import event
+from d8mesh.edge.sockets import DealerLink, Loop, Waker
+from d8mesh.errors import BrokerUnavailableError, ProtocolError
+from d8mesh.web.answers import Refusal
+from d8mesh.web.guard import body_of
+from d8mesh.web.mesh import Places
+from d8mesh.web.schemas import seconds
 
-#: Links at once: machines behind a closed port; each holds one request with its poll.
-MAX_LINKS: Final = 128
-#: The longest a poll may be held open with nothing to say.
-MAX_WAIT_S: Final = 30.0
-#: A link that was not asked for this long is closed: its polls come every 20 s at most.
-IDLE_S: Final = 45.0
-#: Frames of one request, and waiting for the broker or the remote side of one link.
-MAX_FRAMES: Final = 1000
-#: Bytes waiting for one remote side; more stay with ZeroMQ, and then with the broker.
-MAX_WAITING_BYTES: Final = 8 * 1024 * 1024
-#: Frames taken from one link before the others have their turn.
-_FRAMES_PER_TURN: Final = 64
-#: How often idle links are looked for, and whether a client that waits has left.
-_LOOK_S: Final = 1.0
-_LINK_ID: Final = re.compile(r"[0-9a-f]{32}")
+CONTENT_TYPE: Final = "application/x-d8-frames"
+LINK_HEADER: Final = "X-D8-Link"
+#: The longest a poll may stay open with nothing to say.
+MAX_WAIT_S: Final = 20.0
+#: Links at the same time: each has a connection, and two threads of libzmq.
+MAX_LINKS: Final = 200
+#: A link that nobody asked for this long is closed; its peer opens another.
+IDLE_S: Final = 60.0
+#: Bytes kept for a peer that does not fetch them; then its connection is not read from.
+MAX_HELD_BYTES: Final = 64 * 1024 * 1024
+#: Bytes of frames in one answer, if the first is not larger.
+MAX_ANSWER_BYTES: Final = 40 * 1024 * 1024
+#: Frames in one request, and taken from one connection in one go.
+MAX_FRAMES: Final = 10_000
+FRAMES_PER_TURN: Final = 64
+_LOOK_S: Final = 5.0
+_ID: Final = re.compile(r"[0-9a-f]{32}", re.ASCII)
 
 _decoder: Final = msgspec.msgpack.Decoder(list[bytes])
-_encoder: Final = msgspec.msgpack.Encoder()
-Gone: TypeAlias = Callable[[], bool]
+_log: Final = logging.getLogger("d8mesh.exchange")
 
 
-class _Remote:
-    """One remote link: what waits in each direction."""
-
-    def __init__(self, dealer: DealerLink) -> None:
-        self.dealer = dealer
-        self.to_broker: deque[bytes] = deque()
-        self.to_remote: deque[bytes] = deque()
-        self.waiting_bytes = 0
-        self.is_paused = False
-        self.asked = time.monotonic()
-        #: number of the newest poll: an older one ends when it is overtaken
-        self.newest_poll = 0
-
-
-class Relay:
-    """Carries frames of many remote links to one broker and back.
+class Exchange:
+    """Carries frames between requests and the broker.
 
     Args:
         endpoint: ``tcp://HOST:PORT`` of the broker.
+        waits: the places of waiting requests.
 
-    Thread: `exchange`, `open_links` and `close` from any.
+    Thread: `exchange` and `close` may be called from any.
     """
 
-    def __init__(self, endpoint: str) -> None:
+    def __init__(self, endpoint: str, waits: Places) -> None:
         self._endpoint = endpoint
-        self._remotes: dict[str, _Remote] = {}
-        self._news = threading.Condition()
-        self._opened: deque[str] = deque()
+        self._waits = waits
+        self._links: dict[str, _Link] = {}
+        self._lock = threading.Lock()
         self._waker = Waker()
         self._is_closing = False
-        self._thread = threading.Thread(target=self._serve, name="relay", daemon=True)
+        self._thread = threading.Thread(target=self._serve, name="exchange", daemon=True)
         self._thread.start()
 
-    @property
-    def open_links(self) -> int:
-        """How many links there are."""
-        return len(self._remotes)
-
-    def exchange(self, link_id: str, frames: list[bytes], wait_s: float, is_gone: Gone) -> bytes:
-        """Pass `frames` on, and return what has come for this link, as a body.
-
-        Args:
-            link_id: 32 hexadecimal digits that the remote side made up.
-            frames: as `frames_of` returns them.
-            wait_s: how long to wait for something to come, in seconds.
-            is_gone: whether the remote side has left.
+    def exchange(self, request: Request) -> Response:
+        """Answer a request: take its frames, bring those for its link.
 
         Raises:
-            InvalidTaskError: `link_id` is not of that form.
-            BrokerUnavailableError: there are too many links.
-            QueueFullError: too much waits for the broker; nothing was taken.
+            Refusal: the header or the body is not as described, or there are too many links.
+            InvalidTaskError: `wait` is no duration.
         """
-        if not _LINK_ID.fullmatch(link_id):
-            raise InvalidTaskError("X-D8-Link: expected 32 hexadecimal digits")
-        with self._news:
-            remote = self._remote(link_id)
-            if len(remote.to_broker) + len(frames) > MAX_FRAMES:
-                raise QueueFullError(f"more than {MAX_FRAMES} frames wait for the broker")
-            remote.to_broker.extend(frames)
-            remote.asked = time.monotonic()
-            if frames:
-                self._waker.wake()
-            if wait_s > 0:
-                self._wait(remote, min(wait_s, MAX_WAIT_S), is_gone)
-                if is_gone():
-                    return _encoder.encode([])  # what waits is for its next request
-            return _encoder.encode(self._take(remote))
+        wait_s = seconds(request.args, "wait", default=0.0, most=MAX_WAIT_S, is_cut=True)
+        link_id = request.headers.get(LINK_HEADER, "")
+        if not _ID.fullmatch(link_id):
+            raise Refusal("http.bad_request", f"{LINK_HEADER}: expected 32 hex digits")
+        frames = _frames_of(body_of(request, CONTENT_TYPE))
+        link = self._link(link_id)
+        link.put(frames)
+        if frames:
+            self._waker.wake()
+        if wait_s and not link.has_frames:
+            with self._waits.one() as may_wait:
+                link.wait(wait_s if may_wait else 0.0)
+        found = link.take()
+        if link.is_paused:
+            self._waker.wake()
+        return Response(msgspec.msgpack.encode(found), content_type=CONTENT_TYPE)
 
     def close(self) -> None:
         """Close all links."""
-        with self._news:
-            self._is_closing = True
-            self._news.notify_all()
+        self._is_closing = True
         self._waker.wake()
         self._thread.join(timeout=2.0)
 
-    # --------------------------------------------------------- under the lock, by askers
+    def _link(self, link_id: str) -> _Link:
+        with self._lock:
+            link = self._links.get(link_id)
+            if link is None or link.is_closed:
+                if len(self._links) >= MAX_LINKS:
+                    raise Refusal(
+                        "access.flood",
+                        f"{MAX_LINKS} links are open: let the broker's port through the firewall",
+                    )
+                link = self._links[link_id] = _Link()
+                event(_log, logging.INFO, "exchange.link", links=len(self._links))
+        link.last_used = time.monotonic()
+        self._waker.wake()
+        return link
 
-    def _remote(self, link_id: str) -> _Remote:
-        """Return the link, waiting for the thread to make it if it is new."""
-        if link_id not in self._remotes:
-            if len(self._remotes) + len(self._opened) >= MAX_LINKS:
-                raise BrokerUnavailableError(
-                    f"{MAX_LINKS} machines come by this way already: open the broker's port"
-                )
-            if link_id not in self._opened:
-                self._opened.append(link_id)
-                self._waker.wake()
-            self._news.wait_for(lambda: link_id in self._remotes or self._is_closing, _LOOK_S)
-        found = self._remotes.get(link_id)
-        if found is None:
-            raise BrokerUnavailableError
-        return found
-
-    def _wait(self, remote: _Remote, wait_s: float, is_gone: Gone) -> None:
-        remote.newest_poll += 1
-        number = remote.newest_poll
-        self._news.notify_all()  # an older poll of this link
-        until = time.monotonic() + wait_s
-        while not remote.to_remote and remote.newest_poll == number and not self._is_closing:
-            left_s = until - time.monotonic()
-            if left_s <= 0 or is_gone():
-                return
-            self._news.wait(min(left_s, _LOOK_S))
-
-    def _take(self, remote: _Remote) -> list[bytes]:
-        frames: list[bytes] = []
-        size = 0
-        while remote.to_remote and (
-            not frames or size + len(remote.to_remote[0]) <= MAX_FRAME_BYTES
-        ):
-            frames.append(remote.to_remote.popleft())
-            size += len(frames[-1])
-        remote.waiting_bytes -= size
-        if remote.is_paused:
-            self._waker.wake()
-        return frames
-
-    # ------------------------------------------------------------------- the one thread
+    # ------------------------------------------------------------- the pumping thread
 
     def _serve(self) -> None:
-        shared, loop = SharedContext(), Loop(self._waker)
-        next_look = 0.0
+        loop = Loop(self._waker)
         while not self._is_closing:
             loop.wait(_LOOK_S)
-            with self._news:
-                self._open(shared, loop)
-                is_news = False
-                for remote in self._remotes.values():
-                    is_news |= self._carry(remote, loop)
-                if is_news:
-                    self._news.notify_all()
-                now = time.monotonic()
-                if now >= next_look:
-                    next_look = now + _LOOK_S
-                    self._sweep(loop, now)
-        with self._news:
-            for remote in self._remotes.values():
-                loop.remove(remote.dealer)
-                remote.dealer.close()
-            self._remotes.clear()
-        shared.close()
+            with self._lock:
+                links = list(self._links.items())
+            now = time.monotonic()
+            for link_id, link in links:
+                if now - link.last_used > IDLE_S or not self._pump(link, loop):
+                    with self._lock:
+                        self._links.pop(link_id, None)
+                    link.disconnect(loop)
+        for link in list(self._links.values()):
+            link.disconnect(loop)
         self._waker.close()
 
-    def _open(self, shared: SharedContext, loop: Loop) -> None:
-        while self._opened:
-            dealer = DealerLink(self._endpoint, shared)
-            loop.add(dealer)
-            self._remotes[self._opened.popleft()] = _Remote(dealer)
-            self._news.notify_all()
-
-    @staticmethod
-    def _carry(remote: _Remote, loop: Loop) -> bool:
-        """Move what can be moved; return whether something has come for the remote side."""
-        while remote.to_broker and remote.dealer.send(remote.to_broker[0]):
-            remote.to_broker.popleft()
-        is_full = remote.waiting_bytes >= MAX_WAITING_BYTES or len(remote.to_remote) >= MAX_FRAMES
-        if is_full != remote.is_paused:
-            remote.is_paused = is_full
-            loop.remove(remote.dealer) if is_full else loop.add(remote.dealer)
-        if is_full:
-            return False
-        received = remote.dealer.receive(_FRAMES_PER_TURN)
-        remote.to_remote.extend(received)
-        remote.waiting_bytes += sum(map(len, received))
-        return bool(received)
-
-    def _sweep(self, loop: Loop, now: float) -> None:
-        idle = [key for key, remote in self._remotes.items() if now - remote.asked > IDLE_S]
-        for link_id in idle:
-            remote = self._remotes.pop(link_id)
-            loop.remove(remote.dealer)
-            remote.dealer.close()
+    def _pump(self, link: _Link, loop: Loop) -> bool:
+        """Carry what there is; False if the link cannot go on."""
+        if link.socket is None:
+            try:
+                link.connect(DealerLink(self._endpoint), loop)
+            except BrokerUnavailableError as error:
+                event(_log, logging.WARNING, "exchange.unconnected", error=str(error))
+                return False
+        link.carry(loop)
+        return True
 
 
-def frames_of(body: bytes) -> list[bytes]:
-    """Return the frames of a request's body; an empty body has none.
+class _Link:
+    """One peer's link.
 
-    Raises:
-        InvalidTaskError: it is no msgpack array of binaries, or one of too many or too large.
+    Thread: `connect`, `carry` and `disconnect` are the pumping thread's, the rest is any's.
     """
+
+    def __init__(self) -> None:
+        self.socket: DealerLink | None = None
+        self.is_closed = False
+        self.is_paused = False
+        self.last_used = time.monotonic()
+        self._outgoing: deque[bytes] = deque()
+        self._incoming: deque[bytes] = deque()
+        self._held_bytes = 0
+        self._changed = threading.Condition()
+        self._polls = 0
+
+    @property
+    def has_frames(self) -> bool:
+        """True if something waits to be fetched."""
+        return bool(self._incoming)
+
+    def put(self, frames: list[bytes]) -> None:
+        """Have these sent.
+
+        Raises:
+            Refusal: too many wait already.
+        """
+        with self._changed:
+            if frames and len(self._outgoing) >= MAX_FRAMES:
+                raise Refusal("access.flood", "the broker takes no more frames for now")
+            self._outgoing.extend(frames)
+
+    def wait(self, wait_s: float) -> None:
+        """Wait until there is something to fetch; a newer poll ends an older one's wait."""
+        until = time.monotonic() + wait_s
+        with self._changed:
+            self._polls += 1
+            mine = self._polls
+            self._changed.notify_all()
+            while not self._incoming and not self.is_closed and self._polls == mine:
+                left_s = until - time.monotonic()
+                if left_s <= 0 or not self._changed.wait(left_s):
+                    break
+        self.last_used = time.monotonic()
+
+    def take(self) -> list[bytes]:
+        """Return what has come in, in order, up to MAX_ANSWER_BYTES."""
+        found: list[bytes] = []
+        size = 0
+        with self._changed:
+            while self._incoming:
+                size += len(self._incoming[0])
+                if found and size > MAX_ANSWER_BYTES:
+                    break
+                found.append(self._incoming.popleft())
+                self._held_bytes -= len(found[-1])
+        return found
+
+    def connect(self, socket: DealerLink, loop: Loop) -> None:
+        """Use this connection."""
+        self.socket = socket
+        loop.add(socket)
+
+    def carry(self, loop: Loop) -> None:
+        """Send what waits, receive what has come."""
+        socket = self.socket
+        assert socket is not None
+        while self._outgoing and socket.send(self._outgoing[0]):
+            self._outgoing.popleft()
+        if self.is_paused and self._held_bytes < MAX_HELD_BYTES // 2:
+            self.is_paused = False
+            loop.add(socket)
+        if self.is_paused:
+            return
+        received = socket.receive(FRAMES_PER_TURN)
+        if received:
+            with self._changed:
+                self._incoming.extend(received)
+                self._held_bytes += sum(map(len, received))
+                self._changed.notify_all()
+        if self._held_bytes > MAX_HELD_BYTES:
+            self.is_paused = True
+            loop.remove(socket)
+
+    def disconnect(self, loop: Loop) -> None:
+        """Close the connection; who waits is answered."""
+        with self._changed:
+            self.is_closed = True
+            self._changed.notify_all()
+        socket, self.socket = self.socket, None
+        if socket is not None:
+            if not self.is_paused:
+                loop.remove(socket)
+            socket.close()
+
+
+def _frames_of(body: bytes) -> list[bytes]:
+    if not body:
+        return []
     try:
-        frames = _decoder.decode(body) if body else []
-    except msgspec.DecodeError as error:
-        raise InvalidTaskError(f"the body is no msgpack array of binaries: {error}") from error
+        frames = _decoder.decode(body)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise ProtocolError(f"the body is no array of frames: {error}") from error
     if len(frames) > MAX_FRAMES or any(len(frame) > MAX_FRAME_BYTES for frame in frames):
-        raise InvalidTaskError(
-            f"the body has {len(frames)} frames: at most {MAX_FRAMES}, of {MAX_FRAME_BYTES} bytes"
+        raise ProtocolError(
+            f"expected at most {MAX_FRAMES} frames of at most {MAX_FRAME_BYTES} bytes each"
         )
     return frames

@@ -1,0 +1,142 @@
+"""Who may ask at all: the peer's address, the Host, the Origin; and how much of a body.
+
+Runs before routing, for every method: a page of some web site must reach nothing here,
+whatever name it gave itself (DNS rebinding) and whatever it was allowed to send.
+"""
+
+from __future__ import annotations
+
+import hmac
+import time
+from collections import Counter
+from typing import Final
+
+from werkzeug.exceptions import ClientDisconnected
+from werkzeug.wrappers import Request
+
+from d8mesh.config import Config
+from d8mesh.core.addresses import host_is_allowed, host_of, is_admissible, is_loopback
+from d8mesh.edge.network import own_names
+from d8mesh.web.answers import JSON, Refusal
+
+#: Largest body: a batch of frames as `edge.exchange` cuts them, and its envelope.
+MAX_BODY_BYTES: Final = 41 * 1024 * 1024
+#: Our own names and addresses are looked up again after this long: addresses change.
+NAMES_S: Final = 5.0
+
+
+class Guard:
+    """Refuses requests before anything reads them.
+
+    Thread: any.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self._allowed = config.allowed_hosts
+        self._key = config.mesh_key
+        self._allows_public = config.allow_public and bool(config.mesh_key)
+        self._names: frozenset[str] = frozenset()
+        self._names_until = 0.0
+
+    def check(self, request: Request) -> None:
+        """Let a request pass or not.
+
+        Raises:
+            Refusal: `http.peer`, `http.bad_request`, `http.host`, `http.origin` or
+                `access.token`.
+        """
+        address = request.remote_addr or ""
+        if not self.admits(address):
+            raise Refusal("http.peer", "only private networks may ask here", closes=True)
+        header = request.environ.get("HTTP_HOST", "")
+        host = host_of(header)
+        if host is None:
+            raise Refusal("http.bad_request", "the Host header is missing or malformed")
+        if not host_is_allowed(host, self._own_names(), self._allowed):
+            raise Refusal(
+                "http.host",
+                f"{host[:100]!r} is not a name of this machine: ask by its address, or add the "
+                "name to D8_ALLOWED_HOSTS",
+            )
+        _check_origin(request, header)
+        if self._key is not None and not is_loopback(address):
+            self._check_token(request, self._key)
+
+    def admits(self, address: str) -> bool:
+        """Return whether a peer of this address may ask at all."""
+        return self._allows_public or is_admissible(address)
+
+    def _check_token(self, request: Request, key: str) -> None:
+        scheme, _, token = request.headers.get("Authorization", "").partition(" ")
+        given = token.strip().encode("utf-8", "replace")
+        if scheme.lower() != "bearer" or not hmac.compare_digest(given, key.encode("utf-8")):
+            raise Refusal(
+                "access.token",
+                "this mesh has a key: send it as Authorization: Bearer",
+                headers={"WWW-Authenticate": "Bearer"},
+            )
+
+    def _own_names(self) -> frozenset[str]:
+        now = time.monotonic()
+        if now >= self._names_until:
+            self._names = own_names()
+            self._names_until = now + NAMES_S
+        return self._names
+
+
+class Rejections:
+    """Counts what was refused, by reason; reasons are codes, so there are few of them."""
+
+    def __init__(self) -> None:
+        self._counts: Counter[str] = Counter()
+
+    def add(self, reason: str) -> None:
+        """Count one more."""
+        self._counts[reason] += 1
+
+    def counts(self) -> dict[str, int]:
+        """Return how many of each reason."""
+        return dict(self._counts)
+
+
+def body_of(request: Request, content_type: str = JSON) -> bytes:
+    """Return the body, which may be empty.
+
+    Raises:
+        Refusal: `http.media_type` or `http.too_large`, or it was cut off.
+    """
+    length = request.content_length
+    if length is not None and length > MAX_BODY_BYTES:
+        raise _too_large()
+    request.max_content_length = None  # counted here: Werkzeug cuts what is not declared
+    body = b""
+    try:
+        while len(body) <= MAX_BODY_BYTES and (part := request.stream.read(MAX_BODY_BYTES + 1)):
+            body = body + part if body else part
+    except ClientDisconnected as error:
+        raise Refusal("http.bad_request", "the body was cut off", closes=True) from error
+    if len(body) > MAX_BODY_BYTES:
+        raise _too_large()
+    if body and request.mimetype != content_type:
+        raise Refusal(
+            "http.media_type",
+            f"the body is {request.mimetype[:60] or 'of no type'!r}, expected {content_type}",
+            headers={"Accept": content_type},
+        )
+    return body
+
+
+def _too_large() -> Refusal:
+    return Refusal(
+        "http.too_large", f"the body is larger than {MAX_BODY_BYTES} bytes", closes=True
+    )
+
+
+def _check_origin(request: Request, host: str) -> None:
+    origin = request.headers.get("Origin")
+    if origin is not None:
+        scheme, found, place = origin.partition("://")
+        if scheme not in ("http", "https") or not found or place.lower() != host.lower():
+            raise Refusal("http.origin", "requests of web pages from elsewhere are refused")
+    if request.headers.get("Sec-Fetch-Site", "").lower() == "cross-site":
+        raise Refusal("http.origin", "requests of web pages from elsewhere are refused")

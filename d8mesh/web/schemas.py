@@ -1,0 +1,239 @@
+"""Bodies of requests: their fields, their bounds, and how what is wrong is told."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, Final, TypeVar
+
+import msgspec
+from msgspec import Meta, Struct
+
+from d8mesh.config import MODEL_PATTERN
+from d8mesh.core.json_model import check_json
+from d8mesh.core.messages import MAX_BATCH_TASKS, MAX_FRAME_BYTES, MAX_PAYLOAD_BYTES, Group
+from d8mesh.errors import InvalidTaskError, PayloadTooLargeError
+
+_T = TypeVar("_T")
+Text = Annotated[str, Meta(min_length=1, max_length=128)]
+Object = dict[str, Any]
+
+#: Types whose ``data["model"]`` is a wish that placement honours.
+MODEL_TYPES: Final = frozenset({"agent_action", "code_generation"})
+#: What the envelope of a submit and of its tasks takes of a frame, beside the payloads.
+ENVELOPE_BYTES: Final = 16_384
+ENVELOPE_BYTES_PER_GROUP: Final = 512
+_KEY: Final = re.compile(r"[ -~]{1,128}", re.ASCII)
+_MODEL: Final = re.compile(MODEL_PATTERN, re.ASCII)
+_MISSING: Final = re.compile(r"Object missing required field `(\w+)`(?: - at `\$\.?(.*)`)?")
+_AT: Final = re.compile(r"(.*) - at `\$\.?(.*)`", re.DOTALL)
+
+
+class Register(Struct):
+    """``POST /api/workers/register``; other keys are of no interest."""
+
+    worker_id: Text
+    worker_type: Text
+    capabilities: Object
+    status: str | None = None
+
+
+class WorkerId(Struct):
+    """``POST /api/workers/unregister``."""
+
+    worker_id: Text
+
+
+class Report(Struct):
+    """``POST /api/tasks/{id}/result``; the result may be anything, and no object is a failure."""
+
+    worker_id: Text
+    result: Any
+
+
+class ReportOf(Struct):
+    """``POST /api/workers/results``."""
+
+    task_id: Text
+    worker_id: Text
+    result: Any
+
+
+class SubmitOne(Struct):
+    """``POST /api/tasks/submit``, and one task of a batch."""
+
+    type: Text
+    data: Object
+    priority: Annotated[int, Meta(ge=1, le=10)] = 5
+    deadline_s: Annotated[float, Meta(gt=0, le=1e9)] | None = None
+    max_attempts: Annotated[int, Meta(ge=1, le=100)] | None = None
+    fenced: bool = False
+    run_at: Annotated[float, Meta(ge=0, le=1e11)] | None = None
+
+
+class SubmitBatch(Struct):
+    """``POST /api/tasks/submit_batch``."""
+
+    tasks: Annotated[list[SubmitOne], Meta(min_length=1, max_length=MAX_BATCH_TASKS)]
+
+
+def convert(value: object, kind: type[_T]) -> _T:
+    """Return `value` as a `kind`.
+
+    Raises:
+        InvalidTaskError: a field is missing, of a wrong type or out of range; it is named.
+    """
+    if not isinstance(value, dict):
+        raise InvalidTaskError(f"the body is {_name(value)}, expected an object")
+    try:
+        return msgspec.convert(value, kind)
+    except msgspec.ValidationError as error:
+        raise InvalidTaskError(_told(str(error))) from error
+
+
+def groups_of(tasks: list[SubmitOne], *, is_batch: bool) -> list[Group]:
+    """Return the tasks as groups of what can share one, in their order.
+
+    Raises:
+        InvalidTaskError: data is not of JSON's model, a type or model is not a usable name.
+        PayloadTooLargeError: the data of one task, or all together, are too large.
+    """
+    groups: list[Group] = []
+    last: tuple[object, ...] | None = None
+    size = ENVELOPE_BYTES
+    for index, task in enumerate(tasks):
+        path = f"tasks[{index}]." if is_batch else ""
+        payload = _payload(task, path)
+        model = _model(task, path)
+        shared = (
+            task.type,
+            task.priority,
+            model,
+            task.deadline_s,
+            task.max_attempts,
+            task.fenced,
+            task.run_at,
+        )
+        if shared != last:
+            groups.append(
+                Group(
+                    task.type,
+                    task.priority,
+                    [],
+                    model,
+                    task.deadline_s,
+                    task.max_attempts or 0,
+                    task.fenced,
+                    task.run_at,
+                )
+            )
+            last = shared
+            size += ENVELOPE_BYTES_PER_GROUP
+        groups[-1].payloads.append(payload)
+        size += len(payload) + 8
+    if size > MAX_FRAME_BYTES:
+        raise PayloadTooLargeError(
+            f"the tasks take {size} bytes together: at most {MAX_FRAME_BYTES}, submit them in parts"
+        )
+    return groups
+
+
+def idempotency_key(header: str | None) -> str:
+    """Return the key of a submit, empty if there is none.
+
+    Raises:
+        InvalidTaskError: it is not 1 to 128 printable characters.
+    """
+    if header is None:
+        return ""
+    if not _KEY.fullmatch(header):
+        raise InvalidTaskError("Idempotency-Key: expected 1 to 128 printable ASCII characters")
+    return header
+
+
+def digest_of(groups: list[Group]) -> bytes:
+    """Return what a submit's body hashes to, for its idempotency key."""
+    return hashlib.blake2b(msgspec.msgpack.encode(groups), digest_size=16).digest()
+
+
+def seconds(
+    query: Mapping[str, str], name: str, *, default: float, most: float, is_cut: bool = False
+) -> float:
+    """Return a duration from the query.
+
+    Args:
+        default: what a missing one means.
+        most: the largest, in seconds.
+        is_cut: whether a larger one counts as the largest, instead of being refused.
+
+    Raises:
+        InvalidTaskError: it is no such number.
+    """
+    text = query.get(name)
+    if text is None:
+        return default
+    try:
+        value = float(text) if len(text) <= 32 and text.isascii() else math.nan
+    except ValueError:
+        value = math.nan
+    if not 0 <= value <= (math.inf if is_cut else most):  # also false for NaN
+        raise InvalidTaskError(f"{name}: saw {text[:32]!r}, expected seconds, 0 to {most:g}")
+    return min(value, most)
+
+
+def integer(query: Mapping[str, str], name: str, *, default: int, most: int) -> int:
+    """Return a number from 1 to `most` from the query.
+
+    Raises:
+        InvalidTaskError: it is no such number.
+    """
+    text = query.get(name)
+    if text is None:
+        return default
+    if not (text.isascii() and text.isdigit() and len(text) <= 9 and 1 <= int(text) <= most):
+        raise InvalidTaskError(f"{name}: saw {text[:32]!r}, expected a number, 1 to {most}")
+    return int(text)
+
+
+def _payload(task: SubmitOne, path: str) -> bytes:
+    if not task.type.isprintable():
+        raise InvalidTaskError(f"{path}type: expected printable characters")
+    check_json(task.data, f"{path}data")
+    payload = msgspec.msgpack.encode(task.data)
+    if len(payload) > MAX_PAYLOAD_BYTES:
+        raise PayloadTooLargeError(
+            f"{path}data: {len(payload)} bytes, at most {MAX_PAYLOAD_BYTES}; hand over large "
+            "things as files"
+        )
+    return payload
+
+
+def _model(task: SubmitOne, path: str) -> str:
+    if task.type not in MODEL_TYPES or task.data.get("model") is None:
+        return ""
+    model = task.data["model"]
+    if not isinstance(model, str) or (model and not _MODEL.fullmatch(model)):
+        raise InvalidTaskError(
+            f"{path}data.model: saw {str(model)[:60]!r}, expected a model name such as "
+            "deepseek-r1:8b"
+        )
+    return model
+
+
+def _told(text: str) -> str:
+    """Return msgspec's message in the words of the contract, the field first."""
+    missing = _MISSING.fullmatch(text)
+    if missing is not None:
+        name, path = missing.groups()
+        return f"Missing field: {path + '.' if path else ''}{name}"
+    placed = _AT.fullmatch(text)
+    if placed is None:
+        return text[:300]
+    return f"{placed[2]}: {placed[1]}"[:300]
+
+
+def _name(value: object) -> str:
+    names = {list: "an array", str: "a text", bool: "a boolean", type(None): "null"}
+    return names.get(type(value), "a number")

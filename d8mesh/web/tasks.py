@@ -1,0 +1,136 @@
+"""The calls that submit tasks, look at them, and change them."""
+
+from __future__ import annotations
+
+import time
+from typing import Any, Final
+
+from werkzeug.wrappers import Request, Response
+
+from d8mesh.core.task import TaskState
+from d8mesh.errors import InvalidTaskError, UnknownTaskError
+from d8mesh.web.answers import answer
+from d8mesh.web.dialect import status_body
+from d8mesh.web.guard import body_of
+from d8mesh.web.mesh import ASK_S, SUBMIT_S, Mesh, Places
+from d8mesh.web.schemas import (
+    SubmitBatch,
+    SubmitOne,
+    convert,
+    digest_of,
+    groups_of,
+    idempotency_key,
+    integer,
+    seconds,
+)
+from d8mesh.web.strict import parse_json
+from d8mesh.web.workers import is_gone
+
+MAX_WAIT_S: Final = 60.0
+DEFAULT_WAIT_S: Final = 30.0
+#: While a request waits, it is looked this often whether its asker is still there.
+SLICE_S: Final = 5.0
+MAX_PAGE: Final = 1000
+DEFAULT_PAGE: Final = 100
+#: Longest cursor that is passed on; ours are shorter.
+MAX_CURSOR_CHARS: Final = 128
+_FINAL: Final = frozenset(state.value for state in TaskState if state.is_final)
+
+
+class TaskCalls:
+    """Answers ``/api/tasks…`` but for results and streams."""
+
+    def __init__(self, mesh: Mesh, waits: Places) -> None:
+        self._mesh = mesh
+        self._waits = waits
+
+    def submit(self, request: Request) -> Response:
+        """``POST /api/tasks/submit``"""
+        task = convert(parse_json(body_of(request)), SubmitOne)
+        (task_id,), is_repeat = self._submit(request, [task], is_batch=False)
+        told = {"task_id": task_id, "status": "submitted", "message": f"Task {task_id} submitted"}
+        return answer(told, 200 if is_repeat else 201)
+
+    def submit_batch(self, request: Request) -> Response:
+        """``POST /api/tasks/submit_batch``"""
+        tasks = convert(parse_json(body_of(request)), SubmitBatch).tasks
+        ids, is_repeat = self._submit(request, tasks, is_batch=True)
+        return answer({"task_ids": ids, "status": "submitted"}, 200 if is_repeat else 201)
+
+    def status(self, request: Request, task_id: str) -> Response:
+        """``GET /api/tasks/status/{id}``"""
+        return answer(self.status_of(task_id))
+
+    def wait(self, request: Request, task_id: str) -> Response:
+        """``GET /api/tasks/{id}/wait``"""
+        wait_s = seconds(request.args, "timeout_s", default=DEFAULT_WAIT_S, most=MAX_WAIT_S)
+        body = self.status_of(task_id)
+        if body["state"] in _FINAL:
+            return answer(body)
+        with self._waits.one() as may_wait:
+            until = time.monotonic() + (wait_s if may_wait else 0.0)
+            while (left_s := until - time.monotonic()) > 0 and not is_gone(request):
+                if self._mesh.wait_finished(task_id, min(left_s, SLICE_S)):
+                    break
+        return answer(self.status_of(task_id))
+
+    def cancel(self, request: Request, task_id: str) -> Response:
+        """``POST /api/tasks/{id}/cancel``"""
+        body_of(request)
+        return answer(self._mesh.ask("cancel", {"id": _id(task_id)}, timeout_s=ASK_S))
+
+    def replay(self, request: Request, task_id: str) -> Response:
+        """``POST /api/tasks/{id}/replay``"""
+        body_of(request)
+        session, n = self._mesh.next_id()
+        args = {"id": _id(task_id), "session": session, "n": n}
+        return answer(self._mesh.ask("replay", args, timeout_s=SUBMIT_S), 201)
+
+    def queue(self, request: Request) -> Response:
+        """``GET /api/tasks/queue``"""
+        return answer(self._mesh.ask("queue", _page(request), timeout_s=ASK_S))
+
+    def listed(self, request: Request) -> Response:
+        """``GET /api/tasks``"""
+        args = _page(request)
+        args |= {"state": request.args.get("state", ""), "type": request.args.get("type", "")}
+        if len(str(args["type"])) > MAX_CURSOR_CHARS:
+            raise InvalidTaskError(f"type: expected at most {MAX_CURSOR_CHARS} characters")
+        body = self._mesh.ask("tasks", args, timeout_s=ASK_S)
+        body["tasks"] = [status_body(task) for task in body["tasks"]]
+        return answer(body)
+
+    def status_of(self, task_id: str) -> dict[str, Any]:
+        """Return the documented status body.
+
+        Raises:
+            UnknownTaskError: there is no such task; `PrunedTaskError`: there was one.
+        """
+        return status_body(self._mesh.ask("status", {"id": _id(task_id)}, timeout_s=ASK_S))
+
+    def _submit(
+        self, request: Request, tasks: list[SubmitOne], *, is_batch: bool
+    ) -> tuple[list[str], bool]:
+        key = idempotency_key(request.headers.get("Idempotency-Key"))
+        groups = groups_of(tasks, is_batch=is_batch)
+        return self._mesh.submit_groups(
+            groups,
+            key=key,
+            digest=digest_of(groups) if key else b"",
+            is_watched=False,
+            timeout_s=SUBMIT_S,
+        )
+
+
+def _id(task_id: str) -> str:
+    if len(task_id) > MAX_CURSOR_CHARS:
+        raise UnknownTaskError
+    return task_id
+
+
+def _page(request: Request) -> dict[str, object]:
+    cursor = request.args.get("cursor", "")
+    if len(cursor) > MAX_CURSOR_CHARS:
+        raise InvalidTaskError("cursor: expected what next_cursor said")
+    limit = integer(request.args, "limit", default=DEFAULT_PAGE, most=MAX_PAGE)
+    return {"limit": limit, "cursor": cursor}

@@ -1,0 +1,137 @@
+"""The calls of polling workers, and those about workers."""
+
+from __future__ import annotations
+
+import time
+from typing import Any, Final
+
+from werkzeug.wrappers import Request, Response
+
+from d8mesh.errors import UnknownTaskError, UnknownWorkerError
+from d8mesh.web.answers import answer
+from d8mesh.web.dialect import lacks_output, reported, task_body
+from d8mesh.web.guard import body_of
+from d8mesh.web.mesh import ASK_S, Mesh, Places
+from d8mesh.web.schemas import Register, Report, ReportOf, WorkerId, convert, seconds
+from d8mesh.web.strict import parse_json
+
+#: The longest a poll may wait; a longer wish is cut.
+MAX_POLL_S: Final = 60.0
+#: A waiting poll is asked anew this often: a worker that hung up is not handed a task.
+SLICE_S: Final = 5.0
+
+
+class WorkerCalls:
+    """Answers ``/api/workers/…`` and the reports of results."""
+
+    def __init__(self, mesh: Mesh, waits: Places) -> None:
+        self._mesh = mesh
+        self._waits = waits
+
+    def register(self, request: Request) -> Response:
+        """``POST /api/workers/register``"""
+        body = convert(parse_json(body_of(request)), Register)
+        args = {
+            "worker_id": body.worker_id,
+            "worker_type": body.worker_type,
+            "capabilities": body.capabilities,
+            "status": body.status or "online",
+        }
+        self._mesh.ask("poll.register", args, timeout_s=ASK_S)
+        message = f"Worker {body.worker_id} registered"
+        told = {"status": "registered", "success": True, "worker_id": body.worker_id}
+        return answer({**told, "message": message})
+
+    def heartbeat(self, request: Request, worker_id: str) -> Response:
+        """``POST /api/workers/{id}/heartbeat``"""
+        _optional_object(request)
+        self._mesh.ask("poll.heartbeat", {"worker_id": _known(worker_id)}, timeout_s=ASK_S)
+        return answer({"status": "ok"})
+
+    def unregister(self, request: Request, worker_id: str) -> Response:
+        """``POST /api/workers/{id}/unregister``"""
+        _optional_object(request)
+        return self._unregister(_known(worker_id))
+
+    def unregister_by_body(self, request: Request) -> Response:
+        """``POST /api/workers/unregister``"""
+        return self._unregister(convert(parse_json(body_of(request)), WorkerId).worker_id)
+
+    def poll(self, request: Request, worker_id: str) -> Response:
+        """``GET /api/workers/{id}/tasks``"""
+        wait_s = seconds(request.args, "wait", default=0.0, most=MAX_POLL_S, is_cut=True)
+        if not wait_s:
+            return self._next(worker_id, 0.0)
+        with self._waits.one() as may_wait:
+            until = time.monotonic() + (wait_s if may_wait else 0.0)
+            while True:
+                left_s = max(0.0, until - time.monotonic())
+                response = self._next(worker_id, min(left_s, SLICE_S))
+                is_over = left_s <= SLICE_S or response.get_data() != _NO_TASK
+                if is_over or is_gone(request):
+                    return response
+
+    def results(self, request: Request) -> Response:
+        """``POST /api/workers/results``"""
+        body = convert(parse_json(body_of(request)), ReportOf)
+        return self._report(body.task_id, body.worker_id, body.result)
+
+    def result(self, request: Request, task_id: str) -> Response:
+        """``POST /api/tasks/{id}/result``"""
+        body = convert(parse_json(body_of(request)), Report)
+        return self._report(task_id, body.worker_id, body.result)
+
+    def listed(self, request: Request) -> Response:
+        """``GET /api/workers/list``"""
+        return answer(self._mesh.ask("workers", {}, timeout_s=ASK_S))
+
+    def stats(self, request: Request) -> Response:
+        """``GET /api/stats`` and ``GET /api/workers/stats``"""
+        return answer(self._mesh.ask("stats", {}, timeout_s=ASK_S))
+
+    def _unregister(self, worker_id: str) -> Response:
+        self._mesh.ask("poll.unregister", {"worker_id": worker_id}, timeout_s=ASK_S)
+        return answer({"status": "unregistered", "success": True})
+
+    def _next(self, worker_id: str, wait_s: float) -> Response:
+        args = {"worker_id": _known(worker_id), "wait_s": wait_s}
+        task = self._mesh.ask("poll.next", args, timeout_s=wait_s + ASK_S)["task"]
+        return answer({"task": None if task is None else task_body(task)})
+
+    def _report(self, task_id: str, worker_id: str, result: Any) -> Response:
+        if len(task_id) > 128:
+            raise UnknownTaskError
+        task_type = ""
+        if lacks_output(result):
+            task_type = self._mesh.ask("status", {"id": task_id}, timeout_s=ASK_S)["type"]
+        is_success, payload = reported(result, worker_id=worker_id, task_type=task_type)
+        args = {
+            "task_id": task_id,
+            "worker_id": worker_id,
+            "is_success": is_success,
+            "result": payload,
+        }
+        self._mesh.ask("poll.report", args, timeout_s=ASK_S)
+        return answer({"status": "received", "success": True})
+
+
+def is_gone(request: Request) -> bool:
+    """Return whether the asker is known to have hung up."""
+    disconnected = request.environ.get("waitress.client_disconnected")
+    return bool(disconnected is not None and disconnected())
+
+
+_NO_TASK: Final = answer({"task": None}).get_data()
+
+
+def _known(worker_id: str) -> str:
+    """Return an id out of a path; one that nobody can have registered is unknown."""
+    if not 1 <= len(worker_id) <= 128:
+        raise UnknownWorkerError
+    return worker_id
+
+
+def _optional_object(request: Request) -> None:
+    body = body_of(request)
+    if body:
+        convert(parse_json(body), dict)
