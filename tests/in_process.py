@@ -60,7 +60,7 @@ class InProcess:
         self._pool.shutdown()
 
     def submit_many(
-        self, type: str, datas: Sequence[Mapping[str, Any]], *, priority: int = 5
+        self, type: str, datas: Sequence[Mapping[str, Any]], *, timeout_s: float | None = None
     ) -> list[RunningTask]:
         tasks = [self._submit(type, data) for data in datas]
         self.tasks += tasks

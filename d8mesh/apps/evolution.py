@@ -23,7 +23,7 @@ from typing import Any, Final
 from d8mesh.apps.fitness import DEFAULT_FITNESS, FITNESS, Genome, Problem, has_form_of
 from d8mesh.apps.progress import Progress, one_line
 from d8mesh.apps.results import given_folder, new_folder, write_whole
-from d8mesh.apps.work import Submits, cancel_all, outcomes
+from d8mesh.apps.work import Submits, cancel_all, connect, outcomes
 from d8mesh.config import Config
 from d8mesh.errors import ConfigError, D8Error
 
@@ -85,6 +85,7 @@ def run(config: Config, options: argparse.Namespace) -> int:
 
     plan = _plan(options)
     with Client(config=config) as client:
+        connect(client, timeout_s=None, on_wait=lambda line: print(line, file=sys.stderr))
         return run_with(client, plan, config=config, options=options)
 
 
@@ -234,7 +235,7 @@ class _Breeder:
     ) -> list[Genome]:
         """Return the new genome of each task, or the one of `instead` if it gave none."""
         genomes = list(instead)
-        tasks = self._client.submit_many(kind, datas)
+        tasks = self._client.submit_many(kind, datas, timeout_s=BATCH_S)
         self._history.tasks += len(tasks)
         ended = outcomes(tasks, until=time.monotonic() + BATCH_S, on_silence=self._on_silence)
         try:

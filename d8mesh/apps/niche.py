@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from d8mesh.apps.answers import Name, niches_in
 from d8mesh.apps.findings import Finding, Findings, load, save
 from d8mesh.apps.progress import Progress, one_line
 from d8mesh.apps.results import given_folder, new_folder
-from d8mesh.apps.work import Outcome, Submits, cancel_all, outcomes
+from d8mesh.apps.work import Outcome, Submits, cancel_all, connect, outcomes
 from d8mesh.config import Config
 from d8mesh.errors import BackendAnswerError, ConfigError, WaitTimeoutError
 
@@ -107,6 +108,8 @@ def run(config: Config, options: argparse.Namespace) -> int:
 
     plan = read_plan(getattr(options, "markets", None))
     with Client(config=config) as client:
+        timeout_s = getattr(options, "timeout_s", None)
+        connect(client, timeout_s=timeout_s, on_wait=lambda line: print(line, file=sys.stderr))
         return run_with(client, plan, config=config, options=options)
 
 
@@ -172,7 +175,9 @@ def discover(
     for round_number in range(1, MAX_ASKS + 1):
         if not asks:
             return
-        tasks = client.submit_many("agent_action", [ask.data for ask in asks])
+        left_s = None if until is None else max(until - time.monotonic(), 0.0)
+        datas = [ask.data for ask in asks]
+        tasks = client.submit_many("agent_action", datas, timeout_s=left_s)
         again: list[_Ask] = []
         try:
             for outcome in outcomes(tasks, until=until, on_silence=told.on_silence):

@@ -11,12 +11,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
-from d8mesh.errors import D8Error, TaskError, WaitTimeoutError
+from d8mesh.errors import BrokerUnavailableError, D8Error, TaskError, WaitTimeoutError
 
 #: How long to wait for the oldest task before the others are looked at.
 LOOK_S: Final = 0.25
 #: Nothing has come for so long: ask why.
 SILENCE_S: Final = 4.0
+#: A mesh that is there is found within a few seconds.
+CONNECT_S: Final = 30.0
 #: Cancelling what is left, when a person leaves, takes no longer than this.
 CANCEL_S: Final = 5.0
 
@@ -37,8 +39,21 @@ class Pending(Protocol):
 class Submits(Protocol):
     """Something that takes tasks: a client."""
 
-    def submit_many(self, kind: str, datas: Sequence[Mapping[str, Any]], /) -> Sequence[Pending]:
-        """Submit one task of `kind` for each of `datas`, all or none; return them in order."""
+    def submit_many(
+        self, kind: str, datas: Sequence[Mapping[str, Any]], /, *, timeout_s: float | None = None
+    ) -> Sequence[Pending]:
+        """Submit one task of `kind` for each of `datas`; return them in order.
+
+        Raises:
+            WaitTimeoutError: no orchestrator acknowledged them within `timeout_s`.
+        """
+
+
+class Connects(Protocol):
+    """Something that looks for an orchestrator: a client."""
+
+    def wait_connected(self, timeout_s: float | None = None) -> bool:
+        """Wait until an orchestrator answers; return whether one does."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +63,24 @@ class Outcome:
     index: int
     result: Mapping[str, Any] | None = None
     error: str = ""
+
+
+def connect(client: Connects, *, timeout_s: float | None, on_wait: Callable[[str], None]) -> None:
+    """Wait until `client` has an orchestrator, at most `timeout_s` or `CONNECT_S`.
+
+    Raises:
+        BrokerUnavailableError: none was found.
+    """
+    bound_s = CONNECT_S if timeout_s is None else min(timeout_s, CONNECT_S)
+    early_s = min(bound_s, SILENCE_S)
+    if client.wait_connected(early_s):
+        return
+    on_wait("no orchestrator has been found yet: still looking")
+    if not client.wait_connected(bound_s - early_s):
+        raise BrokerUnavailableError(
+            f"no orchestrator was found within {bound_s:g} s: is one running, with the same "
+            "D8_MESH? Where mDNS does not get through, set ORCHESTRATOR_URL"
+        )
 
 
 def outcomes(

@@ -8,8 +8,8 @@ import time
 import pytest
 
 from d8mesh.apps import work
-from d8mesh.apps.work import cancel_all, outcomes
-from d8mesh.errors import WaitTimeoutError
+from d8mesh.apps.work import cancel_all, connect, outcomes
+from d8mesh.errors import BrokerUnavailableError, WaitTimeoutError
 from d8mesh.handlers import Data, Handler, TaskContext
 from d8mesh.handlers.echo import echo
 from tests.in_process import InProcess
@@ -62,3 +62,34 @@ def test_silence_is_explained_once_and_the_time_is_kept(monkeypatch: pytest.Monk
 
 def test_no_tasks_have_no_outcomes() -> None:
     assert list(outcomes([])) == []
+
+
+class Looking:
+    """Finds an orchestrator at the given time of asking; 0 is never."""
+
+    def __init__(self, found_at: int) -> None:
+        self.found_at = found_at
+        self.waits_s: list[float | None] = []
+
+    def wait_connected(self, timeout_s: float | None = None) -> bool:
+        self.waits_s.append(timeout_s)
+        return len(self.waits_s) == self.found_at
+
+
+def test_an_orchestrator_that_is_there_needs_no_words() -> None:
+    said: list[str] = []
+    connect(Looking(1), timeout_s=None, on_wait=said.append)
+    assert said == []
+
+
+def test_one_that_comes_later_is_waited_for_and_said() -> None:
+    said: list[str] = []
+    connect(Looking(2), timeout_s=None, on_wait=said.append)
+    assert len(said) == 1
+
+
+def test_without_an_orchestrator_the_error_says_what_to_do() -> None:
+    looking = Looking(0)
+    with pytest.raises(BrokerUnavailableError, match=r"within 7 s.*ORCHESTRATOR_URL"):
+        connect(looking, timeout_s=7, on_wait=lambda line: None)
+    assert sum(wait_s or 0 for wait_s in looking.waits_s) == 7
