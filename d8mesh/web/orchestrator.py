@@ -18,7 +18,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Final
@@ -29,6 +29,7 @@ from d8mesh.edge.logs import event
 from d8mesh.edge.network import port_holder
 from d8mesh.errors import D8Error
 from d8mesh.nodes.broker import Broker
+from d8mesh.web.parent import end_with_parent
 
 #: Pauses before a child that died is brought back: at once, then doubling up to the cap.
 FIRST_PAUSE_S: Final = 0.1
@@ -52,13 +53,14 @@ _log: Final = logging.getLogger("d8mesh.orchestrator")
 
 def run(config: Config, options: argparse.Namespace) -> int:
     """Run an orchestrator until it is told to stop; return the exit code."""
-    del options  # its settings have reached `config`
     logs.setup("orchestrator", level=config.log_level, folder=_logs(config), to_stderr=False)
     _refuse_taken_port(config)
     launcher = _Launcher(config)
     stop = threading.Event()
     for number in _stop_signals():
         signal.signal(number, lambda *_: stop.set())
+    if getattr(options, "with_parent", False):
+        end_with_parent(stop.set)
     return launcher.run(stop)
 
 
@@ -81,18 +83,6 @@ def run_web(config: Config, options: argparse.Namespace) -> int:
 
     arguments = _child_arguments(options.rest)
     return server.run_web(config, arguments)
-
-
-def end_with_parent(stop: Callable[[], None]) -> None:
-    """Call `stop` when standard input, a pipe of the parent's, comes to its end."""
-
-    def watch() -> None:
-        with contextlib.suppress(OSError, ValueError):
-            while sys.stdin.buffer.read(1):
-                pass
-        stop()
-
-    threading.Thread(target=watch, name="parent-watch", daemon=True).start()
 
 
 @dataclass(slots=True, eq=False)

@@ -10,7 +10,6 @@ import argparse
 import contextlib
 import importlib
 import logging
-import os
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -27,16 +26,16 @@ from d8mesh.handlers.echo import echo
 from d8mesh.handlers.genetic import evolution_crossover, evolution_mutation
 from d8mesh.handlers.llm import llm_handlers
 from d8mesh.nodes.worker import Worker
+from d8mesh.web.parent import end_with_parent
+from d8mesh.web.status import StatusServer
 
 #: How often Ollama is looked for.
 PROBE_S: Final = 10.0
 #: How often the first orchestrator is looked for, to say so.
-LOOK_S: Final = 0.5
+LOOK_S: Final = 0.1
 #: Without an orchestrator for this long, people are told once.
 PATIENCE_S: Final = 10.0
 DEFAULT_TYPE: Final = "deepseek"
-#: Services of the old system that this one has no backend for (yet).
-_CLOUD: Final = {"groq": "GROQ_API_KEY", "gemini": "GEMINI_API_KEY"}
 
 _log: Final = logging.getLogger("d8mesh.worker")
 
@@ -49,7 +48,7 @@ def run(config: Config, options: argparse.Namespace) -> int:
         WorkerError: its folder or outbox cannot be used.
     """
     kind = str(options.type or config.worker_type or DEFAULT_TYPE)
-    _refuse_cloud(kind)
+    _refuse_cloud(kind, config)
     folder = Path(config.data_dir) / "logs"
     logs.setup("worker", level=config.log_level, folder=folder, to_stderr=False)
     worker = Worker(config=config, slots=options.slots, name=options.name, worker_type=kind)
@@ -69,8 +68,10 @@ def run(config: Config, options: argparse.Namespace) -> int:
         probe = Probe(worker, backend, url=config.ollama_url)
         threads = [
             threading.Thread(target=probe.run, args=(stop,), name="probe", daemon=True),
-            threading.Thread(target=_tell, args=(worker, stop), name="tell", daemon=True),
+            threading.Thread(target=_tell, args=(worker, config.mesh, stop), name="tell", daemon=True),
         ]
+        if options.with_parent:
+            end_with_parent(worker.request_stop)
         worker.start()
         for thread in threads:
             thread.start()
@@ -132,15 +133,18 @@ class Probe:
         return body
 
 
-def _refuse_cloud(kind: str) -> None:
-    variable = _CLOUD.get(kind)
-    if variable is None:
+def _refuse_cloud(kind: str, config: Config) -> None:
+    variables = {
+        "groq": ("GROQ_API_KEY", config.groq_api_key),
+        "gemini": ("GEMINI_API_KEY", config.gemini_api_key),
+    }
+    if kind not in variables:
         return
-    has_key = "is set" if os.environ.get(variable) else "is not set"
+    variable, key = variables[kind]
     raise ConfigError(
-        f"--type {kind}: this d8mesh has no backend for {kind} ({variable} {has_key}). Use "
-        "--type deepseek with a local Ollama, or let a polling worker of the old system "
-        "register over REST"
+        f"--type {kind}: this d8mesh has no backend for {kind} yet ({variable} is "
+        f"{'set' if key else 'not set'}). Use --type deepseek with a local Ollama, or let a "
+        "polling worker of the older system register over REST"
     )
 
 
@@ -160,24 +164,20 @@ def _load(name: str, worker: Worker) -> None:
     register(worker)
 
 
-def _tell(worker: Worker, stop: threading.Event) -> None:
-    """Say on standard output when the first orchestrator is found, or that none is."""
-    waited_s, has_told = 0.0, False
-    while not stop.is_set():
-        if worker.wait_joined(LOOK_S):
-            status = worker.status()
-            page = status.get("status_port") or ""
-            orchestrators: Any = status["orchestrators"]
-            for each in orchestrators[:1]:
-                print(
-                    f"worker {worker.worker_id} joined {each['broker_id']} at "
-                    f"{each['endpoint']}{f', status on port {page}' if page else ''}",
-                    flush=True,
-                )
-                return
+def _tell(worker: Worker, mesh: str, stop: threading.Event) -> None:
+    """Say on standard output which orchestrators are found, and through what."""
+    print(f"worker {worker.worker_id}: looking for orchestrators of mesh {mesh}", flush=True)
+    told: dict[str, str] = {}
+    waited_s = 0.0
+    while not stop.wait(LOOK_S):
+        status: Any = worker.status()
+        for each in status["orchestrators"]:
+            broker_id, endpoint = each["broker_id"], each["endpoint"]
+            if told.get(broker_id) != endpoint:
+                told[broker_id] = endpoint
+                print(_joined(worker.worker_id, broker_id, endpoint), flush=True)
         waited_s += LOOK_S
-        if waited_s >= PATIENCE_S and not has_told:
-            has_told = True
+        if not told and PATIENCE_S <= waited_s < PATIENCE_S + LOOK_S:
             print(
                 "no orchestrator found yet: looking on. Is one running (start_d8.py "
                 "orchestrator), in the same mesh and network? ORCHESTRATOR_URL names one",
@@ -185,19 +185,24 @@ def _tell(worker: Worker, stop: threading.Event) -> None:
             )
 
 
+def _joined(worker_id: str, broker_id: str, endpoint: str) -> str:
+    line = f"worker {worker_id} joined {broker_id} at {endpoint}"
+    if endpoint.startswith("http"):
+        line += " over HTTP: its ZeroMQ port cannot be reached; open it for full speed"
+    return line
+
+
 @contextlib.contextmanager
 def _status_page(config: Config, worker: Worker) -> Iterator[None]:
     """Serve the status page; without a free port the worker works all the same."""
     ports = range(config.status_port, config.status_port + STATUS_PORT_TRIES)
-    server: Any = None
+    server: StatusServer | None = None
     try:
-        module: Any = importlib.import_module("d8mesh.web.status")
-        report: Callable[[], dict[str, object]] = worker.status
-        server = module.StatusServer(config.web_host, ports, report)
-    except (ImportError, OSError, D8Error) as error:
+        server = StatusServer(config.web_host, ports, worker.status)
+    except (OSError, D8Error) as error:
         event(_log, logging.WARNING, "status.none", error=str(error))
     if server is not None:
-        worker.show_status_at(int(server.port))
+        worker.show_status_at(server.port)
         if hasattr(server, "start"):
             server.start()
     try:

@@ -126,8 +126,8 @@ class Finder:
         self, *, url: str | None, places: Iterable[Place], wake: Callable[[], None]
     ) -> None:
         self.links: deque[tuple[str, Connection, Way]] = deque()
-        #: the brokers whose sessions stand, told by the I/O thread
-        self.joined: frozenset[str] = frozenset()
+        #: broker id -> key of the link, where sessions stand; told by the I/O thread
+        self.joined: dict[str, str] = {}
         self.web_ports: dict[str, int | None] = {}
         self._wake = wake
         self._known: dict[str, dict[tuple[str, int, int | None], None]] = {}
@@ -180,6 +180,8 @@ class Finder:
 
     def _by_rows(self, broker_id: str) -> Way | None:
         """Try the newest ports first, with all addresses that were ever told with them."""
+        if self.joined.get(broker_id, broker_id) != broker_id:
+            return None  # ORCHESTRATOR_URL led there already
         over_http: Way | None = None
         by_port: dict[tuple[int, int | None], list[str]] = {}
         for address, port, web_port in list(self._known[broker_id]):
@@ -196,7 +198,7 @@ class Finder:
             return Way(url)
         try:
             broker_id = str(ask_health(url, deadline_s=DIAL_S).get("broker_id", ""))
-            if broker_id in self.joined:
+            if self.joined.get(broker_id, url) != url:
                 return None  # mDNS, or the last good address, led there already
             return find_way_by_url(url, deadline_s=DIAL_S)
         except BrokerUnavailableError as error:

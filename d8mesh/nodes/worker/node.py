@@ -84,6 +84,7 @@ class Worker:
         self._models: tuple[str, ...] = ()
         self._backend: dict[str, object] = {}
         self._status_port = 0
+        self._asked = threading.Event()
         self._runner: Runner | None = None
         self._identity: Identity | None = None
         self._discovery: Discovery | None = None
@@ -204,6 +205,10 @@ class Worker:
         if self._identity is not None:
             self._identity.close()
 
+    def request_stop(self) -> None:
+        """Let `run` drain and return, as a first Ctrl-C does. Thread: any."""
+        self._asked.set()
+
     def run(self) -> None:
         """Work until Ctrl-C, SIGTERM or (Windows) Ctrl-Break; a second one stops at once.
 
@@ -213,9 +218,8 @@ class Worker:
             self.start()
         runner = self._runner
         assert runner is not None
-        asked = threading.Event()
-        with _signals(asked):
-            while not asked.wait(0.5) and not runner.ended.is_set():
+        with _signals(self._asked):
+            while not self._asked.wait(0.5) and not runner.ended.is_set():
                 pass  # short waits: a signal is handled between them on every system
             self.stop()
 

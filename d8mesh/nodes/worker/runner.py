@@ -82,7 +82,6 @@ class Runner:
         self._addresses = addresses
         self._inbox: deque[Action] = deque()
         self._links: dict[str, tuple[Connection, Way]] = {}
-        self._retired: set[str] = set()
         self._outbox: Outbox | None = None
         self._stop_at: float | None = None
         self._next_watch = self._next_look = 0.0
@@ -224,9 +223,6 @@ class Runner:
         self._perform(self.session.link_down(key, time.monotonic()))
         self._tell_joined()
         self._finder.again(key)
-        for retired in self._retired:
-            self._finder.again(retired)
-        self._retired.clear()
 
     def _joined(self, key: str, broker_id: str) -> None:
         _, way = self._links[key]
@@ -240,7 +236,8 @@ class Runner:
         self.joined.set()
 
     def _tell_joined(self) -> None:
-        self._finder.joined = frozenset(self.session.brokers)
+        lines = self.session.lines.values()
+        self._finder.joined = {line.broker_id: line.key for line in lines if line.is_welcome}
         if not self._finder.joined:
             self.joined.clear()
 
@@ -287,8 +284,8 @@ class Runner:
 
     def _retire(self, key: str) -> None:
         self._drop(key)
-        self._retired.add(key)
         self._perform(self.session.forget_link(key))
+        self._finder.again(key)  # it waits while the other link stands
 
     def _store(self, effect: Keep | Forget) -> None:
         """Write to the outbox; without it results are still in memory, and people are told."""
