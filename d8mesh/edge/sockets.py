@@ -192,7 +192,7 @@ class RouterEndpoint:
         """Receive the first frame of a connection, with its address."""
         part = self.socket.recv(zmq.NOBLOCK, copy=False)
         try:
-            address = str(part.get("Peer-Address"))
+            address = str(part.get("Peer-Address")).removeprefix("::ffff:")
         except zmq.ZMQError:
             address = ""
         if len(self._addresses) >= MAX_ADDRESSES:

@@ -173,7 +173,7 @@ def _tell(worker: Worker, mesh: str, stop: threading.Event) -> None:
         status: Any = worker.status()
         for each in status["orchestrators"]:
             broker_id, endpoint = each["broker_id"], each["endpoint"]
-            if told.get(broker_id) != endpoint:
+            if endpoint and told.get(broker_id) != endpoint:
                 told[broker_id] = endpoint
                 print(_joined(worker.worker_id, broker_id, endpoint), flush=True)
         waited_s += LOOK_S
