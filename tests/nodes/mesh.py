@@ -1,0 +1,90 @@
+"""A real broker, workers and clients in one process, for tests."""
+
+from __future__ import annotations
+
+import secrets
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from d8mesh.config import Config
+from d8mesh.nodes.broker import Broker
+from d8mesh.nodes.client import Client
+from d8mesh.nodes.worker import Worker
+
+PATIENCE_S = 30.0
+
+
+def free_port() -> int:
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def until(what: Callable[[], object]) -> None:
+    """Wait until `what` is true."""
+    deadline = time.monotonic() + PATIENCE_S
+    while not what():
+        assert time.monotonic() < deadline, "waited too long"
+        time.sleep(0.02)
+
+
+class Mesh:
+    """One mesh of its own on loopback."""
+
+    def __init__(self, folder: Path, stack: ExitStack) -> None:
+        self._folder, self._stack = folder, stack
+        self.mesh = f"test-{secrets.token_hex(4)}"
+        self.brokers: list[tuple[Broker, threading.Thread]] = []
+
+    def config(
+        self, *, port: int = 7010, data: str = "data", interface: str = "127.0.0.1"
+    ) -> Config:
+        return Config(
+            mesh=self.mesh,
+            interfaces=(interface,),
+            data_dir=str(self._folder / data),
+            broker_port=port,
+        )
+
+    def broker(self, name: str = "o", *, port: int | None = None) -> int:
+        port = port or free_port()
+        broker = Broker(self.config(port=port), self._folder / name)
+        thread = threading.Thread(target=broker.run)
+        thread.start()
+        self.brokers.append((broker, thread))
+        self._stack.callback(self.stop_broker, broker, thread)
+        return broker.ready.port
+
+    def stop_broker(self, broker: Broker, thread: threading.Thread) -> None:
+        if thread.is_alive():
+            broker.stop()
+            thread.join(PATIENCE_S)
+
+    def worker(self, port: int | None, *, slots: int = 2, name: str | None = None) -> Worker:
+        """Return a worker for the broker at `port` alone, or for all that mDNS finds."""
+        if port is None:
+            return Worker(config=self.config(), slots=slots, name=name)
+        config = self.config(interface="no-mdns")
+        return Worker(f"tcp://127.0.0.1:{port}", config=config, slots=slots, name=name)
+
+    def run(self, worker: Worker) -> Worker:
+        worker.start()
+        self._stack.callback(worker.stop, drain_s=1.0)
+        assert worker.wait_joined(PATIENCE_S)
+        return worker
+
+    def client(self, port: int) -> Client:
+        client = Client(endpoint=f"tcp://127.0.0.1:{port}", config=self.config())
+        self._stack.callback(client.close)
+        return client
+
+
+@contextmanager
+def mesh_in(folder: Path) -> Iterator[Mesh]:
+    with ExitStack() as stack:
+        yield Mesh(folder, stack)

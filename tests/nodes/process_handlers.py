@@ -1,0 +1,28 @@
+"""Handlers that child processes import in tests."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import Any
+
+from d8mesh.handlers import TaskContext
+
+
+def pid(data: dict[str, Any]) -> int:
+    print("handlers may print", data)
+    return os.getpid()
+
+
+def hang(data: dict[str, Any], context: TaskContext) -> None:
+    context.emit("begun")
+    time.sleep(float(data.get("seconds", 600)))
+
+
+def die(data: dict[str, Any]) -> None:
+    del data
+    os._exit(7)
+
+
+async def coroutine(data: dict[str, Any]) -> object:
+    return data["x"]

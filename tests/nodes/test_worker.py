@@ -1,0 +1,275 @@
+"""Workers with a real broker and a real client on loopback."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from d8mesh.errors import (
+    BackendUnavailableError,
+    ConfigError,
+    HandlerError,
+    InvalidTaskError,
+    TaskCancelledError,
+    TaskFailedError,
+)
+from d8mesh.handlers import TaskContext
+from tests.nodes.mesh import PATIENCE_S, Mesh, free_port, mesh_in, until
+
+
+@pytest.fixture
+def mesh(tmp_path: Path) -> Iterator[Mesh]:
+    with mesh_in(tmp_path) as mesh:
+        yield mesh
+
+
+def test_handlers_of_every_shape_return_values(mesh: Mesh) -> None:
+    port = mesh.broker()
+    worker = mesh.worker(port)
+
+    @worker.task("double")
+    def double(data: dict[str, Any]) -> int:
+        return int(data["x"]) * 2
+
+    @worker.task("whole")
+    def whole(data: dict[str, Any], context: TaskContext) -> dict[str, Any]:
+        return {"success": True, "genome": data, "attempt": context.attempt}
+
+    @worker.task("async")
+    async def later(data: dict[str, Any]) -> str:
+        await asyncio.sleep(0.01)
+        return str(data["x"])
+
+    mesh.run(worker)
+    client = mesh.client(port)
+    assert client.submit("double", {"x": 21}).result(PATIENCE_S)["output"] == 42
+    result = client.submit("whole", {"x": 1}).result(PATIENCE_S)
+    assert (result["genome"], result["attempt"]) == ({"x": 1}, 1)
+    assert result["worker_id"] == worker.worker_id
+    assert client.submit("async", {"x": "y"}).result(PATIENCE_S)["output"] == "y"
+
+
+def test_errors_are_failures_with_their_name_and_refusals_are_final(mesh: Mesh) -> None:
+    port = mesh.broker()
+    worker = mesh.worker(port)
+    calls: list[str] = []
+
+    def broken(data: dict[str, Any]) -> object:
+        calls.append(data["how"])
+        if data["how"] == "raise":
+            raise ZeroDivisionError("by nought")
+        if data["how"] == "invalid":
+            raise InvalidTaskError("x: expected a number")
+        return {"nan": math.nan, "keys": {1: 2}, "set": {1}, "false": {"success": False}}[
+            data["how"]
+        ]
+
+    worker.register("broken", broken)
+    mesh.run(worker)
+    client = mesh.client(port)
+    said = {
+        "raise": "ZeroDivisionError: by nought",
+        "invalid": "x: expected a number",
+        "nan": "nan",
+        "keys": "key of type int",
+        "set": "saw set",
+    }
+    for how, text in said.items():
+        with pytest.raises(TaskFailedError) as caught:
+            client.submit("broken", {"how": how}, max_attempts=1).result(PATIENCE_S)
+        assert text in str(caught.value.result["error"])
+    with pytest.raises(TaskFailedError):
+        client.submit("broken", {"how": "invalid"}).result(PATIENCE_S)
+    assert calls.count("invalid") == 2  # never tried again
+    status = worker.status()
+    assert status["tasks_failed"] == 6
+
+
+def test_many_tasks_run_once_each_and_share_the_slots(mesh: Mesh) -> None:
+    port = mesh.broker()
+    worker = mesh.worker(port, slots=3)
+    seen: list[int] = []
+    worker.register("n", lambda data: seen.append(data["n"]))
+    mesh.run(worker)
+    client = mesh.client(port)
+    for task in client.submit_many("n", [{"n": n} for n in range(5000)]):
+        task.result(PATIENCE_S)
+    assert sorted(seen) == list(range(5000))
+    until(lambda: worker.status()["tasks_completed"] == 5000)
+
+
+def test_a_running_task_can_be_cancelled_and_its_slot_is_free_again(mesh: Mesh) -> None:
+    port = mesh.broker()
+    worker = mesh.worker(port, slots=1)
+    begun, ended = threading.Event(), threading.Event()
+
+    def wait(data: dict[str, Any], context: TaskContext) -> None:
+        begun.set()
+        while not ended.wait(0.01):
+            context.raise_if_cancelled()
+
+    worker.register("wait", wait)
+    worker.register("noop", lambda data: None)
+    mesh.run(worker)
+    client = mesh.client(port)
+    task = client.submit("wait", {})
+    assert begun.wait(PATIENCE_S)
+    task.cancel()
+    with pytest.raises(TaskCancelledError):
+        task.result(PATIENCE_S)
+    client.submit("noop", {}).result(PATIENCE_S)
+    ended.set()
+
+
+def test_partial_output_reaches_who_listens(mesh: Mesh) -> None:
+    port = mesh.broker()
+    worker = mesh.worker(port)
+    listened = threading.Event()
+
+    def talk(data: dict[str, Any], context: TaskContext) -> str:
+        for _ in range(200):
+            context.emit("word ")
+            if listened.wait(0.02):
+                break
+        return "done"
+
+    worker.register("talk", talk)
+    mesh.run(worker)
+    client = mesh.client(port)
+    task = client.submit("talk", {})
+    for chunk in task.stream(PATIENCE_S):
+        assert "word" in str(chunk)
+        listened.set()
+    assert listened.is_set()
+    assert task.result(PATIENCE_S)["output"] == "done"
+
+
+def test_a_drain_finishes_what_runs_and_gives_the_rest_back(mesh: Mesh) -> None:
+    port = mesh.broker()
+    worker = mesh.worker(port, slots=1)
+    begun, go = threading.Event(), threading.Event()
+    ran: list[str] = []
+
+    def slow(data: dict[str, Any]) -> None:
+        ran.append(data["who"])
+        begun.set()
+        go.wait(PATIENCE_S)
+
+    worker.register("slow", slow)
+    mesh.run(worker)
+    client = mesh.client(port)
+    tasks = [client.submit("slow", {"who": str(n)}) for n in range(3)]
+    assert begun.wait(PATIENCE_S)
+    stopper = threading.Thread(target=worker.stop)
+    stopper.start()
+    until(lambda: worker.status()["running"] == 1)
+    go.set()
+    stopper.join(PATIENCE_S)
+    assert tasks[0].result(PATIENCE_S)["success"]
+    assert ran == ["0"]
+    second = mesh.worker(port)
+    second.register("slow", slow)
+    mesh.run(second)
+    for task in tasks:
+        task.result(PATIENCE_S)
+    assert ran.count("0") == 1
+
+
+def test_results_outlive_the_broker_and_the_worker(mesh: Mesh) -> None:
+    port = mesh.broker()
+    worker = mesh.worker(port, name="w")
+    begun, go = threading.Event(), threading.Event()
+    ran: list[int] = []
+
+    def slow(data: dict[str, Any]) -> str:
+        ran.append(1)
+        begun.set()
+        go.wait(PATIENCE_S)
+        return "kept"
+
+    worker.register("slow", slow)
+    mesh.run(worker)
+    client = mesh.client(port)
+    task = client.submit("slow", {})
+    assert begun.wait(PATIENCE_S)
+    mesh.stop_broker(*mesh.brokers[0])
+    until(lambda: not worker.status()["orchestrators"])
+    go.set()
+    until(lambda: worker.status()["tasks_completed"] == 1)
+    worker.stop(drain_s=1.0)
+    mesh.broker(port=port)
+    again = mesh.worker(port, name="w")
+    again.register("slow", slow)
+    mesh.run(again)
+    assert task.result(PATIENCE_S)["output"] == "kept"
+    assert ran == [1]
+
+
+def test_one_worker_serves_two_orchestrators(mesh: Mesh) -> None:
+    first, second = mesh.broker("o1"), mesh.broker("o2")
+    worker = mesh.worker(None)
+    worker.register("echo", lambda data: data["x"])
+    mesh.run(worker)
+    until(lambda: len(worker.status()["orchestrators"]) == 2)  # type: ignore[arg-type]
+    for port in (first, second):
+        client = mesh.client(port)
+        for task in client.submit_many("echo", [{"x": port}] * 300):
+            assert task.result(PATIENCE_S)["output"] == port
+
+
+def test_a_busy_backend_is_no_failure(mesh: Mesh) -> None:
+    port = mesh.broker()
+    worker = mesh.worker(port)
+    calls: list[int] = []
+
+    def busy(data: dict[str, Any]) -> str:
+        calls.append(1)
+        if len(calls) == 1:
+            raise BackendUnavailableError("busy")
+        return "done"
+
+    worker.register("busy", busy)
+    mesh.run(worker)
+    assert mesh.client(port).submit("busy", {}).result(PATIENCE_S)["output"] == "done"
+
+
+def test_a_task_past_its_time_fails_and_its_slot_is_stuck_until_it_ends(mesh: Mesh) -> None:
+    port = mesh.broker()
+    worker = mesh.worker(port, slots=2)
+    go = threading.Event()
+    worker.register("deaf", lambda data: go.wait(PATIENCE_S))
+    mesh.run(worker)
+    client = mesh.client(port)
+    with pytest.raises(TaskFailedError):
+        client.submit("deaf", {}, deadline_s=0.2, max_attempts=1).result(PATIENCE_S)
+    until(lambda: worker.status()["stuck"] == 1)
+    go.set()
+    until(lambda: worker.status()["stuck"] == 0)
+
+
+def test_status_says_what_is_missing(mesh: Mesh) -> None:
+    worker = mesh.worker(free_port())
+    body = worker.status()
+    assert body["status"] == "unhealthy"
+    assert "orchestrator" in str(body["reason"])
+    documented = {
+        *("status", "service", "worker_id", "worker_type", "orchestrators", "slots"),
+        *("running", "tasks_completed", "tasks_failed", "backend"),
+    }
+    assert documented <= set(body)
+
+
+def test_what_cannot_be_registered_is_said_at_once(mesh: Mesh) -> None:
+    worker = mesh.worker(free_port())
+    with pytest.raises(HandlerError, match="module"):
+        worker.register("x", lambda data: None, process=True)
+    with pytest.raises(HandlerError):
+        worker.register("", lambda data: None)
+    with pytest.raises(ConfigError, match="slots"):
+        mesh.worker(free_port(), slots=0)
