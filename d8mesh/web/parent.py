@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 import threading
 from collections.abc import Callable
@@ -12,8 +13,10 @@ def end_with_parent(stop: Callable[[], None]) -> None:
     """Call `stop` when standard input, a pipe of the parent's, comes to its end."""
 
     def watch() -> None:
+        # Not through `sys.stdin`: its lock, held by this thread, would abort the interpreter
+        # when it ends while nothing has come.
         with contextlib.suppress(OSError, ValueError):
-            while sys.stdin.buffer.read(1):
+            while os.read(sys.stdin.fileno(), 64):
                 pass
         stop()
 
