@@ -124,4 +124,5 @@ class Line:
             bundle.ids, bundle.tokens, bundle.kinds = rest.ids, rest.tokens, rest.kinds
             bundle.payloads, bundle.size = rest.payloads, rest.size
         self.waiting = [bundle for bundle in self.waiting if bundle.ids]
+        self.unacknowledged = {seq: b for seq, b in self.unacknowledged.items() if b.ids}
         return gone

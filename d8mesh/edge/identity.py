@@ -135,7 +135,8 @@ def _first_free(workers: Path) -> tuple[Path, filelock.BaseFileLock, int]:
         folder = workers / str(number)
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            lock = filelock.FileLock(folder / LOCK_NAME)
+            # Not bound to a thread: whoever stops the worker lets it go.
+            lock = filelock.FileLock(folder / LOCK_NAME, thread_local=False)
             lock.acquire(timeout=0)
         except filelock.Timeout:
             continue

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import queue
 import secrets
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -18,8 +20,6 @@ PATIENCE_S = 30.0
 
 
 def free_port() -> int:
-    import socket
-
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
@@ -53,9 +53,17 @@ class Mesh:
 
     def broker(self, name: str = "o", *, port: int | None = None) -> int:
         port = port or free_port()
-        broker = Broker(self.config(port=port), self._folder / name)
-        thread = threading.Thread(target=broker.run)
+        made: queue.Queue[Broker] = queue.Queue()
+        config = self.config(port=port)
+
+        def serve() -> None:  # a broker is made and run on one thread
+            broker = Broker(config, self._folder / name)
+            made.put(broker)
+            broker.run()
+
+        thread = threading.Thread(target=serve)
         thread.start()
+        broker = made.get(timeout=PATIENCE_S)
         self.brokers.append((broker, thread))
         self._stack.callback(self.stop_broker, broker, thread)
         return broker.ready.port

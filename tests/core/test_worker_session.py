@@ -1,0 +1,292 @@
+"""The worker's brain, told what happens and asked what it wants done."""
+
+from __future__ import annotations
+
+from itertools import count
+
+import pytest
+
+from d8mesh.core.messages import (
+    SUCCEEDED,
+    Beat,
+    Goodbye,
+    Heartbeat,
+    Message,
+    Received,
+    Refused,
+    Rehello,
+    Release,
+    Results,
+    Stop,
+    Welcome,
+    Work,
+    WorkerHello,
+    WorkGroup,
+)
+from d8mesh.core.worker_effects import (
+    Abort,
+    Attempt,
+    Ended,
+    Forget,
+    Keep,
+    Kept,
+    Rebuild,
+    Retire,
+    Running,
+    Send,
+    Start,
+    TakeBack,
+    WorkerEffect,
+)
+from d8mesh.core.worker_line import Profile
+from d8mesh.core.worker_session import MAX_KEPT_RESULTS, WorkerSession
+
+_numbers = count(1)
+
+
+def _session(slots: int = 2, kept: list[Kept] | None = None) -> WorkerSession:
+    profile = Profile(
+        mesh="m",
+        worker_id="w",
+        boot_id="0123456789",
+        worker_type="t",
+        machine_id="x",
+        host="h",
+        status_port=0,
+        slots=slots,
+        task_types=("noop",),
+    )
+    return WorkerSession(profile, kept or [])
+
+
+def _welcome(broker_id: str = "a", epoch: int = 1, dropped: list[str] | None = None) -> Welcome:
+    return Welcome(1, epoch, broker_id, 3.0, 10.0, dropped or [])
+
+
+def _join(session: WorkerSession, link: str = "a", now: float = 0.0) -> None:
+    assert isinstance(_sent(session.link_up(link, now))[0], WorkerHello)
+    session.receive(_welcome(link), link, now)
+
+
+def _work(tasks: int, seq: int = 1, timeout_s: float = 60.0) -> Work:
+    numbers = [next(_numbers) for _ in range(tasks)]
+    ids = [f"0000000000000000-{n}" for n in numbers]
+    tokens = [n.to_bytes(16, "big") for n in numbers]
+    return Work(seq, [WorkGroup("noop", timeout_s, False, ids, tokens, [b"\x80"] * tasks)])
+
+
+def _sent(effects: list[WorkerEffect], link: str | None = None) -> list[Message]:
+    return [e.message for e in effects if isinstance(e, Send) and link in (None, e.link)]
+
+
+def _started(effects: list[WorkerEffect]) -> list[Attempt]:
+    return [attempt for e in effects if isinstance(e, Start) for attempt in e.attempts]
+
+
+def _ended(attempts: list[Attempt], duration_s: float = 0.00001) -> list[Ended]:
+    return [(a[0], a[4], a[5], SUCCEEDED, b"\x80", duration_s) for a in attempts]
+
+
+def test_results_are_held_until_they_are_received() -> None:
+    session = _session()
+    _join(session)
+    attempts = _started(session.receive(_work(2), "a", 1.0))
+    (results,) = _sent(session.finished(_ended(attempts), 1.0))
+    assert isinstance(results, Results)
+    assert results.ids == [a[4] for a in attempts]
+    (hello,) = _sent(session.receive(Rehello(""), "a", 2.0))
+    assert isinstance(hello, WorkerHello)
+    assert hello.held_ids == results.ids
+    (again,) = _sent(session.receive(_welcome(), "a", 2.0))
+    assert isinstance(again, Results)
+    assert (again.ids, again.tokens) == (results.ids, results.tokens)
+    assert again.seq != results.seq
+    session.receive(Received(again.seq), "a", 2.0)
+    assert session.is_idle
+
+
+def test_unanswered_hellos_and_results_are_said_again() -> None:
+    session = _session()
+    session.link_up("a", 0.0)
+    assert not _sent(session.tick(2.9))
+    assert isinstance(_sent(session.tick(3.1))[0], WorkerHello)
+    session.receive(_welcome(), "a", 3.2)
+    attempts = _started(session.receive(_work(1), "a", 4.0))
+    session.finished(_ended(attempts), 4.0)
+    session.receive(Beat(1), "a", 13.0)
+    messages = _sent(session.tick(14.1))
+    assert any(isinstance(message, Results) for message in messages)
+
+
+def test_silence_beyond_the_lease_rebuilds_the_link() -> None:
+    session = _session()
+    _join(session)
+    assert not any(isinstance(e, Rebuild) for e in session.tick(9.9))
+    assert any(isinstance(e, Rebuild) for e in session.tick(10.1))
+
+
+def test_another_epoch_means_hello() -> None:
+    session = _session()
+    _join(session)
+    assert not session.receive(Beat(1), "a", 1.0)
+    assert isinstance(_sent(session.receive(Beat(2), "a", 1.0))[0], WorkerHello)
+
+
+def test_expensive_results_and_those_without_a_broker_are_on_the_disk_first() -> None:
+    session = _session()
+    _join(session)
+    cheap, dear, late = (_started(session.receive(_work(1, n), "a", 1.0)) for n in (1, 2, 3))
+    assert not any(isinstance(e, Keep) for e in session.finished(_ended(cheap), 1.0))
+    effects = session.finished(_ended(dear, 1.5), 1.0)
+    assert [type(e) for e in effects] == [Keep, Send]
+    seq = next(m.seq for m in _sent(effects) if isinstance(m, Results))
+    assert session.receive(Received(seq), "a", 1.0) == [Forget([dear[0][5]])]
+    (saved,) = session.link_down("a", 2.0)  # the cheap one too: nobody acknowledged it
+    assert isinstance(saved, Keep)
+    assert [row.token for row in saved.results] == [cheap[0][5]]
+    (kept,) = session.finished(_ended(late), 2.0)
+    assert isinstance(kept, Keep)
+
+
+def test_results_of_an_earlier_run_go_to_the_broker_they_belong_to() -> None:
+    rows = [Kept("b", "0000000000000000-1", b"t" * 16, SUCCEEDED, b"\x80")]
+    session = _session(kept=rows)
+    _join(session, "a")
+    session.link_up("b", 0.0)
+    sent = _sent(session.receive(_welcome("b"), "b", 0.0), "b")
+    assert [m.ids for m in sent if isinstance(m, Results)] == [["0000000000000000-1"]]
+
+
+def test_a_full_outbox_closes_the_window() -> None:
+    rows = [
+        Kept("gone", f"0000000000000000-{n}", n.to_bytes(16, "big"), 1, b"")
+        for n in range(MAX_KEPT_RESULTS)
+    ]
+    session = _session(kept=rows)
+    (hello,) = _sent(session.link_up("a", 0.0))
+    assert isinstance(hello, WorkerHello)
+    assert hello.window == 0
+
+
+def test_the_window_grows_for_quick_tasks_and_not_for_long_ones() -> None:
+    def window_after(duration_s: float) -> int:
+        session = _session()
+        _join(session)
+        window = 2
+        for n in range(1, 30):
+            attempts = _started(session.receive(_work(min(window, 500), n), "a", 1.0))
+            sent = _sent(session.finished(_ended(attempts, duration_s), 1.0))
+            for message in sent:
+                assert isinstance(message, Results)
+                window = message.window
+                session.receive(Received(message.seq), "a", 1.0)
+        return window
+
+    assert window_after(0.00001) > 1000
+    assert window_after(0.5) == 2
+
+
+def test_when_the_last_slot_is_taken_the_others_are_offered_nothing() -> None:
+    session = _session(slots=2)
+    _join(session, "a")
+    _join(session, "b")
+    effects = session.receive(_work(2), "a", 1.0)
+    (beat,) = _sent(effects, "b")
+    assert isinstance(beat, Heartbeat)
+    assert beat.window == 0
+    sent = _sent(session.finished(_ended(_started(effects)[:1]), 1.0), "b")
+    assert any(isinstance(m, Heartbeat) and m.window > 0 for m in sent)
+
+
+def test_what_was_not_asked_for_and_cannot_start_is_given_back() -> None:
+    session = _session(slots=1)
+    _join(session, "a")
+    _join(session, "b")
+    session.receive(_work(1), "a", 1.0)
+    effects = session.receive(_work(5), "b", 1.0)
+    take = next(e for e in effects if isinstance(e, TakeBack))
+    given = _started(effects)[-take.count :]
+    (release,) = _sent(session.taken_back(given, 1.0))
+    assert isinstance(release, Release)
+    assert release.ids == [a[4] for a in given]
+
+
+def test_a_stopped_attempt_is_aborted_and_its_end_is_not_told() -> None:
+    session = _session()
+    _join(session)
+    (attempt,) = _started(session.receive(_work(1), "a", 1.0))
+    assert session.receive(Stop([attempt[4]], "cancelled"), "a", 1.0) == [Abort([attempt[5]])]
+    session.watch([Running(attempt, 0.0)], 1.0)
+    assert session.stuck == 1
+    assert not _sent(session.finished(_ended([attempt]), 1.0))
+    session.watch([], 1.0)
+    assert session.stuck == 0
+
+
+def test_an_overdue_attempt_fails_and_its_slot_stays_taken() -> None:
+    session = _session(slots=2)
+    _join(session)
+    (attempt,) = _started(session.receive(_work(1, timeout_s=5.0), "a", 1.0))
+    assert not session.watch([Running(attempt, 1.0)], 6.0)
+    effects = session.watch([Running(attempt, 1.0)], 7.0)
+    assert Abort([attempt[5]]) in effects
+    results = next(m for m in _sent(effects) if isinstance(m, Results))
+    assert results.kinds == b"\0"
+    assert (session.stuck, session.failed) == (1, 1)
+
+
+def test_dropped_attempts_are_stopped_and_dropped_results_forgotten() -> None:
+    session = _session()
+    _join(session)
+    running, done = _started(session.receive(_work(2), "a", 1.0))
+    session.finished(_ended([done], 2.0), 1.0)
+    session.receive(Rehello(""), "a", 1.0)
+    effects = session.receive(_welcome(dropped=[running[4], done[4]]), "a", 1.0)
+    assert Abort([running[5]]) in effects
+    assert Forget([done[5]]) in effects
+    assert not [m for m in _sent(effects) if isinstance(m, Results)]
+
+
+def test_a_taken_id_gets_a_suffix() -> None:
+    session = _session()
+    session.link_up("a", 0.0)
+    refused = Refused(0, "worker.id_taken", "at work elsewhere")
+    (hello,) = _sent(session.receive(refused, "a", 0.1))
+    assert isinstance(hello, WorkerHello)
+    assert hello.worker_id == "w-01234567"
+    assert not _sent(session.receive(refused, "a", 0.2))  # not again and again
+
+
+def test_a_second_link_to_the_same_broker_is_retired() -> None:
+    session = _session()
+    _join(session, "a")
+    session.link_up("tcp://a", 1.0)
+    effects = session.receive(_welcome("a"), "tcp://a", 1.0)
+    assert Retire("tcp://a") in effects
+    assert isinstance(_sent(effects, "a")[0], WorkerHello)
+
+
+def test_a_drain_gives_back_what_waits_and_says_goodbye() -> None:
+    session = _session()
+    _join(session)
+    attempts = _started(session.receive(_work(2), "a", 1.0))
+    effects = session.drain(2.0)
+    assert TakeBack("a", 2) in effects
+    beat = next(m for m in _sent(effects) if isinstance(m, Heartbeat))
+    assert beat.window == 0
+    session.taken_back(attempts[1:], 2.0)
+    (results,) = _sent(session.finished(_ended(attempts[:1]), 2.0))
+    assert isinstance(results, Results)
+    session.receive(Received(results.seq), "a", 2.0)
+    assert session.is_idle
+    assert _sent(session.leave("stopped")) == [Goodbye("stopped")]
+
+
+@pytest.mark.parametrize("size", [1, 1000])
+def test_a_late_reply_of_a_forgotten_link_harms_nothing(size: int) -> None:
+    session = _session()
+    _join(session)
+    attempts = _started(session.receive(_work(size), "a", 1.0))
+    session.forget_link("a")
+    assert session.receive(_work(size), "a", 1.0) == []
+    assert session.finished(_ended(attempts), 1.0) == []
