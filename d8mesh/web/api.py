@@ -18,7 +18,7 @@ from werkzeug.wrappers import Request, Response
 
 from d8mesh.config import Config
 from d8mesh.edge.logs import event
-from d8mesh.errors import D8Error
+from d8mesh.errors import D8Error, NodeClosedError
 from d8mesh.web.answers import Refusal, answer, problem
 from d8mesh.web.exchange import Exchange
 from d8mesh.web.guard import Guard, Rejections
@@ -84,6 +84,9 @@ class Api:
         self._mesh, self._waits = mesh, waits
         self._guard = Guard(config)
         self.rejections = Rejections()
+        #: the client of the mesh has ended: nothing works here any more
+        self.is_dead = False
+        self.on_dead: Callable[[], None] = lambda: None
         tasks = TaskCalls(mesh, waits)
         workers = WorkerCalls(mesh, waits)
         streams = StreamCalls(mesh, Places(MAX_STREAMS), tasks.status_of)
@@ -132,6 +135,8 @@ class Api:
             try:
                 body = self._mesh.ask("health", {}, timeout_s=HEALTH_S)
                 reason = body.pop("reason", None)
+            except NodeClosedError:
+                raise
             except D8Error as error:
                 reason = str(error)
         rejected = {"broker": body.pop("rejected", {}), "rest": self.rejections.counts()}
@@ -141,6 +146,11 @@ class Api:
         body |= {"status": "unhealthy", "reason": reason, "is_accepting": False}
         return answer(body, 503)
 
+    def refused_early(self, code: str, text: str, peer: str) -> None:
+        """Count and log what the server refused before it was a request."""
+        self.rejections.add(code)
+        event(_log, logging.WARNING, "http.refused", peer=peer, code=code, why=text)
+
     # ------------------------------------------------------------------ one request
 
     def _answer(self, request: Request) -> Response:
@@ -148,6 +158,9 @@ class Api:
             return self._dispatch(request)
         except (D8Error, Refusal) as error:
             response = problem(error)
+            if isinstance(error, NodeClosedError):
+                self.is_dead = True
+                self.on_dead()
             self._refused(request, error.code, str(error), response.status_code)
             return response
         except Exception as error:

@@ -11,6 +11,7 @@ import re
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from typing import Final
 
 import msgspec
@@ -18,18 +19,19 @@ from werkzeug.wrappers import Request, Response
 
 from d8mesh.core.messages import MAX_FRAME_BYTES
 from d8mesh.edge.logs import event
-from d8mesh.edge.sockets import DealerLink, Loop, Waker
+from d8mesh.edge.sockets import DealerLink, Loop, SharedContext, Waker
 from d8mesh.errors import BrokerUnavailableError, ProtocolError
 from d8mesh.web.answers import Refusal
 from d8mesh.web.guard import body_of
 from d8mesh.web.mesh import Places
 from d8mesh.web.schemas import seconds
+from d8mesh.web.workers import is_gone
 
 CONTENT_TYPE: Final = "application/x-d8-frames"
 LINK_HEADER: Final = "X-D8-Link"
 #: The longest a poll may stay open with nothing to say.
 MAX_WAIT_S: Final = 20.0
-#: Links at the same time: each has a connection, and two threads of libzmq.
+#: Links at the same time: machines behind a closed port.
 MAX_LINKS: Final = 200
 #: A link that nobody asked for this long is closed; its peer opens another.
 IDLE_S: Final = 60.0
@@ -41,6 +43,8 @@ MAX_ANSWER_BYTES: Final = 40 * 1024 * 1024
 MAX_FRAMES: Final = 10_000
 FRAMES_PER_TURN: Final = 64
 _LOOK_S: Final = 5.0
+#: How often a waiting request looks whether its asker is still there.
+_GONE_S: Final = 2.0
 _ID: Final = re.compile(r"[0-9a-f]{32}", re.ASCII)
 
 _decoder: Final = msgspec.msgpack.Decoder(list[bytes])
@@ -85,8 +89,8 @@ class Exchange:
             self._waker.wake()
         if wait_s and not link.has_frames:
             with self._waits.one() as may_wait:
-                link.wait(wait_s if may_wait else 0.0)
-        found = link.take()
+                link.wait(wait_s if may_wait else 0.0, lambda: is_gone(request))
+        found = [] if is_gone(request) else link.take()  # it stays for the next request
         if link.is_paused:
             self._waker.wake()
         return Response(msgspec.msgpack.encode(found), content_type=CONTENT_TYPE)
@@ -115,26 +119,27 @@ class Exchange:
     # ------------------------------------------------------------- the pumping thread
 
     def _serve(self) -> None:
-        loop = Loop(self._waker)
+        loop, shared = Loop(self._waker), SharedContext()
         while not self._is_closing:
             loop.wait(_LOOK_S)
             with self._lock:
                 links = list(self._links.items())
             now = time.monotonic()
             for link_id, link in links:
-                if now - link.last_used > IDLE_S or not self._pump(link, loop):
+                if now - link.last_used > IDLE_S or not self._pump(link, loop, shared):
                     with self._lock:
                         self._links.pop(link_id, None)
                     link.disconnect(loop)
         for link in list(self._links.values()):
             link.disconnect(loop)
+        shared.close()
         self._waker.close()
 
-    def _pump(self, link: _Link, loop: Loop) -> bool:
+    def _pump(self, link: _Link, loop: Loop, shared: SharedContext) -> bool:
         """Carry what there is; False if the link cannot go on."""
         if link.socket is None:
             try:
-                link.connect(DealerLink(self._endpoint), loop)
+                link.connect(DealerLink(self._endpoint, shared), loop)
             except BrokerUnavailableError as error:
                 event(_log, logging.WARNING, "exchange.unconnected", error=str(error))
                 return False
@@ -175,7 +180,7 @@ class _Link:
                 raise Refusal("access.flood", "the broker takes no more frames for now")
             self._outgoing.extend(frames)
 
-    def wait(self, wait_s: float) -> None:
+    def wait(self, wait_s: float, is_gone: Callable[[], bool]) -> None:
         """Wait until there is something to fetch; a newer poll ends an older one's wait."""
         until = time.monotonic() + wait_s
         with self._changed:
@@ -184,8 +189,9 @@ class _Link:
             self._changed.notify_all()
             while not self._incoming and not self.is_closed and self._polls == mine:
                 left_s = until - time.monotonic()
-                if left_s <= 0 or not self._changed.wait(left_s):
+                if left_s <= 0 or is_gone():
                     break
+                self._changed.wait(min(left_s, _GONE_S))
         self.last_used = time.monotonic()
 
     def take(self) -> list[bytes]:

@@ -127,9 +127,7 @@ def body_of(request: Request, content_type: str = JSON) -> bytes:
 
 
 def _too_large() -> Refusal:
-    return Refusal(
-        "http.too_large", f"the body is larger than {MAX_BODY_BYTES} bytes", closes=True
-    )
+    return Refusal("http.too_large", f"the body is larger than {MAX_BODY_BYTES} bytes", closes=True)
 
 
 def _check_origin(request: Request, host: str) -> None:

@@ -65,7 +65,10 @@ def test_a_batch_names_the_task() -> None:
     with pytest.raises(InvalidTaskError, match=r"Missing field: tasks\[1\].data"):
         convert({"tasks": [{"type": "t", "data": {}}, {"type": "t"}]}, SubmitBatch)
     with pytest.raises(InvalidTaskError, match=r"tasks\[1\]\.priority: "):
-        convert({"tasks": [{"type": "t", "data": {}}] * 1 + [{"type": "t", "data": {}, "priority": 0}]}, SubmitBatch)
+        convert(
+            {"tasks": [{"type": "t", "data": {}}] * 1 + [{"type": "t", "data": {}, "priority": 0}]},
+            SubmitBatch,
+        )
     bad = convert({"tasks": [{"type": "agent_action", "data": {"model": "-x"}}]}, SubmitBatch)
     with pytest.raises(InvalidTaskError, match=r"tasks\[0\]\.data\.model"):
         groups_of(bad.tasks, is_batch=True)
