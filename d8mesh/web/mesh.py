@@ -91,12 +91,16 @@ def require_broker(mesh: Mesh, waits: Places) -> None:
     Raises:
         BrokerUnavailableError: it has not come back, or too many wait already.
     """
-    if mesh.is_connected:
+    if _is_connected(mesh):
         return
     with waits.one() as may_wait:
         until = time.monotonic() + (AWAY_S if may_wait else 0.0)
         while time.monotonic() < until:
             time.sleep(_LOOK_S)
-            if mesh.is_connected:
+            if _is_connected(mesh):
                 return
     raise BrokerUnavailableError("the broker does not answer: it is being started again")
+
+
+def _is_connected(mesh: Mesh) -> bool:
+    return mesh.is_connected

@@ -73,6 +73,7 @@ def run_web(config: Config, options: argparse.Namespace) -> int:
     signal.signal(signal.SIGTERM, lambda *_: stop())
     signal.signal(signal.SIGINT, lambda *_: stop())
     end_with_parent(stop)
+    api.on_dead = stop
     print(json.dumps({"event": "ready", "port": listener.port}), flush=True)
     event(_log, logging.INFO, "web.up", port=listener.port, broker=options.broker)
     try:
@@ -81,7 +82,7 @@ def run_web(config: Config, options: argparse.Namespace) -> int:
         exchange.close()
         client.close(timeout_s=0.1)
         event(_log, logging.INFO, "web.down", port=listener.port)
-    return 0
+    return 1 if api.is_dead else 0
 
 
 def limits() -> Limits:

@@ -54,8 +54,16 @@ def test_a_forwarded_address_counts_for_nothing() -> None:
 
 @pytest.mark.parametrize(
     "host",
-    ["localhost", "localhost:7001", "127.0.0.1:1", "[::1]:7001", "orchestrator", "D8-BOX:80"]
-    + [socket.gethostname(), f"{socket.gethostname().partition('.')[0]}.local"],
+    [
+        "localhost",
+        "localhost:7001",
+        "127.0.0.1:1",
+        "[::1]:7001",
+        "orchestrator",
+        "D8-BOX:80",
+        socket.gethostname(),
+        f"{socket.gethostname().partition('.')[0]}.local",
+    ],
 )
 def test_our_own_names_pass(host: str) -> None:
     assert code_of(request(host=host)) == ""
