@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
-from d8mesh.core.messages import MAX_BATCH_TASKS, SOFT_FRAME_BYTES
+from d8mesh.core.messages import MAX_BATCH_TASKS, SOFT_FRAME_BYTES, VERSIONS, WorkerHello
 
 #: Until the first Welcome tells them: the documented heartbeat and lease.
 HEARTBEAT_S: Final = 3.0
@@ -27,6 +27,26 @@ class Profile:
     slots: int
     task_types: tuple[str, ...] = ()
     models: tuple[str, ...] = ()
+
+
+def hello(me: Profile, window: int, ids: list[str], tokens: list[bytes]) -> WorkerHello:
+    """Return the message that opens a session."""
+    return WorkerHello(
+        VERSIONS[0],
+        me.mesh,
+        me.worker_id,
+        me.boot_id,
+        me.worker_type,
+        me.machine_id,
+        me.host,
+        me.status_port,
+        list(me.task_types),
+        list(me.models),
+        me.slots,
+        window,
+        ids,
+        tokens,
+    )
 
 
 @dataclass(slots=True, eq=False)

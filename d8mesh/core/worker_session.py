@@ -16,7 +16,6 @@ import msgspec
 from d8mesh.core.messages import (
     FAILED,
     SUCCEEDED,
-    VERSIONS,
     Beat,
     Chunks,
     Goodbye,
@@ -32,7 +31,6 @@ from d8mesh.core.messages import (
     ToWorker,
     Welcome,
     Work,
-    WorkerHello,
 )
 from d8mesh.core.worker_effects import (
     UNAVAILABLE,
@@ -54,7 +52,7 @@ from d8mesh.core.worker_effects import (
     Trouble,
     WorkerEffect,
 )
-from d8mesh.core.worker_line import Bundle, Line, Profile
+from d8mesh.core.worker_line import Bundle, Line, Profile, hello
 from d8mesh.core.worker_share import Share
 
 #: HELLO is said again after this long without an answer.
@@ -411,25 +409,8 @@ class WorkerSession:
         line.is_welcome = False
         line.next_hello = now + HELLO_S
         ids, tokens = line.held()
-        me = self.profile
-        line.window = self._window(line, now)
-        hello = WorkerHello(
-            VERSIONS[0],
-            me.mesh,
-            me.worker_id,
-            me.boot_id,
-            me.worker_type,
-            me.machine_id,
-            me.host,
-            me.status_port,
-            list(me.task_types),
-            list(me.models),
-            me.slots,
-            line.window,
-            ids,
-            tokens,
-        )
-        return Send(line.key, hello)
+        line.window = window = self._window(line, now)
+        return Send(line.key, hello(self.profile, window, ids, tokens))
 
     def _heartbeat(self, line: Line, now: float) -> Send:
         line.next_heartbeat = now + line.heartbeat_s

@@ -68,7 +68,9 @@ def run(config: Config, options: argparse.Namespace) -> int:
         probe = Probe(worker, backend, url=config.ollama_url)
         threads = [
             threading.Thread(target=probe.run, args=(stop,), name="probe", daemon=True),
-            threading.Thread(target=_tell, args=(worker, config.mesh, stop), name="tell", daemon=True),
+            threading.Thread(
+                target=_tell, args=(worker, config.mesh, stop), name="tell", daemon=True
+            ),
         ]
         if options.with_parent:
             end_with_parent(worker.request_stop)

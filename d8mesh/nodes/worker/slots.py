@@ -210,7 +210,7 @@ class Slots:
                     value = (
                         handler.call(data, context) if handler.takes_context else handler.call(data)
                     )
-                    if inspect.iscoroutine(value):
+                    if type(value) not in endings.PLAIN and inspect.iscoroutine(value):
                         value = self._coroutines.run(value, context)
                     kind, result = endings.of_value(
                         value, self.worker_id, round(clock() - started, 6)
