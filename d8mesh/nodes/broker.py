@@ -184,25 +184,27 @@ class Broker:
         """Send what promises nothing, commit, send the rest, then ask the journal."""
         facts = [effect.fact for effect in effects if type(effect) is Record]
         sends = [effect for effect in effects if type(effect) is Send]
+        follow_ups: list[Effect] = []
         for send in sends:
             if not send.waits:
-                self._send(send)
+                follow_ups += self._send(send)
         if facts:
             self._journal.append(facts)
         for send in sends:
             if send.waits:
-                self._send(send)
+                follow_ups += self._send(send)
         for effect in effects:
             if type(effect) is Load:
                 self._questions.ask(effect)
+        if follow_ups:  # only now: their facts stand on those of this batch
+            self._perform(follow_ups)
 
-    def _send(self, send: Send) -> None:
-        """Send without ever waiting: what a full or vanished peer misses, rules repair."""
-        if not self._router.send(send.peer.routing_id, encode(send.message)):
-            self._undelivered += 1
-            follow_up = self._dispatcher.undelivered(send.peer, send.message)
-            if follow_up:
-                self._perform(follow_up)
+    def _send(self, send: Send) -> list[Effect]:
+        """Send without ever waiting; return what is to be done if that did not work."""
+        if self._router.send(send.peer.routing_id, encode(send.message)):
+            return []
+        self._undelivered += 1
+        return self._dispatcher.undelivered(send.peer, send.message)
 
     def _strike(self, peer: Peer, error: ProtocolError) -> None:
         """Drop a bad frame, count it, and tell its sender the first few times."""

@@ -21,6 +21,7 @@ MAX_HEAD_BYTES: Final = 16_384
 MAX_URL_BYTES: Final = 4096
 #: The line before a chunk, and what follows the last one.
 MAX_CHUNK_LINE_BYTES: Final = 1024
+_TRANSFER_ENCODING: Final = re.compile(rb"\ntransfer-encoding[ \t]*:", re.IGNORECASE)
 _BARE_LF: Final = re.compile(rb"(?<!\r)\n")
 _CODES: Final[Mapping[int, str]] = {
     400: "http.bad_request",
@@ -70,6 +71,8 @@ class Parser(HTTPRequestParser):  # type: ignore[misc]
         return consumed
 
     def parse_header(self, header_plus: bytes) -> None:
+        if len(_TRANSFER_ENCODING.findall(header_plus)) > 1:
+            raise ParsingError("two Transfer-Encodings")
         try:
             super().parse_header(header_plus)
         except TransferEncodingNotImplemented as error:

@@ -47,7 +47,7 @@ OUTPUT_BYTES: Final = 1_048_576
 #: Unused threads end after this time.
 THREAD_IDLE_S: Final = 30.0
 #: How often deadlines are looked at.
-_LOOK_S: Final = 1
+LOOK_S: Final = 0.5
 #: Threads of the urgent lane: enough for /health, whatever the others wait for.
 _URGENT_THREADS: Final = 2
 #: Connections waiting to be accepted.
@@ -119,8 +119,6 @@ class Listener:
             asyncore_use_poll=hasattr(select, "poll"),
             backlog=_BACKLOG,
             connection_limit=MAX_CONNECTIONS,
-            cleanup_interval=_LOOK_S,
-            channel_timeout=int(KEEP_ALIVE_S),
             outbuf_high_watermark=OUTPUT_BYTES,
             # one more request may be read while one runs: so a client that leaves is noticed
             channel_request_lookahead=1,
@@ -147,9 +145,13 @@ class Listener:
     def run(self) -> None:
         """Serve until `close`."""
         self._is_running = True
+        next_look = 0.0
         try:
             while not self._is_closing.is_set():
                 wasyncore.loop(timeout=1, map=self._map, use_poll=hasattr(select, "poll"), count=1)
+                if time.monotonic() >= next_look:
+                    next_look = time.monotonic() + LOOK_S
+                    self._server.close_overdue()
         finally:
             self._crew.shutdown()
             with contextlib.suppress(OSError):
@@ -274,12 +276,15 @@ class _Server(TcpWSGIServer):  # type: ignore[misc]
             _Channel(self, connection, address, self.adj, map=self._map)
 
     def maintenance(self, now: float) -> None:
-        monotonic = time.monotonic()
+        """Leave it to `close_overdue`: waitress would wait until it can write once more."""
+
+    def close_overdue(self) -> None:
+        """Close the connections that have used up their time."""
+        now, at = time.monotonic(), time.time()
         for channel in list(self.active_channels.values()):
-            if channel.is_overdue(monotonic, now):
+            if channel.is_overdue(now, at):
                 channel.lingers = False
-                channel.drained_until = 0.0
-                channel.will_close = True
+                channel.handle_close()
 
     def _turn_away(
         self, connection: socket.socket, host: str, status: int, code: str, what: str

@@ -42,6 +42,8 @@ LARGE_PATHS: Final = ("/api/tasks/", "/api/workers/results", "/api/mesh/exchange
 BIND_PATIENCE_S: Final = 3.0
 #: Ending may take so long; then the process ends whatever its threads are at.
 END_S: Final = 0.8
+#: Many threads that each do little: whoever has an answer should not wait 5 ms for its turn.
+SWITCH_S: Final = 0.001
 #: Descriptors beside the connections: sockets of ZeroMQ, logs, pipes.
 _SPARE_DESCRIPTORS: Final = 1024
 
@@ -63,6 +65,7 @@ def run_web(config: Config, options: argparse.Namespace) -> int:
     logs.setup("web", level=config.log_level, folder=folder, to_stderr=False)
     _refuse_public(config)
     _raise_descriptor_limit()
+    sys.setswitchinterval(SWITCH_S)
     bound = bind_patiently(config.web_host, config.web_port)
     client = Client(config=config, endpoint=options.broker)
     waits = Places(MAX_WAITS)

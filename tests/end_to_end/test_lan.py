@@ -117,7 +117,7 @@ def worker_start_to_first_task(machines: Machines) -> float:
 def healthy_to_first_task(machines: Machines) -> float:
     boss, worker, user = machines.lan.hosts
     log = machines.start(worker, "worker")
-    until(lambda: "waiting" in log.read_text("utf-8"), "a worker that waits")
+    until(lambda: "looking" in log.read_text("utf-8"), "a worker that waits")
     machines.start(boss, "orchestrator")
     until(lambda: machines.health(boss).get("status") == "healthy", "a healthy orchestrator")
     healthy = time.monotonic()

@@ -378,7 +378,7 @@ class _Lock:
     """
 
     def __init__(self, path: Path) -> None:
-        self._lock = filelock.FileLock(path, blocking=False)
+        self._lock = filelock.FileLock(path, blocking=False, thread_local=False)
         holder = path.with_suffix(".holder")
         try:
             self._lock.acquire()
