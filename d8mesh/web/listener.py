@@ -154,6 +154,7 @@ class Listener:
                     self._server.close_overdue()
         finally:
             self._crew.shutdown()
+            self._server.is_shut = True
             with contextlib.suppress(OSError):
                 wasyncore.close_all(self._map, ignore_all=True)
             self._is_closed.set()
@@ -253,6 +254,7 @@ class _Server(TcpWSGIServer):  # type: ignore[misc]
     channel_class = _Channel
     parser_limits: Mapping[str, int]
     refused: Refused
+    is_shut = False
 
     def handle_accept(self) -> None:
         try:
@@ -274,6 +276,11 @@ class _Server(TcpWSGIServer):  # type: ignore[misc]
         with contextlib.suppress(OSError):
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             _Channel(self, connection, address, self.adj, map=self._map)
+
+    def pull_trigger(self) -> None:
+        if not self.is_shut:  # then its descriptor may be somebody else's by now
+            with contextlib.suppress(OSError):
+                super().pull_trigger()
 
     def maintenance(self, now: float) -> None:
         """Leave it to `close_overdue`: waitress would wait until it can write once more."""

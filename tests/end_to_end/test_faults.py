@@ -6,6 +6,7 @@ import hashlib
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,7 +24,9 @@ RERUN_S = 15.0
 
 
 def submit_checked(client: Client, count: int) -> list[tuple[Task, str]]:
-    datas = [{"n": n, "sha": hashlib.sha256(str(n).encode()).hexdigest()} for n in range(count)]
+    datas: list[dict[str, Any]] = [
+        {"n": n, "sha": hashlib.sha256(str(n).encode()).hexdigest()} for n in range(count)
+    ]
     tasks = client.submit_many("echo", datas)
     return [(task, data["sha"]) for task, data in zip(tasks, datas, strict=True)]
 
