@@ -22,7 +22,7 @@ from d8mesh.errors import D8Error, NodeClosedError
 from d8mesh.web.answers import Refusal, answer, problem
 from d8mesh.web.exchange import Exchange
 from d8mesh.web.guard import Guard, Rejections
-from d8mesh.web.mesh import MAX_STREAMS, MAX_WAITS, Mesh, Places, require_broker
+from d8mesh.web.mesh import MAX_STREAMS, MAX_WAITS, Mesh, Places, require_alive, require_broker
 from d8mesh.web.streams import StreamCalls
 from d8mesh.web.tasks import TaskCalls
 from d8mesh.web.workers import WorkerCalls
@@ -139,6 +139,8 @@ class Api:
                 raise
             except D8Error as error:
                 reason = str(error)
+        else:
+            require_alive(self._mesh)
         rejected = {"broker": body.pop("rejected", {}), "rest": self.rejections.counts()}
         body |= told | {"rejected": rejected}
         if reason is None:

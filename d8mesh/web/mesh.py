@@ -90,6 +90,7 @@ def require_broker(mesh: Mesh, waits: Places) -> None:
 
     Raises:
         BrokerUnavailableError: it has not come back, or too many wait already.
+        NodeClosedError: the client has ended.
     """
     if _is_connected(mesh):
         return
@@ -99,7 +100,18 @@ def require_broker(mesh: Mesh, waits: Places) -> None:
             time.sleep(_LOOK_S)
             if _is_connected(mesh):
                 return
+    require_alive(mesh)
     raise BrokerUnavailableError("the broker does not answer: it is being started again")
+
+
+def require_alive(mesh: Mesh) -> None:
+    """Make sure that the client can still come back to a broker.
+
+    Raises:
+        NodeClosedError: it has ended.
+    """
+    with contextlib.suppress(BrokerUnavailableError):
+        mesh.ask("health", {}, timeout_s=0.0)
 
 
 def _is_connected(mesh: Mesh) -> bool:
