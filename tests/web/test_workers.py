@@ -1,0 +1,224 @@
+"""The polling dialect: existing workers register, poll, run and report."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from d8mesh.web import workers as workers_module
+from tests.web.rest import Rest, rest_in
+
+
+@pytest.fixture(scope="module")
+def rest(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rest]:
+    with rest_in(tmp_path_factory.mktemp("rest")) as rest:
+        yield rest
+
+
+def poll(rest: Rest, worker_id: str, wait_s: float = 20) -> Any:
+    answer = rest.get(f"/api/workers/{worker_id}/tasks?wait={wait_s}")
+    assert answer.status_code == 200, answer.text
+    assert answer.json is not None
+    return answer.json["task"]
+
+
+def status(rest: Rest, task_id: str) -> dict[str, Any]:
+    body = rest.get(f"/api/tasks/status/{task_id}").json
+    assert body is not None
+    return dict(body)
+
+
+def test_registering_is_answered_as_ever_and_again_is_an_update(rest: Rest) -> None:
+    body = {
+        "worker_id": "reg",
+        "worker_type": "groq",
+        "capabilities": {"max": 1},
+        "status": "online",
+    }
+    for _ in range(2):
+        answer = rest.post("/api/workers/register", body)
+        assert answer.status_code == 200
+        assert answer.json is not None
+        assert answer.json["status"] == "registered"
+        assert answer.json["success"] is True
+        assert answer.json["worker_id"] == "reg"
+        assert answer.json["message"]
+    listed = rest.get("/api/workers/list").json
+    assert listed is not None
+    (mine,) = [each for each in listed["workers"] if each["worker_id"] == "reg"]
+    assert (mine["worker_type"], mine["status"]) == ("groq", "online")
+    assert mine["capabilities"] == {"max": 1}
+    assert abs(mine["last_heartbeat"] - time.time()) < 60
+    assert (mine["tasks_completed"], mine["tasks_failed"]) == (0, 0)
+    assert listed["total"] == len(listed["workers"])
+
+
+@pytest.mark.parametrize("field", ["worker_id", "worker_type", "capabilities"])
+def test_a_missing_field_is_named(rest: Rest, field: str) -> None:
+    body = {"worker_id": "w", "worker_type": "t", "capabilities": {}}
+    del body[field]
+    answer = rest.post("/api/workers/register", body)
+    assert answer.status_code == 400
+    assert answer.json is not None
+    assert answer.json["error"] == f"Missing field: {field}"
+
+
+def test_a_worker_that_is_not_registered_is_404(rest: Rest) -> None:
+    for method, path in (("POST", "heartbeat"), ("GET", "tasks"), ("POST", "unregister")):
+        for worker_id in ("stranger", "x" * 200, "%00"):
+            answer = rest.call(method, f"/api/workers/{worker_id}/{path}")
+            assert answer.status_code == 404, answer.text
+            assert answer.json is not None
+            assert answer.json["code"] == "worker.unknown"
+
+
+def test_a_heartbeat_may_have_a_body(rest: Rest) -> None:
+    rest.register("beating")
+    for body in (None, {}, {"status": "idle", "worker_id": "other"}):
+        answer = rest.post("/api/workers/beating/heartbeat", body)
+        assert (answer.status_code, answer.json) == (200, {"status": "ok"})
+    assert rest.post("/api/workers/beating/heartbeat", []).status_code == 400
+
+
+@pytest.mark.parametrize("by_body", [False, True])
+def test_unregistering_gives_running_tasks_back_at_once(rest: Rest, by_body: bool) -> None:
+    kind = f"unregistered_{by_body}"
+    rest.register("leaving", kind)
+    task_id = rest.submit(kind)
+    assert poll(rest, "leaving")["task_id"] == task_id
+    if by_body:
+        answer = rest.post("/api/workers/unregister", {"worker_id": "leaving"})
+    else:
+        answer = rest.post("/api/workers/leaving/unregister")
+    assert (answer.status_code, answer.json) == (200, {"status": "unregistered", "success": True})
+    assert status(rest, task_id)["status"] == "pending"
+    assert rest.get("/api/workers/leaving/tasks").status_code == 404
+
+
+def test_a_poll_brings_the_task_flattened(rest: Rest) -> None:
+    data = {"messages": [{"role": "user", "content": "ñ"}], "priority": "mine", "type": "mine"}
+    rest.register("poller", "flat")
+    assert rest.get("/api/workers/poller/tasks").json == {"task": None}
+    task_id = rest.submit("flat", data=data, priority=8)
+    task = poll(rest, "poller")
+    assert task["task_id"] == task_id
+    assert (task["type"], task["priority"], task["data"]) == ("flat", 8, data)
+    assert task["messages"] == data["messages"]
+    assert status(rest, task_id)["assigned_to"] == "poller"
+    assert status(rest, task_id)["status"] == "assigned"
+
+
+def test_higher_priorities_come_first(rest: Rest) -> None:
+    low, high = rest.submit("ranked", priority=1), rest.submit("ranked", priority=9)
+    rest.register("ranker", "ranked", slots=2)
+    assert [poll(rest, "ranker")["task_id"] for _ in range(2)] == [high, low]
+
+
+def test_a_long_poll_is_answered_when_a_task_comes(rest: Rest) -> None:
+    rest.register("waiter", "late")
+    found: list[Any] = []
+    thread = threading.Thread(target=lambda: found.append(poll(rest, "waiter", 60)))
+    thread.start()
+    task_id = rest.submit("late")
+    thread.join(30)
+    assert found[0]["task_id"] == task_id
+
+
+def test_a_long_poll_ends_with_its_time(rest: Rest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workers_module, "SLICE_S", 0.1)
+    rest.register("bored", "never")
+    assert poll(rest, "bored", 0.35) is None
+    for bad in ("-1", "x", "nan"):
+        assert rest.get(f"/api/workers/bored/tasks?wait={bad}").status_code == 400
+    begun = time.monotonic()
+    gone = {"waitress.client_disconnected": lambda: True}
+    assert rest.get("/api/workers/bored/tasks?wait=1e9", environ=gone).status_code == 200
+    assert time.monotonic() - begun < 30
+
+
+@pytest.mark.parametrize("path", ["/api/tasks/{}/result", "/api/workers/results"])
+@pytest.mark.parametrize("key", ["output", "result", "response"])
+def test_a_result_arrives_where_clients_read_it(rest: Rest, path: str, key: str) -> None:
+    rest.register("llm")
+    task_id = rest.submit("agent_action", data={"messages": [], "model": "llama-3.3-70b"})
+    assert poll(rest, "llm")["task_id"] == task_id
+    body = {"worker_id": "llm", "result": {"success": True, key: "hello", "model": "m"}}
+    if path.endswith("results"):
+        body |= {"task_id": task_id, "timestamp": 1.5}
+    answer = rest.post(path.format(task_id), body)
+    assert (answer.status_code, answer.json) == (200, {"status": "received", "success": True})
+    found = status(rest, task_id)
+    assert found["status"] == "completed"
+    assert found["result"]["success"] is True
+    assert found["result"]["output"] == "hello"
+    assert (found["result"]["worker_id"], found["result"]["model"]) == ("llm", "m")
+    assert found["completed_at"] >= found["created_at"]
+
+
+def test_a_second_report_changes_nothing(rest: Rest) -> None:
+    rest.register("twice", "reported_twice")
+    task_id = rest.submit("reported_twice")
+    poll(rest, "twice")
+    for output in ("first", "second"):
+        body = {"worker_id": "twice", "result": {"success": True, "output": output}}
+        assert rest.post(f"/api/tasks/{task_id}/result", body).status_code == 200
+    assert status(rest, task_id)["result"]["output"] == "first"
+
+
+def test_a_report_for_an_unknown_task_is_404(rest: Rest) -> None:
+    body = {"worker_id": "x", "result": {"success": True}}
+    for task_id in ("0123456789abcdef-7", "nonsense", "x" * 200):
+        assert rest.post(f"/api/tasks/{task_id}/result", body).status_code == 404
+    assert rest.post("/api/workers/results", body | {"task_id": "nonsense"}).status_code == 404
+
+
+def test_a_report_by_who_never_had_the_task_is_refused(rest: Rest) -> None:
+    task_id = rest.submit("not_given")
+    body = {"worker_id": "liar", "result": {"success": True}}
+    assert rest.post(f"/api/tasks/{task_id}/result", body).status_code == 403
+    assert status(rest, task_id)["status"] == "pending"
+
+
+@pytest.mark.parametrize("result", [None, "text", [], {"success": False, "error": "no model"}])
+def test_a_failure_fails_the_task_once_its_attempts_are_used_up(rest: Rest, result: Any) -> None:
+    kind = f"failing_{type(result).__name__}"
+    rest.register("failing", kind)
+    task_id = rest.submit(kind, max_attempts=1)
+    poll(rest, "failing")
+    body = {"worker_id": "failing", "result": result}
+    assert rest.post(f"/api/tasks/{task_id}/result", body).status_code == 200
+    found = status(rest, task_id)
+    assert found["status"] == "failed"
+    assert found["result"]["success"] is False
+    assert found["result"]["error"]
+
+
+def test_a_report_without_a_result_is_400(rest: Rest) -> None:
+    answer = rest.post("/api/tasks/0123456789abcdef-7/result", {"worker_id": "x"})
+    assert answer.status_code == 400
+    assert answer.json is not None
+    assert answer.json["error"] == "Missing field: result"
+
+
+def test_statistics_have_the_documented_keys(rest: Rest) -> None:
+    for path in ("/api/stats", "/api/workers/stats"):
+        body = rest.get(path).json
+        assert body is not None
+        assert {"total", "online", "busy", "by_type"} <= set(body["workers"])
+        assert {"total", "pending", "assigned", "completed", "failed"} <= set(body["tasks"])
+        assert 0 <= body["performance"]["success_rate"] <= 100
+        assert {"total_completed", "total_failed"} <= set(body["performance"])
+
+
+def test_a_worker_without_task_types_gets_the_documented_ones(rest: Rest) -> None:
+    rest.register("any_llm")
+    for kind in ("agent_action", "code_generation", "evolution_mutation", "evolution_crossover"):
+        task_id = rest.submit(kind, data={})
+        task = poll(rest, "any_llm")
+        assert task["task_id"] == task_id
+        body = {"worker_id": "any_llm", "result": {"success": True, "output": "x"}}
+        rest.post(f"/api/tasks/{task_id}/result", body)
