@@ -77,9 +77,23 @@ def test_a_client_that_has_ended_ends_the_process(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "path",
-    ["/", "/x", "/console", "/?__debugger__=yes&cmd=resource&f=style.css", "/static/x", "//health"]
-    + ["/api", "/api/tasks/status", "/api/tasks/status/a/b", "/../../etc/passwd", "/.env"]
-    + ["/api/tasks/status/..%2f..%2fetc%2fpasswd", "/health%00", "/%ff", "/api//stats"],
+    [
+        "/",
+        "/x",
+        "/console",
+        "/?__debugger__=yes&cmd=resource&f=style.css",
+        "/static/x",
+        "//health",
+        "/api",
+        "/api/tasks/status",
+        "/api/tasks/status/a/b",
+        "/../../etc/passwd",
+        "/.env",
+        "/api/tasks/status/..%2f..%2fetc%2fpasswd",
+        "/health%00",
+        "/%ff",
+        "/api//stats",
+    ],
 )
 def test_unknown_paths_are_404(rest: Rest, path: str) -> None:
     answer = rest.get(path)
@@ -90,8 +104,19 @@ def test_unknown_paths_are_404(rest: Rest, path: str) -> None:
 
 @pytest.mark.parametrize(
     "task_id",
-    ["x", "..", "a" * 5000, "%00", "ñ", "0123456789abcdef-99999999999999", "0123456789abcdef-01"]
-    + ["zzzzzzzzzzzzzzzz-0", "0123456789abcdef-0", "' OR 1=1 --", "0123456789abcdef-0%0a"],
+    [
+        "x",
+        "..",
+        "a" * 5000,
+        "%00",
+        "ñ",
+        "0123456789abcdef-99999999999999",
+        "0123456789abcdef-01",
+        "zzzzzzzzzzzzzzzz-0",
+        "0123456789abcdef-0",
+        "' OR 1=1 --",
+        "0123456789abcdef-0%0a",
+    ],
 )
 def test_odd_task_ids_are_404(rest: Rest, task_id: str) -> None:
     for method, path in (("GET", "status/{}"), ("GET", "{}/wait"), ("POST", "{}/cancel")):

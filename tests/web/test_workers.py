@@ -146,7 +146,8 @@ def test_a_result_arrives_where_clients_read_it(rest: Rest, path: str, key: str)
     rest.register("llm")
     task_id = rest.submit("agent_action", data={"messages": [], "model": "llama-3.3-70b"})
     assert poll(rest, "llm")["task_id"] == task_id
-    body = {"worker_id": "llm", "result": {"success": True, key: "hello", "model": "m"}}
+    result = {"success": True, key: "hello", "model": "m"}
+    body: dict[str, Any] = {"worker_id": "llm", "result": result}
     if path.endswith("results"):
         body |= {"task_id": task_id, "timestamp": 1.5}
     answer = rest.post(path.format(task_id), body)
