@@ -63,7 +63,7 @@ def run_web(config: Config, options: argparse.Namespace) -> int:
     """
     folder = Path(config.data_dir) / "logs"
     logs.setup("web", level=config.log_level, folder=folder, to_stderr=False)
-    _refuse_public(config)
+    refuse_public(config)
     _raise_descriptor_limit()
     sys.setswitchinterval(SWITCH_S)
     bound = bind_patiently(config.web_host, config.web_port)
@@ -81,11 +81,12 @@ def run_web(config: Config, options: argparse.Namespace) -> int:
     event(_log, logging.INFO, "web.up", port=listener.port, broker=options.broker)
     try:
         listener.run()
+        code = 1 if api.is_dead else 0  # before the client ends on purpose
     finally:
         exchange.close()
         client.close(timeout_s=0.1)
         event(_log, logging.INFO, "web.down", port=listener.port)
-    return 1 if api.is_dead else 0
+    return code
 
 
 def limits() -> Limits:
@@ -147,8 +148,12 @@ class _Stop:
         self._listener.close(timeout_s=0.0)
 
 
-def _refuse_public(config: Config) -> None:
-    """Never listen on a public address by accident."""
+def refuse_public(config: Config) -> None:
+    """Never listen on a public address by accident.
+
+    Raises:
+        ConfigError: FLASK_HOST is one, and no key keeps strangers out.
+    """
     host = config.web_host
     is_any = host in ("0.0.0.0", "::", "localhost")
     if not is_any and not is_admissible(host) and not (config.mesh_key and config.allow_public):

@@ -70,9 +70,16 @@ class Web:
         connection.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
         return connection
 
+    def errors(self) -> str:
+        assert self.process.stderr is not None
+        return self.process.stderr.read().decode()
+
     def close(self) -> None:
         self.process.kill()
-        self.process.communicate()
+        self.process.wait()
+        for pipe in (self.process.stdin, self.process.stdout, self.process.stderr):
+            if pipe is not None:
+                pipe.close()
 
 
 @pytest.fixture
@@ -108,16 +115,14 @@ def test_it_ends_within_a_second_of_its_parent_whatever_waits(web: Web) -> None:
         assert web.process.stdin is not None
         begun = time.monotonic()
         web.process.stdin.close()
-        assert web.process.wait(PATIENCE_S) == 0
+        assert (web.process.wait(PATIENCE_S), web.errors()) == (0, "")
         assert time.monotonic() - begun < 3.0  # a second, and room for a loaded machine
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no SIGTERM there")
 def test_a_sigterm_ends_it(web: Web) -> None:
     web.process.terminate()
-    assert web.process.wait(PATIENCE_S) == 0
-    assert web.process.stderr is not None
-    assert web.process.stderr.read() == b""
+    assert (web.process.wait(PATIENCE_S), web.errors()) == (0, "")
 
 
 def test_after_a_kill_the_next_one_has_the_port_at_once(
