@@ -123,24 +123,24 @@ def serve(name: str, port: int) -> None:
 def measure(name: str) -> dict[str, str]:
     """Return the figures of one server, as text."""
     found: dict[str, str] = {}
-    with _running(name) as (port, start_s):
+    with _running(name) as (port, start_s, root):
         found["start-up"] = f"{start_s:.2f} s"
-        found["memory at start"] = f"{_memory_mb(port):.0f} MB"
+        found["memory at start"] = f"{_memory_mb(root):.0f} MB"
         for connections in (1, 32):
             rate, p50_ms, p99_ms = _load(port, connections)
             found[f"JSON, {connections} connections"] = (
                 f"{rate:,.0f}/s ({p50_ms:.2f} / {p99_ms:.1f} ms)"
             )
         found[f"/health beside {WAITS} waits, {STREAMS} streams"] = _beside_waits(port)
-        found["memory then"] = f"{_memory_mb(port):.0f} MB"
+        found["memory then"] = f"{_memory_mb(root):.0f} MB"
     for label, probe in _PROBES.items():
-        with _running(name) as (port, _):
+        with _running(name) as (port, _, _):
             found[label] = probe(port)
     return found
 
 
 @contextlib.contextmanager
-def _running(name: str) -> Iterator[tuple[int, float]]:
+def _running(name: str) -> Iterator[tuple[int, float, int]]:
     with socket.socket() as probe:
         probe.bind((HOST, 0))
         port: int = probe.getsockname()[1]
@@ -158,7 +158,7 @@ def _running(name: str) -> Iterator[tuple[int, float]]:
             if time.monotonic() > begun + 20:
                 raise SystemExit(f"{name} does not start")
             time.sleep(0.01)
-        yield port, time.monotonic() - begun
+        yield port, time.monotonic() - begun, process.pid
     finally:
         process.terminate()
         try:
@@ -168,17 +168,21 @@ def _running(name: str) -> Iterator[tuple[int, float]]:
             process.wait()
 
 
-def _memory_mb(port: int) -> float:
-    """Return the resident memory of whoever serves `port` and its parent (Linux)."""
-    del port
-    total = 0.0
-    for status in Path("/proc").glob("[0-9]*/status"):
+def _memory_mb(root: int) -> float:
+    """Return the resident memory of a process and all that it started (Linux)."""
+    parents: dict[int, int] = {}
+    sizes: dict[int, float] = {}
+    for path in Path("/proc").glob("[0-9]*/status"):
         with contextlib.suppress(OSError):
-            command = (status.parent / "cmdline").read_bytes()
-            if b"bench.wsgi\0--serve" in command or b"multiprocessing" in command:
-                match = re.search(r"VmRSS:\s+(\d+) kB", status.read_text())
-                total += int(match[1]) / 1024 if match else 0.0
-    return total
+            text = path.read_text()
+            pid = int(path.parent.name)
+            parents[pid] = int(_found(r"PPid:\s+(\d+)", text))
+            size = re.search(r"VmRSS:\s+(\d+) kB", text)
+            sizes[pid] = int(size[1]) / 1024 if size else 0.0
+    family = {root}
+    while more := {pid for pid, parent in parents.items() if parent in family} - family:
+        family |= more
+    return sum(sizes.get(pid, 0.0) for pid in family)
 
 
 def _get(port: int, path: str, timeout_s: float = 5.0) -> bytes:
@@ -243,7 +247,7 @@ def _load_by_wrk(port: int, connections: int) -> tuple[float, float, float]:
 def _found(pattern: str, text: str) -> str:
     match = re.search(pattern, text)
     if match is None:
-        raise SystemExit(f"wrk said: {text}")
+        raise SystemExit(f"not understood: {text}")
     return match[1]
 
 

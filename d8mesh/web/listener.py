@@ -324,11 +324,10 @@ class _Crew:
         is_urgent = bool(requests) and getattr(requests[0], "path", "") in self._urgent_paths
         (self._urgent if is_urgent else self._rest).put(channel)
 
-    def shutdown(self, cancel_pending: bool = True, timeout: float = 0.0) -> bool:
+    def shutdown(self) -> None:
         """Take no more; threads end with what they are at."""
         self._urgent.close()
         self._rest.close()
-        return True
 
 
 class _Lane:
