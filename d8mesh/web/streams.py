@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import queue
+import random
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, Final
@@ -109,7 +110,7 @@ class _Events:
         next_look = time.monotonic() + LOOK_S
         while not self._is_too_slow and not self._is_gone():
             try:
-                stream = self._heard.get(timeout=ALIVE_S)
+                stream = self._heard.get(timeout=ALIVE_S * random.uniform(0.7, 1.0))
             except queue.Empty:
                 yield b": alive\n\n"
                 if time.monotonic() >= next_look:

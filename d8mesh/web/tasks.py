@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import time
 from typing import Any, Final
 
@@ -28,8 +29,9 @@ from d8mesh.web.workers import is_gone
 
 MAX_WAIT_S: Final = 60.0
 DEFAULT_WAIT_S: Final = 30.0
-#: While a request waits, it is looked this often whether its asker is still there.
-SLICE_S: Final = 5.0
+#: While a request waits, it is looked about this often whether its asker is still there;
+#: not for all at the same time.
+SLICE_S: Final = 8.0
 MAX_PAGE: Final = 1000
 DEFAULT_PAGE: Final = 100
 #: Longest cursor that is passed on; ours are shorter.
@@ -70,7 +72,8 @@ class TaskCalls:
         with self._waits.one() as may_wait:
             until = time.monotonic() + (wait_s if may_wait else 0.0)
             while (left_s := until - time.monotonic()) > 0 and not is_gone(request):
-                if self._mesh.wait_finished(task_id, min(left_s, SLICE_S)):
+                slice_s = min(left_s, SLICE_S * random.uniform(0.6, 1.4))
+                if self._mesh.wait_finished(task_id, slice_s):
                     break
         return answer(self.status_of(task_id))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import time
 from typing import Any, Final
 
@@ -17,8 +18,9 @@ from d8mesh.web.strict import parse_json
 
 #: The longest a poll may wait; a longer wish is cut.
 MAX_POLL_S: Final = 60.0
-#: A waiting poll is asked anew this often: a worker that hung up is not handed a task.
-SLICE_S: Final = 5.0
+#: A waiting poll is asked anew after about this long: a worker that hung up is not handed a
+#: task for much longer. Not all at the same time: hundreds at once would hold up the rest.
+SLICE_S: Final = 8.0
 
 
 class WorkerCalls:
@@ -66,8 +68,9 @@ class WorkerCalls:
             until = time.monotonic() + (wait_s if may_wait else 0.0)
             while True:
                 left_s = max(0.0, until - time.monotonic())
-                response = self._next(worker_id, min(left_s, SLICE_S))
-                is_over = left_s <= SLICE_S or response.get_data() != _NO_TASK
+                slice_s = min(left_s, SLICE_S * random.uniform(0.6, 1.4))
+                response = self._next(worker_id, slice_s)
+                is_over = left_s <= slice_s or response.get_data() != _NO_TASK
                 if is_over or is_gone(request):
                     return response
 
