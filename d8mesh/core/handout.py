@@ -196,15 +196,14 @@ class Handout:
             if lane.mask and key.type in pool.roster.free
         ]
         while lanes:
-            choice = pool.queue.choose(lanes)
-            if choice is None:
+            turn = pool.queue.choose(lanes)
+            if turn is None:
                 break
-            lane, priority, limit = choice
-            given = self._give(lane, priority, limit)
+            given = self._give(turn.lane, turn.priority, turn.limit)
             if given:
-                pool.queue.handed_out(given, is_aged=limit == 1)
-            if not given or not lane.mask:
-                lanes.remove(lane)
+                pool.queue.handed_out(given, is_aged=turn.is_aged)
+            else:
+                lanes.remove(turn.lane)
         pool.queue.drop_empty()
         for worker_id in list(self._groups):
             self._flush(pool.roster.seats[worker_id])

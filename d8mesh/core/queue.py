@@ -32,6 +32,15 @@ class LaneKey(NamedTuple):
     model: str
 
 
+class Turn(NamedTuple):
+    """Whose turn it is, and for how many at most until the ageing rule is asked again."""
+
+    lane: Lane
+    priority: int
+    limit: int
+    is_aged: bool = False
+
+
 class Lane:
     """Waiting tasks of one `LaneKey`, by priority; retried ones apart from fresh batches."""
 
@@ -109,27 +118,25 @@ class ReadyQueue:
         for key in [key for key, lane in self.lanes.items() if not lane.mask]:
             del self.lanes[key]
 
-    def choose(self, lanes: list[Lane]) -> tuple[Lane, int, int] | None:
-        """Return whose turn it is among `lanes`: lane, priority, and how many at most.
-
-        The limit is what the ageing rule leaves until a lower priority has its turn;
-        `UNLIMITED` when nothing waits below.
-        """
-        mask = 0
-        for lane in lanes:
-            mask |= lane.mask
-        if not mask:
-            return None
-        top = mask.bit_length() - 1
-        if not mask & ~(1 << top):
+    def choose(self, lanes: list[Lane]) -> Turn | None:
+        """Return whose turn it is among `lanes`, or None if nothing waits there."""
+        while True:
+            mask = 0
+            for lane in lanes:
+                mask |= lane.mask
+            if not mask:
+                return None
+            top = mask.bit_length() - 1
+            is_only = not mask & ~(1 << top)
+            if not is_only and self._since_aged >= AGEING_PERIOD - 1:
+                aged = self._oldest(lanes, range(1, top))
+                if aged is not None:
+                    return Turn(*aged, limit=1, is_aged=True)
             chosen = self._oldest(lanes, (top,))
-            return (*chosen, UNLIMITED) if chosen else None
-        if self._since_aged >= AGEING_PERIOD - 1:
-            aged = self._oldest(lanes, range(1, top))
-            if aged is not None:
-                return (*aged, 1)
-        chosen = self._oldest(lanes, (top,))
-        return (*chosen, max(1, AGEING_PERIOD - 1 - self._since_aged)) if chosen else None
+            if chosen is not None:
+                left = max(1, AGEING_PERIOD - 1 - self._since_aged)
+                return Turn(*chosen, limit=UNLIMITED if is_only else left)
+            # What was there had gone; looking has cleared its bit: look again.
 
     def handed_out(self, count: int, *, is_aged: bool) -> None:
         """Count hand-outs for the ageing rule."""

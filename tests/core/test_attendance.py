@@ -1,0 +1,336 @@
+"""Mesh workers: joining, living, handing in, giving back, leaving."""
+
+from __future__ import annotations
+
+import pytest
+
+from d8mesh.core import messages as m
+from d8mesh.core.effects import Peer
+from d8mesh.core.task import TaskState
+from tests.core.desktop import Desktop, beat, hello, result
+
+
+def test_a_worker_is_welcomed_and_gets_what_waits(desk: Desktop) -> None:
+    client = desk.client()
+    ids = desk.submit(client, 2)
+    worker = desk.worker("w", slots=2)
+    (welcome,) = desk.got(worker, m.Welcome)
+    assert (welcome.epoch, welcome.dropped_ids) == (1, [])
+    assert list(desk.work(worker)) == ids
+
+
+@pytest.mark.parametrize(
+    ("given", "code"), [({"version": 9}, "protocol.version"), ({"mesh": "x"}, "access.forbidden")]
+)
+def test_a_wrong_hello_is_refused(desk: Desktop, given: dict[str, object], code: str) -> None:
+    peer = desk.worker("w", **given)
+    (refused,) = desk.got(peer, m.Refused)
+    assert refused.code == code
+    assert desk.pool.rejected[code] == 1
+    desk.say(peer, beat([], 0))
+    assert desk.got(peer, m.Rehello)
+
+
+def test_a_clone_on_another_machine_needs_another_id(desk: Desktop) -> None:
+    desk.worker("w", address="10.0.0.1")
+    clone = desk.worker("w", address="10.0.0.2", boot="b2")
+    assert desk.got(clone, m.Refused)[0].code == "worker.id_taken"
+
+
+def test_a_worker_started_again_takes_its_seat_and_loses_nothing(desk: Desktop) -> None:
+    client = desk.client()
+    first = desk.worker("w")
+    (task_id,) = desk.submit(client)
+    assert list(desk.work(first)) == [task_id]
+    second = desk.worker("w", boot="b2")
+    assert list(desk.work(second)) == [task_id]
+
+
+def test_the_session_moves_to_another_connection_with_what_it_holds(desk: Desktop) -> None:
+    client = desk.client()
+    first = desk.worker("w")
+    (task_id,) = desk.submit(client)
+    held = desk.work(first)
+    moved = Peer(b"moved", "10.0.0.1")
+    desk.say(moved, hello("w", held=held))
+    assert desk.got(moved, m.Welcome)[0].dropped_ids == []
+    assert desk.work(moved) == {}
+    desk.finish(moved, held)
+    assert desk.got(client, m.Outcomes)[0].ids == [task_id]
+
+
+def test_held_attempts_of_finished_tasks_are_dropped(desk: Desktop) -> None:
+    client = desk.client()
+    worker = desk.worker("w")
+    desk.submit(client)
+    held = desk.work(worker)
+    desk.finish(worker, held)
+    desk.say(worker, hello("w", held=held))
+    assert desk.got(worker, m.Welcome)[-1].dropped_ids == list(held)
+
+
+def test_after_a_restart_a_worker_goes_on_with_its_attempt(desk: Desktop) -> None:
+    client = desk.client()
+    worker = desk.worker("w")
+    (task_id,) = desk.submit(client)
+    held = desk.work(worker)
+    desk.restart()
+    assert desk.ledger.state_of(task_id) is TaskState.RUNNING
+    again = desk.worker("w", held=held)
+    assert desk.got(again, m.Welcome)[0].dropped_ids == []
+    desk.pass_time(30)  # its heartbeats fail: the attempt is lost after all
+    assert desk.ledger.state_of(task_id) is TaskState.QUEUED
+
+
+def test_after_a_restart_what_nobody_comes_back_with_waits_again_uncounted(desk: Desktop) -> None:
+    client = desk.client()
+    worker = desk.worker("w")
+    (task_id,) = desk.submit(client)
+    desk.work(worker)
+    desk.restart()
+    desk.pass_time(9)
+    assert desk.ledger.state_of(task_id) is TaskState.RUNNING
+    desk.pass_time(2)
+    assert desk.ledger.state_of(task_id) is TaskState.QUEUED
+    other = desk.worker("v")
+    assert list(desk.work(other)) == [task_id]
+    assert desk.ledger.tasks[task_id].history is None
+
+
+def test_a_result_of_before_the_restart_counts(desk: Desktop) -> None:
+    client = desk.client()
+    worker = desk.worker("w")
+    (task_id,) = desk.submit(client)
+    held = desk.work(worker)
+    desk.restart()
+    again = desk.worker("w", held=held)
+    desk.finish(again, held)
+    assert desk.ledger.state_of(task_id) is None
+    assert desk.ledger.totals.completed == 1
+
+
+def test_a_hand_out_that_never_arrived_is_found_by_the_heartbeat(desk: Desktop) -> None:
+    client = desk.client()
+    worker = desk.worker("w")
+    (task_id,) = desk.submit(client)
+    assert desk.work(worker)
+    desk.say(worker, beat([], 0))  # sent before the hand-out arrived: no denial
+    assert desk.work(worker) == {}
+    desk.say(worker, beat([], 1))
+    assert list(desk.work(worker)) == [task_id]
+    assert desk.got(worker, m.Beat)
+
+
+def test_a_silent_worker_is_lost_and_its_tasks_run_elsewhere(desk: Desktop) -> None:
+    client = desk.client()
+    silent = desk.worker("w")
+    (task_id,) = desk.submit(client)
+    desk.work(silent)
+    other = desk.worker("v")
+    for _ in range(4):
+        desk.pass_time(3)
+        desk.say(other, beat([], 0))
+    assert list(desk.work(other)) == [task_id]
+    history = desk.ledger.tasks[task_id].history
+    assert history is not None
+    assert history.losses == ["w"]
+
+
+def test_only_the_running_attempts_of_a_lost_worker_are_blamed(desk: Desktop) -> None:
+    client = desk.client()
+    worker = desk.worker("w", slots=2, window=5)
+    ids = desk.submit(client, 5)
+    assert list(desk.work(worker)) == ids
+    desk.pass_time(11)
+    blamed = [task_id for task_id in ids if desk.ledger.tasks[task_id].history is not None]
+    assert blamed == ids[:2]
+
+
+def test_a_task_that_took_three_workers_down_is_poison(desk: Desktop) -> None:
+    desk.policy["max_attempts"] = 50
+    desk.restart()
+    client = desk.client()
+    (task_id,) = desk.submit(client)
+    for name in ("a", "b", "c"):
+        assert list(desk.work(desk.worker(name))) == [task_id]
+        desk.pass_time(11)
+    client = desk.client()
+    answer = desk.ask(client, "status", id=task_id)
+    assert answer.body["state"] == "failed"
+    assert answer.body["reason"] == "worker lost"
+
+
+def test_a_goodbye_gives_all_back_at_once_uncounted(desk: Desktop) -> None:
+    client = desk.client()
+    worker, other = desk.worker("w"), desk.worker("v")
+    (task_id,) = desk.submit(client)
+    assert desk.work(worker)
+    desk.say(worker, m.Goodbye("drained"))
+    assert list(desk.work(other)) == [task_id]
+    assert desk.ledger.tasks[task_id].history is None
+
+
+def test_results_are_acknowledged_after_the_commit_only(desk: Desktop) -> None:
+    client = desk.client()
+    worker = desk.worker("w")
+    desk.submit(client)
+    desk.finish(worker, desk.work(worker))
+    waits = {type(message).__name__: waits for _, message, waits in desk.sent}
+    assert waits["Received"] is True
+    assert waits["Outcomes"] is True
+    assert waits["Accepted"] is True
+
+
+def test_a_repeat_is_acknowledged_and_changes_nothing(desk: Desktop) -> None:
+    client = desk.client()
+    worker = desk.worker("w")
+    (task_id,) = desk.submit(client)
+    held = desk.work(worker)
+    desk.finish(worker, held)
+    desk.finish(worker, held, m.FAILED)
+    assert len(desk.got(worker, m.Received)) == 2
+    assert desk.pool.duplicates == 1
+    assert desk.ask(client, "status", id=task_id).body["state"] == "completed"
+
+
+def test_the_same_task_twice_in_one_message_counts_once(desk: Desktop) -> None:
+    client = desk.client()
+    worker = desk.worker("w")
+    (task_id,) = desk.submit(client)
+    token = desk.work(worker)[task_id]
+    twice = m.Results(1, 1, [task_id] * 2, [token] * 2, b"\1\1", [result(1), result(2)])
+    desk.say(worker, twice)
+    assert desk.ledger.totals.completed == 1
+    assert desk.pool.duplicates == 1
+
+
+def test_a_guessed_token_is_refused(desk: Desktop) -> None:
+    client = desk.client()
+    worker = desk.worker("w")
+    (task_id,) = desk.submit(client)
+    desk.work(worker)
+    desk.finish(worker, {task_id: bytes(16)})
+    assert desk.ledger.state_of(task_id) is TaskState.RUNNING
+    assert desk.pool.rejected["token.invalid"] == 1
+
+
+def test_a_late_success_of_an_earlier_attempt_wins_and_stops_the_other(desk: Desktop) -> None:
+    client = desk.client()
+    slow = desk.worker("w")
+    (task_id,) = desk.submit(client)
+    held = desk.work(slow)
+    desk.pass_time(11)
+    quick = desk.worker("v")
+    assert list(desk.work(quick)) == [task_id]
+    back = desk.worker("w", held=held, boot="b1")
+    desk.finish(back, held)
+    assert desk.got(quick, m.Stop)[0].ids == [task_id]
+    assert desk.ledger.totals.completed == 1
+
+
+def test_a_stale_failure_is_refused(desk: Desktop) -> None:
+    client = desk.client()
+    slow = desk.worker("w")
+    (task_id,) = desk.submit(client)
+    held = desk.work(slow)
+    desk.pass_time(11)
+    quick = desk.worker("v")
+    assert desk.work(quick)
+    back = desk.worker("w", held=held)
+    desk.finish(back, held, m.FAILED)
+    assert desk.ledger.state_of(task_id) is TaskState.RUNNING
+    assert desk.pool.rejected["result.stale"] == 1
+
+
+def test_a_fenced_task_is_finished_by_its_current_attempt_only(desk: Desktop) -> None:
+    client = desk.client()
+    slow = desk.worker("w")
+    (task_id,) = desk.submit(client, is_fenced=True)
+    held = desk.work(slow)
+    desk.pass_time(11)
+    quick = desk.worker("v")
+    current = desk.work(quick)
+    desk.finish(desk.worker("w", held=held), held)
+    assert desk.ledger.state_of(task_id) is TaskState.RUNNING
+    desk.finish(quick, current)
+    assert desk.ledger.totals.completed == 1
+
+
+def test_released_attempts_wait_again_and_cost_nothing(desk: Desktop) -> None:
+    client = desk.client()
+    worker = desk.worker("w", slots=2)
+    ids = desk.submit(client, 2)
+    held = desk.work(worker)
+    desk.say(worker, m.Release(0, ids[1:], [held[ids[1]]]))
+    assert desk.ledger.state_of(ids[1]) is TaskState.QUEUED
+    assert desk.ledger.tasks[ids[1]].history is None
+    desk.say(worker, m.Release(2, [ids[0]], [bytes(16)]))  # not its token: nothing
+    assert desk.ledger.state_of(ids[0]) is TaskState.RUNNING
+    assert list(desk.work(worker)) == [ids[1]]
+
+
+def test_prefetched_tasks_are_called_back_for_an_idle_worker(desk: Desktop) -> None:
+    client = desk.client()
+    full = desk.worker("w", window=4)
+    desk.submit(client, 4)
+    desk.work(full)
+    desk.worker("v")
+    desk.pass_time(2)
+    recalls = desk.got(full, m.Recall)
+    assert recalls
+    assert recalls[0].count == 3
+
+
+def test_chunks_reach_listeners_and_late_ones_get_the_tail(desk: Desktop) -> None:
+    client = desk.client()
+    worker = desk.worker("w")
+    (task_id,) = desk.submit(client)
+    token = desk.work(worker)[task_id]
+    desk.say(client, m.Listen(task_id, True))
+    assert desk.got(worker, m.Listening) == [m.Listening([task_id], True)]
+    desk.say(worker, m.Chunks([task_id], [token], [0], [b"\xa1a"]))
+    desk.say(worker, m.Chunks([task_id], [bytes(16)], [1], [b"\xa1x"]))  # not its token
+    assert desk.got(client, m.Stream) == [m.Stream(task_id, 1, 0, [b"\xa1a"])]
+    other = desk.client("f" * 16)
+    desk.say(other, m.Listen(task_id, True))
+    assert desk.got(other, m.Stream) == [m.Stream(task_id, 1, 0, [b"\xa1a"])]
+    desk.say(client, m.Listen(task_id, False))
+    desk.say(other, m.Listen(task_id, False))
+    assert desk.got(worker, m.Listening) == [m.Listening([task_id], False)]
+
+
+def test_a_new_attempt_tells_its_listeners_to_begin_again(desk: Desktop) -> None:
+    client = desk.client()
+    first = desk.worker("w")
+    (task_id,) = desk.submit(client)
+    token = desk.work(first)[task_id]
+    desk.say(client, m.Listen(task_id, True))
+    desk.say(first, m.Chunks([task_id], [token], [0], [b"\xa1a"]))
+    desk.say(first, m.Goodbye("gone"))
+    second = desk.worker("v")
+    (work,) = desk.got(second, m.Work)
+    assert work.groups[0].is_listened
+    desk.say(second, m.Chunks([task_id], [work.groups[0].tokens[0]], [0], [b"\xa1b"]))
+    streams = desk.got(client, m.Stream)
+    assert [(s.attempt, s.payloads) for s in streams] == [(1, [b"\xa1a"]), (2, []), (2, [b"\xa1b"])]
+
+
+def test_what_a_worker_offers_can_change(desk: Desktop) -> None:
+    client = desk.client()
+    worker = desk.worker("w")
+    (task_id,) = desk.submit(client, kind="agent_action")
+    assert "no worker" in str(desk.ask(client, "status", id=task_id).body["reason"])
+    desk.say(worker, beat([], 0, types=("echo", "agent_action")))
+    assert list(desk.work(worker)) == [task_id]
+
+
+def test_an_attempt_far_beyond_its_time_is_taken_back(desk: Desktop) -> None:
+    client = desk.client()
+    worker = desk.worker("w")
+    (task_id,) = desk.submit(client, max_attempts=1)
+    desk.work(worker)
+    for _ in range(120):
+        desk.pass_time(3, step=1.5)
+        desk.say(worker, beat([task_id], 1))
+    client = desk.client()  # it was silent for long, too
+    assert desk.ask(client, "status", id=task_id).body["reason"] == "timed out"

@@ -1,0 +1,241 @@
+"""Clients: awaiting, listening, asking, coming and going."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from d8mesh.core import messages as m
+from d8mesh.core.desk import WHOLE_BATCH_IDS
+from d8mesh.core.effects import Peer
+from tests.core.desktop import Desktop, S
+
+
+def test_outcomes_come_to_who_submitted(desk: Desktop) -> None:
+    client, worker = desk.client(), desk.worker("w", slots=3)
+    ids = desk.submit(client, 3)
+    desk.finish(worker, desk.work(worker))
+    (outcomes,) = desk.got(client, m.Outcomes)
+    assert (outcomes.ids, outcomes.states) == (ids, b"\1\1\1")
+
+
+def test_what_is_finished_is_told_from_the_journal(desk: Desktop) -> None:
+    client, worker = desk.client(), desk.worker("w", slots=3)
+    ids = desk.submit(client, 3, is_watched=False)
+    desk.finish(worker, desk.work(worker))
+    assert desk.got(client, m.Outcomes) == []
+    unknown = [f"{S}-999", "f" * 16 + "-0", "not an id at all !!"]
+    desk.say(client, m.Watch([*ids, *unknown]))
+    told = {
+        task_id: state
+        for outcomes in desk.got(client, m.Outcomes)
+        for task_id, state in zip(outcomes.ids, outcomes.states, strict=True)
+    }
+    assert told == {**dict.fromkeys(ids, 1), **dict.fromkeys(unknown, m.UNKNOWN_STATE)}
+
+
+@pytest.mark.parametrize("count", [2, WHOLE_BATCH_IDS + 1])
+def test_others_can_await_and_stop_awaiting(desk: Desktop, count: int) -> None:
+    client, other, worker = desk.client(), desk.client("f" * 16), desk.worker("w", slots=99)
+    ids = desk.submit(client, count, is_watched=False)
+    desk.say(other, m.Watch(ids))
+    desk.say(client, m.Watch(ids[:1]))
+    desk.say(client, m.Unwatch(ids[:1]))
+    desk.finish(worker, desk.work(worker))
+    assert desk.got(client, m.Outcomes) == []
+    assert [i for outcomes in desk.got(other, m.Outcomes) for i in outcomes.ids] == ids
+
+
+def test_a_session_goes_on_over_another_connection(desk: Desktop) -> None:
+    client, worker = desk.client(), desk.worker("w", window=0)
+    (task_id,) = desk.submit(client)
+    again = desk.client()
+    desk.say(client, m.Watch([]))
+    assert desk.got(client, m.Rehello)  # the old connection is nobody's now
+    desk.say(worker, m.Goodbye("x"))
+    worker = desk.worker("w")
+    desk.finish(worker, desk.work(worker))
+    assert desk.got(again, m.Outcomes)[0].ids == [task_id]
+
+
+def test_a_silent_client_is_forgotten_and_may_come_back(desk: Desktop) -> None:
+    client = desk.client()
+    (task_id,) = desk.submit(client)
+    desk.say(client, m.Listen(task_id, True))
+    desk.say(client, m.Watch([task_id]))
+    desk.pass_time(31)
+    assert desk.pool.clients == {}
+    assert desk.pool.listeners == {}
+    client = desk.client()
+    desk.say(client, m.Watch([task_id]))
+    worker = desk.worker("w")
+    desk.finish(worker, desk.work(worker))
+    assert desk.got(client, m.Outcomes)[0].ids == [task_id]
+
+
+def test_a_goodbye_and_a_lost_peer_end_a_client(desk: Desktop) -> None:
+    client = desk.client()
+    desk.say(client, m.Goodbye("bye"))
+    assert desk.pool.clients == {}
+    client = desk.client()
+    desk.perform(desk.dispatcher.lost_peer(client))
+    assert desk.pool.clients == {}
+    desk.say(Peer(b"nobody"), m.Goodbye("x"))
+    assert desk.dispatcher.lost_peer(Peer(b"nobody")) == []
+
+
+def test_a_wrong_client_hello_is_refused(desk: Desktop) -> None:
+    peer = Peer(b"c")
+    desk.say(peer, m.ClientHello(1, "other", S, "pc"))
+    assert desk.got(peer, m.Refused)[0].code == "access.forbidden"
+
+
+def test_listening_to_what_is_not_there_is_nothing(desk: Desktop) -> None:
+    client = desk.client()
+    desk.say(client, m.Listen(f"{S}-77", True))
+    desk.say(client, m.Listen("not an id at all !!", True))
+    desk.say(client, m.Listen(f"{S}-77", False))
+    assert desk.pool.listeners == {}
+
+
+def test_a_cancelled_task_is_told_and_stays_cancelled(desk: Desktop) -> None:
+    client, worker = desk.client(), desk.worker("w")
+    running, waiting = desk.submit(client, 2)
+    held = desk.work(worker)
+    for task_id in (running, waiting):
+        assert desk.ask(client, "cancel", id=task_id).body["state"] == "cancelled"
+    assert desk.got(worker, m.Stop)[0].ids == [running]
+    assert [o.states for o in desk.got(client, m.Outcomes)] == [b"\3", b"\3"]
+    desk.finish(worker, held)
+    body = desk.ask(client, "status", id=running).body
+    assert (body["status"], body["state"]) == ("failed", "cancelled")
+    assert desk.ask(client, "cancel", id=running).body["state"] == "cancelled"
+    desk.restart()
+    assert desk.ledger.queued == desk.ledger.running == 0
+
+
+def test_a_failed_task_is_replayed_under_a_new_id(desk: Desktop) -> None:
+    client, worker = desk.client(), desk.worker("w")
+    (task_id,) = desk.submit(client, payloads=[b"\x81\xa1a\x01"], max_attempts=1)
+    desk.finish(worker, desk.work(worker), m.FAILED)
+    answer = desk.ask(client, "replay", id=task_id, session=S, n=500)
+    assert answer.body == {"task_id": f"{S}-500"}
+    assert desk.ask(client, "replay", id=task_id, session=S, n=500).code == ""  # asked twice
+    desk.say(worker, m.Release(1, [], []))
+    (work,) = desk.got(worker, m.Work)
+    assert work.groups[0].payloads == [b"\x81\xa1a\x01"]
+    assert desk.ask(client, "status", id=f"{S}-500").body["replay_of"] == task_id
+
+
+@pytest.mark.parametrize(
+    ("more", "code"),
+    [
+        ({"session": "f" * 16, "n": 5}, "access.forbidden"),
+        ({"session": S, "n": -1}, "task.invalid"),
+        ({"session": S, "n": 5}, "task.invalid"),
+    ],
+)
+def test_a_wrong_replay_is_refused(desk: Desktop, more: dict[str, object], code: str) -> None:
+    client = desk.client()
+    (task_id,) = desk.submit(client)
+    assert desk.ask(client, "replay", id=task_id, **more).code == code
+
+
+def test_what_completed_is_not_replayed(desk: Desktop) -> None:
+    client, worker = desk.client(), desk.worker("w")
+    (task_id,) = desk.submit(client)
+    desk.finish(worker, desk.work(worker))
+    assert desk.ask(client, "replay", id=task_id, session=S, n=9).code == "task.invalid"
+    assert desk.ask(client, "replay", id=f"{S}-88", session=S, n=9).code == "task.unknown"
+    desk.perform(desk.dispatcher.drain())
+    assert desk.ask(client, "replay", id=task_id, session=S, n=9).code == "broker.draining"
+
+
+@pytest.mark.parametrize("bad", [5, None, "../../x", f"{S}-01", f"{S}-", "", f"{S}-99"])
+def test_unknown_and_odd_ids_are_not_found(desk: Desktop, bad: object) -> None:
+    client = desk.client()
+    assert desk.ask(client, "status", id=bad).code == "task.unknown"
+    assert desk.ask(client, "cancel", id=bad).code == "task.unknown"
+
+
+def test_no_question_is_refused(desk: Desktop) -> None:
+    assert desk.ask(desk.client(), "os.system").code == "access.forbidden"
+
+
+@pytest.mark.parametrize(
+    "args",
+    [{"state": "nonsense"}, {"limit": 0}, {"limit": 9999}, {"limit": "x"}, {"cursor": 5}],
+)
+def test_a_wrong_listing_names_what_is_allowed(desk: Desktop, args: dict[str, object]) -> None:
+    assert desk.ask(desk.client(), "tasks", **args).code == "task.invalid"
+
+
+def page_through(desk: Desktop, client: Peer, **args: object) -> list[str]:
+    """Read a listing to its end in small pages."""
+    seen: list[str] = []
+    cursor: object = ""
+    while cursor is not None:
+        body = desk.ask(client, "tasks", limit=2, cursor=cursor, **args).body
+        tasks = body["tasks"]
+        assert isinstance(tasks, list)
+        assert len(tasks) <= 2
+        seen += [each["task_id"] for each in tasks]
+        cursor = body["next_cursor"]
+    return seen
+
+
+def test_listings_are_paged_and_filtered(desk: Desktop) -> None:
+    client, worker = desk.client(), desk.worker("w", slots=3)
+    done = desk.submit(client, 3)
+    desk.finish(worker, desk.work(worker))
+    desk.say(worker, m.Release(0, [], []))
+    waiting = desk.submit(client, 5, kind="other")
+    later = desk.submit(client, 1, kind="echo", run_at=desk.at + 99)
+    gone = waiting[2]
+    desk.ask(client, "cancel", id=gone)
+    left = [task_id for task_id in waiting if task_id != gone]
+    assert page_through(desk, client) == [*done, *waiting, *later]
+    assert page_through(desk, client, state="completed") == done
+    assert page_through(desk, client, state="queued") == left
+    assert page_through(desk, client, state="delayed") == later
+    assert page_through(desk, client, state="cancelled") == [gone]
+    assert page_through(desk, client, state="failed") == []
+    assert page_through(desk, client, type="echo") == [*done, *later]
+    assert page_through(desk, client, type="other", state="cancelled") == [gone]
+    assert page_through(desk, client, type="echo", state="cancelled") == []
+    queue = desk.ask(client, "queue", limit=3).body
+    assert [each["task_id"] for each in queue["queue"]] == left[:3]  # type: ignore[attr-defined]
+    assert (queue["pending"], queue["completed"], queue["failed"]) == (5, 3, 1)
+
+
+def test_finished_tasks_are_pruned_and_say_so(tmp_path: Path) -> None:
+    desk = Desktop(tmp_path, retention_count=2)
+    client, worker = desk.client(), desk.worker("w", slots=1)
+    ids = []
+    for _ in range(4):
+        ids += desk.submit(client, key=f"k{len(ids)}", digest=b"d")
+        desk.finish(worker, desk.work(worker))
+    for _ in range(9):
+        desk.pass_time(2.9)
+        desk.say(client, m.Watch([]))
+    assert desk.ledger.kept_finished == 2
+    answer = desk.ask(client, "status", id=ids[0])
+    assert answer.code == "task.pruned"
+    assert isinstance(answer.body["pruned_at"], float)
+    assert desk.ask(client, "status", id=ids[-1]).code == ""
+    desk.got(client, m.Outcomes)
+    desk.say(client, m.Watch(ids[:1]))
+    assert desk.got(client, m.Outcomes)[0].states == bytes([m.PRUNED_STATE])
+    stats = desk.ask(client, "stats").body
+    assert stats["tasks"]["completed"] == 4  # type: ignore[index]
+    assert sorted(desk.ledger.keys) == ["k2", "k3"]
+    desk.restart()
+    assert desk.ledger.kept_finished == 2
+    assert sorted(desk.ledger.keys) == ["k2", "k3"]
+    client = desk.client()
+    group = m.Group("echo", 5, [b"\x80"])
+    desk.say(client, m.Submit(77, S, 0, [group]))
+    assert desk.got(client, m.Accepted)  # its id stays used: the same task, not a new one
+    assert desk.ledger.queued == 0
+    desk.close()

@@ -1,0 +1,127 @@
+"""Submits: all or nothing, each id once, within the bounds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from d8mesh.core import messages as m
+from tests.core.desktop import START_AT, Desktop, S
+
+
+def submit(
+    desk: Desktop, client: object, seq: int, first: int, count: int = 1, **more: object
+) -> m.Message:
+    group = m.Group("echo", 5, [b"\x80"] * count)
+    desk.say(client, m.Submit(seq, S, first, [group], **more))  # type: ignore[arg-type]
+    (answer,) = [*desk.got(client, m.Accepted), *desk.got(client, m.Refused)]
+    return answer
+
+
+def test_a_submit_is_acknowledged_once_it_is_on_disk(desk: Desktop) -> None:
+    client = desk.client()
+    ids = desk.submit(client, 3)
+    assert desk.got(client, m.Accepted) == [m.Accepted(1, S, 0)]
+    desk.restart()
+    assert desk.ledger.queued == 3
+    assert all(desk.ledger.state_of(task_id) for task_id in ids)
+
+
+def test_the_same_submit_again_is_the_same_tasks(desk: Desktop) -> None:
+    client = desk.client()
+    assert submit(desk, client, 1, 0, 5) == m.Accepted(1, S, 0)
+    assert submit(desk, client, 2, 0, 5) == m.Accepted(2, S, 0)
+    assert desk.ledger.queued == 5
+    desk.restart()
+    client = desk.client()
+    assert submit(desk, client, 3, 0, 5) == m.Accepted(3, S, 0)
+    assert desk.ledger.queued == 5
+
+
+def test_ids_partly_used_before_are_refused(desk: Desktop) -> None:
+    client = desk.client()
+    submit(desk, client, 1, 0, 5)
+    refused = submit(desk, client, 2, 3, 5)
+    assert isinstance(refused, m.Refused)
+    assert refused.code == "task.invalid"
+    assert desk.ledger.queued == 5
+
+
+def test_anothers_session_cannot_be_used(desk: Desktop) -> None:
+    client = desk.client("f" * 16)
+    refused = submit(desk, client, 1, 0)
+    assert isinstance(refused, m.Refused)
+    assert refused.code == "access.forbidden"
+
+
+def test_an_idempotency_key_gives_the_first_tasks_or_a_conflict(desk: Desktop) -> None:
+    client = desk.client()
+    assert submit(desk, client, 1, 0, 2, key="k", digest=b"1") == m.Accepted(1, S, 0)
+    again = submit(desk, client, 2, 2, 2, key="k", digest=b"1")
+    assert again == m.Accepted(2, S, 0, is_repeat=True)
+    other = submit(desk, client, 3, 4, 2, key="k", digest=b"2")
+    assert isinstance(other, m.Refused)
+    assert other.code == "key.conflict"
+    desk.restart()
+    client = desk.client()
+    again = submit(desk, client, 4, 6, 2, key="k", digest=b"1")
+    assert again == m.Accepted(4, S, 0, is_repeat=True)
+
+
+@pytest.mark.parametrize("bound", [{"queue_size": 5}, {"queue_bytes": 5}])
+def test_a_full_queue_refuses_with_the_time_to_wait(tmp_path: Path, bound: dict[str, int]) -> None:
+    desk = Desktop(tmp_path, **bound)
+    client = desk.client()
+    assert isinstance(submit(desk, client, 1, 0, 5), m.Accepted)
+    refused = submit(desk, client, 2, 5)
+    assert isinstance(refused, m.Refused)
+    assert (refused.code, refused.retry_after_s) == ("queue.full", 1.0)
+    worker = desk.worker("w", slots=4)
+    desk.finish(worker, desk.work(worker))
+    assert isinstance(submit(desk, client, 3, 6), m.Accepted)
+    desk.close()
+
+
+def test_a_full_disk_or_a_drain_refuses_and_a_repeat_is_still_acknowledged(desk: Desktop) -> None:
+    client = desk.client()
+    submit(desk, client, 1, 0)
+    desk.dispatcher.set_disk_low(True)
+    refused = submit(desk, client, 2, 1)
+    assert isinstance(refused, m.Refused)
+    assert refused.code == "disk.low"
+    assert isinstance(submit(desk, client, 3, 0), m.Accepted)
+    desk.dispatcher.set_disk_low(False)
+    assert isinstance(submit(desk, client, 4, 1), m.Accepted)
+    desk.perform(desk.dispatcher.drain())
+    refused = submit(desk, client, 5, 2)
+    assert isinstance(refused, m.Refused)
+    assert refused.code == "broker.draining"
+    assert desk.got(client, m.Goodbye)
+
+
+def test_a_task_for_later_waits_for_its_time(desk: Desktop) -> None:
+    client, worker = desk.client(), desk.worker("w")
+    (task_id,) = desk.submit(client, run_at=START_AT + 5)
+    assert desk.ask(client, "status", id=task_id).body["state"] == "delayed"
+    desk.pass_time(4)
+    assert desk.work(worker) == {}
+    desk.pass_time(2)
+    assert list(desk.work(worker)) == [task_id]
+
+
+def test_a_task_for_later_waits_after_a_restart_too(desk: Desktop) -> None:
+    client = desk.client()
+    (task_id,) = desk.submit(client, run_at=START_AT + 5)
+    desk.restart()
+    worker = desk.worker("w")
+    desk.pass_time(4)
+    assert desk.work(worker) == {}
+    desk.pass_time(2)
+    assert list(desk.work(worker)) == [task_id]
+
+
+def test_a_time_that_has_passed_means_now(desk: Desktop) -> None:
+    client, worker = desk.client(), desk.worker("w")
+    (task_id,) = desk.submit(client, run_at=1.0)
+    assert list(desk.work(worker)) == [task_id]
