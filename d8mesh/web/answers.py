@@ -11,6 +11,7 @@ from typing import Final
 import msgspec
 from werkzeug.wrappers import Response
 
+from d8mesh.core.json_model import MAX_DEPTH
 from d8mesh.errors import D8Error
 
 JSON: Final = "application/json"
@@ -107,8 +108,12 @@ class Refusal(Exception):
 
 
 def answer(body: Mapping[str, object], status: int = 200) -> Response:
-    """Return a JSON answer."""
-    return Response(_encoder.encode(body), status=status, content_type=JSON)
+    """Return a JSON answer; what JSON does not have, in some stranger's data, is told as text."""
+    try:
+        content = _encoder.encode(body)
+    except (TypeError, ValueError, RecursionError):
+        content = _encoder.encode(_plain(body))
+    return Response(content, status=status, content_type=JSON)
 
 
 def problem(error: D8Error | Refusal) -> Response:
@@ -124,3 +129,16 @@ def problem(error: D8Error | Refusal) -> Response:
     if error.code in RETRY_AFTER_S:
         response.headers["Retry-After"] = str(RETRY_AFTER_S[error.code])
     return response
+
+
+def _plain(value: object, depth: int = 0) -> object:
+    """Return `value` with whatever JSON does not have as text."""
+    if depth > MAX_DEPTH:
+        return "…"
+    if isinstance(value, Mapping):
+        return {str(key)[:1000]: _plain(item, depth + 1) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item, depth + 1) for item in value]
+    if value is None or isinstance(value, (str, bool, int, float)):
+        return value
+    return repr(value)[:1000]

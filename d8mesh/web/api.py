@@ -7,6 +7,7 @@ decides; see ``docs/REST.md`` for the calls and ``core.desk`` for the questions.
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -31,6 +32,11 @@ from d8mesh.web.workers import WorkerCalls
 HEALTH_S: Final = 1.0
 #: Longest path and query that is looked at.
 MAX_URL_CHARS: Final = 4096
+#: Bodies larger than this are read a few at a time: each costs several times its size.
+LARGE_BYTES: Final = 1_048_576
+MAX_LARGE: Final = 4
+#: How long one may wait for its turn.
+LARGE_S: Final = 20.0
 #: (method, path, name of the call); ``docs/REST.md`` lists the same.
 ROUTES: Final = (
     ("GET", "/health", "health"),
@@ -87,6 +93,7 @@ class Api:
         #: the client of the mesh has ended: nothing works here any more
         self.is_dead = False
         self.on_dead: Callable[[], None] = lambda: None
+        self._large = threading.BoundedSemaphore(MAX_LARGE)
         tasks = TaskCalls(mesh, waits)
         workers = WorkerCalls(mesh, waits)
         streams = StreamCalls(mesh, Places(MAX_STREAMS), tasks.status_of)
@@ -175,7 +182,14 @@ class Api:
         name, values = self._match(request)
         if name != "health":
             require_broker(self._mesh, self._waits)
-        return self._calls[name](request, **values)
+        if (request.content_length or 0) <= LARGE_BYTES:
+            return self._calls[name](request, **values)
+        if not self._large.acquire(timeout=LARGE_S):
+            raise Refusal("access.flood", "too many large bodies at the same time: come again")
+        try:
+            return self._calls[name](request, **values)
+        finally:
+            self._large.release()
 
     def _match(self, request: Request) -> tuple[str, dict[str, Any]]:
         if len(request.environ.get("PATH_INFO", "")) > MAX_URL_CHARS:

@@ -7,6 +7,7 @@ whatever name it gave itself (DNS rebinding) and whatever it was allowed to send
 from __future__ import annotations
 
 import hmac
+import threading
 import time
 from collections import Counter
 from typing import Final
@@ -21,6 +22,7 @@ from d8mesh.web.answers import JSON, Refusal
 
 #: Largest body: a batch of frames as `edge.exchange` cuts them, and its envelope.
 MAX_BODY_BYTES: Final = 41 * 1024 * 1024
+_READ_BYTES: Final = 1_048_576
 #: Our own names and addresses are looked up again after this long: addresses change.
 NAMES_S: Final = 5.0
 
@@ -85,18 +87,24 @@ class Guard:
 
 
 class Rejections:
-    """Counts what was refused, by reason; reasons are codes, so there are few of them."""
+    """Counts what was refused, by reason; reasons are codes, so there are few of them.
+
+    Thread: any.
+    """
 
     def __init__(self) -> None:
         self._counts: Counter[str] = Counter()
+        self._lock = threading.Lock()
 
     def add(self, reason: str) -> None:
         """Count one more."""
-        self._counts[reason] += 1
+        with self._lock:
+            self._counts[reason] += 1
 
     def counts(self) -> dict[str, int]:
         """Return how many of each reason."""
-        return dict(self._counts)
+        with self._lock:
+            return dict(self._counts)
 
 
 def body_of(request: Request, content_type: str = JSON) -> bytes:
@@ -109,14 +117,17 @@ def body_of(request: Request, content_type: str = JSON) -> bytes:
     if length is not None and length > MAX_BODY_BYTES:
         raise _too_large()
     request.max_content_length = None  # counted here: Werkzeug cuts what is not declared
-    body = b""
+    parts: list[bytes] = []
+    left = MAX_BODY_BYTES
     try:
-        while len(body) <= MAX_BODY_BYTES and (part := request.stream.read(MAX_BODY_BYTES + 1)):
-            body = body + part if body else part
+        while left >= 0 and (part := request.stream.read(_READ_BYTES)):
+            parts.append(part)
+            left -= len(part)
     except ClientDisconnected as error:
         raise Refusal("http.bad_request", "the body was cut off", closes=True) from error
-    if len(body) > MAX_BODY_BYTES:
+    if left < 0:
         raise _too_large()
+    body = b"".join(parts)
     if body and request.mimetype != content_type:
         raise Refusal(
             "http.media_type",

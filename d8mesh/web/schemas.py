@@ -25,6 +25,8 @@ MODEL_TYPES: Final = frozenset({"agent_action", "code_generation"})
 #: What the envelope of a submit and of its tasks takes of a frame, beside the payloads.
 ENVELOPE_BYTES: Final = 16_384
 ENVELOPE_BYTES_PER_GROUP: Final = 512
+#: Capabilities are kept for every worker and shown in every list.
+MAX_CAPABILITIES_BYTES: Final = 65_536
 _KEY: Final = re.compile(r"[ -~]{1,128}", re.ASCII)
 _MODEL: Final = re.compile(MODEL_PATTERN, re.ASCII)
 _MISSING: Final = re.compile(r"Object missing required field `(\w+)`(?: - at `\$\.?(.*)`)?")
@@ -91,6 +93,25 @@ def convert(value: object, kind: type[_T]) -> _T:
         return msgspec.convert(value, kind)
     except msgspec.ValidationError as error:
         raise InvalidTaskError(_told(str(error))) from error
+
+
+def check_registration(body: Register) -> None:
+    """Make sure that a worker's registration can be shown, kept and polled for.
+
+    Raises:
+        InvalidTaskError: an id with other than printable characters or with a slash, or too
+            much in the capabilities.
+    """
+    if not body.worker_id.isprintable() or "/" in body.worker_id:
+        raise InvalidTaskError("worker_id: expected printable characters without a slash")
+    if not body.worker_type.isprintable():
+        raise InvalidTaskError("worker_type: expected printable characters")
+    check_json(body.capabilities, "capabilities")
+    size = len(msgspec.msgpack.encode(body.capabilities))
+    if size > MAX_CAPABILITIES_BYTES:
+        raise InvalidTaskError(
+            f"capabilities: {size} bytes, expected at most {MAX_CAPABILITIES_BYTES}"
+        )
 
 
 def groups_of(tasks: list[SubmitOne], *, is_batch: bool) -> list[Group]:

@@ -13,7 +13,15 @@ from d8mesh.web.answers import answer
 from d8mesh.web.dialect import lacks_output, reported, task_body
 from d8mesh.web.guard import body_of
 from d8mesh.web.mesh import ASK_S, Mesh, Places
-from d8mesh.web.schemas import Register, Report, ReportOf, WorkerId, convert, seconds
+from d8mesh.web.schemas import (
+    Register,
+    Report,
+    ReportOf,
+    WorkerId,
+    check_registration,
+    convert,
+    seconds,
+)
 from d8mesh.web.strict import parse_json
 
 #: The longest a poll may wait; a longer wish is cut.
@@ -33,6 +41,7 @@ class WorkerCalls:
     def register(self, request: Request) -> Response:
         """``POST /api/workers/register``"""
         body = convert(parse_json(body_of(request)), Register)
+        check_registration(body)
         args = {
             "worker_id": body.worker_id,
             "worker_type": body.worker_type,
@@ -62,6 +71,8 @@ class WorkerCalls:
     def poll(self, request: Request, worker_id: str) -> Response:
         """``GET /api/workers/{id}/tasks``"""
         wait_s = seconds(request.args, "wait", default=0.0, most=MAX_POLL_S, is_cut=True)
+        if request.method == "HEAD":  # a task handed out to nobody would be lost for a while
+            return self.heartbeat(request, worker_id)
         if not wait_s:
             return self._next(worker_id, 0.0)
         with self._waits.one() as may_wait:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import msgspec
 import pytest
 
 from d8mesh import errors
@@ -59,3 +60,13 @@ def test_answers_are_utf8_json() -> None:
     response = answer({"text": "ñ"}, 201)
     assert response.content_type == "application/json"
     assert json.loads(response.get_data()) == {"text": "ñ"}
+
+
+def test_what_json_does_not_have_is_told_as_text() -> None:
+    deep: object = 1
+    for _ in range(5000):
+        deep = [deep]
+    strange = {b"key": msgspec.msgpack.Ext(5, b"x"), "deep": deep, "plain": [1.5, None]}
+    body = json.loads(answer({"result": strange}).get_data())
+    assert body["result"]["plain"] == [1.5, None]
+    assert "Ext" in body["result"]["b'key'"]

@@ -13,6 +13,7 @@ import pytest
 
 from d8mesh.config import Config
 from d8mesh.nodes.client import Client
+from d8mesh.web import api as api_module
 from d8mesh.web import mesh as mesh_module
 from d8mesh.web.answers import STATUS
 from d8mesh.web.api import ROUTES, Api
@@ -239,6 +240,19 @@ def test_public_peers_are_refused(rest: Rest) -> None:
 def test_long_addresses_are_414(rest: Rest) -> None:
     assert rest.get("/api/tasks/status/" + "x" * 5000).status_code == 414
     assert rest.get("/api/tasks?cursor=" + "x" * 5000).status_code == 414
+
+
+def test_large_bodies_are_read_a_few_at_a_time(rest: Rest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(api_module, "LARGE_S", 0.05)
+    body = {"type": "large", "data": {"x": "y" * 1_100_000}}
+    held = [rest.api._large.acquire(blocking=False) for _ in range(api_module.MAX_LARGE)]
+    assert all(held)
+    refused = rest.post("/api/tasks/submit", body)
+    assert (refused.status_code, "Retry-After" in refused.headers) == (429, True)
+    rest.submit("small")
+    for _ in held:
+        rest.api._large.release()
+    assert rest.post("/api/tasks/submit", body).status_code == 201
 
 
 def test_an_error_of_ours_is_told_without_its_traceback(

@@ -12,6 +12,7 @@ from d8mesh.web.schemas import (
     Register,
     SubmitBatch,
     SubmitOne,
+    check_registration,
     convert,
     digest_of,
     groups_of,
@@ -83,6 +84,22 @@ def test_a_batch_has_1_to_10000_tasks(count: int) -> None:
 def test_a_missing_field_is_told_as_ever() -> None:
     with pytest.raises(InvalidTaskError, match=r"^Missing field: worker_id$"):
         convert({"worker_type": "x", "capabilities": {}}, Register)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("worker_id", "a/b"),
+        ("worker_id", "\x1b[31mred"),
+        ("worker_type", "a\nb"),
+        ("capabilities", {"x": "y" * 70_000}),
+    ],
+)
+def test_a_registration_can_be_shown_and_kept(field: str, value: Any) -> None:
+    body = {"worker_id": "w", "worker_type": "t", "capabilities": {}}
+    check_registration(convert(body, Register))
+    with pytest.raises(InvalidTaskError, match=f"{field}: "):
+        check_registration(convert(body | {field: value}, Register))
 
 
 def test_tasks_that_are_alike_share_a_group_and_keep_their_order() -> None:

@@ -112,6 +112,14 @@ def test_a_poll_brings_the_task_flattened(rest: Rest) -> None:
     assert status(rest, task_id)["status"] == "assigned"
 
 
+def test_a_head_is_handed_no_task(rest: Rest) -> None:
+    rest.register("header", "for_heads")
+    task_id = rest.submit("for_heads")
+    assert rest.call("HEAD", "/api/workers/header/tasks").status_code == 200
+    assert status(rest, task_id)["status"] == "pending"
+    rest.post(f"/api/tasks/{task_id}/cancel")
+
+
 def test_higher_priorities_come_first(rest: Rest) -> None:
     low, high = rest.submit("ranked", priority=1), rest.submit("ranked", priority=9)
     rest.register("ranker", "ranked", slots=2)
