@@ -1,16 +1,16 @@
 """The client's brain: submits, outcomes, questions and listening over one session.
 
 Pure: no sockets, clock or threads. What a client awaits is state, not a message: after any
-doubt it is asked for again by id. Tasks travel in parcels, and a parcel is also where
-their outcomes arrive, so that a hundred thousand tasks need a hundred objects.
+doubt it is asked for again by id.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
 from typing import Final, TypeAlias
 
 from d8mesh.core.messages import (
@@ -22,7 +22,6 @@ from d8mesh.core.messages import (
     Beat,
     ClientHello,
     Goodbye,
-    Group,
     Listen,
     Message,
     Outcomes,
@@ -31,9 +30,12 @@ from d8mesh.core.messages import (
     Stream,
     Submit,
     ToClient,
+    Unwatch,
     Watch,
     Welcome,
 )
+from d8mesh.core.parcel import Parcel
+from d8mesh.errors import ProtocolError
 
 #: Submits under way at once: enough that the broker never waits for the next one.
 MAX_UNACKNOWLEDGED: Final = 8
@@ -43,47 +45,11 @@ HELLO_S: Final = 3.0
 RESEND_S: Final = 10.0
 #: What is awaited is asked for again this often: outcomes may be dropped under pressure.
 REWATCH_S: Final = 30.0
+#: While the queue is full: how often it is looked whose time to wait for room is over.
+EXPIRY_S: Final = 0.25
 #: Before the first Welcome tells them: the documented lease and heartbeat.
 _LEASE_S: Final = 10.0
 _HEARTBEAT_S: Final = 3.0
-
-
-@dataclass(slots=True, eq=False)
-class Parcel:
-    """Tasks submitted together, with consecutive counters, and their outcomes.
-
-    `states[i]` is 0 until the outcome of task i is known, then a state of `messages`;
-    whoever makes the parcel gives both columns their length.
-    """
-
-    session: str
-    first: int
-    groups: list[Group]
-    count: int
-    key: str = ""
-    digest: bytes = b""
-    is_watched: bool = True
-    #: give up when the queue is still full then (monotonic seconds); None: never
-    give_up: float | None = None
-    states: bytearray = field(default_factory=bytearray)
-    payloads: list[bytes | None] = field(default_factory=list)
-    missing: int = 0
-    is_accepted: bool = False
-    is_repeat: bool = False
-    refusal: Refused | None = None
-    #: of a repeated idempotency key: the first task of the first time
-    accepted_as: tuple[str, int] | None = None
-    sent: float = 0.0
-
-    def task_id(self, index: int) -> str:
-        """Return the id of task `index`."""
-        session, first = self.accepted_as or (self.session, self.first)
-        return f"{session}-{first + index}"
-
-    @property
-    def is_settled(self) -> bool:
-        """True once the submit was accepted or refused for good."""
-        return self.is_accepted or self.refusal is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +133,10 @@ class ClientSession:
         self._next_seq = 1
         self._backlog: deque[Parcel] = deque()
         self._unacknowledged: dict[int, Parcel] = {}
-        self._paused_until = 0.0
+        self._allowed = MAX_UNACKNOWLEDGED
+        self._paused_until = self._next_expiry = 0.0
+        self._full: Refused | None = None  #: why the backlog is paused
+        self._round: Iterator[list[str]] = iter(())
         #: parcels whose outcomes are awaited, by first counter
         self._firsts: list[int] = []
         self._parcels: list[Parcel] = []
@@ -185,6 +154,12 @@ class ClientSession:
     def is_idle(self) -> bool:
         """True when nothing is waiting to be accepted or answered."""
         return not (self._backlog or self._unacknowledged or self._asks)
+
+    @property
+    def has_room(self) -> bool:
+        """True when a parcel submitted now would be sent now."""
+        is_free = not self._backlog and len(self._unacknowledged) < self._allowed
+        return self._is_up and is_free and self._full is None
 
     # --------------------------------------------------------------- what is wanted
 
@@ -205,11 +180,14 @@ class ClientSession:
         """Await it no longer."""
         task_id = parcel.task_id(0)
         waiting = self._singles.get(task_id, [])
-        if parcel in waiting:
-            waiting.remove(parcel)
-            if not waiting:
-                del self._singles[task_id]
-        return []
+        if parcel not in waiting:
+            return []
+        waiting.remove(parcel)
+        if waiting:
+            return []
+        del self._singles[task_id]
+        is_own = task_id.startswith(self._session) and self._find(parcel.first) is not None
+        return [Transmit(Unwatch([task_id]))] if self._is_up and not is_own else []
 
     def ask(self, question: Ask, now: float) -> list[Output]:
         """Ask the broker; `Answered` brings the answer, after reconnects too."""
@@ -265,19 +243,16 @@ class ClientSession:
 
     def tick(self, now: float) -> list[Output]:
         """Do what is due."""
+        out = self._expire(now)
         if not self._is_linked:
-            return []
+            return out
         if now - self._heard > self._lease_s:
-            return [Lost(f"the orchestrator has been silent for {self._lease_s:.0f} s")]
+            return [*out, Lost(f"the orchestrator has been silent for {self._lease_s:.0f} s")]
         if not self._is_up:
-            return self._hello(now) if now - self._said_hello >= HELLO_S else []
-        out: list[Output] = []
-        if now >= self._next_rewatch:
-            out += self._rewatch(now)
-        elif now >= self._next_beat:
-            out.append(Transmit(Watch([])))
-        if out:
+            return out + (self._hello(now) if now - self._said_hello >= HELLO_S else [])
+        if now >= self._next_beat:
             self._next_beat = now + self._heartbeat_s
+            out.append(Transmit(Watch(self._look_again(now))))
         for seq, parcel in self._unacknowledged.items():
             if now - parcel.sent > RESEND_S:
                 out.append(self._transmit(seq, parcel, now))
@@ -289,14 +264,13 @@ class ClientSession:
 
     def next_deadline(self) -> float:
         """Return when `tick` has something to do next."""
-        if not self._is_linked:
-            return float("inf")
-        if not self._is_up:
-            return self._said_hello + HELLO_S
-        dues = [self._next_beat, self._heard + self._lease_s]
-        if self._backlog and self._paused_until:
-            dues.append(self._paused_until)
-        return min(dues)
+        dues: list[float] = []
+        if self._full is not None and self._backlog:
+            dues += [self._next_expiry, self._paused_until]
+        if self._is_linked:
+            dues.append(self._heard + self._lease_s)
+            dues.append(self._next_beat if self._is_up else self._said_hello + HELLO_S)
+        return min(dues, default=float("inf"))
 
     def check(self) -> None:
         """Assert what must hold between the collections (for tests)."""
@@ -334,37 +308,33 @@ class ClientSession:
         return self._rewatch(now)
 
     def _refused(self, message: Refused, now: float) -> list[Output]:
-        parcel = self._unacknowledged.get(message.seq) if message.seq else None
+        parcel = self._unacknowledged.pop(message.seq, None) if message.seq else None
         if parcel is None:
-            if not self._is_up and message.seq == 0:
+            if not self._is_up and message.seq == 0 and not message.retry_after_s:
                 return [Rejected(message.code, message.message)]
             return []
-        may_wait = parcel.give_up is None or now < parcel.give_up
-        if message.retry_after_s and may_wait:
-            # Its place in the order stays: it goes back to the head of the backlog.
-            del self._unacknowledged[message.seq]
-            self._backlog.appendleft(parcel)
-            self._paused_until = now + message.retry_after_s
+        if message.retry_after_s and (parcel.give_up is None or now < parcel.give_up):
+            self._put_back(parcel)
+            self._full, self._paused_until = message, now + message.retry_after_s
+            self._next_expiry = now + EXPIRY_S
+            self._allowed = 1  # one tries whether there is room again, not all
             return []
-        del self._unacknowledged[message.seq]
-        parcel.refusal = message
-        self._forget(parcel)
-        return [Settled(parcel), *self._pump(now)]
+        return [self._give_up(parcel, message), *self._pump(now)]
 
     def _accepted(self, message: Accepted, now: float) -> list[Output]:
         parcel = self._unacknowledged.pop(message.seq, None)
         if parcel is None:
             return []
-        parcel.is_accepted, parcel.is_repeat = True, message.is_repeat
-        parcel.groups = []
+        self._allowed = min(MAX_UNACKNOWLEDGED, 2 * self._allowed)
+        parcel.accept(message.session, message.first, is_repeat=message.is_repeat)
         out: list[Output] = [Settled(parcel)]
-        if (message.session, message.first) != (parcel.session, parcel.first):
-            parcel.accepted_as = (message.session, message.first)
-            if parcel.is_watched:
-                out += self._watch_elsewhere(parcel)
+        if parcel.accepted_as is not None and parcel.is_watched:
+            out += self._watch_elsewhere(parcel)
         return out + self._pump(now)
 
     def _outcomes(self, message: Outcomes) -> list[Output]:
+        if 0 in message.states:
+            raise ProtocolError("Outcomes: 0 is no state of a task")
         touched: dict[int, Parcel] = {}
         session, start = self._session, len(self._session) + 1
         parcel = self._last
@@ -373,17 +343,16 @@ class ClientSession:
         ):
             if self._singles and task_id in self._singles:
                 for single in self._singles.pop(task_id):
-                    index = 0 if single.count == 1 else _index_of(single, task_id)
-                    _note(single, index, state, payload)
+                    single.note(single.index_of(task_id), state, payload)
                     touched[id(single)] = single
             if not task_id.startswith(session):
                 continue
-            n = int(task_id[start:])
+            n = _counter(task_id[start:])
             if parcel is None or not parcel.first <= n < parcel.first + parcel.count:
                 parcel = self._find(n)
                 if parcel is None:
                     continue
-            if _note(parcel, n - parcel.first, state, payload):
+            if parcel.note(n - parcel.first, state, payload):
                 touched[id(parcel)] = parcel
         self._last = parcel
         for parcel in touched.values():
@@ -398,13 +367,36 @@ class ClientSession:
         out: list[Output] = []
         if not self._is_up or now < self._paused_until:
             return out
-        self._paused_until = 0.0
-        while self._backlog and len(self._unacknowledged) < MAX_UNACKNOWLEDGED:
+        self._paused_until, self._full = 0.0, None
+        while self._backlog and len(self._unacknowledged) < self._allowed:
             parcel = self._backlog.popleft()
             seq, self._next_seq = self._next_seq, self._next_seq + 1
             self._unacknowledged[seq] = parcel
             out.append(self._transmit(seq, parcel, now))
         return out
+
+    def _put_back(self, parcel: Parcel) -> None:
+        """Have a parcel wait again, at its place in the order."""
+        at = 0
+        while at < len(self._backlog) and self._backlog[at].first < parcel.first:
+            at += 1
+        self._backlog.insert(at, parcel)
+
+    def _expire(self, now: float) -> list[Output]:
+        """Give up what may not wait for room any longer."""
+        if self._full is None or now < self._next_expiry:
+            return []
+        self._next_expiry = now + EXPIRY_S
+        overdue = [p for p in self._backlog if p.give_up is not None and p.give_up <= now]
+        if not overdue:
+            return []
+        self._backlog = deque(parcel for parcel in self._backlog if parcel not in overdue)
+        return [self._give_up(parcel, self._full) for parcel in overdue]
+
+    def _give_up(self, parcel: Parcel, refusal: Refused) -> Settled:
+        parcel.refuse(refusal)
+        self._forget(parcel)
+        return Settled(parcel)
 
     def _transmit(self, seq: int, parcel: Parcel, now: float) -> Transmit:
         parcel.sent = now
@@ -449,28 +441,35 @@ class ClientSession:
         return [Transmit(Watch(part)) for part in _cut(ids)]
 
     def _rewatch(self, now: float) -> list[Output]:
+        """Ask for all that is awaited: what was sent meanwhile may be lost."""
         self._next_rewatch = now + REWATCH_S
-        ids = list(self._singles)
-        for parcel in self._parcels:
+        self._round = iter(())
+        return [Transmit(Watch(part)) for part in _cut(self._awaited())]
+
+    def _look_again(self, now: float) -> list[str]:
+        """Return the next part of what is awaited: in rounds, REWATCH_S apart or slower."""
+        ids = next(self._round, None)
+        if ids is None and now >= self._next_rewatch:
+            self._next_rewatch = now + REWATCH_S
+            self._round = _cut(self._awaited())
+            ids = next(self._round, None)
+        return ids or []
+
+    def _awaited(self) -> Iterator[str]:
+        yield from list(self._singles)
+        for parcel in list(self._parcels):
             if parcel.is_accepted:
-                ids += [parcel.task_id(i) for i, state in enumerate(parcel.states) if not state]
-        return [Transmit(Watch(part)) for part in _cut(ids)]
+                yield from parcel.awaited()
 
 
-def _index_of(parcel: Parcel, task_id: str) -> int:
-    _, first = parcel.accepted_as or (parcel.session, parcel.first)
-    return int(task_id[17:]) - first
+def _counter(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise ProtocolError(f"a task id ends in a number: saw {text[:40]!r}") from None
 
 
-def _note(parcel: Parcel, index: int, state: int, payload: bytes) -> bool:
-    if parcel.states[index]:
-        return False
-    parcel.states[index] = state
-    parcel.payloads[index] = payload
-    parcel.missing -= 1
-    return True
-
-
-def _cut(ids: list[str]) -> Iterator[list[str]]:
-    for start in range(0, len(ids), MAX_BATCH_TASKS):
-        yield ids[start : start + MAX_BATCH_TASKS]
+def _cut(ids: Iterable[str]) -> Iterator[list[str]]:
+    left = iter(ids)
+    while part := list(islice(left, MAX_BATCH_TASKS)):
+        yield part

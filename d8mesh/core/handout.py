@@ -200,6 +200,8 @@ class Handout:
             if turn is None:
                 break
             given = self._give(turn.lane, turn.priority, turn.limit)
+            if not given and not turn.is_aged:
+                given = self._give_lower(turn.lane, turn.priority)
             if given:
                 pool.queue.handed_out(given, is_aged=turn.is_aged)
             else:
@@ -207,6 +209,15 @@ class Handout:
         pool.queue.drop_empty()
         for worker_id in list(self._groups):
             self._flush(pool.roster.seats[worker_id])
+
+    def _give_lower(self, lane: Lane, priority: int) -> int:
+        """What has its turn cannot go anywhere now: nobody shall idle for it."""
+        for lower in range(priority - 1, 0, -1):
+            if lane.mask & 1 << lower:
+                given = self._give(lane, lower, 1)
+                if given:
+                    return given
+        return 0
 
     def _give(self, lane: Lane, priority: int, limit: int) -> int:
         pool = self._pool

@@ -214,7 +214,8 @@ class Ledger:
         else:
             held.append((batch.first, batch))
         self.queued += batch.unfinished
-        self.unfinished_bytes += batch.size_bytes
+        finished = batch.count - batch.unfinished
+        self.unfinished_bytes += batch.size_bytes - batch.size_bytes // batch.count * finished
 
     def restore(self, batch: Batch, finished: Iterable[int]) -> None:
         """Take in a batch as the journal has it, but for the tasks that are `finished`."""
@@ -237,7 +238,7 @@ class Ledger:
     def _handed_out(self, fact: HandedOut) -> None:
         tasks, worker_id, number = self.tasks, fact.worker_id, fact.number
         for task_id, n in zip(fact.ids, fact.ns, strict=True):
-            task = tasks[task_id]
+            task = tasks.get(task_id) or self._must_have(task_id)
             if task.state is not _QUEUED:
                 next_state(task.state, HandedOut)
             task.state = _RUNNING

@@ -1,0 +1,175 @@
+"""The whole brain: roles, restarts, and that memory, facts and disk agree."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+
+from d8mesh.core import messages as m
+from d8mesh.core.dispatcher import STANDSTILL_S
+from d8mesh.core.effects import Loaded, Peer
+from d8mesh.core.ledger import Ledger
+from d8mesh.core.pool import MAX_LOADS
+from d8mesh.core.task import TaskState
+from tests.core.desktop import Desktop, S, beat, hello
+
+
+def picture(ledger: Ledger) -> dict[str, object]:
+    """Return all that a ledger knows of unfinished tasks, in comparable form."""
+    tasks: dict[str, object] = {}
+    for batch in ledger.batches():
+        for index in range(batch.count):
+            task_id = batch.task_id(index)
+            state = ledger.state_of(task_id)
+            if state is not None:
+                task = ledger.tasks.get(task_id)
+                errors = task.history.errors if task and task.history else 0
+                tasks[task_id] = (state, errors, batch.spec)
+    return {
+        "tasks": tasks,
+        "totals": ledger.totals,
+        "kept": ledger.kept_finished,
+        "keys": ledger.keys,
+    }
+
+
+def test_verbs_of_the_other_role_are_forbidden(desk: Desktop) -> None:
+    client, worker = desk.client(), desk.worker("w")
+    desk.say(client, beat([], 0))
+    desk.say(worker, m.Watch([]))
+    desk.say(client, hello("x"))
+    desk.say(worker, m.ClientHello(1, "m", S, "pc"))
+    for peer in (client, worker):
+        refusals = desk.got(peer, m.Refused)
+        assert [each.code for each in refusals] == ["access.forbidden"] * 2
+
+
+def test_strangers_are_told_to_say_hello(desk: Desktop) -> None:
+    stranger = Peer(b"x")
+    for message in (beat([], 0), m.Watch([]), m.Results(1, 1, [], [], b"", [])):
+        desk.say(stranger, message)
+    assert len(desk.got(stranger, m.Rehello)) == 3
+
+
+def test_a_standstill_of_the_broker_blames_nobody(desk: Desktop) -> None:
+    client, worker = desk.client(), desk.worker("w")
+    (task_id,) = desk.submit(client)
+    desk.work(worker)
+    desk.pass_time(60, step=60)
+    assert STANDSTILL_S < 60
+    assert desk.ledger.state_of(task_id) is TaskState.RUNNING
+    assert S in desk.pool.clients
+
+
+def test_a_jump_of_the_wall_clock_changes_no_lease_and_no_deadline(desk: Desktop) -> None:
+    client, worker = desk.client(), desk.worker("w")
+    running, waiting = desk.submit(client, 2, deadline_s=100.0)
+    desk.work(worker)
+    desk.at += 1_000_000
+    desk.pass_time(5)
+    desk.at -= 2_000_000
+    desk.pass_time(4)
+    assert desk.ledger.state_of(running) is TaskState.RUNNING
+    assert desk.ledger.state_of(waiting) is TaskState.QUEUED
+
+
+def test_questions_to_the_journal_are_bounded_and_failures_told(desk: Desktop) -> None:
+    client = desk.client()
+    desk.dispatcher.receive(m.Ask(1, "status", {"id": f"{S}-5"}), client, desk.now)
+    number = desk.pool._next_load - 1
+    effects = desk.dispatcher.loaded(Loaded(number, [], "disk on fire"))
+    desk.perform(effects)
+    assert desk.got(client, m.Answer)[0].body["error"] == "disk on fire"
+    assert desk.dispatcher.loaded(Loaded(number, [], "")) == []  # nobody asked
+    for request in range(MAX_LOADS + 1):
+        effects = desk.dispatcher.receive(m.Ask(request, "status", {"id": f"{S}-5"}), client, 0.0)
+    desk.perform(effects)
+    assert "busy" in str(desk.got(client, m.Answer)[-1].body["error"])
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_memory_facts_and_disk_agree_whatever_happens(tmp_path: Path, seed: int) -> None:  # noqa: C901
+    """A random history: after it the fold of the facts and the file tell the same."""
+    rng = random.Random(seed)
+    desk = Desktop(tmp_path, max_attempts=3)
+    desk.draw = rng.random
+    client = desk.client()
+    workers = {name: desk.worker(name, slots=3) for name in "abc"}
+    held: dict[str, dict[str, bytes]] = {name: {} for name in workers}
+    submitted: list[str] = []
+
+    def step() -> None:
+        name = rng.choice(sorted(workers))
+        worker = workers[name]
+        held[name] |= desk.work(worker)
+        chosen = dict(list(held[name].items())[: rng.randint(0, 3)])
+        match rng.randint(0, 9):
+            case 0 | 1:
+                later = desk.at + 3 if rng.random() < 0.2 else None
+                submitted.extend(
+                    desk.submit(
+                        client, rng.randint(1, 6), priority=rng.randint(1, 10), run_at=later
+                    )
+                )
+            case 2 | 3 | 4:
+                kind = rng.choice((m.SUCCEEDED, m.SUCCEEDED, m.FAILED, m.REFUSED))
+                desk.finish(worker, chosen, kind)
+                for task_id in chosen:
+                    held[name].pop(task_id)
+            case 5:
+                desk.say(worker, m.Release(3, list(chosen), list(chosen.values())))
+                for task_id in chosen:
+                    held[name].pop(task_id)
+            case 6:
+                desk.pass_time(rng.choice((0.5, 2.0)))
+                for each, peer in workers.items():
+                    held[each] |= desk.work(peer)
+                    desk.say(peer, beat(list(held[each]), 10**6, window=3))
+                desk.say(client, m.Watch([]))
+            case 7 if submitted:
+                desk.ask(client, "cancel", id=rng.choice(submitted))
+            case 8:
+                desk.say(worker, m.Goodbye("x"))
+                workers[name] = desk.worker(name, slots=3, boot=f"b{desk.seq}")
+                held[name] = {}
+            case _:
+                desk.finish(worker, {task_id: bytes(16) for task_id in submitted[-1:]})
+
+    for _ in range(120):
+        step()
+    fold = Ledger()
+    for fact in desk.facts:
+        fold.apply(fact)
+    fold.check()
+    before = picture(desk.ledger)
+    assert picture(fold) == before
+    desk.restart()
+    after = picture(desk.ledger)
+    tasks = {key: value[2] for key, value in before["tasks"].items()}  # type: ignore[attr-defined]
+    assert {key: value[2] for key, value in after["tasks"].items()} == tasks  # type: ignore[attr-defined]
+    assert (after["totals"], after["kept"]) == (before["totals"], before["kept"])
+    finish_everything(desk, submitted)
+    desk.close()
+
+
+def finish_everything(desk: Desktop, submitted: list[str]) -> None:
+    """In a kind world every accepted task ends in exactly one outcome."""
+    worker = desk.worker("z", slots=500)
+    for _ in range(80):
+        desk.pass_time(1)
+        desk.finish(worker, desk.work(worker))
+        desk.say(worker, beat([], 10**6, window=500))
+    client = desk.client()
+    desk.say(client, m.Watch(submitted))
+    states = {
+        task_id: state
+        for outcomes in desk.got(client, m.Outcomes)
+        for task_id, state in zip(outcomes.ids, outcomes.states, strict=True)
+    }
+    assert sorted(states) == sorted(submitted)
+    assert set(states.values()) <= {1, 2, 3}
+    totals = desk.ledger.totals
+    assert totals.completed + totals.failed + totals.cancelled == len(submitted)
+    assert desk.ledger.queued == desk.ledger.running == desk.ledger.unfinished_bytes == 0

@@ -1,0 +1,86 @@
+"""Who may get what."""
+
+from __future__ import annotations
+
+from d8mesh.core.effects import Peer
+from d8mesh.core.placement import can_run, choose_seat, share, why_waiting
+from d8mesh.core.queue import LaneKey
+from d8mesh.core.roster import MAX_OFFLINE_SEATS, Dialect, Roster, Seat
+from tests.core.desktop import Desktop
+
+
+def seat(name: str, types: str, models: str = "", window: int = 1) -> Seat:
+    made = Seat(name, Dialect.MESH, Peer(name.encode()), window=window)
+    made.types = frozenset(types.split())
+    made.models = frozenset(models.split())
+    return made
+
+
+def test_a_wished_model_is_honoured_while_somebody_offers_it() -> None:
+    roster = Roster()
+    llama, other = seat("llama", "agent_action", "llama"), seat("other", "agent_action", "qwen")
+    roster.add(llama)
+    roster.add(other)
+    key = LaneKey("agent_action", "llama")
+    assert can_run(llama, key, roster)
+    assert not can_run(other, key, roster)
+    llama.window = 0
+    roster.refresh(llama)
+    assert choose_seat(key, roster) is None  # it waits for the busy one
+    roster.leave(llama)
+    assert choose_seat(key, roster) is other
+    roster.check()
+
+
+def test_a_model_of_a_worker_without_the_type_does_not_count() -> None:
+    roster = Roster()
+    roster.add(seat("a", "agent_action"))
+    roster.add(seat("b", "code_generation", "llama"))
+    chosen = choose_seat(LaneKey("agent_action", "llama"), roster)
+    assert chosen is not None
+    assert chosen.worker_id == "a"
+
+
+def test_the_reason_for_waiting_is_told() -> None:
+    roster = Roster()
+    key = LaneKey("echo", "")
+    assert "no worker" in why_waiting(key, roster)
+    busy = seat("a", "echo", window=0)
+    roster.add(busy)
+    assert "busy" in why_waiting(key, roster)
+    busy.window = 1
+    roster.refresh(busy)
+    assert why_waiting(key, roster) == ""
+
+
+def test_shares_are_even_and_at_least_one() -> None:
+    roster = Roster()
+    for name in "abc":
+        roster.add(seat(name, "echo"))
+    assert [share(n, "echo", roster) for n in (0, 1, 3, 4, 300)] == [1, 1, 1, 2, 100]
+    assert share(5, "nobody", roster) == 5
+
+
+def test_seats_that_left_are_listed_but_not_for_ever() -> None:
+    roster = Roster()
+    for number in range(MAX_OFFLINE_SEATS + 50):
+        gone = seat(f"w{number}", "echo")
+        gone.last_heard = number
+        roster.add(gone)
+        roster.leave(gone)
+    assert len(roster.seats) <= MAX_OFFLINE_SEATS + 1
+    assert f"w{MAX_OFFLINE_SEATS + 49}" in roster.seats
+
+
+def test_a_stuck_retry_does_not_idle_a_worker(desk: Desktop) -> None:
+    client = desk.client()
+    bad, good = desk.worker("bad"), desk.worker("good", window=0)
+    desk.submit(client, priority=9)
+    desk.finish(bad, desk.work(bad), 0)
+    (low,) = desk.submit(client, priority=2)
+    desk.finish(bad, desk.work(bad))
+    desk.pass_time(1)
+    desk.submit(client, priority=2)
+    assert len(desk.work(bad)) == 1  # the retry waits for `good`, the rest does not
+    assert desk.work(good) == {}
+    assert desk.ledger.state_of(low) is None
