@@ -50,6 +50,8 @@ THREAD_IDLE_S: Final = 30.0
 LOOK_S: Final = 0.5
 #: Threads of the urgent lane: enough for /health, whatever the others wait for.
 _URGENT_THREADS: Final = 2
+#: Connections accepted in one go: a turn costs as much as there are connections.
+ACCEPTS_PER_TURN: Final = 64
 #: Connections waiting to be accepted.
 _BACKLOG: Final = 1024
 
@@ -257,13 +259,16 @@ class _Server(TcpWSGIServer):  # type: ignore[misc]
     is_shut = False
 
     def handle_accept(self) -> None:
-        try:
-            accepted = self.accept()
-        except OSError:
-            return
-        if accepted is None:
-            return
-        connection, address = accepted
+        for _ in range(ACCEPTS_PER_TURN):
+            try:
+                accepted = self.accept()
+            except OSError:
+                return
+            if accepted is None:
+                return
+            self._welcome(*accepted)
+
+    def _welcome(self, connection: socket.socket, address: tuple[Any, ...]) -> None:
         host = str(address[0])
         if not is_admissible(host):
             self._turn_away(connection, host, 403, "http.peer", "outside the private networks")
@@ -290,6 +295,8 @@ class _Server(TcpWSGIServer):  # type: ignore[misc]
         now, at = time.monotonic(), time.time()
         for channel in list(self.active_channels.values()):
             if channel.is_overdue(now, at):
+                if channel.request is not None:  # not one that is idle, or lingers
+                    self.refused("http.timeout", channel.addr[0], "a request came too slowly")
                 channel.lingers = False
                 channel.handle_close()
 
