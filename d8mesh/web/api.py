@@ -32,6 +32,8 @@ from d8mesh.web.workers import WorkerCalls
 HEALTH_S: Final = 1.0
 #: Longest path and query that is looked at.
 MAX_URL_CHARS: Final = 4096
+#: What `/health` tells of the broker even while it does not answer.
+_LASTING: Final = ("broker_id", "broker_port", "mesh", "version")
 #: Bodies larger than this are read a few at a time: each costs several times its size.
 LARGE_BYTES: Final = 1_048_576
 MAX_LARGE: Final = 4
@@ -90,6 +92,8 @@ class Api:
         self._mesh, self._waits = mesh, waits
         self._guard = Guard(config)
         self.rejections = Rejections()
+        #: what was last heard of the broker and stays true while it is away
+        self._known: dict[str, Any] = {}
         #: the client of the mesh has ended: nothing works here any more
         self.is_dead = False
         self.on_dead: Callable[[], None] = lambda: None
@@ -142,6 +146,7 @@ class Api:
             try:
                 body = self._mesh.ask("health", {}, timeout_s=HEALTH_S)
                 reason = body.pop("reason", None)
+                self._known = {key: body[key] for key in _LASTING if key in body}
             except NodeClosedError:
                 raise
             except D8Error as error:
@@ -149,11 +154,10 @@ class Api:
         else:
             require_alive(self._mesh)
         rejected = {"broker": body.pop("rejected", {}), "rest": self.rejections.counts()}
-        body |= told | {"rejected": rejected}
+        body = self._known | body | told | {"rejected": rejected}
         if reason is None:
             return answer({"status": "healthy"} | body)
-        body |= {"status": "unhealthy", "reason": reason, "is_accepting": False}
-        return answer(body, 503)
+        return answer(body | {"status": "unhealthy", "reason": reason, "is_accepting": False}, 503)
 
     def refused_early(self, code: str, text: str, peer: str) -> None:
         """Count and log what the server refused before it was a request."""

@@ -12,7 +12,7 @@ import msgspec
 
 from d8mesh.core.json_model import check_json
 from d8mesh.core.messages import MAX_PAYLOAD_BYTES
-from d8mesh.web.schemas import MODEL_TYPES
+from d8mesh.nodes.client.parcels import MODEL_TYPES
 
 #: Where polling workers put a text that belongs into ``output``.
 OUTPUT_KEYS: Final = ("result", "response")

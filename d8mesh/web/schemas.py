@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import re
 from collections.abc import Mapping
@@ -15,13 +14,12 @@ from d8mesh.config import MODEL_PATTERN
 from d8mesh.core.json_model import check_json
 from d8mesh.core.messages import MAX_BATCH_TASKS, MAX_FRAME_BYTES, MAX_PAYLOAD_BYTES, Group
 from d8mesh.errors import InvalidTaskError, PayloadTooLargeError
+from d8mesh.nodes.client.parcels import MODEL_TYPES
 
 _T = TypeVar("_T")
 Text = Annotated[str, Meta(min_length=1, max_length=128)]
 Object = dict[str, Any]
 
-#: Types whose ``data["model"]`` is a wish that placement honours.
-MODEL_TYPES: Final = frozenset({"agent_action", "code_generation"})
 #: What the envelope of a submit and of its tasks takes of a frame, beside the payloads.
 ENVELOPE_BYTES: Final = 16_384
 ENVELOPE_BYTES_PER_GROUP: Final = 512
@@ -172,11 +170,6 @@ def idempotency_key(header: str | None) -> str:
     if not _KEY.fullmatch(header):
         raise InvalidTaskError("Idempotency-Key: expected 1 to 128 printable ASCII characters")
     return header
-
-
-def digest_of(groups: list[Group]) -> bytes:
-    """Return what a submit's body hashes to, for its idempotency key."""
-    return hashlib.blake2b(msgspec.msgpack.encode(groups), digest_size=16).digest()
 
 
 def seconds(

@@ -10,6 +10,7 @@ from werkzeug.wrappers import Request, Response
 
 from d8mesh.core.task import TaskState
 from d8mesh.errors import InvalidTaskError, UnknownTaskError
+from d8mesh.nodes.client.parcels import digest_of
 from d8mesh.web.answers import answer
 from d8mesh.web.dialect import status_body
 from d8mesh.web.guard import body_of
@@ -18,7 +19,6 @@ from d8mesh.web.schemas import (
     SubmitBatch,
     SubmitOne,
     convert,
-    digest_of,
     groups_of,
     idempotency_key,
     integer,

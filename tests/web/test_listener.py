@@ -165,6 +165,7 @@ def test_a_body_that_dribbles_is_closed(served: Served, monkeypatch: pytest.Monk
     with served.connect() as slow:
         slow.sendall(b"POST /body HTTP/1.1\r\nHost: x\r\nContent-Length: 900\r\n\r\nab")
         assert slow.recv(100) == b""
+    assert [each[0] for each in served.refused] == ["http.timeout"]
 
 
 def test_an_answer_that_nobody_reads_is_given_up(

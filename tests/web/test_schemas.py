@@ -8,13 +8,13 @@ import msgspec
 import pytest
 
 from d8mesh.errors import InvalidTaskError, PayloadTooLargeError
+from d8mesh.nodes.client.parcels import digest_of
 from d8mesh.web.schemas import (
     Register,
     SubmitBatch,
     SubmitOne,
     check_registration,
     convert,
-    digest_of,
     groups_of,
     idempotency_key,
     integer,
