@@ -8,8 +8,8 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from d8mesh.core.client_session import Parcel
-from d8mesh.core.messages import SOFT_FRAME_BYTES
+from d8mesh.core.messages import SOFT_FRAME_BYTES, Refused
+from d8mesh.core.parcel import Parcel
 from d8mesh.edge.logs import event
 from d8mesh.errors import WaitTimeoutError, error_of
 from d8mesh.nodes.client.parcels import PARCEL_TASKS
@@ -39,23 +39,24 @@ class Board:
         self.lock = threading.RLock()
         self._room = threading.Condition(self.lock)
         self._tasks = self._bytes = 0
-        self._sizes: dict[int, int] = {}
-        self._waiters: dict[int, threading.Condition] = {}
+        self._pending: dict[Parcel, int] = {}
+        self._waiters: dict[Parcel, _Waiters] = {}
+        self._refusal: Refused | None = None  #: the first since the last flush
 
     # ------------------------------------------------------- under the lock, by callers
 
     def add(self, parcel: Parcel, size_bytes: int) -> None:
         """Note a new parcel; its outcomes can arrive from now on."""
-        self._sizes[id(parcel)] = size_bytes
+        self._pending[parcel] = size_bytes
         parcel.states, parcel.payloads = bytearray(parcel.count), [None] * parcel.count
         parcel.missing = parcel.count if parcel.is_watched else 0
 
     def grow(self, parcel: Parcel, size_bytes: int) -> bool:
         """Make a place for one more task in a parcel; False if it is full."""
-        size_bytes += self._sizes[id(parcel)]
+        size_bytes += self._pending[parcel]
         if parcel.count >= PARCEL_TASKS or size_bytes > SOFT_FRAME_BYTES:
             return False
-        self._sizes[id(parcel)] = size_bytes
+        self._pending[parcel] = size_bytes
         parcel.states.append(0)
         parcel.payloads.append(None)
         parcel.missing += 1
@@ -98,9 +99,18 @@ class Board:
         if is_over():
             return
         with self.lock:
-            condition = self._waiters.setdefault(id(parcel), threading.Condition())
-        with condition:
-            self._wait(condition, is_over, timeout_s, what)
+            waiters = self._waiters.get(parcel)
+            if waiters is None:
+                waiters = self._waiters[parcel] = _Waiters()
+            waiters.count += 1
+        try:
+            with waiters.condition:
+                self._wait(waiters.condition, is_over, timeout_s, what)
+        finally:
+            with self.lock:
+                waiters.count -= 1
+                if not waiters.count:
+                    del self._waiters[parcel]
 
     def wait_settled(self, parcel: Parcel, timeout_s: float | None) -> None:
         """Wait until a parcel is acknowledged; raise what it was refused with."""
@@ -110,9 +120,22 @@ class Board:
             raise error_of(parcel.refusal.code, parcel.refusal.message)
 
     def flush(self, timeout_s: float | None) -> None:
-        """Wait until nothing is pending."""
+        """Wait until what is pending now is settled; raise the first refusal since the last flush.
+
+        Raises:
+            WaitTimeoutError: `timeout_s` is over.
+        """
         with self.lock:
-            self._wait(self._room, lambda: not self._tasks, timeout_s, "the acknowledgements")
+            mine = set(self._pending)
+            self._wait(
+                self._room,
+                lambda: mine.isdisjoint(self._pending),
+                timeout_s,
+                "the acknowledgement of what was submitted",
+            )
+            refusal, self._refusal = self._refusal, None
+        if refusal is not None:
+            raise error_of(refusal.code, refusal.message)
 
     def _wait(
         self,
@@ -139,24 +162,36 @@ class Board:
     def settled(self, parcel: Parcel) -> None:
         """Make room for what comes next, and wake who waits for this parcel."""
         with self.lock:
-            self._tasks -= parcel.count
-            self._bytes -= self._sizes.pop(id(parcel), 0)
-            self._room.notify_all()
+            self._refusal = self._refusal or parcel.refusal
+            size = self._pending.pop(parcel, None)
+            if size is not None:
+                self._tasks -= parcel.count
+                self._bytes -= size
+                self._room.notify_all()
         self.changed(parcel)
 
     def changed(self, parcel: Parcel) -> None:
         """Wake who waits for something of this parcel."""
-        condition = self._waiters.get(id(parcel))
-        if condition is not None:
-            if parcel.is_settled and not parcel.missing:
-                self._waiters.pop(id(parcel), None)
-            with condition:
-                condition.notify_all()
+        waiters = self._waiters.get(parcel)
+        if waiters is not None:
+            with waiters.condition:
+                waiters.condition.notify_all()
 
     def close(self) -> None:
         """Wake everybody: waiting has become useless."""
         with self.lock:
             self._room.notify_all()
-        for condition in list(self._waiters.values()):
-            with condition:
-                condition.notify_all()
+            waiting = list(self._waiters.values())
+        for waiters in waiting:
+            with waiters.condition:
+                waiters.condition.notify_all()
+
+
+class _Waiters:
+    """The threads that wait for one parcel."""
+
+    __slots__ = ("condition", "count")
+
+    def __init__(self) -> None:
+        self.condition = threading.Condition(threading.Lock())
+        self.count = 0

@@ -91,16 +91,17 @@ class Dialler:
             if not was_wanted and (way is None or way.is_http):
                 upgrade_s = min(MAX_UPGRADE_S, upgrade_s * 1.5)
                 continue
-            if way is None:
+            self._wanted.clear()  # before: the new connection may be lost at once
+            if way is None or not self._connect(way):
+                self._wanted.set()
                 self._stop.wait(pause_s * random.uniform(0.5, 1.0))
                 pause_s = min(MAX_PAUSE_S, pause_s * 2)
                 continue
-            self._wanted.clear()
             is_http, upgrade_s, pause_s = way.is_http, UPGRADE_S, FIRST_PAUSE_S
-            self._connect(way)
+            self._wake()
             self._stop.wait(FIRST_PAUSE_S)
 
-    def _connect(self, way: Way) -> None:
+    def _connect(self, way: Way) -> bool:
         if way.is_http:
             event(
                 _log,
@@ -110,9 +111,13 @@ class Dialler:
                 why="the broker's port cannot be reached, open it for full speed",
             )
             self._ready.append(ExchangeLink(way.endpoint, self._wake))
-        else:
+            return True
+        try:
             self._ready.append(DealerLink(way.endpoint))
-        self._wake()
+        except BrokerUnavailableError as error:
+            event(_log, logging.WARNING, "dial.failed", error=str(error))
+            return False
+        return True
 
     def _find(self) -> Way | None:
         if self._endpoint is not None:

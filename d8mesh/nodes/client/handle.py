@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import msgspec
 
-from d8mesh.core.client_session import Parcel
-from d8mesh.core.messages import CANCELLED_STATE, COMPLETED_STATE, FAILED_STATE, PRUNED_STATE
+from d8mesh.core.messages import (
+    CANCELLED_STATE,
+    COMPLETED_STATE,
+    FAILED_STATE,
+    PRUNED_STATE,
+    Stream,
+)
+from d8mesh.core.parcel import Parcel
 from d8mesh.errors import (
     PrunedTaskError,
     TaskCancelledError,
@@ -73,12 +79,8 @@ class Task:
             WaitTimeoutError: `timeout_s` is over; the task goes on.
         """
         parcel, index = self._parcel, self._index
-        self._client.board.wait_for(
-            parcel,
-            lambda: bool(parcel.states[index]) or parcel.refusal is not None,
-            timeout_s,
-            what=f"the result of {self.id}",
-        )
+        if not parcel.states[index]:
+            self._client.board.wait_for(parcel, self.done, timeout_s, what="the result")
         if parcel.refusal is not None:
             raise error_of(parcel.refusal.code, parcel.refusal.message)
         return _result(parcel.states[index], parcel.payloads[index] or b"", self.id)
@@ -93,7 +95,14 @@ class Task:
         self._client.board.wait_settled(self._parcel, timeout_s)
 
     def status(self, timeout_s: float = ASK_S) -> dict[str, Any]:
-        """Return the documented status body, as ``GET /api/tasks/status/{id}`` does."""
+        """Return the documented status body, as ``GET /api/tasks/status/{id}`` does.
+
+        Raises:
+            TaskRejectedError: the submit was refused.
+            UnknownTaskError: the orchestrator does not know the task.
+            BrokerUnavailableError, WaitTimeoutError: no answer within `timeout_s`.
+        """
+        self.wait_accepted(timeout_s)  # before, nobody knows the task
         body = self._client.ask("status", {"id": self.id}, timeout_s=timeout_s)
         payload = body.get("result")
         if isinstance(payload, bytes):
@@ -101,7 +110,12 @@ class Task:
         return body
 
     def cancel(self, timeout_s: float = ASK_S) -> str:
-        """Cancel the task and return its state: ``cancelled``, or how it had ended before."""
+        """Cancel the task and return its state: ``cancelled``, or how it had ended before.
+
+        Raises:
+            As of `status`.
+        """
+        self.wait_accepted(timeout_s)
         return str(self._client.ask("cancel", {"id": self.id}, timeout_s=timeout_s)["state"])
 
     def stream(self, timeout_s: float | None = None) -> Iterator[Any]:
@@ -115,6 +129,36 @@ class Task:
             WaitTimeoutError: nothing came for `timeout_s`.
         """
         return self._client.stream_of(self, timeout_s)
+
+
+class Ear:
+    """Passes a task's partial output on, once: reconnects and late starts bring some again.
+
+    Args:
+        on_event: called with each `Stream`, and with None once the task is finished.
+    """
+
+    def __init__(self, on_event: Callable[[Stream | None], None]) -> None:
+        self._on_event = on_event
+        self._attempt = self._next_seq = 0
+
+    def __call__(self, stream: Stream | None) -> None:
+        """Take in what was heard."""
+        if stream is None:
+            self._on_event(None)
+            return
+        if stream.attempt != self._attempt:
+            self._attempt, self._next_seq = stream.attempt, 0
+        elif not stream.payloads:
+            return  # that this attempt began is known
+        known = self._next_seq - stream.first_seq
+        if known > 0:
+            if known >= len(stream.payloads):
+                return
+            first_seq = self._next_seq
+            stream = Stream(stream.id, stream.attempt, first_seq, stream.payloads[known:])
+        self._next_seq = stream.first_seq + len(stream.payloads)
+        self._on_event(stream)
 
 
 def _result(state: int, payload: bytes, task_id: str) -> Result:

@@ -22,8 +22,10 @@ from typing import Any, Final, Unpack
 import msgspec
 
 from d8mesh.config import Config
-from d8mesh.core.client_session import ClientSession, Output, Parcel
+from d8mesh.core.addresses import parse_endpoint
+from d8mesh.core.client_session import ClientSession, Output
 from d8mesh.core.messages import Ask, Group, Stream
+from d8mesh.core.parcel import Parcel
 from d8mesh.edge.sockets import Waker
 from d8mesh.errors import (
     BrokerUnavailableError,
@@ -34,22 +36,27 @@ from d8mesh.errors import (
 )
 from d8mesh.nodes.client.board import Board
 from d8mesh.nodes.client.dial import Dialler
-from d8mesh.nodes.client.handle import ASK_S, RESTARTED, Result, Task
+from d8mesh.nodes.client.handle import ASK_S, RESTARTED, Ear, Result, Task
 from d8mesh.nodes.client.parcels import (
     Kind,
     SubmitOptions,
     awaiting,
+    check_encodable,
+    check_key,
     cut,
     digest_of,
     encode_data,
     group_of,
     kind_of,
     model_of,
+    size_of,
 )
 from d8mesh.nodes.client.runner import Runner, Slot
 
 #: How long `close` waits for what was submitted to be acknowledged.
 CLOSE_S: Final = 10.0
+#: A parcel gives up this long before its submitter does, who so learns why.
+EARLY_S: Final = 0.5
 _ALPHABET: Final = "0123456789abcdefghijklmnopqrstuv"
 _SESSION_CHARS: Final = 16
 
@@ -62,6 +69,9 @@ class Client:
         config: settings; the mesh's name and the interfaces to use stand there.
         endpoint: ``tcp://HOST:PORT`` of a broker, if that is known.
 
+    Raises:
+        ConfigError: `url` or `endpoint` is not of that form.
+
     Thread: every method may be called from any thread.
     """
 
@@ -73,13 +83,16 @@ class Client:
         endpoint: str | None = None,
     ) -> None:
         config = config or Config()
+        if url is not None:
+            url = Config.from_env({"ORCHESTRATOR_URL": url}).orchestrator_url
+        if endpoint is not None:
+            parse_endpoint(endpoint)
         self._name = _new_session()
         self._session = ClientSession(self._name, config.mesh, socket.gethostname()[:100])
         self._pid = os.getpid()
         self._next_n = 0
         self._next_request = itertools.count(1)
-        self._open: Parcel | None = None
-        self._open_kind: Kind | None = None
+        self._open_kind: tuple[Kind, float | None] | None = None
         self._is_closed = False
         self._waker = Waker()
         self._dialler = Dialler(
@@ -127,6 +140,7 @@ class Client:
         timeout_s = options.get("timeout_s")
         if not idempotency_key:
             return self._append(kind, payload, timeout_s)
+        check_key(idempotency_key)
         group = group_of(kind, [payload])
         parcel = self._enqueue([group], timeout_s, key=idempotency_key)
         self._board.wait_settled(parcel, timeout_s)
@@ -154,14 +168,15 @@ class Client:
     def map(
         self, type: str, datas: Iterable[Mapping[str, Any]], *, timeout_s: float | None = None
     ) -> Iterator[Result]:
-        """Submit many tasks and yield their results in order.
+        """Submit many tasks, now, and return what yields their results in order.
 
         Raises:
             Whatever `Task.result` raises, at the first task that did not succeed.
         """
         left_s = _countdown(timeout_s)
-        for task in self.submit_many(type, datas, timeout_s=timeout_s):
-            yield task.result(left_s())
+        tasks = self.submit_many(type, datas, timeout_s=timeout_s)
+        tasks.reverse()
+        return _results(tasks, left_s)
 
     def submit_groups(
         self,
@@ -190,9 +205,10 @@ class Client:
         return [parcel.task_id(index) for index in range(parcel.count)], parcel.is_repeat
 
     def flush(self, timeout_s: float | None = None) -> None:
-        """Wait until everything submitted so far is acknowledged or refused.
+        """Wait until everything submitted so far is acknowledged.
 
         Raises:
+            TaskRejectedError: a part of what was submitted since the last flush was refused.
             WaitTimeoutError: `timeout_s` is over.
         """
         self._board.flush(timeout_s)
@@ -208,8 +224,8 @@ class Client:
     def next_id(self) -> tuple[str, int]:
         """Return a session and a counter that make an unused task id."""
         with self._board.lock:
+            self._runner.seal()  # the open parcel's counters must stay consecutive
             n, self._next_n = self._next_n, self._next_n + 1
-            self._open = None  # the open parcel's counters must stay consecutive
         return self._name, n
 
     @property
@@ -232,18 +248,20 @@ class Client:
         """
         self._check_alive()
         request = next(self._next_request)
-        slot = self._runner.answers[request] = Slot()
         question = Ask(request, what, dict(args))
+        check_encodable(question)
+        slot = self._runner.answers[request] = Slot()
         self._runner.do(lambda now: self._session.ask(question, now))
         try:
-            if not slot.ready.wait(timeout_s):
+            slot.ready.wait(timeout_s)
+            if not slot.is_answered:
                 self._check_alive()
                 raise BrokerUnavailableError(
                     f"no orchestrator answered {what!r} within {timeout_s:g} s"
                 )
         finally:
             self._runner.answers.pop(request, None)
-            if not slot.ready.is_set():
+            if not slot.is_answered:
                 self._runner.do(lambda now: self._session.forget_ask(request))
         if slot.code:
             error = error_of(slot.code, str(slot.body.get("error") or slot.code))
@@ -272,29 +290,31 @@ class Client:
                 task is finished.
         """
         parcel = awaiting(task_id)
+        runner, session = self._runner, self._session
+        hear = Ear(on_event)
 
         def start(now: float) -> list[Output]:
-            self._runner.listeners.setdefault(task_id, []).append(on_event)
-            self._runner.on_arrival[id(parcel)] = finished
-            return self._session.listen(task_id, is_on=True) + self._session.watch(parcel)
+            runner.listeners.setdefault(task_id, []).append(hear)
+            runner.on_arrival[parcel] = finished
+            return session.listen(task_id, is_on=True) + session.watch(parcel)
 
         def finished() -> None:
-            for each in self._runner.listeners.pop(task_id, []):
-                each(None)
-            self._session.listen(task_id, is_on=False)
+            heard = runner.listeners.pop(task_id, [])
+            session.listen(task_id, is_on=False)  # the orchestrator knows: nothing is sent
+            runner.tell(heard, None)
 
         def stop(now: float) -> list[Output]:
-            self._runner.on_arrival.pop(id(parcel), None)
-            heard = self._runner.listeners.get(task_id, [])
-            if on_event in heard:
-                heard.remove(on_event)
-            out = self._session.unwatch(parcel)
-            if not heard and self._runner.listeners.pop(task_id, None) is not None:
-                out += self._session.listen(task_id, is_on=False)
+            runner.on_arrival.pop(parcel, None)
+            heard = runner.listeners.get(task_id, [])
+            if hear in heard:
+                heard.remove(hear)
+            out = session.unwatch(parcel)
+            if not heard and runner.listeners.pop(task_id, None) is not None:
+                out += session.listen(task_id, is_on=False)
             return out
 
-        self._runner.do(start)
-        return lambda: self._runner.do(stop)
+        runner.do(start)
+        return lambda: runner.do(stop)
 
     def close(self, timeout_s: float = CLOSE_S) -> None:
         """Wait for what was submitted to be acknowledged, say goodbye, and stop."""
@@ -343,27 +363,26 @@ class Client:
 
     def _append(self, kind: Kind, payload: bytes, timeout_s: float | None) -> Task:
         """Put one task into the open parcel, or begin a new one."""
-        board = self._board
+        board, runner = self._board, self._runner
         with board.lock:
             board.wait_for_room(1, len(payload), timeout_s)
-            parcel = self._open
+            parcel = runner.open
             if (
                 parcel is not None
-                and self._open_kind == kind
-                and timeout_s is None
+                and self._open_kind == (kind, timeout_s)
                 and board.grow(parcel, len(payload))
             ):
                 index = parcel.count
                 parcel.count += 1
                 parcel.groups[0].payloads.append(payload)
+                parcel.give_up = _give_up(timeout_s)
                 self._next_n += 1
-            else:
-                index = 0
-                parcel = self._new_parcel([group_of(kind, [payload])], 1, len(payload), timeout_s)
-                self._open = parcel if timeout_s is None else None
-                self._open_kind = kind
-                self._runner.do(partial(self._hand_over, parcel))
-            return Task(self, parcel, index)
+                return Task(self, parcel, index)
+            runner.seal()
+            parcel = self._new_parcel([group_of(kind, [payload])], 1, len(payload), timeout_s)
+            runner.open, self._open_kind = parcel, (kind, timeout_s)
+        self._waker.wake()
+        return Task(self, parcel, 0)
 
     def _enqueue(
         self,
@@ -374,16 +393,15 @@ class Client:
         digest: bytes = b"",
         is_watched: bool = True,
     ) -> Parcel:
-        count = sum(len(group.payloads) for group in groups)
-        size = sum(sum(map(len, group.payloads)) for group in groups)
+        count, size = size_of(groups)
         with self._board.lock:
             self._board.wait_for_room(count, size, timeout_s)
+            self._runner.seal()
             # What nobody watches (the shim) is refused at once when the queue is full.
             parcel = self._new_parcel(groups, count, size, timeout_s if is_watched else 0.0)
             parcel.key, parcel.is_watched = key, is_watched
             parcel.digest = digest or (digest_of(groups) if key else b"")
-            self._open = None
-            self._runner.do(partial(self._hand_over, parcel))
+            self._runner.do(partial(self._session.submit, parcel))
         return parcel
 
     def _new_parcel(
@@ -391,7 +409,7 @@ class Client:
     ) -> Parcel:
         first, self._next_n = self._next_n, self._next_n + count
         parcel = Parcel(self._name, first, groups, count)
-        parcel.give_up = None if timeout_s is None else time.monotonic() + timeout_s
+        parcel.give_up = _give_up(timeout_s)
         self._board.add(parcel, size)
         return parcel
 
@@ -403,11 +421,15 @@ class Client:
         if os.getpid() != self._pid:
             raise NodeClosedError("a client does not survive a fork: make a new one in the child")
 
-    def _hand_over(self, parcel: Parcel, now: float) -> list[Output]:
-        with self._board.lock:
-            if self._open is parcel:
-                self._open = None  # what comes from now on goes into the next one
-        return self._session.submit(parcel, now)
+
+def _results(tasks: list[Task], left_s: Callable[[], float | None]) -> Iterator[Result]:
+    while tasks:
+        yield tasks.pop().result(left_s())  # what was delivered is forgotten here
+
+
+def _give_up(timeout_s: float | None) -> float | None:
+    """Return when a parcel may wait for room no longer: before its submitter's wait is over."""
+    return None if timeout_s is None else time.monotonic() + timeout_s - EARLY_S
 
 
 def _countdown(timeout_s: float | None) -> Callable[[], float | None]:

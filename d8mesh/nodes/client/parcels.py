@@ -8,9 +8,15 @@ from typing import Any, Final, TypeAlias, TypedDict
 
 import msgspec
 
-from d8mesh.core.client_session import Parcel
 from d8mesh.core.json_model import check_json
-from d8mesh.core.messages import MAX_PAYLOAD_BYTES, SOFT_FRAME_BYTES, Group
+from d8mesh.core.messages import (
+    MAX_BATCH_TASKS,
+    MAX_FRAME_BYTES,
+    MAX_PAYLOAD_BYTES,
+    SOFT_FRAME_BYTES,
+    Group,
+)
+from d8mesh.core.parcel import Parcel
 from d8mesh.core.task import parse_id
 from d8mesh.errors import InvalidTaskError, PayloadTooLargeError
 
@@ -19,6 +25,10 @@ PARCEL_TASKS: Final = 1000
 #: Types whose ``data["model"]`` is a wish that placement honours.
 MODEL_TYPES: Final = frozenset({"agent_action", "code_generation"})
 MAX_TYPE_CHARS: Final = 128
+MAX_KEY_CHARS: Final = 128
+#: The most that a payload's length, and a group's own fields, take in a frame.
+_HEAD_BYTES: Final = 5
+_GROUP_BYTES: Final = 1200
 
 
 class SubmitOptions(TypedDict, total=False):
@@ -53,23 +63,40 @@ def kind_of(kind: str, model: str, options: SubmitOptions) -> Kind:
         InvalidTaskError: a type or an option that is not allowed.
     """
 
-    if options and not options.keys() <= _OPTIONS:
-        unknown = ", ".join(sorted(options.keys() - _OPTIONS))
-        raise InvalidTaskError(f"{unknown}: no option of a submit; known are {sorted(_OPTIONS)}")
-    priority = options.get("priority", 5)
     if not isinstance(kind, str) or not 1 <= len(kind) <= MAX_TYPE_CHARS:
         raise InvalidTaskError(f"type: saw {kind!r:.80}, expected 1 to {MAX_TYPE_CHARS} characters")
-    if type(priority) is not int or not 1 <= priority <= 10:
-        raise InvalidTaskError(f"priority: saw {priority!r}, expected 1 to 10")
+    if not options and kind.isascii():
+        return kind, 5, model, None, 0, False, None
+    check_encodable(kind)
+    unknown = options.keys() - _OPTIONS
+    if unknown:
+        names = ", ".join(sorted(unknown))
+        raise InvalidTaskError(f"{names}: no option of a submit; known are {sorted(_OPTIONS)}")
     return (
         kind,
-        priority,
+        _whole(options, "priority", 5, 1, 10),
         model,
-        options.get("deadline_s"),
-        options.get("max_attempts", 0),
-        options.get("fenced", False),
-        options.get("run_at"),
+        _number(options, "deadline_s", 1e9),
+        _whole(options, "max_attempts", 0, 0, 100),
+        bool(options.get("fenced", False)),
+        _number(options, "run_at", 1e11),
     )
+
+
+def _whole(options: SubmitOptions, name: str, default: int, least: int, most: int) -> int:
+    value = options.get(name, default)
+    if type(value) is not int or not least <= value <= most:
+        raise InvalidTaskError(f"{name}: saw {value!r:.80}, expected {least} to {most}")
+    return value
+
+
+def _number(options: SubmitOptions, name: str, most: float) -> float | None:
+    value = options.get(name)
+    if value is None:
+        return None
+    if type(value) not in (int, float) or not 0 <= value <= most:  # type: ignore[operator]
+        raise InvalidTaskError(f"{name}: saw {value!r:.80}, expected seconds, 0 to {most:g}")
+    return float(value)  # type: ignore[arg-type]
 
 
 def group_of(kind: Kind, payloads: list[bytes]) -> Group:
@@ -109,13 +136,55 @@ def encode_data(data: Mapping[str, Any]) -> bytes:
     if not isinstance(data, dict):
         raise InvalidTaskError(f"data: saw {type(data).__name__}, expected a dict")
     check_json(data, "data")
-    payload = msgspec.msgpack.encode(data)
+    payload = check_encodable(data)
     if len(payload) > MAX_PAYLOAD_BYTES:
         raise PayloadTooLargeError(
             f"data of {len(payload)} bytes: at most {MAX_PAYLOAD_BYTES}; hand over large things "
             "as files"
         )
     return payload
+
+
+def check_encodable(value: object) -> bytes:
+    """Return `value` as msgpack; what cannot be sent is found by the caller's thread.
+
+    Raises:
+        InvalidTaskError: a text that is no Unicode (half a surrogate pair), or another type.
+    """
+    try:
+        return msgspec.msgpack.encode(value)
+    except (UnicodeEncodeError, TypeError, OverflowError, RecursionError) as error:
+        raise InvalidTaskError(f"this cannot be sent: {error}") from error
+
+
+def check_key(key: str) -> None:
+    """Make sure that `key` may be an idempotency key.
+
+    Raises:
+        InvalidTaskError: it is no text of 1 to 128 characters.
+    """
+    if not isinstance(key, str) or not 1 <= len(key) <= MAX_KEY_CHARS:
+        saw = f"{key!r:.80}"
+        raise InvalidTaskError(f"key: saw {saw}, expected 1 to {MAX_KEY_CHARS} characters")
+    check_encodable(key)
+
+
+def size_of(groups: Sequence[Group]) -> tuple[int, int]:
+    """Return how many tasks and bytes of data these are.
+
+    Raises:
+        InvalidTaskError: none, or more than one message may carry.
+        PayloadTooLargeError: together they are larger than a message may be.
+    """
+    count = sum(len(group.payloads) for group in groups)
+    size = sum(sum(map(len, group.payloads)) for group in groups)
+    if not 0 < count <= MAX_BATCH_TASKS:
+        raise InvalidTaskError(f"saw {count} tasks, expected 1 to {MAX_BATCH_TASKS} at once")
+    if size + count * _HEAD_BYTES + len(groups) * _GROUP_BYTES > MAX_FRAME_BYTES:
+        raise PayloadTooLargeError(
+            f"{count} tasks of {size} bytes together: at most {MAX_FRAME_BYTES} at once"
+        )
+    return count, size
 
 
 def digest_of(groups: Sequence[Group]) -> bytes:

@@ -6,7 +6,8 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any, Final, TypeAlias
 
 from d8mesh.core.client_session import (
@@ -17,13 +18,13 @@ from d8mesh.core.client_session import (
     Heard,
     Lost,
     Output,
-    Parcel,
     Rejected,
     Settled,
     Transmit,
 )
 from d8mesh.core.codec import decode_to_client, encode
-from d8mesh.core.messages import Goodbye, Stream
+from d8mesh.core.messages import Goodbye, Refused, Stream
+from d8mesh.core.parcel import Parcel
 from d8mesh.edge.logs import event
 from d8mesh.edge.sockets import DealerLink, Loop, Waker
 from d8mesh.errors import D8Error, NodeClosedError, ProtocolError, error_of
@@ -41,10 +42,11 @@ Action: TypeAlias = Callable[[float], list[Output]]
 class Slot:
     """Where the answer to a question arrives."""
 
-    __slots__ = ("body", "code", "ready")
+    __slots__ = ("body", "code", "is_answered", "ready")
 
     def __init__(self) -> None:
         self.ready = threading.Event()
+        self.is_answered = False
         self.code = ""
         self.body: dict[str, Any] = {}
 
@@ -52,7 +54,13 @@ class Slot:
 class Runner:
     """Runs a session on a thread of its own.
 
-    Thread: `do` may be called from any; everything else here happens on the I/O thread.
+    Args:
+        session: the brain; nobody else may call it.
+        board: where callers' threads wait.
+        waker: ends a sleep of the loop.
+        dialler: makes the connections.
+
+    Thread: `do` and `close` may be called from any; the rest happens on the I/O thread.
     """
 
     def __init__(
@@ -65,8 +73,10 @@ class Runner:
         self._link: Connection | None = None
         self.answers: dict[int, Slot] = {}
         self.listeners: dict[str, list[Callable[[Stream | None], None]]] = {}
-        #: id of a parcel -> what to do when its outcome arrives
-        self.on_arrival: dict[int, Callable[[], None]] = {}
+        #: what to do when the outcome of a parcel arrives
+        self.on_arrival: dict[Parcel, Callable[[], None]] = {}
+        #: the parcel that callers still add to; the board's lock guards it
+        self.open: Parcel | None = None
         self.fatal: D8Error | None = None
         self.connected = threading.Event()
         self._loop = Loop(waker)
@@ -81,6 +91,12 @@ class Runner:
         self._inbox.append(action)
         self._waker.wake()
 
+    def seal(self) -> None:
+        """Hand the open parcel over: it stays as it is. Thread: any, under the board's lock."""
+        parcel, self.open = self.open, None
+        if parcel is not None:
+            self.do(partial(self._session.submit, parcel))
+
     def close(self, timeout_s: float) -> None:
         """Say goodbye and stop. Thread: any other."""
         self._closing.set()
@@ -88,30 +104,53 @@ class Runner:
         self._thread.join(timeout_s)
 
     def _serve(self) -> None:
-        session, inbox = self._session, self._inbox
         try:
             while not self._closing.is_set():
-                wait_s = 0.0 if inbox else session.next_deadline() - time.monotonic()
-                self._loop.wait(min(max(wait_s, 0.0), MAX_SLEEP_S))
-                now = time.monotonic()
-                self._take_link(now)
-                out: list[Output] = []
-                while inbox:
-                    out += inbox.popleft()(now)
-                if self._link is not None:
-                    for frame in self._link.receive(MESSAGES_PER_TURN):
-                        out += self._receive(frame, now)
-                out += session.tick(now)
-                self._carry_out(out)
+                self._turn()
         except Exception as error:  # the thread's last words: nobody may wait for ever
-            self.fatal = NodeClosedError(f"the client stopped: {error}")
+            self.fatal = NodeClosedError(f"the client stopped: {error!r}")
             event(_log, logging.ERROR, "client.died", error=repr(error))
             raise
         finally:
             if self._link is not None:
                 self._link.send(encode(Goodbye("closed")))
                 self._drop_link()
+            self._release_askers()
             self._waker.close()
+
+    def _turn(self) -> None:
+        session, inbox = self._session, self._inbox
+        wait_s = 0.0 if inbox else self._next_deadline() - time.monotonic()
+        self._loop.wait(min(max(wait_s, 0.0), MAX_SLEEP_S))
+        now = time.monotonic()
+        self._take_link(now)
+        out: list[Output] = []
+        while inbox:
+            out += inbox.popleft()(now)
+        if self._link is not None:
+            for frame in self._link.receive(MESSAGES_PER_TURN):
+                out += self._receive(frame, now)
+        if self.open is not None:
+            out += self._take_open(now)
+        out += session.tick(now)
+        self._carry_out(out)
+
+    def _next_deadline(self) -> float:
+        parcel = self.open
+        due = self._session.next_deadline()
+        return due if parcel is None or parcel.give_up is None else min(due, parcel.give_up)
+
+    def _take_open(self, now: float) -> list[Output]:
+        """Send the open parcel as soon as it need not wait: what waits grows a larger one."""
+        with self._board.lock:
+            parcel = self.open
+            if parcel is None or self._inbox:  # what was sealed before it goes first
+                return []
+            is_overdue = parcel.give_up is not None and parcel.give_up <= now
+            if not self._session.has_room and not is_overdue:
+                return []
+            self.open = None
+        return self._session.submit(parcel, now)
 
     def _take_link(self, now: float) -> None:
         """Use the connection that the dialler has made."""
@@ -135,7 +174,10 @@ class Runner:
 
     def _receive(self, frame: bytes, now: float) -> list[Output]:
         try:
-            return self._session.receive(decode_to_client(frame), now)
+            message = decode_to_client(frame)
+            if isinstance(message, Refused) and not message.seq:
+                event(_log, logging.WARNING, "refused", code=message.code, why=message.message)
+            return self._session.receive(message, now)
         except ProtocolError as error:
             event(_log, logging.WARNING, "frame.bad", error=str(error))
             return []
@@ -165,21 +207,37 @@ class Runner:
                     self._rejected(output)
 
     def _rejected(self, output: Rejected) -> None:
+        if self.fatal is None:
+            event(_log, logging.ERROR, "client.rejected", code=output.code, why=output.message)
         self.fatal = error_of(output.code, output.message)
-        event(_log, logging.ERROR, "client.rejected", code=output.code, message=output.message)
+        self._release_askers()
+
+    def _release_askers(self) -> None:
+        """Let who waits for an answer look around: there will be none."""
+        for slot in list(self.answers.values()):
+            slot.ready.set()
 
     def _answered(self, output: Answered) -> None:
         slot = self.answers.get(output.request)
         if slot is not None:
-            slot.code, slot.body = output.code, output.body
+            slot.code, slot.body, slot.is_answered = output.code, output.body, True
             slot.ready.set()
 
     def _heard(self, stream: Stream) -> None:
-        for heard in self.listeners.get(stream.id, ()):
-            heard(stream)
+        self.tell(self.listeners.get(stream.id, ()), stream)
+
+    def tell(
+        self, listeners: Iterable[Callable[[Stream | None], None]], stream: Stream | None
+    ) -> None:
+        """Call these; whatever they raise is theirs and stops nobody else."""
+        for heard in list(listeners):
+            try:
+                heard(stream)
+            except Exception as error:
+                event(_log, logging.ERROR, "listener.raised", error=repr(error))
 
     def _arrived(self, parcel: Parcel) -> None:
-        finished = self.on_arrival.pop(id(parcel), None)
+        finished = self.on_arrival.pop(parcel, None)
         if finished is not None:
             finished()
         self._board.changed(parcel)
