@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from d8mesh.core import messages as m
@@ -22,7 +24,7 @@ def test_a_worker_is_welcomed_and_gets_what_waits(desk: Desktop) -> None:
 @pytest.mark.parametrize(
     ("given", "code"), [({"version": 9}, "protocol.version"), ({"mesh": "x"}, "access.forbidden")]
 )
-def test_a_wrong_hello_is_refused(desk: Desktop, given: dict[str, object], code: str) -> None:
+def test_a_wrong_hello_is_refused(desk: Desktop, given: dict[str, Any], code: str) -> None:
     peer = desk.worker("w", **given)
     (refused,) = desk.got(peer, m.Refused)
     assert refused.code == code

@@ -212,7 +212,7 @@ def test_listings_are_paged_and_filtered(desk: Desktop) -> None:
 def test_finished_tasks_are_pruned_and_say_so(tmp_path: Path) -> None:
     desk = Desktop(tmp_path, retention_count=2)
     client, worker = desk.client(), desk.worker("w", slots=1)
-    ids = []
+    ids: list[str] = []
     for _ in range(4):
         ids += desk.submit(client, key=f"k{len(ids)}", digest=b"d")
         desk.finish(worker, desk.work(worker))

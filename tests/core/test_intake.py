@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from d8mesh.core import messages as m
+from d8mesh.core.effects import Peer
 from tests.core.desktop import START_AT, Desktop, S
 
 
 def submit(
-    desk: Desktop, client: object, seq: int, first: int, count: int = 1, **more: object
-) -> m.Message:
+    desk: Desktop, client: Peer, seq: int, first: int, count: int = 1, **more: Any
+) -> m.Accepted | m.Refused:
     group = m.Group("echo", 5, [b"\x80"] * count)
-    desk.say(client, m.Submit(seq, S, first, [group], **more))  # type: ignore[arg-type]
-    (answer,) = [*desk.got(client, m.Accepted), *desk.got(client, m.Refused)]
+    desk.say(client, m.Submit(seq, S, first, [group], **more))
+    answers: list[m.Accepted | m.Refused] = [*desk.got(client, m.Accepted)]
+    answers += desk.got(client, m.Refused)
+    (answer,) = answers
     return answer
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 import pytest
 
@@ -11,7 +13,7 @@ from d8mesh.core.task import TaskState
 from tests.core.desktop import Desktop, S, beat, failure, result
 
 
-def register(desk: Desktop, shim: Peer, worker_id: str = "p", **capabilities: object) -> m.Answer:
+def register(desk: Desktop, shim: Peer, worker_id: str = "p", **capabilities: Any) -> m.Answer:
     return desk.ask(
         shim, "poll.register", worker_id=worker_id, worker_type="groq", capabilities=capabilities
     )
@@ -226,7 +228,7 @@ def test_the_id_of_a_mesh_worker_cannot_be_registered(desk: Desktop) -> None:
     ],
 )
 def test_odd_capabilities_do_no_harm(
-    desk: Desktop, capabilities: dict[str, object], types: int
+    desk: Desktop, capabilities: dict[str, Any], types: int
 ) -> None:
     shim = desk.client()
     assert register(desk, shim, **capabilities).code == ""

@@ -1,0 +1,69 @@
+"""Lanes and turns."""
+
+from __future__ import annotations
+
+from d8mesh.core.ledger import Ledger
+from d8mesh.core.queue import UNLIMITED, ReadyQueue, draw
+from d8mesh.core.task import Cancelled, Spec, Submitted
+
+S = "0123456789abcdef"
+
+
+def filled(*batches: tuple[str, int, int]) -> tuple[Ledger, ReadyQueue]:
+    ledger, queue, first = Ledger(), ReadyQueue(), 0
+    for kind, priority, count in batches:
+        ledger.apply(Submitted(S, first, Spec(kind, priority, 3), [b"x"] * count, 0.0))
+        batch = ledger.batch_at(S, first)
+        assert batch is not None
+        queue.put_batch(batch)
+        first += count
+    return ledger, queue
+
+
+def test_without_lower_priorities_there_is_no_limit() -> None:
+    _, queue = filled(("a", 5, 3))
+    turn = queue.choose(list(queue.lanes.values()))
+    assert turn is not None
+    assert (turn.priority, turn.limit, turn.is_aged) == (5, UNLIMITED, False)
+
+
+def test_the_oldest_of_a_priority_comes_first_whatever_its_lane() -> None:
+    _, queue = filled(("a", 5, 1), ("b", 5, 1))
+    turn = queue.choose(list(queue.lanes.values()))
+    assert turn is not None
+    assert turn.lane.key.type == "a"
+
+
+def test_a_priority_that_has_emptied_meanwhile_loses_no_turn() -> None:
+    ledger, queue = filled(("a", 9, 1), ("a", 2, 1))
+    ledger.apply(Cancelled([f"{S}-0"], [0], [b""], 0.0))
+    turn = queue.choose(list(queue.lanes.values()))
+    assert turn is not None
+    assert turn.priority == 2
+
+
+def test_lanes_without_tasks_are_dropped() -> None:
+    ledger, queue = filled(("a", 5, 1))
+    (lane,) = queue.lanes.values()
+    assert len(draw(ledger, lane, 5, 10)) == 1
+    assert lane.head(5) is None
+    assert draw(ledger, lane, 5, 10) == []
+    assert queue.choose([lane]) is None
+    queue.drop_empty()
+    assert queue.lanes == {}
+
+
+def test_single_tasks_go_before_fresh_ones_and_gone_ones_are_skipped() -> None:
+    ledger, queue = filled(("a", 5, 3))
+    (lane,) = queue.lanes.values()
+    for task_id in (f"{S}-1", f"{S}-2"):
+        task = ledger.open_task(task_id)
+        assert task is not None
+        queue.put_task(task)
+    ledger.apply(Cancelled([f"{S}-1"], [0], [b""], 0.0))
+    (waiting,) = lane.retried(5, 10)
+    assert waiting.id == f"{S}-2"
+    assert lane.oldest_order(5) == 1
+    lane.take_retried(waiting)
+    assert lane.retried(5, 10) == []
+    assert [batch.first for batch in lane.upcoming(5)] == [0]

@@ -1,0 +1,37 @@
+"""Ranges of used counters behave as a set does."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from d8mesh.core.records import Batch, Ranges, Task
+from d8mesh.core.task import Spec
+
+PIECES = st.lists(st.tuples(st.integers(0, 60), st.integers(1, 12)), max_size=25)
+
+
+@given(PIECES, st.integers(0, 70), st.integers(1, 20))
+def test_ranges_are_a_set(pieces: list[tuple[int, int]], first: int, count: int) -> None:
+    ranges, numbers = Ranges(), set[int]()
+    for start, size in pieces:
+        ranges.add(start, size)
+        numbers |= set(range(start, start + size))
+    assert ranges.overlap(first, count) == len(numbers & set(range(first, first + count)))
+
+
+def test_an_empty_set_overlaps_nothing() -> None:
+    assert Ranges().overlap(0, 10) == 0
+
+
+def test_a_batch_counts_its_fresh_tasks() -> None:
+    batch = Batch("s" * 16, 10, 5, Spec("echo", 5, 3), 0.0, 5, 1, fresh=1, gone={3})
+    assert batch.fresh_count == 3
+    assert batch.task_id(2) == "s" * 16 + "-12"
+
+
+def test_a_history_is_made_when_something_happens() -> None:
+    batch = Batch("s" * 16, 0, 1, Spec("echo", 5, 3), 0.0, 5, 1)
+    task = Task(batch, 0, batch.task_id(0), b"")
+    assert task.history is None
+    assert task.remember() is task.remember()
