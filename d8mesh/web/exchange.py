@@ -72,7 +72,10 @@ class Exchange:
         self._thread.start()
 
     def exchange(self, request: Request) -> Response:
-        """Answer a request: take its frames, bring those for its link.
+        """Answer a request: take its frames and, if it may wait, bring those for its link.
+
+        A request without ``wait`` brings none back: answers to two requests of a link may
+        overtake each other, and the order of frames must not depend on that.
 
         Raises:
             Refusal: the header or the body is not as described, or there are too many links.
@@ -90,7 +93,8 @@ class Exchange:
         if wait_s and not link.has_frames:
             with self._waits.one() as may_wait:
                 link.wait(wait_s if may_wait else 0.0, lambda: is_gone(request))
-        found = [] if is_gone(request) else link.take()  # it stays for the next request
+        is_taking = "wait" in request.args and not is_gone(request)
+        found = link.take() if is_taking else []  # it stays for the next request
         if link.is_paused:
             self._waker.wake()
         return Response(msgspec.msgpack.encode(found), content_type=CONTENT_TYPE)

@@ -22,7 +22,7 @@ MAX_URL_BYTES: Final = 4096
 #: The line before a chunk, and what follows the last one.
 MAX_CHUNK_LINE_BYTES: Final = 1024
 _TRANSFER_ENCODING: Final = re.compile(rb"\ntransfer-encoding[ \t]*:", re.IGNORECASE)
-_BARE_LF: Final = re.compile(rb"(?<!\r)\n")
+_BAD_HEAD: Final = re.compile(rb"(?<!\r)\n|\0")
 _CODES: Final[Mapping[int, str]] = {
     400: "http.bad_request",
     413: "http.too_large",
@@ -56,8 +56,10 @@ class Parser(HTTPRequestParser):  # type: ignore[misc]
     def received(self, data: bytes) -> int:
         if self.body_rcv is None and not self.completed:
             head = (self.header_plus + data).partition(b"\r\n\r\n")[0]
-            if _BARE_LF.search(head):
-                return self._refuse(BadRequest("a line ends with LF alone"), len(data))
+            if _BAD_HEAD.search(head):
+                return self._refuse(
+                    BadRequest("a NUL, or a line that ends with LF alone"), len(data)
+                )
             line = head.partition(b"\r\n")[0]
             if len(line) > MAX_URL_BYTES + 32:
                 return self._refuse(UrlTooLong(f"at most {MAX_URL_BYTES} bytes"), len(data))
@@ -68,6 +70,8 @@ class Parser(HTTPRequestParser):  # type: ignore[misc]
             if line_bytes > MAX_CHUNK_LINE_BYTES or len(receiver.trailer) > MAX_CHUNK_LINE_BYTES:
                 self.error = BadRequest("the line before a chunk is too long")
                 self.completed = True
+        if self.completed:
+            self.expect_continue = False  # waitress would ask for the body of what it refuses
         return consumed
 
     def parse_header(self, header_plus: bytes) -> None:
@@ -77,6 +81,8 @@ class Parser(HTTPRequestParser):  # type: ignore[misc]
             super().parse_header(header_plus)
         except TransferEncodingNotImplemented as error:
             raise ParsingError(str(error)) from error
+        except ValueError as error:  # an integer of thousands of digits
+            raise ParsingError("Content-Length is invalid") from error
         headers = self.headers
         if "TRANSFER_ENCODING" in headers:  # waitress takes it away where it understood it
             raise ParsingError("Transfer-Encoding in HTTP/1.0")

@@ -111,6 +111,20 @@ def test_a_poll_with_nothing_to_say_ends_with_its_time(rest: Rest) -> None:
     assert peer.exchange() == []
 
 
+def test_a_request_that_may_not_wait_takes_nothing_out_of_turn(rest: Rest) -> None:
+    peer = Peer(rest)
+    peer.hello()
+    until(lambda: peer.exchange(Watch([]), wait_s=1))
+    body = msgspec.msgpack.encode([encode(Watch([]))])
+    headers = {LINK_HEADER: peer.id}
+    for _ in range(20):
+        answer = rest.post(
+            "/api/mesh/exchange", data=body, content_type=CONTENT_TYPE, headers=headers
+        )
+        assert answer.get_data() == b"\x90"
+    assert peer.exchange(wait_s=20) != []
+
+
 def test_what_came_for_who_hung_up_is_for_its_next_request(rest: Rest) -> None:
     peer = Peer(rest)
     peer.hello()

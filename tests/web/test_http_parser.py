@@ -54,6 +54,8 @@ def test_a_chunked_body_is_put_together() -> None:
         b"GET /x HTTP/1.1\nHost: h\n\n",
         b"GET /x HTTP/1.1\r\nHost: h\nX: y\r\n\r\n",
         b"GET /x HTTP/1.1\r\nHost: h\x00\r\n\r\n",
+        b"GET /\x00x HTTP/1.1\r\nHost: h\r\n\r\n",
+        POST + b"Content-Length: " + b"9" * 5000 + b"\r\n\r\n",
         b"GET /x HTTP/1.1\r\n Host: h\r\n\r\n",
         b"GET /x HTTP/1.1\r\nHost : h\r\n\r\n",
         b"GET /x HTTP/2.0\r\nHost: h\r\n\r\n",
@@ -100,6 +102,13 @@ def test_some_paths_take_larger_bodies(path: bytes, is_taken: bool) -> None:
     body = b"x" * LARGE_LIMIT
     head = b"POST " + path + b" HTTP/1.1\r\nHost: h\r\nContent-Length: %d\r\n\r\n" % len(body)
     assert (parsed(head, body).error is None) == is_taken
+
+
+def test_the_body_of_what_is_refused_is_not_asked_for() -> None:
+    head = POST + b"Expect: 100-continue\r\n"
+    assert parsed(head + b"Content-Length: 5\r\n\r\n").expect_continue
+    refused = parsed(head + b"Content-Length: 999999\r\n\r\n")
+    assert (refused.completed, refused.expect_continue) == (True, False)
 
 
 def test_the_limit_itself_is_allowed() -> None:
