@@ -48,6 +48,9 @@ _EXIT_OF_ERRORS: Final[tuple[tuple[type[D8Error], int], ...]] = (
 #: The folder with start_d8.py and .env; an installed d8mesh without it works where it is.
 _CHECKOUT: Final = Path(__file__).resolve().parent.parent
 
+#: Folders of the source whose commands are not installed with the package.
+_OF_CHECKOUT: Final = ("bench", "tests")
+
 
 @dataclass(frozen=True, slots=True)
 class Choice:
@@ -193,6 +196,13 @@ COMMANDS: Final[tuple[Command, ...]] = (
         summary="measure: bench throughput",
         takes_rest=True,
     ),
+    Command(
+        name="chaos",
+        handler="tests.chaos.run:run",
+        summary="kill, pause and cut off parts of a mesh at work: chaos --minutes 3",
+        takes_rest=True,
+        ignores_settings=True,
+    ),
     Command(name="_broker", handler="d8mesh.web.orchestrator:run_broker", takes_rest=True),
     Command(name="_web", handler="d8mesh.web.orchestrator:run_web", takes_rest=True),
     Command(name="_process", handler="d8mesh.nodes.process:run", takes_rest=True),
@@ -284,14 +294,15 @@ def _parser() -> argparse.ArgumentParser:
 
 def _load(command: Command) -> Handler:
     module_name, _, function = command.handler.partition(":")
-    if module_name.startswith("bench."):
-        if not (_CHECKOUT / "bench").is_dir():
-            raise D8Error("the bench is not installed: run `start_d8.py bench` in the source")
+    package = module_name.partition(".")[0]
+    if package in _OF_CHECKOUT:
+        if not (_CHECKOUT / package).is_dir():
+            raise D8Error(f"{package}/ is not installed: run this command in the source")
         sys.path.insert(0, str(_CHECKOUT))
     try:
         return cast(Handler, getattr(importlib.import_module(module_name), function))
     except ModuleNotFoundError as error:
-        if not error.name or error.name.partition(".")[0] in ("d8mesh", "bench"):
+        if not error.name or error.name.partition(".")[0] in ("d8mesh", *_OF_CHECKOUT):
             raise
         raise D8Error(
             f"the package {error.name} is not installed: start with `python3 start_d8.py`, "
