@@ -22,8 +22,7 @@ IDLE_MS: Final = 30_000
 
 def broker(port: int) -> None:
     """Forward tasks to the worker with credit, results back to their client."""
-    context = zmq.Context()
-    socket = context.socket(zmq.ROUTER)
+    socket = _socket(zmq.ROUTER)
     socket.bind(f"tcp://127.0.0.1:{port}")
     credits: dict[bytes, int] = {}
     waiting: deque[tuple[bytes, bytes, bytes]] = deque()
@@ -57,8 +56,7 @@ def broker(port: int) -> None:
 
 def worker(port: int) -> None:
     """Echo every task."""
-    context = zmq.Context()
-    socket = context.socket(zmq.DEALER)
+    socket = _socket(zmq.DEALER)
     socket.connect(f"tcp://127.0.0.1:{port}")
     socket.send_multipart([b"H"])
     while socket.poll(IDLE_MS):
@@ -72,8 +70,7 @@ def worker(port: int) -> None:
 
 def client(port: int, count: int, payload: bytes) -> None:
     """Send `count` tasks and wait for their results, `WINDOW` of them under way."""
-    context = zmq.Context()
-    socket = context.socket(zmq.DEALER)
+    socket = _socket(zmq.DEALER)
     socket.connect(f"tcp://127.0.0.1:{port}")
     sent = done = 0
     while done < count:
@@ -93,12 +90,18 @@ def client(port: int, count: int, payload: bytes) -> None:
 
 def stop(port: int) -> None:
     """End the broker."""
-    context = zmq.Context()
-    socket = context.socket(zmq.DEALER)
+    socket = _socket(zmq.DEALER)
     socket.connect(f"tcp://127.0.0.1:{port}")
     socket.send_multipart([b"Q"])
     socket.close(1000)
-    context.term()
+
+
+def _socket(kind: int) -> zmq.Socket[bytes]:
+    """Return a socket whose queues have no bound: a ROUTER drops what does not fit."""
+    socket = zmq.Context.instance().socket(kind)
+    socket.set(zmq.SNDHWM, 0)
+    socket.set(zmq.RCVHWM, 0)
+    return socket
 
 
 if __name__ == "__main__":

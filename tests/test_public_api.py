@@ -25,7 +25,7 @@ PUBLIC = {
     "Worker",
     "__version__",
 }
-HEAVY = ("zmq", "zeroconf", "werkzeug", "granian", "apsw", "rich", "ollama", "pygal", "logging")
+HEAVY = ("zmq", "zeroconf", "werkzeug", "waitress", "apsw", "rich", "ollama", "pygal", "logging")
 
 
 def loaded_after(statement: str) -> set[str]:

@@ -1,0 +1,124 @@
+"""The orchestrator as a command: what it says, and how it ends."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from d8mesh.apps.children import Child, Children
+from d8mesh.apps.demo import free_ports
+from d8mesh.apps.status import ask
+from tests.end_to_end.processes import until
+
+PATIENCE_S = 60.0
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> dict[str, str]:
+    rest, broker = free_ports(2)
+    return {
+        "D8_MESH": f"orchestrator-{rest}",
+        "D8_DATA_DIR": str(tmp_path),
+        "FLASK_HOST": "127.0.0.1",
+        "FLASK_PORT": str(rest),
+        "D8_BROKER_PORT": str(broker),
+    }
+
+
+@pytest.fixture
+def children(settings: dict[str, str]) -> Iterator[Children]:
+    with Children(settings) as started:
+        yield started
+
+
+def ended(child: Child) -> tuple[int, str]:
+    """Return how a command that ends by itself ended, and all it said."""
+    code = child.wait(PATIENCE_S)
+    return code, "\n".join(child.lines)
+
+
+def up(children: Children) -> Child:
+    child = children.start("orchestrator", "orchestrator")
+    until(lambda: child.is_up.is_set() or not child.is_running, "a first line")
+    assert child.is_running, list(child.lines)
+    return child
+
+
+def test_it_says_where_it_is_and_ends_with_its_parent(
+    children: Children, settings: dict[str, str]
+) -> None:
+    child = up(children)
+    assert f"REST on port {settings['FLASK_PORT']}" in child.lines[0]
+    health = ask(f"http://127.0.0.1:{settings['FLASK_PORT']}", "/health")
+    assert (health["status"], health["service"]) == ("healthy", "d8-orchestrator")
+    child.close_input()
+    assert child.wait(PATIENCE_S) == 0
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Ctrl-C is another thing there")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_and_sigterm_end_it_in_order(children: Children, number: signal.Signals) -> None:
+    child = up(children)
+    child.process.send_signal(number)
+    assert child.wait(PATIENCE_S) == 0
+
+
+def test_a_taken_port_is_named_with_its_holder_and_its_variable(
+    children: Children, settings: dict[str, str]
+) -> None:
+    port = int(settings["FLASK_PORT"])
+    with socket.create_server(("127.0.0.1", port)):
+        code, said = ended(children.start("orchestrator", "orchestrator"))
+    assert code == 1
+    assert f"port {port}" in said
+    assert "FLASK_PORT" in said
+    if sys.platform.startswith("linux"):
+        assert "process" in said
+
+
+def test_two_on_one_folder_are_refused(children: Children) -> None:
+    up(children)
+    rest, broker = free_ports(2)
+    again = {"FLASK_PORT": str(rest), "D8_BROKER_PORT": str(broker)}
+    code, said = ended(children.start("second", "orchestrator", **again))
+    assert code == 3
+    assert "in use by another orchestrator" in said
+
+
+def test_a_broken_journal_is_refused_and_kept(children: Children, tmp_path: Path) -> None:
+    file = tmp_path / "orchestrator" / "journal.db"
+    file.parent.mkdir()
+    file.write_bytes(b"this is no database " * 100)
+    code, said = ended(children.start("orchestrator", "orchestrator"))
+    assert code == 4
+    assert "cannot be read as a journal" in said
+    assert file.read_bytes().startswith(b"this is no database")
+
+
+def test_the_next_free_broker_port_is_taken_and_told(
+    children: Children, settings: dict[str, str]
+) -> None:
+    port = int(settings["D8_BROKER_PORT"])
+    with socket.create_server(("0.0.0.0", port)):
+        up(children)
+        health = ask(f"http://127.0.0.1:{settings['FLASK_PORT']}", "/health")
+    assert port < health["broker_port"] < port + 10
+
+
+def test_a_bad_setting_stops_it_with_one_line() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "d8mesh", "orchestrator", "--set=TASK_QUEUE_SIZE=many"],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+    )
+    assert done.returncode == 2
+    assert done.stderr.splitlines() == [
+        "error: TASK_QUEUE_SIZE='many': expected tasks, 1 to 100000000"
+    ]
