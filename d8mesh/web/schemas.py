@@ -24,7 +24,7 @@ Object = dict[str, Any]
 ENVELOPE_BYTES: Final = 16_384
 ENVELOPE_BYTES_PER_GROUP: Final = 512
 #: Capabilities are kept for every worker and shown in every list.
-MAX_CAPABILITIES_BYTES: Final = 65_536
+MAX_CAPABILITIES_BYTES: Final = 16_384
 _KEY: Final = re.compile(r"[ -~]{1,128}", re.ASCII)
 _MODEL: Final = re.compile(MODEL_PATTERN, re.ASCII)
 _MISSING: Final = re.compile(r"Object missing required field `(\w+)`(?: - at `\$\.?(.*)`)?")

@@ -241,6 +241,22 @@ def test_tasks_are_listed_by_state_and_type(rest: Rest) -> None:
     assert body["tasks"][0]["result"]["output"] == [1]
 
 
+def test_pages_of_large_results_end_early(rest: Rest) -> None:
+    for _ in range(4):
+        rest.submit("large_result")
+        finish(rest, "large_result", {"success": True, "output": "x" * 3_000_000})
+    for query in ("type=large_result", "type=large_result&state=completed"):
+        seen: list[str] = []
+        cursor: str | None = ""
+        while cursor is not None:
+            body = rest.get(f"/api/tasks?{query}&cursor={cursor}").json
+            assert body is not None
+            assert 1 <= len(body["tasks"]) < 4
+            seen += [task["task_id"] for task in body["tasks"]]
+            cursor = body["next_cursor"]
+        assert len(seen) == len(set(seen)) == 4
+
+
 @pytest.mark.parametrize(
     "query",
     ["limit=0", "limit=1001", "limit=x", "state=odd", "cursor=" + "x" * 200, "type=" + "x" * 200],

@@ -19,6 +19,9 @@ Rows: TypeAlias = list[tuple[object, ...]]
 
 #: Rows looked at for one page of a filtered listing; a sparse page ends early with a cursor.
 SCAN_ROWS: Final = 20_000
+#: Bytes of results on one page, if it is not a single one that is larger: a page of large
+#: ones ends early with a cursor, so that it fits a frame.
+PAGE_BYTES: Final = 8 * 1024 * 1024
 #: Failures told of one task.
 HISTORY_ROWS: Final = 20
 
@@ -160,9 +163,11 @@ class Reader:
         if code != 1:  # the index on what did not go well knows them by their first
             where = where.replace("o.first + o.count >", "o.first >=")
         told: Rows = []
+        size = 0
         for run in self._runs(where + " ORDER BY o.first LIMIT ?", (*values, limit + 1)):
             for row in range(max(run.first, after), run.first + run.count):
-                if len(told) == limit:
+                size += len(run.payloads[row - run.first])
+                if len(told) == limit or (told and size > PAGE_BYTES):
                     return [(str(row),), *told]
                 told.append(self._told(run, row))
         return [(None,), *told]
@@ -171,7 +176,7 @@ class Reader:
         """Tasks in the order of acceptance, batch by batch."""
         seq, index = _cursor(cursor, 2)
         told: Rows = []
-        scanned = 0
+        scanned = size = 0
         sql = (
             "SELECT seq, first, count, type, spec, at FROM batches WHERE seq >= ?"
             + (" AND is_done = 0" if is_open_only else "")
@@ -181,25 +186,36 @@ class Reader:
         values = (seq, kind, limit + 1) if kind else (seq, limit + 1)
         for batch_seq, first, count, batch_type, blob, at in fetch(self._db, sql, values):
             start = index if batch_seq == seq else 0
-            reach = (first + start, first + count)
-            finished = {
-                row: run
-                for run in self._runs(" WHERE o.first >= ? AND o.first < ?", (first, reach[1]))
-                for row in range(run.first, run.first + run.count)
-            }
             spec = msgspec.msgpack.decode(blob, type=Spec)
-            for at_index in range(start, count):
-                if len(told) == limit or scanned >= SCAN_ROWS:
-                    return [(f"{batch_seq}.{at_index}",), *told]
+            runs = self._finished_in(first + start, first + count, is_open_only)
+            run = next(runs, None)
+            for row in range(first + start, first + count):
+                while run is not None and row >= run.first + run.count:
+                    run = next(runs, None)
+                if run is not None and row >= run.first and not is_open_only:
+                    size += len(run.payloads[row - run.first])
+                is_full = len(told) == limit or scanned >= SCAN_ROWS
+                if is_full or (told and size > PAGE_BYTES):
+                    return [(f"{batch_seq}.{row - first}",), *told]
                 scanned += 1
-                run = finished.get(first + at_index)
-                if run is not None and not is_open_only:
-                    told.append(self._told(run, first + at_index))
-                elif run is None:
-                    session, n = self._split(first + at_index)
+                if run is None or row < run.first:
+                    session, n = self._split(row)
                     head = (f"{session}-{n}", batch_type, spec.priority, at)
                     told.append((*head, None, 0, None, None, None, None, spec.replay_of, []))
+                elif not is_open_only:
+                    told.append(self._told(run, row))
         return [(None,), *told]
+
+    def _finished_in(self, first: int, end: int, is_bare: bool) -> Iterator[_Run]:
+        """Yield the runs that hold rows from `first` to `end` - 1, in order.
+
+        Args:
+            is_bare: leave the results where they are.
+        """
+        before = fetch(self._db, "SELECT max(first) FROM outcomes WHERE first <= ?", (first,))[0][0]
+        values = (first if before is None else before, end)
+        where = " WHERE o.first >= ? AND o.first < ? ORDER BY o.first"
+        return self._runs(where, values, is_bare=is_bare)
 
     # ------------------------------------------------------------------------ helpers
 
@@ -209,12 +225,15 @@ class Reader:
         found = fetch(self._db, sql + " ORDER BY first DESC LIMIT 1", (row,))
         return found[0][1:] if found and row < found[0][0] else None
 
-    def _runs(self, where: str, values: tuple[Value, ...]) -> Iterator[_Run]:
-        for first, count, kind, spec, created_at, state, n, worker, at, payloads in fetch(
-            self._db, _RUN + where, values
-        ):
+    def _runs(
+        self, where: str, values: tuple[Value, ...], *, is_bare: bool = False
+    ) -> Iterator[_Run]:
+        """Yield runs one by one: all of a page together may be larger than the memory."""
+        sql = (_RUN.replace("o.payloads", "NULL") if is_bare else _RUN) + where
+        rows: Iterator[Any] = self._db.execute(sql, values)
+        for first, count, kind, spec, created_at, state, n, worker, at, payloads in rows:
             decoded = msgspec.msgpack.decode(spec, type=Spec)
-            results = _payloads(payloads)
+            results = [] if is_bare else _payloads(payloads)
             yield _Run(first, count, kind, decoded, created_at, state, n, worker, at, results)
 
     def _told(self, run: _Run, row: int) -> tuple[object, ...]:
