@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import msgspec
@@ -24,10 +24,13 @@ from d8mesh.core.messages import (
     Welcome,
 )
 from d8mesh.edge.exchange import ExchangeLink
+from d8mesh.nodes.client import Client
 from d8mesh.web import exchange as exchange_module
+from d8mesh.web.answers import answer
 from d8mesh.web.exchange import CONTENT_TYPE, LINK_HEADER
+from d8mesh.web.listener import Listener, bind
 from d8mesh.web.server import limits
-from tests.nodes.mesh import until
+from tests.nodes.mesh import PATIENCE_S, free_port, until
 from tests.web.rest import Rest, rest_in
 
 
@@ -182,8 +185,6 @@ def test_links_are_bounded_and_idle_ones_are_closed(
 
 
 def test_a_link_of_the_other_side_works_over_a_real_connection(rest: Rest) -> None:
-    from d8mesh.web.listener import Listener, bind
-
     listener = Listener(rest.api, bind("127.0.0.1", 0), limits(), lambda *_: None)
     listener.start()
     awake = threading.Event()
@@ -205,4 +206,30 @@ def test_a_link_of_the_other_side_works_over_a_real_connection(rest: Rest) -> No
         assert isinstance(decode_to_client(got[0]), Beat)
     finally:
         link.close()
+        listener.close()
+
+
+def test_a_client_that_reaches_this_port_only_gets_its_results(rest: Rest) -> None:
+    closed = free_port()  # as a firewall leaves it
+
+    def firewalled(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        if environ["PATH_INFO"] != "/health":
+            return rest.api(environ, start_response)
+        body = {"status": "healthy", "broker_port": closed}
+        return answer(body)(environ, start_response)
+
+    listener = Listener(firewalled, bind("127.0.0.1", 0), limits(), lambda *_: None)
+    listener.start()
+    worker = rest.mesh.worker(rest.port)
+    worker.register("double", lambda data, context: data["n"] * 2)
+    worker.start()
+    try:
+        url = f"http://127.0.0.1:{listener.port}"
+        with Client(url, config=rest.mesh.config()) as client:
+            tasks = client.submit_many("double", [{"n": n} for n in range(200)])
+            assert [task.result(PATIENCE_S)["output"] for task in tasks] == [
+                2 * n for n in range(200)
+            ]
+    finally:
+        worker.stop(drain_s=1.0)
         listener.close()
