@@ -98,4 +98,5 @@ class Runs:
 
     def slices(self, count: int) -> Iterator[tuple[int, int]]:
         """Yield (start, end) of each run in columns of `count`."""
-        yield from zip(self.starts, [*self.starts[1:], count], strict=True)
+        ends = [*self.starts[1:], count] if self.starts else []
+        yield from zip(self.starts, ends, strict=True)

@@ -1,0 +1,220 @@
+"""The journal on a real file: commits, restarts, refusals, pruning, questions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import apsw
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from d8mesh.core.task import (
+    Closed,
+    Completed,
+    Enrolled,
+    Fact,
+    HandedOut,
+    HandoutsSettled,
+    Pruned,
+    Requeued,
+    Spec,
+    Submitted,
+)
+from d8mesh.edge.journal import Journal, Reader
+from d8mesh.edge.journal.schema import CHUNKS, Runs, insert_sql
+from d8mesh.errors import (
+    InvalidTaskError,
+    JournalBrokenError,
+    JournalError,
+    JournalHeldError,
+)
+
+S = "0123456789abcdef"
+
+
+def batch(first: int, count: int, session: str = S) -> Submitted:
+    return Submitted(session, first, Spec("echo", 5, 3), [b"x"] * count, 1.0)
+
+
+def done(*numbers: int, n: int = 1) -> Completed:
+    ids = [f"{S}-{number}" for number in numbers]
+    payloads = [f"r{number}".encode() for number in numbers]
+    return Completed("w", ids, [n] * len(ids), payloads, 2.0)
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "journal.db"
+
+
+@pytest.fixture
+def journal(file: Path) -> Iterator[Journal]:
+    made = Journal(file)
+    made.restore()
+    yield made
+    made.close()
+
+
+def again(journal: Journal, *facts: Fact) -> Journal:
+    """Append, close, and open the file anew."""
+    journal.append(facts)
+    journal.close()
+    return Journal(journal.path)
+
+
+def test_the_epoch_rises_with_every_start(file: Path) -> None:
+    for epoch in (1, 2, 3):
+        journal = Journal(file)
+        assert journal.restore().epoch == epoch
+        journal.close()
+
+
+def test_the_secret_and_the_id_stay(file: Path) -> None:
+    first = Journal(file)
+    told = (first.broker_id, first.restore().secret)
+    first.close()
+    second = Journal(file)
+    assert (second.broker_id, second.restore().secret) == told
+    second.close()
+
+
+def test_unfinished_tasks_come_back_and_finished_ones_do_not(journal: Journal) -> None:
+    opened = again(journal, batch(0, 5), batch(5, 2), done(1, 2), done(5, 6), Closed([(S, 5)]))
+    restored = opened.restore()
+    assert [(b.first, b.count, sorted(f)) for b, f in restored.batches] == [(0, 5, [1, 2])]
+    assert restored.accepted == {S: [(0, 7)]}
+    assert (restored.totals.submitted, restored.totals.completed) == (7, 4)
+    assert restored.workers["w"].completed == 4
+    opened.close()
+
+
+def test_who_had_what_comes_back_until_it_is_settled(journal: Journal) -> None:
+    ids = [f"{S}-0", f"{S}-1", f"{S}-2"]
+    facts = [
+        batch(0, 3),
+        HandedOut(1, "a", ids[:2], [1, 1], 1.0),
+        HandedOut(2, "b", ids[2:], [1], 1.0),
+        Requeued("a", ids[:1], [1], "broke", 1.0, is_counted=True, is_loss=True),
+    ]
+    opened = again(journal, *facts)
+    restored = opened.restore()
+    assert restored.in_flight == {ids[1]: (1, "a"), ids[2]: (1, "b")}
+    assert restored.troubled == {ids[0]: (1, 1, ["a"], ["a"])}
+    assert restored.next_handout == 3
+    opened = again(opened, HandoutsSettled(2))
+    assert opened.restore().in_flight == {ids[2]: (1, "b")}
+    opened.close()
+
+
+def test_a_commit_that_fails_leaves_nothing_behind(journal: Journal, file: Path) -> None:
+    journal.append([batch(0, 2)])
+    journal._db.execute("PRAGMA query_only = ON")
+    with pytest.raises(JournalError, match="cannot write"):
+        journal.append([batch(2, 2), done(0)])
+    journal.close()
+    opened = Journal(file)
+    restored = opened.restore()
+    assert [(b.first, b.count, f) for b, f in restored.batches] == [(0, 2, [])]
+    opened.close()
+
+
+def test_an_outcome_cannot_be_written_twice(journal: Journal) -> None:
+    journal.append([batch(0, 2), done(0)])
+    with pytest.raises(JournalError):
+        journal.append([done(0, n=2)])
+
+
+def test_a_second_process_is_refused_and_told_who_holds_it(journal: Journal, file: Path) -> None:
+    with pytest.raises(JournalHeldError, match=r"process [0-9]+"):
+        Journal(file)
+    journal.close()
+    Journal(file).close()
+
+
+def test_a_damaged_file_is_refused_and_left_alone(file: Path) -> None:
+    file.write_bytes(b"no database at all" * 500)
+    with pytest.raises(JournalBrokenError, match="cannot be read as a journal"):
+        Journal(file)
+    assert file.read_bytes().startswith(b"no database")
+
+
+def test_a_file_with_damaged_pages_is_refused(journal: Journal, file: Path) -> None:
+    journal.append([batch(n * 10, 10) for n in range(500)])
+    journal.close()
+    content = bytearray(file.read_bytes())
+    for start in range(4096 * 2, len(content) - 4096, 4096):
+        content[start : start + 64] = b"\xff" * 64
+    file.write_bytes(content)
+    with pytest.raises(JournalBrokenError):
+        Journal(file)
+
+
+def test_a_newer_schema_is_refused(journal: Journal, file: Path) -> None:
+    journal.close()
+    with apsw.Connection(str(file)) as db:
+        db.execute("UPDATE meta SET value = 99 WHERE name = 'schema'")
+    db.close()
+    with pytest.raises(JournalBrokenError, match="schema version 99"):
+        Journal(file)
+
+
+def test_questions_see_what_is_committed_and_cannot_write(journal: Journal, file: Path) -> None:
+    reader = Reader(file)
+    assert reader.query("outcomes", ([f"{S}-0"],)) == []
+    journal.append([batch(0, 3), done(0, 1)])
+    wanted = [f"{S}-{n}" for n in (1, 0, 2, 9)]
+    assert reader.query("outcomes", (wanted,)) == [(f"{S}-1", 1, b"r1"), (f"{S}-0", 1, b"r0")]
+    assert reader.query("payloads", (S, 0)) == [([b"x"] * 3,)]
+    assert reader.query("payloads", (S, 7)) == []
+    assert reader.query("task", ("nonsense",)) == []
+    with pytest.raises(InvalidTaskError, match="cursor"):
+        reader.query("list", ("", "", 10, "x.y"))
+    with pytest.raises(apsw.Error):
+        reader._db.execute("DELETE FROM outcomes")
+    reader.close()
+    with pytest.raises(JournalError):
+        reader.query("task", (f"{S}-0",))
+
+
+def test_the_oldest_finished_are_pruned_with_a_tombstone(journal: Journal, file: Path) -> None:
+    reader = Reader(file)
+    journal.append([batch(0, 2), batch(2, 2), done(0, 1, 2, 3), Closed([(S, 0), (S, 2)])])
+    assert reader.query("prunable", (0.0, 1, 10)) == []
+    assert reader.query("prunable", (0.0, 2, 10)) == [(S, 0, 2)]
+    assert reader.query("prunable", (9.0, 0, 10)) == [(S, 0, 2), (S, 2, 2)]
+    journal.append([Pruned([(S, 0, 2)], 7.0)])
+    assert reader.query("task", (f"{S}-1",)) == [(7.0,)]
+    assert len(reader.query("task", (f"{S}-2",))[0]) == 12
+    reader.close()
+
+
+def test_registrations_of_polling_workers_stay(journal: Journal) -> None:
+    opened = again(journal, Enrolled("p", "groq", b"\x80", 1.0))
+    assert opened.restore().workers["p"].capabilities == b"\x80"
+    opened.close()
+
+
+def test_there_is_room_to_be_told(journal: Journal) -> None:
+    assert journal.free_bytes() > 0
+
+
+@given(st.lists(st.integers(0, 12), unique=True, max_size=13), st.sets(st.integers(0, 12)))
+def test_runs_are_consecutive_and_stop_at_batches(rows: list[int], breaks: set[int]) -> None:
+    seen: list[int] = []
+    for start, end in Runs(rows, breaks).slices(len(rows)):
+        run = rows[start:end]
+        assert run == list(range(run[0], run[0] + len(run)))
+        assert not breaks & set(run[1:])
+        seen += run
+    assert seen == rows
+
+
+@pytest.mark.parametrize("count", [1, CHUNKS[0] - 1, CHUNKS[0] + 1, 3 * CHUNKS[0] + 7])
+def test_any_number_of_rows_is_written(journal: Journal, count: int) -> None:
+    journal.append([batch(n * 2, 1) for n in range(count)])
+    assert insert_sql("batches", 9, 2).count("?") == 18
+    opened = again(journal)
+    assert len(opened.restore().batches) == count
+    opened.close()
