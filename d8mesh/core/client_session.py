@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
-from typing import Final, TypeAlias
+from typing import Final, TypeAlias, assert_never
 
 from d8mesh.core.messages import (
     MAX_BATCH_TASKS,
@@ -240,6 +240,8 @@ class ClientSession:
                 return self._hello(now)
             case Goodbye():
                 return [Lost(message.reason)]
+            case _:
+                assert_never(message)
 
     def tick(self, now: float) -> list[Output]:
         """Do what is due."""

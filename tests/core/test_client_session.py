@@ -261,6 +261,16 @@ def test_a_submit_past_its_time_takes_the_first_no_for_an_answer() -> None:
     assert session.receive(Refused(1, "queue.full", "full", 1.0), 1.0) == [Settled(mine)]
 
 
+def test_what_nobody_watches_is_only_acknowledged() -> None:
+    session = up()
+    mine = parcel(0)
+    mine.is_watched = False
+    (submit,) = sent(session.submit(mine, 0.0), Submit)
+    assert not submit.is_watched
+    assert session.receive(Accepted(1, SESSION, 0), 0.0) == [Settled(mine)]
+    assert session.receive(outcomes(f"{SESSION}-0"), 0.0) == []
+
+
 def test_a_repeated_key_awaits_the_tasks_of_the_first_time() -> None:
     session = up()
     mine = parcel(0, 2)
