@@ -1,0 +1,61 @@
+"""A link's books: what is held, what awaits acknowledgement."""
+
+from __future__ import annotations
+
+from d8mesh.core.messages import MAX_BATCH_TASKS, SOFT_FRAME_BYTES, SUCCEEDED
+from d8mesh.core.worker_line import Line, Profile, hello
+
+
+def filled(count: int) -> Line:
+    line = Line("a")
+    for n in range(count):
+        line.collect(f"t{n}", bytes([n % 256]), SUCCEEDED, b"xy")
+    return line
+
+
+def test_results_are_bundled_up_to_a_message() -> None:
+    line = filled(MAX_BATCH_TASKS + 1)
+    assert [len(bundle.ids) for bundle in line.waiting] == [MAX_BATCH_TASKS, 1]
+    line.collect("large", b"t", SUCCEEDED, b"x" * SOFT_FRAME_BYTES)
+    line.collect("next", b"t", SUCCEEDED, b"x")
+    assert [len(bundle.ids) for bundle in line.waiting] == [MAX_BATCH_TASKS, 2, 1]
+
+
+def test_all_that_is_held_is_told() -> None:
+    line = filled(2)
+    line.open = {"running": b"r"}
+    line.unacknowledged[1] = line.waiting.pop()
+    line.collect("new", b"n", SUCCEEDED, b"x")
+    assert line.held() == (["running", "t0", "t1", "new"], [b"r", b"\0", b"\1", b"n"])
+
+
+def test_what_is_not_acknowledged_in_time_is_sent_again() -> None:
+    line = filled(1)
+    line.unacknowledged[7] = line.waiting.pop()
+    line.unacknowledged[7].sent = 5.0
+    line.take_back_unacknowledged(4.0)
+    assert list(line.unacknowledged) == [7]
+    line.take_back_unacknowledged(5.0)
+    assert (list(line.unacknowledged), line.waiting[0].ids) == ([], ["t0"])
+
+
+def test_dropped_results_leave_and_the_others_stay() -> None:
+    line = filled(3)
+    line.unacknowledged[1] = line.waiting.pop()
+    line.collect("t9", b"n", SUCCEEDED, b"x")
+    gone = line.drop({"t1", "t9", "unknown"})
+    assert sorted(gone.ids) == ["t1", "t9"]
+    assert [list(bundle.rows()) for bundle in line.bundles()] == [
+        [("t0", b"\0", SUCCEEDED, b"xy"), ("t2", b"\2", SUCCEEDED, b"xy")]
+    ]
+    assert line.unacknowledged[1].size == 4
+
+
+def test_a_hello_carries_the_profile_and_what_is_held() -> None:
+    me = Profile(
+        mesh="m", worker_id="w", boot_id="b", worker_type="t", machine_id="x", host="h",
+        status_port=1, slots=2, task_types=("echo",), models=("llama",),
+    )  # fmt: skip
+    said = hello(me, 3, ["id"], [bytes(16)])
+    assert (said.worker_id, said.window, said.held_ids) == ("w", 3, ["id"])
+    assert (said.task_types, said.models, said.slots) == (["echo"], ["llama"], 2)

@@ -1,0 +1,78 @@
+"""What values and exceptions of handlers become."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import pytest
+
+from d8mesh.core.messages import FAILED, MAX_PAYLOAD_BYTES, REFUSED, SUCCEEDED
+from d8mesh.errors import InvalidTaskError
+from d8mesh.handlers.endings import (
+    MAX_ERROR_CHARS,
+    of_exception,
+    of_value,
+    takes_context,
+)
+
+
+def told(ending: tuple[int, bytes]) -> tuple[int, dict[str, Any]]:
+    return ending[0], msgspec.msgpack.decode(ending[1])
+
+
+@pytest.mark.parametrize("value", [None, 5, "x", [1, 2], {"a": 1}, {"success": "yes"}])
+def test_a_value_becomes_the_output(value: object) -> None:
+    kind, result = told(of_value(value, "w", 0.5))
+    assert kind == SUCCEEDED
+    assert result == {"success": True, "output": value, "worker_id": "w", "duration_s": 0.5}
+
+
+def test_an_object_with_a_boolean_success_is_the_result() -> None:
+    assert told(of_value({"success": True, "genome": {}}, "w", 0.5)) == (
+        SUCCEEDED, {"success": True, "genome": {}, "worker_id": "w", "duration_s": 0.5},
+    )  # fmt: skip
+    kind, result = told(of_value({"success": False, "error": "no", "duration_s": 9}, "w", 0.5))
+    assert (kind, result["error"], result["duration_s"]) == (FAILED, "no", 9)
+
+
+@pytest.mark.parametrize(
+    "value", [float("nan"), b"x", {1: 2}, object(), 2**70, {"success": True, "x": {1, 2}}]
+)
+def test_what_cannot_be_sent_is_refused_with_the_reason(value: object) -> None:
+    kind, result = told(of_value(value, "w", 0.5))
+    assert kind == REFUSED
+    assert "cannot be sent" in result["error"]
+
+
+def test_a_result_beyond_the_limit_is_refused() -> None:
+    kind, result = told(of_value("x" * (MAX_PAYLOAD_BYTES + 1), "w", 0.5))
+    assert kind == REFUSED
+    assert "result_too_large" in result["error"]
+
+
+class Silent(Exception):
+    def __str__(self) -> str:
+        raise ValueError("even this fails")
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "text"),
+    [
+        (ValueError("bad"), FAILED, "ValueError: bad"),
+        (ValueError(), FAILED, "ValueError"),
+        (InvalidTaskError("data.x: wrong"), REFUSED, "data.x: wrong"),
+        (Silent(), FAILED, "Silent"),
+        (ValueError("\ud800"), FAILED, "ValueError: ?"),
+        (ValueError("x" * 9999), FAILED, ("ValueError: " + "x" * 9999)[:MAX_ERROR_CHARS]),
+    ],
+)
+def test_an_exception_becomes_one_bounded_line(error: Exception, kind: int, text: str) -> None:
+    ended, result = told(of_exception(error, "w", 0.5))
+    assert (ended, result["success"], result["error"]) == (kind, False, text)
+
+
+def test_handlers_take_the_data_with_or_without_a_context() -> None:
+    assert takes_context(lambda data, context: None)
+    assert takes_context(lambda *both: None)
+    assert not takes_context(lambda data: None)
