@@ -41,6 +41,9 @@ class Outbox:
 
     Args:
         folder: where the file lies; made if missing.
+        synchronous: FULL; anything else only for showing that it loses.
+        vfs: SQLite's way to the disk; empty: the usual one.
+        checkpoint_pages: the log file is folded back when it has this many pages.
 
     Raises:
         WorkerError: the file is damaged or of a newer version.
@@ -48,12 +51,19 @@ class Outbox:
     Thread: that which made it.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        synchronous: str = "FULL",
+        vfs: str = "",
+        checkpoint_pages: int = CHECKPOINT_PAGES,
+    ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._path = folder / OUTBOX_NAME
         try:
-            self._db = apsw.Connection(str(self._path))
-            self._prepare()
+            self._db = apsw.Connection(str(self._path), vfs=vfs or None)
+            self._prepare(synchronous, checkpoint_pages)
         except apsw.Error as error:
             raise WorkerError(
                 f"the outbox {self._path} cannot be used: {error}. Move it away to go on "
@@ -94,13 +104,13 @@ class Outbox:
         """Let the file go."""
         self._db.close()
 
-    def _prepare(self) -> None:
+    def _prepare(self, synchronous: str, checkpoint_pages: int) -> None:
         db = self._db
         db.set_busy_timeout(BUSY_MS)
         db.execute("PRAGMA journal_mode=WAL")
-        db.execute("PRAGMA synchronous=FULL")
+        db.execute(f"PRAGMA synchronous={synchronous}")
         db.execute("PRAGMA fullfsync=ON")
-        db.execute(f"PRAGMA wal_autocheckpoint={CHECKPOINT_PAGES}")
+        db.execute(f"PRAGMA wal_autocheckpoint={checkpoint_pages}")
         version = int(db.pragma("user_version"))
         if version > SCHEMA_VERSION:
             raise WorkerError(

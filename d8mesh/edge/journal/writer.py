@@ -70,19 +70,28 @@ class Journal:
     Args:
         path: the database file; its folder is made.
         synchronous: FULL; anything else only for showing that it loses.
+        vfs: SQLite's way to the disk; empty: the usual one.
+        checkpoint_pages: the log file is folded back when it has this many pages.
 
     Raises:
         JournalHeldError: another process has it open.
         JournalBrokenError: the file is damaged, of a newer version, or on a network disk.
     """
 
-    def __init__(self, path: Path, *, synchronous: str = "FULL") -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        synchronous: str = "FULL",
+        vfs: str = "",
+        checkpoint_pages: int = CHECKPOINT_PAGES,
+    ) -> None:
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
         self._lock = _Lock(path.with_name(path.name + ".lock"))
         try:
             _refuse_network_disk(path)
-            self._db = self._open(synchronous)
+            self._db = self._open(synchronous, vfs, checkpoint_pages)
         except BaseException:
             self._lock.close()
             raise
@@ -274,16 +283,16 @@ class Journal:
             self._db.close()
         self._lock.close()
 
-    def _open(self, synchronous: str) -> apsw.Connection:
+    def _open(self, synchronous: str, vfs: str, checkpoint_pages: int) -> apsw.Connection:
         is_new = not self.path.exists() or self.path.stat().st_size == 0
         try:
-            db = apsw.Connection(str(self.path))
+            db = apsw.Connection(str(self.path), vfs=vfs or None)
             db.set_busy_timeout(BUSY_MS)
             db.execute("PRAGMA journal_mode = WAL").fetchall()
             db.execute(f"PRAGMA synchronous = {synchronous}")
             db.execute("PRAGMA fullfsync = ON")
             db.execute("PRAGMA checkpoint_fullfsync = ON")
-            db.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}").fetchall()
+            db.execute(f"PRAGMA wal_autocheckpoint = {checkpoint_pages}").fetchall()
             if is_new:
                 self._create(db)
             self._check(db)
