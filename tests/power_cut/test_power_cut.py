@@ -1,0 +1,24 @@
+"""What was acknowledged survives a power cut, and the check would notice if it did not."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.power_cut.run import cut_power
+from tests.power_cut.subjects import SUBJECTS
+
+IMAGES = 60
+
+
+@pytest.mark.parametrize("subject", SUBJECTS)
+def test_whatever_the_disk_kept_every_acknowledged_commit_is_there(subject: str) -> None:
+    report = cut_power(subject, images=IMAGES, seed=7, commits=150)
+    assert report.images == IMAGES
+    assert not report.faults, report.examples
+
+
+@pytest.mark.parametrize("subject", SUBJECTS)
+@pytest.mark.parametrize("synchronous", ["NORMAL", "OFF"])
+def test_a_file_without_syncs_is_caught_losing(subject: str, synchronous: str) -> None:
+    report = cut_power(subject, images=20, seed=7, synchronous=synchronous, commits=60)
+    assert sum(report.faults.values()) >= 5, report
