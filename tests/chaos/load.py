@@ -92,7 +92,7 @@ def collect(tasks: dict[str, Task], diary: Diary) -> None:
                 outcome = task.result(5)
                 diary.note("got", id=task.id, state="completed", sum=fingerprint(outcome))
             except TaskFailedError as error:
-                diary.note("got", id=task.id, state="failed", sum=fingerprint(error.result))
+                diary.note("got", id=task.id, state="failed", sum=fingerprint(dict(error.result)))
             except D8Error as error:
                 diary.note("got", id=task.id, state="missing", why=str(error), sum="")
         del tasks[task.id]
