@@ -9,7 +9,9 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from d8mesh.config import Config
 from d8mesh.nodes.broker import Broker
@@ -51,10 +53,10 @@ class Mesh:
             broker_port=port,
         )
 
-    def broker(self, name: str = "o", *, port: int | None = None) -> int:
+    def broker(self, name: str = "o", *, port: int | None = None, **settings: Any) -> int:
         port = port or free_port()
         made: queue.Queue[Broker] = queue.Queue()
-        config = self.config(port=port)
+        config = replace(self.config(port=port), **settings)
 
         def serve() -> None:  # a broker is made and run on one thread
             broker = Broker(config, self._folder / name)

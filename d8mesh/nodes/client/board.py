@@ -43,6 +43,11 @@ class Board:
         self._waiters: dict[Parcel, _Waiters] = {}
         self._refusal: Refused | None = None  #: the first since the last flush
 
+    @property
+    def waiting(self) -> int:
+        """How many parcels are waited for."""
+        return len(self._waiters)
+
     # ------------------------------------------------------- under the lock, by callers
 
     def add(self, parcel: Parcel, size_bytes: int) -> None:

@@ -233,6 +233,16 @@ class Client:
         """True while an orchestrator answers."""
         return self._session.is_up
 
+    @property
+    def is_over_http(self) -> bool:
+        """True while only the REST port can be reached."""
+        return self._runner.is_over_http
+
+    @property
+    def listened(self) -> frozenset[str]:
+        """The tasks whose partial output is listened to."""
+        return frozenset(self._runner.listeners.copy())
+
     def wait_connected(self, timeout_s: float | None = None) -> bool:
         """Wait until an orchestrator answers; return whether one does."""
         return self._runner.connected.wait(timeout_s)
@@ -249,7 +259,7 @@ class Client:
         self._check_alive()
         request = next(self._next_request)
         question = Ask(request, what, dict(args))
-        check_encodable(question)
+        check_encodable(question, what)
         slot = self._runner.answers[request] = Slot()
         self._runner.do(lambda now: self._session.ask(question, now))
         try:

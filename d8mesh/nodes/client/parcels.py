@@ -67,7 +67,7 @@ def kind_of(kind: str, model: str, options: SubmitOptions) -> Kind:
         raise InvalidTaskError(f"type: saw {kind!r:.80}, expected 1 to {MAX_TYPE_CHARS} characters")
     if not options and kind.isascii():
         return kind, 5, model, None, 0, False, None
-    check_encodable(kind)
+    check_encodable(kind, "type")
     unknown = options.keys() - _OPTIONS
     if unknown:
         names = ", ".join(sorted(unknown))
@@ -136,7 +136,7 @@ def encode_data(data: Mapping[str, Any]) -> bytes:
     if not isinstance(data, dict):
         raise InvalidTaskError(f"data: saw {type(data).__name__}, expected a dict")
     check_json(data, "data")
-    payload = check_encodable(data)
+    payload = check_encodable(data, "data")
     if len(payload) > MAX_PAYLOAD_BYTES:
         raise PayloadTooLargeError(
             f"data of {len(payload)} bytes: at most {MAX_PAYLOAD_BYTES}; hand over large things "
@@ -145,7 +145,7 @@ def encode_data(data: Mapping[str, Any]) -> bytes:
     return payload
 
 
-def check_encodable(value: object) -> bytes:
+def check_encodable(value: object, what: str) -> bytes:
     """Return `value` as msgpack; what cannot be sent is found by the caller's thread.
 
     Raises:
@@ -154,7 +154,7 @@ def check_encodable(value: object) -> bytes:
     try:
         return msgspec.msgpack.encode(value)
     except (UnicodeEncodeError, TypeError, OverflowError, RecursionError) as error:
-        raise InvalidTaskError(f"this cannot be sent: {error}") from error
+        raise InvalidTaskError(f"{what}: this cannot be sent: {error}") from error
 
 
 def check_key(key: str) -> None:
@@ -164,9 +164,10 @@ def check_key(key: str) -> None:
         InvalidTaskError: it is no text of 1 to 128 characters.
     """
     if not isinstance(key, str) or not 1 <= len(key) <= MAX_KEY_CHARS:
-        saw = f"{key!r:.80}"
-        raise InvalidTaskError(f"key: saw {saw}, expected 1 to {MAX_KEY_CHARS} characters")
-    check_encodable(key)
+        raise InvalidTaskError(
+            f"idempotency_key: saw {key!r:.80}, expected 1 to {MAX_KEY_CHARS} characters"
+        )
+    check_encodable(key, "idempotency_key")
 
 
 def size_of(groups: Sequence[Group]) -> tuple[int, int]:

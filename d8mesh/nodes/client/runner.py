@@ -82,6 +82,11 @@ class Runner:
         self._loop = Loop(waker)
         self._thread = threading.Thread(target=self._serve, name="d8-client", daemon=True)
 
+    @property
+    def is_over_http(self) -> bool:
+        """True while the link goes through the REST port."""
+        return self._link is not None and not isinstance(self._link, DealerLink)
+
     def start(self) -> None:
         """Begin."""
         self._thread.start()

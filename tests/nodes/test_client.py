@@ -1,0 +1,675 @@
+"""The Python client with a real broker and real workers on loopback."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import json
+import math
+import os
+import socket
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from werkzeug.serving import make_server
+from werkzeug.wrappers import Request, Response
+
+from d8mesh.config import Config
+from d8mesh.core.messages import Group, Stream
+from d8mesh.core.parcel import Parcel
+from d8mesh.errors import (
+    BrokerUnavailableError,
+    ConfigError,
+    ForbiddenError,
+    InvalidTaskError,
+    KeyConflictError,
+    NodeClosedError,
+    QueueFullError,
+    TaskCancelledError,
+    TaskFailedError,
+    UnknownTaskError,
+    WaitTimeoutError,
+)
+from d8mesh.handlers import TaskContext
+from d8mesh.nodes.client import RESTARTED, Client
+from d8mesh.nodes.client.handle import Ear
+from d8mesh.web.exchange import Exchange
+from d8mesh.web.mesh import Places
+from tests.nodes.mesh import PATIENCE_S, Mesh, free_port, mesh_in, until
+
+NOBODY = f"{'v' * 16}-0"
+
+
+@pytest.fixture
+def mesh(tmp_path: Path) -> Iterator[Mesh]:
+    with mesh_in(tmp_path) as mesh:
+        yield mesh
+
+
+def echoing(mesh: Mesh, port: int) -> None:
+    worker = mesh.worker(port)
+    worker.register("echo", lambda data: data)
+    mesh.run(worker)
+
+
+def connected(mesh: Mesh, port: int) -> Client:
+    client = mesh.client(port)
+    assert client.wait_connected(PATIENCE_S)
+    return client
+
+
+def is_waiting_for(client: Client, count: int) -> Callable[[], bool]:
+    return lambda: client.board.waiting == count
+
+
+# ------------------------------------------------------------------------ everyday use
+
+
+def test_tasks_are_submitted_and_their_results_come_back(mesh: Mesh) -> None:
+    port = mesh.broker()
+    echoing(mesh, port)
+    with mesh.client(port) as client:
+        task = client.submit("echo", {"text": "ñ", "list": [1, 2.5, None, {"a": True}]})
+        result = task.result(PATIENCE_S)
+        assert result["success"] is True
+        assert result["output"] == {"text": "ñ", "list": [1, 2.5, None, {"a": True}]}
+        assert task.done()
+        status = task.status()
+        assert (status["status"], status["task_id"]) == ("completed", task.id)
+        assert status["result"]["output"] == result["output"]
+
+
+def test_results_of_many_come_in_order_whatever_their_number(mesh: Mesh) -> None:
+    port = mesh.broker()
+    echoing(mesh, port)
+    client = mesh.client(port)
+    assert list(client.map("echo", [], timeout_s=PATIENCE_S)) == []
+    results = client.map("echo", ({"n": n} for n in range(3500)), timeout_s=PATIENCE_S)
+    assert [result["output"]["n"] for result in results] == list(range(3500))
+    tasks = [client.submit("echo", {"n": n}) for n in range(3500)]
+    assert [task.result(PATIENCE_S)["output"]["n"] for task in tasks] == list(range(3500))
+    assert len({task.id for task in tasks}) == 3500
+
+
+def test_map_submits_at_once_even_if_nobody_looks_at_the_results(mesh: Mesh) -> None:
+    client = connected(mesh, mesh.broker())
+    client.map("nobody", [{}] * 3)
+    assert client.ask("health", {})["tasks_pending"] == 3
+
+
+def test_many_threads_share_a_client(mesh: Mesh) -> None:
+    port = mesh.broker()
+    echoing(mesh, port)
+    client = mesh.client(port)
+    outputs: list[int] = []
+
+    def use(start: int) -> None:
+        kind = {"priority": 1 + start % 10}
+        tasks = [client.submit("echo", {"n": start + n}, **kind) for n in range(200)]  # type: ignore[arg-type]
+        tasks += client.submit_many("echo", [{"n": start + 200 + n} for n in range(200)])
+        outputs.extend(task.result(PATIENCE_S)["output"]["n"] for task in tasks)
+
+    threads = [threading.Thread(target=use, args=(n * 400,)) for n in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(PATIENCE_S)
+    assert sorted(outputs) == list(range(3200))
+    assert client.board.waiting == 0
+
+
+def test_what_was_delivered_is_forgotten(mesh: Mesh) -> None:
+    port = mesh.broker()
+    echoing(mesh, port)
+    client = mesh.client(port)
+
+    def parcels() -> int:
+        gc.collect()
+        return sum(type(each) is Parcel for each in gc.get_objects())
+
+    before = parcels()
+    for _ in client.map("echo", [{"x": 1}] * 3000, timeout_s=PATIENCE_S):
+        pass
+    client.submit("echo", {}).result(PATIENCE_S)
+    until(lambda: parcels() <= before)
+
+
+# ------------------------------------------------------------ failures, cancels, waits
+
+
+def test_a_failure_is_raised_with_its_result(mesh: Mesh) -> None:
+    port = mesh.broker()
+    worker = mesh.worker(port)
+    worker.register("broken", lambda data: {"success": False, "error": "no", "why": 7})
+    mesh.run(worker)
+    client = mesh.client(port)
+    with pytest.raises(TaskFailedError, match="no") as caught:
+        client.submit("broken", {}, max_attempts=1).result(PATIENCE_S)
+    assert caught.value.result["why"] == 7
+    with pytest.raises(TaskFailedError):
+        list(client.map("broken", [{}], timeout_s=PATIENCE_S))
+
+
+def test_a_waiting_task_is_cancelled_at_once_even_just_after_its_submit(mesh: Mesh) -> None:
+    client = mesh.client(mesh.broker())
+    task = client.submit("nobody", {})
+    assert task.cancel() == "cancelled"
+    with pytest.raises(TaskCancelledError):
+        task.result(PATIENCE_S)
+    assert task.cancel() == "cancelled"
+    assert (task.status()["status"], task.status()["state"]) == ("failed", "cancelled")
+
+
+def test_a_wait_that_is_over_leaves_the_task_and_nothing_else(mesh: Mesh) -> None:
+    port = mesh.broker()
+    client = mesh.client(port)
+    task = client.submit("echo", {"n": 1})
+    for wait_s in (0, 0.01):
+        with pytest.raises(WaitTimeoutError):
+            task.result(wait_s)
+    assert not client.wait_finished(task.id, 0.01)
+    assert client.board.waiting == 0
+    echoing(mesh, port)
+    assert task.result(PATIENCE_S)["output"] == {"n": 1}
+    assert client.wait_finished(task.id, PATIENCE_S)
+
+
+def test_a_task_of_another_process_is_opened_by_its_id(mesh: Mesh) -> None:
+    port = mesh.broker()
+    task = mesh.client(port).submit("echo", {"n": 1})
+    task.wait_accepted(PATIENCE_S)
+    other = mesh.client(port)
+    again = other.task(task.id)
+    assert again.id == task.id
+    echoing(mesh, port)
+    assert again.result(PATIENCE_S)["output"] == {"n": 1}
+    assert other.task(task.id).result(PATIENCE_S)["output"] == {"n": 1}
+
+
+def test_unknown_tasks_are_said_to_be_unknown(mesh: Mesh) -> None:
+    client = mesh.client(mesh.broker())
+    for what in (
+        client.task(NOBODY).result,
+        client.task(NOBODY).status,
+        client.task(NOBODY).cancel,
+    ):
+        with pytest.raises(UnknownTaskError):
+            what(PATIENCE_S)
+    assert client.wait_finished(NOBODY, PATIENCE_S)
+    for text in ("", "x", "../../etc", "v" * 16, f"{'v' * 16}--1", f"{'V' * 16}-1"):
+        with pytest.raises(UnknownTaskError):
+            client.task(text)
+
+
+# -------------------------------------------------------------------- what is refused
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        ([1], "expected a dict"),
+        ("text", "expected a dict"),
+        (None, "expected a dict"),
+        ({1: 2}, "key of type int"),
+        ({"a": {"b": {2: 3}}}, "data.a.b"),
+        ({"a": {"b": b"bytes"}}, "data.a.b: saw bytes"),
+        ({"a": math.nan}, "data.a"),
+        ({"a": [1.0, math.inf]}, "data.a"),
+        ({"a": 2**64}, "64 bits"),
+        ({"a": {1, 2}}, "saw set"),
+        ({"a": object()}, "saw object"),
+        ({"a": "\ud800"}, "cannot be sent"),
+        ({"\udfff": 1}, "cannot be sent"),
+    ],
+)
+def test_data_that_is_no_json_object_is_refused_with_its_place(data: Any, said: str) -> None:
+    with Client(endpoint="tcp://127.0.0.1:1") as client:
+        with pytest.raises(InvalidTaskError, match=said):
+            client.submit("echo", data)
+        with pytest.raises(InvalidTaskError, match=said):
+            client.submit_many("echo", [data])
+
+
+def test_data_that_contains_itself_is_refused() -> None:
+    data: dict[str, Any] = {}
+    data["self"] = data
+    with Client(endpoint="tcp://127.0.0.1:1") as client, pytest.raises(InvalidTaskError):
+        client.submit("echo", data)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"type": ""},
+        {"type": "x" * 129},
+        {"type": 5},
+        {"type": "\ud800"},
+        {"priority": 0},
+        {"priority": 11},
+        {"priority": True},
+        {"priority": "5"},
+        {"deadline_s": -1},
+        {"deadline_s": math.nan},
+        {"deadline_s": "soon"},
+        {"max_attempts": 101},
+        {"max_attempts": 1.5},
+        {"run_at": "tomorrow"},
+        {"run_at": math.inf},
+        {"idempotency_key": "x" * 129},
+        {"idempotency_key": 7},
+        {"nonsense": 1},
+    ],
+)
+def test_options_out_of_range_are_refused_with_their_name(options: dict[str, Any]) -> None:
+    (name,) = options
+    with Client(endpoint="tcp://127.0.0.1:1") as client:
+        with pytest.raises(InvalidTaskError, match=name):
+            client.submit(**{"type": "echo", "data": {}, **options})
+
+
+def test_a_bad_question_is_the_callers_error_and_the_client_lives(mesh: Mesh) -> None:
+    client = connected(mesh, mesh.broker())
+    for args in ({"id": object()}, {"id": "\ud800"}):
+        with pytest.raises(InvalidTaskError):
+            client.ask("status", args)
+    with pytest.raises(ForbiddenError):
+        client.ask("everything", {})
+    assert client.ask("health", {})["is_accepting"] is True
+
+
+def test_groups_are_taken_all_or_none_within_what_a_message_may_carry(mesh: Mesh) -> None:
+    client = connected(mesh, mesh.broker())
+    ids, is_repeat = client.submit_groups([Group("a", 5, [b"\x80"] * 2), Group("b", 5, [b"\x80"])])
+    assert len(set(ids)) == 3
+    assert not is_repeat
+    for groups in ([], [Group("a", 5, [])], [Group("a", 5, [b"\x80"] * 10_001)]):
+        with pytest.raises(InvalidTaskError):
+            client.submit_groups(groups)
+    assert client.ask("health", {})["tasks_pending"] == 3
+
+
+def test_an_idempotency_key_gives_the_same_task_again(mesh: Mesh) -> None:
+    port = mesh.broker()
+    one, two = mesh.client(port), mesh.client(port)
+    first = one.submit("echo", {"n": 1}, idempotency_key="k")
+    assert one.submit("echo", {"n": 1}, idempotency_key="k").id == first.id
+    again = two.submit("echo", {"n": 1}, idempotency_key="k")
+    assert again.id == first.id
+    with pytest.raises(KeyConflictError):
+        two.submit("echo", {"n": 2}, idempotency_key="k")
+    echoing(mesh, port)
+    assert again.result(PATIENCE_S) == first.result(PATIENCE_S)
+
+
+def test_a_full_queue_is_waited_for_and_then_said(mesh: Mesh) -> None:
+    port = mesh.broker(queue_size=10)
+    client = connected(mesh, port)
+    client.submit_many("echo", [{}] * 10)
+    with pytest.raises(QueueFullError, match="TASK_QUEUE_SIZE"):
+        client.submit_groups([Group("echo", 5, [b"\x80"])])
+    with pytest.raises(QueueFullError):
+        client.submit_many("echo", [{}], timeout_s=1.0)
+    task = client.submit("echo", {}, timeout_s=0.6)
+    with pytest.raises(QueueFullError):
+        task.result(PATIENCE_S)
+    with pytest.raises(QueueFullError):
+        client.flush(PATIENCE_S)
+    patient = client.submit("echo", {"n": "patient"})
+    echoing(mesh, port)
+    assert patient.result(PATIENCE_S)["output"] == {"n": "patient"}
+    client.flush(PATIENCE_S)
+    assert client.ask("stats", {})["tasks"]["completed"] == 11
+
+
+# ----------------------------------------------------------------------------- streams
+
+
+def test_output_is_streamed_to_all_who_listen_each_part_once(mesh: Mesh) -> None:
+    port = mesh.broker()
+    worker = mesh.worker(port)
+    go_on = threading.Semaphore(0)
+
+    @worker.task("talk")
+    def talk(data: dict[str, Any], context: TaskContext) -> str:
+        for n in range(6):
+            assert go_on.acquire(timeout=PATIENCE_S)
+            context.emit(f"part {n}" if n % 2 else {"n": n})
+        assert go_on.acquire(timeout=PATIENCE_S)
+        return "said"
+
+    mesh.run(worker)
+    client = mesh.client(port)
+    task = client.submit("talk", {})
+    heard: list[list[Any]] = [[], []]
+
+    def listen(mine: list[Any]) -> None:
+        mine.extend(task.stream(PATIENCE_S))
+
+    first = threading.Thread(target=listen, args=(heard[0],))
+    first.start()
+    until(lambda: task.status()["status"] != "pending")
+    parts: list[Stream | None] = []
+    stop = client.listen(task.id, parts.append)
+    go_on.release(3)
+    until(lambda: len([p for s in parts if s for p in s.payloads]) == 3)
+    late = threading.Thread(target=listen, args=(heard[1],))
+    late.start()
+    again: list[Stream | None] = []
+    client.listen(task.id, again.append)
+    until(lambda: again)  # the late ones are told what they missed
+    stop()
+    go_on.release(4)
+    assert task.result(PATIENCE_S)["output"] == "said"
+    first.join(PATIENCE_S)
+    late.join(PATIENCE_S)
+    said = [{"n": 0}, "part 1", {"n": 2}, "part 3", {"n": 4}, "part 5"]
+    assert heard[0] == said
+    assert heard[1] == said
+    until(lambda: again[-1] is None)
+    assert None not in parts
+
+
+def test_a_stream_of_a_finished_task_ends_at_once(mesh: Mesh) -> None:
+    port = mesh.broker()
+    echoing(mesh, port)
+    client = mesh.client(port)
+    task = client.submit("echo", {})
+    task.result(PATIENCE_S)
+    assert list(task.stream(PATIENCE_S)) == []
+    assert list(client.task(NOBODY).stream(PATIENCE_S)) == []
+
+
+def test_a_stream_shows_a_new_attempt_and_can_be_given_up(mesh: Mesh) -> None:
+    port = mesh.broker()
+    worker = mesh.worker(port)
+    listening = threading.Event()
+
+    @worker.task("twice")
+    def twice(data: dict[str, Any], context: TaskContext) -> str:
+        assert listening.wait(PATIENCE_S)
+        context.emit(f"attempt {context.attempt}")
+        if context.attempt == 1:
+            raise ValueError("once more")
+        return "done"
+
+    client = mesh.client(port)
+    task = client.submit("twice", {})
+    with pytest.raises(WaitTimeoutError):
+        next(task.stream(0.01))
+    stream = task.stream(PATIENCE_S)
+    heard: list[Any] = []
+    thread = threading.Thread(target=lambda: heard.extend(stream))
+    thread.start()
+    until(lambda: task.id in client.listened)
+    mesh.run(worker)
+    until(lambda: task.status()["status"] != "pending")
+    listening.set()
+    thread.join(PATIENCE_S)
+    assert heard == ["attempt 1", RESTARTED, "attempt 2"]
+    assert repr(heard[1]) == "RESTARTED"
+
+
+def test_a_listener_that_raises_harms_nobody(mesh: Mesh) -> None:
+    port = mesh.broker()
+    client = mesh.client(port)
+    task = client.submit("echo", {})
+    ended: list[Stream | None] = []
+
+    def broken(stream: Stream | None) -> None:
+        raise RuntimeError
+
+    client.listen(task.id, broken)
+    client.listen(task.id, ended.append)
+    echoing(mesh, port)
+    until(lambda: ended == [None])
+    assert client.submit("echo", {"n": 2}).result(PATIENCE_S)["output"] == {"n": 2}
+
+
+def test_an_ear_leaves_out_what_it_heard() -> None:
+    heard: list[Stream | None] = []
+    ear = Ear(heard.append)
+
+    def hear(attempt: int, first: int, *payloads: bytes) -> None:
+        ear(Stream(NOBODY, attempt, first, list(payloads)))
+
+    hear(1, 0, b"a", b"b")
+    hear(1, 0, b"a", b"b")
+    hear(1, 1, b"b", b"c")
+    hear(1, 0)
+    hear(1, 5, b"f")
+    hear(2, 0)
+    hear(2, 0, b"x")
+    ear(None)
+    told = [None if s is None else (s.attempt, s.first_seq, s.payloads) for s in heard]
+    assert told == [
+        (1, 0, [b"a", b"b"]),
+        (1, 2, [b"c"]),
+        (1, 5, [b"f"]),
+        (2, 0, []),
+        (2, 0, [b"x"]),
+        None,
+    ]
+
+
+# ------------------------------------------------------------------ broker away, back
+
+
+def test_a_broker_that_comes_back_finds_everything_again(mesh: Mesh) -> None:
+    port = mesh.broker()
+    echoing(mesh, port)
+    client = connected(mesh, port)
+    before = client.submit_many("later", [{"n": n} for n in range(500)])
+    broker, thread = mesh.brokers[-1]
+    mesh.stop_broker(broker, thread)
+    meanwhile = [client.submit("echo", {"n": n}) for n in range(2500)]
+    assert not any(task.done() for task in meanwhile)
+    with pytest.raises(WaitTimeoutError):
+        meanwhile[0].wait_accepted(0.01)
+    with pytest.raises(WaitTimeoutError):
+        client.flush(0.01)
+    mesh.broker(port=port)
+    worker = mesh.worker(port)
+    worker.register("later", lambda data: data)
+    mesh.run(worker)
+    assert [task.result(PATIENCE_S)["output"]["n"] for task in meanwhile] == list(range(2500))
+    assert [task.result(PATIENCE_S)["output"]["n"] for task in before] == list(range(500))
+    assert client.ask("stats", {})["tasks"]["completed"] == 3000
+
+
+def test_without_an_orchestrator_questions_end_and_submits_are_bounded() -> None:
+    client = Client(endpoint=f"tcp://127.0.0.1:{free_port()}")
+    assert not client.wait_connected(0.05)
+    assert not client.is_connected
+    with pytest.raises(BrokerUnavailableError):
+        client.ask("health", {}, timeout_s=0.05)
+    megabyte = {"x": "x" * 1_000_000}
+
+    def submit_all() -> None:
+        for _ in range(2000):
+            client.submit("echo", megabyte, timeout_s=0.05)
+
+    with pytest.raises(WaitTimeoutError, match="room"):
+        submit_all()
+    begun = time.monotonic()
+    client.close()
+    assert time.monotonic() - begun < 8
+
+
+def test_another_mesh_is_refused_and_said_to_who_waits(mesh: Mesh) -> None:
+    port = mesh.broker()
+    config = Config(mesh="another", interfaces=("127.0.0.1",))
+    with Client(endpoint=f"tcp://127.0.0.1:{port}", config=config) as client:
+        with pytest.raises(ForbiddenError, match="another"):
+            client.ask("health", {}, timeout_s=PATIENCE_S)
+        with pytest.raises(ForbiddenError, match="another"):
+            client.submit("echo", {}).result(PATIENCE_S)
+
+
+@pytest.mark.parametrize("url", ["nonsense://x", "http://", "http://h:99999", "http://u:p@h"])
+def test_an_impossible_url_is_refused_at_once(url: str) -> None:
+    with pytest.raises(ConfigError, match="ORCHESTRATOR_URL"):
+        Client(url)
+
+
+def test_an_impossible_endpoint_is_refused_at_once() -> None:
+    with pytest.raises(ConfigError):
+        Client(endpoint="nonsense")
+
+
+# ----------------------------------------------------------------------------- closing
+
+
+def test_closing_waits_for_acknowledgements_and_ends_who_still_waits(mesh: Mesh) -> None:
+    port = mesh.broker()
+    client = connected(mesh, port)
+    tasks = [client.submit("nobody", {}) for _ in range(100)]
+    ended: list[type[BaseException]] = []
+
+    def wait(what: Callable[[], object]) -> None:
+        try:
+            what()
+        except Exception as error:
+            ended.append(type(error))
+
+    waits: list[Callable[[], object]] = [
+        lambda: tasks[0].result(),
+        lambda: list(tasks[1].stream()),
+        lambda: client.wait_finished(tasks[2].id, PATIENCE_S),
+    ]
+    threads = [threading.Thread(target=wait, args=(what,)) for what in waits]
+    for thread in threads:
+        thread.start()
+    until(is_waiting_for(client, 2))
+    client.close()
+    client.close()
+    for thread in threads:
+        thread.join(PATIENCE_S)
+    assert ended == [NodeClosedError] * 3
+    with pytest.raises(NodeClosedError):
+        client.submit("echo", {})
+    with pytest.raises(NodeClosedError):
+        client.ask("health", {})
+    assert mesh.client(port).ask("health", {})["tasks_pending"] == 100
+
+
+def test_a_closed_client_leaves_no_thread_behind(mesh: Mesh) -> None:
+    port = mesh.broker()
+    before = set(threading.enumerate())
+    client = connected(mesh, port)
+    client.close()
+    until(lambda: set(threading.enumerate()) <= before)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="nothing forks there")
+def test_a_client_says_that_it_did_not_survive_a_fork(mesh: Mesh) -> None:
+    client = connected(mesh, mesh.broker())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        child = os.fork()
+    if not child:  # pragma: no cover: another process
+        code = 1
+        with contextlib.suppress(BaseException):
+            try:
+                client.submit("echo", {})
+            except NodeClosedError as error:
+                code = 0 if "fork" in str(error) else 2
+        os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    client.submit("echo", {}).wait_accepted(PATIENCE_S)
+
+
+# ------------------------------------------------------------------- finding the mesh
+
+
+class Door:
+    """An orchestrator's REST port that names a broker port which is shut, until it opens."""
+
+    def __init__(self, port: int) -> None:
+        self.broker_port, self.shown_port = port, free_port()
+        self.exchange = Exchange(f"tcp://127.0.0.1:{port}", Places(50))
+        self.posts = 0
+        self.http = make_server("127.0.0.1", 0, self.application, threaded=True)
+        self.url = f"http://127.0.0.1:{self.http.server_port}"
+        self.threads = [threading.Thread(target=self.http.serve_forever, args=(0.05,))]
+        self.threads[0].start()
+        self.listener: socket.socket | None = None
+
+    def application(self, environ: Any, start_response: Any) -> Any:
+        request = Request(environ)
+        if request.path == "/health":
+            response = Response(json.dumps({"broker_port": self.shown_port}))
+        else:
+            self.posts += 1
+            response = self.exchange.exchange(request)
+        return response(environ, start_response)
+
+    def open(self) -> None:
+        """Let the broker's port through."""
+        self.listener = socket.create_server(("127.0.0.1", self.shown_port))
+        thread = threading.Thread(target=self._accept, args=(self.listener,), daemon=True)
+        thread.start()
+
+    def _accept(self, listener: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                here, _ = listener.accept()
+                there = socket.create_connection(("127.0.0.1", self.broker_port))
+                for pair in ((here, there), (there, here)):
+                    threading.Thread(target=_carry, args=pair, daemon=True).start()
+
+    def close(self) -> None:
+        if self.listener is not None:
+            self.listener.close()
+        self.exchange.close()
+        self.http.shutdown()
+        self.threads[0].join(PATIENCE_S)
+        self.http.server_close()
+
+
+def _carry(source: socket.socket, target: socket.socket) -> None:
+    with contextlib.suppress(OSError), source:
+        while data := source.recv(65536):
+            target.sendall(data)
+        target.shutdown(socket.SHUT_WR)
+
+
+def test_where_only_http_passes_the_session_goes_on_there_and_moves_up_later(
+    mesh: Mesh, caplog: pytest.LogCaptureFixture
+) -> None:
+    port = mesh.broker()
+    echoing(mesh, port)
+    door = Door(port)
+    try:
+        with Client(door.url, config=mesh.config()) as client:
+            assert client.wait_connected(PATIENCE_S)
+            results = client.map("echo", [{"n": n} for n in range(3000)], timeout_s=PATIENCE_S)
+            assert [result["output"]["n"] for result in results] == list(range(3000))
+            assert "exchange.used" in caplog.text
+            waiting = client.submit("later", {})
+            waiting.wait_accepted(PATIENCE_S)
+            door.open()
+            until(lambda: not client.is_over_http and client.is_connected)
+            posts = door.posts
+            results = client.map("echo", [{"n": n} for n in range(100)], timeout_s=PATIENCE_S)
+            assert sum(1 for _ in results) == 100
+            assert door.posts <= posts + 2  # the polls that were open
+            worker = mesh.worker(port)
+            worker.register("later", lambda data: "now")
+            mesh.run(worker)
+            assert waiting.result(PATIENCE_S)["output"] == "now"
+    finally:
+        door.close()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="multicast on loopback")
+def test_the_mesh_is_found_without_being_told_where(mesh: Mesh) -> None:
+    port = mesh.broker()
+    echoing(mesh, port)
+    with Client(config=mesh.config()) as client:
+        assert client.submit("echo", {"n": 1}).result(PATIENCE_S)["output"] == {"n": 1}
