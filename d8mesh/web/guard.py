@@ -25,6 +25,8 @@ MAX_BODY_BYTES: Final = 41 * 1024 * 1024
 _READ_BYTES: Final = 1_048_576
 #: Our own names and addresses are looked up again after this long: addresses change.
 NAMES_S: Final = 5.0
+#: They are looked up sooner for a name that is not among them, but not more often than this.
+NAMES_AGAIN_S: Final = 0.5
 
 
 class Guard:
@@ -38,7 +40,7 @@ class Guard:
         self._key = config.mesh_key
         self._allows_public = config.allow_public and bool(config.mesh_key)
         self._names: frozenset[str] = frozenset()
-        self._names_until = 0.0
+        self._names_at = float("-inf")
 
     def check(self, request: Request) -> None:
         """Let a request pass or not.
@@ -54,7 +56,7 @@ class Guard:
         host = host_of(header)
         if host is None:
             raise Refusal("http.bad_request", "the Host header is missing or malformed")
-        if not host_is_allowed(host, self._own_names(), self._allowed):
+        if not self._is_ours(host):
             raise Refusal(
                 "http.host",
                 f"{host[:100]!r} is not a name of this machine: ask by its address, or add the "
@@ -78,12 +80,13 @@ class Guard:
                 headers={"WWW-Authenticate": "Bearer"},
             )
 
-    def _own_names(self) -> frozenset[str]:
-        now = time.monotonic()
-        if now >= self._names_until:
-            self._names = own_names()
-            self._names_until = now + NAMES_S
-        return self._names
+    def _is_ours(self, host: str) -> bool:
+        age_s = time.monotonic() - self._names_at
+        if age_s < NAMES_S and host_is_allowed(host, self._names, self._allowed):
+            return True
+        if age_s >= NAMES_AGAIN_S:  # this machine may just have got another address
+            self._names, self._names_at = own_names(), time.monotonic()
+        return host_is_allowed(host, self._names, self._allowed)
 
 
 class Rejections:

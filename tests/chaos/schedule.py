@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Final
 
 #: Seconds between events on average; half a second at least.
-MEAN_GAP_S: Final = 2.8
+MEAN_GAP_S: Final = 2.5
 #: Weights of the kinds of event; those that need network namespaces stand apart.
 WEIGHTS: Final = {
     "kill worker": 45,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 import statistics
+import sys
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -44,38 +45,35 @@ class Evidence:
     refused: Counter[str] = field(default_factory=Counter)
 
 
-def judge(
-    folder: Path, happened: list[Happening], *, is_drained: bool, stats: dict[str, Any]
-) -> dict[str, object]:
+def judge(folder: Path, happened: list[Happening], *, is_drained: bool) -> dict[str, object]:
     """Return the table of counts of one run."""
     evidence = gather(folder / "log")
     journal = folder / "orchestrator" / "orchestrator" / "journal.db"
     outcomes = outcomes_in(journal, list(evidence.acked))
     kinds = Counter(happening.kind for happening in happened)
     missing = [task_id for task_id in evidence.acked if task_id not in outcomes]
-    known = known_in(journal, missing)
-    stuck = [task_id for task_id in missing if task_id in known]
-    unseen = [task_id for task_id in evidence.acked if task_id not in evidence.told]
+    unended = open_in(journal)  # acknowledged or not, nothing may lie there for ever
+    lost = set(missing) - set(unended)
+    unseen = evidence.acked.keys() - evidence.told.keys()
     executions = sum(len(starts) for starts in evidence.starts.values())
-    orphans = open_in(journal)
     wrong = wrong_in(evidence, outcomes)
     doubled = doubled_in(evidence, outcomes) + overlaps_in(journal)
-    for name, ids in (("lost", set(missing) - known), ("stuck", stuck), ("wrong", wrong)):
+    for name, ids in (("lost", lost), ("stuck", unended), ("wrong", wrong)):
         for task_id in list(ids)[:10]:
-            print(f"  {name}: {task_id}")
+            print(f"  {name}: {task_id}", file=sys.stderr)
     rerun = reruns(evidence, happened)
     back = first_handouts(evidence, happened)
     return {
         "submitted_acked": len(evidence.acked),
         "outcomes": len(outcomes),
-        "lost": len(missing) - len(stuck),
+        "lost": len(lost),
         "dup_results": doubled,
         "wrong": len(wrong),
-        "stuck": len(stuck) + len(orphans) + (0 if is_drained else len(unseen)),
+        "stuck": len(set(unended) | (set() if is_drained else unseen)),
         "failed_with_reason": sum(state == "failed" for state, _ in outcomes.values()),
         "executions": executions,
         "extra_executions": executions - len(evidence.starts),
-        "refused_submits": sum(evidence.refused.values()),
+        "refused_submits": dict(evidence.refused.most_common(5)),
         "kills": sum(n for kind, n in kinds.items() if kind.startswith("kill")),
         "partitions_pauses": sum(n for kind, n in kinds.items() if is_cut(kind)),
         "events": dict(sorted(kinds.items())),
@@ -133,11 +131,6 @@ def outcomes_in(journal: Path, ids: list[str]) -> dict[str, tuple[str, Any]]:
     return found
 
 
-def known_in(journal: Path, ids: list[str]) -> set[str]:
-    """Return those of `ids` that are in the journal at all."""
-    return set(ids) & set(open_in(journal))
-
-
 def open_in(journal: Path) -> list[str]:
     """Return every task that the journal holds without an outcome."""
     reader = Reader(journal)
@@ -152,7 +145,6 @@ def open_in(journal: Path) -> list[str]:
             cursor = str(head[0])
     finally:
         reader.close()
-    # A batch with outcomes for some of its tasks lists the others only.
     return found
 
 
