@@ -75,7 +75,7 @@ def run_in(
     events = schedule.draw(seed=seed, seconds=arguments.minutes * 60, has_network=lan is not None)
     with World(folder, lan) as world:
         stage = Stage(world, arguments.workers, arguments.rate)
-        stage.set_up()
+        stage.set_up(arguments.backlog)
         stage.play(events, lambda text: _say(arguments, text))
         is_drained = stage.drain(lambda text: _say(arguments, text))
         stage.end()
@@ -100,9 +100,11 @@ class Stage:
     counts: Counter[str] = field(default_factory=Counter)
     is_blocked: bool = False
 
-    def set_up(self) -> None:
-        """Start everything and wait until workers are there."""
+    def set_up(self, backlog: int) -> None:
+        """Start everything, queue what nobody will run, and wait until workers are there."""
         self._start("orchestrator")
+        if backlog:
+            self._queue(backlog)
         for number in range(self.workers):
             self._start(f"worker-{number}")
         for number in range(CLIENTS):
@@ -114,6 +116,13 @@ class Stage:
             if time.monotonic() > until:
                 raise D8Error(f"no task ran within {START_S:.0f} s: see {self.world.folder}/*.out")
             time.sleep(0.1)
+
+    def _queue(self, count: int) -> None:
+        world = self.world
+        url = "" if world.lan else world.url
+        module = ["tests.chaos.backlog", str(world.log), world.mesh, url, str(count)]
+        if world.start(self.workers + 1, "backlog", module).wait(START_S * 3):
+            raise D8Error(f"the backlog was not accepted: see {world.folder}/backlog.out")
 
     def play(self, events: list[Event], say: Callable[[str], None]) -> None:
         """Let the events happen at their times."""
@@ -318,6 +327,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, help="the same seed, the same faults at the same times")
     parser.add_argument("--workers", type=int, default=4, help="mesh workers (4)")
     parser.add_argument("--rate", type=float, default=100.0, help="tasks per second (100)")
+    parser.add_argument("--backlog", type=int, default=0, help="queued tasks nobody offers (0)")
     parser.add_argument("--loopback", action="store_true", help="no network namespaces")
     parser.add_argument("--json", action="store_true", help="the table as one JSON object")
     parser.add_argument("--keep", metavar="DIR", help="run in this new folder and keep it")

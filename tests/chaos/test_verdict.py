@@ -11,6 +11,7 @@ import pytest
 from d8mesh.core.task import Completed, Fact, Spec, Submitted
 from d8mesh.edge.journal.writer import Journal
 from tests.chaos.diary import Diary, digest, fingerprint
+from tests.chaos.handlers import TASK_TYPE
 from tests.chaos.verdict import Happening, judge
 
 SESSION = "0" * 16
@@ -42,7 +43,7 @@ def write(folder: Path, *, results: dict[int, dict[str, Any]], submitted: int = 
     encode = msgspec.msgpack.encode
     journal = Journal(folder / "orchestrator" / "orchestrator" / "journal.db")
     journal.restore()
-    facts: list[Fact] = [Submitted(SESSION, 0, Spec("x", 5, 3), [b"\x80"] * submitted, 1.0)]
+    facts: list[Fact] = [Submitted(SESSION, 0, Spec(TASK_TYPE, 5, 3), [b"\x80"] * submitted, 1.0)]
     for n, result in results.items():
         facts.append(Completed("w", [f"{SESSION}-{n}"], [1], [encode(result)], 2.0))
     journal.append(facts)

@@ -14,7 +14,10 @@ import apsw
 import msgspec
 
 from d8mesh.edge.journal.reader import Reader
+from d8mesh.edge.journal.schema import fetch
+from tests.chaos.backlog import BACKLOG_TYPE
 from tests.chaos.diary import digest, fingerprint, read
+from tests.chaos.handlers import TASK_TYPE
 
 STATES: Final = {1: "completed", 2: "failed", 3: "cancelled"}
 #: Ids asked of the journal at once.
@@ -54,6 +57,7 @@ def judge(folder: Path, happened: list[Happening], *, is_drained: bool) -> dict[
     missing = [task_id for task_id in evidence.acked if task_id not in outcomes]
     unended = open_in(journal)  # acknowledged or not, nothing may lie there for ever
     lost = set(missing) - set(unended)
+    promised, queued = backlog_of(folder, journal)
     unseen = evidence.acked.keys() - evidence.told.keys()
     executions = sum(len(starts) for starts in evidence.starts.values())
     wrong = wrong_in(evidence, outcomes)
@@ -66,10 +70,11 @@ def judge(folder: Path, happened: list[Happening], *, is_drained: bool) -> dict[
     return {
         "submitted_acked": len(evidence.acked),
         "outcomes": len(outcomes),
-        "lost": len(lost),
+        "lost": len(lost) + max(0, promised - queued),
         "dup_results": doubled,
         "wrong": len(wrong),
         "stuck": len(set(unended) | (set() if is_drained else unseen)),
+        "backlog_acked": promised,
         "failed_with_reason": sum(state == "failed" for state, _ in outcomes.values()),
         "executions": executions,
         "extra_executions": executions - len(evidence.starts),
@@ -132,13 +137,13 @@ def outcomes_in(journal: Path, ids: list[str]) -> dict[str, tuple[str, Any]]:
 
 
 def open_in(journal: Path) -> list[str]:
-    """Return every task that the journal holds without an outcome."""
+    """Return every task of the load that the journal holds without an outcome."""
     reader = Reader(journal)
     found: list[str] = []
     cursor = ""
     try:
         while True:
-            head, *rows = reader.query("list", ("open", "", ASKED, cursor))
+            head, *rows = reader.query("list", ("open", TASK_TYPE, ASKED, cursor))
             found += [str(row[0]) for row in rows]
             if head[0] is None:
                 break
@@ -146,6 +151,18 @@ def open_in(journal: Path) -> list[str]:
     finally:
         reader.close()
     return found
+
+
+def backlog_of(folder: Path, journal: Path) -> tuple[int, int]:
+    """Return how many tasks of the backlog were acknowledged, and how many are queued still."""
+    rows = read(folder / "log" / "backlog.jsonl")
+    promised = sum(row["count"] for row in rows if row["e"] == "acked")
+    db = apsw.Connection(str(journal), flags=apsw.SQLITE_OPEN_READONLY)
+    try:
+        sql = "SELECT coalesce(sum(count), 0) FROM batches WHERE type = ? AND is_done = 0"
+        return promised, fetch(db, sql, (BACKLOG_TYPE,))[0][0]
+    finally:
+        db.close()
 
 
 def overlaps_in(journal: Path) -> int:
