@@ -118,8 +118,10 @@ class Attendance:
             task = pool.ledger.open_task(task_id) if claim is not None else None
             if claim is None or task is None:
                 dropped.append(task_id)
-            elif task_id in seat.outstanding or task_id in ids:
+            elif task_id in seat.outstanding:
                 seat.outstanding[task_id].work_seq = 0
+            elif task_id in ids:
+                continue  # two attempts of one task: either may finish it
             elif task.state is not TaskState.RUNNING or task.worker_id in ("", seat.worker_id):
                 ids.append(task_id)
                 ns.append(claim.n)
@@ -141,10 +143,12 @@ class Attendance:
         seat.window, seat.running, seat.stuck = message.window, message.running, message.stuck
         if seat.outstanding:
             held = set(message.held_ids)
+            # After a whole lease even the last hand-out has arrived, or never will.
+            is_quiet = self._pool.now - seat.last_handout > self._pool.policy.lease_s
             lost = [
                 task
                 for task in seat.outstanding.values()
-                if task.work_seq <= message.work_seq and task.id not in held
+                if (is_quiet or task.work_seq <= message.work_seq) and task.id not in held
             ]
             if lost:
                 self._handout.requeue(seat.worker_id, lost, "hand-out lost on the way")

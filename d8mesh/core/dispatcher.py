@@ -106,7 +106,8 @@ class Dispatcher:
         self._polling = Polling(pool, self._handout, self._endings)
         self._intake = Intake(pool, self._handout)
         self._desk = Desk(pool, self._endings, self._attendance, self._intake)
-        self._next_sweep = self._last_tick = now
+        self._next_sweep = self._last_tick = self._started = now
+        self._started_at = at
         self._next_prune = now + PRUNE_S
         self._next_settle = now + SETTLE_S
         self._settled = 0
@@ -332,7 +333,9 @@ class Dispatcher:
     def _prune(self) -> None:
         pool = self.pool
         excess = max(0, pool.ledger.kept_finished - pool.policy.retention_count)
-        before_at = pool.at - pool.policy.retention_s
+        # A wall clock that jumps ahead while we run makes nothing older than it is.
+        steady_at = self._started_at + pool.now - self._started
+        before_at = min(pool.at, steady_at) - pool.policy.retention_s
 
         def then(rows: list[tuple[object, ...]], error: str) -> None:
             batches = [(str(r[0]), r[1], r[2]) for r in rows if not error]

@@ -295,6 +295,7 @@ class Handout:
         self._group_bytes.pop(seat.worker_id, None)
         if groups:
             seat.work_seq += 1
+            seat.last_handout = self._pool.now
             self._pool.send(seat.peer, Work(seat.work_seq, groups))
 
     def _answer_poll(self, seat: Seat, task: Task) -> None:

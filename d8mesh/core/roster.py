@@ -64,6 +64,8 @@ class Seat:
     running: int = 0
     stuck: int = 0
     work_seq: int = 0
+    #: when it was last handed something (monotonic)
+    last_handout: float = 0.0
     failures_in_a_row: int = 0
     outstanding: dict[str, Task] = field(default_factory=dict)
     poll: Poll | None = None

@@ -35,8 +35,9 @@ def failure(error: str) -> bytes:
 class Desktop:
     """One dispatcher with a real journal, a clock in hand, and everything that it sent."""
 
-    def __init__(self, folder: Any, **policy: Any) -> None:
+    def __init__(self, folder: Any, *, synchronous: str = "FULL", **policy: Any) -> None:
         self.folder = folder
+        self._synchronous = synchronous
         self.policy = policy
         self.now, self.at = 100.0, START_AT
         self.draw: Callable[[], float] = lambda: 0.5
@@ -47,7 +48,7 @@ class Desktop:
         self._open()
 
     def _open(self) -> None:
-        self.journal = Journal(self.folder / "journal.db")
+        self.journal = Journal(self.folder / "journal.db", synchronous=self._synchronous)
         self.reader = Reader(self.folder / "journal.db")
         restored: Restored = self.journal.restore()
         policy = Policy(broker_id=self.journal.broker_id, mesh="m", **self.policy)

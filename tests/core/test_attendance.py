@@ -336,3 +336,32 @@ def test_an_attempt_far_beyond_its_time_is_taken_back(desk: Desktop) -> None:
         desk.say(worker, beat([task_id], 1))
     client = desk.client()  # it was silent for long, too
     assert desk.ask(client, "status", id=task_id).body["reason"] == "timed out"
+
+
+def test_two_attempts_of_one_task_may_be_held(desk: Desktop) -> None:
+    client = desk.client()
+    worker = desk.worker("w")
+    (task_id,) = desk.submit(client)
+    first = desk.work(worker)[task_id]
+    desk.say(worker, beat([], 1))
+    second = desk.work(worker)[task_id]
+    desk.restart()
+    again = Peer(b"again", "10.0.0.1")
+    said = hello("w")
+    said = m.WorkerHello(**{**{f: getattr(said, f) for f in said.__struct_fields__},
+                            "held_ids": [task_id] * 2, "held_tokens": [first, second]})  # fmt: skip
+    desk.say(again, said)
+    assert desk.got(again, m.Welcome)[0].dropped_ids == []
+    desk.finish(again, {task_id: second})
+    assert desk.ledger.totals.completed == 1
+
+
+def test_a_last_hand_out_that_never_arrived_is_found_after_a_lease(desk: Desktop) -> None:
+    client = desk.client()
+    worker = desk.worker("w")
+    (task_id,) = desk.submit(client)
+    assert desk.work(worker)
+    for _ in range(4):
+        desk.pass_time(3)
+        desk.say(worker, beat([], 0))  # it has not even seen number 1
+    assert list(desk.work(worker)) == [task_id]
