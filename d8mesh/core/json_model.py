@@ -30,11 +30,13 @@ def check_json(value: object, path: str, depth: int = 0) -> None:
             if type(key) is not str:
                 seen = type(key).__name__
                 raise InvalidTaskError(f"{path}: saw a key of type {seen}, expected texts")
-            if type(item) not in _PLAIN:
+            kind = type(item)
+            if not (kind in _PLAIN or (kind is float and isfinite(item))):
                 check_json(item, f"{path}.{key}" if depth < 3 else path, depth + 1)
     elif isinstance(value, (list, tuple)):
         for item in value:
-            if type(item) not in _PLAIN:
+            kind = type(item)
+            if not (kind in _PLAIN or (kind is float and isfinite(item))):
                 check_json(item, path, depth + 1)
     else:
         _check_single(value, path)
