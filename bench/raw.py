@@ -98,7 +98,7 @@ def stop(port: int) -> None:
 
 def _socket(kind: int) -> zmq.Socket[bytes]:
     """Return a socket whose queues have no bound: a ROUTER drops what does not fit."""
-    socket = zmq.Context.instance().socket(kind)
+    socket: zmq.Socket[bytes] = zmq.Context.instance().socket(kind)
     socket.set(zmq.SNDHWM, 0)
     socket.set(zmq.RCVHWM, 0)
     return socket

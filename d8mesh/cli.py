@@ -203,6 +203,13 @@ COMMANDS: Final[tuple[Command, ...]] = (
         takes_rest=True,
         ignores_settings=True,
     ),
+    Command(
+        name="simulate",
+        handler="tests.simulation.run:run",
+        summary="the brains in a seeded world of faults: simulate --seeds 1000",
+        takes_rest=True,
+        ignores_settings=True,
+    ),
     Command(name="_broker", handler="d8mesh.web.orchestrator:run_broker", takes_rest=True),
     Command(name="_web", handler="d8mesh.web.orchestrator:run_web", takes_rest=True),
     Command(name="_process", handler="d8mesh.nodes.process:run", takes_rest=True),

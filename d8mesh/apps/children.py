@@ -15,6 +15,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import IO, Final
 
 #: How long children may take to drain before they are killed.
@@ -99,10 +100,10 @@ class Children:
         self,
         name: str,
         *arguments: str,
+        settings: Mapping[str, str] = MappingProxyType({}),
         on_line: Callable[[str], None] | None = None,
-        **settings: str,
     ) -> Child:
-        """Start ``d8mesh arguments`` with some more settings of its own.
+        """Start ``d8mesh arguments`` with some more `settings` of its own.
 
         `on_line` is called, on a thread of its own, with each line that the child says.
         """

@@ -31,8 +31,8 @@ from d8mesh.errors import BrokerUnavailableError, D8Error
 from d8mesh.nodes.client import Client
 
 WORKERS: Final = 2
-ECHOES: Final = 20_000
-MUTATIONS: Final = 400
+ECHOES: Final = 100_000
+MUTATIONS: Final = 5_000
 REST_TASKS: Final = 20
 PROMPTS: Final = ("Name three fruits.", "What is a Raspberry Pi, in one sentence?")
 #: How long the processes may take to start and find each other.
@@ -177,13 +177,14 @@ def _prompt(client: Client, part: Part) -> None:
 def _watch(console: Console, scene: Scene, stop: threading.Event) -> None:
     if not console.is_terminal:
         told: set[str] = set()
-        while not stop.wait(REFRESH_S):
+        is_over = False
+        while not is_over:
+            is_over = stop.wait(REFRESH_S)
             _look(scene)
             for part in list(scene.parts):
                 if part.done == part.total and part.name not in told:
                     told.add(part.name)
                     console.print(f"  {part.name}: {part.done} done", highlight=False)
-        _look(scene)
         return
     with Live(_picture(scene), console=console, refresh_per_second=4) as live:
         while not stop.wait(REFRESH_S):

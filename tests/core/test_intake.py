@@ -74,7 +74,7 @@ def test_an_idempotency_key_gives_the_first_tasks_or_a_conflict(desk: Desktop) -
 
 
 @pytest.mark.parametrize("bound", [{"queue_size": 5}, {"queue_bytes": 5}])
-def test_a_full_queue_refuses_with_the_time_to_wait(tmp_path: Path, bound: dict[str, int]) -> None:
+def test_a_full_queue_refuses_with_the_time_to_wait(tmp_path: Path, bound: dict[str, Any]) -> None:
     desk = Desktop(tmp_path, **bound)
     client = desk.client()
     assert isinstance(submit(desk, client, 1, 0, 5), m.Accepted)

@@ -92,7 +92,7 @@ def test_unfinished_tasks_come_back_and_finished_ones_do_not(journal: Journal) -
 
 def test_who_had_what_comes_back_until_it_is_settled(journal: Journal) -> None:
     ids = [f"{S}-0", f"{S}-1", f"{S}-2"]
-    facts = [
+    facts: list[Fact] = [
         batch(0, 3),
         HandedOut(1, "a", ids[:2], [1, 1], 1.0),
         HandedOut(2, "b", ids[2:], [1], 1.0),

@@ -23,13 +23,13 @@ from d8mesh.core.client_session import (
     ClientSession,
     Lost,
     Output,
-    Parcel,
     Settled,
     Transmit,
 )
 from d8mesh.core.codec import decode_to_broker, decode_to_client, decode_to_worker, encode
 from d8mesh.core.dispatcher import Dispatcher
 from d8mesh.core.effects import Effect, Load, Loaded, Peer, Record, Send
+from d8mesh.core.parcel import Parcel
 from d8mesh.core.pool import Policy
 from d8mesh.core.task import Cancelled, Completed, Fact, Failed
 from d8mesh.core.worker_effects import (
@@ -53,7 +53,7 @@ from d8mesh.core.worker_session import WorkerSession
 from d8mesh.edge.journal import Journal, Reader
 
 #: Seconds of trouble, and the seconds in which a kind world must finish everything.
-TROUBLE_S: Final = 60.0
+TROUBLE_S: Final = 30.0
 KIND_S: Final = 400.0
 STEP_S: Final = 0.25
 #: Messages of one connection that may be under way.
@@ -170,8 +170,10 @@ class World:
         self._advance(until)
         for orchestrator in self.orchestrators:
             orchestrator.tick()
-        for node in (*self.workers, *self.clients):
-            node.tick()
+        for worker in self.workers:
+            worker.tick()
+        for client in self.clients:
+            client.tick()
 
     def _advance(self, now: float) -> None:
         self.at += now - self.now
@@ -192,10 +194,8 @@ class World:
             rng.choice(self.workers).crash()
         if rng.random() < 0.02:
             faults["partition"] += 1
-            pair = (
-                rng.choice((*self.workers, *self.clients)).name,
-                rng.choice(self.orchestrators).name,
-            )
+            names = [each.name for each in self.workers] + [each.name for each in self.clients]
+            pair = (rng.choice(names), rng.choice(self.orchestrators).name)
             self.cut.add(pair)
             self.after(rng.random() * 25, lambda: self.cut.discard(pair))
         if rng.random() < 0.01:

@@ -86,7 +86,7 @@ def test_two_on_one_folder_are_refused(children: Children) -> None:
     up(children)
     rest, broker = free_ports(2)
     again = {"FLASK_PORT": str(rest), "D8_BROKER_PORT": str(broker)}
-    code, said = ended(children.start("second", "orchestrator", **again))
+    code, said = ended(children.start("second", "orchestrator", settings=again))
     assert code == 3
     assert "in use by another orchestrator" in said
 

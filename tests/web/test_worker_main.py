@@ -55,7 +55,7 @@ def test_it_joins_without_ollama_and_says_so(running: Mesh) -> None:
         "DEEPSEEK_BASE_URL": f"http://127.0.0.1:{nowhere}",
         "WORKER_ID": "without",
     }
-    child = running.children.start("worker", "worker", **settings)
+    child = running.children.start("worker", "worker", settings=settings)
     until(lambda: any("joined" in line for line in child.lines), "the worker to join")
     body = ask(f"http://127.0.0.1:{status}", "/health")
     assert body["status"] == "unhealthy"
@@ -74,7 +74,7 @@ def test_prompts_run_on_its_ollama_and_the_model_that_ran_is_named(running: Mesh
     (status,) = free_ports(1)
     with OllamaServer() as ollama, running.client() as client:
         settings = {"WORKER_STATUS_PORT": str(status), "DEEPSEEK_BASE_URL": ollama.url}
-        child = running.children.start("worker", "worker", **settings)
+        child = running.children.start("worker", "worker", settings=settings)
         data = {
             "messages": [{"role": "user", "content": "hello"}],
             "model": "llama-3.3-70b",

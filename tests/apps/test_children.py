@@ -1,0 +1,56 @@
+"""Child commands: started with settings, listened to, ended with us."""
+
+from __future__ import annotations
+
+import pytest
+
+from d8mesh.apps.children import Children
+from tests.end_to_end.processes import until
+
+PATIENCE_S = 60.0
+
+
+def test_a_child_gets_settings_and_what_it_says_is_kept() -> None:
+    heard: list[str] = []
+    with Children({"FLASK_PORT": "nonsense"}) as children:
+        child = children.start("status", "status", on_line=heard.append)
+        assert child.wait(PATIENCE_S) == 2
+        assert child.is_up.is_set()
+        assert not child.is_running
+    assert "FLASK_PORT='nonsense'" in heard[0]
+    assert list(child.lines) == heard
+
+
+def test_all_children_are_ended_in_the_end() -> None:
+    with Children({}) as children:
+        child = children.start("worker", "worker", settings={"WORKER_ID": "child"})
+        until(child.is_up.is_set, "the worker's first line")
+        assert child.is_running
+    assert child.process.returncode == 0
+
+
+def test_a_killed_child_is_gone_at_once() -> None:
+    with Children({}) as children:
+        child = children.start("worker", "worker")
+        child.kill()
+        assert not child.is_running
+
+
+def test_a_child_that_does_not_end_is_killed() -> None:
+    with Children({}) as children:
+        child = children.start("worker", "worker")
+        until(child.is_up.is_set, "the worker's first line")
+        assert child.wait(0.01) != 0
+
+
+def test_an_error_inside_ends_the_children_too() -> None:
+    started = []
+
+    def fail() -> None:
+        with Children({}) as children:
+            started.append(children.start("worker", "worker"))
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
+    assert not started[0].is_running
