@@ -1,0 +1,225 @@
+"""The broker over a real socket: bad input, restarts, refusals; the queue is intact after all."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TypeVar
+
+import msgpack
+import pytest
+
+from d8mesh.apps.demo import free_ports
+from d8mesh.config import Config
+from d8mesh.core import messages as m
+from d8mesh.core.codec import decode_to_client, decode_to_worker, encode
+from d8mesh.edge.sockets import DealerLink
+from d8mesh.errors import JournalBrokenError, JournalHeldError, ProtocolError
+from d8mesh.nodes.broker import ANSWERED_STRIKES, Broker
+
+S = "0123456789abcdef"
+PATIENCE_S = 30.0
+_M = TypeVar("_M", bound=m.Message)
+
+
+class Running:
+    """A broker on a thread, and raw connections to it."""
+
+    def __init__(self, folder: Path, **settings: object) -> None:
+        (port,) = free_ports(1)
+        self.config = Config(
+            mesh=f"broker-{port}", interfaces=("127.0.0.1",), broker_port=port, **settings  # type: ignore[arg-type]
+        )  # fmt: skip
+        self.folder = folder
+        self.links: list[DealerLink] = []
+        self.broker = Broker(self.config, folder)
+        self.thread = threading.Thread(target=self.broker.run)
+        self.thread.start()
+
+    def stop(self) -> None:
+        for link in self.links:
+            link.close()
+        self.links.clear()
+        self.broker.stop()
+        self.thread.join(PATIENCE_S)
+        assert not self.thread.is_alive()
+
+    def link(self) -> DealerLink:
+        made = DealerLink(f"tcp://127.0.0.1:{self.broker.ready.port}")
+        self.links.append(made)
+        return made
+
+    def client(self, session: str = S) -> DealerLink:
+        link = self.link()
+        link.send(encode(m.ClientHello(1, self.config.mesh, session, "pc")))
+        until(link, m.Welcome)
+        return link
+
+    def worker(self, name: str = "w", slots: int = 1) -> DealerLink:
+        link = self.link()
+        said = m.WorkerHello(
+            1, self.config.mesh, name, "b", "t", "x", "h", 0, ["echo"], [], slots, slots, [], []
+        )
+        link.send(encode(said))
+        until(link, m.Welcome)
+        return link
+
+
+def until(link: DealerLink, kind: type[_M]) -> _M:
+    """Return the next message of a kind; others are passed over."""
+    deadline = time.monotonic() + PATIENCE_S
+    while time.monotonic() < deadline:
+        for frame in link.receive(1):
+            try:
+                message: m.Message = decode_to_client(frame)
+            except ProtocolError:
+                message = decode_to_worker(frame)
+            if isinstance(message, kind):
+                return message
+        time.sleep(0.005)
+    raise AssertionError(f"no {kind.__name__} came")
+
+
+def submit(link: DealerLink, seq: int, first: int, count: int = 1) -> m.Accepted:
+    link.send(encode(m.Submit(seq, S, first, [m.Group("echo", 5, [b"\x80"] * count)])))
+    return until(link, m.Accepted)
+
+
+def health(link: DealerLink) -> dict[str, object]:
+    link.send(encode(m.Ask(1, "health", {})))
+    return until(link, m.Answer).body
+
+
+@pytest.fixture
+def running(tmp_path: Path) -> Iterator[Running]:
+    made = Running(tmp_path)
+    yield made
+    made.stop()
+
+
+GARBAGE = [
+    b"", b"\x00", b"\xff" * 100, b"GET / HTTP/1.1\r\n\r\n", b"\x91" * 10_000,
+    b"\xdd\xff\xff\xff\xff",
+    msgpack.packb([99, "x"]), msgpack.packb([21, 1]), msgpack.packb([10] + [None] * 14),
+    msgpack.packb([22, ["x" * 10_000]]), encode(m.Beat(1)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("garbage", GARBAGE)
+def test_garbage_gets_a_clear_answer_and_harms_nobody(running: Running, garbage: bytes) -> None:
+    client, stranger = running.client(), running.link()
+    submit(client, 1, 0, 3)
+    stranger.send(garbage)
+    refused = until(stranger, m.Refused)
+    assert (refused.seq, refused.code) == (0, "protocol.invalid")
+    body = health(client)
+    assert body["tasks_pending"] == 3
+    assert body["rejected"] == {"protocol.invalid": 1}
+
+
+def test_garbage_without_end_is_answered_a_few_times_only(running: Running) -> None:
+    client, stranger = running.client(), running.link()
+    for _ in range(50):
+        stranger.send(b"\xff")
+    for _ in range(ANSWERED_STRIKES):
+        until(stranger, m.Refused)
+    deadline = time.monotonic() + PATIENCE_S
+    while health(client)["rejected"] != {"protocol.invalid": 50}:
+        assert time.monotonic() < deadline
+    assert stranger.receive(10) == []
+
+
+def test_several_frames_in_one_message_are_refused(running: Running) -> None:
+    link = running.link()
+    link.socket.send_multipart([b"one", b"two"])
+    assert "one frame" in until(link, m.Refused).message
+
+
+def test_an_unknown_version_is_told_which_are_spoken(running: Running) -> None:
+    link = running.link()
+    link.send(encode(m.ClientHello(7, running.config.mesh, S, "pc")))
+    refused = until(link, m.Refused)
+    assert refused.code == "protocol.version"
+    assert "spoken here are 1" in refused.message
+
+
+def test_who_says_no_hello_is_told_to(running: Running) -> None:
+    link = running.link()
+    link.send(encode(m.Watch([])))
+    until(link, m.Rehello)
+
+
+def test_a_worker_that_vanishes_with_its_connection_loses_nothing(running: Running) -> None:
+    client, worker = running.client(), running.worker()
+    submit(client, 1, 0, 1)
+    until(worker, m.Work)
+    worker.close()
+    running.links.remove(worker)
+    submit(client, 2, 1, 5)  # hand-outs to the gone connection come back
+    other = running.worker("other", slots=9)
+    until(other, m.Work)
+    assert health(client)["workers_online"] in (1, 2)
+
+
+def test_a_restart_goes_on_where_it_was(tmp_path: Path) -> None:
+    first = Running(tmp_path)
+    submit(first.client(), 1, 0, 10)
+    before = first.broker.ready
+    first.stop()
+    second = Running(tmp_path)
+    try:
+        assert second.broker.ready.broker_id == before.broker_id
+        assert second.broker.ready.epoch == before.epoch + 1
+        client = second.client()
+        assert health(client)["tasks_pending"] == 10
+        worker = second.worker(slots=10)
+        work = until(worker, m.Work)
+        ids = [task_id for group in work.groups for task_id in group.ids]
+        assert ids == [f"{S}-{n}" for n in range(10)]
+    finally:
+        second.stop()
+
+
+def test_a_drain_says_goodbye(tmp_path: Path) -> None:
+    running = Running(tmp_path)
+    client = running.client()
+    running.broker.stop()
+    until(client, m.Goodbye)
+    running.stop()
+
+
+def test_two_on_one_folder_are_refused(running: Running) -> None:
+    with pytest.raises(JournalHeldError, match="in use by another orchestrator"):
+        Broker(running.config, running.folder)
+
+
+def test_a_broken_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "journal.db").write_bytes(b"nothing like a database" * 99)
+    with pytest.raises(JournalBrokenError):
+        Running(tmp_path)
+
+
+def test_the_next_free_port_is_taken(running: Running, tmp_path: Path) -> None:
+    second = Broker(running.config, tmp_path / "second")
+    assert second.ready.port > running.broker.ready.port
+    second.stop()
+    second.run()
+
+
+def test_a_disk_without_room_refuses_submits_and_recovers(tmp_path: Path) -> None:
+    running = Running(tmp_path, disk_reserve_mb=10_000_000)
+    try:
+        client = running.client()
+        deadline = time.monotonic() + PATIENCE_S
+        while health(client)["is_accepting"]:
+            assert time.monotonic() < deadline
+        client.send(encode(m.Submit(1, S, 0, [m.Group("echo", 5, [b"\x80"])])))
+        assert until(client, m.Refused).code == "disk.low"
+        object.__setattr__(running.config, "disk_reserve_mb", 0)
+        while not health(client)["is_accepting"]:
+            assert time.monotonic() < deadline
+        submit(client, 2, 0)
+    finally:
+        running.stop()
