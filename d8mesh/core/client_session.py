@@ -41,6 +41,11 @@ from d8mesh.errors import ProtocolError
 MAX_UNACKNOWLEDGED: Final = 8
 #: HELLO is said again after this long without an answer.
 HELLO_S: Final = 3.0
+#: A new link on which nothing was heard for this long is given up: sooner than one that
+#: worked, as the address may be that of an orchestrator that has just gone.
+OPENING_S: Final = 5.0
+#: An orchestrator that said goodbye has closed its port after this long.
+LEAVING_S: Final = 0.5
 #: An unanswered submit or question is sent again after this long.
 RESEND_S: Final = 10.0
 #: What is awaited is asked for again this often: outcomes may be dropped under pressure.
@@ -99,9 +104,10 @@ class Connected:
 
 @dataclass(frozen=True, slots=True)
 class Lost:
-    """The link is dead or useless: close it and make another."""
+    """The link is dead or useless: close it and, after a pause, make another."""
 
     why: str
+    pause_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +135,9 @@ class ClientSession:
         self._is_linked = self._is_up = False
         self._epoch = -1
         self._heartbeat_s, self._lease_s = _HEARTBEAT_S, _LEASE_S
-        self._heard = self._said_hello = self._next_beat = self._next_rewatch = 0.0
+        self._linked_at = self._heard = self._said_hello = self._next_beat = self._next_rewatch = (
+            0.0
+        )
         self._next_seq = 1
         self._backlog: deque[Parcel] = deque()
         self._unacknowledged: dict[int, Parcel] = {}
@@ -209,7 +217,7 @@ class ClientSession:
     def link_up(self, now: float) -> list[Output]:
         """A new transport connection stands: open, or go on with, the session."""
         self._is_linked, self._is_up = True, False
-        self._heard = now
+        self._linked_at = self._heard = now
         return self._hello(now)
 
     def link_down(self) -> None:
@@ -239,7 +247,7 @@ class ClientSession:
                 self._is_up = False
                 return self._hello(now)
             case Goodbye():
-                return [Lost(message.reason)]
+                return [Lost(message.reason, LEAVING_S)]
             case _:
                 assert_never(message)
 
@@ -248,8 +256,9 @@ class ClientSession:
         out = self._expire(now)
         if not self._is_linked:
             return out
-        if now - self._heard > self._lease_s:
-            return [*out, Lost(f"the orchestrator has been silent for {self._lease_s:.0f} s")]
+        silence_s = now - self._heard
+        if silence_s > self._patience_s:
+            return [*out, Lost(f"the orchestrator has been silent for {silence_s:.0f} s")]
         if not self._is_up:
             return out + (self._hello(now) if now - self._said_hello >= HELLO_S else [])
         if now >= self._next_beat:
@@ -270,7 +279,7 @@ class ClientSession:
         if self._full is not None and self._backlog:
             dues += [self._next_expiry, self._paused_until]
         if self._is_linked:
-            dues.append(self._heard + self._lease_s)
+            dues.append(self._heard + self._patience_s)
             dues.append(self._next_beat if self._is_up else self._said_hello + HELLO_S)
         return min(dues, default=float("inf"))
 
@@ -280,6 +289,10 @@ class ClientSession:
         for parcel in self._parcels:
             assert 0 < parcel.missing == parcel.states.count(0), parcel.first
         assert len(self._unacknowledged) <= MAX_UNACKNOWLEDGED
+
+    @property
+    def _patience_s(self) -> float:
+        return OPENING_S if self._heard == self._linked_at else self._lease_s
 
     # -------------------------------------------------------------------- messages
 

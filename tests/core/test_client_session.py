@@ -94,14 +94,14 @@ def test_a_link_is_opened_with_hello() -> None:
     assert (hello.version, hello.mesh, hello.session) == (1, "d8", SESSION)
 
 
-def test_hello_is_repeated_until_it_is_answered_and_then_the_link_is_given_up() -> None:
+def test_hello_is_repeated_and_a_link_on_which_nothing_is_heard_is_given_up_soon() -> None:
     session = new()
     session.link_up(0.0)
     assert session.next_deadline() == pytest.approx(3.0)
     assert session.tick(2.9) == []
     assert sent(session.tick(3.0), ClientHello)
-    assert sent(session.tick(6.0), ClientHello)
-    assert any(isinstance(output, Lost) for output in session.tick(10.1))
+    assert session.next_deadline() == pytest.approx(5.0)
+    assert any(isinstance(output, Lost) for output in session.tick(5.1))
 
 
 def test_what_was_wanted_before_the_welcome_is_sent_after_it_submits_first() -> None:
@@ -151,7 +151,7 @@ def test_signs_of_life_are_sent_and_silence_is_noticed() -> None:
 
 def test_a_goodbye_ends_the_link() -> None:
     (out,) = up().receive(Goodbye("drained"), 1.0)
-    assert out == Lost("drained")
+    assert out == Lost("drained", brain.LEAVING_S)
 
 
 def test_rehello_says_hello_and_the_welcome_repeats_all_that_is_open() -> None:

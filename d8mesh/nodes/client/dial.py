@@ -28,6 +28,8 @@ DIAL_S: Final = 1.0
 #: While only HTTP works, ZeroMQ is tried again this often, then slower.
 UPGRADE_S: Final = 2.0
 MAX_UPGRADE_S: Final = 30.0
+#: Orchestrators heard of that are remembered: more in one mesh is odd, or means harm.
+MAX_SIGHTINGS: Final = 64
 #: How long `close` waits for the thread.
 END_S: Final = 3.0
 
@@ -53,6 +55,7 @@ class Dialler:
         self._ready: deque[Connection] = deque()
         self._wanted = threading.Event()
         self._wanted.set()
+        self._pause_s = 0.0
         self._stop = threading.Event()
         self._sightings: dict[str, Sighting] = {}
         self._seen = threading.Event()
@@ -65,8 +68,9 @@ class Dialler:
         """Return a new connection, if one has been made."""
         return self._ready.popleft() if self._ready else None
 
-    def again(self) -> None:
-        """The connection is useless: make another."""
+    def again(self, pause_s: float) -> None:
+        """The connection is useless: make another after `pause_s`."""
+        self._pause_s = pause_s
         self._wanted.set()
 
     def close(self) -> None:
@@ -87,6 +91,9 @@ class Dialler:
             was_wanted = self._wanted.wait(upgrade_s if is_http else None)
             if self._stop.is_set():
                 return
+            if was_wanted and self._stop.wait(self._pause_s):
+                return
+            self._pause_s = 0.0
             way = self._find()
             if not was_wanted and (way is None or way.is_http):
                 upgrade_s = min(MAX_UPGRADE_S, upgrade_s * 1.5)
@@ -141,10 +148,16 @@ class Dialler:
                 on_trouble=lambda text: event(_log, logging.WARNING, "discovery", trouble=text),
             )
             self._discovery.start()
-        self._seen.wait(DIAL_S)
-        self._seen.clear()
-        known = sorted(self._sightings.values(), key=lambda s: s.addresses != self._last)
-        for sighting in known:
+        way = self._try_known()
+        if way is None and self._seen.wait(DIAL_S):
+            self._seen.clear()
+            way = self._try_known()
+        return way
+
+    def _try_known(self) -> Way | None:
+        """Return a way to an orchestrator that was heard of, the last good one first."""
+        known = list(self._sightings.values())
+        for sighting in sorted(known, key=lambda each: each.addresses != self._last):
             way = find_way(sighting.addresses, sighting.port, sighting.web_port, deadline_s=DIAL_S)
             if way is not None:
                 self._last = sighting.addresses
@@ -152,5 +165,6 @@ class Dialler:
         return None
 
     def _sighted(self, sighting: Sighting) -> None:
-        self._sightings[sighting.node_id] = sighting
+        if len(self._sightings) < MAX_SIGHTINGS or sighting.node_id in self._sightings:
+            self._sightings[sighting.node_id] = sighting
         self._seen.set()

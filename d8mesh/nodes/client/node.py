@@ -66,7 +66,7 @@ class Client:
 
     Args:
         url: ``http://HOST:PORT`` of an orchestrator; None: found by mDNS.
-        config: settings; the mesh's name and the interfaces to use stand there.
+        config: settings; None: read from the environment (D8_MESH, ORCHESTRATOR_URL, …).
         endpoint: ``tcp://HOST:PORT`` of a broker, if that is known.
 
     Raises:
@@ -82,7 +82,7 @@ class Client:
         config: Config | None = None,
         endpoint: str | None = None,
     ) -> None:
-        config = config or Config()
+        config = Config.from_env(os.environ) if config is None else config
         if url is not None:
             url = Config.from_env({"ORCHESTRATOR_URL": url}).orchestrator_url
         if endpoint is not None:

@@ -207,7 +207,7 @@ class Runner:
                 case Lost():
                     event(_log, logging.INFO, "client.lost", why=output.why)
                     self._drop_link()
-                    self._dialler.again()
+                    self._dialler.again(output.pause_s)
                 case Rejected():
                     self._rejected(output)
 
