@@ -29,6 +29,9 @@ HEARTBEAT_TIMEOUT_MS: Final = 15_000
 #: Messages that may wait for one peer; a message is a batch, so this is plenty.
 SEND_QUEUE_MESSAGES: Final = 1000
 RECEIVE_QUEUE_MESSAGES: Final = 1000
+#: Pauses between tries to connect, growing: a broker that is started again is back in a second.
+RECONNECT_MS: Final = 100
+RECONNECT_MAX_MS: Final = 500
 #: Connections waiting to be accepted.
 BACKLOG: Final = 1024
 #: How long closing may wait for what is still to be sent: a goodbye, not a queue.
@@ -246,8 +249,8 @@ class DealerLink:
         self._context = self._owned or shared.context  # type: ignore[union-attr]
         self.socket = self._context.socket(zmq.DEALER)
         _configure(self.socket)
-        self.socket.set(zmq.RECONNECT_IVL, 100)
-        self.socket.set(zmq.RECONNECT_IVL_MAX, 2000)
+        self.socket.set(zmq.RECONNECT_IVL, RECONNECT_MS)
+        self.socket.set(zmq.RECONNECT_IVL_MAX, RECONNECT_MAX_MS)
         try:
             self.socket.connect(endpoint)
         except zmq.ZMQError as error:

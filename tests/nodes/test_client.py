@@ -352,7 +352,8 @@ def test_output_is_streamed_to_all_who_listen_each_part_once(mesh: Mesh) -> None
     parts: list[Stream | None] = []
 
     def listen(mine: list[Any]) -> None:
-        mine.extend(task.stream(PATIENCE_S))
+        for part in task.stream(PATIENCE_S):
+            mine.append(part)  # seen from outside as it grows
 
     def hear(stream: Stream | None) -> None:
         parts.append(stream)
@@ -367,7 +368,7 @@ def test_output_is_streamed_to_all_who_listen_each_part_once(mesh: Mesh) -> None
     threads[1].start()
     again: list[Stream | None] = []
     client.listen(task.id, again.append)
-    until(lambda: again)  # who comes late is told what there was
+    until(lambda: again and heard[1])  # who comes late is told what there was
     go_on.set()
     assert task.result(PATIENCE_S)["output"] == "said"
     for thread, mine in zip(threads, heard, strict=True):
