@@ -18,6 +18,12 @@ def test_whatever_the_disk_kept_every_acknowledged_commit_is_there(subject: str)
 
 
 @pytest.mark.parametrize("subject", SUBJECTS)
+def test_power_lost_while_the_file_is_made_leaves_one_that_opens(subject: str) -> None:
+    report = cut_power(subject, images=150, seed=3, commits=1)
+    assert not report.faults, report.examples
+
+
+@pytest.mark.parametrize("subject", SUBJECTS)
 @pytest.mark.parametrize("synchronous", ["NORMAL", "OFF"])
 def test_a_file_without_syncs_is_caught_losing(subject: str, synchronous: str) -> None:
     report = cut_power(subject, images=20, seed=7, synchronous=synchronous, commits=60)

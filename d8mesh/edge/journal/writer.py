@@ -284,7 +284,6 @@ class Journal:
         self._lock.close()
 
     def _open(self, synchronous: str, vfs: str, checkpoint_pages: int) -> apsw.Connection:
-        is_new = not self.path.exists() or self.path.stat().st_size == 0
         try:
             db = apsw.Connection(str(self.path), vfs=vfs or None)
             db.set_busy_timeout(BUSY_MS)
@@ -293,7 +292,8 @@ class Journal:
             db.execute("PRAGMA fullfsync = ON")
             db.execute("PRAGMA checkpoint_fullfsync = ON")
             db.execute(f"PRAGMA wal_autocheckpoint = {checkpoint_pages}").fetchall()
-            if is_new:
+            # Without a table: new, or the power went while it was made, before any promise.
+            if not db.execute("SELECT count(*) FROM sqlite_master").fetchall()[0][0]:
                 self._create(db)
             self._check(db)
         except apsw.Error as error:
@@ -315,6 +315,8 @@ class Journal:
                 ("created_at", time.time()),
             ):
                 db.execute("INSERT INTO meta VALUES (?, ?)", (name, value))
+        # From here on a file without tables has lost its log and is not taken for a new one.
+        db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
 
     def _check(self, db: apsw.Connection) -> None:
         found = db.execute("SELECT value FROM meta WHERE name = 'schema'").fetchall()
