@@ -88,11 +88,12 @@ def main(arguments: list[str]) -> int:
     """Print a line for each subject and its control; 1 if a promise was broken."""
     parser = argparse.ArgumentParser(prog="python3 -m tests.power_cut.run", description=__doc__)
     parser.add_argument("--images", type=int, default=2000, help="of each subject (2000)")
+    parser.add_argument("--subject", choices=[*SUBJECTS], help="only this one")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--recordings", type=int, default=10, help="the images come from (10)")
     options = parser.parse_args(arguments)
     is_good = True
-    for subject in SUBJECTS:
+    for subject in [options.subject] if options.subject else SUBJECTS:
         for synchronous in ("FULL", "NORMAL", "OFF"):
             total = Report()
             each = max(1, options.images // options.recordings)
