@@ -205,12 +205,9 @@ class Attendance:
             return
         task = pool.ledger.tasks.get(task_id)
         if task is not None and task.token == token and task.state is TaskState.RUNNING:
-            if kind == SUCCEEDED:
-                self._endings.complete(seat.worker_id, [task_id], [claim.n], [payload])
-            else:
-                seat.failures_in_a_row += 1
-                is_final = kind == REFUSED
-                self._handout.attempt_failed(seat.worker_id, task, payload, is_final=is_final)
+            seat.failures_in_a_row += 1
+            is_final = kind == REFUSED
+            self._handout.attempt_failed(seat.worker_id, task, payload, is_final=is_final)
         elif kind == SUCCEEDED and not found[0].spec.is_fenced:
             self._endings.complete(seat.worker_id, [task_id], [claim.n], [payload])
         else:
@@ -241,9 +238,7 @@ class Attendance:
                 continue
             self._keep_tail(task, seq, payload)
             for session in pool.listeners.get(task_id, ()):
-                client = pool.clients.get(session)
-                if client is not None:
-                    pool.send(client.peer, Stream(task_id, task.n, seq, [payload]))
+                pool.send(pool.clients[session].peer, Stream(task_id, task.n, seq, [payload]))
 
     def tail(self, task: Task) -> Stream:
         """Return what is kept of the task's partial output: an empty one begins an attempt."""
@@ -264,9 +259,7 @@ class Attendance:
 
     def _announce_restart(self, task: Task) -> None:
         for session in self._pool.listeners.get(task.id, ()):
-            client = self._pool.clients.get(session)
-            if client is not None:
-                self._pool.send(client.peer, Stream(task.id, task.n, 0, []))
+            self._pool.send(self._pool.clients[session].peer, Stream(task.id, task.n, 0, []))
 
     # --------------------------------------------------------------------- leaving
 

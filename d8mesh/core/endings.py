@@ -109,17 +109,13 @@ class Endings:
     ) -> None:
         pool = self._pool
         for session in pool.task_watchers.pop(task_id, ()):
-            client = pool.clients.get(session)
-            if client is not None:
-                client.watched.discard(task_id)
+            pool.clients[session].watched.discard(task_id)
             if session != watcher:
                 mine = told.setdefault(session, ([], []))
                 mine[0].append(task_id)
                 mine[1].append(payload)
         for session in pool.listeners.pop(task_id, ()):
-            client = pool.clients.get(session)
-            if client is not None:
-                client.listened.discard(task_id)
+            pool.clients[session].listened.discard(task_id)
 
     def _stop(self, stops: dict[str, list[str]], reason: str) -> None:
         for worker_id, ids in stops.items():

@@ -242,8 +242,7 @@ class Handout:
         count = min(limit, seat.free, self._share(lane.key.type))
         fitting = SOFT_FRAME_BYTES // (head.size_bytes // head.count + 64) or 1
         tasks = draw(pool.ledger, lane, priority, min(count, fitting, _MAX_GROUP_TASKS))
-        if tasks:
-            self._hand(seat, lane, tasks)
+        self._hand(seat, lane, tasks)
         return len(tasks)
 
     def _share(self, kind: str) -> int:
@@ -291,12 +290,11 @@ class Handout:
         pool.roster.to_the_end(seat, lane.key.type)
 
     def _flush(self, seat: Seat) -> None:
-        groups = self._groups.pop(seat.worker_id, None)
-        self._group_bytes.pop(seat.worker_id, None)
-        if groups:
-            seat.work_seq += 1
-            seat.last_handout = self._pool.now
-            self._pool.send(seat.peer, Work(seat.work_seq, groups))
+        groups = self._groups.pop(seat.worker_id)
+        del self._group_bytes[seat.worker_id]
+        seat.work_seq += 1
+        seat.last_handout = self._pool.now
+        self._pool.send(seat.peer, Work(seat.work_seq, groups))
 
     def _answer_poll(self, seat: Seat, task: Task) -> None:
         poll, seat.poll = seat.poll, None

@@ -118,11 +118,10 @@ class Roster:
         self._bound_offline()
 
     def move(self, seat: Seat, peer: Peer) -> None:
-        """The worker's session goes on under another routing id."""
+        """The mesh worker's session goes on under another routing id."""
         self._by_routing_id.pop(seat.peer.routing_id, None)
         seat.peer = peer
-        if seat.dialect is Dialect.MESH:
-            self._by_routing_id[peer.routing_id] = seat
+        self._by_routing_id[peer.routing_id] = seat
 
     def offer(self, seat: Seat, types: Iterable[str], models: Iterable[str]) -> None:
         """Change what a seat offers."""

@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 
 from d8mesh.core import messages as m
+from d8mesh.core.attendance import TAIL_BYTES
 from d8mesh.core.effects import Peer
 from d8mesh.core.task import TaskState
-from tests.core.desktop import Desktop, beat, hello, result
+from tests.core.desktop import Desktop, beat, failure, hello, result
 
 
 def test_a_worker_is_welcomed_and_gets_what_waits(desk: Desktop) -> None:
@@ -365,3 +366,63 @@ def test_a_last_hand_out_that_never_arrived_is_found_after_a_lease(desk: Desktop
         desk.pass_time(3)
         desk.say(worker, beat([], 0))  # it has not even seen number 1
     assert list(desk.work(worker)) == [task_id]
+
+
+def test_what_a_moved_session_does_not_hold_was_lost_on_the_way(desk: Desktop) -> None:
+    client = desk.client()
+    first = desk.worker("w")
+    (task_id,) = desk.submit(client)
+    assert desk.work(first)
+    moved = Peer(b"moved", "10.0.0.1")
+    desk.say(moved, hello("w"))
+    assert list(desk.work(moved)) == [task_id]
+    assert desk.ask(client, "status", id=task_id).body["attempts"] == 2
+    history = desk.ledger.tasks[task_id].history
+    assert history is None or history.errors == 0
+
+
+def test_a_tail_is_bounded_and_goes_when_its_task_ends(desk: Desktop) -> None:
+    client, worker = desk.client(), desk.worker("w")
+    (task_id,) = desk.submit(client)
+    held = desk.work(worker)
+    chunk = bytes(TAIL_BYTES // 2)
+    for seq in range(5):
+        desk.say(worker, m.Chunks([task_id], [held[task_id]], [seq], [chunk]))
+    desk.say(client, m.Listen(task_id, True))
+    (tail,) = desk.got(client, m.Stream)
+    assert (tail.first_seq, len(tail.payloads)) == (3, 2)
+    desk.finish(worker, held)
+    for _ in range(12):  # the tail is dropped with the next pruning
+        desk.pass_time(2)
+        desk.say(worker, beat([], 10))
+    late = desk.client("f" * 16)
+    desk.say(late, m.Listen(task_id, True))
+    assert desk.got(late, m.Stream) == []
+    assert not desk.dispatcher._attendance._tails
+
+
+def test_a_success_and_a_failure_of_one_attempt_in_one_message_is_a_success(
+    desk: Desktop,
+) -> None:
+    client, worker = desk.client(), desk.worker("w")
+    (task_id,) = desk.submit(client)
+    token = desk.work(worker)[task_id]
+    kinds = bytes([m.FAILED, m.SUCCEEDED])
+    ids, tokens, payloads = [task_id] * 2, [token] * 2, [failure("x"), result(1)]
+    desk.say(worker, m.Results(1, 1, ids, tokens, kinds, payloads))
+    assert desk.ledger.totals.completed == 1
+    assert desk.pool.duplicates == 1
+
+
+def test_an_attempt_that_is_held_outlives_a_restart(desk: Desktop) -> None:
+    client = desk.client()
+    worker = desk.worker("w")
+    (task_id,) = desk.submit(client)
+    held = desk.work(worker)
+    desk.restart()
+    again = desk.worker("w", held=held)
+    for _ in range(5):
+        desk.pass_time(3)
+        desk.say(again, beat([task_id], 0))
+    assert desk.ledger.state_of(task_id) is TaskState.RUNNING
+    assert desk.ledger.tasks[task_id].n == 1

@@ -8,8 +8,15 @@ import pytest
 
 from d8mesh.core import messages as m
 from d8mesh.core.desk import WHOLE_BATCH_IDS
-from d8mesh.core.effects import Peer
-from tests.core.desktop import Desktop, S
+from d8mesh.core.effects import Loaded, Peer
+from tests.core.desktop import Desktop, S, result
+
+REPORT: dict[str, object] = {
+    "task_id": f"{S}-77",
+    "worker_id": "p",
+    "is_success": True,
+    "result": result(),
+}
 
 
 def test_outcomes_come_to_who_submitted(desk: Desktop) -> None:
@@ -239,3 +246,70 @@ def test_finished_tasks_are_pruned_and_say_so(tmp_path: Path) -> None:
     assert desk.got(client, m.Accepted)  # its id stays used: the same task, not a new one
     assert desk.ledger.queued == 0
     desk.close()
+
+
+def test_who_leaves_awaits_and_listens_no_more(desk: Desktop) -> None:
+    client, other, worker = desk.client(), desk.client("f" * 16), desk.worker("w")
+    (task_id,) = desk.submit(client)
+    desk.say(other, m.Watch([task_id]))
+    desk.say(other, m.Listen(task_id, True))
+    held = desk.work(worker)
+    desk.say(other, m.Goodbye("x"))
+    assert desk.got(worker, m.Listening)[-1] == m.Listening([task_id], False)
+    assert not desk.pool.task_watchers
+    assert not desk.pool.listeners
+    desk.finish(worker, held)
+    assert desk.got(other, m.Outcomes) == []
+
+
+def test_who_awaits_and_listens_is_told_once(desk: Desktop) -> None:
+    client, worker = desk.client(), desk.worker("w")
+    (task_id,) = desk.submit(client)
+    other = desk.client("f" * 16)
+    desk.say(other, m.Watch([task_id]))
+    desk.say(other, m.Listen(task_id, True))
+    desk.finish(worker, desk.work(worker))
+    assert [each.ids for each in desk.got(other, m.Outcomes)] == [[task_id]]
+    assert not desk.pool.clients["f" * 16].watched
+    assert not desk.pool.clients["f" * 16].listened
+
+
+def test_a_listener_of_a_worker_that_is_gone_tells_nobody(desk: Desktop) -> None:
+    client, worker = desk.client(), desk.worker("w")
+    (task_id,) = desk.submit(client)
+    desk.work(worker)
+    desk.restart()  # who had it is known, but has not come back
+    client = desk.client()
+    desk.say(client, m.Listen(task_id, True))
+    assert desk.got(worker, m.Listening) == []
+
+
+def test_what_one_client_awaits_singly_is_bounded(
+    desk: Desktop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("d8mesh.core.desk.MAX_WATCHED", 2)
+    client, other = desk.client(), desk.client("f" * 16)
+    ids = desk.submit(client, 3)
+    desk.say(other, m.Watch(ids))
+    assert desk.pool.clients["f" * 16].watched == set(ids[:2])
+    assert desk.pool.rejected["watch.too_many"] == 1
+
+
+def test_what_the_journal_cannot_answer_is_asked_again_or_refused(desk: Desktop) -> None:
+    client = desk.client()
+    dispatcher, number = desk.dispatcher, desk.pool._next_load
+    dispatcher.receive(m.Watch([f"{S}-77"]), client, desk.now)
+    assert dispatcher.loaded(Loaded(number, [], "disk on fire")) == []
+    asked: list[tuple[str, dict[str, object]]] = [
+        ("tasks", {}),
+        ("cancel", {"id": f"{S}-77"}),
+        ("replay", {"id": f"{S}-77", "session": S, "n": 5}),
+        ("poll.report", REPORT),
+    ]
+    for what, args in asked:
+        number = desk.pool._next_load
+        dispatcher.receive(m.Ask(1, what, args), client, desk.now)
+        desk.perform(dispatcher.loaded(Loaded(number, [], "disk on fire")))
+        (answer,) = desk.got(client, m.Answer)
+        assert answer.code, what
+        assert answer.body["error"] == "disk on fire"

@@ -8,11 +8,12 @@ import msgspec
 import pytest
 
 from d8mesh.core import messages as m
+from d8mesh.core.effects import Load, Loaded, Peer
 from d8mesh.core.endings import MAX_REASON_CHARS
 from d8mesh.core.handout import MAX_RETRY_PAUSE_S
 from d8mesh.core.ledger import Ledger
 from d8mesh.core.task import TaskState
-from tests.core.desktop import Desktop, beat
+from tests.core.desktop import Desktop, beat, hello
 
 
 def test_high_priorities_go_first_and_every_16th_to_the_oldest_below(desk: Desktop) -> None:
@@ -233,3 +234,57 @@ def test_a_hand_out_that_cannot_be_sent_goes_to_another(desk: Desktop) -> None:
 
 def test_the_ledger_of_a_thousand_is_a_few_objects() -> None:
     assert not Ledger().tasks
+
+
+def test_what_is_to_run_later_wakes_the_broker_in_time(desk: Desktop) -> None:
+    client, worker = desk.client(), desk.worker("w")
+    (task_id,) = desk.submit(client, run_at=desk.at + 0.2)
+    assert desk.dispatcher.next_deadline() == pytest.approx(desk.now + 0.2)
+    assert desk.work(worker) == {}
+    desk.pass_time(0.3)
+    assert list(desk.work(worker)) == [task_id]
+
+
+def test_a_deadline_of_what_is_finished_is_nothing(desk: Desktop) -> None:
+    client, worker = desk.client(), desk.worker("w")
+    desk.submit(client, deadline_s=3.0)
+    desk.finish(worker, desk.work(worker))
+    desk.pass_time(5)
+    assert (desk.ledger.totals.completed, desk.ledger.totals.failed) == (1, 0)
+
+
+def test_of_a_hand_out_in_part_listened_to_the_worker_is_told_which(desk: Desktop) -> None:
+    client = desk.client()
+    ids = desk.submit(client, 3)
+    desk.say(client, m.Listen(ids[1], True))
+    worker = desk.worker("w", slots=3)
+    (work,) = desk.got(worker, m.Work)
+    assert not work.groups[0].is_listened
+    assert desk.got(worker, m.Listening) == [m.Listening([ids[1]], True)]
+
+
+def test_headings_of_tokens_are_kept_but_not_for_ever(
+    desk: Desktop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("d8mesh.core.handout.MAX_ATTEMPT", 2)
+    client = desk.client()
+    for name in "abcde":
+        worker = desk.worker(name)
+        desk.submit(client)
+        desk.finish(worker, desk.work(worker))
+        desk.say(worker, m.Goodbye("x"))
+    assert desk.ledger.totals.completed == 5
+    assert len(desk.dispatcher._handout._headings) <= 3
+
+
+def test_payloads_that_cannot_be_read_now_are_asked_for_again(desk: Desktop) -> None:
+    desk.ledger._payload_memory_bytes = 0
+    client = desk.client()
+    (task_id,) = desk.submit(client)
+    worker = Peer(b"w")
+    effects = desk.dispatcher.receive(hello("w"), worker, desk.now)
+    effects += desk.dispatcher.tick(desk.now, desk.at)
+    (load,) = (effect for effect in effects if isinstance(effect, Load))
+    assert desk.dispatcher.loaded(Loaded(load.number, [], "disk on fire")) == []
+    desk.pass_time(0.5)
+    assert list(desk.work(worker)) == [task_id]

@@ -8,6 +8,7 @@ from d8mesh.core.ledger import Ledger
 from d8mesh.core.task import (
     Cancelled,
     Completed,
+    Due,
     Failed,
     HandedOut,
     Requeued,
@@ -115,3 +116,9 @@ def test_payloads_beyond_the_memory_are_left_on_disk_and_loaded_back() -> None:
     assert [each.payload for each in ledger.draw(second, 9)] == [b"a", b"c"]
     assert first.payloads is not None
     ledger.check()
+
+
+def test_a_batch_that_ended_before_its_time_is_not_due_any_more(ledger: Ledger) -> None:
+    ledger.apply(Due([], [("f" * 16, 0)]))
+    with pytest.raises(UnknownTaskError):
+        ledger.apply(Due([f"{'f' * 16}-0"], []))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from d8mesh.core.effects import Peer
-from d8mesh.core.placement import can_run, choose_seat, share, why_waiting
+from d8mesh.core.placement import SEARCH_SEATS, can_run, choose_seat, share, why_waiting
 from d8mesh.core.queue import LaneKey
 from d8mesh.core.roster import MAX_OFFLINE_SEATS, Dialect, Roster, Seat
 from tests.core.desktop import Desktop
@@ -84,3 +84,17 @@ def test_a_stuck_retry_does_not_idle_a_worker(desk: Desktop) -> None:
     assert len(desk.work(bad)) == 1  # the retry waits for `good`, the rest does not
     assert desk.work(good) == {}
     assert desk.ledger.state_of(low) is None
+
+
+def test_a_line_of_free_seats_is_searched_so_far_and_no_further() -> None:
+    roster = Roster()
+    roster.add(seat("llama", "agent_action", "llama", window=0))  # busy, and the wish is its own
+    for number in range(SEARCH_SEATS + 5):
+        roster.add(seat(f"other{number}", "agent_action", "qwen"))
+    assert choose_seat(LaneKey("agent_action", "llama"), roster) is None
+
+
+def test_a_worker_gets_only_what_it_offers() -> None:
+    roster, echo = Roster(), seat("w", "echo")
+    roster.add(echo)
+    assert not can_run(echo, LaneKey("agent_action", ""), roster)

@@ -235,3 +235,31 @@ def test_odd_capabilities_do_no_harm(
     assert len(desk.pool.roster.seats["p"].types) == types
     told = desk.ask(shim, "workers").body["workers"]
     assert told[0]["capabilities"] == msgspec.msgpack.decode(msgspec.msgpack.encode(capabilities))  # type: ignore[index]
+
+
+def test_registrations_are_bounded(desk: Desktop, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("d8mesh.core.polling.MAX_POLLING_WORKERS", 1)
+    shim = desk.client()
+    assert register(desk, shim, "p").code == ""
+    assert register(desk, shim, "q").code == "access.forbidden"
+    assert register(desk, shim, "p").code == ""  # it may change its own
+
+
+def test_polls_of_another_process_wait_on(desk: Desktop) -> None:
+    shim, other = desk.client(), desk.client("f" * 16)
+    register(desk, shim, task_types=["echo"])
+    desk.say(shim, m.Ask(900, "poll.next", {"worker_id": "p", "wait_s": 5.0}))
+    desk.say(other, m.Goodbye("x"))
+    (task_id,) = desk.submit(shim)
+    (answer,) = desk.got(shim, m.Answer)
+    assert taken(answer.body["task"]) == task_id
+
+
+def test_a_result_of_a_worker_that_unregistered_meanwhile_counts(desk: Desktop) -> None:
+    shim = desk.client()
+    register(desk, shim, task_types=["echo"])
+    desk.submit(shim)
+    task_id = taken(poll(desk, shim))
+    desk.ask(shim, "poll.unregister", worker_id="p")
+    assert report(desk, shim, task_id).code == ""
+    assert desk.ledger.totals.completed == 1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from d8mesh.core.ledger import Ledger
-from d8mesh.core.queue import UNLIMITED, ReadyQueue, draw
+from d8mesh.core.queue import AGEING_PERIOD, UNLIMITED, ReadyQueue, draw
 from d8mesh.core.task import Cancelled, Spec, Submitted
 
 S = "0123456789abcdef"
@@ -67,3 +67,12 @@ def test_single_tasks_go_before_fresh_ones_and_gone_ones_are_skipped() -> None:
     lane.take_retried(waiting)
     assert lane.retried(5, 10) == []
     assert [batch.first for batch in lane.upcoming(5)] == [0]
+
+
+def test_the_turn_of_the_old_goes_to_the_highest_if_the_low_ones_have_gone() -> None:
+    ledger, queue = filled(("echo", 2, 1), ("echo", 9, 40))
+    queue.handed_out(AGEING_PERIOD - 1, is_aged=False)
+    ledger.apply(Cancelled([f"{S}-0"], [0], [b""], 0.0))
+    turn = queue.choose(list(queue.lanes.values()))
+    assert turn is not None
+    assert (turn.priority, turn.is_aged) == (9, False)

@@ -67,3 +67,15 @@ def test_workers_are_listed_with_their_counts(desk: Desktop) -> None:
     assert listed["status"] == "online"
     assert listed["capabilities"] == {"task_types": ["echo"], "models": []}
     assert listed["last_heartbeat"] == START_AT
+
+
+def test_a_task_that_waits_for_its_next_attempt_says_what_happened(desk: Desktop) -> None:
+    client, worker = desk.client(), desk.worker("w")
+    (task_id,) = desk.submit(client)
+    desk.finish(worker, desk.work(worker), m.FAILED)
+    reason = str(desk.ask(client, "status", id=task_id).body["reason"])
+    assert "tried again after: broken" in reason
+    desk.say(worker, beat([], 10, window=0))
+    desk.pass_time(5)
+    reason = str(desk.ask(client, "status", id=task_id).body["reason"])
+    assert reason == "all workers that offer it are busy; last error: broken"

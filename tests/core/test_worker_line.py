@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from d8mesh.core.messages import MAX_BATCH_TASKS, SOFT_FRAME_BYTES, SUCCEEDED
-from d8mesh.core.worker_line import Line, Profile, hello
+from d8mesh.core.worker_line import Bundle, Line, Profile, hello
 
 
 def filled(count: int) -> Line:
@@ -59,3 +59,13 @@ def test_a_hello_carries_the_profile_and_what_is_held() -> None:
     said = hello(me, 3, ["id"], [bytes(16)])
     assert (said.worker_id, said.window, said.held_ids) == ("w", 3, ["id"])
     assert (said.task_types, said.models, said.slots) == (["echo"], ["llama"], 2)
+
+
+def test_dropping_leaves_bundles_of_others_alone() -> None:
+    line = filled(2)
+    other = line.waiting[0]
+    line.unacknowledged[1] = filled(1).waiting[0]
+    line.waiting = [Bundle(["t9"], [b"z"], bytearray([SUCCEEDED]), [b"x"], 1)]
+    gone = line.drop({"t0"})
+    assert (gone.ids, line.unacknowledged, line.waiting[0].ids) == (["t0"], {}, ["t9"])
+    assert other.ids == ["t0", "t1"]
