@@ -1,0 +1,260 @@
+"""Deliberate faults, each a small change of one function, and the check that must catch it.
+
+`planted` changes a function of the running program for a while. The fault is text, so that
+it reads as the slip it would be.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import inspect
+import textwrap
+from collections.abc import Iterator
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any, Final
+
+
+@dataclass(frozen=True, slots=True)
+class Plant:
+    """In `where` (``module:Class.function``) `right` becomes `wrong`; `caught_by` must fail."""
+
+    name: str
+    where: str
+    right: str
+    wrong: str
+    caught_by: str
+
+
+ATTENDANCE: Final = "tests/core/test_attendance.py::test_"
+HANDOUT: Final = "tests/core/test_handout.py::test_"
+INTAKE: Final = "tests/core/test_intake.py::test_"
+
+PLANTS: Final = (
+    Plant(
+        "acknowledge a submit before its commit",
+        "d8mesh.core.intake:Intake.submit",
+        "message.first), waits=True)",
+        "message.first), waits=False)",
+        ATTENDANCE + "results_are_acknowledged_after_the_commit_only",
+    ),
+    Plant(
+        "acknowledge a result before its commit",
+        "d8mesh.core.attendance:Attendance.results",
+        "Received(message.seq), waits=True",
+        "Received(message.seq), waits=False",
+        ATTENDANCE + "results_are_acknowledged_after_the_commit_only",
+    ),
+    Plant(
+        "tell an outcome before its commit",
+        "d8mesh.core.endings:Endings._send_part",
+        "waits=True",
+        "waits=False",
+        ATTENDANCE + "results_are_acknowledged_after_the_commit_only",
+    ),
+    Plant(
+        "accept a stale failure",
+        "d8mesh.core.attendance:Attendance._unusual_result",
+        "task.token == token and ",
+        "",
+        ATTENDANCE + "a_stale_failure_is_refused",
+    ),
+    Plant(
+        "accept a guessed token",
+        "d8mesh.core.tokens:Mint.check",
+        "if self.token(heading, task_id) != token:",
+        "if False:",
+        ATTENDANCE + "a_guessed_token_is_refused",
+    ),
+    Plant(
+        "forget that a task is fenced",
+        "d8mesh.core.attendance:Attendance._unusual_result",
+        " and not found[0].spec.is_fenced",
+        "",
+        ATTENDANCE + "a_fenced_task_is_finished_by_its_current_attempt_only",
+    ),
+    Plant(
+        "count a task twice that stands twice in a message",
+        "d8mesh.core.attendance:Attendance.results",
+        'task.token = b""',
+        "pass",
+        ATTENDANCE + "the_same_task_twice_in_one_message_counts_once",
+    ),
+    Plant(
+        "read a heartbeat older than a hand-out as a denial",
+        "d8mesh.core.attendance:Attendance.heartbeat",
+        "(is_quiet or task.work_seq <= message.work_seq) and ",
+        "",
+        ATTENDANCE + "a_hand_out_that_never_arrived_is_found_by_the_heartbeat",
+    ),
+    Plant(
+        "never miss a hand-out",
+        "d8mesh.core.attendance:Attendance.heartbeat",
+        "if lost:",
+        "if False:",
+        ATTENDANCE + "a_hand_out_that_never_arrived_is_found_by_the_heartbeat",
+    ),
+    Plant(
+        "leases on the wall clock",
+        "d8mesh.core.attendance:Attendance.sweep",
+        "pool.now - seat.last_heard >",
+        "pool.at - seat.last_heard_at >",
+        "tests/core/test_dispatcher.py::test_a_jump_of_the_wall_clock_changes_no_lease_and_no_deadline",
+    ),
+    Plant(
+        "blame a lost worker for tasks it had not started",
+        "d8mesh.core.attendance:Attendance.lose",
+        "held[: seat.slots]",
+        "held[:]",
+        ATTENDANCE + "only_the_running_attempts_of_a_lost_worker_are_blamed",
+    ),
+    Plant(
+        "let giving back cost an attempt",
+        "d8mesh.core.attendance:Attendance.release",
+        'given, "given back"',
+        'given, "given back", is_counted=True',
+        ATTENDANCE + "released_attempts_wait_again_and_cost_nothing",
+    ),
+    Plant(
+        "never call prefetched tasks back",
+        "d8mesh.core.attendance:Attendance.sweep",
+        "if excess > 0 and",
+        "if False and",
+        ATTENDANCE + "prefetched_tasks_are_called_back_for_an_idle_worker",
+    ),
+    Plant(
+        "forget what a worker came back with",
+        "d8mesh.core.attendance:Attendance._take_over",
+        "seat.outstanding[task_id] = task",
+        "pass",
+        ATTENDANCE + "an_attempt_that_is_held_outlives_a_restart",
+    ),
+    Plant(
+        "retry where it failed",
+        "d8mesh.core.placement:suits_retry",
+        "if task.history is None or seat.worker_id not in task.history.failed_on:",
+        "if True:",
+        HANDOUT + "a_failure_is_retried_after_a_pause_on_a_worker_that_has_not_failed_it",
+    ),
+    Plant(
+        "let low priorities starve",
+        "d8mesh.core.queue:ReadyQueue.choose",
+        "self._since_aged >= AGEING_PERIOD - 1",
+        "self._since_aged >= 10**9",
+        HANDOUT + "high_priorities_go_first_and_every_16th_to_the_oldest_below",
+    ),
+    Plant(
+        "hand out more than the window",
+        "d8mesh.core.handout:Handout._give",
+        "min(limit, seat.free, self._share(lane.key.type))",
+        "min(limit, self._share(lane.key.type))",
+        HANDOUT + "a_window_is_never_exceeded",
+    ),
+    Plant(
+        "forget deadlines",
+        "d8mesh.core.handout:Handout.enqueue",
+        "if spec.deadline_at is not None:",
+        "if False:",
+        HANDOUT + "a_deadline_fails_what_is_not_finished_and_stops_what_runs",
+    ),
+    Plant(
+        "never use attempts up",
+        "d8mesh.core.handout:Handout._is_used_up",
+        "errors + 1 >= task.batch.spec.max_attempts",
+        "False",
+        HANDOUT + "attempts_are_counted_and_the_last_error_is_the_result",
+    ),
+    Plant(
+        "lose a hand-out that could not be sent",
+        "d8mesh.core.dispatcher:Dispatcher.undelivered",
+        "if tasks:",
+        "if False:",
+        HANDOUT + "a_hand_out_that_cannot_be_sent_goes_to_another",
+    ),
+    Plant(
+        "take another body under the same key",
+        "d8mesh.core.intake:Intake._repeat",
+        "if digest != message.digest:",
+        "if False:",
+        INTAKE + "an_idempotency_key_gives_the_first_tasks_or_a_conflict",
+    ),
+    Plant(
+        "take the same submit twice",
+        "d8mesh.core.records:Ranges.overlap",
+        "return total",
+        "return 0",
+        INTAKE + "the_same_submit_again_is_the_same_tasks",
+    ),
+    Plant(
+        "forget the bound of the queue",
+        "d8mesh.core.intake:Intake._check_room",
+        "if ledger.queued + count > policy.queue_size:",
+        "if False:",
+        INTAKE + "a_full_queue_refuses_with_the_time_to_wait",
+    ),
+    Plant(
+        "forget a cancellation on disk",
+        "d8mesh.edge.journal.writer:Journal._cancelled",
+        'self._insert("outcomes", self._runs(fact, state=CANCELLED, worker=None), width=7)',
+        "pass",
+        "tests/core/test_desk.py::test_a_cancelled_task_is_told_and_stays_cancelled",
+    ),
+    Plant(
+        "start with the epoch of before",
+        "d8mesh.edge.journal.writer:Journal.restore",
+        'meta["epoch"] + 1',
+        'meta["epoch"] + 0',
+        "tests/edge/test_journal.py::test_the_epoch_rises_with_every_start",
+    ),
+    Plant(
+        "let a result be overwritten in memory",
+        "d8mesh.core.ledger:Ledger._finish_fresh",
+        "if self.state_of(task_id) is None:",
+        "if False:",
+        "tests/core/test_ledger.py::test_a_finished_task_cannot_be_finished_again",
+    ),
+    Plant(
+        "hand the next task to a polling worker whose reply was lost",
+        "d8mesh.core.polling:Polling._next",
+        "if seat.outstanding and len(seat.outstanding) >= seat.slots:",
+        "if False:",
+        "tests/core/test_polling.py::test_a_full_hand_that_asks_means_that_a_reply_was_lost",
+    ),
+)
+
+
+@contextlib.contextmanager
+def planted(plant: Plant) -> Iterator[None]:
+    """Put a fault into the running program, and take it out again.
+
+    Raises:
+        LookupError: its text is not there, or not just once: the code has changed.
+    """
+    module_name, _, path = plant.where.partition(":")
+    module = importlib.import_module(module_name)
+    owner: Any = module
+    *outer, last = path.split(".")
+    for part in outer:
+        owner = getattr(owner, part)
+    right = getattr(owner, last)
+    source = textwrap.dedent(inspect.getsource(right))
+    if source.count(plant.right) != 1:
+        raise LookupError(f"{plant.where} has {plant.right!r} {source.count(plant.right)} times")
+    made: dict[str, Any] = {}
+    code = compile(source.replace(plant.right, plant.wrong), f"<planted: {plant.name}>", "exec")
+    exec(code, module.__dict__, made)  # noqa: S102  a planted fault is code by nature
+    try:
+        _exchange(module, owner, right, made[last])
+        yield
+    finally:
+        _exchange(module, owner, made[last], right)
+
+
+def _exchange(module: ModuleType, owner: Any, old: Any, new: Any) -> None:
+    """Put `new` wherever `old` is: in its class or module, and in tables of functions."""
+    setattr(owner, new.__name__, new)
+    for table in vars(module).values():
+        if isinstance(table, dict):
+            for key in [key for key, value in table.items() if value is old]:
+                table[key] = new

@@ -1,0 +1,28 @@
+"""The checks are checked: every planted fault must be caught by the test that is named for it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.planted.plants import PLANTS
+
+ROOT = Path(__file__).resolve().parents[2]
+PATIENCE_S = 110
+
+
+def test_every_planted_fault_is_caught_by_its_check() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.planted.run"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert f"{len(PLANTS)} caught" in done.stdout
+
+
+def test_there_are_enough_and_each_has_a_name() -> None:
+    assert len({plant.name for plant in PLANTS}) == len(PLANTS) >= 20
