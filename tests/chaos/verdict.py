@@ -257,7 +257,7 @@ def workers_back(evidence: Evidence, happened: list[Happening]) -> list[float]:
                 elif acked > move.at:
                     first[pid] = min(first.get(pid, at), at)
         alive = [pid for pid in before if not dead.get(pid, move.at + 60) < move.at + 60]
-        found += [max(first[pid] - move.at for pid in alive if pid in first)] if alive else []
+        found += [max(back)] if (back := [first[p] - move.at for p in alive if p in first]) else []
     return found
 
 
