@@ -8,6 +8,7 @@ both return effects. The parts, each with one concern: `intake` (submits), `hand
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final, assert_never
@@ -310,7 +311,7 @@ class Dispatcher:
             self._next_settle = pool.now + SETTLE_S
             self._settle_handouts()
         if pool.now >= self._next_prune:
-            self._next_prune = pool.now + PRUNE_S
+            self._next_prune = math.inf  # until this step is answered: none is pruned twice
             self._attendance.forget_tails()
             self._prune()
 
@@ -341,8 +342,8 @@ class Dispatcher:
             batches = [(str(r[0]), r[1], r[2]) for r in rows if not error]
             if batches:
                 pool.record(Pruned(batches, pool.at))  # type: ignore[arg-type]
-            if len(batches) == PRUNE_BATCHES:
-                self._next_prune = pool.now  # more to do: next step at the next sweep
+            is_more = len(batches) == PRUNE_BATCHES  # the next step at the next sweep
+            self._next_prune = pool.now + (0.0 if is_more else PRUNE_S)
 
         pool.load("prunable", (before_at, excess, PRUNE_BATCHES), then)
 

@@ -106,3 +106,7 @@ def test_a_record_that_is_not_utf8_or_cut_off_is_refused() -> None:
 def test_a_port_that_is_none_is_refused(port: int) -> None:
     with pytest.raises(ProtocolError, match="port"):
         read(GOOD, port)
+
+
+def test_strings_without_a_name_are_passed_over() -> None:
+    assert read(["=odd", *GOOD]) == read(GOOD)

@@ -97,3 +97,9 @@ def test_a_changed_byte_never_does_more_than_fail(position: int, change: int) ->
     good[position % len(good)] ^= change
     with contextlib.suppress(ProtocolError):
         decode_to_broker(bytes(good))
+
+
+def test_columns_of_work_and_results_must_agree() -> None:
+    group = m.WorkGroup("echo", 1.0, False, [f"{S}-1"], [], [])
+    with pytest.raises(ProtocolError, match="Work: columns of unequal lengths"):
+        decode_to_worker(encode(m.Work(1, [group])))

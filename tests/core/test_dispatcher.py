@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from d8mesh.core import messages as m
-from d8mesh.core.dispatcher import STANDSTILL_S
-from d8mesh.core.effects import Loaded, Peer
+from d8mesh.core.dispatcher import PRUNE_S, STANDSTILL_S, SWEEP_S, Dispatcher, Restored
+from d8mesh.core.effects import Load, Loaded, Peer
 from d8mesh.core.ledger import Ledger
-from d8mesh.core.pool import MAX_LOADS
-from d8mesh.core.task import TaskState
+from d8mesh.core.pool import MAX_LOADS, Policy
+from d8mesh.core.task import Pruned, TaskState
 from tests.core.desktop import Desktop, S, beat, hello
 
 
@@ -173,3 +173,60 @@ def finish_everything(desk: Desktop, submitted: list[str]) -> None:
     totals = desk.ledger.totals
     assert totals.completed + totals.failed + totals.cancelled == len(submitted)
     assert desk.ledger.queued == desk.ledger.running == desk.ledger.unfinished_bytes == 0
+
+
+def test_what_could_not_be_sent_and_is_finished_already_needs_nothing(desk: Desktop) -> None:
+    client, worker = desk.client(), desk.worker("w")
+    desk.submit(client)
+    (work,) = desk.got(worker, m.Work)
+    desk.finish(worker, dict(zip(work.groups[0].ids, work.groups[0].tokens, strict=True)))
+    assert desk.dispatcher.undelivered(worker, work) == []
+
+
+def test_a_drain_says_goodbye_to_who_is_there(desk: Desktop) -> None:
+    client, gone, there = desk.client(), desk.worker("gone"), desk.worker("there")
+    desk.ask(client, "poll.register", worker_id="p", worker_type="t", capabilities={})
+    desk.say(gone, m.Goodbye("x"))
+    desk.perform(desk.dispatcher.drain())
+    assert [len(desk.got(peer, m.Goodbye)) for peer in (client, there, gone)] == [1, 1, 0]
+
+
+def finish_many(desk: Desktop, count: int) -> None:
+    client, worker = desk.client(), desk.worker("w", slots=count)
+    for _ in range(count):
+        desk.submit(client)
+    desk.finish(worker, desk.work(worker))
+
+
+def test_pruning_goes_in_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("d8mesh.core.dispatcher.PRUNE_BATCHES", 2)
+    desk = Desktop(tmp_path, retention_count=1)
+    finish_many(desk, 6)
+    desk.pass_time(PRUNE_S + 4 * SWEEP_S)
+    assert [len(fact.batches) for fact in desk.facts if isinstance(fact, Pruned)] == [2, 2, 1]
+    assert desk.ledger.kept_finished == 1
+    desk.close()
+
+
+def test_nothing_is_pruned_twice_when_the_journal_answers_late(tmp_path: Path) -> None:
+    desk = Desktop(tmp_path, retention_count=1)
+    finish_many(desk, 3)
+    loads: list[Load] = []
+    for _ in range(3):
+        desk.now += PRUNE_S
+        effects = desk.dispatcher.tick(desk.now, desk.at)
+        loads += [effect for effect in effects if isinstance(effect, Load)]
+    assert len(loads) == 1
+    rows = desk.reader.query(loads[0].what, loads[0].args)
+    desk.perform(desk.dispatcher.loaded(Loaded(loads[0].number, rows)))
+    desk.pass_time(2 * PRUNE_S)
+    assert desk.ledger.kept_finished == 1
+    desk.close()
+
+
+def test_what_went_wrong_with_finished_tasks_is_no_concern_of_a_start() -> None:
+    restored = Restored(1, bytes(32), troubled={f"{S}-0": (1, 1, [], ["w"])})
+    restored.in_flight[f"{S}-1"] = (1, "w")
+    dispatcher = Dispatcher(Policy(broker_id="o", mesh="m"), restored, lambda: 0.5)
+    dispatcher.check()
+    assert not dispatcher.pool.ledger.tasks

@@ -48,3 +48,24 @@ def test_our_own_failures_have_a_code_and_an_error() -> None:
         "code": "task.deadline",
     }
     assert error_text(payload) == "why"
+
+
+def test_who_awaits_the_batch_and_the_task_is_told_once(desk: Desktop) -> None:
+    client, worker = desk.client(), desk.worker("w")
+    (task_id,) = desk.submit(client, is_watched=False)
+    desk.say(client, m.Watch([task_id]))
+    found = desk.ledger.find(task_id)
+    assert found is not None
+    desk.pool.batch_watchers[found[0].order] = desk.pool.task_watchers[task_id].copy().pop()
+    desk.finish(worker, desk.work(worker))
+    assert [each.ids for each in desk.got(client, m.Outcomes)] == [[task_id]]
+
+
+def test_a_polling_worker_is_not_told_that_its_task_was_cancelled(desk: Desktop) -> None:
+    client = desk.client()
+    capabilities = {"task_types": ["echo"]}
+    desk.ask(client, "poll.register", worker_id="p", worker_type="t", capabilities=capabilities)
+    (task_id,) = desk.submit(client)
+    assert desk.ask(client, "poll.next", worker_id="p").body["task"]
+    assert desk.ask(client, "cancel", id=task_id).body["state"] == "cancelled"
+    assert not [message for _, message, _ in desk.sent if isinstance(message, m.Stop)]

@@ -9,9 +9,12 @@ import pytest
 from d8mesh.core.messages import (
     SUCCEEDED,
     Beat,
+    Chunks,
     Goodbye,
     Heartbeat,
+    Listening,
     Message,
+    Recall,
     Received,
     Refused,
     Rehello,
@@ -24,18 +27,22 @@ from d8mesh.core.messages import (
     WorkGroup,
 )
 from d8mesh.core.worker_effects import (
+    DROPPED,
+    UNAVAILABLE,
     Abort,
     Attempt,
     Ended,
     Forget,
     Keep,
     Kept,
+    Listened,
     Rebuild,
     Retire,
     Running,
     Send,
     Start,
     TakeBack,
+    Trouble,
     WorkerEffect,
 )
 from d8mesh.core.worker_line import Profile
@@ -290,3 +297,187 @@ def test_a_late_reply_of_a_forgotten_link_harms_nothing(size: int) -> None:
     session.forget_link("a")
     assert session.receive(_work(size), "a", 1.0) == []
     assert session.finished(_ended(attempts), 1.0) == []
+
+
+def test_the_loop_sleeps_until_something_is_due() -> None:
+    session = _session()
+    assert session.next_deadline() > 1e9
+    session.link_up("a", 0.0)
+    assert session.next_deadline() == 3.0  # HELLO again
+    session.receive(_welcome(), "a", 1.0)
+    assert session.next_deadline() == 4.0  # a heartbeat
+    attempts = _started(session.receive(_work(1), "a", 1.0))
+    session.finished(_ended(attempts), 1.0)
+    for now in (4.0, 7.0, 10.0):
+        session.receive(Beat(1), "a", now)
+        session.tick(now)
+    assert session.next_deadline() == 11.0  # unacknowledged results
+    session.link_down("a", 5.0)
+    assert session.next_deadline() > 1e9
+    assert session.brokers == []
+
+
+def test_what_a_link_unknown_here_says_or_does_is_nothing() -> None:
+    session = _session()
+    assert session.link_down("x", 0.0) == []
+    assert session.forget_link("x") == []
+    assert session.receive(Beat(1), "x", 0.0) == []
+    attempt = ("x", "0000000000000000-1", b"t" * 16)
+    assert session.finished([(*attempt, SUCCEEDED, b"\x80", 0.1)], 0.0) == []
+    assert session.chunks([(*attempt, 0, b"x")]) == []
+    assert session.taken_back([("x", "noop", 1.0, False, *attempt[1:], b"")], 0.0) == []
+
+
+def test_results_of_a_forgotten_link_go_to_the_same_broker_over_another() -> None:
+    session = _session()
+    _join(session)
+    attempts = _started(session.receive(_work(2), "a", 1.0))
+    session.link_down("a", 1.5)
+    session.finished(_ended(attempts[:1]), 2.0)
+    effects = session.forget_link("a")
+    assert effects == [Abort([attempts[1][5]])]  # the result was on the disk already
+    session.link_up("other", 3.0)
+    effects = session.receive(_welcome("a"), "other", 3.0)
+    (results,) = (message for message in _sent(effects) if isinstance(message, Results))
+    assert results.ids == [attempts[0][4]]
+    assert Forget([attempts[0][5]]) in session.receive(Received(results.seq), "other", 3.0)
+
+
+def test_after_a_sleep_every_connection_is_made_anew() -> None:
+    session = _session()
+    _join(session)
+    _join(session, "b")
+    session.link_down("b", 1.0)
+    assert [e.link for e in session.woke(100.0) if isinstance(e, Rebuild)] == ["a"]
+
+
+def test_what_the_broker_wants_of_the_slots_is_passed_on() -> None:
+    session = _session()
+    _join(session)
+    assert session.receive(Recall(3), "a", 1.0) == [TakeBack("a", 3)]
+    assert session.receive(Listening(["x"], True), "a", 1.0) == [Listened(["x"], True)]
+    assert session.receive(Stop(["not-held"], "x"), "a", 1.0) == []
+
+
+def test_a_broker_that_leaves_is_waited_for_and_its_results_are_on_the_disk() -> None:
+    session = _session()
+    _join(session)
+    attempts = _started(session.receive(_work(1), "a", 1.0))
+    session.finished(_ended(attempts), 1.0)
+    keep, trouble = session.receive(Goodbye("bye"), "a", 2.0)
+    assert isinstance(keep, Keep)
+    assert isinstance(trouble, Trouble)
+    assert trouble.code == "broker.draining"
+    assert session.is_idle  # nothing that could be done now
+    assert isinstance(_sent(session.tick(5.1))[0], WorkerHello)
+
+
+def test_a_task_handed_out_anew_replaces_the_older_attempt() -> None:
+    session = _session()
+    _join(session)
+    work = _work(1)
+    (old,) = _started(session.receive(work, "a", 1.0))
+    again = Work(2, [replace_tokens(work.groups[0], b"n" * 16)])
+    effects = session.receive(again, "a", 2.0)
+    assert Abort([old[5]]) in effects
+    assert not _sent(session.finished(_ended([old]), 2.0))
+    (results,) = _sent(session.finished(_ended(_started(effects)), 2.0))
+    assert isinstance(results, Results)
+    assert results.tokens == [b"n" * 16]
+
+
+def test_work_that_comes_during_a_drain_goes_back() -> None:
+    session = _session()
+    _join(session)
+    session.drain(1.0)
+    effects = session.receive(_work(2), "a", 1.0)
+    assert TakeBack("a", 2) in effects
+
+
+def test_a_refusal_is_told_and_the_hello_said_again_much_later() -> None:
+    session = _session()
+    session.link_up("a", 0.0)
+    effects = session.receive(Refused(0, "access.forbidden", "other mesh"), "a", 1.0)
+    assert [e.code for e in effects if isinstance(e, Trouble)] == ["access.forbidden"]
+    assert session.tick(20.0) == []
+    assert isinstance(_sent(session.tick(31.1))[0], WorkerHello)
+    session.receive(_welcome(), "a", 31.2)
+    refused = session.receive(Refused(0, "protocol.bad", "odd frame"), "a", 32.0)
+    assert len(refused) == 1  # a bad frame does not end the session
+    assert session.brokers == ["a"]
+
+
+def test_an_acknowledgement_that_nobody_awaits_is_nothing() -> None:
+    session = _session()
+    _join(session)
+    assert session.receive(Received(99), "a", 1.0) == []
+
+
+def test_a_busy_service_gives_the_attempt_back_and_a_cancelled_one_tells_nothing() -> None:
+    session = _session()
+    _join(session)
+    one, two = _started(session.receive(_work(2), "a", 1.0))
+    ended = [
+        (one[0], one[4], one[5], UNAVAILABLE, b"", 0.1),
+        (two[0], two[4], two[5], DROPPED, b"", 0.1),
+    ]
+    (release,) = _sent(session.finished(ended, 1.0))
+    assert isinstance(release, Release)
+    assert release.ids == [one[4]]
+    assert session.is_idle
+
+
+def test_without_a_session_the_next_hello_tells_what_was_given_back() -> None:
+    session = _session()
+    _join(session)
+    (attempt,) = _started(session.receive(_work(1), "a", 1.0))
+    session.link_down("a", 1.0)
+    assert session.taken_back([attempt], 1.0) == []
+    (hello,) = _sent(session.link_up("a", 2.0))
+    assert isinstance(hello, WorkerHello)
+    assert hello.held_ids == []
+
+
+def test_of_what_is_taken_back_only_what_is_still_held_is_released() -> None:
+    session = _session()
+    _join(session)
+    one, two = _started(session.receive(_work(2), "a", 1.0))
+    session.receive(Stop([one[4]], "cancelled"), "a", 1.0)
+    session.finished(_ended([two]), 1.0)
+    assert not _sent(session.taken_back([one, two], 1.0))
+
+
+def test_partial_output_travels_together_and_only_of_what_is_held() -> None:
+    session = _session()
+    _join(session)
+    one, two = _started(session.receive(_work(2), "a", 1.0))
+    pieces = [(a[0], a[4], a[5], 0, b"x") for a in (one, two)]
+    (chunks,) = _sent(session.chunks(pieces))
+    assert isinstance(chunks, Chunks)
+    assert chunks.ids == [one[4], two[4]]
+    session.finished(_ended([one, two]), 1.0)
+    assert session.chunks(pieces) == []
+
+
+def test_what_is_offered_anew_is_told_with_the_next_tick() -> None:
+    session = _session()
+    _join(session)
+    assert not _sent(session.tick(1.0))
+    session.offer(["noop", "echo"], ["llama"])
+    (beat,) = _sent(session.tick(1.0))
+    assert isinstance(beat, Heartbeat)
+    assert (beat.task_types, beat.models) == (["noop", "echo"], ["llama"])
+
+
+def test_a_link_that_is_down_is_left_alone_and_one_refused_waits() -> None:
+    session = _session()
+    _join(session)
+    session.link_down("a", 1.0)
+    assert session.tick(50.0) == []
+    session.link_up("b", 50.0)
+    assert session.tick(51.0) == []  # the answer to HELLO may still come
+
+
+def replace_tokens(group: WorkGroup, token: bytes) -> WorkGroup:
+    tokens = [token] * len(group.ids)
+    return WorkGroup(group.type, group.timeout_s, False, group.ids, tokens, group.payloads)
