@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from itertools import repeat
-from typing import Final
+from typing import Final, assert_never
 
 import msgspec
 
@@ -194,6 +194,8 @@ class WorkerSession:
                 line.next_hello = now + HELLO_S
                 left = Trouble(link, "broker.draining", f"the orchestrator left: {reason}")
                 return [*self._save(line), left]
+            case _:
+                assert_never(message)
 
     def _work(self, message: Work, line: Line, now: float) -> list[WorkerEffect]:
         line.work_seq = message.seq
@@ -252,8 +254,7 @@ class WorkerSession:
         if bundle is None:
             return []
         was_full = self.is_outbox_full
-        effects = self._forget([bundle])
-        effects += self._flush(line, now)
+        effects = self._forget([bundle]) + self._flush(line, now)
         return effects + (self._offer(now) if was_full else [])
 
     # ----------------------------------------------------------------- what the slots say

@@ -426,3 +426,16 @@ def test_an_attempt_that_is_held_outlives_a_restart(desk: Desktop) -> None:
         desk.say(again, beat([task_id], 0))
     assert desk.ledger.state_of(task_id) is TaskState.RUNNING
     assert desk.ledger.tasks[task_id].n == 1
+
+
+def test_after_our_restart_a_worker_that_comes_back_without_its_task_frees_it_at_once(
+    desk: Desktop,
+) -> None:
+    first = desk.worker("w", slots=2, window=2)
+    held, lost = desk.submit(desk.client(), 2)
+    tokens = desk.work(first)
+    desk.restart()
+    back = desk.worker("w", boot="b2", slots=2, window=2, held={held: tokens[held]})
+    desk.pass_time(0.1)
+    assert list(desk.work(back)) == [lost]
+    assert desk.ledger.tasks[held].worker_id == "w"

@@ -122,3 +122,11 @@ def test_a_batch_that_ended_before_its_time_is_not_due_any_more(ledger: Ledger) 
     ledger.apply(Due([], [("f" * 16, 0)]))
     with pytest.raises(UnknownTaskError):
         ledger.apply(Due([f"{'f' * 16}-0"], []))
+
+
+def test_a_task_whose_payload_is_on_disk_only_can_be_cancelled() -> None:
+    ledger = Ledger(payload_memory_bytes=0)
+    ledger.apply(submitted(0, 2))
+    ledger.apply(Cancelled([f"{S}-0"], [0], [b""], 1.0))
+    ledger.check()
+    assert ledger.queued == 1

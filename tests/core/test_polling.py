@@ -263,3 +263,17 @@ def test_a_result_of_a_worker_that_unregistered_meanwhile_counts(desk: Desktop) 
     desk.ask(shim, "poll.unregister", worker_id="p")
     assert report(desk, shim, task_id).code == ""
     assert desk.ledger.totals.completed == 1
+
+
+def test_an_idle_worker_unregisters_and_comes_back_after_silence(desk: Desktop) -> None:
+    shim = desk.client()
+    register(desk, shim)
+    assert desk.ask(shim, "poll.unregister", worker_id="p").code == ""
+    register(desk, shim)
+    for _ in range(8):
+        desk.pass_time(10)
+        desk.say(shim, m.Watch([]))
+    assert not desk.pool.roster.seats["p"].is_live
+    register(desk, shim, task_types=["echo"])
+    desk.submit(shim)
+    assert taken(poll(desk, shim))

@@ -478,6 +478,27 @@ def test_a_link_that_is_down_is_left_alone_and_one_refused_waits() -> None:
     assert session.tick(51.0) == []  # the answer to HELLO may still come
 
 
+def test_a_broker_without_a_session_gets_no_goodbye_but_its_results_are_kept() -> None:
+    session = _session()
+    _join(session)
+    _join(session, "b")
+    (attempt,) = _started(session.receive(_work(1), "a", 1.0))
+    session.finished(_ended([attempt]), 1.0)
+    session.receive(Rehello(""), "a", 2.0)
+    keep, goodbye = session.leave("stopped")
+    assert isinstance(keep, Keep)
+    assert goodbye == Send("b", Goodbye("stopped"))
+
+
+def test_the_end_of_an_attempt_that_was_replaced_leaves_its_successor_alone() -> None:
+    session = _session()
+    _join(session)
+    (attempt,) = _started(session.receive(_work(1), "a", 1.0))
+    late = (attempt[0], attempt[4], b"o" * 16, SUCCEEDED, b"\x80", 0.1)
+    session.finished([late], 1.0)
+    assert session.lines["a"].open == {attempt[4]: attempt[5]}
+
+
 def replace_tokens(group: WorkGroup, token: bytes) -> WorkGroup:
     tokens = [token] * len(group.ids)
     return WorkGroup(group.type, group.timeout_s, False, group.ids, tokens, group.payloads)
