@@ -9,7 +9,7 @@ both return effects. The parts, each with one concern: `intake` (submits), `hand
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final, assert_never
 
@@ -129,6 +129,7 @@ class Dispatcher:
                     self._forbid(peer, "a client cannot become a worker")
                 else:
                     self._attendance.hello(message, peer)
+                    self._settle_orphans(message.worker_id, peer)
             case ClientHello():
                 if pool.roster.by_peer(peer) is not None:
                     self._forbid(peer, "a worker cannot become a client")
@@ -398,18 +399,30 @@ class Dispatcher:
         seat.last_heard = self.pool.now
         seat.lease_until = self.pool.now + self.pool.policy.task_timeout_s
 
+    def _settle_orphans(self, worker_id: str, peer: Peer) -> None:
+        """A worker is back after our start: its HELLO names all it holds, the rest waits again.
+
+        Without this a broker that dies more often than a lease would never hand them out.
+        """
+        seat = self.pool.roster.by_peer(peer)
+        if seat is not None and seat.worker_id == worker_id and worker_id in self._orphans:
+            self._give_up(worker_id, self._orphans.pop(worker_id), "its worker holds it no more")
+
     def _give_up_orphans(self) -> None:
         """One lease after the start: what no worker came back with waits again, uncounted."""
         orphans, self._orphans = self._orphans, {}
         for worker_id, ids in orphans.items():
-            seat = self.pool.roster.seats.get(worker_id)
-            tasks = [self.pool.ledger.tasks.get(task_id) for task_id in ids]
-            lost = [
-                task
-                for task in tasks
-                if task is not None
-                and task.worker_id == worker_id
-                and (seat is None or task.id not in seat.outstanding)
-            ]
-            if lost:
-                self._handout.requeue(worker_id, lost, "its worker did not come back")
+            self._give_up(worker_id, ids, "its worker did not come back")
+
+    def _give_up(self, worker_id: str, ids: Sequence[str], why: str) -> None:
+        seat = self.pool.roster.seats.get(worker_id)
+        tasks = [self.pool.ledger.tasks.get(task_id) for task_id in ids]
+        lost = [
+            task
+            for task in tasks
+            if task is not None
+            and task.worker_id == worker_id
+            and (seat is None or task.id not in seat.outstanding)
+        ]
+        if lost:
+            self._handout.requeue(worker_id, lost, why)
