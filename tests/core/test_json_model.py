@@ -56,10 +56,3 @@ def test_subclasses_of_plain_kinds_are_plain() -> None:
         __slots__ = ()
 
     check_json({"a": Text("x"), "b": (1, 2)}, "data")
-
-
-def test_texts_of_a_kind_of_their_own_are_texts() -> None:
-    class Name(str):
-        __slots__ = ()
-
-    check_json([Name("x"), {"a": Name("y")}], "data")
