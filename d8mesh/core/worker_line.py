@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
+import msgspec
+
 from d8mesh.core.messages import MAX_BATCH_TASKS, SOFT_FRAME_BYTES, VERSIONS, WorkerHello
 
 #: Until the first Welcome tells them: the documented heartbeat and lease.
@@ -46,6 +48,13 @@ def hello(me: Profile, window: int, ids: list[str], tokens: list[bytes]) -> Work
         window,
         ids,
         tokens,
+    )
+
+
+def failure(worker_id: str, error: str, duration_s: float) -> bytes:
+    """Return the result object of an attempt that the worker itself gives up."""
+    return msgspec.msgpack.encode(
+        {"success": False, "error": error, "worker_id": worker_id, "duration_s": duration_s}
     )
 
 

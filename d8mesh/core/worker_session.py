@@ -11,8 +11,6 @@ from dataclasses import replace
 from itertools import repeat
 from typing import Final, assert_never
 
-import msgspec
-
 from d8mesh.core.messages import (
     FAILED,
     SUCCEEDED,
@@ -52,7 +50,7 @@ from d8mesh.core.worker_effects import (
     Trouble,
     WorkerEffect,
 )
-from d8mesh.core.worker_line import Bundle, Line, Profile, hello
+from d8mesh.core.worker_line import Bundle, Line, Profile, failure, hello
 from d8mesh.core.worker_share import Share
 
 #: HELLO is said again after this long without an answer.
@@ -148,12 +146,7 @@ class WorkerSession:
     def forget_link(self, link: str) -> list[WorkerEffect]:
         """The link will not come back; its attempts are cancelled, its results stay owed."""
         line = self.lines.pop(link, None)
-        if line is None:
-            return []
-        effects = self._save(line)
-        own = self._orphans.setdefault(line.broker_id, [])
-        own += [Kept(line.broker_id, *row) for bundle in line.bundles() for row in bundle.rows()]
-        return effects + self._abandon(line, list(line.open))
+        return [] if line is None else self._strand(line)
 
     def woke(self, now: float) -> list[WorkerEffect]:
         """The machine slept: no connection can be trusted."""
@@ -198,6 +191,8 @@ class WorkerSession:
                 assert_never(message)
 
     def _work(self, message: Work, line: Line, now: float) -> list[WorkerEffect]:
+        if not line.broker_id:
+            return []  # nobody has said yet whose it is; the next HELLO tells that it is not held
         line.work_seq = message.seq
         held, attempts = line.open, list[Attempt]()
         effects: list[WorkerEffect] = []
@@ -224,12 +219,14 @@ class WorkerSession:
             if other is not line and other.is_welcome and other.broker_id == message.broker_id:
                 # The broker has moved the session to this link: move it back.
                 return [Retire(line.key), self._hello(other, now)]
+        effects: list[WorkerEffect] = [Joined(line.key, message.broker_id)]
+        if line.broker_id not in ("", message.broker_id):  # another lives at this address now
+            effects += self._strand(line)
         line.is_welcome, line.work_seq = True, 0
         line.broker_id, line.epoch = message.broker_id, message.epoch
         line.heartbeat_s = max(0.1, message.heartbeat_s)
         line.lease_s = max(line.heartbeat_s * 2, message.lease_s)
         line.next_heartbeat = now + line.heartbeat_s
-        effects: list[WorkerEffect] = [Joined(line.key, line.broker_id)]
         if message.dropped_ids:
             effects += self._abandon(line, message.dropped_ids)
             effects += self._forget([line.drop(set(message.dropped_ids))])
@@ -347,7 +344,8 @@ class WorkerSession:
                 continue
             duration_s = round(now - started, 3)
             error = f"TimeoutError: not finished after {timeout_s:g} s"
-            ended.append((link, task_id, token, FAILED, self._error(error, duration_s), duration_s))
+            payload = failure(self.profile.worker_id, error, duration_s)
+            ended.append((link, task_id, token, FAILED, payload, duration_s))
             effects.append(Abort([token]))
         if ended:
             effects += self.finished(ended, now)
@@ -463,6 +461,14 @@ class WorkerSession:
         self._abandoned.update(zip(tokens, repeat(line.key), strict=False))
         return [Abort(tokens)]
 
+    def _strand(self, line: Line) -> list[WorkerEffect]:
+        """This link leads to its broker no more: results wait for another, attempts go."""
+        effects = self._save(line)
+        own = self._orphans.setdefault(line.broker_id, [])
+        own += [Kept(line.broker_id, *row) for bundle in line.bundles() for row in bundle.rows()]
+        line.unacknowledged, line.waiting = {}, []
+        return effects + self._abandon(line, list(line.open))
+
     def _save(self, line: Line) -> list[WorkerEffect]:
         """Put results that are only in memory on the disk too."""
         on_disk = self._on_disk
@@ -485,12 +491,6 @@ class WorkerSession:
                 tokens += [token for token in bundle.tokens if token in self._on_disk]
         self._on_disk.difference_update(tokens)
         return [Forget(tokens)] if tokens else []
-
-    def _error(self, text: str, duration_s: float) -> bytes:
-        worker_id = self.profile.worker_id
-        return msgspec.msgpack.encode(
-            {"success": False, "error": text, "worker_id": worker_id, "duration_s": duration_s}
-        )
 
     def _taken(self) -> int:
         return sum(len(line.open) for line in self.lines.values())

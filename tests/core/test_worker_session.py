@@ -499,6 +499,31 @@ def test_the_end_of_an_attempt_that_was_replaced_leaves_its_successor_alone() ->
     assert session.lines["a"].open == {attempt[4]: attempt[5]}
 
 
+def test_work_of_a_broker_that_has_not_said_who_it_is_is_not_held() -> None:
+    session = _session()
+    session.link_up("a", 0.0)
+    assert session.receive(_work(1), "a", 0.1) == []
+    (hello,) = _sent(session.receive(Rehello(""), "a", 0.2))
+    assert isinstance(hello, WorkerHello)
+    assert hello.held_ids == []
+
+
+def test_results_for_one_broker_are_not_given_to_another_at_its_address() -> None:
+    session = _session()
+    _join(session)
+    running, done = _started(session.receive(_work(2), "a", 1.0))
+    session.link_down("a", 1.5)
+    session.finished(_ended([done]), 2.0)
+    session.link_up("a", 3.0)
+    effects = session.receive(_welcome("stranger"), "a", 3.0)
+    assert Abort([running[5]]) in effects
+    assert not [message for message in _sent(effects) if isinstance(message, Results)]
+    session.link_up("b", 4.0)
+    effects = session.receive(_welcome("a"), "b", 4.0)
+    (results,) = (message for message in _sent(effects) if isinstance(message, Results))
+    assert results.ids == [done[4]]
+
+
 def replace_tokens(group: WorkGroup, token: bytes) -> WorkGroup:
     tokens = [token] * len(group.ids)
     return WorkGroup(group.type, group.timeout_s, False, group.ids, tokens, group.payloads)
