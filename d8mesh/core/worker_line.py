@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
 import msgspec
 
 from d8mesh.core.messages import MAX_BATCH_TASKS, SOFT_FRAME_BYTES, VERSIONS, WorkerHello
+from d8mesh.core.worker_effects import Kept
 
 #: Until the first Welcome tells them: the documented heartbeat and lease.
 HEARTBEAT_S: Final = 3.0
@@ -29,26 +30,6 @@ class Profile:
     slots: int
     task_types: tuple[str, ...] = ()
     models: tuple[str, ...] = ()
-
-
-def hello(me: Profile, window: int, ids: list[str], tokens: list[bytes]) -> WorkerHello:
-    """Return the message that opens a session."""
-    return WorkerHello(
-        VERSIONS[0],
-        me.mesh,
-        me.worker_id,
-        me.boot_id,
-        me.worker_type,
-        me.machine_id,
-        me.host,
-        me.status_port,
-        list(me.task_types),
-        list(me.models),
-        me.slots,
-        window,
-        ids,
-        tokens,
-    )
 
 
 def failure(worker_id: str, error: str, duration_s: float) -> bytes:
@@ -155,3 +136,33 @@ class Line:
         self.waiting = [bundle for bundle in self.waiting if bundle.ids]
         self.unacknowledged = {seq: b for seq, b in self.unacknowledged.items() if b.ids}
         return gone
+
+
+def hello(me: Profile, window: int, line: Line, owed: Iterable[Kept]) -> WorkerHello:
+    """Return the message that opens a session.
+
+    Args:
+        owed: results that no link has; those that may be this broker's are held too, lest it
+            gives their tasks to others before they can be handed in.
+    """
+    ids, tokens = line.held()
+    for row in owed:
+        if line.broker_id in ("", row.broker_id) and len(ids) < MAX_BATCH_TASKS:
+            ids.append(row.task_id)
+            tokens.append(row.token)
+    return WorkerHello(
+        VERSIONS[0],
+        me.mesh,
+        me.worker_id,
+        me.boot_id,
+        me.worker_type,
+        me.machine_id,
+        me.host,
+        me.status_port,
+        list(me.task_types),
+        list(me.models),
+        me.slots,
+        window,
+        ids,
+        tokens,
+    )

@@ -407,9 +407,9 @@ class WorkerSession:
     def _hello(self, line: Line, now: float) -> Send:
         line.is_welcome = False
         line.next_hello = now + HELLO_S
-        ids, tokens = line.held()
+        owed = [row for rows in self._orphans.values() for row in rows]
         line.window = window = self._window(line, now)
-        return Send(line.key, hello(self.profile, window, ids, tokens))
+        return Send(line.key, hello(self.profile, window, line, owed))
 
     def _heartbeat(self, line: Line, now: float) -> Send:
         line.next_heartbeat = now + line.heartbeat_s

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from d8mesh.core.messages import MAX_BATCH_TASKS, SOFT_FRAME_BYTES, SUCCEEDED
+from d8mesh.core.worker_effects import Kept
 from d8mesh.core.worker_line import Bundle, Line, Profile, hello
 
 
@@ -56,9 +57,21 @@ def test_a_hello_carries_the_profile_and_what_is_held() -> None:
         mesh="m", worker_id="w", boot_id="b", worker_type="t", machine_id="x", host="h",
         status_port=1, slots=2, task_types=("echo",), models=("llama",),
     )  # fmt: skip
-    said = hello(me, 3, ["id"], [bytes(16)])
+    said = hello(me, 3, Line("a", open={"id": bytes(16)}), [])
     assert (said.worker_id, said.window, said.held_ids) == ("w", 3, ["id"])
     assert (said.task_types, said.models, said.slots) == (["echo"], ["llama"], 2)
+
+
+def test_a_hello_tells_results_of_earlier_runs_that_may_be_this_brokers() -> None:
+    me = Profile(
+        mesh="m", worker_id="w", boot_id="b", worker_type="t", machine_id="x", host="h",
+        status_port=1, slots=2,
+    )  # fmt: skip
+    owed = [Kept(broker, f"of {broker}", b"t", SUCCEEDED, b"") for broker in ("a", "b")]
+    assert hello(me, 1, Line("x", broker_id="a"), owed).held_ids == ["of a"]
+    assert hello(me, 1, Line("x"), owed).held_ids == ["of a", "of b"]
+    full = Line("x", open={f"t{n}": b"" for n in range(MAX_BATCH_TASKS)})
+    assert len(hello(me, 1, full, owed).held_ids) == MAX_BATCH_TASKS
 
 
 def test_dropping_leaves_bundles_of_others_alone() -> None:
