@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
+from d8mesh.core.task import Fact, Submitted
+from d8mesh.errors import JournalError
+from tests.simulation.orchestrator import Orchestrator
+from tests.simulation.run import run_seeds
+from tests.simulation.safety import Violation
+from tests.simulation.workers import SimWorker
 from tests.simulation.world import World
 
 SEEDS = 300
@@ -13,9 +21,68 @@ AT_A_TIME = 20
 
 
 @pytest.mark.parametrize("start", range(0, SEEDS, AT_A_TIME))
-def test_no_history_breaks_a_promise(tmp_path: Path, start: int) -> None:
-    for seed in range(start, start + AT_A_TIME):
-        folder = tmp_path / str(seed)
-        folder.mkdir()
-        counts = World(seed, folder).run()
-        assert counts.tasks > 0
+def test_no_history_breaks_a_promise(start: int) -> None:
+    _, counts = run_seeds(range(start, start + AT_A_TIME))
+    assert isinstance(counts, Counter), counts
+    assert counts["tasks"] > 0
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_in_a_calm_world_every_task_runs_once(tmp_path: Path, seed: int) -> None:
+    world = World(seed, tmp_path, is_calm=True)
+    counts = world.run()
+    assert not counts.faults
+    unrun = sum(state != 1 for state, _ in world.safety.outcomes.values())  # deadlines
+    assert counts.executions <= counts.tasks <= counts.executions + unrun
+
+
+@pytest.mark.parametrize("seed", [3, 77])
+def test_a_seed_tells_the_same_history_again(tmp_path: Path, seed: int) -> None:
+    told = []
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        world = World(seed, tmp_path / name)
+        world.run()
+        told.append(world.safety.whole_story())
+    assert told[0] == told[1]
+
+
+def acknowledges_early(world: World) -> None:
+    for orchestrator in world.orchestrators:
+        orchestrator.commits_before_sending = False
+
+
+def test_acknowledging_before_the_commit_is_caught(tmp_path: Path) -> None:
+    with pytest.raises(Violation, match=r"seed 1: .* not on disk") as caught:
+        World(1, tmp_path, plant=acknowledges_early).run()
+    assert "acknowledged" in str(caught.value)
+
+
+def test_a_disk_that_loses_a_commit_is_caught(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit = Orchestrator._commit
+
+    def loses_a_few(self: Orchestrator, facts: Sequence[Fact]) -> None:
+        is_submit = any(isinstance(fact, Submitted) for fact in facts)
+        if is_submit and self.world.rng.random() < 0.2:
+            self.world.safety.committed(self.name, facts)
+        else:
+            commit(self, facts)
+
+    monkeypatch.setattr(Orchestrator, "_commit", loses_a_few)
+    with pytest.raises((Violation, KeyError, JournalError)):
+        World(5, tmp_path).run()
+
+
+def test_results_mixed_up_are_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    results: list[bytes] = []
+    right = SimWorker._result
+
+    def wrong(self: SimWorker, payload: bytes) -> bytes:
+        results.append(right(self, payload))
+        return results[0]
+
+    monkeypatch.setattr(SimWorker, "_result", wrong)
+    with pytest.raises(Violation, match="has the result of another"):
+        World(5, tmp_path).run()

@@ -1,0 +1,163 @@
+"""A broker of the simulation: the real dispatcher and journal, and a loop that may die anywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from d8mesh.core import messages as m
+from d8mesh.core.codec import decode_to_broker, encode
+from d8mesh.core.dispatcher import Dispatcher
+from d8mesh.core.effects import Effect, Load, Loaded, Peer, Record, Send
+from d8mesh.core.pool import Policy
+from d8mesh.core.task import Fact
+from d8mesh.edge.journal import Journal, Reader
+
+if TYPE_CHECKING:
+    from tests.simulation.world import World
+
+
+class Died(Exception):
+    """The process ends here."""
+
+
+class Orchestrator:
+    """A broker: dispatcher, journal, and connections by routing id.
+
+    A crash loses what was not committed; a commit is whole or not there at all.
+    """
+
+    def __init__(self, world: World, number: int, file: Path) -> None:
+        rng = world.rng
+        self.world = world
+        self.name = f"o{number}"
+        self.paused_until = 0.0
+        self.routes: dict[bytes, Callable[[bytes], None]] = {}
+        #: what a plant turns off: see `perform`
+        self.commits_before_sending = True
+        self.life = 0
+        self._file = file
+        self._payload_memory_bytes = rng.choice((100, 10**6))
+        self._policy = Policy(
+            broker_id=self.name,
+            mesh="m",
+            task_timeout_s=rng.choice((10.0, 40.0)),
+            polling_timeout_s=15.0,
+            max_attempts=rng.choice((3, 6)),
+            retention_count=rng.choice((20, 10**6)),
+        )
+        self._steps_to_live: int | None = None
+        self._inbox: list[tuple[bytes, bytes]] = []
+        self._asked: dict[tuple[bytes, int], m.Results] = {}
+        self._open()
+
+    def _open(self) -> None:
+        world = self.world
+        self.journal = Journal(self._file, synchronous="OFF")
+        self.reader = Reader(self._file)
+        restored = self.journal.restore()
+        self.life = restored.epoch
+        self.dispatcher = Dispatcher(
+            self._policy, restored, world.rng.random, now=world.now, at=world.at
+        )
+        self.dispatcher.pool.ledger._payload_memory_bytes = self._payload_memory_bytes
+        world.safety.restored(self.dispatcher)
+
+    def close(self) -> None:
+        """Let the files go."""
+        self.reader.close()
+        self.journal.close()
+
+    def crash(self) -> None:
+        """Die, at once or at some effect to come; be back a little later."""
+        if self.world.rng.random() < 0.3:
+            self._die()
+        else:
+            self._steps_to_live = self.world.rng.randint(0, 30)
+
+    def _die(self) -> None:
+        self._steps_to_live = None
+        self.routes.clear()
+        self._inbox.clear()
+        self._asked.clear()
+        self.close()
+        self._open()
+        self.paused_until = self.world.now + self.world.rng.random() * 4
+
+    def hear(self, routing_id: bytes, frame: bytes, life: int) -> None:
+        """A frame has come in over a connection to an earlier or the current life."""
+        if life == self.life and routing_id in self.routes:
+            self._inbox.append((routing_id, frame))
+
+    def tick(self) -> None:
+        """One wake-up."""
+        world = self.world
+        if world.now < self.paused_until:
+            return
+        inbox, self._inbox = self._inbox, []
+        effects: list[Effect] = []
+        for routing_id, frame in inbox:
+            message = decode_to_broker(frame)
+            if isinstance(message, m.Results):
+                self._asked[routing_id, message.seq] = message
+            effects += self.dispatcher.receive(message, Peer(routing_id, "10.0.0.1"), world.now)
+        effects += self.dispatcher.tick(world.now, world.at)
+        try:
+            self.perform(effects)
+        except Died:
+            world.counts.faults["broker died at an effect"] += 1
+            self._die()
+        if world.rng.random() < 0.05:
+            self.dispatcher.check()
+
+    def perform(self, effects: Sequence[Effect]) -> None:
+        """Carry effects out as the broker's loop does.
+
+        Raises:
+            Died: a crash was due at one of them.
+        """
+        facts = [effect.fact for effect in effects if isinstance(effect, Record)]
+        sends = [effect for effect in effects if isinstance(effect, Send)]
+        follow_ups: list[Effect] = []
+        for send in sends:
+            if not send.waits or not self.commits_before_sending:
+                follow_ups += self._send(send)
+        if facts:
+            self._commit(facts)
+        for send in sends:
+            if send.waits and self.commits_before_sending:
+                follow_ups += self._send(send)
+        for effect in effects:
+            if isinstance(effect, Load):
+                self._live()
+                rows = self.reader.query(effect.what, effect.args)
+                follow_ups += self.dispatcher.loaded(Loaded(effect.number, rows))
+        if follow_ups:
+            self.perform(follow_ups)
+
+    def _live(self) -> None:
+        if self._steps_to_live is not None:
+            if self._steps_to_live == 0:
+                raise Died
+            self._steps_to_live -= 1
+
+    def _commit(self, facts: Sequence[Fact]) -> None:
+        self._live()
+        self.journal.append(facts)
+        self.world.safety.committed(self.name, facts)
+        self._live()
+
+    def _send(self, send: Send) -> list[Effect]:
+        self._live()
+        self.world.safety.told(send.message, self._asked_for(send))
+        deliver = self.routes.get(send.peer.routing_id)
+        if deliver is None:
+            return self.dispatcher.undelivered(send.peer, send.message)
+        deliver(encode(send.message))
+        return []
+
+    def _asked_for(self, send: Send) -> m.Results | None:
+        if isinstance(send.message, m.Received):
+            return self._asked.pop((send.peer.routing_id, send.message.seq), None)
+        return None

@@ -1,0 +1,168 @@
+"""What must never happen, checked whenever something is committed, told or restored."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+import msgspec
+
+from d8mesh.core import messages as m
+from d8mesh.core.dispatcher import Dispatcher
+from d8mesh.core.task import (
+    Cancelled,
+    Completed,
+    Fact,
+    Failed,
+    HandedOut,
+    Pruned,
+    Requeued,
+    Submitted,
+)
+
+_ENDS: Final = {Completed: 1, Failed: 2, Cancelled: 3}
+
+
+class Violation(AssertionError):
+    """A promise was broken; the message names the seed and tells the story of the task."""
+
+
+class Safety:
+    """All that is on the disks, and what may be said of it.
+
+    Args:
+        seed: names the history in a violation.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self._seed = seed
+        self.now = 0.0
+        #: task id -> payload, of everything committed
+        self.accepted: dict[str, bytes] = {}
+        self.fenced: set[str] = set()
+        self.outcomes: dict[str, tuple[int, bytes]] = {}
+        self.pruned: set[str] = set()
+        self.keys: dict[str, str] = {}
+        #: (task id, result) of every success that a handler really produced
+        self.produced: set[tuple[str, bytes]] = set()
+        self._home: dict[str, str] = {}
+        self._story: dict[str, list[str]] = {}
+
+    # ---------------------------------------------------------------- the story
+
+    def note(self, task_id: str, what: str) -> None:
+        """Add a line to the story of a task."""
+        self._story.setdefault(task_id, []).append(f"{self.now:8.2f} {what}")
+
+    def fail(self, task_id: str, why: str) -> None:
+        """A promise was broken for this task."""
+        lines = "\n".join(self._story.get(task_id, ["(nothing is known of it)"]))
+        raise Violation(f"seed {self._seed}: {task_id}: {why}\n{lines}")
+
+    def whole_story(self) -> list[str]:
+        """Return all lines of all stories."""
+        return [f"{task_id} {line}" for task_id, told in self._story.items() for line in told]
+
+    # -------------------------------------------------------------------- the disk
+
+    def committed(self, name: str, facts: Sequence[Fact]) -> None:
+        """These facts reached the disk of an orchestrator."""
+        for fact in facts:
+            match fact:
+                case Submitted():
+                    self._submitted(name, fact)
+                case HandedOut():
+                    for task_id in fact.ids:
+                        self.note(task_id, f"handed out to {fact.worker_id}")
+                case Requeued():
+                    for task_id in fact.ids:
+                        self.note(task_id, f"waits again: {fact.why} ({fact.worker_id})")
+                case Completed() | Failed() | Cancelled():
+                    self._ended(fact)
+                case Pruned():
+                    for session, first, count in fact.batches:
+                        self.pruned.update(f"{session}-{first + n}" for n in range(count))
+                case _:
+                    pass
+
+    def _submitted(self, name: str, fact: Submitted) -> None:
+        for n, payload in enumerate(fact.payloads):
+            task_id = f"{fact.session}-{fact.first + n}"
+            self.note(task_id, f"accepted by {name}")
+            if task_id in self.accepted:
+                self.fail(task_id, "was accepted twice")
+            self.accepted[task_id] = payload
+            self._home[task_id] = name
+            if fact.spec.is_fenced:
+                self.fenced.add(task_id)
+        if fact.key:
+            first = f"{fact.session}-{fact.first}"
+            known = self.keys.setdefault(f"{name} {fact.key}", first)
+            if known != first and known not in self.pruned:
+                self.fail(first, f"the key {fact.key} has made tasks before: {known}")
+
+    def _ended(self, fact: Completed | Failed | Cancelled) -> None:
+        for task_id, payload in zip(fact.ids, fact.payloads, strict=True):
+            self.note(task_id, f"recorded: {type(fact).__name__}")
+            if task_id not in self.accepted:
+                self.fail(task_id, "has an outcome and was never accepted")
+            if task_id in self.outcomes:
+                self.fail(task_id, "has two outcomes")
+            self.outcomes[task_id] = (_ENDS[type(fact)], payload)
+            if isinstance(fact, Completed):
+                if (task_id, payload) not in self.produced:
+                    self.fail(task_id, "completed with a result that nobody made")
+                told = msgspec.msgpack.decode(payload)
+                if told["output"] != msgspec.msgpack.decode(self.accepted[task_id]):
+                    self.fail(task_id, f"has the result of another: {told}")
+
+    def restored(self, dispatcher: Dispatcher) -> None:
+        """An orchestrator has started: it must know all that it had accepted."""
+        name, ledger = dispatcher.pool.policy.broker_id, dispatcher.pool.ledger
+        dispatcher.check()
+        for task_id, home in self._home.items():
+            if home != name:
+                continue
+            is_open = task_id not in self.outcomes
+            if is_open != (ledger.state_of(task_id) is not None):
+                self.fail(task_id, f"is {'not ' * is_open}there after a restart")
+        own = [task_id for task_id, home in self._home.items() if home == name]
+        totals = ledger.totals
+        ended = totals.completed + totals.failed + totals.cancelled
+        if (totals.submitted, ended) != (len(own), sum(i in self.outcomes for i in own)):
+            self.fail(name, f"counts wrongly after a restart: {totals}")
+
+    # ------------------------------------------------------------------ what is said
+
+    def told(self, message: m.Message, asked: m.Results | None) -> None:
+        """An orchestrator says this, now: what it promises must be on its disk."""
+        match message:
+            case m.Accepted():
+                task_id = f"{message.session}-{message.first}"
+                self.note(task_id, "acknowledged")
+                if task_id not in self.accepted:
+                    self.fail(task_id, "was acknowledged and is not on disk")
+            case m.Outcomes():
+                for task_id, state, payload in zip(
+                    message.ids, message.states, message.payloads, strict=True
+                ):
+                    self.outcome(task_id, state, payload)
+            case m.Received() if asked is not None:
+                for task_id, kind in zip(asked.ids, asked.kinds, strict=True):
+                    is_owed = task_id in self.accepted and task_id not in self.fenced
+                    if kind == m.SUCCEEDED and is_owed and task_id not in self.outcomes:
+                        self.fail(task_id, "its result was acknowledged and is not on disk")
+            case _:
+                pass
+
+    def outcome(self, task_id: str, state: int, payload: bytes) -> None:
+        """Somebody is told how a task stands."""
+        known = self.outcomes.get(task_id)
+        if state == m.PRUNED_STATE:
+            if task_id not in self.pruned or known is None:
+                self.fail(task_id, "is said to be pruned and is not")
+        elif state == m.UNKNOWN_STATE:
+            if task_id in self.accepted:
+                self.fail(task_id, "is said to be unknown and was accepted")
+        elif known != (state, payload):
+            self.fail(task_id, f"its outcome is {known} and was told as {(state, payload)}")
