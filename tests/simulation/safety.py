@@ -10,6 +10,7 @@ import msgspec
 from d8mesh.core import messages as m
 from d8mesh.core.dispatcher import Dispatcher
 from d8mesh.core.task import (
+    Adopted,
     Cancelled,
     Completed,
     Fact,
@@ -46,6 +47,7 @@ class Safety:
         #: (task id, result) of every success that a handler really produced
         self.produced: set[tuple[str, bytes]] = set()
         self._home: dict[str, str] = {}
+        self._current: dict[str, int] = {}
         self._story: dict[str, list[str]] = {}
 
     # ---------------------------------------------------------------- the story
@@ -72,10 +74,16 @@ class Safety:
                 case Submitted():
                     self._submitted(name, fact)
                 case HandedOut():
-                    for task_id in fact.ids:
-                        self.note(task_id, f"handed out to {fact.worker_id}")
+                    for task_id, n in zip(fact.ids, fact.ns, strict=True):
+                        self._current[task_id] = n
+                        self.note(task_id, f"handed out to {fact.worker_id}, attempt {n}")
+                case Adopted():
+                    for task_id, n in zip(fact.ids, fact.ns, strict=True):
+                        self._current[task_id] = max(n, self._current.get(task_id, 0))
+                        self.note(task_id, f"goes on at {fact.worker_id}")
                 case Requeued():
                     for task_id in fact.ids:
+                        self._current.pop(task_id, None)
                         self.note(task_id, f"waits again: {fact.why} ({fact.worker_id})")
                 case Completed() | Failed() | Cancelled():
                     self._ended(fact)
@@ -102,7 +110,7 @@ class Safety:
                 self.fail(first, f"the key {fact.key} has made tasks before: {known}")
 
     def _ended(self, fact: Completed | Failed | Cancelled) -> None:
-        for task_id, payload in zip(fact.ids, fact.payloads, strict=True):
+        for task_id, n, payload in zip(fact.ids, fact.ns, fact.payloads, strict=True):
             self.note(task_id, f"recorded: {type(fact).__name__}")
             if task_id not in self.accepted:
                 self.fail(task_id, "has an outcome and was never accepted")
@@ -112,6 +120,8 @@ class Safety:
             if isinstance(fact, Completed):
                 if (task_id, payload) not in self.produced:
                     self.fail(task_id, "completed with a result that nobody made")
+                if task_id in self.fenced and self._current.get(task_id) != n:
+                    self.fail(task_id, f"is fenced and was finished by attempt {n}")
                 told = msgspec.msgpack.decode(payload)
                 if told["output"] != msgspec.msgpack.decode(self.accepted[task_id]):
                     self.fail(task_id, f"has the result of another: {told}")
