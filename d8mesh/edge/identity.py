@@ -62,7 +62,7 @@ class Identity:
         self.folder, self._lock, number = _first_free(self.workers)
         try:
             self.worker_id = self._named(name, number) if name else self._stored()
-        except BaseException:
+        except BaseException:  # also on Ctrl-C: what was taken is let go
             self._lock.release()
             raise
 

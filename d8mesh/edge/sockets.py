@@ -143,7 +143,7 @@ class RouterEndpoint:
         self._addresses: dict[bytes, str] = {}
         try:
             self.port = self._bind(host, ports)
-        except BaseException:
+        except BaseException:  # also on Ctrl-C: what was taken is let go
             self.close()
             raise
 

@@ -176,7 +176,7 @@ class Api:
                 self.on_dead()
             self._refused(request, error.code, str(error), response.status_code)
             return response
-        except Exception as error:
+        except Exception as error:  # no traceback to a caller, whatever it is
             _log.exception("request failed")
             self._refused(request, "d8.error", type(error).__name__, 500)
             return problem(D8Error("something went wrong here; the log says what"))

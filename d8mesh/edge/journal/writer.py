@@ -92,7 +92,7 @@ class Journal:
         try:
             _refuse_network_disk(path)
             self._db = self._open(synchronous, vfs, checkpoint_pages)
-        except BaseException:
+        except BaseException:  # also on Ctrl-C: what was taken is let go
             self._lock.close()
             raise
         self._sids: dict[str, int] = dict(self._db.execute("SELECT name, sid FROM sessions"))
