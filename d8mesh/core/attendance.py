@@ -27,6 +27,7 @@ from d8mesh.core.pool import Pool
 from d8mesh.core.records import Task
 from d8mesh.core.roster import Dialect, Seat
 from d8mesh.core.task import Adopted, TaskState
+from d8mesh.core.tokens import Claim
 
 #: Prefetched tasks are called back when their worker made no progress for this long.
 RECALL_AFTER_S: Final = 0.5
@@ -116,7 +117,7 @@ class Attendance:
         for task_id, token in zip(message.held_ids, message.held_tokens, strict=True):
             claim = pool.mint.check(token, task_id)
             task = pool.ledger.open_task(task_id) if claim is not None else None
-            if claim is None or task is None:
+            if claim is None or task is None or _is_fenced_off(task, claim, seat.worker_id):
                 dropped.append(task_id)
             elif task_id in seat.outstanding:
                 seat.outstanding[task_id].work_seq = 0
@@ -308,6 +309,13 @@ class Attendance:
 
     def _heard(self, seat: Seat) -> None:
         seat.last_heard, seat.last_heard_at = self._pool.now, self._pool.at
+
+
+def _is_fenced_off(task: Task, claim: Claim, worker_id: str) -> bool:
+    """An attempt of a fenced task that ended here, or after which another was handed out."""
+    if not task.batch.spec.is_fenced or claim.n > task.n:  # larger: its hand-out was not stored
+        return False
+    return task.state is not TaskState.RUNNING or (claim.n, worker_id) != (task.n, task.worker_id)
 
 
 def refuse_hello(version: int, mesh: str, pool: Pool) -> Refused | None:

@@ -259,6 +259,32 @@ def test_a_fenced_task_is_finished_by_its_current_attempt_only(desk: Desktop) ->
     assert desk.ledger.totals.completed == 1
 
 
+def test_an_ended_attempt_of_a_fenced_task_is_not_taken_up_again(desk: Desktop) -> None:
+    first = desk.worker("w1")
+    client = desk.client()
+    (task_id,) = desk.submit(client, is_fenced=True)
+    held = desk.work(first)
+    desk.pass_time(11.0)  # w1 is lost, and the attempt with it
+    second = desk.worker("w2")
+    desk.say(second, m.Goodbye("off"))  # so is the next: the task waits again
+    back = desk.worker("w1", held=held, window=0)
+    assert desk.got(back, m.Welcome)[0].dropped_ids == [task_id]
+    desk.finish(back, held)
+    assert desk.ledger.state_of(task_id) is not None
+    assert desk.pool.rejected["result.stale"] == 1
+
+
+def test_the_running_attempt_of_a_fenced_task_outlives_a_restart(desk: Desktop) -> None:
+    first = desk.worker("w1")
+    (task_id,) = desk.submit(desk.client(), is_fenced=True)
+    held = desk.work(first)
+    desk.restart()
+    back = desk.worker("w1", held=held)
+    assert desk.got(back, m.Welcome)[0].dropped_ids == []
+    desk.finish(back, held)
+    assert desk.ledger.state_of(task_id) is None
+
+
 def test_released_attempts_wait_again_and_cost_nothing(desk: Desktop) -> None:
     client = desk.client()
     worker = desk.worker("w", slots=2)
