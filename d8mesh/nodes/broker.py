@@ -29,6 +29,7 @@ from d8mesh.core.effects import Effect, Load, Loaded, Peer, Record, Send
 from d8mesh.core.messages import Refused
 from d8mesh.core.pool import Policy
 from d8mesh.edge.discovery import Announcement, Discovery, Kind, Sighting
+from d8mesh.edge.failpoints import passed
 from d8mesh.edge.journal import Journal, Reader
 from d8mesh.edge.logs import event
 from d8mesh.edge.network import usable_addresses
@@ -90,6 +91,7 @@ class Broker:
         self._loop = Loop(self._waker, self._router)
         self._questions = _Questions(folder / JOURNAL_NAME, self._waker)
         restored = self._journal.restore()
+        passed("broker.restored")
         policy = _policy(config, self._journal.broker_id, self._router.port)
         self._dispatcher = Dispatcher(
             policy, restored, random.random, now=time.monotonic(), at=time.time()
@@ -138,6 +140,7 @@ class Broker:
         try:
             while not self._is_stopping.is_set():
                 self._step()
+            passed("broker.stopping")
             self._perform(self._dispatcher.drain())
         finally:
             self._discovery.close()
@@ -176,6 +179,7 @@ class Broker:
             self._check_disk(now)
         effects += dispatcher.tick(now, time.time())
         if effects:
+            passed("broker.received")
             self._perform(effects)
         if now >= self._next_summary:
             self._sum_up(now)
@@ -189,10 +193,14 @@ class Broker:
             if not send.waits:
                 follow_ups += self._send(send)
         if facts:
+            passed("broker.before_commit")
             self._journal.append(facts)
+            passed("broker.after_commit")
         for send in sends:
             if send.waits:
                 follow_ups += self._send(send)
+                passed("broker.between_sends")
+        passed("broker.after_sends")
         for effect in effects:
             if type(effect) is Load:
                 self._questions.ask(effect)

@@ -11,6 +11,7 @@ from typing import Final, TypeAlias
 
 from d8mesh.core.addresses import parse_endpoint
 from d8mesh.core.codec import decode_to_worker, encode
+from d8mesh.core.messages import Received, Results
 from d8mesh.core.worker_effects import (
     Abort,
     Forget,
@@ -26,6 +27,7 @@ from d8mesh.core.worker_effects import (
     WorkerEffect,
 )
 from d8mesh.core.worker_session import WorkerSession
+from d8mesh.edge.failpoints import passed
 from d8mesh.edge.identity import Identity, Place
 from d8mesh.edge.logs import event
 from d8mesh.edge.network import Way
@@ -116,6 +118,7 @@ class Runner:
             self._outbox = Outbox(self._identity.folder)
             while not self._is_over():
                 self._turn()
+            passed("worker.stopping")
             self._perform(self.session.leave("stopped"))
         except Exception as error:
             event(_log, logging.CRITICAL, "worker.died", error=repr(error))
@@ -152,6 +155,7 @@ class Runner:
             for frame in link.receive(MESSAGES_PER_TURN):
                 self._receive(frame, key, now)
         if slots.ended:
+            passed("worker.finished")
             take = slots.ended.popleft
             ended = [take() for _ in range(len(slots.ended))]
             if slots.aborted:
@@ -163,7 +167,10 @@ class Runner:
         self._take_pieces()
         if now >= self._next_watch:
             self._next_watch = now + WATCH_S
-            self._perform(session.watch(slots.running(), now))
+            running = slots.running()
+            if running:
+                passed("worker.mid_run")
+            self._perform(session.watch(running, now))
             self._look(now)
         self._perform(session.tick(now))
 
@@ -178,6 +185,8 @@ class Runner:
         except ProtocolError as error:
             event(_log, logging.WARNING, "frame.bad", link=key, error=str(error))
             return
+        if type(message) is Received:
+            passed("worker.acknowledged")
         self._perform(self.session.receive(message, key, now))
 
     def _look(self, now: float) -> None:
@@ -249,11 +258,14 @@ class Runner:
         for effect in effects:
             match effect:
                 case Start():
+                    passed("worker.handed_out")
                     slots.put(effect.attempts)
                 case Send():
                     held = self._links.get(effect.link)
                     if held is not None:
                         held[0].send(encode(effect.message))
+                        if type(effect.message) is Results:
+                            passed("worker.results_sent")
                 case TakeBack():
                     given = slots.take_back(effect.link, effect.count)
                     slots.aborted.difference_update([attempt[5] for attempt in given])
@@ -293,6 +305,7 @@ class Runner:
         try:
             if isinstance(effect, Keep):
                 self._outbox.keep(effect.results)
+                passed("worker.outbox_written")
             else:
                 self._outbox.forget(effect.tokens)
             self.outbox_trouble = ""
