@@ -44,6 +44,8 @@ HELLO_S: Final = 3.0
 #: A new link on which nothing was heard for this long is given up: sooner than one that
 #: worked, as the address may be that of an orchestrator that has just gone.
 OPENING_S: Final = 5.0
+#: A heartbeat that is not answered for this long: the orchestrator may have moved.
+DOUBT_S: Final = 1.5
 #: An orchestrator that said goodbye has closed its port after this long.
 LEAVING_S: Final = 0.5
 #: An unanswered submit or question is sent again after this long.
@@ -272,6 +274,11 @@ class ClientSession:
                 self._asks[request] = (question, now)
                 out.append(Transmit(question))
         return out + self._pump(now)
+
+    @property
+    def doubt_at(self) -> float:
+        """When a heartbeat should have been answered."""
+        return self._heard + self._heartbeat_s + DOUBT_S if self._is_up else float("inf")
 
     def next_deadline(self) -> float:
         """Return when `tick` has something to do next."""

@@ -56,6 +56,9 @@ class ExchangeLink:
     Thread: one thread calls these; `wake` is called by another.
     """
 
+    #: as of a `DealerLink`: here each request has a connection of its own
+    is_cut = is_renewed = False
+
     def __init__(self, url: str, wake: Callable[[], None]) -> None:
         self._wake = wake
         self._id = secrets.token_hex(16)

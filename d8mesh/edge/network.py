@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import http.client
 import json
 import re
 import selectors
@@ -224,6 +223,8 @@ def ask_health(url: str, *, deadline_s: float) -> dict[str, object]:
     Raises:
         BrokerUnavailableError: nothing answers there, or not as an orchestrator does.
     """
+    import http.client  # slow to import, and most processes never need it
+
     parts = urlsplit(url)
     kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
     connection = kind(parts.hostname or "", parts.port, timeout=deadline_s)

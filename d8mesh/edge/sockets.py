@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import socket
+import sys
 import threading
 from collections.abc import Callable, Sequence
 from typing import Final, Protocol
@@ -30,8 +31,11 @@ HEARTBEAT_TIMEOUT_MS: Final = 15_000
 SEND_QUEUE_MESSAGES: Final = 1000
 RECEIVE_QUEUE_MESSAGES: Final = 1000
 #: Pauses between tries to connect, growing: a broker that is started again is back in a second.
-RECONNECT_MS: Final = 100
-RECONNECT_MAX_MS: Final = 500
+#: Who is cut off for long makes a new link, with longer pauses of its own.
+RECONNECT_MS: Final = 50
+RECONNECT_MAX_MS: Final = 200
+#: A connection that nobody answers is tried anew: the system alone would pause up to a minute.
+CONNECT_MS: Final = 2000
 #: Connections waiting to be accepted.
 BACKLOG: Final = 1024
 #: How long closing may wait for what is still to be sent: a goodbye, not a queue.
@@ -99,21 +103,32 @@ class Loop:
         self._waker = waker
         self._poller = zmq.Poller()
         self._poller.register(waker.fileno(), zmq.POLLIN)
+        self._monitors: dict[object, DealerLink] = {}
         for endpoint in endpoints:
             self.add(endpoint)
 
     def add(self, endpoint: RouterEndpoint | DealerLink) -> None:
         """Wait for this one too."""
         self._poller.register(endpoint.socket, zmq.POLLIN)
+        if isinstance(endpoint, DealerLink):
+            self._poller.register(endpoint.monitor, zmq.POLLIN)
+            self._monitors[endpoint.monitor] = endpoint
 
     def remove(self, endpoint: RouterEndpoint | DealerLink) -> None:
         """Wait for this one no longer; call it before closing it."""
         with contextlib.suppress(KeyError):
             self._poller.unregister(endpoint.socket)
+            if isinstance(endpoint, DealerLink):
+                self._poller.unregister(endpoint.monitor)
+                del self._monitors[endpoint.monitor]
 
     def wait(self, timeout_s: float) -> None:
         """Return when something can be received, the waker was woken, or time is over."""
-        self._poller.poll(max(0, int(timeout_s * 1000 + 0.999)))
+        ready = self._poller.poll(max(0, int(timeout_s * 1000 + 0.999)))
+        if self._monitors:
+            for handle, _ in ready:
+                if handle in self._monitors:
+                    self._monitors[handle].look()
         self._waker.clear()
 
 
@@ -242,15 +257,23 @@ class DealerLink:
     Args:
         endpoint: ``tcp://HOST:PORT``.
         shared: whose threads to use; None: some of its own.
+
+    When the connection breaks, it is made again to the same address. `is_cut` tells that it
+    is broken; `is_renewed` that it was, and that the other side may know nothing of us.
     """
 
     def __init__(self, endpoint: str, shared: SharedContext | None = None) -> None:
+        self.is_cut = self.is_renewed = False
         self._owned = zmq.Context() if shared is None else None
         self._context = self._owned or shared.context  # type: ignore[union-attr]
         self.socket = self._context.socket(zmq.DEALER)
         _configure(self.socket)
         self.socket.set(zmq.RECONNECT_IVL, RECONNECT_MS)
         self.socket.set(zmq.RECONNECT_IVL_MAX, RECONNECT_MAX_MS)
+        self.socket.set(zmq.CONNECT_TIMEOUT, CONNECT_MS)
+        self.monitor: zmq.Socket[bytes] = self.socket.get_monitor_socket(
+            zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
+        )
         try:
             self.socket.connect(endpoint)
         except zmq.ZMQError as error:
@@ -275,8 +298,21 @@ class DealerLink:
                 break
         return received
 
+    def look(self) -> None:
+        """Bring `is_cut` and `is_renewed` up to date; the `Loop` calls it."""
+        while True:
+            try:
+                told, _ = self.monitor.recv_multipart(zmq.NOBLOCK)
+            except zmq.ZMQError:
+                return
+            is_cut = int.from_bytes(told[:2], sys.byteorder) == zmq.EVENT_DISCONNECTED
+            self.is_renewed = not is_cut and (self.is_cut or self.is_renewed)
+            self.is_cut = is_cut
+
     def close(self) -> None:
         """Let the connection go."""
+        self.socket.disable_monitor()
+        self.monitor.close(0)
         self.socket.close(LINGER_MS)
         if self._owned is not None:
             self._owned.term()

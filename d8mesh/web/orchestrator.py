@@ -21,26 +21,24 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import IO, Final
+from typing import Final
 
 from d8mesh.config import Config
 from d8mesh.edge import logs
 from d8mesh.edge.logs import event
-from d8mesh.edge.network import port_holder
 from d8mesh.errors import D8Error
-from d8mesh.nodes.broker import Broker
 from d8mesh.web.parent import end_with_parent
 
-#: Pauses before a child that died is brought back: at once, then doubling up to the cap.
+#: Pauses before a child that died is brought back: none, then these, doubling up to the cap.
 FIRST_PAUSE_S: Final = 0.1
 MAX_PAUSE_S: Final = 10.0
-#: A child that ran this long is healthy: its next death is a first one again.
-HEALTHY_S: Final = 30.0
+#: A child that ran this long is healthy: after its next death it is back at once again.
+HEALTHY_S: Final = 5.0
 #: Time for children to end by themselves before they are killed.
 END_S: Final = 10.0
 #: Exit codes of a child that a restart cannot mend.
 FINAL_EXITS: Final = frozenset({2, 3, 4})
-#: The pause between looks at the children.
+#: The pause between looks at the children; the death of one ends it.
 LOOK_S: Final = 0.2
 
 if sys.platform == "win32":
@@ -66,6 +64,8 @@ def run(config: Config, options: argparse.Namespace) -> int:
 
 def run_broker(config: Config, options: argparse.Namespace) -> int:
     """Be the broker process; says on standard output when it is up."""
+    from d8mesh.nodes.broker import Broker  # the launcher starts quicker without it
+
     arguments = _child_arguments(options.rest)
     logs.setup("broker", level=config.log_level, folder=_logs(config), to_stderr=False)
     broker = Broker(config, Path(config.data_dir) / "orchestrator", web_port=arguments.web_port)
@@ -107,6 +107,7 @@ class _Launcher:
         self._web = _Child("web", [])
         self._port = 0
         self._said = False
+        self._news = threading.Event()
 
     def run(self, stop: threading.Event) -> int:
         code = 0
@@ -115,7 +116,8 @@ class _Launcher:
                 code = self._look()
                 if code:
                     break
-                stop.wait(LOOK_S if self._said else 0.02)
+                self._news.wait(LOOK_S if self._said else 0.02)
+                self._news.clear()
         finally:
             self._end()
         return code
@@ -156,8 +158,7 @@ class _Launcher:
             self._start(child, now)
         return 0
 
-    @staticmethod
-    def _start(child: _Child, now: float) -> None:
+    def _start(self, child: _Child, now: float) -> None:
         child.process = subprocess.Popen(
             [sys.executable, "-m", "d8mesh", *child.arguments],
             stdin=subprocess.PIPE,
@@ -170,9 +171,8 @@ class _Launcher:
             creationflags=_NEW_GROUP,
         )
         child.started = now
-        assert child.process.stdout is not None
         threading.Thread(
-            target=_pump, args=(child.process.stdout, child.lines), daemon=True
+            target=_pump, args=(child.process, child.lines, self._news), daemon=True
         ).start()
 
     def _ready(self, line: str) -> None:
@@ -212,10 +212,18 @@ class _Launcher:
                 process.wait()
 
 
-def _pump(stream: IO[str], lines: queue.SimpleQueue[str]) -> None:
+def _pump(
+    process: subprocess.Popen[str], lines: queue.SimpleQueue[str], news: threading.Event
+) -> None:
+    """Pass on what a child says, and tell of each line and of its end."""
+    assert process.stdout is not None
     with contextlib.suppress(OSError, ValueError):
-        for line in stream:
+        for line in process.stdout:
             lines.put(line)
+            news.set()
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(END_S)
+    news.set()
 
 
 def _stop_signals() -> Sequence[signal.Signals]:
@@ -246,6 +254,8 @@ def _refuse_taken_port(config: Config) -> None:
         try:
             probe.bind((config.web_host, config.web_port))
         except OSError as error:
+            from d8mesh.edge.network import port_holder  # slow to import, and seldom needed
+
             holder = port_holder(config.web_port)
             held_by = f" by {holder}" if holder else ""
             raise D8Error(

@@ -341,3 +341,28 @@ def test_a_loop_waits_for_what_it_was_given_only(router: RouterEndpoint) -> None
         loop.wait(0.05)
         assert time.monotonic() - begun >= 0.04
     waker.close()
+
+
+def test_a_link_tells_that_it_was_cut_and_that_it_stands_again() -> None:
+    port = free_port()
+    with contextlib.ExitStack() as stack:
+        waker = Waker()
+        stack.callback(waker.close)
+        with router_at(port) as router:
+            link = stack.enter_context(link_to(router))
+            loop = Loop(waker, link)
+            link.send(b"hello")
+            until(lambda: router.receive(1))
+
+        def turns(is_so: Callable[[], bool]) -> bool:
+            loop.wait(0.05)
+            return is_so()
+
+        until(lambda: turns(lambda: link.is_cut))
+        assert not link.is_renewed
+        with router_at(port) as router:
+            until(lambda: turns(lambda: link.is_renewed))
+            assert not link.is_cut
+            loop.remove(link)
+            link.send(b"again")
+            until(lambda: router.receive(1))

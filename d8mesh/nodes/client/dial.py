@@ -13,16 +13,23 @@ from collections.abc import Callable
 from typing import Final, TypeAlias
 
 from d8mesh.config import Config
+from d8mesh.core.addresses import parse_endpoint
 from d8mesh.edge.discovery import Discovery, Kind, Sighting
 from d8mesh.edge.exchange import ExchangeLink
 from d8mesh.edge.logs import event
-from d8mesh.edge.network import Way, find_way, find_way_by_url, usable_addresses
+from d8mesh.edge.network import (
+    Way,
+    find_way,
+    find_way_by_url,
+    first_reachable,
+    usable_addresses,
+)
 from d8mesh.edge.sockets import DealerLink
 from d8mesh.errors import BrokerUnavailableError
 
 #: Pauses between tries to reach an orchestrator, with jitter.
 FIRST_PAUSE_S: Final = 0.05
-MAX_PAUSE_S: Final = 2.0
+MAX_PAUSE_S: Final = 1.0
 #: How long one look for a way to an orchestrator may take.
 DIAL_S: Final = 1.0
 #: While only HTTP works, ZeroMQ is tried again this often, then slower.
@@ -56,6 +63,8 @@ class Dialler:
         self._wanted = threading.Event()
         self._wanted.set()
         self._pause_s = 0.0
+        self._lost = threading.Event()
+        self._endpoint_used, self._is_doubted = "", False
         self._stop = threading.Event()
         self._sightings: dict[str, Sighting] = {}
         self._seen = threading.Event()
@@ -71,7 +80,14 @@ class Dialler:
     def again(self, pause_s: float) -> None:
         """The connection is useless: make another after `pause_s`."""
         self._pause_s = pause_s
+        self._lost.set()
         self._wanted.set()
+
+    def doubt(self) -> None:
+        """Make another connection if nobody accepts one where the last one leads."""
+        if not self._lost.is_set() and self._endpoint_used.startswith("tcp://"):
+            self._is_doubted = True
+            self._wanted.set()
 
     def close(self) -> None:
         """Stop looking; let go of what was not taken."""
@@ -94,12 +110,16 @@ class Dialler:
             if was_wanted and self._stop.wait(self._pause_s):
                 return
             self._pause_s = 0.0
+            if self._is_doubted and not self._is_gone():
+                continue
             way = self._find()
             if not was_wanted and (way is None or way.is_http):
                 upgrade_s = min(MAX_UPGRADE_S, upgrade_s * 1.5)
                 continue
             self._wanted.clear()  # before: the new connection may be lost at once
+            self._lost.clear()
             if way is None or not self._connect(way):
+                self._lost.set()
                 self._wanted.set()
                 self._stop.wait(pause_s * random.uniform(0.5, 1.0))
                 pause_s = min(MAX_PAUSE_S, pause_s * 2)
@@ -108,7 +128,19 @@ class Dialler:
             self._wake()
             self._stop.wait(FIRST_PAUSE_S)
 
+    def _is_gone(self) -> bool:
+        """Ask where the connection leads; if somebody accepts, all stays as it is."""
+        address, port = parse_endpoint(self._endpoint_used)
+        is_gone = first_reachable([(address, port)], deadline_s=DIAL_S) is None
+        self._is_doubted = False
+        if not is_gone and not self._lost.is_set():
+            self._wanted.clear()
+            if self._lost.is_set():  # said meanwhile
+                self._wanted.set()
+        return is_gone or self._lost.is_set()
+
     def _connect(self, way: Way) -> bool:
+        self._endpoint_used = way.endpoint
         if way.is_http:
             event(
                 _log,

@@ -34,6 +34,10 @@ from d8mesh.nodes.client.dial import Connection, Dialler
 MESSAGES_PER_TURN: Final = 256
 #: The longest sleep of the loop; it is woken for everything there is to do.
 MAX_SLEEP_S: Final = 3600.0
+#: A broken connection may take so long to be made again; then other addresses are tried too.
+CUT_S: Final = 2.0
+#: How often it is asked whether an orchestrator that falls silent has moved.
+DOUBT_PAUSE_S: Final = 2.0
 _log: Final = logging.getLogger("d8mesh.client")
 
 Action: TypeAlias = Callable[[float], list[Output]]
@@ -71,6 +75,7 @@ class Runner:
         self._inbox: deque[Action] = deque()
         self._closing = threading.Event()
         self._link: Connection | None = None
+        self._cut_since = self._next_doubt = 0.0
         self.answers: dict[int, Slot] = {}
         self.listeners: dict[str, list[Callable[[Stream | None], None]]] = {}
         #: what to do when the outcome of a parcel arrives
@@ -132,17 +137,25 @@ class Runner:
         out: list[Output] = []
         while inbox:
             out += inbox.popleft()(now)
-        if self._link is not None:
-            for frame in self._link.receive(MESSAGES_PER_TURN):
+        link = self._link
+        if link is not None:
+            if link.is_cut or link.is_renewed:
+                out += self._mind(link, now)
+            for frame in link.receive(MESSAGES_PER_TURN):
                 out += self._receive(frame, now)
         if self.open is not None:
             out += self._take_open(now)
         out += session.tick(now)
+        if now >= max(session.doubt_at, self._next_doubt):
+            self._next_doubt = now + DOUBT_PAUSE_S
+            self._dialler.doubt()
         self._carry_out(out)
 
     def _next_deadline(self) -> float:
         parcel = self.open
-        due = self._session.next_deadline()
+        due = min(self._session.next_deadline(), max(self._session.doubt_at, self._next_doubt))
+        if self._cut_since:
+            due = min(due, self._cut_since + CUT_S)
         return due if parcel is None or parcel.give_up is None else min(due, parcel.give_up)
 
     def _take_open(self, now: float) -> list[Output]:
@@ -168,7 +181,20 @@ class Runner:
             self._loop.add(link)
         self._carry_out(self._session.link_up(now))
 
+    def _mind(self, link: Connection, now: float) -> list[Output]:
+        """The connection is broken, or was: what was said meanwhile may be lost."""
+        if link.is_renewed:
+            link.is_renewed, self._cut_since = False, 0.0
+            return self._session.link_up(now)
+        if not self._cut_since:
+            self._cut_since = now
+            self._session.link_down()
+        elif now - self._cut_since >= CUT_S:
+            return [Lost(f"the connection has been cut for {CUT_S:g} s")]
+        return []
+
     def _drop_link(self) -> None:
+        self._cut_since = 0.0
         link, self._link = self._link, None
         if isinstance(link, DealerLink):
             self._loop.remove(link)

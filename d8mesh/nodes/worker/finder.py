@@ -9,25 +9,31 @@ from __future__ import annotations
 import logging
 import random
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Final, TypeAlias
 
+from d8mesh.core.addresses import parse_endpoint
 from d8mesh.edge.discovery import Sighting
 from d8mesh.edge.exchange import ExchangeLink
 from d8mesh.edge.identity import Place
 from d8mesh.edge.logs import event
-from d8mesh.edge.network import Way, ask_health, find_way, find_way_by_url
+from d8mesh.edge.network import Way, ask_health, find_way, find_way_by_url, first_reachable
 from d8mesh.edge.sockets import DealerLink
 from d8mesh.errors import BrokerUnavailableError
 
 #: Pauses between tries, growing, with jitter.
 FIRST_PAUSE_S: Final = 0.05
-MAX_PAUSE_S: Final = 2.0
+MAX_PAUSE_S: Final = 1.0
 #: How long one look for a way may take.
 DIAL_S: Final = 1.5
 #: While only HTTP works, ZeroMQ is tried again this often.
 UPGRADE_S: Final = 2.0
+#: Where ZeroMQ worked before, HTTP is not taken sooner: the broker is being started again.
+DOWNGRADE_S: Final = 5.0
+#: How long a broker that answers no heartbeat has to accept a connection.
+ACCEPT_S: Final = 1.0
 #: Orchestrators pursued at once.
 MAX_PURSUITS: Final = 64
 _END_S: Final = 2.0
@@ -55,15 +61,25 @@ class Pursuit:
     ) -> None:
         self.key = key
         self._find, self._found, self._wake = find, found, wake
-        self._wanted, self._stop, self._news = (threading.Event() for _ in range(3))
+        self._wanted, self._stop, self._news, self._lost = (threading.Event() for _ in range(4))
         self._wanted.set()
+        self._lost.set()
+        self._lost_at, self._doubted = 0.0, ""
         self._thread = threading.Thread(target=self._serve, name=f"dial-{key[:8]}", daemon=True)
         self._thread.start()
 
     def again(self) -> None:
         """The connection is useless: make another."""
+        self._lost_at = time.monotonic()
+        self._lost.set()
         self._wanted.set()
         self._news.set()
+
+    def doubt(self, endpoint: str) -> None:
+        """Make another connection if nobody accepts one at `endpoint` any more."""
+        if not self._lost.is_set() and not self._doubted:
+            self._doubted = endpoint
+            self._wanted.set()
 
     def hurry(self) -> None:
         """Something new is known of where it is: end the pause."""
@@ -86,18 +102,38 @@ class Pursuit:
             if self._stop.is_set():
                 return
             self._news.clear()
+            if self._doubted and not self._is_gone():
+                continue
             way = self._find()
             if not is_wanted and (way is None or way.is_http):
                 continue
+            if way is not None and way.is_http and not is_http and self._is_too_soon():
+                way = None
             connection = None if way is None else self._connect(way)
             if way is None or connection is None:
                 self._news.wait(pause_s * random.uniform(0.5, 1.0))
                 pause_s = min(MAX_PAUSE_S, pause_s * 2)
                 continue
+            self._doubted = ""
+            self._lost.clear()
             self._wanted.clear()
             is_http, pause_s = way.is_http, FIRST_PAUSE_S
             self._found(self.key, connection, way)
             self._stop.wait(FIRST_PAUSE_S)  # a link that dies at once is not dialled in a rush
+
+    def _is_gone(self) -> bool:
+        """Ask at the doubted endpoint; if somebody accepts, all stays as it is."""
+        address, port = parse_endpoint(self._doubted)
+        is_gone = first_reachable([(address, port)], deadline_s=ACCEPT_S) is None
+        self._doubted = ""
+        if not is_gone and not self._lost.is_set():
+            self._wanted.clear()
+            if self._lost.is_set():  # said meanwhile
+                self._wanted.set()
+        return is_gone or self._lost.is_set()
+
+    def _is_too_soon(self) -> bool:
+        return self._lost_at > 0 and time.monotonic() - self._lost_at < DOWNGRADE_S
 
     def _connect(self, way: Way) -> Connection | None:
         if way.is_http:
@@ -148,6 +184,12 @@ class Finder:
         pursuit = self._pursuits.get(key)
         if pursuit is not None:
             pursuit.again()
+
+    def doubt(self, key: str, endpoint: str) -> None:
+        """Nobody answers there: see whether the orchestrator is elsewhere now."""
+        pursuit = self._pursuits.get(key)
+        if pursuit is not None and endpoint.startswith("tcp://"):
+            pursuit.doubt(endpoint)
 
     def close(self) -> None:
         """Stop all pursuits, and close what was not taken."""

@@ -43,6 +43,10 @@ MESSAGES_PER_TURN: Final = 64
 WATCH_S: Final = 0.5
 #: The interfaces are looked at this often.
 LOOK_S: Final = 3.0
+#: A broken connection may take so long to be made again; then other addresses are tried too.
+CUT_S: Final = 2.0
+#: A heartbeat unanswered for this long: it is asked whether the orchestrator has moved.
+DOUBT_S: Final = 1.5
 #: A machine that slept longer than this has dead connections.
 SLEPT_S: Final = 5.0
 
@@ -84,6 +88,7 @@ class Runner:
         self._addresses = addresses
         self._inbox: deque[Action] = deque()
         self._links: dict[str, tuple[Connection, Way]] = {}
+        self._cut_since: dict[str, float] = {}
         self._outbox: Outbox | None = None
         self._stop_at: float | None = None
         self._next_watch = self._next_look = 0.0
@@ -151,10 +156,7 @@ class Runner:
             self._connect(*self._finder.links.popleft(), now)
         while self._inbox:
             self._perform(self._inbox.popleft()(now))
-        for key, (link, _) in list(self._links.items()):
-            for frame in link.receive(MESSAGES_PER_TURN):
-                self._receive(frame, key, now)
-        if slots.ended:
+        if slots.ended:  # first: somebody waits for it
             passed("worker.finished")
             take = slots.ended.popleft
             ended = [take() for _ in range(len(slots.ended))]
@@ -164,6 +166,11 @@ class Runner:
                 slots.listened.difference_update([row[1] for row in ended])
             self._take_pieces()
             self._perform(session.finished(ended, now))
+        for key, (link, _) in list(self._links.items()):
+            if link.is_cut or link.is_renewed:
+                self._mind(key, link, now)
+            for frame in link.receive(MESSAGES_PER_TURN):
+                self._receive(frame, key, now)
         self._take_pieces()
         if now >= self._next_watch:
             self._next_watch = now + WATCH_S
@@ -172,6 +179,7 @@ class Runner:
                 passed("worker.mid_run")
             self._perform(session.watch(running, now))
             self._look(now)
+            self._doubt(now)
         self._perform(session.tick(now))
 
     def _take_pieces(self) -> None:
@@ -219,7 +227,27 @@ class Runner:
             self._loop.add(link)
         self._perform(self.session.link_up(key, now))
 
+    def _mind(self, key: str, link: Connection, now: float) -> None:
+        """A connection is broken, or was: what was said meanwhile may be lost."""
+        if link.is_renewed:
+            link.is_renewed = False
+            self._cut_since.pop(key, None)
+            self._perform(self.session.link_up(key, now))
+        elif key not in self._cut_since:
+            self._cut_since[key] = now
+            self._perform(self.session.link_down(key, now))
+        elif now - self._cut_since[key] > CUT_S:
+            event(_log, logging.INFO, "link.lost", link=key, why=f"cut for {CUT_S:g} s")
+            self._rebuild(key)
+
+    def _doubt(self, now: float) -> None:
+        """Look for who answers no heartbeat: it may have another address by now."""
+        for line in self.session.lines.values():
+            if line.is_welcome and now - line.heard > line.heartbeat_s + DOUBT_S:
+                self._finder.doubt(line.key, self.endpoints.get(line.key, ""))
+
     def _drop(self, key: str) -> None:
+        self._cut_since.pop(key, None)
         link, _ = self._links.pop(key)
         self.endpoints.pop(key, None)
         if isinstance(link, DealerLink):
