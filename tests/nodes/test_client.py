@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from werkzeug.serving import make_server
 from werkzeug.wrappers import Request, Response
@@ -292,6 +293,36 @@ def test_groups_are_taken_all_or_none_within_what_a_message_may_carry(mesh: Mesh
         with pytest.raises(InvalidTaskError):
             client.submit_groups(groups)
     assert client.ask("health", {})["tasks_pending"] == 3
+
+
+def test_tasks_that_many_threads_submit_at_once_are_each_acknowledged_as_their_own(
+    mesh: Mesh,
+) -> None:
+    port = mesh.broker()
+    client = connected(mesh, port)
+    told: dict[str, int] = {}
+
+    def submit(number: int) -> None:
+        for n in range(5):
+            kind = "other" if n == 2 else "echo"  # of another kind: it cannot travel with them
+            payload = msgspec.msgpack.encode({"n": number * 5 + n})
+            (task_id,), is_repeat = client.submit_groups([Group(kind, 5, [payload])])
+            assert not is_repeat
+            told[task_id] = number * 5 + n
+
+    threads = [threading.Thread(target=submit, args=(number,)) for number in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(PATIENCE_S)
+    assert len(told) == 80
+    assert client.ask("health", {})["tasks_pending"] == 80
+    worker = mesh.worker(port)
+    for kind in ("echo", "other"):
+        worker.register(kind, lambda data: data)
+    mesh.run(worker)
+    for task_id, number in told.items():
+        assert client.task(task_id).result(PATIENCE_S)["output"] == {"n": number}
 
 
 def test_an_idempotency_key_gives_the_same_task_again(mesh: Mesh) -> None:

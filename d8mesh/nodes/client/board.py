@@ -64,7 +64,7 @@ class Board:
         self._pending[parcel] = size_bytes
         parcel.states.append(0)
         parcel.payloads.append(None)
-        parcel.missing += 1
+        parcel.missing += parcel.is_watched
         return True
 
     def wait_for_room(self, count: int, size_bytes: int, timeout_s: float | None) -> None:

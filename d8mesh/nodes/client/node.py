@@ -47,6 +47,7 @@ from d8mesh.nodes.client.parcels import (
     digest_of,
     encode_data,
     group_of,
+    kind_in,
     kind_of,
     model_of,
     size_of,
@@ -92,7 +93,8 @@ class Client:
         self._pid = os.getpid()
         self._next_n = 0
         self._next_request = itertools.count(1)
-        self._open_kind: tuple[Kind, float | None] | None = None
+        #: what the tasks of the open parcel share
+        self._open_sort: tuple[Kind, float | None, bool] | None = None
         self._is_closed = False
         self._waker = Waker()
         self._dialler = Dialler(
@@ -198,6 +200,11 @@ class Client:
             TaskRejectedError: refused; nothing was accepted.
             WaitTimeoutError: no answer within `timeout_s`.
         """
+        count, _ = size_of(groups)
+        if count == 1 and not key:  # it travels with what others submit at the same time
+            task = self._append(kind_in(groups[0]), groups[0].payloads[0], timeout_s, is_watched)
+            task.wait_accepted(timeout_s)
+            return [task.id], False
         parcel = self._enqueue(
             list(groups), timeout_s, key=key, digest=digest, is_watched=is_watched
         )
@@ -371,26 +378,28 @@ class Client:
 
     # --------------------------------------------------------- the callers' threads
 
-    def _append(self, kind: Kind, payload: bytes, timeout_s: float | None) -> Task:
+    def _append(
+        self, kind: Kind, payload: bytes, timeout_s: float | None, is_watched: bool = True
+    ) -> Task:
         """Put one task into the open parcel, or begin a new one."""
         board, runner = self._board, self._runner
+        sort = (kind, timeout_s, is_watched)
+        # What nobody watches (the shim) is refused at once when the queue is full.
+        patience_s = timeout_s if is_watched else 0.0
         with board.lock:
             board.wait_for_room(1, len(payload), timeout_s)
             parcel = runner.open
-            if (
-                parcel is not None
-                and self._open_kind == (kind, timeout_s)
-                and board.grow(parcel, len(payload))
-            ):
+            if parcel is not None and self._open_sort == sort and board.grow(parcel, len(payload)):
                 index = parcel.count
                 parcel.count += 1
                 parcel.groups[0].payloads.append(payload)
-                parcel.give_up = _give_up(timeout_s)
+                parcel.give_up = _give_up(patience_s)
                 self._next_n += 1
                 return Task(self, parcel, index)
             runner.seal()
-            parcel = self._new_parcel([group_of(kind, [payload])], 1, len(payload), timeout_s)
-            runner.open, self._open_kind = parcel, (kind, timeout_s)
+            group = group_of(kind, [payload])
+            parcel = self._new_parcel([group], 1, len(payload), patience_s, is_watched=is_watched)
+            runner.open, self._open_sort = parcel, sort
         self._waker.wake()
         return Task(self, parcel, 0)
 
@@ -407,18 +416,24 @@ class Client:
         with self._board.lock:
             self._board.wait_for_room(count, size, timeout_s)
             self._runner.seal()
-            # What nobody watches (the shim) is refused at once when the queue is full.
-            parcel = self._new_parcel(groups, count, size, timeout_s if is_watched else 0.0)
-            parcel.key, parcel.is_watched = key, is_watched
+            patience_s = timeout_s if is_watched else 0.0
+            parcel = self._new_parcel(groups, count, size, patience_s, is_watched=is_watched)
+            parcel.key = key
             parcel.digest = digest or (digest_of(groups) if key else b"")
             self._runner.do(partial(self._session.submit, parcel))
         return parcel
 
     def _new_parcel(
-        self, groups: list[Group], count: int, size: int, timeout_s: float | None
+        self,
+        groups: list[Group],
+        count: int,
+        size: int,
+        timeout_s: float | None,
+        *,
+        is_watched: bool,
     ) -> Parcel:
         first, self._next_n = self._next_n, self._next_n + count
-        parcel = Parcel(self._name, first, groups, count)
+        parcel = Parcel(self._name, first, groups, count, is_watched=is_watched)
         parcel.give_up = _give_up(timeout_s)
         self._board.add(parcel, size)
         return parcel

@@ -105,6 +105,19 @@ def group_of(kind: Kind, payloads: list[bytes]) -> Group:
     return Group(name, priority, payloads, model, deadline_s, max_attempts, fenced, run_at)
 
 
+def kind_in(group: Group) -> Kind:
+    """Return what the tasks of a group share."""
+    return (
+        group.type,
+        group.priority,
+        group.model,
+        group.deadline_s,
+        group.max_attempts,
+        group.is_fenced,
+        group.run_at,
+    )
+
+
 def model_of(kind: str, data: Mapping[str, Any]) -> str:
     """Return the model that `data` wishes for, or nothing."""
     if kind not in MODEL_TYPES:
