@@ -31,6 +31,8 @@ from d8mesh.core.tokens import Claim
 
 #: Prefetched tasks are called back when their worker made no progress for this long.
 RECALL_AFTER_S: Final = 0.5
+#: Earlier starts of a worker that are told from a new one, if they prove to be alive still.
+MAX_DISPLACED: Final = 8
 #: Chunks of one running task that late listeners still get.
 TAIL_BYTES: Final = 64 * 1024
 
@@ -66,6 +68,8 @@ class Attendance:
             if old is not None:
                 self.lose(old, "its worker was started again", is_counted=bool(old.is_live))
             seat = Seat(message.worker_id, Dialect.MESH, peer, message.boot_id)
+            if old is not None and old.boot_id:
+                seat.displaced = (*old.displaced, old.boot_id)[-MAX_DISPLACED:]
         self._describe(seat, message)
         pool.roster.add(seat) if seat is not old else pool.roster.rejoin(seat)
         pool.roster.offer(seat, message.task_types, message.models)
@@ -86,9 +90,14 @@ class Attendance:
         pool.roster.refresh(seat)
 
     def _is_taken(self, old: Seat, message: WorkerHello, peer: Peer) -> bool:
-        """A live worker of that id on another machine: a clone, which needs another id."""
+        """A live worker of that id beside this one: a clone, which needs another id.
+
+        On one machine the newer is taken for a restart of the older, until that speaks again.
+        """
         if not old.is_live or old.boot_id == message.boot_id or old.dialect is Dialect.POLLING:
             return False
+        if message.boot_id in old.displaced:
+            return True
         is_fresh = self._pool.now - old.last_heard < self._pool.policy.heartbeat_s * 1.5
         return is_fresh and old.peer.address != peer.address
 

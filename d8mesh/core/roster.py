@@ -50,6 +50,8 @@ class Seat:
     dialect: Dialect
     peer: Peer = NOWHERE
     boot_id: str = ""
+    #: boot ids that had this seat before
+    displaced: tuple[str, ...] = ()
     worker_type: str = ""
     machine_id: str = ""
     host: str = ""

@@ -60,6 +60,7 @@ class Identity:
     def __init__(self, data: Path, name: str | None = None) -> None:
         self.workers = data / FOLDER
         self.folder, self._lock, number = _first_free(self.workers)
+        self._is_named = bool(name)
         try:
             self.worker_id = self._named(name, number) if name else self._stored()
         except BaseException:  # also on Ctrl-C: what was taken is let go
@@ -87,6 +88,12 @@ class Identity:
         if place in self.places:
             return
         self._write(PLACES_NAME, json.dumps([asdict(each) for each in _bounded([place, *rest])]))
+
+    def rename(self, worker_id: str) -> None:
+        """Keep another id, as somebody else has this one; a name that was given stays given."""
+        self.worker_id = worker_id
+        if not self._is_named:
+            self._write(ID_NAME, worker_id)
 
     def close(self) -> None:
         """Let the folder go."""

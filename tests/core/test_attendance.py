@@ -40,6 +40,25 @@ def test_a_clone_on_another_machine_needs_another_id(desk: Desktop) -> None:
     assert desk.got(clone, m.Refused)[0].code == "worker.id_taken"
 
 
+def test_a_copy_on_the_same_machine_has_the_seat_until_the_first_one_speaks(desk: Desktop) -> None:
+    client = desk.client()
+    first = desk.worker("w")
+    (task_id,) = desk.submit(client)
+    held = desk.work(first)
+    copy = desk.worker("w", boot="b2")
+    assert desk.got(copy, m.Welcome)
+    desk.say(first, beat(list(held), 1))
+    assert desk.got(first, m.Rehello)
+    desk.say(first, hello("w", held=held))
+    assert desk.got(first, m.Refused)[-1].code == "worker.id_taken"
+    desk.say(first, hello("w-2", held=held))
+    assert len(desk.got(first, m.Welcome)) == 2
+    desk.say(copy, beat([task_id], 1))
+    assert not desk.got(copy, m.Rehello)
+    desk.finish(first, held)
+    assert desk.got(client, m.Outcomes)[0].ids == [task_id]
+
+
 def test_a_worker_started_again_takes_its_seat_and_loses_nothing(desk: Desktop) -> None:
     client = desk.client()
     first = desk.worker("w")

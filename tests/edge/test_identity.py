@@ -36,6 +36,21 @@ def test_a_second_process_of_the_same_name_gets_a_suffix(tmp_path: Path) -> None
     again.close()
 
 
+def test_another_id_is_kept_but_a_name_that_was_given_stays(tmp_path: Path) -> None:
+    mine = Identity(tmp_path / "mine")
+    mine.rename("other-1")
+    mine.close()
+    again = Identity(tmp_path / "mine")
+    assert again.worker_id == "other-1"
+    again.close()
+    named = Identity(tmp_path / "named", "pi")
+    named.rename("pi-1")
+    named.close()
+    again = Identity(tmp_path / "named", "pi")
+    assert again.worker_id == "pi"
+    again.close()
+
+
 def test_the_last_good_addresses_are_remembered_newest_first(tmp_path: Path) -> None:
     identity = Identity(tmp_path)
     assert identity.places == []

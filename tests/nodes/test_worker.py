@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import math
+import shutil
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from d8mesh.errors import (
     TaskFailedError,
 )
 from d8mesh.handlers import TaskContext
+from d8mesh.nodes.worker import Worker
 from tests.nodes.mesh import PATIENCE_S, Mesh, free_port, mesh_in, until
 
 
@@ -273,3 +276,36 @@ def test_what_cannot_be_registered_is_said_at_once(mesh: Mesh) -> None:
         worker.register("", lambda data: None)
     with pytest.raises(ConfigError, match="slots"):
         mesh.worker(free_port(), slots=0)
+
+
+def test_a_copy_of_a_data_folder_makes_two_workers_that_both_work(
+    mesh: Mesh, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    port = mesh.broker()
+    address = f"tcp://127.0.0.1:{port}"
+
+    def started(data: str) -> Worker:
+        worker = Worker(address, config=mesh.config(interface="no-mdns", data=data), slots=2)
+        worker.register("who", lambda data: time.sleep(0.02))
+        return mesh.run(worker)
+
+    first = started("one")
+    shutil.copytree(tmp_path / "one", tmp_path / "two", ignore=shutil.ignore_patterns("lock"))
+    second = started("two")
+    assert second.worker_id == first.worker_id or "worker.cloned" in caplog.text
+    until(lambda: second.worker_id != first.worker_id)
+    assert "was its data folder copied?" in caplog.text
+    client = mesh.client(port)
+
+    def both_work() -> bool:
+        tasks = client.submit_many("who", [{}] * 20)
+        return {task.result(PATIENCE_S)["worker_id"] for task in tasks} == {
+            first.worker_id,
+            second.worker_id,
+        }
+
+    until(both_work)
+    ids = (first.worker_id, second.worker_id)
+    for worker in (first, second):
+        worker.stop(drain_s=1.0)
+    assert (started("one").worker_id, started("two").worker_id) == ids

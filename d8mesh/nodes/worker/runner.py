@@ -14,6 +14,7 @@ from d8mesh.core.codec import decode_to_worker, encode
 from d8mesh.core.messages import Received, Results
 from d8mesh.core.worker_effects import (
     Abort,
+    Attempt,
     Forget,
     Joined,
     Keep,
@@ -87,6 +88,7 @@ class Runner:
         self._waker, self._loop = waker, Loop(waker)
         self._addresses = addresses
         self._inbox: deque[Action] = deque()
+        self._starting: list[Attempt] = []
         self._links: dict[str, tuple[Connection, Way]] = {}
         self._cut_since: dict[str, float] = {}
         self._outbox: Outbox | None = None
@@ -149,7 +151,9 @@ class Runner:
         due = min(session.next_deadline(), self._next_watch)
         bell.is_asleep = True
         has_work = slots.ended or slots.pieces or self._inbox or self._finder.links
-        self._loop.wait(0.0 if has_work else max(0.0, due - time.monotonic()))
+        wait_s = 0.0 if has_work else max(0.0, due - time.monotonic())
+        self._put()  # only now: a slot that wakes while this thread is at work waits for it
+        self._loop.wait(wait_s)
         bell.is_asleep = False
         now = time.monotonic()
         while self._finder.links:
@@ -181,6 +185,12 @@ class Runner:
             self._look(now)
             self._doubt(now)
         self._perform(session.tick(now))
+
+    def _put(self) -> None:
+        """Let the slots have what came in."""
+        if self._starting:
+            attempts, self._starting = self._starting, []
+            self._slots.put(attempts)
 
     def _take_pieces(self) -> None:
         pieces = self._slots.pieces
@@ -295,6 +305,7 @@ class Runner:
                         if type(effect.message) is Results:
                             passed("worker.results_sent")
                 case TakeBack():
+                    self._put()
                     given = slots.take_back(effect.link, effect.count)
                     slots.aborted.difference_update([attempt[5] for attempt in given])
                     self._perform(self.session.taken_back(given, time.monotonic()))
@@ -319,8 +330,17 @@ class Runner:
             case Retire():
                 self._retire(effect.link)
             case Trouble():
+                self._rename()
                 why = effect.text
                 event(_log, logging.WARNING, "refused", link=effect.link, code=effect.code, why=why)
+
+    def _rename(self) -> None:
+        """Keep the id that the session took because another process has ours."""
+        had, has = self._identity.worker_id, self.session.profile.worker_id
+        if had != has:
+            self._identity.rename(has)
+            why = f"another process works as {had}: was its data folder copied?"
+            event(_log, logging.WARNING, "worker.cloned", now=has, why=why)
 
     def _retire(self, key: str) -> None:
         self._drop(key)
