@@ -137,6 +137,9 @@ class Runner:
         out: list[Output] = []
         while inbox:
             out += inbox.popleft()(now)
+        if self.open is not None:  # before what came in: a first task goes out at once
+            self._carry_out([*out, *self._take_open(now)])
+            out = []
         link = self._link
         if link is not None:
             if link.is_cut or link.is_renewed:
