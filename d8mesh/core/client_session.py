@@ -9,9 +9,10 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections import deque
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from itertools import islice
 from typing import Final, TypeAlias, assert_never
+
+from msgspec import Struct
 
 from d8mesh.core.messages import (
     MAX_BATCH_TASKS,
@@ -59,29 +60,25 @@ _LEASE_S: Final = 10.0
 _HEARTBEAT_S: Final = 3.0
 
 
-@dataclass(frozen=True, slots=True)
-class Transmit:
+class Transmit(Struct, frozen=True):
     """Send this to the broker."""
 
     message: Message
 
 
-@dataclass(frozen=True, slots=True)
-class Settled:
+class Settled(Struct, frozen=True):
     """The submit of this parcel was accepted, or refused for good."""
 
     parcel: Parcel
 
 
-@dataclass(frozen=True, slots=True)
-class Arrived:
+class Arrived(Struct, frozen=True):
     """Outcomes came in for this parcel (`parcel.states`, `parcel.payloads`)."""
 
     parcel: Parcel
 
 
-@dataclass(frozen=True, slots=True)
-class Answered:
+class Answered(Struct, frozen=True):
     """A question was answered."""
 
     request: int
@@ -89,31 +86,27 @@ class Answered:
     body: dict[str, object]
 
 
-@dataclass(frozen=True, slots=True)
-class Heard:
+class Heard(Struct, frozen=True):
     """Partial output of a task that is listened to."""
 
     stream: Stream
 
 
-@dataclass(frozen=True, slots=True)
-class Connected:
+class Connected(Struct, frozen=True):
     """The session stands."""
 
     epoch: int
     broker_id: str
 
 
-@dataclass(frozen=True, slots=True)
-class Lost:
+class Lost(Struct, frozen=True):
     """The link is dead or useless: close it and, after a pause, make another."""
 
     why: str
     pause_s: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
-class Rejected:
+class Rejected(Struct, frozen=True):
     """The broker refuses this session for good."""
 
     code: str

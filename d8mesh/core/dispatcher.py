@@ -189,6 +189,7 @@ class Dispatcher:
             self._sweep()
         self._handout.assign()
         self._polling.settle()
+        self._endings.tell_all()
         if pool.closed:
             pool.record(Closed(pool.closed))
             pool.closed = []

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias
+
+from msgspec import Struct
 
 from d8mesh.core.messages import Message
 from d8mesh.core.task import Fact
@@ -17,8 +18,7 @@ class Peer(NamedTuple):
     key: bytes | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Send:
+class Send(Struct, frozen=True, gc=False):
     """Send `message` to `peer`; `waits`: only after the facts of this batch are committed."""
 
     peer: Peer
@@ -26,15 +26,13 @@ class Send:
     waits: bool = True
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
+class Record(Struct, frozen=True, gc=False):
     """Commit `fact` to the journal with this batch."""
 
     fact: Fact
 
 
-@dataclass(frozen=True, slots=True)
-class Load:
+class Load(Struct, frozen=True, gc=False):
     """Fetch from the journal what memory lacks; answered by `Loaded` with the same number.
 
     `what` is one of the journal's queries, `args` its arguments.
@@ -45,8 +43,7 @@ class Load:
     args: tuple[object, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Loaded:
+class Loaded(Struct, frozen=True, gc=False):
     """The answer to a `Load`; `error` is empty when `rows` hold the answer."""
 
     number: int

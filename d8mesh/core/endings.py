@@ -6,7 +6,7 @@ Every way to a final state goes through here.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, TypeAlias
 
 import msgspec
 
@@ -23,6 +23,8 @@ from d8mesh.core.pool import Pool
 from d8mesh.core.records import Batch
 from d8mesh.core.task import Cancelled, Completed, Failed
 
+#: Ids, states and payloads of ended tasks that one client awaits.
+_Told: TypeAlias = tuple[list[str], list[int], list[bytes]]
 #: The longest reason kept in a history; the recorded result holds the whole.
 MAX_REASON_CHARS: Final = 500
 
@@ -32,6 +34,8 @@ class Endings:
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
+        #: session -> what has ended since it was last told
+        self._told: dict[str, _Told] = {}
 
     def complete(
         self, worker_id: str, ids: list[str], ns: list[int], payloads: list[bytes]
@@ -66,14 +70,13 @@ class Endings:
         return [tasks[task_id].n if task_id in tasks else 0 for task_id in ids]
 
     def _settle(self, ids: list[str], state: int, payloads: Sequence[bytes], by: str) -> None:
-        """Collect who is to be told, and take the tasks out of the hands that hold them."""
+        """Note who is to be told, and take the tasks out of the hands that hold them."""
         pool = self._pool
         tasks, seats = pool.ledger.tasks, pool.roster.seats
-        watching = pool.batch_watchers
-        told: dict[str, tuple[list[str], list[bytes]]] = {}
+        watching, told = pool.batch_watchers, self._told
         stops: dict[str, list[str]] = {}
         batch: Batch | None = None
-        mine: tuple[list[str], list[bytes]] | None = None
+        mine: _Told | None = None
         is_singly_awaited = bool(pool.task_watchers or pool.listeners)
         for task_id, payload in zip(ids, payloads, strict=True):
             task = tasks.get(task_id)
@@ -90,30 +93,25 @@ class Endings:
             if home is not batch:
                 batch = home
                 watcher = watching.get(home.order)
-                mine = None if watcher is None else told.setdefault(watcher, ([], []))
+                mine = None if watcher is None else told.setdefault(watcher, ([], [], []))
             if mine is not None:
                 mine[0].append(task_id)
-                mine[1].append(payload)
+                mine[1].append(state)
+                mine[2].append(payload)
             if is_singly_awaited:
-                self._tell_single(told, task_id, payload, watching.get(home.order))
-        self._stop(stops, "cancelled" if state == CANCELLED_STATE else "no longer wanted")
-        for session, (told_ids, told_payloads) in told.items():
-            self.tell(session, told_ids, bytes([state]) * len(told_ids), told_payloads)
+                self._tell_single(task_id, state, payload, watching.get(home.order))
+        if stops:
+            self._stop(stops, "cancelled" if state == CANCELLED_STATE else "no longer wanted")
 
-    def _tell_single(
-        self,
-        told: dict[str, tuple[list[str], list[bytes]]],
-        task_id: str,
-        payload: bytes,
-        watcher: str | None,
-    ) -> None:
+    def _tell_single(self, task_id: str, state: int, payload: bytes, watcher: str | None) -> None:
         pool = self._pool
         for session in pool.task_watchers.pop(task_id, ()):
             pool.clients[session].watched.discard(task_id)
             if session != watcher:
-                mine = told.setdefault(session, ([], []))
+                mine = self._told.setdefault(session, ([], [], []))
                 mine[0].append(task_id)
-                mine[1].append(payload)
+                mine[1].append(state)
+                mine[2].append(payload)
         for session in pool.listeners.pop(task_id, ()):
             pool.clients[session].listened.discard(task_id)
 
@@ -123,6 +121,13 @@ class Endings:
             if seat.is_live and seat.peer.routing_id and seat.boot_id:
                 self._pool.send(seat.peer, Stop(ids, reason))
             self._pool.roster.refresh(seat)
+
+    def tell_all(self) -> None:
+        """Tell everybody what has ended: once for all that came in together."""
+        if self._told:
+            told, self._told = self._told, {}
+            for session, (ids, states, payloads) in told.items():
+                self.tell(session, ids, bytes(states), payloads)
 
     def tell(self, session: str, ids: list[str], states: bytes, payloads: Sequence[bytes]) -> None:
         """Send outcomes to a client, cut to fitting frames, after their commit."""

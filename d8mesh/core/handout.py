@@ -11,7 +11,7 @@ from d8mesh.core import placement
 from d8mesh.core.endings import Endings, error_text
 from d8mesh.core.messages import SOFT_FRAME_BYTES, Answer, Listening, Work, WorkGroup
 from d8mesh.core.pool import Pool
-from d8mesh.core.queue import Lane, draw
+from d8mesh.core.queue import Lane
 from d8mesh.core.records import Batch, Task
 from d8mesh.core.roster import Dialect, Seat
 from d8mesh.core.task import Due, HandedOut, Requeued, TaskState
@@ -236,14 +236,17 @@ class Handout:
         if head.payloads is None:
             self._page_in(lane.upcoming(priority))
             return 0
-        seat = placement.choose_seat(lane.key, pool.roster)
-        if seat is None:
-            return 0
-        count = min(limit, seat.free, self._share(lane.key.type))
         fitting = SOFT_FRAME_BYTES // (head.size_bytes // head.count + 64) or 1
-        tasks = draw(pool.ledger, lane, priority, min(count, fitting, _MAX_GROUP_TASKS))
-        self._hand(seat, lane, tasks)
-        return len(tasks)
+        most = min(self._share(lane.key.type), fitting, _MAX_GROUP_TASKS)
+        given = 0
+        while given < limit and head.fresh_count:  # until then the turn stays with this batch
+            seat = placement.choose_seat(lane.key, pool.roster)
+            if seat is None:
+                break
+            tasks = pool.ledger.draw(head, min(limit - given, seat.free, most))
+            self._hand(seat, lane, tasks)
+            given += len(tasks)
+        return given
 
     def _share(self, kind: str) -> int:
         """The even share of a type, fixed for one pass: what is left must not shrink it."""

@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import Final, NamedTuple
 
-from d8mesh.core.ledger import Ledger
 from d8mesh.core.records import Batch, Task
 from d8mesh.core.task import TaskState
 
@@ -161,11 +160,3 @@ class ReadyQueue:
         if lane is None:
             lane = self.lanes[key] = Lane(key)
         return lane
-
-
-def draw(ledger: Ledger, lane: Lane, priority: int, limit: int) -> list[Task]:
-    """Take up to `limit` fresh tasks of the lane's head, as far as payloads are loaded."""
-    batch = lane.head(priority)
-    if batch is None or batch.payloads is None:
-        return []
-    return ledger.draw(batch, limit)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from enum import Enum
 from types import MappingProxyType
 from typing import Final, NamedTuple, TypeAlias
@@ -91,8 +90,7 @@ def parse_id(task_id: str) -> TaskKey:
 # ------------------------------------------------------------------------- facts
 
 
-@dataclass(frozen=True, slots=True)
-class Submitted:
+class Submitted(Struct, frozen=True, gc=False):
     """A batch was accepted: tasks ``session-first`` … with these payloads."""
 
     session: str
@@ -106,8 +104,7 @@ class Submitted:
     key_count: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Due:
+class Due(Struct, frozen=True, gc=False):
     """Delayed tasks, or the fresh tasks of whole batches (`session`, `first`), may run now.
 
     Not stored: after a restart the clock says it again.
@@ -117,8 +114,7 @@ class Due:
     batches: list[tuple[str, int]]
 
 
-@dataclass(frozen=True, slots=True)
-class HandedOut:
+class HandedOut(Struct, frozen=True, gc=False):
     """Attempts `ns[i]` of `ids[i]` went to a worker; `number` counts the hand-outs of all time."""
 
     number: int
@@ -128,8 +124,7 @@ class HandedOut:
     at: float
 
 
-@dataclass(frozen=True, slots=True)
-class Adopted:
+class Adopted(Struct, frozen=True, gc=False):
     """A worker came back holding these attempts, and they go on there."""
 
     worker_id: str
@@ -137,8 +132,7 @@ class Adopted:
     ns: list[int]
 
 
-@dataclass(frozen=True, slots=True)
-class Requeued:
+class Requeued(Struct, frozen=True, gc=False):
     """The attempts ended without an outcome and the tasks wait again.
 
     `is_counted`: an error or the loss of the worker, which use up attempts; `is_loss`: the
@@ -155,8 +149,7 @@ class Requeued:
     not_before_at: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
-class Completed:
+class Completed(Struct, frozen=True, gc=False):
     """Attempts `ns[i]` succeeded; `payloads[i]` is the recorded result."""
 
     worker_id: str
@@ -166,8 +159,7 @@ class Completed:
     at: float
 
 
-@dataclass(frozen=True, slots=True)
-class Failed:
+class Failed(Struct, frozen=True, gc=False):
     """The tasks have failed for good; `payloads` are the recorded results."""
 
     worker_id: str
@@ -178,8 +170,7 @@ class Failed:
     why: str
 
 
-@dataclass(frozen=True, slots=True)
-class Cancelled:
+class Cancelled(Struct, frozen=True, gc=False):
     """The tasks were cancelled by their user."""
 
     ids: list[str]
@@ -188,8 +179,7 @@ class Cancelled:
     at: float
 
 
-@dataclass(frozen=True, slots=True)
-class Enrolled:
+class Enrolled(Struct, frozen=True, gc=False):
     """A polling worker registered, or changed its registration; survives restarts."""
 
     worker_id: str
@@ -198,30 +188,26 @@ class Enrolled:
     at: float
 
 
-@dataclass(frozen=True, slots=True)
-class Dismissed:
+class Dismissed(Struct, frozen=True, gc=False):
     """A polling worker unregistered."""
 
     worker_id: str
 
 
-@dataclass(frozen=True, slots=True)
-class Closed:
+class Closed(Struct, frozen=True, gc=False):
     """All tasks of these batches (`session`, `first`) are finished."""
 
     batches: list[tuple[str, int]]
 
 
-@dataclass(frozen=True, slots=True)
-class Pruned:
+class Pruned(Struct, frozen=True, gc=False):
     """Finished batches (`session`, `first`, `count`) were forgotten by the retention rules."""
 
     batches: list[tuple[str, int, int]]
     at: float
 
 
-@dataclass(frozen=True, slots=True)
-class HandoutsSettled:
+class HandoutsSettled(Struct, frozen=True, gc=False):
     """No hand-out numbered below `below` is still running."""
 
     below: int

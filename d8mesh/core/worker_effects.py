@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Final, NamedTuple, TypeAlias
+
+from msgspec import Struct
 
 from d8mesh.core.messages import Message
 
@@ -37,30 +38,26 @@ class Running(NamedTuple):
     started: float
 
 
-@dataclass(frozen=True, slots=True)
-class Send:
+class Send(Struct, frozen=True, gc=False):
     """Send `message` on `link`, after the `Keep` before it in the same list."""
 
     link: str
     message: Message
 
 
-@dataclass(frozen=True, slots=True)
-class Start:
+class Start(Struct, frozen=True, gc=False):
     """Run these when a slot is free, in this order; each ends in `finished`, once."""
 
     attempts: list[Attempt]
 
 
-@dataclass(frozen=True, slots=True)
-class Abort:
+class Abort(Struct, frozen=True, gc=False):
     """Cancel the attempts with these tokens; they still end in `finished`."""
 
     tokens: list[bytes]
 
 
-@dataclass(frozen=True, slots=True)
-class TakeBack:
+class TakeBack(Struct, frozen=True, gc=False):
     """Take up to `count` attempts of `link` that have not started, newest first.
 
     Answered by `taken_back`.
@@ -70,53 +67,46 @@ class TakeBack:
     count: int
 
 
-@dataclass(frozen=True, slots=True)
-class Listened:
+class Listened(Struct, frozen=True, gc=False):
     """Somebody listens to these tasks, or nobody does any more."""
 
     ids: list[str]
     is_on: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Keep:
+class Keep(Struct, frozen=True, gc=False):
     """Write these to the outbox; they are on the disk before the next `Send`."""
 
     results: list[Kept]
 
 
-@dataclass(frozen=True, slots=True)
-class Forget:
+class Forget(Struct, frozen=True, gc=False):
     """Delete the results with these tokens from the outbox."""
 
     tokens: list[bytes]
 
 
-@dataclass(frozen=True, slots=True)
-class Rebuild:
+class Rebuild(Struct, frozen=True, gc=False):
     """The link is dead: close its transport and dial again."""
 
     link: str
     why: str
 
 
-@dataclass(frozen=True, slots=True)
-class Joined:
+class Joined(Struct, frozen=True, gc=False):
     """The session of `link` stands."""
 
     link: str
     broker_id: str
 
 
-@dataclass(frozen=True, slots=True)
-class Retire:
+class Retire(Struct, frozen=True, gc=False):
     """Close this link for good: another one leads to the same broker."""
 
     link: str
 
 
-@dataclass(frozen=True, slots=True)
-class Trouble:
+class Trouble(Struct, frozen=True, gc=False):
     """Something people should know: an error code and a sentence."""
 
     link: str

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from d8mesh.core.ledger import Ledger
-from d8mesh.core.queue import AGEING_PERIOD, UNLIMITED, ReadyQueue, draw
+from d8mesh.core.queue import AGEING_PERIOD, UNLIMITED, ReadyQueue
 from d8mesh.core.task import Cancelled, Spec, Submitted
 
 S = "0123456789abcdef"
@@ -45,9 +45,10 @@ def test_a_priority_that_has_emptied_meanwhile_loses_no_turn() -> None:
 def test_lanes_without_tasks_are_dropped() -> None:
     ledger, queue = filled(("a", 5, 1))
     (lane,) = queue.lanes.values()
-    assert len(draw(ledger, lane, 5, 10)) == 1
+    head = lane.head(5)
+    assert head is not None
+    assert len(ledger.draw(head, 10)) == 1
     assert lane.head(5) is None
-    assert draw(ledger, lane, 5, 10) == []
     assert queue.choose([lane]) is None
     queue.drop_empty()
     assert queue.lanes == {}
