@@ -20,7 +20,8 @@ from tests.chaos.diary import Diary, fingerprint, read
 from tests.chaos.handlers import TASK_TYPE, run_one
 from tests.chaos.load import duration_ms, unfinished_of
 
-ANSWER_S = 15.0
+#: A poll is held for 5 s; longer silence means that nobody is there any more.
+ANSWER_S = 8.0
 PAUSE_S = 0.1
 _open = build_opener(ProxyHandler({})).open
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from d8mesh.config import Config
 from d8mesh.errors import D8Error
-from tests.chaos import schedule, verdict
+from tests.chaos import disk, schedule, verdict
 from tests.chaos.stage import Stage
 from tests.chaos.world import World
 from tests.end_to_end import hosts
@@ -46,26 +46,39 @@ def run(config: Config, options: argparse.Namespace) -> int:
     else:
         for name, value in told.items():
             print(f"{name:>34}  {value}")
-    is_good = not any(counts[name] for name in ("lost", "dup_results", "wrong", "stuck"))
-    if is_good and not arguments.keep:
+    if is_good(counts) and not arguments.keep:
         shutil.rmtree(folder, ignore_errors=True)
     else:
         _say(arguments, f"kept: {folder}")
-    return 0 if is_good else 1
+    return 0 if is_good(counts) else 1
+
+
+def is_good(counts: dict[str, object]) -> bool:
+    """Tell whether everything that was promised was kept."""
+    return not any(counts[name] for name in ("lost", "dup_results", "wrong", "stuck"))
 
 
 def run_in(
     folder: Path, lan: Lan | None, *, seed: int, arguments: argparse.Namespace
 ) -> dict[str, object]:
     """Run one history in `folder` and return its counts."""
-    events = schedule.draw(seed=seed, seconds=arguments.minutes * 60, has_network=lan is not None)
-    with World(folder, lan) as world:
+    no_disk = "asked for" if lan is None else disk.unavailable()
+    if no_disk:
+        _say(arguments, f"chaos: the disk is not filled ({no_disk})")
+    seconds, has_disk = arguments.minutes * 60, not no_disk
+    events = schedule.draw(
+        seed=seed, seconds=seconds, has_network=lan is not None, has_disk=has_disk
+    )
+    with World(folder, lan, has_disk=has_disk) as world:
         stage = Stage(world, arguments.workers, arguments.rate)
         stage.set_up(arguments.backlog)
         stage.play(events, lambda text: _say(arguments, text))
         is_drained = stage.drain(lambda text: _say(arguments, text))
         stage.end()
-    return verdict.judge(folder, stage.happened, is_drained=is_drained)
+        counts = verdict.judge(folder, stage.happened, is_drained=is_drained)
+        if has_disk and (arguments.keep or not is_good(counts)):
+            shutil.copytree(folder / "orchestrator", folder / "orchestrator.kept")
+    return counts
 
 
 def _say(arguments: argparse.Namespace, text: str) -> None:

@@ -7,23 +7,31 @@ from dataclasses import dataclass
 from typing import Final
 
 #: Seconds between events on average; half a second at least.
-MEAN_GAP_S: Final = 2.5
-#: Weights of the kinds of event; those that need network namespaces stand apart.
+MEAN_GAP_S: Final = 2.4
+#: Weights of the kinds of event; those that need network namespaces, or a disk of their own,
+#: stand apart.
 WEIGHTS: Final = {
-    "kill worker": 45,
-    "kill broker": 12,
+    "kill worker": 40,
+    "fail worker": 10,
+    "kill broker": 10,
+    "fail broker": 9,
     "kill orchestrator": 6,
+    "kill web": 3,
     "kill client": 4,
-    "restart worker": 4,
-    "pause worker": 10,
-    "pause broker": 5,
+    "restart worker": 3,
+    "pause worker": 9,
+    "pause broker": 4,
+    "clone worker": 3,
 }
 NETWORK_WEIGHTS: Final = {
     "partition": 8,
     "link down": 5,
     "one way": 3,
-    "new address": 1.5,
+    "new address": 2,
 }
+DISK_WEIGHTS: Final = {"full disk": 3}
+#: Kinds that are over at once; the others last.
+SUDDEN: Final = ("kill", "fail", "restart", "new")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,13 +45,17 @@ class Event:
     lasts_s: float
 
 
-def draw(*, seed: int, seconds: float, has_network: bool) -> list[Event]:
+def draw(*, seed: int, seconds: float, has_network: bool, has_disk: bool = False) -> list[Event]:
     """Return the events of a run, in order.
 
     Each kind comes up once early on, in a shuffled round, so that a short run has them all.
     """
     dice = random.Random(seed)
-    weights = {**WEIGHTS, **(NETWORK_WEIGHTS if has_network else {})}
+    weights = {
+        **WEIGHTS,
+        **(NETWORK_WEIGHTS if has_network else {}),
+        **(DISK_WEIGHTS if has_disk else {}),
+    }
     kinds = list(weights)
     first_round = dice.sample(kinds, len(kinds))
     events: list[Event] = []
@@ -56,6 +68,6 @@ def draw(*, seed: int, seconds: float, has_network: bool) -> list[Event]:
 
 
 def _lasts_s(dice: random.Random, kind: str) -> float:
-    if kind.startswith(("kill", "restart", "new")):
+    if kind.startswith(SUDDEN):
         return dice.uniform(0.0, 3.0)
     return dice.uniform(0.5, 14.0)  # shorter and longer than the lease of 10 s

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import heapq
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -14,15 +15,20 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from d8mesh.errors import D8Error
-from tests.chaos import rest, verdict
+from tests.chaos import rest
 from tests.chaos.diary import Diary
-from tests.chaos.schedule import Event
+from tests.chaos.evidence import Happening
+from tests.chaos.schedule import SUDDEN, Event
 from tests.chaos.world import World
 from tests.end_to_end.processes import child_running
 
 START_S: Final = 60.0
+#: What is left of a disk that is full but for a little: submits are refused, results get in.
+LITTLE_BYTES: Final = 60_000_000
 #: How long the mesh may take to finish what is left once it is left alone.
 DRAIN_S: Final = 120.0
+#: A copy of a worker works at least so long after its process began.
+CLONE_STARTS_S: Final = 3.0
 PROGRESS_S: Final = 5.0
 CLIENTS: Final = 2
 
@@ -41,9 +47,12 @@ class Stage:
     paused: dict[str, int] = field(default_factory=dict)
     #: (when, number, what): ends of pauses and partitions
     undo: list[tuple[float, int, Callable[[], None]]] = field(default_factory=list)
-    happened: list[verdict.Happening] = field(default_factory=list)
+    happened: list[Happening] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
+    #: copies of workers, which are not brought back
+    clones: list[subprocess.Popen[str]] = field(default_factory=list)
     is_blocked: bool = False
+    is_disk_full: bool = False
     #: for whoever looks into a violation later
     diary: Diary = field(init=False)
 
@@ -61,6 +70,7 @@ class Stage:
             self._start(f"client-{number}")
         self._start("rest-0")
         self._start("poller-0")
+        self._start("slow-0")
         until = time.monotonic() + START_S
         while not any(True for _ in self.world.log.glob("runs-*.jsonl")):
             if time.monotonic() > until:
@@ -96,6 +106,9 @@ class Stage:
         """Bring back what is due, and end pauses that are over."""
         while self.undo and self.undo[0][0] <= now:
             heapq.heappop(self.undo)[2]()
+        for name, point in self.world.traps.sprung():
+            what = "broker" if name == "orchestrator" else "worker"
+            self._happened(f"kill {what} at {point.name}", [self.processes[name].pid], 0.0)
         for name, process in self.processes.items():
             if process.poll() is not None and now >= self.away.setdefault(name, now):
                 if name.startswith(("client", "rest")) and self._is_done(name):
@@ -109,6 +122,9 @@ class Stage:
         kind, _, what = event.kind.partition(" ")
         done = {
             "kill": self._kill,
+            "fail": self._fail,
+            "full": self._fill_disk,
+            "clone": self._clone,
             "restart": self._restart,
             "pause": self._pause,
             "partition": self._isolate,
@@ -116,14 +132,18 @@ class Stage:
             "one": self._block,
             "new": self._move,
         }[kind](what, event)
-        if done:
-            self.counts[event.kind] += 1
-            happening = verdict.Happening(event.kind, time.monotonic(), done)
-            self.happened.append(happening)
-            self.diary.note(event.kind, pids=done, target=event.target, lasts_s=event.lasts_s)
+        if done and kind != "fail":  # that is yet to happen
+            lasts_s = 0.0 if event.kind.startswith(SUDDEN) else event.lasts_s
+            self._happened(event.kind, done, lasts_s)
+
+    def _happened(self, kind: str, targets: list[int], lasts_s: float) -> None:
+        self.counts[kind.partition(" at ")[0]] += 1
+        self.happened.append(Happening(kind, time.monotonic(), targets, lasts_s))
+        self.diary.note(kind, targets=targets, lasts_s=lasts_s)
 
     def drain(self, say: Callable[[str], None]) -> bool:
         """Leave the mesh alone; return whether every client saw all its outcomes."""
+        self.world.traps.disarm()
         for _, _, action in sorted(self.undo, key=lambda row: row[:2]):
             action()
         self.undo.clear()
@@ -143,6 +163,8 @@ class Stage:
         for name, process in self.processes.items():
             if name != "orchestrator":
                 process.terminate()
+        for clone in self.clones:
+            clone.terminate()
         self.diary.close()
         self.processes["orchestrator"].terminate()
         try:
@@ -153,12 +175,11 @@ class Stage:
     # ---------------------------------------------------------------- single faults
 
     def _kill(self, what: str, event: Event) -> list[int]:
-        if what == "broker":
-            broker = child_running(self.processes["orchestrator"].pid, "_broker")
-            pids = [] if broker is None else [broker]
+        if what in ("broker", "web"):
+            child = child_running(self.processes["orchestrator"].pid, f"_{what}")
+            pids = [] if child is None else [child]
         elif what == "orchestrator":
             pids = self._group()
-            self.away["orchestrator"] = time.monotonic() + min(event.lasts_s, 1.0)
         else:
             name = self._pick(("worker",) if what == "worker" else _CLIENTS, event)
             pids = [self.processes[name].pid] if self._is_running(name) else []
@@ -166,6 +187,58 @@ class Stage:
         for pid in pids:
             _signal(pid, signal.SIGKILL)
         return pids
+
+    def _fail(self, what: str, event: Event) -> list[int]:
+        """Have a process die when it next comes by a named point; `tend` sees it."""
+        name = "orchestrator" if what == "broker" else self._pick((what,), event)
+        traps, process = self.world.traps, self.processes[name]
+        if traps.is_armed(name) or not self._is_running(name):
+            return []
+        pid = child_running(process.pid, "_broker") if what == "broker" else process.pid
+        point = traps.arm(name, what, event.target)
+        if point.push is not None and pid is not None:
+            _signal(pid, point.push)
+            if point.push == signal.SIGKILL:
+                self._happened("kill broker", [pid], 0.0)
+        return []
+
+    def _fill_disk(self, what: str, event: Event) -> list[int]:
+        disk = self.world.disk
+        if disk is None or self.is_disk_full:
+            return []
+        self.is_disk_full = True
+        disk.fill(leave_bytes=event.target % 2 * LITTLE_BYTES)
+
+        def empty() -> None:
+            disk.empty()
+            self.is_disk_full = False
+
+        self._later(event.lasts_s, empty)
+        return [1]
+
+    def _clone(self, what: str, event: Event) -> list[int]:
+        """Start a copy of a worker's data folder beside it, or on the next machine."""
+        name = self._pick((what,), event)
+        number = int(name.partition("-")[2])
+        if not self._is_running(name) or name in self.paused:
+            return []
+        self.counts["clones started"] += 1
+        copy = f"clone-{self.counts['clones started']}"
+        pid = self.processes[name].pid
+        _signal(pid, signal.SIGSTOP)  # as if the card were taken out
+        try:
+            shutil.copytree(
+                self.world.folder / name,
+                self.world.folder / copy,
+                ignore=shutil.ignore_patterns("lock", "logs"),
+            )
+        finally:
+            _signal(pid, signal.SIGCONT)
+        machine = 1 + (number + event.target // 7 % 2) % self.workers
+        process = self.world.command(machine, copy, *_WORKER)
+        self.clones.append(process)
+        self._later(event.lasts_s + CLONE_STARTS_S, process.terminate)
+        return [process.pid]
 
     def _restart(self, what: str, event: Event) -> list[int]:
         name = self._pick((what,), event)
@@ -200,6 +273,8 @@ class Stage:
 
     def _link_down(self, what: str, event: Event) -> list[int]:
         machine = event.target % (self.workers + 2)
+        if machine in self.world.down:
+            return []
         self.world.link(machine, is_up=False)
         self._later(event.lasts_s, lambda: self.world.link(machine, is_up=True))
         return [machine]
@@ -218,6 +293,8 @@ class Stage:
         return [1]
 
     def _move(self, what: str, event: Event) -> list[int]:
+        if 0 in self.world.down:
+            return []  # a card that is down has no routes to be given
         self.world.move_orchestrator()
         return [1]
 
@@ -248,20 +325,24 @@ class Stage:
         if kind == "orchestrator":
             process = world.command(0, name, "orchestrator")
         elif kind == "worker":
-            extra = ("worker", "--tasks", "tests.chaos.handlers", "--slots", "4")
-            process = world.command(1 + int(number), name, *extra)
+            process = world.command(1 + int(number), name, *_WORKER)
         elif kind == "client":
             url = "" if world.lan else world.url
             rate = str(self.rate / CLIENTS)
             process = world.start(
                 last, name, ["tests.chaos.load", name, log, world.mesh, url, rate]
             )
+        elif kind == "slow":
+            port = str(world.broker_port)
+            process = world.start(last, name, ["tests.chaos.slow", log, port, world.mesh])
         else:
             role = "submit" if kind == "rest" else "poll"
             process = world.start(last, name, ["tests.chaos.rest", role, name, log, "5"])
         self.processes[name] = process
+        self.diary.note("started", name=name, pid=process.pid)
 
 
+_WORKER: Final = ("worker", "--tasks", "tests.chaos.handlers", "--slots", "4")
 _CLIENTS: Final = ("client", "rest", "poller")
 
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
+from pathlib import Path
 
 import pytest
 
 from d8mesh.cli import main
-from tests.chaos import schedule
+from d8mesh.edge import failpoints
+from tests.chaos import disk, schedule
+from tests.chaos.traps import POINTS, Traps
 
 if not sys.platform.startswith("linux"):
     pytest.skip("processes are looked up in /proc", allow_module_level=True)
@@ -30,8 +34,37 @@ def test_kills_and_pauses_lose_repeat_and_spoil_nothing(capsys: pytest.CaptureFi
 
 
 def test_the_same_seed_is_the_same_history_and_has_every_kind_early() -> None:
-    first = schedule.draw(seed=9, seconds=120, has_network=True)
-    assert first == schedule.draw(seed=9, seconds=120, has_network=True)
-    assert first != schedule.draw(seed=10, seconds=120, has_network=True)
-    kinds = {*schedule.WEIGHTS, *schedule.NETWORK_WEIGHTS}
+    first = schedule.draw(seed=9, seconds=120, has_network=True, has_disk=True)
+    assert first == schedule.draw(seed=9, seconds=120, has_network=True, has_disk=True)
+    assert first != schedule.draw(seed=10, seconds=120, has_network=True, has_disk=True)
+    kinds = {*schedule.WEIGHTS, *schedule.NETWORK_WEIGHTS, *schedule.DISK_WEIGHTS}
     assert {event.kind for event in first[: len(kinds)]} == kinds
+
+
+def test_every_named_point_has_its_turn(tmp_path: Path) -> None:
+    points = [point.name for points in POINTS.values() for point in points]
+    assert sorted(points) == sorted(failpoints.NAMES)
+    traps = Traps(tmp_path)
+    for turn, expected in enumerate(POINTS["worker"]):
+        name = f"worker-{turn}"
+        assert traps.arm(name, "worker", 57) == expected
+        assert traps.is_armed(name)
+        file = Path(traps.setting(name)[1:])
+        assert file.read_text("ascii") == f"{expected.name}:{1 + 57 % expected.most}"
+        assert traps.sprung() == []
+        file.unlink()
+        assert traps.sprung() == [(name, expected)]
+        assert traps.sprung() == []
+
+
+def test_a_small_disk_is_full_when_it_is_filled(tmp_path: Path) -> None:
+    if why := disk.unavailable():
+        pytest.skip(why)
+    with disk.Disk(tmp_path / "there", size_mb=16) as small:
+        small.fill(leave_bytes=2_000_000)
+        assert 1_000_000 < shutil.disk_usage(small.place).free <= 2_000_000
+        small.fill(leave_bytes=0)
+        with pytest.raises(OSError, match="No space"):
+            (small.place / "more").write_bytes(bytes(1_000_000))
+        small.empty()
+        (small.place / "more").write_bytes(bytes(1_000_000))

@@ -11,8 +11,9 @@ import pytest
 from d8mesh.core.task import Completed, Fact, Spec, Submitted
 from d8mesh.edge.journal.writer import Journal
 from tests.chaos.diary import Diary, digest, fingerprint
+from tests.chaos.evidence import Happening
 from tests.chaos.handlers import TASK_TYPE
-from tests.chaos.verdict import Happening, judge
+from tests.chaos.verdict import judge
 
 SESSION = "0" * 16
 
@@ -95,5 +96,5 @@ def test_a_rerun_is_timed_from_the_death_of_its_worker(folder: Path) -> None:
         f'{{"e": "start", "at": 9.0, "id": "{task_id}"}}\n', "utf-8"
     )
     table = verdict(folder, [Happening("kill worker", 6.0, [78])])
-    assert str(table["dead_worker_to_rerun_s"]).startswith("n 1, p50 3.00")
+    assert str(table["dead_worker_to_rerun_alone_s"]).startswith("n 1, p50 3.00")
     assert table["extra_executions"] == 2

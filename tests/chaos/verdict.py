@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import bisect
-import statistics
 import sys
-from collections import Counter, defaultdict
-from dataclasses import dataclass, field
+from collections import Counter
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,42 +12,21 @@ import msgspec
 
 from d8mesh.edge.journal.reader import Reader
 from d8mesh.edge.journal.schema import fetch
+from tests.chaos import recovery
 from tests.chaos.backlog import BACKLOG_TYPE
 from tests.chaos.diary import digest, fingerprint, read
+from tests.chaos.evidence import Evidence, Happening, evidence_of
 from tests.chaos.handlers import TASK_TYPE
+from tests.chaos.traps import POINTS
 
 STATES: Final = {1: "completed", 2: "failed", 3: "cancelled"}
 #: Ids asked of the journal at once.
 ASKED: Final = 1000
 
 
-@dataclass(frozen=True, slots=True)
-class Happening:
-    """A fault that happened: its kind, when (monotonic), and to which process ids."""
-
-    kind: str
-    at: float
-    pids: list[int]
-
-
-@dataclass(slots=True)
-class Evidence:
-    """All that the diaries say."""
-
-    #: id -> (text, when acknowledged)
-    acked: dict[str, tuple[str, float]] = field(default_factory=dict)
-    #: id -> what clients were told: (state, fingerprint)
-    told: dict[str, set[tuple[str, str]]] = field(default_factory=lambda: defaultdict(set))
-    #: id -> (when, process id) of each execution's start
-    starts: dict[str, list[tuple[float, int]]] = field(default_factory=lambda: defaultdict(list))
-    #: (process id, id) -> when its execution ended
-    ends: dict[tuple[int, str], float] = field(default_factory=dict)
-    refused: Counter[str] = field(default_factory=Counter)
-
-
 def judge(folder: Path, happened: list[Happening], *, is_drained: bool) -> dict[str, object]:
     """Return the table of counts of one run."""
-    evidence = gather(folder / "log")
+    evidence = evidence_of(folder / "log")
     journal = folder / "orchestrator" / "orchestrator" / "journal.db"
     outcomes = outcomes_in(journal, list(evidence.acked))
     kinds = Counter(happening.kind for happening in happened)
@@ -65,8 +41,7 @@ def judge(folder: Path, happened: list[Happening], *, is_drained: bool) -> dict[
     for name, ids in (("lost", lost), ("stuck", unended), ("wrong", wrong)):
         for task_id in list(ids)[:10]:
             print(f"  {name}: {task_id}", file=sys.stderr)
-    rerun = reruns(evidence, happened)
-    back = first_handouts(evidence, happened)
+    named = sorted(kind.partition(" at ")[2] for kind in kinds if " at " in kind)
     return {
         "submitted_acked": len(evidence.acked),
         "outcomes": len(outcomes),
@@ -80,41 +55,16 @@ def judge(folder: Path, happened: list[Happening], *, is_drained: bool) -> dict[
         "extra_executions": executions - len(evidence.starts),
         "refused_submits": dict(evidence.refused.most_common(5)),
         "kills": sum(n for kind, n in kinds.items() if kind.startswith("kill")),
+        "named_points_reached": f"{len(named)} of {sum(map(len, POINTS.values()))}",
         "partitions_pauses": sum(n for kind, n in kinds.items() if is_cut(kind)),
         "events": dict(sorted(kinds.items())),
-        "dead_worker_to_rerun_s": spread(rerun),
-        "orchestrator_kill_to_handout_s": spread(back),
-        "new_address_to_workers_back_s": spread(workers_back(evidence, happened)),
+        **recovery.figures(evidence, happened, folder / "log"),
     }
 
 
 def is_cut(kind: str) -> bool:
     """Tell pauses and partitions of all sorts from the other kinds."""
     return kind.startswith(("pause", "partition", "link", "one"))
-
-
-def gather(log: Path) -> Evidence:
-    """Read all diaries."""
-    found = Evidence()
-    for path in sorted(log.glob("client-*.jsonl")):
-        for row in read(path):
-            if row["e"] == "acked":
-                for n, task_id in enumerate(row["ids"]):
-                    found.acked[task_id] = (f"{row['base']}-{n}", row["at"])
-            elif row["e"] == "got":
-                found.told[row["id"]].add((row["state"], row["sum"]))
-            elif row["e"] == "refused":
-                found.refused[row["why"]] += 1
-    for path in log.glob("runs-*.jsonl"):
-        pid = int(path.stem.partition("-")[2])
-        for row in read(path):
-            if row["e"] == "start":
-                found.starts[row["id"]].append((row["at"], pid))
-            else:
-                found.ends[pid, row["id"]] = row["at"]
-    for starts in found.starts.values():
-        starts.sort()
-    return found
 
 
 # ------------------------------------------------------------------------- the journal
@@ -206,65 +156,3 @@ def doubled_in(evidence: Evidence, outcomes: dict[str, tuple[str, Any]]) -> int:
             known.add((state, fingerprint(result)))
         count += len(known) > 1
     return count
-
-
-def reruns(evidence: Evidence, happened: list[Happening]) -> list[float]:
-    """Return seconds from a worker's death to the next start of each task that it ran then."""
-    deaths = {e.pids[0]: e.at for e in happened if e.kind == "kill worker"}
-    found = []
-    for task_id, starts in evidence.starts.items():
-        for at, pid in starts:
-            died = deaths.get(pid)
-            if died is None or (pid, task_id) in evidence.ends or at > died:
-                continue
-            again = [when for when, other in starts if other != pid and when > died]
-            if again:
-                found.append(min(again) - died)
-    return found
-
-
-def first_handouts(evidence: Evidence, happened: list[Happening]) -> list[float]:
-    """Return seconds from each kill of a broker to the first start of a task accepted after."""
-    firsts = sorted(
-        (starts[0][0], evidence.acked[task_id][1])
-        for task_id, starts in evidence.starts.items()
-        if task_id in evidence.acked
-    )
-    begun = [start for start, _ in firsts]
-    found = []
-    for happening in happened:
-        if happening.kind in ("kill broker", "kill orchestrator"):
-            after = bisect.bisect(begun, happening.at)
-            later = (s for s, acked in firsts[after:] if acked > happening.at)
-            first = next(later, None)
-            if first is not None:
-                found.append(first - happening.at)
-    return found
-
-
-def workers_back(evidence: Evidence, happened: list[Happening]) -> list[float]:
-    """Return, for each move, when the last worker process alive throughout had a new task."""
-    found = []
-    dead = {pid: e.at for e in happened for pid in e.pids if e.kind.endswith("worker")}
-    for move in (e for e in happened if e.kind == "new address"):
-        first: dict[int, float] = {}
-        before: set[int] = set()
-        for task_id, starts in evidence.starts.items():
-            acked = evidence.acked.get(task_id, ("", 0.0))[1]
-            for at, pid in starts:
-                if at < move.at:
-                    before.add(pid)
-                elif acked > move.at:
-                    first[pid] = min(first.get(pid, at), at)
-        alive = [pid for pid in before if not dead.get(pid, move.at + 60) < move.at + 60]
-        found += [max(back)] if (back := [first[p] - move.at for p in alive if p in first]) else []
-    return found
-
-
-def spread(seconds: list[float]) -> str:
-    """Return count, p50, p95, p99 and the largest."""
-    if not seconds:
-        return "none"
-    cuts = statistics.quantiles(seconds, n=100, method="inclusive") if len(seconds) > 1 else []
-    p50, p95, p99 = (cuts[49], cuts[94], cuts[98]) if cuts else (seconds[0],) * 3
-    return f"n {len(seconds)}, p50 {p50:.2f}, p95 {p95:.2f}, p99 {p99:.2f}, max {max(seconds):.2f}"

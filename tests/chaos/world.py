@@ -11,6 +11,9 @@ from types import TracebackType
 from typing import IO, Final, Self
 
 from d8mesh.apps.demo import free_ports
+from tests.chaos import disk as small_disk
+from tests.chaos.disk import Disk
+from tests.chaos.traps import Traps
 from tests.end_to_end.hosts import NETWORK, Host, Lan
 
 ROOT: Final = Path(__file__).resolve().parents[2]
@@ -25,26 +28,35 @@ class World:
     Args:
         folder: for the data folders and the output of every process.
         lan: None for loopback. Host 0 is the orchestrator's, the last one the clients'.
+        has_disk: the orchestrator's data folder is a small disk of its own.
     """
 
-    def __init__(self, folder: Path, lan: Lan | None) -> None:
+    def __init__(self, folder: Path, lan: Lan | None, *, has_disk: bool = False) -> None:
         self.folder = folder
         self.log = folder / "log"
         self.lan = lan
+        self.disk = Disk(folder / "orchestrator") if has_disk else None
+        self.traps = Traps(self.log)
         self.mesh = f"chaos-{os.getpid()}"
         self._processes: list[subprocess.Popen[str]] = []
         self._outputs: list[IO[str]] = []
         self._moves = 0
         self._apart: set[int] = set()
-        self._web_port, self._broker_port, self._status_port = (
+        #: machines whose card is down
+        self.down: set[int] = set()
+        self._web_port, self.broker_port, self._status_port = (
             (WEB_PORT, 7010, 7200) if lan else free_ports(3)
         )
 
     def __enter__(self) -> Self:
         self.log.mkdir(parents=True)
-        if self.lan is not None:
-            self.lan.__enter__()
-        self._write_url()
+        with contextlib.ExitStack() as stack:
+            if self.disk is not None:
+                stack.enter_context(self.disk)
+            if self.lan is not None:
+                stack.enter_context(self.lan)
+            self._write_url()
+            self._places = stack.pop_all()
         return self
 
     def __exit__(
@@ -57,10 +69,9 @@ class World:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, 9)
             process.wait()
-        if self.lan is not None:
-            self.lan.__exit__(kind, error, trace)
         for output in self._outputs:
             output.close()
+        self._places.__exit__(kind, error, trace)
 
     @property
     def url(self) -> str:
@@ -77,7 +88,7 @@ class World:
             "D8_MESH": self.mesh,
             "D8_DATA_DIR": str(home),
             "D8_INTERFACES": "" if self.lan else "127.0.0.1",
-            "D8_BROKER_PORT": str(self._broker_port),
+            "D8_BROKER_PORT": str(self.broker_port),
             "FLASK_PORT": str(self._web_port),
             "FLASK_HOST": "0.0.0.0" if self.lan else "127.0.0.1",
             "WORKER_STATUS_PORT": str(self._status_port),
@@ -85,7 +96,10 @@ class World:
             "WORKER_ID": "",
             "TASK_TIMEOUT": "30",
             "MAX_RETRY_ATTEMPTS": "20",
+            "D8_FAILPOINT": self.traps.setting(name),
         }
+        if self.disk is not None:
+            settings["D8_DISK_RESERVE_MB"] = str(small_disk.RESERVE_MB)
         return self.start(machine, name, ["d8mesh", *arguments], settings)
 
     def start(
@@ -126,8 +140,10 @@ class World:
         """Take a machine's card down or up."""
         host = self._host(machine)
         if is_up:
+            self.down.discard(machine)
             host.link_up()
         else:
+            self.down.add(machine)
             host.link_down()
 
     def block(self, *, is_on: bool) -> None:

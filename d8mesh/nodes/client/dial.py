@@ -130,9 +130,10 @@ class Dialler:
 
     def _is_gone(self) -> bool:
         """Ask where the connection leads; if somebody accepts, all stays as it is."""
-        address, port = parse_endpoint(self._endpoint_used)
-        is_gone = first_reachable([(address, port)], deadline_s=DIAL_S) is None
-        self._is_doubted = False
+        endpoint, self._is_doubted = self._endpoint_used, False
+        is_gone = False
+        if endpoint.startswith("tcp://"):  # another connection may have been made meanwhile
+            is_gone = first_reachable([parse_endpoint(endpoint)], deadline_s=DIAL_S) is None
         if not is_gone and not self._lost.is_set():
             self._wanted.clear()
             if self._lost.is_set():  # said meanwhile

@@ -1,0 +1,144 @@
+"""Peers that slow nobody but themselves: ``python -m tests.chaos.slow LOG BROKER_PORT``.
+
+Connections to the REST and the broker's port that say nothing, dribble, or ask and never read
+the answer, and clients that submit and never read, all the time until the file ``LOG/stop``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import msgspec
+import zmq
+
+from d8mesh.core.codec import encode
+from d8mesh.core.messages import VERSIONS, ClientHello, Group, Submit
+from tests.chaos.handlers import TASK_TYPE
+
+DIGITS = "0123456789abcdefghijklmnopqrstuv"
+#: How many of each sort there are at once.
+EACH = 3
+#: A connection is given up and made anew after this long.
+LIFE_S = 20.0
+PAUSE_S = 0.5
+#: Tasks per second of each client that never reads.
+RATE = 4
+_GREETING = b"\xff\0\0\0\0\0\0\0\1\x7f\3\1NULL" + bytes(48)
+
+
+def main() -> None:
+    """Be slow until told to stop."""
+    folder, broker_port, mesh = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+    sorts: list[Callable[[Path, int], None]] = [silent, dribble_http, never_read, dribble_zmtp]
+    stop = folder / "stop"
+
+    def again(sort: Callable[[Path, int], None]) -> None:
+        while not stop.exists():
+            with contextlib.suppress(OSError):
+                sort(folder, broker_port)
+            time.sleep(PAUSE_S)
+
+    for _ in range(EACH):
+        for sort in sorts:
+            threading.Thread(target=again, args=(sort,), daemon=True).start()
+    submit_and_never_read(folder, broker_port, mesh)
+
+
+def web_of(folder: Path) -> tuple[str, int]:
+    """Return where the REST port is now."""
+    parts = urlsplit((folder / "url").read_text("utf-8").strip())
+    return str(parts.hostname), int(parts.port or 80)
+
+
+def _connect(address: tuple[str, int]) -> socket.socket:
+    peer = socket.create_connection(address, timeout=5)
+    peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    return peer
+
+
+def silent(folder: Path, broker_port: int) -> None:
+    """Connect to both ports and say nothing."""
+    web = web_of(folder)
+    with _connect(web) as one, _connect((web[0], broker_port)) as other:
+        for peer in (one, other):
+            peer.settimeout(LIFE_S / 2)
+            peer.recv(64)
+
+
+def dribble_http(folder: Path, broker_port: int) -> None:
+    """Send a request byte by byte, never to its end."""
+    del broker_port
+    host, port = web_of(folder)
+    with _connect((host, port)) as peer:
+        _dribble(peer, f"POST /api/tasks/submit HTTP/1.1\r\nHost: {host}\r\nX: ".encode())
+
+
+def dribble_zmtp(folder: Path, broker_port: int) -> None:
+    """Greet the broker byte by byte."""
+    with _connect((web_of(folder)[0], broker_port)) as peer:
+        _dribble(peer, _GREETING)
+
+
+def _dribble(peer: socket.socket, text: bytes) -> None:
+    for n in range(int(LIFE_S / PAUSE_S)):
+        peer.sendall(text[n : n + 1] or b"x")
+        time.sleep(PAUSE_S)
+
+
+def never_read(folder: Path, broker_port: int) -> None:
+    """Ask for long lists, one request behind the other, and read no answer."""
+    del broker_port
+    host, port = web_of(folder)
+    request = f"GET /api/tasks?limit=1000 HTTP/1.1\r\nHost: {host}\r\n\r\n".encode()
+    with _connect((host, port)) as peer:
+        peer.sendall(request * 20)
+        time.sleep(LIFE_S)
+
+
+def submit_and_never_read(folder: Path, broker_port: int, mesh: str) -> None:
+    """Submit over ZeroMQ, each client under its own session, and read nothing."""
+    context = zmq.Context()
+    peers: list[tuple[zmq.Socket[bytes], str]] = []
+    host = ""
+    count = 0
+    while not (folder / "stop").exists():
+        now_at = web_of(folder)[0]
+        if now_at != host:
+            host, count = now_at, 0
+            for peer, _ in peers:
+                peer.close(0)
+            peers = [_peer(context, f"tcp://{host}:{broker_port}") for _ in range(EACH)]
+        for peer, session in peers:
+            if count % (10 * RATE) == 0:  # the broker may be a new one
+                hello = ClientHello(VERSIONS[0], mesh, session, "slow")
+                _send(peer, encode(hello))
+            data = {"text": secrets.token_hex(4), "ms": 0, "log": str(folder)}
+            group = Group(TASK_TYPE, 5, [msgspec.msgpack.encode(data)])
+            _send(peer, encode(Submit(count + 1, session, count, [group], True)))
+        count += 1
+        time.sleep(1 / RATE)
+
+
+def _peer(context: zmq.Context[zmq.Socket[bytes]], address: str) -> tuple[zmq.Socket[bytes], str]:
+    peer = context.socket(zmq.DEALER)
+    for option, value in ((zmq.RCVHWM, 1), (zmq.RCVBUF, 4096), (zmq.LINGER, 0)):
+        peer.set(option, value)
+    peer.connect(address)
+    return peer, "".join(secrets.choice(DIGITS) for _ in range(16))
+
+
+def _send(peer: zmq.Socket[bytes], frame: bytes) -> None:
+    with contextlib.suppress(zmq.Again):
+        peer.send(frame, zmq.NOBLOCK)
+
+
+if __name__ == "__main__":
+    main()
