@@ -63,6 +63,7 @@ LOG_BYTES: Final = 32 + CHECKPOINT_PAGES * (4096 + 24)
 QUICK_CHECK_BYTES: Final = 64 * 1024 * 1024
 #: How long a statement waits for a checkpoint of another connection.
 BUSY_MS: Final = 5000
+_encode: Final = msgspec.msgpack.Encoder().encode
 _NETWORK_FILE_SYSTEMS: Final = frozenset(
     {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ncpfs", "fuse.sshfs", "ceph"}
 )
@@ -129,7 +130,7 @@ class Journal:
             raise JournalError(f"cannot write {self.path.name}: {error}") from error
 
     def _submitted(self, facts: list[Submitted]) -> None:
-        encode = msgspec.msgpack.encode
+        encode = _encode
         values: list[Value] = []
         count = 0
         for fact in facts:
@@ -149,7 +150,7 @@ class Journal:
     def _handed_out(self, facts: list[HandedOut]) -> None:
         values: list[Value] = []
         for fact in facts:
-            tasks = msgspec.msgpack.encode((self._rows_of(fact.ids), fact.ns))
+            tasks = _encode((self._rows_of(fact.ids), fact.ns))
             values += (fact.number, self._worker(fact.worker_id), fact.at, tasks)
         self._insert("handouts", values, width=4)
 
@@ -202,7 +203,9 @@ class Journal:
     ) -> list[Value]:
         """Return rows of `outcomes`, one for each run of consecutive tasks and equal attempt."""
         rows, ns, payloads = self._rows_of(fact.ids), fact.ns, fact.payloads
-        encode = msgspec.msgpack.encode
+        encode = _encode
+        if len(rows) == 1:
+            return [rows[0], 1, state, ns[0], worker, fact.at, encode(payloads)]
         values: list[Value] = []
         for start, end in Runs(rows, self._batch_starts).slices(len(rows)):
             while start < end:  # nearly always once: attempts of one run differ seldom
