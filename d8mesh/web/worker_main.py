@@ -33,6 +33,8 @@ from d8mesh.web.status import StatusServer
 PROBE_S: Final = 10.0
 #: How often the first orchestrator is looked for, to say so.
 LOOK_S: Final = 0.1
+#: The same once it has joined one: an idle worker shall cost nothing.
+LATER_LOOK_S: Final = 1.0
 #: Without an orchestrator for this long, people are told once.
 PATIENCE_S: Final = 10.0
 DEFAULT_TYPE: Final = "deepseek"
@@ -171,7 +173,7 @@ def _tell(worker: Worker, mesh: str, stop: threading.Event) -> None:
     print(f"worker {worker.worker_id}: looking for orchestrators of mesh {mesh}", flush=True)
     told: dict[str, str] = {}
     waited_s = 0.0
-    while not stop.wait(LOOK_S):
+    while not stop.wait(LATER_LOOK_S if told else LOOK_S):
         status: Any = worker.status()
         for each in status["orchestrators"]:
             broker_id, endpoint = each["broker_id"], each["endpoint"]

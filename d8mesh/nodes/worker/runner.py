@@ -42,6 +42,8 @@ from d8mesh.nodes.worker.slots import Bell, Slots
 MESSAGES_PER_TURN: Final = 64
 #: How often the slots are looked at.
 WATCH_S: Final = 0.5
+#: The same with nothing running: only the links and the clocks are looked at.
+IDLE_WATCH_S: Final = 1.5
 #: The interfaces are looked at this often.
 LOOK_S: Final = 3.0
 #: A broken connection may take so long to be made again; then other addresses are tried too.
@@ -83,6 +85,8 @@ class Runner:
         self.ended = threading.Event()
         self.endpoints: dict[str, str] = {}
         self.outbox_trouble = ""
+        #: what ended it before it was asked to
+        self.fatal: Exception | None = None
         self._slots, self._finder, self._identity = slots, finder, identity
         self._bell: Bell = slots.bell
         self._waker, self._loop = waker, Loop(waker)
@@ -129,6 +133,7 @@ class Runner:
             self._perform(self.session.leave("stopped"))
         except Exception as error:
             event(_log, logging.CRITICAL, "worker.died", error=repr(error))
+            self.fatal = error
             raise
         finally:
             self._finder.close()
@@ -173,12 +178,14 @@ class Runner:
         for key, (link, _) in list(self._links.items()):
             if link.is_cut or link.is_renewed:
                 self._mind(key, link, now)
+                if key not in self._links:
+                    continue
             for frame in link.receive(MESSAGES_PER_TURN):
                 self._receive(frame, key, now)
         self._take_pieces()
         if now >= self._next_watch:
-            self._next_watch = now + WATCH_S
             running = slots.running()
+            self._next_watch = now + (WATCH_S if running else IDLE_WATCH_S)
             if running:
                 passed("worker.mid_run")
             self._perform(session.watch(running, now))
@@ -191,6 +198,7 @@ class Runner:
         if self._starting:
             attempts, self._starting = self._starting, []
             self._slots.put(attempts)
+            self._next_watch = min(self._next_watch, time.monotonic() + WATCH_S)
 
     def _take_pieces(self) -> None:
         pieces = self._slots.pieces
