@@ -48,7 +48,8 @@ def figures(evidence: Evidence, happened: list[Happening], log: Path) -> dict[st
     rerun = reruns(evidence, happened)
     back = first_handouts(evidence, happened)
     pids = [pid for name, pid in _started(log) if name.startswith("worker")]
-    moved = workers_back(evidence, happened, pids)
+    ends = {row["pid"]: row["at"] for row in read(log / "events.jsonl") if row["e"] == "ended"}
+    moved = workers_back(evidence, happened, pids, ends)
     central_faults = [fault for fault in happened if is_central(fault)]
     cuts = [f for f in happened if is_central(f) or f.kind.startswith((*_OF_MACHINES, "pause"))]
     return {
@@ -95,11 +96,11 @@ def first_handouts(evidence: Evidence, happened: list[Happening]) -> list[tuple[
 
 
 def workers_back(
-    evidence: Evidence, happened: list[Happening], pids: Iterable[int]
+    evidence: Evidence, happened: list[Happening], pids: Iterable[int], ends: dict[int, float]
 ) -> list[tuple[Happening, float]]:
     """Return, for each move, when the last mesh worker that lived on had a new task."""
     dead = {pid: e.at for e in happened for pid in e.pids if e.kind.startswith("kill worker")}
-    dead |= {e.pids[0]: e.at for e in happened if e.kind == "restart worker"}
+    dead = ends | dead | {e.pids[0]: e.at for e in happened if e.kind == "restart worker"}
     begun: dict[int, list[tuple[float, float]]] = {pid: [] for pid in pids}
     for task_id, starts in evidence.starts.items():
         for at, pid in starts:

@@ -1,7 +1,8 @@
 """The command `chaos`: a real mesh under load while its parts are killed, paused and cut off.
 
 Every run prints its seed, what happened, and the table of counts of docs/RELIABILITY.md. The exit
-code is 1 if anything acknowledged was lost, recorded twice, wrong or stuck.
+code is 1 if anything acknowledged was lost, recorded twice, wrong or stuck, or if a process died
+of which nobody asked it.
 """
 
 from __future__ import annotations
@@ -55,7 +56,8 @@ def run(config: Config, options: argparse.Namespace) -> int:
 
 def is_good(counts: dict[str, object]) -> bool:
     """Tell whether everything that was promised was kept."""
-    return not any(counts[name] for name in ("lost", "dup_results", "wrong", "stuck"))
+    bad = ("lost", "dup_results", "wrong", "stuck", "crashes")
+    return not any(counts[name] for name in bad)
 
 
 def run_in(
@@ -76,6 +78,7 @@ def run_in(
         is_drained = stage.drain(lambda text: _say(arguments, text))
         stage.end()
         counts = verdict.judge(folder, stage.happened, is_drained=is_drained)
+        counts["crashes"] = stage.crashes
         if has_disk and (arguments.keep or not is_good(counts)):
             shutil.copytree(folder / "orchestrator", folder / "orchestrator.kept")
     return counts

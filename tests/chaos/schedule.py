@@ -27,7 +27,7 @@ NETWORK_WEIGHTS: Final = {
     "partition": 8,
     "link down": 5,
     "one way": 3,
-    "new address": 2,
+    "new address": 3,
 }
 DISK_WEIGHTS: Final = {"full disk": 3}
 #: Kinds that are over at once; the others last.

@@ -49,6 +49,10 @@ class Stage:
     undo: list[tuple[float, int, Callable[[], None]]] = field(default_factory=list)
     happened: list[Happening] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
+    #: processes that ended without a reason
+    crashes: list[str] = field(default_factory=list)
+    #: processes that have a reason to end
+    doomed: set[int] = field(default_factory=set)
     #: copies of workers, which are not brought back
     clones: list[subprocess.Popen[str]] = field(default_factory=list)
     is_blocked: bool = False
@@ -106,16 +110,28 @@ class Stage:
         """Bring back what is due, and end pauses that are over."""
         while self.undo and self.undo[0][0] <= now:
             heapq.heappop(self.undo)[2]()
-        for name, point in self.world.traps.sprung():
-            what = "broker" if name == "orchestrator" else "worker"
-            self._happened(f"kill {what} at {point.name}", [self.processes[name].pid], 0.0)
+        self._notice_traps()
         for name, process in self.processes.items():
             if process.poll() is not None and now >= self.away.setdefault(name, now):
-                if name.startswith(("client", "rest")) and self._is_done(name):
+                if self._is_done(name):
                     continue
                 del self.away[name]
+                self._ended(name, process)
                 self._start(name)
                 break  # one at a time: starting costs a second of a slow machine
+
+    def _notice_traps(self) -> None:
+        for name, point in self.world.traps.sprung():
+            what = "broker" if name == "orchestrator" else "worker"
+            pid = self.processes[name].pid
+            self.doomed.update([pid] if what == "worker" else [])
+            self._happened(f"kill {what} at {point.name}", [pid], 0.0)
+
+    def _ended(self, name: str, process: subprocess.Popen[str]) -> None:
+        self._notice_traps()
+        self.diary.note("ended", name=name, pid=process.pid, code=process.returncode)
+        if process.pid not in self.doomed:
+            self.crashes.append(f"{name} (exit code {process.returncode})")
 
     def strike(self, event: Event) -> None:
         """Do one thing."""
@@ -184,6 +200,7 @@ class Stage:
             name = self._pick(("worker",) if what == "worker" else _CLIENTS, event)
             pids = [self.processes[name].pid] if self._is_running(name) else []
             self.away[name] = time.monotonic() + event.lasts_s
+        self.doomed.update(pids)
         for pid in pids:
             _signal(pid, signal.SIGKILL)
         return pids
@@ -197,6 +214,7 @@ class Stage:
         pid = child_running(process.pid, "_broker") if what == "broker" else process.pid
         point = traps.arm(name, what, event.target)
         if point.push is not None and pid is not None:
+            self.doomed.add(pid)
             _signal(pid, point.push)
             if point.push == signal.SIGKILL:
                 self._happened("kill broker", [pid], 0.0)
@@ -244,8 +262,10 @@ class Stage:
         name = self._pick((what,), event)
         if not self._is_running(name):
             return []
-        _signal(self.processes[name].pid, signal.SIGTERM)
-        return [self.processes[name].pid]
+        pid = self.processes[name].pid
+        self.doomed.add(pid)
+        _signal(pid, signal.SIGTERM)
+        return [pid]
 
     def _pause(self, what: str, event: Event) -> list[int]:
         name = "broker" if what == "broker" else self._pick((what,), event)
@@ -311,6 +331,9 @@ class Stage:
         return self.processes[name].poll() is None
 
     def _is_done(self, name: str) -> bool:
+        """Tell whether a process has ended as it should."""
+        if not name.startswith(("client", "rest")):
+            return name.startswith("slow") and (self.world.log / "stop").exists()
         return rest.is_drained(self.world.log / f"client-{name}.jsonl")
 
     def _group(self) -> list[int]:

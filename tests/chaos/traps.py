@@ -21,21 +21,21 @@ class Point:
 
 POINTS: Final = {
     "broker": (
-        Point("broker.after_commit", 100),
-        Point("broker.before_commit", 100),
+        Point("broker.after_commit", 50),
+        Point("broker.before_commit", 50),
         Point("broker.restored", 1, signal.SIGKILL),
-        Point("broker.between_sends", 100),
-        Point("broker.received", 100),
-        Point("broker.after_sends", 100),
+        Point("broker.between_sends", 50),
+        Point("broker.received", 50),
+        Point("broker.after_sends", 50),
         Point("broker.stopping", 1, signal.SIGTERM),
     ),
     "worker": (
         Point("worker.outbox_written", 1),
-        Point("worker.handed_out", 30),
-        Point("worker.results_sent", 30),
-        Point("worker.acknowledged", 30),
+        Point("worker.handed_out", 10),
+        Point("worker.results_sent", 10),
+        Point("worker.acknowledged", 10),
         Point("worker.mid_run", 3),
-        Point("worker.finished", 30),
+        Point("worker.finished", 10),
         Point("worker.stopping", 1, signal.SIGTERM),
     ),
 }

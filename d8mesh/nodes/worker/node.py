@@ -26,7 +26,7 @@ from d8mesh.edge.logs import event
 from d8mesh.edge.network import machine_id, usable_addresses
 from d8mesh.edge.outbox import Outbox, adopt
 from d8mesh.edge.sockets import Waker
-from d8mesh.errors import ConfigError, HandlerError, NodeClosedError
+from d8mesh.errors import ConfigError, HandlerError, NodeClosedError, WorkerError
 from d8mesh.handlers import endings
 from d8mesh.nodes.worker.finder import Finder
 from d8mesh.nodes.worker.runner import Runner
@@ -212,6 +212,9 @@ class Worker:
     def run(self) -> None:
         """Work until Ctrl-C, SIGTERM or (Windows) Ctrl-Break; a second one stops at once.
 
+        Raises:
+            WorkerError: it ended by a fault of its own; the log says more.
+
         Thread: the main thread.
         """
         if self._runner is None:
@@ -222,6 +225,8 @@ class Worker:
             while not self._asked.wait(0.5) and not runner.ended.is_set():
                 pass  # short waits: a signal is handled between them on every system
             self.stop()
+        if runner.fatal is not None:
+            raise WorkerError(f"the worker ended by a fault of its own: {runner.fatal!r}")
 
     def status(self) -> dict[str, object]:
         """Return the body of the status page; ``status`` is "healthy" or "unhealthy"."""
