@@ -40,6 +40,9 @@ from d8mesh.errors import ProtocolError
 
 #: Submits under way at once: enough that the broker never waits for the next one.
 MAX_UNACKNOWLEDGED: Final = 8
+#: The same for a parcel of single tasks: while two are on their way more tasks join the next,
+#: so that many small submits become few messages.
+MAX_GROWING: Final = 2
 #: HELLO is said again after this long without an answer.
 HELLO_S: Final = 3.0
 #: A new link on which nothing was heard for this long is given up: sooner than one that
@@ -160,8 +163,9 @@ class ClientSession:
 
     @property
     def has_room(self) -> bool:
-        """True when a parcel submitted now would be sent now."""
-        is_free = not self._backlog and len(self._unacknowledged) < self._allowed
+        """True when a parcel that may still grow should be sent now."""
+        most = min(MAX_GROWING, self._allowed)
+        is_free = not self._backlog and len(self._unacknowledged) < most
         return self._is_up and is_free and self._full is None
 
     # --------------------------------------------------------------- what is wanted
