@@ -30,6 +30,8 @@ NETWORK_WEIGHTS: Final = {
     "new address": 3,
 }
 DISK_WEIGHTS: Final = {"full disk": 3}
+#: So many of the faults that last are short ones.
+SHORT: Final = 0.65
 #: Kinds that are over at once; the others last.
 SUDDEN: Final = ("kill", "fail", "restart", "new")
 
@@ -70,4 +72,6 @@ def draw(*, seed: int, seconds: float, has_network: bool, has_disk: bool = False
 def _lasts_s(dice: random.Random, kind: str) -> float:
     if kind.startswith(SUDDEN):
         return dice.uniform(0.0, 3.0)
-    return dice.uniform(0.5, 14.0)  # shorter and longer than the lease of 10 s
+    if dice.random() < SHORT:
+        return dice.uniform(0.5, 6.0)
+    return dice.uniform(6.0, 14.0)  # shorter and longer than the lease of 10 s
