@@ -144,7 +144,7 @@ class _Launcher:
             if code is None:
                 return 0
             child.process = None
-            if code in FINAL_EXITS or (not self._said and code):
+            if code in FINAL_EXITS or (not self._said and code > 0):  # killed: it tries again
                 return code
             if now - child.started > HEALTHY_S:
                 child.deaths = 0

@@ -69,6 +69,19 @@ def test_ctrl_c_and_sigterm_end_it_in_order(children: Children, number: signal.S
     assert child.wait(PATIENCE_S) == 0
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="no signals there: a death is an exit code")
+def test_a_broker_that_is_killed_while_it_starts_is_started_again(
+    settings: dict[str, str], tmp_path: Path
+) -> None:
+    point = tmp_path / "failpoint"
+    point.write_text("broker.restored", "ascii")
+    with Children({**settings, "D8_FAILPOINT": f"@{point}"}) as children:
+        child = up(children)
+        assert not point.exists()
+        child.close_input()
+        assert child.wait(PATIENCE_S) == 0
+
+
 def test_a_taken_port_is_named_with_its_holder_and_its_variable(
     children: Children, settings: dict[str, str]
 ) -> None:
