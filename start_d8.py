@@ -29,7 +29,7 @@ CANDIDATES = ("python3.14", "python3.13", "python3.12", "python3.11", "python3",
 ROOT = Path(__file__).resolve().parent
 PYPROJECT = ROOT / "pyproject.toml"
 #: What a command needs beside the project itself: extras of pyproject.toml.
-EXTRAS_OF_COMMANDS = {"test": ("test",)}
+EXTRAS_OF_COMMANDS = {"test": ("test",), "bench": ("bench",)}
 #: An install of another start may take this long on a slow card and a slow line.
 LOCK_WAIT_S = 1800.0
 LOCK_POLL_S = 0.2

@@ -9,7 +9,9 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
+from bench.processes import Node, child_of, node
 from d8mesh.apps.children import Child, Children
 from d8mesh.apps.demo import free_ports
 from d8mesh.apps.status import ask
@@ -17,7 +19,9 @@ from d8mesh.config import Config
 from d8mesh.errors import D8Error
 from d8mesh.nodes.client import Client
 
-START_S = 60.0
+#: How long the mesh may take to stand: a journal of ten million tasks is read in that time.
+START_S: Final = 120.0
+LOOK_S: Final = 0.01
 
 
 @dataclass(slots=True)
@@ -26,6 +30,7 @@ class Mesh:
 
     config: Config
     url: str
+    broker_port: int
     folder: Path
     orchestrator: Child
     workers: list[Child]
@@ -38,18 +43,56 @@ class Mesh:
             raise D8Error("the client did not reach the orchestrator")
         return client
 
+    def broker(self) -> Node:
+        """Return the broker's process."""
+        return child_of(self.orchestrator.process.pid, "_broker")
+
+    def nodes(self) -> list[Node]:
+        """Return every process: launcher, broker, web, workers."""
+        launcher = self.orchestrator.process.pid
+        found = [node(launcher, "launcher"), self.broker(), child_of(launcher, "_web")]
+        found += [node(each.process.pid, each.name) for each in self.workers]
+        return found
+
+    def add_worker(self) -> Child:
+        """Start one more worker, without waiting for it."""
+        child = self.children.start(f"worker {len(self.workers) + 1}", "worker")
+        self.workers.append(child)
+        return child
+
+    def restart_orchestrator(self) -> None:
+        """Start the orchestrator again after its death, without waiting for it."""
+        self.orchestrator = self.children.start("orchestrator", "orchestrator")
+
+    def await_workers(self, count: int) -> None:
+        """Wait until the orchestrator answers and has `count` workers."""
+        until = time.monotonic() + START_S
+        while time.monotonic() < until:
+            for child in (self.orchestrator, *self.workers):
+                if not child.is_running:
+                    raise D8Error(f"the {child.name} ended: {' / '.join(child.lines)}")
+            with contextlib.suppress(OSError, KeyError):
+                if ask(self.url, "/health")["workers_online"] >= count:
+                    return
+            time.sleep(LOOK_S)
+        raise D8Error(f"the mesh did not stand within {START_S:.0f} s")
+
 
 @contextlib.contextmanager
-def mesh(*, workers: int, folder: Path | None = None) -> Iterator[Mesh]:
-    """Start an orchestrator and `workers` workers; end them after."""
-    with tempfile.TemporaryDirectory(prefix="d8-bench-", ignore_cleanup_errors=True) as scratch:
-        home = folder or Path(scratch)
+def mesh(*, workers: int, settings: dict[str, str] | None = None) -> Iterator[Mesh]:
+    """Start an orchestrator and `workers` workers; end them after.
+
+    Args:
+        workers: how many worker processes.
+        settings: variable -> value, over the bench's own.
+    """
+    with tempfile.TemporaryDirectory(prefix="d8-bench-", ignore_cleanup_errors=True) as home:
         rest, broker, status = free_ports(3)
         name = f"bench-{secrets.token_hex(3)}"
-        settings = {
+        given = {
             "D8_MESH": name,
             "D8_INTERFACES": "127.0.0.1",
-            "D8_DATA_DIR": str(home),
+            "D8_DATA_DIR": home,
             "D8_BROKER_PORT": str(broker),
             "FLASK_HOST": "127.0.0.1",
             "FLASK_PORT": str(rest),
@@ -57,24 +100,15 @@ def mesh(*, workers: int, folder: Path | None = None) -> Iterator[Mesh]:
             "ORCHESTRATOR_URL": "",
             "WORKER_ID": "",
             "TASK_QUEUE_SIZE": "100000000",
-        }
+            "D8_QUEUE_BYTES": "100000000000",
+        } | (settings or {})
         config = Config(mesh=name, interfaces=("127.0.0.1",))
-        with Children(settings) as children:
+        with Children(given) as children:
             orchestrator = children.start("orchestrator", "orchestrator")
-            started = [children.start(f"worker {n + 1}", "worker") for n in range(workers)]
-            url = f"http://127.0.0.1:{rest}"
-            _wait(url, workers, [orchestrator, *started])
-            yield Mesh(config, url, home, orchestrator, started, children)
-
-
-def _wait(url: str, workers: int, running: list[Child]) -> None:
-    until = time.monotonic() + START_S
-    while time.monotonic() < until:
-        for child in running:
-            if not child.is_running:
-                raise D8Error(f"the {child.name} ended: {' / '.join(child.lines)}")
-        with contextlib.suppress(OSError, KeyError):
-            if ask(url, "/health")["workers_online"] >= workers:
-                return
-        time.sleep(0.05)
-    raise D8Error("the mesh did not stand in time")
+            running = Mesh(
+                config, f"http://127.0.0.1:{rest}", broker, Path(home), orchestrator, [], children
+            )
+            for _ in range(workers):
+                running.add_worker()
+            running.await_workers(workers)
+            yield running

@@ -1,81 +1,149 @@
-"""The command `bench`: runs scenarios, prints a table, keeps the figures as JSON."""
+"""The command `bench`: runs scenarios, prints their figures, keeps everything as JSON."""
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
-import platform
-import statistics
-import sys
-from collections.abc import Callable
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any, Final
 
-from bench import throughput
-from d8mesh import __version__
+from bench import machine, report
+from bench.findings import Findings
+from bench.plan import Plan
+from bench.progress import say
 from d8mesh.config import Config
+from d8mesh.errors import ConfigError
 
-Rows = list[dict[str, object]]
+#: Of the file that is kept: raised when something in it changes its meaning.
+SCHEMA: Final = 1
+#: The scenarios in the order of running, and what each is about.
+SCENARIOS: Final = {
+    "throughput": "tasks per second, durable, beside the raw loops (and others: --peers)",
+    "latency": "one in flight, open loop at 10/50/90 % of the peak, beside saturated REST",
+    "rest": "submits, status polls, long polls, polling workers at 1/32/256 connections",
+    "backlog": "cost and memory per task from 1,000 to 10,000,000 queued",
+    "workers": "broker CPU per task with 1 to 2,000 workers",
+    "recovery": "kill -9 with 100,000 and 1,000,000 queued, until the first task is done",
+    "start": "cold start to first task, idle memory and idle CPU of each node",
+    "hot_path": "where each microsecond of a task goes",
+}
+#: The issue's names for two of them.
+ALIASES: Final = {"queue": "backlog", "profile": "hot_path"}
+FULL_ROUNDS: Final = 5
+QUICK_ROUNDS: Final = 2
+QUICK_SCALE: Final = 0.05
+PAGE: Final = Path(__file__).resolve().parent.parent / "docs" / "PERFORMANCE.md"
 
 
 def run(config: Config, options: argparse.Namespace) -> int:
-    """Run the scenarios named on the command line."""
+    """Run the scenarios named on the command line, or write the page of an earlier run."""
     del config
-    arguments = _parser().parse_args(options.rest)
-    report: dict[str, object] = {
-        "d8mesh": __version__,
-        "python": platform.python_version(),
-        "machine": f"{platform.system()} {platform.machine()}",
-    }
-    for name in arguments.scenario or ["throughput"]:
-        print(f"== {name}", flush=True)
-        rows = SCENARIOS[name](arguments)
-        _print(rows)
-        report[name] = rows
-    if arguments.json:
-        text = json.dumps(report, indent=1, ensure_ascii=False)
-        Path(arguments.json).write_text(text + "\n", "utf-8")
+    rest = list(options.rest)
+    if rest[:1] == ["report"]:
+        return _report(rest[1:])
+    arguments = _parser().parse_args(rest)
+    plan = Plan(
+        rounds=arguments.rounds or (QUICK_ROUNDS if arguments.quick else FULL_ROUNDS),
+        scale=QUICK_SCALE if arguments.quick else 1.0,
+        with_peers=arguments.peers,
+    )
+    names = list(dict.fromkeys(ALIASES.get(name, name) for name in arguments.scenario))
+    told = measure(names or list(SCENARIOS), plan, rest, arguments.json)
+    if arguments.plot:
+        from bench import plots
+
+        plots.draw(told, arguments.plot)
     return 0
 
 
-def _throughput(arguments: argparse.Namespace) -> Rows:
-    tasks, rounds = (20_000, 2) if arguments.quick else (100_000, 5)
-    rows: Rows = []
-    for workers in (1, 2):
-        rates = throughput.measure(workers=workers, tasks=tasks, rounds=rounds)
-        base = statistics.median(rates["raw loop"])
-        for name, values in rates.items():
-            middle = statistics.median(values)
-            rows.append(
-                {
-                    "workers": workers,
-                    "what": name,
-                    "tasks/s": round(middle),
-                    "min": round(min(values)),
-                    "max": round(max(values)),
-                    "over raw": round(middle / base, 2),
-                }
-            )
-    return rows
+def measure(
+    names: Sequence[str], plan: Plan, arguments: Sequence[str], file: Path | None
+) -> dict[str, Any]:
+    """Run scenarios one after another; keep the file up to date after each of them."""
+    told: dict[str, Any] = {
+        "schema": SCHEMA,
+        "command": " ".join(["python3 start_d8.py bench", *arguments]),
+        "started_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "rounds": plan.rounds,
+        "scale": plan.scale,
+        "machine": machine.describe(),
+        "scenarios": {},
+    }
+    for name in names:
+        say(f"== {name}: {SCENARIOS[name]}")
+        begun, load = time.monotonic(), machine.load()
+        found: Findings = importlib.import_module(f"bench.{name}").measure(plan)
+        told["scenarios"][name] = {
+            "load_before": load,
+            "seconds": time.monotonic() - begun,
+            **found.as_json(),
+        }
+        print("\n".join(report.tables_of(found)), flush=True)
+        if file is not None:
+            text = json.dumps(told, indent=1, ensure_ascii=False)
+            file.write_text(text + "\n", "utf-8")
+    return told
 
 
-SCENARIOS: dict[str, Callable[[argparse.Namespace], Rows]] = {"throughput": _throughput}
+def _report(rest: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(prog="start_d8.py bench report")
+    parser.add_argument("file", type=Path, nargs="+", help="JSON of one run, or of several parts")
+    parser.add_argument("--to", type=Path, default=PAGE, help="the page to write")
+    parser.add_argument("--plot", type=Path, metavar="DIR", help="draw the plots too")
+    arguments = parser.parse_args(rest)
+    told = report.joined([_read(file) for file in arguments.file])
+    arguments.to.write_text(report.page(told), "utf-8")
+    print(f"wrote {arguments.to}")
+    if arguments.plot:
+        from bench import plots
+
+        plots.draw(told, arguments.plot)
+    return 0
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        told: dict[str, Any] = json.loads(file.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{file} cannot be read as the JSON of a bench: {error}") from error
+    if told.get("schema") != SCHEMA:
+        raise ConfigError(
+            f"{file} has schema {told.get('schema')!r}, this bench writes {SCHEMA}: measure again"
+        )
+    return told
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="start_d8.py bench", description=__doc__)
-    parser.add_argument("scenario", nargs="*", choices=[*SCENARIOS, []], help="what to measure")
-    parser.add_argument("--quick", action="store_true", help="fewer tasks and rounds")
-    parser.add_argument("--json", metavar="FILE", help="keep the figures here")
+    lines = "\n".join(f"  {name:12}{text}" for name, text in SCENARIOS.items())
+    parser = argparse.ArgumentParser(
+        prog="start_d8.py bench",
+        description=f"Scenarios (all, if none is named):\n{lines}",
+        epilog="`start_d8.py bench report FILE.json` writes docs/PERFORMANCE.md from a kept run.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    choices = [*SCENARIOS, *ALIASES]
+    parser.add_argument(
+        "scenario", nargs="*", type=_one_of(choices), metavar="SCENARIO", help="what to measure"
+    )
+    parser.add_argument(
+        "--peers", action="store_true", help="measure others beside (installs them)"
+    )
+    parser.add_argument("--quick", action="store_true", help="few tasks and rounds: does it run?")
+    parser.add_argument("--rounds", type=int, metavar="N", help=f"rounds ({FULL_ROUNDS})")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="keep everything here")
+    parser.add_argument("--plot", type=Path, metavar="DIR", help="draw plots (needs matplotlib)")
     return parser
 
 
-def _print(rows: Rows) -> None:
-    if not rows:
-        return
-    heads = list(rows[0])
-    widths = [max(len(head), *(len(str(row[head])) for row in rows)) for head in heads]
-    header: dict[str, object] = {head: head for head in heads}
-    for row in (header, *rows):
-        cells = (str(row[head]).rjust(width) for head, width in zip(heads, widths, strict=True))
-        print("  ".join(cells))
-    sys.stdout.flush()
+def _one_of(names: Sequence[str]) -> Any:
+    def parse(text: str) -> str:
+        if text not in names:
+            raise argparse.ArgumentTypeError(f"{text!r} is none of {', '.join(names)}")
+        return text
+
+    return parse

@@ -1,77 +1,192 @@
-"""Durable no-op tasks per second, end to end, beside the raw loop, alternating in one run."""
+"""Durable no-op tasks per second, end to end, beside the raw loops and others, in turn."""
 
 from __future__ import annotations
 
-import subprocess
-import sys
+import contextlib
+import importlib
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Final
 
 from bench import raw
-from bench.mesh import Mesh, mesh
-from d8mesh.apps.demo import free_ports
+from bench.findings import Findings, Table, ratios
+from bench.mesh import mesh
+from bench.plan import Plan
+from bench.progress import say
+from bench.raw_loop import raw_loop
+from d8mesh.errors import D8Error
+from d8mesh.nodes.client import Client
 
-PAYLOAD_BYTES = 64
+#: Payload bytes -> (label, tasks of one round of the full run).
+PAYLOADS: Final = {64: ("64 B", 100_000), 4096: ("4 KB", 30_000), 262_144: ("256 KB", 800)}
+WORKERS: Final = (1, 2)
+#: The batched loop is that much faster and gets more tasks, single submits get fewer.
+BATCHED_SHARE: Final = 5
+SINGLE_SHARE: Final = 2
+#: Tasks before measuring: connections, caches and credits stand then.
+WARM_UP: Final = 2000
+#: A peer is measured for about this long a round, after a first look at how fast it is.
+PEER_S: Final = 3.0
+PEER_LOOK: Final = 100
+RESULT_S: Final = 600.0
+#: Where peers are installed, each into an environment of its own.
+CACHE: Final = Path.home() / ".cache" / "d8mesh-bench"
 
-
-def measure(*, workers: int, tasks: int, rounds: int) -> dict[str, list[float]]:
-    """Return tasks/s of each round: the mesh by `submit_many`, by single submits, the raw loop."""
-    rates: dict[str, list[float]] = {"submit_many": [], "submit": [], "raw loop": []}
-    with mesh(workers=workers) as running, _raw(workers) as port:
-        _warm_up(running, port)
-        for _ in range(rounds):
-            rates["submit_many"].append(_mesh_many(running, tasks))
-            rates["raw loop"].append(_timed(lambda: raw.client(port, tasks, b"x" * 64), tasks))
-            rates["submit"].append(_mesh_single(running, tasks // 4))
-    return rates
-
-
-def _warm_up(running: Mesh, port: int) -> None:
-    _mesh_many(running, 2000)
-    raw.client(port, 2000, b"x" * PAYLOAD_BYTES)
-
-
-def _mesh_many(running: Mesh, tasks: int) -> float:
-    data = {"x": "x" * (PAYLOAD_BYTES - 5)}
-    with running.client() as client:
-        start = time.perf_counter()
-        count = sum(1 for _ in client.map("echo", [data] * tasks, timeout_s=300))
-        seconds = time.perf_counter() - start
-    assert count == tasks
-    return tasks / seconds
-
-
-def _mesh_single(running: Mesh, tasks: int) -> float:
-    data = {"x": "x" * (PAYLOAD_BYTES - 5)}
-    with running.client() as client:
-        start = time.perf_counter()
-        handles = [client.submit("echo", data) for _ in range(tasks)]
-        for handle in handles:
-            handle.result(300)
-        return tasks / (time.perf_counter() - start)
+MANY: Final = "d8mesh submit_many (durable)"
+SINGLE: Final = "d8mesh submit, one thread (durable)"
+RAW: Final = "raw loop, unbatched"
+BATCHED: Final = "raw loop, batched by 100"
+RATES: Final = "Tasks per second"
+OVER_RAW: Final = "Over the raw unbatched loop"
+BESIDE: Final = "Beside others: tasks per second"
+OVER_PEERS: Final = "d8mesh submit_many over others"
 
 
-def _timed(work: object, tasks: int) -> float:
-    assert callable(work)
-    start = time.perf_counter()
-    work()
-    return tasks / (time.perf_counter() - start)
+@dataclass(frozen=True, slots=True)
+class _Contender:
+    name: str
+    tasks: int
+    #: does that many tasks, start to last result
+    work: Callable[[int], None]
 
 
-@contextmanager
-def _raw(workers: int) -> Iterator[int]:
-    """Run the raw loop's broker and workers."""
-    (port,) = free_ports(1)
-    home = Path(__file__).resolve().parent.parent
-    command = [sys.executable, "-m", "bench.raw"]
-    broker = subprocess.Popen([*command, "broker", str(port)], cwd=home)
-    others = [subprocess.Popen([*command, "worker", str(port)], cwd=home) for _ in range(workers)]
-    try:
-        yield port
-    finally:
-        raw.stop(port)
-        for process in (broker, *others):
-            process.kill()
-            process.wait()
+def measure(plan: Plan) -> Findings:
+    """Measure every payload with one and two workers, all contenders in turn."""
+    found = Findings()
+    found.note(
+        "Client, broker, workers and journal share the machine's cores. d8mesh acknowledges each "
+        "task after an fsync; the raw loops keep nothing."
+    )
+    peers = _prepared(found) if plan.with_peers else {}
+    for workers in WORKERS:
+        for size, (label, _) in PAYLOADS.items():
+            column = f"{label}, {workers} worker{'s' if workers > 1 else ''}"
+            say(f"throughput: {column}")
+            _compare(found, plan, workers, size, column)
+            if size == min(PAYLOADS):
+                _compare_peers(found, plan, peers, workers, column)
+    _relate(found)
+    return found
+
+
+def _compare(found: Findings, plan: Plan, workers: int, size: int, column: str) -> None:
+    rates = found.table(RATES, "tasks/s")
+    with _contenders(plan, workers, size) as contenders:
+        for each in contenders:
+            each.work(min(WARM_UP, each.tasks))
+        for _ in range(plan.rounds):
+            for each in contenders:
+                rates.add(each.name, column, _rate(each))
+
+
+def _rate(contender: _Contender) -> float:
+    begun = time.perf_counter()
+    contender.work(contender.tasks)
+    return contender.tasks / (time.perf_counter() - begun)
+
+
+@contextlib.contextmanager
+def _contenders(plan: Plan, workers: int, size: int) -> Iterator[list[_Contender]]:
+    tasks = plan.tasks(PAYLOADS[size][1], least=50)
+    payload = b"x" * size
+    data = {"x": "x" * (size - 5)}  # 5 bytes of msgpack around it
+    with contextlib.ExitStack() as stack:
+        running = stack.enter_context(mesh(workers=workers))
+        client = stack.enter_context(running.client())
+        plain = stack.enter_context(raw_loop(workers)).port
+        batched = stack.enter_context(raw_loop(workers, kind="batched_")).port
+        yield [
+            _Contender(MANY, tasks, lambda count: _many(client, data, count)),
+            _Contender(RAW, tasks, lambda count: raw.client(plain, count, payload)),
+            _Contender(SINGLE, tasks // SINGLE_SHARE, lambda n: _single(client, data, n)),
+            _Contender(
+                BATCHED,
+                tasks * BATCHED_SHARE if size < 100_000 else tasks,
+                lambda count: raw.batched_client(batched, count, payload),
+            ),
+        ]
+
+
+def _many(client: Client, data: dict[str, str], count: int) -> None:
+    assert sum(1 for _ in client.map("echo", [data] * count, timeout_s=RESULT_S)) == count
+
+
+def _single(client: Client, data: dict[str, str], count: int) -> None:
+    handles = [client.submit("echo", data) for _ in range(count)]
+    for handle in handles:
+        handle.result(RESULT_S)
+
+
+# ------------------------------------------------------------------------------- others
+
+
+def _prepared(found: Findings) -> dict[str, Any]:
+    """Return the peers that can run here; the others are told of."""
+    peers: dict[str, Any] = importlib.import_module(
+        "bench.peers"
+    ).PEERS  # brings what only --peers needs
+
+    ready = {}
+    for name, peer in peers.items():
+        say(f"preparing {name}")
+        try:
+            peer.prepare(CACHE)
+        except D8Error as error:
+            found.note(f"{name} could not be measured here: {error}")
+        else:
+            ready[name] = peer
+    return ready
+
+
+def _compare_peers(
+    found: Findings, plan: Plan, peers: dict[str, Any], workers: int, column: str
+) -> None:
+    """Measure each peer and d8mesh in turn; only one of them runs at a time."""
+    if not peers:
+        return
+    payload = b"x" * min(PAYLOADS)
+    beside = found.table(BESIDE, "tasks/s")
+    with mesh(workers=workers) as running, running.client() as client:
+        data = {"x": "x" * (min(PAYLOADS) - 5)}
+        ours = _Contender(MANY, plan.tasks(PAYLOADS[64][1]), lambda n: _many(client, data, n))
+        ours.work(WARM_UP)
+        for turn in range(plan.rounds):
+            beside.add(MANY, column, _rate(ours))
+            for name, peer in list(peers.items()):
+                say(f"throughput: {name}, {column}, round {turn + 1}")
+                try:
+                    with peer.running(workers, payload) as session:
+                        first = session.throughput(PEER_LOOK)
+                        count = max(PEER_LOOK, int(first * plan.seconds(PEER_S)))
+                        beside.add(name, column, session.throughput(count))
+                        versions = ", ".join(f"{k} {v}" for k, v in session.versions.items())
+                        found.note(f"{name}: {versions}; after a power cut: {session.keeps}")
+                except D8Error as error:
+                    found.note(f"{name} failed with {workers} workers: {error}")
+                    del peers[name]
+
+
+# ------------------------------------------------------------------------------- ratios
+
+
+def _relate(found: Findings) -> None:
+    rates = found.table(RATES, "tasks/s")
+    _over(rates, found.table(OVER_RAW, "×"), bottom=RAW)
+    beside = found.table(BESIDE, "tasks/s")
+    over = found.table(OVER_PEERS, "×")
+    for column in beside.columns:
+        for row in beside.rows:
+            if row != MANY:
+                tops, bottoms = beside.samples(MANY, column), beside.samples(row, column)
+                over.cells[row, column] = ratios(tops, bottoms)
+    found.tables = [table for table in found.tables if table.cells]
+
+
+def _over(rates: Table, into: Table, *, bottom: str) -> None:
+    for column in rates.columns:
+        for row in rates.rows:
+            if row != bottom:
+                tops, bottoms = rates.samples(row, column), rates.samples(bottom, column)
+                into.cells[row, column] = ratios(tops, bottoms)

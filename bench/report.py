@@ -1,0 +1,143 @@
+"""The page `docs/PERFORMANCE.md`, made wholly from the JSON of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+from bench.findings import Findings, Table, findings_of, middle
+from bench.musts import MUSTS, Must
+
+#: Headings of the scenarios on the page.
+TITLES: Final = {
+    "throughput": "Throughput",
+    "latency": "Latency",
+    "rest": "REST",
+    "backlog": "Long queues",
+    "workers": "Many workers",
+    "recovery": "Recovery",
+    "start": "Start and idling",
+    "hot_path": "The hot path: where each microsecond of a task goes",
+}
+
+INTRODUCTION: Final = (
+    "Made by `python3 start_d8.py bench report FILE.json` from the JSON of the run below, not by",
+    "hand. Each figure is the median of the rounds, with the lowest and the highest in brackets.",
+    "What is compared was measured in turn, round by round, in one run; a ratio is the median of",
+    "the rounds' ratios. Absolute figures move by 20-30 % between runs.",
+)
+
+
+def page(told: dict[str, Any]) -> str:
+    """Return the whole page."""
+    found = {name: findings_of(each) for name, each in told["scenarios"].items()}
+    lines = [
+        "# Performance",
+        "",
+        *INTRODUCTION,
+        "",
+        *_about(told),
+        "",
+        "## What must hold",
+        "",
+        *_musts(found),
+    ]
+    for name, findings in found.items():
+        about = told["scenarios"][name]
+        lines += ["", f"## {TITLES.get(name, name)}", ""]
+        lines += [f"`python3 start_d8.py bench {name}`; took {about['seconds']:.0f} s, "]
+        lines[-1] += f"load average before: {about['load_before']:.2f}."
+        lines += [*(f"* {note}" for note in findings.notes), "", *tables_of(findings)]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def joined(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return several runs as one: the first's machine, each scenario of the latest that has it."""
+    whole = dict(runs[0])
+    whole["scenarios"] = {}
+    for run in runs:
+        whole["scenarios"] |= run["scenarios"]
+    whole["command"] = "`, `".join(run["command"] for run in runs)
+    ordered = [name for name in TITLES if name in whole["scenarios"]]
+    whole["scenarios"] = {name: whole["scenarios"][name] for name in ordered}
+    return whole
+
+
+def tables_of(found: Findings) -> list[str]:
+    """Return the tables of a scenario as lines of Markdown."""
+    lines: list[str] = []
+    for table in found.tables:
+        lines += [f"**{table.title}** ({table.unit})", "", *_table(table), ""]
+    return lines
+
+
+def number(value: float) -> str:
+    """Return a figure with as many digits as mean something."""
+    size = abs(value)
+    if size >= 100:
+        return f"{value:,.0f}"
+    if size >= 10:
+        return f"{value:.1f}"
+    return f"{value:.2f}" if size >= 0.1 or value == 0 else f"{value:.3g}"
+
+
+def cell(samples: Sequence[float]) -> str:
+    """Return the median, and the lowest and highest if there are several samples."""
+    median = middle(samples)
+    if median is None:
+        return ""
+    if len(samples) == 1:
+        return number(median)
+    return f"{number(median)} ({number(min(samples))}–{number(max(samples))})"
+
+
+def _table(table: Table) -> list[str]:
+    columns = table.columns
+    lines = ["| | " + " | ".join(columns) + " |", "| --- " * (len(columns) + 1) + "|"]
+    for row in table.rows:
+        cells = (cell(table.samples(row, column)) for column in columns)
+        lines.append(f"| {row} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def _about(told: dict[str, Any]) -> list[str]:
+    machine = told["machine"]
+    memory_gb = machine["memory_bytes"] / 2**30
+    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+    size = f", at {told['scale']:.0%} of the full size" if told["scale"] < 1 else ""
+    return [
+        "| | |",
+        "| --- | --- |",
+        f"| command | `{told['command']}` |",
+        f"| date | {told['started_at']} |",
+        f"| rounds | {told['rounds']}{size} |",
+        f"| machine | {machine['cpu']}, {machine['cores']} cores, {memory_gb:.0f} GB |",
+        f"| system | {machine['system']}, {machine['file_system']} |",
+        f"| disk | fsync of an append: {machine['fsync_p50_ms']:.2f} ms p50 |",
+        f"| versions | {versions} |",
+        f"| load average before | {machine['load_before']:.2f} |",
+    ]
+
+
+def _musts(found: dict[str, Findings]) -> list[str]:
+    lines = ["| | must | goal | seen | |", "| --- | --- | --- | --- | --- |"]
+    for must in MUSTS:
+        samples = _samples(found, must)
+        median = middle(samples)
+        if median is None:
+            lines.append(f"| {must.text} | {must.must_text} | {must.goal_text} | not measured | |")
+            continue
+        seen = f"{cell(samples)} {must.unit}".rstrip()
+        lines.append(
+            f"| {must.text} | {must.must_text} | {must.goal_text} | {seen} | "
+            f"{must.verdict(median)} |"
+        )
+    return lines
+
+
+def _samples(found: dict[str, Findings], must: Must) -> list[float]:
+    findings = found.get(must.scenario)
+    if findings is None:
+        return []
+    table = next((each for each in findings.tables if each.title == must.table), None)
+    return table.samples(must.row, must.column) if table is not None else []
