@@ -147,8 +147,8 @@ PLANTS: Final = (
     Plant(
         "hand out more than the window",
         "d8mesh.core.handout:Handout._give",
-        "min(limit, seat.free, self._share(lane.key.type))",
-        "min(limit, self._share(lane.key.type))",
+        "min(limit - given, seat.free, most)",
+        "min(limit - given, most)",
         HANDOUT + "a_window_is_never_exceeded",
     ),
     Plant(
