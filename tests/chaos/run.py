@@ -93,7 +93,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--minutes", type=float, default=3.0, help="how long (3)")
     parser.add_argument("--seed", type=int, help="the same seed, the same faults at the same times")
     parser.add_argument("--workers", type=int, default=4, help="mesh workers (4)")
-    parser.add_argument("--rate", type=float, default=120.0, help="tasks per second (120)")
+    parser.add_argument("--rate", type=float, default=160.0, help="tasks per second (160)")
     parser.add_argument("--backlog", type=int, default=0, help="queued tasks nobody offers (0)")
     parser.add_argument("--loopback", action="store_true", help="no network namespaces")
     parser.add_argument("--json", action="store_true", help="the table as one JSON object")

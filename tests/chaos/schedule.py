@@ -7,20 +7,20 @@ from dataclasses import dataclass
 from typing import Final
 
 #: Seconds between events on average; half a second at least.
-MEAN_GAP_S: Final = 2.4
+MEAN_GAP_S: Final = 2.9
 #: Weights of the kinds of event; those that need network namespaces, or a disk of their own,
 #: stand apart.
 WEIGHTS: Final = {
     "kill worker": 40,
     "fail worker": 10,
-    "kill broker": 10,
-    "fail broker": 9,
-    "kill orchestrator": 6,
+    "kill broker": 8,
+    "fail broker": 7,
+    "kill orchestrator": 5,
     "kill web": 3,
     "kill client": 4,
     "restart worker": 3,
-    "pause worker": 9,
-    "pause broker": 4,
+    "pause worker": 10,
+    "pause broker": 3,
     "clone worker": 3,
 }
 NETWORK_WEIGHTS: Final = {
@@ -29,7 +29,7 @@ NETWORK_WEIGHTS: Final = {
     "one way": 3,
     "new address": 3,
 }
-DISK_WEIGHTS: Final = {"full disk": 3}
+DISK_WEIGHTS: Final = {"full disk": 2}
 #: So many of the faults that last are short ones.
 SHORT: Final = 0.65
 #: Kinds that are over at once; the others last.
