@@ -309,3 +309,20 @@ def test_a_copy_of_a_data_folder_makes_two_workers_that_both_work(
     for worker in (first, second):
         worker.stop(drain_s=1.0)
     assert (started("one").worker_id, started("two").worker_id) == ids
+
+
+def test_a_broker_that_stays_away_for_longer_is_served_again_when_it_is_back(
+    mesh: Mesh, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", logger="d8mesh.worker")
+    port = mesh.broker()
+    worker = mesh.worker(port)
+    worker.register("echo", lambda data: data)
+    mesh.run(worker)
+    client = mesh.client(port)
+    assert client.submit("echo", {"x": 1}).result(PATIENCE_S)["output"] == {"x": 1}
+    mesh.stop_broker(*mesh.brokers[0])
+    until(lambda: "link.lost" in caplog.text)
+    task = client.submit("echo", {"x": 2})
+    mesh.broker(port=port)
+    assert task.result(PATIENCE_S)["output"] == {"x": 2}
