@@ -55,11 +55,11 @@ def measure(plan: Plan) -> Findings:
         "awaits their outcomes)."
     )
     for turn in range(plan.rounds):
-        _memory(found, plan, turn)
+        fill_up(found, plan, turn)
     for turn in range(plan.rounds):
         for length in COST_LENGTHS if plan.is_full else QUICK_LENGTHS:
             say(f"backlog: cost at {length:,}, round {turn + 1}")
-            _cost(found, plan, length)
+            run_at(found, plan, length)
     costs, over = found.table(COSTS, "µs"), found.table(COST_RATIO, "×")
     for name in costs.columns:
         for row in costs.rows:
@@ -79,7 +79,8 @@ def fill(client: Client, count: int) -> None:
 # -------------------------------------------------------------------------------- memory
 
 
-def _memory(found: Findings, plan: Plan, turn: int) -> None:
+def fill_up(found: Findings, plan: Plan, turn: int) -> None:
+    """Fill a queue to one length after another and look at the broker's memory."""
     lengths = LENGTHS if plan.is_full else QUICK_LENGTHS
     memory, per_task = found.table(MEMORY, "MB"), found.table(PER_TASK, "bytes")
     filling = found.table(FILLING, "tasks/s")
@@ -104,7 +105,8 @@ def _memory(found: Findings, plan: Plan, turn: int) -> None:
 # ---------------------------------------------------------------------------------- cost
 
 
-def _cost(found: Findings, plan: Plan, length: int) -> None:
+def run_at(found: Findings, plan: Plan, length: int) -> None:
+    """Run tasks while `length` others are queued."""
     with mesh(workers=0) as running, running.client() as client:
         fill(client, length)
         broker = running.broker()

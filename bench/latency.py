@@ -59,16 +59,17 @@ def beside_rest(kind: str) -> str:
 def measure(plan: Plan) -> Findings:
     """Measure all three kinds of latency."""
     found = Findings()
-    _one_in_flight(found, plan)
-    _open_loop(found, plan)
-    _beside_rest(found, plan)
+    one_in_flight(found, plan)
+    at_load(found, plan)
+    while_rest_is_busy(found, plan)
     return found
 
 
 # ------------------------------------------------------------------------ one in flight
 
 
-def _one_in_flight(found: Findings, plan: Plan) -> None:
+def one_in_flight(found: Findings, plan: Plan) -> None:
+    """Measure d8mesh, the raw loop and a bare echo in turn."""
     say("latency: one in flight")
     count = plan.tasks(ONE_IN_FLIGHT)
     with contextlib.ExitStack() as stack:
@@ -102,7 +103,8 @@ def round_trips(client: Client, count: int) -> list[float]:
 # ----------------------------------------------------------------------------- open loop
 
 
-def _open_loop(found: Findings, plan: Plan) -> None:
+def at_load(found: Findings, plan: Plan) -> None:
+    """Measure the peak of d8mesh and of the raw loop, then each at shares of its own."""
     draw = random.Random(8)
     peaks = found.table("Peak of single submits, two workers", "tasks/s")
     with contextlib.ExitStack() as stack:
@@ -179,7 +181,7 @@ def _timed_rate(work: Callable[[], object], count: int) -> float:
 # ---------------------------------------------------------------------------- beside REST
 
 
-def _beside_rest(found: Findings, plan: Plan) -> None:
+def while_rest_is_busy(found: Findings, plan: Plan) -> None:
     """Measure one in flight with and without REST under full load, in turn."""
     count = plan.tasks(ONE_IN_FLIGHT, least=200)
     found.note(

@@ -93,6 +93,8 @@ def _distribution(title: str, heading: str) -> Callable[[Any, Findings], bool]:
     def paint(axes: Any, found: Findings) -> bool:
         prefix = f"{title} / "
         rows = [name for name in found.series if name.startswith(prefix)]
+        if not rows:
+            return False
         for place, name in enumerate(rows):
             values = sorted(found.series[name])
             shares = [(1 + index) / len(values) * 100 for index in range(len(values))]
@@ -109,7 +111,7 @@ def _distribution(title: str, heading: str) -> Callable[[Any, Findings], bool]:
         axes.set_title(heading)
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)
-        return bool(rows)
+        return True
 
     return paint
 
@@ -120,6 +122,8 @@ def _lines(title: str, wording: Sequence[str], *, is_log: bool) -> Callable[[Any
 
     def paint(axes: Any, found: Findings) -> bool:
         table = _table(found, title)
+        if not table.rows:
+            return False
         for place, row in enumerate(table.rows):
             columns = [name for name in table.columns if name[0].isdigit()]
             columns = [name for name in columns if table.samples(row, name)]
@@ -145,7 +149,7 @@ def _lines(title: str, wording: Sequence[str], *, is_log: bool) -> Callable[[Any
         axes.set_title(heading)
         axes.grid(alpha=0.3)
         axes.legend(fontsize=9)
-        return bool(table.rows)
+        return True
 
     return paint
 
@@ -154,7 +158,9 @@ def _rest(axes: Any, found: Findings) -> bool:
     """Bars of requests per second in groups, a group for each number of connections."""
     table = _table(found, rest.RATES)
     columns = table.columns
-    width = 0.8 / max(1, len(table.rows))
+    if not columns:
+        return False
+    width = 0.8 / len(table.rows)
     for place, row in enumerate(table.rows):
         heights = [statistics.median(table.samples(row, name) or [0.0]) for name in columns]
         at = [group + (place - len(table.rows) / 2 + 0.5) * width for group in range(len(columns))]
@@ -166,7 +172,7 @@ def _rest(axes: Any, found: Findings) -> bool:
     axes.set_title("REST")
     axes.margins(y=0.35)
     axes.legend(fontsize=8, ncols=2, loc="upper left")
-    return bool(table.rows)
+    return True
 
 
 def _table(found: Findings, title: str) -> Table:

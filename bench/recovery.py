@@ -51,11 +51,12 @@ def measure(plan: Plan) -> Findings:
             with mesh(workers=0) as running:
                 with running.client() as client:
                     fill(client, length)
-                _crash(found, running, column(length))
+                crash(found, running, column(length))
     return found
 
 
-def _crash(found: Findings, running: Mesh, name: str) -> None:
+def crash(found: Findings, running: Mesh, name: str) -> None:
+    """Kill the orchestrator, start it again, and note when what is there again."""
     back = found.table(BACK, "s")
     kill_tree(running.orchestrator.process.pid)
     begun = time.perf_counter()

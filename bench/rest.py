@@ -71,18 +71,19 @@ def measure(plan: Plan) -> Findings:
                     connections=connections,
                     seconds=plan.seconds(LOAD_S, least_s=1.0),
                 )
-                _load(found, CEILING, job)
-                _load(found, CONSTANT, replace(job, url=constant))
+                load(found, CEILING, job)
+                load(found, CONSTANT, replace(job, url=constant))
                 for row, (kind, task_type) in _OURS.items():
                     if kind == "poll":
-                        _lay_out(running, plan)
+                        lay_out(running, int(job.seconds * POLLED_PER_S))
                     ours = replace(job, url=running.url, kind=kind, task_type=task_type)
-                    _load(found, row, ours)
+                    load(found, row, ours)
     _relate(found)
     return found
 
 
-def _load(found: Findings, row: str, job: LoadJob) -> None:
+def load(found: Findings, row: str, job: LoadJob) -> None:
+    """Run one load and keep its figures as one more round of `row`."""
     seen = run_load(job)
     _refuse_errors(seen, row)
     if not seen.times:
@@ -99,14 +100,12 @@ def _refuse_errors(seen: Seen, row: str) -> None:
         raise D8Error(f"rest: {row}: {seen.errors} requests failed, first: {seen.first_error}")
 
 
-def _lay_out(running: Mesh, plan: Plan) -> None:
-    """Queue what polling workers will fetch: more than they can in the time."""
-    left = int(plan.seconds(LOAD_S, least_s=1.0) * POLLED_PER_S)
+def lay_out(running: Mesh, count: int) -> None:
+    """Queue `count` tasks for polling workers: more than they can fetch in the time."""
     with running.client() as client:
-        while left > 0:
-            count = min(left, MAX_BATCH_TASKS)
-            client.submit_groups([Group(POLLED_TYPE, 5, [b"\x80"] * count)])
-            left -= count
+        for start in range(0, count, MAX_BATCH_TASKS):
+            size = min(count - start, MAX_BATCH_TASKS)
+            client.submit_groups([Group(POLLED_TYPE, 5, [b"\x80"] * size)])
 
 
 def _relate(found: Findings) -> None:

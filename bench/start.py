@@ -41,7 +41,7 @@ def measure(plan: Plan) -> Findings:
             running.add_worker()
             waiting.result(FIRST_S)
             cold.add(WORKER_FIRST, "seconds", time.perf_counter() - begun)
-    _idle(found, plan)
+    watch_idle(found, plan)
     found.note(
         "Files are in the page cache (a second start). PSS counts shared pages in parts; it is "
         "what one more node costs."
@@ -49,7 +49,8 @@ def measure(plan: Plan) -> Findings:
     return found
 
 
-def _idle(found: Findings, plan: Plan) -> None:
+def watch_idle(found: Findings, plan: Plan) -> None:
+    """Look at the memory and the processor time of nodes that have nothing to do."""
     span_s = plan.seconds(IDLE_S, least_s=20.0 if plan.is_full else 1.0)
     with mesh(workers=1) as running:
         with running.client() as client:  # every node has done its work once

@@ -64,14 +64,15 @@ def measure(plan: Plan) -> Findings:
         for size, (label, _) in PAYLOADS.items():
             column = f"{label}, {workers} worker{'s' if workers > 1 else ''}"
             say(f"throughput: {column}")
-            _compare(found, plan, workers, size, column)
+            compare(found, plan, workers, size, column)
             if size == min(PAYLOADS):
                 _compare_peers(found, plan, peers, workers, column)
     _relate(found)
     return found
 
 
-def _compare(found: Findings, plan: Plan, workers: int, size: int, column: str) -> None:
+def compare(found: Findings, plan: Plan, workers: int, size: int, column: str) -> None:
+    """Measure d8mesh and the raw loops in turn with payloads of `size` bytes."""
     rates = found.table(RATES, "tasks/s")
     with _contenders(plan, workers, size) as contenders:
         for each in contenders:

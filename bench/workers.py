@@ -48,11 +48,12 @@ def measure(plan: Plan) -> Findings:
     raise_descriptor_limit(FILES_EACH * max(counts) + FILES_SPARE)
     for count in counts:
         say(f"workers: {column(count)}")
-        _compare(found, plan, count)
+        compare(found, plan, count)
     return found
 
 
-def _compare(found: Findings, plan: Plan, count: int) -> None:
+def compare(found: Findings, plan: Plan, count: int) -> None:
+    """Measure both brokers in turn with `count` one-slot workers each."""
     tasks = plan.tasks(TASKS if count > 1 else TASKS // 5)
     costs, rates = found.table(COSTS, "µs"), found.table(RATES, "tasks/s")
     with contextlib.ExitStack() as stack:
