@@ -33,8 +33,8 @@ OPEN_S: Final = 4.0
 SHARES: Final = (0.1, 0.5, 0.9)
 #: Tasks for finding the peak that the shares are of.
 PEAK_TASKS: Final = 40_000
-#: Single measurements kept of each row, for the plot.
-KEPT: Final = 5000
+#: Single measurements kept of each row and round, for the plot.
+KEPT: Final = 2000
 #: How much lower the priority of the shim and of the load generator is (os.nice).
 NICE: Final = 10
 CONNECTIONS: Final = 32
@@ -219,7 +219,7 @@ def _keep(found: Findings, title: str, row: str, times: list[float]) -> None:
     table.add(row, "worst", max(times) * 1000)
     step = max(1, len(times) // KEPT)
     series = found.series.setdefault(f"{title} / {row}", [])
-    series += [round(value * 1000, 4) for value in times[::step]][: KEPT - len(series)]
+    series += [round(value * 1000, 4) for value in times[::step]]
 
 
 def _relate(found: Findings, title: str, top: str, bottom: str, name: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,6 +16,8 @@ SIZE_INCHES: Final = (9.0, 5.0)
 DPI: Final = 120
 OURS_COLOUR: Final = "#d1495b"
 OTHERS_COLOUR: Final = "#30638e"
+#: 1 / (1 - share) -> how that share is called.
+RARITIES: Final = {1: "0 %", 2: "50 %", 10: "90 %", 100: "99 %", 1000: "99.9 %"}
 MANY_COLOURS: Final = ("#d1495b", "#edae49", "#30638e", "#66a182", "#8d6a9f", "#2e4057", "#9a8c98")
 
 
@@ -67,6 +70,8 @@ def _rates(axes: Any, found: Findings) -> bool:
     names = sorted(cells, key=lambda name: statistics.median(cells[name]))
     _bars(axes, names, [cells[name] for name in names])
     axes.set_xscale("log")
+    axes.set_xlim(left=10 ** math.floor(math.log10(min(min(each) for each in cells.values()) / 2)))
+    _plain_numbers(axes.xaxis)
     axes.set_xlabel("no-op tasks per second, 64 bytes, 2 workers (log scale)")
     axes.set_title("Throughput: d8mesh acknowledges every task from the disk")
     return True
@@ -95,19 +100,22 @@ def _distribution(title: str, heading: str) -> Callable[[Any, Findings], bool]:
         rows = [name for name in found.series if name.startswith(prefix)]
         if not rows:
             return False
-        for place, name in enumerate(rows):
+        shared = list(dict.fromkeys(name.rpartition(" at ")[2] for name in rows))
+        for name in rows:
             values = sorted(found.series[name])
-            shares = [(1 + index) / len(values) * 100 for index in range(len(values))]
-            axes.plot(
-                values,
-                shares,
-                label=name.removeprefix(prefix),
-                color=MANY_COLOURS[place % len(MANY_COLOURS)],
-                linestyle="-" if "d8mesh" in name or "raw" not in name else "--",
-            )
+            # 1 / (1 - share): each further nine takes as much room as the one before
+            rarity = [len(values) / (len(values) - index) for index in range(len(values))]
+            colour = MANY_COLOURS[shared.index(name.rpartition(" at ")[2]) % len(MANY_COLOURS)]
+            style = "--" if "raw loop" in name else "-"
+            label = name.removeprefix(prefix)
+            axes.plot(rarity, values, label=label, color=colour, linestyle=style)
         axes.set_xscale("log")
-        axes.set_xlabel("milliseconds (log scale)")
-        axes.set_ylabel("% of tasks that took no longer")
+        axes.set_yscale("log")
+        axes.set_xticks(*zip(*RARITIES.items(), strict=True))
+        axes.set_xlim(1, max(RARITIES))
+        axes.set_xlabel("share of tasks that took no longer")
+        axes.set_ylabel("milliseconds (log scale)")
+        _plain_numbers(axes.yaxis)
         axes.set_title(heading)
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)
@@ -140,8 +148,11 @@ def _lines(title: str, wording: Sequence[str], *, is_log: bool) -> Callable[[Any
                 alpha=0.2,
             )
         axes.set_xscale("log")
+        _plain_numbers(axes.xaxis)
         if is_log:
             axes.set_yscale("log")
+            axes.set_ylim(10, 2 * max(max(samples) for samples in table.cells.values()))
+            _plain_numbers(axes.yaxis)
         else:
             axes.set_ylim(bottom=0)
         axes.set_xlabel(across)
@@ -167,12 +178,21 @@ def _rest(axes: Any, found: Findings) -> bool:
         colour = MANY_COLOURS[place % len(MANY_COLOURS)]
         axes.bar(at, heights, width, label=row, color=colour)
     axes.set_yscale("log")
+    _plain_numbers(axes.yaxis)
     axes.set_xticks(range(len(columns)), columns)
     axes.set_ylabel("cycles per second (log scale)")
     axes.set_title("REST")
     axes.margins(y=0.35)
     axes.legend(fontsize=8, ncols=2, loc="upper left")
     return True
+
+
+def _plain_numbers(axis: Any) -> None:
+    """Have a log axis say 1,000 and not a power of ten, and nothing between."""
+    from matplotlib.ticker import FuncFormatter, NullFormatter
+
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def _table(found: Findings, title: str) -> Table:

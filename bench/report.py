@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Final
 
 from bench.findings import Findings, Table, findings_of, middle
@@ -27,6 +28,9 @@ INTRODUCTION: Final = (
     "the rounds' ratios. Absolute figures move by 20-30 % between runs.",
 )
 
+#: What no figure says: why a goal is not reached. By hand, below the table of bounds.
+REMARKS: Final = Path(__file__).with_name("remarks.md")
+
 
 def page(told: dict[str, Any]) -> str:
     """Return the whole page."""
@@ -45,9 +49,8 @@ def page(told: dict[str, Any]) -> str:
     for name, findings in found.items():
         about = told["scenarios"][name]
         lines += ["", f"## {TITLES.get(name, name)}", ""]
-        lines += [f"`python3 start_d8.py bench {name}`; took {about['seconds']:.0f} s, "]
-        lines[-1] += f"load average before: {about['load_before']:.2f}."
-        lines += [*(f"* {note}" for note in findings.notes), "", *tables_of(findings)]
+        lines += [_made(name, about), "", *(f"* {note}" for note in findings.notes), ""]
+        lines += tables_of(findings)
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -104,19 +107,27 @@ def _about(told: dict[str, Any]) -> list[str]:
     machine = told["machine"]
     memory_gb = machine["memory_bytes"] / 2**30
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
-    size = f", at {told['scale']:.0%} of the full size" if told["scale"] < 1 else ""
     return [
         "| | |",
         "| --- | --- |",
         f"| command | `{told['command']}` |",
         f"| date | {told['started_at']} |",
-        f"| rounds | {told['rounds']}{size} |",
         f"| machine | {machine['cpu']}, {machine['cores']} cores, {memory_gb:.0f} GB |",
         f"| system | {machine['system']}, {machine['file_system']} |",
         f"| disk | fsync of an append: {machine['fsync_p50_ms']:.2f} ms p50 |",
         f"| versions | {versions} |",
         f"| load average before | {machine['load_before']:.2f} |",
     ]
+
+
+def _made(name: str, about: dict[str, Any]) -> str:
+    """Return what made a scenario's figures, and when."""
+    size = f" at {about['scale']:.0%} of the full size" if about["scale"] < 1 else ""
+    return (
+        f"`python3 start_d8.py bench {name}`, {about['rounds']} rounds{size}, from "
+        f"{about['started_at']}; took {about['seconds']:.0f} s, load average before: "
+        f"{about['load_before']:.2f}."
+    )
 
 
 def _musts(found: dict[str, Findings]) -> list[str]:
@@ -132,7 +143,7 @@ def _musts(found: dict[str, Findings]) -> list[str]:
             f"| {must.text} | {must.must_text} | {must.goal_text} | {seen} | "
             f"{must.verdict(median)} |"
         )
-    return lines
+    return [*lines, "", *(REMARKS.read_text("utf-8").splitlines() if REMARKS.exists() else ())]
 
 
 def _samples(found: dict[str, Findings], must: Must) -> list[float]:

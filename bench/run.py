@@ -67,7 +67,7 @@ def measure(
     told: dict[str, Any] = {
         "schema": SCHEMA,
         "command": " ".join(["python3 start_d8.py bench", *arguments]),
-        "started_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "started_at": _now(),
         "rounds": plan.rounds,
         "scale": plan.scale,
         "machine": machine.describe(),
@@ -75,9 +75,12 @@ def measure(
     }
     for name in names:
         say(f"== {name}: {SCENARIOS[name]}")
-        begun, load = time.monotonic(), machine.load()
+        begun, load, at = time.monotonic(), machine.load(), _now()
         found: Findings = importlib.import_module(f"bench.{name}").measure(plan)
         told["scenarios"][name] = {
+            "started_at": at,
+            "rounds": plan.rounds,
+            "scale": plan.scale,
             "load_before": load,
             "seconds": time.monotonic() - begun,
             **found.as_json(),
@@ -87,6 +90,10 @@ def measure(
             text = json.dumps(told, indent=1, ensure_ascii=False)
             file.write_text(text + "\n", "utf-8")
     return told
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def _report(rest: Sequence[str]) -> int:

@@ -25,6 +25,13 @@ MACHINE: dict[str, Any] = {
     "load_before": 0.1,
     "versions": {"d8mesh": "0", "Python": "3.11"},
 }
+ABOUT = {
+    "started_at": "2026-01-01T00:00:00+00:00",
+    "rounds": 3,
+    "scale": 1.0,
+    "load_before": 0.2,
+    "seconds": 1.0,
+}
 
 
 def told(**scenarios: Findings) -> dict[str, Any]:
@@ -35,10 +42,7 @@ def told(**scenarios: Findings) -> dict[str, Any]:
         "rounds": 3,
         "scale": 1.0,
         "machine": MACHINE,
-        "scenarios": {
-            name: {"load_before": 0.2, "seconds": 1.0, **found.as_json()}
-            for name, found in scenarios.items()
-        },
+        "scenarios": {name: {**ABOUT, **found.as_json()} for name, found in scenarios.items()},
     }
 
 
@@ -79,7 +83,7 @@ def test_every_bound_names_a_scenario() -> None:
 
 def test_runs_in_parts_are_joined_the_later_scenario_wins() -> None:
     first, second = told(throughput=throughput_at(1.0)), told(throughput=throughput_at(2.0))
-    second["scenarios"]["start"] = {"load_before": 0, "seconds": 1, **Findings().as_json()}
+    second["scenarios"]["start"] = {**ABOUT, **Findings().as_json()}
     whole = report.joined([first, second])
     assert list(whole["scenarios"]) == ["throughput", "start"]
     assert whole["scenarios"]["throughput"] == second["scenarios"]["throughput"]
