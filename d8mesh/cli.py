@@ -18,7 +18,13 @@ from typing import Final, cast
 
 from d8mesh import __version__
 from d8mesh.config import Config
-from d8mesh.errors import ConfigError, D8Error, JournalBrokenError, JournalHeldError
+from d8mesh.errors import (
+    ConfigError,
+    D8Error,
+    JournalBrokenError,
+    JournalHeldError,
+    OutboxBrokenError,
+)
 
 #: A command's handler: given the settings and the parsed options, returns an exit code.
 Handler = Callable[[Config, argparse.Namespace], int]
@@ -34,7 +40,7 @@ EXIT_CODES: Final = {
     FAILED: "failed; the last line on stderr says why",
     BAD_USAGE: "bad usage, or a setting with a value that is not allowed",
     3: "another orchestrator holds the journal",
-    4: "the journal is damaged or of a newer version",
+    4: "the journal or an outbox is damaged or of a newer version",
     INTERRUPTED: "interrupted with Ctrl-C before anything was running",
 }
 #: The exit code of an error: the first class that fits.
@@ -42,6 +48,7 @@ _EXIT_OF_ERRORS: Final[tuple[tuple[type[D8Error], int], ...]] = (
     (ConfigError, BAD_USAGE),
     (JournalHeldError, 3),
     (JournalBrokenError, 4),
+    (OutboxBrokenError, 4),
     (D8Error, FAILED),
 )
 
@@ -130,6 +137,11 @@ def _status_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="one JSON object, for programs")
 
 
+def _recover_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--data", metavar="DIR", help="the data folder (D8_DATA_DIR)")
+    parser.add_argument("--json", action="store_true", help="one JSON object, for programs")
+
+
 COMMANDS: Final[tuple[Command, ...]] = (
     Command(
         name="status",
@@ -182,6 +194,13 @@ COMMANDS: Final[tuple[Command, ...]] = (
         name="demo",
         handler="d8mesh.apps.demo:run",
         summary="an orchestrator and two workers at work, with a live picture",
+    ),
+    Command(
+        name="recover",
+        handler="d8mesh.apps.recover:run",
+        summary="save what can be read of a damaged journal or outbox",
+        add_arguments=_recover_arguments,
+        settings=(("data", "D8_DATA_DIR"),),
     ),
     Command(
         name="test",

@@ -26,6 +26,7 @@
     │   ├── UnknownWorkerError      worker.unknown
     │   ├── WorkerIdTakenError      worker.id_taken
     │   ├── OutboxFullError         worker.outbox_full
+    │   ├── OutboxBrokenError       worker.outbox_broken  exit code 4
     │   └── HandlerError            worker.handler
     ├── BackendError                backend.failed
     │   ├── BackendUnavailableError backend.unavailable   busy or down: no credit now, not a failure
@@ -203,6 +204,12 @@ class OutboxFullError(WorkerError):
     """The outbox is full of results that no orchestrator has taken yet."""
 
     code = "worker.outbox_full"
+
+
+class OutboxBrokenError(WorkerError):
+    """The outbox is damaged or of a newer version."""
+
+    code = "worker.outbox_broken"
 
 
 class HandlerError(WorkerError):

@@ -51,6 +51,7 @@ STATUS: Final[Mapping[str, int]] = {
     "worker.unknown": 404,
     "worker.id_taken": 409,
     "worker.outbox_full": 503,
+    "worker.outbox_broken": 500,
     "worker.handler": 500,
     "backend.failed": 502,
     "backend.unavailable": 503,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import apsw
 import msgspec
 
@@ -9,6 +11,16 @@ from d8mesh.core.dispatcher import Restored
 from d8mesh.core.records import Batch, Totals, WorkerRecord
 from d8mesh.core.task import Spec
 from d8mesh.edge.journal.schema import fetch, split_row
+
+#: What damage raises: a file too large to be looked at page by page at a start shows it here.
+UNREADABLE: Final = (
+    apsw.Error,
+    KeyError,
+    IndexError,
+    TypeError,
+    ValueError,
+    msgspec.MsgspecError,
+)
 
 
 def fill(db: apsw.Connection, restored: Restored) -> None:

@@ -13,7 +13,9 @@ from typing import Any, Final, TypeAlias
 
 import apsw
 
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
+#: Beside a journal while a recovery moves files: no start may take what is there for all.
+NOTE_SUFFIX: Final = ".recovering"
 #: A task id's counter takes the low 40 bits of its row id, its session's number the rest.
 COUNTER_BITS: Final = 40
 #: Sessions one file can name: row ids are signed 64-bit integers.

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import os
 import secrets
 import shutil
 import time
@@ -19,7 +18,6 @@ from pathlib import Path
 from typing import Final
 
 import apsw
-import filelock
 import msgspec
 
 from d8mesh.core.dispatcher import Restored
@@ -38,6 +36,14 @@ from d8mesh.core.task import (
     Submitted,
 )
 from d8mesh.edge.journal import restore
+from d8mesh.edge.journal.migrate import migrate
+from d8mesh.edge.journal.place import (
+    Lock,
+    broken,
+    refusal,
+    refuse_half_recovered,
+    refuse_network_disk,
+)
 from d8mesh.edge.journal.schema import (
     CANCELLED,
     CHUNKS,
@@ -52,7 +58,7 @@ from d8mesh.edge.journal.schema import (
     Value,
     insert_sql,
 )
-from d8mesh.errors import JournalBrokenError, JournalError, JournalHeldError
+from d8mesh.errors import JournalBrokenError, JournalError
 
 #: The log file is folded back into the database at about 16 MB (4 KiB pages).
 CHECKPOINT_PAGES: Final = 4000
@@ -64,9 +70,6 @@ QUICK_CHECK_BYTES: Final = 64 * 1024 * 1024
 #: How long a statement waits for a checkpoint of another connection.
 BUSY_MS: Final = 5000
 _encode: Final = msgspec.msgpack.Encoder().encode
-_NETWORK_FILE_SYSTEMS: Final = frozenset(
-    {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ncpfs", "fuse.sshfs", "ceph"}
-)
 
 
 class Journal:
@@ -93,9 +96,12 @@ class Journal:
     ) -> None:
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._lock = _Lock(path.with_name(path.name + ".lock"))
+        self._lock = Lock(path.with_name(path.name + ".lock"))
+        #: the copy of the file as it was, if it was of an older version
+        self.copy: Path | None = None
         try:
-            _refuse_network_disk(path)
+            refuse_network_disk(path)
+            refuse_half_recovered(path)
             self._db = self._open(synchronous, vfs, checkpoint_pages)
         except BaseException:  # also on Ctrl-C: what was taken is let go
             self._lock.close()
@@ -261,15 +267,20 @@ class Journal:
     # ------------------------------------------------------------------- starting
 
     def restore(self) -> Restored:
-        """Raise the epoch, durably, and return the state to go on from."""
-        meta = dict(self._db.execute("SELECT name, value FROM meta"))
-        epoch = meta["epoch"] + 1
+        """Raise the epoch, durably, and return the state to go on from.
+
+        Raises:
+            JournalBrokenError: rows are damaged, or contradict each other.
+            JournalError: the disk is full or fails.
+        """
         try:
+            meta = dict(self._db.execute("SELECT name, value FROM meta"))
+            epoch = meta["epoch"] + 1
             self._db.execute("UPDATE meta SET value = ? WHERE name = 'epoch'", (epoch,))
-        except apsw.Error as error:
-            raise JournalError(f"cannot write {self.path.name}: {error}") from error
-        restored = Restored(epoch, meta["secret"])
-        restore.fill(self._db, restored)
+            restored = Restored(epoch, meta["secret"])
+            restore.fill(self._db, restored)
+        except restore.UNREADABLE as error:
+            raise refusal(self.path, error) from error
         return restored
 
     @property
@@ -305,11 +316,8 @@ class Journal:
             self._check(db)
             if not vfs:
                 self._lengthen_log(db)
-        except apsw.Error as error:
-            raise JournalBrokenError(
-                f"{self.path} cannot be read as a journal ({error}): restore it from a backup, or "
-                "move it away to start with an empty queue"
-            ) from error
+        except (apsw.Error, OSError) as error:
+            raise refusal(self.path, error) from error
         return db
 
     def _lengthen_log(self, db: apsw.Connection) -> None:
@@ -343,15 +351,19 @@ class Journal:
     def _check(self, db: apsw.Connection) -> None:
         found = db.execute("SELECT value FROM meta WHERE name = 'schema'").fetchall()
         version = found[0][0] if found else None
-        if version != SCHEMA_VERSION:
+        if not isinstance(version, int) or version < 1:
+            raise broken(self.path, "it names no version")
+        if version > SCHEMA_VERSION:
             raise JournalBrokenError(
                 f"{self.path} has schema version {version}, this d8mesh knows {SCHEMA_VERSION}: "
-                "use the d8mesh that wrote it, or a newer one"
+                "it is not damaged; use the d8mesh that wrote it, or a newer one"
             )
         if self.path.stat().st_size <= QUICK_CHECK_BYTES:
             verdict = db.execute("PRAGMA quick_check(1)").fetchall()[0][0]
             if verdict != "ok":
-                raise JournalBrokenError(f"{self.path} is damaged ({verdict}): restore a backup")
+                raise broken(self.path, str(verdict))
+        if version < SCHEMA_VERSION:
+            self.copy = migrate(db, self.path, version)
 
     # --------------------------------------------------------------------- helpers
 
@@ -402,46 +414,3 @@ _WRITERS: Final[dict[type, Callable[..., None]]] = {
     HandoutsSettled: Journal._settled,
     Pruned: Journal._pruned,
 }
-
-
-class _Lock:
-    """An operating-system lock on a file of its own, never on the database.
-
-    Closing any descriptor of a database file drops SQLite's own locks on POSIX.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._lock = filelock.FileLock(path, blocking=False, thread_local=False)
-        holder = path.with_suffix(".holder")
-        try:
-            self._lock.acquire()
-        except filelock.Timeout as error:
-            who = holder.read_text("utf-8")[:100] if holder.exists() else "unknown"
-            raise JournalHeldError(
-                f"{path.with_suffix('')} is in use by another orchestrator ({who}): stop it "
-                "first, or give this one its own D8_DATA_DIR"
-            ) from error
-        holder.write_text(f"process {os.getpid()}", "utf-8")
-
-    def close(self) -> None:
-        self._lock.release()
-
-
-def _refuse_network_disk(path: Path) -> None:
-    """Refuse file systems on which SQLite's locks and syncs are not to be trusted (Linux)."""
-    mounts = Path("/proc/self/mounts")
-    if not mounts.exists():
-        return
-    folder = str(path.parent.resolve())
-    best, kind = "", ""
-    for line in mounts.read_text("utf-8", "replace").splitlines():
-        fields = line.split(" ")
-        point = fields[1].encode().decode("unicode_escape") if len(fields) > 2 else ""
-        is_above = folder == point or folder.startswith(point.rstrip("/") + "/")
-        if point and is_above and len(point) >= len(best):
-            best, kind = point, fields[2]
-    if kind in _NETWORK_FILE_SYSTEMS:
-        raise JournalBrokenError(
-            f"{folder} is on a network file system ({kind}), which cannot keep a journal safe: "
-            "set D8_DATA_DIR to a folder on a disk of this machine"
-        )

@@ -24,7 +24,7 @@ from d8mesh.edge.discovery import Announcement, Discovery, Kind
 from d8mesh.edge.identity import Identity
 from d8mesh.edge.logs import event
 from d8mesh.edge.network import machine_id, usable_addresses
-from d8mesh.edge.outbox import Outbox, adopt
+from d8mesh.edge.outbox import Mended, adopt, open_mended
 from d8mesh.edge.sockets import Waker
 from d8mesh.errors import ConfigError, HandlerError, NodeClosedError, WorkerError
 from d8mesh.handlers import endings
@@ -164,8 +164,10 @@ class Worker:
         config = self._config
         identity = Identity(Path(config.data_dir), self._name)
         try:
-            outbox = Outbox(identity.folder)
+            outbox, mended = open_mended(identity.folder)
             with contextlib.closing(outbox):
+                if mended is not None:
+                    _tell_mended(mended)
                 adopt(outbox, identity.workers, own_folder=identity.folder)
                 kept = outbox.load()
         except BaseException:
@@ -335,6 +337,19 @@ class Worker:
 
 def _tell_trouble(text: str) -> None:
     event(_log, logging.WARNING, "discovery", trouble=text)
+
+
+def _tell_mended(mended: Mended) -> None:
+    event(
+        _log,
+        logging.WARNING,
+        "outbox.mended",
+        moved_to=str(mended.moved_to),
+        saved=mended.saved,
+        damaged=mended.damaged,
+        unreadable_pages=mended.damaged_pages,
+        hint="the tasks of lost results are run again",
+    )
 
 
 def _function_name(handler: Callable[..., Any]) -> str:

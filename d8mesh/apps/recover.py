@@ -1,0 +1,160 @@
+"""`recover`: what can be saved of a damaged journal or outbox, and what cannot, in words."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import filelock
+
+from d8mesh.config import Config
+from d8mesh.edge.journal.recover import Recovered, as_body, recover
+from d8mesh.edge.outbox import LOCK_NAME, OUTBOX_NAME, Mended, open_mended
+from d8mesh.errors import WorkerError
+
+JOURNAL: Final = Path("orchestrator") / "journal.db"
+#: Ids and ranges told on the screen; the file beside the old journal has more.
+TOLD: Final = 20
+
+
+@dataclass(frozen=True, slots=True)
+class OutboxState:
+    """One worker's outbox: ``sound``, ``recovered``, ``in use`` or ``failed``."""
+
+    folder: str
+    outcome: str
+    mended: Mended | None = None
+    why: str = ""
+
+
+def run(config: Config, options: argparse.Namespace) -> int:
+    """Recover the journal and the outboxes of the data folder; 1 if there is
+    none, or an outbox cannot be.
+
+    Raises:
+        JournalHeldError: an orchestrator runs on the journal.
+        JournalBrokenError: the journal is of a newer version.
+        JournalError: the disk is full, or does not give the file.
+    """
+    data = Path(config.data_dir)
+    say: Callable[[str], None] = _quiet if options.json else _progress
+    journal = recover(data / JOURNAL, say)
+    outboxes = list(_outboxes(data / "workers"))
+    if options.json:
+        print(json.dumps({"journal": as_body(journal), "outboxes": [_body(o) for o in outboxes]}))
+    else:
+        print("\n".join([*_words(journal), *(_line(each) for each in outboxes)]))
+    if journal.outcome == "missing" and not outboxes:
+        return 1  # nothing of ours is in that folder
+    return 1 if any(each.outcome == "failed" for each in outboxes) else 0
+
+
+def _outboxes(workers: Path) -> Iterator[OutboxState]:
+    for path in sorted(workers.glob(f"*/{OUTBOX_NAME}*")):
+        if path.name not in (OUTBOX_NAME, f"{OUTBOX_NAME}.new"):
+            continue
+        folder = path.parent
+        lock = filelock.FileLock(folder / LOCK_NAME)
+        try:
+            lock.acquire(timeout=0)
+        except filelock.Timeout:
+            yield OutboxState(str(folder), "in use")
+            continue
+        try:
+            outbox, mended = open_mended(folder)
+            outbox.close()
+            yield OutboxState(str(folder), "recovered" if mended else "sound", mended)
+        except WorkerError as error:
+            yield OutboxState(str(folder), "failed", why=str(error))
+        finally:
+            lock.release()
+
+
+def _body(state: OutboxState) -> dict[str, object]:
+    body: dict[str, object] = {"folder": state.folder, "outcome": state.outcome}
+    if state.mended is not None:
+        body |= {
+            "moved_to": str(state.mended.moved_to),
+            "saved": state.mended.saved,
+            "damaged": state.mended.damaged,
+            "unreadable_pages": state.mended.damaged_pages,
+        }
+    return body | ({"error": state.why} if state.why else {})
+
+
+def _line(state: OutboxState) -> str:
+    if state.mended is None:
+        return f"Outbox {state.folder}: {state.why or state.outcome}."
+    mended = state.mended
+    return (
+        f"Outbox {state.folder}: {mended.saved} results saved, {mended.damaged} damaged, "
+        f"{mended.damaged_pages} pages unreadable. Tasks of lost results are run again. "
+        f"The old file is {mended.moved_to.name}."
+    )
+
+
+def _words(journal: Recovered) -> Iterator[str]:
+    """Yield the report, line by line."""
+    if journal.outcome == "missing":
+        yield f"There is no journal at {journal.journal}."
+        return
+    if journal.outcome == "sound":
+        yield f"The journal {journal.journal} is sound: every page was read, nothing was changed."
+        return
+    yield f"The journal {journal.journal} was recovered."
+    yield f"The damaged file is now {journal.moved_to} (its -wal and -shm beside it)."
+    yield (
+        f"Saved: {journal.queued} tasks queued, {journal.completed} completed, "
+        f"{journal.failed} failed, {journal.cancelled} cancelled."
+    )
+    for name, table in journal.tables.items():
+        bad = f", {table.damaged} damaged" if table.damaged else ""
+        for first, last in table.unreadable[:TOLD]:
+            bad += f", rows {first} to {last if last < 2**63 - 1 else 'the end'} unreadable"
+        yield f"  {name}: {table.kept} rows{bad}"
+    yield from _lost("their data is lost, recorded as failed", journal.lost_data)
+    yield from _lost("their result is lost, recorded as failed", journal.lost_results)
+    yield from _lost("failed before, the reason is lost", journal.lost_reasons)
+    if journal.unknown_count is None:
+        yield "How many more tasks had been accepted is not known: the counts are damaged."
+    elif journal.unknown_count:
+        yield f"{journal.unknown_count} more tasks had been accepted that nothing is known of."
+    for low, high in journal.unknown_ids[:TOLD]:
+        yield f"  they may be among {low} to {high}"
+    if journal.may_run_again:
+        yield (
+            f"Outcomes are unreadable: of the {journal.may_run_again} queued tasks some may have "
+            "finished before; they run again."
+        )
+    for name in journal.renamed_sessions[:TOLD]:
+        yield f"The name of a client's session is lost: its tasks go on as {name}-…"
+    if journal.has_new_identity:
+        yield (
+            "The orchestrator's id or secret is lost, it has new ones: results of tasks that "
+            "are running now are refused, and these tasks run again."
+        )
+    if journal.ignored_log_pages:
+        yield (
+            f"The log has {journal.ignored_log_pages} pages behind a break, which were not used: "
+            "they are of a commit that was never finished, or the last changes before the damage."
+        )
+    yield f"All of this, with all ids: {Path(journal.moved_to).with_suffix('.json')}"
+
+
+def _lost(what: str, ids: list[str]) -> Iterator[str]:
+    if ids:
+        more = f" and {len(ids) - TOLD} more" if len(ids) > TOLD else ""
+        yield f"{len(ids)} tasks: {what}: {', '.join(ids[:TOLD])}{more}"
+
+
+def _progress(text: str) -> None:
+    print(f"  {text} …", file=sys.stderr, flush=True)
+
+
+def _quiet(text: str) -> None:
+    del text
