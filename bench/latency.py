@@ -12,9 +12,10 @@ import random
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Final
+from typing import Any, Final
 
 from bench import raw
+from bench.contest import Contest
 from bench.findings import Findings, percentile, ratios
 from bench.load import LoadJob, load_beside
 from bench.mesh import Mesh, mesh
@@ -29,6 +30,7 @@ PAYLOAD: Final = b"x" * 64
 DATA: Final = {"x": "x" * 59}
 ONE_IN_FLIGHT: Final = 3000
 WARM_UP: Final = 300
+PEER_TASKS: Final = 500
 OPEN_S: Final = 4.0
 SHARES: Final = (0.1, 0.5, 0.9)
 #: Tasks for finding the peak that the shares are of.
@@ -40,6 +42,7 @@ NICE: Final = 10
 CONNECTIONS: Final = 32
 RESULT_S: Final = 60.0
 
+PEERS: Final = "One task in flight, beside others"
 ONE: Final = "One task in flight"
 OPEN: Final = "Open loop (Poisson arrivals), latency from the time a task was due"
 BESIDE_REST: Final = "Dispatch while REST is saturated (shim and load generator at nice +10)"
@@ -60,6 +63,8 @@ def measure(plan: Plan) -> Findings:
     """Measure all three kinds of latency."""
     found = Findings()
     one_in_flight(found, plan)
+    if plan.with_peers:
+        beside_peers(found, plan, Contest(found))
     at_load(found, plan)
     while_rest_is_busy(found, plan)
     return found
@@ -88,6 +93,21 @@ def one_in_flight(found: Findings, plan: Plan) -> None:
             for name, work in works.items():
                 _keep(found, ONE, name, work(count))
     _relate(found, ONE, OURS, LOOP, ONE_OVER_RAW)
+
+
+def beside_peers(found: Findings, plan: Plan, contest: Contest) -> None:
+    """Measure d8mesh and each peer in turn, one task in flight."""
+    count = plan.tasks(PEER_TASKS, least=20)
+
+    def look(name: str, session: Any) -> None:
+        session.latencies(max(10, count // 10))
+        _keep(found, PEERS, name, session.latencies(count))
+
+    with mesh(workers=1) as running, running.client() as client:
+        round_trips(client, WARM_UP)
+        for _ in range(plan.rounds):
+            _keep(found, PEERS, OURS, round_trips(client, count))
+            contest.visit(1, PAYLOAD, look)
 
 
 def round_trips(client: Client, count: int) -> list[float]:

@@ -71,7 +71,7 @@ MUSTS: Final[tuple[Must, ...]] = (
         column="64 B, 2 workers",
         is_more_better=True,
     ),
-    _over_peer("NATS JetStream", 3, 5),
+    _over_peer("JetStream", 3, 5),
     _over_peer("dramatiq", 20, 40),
     _over_peer("Dask", 20, 40),
     _over_peer("Celery", 75, 140),

@@ -202,6 +202,10 @@ def _table(found: Findings, title: str) -> Table:
 _PLOTS: Final[dict[str, tuple[str, Callable[[Any, Findings], bool]]]] = {
     "throughput": ("throughput", _rates),
     "latency_one_in_flight": ("latency", _distribution(latency.ONE, "One task in flight")),
+    "latency_beside_others": (
+        "latency",
+        _distribution(latency.PEERS, "One task in flight, beside others"),
+    ),
     "latency_open_loop": (
         "latency",
         _distribution(latency.OPEN, "Open loop: from the time a task was due to its result"),

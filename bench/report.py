@@ -151,4 +151,8 @@ def _samples(found: dict[str, Findings], must: Must) -> list[float]:
     if findings is None:
         return []
     table = next((each for each in findings.tables if each.title == must.table), None)
-    return table.samples(must.row, must.column) if table is not None else []
+    if table is None:
+        return []
+    name = must.row.lower()  # peers may say more of themselves, as "Celery + Redis"
+    row = next((row for row in table.rows if name in row.lower()), must.row)
+    return table.samples(must.row, must.column) or table.samples(row, must.column)

@@ -92,8 +92,7 @@ class OneSlot:
             if type(message) is Work:
                 self._run(message)
             elif type(message) is Received:
-                kept = self._kept.pop(message.seq, None)
-                self.done += len(kept.ids) if kept else 0
+                self._forget(message.seq)
             elif type(message) is Welcome:
                 self.heartbeat_s = message.heartbeat_s
                 for kept in self._kept.values():
@@ -101,8 +100,14 @@ class OneSlot:
             elif type(message) is Rehello:
                 self.hello(time.monotonic())
 
+    def _forget(self, seq: int) -> None:
+        kept = self._kept.pop(seq, None)
+        self.done += len(kept.ids) if kept else 0
+
     def _run(self, work: Work) -> None:
         self._work_seq = work.seq
+        for seq in work.received:
+            self._forget(seq)
         for group in work.groups:
             count = len(group.ids)
             self.handed += count

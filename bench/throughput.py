@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final
 
 from bench import raw
+from bench.contest import Contest
 from bench.findings import Findings, Table, ratios
 from bench.mesh import mesh
 from bench.plan import Plan
 from bench.progress import say
 from bench.raw_loop import raw_loop
-from d8mesh.errors import D8Error
 from d8mesh.nodes.client import Client
 
 #: Payload bytes -> (label, tasks of one round of the full run).
@@ -31,8 +29,6 @@ WARM_UP: Final = 2000
 PEER_S: Final = 3.0
 PEER_LOOK: Final = 100
 RESULT_S: Final = 600.0
-#: Where peers are installed, each into an environment of its own.
-CACHE: Final = Path.home() / ".cache" / "d8mesh-bench"
 
 MANY: Final = "d8mesh submit_many (durable)"
 SINGLE: Final = "d8mesh submit, one thread (durable)"
@@ -59,15 +55,15 @@ def measure(plan: Plan) -> Findings:
         "Client, broker, workers and journal share the machine's cores. d8mesh acknowledges each "
         "task after an fsync; the raw loops keep nothing."
     )
-    peers = _prepared(found) if plan.with_peers else {}
+    contest = Contest(found) if plan.with_peers else None
     for workers in WORKERS:
         for size, (label, _) in PAYLOADS.items():
             column = f"{label}, {workers} worker{'s' if workers > 1 else ''}"
             say(f"throughput: {column}")
             compare(found, plan, workers, size, column)
-            if size == min(PAYLOADS):
-                _compare_peers(found, plan, peers, workers, column)
-    _relate(found)
+            if contest is not None and size == min(PAYLOADS):
+                compare_peers(found, plan, contest, workers, column)
+    relate(found)
     return found
 
 
@@ -123,56 +119,32 @@ def _single(client: Client, data: dict[str, str], count: int) -> None:
 # ------------------------------------------------------------------------------- others
 
 
-def _prepared(found: Findings) -> dict[str, Any]:
-    """Return the peers that can run here; the others are told of."""
-    peers: dict[str, Any] = importlib.import_module(
-        "bench.peers"
-    ).PEERS  # brings what only --peers needs
-
-    ready = {}
-    for name, peer in peers.items():
-        say(f"preparing {name}")
-        try:
-            peer.prepare(CACHE)
-        except D8Error as error:
-            found.note(f"{name} could not be measured here: {error}")
-        else:
-            ready[name] = peer
-    return ready
-
-
-def _compare_peers(
-    found: Findings, plan: Plan, peers: dict[str, Any], workers: int, column: str
-) -> None:
-    """Measure each peer and d8mesh in turn; only one of them runs at a time."""
-    if not peers:
+def compare_peers(found: Findings, plan: Plan, contest: Contest, workers: int, column: str) -> None:
+    """Measure each peer and d8mesh in turn; only one of the peers runs at a time."""
+    if not contest:
         return
-    payload = b"x" * min(PAYLOADS)
+    size = min(PAYLOADS)
     beside = found.table(BESIDE, "tasks/s")
+
+    def look(name: str, session: Any) -> None:
+        first = session.throughput(PEER_LOOK)
+        count = max(PEER_LOOK, int(first * plan.seconds(PEER_S)))
+        beside.add(name, column, session.throughput(count))
+
     with mesh(workers=workers) as running, running.client() as client:
-        data = {"x": "x" * (min(PAYLOADS) - 5)}
-        ours = _Contender(MANY, plan.tasks(PAYLOADS[64][1]), lambda n: _many(client, data, n))
+        data = {"x": "x" * (size - 5)}
+        ours = _Contender(MANY, plan.tasks(PAYLOADS[size][1]), lambda n: _many(client, data, n))
         ours.work(WARM_UP)
-        for turn in range(plan.rounds):
+        for _ in range(plan.rounds):
             beside.add(MANY, column, _rate(ours))
-            for name, peer in list(peers.items()):
-                say(f"throughput: {name}, {column}, round {turn + 1}")
-                try:
-                    with peer.running(workers, payload) as session:
-                        first = session.throughput(PEER_LOOK)
-                        count = max(PEER_LOOK, int(first * plan.seconds(PEER_S)))
-                        beside.add(name, column, session.throughput(count))
-                        versions = ", ".join(f"{k} {v}" for k, v in session.versions.items())
-                        found.note(f"{name}: {versions}; after a power cut: {session.keeps}")
-                except D8Error as error:
-                    found.note(f"{name} failed with {workers} workers: {error}")
-                    del peers[name]
+            contest.visit(workers, b"x" * size, look)
 
 
 # ------------------------------------------------------------------------------- ratios
 
 
-def _relate(found: Findings) -> None:
+def relate(found: Findings) -> None:
+    """Set everybody in relation to the raw loop, and d8mesh to the others."""
     rates = found.table(RATES, "tasks/s")
     _over(rates, found.table(OVER_RAW, "×"), bottom=RAW)
     beside = found.table(BESIDE, "tasks/s")
