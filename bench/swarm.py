@@ -90,6 +90,8 @@ class OneSlot:
             except zmq.Again:
                 return
             if type(message) is Work:
+                for seq in message.received:
+                    self._forget(seq)
                 self._run(message)
             elif type(message) is Received:
                 self._forget(message.seq)

@@ -44,6 +44,8 @@ class Attendance:
         self._pool = pool
         self._handout = handout
         self._endings = endings
+        #: seats whose results came in with this wake-up, and how far their hand-outs were
+        self._reporting: list[tuple[Seat, int]] = []
         self._tails: dict[str, tuple[int, int, list[bytes], int]] = {}
 
     # --------------------------------------------------------------------- joining
@@ -75,6 +77,7 @@ class Attendance:
         pool.roster.offer(seat, message.task_types, message.models)
         dropped = self._take_over(seat, message)
         seat.work_seq = 0
+        seat.owed.clear()  # it says again what it has not heard of
         policy = pool.policy
         pool.send(
             peer,
@@ -164,6 +167,7 @@ class Attendance:
                 self._handout.requeue(seat.worker_id, lost, "hand-out lost on the way")
         if seat.types != set(message.task_types) or seat.models != set(message.models):
             self._pool.roster.offer(seat, message.task_types, message.models)
+        self._say_received(seat, [])
         self._pool.send(seat.peer, Beat(self._pool.epoch))
         self._pool.roster.refresh(seat)
 
@@ -196,8 +200,29 @@ class Attendance:
             seat.failures_in_a_row = 0
         for index in others:
             self._unusual_result(seat, message, index)
-        pool.send(seat.peer, Received(message.seq), waits=True)
+        if not seat.results:
+            self._reporting.append((seat, seat.work_seq))
+        seat.results.append(message.seq)
         pool.roster.refresh(seat)
+
+    def acknowledge(self) -> None:
+        """Acknowledge the results of this wake-up, after what it has handed out.
+
+        A worker that holds one task at a time and was just given its next will soon be
+        given another: the acknowledgement goes with that one, or with its next `Beat`.
+        """
+        reporting, self._reporting = self._reporting, []
+        for seat, work_seq in reporting:
+            results, seat.results = seat.results, []
+            if seat.window == 1 and seat.is_live and seat.work_seq != work_seq:
+                seat.owed += results
+            else:
+                self._say_received(seat, results)
+
+    def _say_received(self, seat: Seat, results: list[int]) -> None:
+        owed, seat.owed = seat.owed, []
+        for seq in (*owed, *results):
+            self._pool.send(seat.peer, Received(seq), waits=True)
 
     def _unusual_result(self, seat: Seat, message: Results, index: int) -> None:
         """A failure, a repeat, or a late result of an earlier attempt."""
@@ -234,6 +259,7 @@ class Attendance:
         ]
         if given:
             self._handout.requeue(seat.worker_id, given, "given back")
+        self._say_received(seat, [])
         self._pool.roster.refresh(seat)
 
     def chunks(self, seat: Seat, message: Chunks) -> None:

@@ -190,6 +190,7 @@ class Dispatcher:
         self._handout.assign()
         self._polling.settle()
         self._endings.tell_all()
+        self._attendance.acknowledge()
         if pool.closed:
             pool.record(Closed(pool.closed))
             pool.closed = []

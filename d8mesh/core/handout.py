@@ -297,7 +297,8 @@ class Handout:
         del self._group_bytes[seat.worker_id]
         seat.work_seq += 1
         seat.last_handout = self._pool.now
-        self._pool.send(seat.peer, Work(seat.work_seq, groups))
+        owed, seat.owed = seat.owed, []
+        self._pool.send(seat.peer, Work(seat.work_seq, groups, owed))
 
     def _answer_poll(self, seat: Seat, task: Task) -> None:
         poll, seat.poll = seat.poll, None

@@ -264,10 +264,14 @@ class WorkGroup(_Frame, frozen=True):
 
 
 class Work(_Frame, frozen=True, tag=50):
-    """Attempts handed out, numbered by `seq` within the session."""
+    """Attempts handed out, numbered by `seq` within the session.
+
+    `received` are numbers of `Results` that are on disk, as in `Received`.
+    """
 
     seq: Count
     groups: Annotated[list[WorkGroup], Meta(max_length=MAX_BATCH_TASKS)]
+    received: Annotated[list[Count], Meta(max_length=MAX_BATCH_TASKS)] = []
 
 
 class Received(_Frame, frozen=True, tag=51):

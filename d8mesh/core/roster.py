@@ -68,6 +68,10 @@ class Seat:
     work_seq: int = 0
     #: when it was last handed something (monotonic)
     last_handout: float = 0.0
+    #: numbers of its `Results` that came in with this wake-up
+    results: list[int] = field(default_factory=list)
+    #: numbers of those that are on disk, to be acknowledged with the next hand-out
+    owed: list[int] = field(default_factory=list)
     failures_in_a_row: int = 0
     outstanding: dict[str, Task] = field(default_factory=dict)
     poll: Poll | None = None

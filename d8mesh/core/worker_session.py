@@ -195,7 +195,7 @@ class WorkerSession:
             return []  # nobody has said yet whose it is; the next HELLO tells that it is not held
         line.work_seq = message.seq
         held, attempts = line.open, list[Attempt]()
-        effects: list[WorkerEffect] = []
+        effects = [each for seq in message.received for each in self._received(seq, line, now)]
         for group in message.groups:
             ids = group.ids
             if not held.keys().isdisjoint(ids):  # handed out anew: the older attempt is stale

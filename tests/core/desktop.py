@@ -143,13 +143,15 @@ class Desktop:
         self.say(client, m.Submit(self.seq, session, first, [group], **key))
         return [f"{session}-{first + n}" for n in range(count)]
 
-    def finish(self, worker: Peer, held: dict[str, bytes], kind: int = m.SUCCEEDED) -> None:
+    def finish(
+        self, worker: Peer, held: dict[str, bytes], kind: int = m.SUCCEEDED, *, window: int = 4
+    ) -> None:
         """Report all of these attempts with the same end."""
         payload = result() if kind == m.SUCCEEDED else failure("broken")
         self.seq += 1
         ids, tokens = list(held), list(held.values())
         kinds, payloads = bytes([kind]) * len(ids), [payload] * len(ids)
-        self.say(worker, m.Results(self.seq, 4, ids, tokens, kinds, payloads))
+        self.say(worker, m.Results(self.seq, window, ids, tokens, kinds, payloads))
 
     def ask(self, client: Peer, what: str, **args: Any) -> m.Answer:
         """Ask, and return the answer, which must be there at once."""

@@ -203,6 +203,34 @@ def test_results_are_acknowledged_after_the_commit_only(desk: Desktop) -> None:
     assert waits["Accepted"] is True
 
 
+def test_the_acknowledgement_of_a_single_result_goes_with_the_hand_out_after_the_next(
+    desk: Desktop,
+) -> None:
+    worker = desk.worker("w")
+    desk.submit(desk.client(), 3)
+    held = [desk.work(worker)]
+    for is_told in (False, True):
+        desk.finish(worker, held[-1], window=1)
+        (work,) = desk.got(worker, m.Work)
+        assert work.received == [desk.seq - 1] * is_told
+        held.append(dict(zip(work.groups[0].ids, work.groups[0].tokens, strict=True)))
+        assert desk.got(worker, m.Received) == []
+    desk.finish(worker, held[-1], window=1)  # nothing is left to go with
+    assert [each.seq for each in desk.got(worker, m.Received)] == [desk.seq - 1, desk.seq]
+
+
+def test_an_acknowledgement_waits_for_no_longer_than_a_heartbeat(desk: Desktop) -> None:
+    worker = desk.worker("w")
+    desk.submit(desk.client(), 2)
+    desk.finish(worker, desk.work(worker), window=1)
+    (task_id,) = desk.work(worker)
+    assert desk.got(worker, m.Received) == []
+    desk.say(worker, beat([task_id], 2))
+    assert [each.seq for each in desk.got(worker, m.Received)] == [desk.seq]
+    desk.say(worker, beat([task_id], 2))
+    assert desk.got(worker, m.Received) == []
+
+
 def test_a_repeat_is_acknowledged_and_changes_nothing(desk: Desktop) -> None:
     client = desk.client()
     worker = desk.worker("w")

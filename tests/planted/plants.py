@@ -41,10 +41,17 @@ PLANTS: Final = (
     ),
     Plant(
         "acknowledge a result before its commit",
-        "d8mesh.core.attendance:Attendance.results",
-        "Received(message.seq), waits=True",
-        "Received(message.seq), waits=False",
+        "d8mesh.core.attendance:Attendance._say_received",
+        "Received(seq), waits=True",
+        "Received(seq), waits=False",
         ATTENDANCE + "results_are_acknowledged_after_the_commit_only",
+    ),
+    Plant(
+        "acknowledge a result with a hand-out that goes before its commit",
+        "d8mesh.core.attendance:Attendance.results",
+        "seat.results.append(message.seq)",
+        "seat.owed.append(message.seq)",
+        ATTENDANCE + "the_acknowledgement_of_a_single_result_goes_with_the_hand_out_after_the_next",
     ),
     Plant(
         "tell an outcome before its commit",

@@ -150,14 +150,23 @@ class Orchestrator:
 
     def _send(self, send: Send) -> list[Effect]:
         self._live()
-        self.world.safety.told(send.message, self._asked_for(send))
+        asked: list[m.Results | None] = [*self._asked_for(send)]
+        for each in asked or [None]:
+            self.world.safety.told(send.message, each)
         deliver = self.routes.get(send.peer.routing_id)
         if deliver is None:
             return self.dispatcher.undelivered(send.peer, send.message)
         deliver(encode(send.message))
         return []
 
-    def _asked_for(self, send: Send) -> m.Results | None:
-        if isinstance(send.message, m.Received):
-            return self._asked.pop((send.peer.routing_id, send.message.seq), None)
-        return None
+    def _asked_for(self, send: Send) -> list[m.Results]:
+        """Return the results that this message says are on disk."""
+        match send.message:
+            case m.Received(seq=seq):
+                seqs = [seq]
+            case m.Work(received=received):
+                seqs = received
+            case _:
+                seqs = []
+        asked = (self._asked.pop((send.peer.routing_id, seq), None) for seq in seqs)
+        return [each for each in asked if each is not None]

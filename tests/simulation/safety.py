@@ -157,7 +157,7 @@ class Safety:
                     message.ids, message.states, message.payloads, strict=True
                 ):
                     self.outcome(task_id, state, payload)
-            case m.Received() if asked is not None:
+            case m.Received() | m.Work() if asked is not None:
                 for task_id, kind in zip(asked.ids, asked.kinds, strict=True):
                     is_owed = task_id in self.accepted and task_id not in self.fenced
                     if kind == m.SUCCEEDED and is_owed and task_id not in self.outcomes:

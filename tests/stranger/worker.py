@@ -91,6 +91,8 @@ class Stranger:
                 self.hello()
         elif verb == WORK:
             self.work_seq = message[1]
+            for seq in message[3]:
+                self.unacknowledged.pop(seq, None)
             for kind, timeout_s, is_listened, ids, tokens, payloads in message[2]:
                 if is_listened:
                     self.listened.update(ids)
