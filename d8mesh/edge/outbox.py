@@ -70,11 +70,13 @@ class Outbox:
         vfs: str = "",
         checkpoint_pages: int = CHECKPOINT_PAGES,
     ) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
         self._path = folder / OUTBOX_NAME
+        self._how = (synchronous, vfs, checkpoint_pages)
+        #: a write or sync failed: the connection is not trusted again
+        self._is_doubtful = False
         try:
-            self._db = apsw.Connection(str(self._path), vfs=vfs or None)
-            self._prepare(synchronous, checkpoint_pages)
+            folder.mkdir(parents=True, exist_ok=True)
+            self._open()
         except _DAMAGE as error:
             raise _broken(self._path, str(error)) from error
         except (apsw.Error, OSError) as error:
@@ -124,10 +126,12 @@ class Outbox:
 
     def close(self) -> None:
         """Let the file go."""
-        self._db.close()
+        with contextlib.suppress(apsw.Error):  # a last checkpoint that fails is made up for later
+            self._db.close()
 
-    def _prepare(self, synchronous: str, checkpoint_pages: int) -> None:
-        db = self._db
+    def _open(self) -> None:
+        synchronous, vfs, checkpoint_pages = self._how
+        self._db = db = apsw.Connection(str(self._path), vfs=vfs or None)
         db.set_busy_timeout(BUSY_MS)
         db.execute("PRAGMA journal_mode=WAL")
         db.execute(f"PRAGMA synchronous={synchronous}")
@@ -140,9 +144,7 @@ class Outbox:
                 f"({SCHEMA_VERSION}): it is not damaged; update d8mesh"
             )
         if version == 0:
-            with db:
-                db.execute(_SCHEMA)
-                db.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
+            _at_once(db, lambda: db.execute(f"{_SCHEMA}PRAGMA user_version={SCHEMA_VERSION}"))
         check = db.execute("PRAGMA quick_check(1)").fetchall()
         if check != [("ok",)]:
             raise _broken(self._path, str(check[0][0]))
@@ -161,12 +163,13 @@ class Outbox:
 
     def _commit(self, change: Callable[[], None]) -> None:
         try:
-            self._db.execute("BEGIN IMMEDIATE")
-            change()
-            self._db.execute("COMMIT")
-        except apsw.Error as error:
-            with contextlib.suppress(apsw.Error):
-                self._db.execute("ROLLBACK")
+            if self._is_doubtful:  # after a failed sync nobody knows what the disk has
+                self.close()
+                self._open()
+                self._is_doubtful = False
+            _at_once(self._db, change)
+        except (apsw.Error, OSError) as error:
+            self._is_doubtful = True
             raise WorkerError(f"cannot write the outbox {self._path}: {error}") from error
 
 
@@ -344,10 +347,13 @@ def _migrate(db: apsw.Connection, path: Path, version: int) -> None:
     _sync(part)
     part.replace(copy)
     _sync(path.parent)
-    with db:
+
+    def change() -> None:
         for each in range(version, SCHEMA_VERSION):
             _STEPS[each](db)
         db.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
+
+    _at_once(db, change)
 
 
 def _from_1(db: apsw.Connection) -> None:
@@ -365,6 +371,18 @@ def _crc_of(*payloads: apsw.SQLiteValue) -> int:
 
 #: version -> the step to the next one, within a transaction
 _STEPS: Final[Mapping[int, Callable[[apsw.Connection], None]]] = {1: _from_1}
+
+
+def _at_once(db: apsw.Connection, change: Callable[[], object]) -> None:
+    """Make a change in one transaction; what is raised is what went wrong first."""
+    db.execute("BEGIN IMMEDIATE")
+    try:
+        change()
+        db.execute("COMMIT")
+    except BaseException:
+        with contextlib.suppress(apsw.Error):  # SQLite may have rolled it back itself
+            db.execute("ROLLBACK")
+        raise
 
 
 def _beside(path: Path, side: str) -> Path:

@@ -16,7 +16,7 @@ from typing import Final
 import apsw
 import msgspec
 
-from d8mesh.edge.journal.schema import SCHEMA_VERSION, fetch
+from d8mesh.edge.journal.schema import SCHEMA_VERSION, at_once, fetch
 
 
 def migrate(db: apsw.Connection, path: Path, version: int) -> Path:
@@ -45,7 +45,7 @@ def migrate(db: apsw.Connection, path: Path, version: int) -> Path:
     except BaseException:
         part.unlink(missing_ok=True)
         raise
-    with db:
+    with at_once(db):
         for step in steps:
             step(db)
         db.execute("UPDATE meta SET value = ? WHERE name = 'schema'", (SCHEMA_VERSION,))

@@ -8,6 +8,7 @@ one list of results. Runs neither overlap nor reach into another batch.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Container, Iterator, Sequence
 from typing import Any, Final, TypeAlias
 
@@ -84,6 +85,19 @@ def split_row(row: int, names: dict[int, str]) -> tuple[str, int]:
 def fetch(db: apsw.Connection, sql: str, values: Sequence[Value] = ()) -> list[tuple[Any, ...]]:
     """Return all rows of a query; what the columns hold stands in the schema."""
     return db.execute(sql, values).fetchall()
+
+
+@contextlib.contextmanager
+def at_once(db: apsw.Connection) -> Iterator[None]:
+    """Make changes in one transaction; what is raised is what went wrong first."""
+    db.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        db.execute("COMMIT")
+    except BaseException:
+        with contextlib.suppress(apsw.Error):  # SQLite may have rolled it back itself
+            db.execute("ROLLBACK")
+        raise
 
 
 class Runs:

@@ -56,6 +56,7 @@ from d8mesh.edge.journal.schema import (
     SCHEMA_VERSION,
     Runs,
     Value,
+    at_once,
     insert_sql,
 )
 from d8mesh.errors import JournalBrokenError, JournalError
@@ -335,7 +336,7 @@ class Journal:
 
     @staticmethod
     def _create(db: apsw.Connection) -> None:
-        with db:
+        with at_once(db):
             db.execute(SCHEMA)
             for name, value in (
                 ("schema", SCHEMA_VERSION),
