@@ -6,6 +6,7 @@ Run as a process of its own: ``python -m bench.constant PORT``.
 from __future__ import annotations
 
 import contextlib
+import logging
 import subprocess
 import sys
 import time
@@ -35,6 +36,8 @@ def serve(port: int) -> None:
     from d8mesh.web.listener import Listener, bind
     from d8mesh.web.server import SWITCH_S, limits
 
+    # A generator that is done resets its connections; that is no news here.
+    logging.getLogger("waitress").setLevel(logging.CRITICAL + 1)
     sys.setswitchinterval(SWITCH_S)
     Listener(application, bind("127.0.0.1", port), limits(), lambda *_: None).run()
 

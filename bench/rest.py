@@ -16,7 +16,7 @@ from d8mesh.core.messages import MAX_BATCH_TASKS, Group
 from d8mesh.errors import D8Error
 
 CONNECTIONS: Final = (1, 32, 256)
-LOAD_S: Final = 5.0
+LOAD_S: Final = 3.0
 #: Tasks laid out for the polling workers of each measurement second.
 POLLED_PER_S: Final = 8_000
 #: No mesh worker runs this type: what is submitted with it is accepted, and waits.
