@@ -32,12 +32,14 @@ class Share:
         #: attempts that wait here beyond the slots
         self.prefetch = 0
         self.is_closed = False
+        #: results cannot be kept on the worker's own disk: it is full, or fails
+        self.is_disk_bad = False
         self._mean_s = PREFETCH_S
 
     @property
     def room(self) -> int:
         """How many attempts can run at once now."""
-        return 0 if self.is_closed else max(0, self.slots - self.stuck)
+        return 0 if self.is_closed or self.is_disk_bad else max(0, self.slots - self.stuck)
 
     def measure(self, total_s: float, count: int) -> None:
         """Take in how long `count` attempts took together."""

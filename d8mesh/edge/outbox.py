@@ -108,6 +108,14 @@ class Outbox:
 
         self._commit(delete)
 
+    def probe(self) -> None:
+        """Write something that changes nothing.
+
+        Raises:
+            WorkerError: it does not take anything now.
+        """
+        self._commit(lambda: self._db.execute(f"PRAGMA user_version={SCHEMA_VERSION}"))
+
     def load(self) -> list[Kept]:
         """Return all results in it.
 
@@ -161,7 +169,7 @@ class Outbox:
                 values.append(crc32(row.payload))
             self._db.execute(f"INSERT OR REPLACE INTO results VALUES {marks}", values)
 
-    def _commit(self, change: Callable[[], None]) -> None:
+    def _commit(self, change: Callable[[], object]) -> None:
         try:
             if self._is_doubtful:  # after a failed sync nobody knows what the disk has
                 self.close()

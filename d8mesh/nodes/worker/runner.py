@@ -18,6 +18,7 @@ from d8mesh.core.worker_effects import (
     Forget,
     Joined,
     Keep,
+    Kept,
     Listened,
     Rebuild,
     Retire,
@@ -96,6 +97,9 @@ class Runner:
         self._links: dict[str, tuple[Connection, Way]] = {}
         self._cut_since: dict[str, float] = {}
         self._outbox: Outbox | None = None
+        #: what the outbox did not take, and did not forget: tried again until it does
+        self._unkept: dict[bytes, Kept] = {}
+        self._unforgotten: set[bytes] = set()
         self._stop_at: float | None = None
         self._next_watch = self._next_look = 0.0
         self._in_use = addresses()
@@ -216,7 +220,9 @@ class Runner:
         self._perform(self.session.receive(message, key, now))
 
     def _look(self, now: float) -> None:
-        """Notice that the machine slept, or that its interfaces changed."""
+        """Notice that the machine slept, that there is room again, or other interfaces."""
+        if self.outbox_trouble:
+            self._write()
         gap = _sleep_clock() - time.monotonic()
         if gap - self._sleep_gap > SLEPT_S:
             self._perform(self.session.woke(now))
@@ -356,18 +362,37 @@ class Runner:
         self._finder.again(key)  # it waits while the other link stands
 
     def _store(self, effect: Keep | Forget) -> None:
-        """Write to the outbox; without it results are still in memory, and people are told."""
+        """Write to the outbox; what it does not take stays in memory and is tried again."""
+        if isinstance(effect, Keep):
+            self._unkept.update((row.token, row) for row in effect.results)
+        else:
+            for token in effect.tokens:
+                if self._unkept.pop(token, None) is None:
+                    self._unforgotten.add(token)
+        if not self.outbox_trouble:  # else its time comes: see `_look`
+            self._write()
+
+    def _write(self) -> None:
+        """Have the outbox as it should be; while that fails no more tasks are taken."""
         assert self._outbox is not None
         try:
-            if isinstance(effect, Keep):
-                self._outbox.keep(effect.results)
+            if self.outbox_trouble:
+                self._outbox.probe()
+            if self._unkept:
+                self._outbox.keep(list(self._unkept.values()))
+                self._unkept.clear()
                 passed("worker.outbox_written")
-            else:
-                self._outbox.forget(effect.tokens)
-            self.outbox_trouble = ""
+            if self._unforgotten:
+                self._outbox.forget(list(self._unforgotten))
+                self._unforgotten.clear()
+            why = ""
         except WorkerError as error:
-            self.outbox_trouble = str(error)
-            event(_log, logging.ERROR, "outbox.failed", error=str(error))
+            why = str(error)
+        if bool(why) != bool(self.outbox_trouble):
+            level, name = (logging.ERROR, "outbox.failed") if why else (logging.INFO, "outbox.ok")
+            event(_log, level, name, error=why)
+        self.outbox_trouble = why
+        self.session.share.is_disk_bad = bool(why)
 
 
 def _sleep_clock() -> float:
