@@ -206,7 +206,8 @@ def while_rest_is_busy(found: Findings, plan: Plan) -> None:
     count = plan.tasks(ONE_IN_FLIGHT, least=200)
     found.note(
         f"Beside REST: {CONNECTIONS} connections, each sending its next request when it has its "
-        f"answer; the web process and the load generator run at nice +{NICE}."
+        f"answer; the web process and the load generator run at nice +{NICE}. What REST submits is "
+        "run by the same two workers."
     )
     with mesh(workers=2) as running, running.client() as client:
         child_of(running.orchestrator.process.pid, "_web").be_nice(NICE)

@@ -79,20 +79,21 @@ class Mesh:
 
 
 @contextlib.contextmanager
-def mesh(*, workers: int, settings: dict[str, str] | None = None) -> Iterator[Mesh]:
+def mesh(*, workers: int, folder: Path | None = None) -> Iterator[Mesh]:
     """Start an orchestrator and `workers` workers; end them after.
 
     Args:
         workers: how many worker processes.
-        settings: variable -> value, over the bench's own.
+        folder: where the data lies; None: somewhere that is removed after.
     """
-    with tempfile.TemporaryDirectory(prefix="d8-bench-", ignore_cleanup_errors=True) as home:
+    with tempfile.TemporaryDirectory(prefix="d8-bench-", ignore_cleanup_errors=True) as scratch:
+        home = folder or Path(scratch)
         rest, broker, status = free_ports(3)
         name = f"bench-{secrets.token_hex(3)}"
-        given = {
+        settings = {
             "D8_MESH": name,
             "D8_INTERFACES": "127.0.0.1",
-            "D8_DATA_DIR": home,
+            "D8_DATA_DIR": str(home),
             "D8_BROKER_PORT": str(broker),
             "FLASK_HOST": "127.0.0.1",
             "FLASK_PORT": str(rest),
@@ -101,12 +102,12 @@ def mesh(*, workers: int, settings: dict[str, str] | None = None) -> Iterator[Me
             "WORKER_ID": "",
             "TASK_QUEUE_SIZE": "100000000",
             "D8_QUEUE_BYTES": "100000000000",
-        } | (settings or {})
+        }
         config = Config(mesh=name, interfaces=("127.0.0.1",))
-        with Children(given) as children:
+        with Children(settings) as children:
             orchestrator = children.start("orchestrator", "orchestrator")
             running = Mesh(
-                config, f"http://127.0.0.1:{rest}", broker, Path(home), orchestrator, [], children
+                config, f"http://127.0.0.1:{rest}", broker, home, orchestrator, [], children
             )
             for _ in range(workers):
                 running.add_worker()
