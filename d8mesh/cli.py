@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, cast
 
-from d8mesh import __version__
+from d8mesh import __version__, options
 from d8mesh.config import Config
 from d8mesh.errors import (
     ConfigError,
@@ -92,83 +92,33 @@ class Command:
         return self.name.startswith("_")
 
 
-def _orchestrator_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--port", help="the REST port (FLASK_PORT)")
-    parser.add_argument("--data", metavar="DIR", help="the data folder (D8_DATA_DIR)")
-
-
-def _worker_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--type", help="deepseek, groq, gemini or a name (WORKER_TYPE)")
-    parser.add_argument(
-        "--tasks",
-        action="append",
-        default=[],
-        metavar="MODULE",
-        help="a Python module that registers handlers; may be given again",
-    )
-    parser.add_argument("--slots", type=_count(1, 4096), help="tasks at the same time")
-    parser.add_argument("--name", help="the id of this worker (WORKER_ID)")
-
-
-def _niche_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--markets", type=Path, metavar="FILE", help="JSON file with markets and geographies"
-    )
-    parser.add_argument("--output", type=Path, metavar="DIR", help="where the results go")
-    parser.add_argument(
-        "--timeout",
-        dest="timeout_s",
-        type=_number(0.1, 604_800),
-        metavar="SECONDS",
-        help="give up waiting after this time",
-    )
-
-
-def _evolution_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--population", type=_count(2, 100_000), default=24, metavar="N")
-    parser.add_argument("--generations", type=_count(1, 100_000), default=10, metavar="N")
-    parser.add_argument("--fitness", metavar="NAME", help="a built-in fitness function")
-    parser.add_argument("--mutation-rate", type=_number(0, 1), default=0.2, metavar="0..1")
-    parser.add_argument("--seed", type=int, help="the same seed gives the same start")
-    parser.add_argument("--output", type=Path, metavar="DIR", help="where the results go")
-
-
-def _status_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--json", action="store_true", help="one JSON object, for programs")
-
-
-def _recover_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--data", metavar="DIR", help="the data folder (D8_DATA_DIR)")
-    parser.add_argument("--json", action="store_true", help="one JSON object, for programs")
-
-
 COMMANDS: Final[tuple[Command, ...]] = (
     Command(
         name="status",
         handler="d8mesh.apps.status:run",
         summary="what runs in the mesh now",
-        add_arguments=_status_arguments,
+        add_arguments=options.status,
         choices=(Choice(1, "Estado del sistema", "Status"),),
     ),
     Command(
         name="niche",
         handler="d8mesh.apps.niche:run",
         summary="Niche Discovery over the mesh",
-        add_arguments=_niche_arguments,
+        add_arguments=options.niche,
         choices=(Choice(2, "Niche Discovery", "Niche Discovery"),),
     ),
     Command(
         name="evolution",
         handler="d8mesh.apps.evolution:run",
         summary="evolve a population over the mesh",
-        add_arguments=_evolution_arguments,
+        add_arguments=options.evolution,
         choices=(Choice(3, "Evolución", "Evolution"),),
     ),
     Command(
         name="orchestrator",
         handler="d8mesh.web.orchestrator:run",
         summary="the broker and the REST of this mesh",
-        add_arguments=_orchestrator_arguments,
+        add_arguments=options.orchestrator,
         choices=(Choice(4, "Orchestrator", "Orchestrator"),),
         settings=(("port", "FLASK_PORT"), ("data", "D8_DATA_DIR")),
     ),
@@ -176,7 +126,7 @@ COMMANDS: Final[tuple[Command, ...]] = (
         name="worker",
         handler="d8mesh.web.worker_main:run",
         summary="a worker: finds every orchestrator of its mesh",
-        add_arguments=_worker_arguments,
+        add_arguments=options.worker,
         choices=(
             Choice(5, "Worker Groq", "Worker Groq", ("--type", "groq")),
             Choice(6, "Worker Gemini", "Worker Gemini", ("--type", "gemini")),
@@ -199,8 +149,14 @@ COMMANDS: Final[tuple[Command, ...]] = (
         name="recover",
         handler="d8mesh.apps.recover:run",
         summary="save what can be read of a damaged journal or outbox",
-        add_arguments=_recover_arguments,
+        add_arguments=options.recover,
         settings=(("data", "D8_DATA_DIR"),),
+    ),
+    Command(
+        name="tasks",
+        handler="d8mesh.apps.tasks:run",
+        summary="list, show, replay and cancel tasks",
+        add_arguments=options.tasks,
     ),
     Command(
         name="test",
@@ -334,30 +290,6 @@ def _load(command: Command) -> Handler:
             f"the package {error.name} is not installed: start with `python3 start_d8.py`, "
             "which installs what is missing"
         ) from error
-
-
-def _count(low: int, high: int) -> Callable[[str], int]:
-    def parse(text: str) -> int:
-        with_bounds = f"expected a whole number, {low} to {high}, not {text!r}"
-        if not text.isascii() or not text.isdigit() or not low <= int(text[:18]) <= high:
-            raise argparse.ArgumentTypeError(with_bounds)
-        return int(text)
-
-    return parse
-
-
-def _number(low: float, high: float) -> Callable[[str], float]:
-    def parse(text: str) -> float:
-        try:
-            value = float(text)
-        except ValueError:
-            value = float("nan")
-        if not low <= value <= high:  # also false for NaN
-            with_bounds = f"expected a number, {low:g} to {high:g}, not {text!r}"
-            raise argparse.ArgumentTypeError(with_bounds)
-        return value
-
-    return parse
 
 
 # --- settings -------------------------------------------------------------------------

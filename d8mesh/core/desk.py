@@ -338,6 +338,10 @@ class Desk:
                 return
             assert isinstance(spec, Spec)
             assert isinstance(payload, bytes)
+            if not payload:
+                what = InvalidTaskError(f"{task_id}: its data was lost, there is nothing to replay")
+                self._pool.refuse(peer, request, what)
+                return
             self._accept_replay(client.session, n, task_id, spec, payload)
             self._pool.answer(peer, request, {"task_id": f"{session}-{n}"}, waits=True)
 

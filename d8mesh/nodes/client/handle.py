@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import msgspec
@@ -26,6 +26,8 @@ from d8mesh.errors import (
 if TYPE_CHECKING:
     from d8mesh.nodes.client.node import Client
 
+#: Tasks of one page of a listing.
+LISTED_AT_ONCE: Final = 200
 #: A question's time when the caller names none.
 ASK_S: Final = 30.0
 Result: TypeAlias = dict[str, Any]
@@ -103,11 +105,7 @@ class Task:
             BrokerUnavailableError, WaitTimeoutError: no answer within `timeout_s`.
         """
         self.wait_accepted(timeout_s)  # before, nobody knows the task
-        body = self._client.ask("status", {"id": self.id}, timeout_s=timeout_s)
-        payload = body.get("result")
-        if isinstance(payload, bytes):
-            body["result"] = msgspec.msgpack.decode(payload)
-        return body
+        return readable(self._client.ask("status", {"id": self.id}, timeout_s=timeout_s))
 
     def cancel(self, timeout_s: float = ASK_S) -> str:
         """Cancel the task and return its state: ``cancelled``, or how it had ended before.
@@ -159,6 +157,27 @@ class Ear:
             stream = Stream(stream.id, stream.attempt, first_seq, stream.payloads[known:])
         self._next_seq = stream.first_seq + len(stream.payloads)
         self._on_event(stream)
+
+
+def listed(
+    ask: Callable[[dict[str, object]], dict[str, Any]], wanted: Mapping[str, object]
+) -> Iterator[dict[str, Any]]:
+    """Yield the status bodies of a listing, page by page as they are taken."""
+    cursor = ""
+    while True:
+        page = ask({**wanted, "limit": LISTED_AT_ONCE, "cursor": cursor})
+        yield from map(readable, page["tasks"])
+        cursor = page["next_cursor"] or ""
+        if not cursor:
+            return
+
+
+def readable(body: dict[str, Any]) -> dict[str, Any]:
+    """Return a status body with its result decoded."""
+    payload = body.get("result")
+    if isinstance(payload, bytes):
+        body["result"] = msgspec.msgpack.decode(payload)
+    return body
 
 
 def _result(state: int, payload: bytes, task_id: str) -> Result:

@@ -36,7 +36,7 @@ from d8mesh.errors import (
 )
 from d8mesh.nodes.client.board import Board
 from d8mesh.nodes.client.dial import Dialler
-from d8mesh.nodes.client.handle import ASK_S, RESTARTED, Ear, Result, Task
+from d8mesh.nodes.client.handle import ASK_S, RESTARTED, Ear, Result, Task, listed
 from d8mesh.nodes.client.parcels import (
     Kind,
     SubmitOptions,
@@ -227,6 +227,35 @@ class Client:
         parcel = awaiting(task_id)
         self._runner.do(lambda now: self._session.watch(parcel))
         return Task(self, parcel, 0)
+
+    def tasks(
+        self, *, state: str = "", type: str = "", timeout_s: float = ASK_S
+    ) -> Iterator[dict[str, Any]]:
+        """Yield the status bodies of tasks, oldest first, as `Task.status` returns them.
+
+        Args:
+            state: queued, delayed, running, completed, failed, cancelled; empty: all.
+            type: of one task type only; empty: of all.
+            timeout_s: of each page.
+
+        Raises:
+            InvalidTaskError: there is no such state.
+            BrokerUnavailableError: no answer within `timeout_s`.
+        """
+        ask = partial(self.ask, "tasks", timeout_s=timeout_s)
+        return listed(ask, {"state": state, "type": type})
+
+    def replay(self, task_id: str, *, timeout_s: float = ASK_S) -> Task:
+        """Submit a failed or cancelled task anew, under a new id; return its handle.
+
+        Raises:
+            InvalidTaskError: it is not finished, completed, or its data is lost.
+            UnknownTaskError: the orchestrator does not know it, or no longer.
+            BrokerUnavailableError: no answer within `timeout_s`.
+        """
+        session, n = self.next_id()
+        args = {"id": task_id, "session": session, "n": n}
+        return self.task(str(self.ask("replay", args, timeout_s=timeout_s)["task_id"]))
 
     def next_id(self) -> tuple[str, int]:
         """Return a session and a counter that make an unused task id."""

@@ -1,0 +1,98 @@
+"""The tasks command on a real mesh: listing, showing, replaying, cancelling."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+from typing import Any
+
+import pytest
+
+from bench.mesh import Mesh, mesh
+from d8mesh.apps.tasks import run
+from d8mesh.cli import main
+from d8mesh.config import Config
+from d8mesh.errors import D8Error, TaskCancelledError, TaskFailedError
+from d8mesh.options import tasks as add_arguments
+
+
+def told(
+    running: Mesh, capsys: pytest.CaptureFixture[str], *arguments: str, code: int = 0
+) -> list[dict[str, Any]]:
+    """Return the JSON lines that `tasks ARGUMENTS --json` prints."""
+    capsys.readouterr()
+    assert run(settings(running), options_of(*arguments, "--json")) == code
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+
+def options_of(*arguments: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    return parser.parse_args(arguments)
+
+
+def settings(running: Mesh) -> Config:
+    return dataclasses.replace(running.config, orchestrator_url=running.url)
+
+
+def test_failed_tasks_are_listed_shown_and_replayed_once(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with mesh(workers=1) as running, running.client() as client:
+        late = [client.submit("nobody", {"n": n}, deadline_s=0.01) for n in range(2)]
+        stopped = client.submit("nobody", {"n": 2})
+        done = client.submit("echo", {"n": 3})
+        for task in late:
+            with pytest.raises(TaskFailedError):
+                task.result(30)
+        done.result(30)
+        (body,) = told(running, capsys, "cancel", stopped.id)
+        assert body == {"task_id": stopped.id, "state": "cancelled"}
+        with pytest.raises(TaskCancelledError):
+            stopped.result(30)
+
+        listed = told(running, capsys, "list", "--state", "failed")
+        assert [body["task_id"] for body in listed] == [task.id for task in late]
+        assert listed[0]["result"]["error"] == "deadline exceeded"
+        assert len(told(running, capsys, "list", "--limit", "3")) == 3
+        assert [b["task_id"] for b in told(running, capsys, "list", "--type", "echo")] == [done.id]
+        (shown,) = told(running, capsys, "show", late[0].id)
+        assert shown["state"] == "failed"
+        assert shown["history"]
+
+        (again,) = told(running, capsys, "replay", late[0].id)
+        assert again["replay_of"] == late[0].id
+        assert client.task(again["task_id"]).status()["replay_of"] == late[0].id
+        (rest,) = told(running, capsys, "replay", "--all-failed")
+        assert rest["replay_of"] == late[1].id, "each is replayed once"
+        assert told(running, capsys, "replay", "--all-failed") == []
+
+        refused, unknown = told(running, capsys, "replay", done.id, f"{'v' * 16}-7", code=1)
+        assert (refused["code"], unknown["code"]) == ("task.invalid", "task.unknown")
+
+
+def test_people_get_a_table_and_words(capsys: pytest.CaptureFixture[str]) -> None:
+    with mesh(workers=0) as running, running.client() as client:
+        task = client.submit("nobody", {}, deadline_s=0.01)
+        with pytest.raises(TaskFailedError):
+            task.result(30)
+        for arguments, expected in (
+            (("list",), task.id),
+            (("list",), "why"),
+            (("list", "--state", "running"), "no such tasks"),
+            (("show", task.id), "deadline exceeded"),
+            (("replay", "--all-failed"), f"{task.id} goes on as "),
+            (("replay", "--all-failed"), "no failed tasks"),
+        ):
+            capsys.readouterr()
+            run(settings(running), options_of(*arguments))
+            assert expected in " ".join(capsys.readouterr().out.split())
+
+
+def test_replay_wants_either_ids_or_all(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(D8Error, match="--all-failed"):
+        run(Config(), options_of("replay"))
+    assert main(["tasks", "replay", "x", "--all-failed"]) == 1
+    assert main(["tasks", "list", "--state", "lost"]) == 2
+    assert "invalid choice: 'lost'" in capsys.readouterr().err
