@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hmac
 import threading
-import time
 from collections import Counter
 from typing import Final
 
@@ -16,17 +15,13 @@ from werkzeug.exceptions import ClientDisconnected
 from werkzeug.wrappers import Request
 
 from d8mesh.config import Config
-from d8mesh.core.addresses import host_is_allowed, host_of, is_admissible, is_loopback
-from d8mesh.edge.network import own_names
+from d8mesh.core.addresses import host_of, is_admissible, is_loopback
 from d8mesh.web.answers import JSON, Refusal
+from d8mesh.web.own_hosts import OwnHosts
 
 #: Largest body: a batch of frames as `edge.exchange` cuts them, and its envelope.
 MAX_BODY_BYTES: Final = 41 * 1024 * 1024
 _READ_BYTES: Final = 1_048_576
-#: Our own names and addresses are looked up again after this long: addresses change.
-NAMES_S: Final = 5.0
-#: They are looked up sooner for a name that is not among them, but not more often than this.
-NAMES_AGAIN_S: Final = 0.5
 
 
 class Guard:
@@ -36,11 +31,9 @@ class Guard:
     """
 
     def __init__(self, config: Config) -> None:
-        self._allowed = config.allowed_hosts
+        self._own_hosts = OwnHosts(config.allowed_hosts)
         self._key = config.mesh_key
         self._allows_public = config.allow_public and bool(config.mesh_key)
-        self._names: frozenset[str] = frozenset()
-        self._names_at = float("-inf")
 
     def check(self, request: Request) -> None:
         """Let a request pass or not.
@@ -56,7 +49,7 @@ class Guard:
         host = host_of(header)
         if host is None:
             raise Refusal("http.bad_request", "the Host header is missing or malformed")
-        if not self._is_ours(host):
+        if host not in self._own_hosts:
             raise Refusal(
                 "http.host",
                 f"{host[:100]!r} is not a name of this machine: ask by its address, or add the "
@@ -79,14 +72,6 @@ class Guard:
                 "this mesh has a key: send it as Authorization: Bearer",
                 headers={"WWW-Authenticate": "Bearer"},
             )
-
-    def _is_ours(self, host: str) -> bool:
-        age_s = time.monotonic() - self._names_at
-        if age_s < NAMES_S and host_is_allowed(host, self._names, self._allowed):
-            return True
-        if age_s >= NAMES_AGAIN_S:  # this machine may just have got another address
-            self._names, self._names_at = own_names(), time.monotonic()
-        return host_is_allowed(host, self._names, self._allowed)
 
 
 class Rejections:

@@ -15,19 +15,18 @@ from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, Final
 
-from d8mesh.core.addresses import host_is_allowed, host_of, is_admissible
+from d8mesh.core.addresses import host_of, is_admissible
 from d8mesh.edge.logs import event
-from d8mesh.edge.network import own_names, port_holder
+from d8mesh.edge.network import port_holder
 from d8mesh.errors import D8Error
 from d8mesh.web.listener import Limits, Listener, bind
+from d8mesh.web.own_hosts import OwnHosts
 
 #: Requests of one address: so many at once, and so many per second in the long run.
 BURST: Final = 200
 PER_SECOND: Final = 50.0
 #: Addresses remembered; the one silent for longest is forgotten.
 MAX_ADDRESSES: Final = 1024
-#: Our own names and addresses are looked up again after this long.
-NAMES_S: Final = 5.0
 _THREADS: Final = 2
 #: Nothing is to be sent here.
 _BODY_BYTES: Final = 4096
@@ -80,10 +79,8 @@ class _Page:
         self, report: Callable[[], Mapping[str, object]], allowed_hosts: Collection[str]
     ) -> None:
         self._report = report
-        self._allowed_hosts = allowed_hosts
+        self._own_hosts = OwnHosts(allowed_hosts)
         self._rates = _Rates()
-        self._names: frozenset[str] = frozenset()
-        self._names_until = 0.0
 
     def __call__(
         self, environ: dict[str, Any], start_response: Callable[..., Any]
@@ -119,7 +116,7 @@ class _Page:
         if host is None:
             body = _problem("http.bad_request", "the Host header is missing or malformed")
             return "400 Bad Request", body, []
-        if not host_is_allowed(host, self._own_names(), self._allowed_hosts):
+        if host not in self._own_hosts:
             body = _problem("http.host", f"{host[:100]!r} is not a name of this machine")
             return "403 Forbidden", body, []
         if _is_foreign(environ, header):
@@ -133,12 +130,6 @@ class _Page:
         report = self._report()
         is_healthy = report.get("status") == "healthy"
         return "200 OK" if is_healthy else "503 Service Unavailable", report, []
-
-    def _own_names(self) -> frozenset[str]:
-        now = time.monotonic()
-        if now >= self._names_until:
-            self._names, self._names_until = own_names(), now + NAMES_S
-        return self._names
 
 
 class _Rates:

@@ -148,15 +148,3 @@ def test_rejections_are_counted_by_reason() -> None:
     rejections.add("http.host")
     rejections.add("http.host")
     assert rejections.counts() == {"http.host": 2}
-
-
-def test_an_address_that_this_machine_just_got_is_ours(monkeypatch: pytest.MonkeyPatch) -> None:
-    names = {"localhost"}
-    monkeypatch.setattr(guard, "own_names", lambda: frozenset(names))
-    monkeypatch.setattr(guard, "NAMES_AGAIN_S", 0.0)
-    gate = Guard(Config())
-    gate.check(request(host="localhost"))
-    with pytest.raises(Refusal, match="not a name of this machine"):
-        gate.check(request(host="10.7.7.7"))
-    names.add("10.7.7.7")
-    gate.check(request(host="10.7.7.7"))

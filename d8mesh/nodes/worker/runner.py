@@ -29,6 +29,7 @@ from d8mesh.core.worker_effects import (
     WorkerEffect,
 )
 from d8mesh.core.worker_session import WorkerSession
+from d8mesh.edge.clocks import slept_s
 from d8mesh.edge.failpoints import passed
 from d8mesh.edge.identity import Identity, Place
 from d8mesh.edge.logs import event
@@ -103,7 +104,7 @@ class Runner:
         self._stop_at: float | None = None
         self._next_watch = self._next_look = 0.0
         self._in_use = addresses()
-        self._sleep_gap = _sleep_clock() - time.monotonic()
+        self._slept_s = slept_s()
         self._thread = threading.Thread(target=self._serve, name="worker-io", daemon=True)
 
     def start(self) -> None:
@@ -223,10 +224,9 @@ class Runner:
         """Notice that the machine slept, that there is room again, or other interfaces."""
         if self.outbox_trouble:
             self._write()
-        gap = _sleep_clock() - time.monotonic()
-        if gap - self._sleep_gap > SLEPT_S:
+        before, self._slept_s = self._slept_s, slept_s()
+        if self._slept_s - before > SLEPT_S:
             self._perform(self.session.woke(now))
-        self._sleep_gap = gap
         if now < self._next_look:
             return
         self._next_look = now + LOOK_S
@@ -393,10 +393,3 @@ class Runner:
             event(_log, level, name, error=why)
         self.outbox_trouble = why
         self.session.share.is_disk_bad = bool(why)
-
-
-def _sleep_clock() -> float:
-    """Return seconds that go on while the machine sleeps, where the system has such a clock."""
-    if hasattr(time, "CLOCK_BOOTTIME"):
-        return time.clock_gettime(time.CLOCK_BOOTTIME)
-    return time.monotonic()
