@@ -326,3 +326,32 @@ def test_a_broker_that_stays_away_for_longer_is_served_again_when_it_is_back(
     task = client.submit("echo", {"x": 2})
     mesh.broker(port=port)
     assert task.result(PATIENCE_S)["output"] == {"x": 2}
+
+
+def test_heartbeats_come_while_every_slot_computes_in_pure_python(mesh: Mesh) -> None:
+    port = mesh.broker()
+    client = mesh.client(port)
+    worker = mesh.worker(port, slots=4)
+    heard = threading.Event()
+
+    def compute(data: dict[str, object]) -> dict[str, object]:
+        give_up = time.monotonic() + PATIENCE_S
+        while not heard.is_set() and time.monotonic() < give_up:
+            sum(range(1000))
+        return data
+
+    worker.register("compute", compute)
+    mesh.run(worker)
+    tasks = client.submit_many("compute", [{}] * 4)
+    until(lambda: client.ask("stats", {})["tasks"]["assigned"] == 4)
+    beats: set[float] = set()
+
+    def has_beaten() -> bool:
+        (seat,) = client.ask("workers", {})["workers"]
+        beats.add(seat["last_heartbeat"])
+        return len(beats) >= 3
+
+    until(has_beaten)
+    heard.set()
+    assert all(task.result(PATIENCE_S) for task in tasks)
+    assert [task.status()["attempts"] for task in tasks] == [1] * 4
