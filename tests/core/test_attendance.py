@@ -391,6 +391,20 @@ def test_a_new_attempt_tells_its_listeners_to_begin_again(desk: Desktop) -> None
     assert [(s.attempt, s.payloads) for s in streams] == [(1, [b"\xa1a"]), (2, []), (2, [b"\xa1b"])]
 
 
+def test_what_an_earlier_attempt_says_is_not_passed_on(desk: Desktop) -> None:
+    client = desk.client()
+    first = desk.worker("w")
+    (task_id,) = desk.submit(client)
+    token = desk.work(first)[task_id]
+    desk.say(client, m.Listen(task_id, True))
+    desk.pass_time(11)  # it is silent, and its task goes to another
+    desk.worker("v")
+    desk.got(client, m.Stream)
+    back = desk.worker("w", window=0)
+    desk.say(back, m.Chunks([task_id], [token], [0], [b"\xa1a"]))
+    assert desk.got(client, m.Stream) == []
+
+
 def test_what_a_worker_offers_can_change(desk: Desktop) -> None:
     client = desk.client()
     worker = desk.worker("w")

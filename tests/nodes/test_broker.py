@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TypeVar
 
+import apsw
 import msgpack
 import pytest
 
@@ -16,7 +17,7 @@ from d8mesh.config import Config
 from d8mesh.core import messages as m
 from d8mesh.core.codec import decode_to_client, decode_to_worker, encode
 from d8mesh.edge.sockets import DealerLink
-from d8mesh.errors import JournalBrokenError, JournalHeldError, ProtocolError
+from d8mesh.errors import JournalBrokenError, JournalError, JournalHeldError, ProtocolError
 from d8mesh.nodes.broker import ANSWERED_STRIKES, Broker
 
 S = "0123456789abcdef"
@@ -35,8 +36,15 @@ class Running:
         self.folder = folder
         self.links: list[DealerLink] = []
         self.broker = Broker(self.config, folder)
-        self.thread = threading.Thread(target=self.broker.run)
+        self.error: JournalError | None = None
+        self.thread = threading.Thread(target=self._serve)
         self.thread.start()
+
+    def _serve(self) -> None:
+        try:
+            self.broker.run()
+        except JournalError as error:
+            self.error = error
 
     def stop(self) -> None:
         for link in self.links:
@@ -188,6 +196,27 @@ def test_a_drain_says_goodbye(tmp_path: Path) -> None:
     running.broker.stop()
     until(client, m.Goodbye)
     running.stop()
+
+
+def test_a_commit_that_fails_acknowledges_nothing_and_ends_the_broker(tmp_path: Path) -> None:
+    running = Running(tmp_path)
+    client = running.client()
+    submit = encode(m.Submit(1, S, 0, [m.Group("echo", 5, [b"\x80"])]))
+    other = apsw.Connection(str(tmp_path / "journal.db"))
+    other.execute("BEGIN IMMEDIATE")  # nobody else can write
+    client.send(submit)
+    running.thread.join(PATIENCE_S)
+    assert "journal.db" in str(running.error)
+    assert not [f for f in client.receive(100) if isinstance(decode_to_client(f), m.Accepted)]
+    running.stop()
+    other.close()
+    again = Running(tmp_path)
+    try:
+        client = again.client()
+        client.send(submit)
+        assert until(client, m.Accepted).first == 0
+    finally:
+        again.stop()
 
 
 def test_two_on_one_folder_are_refused(running: Running) -> None:

@@ -29,6 +29,7 @@ class Plant:
 
 ATTENDANCE: Final = "tests/core/test_attendance.py::test_"
 HANDOUT: Final = "tests/core/test_handout.py::test_"
+WORKER: Final = "tests/core/test_worker_session.py::test_"
 INTAKE: Final = "tests/core/test_intake.py::test_"
 
 PLANTS: Final = (
@@ -227,6 +228,91 @@ PLANTS: Final = (
         "if seat.outstanding and len(seat.outstanding) >= seat.slots:",
         "if False:",
         "tests/core/test_polling.py::test_a_full_hand_that_asks_means_that_a_reply_was_lost",
+    ),
+    Plant(
+        "send first and commit then",
+        "d8mesh.nodes.broker:Broker._perform",
+        "if not send.waits:",
+        "if True:",
+        "tests/nodes/test_broker.py::"
+        "test_a_commit_that_fails_acknowledges_nothing_and_ends_the_broker",
+    ),
+    Plant(
+        "go on after a commit that failed",
+        "d8mesh.edge.journal.writer:Journal.append",
+        'raise JournalError(f"cannot write {self.path.name}: {error}") from error',
+        "pass",
+        "tests/edge/test_journal.py::test_a_commit_that_fails_leaves_nothing_behind",
+    ),
+    Plant(
+        "let a second process write to the journal",
+        "d8mesh.edge.journal.place:Lock.__init__",
+        "self._lock.acquire()",
+        "pass",
+        "tests/edge/test_journal.py::test_a_second_process_is_refused_and_told_who_holds_it",
+    ),
+    Plant(
+        "count credit by what a worker asks for, not by what it was given",
+        "d8mesh.core.handout:Handout._hand",
+        "outstanding[task.id] = task",
+        "pass",
+        HANDOUT + "a_window_is_never_exceeded",
+    ),
+    Plant(
+        "let a task take down one worker after another",
+        "d8mesh.core.handout:Handout._is_used_up",
+        "return is_loss and",
+        "return False and",
+        ATTENDANCE + "a_task_that_took_three_workers_down_is_poison",
+    ),
+    Plant(
+        "let a worker go on with what is finished",
+        "d8mesh.core.attendance:Attendance._take_over",
+        "dropped.append(task_id)",
+        "pass",
+        ATTENDANCE + "held_attempts_of_finished_tasks_are_dropped",
+    ),
+    Plant(
+        "take up an attempt of a fenced task that had ended",
+        "d8mesh.core.attendance:Attendance._take_over",
+        " or _is_fenced_off(task, claim, seat.worker_id)",
+        "",
+        ATTENDANCE + "an_ended_attempt_of_a_fenced_task_is_not_taken_up_again",
+    ),
+    Plant(
+        "pass on what an earlier attempt says",
+        "d8mesh.core.attendance:Attendance.chunks",
+        "if task is None or task.token != token:",
+        "if task is None:",
+        ATTENDANCE + "what_an_earlier_attempt_says_is_not_passed_on",
+    ),
+    Plant(
+        "forget idempotency keys at a restart",
+        "d8mesh.edge.journal.writer:Journal._submitted",
+        "if fact.key:",
+        "if False:",
+        INTAKE + "an_idempotency_key_gives_the_first_tasks_or_a_conflict",
+    ),
+    Plant(
+        "forget results that are on their way",
+        "d8mesh.core.worker_session:WorkerSession._flush",
+        "line.unacknowledged[self._seq] = bundle",
+        "pass",
+        "tests/core/test_worker_session.py::test_results_are_held_until_they_are_received",
+    ),
+    Plant(
+        "delete from the outbox before the acknowledgement",
+        "d8mesh.core.worker_session:WorkerSession._flush",
+        "effects.append(Send(line.key, results))",
+        "effects += [Send(line.key, results), *self._forget([bundle])]",
+        WORKER + "expensive_results_and_those_without_a_broker_are_on_the_disk_first",
+    ),
+    Plant(
+        "send an expensive result before it is on the worker's disk",
+        "d8mesh.core.worker_session:WorkerSession.finished",
+        "EXPENSIVE_S",
+        "1e9",
+        WORKER + "expensive_results_and_those_without_a_broker_are_on_the_disk_first",
     ),
 )
 
