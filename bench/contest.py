@@ -1,24 +1,46 @@
 """The others that d8mesh is measured beside: prepared on demand, run one at a time.
 
-`bench.peers` offers ``PEERS: dict[str, Peer]``. A `Peer` has ``prepare(cache)``, which installs
-it into an environment of its own or raises `D8Error`, and ``running(workers, payload)``, a
-context manager of a session with ``throughput(tasks)`` (tasks/s), ``latencies(count)`` (seconds,
-one in flight), ``versions`` and ``keeps`` (what it keeps after a power cut).
+One is started when its turn comes and ended after it: none disturbs the next.
 """
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Mapping
-from pathlib import Path
-from typing import Any, Final
+from contextlib import AbstractContextManager
+from typing import Protocol
 
 from bench.findings import Findings
+from bench.peers import PEERS
 from bench.progress import say
 from d8mesh.errors import D8Error
 
-#: Where peers are installed.
-CACHE: Final = Path.home() / ".cache" / "d8mesh-bench"
+
+class Running(Protocol):
+    """A peer with its workers, ready for tasks."""
+
+    @property
+    def versions(self) -> Mapping[str, str]:
+        """Of its packages and servers."""
+
+    @property
+    def keeps(self) -> str:
+        """What is left of its tasks after a power cut."""
+
+    def throughput(self, tasks: int) -> float:
+        """Return the tasks per second of `tasks` no-ops."""
+
+    def latencies(self, count: int) -> list[float]:
+        """Return the seconds of each of `count` tasks, one in flight."""
+
+
+class Contender(Protocol):
+    """A peer."""
+
+    def prepare(self) -> None:
+        """Install it, or raise `D8Error`."""
+
+    def running(self, workers: int, payload: bytes) -> AbstractContextManager[Running]:
+        """Start it, or raise `D8Error`."""
 
 
 class Contest:
@@ -26,18 +48,16 @@ class Contest:
 
     Args:
         found: is told of those that cannot, and why.
-        peers: name -> peer; None: all of `bench.peers`.
+        peers: name -> peer.
     """
 
-    def __init__(self, found: Findings, peers: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, found: Findings, peers: Mapping[str, Contender] = PEERS) -> None:
         self._found = found
-        self._ready: dict[str, Any] = {}
-        if peers is None:
-            peers = dict(importlib.import_module("bench.peers").PEERS)
+        self._ready: dict[str, Contender] = {}
         for name, peer in peers.items():
             say(f"preparing {name}")
             try:
-                peer.prepare(CACHE)
+                peer.prepare()
             except D8Error as error:
                 found.note(f"{name} could not be measured here: {error}")
             else:
@@ -47,7 +67,7 @@ class Contest:
         """True while anybody is left to compare with."""
         return bool(self._ready)
 
-    def visit(self, workers: int, payload: bytes, look: Callable[[str, Any], None]) -> None:
+    def visit(self, workers: int, payload: bytes, look: Callable[[str, Running], None]) -> None:
         """Start each peer, give its name and session to `look`, and end it again.
 
         One that fails is told of and not asked again.

@@ -12,10 +12,10 @@ import random
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, Final
+from typing import Final
 
 from bench import raw
-from bench.contest import Contest
+from bench.contest import Contest, Running
 from bench.findings import Findings, percentile, ratios
 from bench.load import LoadJob, load_beside
 from bench.mesh import Mesh, mesh
@@ -99,7 +99,7 @@ def beside_peers(found: Findings, plan: Plan, contest: Contest) -> None:
     """Measure d8mesh and each peer in turn, one task in flight."""
     count = plan.tasks(PEER_TASKS, least=20)
 
-    def look(name: str, session: Any) -> None:
+    def look(name: str, session: Running) -> None:
         session.latencies(max(10, count // 10))
         _keep(found, PEERS, name, session.latencies(count))
 

@@ -6,10 +6,10 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 from bench import raw
-from bench.contest import Contest
+from bench.contest import Contest, Running
 from bench.findings import Findings, Table, ratios
 from bench.mesh import mesh
 from bench.plan import Plan
@@ -126,7 +126,7 @@ def compare_peers(found: Findings, plan: Plan, contest: Contest, workers: int, c
     size = min(PAYLOADS)
     beside = found.table(BESIDE, "tasks/s")
 
-    def look(name: str, session: Any) -> None:
+    def look(name: str, session: Running) -> None:
         first = session.throughput(PEER_LOOK)
         count = max(PEER_LOOK, int(first * plan.seconds(PEER_S)))
         beside.add(name, column, session.throughput(count))

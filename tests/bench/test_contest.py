@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from bench import latency, throughput
 from bench.contest import Contest
@@ -36,7 +35,7 @@ class Peer:
     cannot: str = ""
     breaks: str = ""
 
-    def prepare(self, cache: Path) -> None:
+    def prepare(self) -> None:
         if self.cannot:
             raise D8Error(self.cannot)
 
