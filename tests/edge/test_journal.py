@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import apsw
@@ -88,6 +89,33 @@ def test_unfinished_tasks_come_back_and_finished_ones_do_not(journal: Journal) -
     assert (restored.totals.submitted, restored.totals.completed) == (7, 4)
     assert restored.workers["w"].completed == 4
     opened.close()
+
+
+def _goes_on(counted: list[int]) -> bool:
+    counted.append(10)
+    return False  # else SQLite would stop
+
+
+@pytest.mark.parametrize("is_open", [True, False])
+def test_a_start_takes_no_longer_the_more_is_finished(tmp_path: Path, is_open: bool) -> None:
+    """Counted in SQLite's own steps, with open batches or with none."""
+    steps = []
+    for finished in (100, 1000):
+        journal = Journal(tmp_path / f"{finished}.db")
+        facts: list[Fact] = [batch(0, finished)]
+        for number in range(finished):  # each a row of its own, and one of what went wrong
+            facts += [done(number, n=2 - number % 2)]
+            facts += [Requeued("w", [f"{S}-{number}"], [1], "lost", 1.0)]
+        facts.append(Closed([(S, 0)]))
+        if is_open:
+            facts += [batch(10_000 + 10 * number, 10) for number in range(20)]
+        journal = again(journal, *facts)
+        counted: list[int] = []
+        journal._db.set_progress_handler(partial(_goes_on, counted), 10)
+        assert len(journal.restore().batches) == 20 * is_open
+        journal.close()
+        steps.append(len(counted))
+    assert steps[1] < 1.5 * steps[0]
 
 
 def test_who_had_what_comes_back_until_it_is_settled(journal: Journal) -> None:

@@ -22,6 +22,11 @@ UNREADABLE: Final = (
     msgspec.MsgspecError,
 )
 
+#: Of what belongs to an open batch. CROSS JOIN keeps SQLite from walking through all that is
+#: finished instead: a start must not take longer the more there is of it.
+#: https://www.sqlite.org/optoverview.html#manual_control_of_query_plans_using_cross_join
+_WITHIN: Final = "{0} >= b.first AND {0} < b.first + b.count"
+
 
 def fill(db: apsw.Connection, restored: Restored) -> None:
     """Read all that is unfinished, and the counts, into `restored`."""
@@ -58,8 +63,8 @@ def _batches(db: apsw.Connection, restored: Restored, names: dict[int, str]) -> 
     finished: dict[int, list[int]] = {}
     for seq, index, run in fetch(
         db,
-        "SELECT b.seq, o.first - b.first, o.count FROM batches b JOIN outcomes o"
-        " ON o.first >= b.first AND o.first < b.first + b.count WHERE b.is_done = 0",
+        "SELECT b.seq, o.first - b.first, o.count FROM batches b CROSS JOIN outcomes o"
+        f" ON {_WITHIN.format('o.first')} WHERE b.is_done = 0",
     ):
         finished.setdefault(seq, []).extend(range(index, index + run))
     decode = msgspec.msgpack.Decoder(Spec).decode
@@ -87,7 +92,10 @@ def _hands(db: apsw.Connection, restored: Restored, names: dict[int, str]) -> No
         rows, ns = msgspec.msgpack.decode(tasks)
         holders.update((row, (n, worker)) for row, n in zip(rows, ns, strict=True))
     for row, n, worker, is_counted, is_loss in fetch(
-        db, "SELECT row, n, worker, is_counted, is_loss FROM failures ORDER BY rowid"
+        db,
+        "SELECT f.row, f.n, f.worker, f.is_counted, f.is_loss"
+        f" FROM batches b CROSS JOIN failures f ON {_WITHIN.format('f.row')}"
+        " WHERE b.is_done = 0 ORDER BY f.rowid",
     ):
         if _is_finished(db, row):
             continue
