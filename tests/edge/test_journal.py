@@ -12,10 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from d8mesh.core.task import (
+    Cancelled,
     Closed,
     Completed,
     Enrolled,
     Fact,
+    Failed,
     HandedOut,
     HandoutsSettled,
     Pruned,
@@ -204,6 +206,31 @@ def test_questions_see_what_is_committed_and_cannot_write(journal: Journal, file
     reader.close()
     with pytest.raises(JournalError):
         reader.query("task", (f"{S}-0",))
+
+
+@pytest.mark.parametrize("state", ["completed", "failed", "cancelled", ""])
+@pytest.mark.parametrize("limit", [1, 3, 7])
+def test_pages_of_a_listing_hold_each_task_once(journal: Journal, state: str, limit: int) -> None:
+    """Also where a page ends within a run of outcomes that were written as one."""
+    ids = [[f"{S}-{10 * start + n}" for n in range(10)] for start in range(3)]
+    ns, none = [1] * 10, [b""] * 10
+    journal.append(
+        [
+            batch(0, 30),
+            done(*range(10)),
+            Cancelled(ids[1], ns, none, 2.0),
+            Failed("w", ids[2], ns, none, 2.0, "broken"),
+        ]
+    )
+    reader = Reader(journal.path)
+    listed: list[object] = []
+    cursor: object = ""
+    while cursor is not None:
+        (cursor, *_), *rows = reader.query("list", (state, "", limit, cursor or ""))
+        listed += [row[0] for row in rows]
+    reader.close()
+    place = {"completed": 0, "cancelled": 1, "failed": 2}.get(state)
+    assert listed == (sum(ids, []) if place is None else ids[place])
 
 
 def test_the_oldest_finished_are_pruned_with_a_tombstone(journal: Journal, file: Path) -> None:

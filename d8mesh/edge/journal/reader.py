@@ -157,11 +157,11 @@ class Reader:
         if code is None:
             return self._list_batches(state == "open", kind, limit, cursor)
         after = _cursor(cursor, 1)[0]
-        where = " WHERE o.first + o.count > ? AND o.state = ?"
+        # Bounded by `first`, which is indexed; the run that `after` lies in starts before it.
+        where = " WHERE o.first >= ? AND o.first + o.count > ? AND o.state = ?"
         where += " AND b.type = ?" if kind else ""
-        values: tuple[Value, ...] = (after, code, kind) if kind else (after, code)
-        if code != 1:  # the index on what did not go well knows them by their first
-            where = where.replace("o.first + o.count >", "o.first >=")
+        values: tuple[Value, ...] = (self._run_before(after), after, code)
+        values = (*values, kind) if kind else values
         told: Rows = []
         size = 0
         for run in self._runs(where + " ORDER BY o.first LIMIT ?", (*values, limit + 1)):
@@ -212,12 +212,16 @@ class Reader:
         Args:
             is_bare: leave the results where they are.
         """
-        before = fetch(self._db, "SELECT max(first) FROM outcomes WHERE first <= ?", (first,))[0][0]
-        values = (first if before is None else before, end)
+        values = (self._run_before(first), end)
         where = " WHERE o.first >= ? AND o.first < ? ORDER BY o.first"
         return self._runs(where, values, is_bare=is_bare)
 
     # ------------------------------------------------------------------------ helpers
+
+    def _run_before(self, row: int) -> int:
+        """Return the start of the last run that starts at `row` or before; `row` without one."""
+        found = fetch(self._db, "SELECT max(first) FROM outcomes WHERE first <= ?", (row,))[0][0]
+        return row if found is None else int(found)
 
     def _run_at(self, row: int, columns: str) -> tuple[Any, ...] | None:
         """Return columns of the run that holds the outcome of `row`, or None."""
