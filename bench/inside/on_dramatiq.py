@@ -1,4 +1,8 @@
-"""dramatiq over Redis, with its Redis result backend."""
+"""dramatiq over Redis. Results come through a Redis list, not through its result backend.
+
+Its backend answers one question for each result; a list that is emptied in one go is three
+times as fast, so this is the kinder comparison.
+"""
 
 from __future__ import annotations
 
@@ -6,26 +10,25 @@ import os
 from typing import Any, Final
 
 import dramatiq
+import redis
 from dramatiq.brokers.redis import RedisBroker
-from dramatiq.results import Results
-from dramatiq.results.backends import RedisBackend
 
 from bench.inside import harness
 
 #: Where the workers, which dramatiq starts by itself, find Redis.
-URL: Final = "D8_BENCH_REDIS"
-RESULT_MS: Final = 120_000
+URL: Final = os.environ.get("D8_BENCH_REDIS", "redis://127.0.0.1")
+RESULTS: Final = "d8.results"
+RESULT_S: Final = 100
 
-_broker = RedisBroker(url=os.environ.get(URL, "redis://127.0.0.1"))
-_broker.add_middleware(Results(backend=RedisBackend(url=os.environ.get(URL, ""))))
-dramatiq.set_broker(_broker)
-
-
-def _echo(text: str) -> str:
-    return text
+dramatiq.set_broker(RedisBroker(url=URL))
+_redis = redis.Redis.from_url(URL)
 
 
-echo = dramatiq.actor(_echo, actor_name="echo", store_results=True)
+def _echo(text: str) -> None:
+    _redis.rpush(RESULTS, text)
+
+
+echo = dramatiq.actor(_echo, actor_name="echo")
 
 
 class OnDramatiq:
@@ -33,26 +36,30 @@ class OnDramatiq:
 
     def __init__(self, told: dict[str, Any]) -> None:
         self._text = harness.payload(told).decode()
-        harness.start(
-            *harness.python(
-                "-m",
-                "dramatiq",
-                __spec__.name,
-                "--processes",
-                str(told["workers"]),
-                "--skip-logging",
-            )
-        )
+        options = ["--processes", str(told["workers"]), "--skip-logging"]
+        harness.start(*harness.python("-m", "dramatiq", __spec__.name, *options))
         self.one()
 
     def all_of(self, count: int) -> None:
         """Enqueue all, then take all results."""
-        for message in [echo.send(self._text) for _ in range(count)]:
-            message.get_result(block=True, timeout=RESULT_MS)
+        for _ in range(count):
+            echo.send(self._text)
+        taken = 0
+        while taken < count:
+            taken += len(_redis.lpop(RESULTS, count) or ())
+            if taken < count:
+                self._take_one()
+                taken += 1
 
     def one(self) -> None:
         """Send one, take its result."""
-        echo.send(self._text).get_result(block=True, timeout=RESULT_MS)
+        echo.send(self._text)
+        self._take_one()
+
+    @staticmethod
+    def _take_one() -> None:
+        if _redis.blpop([RESULTS], timeout=RESULT_S) is None:
+            raise TimeoutError(f"no result within {RESULT_S} s")
 
 
 if __name__ == "__main__":

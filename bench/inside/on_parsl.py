@@ -26,7 +26,7 @@ class OnParsl:
             address="127.0.0.1",
             loopback_address="127.0.0.1",
             max_workers_per_node=told["workers"],
-            cores_per_worker=0,
+            cores_per_worker=0.5,
             provider=LocalProvider(init_blocks=1, max_blocks=1),
         )
         parsl.load(Config(executors=[executor], run_dir=told["folder"], usage_tracking=0))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
@@ -77,7 +78,9 @@ class Peer:
                 "url": server.url,
             }
             command = [str(python), "-m", f"bench.inside.{self.script}", json.dumps(told)]
-            settings = {servers.URL: server.url} if server.url else {}
+            # scripts of the environment first: Parsl starts some of its own by name
+            path = os.pathsep.join([str(python.parent), os.environ.get("PATH", "")])
+            settings = {servers.URL: server.url, "PATH": path}
             running = stack.enter_context(session(command, settings, folder, self.keeps))
             running.versions.update(server.versions)
             yield running

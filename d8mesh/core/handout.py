@@ -246,6 +246,8 @@ class Handout:
             tasks = pool.ledger.draw(head, min(limit - given, seat.free, most))
             self._hand(seat, lane, tasks)
             given += len(tasks)
+        if not head.fresh_count:
+            lane.head(priority)  # the lane knows at once whether more waits there
         return given
 
     def _share(self, kind: str) -> int:

@@ -14,7 +14,6 @@ from d8mesh.core.codec import decode_to_worker, encode
 from d8mesh.core.messages import Received, Results
 from d8mesh.core.worker_effects import (
     Abort,
-    Attempt,
     Forget,
     Joined,
     Keep,
@@ -94,7 +93,6 @@ class Runner:
         self._waker, self._loop = waker, Loop(waker)
         self._addresses = addresses
         self._inbox: deque[Action] = deque()
-        self._starting: list[Attempt] = []
         self._links: dict[str, tuple[Connection, Way]] = {}
         self._cut_since: dict[str, float] = {}
         self._outbox: Outbox | None = None
@@ -162,7 +160,6 @@ class Runner:
         bell.is_asleep = True
         has_work = slots.ended or slots.pieces or self._inbox or self._finder.links
         wait_s = 0.0 if has_work else max(0.0, due - time.monotonic())
-        self._put()  # only now: a slot that wakes while this thread is at work waits for it
         self._loop.wait(wait_s)
         bell.is_asleep = False
         now = time.monotonic()
@@ -197,13 +194,6 @@ class Runner:
             self._look(now)
             self._doubt(now)
         self._perform(session.tick(now))
-
-    def _put(self) -> None:
-        """Let the slots have what came in."""
-        if self._starting:
-            attempts, self._starting = self._starting, []
-            self._slots.put(attempts)
-            self._next_watch = min(self._next_watch, time.monotonic() + WATCH_S)
 
     def _take_pieces(self) -> None:
         pieces = self._slots.pieces
@@ -312,6 +302,7 @@ class Runner:
                 case Start():
                     passed("worker.handed_out")
                     slots.put(effect.attempts)
+                    self._next_watch = min(self._next_watch, time.monotonic() + WATCH_S)
                 case Send():
                     held = self._links.get(effect.link)
                     if held is not None:
@@ -319,7 +310,6 @@ class Runner:
                         if type(effect.message) is Results:
                             passed("worker.results_sent")
                 case TakeBack():
-                    self._put()
                     given = slots.take_back(effect.link, effect.count)
                     slots.aborted.difference_update([attempt[5] for attempt in given])
                     self._perform(self.session.taken_back(given, time.monotonic()))
