@@ -230,7 +230,7 @@ def test_pages_of_a_listing_hold_each_task_once(journal: Journal, state: str, li
         listed += [row[0] for row in rows]
     reader.close()
     place = {"completed": 0, "cancelled": 1, "failed": 2}.get(state)
-    assert listed == (sum(ids, []) if place is None else ids[place])
+    assert listed == ([*ids[0], *ids[1], *ids[2]] if place is None else ids[place])
 
 
 def test_the_oldest_finished_are_pruned_with_a_tombstone(journal: Journal, file: Path) -> None:
