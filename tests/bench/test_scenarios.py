@@ -121,5 +121,6 @@ def test_idle_nodes_are_watched() -> None:
 def test_every_stage_of_the_hot_path_is_timed() -> None:
     found = Findings()
     hot_path.by_stage(found, TINY)
-    assert {(hot_path.BY_STAGE, stage, "µs") for stage in STAGES} <= cells(found)
+    for title in (hot_path.BY_STAGE, hot_path.ALONE):
+        assert {(title, stage, "µs") for stage in STAGES} <= cells(found)
     assert found.table(hot_path.BY_STAGE, "").latest(hot_path.SUM, "µs") > 0
