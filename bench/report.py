@@ -32,8 +32,8 @@ INTRODUCTION: Final = (
 REMARKS: Final = Path(__file__).with_name("remarks.md")
 
 
-def page(told: dict[str, Any]) -> str:
-    """Return the whole page."""
+def page(told: dict[str, Any], pictures: Sequence[str] = ()) -> str:
+    """Return the whole page; `pictures` are paths of plots as seen from it."""
     found = {name: findings_of(each) for name, each in told["scenarios"].items()}
     lines = [
         "# Performance",
@@ -45,6 +45,7 @@ def page(told: dict[str, Any]) -> str:
         "## What must hold",
         "",
         *_musts(found),
+        *(line for path in pictures for line in ("", f"![{Path(path).stem}]({path})")),
     ]
     for name, findings in found.items():
         about = told["scenarios"][name]

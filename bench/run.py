@@ -100,15 +100,21 @@ def _report(rest: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="start_d8.py bench report")
     parser.add_argument("file", type=Path, nargs="+", help="JSON of one run, or of several parts")
     parser.add_argument("--to", type=Path, default=PAGE, help="the page to write")
-    parser.add_argument("--plot", type=Path, metavar="DIR", help="draw the plots too")
+    parser.add_argument(
+        "--plot", type=Path, metavar="DIR", help="draw the plots too, and show them on the page"
+    )
     arguments = parser.parse_args(rest)
     told = report.joined([_read(file) for file in arguments.file])
-    arguments.to.write_text(report.page(told), "utf-8")
-    print(f"wrote {arguments.to}")
+    pictures: list[str] = []
     if arguments.plot:
         from bench import plots
 
-        plots.draw(told, arguments.plot)
+        home = arguments.to.resolve().parent
+        for file in plots.draw(told, arguments.plot.resolve()):
+            relative = file.relative_to(home) if file.is_relative_to(home) else file
+            pictures.append(relative.as_posix())
+    arguments.to.write_text(report.page(told, pictures), "utf-8")
+    print(f"wrote {arguments.to}")
     return 0
 
 

@@ -89,6 +89,11 @@ def test_runs_in_parts_are_joined_the_later_scenario_wins() -> None:
     assert whole["scenarios"]["throughput"] == second["scenarios"]["throughput"]
 
 
+def test_the_page_shows_the_plots() -> None:
+    page = report.page(told(throughput=throughput_at(2.0)), ["plots/throughput.png"])
+    assert "\n![throughput](plots/throughput.png)\n" in page
+
+
 def test_the_command_writes_the_page(tmp_path: Path) -> None:
     kept, page = tmp_path / "run.json", tmp_path / "page.md"
     kept.write_text(json.dumps(told(throughput=throughput_at(2.0))), "utf-8")
