@@ -96,7 +96,7 @@ class Board:
     def wait_for(
         self, parcel: Parcel, is_over: Callable[[], bool], timeout_s: float | None, *, what: str
     ) -> None:
-        """Wait until `is_over`, woken whenever something of the parcel arrives.
+        """Wait until `is_over`, which changes with what arrives of the parcel.
 
         Raises:
             WaitTimeoutError: `timeout_s` is over.
@@ -107,14 +107,14 @@ class Board:
             waiters = self._waiters.get(parcel)
             if waiters is None:
                 waiters = self._waiters[parcel] = _Waiters()
-            waiters.count += 1
+            waiters.wanted.append(is_over)
         try:
             with waiters.condition:
                 self._wait(waiters.condition, is_over, timeout_s, what)
         finally:
             with self.lock:
-                waiters.count -= 1
-                if not waiters.count:
+                waiters.wanted.remove(is_over)
+                if not waiters.wanted:
                     del self._waiters[parcel]
 
     def wait_settled(self, parcel: Parcel, timeout_s: float | None) -> None:
@@ -176,9 +176,9 @@ class Board:
         self.changed(parcel)
 
     def changed(self, parcel: Parcel) -> None:
-        """Wake who waits for something of this parcel."""
+        """Wake who waits for what this parcel has now; nobody else: a wake-up costs time."""
         waiters = self._waiters.get(parcel)
-        if waiters is not None:
+        if waiters is not None and any(is_over() for is_over in tuple(waiters.wanted)):
             with waiters.condition:
                 waiters.condition.notify_all()
 
@@ -195,8 +195,9 @@ class Board:
 class _Waiters:
     """The threads that wait for one parcel."""
 
-    __slots__ = ("condition", "count")
+    __slots__ = ("condition", "wanted")
 
     def __init__(self) -> None:
         self.condition = threading.Condition(threading.Lock())
-        self.count = 0
+        #: of each thread, what it waits for
+        self.wanted: list[Callable[[], bool]] = []
