@@ -68,11 +68,13 @@ class Attendance:
             seat.is_live = True
         else:
             if old is not None:
+                self._leave_held(old, message)
                 self.lose(old, "its worker was started again", is_counted=bool(old.is_live))
             seat = Seat(message.worker_id, Dialect.MESH, peer, message.boot_id)
             if old is not None and old.boot_id:
                 seat.displaced = (*old.displaced, old.boot_id)[-MAX_DISPLACED:]
         self._describe(seat, message)
+        seat.has_asked, seat.asked = True, pool.now
         pool.roster.add(seat) if seat is not old else pool.roster.rejoin(seat)
         pool.roster.offer(seat, message.task_types, message.models)
         dropped = self._take_over(seat, message)
@@ -91,6 +93,14 @@ class Attendance:
             ),
         )
         pool.roster.refresh(seat)
+
+    @staticmethod
+    def _leave_held(old: Seat, message: WorkerHello) -> None:
+        """Take out of a seat what its successor holds the result of: that is not lost."""
+        for task_id, token in zip(message.held_ids, message.held_tokens, strict=True):
+            task = old.outstanding.get(task_id)
+            if task is not None and task.token == token:
+                del old.outstanding[task_id]
 
     def _is_taken(self, old: Seat, message: WorkerHello, peer: Peer) -> bool:
         """A live worker of that id beside this one: a clone, which needs another id.
@@ -325,6 +335,7 @@ class Attendance:
             self.lose(seat, "worker lost", is_counted=True)
             return
         self._handout.take_overdue(seat)
+        seat.note_asking(pool.now)
         excess = len(seat.outstanding) - seat.slots
         if excess > 0 and self._somebody_idles(seat):
             pool.send(seat.peer, Recall(excess))

@@ -295,6 +295,12 @@ class ClientSession:
         assert len(self._unacknowledged) <= MAX_UNACKNOWLEDGED
 
     @property
+    def is_bound(self) -> bool:
+        """True while another orchestrator would not know what this one was told or asked."""
+        is_told = self._unacknowledged or self._asks
+        return bool(is_told) or any(parcel.is_accepted for parcel in self._parcels)
+
+    @property
     def _patience_s(self) -> float:
         return OPENING_S if self._heard == self._linked_at else self._lease_s
 

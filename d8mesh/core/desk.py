@@ -11,7 +11,6 @@ from d8mesh.core.effects import Peer
 from d8mesh.core.endings import Endings
 from d8mesh.core.intake import Intake
 from d8mesh.core.messages import (
-    MAX_COUNTER,
     UNKNOWN_STATE,
     Ask,
     Beat,
@@ -22,13 +21,14 @@ from d8mesh.core.messages import (
     Welcome,
 )
 from d8mesh.core.pool import ClientSeat, Pool
-from d8mesh.core.task import Spec, TaskState, parse_id
+from d8mesh.core.task import MAX_COUNTER, Spec, TaskState, parse_id
 from d8mesh.errors import (
     D8Error,
     DrainingError,
     ForbiddenError,
     InvalidTaskError,
     PrunedTaskError,
+    TaskRejectedError,
     UnknownTaskError,
 )
 
@@ -219,6 +219,11 @@ class Desk:
         except D8Error as error:
             self._pool.reject(error.code)
             self._pool.refuse(client.peer, message.request, error)
+        except (TypeError, ValueError, OverflowError, LookupError) as error:
+            # Arguments are read before anything is recorded: odd ones hurt who sent them.
+            self._pool.reject(InvalidTaskError.code)
+            told = InvalidTaskError(f"{message.what}: its arguments make no sense: {error}"[:500])
+            self._pool.refuse(client.peer, message.request, told)
 
     def _status(self, peer: Peer, request: int, args: Args) -> None:
         task_id = _id(args, "id")
@@ -265,7 +270,7 @@ class Desk:
 
     def _tasks(self, peer: Peer, request: int, args: Args) -> None:
         wanted = args.get("state") or ""
-        if wanted not in {"", *(state.value for state in TaskState)}:
+        if not isinstance(wanted, str) or wanted not in {"", *(s.value for s in TaskState)}:
             known = ", ".join(state.value for state in TaskState)
             raise InvalidTaskError(f"state: saw {str(wanted)[:40]!r}, expected one of {known}")
 
@@ -342,7 +347,12 @@ class Desk:
                 what = InvalidTaskError(f"{task_id}: its data was lost, there is nothing to replay")
                 self._pool.refuse(peer, request, what)
                 return
-            self._accept_replay(client.session, n, task_id, spec, payload)
+            try:
+                self._accept_replay(client.session, n, task_id, spec, payload)
+            except TaskRejectedError as refusal:
+                self._pool.reject(refusal.code)
+                self._pool.refuse(peer, request, refusal)
+                return
             self._pool.answer(peer, request, {"task_id": f"{session}-{n}"}, waits=True)
 
         pool.load("replay", (task_id,), loaded)
@@ -351,6 +361,7 @@ class Desk:
         accepted = self._pool.ledger.accepted.get(session)
         if accepted is not None and accepted.overlap(n, 1):
             return  # asked twice: the answer is the same
+        self._intake.check_room(1, len(payload))
         again = Spec(
             type=spec.type,
             priority=spec.priority,

@@ -161,10 +161,13 @@ class Dispatcher:
     def undelivered(self, peer: Peer, message: Message) -> list[Effect]:
         """A message could not be sent: its peer is gone, or reads too slowly.
 
-        Hand-outs wait for another worker, uncounted. What a client missed it asks for again.
+        Hand-outs wait for another worker, uncounted; this one gets none until it speaks again.
+        What a client missed it asks for again.
         """
         seat = self.pool.roster.by_peer(peer)
         if seat is not None and isinstance(message, Work):
+            seat.window = 0  # every word of a mesh worker says its window anew
+            self.pool.roster.refresh(seat)
             ids = [task_id for group in message.groups for task_id in group.ids]
             tasks = [seat.outstanding[i] for i in ids if i in seat.outstanding]
             if tasks:
@@ -356,7 +359,8 @@ class Dispatcher:
         pool, ledger = self.pool, self.pool.ledger
         pool.next_handout = restored.next_handout
         ledger.totals, ledger.workers = restored.totals, restored.workers
-        ledger.kept_finished, ledger.keys = restored.kept_finished, restored.keys
+        ledger.kept_finished = restored.kept_finished
+        ledger.take_keys(restored.keys)
         for session, ranges in restored.accepted.items():
             for first, count in ranges:
                 ledger.accept(session, first, count)

@@ -38,7 +38,8 @@ class Intake:
         try:
             repeat = self._repeat(client, message, count)
             if repeat is None:
-                self._check_room(message, count)
+                size = sum(sum(map(len, group.payloads)) for group in message.groups)
+                self.check_room(count, size)
         except TaskRejectedError as error:
             pool.reject(error.code)
             retry_s = _RETRY_S.get(type(error), 0.0)
@@ -116,7 +117,12 @@ class Intake:
             raise KeyConflictError
         return Accepted(message.seq, session, first, is_repeat=True)
 
-    def _check_room(self, message: Submit, count: int) -> None:
+    def check_room(self, count: int, size: int) -> None:
+        """Refuse `count` tasks of `size` bytes if they may not come in now.
+
+        Raises:
+            DrainingError, DiskLowError, QueueFullError: as they say.
+        """
         pool = self._pool
         if pool.is_draining:
             raise DrainingError
@@ -128,7 +134,6 @@ class Intake:
                 f"{ledger.queued} tasks wait and {count} more would exceed the limit of "
                 f"{policy.queue_size}: wait for some to finish, or raise TASK_QUEUE_SIZE"
             )
-        size = sum(sum(map(len, group.payloads)) for group in message.groups)
         if ledger.unfinished_bytes + size > policy.queue_bytes:
             raise QueueFullError(
                 f"{ledger.unfinished_bytes} bytes wait and {size} more would exceed the limit of "

@@ -54,6 +54,8 @@ class Ledger:
         self.tasks: dict[str, Task] = {}
         self.accepted: dict[str, Ranges] = {}
         self.keys: dict[str, tuple[bytes, str, int, int]] = {}
+        #: (session, first) of a batch -> the key that it came with
+        self._key_of: dict[tuple[str, int], str] = {}
         self.totals = Totals()
         self.workers: dict[str, WorkerRecord] = {}
         self.queued = 0  #: waiting now, due or not
@@ -201,6 +203,12 @@ class Ledger:
         self.totals.submitted += count
         if fact.key:
             self.keys[fact.key] = (fact.digest, fact.session, fact.first, fact.key_count)
+            self._key_of[fact.session, fact.first] = fact.key
+
+    def take_keys(self, keys: dict[str, tuple[bytes, str, int, int]]) -> None:
+        """Start with these keys: key -> digest, session, first and count of its tasks."""
+        self.keys = keys
+        self._key_of = {(session, first): key for key, (_, session, first, _) in keys.items()}
 
     def accept(self, session: str, first: int, count: int) -> None:
         """Remember that these ids are used up."""
@@ -341,12 +349,9 @@ class Ledger:
     def _pruned(self, fact: Pruned) -> None:
         for session, first, count in fact.batches:
             self.kept_finished -= count
-            gone = [k for k, (_, s, f, _n) in self._keys_of(session) if (s, f) == (session, first)]
-            for key in gone:
+            key = self._key_of.pop((session, first), None)
+            if key is not None:
                 del self.keys[key]
-
-    def _keys_of(self, session: str) -> list[tuple[str, tuple[bytes, str, int, int]]]:
-        return [item for item in self.keys.items() if item[1][1] == session]
 
     def _unchanged(self, fact: Closed | HandoutsSettled) -> None:
         """These facts tell the journal something that the ledger knows by itself."""

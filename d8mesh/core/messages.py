@@ -15,6 +15,8 @@ from typing import Annotated, Final, TypeAlias
 
 from msgspec import Meta, Struct
 
+from d8mesh.core.task import MAX_COUNTER
+
 #: The protocol versions spoken here, newest first; HELLO carries the one it wants.
 VERSIONS: Final = (1,)
 
@@ -30,8 +32,6 @@ SOFT_FRAME_BYTES: Final = 4 * 1024 * 1024
 MAX_NAMES: Final = 1000
 #: Most attempts a worker may hold at once: bounds a heartbeat's list.
 MAX_WINDOW: Final = 4096
-#: Largest counter of a task id; with the journal's 23 bits of session it fits an SQLite row id.
-MAX_COUNTER: Final = 2**40 - 1
 
 Name: TypeAlias = Annotated[str, Meta(min_length=1, max_length=128)]
 Text: TypeAlias = Annotated[str, Meta(max_length=1000)]

@@ -1,11 +1,12 @@
 """Which worker gets which task: pure policy over a lane's key and the roster.
 
 - A worker runs the types that it offers.
-- A wished model is a preference: while some live worker offers it, its tasks go only there;
-  if none does, any worker of the type runs them on a model of its own.
+- A wished model is a preference: while some live worker offers it and may have room again, its
+  tasks go only there; if none does, any worker of the type runs them on a model of its own.
 - ``evolution_crossover`` goes to mesh workers while there are any: polling workers of the
   older system take it and fail at once.
-- A retry goes to a worker that has not failed the task, if a live one is left.
+- A retry goes to a worker that has not failed the task, if a live one is left that may have
+  room again: stuck or full ones are not waited for.
 - Free workers share what waits evenly; none gets more than its window.
 """
 
@@ -37,7 +38,7 @@ def can_run(seat: Seat, key: LaneKey, roster: Roster) -> bool:
         return False
     if key.model and key.model not in seat.models:
         for other in roster.offering.get(key.model, {}).values():
-            if key.type in other.types:
+            if key.type in other.types and other.may_have_room:
                 return False
     if seat.dialect is Dialect.POLLING and key.type in MESH_FIRST_TYPES:
         others: Iterable[Seat] = roster.serving.get(key.type, {}).values()
@@ -65,7 +66,7 @@ def suits_retry(seat: Seat, task: Task, roster: Roster) -> bool:
     failed_on = task.history.failed_on
     key = LaneKey(task.batch.spec.type, task.batch.spec.model)
     return not any(
-        other.worker_id not in failed_on and can_run(other, key, roster)
+        other.may_have_room and other.worker_id not in failed_on and can_run(other, key, roster)
         for other in roster.serving.get(key.type, {}).values()
     )
 

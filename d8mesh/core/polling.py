@@ -88,6 +88,7 @@ class Polling:
         pool = self._pool
         if seat.poll is not None:
             return
+        seat.note_asking(pool.now)
         alive_until = seat.last_heard + pool.policy.polling_timeout_s
         if seat.outstanding and pool.now > max(seat.lease_until, alive_until):
             tasks = list(seat.outstanding.values())
@@ -136,9 +137,11 @@ class Polling:
             tasks = list(seat.outstanding.values())
             self._handout.requeue(seat.worker_id, tasks, "the worker asked for another")
         wait_s = args.get("wait_s")
-        wait_s = float(wait_s) if isinstance(wait_s, (int, float)) else 0.0
-        seat.poll = Poll(peer, request, pool.now + min(max(wait_s, 0.0), MAX_WAIT_S))
+        if not isinstance(wait_s, (int, float)) or not wait_s >= 0.0:  # NaN is not either
+            wait_s = 0.0
+        seat.poll = Poll(peer, request, pool.now + min(float(wait_s), MAX_WAIT_S))
         self._waiting[seat.worker_id] = seat
+        seat.has_asked, seat.asked = True, pool.now
         pool.roster.refresh(seat)
 
     def _report(self, peer: Peer, request: int, args: Args) -> None:
@@ -193,7 +196,7 @@ class Polling:
         roster = self._pool.roster
         seat = roster.seats.get(worker_id)
         if seat is None or seat.dialect is not Dialect.POLLING:
-            seat = Seat(worker_id, Dialect.POLLING)
+            seat = Seat(worker_id, Dialect.POLLING, asked=self._pool.now)
             roster.add(seat)
         offered = msgspec.msgpack.decode(capabilities)
         offered = offered if isinstance(offered, dict) else {}

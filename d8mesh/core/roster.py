@@ -20,6 +20,9 @@ STREAK_BEFORE_HALVING: Final = 3
 MAX_HALVINGS: Final = 6
 #: Workers that left are listed as offline, at most this many of them.
 MAX_OFFLINE_SEATS: Final = 1000
+#: A worker that has wanted no task for so long is not waited for by what others may do too;
+#: polling workers ask every few seconds.
+ASKS_S: Final = 30.0
 
 
 #: The peer of a seat that no connection belongs to.
@@ -75,6 +78,9 @@ class Seat:
     failures_in_a_row: int = 0
     outstanding: dict[str, Task] = field(default_factory=dict)
     poll: Poll | None = None
+    #: it wanted tasks not long ago; a polling one: it polled
+    has_asked: bool = True
+    asked: float = 0.0
     #: of a polling worker: when the attempts it holds are given up (monotonic)
     lease_until: float = 0.0
     is_free: bool = False
@@ -91,6 +97,21 @@ class Seat:
             halvings = min(self.failures_in_a_row - STREAK_BEFORE_HALVING + 1, MAX_HALVINGS)
             window = min(window, max(1, self.slots >> halvings)) if window else 0
         return max(0, window - len(self.outstanding))
+
+    @property
+    def may_have_room(self) -> bool:
+        """False while nothing lets expect that it takes tasks again: nobody should wait for it.
+
+        A worker of which every slot is stuck, or whose disk is full, wants nothing and holds
+        nothing; a polling worker may heartbeat and not ask.
+        """
+        return self.has_asked or bool(self.outstanding)
+
+    def note_asking(self, now: float) -> None:
+        """Bring `has_asked` up to date."""
+        if self.dialect is not Dialect.POLLING and (self.window > 0 or self.outstanding):
+            self.asked = now
+        self.has_asked = now - self.asked < ASKS_S
 
     @property
     def is_busy(self) -> bool:

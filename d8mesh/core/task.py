@@ -16,6 +16,8 @@ from msgspec import Struct
 
 from d8mesh.errors import IllegalTransitionError, UnknownTaskError
 
+#: Largest counter of a task id; with the journal's 23 bits of session it fits an SQLite row id.
+MAX_COUNTER: Final = 2**40 - 1
 #: ``SESSION-N``; see `core.messages`.
 _ID: Final = re.compile(r"([0-9a-v]{16})-(0|[1-9][0-9]{0,12})", re.ASCII)
 
@@ -79,12 +81,12 @@ def parse_id(task_id: str) -> TaskKey:
     """Return the session and counter of `task_id`.
 
     Raises:
-        UnknownTaskError: it is not of the form ``SESSION-N``.
+        UnknownTaskError: it is not of the form ``SESSION-N``, or no counter goes that far.
     """
     match = _ID.fullmatch(task_id)
-    if match is None:
+    if match is None or (n := int(match[2])) > MAX_COUNTER:
         raise UnknownTaskError
-    return TaskKey(match[1], int(match[2]))
+    return TaskKey(match[1], n)
 
 
 # ------------------------------------------------------------------------- facts

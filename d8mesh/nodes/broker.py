@@ -302,6 +302,9 @@ def _answer(
         return Loaded(load.number, query(load.what, load.args))
     except D8Error as error:
         return Loaded(load.number, [], str(error))
+    except Exception as error:  # a damaged row: the next question may be about a sound one
+        event(_log, logging.ERROR, "journal.unreadable", what=load.what, error=repr(error))
+        return Loaded(load.number, [], f"the journal cannot be read here: {error!r}")
 
 
 def _policy(config: Config, broker_id: str, port: int) -> Policy:

@@ -9,7 +9,7 @@ import pytest
 from d8mesh.core import messages as m
 from d8mesh.core.attendance import TAIL_BYTES
 from d8mesh.core.effects import Peer
-from d8mesh.core.task import TaskState
+from d8mesh.core.task import Requeued, TaskState
 from tests.core.desktop import Desktop, beat, failure, hello, result
 
 
@@ -66,6 +66,34 @@ def test_a_worker_started_again_takes_its_seat_and_loses_nothing(desk: Desktop) 
     assert list(desk.work(first)) == [task_id]
     second = desk.worker("w", boot="b2")
     assert list(desk.work(second)) == [task_id]
+
+
+@pytest.mark.parametrize("attempts", [1, 3])
+def test_what_a_worker_finished_before_it_was_started_again_is_no_loss(
+    desk: Desktop, attempts: int
+) -> None:
+    """Its outbox has the result: the hello that announces it must not fail the task."""
+    client, first = desk.client(), desk.worker("w")
+    (task_id,) = desk.submit(client, max_attempts=attempts)
+    held = desk.work(first)
+    second = desk.worker("w", boot="b2", held=held)
+    (welcome,) = desk.got(second, m.Welcome)
+    assert welcome.dropped_ids == []
+    desk.finish(second, held)
+    assert desk.ask(client, "status", id=task_id).body["state"] == "completed"
+    assert not any(isinstance(fact, Requeued) and fact.is_counted for fact in desk.facts)
+
+
+def test_who_cannot_be_reached_gets_nothing_until_it_speaks_again(desk: Desktop) -> None:
+    client, worker = desk.client(), desk.worker("w", window=4)
+    (task_id,) = desk.submit(client)
+    gone = [msg for peer, msg, _ in desk.sent if peer == worker and isinstance(msg, m.Work)]
+    desk.perform(desk.dispatcher.undelivered(worker, gone[0]))
+    desk.got(worker, m.Work)
+    desk.pass_time(5)
+    assert desk.work(worker) == {}
+    desk.say(worker, beat([], 0, window=4))
+    assert list(desk.work(worker)) == [task_id]
 
 
 def test_the_session_moves_to_another_connection_with_what_it_holds(desk: Desktop) -> None:

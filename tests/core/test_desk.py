@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -147,6 +148,59 @@ def test_a_wrong_replay_is_refused(desk: Desktop, more: dict[str, object], code:
     client = desk.client()
     (task_id,) = desk.submit(client)
     assert desk.ask(client, "replay", id=task_id, **more).code == code
+
+
+@pytest.mark.parametrize(
+    ("cause", "code"), [("full", "queue.full"), ("disk", "disk.low"), ("drain", "broker.draining")]
+)
+def test_a_replay_needs_room_as_a_submit_does(desk: Desktop, cause: str, code: str) -> None:
+    client, worker = desk.client(), desk.worker("w", window=1)
+    (task_id,) = desk.submit(client, max_attempts=1)
+    desk.finish(worker, desk.work(worker), m.FAILED, window=0)
+    if cause == "full":
+        desk.pool.policy = replace(desk.pool.policy, queue_size=1)
+        desk.submit(client)
+    elif cause == "disk":
+        desk.dispatcher.set_disk_low(True)
+    else:
+        desk.pool.is_draining = True
+    assert desk.ask(client, "replay", id=task_id, session=S, n=500_000).code == code
+    assert desk.ledger.state_of(f"{S}-500000") is None
+
+
+@pytest.mark.parametrize(
+    ("what", "args"),
+    [
+        ("tasks", {"state": [1]}),
+        ("tasks", {"state": {"a": 1}}),
+        ("tasks", {"limit": "x"}),
+        ("tasks", {"cursor": 7}),
+        ("status", {"id": ["x"]}),
+        ("cancel", {"id": None}),
+        ("replay", {"id": f"{S}-0", "session": [S], "n": 1.5}),
+        ("poll.next", {"worker_id": {}}),
+    ],
+)
+def test_odd_arguments_are_answered_and_hurt_nobody(
+    desk: Desktop, what: str, args: dict[str, object]
+) -> None:
+    client = desk.client()
+    assert desk.ask(client, what, **args).code != ""
+    assert desk.ask(client, "health").code == ""
+
+
+def test_a_poll_that_waits_for_not_a_number_is_answered_at_once(desk: Desktop) -> None:
+    client = desk.client()
+    desk.ask(client, "poll.register", worker_id="p", worker_type="t", capabilities={})
+    desk.say(client, m.Ask(999, "poll.next", {"worker_id": "p", "wait_s": float("nan")}))
+    desk.pass_time(0.1)
+    assert [answer.request for answer in desk.got(client, m.Answer)] == [999]
+
+
+def test_no_counter_reaches_into_another_session(desk: Desktop) -> None:
+    client = desk.client()
+    desk.submit(client)
+    assert desk.ask(client, "status", id=f"{S}-{2**40}").code == "task.unknown"
 
 
 def test_what_completed_is_not_replayed(desk: Desktop) -> None:

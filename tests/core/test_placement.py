@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from d8mesh.core.effects import Peer
+from d8mesh.core.messages import Heartbeat
 from d8mesh.core.placement import SEARCH_SEATS, can_run, choose_seat, share, why_waiting
 from d8mesh.core.queue import LaneKey
-from d8mesh.core.roster import MAX_OFFLINE_SEATS, Dialect, Roster, Seat
-from tests.core.desktop import Desktop
+from d8mesh.core.roster import ASKS_S, MAX_OFFLINE_SEATS, Dialect, Roster, Seat
+from tests.core.desktop import Desktop, beat
 
 
 def seat(name: str, types: str, models: str = "", window: int = 1) -> Seat:
@@ -84,6 +85,25 @@ def test_a_stuck_retry_does_not_idle_a_worker(desk: Desktop) -> None:
     assert len(desk.work(bad)) == 1  # the retry waits for `good`, the rest does not
     assert desk.work(good) == {}
     assert desk.ledger.state_of(low) is None
+
+
+def test_nobody_waits_for_ever_for_a_worker_that_wants_nothing(desk: Desktop) -> None:
+    """Every slot of `stuck` is: its window stays 0, it lives, and holds nothing."""
+    client = desk.client()
+    bad, stuck = desk.worker("bad"), desk.worker("stuck", window=0, models=["llama"])
+    (failed,) = desk.submit(client)
+    desk.finish(bad, desk.work(bad), 0)
+    (wished,) = desk.submit(client, model="llama")
+    given: dict[str, bytes] = {}
+    for _ in range(int(ASKS_S) + 5):
+        desk.pass_time(1)
+        desk.say(bad, beat([], 0, window=4))
+        desk.say(stuck, Heartbeat(0, 0, 0, 1, ["echo"], ["llama"], []))
+        if desk.now < 100 + ASKS_S - 5:
+            assert desk.work(bad) == {}
+        given |= desk.work(bad)
+    assert set(given) == {failed, wished}
+    assert desk.work(stuck) == {}
 
 
 def test_a_line_of_free_seats_is_searched_so_far_and_no_further() -> None:

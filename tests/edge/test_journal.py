@@ -138,6 +138,24 @@ def test_who_had_what_comes_back_until_it_is_settled(journal: Journal) -> None:
     opened.close()
 
 
+def test_a_backup_put_in_the_place_of_a_stopped_journal_is_what_counts(file: Path) -> None:
+    """A log that a clean stop left behind would be laid over it."""
+    journal = Journal(file)
+    journal.restore()
+    journal.append([batch(0, 5)])
+    journal.close()
+    backup = file.read_bytes()
+    journal = Journal(file)
+    journal.restore()
+    for first in range(5, 2000):
+        journal.append([batch(first, 1)])
+    journal.close()
+    file.write_bytes(backup)
+    journal = Journal(file)
+    assert journal.restore().totals.submitted == 5
+    journal.close()
+
+
 def test_a_commit_that_fails_leaves_nothing_behind(journal: Journal, file: Path) -> None:
     journal.append([batch(0, 2)])
     journal._db.execute("PRAGMA query_only = ON")

@@ -297,8 +297,12 @@ class Journal:
         return shutil.disk_usage(self.path.parent).free
 
     def close(self) -> None:
-        """Fold the log back and let the file go."""
+        """Fold the log back, remove it, and let the file go.
+
+        A log that stayed would be laid over whatever is put in the file's place: a backup.
+        """
         with contextlib.suppress(apsw.Error):
+            self._keep_log(self._db, is_kept=False)
             self._db.close()
         self._lock.close()
 
@@ -321,13 +325,17 @@ class Journal:
             raise refusal(self.path, error) from error
         return db
 
+    @staticmethod
+    def _keep_log(db: apsw.Connection, *, is_kept: bool) -> None:
+        value = ctypes.c_int(is_kept)
+        db.file_control("main", apsw.SQLITE_FCNTL_PERSIST_WAL, ctypes.addressof(value))
+
     def _lengthen_log(self, db: apsw.Connection) -> None:
         """Make the log file as long as it will get; zeros in it are no frames to SQLite.
 
         Source: https://www.sqlite.org/fileformat2.html#the_write_ahead_log
         """
-        keep = ctypes.c_int(1)
-        db.file_control("main", apsw.SQLITE_FCNTL_PERSIST_WAL, ctypes.addressof(keep))
+        self._keep_log(db, is_kept=True)
         log = self.path.with_name(self.path.name + "-wal")
         with contextlib.suppress(OSError), log.open("ab") as file:  # a full disk: it grows later
             missing = LOG_BYTES - file.tell()

@@ -70,6 +70,8 @@ class Dialler:
         self._seen = threading.Event()
         self._discovery: Discovery | None = None
         self._last: tuple[str, ...] = ()
+        #: the only orchestrator to look for; empty: any. Set by the I/O thread.
+        self.only = ""
         self._thread = threading.Thread(target=self._serve, name="d8-dial", daemon=True)
         self._thread.start()
 
@@ -189,7 +191,7 @@ class Dialler:
 
     def _try_known(self) -> Way | None:
         """Return a way to an orchestrator that was heard of, the last good one first."""
-        known = list(self._sightings.values())
+        known = [s for s in self._sightings.values() if self.only in ("", s.node_id)]
         for sighting in sorted(known, key=lambda each: each.addresses != self._last):
             way = find_way(sighting.addresses, sighting.port, sighting.web_port, deadline_s=DIAL_S)
             if way is not None:

@@ -76,6 +76,7 @@ class Runner:
         self._closing = threading.Event()
         self._link: Connection | None = None
         self._cut_since = self._next_doubt = 0.0
+        self._broker_id = ""
         self.answers: dict[int, Slot] = {}
         self.listeners: dict[str, list[Callable[[Stream | None], None]]] = {}
         #: what to do when the outcome of a parcel arrives
@@ -151,6 +152,7 @@ class Runner:
         out += session.tick(now)
         if now >= max(session.doubt_at, self._next_doubt):
             self._next_doubt = now + DOUBT_PAUSE_S
+            self._stay()
             self._dialler.doubt()
         self._carry_out(out)
 
@@ -231,14 +233,20 @@ class Runner:
                 case Heard():
                     self._heard(output.stream)
                 case Connected():
+                    self._broker_id = output.broker_id
                     self.connected.set()
                     event(_log, logging.INFO, "client.up", broker=output.broker_id)
                 case Lost():
                     event(_log, logging.INFO, "client.lost", why=output.why)
                     self._drop_link()
+                    self._stay()
                     self._dialler.again(output.pause_s)
                 case Rejected():
                     self._rejected(output)
+
+    def _stay(self) -> None:
+        """Look for the same orchestrator as long as it alone knows what it was told."""
+        self._dialler.only = self._broker_id if self._session.is_bound else ""
 
     def _rejected(self, output: Rejected) -> None:
         if self.fatal is None:
