@@ -94,13 +94,12 @@ class Attendance:
         )
         pool.roster.refresh(seat)
 
-    @staticmethod
-    def _leave_held(old: Seat, message: WorkerHello) -> None:
+    def _leave_held(self, old: Seat, message: WorkerHello) -> None:
         """Take out of a seat what its successor holds the result of: that is not lost."""
         for task_id, token in zip(message.held_ids, message.held_tokens, strict=True):
-            task = old.outstanding.get(task_id)
+            task = self._pool.ledger.tasks.get(task_id)
             if task is not None and task.token == token:
-                del old.outstanding[task_id]
+                old.outstanding.pop(task_id, None)
 
     def _is_taken(self, old: Seat, message: WorkerHello, peer: Peer) -> bool:
         """A live worker of that id beside this one: a clone, which needs another id.

@@ -78,7 +78,8 @@ def run_in(
         is_drained = stage.drain(lambda text: _say(arguments, text))
         stage.end()
         counts = verdict.judge(folder, stage.happened, is_drained=is_drained)
-        counts["crashes"] = stage.crashes
+        launcher = folder / "orchestrator" / "logs" / "orchestrator.log"
+        counts["crashes"] = stage.crashes + verdict.crashes_in(launcher, stage.happened)
         if has_disk and (arguments.keep or not is_good(counts)):
             shutil.copytree(folder / "orchestrator", folder / "orchestrator.kept")
     return counts

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +13,9 @@ import pytest
 from d8mesh.core.task import Completed, Fact, Spec, Submitted
 from d8mesh.edge.journal.writer import Journal
 from tests.chaos.diary import Diary, digest, fingerprint
-from tests.chaos.evidence import Happening
+from tests.chaos.evidence import Evidence, Happening
 from tests.chaos.handlers import TASK_TYPE
-from tests.chaos.verdict import judge
+from tests.chaos.verdict import crashes_in, judge, wrong_in
 
 SESSION = "0" * 16
 
@@ -79,6 +81,33 @@ def test_a_task_without_an_outcome_is_stuck(folder: Path) -> None:
 def test_a_result_that_belongs_to_another_task_is_wrong(folder: Path) -> None:
     write(folder, results={0: result_of("b-0"), 1: result_of("b-2"), 2: result_of("b-2")})
     assert counts(folder)[2] == 1
+
+
+@pytest.mark.parametrize(
+    ("code", "count", "wrong"),
+    [("task.poison", 3, 0), ("task.poison", 4, 4), ("echo.broken", 1, 1)],
+)
+def test_only_workers_that_died_excuse_a_failure_and_not_many(
+    code: str, count: int, wrong: int
+) -> None:
+    failed = ("failed", {"success": False, "error": "why", "code": code})
+    ids = [f"{SESSION}-{n}" for n in range(count)]
+    evidence = Evidence(acked=dict.fromkeys(ids, ("text", 1.0)))
+    assert len(wrong_in(evidence, dict.fromkeys(ids, failed))) == wrong
+
+
+def test_a_child_that_ended_by_itself_is_a_crash(tmp_path: Path) -> None:
+    log = tmp_path / "orchestrator.log"
+    now = datetime.now(UTC)
+    lines = [
+        f"{(now + timedelta(seconds=second)).isoformat()} WARNING orchestrator[1] child.died "
+        f"child={child} code={code} again_in_s=0"
+        for second, child, code in ((0, "broker", -9), (10, "broker", 1), (60, "web", 1))
+    ]
+    log.write_text("\n".join(["nonsense", *lines]), "utf-8")
+    full = Happening("full disk", time.monotonic() + 8.0, [1], 5.0)
+    assert [each.partition(" (")[0] for each in crashes_in(log, [full])] == ["web"]
+    assert len(crashes_in(log, [])) == 2
 
 
 def test_an_outcome_told_that_differs_from_the_recorded_one_is_a_second_one(folder: Path) -> None:

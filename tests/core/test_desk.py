@@ -168,6 +168,36 @@ def test_a_replay_needs_room_as_a_submit_does(desk: Desktop, cause: str, code: s
     assert desk.ledger.state_of(f"{S}-500000") is None
 
 
+def test_answers_that_promise_wait_for_the_commit(desk: Desktop) -> None:
+    """A cancellation, a replay, a polling worker's report, its coming and its going."""
+    client, worker = desk.client(), desk.worker("w", window=1)
+    (failed,) = desk.submit(client, max_attempts=1)
+    desk.finish(worker, desk.work(worker), m.FAILED, window=0)
+    (cancelled,) = desk.submit(client)
+    p: dict[str, object] = {"worker_id": "p"}
+
+    def waits(what: str, **args: object) -> bool:
+        before = len(desk.facts)
+        desk.seq += 1
+        desk.sent.clear()
+        desk.say(client, m.Ask(desk.seq, what, args))
+        assert len(desk.facts) > before, what
+        answers = [(msg, wait) for _, msg, wait in desk.sent if isinstance(msg, m.Answer)]
+        assert [msg.code for msg, _ in answers] == [""]
+        desk.sent.clear()
+        return answers[0][1]
+
+    assert waits("cancel", id=cancelled)
+    assert waits("replay", id=failed, session=S, n=900)
+    capabilities = {"task_types": ["echo"]}
+    assert waits("poll.register", **p, worker_type="t", capabilities=capabilities)
+    task = desk.ask(client, "poll.next", **p).body["task"]
+    assert isinstance(task, dict)
+    report = {"task_id": task["task_id"], "is_success": True, "result": result()}
+    assert waits("poll.report", **p, **report)
+    assert waits("poll.unregister", **p)
+
+
 @pytest.mark.parametrize(
     ("what", "args"),
     [

@@ -39,6 +39,7 @@ from d8mesh.errors import (
 )
 from d8mesh.handlers import TaskContext
 from d8mesh.nodes.client import RESTARTED, Client
+from d8mesh.nodes.client.dial import Dialler
 from d8mesh.nodes.client.handle import Ear
 from d8mesh.web.exchange import Exchange
 from d8mesh.web.mesh import Places
@@ -711,3 +712,31 @@ def test_the_mesh_is_found_without_being_told_where(mesh: Mesh) -> None:
         task = client.submit("echo", {"n": 2})
         echoing(mesh, mesh.broker(port=free_port()))
         assert task.result(PATIENCE_S)["output"] == {"n": 2}
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="multicast on loopback")
+def test_a_client_stays_with_the_orchestrator_that_knows_its_tasks(
+    mesh: Mesh, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another one of the mesh would call them unknown, which is final."""
+    mesh.broker("a")
+    tries: list[object] = []
+    look = Dialler._try_known
+
+    def counted(dialler: Dialler) -> object:
+        tries.append(dialler)
+        return look(dialler)
+
+    with Client(config=mesh.config()) as client:
+        assert client.wait_connected(PATIENCE_S)
+        mesh.broker("b")
+        until(lambda: len(client._dialler._sightings) == 2)
+        task = client.submit("later", {"n": 1})
+        task.wait_accepted(PATIENCE_S)
+        mesh.stop_broker(*mesh.brokers[0])
+        monkeypatch.setattr(Dialler, "_try_known", counted)
+        until(lambda: len(tries) >= 5)
+        worker = mesh.worker(mesh.broker("a", port=free_port()))
+        worker.register("later", lambda data: data)
+        mesh.run(worker)
+        assert task.result(PATIENCE_S)["output"] == {"n": 1}

@@ -31,6 +31,7 @@ ATTENDANCE: Final = "tests/core/test_attendance.py::test_"
 HANDOUT: Final = "tests/core/test_handout.py::test_"
 WORKER: Final = "tests/core/test_worker_session.py::test_"
 INTAKE: Final = "tests/core/test_intake.py::test_"
+PROMISES: Final = "tests/core/test_desk.py::test_answers_that_promise_wait_for_the_commit"
 
 PLANTS: Final = (
     Plant(
@@ -196,7 +197,7 @@ PLANTS: Final = (
     ),
     Plant(
         "forget the bound of the queue",
-        "d8mesh.core.intake:Intake._check_room",
+        "d8mesh.core.intake:Intake.check_room",
         "if ledger.queued + count > policy.queue_size:",
         "if False:",
         INTAKE + "a_full_queue_refuses_with_the_time_to_wait",
@@ -313,6 +314,49 @@ PLANTS: Final = (
         "EXPENSIVE_S",
         "1e9",
         WORKER + "expensive_results_and_those_without_a_broker_are_on_the_disk_first",
+    ),
+    Plant(
+        "tell of a cancellation before its commit",
+        "d8mesh.core.desk:Desk._cancel",
+        "self._pool.answer(peer, request, answer, waits=True)",
+        "self._pool.answer(peer, request, answer)",
+        PROMISES,
+    ),
+    Plant(
+        "name a replay before its commit",
+        "d8mesh.core.desk:Desk._replay",
+        'self._pool.answer(peer, request, {"task_id": f"{session}-{n}"}, waits=True)',
+        'self._pool.answer(peer, request, {"task_id": f"{session}-{n}"})',
+        PROMISES,
+    ),
+    Plant(
+        "thank for a polling worker's report before its commit",
+        "d8mesh.core.polling:Polling._report",
+        "pool.answer(peer, request, {}, waits=True)",
+        "pool.answer(peer, request, {})",
+        PROMISES,
+    ),
+    Plant(
+        "fail what a worker that is back holds the result of",
+        "d8mesh.core.attendance:Attendance._leave_held",
+        "if task is not None and task.token == token:",
+        "if False:",
+        ATTENDANCE + "what_a_worker_finished_before_it_was_started_again_is_no_loss",
+    ),
+    Plant(
+        "wait for ever for a worker that wants nothing",
+        "d8mesh.core.roster:Seat.note_asking",
+        "now - self.asked < ASKS_S",
+        "True",
+        "tests/core/test_placement.py::test_nobody_waits_for_ever_for_a_worker_that_wants_nothing",
+    ),
+    Plant(
+        "lay the log of a stopped journal over its backup",
+        "d8mesh.edge.journal.writer:Journal.close",
+        "is_kept=False",
+        "is_kept=True",
+        "tests/edge/test_journal.py::"
+        "test_a_backup_put_in_the_place_of_a_stopped_journal_is_what_counts",
     ),
 )
 

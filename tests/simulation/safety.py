@@ -22,6 +22,7 @@ from d8mesh.core.task import (
 )
 
 _ENDS: Final = {Completed: 1, Failed: 2, Cancelled: 3}
+_WORDS: Final = {"completed": 1, "failed": 2, "cancelled": 3}
 
 
 class Violation(AssertionError):
@@ -162,8 +163,18 @@ class Safety:
                     is_owed = task_id in self.accepted and task_id not in self.fenced
                     if kind == m.SUCCEEDED and is_owed and task_id not in self.outcomes:
                         self.fail(task_id, "its result was acknowledged and is not on disk")
+            case m.Answer(code="", body={"task_id": str(task_id), **rest}):
+                self._answered(task_id, rest)
             case _:
                 pass
+
+    def _answered(self, task_id: str, rest: dict[str, object]) -> None:
+        """An answer speaks of a task: a cancel, a replay, a status."""
+        state = _WORDS.get(str(rest.get("state")))
+        if not rest and task_id not in self.accepted:
+            self.fail(task_id, "is named as a replay and is not on disk")
+        if state is not None and self.outcomes.get(task_id, (0, b""))[0] != state:
+            self.fail(task_id, f"is said to be {rest['state']} and is not on disk as that")
 
     def outcome(self, task_id: str, state: int, payload: bytes) -> None:
         """Somebody is told how a task stands."""
