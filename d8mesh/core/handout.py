@@ -20,6 +20,9 @@ from d8mesh.core.tokens import MAX_ATTEMPT
 #: A retry waits a random part of this, doubled for each error before, up to the cap.
 RETRY_PAUSE_S: Final = 0.5
 MAX_RETRY_PAUSE_S: Final = 30.0
+#: Payloads that cannot be read are asked for so often, with that pause, until their tasks fail.
+READ_TRIES: Final = 5
+READ_PAUSE_S: Final = 2.0
 #: A task that took this many different workers down is poison.
 POISON_LOSSES: Final = 3
 #: Waiting single tasks looked at for one free seat.
@@ -42,6 +45,8 @@ class Handout:
         self._group_bytes: dict[str, int] = {}
         self._headings: dict[tuple[str, int], bytes] = {}
         self._loading: set[int] = set()
+        #: order of a batch -> how often its payloads could not be read, when to try again
+        self._unreadable: dict[int, tuple[int, float]] = {}
         self._shares: dict[str, int] = {}
 
     @property
@@ -348,6 +353,9 @@ class Handout:
     def _page_in(self, batches: Iterable[Batch]) -> None:
         for batch in batches:
             if batch.payloads is None and batch.order not in self._loading:
+                tries, not_before = self._unreadable.get(batch.order, (0, 0.0))
+                if tries and self._pool.now < not_before:
+                    continue
                 self._loading.add(batch.order)
                 self._pool.load(
                     "payloads", (batch.session, batch.first), partial(self._paged_in, batch)
@@ -355,7 +363,27 @@ class Handout:
 
     def _paged_in(self, batch: Batch, rows: list[tuple[object, ...]], error: str) -> None:
         self._loading.discard(batch.order)
-        if not error and rows and batch.unfinished:
+        if error and batch.unfinished:
+            self._unread(batch, error)
+            return
+        self._unreadable.pop(batch.order, None)
+        if rows and batch.unfinished:
             payloads = rows[0][0]
             assert isinstance(payloads, list)
             self._pool.ledger.load(batch, payloads)
+
+    def _unread(self, batch: Batch, error: str) -> None:
+        """Try again after a pause; in the end its tasks fail, lest they block those behind."""
+        pool = self._pool
+        tries = self._unreadable.get(batch.order, (0, 0.0))[0] + 1
+        self._unreadable[batch.order] = (tries, pool.now + READ_PAUSE_S)
+        if tries < READ_TRIES:
+            return
+        del self._unreadable[batch.order]
+        ids = (batch.task_id(index) for index in range(batch.count))
+        waiting = (TaskState.QUEUED, TaskState.DELAYED)
+        self._endings.fail_for(
+            [task_id for task_id in ids if pool.ledger.state_of(task_id) in waiting],
+            code="task.unreadable",
+            why=f"its data cannot be read from the journal: {error}",
+        )

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import msgspec
 import pytest
 
 from d8mesh.core import messages as m
-from d8mesh.core.effects import Load, Loaded, Peer
+from d8mesh.core.effects import Effect, Load, Loaded, Peer
 from d8mesh.core.endings import MAX_REASON_CHARS
-from d8mesh.core.handout import MAX_RETRY_PAUSE_S
+from d8mesh.core.handout import MAX_RETRY_PAUSE_S, READ_PAUSE_S, READ_TRIES
 from d8mesh.core.ledger import Ledger
 from d8mesh.core.task import TaskState
 from tests.core.desktop import Desktop, beat, hello
@@ -175,6 +176,40 @@ def test_payloads_on_disk_are_paged_in_when_their_turn_comes(desk: Desktop) -> N
     assert got == dict(zip(ids, payloads, strict=True))
 
 
+def test_tasks_whose_data_cannot_be_read_fail_in_the_end_and_block_nobody(
+    desk: Desktop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = desk.client()
+    bad = desk.submit(client, 2)
+    (good,) = desk.submit(client)
+    desk.restart()
+    read, take = desk.reader.query, desk.dispatcher.loaded
+    asked: list[float] = []
+
+    def query(what: str, args: tuple[object, ...]) -> list[tuple[object, ...]]:
+        if what == "payloads" and args[1] == 0:
+            asked.append(desk.now)
+            return [("damaged",)]
+        return read(what, args)
+
+    def loaded(answer: Loaded) -> list[Effect]:
+        is_bad = answer.rows == [("damaged",)]
+        return take(Loaded(answer.number, [], "disk on fire") if is_bad else answer)
+
+    monkeypatch.setattr(desk.reader, "query", query)
+    monkeypatch.setattr(desk.dispatcher, "loaded", loaded)
+    worker = desk.worker("w", window=9)
+    for _ in range(30):
+        desk.pass_time(1)
+        desk.say(worker, beat([], 99, window=9))
+    assert list(desk.work(worker)) == [good]
+    assert len(asked) == READ_TRIES
+    assert min(b - a for a, b in pairwise(asked)) >= READ_PAUSE_S
+    body = desk.ask(desk.client(), "status", id=bad[0]).body
+    assert body["state"] == "failed"
+    assert "cannot be read" in str(body)
+
+
 def test_after_a_restart_everything_is_paged_in(desk: Desktop) -> None:
     client = desk.client()
     first = desk.worker("w")
@@ -286,5 +321,5 @@ def test_payloads_that_cannot_be_read_now_are_asked_for_again(desk: Desktop) -> 
     effects += desk.dispatcher.tick(desk.now, desk.at)
     (load,) = (effect for effect in effects if isinstance(effect, Load))
     assert desk.dispatcher.loaded(Loaded(load.number, [], "disk on fire")) == []
-    desk.pass_time(0.5)
+    desk.pass_time(READ_PAUSE_S + 0.5)
     assert list(desk.work(worker)) == [task_id]

@@ -358,6 +358,13 @@ PLANTS: Final = (
         "tests/edge/test_journal.py::"
         "test_a_backup_put_in_the_place_of_a_stopped_journal_is_what_counts",
     ),
+    Plant(
+        "ask without a pause for what cannot be read",
+        "d8mesh.core.handout:Handout._page_in",
+        "if tries and self._pool.now < not_before:",
+        "if False:",
+        HANDOUT + "tasks_whose_data_cannot_be_read_fail_in_the_end_and_block_nobody",
+    ),
 )
 
 

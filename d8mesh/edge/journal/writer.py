@@ -65,7 +65,12 @@ from d8mesh.errors import JournalBrokenError, JournalError
 CHECKPOINT_PAGES: Final = 4000
 #: The log file is made this long at once and kept: a sync of bytes that are there already
 #: takes half the time of one that makes a file longer (4 KiB pages, a frame's header each).
-LOG_BYTES: Final = 32 + CHECKPOINT_PAGES * (4096 + 24)
+LOG_HEADER_BYTES: Final = 32
+LOG_FRAME_BYTES: Final = 4096 + 24
+#: Zeros are written so many at a time: SQLite's own write takes less than 128 KiB.
+LOG_WRITE_BYTES: Final = 65_536
+#: It is not made longer on a disk that has less room than that many times its length.
+LOG_ROOM: Final = 4
 #: Files up to this size are checked page by page at a start; larger ones would take minutes.
 QUICK_CHECK_BYTES: Final = 64 * 1024 * 1024
 #: How long a statement waits for a checkpoint of another connection.
@@ -319,8 +324,7 @@ class Journal:
             if not db.execute("SELECT count(*) FROM sqlite_master").fetchall()[0][0]:
                 self._create(db)
             self._check(db)
-            if not vfs:
-                self._lengthen_log(db)
+            self._lengthen_log(db, vfs, LOG_HEADER_BYTES + checkpoint_pages * LOG_FRAME_BYTES)
         except (apsw.Error, OSError) as error:
             raise refusal(self.path, error) from error
         return db
@@ -330,17 +334,23 @@ class Journal:
         value = ctypes.c_int(is_kept)
         db.file_control("main", apsw.SQLITE_FCNTL_PERSIST_WAL, ctypes.addressof(value))
 
-    def _lengthen_log(self, db: apsw.Connection) -> None:
+    def _lengthen_log(self, db: apsw.Connection, vfs: str, size: int) -> None:
         """Make the log file as long as it will get; zeros in it are no frames to SQLite.
 
         Source: https://www.sqlite.org/fileformat2.html#the_write_ahead_log
         """
         self._keep_log(db, is_kept=True)
-        log = self.path.with_name(self.path.name + "-wal")
-        with contextlib.suppress(OSError), log.open("ab") as file:  # a full disk: it grows later
-            missing = LOG_BYTES - file.tell()
-            if missing > 0 and self.free_bytes() > 4 * LOG_BYTES:
-                file.write(bytes(missing))
+        log = f"{self.path}-wal"
+        flags = apsw.SQLITE_OPEN_WAL | apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_CREATE
+        with contextlib.suppress(apsw.Error, OSError):  # a full disk: it grows later
+            file = apsw.VFSFile(vfs, log, [flags, 0])
+            try:
+                end = file.xFileSize()
+                has_room = self.free_bytes() > LOG_ROOM * size
+                for start in range(end, size, LOG_WRITE_BYTES) if has_room else ():
+                    file.xWrite(bytes(min(LOG_WRITE_BYTES, size - start)), start)
+            finally:
+                file.xClose()
 
     @staticmethod
     def _create(db: apsw.Connection) -> None:
