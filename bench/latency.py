@@ -236,6 +236,8 @@ def _job(running: Mesh, kind: str) -> LoadJob:
 def _keep(found: Findings, title: str, row: str, times: list[float]) -> None:
     table = found.table(title, "ms")
     for column, part in (("p50", 0.5), ("p90", 0.9), ("p99", 0.99), ("p99.9", 0.999)):
+        if len(times) * (1 - part) < 1:
+            continue  # it would be the worst by another name
         table.add(row, column, percentile(times, part) * 1000)
     table.add(row, "worst", max(times) * 1000)
     step = max(1, len(times) // KEPT)

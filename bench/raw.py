@@ -40,6 +40,7 @@ def broker(port: int) -> None:
     free: deque[bytes] = deque()
     waiting: deque[tuple[bytes, bytes, bytes]] = deque()
     in_flight: dict[tuple[bytes, bytes], bytes] = {}
+    joined = 0
     while socket.poll(IDLE_MS):
         while True:
             try:
@@ -54,7 +55,10 @@ def broker(port: int) -> None:
                 free.append(sender)
                 socket.send_multipart([client, parts[3], parts[4]])
             elif verb == b"H":
+                joined += 1
                 free.extend([sender] * int(parts[2]))
+            elif verb == b"N":
+                socket.send_multipart([sender, b"%d" % joined])
             elif verb == b"Q":
                 return
         while waiting and free:
@@ -126,6 +130,8 @@ def open_loop(port: int, schedule: Sequence[float], payload: bytes) -> list[floa
             socket.send_multipart([b"T", b"%d" % sent, payload])
             sent += 1
         pause_s = schedule[sent] - now if sent < count else 1.0
+        if 0 < pause_s < 0.001 and not socket.poll(0):
+            time.sleep(pause_s)  # a poll knows no time below a millisecond
         if socket.poll(max(0, min(1000, int(pause_s * 1000)))):
             while True:
                 try:
@@ -164,16 +170,17 @@ def batched_broker(port: int) -> None:
                 socket.send_multipart([client, parts[3]])
             elif verb == b"H":
                 credits[sender] = CREDIT
+            elif verb == b"N":
+                socket.send_multipart([sender, b"%d" % len(credits)])
             elif verb == b"Q":
                 return
         while waiting:
-            worker = max(credits, key=credits.__getitem__, default=None)
-            if worker is None or credits[worker] <= 0:
+            worker = max(credits, key=credits.__getitem__, default=b"")
+            if credits.get(worker, 0) <= 0:
                 break
             client, tasks = waiting.popleft()
             credits[worker] -= len(tasks[0])
-            for number in tasks[0]:
-                in_flight[client, number] = worker
+            in_flight.update(((client, number), worker) for number in tasks[0])
             socket.send_multipart([worker, client, _encode(tasks)])
 
 
@@ -220,6 +227,24 @@ def bare(port: int) -> None:
         if parts[1] == b"Q":
             return
         socket.send_multipart([parts[0], *parts[2:]])
+
+
+def await_workers(port: int, count: int) -> None:
+    """Wait until `count` workers have come to a broker.
+
+    Raises:
+        TimeoutError: they did not within `CLIENT_IDLE_MS`.
+    """
+    socket = _connected(port)
+    until = time.monotonic() + CLIENT_IDLE_MS / 1000
+    while time.monotonic() < until:
+        socket.send_multipart([b"N"])
+        if socket.poll(1000) and int(socket.recv_multipart()[0]) >= count:
+            socket.close(0)
+            return
+        time.sleep(0.01)
+    socket.close(0)
+    raise TimeoutError(f"{count} workers of the raw loop did not come")
 
 
 def stop(port: int) -> None:

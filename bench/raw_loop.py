@@ -40,6 +40,8 @@ def raw_loop(workers: int, *, kind: str = "") -> Iterator[RawLoop]:
     started = [_start(role, port)]
     started += [_start(f"{kind}worker", port) for _ in range(workers)]
     try:
+        if workers:
+            raw.await_workers(port, workers)
         yield RawLoop(port, node(started[0].pid, "raw broker"))
     finally:
         raw.stop(port)

@@ -58,8 +58,8 @@ def measure(plan: Plan) -> Findings:
 def crash(found: Findings, running: Mesh, name: str) -> None:
     """Kill the orchestrator, start it again, and note when what is there again."""
     back = found.table(BACK, "s")
-    kill_tree(running.orchestrator.process.pid)
     begun = time.perf_counter()
+    kill_tree(running.orchestrator.process.pid)
     running.restart_orchestrator()
     worker = OneSlot(running.broker_port, running.config.mesh, "first-one")
     while not worker.handed:

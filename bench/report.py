@@ -44,7 +44,7 @@ def page(told: dict[str, Any], pictures: Sequence[str] = ()) -> str:
         "",
         "## What must hold",
         "",
-        *_musts(found),
+        *_musts(found, told),
         *(line for path in pictures for line in ("", f"![{Path(path).stem}]({path})")),
     ]
     for name, findings in found.items():
@@ -131,7 +131,7 @@ def _made(name: str, about: dict[str, Any]) -> str:
     )
 
 
-def _musts(found: dict[str, Findings]) -> list[str]:
+def _musts(found: dict[str, Findings], told: dict[str, Any]) -> list[str]:
     lines = ["| | must | goal | seen | |", "| --- | --- | --- | --- | --- |"]
     for must in MUSTS:
         samples = _samples(found, must)
@@ -140,10 +140,9 @@ def _musts(found: dict[str, Findings]) -> list[str]:
             lines.append(f"| {must.text} | {must.must_text} | {must.goal_text} | not measured | |")
             continue
         seen = f"{cell(samples)} {must.unit}".rstrip()
-        lines.append(
-            f"| {must.text} | {must.must_text} | {must.goal_text} | {seen} | "
-            f"{must.verdict(median)} |"
-        )
+        is_whole = told["scenarios"][must.scenario]["scale"] >= 1
+        verdict = must.verdict(median) if is_whole else "(cut short: says nothing)"
+        lines.append(f"| {must.text} | {must.must_text} | {must.goal_text} | {seen} | {verdict} |")
     return [*lines, "", *(REMARKS.read_text("utf-8").splitlines() if REMARKS.exists() else ())]
 
 

@@ -32,8 +32,8 @@ from d8mesh.core.messages import (
     WorkerHello,
 )
 
-#: A msgpack map: {"success": true, "output": 1}.
-RESULT: Final = b"\x82\xa7success\xc3\xa6output\x01"
+#: The head of a msgpack map {"success": true, "output": …}; the task's data follows.
+RESULT_HEAD: Final = b"\x82\xa7success\xc3\xa6output"
 PROCESSES: Final = 2
 #: Files a socket of libzmq needs, and room for the process itself.
 FILES_EACH: Final = 4
@@ -116,7 +116,7 @@ class OneSlot:
             self._seq += 1
             results = Results(
                 *(self._seq, 1, group.ids, group.tokens),
-                *(bytes([SUCCEEDED]) * count, [RESULT] * count),
+                *(bytes([SUCCEEDED]) * count, [RESULT_HEAD + data for data in group.payloads]),
             )
             self._kept[self._seq] = results
             self.socket.send(encode(results))

@@ -28,6 +28,8 @@ WARM_UP: Final = 2000
 #: A peer is measured for about this long a round, after a first look at how fast it is.
 PEER_S: Final = 3.0
 PEER_LOOK: Final = 100
+#: A look shorter than this is taken again with twice the tasks.
+PEER_WARM_S: Final = 0.5
 RESULT_S: Final = 600.0
 
 MANY: Final = "d8mesh submit_many (durable)"
@@ -37,6 +39,7 @@ BATCHED: Final = "raw loop, batched by 100"
 RATES: Final = "Tasks per second"
 OVER_RAW: Final = "Over the raw unbatched loop"
 BESIDE: Final = "Beside others: tasks per second"
+PEER_TASKS: Final = "Beside others: tasks of one round"
 OVER_PEERS: Final = "d8mesh submit_many over others"
 
 
@@ -127,9 +130,13 @@ def compare_peers(found: Findings, plan: Plan, contest: Contest, workers: int, c
     beside = found.table(BESIDE, "tasks/s")
 
     def look(name: str, session: Running) -> None:
-        first = session.throughput(PEER_LOOK)
-        count = max(PEER_LOOK, int(first * plan.seconds(PEER_S)))
-        beside.add(name, column, session.throughput(count))
+        count, rate = PEER_LOOK, session.throughput(PEER_LOOK)
+        while count < rate * PEER_WARM_S:  # until it is warm: what was quick tells nothing
+            count *= 2
+            rate = session.throughput(count)
+        tasks = max(PEER_LOOK, int(rate * plan.seconds(PEER_S)))
+        beside.add(name, column, session.throughput(tasks))
+        found.table(PEER_TASKS, "tasks").add(name, column, tasks)
 
     with mesh(workers=workers) as running, running.client() as client:
         data = {"x": "x" * (size - 5)}

@@ -8,11 +8,7 @@ import dask
 from distributed import Client, LocalCluster
 
 from bench.inside import harness
-
-
-def echo(text: bytes) -> bytes:
-    """Do nothing."""
-    return text
+from bench.inside.noop import echo
 
 
 class OnDask:

@@ -105,7 +105,7 @@ _ALL: Final = (
     Peer(
         name="dramatiq + Redis",
         script="on_dramatiq",
-        requires=("dramatiq[redis]",),
+        requires=("dramatiq[redis]", "hiredis"),
         keeps=SNAPSHOTS,
         server=servers.redis,
         program=("redis-server", "redis-server"),
@@ -113,7 +113,7 @@ _ALL: Final = (
     Peer(
         name="Celery + Redis",
         script="on_celery",
-        requires=("celery[redis]",),
+        requires=("celery[redis]", "hiredis"),
         keeps=SNAPSHOTS,
         server=servers.redis,
         program=("redis-server", "redis-server"),
