@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import signal
 import tempfile
 
 import pytest
@@ -26,3 +27,6 @@ def pytest_configure(config: pytest.Config) -> None:
         "D8_DATA_DIR": folder.name,
         "D8_MESH": f"test-{secrets.token_hex(4)}",
     }
+    # A shell starts what runs in the background with Ctrl-C ignored, and children inherit that.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)

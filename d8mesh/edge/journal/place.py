@@ -72,7 +72,8 @@ def broken(path: Path, why: str) -> JournalBrokenError:
     folder = path.parent.parent if path.parent.name == "orchestrator" else path.parent
     return JournalBrokenError(
         f"{path} is damaged and cannot be read as a journal ({why}). `python3 start_d8.py recover "
-        f"--data {folder}` saves what can be read of it; or put a backup in its place"
+        f"--data {folder}` saves what can be read of it; or put a backup in its place, "
+        f"and remove {path.name}-wal and {path.name}-shm"
     )
 
 

@@ -366,7 +366,7 @@ def test_the_report_says_which_tasks_are_lost_and_why(tmp_path: Path) -> None:
     big = [bytes([65 + n]) * 3000 for n in range(20)]
     journal.append([world.submit(SESSIONS[0], [b"small"]), world.submit(SESSIONS[0], big)])
     journal.close()
-    path.with_name("journal.db-wal").unlink()
+    path.with_name("journal.db-wal").unlink(missing_ok=True)
     content = path.read_bytes()
     hit(path, content.index(b"K" * 1400) // PAGE + 1, clobber)  # the data of task 11
     report = recover(path, silent)
