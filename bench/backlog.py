@@ -24,7 +24,8 @@ WORKERS: Final = 2
 #: Tasks run for one figure, and before it.
 TASKS: Final = 150_000
 WARM_UP: Final = 10_000
-#: One submit while the queue is kept at its length.
+#: One submit while the queue is kept at its length; it is filled by two more than its length,
+#: so that it is never shorter.
 TOP_UP: Final = 2000
 LOOK_S: Final = 0.002
 STALL_S: Final = 60.0
@@ -37,6 +38,8 @@ CPU: Final = "broker CPU per task"
 WALL: Final = "time per task, end to end"
 MEMORY: Final = "Broker memory"
 RSS: Final = "RSS"
+PEAK: Final = "highest RSS until then"
+SHORTEST: Final = "Shortest queue seen while tasks were run"
 PER_TASK: Final = "Bytes of broker memory per queued task"
 FILLING: Final = "Tasks accepted per second while the queue is filled"
 
@@ -50,9 +53,10 @@ def measure(plan: Plan) -> Findings:
     """Fill queues without workers and look at the memory; then run tasks at given lengths."""
     found = Findings()
     found.note(
-        "Cost: the queue is filled before the workers come and kept at its length by new "
-        "submits while tasks from its front are run (submitted, handed out, completed; nobody "
-        "awaits their outcomes)."
+        "Cost: the queue is filled before the workers come and kept at its length or a little "
+        "above by new submits while tasks from its front are run (submitted, handed out, "
+        "completed; nobody awaits their outcomes). A task counts half when it is accepted and "
+        f"half when it is completed. {ONCE_FROM:,} queued are looked at once, in the first round."
     )
     for turn in range(plan.rounds):
         fill_up(found, plan, turn)
@@ -100,6 +104,10 @@ def fill_up(found: Findings, plan: Plan, turn: int) -> None:
             filling.add("accepted", column(length), rate)
             memory.add(RSS, column(length), broker.rss_bytes() / 1e6)
             per_task.add(RSS, column(length), (broker.rss_bytes() - empty) / length)
+            if (peak := broker.peak_rss_bytes()) is not None:
+                memory.add(PEAK, column(length), peak / 1e6)
+            if length >= ONCE_FROM:
+                cost_of(found, plan, running, client, length)
 
 
 # ---------------------------------------------------------------------------------- cost
@@ -109,40 +117,50 @@ def run_at(found: Findings, plan: Plan, length: int) -> None:
     """Run tasks while `length` others are queued."""
     with mesh(workers=0) as running, running.client() as client:
         fill(client, length)
-        broker = running.broker()
-        for _ in range(WORKERS):
-            running.add_worker()
-        running.await_workers(WORKERS)
-        steady = _Steady(running, client, length)
-        steady.run(plan.tasks(WARM_UP))
-        wall_s, cpu_s, done = steady.measure(broker, plan.tasks(TASKS))
+        cost_of(found, plan, running, client, length)
+
+
+def cost_of(found: Findings, plan: Plan, running: Mesh, client: Client, length: int) -> None:
+    """Let workers come to a queue of that length, and look at what tasks cost."""
+    fill(client, 2 * TOP_UP)
+    for _ in range(WORKERS):
+        running.add_worker()
+    running.await_workers(WORKERS)
+    steady = _Steady(client, length)
+    steady.run(plan.tasks(WARM_UP))
+    wall_s, cpu_s, tasks = steady.measure(running.broker(), plan.tasks(TASKS))
     costs = found.table(COSTS, "µs")
-    costs.add(CPU, column(length), cpu_s / done * 1e6)
-    costs.add(WALL, column(length), wall_s / done * 1e6)
+    costs.add(CPU, column(length), cpu_s / tasks * 1e6)
+    costs.add(WALL, column(length), wall_s / tasks * 1e6)
+    found.table(SHORTEST, "tasks").add("pending", column(length), steady.shortest)
 
 
 class _Steady:
     """Keeps the queue at its length while workers take from it."""
 
-    def __init__(self, running: Mesh, client: Client, length: int) -> None:
-        self._running, self._client, self._length = running, client, length
+    def __init__(self, client: Client, length: int) -> None:
+        self._client, self._length = client, length
+        self.shortest = length + TOP_UP
 
-    def measure(self, broker: Node, tasks: int) -> tuple[float, float, int]:
-        """Return wall seconds, broker CPU seconds, and how many tasks were done meanwhile."""
+    def measure(self, broker: Node, tasks: int) -> tuple[float, float, float]:
+        """Return wall seconds, broker CPU seconds, and how many tasks they were for."""
         begun, before_s = time.perf_counter(), broker.cpu_s()
-        done = self.run(tasks)
-        return time.perf_counter() - begun, broker.cpu_s() - before_s, done
+        handled = self.run(tasks)
+        return time.perf_counter() - begun, broker.cpu_s() - before_s, handled
 
-    def run(self, tasks: int) -> int:
-        """Run until `tasks` more are completed; return how many it were."""
+    def run(self, tasks: int) -> float:
+        """Run until `tasks` more are completed; return the mean of accepted and completed."""
         begun, _ = self._look()
         until = time.monotonic() + STALL_S + tasks / 1000
+        accepted = 0
         while True:
             done, waiting = self._look()
+            self.shortest = min(self.shortest, waiting)
             if done - begun >= tasks:
-                return done - begun
-            if waiting < self._length:
+                return (done - begun + accepted) / 2
+            if waiting < self._length + TOP_UP:
                 fill(self._client, TOP_UP)
+                accepted += TOP_UP
             else:
                 time.sleep(LOOK_S)
             if time.monotonic() > until:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
+
+_T = TypeVar("_T")
 
 
 @dataclass(slots=True)
@@ -91,6 +93,12 @@ def findings_of(read: dict[str, Any]) -> Findings:
 def ratios(tops: Sequence[float], bottoms: Sequence[float]) -> list[float]:
     """Return round by round what `tops` are over `bottoms`: a ratio within one run."""
     return [top / bottom for top, bottom in zip(tops, bottoms, strict=False) if bottom]
+
+
+def rotated(items: Sequence[_T], turn: int) -> list[_T]:
+    """Return them beginning with another each turn: none is always the first or after the same."""
+    start = turn % len(items) if items else 0
+    return [*items[start:], *items[:start]]
 
 
 def middle(samples: Sequence[float]) -> float | None:

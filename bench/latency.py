@@ -16,7 +16,7 @@ from typing import Final
 
 from bench import raw
 from bench.contest import Contest, Running
-from bench.findings import Findings, percentile, ratios
+from bench.findings import Findings, percentile, ratios, rotated
 from bench.load import LoadJob, load_beside
 from bench.mesh import Mesh, mesh
 from bench.plan import Plan
@@ -45,6 +45,7 @@ RESULT_S: Final = 60.0
 PEERS: Final = "One task in flight, beside others"
 ONE: Final = "One task in flight"
 OPEN: Final = "Open loop (Poisson arrivals), latency from the time a task was due"
+MEANWHILE: Final = "What REST did meanwhile"
 BESIDE_REST: Final = "Dispatch while REST is saturated (shim and load generator at nice +10)"
 RATIOS: Final = "Ratios"
 QUIET: Final = "REST quiet"
@@ -89,8 +90,8 @@ def one_in_flight(found: Findings, plan: Plan) -> None:
         }
         for work in works.values():
             work(WARM_UP)
-        for _ in range(plan.rounds):
-            for name, work in works.items():
+        for turn in range(plan.rounds):
+            for name, work in rotated(list(works.items()), turn):
                 _keep(found, ONE, name, work(count))
     _relate(found, ONE, OURS, LOOP, ONE_OVER_RAW)
 
@@ -216,8 +217,11 @@ def while_rest_is_busy(found: Findings, plan: Plan) -> None:
             say(f"latency: beside REST, round {turn + 1}")
             _keep(found, BESIDE_REST, QUIET, round_trips(client, count))
             for kind in ("status", "submit"):
-                with load_beside(_job(running, kind)):
+                with load_beside(_job(running, kind)) as seen:
                     _keep(found, BESIDE_REST, _busy(kind), round_trips(client, count))
+                meanwhile = found.table(MEANWHILE, "per second")
+                meanwhile.add(f"{kind} requests", "answered", seen.rate)
+                meanwhile.add(f"{kind} requests", "refused", seen.errors / seen.seconds)
     for kind in ("status", "submit"):
         _relate(found, BESIDE_REST, _busy(kind), QUIET, beside_rest(kind))
 
@@ -227,7 +231,7 @@ def _busy(kind: str) -> str:
 
 
 def _job(running: Mesh, kind: str) -> LoadJob:
-    return LoadJob(url=running.url, kind=kind, connections=CONNECTIONS, seconds=3600, nice=NICE)
+    return LoadJob(url=running.url, kind=kind, connections=CONNECTIONS, seconds=0, nice=NICE)
 
 
 # ---------------------------------------------------------------------------- the figures

@@ -2,7 +2,8 @@
 
 Each connection follows a script and sends its next request when it has the answer to its
 last. Runs as a process of its own (``python -m bench.load JOB``, a JSON object) and prints
-what it saw as JSON. ``python -m bench.load answer PORT`` is a server that answers a constant
+what it saw as JSON; without a time (``seconds`` 0) it goes on until its standard input ends.
+``python -m bench.load answer PORT`` is a server that answers a constant
 without looking: against it the generator shows its own ceiling.
 """
 
@@ -10,20 +11,23 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import selectors
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Generator, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Final
 from urllib.parse import urlsplit
 
 import msgspec
 
 from bench.raw_loop import HOME, python
+from d8mesh.errors import D8Error
 
 #: Before it counts, it lets connections and threads come up for this share of its time.
 WARM_SHARE: Final = 0.2
@@ -32,6 +36,9 @@ KEPT: Final = 20_000
 READ_BYTES: Final = 65_536
 TASK: Final = b'{"type":"%s","data":{"x":"' + b"x" * 52 + b'"}}'
 START_S: Final = 30.0
+END_S: Final = 30.0
+#: How often it looks whether its standard input has ended.
+LOOK_S: Final = 0.2
 
 #: A script yields (request, does its answer end a cycle?) and is sent (status, body).
 Step = tuple[bytes, bool]
@@ -41,7 +48,13 @@ Script = Generator[Step, Answer, None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadJob:
-    """What to send: `kind` names the script, `nice` lowers the generator's priority."""
+    """What to send.
+
+    Args:
+        kind: names the script.
+        seconds: for how long; 0: until standard input ends.
+        nice: how much lower the generator's priority is.
+    """
 
     url: str
     kind: str
@@ -80,17 +93,32 @@ def run_load(job: LoadJob) -> Seen:
 
 
 @contextlib.contextmanager
-def load_beside(job: LoadJob) -> Iterator[None]:
-    """Keep the generator at work for as long as the context lasts."""
+def load_beside(job: LoadJob) -> Iterator[Seen]:
+    """Keep the generator at work for as long as the context lasts.
+
+    What is yielded is filled in at the end.
+
+    Raises:
+        D8Error: the generator ended early, or did not end when told to.
+    """
     process = subprocess.Popen(
-        python("bench.load", json.dumps(asdict(job))), cwd=HOME, stdout=subprocess.PIPE
+        python("bench.load", json.dumps(asdict(replace(job, seconds=0.0)))),
+        cwd=HOME,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
     )
+    seen = Seen()
     try:
         assert process.stdout is not None
         process.stdout.readline()  # it says when all its connections stand
-        yield
+        yield seen
         if process.poll() is not None:
-            raise RuntimeError("the load generator ended too early")
+            raise D8Error("the load generator ended too early")
+        told, _ = process.communicate(timeout=END_S)  # closes its standard input
+        for name, value in json.loads(told.splitlines()[-1]).items():
+            setattr(seen, name, value)
+    except subprocess.TimeoutExpired:
+        raise D8Error(f"the load generator did not end within {END_S:.0f} s") from None
     finally:
         process.kill()
         process.communicate()
@@ -243,19 +271,25 @@ def generate(job: LoadJob, on_up: Callable[[], None]) -> Seen:
             selector.register(each.socket, selectors.EVENT_READ, each)
             each.begin()
         on_up()
-        begun = time.perf_counter() + job.seconds * WARM_SHARE
-        until = begun + job.seconds * (1 - WARM_SHARE)
-        _drive(selector, seen, begun, until)
-        seen.seconds = until - begun
+        now = time.perf_counter()
+        if job.seconds:
+            begun = now + job.seconds * WARM_SHARE
+            seen.seconds = _drive(selector, seen, begun, now + job.seconds) - begun
+        else:
+            seen.seconds = _drive(selector, seen, now, math.inf) - now
     step = max(1, len(seen.times) // KEPT)
     seen.times = [round(value, 7) for value in seen.times[::step]]
     return seen
 
 
-def _drive(selector: selectors.BaseSelector, seen: Seen, begun: float, until: float) -> None:
+def _drive(selector: selectors.BaseSelector, seen: Seen, begun: float, until: float) -> float:
+    """Send until then, or until standard input ends if that is never; return when it was."""
+    told = threading.Event()
+    if until == math.inf:
+        threading.Thread(target=_await_end, args=(told,), daemon=True).start()
     now = 0.0
-    while now < until:
-        for key, _ in selector.select(max(0.0, min(1.0, until - now))):
+    while now < until and not told.is_set():
+        for key, _ in selector.select(max(0.0, min(LOOK_S, until - now))):
             connection: _Connection = key.data
             answered = connection.read()
             if answered is None:
@@ -272,6 +306,12 @@ def _drive(selector: selectors.BaseSelector, seen: Seen, begun: float, until: fl
                 seen.times.append(now - connection.begun)
             connection.go_on()
         now = time.perf_counter()
+    return min(now, until)
+
+
+def _await_end(told: threading.Event) -> None:
+    sys.stdin.read()
+    told.set()
 
 
 def answer_blindly(port: int) -> None:

@@ -21,6 +21,8 @@ from d8mesh import __version__
 #: Appends that are synced one by one, and their size: about one small commit each.
 SYNCS: Final = 200
 SYNC_BYTES: Final = 4096
+#: How long it looks at what others take of the processors.
+LOOK_S: Final = 2.0
 
 
 def describe() -> dict[str, Any]:
@@ -74,6 +76,15 @@ def fsync_p50_s(folder: Path) -> float:
 def load() -> float:
     """Return the load average of the last minute (0 where the system has none)."""
     return float(psutil.getloadavg()[0])
+
+
+def busy() -> float:
+    """Return the share (0 to 1) of all cores that anybody, the host's others too, takes now."""
+    before = psutil.cpu_times()
+    time.sleep(LOOK_S)
+    after = psutil.cpu_times()
+    idle_s = after.idle - before.idle + getattr(after, "iowait", 0) - getattr(before, "iowait", 0)
+    return max(0.0, 1 - float(idle_s) / (LOOK_S * (os.cpu_count() or 1)))
 
 
 def _file_system(folder: Path) -> str:

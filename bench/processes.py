@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import sys
 import time
 from dataclasses import dataclass
@@ -31,6 +32,24 @@ class Node:
     def rss_bytes(self) -> int:
         """Return its resident memory."""
         return int(self.process.memory_info().rss)
+
+    def peak_rss_bytes(self) -> int | None:
+        """Return the most resident memory it ever had; None where the system does not tell."""
+        told = self.process.memory_info()
+        if hasattr(told, "peak_wset"):  # Windows
+            return int(told.peak_wset)
+        status = Path(f"/proc/{self.process.pid}/status")
+        found = re.search(r"^VmHWM:\s*(\d+) kB$", _text_of(status), re.MULTILINE)
+        return int(found[1]) * 1024 if found else None
+
+    def exact_cpu_s(self) -> float:
+        """Return its processor time to the nanosecond where the system tells it.
+
+        Of the threads that live now (Linux): for nodes that start and end none meanwhile.
+        """
+        tasks = Path(f"/proc/{self.process.pid}/task").glob("*/schedstat")
+        spent = [text.split()[0] for text in map(_text_of, tasks) if text]
+        return sum(map(int, spent)) / 1e9 if spent else self.cpu_s()
 
     def pss_bytes(self) -> int | None:
         """Return its proportional share of memory; None where the system does not tell."""
@@ -90,6 +109,13 @@ def raise_descriptor_limit(wanted: int) -> int:
     most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
     return most
+
+
+def _text_of(file: Path) -> str:
+    try:
+        return file.read_text("utf-8")
+    except OSError:
+        return ""
 
 
 def is_linux() -> bool:

@@ -52,6 +52,8 @@ def page(told: dict[str, Any], pictures: Sequence[str] = ()) -> str:
         lines += ["", f"## {TITLES.get(name, name)}", ""]
         lines += [_made(name, about), "", *(f"* {note}" for note in findings.notes), ""]
         lines += tables_of(findings)
+    failed = {n: why for n, why in told.get("failed", {}).items() if n not in found}
+    lines += [f"{TITLES.get(name, name)} was not measured: {why}" for name, why in failed.items()]
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -59,6 +61,7 @@ def joined(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Return several runs as one: the first's machine, each scenario of the latest that has it."""
     whole = dict(runs[0])
     whole["scenarios"] = {}
+    whole["failed"] = {name: why for run in runs for name, why in run.get("failed", {}).items()}
     for run in runs:
         whole["scenarios"] |= run["scenarios"]
     whole["command"] = "`, `".join(run["command"] for run in runs)
@@ -127,7 +130,7 @@ def _made(name: str, about: dict[str, Any]) -> str:
     return (
         f"`python3 start_d8.py bench {name}`, {about['rounds']} rounds{size}, from "
         f"{about['started_at']}; took {about['seconds']:.0f} s, load average before: "
-        f"{about['load_before']:.2f}."
+        f"{about['load_before']:.2f}, cores taken by others: {about['busy_before']:.0%}."
     )
 
 

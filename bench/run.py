@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import signal
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -16,7 +17,7 @@ from bench.findings import Findings
 from bench.plan import Plan
 from bench.progress import say
 from d8mesh.config import Config
-from d8mesh.errors import ConfigError
+from d8mesh.errors import ConfigError, D8Error
 
 #: Of the file that is kept: raised when something in it changes its meaning.
 SCHEMA: Final = 1
@@ -46,6 +47,7 @@ def run(config: Config, options: argparse.Namespace) -> int:
     if rest[:1] == ["report"]:
         return _report(rest[1:])
     arguments = _parser().parse_args(rest)
+    signal.signal(signal.SIGTERM, _leave)
     plan = Plan(
         rounds=arguments.rounds or (QUICK_ROUNDS if arguments.quick else FULL_ROUNDS),
         scale=QUICK_SCALE if arguments.quick else 1.0,
@@ -57,7 +59,7 @@ def run(config: Config, options: argparse.Namespace) -> int:
         from bench import plots
 
         plots.draw(told, arguments.plot)
-    return 0
+    return 1 if told["failed"] else 0
 
 
 def measure(
@@ -72,24 +74,36 @@ def measure(
         "scale": plan.scale,
         "machine": machine.describe(),
         "scenarios": {},
+        "failed": {},
     }
     for name in names:
         say(f"== {name}: {SCENARIOS[name]}")
-        begun, load, at = time.monotonic(), machine.load(), _now()
-        found: Findings = importlib.import_module(f"bench.{name}").measure(plan)
-        told["scenarios"][name] = {
-            "started_at": at,
-            "rounds": plan.rounds,
-            "scale": plan.scale,
-            "load_before": load,
-            "seconds": time.monotonic() - begun,
-            **found.as_json(),
-        }
-        print("\n".join(report.tables_of(found)), flush=True)
+        load, others, at, begun = machine.load(), machine.busy(), _now(), time.monotonic()
+        try:
+            found: Findings = importlib.import_module(f"bench.{name}").measure(plan)
+        except D8Error as error:  # the other scenarios are no less true
+            say(f"{name} failed: {error}")
+            told["failed"][name] = str(error)
+        else:
+            told["scenarios"][name] = {
+                "started_at": at,
+                "rounds": plan.rounds,
+                "scale": plan.scale,
+                "load_before": load,
+                "busy_before": others,
+                "seconds": time.monotonic() - begun,
+                **found.as_json(),
+            }
+            print("\n".join(report.tables_of(found)), flush=True)
         if file is not None:
             text = json.dumps(told, indent=1, ensure_ascii=False)
             file.write_text(text + "\n", "utf-8")
     return told
+
+
+def _leave(number: int, _: object) -> None:
+    """End by an exception, so that every node that was started is ended."""
+    raise SystemExit(128 + number)
 
 
 def _now() -> str:

@@ -63,12 +63,12 @@ def watch_idle(found: Findings, plan: Plan) -> None:
 
 def _watch(found: Findings, running: Mesh, span_s: float) -> None:
     nodes = running.nodes()
-    before = {each.name: each.cpu_s() for each in nodes}
+    before = {each.name: each.exact_cpu_s() for each in nodes}
     begun = time.perf_counter()
     time.sleep(span_s)
     passed_s = time.perf_counter() - begun
     for each in nodes:
-        used_s = each.cpu_s() - before[each.name]
+        used_s = each.exact_cpu_s() - before[each.name]
         found.table(CPU, "% of a core").add(each.name, "idle", 100 * used_s / passed_s)
         memory = found.table(MEMORY, "MB")
         memory.add(each.name, "RSS", each.rss_bytes() / 1e6)

@@ -12,6 +12,7 @@ import secrets
 import selectors
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from typing import Final
@@ -31,6 +32,7 @@ from d8mesh.core.messages import (
     Work,
     WorkerHello,
 )
+from d8mesh.errors import D8Error
 
 #: The head of a msgpack map {"success": true, "output": …}; the task's data follows.
 RESULT_HEAD: Final = b"\x82\xa7success\xc3\xa6output"
@@ -40,6 +42,8 @@ FILES_EACH: Final = 4
 FILES_SPARE: Final = 500
 LOOK_S: Final = 0.05
 HELLO_S: Final = 3.0
+#: Two thousand have joined in a few seconds.
+JOIN_S: Final = 120.0
 TYPES: Final = ["echo"]
 
 
@@ -185,13 +189,23 @@ def swarm(dialect: str, port: int, mesh: str, count: int) -> Iterator[None]:
             command = python("bench.swarm", dialect, port, mesh, number, share)
             processes.append(subprocess.Popen(command, cwd=HOME, stdout=subprocess.PIPE))
         for process in processes:
-            assert process.stdout is not None
-            process.stdout.readline()
+            _await_up(process)
         yield
     finally:
         for process in processes:
             process.kill()
             process.communicate()
+
+
+def _await_up(process: subprocess.Popen[bytes]) -> None:
+    assert process.stdout is not None
+    watch = threading.Timer(JOIN_S, process.kill)
+    watch.start()
+    try:
+        if process.stdout.readline().strip() != b"up":
+            raise D8Error(f"the simulated workers did not join within {JOIN_S:.0f} s")
+    finally:
+        watch.cancel()
 
 
 def main(arguments: list[str]) -> None:

@@ -10,11 +10,12 @@ from typing import Final
 
 from bench import raw
 from bench.contest import Contest, Running
-from bench.findings import Findings, Table, ratios
+from bench.findings import Findings, Table, ratios, rotated
 from bench.mesh import mesh
 from bench.plan import Plan
 from bench.progress import say
 from bench.raw_loop import raw_loop
+from d8mesh.errors import D8Error
 from d8mesh.nodes.client import Client
 
 #: Payload bytes -> (label, tasks of one round of the full run).
@@ -76,8 +77,8 @@ def compare(found: Findings, plan: Plan, workers: int, size: int, column: str) -
     with _contenders(plan, workers, size) as contenders:
         for each in contenders:
             each.work(min(WARM_UP, each.tasks))
-        for _ in range(plan.rounds):
-            for each in contenders:
+        for turn in range(plan.rounds):
+            for each in rotated(contenders, turn):
                 rates.add(each.name, column, _rate(each))
 
 
@@ -95,6 +96,7 @@ def _contenders(plan: Plan, workers: int, size: int) -> Iterator[list[_Contender
     with contextlib.ExitStack() as stack:
         running = stack.enter_context(mesh(workers=workers))
         client = stack.enter_context(running.client())
+        _refuse_wrong(client, data)
         plain = stack.enter_context(raw_loop(workers)).port
         batched = stack.enter_context(raw_loop(workers, kind="batched_")).port
         yield [
@@ -111,6 +113,12 @@ def _contenders(plan: Plan, workers: int, size: int) -> Iterator[list[_Contender
 
 def _many(client: Client, data: dict[str, str], count: int) -> None:
     assert sum(1 for _ in client.map("echo", [data] * count, timeout_s=RESULT_S)) == count
+
+
+def _refuse_wrong(client: Client, data: dict[str, str]) -> None:
+    """Look once at what comes back; while it is timed nobody looks."""
+    if (seen := client.submit("echo", data).result(RESULT_S)) != data:
+        raise D8Error(f"throughput: echo returned {str(seen)[:80]}, not what it was given")
 
 
 def _single(client: Client, data: dict[str, str], count: int) -> None:

@@ -7,7 +7,7 @@ import time
 from typing import Final
 
 from bench import raw
-from bench.findings import Findings, ratios
+from bench.findings import Findings, ratios, rotated
 from bench.mesh import mesh
 from bench.plan import Plan
 from bench.processes import raise_descriptor_limit
@@ -66,8 +66,8 @@ def compare(found: Findings, plan: Plan, count: int) -> None:
         _many(client, min(tasks, WARM_UP))
         raw.client(loop.port, min(tasks, WARM_UP), PAYLOAD)
         ours = running.broker()
-        for _ in range(plan.rounds):
-            for name, broker in ((OURS, ours), (LOOP, loop.broker)):
+        for turn in range(plan.rounds):
+            for name, broker in rotated([(OURS, ours), (LOOP, loop.broker)], turn):
                 begun, before_s = time.perf_counter(), broker.cpu_s()
                 if name == OURS:
                     _many(client, tasks)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bench.findings import Findings, findings_of, middle, percentile, ratios
+from bench.findings import Findings, findings_of, middle, percentile, ratios, rotated
 
 
 def test_findings_survive_their_json() -> None:
@@ -27,6 +27,12 @@ def test_rows_and_columns_keep_the_order_of_their_first_sample() -> None:
         table.add(row, column, 1.0)
     assert (table.rows, table.columns) == (["b", "a"], ["y", "x"])
     assert table.samples("a", "x") == []
+
+
+def test_each_is_the_first_once() -> None:
+    assert [rotated("abc", turn)[0] for turn in range(4)] == ["a", "b", "c", "a"]
+    assert sorted(rotated("abc", 2)) == ["a", "b", "c"]
+    assert rotated([], 1) == []
 
 
 def test_ratios_are_those_of_each_round() -> None:

@@ -30,6 +30,7 @@ ABOUT = {
     "rounds": 3,
     "scale": 1.0,
     "load_before": 0.2,
+    "busy_before": 0.01,
     "seconds": 1.0,
 }
 
@@ -87,6 +88,13 @@ def test_runs_in_parts_are_joined_the_later_scenario_wins() -> None:
     whole = report.joined([first, second])
     assert list(whole["scenarios"]) == ["throughput", "start"]
     assert whole["scenarios"]["throughput"] == second["scenarios"]["throughput"]
+
+
+def test_a_scenario_that_failed_is_told_with_its_reason() -> None:
+    run = told(throughput=throughput_at(1.0)) | {"failed": {"rest": "no port"}}
+    assert "REST was not measured: no port" in report.page(report.joined([run]))
+    later = told(rest=throughput_at(1.0))
+    assert "was not measured: no port" not in report.page(report.joined([run, later]))
 
 
 def test_the_page_shows_the_plots() -> None:

@@ -59,8 +59,10 @@ def test_the_load_generator_reports_rate_and_times_and_can_run_beside() -> None:
             seen = run_load(each)
             assert seen.cycles >= len(seen.times) > 0
             assert seen.errors == 0
-        with load_beside(job):
+        with load_beside(job) as beside:
             pass
+        assert beside.seconds > 0
+        assert beside.errors == 0
 
 
 def test_rest_measures_every_kind_of_request() -> None:
@@ -85,6 +87,7 @@ def test_long_queues_are_weighed_and_worked_on() -> None:
     found = Findings()
     backlog.fill_up(found, TINY, 0)
     backlog.run_at(found, TINY, 1000)
+    assert found.table(backlog.SHORTEST, "tasks").latest("pending", backlog.column(1000)) >= 1000
     assert (backlog.MEMORY, backlog.RSS, backlog.column(10_000)) in cells(found)
     assert (backlog.COSTS, backlog.CPU, backlog.column(1000)) in cells(found)
 

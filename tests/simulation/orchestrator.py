@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from d8mesh.core import messages as m
 from d8mesh.core.codec import decode_to_broker, encode
@@ -18,6 +18,13 @@ if TYPE_CHECKING:
     from tests.simulation.world import World
 
 
+#: Of all crashes: at once, and in the middle of the next commit; the rest at some effect.
+AT_ONCE: Final = 0.3
+TORN: Final = 0.2
+#: A disk writes this much or nothing.
+SECTOR_BYTES: Final = 512
+
+
 class Died(Exception):
     """The process ends here."""
 
@@ -25,7 +32,7 @@ class Died(Exception):
 class Orchestrator:
     """A broker: dispatcher, journal, and connections by routing id.
 
-    A crash loses what was not committed; a commit is whole or not there at all.
+    A crash loses what was not committed, and may tear the commit that is being written.
     """
 
     def __init__(self, world: World, number: int, file: Path) -> None:
@@ -48,6 +55,9 @@ class Orchestrator:
             retention_count=rng.choice((20, 10**6)),
         )
         self._steps_to_live: int | None = None
+        self._is_to_tear = False
+        #: what a crash in the middle of a commit left of the files
+        self._torn: dict[Path, bytes] = {}
         self._inbox: list[tuple[bytes, bytes]] = []
         self._asked: dict[tuple[bytes, int], m.Results] = {}
         self._open()
@@ -70,18 +80,24 @@ class Orchestrator:
         self.journal.close()
 
     def crash(self) -> None:
-        """Die, at once or at some effect to come; be back a little later."""
-        if self.world.rng.random() < 0.3:
+        """Die, at once, in the middle of a commit or at some effect; be back a little later."""
+        how = self.world.rng.random()
+        if how < AT_ONCE:
             self._die()
+        elif how < AT_ONCE + TORN:
+            self._is_to_tear = True
         else:
             self._steps_to_live = self.world.rng.randint(0, 30)
 
     def _die(self) -> None:
-        self._steps_to_live = None
+        self._steps_to_live, self._is_to_tear = None, False
         self.routes.clear()
         self._inbox.clear()
         self._asked.clear()
         self.close()
+        for file, content in self._torn.items():
+            file.write_bytes(content)
+        self._torn.clear()
         self._open()
         self.paused_until = self.world.now + self.world.rng.random() * 4
 
@@ -144,9 +160,35 @@ class Orchestrator:
 
     def _commit(self, facts: Sequence[Fact]) -> None:
         self._live()
+        if self._is_to_tear:
+            self._tear(facts)
+            raise Died
         self.journal.append(facts)
         self.world.safety.committed(self.name, facts)
         self._live()
+
+    def _tear(self, facts: Sequence[Fact]) -> None:
+        """Write a commit of which the disk gets only a part: nothing of it may be seen again."""
+        log = self._file.with_name(self._file.name + "-wal")
+        file_before, before = self._file.read_bytes(), log.read_bytes()
+        self.journal.append(facts)
+        after = log.read_bytes()
+        if self._file.read_bytes() != file_before or after == before:
+            self.world.safety.committed(self.name, facts)  # moved over after it was whole, or empty
+            return
+        before = before[: len(after)].ljust(len(after), b"\0")
+        # not the first: SQLite syncs a new head of the log before what follows it
+        sectors = range(SECTOR_BYTES, len(after), SECTOR_BYTES)
+        new = [
+            at for at in sectors if before[at : at + SECTOR_BYTES] != after[at : at + SECTOR_BYTES]
+        ]
+        lost = self.world.rng.choice(new)  # this sector, and some of those after it
+        torn = bytearray(after)
+        for at in new:
+            if at == lost or (at > lost and self.world.rng.random() < 0.5):
+                torn[at : at + SECTOR_BYTES] = before[at : at + SECTOR_BYTES]
+        self._torn = {self._file: file_before, log: bytes(torn)}
+        self.world.counts.faults["commits torn"] += 1
 
     def _send(self, send: Send) -> list[Effect]:
         self._live()

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from d8mesh.core.task import Fact, Submitted
+from d8mesh.edge.journal import Journal
 from d8mesh.errors import JournalError
 from tests.simulation.orchestrator import Orchestrator
 from tests.simulation.run import run_seeds
@@ -73,6 +74,28 @@ def test_a_disk_that_loses_a_commit_is_caught(
     monkeypatch.setattr(Orchestrator, "_commit", loses_a_few)
     with pytest.raises((Violation, KeyError, JournalError)):
         World(5, tmp_path).run()
+
+
+def _run_some(folder: Path) -> None:
+    for seed in range(50):
+        (folder / str(seed)).mkdir()
+        World(seed, folder / str(seed)).run()
+
+
+def test_half_a_commit_after_a_torn_write_is_caught(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    append = Journal.append
+
+    def one_by_one(self: Journal, facts: Sequence[Fact]) -> None:
+        for fact in facts:
+            append(self, [fact])
+
+    monkeypatch.setattr(Journal, "append", one_by_one)
+    monkeypatch.setattr("tests.simulation.orchestrator.AT_ONCE", 0.0)
+    monkeypatch.setattr("tests.simulation.orchestrator.TORN", 1.0)
+    with pytest.raises((Violation, KeyError, JournalError)):
+        _run_some(tmp_path)
 
 
 def test_results_mixed_up_are_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
