@@ -51,8 +51,11 @@ SWEEP_S: Final = 0.5
 STANDSTILL_S: Final = 2.0
 #: How often finished tasks are pruned.
 PRUNE_S: Final = 20.0
-#: How often settled hand-outs are forgotten: bounds what a restart has to look through.
+#: How often settled hand-outs and batches are forgotten: bounds what a restart looks through.
 SETTLE_S: Final = 3.0
+#: Finished batches that are noted as closed at once, or all when hand-outs are settled: a single
+#: task's outcome shall not change two more pages of the journal. A restart sees it by itself.
+CLOSED_AT_ONCE: Final = 256
 #: Batches pruned in one step, so that a step does not disturb dispatch.
 PRUNE_BATCHES: Final = 200
 
@@ -73,7 +76,7 @@ class Restored:
     #: session -> (first, count) of everything accepted and not pruned
     accepted: dict[str, list[tuple[int, int]]] = field(default_factory=dict)
     keys: dict[str, tuple[bytes, str, int, int]] = field(default_factory=dict)
-    #: open batches in order of acceptance, each with the indexes that are finished
+    #: batches not known as closed, in order of acceptance, with the indexes that are finished
     batches: list[tuple[Batch, list[int]]] = field(default_factory=list)
     #: task id -> (attempt, worker id) of what was in somebody's hands
     in_flight: dict[str, tuple[int, str]] = field(default_factory=dict)
@@ -194,9 +197,8 @@ class Dispatcher:
         self._polling.settle()
         self._endings.tell_all()
         self._attendance.acknowledge()
-        if pool.closed:
-            pool.record(Closed(pool.closed))
-            pool.closed = []
+        if len(pool.closed) >= CLOSED_AT_ONCE:
+            self._close_finished()
         return pool.take_effects()
 
     def next_deadline(self) -> float:
@@ -316,6 +318,7 @@ class Dispatcher:
         if pool.now >= self._next_settle:
             self._next_settle = pool.now + SETTLE_S
             self._settle_handouts()
+            self._close_finished()
         if pool.now >= self._next_prune:
             self._next_prune = math.inf  # until this step is answered: none is pruned twice
             self._attendance.forget_tails()
@@ -336,6 +339,12 @@ class Dispatcher:
         if below > self._settled:
             self._settled = below
             pool.record(HandoutsSettled(below))
+
+    def _close_finished(self) -> None:
+        pool = self.pool
+        if pool.closed:
+            pool.record(Closed(pool.closed))
+            pool.closed = []
 
     def _prune(self) -> None:
         pool = self.pool
@@ -364,11 +373,16 @@ class Dispatcher:
         for session, ranges in restored.accepted.items():
             for first, count in ranges:
                 ledger.accept(session, first, count)
+        unfinished = []
         for batch, finished in restored.batches:
-            ledger.restore(batch, finished)
+            if len(finished) < batch.count:
+                ledger.restore(batch, finished)
+                unfinished.append(batch)
+            else:
+                pool.closed.append((batch.session, batch.first))
         self._polling.restore()
         self._restore_singles(restored)
-        for batch, _ in restored.batches:
+        for batch in unfinished:
             self._handout.enqueue(batch)
         self._grace_until = pool.now + pool.policy.lease_s
 

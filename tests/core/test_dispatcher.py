@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from d8mesh.core import messages as m
-from d8mesh.core.dispatcher import PRUNE_S, STANDSTILL_S, SWEEP_S, Dispatcher, Restored
+from d8mesh.core.dispatcher import PRUNE_S, SETTLE_S, STANDSTILL_S, SWEEP_S, Dispatcher, Restored
 from d8mesh.core.effects import Load, Loaded, Peer
 from d8mesh.core.ledger import Ledger
 from d8mesh.core.pool import MAX_LOADS, Policy
-from d8mesh.core.task import Pruned, TaskState
+from d8mesh.core.task import Closed, Pruned, TaskState
 from tests.core.desktop import Desktop, S, beat, hello
 
 
@@ -208,6 +208,32 @@ def test_pruning_goes_in_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     desk.close()
 
 
+def closed(desk: Desktop) -> list[int]:
+    return [len(fact.batches) for fact in desk.facts if isinstance(fact, Closed)]
+
+
+def test_finished_batches_are_closed_many_at_once_or_after_a_while(
+    desk: Desktop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finish_many(desk, 3)
+    assert closed(desk) == []
+    desk.pass_time(SETTLE_S + SWEEP_S)
+    assert closed(desk) == [3]
+    monkeypatch.setattr("d8mesh.core.dispatcher.CLOSED_AT_ONCE", 2)
+    finish_many(desk, 2)
+    assert closed(desk) == [3, 2]
+
+
+def test_batches_that_a_crash_left_unclosed_are_closed_after_the_restart(desk: Desktop) -> None:
+    finish_many(desk, 3)
+    desk.submit(desk.client(), kind="unknown")
+    desk.restart()
+    assert closed(desk) == []
+    assert desk.ledger.queued == 1
+    desk.pass_time(SETTLE_S + SWEEP_S)
+    assert closed(desk) == [3]
+
+
 def test_nothing_is_pruned_twice_when_the_journal_answers_late(tmp_path: Path) -> None:
     desk = Desktop(tmp_path, retention_count=1)
     finish_many(desk, 3)
@@ -216,6 +242,7 @@ def test_nothing_is_pruned_twice_when_the_journal_answers_late(tmp_path: Path) -
         desk.now += PRUNE_S
         effects = desk.dispatcher.tick(desk.now, desk.at)
         loads += [effect for effect in effects if isinstance(effect, Load)]
+        desk.perform([effect for effect in effects if not isinstance(effect, Load)])
     assert len(loads) == 1
     rows = desk.reader.query(loads[0].what, loads[0].args)
     desk.perform(desk.dispatcher.loaded(Loaded(loads[0].number, rows)))

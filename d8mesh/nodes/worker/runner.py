@@ -14,6 +14,7 @@ from d8mesh.core.codec import decode_to_worker, encode
 from d8mesh.core.messages import Received, Results
 from d8mesh.core.worker_effects import (
     Abort,
+    Attempt,
     Forget,
     Joined,
     Keep,
@@ -53,13 +54,28 @@ CUT_S: Final = 2.0
 DOUBT_S: Final = 1.5
 #: A machine that slept longer than this has dead connections.
 SLEPT_S: Final = 5.0
+#: An attempt that keeps the I/O thread for longer than this loses it to another thread: far
+#: below a heartbeat's pause.
+RELIEF_S: Final = 0.25
 
 Action: TypeAlias = Callable[[float], list[WorkerEffect]]
 _log: Final = logging.getLogger("d8mesh.worker")
 
 
+class _Relieved(Exception):
+    """This thread is the I/O thread no longer; a slot waits until it `is_free`."""
+
+    def __init__(self, is_free: threading.Event) -> None:
+        super().__init__()
+        self.is_free = is_free
+
+
 class Runner:
     """Runs a worker's session on a thread of its own.
+
+    An attempt that is alone, and of a type that has been quick, runs on that thread too: handing
+    it to a slot and its result back would take longer than itself. Should it take its time after
+    all, another thread becomes the I/O thread (`_relieve`), and this one ends with the attempt.
 
     Args:
         session: the brain.
@@ -103,12 +119,21 @@ class Runner:
         self._next_watch = self._next_look = 0.0
         self._in_use = addresses()
         self._slept_s = slept_s()
-        self._thread = threading.Thread(target=self._serve, name="worker-io", daemon=True)
+        #: the attempt to run on this thread, once all that came with it has been taken in
+        self._lone: Attempt | None = None
+        #: guards since when the I/O thread has been at an attempt (0: it is not), and who was
+        #: relieved: thread -> what to set at the end of the attempt
+        self._guard = threading.Lock()
+        self._lent_at = 0.0
+        self._relieved: dict[int, threading.Event] = {}
+        self._keeper = 0
+        self._is_lending = threading.Event()
 
     def start(self) -> None:
         """Begin."""
         self._slots.start_all()
-        self._thread.start()
+        threading.Thread(target=self._serve, name="worker-io", daemon=True).start()
+        threading.Thread(target=self._relieve, name="worker-io-relief", daemon=True).start()
 
     def do(self, action: Action) -> None:
         """Have the I/O thread do something with the session."""
@@ -128,24 +153,52 @@ class Runner:
     # ------------------------------------------------------------------- the loop
 
     def _serve(self) -> None:
+        """Be the I/O thread, to the end or until another is."""
+        self._keeper = threading.get_ident()
         try:
-            self._outbox = Outbox(self._identity.folder)
+            self._outbox = self._outbox or Outbox(self._identity.folder)
             while not self._is_over():
                 self._turn()
             passed("worker.stopping")
             self._perform(self.session.leave("stopped"))
+        except _Relieved as relieved:
+            relieved.is_free.set()
+            self._bell.ring()
         except Exception as error:
             event(_log, logging.CRITICAL, "worker.died", error=repr(error))
             self.fatal = error
+            self._close()
             raise
-        finally:
-            self._finder.close()
-            for key in list(self._links):
-                self._drop(key)
-            if self._outbox is not None:
-                self._outbox.close()
-            self._waker.close()
-            self.ended.set()
+        else:
+            self._close()
+
+    def _close(self) -> None:
+        self._finder.close()
+        for key in list(self._links):
+            self._drop(key)
+        if self._outbox is not None:
+            self._outbox.close()
+        self._waker.close()
+        self.ended.set()
+        self._is_lending.set()
+
+    def _relieve(self) -> None:
+        """Become the I/O thread if an attempt keeps that for too long."""
+        while not self.ended.is_set():
+            self._is_lending.wait()
+            time.sleep(RELIEF_S)
+            with self._guard:
+                if not self._lent_at:
+                    self._is_lending.clear()
+                elif time.monotonic() - self._lent_at > RELIEF_S:
+                    self._lent_at = 0.0
+                    self._relieved[self._keeper] = self._slots.keep_one()
+                    break
+        if self.ended.is_set():
+            return
+        self._next_watch = 0.0
+        threading.Thread(target=self._relieve, name="worker-io-relief", daemon=True).start()
+        self._serve()
 
     def _is_over(self) -> bool:
         if self._stop_at is None:
@@ -158,7 +211,7 @@ class Runner:
         slots, session, bell = self._slots, self.session, self._bell
         due = min(session.next_deadline(), self._next_watch)
         bell.is_asleep = True
-        has_work = slots.ended or slots.pieces or self._inbox or self._finder.links
+        has_work = slots.ended or slots.pieces or self._inbox or self._finder.links or self._lone
         wait_s = 0.0 if has_work else max(0.0, due - time.monotonic())
         self._loop.wait(wait_s)
         bell.is_asleep = False
@@ -168,15 +221,7 @@ class Runner:
         while self._inbox:
             self._perform(self._inbox.popleft()(now))
         if slots.ended:  # first: somebody waits for it
-            passed("worker.finished")
-            take = slots.ended.popleft
-            ended = [take() for _ in range(len(slots.ended))]
-            if slots.aborted:
-                slots.aborted.difference_update([row[2] for row in ended])
-            if slots.listened:
-                slots.listened.difference_update([row[1] for row in ended])
-            self._take_pieces()
-            self._perform(session.finished(ended, now))
+            self._hand_in(now)
         for key, (link, _) in list(self._links.items()):
             if link.is_cut or link.is_renewed:
                 self._mind(key, link, now)
@@ -184,6 +229,8 @@ class Runner:
                     continue
             for frame in link.receive(MESSAGES_PER_TURN):
                 self._receive(frame, key, now)
+        if self._lone is not None:
+            self._run_lone()
         self._take_pieces()
         if now >= self._next_watch:
             running = slots.running()
@@ -194,6 +241,48 @@ class Runner:
             self._look(now)
             self._doubt(now)
         self._perform(session.tick(now))
+
+    def _hand_in(self, now: float) -> None:
+        slots = self._slots
+        passed("worker.finished")
+        take = slots.ended.popleft
+        ended = [take() for _ in range(len(slots.ended))]
+        if slots.aborted:
+            slots.aborted.difference_update([row[2] for row in ended])
+        if slots.listened:
+            slots.listened.difference_update([row[1] for row in ended])
+        self._take_pieces()
+        self._perform(self.session.finished(ended, now))
+
+    def _begin(self, attempts: list[Attempt]) -> None:
+        """Give attempts to the slots; one that is alone and quick is kept for this thread."""
+        if self._lone is not None:
+            attempts, self._lone = [self._lone, *attempts], None
+        elif len(attempts) == 1 and self._slots.is_quick(attempts[0][1]):
+            self._lone = attempts[0]
+            return
+        self._slots.put(attempts)
+        self._next_watch = min(self._next_watch, time.monotonic() + WATCH_S)
+
+    def _run_lone(self) -> None:
+        """Run an attempt here, and hand its result in.
+
+        Raises:
+            _Relieved: it took so long that another thread is the I/O thread by now.
+        """
+        attempt, self._lone = self._lone, None
+        assert attempt is not None
+        with self._guard:
+            self._lent_at = time.monotonic()
+            if not self._is_lending.is_set():
+                self._is_lending.set()
+        self._slots.run_here(attempt)
+        with self._guard:
+            is_free = self._relieved.pop(threading.get_ident(), None)
+            if is_free is not None:
+                raise _Relieved(is_free)
+            self._lent_at = 0.0
+        self._hand_in(time.monotonic())
 
     def _take_pieces(self) -> None:
         pieces = self._slots.pieces
@@ -301,8 +390,7 @@ class Runner:
             match effect:
                 case Start():
                     passed("worker.handed_out")
-                    slots.put(effect.attempts)
-                    self._next_watch = min(self._next_watch, time.monotonic() + WATCH_S)
+                    self._begin(effect.attempts)
                 case Send():
                     held = self._links.get(effect.link)
                     if held is not None:

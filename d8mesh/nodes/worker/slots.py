@@ -25,6 +25,9 @@ from d8mesh.handlers import endings
 LOOK_S: Final = 0.1
 #: A slot whose service is busy or down takes nothing for this long.
 BUSY_PAUSE_S: Final = 1.0
+#: A type is quick when so many attempts in a row took no longer than this.
+QUICK_S: Final = 0.001
+QUICK_IN_A_ROW: Final = 20
 
 _decode: Final = msgspec.msgpack.Decoder().decode
 _encode: Final = msgspec.msgpack.Encoder().encode
@@ -129,8 +132,11 @@ class Slots:
         self.aborted: set[bytes] = set()
         self.listened: set[str] = set()
         self._handlers = handlers
-        self._ready: queue.SimpleQueue[Attempt | None] = queue.SimpleQueue()
-        self._current: list[Running | None] = [None] * count
+        #: an event: wait for it, in place of an attempt; None: end
+        self._ready: queue.SimpleQueue[Attempt | threading.Event | None] = queue.SimpleQueue()
+        #: what each thread is at; the last is the I/O thread, see `run_here`
+        self._current: list[Running | None] = [None] * (count + 1)
+        self._quick: dict[str, int] = {}
         self._coroutines = _Coroutines()
         self._threads = [
             threading.Thread(target=self._serve, args=(number,), name=f"slot-{number}", daemon=True)
@@ -148,16 +154,39 @@ class Slots:
         for attempt in attempts:
             put(attempt)
 
+    def is_quick(self, kind_of_task: str) -> bool:
+        """Tell whether an attempt of this type may run on the I/O thread, with none beside it.
+
+        Not with one slot: a handler may count on one thread for all that it is given.
+        """
+        is_quick = self._quick.get(kind_of_task, 0) >= QUICK_IN_A_ROW
+        return is_quick and len(self._threads) > 1 and self._ready.empty() and not self.running()
+
+    def run_here(self, attempt: Attempt) -> None:
+        """Run an attempt in place of a slot; it ends in `ended`. Thread: the I/O thread."""
+        self._run(len(self._threads), attempt, {})
+
+    def keep_one(self) -> threading.Event:
+        """Have a slot wait for the event: the I/O thread that is at `run_here` is replaced."""
+        is_free = threading.Event()
+        self._ready.put(is_free)
+        return is_free
+
     def take_back(self, link: str, count: int) -> list[Attempt]:
         """Return up to `count` attempts of `link` that have not started, newest first."""
         waiting: list[Attempt] = []
+        places: list[threading.Event] = []
         try:
             while True:
                 attempt = self._ready.get_nowait()
-                if attempt is not None:
+                if isinstance(attempt, threading.Event):
+                    places.append(attempt)
+                elif attempt is not None:
                     waiting.append(attempt)
         except queue.Empty:
             pass
+        for place in places:
+            self._ready.put(place)
         own = [attempt for attempt in waiting if attempt[0] == link]
         given = own[max(0, len(own) - count) :] if count else []
         tokens = {attempt[5] for attempt in given}
@@ -188,41 +217,48 @@ class Slots:
     # ---------------------------------------------------------------- the slots' threads
 
     def _serve(self, number: int) -> None:
-        get, ended, aborted, current = self._ready.get, self.ended, self.aborted, self._current
-        handlers, bell, clock = self._handlers, self.bell, time.monotonic
+        get, run, bell = self._ready.get, self._run, self.bell
         children: dict[str, Child] = {}
         while (attempt := get()) is not None:
-            started = clock()
-            link, kind_of_task, _, _, task_id, token, payload = attempt
-            current[number] = Running(attempt, started)
-            context = Context(self, attempt, started)
-            handler = handlers.get(kind_of_task)
-            if aborted and token in aborted:
-                kind, result = DROPPED, b""
-            elif handler is None:
-                text = f"this worker has no handler for {kind_of_task!r}"
-                kind, result = endings.of_error(text, self.worker_id, 0.0)
-            elif handler.function is not None:
-                kind, result = self._run_process(handler.function, attempt, context, children)
-            else:
-                try:
-                    data = _decode(payload)
-                    value = (
-                        handler.call(data, context) if handler.takes_context else handler.call(data)
-                    )
-                    if type(value) not in endings.PLAIN and inspect.iscoroutine(value):
-                        value = self._coroutines.run(value, context)
-                    kind, result = endings.of_value(
-                        value, self.worker_id, round(clock() - started, 6)
-                    )
-                except BaseException as error:  # whatever a handler raises, the slot goes on
-                    kind, result = self._failed(error, context, started)
-            ended.append((link, task_id, token, kind, result, clock() - started))
-            current[number] = None
+            if isinstance(attempt, threading.Event):
+                attempt.wait()
+                continue
+            run(number, attempt, children)
             if bell.is_asleep:
                 bell.ring()
         for child in children.values():
             child.close()
+
+    def _run(self, number: int, attempt: Attempt, children: dict[str, Child]) -> None:
+        clock = time.monotonic
+        started = clock()
+        link, kind_of_task, _, _, task_id, token, payload = attempt
+        self._current[number] = Running(attempt, started)
+        context = Context(self, attempt, started)
+        handler = self._handlers.get(kind_of_task)
+        if self.aborted and token in self.aborted:
+            kind, result = DROPPED, b""
+        elif handler is None:
+            text = f"this worker has no handler for {kind_of_task!r}"
+            kind, result = endings.of_error(text, self.worker_id, 0.0)
+        elif handler.function is not None:
+            kind, result = self._run_process(handler.function, attempt, context, children)
+        else:
+            try:
+                data = _decode(payload)
+                value = handler.call(data, context) if handler.takes_context else handler.call(data)
+                if type(value) not in endings.PLAIN and inspect.iscoroutine(value):
+                    value = self._coroutines.run(value, context)
+                took_s = clock() - started
+                kind, result = endings.of_value(value, self.worker_id, round(took_s, 6))
+            except BaseException as error:  # whatever a handler raises, the slot goes on
+                kind, result = self._failed(error, context, started)
+        took_s = clock() - started
+        if handler is not None:
+            is_quick = took_s <= QUICK_S and handler.function is None
+            self._quick[kind_of_task] = self._quick.get(kind_of_task, 0) + 1 if is_quick else 0
+        self.ended.append((link, task_id, token, kind, result, took_s))
+        self._current[number] = None
 
     def _failed(self, error: BaseException, context: Context, started: float) -> endings.Ending:
         is_cancel = isinstance(error, (TaskCancelledError, asyncio.CancelledError))
