@@ -126,7 +126,11 @@ class Dispatcher:
         pool = self.pool
         pool.at += now - pool.now
         pool.now = now
-        match message:
+        match message:  # the frequent ones first: cases are tried in turn
+            case Results() | Heartbeat() | Release() | Chunks():
+                self._from_worker(message, peer)
+            case Submit() | Watch() | Unwatch() | Listen() | Ask():
+                self._from_client(message, peer)
             case WorkerHello():
                 if peer.routing_id in pool.clients_by_routing_id:
                     self._forbid(peer, "a client cannot become a worker")
@@ -140,10 +144,6 @@ class Dispatcher:
                     self._desk.hello(message, peer)
             case Goodbye():
                 self._goodbye(peer)
-            case Results() | Heartbeat() | Release() | Chunks():
-                self._from_worker(message, peer)
-            case Submit() | Watch() | Unwatch() | Listen() | Ask():
-                self._from_client(message, peer)
             case _:
                 assert_never(message)
         return pool.take_effects()

@@ -209,7 +209,7 @@ class Handout:
                 given = self._give_lower(turn.lane, turn.priority)
             if given:
                 pool.queue.handed_out(given, is_aged=turn.is_aged)
-            else:
+            if not given or not turn.lane.mask or turn.lane.key.type not in pool.roster.free:
                 lanes.remove(turn.lane)
         pool.queue.drop_empty()
         for worker_id in list(self._groups):
@@ -266,30 +266,37 @@ class Handout:
         """Let `tasks` of one lane go to `seat`."""
         pool = self._pool
         number, pool.next_handout = pool.next_handout, pool.next_handout + 1
-        ids = [task.id for task in tasks]
-        ns = [task.n + 1 for task in tasks]
         token, worker_id, outstanding = pool.mint.token, seat.worker_id, seat.outstanding
         work_seq = seat.work_seq + 1
         timeout_s = self._timeout_s(tasks[0].batch)
         until = pool.now + timeout_s + ATTEMPT_GRACE_S
+        ids: list[str] = []
+        ns: list[int] = []
         tokens: list[bytes] = []
-        for task, n in zip(tasks, ns, strict=True):
-            task.token = token(self._heading(worker_id, n), task.id)
+        payloads: list[bytes] = []
+        size = 0
+        for task in tasks:  # the path of every task: one pass
+            task_id, n, payload = task.id, task.n + 1, task.payload or b""
+            task.token = token(self._heading(worker_id, n), task_id)
             task.work_seq = work_seq
             task.until = until
+            ids.append(task_id)
+            ns.append(n)
             tokens.append(task.token)
-            outstanding[task.id] = task
+            payloads.append(payload)
+            size += len(payload)
+            outstanding[task_id] = task
         pool.record(HandedOut(number, worker_id, ids, ns, pool.at))
         if seat.dialect is Dialect.POLLING:
             self._answer_poll(seat, tasks[0])
         else:
-            payloads = [task.payload or b"" for task in tasks]
-            listened = [task_id for task_id in ids if task_id in pool.listeners]
+            listeners = pool.listeners
+            listened = [task_id for task_id in ids if task_id in listeners] if listeners else []
             group = WorkGroup(
                 lane.key.type, timeout_s, len(listened) == len(ids), ids, tokens, payloads
             )
             self._groups.setdefault(worker_id, []).append(group)
-            size = self._group_bytes.get(worker_id, 0) + sum(map(len, payloads))
+            size += self._group_bytes.get(worker_id, 0)
             self._group_bytes[worker_id] = size
             if listened and not group.is_listened:
                 self._flush(seat)
@@ -297,7 +304,8 @@ class Handout:
             elif size > SOFT_FRAME_BYTES:
                 self._flush(seat)
         pool.roster.refresh(seat)
-        pool.roster.to_the_end(seat, lane.key.type)
+        if seat.is_free:
+            pool.roster.to_the_end(seat, lane.key.type)
 
     def _flush(self, seat: Seat) -> None:
         groups = self._groups.pop(seat.worker_id)

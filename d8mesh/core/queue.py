@@ -64,6 +64,8 @@ class Lane:
     def retried(self, priority: int, limit: int) -> list[Task]:
         """Return up to `limit` waiting single tasks of `priority`, without taking them."""
         waiting = self._retried[priority]
+        if not waiting:
+            return []
         while waiting and waiting[0].state is not TaskState.QUEUED:
             waiting.popleft()  # cancelled or finished by a late result meanwhile
         return [task for task in islice(waiting, limit) if task.state is TaskState.QUEUED]
@@ -76,10 +78,13 @@ class Lane:
     def head(self, priority: int) -> Batch | None:
         """Return the batch whose turn it is, or None."""
         fresh = self._fresh[priority]
-        while fresh and (not fresh[0].fresh_count or not fresh[0].unfinished):
+        while fresh:
+            head = fresh[0]
+            if head.unfinished and head.fresh_count:
+                return head
             fresh.popleft()
         self._settle(priority)
-        return fresh[0] if fresh else None
+        return None
 
     def oldest_order(self, priority: int) -> int | None:
         """Return the order of acceptance of the oldest waiting task of `priority`."""
@@ -87,6 +92,10 @@ class Lane:
         head = self.head(priority)
         orders = [batch.order for batch in (single[0].batch if single else None, head) if batch]
         return min(orders, default=None)
+
+    def has_waiting(self, priority: int) -> bool:
+        """Return whether a task of `priority` waits."""
+        return self.head(priority) is not None or bool(self.retried(priority, 1))
 
     def upcoming(self, priority: int) -> Iterator[Batch]:
         """Yield the batches whose turn comes next."""
@@ -131,7 +140,10 @@ class ReadyQueue:
                 aged = self._oldest(lanes, range(1, top))
                 if aged is not None:
                     return Turn(*aged, limit=1, is_aged=True)
-            chosen = self._oldest(lanes, (top,))
+            if len(lanes) == 1 and lanes[0].has_waiting(top):
+                chosen: tuple[Lane, int] | None = (lanes[0], top)
+            else:
+                chosen = self._oldest(lanes, (top,))
             if chosen is not None:
                 left = max(1, AGEING_PERIOD - 1 - self._since_aged)
                 return Turn(*chosen, limit=UNLIMITED if is_only else left)

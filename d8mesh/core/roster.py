@@ -96,7 +96,8 @@ class Seat:
         if self.failures_in_a_row >= STREAK_BEFORE_HALVING:
             halvings = min(self.failures_in_a_row - STREAK_BEFORE_HALVING + 1, MAX_HALVINGS)
             window = min(window, max(1, self.slots >> halvings)) if window else 0
-        return max(0, window - len(self.outstanding))
+        room = window - len(self.outstanding)
+        return room if room > 0 else 0
 
     @property
     def may_have_room(self) -> bool:
