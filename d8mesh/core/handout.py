@@ -13,7 +13,7 @@ from d8mesh.core.messages import SOFT_FRAME_BYTES, Answer, Listening, Work, Work
 from d8mesh.core.pool import Pool
 from d8mesh.core.queue import Lane
 from d8mesh.core.records import Batch, Task
-from d8mesh.core.roster import Dialect, Seat
+from d8mesh.core.roster import POLLING, Seat
 from d8mesh.core.task import Due, HandedOut, Requeued, TaskState
 from d8mesh.core.tokens import MAX_ATTEMPT
 
@@ -287,7 +287,7 @@ class Handout:
             size += len(payload)
             outstanding[task_id] = task
         pool.record(HandedOut(number, worker_id, ids, ns, pool.at))
-        if seat.dialect is Dialect.POLLING:
+        if seat.dialect is POLLING:
             self._answer_poll(seat, tasks[0])
         else:
             listeners = pool.listeners

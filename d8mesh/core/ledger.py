@@ -244,13 +244,13 @@ class Ledger:
                 batch.is_delayed = False
 
     def _handed_out(self, fact: HandedOut) -> None:
-        tasks, worker_id, number = self.tasks, fact.worker_id, fact.number
-        for task_id, n in zip(fact.ids, fact.ns, strict=True):
+        tasks, worker_id, number, ns = self.tasks, fact.worker_id, fact.number, fact.ns
+        for index, task_id in enumerate(fact.ids):
             task = tasks.get(task_id) or self._must_have(task_id)
             if task.state is not _QUEUED:
                 next_state(task.state, HandedOut)
             task.state = _RUNNING
-            task.n = n
+            task.n = ns[index]
             task.worker_id = worker_id
             task.handout = number
         self.queued -= len(fact.ids)

@@ -40,7 +40,7 @@ def can_run(seat: Seat, key: LaneKey, roster: Roster) -> bool:
         for other in roster.offering.get(key.model, {}).values():
             if key.type in other.types and other.may_have_room:
                 return False
-    if seat.dialect is Dialect.POLLING and key.type in MESH_FIRST_TYPES:
+    if key.type in MESH_FIRST_TYPES and seat.dialect is Dialect.POLLING:
         others: Iterable[Seat] = roster.serving.get(key.type, {}).values()
         return all(other.dialect is Dialect.POLLING for other in others)
     return True

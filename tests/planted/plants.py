@@ -255,7 +255,7 @@ PLANTS: Final = (
     Plant(
         "count credit by what a worker asks for, not by what it was given",
         "d8mesh.core.handout:Handout._hand",
-        "outstanding[task.id] = task",
+        "outstanding[task_id] = task",
         "pass",
         HANDOUT + "a_window_is_never_exceeded",
     ),

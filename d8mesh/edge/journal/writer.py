@@ -13,7 +13,7 @@ import ctypes
 import secrets
 import shutil
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -388,12 +388,12 @@ class Journal:
 
     def _insert(self, table: str, values: list[Value], *, width: int) -> None:
         """Insert rows of `width` columns given as one flat list, in multi-row statements."""
-        start = 0
+        start, left = 0, len(values) // width
         for rows in CHUNKS:
-            step = rows * width
-            while len(values) - start >= step:
-                self._db.execute(insert_sql(table, width, rows), values[start : start + step])
-                start += step
+            while left >= rows:
+                end = start + rows * width
+                self._db.execute(insert_sql(table, width, rows), values[start:end])
+                start, left = end, left - rows
 
     def _row_of(self, session: str, n: int) -> int:
         sid = self._sids.get(session)
@@ -405,8 +405,10 @@ class Journal:
             self._sids[session] = sid
         return sid << COUNTER_BITS | n
 
-    def _rows_of(self, ids: Iterable[str]) -> list[int]:
+    def _rows_of(self, ids: Sequence[str]) -> list[int]:
         sids, shift = self._sids, COUNTER_BITS
+        if len(ids) == 1:
+            return [(sids[ids[0][:16]] << shift) + int(ids[0][17:])]
         return [(sids[i[:16]] << shift) + int(i[17:]) for i in ids]
 
     def _worker(self, name: str) -> int:
