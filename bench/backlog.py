@@ -24,9 +24,9 @@ WORKERS: Final = 2
 #: Tasks run for one figure, and before it.
 TASKS: Final = 150_000
 WARM_UP: Final = 10_000
-#: One submit while the queue is kept at its length; it is filled by two more than its length,
-#: so that it is never shorter.
-TOP_UP: Final = 2000
+#: What is submitted whenever the queue is no longer than its length and that many: more than
+#: the workers take between two looks, so that it is never shorter.
+TOP_UP: Final = 10_000
 LOOK_S: Final = 0.002
 STALL_S: Final = 60.0
 #: A msgpack map of 64 bytes: {"x": "xxx…"}.
@@ -53,9 +53,9 @@ def measure(plan: Plan) -> Findings:
     """Fill queues without workers and look at the memory; then run tasks at given lengths."""
     found = Findings()
     found.note(
-        "Cost: the queue is filled before the workers come and kept at its length or a little "
-        "above by new submits while tasks from its front are run (submitted, handed out, "
-        "completed; nobody awaits their outcomes). A task counts half when it is accepted and "
+        "Cost: the queue is filled before the workers come and kept at its length and up "
+        f"to {2 * TOP_UP:,} more by new submits while tasks from its front are run (submitted, "
+        "handed out, completed; nobody awaits their outcomes). A task counts half when it is accepted and "
         f"half when it is completed. {ONCE_FROM:,} queued are looked at once, in the first round."
     )
     for turn in range(plan.rounds):

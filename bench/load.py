@@ -287,7 +287,7 @@ def _drive(selector: selectors.BaseSelector, seen: Seen, begun: float, until: fl
     told = threading.Event()
     if until == math.inf:
         threading.Thread(target=_await_end, args=(told,), daemon=True).start()
-    now = 0.0
+    now = time.perf_counter()
     while now < until and not told.is_set():
         for key, _ in selector.select(max(0.0, min(LOOK_S, until - now))):
             connection: _Connection = key.data

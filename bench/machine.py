@@ -87,6 +87,11 @@ def busy() -> float:
     return max(0.0, 1 - float(idle_s) / (LOOK_S * (os.cpu_count() or 1)))
 
 
+def stolen_s() -> float:
+    """Return the processor time that a virtual machine's host has given to others (Linux)."""
+    return float(getattr(psutil.cpu_times(), "steal", 0.0))
+
+
 def _file_system(folder: Path) -> str:
     best = ("", "?")
     for part in psutil.disk_partitions(all=True):

@@ -130,7 +130,8 @@ def _made(name: str, about: dict[str, Any]) -> str:
     return (
         f"`python3 start_d8.py bench {name}`, {about['rounds']} rounds{size}, from "
         f"{about['started_at']}; took {about['seconds']:.0f} s, load average before: "
-        f"{about['load_before']:.2f}, cores taken by others: {about['busy_before']:.0%}."
+        f"{about['load_before']:.2f}, cores taken by others: {about['busy_before']:.0%}; "
+        f"the host gave {about['stolen_s']:.0f} s of processor time to others meanwhile."
     )
 
 

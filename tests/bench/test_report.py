@@ -32,6 +32,7 @@ ABOUT = {
     "load_before": 0.2,
     "busy_before": 0.01,
     "seconds": 1.0,
+    "stolen_s": 0.1,
 }
 
 
