@@ -55,8 +55,9 @@ def measure(plan: Plan) -> Findings:
     found.note(
         "Cost: the queue is filled before the workers come and kept at its length and up "
         f"to {2 * TOP_UP:,} more by new submits while tasks from its front are run (submitted, "
-        "handed out, completed; nobody awaits their outcomes). A task counts half when it is accepted and "
-        f"half when it is completed. {ONCE_FROM:,} queued are looked at once, in the first round."
+        "handed out, completed; nobody awaits their outcomes). A task counts half when it is "
+        f"accepted and half when it is completed. {ONCE_FROM:,} queued are looked at once, in the "
+        "first round."
     )
     for turn in range(plan.rounds):
         fill_up(found, plan, turn)
@@ -64,6 +65,14 @@ def measure(plan: Plan) -> Findings:
         for length in COST_LENGTHS if plan.is_full else QUICK_LENGTHS:
             say(f"backlog: cost at {length:,}, round {turn + 1}")
             run_at(found, plan, length)
+    for title in (COSTS, SHORTEST):  # the longest was looked at first
+        table = found.table(title, "")
+        table.cells = {
+            (row, column(length)): table.samples(row, column(length))
+            for row in table.rows
+            for length in LENGTHS
+            if table.samples(row, column(length))
+        }
     costs, over = found.table(COSTS, "µs"), found.table(COST_RATIO, "×")
     for name in costs.columns:
         for row in costs.rows:

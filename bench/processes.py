@@ -94,7 +94,16 @@ def kill_tree(pid: int) -> None:
     for each in family:
         with contextlib.suppress(psutil.NoSuchProcess):
             each.kill()
-    psutil.wait_procs(family, timeout=10)
+    until = time.monotonic() + FIND_S
+    while any(map(_lives, family)) and time.monotonic() < until:
+        time.sleep(0.001)
+
+
+def _lives(process: psutil.Process) -> bool:
+    """A zombie is dead: orphans stay as such until the system's first process looks at them."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    return False
 
 
 def raise_descriptor_limit(wanted: int) -> int:
