@@ -135,7 +135,8 @@ def _lines(title: str, wording: Sequence[str], *, is_log: bool) -> Callable[[Any
         for place, row in enumerate(table.rows):
             columns = [name for name in table.columns if name[0].isdigit()]
             columns = [name for name in columns if table.samples(row, name)]
-            counts = [int(name.split(" ")[0].replace(",", "")) for name in columns]
+            columns.sort(key=_count)
+            counts = [_count(name) for name in columns]
             samples = [table.samples(row, name) for name in columns]
             colour = MANY_COLOURS[place * 2 % len(MANY_COLOURS)]
             medians = [statistics.median(each) for each in samples]
@@ -165,6 +166,11 @@ def _lines(title: str, wording: Sequence[str], *, is_log: bool) -> Callable[[Any
     return paint
 
 
+def _count(column: str) -> int:
+    """Return the number that the name of a column begins with."""
+    return int(column.split(" ")[0].replace(",", ""))
+
+
 def _rest(axes: Any, found: Findings) -> bool:
     """Bars of requests per second in groups, a group for each number of connections."""
     table = _table(found, rest.RATES)
@@ -191,7 +197,9 @@ def _plain_numbers(axis: Any) -> None:
     """Have a log axis say 1,000 and not a power of ten, and nothing between."""
     from matplotlib.ticker import FuncFormatter, NullFormatter
 
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
+    axis.set_major_formatter(
+        FuncFormatter(lambda value, _: f"{value:,.6g}" if value < 1 else f"{value:,.0f}")
+    )
     axis.set_minor_formatter(NullFormatter())
 
 

@@ -68,7 +68,8 @@ def measure(
     """Run scenarios one after another; keep the file up to date after each of them."""
     told: dict[str, Any] = {
         "schema": SCHEMA,
-        "command": " ".join(["python3 start_d8.py bench", *arguments]),
+        # files by their names: where they lie is nobody's concern
+        "command": " ".join(["python3 start_d8.py bench", *(Path(a).name for a in arguments)]),
         "started_at": _now(),
         "rounds": plan.rounds,
         "scale": plan.scale,
@@ -119,8 +120,11 @@ def _report(rest: Sequence[str]) -> int:
     parser.add_argument(
         "--plot", type=Path, metavar="DIR", help="draw the plots too, and show them on the page"
     )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="keep the parts as one file")
     arguments = parser.parse_args(rest)
     told = report.joined([_read(file) for file in arguments.file])
+    if arguments.json:
+        arguments.json.write_text(json.dumps(told, ensure_ascii=False) + "\n", "utf-8")
     pictures: list[str] = []
     if arguments.plot:
         from bench import plots

@@ -106,8 +106,13 @@ def test_the_page_shows_the_plots() -> None:
 def test_the_command_writes_the_page(tmp_path: Path) -> None:
     kept, page = tmp_path / "run.json", tmp_path / "page.md"
     kept.write_text(json.dumps(told(throughput=throughput_at(2.0))), "utf-8")
-    options = argparse.Namespace(rest=["report", str(kept), "--to", str(page)])
+    whole = tmp_path / "whole.json"
+    rest = ["report", str(kept), "--to", str(page), "--json", str(whole)]
+    options = argparse.Namespace(rest=rest)
     assert run.run(Config(), options) == 0
+    assert page.read_text("utf-8") == report.page(told(throughput=throughput_at(2.0)))
+    again = argparse.Namespace(rest=["report", str(whole), "--to", str(page)])
+    assert run.run(Config(), again) == 0
     assert page.read_text("utf-8") == report.page(told(throughput=throughput_at(2.0)))
 
 
