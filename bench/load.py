@@ -115,6 +115,8 @@ def load_beside(job: LoadJob) -> Iterator[Seen]:
         if process.poll() is not None:
             raise D8Error("the load generator ended too early")
         told, _ = process.communicate(timeout=END_S)  # closes its standard input
+        if process.returncode or not told:
+            raise D8Error(f"the load generator ended with exit code {process.returncode}")
         for name, value in json.loads(told.splitlines()[-1]).items():
             setattr(seen, name, value)
     except subprocess.TimeoutExpired:

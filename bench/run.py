@@ -83,9 +83,10 @@ def measure(
         begun, stolen_s = time.monotonic(), machine.stolen_s()
         try:
             found: Findings = importlib.import_module(f"bench.{name}").measure(plan)
-        except D8Error as error:  # the other scenarios are no less true
-            say(f"{name} failed: {error}")
-            told["failed"][name] = str(error)
+        except Exception as error:  # whatever it is: the other scenarios are no less true
+            why = str(error) if isinstance(error, D8Error) else repr(error)
+            say(f"{name} failed: {why}")
+            told["failed"][name] = why
         else:
             told["scenarios"][name] = {
                 "started_at": at,

@@ -59,7 +59,7 @@ class Outbox:
         OutboxBrokenError: the file is damaged or of a newer version.
         WorkerError: the disk is full or fails.
 
-    Thread: that which made it.
+    Thread: one at a time.
     """
 
     def __init__(

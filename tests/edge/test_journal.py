@@ -251,6 +251,23 @@ def test_pages_of_a_listing_hold_each_task_once(journal: Journal, state: str, li
     assert listed == ([*ids[0], *ids[1], *ids[2]] if place is None else ids[place])
 
 
+@pytest.mark.parametrize("limit", [1, 3, 7])
+def test_open_tasks_are_listed_behind_finished_batches_that_are_not_closed(
+    journal: Journal, limit: int
+) -> None:
+    journal.append([batch(first, 1) for first in range(20)] + [batch(20, 10), batch(30, 1)])
+    journal.append([done(*range(20)), done(21, 22)])
+    reader = Reader(journal.path)
+    listed: list[object] = []
+    cursor: object = ""
+    while cursor is not None:
+        (cursor, *_), *rows = reader.query("list", ("open", "", limit, cursor or ""))
+        assert rows or cursor is None
+        listed += [row[0] for row in rows]
+    reader.close()
+    assert listed == [f"{S}-{n}" for n in (20, *range(23, 31))]
+
+
 def test_the_oldest_finished_are_pruned_with_a_tombstone(journal: Journal, file: Path) -> None:
     reader = Reader(file)
     journal.append([batch(0, 2), batch(2, 2), done(0, 1, 2, 3), Closed([(S, 0), (S, 2)])])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -11,7 +12,8 @@ from typing import Any
 import pytest
 
 from d8mesh.nodes.client import Client
-from d8mesh.nodes.worker.slots import QUICK_IN_A_ROW
+from d8mesh.nodes.worker.slots import QUICK_IN_A_ROW, Slots
+from tests.nodes import process_handlers
 from tests.nodes.mesh import PATIENCE_S, Mesh, mesh_in, until
 
 IO_THREAD = "worker-io"
@@ -96,3 +98,23 @@ def test_one_that_takes_its_time_after_all_stops_nothing_and_keeps_its_slot(mesh
     handler.gate.set()
     assert all(task.result(PATIENCE_S) for task in both)
     assert any(where(client).startswith(IO_THREAD) for _ in range(QUICK_IN_A_ROW * 50))
+
+
+def test_a_process_of_a_quick_type_is_a_slots(mesh: Mesh, monkeypatch: pytest.MonkeyPatch) -> None:
+    served: list[str] = []
+    run = Slots._run
+
+    def noted(self: Slots, *given: Any) -> None:
+        served.append(threading.current_thread().name)
+        run(self, *given)
+
+    monkeypatch.setattr(Slots, "_run", noted)
+    port = mesh.broker()
+    worker = mesh.worker(port, slots=2)
+    worker.register("which", Handler())
+    mesh.run(worker)
+    client = mesh.client(port)
+    assert any(where(client) == IO_THREAD for _ in range(QUICK_IN_A_ROW * 50))
+    worker.register("which", process_handlers.pid, process=True)
+    assert where(client) != str(os.getpid())
+    assert served[-1].startswith("slot-")

@@ -183,28 +183,37 @@ class Reader:
             + (" AND type = ?" if kind else "")
             + " ORDER BY seq LIMIT ?"
         )
-        values = (seq, kind, limit + 1) if kind else (seq, limit + 1)
-        for batch_seq, first, count, batch_type, blob, at in fetch(self._db, sql, values):
-            start = index if batch_seq == seq else 0
-            spec = msgspec.msgpack.decode(blob, type=Spec)
-            runs = self._finished_in(first + start, first + count, is_open_only)
-            run = next(runs, None)
-            for row in range(first + start, first + count):
-                while run is not None and row >= run.first + run.count:
-                    run = next(runs, None)
-                if run is not None and row >= run.first and not is_open_only:
-                    size += len(run.payloads[row - run.first])
-                is_full = len(told) == limit or scanned >= SCAN_ROWS
-                if is_full or (told and size > PAGE_BYTES):
-                    return [(f"{batch_seq}.{row - first}",), *told]
-                scanned += 1
-                if run is None or row < run.first:
-                    session, n = self._split(row)
-                    head = (f"{session}-{n}", batch_type, spec.priority, at)
-                    told.append((*head, None, 0, None, None, None, None, spec.replay_of, []))
-                elif not is_open_only:
-                    told.append(self._told(run, row))
-        return [(None,), *told]
+        while True:
+            values = (seq, kind, limit + 1) if kind else (seq, limit + 1)
+            batches = fetch(self._db, sql, values)
+            for batch_seq, first, count, batch_type, blob, at in batches:
+                row = first + (index if batch_seq == seq else 0)
+                spec = msgspec.msgpack.decode(blob, type=Spec)
+                runs = self._finished_in(row, first + count, is_open_only)
+                run = next(runs, None)
+                while row < first + count:
+                    while run is not None and row >= run.first + run.count:
+                        run = next(runs, None)
+                    is_finished = run is not None and row >= run.first
+                    if run is not None and is_finished and not is_open_only:
+                        size += len(run.payloads[row - run.first])
+                    is_full = len(told) == limit or scanned >= SCAN_ROWS
+                    if is_full or (told and size > PAGE_BYTES):
+                        return [(f"{batch_seq}.{row - first}",), *told]
+                    scanned += 1
+                    if run is None or not is_finished:
+                        session, n = self._split(row)
+                        head = (f"{session}-{n}", batch_type, spec.priority, at)
+                        told.append((*head, None, 0, None, None, None, None, spec.replay_of, []))
+                    elif not is_open_only:
+                        told.append(self._told(run, row))
+                    else:  # over all that ended with it
+                        row = run.first + run.count - 1
+                    row += 1
+            if len(batches) <= limit:
+                return [(None,), *told]
+            # Finished batches may not be marked so yet: those fetched need not fill a page.
+            seq, index = batches[-1][0] + 1, 0
 
     def _finished_in(self, first: int, end: int, is_bare: bool) -> Iterator[_Run]:
         """Yield the runs that hold rows from `first` to `end` - 1, in order.

@@ -119,6 +119,8 @@ class Runner:
         self._next_watch = self._next_look = 0.0
         self._in_use = addresses()
         self._slept_s = slept_s()
+        #: how many attempts were begun and have not been handed in or given back
+        self._at_work = 0
         #: the attempt to run on this thread, once all that came with it has been taken in
         self._lone: Attempt | None = None
         #: guards since when the I/O thread has been at an attempt (0: it is not), and who was
@@ -128,12 +130,13 @@ class Runner:
         self._relieved: dict[int, threading.Event] = {}
         self._keeper = 0
         self._is_lending = threading.Event()
+        self._has_relief = False
 
     def start(self) -> None:
         """Begin."""
         self._slots.start_all()
         threading.Thread(target=self._serve, name="worker-io", daemon=True).start()
-        threading.Thread(target=self._relieve, name="worker-io-relief", daemon=True).start()
+        self._has_relief = self._start_relief()
 
     def do(self, action: Action) -> None:
         """Have the I/O thread do something with the session."""
@@ -184,21 +187,32 @@ class Runner:
 
     def _relieve(self) -> None:
         """Become the I/O thread if an attempt keeps that for too long."""
-        while not self.ended.is_set():
+        pause_s = RELIEF_S
+        while True:
             self._is_lending.wait()
-            time.sleep(RELIEF_S)
+            time.sleep(pause_s)
+            if self.ended.is_set():
+                return
             with self._guard:
+                left_s = self._lent_at + RELIEF_S - time.monotonic()
                 if not self._lent_at:
                     self._is_lending.clear()
-                elif time.monotonic() - self._lent_at > RELIEF_S:
+                elif left_s <= 0 and self._start_relief():
                     self._lent_at = 0.0
                     self._relieved[self._keeper] = self._slots.keep_one()
                     break
-        if self.ended.is_set():
-            return
+                pause_s = left_s if 0 < left_s < RELIEF_S else RELIEF_S
         self._next_watch = 0.0
-        threading.Thread(target=self._relieve, name="worker-io-relief", daemon=True).start()
         self._serve()
+
+    def _start_relief(self) -> bool:
+        """Start the thread that may relieve the I/O thread; False if there can be none more."""
+        relief = threading.Thread(target=self._relieve, name="worker-io-relief", daemon=True)
+        try:
+            relief.start()
+        except RuntimeError:
+            return False
+        return True
 
     def _is_over(self) -> bool:
         if self._stop_at is None:
@@ -247,6 +261,7 @@ class Runner:
         passed("worker.finished")
         take = slots.ended.popleft
         ended = [take() for _ in range(len(slots.ended))]
+        self._at_work -= len(ended)
         if slots.aborted:
             slots.aborted.difference_update([row[2] for row in ended])
         if slots.listened:
@@ -256,13 +271,20 @@ class Runner:
 
     def _begin(self, attempts: list[Attempt]) -> None:
         """Give attempts to the slots; one that is alone and quick is kept for this thread."""
-        if self._lone is not None:
-            attempts, self._lone = [self._lone, *attempts], None
-        elif len(attempts) == 1 and self._slots.is_quick(attempts[0][1]):
+        is_alone = self._has_relief and not self._at_work and len(attempts) == 1
+        self._at_work += len(attempts)
+        if is_alone and self._slots.is_quick(attempts[0][1]):
             self._lone = attempts[0]
             return
+        self._put_lone()
         self._slots.put(attempts)
         self._next_watch = min(self._next_watch, time.monotonic() + WATCH_S)
+
+    def _put_lone(self) -> None:
+        """Give what was kept for this thread to the slots after all."""
+        if self._lone is not None:
+            lone, self._lone = self._lone, None
+            self._slots.put([lone])
 
     def _run_lone(self) -> None:
         """Run an attempt here, and hand its result in.
@@ -276,12 +298,14 @@ class Runner:
             self._lent_at = time.monotonic()
             if not self._is_lending.is_set():
                 self._is_lending.set()
-        self._slots.run_here(attempt)
-        with self._guard:
-            is_free = self._relieved.pop(threading.get_ident(), None)
-            if is_free is not None:
-                raise _Relieved(is_free)
-            self._lent_at = 0.0
+        try:
+            self._slots.run_here(attempt)
+        finally:
+            with self._guard:
+                is_free = self._relieved.pop(threading.get_ident(), None)
+                if is_free is not None:
+                    raise _Relieved(is_free)
+                self._lent_at = 0.0
         self._hand_in(time.monotonic())
 
     def _take_pieces(self) -> None:
@@ -398,7 +422,9 @@ class Runner:
                         if type(effect.message) is Results:
                             passed("worker.results_sent")
                 case TakeBack():
+                    self._put_lone()
                     given = slots.take_back(effect.link, effect.count)
+                    self._at_work -= len(given)
                     slots.aborted.difference_update([attempt[5] for attempt in given])
                     self._perform(self.session.taken_back(given, time.monotonic()))
                 case Abort():

@@ -155,12 +155,14 @@ class Slots:
             put(attempt)
 
     def is_quick(self, kind_of_task: str) -> bool:
-        """Tell whether an attempt of this type may run on the I/O thread, with none beside it.
+        """Tell whether an attempt of this type may run on the I/O thread.
 
         Not with one slot: a handler may count on one thread for all that it is given.
         """
-        is_quick = self._quick.get(kind_of_task, 0) >= QUICK_IN_A_ROW
-        return is_quick and len(self._threads) > 1 and self._ready.empty() and not self.running()
+        handler = self._handlers.get(kind_of_task)
+        if handler is None or handler.function is not None or len(self._threads) < 2:
+            return False
+        return self._quick.get(kind_of_task, 0) >= QUICK_IN_A_ROW
 
     def run_here(self, attempt: Attempt) -> None:
         """Run an attempt in place of a slot; it ends in `ended`. Thread: the I/O thread."""
