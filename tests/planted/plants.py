@@ -359,6 +359,22 @@ PLANTS: Final = (
         "test_a_backup_put_in_the_place_of_a_stopped_journal_is_what_counts",
     ),
     Plant(
+        "take batches in that were finished and not closed",
+        "d8mesh.core.dispatcher:Dispatcher._restore",
+        "if len(finished) < batch.count:",
+        "if True:",
+        "tests/core/test_dispatcher.py::"
+        "test_batches_that_a_crash_left_unclosed_are_closed_after_the_restart",
+    ),
+    Plant(
+        "end the list of open tasks at finished batches that are not closed",
+        "d8mesh.edge.journal.reader:Reader._list_batches",
+        "if len(batches) <= limit:",
+        "if True:",
+        "tests/edge/test_journal.py::"
+        "test_open_tasks_are_listed_behind_finished_batches_that_are_not_closed",
+    ),
+    Plant(
         "ask without a pause for what cannot be read",
         "d8mesh.core.handout:Handout._page_in",
         "if tries and self._pool.now < not_before:",
