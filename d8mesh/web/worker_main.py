@@ -74,13 +74,15 @@ def run(config: Config, options: argparse.Namespace) -> int:
                 target=_tell, args=(worker, config.mesh, stop), name="tell", daemon=True
             ),
         ]
+
+        def start_threads() -> None:
+            for thread in threads:
+                thread.start()
+
         if options.with_parent:
             end_with_parent(worker.request_stop)
-        worker.start()
-        for thread in threads:
-            thread.start()
         try:
-            worker.run()
+            worker.run(on_start=start_threads)
         finally:
             stop.set()
     print("worker stopped", flush=True)

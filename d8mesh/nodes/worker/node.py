@@ -211,19 +211,23 @@ class Worker:
         """Let `run` drain and return, as a first Ctrl-C does. Thread: any."""
         self._asked.set()
 
-    def run(self) -> None:
+    def run(self, *, on_start: Callable[[], None] = lambda: None) -> None:
         """Work until Ctrl-C, SIGTERM or (Windows) Ctrl-Break; a second one stops at once.
+
+        Args:
+            on_start: called once, when the worker has begun; signals are heeded from before.
 
         Raises:
             WorkerError: it ended by a fault of its own; the log says more.
 
         Thread: the main thread.
         """
-        if self._runner is None:
-            self.start()
-        runner = self._runner
-        assert runner is not None
         with _signals(self._asked):
+            if self._runner is None:
+                self.start()
+            runner = self._runner
+            assert runner is not None
+            on_start()
             while not self._asked.wait(0.5) and not runner.ended.is_set():
                 pass  # short waits: a signal is handled between them on every system
             self.stop()
