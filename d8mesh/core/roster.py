@@ -184,12 +184,15 @@ class Roster:
         is_free = seat.free > 0
         if is_free is seat.is_free:
             return
-        seat.is_free = is_free
+        seat.is_free, free = is_free, self.free
         for kind in seat.types:
-            if is_free:
-                self.free.setdefault(kind, {})[seat.worker_id] = seat
+            line = free.get(kind)
+            if not is_free:
+                _discard(free, kind, seat)
+            elif line is None:
+                free[kind] = {seat.worker_id: seat}
             else:
-                _discard(self.free, kind, seat)
+                line[seat.worker_id] = seat
 
     def to_the_end(self, seat: Seat, kind: str) -> None:
         """Put a free seat last in line for its type, so that all get their share."""

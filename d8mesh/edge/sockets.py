@@ -40,8 +40,10 @@ CONNECT_MS: Final = 2000
 BACKLOG: Final = 1024
 #: How long closing may wait for what is still to be sent: a goodbye, not a queue.
 LINGER_MS: Final = 300
+#: Frames below this are copied into a message; larger ones are lent to it until they are sent.
+COPIED_BYTES: Final = 65_536
 #: As plain numbers: arithmetic with pyzmq's enums costs more than what it asks for.
-_NOBLOCK, _EVENTS, _RCVMORE = int(zmq.NOBLOCK), int(zmq.EVENTS), int(zmq.RCVMORE)
+_NOBLOCK, _EVENTS = int(zmq.NOBLOCK), int(zmq.EVENTS)
 _READABLE: Final = int(zmq.POLLIN)
 _AND_MORE: Final = int(zmq.NOBLOCK) | int(zmq.SNDMORE)
 _ZAP_ENDPOINT: Final = "inproc://zeromq.zap.01"
@@ -177,6 +179,7 @@ class RouterEndpoint:
         self.socket.set(zmq.ROUTER_MANDATORY, 1)
         self.socket.set(zmq.BACKLOG, BACKLOG)
         self.socket.set(zmq.ZAP_DOMAIN, b"d8")
+        self._send = _plain_send(self.socket)
         self._addresses: dict[bytes, str] = {}
         try:
             self.port = self._bind(host, ports)
@@ -197,26 +200,27 @@ class RouterEndpoint:
             if len(received) < 2 and not state(_EVENTS) & _READABLE:  # type: ignore[operator]
                 break
             try:
-                routing_id: bytes = get(_NOBLOCK)  # a frame always follows it
+                routing_id: bytes = get(_NOBLOCK)
             except zmq.Again:
                 break
+            # A frame always follows it. Uncopied, it tells whether there is more at once: to ask
+            # the socket costs more than both calls.
+            part = get(_NOBLOCK, False, False)
             address = addresses.get(routing_id)
-            frame: bytes | None
             if address is None:
-                frame, address = self._first(routing_id)
-            else:
-                frame = get(_NOBLOCK)
-            if state(_RCVMORE):
+                address = self._first(routing_id, part)
+            if part.more:
                 self._skip()
-                frame = None
-            received.append((routing_id, address, frame))
+                received.append((routing_id, address, None))
+            else:
+                received.append((routing_id, address, part.bytes))
         return received
 
     def send(self, routing_id: bytes, frame: bytes) -> bool:
         """Send without waiting; False: the peer is gone (EHOSTUNREACH) or reads too slowly."""
         try:
-            self.socket.send(routing_id, _AND_MORE)
-            self.socket.send(frame, _NOBLOCK, copy=len(frame) < 65536)
+            self._send(routing_id, _AND_MORE)
+            self._send(frame, _NOBLOCK, len(frame) < COPIED_BYTES)
         except zmq.ZMQError as error:
             if error.errno == errno.EHOSTUNREACH:
                 self._addresses.pop(routing_id, None)
@@ -229,9 +233,8 @@ class RouterEndpoint:
         self._gate.close()
         self._context.term()
 
-    def _first(self, routing_id: bytes) -> tuple[bytes, str]:
-        """Receive the first frame of a connection, with its address."""
-        part = self.socket.recv(_NOBLOCK, copy=False)
+    def _first(self, routing_id: bytes, part: zmq.Frame) -> str:
+        """Return the address that the first frame of a connection came from."""
         try:
             address = str(part.get("Peer-Address")).removeprefix("::ffff:")
         except zmq.ZMQError:
@@ -239,11 +242,11 @@ class RouterEndpoint:
         if len(self._addresses) >= MAX_ADDRESSES:
             self._addresses.clear()  # asked again at the next frame of each
         self._addresses[routing_id] = address
-        return part.bytes, address
+        return address
 
     def _skip(self) -> None:
-        while self.socket.getsockopt(_RCVMORE):
-            self.socket.recv(_NOBLOCK, copy=False)
+        while self.socket.recv(_NOBLOCK, copy=False).more:
+            pass
 
     def _bind(self, host: str, ports: Sequence[int]) -> int:
         for port in ports:
@@ -293,6 +296,7 @@ class DealerLink:
         self._context = self._owned or shared.context  # type: ignore[union-attr]
         self.socket = self._context.socket(zmq.DEALER)
         _configure(self.socket)
+        self._send = _plain_send(self.socket)
         self.socket.set(zmq.RECONNECT_IVL, RECONNECT_MS)
         self.socket.set(zmq.RECONNECT_IVL_MAX, RECONNECT_MAX_MS)
         self.socket.set(zmq.CONNECT_TIMEOUT, CONNECT_MS)
@@ -308,7 +312,7 @@ class DealerLink:
     def send(self, frame: bytes) -> bool:
         """Send without waiting; False if the queue to the broker is full."""
         try:
-            self.socket.send(frame, _NOBLOCK, copy=len(frame) < 65536)
+            self._send(frame, _NOBLOCK, len(frame) < COPIED_BYTES)
         except zmq.ZMQError:
             return False
         return True
@@ -380,6 +384,14 @@ class _Gate:
             self._socket.send_multipart((version, request, *status, b"", b""))
         self._socket.close(0)
         self._control.close(0)
+
+
+def _plain_send(handle: zmq.Socket[bytes]) -> Callable[..., object]:
+    """Return (frame, flags, whether it is copied) -> None: `send` without pyzmq's Python around it.
+
+    That looks for options of draft sockets, at twice the cost of sending.
+    """
+    return super(zmq.Socket, handle).send
 
 
 def _configure(handle: zmq.Socket[bytes]) -> None:

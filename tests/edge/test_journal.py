@@ -301,6 +301,22 @@ def test_runs_are_consecutive_and_stop_at_batches(rows: list[int], breaks: set[i
     assert seen == rows
 
 
+@pytest.mark.parametrize("count", [1, 2, CHUNKS[0] + 5, 3 * CHUNKS[0] + 7])
+def test_what_each_of_many_workers_has_completed_is_counted(journal: Journal, count: int) -> None:
+    journal.append([batch(1, 3 * count)])
+    for part in (range(count), range(count, 3 * count)):  # the second has each worker twice
+        ids = [f"{S}-{n + 1}" for n in part]
+        journal.append(
+            [Completed(f"w{n % count}", [ids[i]], [1], [b"r"], 2.0) for i, n in enumerate(part)]
+        )
+    opened = again(journal)
+    workers = opened.restore().workers
+    assert {name: record.completed for name, record in workers.items()} == {
+        f"w{n}": 3 for n in range(count)
+    }
+    opened.close()
+
+
 @pytest.mark.parametrize("count", [1, CHUNKS[0] - 1, CHUNKS[0] + 1, 3 * CHUNKS[0] + 7])
 def test_any_number_of_rows_is_written(journal: Journal, count: int) -> None:
     journal.append([batch(n * 2, 1) for n in range(count)])

@@ -77,6 +77,18 @@ def insert_sql(table: str, width: int, rows: int) -> str:
     return _statements[key]
 
 
+def completed_sql(rows: int) -> str:
+    """Return the statement that adds to the counts of `rows` workers: (worker, count) each."""
+    key = ("+workers", 2, rows)
+    if key not in _statements:
+        pairs = ",".join(["(?,?)"] * rows)
+        _statements[key] = (
+            "UPDATE workers SET completed = completed + done.column2 "
+            f"FROM (VALUES {pairs}) AS done WHERE worker = done.column1"
+        )
+    return _statements[key]
+
+
 def split_row(row: int, names: dict[int, str]) -> tuple[str, int]:
     """Return the session and counter of a row id; `names` maps session numbers."""
     return names[row >> COUNTER_BITS], row & (1 << COUNTER_BITS) - 1

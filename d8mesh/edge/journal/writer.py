@@ -14,6 +14,7 @@ import secrets
 import shutil
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -57,6 +58,7 @@ from d8mesh.edge.journal.schema import (
     Runs,
     Value,
     at_once,
+    completed_sql,
     insert_sql,
 )
 from d8mesh.errors import JournalBrokenError, JournalError
@@ -185,10 +187,8 @@ class Journal:
         self._insert("outcomes", values, width=7)
         total = sum(done.values())
         self._db.execute("UPDATE totals SET completed = completed + ?", (total,))
-        for worker, count in done.items():
-            self._db.execute(
-                "UPDATE workers SET completed = completed + ? WHERE worker = ?", (count, worker)
-            )
+        counts: list[Value] = [value for pair in done.items() for value in pair]
+        self._in_chunks(completed_sql, counts, width=2)
 
     def _failed(self, facts: list[Failed]) -> None:
         for fact in facts:
@@ -387,12 +387,16 @@ class Journal:
     # --------------------------------------------------------------------- helpers
 
     def _insert(self, table: str, values: list[Value], *, width: int) -> None:
-        """Insert rows of `width` columns given as one flat list, in multi-row statements."""
+        """Insert rows of `width` columns given as one flat list."""
+        self._in_chunks(partial(insert_sql, table, width), values, width=width)
+
+    def _in_chunks(self, sql: Callable[[int], str], values: list[Value], *, width: int) -> None:
+        """Run multi-row statements, `sql` of the number of rows, over one flat list of values."""
         start, left = 0, len(values) // width
         for rows in CHUNKS:
             while left >= rows:
                 end = start + rows * width
-                self._db.execute(insert_sql(table, width, rows), values[start:end])
+                self._db.execute(sql(rows), values[start:end])
                 start, left = end, left - rows
 
     def _row_of(self, session: str, n: int) -> int:
