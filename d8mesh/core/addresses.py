@@ -75,6 +75,11 @@ def is_loopback(address: str) -> bool:
     return address == "localhost" if found is None else found.is_loopback
 
 
+def is_address(host: str) -> bool:
+    """Return whether this is an address of any kind, and not a name."""
+    return _parse(host) is not None
+
+
 def in_order(addresses: Iterable[str]) -> list[str]:
     """Return the admissible addresses once each, the likeliest first: loopback, IPv4, IPv6."""
     usable = dict.fromkeys(address for address in addresses if is_admissible(address))

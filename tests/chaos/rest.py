@@ -11,6 +11,7 @@ import json
 import secrets
 import sys
 import time
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
@@ -37,7 +38,7 @@ def call(folder: Path, path: str, body: object = None, key: str = "") -> tuple[i
     except HTTPError as error:
         with error:
             return error.code, error.read()[:500].decode("utf-8", "replace")
-    except (OSError, ValueError):
+    except (OSError, HTTPException, ValueError):  # it may be killed in the middle of an answer
         return 0, None
 
 
