@@ -48,6 +48,9 @@ OUTPUT_BYTES: Final = 1_048_576
 THREAD_IDLE_S: Final = 30.0
 #: How often deadlines are looked at.
 LOOK_S: Final = 0.5
+#: Longest waits for something to read or write: with open connections, whose deadlines pass
+#: meanwhile, and with none (a new one and `close` end it).
+OPEN_WAIT_S, IDLE_WAIT_S = 1.0, 30.0
 #: Threads of the urgent lane: enough for /health, whatever the others wait for.
 _URGENT_THREADS: Final = 2
 #: Connections accepted in one go: a turn costs as much as there are connections.
@@ -150,7 +153,8 @@ class Listener:
         next_look = 0.0
         try:
             while not self._is_closing.is_set():
-                wasyncore.loop(timeout=1, map=self._map, use_poll=hasattr(select, "poll"), count=1)
+                wait_s = OPEN_WAIT_S if self._server.active_channels else IDLE_WAIT_S
+                wasyncore.loop(wait_s, hasattr(select, "poll"), self._map, count=1)
                 if time.monotonic() >= next_look:
                     next_look = time.monotonic() + LOOK_S
                     self._server.close_overdue()

@@ -34,7 +34,7 @@ PROBE_S: Final = 10.0
 #: How often the first orchestrator is looked for, to say so.
 LOOK_S: Final = 0.1
 #: The same once it has joined one: an idle worker shall cost nothing.
-LATER_LOOK_S: Final = 1.0
+LATER_LOOK_S: Final = 2.0
 #: Without an orchestrator for this long, people are told once.
 PATIENCE_S: Final = 10.0
 DEFAULT_TYPE: Final = "deepseek"

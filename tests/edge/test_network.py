@@ -13,10 +13,10 @@ from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
-import ifaddr
 import pytest
 
 from d8mesh.core.addresses import host_is_allowed, host_of, is_admissible
+from d8mesh.edge import network
 from d8mesh.edge.network import (
     InterfaceAddress,
     ask_health,
@@ -53,7 +53,7 @@ def machine_with(monkeypatch: pytest.MonkeyPatch, **cards: list[str]) -> None:
         )
         for index, (name, ips) in enumerate(cards.items())
     ]
-    monkeypatch.setattr(ifaddr, "get_adapters", lambda: adapters)
+    monkeypatch.setattr(network, "adapters", lambda: adapters)
 
 
 def addresses(*interfaces: str) -> list[str]:

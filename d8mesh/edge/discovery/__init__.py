@@ -18,6 +18,7 @@ import contextlib
 import re
 import socket
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from typing import Final
@@ -33,8 +34,11 @@ from d8mesh.edge.discovery.listener import Listener, Report
 
 __all__ = ["Announcement", "Discovery", "Kind", "Sighting"]
 
-#: The interfaces are looked at this often; a look takes about 1 ms.
+#: The addresses are looked at this often.
 LOOK_S: Final = 3.0
+#: And the cards they belong to this often: that one came back with the same address is noticed
+#: then. To ask the system for them takes a millisecond.
+CARD_LOOK_S: Final = 10.0
 #: Bytes of the host name in an instance name: with the boot id it must fit into 63.
 _MAX_HOST_BYTES: Final = 40
 _BOOT_DIGITS: Final = 12
@@ -82,7 +86,9 @@ class Discovery:
         self._said: dict[Kind, tuple[Announcement, ServiceInfo]] = {}
         self._zeroconf: AsyncZeroconf | None = None
         self._listener: Listener | None = None
+        self._used: frozenset[str] = frozenset()
         self._place: _Place = ()
+        self._next_card_look = 0.0
         self._trouble = ""
         self._loop: asyncio.AbstractEventLoop | None = None
         self._wake = asyncio.Event()
@@ -139,10 +145,9 @@ class Discovery:
     async def _look(self) -> None:
         """Start anew if the interfaces changed, and say what is not yet said."""
         try:
-            place = _place(self._addresses())
-            if self._zeroconf is None or place != self._place:
+            if self._has_moved() or self._zeroconf is None:
                 await self._tear_down(is_goodbye=False)
-                await self._build(place)
+                await self._build()
             await self._say()
             self._trouble = ""
         except Exception as error:  # whatever it is: the node goes on, and so do the looks
@@ -152,9 +157,17 @@ class Discovery:
                 self._trouble = text
                 self._report.on_trouble(text)
 
-    async def _build(self, place: _Place) -> None:
-        self._place = place
-        addresses = [address for _, address in place]
+    def _has_moved(self) -> bool:
+        """Note where the node is; True if that has changed."""
+        used, now = frozenset(self._addresses()), time.monotonic()
+        if used == self._used and now < self._next_card_look:
+            return False
+        before, self._place = self._place, _place(used)
+        self._used, self._next_card_look = used, now + CARD_LOOK_S
+        return before != self._place
+
+    async def _build(self) -> None:
+        addresses = [address for _, address in self._place]
         if not addresses:
             raise OSError("no usable network interface is up (see D8_INTERFACES)")
         versions = {":" in address for address in addresses}

@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import queue
 import secrets
 import signal
 import socket
-import threading
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import FrameType
@@ -36,6 +37,9 @@ from d8mesh.nodes.worker.slots import Bell, Registered, Slots
 DRAIN_S: Final = 25.0
 #: Beyond the drain, how long the goodbyes may take.
 END_S: Final = 5.0
+#: How often `Worker.run` looks whether the worker lives. Elsewhere than on Windows a signal
+#: ends the pause.
+LOOK_S: Final = 0.5 if sys.platform == "win32" else 2.0
 #: More threads than this on one machine are a mistake.
 MAX_SLOTS: Final = 1024
 #: A worker whose type nobody named.
@@ -84,7 +88,9 @@ class Worker:
         self._models: tuple[str, ...] = ()
         self._backend: dict[str, object] = {}
         self._status_port = 0
-        self._asked = threading.Event()
+        #: whoever asks `run` to end puts something in: of all queues and events only this kind
+        #: may be used by a signal handler while the same thread waits for it
+        self._stops: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._runner: Runner | None = None
         self._identity: Identity | None = None
         self._discovery: Discovery | None = None
@@ -209,7 +215,7 @@ class Worker:
 
     def request_stop(self) -> None:
         """Let `run` drain and return, as a first Ctrl-C does. Thread: any."""
-        self._asked.set()
+        self._stops.put(None)
 
     def run(self, *, on_start: Callable[[], None] = lambda: None) -> None:
         """Work until Ctrl-C, SIGTERM or (Windows) Ctrl-Break; a second one stops at once.
@@ -222,14 +228,16 @@ class Worker:
 
         Thread: the main thread.
         """
-        with _signals(self._asked):
+        with _signals(self._stops):
             if self._runner is None:
                 self.start()
             runner = self._runner
             assert runner is not None
             on_start()
-            while not self._asked.wait(0.5) and not runner.ended.is_set():
-                pass  # short waits: a signal is handled between them on every system
+            while not runner.ended.is_set():
+                with contextlib.suppress(queue.Empty):
+                    self._stops.get(timeout=LOOK_S)
+                    break
             self.stop()
         if runner.fatal is not None:
             raise WorkerError(f"the worker ended by a fault of its own: {runner.fatal!r}")
@@ -369,14 +377,17 @@ def _function_name(handler: Callable[..., Any]) -> str:
 
 
 @contextlib.contextmanager
-def _signals(asked: threading.Event) -> Iterator[None]:
-    """Let the first signal set `asked` and the second end the process."""
+def _signals(stops: queue.SimpleQueue[None]) -> Iterator[None]:
+    """Let the first signal be told to `stops` and the second end the process."""
+    is_first = True
 
     def handle(number: int, frame: FrameType | None) -> None:
+        nonlocal is_first
         del frame
-        if asked.is_set():
+        if not is_first:
             os._exit(128 + number)
-        asked.set()
+        is_first = False
+        stops.put(None)
 
     names = ("SIGINT", "SIGTERM", "SIGBREAK")
     before = {
