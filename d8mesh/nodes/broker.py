@@ -160,10 +160,13 @@ class Broker:
     def _step(self) -> None:
         """One wake-up: drain, decide, commit, send."""
         dispatcher = self._dispatcher
-        self._loop.wait(max(0.0, dispatcher.next_deadline() - time.monotonic()))
+        received = self._router.receive(MAX_DRAIN)
+        if not received:  # what came during a commit needs no poll, which costs more than this
+            self._loop.wait(max(0.0, dispatcher.next_deadline() - time.monotonic()))
+            received = self._router.receive(MAX_DRAIN)
         now = time.monotonic()
         effects: list[Effect] = []
-        for routing_id, address, frame in self._router.receive(MAX_DRAIN):
+        for routing_id, address, frame in received:
             peer = Peer(routing_id, address)
             try:
                 if frame is None:
