@@ -134,11 +134,23 @@ def test_notices_that_were_dropped_are_a_change(
 def test_a_child_of_a_fork_listens_for_itself(
     monkeypatch: pytest.MonkeyPatch, looks: list[int]
 ) -> None:
-    bell_is(monkeypatch, Bell(), Bell())
+    of_parent, of_child = Bell(), Bell()
+    bell_is(monkeypatch, of_parent, of_child)
     adapters = Adapters()
     adapters()
     monkeypatch.setattr("os.getpid", lambda: -1)
     adapters()
+    adapters()
+    assert (len(looks), of_parent.is_closed, of_child.is_closed) == (2, True, False)
+
+
+def test_what_was_closed_begins_anew(monkeypatch: pytest.MonkeyPatch, looks: list[int]) -> None:
+    first, second = Bell(), Bell()
+    bell_is(monkeypatch, first, second)
+    adapters = Adapters()
+    adapters()
+    adapters.close()
+    assert first.is_closed
     adapters()
     assert len(looks) == 2
 

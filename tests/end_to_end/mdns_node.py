@@ -62,10 +62,10 @@ def main() -> None:
     )
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    say(event="started")  # first: what is heard may come within the millisecond
     discovery.start()
     if given.announce:
         kind, boot, port = given.announce
-        say(event="announced", boot=boot)
         discovery.announce(
             Announcement(
                 kind=Kind[kind],
@@ -77,7 +77,6 @@ def main() -> None:
                 version="1",
             )
         )
-    say(event="started")
     threading.Thread(target=answer, args=(discovery, stop), daemon=True).start()
     stop.wait()
     discovery.close()

@@ -55,8 +55,7 @@ class Node:
         self.sightings = 0
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
-        self.announced_at = 0.0
-        self.started_at = self.until(event="started")["at"]
+        self.until(event="started")
 
     def until(self, **wanted: object) -> dict[str, Any]:
         """Return the next line that has these values."""
@@ -87,8 +86,6 @@ class Node:
         assert self.process.stdout is not None
         for text in self.process.stdout:
             line = json.loads(text)
-            if line["event"] == "announced":
-                self.announced_at = line["at"]
             self.sightings += line["event"] == "sighting"
             self.said.put(line)
 

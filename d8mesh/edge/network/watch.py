@@ -8,6 +8,7 @@ Source: rtnetlink(7)
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import socket
@@ -50,10 +51,17 @@ class Adapters:
                 self._known_until = time.monotonic() + RELOOK_S
             return self._known
 
+    def close(self) -> None:
+        """Listen no more; who asks afterwards begins anew."""
+        with self._guard:
+            self._hang_up()
+            self._process = 0
+
     def _has_rung(self) -> bool:
         """True if something has changed, or nobody would say so."""
         if self._process != os.getpid():  # a fork would read the notices of its parent
             self._process = os.getpid()
+            self._hang_up()
             self._bell = _subscribe()
             return True
         if self._bell is None:
@@ -65,10 +73,15 @@ class Adapters:
             except BlockingIOError:
                 return has_rung
             except OSError:  # more notices than fit, or the socket is of no use any more
-                self._bell.close()
+                self._hang_up()
                 self._bell = _subscribe()
                 return True
             has_rung = True
+
+    def _hang_up(self) -> None:
+        if self._bell is not None:
+            self._bell.close()
+            self._bell = None
 
 
 def _subscribe() -> socket.socket | None:
@@ -89,3 +102,4 @@ def _subscribe() -> socket.socket | None:
 
 #: Those of this process.
 adapters: Final = Adapters()
+atexit.register(adapters.close)
