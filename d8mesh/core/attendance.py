@@ -31,6 +31,9 @@ from d8mesh.core.tokens import Claim
 
 #: Prefetched tasks are called back when their worker made no progress for this long.
 RECALL_AFTER_S: Final = 0.5
+#: How long the acknowledgement of a result that came alone waits for a hand-out to go with:
+#: many times the way of a quick task, too short for a worker to say anything again.
+OWED_S: Final = 0.02
 #: Earlier starts of a worker that are told from a new one, if they prove to be alive still.
 MAX_DISPLACED: Final = 8
 #: Chunks of one running task that late listeners still get.
@@ -218,15 +221,23 @@ class Attendance:
         """Acknowledge the results of this wake-up, after what it has handed out.
 
         A worker that holds one task at a time and was just given its next will soon be
-        given another: the acknowledgement goes with that one, or with its next `Beat`.
+        given another: the acknowledgement goes with that one, or with its next `Beat`. Where
+        tasks come one by one the next one is a moment away: it is waited for, `OWED_S`.
         """
         reporting, self._reporting = self._reporting, []
         for seat, work_seq in reporting:
             results, seat.results = seat.results, []
             if seat.window == 1 and seat.is_live and seat.work_seq != work_seq:
                 seat.owed += results
+            elif len(reporting) == len(results) == 1 and not seat.outstanding:
+                seat.owed += results
+                self._handout.after(OWED_S, self._say_owed, seat)
             else:
                 self._say_received(seat, results)
+
+    def _say_owed(self, seat: Seat) -> None:
+        if seat.owed and seat.is_live:
+            self._say_received(seat, [])
 
     def _say_received(self, seat: Seat, results: list[int]) -> None:
         owed, seat.owed = seat.owed, []

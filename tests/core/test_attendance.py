@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from d8mesh.core import messages as m
-from d8mesh.core.attendance import TAIL_BYTES
+from d8mesh.core.attendance import OWED_S, TAIL_BYTES
 from d8mesh.core.effects import Peer
 from d8mesh.core.task import Requeued, TaskState
 from tests.core.desktop import Desktop, beat, failure, hello, result
@@ -225,6 +225,7 @@ def test_results_are_acknowledged_after_the_commit_only(desk: Desktop) -> None:
     worker = desk.worker("w")
     desk.submit(client)
     desk.finish(worker, desk.work(worker))
+    desk.pass_time(OWED_S)
     waits = {type(message).__name__: waits for _, message, waits in desk.sent}
     assert waits["Received"] is True
     assert waits["Outcomes"] is True
@@ -243,8 +244,23 @@ def test_the_acknowledgement_of_a_single_result_goes_with_the_hand_out_after_the
         assert work.received == [desk.seq - 1] * is_told
         held.append(dict(zip(work.groups[0].ids, work.groups[0].tokens, strict=True)))
         assert desk.got(worker, m.Received) == []
-    desk.finish(worker, held[-1], window=1)  # nothing is left to go with
+    desk.finish(worker, held[-1], window=1)
+    desk.pass_time(OWED_S)  # nothing is left to go with
     assert [each.seq for each in desk.got(worker, m.Received)] == [desk.seq - 1, desk.seq]
+
+
+def test_the_acknowledgement_of_a_result_that_came_alone_goes_with_the_next_hand_out(
+    desk: Desktop,
+) -> None:
+    client, worker = desk.client(), desk.worker("w", window=4)
+    desk.submit(client)
+    desk.finish(worker, desk.work(worker))
+    seq = desk.seq
+    desk.submit(client)
+    (work,) = desk.got(worker, m.Work)
+    assert work.received == [seq]
+    desk.pass_time(1.0)
+    assert desk.got(worker, m.Received) == []
 
 
 def test_an_acknowledgement_waits_for_no_longer_than_a_heartbeat(desk: Desktop) -> None:
@@ -266,6 +282,7 @@ def test_a_repeat_is_acknowledged_and_changes_nothing(desk: Desktop) -> None:
     held = desk.work(worker)
     desk.finish(worker, held)
     desk.finish(worker, held, m.FAILED)
+    desk.pass_time(OWED_S)
     assert len(desk.got(worker, m.Received)) == 2
     assert desk.pool.duplicates == 1
     assert desk.ask(client, "status", id=task_id).body["state"] == "completed"
