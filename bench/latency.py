@@ -53,8 +53,11 @@ RATIOS: Final = "Ratios"
 QUIET: Final = "REST quiet"
 OURS: Final = "d8mesh (durable)"
 LOOP: Final = "raw loop, unbatched"
+SYNCED: Final = "raw loop, unbatched, synced twice"
 BARE: Final = "bare ROUTER/DEALER echo"
 ONE_OVER_RAW: Final = "one in flight, d8mesh over the raw loop"
+FLOOR_OVER_RAW: Final = "one in flight, the synced raw loop over the raw loop"
+ONE_OVER_FLOOR: Final = "one in flight, d8mesh over the synced raw loop"
 
 
 def beside_rest(kind: str) -> str:
@@ -77,17 +80,23 @@ def measure(plan: Plan) -> Findings:
 
 
 def one_in_flight(found: Findings, plan: Plan) -> None:
-    """Measure d8mesh, the raw loop and a bare echo in turn."""
+    """Measure d8mesh, the raw loop, that with two syncs, and a bare echo in turn."""
+    found.note(
+        "Synced twice: a raw loop that writes and syncs one block when it has handed a task out "
+        "and another before it answers. That is the least a durable loop does on this disk."
+    )
     say("latency: one in flight")
     count = plan.tasks(ONE_IN_FLIGHT)
     with contextlib.ExitStack() as stack:
         running = stack.enter_context(mesh(workers=1))
         client = stack.enter_context(running.client())
         loop = stack.enter_context(raw_loop(1)).port
+        synced = stack.enter_context(raw_loop(1, kind="synced_")).port
         bare = stack.enter_context(raw_loop(0, kind="bare")).port
         works: dict[str, Callable[[int], list[float]]] = {
             OURS: lambda n: round_trips(client, n),
             LOOP: lambda n: raw.round_trips(loop, n, PAYLOAD),
+            SYNCED: lambda n: raw.round_trips(synced, n, PAYLOAD),
             BARE: lambda n: raw.round_trips(bare, n, PAYLOAD),
         }
         for work in works.values():
@@ -100,6 +109,8 @@ def one_in_flight(found: Findings, plan: Plan) -> None:
             for name, seconds in times.items():
                 _keep(found, ONE, name, seconds)
     _relate(found, ONE, OURS, LOOP, ONE_OVER_RAW)
+    _relate(found, ONE, SYNCED, LOOP, FLOOR_OVER_RAW)
+    _relate(found, ONE, OURS, SYNCED, ONE_OVER_FLOOR)
 
 
 def beside_peers(found: Findings, plan: Plan, contest: Contest) -> None:

@@ -2,16 +2,21 @@
 
 ``broker`` and ``worker`` send one message per task: the broker keeps an in-flight table and a
 queue of free slots, so that it does the least that a dispatcher must. The ``batched`` ones
-send 100 tasks per message, and the broker still tracks each task. ``bare`` answers by itself:
-one hop and back. Run as processes of their own: ``python -m bench.raw ROLE PORT``.
+send 100 tasks per message, and the broker still tracks each task. ``synced_broker`` writes and
+syncs a block when tasks have come in (after handing them out) and before it answers: the least
+that a durable loop must do, and so the floor on a given disk. ``bare`` answers by itself: one
+hop and back. Run as processes of their own: ``python -m bench.raw ROLE PORT``.
 """
 
 from __future__ import annotations
 
+import os
+import secrets
 import sys
+import tempfile
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import msgspec
@@ -29,19 +34,32 @@ IDLE_MS: Final = 600_000
 #: A client gives up if nothing comes for this long.
 CLIENT_IDLE_MS: Final = 60_000
 
+#: What the synced broker writes at once, and how long its file is.
+BLOCK_BYTES: Final = 4096
+LOG_BYTES: Final = 16_000_000
+
+_sync_data: Final = getattr(os, "fdatasync", os.fsync)
 _encode: Final = msgspec.msgpack.Encoder().encode
 _Tasks = tuple[list[int], list[bytes]]
 _decode: Final = msgspec.msgpack.Decoder(_Tasks).decode
 
 
-def broker(port: int) -> None:
-    """Forward each task to a free slot, each result back to its client."""
+def broker(port: int, sync: Callable[[], None] | None = None) -> None:
+    """Forward each task to a free slot, each result back to its client.
+
+    Args:
+        port: where to listen.
+        sync: has what came in on the disk; None: nothing is kept.
+    """
     socket = _bound(port)
     free: deque[bytes] = deque()
     waiting: deque[tuple[bytes, bytes, bytes]] = deque()
     in_flight: dict[tuple[bytes, bytes], bytes] = {}
+    answers: list[list[bytes]] = []
+    answer: Callable[[list[bytes]], object] = socket.send_multipart if not sync else answers.append
     joined = 0
     while socket.poll(IDLE_MS):
+        is_new = False
         while True:
             try:
                 parts = socket.recv_multipart(zmq.NOBLOCK)
@@ -50,10 +68,11 @@ def broker(port: int) -> None:
             sender, verb = parts[0], parts[1]
             if verb == b"T":
                 waiting.append((sender, parts[2], parts[3]))
+                is_new = True
             elif verb == b"R":
                 client = in_flight.pop((parts[2], parts[3]))
                 free.append(sender)
-                socket.send_multipart([client, parts[3], parts[4]])
+                answer([client, parts[3], parts[4]])
             elif verb == b"H":
                 joined += 1
                 free.extend([sender] * int(parts[2]))
@@ -65,6 +84,28 @@ def broker(port: int) -> None:
             worker, (client, number, payload) = free.popleft(), waiting.popleft()
             in_flight[client, number] = client
             socket.send_multipart([worker, client, number, payload])
+        if sync is not None and (is_new or answers):
+            sync()
+            for message in answers:
+                socket.send_multipart(message)
+            answers.clear()
+
+
+def synced_broker(port: int) -> None:
+    """Be a `broker` that loses nothing: one write and one sync for all that came in together."""
+    block = secrets.token_bytes(BLOCK_BYTES)
+    with tempfile.TemporaryFile(buffering=0) as file:
+        file.write(bytes(LOG_BYTES))  # as the journal: a sync of bytes that are there is quicker
+        os.fsync(file.fileno())
+
+        def sync() -> None:
+            if file.tell() + BLOCK_BYTES > LOG_BYTES:
+                file.seek(0)
+            file.write(block)
+            _sync_data(file.fileno())
+
+        file.seek(0)
+        broker(port, sync)
 
 
 def worker(port: int) -> None:
@@ -290,8 +331,10 @@ def _await(socket: zmq.Socket[bytes], done: int, count: int) -> None:
         raise TimeoutError(f"{done} of {count} tasks came back")
 
 
-ROLES: Final = {
+ROLES: Final[dict[str, Callable[[int], None]]] = {
     "broker": broker,
+    "synced_broker": synced_broker,
+    "synced_worker": worker,
     "worker": worker,
     "batched_broker": batched_broker,
     "batched_worker": batched_worker,

@@ -32,8 +32,8 @@ def raw_loop(workers: int, *, kind: str = "") -> Iterator[RawLoop]:
 
     Args:
         workers: how many worker processes.
-        kind: empty: one message per task; ``batched_``: 100 tasks per message; ``bare``: a
-            broker that answers by itself.
+        kind: empty: one message per task; ``batched_``: 100 tasks per message; ``synced_``:
+            on the disk before it answers; ``bare``: a broker that answers by itself.
     """
     (port,) = free_ports(1)
     role = "bare" if kind == "bare" else f"{kind}broker"

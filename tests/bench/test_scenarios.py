@@ -33,13 +33,14 @@ def test_throughput_measures_d8mesh_and_both_raw_loops() -> None:
     }
 
 
-def test_one_in_flight_measures_three_ways() -> None:
+def test_one_in_flight_measures_four_ways() -> None:
     found = Findings()
     latency.one_in_flight(found, TINY)
-    rows = (latency.OURS, latency.LOOP, latency.BARE)
+    rows = (latency.OURS, latency.LOOP, latency.SYNCED, latency.BARE)
     assert {(latency.ONE, row, "p99") for row in rows} <= cells(found)
-    assert (latency.RATIOS, latency.ONE_OVER_RAW, "p50") in cells(found)
-    assert len(found.series) == 3
+    for row in (latency.ONE_OVER_RAW, latency.FLOOR_OVER_RAW, latency.ONE_OVER_FLOOR):
+        assert (latency.RATIOS, row, "p50") in cells(found)
+    assert len(found.series) == 4
 
 
 def test_an_open_loop_counts_from_the_time_a_task_was_due() -> None:
