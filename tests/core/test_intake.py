@@ -9,7 +9,7 @@ import pytest
 
 from d8mesh.core import messages as m
 from d8mesh.core.effects import Peer
-from tests.core.desktop import START_AT, Desktop, S
+from tests.core.desktop import START_AT, Desktop, S, beat
 
 
 def submit(
@@ -71,6 +71,40 @@ def test_an_idempotency_key_gives_the_first_tasks_or_a_conflict(desk: Desktop) -
     client = desk.client()
     again = submit(desk, client, 4, 6, 2, key="k", digest=b"1")
     assert again == m.Accepted(4, S, 0, is_repeat=True)
+
+
+def test_an_idempotency_key_lives_as_long_as_any_of_its_tasks(tmp_path: Path) -> None:
+    """Also where those of the first group have finished and been forgotten."""
+    desk = Desktop(tmp_path, retention_s=60.0)
+    worker = desk.worker("w", types=["echo", "other"], slots=4)
+    groups = [m.Group("echo", 9, [b"\x80"]), m.Group("other", 5, [b"\x80"], run_at=desk.at + 200)]
+    groups += [m.Group("echo", 1, [b"\x80"])]
+
+    def again(seq: int) -> m.Accepted:
+        client = desk.client()
+        desk.say(client, m.Submit(seq, S, 3 * seq, groups, key="k", digest=b"d"))
+        return desk.got(client, m.Accepted)[0]
+
+    def wait(seconds: float) -> None:
+        for _ in range(int(seconds / 3)):
+            desk.pass_time(3)
+            desk.say(worker, beat([], 0, window=4, types=["echo", "other"]))
+
+    assert again(0) == m.Accepted(0, S, 0)
+    desk.finish(worker, desk.work(worker))
+    wait(150)
+    assert again(1) == m.Accepted(1, S, 0, is_repeat=True)  # one of its tasks waits still
+    desk.restart()
+    worker = desk.worker("w", types=["echo", "other"], slots=4)
+    wait(60)
+    desk.finish(worker, desk.work(worker))
+    wait(30)
+    assert again(2) == m.Accepted(2, S, 0, is_repeat=True)  # ended, and not yet forgotten
+    assert desk.ledger.totals.submitted == 3
+    wait(120)
+    assert desk.ledger.kept_finished == 0
+    assert again(3) == m.Accepted(3, S, 9)
+    desk.close()
 
 
 @pytest.mark.parametrize("bound", [{"queue_size": 5}, {"queue_bytes": 5}])

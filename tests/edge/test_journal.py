@@ -280,6 +280,21 @@ def test_the_oldest_finished_are_pruned_with_a_tombstone(journal: Journal, file:
     reader.close()
 
 
+def test_a_batch_that_a_key_names_is_pruned_behind_the_others_of_its_submit(
+    journal: Journal, file: Path
+) -> None:
+    reader = Reader(file)
+    named = Submitted(S, 0, Spec("echo", 5, 3), [b"x"] * 2, 1.0, "k", b"d", 4)
+    journal.append([named, batch(2, 1), batch(3, 1), batch(4, 1), done(0, 1, 2, 4)])
+    journal.append([Closed([(S, 0), (S, 2), (S, 4)])])
+    assert reader.query("prunable", (9.0, 0, 10)) == [(S, 2, 1), (S, 4, 1)]
+    journal.append([Pruned([(S, 2, 1)], 7.0), done(3), Closed([(S, 3)])])
+    assert reader.query("prunable", (9.0, 0, 10)) == [(S, 3, 1), (S, 4, 1)]
+    journal.append([Pruned([(S, 3, 1)], 8.0)])
+    assert reader.query("prunable", (9.0, 0, 1)) == [(S, 0, 2)]
+    reader.close()
+
+
 def test_registrations_of_polling_workers_stay(journal: Journal) -> None:
     opened = again(journal, Enrolled("p", "groq", b"\x80", 1.0))
     assert opened.restore().workers["p"].capabilities == b"\x80"

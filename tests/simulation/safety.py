@@ -44,7 +44,8 @@ class Safety:
         self.fenced: set[str] = set()
         self.outcomes: dict[str, tuple[int, bytes]] = {}
         self.pruned: set[str] = set()
-        self.keys: dict[str, str] = {}
+        #: orchestrator and key -> the tasks that the key stands for
+        self.keys: dict[str, list[str]] = {}
         #: (task id, result) of every success that a handler really produced
         self.produced: set[tuple[str, bytes]] = set()
         self._home: dict[str, str] = {}
@@ -105,10 +106,11 @@ class Safety:
             if fact.spec.is_fenced:
                 self.fenced.add(task_id)
         if fact.key:
-            first = f"{fact.session}-{fact.first}"
-            known = self.keys.setdefault(f"{name} {fact.key}", first)
-            if known != first and known not in self.pruned:
-                self.fail(first, f"the key {fact.key} has made tasks before: {known}")
+            ids = [f"{fact.session}-{fact.first + n}" for n in range(fact.key_count)]
+            known = self.keys.get(f"{name} {fact.key}", ids)
+            if known != ids and not self.pruned.issuperset(known):
+                self.fail(ids[0], f"the key {fact.key} has made tasks before: {known}")
+            self.keys[f"{name} {fact.key}"] = ids
 
     def _ended(self, fact: Completed | Failed | Cancelled) -> None:
         for task_id, n, payload in zip(fact.ids, fact.ns, fact.payloads, strict=True):

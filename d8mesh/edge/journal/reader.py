@@ -134,13 +134,18 @@ class Reader:
         return [(msgspec.msgpack.decode(spec, type=Spec), payload, found[0])]
 
     def _prunable(self, before_at: float, excess: int, limit: int) -> Rows:
-        """(session, first, count) of finished batches to forget, the oldest first."""
+        """(session, first, count) of finished batches to forget, the oldest first.
+
+        One that a key names stays as long as another batch of the same submit is there:
+        the key goes with it and lives as long as any of its tasks.
+        """
         rows: Rows = []
         for first, count, ended_at in fetch(
             self._db,
             "SELECT first, count, (SELECT max(at) FROM outcomes o WHERE o.first >= b.first"
             " AND o.first < b.first + b.count) FROM batches b WHERE is_done = 1"
-            " ORDER BY seq LIMIT ?",
+            " AND NOT EXISTS (SELECT 1 FROM keys k CROSS JOIN batches o ON o.first > k.first"
+            " AND o.first < k.first + k.count WHERE k.first = b.first) ORDER BY seq LIMIT ?",
             (limit,),
         ):
             if (ended_at is not None and ended_at < before_at) or excess >= count:
