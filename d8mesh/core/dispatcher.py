@@ -417,7 +417,7 @@ class Dispatcher:
         task.remember().holders.add(seat.worker_id)
         seat.outstanding[task_id] = task
         seat.last_heard = self.pool.now
-        seat.lease_until = self.pool.now + self.pool.policy.task_timeout_s
+        task.until = self.pool.now + self.pool.policy.task_timeout_s
 
     def _settle_orphans(self, worker_id: str, peer: Peer) -> None:
         """A worker is back after our start: its HELLO names all it holds, the rest waits again.

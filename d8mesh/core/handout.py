@@ -319,7 +319,6 @@ class Handout:
         poll, seat.poll = seat.poll, None
         assert poll is not None  # only a waiting poll makes a polling seat free
         pool = self._pool
-        seat.lease_until = max(seat.lease_until, pool.now + pool.policy.task_timeout_s)
         task.remember().holders.add(seat.worker_id)
         body: dict[str, object] = {
             "task_id": task.id,

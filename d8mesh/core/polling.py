@@ -84,18 +84,22 @@ class Polling:
                 self._pool.roster.refresh(seat)
 
     def sweep(self, seat: Seat) -> None:
-        """Look at one polling seat: lease of what it holds, silence."""
+        """Look at one polling seat: the time of each attempt, silence.
+
+        A worker that speaks may have never got an attempt whose answer was lost: what it
+        says otherwise does not keep that.
+        """
         pool = self._pool
+        is_silent = pool.now > seat.last_heard + pool.policy.polling_timeout_s
+        is_lost = is_silent and seat.poll is None
+        over = [task for task in seat.outstanding.values() if pool.now > task.until]
+        if over:
+            why = "worker lost" if is_lost else "timed out"
+            self._handout.requeue(seat.worker_id, over, why, is_counted=True, is_loss=is_lost)
         if seat.poll is not None:
             return
         seat.note_asking(pool.now)
-        alive_until = seat.last_heard + pool.policy.polling_timeout_s
-        if seat.outstanding and pool.now > max(seat.lease_until, alive_until):
-            tasks = list(seat.outstanding.values())
-            self._handout.requeue(
-                seat.worker_id, tasks, "worker lost", is_counted=True, is_loss=True
-            )
-        if not seat.outstanding and pool.now > alive_until:
+        if is_silent and not seat.outstanding:
             pool.roster.leave(seat)
 
     # ----------------------------------------------------------------- the questions
@@ -115,7 +119,17 @@ class Polling:
         pool.answer(peer, request, {}, waits=True)
 
     def _heartbeat(self, peer: Peer, request: int, args: Args) -> None:
-        self._heard(self._known(args))
+        """The attempts that it names live on; one slot has one, and need not name it."""
+        seat = self._known(args)
+        self._heard(seat)
+        named = args.get("task_ids")
+        if not isinstance(named, list):
+            named = list(seat.outstanding) if seat.slots == 1 else []
+        until = self._pool.now + self._pool.policy.polling_timeout_s
+        for task_id in named:
+            task = seat.outstanding.get(task_id) if isinstance(task_id, str) else None
+            if task is not None:
+                task.until = max(task.until, until)
         self._pool.answer(peer, request, {})
 
     def _unregister(self, peer: Peer, request: int, args: Args) -> None:

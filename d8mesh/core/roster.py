@@ -85,8 +85,6 @@ class Seat:
     #: it wanted tasks not long ago; a polling one: it polled
     has_asked: bool = True
     asked: float = 0.0
-    #: of a polling worker: when the attempts it holds are given up (monotonic)
-    lease_until: float = 0.0
     is_free: bool = False
 
     @property

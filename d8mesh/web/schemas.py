@@ -40,6 +40,12 @@ class Register(Struct):
     status: str | None = None
 
 
+class Beating(Struct):
+    """``POST /api/workers/{id}/heartbeat``, if it has a body."""
+
+    task_ids: list[Text] | None = None
+
+
 class WorkerId(Struct):
     """``POST /api/workers/unregister``."""
 

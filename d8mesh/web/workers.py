@@ -14,6 +14,7 @@ from d8mesh.web.dialect import lacks_output, reported, task_body
 from d8mesh.web.guard import body_of
 from d8mesh.web.mesh import ASK_S, Mesh, Places
 from d8mesh.web.schemas import (
+    Beating,
     Register,
     Report,
     ReportOf,
@@ -55,8 +56,12 @@ class WorkerCalls:
 
     def heartbeat(self, request: Request, worker_id: str) -> Response:
         """``POST /api/workers/{id}/heartbeat``"""
-        _optional_object(request)
-        self._mesh.ask("poll.heartbeat", {"worker_id": _known(worker_id)}, timeout_s=ASK_S)
+        args: dict[str, object] = {"worker_id": _known(worker_id)}
+        body = body_of(request)
+        if body:
+            task_ids = convert(parse_json(body), Beating).task_ids
+            args |= {} if task_ids is None else {"task_ids": task_ids}
+        self._mesh.ask("poll.heartbeat", args, timeout_s=ASK_S)
         return answer({"status": "ok"})
 
     def unregister(self, request: Request, worker_id: str) -> Response:

@@ -185,6 +185,43 @@ def test_an_attempt_lives_for_the_task_timeout_and_longer_with_heartbeats(desk: 
     assert taken(poll(desk, shim)) == task_id  # a poll brings it back
 
 
+@pytest.mark.parametrize("wait_s", [0.0, 30.0])
+def test_of_two_slots_an_attempt_that_never_arrived_runs_again(
+    desk: Desktop, wait_s: float
+) -> None:
+    """Polls and reports of other tasks do not keep it."""
+    shim = desk.client()
+    register(desk, shim, task_types=["echo"], slots=2)
+    other, lost = desk.submit(shim, 2)
+    assert [taken(poll(desk, shim)), taken(poll(desk, shim))] == [other, lost]
+    begun = desk.now  # the second answer was lost on the way
+    given: list[object] = []
+    while desk.now < begun + 400 and not any(given):
+        report(desk, shim, other)
+        desk.say(shim, m.Ask(900, "poll.next", {"worker_id": "p", "wait_s": wait_s}))
+        desk.pass_time(10, step=1.9)
+        given += [answer.body.get("task") for answer in desk.got(shim, m.Answer)]
+    assert taken(given[-1]) == lost
+    assert 300 <= desk.now - begun <= 350
+
+
+def test_of_several_slots_a_heartbeat_keeps_what_it_names(desk: Desktop) -> None:
+    shim = desk.client()
+    register(desk, shim, task_types=["echo"], slots=3)
+    long, lost = desk.submit(shim, 2)
+    assert [taken(poll(desk, shim)), taken(poll(desk, shim))] == [long, lost]
+    for _ in range(50):
+        desk.pass_time(10, step=1.9)
+        desk.ask(shim, "poll.heartbeat", worker_id="p", task_ids=[long, 5, f"{S}-99"])
+        desk.ask(shim, "poll.heartbeat", worker_id="p")
+    assert desk.ledger.state_of(long) is TaskState.RUNNING
+    assert desk.ledger.state_of(lost) is TaskState.QUEUED
+    history = desk.ledger.tasks[lost].history
+    assert history is not None
+    assert (history.errors, history.last_error) == (1, "timed out")
+    assert not history.losses
+
+
 def test_registrations_and_running_tasks_survive_a_restart(desk: Desktop) -> None:
     shim = desk.client()
     register(desk, shim, task_types=["echo"])

@@ -226,6 +226,8 @@ class SimPoller:
         self.paused_until = 0.0
         self._line = Line(world, f"{self.name}-shim")
         self._pace_s = world.rng.choice((0.1, 1.0, 5.0))
+        #: with two it polls on where an answer was lost: nothing but the time of the attempt helps
+        self._slots = 1 + number % 2
         self._asked: tuple[int, str] | None = None
         self._is_registered = False
         self._task: tuple[str, bytes] | None = None
@@ -271,7 +273,7 @@ class SimPoller:
 
     def _go_on(self) -> None:
         if not self._is_registered:
-            capabilities = {"task_types": ["echo"]}
+            capabilities = {"task_types": ["echo"], "slots": self._slots}
             args: dict[str, object] = {"worker_type": "sim", "capabilities": capabilities}
             self._ask("poll.register", args)
         elif self._task is None:

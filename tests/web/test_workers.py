@@ -78,10 +78,24 @@ def test_a_worker_that_is_not_registered_is_404(rest: Rest) -> None:
 
 def test_a_heartbeat_may_have_a_body(rest: Rest) -> None:
     rest.register("beating")
-    for body in (None, {}, {"status": "idle", "worker_id": "other"}):
+    for body in (None, {}, {"status": "idle", "worker_id": "other"}, {"task_ids": ["x"]}):
         answer = rest.post("/api/workers/beating/heartbeat", body)
         assert (answer.status_code, answer.json) == (200, {"status": "ok"})
-    assert rest.post("/api/workers/beating/heartbeat", []).status_code == 400
+    for bad in list[object](([], {"task_ids": "x"}, {"task_ids": [5]})):
+        assert rest.post("/api/workers/beating/heartbeat", bad).status_code == 400
+
+
+def test_a_heartbeat_keeps_the_tasks_that_it_names(rest: Rest) -> None:
+    rest.register("naming", "named", slots=2)
+    (broker, _) = rest.mesh.brokers[0]
+    ids = [rest.submit("named") for _ in range(2)]
+    for task_id in ids:
+        assert poll(rest, "naming")["task_id"] == task_id
+    tasks = [broker._dispatcher.pool.ledger.tasks[task_id] for task_id in ids]
+    for task in tasks:
+        task.until = time.monotonic() + 20
+    assert rest.post("/api/workers/naming/heartbeat", {"task_ids": ids[:1]}).status_code == 200
+    assert [task.until > time.monotonic() + 40 for task in tasks] == [True, False]
 
 
 @pytest.mark.parametrize("by_body", [False, True])
