@@ -35,6 +35,7 @@
     │   ├── BackendAnswerError      backend.answer        redirected, compressed, not JSON, cut off
     │   └── BackendTooLargeError    backend.too_large
     ├── ForbiddenError              access.forbidden
+    ├── FloodError                  access.flood
     └── JournalError                journal.failed
         ├── JournalHeldError        journal.held          exit code 3
         └── JournalBrokenError      journal.broken        exit code 4
@@ -258,6 +259,12 @@ class ForbiddenError(D8Error):
     """This peer may not do that."""
 
     code = "access.forbidden"
+
+
+class FloodError(D8Error):
+    """Too many questions at the same time: ask again a little later."""
+
+    code = "access.flood"
 
 
 class JournalError(D8Error):

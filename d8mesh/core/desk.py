@@ -25,6 +25,7 @@ from d8mesh.core.task import MAX_COUNTER, Spec, TaskState, parse_id
 from d8mesh.errors import (
     D8Error,
     DrainingError,
+    FloodError,
     ForbiddenError,
     InvalidTaskError,
     PrunedTaskError,
@@ -139,7 +140,7 @@ class Desk:
             states = bytes([UNKNOWN_STATE]) * len(unknown)
             self._endings.tell(client.session, unknown, states, [b""] * len(unknown))
         if finished:
-            self._tell_finished(client.session, finished)
+            self._tell_finished(client, finished)
 
     def unwatch(self, client: ClientSeat, ids: list[str]) -> None:
         """These outcomes are not awaited any more."""
@@ -191,7 +192,7 @@ class Desk:
             client.watched.add(task_id)
             self._pool.task_watchers.setdefault(task_id, set()).add(client.session)
 
-    def _tell_finished(self, session: str, ids: list[str]) -> None:
+    def _tell_finished(self, client: ClientSeat, ids: list[str]) -> None:
         def then(rows: Rows, error: str) -> None:
             if error:
                 return  # the client asks again: what it awaits is state
@@ -203,9 +204,12 @@ class Desk:
                 assert isinstance(code, int)
                 states.append(code)
                 payloads.append(payload if isinstance(payload, bytes) else b"")
-            self._endings.tell(session, ids, bytes(states), payloads)
+            self._endings.tell(client.session, ids, bytes(states), payloads)
 
-        self._pool.load("outcomes", (ids,), then)
+        try:
+            self._pool.load_for(client.peer, "outcomes", (ids,), then)
+        except FloodError as error:
+            self._pool.reject(error.code)  # the client asks again later
 
     # ---------------------------------------------------------------- the questions
 
@@ -248,7 +252,7 @@ class Desk:
             else:
                 then(peer, request, reports.finished(rows[0]))
 
-        self._pool.load("task", (task_id,), loaded)
+        self._pool.load_for(peer, "task", (task_id,), loaded)
 
     def _queue(self, peer: Peer, request: int, args: Args) -> None:
         ledger = self._pool.ledger
@@ -304,7 +308,7 @@ class Desk:
             else:
                 then(rows[1:], rows[0][0])
 
-        self._pool.load("list", (args["state"], kind, limit, cursor), loaded)
+        self._pool.load_for(peer, "list", (args["state"], kind, limit, cursor), loaded)
 
     def _cancel(self, peer: Peer, request: int, args: Args) -> None:
         task_id = _id(args, "id")
@@ -355,7 +359,7 @@ class Desk:
                 return
             self._pool.answer(peer, request, {"task_id": f"{session}-{n}"}, waits=True)
 
-        pool.load("replay", (task_id,), loaded)
+        pool.load_for(peer, "replay", (task_id,), loaded)
 
     def _accept_replay(self, session: str, n: int, origin: str, spec: Spec, payload: bytes) -> None:
         accepted = self._pool.ledger.accepted.get(session)

@@ -201,7 +201,7 @@ class Polling:
                 self._pool.duplicates += 1
                 self._pool.answer(peer, request, {})
 
-        self._pool.load("outcomes", ([task_id],), then)
+        self._pool.load_for(peer, "outcomes", ([task_id],), then)
 
     # ------------------------------------------------------------------------ seats
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, TypeAlias
 
 from d8mesh.core.effects import Effect, Load, Peer, Record, Send
 from d8mesh.core.ledger import Ledger
@@ -16,10 +16,15 @@ from d8mesh.core.queue import ReadyQueue
 from d8mesh.core.roster import Roster
 from d8mesh.core.task import Fact
 from d8mesh.core.tokens import Mint
-from d8mesh.errors import D8Error
+from d8mesh.errors import D8Error, FloodError
 
-#: Questions to the journal that may be under way; more are answered with "busy".
+#: Questions of clients to the journal that may be under way, and those of one client: more than
+#: the REST process has threads.
 MAX_LOADS: Final = 10_000
+MAX_LOADS_OF_CLIENT: Final = 1000
+
+#: What is done with the answer of the journal: rows, or an error.
+Then: TypeAlias = Callable[[list[tuple[object, ...]], str], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +56,8 @@ class ClientSeat:
     host: str = ""
     watched: set[str] = field(default_factory=set)
     listened: set[str] = field(default_factory=set)
+    #: its questions to the journal that are under way
+    loads: int = 0
 
 
 @dataclass(slots=True, eq=False)
@@ -84,7 +91,7 @@ class Pool:
     rejected: dict[str, int] = field(default_factory=dict)
     duplicates: int = 0
     _out: list[Effect] = field(default_factory=list)
-    _loads: dict[int, Callable[[list[tuple[object, ...]], str], None]] = field(default_factory=dict)
+    _loads: dict[int, Then] = field(default_factory=dict)
     _next_load: int = 1
 
     def record(self, fact: Fact) -> None:
@@ -106,19 +113,28 @@ class Pool:
         """Answer an `Ask` with an error."""
         self.send(peer, Answer(request, error.code, {"error": str(error), **more}))
 
-    def load(
-        self,
-        what: str,
-        args: tuple[object, ...],
-        then: Callable[[list[tuple[object, ...]], str], None],
-    ) -> None:
+    def load(self, what: str, args: tuple[object, ...], then: Then) -> None:
         """Ask the journal; `then(rows, error)` is called when the answer is there."""
-        if len(self._loads) >= MAX_LOADS:
-            then([], "the journal is busy: try again")
-            return
         number, self._next_load = self._next_load, self._next_load + 1
         self._loads[number] = then
         self._out.append(Load(number, what, args))
+
+    def load_for(self, peer: Peer, what: str, args: tuple[object, ...], then: Then) -> None:
+        """Ask the journal for a client, which `peer` is: a part of what is under way at most.
+
+        Raises:
+            FloodError: the client, or all together, have asked too much at the same time.
+        """
+        client = self.clients_by_routing_id[peer.routing_id]
+        if client.loads >= MAX_LOADS_OF_CLIENT or len(self._loads) >= MAX_LOADS:
+            raise FloodError
+        client.loads += 1
+
+        def answered(rows: list[tuple[object, ...]], error: str) -> None:
+            client.loads -= 1
+            then(rows, error)
+
+        self.load(what, args, answered)
 
     def loaded(self, number: int, rows: list[tuple[object, ...]], error: str) -> None:
         """Hand an answer of the journal to who asked."""

@@ -11,7 +11,7 @@ from d8mesh.core import messages as m
 from d8mesh.core.dispatcher import PRUNE_S, SETTLE_S, STANDSTILL_S, SWEEP_S, Dispatcher, Restored
 from d8mesh.core.effects import Load, Loaded, Peer
 from d8mesh.core.ledger import Ledger
-from d8mesh.core.pool import MAX_LOADS, Policy
+from d8mesh.core.pool import MAX_LOADS_OF_CLIENT, Policy
 from d8mesh.core.task import Closed, Pruned, TaskState
 from tests.core.desktop import Desktop, S, beat, hello
 
@@ -83,10 +83,26 @@ def test_questions_to_the_journal_are_bounded_and_failures_told(desk: Desktop) -
     desk.perform(effects)
     assert desk.got(client, m.Answer)[0].body["error"] == "disk on fire"
     assert desk.dispatcher.loaded(Loaded(number, [], "")) == []  # nobody asked
-    for request in range(MAX_LOADS + 1):
-        effects = desk.dispatcher.receive(m.Ask(request, "status", {"id": f"{S}-5"}), client, 0.0)
-    desk.perform(effects)
-    assert "busy" in str(desk.got(client, m.Answer)[-1].body["error"])
+
+
+@pytest.mark.parametrize("others", [0, 1])
+def test_what_one_client_asks_of_the_journal_is_bounded_and_what_all_do(
+    desk: Desktop, monkeypatch: pytest.MonkeyPatch, others: int
+) -> None:
+    monkeypatch.setattr("d8mesh.core.pool.MAX_LOADS", MAX_LOADS_OF_CLIENT + others)
+    client, other, third = (desk.client(name * 16) for name in "abc")
+    ask = m.Ask(1, "status", {"id": f"{S}-5"})
+    asked = [desk.dispatcher.receive(ask, client, 0.0) for _ in range(MAX_LOADS_OF_CLIENT + 1)]
+    desk.dispatcher.receive(m.Watch([f"{S}-5"]), client, 0.0)  # it asks again later
+    desk.perform(asked[-1])
+    assert [answer.code for answer in desk.got(client, m.Answer)] == ["access.flood"]
+    desk.perform(desk.dispatcher.receive(ask, other, 0.0))
+    assert desk.got(other, m.Answer)[0].code == ("task.unknown" if others else "access.flood")
+    desk.perform(asked[0])
+    assert desk.got(client, m.Answer)[0].code == "task.unknown"
+    assert desk.ask(third, "status", id=f"{S}-5").code == "task.unknown"
+    assert desk.ask(client, "status", id=f"{S}-5").code == "task.unknown"
+    assert desk.pool.clients["a" * 16].loads == MAX_LOADS_OF_CLIENT - 1
 
 
 @pytest.mark.parametrize("seed", range(12))

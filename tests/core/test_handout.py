@@ -13,6 +13,7 @@ from d8mesh.core.effects import Effect, Load, Loaded, Peer
 from d8mesh.core.endings import MAX_REASON_CHARS
 from d8mesh.core.handout import MAX_RETRY_PAUSE_S, READ_PAUSE_S, READ_TRIES
 from d8mesh.core.ledger import Ledger
+from d8mesh.core.pool import MAX_LOADS, MAX_LOADS_OF_CLIENT
 from d8mesh.core.task import TaskState
 from tests.core.desktop import Desktop, beat, hello
 
@@ -208,6 +209,19 @@ def test_tasks_whose_data_cannot_be_read_fail_in_the_end_and_block_nobody(
     body = desk.ask(desk.client(), "status", id=bad[0]).body
     assert body["state"] == "failed"
     assert "cannot be read" in str(body)
+
+
+def test_questions_of_clients_take_no_place_from_the_broker_s_own(desk: Desktop) -> None:
+    desk.ledger._payload_memory_bytes = 0
+    client = desk.client()
+    (task_id,) = desk.submit(client)
+    unanswered = [  # as many as may be under way
+        desk.dispatcher.receive(m.Ask(n, "tasks", {}), desk.client(f"{client_n:016}"), desk.now)
+        for client_n in range(MAX_LOADS // MAX_LOADS_OF_CLIENT)
+        for n in range(MAX_LOADS_OF_CLIENT)
+    ]
+    assert len(desk.pool._loads) == len(unanswered) == MAX_LOADS
+    assert list(desk.work(desk.worker("w"))) == [task_id]
 
 
 def test_after_a_restart_everything_is_paged_in(desk: Desktop) -> None:
