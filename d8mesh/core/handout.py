@@ -370,13 +370,14 @@ class Handout:
 
     def _paged_in(self, batch: Batch, rows: list[tuple[object, ...]], error: str) -> None:
         self._loading.discard(batch.order)
-        if error and batch.unfinished:
-            self._unread(batch, error)
-            return
-        self._unreadable.pop(batch.order, None)
-        if rows and batch.unfinished:
-            payloads = rows[0][0]
-            assert isinstance(payloads, list)
+        payloads = rows[0][0] if rows else None
+        found = len(payloads) if isinstance(payloads, list) else 0
+        if not batch.unfinished:
+            self._unreadable.pop(batch.order, None)
+        elif error or not isinstance(payloads, list) or found != batch.count:
+            self._unread(batch, error or f"{found} of {batch.count} are there")
+        else:
+            self._unreadable.pop(batch.order, None)
             self._pool.ledger.load(batch, payloads)
 
     def _unread(self, batch: Batch, error: str) -> None:

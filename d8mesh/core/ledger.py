@@ -149,8 +149,8 @@ class Ledger:
         return drawn
 
     def load(self, batch: Batch, payloads: list[bytes]) -> None:
-        """Put the payloads of a batch back into memory."""
-        if batch.payloads is not None or len(payloads) != batch.count:
+        """Put the payloads of a batch, one for each of its tasks, back into memory."""
+        if batch.payloads is not None:
             return
         for index in range(batch.count):
             if index < batch.fresh or index in batch.gone:

@@ -211,6 +211,29 @@ def test_tasks_whose_data_cannot_be_read_fail_in_the_end_and_block_nobody(
     assert "cannot be read" in str(body)
 
 
+@pytest.mark.parametrize("rows", [[], [([b"\x80"],)], [([b"\x80"] * 3,)]])
+def test_data_that_is_missing_or_not_that_of_all_its_tasks_cannot_be_read(
+    desk: Desktop, rows: list[tuple[object, ...]]
+) -> None:
+    client = desk.client()
+    ids = desk.submit(client, 2)
+    desk.restart()
+    dispatcher, worker, asked = desk.dispatcher, Peer(b"r-w", "10.0.0.1"), 0
+    desk.perform(dispatcher.receive(hello("w"), worker, desk.now))
+    for _ in range(READ_TRIES):
+        for _ in range(20):  # it is not asked again at once
+            loads = [e for e in dispatcher.tick(desk.now, desk.at) if isinstance(e, Load)]
+            asked += len(loads)
+            for load in loads:
+                desk.perform(dispatcher.loaded(Loaded(load.number, rows)))
+        desk.now += READ_PAUSE_S
+        desk.at += READ_PAUSE_S
+    assert asked == READ_TRIES
+    body = desk.ask(desk.client(), "status", id=ids[1]).body
+    assert body["state"] == "failed"
+    assert "its data cannot be read" in str(body)
+
+
 def test_questions_of_clients_take_no_place_from_the_broker_s_own(desk: Desktop) -> None:
     desk.ledger._payload_memory_bytes = 0
     client = desk.client()
