@@ -243,16 +243,22 @@ class Desk:
         """Call `then` with the body of a finished task, or refuse."""
 
         def loaded(rows: Rows, error: str) -> None:
-            if error:
-                self._pool.refuse(peer, request, D8Error(error))
-            elif not rows:
-                self._pool.refuse(peer, request, UnknownTaskError())
-            elif len(rows[0]) == 1:
-                self._pool.refuse(peer, request, PrunedTaskError(), pruned_at=rows[0][0])
-            else:
+            if not self._is_refused(peer, request, rows, error):
                 then(peer, request, reports.finished(rows[0]))
 
         self._pool.load_for(peer, "task", (task_id,), loaded)
+
+    def _is_refused(self, peer: Peer, request: int, rows: Rows, error: str) -> bool:
+        """Refuse a question about a finished task that is unknown, pruned or unreadable."""
+        if error:
+            self._pool.refuse(peer, request, D8Error(error))
+        elif not rows:
+            self._pool.refuse(peer, request, UnknownTaskError())
+        elif len(rows[0]) == 1:
+            self._pool.refuse(peer, request, PrunedTaskError(), pruned_at=rows[0][0])
+        else:
+            return False
+        return True
 
     def _queue(self, peer: Peer, request: int, args: Args) -> None:
         ledger = self._pool.ledger
@@ -337,8 +343,7 @@ class Desk:
             raise InvalidTaskError(f"{task_id} is not finished: only what failed can be replayed")
 
         def loaded(rows: Rows, error: str) -> None:
-            if error or not rows or not isinstance(rows[0][0], Spec):
-                self._pool.refuse(peer, request, D8Error(error) if error else UnknownTaskError())
+            if self._is_refused(peer, request, rows, error):
                 return
             spec, payload, state = rows[0]
             if state == 1:

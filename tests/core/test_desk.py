@@ -314,6 +314,8 @@ def test_finished_tasks_are_pruned_and_say_so(tmp_path: Path) -> None:
     answer = desk.ask(client, "status", id=ids[0])
     assert answer.code == "task.pruned"
     assert isinstance(answer.body["pruned_at"], float)
+    replayed = desk.ask(client, "replay", id=ids[0], session=S, n=500)
+    assert (replayed.code, replayed.body["pruned_at"]) == ("task.pruned", answer.body["pruned_at"])
     assert desk.ask(client, "status", id=ids[-1]).code == ""
     desk.got(client, m.Outcomes)
     desk.say(client, m.Watch(ids[:1]))

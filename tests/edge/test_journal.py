@@ -275,7 +275,8 @@ def test_the_oldest_finished_are_pruned_with_a_tombstone(journal: Journal, file:
     assert reader.query("prunable", (0.0, 2, 10)) == [(S, 0, 2)]
     assert reader.query("prunable", (9.0, 0, 10)) == [(S, 0, 2), (S, 2, 2)]
     journal.append([Pruned([(S, 0, 2)], 7.0)])
-    assert reader.query("task", (f"{S}-1",)) == [(7.0,)]
+    assert reader.query("task", (f"{S}-1",)) == reader.query("replay", (f"{S}-1",)) == [(7.0,)]
+    assert reader.query("replay", (f"{S}-9",)) == []
     assert len(reader.query("task", (f"{S}-2",))[0]) == 12
     reader.close()
 

@@ -119,15 +119,14 @@ class Reader:
         if found is not None:
             (run,) = self._runs(" WHERE o.first = ?", (found[0],))
             return [self._told(run, row)]
-        pruned_at = self._pruned_at(row)
-        return [] if pruned_at is None else [(pruned_at,)]
+        return self._tombstone(row)
 
     def _replay(self, task_id: str) -> Rows:
-        """(spec, payload, state) of a finished task."""
+        """(spec, payload, state) of a finished task, or (pruned at,), or nothing."""
         row = self._row(task_id)
         found = self._run_at(row, "state")
         if found is None:
-            return []
+            return self._tombstone(row)
         batch = "SELECT first, spec, payloads FROM batches WHERE first <= ? ORDER BY first DESC"
         first, spec, payloads = fetch(self._db, batch + " LIMIT 1", (row,))[0]
         payload = _payloads(payloads)[row - first]
@@ -275,6 +274,10 @@ class Reader:
             {"attempt": n, "worker_id": name, "at": at, "is_counted": bool(counts), "error": why}
             for n, name, at, counts, why in reversed(found)
         ]
+
+    def _tombstone(self, row: int) -> Rows:
+        pruned_at = self._pruned_at(row)
+        return [] if pruned_at is None else [(pruned_at,)]
 
     def _pruned_at(self, row: int) -> float | None:
         found = fetch(
