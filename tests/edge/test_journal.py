@@ -281,6 +281,25 @@ def test_the_oldest_finished_are_pruned_with_a_tombstone(journal: Journal, file:
     reader.close()
 
 
+def test_the_ids_of_the_last_pruned_batches_stay_used_and_older_ones_are_unknown(
+    journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("d8mesh.edge.journal.writer.MAX_TOMBSTONES", 2)
+    for n in range(4):
+        journal.append([batch(10 * n, 3), done(*range(10 * n, 10 * n + 3)), Closed([(S, 10 * n)])])
+    journal.append([Pruned([(S, 10, 3), (S, 0, 3)], 7.0)])
+    journal.append([Pruned([(S, 20, 3)], 8.0)])
+    reader = Reader(journal.path)
+    told = [reader.query("task", (f"{S}-{10 * n + 1}",)) for n in range(3)]
+    reader.close()
+    assert told == [[(7.0,)], [], [(8.0,)]]
+    opened = again(journal)
+    restored = opened.restore()
+    assert restored.accepted == {S: [(0, 3), (20, 3), (30, 3)]}
+    assert (restored.totals.completed, restored.kept_finished) == (12, 3)
+    opened.close()
+
+
 def test_a_batch_that_a_key_names_is_pruned_behind_the_others_of_its_submit(
     journal: Journal, file: Path
 ) -> None:
