@@ -18,6 +18,7 @@ from d8mesh.core.effects import Effect, Load, Loaded, Peer, Record, Send
 from d8mesh.core.pool import Policy
 from d8mesh.core.task import Fact
 from d8mesh.edge.journal import Journal, Reader
+from tests.chaos.verdict import overlaps_in
 
 S = "0123456789abcdef"
 START_AT = 1_000_000.0
@@ -61,6 +62,7 @@ class Desktop:
     def close(self) -> None:
         self.reader.close()
         self.journal.close()
+        assert overlaps_in(self.folder / "journal.db") == 0, "a task has two outcomes"
 
     def restart(self) -> None:
         """Kill the broker and start it again on the same file."""

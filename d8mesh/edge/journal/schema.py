@@ -3,7 +3,8 @@
 A task's row id is its session's number and its counter, so no index on text ids exists,
 and inserts go to the end of a session's range. The payloads of a batch are one blob.
 Outcomes that came together for consecutive tasks of a batch are one row too: a run, with
-one list of results. Runs neither overlap nor reach into another batch.
+one list of results. Runs neither overlap nor reach into another batch: that is the ledger's
+doing, the key refuses only a second run from the same task on.
 """
 
 from __future__ import annotations
