@@ -90,11 +90,14 @@ class Exchange:
         link.put(frames)
         if frames:
             self._waker.wake()
-        if wait_s and not link.has_frames:
-            with self._waits.one() as may_wait:
-                link.wait(wait_s if may_wait else 0.0, lambda: is_gone(request))
-        is_taking = "wait" in request.args and not is_gone(request)
-        found = link.take() if is_taking else []  # it stays for the next request
+        found: list[bytes] = []
+        if "wait" in request.args:
+            poll = link.begin_poll() if wait_s else link.newest_poll
+            if wait_s and not link.has_frames:
+                with self._waits.one() as may_wait:
+                    link.wait(poll, wait_s if may_wait else 0.0, lambda: is_gone(request))
+            if not is_gone(request):  # else they stay for the next request
+                found = link.take(poll)
         if link.is_paused:
             self._waker.wake()
         return Response(msgspec.msgpack.encode(found), content_type=CONTENT_TYPE)
@@ -166,7 +169,7 @@ class _Link:
         self._incoming: deque[bytes] = deque()
         self._held_bytes = 0
         self._changed = threading.Condition()
-        self._polls = 0
+        self.newest_poll = 0
 
     @property
     def has_frames(self) -> bool:
@@ -184,26 +187,33 @@ class _Link:
                 raise Refusal("access.flood", "the broker takes no more frames for now")
             self._outgoing.extend(frames)
 
-    def wait(self, wait_s: float, is_gone: Callable[[], bool]) -> None:
-        """Wait until there is something to fetch; a newer poll ends an older one's wait."""
+    def begin_poll(self) -> int:
+        """Return the number of a new poll; it ends the wait of an older one."""
+        with self._changed:
+            self.newest_poll += 1
+            self._changed.notify_all()
+            return self.newest_poll
+
+    def wait(self, poll: int, wait_s: float, is_gone: Callable[[], bool]) -> None:
+        """Wait until there is something to fetch, or a newer poll."""
         until = time.monotonic() + wait_s
         with self._changed:
-            self._polls += 1
-            mine = self._polls
-            self._changed.notify_all()
-            while not self._incoming and not self.is_closed and self._polls == mine:
+            while not self._incoming and not self.is_closed and self.newest_poll == poll:
                 left_s = until - time.monotonic()
                 if left_s <= 0 or is_gone():
                     break
                 self._changed.wait(min(left_s, _GONE_S))
         self.last_used = time.monotonic()
 
-    def take(self) -> list[bytes]:
-        """Return what has come in, in order, up to MAX_ANSWER_BYTES."""
+    def take(self, poll: int) -> list[bytes]:
+        """Return what has come in, in order, up to MAX_ANSWER_BYTES; to the newest poll only.
+
+        The asker of an older one went on to ask anew: its connection may lead nowhere.
+        """
         found: list[bytes] = []
         size = 0
         with self._changed:
-            while self._incoming:
+            while self._incoming and self.newest_poll == poll:
                 size += len(self._incoming[0])
                 if found and size > MAX_ANSWER_BYTES:
                     break

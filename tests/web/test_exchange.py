@@ -136,6 +136,17 @@ def test_what_came_for_who_hung_up_is_for_its_next_request(rest: Rest) -> None:
     assert peer.exchange(wait_s=20) != []
 
 
+def test_what_comes_is_for_the_newest_poll() -> None:
+    """Nobody may be there any more behind an older one, and nothing tells."""
+    link = exchange_module._Link()
+    older, newer = link.begin_poll(), link.begin_poll()
+    link.wait(older, PATIENCE_S, lambda: False)  # over at once
+    link.wait(newer, 0.0, lambda: False)
+    link._incoming.append(b"frame")
+    assert link.take(older) == []
+    assert link.take(newer) == [b"frame"]
+
+
 @pytest.mark.parametrize("link_id", ["", "x", "A" * 32, "0" * 31, "0" * 33, "../" * 10 + "00"])
 def test_a_link_has_32_hex_digits(rest: Rest, link_id: str) -> None:
     answer = rest.post("/api/mesh/exchange", headers={LINK_HEADER: link_id})
