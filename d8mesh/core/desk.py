@@ -370,7 +370,7 @@ class Desk:
         accepted = self._pool.ledger.accepted.get(session)
         if accepted is not None and accepted.overlap(n, 1):
             return  # asked twice: the answer is the same
-        self._intake.check_room(1, len(payload))
+        self._intake.check_room(1, len(payload), session=session)
         again = Spec(
             type=spec.type,
             priority=spec.priority,

@@ -73,6 +73,8 @@ class Restored:
     totals: Totals = field(default_factory=Totals)
     kept_finished: int = 0
     workers: dict[str, WorkerRecord] = field(default_factory=dict)
+    #: all that were ever named, those of forgotten tasks too
+    sessions: int = 0
     #: session -> (first, count) of everything accepted and not pruned
     accepted: dict[str, list[tuple[int, int]]] = field(default_factory=dict)
     keys: dict[str, tuple[bytes, str, int, int]] = field(default_factory=dict)
@@ -370,6 +372,7 @@ class Dispatcher:
         ledger.totals, ledger.workers = restored.totals, restored.workers
         ledger.kept_finished = restored.kept_finished
         ledger.take_keys(restored.keys)
+        ledger.forgotten_sessions = max(0, restored.sessions - len(restored.accepted))
         for session, ranges in restored.accepted.items():
             for first, count in ranges:
                 ledger.accept(session, first, count)

@@ -7,7 +7,7 @@ from typing import Final
 from d8mesh.core.handout import Handout
 from d8mesh.core.messages import Accepted, Group, Refused, Submit
 from d8mesh.core.pool import ClientSeat, Pool
-from d8mesh.core.task import Spec, Submitted
+from d8mesh.core.task import MAX_SESSIONS, Spec, Submitted
 from d8mesh.errors import (
     DiskLowError,
     DrainingError,
@@ -39,7 +39,7 @@ class Intake:
             repeat = self._repeat(client, message, count)
             if repeat is None:
                 size = sum(sum(map(len, group.payloads)) for group in message.groups)
-                self.check_room(count, size)
+                self.check_room(count, size, session=client.session)
         except TaskRejectedError as error:
             pool.reject(error.code)
             retry_s = _RETRY_S.get(type(error), 0.0)
@@ -117,11 +117,12 @@ class Intake:
             raise KeyConflictError
         return Accepted(message.seq, session, first, is_repeat=True)
 
-    def check_room(self, count: int, size: int) -> None:
+    def check_room(self, count: int, size: int, *, session: str) -> None:
         """Refuse `count` tasks of `size` bytes if they may not come in now.
 
         Raises:
             DrainingError, DiskLowError, QueueFullError: as they say.
+            TaskRejectedError: the journal has no row ids for another session.
         """
         pool = self._pool
         if pool.is_draining:
@@ -129,6 +130,14 @@ class Intake:
         if pool.is_disk_low:
             raise DiskLowError
         ledger, policy = pool.ledger, pool.policy
+        if (
+            session not in ledger.accepted
+            and len(ledger.accepted) + ledger.forgotten_sessions >= MAX_SESSIONS
+        ):
+            raise TaskRejectedError(
+                f"the journal has named {MAX_SESSIONS} clients, and no more fit: start the "
+                "orchestrator with a new data folder"
+            )
         if ledger.queued + count > policy.queue_size:
             raise QueueFullError(
                 f"{ledger.queued} tasks wait and {count} more would exceed the limit of "

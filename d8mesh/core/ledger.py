@@ -54,6 +54,7 @@ class Ledger:
     def __init__(self, *, payload_memory_bytes: int = PAYLOAD_MEMORY_BYTES) -> None:
         self.tasks: dict[str, Task] = {}
         self.accepted: dict[str, Ranges] = {}
+        self.forgotten_sessions = 0  #: that the journal names, and whose tasks it forgot
         self.keys: dict[str, tuple[bytes, str, int, int]] = {}
         #: (session, first) of a batch -> the key that it came with
         self._key_of: dict[tuple[str, int], str] = {}

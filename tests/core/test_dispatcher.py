@@ -273,3 +273,9 @@ def test_what_went_wrong_with_finished_tasks_is_no_concern_of_a_start() -> None:
     dispatcher = Dispatcher(Policy(broker_id="o", mesh="m"), restored, lambda: 0.5)
     dispatcher.check()
     assert not dispatcher.pool.ledger.tasks
+
+
+def test_sessions_whose_tasks_are_forgotten_count_among_those_that_the_journal_names() -> None:
+    restored = Restored(1, bytes(32), sessions=5, accepted={S: [(0, 2), (7, 1)]})
+    dispatcher = Dispatcher(Policy(broker_id="o", mesh="m"), restored, lambda: 0.5)
+    assert dispatcher.pool.ledger.forgotten_sessions == 4

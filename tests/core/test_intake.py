@@ -107,6 +107,30 @@ def test_an_idempotency_key_lives_as_long_as_any_of_its_tasks(tmp_path: Path) ->
     desk.close()
 
 
+def test_a_session_that_the_journal_cannot_name_is_refused(
+    desk: Desktop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("d8mesh.core.intake.MAX_SESSIONS", 2)
+    monkeypatch.setattr("d8mesh.edge.journal.writer.MAX_SESSIONS", 2)
+    client, worker = desk.client(), desk.worker("w")
+    (failed,) = desk.submit(client, max_attempts=1)
+    desk.finish(worker, desk.work(worker), m.FAILED)
+    other, third = desk.client("b" * 16), desk.client("c" * 16)
+    desk.submit(other, session="b" * 16)
+    assert desk.got(other, m.Accepted)
+    for _ in range(2):
+        desk.submit(third, session="c" * 16)
+        (refused,) = desk.got(third, m.Refused)
+        assert (refused.code, refused.retry_after_s) == ("task.rejected", 0.0)
+        assert "2 clients" in refused.message
+        replayed = desk.ask(third, "replay", id=failed, session="c" * 16, n=70)
+        assert replayed.code == "task.rejected"
+        desk.submit(other, session="b" * 16)
+        assert desk.got(other, m.Accepted)
+        desk.restart()
+        other, third = desk.client("b" * 16), desk.client("c" * 16)
+
+
 @pytest.mark.parametrize("bound", [{"queue_size": 5}, {"queue_bytes": 5}])
 def test_a_full_queue_refuses_with_the_time_to_wait(tmp_path: Path, bound: dict[str, Any]) -> None:
     desk = Desktop(tmp_path, **bound)

@@ -285,6 +285,8 @@ def test_the_ids_of_the_last_pruned_batches_stay_used_and_older_ones_are_unknown
     journal: Journal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("d8mesh.edge.journal.writer.MAX_TOMBSTONES", 2)
+    other = Completed("w", ["f" * 16 + "-0"], [1], [b"r"], 2.0)
+    journal.append([batch(0, 1, "f" * 16), other, Pruned([("f" * 16, 0, 1)], 6.0)])
     for n in range(4):
         journal.append([batch(10 * n, 3), done(*range(10 * n, 10 * n + 3)), Closed([(S, 10 * n)])])
     journal.append([Pruned([(S, 10, 3), (S, 0, 3)], 7.0)])
@@ -296,7 +298,8 @@ def test_the_ids_of_the_last_pruned_batches_stay_used_and_older_ones_are_unknown
     opened = again(journal)
     restored = opened.restore()
     assert restored.accepted == {S: [(0, 3), (20, 3), (30, 3)]}
-    assert (restored.totals.completed, restored.kept_finished) == (12, 3)
+    assert restored.sessions == 2
+    assert (restored.totals.completed, restored.kept_finished) == (13, 3)
     opened.close()
 
 

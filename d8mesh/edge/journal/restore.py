@@ -40,6 +40,7 @@ def _counts(db: apsw.Connection, restored: Restored, names: dict[int, str]) -> N
     row = fetch(db, "SELECT submitted, completed, failed, cancelled, pruned FROM totals")[0]
     submitted, completed, failed, cancelled, pruned = row
     restored.totals = Totals(submitted, completed, failed, cancelled)
+    restored.sessions = len(names)
     restored.kept_finished = completed + failed + cancelled - pruned
     for name, done, bad, kind, capabilities in fetch(
         db, "SELECT name, completed, failed, type, capabilities FROM workers"

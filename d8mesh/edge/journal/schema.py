@@ -20,8 +20,6 @@ SCHEMA_VERSION: Final = 2
 NOTE_SUFFIX: Final = ".recovering"
 #: A task id's counter takes the low 40 bits of its row id, its session's number the rest.
 COUNTER_BITS: Final = 40
-#: Sessions one file can name: row ids are signed 64-bit integers.
-MAX_SESSIONS: Final = 2**23 - 1
 #: Tombstones of pruned batches kept, so that their tasks answer "pruned" and not "unknown".
 MAX_TOMBSTONES: Final = 1_000_000
 Value: TypeAlias = int | float | str | bytes | None

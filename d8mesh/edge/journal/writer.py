@@ -23,6 +23,7 @@ import msgspec
 
 from d8mesh.core.dispatcher import Restored
 from d8mesh.core.task import (
+    MAX_SESSIONS,
     Cancelled,
     Closed,
     Completed,
@@ -51,7 +52,6 @@ from d8mesh.edge.journal.schema import (
     COMPLETED,
     COUNTER_BITS,
     FAILED,
-    MAX_SESSIONS,
     MAX_TOMBSTONES,
     SCHEMA,
     SCHEMA_VERSION,
