@@ -96,8 +96,10 @@ class Handout:
     def enqueue(self, batch: Batch) -> None:
         """Let the fresh tasks of a new (or restored) batch wait for their turn."""
         spec, pool = batch.spec, self._pool
-        if spec.deadline_at is not None:
-            self.after(spec.deadline_at - pool.at, self._deadline_passed, batch)
+        if spec.deadline_at is not None:  # the only look at the wall clock: it may jump later
+            left_s = spec.deadline_at - pool.at
+            batch.expires = pool.now + left_s
+            self.after(left_s, self._deadline_passed, batch)
         if batch.is_delayed:
             assert spec.run_at is not None
             heapq.heappush(self._alarms, (spec.run_at, batch.order, batch))
@@ -338,10 +340,7 @@ class Handout:
         return heading
 
     def _timeout_s(self, batch: Batch) -> float:
-        timeout_s = self._pool.policy.task_timeout_s
-        if batch.spec.deadline_at is not None:
-            timeout_s = min(timeout_s, max(0.0, batch.spec.deadline_at - self._pool.at))
-        return timeout_s
+        return min(self._pool.policy.task_timeout_s, max(0.0, batch.expires - self._pool.now))
 
     def take_overdue(self, seat: Seat) -> None:
         """Take back what a mesh worker kept far beyond its time without a word about it.

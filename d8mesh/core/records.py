@@ -5,6 +5,7 @@ Plain records; only `core.ledger` changes what a fact may change.
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_right
 from dataclasses import dataclass, field
 from typing import Final
@@ -34,6 +35,8 @@ class Batch:
     fresh: int = 0
     unfinished: int = 0
     is_delayed: bool = False
+    #: when the deadline of its tasks passes (monotonic seconds), set when it is queued
+    expires: float = math.inf
     gone: set[int] = field(default_factory=set)
 
     def task_id(self, index: int) -> str:

@@ -75,6 +75,17 @@ def test_a_jump_of_the_wall_clock_changes_no_lease_and_no_deadline(desk: Desktop
     assert desk.ledger.state_of(waiting) is TaskState.QUEUED
 
 
+@pytest.mark.parametrize("jump_s", [1e6, -1e6])
+def test_a_jump_of_the_wall_clock_changes_no_time_that_is_left_for_a_hand_out(
+    desk: Desktop, jump_s: float
+) -> None:
+    desk.submit(desk.client(), deadline_s=100.0)
+    desk.at += jump_s
+    desk.pass_time(10)
+    (work,) = desk.got(desk.worker("w"), m.Work)
+    assert work.groups[0].timeout_s == pytest.approx(90.0)
+
+
 def test_questions_to_the_journal_are_bounded_and_failures_told(desk: Desktop) -> None:
     client = desk.client()
     desk.dispatcher.receive(m.Ask(1, "status", {"id": f"{S}-5"}), client, desk.now)
