@@ -135,6 +135,7 @@ class Attendance:
         lost = [task for task in seat.outstanding.values() if task.id not in held]
         if lost:
             self._handout.requeue(seat.worker_id, lost, "hand-out lost on the way")
+        until = pool.now + pool.policy.task_timeout_s
         dropped: list[str] = []
         ids: list[str] = []
         ns: list[int] = []
@@ -144,7 +145,7 @@ class Attendance:
             if claim is None or task is None or _is_fenced_off(task, claim, seat.worker_id):
                 dropped.append(task_id)
             elif task_id in seat.outstanding:
-                seat.outstanding[task_id].work_seq = 0
+                task.work_seq, task.until = 0, max(task.until, until)
             elif task_id in ids:
                 continue  # two attempts of one task: either may finish it
             elif task.state is not TaskState.RUNNING or task.worker_id in ("", seat.worker_id):
@@ -153,7 +154,6 @@ class Attendance:
                 task.token = token
         if ids:
             pool.record(Adopted(seat.worker_id, ids, ns))
-        until = pool.now + pool.policy.task_timeout_s
         for task_id in ids:
             task = pool.ledger.tasks[task_id]
             task.work_seq, task.until = 0, until

@@ -327,12 +327,17 @@ class Dispatcher:
             self._prune()
 
     def _forgive(self, now: float) -> None:
-        """The broker was stopped or starved: leases start anew."""
+        """The broker was stopped or starved: leases start anew, attempts get the time back."""
+        gap_s = now - self._last_tick
+        timeout_s, full_time_s = self.pool.policy.task_timeout_s, self._handout.full_time_s
         for seat in self.pool.roster.seats.values():
             seat.last_heard = max(seat.last_heard, now)
+            seat.lease_until = min(seat.lease_until + gap_s, now + timeout_s)
+            for task in seat.outstanding.values():
+                task.until = min(task.until + gap_s, now + full_time_s)
         for client in self.pool.clients.values():
             client.last_heard = now
-        self._grace_until += now - self._last_tick
+        self._grace_until += gap_s
 
     def _settle_handouts(self) -> None:
         pool = self.pool

@@ -109,6 +109,16 @@ def test_the_session_moves_to_another_connection_with_what_it_holds(desk: Deskto
     assert desk.got(client, m.Outcomes)[0].ids == [task_id]
 
 
+def test_an_attempt_that_is_said_to_be_held_again_gets_its_time_again(desk: Desktop) -> None:
+    worker = desk.worker("w")
+    (task_id,) = desk.submit(desk.client(), max_attempts=1)
+    held = desk.work(worker)
+    for moved in range(60):  # 600 s of a link that breaks: each time the worker speaks for it
+        desk.pass_time(10)
+        desk.say(Peer(f"moved-{moved}".encode(), "10.0.0.1"), hello("w", held=held))
+    assert desk.ledger.state_of(task_id) is TaskState.RUNNING
+
+
 def test_held_attempts_of_finished_tasks_are_dropped(desk: Desktop) -> None:
     client = desk.client()
     worker = desk.worker("w")

@@ -63,6 +63,39 @@ def test_a_standstill_of_the_broker_blames_nobody(desk: Desktop) -> None:
     assert S in desk.pool.clients
 
 
+def test_a_standstill_beyond_the_time_of_an_attempt_blames_nobody(desk: Desktop) -> None:
+    client, worker = desk.client(), desk.worker("w")
+    ids = desk.submit(client, 2, max_attempts=1)
+    held = desk.work(worker)
+    offer = {"task_types": ["echo"]}
+    desk.ask(client, "poll.register", worker_id="p", worker_type="t", capabilities=offer)
+    assert desk.ask(client, "poll.next", worker_id="p", wait_s=0.0).body["task"]
+    desk.pass_time(400, step=400)
+    for _ in range(30):  # the polling worker is silent while it runs
+        desk.say(worker, beat(list(held), 1))
+        desk.pass_time(3)
+    assert [desk.ledger.state_of(task_id) for task_id in ids] == [TaskState.RUNNING] * 2
+    desk.finish(worker, held)
+    assert desk.ledger.totals.completed == 1
+
+
+def test_a_standstill_gives_no_attempt_more_than_its_whole_time(desk: Desktop) -> None:
+    worker = desk.worker("w")
+    (task_id,) = desk.submit(desk.client(), max_attempts=1)
+    held = desk.work(worker)
+    desk.now += 400
+    desk.at += 400
+    desk.say(worker, hello("w", held=held))
+    for _ in range(100):
+        desk.pass_time(3)
+        desk.say(worker, beat([task_id], 0))
+    assert desk.ledger.state_of(task_id) is TaskState.RUNNING
+    for _ in range(12):
+        desk.pass_time(3)
+        desk.say(worker, beat([task_id], 0))
+    assert desk.ledger.state_of(task_id) is None
+
+
 def test_a_jump_of_the_wall_clock_changes_no_lease_and_no_deadline(desk: Desktop) -> None:
     client, worker = desk.client(), desk.worker("w")
     running, waiting = desk.submit(client, 2, deadline_s=100.0)
