@@ -8,9 +8,9 @@ import pytest
 
 from d8mesh.core import messages as m
 from d8mesh.core.attendance import OWED_S, TAIL_BYTES
-from d8mesh.core.effects import Peer
+from d8mesh.core.effects import Peer, Send
 from d8mesh.core.task import Requeued, TaskState
-from tests.core.desktop import Desktop, beat, failure, hello, result
+from tests.core.desktop import Desktop, S, beat, failure, hello, result
 
 
 def test_a_worker_is_welcomed_and_gets_what_waits(desk: Desktop) -> None:
@@ -127,6 +127,20 @@ def test_held_attempts_of_finished_tasks_are_dropped(desk: Desktop) -> None:
     desk.finish(worker, held)
     desk.say(worker, hello("w", held=held))
     assert desk.got(worker, m.Welcome)[-1].dropped_ids == list(held)
+
+
+def test_a_hand_out_whose_submit_never_reached_the_disk_is_dropped(desk: Desktop) -> None:
+    """It left before the commit, and the commit failed: the broker is another one now."""
+    client, worker = desk.client(), desk.worker("w")
+    submit = m.Submit(1, S, 7, [m.Group("echo", 5, [b"\x80"])])
+    effects = desk.dispatcher.receive(submit, client, desk.now)
+    effects += desk.dispatcher.tick(desk.now, desk.at)
+    messages = [effect.message for effect in effects if isinstance(effect, Send)]
+    (work,) = (each for each in messages if isinstance(each, m.Work))
+    (group,) = work.groups
+    desk.restart()
+    back = desk.worker("w", held=dict(zip(group.ids, group.tokens, strict=True)))
+    assert desk.got(back, m.Welcome)[0].dropped_ids == [f"{S}-7"]
 
 
 def test_after_a_restart_a_worker_goes_on_with_its_attempt(desk: Desktop) -> None:

@@ -274,6 +274,13 @@ PLANTS: Final = (
         ATTENDANCE + "held_attempts_of_finished_tasks_are_dropped",
     ),
     Plant(
+        "let a hand-out outlive the submit that its commit lost",
+        "d8mesh.core.attendance:Attendance._take_over",
+        "dropped.append(task_id)",
+        "dropped += [task_id] if pool.ledger.accepted.get(task_id[:16]) else []",
+        ATTENDANCE + "a_hand_out_whose_submit_never_reached_the_disk_is_dropped",
+    ),
+    Plant(
         "take up an attempt of a fenced task that had ended",
         "d8mesh.core.attendance:Attendance._take_over",
         " or _is_fenced_off(task, claim, seat.worker_id)",
