@@ -27,7 +27,7 @@ from d8mesh.core.pool import Pool
 from d8mesh.core.records import Task
 from d8mesh.core.roster import Dialect, Seat
 from d8mesh.core.task import Adopted, TaskState
-from d8mesh.core.tokens import Claim
+from d8mesh.core.tokens import Claim, worker_tag
 
 #: Prefetched tasks are called back when their worker made no progress for this long.
 RECALL_AFTER_S: Final = 0.5
@@ -129,7 +129,8 @@ class Attendance:
         """Adopt the held attempts that still hold; queue the others of the seat again.
 
         Returns:
-            The held ids whose tasks are finished or unknown, for the worker to drop.
+            The held ids whose tasks are finished or unknown, for the worker to drop. It drops
+            all it holds under an id, so none of which another attempt still holds.
         """
         pool, held = self._pool, set(message.held_ids)
         lost = [task for task in seat.outstanding.values() if task.id not in held]
@@ -137,14 +138,17 @@ class Attendance:
             self._handout.requeue(seat.worker_id, lost, "hand-out lost on the way")
         until = pool.now + pool.policy.task_timeout_s
         dropped: list[str] = []
+        kept: set[str] = set()
         ids: list[str] = []
         ns: list[int] = []
         for task_id, token in zip(message.held_ids, message.held_tokens, strict=True):
             claim = pool.mint.check(token, task_id)
             task = pool.ledger.open_task(task_id) if claim is not None else None
-            if claim is None or task is None or _is_fenced_off(task, claim, seat.worker_id):
+            if claim is None or task is None or _is_fenced_off(task, claim, token):
                 dropped.append(task_id)
-            elif task_id in seat.outstanding:
+                continue
+            kept.add(task_id)
+            if task_id in seat.outstanding:
                 task.work_seq, task.until = 0, max(task.until, until)
             elif task_id in ids:
                 continue  # two attempts of one task: either may finish it
@@ -152,13 +156,15 @@ class Attendance:
                 ids.append(task_id)
                 ns.append(claim.n)
                 task.token = token
+            elif not task.token and _is_current(task, claim, token):
+                task.token = token  # handed out before our restart: now in another's outbox
         if ids:
             pool.record(Adopted(seat.worker_id, ids, ns))
         for task_id in ids:
             task = pool.ledger.tasks[task_id]
             task.work_seq, task.until = 0, until
             seat.outstanding[task_id] = task
-        return dropped
+        return [task_id for task_id in dropped if task_id not in kept]
 
     # ---------------------------------------------------------------------- living
 
@@ -367,11 +373,18 @@ class Attendance:
         seat.last_heard, seat.last_heard_at = self._pool.now, self._pool.at
 
 
-def _is_fenced_off(task: Task, claim: Claim, worker_id: str) -> bool:
+def _is_fenced_off(task: Task, claim: Claim, token: bytes) -> bool:
     """An attempt of a fenced task that ended here, or after which another was handed out."""
     if not task.batch.spec.is_fenced or claim.n > task.n:  # larger: its hand-out was not stored
         return False
-    return task.state is not TaskState.RUNNING or (claim.n, worker_id) != (task.n, task.worker_id)
+    return not _is_current(task, claim, token)
+
+
+def _is_current(task: Task, claim: Claim, token: bytes) -> bool:
+    """The attempt that runs; after a restart its token is not known, but what it says is."""
+    if task.state is not TaskState.RUNNING or task.token:
+        return task.token == token
+    return (claim.n, claim.worker_tag) == (task.n, worker_tag(task.worker_id))
 
 
 def refuse_hello(version: int, mesh: str, pool: Pool) -> Refused | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 
 from d8mesh.core import messages as m
@@ -495,6 +496,64 @@ def test_an_attempt_far_beyond_its_time_is_taken_back(desk: Desktop) -> None:
     assert desk.ask(client, "status", id=task_id).body["reason"] == "timed out"
 
 
+def holding(held: list[tuple[str, bytes]]) -> m.WorkerHello:
+    """Return the HELLO of a worker that may hold several attempts of one task."""
+    ids, tokens = [task_id for task_id, _ in held], [token for _, token in held]
+    return msgspec.structs.replace(hello("w"), held_ids=ids, held_tokens=tokens)
+
+
+@pytest.mark.parametrize("is_late", [False, True])
+def test_an_old_result_of_a_fenced_task_takes_no_current_attempt_with_it(
+    desk: Desktop, is_late: bool
+) -> None:
+    """What is dropped is named by its task, so the current attempt would go too."""
+    worker = desk.worker("w")
+    (task_id,) = desk.submit(desk.client(), is_fenced=True)
+    old = desk.work(worker)
+    desk.say(worker, beat([], 1))
+    current = desk.work(worker)
+    held = [*old.items(), *current.items()]
+    desk.say(worker, holding(held[::-1] if is_late else held))
+    assert desk.got(worker, m.Welcome)[-1].dropped_ids == []
+    desk.finish(worker, old)
+    assert desk.pool.rejected["result.stale"] == 1
+    assert desk.got(worker, m.Received)
+    desk.say(worker, beat([task_id], 0))
+    desk.finish(worker, current)
+    assert desk.ledger.totals.completed == 1
+
+
+@pytest.mark.parametrize("is_restarted", [False, True])
+def test_the_current_attempt_of_a_fenced_task_may_come_from_an_adopted_outbox(
+    desk: Desktop, is_restarted: bool
+) -> None:
+    first = desk.worker("w")
+    (task_id,) = desk.submit(desk.client(), is_fenced=True)
+    held = desk.work(first)
+    if is_restarted:
+        desk.restart()
+    heir = desk.worker("v", held=held)
+    assert desk.got(heir, m.Welcome)[0].dropped_ids == []
+    assert desk.ledger.tasks[task_id].worker_id == "w"
+    desk.finish(heir, held)
+    assert desk.ledger.totals.completed == 1
+
+
+def test_after_a_restart_an_older_attempt_of_a_fenced_task_is_not_taken_for_the_current_one(
+    desk: Desktop,
+) -> None:
+    first = desk.worker("w")
+    (task_id,) = desk.submit(desk.client(), is_fenced=True)
+    old = desk.work(first)
+    desk.say(first, m.Goodbye("off"))
+    desk.work(desk.worker("w2"))
+    desk.restart()
+    heir = desk.worker("v", held=old)
+    assert desk.got(heir, m.Welcome)[0].dropped_ids == [task_id]
+    desk.finish(heir, old)
+    assert desk.ledger.state_of(task_id) is TaskState.RUNNING
+
+
 def test_two_attempts_of_one_task_may_be_held(desk: Desktop) -> None:
     client = desk.client()
     worker = desk.worker("w")
@@ -504,10 +563,7 @@ def test_two_attempts_of_one_task_may_be_held(desk: Desktop) -> None:
     second = desk.work(worker)[task_id]
     desk.restart()
     again = Peer(b"again", "10.0.0.1")
-    said = hello("w")
-    said = m.WorkerHello(**{**{f: getattr(said, f) for f in said.__struct_fields__},
-                            "held_ids": [task_id] * 2, "held_tokens": [first, second]})  # fmt: skip
-    desk.say(again, said)
+    desk.say(again, holding([(task_id, first), (task_id, second)]))
     assert desk.got(again, m.Welcome)[0].dropped_ids == []
     desk.finish(again, {task_id: second})
     assert desk.ledger.totals.completed == 1

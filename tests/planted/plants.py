@@ -283,7 +283,7 @@ PLANTS: Final = (
     Plant(
         "take up an attempt of a fenced task that had ended",
         "d8mesh.core.attendance:Attendance._take_over",
-        " or _is_fenced_off(task, claim, seat.worker_id)",
+        " or _is_fenced_off(task, claim, token)",
         "",
         ATTENDANCE + "an_ended_attempt_of_a_fenced_task_is_not_taken_up_again",
     ),
