@@ -94,7 +94,9 @@ class Attendance:
                 policy.lease_s,
                 dropped,
             ),
+            waits=True,  # what is dropped for an outcome may go when that is on disk
         )
+        seat.welcomed = pool.now
         pool.roster.refresh(seat)
 
     def _leave_held(self, old: Seat, message: WorkerHello) -> None:
@@ -186,7 +188,8 @@ class Attendance:
         if seat.types != set(message.task_types) or seat.models != set(message.models):
             self._pool.roster.offer(seat, message.task_types, message.models)
         self._say_received(seat, [])
-        self._pool.send(seat.peer, Beat(self._pool.epoch))
+        waits = seat.welcomed == self._pool.now
+        self._pool.send(seat.peer, Beat(self._pool.epoch), waits=waits)
         self._pool.roster.refresh(seat)
 
     def results(self, seat: Seat, message: Results) -> None:
@@ -354,7 +357,7 @@ class Attendance:
         seat.note_asking(pool.now)
         excess = len(seat.outstanding) - seat.slots
         if excess > 0 and self._somebody_idles(seat):
-            pool.send(seat.peer, Recall(excess))
+            pool.send(seat.peer, Recall(excess), waits=seat.welcomed == pool.now)
 
     def forget_tails(self) -> None:
         """Drop the tails of tasks that are finished."""

@@ -70,6 +70,9 @@ class Seat:
     is_live: bool = True
     last_heard: float = 0.0
     last_heard_at: float = 0.0
+    #: when its last `Welcome` was sent; that waits for the commit of its wake-up, and so does all
+    #: that is sent to it in the same one (`now` is still this): it may not overtake
+    welcomed: float = -1.0
     running: int = 0
     stuck: int = 0
     work_seq: int = 0

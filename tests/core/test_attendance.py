@@ -132,7 +132,8 @@ def test_held_attempts_of_finished_tasks_are_dropped(desk: Desktop) -> None:
 
 def test_a_hand_out_whose_submit_never_reached_the_disk_is_dropped(desk: Desktop) -> None:
     """It left before the commit, and the commit failed: the broker is another one now."""
-    client, worker = desk.client(), desk.worker("w")
+    client = desk.client()
+    desk.worker("w")
     submit = m.Submit(1, S, 7, [m.Group("echo", 5, [b"\x80"])])
     effects = desk.dispatcher.receive(submit, client, desk.now)
     effects += desk.dispatcher.tick(desk.now, desk.at)
@@ -255,6 +256,38 @@ def test_results_are_acknowledged_after_the_commit_only(desk: Desktop) -> None:
     assert waits["Received"] is True
     assert waits["Outcomes"] is True
     assert waits["Accepted"] is True
+
+
+def test_a_worker_is_told_to_drop_a_result_after_the_commit_of_the_other_only(
+    desk: Desktop,
+) -> None:
+    """Both in one wake-up: nothing that is sent to it may overtake its welcome either."""
+    client, slow = desk.client(), desk.worker("w")
+    task_id, other = desk.submit(client, 2)
+    held = desk.work(slow)
+    desk.pass_time(11)
+    quick = desk.worker("v", slots=2)
+    current = desk.work(quick)
+    assert current.keys() == {task_id, other}
+    again, seq = Peer(b"again", "10.0.0.1"), 99
+    late = m.Results(seq, 1, [task_id], [current[task_id]], bytes([m.SUCCEEDED]), [result()])
+    effects = desk.dispatcher.receive(late, quick, desk.now)
+    effects += desk.dispatcher.receive(hello("w", held=held), again, desk.now)
+    effects += desk.dispatcher.receive(beat([], 0), again, desk.now)
+    submit = m.Submit(seq, S, 50, [m.Group("echo", 5, [b"\x80"])])
+    effects += desk.dispatcher.receive(submit, client, desk.now)
+    effects += desk.dispatcher.tick(desk.now, desk.at)
+    told = [each for each in effects if isinstance(each, Send) and each.peer == again]
+    assert [type(each.message) for each in told] == [m.Welcome, m.Beat, m.Work]
+    assert isinstance(told[0].message, m.Welcome)
+    assert told[0].message.dropped_ids == [task_id]
+    assert all(each.waits for each in told)
+    desk.perform(effects)
+    desk.pass_time(1)
+    desk.finish(again, desk.work(again))
+    desk.submit(client)
+    later = [waits for peer, msg, waits in desk.sent if peer == again and isinstance(msg, m.Work)]
+    assert later == [False]
 
 
 def test_the_acknowledgement_of_a_single_result_goes_with_the_hand_out_after_the_next(

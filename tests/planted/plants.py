@@ -49,6 +49,20 @@ PLANTS: Final = (
         ATTENDANCE + "results_are_acknowledged_after_the_commit_only",
     ),
     Plant(
+        "let a worker drop its result before the commit of the other",
+        "d8mesh.core.attendance:Attendance.hello",
+        "waits=True,",
+        "waits=False,",
+        ATTENDANCE + "a_worker_is_told_to_drop_a_result_after_the_commit_of_the_other_only",
+    ),
+    Plant(
+        "hand out before the welcome that waits",
+        "d8mesh.core.handout:Handout._flush",
+        "waits=seat.welcomed == now",
+        "waits=False",
+        ATTENDANCE + "a_worker_is_told_to_drop_a_result_after_the_commit_of_the_other_only",
+    ),
+    Plant(
         "acknowledge a result with a hand-out that goes before its commit",
         "d8mesh.core.attendance:Attendance.results",
         "seat.results.append(message.seq)",

@@ -49,6 +49,7 @@ class Safety:
         #: (task id, result) of every success that a handler really produced
         self.produced: set[tuple[str, bytes]] = set()
         self._home: dict[str, str] = {}
+        self._accepted_at: dict[str, float] = {}
         self._current: dict[str, int] = {}
         self._story: dict[str, list[str]] = {}
 
@@ -103,6 +104,7 @@ class Safety:
                 self.fail(task_id, "was accepted twice")
             self.accepted[task_id] = payload
             self._home[task_id] = name
+            self._accepted_at[task_id] = self.now
             if fact.spec.is_fenced:
                 self.fenced.add(task_id)
         if fact.key:
@@ -155,6 +157,9 @@ class Safety:
                 self.note(task_id, "acknowledged")
                 if task_id not in self.accepted:
                     self.fail(task_id, "was acknowledged and is not on disk")
+            case m.Welcome():
+                for task_id in message.dropped_ids:
+                    self._dropped(task_id, message.broker_id)
             case m.Outcomes():
                 for task_id, state, payload in zip(
                     message.ids, message.states, message.payloads, strict=True
@@ -169,6 +174,16 @@ class Safety:
                 self._answered(task_id, rest)
             case _:
                 pass
+
+    def _dropped(self, task_id: str, name: str) -> None:
+        """A worker is told to forget what it holds of a task, maybe its only result.
+
+        What was accepted a moment ago can have been unknown to the same wake-up when the worker
+        came: an early hand-out of before a crash.
+        """
+        is_own = self._home.get(task_id) == name and self._accepted_at[task_id] < self.now
+        if is_own and task_id not in self.fenced and task_id not in self.outcomes:
+            self.fail(task_id, "a worker is to drop it and no outcome is on disk")
 
     def _answered(self, task_id: str, rest: dict[str, object]) -> None:
         """An answer speaks of a task: a cancel, a replay, a status."""
