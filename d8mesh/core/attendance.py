@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from d8mesh.core.addresses import is_loopback
 from d8mesh.core.effects import Peer
 from d8mesh.core.endings import Endings
 from d8mesh.core.handout import Handout
@@ -26,7 +27,7 @@ from d8mesh.core.messages import (
 from d8mesh.core.pool import Pool
 from d8mesh.core.records import Task
 from d8mesh.core.roster import Dialect, Seat
-from d8mesh.core.task import Adopted, TaskState
+from d8mesh.core.task import Adopted, Recounted, TaskState
 from d8mesh.core.tokens import Claim, worker_tag
 
 #: Prefetched tasks are called back when their worker made no progress for this long.
@@ -34,6 +35,8 @@ RECALL_AFTER_S: Final = 0.5
 #: How long the acknowledgement of a result that came alone waits for a hand-out to go with:
 #: many times the way of a quick task, too short for a worker to say anything again.
 OWED_S: Final = 0.02
+#: Who is cut off at once was last heard within a heartbeat of each other; one may have got lost.
+CUT_HEARTBEATS: Final = 2
 #: Earlier starts of a worker that are told from a new one, if they prove to be alive still.
 MAX_DISPLACED: Final = 8
 #: Chunks of one running task that late listeners still get.
@@ -50,6 +53,8 @@ class Attendance:
         #: seats whose results came in with this wake-up, and how far their hand-outs were
         self._reporting: list[tuple[Seat, int]] = []
         self._tails: dict[str, tuple[int, int, list[bytes], int]] = {}
+        #: when that was found out, and when somebody beyond this machine was last heard
+        self._last_word = (-1.0, -1.0)
 
     # --------------------------------------------------------------------- joining
 
@@ -69,10 +74,15 @@ class Attendance:
             pool.roster.leave(seat)
             pool.roster.move(seat, peer)
             seat.is_live = True
+            seat.unsure = {}
         else:
             if old is not None:
                 self._leave_held(old, message)
-                self.lose(old, "its worker was started again", is_counted=bool(old.is_live))
+                why = "its worker was started again"
+                self.lose(old, why, is_counted=bool(old.is_live))
+                held = set(message.held_ids)
+                unsure = {i: n for i, n in old.unsure.items() if i not in held}
+                self._handout.blame(old.worker_id, unsure, why)
             seat = Seat(message.worker_id, Dialect.MESH, peer, message.boot_id)
             if old is not None and old.boot_id:
                 seat.displaced = (*old.displaced, old.boot_id)[-MAX_DISPLACED:]
@@ -80,6 +90,7 @@ class Attendance:
         seat.has_asked, seat.asked = True, pool.now
         pool.roster.add(seat) if seat is not old else pool.roster.rejoin(seat)
         pool.roster.offer(seat, message.task_types, message.models)
+        self._unblame(seat, message)
         dropped = self._take_over(seat, message)
         seat.work_seq = 0
         seat.owed.clear()  # it says again what it has not heard of
@@ -126,6 +137,26 @@ class Attendance:
         seat.slots = max(1, message.slots)
         seat.window = message.window
         self._heard(seat)
+
+    def _unblame(self, seat: Seat, message: WorkerHello) -> None:
+        """Count no loss of what the worker still holds: it was cut off and lives.
+
+        It has held an attempt since that was handed out, so also when a later number was lost.
+        """
+        pool = self._pool
+        back: dict[tuple[str, int], None] = {}
+        for task_id, token in zip(message.held_ids, message.held_tokens, strict=True):
+            task = pool.ledger.tasks.get(task_id)
+            if task is None or task.history is None or not task.history.losses:
+                continue
+            claim = pool.mint.check(token, task_id)
+            if claim is not None:
+                losses = sorted(task.history.losses)
+                own = [n for worker_id, n in losses if worker_id == seat.worker_id and n >= claim.n]
+                back.update(((task_id, n), None) for n in own)
+        if back:
+            ids, ns = [task_id for task_id, _ in back], [n for _, n in back]
+            pool.record(Recounted(seat.worker_id, ids, ns, is_loss=False))
 
     def _take_over(self, seat: Seat, message: WorkerHello) -> list[str]:
         """Adopt the held attempts that still hold; queue the others of the seat again.
@@ -351,13 +382,35 @@ class Attendance:
         """Look at one mesh seat: lease, overdue attempts, prefetched ones nobody starts."""
         pool = self._pool
         if pool.now - seat.last_heard > pool.policy.lease_s:
-            self.lose(seat, "worker lost", is_counted=True)
+            if self._is_cut_off(seat):
+                blamed = list(seat.outstanding.values())[: seat.slots]
+                seat.unsure = {task.id: task.n for task in blamed}
+                self.lose(seat, "nobody was heard", is_counted=False)
+            else:
+                self.lose(seat, "worker lost", is_counted=True)
             return
         self._handout.take_overdue(seat)
         seat.note_asking(pool.now)
         excess = len(seat.outstanding) - seat.slots
         if excess > 0 and self._somebody_idles(seat):
             pool.send(seat.peer, Recall(excess), waits=seat.welcomed == pool.now)
+
+    def _is_cut_off(self, seat: Seat) -> bool:
+        """Nobody beyond this machine was heard after it: our own network may be what is gone.
+
+        A worker that comes back and had died is blamed then. What is on this machine is no
+        witness, and no such cut makes it silent.
+        """
+        pool = self._pool
+        if is_loopback(seat.peer.address):
+            return False
+        if self._last_word[0] != pool.now:  # once for all that fall silent at once
+            mesh = [each for each in pool.roster.seats.values() if each.dialect is Dialect.MESH]
+            heard = [(each.peer, each.last_heard) for each in mesh]
+            heard += [(each.peer, each.last_heard) for each in pool.clients.values()]
+            outside = [at for peer, at in heard if not is_loopback(peer.address)]
+            self._last_word = (pool.now, max(outside))
+        return self._last_word[1] <= seat.last_heard + CUT_HEARTBEATS * pool.policy.heartbeat_s
 
     def forget_tails(self) -> None:
         """Drop the tails of tasks that are finished."""

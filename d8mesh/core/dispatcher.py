@@ -9,6 +9,7 @@ both return effects. The parts, each with one concern: `intake` (submits), `hand
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final, assert_never
@@ -82,8 +83,11 @@ class Restored:
     batches: list[tuple[Batch, list[int]]] = field(default_factory=list)
     #: task id -> (attempt, worker id) of what was in somebody's hands
     in_flight: dict[str, tuple[int, str]] = field(default_factory=dict)
-    #: task id -> (highest attempt, counted errors, workers lost with it, workers it failed on)
-    troubled: dict[str, tuple[int, int, list[str], list[str]]] = field(default_factory=dict)
+    #: task id -> (highest attempt, counted errors, (worker, attempt) of its losses, workers it
+    #: failed on, once for each error)
+    troubled: dict[str, tuple[int, int, set[tuple[str, int]], list[str]]] = field(
+        default_factory=dict
+    )
 
 
 class Dispatcher:
@@ -403,7 +407,8 @@ class Dispatcher:
                 continue
             task.n = n
             history = task.remember()
-            history.errors, history.losses, history.failed_on = errors, losses, set(failed_on)
+            history.errors, history.losses = errors, losses
+            history.failed_on = Counter(failed_on)
             if task_id not in restored.in_flight:
                 waiting.append(task)
         for task_id, (n, worker_id) in restored.in_flight.items():

@@ -14,7 +14,7 @@ from d8mesh.core.pool import Pool
 from d8mesh.core.queue import Lane
 from d8mesh.core.records import Batch, Task
 from d8mesh.core.roster import POLLING, Seat
-from d8mesh.core.task import Due, HandedOut, Requeued, TaskState
+from d8mesh.core.task import Due, HandedOut, Recounted, Requeued, TaskState
 from d8mesh.core.tokens import MAX_ATTEMPT
 
 #: A retry waits a random part of this, doubled for each error before, up to the cap.
@@ -124,10 +124,7 @@ class Handout:
         for task in tasks:
             self._take_back(task)
             if is_counted and self._is_used_up(task, worker_id, is_loss):
-                losses = 0 if task.history is None else len(task.history.losses)
-                is_poison = is_loss and losses + 1 >= POISON_LOSSES
-                code = "task.poison" if is_poison else "task.attempts"
-                self._endings.fail_for([task.id], code=code, why=why)
+                self._fail_used_up(task, worker_id, why, is_loss)
             else:
                 again.append(task)
         if not again:
@@ -138,6 +135,25 @@ class Handout:
         )
         for task in again:
             pool.queue.put_task(task)
+
+    def blame(self, worker_id: str, attempts: dict[str, int], why: str) -> None:
+        """Count what was taken back uncounted: it was lost with its worker after all.
+
+        A task whose attempts are used up by that fails, unless another worker has it already.
+        """
+        ids: list[str] = []
+        for task_id in attempts:
+            task = self._pool.ledger.tasks.get(task_id)
+            if task is None:
+                continue
+            is_running = task.state is TaskState.RUNNING
+            if not is_running and self._is_used_up(task, worker_id, is_loss=True):
+                self._fail_used_up(task, worker_id, why, is_loss=True)
+            else:
+                ids.append(task_id)
+        if ids:
+            ns = [attempts[task_id] for task_id in ids]
+            self._pool.record(Recounted(worker_id, ids, ns, is_loss=True))
 
     def attempt_failed(self, seat_id: str, task: Task, payload: bytes, *, is_final: bool) -> None:
         """An attempt ended in an error: queue the task again after a pause, or fail it."""
@@ -174,8 +190,12 @@ class Handout:
         errors = 0 if history is None else history.errors
         if errors + 1 >= task.batch.spec.max_attempts:
             return True
-        losses = set() if history is None else set(history.losses)
-        return is_loss and len(losses | {worker_id}) >= POISON_LOSSES
+        return is_loss and _takes_down(task, worker_id) >= POISON_LOSSES
+
+    def _fail_used_up(self, task: Task, worker_id: str, why: str, is_loss: bool) -> None:
+        is_poison = is_loss and _takes_down(task, worker_id) >= POISON_LOSSES
+        code = "task.poison" if is_poison else "task.attempts"
+        self._endings.fail_for([task.id], code=code, why=why)
 
     def _retry(self, task: Task) -> None:
         if self._pool.ledger.tasks.get(task.id) is task and task.state is TaskState.DELAYED:
@@ -395,3 +415,9 @@ class Handout:
             code="task.unreadable",
             why=f"its data cannot be read from the journal: {error}",
         )
+
+
+def _takes_down(task: Task, worker_id: str) -> int:
+    """Return how many workers a task has taken down, this one being the last."""
+    losses = () if task.history is None else task.history.losses
+    return len({worker_id, *(name for name, _ in losses)})

@@ -10,6 +10,7 @@ needs it singly. Finished tasks live in the journal only. Deliberately not here:
 from __future__ import annotations
 
 from bisect import bisect_right, insort
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from typing import Final
 
@@ -27,6 +28,7 @@ from d8mesh.core.task import (
     HandedOut,
     HandoutsSettled,
     Pruned,
+    Recounted,
     Requeued,
     Submitted,
     TaskFact,
@@ -268,7 +270,7 @@ class Ledger:
             task.n, task.worker_id = max(n, task.n), fact.worker_id
 
     def _requeued(self, fact: Requeued) -> None:
-        for task_id in fact.ids:
+        for task_id, n in zip(fact.ids, fact.ns, strict=True):
             task = self._must_have(task_id)
             task.state = next_state(task.state, Requeued)
             self.running -= 1
@@ -277,13 +279,27 @@ class Ledger:
             if fact.is_counted:
                 history = task.remember()
                 history.errors += 1
-                history.failed_on.add(fact.worker_id)
+                history.failed_on[fact.worker_id] += 1
                 history.last_error = fact.why
-                if fact.is_loss and fact.worker_id not in history.losses:
-                    history.losses.append(fact.worker_id)
+                if fact.is_loss:
+                    history.losses.add((fact.worker_id, n))
             if fact.not_before_at:
                 task.remember().not_before_at = fact.not_before_at
                 task.state = TaskState.DELAYED
+
+    def _recounted(self, fact: Recounted) -> None:
+        for task_id, n in zip(fact.ids, fact.ns, strict=True):
+            task = self._must_have(task_id)
+            task.state = next_state(task.state, Recounted)
+            history, loss = task.remember(), (fact.worker_id, n)
+            if fact.is_loss:
+                history.errors += 1
+                history.failed_on[fact.worker_id] += 1
+                history.losses.add(loss)
+            else:
+                history.errors -= 1
+                history.failed_on -= Counter([fact.worker_id])  # keeps no zeros
+                history.losses.discard(loss)
 
     def _completed(self, fact: Completed) -> None:
         self._finish(fact.ids, Completed)
@@ -376,6 +392,7 @@ class Ledger:
         HandedOut: _handed_out,
         Adopted: _adopted,
         Requeued: _requeued,
+        Recounted: _recounted,
         Completed: _completed,
         Failed: _failed,
         Cancelled: _cancelled,

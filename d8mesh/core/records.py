@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -54,8 +55,10 @@ class History:
     """What went wrong with a task so far; most tasks have none."""
 
     errors: int = 0
-    losses: list[str] = field(default_factory=list)
-    failed_on: set[str] = field(default_factory=set)
+    #: (worker, attempt) of what counts as lost with its worker
+    losses: set[tuple[str, int]] = field(default_factory=set)
+    #: worker -> how many of the errors and losses were there
+    failed_on: Counter[str] = field(default_factory=Counter)
     holders: set[str] = field(default_factory=set)
     not_before_at: float = 0.0
     last_error: str = ""

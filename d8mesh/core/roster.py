@@ -84,6 +84,8 @@ class Seat:
     owed: list[int] = field(default_factory=list)
     failures_in_a_row: int = 0
     outstanding: dict[str, Task] = field(default_factory=dict)
+    #: attempts that were taken from it when nobody was heard: theirs if it turns out to have died
+    unsure: dict[str, int] = field(default_factory=dict)
     poll: Poll | None = None
     #: it wanted tasks not long ago; a polling one: it polled
     has_asked: bool = True

@@ -153,6 +153,18 @@ class Requeued(Struct, frozen=True, gc=False):
     not_before_at: float = 0.0
 
 
+class Recounted(Struct, frozen=True, gc=False):
+    """It turned out whether attempts that were taken back were lost with their worker.
+
+    `is_loss`: they were, and use up attempts now; else it never died, and they do no longer.
+    """
+
+    worker_id: str
+    ids: list[str]
+    ns: list[int]
+    is_loss: bool
+
+
 class Completed(Struct, frozen=True, gc=False):
     """Attempts `ns[i]` succeeded; `payloads[i]` is the recorded result."""
 
@@ -217,7 +229,9 @@ class HandoutsSettled(Struct, frozen=True, gc=False):
     below: int
 
 
-TaskFact: TypeAlias = Due | HandedOut | Adopted | Requeued | Completed | Failed | Cancelled
+TaskFact: TypeAlias = (
+    Due | HandedOut | Adopted | Requeued | Recounted | Completed | Failed | Cancelled
+)
 Fact: TypeAlias = Submitted | TaskFact | Enrolled | Dismissed | Closed | Pruned | HandoutsSettled
 
 _Q, _D, _R = TaskState.QUEUED, TaskState.DELAYED, TaskState.RUNNING
@@ -232,6 +246,7 @@ TRANSITIONS: Final[Mapping[tuple[TaskState, type], TaskState]] = MappingProxyTyp
         (_D, Adopted): _R,
         (_R, Adopted): _R,
         (_R, Requeued): _Q,
+        **{(state, Recounted): state for state in (_Q, _D, _R)},
         **{(state, Completed): TaskState.COMPLETED for state in (_Q, _D, _R)},
         **{(state, Failed): TaskState.FAILED for state in (_Q, _D, _R)},
         **{(state, Cancelled): TaskState.CANCELLED for state in (_Q, _D, _R)},

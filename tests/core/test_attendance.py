@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import msgspec
@@ -9,9 +10,32 @@ import pytest
 
 from d8mesh.core import messages as m
 from d8mesh.core.attendance import OWED_S, TAIL_BYTES
+from d8mesh.core.dispatcher import Restored
 from d8mesh.core.effects import Peer, Send
 from d8mesh.core.task import Requeued, TaskState
+from d8mesh.edge.journal.restore import fill
 from tests.core.desktop import Desktop, S, beat, failure, hello, result
+
+
+def silence(desk: Desktop, witness: Peer) -> None:
+    """Let all workers be silent for longer than a lease, while a client is heard."""
+    for _ in range(4):
+        desk.pass_time(2.75)
+        desk.say(witness, m.Watch([]))
+
+
+def counted(desk: Desktop, task_id: str) -> tuple[int, set[tuple[str, int]], dict[str, int]]:
+    """Return errors and losses of a task and where they were: on disk is what is in memory."""
+    history = desk.ledger.tasks[task_id].remember()
+    restored = Restored(0, b"")
+    fill(desk.journal._db, restored)
+    _, errors, losses, failed_on = restored.troubled.get(task_id, (0, 0, set(), []))
+    assert (history.errors, history.losses, history.failed_on) == (
+        errors,
+        losses,
+        Counter(failed_on),
+    )
+    return history.errors, history.losses, history.failed_on
 
 
 def test_a_worker_is_welcomed_and_gets_what_waits(desk: Desktop) -> None:
@@ -209,7 +233,7 @@ def test_a_silent_worker_is_lost_and_its_tasks_run_elsewhere(desk: Desktop) -> N
     assert list(desk.work(other)) == [task_id]
     history = desk.ledger.tasks[task_id].history
     assert history is not None
-    assert history.losses == ["w"]
+    assert history.losses == {("w", 1)}
 
 
 def test_only_the_running_attempts_of_a_lost_worker_are_blamed(desk: Desktop) -> None:
@@ -217,7 +241,7 @@ def test_only_the_running_attempts_of_a_lost_worker_are_blamed(desk: Desktop) ->
     worker = desk.worker("w", slots=2, window=5)
     ids = desk.submit(client, 5)
     assert list(desk.work(worker)) == ids
-    desk.pass_time(11)
+    silence(desk, client)
     blamed = [task_id for task_id in ids if desk.ledger.tasks[task_id].history is not None]
     assert blamed == ids[:2]
 
@@ -229,11 +253,143 @@ def test_a_task_that_took_three_workers_down_is_poison(desk: Desktop) -> None:
     (task_id,) = desk.submit(client)
     for name in ("a", "b", "c"):
         assert list(desk.work(desk.worker(name))) == [task_id]
-        desk.pass_time(11)
-    client = desk.client()
+        silence(desk, client)
     answer = desk.ask(client, "status", id=task_id)
     assert answer.body["state"] == "failed"
     assert answer.body["reason"] == "worker lost"
+
+
+def test_cuts_of_the_network_use_up_no_attempts(desk: Desktop) -> None:
+    """The worker never died: a loss is taken back when it comes with the attempt."""
+    client, worker = desk.client(), desk.worker("w")
+    (task_id,) = desk.submit(client)
+    held = desk.work(worker)
+    for _ in range(4):
+        silence(desk, client)
+        assert counted(desk, task_id) == (1, {("w", 1)}, {"w": 1})
+        desk.say(worker, hello("w", held=held))
+        assert counted(desk, task_id) == (0, set(), {})
+        assert desk.ledger.tasks[task_id].worker_id == "w"
+    desk.finish(worker, held)
+    assert desk.ledger.totals.completed == 1
+
+
+def test_a_loss_is_taken_back_while_the_task_runs_elsewhere_and_others_stay(desk: Desktop) -> None:
+    client, first = desk.client(), desk.worker("w")
+    (task_id,) = desk.submit(client)
+    held = desk.work(first)
+    silence(desk, client)
+    second = desk.worker("v")
+    desk.finish(second, desk.work(second), m.FAILED)
+    third = desk.worker("u")
+    desk.pass_time(1)
+    assert list(desk.work(third)) == [task_id]
+    assert counted(desk, task_id) == (2, {("w", 1)}, {"w": 1, "v": 1})
+    desk.say(first, hello("w", held=held))
+    assert counted(desk, task_id) == (1, set(), {"v": 1})
+    assert desk.ledger.tasks[task_id].worker_id == "u"
+
+
+def test_a_loss_is_taken_back_after_a_restart_of_the_broker_too(desk: Desktop) -> None:
+    client, worker = desk.client(), desk.worker("w")
+    (task_id,) = desk.submit(client)
+    held = desk.work(worker)
+    silence(desk, client)
+    desk.restart()
+    desk.worker("w", held={task_id: bytes(16)})  # nobody's token takes nothing back
+    assert counted(desk, task_id) == (1, {("w", 1)}, {"w": 1})
+    desk.worker("w", held=held)
+    assert counted(desk, task_id) == (0, set(), {})
+
+
+def test_a_loss_before_the_attempt_that_is_held_stays(desk: Desktop) -> None:
+    client, worker = desk.client(), desk.worker("w")
+    (task_id,) = desk.submit(client)
+    desk.work(worker)
+    worker = desk.worker("w", boot="b2")
+    held = desk.work(worker)
+    silence(desk, client)
+    assert counted(desk, task_id) == (2, {("w", 1), ("w", 2)}, {"w": 2})
+    desk.say(worker, hello("w", boot="b2", held=held))
+    assert counted(desk, task_id) == (1, {("w", 1)}, {"w": 1})
+
+
+@pytest.mark.parametrize("apart_s", [0.0, 2.0])
+def test_nobody_is_blamed_when_the_whole_mesh_falls_silent(desk: Desktop, apart_s: float) -> None:
+    """It is our own network: even what may be lost only once waits again."""
+    client = desk.client()
+    workers = [desk.worker(name, slots=2) for name in "vw"]
+    ids = desk.submit(client, 4, max_attempts=1)
+    held = []
+    for name, worker in zip("vw", workers, strict=True):
+        desk.pass_time(apart_s)
+        held.append(desk.work(worker))
+        desk.say(worker, beat(list(held[-1]), 9))
+        assert len(held[-1]) == 2, name
+    desk.pass_time(14)
+    assert desk.ledger.queued == 4
+    assert all(counted(desk, task_id) == (0, set(), {}) for task_id in ids)
+    for name, worker, mine in zip("vw", workers, held, strict=True):
+        desk.say(worker, hello(name, slots=2, held=mine))
+        desk.finish(worker, mine)
+    assert desk.ledger.totals.completed == 4
+
+
+@pytest.mark.parametrize("attempts", [1, 3])
+def test_who_was_not_heard_with_all_the_others_and_had_died_is_blamed_when_it_is_back(
+    desk: Desktop, attempts: int
+) -> None:
+    client, worker = desk.client(), desk.worker("w", window=2)
+    ids = desk.submit(client, 2, max_attempts=attempts)
+    assert list(desk.work(worker)) == ids
+    desk.pass_time(11)
+    assert counted(desk, ids[0]) == (0, set(), {})
+    desk.worker("w", boot="b2", window=0)
+    if attempts > 1:
+        assert counted(desk, ids[0]) == (1, {("w", 1)}, {"w": 1})
+    else:
+        client = desk.client()
+        body = desk.ask(client, "status", id=ids[0]).body
+        assert (body["state"], body["reason"]) == ("failed", "its worker was started again")
+    assert counted(desk, ids[1]) == (0, set(), {})  # it had not started
+
+
+def test_who_was_not_heard_with_all_the_others_is_not_blamed_for_what_has_ended_or_is_there(
+    desk: Desktop,
+) -> None:
+    client, worker = desk.client(), desk.worker("w", slots=4)
+    ended, kept, running, waiting = desk.submit(client, 4, max_attempts=3)
+    held = desk.work(worker)
+    desk.pass_time(11)
+    other = desk.worker("v", slots=2)
+    others = desk.work(other)
+    assert list(others) == [ended, kept]
+    desk.finish(other, {ended: others[ended]}, window=2)
+    assert running in desk.work(other)
+    back = desk.worker("w", boot="b2", window=0, held={kept: held[kept]})
+    assert desk.got(back, m.Welcome)[0].dropped_ids == []
+    assert counted(desk, kept) == (0, set(), {})
+    assert counted(desk, running) == counted(desk, waiting) == (1, {("w", 1)}, {"w": 1})
+    assert desk.ledger.tasks[running].worker_id == "v"
+
+
+def test_a_worker_on_the_orchestrators_own_machine_is_blamed_at_once(desk: Desktop) -> None:
+    worker = desk.worker("w", address="127.0.0.1")
+    (task_id,) = desk.submit(desk.client(), max_attempts=2)
+    desk.work(worker)
+    desk.pass_time(11)
+    assert counted(desk, task_id) == (1, {("w", 1)}, {"w": 1})
+
+
+def test_who_is_heard_on_this_machine_says_nothing_of_the_network(desk: Desktop) -> None:
+    worker, near = desk.worker("w"), desk.worker("v", address="127.0.0.1", window=0)
+    (task_id,) = desk.submit(desk.client())
+    desk.work(worker)
+    for _ in range(4):
+        desk.pass_time(2.75)
+        desk.say(near, beat([], 0, window=0))
+    assert desk.ledger.state_of(task_id) is TaskState.QUEUED
+    assert counted(desk, task_id) == (0, set(), {})
 
 
 def test_a_goodbye_gives_all_back_at_once_uncounted(desk: Desktop) -> None:

@@ -312,7 +312,7 @@ def test_nothing_is_pruned_twice_when_the_journal_answers_late(tmp_path: Path) -
 
 
 def test_what_went_wrong_with_finished_tasks_is_no_concern_of_a_start() -> None:
-    restored = Restored(1, bytes(32), troubled={f"{S}-0": (1, 1, [], ["w"])})
+    restored = Restored(1, bytes(32), troubled={f"{S}-0": (1, 1, set(), ["w"])})
     restored.in_flight[f"{S}-1"] = (1, "w")
     dispatcher = Dispatcher(Policy(broker_id="o", mesh="m"), restored, lambda: 0.5)
     dispatcher.check()

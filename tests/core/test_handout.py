@@ -127,7 +127,7 @@ def test_retries_survive_a_restart_with_their_count(desk: Desktop) -> None:
     desk.restart()
     task = desk.ledger.tasks[task_id]
     assert task.history is not None
-    assert (task.n, task.history.errors, task.history.failed_on) == (1, 1, {"w"})
+    assert (task.n, task.history.errors, task.history.failed_on) == (1, 1, {"w": 1})
     worker = desk.worker("w")
     assert list(desk.work(worker)) == [task_id]
 

@@ -11,6 +11,7 @@ from d8mesh.core.task import (
     Due,
     Failed,
     HandedOut,
+    Recounted,
     Requeued,
     Spec,
     Submitted,
@@ -85,7 +86,19 @@ def test_a_requeued_task_waits_with_its_history(ledger: Ledger) -> None:
     ledger.apply(Requeued("w", [f"{S}-0"], [1], "broke", 0.0, is_counted=True, is_loss=True))
     history = ledger.tasks[f"{S}-0"].history
     assert history is not None
-    assert (history.errors, history.losses, history.failed_on) == (1, ["w"], {"w"})
+    assert (history.errors, history.losses, history.failed_on) == (1, {("w", 1)}, {"w": 1})
+    ledger.check()
+
+
+def test_whether_an_attempt_was_lost_may_turn_out_later(ledger: Ledger) -> None:
+    ledger.apply(HandedOut(1, "w", [f"{S}-0"], [1], 0.0))
+    ledger.apply(Requeued("w", [f"{S}-0"], [1], "nobody was heard", 0.0))
+    ledger.apply(Recounted("w", [f"{S}-0"], [1], is_loss=True))
+    history = ledger.tasks[f"{S}-0"].remember()
+    assert (history.errors, history.losses, history.failed_on) == (1, {("w", 1)}, {"w": 1})
+    ledger.apply(Recounted("w", [f"{S}-0"], [1], is_loss=False))
+    assert (history.errors, history.losses, list(history.failed_on)) == (0, set(), [])
+    assert ledger.state_of(f"{S}-0") is TaskState.QUEUED
     ledger.check()
 
 

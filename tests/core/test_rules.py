@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import tempfile
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from d8mesh.core import messages as m
 from d8mesh.core.dispatcher import Restored
 from d8mesh.core.effects import Peer
 from d8mesh.core.ledger import Ledger
+from d8mesh.core.records import History
 from d8mesh.core.task import (
     Adopted,
     Cancelled,
@@ -63,7 +65,7 @@ def picture(ledger: Ledger) -> dict[str, object]:
                 task = ledger.tasks.get(task_id)
                 history = task.history if task else None
                 told = (history.errors, history.losses, history.failed_on) if history else None
-                if told == (0, [], set()):
+                if told == (0, set(), {}):
                     told = None
                 tasks[task_id] = (state, told, task.worker_id if task else "", batch.spec)
     counts = (ledger.queued, ledger.running, ledger.unfinished_bytes, ledger.kept_finished)
@@ -308,6 +310,13 @@ class Histories(RuleBasedStateMachine):
     def time_passes(self, seconds: float) -> None:
         self.desk.pass_time(seconds)
 
+    @rule()
+    def all_workers_are_silent(self) -> None:
+        """Longer than a lease; a client on another machine is heard."""
+        for _ in range(4):
+            self.desk.pass_time(2.75)
+            self._client_says(m.Watch([]))
+
     @rule(seconds=st.sampled_from((-1e5, -3.0, 3.0, 1e5)))
     def wall_clock_jumps(self, seconds: float) -> None:
         self.desk.at += seconds
@@ -448,6 +457,11 @@ class Histories(RuleBasedStateMachine):
         assert restored.totals == ledger.totals
         assert restored.kept_finished == ledger.kept_finished
         assert restored.keys == ledger.keys
+        for task_id, task in ledger.tasks.items():
+            history = task.history or History()
+            _, errors, losses, on = restored.troubled.get(task_id, (0, 0, set(), []))
+            told = (history.errors, history.losses, history.failed_on)
+            assert told == (errors, losses, Counter(on)), task_id
         running = {i for i, task in ledger.tasks.items() if task.state is TaskState.RUNNING}
         held = {i: hand for i, hand in restored.in_flight.items() if i in in_file}
         assert held.keys() <= running

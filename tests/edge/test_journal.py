@@ -131,7 +131,7 @@ def test_who_had_what_comes_back_until_it_is_settled(journal: Journal) -> None:
     opened = again(journal, *facts)
     restored = opened.restore()
     assert restored.in_flight == {ids[1]: (1, "a"), ids[2]: (1, "b")}
-    assert restored.troubled == {ids[0]: (1, 1, ["a"], ["a"])}
+    assert restored.troubled == {ids[0]: (1, 1, {("a", 1)}, ["a"])}
     assert restored.next_handout == 3
     opened = again(opened, HandoutsSettled(2))
     assert opened.restore().in_flight == {ids[2]: (1, "b")}

@@ -102,10 +102,10 @@ def _hands(db: apsw.Connection, restored: Restored, names: dict[int, str]) -> No
             continue
         session, counter = split_row(row, names)
         task_id = f"{session}-{counter}"
-        highest, errors, losses, failed_on = restored.troubled.get(task_id, (0, 0, [], []))
+        highest, errors, losses, failed_on = restored.troubled.get(task_id, (0, 0, set(), []))
         name = workers.get(worker, "")
-        if is_loss and name not in losses:
-            losses.append(name)
+        if is_loss:
+            losses.add((name, n))
         if is_counted:
             failed_on.append(name)
         restored.troubled[task_id] = (

@@ -34,6 +34,7 @@ from d8mesh.core.task import (
     HandedOut,
     HandoutsSettled,
     Pruned,
+    Recounted,
     Requeued,
     Submitted,
 )
@@ -176,6 +177,17 @@ class Journal:
             for row, n in zip(self._rows_of(fact.ids), fact.ns, strict=True):
                 values += (row, n, worker, fact.at, *flags)
         self._insert("failures", values, width=7)
+
+    def _recounted(self, facts: list[Recounted]) -> None:
+        for fact in facts:
+            worker, is_loss = self._worker(fact.worker_id), int(fact.is_loss)
+            for row, n in zip(self._rows_of(fact.ids), fact.ns, strict=True):
+                self._db.execute(
+                    "UPDATE failures SET is_counted = ?, is_loss = ? WHERE rowid = (SELECT"
+                    " max(rowid) FROM failures WHERE row = ? AND n = ? AND worker = ?"
+                    " AND is_loss <> ?)",
+                    (is_loss, is_loss, row, n, worker, is_loss),
+                )
 
     def _completed(self, facts: list[Completed]) -> None:
         values: list[Value] = []
@@ -430,6 +442,7 @@ _WRITERS: Final[dict[type, Callable[..., None]]] = {
     Submitted: Journal._submitted,
     HandedOut: Journal._handed_out,
     Requeued: Journal._requeued,
+    Recounted: Journal._recounted,
     Completed: Journal._completed,
     Failed: Journal._failed,
     Cancelled: Journal._cancelled,
