@@ -333,10 +333,9 @@ class Dispatcher:
     def _forgive(self, now: float) -> None:
         """The broker was stopped or starved: leases start anew, attempts get the time back."""
         gap_s = now - self._last_tick
-        timeout_s, full_time_s = self.pool.policy.task_timeout_s, self._handout.full_time_s
+        full_time_s = self._handout.full_time_s
         for seat in self.pool.roster.seats.values():
             seat.last_heard = max(seat.last_heard, now)
-            seat.lease_until = min(seat.lease_until + gap_s, now + timeout_s)
             for task in seat.outstanding.values():
                 task.until = min(task.until + gap_s, now + full_time_s)
         for client in self.pool.clients.values():
