@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from d8mesh.core import messages as m
+from d8mesh.core.attendance import OWED_S
 from d8mesh.core.dispatcher import Restored
 from d8mesh.core.effects import Peer
 from d8mesh.core.ledger import Ledger
@@ -360,8 +361,13 @@ class Histories(RuleBasedStateMachine):
             self.desk.seq, WINDOW, list(chosen), list(chosen.values()), kinds, payloads
         )
         self.desk.say(hands.peer, message)
-        if not self.desk.got(hands.peer, m.Received):
-            assert self.desk.got(hands.peer, m.Rehello)
+        if self.desk.got(hands.peer, m.Rehello):
+            return
+        self.desk.pass_time(OWED_S)  # one that came alone waits so long for a hand-out
+        sent = [message for peer, message, _ in self.desk.sent if peer == hands.peer]
+        along = [seq for work in sent if isinstance(work, m.Work) for seq in work.received]
+        told = [each.seq for each in self.desk.got(hands.peer, m.Received)]
+        assert self.desk.seq in (*along, *told)
 
     def _ask(self, what: str, **args: Any) -> m.Answer | None:
         """Ask; None if the answer is not there at once."""
