@@ -308,8 +308,9 @@ class Handout:
             payloads.append(payload)
             size += len(payload)
             outstanding[task_id] = task
-        pool.record(HandedOut(number, worker_id, ids, ns, pool.at))
-        if seat.dialect is POLLING:
+        is_polling = seat.dialect is POLLING
+        pool.record(HandedOut(number, worker_id, ids, ns, pool.at, is_polling))
+        if is_polling:
             self._answer_poll(seat, tasks[0])
         else:
             listeners = pool.listeners

@@ -119,13 +119,17 @@ class Due(Struct, frozen=True, gc=False):
 
 
 class HandedOut(Struct, frozen=True, gc=False):
-    """Attempts `ns[i]` of `ids[i]` went to a worker; `number` counts the hand-outs of all time."""
+    """Attempts `ns[i]` of `ids[i]` went to a worker; `number` counts the hand-outs of all time.
+
+    `is_needed`: the worker has no token, so its report is known by this record only.
+    """
 
     number: int
     worker_id: str
     ids: list[str]
     ns: list[int]
     at: float
+    is_needed: bool = False
 
 
 class Adopted(Struct, frozen=True, gc=False):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -136,6 +137,40 @@ def test_who_had_what_comes_back_until_it_is_settled(journal: Journal) -> None:
     opened = again(opened, HandoutsSettled(2))
     assert opened.restore().in_flight == {ids[2]: (1, "b")}
     opened.close()
+
+
+def _noted(file: Path) -> list[int]:
+    """Return the numbers of the hand-outs in the file."""
+    with contextlib.closing(apsw.Connection(str(file))) as db:
+        return [row[0] for row in db.execute("SELECT number FROM handouts ORDER BY number")]
+
+
+def test_a_hand_out_is_written_with_the_next_commit_unless_its_task_is_finished_by_then(
+    journal: Journal, file: Path
+) -> None:
+    journal.append([batch(0, 9), HandedOut(1, "w", [f"{S}-0"], [1], 1.0)])
+    assert journal.owes
+    assert _noted(file) == []
+    journal.append([done(0), HandedOut(2, "w", [f"{S}-1"], [1], 1.0)])
+    journal.append([])
+    assert not journal.owes
+    assert _noted(file) == [2]
+    # It cannot be told at a glance what became of several.
+    journal.append([HandedOut(3, "w", [f"{S}-2", f"{S}-3"], [1, 1], 1.0)])
+    journal.append([done(2, 3)])
+    assert _noted(file) == [2, 3]
+
+
+def test_a_hand_out_to_a_polling_worker_is_written_at_once(journal: Journal, file: Path) -> None:
+    journal.append([batch(0, 1), HandedOut(1, "p", [f"{S}-0"], [1], 1.0, is_needed=True)])
+    assert _noted(file) == [1]
+
+
+def test_hand_outs_that_wait_are_written_when_the_journal_is_closed(
+    journal: Journal, file: Path
+) -> None:
+    again(journal, batch(0, 1), HandedOut(1, "w", [f"{S}-0"], [1], 1.0)).close()
+    assert _noted(file) == [1]
 
 
 def test_a_backup_put_in_the_place_of_a_stopped_journal_is_what_counts(file: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ from d8mesh.core import messages as m
 from d8mesh.core.codec import decode_to_client, decode_to_worker, encode
 from d8mesh.edge.sockets import DealerLink
 from d8mesh.errors import JournalBrokenError, JournalError, JournalHeldError, ProtocolError
-from d8mesh.nodes.broker import ANSWERED_STRIKES, Broker
+from d8mesh.nodes.broker import ANSWERED_STRIKES, JOURNAL_NAME, Broker
 
 S = "0123456789abcdef"
 PATIENCE_S = 30.0
@@ -169,6 +170,17 @@ def test_a_worker_that_vanishes_with_its_connection_loses_nothing(running: Runni
     other = running.worker("other", slots=9)
     until(other, m.Work)
     assert health(client)["workers_online"] in (1, 2)
+
+
+def test_an_idle_broker_notes_who_has_what_without_another_commit(running: Running) -> None:
+    running.worker()
+    submit(running.client(), 1, 0)
+    file = running.folder / JOURNAL_NAME
+    deadline = time.monotonic() + PATIENCE_S
+    with contextlib.closing(apsw.Connection(str(file))) as db:
+        while not db.execute("SELECT * FROM handouts").fetchall():
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
 
 
 def test_a_restart_goes_on_where_it_was(tmp_path: Path) -> None:

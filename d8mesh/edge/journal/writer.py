@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import apsw
 import msgspec
@@ -104,6 +104,8 @@ class Journal:
         checkpoint_pages: int = CHECKPOINT_PAGES,
     ) -> None:
         self.path = path
+        #: hand-outs of the last commit that are to be written with the next
+        self._late: list[HandedOut] = []
         path.parent.mkdir(parents=True, exist_ok=True)
         self._lock = Lock(path.with_name(path.name + ".lock"))
         #: the copy of the file as it was, if it was of an older version
@@ -130,19 +132,40 @@ class Journal:
         Raises:
             JournalError: nothing of it was written; the file must be opened anew.
         """
-        kinds: dict[type, list[Fact]] = {}
+        kinds: dict[type, list[Any]] = {}
         for fact in facts:
             kinds.setdefault(type(fact), []).append(fact)
+        kinds[HandedOut] = self._take_turns(kinds)
         try:
             self._db.execute("BEGIN IMMEDIATE")
             for kind, write in _WRITERS.items():
-                if kind in kinds:
+                if kinds.get(kind):
                     write(self, kinds[kind])
             self._db.execute("COMMIT")
         except apsw.Error as error:
             with contextlib.suppress(apsw.Error):
                 self._db.execute("ROLLBACK")
             raise JournalError(f"cannot write {self.path.name}: {error}") from error
+
+    @property
+    def owes(self) -> bool:
+        """Whether hand-outs wait for the next `append`; one without facts writes them too."""
+        return bool(self._late)
+
+    def _take_turns(self, kinds: dict[type, list[Any]]) -> list[HandedOut]:
+        """Return the hand-outs to be written now; the others' turn is the next commit.
+
+        A hand-out is awaited by nobody, and is worth nothing once its tasks are finished: most
+        tasks are by then. Without it a task may run once more after a crash.
+        """
+        now: list[HandedOut] = []
+        late, self._late = self._late, []
+        for fact in kinds.get(HandedOut, ()):
+            (now if fact.is_needed else self._late).append(fact)
+        if late:
+            done = {fact.ids[0] for fact in kinds.get(Completed, ()) if len(fact.ids) == 1}
+            now += [fact for fact in late if len(fact.ids) > 1 or fact.ids[0] not in done]
+        return now
 
     def _submitted(self, facts: list[Submitted]) -> None:
         encode = _encode
@@ -318,7 +341,9 @@ class Journal:
 
         A log that stayed would be laid over whatever is put in the file's place: a backup.
         """
-        with contextlib.suppress(apsw.Error):
+        with contextlib.suppress(apsw.Error, JournalError):
+            if self._late:
+                self.append([])
             self._keep_log(self._db, is_kept=False)
             self._db.close()
         self._lock.close()
