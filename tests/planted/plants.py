@@ -31,6 +31,7 @@ ATTENDANCE: Final = "tests/core/test_attendance.py::test_"
 HANDOUT: Final = "tests/core/test_handout.py::test_"
 WORKER: Final = "tests/core/test_worker_session.py::test_"
 INTAKE: Final = "tests/core/test_intake.py::test_"
+SIMULATED: Final = "tests/simulation/test_simulation.py::test_no_history_breaks_a_promise[0]"
 PROMISES: Final = "tests/core/test_desk.py::test_answers_that_promise_wait_for_the_commit"
 
 PLANTS: Final = (
@@ -436,6 +437,76 @@ PLANTS: Final = (
         "if tries and self._pool.now < not_before:",
         "if False:",
         HANDOUT + "tasks_whose_data_cannot_be_read_fail_in_the_end_and_block_nobody",
+    ),
+    Plant(
+        "cancel what nobody asked to cancel",
+        "d8mesh.core.attendance:Attendance.release",
+        'self._handout.requeue(seat.worker_id, given, "given back")',
+        "self._endings.cancel([task.id for task in given])",
+        SIMULATED,
+    ),
+    Plant(
+        "let a deadline pass too early",
+        "d8mesh.core.handout:Handout.after",
+        "self._pool.now + pause_s",
+        "self._pool.now + pause_s / 10",
+        SIMULATED,
+    ),
+    Plant(
+        "accept another deadline than was asked for",
+        "d8mesh.core.intake:Intake._spec",
+        "pool.at + group.deadline_s",
+        "pool.at + group.deadline_s / 10",
+        SIMULATED,
+    ),
+    Plant(
+        "use attempts up before they are used",
+        "d8mesh.core.handout:Handout._is_used_up",
+        "errors + 1 >= task.batch.spec.max_attempts",
+        "errors + 2 >= task.batch.spec.max_attempts",
+        SIMULATED,
+    ),
+    Plant(
+        "call everything poison that has used its attempts up",
+        "d8mesh.core.handout:Handout._fail_used_up",
+        "is_loss and _takes_down(task, worker_id) >= POISON_LOSSES",
+        "True",
+        SIMULATED,
+    ),
+    Plant(
+        "fail for a reason of its own",
+        "d8mesh.core.handout:Handout.attempt_failed",
+        "self._endings.fail(seat_id, [task.id], [payload], why=why)",
+        'self._endings.fail_for([task.id], code="task.failed", why=why)',
+        SIMULATED,
+    ),
+    Plant(
+        "blame a worker that is heard of",
+        "d8mesh.core.attendance:Attendance.sweep",
+        "seat.last_heard > pool.policy.lease_s",
+        "seat.last_heard > pool.policy.heartbeat_s / 2",
+        SIMULATED,
+    ),
+    Plant(
+        "acknowledge a failure and forget it",
+        "d8mesh.core.attendance:Attendance._unusual_result",
+        "self._handout.attempt_failed(seat.worker_id, task, payload, is_final=is_final)",
+        "pass",
+        SIMULATED,
+    ),
+    Plant(
+        "thank for a polling worker's failure and forget it",
+        "d8mesh.core.polling:Polling._report",
+        "self._handout.attempt_failed(worker_id, task, payload, is_final=False)",
+        "pass",
+        SIMULATED,
+    ),
+    Plant(
+        "acknowledge the result of a fenced task and forget it",
+        "d8mesh.core.attendance:Attendance.results",
+        "outstanding.pop(task_id, None)",
+        "if task.batch.spec.is_fenced:\n            continue",
+        SIMULATED,
     ),
 )
 

@@ -21,6 +21,7 @@ from d8mesh.core.client_session import (
 )
 from d8mesh.core.codec import decode_to_client, encode
 from d8mesh.core.parcel import Parcel
+from tests.simulation.causes import Wish
 from tests.simulation.wire import Wire
 
 if TYPE_CHECKING:
@@ -144,6 +145,9 @@ class SimClient:
 
     def _send(self, parcel: Parcel) -> None:
         self.parcels.append(parcel)
+        each = [Wish.of(group) for group in parcel.groups for _ in group.payloads]
+        wished = {parcel.task_id(n): wish for n, wish in enumerate(each)}
+        self.world.safety.causes.wishes.update(wished)
         self._line.perform(self._line.session.submit(parcel, self.world.now))
 
     def meddle(self) -> None:
@@ -159,10 +163,13 @@ class SimClient:
             args: dict[str, object] = {
                 "id": task_id, "session": self._line.session_id, "n": self._next,
             }  # fmt: skip
+            wishes = self.world.safety.causes.wishes
+            wishes[f"{self._line.session_id}-{self._next}"] = wishes[task_id].again()
             self._next += 1
             self._line.ask("replay", args)
         else:
             self.world.safety.note(task_id, "its client asks to cancel it")
+            self.world.safety.causes.unwanted.add(task_id)
             self._line.ask("cancel", {"id": task_id})
 
     def crash(self) -> None:
@@ -289,6 +296,8 @@ class SimPoller:
         result = msgspec.msgpack.encode(told)
         if is_good:
             self.world.safety.produced.add((task_id, result))
+        else:
+            self.world.safety.causes.failed(task_id, self.name, result)
         self.world.safety.note(task_id, f"{self.name} reports: {is_good}")
         self._ask("poll.report", {"task_id": task_id, "is_success": is_good, "result": result})
 

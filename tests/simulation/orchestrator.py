@@ -11,8 +11,9 @@ from d8mesh.core.codec import decode_to_broker, encode
 from d8mesh.core.dispatcher import Dispatcher
 from d8mesh.core.effects import Effect, Load, Loaded, Peer, Record, Send
 from d8mesh.core.pool import Policy
-from d8mesh.core.task import Fact
+from d8mesh.core.task import Fact, TaskState
 from d8mesh.edge.journal import Journal, Reader
+from tests.simulation.safety import Owed
 
 if TYPE_CHECKING:
     from tests.simulation.world import World
@@ -59,7 +60,9 @@ class Orchestrator:
         #: what a crash in the middle of a commit left of the files
         self._torn: dict[Path, bytes] = {}
         self._inbox: list[tuple[bytes, bytes]] = []
-        self._asked: dict[tuple[bytes, int], m.Results] = {}
+        #: what is owed for results by (routing id, number), and for reports by (…, question)
+        self._owed: dict[tuple[bytes, int], Owed] = {}
+        self._owed_answers: dict[tuple[bytes, int], Owed] = {}
         self._open()
 
     def _open(self) -> None:
@@ -93,7 +96,8 @@ class Orchestrator:
         self._steps_to_live, self._is_to_tear = None, False
         self.routes.clear()
         self._inbox.clear()
-        self._asked.clear()
+        self._owed.clear()
+        self._owed_answers.clear()
         self.close()
         for file, content in self._torn.items():
             file.write_bytes(content)
@@ -113,11 +117,11 @@ class Orchestrator:
             return
         inbox, self._inbox = self._inbox, []
         effects: list[Effect] = []
+        world.safety.causes.ticked(self.name)
         for routing_id, frame in inbox:
-            message = decode_to_broker(frame)
-            if isinstance(message, m.Results):
-                self._asked[routing_id, message.seq] = self._known(message)
-            effects += self.dispatcher.receive(message, Peer(routing_id, "10.0.0.1"), world.now)
+            message, peer = decode_to_broker(frame), Peer(routing_id, "10.0.0.1")
+            self._listen(message, peer)
+            effects += self.dispatcher.receive(message, peer, world.now)
         effects += self.dispatcher.tick(world.now, world.at)
         try:
             self.perform(effects)
@@ -127,23 +131,57 @@ class Orchestrator:
         if world.rng.random() < 0.05:
             self.dispatcher.check()
 
-    def _known(self, message: m.Results) -> m.Results:
-        """Return what is said of tasks that were accepted by now.
+    def _listen(self, message: m.ToBroker, peer: Peer) -> None:
+        """Note who was heard, and what will be owed for what was said."""
+        causes, seat = self.world.safety.causes, self.dispatcher.pool.roster.by_peer(peer)
+        match message:
+            case m.WorkerHello():
+                held = list(message.held_ids)
+                causes.heard(self.name, message.worker_id)
+                causes.joined(self.name, message.worker_id, message.boot_id, held)
+                return
+            case m.Results():
+                self._owed[peer.routing_id, message.seq] = self._owed_for(message)
+            case m.Ask(what="poll.report", args=args):
+                self._owed_answers[peer.routing_id, message.request] = self._owed_report(args)
+            case _:
+                pass
+        if seat is not None and not isinstance(message, m.Goodbye):
+            causes.heard(self.name, seat.worker_id)
+
+    def _owed_for(self, message: m.Results) -> Owed:
+        """Return what must be on disk before these results are acknowledged.
 
         A hand-out may go before its task's commit: after a crash in between its result comes to a
         broker that has not heard of the task, drops it, and owes nothing for it, though the submit
-        may be said again a moment later.
+        may be said again a moment later. Of what is stale only a success of a task that is not
+        fenced is owed.
         """
-        find, accepted = self.dispatcher.pool.ledger.find, self.world.safety.accepted
-        known = [n for n, i in enumerate(message.ids) if i in accepted or find(i) is not None]
-        return m.Results(
-            message.seq,
-            message.window,
-            [message.ids[n] for n in known],
-            [message.tokens[n] for n in known],
-            bytes(message.kinds[n] for n in known),
-            [message.payloads[n] for n in known],
-        )
+        ledger, owed = self.dispatcher.pool.ledger, Owed()
+        for task_id, token, kind in zip(message.ids, message.tokens, message.kinds, strict=True):
+            task = ledger.tasks.get(task_id)
+            is_current = task is not None and task.token == token
+            self._owe(owed, task_id, is_success=kind == m.SUCCEEDED, is_current=is_current)
+        return owed
+
+    def _owed_report(self, args: dict[str, object]) -> Owed:
+        """Return what must be on disk before a polling worker is thanked for its report."""
+        task_id, owed = str(args["task_id"]), Owed()
+        task = self.dispatcher.pool.ledger.tasks.get(task_id)
+        is_current = task is not None and task.worker_id == args["worker_id"]
+        self._owe(owed, task_id, is_success=args["is_success"] is True, is_current=is_current)
+        return owed
+
+    def _owe(self, owed: Owed, task_id: str, *, is_success: bool, is_current: bool) -> None:
+        ledger, safety = self.dispatcher.pool.ledger, self.world.safety
+        task, found = ledger.tasks.get(task_id), ledger.find(task_id)
+        is_current = is_current and task is not None and task.state is TaskState.RUNNING
+        is_fenced = found[0].spec.is_fenced if found else task_id in safety.fenced
+        is_known = found is not None or task_id in safety.accepted
+        if is_success and is_known and (is_current or not is_fenced):
+            owed.outcomes.append(task_id)
+        elif is_current:
+            owed.moves[task_id] = safety.moves[task_id]
 
     def perform(self, effects: Sequence[Effect]) -> None:
         """Carry effects out as the broker's loop does.
@@ -210,23 +248,27 @@ class Orchestrator:
 
     def _send(self, send: Send) -> list[Effect]:
         self._live()
-        asked: list[m.Results | None] = [*self._asked_for(send)]
-        for each in asked or [None]:
-            self.world.safety.told(send.message, each)
+        owed: list[Owed | None] = [*self._owed_with(send)]
+        for each in owed or [None]:
+            self.world.safety.told(self.name, send.message, each)
         deliver = self.routes.get(send.peer.routing_id)
         if deliver is None:
             return self.dispatcher.undelivered(send.peer, send.message)
         deliver(encode(send.message))
         return []
 
-    def _asked_for(self, send: Send) -> list[m.Results]:
-        """Return the results that this message says are on disk."""
+    def _owed_with(self, send: Send) -> list[Owed]:
+        """Return what this message says is on disk."""
+        routing_id = send.peer.routing_id
+        owed: list[Owed | None]
         match send.message:
             case m.Received(seq=seq):
-                seqs = [seq]
+                owed = [self._owed.pop((routing_id, seq), None)]
             case m.Work(received=received):
-                seqs = received
+                owed = [self._owed.pop((routing_id, seq), None) for seq in received]
+            case m.Answer(request=request):
+                owed = [self._owed_answers.pop((routing_id, request), None)]
+                owed = owed if not send.message.code else []
             case _:
-                seqs = []
-        asked = (self._asked.pop((send.peer.routing_id, seq), None) for seq in seqs)
-        return [each for each in asked if each is not None]
+                owed = []
+        return [each for each in owed if each is not None]

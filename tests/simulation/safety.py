@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
-from typing import Final
+from dataclasses import dataclass, field
+from typing import Final, NoReturn
 
 import msgspec
 
@@ -17,9 +19,11 @@ from d8mesh.core.task import (
     Failed,
     HandedOut,
     Pruned,
+    Recounted,
     Requeued,
     Submitted,
 )
+from tests.simulation.causes import Causes
 
 _ENDS: Final = {Completed: 1, Failed: 2, Cancelled: 3}
 _WORDS: Final = {"completed": 1, "failed": 2, "cancelled": 3}
@@ -27,6 +31,16 @@ _WORDS: Final = {"completed": 1, "failed": 2, "cancelled": 3}
 
 class Violation(AssertionError):
     """A promise was broken; the message names the seed and tells the story of the task."""
+
+
+@dataclass(slots=True)
+class Owed:
+    """What must be on the disk when somebody is told that his results are."""
+
+    #: tasks that must have an outcome
+    outcomes: list[str] = field(default_factory=list)
+    #: tasks that must not be where they were: how often they had moved before
+    moves: dict[str, int] = field(default_factory=dict)
 
 
 class Safety:
@@ -39,10 +53,13 @@ class Safety:
     def __init__(self, seed: int) -> None:
         self._seed = seed
         self.now = 0.0
+        self.causes = Causes(self.fail)
         #: task id -> payload, of everything committed
         self.accepted: dict[str, bytes] = {}
         self.fenced: set[str] = set()
         self.outcomes: dict[str, tuple[int, bytes]] = {}
+        #: how often a task has left the hands that it was in
+        self.moves: Counter[str] = Counter()
         self.pruned: set[str] = set()
         #: orchestrator and key -> the tasks that the key stands for
         self.keys: dict[str, list[str]] = {}
@@ -59,7 +76,7 @@ class Safety:
         """Add a line to the story of a task."""
         self._story.setdefault(task_id, []).append(f"{self.now:8.2f} {what}")
 
-    def fail(self, task_id: str, why: str) -> None:
+    def fail(self, task_id: str, why: str) -> NoReturn:
         """A promise was broken for this task."""
         lines = "\n".join(self._story.get(task_id, ["(nothing is known of it)"]))
         raise Violation(f"seed {self._seed}: {task_id}: {why}\n{lines}")
@@ -76,25 +93,37 @@ class Safety:
             match fact:
                 case Submitted():
                     self._submitted(name, fact)
-                case HandedOut():
-                    for task_id, n in zip(fact.ids, fact.ns, strict=True):
-                        self._current[task_id] = n
-                        self.note(task_id, f"handed out to {fact.worker_id}, attempt {n}")
-                case Adopted():
-                    for task_id, n in zip(fact.ids, fact.ns, strict=True):
-                        self._current[task_id] = max(n, self._current.get(task_id, 0))
-                        self.note(task_id, f"goes on at {fact.worker_id}")
-                case Requeued():
-                    for task_id in fact.ids:
-                        self._current.pop(task_id, None)
-                        self.note(task_id, f"waits again: {fact.why} ({fact.worker_id})")
+                case HandedOut() | Adopted() | Requeued() | Recounted():
+                    self._moved(name, fact)
                 case Completed() | Failed() | Cancelled():
-                    self._ended(fact)
+                    self._ended(name, fact)
                 case Pruned():
                     for session, first, count in fact.batches:
                         self.pruned.update(f"{session}-{first + n}" for n in range(count))
                 case _:
                     pass
+
+    def _moved(self, name: str, fact: HandedOut | Adopted | Requeued | Recounted) -> None:
+        for task_id, n in zip(fact.ids, fact.ns, strict=True):
+            match fact:
+                case HandedOut():
+                    self._current[task_id] = n
+                    self.causes.handed_out(name, task_id, fact.worker_id)
+                    self.note(task_id, f"handed out to {fact.worker_id}, attempt {n}")
+                case Adopted():
+                    self._current[task_id] = max(n, self._current.get(task_id, 0))
+                    self.causes.handed_out(name, task_id, fact.worker_id)
+                    self.note(task_id, f"goes on at {fact.worker_id}")
+                case Requeued():
+                    self._current.pop(task_id, None)
+                    self.moves[task_id] += 1
+                    self.note(task_id, f"waits again: {fact.why} ({fact.worker_id})")
+                case Recounted():
+                    self.note(task_id, f"lost with {fact.worker_id} after all: {fact.is_loss}")
+        if isinstance(fact, Requeued):
+            self.causes.requeued(name, fact)
+        elif isinstance(fact, Recounted):
+            self.causes.recounted(fact)
 
     def _submitted(self, name: str, fact: Submitted) -> None:
         for n, payload in enumerate(fact.payloads):
@@ -104,6 +133,7 @@ class Safety:
                 self.fail(task_id, "was accepted twice")
             self.accepted[task_id] = payload
             self._home[task_id] = name
+            self.causes.accepted(name, task_id, fact)
             self._accepted_at[task_id] = self.now
             if fact.spec.is_fenced:
                 self.fenced.add(task_id)
@@ -114,7 +144,7 @@ class Safety:
                 self.fail(ids[0], f"the key {fact.key} has made tasks before: {known}")
             self.keys[f"{name} {fact.key}"] = ids
 
-    def _ended(self, fact: Completed | Failed | Cancelled) -> None:
+    def _ended(self, name: str, fact: Completed | Failed | Cancelled) -> None:
         for task_id, n, payload in zip(fact.ids, fact.ns, fact.payloads, strict=True):
             self.note(task_id, f"recorded: {type(fact).__name__}")
             if task_id not in self.accepted:
@@ -122,7 +152,10 @@ class Safety:
             if task_id in self.outcomes:
                 self.fail(task_id, "has two outcomes")
             self.outcomes[task_id] = (_ENDS[type(fact)], payload)
-            if isinstance(fact, Completed):
+            self.moves[task_id] += 1
+            if not isinstance(fact, Completed):
+                self.causes.ended(name, task_id, payload, fact)
+            else:
                 if (task_id, payload) not in self.produced:
                     self.fail(task_id, "completed with a result that nobody made")
                 if task_id in self.fenced and self._current.get(task_id) != n:
@@ -142,6 +175,7 @@ class Safety:
             if is_open != (ledger.state_of(task_id) is not None):
                 self.fail(task_id, f"is {'not ' * is_open}there after a restart")
         own = [task_id for task_id, home in self._home.items() if home == name]
+        self.causes.restored(dispatcher.pool.policy, own, dispatcher.pool.at)
         totals = ledger.totals
         ended = totals.completed + totals.failed + totals.cancelled
         if (totals.submitted, ended) != (len(own), sum(i in self.outcomes for i in own)):
@@ -149,8 +183,13 @@ class Safety:
 
     # ------------------------------------------------------------------ what is said
 
-    def told(self, message: m.Message, asked: m.Results | None) -> None:
-        """An orchestrator says this, now: what it promises must be on its disk."""
+    def told(self, name: str, message: m.Message, owed: Owed | None) -> None:
+        """An orchestrator says this, now: what it promises must be on its disk.
+
+        `owed` is what it was told of, if this message says that it is on the disk.
+        """
+        if owed is not None:
+            self._check_done(owed)
         match message:
             case m.Accepted():
                 task_id = f"{message.session}-{message.first}"
@@ -165,11 +204,8 @@ class Safety:
                     message.ids, message.states, message.payloads, strict=True
                 ):
                     self.outcome(task_id, state, payload)
-            case m.Received() | m.Work() if asked is not None:
-                for task_id, kind in zip(asked.ids, asked.kinds, strict=True):
-                    is_owed = task_id in self.accepted and task_id not in self.fenced
-                    if kind == m.SUCCEEDED and is_owed and task_id not in self.outcomes:
-                        self.fail(task_id, "its result was acknowledged and is not on disk")
+            case m.Work():
+                self.causes.given(name, message)
             case m.Answer(code="", body={"task_id": str(task_id), **rest}):
                 self._answered(task_id, rest)
             case _:
@@ -184,6 +220,14 @@ class Safety:
         is_own = self._home.get(task_id) == name and self._accepted_at[task_id] < self.now
         if is_own and task_id not in self.fenced and task_id not in self.outcomes:
             self.fail(task_id, "a worker is to drop it and no outcome is on disk")
+
+    def _check_done(self, owed: Owed) -> None:
+        for task_id in owed.outcomes:
+            if task_id in self.accepted and task_id not in self.outcomes:
+                self.fail(task_id, "its result was acknowledged and is not on disk")
+        for task_id, moves in owed.moves.items():
+            if task_id in self.accepted and self.moves[task_id] == moves:
+                self.fail(task_id, "its failure was acknowledged and has changed nothing on disk")
 
     def _answered(self, task_id: str, rest: dict[str, object]) -> None:
         """An answer speaks of a task: a cancel, a replay, a status."""

@@ -88,6 +88,7 @@ class SimWorker:
             self._steps_to_live = self.world.rng.randint(0, 12)
 
     def _die(self) -> None:
+        self.world.safety.causes.died(self.name)
         for wire in self._wires.values():
             wire.close()
         self._wires.clear()
@@ -107,7 +108,10 @@ class SimWorker:
         self._running = [each for each in self._running if each[0] > now]
         if ended:
             self._perform(self.session.finished(ended, now))
-        self._perform(self.session.watch([each for _, each in self._running], now))
+        running = [each for _, each in self._running]
+        overran = (e.attempt[5] for e in running if now - e.started > e.attempt[2])
+        world.safety.causes.broken.update(overran)
+        self._perform(self.session.watch(running, now))
         self._perform(self.session.tick(now))
         if self._steps_to_live is not None and self._steps_to_live < 0:
             world.counts.faults["worker died at an effect"] += 1
@@ -138,6 +142,7 @@ class SimWorker:
         if luck > 0.9:
             kind = m.REFUSED if luck > 0.97 else m.FAILED
             result = msgspec.msgpack.encode({"success": False, "error": "bad luck"})
+            world.safety.causes.broken.add(token)
         else:
             kind, result = m.SUCCEEDED, self._result(payload)
             world.safety.produced.add((task_id, result))
@@ -161,6 +166,7 @@ class SimWorker:
         match effect:
             case Send():
                 wire = self._wires.get(effect.link)
+                self.world.safety.causes.says(self.name, effect.message)
                 if wire is not None:
                     wire.send(encode(effect.message))
             case Start():

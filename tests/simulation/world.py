@@ -64,6 +64,7 @@ class World:
         self.now, self.at = 1000.0, START_AT
         self.counts = Counts()
         self.safety = Safety(seed)
+        self.safety.causes.pass_time(self.now, self.at)
         self.is_kind = is_calm
         self.weather = Weather() if is_calm else self._weather()
         #: (node, orchestrator, direction) that lead nowhere; direction 0 is to the orchestrator
@@ -143,6 +144,7 @@ class World:
         self.at += now - self.now
         self.now = now
         self.safety.now = now - 1000.0
+        self.safety.causes.pass_time(self.now, self.at)
 
     # ------------------------------------------------------------------ trouble
 
