@@ -32,6 +32,10 @@ HANDOUT: Final = "tests/core/test_handout.py::test_"
 WORKER: Final = "tests/core/test_worker_session.py::test_"
 INTAKE: Final = "tests/core/test_intake.py::test_"
 SIMULATED: Final = "tests/simulation/test_simulation.py::test_no_history_breaks_a_promise[0]"
+POWER_CUT: Final = (
+    "tests/power_cut/test_power_cut.py::"
+    "test_whatever_the_disk_kept_every_acknowledged_commit_is_there[journal]"
+)
 PROMISES: Final = "tests/core/test_desk.py::test_answers_that_promise_wait_for_the_commit"
 
 PLANTS: Final = (
@@ -507,6 +511,27 @@ PLANTS: Final = (
         "outstanding.pop(task_id, None)",
         "if task.batch.spec.is_fenced:\n            continue",
         SIMULATED,
+    ),
+    Plant(
+        "forget on disk who has what",
+        "d8mesh.edge.journal.writer:Journal._handed_out",
+        'self._insert("handouts", values, width=4)',
+        "pass",
+        POWER_CUT,
+    ),
+    Plant(
+        "forget on disk what went wrong before",
+        "d8mesh.edge.journal.writer:Journal._requeued",
+        'self._insert("failures", values, width=7)',
+        "pass",
+        POWER_CUT,
+    ),
+    Plant(
+        "mix up what tasks are to do on disk",
+        "d8mesh.edge.journal.writer:Journal._submitted",
+        "encode(fact.payloads)",
+        "encode(fact.payloads[::-1])",
+        POWER_CUT,
     ),
 )
 

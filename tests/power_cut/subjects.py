@@ -8,7 +8,9 @@ must hold exactly the state after some commit that was acknowledged by then, or 
 from __future__ import annotations
 
 import bisect
+import hashlib
 import random
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +18,7 @@ from typing import Final
 
 import apsw
 
+from d8mesh.core.dispatcher import Restored
 from d8mesh.core.task import (
     Cancelled,
     Closed,
@@ -25,6 +28,7 @@ from d8mesh.core.task import (
     HandedOut,
     HandoutsSettled,
     Pruned,
+    Recounted,
     Requeued,
     Spec,
     Submitted,
@@ -38,7 +42,8 @@ from tests.power_cut.recorder import VFS_NAME, Entry, Recorder
 #: Small, so that a short recording has many checkpoints.
 CHECKPOINT_PAGES: Final = 30
 JOURNAL_NAME: Final = "journal.db"
-#: Task or token -> its outcome, or a word for having none.
+#: Task or token -> its outcome, or nothing for having none; of a journal also all else that a
+#: start goes on from, under names of its own: see `_rest_of`.
 State = dict[str, bytes]
 
 
@@ -66,8 +71,8 @@ class Recording:
 def record_journal(folder: Path, *, seed: int, commits: int, synchronous: str) -> Recording:
     """Run the journal's workload under the recorder."""
     recorder = Recorder()
-    recording = Recording(recorder.entries)
     work = _JournalWork(random.Random(seed))
+    recording = Recording(recorder.entries, [work.state])
 
     def opened() -> Journal:
         journal = Journal(
@@ -113,18 +118,43 @@ def read_journal(folder: Path) -> State:
                 state[str(task_id)] = _OUTCOMES[code] + payload
             else:
                 del state[str(task_id)]  # pruned
+        state |= _rest_of(restored, reader)
     finally:
         reader.close()
-    open_ids = {
+    open_ids = _open_ids(restored)
+    if open_ids != {i for i, outcome in state.items() if not outcome}:
+        raise AssertionError("recovery does not know the same unfinished tasks as the tables")
+    return state
+
+
+def _open_ids(restored: Restored) -> set[str]:
+    return {
         batch.task_id(index)
         for batch, finished in restored.batches
         for index in set(range(batch.count)) - set(finished)
     }
-    if open_ids != {task_id for task_id, outcome in state.items() if not outcome}:
-        raise AssertionError("recovery does not know the same unfinished tasks as the tables")
-    done = sum(1 for outcome in state.values() if outcome)
-    if done > restored.totals.completed + restored.totals.failed + restored.totals.cancelled:
-        raise AssertionError("the counts know fewer outcomes than there are")
+
+
+def _rest_of(restored: Restored, reader: Reader) -> State:
+    """Return what belongs to unfinished tasks, the keys and the counts, each under its name.
+
+    What is left of tasks that are finished counts for nothing: a start passes it over.
+    """
+    totals, open_ids = restored.totals, _open_ids(restored)
+    counts = (totals.submitted, totals.completed, totals.failed, totals.cancelled)
+    state = {"counts": _told(counts)}
+    for key, what in restored.keys.items():
+        state[f"key {key}"] = _told(what)
+    for batch, _ in restored.batches:
+        ((payloads,),) = reader.query("payloads", (batch.session, batch.first))
+        assert isinstance(payloads, list)
+        state[f"batch {batch.task_id(0)}"] = _digest(batch.spec, payloads)
+    for task_id, holder in restored.in_flight.items():
+        if task_id in open_ids:
+            state[f"in hand {task_id}"] = _told(holder)
+    for task_id, trouble in restored.troubled.items():
+        if task_id in open_ids:
+            state[f"trouble {task_id}"] = _trouble(*trouble)
     return state
 
 
@@ -183,6 +213,18 @@ SUBJECTS: Final[dict[str, tuple[Record, Read]]] = {
 _OUTCOMES: Final[dict[object, bytes]] = {1: b"C", 2: b"F", 3: b"X"}
 
 
+def _told(what: object) -> bytes:
+    return repr(what).encode()
+
+
+def _trouble(n: int, errors: int, losses: set[tuple[str, int]], failed_on: list[str]) -> bytes:
+    return _told((n, errors, sorted(losses), sorted(failed_on)))
+
+
+def _digest(spec: Spec, payloads: list[bytes]) -> bytes:
+    return hashlib.sha256(_told((spec, payloads))).digest()
+
+
 def _check_integrity(path: Path) -> None:
     db = apsw.Connection(str(path))
     try:
@@ -202,21 +244,47 @@ class _JournalWork:
     """Draws the facts of one commit after the other, and knows what they add up to."""
 
     def __init__(self, dice: random.Random) -> None:
-        self.state: State = {}
         self._dice = dice
         self._sessions = [f"{number:016d}" for number in range(3)]
         self._next = dict.fromkeys(self._sessions, 0)
-        self._batches: list[tuple[str, int, int]] = []
+        self._outcomes: State = {}
+        self._batches: dict[tuple[str, int, int], bytes] = {}
+        self._keys: dict[str, tuple[bytes, str, int, int]] = {}
         self._number = 0
+        #: task id -> number of its hand-out, attempt, worker
+        self._held: dict[str, tuple[int, int, str]] = {}
+        self._attempts: Counter[str] = Counter()
+        self._trouble: dict[str, tuple[int, int, set[tuple[str, int]], list[str]]] = {}
+        #: (task id, attempt) of those taken back -> worker, whether they count as lost
+        self._doubted: dict[tuple[str, int], tuple[str, bool]] = {}
+        self._counts = [0, 0, 0, 0]
+
+    @property
+    def state(self) -> State:
+        """What the file must hold now."""
+        state = dict(self._outcomes)
+        state["counts"] = _told(tuple(self._counts))
+        state |= {f"key {key}": _told(what) for key, what in self._keys.items()}
+        for (session, first, _), digest in self._batches.items():
+            state[f"batch {session}-{first}"] = digest
+        state |= {f"in hand {i}": _told(held[1:]) for i, held in self._held.items()}
+        state |= {f"trouble {i}": _trouble(*what) for i, what in self._trouble.items()}
+        return state
 
     def facts(self) -> list[Fact]:
         """Return some facts as one group commit has them."""
         facts: list[Fact] = []
         for _ in range(self._dice.randint(1, 3)):
             facts.append(self._submitted())
-        waiting = [task_id for task_id, outcome in self.state.items() if not outcome]
+        waiting = [
+            i for i, outcome in self._outcomes.items() if not outcome and i not in self._held
+        ]
         if len(waiting) > 20:
-            facts += self._work(waiting)
+            facts.append(self._handed_out(waiting))
+        if self._held and self._dice.random() < 0.8:
+            facts.append(self._came_back())
+        if self._doubted and self._dice.random() < 0.3:
+            facts.append(self._recounted())
         if self._dice.random() < 0.2:
             facts += self._tidy()
         return facts
@@ -225,48 +293,101 @@ class _JournalWork:
         dice, session = self._dice, self._dice.choice(self._sessions)
         count, first = dice.randint(1, 20), self._next[session]
         self._next[session] += count
-        self._batches.append((session, first, count))
-        self.state |= {f"{session}-{n}": b"" for n in range(first, first + count)}
+        spec = Spec("echo", dice.randint(1, 10), 3, is_fenced=dice.random() < 0.2)
         payloads = [dice.randbytes(dice.randint(1, 300)) for _ in range(count)]
-        key = dice.randbytes(8).hex() if dice.random() < 0.2 else ""
-        digest = b"d" * 32 if key else b""
-        return Submitted(
-            session, first, Spec("echo", 5, 3), payloads, 1.0, key, digest, count if key else 0
-        )
+        self._batches[session, first, count] = _digest(spec, payloads)
+        self._outcomes |= {f"{session}-{n}": b"" for n in range(first, first + count)}
+        self._counts[0] += count
+        if dice.random() < 0.8:
+            return Submitted(session, first, spec, payloads, 1.0)
+        key, digest = dice.randbytes(8).hex(), dice.randbytes(32)
+        self._keys[key] = (digest, session, first, count)
+        return Submitted(session, first, spec, payloads, 1.0, key, digest, count)
 
-    def _work(self, waiting: list[str]) -> list[Fact]:
-        dice = self._dice
-        ids = dice.sample(waiting, dice.randint(1, 20))
-        ids.sort(key=lambda task_id: (task_id[:16], int(task_id[17:])))
-        ones = [1] * len(ids)
+    def _handed_out(self, waiting: list[str]) -> HandedOut:
+        """Some of what waits goes to a worker; how it ends is told by a later commit, or this."""
+        ids = _in_order(self._dice.sample(waiting, self._dice.randint(1, 20)))
         self._number += 1
-        facts: list[Fact] = [HandedOut(self._number, "worker", ids, ones, 2.0)]
-        dice_roll = dice.random()
-        if dice_roll < 0.15:
-            return [*facts, Requeued("worker", ids, ones, "lost", 3.0, True, True)]
+        self._attempts.update(ids)
+        worker = f"worker-{self._dice.randint(1, 3)}"
+        ns = [self._attempts[task_id] for task_id in ids]
+        for task_id, n in zip(ids, ns, strict=True):
+            self._held[task_id] = (self._number, n, worker)
+        return HandedOut(self._number, worker, ids, ns, 2.0)
+
+    def _came_back(self) -> Fact:
+        """One worker's hands are emptied: nearly always in outcomes."""
+        dice = self._dice
+        worker = dice.choice(sorted({held[2] for held in self._held.values()}))
+        ids = _in_order([i for i, held in self._held.items() if held[2] == worker])
+        ns = [self._held.pop(task_id)[1] for task_id in ids]
+        luck = dice.random()
+        if luck < 0.2:
+            is_counted, is_loss = dice.choice(((True, True), (True, False), (False, False)))
+            for task_id, n in zip(ids, ns, strict=True):
+                self._hurt(task_id, n, worker, is_counted, is_loss)
+            return Requeued(worker, ids, ns, "lost", 3.0, is_counted, is_loss)
         payloads = [dice.randbytes(dice.randint(1, 300)) for _ in ids]
-        if dice_roll < 0.8:
-            mark, fact = b"C", Completed("worker", ids, ones, payloads, 3.0)
-        elif dice_roll < 0.9:
-            mark, fact = b"F", Failed("worker", ids, ones, payloads, 3.0, "bad")  # type: ignore[assignment]
+        for task_id in ids:
+            self._trouble.pop(task_id, None)
+            self._doubted = {key: what for key, what in self._doubted.items() if key[0] != task_id}
+        if luck < 0.8:
+            self._end(ids, payloads, 1)
+            return Completed(worker, ids, ns, payloads, 3.0)
+        if luck < 0.9:
+            self._end(ids, payloads, 2)
+            return Failed(worker, ids, ns, payloads, 3.0, "bad")
+        self._end(ids, payloads, 3)
+        return Cancelled(ids, ns, payloads, 3.0)
+
+    def _hurt(self, task_id: str, n: int, worker: str, is_counted: bool, is_loss: bool) -> None:
+        _, errors, losses, failed_on = self._trouble.get(task_id, (0, 0, set(), []))
+        losses = losses | {(worker, n)} if is_loss else losses
+        failed_on = [*failed_on, worker] if is_counted else failed_on
+        self._trouble[task_id] = (n, errors + is_counted, losses, failed_on)
+        if is_loss or not is_counted:
+            self._doubted[task_id, n] = (worker, is_loss)
+
+    def _recounted(self) -> Recounted:
+        """One that was taken back was lost with its worker after all, or was not."""
+        task_id, attempt = self._dice.choice(list(self._doubted))
+        worker, was_loss = self._doubted[task_id, attempt]
+        n, errors, losses, failed_on = self._trouble[task_id]
+        if was_loss:
+            failed_on = list(failed_on)
+            failed_on.remove(worker)
+            self._trouble[task_id] = (n, errors - 1, losses - {(worker, attempt)}, failed_on)
         else:
-            mark, fact = b"X", Cancelled(ids, ones, payloads, 3.0)  # type: ignore[assignment]
-        self.state |= {i: mark + payload for i, payload in zip(ids, payloads, strict=True)}
-        return [*facts, fact]
+            losses = losses | {(worker, attempt)}
+            self._trouble[task_id] = (n, errors + 1, losses, [*failed_on, worker])
+        self._doubted[task_id, attempt] = (worker, not was_loss)
+        return Recounted(worker, [task_id], [attempt], not was_loss)
+
+    def _end(self, ids: list[str], payloads: list[bytes], code: int) -> None:
+        mark = _OUTCOMES[code]
+        self._outcomes |= {i: mark + each for i, each in zip(ids, payloads, strict=True)}
+        self._counts[code] += len(ids)
 
     def _tidy(self) -> list[Fact]:
-        facts: list[Fact] = [HandoutsSettled(self._number)]
-        done = [batch for batch in self._batches if all(self.state[i] for i in _ids(batch))]
+        below = min((held[0] for held in self._held.values()), default=self._number + 1)
+        facts: list[Fact] = [HandoutsSettled(below)]
+        done = [batch for batch in self._batches if all(self._outcomes[i] for i in _ids(batch))]
         if done:
             facts.append(Closed([(session, first) for session, first, _ in done]))
             facts.append(Pruned(done, 4.0))
             for batch in done:
-                self._batches.remove(batch)
+                del self._batches[batch]
                 for task_id in _ids(batch):
-                    del self.state[task_id]
+                    del self._outcomes[task_id]
+            gone = {batch[:2] for batch in done}
+            self._keys = {key: what for key, what in self._keys.items() if what[1:3] not in gone}
         return facts
 
 
 def _ids(batch: tuple[str, int, int]) -> list[str]:
     session, first, count = batch
     return [f"{session}-{n}" for n in range(first, first + count)]
+
+
+def _in_order(ids: list[str]) -> list[str]:
+    return sorted(ids, key=lambda task_id: (task_id[:16], int(task_id[17:])))
