@@ -34,8 +34,8 @@ _OF_MACHINES: Final = ("partition", "link down")
 
 def figures(evidence: Evidence, happened: list[Happening], log: Path) -> dict[str, object]:
     """Return the figures, by name."""
-    machines = 2 + len({name for name, _ in _started(log) if name.startswith("worker")})
-    central = (0, machines - 1)  # the orchestrator's machine and the clients'
+    workers = len({name for name, _ in _started(log) if name.startswith("worker")})
+    central = (0, workers + 1, workers + 2)  # the orchestrator's machine and the clients'
 
     def is_central(fault: Happening) -> bool:
         if fault.kind.startswith(_OF_MACHINES):

@@ -19,7 +19,7 @@ from pathlib import Path
 from d8mesh.config import Config
 from d8mesh.errors import D8Error
 from tests.chaos import disk, schedule, verdict
-from tests.chaos.stage import Stage
+from tests.chaos.stage import OTHER_MACHINES, Stage
 from tests.chaos.world import World
 from tests.end_to_end import hosts
 from tests.end_to_end.hosts import Lan
@@ -39,7 +39,7 @@ def run(config: Config, options: argparse.Namespace) -> int:
     if (folder / "log").exists():
         raise D8Error(f"{folder} holds an earlier run: give --keep a new folder")
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that it clears up
-    lan = None if reason else Lan(hosts=arguments.workers + 2)
+    lan = None if reason else Lan(hosts=arguments.workers + OTHER_MACHINES)
     counts = run_in(folder, lan, seed=seed, arguments=arguments)
     told = {"seed": seed, "where": where, **counts}
     if arguments.json:

@@ -33,6 +33,8 @@ CLONE_STARTS_S: Final = 3.0
 START_FAILS_S: Final = 5.0
 PROGRESS_S: Final = 5.0
 CLIENTS: Final = 2
+#: The orchestrator's machine, the clients', and that of the client that reaches 7001 only.
+OTHER_MACHINES: Final = 3
 
 
 @dataclass(slots=True)
@@ -68,6 +70,11 @@ class Stage:
 
     def set_up(self, backlog: int) -> None:
         """Start everything, queue what nobody will run, and wait until workers are there."""
+        if self.world.lan:  # the last worker and the last client get through to 7001 only
+            for machine in (self.workers, self.workers + 2):
+                self.world.narrow(machine)
+            names = [f"worker-{self.workers - 1}", f"client-{CLIENTS - 1}"]
+            self.diary.note("narrow", names=names)
         self._start("orchestrator")
         if backlog:
             self._queue(backlog)
@@ -293,13 +300,13 @@ class Stage:
         return [pid]
 
     def _isolate(self, what: str, event: Event) -> list[int]:
-        machine = event.target % (self.workers + 2)
+        machine = event.target % (self.workers + OTHER_MACHINES)
         self.world.isolate(machine)
         self._later(event.lasts_s, lambda: self.world.rejoin(machine))
         return [machine]
 
     def _link_down(self, what: str, event: Event) -> list[int]:
-        machine = event.target % (self.workers + 2)
+        machine = event.target % (self.workers + OTHER_MACHINES)
         if machine in self.world.down:
             return []
         self.world.link(machine, is_up=False)
@@ -359,9 +366,9 @@ class Stage:
         elif kind == "client":
             url = "" if world.lan else world.url
             rate = str(self.rate / CLIENTS)
-            process = world.start(
-                last, name, ["tests.chaos.load", name, log, world.mesh, url, rate]
-            )
+            module = ["tests.chaos.load", name, log, world.mesh, url, rate]
+            is_narrow = world.lan is not None and int(number) == CLIENTS - 1
+            process = world.start(last + is_narrow, name, module)
         elif kind == "slow":
             port = str(world.broker_port)
             process = world.start(last, name, ["tests.chaos.slow", log, port, world.mesh])

@@ -15,7 +15,8 @@ from d8mesh.edge.journal.writer import Journal
 from tests.chaos.diary import Diary, digest, fingerprint
 from tests.chaos.evidence import Evidence, Happening
 from tests.chaos.handlers import TASK_TYPE
-from tests.chaos.verdict import crashes_in, judge, wrong_in
+from tests.chaos.verdict import crashes_in, doubled_in, judge, wrong_in
+from tests.chaos.wishes import Wish
 
 SESSION = "0" * 16
 
@@ -94,6 +95,78 @@ def test_only_workers_that_died_excuse_a_failure_and_not_many(
     ids = [f"{SESSION}-{n}" for n in range(count)]
     evidence = Evidence(acked=dict.fromkeys(ids, ("text", 1.0)))
     assert len(wrong_in(evidence, dict.fromkeys(ids, failed))) == wrong
+
+
+def failed_as(code: str) -> tuple[str, dict[str, Any]]:
+    return ("failed", {"success": False, "error": "why", "code": code})
+
+
+CANCELLED = ("cancelled", {"success": False, "error": "cancelled", "code": "task.cancelled"})
+GOOD = ("completed", result_of("text"))
+
+
+@pytest.mark.parametrize(
+    ("wish", "outcome", "told_at", "is_wrong"),
+    [
+        (Wish("short", 10.0, 2.0), failed_as("task.deadline"), 12.0, False),
+        (Wish("short", 10.0, 2.0), failed_as("task.deadline"), 11.9, True),
+        (Wish("short", 10.0, 2.0), GOOD, 11.0, False),
+        (Wish("short", 10.0, 2.0), CANCELLED, 12.0, True),
+        (Wish("long", 10.0, 600.0), failed_as("task.deadline"), 300.0, True),
+        (Wish(), failed_as("task.deadline"), 300.0, True),
+        (Wish(), CANCELLED, 300.0, True),
+        (Wish("once"), failed_as("task.attempts"), 300.0, False),
+        (Wish("once"), failed_as("echo.broken"), 300.0, True),
+        (Wish("later", 10.0, None, 21.0), GOOD, 30.0, True),
+        (Wish("later", 10.0, None, 20.0), GOOD, 30.0, False),
+    ],
+)
+def test_each_task_is_judged_by_what_it_asked_for(
+    wish: Wish, outcome: tuple[str, dict[str, Any]], told_at: float, is_wrong: bool
+) -> None:
+    evidence = Evidence(acked={"one": ("text", 11.0)}, wishes={"one": wish})
+    evidence.told_at["one"] = told_at
+    evidence.starts["one"].append((20.0, 77))
+    assert (wrong_in(evidence, {"one": outcome}, faults=1) == ["one"]) is is_wrong
+
+
+def test_one_fault_does_not_end_more_tasks_with_one_attempt_than_a_worker_has_slots() -> None:
+    ids = [f"{SESSION}-{n}" for n in range(5)]
+    evidence = Evidence(
+        acked=dict.fromkeys(ids, ("text", 1.0)), wishes=dict.fromkeys(ids, Wish("once"))
+    )
+    outcomes = dict.fromkeys(ids, failed_as("task.attempts"))
+    assert len(wrong_in(evidence, outcomes, faults=1)) == 5
+    assert wrong_in(evidence, outcomes, faults=2) == []
+
+
+def test_what_was_said_of_a_cancelled_task_is_how_it_ends() -> None:
+    evidence = Evidence(acked={"one": ("text", 1.0)})
+    evidence.unwanted["one"].add("cancelled")
+    evidence.told["one"].add(("cancelled", ""))
+    assert wrong_in(evidence, {"one": CANCELLED}) == []
+    assert doubled_in(evidence, {"one": CANCELLED}) == 0
+    assert doubled_in(evidence, {"one": GOOD}) == 1
+
+
+def test_two_tasks_under_one_key_are_one_too_many(folder: Path) -> None:
+    write(folder, results={n: result_of(f"b-{n}") for n in range(3)})
+    client = Diary(folder / "log" / "client-0.jsonl")
+    client.note("acked", ids=[f"{SESSION}-0"], base="b", key="k")
+    assert counts(folder) == (0, 0, 0, 0)
+    client.note("acked", ids=[f"{SESSION}-1"], base="b", key="k")
+    client.close()
+    assert counts(folder) == (0, 1, 0, 0)
+
+
+def test_a_replay_says_what_the_first_one_said(folder: Path) -> None:
+    write(
+        folder, results={n: result_of("b-0" if n == 3 else f"b-{n}") for n in range(4)}, submitted=4
+    )
+    client = Diary(folder / "log" / "client-0.jsonl")
+    client.note("acked", ids=[f"{SESSION}-3"], base="", origin=f"{SESSION}-0")
+    client.close()
+    assert counts(folder) == (0, 0, 0, 0)
 
 
 def test_a_child_that_ended_by_itself_is_a_crash(tmp_path: Path) -> None:

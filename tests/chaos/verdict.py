@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections import Counter
@@ -20,6 +21,7 @@ from tests.chaos.diary import digest, fingerprint, read
 from tests.chaos.evidence import Evidence, Happening, evidence_of
 from tests.chaos.handlers import TASK_TYPE
 from tests.chaos.traps import POINTS
+from tests.chaos.wishes import Wish
 
 STATES: Final = {1: "completed", 2: "failed", 3: "cancelled"}
 #: Codes of the failures that the load may see: workers that died under a task too often.
@@ -27,6 +29,9 @@ DEADLY: Final = ("task.poison", "task.attempts")
 #: How many tasks may fail so: some, and this share of all.
 MAX_DEADLY: Final = 3
 MAX_DEADLY_SHARE: Final = 0.001
+#: A worker that dies takes as many tasks with it as it has slots: see `stage`.
+LOST_AT_ONCE: Final = 4
+PLAIN: Final = Wish()
 #: Exit code of a child that was killed, by us or at a named point.
 KILLED: Final = -9
 #: A broker on a disk that was full just now may end until it has noticed that there is room.
@@ -47,7 +52,7 @@ def judge(folder: Path, happened: list[Happening], *, is_drained: bool) -> dict[
     promised, queued = backlog_of(folder, journal)
     unseen = evidence.acked.keys() - evidence.told.keys()
     executions = sum(len(starts) for starts in evidence.starts.values())
-    wrong = wrong_in(evidence, outcomes)
+    wrong = wrong_in(evidence, outcomes, faults=len(happened))
     doubled = doubled_in(evidence, outcomes) + overlaps_in(journal)
     for name, ids in (("lost", lost), ("stuck", unended), ("wrong", wrong)):
         for task_id in list(ids)[:10]:
@@ -62,6 +67,8 @@ def judge(folder: Path, happened: list[Happening], *, is_drained: bool) -> dict[
         "stuck": len(set(unended) | (set() if is_drained else unseen)),
         "backlog_acked": promised,
         "failed_with_reason": sum(state == "failed" for state, _ in outcomes.values()),
+        "wishes": wishes_in(evidence, outcomes),
+        "through_7001": through_7001(evidence, folder / "log"),
         "executions": executions,
         "extra_executions": executions - len(evidence.starts),
         "refused_submits": dict(evidence.refused.most_common(5)),
@@ -159,23 +166,59 @@ def overlaps_in(journal: Path) -> int:
         db.close()
 
 
+def through_7001(evidence: Evidence, log: Path) -> dict[str, int]:
+    """Return what the worker and the client did that get through to the REST port only."""
+    rows = [row for row in read(log / "events.jsonl") if row["e"] == "narrow"]
+    names = {name for row in rows for name in row["names"]}
+    pids = {
+        row["pid"]
+        for row in read(log / "events.jsonl")
+        if row["e"] == "started" and row["name"] in names
+    }
+    ran = sum(pid in pids for starts in evidence.starts.values() for _, pid in starts)
+    acked = {
+        task_id
+        for name in names
+        for row in read(log / f"client-{name}.jsonl")
+        if row["e"] == "acked"
+        for task_id in row["ids"]
+    }
+    return {"executions": ran, "acked": len(acked)} if names else {}
+
+
 # -------------------------------------------------------------------------- judgements
 
 
-def wrong_in(evidence: Evidence, outcomes: dict[str, tuple[str, Any]]) -> list[str]:
+def wrong_in(
+    evidence: Evidence, outcomes: dict[str, tuple[str, Any]], *, faults: int = 0
+) -> list[str]:
     """Return the tasks whose recorded result is not what they asked for."""
     wrong: list[str] = []
     deadly: list[str] = []
+    lost_at_once: list[str] = []
     for task_id, (state, result) in outcomes.items():
-        text = evidence.acked[task_id][0]
-        if state == "completed":
-            output = result.get("output") or {}
+        wish = evidence.wishes.get(task_id, PLAIN)
+        starts = evidence.starts.get(task_id, ())
+        code = result.get("code")
+        if any(wish.is_early(at) for at, _ in starts):
+            wrong.append(task_id)
+        elif state == "completed":
+            text, output = evidence.acked[task_id][0], result.get("output") or {}
             if (output.get("text"), output.get("sha")) != (text, digest(text)):
                 wrong.append(task_id)
-        elif state == "failed" and result.get("code") in DEADLY and result.get("error"):
-            deadly.append(task_id)  # handlers never fail here: only dying workers excuse it
+        elif state == "cancelled" and task_id in evidence.unwanted:
+            pass
+        elif state == "failed" and code == "task.deadline":
+            if not wish.is_late(evidence.told_at.get(task_id, math.inf)):
+                wrong.append(task_id)
+        elif state == "failed" and code in DEADLY and result.get("error"):
+            # handlers never fail here: only dying workers excuse it
+            is_once = wish.kind == "once" and code == "task.attempts"
+            (lost_at_once if is_once else deadly).append(task_id)
         else:
             wrong.append(task_id)
+    if len(lost_at_once) > LOST_AT_ONCE * faults:
+        wrong += lost_at_once
     if len(deadly) > MAX_DEADLY + MAX_DEADLY_SHARE * len(outcomes):
         wrong += deadly
     wrong += [i for i, told in evidence.told.items() if any(s == "missing" for s, _ in told)]
@@ -183,12 +226,28 @@ def wrong_in(evidence: Evidence, outcomes: dict[str, tuple[str, Any]]) -> list[s
 
 
 def doubled_in(evidence: Evidence, outcomes: dict[str, tuple[str, Any]]) -> int:
-    """Return how many tasks had two different outcomes: one told, another told or recorded."""
-    count = 0
+    """Return how many tasks had two different outcomes: one told, another told or recorded.
+
+    What was answered to a cancel is told too. A key with two tasks counts as well.
+    """
+    count = sum(len(ids) > 1 for ids in evidence.keys.values())  # one key, two tasks
     for task_id, told in evidence.told.items():
         known = {row for row in told if row[0] != "missing"}
         if task_id in outcomes:
             state, result = outcomes[task_id]
-            known.add((state, fingerprint(result)))
-        count += len(known) > 1
+            known.add((state, "" if state == "cancelled" else fingerprint(result)))
+        said = evidence.unwanted.get(task_id, set()) - {state for state, _ in known}
+        count += len(known) > 1 or bool(said)
     return count
+
+
+def wishes_in(evidence: Evidence, outcomes: dict[str, tuple[str, Any]]) -> dict[str, int]:
+    """Return how many tasks asked for what, and how many of them it changed the end of."""
+    counts = Counter(wish.kind for wish in evidence.wishes.values())
+    counts["keyed"], counts["replayed"] = len(evidence.keys), len(evidence.replays)
+    for state, result in outcomes.values():
+        if state == "cancelled":
+            counts["cancelled"] += 1
+        elif state == "failed":
+            counts[str(result.get("code"))] += 1
+    return dict(sorted(counts.items()))

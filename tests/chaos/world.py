@@ -27,7 +27,8 @@ class World:
 
     Args:
         folder: for the data folders and the output of every process.
-        lan: None for loopback. Host 0 is the orchestrator's, the last one the clients'.
+        lan: None for loopback. Host 0 is the orchestrator's; those behind the workers' are the
+            clients'.
         has_disk: the orchestrator's data folder is a small disk of its own.
     """
 
@@ -153,6 +154,10 @@ class World:
             host.block_tcp(7010, 7019)
         else:
             host.unblock_tcp(7010, 7019)
+
+    def narrow(self, machine: int) -> None:
+        """Let a machine get through to the orchestrator's REST port only, now and for ever."""
+        self._host(0).block_tcp(7010, 7019, source=self._host(machine).address)
 
     def move_orchestrator(self) -> None:
         """Give the orchestrator's machine another address."""

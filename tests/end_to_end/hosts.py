@@ -102,13 +102,15 @@ class Host:
         self._processes.append(process)
         return process
 
-    def block_tcp(self, first: int, last: int | None = None) -> None:
-        """Drop, in silence, what comes from other hosts for these TCP ports.
+    def block_tcp(self, first: int, last: int | None = None, *, source: str = "") -> None:
+        """Drop, in silence, what comes from other hosts, or from one, for these TCP ports.
 
         Connections that are open go dead too. Keep below 32768: answers to the host's own
         connections arrive at the ports above.
         """
-        self._ip("rule", "add", "pref", "10", "iif", "eth0", *_ports(first, last), "blackhole")
+        whose = ("from", source) if source else ()
+        blocked = (*whose, "iif", "eth0", *_ports(first, last), "blackhole")
+        self._ip("rule", "add", "pref", "9" if source else "10", *blocked)
 
     def unblock_tcp(self, first: int, last: int | None = None) -> None:
         """Take a `block_tcp` with the same ports back."""
