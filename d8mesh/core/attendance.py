@@ -181,6 +181,8 @@ class Attendance:
                 dropped.append(task_id)
                 continue
             kept.add(task_id)
+            if task.history is not None and (seat.worker_id, claim.n) in task.history.failures:
+                continue  # it tells again what counts already
             if task_id in seat.outstanding:
                 task.work_seq, task.until = 0, max(task.until, until)
             elif task_id in ids:

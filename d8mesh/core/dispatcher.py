@@ -9,7 +9,6 @@ both return effects. The parts, each with one concern: `intake` (submits), `hand
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final, assert_never
@@ -41,7 +40,7 @@ from d8mesh.core.messages import (
 )
 from d8mesh.core.polling import Polling
 from d8mesh.core.pool import Policy, Pool
-from d8mesh.core.records import Batch, Totals, WorkerRecord
+from d8mesh.core.records import Batch, History, Totals, WorkerRecord
 from d8mesh.core.roster import Dialect, Seat
 from d8mesh.core.task import Adopted, Closed, HandoutsSettled, Pruned
 from d8mesh.core.tokens import Mint
@@ -83,11 +82,8 @@ class Restored:
     batches: list[tuple[Batch, list[int]]] = field(default_factory=list)
     #: task id -> (attempt, worker id) of what was in somebody's hands
     in_flight: dict[str, tuple[int, str]] = field(default_factory=dict)
-    #: task id -> (highest attempt, counted errors, (worker, attempt) of its losses, workers it
-    #: failed on, once for each error)
-    troubled: dict[str, tuple[int, int, set[tuple[str, int]], list[str]]] = field(
-        default_factory=dict
-    )
+    #: task id -> (highest attempt, what went wrong)
+    troubled: dict[str, tuple[int, History]] = field(default_factory=dict)
 
 
 class Dispatcher:
@@ -400,14 +396,11 @@ class Dispatcher:
     def _restore_singles(self, restored: Restored) -> None:
         """Make objects of the tasks that are more than a number in their batch."""
         ledger, waiting = self.pool.ledger, []
-        for task_id, (n, errors, losses, failed_on) in restored.troubled.items():
+        for task_id, (n, history) in restored.troubled.items():
             task = ledger.open_task(task_id)
             if task is None:
                 continue
-            task.n = n
-            history = task.remember()
-            history.errors, history.losses = errors, losses
-            history.failed_on = Counter(failed_on)
+            task.n, task.history = n, history
             if task_id not in restored.in_flight:
                 waiting.append(task)
         for task_id, (n, worker_id) in restored.in_flight.items():

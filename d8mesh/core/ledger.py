@@ -281,8 +281,8 @@ class Ledger:
                 history.errors += 1
                 history.failed_on[fact.worker_id] += 1
                 history.last_error = fact.why
-                if fact.is_loss:
-                    history.losses.add((fact.worker_id, n))
+                ended = history.losses if fact.is_loss else history.failures
+                ended.add((fact.worker_id, n))
             if fact.not_before_at:
                 task.remember().not_before_at = fact.not_before_at
                 task.state = TaskState.DELAYED

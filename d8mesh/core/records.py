@@ -57,6 +57,8 @@ class History:
     errors: int = 0
     #: (worker, attempt) of what counts as lost with its worker
     losses: set[tuple[str, int]] = field(default_factory=set)
+    #: (worker, attempt) of the other errors: told again, such a failure counts no more
+    failures: set[tuple[str, int]] = field(default_factory=set)
     #: worker -> how many of the errors and losses were there
     failed_on: Counter[str] = field(default_factory=Counter)
     holders: set[str] = field(default_factory=set)

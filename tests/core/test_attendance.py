@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from typing import Any
 
 import msgspec
@@ -12,6 +11,7 @@ from d8mesh.core import messages as m
 from d8mesh.core.attendance import OWED_S, TAIL_BYTES
 from d8mesh.core.dispatcher import Restored
 from d8mesh.core.effects import Peer, Send
+from d8mesh.core.records import History
 from d8mesh.core.task import Requeued, TaskState
 from d8mesh.edge.journal.restore import fill
 from tests.core.desktop import Desktop, S, beat, failure, hello, result
@@ -29,12 +29,9 @@ def counted(desk: Desktop, task_id: str) -> tuple[int, set[tuple[str, int]], dic
     history = desk.ledger.tasks[task_id].remember()
     restored = Restored(0, b"")
     fill(desk.journal._db, restored)
-    _, errors, losses, failed_on = restored.troubled.get(task_id, (0, 0, set(), []))
-    assert (history.errors, history.losses, history.failed_on) == (
-        errors,
-        losses,
-        Counter(failed_on),
-    )
+    _, stored = restored.troubled.get(task_id, (0, History()))
+    assert (stored.errors, stored.failed_on) == (history.errors, history.failed_on)
+    assert (stored.losses, stored.failures) == (history.losses, history.failures)
     return history.errors, history.losses, history.failed_on
 
 
@@ -840,3 +837,20 @@ def test_after_our_restart_a_worker_that_comes_back_without_its_task_frees_it_at
     desk.pass_time(0.1)
     assert list(desk.work(back)) == [lost]
     assert desk.ledger.tasks[held].worker_id == "w"
+
+
+@pytest.mark.parametrize("is_restarted", [False, True])
+def test_a_failure_that_is_told_again_after_a_hello_counts_once(
+    desk: Desktop, is_restarted: bool
+) -> None:
+    client, worker = desk.client(), desk.worker("w")
+    (task_id,) = desk.submit(client)
+    held = desk.work(worker)
+    desk.finish(worker, held, m.FAILED)  # its acknowledgement gets lost
+    if is_restarted:
+        desk.restart()
+    back = desk.worker("w", held=held)
+    desk.finish(back, held, m.FAILED)
+    desk.pass_time(OWED_S)
+    assert desk.got(back, m.Received)
+    assert counted(desk, task_id) == (1, set(), {"w": 1})

@@ -12,6 +12,7 @@ from d8mesh.core.dispatcher import PRUNE_S, SETTLE_S, STANDSTILL_S, SWEEP_S, Dis
 from d8mesh.core.effects import Load, Loaded, Peer
 from d8mesh.core.ledger import Ledger
 from d8mesh.core.pool import MAX_LOADS_OF_CLIENT, Policy
+from d8mesh.core.records import History
 from d8mesh.core.task import Closed, Pruned, TaskState
 from tests.core.desktop import Desktop, S, beat, hello
 
@@ -312,7 +313,7 @@ def test_nothing_is_pruned_twice_when_the_journal_answers_late(tmp_path: Path) -
 
 
 def test_what_went_wrong_with_finished_tasks_is_no_concern_of_a_start() -> None:
-    restored = Restored(1, bytes(32), troubled={f"{S}-0": (1, 1, set(), ["w"])})
+    restored = Restored(1, bytes(32), troubled={f"{S}-0": (1, History(1))})
     restored.in_flight[f"{S}-1"] = (1, "w")
     dispatcher = Dispatcher(Policy(broker_id="o", mesh="m"), restored, lambda: 0.5)
     dispatcher.check()

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import tempfile
-from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -55,6 +54,11 @@ class Hands:
     work_seq: int = 0
 
 
+def troubles(history: History) -> tuple[object, ...]:
+    """Return what a history counts."""
+    return history.errors, history.losses, history.failures, history.failed_on
+
+
 def picture(ledger: Ledger) -> dict[str, object]:
     """Return all that a ledger knows, in comparable form."""
     tasks: dict[str, object] = {}
@@ -65,9 +69,7 @@ def picture(ledger: Ledger) -> dict[str, object]:
             if state is not None:
                 task = ledger.tasks.get(task_id)
                 history = task.history if task else None
-                told = (history.errors, history.losses, history.failed_on) if history else None
-                if told == (0, set(), {}):
-                    told = None
+                told = troubles(history or History())
                 tasks[task_id] = (state, told, task.worker_id if task else "", batch.spec)
     counts = (ledger.queued, ledger.running, ledger.unfinished_bytes, ledger.kept_finished)
     return {"tasks": tasks, "counts": counts, "totals": ledger.totals, "keys": ledger.keys}
@@ -465,9 +467,8 @@ class Histories(RuleBasedStateMachine):
         assert restored.keys == ledger.keys
         for task_id, task in ledger.tasks.items():
             history = task.history or History()
-            _, errors, losses, on = restored.troubled.get(task_id, (0, 0, set(), []))
-            told = (history.errors, history.losses, history.failed_on)
-            assert told == (errors, losses, Counter(on)), task_id
+            _, stored = restored.troubled.get(task_id, (0, History()))
+            assert troubles(history) == troubles(stored), task_id
         running = {i for i, task in ledger.tasks.items() if task.state is TaskState.RUNNING}
         held = {i: hand for i, hand in restored.in_flight.items() if i in in_file}
         assert held.keys() <= running

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections import Counter
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -132,7 +133,11 @@ def test_who_had_what_comes_back_until_it_is_settled(journal: Journal) -> None:
     opened = again(journal, *facts)
     restored = opened.restore()
     assert restored.in_flight == {ids[1]: (1, "a"), ids[2]: (1, "b")}
-    assert restored.troubled == {ids[0]: (1, 1, {("a", 1)}, ["a"])}
+    ((task_id, (n, history)),) = restored.troubled.items()
+    assert (task_id, n) == (ids[0], 1)
+    told = (history.errors, history.losses, history.failures, history.failed_on)
+    assert told == (1, {("a", 1)}, set(), Counter("a"))
+    assert history.last_error == "broke"
     assert restored.next_handout == 3
     opened = again(opened, HandoutsSettled(2))
     assert opened.restore().in_flight == {ids[2]: (1, "b")}
@@ -148,12 +153,14 @@ def _noted(file: Path) -> list[int]:
 def test_a_hand_out_is_written_with_the_next_commit_unless_its_task_is_finished_by_then(
     journal: Journal, file: Path
 ) -> None:
+    owes = []
     journal.append([batch(0, 9), HandedOut(1, "w", [f"{S}-0"], [1], 1.0)])
-    assert journal.owes
+    owes.append(journal.owes)
     assert _noted(file) == []
     journal.append([done(0), HandedOut(2, "w", [f"{S}-1"], [1], 1.0)])
     journal.append([])
-    assert not journal.owes
+    owes.append(journal.owes)
+    assert owes == [True, False]
     assert _noted(file) == [2]
     # It cannot be told at a glance what became of several.
     journal.append([HandedOut(3, "w", [f"{S}-2", f"{S}-3"], [1, 1], 1.0)])

@@ -152,9 +152,10 @@ def _rest_of(restored: Restored, reader: Reader) -> State:
     for task_id, holder in restored.in_flight.items():
         if task_id in open_ids:
             state[f"in hand {task_id}"] = _told(holder)
-    for task_id, trouble in restored.troubled.items():
+    for task_id, (n, history) in restored.troubled.items():
         if task_id in open_ids:
-            state[f"trouble {task_id}"] = _trouble(*trouble)
+            where = list(history.failed_on.elements())
+            state[f"trouble {task_id}"] = _trouble(n, history.errors, history.losses, where)
     return state
 
 
@@ -313,7 +314,8 @@ class _JournalWork:
         ns = [self._attempts[task_id] for task_id in ids]
         for task_id, n in zip(ids, ns, strict=True):
             self._held[task_id] = (self._number, n, worker)
-        return HandedOut(self._number, worker, ids, ns, 2.0)
+        # Needed: others are written with a later commit, and nothing is promised of them.
+        return HandedOut(self._number, worker, ids, ns, 2.0, is_needed=True)
 
     def _came_back(self) -> Fact:
         """One worker's hands are emptied: nearly always in outcomes."""

@@ -21,9 +21,6 @@ from d8mesh.core.task import Cancelled, Failed, Recounted, Requeued, Submitted
 
 #: Sums of Unix seconds are exact to less than a microsecond.
 ROUNDING_S: Final = 0.001
-#: A weakness of the brains that these checks have found and that is not mended yet: an attempt
-#: whose failure is told again after a HELLO counts again.
-TOLERATED: Final = frozenset({"a failure counts again"})
 _RESTARTED: Final = "its worker was started again"
 _OVERDUE: Final = "timed out"
 _CUT_OFF: Final = "nobody was heard"
@@ -287,9 +284,6 @@ class Causes:
 
     def _count_failure(self, task_id: str, worker_id: str, payload: bytes) -> None:
         failure = (task_id, _node(worker_id), payload)
-        is_again = failure in self._failed and not self._failed[failure]
-        if is_again and "a failure counts again" in TOLERATED:
-            self._failed[failure] += 1
         if not self._failed[failure]:
             self._fail(task_id, f"a failure of {worker_id} is counted and there was none left")
         self._failed[failure] -= 1

@@ -8,7 +8,7 @@ import apsw
 import msgspec
 
 from d8mesh.core.dispatcher import Restored
-from d8mesh.core.records import Batch, Totals, WorkerRecord
+from d8mesh.core.records import Batch, History, Totals, WorkerRecord
 from d8mesh.core.task import Spec
 from d8mesh.edge.journal.schema import fetch, split_row
 
@@ -92,9 +92,9 @@ def _hands(db: apsw.Connection, restored: Restored, names: dict[int, str]) -> No
     for worker, tasks in fetch(db, "SELECT worker, tasks FROM handouts ORDER BY number"):
         rows, ns = msgspec.msgpack.decode(tasks)
         holders.update((row, (n, worker)) for row, n in zip(rows, ns, strict=True))
-    for row, n, worker, is_counted, is_loss in fetch(
+    for row, n, worker, is_counted, is_loss, why in fetch(
         db,
-        "SELECT f.row, f.n, f.worker, f.is_counted, f.is_loss"
+        "SELECT f.row, f.n, f.worker, f.is_counted, f.is_loss, f.why"
         f" FROM batches b CROSS JOIN failures f ON {_WITHIN.format('f.row')}"
         " WHERE b.is_done = 0 ORDER BY f.rowid",
     ):
@@ -102,18 +102,14 @@ def _hands(db: apsw.Connection, restored: Restored, names: dict[int, str]) -> No
             continue
         session, counter = split_row(row, names)
         task_id = f"{session}-{counter}"
-        highest, errors, losses, failed_on = restored.troubled.get(task_id, (0, 0, set(), []))
+        highest, history = restored.troubled.get(task_id, (0, History()))
         name = workers.get(worker, "")
-        if is_loss:
-            losses.add((name, n))
         if is_counted:
-            failed_on.append(name)
-        restored.troubled[task_id] = (
-            max(highest, n),
-            errors + is_counted,
-            losses,
-            failed_on,
-        )
+            history.errors += 1
+            history.failed_on[name] += 1
+            history.last_error = why
+            (history.losses if is_loss else history.failures).add((name, n))
+        restored.troubled[task_id] = (max(highest, n), history)
         if row in holders and holders[row][0] <= n:
             del holders[row]
     for row, (n, worker) in holders.items():
