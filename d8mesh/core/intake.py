@@ -85,14 +85,13 @@ class Intake:
 
     def _spec(self, group: Group) -> Spec:
         pool = self._pool
-        is_later = group.run_at is not None and group.run_at > pool.at
         return Spec(
             type=group.type,
             priority=group.priority,
             max_attempts=group.max_attempts or pool.policy.max_attempts,
             model=group.model,
             deadline_at=None if group.deadline_s is None else pool.at + group.deadline_s,
-            run_at=group.run_at if is_later else None,
+            run_at=group.run_at,  # if that is past, the tick knows: it has the clock anew
             is_fenced=group.is_fenced,
         )
 
