@@ -315,7 +315,11 @@ def _environment() -> dict[str, str]:
     if not os.environ.get("D8_NO_ENV_FILE") and file.is_file():
         found = _read_env_file(file)
     found |= os.environ
-    folder = Path(found.get("D8_DATA_DIR") or "data").expanduser()
+    text = found.get("D8_DATA_DIR") or "data"
+    try:
+        folder = Path(text).expanduser()
+    except RuntimeError as error:  # there is no such user
+        raise ConfigError(f"D8_DATA_DIR={text[:80]!r}: expected a folder ({error})") from error
     return found | {"D8_DATA_DIR": str(home / folder)}
 
 

@@ -181,6 +181,14 @@ def test_a_relative_data_folder_lies_beside_the_launcher(
     assert folders == [str(tmp_path / "elsewhere"), str(tmp_path.parent), str(tmp_path / "data")]
 
 
+def test_a_data_folder_of_nobody_is_told(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("D8_DATA_DIR", "~nobody-of-that-name/d8")
+    assert main(["orchestrator"]) == 2
+    assert capsys.readouterr().err.startswith("error: D8_DATA_DIR='~nobody-of-that-name/d8': ")
+
+
 def test_options_that_stand_for_a_setting_win_and_reach_children(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Final
 
 from d8mesh.config import Config
-from d8mesh.edge import logs
+from d8mesh.edge import data_folder, logs
 from d8mesh.edge.logs import event
 from d8mesh.errors import D8Error
 from d8mesh.web.parent import end_with_parent
@@ -50,7 +50,13 @@ _log: Final = logging.getLogger("d8mesh.orchestrator")
 
 
 def run(config: Config, options: argparse.Namespace) -> int:
-    """Run an orchestrator until it is told to stop; return the exit code."""
+    """Run an orchestrator until it is told to stop; return the exit code.
+
+    Raises:
+        ConfigError: the data folder cannot be used.
+        D8Error: the REST port is taken.
+    """
+    data_folder.require(Path(config.data_dir), "orchestrator", "logs")
     logs.setup("orchestrator", level=config.log_level, folder=_logs(config), to_stderr=False)
     _refuse_taken_port(config)
     launcher = _Launcher(config)

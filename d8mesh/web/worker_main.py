@@ -19,7 +19,7 @@ from typing import Any, Final
 from d8mesh.backends import Availability, Backend
 from d8mesh.backends.ollama import OllamaBackend
 from d8mesh.config import STATUS_PORT_TRIES, Config
-from d8mesh.edge import logs
+from d8mesh.edge import data_folder, logs
 from d8mesh.edge.logs import event
 from d8mesh.errors import ConfigError, D8Error
 from d8mesh.handlers.echo import echo
@@ -46,13 +46,15 @@ def run(config: Config, options: argparse.Namespace) -> int:
     """Run a worker until it is told to stop; return the exit code.
 
     Raises:
-        ConfigError: the worker type cannot be run, or a module of ``--tasks`` not be loaded.
+        ConfigError: the worker type cannot be run, a module of ``--tasks`` not be loaded, or
+            the data folder not be used.
         WorkerError: its folder or outbox cannot be used.
     """
     kind = str(options.type or config.worker_type or DEFAULT_TYPE)
     _refuse_cloud(kind, config)
-    folder = Path(config.data_dir) / "logs"
-    logs.setup("worker", level=config.log_level, folder=folder, to_stderr=False)
+    data = Path(config.data_dir)
+    data_folder.require(data, "workers", "logs")
+    logs.setup("worker", level=config.log_level, folder=data / "logs", to_stderr=False)
     worker = Worker(config=config, slots=options.slots, name=options.name, worker_type=kind)
     worker.register("echo", echo)
     worker.register("evolution_crossover", evolution_crossover)

@@ -135,3 +135,18 @@ def test_a_bad_setting_stops_it_with_one_line() -> None:
     assert done.stderr.splitlines() == [
         "error: TASK_QUEUE_SIZE='many': expected tasks, 1 to 100000000"
     ]
+
+
+@pytest.mark.parametrize("command", ["orchestrator", "worker"])
+def test_a_data_folder_that_cannot_be_used_is_one_line(command: str, tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_text("", "utf-8")
+    done = subprocess.run(
+        [sys.executable, "-m", "d8mesh", command, f"--set=D8_DATA_DIR={file}"],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+    )
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"error: D8_DATA_DIR={str(file)!r}: expected a folder")
