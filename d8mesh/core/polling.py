@@ -33,6 +33,8 @@ from d8mesh.errors import (
 MAX_WAIT_S: Final = 60.0
 #: Registrations kept; a flood of made-up ids must not fill the memory.
 MAX_POLLING_WORKERS: Final = 10_000
+#: Tasks that one polling worker may hold at the same time.
+MAX_SLOTS: Final = 64
 
 Args: TypeAlias = dict[str, object]
 
@@ -215,9 +217,10 @@ class Polling:
         offered = msgspec.msgpack.decode(capabilities)
         offered = offered if isinstance(offered, dict) else {}
         slots = offered.get("slots", 1)
-        seat.slots = slots if isinstance(slots, int) and 1 <= slots <= 64 else 1
+        seat.slots = slots if isinstance(slots, int) and 1 <= slots <= MAX_SLOTS else 1
         seat.worker_type = worker_type
-        types = _names(offered.get("task_types")) or list(DOCUMENTED_TYPES)
+        listed = offered.get("task_types")  # an empty list offers nothing, as it says
+        types = _names(listed) if isinstance(listed, list) else list(DOCUMENTED_TYPES)
         models = _names(offered.get("models")) or _names([offered.get("model")])
         roster.offer(seat, types, models)
         return seat

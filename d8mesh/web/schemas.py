@@ -12,7 +12,14 @@ from msgspec import Meta, Struct
 
 from d8mesh.config import MODEL_PATTERN
 from d8mesh.core.json_model import check_json
-from d8mesh.core.messages import MAX_BATCH_TASKS, MAX_FRAME_BYTES, MAX_PAYLOAD_BYTES, Group
+from d8mesh.core.messages import (
+    MAX_BATCH_TASKS,
+    MAX_FRAME_BYTES,
+    MAX_NAMES,
+    MAX_PAYLOAD_BYTES,
+    Group,
+)
+from d8mesh.core.polling import MAX_SLOTS
 from d8mesh.errors import InvalidTaskError, PayloadTooLargeError
 from d8mesh.nodes.client.parcels import MODEL_TYPES
 
@@ -29,6 +36,14 @@ _KEY: Final = re.compile(r"[ -~]{1,128}", re.ASCII)
 _MODEL: Final = re.compile(MODEL_PATTERN, re.ASCII)
 _MISSING: Final = re.compile(r"Object missing required field `(\w+)`(?: - at `\$\.?(.*)`)?")
 _AT: Final = re.compile(r"(.*) - at `\$\.?(.*)`", re.DOTALL)
+
+
+class Capabilities(Struct):
+    """What is read of a worker's capabilities; other keys are only shown."""
+
+    task_types: Annotated[list[Text], Meta(max_length=MAX_NAMES)] | None = None
+    models: Annotated[list[Text], Meta(max_length=MAX_NAMES)] | None = None
+    slots: Annotated[int, Meta(ge=1, le=MAX_SLOTS)] | None = None
 
 
 class Register(Struct):
@@ -85,8 +100,8 @@ class SubmitBatch(Struct):
     tasks: Annotated[list[SubmitOne], Meta(min_length=1, max_length=MAX_BATCH_TASKS)]
 
 
-def convert(value: object, kind: type[_T]) -> _T:
-    """Return `value` as a `kind`.
+def convert(value: object, kind: type[_T], *, path: str = "") -> _T:
+    """Return `value`, which stands at `path` of a body, as a `kind`.
 
     Raises:
         InvalidTaskError: a field is missing, of a wrong type or out of range; it is named.
@@ -96,21 +111,22 @@ def convert(value: object, kind: type[_T]) -> _T:
     try:
         return msgspec.convert(value, kind)
     except msgspec.ValidationError as error:
-        raise InvalidTaskError(_told(str(error))) from error
+        raise InvalidTaskError(f"{path}{_told(str(error))}") from error
 
 
 def check_registration(body: Register) -> None:
     """Make sure that a worker's registration can be shown, kept and polled for.
 
     Raises:
-        InvalidTaskError: an id with other than printable characters or with a slash, or too
-            much in the capabilities.
+        InvalidTaskError: an id with other than printable characters or with a slash, too
+            much in the capabilities, or a field there of a wrong type or out of range.
     """
     if not body.worker_id.isprintable() or "/" in body.worker_id:
         raise InvalidTaskError("worker_id: expected printable characters without a slash")
     if not body.worker_type.isprintable():
         raise InvalidTaskError("worker_type: expected printable characters")
     check_json(body.capabilities, "capabilities")
+    convert(body.capabilities, Capabilities, path="capabilities.")
     size = len(msgspec.msgpack.encode(body.capabilities))
     if size > MAX_CAPABILITIES_BYTES:
         raise InvalidTaskError(

@@ -93,13 +93,35 @@ def test_a_missing_field_is_told_as_ever() -> None:
         ("worker_id", "\x1b[31mred"),
         ("worker_type", "a\nb"),
         ("capabilities", {"x": "y" * 70_000}),
+        ("capabilities.task_types", {"task_types": "z"}),
+        (r"capabilities.task_types\[0\]", {"task_types": [1]}),
+        (r"capabilities.task_types\[0\]", {"task_types": [""]}),
+        ("capabilities.models", {"models": 5}),
+        ("capabilities.slots", {"slots": "a"}),
+        ("capabilities.slots", {"slots": 0}),
+        ("capabilities.slots", {"slots": True}),
+        ("capabilities.slots", {"slots": 99_999}),
     ],
 )
 def test_a_registration_can_be_shown_and_kept(field: str, value: Any) -> None:
     body = {"worker_id": "w", "worker_type": "t", "capabilities": {}}
     check_registration(convert(body, Register))
     with pytest.raises(InvalidTaskError, match=f"{field}: "):
-        check_registration(convert(body | {field: value}, Register))
+        check_registration(convert(body | {field.partition(".")[0]: value}, Register))
+
+
+@pytest.mark.parametrize(
+    "capabilities",
+    [
+        {},
+        {"task_types": None, "models": None, "slots": None},
+        {"task_types": [], "models": [], "slots": 64},
+        {"model": "llama", "max_tokens": 4096, "languages": {"python": True}},
+    ],
+)
+def test_what_a_worker_may_say_of_itself_passes(capabilities: dict[str, Any]) -> None:
+    body = {"worker_id": "w", "worker_type": "t", "capabilities": capabilities}
+    check_registration(convert(body, Register))
 
 
 def test_tasks_that_are_alike_share_a_group_and_keep_their_order() -> None:
