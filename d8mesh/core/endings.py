@@ -11,6 +11,7 @@ from typing import Final, TypeAlias
 import msgspec
 
 from d8mesh.core.effects import Peer
+from d8mesh.core.json_model import error_as_text
 from d8mesh.core.messages import (
     CANCELLED_STATE,
     COMPLETED_STATE,
@@ -169,6 +170,4 @@ def error_text(payload: bytes) -> str:
         error = msgspec.msgpack.decode(payload, type=_Failure).error
     except (msgspec.DecodeError, RecursionError):
         error = None
-    return (error if isinstance(error, str) and error else "failed without a reason")[
-        :MAX_REASON_CHARS
-    ]
+    return (error_as_text(error) or "failed without a reason")[:MAX_REASON_CHARS]

@@ -5,6 +5,8 @@ from __future__ import annotations
 from math import isfinite
 from typing import Final
 
+import msgspec
+
 from d8mesh.errors import InvalidTaskError
 
 #: Nesting deeper than this is refused: some reader would overflow its stack.
@@ -40,6 +42,16 @@ def check_json(value: object, path: str, depth: int = 0) -> None:
                 check_json(item, path, depth + 1)
     else:
         _check_single(value, path)
+
+
+def error_as_text(error: object) -> str:
+    """Return what a failure names as its error as text; empty if it names none."""
+    if error is None or isinstance(error, str):
+        return error or ""
+    try:
+        return msgspec.json.encode(error, enc_hook=str).decode("utf-8")
+    except (TypeError, ValueError, OverflowError, RecursionError):
+        return f"{type(error).__name__} that cannot be shown"
 
 
 def _check_single(value: object, path: str) -> None:

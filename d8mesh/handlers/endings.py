@@ -8,12 +8,14 @@ from typing import Any, Final
 
 import msgspec
 
-from d8mesh.core.json_model import check_json
+from d8mesh.core.json_model import check_json, error_as_text
 from d8mesh.core.messages import FAILED, MAX_PAYLOAD_BYTES, REFUSED, SUCCEEDED
 from d8mesh.errors import InvalidTaskError
 
 #: Characters of an error text that travel.
 MAX_ERROR_CHARS: Final = 2000
+#: The error of a handler that returns a failure and names none.
+NO_REASON: Final = "the handler returned a failure without saying why"
 _encode: Final = msgspec.msgpack.Encoder().encode
 #: Values of these types need no look inside.
 PLAIN: Final = frozenset({str, bool, type(None)})
@@ -24,7 +26,8 @@ Ending = tuple[int, bytes]
 def of_value(value: object, worker_id: str, duration_s: float) -> Ending:
     """Return how an attempt ends whose handler returned `value`.
 
-    An object with a boolean ``success`` is the result itself; anything else its ``output``.
+    An object with a boolean ``success`` is the result itself (a failure's ``error`` is filled
+    in, and made text); anything else its ``output``.
     A value that is not of JSON's model, or too large, refuses the task for good.
     """
     result: dict[str, Any]
@@ -32,6 +35,9 @@ def of_value(value: object, worker_id: str, duration_s: float) -> Ending:
     if not is_plain and isinstance(value, Mapping) and type(value.get("success")) is bool:
         result = {**value, "worker_id": worker_id}
         result.setdefault("duration_s", duration_s)
+        if not result["success"]:
+            result["error"] = error_as_text(result.get("error")) or NO_REASON
+            value = result
     else:
         result = {
             "success": True,

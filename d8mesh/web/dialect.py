@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import msgspec
 
-from d8mesh.core.json_model import check_json
+from d8mesh.core.json_model import check_json, error_as_text
 from d8mesh.core.messages import MAX_PAYLOAD_BYTES
 from d8mesh.nodes.client.parcels import MODEL_TYPES
 
@@ -77,11 +77,22 @@ def reported(result: object, *, worker_id: str, task_type: str) -> tuple[bool, b
     body.setdefault("worker_id", worker_id)
     if lacks_output(body) and task_type in MODEL_TYPES:
         body["output"] = next(body[key] for key in OUTPUT_KEYS if body.get(key) is not None)
-    if not is_success and not body.get("error"):
-        body["error"] = "the worker reported a failure without saying why"
+    if not is_success:
+        body["error"] = error_as_text(body.get("error")) or _why_failed(result)
     payload = msgspec.msgpack.encode(body)
     if len(payload) > MAX_PAYLOAD_BYTES:
         too_large = f"result_too_large: {len(payload)} bytes, at most {MAX_PAYLOAD_BYTES}"
         body = {"success": False, "error": too_large, "worker_id": worker_id}
         return False, msgspec.msgpack.encode(body)
     return is_success, payload
+
+
+def _why_failed(result: dict[str, Any]) -> str:
+    """Return what to say of a report that is no success and names no error."""
+    if "success" not in result:
+        return "the worker's result has no success: expected true or false"
+    success = result["success"]
+    if isinstance(success, bool):
+        return "the worker reported a failure without saying why"
+    shown = error_as_text(success)[:60] or "null"
+    return f"the worker's result has the success {shown!r}: expected true or false"

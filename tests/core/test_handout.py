@@ -284,7 +284,15 @@ def test_reasons_are_bounded(desk: Desktop) -> None:
     assert body["result"] == long
 
 
-@pytest.mark.parametrize("payload", [b"", b"\xc1", b"\x80", b"\x81\xa5error\x05"])
+def test_a_reason_that_is_no_text_is_told_as_text(desk: Desktop) -> None:
+    client, worker = desk.client(), desk.worker("w")
+    (task_id,) = desk.submit(client, max_attempts=1)
+    token = desk.work(worker)[task_id]
+    desk.say(worker, m.Results(1, 1, [task_id], [token], b"\0", [b"\x81\xa5error\x05"]))
+    assert desk.ask(client, "status", id=task_id).body["reason"] == "5"
+
+
+@pytest.mark.parametrize("payload", [b"", b"\xc1", b"\x80", b"\x81\xa5error\xc0"])
 def test_a_failure_without_a_readable_reason_has_one_all_the_same(
     desk: Desktop, payload: bytes
 ) -> None:

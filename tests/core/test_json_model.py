@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from d8mesh.core.json_model import MAX_DEPTH, MAX_INT, MIN_INT, check_json
+from d8mesh.core.json_model import MAX_DEPTH, MAX_INT, MIN_INT, check_json, error_as_text
 from d8mesh.errors import InvalidTaskError
 
 PLAIN = st.none() | st.booleans() | st.text() | st.integers(MIN_INT, MAX_INT)
@@ -14,6 +14,8 @@ NUMBERS = PLAIN | st.floats(allow_nan=False, allow_infinity=False)
 VALUES = st.recursive(
     NUMBERS, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=20
 )
+LOOP: list[object] = []
+LOOP.append(LOOP)
 
 
 @given(VALUES)
@@ -56,3 +58,21 @@ def test_subclasses_of_plain_kinds_are_plain() -> None:
         __slots__ = ()
 
     check_json({"a": Text("x"), "b": (1, 2)}, "data")
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (None, ""),
+        ("", ""),
+        ("why", "why"),
+        (5, "5"),
+        (False, "false"),
+        ({"code": [1]}, '{"code":[1]}'),
+        ("\ud800", "\ud800"),
+        (2**70, str(2**70)),
+        (LOOP, "list that cannot be shown"),
+    ],
+)
+def test_an_error_is_told_as_text_whatever_it_is(error: object, text: str) -> None:
+    assert error_as_text(error) == text

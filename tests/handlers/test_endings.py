@@ -11,6 +11,7 @@ from d8mesh.core.messages import FAILED, MAX_PAYLOAD_BYTES, REFUSED, SUCCEEDED
 from d8mesh.errors import InvalidTaskError
 from d8mesh.handlers.endings import (
     MAX_ERROR_CHARS,
+    NO_REASON,
     of_exception,
     of_value,
     takes_context,
@@ -34,6 +35,24 @@ def test_an_object_with_a_boolean_success_is_the_result() -> None:
     )  # fmt: skip
     kind, result = told(of_value({"success": False, "error": "no", "duration_s": 9}, "w", 0.5))
     assert (kind, result["error"], result["duration_s"]) == (FAILED, "no", 9)
+
+
+@pytest.mark.parametrize(
+    ("error", "told_as"),
+    [
+        ({}, NO_REASON),
+        ({"error": None}, NO_REASON),
+        ({"error": ""}, NO_REASON),
+        ({"error": 5}, "5"),
+        ({"error": {"code": 7}}, '{"code":7}'),
+        ({"error": ValueError("bad")}, '"bad"'),
+    ],
+)
+def test_a_returned_failure_always_has_an_error_in_words(
+    error: dict[str, Any], told_as: str
+) -> None:
+    kind, result = told(of_value({"success": False, **error}, "w", 0.5))
+    assert (kind, result["error"]) == (FAILED, told_as)
 
 
 @pytest.mark.parametrize(

@@ -66,6 +66,25 @@ def test_a_failure_keeps_its_error() -> None:
     assert report({"success": False, "error": "no model"})[1]["error"] == "no model"
 
 
+@pytest.mark.parametrize(
+    ("result", "said"),
+    [
+        ({"success": False, "error": 5}, "5"),
+        ({"success": False, "error": {"code": [0]}}, '{"code":[0]}'),
+        ({"success": False, "error": ""}, "without saying why"),
+        ({"success": "yes"}, "success 'yes': expected true or false"),
+        ({"success": 1}, "success '1': expected true or false"),
+        ({"success": None}, "success 'null': expected true or false"),
+        ({"output": "x"}, "has no success"),
+        ({"success": "no", "error": "no model"}, "no model"),
+    ],
+)
+def test_the_error_of_a_failure_is_a_text_that_says_why(result: Any, said: str) -> None:
+    error = report(result)[1]["error"]
+    assert isinstance(error, str)
+    assert said in error
+
+
 def test_a_result_that_is_too_large_is_a_failure() -> None:
     is_success, body = report({"success": True, "output": "x" * (33 * 1024 * 1024)})
     assert not is_success
