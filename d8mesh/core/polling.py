@@ -9,15 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final, TypeAlias
 
-import msgspec
-
 from d8mesh.core.effects import Peer
 from d8mesh.core.endings import Endings
 from d8mesh.core.handout import Handout
 from d8mesh.core.messages import MAX_NAMES
 from d8mesh.core.placement import DOCUMENTED_TYPES
 from d8mesh.core.pool import Pool
-from d8mesh.core.records import Task
+from d8mesh.core.records import Task, registration
 from d8mesh.core.roster import Dialect, Poll, Seat
 from d8mesh.core.task import Dismissed, Enrolled, TaskState
 from d8mesh.errors import (
@@ -59,7 +57,9 @@ class Polling:
         """Give the registered workers of the journal their seats, offline until they speak."""
         for worker_id, record in self._pool.ledger.workers.items():
             if record.capabilities is not None:
-                seat = self._seat(worker_id, record.worker_type, record.capabilities)
+                capabilities, at = record.registered()
+                seat = self._seat(worker_id, record.worker_type, capabilities)
+                seat.last_heard_at = at  # of its later signs of life nothing is stored
                 self._pool.roster.leave(seat)
 
     def settle(self) -> None:
@@ -114,8 +114,9 @@ class Polling:
             raise WorkerIdTakenError(f"{worker_id!r} is the id of a mesh worker at work")
         if seat is None and len(pool.roster.seats) >= MAX_POLLING_WORKERS:
             raise ForbiddenError(f"{MAX_POLLING_WORKERS} workers are registered: no more fit")
-        capabilities = msgspec.msgpack.encode(args.get("capabilities") or {})
-        pool.record(Enrolled(worker_id, worker_type, capabilities, pool.at))
+        stored = registration(args.get("capabilities") or {}, pool.at)
+        pool.record(Enrolled(worker_id, worker_type, stored, pool.at))
+        capabilities, _ = pool.ledger.workers[worker_id].registered()
         seat = self._seat(worker_id, worker_type, capabilities)
         self._heard(seat)
         pool.answer(peer, request, {}, waits=True)
@@ -207,15 +208,13 @@ class Polling:
 
     # ------------------------------------------------------------------------ seats
 
-    def _seat(self, worker_id: str, worker_type: str, capabilities: bytes) -> Seat:
+    def _seat(self, worker_id: str, worker_type: str, offered: dict[str, object]) -> Seat:
         """Return the worker's seat, made or brought up to date."""
         roster = self._pool.roster
         seat = roster.seats.get(worker_id)
         if seat is None or seat.dialect is not Dialect.POLLING:
             seat = Seat(worker_id, Dialect.POLLING, asked=self._pool.now)
             roster.add(seat)
-        offered = msgspec.msgpack.decode(capabilities)
-        offered = offered if isinstance(offered, dict) else {}
         slots = offered.get("slots", 1)
         seat.slots = slots if isinstance(slots, int) and 1 <= slots <= MAX_SLOTS else 1
         seat.worker_type = worker_type

@@ -11,6 +11,8 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Final
 
+import msgspec
+
 from d8mesh.core.task import Spec, TaskState
 
 _QUEUED: Final = TaskState.QUEUED
@@ -154,4 +156,18 @@ class WorkerRecord:
     completed: int = 0
     failed: int = 0
     worker_type: str = ""
-    capabilities: bytes | None = None  #: of a polling worker that is registered, else None
+    #: of a polling worker that is registered what `registration` made of it, else None
+    capabilities: bytes | None = None
+
+    def registered(self) -> tuple[dict[str, object], float]:
+        """Return a polling worker's capabilities and when it registered (Unix; 0: unknown)."""
+        found = msgspec.msgpack.decode(self.capabilities or b"\x80")
+        at = 0.0
+        if isinstance(found, list):  # files of before hold the capabilities alone
+            found, at = found
+        return (found if isinstance(found, dict) else {}), at
+
+
+def registration(capabilities: object, at: float) -> bytes:
+    """Return what is stored of a polling worker that registers at that time (Unix seconds)."""
+    return msgspec.msgpack.encode([capabilities, at])

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 from typing import Final
 
-import msgspec
-
 from d8mesh.core import placement
 from d8mesh.core.pool import Pool
 from d8mesh.core.queue import LaneKey
@@ -170,7 +168,7 @@ def _worker(pool: Pool, seat: Seat) -> Body:
     record = pool.ledger.workers.get(seat.worker_id)
     capabilities: object = {"task_types": sorted(seat.types), "models": sorted(seat.models)}
     if seat.dialect is Dialect.POLLING and record is not None and record.capabilities:
-        capabilities = msgspec.msgpack.decode(record.capabilities)
+        capabilities, _ = record.registered()
     status = "offline" if not seat.is_live else "busy" if seat.is_busy else "online"
     return {
         "worker_id": seat.worker_id,

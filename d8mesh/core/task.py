@@ -204,7 +204,7 @@ class Enrolled(Struct, frozen=True, gc=False):
 
     worker_id: str
     worker_type: str
-    capabilities: bytes
+    capabilities: bytes  #: as `records.registration` makes it
     at: float
 
 

@@ -237,6 +237,18 @@ def test_registrations_and_running_tasks_survive_a_restart(desk: Desktop) -> Non
     assert poll(desk, shim) is None
 
 
+def test_after_a_restart_a_worker_was_last_heard_when_it_registered(desk: Desktop) -> None:
+    shim = desk.client()
+    register(desk, shim, task_types=["echo"])
+    registered_at = desk.at
+    desk.pass_time(30)
+    poll(desk, shim)
+    desk.restart()
+    (worker,) = desk.ask(desk.client(), "workers").body["workers"]  # type: ignore[misc]
+    assert (worker["status"], worker["last_heartbeat"]) == ("offline", registered_at)
+    assert worker["capabilities"] == {"task_types": ["echo"]}
+
+
 def test_crossover_goes_to_mesh_workers_while_there_are_any(desk: Desktop) -> None:
     shim = desk.client()
     mesh = desk.worker("w", types=("evolution_crossover",), window=0)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
-from d8mesh.core.records import Batch, Ranges, Task
+from d8mesh.core.records import Batch, Ranges, Task, WorkerRecord, registration
 from d8mesh.core.task import Spec
 
 PIECES = st.lists(st.tuples(st.integers(0, 60), st.integers(1, 12)), max_size=25)
@@ -35,3 +36,11 @@ def test_a_history_is_made_when_something_happens() -> None:
     task = Task(batch, 0, batch.task_id(0), b"")
     assert task.history is None
     assert task.remember() is task.remember()
+
+
+def test_a_registration_is_read_as_it_was_made_and_older_ones_too() -> None:
+    stored = registration({"slots": 2}, 5.5)
+    assert WorkerRecord(capabilities=stored).registered() == ({"slots": 2}, 5.5)
+    older = msgspec.msgpack.encode({"slots": 3})
+    assert WorkerRecord(capabilities=older).registered() == ({"slots": 3}, 0.0)
+    assert WorkerRecord(capabilities=registration([], 1.0)).registered() == ({}, 1.0)
