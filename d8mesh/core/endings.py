@@ -53,10 +53,14 @@ class Endings:
         self._pool.record(Failed(worker_id, ids, ns, payloads, self._pool.at, why))
         self._forget_emptied()
 
-    def fail_for(self, ids: list[str], *, code: str, why: str) -> None:
-        """Record final failures that no worker reported, with a result made here."""
-        payload = failure_payload(why, code)
-        self.fail("", ids, [payload] * len(ids), why=why)
+    def fail_for(self, ids: list[str], *, code: str, why: str, worker_id: str = "") -> None:
+        """Record final failures that no worker reported, with a result made here.
+
+        Args:
+            worker_id: who had them last and is to blame; empty: nobody.
+        """
+        payload = failure_payload(why, code, worker_id)
+        self.fail(worker_id, ids, [payload] * len(ids), why=why)
 
     def cancel(self, ids: list[str]) -> None:
         """Record the cancellation of unfinished tasks and stop those that run."""
@@ -155,9 +159,12 @@ class Endings:
             self._pool.closed.append((batch.session, batch.first))
 
 
-def failure_payload(why: str, code: str) -> bytes:
+def failure_payload(why: str, code: str, worker_id: str = "") -> bytes:
     """Return the result object of a failure that the orchestrator itself states."""
-    return msgspec.msgpack.encode({"success": False, "error": why, "code": code})
+    body: dict[str, object] = {"success": False, "error": why, "code": code}
+    if worker_id:
+        body["worker_id"] = worker_id
+    return msgspec.msgpack.encode(body)
 
 
 class _Failure(msgspec.Struct):

@@ -195,7 +195,7 @@ class Handout:
     def _fail_used_up(self, task: Task, worker_id: str, why: str, is_loss: bool) -> None:
         is_poison = is_loss and _takes_down(task, worker_id) >= POISON_LOSSES
         code = "task.poison" if is_poison else "task.attempts"
-        self._endings.fail_for([task.id], code=code, why=why)
+        self._endings.fail_for([task.id], code=code, why=why, worker_id=worker_id)
 
     def _retry(self, task: Task) -> None:
         if self._pool.ledger.tasks.get(task.id) is task and task.state is TaskState.DELAYED:

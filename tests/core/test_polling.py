@@ -249,6 +249,25 @@ def test_after_a_restart_a_worker_was_last_heard_when_it_registered(desk: Deskto
     assert worker["capabilities"] == {"task_types": ["echo"]}
 
 
+def test_a_task_that_a_silent_worker_had_last_names_it(desk: Desktop) -> None:
+    shim = desk.client()
+    register(desk, shim)
+    (task_id,) = desk.submit(shim, kind="agent_action", max_attempts=1)
+    poll(desk, shim)
+    while desk.ledger.state_of(task_id) is not None:
+        desk.pass_time(10, step=1.9)
+        desk.say(shim, m.Watch([]))
+    body: Any = desk.ask(shim, "status", id=task_id).body
+    assert (body["reason"], body["assigned_to"]) == ("worker lost", "p")
+    assert [(past["attempt"], past["worker_id"]) for past in body["history"]] == [(1, "p")]
+    assert msgspec.msgpack.decode(body["result"])["worker_id"] == "p"
+    workers: Any = desk.ask(shim, "workers").body["workers"]
+    assert workers[0]["tasks_failed"] == 1
+    desk.restart()
+    workers = desk.ask(desk.client(), "workers").body["workers"]
+    assert workers[0]["tasks_failed"] == 1
+
+
 def test_crossover_goes_to_mesh_workers_while_there_are_any(desk: Desktop) -> None:
     shim = desk.client()
     mesh = desk.worker("w", types=("evolution_crossover",), window=0)

@@ -214,10 +214,10 @@ class Causes:
             if task_id not in self.unwanted:
                 self._fail(task_id, "was cancelled and nobody asked for that")
             return
-        if fact.worker_id:
+        code = msgspec.msgpack.decode(payload).get("code")
+        if code is None:
             self._reported(broker, task_id, payload, fact)
             return
-        code = msgspec.msgpack.decode(payload).get("code")
         if code == "task.deadline":
             due = self._due.get(task_id)
             if due is None or self.now < due[0] - ROUNDING_S:
@@ -227,9 +227,13 @@ class Causes:
             self._fail(task_id, f"failed by itself as {code}")
         held = self._held.get(task_id)
         if held is not None:
-            self._count(broker, task_id, held.worker_id, fact.why, is_loss=fact.why != _OVERDUE)
+            blamed = held.worker_id
+            self._count(broker, task_id, blamed, fact.why, is_loss=fact.why != _OVERDUE)
         else:
-            self._count_late(task_id, self._unsure.get(task_id, ""))
+            blamed = self._unsure.get(task_id, "")
+            self._count_late(task_id, blamed)
+        if fact.worker_id != blamed:
+            self._fail(task_id, f"names {fact.worker_id!r} as its last worker, not {blamed!r}")
         if code == "task.attempts":
             self._check_used_up(broker, task_id)
             return
