@@ -79,8 +79,11 @@ def share(waiting: int, kind: str, roster: Roster) -> int:
 
 def why_waiting(key: LaneKey, roster: Roster) -> str:
     """Return why tasks of this lane are not being handed out, for people."""
-    if not roster.serving.get(key.type):
+    serving = roster.serving.get(key.type)
+    if not serving:
         return f"no worker in the mesh offers {key.type!r}"
-    if not roster.free.get(key.type):
+    if roster.free.get(key.type):
+        return ""
+    if all(seat.is_busy for seat in serving.values()):
         return "all workers that offer it are busy"
-    return ""
+    return "all workers that offer it are busy, or do not ask for tasks now"

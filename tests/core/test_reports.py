@@ -78,4 +78,19 @@ def test_a_task_that_waits_for_its_next_attempt_says_what_happened(desk: Desktop
     desk.say(worker, beat([], 10, window=0))
     desk.pass_time(5)
     reason = str(desk.ask(client, "status", id=task_id).body["reason"])
-    assert reason == "all workers that offer it are busy; last error: broken"
+    assert reason == (
+        "all workers that offer it are busy, or do not ask for tasks now; last error: broken"
+    )
+
+
+def test_a_task_waits_for_busy_workers_or_for_such_as_do_not_ask(desk: Desktop) -> None:
+    client, worker = desk.client(), desk.worker("w")
+    capabilities = {"task_types": ["other"]}
+    desk.ask(client, "poll.register", worker_id="p", worker_type="t", capabilities=capabilities)
+    for kind, why in (
+        ("echo", "all workers that offer it are busy"),
+        ("other", "all workers that offer it are busy, or do not ask for tasks now"),
+    ):
+        task_id = desk.submit(client, 2, kind)[-1]
+        assert desk.ask(client, "status", id=task_id).body["reason"] == why
+    assert len(desk.work(worker)) == 1
