@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from functools import partial
 from typing import Final
 
@@ -44,7 +44,8 @@ class Handout:
         self._groups: dict[str, list[WorkGroup]] = {}
         self._group_bytes: dict[str, int] = {}
         self._headings: dict[tuple[str, int], bytes] = {}
-        self._loading: set[int] = set()
+        #: order of a batch whose payloads were asked for -> its type
+        self._loading: dict[int, str] = {}
         #: order of a batch -> how often its payloads could not be read, when to try again
         self._unreadable: dict[int, tuple[int, float]] = {}
         self._shares: dict[str, int] = {}
@@ -237,6 +238,10 @@ class Handout:
         for worker_id in list(self._groups):
             self._flush(pool.roster.seats[worker_id])
 
+    def is_loading(self, types: Container[str]) -> bool:
+        """Return whether payloads of tasks of one of these types are being read."""
+        return any(kind in types for kind in self._loading.values())
+
     def _give_lower(self, lane: Lane, priority: int) -> int:
         """What has its turn cannot go anywhere now: nobody shall idle for it."""
         for lower in range(priority - 1, 0, -1):
@@ -384,13 +389,13 @@ class Handout:
                 tries, not_before = self._unreadable.get(batch.order, (0, 0.0))
                 if tries and self._pool.now < not_before:
                     continue
-                self._loading.add(batch.order)
+                self._loading[batch.order] = batch.spec.type
                 self._pool.load(
                     "payloads", (batch.session, batch.first), partial(self._paged_in, batch)
                 )
 
     def _paged_in(self, batch: Batch, rows: list[tuple[object, ...]], error: str) -> None:
-        self._loading.discard(batch.order)
+        self._loading.pop(batch.order, None)
         payloads = rows[0][0] if rows else None
         found = len(payloads) if isinstance(payloads, list) else 0
         if not batch.unfinished:

@@ -29,6 +29,9 @@ from d8mesh.errors import (
 
 #: The longest a poll may wait; the shim cuts longer wishes.
 MAX_WAIT_S: Final = 60.0
+#: Beyond its time a poll waits this long for tasks that are being read from the disk: who asks
+#: every five seconds shall not lose five.
+LOAD_S: Final = 2.0
 #: Registrations kept; a flood of made-up ids must not fill the memory.
 MAX_POLLING_WORKERS: Final = 10_000
 #: Tasks that one polling worker may hold at the same time.
@@ -68,11 +71,21 @@ class Polling:
             poll = seat.poll
             if poll is None:
                 del self._waiting[worker_id]
-            elif poll.until <= self._pool.now:
+            elif self._is_over(seat, poll):
                 seat.poll = None
                 del self._waiting[worker_id]
                 self._pool.answer(poll.peer, poll.request, {"task": None})
                 self._pool.roster.refresh(seat)
+
+    def _is_over(self, seat: Seat, poll: Poll) -> bool:
+        """Return whether a poll waits no longer; once tasks for it are being loaded, for these."""
+        if poll.until > self._pool.now and not poll.is_loading:
+            return False
+        is_loading = self._handout.is_loading(seat.types)
+        if poll.is_loading or not is_loading:
+            return not is_loading or poll.until <= self._pool.now
+        poll.is_loading, poll.until = True, self._pool.now + LOAD_S
+        return False
 
     def next_deadline(self) -> float | None:
         """Return when the next waiting poll is to be answered."""

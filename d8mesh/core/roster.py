@@ -47,6 +47,8 @@ class Poll:
     peer: Peer
     request: int
     until: float
+    #: its time was over while tasks for it were being loaded: it waits for them
+    is_loading: bool = False
 
 
 @dataclass(slots=True, eq=False)

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from d8mesh.core import messages as m
-from d8mesh.core.effects import Peer
+from d8mesh.core.effects import Load, Peer
 from d8mesh.core.task import TaskState
 from tests.core.desktop import Desktop, S, beat, failure, result
 
@@ -244,7 +244,8 @@ def test_after_a_restart_a_worker_was_last_heard_when_it_registered(desk: Deskto
     desk.pass_time(30)
     poll(desk, shim)
     desk.restart()
-    (worker,) = desk.ask(desk.client(), "workers").body["workers"]  # type: ignore[misc]
+    workers: Any = desk.ask(desk.client(), "workers").body["workers"]
+    (worker,) = workers
     assert (worker["status"], worker["last_heartbeat"]) == ("offline", registered_at)
     assert worker["capabilities"] == {"task_types": ["echo"]}
 
@@ -266,6 +267,38 @@ def test_a_task_that_a_silent_worker_had_last_names_it(desk: Desktop) -> None:
     desk.restart()
     workers = desk.ask(desk.client(), "workers").body["workers"]
     assert workers[0]["tasks_failed"] == 1
+
+
+def test_the_first_poll_after_a_restart_waits_for_what_is_on_the_disk(desk: Desktop) -> None:
+    shim = desk.client()
+    register(desk, shim, task_types=["echo"])
+    (task_id,) = desk.submit(shim)
+    desk.restart()
+    assert taken(poll(desk, desk.client())) == task_id
+
+
+@pytest.mark.parametrize("kind", ["echo", "other"])
+def test_a_poll_waits_a_bounded_time_for_a_disk_and_for_nothing_else(
+    desk: Desktop, kind: str
+) -> None:
+    shim = desk.client()
+    register(desk, shim, "p", task_types=["echo"])
+    register(desk, shim, "q", task_types=["echo", "other"])
+    desk.submit(shim, kind=kind)
+    desk.restart()
+    shim = desk.client()
+    for request, worker_id in ((900, "q"), (901, "p")):
+        ask = m.Ask(request, "poll.next", {"worker_id": worker_id, "wait_s": 0})
+        effects = desk.dispatcher.receive(ask, shim, desk.now)
+        effects += desk.dispatcher.tick(desk.now, desk.at)
+        desk.perform([each for each in effects if not isinstance(each, Load)])  # a slow disk
+    at_once = {answer.request for answer in desk.got(shim, m.Answer)}
+    assert at_once == (set() if kind == "echo" else {901})
+    assert desk.dispatcher.next_deadline() > desk.now, "it does not spin meanwhile"
+    desk.pass_time(2.5)
+    later = desk.got(shim, m.Answer)
+    assert {answer.request for answer in later} == {900, 901} - at_once
+    assert all(answer.body == {"task": None} for answer in later)
 
 
 def test_crossover_goes_to_mesh_workers_while_there_are_any(desk: Desktop) -> None:
