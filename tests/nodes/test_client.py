@@ -182,6 +182,51 @@ def test_a_wait_that_is_over_leaves_the_task_and_nothing_else(mesh: Mesh) -> Non
     assert client.wait_finished(task.id, PATIENCE_S)
 
 
+@pytest.mark.parametrize("bad", [float("nan"), "x", True, [1]])
+def test_a_wait_that_is_no_number_is_refused_everywhere(mesh: Mesh, bad: Any) -> None:
+    client = connected(mesh, mesh.broker())
+    task = client.submit("nobody", {})
+    for wait in (
+        task.result,
+        task.wait_accepted,
+        task.status,
+        task.cancel,
+        client.wait_connected,
+        client.flush,
+        client.close,
+        lambda wait_s: next(task.stream(wait_s)),
+        lambda wait_s: client.submit("nobody", {}, timeout_s=wait_s),
+        lambda wait_s: client.submit_many("nobody", [{}], timeout_s=wait_s),
+        lambda wait_s: client.map("nobody", [{}], timeout_s=wait_s),
+        lambda wait_s: client.ask("health", {}, timeout_s=wait_s),
+        lambda wait_s: list(client.tasks(timeout_s=wait_s)),
+        lambda wait_s: client.replay(task.id, timeout_s=wait_s),
+    ):
+        with pytest.raises(InvalidTaskError, match="timeout_s: saw "):
+            wait(bad)
+    assert client.ask("health", {})["tasks_pending"] == 1
+
+
+def test_a_wait_may_be_longer_than_any_machine_runs(mesh: Mesh) -> None:
+    client = connected(mesh, mesh.broker())
+    for long_s in (1e30, float("inf")):
+        assert client.wait_connected(long_s)
+        assert client.ask("health", {}, timeout_s=long_s)
+        client.submit("nobody", {}, timeout_s=long_s).wait_accepted(long_s)
+
+
+def test_a_part_of_a_wait_is_told_as_the_whole(mesh: Mesh) -> None:
+    client = connected(mesh, mesh.broker())
+    with pytest.raises(WaitTimeoutError, match=r"^the result has not come within 0\.3 s$"):
+        list(client.map("nobody", [{}], timeout_s=0.3))
+
+
+def test_a_place_that_is_no_text_is_refused() -> None:
+    for given in ({"url": 5}, {"endpoint": 7010}):
+        with pytest.raises(ConfigError, match="expected a text"):
+            Client(config=Config(), **given)  # type: ignore[arg-type]
+
+
 def test_a_task_of_another_process_is_opened_by_its_id(mesh: Mesh) -> None:
     port = mesh.broker()
     task = mesh.client(port).submit("echo", {"n": 1})

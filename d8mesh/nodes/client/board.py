@@ -13,6 +13,7 @@ from d8mesh.core.parcel import Parcel
 from d8mesh.edge.logs import event
 from d8mesh.errors import WaitTimeoutError, error_of
 from d8mesh.nodes.client.parcels import PARCEL_TASKS
+from d8mesh.nodes.client.patience import bounded
 
 #: Tasks and bytes that may wait here to be acknowledged; beyond it `submit` blocks.
 MAX_PENDING_TASKS: Final = 50_000
@@ -99,8 +100,10 @@ class Board:
         """Wait until `is_over`, which changes with what arrives of the parcel.
 
         Raises:
-            WaitTimeoutError: `timeout_s` is over.
+            InvalidTaskError: `timeout_s` is no number of seconds.
+            WaitTimeoutError: it is over.
         """
+        timeout_s = bounded(timeout_s)
         if is_over():
             return
         with self.lock:
@@ -130,6 +133,7 @@ class Board:
         Raises:
             WaitTimeoutError: `timeout_s` is over.
         """
+        timeout_s = bounded(timeout_s)
         with self.lock:
             mine = set(self._pending)
             self._wait(

@@ -20,8 +20,10 @@ from d8mesh.errors import (
     TaskCancelledError,
     TaskFailedError,
     UnknownTaskError,
+    WaitTimeoutError,
     error_of,
 )
+from d8mesh.nodes.client.patience import told_whole
 
 if TYPE_CHECKING:
     from d8mesh.nodes.client.node import Client
@@ -170,6 +172,18 @@ def listed(
         cursor = page["next_cursor"] or ""
         if not cursor:
             return
+
+
+def results_of(
+    tasks: list[Task], left_s: Callable[[], float | None], timeout_s: float | None
+) -> Iterator[Result]:
+    """Yield the results of `tasks`, the last first; `left_s` tells what is left of the wait."""
+    while tasks:
+        try:
+            result = tasks.pop().result(left_s())  # what was delivered is forgotten here
+        except WaitTimeoutError as error:
+            raise told_whole(error, timeout_s) from None
+        yield result
 
 
 def readable(body: dict[str, Any]) -> dict[str, Any]:

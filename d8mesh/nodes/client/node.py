@@ -14,7 +14,6 @@ import os
 import queue
 import secrets
 import socket
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, Final, Unpack
@@ -29,6 +28,7 @@ from d8mesh.core.parcel import Parcel
 from d8mesh.edge.sockets import Waker
 from d8mesh.errors import (
     BrokerUnavailableError,
+    ConfigError,
     D8Error,
     NodeClosedError,
     WaitTimeoutError,
@@ -36,7 +36,7 @@ from d8mesh.errors import (
 )
 from d8mesh.nodes.client.board import Board
 from d8mesh.nodes.client.dial import Dialler
-from d8mesh.nodes.client.handle import ASK_S, RESTARTED, Ear, Result, Task, listed
+from d8mesh.nodes.client.handle import ASK_S, RESTARTED, Ear, Result, Task, listed, results_of
 from d8mesh.nodes.client.parcels import (
     Kind,
     SubmitOptions,
@@ -52,12 +52,11 @@ from d8mesh.nodes.client.parcels import (
     model_of,
     size_of,
 )
+from d8mesh.nodes.client.patience import bounded, countdown, give_up, told_whole
 from d8mesh.nodes.client.runner import Runner, Slot
 
 #: How long `close` waits for what was submitted to be acknowledged.
 CLOSE_S: Final = 10.0
-#: A parcel gives up this long before its submitter does, who so learns why.
-EARLY_S: Final = 0.5
 _ALPHABET: Final = "0123456789abcdefghijklmnopqrstuv"
 _SESSION_CHARS: Final = 16
 
@@ -84,6 +83,9 @@ class Client:
         endpoint: str | None = None,
     ) -> None:
         config = Config.from_env(os.environ) if config is None else config
+        for name, given in (("url", url), ("endpoint", endpoint)):
+            if given is not None and not isinstance(given, str):
+                raise ConfigError(f"{name}: saw {given!r:.80}, expected a text, or None")
         if url is not None:
             url = Config.from_env({"ORCHESTRATOR_URL": url}).orchestrator_url
         if endpoint is not None:
@@ -158,13 +160,16 @@ class Client:
             Others as of `submit`.
         """
         timeout_s = options.get("timeout_s")
-        left_s = _countdown(timeout_s)
+        left_s = countdown(timeout_s)
         parcels: list[Parcel] = []
-        for model, payloads in cut(type, datas):
-            kind = kind_of(type, model, options)
-            parcels.append(self._enqueue([group_of(kind, payloads)], left_s()))
-        for parcel in parcels:
-            self._board.wait_settled(parcel, left_s())
+        try:
+            for model, payloads in cut(type, datas):
+                kind = kind_of(type, model, options)
+                parcels.append(self._enqueue([group_of(kind, payloads)], left_s()))
+            for parcel in parcels:
+                self._board.wait_settled(parcel, left_s())
+        except WaitTimeoutError as error:
+            raise told_whole(error, timeout_s) from None
         return [Task(self, parcel, index) for parcel in parcels for index in range(parcel.count)]
 
     def map(
@@ -175,10 +180,10 @@ class Client:
         Raises:
             Whatever `Task.result` raises, at the first task that did not succeed.
         """
-        left_s = _countdown(timeout_s)
+        left_s = countdown(timeout_s)
         tasks = self.submit_many(type, datas, timeout_s=timeout_s)
         tasks.reverse()
-        return _results(tasks, left_s)
+        return results_of(tasks, left_s, timeout_s)
 
     def submit_groups(
         self,
@@ -280,8 +285,12 @@ class Client:
         return frozenset(self._runner.listeners.copy())
 
     def wait_connected(self, timeout_s: float | None = None) -> bool:
-        """Wait until an orchestrator answers; return whether one does."""
-        return self._runner.connected.wait(timeout_s)
+        """Wait until an orchestrator answers; return whether one does.
+
+        Raises:
+            InvalidTaskError: `timeout_s` is no number of seconds; so do all that wait.
+        """
+        return self._runner.connected.wait(bounded(timeout_s))
 
     def ask(
         self, what: str, args: Mapping[str, object], *, timeout_s: float = ASK_S
@@ -292,6 +301,7 @@ class Client:
             D8Error: what it answered instead.
             BrokerUnavailableError: no answer within `timeout_s`.
         """
+        wait_s = bounded(timeout_s)
         self._check_alive()
         request = next(self._next_request)
         question = Ask(request, what, dict(args))
@@ -299,7 +309,7 @@ class Client:
         slot = self._runner.answers[request] = Slot()
         self._runner.do(lambda now: self._session.ask(question, now))
         try:
-            slot.ready.wait(timeout_s)
+            slot.ready.wait(wait_s)
             if not slot.is_answered:
                 self._check_alive()
                 raise BrokerUnavailableError(
@@ -364,6 +374,7 @@ class Client:
 
     def close(self, timeout_s: float = CLOSE_S) -> None:
         """Wait for what was submitted to be acknowledged, say goodbye, and stop."""
+        bounded(timeout_s)
         if self._is_closed:
             return
         if self._session.is_up and self._runner.fatal is None:
@@ -390,7 +401,7 @@ class Client:
         try:
             while True:
                 try:
-                    stream = events.get(timeout=1.0 if timeout_s is None else timeout_s)
+                    stream = events.get(timeout=1.0 if timeout_s is None else bounded(timeout_s))
                 except queue.Empty:
                     self._check_alive()
                     if timeout_s is None:
@@ -422,7 +433,7 @@ class Client:
                 index = parcel.count
                 parcel.count += 1
                 parcel.groups[0].payloads.append(payload)
-                parcel.give_up = _give_up(patience_s)
+                parcel.give_up = give_up(patience_s)
                 self._next_n += 1
                 return Task(self, parcel, index)
             runner.seal()
@@ -463,7 +474,7 @@ class Client:
     ) -> Parcel:
         first, self._next_n = self._next_n, self._next_n + count
         parcel = Parcel(self._name, first, groups, count, is_watched=is_watched)
-        parcel.give_up = _give_up(timeout_s)
+        parcel.give_up = give_up(timeout_s)
         self._board.add(parcel, size)
         return parcel
 
@@ -474,24 +485,6 @@ class Client:
             raise NodeClosedError
         if os.getpid() != self._pid:
             raise NodeClosedError("a client does not survive a fork: make a new one in the child")
-
-
-def _results(tasks: list[Task], left_s: Callable[[], float | None]) -> Iterator[Result]:
-    while tasks:
-        yield tasks.pop().result(left_s())  # what was delivered is forgotten here
-
-
-def _give_up(timeout_s: float | None) -> float | None:
-    """Return when a parcel may wait for room no longer: before its submitter's wait is over."""
-    return None if timeout_s is None else time.monotonic() + timeout_s - EARLY_S
-
-
-def _countdown(timeout_s: float | None) -> Callable[[], float | None]:
-    """Return what tells how much of `timeout_s` is left."""
-    if timeout_s is None:
-        return lambda: None
-    until = time.monotonic() + timeout_s
-    return lambda: max(0.0, until - time.monotonic())
 
 
 def _new_session() -> str:

@@ -19,6 +19,7 @@ from d8mesh.core.messages import (
 from d8mesh.core.parcel import Parcel
 from d8mesh.core.task import parse_id
 from d8mesh.errors import InvalidTaskError, PayloadTooLargeError
+from d8mesh.nodes.client.patience import bounded
 
 #: Tasks of one parcel: a commit of the broker's stays short, its cost is spread thin.
 PARCEL_TASKS: Final = 1000
@@ -72,6 +73,7 @@ def kind_of(kind: str, model: str, options: SubmitOptions) -> Kind:
     if unknown:
         names = ", ".join(sorted(unknown))
         raise InvalidTaskError(f"{names}: no option of a submit; known are {sorted(_OPTIONS)}")
+    bounded(options.get("timeout_s"))
     return (
         kind,
         _whole(options, "priority", 5, 1, 10),

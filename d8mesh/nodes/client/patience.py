@@ -1,0 +1,52 @@
+"""How long callers wait: what they may say, and what is left of it."""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections.abc import Callable
+from typing import Final
+
+from d8mesh.errors import InvalidTaskError, WaitTimeoutError
+
+#: A parcel gives up this long before its submitter does, who so learns why.
+EARLY_S: Final = 0.5
+
+
+def bounded(timeout_s: float | None) -> float | None:
+    """Return a wait as the operating system takes it; None: without an end.
+
+    Raises:
+        InvalidTaskError: it is no number of seconds.
+    """
+    if timeout_s is None:
+        return None
+    is_number = isinstance(timeout_s, (int, float)) and not isinstance(timeout_s, bool)
+    if not is_number or math.isnan(timeout_s):
+        raise InvalidTaskError(f"timeout_s: saw {timeout_s!r:.80}, expected seconds, or None")
+    return min(timeout_s, threading.TIMEOUT_MAX)
+
+
+def give_up(timeout_s: float | None) -> float | None:
+    """Return when a parcel may wait for room no longer: before its submitter's wait is over."""
+    return None if timeout_s is None else time.monotonic() + timeout_s - EARLY_S
+
+
+def countdown(timeout_s: float | None) -> Callable[[], float | None]:
+    """Return what tells how much of `timeout_s` is left.
+
+    Raises:
+        InvalidTaskError: it is no number of seconds.
+    """
+    whole_s = bounded(timeout_s)
+    if whole_s is None:
+        return lambda: None
+    until = time.monotonic() + whole_s
+    return lambda: max(0.0, until - time.monotonic())
+
+
+def told_whole(error: WaitTimeoutError, timeout_s: float | None) -> WaitTimeoutError:
+    """Return the error of a wait that was a part of one: the whole is told, not the rest."""
+    what = str(error).rpartition(" within ")[0]
+    return WaitTimeoutError(f"{what} within {timeout_s:g} s")
