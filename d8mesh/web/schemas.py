@@ -10,7 +10,6 @@ from typing import Annotated, Any, Final, TypeVar
 import msgspec
 from msgspec import Meta, Struct
 
-from d8mesh.config import MODEL_PATTERN
 from d8mesh.core.json_model import check_json
 from d8mesh.core.messages import (
     MAX_BATCH_TASKS,
@@ -21,7 +20,7 @@ from d8mesh.core.messages import (
 )
 from d8mesh.core.polling import MAX_SLOTS
 from d8mesh.errors import InvalidTaskError, PayloadTooLargeError
-from d8mesh.nodes.client.parcels import MODEL_TYPES
+from d8mesh.nodes.client.parcels import model_of
 
 _T = TypeVar("_T")
 Text = Annotated[str, Meta(min_length=1, max_length=128)]
@@ -33,7 +32,6 @@ ENVELOPE_BYTES_PER_GROUP: Final = 512
 #: Capabilities are kept for every worker and shown in every list.
 MAX_CAPABILITIES_BYTES: Final = 16_384
 _KEY: Final = re.compile(r"[ -~]{1,128}", re.ASCII)
-_MODEL: Final = re.compile(MODEL_PATTERN, re.ASCII)
 _MISSING: Final = re.compile(r"Object missing required field `(\w+)`(?: - at `\$\.?(.*)`)?")
 _AT: Final = re.compile(r"(.*) - at `\$\.?(.*)`", re.DOTALL)
 
@@ -147,7 +145,7 @@ def groups_of(tasks: list[SubmitOne], *, is_batch: bool) -> list[Group]:
     for index, task in enumerate(tasks):
         path = f"tasks[{index}]." if is_batch else ""
         payload = _payload(task, path)
-        model = _model(task, path)
+        model = model_of(task.type, task.data, path)
         shared = (
             task.type,
             task.priority,
@@ -244,18 +242,6 @@ def _payload(task: SubmitOne, path: str) -> bytes:
             "things as files"
         )
     return payload
-
-
-def _model(task: SubmitOne, path: str) -> str:
-    if task.type not in MODEL_TYPES or task.data.get("model") is None:
-        return ""
-    model = task.data["model"]
-    if not isinstance(model, str) or (model and not _MODEL.fullmatch(model)):
-        raise InvalidTaskError(
-            f"{path}data.model: saw {str(model)[:60]!r}, expected a model name such as "
-            "deepseek-r1:8b"
-        )
-    return model
 
 
 def _told(text: str) -> str:

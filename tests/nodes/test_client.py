@@ -221,6 +221,19 @@ def test_a_part_of_a_wait_is_told_as_the_whole(mesh: Mesh) -> None:
         list(client.map("nobody", [{}], timeout_s=0.3))
 
 
+@pytest.mark.parametrize("model", [5, "a b", "../../x", ["llama"], "m" * 129])
+def test_a_wish_that_is_no_model_is_refused_as_over_rest(mesh: Mesh, model: Any) -> None:
+    client = mesh.client(mesh.broker())
+    data = {"messages": [], "model": model}
+    with pytest.raises(InvalidTaskError, match=r"^data\.model: saw "):
+        client.submit("agent_action", data)
+    with pytest.raises(InvalidTaskError, match=r"^data\.model: saw "):
+        client.submit_many("code_generation", [{"model": None}, data])
+    client.submit("no_llm", {"model": model}).wait_accepted(PATIENCE_S)
+    with pytest.raises(InvalidTaskError, match="type: saw"):
+        client.submit(["echo"], {})  # type: ignore[arg-type]
+
+
 def test_a_place_that_is_no_text_is_refused() -> None:
     for given in ({"url": 5}, {"endpoint": 7010}):
         with pytest.raises(ConfigError, match="expected a text"):

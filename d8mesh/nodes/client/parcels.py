@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, TypeAlias, TypedDict
 
 import msgspec
 
+from d8mesh.config import MODEL_PATTERN
 from d8mesh.core.json_model import check_json
 from d8mesh.core.messages import (
     MAX_BATCH_TASKS,
@@ -25,6 +27,7 @@ from d8mesh.nodes.client.patience import bounded
 PARCEL_TASKS: Final = 1000
 #: Types whose ``data["model"]`` is a wish that placement honours.
 MODEL_TYPES: Final = frozenset({"agent_action", "code_generation"})
+_MODEL: Final = re.compile(MODEL_PATTERN, re.ASCII)
 MAX_TYPE_CHARS: Final = 128
 MAX_KEY_CHARS: Final = 128
 #: The most that a payload's length, and a group's own fields, take in a frame.
@@ -120,12 +123,23 @@ def kind_in(group: Group) -> Kind:
     )
 
 
-def model_of(kind: str, data: Mapping[str, Any]) -> str:
-    """Return the model that `data` wishes for, or nothing."""
-    if kind not in MODEL_TYPES:
+def model_of(kind: str, data: Mapping[str, Any], path: str = "") -> str:
+    """Return the model that the data at `path` wishes for, or nothing.
+
+    Raises:
+        InvalidTaskError: the wish is no name of a model.
+    """
+    if not isinstance(kind, str) or kind not in MODEL_TYPES:
         return ""
     model = data.get("model")
-    return model[:128] if isinstance(model, str) else ""
+    if model is None:
+        return ""
+    if not isinstance(model, str) or (model and not _MODEL.fullmatch(model)):
+        raise InvalidTaskError(
+            f"{path}data.model: saw {str(model)[:60]!r}, expected a model name such as "
+            "deepseek-r1:8b"
+        )
+    return model
 
 
 def cut(kind: str, datas: Iterable[Mapping[str, Any]]) -> Iterator[tuple[str, list[bytes]]]:
