@@ -18,6 +18,7 @@ from typing import Final, cast
 
 from d8mesh import __version__, options
 from d8mesh.config import Config
+from d8mesh.edge import terminal
 from d8mesh.errors import (
     ConfigError,
     D8Error,
@@ -33,6 +34,8 @@ OK: Final = 0
 FAILED: Final = 1
 BAD_USAGE: Final = 2
 INTERRUPTED: Final = 130
+#: As a shell tells of a program that SIGPIPE ended.
+HUNG_UP: Final = 141
 
 #: Every exit code and what it means; `docs/CONFIG.md` lists them (a test insists).
 EXIT_CODES: Final = {
@@ -42,6 +45,7 @@ EXIT_CODES: Final = {
     3: "another orchestrator holds the journal",
     4: "the journal or an outbox is damaged or of a newer version",
     INTERRUPTED: "interrupted with Ctrl-C before anything was running",
+    HUNG_UP: "whoever read the output has gone, as `head` does",
 }
 #: The exit code of an error: the first class that fits.
 _EXIT_OF_ERRORS: Final[tuple[tuple[type[D8Error], int], ...]] = (
@@ -200,9 +204,16 @@ def main(arguments: Sequence[str]) -> int:
         if hasattr(stream, "reconfigure"):  # a name from the net must never break a message
             stream.reconfigure(errors="replace")
     try:
-        return _menu() if not arguments else _run(arguments)
+        code = _menu() if not arguments else _run(arguments)
+        sys.stdout.flush()  # here and not at exit, where nothing can be said or caught
+        return code
     except KeyboardInterrupt:
         return INTERRUPTED
+    except OSError as error:
+        if not terminal.is_reader_gone(error):
+            raise
+        terminal.silence()
+        return HUNG_UP
 
 
 def run_tests(config: Config, options: argparse.Namespace) -> int:

@@ -361,6 +361,30 @@ def test_python_m_d8mesh_is_the_command_line() -> None:
     assert (done.returncode, done.stdout.split()[0]) == (0, "d8mesh")
 
 
+def test_a_reader_that_has_gone_ends_it_quietly() -> None:
+    code = (
+        "import sys; from d8mesh import cli\n"
+        "cli._load = lambda command: lambda config, options: print('x' * int(sys.argv[1])) or 0\n"
+        "sys.stdin.readline()\n"
+        "sys.exit(cli.main(['status']))\n"
+    )
+    for size in ("1", "999999"):  # found at the last flush, and while it prints
+        with subprocess.Popen(
+            [sys.executable, "-c", code, size],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        ) as child:
+            assert child.stdin is not None
+            assert child.stdout is not None
+            assert child.stderr is not None
+            child.stdout.close()
+            child.stdin.write(b"go\n")
+            child.stdin.close()
+            assert child.stderr.read() == b""
+            assert child.wait(60) == cli.HUNG_UP
+
+
 def test_control_c_outside_a_command_ends_with_130(monkeypatch: pytest.MonkeyPatch) -> None:
     class Interrupting(io.StringIO):
         def readline(self, size: int | None = -1, /) -> NoReturn:

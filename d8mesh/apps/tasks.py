@@ -15,6 +15,7 @@ from rich.table import Table
 
 from d8mesh.apps.work import connect
 from d8mesh.config import Config
+from d8mesh.edge.terminal import say
 from d8mesh.errors import D8Error
 
 #: Characters of a reason in a table; `tasks show` has all of it.
@@ -116,7 +117,8 @@ def _each(ids: Sequence[str], do: Callable[[str], Body], options: argparse.Names
         except D8Error as error:
             code = 1
             body = {"task_id": task_id, "error": str(error), "code": error.code}
-        print(json.dumps(body, ensure_ascii=False) if options.json else _words(body))
+        # Whoever reads may leave: what was asked for is done all the same.
+        say(json.dumps(body, ensure_ascii=False) if options.json else _words(body))
     if not ids and not options.json:
         print("no failed tasks that were not replayed before")
     return code

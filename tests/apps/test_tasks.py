@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
+import os
 from typing import Any
 
 import pytest
@@ -70,6 +72,24 @@ def test_failed_tasks_are_listed_shown_and_replayed_once(
 
         refused, unknown = told(running, capsys, "replay", done.id, f"{'v' * 16}-7", code=1)
         assert (refused["code"], unknown["code"]) == ("task.invalid", "task.unknown")
+
+
+def test_all_are_replayed_even_if_nobody_reads_on(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    with mesh(workers=0) as running, running.client() as client:
+        late = [client.submit("nobody", {"n": n}, deadline_s=0.01) for n in range(5)]
+        for task in late:
+            with pytest.raises(TaskFailedError):
+                task.result(30)
+        reader, writer = os.pipe()
+        os.close(reader)
+        with os.fdopen(writer, "w", buffering=1) as nobody, contextlib.redirect_stdout(nobody):
+            options = options_of("replay", "--all-failed", "--json")
+            assert run(settings(running), options) == 0
+        listed = client.tasks(state="queued", type="nobody")
+        assert len([body for body in listed if body["replay_of"]]) == 5
+    assert capfd.readouterr().err == ""
 
 
 def test_people_get_a_table_and_words(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,50 @@
+"""A reader that has gone is no error, whatever is still to be written."""
+
+from __future__ import annotations
+
+import errno
+import subprocess
+import sys
+
+import pytest
+
+from d8mesh.edge.terminal import is_reader_gone, say
+
+PATIENCE_S = 60
+
+
+def test_a_broken_pipe_is_a_reader_that_has_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", "linux")
+    assert is_reader_gone(BrokenPipeError())
+    assert not is_reader_gone(OSError(errno.EINVAL, "?"))
+    assert not is_reader_gone(OSError(errno.ENOSPC, "?"))
+    monkeypatch.setattr(sys, "platform", "win32")
+    assert is_reader_gone(OSError(errno.EINVAL, "what Windows says"))
+
+
+def test_what_is_said_arrives(capsys: pytest.CaptureFixture[str]) -> None:
+    say("hello")
+    assert capsys.readouterr().out == "hello\n"
+
+
+def test_saying_goes_on_without_a_reader_and_ends_in_order() -> None:
+    code = (
+        "import sys; from d8mesh.edge.terminal import say\n"
+        "sys.stdin.readline()\n"
+        "for n in range(9): say('x' * 9999)\n"
+        "print('done', file=sys.stderr)\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as child:
+        assert child.stdin is not None
+        assert child.stdout is not None
+        assert child.stderr is not None
+        child.stdout.close()
+        child.stdin.write(b"go\n")
+        child.stdin.close()
+        assert child.stderr.read().strip() == b"done"
+        assert child.wait(PATIENCE_S) == 0
