@@ -113,6 +113,8 @@ def _integer(low: int, high: int) -> Parser:
 
 def _number(low: float, high: float) -> Parser:
     def parse(text: str) -> float:
+        if not text.isascii() or "_" in text:  # Python takes both
+            raise ValueError(text)
         value = float(text)
         if not low <= value <= high:  # also false for NaN
             raise ValueError(text)

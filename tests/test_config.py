@@ -35,6 +35,8 @@ BAD_VALUES = [
     ("TEMPERATURE", "nan"),
     ("TEMPERATURE", "2.1"),
     ("TASK_TIMEOUT", "inf"),
+    ("TASK_TIMEOUT", "1_0"),
+    ("POLL_INTERVAL", "٥"),
     ("MAX_RETRY_ATTEMPTS", "0"),
     ("TASK_QUEUE_SIZE", "-1"),
     ("LOG_LEVEL", "LOUD"),

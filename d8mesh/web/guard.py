@@ -17,11 +17,13 @@ from werkzeug.wrappers import Request
 from d8mesh.config import Config
 from d8mesh.core.addresses import host_of, is_admissible, is_loopback
 from d8mesh.web.answers import JSON, Refusal
-from d8mesh.web.own_hosts import OwnHosts
+from d8mesh.web.own_hosts import OwnHosts, may_lack_host
 
 #: Largest body: a batch of frames as `edge.exchange` cuts them, and its envelope.
 MAX_BODY_BYTES: Final = 41 * 1024 * 1024
 _READ_BYTES: Final = 1_048_576
+#: Names of the only charset of JSON, and of a part of it.
+UTF_8: Final = frozenset({"utf-8", "utf8", "us-ascii"})
 
 
 class Guard:
@@ -46,6 +48,17 @@ class Guard:
         if not self.admits(address):
             raise Refusal("http.peer", "only private networks may ask here", closes=True)
         header = request.environ.get("HTTP_HOST", "")
+        if not may_lack_host(request.environ):
+            self._check_host(header)
+        _check_origin(request, header)
+        if self._key is not None and not is_loopback(address):
+            self._check_token(request, self._key)
+
+    def admits(self, address: str) -> bool:
+        """Return whether a peer of this address may ask at all."""
+        return self._allows_public or is_admissible(address)
+
+    def _check_host(self, header: str) -> None:
         host = host_of(header)
         if host is None:
             raise Refusal("http.bad_request", "the Host header is missing or malformed")
@@ -55,13 +68,6 @@ class Guard:
                 f"{host[:100]!r} is not a name of this machine: ask by its address, or add the "
                 "name to D8_ALLOWED_HOSTS",
             )
-        _check_origin(request, header)
-        if self._key is not None and not is_loopback(address):
-            self._check_token(request, self._key)
-
-    def admits(self, address: str) -> bool:
-        """Return whether a peer of this address may ask at all."""
-        return self._allows_public or is_admissible(address)
 
     def _check_token(self, request: Request, key: str) -> None:
         scheme, _, token = request.headers.get("Authorization", "").partition(" ")
@@ -116,13 +122,24 @@ def body_of(request: Request, content_type: str = JSON) -> bytes:
     if left < 0:
         raise _too_large()
     body = b"".join(parts)
-    if body and request.mimetype != content_type:
-        raise Refusal(
-            "http.media_type",
-            f"the body is {request.mimetype[:60] or 'of no type'!r}, expected {content_type}",
-            headers={"Accept": content_type},
-        )
+    if body:
+        _check_type(request, content_type)
     return body
+
+
+def _check_type(request: Request, wanted: str) -> None:
+    kind, charset = request.mimetype[:60], request.mimetype_params.get("charset", "utf-8")
+    coding = request.headers.get("Content-Encoding", "identity").strip().lower()
+    if kind != wanted:
+        told = f"the body is {kind!r}" if kind else "the body has no Content-Type"
+        told += f", expected {wanted}"
+    elif charset.lower() not in UTF_8:
+        told = f"the body's charset is {charset[:60]!r}, expected utf-8"
+    elif coding != "identity":
+        told = f"the body's Content-Encoding is {coding[:60]!r}, expected none"
+    else:
+        return
+    raise Refusal("http.media_type", told, headers={"Accept": wanted})
 
 
 def _too_large() -> Refusal:

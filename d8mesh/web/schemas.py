@@ -209,7 +209,8 @@ def seconds(
     if text is None:
         return default
     try:
-        value = float(text) if len(text) <= 32 and text.isascii() else math.nan
+        is_plain = len(text) <= 32 and text.isascii() and "_" not in text  # Python's, not HTTP's
+        value = float(text) if is_plain else math.nan
     except ValueError:
         value = math.nan
     if not 0 <= value <= (math.inf if is_cut else most):  # also false for NaN

@@ -20,7 +20,7 @@ from d8mesh.edge.logs import event
 from d8mesh.edge.network import port_holder
 from d8mesh.errors import D8Error
 from d8mesh.web.listener import Limits, Listener, bind
-from d8mesh.web.own_hosts import OwnHosts
+from d8mesh.web.own_hosts import OwnHosts, may_lack_host
 
 #: Requests of one address: so many at once, and so many per second in the long run.
 BURST: Final = 200
@@ -112,7 +112,7 @@ class _Page:
         if not is_admissible(address):
             return "403 Forbidden", _problem("http.peer", "only private networks may ask"), []
         header = environ.get("HTTP_HOST", "")
-        host = host_of(header)
+        host = "localhost" if may_lack_host(environ) else host_of(header)
         if host is None:
             body = _problem("http.bad_request", "the Host header is missing or malformed")
             return "400 Bad Request", body, []

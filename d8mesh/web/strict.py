@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import math
 import re
@@ -17,6 +18,8 @@ from d8mesh.errors import InvalidTaskError
 MAX_KEYS: Final = 500_000
 #: Digits of an integer that are looked at: 64 bits have 20, and a sign.
 _MAX_INT_CHARS: Final = 21
+#: Characters of a number that is refused that are told.
+MAX_SHOWN: Final = 24
 _SURROGATE: Final = re.compile(rb"\\u[dD][89abcdefABCDEF]")
 
 
@@ -28,6 +31,10 @@ def parse_json(body: bytes) -> Any:
             number is not finite or beyond 64 bits; a text has half a surrogate pair; it is
             nested too deeply or has more than MAX_KEYS keys.
     """
+    if body.startswith(codecs.BOM_UTF8):
+        raise InvalidTaskError(
+            "the body begins with a byte order mark (EF BB BF): expected JSON without one"
+        )
     try:
         value = json.loads(
             body.decode("utf-8"),
@@ -70,7 +77,8 @@ def _object_hook() -> Callable[[list[tuple[str, Any]]], dict[str, Any]]:
 def _integer(text: str) -> int:
     if len(text) <= _MAX_INT_CHARS and MIN_INT <= (value := int(text)) <= MAX_INT:
         return value
-    raise InvalidTaskError(f"the integer {text[:24]}… is beyond 64 bits")
+    shown = text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}…"
+    raise InvalidTaskError(f"the integer {shown} is beyond 64 bits")
 
 
 def _number(text: str) -> float:

@@ -79,6 +79,17 @@ def test_malformed_hosts_are_bad_requests(host: str) -> None:
     assert code_of(request(host=host)) == "http.bad_request"
 
 
+def test_http_1_0_needs_no_host() -> None:
+    for protocol, code in (("HTTP/1.0", ""), ("HTTP/1.1", "http.bad_request")):
+        asked = request()
+        del asked.environ["HTTP_HOST"]
+        asked.environ["SERVER_PROTOCOL"] = protocol
+        assert code_of(asked) == code
+    asked = request(host="evil.com")
+    asked.environ["SERVER_PROTOCOL"] = "HTTP/1.0"
+    assert code_of(asked) == "http.host"
+
+
 def test_hosts_can_be_allowed_exactly() -> None:
     allowed = ("d8.example.org",)
     assert code_of(request(host="d8.example.org:7001"), allowed_hosts=allowed) == ""
@@ -122,6 +133,27 @@ def test_a_body_is_json_or_empty() -> None:
         with pytest.raises(Refusal) as caught:
             body_of(post(b"{}", CONTENT_TYPE=kind))
         assert caught.value.code == "http.media_type"
+
+
+@pytest.mark.parametrize(
+    ("environ", "said"),
+    [
+        ({"CONTENT_TYPE": ""}, "the body has no Content-Type, expected application/json"),
+        ({"CONTENT_TYPE": "text/plain"}, "the body is 'text/plain', expected application/json"),
+        ({"CONTENT_TYPE": "application/json; charset=latin1"}, "charset is 'latin1'"),
+        ({"HTTP_CONTENT_ENCODING": "gzip"}, "Content-Encoding is 'gzip', expected none"),
+    ],
+)
+def test_a_body_in_other_clothes_is_told_what_it_is(environ: dict[str, str], said: str) -> None:
+    with pytest.raises(Refusal, match=said) as caught:
+        body_of(post(b"{}", **environ))
+    assert caught.value.code == "http.media_type"
+
+
+def test_names_of_utf_8_and_of_no_encoding_pass() -> None:
+    for charset in ("UTF-8", '"utf-8"', "utf8", "us-ascii"):
+        assert body_of(post(b"{}", CONTENT_TYPE=f"application/json; charset={charset}"))
+    assert body_of(post(b"{}", HTTP_CONTENT_ENCODING="identity"))
 
 
 def test_a_declared_body_over_the_limit_is_not_read() -> None:

@@ -165,7 +165,7 @@ def test_numbers_of_a_query_are_checked() -> None:
     assert seconds({}, "wait", default=30, most=60) == 30
     assert seconds({"wait": "1.5"}, "wait", default=0, most=60) == 1.5
     assert seconds({"wait": "900"}, "wait", default=0, most=60, is_cut=True) == 60
-    for bad in ("-1", "nan", "x", "", "1e999", "٣", "61"):
+    for bad in ("-1", "nan", "x", "", "1e999", "٣", "61", "1_0"):
         with pytest.raises(InvalidTaskError, match="wait: "):
             seconds({"wait": bad}, "wait", default=0, most=60)
     assert integer({"limit": "7"}, "limit", default=100, most=1000) == 7

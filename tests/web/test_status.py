@@ -142,3 +142,9 @@ def test_the_page_is_small() -> None:
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == "[]"
+
+
+def test_http_1_0_needs_no_host(page: StatusServer) -> None:
+    with socket.create_connection(("127.0.0.1", page.port), 30) as connection:
+        connection.sendall(b"GET /health HTTP/1.0\r\n\r\n")
+        assert b" 200 OK" in connection.recv(4096).partition(b"\r\n")[0]

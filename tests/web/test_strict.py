@@ -12,7 +12,7 @@ BAD = {
     "cut off": (b'{"a": ', "not JSON"),
     "trailing bytes": (b'{"a": 1} x', "not JSON"),
     "two values": (b"{}{}", "not JSON"),
-    "byte order mark": ("\ufeff{}".encode(), "not JSON"),
+    "byte order mark": ("\ufeff{}".encode(), "byte order mark"),
     "UTF-16": ('{"a": 1}'.encode("utf-16"), "not UTF-8"),
     "latin-1": (b'{"a": "\xf1"}', "not UTF-8"),
     "surrogates as bytes": (b'{"a": "\xed\xa0\x80"}', "not UTF-8"),
@@ -52,3 +52,15 @@ def test_good_json_is_taken() -> None:
         "ñ": "\U0001f600",
         "max": 2**64 - 1,
     }
+
+
+def test_a_refused_integer_is_shown_whole_if_it_fits() -> None:
+    with pytest.raises(InvalidTaskError, match=r"^the integer 18446744073709551616 is"):
+        parse_json(b"[18446744073709551616]")
+    with pytest.raises(InvalidTaskError, match=r"^the integer 9{24}… is"):
+        parse_json(b"9" * 99)
+
+
+def test_a_byte_order_mark_is_told_as_such() -> None:
+    with pytest.raises(InvalidTaskError, match="byte order mark"):
+        parse_json(b"\xef\xbb\xbf{}")
