@@ -71,7 +71,7 @@ def main(arguments: Sequence[str]) -> int:
             if not PYPROJECT.exists():
                 raise SetupError(f"{PYPROJECT} is missing: start d8mesh from its whole folder")
             venv = ROOT / Path(os.environ.get("D8_VENV") or ".venv").expanduser()
-            extras = EXTRAS_OF_COMMANDS.get(arguments[0] if arguments else "", ())
+            extras = _extras_for(arguments)
             if not _is_ready_here(venv, extras):
                 python = _ensure_installed(venv, extras)
                 if not _is_running_in(venv):
@@ -85,6 +85,14 @@ def main(arguments: Sequence[str]) -> int:
     from d8mesh.cli import main as cli_main
 
     return cli_main(list(arguments))
+
+
+def _extras_for(arguments: Sequence[str]) -> Sequence[str]:
+    """Return the extras that a command needs; nothing is installed to tell what `bench` takes."""
+    command = arguments[0] if arguments else ""
+    if command == "bench" and {"-h", "--help"} & set(arguments):
+        return ()
+    return EXTRAS_OF_COMMANDS.get(command, ())
 
 
 # --- which Python ---------------------------------------------------------------------

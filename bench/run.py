@@ -12,7 +12,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
-from bench import machine, report
 from bench.findings import Findings
 from bench.plan import Plan
 from bench.progress import say
@@ -66,6 +65,8 @@ def measure(
     names: Sequence[str], plan: Plan, arguments: Sequence[str], file: Path | None
 ) -> dict[str, Any]:
     """Run scenarios one after another; keep the file up to date after each of them."""
+    from bench import machine, report  # what they need is not installed to read the help
+
     told: dict[str, Any] = {
         "schema": SCHEMA,
         # files by their names: where they lie is nobody's concern
@@ -115,6 +116,8 @@ def _now() -> str:
 
 
 def _report(rest: Sequence[str]) -> int:
+    from bench import report
+
     parser = argparse.ArgumentParser(prog="start_d8.py bench report")
     parser.add_argument("file", type=Path, nargs="+", help="JSON of one run, or of several parts")
     parser.add_argument("--to", type=Path, default=PAGE, help="the page to write")

@@ -127,6 +127,28 @@ def start_pretending(project: Path, pretence: str, **env: str) -> tuple[int, str
     return done.returncode, done.stdout + done.stderr
 
 
+def test_nothing_is_installed_to_tell_what_bench_takes(project: Path) -> None:
+    for words in (("bench", "--help"), ("bench", "latency", "-h")):
+        code, out, err = start(project, *words)
+        assert (code, err) == (0, "")
+        assert SETTING_UP not in out
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            "import sys; sys.modules['psutil'] = None; from d8mesh.cli import main\n"
+            "sys.exit(main(['bench', '--help']))",
+        ],
+        capture_output=True,
+        encoding="utf-8",
+        cwd=LAUNCHER.parent,
+        timeout=PATIENCE_S,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "SCENARIO" in done.stdout
+
+
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Make a project that two starts at the same time have set up."""
