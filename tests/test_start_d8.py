@@ -132,13 +132,12 @@ def test_nothing_is_installed_to_tell_what_bench_takes(project: Path) -> None:
         code, out, err = start(project, *words)
         assert (code, err) == (0, "")
         assert SETTING_UP not in out
+    code_text = (
+        "import sys; sys.modules['psutil'] = None; from d8mesh.cli import main\n"
+        "sys.exit(main(['bench', '--help']))"
+    )
     done = subprocess.run(
-        [
-            sys.executable,
-            "-c",
-            "import sys; sys.modules['psutil'] = None; from d8mesh.cli import main\n"
-            "sys.exit(main(['bench', '--help']))",
-        ],
+        [sys.executable, "-c", code_text],
         capture_output=True,
         encoding="utf-8",
         cwd=LAUNCHER.parent,

@@ -26,7 +26,7 @@ from typing import Final
 from d8mesh.config import Config
 from d8mesh.edge import data_folder, logs
 from d8mesh.edge.logs import event
-from d8mesh.errors import D8Error
+from d8mesh.edge.terminal import say
 from d8mesh.web.parent import end_with_parent
 
 #: Pauses before a child that died is brought back: none, then these, doubling up to the cap.
@@ -74,7 +74,7 @@ def run_broker(config: Config, options: argparse.Namespace) -> int:
 
     arguments = _child_arguments(options.rest)
     logs.setup("broker", level=config.log_level, folder=_logs(config), to_stderr=False)
-    broker = Broker(config, Path(config.data_dir) / "orchestrator", web_port=arguments.web_port)
+    broker = Broker(config, _journal(config).parent, web_port=arguments.web_port)
     for number in _stop_signals():
         signal.signal(number, lambda *_: broker.stop())
     end_with_parent(broker.stop)
@@ -126,6 +126,8 @@ class _Launcher:
                 self._news.clear()
         finally:
             self._end()
+        if self._said and not code:
+            say("orchestrator stopped")
         return code
 
     def _look(self) -> int:
@@ -195,10 +197,9 @@ class _Launcher:
         told = json.loads(line)
         if not self._said:
             self._said = True
-            print(
+            say(
                 f"orchestrator {self._broker_id} of mesh {self._config.mesh}: "
-                f"REST on port {told['port']}, workers on port {self._port}; Ctrl-C stops it",
-                flush=True,
+                f"REST on port {told['port']}, workers on port {self._port}; Ctrl-C stops it"
             )
 
     def _end(self) -> None:
@@ -245,12 +246,21 @@ def _child_arguments(rest: Sequence[str]) -> argparse.Namespace:
     return parser.parse_args(rest)
 
 
+def _journal(config: Config) -> Path:
+    return Path(config.data_dir) / "orchestrator" / "journal.db"
+
+
 def _logs(config: Config) -> Path:
     return Path(config.data_dir) / "logs"
 
 
 def _refuse_taken_port(config: Config) -> None:
-    """Say at once who holds the REST port: the child could only die of it."""
+    """Say at once who holds the REST port: the child could only die of it.
+
+    Raises:
+        JournalHeldError: it is another orchestrator on this very journal.
+        D8Error: somebody else has it, or the address is not this machine's.
+    """
     import socket
 
     probe = socket.socket(socket.AF_INET6 if ":" in config.web_host else socket.AF_INET)
@@ -260,11 +270,8 @@ def _refuse_taken_port(config: Config) -> None:
         try:
             probe.bind((config.web_host, config.web_port))
         except OSError as error:
-            from d8mesh.edge.network import port_holder  # slow to import, and seldom needed
+            from d8mesh.edge.journal import refuse_held  # slow to import, and seldom needed
+            from d8mesh.web.server import refused_bind
 
-            holder = port_holder(config.web_port)
-            held_by = f" by {holder}" if holder else ""
-            raise D8Error(
-                f"port {config.web_port} on {config.web_host} cannot be used{held_by} "
-                f"({error.strerror}): stop what uses it, or set FLASK_PORT to another port"
-            ) from error
+            refuse_held(_journal(config))
+            raise refused_bind(config.web_host, config.web_port, error) from error

@@ -7,6 +7,7 @@ nothing: the broker does, and `orchestrator` starts and restarts this process.
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import logging
 import os
@@ -113,7 +114,8 @@ def bind_patiently(host: str, port: int) -> socket.socket:
     """Return a socket bound to the port, waiting a little for an earlier process to end.
 
     Raises:
-        D8Error: the port is taken, or the address is not this machine's.
+        ConfigError: the address is not this machine's.
+        D8Error: the port is taken.
     """
     until = time.monotonic() + BIND_PATIENCE_S
     while True:
@@ -123,12 +125,24 @@ def bind_patiently(host: str, port: int) -> socket.socket:
             if time.monotonic() < until:
                 time.sleep(0.1)
                 continue
-            holder = port_holder(port)
-            held_by = f" by {holder}" if holder else ""
-            raise D8Error(
-                f"port {port} on {host} cannot be used{held_by} ({error.strerror}): stop what "
-                "uses it, or set FLASK_PORT to another port"
-            ) from error
+            raise refused_bind(host, port, error) from error
+
+
+def refused_bind(host: str, port: int, error: OSError) -> D8Error:
+    """Return what to raise when `error` came of binding the REST port."""
+    if error.errno == errno.EADDRNOTAVAIL:
+        return ConfigError(
+            f"FLASK_HOST={host!r}: expected an address of this machine, or 0.0.0.0 for all"
+        )
+    holder = port_holder(port)
+    if holder or error.errno == errno.EADDRINUSE:
+        return D8Error(
+            f"port {port} on {host} is taken by {holder or 'another program'}: stop it, or set "
+            "FLASK_PORT to another port"
+        )
+    return D8Error(
+        f"port {port} on {host} cannot be used ({error.strerror}): set FLASK_PORT to another port"
+    )
 
 
 class _Stop:

@@ -159,7 +159,7 @@ def _bind_first(host: str, ports: Sequence[int]) -> Any:
         except OSError as error:
             problem = error
     holder = port_holder(ports[0]) if ports else None
-    held_by = f" ({ports[0]} by {holder})" if holder else ""
+    held_by = f" ({ports[0]} is taken by {holder})" if holder else ""
     raise D8Error(
         f"none of the status ports {ports[0]} to {ports[-1]} can be used{held_by}: set "
         "WORKER_STATUS_PORT"

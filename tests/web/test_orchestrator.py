@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import socket
 import subprocess
@@ -67,6 +68,7 @@ def test_ctrl_c_and_sigterm_end_it_in_order(children: Children, number: signal.S
     child = up(children)
     child.process.send_signal(number)
     assert child.wait(PATIENCE_S) == 0
+    assert child.lines[-1] == "orchestrator stopped"
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no signals there: a death is an exit code")
@@ -92,7 +94,22 @@ def test_a_taken_port_is_named_with_its_holder_and_its_variable(
     assert f"port {port}" in said
     assert "FLASK_PORT" in said
     if sys.platform.startswith("linux"):
-        assert "process" in said
+        assert re.search(r"is taken by \S.* \(process \d+\): ", said)
+
+
+def test_an_address_of_another_machine_is_not_the_ports_fault(children: Children) -> None:
+    elsewhere = {"FLASK_HOST": "198.51.100.7"}  # for documentation: nobody's
+    code, said = ended(children.start("orchestrator", "orchestrator", settings=elsewhere))
+    assert code == 2
+    assert "FLASK_HOST='198.51.100.7': expected an address of this machine" in said
+    assert "FLASK_PORT" not in said
+
+
+def test_another_on_the_same_folder_and_port_is_told_of_the_folder(children: Children) -> None:
+    up(children)
+    code, said = ended(children.start("second", "orchestrator"))
+    assert code == 3
+    assert "in use by another orchestrator" in said
 
 
 def test_two_on_one_folder_are_refused(children: Children) -> None:

@@ -58,6 +58,17 @@ class Lock:
         self._lock.release()
 
 
+def refuse_held(path: Path) -> None:
+    """Refuse a journal that another orchestrator uses; does nothing else.
+
+    Raises:
+        JournalHeldError: another process has it.
+    """
+    lock = path.with_name(path.name + ".lock")
+    if lock.exists():
+        Lock(lock).close()
+
+
 def refusal(path: Path, error: Exception) -> JournalError:
     """Return what to raise when `error` came up while the file was opened."""
     if isinstance(error, (*_PASSING, OSError)):
