@@ -7,15 +7,22 @@ import contextlib
 import dataclasses
 import json
 import os
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from bench.mesh import Mesh, mesh
-from d8mesh.apps.tasks import run
+from d8mesh.apps.tasks import run, run_with
 from d8mesh.cli import main
 from d8mesh.config import Config
-from d8mesh.errors import D8Error, TaskCancelledError, TaskFailedError
+from d8mesh.errors import (
+    BrokerUnavailableError,
+    D8Error,
+    TaskCancelledError,
+    TaskFailedError,
+)
+from d8mesh.nodes.client import Client
 from d8mesh.options import tasks as add_arguments
 
 
@@ -116,3 +123,41 @@ def test_replay_wants_either_ids_or_all(capsys: pytest.CaptureFixture[str]) -> N
     assert main(["tasks", "replay", "x", "--all-failed"]) == 1
     assert main(["tasks", "list", "--state", "lost"]) == 2
     assert "invalid choice: 'lost'" in capsys.readouterr().err
+
+
+class Many:
+    """A client that knows many tasks."""
+
+    def tasks(self, *, state: str = "", type: str = "") -> Iterator[dict[str, Any]]:
+        for n in range(3):
+            body = {"task_id": f"s-{n}", "type": "a\x1b[31m" * n, "state": "queued"}
+            yield {**body, "attempts": n, "created_at": 0.0, "reason": f"why {n}"}
+
+    def ask(self, what: str, args: object, /) -> dict[str, Any]:
+        raise AssertionError(what)
+
+    def replay(self, task_id: str, /) -> Any:
+        raise AssertionError(task_id)
+
+
+def test_a_table_is_as_wide_as_what_it_says(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_with(Many(), options_of("list", "--limit", "3")) == 0
+    head, *rows, more = capsys.readouterr().out.splitlines()
+    assert more == "the first 3: --limit shows more"
+    for row, n in zip(rows, range(3), strict=True):
+        assert row.index("queued") == head.index("state")
+        assert row.endswith(f"why {n}")
+        assert "\x1b" not in row
+
+
+def test_nobody_is_looked_for_longer_than_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    waited: list[float | None] = []
+
+    def wait_connected(self: Client, timeout_s: float | None = None) -> bool:
+        waited.append(timeout_s)
+        return False
+
+    monkeypatch.setattr(Client, "wait_connected", wait_connected)
+    with pytest.raises(BrokerUnavailableError, match="within 6 s"):
+        run(Config(), options_of("list"))
+    assert sum(each or 0 for each in waited) <= 6
