@@ -146,15 +146,23 @@ def _host(text: str) -> str:
     return text
 
 
-def _url(text: str) -> str:
-    text = text if "://" in text else f"http://{text}"
-    parts = urlsplit(text)
-    port = parts.port  # raises ValueError beyond 65535
-    if parts.scheme not in ("http", "https") or not parts.hostname or port == 0:
-        raise ValueError(text)
-    if parts.username or parts.query or parts.fragment or parts.path not in ("", "/"):
-        raise ValueError(text)
-    return text.rstrip("/")
+def _url(default_port: int) -> Parser:
+    def parse(text: str) -> str:
+        text = text if "://" in text else f"http://{text}"
+        parts = urlsplit(text)
+        port = parts.port  # raises ValueError beyond 65535
+        host = parts.hostname or ""
+        is_name = host and not host.isdigit() and text.isprintable() and " " not in text
+        if parts.scheme not in ("http", "https") or not is_name or port == 0:
+            raise ValueError(text)
+        if "@" in parts.netloc or parts.query or parts.fragment or parts.path not in ("", "/"):
+            raise ValueError(text)
+        place = parts.netloc.rstrip(":")
+        if port is None and parts.scheme == "http":  # who leaves it out means ours, not 80
+            place += f":{default_port}"
+        return f"{parts.scheme}://{place}"
+
+    return parse
 
 
 def _listen(text: str) -> str:
@@ -167,7 +175,7 @@ def _listen(text: str) -> str:
 def _names(pattern: str) -> Parser:
     def parse(text: str) -> tuple[str, ...]:
         names = tuple(part.strip() for part in text.split(",") if part.strip())
-        if not all(re.fullmatch(pattern, name) for name in names):
+        if not names or not all(re.fullmatch(pattern, name) for name in names):
             raise ValueError(text)
         return names
 
@@ -183,22 +191,25 @@ _NAME: Final = _matching(NAME_PATTERN)
 _PORT: Final = _integer(1, 65535)
 _PORT_TEXT: Final = "a port, 1 to 65535"
 _NAME_TEXT: Final = "1 to 128 of A-Z a-z 0-9 _ . : @ + -, starting with a letter, digit or _"
+_KEY: Final = _matching(r"[!-~]{8,256}")
+_KEY_TEXT: Final = "a key, 8 to 256 printable characters without blanks"
 _MODEL_TEXT: Final = "a model name such as deepseek-r1:8b"
+_URL_TEXT: Final = "http://HOST:PORT, HOST:PORT or HOST"
 _SECONDS_TEXT: Final = "seconds, {} to {}"
 
 SETTINGS: Final[tuple[Setting, ...]] = (
     Setting("FLASK_HOST", "web_host", _host, "an IP address to listen on, or localhost"),
     Setting("FLASK_PORT", "web_port", _PORT, _PORT_TEXT),
-    Setting("ORCHESTRATOR_URL", "orchestrator_url", _url, "http://HOST:PORT"),
-    Setting("DEEPSEEK_BASE_URL", "ollama_url", _url, "http://HOST:PORT"),
+    Setting("ORCHESTRATOR_URL", "orchestrator_url", _url(7001), _URL_TEXT),
+    Setting("DEEPSEEK_BASE_URL", "ollama_url", _url(7100), _URL_TEXT),
     Setting("DEEPSEEK_MODEL", "ollama_model", _matching(MODEL_PATTERN), _MODEL_TEXT),
     Setting("OLLAMA_HOST", "ollama_listen", _listen, "ADDRESS:PORT to listen on"),
     Setting("WORKER_STATUS_PORT", "status_port", _PORT, _PORT_TEXT),
     Setting("WORKER_ID", "worker_id", _NAME, _NAME_TEXT),
     Setting("WORKER_TYPE", "worker_type", _NAME, _NAME_TEXT),
-    Setting("GROQ_API_KEY", "groq_api_key", _matching(r"[!-~]{8,256}"), "a key", True),
+    Setting("GROQ_API_KEY", "groq_api_key", _KEY, _KEY_TEXT, True),
     Setting("GROQ_MODEL", "groq_model", _matching(MODEL_PATTERN), _MODEL_TEXT),
-    Setting("GEMINI_API_KEY", "gemini_api_key", _matching(r"[!-~]{8,256}"), "a key", True),
+    Setting("GEMINI_API_KEY", "gemini_api_key", _KEY, _KEY_TEXT, True),
     Setting("GEMINI_MODEL", "gemini_model", _matching(MODEL_PATTERN), _MODEL_TEXT),
     Setting("MAX_TOKENS", "max_tokens", _integer(1, 10_000_000), "tokens, 1 to 10000000"),
     Setting("TEMPERATURE", "temperature", _number(0, 2), "a number, 0 to 2"),
@@ -235,7 +246,13 @@ SETTINGS: Final[tuple[Setting, ...]] = (
         "interface names or addresses, separated by commas",
     ),
     Setting("D8_LANG", "lang", _matching("es|en", lower=True), "es or en"),
-    Setting("D8_MESH_KEY", "mesh_key", _matching(r"[!-~]{16,256}"), "16 or more characters", True),
+    Setting(
+        "D8_MESH_KEY",
+        "mesh_key",
+        _matching(r"[!-~]{16,256}"),
+        "16 to 256 printable characters without blanks",
+        True,
+    ),
     Setting(
         "D8_ALLOWED_HOSTS",
         "allowed_hosts",

@@ -27,6 +27,10 @@ BAD_VALUES = [
     ("ORCHESTRATOR_URL", "ftp://host"),
     ("ORCHESTRATOR_URL", "http://host:99999"),
     ("ORCHESTRATOR_URL", "http://user:word@host"),
+    ("ORCHESTRATOR_URL", "http://:word@host"),
+    ("ORCHESTRATOR_URL", "two words"),
+    ("ORCHESTRATOR_URL", "7001"),
+    ("ORCHESTRATOR_URL", "http://host/path"),
     ("DEEPSEEK_BASE_URL", "http://"),
     ("OLLAMA_HOST", "0.0.0.0"),
     ("WORKER_ID", "../../etc"),
@@ -44,6 +48,8 @@ BAD_VALUES = [
     ("D8_LANG", "fr"),
     ("D8_ALLOW_PUBLIC", "perhaps"),
     ("D8_INTERFACES", "eth0;rm"),
+    ("D8_INTERFACES", ","),
+    ("D8_ALLOWED_HOSTS", ",,"),
     ("D8_MESH_KEY", "short"),
 ]
 
@@ -135,6 +141,33 @@ def test_the_older_systems_queue_size_is_obeyed_with_a_warning() -> None:
 
 def test_urls_lose_their_last_slash_and_may_lack_their_scheme() -> None:
     assert Config.from_env({"ORCHESTRATOR_URL": "h:7001/"}).orchestrator_url == "http://h:7001"
+
+
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [
+        ("box", "http://box:7001"),
+        ("box:80", "http://box:80"),
+        ("http://box", "http://box:7001"),
+        ("http://box:", "http://box:7001"),
+        ("HTTP://box/", "http://box:7001"),
+        ("http://192.168.1.9", "http://192.168.1.9:7001"),
+        ("http://[fe80::1]", "http://[fe80::1]:7001"),
+        ("https://d8.example.org", "https://d8.example.org"),
+    ],
+)
+def test_a_place_without_a_port_is_at_the_documented_one(written: str, read: str) -> None:
+    assert Config.from_env({"ORCHESTRATOR_URL": written}).orchestrator_url == read
+    ollama_url = Config.from_env({"DEEPSEEK_BASE_URL": written}).ollama_url
+    assert ollama_url == read.replace(":7001", ":7100")
+
+
+@pytest.mark.parametrize(
+    ("variable", "allowed"), [("GROQ_API_KEY", "8 to 256"), ("D8_MESH_KEY", "16 to 256")]
+)
+def test_a_key_is_refused_with_its_range(variable: str, allowed: str) -> None:
+    with pytest.raises(ConfigError, match=allowed):
+        Config.from_env({variable: "a b"})
 
 
 def test_lists_are_split_and_trimmed() -> None:
