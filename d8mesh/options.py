@@ -25,7 +25,7 @@ def orchestrator(parser: argparse.ArgumentParser) -> None:
 
 def worker(parser: argparse.ArgumentParser) -> None:
     """Add what `worker` takes."""
-    parser.add_argument("--type", help="deepseek, groq, gemini or a name (WORKER_TYPE)")
+    parser.add_argument("--type", help="deepseek or a name of your own (WORKER_TYPE)")
     parser.add_argument(
         "--tasks",
         action="append",
