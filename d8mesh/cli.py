@@ -240,7 +240,7 @@ def _run(arguments: Sequence[str]) -> int:
         _apply_settings(command, options)
         config = Config() if command.ignores_settings else Config.from_env(_environment())
         if not command.is_internal:
-            for warning in config.warnings:
+            for warning in (*config.warnings, *_of_interfaces(config)):
                 print(f"warning: {warning}", file=sys.stderr)
         return _load(command)(config, options)
     except D8Error as error:
@@ -249,6 +249,16 @@ def _run(arguments: Sequence[str]) -> int:
     finally:  # the menu goes on: what this command set is not the next one's
         os.environ.clear()
         os.environ.update(before)
+
+
+def _of_interfaces(config: Config) -> list[str]:
+    """Return what is worth saying of D8_INTERFACES: a cable may be plugged in later."""
+    if not config.interfaces:
+        return []
+    from d8mesh.edge.network import unknown_interfaces  # slow to import, and seldom needed
+
+    unknown = unknown_interfaces(config.interfaces)
+    return [f"D8_INTERFACES names {name!r}, which this machine does not have" for name in unknown]
 
 
 def _parse(arguments: Sequence[str]) -> tuple[Command, argparse.Namespace]:

@@ -283,6 +283,16 @@ def test_warnings_of_the_settings_are_told_but_not_by_children(
     assert "warning: D8_MESHH" in capsys.readouterr().err
 
 
+def test_an_interface_that_is_not_there_is_warned_of(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("D8_INTERFACES", "127.0.0.1,eth77")
+    assert main(["status"]) == 0
+    expected = "warning: D8_INTERFACES names 'eth77', which this machine does not have\n"
+    assert capsys.readouterr().err == expected
+    assert len(seen) == 1
+
+
 def test_pytest_gets_its_arguments_unread_whatever_the_settings(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import threading
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 from urllib.request import ProxyHandler, build_opener
@@ -37,18 +38,27 @@ class Orchestrator:
 
 def run(config: Config, options: argparse.Namespace) -> int:
     """Print the state of the mesh; exit code 1 when no healthy orchestrator answers."""
-    found = look(config)
+    strangers: list[str] = []
+    found = look(config, strangers.append)
     is_healthy = any(each.health.get("status") == "healthy" for each in found)
     if options.json:
         told = {"mesh": config.mesh, "orchestrators": [asdict(each) for each in found]}
         print(json.dumps(told, ensure_ascii=False))
     else:
         _print(config, found)
+        for stranger in strangers:
+            print(stranger)
     return 0 if is_healthy else 1
 
 
-def look(config: Config) -> list[Orchestrator]:
-    """Return the orchestrators of the mesh that answer: by mDNS, by URL, on this machine."""
+def look(
+    config: Config, on_stranger: Callable[[str], None] = lambda text: None
+) -> list[Orchestrator]:
+    """Return the orchestrators of the mesh that answer: by mDNS, by URL, on this machine.
+
+    Args:
+        on_stranger: told in words of an orchestrator of another mesh.
+    """
     urls = dict.fromkeys([config.orchestrator_url or "", f"http://127.0.0.1:{config.web_port}"])
     found: dict[str, Orchestrator] = {}
     for url in [*filter(None, urls), *_heard(config)]:
@@ -56,7 +66,12 @@ def look(config: Config) -> list[Orchestrator]:
             health = ask(url, "/health")
         except OSError:
             continue
-        if not isinstance(health, dict) or health.get("mesh") != config.mesh:
+        if not isinstance(health, dict):
+            continue
+        if health.get("mesh") != config.mesh:
+            if health.get("service") == "d8-orchestrator":
+                theirs = str(health.get("mesh"))[:40]
+                on_stranger(f"{url} is of mesh {theirs!r}, not {config.mesh!r} (D8_MESH)")
             continue
         each = Orchestrator(url, health)
         if str(health.get("broker_id")) in found:

@@ -75,6 +75,8 @@ class Line:
     key: str
     is_up: bool = False
     is_welcome: bool = False
+    #: why its last HELLO was refused; of interest while it is not welcome
+    refusal: str = ""
     broker_id: str = ""
     epoch: int = 0
     heartbeat_s: float = HEARTBEAT_S

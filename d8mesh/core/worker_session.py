@@ -242,8 +242,8 @@ class WorkerSession:
             self.profile = replace(self.profile, worker_id=self.profile.worker_id[:119] + suffix)
             return [trouble, self._hello(line, now)]
         if not line.is_welcome and message.seq == 0:
-            line.next_hello = now + max(REFUSED_PAUSE_S, message.retry_after_s)
-            line.heard = line.next_hello  # silence until then is no fault
+            line.refusal = message.message  # silence until the next HELLO is no fault:
+            line.heard = line.next_hello = now + max(REFUSED_PAUSE_S, message.retry_after_s)
         return [trouble]
 
     def _received(self, seq: int, line: Line, now: float) -> list[WorkerEffect]:

@@ -21,6 +21,7 @@ from d8mesh.backends.ollama import OllamaBackend
 from d8mesh.config import STATUS_PORT_TRIES, Config
 from d8mesh.edge import data_folder, logs
 from d8mesh.edge.logs import event
+from d8mesh.edge.terminal import say
 from d8mesh.errors import ConfigError, D8Error
 from d8mesh.handlers.echo import echo
 from d8mesh.handlers.genetic import evolution_crossover, evolution_mutation
@@ -87,7 +88,7 @@ def run(config: Config, options: argparse.Namespace) -> int:
             worker.run(on_start=start_threads)
         finally:
             stop.set()
-    print("worker stopped", flush=True)
+    say("worker stopped")
     return 0
 
 
@@ -174,8 +175,9 @@ def _load(name: str, worker: Worker) -> None:
 
 def _tell(worker: Worker, mesh: str, stop: threading.Event) -> None:
     """Say on standard output which orchestrators are found, and through what."""
-    print(f"worker {worker.worker_id}: looking for orchestrators of mesh {mesh}", flush=True)
+    say(f"worker {worker.worker_id}: looking for orchestrators of mesh {mesh}")
     told: dict[str, str] = {}
+    refused: set[str] = set()
     waited_s = 0.0
     while not stop.wait(LATER_LOOK_S if told else LOOK_S):
         status: Any = worker.status()
@@ -183,13 +185,15 @@ def _tell(worker: Worker, mesh: str, stop: threading.Event) -> None:
             broker_id, endpoint = each["broker_id"], each["endpoint"]
             if endpoint and told.get(broker_id) != endpoint:
                 told[broker_id] = endpoint
-                print(_joined(worker.worker_id, broker_id, endpoint), flush=True)
+                say(_joined(worker.worker_id, broker_id, endpoint))
+        for why in set(status["refused"]) - refused:
+            refused.add(why)
+            say(f"an orchestrator refuses this worker: {why}")
         waited_s += LOOK_S
         if not told and PATIENCE_S <= waited_s < PATIENCE_S + LOOK_S:
-            print(
+            say(
                 "no orchestrator found yet: looking on. Is one running (start_d8.py "
-                "orchestrator), in the same mesh and network? ORCHESTRATOR_URL names one",
-                flush=True,
+                "orchestrator), in the same mesh and network? ORCHESTRATOR_URL names one"
             )
 
 

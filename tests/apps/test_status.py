@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import socket
 import threading
@@ -29,7 +30,12 @@ def test_a_mesh_is_found_by_mdns_and_told(capsys: pytest.CaptureFixture[str]) ->
         shown = capsys.readouterr().out
         assert "healthy" in shown
         assert "0 pending" in shown
-        assert look(Config(mesh="another", interfaces=("127.0.0.1",), web_port=other)) == []
+        another = Config(mesh="another", interfaces=("127.0.0.1",), web_port=other)
+        assert look(another) == []
+        named = dataclasses.replace(another, orchestrator_url=running.url)
+        assert run(named, argparse.Namespace(json=False)) == 1
+        shown = " ".join(capsys.readouterr().out.split())
+        assert f"{running.url} is of mesh '{config.mesh}', not 'another' (D8_MESH)" in shown
 
 
 def test_without_an_orchestrator_it_says_how_to_start_one(

@@ -70,6 +70,24 @@ def test_it_joins_without_ollama_and_says_so(running: Mesh) -> None:
     assert child.wait(PATIENCE_S) == 0
 
 
+def test_an_orchestrator_of_another_mesh_is_told(running: Mesh) -> None:
+    (status,) = free_ports(1)
+    settings = {
+        "WORKER_STATUS_PORT": str(status),
+        "ORCHESTRATOR_URL": running.url,
+        "D8_MESH": "elsewhere",
+    }
+    child = running.children.start("worker", "worker", settings=settings)
+    why = f"this is mesh '{running.config.mesh}', not 'elsewhere'"
+    line = f"an orchestrator refuses this worker: {why}"
+    until(lambda: line in child.lines, "the refusal to be told")
+    body = ask(f"http://127.0.0.1:{status}", "/health")
+    assert (body["status"], body["refused"]) == ("unhealthy", [why])
+    assert why in body["reason"]
+    child.close_input()
+    assert child.wait(PATIENCE_S) == 0
+
+
 def test_prompts_run_on_its_ollama_and_the_model_that_ran_is_named(running: Mesh) -> None:
     (status,) = free_ports(1)
     with OllamaServer() as ollama, running.client() as client:

@@ -68,6 +68,15 @@ def usable_addresses(interfaces: Sequence[str] = ()) -> tuple[InterfaceAddress, 
     return tuple(sorted({each for each in found if ":" not in each.address} or found))
 
 
+def unknown_interfaces(interfaces: Sequence[str]) -> tuple[str, ...]:
+    """Return those of the names and addresses that this machine does not have now."""
+    known = set[str]()
+    for adapter in adapters():
+        known.add(adapter.nice_name)
+        known |= {ip.ip if isinstance(ip.ip, str) else ip.ip[0] for ip in adapter.ips}
+    return tuple(name for name in interfaces if name not in known)
+
+
 def own_names() -> frozenset[str]:
     """Return the names and addresses under which this machine may be called.
 

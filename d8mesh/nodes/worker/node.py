@@ -246,16 +246,19 @@ class Worker:
         """Return the body of the status page; ``status`` is "healthy" or "unhealthy"."""
         runner = self._runner
         session = None if runner is None else runner.session
-        orchestrators: list[dict[str, object]] = []
-        if session is not None and runner is not None:
-            orchestrators = [
-                {"broker_id": line.broker_id, "endpoint": runner.endpoints.get(line.key, "")}
-                for line in list(session.lines.values())
-                if line.is_welcome
-            ]
+        lines = [] if session is None else list(session.lines.values())
+        endpoints = {} if runner is None else runner.endpoints
+        orchestrators = [
+            {"broker_id": line.broker_id, "endpoint": endpoints.get(line.key, "")}
+            for line in lines
+            if line.is_welcome
+        ]
+        refusals = (line.refusal for line in lines if line.refusal and not line.is_welcome)
+        refused = list(dict.fromkeys(refusals))
         reasons: list[str] = []
         if not orchestrators:
-            reasons.append("no orchestrator has been found yet")
+            why = "; ".join(refused)
+            reasons.append(f"refused: {why}" if why else "no orchestrator has been found yet")
         if self._backend.get("is_up") is False:
             reasons.append(str(self._backend.get("reason") or "the backend is down"))
         if session is not None and session.is_outbox_full:
@@ -268,6 +271,7 @@ class Worker:
             "worker_id": self.worker_id,
             "worker_type": self.worker_type,
             "orchestrators": orchestrators,
+            "refused": refused,
             "slots": self._slot_count,
             "running": 0 if self._slots is None else len(self._slots.running()),
             "stuck": 0 if session is None else session.stuck,
