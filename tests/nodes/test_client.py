@@ -622,6 +622,7 @@ def test_closing_waits_for_acknowledgements_and_ends_who_still_waits(mesh: Mesh)
     port = mesh.broker()
     client = connected(mesh, port)
     tasks = [client.submit("nobody", {}) for _ in range(100)]
+    client.flush(PATIENCE_S)  # of others nobody knows yet
     ended: list[type[BaseException]] = []
 
     def wait(what: Callable[[], object]) -> None:

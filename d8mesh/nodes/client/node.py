@@ -326,7 +326,7 @@ class Client:
         return slot.body
 
     def wait_finished(self, task_id: str, timeout_s: float) -> bool:
-        """Wait for a task's outcome; return whether it is finished (or unknown)."""
+        """Wait for an acknowledged task's outcome; return whether it is finished (or unknown)."""
         parcel = awaiting(task_id)
         self._runner.do(lambda now: self._session.watch(parcel))
         try:
