@@ -89,8 +89,8 @@ class Causes:
         self._due: dict[str, tuple[float, float]] = {}
         self._held: dict[str, _Held] = {}
         self._errors: dict[str, list[_Error]] = {}
-        #: task id -> the worker that had it when nobody was heard, and may have died
-        self._unsure: dict[str, str] = {}
+        #: task id -> the workers that had it when nobody was heard, and may have died
+        self._unsure: dict[str, set[str]] = {}
         self._deaths: dict[str, list[float]] = {}
         #: (broker, worker id) -> when it was last heard, and its boot id
         self._heard: dict[tuple[str, str], float] = {}
@@ -200,7 +200,7 @@ class Causes:
                 self._count(broker, task_id, fact.worker_id, fact.why, is_loss=fact.is_loss)
             elif fact.why == _CUT_OFF:
                 self._check_lost(broker, task_id, fact.worker_id, fact.why)
-                self._unsure[task_id] = fact.worker_id
+                self._unsure.setdefault(task_id, set()).add(fact.worker_id)
             self._held.pop(task_id, None)
 
     def recounted(self, fact: Recounted) -> None:
@@ -230,7 +230,7 @@ class Causes:
             blamed = held.worker_id
             self._count(broker, task_id, blamed, fact.why, is_loss=fact.why != _OVERDUE)
         else:
-            blamed = self._unsure.get(task_id, "")
+            blamed = fact.worker_id
             self._count_late(task_id, blamed)
         if fact.worker_id != blamed:
             self._fail(task_id, f"names {fact.worker_id!r} as its last worker, not {blamed!r}")
@@ -282,7 +282,8 @@ class Causes:
 
     def _count_late(self, task_id: str, worker_id: str) -> None:
         """A worker that was not heard has come back as a new one: it had died with its tasks."""
-        if self._unsure.get(task_id) != worker_id or not self._deaths.get(_node(worker_id)):
+        was_unsure = worker_id in self._unsure.get(task_id, ())
+        if not was_unsure or not self._deaths.get(_node(worker_id)):
             self._fail(task_id, f"is said to be lost with {worker_id!r} after all")
         self._errors.setdefault(task_id, []).append(_Error(worker_id, True))
 
