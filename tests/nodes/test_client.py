@@ -22,8 +22,10 @@ from werkzeug.serving import make_server
 from werkzeug.wrappers import Request, Response
 
 from d8mesh.config import Config
-from d8mesh.core.messages import Group, Stream
+from d8mesh.core.codec import decode_to_worker, encode
+from d8mesh.core.messages import SUCCEEDED, Group, Results, Stream, Work, WorkerHello
 from d8mesh.core.parcel import Parcel
+from d8mesh.edge.sockets import DealerLink
 from d8mesh.errors import (
     BrokerUnavailableError,
     ConfigError,
@@ -143,6 +145,30 @@ def test_what_was_delivered_is_forgotten(mesh: Mesh) -> None:
 
 
 # ------------------------------------------------------------ failures, cancels, waits
+
+
+@pytest.mark.parametrize("rubbish", [b"", b"\xc0", b"\x93", b"\xa1x"])
+def test_a_result_that_is_no_object_is_a_failure(mesh: Mesh, rubbish: bytes) -> None:
+    """What a worker of somebody else's making may send."""
+    port = mesh.broker()
+    client = connected(mesh, port)
+    link = DealerLink(f"tcp://127.0.0.1:{port}")
+    said = WorkerHello(1, mesh.mesh, "foreign", "b", "t", "x", "h", 0, ["odd"], [], 1, 1, [], [])
+    link.send(encode(said))
+    task = client.submit("odd", {})
+    work: list[Work] = []
+
+    def has_work() -> bool:
+        work.extend(m for f in link.receive(9) if isinstance(m := decode_to_worker(f), Work))
+        return bool(work)
+
+    until(has_work)
+    (group,) = work[0].groups
+    link.send(encode(Results(1, 1, group.ids, group.tokens, bytes([SUCCEEDED]), [rubbish])))
+    with pytest.raises(TaskFailedError, match="no object"):
+        task.result(PATIENCE_S)
+    assert task.status()["result"]["success"] is False
+    link.close()
 
 
 def test_a_failure_is_raised_with_its_result(mesh: Mesh) -> None:

@@ -190,8 +190,19 @@ def readable(body: dict[str, Any]) -> dict[str, Any]:
     """Return a status body with its result decoded."""
     payload = body.get("result")
     if isinstance(payload, bytes):
-        body["result"] = msgspec.msgpack.decode(payload)
+        body["result"] = _decoded(payload)
     return body
+
+
+def _decoded(payload: bytes) -> Result:
+    """Return a recorded result; one that a worker has made wrong is told as a failure."""
+    try:
+        result = msgspec.msgpack.decode(payload)
+    except (msgspec.DecodeError, RecursionError):
+        result = None
+    if isinstance(result, dict):
+        return result
+    return {"success": False, "error": "the worker's result is no object"}
 
 
 def _result(state: int, payload: bytes, task_id: str) -> Result:
@@ -200,9 +211,9 @@ def _result(state: int, payload: bytes, task_id: str) -> Result:
         raise PrunedTaskError
     if state not in (COMPLETED_STATE, FAILED_STATE, CANCELLED_STATE):
         raise UnknownTaskError(f"the orchestrator does not know {task_id}")
-    result: Result = msgspec.msgpack.decode(payload)
+    result = _decoded(payload)
     if state == CANCELLED_STATE:
         raise TaskCancelledError
-    if state == FAILED_STATE:
+    if state == FAILED_STATE or result.get("success") is False:
         raise TaskFailedError(str(result.get("error") or "failed"), result=result)
     return result
