@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import math
 import queue
 import random
 import secrets
@@ -28,6 +29,7 @@ from d8mesh.core.dispatcher import Dispatcher
 from d8mesh.core.effects import Effect, Load, Loaded, Peer, Record, Send
 from d8mesh.core.messages import Refused
 from d8mesh.core.pool import Policy
+from d8mesh.core.task import Fact
 from d8mesh.edge.discovery import Announcement, Discovery, Kind, Sighting
 from d8mesh.edge.failpoints import passed
 from d8mesh.edge.journal import Journal, Reader
@@ -38,8 +40,8 @@ from d8mesh.errors import D8Error, ProtocolError
 
 #: Messages taken in before a commit: bounds how long the first of them waits for its answer.
 MAX_DRAIN: Final = 512
-#: Hand-outs that no other commit takes along are written when nothing comes for so long: quick
-#: tasks are finished by then, and need no record of who had them.
+#: Hand-outs that no other commit takes along are written after so long: quick tasks are finished
+#: by then, and need no record of who had them.
 OWED_S: Final = 0.05
 #: How often the room on the disk is looked at.
 DISK_CHECK_S: Final = 2.0
@@ -104,6 +106,7 @@ class Broker:
         self._is_stopping = threading.Event()
         self._next_disk_check = self._next_summary = 0.0
         self._undelivered = 0
+        self._owed_until = math.inf
         self._discovery = Discovery(
             mesh=config.mesh,
             addresses=lambda: [a.address for a in usable_addresses(config.interfaces)],
@@ -165,7 +168,9 @@ class Broker:
         dispatcher = self._dispatcher
         received = self._router.receive(MAX_DRAIN)
         if not received:  # what came during a commit needs no poll, which costs more than this
-            received = self._await()
+            due = min(dispatcher.next_deadline(), self._owed_until)
+            self._loop.wait(max(0.0, due - time.monotonic()))
+            received = self._router.receive(MAX_DRAIN)
         now = time.monotonic()
         effects: list[Effect] = []
         for routing_id, address, frame in received:
@@ -186,21 +191,10 @@ class Broker:
         if effects:
             passed("broker.received")
             self._perform(effects)
+        if now >= self._owed_until:
+            self._commit([])
         if now >= self._next_summary:
             self._sum_up(now)
-
-    def _await(self) -> list[tuple[bytes, str, bytes | None]]:
-        """Sleep until something comes or is due, and return what has come."""
-        left_s = max(0.0, self._dispatcher.next_deadline() - time.monotonic())
-        if self._journal.owes:
-            self._loop.wait(min(left_s, OWED_S))
-            received = self._router.receive(MAX_DRAIN)
-            if received or left_s <= OWED_S:
-                return received
-            self._journal.append([])
-            left_s = max(0.0, self._dispatcher.next_deadline() - time.monotonic())
-        self._loop.wait(left_s)
-        return self._router.receive(MAX_DRAIN)
 
     def _perform(self, effects: Sequence[Effect]) -> None:
         """Send what promises nothing, commit, send the rest, then ask the journal."""
@@ -212,7 +206,7 @@ class Broker:
                 follow_ups += self._send(send)
         if facts:
             passed("broker.before_commit")
-            self._journal.append(facts)
+            self._commit(facts)
             passed("broker.after_commit")
         for send in sends:
             if send.waits:
@@ -224,6 +218,11 @@ class Broker:
                 self._questions.ask(effect)
         if follow_ups:  # only now: their facts stand on those of this batch
             self._perform(follow_ups)
+
+    def _commit(self, facts: Sequence[Fact]) -> None:
+        """Have the facts on the disk; hand-outs among them are owed to the next commit."""
+        self._journal.append(facts)
+        self._owed_until = time.monotonic() + OWED_S if self._journal.owes else math.inf
 
     def _send(self, send: Send) -> list[Effect]:
         """Send without ever waiting; return what is to be done if that did not work."""

@@ -168,6 +168,32 @@ def test_a_hand_out_is_written_with_the_next_commit_unless_its_task_is_finished_
     assert _noted(file) == [2, 3]
 
 
+def test_a_hand_out_of_a_commit_that_failed_is_never_written(journal: Journal, file: Path) -> None:
+    new = batch(0, 1, "new0new0new0new0")
+    with pytest.raises(JournalError):
+        journal.append([new, HandedOut(1, "w", ["new0new0new0new0-0"], [1], 1.0), new])
+    journal.close()
+    assert _noted(file) == []
+    again = Journal(file)
+    assert again.restore().in_flight == {}
+    again.close()
+
+
+ENDED = (
+    Failed("w", [f"{S}-0"], [1], [b""], 2.0, "bad"),
+    Cancelled([f"{S}-0"], [1], [b""], 2.0),
+)
+
+
+@pytest.mark.parametrize("end", ENDED, ids=lambda end: type(end).__name__)
+def test_a_hand_out_of_a_task_that_failed_or_was_cancelled_is_not_written(
+    journal: Journal, file: Path, end: Failed | Cancelled
+) -> None:
+    journal.append([batch(0, 1), HandedOut(1, "w", end.ids, [1], 1.0)])
+    journal.append([end])
+    assert _noted(file) == []
+
+
 def test_a_hand_out_to_a_polling_worker_is_written_at_once(journal: Journal, file: Path) -> None:
     journal.append([batch(0, 1), HandedOut(1, "p", [f"{S}-0"], [1], 1.0, is_needed=True)])
     assert _noted(file) == [1]

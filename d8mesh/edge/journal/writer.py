@@ -76,6 +76,8 @@ LOG_WRITE_BYTES: Final = 65_536
 LOG_ROOM: Final = 4
 #: Files up to this size are checked page by page at a start; larger ones would take minutes.
 QUICK_CHECK_BYTES: Final = 64 * 1024 * 1024
+#: What ends tasks.
+ENDS: Final = (Completed, Failed, Cancelled)
 #: How long a statement waits for a checkpoint of another connection.
 BUSY_MS: Final = 5000
 _encode: Final = msgspec.msgpack.Encoder().encode
@@ -143,6 +145,7 @@ class Journal:
                     write(self, kinds[kind])
             self._db.execute("COMMIT")
         except apsw.Error as error:
+            self._late = []  # of tasks that may never have been accepted
             with contextlib.suppress(apsw.Error):
                 self._db.execute("ROLLBACK")
             raise JournalError(f"cannot write {self.path.name}: {error}") from error
@@ -155,15 +158,17 @@ class Journal:
     def _take_turns(self, kinds: dict[type, list[Any]]) -> list[HandedOut]:
         """Return the hand-outs to be written now; the others' turn is the next commit.
 
-        A hand-out is awaited by nobody, and is worth nothing once its tasks are finished: most
-        tasks are by then. Without it a task may run once more after a crash.
+        A hand-out is awaited by nobody, and that of a single task is worth nothing once the task
+        is finished: most are by then. Without it a task may run once more after a crash.
         """
         now: list[HandedOut] = []
         late, self._late = self._late, []
         for fact in kinds.get(HandedOut, ()):
             (now if fact.is_needed else self._late).append(fact)
         if late:
-            done = {fact.ids[0] for fact in kinds.get(Completed, ()) if len(fact.ids) == 1}
+            done: set[str] = set()
+            if any(len(fact.ids) == 1 for fact in late):
+                done.update(*(fact.ids for kind in ENDS for fact in kinds.get(kind, ())))
             now += [fact for fact in late if len(fact.ids) > 1 or fact.ids[0] not in done]
         return now
 
