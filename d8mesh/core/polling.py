@@ -231,8 +231,7 @@ class Polling:
         slots = offered.get("slots", 1)
         seat.slots = slots if isinstance(slots, int) and 1 <= slots <= MAX_SLOTS else 1
         seat.worker_type = worker_type
-        listed = offered.get("task_types")  # an empty list offers nothing, as it says
-        types = _names(listed) if isinstance(listed, list) else list(DOCUMENTED_TYPES)
+        types = _names(offered.get("task_types")) or list(DOCUMENTED_TYPES)
         models = _names(offered.get("models")) or _names([offered.get("model")])
         roster.offer(seat, types, models)
         return seat

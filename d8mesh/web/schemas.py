@@ -18,7 +18,6 @@ from d8mesh.core.messages import (
     MAX_PAYLOAD_BYTES,
     Group,
 )
-from d8mesh.core.polling import MAX_SLOTS
 from d8mesh.errors import InvalidTaskError, PayloadTooLargeError
 from d8mesh.nodes.client.parcels import model_of
 
@@ -37,11 +36,9 @@ _AT: Final = re.compile(r"(.*) - at `\$\.?(.*)`", re.DOTALL)
 
 
 class Capabilities(Struct):
-    """What is read of a worker's capabilities; other keys are only shown."""
+    """What decides which tasks a worker gets; other keys are as older workers have them."""
 
     task_types: Annotated[list[Text], Meta(max_length=MAX_NAMES)] | None = None
-    models: Annotated[list[Text], Meta(max_length=MAX_NAMES)] | None = None
-    slots: Annotated[int, Meta(ge=1, le=MAX_SLOTS)] | None = None
 
 
 class Register(Struct):

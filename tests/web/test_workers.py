@@ -247,17 +247,16 @@ def test_a_worker_without_task_types_gets_the_documented_ones(rest: Rest) -> Non
         rest.post(f"/api/tasks/{task_id}/result", body)
 
 
-def test_an_empty_list_of_task_types_offers_nothing(rest: Rest) -> None:
+def test_an_empty_list_of_task_types_lists_none(rest: Rest) -> None:
     rest.register("idler", task_types=[])
     task_id = rest.submit("evolution_mutation", data={})
-    assert poll(rest, "idler", 0) is None
-    rest.post(f"/api/tasks/{task_id}/cancel")
+    assert poll(rest, "idler")["task_id"] == task_id
 
 
 def test_capabilities_of_a_wrong_type_are_refused_by_their_field(rest: Rest) -> None:
-    body = {"worker_id": "odd", "worker_type": "t", "capabilities": {"slots": "a"}}
+    body = {"worker_id": "odd", "worker_type": "t", "capabilities": {"task_types": "a"}}
     answer = rest.post("/api/workers/register", body)
     assert answer.status_code == 400
     assert answer.json is not None
-    assert answer.json["error"].startswith("capabilities.slots: ")
+    assert answer.json["error"].startswith("capabilities.task_types: ")
     assert rest.get("/api/workers/odd/tasks").status_code == 404
