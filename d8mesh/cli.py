@@ -205,7 +205,8 @@ def main(arguments: Sequence[str]) -> int:
             stream.reconfigure(errors="replace")
     try:
         code = _menu() if not arguments else _run(arguments)
-        sys.stdout.flush()  # here and not at exit, where nothing can be said or caught
+        if sys.stdout is not None:  # it is closed, or this is a program without a console
+            sys.stdout.flush()  # here and not at exit, where nothing can be said or caught
         return code
     except KeyboardInterrupt:
         return INTERRUPTED

@@ -17,7 +17,7 @@ def is_reader_gone(error: OSError) -> bool:
 
 def silence() -> None:
     """Send what is still to be written nowhere, so that nothing fails at the exit either."""
-    with contextlib.suppress(OSError, ValueError):  # one without a descriptor is no pipe
+    with contextlib.suppress(OSError, ValueError, AttributeError):  # without a descriptor: no pipe
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, sys.stdout.fileno())
         os.close(nowhere)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import threading
 import time
 from collections.abc import Callable
@@ -23,7 +22,7 @@ def bounded(timeout_s: float | None) -> float | None:
     if timeout_s is None:
         return None
     is_number = isinstance(timeout_s, (int, float)) and not isinstance(timeout_s, bool)
-    if not is_number or math.isnan(timeout_s):
+    if not is_number or timeout_s != timeout_s:  # only NaN is not itself
         raise InvalidTaskError(f"timeout_s: saw {timeout_s!r:.80}, expected seconds, or None")
     return min(timeout_s, threading.TIMEOUT_MAX)
 
