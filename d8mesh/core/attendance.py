@@ -37,6 +37,9 @@ RECALL_AFTER_S: Final = 0.5
 OWED_S: Final = 0.02
 #: Who is cut off at once was last heard within a heartbeat of each other; one may have got lost.
 CUT_HEARTBEATS: Final = 2
+#: So often a task is spared when it was with who fell silent. A worker that dies under it and comes
+#: back under another id, alone on its network, looks like a cut every time.
+MAX_CUTS: Final = 10
 #: Earlier starts of a worker that are told from a new one, if they prove to be alive still.
 MAX_DISPLACED: Final = 8
 #: Chunks of one running task that late listeners still get.
@@ -181,8 +184,8 @@ class Attendance:
                 dropped.append(task_id)
                 continue
             kept.add(task_id)
-            if task.history is not None and (seat.worker_id, claim.n) in task.history.failures:
-                continue  # it tells again what counts already
+            if _counts_already(task, claim):
+                continue
             if task_id in seat.outstanding:
                 task.work_seq, task.until = 0, max(task.until, until)
             elif task_id in ids:
@@ -221,8 +224,7 @@ class Attendance:
         if seat.types != set(message.task_types) or seat.models != set(message.models):
             self._pool.roster.offer(seat, message.task_types, message.models)
         self._say_received(seat, [])
-        waits = seat.welcomed == self._pool.now
-        self._pool.send(seat.peer, Beat(self._pool.epoch), waits=waits)
+        self._pool.tell(seat, Beat(self._pool.epoch))
         self._pool.roster.refresh(seat)
 
     def results(self, seat: Seat, message: Results) -> None:
@@ -271,7 +273,7 @@ class Attendance:
             results, seat.results = seat.results, []
             if seat.window == 1 and seat.is_live and seat.work_seq != work_seq:
                 seat.owed += results
-            elif len(reporting) == len(results) == 1 and not seat.outstanding:
+            elif len(reporting) == len(results) == 1 and seat.is_live and not seat.outstanding:
                 seat.owed += results
                 self._handout.after(OWED_S, self._say_owed, seat)
             else:
@@ -384,8 +386,8 @@ class Attendance:
         """Look at one mesh seat: lease, overdue attempts, prefetched ones nobody starts."""
         pool = self._pool
         if pool.now - seat.last_heard > pool.policy.lease_s:
-            if self._is_cut_off(seat):
-                blamed = list(seat.outstanding.values())[: seat.slots]
+            blamed = list(seat.outstanding.values())[: seat.slots]
+            if self._is_cut_off(seat) and all(map(_is_spared, blamed)):
                 seat.unsure = {task.id: task.n for task in blamed}
                 self.lose(seat, "nobody was heard", is_counted=False)
             else:
@@ -395,7 +397,7 @@ class Attendance:
         seat.note_asking(pool.now)
         excess = len(seat.outstanding) - seat.slots
         if excess > 0 and self._somebody_idles(seat):
-            pool.send(seat.peer, Recall(excess), waits=seat.welcomed == pool.now)
+            pool.tell(seat, Recall(excess))
 
     def _is_cut_off(self, seat: Seat) -> bool:
         """Nobody beyond this machine was heard after it: our own network may be what is gone.
@@ -429,6 +431,19 @@ class Attendance:
 
     def _heard(self, seat: Seat) -> None:
         seat.last_heard, seat.last_heard_at = self._pool.now, self._pool.at
+
+
+def _is_spared(task: Task) -> bool:
+    """One more time a silence with this task is taken for a cut: it may be what kills workers."""
+    history = task.remember()
+    history.cuts += 1
+    return history.cuts <= MAX_CUTS
+
+
+def _counts_already(task: Task, claim: Claim) -> bool:
+    """The failure of this attempt was told before, whoever has it in an outbox by now."""
+    told = () if task.history is None else task.history.failures
+    return any(n == claim.n and worker_tag(name) == claim.worker_tag for name, n in told)
 
 
 def _is_fenced_off(task: Task, claim: Claim, token: bytes) -> bool:

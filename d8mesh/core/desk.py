@@ -182,7 +182,7 @@ class Desk:
     def _tell_worker(self, worker_id: str, task_id: str, *, is_on: bool) -> None:
         seat = self._pool.roster.seats.get(worker_id)
         if seat is not None and seat.is_live and seat.boot_id:
-            self._pool.send(seat.peer, Listening([task_id], is_on))
+            self._pool.tell(seat, Listening([task_id], is_on))
 
     def _watch_singly(self, client: ClientSeat, ids: list[str]) -> None:
         for task_id in ids:

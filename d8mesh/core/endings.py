@@ -124,8 +124,7 @@ class Endings:
         for worker_id, ids in stops.items():
             seat = self._pool.roster.seats[worker_id]
             if seat.is_live and seat.peer.routing_id and seat.boot_id:
-                waits = seat.welcomed == self._pool.now
-                self._pool.send(seat.peer, Stop(ids, reason), waits=waits)
+                self._pool.tell(seat, Stop(ids, reason))
             self._pool.roster.refresh(seat)
 
     def tell_all(self) -> None:

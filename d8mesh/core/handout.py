@@ -328,8 +328,7 @@ class Handout:
             self._group_bytes[worker_id] = size
             if listened and not group.is_listened:
                 self._flush(seat)
-                waits = seat.welcomed == pool.now
-                pool.send(seat.peer, Listening(listened, True), waits=waits)
+                pool.tell(seat, Listening(listened, True))
             elif size > SOFT_FRAME_BYTES:
                 self._flush(seat)
         pool.roster.refresh(seat)
@@ -340,9 +339,9 @@ class Handout:
         groups = self._groups.pop(seat.worker_id)
         del self._group_bytes[seat.worker_id]
         seat.work_seq += 1
-        seat.last_handout = now = self._pool.now
+        seat.last_handout = self._pool.now
         owed, seat.owed = seat.owed, []
-        self._pool.send(seat.peer, Work(seat.work_seq, groups, owed), waits=seat.welcomed == now)
+        self._pool.tell(seat, Work(seat.work_seq, groups, owed))
 
     def _answer_poll(self, seat: Seat, task: Task) -> None:
         poll, seat.poll = seat.poll, None

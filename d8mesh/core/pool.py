@@ -13,7 +13,7 @@ from d8mesh.core.effects import Effect, Load, Peer, Record, Send
 from d8mesh.core.ledger import Ledger
 from d8mesh.core.messages import Answer, Message
 from d8mesh.core.queue import ReadyQueue
-from d8mesh.core.roster import Roster
+from d8mesh.core.roster import Roster, Seat
 from d8mesh.core.task import Fact
 from d8mesh.core.tokens import Mint
 from d8mesh.errors import D8Error, FloodError
@@ -102,6 +102,10 @@ class Pool:
     def send(self, peer: Peer, message: Message, *, waits: bool = False) -> None:
         """Send `message`; `waits`: it promises something, so only after the commit."""
         self._out.append(Send(peer, message, waits))
+
+    def tell(self, seat: Seat, message: Message) -> None:
+        """Send a worker something that promises nothing; its `Welcome` goes before it."""
+        self.send(seat.peer, message, waits=seat.welcomed == self.now)
 
     def answer(
         self, peer: Peer, request: int, body: dict[str, object], *, waits: bool = False

@@ -64,6 +64,8 @@ class History:
     #: worker -> how many of the errors and losses were there
     failed_on: Counter[str] = field(default_factory=Counter)
     holders: set[str] = field(default_factory=set)
+    #: how often a worker fell silent with it and nobody was heard; told by no fact
+    cuts: int = 0
     not_before_at: float = 0.0
     last_error: str = ""
 

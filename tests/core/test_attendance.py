@@ -8,9 +8,10 @@ import msgspec
 import pytest
 
 from d8mesh.core import messages as m
-from d8mesh.core.attendance import OWED_S, TAIL_BYTES
+from d8mesh.core.attendance import MAX_CUTS, OWED_S, TAIL_BYTES
 from d8mesh.core.dispatcher import Restored
 from d8mesh.core.effects import Peer, Send
+from d8mesh.core.handout import POISON_LOSSES
 from d8mesh.core.records import History
 from d8mesh.core.task import Requeued, TaskState
 from d8mesh.edge.journal.restore import fill
@@ -839,6 +840,16 @@ def test_after_our_restart_a_worker_that_comes_back_without_its_task_frees_it_at
     assert desk.ledger.tasks[held].worker_id == "w"
 
 
+def test_a_failure_that_another_worker_tells_again_counts_once(desk: Desktop) -> None:
+    client, worker = desk.client(), desk.worker("w")
+    (task_id,) = desk.submit(client)
+    held = desk.work(worker)
+    desk.finish(worker, held, m.FAILED)
+    heir = desk.worker("v", held=held)  # it has found the outbox
+    desk.finish(heir, held, m.FAILED)
+    assert counted(desk, task_id) == (1, set(), {"w": 1})
+
+
 @pytest.mark.parametrize("is_restarted", [False, True])
 def test_a_failure_that_is_told_again_after_a_hello_counts_once(
     desk: Desktop, is_restarted: bool
@@ -854,3 +865,15 @@ def test_a_failure_that_is_told_again_after_a_hello_counts_once(
     desk.pass_time(OWED_S)
     assert desk.got(back, m.Received)
     assert counted(desk, task_id) == (1, set(), {"w": 1})
+
+
+def test_a_task_under_which_every_lone_worker_dies_is_not_spared_for_ever(desk: Desktop) -> None:
+    client = desk.client()
+    (task_id,) = desk.submit(client, max_attempts=100)
+    rounds = 0
+    while desk.ledger.state_of(task_id) is not None:
+        assert rounds <= MAX_CUTS + POISON_LOSSES
+        assert task_id in desk.work(desk.worker(f"w{rounds}"))
+        desk.pass_time(11)  # nobody beyond this machine is heard: a cut, as it seems
+        rounds += 1
+    assert rounds == MAX_CUTS + POISON_LOSSES

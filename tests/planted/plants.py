@@ -61,9 +61,23 @@ PLANTS: Final = (
         ATTENDANCE + "a_worker_is_told_to_drop_a_result_after_the_commit_of_the_other_only",
     ),
     Plant(
+        "write the hand-outs of a commit that failed",
+        "d8mesh.edge.journal.writer:Journal.append",
+        "self._late = []",
+        "pass",
+        "tests/edge/test_journal.py::test_a_hand_out_of_a_commit_that_failed_is_never_written",
+    ),
+    Plant(
+        "write a hand-out only when another commit comes",
+        "d8mesh.nodes.broker:Broker._step",
+        "now >= self._owed_until",
+        "False",
+        "tests/nodes/test_broker.py::test_who_has_what_is_noted_without_another_commit[True]",
+    ),
+    Plant(
         "hand out before the welcome that waits",
-        "d8mesh.core.handout:Handout._flush",
-        "waits=seat.welcomed == now",
+        "d8mesh.core.pool:Pool.tell",
+        "waits=seat.welcomed == self.now",
         "waits=False",
         ATTENDANCE + "a_worker_is_told_to_drop_a_result_after_the_commit_of_the_other_only",
     ),
@@ -154,8 +168,8 @@ PLANTS: Final = (
     Plant(
         "blame all workers for a cut of our own network",
         "d8mesh.core.attendance:Attendance.sweep",
-        "if self._is_cut_off(seat):",
-        "if False:",
+        "self._is_cut_off(seat) and",
+        "False and",
         ATTENDANCE + "nobody_is_blamed_when_the_whole_mesh_falls_silent",
     ),
     Plant(

@@ -290,7 +290,10 @@ class Causes:
     def _count_failure(self, task_id: str, worker_id: str, payload: bytes) -> None:
         failure = (task_id, _node(worker_id), payload)
         if not self._failed[failure]:
-            self._fail(task_id, f"a failure of {worker_id} is counted and there was none left")
+            # The report of a polling worker names no attempt: told again, it is of the next.
+            if not (_is_polling(worker_id) and failure in self._failed):
+                self._fail(task_id, f"a failure of {worker_id} is counted and there was none left")
+            self._failed[failure] += 1
         self._failed[failure] -= 1
         self._errors.setdefault(task_id, []).append(_Error(worker_id, False))
 
@@ -313,7 +316,7 @@ class Causes:
         held, policy, node = self._held.get(task_id), self._policies[broker], _node(worker_id)
         if held is None or held.worker_id != worker_id:
             self._fail(task_id, f"is lost with {worker_id}, which did not hold it: {held}")
-        if node.startswith("p"):  # a polling worker may be silent for the whole time of a task
+        if _is_polling(node):  # a polling worker may be silent for the whole time of a task
             is_true = self._has_had_its_time(broker, task_id)
         elif why == _RESTARTED:  # perhaps said by a HELLO that is long under way
             is_true = bool(self._deaths.get(node))
@@ -336,6 +339,10 @@ class Causes:
                     full_s = min(full_s, max(0.0, due[0] - self.now))
                     if abs(group.timeout_s - full_s) > ROUNDING_S:
                         self._fail(task_id, f"is given {group.timeout_s} s of its {full_s} s")
+
+
+def _is_polling(worker_id: str) -> bool:
+    return worker_id.startswith("p")
 
 
 def _node(worker_id: str) -> str:
