@@ -127,10 +127,12 @@ def healthy_to_first_task(machines: Machines) -> float:
     return ask_once(client, "first") - healthy
 
 
-def new_address_to_next_task(machines: Machines) -> float:
+def new_address_to_next_task(machines: Machines, *, is_shut: bool = False) -> float:
     boss, worker, user = machines.lan.hosts
     machines.start(boss, "orchestrator")
     until(lambda: machines.health(boss).get("status") == "healthy", "a healthy orchestrator")
+    if is_shut:
+        boss.block_tcp(7010, 7019)
     machines.start(worker, "worker")
     client = machines.client(user)
     ask_once(client, "before")
@@ -147,8 +149,11 @@ def test_waiting_workers_find_a_fresh_orchestrator(machines: Machines) -> None:
     assert healthy_to_first_task(machines) < JOIN_BOUND_S
 
 
-def test_worker_and_client_follow_the_orchestrator_to_a_new_address(machines: Machines) -> None:
-    assert new_address_to_next_task(machines) < MOVE_BOUND_S
+@pytest.mark.parametrize("is_shut", [False, True], ids=["zeromq", "7001 only"])
+def test_worker_and_client_follow_the_orchestrator_to_a_new_address(
+    machines: Machines, is_shut: bool
+) -> None:
+    assert new_address_to_next_task(machines, is_shut=is_shut) < MOVE_BOUND_S
 
 
 def test_with_only_7001_open_all_work_and_move_up_when_7010_opens(machines: Machines) -> None:

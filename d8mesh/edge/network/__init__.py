@@ -203,6 +203,12 @@ class Way(NamedTuple):
         """True when only the REST port can be reached."""
         return self.endpoint.startswith("http")
 
+    @property
+    def place(self) -> tuple[str, int]:
+        """Address (or name) and port that a connection goes to."""
+        parts = urlsplit(self.endpoint)
+        return parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
+
 
 def find_way(
     addresses: Sequence[str], broker_port: int, web_port: int | None, *, deadline_s: float

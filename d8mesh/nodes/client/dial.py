@@ -13,7 +13,6 @@ from collections.abc import Callable
 from typing import Final, TypeAlias
 
 from d8mesh.config import Config
-from d8mesh.core.addresses import parse_endpoint
 from d8mesh.edge.discovery import Discovery, Kind, Sighting
 from d8mesh.edge.exchange import ExchangeLink
 from d8mesh.edge.logs import event
@@ -87,7 +86,7 @@ class Dialler:
 
     def doubt(self) -> None:
         """Make another connection if nobody accepts one where the last one leads."""
-        if not self._lost.is_set() and self._endpoint_used.startswith("tcp://"):
+        if not self._lost.is_set() and self._endpoint_used:
             self._is_doubted = True
             self._wanted.set()
 
@@ -132,10 +131,8 @@ class Dialler:
 
     def _is_gone(self) -> bool:
         """Ask where the connection leads; if somebody accepts, all stays as it is."""
-        endpoint, self._is_doubted = self._endpoint_used, False
-        is_gone = False
-        if endpoint.startswith("tcp://"):  # another connection may have been made meanwhile
-            is_gone = first_reachable([parse_endpoint(endpoint)], deadline_s=DIAL_S) is None
+        self._is_doubted = False
+        is_gone = first_reachable([Way(self._endpoint_used).place], deadline_s=DIAL_S) is None
         if not is_gone and not self._lost.is_set():
             self._wanted.clear()
             if self._lost.is_set():  # said meanwhile

@@ -14,7 +14,6 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Final, TypeAlias
 
-from d8mesh.core.addresses import parse_endpoint
 from d8mesh.edge.discovery import Sighting
 from d8mesh.edge.exchange import ExchangeLink
 from d8mesh.edge.identity import Place
@@ -123,8 +122,7 @@ class Pursuit:
 
     def _is_gone(self) -> bool:
         """Ask at the doubted endpoint; if somebody accepts, all stays as it is."""
-        address, port = parse_endpoint(self._doubted)
-        is_gone = first_reachable([(address, port)], deadline_s=ACCEPT_S) is None
+        is_gone = first_reachable([Way(self._doubted).place], deadline_s=ACCEPT_S) is None
         self._doubted = ""
         if not is_gone and not self._lost.is_set():
             self._wanted.clear()
@@ -188,7 +186,7 @@ class Finder:
     def doubt(self, key: str, endpoint: str) -> None:
         """Nobody answers there: see whether the orchestrator is elsewhere now."""
         pursuit = self._pursuits.get(key)
-        if pursuit is not None and endpoint.startswith("tcp://"):
+        if pursuit is not None and endpoint:
             pursuit.doubt(endpoint)
 
     def close(self) -> None:
