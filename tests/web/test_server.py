@@ -224,3 +224,13 @@ def test_a_public_address_is_not_listened_on_by_accident(host: str, is_refused: 
     refused = pytest.raises(ConfigError, match="public") if is_refused else contextlib.nullcontext()
     with refused:
         server.refuse_public(Config(web_host=host))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the system alone decides")
+def test_the_rest_process_keeps_to_one_core() -> None:
+    before = os.sched_getaffinity(0)
+    try:
+        server._stay_on_one_core()
+        assert len(os.sched_getaffinity(0)) == 1
+    finally:
+        os.sched_setaffinity(0, before)
