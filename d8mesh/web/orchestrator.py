@@ -18,7 +18,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Final
@@ -29,9 +29,12 @@ from d8mesh.edge.logs import event
 from d8mesh.edge.terminal import say
 from d8mesh.web.parent import end_with_parent
 
-#: Pauses before a child that died is brought back: none, then these, doubling up to the cap.
+#: Pauses before a child that died is brought back: none, then these, doubling up to a cap.
 FIRST_PAUSE_S: Final = 0.1
-MAX_PAUSE_S: Final = 10.0
+#: The cap for one that had come up: everybody waits for it, and each start costs half a second.
+MAX_PAUSE_S: Final = 1.0
+#: The cap for one that did not even come up (its disk is full): trying more often helps nobody.
+MAX_START_PAUSE_S: Final = 5.0
 #: A child that ran this long is healthy: after its next death it is back at once again.
 HEALTHY_S: Final = 5.0
 #: Time for children to end by themselves before they are killed.
@@ -68,6 +71,13 @@ def run(config: Config, options: argparse.Namespace) -> int:
     return launcher.run(stop)
 
 
+def pause_before_start(deaths: int, *, was_up: bool) -> float:
+    """Return seconds to wait before a child is started again that died `deaths` times before."""
+    cap_s = MAX_PAUSE_S if was_up else MAX_START_PAUSE_S
+    doublings = min(deaths, 10)  # beyond every cap; a night of deaths would overflow a float
+    return min(cap_s, FIRST_PAUSE_S * 2.0**doublings) if deaths else 0.0
+
+
 def run_broker(config: Config, options: argparse.Namespace) -> int:
     """Be the broker process; says on standard output when it is up."""
     from d8mesh.nodes.broker import Broker  # the launcher starts quicker without it
@@ -99,6 +109,7 @@ class _Child:
     arguments: list[str]
     process: subprocess.Popen[str] | None = None
     started: float = 0.0
+    is_up: bool = False
     deaths: int = 0
     not_before: float = 0.0
     lines: queue.SimpleQueue[str] = field(default_factory=queue.SimpleQueue)
@@ -132,20 +143,13 @@ class _Launcher:
 
     def _look(self) -> int:
         """Start what is not running; return an exit code if there is no use in going on."""
-        code = self._tend(self._broker)
-        if code:
-            return code
-        while not self._broker.lines.empty():
-            self._ready(self._broker.lines.get())
-        if self._port:
-            code = self._tend(self._web)
-            if code:
-                return code
-            while not self._web.lines.empty():
-                self._web_ready(self._web.lines.get())
-        return 0
+        code = self._tend(self._broker, self._ready)
+        return code or (self._tend(self._web, self._web_ready) if self._port else 0)
 
-    def _tend(self, child: _Child) -> int:
+    def _tend(self, child: _Child, tell: Callable[[str], None]) -> int:
+        while not child.lines.empty():
+            child.is_up = True
+            tell(child.lines.get())
         now = time.monotonic()
         if child.process is not None:
             code = child.process.poll()
@@ -156,7 +160,7 @@ class _Launcher:
                 return code
             if now - child.started > HEALTHY_S:
                 child.deaths = 0
-            pause_s = min(MAX_PAUSE_S, FIRST_PAUSE_S * 2**child.deaths) if child.deaths else 0.0
+            pause_s = pause_before_start(child.deaths, was_up=child.is_up)
             child.deaths += 1
             child.not_before = now + pause_s
             event(
@@ -178,7 +182,7 @@ class _Launcher:
             process_group=None if sys.platform == "win32" else 0,
             creationflags=_NEW_GROUP,
         )
-        child.started = now
+        child.started, child.is_up = now, False
         threading.Thread(
             target=_pump, args=(child.process, child.lines, self._news), daemon=True
         ).start()

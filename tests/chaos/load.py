@@ -13,6 +13,7 @@ import secrets
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from d8mesh import Client, Task
 from d8mesh.config import Config
@@ -22,6 +23,9 @@ from tests.chaos.diary import Diary, fingerprint, read
 from tests.chaos.handlers import TASK_TYPE
 
 BATCH = 40
+#: So often one task of the highest priority is submitted: it shows when the mesh takes up new
+#: work, however much waits.
+PROBE_EVERY_S = 0.5
 #: A question is given up after this long; the load goes on.
 ASK_S = 3.0
 #: More than this unfinished: the mesh is behind, nothing new is submitted.
@@ -41,12 +45,15 @@ def main() -> None:
         diary.note("opened", count=len(tasks))
         for key in open_keys_of(path):
             submit_keyed(client, tasks, diary, folder, key)
-        due = time.monotonic()
+        due = probe_due = time.monotonic()
         while True:
             is_stopping = (folder / "stop").exists()
             collect(client, tasks, diary)
             if is_stopping and not tasks:
                 break
+            if not is_stopping and time.monotonic() >= probe_due:
+                submit(client, tasks, diary, folder, 1, priority=10)
+                probe_due = time.monotonic() + PROBE_EVERY_S
             if is_stopping or len(tasks) > MAX_UNFINISHED or time.monotonic() < due:
                 time.sleep(0.02)
                 continue
@@ -54,7 +61,7 @@ def main() -> None:
             count = {"": BATCH, "keyed": 1}.get(kind, wishes.BATCH)
             due = max(due + count / float(rate), time.monotonic() - 2 * BATCH / float(rate))
             if not kind:
-                submit(client, tasks, diary, folder)
+                submit(client, tasks, diary, folder, BATCH)
             elif kind == "keyed":
                 submit_keyed(client, tasks, diary, folder, secrets.token_hex(6))
             else:
@@ -92,12 +99,14 @@ def duration_ms() -> int:
     return random.randint(100, 300) if dice < 0.1 else random.randint(0, 20)
 
 
-def submit(client: Client, tasks: dict[str, Task], diary: Diary, folder: Path) -> None:
+def submit(
+    client: Client, tasks: dict[str, Task], diary: Diary, folder: Path, count: int, **options: Any
+) -> None:
     """Submit one batch and note its acknowledgement."""
     base = secrets.token_hex(6)
-    datas = [{"text": f"{base}-{n}", "ms": duration_ms(), "log": str(folder)} for n in range(BATCH)]
+    datas = [{"text": f"{base}-{n}", "ms": duration_ms(), "log": str(folder)} for n in range(count)]
     try:
-        made = client.submit_many(TASK_TYPE, datas)
+        made = client.submit_many(TASK_TYPE, datas, **options)
     except D8Error as error:
         diary.note("refused", why=str(error))
         return

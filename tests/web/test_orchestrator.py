@@ -15,6 +15,7 @@ import pytest
 from d8mesh.apps.children import Child, Children
 from d8mesh.apps.demo import free_ports
 from d8mesh.apps.status import ask
+from d8mesh.web.orchestrator import MAX_PAUSE_S, MAX_START_PAUSE_S, pause_before_start
 from tests.end_to_end.processes import until
 
 PATIENCE_S = 60.0
@@ -69,6 +70,13 @@ def test_ctrl_c_and_sigterm_end_it_in_order(children: Children, number: signal.S
     child.process.send_signal(number)
     assert child.wait(PATIENCE_S) == 0
     assert child.lines[-1] == "orchestrator stopped"
+
+
+def test_one_that_had_come_up_is_soon_back_however_often_it_died() -> None:
+    pauses = [pause_before_start(deaths, was_up=True) for deaths in range(8)]
+    assert pauses == [0.0, 0.2, 0.4, 0.8, *[MAX_PAUSE_S] * 4]
+    assert pause_before_start(8, was_up=False) == MAX_START_PAUSE_S > MAX_PAUSE_S
+    assert pause_before_start(5000, was_up=True) == MAX_PAUSE_S  # a night of a full disk
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no signals there: a death is an exit code")
