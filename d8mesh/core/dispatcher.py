@@ -42,7 +42,7 @@ from d8mesh.core.polling import Polling
 from d8mesh.core.pool import Policy, Pool
 from d8mesh.core.records import Batch, History, Totals, WorkerRecord
 from d8mesh.core.roster import Dialect, Seat
-from d8mesh.core.task import Adopted, Closed, HandoutsSettled, Pruned
+from d8mesh.core.task import Adopted, Closed, HandoutsSettled, Missed, Pruned
 from d8mesh.core.tokens import Mint
 
 #: How often leases, silences and retention are looked at.
@@ -58,6 +58,12 @@ SETTLE_S: Final = 3.0
 CLOSED_AT_ONCE: Final = 256
 #: Batches pruned in one step, so that a step does not disturb dispatch.
 PRUNE_BATCHES: Final = 200
+
+#: How often the wait for workers that are not back is noted, in leases.
+WAIT_STEP_LEASES: Final = 0.25
+#: The least that a worker gets to come back after a start, however long it was waited for
+#: before: a heartbeat, as one that lives is back in well under a second.
+MIN_GRACE_S: Final = 3.0
 
 ToWorkers = Heartbeat | Results | Release | Chunks
 ToClients = Submit | Watch | Unwatch | Listen | Ask
@@ -82,6 +88,8 @@ class Restored:
     batches: list[tuple[Batch, list[int]]] = field(default_factory=list)
     #: task id -> (attempt, worker id) of what was in somebody's hands
     in_flight: dict[str, tuple[int, str]] = field(default_factory=dict)
+    #: worker id -> seconds that earlier starts waited for it, of those that were not back since
+    waited: dict[str, float] = field(default_factory=dict)
     #: task id -> (highest attempt, what went wrong)
     troubled: dict[str, tuple[int, History]] = field(default_factory=dict)
 
@@ -117,8 +125,12 @@ class Dispatcher:
         self._next_prune = now + PRUNE_S
         self._next_settle = now + SETTLE_S
         self._settled = 0
+        #: worker id -> what it had at our start, until it is back or has been waited for enough
         self._orphans: dict[str, list[str]] = {}
-        self._grace_until = now
+        self._waited = restored.waited
+        #: the workers that the journal says are waited for
+        self._noted = set(restored.waited)
+        self._waiting_since, self._next_note = now, now + WAIT_STEP_LEASES * policy.lease_s
         self._restore(restored)
 
     # ----------------------------------------------------------------- the loop's calls
@@ -315,7 +327,7 @@ class Dispatcher:
         for client in list(pool.clients.values()):
             if self._desk.is_silent(client):
                 self._desk.leave(client)
-        if self._orphans and pool.now >= self._grace_until:
+        if self._orphans or self._noted:
             self._give_up_orphans()
         if pool.now >= self._next_settle:
             self._next_settle = pool.now + SETTLE_S
@@ -336,7 +348,7 @@ class Dispatcher:
                 task.until = min(task.until + gap_s, now + full_time_s)
         for client in self.pool.clients.values():
             client.last_heard = now
-        self._grace_until += gap_s
+        self._waiting_since += gap_s
 
     def _settle_handouts(self) -> None:
         pool = self.pool
@@ -391,7 +403,6 @@ class Dispatcher:
         self._restore_singles(restored)
         for batch in unfinished:
             self._handout.enqueue(batch)
-        self._grace_until = pool.now + pool.policy.lease_s
 
     def _restore_singles(self, restored: Restored) -> None:
         """Make objects of the tasks that are more than a number in their batch."""
@@ -432,12 +443,38 @@ class Dispatcher:
         seat = self.pool.roster.by_peer(peer)
         if seat is not None and seat.worker_id == worker_id and worker_id in self._orphans:
             self._give_up(worker_id, self._orphans.pop(worker_id), "its worker holds it no more")
+            if worker_id in self._noted:  # at once: its next grace is a whole one
+                self._note_waits()
 
     def _give_up_orphans(self) -> None:
-        """One lease after the start: what no worker came back with waits again, uncounted."""
-        orphans, self._orphans = self._orphans, {}
-        for worker_id, ids in orphans.items():
-            self._give_up(worker_id, ids, "its worker did not come back")
+        """What no worker came back with for one lease waits again, uncounted.
+
+        How long a worker was waited for is noted, as the next start goes on with that: else a
+        broker that dies more often than a lease would wait for ever for one that is dead.
+        """
+        waited_s, lease_s = self._waited_s(), self.pool.policy.lease_s
+        for worker_id in list(self._orphans):
+            grace_s = max(MIN_GRACE_S, lease_s - self._waited.get(worker_id, 0.0))
+            if waited_s >= grace_s:
+                ids = self._orphans.pop(worker_id)
+                self._give_up(worker_id, ids, "its worker did not come back")
+        is_due = bool(self._orphans) and self.pool.now >= self._next_note
+        if is_due or not self._noted <= self._orphans.keys():
+            self._note_waits()
+
+    def _waited_s(self) -> float:
+        """Return how long workers were waited for since our start, as far as we ran.
+
+        By the last tick: one after a standstill comes only behind the messages.
+        """
+        return self._last_tick - self._waiting_since
+
+    def _note_waits(self) -> None:
+        now_s = self._waited_s()
+        waited = {each: self._waited.get(each, 0.0) + now_s for each in self._orphans}
+        self.pool.record(Missed(list(waited), list(waited.values())))
+        self._noted = set(waited)
+        self._next_note = self.pool.now + WAIT_STEP_LEASES * self.pool.policy.lease_s
 
     def _give_up(self, worker_id: str, ids: Sequence[str], why: str) -> None:
         seat = self.pool.roster.seats.get(worker_id)

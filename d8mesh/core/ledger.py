@@ -27,6 +27,7 @@ from d8mesh.core.task import (
     Failed,
     HandedOut,
     HandoutsSettled,
+    Missed,
     Pruned,
     Recounted,
     Requeued,
@@ -371,8 +372,8 @@ class Ledger:
             if key is not None:
                 del self.keys[key]
 
-    def _unchanged(self, fact: Closed | HandoutsSettled) -> None:
-        """These facts tell the journal something that the ledger knows by itself."""
+    def _unchanged(self, fact: Closed | HandoutsSettled | Missed) -> None:
+        """These facts tell the journal what the ledger knows by itself, or has no use for."""
 
     def _record(self, worker_id: str) -> WorkerRecord:
         record = self.workers.get(worker_id)
@@ -401,6 +402,7 @@ class Ledger:
         Closed: _unchanged,
         Pruned: _pruned,
         HandoutsSettled: _unchanged,
+        Missed: _unchanged,
     }
 
     def check(self) -> None:

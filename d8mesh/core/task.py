@@ -233,10 +233,23 @@ class HandoutsSettled(Struct, frozen=True, gc=False):
     below: int
 
 
+class Missed(Struct, frozen=True, gc=False):
+    """All workers that a start waits for: `worker_ids[i]` for `waited_s[i]` seconds by now.
+
+    Those of earlier starts count, if the worker was not back in between. No entry: none is
+    waited for any more. It stands for all that was said before.
+    """
+
+    worker_ids: list[str]
+    waited_s: list[float]
+
+
 TaskFact: TypeAlias = (
     Due | HandedOut | Adopted | Requeued | Recounted | Completed | Failed | Cancelled
 )
-Fact: TypeAlias = Submitted | TaskFact | Enrolled | Dismissed | Closed | Pruned | HandoutsSettled
+Fact: TypeAlias = (
+    Submitted | TaskFact | Enrolled | Dismissed | Closed | Pruned | HandoutsSettled | Missed
+)
 
 _Q, _D, _R = TaskState.QUEUED, TaskState.DELAYED, TaskState.RUNNING
 

@@ -8,12 +8,21 @@ from pathlib import Path
 import pytest
 
 from d8mesh.core import messages as m
-from d8mesh.core.dispatcher import PRUNE_S, SETTLE_S, STANDSTILL_S, SWEEP_S, Dispatcher, Restored
+from d8mesh.core.dispatcher import (
+    MIN_GRACE_S,
+    PRUNE_S,
+    SETTLE_S,
+    STANDSTILL_S,
+    SWEEP_S,
+    WAIT_STEP_LEASES,
+    Dispatcher,
+    Restored,
+)
 from d8mesh.core.effects import Load, Loaded, Peer
 from d8mesh.core.ledger import Ledger
 from d8mesh.core.pool import MAX_LOADS_OF_CLIENT, Policy
 from d8mesh.core.records import History
-from d8mesh.core.task import Closed, Pruned, TaskState
+from d8mesh.core.task import Closed, Missed, Pruned, TaskState
 from tests.core.desktop import Desktop, S, beat, hello
 
 
@@ -324,3 +333,145 @@ def test_sessions_whose_tasks_are_forgotten_count_among_those_that_the_journal_n
     restored = Restored(1, bytes(32), sessions=5, accepted={S: [(0, 2), (7, 1)]})
     dispatcher = Dispatcher(Policy(broker_id="o", mesh="m"), restored, lambda: 0.5)
     assert dispatcher.pool.ledger.forgotten_sessions == 4
+
+
+LEASE_S = Policy(broker_id="o", mesh="m").lease_s
+
+
+def in_hand(desk: Desktop, *names: str) -> dict[str, dict[str, bytes]]:
+    """Have each of these workers hold one task, known on disk; return worker -> what it holds."""
+    client, held = desk.client(), dict[str, dict[str, bytes]]()
+    for name in names:
+        worker = desk.worker(name)
+        desk.submit(client)
+        held[name] = desk.work(worker)
+        assert held[name]
+    return held
+
+
+def waits(desk: Desktop, task: dict[str, bytes], most_s: float = 30.0) -> float:
+    """Return how long it takes until the task of a worker that is away waits again."""
+    (task_id,), start = task, desk.now
+    while desk.ledger.state_of(task_id) is TaskState.RUNNING:
+        assert desk.now - start < most_s
+        desk.pass_time(0.1, step=0.1)
+    return desk.now - start
+
+
+@pytest.mark.parametrize("lives", [(9.0,), (4.0, 4.0), (2.6, 2.6, 2.6), (1.0, 8.0, 2.0)])
+def test_the_wait_for_a_worker_that_is_away_goes_on_after_a_restart(
+    desk: Desktop, lives: tuple[float, ...]
+) -> None:
+    """A step of each life may be missing in what is noted."""
+    task = in_hand(desk, "w")["w"]
+    for life_s in lives:
+        desk.restart()
+        desk.pass_time(life_s)
+        assert desk.ledger.state_of(*task) is TaskState.RUNNING
+    desk.restart()
+    lost_s = len(lives) * (WAIT_STEP_LEASES * LEASE_S + SWEEP_S)
+    total_s = sum(lives) + waits(desk, task)
+    assert LEASE_S <= total_s <= LEASE_S + max(lost_s, MIN_GRACE_S) + 2 * SWEEP_S
+    assert total_s < LEASE_S + sum(lives)  # not a whole lease after the last start
+    assert desk.ledger.tasks[next(iter(task))].history is None
+
+
+def test_a_broker_that_dies_again_and_again_gives_a_dead_worker_up(desk: Desktop) -> None:
+    (task_id,) = in_hand(desk, "w")["w"]
+    lives = 0
+    while desk.ledger.state_of(task_id) is TaskState.RUNNING:
+        desk.restart()
+        desk.pass_time(MIN_GRACE_S + 2 * SWEEP_S)
+        lives += 1
+        assert lives <= 4
+    assert list(desk.work(desk.worker("v"))) == [task_id]
+
+
+def test_however_long_a_worker_was_waited_for_it_may_come_back_after_a_start(
+    desk: Desktop,
+) -> None:
+    task = in_hand(desk, "w")["w"]
+    desk.restart()
+    desk.pass_time(LEASE_S - 0.1)
+    desk.restart()
+    desk.pass_time(MIN_GRACE_S - 0.1)
+    assert desk.ledger.state_of(*task) is TaskState.RUNNING
+    back = desk.worker("w", held=task)
+    assert desk.got(back, m.Welcome)[0].dropped_ids == []
+    desk.pass_time(SWEEP_S)
+    assert desk.ledger.state_of(*task) is TaskState.RUNNING
+
+
+def test_a_worker_that_was_back_has_its_whole_grace_after_the_next_start(desk: Desktop) -> None:
+    """Also if the broker dies with the HELLO; who was not back has been waited for."""
+    held = in_hand(desk, "w", "v")
+    desk.restart()
+    desk.pass_time(6)
+    desk.worker("w", held=held["w"])
+    desk.restart()
+    start = desk.now
+    assert waits(desk, held["v"]) < LEASE_S - 6 + WAIT_STEP_LEASES * LEASE_S
+    assert desk.ledger.state_of(*held["w"]) is TaskState.RUNNING
+    assert waits(desk, held["w"]) >= LEASE_S - (desk.now - start)
+
+
+def test_after_it_was_given_up_the_wait_for_a_worker_begins_anew(desk: Desktop) -> None:
+    held = in_hand(desk, "w")["w"]
+    desk.restart()
+    assert waits(desk, held) >= LEASE_S
+    held = desk.work(desk.worker("w", boot="b2"))
+    desk.restart()
+    assert waits(desk, held) >= LEASE_S
+
+
+def test_a_start_at_which_nothing_is_in_hand_forgets_who_was_waited_for(desk: Desktop) -> None:
+    (task_id,) = in_hand(desk, "w")["w"]
+    desk.restart()
+    desk.pass_time(8)
+    assert desk.ask(desk.client(), "cancel", id=task_id).code == ""
+    desk.restart()
+    worker = desk.worker("w", boot="b2")  # before the first sweep: in one wake-up with it
+    desk.submit(desk.client())
+    held = desk.work(worker)
+    desk.restart()
+    assert waits(desk, held) >= LEASE_S
+
+
+def test_nothing_is_noted_of_workers_that_are_back_at_once_or_hold_nothing(desk: Desktop) -> None:
+    held = in_hand(desk, "w")["w"]
+    idle = desk.worker("idle")
+    desk.say(idle, m.Goodbye("done"))
+    desk.restart()
+    desk.pass_time(1)
+    back = desk.worker("w", held=held)
+    for _ in range(5):
+        desk.pass_time(3)
+        desk.say(back, beat(list(held), 0))
+    desk.finish(back, held)
+    desk.restart()
+    desk.pass_time(12)
+    assert not [fact for fact in desk.facts if isinstance(fact, Missed)]
+
+
+def test_a_wait_is_noted_each_quarter_of_a_lease_and_no_longer_than_it_lasts(desk: Desktop) -> None:
+    in_hand(desk, "w", "v")
+    desk.restart()
+    desk.pass_time(60)
+    notes = [fact for fact in desk.facts if isinstance(fact, Missed)]
+    assert len(notes) <= 1 / WAIT_STEP_LEASES + 1
+    assert (notes[-1].worker_ids, notes[-1].waited_s) == ([], [])
+    for number, note in enumerate(notes[:-1], 1):
+        assert note.worker_ids == ["w", "v"]
+        step_s = WAIT_STEP_LEASES * LEASE_S
+        assert all(number * step_s <= each <= LEASE_S for each in note.waited_s)
+
+
+def test_while_the_broker_stands_still_nobody_is_waited_for(desk: Desktop) -> None:
+    """Also when a HELLO is the first thing that it hears after it."""
+    held = in_hand(desk, "w", "v")
+    desk.restart()
+    desk.pass_time(3)
+    desk.now += 60
+    desk.say(Peer(b"back", "10.0.0.1"), hello("w", held=held["w"]))
+    desk.restart()
+    assert waits(desk, held["v"]) >= LEASE_S - 3 - SWEEP_S

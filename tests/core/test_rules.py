@@ -465,6 +465,7 @@ class Histories(RuleBasedStateMachine):
         assert restored.totals == ledger.totals
         assert restored.kept_finished == ledger.kept_finished
         assert restored.keys == ledger.keys
+        assert restored.waited.keys() == self.desk.dispatcher._noted
         for task_id, task in ledger.tasks.items():
             history = task.history or History()
             _, stored = restored.troubled.get(task_id, (0, History()))

@@ -22,6 +22,7 @@ from d8mesh.core.task import (
     Failed,
     HandedOut,
     HandoutsSettled,
+    Missed,
     Pruned,
     Requeued,
     Spec,
@@ -141,6 +142,38 @@ def test_who_had_what_comes_back_until_it_is_settled(journal: Journal) -> None:
     assert restored.next_handout == 3
     opened = again(opened, HandoutsSettled(2))
     assert opened.restore().in_flight == {ids[2]: (1, "b")}
+    opened.close()
+
+
+def test_how_long_absent_workers_were_waited_for_comes_back_until_it_is_of_no_use(
+    journal: Journal,
+) -> None:
+    opened = again(journal, Missed(["a", "b"], [2.5, 7.5]))
+    assert opened.restore().waited == {"a": 2.5, "b": 7.5}
+    opened = again(opened)  # a start alone forgets nothing: the brain says what it is worth
+    assert opened.restore().waited == {"a": 2.5, "b": 7.5}
+    opened = again(opened, Missed(["a"], [5.0]), Missed(["b"], [10.0]))
+    assert opened.restore().waited == {"b": 10.0}
+    opened = again(opened, Missed([], []))
+    assert opened.restore().waited == {}
+    opened.close()
+
+
+def test_a_file_that_says_nothing_of_absent_workers_has_none(journal: Journal, file: Path) -> None:
+    opened = again(journal, batch(0, 1))
+    names = {row[0] for row in opened._db.execute("SELECT name FROM meta")}
+    assert "waited" not in names
+    assert opened.restore().waited == {}
+    opened.close()
+
+
+def test_the_wait_of_a_commit_that_failed_is_not_written(journal: Journal, file: Path) -> None:
+    journal.append([batch(0, 1), Missed(["a"], [2.5])])
+    with pytest.raises(JournalError):
+        journal.append([batch(0, 1), Missed(["a"], [5.0])])
+    journal.close()
+    opened = Journal(file)
+    assert opened.restore().waited == {"a": 2.5}
     opened.close()
 
 

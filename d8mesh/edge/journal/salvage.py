@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from d8mesh.core.pages import Found, Pages, Row, Trees, Value
+from d8mesh.edge.journal.schema import WAITED
 
 #: The tables with row ids, in the order of reading: what explains the others comes first.
 TABLES: Final = (
@@ -36,7 +37,7 @@ INDEXES: Final = {
     "sqlite_autoindex_batches_1": "batch starts",
     "bad_outcomes": "bad outcomes",
 }
-META_NAMES: Final = frozenset({"schema", "epoch", "secret", "broker_id", "created_at"})
+META_NAMES: Final = frozenset({"schema", "epoch", "secret", "broker_id", "created_at", WAITED})
 _SESSION: Final = re.compile(r"[0-9a-v]{16}", re.ASCII)
 #: Rows between two words of progress.
 _STEP: Final = 50_000

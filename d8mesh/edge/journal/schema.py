@@ -22,6 +22,9 @@ NOTE_SUFFIX: Final = ".recovering"
 COUNTER_BITS: Final = 40
 #: Tombstones of pruned batches kept, so that their tasks answer "pruned" and not "unknown".
 MAX_TOMBSTONES: Final = 1_000_000
+#: In `meta`: how long workers were waited for that are not back since a start, worker -> seconds.
+#: A file without it has none.
+WAITED: Final = "waited"
 Value: TypeAlias = int | float | str | bytes | None
 Row: TypeAlias = tuple[object, ...]
 

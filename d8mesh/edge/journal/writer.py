@@ -33,6 +33,7 @@ from d8mesh.core.task import (
     Failed,
     HandedOut,
     HandoutsSettled,
+    Missed,
     Pruned,
     Recounted,
     Requeued,
@@ -56,6 +57,7 @@ from d8mesh.edge.journal.schema import (
     MAX_TOMBSTONES,
     SCHEMA,
     SCHEMA_VERSION,
+    WAITED,
     Runs,
     Value,
     at_once,
@@ -294,6 +296,10 @@ class Journal:
     def _settled(self, facts: list[HandoutsSettled]) -> None:
         self._db.execute("DELETE FROM handouts WHERE number < ?", (facts[-1].below,))
 
+    def _missed(self, facts: list[Missed]) -> None:
+        waited = _encode(dict(zip(facts[-1].worker_ids, facts[-1].waited_s, strict=True)))
+        self._db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (WAITED, waited))
+
     def _pruned(self, facts: list[Pruned]) -> None:
         for fact in facts:
             for session, n, count in fact.batches:
@@ -480,5 +486,6 @@ _WRITERS: Final[dict[type, Callable[..., None]]] = {
     Dismissed: Journal._dismissed,
     Closed: Journal._closed,
     HandoutsSettled: Journal._settled,
+    Missed: Journal._missed,
     Pruned: Journal._pruned,
 }

@@ -19,6 +19,7 @@ from d8mesh.core.task import (
     Fact,
     Failed,
     HandedOut,
+    Missed,
     Pruned,
     Requeued,
     Spec,
@@ -308,6 +309,23 @@ def test_commits_in_the_log_are_saved_too(tmp_path: Path) -> None:
         log_bytes,
     )
     assert judge(world, path, report) > 0.9 * (len(world.data) - len(world.pruned))
+
+
+def test_after_a_recovery_no_worker_has_been_waited_for(tmp_path: Path) -> None:
+    path = tmp_path / "journal.db"
+    world = fill(path, seed=5)
+    journal = Journal(path)
+    journal.append([Missed(["w1"], [7.5])])
+    journal._db.execute("UPDATE meta SET value = substr(value, 2) WHERE name = 'waited'")
+    with pytest.raises(JournalBrokenError):
+        journal.restore()
+    journal.close()
+    report = recover(path, silent)
+    assert report.tables["meta"].damaged == 0
+    assert judge(world, path, report) == len(world.data) - len(world.pruned)
+    journal = Journal(path)
+    assert journal.restore().waited == {}
+    journal.close()
 
 
 def test_a_sound_journal_is_left_alone(tmp_path: Path) -> None:
