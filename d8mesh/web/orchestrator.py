@@ -34,7 +34,7 @@ FIRST_PAUSE_S: Final = 0.1
 #: The cap for one that had come up: everybody waits for it, and each start costs half a second.
 MAX_PAUSE_S: Final = 1.0
 #: The cap for one that did not even come up (its disk is full): trying more often helps nobody.
-MAX_START_PAUSE_S: Final = 5.0
+MAX_START_PAUSE_S: Final = 2.0
 #: A child that ran this long is healthy: after its next death it is back at once again.
 HEALTHY_S: Final = 5.0
 #: Time for children to end by themselves before they are killed.

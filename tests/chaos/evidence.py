@@ -46,6 +46,8 @@ class Evidence:
     starts: dict[str, list[tuple[float, int]]] = field(default_factory=lambda: defaultdict(list))
     #: (process id, id) -> when its execution ended
     ends: dict[tuple[int, str], float] = field(default_factory=dict)
+    #: (when, which start of the broker had handed it out) of each execution in a mesh worker
+    handed: list[tuple[float, int]] = field(default_factory=list)
     refused: Counter[str] = field(default_factory=Counter)
 
 
@@ -68,13 +70,20 @@ def evidence_of(log: Path) -> Evidence:
     for path in log.glob("runs-*.jsonl"):
         pid = int(path.stem.partition("-")[2])
         for row in read(path):
-            if row["e"] == "start":
-                found.starts[row["id"]].append((row["at"], pid))
-            else:
-                found.ends[pid, row["id"]] = row["at"]
+            _executed(found, row, pid)
     for starts in found.starts.values():
         starts.sort()
+    found.handed.sort()
     return found
+
+
+def _executed(found: Evidence, row: dict[str, Any], pid: int) -> None:
+    if row["e"] == "end":
+        found.ends[pid, row["id"]] = row["at"]
+        return
+    found.starts[row["id"]].append((row["at"], pid))
+    if row.get("epoch"):
+        found.handed.append((row["at"], row["epoch"]))
 
 
 def _acked(found: Evidence, row: dict[str, Any]) -> None:

@@ -9,15 +9,21 @@ import time
 from pathlib import Path
 
 from d8mesh import TaskContext, Worker
+from d8mesh.nodes.worker.slots import Context
 from tests.chaos.diary import Diary, digest
 
 TASK_TYPE = "chaos_digest"
 
 
-def run_one(data: dict[str, object], task_id: str, attempt: int) -> dict[str, object]:
-    """Return the text, its digest, and a nonce that no other execution has."""
+def run_one(
+    data: dict[str, object], task_id: str, attempt: int, epoch: int = 0
+) -> dict[str, object]:
+    """Return the text, its digest, and a nonce that no other execution has.
+
+    `epoch`: which start of the broker handed it out, if that is known.
+    """
     diary = _diary(str(data["log"]))
-    diary.note("start", id=task_id, n=attempt)
+    diary.note("start", id=task_id, n=attempt, epoch=epoch)
     time.sleep(float(str(data["ms"])) / 1000)
     text = str(data["text"])
     result: dict[str, object] = {"text": text, "sha": digest(text), "nonce": secrets.token_hex(6)}
@@ -27,7 +33,9 @@ def run_one(data: dict[str, object], task_id: str, attempt: int) -> dict[str, ob
 
 def chaos_digest(data: dict[str, object], context: TaskContext) -> object:
     """Run in a mesh worker."""
-    return run_one(data, context.task_id, context.attempt)
+    assert isinstance(context, Context)
+    epoch = int.from_bytes(context._attempt[5][:4], "big")  # see `core/tokens`
+    return run_one(data, context.task_id, context.attempt, epoch)
 
 
 def register(worker: Worker) -> None:

@@ -7,8 +7,11 @@ beside which nothing else kept the orchestrator, or the clients, from working.
 from __future__ import annotations
 
 import bisect
+import re
 import statistics
+import time
 from collections.abc import Iterable
+from datetime import datetime
 from pathlib import Path
 from typing import Final
 
@@ -32,8 +35,10 @@ _OF_ORCHESTRATOR: Final = (
 _OF_MACHINES: Final = ("partition", "link down")
 
 
-def figures(evidence: Evidence, happened: list[Happening], log: Path) -> dict[str, object]:
-    """Return the figures, by name."""
+def figures(
+    evidence: Evidence, happened: list[Happening], log: Path, broker_log: Path
+) -> dict[str, object]:
+    """Return the figures, by name; `log`: the diaries' folder."""
     workers = len({name for name, _ in _started(log) if name.startswith("worker")})
     central = (0, workers + 1, workers + 2)  # the orchestrator's machine and the clients'
 
@@ -46,7 +51,8 @@ def figures(evidence: Evidence, happened: list[Happening], log: Path) -> dict[st
         return [took for fault, took in rows if not _beside(fault, took, faults)]
 
     rerun = reruns(evidence, happened)
-    back = first_handouts(evidence, happened)
+    back = first_handouts(evidence, happened, brokers_up(broker_log))
+    taken_up = first_new_tasks(evidence, happened)
     pids = [pid for name, pid in _started(log) if name.startswith("worker")]
     ends = {row["pid"]: row["at"] for row in read(log / "events.jsonl") if row["e"] == "ended"}
     moved = workers_back(evidence, happened, pids, ends)
@@ -57,6 +63,8 @@ def figures(evidence: Evidence, happened: list[Happening], log: Path) -> dict[st
         "dead_worker_to_rerun_all_s": spread([took for _, took in rerun]),
         "orchestrator_kill_to_handout_alone_s": spread(alone(back, central_faults)),
         "orchestrator_kill_to_handout_all_s": spread([took for _, took in back]),
+        "orchestrator_kill_to_new_task_alone_s": spread(alone(taken_up, central_faults)),
+        "orchestrator_kill_to_new_task_all_s": spread([took for _, took in taken_up]),
         "new_address_to_workers_back_alone_s": spread(alone(moved, cuts)),
         "new_address_to_workers_back_all_s": spread([took for _, took in moved]),
     }
@@ -77,7 +85,34 @@ def reruns(evidence: Evidence, happened: list[Happening]) -> list[tuple[Happenin
     return found
 
 
-def first_handouts(evidence: Evidence, happened: list[Happening]) -> list[tuple[Happening, float]]:
+def brokers_up(log: Path) -> list[tuple[float, int]]:
+    """Return when each broker was up (monotonic seconds), and its epoch, from its own log."""
+    if not log.exists():
+        return []
+    shift_s = time.time() - time.monotonic()
+    found = re.findall(r"^(\S+) .* broker\.up .*epoch=(\d+)", log.read_text("utf-8"), re.MULTILINE)
+    return [(datetime.fromisoformat(at).timestamp() - shift_s, int(epoch)) for at, epoch in found]
+
+
+def first_handouts(
+    evidence: Evidence, happened: list[Happening], ups: list[tuple[float, int]]
+) -> list[tuple[Happening, float]]:
+    """Return seconds from each kill of a broker to the start of what a later one handed out.
+
+    Workers go on with what they had from the one that was killed: that does not count.
+    """
+    found = []
+    for kill in happened:
+        if kill.kind.startswith(("kill broker", "kill orchestrator")):
+            killed = max((epoch for at, epoch in ups if at <= kill.at), default=0)
+            after = evidence.handed[bisect.bisect(evidence.handed, (kill.at, 0)) :]
+            first = next((at for at, epoch in after if epoch > killed), None)
+            if first is not None:
+                found.append((kill, first - kill.at))
+    return found
+
+
+def first_new_tasks(evidence: Evidence, happened: list[Happening]) -> list[tuple[Happening, float]]:
     """Return seconds from each kill of a broker to the first start of a task accepted after."""
     firsts = sorted(
         (starts[0][0], evidence.acked[task_id][1])

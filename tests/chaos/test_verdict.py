@@ -200,3 +200,26 @@ def test_a_rerun_is_timed_from_the_death_of_its_worker(folder: Path) -> None:
     table = verdict(folder, [Happening("kill worker", 6.0, [78])])
     assert str(table["dead_worker_to_rerun_alone_s"]).startswith("n 1, p50 3.00")
     assert table["extra_executions"] == 2
+
+
+def test_what_a_later_broker_handed_out_counts_and_not_what_a_worker_still_had(
+    folder: Path,
+) -> None:
+    write(folder, results={n: result_of(f"b-{n}") for n in range(3)})
+    rows = [(5.0, 3), (6.5, 3), (7.25, 4), (8.0, 4)]
+    (folder / "log" / "runs-78.jsonl").write_text(
+        "".join(
+            f'{{"e": "start", "at": {at}, "id": "{SESSION}-1", "epoch": {epoch}}}\n'
+            for at, epoch in rows
+        ),
+        "utf-8",
+    )
+    log = folder / "orchestrator" / "logs" / "broker.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    boot = time.time() - time.monotonic()
+    for at, epoch in ((4.0, 3), (7.0, 4)):
+        word = datetime.fromtimestamp(boot + at, UTC).isoformat()
+        with log.open("a", encoding="utf-8") as file:
+            file.write(f"{word} INFO broker[1] broker.up port=1 epoch={epoch}\n")
+    table = verdict(folder, [Happening("kill broker", 6.0, [9])])
+    assert str(table["orchestrator_kill_to_handout_all_s"]).startswith("n 1, p50 1.25")

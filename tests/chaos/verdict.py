@@ -76,7 +76,9 @@ def judge(folder: Path, happened: list[Happening], *, is_drained: bool) -> dict[
         "named_points_reached": f"{len(named)} of {sum(map(len, POINTS.values()))}",
         "partitions_pauses": sum(n for kind, n in kinds.items() if is_cut(kind)),
         "events": dict(sorted(kinds.items())),
-        **recovery.figures(evidence, happened, folder / "log"),
+        **recovery.figures(
+            evidence, happened, folder / "log", folder / "orchestrator" / "logs" / "broker.log"
+        ),
     }
 
 
