@@ -168,7 +168,9 @@ class Journal:
         if late:
             done: set[str] = set()
             if any(len(fact.ids) == 1 for fact in late):
-                done.update(*(fact.ids for kind in ENDS for fact in kinds.get(kind, ())))
+                for kind in ENDS:
+                    for fact in kinds.get(kind, ()):
+                        done.update(fact.ids)
             now += [fact for fact in late if len(fact.ids) > 1 or fact.ids[0] not in done]
         return now
 
@@ -227,7 +229,9 @@ class Journal:
         self._insert("outcomes", values, width=7)
         total = sum(done.values())
         self._db.execute("UPDATE totals SET completed = completed + ?", (total,))
-        counts: list[Value] = [value for pair in done.items() for value in pair]
+        counts: list[Value] = []
+        for pair in done.items():
+            counts += pair
         self._in_chunks(completed_sql, counts, width=2)
 
     def _failed(self, facts: list[Failed]) -> None:
@@ -430,7 +434,10 @@ class Journal:
 
     def _insert(self, table: str, values: list[Value], *, width: int) -> None:
         """Insert rows of `width` columns given as one flat list."""
-        self._in_chunks(partial(insert_sql, table, width), values, width=width)
+        if len(values) == width:  # what a lone task writes
+            self._db.execute(insert_sql(table, width, 1), values)
+        else:
+            self._in_chunks(partial(insert_sql, table, width), values, width=width)
 
     def _in_chunks(self, sql: Callable[[int], str], values: list[Value], *, width: int) -> None:
         """Run multi-row statements, `sql` of the number of rows, over one flat list of values."""
