@@ -53,8 +53,12 @@ def _chunks_agree(message: m.Chunks) -> bool:
 
 
 def _submit_is_bounded(message: m.Submit) -> bool:
-    count = sum(len(group.payloads) for group in message.groups)
-    return count <= m.MAX_BATCH_TASKS and all(group.payloads for group in message.groups)
+    count = 0
+    for group in message.groups:
+        if not group.payloads:
+            return False
+        count += len(group.payloads)
+    return count <= m.MAX_BATCH_TASKS
 
 
 def _work_agrees(message: m.Work) -> bool:

@@ -117,8 +117,11 @@ class Ledger:
 
     def batch_at(self, session: str, first: int) -> Batch | None:
         """Return the open batch that starts at `first`."""
-        found = self.find(f"{session}-{first}")
-        return found[0] if found and found[1] == 0 else None
+        held = self._batches.get(session, [])
+        if held and held[-1][0] == first:  # the newest: it has just come in
+            return held[-1][1]
+        at = bisect_right(held, first, key=_first_of) - 1
+        return held[at][1] if at >= 0 and held[at][0] == first else None
 
     # ------------------------------------------------------- making tasks objects
 
