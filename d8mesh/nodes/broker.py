@@ -169,8 +169,8 @@ class Broker:
         received = self._router.receive(MAX_DRAIN)
         if not received:  # what came during a commit needs no poll, which costs more than this
             due = min(dispatcher.next_deadline(), self._owed_until)
-            self._loop.wait(max(0.0, due - time.monotonic()))
-            received = self._router.receive(MAX_DRAIN)
+            is_readable = self._loop.wait(max(0.0, due - time.monotonic()))
+            received = self._router.receive(MAX_DRAIN, is_readable=is_readable)
         now = time.monotonic()
         effects: list[Effect] = []
         for routing_id, address, frame in received:
@@ -198,24 +198,29 @@ class Broker:
 
     def _perform(self, effects: Sequence[Effect]) -> None:
         """Send what promises nothing, commit, send the rest, then ask the journal."""
-        facts = [effect.fact for effect in effects if type(effect) is Record]
-        sends = [effect for effect in effects if type(effect) is Send]
+        facts: list[Fact] = []
+        waiting: list[Send] = []
+        loads: list[Load] = []
         follow_ups: list[Effect] = []
-        for send in sends:
-            if not send.waits:
-                follow_ups += self._send(send)
+        for effect in effects:
+            if type(effect) is Record:
+                facts.append(effect.fact)
+            elif type(effect) is not Send:
+                loads.append(effect)
+            elif effect.waits:
+                waiting.append(effect)
+            else:
+                follow_ups += self._send(effect)
         if facts:
             passed("broker.before_commit")
             self._commit(facts)
             passed("broker.after_commit")
-        for send in sends:
-            if send.waits:
-                follow_ups += self._send(send)
-                passed("broker.between_sends")
+        for send in waiting:
+            follow_ups += self._send(send)
+            passed("broker.between_sends")
         passed("broker.after_sends")
-        for effect in effects:
-            if type(effect) is Load:
-                self._questions.ask(effect)
+        for load in loads:
+            self._questions.ask(load)
         if follow_ups:  # only now: their facts stand on those of this batch
             self._perform(follow_ups)
 
