@@ -205,11 +205,11 @@ class Broker:
         for effect in effects:
             if type(effect) is Record:
                 facts.append(effect.fact)
-            elif type(effect) is not Send:
+            elif type(effect) is Load:
                 loads.append(effect)
-            elif effect.waits:
+            elif type(effect) is Send and effect.waits:
                 waiting.append(effect)
-            else:
+            elif type(effect) is Send:
                 follow_ups += self._send(effect)
         if facts:
             passed("broker.before_commit")
