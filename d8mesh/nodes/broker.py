@@ -198,29 +198,24 @@ class Broker:
 
     def _perform(self, effects: Sequence[Effect]) -> None:
         """Send what promises nothing, commit, send the rest, then ask the journal."""
-        facts: list[Fact] = []
-        waiting: list[Send] = []
-        loads: list[Load] = []
+        facts = [effect.fact for effect in effects if type(effect) is Record]
+        sends = [effect for effect in effects if type(effect) is Send]
         follow_ups: list[Effect] = []
-        for effect in effects:
-            if type(effect) is Record:
-                facts.append(effect.fact)
-            elif type(effect) is Load:
-                loads.append(effect)
-            elif type(effect) is Send and effect.waits:
-                waiting.append(effect)
-            elif type(effect) is Send:
-                follow_ups += self._send(effect)
+        for send in sends:
+            if not send.waits:
+                follow_ups += self._send(send)
         if facts:
             passed("broker.before_commit")
             self._commit(facts)
             passed("broker.after_commit")
-        for send in waiting:
-            follow_ups += self._send(send)
-            passed("broker.between_sends")
+        for send in sends:
+            if send.waits:
+                follow_ups += self._send(send)
+                passed("broker.between_sends")
         passed("broker.after_sends")
-        for load in loads:
-            self._questions.ask(load)
+        for effect in effects:
+            if type(effect) is Load:
+                self._questions.ask(effect)
         if follow_ups:  # only now: their facts stand on those of this batch
             self._perform(follow_ups)
 
