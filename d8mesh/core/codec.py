@@ -18,12 +18,8 @@ from d8mesh.errors import ProtocolError
 _M = TypeVar("_M")
 Decode: TypeAlias = Callable[[bytes | memoryview], _M]
 
-_encoder: Final = msgspec.msgpack.Encoder()
-
-
-def encode(message: m.Message) -> bytes:
-    """Return the one frame of `message`."""
-    return _encoder.encode(message)
+#: Returns the one frame of a message.
+encode: Final[Callable[[m.Message], bytes]] = msgspec.msgpack.Encoder().encode
 
 
 def _decoder(kind: type[_M], *, name: str) -> Decode[_M]:

@@ -219,7 +219,10 @@ class Ledger:
 
     def accept(self, session: str, first: int, count: int) -> None:
         """Remember that these ids are used up."""
-        self.accepted.setdefault(session, Ranges()).add(first, count)
+        used = self.accepted.get(session)
+        if used is None:
+            used = self.accepted[session] = Ranges()
+        used.add(first, count)
 
     def _take_in(self, batch: Batch) -> None:
         self.accept(batch.session, batch.first, batch.count)
