@@ -19,6 +19,8 @@ from d8mesh.core.task import TaskState
 #: Every 16th hand-out goes below the highest priority (`promises.md` rule 4).
 AGEING_PERIOD: Final = 16
 UNLIMITED: Final = 2**31
+#: Lanes kept though they are empty: where tasks come one by one, the next is of the same type.
+KEPT_LANES: Final = 16
 #: Batches whose payloads are asked for ahead of their turn, so that loading overlaps work.
 LOAD_AHEAD_BATCHES: Final = 32
 
@@ -47,7 +49,7 @@ class Lane:
     def __init__(self, key: LaneKey) -> None:
         self.key = key
         self.mask = 0  #: bit p is set when priority p has tasks
-        # By priority, made when needed: each lone task makes a lane, which goes with it.
+        # By priority, made when needed: types come from callers, and most use one priority.
         self._fresh: defaultdict[int, deque[Batch]] = defaultdict(deque)
         self._retried: defaultdict[int, deque[Task]] = defaultdict(deque)
 
@@ -122,9 +124,10 @@ class ReadyQueue:
         self._lane(task.batch).put_task(task)
 
     def drop_empty(self) -> None:
-        """Forget lanes without tasks: types come from callers and must not pile up."""
-        for key in [key for key, lane in self.lanes.items() if not lane.mask]:
-            del self.lanes[key]
+        """Forget lanes without tasks if there are many: types come from callers."""
+        if len(self.lanes) > KEPT_LANES:
+            for key in [key for key, lane in self.lanes.items() if not lane.mask]:
+                del self.lanes[key]
 
     def choose(self, lanes: list[Lane]) -> Turn | None:
         """Return whose turn it is among `lanes`, or None if nothing waits there."""
