@@ -18,12 +18,8 @@ from d8mesh.errors import ProtocolError
 _M = TypeVar("_M")
 Decode: TypeAlias = Callable[[bytes | memoryview], _M]
 
-_encoder: Final = msgspec.msgpack.Encoder()
-
-
-def encode(message: m.Message) -> bytes:
-    """Return the one frame of `message`."""
-    return _encoder.encode(message)
+#: Returns the one frame of a message.
+encode: Final[Callable[[m.Message], bytes]] = msgspec.msgpack.Encoder().encode
 
 
 def _decoder(kind: type[_M], *, name: str) -> Decode[_M]:
@@ -53,8 +49,12 @@ def _chunks_agree(message: m.Chunks) -> bool:
 
 
 def _submit_is_bounded(message: m.Submit) -> bool:
-    count = sum(len(group.payloads) for group in message.groups)
-    return count <= m.MAX_BATCH_TASKS and all(group.payloads for group in message.groups)
+    count = 0
+    for group in message.groups:
+        if not group.payloads:
+            return False
+        count += len(group.payloads)
+    return count <= m.MAX_BATCH_TASKS
 
 
 def _work_agrees(message: m.Work) -> bool:

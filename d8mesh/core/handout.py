@@ -215,7 +215,7 @@ class Handout:
     def assign(self) -> None:
         """Hand out what waits to whoever is free, in the order of the queue."""
         pool = self._pool
-        if not pool.queue.lanes or not pool.roster.free or pool.is_draining:
+        if not pool.ledger.queued or not pool.roster.free or pool.is_draining:
             return
         self._shares.clear()
         lanes = [

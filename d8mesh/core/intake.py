@@ -34,11 +34,13 @@ class Intake:
     def submit(self, client: ClientSeat, message: Submit) -> None:
         """Accept the tasks of `message`, or refuse them as a whole with the reason."""
         pool = self._pool
-        count = sum(len(group.payloads) for group in message.groups)
+        count = size = 0
+        for group in message.groups:
+            count += len(group.payloads)
+            size += sum(map(len, group.payloads))
         try:
             repeat = self._repeat(client, message, count)
             if repeat is None:
-                size = sum(sum(map(len, group.payloads)) for group in message.groups)
                 self.check_room(count, size, session=client.session)
         except TaskRejectedError as error:
             pool.reject(error.code)

@@ -118,8 +118,11 @@ class Ledger:
 
     def batch_at(self, session: str, first: int) -> Batch | None:
         """Return the open batch that starts at `first`."""
-        found = self.find(f"{session}-{first}")
-        return found[0] if found and found[1] == 0 else None
+        held = self._batches.get(session, [])
+        if held and held[-1][0] == first:  # the newest: it has just come in
+            return held[-1][1]
+        at = bisect_right(held, first, key=_first_of) - 1
+        return held[at][1] if at >= 0 and held[at][0] == first else None
 
     # ------------------------------------------------------- making tasks objects
 
@@ -217,7 +220,10 @@ class Ledger:
 
     def accept(self, session: str, first: int, count: int) -> None:
         """Remember that these ids are used up."""
-        self.accepted.setdefault(session, Ranges()).add(first, count)
+        used = self.accepted.get(session)
+        if used is None:
+            used = self.accepted[session] = Ranges()
+        used.add(first, count)
 
     def _take_in(self, batch: Batch) -> None:
         self.accept(batch.session, batch.first, batch.count)

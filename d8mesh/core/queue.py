@@ -8,7 +8,7 @@ An index over the ledger: it changes no task.
 
 from __future__ import annotations
 
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Iterator
 from itertools import islice
 from typing import Final, NamedTuple
@@ -16,10 +16,11 @@ from typing import Final, NamedTuple
 from d8mesh.core.records import Batch, Task
 from d8mesh.core.task import TaskState
 
-PRIORITIES: Final = 11  # index 0 is unused: priorities are 1 to 10
 #: Every 16th hand-out goes below the highest priority (`promises.md` rule 4).
 AGEING_PERIOD: Final = 16
 UNLIMITED: Final = 2**31
+#: Lanes kept though they are empty: where tasks come one by one, the next is of the same type.
+KEPT_LANES: Final = 16
 #: Batches whose payloads are asked for ahead of their turn, so that loading overlaps work.
 LOAD_AHEAD_BATCHES: Final = 32
 
@@ -48,8 +49,9 @@ class Lane:
     def __init__(self, key: LaneKey) -> None:
         self.key = key
         self.mask = 0  #: bit p is set when priority p has tasks
-        self._fresh: list[deque[Batch]] = [deque() for _ in range(PRIORITIES)]
-        self._retried: list[deque[Task]] = [deque() for _ in range(PRIORITIES)]
+        # By priority, made when needed: types come from callers, and most use one priority.
+        self._fresh: defaultdict[int, deque[Batch]] = defaultdict(deque)
+        self._retried: defaultdict[int, deque[Task]] = defaultdict(deque)
 
     def put_batch(self, batch: Batch) -> None:
         """Queue the fresh tasks of `batch` behind those of their priority."""
@@ -63,7 +65,7 @@ class Lane:
 
     def retried(self, priority: int, limit: int) -> list[Task]:
         """Return up to `limit` waiting single tasks of `priority`, without taking them."""
-        waiting = self._retried[priority]
+        waiting = self._retried.get(priority)
         if not waiting:
             return []
         while waiting and waiting[0].state is not TaskState.QUEUED:
@@ -77,7 +79,7 @@ class Lane:
 
     def head(self, priority: int) -> Batch | None:
         """Return the batch whose turn it is, or None."""
-        fresh = self._fresh[priority]
+        fresh = self._fresh.get(priority)
         while fresh:
             head = fresh[0]
             if head.unfinished and head.fresh_count:
@@ -99,10 +101,10 @@ class Lane:
 
     def upcoming(self, priority: int) -> Iterator[Batch]:
         """Yield the batches whose turn comes next."""
-        return islice(self._fresh[priority], LOAD_AHEAD_BATCHES)
+        return islice(self._fresh.get(priority, ()), LOAD_AHEAD_BATCHES)
 
     def _settle(self, priority: int) -> None:
-        if not self._fresh[priority] and not self._retried[priority]:
+        if not self._fresh.get(priority) and not self._retried.get(priority):
             self.mask &= ~(1 << priority)
 
 
@@ -122,9 +124,10 @@ class ReadyQueue:
         self._lane(task.batch).put_task(task)
 
     def drop_empty(self) -> None:
-        """Forget lanes without tasks: types come from callers and must not pile up."""
-        for key in [key for key, lane in self.lanes.items() if not lane.mask]:
-            del self.lanes[key]
+        """Forget lanes without tasks if there are many: types come from callers."""
+        if len(self.lanes) > KEPT_LANES:
+            for key in [key for key, lane in self.lanes.items() if not lane.mask]:
+                del self.lanes[key]
 
     def choose(self, lanes: list[Lane]) -> Turn | None:
         """Return whose turn it is among `lanes`, or None if nothing waits there."""

@@ -133,6 +133,8 @@ class Ranges:
 
     def overlap(self, first: int, count: int) -> int:
         """Return how many of `count` integers from `first` are in the set."""
+        if not self._ends or first >= self._ends[-1]:  # the common case, as in `add`
+            return 0
         end, total = first + count, 0
         at = max(bisect_right(self._starts, first) - 1, 0)
         while at < len(self._starts) and self._starts[at] < end:

@@ -143,17 +143,24 @@ class Loop:
                 self._poller.unregister(endpoint.monitor)
                 del self._monitors[endpoint.monitor]
 
-    def wait(self, timeout_s: float) -> None:
-        """Return when something can be received, the waker was woken, or time is over."""
+    def wait(self, timeout_s: float) -> bool:
+        """Return when something can be received, the waker was woken, or time is over.
+
+        Returns:
+            Whether something can be received.
+        """
         is_woken = self._waker.settle(is_readable=self._is_readable)
         wait_ms = 0 if is_woken else max(0, int(timeout_s * 1000 + 0.999))
-        self._is_readable = False
+        self._is_readable = has_message = False
         for handle, _ in self._poller.poll(wait_ms):
             if handle == self._descriptor:
                 self._is_readable = True
             elif self._monitors and handle in self._monitors:
                 self._monitors[handle].look()
+            else:
+                has_message = True
         self._waker.seen()
+        return has_message
 
 
 class RouterEndpoint:
@@ -187,17 +194,24 @@ class RouterEndpoint:
             self.close()
             raise
 
-    def receive(self, limit: int) -> list[tuple[bytes, str, bytes | None]]:
+    def receive(
+        self, limit: int, *, is_readable: bool = False
+    ) -> list[tuple[bytes, str, bytes | None]]:
         """Return (routing id, address, frame) of what has come in, at most `limit`.
 
         The frame is None for a message of more than one frame.
+
+        Args:
+            is_readable: it is known that something has come in, and need not be asked.
         """
         received: list[tuple[bytes, str, bytes | None]] = []
         get, addresses, state = self.socket.recv, self._addresses, self.socket.getsockopt
         while len(received) < limit:
             # Asking whether there is more costs a fifth of the exception that says there is
             # not; where several came, more is likely.
-            if len(received) < 2 and not state(_EVENTS) & _READABLE:  # type: ignore[operator]
+            if is_readable:
+                is_readable = False
+            elif len(received) < 2 and not state(_EVENTS) & _READABLE:  # type: ignore[operator]
                 break
             try:
                 routing_id: bytes = get(_NOBLOCK)

@@ -169,8 +169,8 @@ class Broker:
         received = self._router.receive(MAX_DRAIN)
         if not received:  # what came during a commit needs no poll, which costs more than this
             due = min(dispatcher.next_deadline(), self._owed_until)
-            self._loop.wait(max(0.0, due - time.monotonic()))
-            received = self._router.receive(MAX_DRAIN)
+            is_readable = self._loop.wait(max(0.0, due - time.monotonic()))
+            received = self._router.receive(MAX_DRAIN, is_readable=is_readable)
         now = time.monotonic()
         effects: list[Effect] = []
         for routing_id, address, frame in received:

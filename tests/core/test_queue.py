@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from d8mesh.core.ledger import Ledger
-from d8mesh.core.queue import AGEING_PERIOD, UNLIMITED, ReadyQueue
+from d8mesh.core.queue import AGEING_PERIOD, KEPT_LANES, UNLIMITED, ReadyQueue
 from d8mesh.core.task import Cancelled, Spec, Submitted
 
 S = "0123456789abcdef"
@@ -42,16 +42,36 @@ def test_a_priority_that_has_emptied_meanwhile_loses_no_turn() -> None:
     assert turn.priority == 2
 
 
-def test_lanes_without_tasks_are_dropped() -> None:
+def test_lanes_without_tasks_are_dropped_when_there_are_many() -> None:
+    kinds = [(f"t{number}", 5, 1) for number in range(KEPT_LANES + 1)]
+    ledger, queue = filled(*kinds)
+    full, *emptied = queue.lanes.values()
+    for lane in emptied:
+        head = lane.head(5)
+        assert head is not None
+        assert len(ledger.draw(head, 10)) == 1
+        assert lane.head(5) is None
+        assert queue.choose([lane]) is None
+    queue.drop_empty()
+    assert list(queue.lanes.values()) == [full]
+
+
+def test_a_lane_is_kept_for_the_next_task_of_its_type() -> None:
     ledger, queue = filled(("a", 5, 1))
     (lane,) = queue.lanes.values()
     head = lane.head(5)
     assert head is not None
-    assert len(ledger.draw(head, 10)) == 1
+    ledger.draw(head, 1)
     assert lane.head(5) is None
-    assert queue.choose([lane]) is None
     queue.drop_empty()
-    assert queue.lanes == {}
+    assert queue.lanes == {lane.key: lane}
+    assert queue.choose([lane]) is None
+    ledger.apply(Submitted(S, 1, head.spec, [b"x"], 0.0))
+    again = ledger.batch_at(S, 1)
+    assert again is not None
+    queue.put_batch(again)
+    assert queue.choose(list(queue.lanes.values())) is not None
+    assert lane.head(5) is again
 
 
 def test_single_tasks_go_before_fresh_ones_and_gone_ones_are_skipped() -> None:

@@ -15,6 +15,7 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, Final
 
@@ -121,6 +122,8 @@ class Journal:
         except BaseException:  # also on Ctrl-C: what was taken is let go
             self._lock.close()
             raise
+        #: one cursor for all that is written: the connection's own `execute` makes one each time
+        self._write = self._db.cursor().execute
         self._sids: dict[str, int] = dict(self._db.execute("SELECT name, sid FROM sessions"))
         #: first row ids of the open batches: no run of outcomes reaches over one
         self._batch_starts: set[int] = {
@@ -141,11 +144,11 @@ class Journal:
             kinds.setdefault(type(fact), []).append(fact)
         kinds[HandedOut] = self._take_turns(kinds)
         try:
-            self._db.execute("BEGIN IMMEDIATE")
+            self._write("BEGIN IMMEDIATE")
             for kind, write in _WRITERS.items():
                 if kinds.get(kind):
                     write(self, kinds[kind])
-            self._db.execute("COMMIT")
+            self._write("COMMIT")
         except apsw.Error as error:
             self._late = []  # of tasks that may never have been accepted
             with contextlib.suppress(apsw.Error):
@@ -167,11 +170,13 @@ class Journal:
         late, self._late = self._late, []
         for fact in kinds.get(HandedOut, ()):
             (now if fact.is_needed else self._late).append(fact)
-        if late:
-            done: set[str] = set()
-            if any(len(fact.ids) == 1 for fact in late):
-                done.update(*(fact.ids for kind in ENDS for fact in kinds.get(kind, ())))
-            now += [fact for fact in late if len(fact.ids) > 1 or fact.ids[0] not in done]
+        done: set[str] | None = None
+        for fact in late:
+            if len(fact.ids) == 1:
+                done = _ended(kinds) if done is None else done
+                if fact.ids[0] in done:
+                    continue
+            now.append(fact)
         return now
 
     def _submitted(self, facts: list[Submitted]) -> None:
@@ -190,7 +195,7 @@ class Journal:
             if fact.key:
                 self._insert("keys", [fact.key, fact.digest, first, fact.key_count], width=4)
         self._insert("batches", values, width=9)
-        self._db.execute("UPDATE totals SET submitted = submitted + ?", (count,))
+        self._write("UPDATE totals SET submitted = submitted + ? WHERE id = 1", (count,))
 
     def _handed_out(self, facts: list[HandedOut]) -> None:
         values: list[Value] = []
@@ -212,7 +217,7 @@ class Journal:
         for fact in facts:
             worker, is_loss = self._worker(fact.worker_id), int(fact.is_loss)
             for row, n in zip(self._rows_of(fact.ids), fact.ns, strict=True):
-                self._db.execute(
+                self._write(
                     "UPDATE failures SET is_counted = ?, is_loss = ? WHERE rowid = (SELECT"
                     " max(rowid) FROM failures WHERE row = ? AND n = ? AND worker = ?"
                     " AND is_loss <> ?)",
@@ -228,9 +233,8 @@ class Journal:
             done[worker] = done.get(worker, 0) + len(fact.ids)
         self._insert("outcomes", values, width=7)
         total = sum(done.values())
-        self._db.execute("UPDATE totals SET completed = completed + ?", (total,))
-        counts: list[Value] = [value for pair in done.items() for value in pair]
-        self._in_chunks(completed_sql, counts, width=2)
+        self._write("UPDATE totals SET completed = completed + ? WHERE id = 1", (total,))
+        self._in_chunks(completed_sql, list(chain.from_iterable(done.items())), width=2)
 
     def _failed(self, facts: list[Failed]) -> None:
         for fact in facts:
@@ -241,16 +245,16 @@ class Journal:
                 values += (row, n, worker, fact.at, 1, 0, fact.why)
             self._insert("failures", values, width=7)
             count = len(fact.ids)
-            self._db.execute("UPDATE totals SET failed = failed + ?", (count,))
+            self._write("UPDATE totals SET failed = failed + ?", (count,))
             if worker is not None:
-                self._db.execute(
+                self._write(
                     "UPDATE workers SET failed = failed + ? WHERE worker = ?", (count, worker)
                 )
 
     def _cancelled(self, facts: list[Cancelled]) -> None:
         for fact in facts:
             self._insert("outcomes", self._runs(fact, state=CANCELLED, worker=None), width=7)
-            self._db.execute("UPDATE totals SET cancelled = cancelled + ?", (len(fact.ids),))
+            self._write("UPDATE totals SET cancelled = cancelled + ?", (len(fact.ids),))
 
     def _runs(
         self, fact: Completed | Failed | Cancelled, *, state: int, worker: int | None
@@ -274,7 +278,7 @@ class Journal:
 
     def _enrolled(self, facts: list[Enrolled]) -> None:
         for fact in facts:
-            self._db.execute(
+            self._write(
                 "UPDATE workers SET type = ?, capabilities = ? WHERE worker = ?",
                 (fact.worker_type, fact.capabilities, self._worker(fact.worker_id)),
             )
@@ -282,7 +286,7 @@ class Journal:
     def _dismissed(self, facts: list[Dismissed]) -> None:
         for fact in facts:
             worker = self._worker(fact.worker_id)
-            self._db.execute("UPDATE workers SET capabilities = NULL WHERE worker = ?", (worker,))
+            self._write("UPDATE workers SET capabilities = NULL WHERE worker = ?", (worker,))
 
     def _closed(self, facts: list[Closed]) -> None:
         for fact in facts:
@@ -291,10 +295,10 @@ class Journal:
             for start in range(0, len(firsts), CHUNKS[0]):
                 part = firsts[start : start + CHUNKS[0]]
                 marks = ",".join("?" * len(part))
-                self._db.execute(f"UPDATE batches SET is_done = 1 WHERE first IN ({marks})", part)
+                self._write(f"UPDATE batches SET is_done = 1 WHERE first IN ({marks})", part)
 
     def _settled(self, facts: list[HandoutsSettled]) -> None:
-        self._db.execute("DELETE FROM handouts WHERE number < ?", (facts[-1].below,))
+        self._write("DELETE FROM handouts WHERE number < ?", (facts[-1].below,))
 
     def _missed(self, facts: list[Missed]) -> None:
         waited = _encode(dict(zip(facts[-1].worker_ids, facts[-1].waited_s, strict=True)))
@@ -305,13 +309,13 @@ class Journal:
             for session, n, count in fact.batches:
                 first = self._row_of(session, n)
                 reach = (first, first + count)
-                self._db.execute("DELETE FROM outcomes WHERE first >= ? AND first < ?", reach)
-                self._db.execute("DELETE FROM failures WHERE row >= ? AND row < ?", reach)
-                self._db.execute("DELETE FROM keys WHERE first = ?", (first,))
-                self._db.execute("DELETE FROM batches WHERE first = ?", (first,))
+                self._write("DELETE FROM outcomes WHERE first >= ? AND first < ?", reach)
+                self._write("DELETE FROM failures WHERE row >= ? AND row < ?", reach)
+                self._write("DELETE FROM keys WHERE first = ?", (first,))
+                self._write("DELETE FROM batches WHERE first = ?", (first,))
                 self._insert("pruned", [None, first, count, fact.at], width=4)
-                self._db.execute("UPDATE totals SET pruned = pruned + ?", (count,))
-            self._db.execute(
+                self._write("UPDATE totals SET pruned = pruned + ?", (count,))
+            self._write(
                 "DELETE FROM pruned WHERE number <= (SELECT max(number) FROM pruned) - ?",
                 (MAX_TOMBSTONES,),
             )
@@ -436,7 +440,10 @@ class Journal:
 
     def _insert(self, table: str, values: list[Value], *, width: int) -> None:
         """Insert rows of `width` columns given as one flat list."""
-        self._in_chunks(partial(insert_sql, table, width), values, width=width)
+        if len(values) == width:  # what a lone task writes
+            self._write(insert_sql(table, width, 1), values)
+        else:
+            self._in_chunks(partial(insert_sql, table, width), values, width=width)
 
     def _in_chunks(self, sql: Callable[[int], str], values: list[Value], *, width: int) -> None:
         """Run multi-row statements, `sql` of the number of rows, over one flat list of values."""
@@ -444,7 +451,7 @@ class Journal:
         for rows in CHUNKS:
             while left >= rows:
                 end = start + rows * width
-                self._db.execute(sql(rows), values[start:end])
+                self._write(sql(rows), values[start:end])
                 start, left = end, left - rows
 
     def _row_of(self, session: str, n: int) -> int:
@@ -453,7 +460,7 @@ class Journal:
             sid = len(self._sids) + 1
             if sid > MAX_SESSIONS:
                 raise JournalError(f"{self.path.name} names {MAX_SESSIONS} sessions: start a new")
-            self._db.execute("INSERT INTO sessions VALUES (?, ?)", (sid, session))
+            self._write("INSERT INTO sessions VALUES (?, ?)", (sid, session))
             self._sids[session] = sid
         return sid << COUNTER_BITS | n
 
@@ -467,9 +474,18 @@ class Journal:
         number = self._workers.get(name)
         if number is None:
             number = len(self._workers) + 1
-            self._db.execute("INSERT INTO workers(worker, name) VALUES (?, ?)", (number, name))
+            self._write("INSERT INTO workers(worker, name) VALUES (?, ?)", (number, name))
             self._workers[name] = number
         return number
+
+
+def _ended(kinds: dict[type, list[Any]]) -> set[str]:
+    """Return the ids of the tasks that these facts end."""
+    ids: set[str] = set()
+    for kind in ENDS:
+        for fact in kinds.get(kind, ()):
+            ids.update(fact.ids)
+    return ids
 
 
 #: What each fact writes, in the order of writing within a commit. Facts that only tell
