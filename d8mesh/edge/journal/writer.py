@@ -9,7 +9,6 @@ Source: https://www.sqlite.org/wal.html, https://www.sqlite.org/pragma.html#prag
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import secrets
 import shutil
 import time
@@ -40,7 +39,7 @@ from d8mesh.core.task import (
     Requeued,
     Submitted,
 )
-from d8mesh.edge.journal import restore
+from d8mesh.edge.journal import log_file, restore
 from d8mesh.edge.journal.migrate import migrate
 from d8mesh.edge.journal.place import (
     Lock,
@@ -69,14 +68,6 @@ from d8mesh.errors import JournalBrokenError, JournalError
 
 #: The log file is folded back into the database at about 16 MB (4 KiB pages).
 CHECKPOINT_PAGES: Final = 4000
-#: The log file is made this long at once and kept: a sync of bytes that are there already
-#: takes half the time of one that makes a file longer (4 KiB pages, a frame's header each).
-LOG_HEADER_BYTES: Final = 32
-LOG_FRAME_BYTES: Final = 4096 + 24
-#: Zeros are written so many at a time: SQLite's own write takes less than 128 KiB.
-LOG_WRITE_BYTES: Final = 65_536
-#: It is not made longer on a disk that has less room than that many times its length.
-LOG_ROOM: Final = 4
 #: Files up to this size are checked page by page at a start; larger ones would take minutes.
 QUICK_CHECK_BYTES: Final = 64 * 1024 * 1024
 #: What ends tasks.
@@ -302,7 +293,7 @@ class Journal:
 
     def _missed(self, facts: list[Missed]) -> None:
         waited = _encode(dict(zip(facts[-1].worker_ids, facts[-1].waited_s, strict=True)))
-        self._db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (WAITED, waited))
+        self._write("INSERT OR REPLACE INTO meta VALUES (?, ?)", (WAITED, waited))
 
     def _pruned(self, facts: list[Pruned]) -> None:
         for fact in facts:
@@ -359,7 +350,7 @@ class Journal:
         with contextlib.suppress(apsw.Error, JournalError):
             if self._late:
                 self.append([])
-            self._keep_log(self._db, is_kept=False)
+            log_file.keep(self._db, is_kept=False)
             self._db.close()
         self._lock.close()
 
@@ -376,33 +367,11 @@ class Journal:
             if not db.execute("SELECT count(*) FROM sqlite_master").fetchall()[0][0]:
                 self._create(db)
             self._check(db)
-            self._lengthen_log(db, vfs, LOG_HEADER_BYTES + checkpoint_pages * LOG_FRAME_BYTES)
+            log_file.keep(db)
+            log_file.lengthen(self.path, vfs, checkpoint_pages)
         except (apsw.Error, OSError) as error:
             raise refusal(self.path, error) from error
         return db
-
-    @staticmethod
-    def _keep_log(db: apsw.Connection, *, is_kept: bool) -> None:
-        value = ctypes.c_int(is_kept)
-        db.file_control("main", apsw.SQLITE_FCNTL_PERSIST_WAL, ctypes.addressof(value))
-
-    def _lengthen_log(self, db: apsw.Connection, vfs: str, size: int) -> None:
-        """Make the log file as long as it will get; zeros in it are no frames to SQLite.
-
-        Source: https://www.sqlite.org/fileformat2.html#the_write_ahead_log
-        """
-        self._keep_log(db, is_kept=True)
-        log = f"{self.path}-wal"
-        flags = apsw.SQLITE_OPEN_WAL | apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_CREATE
-        with contextlib.suppress(apsw.Error, OSError):  # a full disk: it grows later
-            file = apsw.VFSFile(vfs, log, [flags, 0])
-            try:
-                end = file.xFileSize()
-                has_room = self.free_bytes() > LOG_ROOM * size
-                for start in range(end, size, LOG_WRITE_BYTES) if has_room else ():
-                    file.xWrite(bytes(min(LOG_WRITE_BYTES, size - start)), start)
-            finally:
-                file.xClose()
 
     @staticmethod
     def _create(db: apsw.Connection) -> None:
