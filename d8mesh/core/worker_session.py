@@ -150,9 +150,8 @@ class WorkerSession:
 
     def woke(self, now: float) -> list[WorkerEffect]:
         """The machine slept: no connection can be trusted."""
-        del now
-        up = [line.key for line in self.lines.values() if line.is_up]
-        return [Rebuild(link, "the machine slept") for link in up]
+        up = [line for line in self.lines.values() if line.is_up]
+        return [Rebuild(line.key, "the machine slept") for line in up]
 
     # ---------------------------------------------------------------------- receiving
 
@@ -217,8 +216,9 @@ class WorkerSession:
     def _welcome(self, message: Welcome, line: Line, now: float) -> list[WorkerEffect]:
         for other in self.lines.values():
             if other is not line and other.is_welcome and other.broker_id == message.broker_id:
-                # The broker has moved the session to this link: move it back.
-                return [Retire(line.key), self._hello(other, now)]
+                # Two links to one broker: the one with work stays, and says what both hold.
+                keep, gone = (line, other) if line.open and not other.open else (other, line)
+                return [*self._strand(gone), Retire(gone.key), self._hello(keep, now)]
         effects: list[WorkerEffect] = [Joined(line.key, message.broker_id)]
         if line.broker_id not in ("", message.broker_id):  # another lives at this address now
             effects += self._strand(line)

@@ -273,6 +273,41 @@ def test_a_second_link_to_the_same_broker_is_retired() -> None:
     assert isinstance(_sent(effects, "a")[0], WorkerHello)
 
 
+def test_the_link_that_stays_says_what_the_retired_one_held() -> None:
+    session = _session()
+    _join(session, "a")
+    (attempt,) = _started(session.receive(_work(1), "a", 1.0))
+    session.finished(_ended([attempt]), 1.0)
+    session.link_up("tcp://a", 1.0)
+    session.receive(Rehello(""), "a", 1.0)  # the broker goes by the newer link
+    session.receive(_welcome("a"), "tcp://a", 1.0)
+    effects = session.receive(_welcome("a"), "a", 1.0)
+    assert Retire("a") in effects
+    (hello,) = [m for m in _sent(effects, "tcp://a") if isinstance(m, WorkerHello)]
+    assert (hello.held_ids, hello.held_tokens) == ([attempt[4]], [attempt[5]])
+    session.forget_link("a")
+    (results,) = [
+        m
+        for m in _sent(session.receive(_welcome("a"), "tcp://a", 1.0), "tcp://a")
+        if isinstance(m, Results)
+    ]
+    assert results.ids == [attempt[4]]
+
+
+def test_of_two_links_to_one_broker_the_one_with_work_stays() -> None:
+    session = _session()
+    _join(session, "a")
+    (attempt,) = _started(session.receive(_work(1), "a", 1.0))
+    session.link_up("tcp://a", 1.0)
+    session.receive(Rehello(""), "a", 1.0)
+    session.receive(_welcome("a"), "tcp://a", 1.0)
+    effects = session.receive(_welcome("a"), "a", 1.0)
+    assert Retire("tcp://a") in effects
+    assert not [effect for effect in effects if isinstance(effect, Abort)]
+    (hello,) = [m for m in _sent(effects, "a") if isinstance(m, WorkerHello)]
+    assert hello.held_ids == [attempt[4]]
+
+
 def test_a_drain_gives_back_what_waits_and_says_goodbye() -> None:
     session = _session()
     _join(session)
