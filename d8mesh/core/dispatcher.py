@@ -62,8 +62,8 @@ PRUNE_BATCHES: Final = 200
 #: How often the wait for workers that are not back is noted, in leases.
 WAIT_STEP_LEASES: Final = 0.25
 #: The least that a worker gets to come back after a start, however long it was waited for
-#: before: a heartbeat, as one that lives is back in well under a second.
-MIN_GRACE_S: Final = 3.0
+#: before: one that lives notices a new address after 4.5 s, and connects.
+MIN_GRACE_S: Final = 6.0
 
 ToWorkers = Heartbeat | Results | Release | Chunks
 ToClients = Submit | Watch | Unwatch | Listen | Ask
@@ -207,6 +207,8 @@ class Dispatcher:
         if now >= self._next_sweep:
             self._next_sweep = now + SWEEP_S
             self._sweep()
+        if not self._noted <= self._orphans.keys():  # some are back: their next grace is whole
+            self._note_waits()
         self._handout.assign()
         self._polling.settle()
         self._endings.tell_all()
@@ -327,8 +329,10 @@ class Dispatcher:
         for client in list(pool.clients.values()):
             if self._desk.is_silent(client):
                 self._desk.leave(client)
-        if self._orphans or self._noted:
+        if self._orphans:
             self._give_up_orphans()
+        if not pool.ledger.queued:  # what lies in the lanes is cancelled, or past its deadline
+            pool.queue.lanes.clear()
         if pool.now >= self._next_settle:
             self._next_settle = pool.now + SETTLE_S
             self._settle_handouts()
@@ -443,8 +447,6 @@ class Dispatcher:
         seat = self.pool.roster.by_peer(peer)
         if seat is not None and seat.worker_id == worker_id and worker_id in self._orphans:
             self._give_up(worker_id, self._orphans.pop(worker_id), "its worker holds it no more")
-            if worker_id in self._noted:  # at once: its next grace is a whole one
-                self._note_waits()
 
     def _give_up_orphans(self) -> None:
         """What no worker came back with for one lease waits again, uncounted.
@@ -458,8 +460,7 @@ class Dispatcher:
             if waited_s >= grace_s:
                 ids = self._orphans.pop(worker_id)
                 self._give_up(worker_id, ids, "its worker did not come back")
-        is_due = bool(self._orphans) and self.pool.now >= self._next_note
-        if is_due or not self._noted <= self._orphans.keys():
+        if self._orphans and self.pool.now >= self._next_note:
             self._note_waits()
 
     def _waited_s(self) -> float:

@@ -99,13 +99,16 @@ def first_handouts(
 ) -> list[tuple[Happening, float]]:
     """Return seconds from each kill of a broker to the start of what a later one handed out.
 
-    Workers go on with what they had from the one that was killed: that does not count.
+    That is to mesh workers: polling ones do not know whose it is. They go on with what they had
+    from the one that was killed, which does not count.
     """
     found = []
     for kill in happened:
         if kill.kind.startswith(("kill broker", "kill orchestrator")):
-            killed = max((epoch for at, epoch in ups if at <= kill.at), default=0)
-            after = evidence.handed[bisect.bisect(evidence.handed, (kill.at, 0)) :]
+            at_kill = bisect.bisect(evidence.handed, (kill.at, 0))
+            known = [(at, epoch) for at, epoch in ups if at <= kill.at] + evidence.handed[:at_kill]
+            killed = max((epoch for _, epoch in known), default=0)  # the log may lack a line
+            after = evidence.handed[at_kill:]
             first = next((at for at, epoch in after if epoch > killed), None)
             if first is not None:
                 found.append((kill, first - kill.at))

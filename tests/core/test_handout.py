@@ -32,6 +32,18 @@ def test_high_priorities_go_first_and_every_16th_to_the_oldest_below(desk: Deskt
     assert sorted(order) == sorted(low + middle + high)
 
 
+def test_cancelled_tasks_do_not_stay_where_they_waited(desk: Desktop) -> None:
+    client = desk.client()
+    for task_id in desk.submit(client, 3):
+        desk.ask(client, "cancel", id=task_id)
+    desk.pass_time(1)
+    assert not desk.dispatcher.pool.queue.lanes
+    worker = desk.worker("w")
+    assert list(desk.work(worker)) == []
+    later = desk.submit(client, 1)
+    assert list(desk.work(worker)) == later
+
+
 def test_free_workers_share_evenly(desk: Desktop) -> None:
     client = desk.client()
     one, two = desk.worker("a", slots=50), desk.worker("b", slots=50)

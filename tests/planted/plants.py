@@ -451,8 +451,8 @@ PLANTS: Final = (
     ),
     Plant(
         "wait less after a start for a worker that was back since",
-        "d8mesh.core.dispatcher:Dispatcher._settle_orphans",
-        "if worker_id in self._noted:",
+        "d8mesh.core.dispatcher:Dispatcher.tick",
+        "if not self._noted <= self._orphans.keys():",
         "if False:",
         DISPATCHER + "a_worker_that_was_back_has_its_whole_grace_after_the_next_start",
     ),
