@@ -197,6 +197,9 @@ class Dialler:
         return None
 
     def _sighted(self, sighting: Sighting) -> None:
-        if len(self._sightings) < MAX_SIGHTINGS or sighting.node_id in self._sightings:
+        before = self._sightings.get(sighting.node_id)
+        if before is not None or len(self._sightings) < MAX_SIGHTINGS:
             self._sightings[sighting.node_id] = sighting
         self._seen.set()
+        if before is not None and before.addresses != sighting.addresses:
+            self.doubt()  # it has moved, perhaps: its silence would show it much later

@@ -166,6 +166,9 @@ class Finder:
         self._wake = wake
         self._known: dict[str, dict[tuple[str, int, int | None], None]] = {}
         self._pursuits: dict[str, Pursuit] = {}
+        #: broker id -> what it last said of itself; key of a link -> where it leads
+        self._heard: dict[str, list[tuple[str, int, int | None]]] = {}
+        self._endpoints: dict[str, str] = {}
         self._lock = threading.Lock()
         for place in places:
             self._add(place.broker_id, [(place.address, place.port, place.web_port)])
@@ -173,9 +176,19 @@ class Finder:
             self._pursue(url, lambda: self._by_url(url))
 
     def sighted(self, sighting: Sighting) -> None:
-        """An orchestrator was heard: dial it, or know better where it is."""
+        """An orchestrator was heard: dial it, or know better where it is.
+
+        One that says something else than before has moved, perhaps: long before its silence
+        shows it, nobody accepts a connection at the old address.
+        """
+        node_id = sighting.node_id
         rows = [(address, sighting.port, sighting.web_port) for address in sighting.addresses]
-        self._add(sighting.node_id, rows)
+        self._add(node_id, rows)
+        before, key = self._heard.get(node_id, rows), self.joined.get(node_id, node_id)
+        if node_id in self._pursuits:
+            self._heard[node_id] = rows
+        if rows != before:
+            self.doubt(key, self._endpoints.get(key, ""))
 
     def again(self, key: str) -> None:
         """This link's connection is useless: make another."""
@@ -215,6 +228,7 @@ class Finder:
                 self._pursuits[key] = Pursuit(key, find, self._found, self._wake)
 
     def _found(self, key: str, connection: Connection, way: Way) -> None:
+        self._endpoints[key] = way.endpoint
         self.links.append((key, connection, way))
         self._wake()
 
