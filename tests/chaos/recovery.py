@@ -90,7 +90,11 @@ def brokers_up(log: Path) -> list[tuple[float, int]]:
     if not log.exists():
         return []
     shift_s = time.time() - time.monotonic()
-    found = re.findall(r"^(\S+) .* broker\.up .*epoch=(\d+)", log.read_text("utf-8"), re.MULTILINE)
+    # A full disk may have swallowed the end of the line before, and its own beginning is within.
+    found = re.findall(
+        r"(\d{4}-\S+Z|\d{4}-\S+[+]00:00) INFO \S+ broker\.up .*epoch=(\d+)",
+        log.read_text("utf-8", "replace"),
+    )
     return [(datetime.fromisoformat(at).timestamp() - shift_s, int(epoch)) for at, epoch in found]
 
 

@@ -220,6 +220,8 @@ def test_what_a_later_broker_handed_out_counts_and_not_what_a_worker_still_had(
     for at, epoch in ((4.0, 3), (7.0, 4)):
         word = datetime.fromtimestamp(boot + at, UTC).isoformat()
         with log.open("a", encoding="utf-8") as file:
-            file.write(f"{word} INFO broker[1] broker.up port=1 epoch={epoch}\n")
+            file.write(
+                f"2026-01-01T00:00:00Z INFO cut o{word} INFO broker[1] broker.up epoch={epoch}\n"
+            )
     table = verdict(folder, [Happening("kill broker", 6.0, [9])])
     assert str(table["orchestrator_kill_to_handout_all_s"]).startswith("n 1, p50 1.25")
