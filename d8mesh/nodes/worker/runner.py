@@ -237,10 +237,10 @@ class Runner:
         if slots.ended:  # first: somebody waits for it
             self._hand_in(now)
         for key, (link, _) in list(self._links.items()):
-            if link.is_cut or link.is_renewed:
+            if key in self._links and (link.is_cut or link.is_renewed):
                 self._mind(key, link, now)
-                if key not in self._links:
-                    continue
+            if key not in self._links:  # what came over another one has retired it
+                continue
             for frame in link.receive(MESSAGES_PER_TURN):
                 self._receive(frame, key, now)
         if self._lone is not None:
