@@ -133,7 +133,7 @@ def round_trips(client: Client, count: int) -> list[float]:
     times = []
     for _ in range(count):
         begun = time.perf_counter()
-        client.submit("echo", DATA).result(RESULT_S)
+        client.call("echo", DATA, timeout_s=RESULT_S)
         times.append(time.perf_counter() - begun)
     return times
 

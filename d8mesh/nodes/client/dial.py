@@ -74,6 +74,11 @@ class Dialler:
         self._thread = threading.Thread(target=self._serve, name="d8-dial", daemon=True)
         self._thread.start()
 
+    @property
+    def endpoint(self) -> str:
+        """Where the last connection leads: ``tcp://…`` or ``http://…``; empty: there was none."""
+        return self._endpoint_used
+
     def take(self) -> Connection | None:
         """Return a new connection, if one has been made."""
         return self._ready.popleft() if self._ready else None

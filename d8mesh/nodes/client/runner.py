@@ -63,12 +63,19 @@ class Runner:
         board: where callers' threads wait.
         waker: ends a sleep of the loop.
         dialler: makes the connections.
+        broker_id: of the orchestrator that the session was with so far; empty: none.
 
     Thread: `do` and `close` may be called from any; the rest happens on the I/O thread.
     """
 
     def __init__(
-        self, session: ClientSession, board: Board, waker: Waker, dialler: Dialler
+        self,
+        session: ClientSession,
+        board: Board,
+        waker: Waker,
+        dialler: Dialler,
+        *,
+        broker_id: str = "",
     ) -> None:
         self._session, self._board = session, board
         self._waker, self._dialler = waker, dialler
@@ -76,7 +83,7 @@ class Runner:
         self._closing = threading.Event()
         self._link: Connection | None = None
         self._cut_since = self._next_doubt = 0.0
-        self._broker_id = ""
+        self._broker_id = broker_id
         self.answers: dict[int, Slot] = {}
         self.listeners: dict[str, list[Callable[[Stream | None], None]]] = {}
         #: what to do when the outcome of a parcel arrives
