@@ -43,7 +43,7 @@ LINGER_MS: Final = 300
 #: Frames below this are copied into a message; larger ones are lent to it until they are sent.
 COPIED_BYTES: Final = 65_536
 #: As plain numbers: arithmetic with pyzmq's enums costs more than what it asks for.
-_NOBLOCK, _EVENTS = int(zmq.NOBLOCK), int(zmq.EVENTS)
+_NOBLOCK: Final = int(zmq.NOBLOCK)
 _READABLE: Final = int(zmq.POLLIN)
 _AND_MORE: Final = int(zmq.NOBLOCK) | int(zmq.SNDMORE)
 _ZAP_ENDPOINT: Final = "inproc://zeromq.zap.01"
@@ -182,6 +182,7 @@ class RouterEndpoint:
         self._context = zmq.Context()
         self._gate = _Gate(self._context, is_admissible)
         self.socket = self._context.socket(zmq.ROUTER)
+        self._alone = [(self.socket, _READABLE)]
         _configure(self.socket)
         self.socket.set(zmq.ROUTER_MANDATORY, 1)
         self.socket.set(zmq.BACKLOG, BACKLOG)
@@ -205,13 +206,13 @@ class RouterEndpoint:
             is_readable: it is known that something has come in, and need not be asked.
         """
         received: list[tuple[bytes, str, bytes | None]] = []
-        get, addresses, state = self.socket.recv, self._addresses, self.socket.getsockopt
+        get, addresses, alone = self.socket.recv, self._addresses, self._alone
         while len(received) < limit:
             # Asking whether there is more costs a fifth of the exception that says there is
             # not; where several came, more is likely.
             if is_readable:
                 is_readable = False
-            elif len(received) < 2 and not state(_EVENTS) & _READABLE:  # type: ignore[operator]
+            elif len(received) < 2 and not zmq.zmq_poll(alone, 0):
                 break
             try:
                 routing_id: bytes = get(_NOBLOCK)
@@ -311,6 +312,7 @@ class DealerLink:
         self.socket = self._context.socket(zmq.DEALER)
         _configure(self.socket)
         self._send = _plain_send(self.socket)
+        self._alone = [(self.socket, _READABLE)]
         self._wait_ms = -1
         self.socket.set(zmq.RECONNECT_IVL, RECONNECT_MS)
         self.socket.set(zmq.RECONNECT_IVL_MAX, RECONNECT_MAX_MS)
@@ -335,8 +337,8 @@ class DealerLink:
     def receive(self, limit: int) -> list[bytes]:
         """Return what has come in, at most `limit` frames."""
         received: list[bytes] = []
-        get, state = self.socket.recv, self.socket.getsockopt
-        while len(received) < limit and state(_EVENTS) & _READABLE:  # type: ignore[operator]
+        get, alone = self.socket.recv, self._alone
+        while len(received) < limit and zmq.zmq_poll(alone, 0):
             received.append(get(_NOBLOCK))
         return received
 

@@ -203,15 +203,16 @@ class Broker:
         follow_ups: list[Effect] = []
         for send in sends:
             if not send.waits:
-                follow_ups += self._send(send)
+                follow_ups += self._send(send, encode(send.message))
+        # Encoded before the commit: who waits for it shall not wait for this too.
+        waiting = [(send, encode(send.message)) for send in sends if send.waits]
         if facts:
             passed("broker.before_commit")
             self._commit(facts)
             passed("broker.after_commit")
-        for send in sends:
-            if send.waits:
-                follow_ups += self._send(send)
-                passed("broker.between_sends")
+        for send, frame in waiting:
+            follow_ups += self._send(send, frame)
+            passed("broker.between_sends")
         passed("broker.after_sends")
         for effect in effects:
             if type(effect) is Load:
@@ -224,9 +225,9 @@ class Broker:
         self._journal.append(facts)
         self._owed_until = time.monotonic() + OWED_S if self._journal.owes else math.inf
 
-    def _send(self, send: Send) -> list[Effect]:
+    def _send(self, send: Send, frame: bytes) -> list[Effect]:
         """Send without ever waiting; return what is to be done if that did not work."""
-        if self._router.send(send.peer.routing_id, encode(send.message)):
+        if self._router.send(send.peer.routing_id, frame):
             return []
         self._undelivered += 1
         return self._dispatcher.undelivered(send.peer, send.message)

@@ -85,7 +85,9 @@ class Task:
         parcel, index = self._parcel, self._index
         if not parcel.states[index]:
             self._client.board.wait_for(parcel, self.done, timeout_s, what="the result")
-        return outcome_of(parcel, index)
+        if parcel.refusal is not None:
+            raise error_of(parcel.refusal.code, parcel.refusal.message)
+        return result_of(parcel.states[index], parcel.payloads[index] or b"", self.id)
 
     def wait_accepted(self, timeout_s: float | None = None) -> None:
         """Wait until the task is acknowledged: safely on the orchestrator's disk.
@@ -203,16 +205,13 @@ def _decoded(payload: bytes) -> Result:
     return {"success": False, "error": "the worker's result is no object"}
 
 
-def outcome_of(parcel: Parcel, index: int) -> Result:
+def result_of(state: int, payload: bytes, task_id: str) -> Result:
     """Return the result of a completed task, or raise what else became of it."""
-    if parcel.refusal is not None:
-        raise error_of(parcel.refusal.code, parcel.refusal.message)
-    state = parcel.states[index]
     if state == PRUNED_STATE:
         raise PrunedTaskError
     if state not in (COMPLETED_STATE, FAILED_STATE, CANCELLED_STATE):
-        raise UnknownTaskError(f"the orchestrator does not know {parcel.task_id(index)}")
-    result = _decoded(parcel.payloads[index] or b"")
+        raise UnknownTaskError(f"the orchestrator does not know {task_id}")
+    result = _decoded(payload)
     if state == CANCELLED_STATE:
         raise TaskCancelledError
     if state == FAILED_STATE or result.get("success") is False:

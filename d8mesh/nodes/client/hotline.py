@@ -15,16 +15,16 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
-from typing import Final
+from typing import Final, TypeAlias
 
 from d8mesh.config import Config
 from d8mesh.core.client_session import ClientSession, Connected, Lost, Output, Rejected, Transmit
 from d8mesh.core.codec import decode_to_client, encode
-from d8mesh.core.messages import Goodbye, Group
+from d8mesh.core.messages import Goodbye, Group, Outcomes
 from d8mesh.core.parcel import Parcel
 from d8mesh.edge.logs import event
 from d8mesh.edge.sockets import DealerLink, Waker
-from d8mesh.errors import BrokerUnavailableError, ProtocolError, WaitTimeoutError
+from d8mesh.errors import BrokerUnavailableError, ProtocolError, WaitTimeoutError, error_of
 from d8mesh.nodes.client.board import Board
 from d8mesh.nodes.client.dial import Dialler
 from d8mesh.nodes.client.patience import countdown, give_up
@@ -44,6 +44,9 @@ MAX_HOST_CHARS: Final = 100
 #: How long the thread that went on for a lost hotline may take to end.
 END_S: Final = 3.0
 _log: Final = logging.getLogger("d8mesh.client")
+
+#: How a task ended: one of the states of `core.messages`, its recorded result, its id.
+Outcome: TypeAlias = tuple[int, bytes, str]
 
 
 class HotlineLostError(Exception):
@@ -71,6 +74,8 @@ class Hotline:
         self._next_n = 0
         self._used = -math.inf
         self._cut_since = 0.0
+        #: an outcome that the session is told of while the next one is awaited, and when it came
+        self._untold: tuple[Outcomes, float] | None = None
 
     def parcel(self, group: Group) -> Parcel:
         """Return a parcel with the next task."""
@@ -81,8 +86,8 @@ class Hotline:
 
     def call(
         self, parcel: Parcel, timeout_s: float | None, check_alive: Callable[[], None]
-    ) -> None:
-        """Submit a parcel and wait until its outcome, or its refusal, is in it.
+    ) -> Outcome:
+        """Submit a parcel and wait for its outcome.
 
         Args:
             parcel: of one task, from `parcel`.
@@ -90,41 +95,56 @@ class Hotline:
             check_alive: raises when waiting has become useless; called now and then.
 
         Raises:
-            HotlineLostError: the connection was lost; the task may have been accepted.
-            WaitTimeoutError: `timeout_s` is over; the task goes on.
+            HotlineLostError: the connection was lost; the session has the parcel.
+            TaskRejectedError: it was refused.
+            WaitTimeoutError: `timeout_s` is over.
         """
         session, link = self.session, self._link
         now = time.monotonic()
         until = math.inf if timeout_s is None else now + timeout_s
-        if now - self._used > IDLE_S:
-            self._greet(now)
-        self._carry_out(session.submit(parcel, now))
         next_look = now + LOOK_S
-        while not parcel.states[0] and parcel.refusal is None:
+        if now - self._used > IDLE_S:
+            session.link_down()
+            self._carry_out(session.submit(parcel, now))  # it waits for the greeting's answer
+            self._greet(now)
+        else:
+            self._carry_out(session.submit(parcel, now))
+            self._tell()
+        task_id = parcel.task_id(0)
+        while True:
             frame = link.await_frame(max(0.0, min(next_look, until) - now))
             now = time.monotonic()
-            if frame is not None:
-                self._receive(frame, now)
+            outcome = None if frame is None else self._receive(frame, task_id, now)
+            if outcome is not None:
+                self._used = now
+                return outcome
             if now >= next_look:
                 next_look = now + LOOK_S
                 check_alive()
                 self._look(now)
-            if now >= until and not parcel.states[0]:
+            if parcel.refusal is not None:
+                raise error_of(parcel.refusal.code, parcel.refusal.message)
+            if now >= until:
                 raise WaitTimeoutError(f"the result has not come within {timeout_s:g} s")
-        self._used = now
+
+    def cut(self) -> None:
+        """Let the connection go."""
+        self._tell()
+        self.session.link_down()
+        self._link.close()
 
     def close(self) -> None:
         """Say goodbye and let the connection go."""
-        self.session.link_down()
         self._link.send(encode(Goodbye("closed")))
-        self._link.close()
+        self.cut()
 
     def _greet(self, now: float) -> None:
         """Say HELLO: for the first time, or after a pause in which nobody listened here."""
+        self._tell()
         self._link.look()
-        self._link.is_renewed = False
+        self._link.is_renewed, self._cut_since = False, 0.0
         for frame in self._link.receive(STALE_FRAMES):
-            self._receive(frame, now)
+            self._receive(frame, "", now)
         self._carry_out(self.session.link_up(now))
 
     def _look(self, now: float) -> None:
@@ -142,11 +162,23 @@ class Hotline:
             raise HotlineLostError("the orchestrator does not answer")
         self._carry_out(self.session.tick(now))
 
-    def _receive(self, frame: bytes, now: float) -> None:
+    def _receive(self, frame: bytes, task_id: str, now: float) -> Outcome | None:
+        """Take in a frame; return the outcome of the task that is awaited, if this is it."""
         try:
-            self._carry_out(self.session.receive(decode_to_client(frame), now))
+            message = decode_to_client(frame)
+            if type(message) is Outcomes and message.ids == [task_id]:
+                self._untold = message, now
+                return message.states[0], message.payloads[0], task_id
+            self._carry_out(self.session.receive(message, now))
         except ProtocolError as error:
             event(_log, logging.WARNING, "frame.bad", error=str(error))
+        return None
+
+    def _tell(self) -> None:
+        """Tell the session of the last outcome: nobody waits for that any more."""
+        if self._untold is not None:
+            (message, then), self._untold = self._untold, None
+            self._carry_out(self.session.receive(message, then))
 
     def _carry_out(self, outputs: Iterable[Output]) -> None:
         for output in outputs:
@@ -154,13 +186,13 @@ class Hotline:
                 case Transmit():
                     self._link.send(encode(output.message))
                 case Connected():
-                    self._is_known(output.broker_id)
+                    self._meet(output.broker_id)
                 case Lost():
                     raise HotlineLostError(output.why)
                 case Rejected():
                     raise HotlineLostError(output.message)
 
-    def _is_known(self, broker_id: str) -> None:
+    def _meet(self, broker_id: str) -> None:
         """Notice an orchestrator that took another's address."""
         if self.session.is_bound and self.broker_id not in ("", broker_id):
             raise HotlineLostError(f"{broker_id} answers in place of {self.broker_id}")
@@ -194,8 +226,8 @@ class Hotlines:
         self._count = 0  #: idle and in use
         self._is_closed = False
 
-    def call(self, endpoint: str, group: Group, timeout_s: float | None) -> Parcel | None:
-        """Submit one task and wait for what becomes of it.
+    def call(self, endpoint: str, group: Group, timeout_s: float | None) -> Outcome | None:
+        """Submit one task and wait for its outcome.
 
         Args:
             endpoint: ``tcp://HOST:PORT`` of the broker.
@@ -203,10 +235,10 @@ class Hotlines:
             timeout_s: how long to wait; None: as long as it takes.
 
         Returns:
-            What holds its outcome, or why it was refused; None: all hotlines are in use, or the
-            broker cannot be reached; nothing was submitted.
+            The outcome; None: all hotlines are in use, or none can be made; nothing was submitted.
 
         Raises:
+            TaskRejectedError: it was refused.
             WaitTimeoutError: `timeout_s` is over.
         """
         hotline = self._take(endpoint)
@@ -216,17 +248,18 @@ class Hotlines:
         parcel = hotline.parcel(group)
         parcel.give_up = give_up(timeout_s)
         try:
-            hotline.call(parcel, timeout_s, self._check_alive)
+            outcome = hotline.call(parcel, timeout_s, self._check_alive)
         except HotlineLostError as error:
             event(_log, logging.INFO, "hotline.lost", why=str(error))
-            self._drop(hotline)
-            self._go_on(hotline, parcel, left_s())
+            self._forget()
+            hotline.cut()
+            return self._go_on(hotline, parcel, left_s())
         except BaseException:  # also Ctrl-C: what the session was at is unknown now
-            self._drop(hotline)
+            self._forget()
+            hotline.close()
             raise
-        else:
-            self._give_back(hotline)
-        return parcel
+        self._give_back(hotline)
+        return outcome
 
     def close(self) -> None:
         """Close those that are idle; the others follow when their calls end."""
@@ -252,10 +285,11 @@ class Hotlines:
             name = self._make_name()
             session = ClientSession(name, self._mesh, socket.gethostname()[:MAX_HOST_CHARS])
             return Hotline(endpoint, name, session)
-        except BaseException as error:
-            self._drop(None)
-            if isinstance(error, BrokerUnavailableError):
-                return None
+        except BrokerUnavailableError:
+            self._forget()
+            return None
+        except BaseException:  # also Ctrl-C
+            self._forget()
             raise
 
     def _give_back(self, hotline: Hotline) -> None:
@@ -263,16 +297,15 @@ class Hotlines:
             if not self._is_closed:
                 self._idle.append(hotline)
                 return
-        self._drop(hotline)
+        self._forget()
+        hotline.close()
 
-    def _drop(self, hotline: Hotline | None) -> None:
-        """Close one that cannot be used again."""
+    def _forget(self) -> None:
+        """One that was in use will not be used again."""
         with self._lock:
             self._count -= 1
-        if hotline is not None:
-            hotline.close()
 
-    def _go_on(self, hotline: Hotline, parcel: Parcel, timeout_s: float | None) -> None:
+    def _go_on(self, hotline: Hotline, parcel: Parcel, timeout_s: float | None) -> Outcome:
         """Have the session of a lost hotline go on in a runner, to the end of this call."""
         waker = Waker()
         dialler = self._make_dialler(waker.wake)
@@ -296,3 +329,6 @@ class Hotlines:
         finally:
             runner.close(END_S)
             dialler.close()
+        if parcel.refusal is not None:
+            raise error_of(parcel.refusal.code, parcel.refusal.message)
+        return parcel.states[0], parcel.payloads[0] or b"", parcel.task_id(0)

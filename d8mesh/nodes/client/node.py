@@ -11,18 +11,15 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
-import queue
 import secrets
 import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, Final, Unpack
 
-import msgspec
-
 from d8mesh.config import Config
 from d8mesh.core.addresses import parse_endpoint
-from d8mesh.core.client_session import ClientSession, Output
+from d8mesh.core.client_session import ClientSession
 from d8mesh.core.messages import Ask, Group, Stream
 from d8mesh.core.parcel import Parcel
 from d8mesh.edge.sockets import Waker
@@ -38,15 +35,14 @@ from d8mesh.nodes.client.board import Board
 from d8mesh.nodes.client.dial import Dialler
 from d8mesh.nodes.client.handle import (
     ASK_S,
-    RESTARTED,
-    Ear,
     Result,
     Task,
     listed,
-    outcome_of,
+    result_of,
     results_of,
 )
 from d8mesh.nodes.client.hotline import Hotlines
+from d8mesh.nodes.client.listening import listen, output_of
 from d8mesh.nodes.client.parcels import (
     Kind,
     SubmitOptions,
@@ -184,9 +180,9 @@ class Client:
         self._check_alive()
         endpoint = self._dialler.endpoint
         if self._session.is_up and endpoint.startswith("tcp"):
-            parcel = self._hotlines.call(endpoint, group_of(kind, [payload]), timeout_s)
-            if parcel is not None:
-                return outcome_of(parcel, 0)
+            outcome = self._hotlines.call(endpoint, group_of(kind, [payload]), timeout_s)
+            if outcome is not None:
+                return result_of(*outcome)
         left_s = countdown(timeout_s)
         return self._append(kind, payload, timeout_s).result(left_s())
 
@@ -385,32 +381,7 @@ class Client:
             on_event: called from the I/O thread with each `Stream`, and with None once the
                 task is finished.
         """
-        parcel = awaiting(task_id)
-        runner, session = self._runner, self._session
-        hear = Ear(on_event)
-
-        def start(now: float) -> list[Output]:
-            runner.listeners.setdefault(task_id, []).append(hear)
-            runner.on_arrival[parcel] = finished
-            return session.listen(task_id, is_on=True) + session.watch(parcel)
-
-        def finished() -> None:
-            heard = runner.listeners.pop(task_id, [])
-            session.listen(task_id, is_on=False)  # the orchestrator knows: nothing is sent
-            runner.tell(heard, None)
-
-        def stop(now: float) -> list[Output]:
-            runner.on_arrival.pop(parcel, None)
-            heard = runner.listeners.get(task_id, [])
-            if hear in heard:
-                heard.remove(hear)
-            out = session.unwatch(parcel)
-            if not heard and runner.listeners.pop(task_id, None) is not None:
-                out += session.listen(task_id, is_on=False)
-            return out
-
-        runner.do(start)
-        return lambda: runner.do(stop)
+        return listen(self._runner, self._session, task_id, on_event)
 
     def close(self, timeout_s: float = CLOSE_S) -> None:
         """Wait for what was submitted to be acknowledged, say goodbye, and stop."""
@@ -436,26 +407,8 @@ class Client:
     def stream_of(self, task: Task, timeout_s: float | None) -> Iterator[Any]:
         """Yield a task's partial output; see `Task.stream`."""
         self._board.wait_settled(task.parcel, timeout_s)  # before, nobody knows the task
-        events: queue.SimpleQueue[Stream | None] = queue.SimpleQueue()
-        stop = self.listen(task.id, events.put)
-        attempt = 0
-        try:
-            while True:
-                try:
-                    stream = events.get(timeout=1.0 if timeout_s is None else bounded(timeout_s))
-                except queue.Empty:
-                    self._check_alive()
-                    if timeout_s is None:
-                        continue
-                    raise WaitTimeoutError(f"no output of {task.id} in {timeout_s:g} s") from None
-                if stream is None:
-                    return
-                if attempt and stream.attempt != attempt:
-                    yield RESTARTED
-                attempt = stream.attempt
-                yield from map(msgspec.msgpack.decode, stream.payloads)
-        finally:
-            stop()
+        start = partial(self.listen, task.id)
+        yield from output_of(start, self._check_alive, task.id, timeout_s)
 
     # --------------------------------------------------------- the callers' threads
 
