@@ -1,0 +1,241 @@
+"""`Client.call`: one task and its result on the caller's own thread, with a real broker."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from d8mesh.errors import (
+    InvalidTaskError,
+    NodeClosedError,
+    QueueFullError,
+    TaskFailedError,
+    WaitTimeoutError,
+)
+from d8mesh.nodes.client import Client, hotline
+from d8mesh.nodes.client.hotline import Hotline
+from tests.nodes.mesh import PATIENCE_S, Mesh, mesh_in, until
+
+
+@pytest.fixture
+def mesh(tmp_path: Path) -> Iterator[Mesh]:
+    with mesh_in(tmp_path) as mesh:
+        yield mesh
+
+
+class Counted:
+    """A worker whose handlers note how often each task ran, and may be held up."""
+
+    def __init__(self, mesh: Mesh, port: int) -> None:
+        self.runs: Counter[int] = Counter()
+        self.begun, self.may_end = threading.Event(), threading.Event()
+        worker = mesh.worker(port)
+        worker.register("count", self.count)
+        worker.register("hold", self.hold)
+        worker.register("fail", self.fail)
+        mesh.run(worker)
+
+    def count(self, data: dict[str, Any]) -> dict[str, Any]:
+        self.runs[data["n"]] += 1
+        return {"n": data["n"]}
+
+    def hold(self, data: dict[str, Any]) -> dict[str, Any]:
+        self.begun.set()
+        assert self.may_end.wait(PATIENCE_S)
+        return self.count(data)
+
+    def fail(self, data: dict[str, Any]) -> None:
+        raise ValueError("this one always fails")
+
+
+def connected(mesh: Mesh, port: int) -> Client:
+    client = mesh.client(port)
+    assert client.wait_connected(PATIENCE_S)
+    return client
+
+
+def lines_of(client: Client) -> list[Hotline]:
+    return list(client._hotlines._idle)
+
+
+def restart(mesh: Mesh, port: int) -> None:
+    mesh.stop_broker(*mesh.brokers[-1])
+    mesh.broker(port=port)
+
+
+def call_aside(client: Client, kind: str, n: int) -> tuple[threading.Thread, list[object]]:
+    """Call from a thread of its own; what came of it is put into the list."""
+    ended: list[object] = []
+
+    def call() -> None:
+        try:
+            ended.append(client.call(kind, {"n": n}, timeout_s=PATIENCE_S)["output"])
+        except Exception as error:
+            ended.append(error)
+
+    thread = threading.Thread(target=call)
+    thread.start()
+    return thread, ended
+
+
+def test_calls_return_their_own_results_over_one_connection(mesh: Mesh) -> None:
+    port = mesh.broker()
+    counted = Counted(mesh, port)
+    client = connected(mesh, port)
+    for n in range(200):
+        assert client.call("count", {"n": n}, timeout_s=PATIENCE_S)["output"] == {"n": n}
+    assert counted.runs == Counter(range(200))
+    (line,) = lines_of(client)
+    line._tell()
+    line.session.check()
+    assert not line.session.is_bound  # nothing is kept of what is over
+    assert len({body["task_id"] for body in client.tasks(state="completed")}) == 200
+
+
+def test_a_failure_is_raised_and_the_connection_is_kept(mesh: Mesh) -> None:
+    port = mesh.broker()
+    Counted(mesh, port)
+    client = connected(mesh, port)
+    for _ in range(2):
+        with pytest.raises(TaskFailedError, match="this one always fails"):
+            client.call("fail", {}, max_attempts=1, timeout_s=PATIENCE_S)
+    assert len(lines_of(client)) == 1
+    with pytest.raises(InvalidTaskError):
+        client.call("count", {"n": 1}, priority=11)
+    with pytest.raises(InvalidTaskError):
+        client.call("count", {"n": 1}, timeout_s=float("nan"))
+
+
+def test_calls_of_many_threads_do_not_mix(mesh: Mesh) -> None:
+    port = mesh.broker()
+    counted = Counted(mesh, port)
+    client = connected(mesh, port)
+    count = hotline.MAX_HOTLINES + 4  # some go the shared way
+    calls = [call_aside(client, "count", n) for n in range(count)]
+    for n, (thread, ended) in enumerate(calls):
+        thread.join(PATIENCE_S)
+        assert ended == [{"n": n}]
+    assert counted.runs == Counter(range(count))
+    assert client._hotlines._count == len(lines_of(client)) <= hotline.MAX_HOTLINES
+
+
+def test_a_wait_that_is_over_says_so_and_the_task_goes_on(mesh: Mesh) -> None:
+    port = mesh.broker()
+    counted = Counted(mesh, port)
+    client = connected(mesh, port)
+    with pytest.raises(WaitTimeoutError, match=r"within 0\.4 s"):
+        client.call("hold", {"n": 1}, timeout_s=0.4)
+    assert client._hotlines._count == 0
+    counted.may_end.set()
+    until(lambda: counted.runs[1] == 1)
+    assert client.call("count", {"n": 2}, timeout_s=PATIENCE_S)["output"] == {"n": 2}
+
+
+def test_a_full_queue_is_said(mesh: Mesh) -> None:
+    port = mesh.broker(queue_size=1)
+    client = connected(mesh, port)
+    client.submit("nobody", {}).wait_accepted(PATIENCE_S)
+    with pytest.raises(QueueFullError):
+        client.call("nobody", {}, timeout_s=1.5)
+
+
+def test_a_call_outlives_a_restart_of_the_orchestrator(mesh: Mesh) -> None:
+    port = mesh.broker()
+    counted = Counted(mesh, port)
+    client = connected(mesh, port)
+    thread, ended = call_aside(client, "hold", 1)
+    assert counted.begun.wait(PATIENCE_S)
+    restart(mesh, port)
+    counted.may_end.set()
+    thread.join(PATIENCE_S)
+    assert ended == [{"n": 1}]
+    assert counted.runs[1] == 1
+    assert client.call("count", {"n": 2}, timeout_s=PATIENCE_S)["output"] == {"n": 2}
+
+
+def test_a_restart_between_two_calls_costs_none(mesh: Mesh) -> None:
+    port = mesh.broker()
+    counted = Counted(mesh, port)
+    client = connected(mesh, port)
+    for n in range(3):
+        assert client.call("count", {"n": n}, timeout_s=PATIENCE_S)["output"] == {"n": n}
+        restart(mesh, port)
+    assert client.call("count", {"n": 3}, timeout_s=PATIENCE_S)["output"] == {"n": 3}
+    assert counted.runs == Counter(range(4))
+
+
+def test_after_a_pause_the_orchestrator_is_greeted_again(
+    mesh: Mesh, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hotline, "IDLE_S", 0.0)
+    port = mesh.broker()
+    Counted(mesh, port)
+    client = connected(mesh, port)
+    for n in range(20):
+        assert client.call("count", {"n": n}, timeout_s=PATIENCE_S)["output"] == {"n": n}
+    (line,) = lines_of(client)
+    assert line.broker_id
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a signal to oneself")
+def test_an_interrupted_call_leaves_nothing_behind(mesh: Mesh) -> None:
+    port = mesh.broker()
+    counted = Counted(mesh, port)
+    client = connected(mesh, port)
+
+    def interrupt() -> None:
+        assert counted.begun.wait(PATIENCE_S)
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+
+    threading.Thread(target=interrupt).start()
+    with pytest.raises(KeyboardInterrupt):
+        client.call("hold", {"n": 1}, timeout_s=PATIENCE_S)
+    assert client._hotlines._count == 0
+    counted.may_end.set()
+    assert client.call("count", {"n": 2}, timeout_s=PATIENCE_S)["output"] == {"n": 2}
+    until(lambda: counted.runs[1] == 1)
+
+
+def test_closing_the_client_ends_its_calls(mesh: Mesh) -> None:
+    port = mesh.broker()
+    counted = Counted(mesh, port)
+    client = connected(mesh, port)
+    thread, ended = call_aside(client, "hold", 1)
+    assert counted.begun.wait(PATIENCE_S)
+    client.close()
+    thread.join(PATIENCE_S)
+    assert isinstance(ended[0], NodeClosedError)
+    counted.may_end.set()
+    with pytest.raises(NodeClosedError):
+        client.call("count", {"n": 2})
+
+
+def test_a_lost_hotline_goes_on_elsewhere_and_runs_nothing_twice(
+    mesh: Mesh, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    port = mesh.broker()
+    counted = Counted(mesh, port)
+    client = connected(mesh, port)
+    look = Hotline._look
+
+    def lost(line: Hotline, now: float) -> None:
+        look(line, now)
+        raise hotline.HotlineLostError("for the test")
+
+    monkeypatch.setattr(Hotline, "_look", lost)
+    thread, ended = call_aside(client, "hold", 1)
+    assert counted.begun.wait(PATIENCE_S)
+    time.sleep(2 * hotline.LOOK_S)  # by then it has gone on elsewhere
+    counted.may_end.set()
+    thread.join(PATIENCE_S)
+    assert ended == [{"n": 1}]
+    assert counted.runs[1] == 1
+    assert client._hotlines._count == 0
