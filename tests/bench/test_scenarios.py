@@ -33,14 +33,19 @@ def test_throughput_measures_d8mesh_and_both_raw_loops() -> None:
     }
 
 
-def test_one_in_flight_measures_four_ways() -> None:
+def test_one_in_flight_measures_five_ways() -> None:
     found = Findings()
     latency.one_in_flight(found, TINY)
-    rows = (latency.OURS, latency.LOOP, latency.SYNCED, latency.BARE)
+    rows = (latency.OURS, latency.HANDLES, latency.LOOP, latency.SYNCED, latency.BARE)
     assert {(latency.ONE, row, "p99") for row in rows} <= cells(found)
-    for row in (latency.ONE_OVER_RAW, latency.FLOOR_OVER_RAW, latency.ONE_OVER_FLOOR):
+    for row in (
+        latency.ONE_OVER_RAW,
+        latency.HANDLES_OVER_RAW,
+        latency.FLOOR_OVER_RAW,
+        latency.ONE_OVER_FLOOR,
+    ):
         assert (latency.RATIOS, row, "p50") in cells(found)
-    assert len(found.series) == 4
+    assert len(found.series) == 5
 
 
 def test_an_open_loop_counts_from_the_time_a_task_was_due() -> None:
