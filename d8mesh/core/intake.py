@@ -21,7 +21,7 @@ from d8mesh.errors import (
 #: What a refused submitter is told to wait before trying again.
 FULL_RETRY_S: Final = 1.0
 DRAINING_RETRY_S: Final = 5.0
-DISK_RETRY_S: Final = 30.0
+DISK_RETRY_S: Final = 5.0  # the disk is looked at every few seconds
 
 
 class Intake:

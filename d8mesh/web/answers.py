@@ -22,7 +22,7 @@ RETRY_AFTER_S: Final[Mapping[str, int]] = {
     "broker.draining": 5,
     "broker.unavailable": 1,
     "wait.timeout": 1,
-    "disk.low": 30,
+    "disk.low": 5,
 }
 
 #: The status of every code: those of `d8mesh.errors` and those of HTTP itself (`http.*`).

@@ -34,6 +34,9 @@ class Evidence:
     wishes: dict[str, Wish] = field(default_factory=dict)
     #: idempotency key -> the ids that it was acknowledged as
     keys: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
+    #: a call -> the ids that it ran as; how often calls failed with which code
+    calls: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
+    calls_failed: Counter[str] = field(default_factory=Counter)
     #: id of a replay -> id of the task that it is one of
     replays: dict[str, str] = field(default_factory=dict)
     #: ids that their clients tried to cancel, and what was answered
@@ -67,6 +70,8 @@ def evidence_of(log: Path) -> Evidence:
                 found.unwanted[row["id"]].add(row["state"])
             elif row["e"] == "refused":
                 found.refused[row["why"]] += 1
+            elif row["e"] == "call_failed":
+                found.calls_failed[row["code"]] += 1
     for path in log.glob("runs-*.jsonl"):
         pid = int(path.stem.partition("-")[2])
         for row in read(path):
@@ -82,6 +87,8 @@ def _executed(found: Evidence, row: dict[str, Any], pid: int) -> None:
         found.ends[pid, row["id"]] = row["at"]
         return
     found.starts[row["id"]].append((row["at"], pid))
+    if row.get("call"):
+        found.calls[row["call"]].add(row["id"])
     if row.get("epoch"):
         found.handed.append((row["at"], row["epoch"]))
 

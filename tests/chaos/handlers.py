@@ -23,10 +23,12 @@ def run_one(
     `epoch`: which start of the broker handed it out, if that is known.
     """
     diary = _diary(str(data["log"]))
-    diary.note("start", id=task_id, n=attempt, epoch=epoch)
+    diary.note("start", id=task_id, n=attempt, epoch=epoch, call=data.get("call", ""))
     time.sleep(float(str(data["ms"])) / 1000)
     text = str(data["text"])
     result: dict[str, object] = {"text": text, "sha": digest(text), "nonce": secrets.token_hex(6)}
+    if "call" in data:  # who calls is told no id
+        result["id"] = task_id
     diary.note("end", id=task_id, n=attempt)
     return result
 

@@ -148,15 +148,18 @@ def workers_back(
         for at, pid in starts:
             if pid in begun and task_id in evidence.acked:
                 begun[pid].append((at, evidence.acked[task_id][1]))
+    over = max((acked for _, acked in evidence.acked.values()), default=0.0)  # no new tasks since
     found = []
     for move in (e for e in happened if e.kind == "new address"):
         took = []
         for pid, rows in begun.items():
             after = [at for at, acked in rows if acked > move.at]
-            died = dead.get(pid, move.at + GIVEN_UP_S)
-            if any(at < move.at for at, _ in rows) and died > move.at:
-                back = min(after, default=died)
-                took += [back - move.at] if after or died >= move.at + GIVEN_UP_S else []
+            until = min(dead.get(pid, over), over)
+            if any(at < move.at for at, _ in rows) and until > move.at:
+                if after:
+                    took.append(min(after) - move.at)
+                elif until >= move.at + GIVEN_UP_S:
+                    took.append(GIVEN_UP_S)
         if took:
             found.append((move, max(took)))
     return found

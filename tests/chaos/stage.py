@@ -82,6 +82,7 @@ class Stage:
             self._start(f"worker-{number}")
         for number in range(CLIENTS):
             self._start(f"client-{number}")
+        self._start("caller-0")
         self._start("rest-0")
         self._start("poller-0")
         self._start("slow-0")
@@ -178,7 +179,7 @@ class Stage:
         self.undo.clear()
         (self.world.log / "stop").touch()
         until = time.monotonic() + DRAIN_S
-        clients = [name for name in self.processes if name.startswith(("client", "rest"))]
+        clients = [name for name in self.processes if name.startswith(_AWAITED)]
         while not all(self._is_done(name) for name in clients):
             if time.monotonic() > until:
                 return False
@@ -346,7 +347,7 @@ class Stage:
 
     def _is_done(self, name: str) -> bool:
         """Tell whether a process has ended as it should."""
-        if not name.startswith(("client", "rest")):
+        if not name.startswith(_AWAITED):
             return name.startswith("slow") and (self.world.log / "stop").exists()
         return rest.is_drained(self.world.log / f"client-{name}.jsonl")
 
@@ -369,6 +370,10 @@ class Stage:
             module = ["tests.chaos.load", name, log, world.mesh, url, rate]
             is_narrow = world.lan is not None and int(number) == CLIENTS - 1
             process = world.start(last + is_narrow, name, module)
+        elif kind == "caller":
+            url = "" if world.lan else world.url
+            module = ["tests.chaos.caller", name, log, world.mesh, url]
+            process = world.start(last, name, module)
         elif kind == "slow":
             port = str(world.broker_port)
             process = world.start(last, name, ["tests.chaos.slow", log, port, world.mesh])
@@ -380,7 +385,9 @@ class Stage:
 
 
 _WORKER: Final = ("worker", "--tasks", "tests.chaos.handlers", "--slots", "4")
-_CLIENTS: Final = ("client", "rest", "poller")
+_CLIENTS: Final = ("client", "caller", "rest", "poller")
+#: Those that end by themselves once they have seen every outcome.
+_AWAITED: Final = ("client", "caller", "rest")
 
 
 def _signal(pid: int, number: int) -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from d8mesh.core.task import Completed, Fact, Spec, Submitted
 from d8mesh.edge.journal.writer import Journal
+from tests.chaos import recovery
 from tests.chaos.diary import Diary, digest, fingerprint
 from tests.chaos.evidence import Evidence, Happening
 from tests.chaos.handlers import TASK_TYPE
@@ -225,3 +226,33 @@ def test_what_a_later_broker_handed_out_counts_and_not_what_a_worker_still_had(
             )
     table = verdict(folder, [Happening("kill broker", 6.0, [9])])
     assert str(table["orchestrator_kill_to_handout_all_s"]).startswith("n 1, p50 1.25")
+
+
+def test_a_call_is_one_task_and_fails_only_with_its_workers() -> None:
+    evidence = Evidence()
+    evidence.calls["one"] = {f"{SESSION}-1"}
+    assert doubled_in(evidence, {}) == 0
+    evidence.calls["one"].add(f"{SESSION}-2")
+    assert doubled_in(evidence, {}) == 1
+    evidence.calls_failed["task.poison"] = 3
+    assert wrong_in(evidence, {}) == []
+    evidence.calls_failed["task.poison"] = 4
+    assert len(wrong_in(evidence, {})) == 1
+    evidence.calls_failed["echo.broken"] = 1
+    assert len(wrong_in(evidence, {})) == 2
+
+
+@pytest.mark.parametrize(
+    ("over", "begun", "took"),
+    [(200.0, 108.0, 8.0), (200.0, None, recovery.GIVEN_UP_S), (105.0, None, None)],
+)
+def test_a_worker_that_is_not_back_counts_if_there_was_time(
+    over: float, begun: float | None, took: float | None
+) -> None:
+    evidence = Evidence(acked={"old": ("", 90.0), "new": ("", 101.0), "last": ("", over)})
+    evidence.starts["old"].append((91.0, 77))
+    if begun is not None:
+        evidence.starts["new"].append((begun, 77))
+    move = Happening("new address", 100.0, [1])
+    found = recovery.workers_back(evidence, [move], [77], {})
+    assert [seconds for _, seconds in found] == ([] if took is None else [took])

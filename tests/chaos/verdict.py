@@ -224,15 +224,19 @@ def wrong_in(
     if len(deadly) > MAX_DEADLY + MAX_DEADLY_SHARE * len(outcomes):
         wrong += deadly
     wrong += [i for i, told in evidence.told.items() if any(s == "missing" for s, _ in told)]
+    wrong += [f"a call failed: {code}" for code in evidence.calls_failed if code not in DEADLY]
+    if evidence.calls_failed.total() > MAX_DEADLY:
+        wrong.append(f"calls failed: {dict(evidence.calls_failed)}")
     return wrong
 
 
 def doubled_in(evidence: Evidence, outcomes: dict[str, tuple[str, Any]]) -> int:
     """Return how many tasks had two different outcomes: one told, another told or recorded.
 
-    What was answered to a cancel is told too. A key with two tasks counts as well.
+    What was answered to a cancel is told too. A key or a call with two tasks counts as well.
     """
-    count = sum(len(ids) > 1 for ids in evidence.keys.values())  # one key, two tasks
+    # one key, two tasks; one call, two tasks
+    count = sum(len(ids) > 1 for ids in (*evidence.keys.values(), *evidence.calls.values()))
     for task_id, told in evidence.told.items():
         known = {row for row in told if row[0] != "missing"}
         if task_id in outcomes:
@@ -247,6 +251,7 @@ def wishes_in(evidence: Evidence, outcomes: dict[str, tuple[str, Any]]) -> dict[
     """Return how many tasks asked for what, and how many of them it changed the end of."""
     counts = Counter(wish.kind for wish in evidence.wishes.values())
     counts["keyed"], counts["replayed"] = len(evidence.keys), len(evidence.replays)
+    counts["called"] = len(evidence.calls)
     for state, result in outcomes.values():
         if state == "cancelled":
             counts["cancelled"] += 1
