@@ -15,7 +15,8 @@ from typing import Any, Final, TypeVar
 import msgspec
 import zmq
 
-from d8mesh.core.client_session import ClientSession, Output, Transmit
+from d8mesh.core.client_effects import Output, Transmit
+from d8mesh.core.client_session import ClientSession
 from d8mesh.core.codec import decode_to_broker, decode_to_client, decode_to_worker, encode
 from d8mesh.core.dispatcher import Dispatcher
 from d8mesh.core.effects import Effect, Load, Peer, Record, Send

@@ -10,10 +10,19 @@ from bisect import bisect_right
 from collections import deque
 from collections.abc import Iterable, Iterator
 from itertools import islice
-from typing import Final, TypeAlias, assert_never
+from typing import Final, assert_never
 
-from msgspec import Struct
-
+from d8mesh.core.client_effects import (
+    Answered,
+    Arrived,
+    Connected,
+    Heard,
+    Lost,
+    Output,
+    Rejected,
+    Settled,
+    Transmit,
+)
 from d8mesh.core.messages import (
     MAX_BATCH_TASKS,
     VERSIONS,
@@ -24,7 +33,6 @@ from d8mesh.core.messages import (
     ClientHello,
     Goodbye,
     Listen,
-    Message,
     Outcomes,
     Refused,
     Rehello,
@@ -61,62 +69,6 @@ EXPIRY_S: Final = 0.25
 #: Before the first Welcome tells them: the documented lease and heartbeat.
 _LEASE_S: Final = 10.0
 _HEARTBEAT_S: Final = 3.0
-
-
-class Transmit(Struct, frozen=True):
-    """Send this to the broker."""
-
-    message: Message
-
-
-class Settled(Struct, frozen=True):
-    """The submit of this parcel was accepted, or refused for good."""
-
-    parcel: Parcel
-
-
-class Arrived(Struct, frozen=True):
-    """Outcomes came in for this parcel (`parcel.states`, `parcel.payloads`)."""
-
-    parcel: Parcel
-
-
-class Answered(Struct, frozen=True):
-    """A question was answered."""
-
-    request: int
-    code: str
-    body: dict[str, object]
-
-
-class Heard(Struct, frozen=True):
-    """Partial output of a task that is listened to."""
-
-    stream: Stream
-
-
-class Connected(Struct, frozen=True):
-    """The session stands."""
-
-    epoch: int
-    broker_id: str
-
-
-class Lost(Struct, frozen=True):
-    """The link is dead or useless: close it and, after a pause, make another."""
-
-    why: str
-    pause_s: float = 0.0
-
-
-class Rejected(Struct, frozen=True):
-    """The broker refuses this session for good."""
-
-    code: str
-    message: str
-
-
-Output: TypeAlias = Transmit | Settled | Arrived | Answered | Heard | Connected | Lost | Rejected
 
 
 class ClientSession:
@@ -176,6 +128,14 @@ class ClientSession:
         if parcel.is_watched:
             self._await(parcel)
         return self._pump(now)
+
+    def abandon(self, parcel: Parcel) -> None:
+        """Nobody waits for a parcel any more: send it no more, and let its outcomes go."""
+        if parcel in self._backlog:
+            self._backlog.remove(parcel)
+        for seq in [seq for seq, other in self._unacknowledged.items() if other is parcel]:
+            del self._unacknowledged[seq]
+        self._forget(parcel)
 
     def watch(self, parcel: Parcel) -> list[Output]:
         """Await the one task of `parcel`, which may be anybody's."""
@@ -355,6 +315,8 @@ class ClientSession:
         out: list[Output] = [Settled(parcel)]
         if parcel.accepted_as is not None and parcel.is_watched:
             out += self._watch_elsewhere(parcel)
+        elif parcel.is_resent and parcel.is_watched:  # maybe over by now, and told to nobody
+            out += [Transmit(Watch(part)) for part in _cut(parcel.awaited())]
         return out + self._pump(now)
 
     def _outcomes(self, message: Outcomes) -> list[Output]:
@@ -424,7 +386,7 @@ class ClientSession:
         return Settled(parcel)
 
     def _transmit(self, seq: int, parcel: Parcel, now: float) -> Transmit:
-        parcel.sent = now
+        parcel.is_resent, parcel.sent = parcel.sent > 0.0, now
         return Transmit(
             Submit(
                 seq,

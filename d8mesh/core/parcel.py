@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from d8mesh.core.messages import Group, Refused
+from d8mesh.errors import error_of
 
 
 @dataclass(slots=True, eq=False)
@@ -36,7 +37,9 @@ class Parcel:
     refusal: Refused | None = None
     #: of a repeated idempotency key: the first task of the first time
     accepted_as: tuple[str, int] | None = None
+    #: when it was last sent (monotonic seconds; 0: never), and whether that was not the first time
     sent: float = 0.0
+    is_resent: bool = False
 
     def task_id(self, index: int) -> str:
         """Return the id of task `index`."""
@@ -64,6 +67,15 @@ class Parcel:
         """Note that none of the tasks was accepted."""
         self.refusal = refusal
         self.groups = []
+
+    def raise_refusal(self) -> None:
+        """Raise what it was refused with, if it was.
+
+        Raises:
+            TaskRejectedError: it was.
+        """
+        if self.refusal is not None:
+            raise error_of(self.refusal.code, self.refusal.message)
 
     def note(self, index: int, state: int, payload: bytes) -> bool:
         """Note how task `index` ended; False if that was known."""

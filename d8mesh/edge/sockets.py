@@ -308,23 +308,27 @@ class DealerLink:
     def __init__(self, endpoint: str, shared: SharedContext | None = None) -> None:
         self.is_cut = self.is_renewed = False
         self._owned = zmq.Context() if shared is None else None
-        self._context = self._owned or shared.context  # type: ignore[union-attr]
-        self.socket = self._context.socket(zmq.DEALER)
-        _configure(self.socket)
+        context = self._owned or shared.context  # type: ignore[union-attr]
+        with contextlib.ExitStack() as undo:
+            if self._owned is not None:
+                undo.callback(self._owned.term)
+            try:
+                self.socket = context.socket(zmq.DEALER)
+                undo.callback(self.socket.close, 0)
+                _configure(self.socket)
+                self.socket.set(zmq.RECONNECT_IVL, RECONNECT_MS)
+                self.socket.set(zmq.RECONNECT_IVL_MAX, RECONNECT_MAX_MS)
+                self.socket.set(zmq.CONNECT_TIMEOUT, CONNECT_MS)
+                self.monitor: zmq.Socket[bytes] = self.socket.get_monitor_socket(
+                    zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
+                )
+                undo.callback(self.monitor.close, 0)
+                self.socket.connect(endpoint)
+            except zmq.ZMQError as error:  # no such address, or no descriptors left
+                raise BrokerUnavailableError(f"cannot connect to {endpoint}: {error}") from error
+            undo.pop_all()
         self._send = _plain_send(self.socket)
         self._alone = [(self.socket, _READABLE)]
-        self._wait_ms = -1
-        self.socket.set(zmq.RECONNECT_IVL, RECONNECT_MS)
-        self.socket.set(zmq.RECONNECT_IVL_MAX, RECONNECT_MAX_MS)
-        self.socket.set(zmq.CONNECT_TIMEOUT, CONNECT_MS)
-        self.monitor: zmq.Socket[bytes] = self.socket.get_monitor_socket(
-            zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
-        )
-        try:
-            self.socket.connect(endpoint)
-        except zmq.ZMQError as error:
-            self.close()
-            raise BrokerUnavailableError(f"cannot connect to {endpoint}: {error}") from error
 
     def send(self, frame: bytes) -> bool:
         """Send without waiting; False if the queue to the broker is full."""
@@ -345,16 +349,12 @@ class DealerLink:
     def await_frame(self, timeout_s: float) -> bytes | None:
         """Return the next frame as soon as it comes in; None: none did in time.
 
-        For who has nothing else to wait for: a wait for several things costs twice as much.
+        For who has nothing else to wait for: a wait for several things costs twice as much. (A
+        blocking `recv` would begin its time anew after every signal.)
         """
-        wait_ms = int(timeout_s * 1000 + 0.999)
-        if wait_ms != self._wait_ms:
-            self._wait_ms = wait_ms
-            self.socket.set(zmq.RCVTIMEO, wait_ms)
-        try:
-            return self.socket.recv()
-        except zmq.Again:
-            return None
+        if zmq.zmq_poll(self._alone, int(timeout_s * 1000 + 0.999)):
+            return self.socket.recv(_NOBLOCK)
+        return None
 
     def look(self) -> None:
         """Bring `is_cut` and `is_renewed` up to date; the `Loop` calls it."""

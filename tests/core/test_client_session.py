@@ -8,10 +8,9 @@ from typing import TypeVar
 import pytest
 
 from d8mesh.core import client_session as brain
-from d8mesh.core.client_session import (
+from d8mesh.core.client_effects import (
     Answered,
     Arrived,
-    ClientSession,
     Connected,
     Heard,
     Lost,
@@ -20,6 +19,7 @@ from d8mesh.core.client_session import (
     Settled,
     Transmit,
 )
+from d8mesh.core.client_session import ClientSession
 from d8mesh.core.messages import (
     COMPLETED_STATE,
     MAX_BATCH_TASKS,
@@ -345,6 +345,41 @@ def test_an_own_task_stays_awaited_when_a_single_wait_for_it_ends() -> None:
     single = awaiting(f"{SESSION}-0")
     session.watch(single)
     assert session.unwatch(single) == []
+
+
+def test_what_is_accepted_at_the_second_try_is_asked_for() -> None:
+    """The first acknowledgement was lost, and the outcome with it, perhaps."""
+    session, tried = up(), parcel(0, 2)
+    session.submit(tried, 1.0)
+    session.link_up(2.0)
+    (again,) = sent(session.receive(welcome(2), 2.0), Submit)
+    (watch,) = sent(session.receive(Accepted(again.seq, SESSION, 0), 2.0), Watch)
+    assert watch.ids == [f"{SESSION}-0", f"{SESSION}-1"]
+    (fresh,) = sent(session.submit(parcel(2), 3.0), Submit)
+    assert sent(session.receive(Accepted(fresh.seq, SESSION, 2), 3.0), Watch) == []
+
+
+def test_what_is_abandoned_is_neither_sent_nor_awaited() -> None:
+    session = new()
+    unsent, unanswered, accepted = parcel(0), parcel(1), parcel(2)
+    session.submit(unsent, 0.0)
+    session.abandon(unsent)
+    session.link_up(1.0)
+    assert sent(session.receive(welcome(), 1.0), Submit) == []
+    for each in (unanswered, accepted):
+        (submit,) = sent(session.submit(each, 1.0), Submit)
+        if each is accepted:
+            session.receive(Accepted(submit.seq, SESSION, each.first), 1.0)
+        was_bound = session.is_bound
+        session.abandon(each)
+        assert was_bound
+        assert not session.is_bound
+        session.check()
+    assert session.receive(Accepted(1, SESSION, unanswered.first), 1.0) == []
+    late = Outcomes([f"{SESSION}-1", f"{SESSION}-2"], bytes([COMPLETED_STATE] * 2), [b"", b""])
+    assert session.receive(late, 1.0) == []
+    session.link_up(2.0)
+    assert sent(session.receive(welcome(2), 2.0), Submit) == []
 
 
 def test_what_is_awaited_is_asked_for_again_in_rounds_of_bounded_messages() -> None:

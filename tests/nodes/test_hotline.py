@@ -5,14 +5,15 @@ from __future__ import annotations
 import signal
 import sys
 import threading
-import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
+from d8mesh.core.messages import Group
 from d8mesh.errors import (
     InvalidTaskError,
     NodeClosedError,
@@ -66,6 +67,10 @@ def lines_of(client: Client) -> list[Hotline]:
     return list(client._hotlines._idle)
 
 
+def client_threads() -> Counter[str]:
+    return Counter(t.name for t in threading.enumerate() if t.name in ("d8-client", "d8-dial"))
+
+
 def restart(mesh: Mesh, port: int) -> None:
     mesh.stop_broker(*mesh.brokers[-1])
     mesh.broker(port=port)
@@ -114,29 +119,76 @@ def test_a_failure_is_raised_and_the_connection_is_kept(mesh: Mesh) -> None:
         client.call("count", {"n": 1}, timeout_s=float("nan"))
 
 
-def test_calls_of_many_threads_do_not_mix(mesh: Mesh) -> None:
+def test_calls_of_many_threads_do_not_mix(mesh: Mesh, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hotline, "MAX_HOTLINES", 3)
     port = mesh.broker()
     counted = Counted(mesh, port)
     client = connected(mesh, port)
-    count = hotline.MAX_HOTLINES + 4  # some go the shared way
-    calls = [call_aside(client, "count", n) for n in range(count)]
+    calls = [call_aside(client, "hold", n) for n in range(5)]
+    until(lambda: client._next_n == 2)  # those have gone the shared way
+    assert client._hotlines._count == 3
+    counted.may_end.set()
     for n, (thread, ended) in enumerate(calls):
         thread.join(PATIENCE_S)
         assert ended == [{"n": n}]
-    assert counted.runs == Counter(range(count))
-    assert client._hotlines._count == len(lines_of(client)) <= hotline.MAX_HOTLINES
+    assert counted.runs == Counter(range(5))
+    assert client._hotlines._count == len(lines_of(client)) == 3
+    monkeypatch.setattr(hotline, "UNUSED_S", 0.0)
+    assert client.call("count", {"n": 5}, timeout_s=PATIENCE_S)["output"] == {"n": 5}
+    assert client._hotlines._count == len(lines_of(client)) <= 1
+
+
+def test_calls_go_where_the_client_is_now(mesh: Mesh) -> None:
+    here, there = mesh.broker(), mesh.broker("other")
+    Counted(mesh, here)
+    Counted(mesh, there)
+    client = connected(mesh, here)
+    client.call("count", {"n": 1}, timeout_s=PATIENCE_S)
+    endpoint = f"tcp://127.0.0.1:{there}"
+    group = Group("count", 5, [msgspec.msgpack.encode({"n": 2})])
+    assert client._hotlines.call(endpoint, group, PATIENCE_S) is not None
+    (line,) = lines_of(client)
+    assert line.endpoint == endpoint
+    assert client._hotlines._count == 1
+
+
+def test_another_orchestrator_in_place_of_the_first_serves_on(
+    mesh: Mesh, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hotline, "IDLE_S", 0.0)
+    port = mesh.broker()
+    Counted(mesh, port)
+    client = connected(mesh, port)
+    client.call("count", {"n": 1}, timeout_s=PATIENCE_S)
+    (line,) = lines_of(client)
+    first = line.broker_id
+    mesh.stop_broker(*mesh.brokers[-1])
+    until(lambda: not client._session.is_up)
+    mesh.broker("other", port=port)
+    assert client.wait_connected(PATIENCE_S)
+    assert client.call("count", {"n": 2}, timeout_s=PATIENCE_S)["output"] == {"n": 2}
+    assert lines_of(client) == [line]
+    assert line.broker_id not in ("", first)
 
 
 def test_a_wait_that_is_over_says_so_and_the_task_goes_on(mesh: Mesh) -> None:
     port = mesh.broker()
     counted = Counted(mesh, port)
     client = connected(mesh, port)
-    with pytest.raises(WaitTimeoutError, match=r"within 0\.4 s"):
-        client.call("hold", {"n": 1}, timeout_s=0.4)
-    assert client._hotlines._count == 0
+    late = []
+    for n in range(3):
+        with pytest.raises(WaitTimeoutError, match=r"within 0\.4 s") as over:
+            client.call("hold", {"n": n}, timeout_s=0.4)
+        late.append(client.task(str(over.value).split()[3]))
+    (line,) = lines_of(client)  # it serves on
+    assert not line.session.is_bound
     counted.may_end.set()
-    until(lambda: counted.runs[1] == 1)
-    assert client.call("count", {"n": 2}, timeout_s=PATIENCE_S)["output"] == {"n": 2}
+    for n, task in enumerate(late):
+        assert task.result(PATIENCE_S)["output"] == {"n": n}
+    assert client.call("count", {"n": 3}, timeout_s=PATIENCE_S)["output"] == {"n": 3}
+    assert client.call("count", {"n": 4}, timeout_s=10**400)["output"] == {"n": 4}
+    assert counted.runs == Counter(range(5))
+    assert lines_of(client) == [line]
 
 
 def test_a_full_queue_is_said(mesh: Mesh) -> None:
@@ -181,8 +233,7 @@ def test_after_a_pause_the_orchestrator_is_greeted_again(
     client = connected(mesh, port)
     for n in range(20):
         assert client.call("count", {"n": n}, timeout_s=PATIENCE_S)["output"] == {"n": n}
-    (line,) = lines_of(client)
-    assert line.broker_id
+    assert len(lines_of(client)) == 1
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="a signal to oneself")
@@ -216,6 +267,21 @@ def test_closing_the_client_ends_its_calls(mesh: Mesh) -> None:
     counted.may_end.set()
     with pytest.raises(NodeClosedError):
         client.call("count", {"n": 2})
+    assert client._hotlines._count == 0
+
+
+def test_what_ends_after_the_close_is_let_go(mesh: Mesh) -> None:
+    port = mesh.broker()
+    counted = Counted(mesh, port)
+    client = connected(mesh, port)
+    thread, ended = call_aside(client, "hold", 1)
+    assert counted.begun.wait(PATIENCE_S)
+    client._hotlines.close()
+    counted.may_end.set()
+    thread.join(PATIENCE_S)
+    assert ended == [{"n": 1}]
+    assert (client._hotlines._count, client._hotlines._shared) == (0, None)
+    assert client.call("count", {"n": 2}, timeout_s=PATIENCE_S)["output"] == {"n": 2}
 
 
 def test_a_lost_hotline_goes_on_elsewhere_and_runs_nothing_twice(
@@ -231,11 +297,18 @@ def test_a_lost_hotline_goes_on_elsewhere_and_runs_nothing_twice(
         raise hotline.HotlineLostError("for the test")
 
     monkeypatch.setattr(Hotline, "_look", lost)
+    threads = client_threads()
     thread, ended = call_aside(client, "hold", 1)
+    until(lambda: client_threads() != threads)  # it goes on elsewhere
     assert counted.begun.wait(PATIENCE_S)
-    time.sleep(2 * hotline.LOOK_S)  # by then it has gone on elsewhere
     counted.may_end.set()
     thread.join(PATIENCE_S)
     assert ended == [{"n": 1}]
     assert counted.runs[1] == 1
     assert client._hotlines._count == 0
+    assert client_threads() == threads
+    counted.may_end.clear()
+    with pytest.raises(WaitTimeoutError, match=r"within 1\.25 s"):
+        client.call("hold", {"n": 2}, timeout_s=1.25)
+    assert client_threads() == threads
+    counted.may_end.set()

@@ -9,16 +9,8 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from d8mesh.core import messages as m
-from d8mesh.core.client_session import (
-    Answered,
-    Arrived,
-    ClientSession,
-    Lost,
-    Output,
-    Rejected,
-    Settled,
-    Transmit,
-)
+from d8mesh.core.client_effects import Answered, Arrived, Lost, Output, Rejected, Settled, Transmit
+from d8mesh.core.client_session import ClientSession
 from d8mesh.core.codec import decode_to_client, encode
 from d8mesh.core.parcel import Parcel
 from tests.simulation.causes import Wish

@@ -124,8 +124,7 @@ class Board:
         """Wait until a parcel is acknowledged; raise what it was refused with."""
         what = f"the acknowledgement of {parcel.task_id(0)}"
         self.wait_for(parcel, lambda: parcel.is_settled, timeout_s, what=what)
-        if parcel.refusal is not None:
-            raise error_of(parcel.refusal.code, parcel.refusal.message)
+        parcel.raise_refusal()
 
     def flush(self, timeout_s: float | None) -> None:
         """Wait until what is pending now is settled; raise the first refusal since the last flush.

@@ -21,7 +21,6 @@ from d8mesh.errors import (
     TaskFailedError,
     UnknownTaskError,
     WaitTimeoutError,
-    error_of,
 )
 from d8mesh.nodes.client.patience import told_whole
 
@@ -84,9 +83,10 @@ class Task:
         """
         parcel, index = self._parcel, self._index
         if not parcel.states[index]:
-            self._client.board.wait_for(parcel, self.done, timeout_s, what="the result")
-        if parcel.refusal is not None:
-            raise error_of(parcel.refusal.code, parcel.refusal.message)
+            self._client.board.wait_for(
+                parcel, self.done, timeout_s, what=f"the result of {self.id}"
+            )
+        parcel.raise_refusal()
         return result_of(parcel.states[index], parcel.payloads[index] or b"", self.id)
 
     def wait_accepted(self, timeout_s: float | None = None) -> None:

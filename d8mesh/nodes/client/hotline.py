@@ -10,25 +10,30 @@ from __future__ import annotations
 
 import logging
 import math
-import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
-from typing import Final, TypeAlias
+from collections.abc import Callable, Iterable, Sequence
+from typing import Final, Protocol, TypeAlias
 
-from d8mesh.config import Config
-from d8mesh.core.client_session import ClientSession, Connected, Lost, Output, Rejected, Transmit
+from d8mesh.core.client_effects import Connected, Lost, Output, Rejected, Transmit
+from d8mesh.core.client_session import ClientSession
 from d8mesh.core.codec import decode_to_client, encode
 from d8mesh.core.messages import Goodbye, Group, Outcomes
 from d8mesh.core.parcel import Parcel
 from d8mesh.edge.logs import event
-from d8mesh.edge.sockets import DealerLink, Waker
-from d8mesh.errors import BrokerUnavailableError, ProtocolError, WaitTimeoutError, error_of
-from d8mesh.nodes.client.board import Board
-from d8mesh.nodes.client.dial import Dialler
-from d8mesh.nodes.client.patience import countdown, give_up
-from d8mesh.nodes.client.runner import CUT_S, Runner
+from d8mesh.edge.network import Way, first_reachable
+from d8mesh.edge.sockets import DealerLink, SharedContext, Waker
+from d8mesh.errors import (
+    BrokerUnavailableError,
+    ProtocolError,
+    TaskRejectedError,
+    WaitTimeoutError,
+)
+from d8mesh.nodes.client.board import STILL_WAITING_S, Board
+from d8mesh.nodes.client.dial import DIAL_S, Dialler
+from d8mesh.nodes.client.patience import countdown, give_up, told_whole
+from d8mesh.nodes.client.runner import CUT_S, DOUBT_PAUSE_S, Runner
 
 #: Calls of one client that have a hotline at the same time: with more threads than this the
 #: batches of the shared session are quicker.
@@ -37,16 +42,23 @@ MAX_HOTLINES: Final = 16
 LOOK_S: Final = 0.25
 #: After a pause of this long the orchestrator is greeted again: it may have forgotten us.
 IDLE_S: Final = 3.0
-#: Frames taken from a connection that was idle.
+#: One that was not used for so long is let go at the next opportunity.
+UNUSED_S: Final = 30.0
+#: Frames taken at once from a connection that was idle.
 STALE_FRAMES: Final = 1000
-#: Of the host's name that the orchestrator is told.
-MAX_HOST_CHARS: Final = 100
 #: How long the thread that went on for a lost hotline may take to end.
 END_S: Final = 3.0
 _log: Final = logging.getLogger("d8mesh.client")
 
 #: How a task ended: one of the states of `core.messages`, its recorded result, its id.
 Outcome: TypeAlias = tuple[int, bytes, str]
+
+
+class DiallerMaker(Protocol):
+    """Makes what finds the orchestrator again."""
+
+    def __call__(self, *, wake: Callable[[], None]) -> Dialler:
+        """Return one that calls `wake` when it has made a connection."""
 
 
 class HotlineLostError(Exception):
@@ -67,15 +79,18 @@ class Hotline:
     Thread: one at a time.
     """
 
-    def __init__(self, endpoint: str, name: str, session: ClientSession) -> None:
+    def __init__(
+        self, endpoint: str, name: str, session: ClientSession, shared: SharedContext
+    ) -> None:
         self.endpoint, self.name, self.session = endpoint, name, session
         self.broker_id = ""
-        self._link = DealerLink(endpoint)
+        #: when an outcome came last, and since when nobody has used it (monotonic seconds)
+        self.used, self.idle_since = -math.inf, 0.0
+        self._link = DealerLink(endpoint, shared)
         self._next_n = 0
-        self._used = -math.inf
-        self._cut_since = 0.0
-        #: an outcome that the session is told of while the next one is awaited, and when it came
-        self._untold: tuple[Outcomes, float] | None = None
+        self._cut_since = self._next_doubt = 0.0
+        #: an outcome that the session is told of while the next one is awaited: id, state, when
+        self._untold: tuple[str, int, float] | None = None
 
     def parcel(self, group: Group) -> Parcel:
         """Return a parcel with the next task."""
@@ -97,13 +112,13 @@ class Hotline:
         Raises:
             HotlineLostError: the connection was lost; the session has the parcel.
             TaskRejectedError: it was refused.
-            WaitTimeoutError: `timeout_s` is over.
+            WaitTimeoutError: `timeout_s` is over; nobody waits for the task any more.
         """
         session, link = self.session, self._link
-        now = time.monotonic()
+        told = now = time.monotonic()
         until = math.inf if timeout_s is None else now + timeout_s
         next_look = now + LOOK_S
-        if now - self._used > IDLE_S:
+        if now - self.used > IDLE_S:
             session.link_down()
             self._carry_out(session.submit(parcel, now))  # it waits for the greeting's answer
             self._greet(now)
@@ -114,37 +129,37 @@ class Hotline:
         while True:
             frame = link.await_frame(max(0.0, min(next_look, until) - now))
             now = time.monotonic()
-            outcome = None if frame is None else self._receive(frame, task_id, now)
+            outcome = None if frame is None else self._receive(frame, parcel, task_id, now)
             if outcome is not None:
-                self._used = now
+                self.used = now
                 return outcome
             if now >= next_look:
                 next_look = now + LOOK_S
                 check_alive()
                 self._look(now)
-            if parcel.refusal is not None:
-                raise error_of(parcel.refusal.code, parcel.refusal.message)
+                if now - told > STILL_WAITING_S:
+                    told = now
+                    event(_log, logging.WARNING, "still.waiting", what=_what(task_id))
+            parcel.raise_refusal()
             if now >= until:
-                raise WaitTimeoutError(f"the result has not come within {timeout_s:g} s")
+                session.abandon(parcel)
+                raise WaitTimeoutError(f"{_what(task_id)} has not come within {timeout_s:g} s")
 
-    def cut(self) -> None:
-        """Let the connection go."""
+    def close(self, *, is_lost: bool = False) -> None:
+        """Say goodbye, unless the session goes on elsewhere, and let the connection go."""
+        if not is_lost:
+            self._link.send(encode(Goodbye("closed")))
         self._tell()
         self.session.link_down()
         self._link.close()
-
-    def close(self) -> None:
-        """Say goodbye and let the connection go."""
-        self._link.send(encode(Goodbye("closed")))
-        self.cut()
 
     def _greet(self, now: float) -> None:
         """Say HELLO: for the first time, or after a pause in which nobody listened here."""
         self._tell()
         self._link.look()
         self._link.is_renewed, self._cut_since = False, 0.0
-        for frame in self._link.receive(STALE_FRAMES):
-            self._receive(frame, "", now)
+        while self._link.receive(STALE_FRAMES):
+            pass  # nobody waits for it: all that counts is asked for anew
         self._carry_out(self.session.link_up(now))
 
     def _look(self, now: float) -> None:
@@ -158,27 +173,29 @@ class Hotline:
             self._cut_since = self._cut_since or now
             if now - self._cut_since >= CUT_S:
                 raise HotlineLostError(f"cut for {CUT_S:g} s")
-        if now >= self.session.doubt_at:
-            raise HotlineLostError("the orchestrator does not answer")
+        if now >= max(self.session.doubt_at, self._next_doubt):
+            self._next_doubt = now + DOUBT_PAUSE_S
+            if first_reachable([Way(self.endpoint).place], deadline_s=DIAL_S) is None:
+                raise HotlineLostError("the orchestrator does not answer")
         self._carry_out(self.session.tick(now))
 
-    def _receive(self, frame: bytes, task_id: str, now: float) -> Outcome | None:
-        """Take in a frame; return the outcome of the task that is awaited, if this is it."""
+    def _receive(self, frame: bytes, parcel: Parcel, task_id: str, now: float) -> Outcome | None:
+        """Take in a frame; return the outcome of the task that is awaited, if it is there."""
         try:
             message = decode_to_client(frame)
-            if type(message) is Outcomes and message.ids == [task_id]:
-                self._untold = message, now
+            if type(message) is Outcomes and message.ids == [task_id] and message.states[0]:
+                self._untold = task_id, message.states[0], now
                 return message.states[0], message.payloads[0], task_id
             self._carry_out(self.session.receive(message, now))
         except ProtocolError as error:
             event(_log, logging.WARNING, "frame.bad", error=str(error))
-        return None
+        return _outcome_in(parcel) if parcel.states[0] else None
 
     def _tell(self) -> None:
         """Tell the session of the last outcome: nobody waits for that any more."""
         if self._untold is not None:
-            (message, then), self._untold = self._untold, None
-            self._carry_out(self.session.receive(message, then))
+            (task_id, state, then), self._untold = self._untold, None
+            self._carry_out(self.session.receive(Outcomes([task_id], bytes([state]), [b""]), then))
 
     def _carry_out(self, outputs: Iterable[Output]) -> None:
         for output in outputs:
@@ -186,26 +203,19 @@ class Hotline:
                 case Transmit():
                     self._link.send(encode(output.message))
                 case Connected():
-                    self._meet(output.broker_id)
+                    self.broker_id = output.broker_id
                 case Lost():
                     raise HotlineLostError(output.why)
                 case Rejected():
                     raise HotlineLostError(output.message)
-
-    def _meet(self, broker_id: str) -> None:
-        """Notice an orchestrator that took another's address."""
-        if self.session.is_bound and self.broker_id not in ("", broker_id):
-            raise HotlineLostError(f"{broker_id} answers in place of {self.broker_id}")
-        self.broker_id = broker_id
 
 
 class Hotlines:
     """The hotlines of one client, made when they are needed and kept for the next call.
 
     Args:
-        config: the settings; its mesh is the session's.
+        make_session: returns a new session and its name.
         make_dialler: returns what finds the orchestrator again, given what it is to wake.
-        make_name: returns a new session's name.
         check_alive: raises when waiting has become useless.
 
     Thread: any.
@@ -213,18 +223,18 @@ class Hotlines:
 
     def __init__(
         self,
-        config: Config,
         *,
-        make_dialler: Callable[[Callable[[], None]], Dialler],
-        make_name: Callable[[], str],
+        make_session: Callable[[], tuple[str, ClientSession]],
+        make_dialler: DiallerMaker,
         check_alive: Callable[[], None],
     ) -> None:
-        self._mesh, self._make_dialler, self._make_name = config.mesh, make_dialler, make_name
+        self._make_session, self._make_dialler = make_session, make_dialler
         self._check_alive = check_alive
         self._lock = threading.Lock()
-        self._idle: deque[Hotline] = deque()
+        self._idle: deque[Hotline] = deque()  #: the one that was used last at the right
         self._count = 0  #: idle and in use
         self._is_closed = False
+        self._shared: SharedContext | None = None
 
     def call(self, endpoint: str, group: Group, timeout_s: float | None) -> Outcome | None:
         """Submit one task and wait for its outcome.
@@ -241,94 +251,123 @@ class Hotlines:
             TaskRejectedError: it was refused.
             WaitTimeoutError: `timeout_s` is over.
         """
+        left_s = countdown(timeout_s)
         hotline = self._take(endpoint)
         if hotline is None:
             return None
-        left_s = countdown(timeout_s)
+        is_kept = is_lost = False
         parcel = hotline.parcel(group)
         parcel.give_up = give_up(timeout_s)
         try:
             outcome = hotline.call(parcel, timeout_s, self._check_alive)
+            is_kept = True
+            return outcome
+        except (TaskRejectedError, WaitTimeoutError):
+            is_kept = True
+            raise
         except HotlineLostError as error:
             event(_log, logging.INFO, "hotline.lost", why=str(error))
-            self._forget()
-            hotline.cut()
+            is_lost = True
+        finally:  # also on Ctrl-C: what the session was at is unknown then
+            if is_kept:
+                self._give_back(hotline)
+            else:
+                self._let_go([hotline], is_lost=is_lost)
+        try:
             return self._go_on(hotline, parcel, left_s())
-        except BaseException:  # also Ctrl-C: what the session was at is unknown now
-            self._forget()
-            hotline.close()
-            raise
-        self._give_back(hotline)
-        return outcome
+        except WaitTimeoutError as error:
+            raise told_whole(error, timeout_s) from None
 
     def close(self) -> None:
         """Close those that are idle; the others follow when their calls end."""
         with self._lock:
             self._is_closed = True
             idle, self._idle = self._idle, deque()
-        for hotline in idle:
-            hotline.close()
+        self._let_go(list(idle))
 
     def _take(self, endpoint: str) -> Hotline | None:
         """Return one to `endpoint` for the caller alone; None: there can be no more."""
         with self._lock:
             hotline = self._idle.pop() if self._idle else None
-            is_full = hotline is None and (self._is_closed or self._count >= MAX_HOTLINES)
-            self._count += hotline is None and not is_full
-        if hotline is not None and hotline.endpoint == endpoint:
-            return hotline
-        if hotline is not None:  # the client is elsewhere by now
-            hotline.close()
-        if is_full:
-            return None
+            if hotline is not None and hotline.endpoint == endpoint:
+                return hotline
+            if hotline is None and (self._is_closed or self._count >= MAX_HOTLINES):
+                return None
+            self._count += 1
+            shared = self._shared = self._shared or SharedContext()
         try:
-            name = self._make_name()
-            session = ClientSession(name, self._mesh, socket.gethostname()[:MAX_HOST_CHARS])
-            return Hotline(endpoint, name, session)
-        except BrokerUnavailableError:
-            self._forget()
-            return None
-        except BaseException:  # also Ctrl-C
-            self._forget()
+            if hotline is not None:  # the client is elsewhere by now
+                self._let_go([hotline])
+            return Hotline(endpoint, *self._make_session(), shared)
+        except BaseException as error:  # also Ctrl-C
+            self._free(1)
+            if isinstance(error, BrokerUnavailableError):
+                return None
             raise
 
     def _give_back(self, hotline: Hotline) -> None:
+        """Keep one for the next call, and let go of those that nobody has needed for long."""
+        now = hotline.idle_since = time.monotonic()
+        useless: list[Hotline] = []
         with self._lock:
-            if not self._is_closed:
+            if self._is_closed:
+                useless.append(hotline)
+            else:
                 self._idle.append(hotline)
-                return
-        self._forget()
-        hotline.close()
+            while self._idle and now - self._idle[0].idle_since > UNUSED_S:
+                useless.append(self._idle.popleft())
+        if useless:
+            self._let_go(useless)
 
-    def _forget(self) -> None:
-        """One that was in use will not be used again."""
+    def _let_go(self, hotlines: Sequence[Hotline], *, is_lost: bool = False) -> None:
+        """Close these, and give their places free."""
+        for hotline in hotlines:
+            hotline.close(is_lost=is_lost)
+        self._free(len(hotlines))
+
+    def _free(self, places: int) -> None:
+        """There may be so many others; with the last one of a closed client its threads go."""
+        shared = None
         with self._lock:
-            self._count -= 1
+            self._count -= places
+            if self._is_closed and not self._count:
+                shared, self._shared = self._shared, None
+        if shared is not None:
+            shared.close()
 
     def _go_on(self, hotline: Hotline, parcel: Parcel, timeout_s: float | None) -> Outcome:
         """Have the session of a lost hotline go on in a runner, to the end of this call."""
         waker = Waker()
-        dialler = self._make_dialler(waker.wake)
-        dialler.only = hotline.broker_id if hotline.session.is_bound else ""
-
-        def check_alive() -> None:
-            self._check_alive()
-            if runner.fatal is not None:
-                raise runner.fatal
-
-        board = Board(check_alive)
-        runner = Runner(hotline.session, board, waker, dialler, broker_id=hotline.broker_id)
-        runner.start()
+        dialler = self._make_dialler(wake=waker.wake)
         try:
-            board.wait_for(
-                parcel,
-                lambda: bool(parcel.states[0]) or parcel.refusal is not None,
-                timeout_s,
-                what="the result",
-            )
+            dialler.only = hotline.broker_id if hotline.session.is_bound else ""
+
+            def check_alive() -> None:
+                self._check_alive()
+                if runner.fatal is not None:
+                    raise runner.fatal
+
+            board = Board(check_alive)
+            runner = Runner(hotline.session, board, waker, dialler, broker_id=hotline.broker_id)
+            runner.start()
+            try:
+                board.wait_for(
+                    parcel,
+                    lambda: bool(parcel.states[0]) or parcel.refusal is not None,
+                    timeout_s,
+                    what=_what(parcel.task_id(0)),
+                )
+            finally:
+                runner.close(END_S)
         finally:
-            runner.close(END_S)
             dialler.close()
-        if parcel.refusal is not None:
-            raise error_of(parcel.refusal.code, parcel.refusal.message)
-        return parcel.states[0], parcel.payloads[0] or b"", parcel.task_id(0)
+        parcel.raise_refusal()
+        return _outcome_in(parcel)
+
+
+def _what(task_id: str) -> str:
+    return f"the result of {task_id}"
+
+
+def _outcome_in(parcel: Parcel) -> Outcome:
+    return parcel.states[0], parcel.payloads[0] or b"", parcel.task_id(0)

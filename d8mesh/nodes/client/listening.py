@@ -8,7 +8,8 @@ from typing import Any, TypeAlias
 
 import msgspec
 
-from d8mesh.core.client_session import ClientSession, Output
+from d8mesh.core.client_effects import Output
+from d8mesh.core.client_session import ClientSession
 from d8mesh.core.messages import Stream
 from d8mesh.errors import WaitTimeoutError
 from d8mesh.nodes.client.handle import RESTARTED, Ear

@@ -65,6 +65,8 @@ from d8mesh.nodes.client.runner import Runner, Slot
 CLOSE_S: Final = 10.0
 _ALPHABET: Final = "0123456789abcdefghijklmnopqrstuv"
 _SESSION_CHARS: Final = 16
+#: Of this machine's name, as much as the orchestrator is told.
+MAX_HOST_CHARS: Final = 100
 
 
 class Client:
@@ -96,8 +98,8 @@ class Client:
             url = Config.from_env({"ORCHESTRATOR_URL": url}).orchestrator_url
         if endpoint is not None:
             parse_endpoint(endpoint)
-        self._name = _new_session()
-        self._session = ClientSession(self._name, config.mesh, socket.gethostname()[:100])
+        make_session = partial(_new_session, config.mesh)
+        self._name, self._session = make_session()
         self._pid = os.getpid()
         self._next_n = 0
         self._next_request = itertools.count(1)
@@ -112,10 +114,7 @@ class Client:
         self._board = Board(self._check_alive)
         self._runner = Runner(self._session, self._board, self._waker, self._dialler)
         self._hotlines = Hotlines(
-            config,
-            make_dialler=lambda wake: make_dialler(wake=wake),
-            make_name=_new_session,
-            check_alive=self._check_alive,
+            make_session=make_session, make_dialler=make_dialler, check_alive=self._check_alive
         )
         self._runner.start()
 
@@ -171,12 +170,12 @@ class Client:
             options: as of `submit`, but `timeout_s` is how long to wait for the result.
 
         Raises:
-            As of `submit` and of `Task.result`. After a `WaitTimeoutError` the task goes on if it
-            was accepted by then.
+            As of `submit` and of `Task.result`. After a `WaitTimeoutError`, which names the task,
+            it goes on if the orchestrator has it by then; `task` opens it.
         """
         payload = encode_data(data)
         kind = kind_of(type, model_of(type, data), options)
-        timeout_s = options.get("timeout_s")
+        timeout_s = bounded(options.get("timeout_s"))
         self._check_alive()
         endpoint = self._dialler.endpoint
         if self._session.is_up and endpoint.startswith("tcp"):
@@ -184,7 +183,11 @@ class Client:
             if outcome is not None:
                 return result_of(*outcome)
         left_s = countdown(timeout_s)
-        return self._append(kind, payload, timeout_s).result(left_s())
+        task = self._append(kind, payload, timeout_s)
+        try:
+            return task.result(left_s())
+        except WaitTimeoutError as error:
+            raise told_whole(error, timeout_s) from None
 
     def submit_many(
         self, type: str, datas: Iterable[Mapping[str, Any]], **options: Unpack[SubmitOptions]
@@ -481,5 +484,7 @@ class Client:
             raise NodeClosedError("a client does not survive a fork: make a new one in the child")
 
 
-def _new_session() -> str:
-    return "".join(secrets.choice(_ALPHABET) for _ in range(_SESSION_CHARS))
+def _new_session(mesh: str) -> tuple[str, ClientSession]:
+    """Return a session, and its name, which nobody has had before."""
+    name = "".join(secrets.choice(_ALPHABET) for _ in range(_SESSION_CHARS))
+    return name, ClientSession(name, mesh, socket.gethostname()[:MAX_HOST_CHARS])

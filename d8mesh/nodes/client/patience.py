@@ -29,6 +29,7 @@ def bounded(timeout_s: float | None) -> float | None:
 
 def give_up(timeout_s: float | None) -> float | None:
     """Return when a parcel may wait for room no longer: before its submitter's wait is over."""
+    timeout_s = bounded(timeout_s)
     return None if timeout_s is None else time.monotonic() + timeout_s - EARLY_S
 
 

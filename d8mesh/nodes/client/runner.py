@@ -10,10 +10,9 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, Final, TypeAlias
 
-from d8mesh.core.client_session import (
+from d8mesh.core.client_effects import (
     Answered,
     Arrived,
-    ClientSession,
     Connected,
     Heard,
     Lost,
@@ -22,6 +21,7 @@ from d8mesh.core.client_session import (
     Settled,
     Transmit,
 )
+from d8mesh.core.client_session import ClientSession
 from d8mesh.core.codec import decode_to_client, encode
 from d8mesh.core.messages import Goodbye, Refused, Stream
 from d8mesh.core.parcel import Parcel
