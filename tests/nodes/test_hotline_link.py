@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import queue
 import signal
 import threading
@@ -154,7 +155,19 @@ def test_who_is_silent_but_there_is_not_given_up(line: Hotline, orchestrator: Or
     assert isinstance(ended.get(timeout=PATIENCE_S), WaitTimeoutError)
 
 
-def test_who_is_there_no_more_is_given_up(line: Hotline, orchestrator: Orchestrator) -> None:
+@pytest.mark.parametrize(
+    ("doubts", "why"), [(False, "has been cut for"), (True, "does not answer")]
+)
+def test_who_is_there_no_more_is_given_up(
+    line: Hotline,
+    orchestrator: Orchestrator,
+    monkeypatch: pytest.MonkeyPatch,
+    doubts: bool,
+    why: str,
+) -> None:
+    if doubts:
+        monkeypatch.setattr(hotline, "CUT_S", math.inf)
+    line._next_doubt = 0.0 if doubts else math.inf
     ended = called(line)
     orchestrator.hear(ClientHello)
     orchestrator.say(WELCOME)
@@ -162,7 +175,7 @@ def test_who_is_there_no_more_is_given_up(line: Hotline, orchestrator: Orchestra
     orchestrator.close()
     error = ended.get(timeout=PATIENCE_S)
     assert isinstance(error, HotlineLostError)
-    assert "cut for" in str(error) or "does not answer" in str(error)
+    assert why in str(error)
 
 
 def test_who_says_goodbye_is_left(line: Hotline, orchestrator: Orchestrator) -> None:

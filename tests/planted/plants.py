@@ -32,6 +32,9 @@ DISPATCHER: Final = "tests/core/test_dispatcher.py::test_"
 HANDOUT: Final = "tests/core/test_handout.py::test_"
 WORKER: Final = "tests/core/test_worker_session.py::test_"
 INTAKE: Final = "tests/core/test_intake.py::test_"
+CLIENT: Final = "tests/core/test_client_session.py::test_"
+HOTLINE: Final = "tests/nodes/test_hotline.py::test_"
+LINK: Final = "tests/nodes/test_hotline_link.py::test_"
 SIMULATED: Final = "tests/simulation/test_simulation.py::test_no_history_breaks_a_promise[0]"
 POWER_CUT: Final = (
     "tests/power_cut/test_power_cut.py::"
@@ -561,6 +564,36 @@ PLANTS: Final = (
         "encode(fact.payloads)",
         "encode(fact.payloads[::-1])",
         POWER_CUT,
+    ),
+    Plant(
+        "ask for nothing that was accepted at the second try",
+        "d8mesh.core.client_session:ClientSession._accepted",
+        "elif parcel.is_resent and parcel.is_watched:",
+        "elif False:",
+        CLIENT + "what_is_accepted_at_the_second_try_is_asked_for",
+    ),
+    Plant(
+        "stay bound to what nobody waits for",
+        "d8mesh.core.client_session:ClientSession.abandon",
+        "self._forget(parcel)",
+        "pass",
+        CLIENT + "what_is_abandoned_is_neither_sent_nor_awaited",
+    ),
+    Plant(
+        "give a hotline with an unknown past to the next call",
+        "d8mesh.nodes.client.hotline:Hotlines.call",
+        "self._let_go([hotline], is_lost=is_lost)",
+        "self._give_back(hotline)",
+        HOTLINE + "a_lost_hotline_goes_on_elsewhere_and_runs_nothing_twice",
+    ),
+    Plant(
+        "take an old word for the orchestrator's",
+        "d8mesh.nodes.client.hotline:Hotline._greet",
+        "while self._link.receive(STALE_FRAMES):",
+        "for frame in self._link.receive(STALE_FRAMES):\n"
+        "        self._receive(frame, Parcel('', 0, [], 1, states=bytearray(1)), '', now)\n"
+        "    while False:",
+        LINK + "after_a_pause_nothing_old_counts",
     ),
 )
 

@@ -172,7 +172,7 @@ class Hotline:
         elif link.is_cut:
             self._cut_since = self._cut_since or now
             if now - self._cut_since >= CUT_S:
-                raise HotlineLostError(f"cut for {CUT_S:g} s")
+                raise HotlineLostError(f"the connection has been cut for {CUT_S:g} s")
         if now >= max(self.session.doubt_at, self._next_doubt):
             self._next_doubt = now + DOUBT_PAUSE_S
             if first_reachable([Way(self.endpoint).place], deadline_s=DIAL_S) is None:
