@@ -14,6 +14,7 @@ import msgspec
 import pytest
 
 from d8mesh.core.messages import Group
+from d8mesh.core.parcel import Parcel
 from d8mesh.errors import (
     InvalidTaskError,
     NodeClosedError,
@@ -22,7 +23,7 @@ from d8mesh.errors import (
     WaitTimeoutError,
 )
 from d8mesh.nodes.client import Client, hotline
-from d8mesh.nodes.client.hotline import Hotline
+from d8mesh.nodes.client.hotline import Hotline, Hotlines
 from tests.nodes.mesh import PATIENCE_S, Mesh, mesh_in, until
 
 
@@ -296,7 +297,14 @@ def test_a_lost_hotline_goes_on_elsewhere_and_runs_nothing_twice(
         look(line, now)
         raise hotline.HotlineLostError("for the test")
 
+    go_on, waits = Hotlines._go_on, list[float]()
+
+    def noted(lines: Hotlines, line: Hotline, parcel: Parcel, timeout_s: float) -> Any:
+        waits.append(timeout_s)
+        return go_on(lines, line, parcel, timeout_s)
+
     monkeypatch.setattr(Hotline, "_look", lost)
+    monkeypatch.setattr(Hotlines, "_go_on", noted)
     threads = client_threads()
     thread, ended = call_aside(client, "hold", 1)
     until(lambda: client_threads() != threads)  # it goes on elsewhere
@@ -310,5 +318,6 @@ def test_a_lost_hotline_goes_on_elsewhere_and_runs_nothing_twice(
     counted.may_end.clear()
     with pytest.raises(WaitTimeoutError, match=r"within 1\.25 s"):
         client.call("hold", {"n": 2}, timeout_s=1.25)
+    assert 0 < waits[-1] < 1.25
     assert client_threads() == threads
     counted.may_end.set()

@@ -8,12 +8,13 @@ session goes on in a `Runner`, which knows how to find the orchestrator again.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Final, Protocol, TypeAlias
 
 from d8mesh.core.client_effects import Connected, Lost, Output, Rejected, Transmit
@@ -35,9 +36,9 @@ from d8mesh.nodes.client.dial import DIAL_S, Dialler
 from d8mesh.nodes.client.patience import countdown, give_up, told_whole
 from d8mesh.nodes.client.runner import CUT_S, DOUBT_PAUSE_S, Runner
 
-#: Calls of one client that have a hotline at the same time: with more threads than this the
-#: batches of the shared session are quicker.
-MAX_HOTLINES: Final = 16
+#: As long as no more threads than this call, each has a hotline; the batches of the shared session
+#: are quicker from six threads on.
+MAX_HOTLINES: Final = 4
 #: The clocks, the connection and the client are looked at this often while a call waits.
 LOOK_S: Final = 0.25
 #: After a pause of this long the orchestrator is greeted again: it may have forgotten us.
@@ -233,8 +234,21 @@ class Hotlines:
         self._lock = threading.Lock()
         self._idle: deque[Hotline] = deque()  #: the one that was used last at the right
         self._count = 0  #: idle and in use
+        self._callers = 0
         self._is_closed = False
         self._shared: SharedContext | None = None
+
+    @contextlib.contextmanager
+    def caller(self) -> Iterator[bool]:
+        """Count one who calls; gives whether they are few enough for hotlines of their own."""
+        with self._lock:
+            self._callers += 1
+            is_few = self._callers <= MAX_HOTLINES
+        try:
+            yield is_few
+        finally:
+            with self._lock:
+                self._callers -= 1
 
     def call(self, endpoint: str, group: Group, timeout_s: float | None) -> Outcome | None:
         """Submit one task and wait for its outcome.
@@ -245,7 +259,7 @@ class Hotlines:
             timeout_s: how long to wait; None: as long as it takes.
 
         Returns:
-            The outcome; None: all hotlines are in use, or none can be made; nothing was submitted.
+            The outcome; None: no hotline can be made; nothing was submitted.
 
         Raises:
             TaskRejectedError: it was refused.
@@ -286,12 +300,12 @@ class Hotlines:
         self._let_go(list(idle))
 
     def _take(self, endpoint: str) -> Hotline | None:
-        """Return one to `endpoint` for the caller alone; None: there can be no more."""
+        """Return one to `endpoint` for the caller alone; None: there can be none."""
         with self._lock:
             hotline = self._idle.pop() if self._idle else None
             if hotline is not None and hotline.endpoint == endpoint:
                 return hotline
-            if hotline is None and (self._is_closed or self._count >= MAX_HOTLINES):
+            if hotline is None and self._is_closed:
                 return None
             self._count += 1
             shared = self._shared = self._shared or SharedContext()

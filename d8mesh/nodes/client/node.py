@@ -177,17 +177,18 @@ class Client:
         kind = kind_of(type, model_of(type, data), options)
         timeout_s = bounded(options.get("timeout_s"))
         self._check_alive()
-        endpoint = self._dialler.endpoint
-        if self._session.is_up and endpoint.startswith("tcp"):
-            outcome = self._hotlines.call(endpoint, group_of(kind, [payload]), timeout_s)
-            if outcome is not None:
-                return result_of(*outcome)
-        left_s = countdown(timeout_s)
-        task = self._append(kind, payload, timeout_s)
-        try:
-            return task.result(left_s())
-        except WaitTimeoutError as error:
-            raise told_whole(error, timeout_s) from None
+        with self._hotlines.caller() as is_one_of_few:
+            endpoint = self._dialler.endpoint
+            if is_one_of_few and self._session.is_up and endpoint.startswith("tcp"):
+                outcome = self._hotlines.call(endpoint, group_of(kind, [payload]), timeout_s)
+                if outcome is not None:
+                    return result_of(*outcome)
+            left_s = countdown(timeout_s)
+            task = self._append(kind, payload, timeout_s)
+            try:
+                return task.result(left_s())
+            except WaitTimeoutError as error:
+                raise told_whole(error, timeout_s) from None
 
     def submit_many(
         self, type: str, datas: Iterable[Mapping[str, Any]], **options: Unpack[SubmitOptions]
