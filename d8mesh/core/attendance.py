@@ -237,13 +237,10 @@ class Attendance:
         ns: list[int] = []
         payloads: list[bytes] = []
         others: list[int] = []
+        tokens, kinds = message.tokens, message.kinds
         for index, task_id in enumerate(message.ids):
             task = tasks.get(task_id)
-            if (
-                task is None
-                or task.token != message.tokens[index]
-                or message.kinds[index] != SUCCEEDED
-            ):
+            if task is None or task.token != tokens[index] or kinds[index] != SUCCEEDED:
                 others.append(index)
                 continue
             task.token = b""  # a second copy in the same message must not count

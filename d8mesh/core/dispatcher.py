@@ -65,7 +65,7 @@ WAIT_STEP_LEASES: Final = 0.25
 #: before: one that lives notices a new address after 4.5 s, and connects.
 MIN_GRACE_S: Final = 6.0
 
-ToWorkers = Heartbeat | Results | Release | Chunks
+ToWorkers = Heartbeat | Release | Chunks
 ToClients = Submit | Watch | Unwatch | Listen | Ask
 
 
@@ -140,8 +140,14 @@ class Dispatcher:
         pool = self.pool
         pool.at += now - pool.now
         pool.now = now
-        match message:  # the frequent ones first: cases are tried in turn
-            case Results() | Heartbeat() | Release() | Chunks():
+        match message:
+            case Results():  # the way of every task
+                seat = pool.roster.by_peer(peer)
+                if seat is not None:
+                    self._attendance.results(seat, message)
+                else:
+                    self._unknown(peer)
+            case Heartbeat() | Release() | Chunks():
                 self._from_worker(message, peer)
             case Submit() | Watch() | Unwatch() | Listen() | Ask():
                 self._from_client(message, peer)
@@ -261,8 +267,6 @@ class Dispatcher:
             self._unknown(peer)
             return
         match message:
-            case Results():
-                self._attendance.results(seat, message)
             case Heartbeat():
                 self._attendance.heartbeat(seat, message)
             case Release():

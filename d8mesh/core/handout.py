@@ -41,8 +41,8 @@ class Handout:
         self._timers: list[tuple[float, int, Callable[..., None], tuple[object, ...]]] = []
         self._timer_count = 0
         self._alarms: list[tuple[float, int, Batch]] = []  # run_at, by the wall clock
-        self._groups: dict[str, list[WorkGroup]] = {}
-        self._group_bytes: dict[str, int] = {}
+        #: worker id -> what it is given in this pass, and the bytes of that
+        self._groups: dict[str, tuple[list[WorkGroup], int]] = {}
         self._headings: dict[tuple[str, int], bytes] = {}
         #: order of a batch whose payloads were asked for -> its type
         self._loading: dict[int, str] = {}
@@ -260,7 +260,7 @@ class Handout:
             seat = placement.choose_seat(lane.key, pool.roster, task)
             if seat is not None:
                 lane.take_retried(task)
-                self._hand(seat, lane, [task])
+                self._hand(seat, lane, [task], self._timeout_s(task.batch))
                 return 1
         head = lane.head(priority)
         if head is None:
@@ -270,14 +270,20 @@ class Handout:
             return 0
         fitting = SOFT_FRAME_BYTES // (head.size_bytes // head.count + 64) or 1
         most = min(self._share(lane.key.type), fitting, _MAX_GROUP_TASKS)
-        given = 0
+        given, timeout_s = 0, self._timeout_s(head)
         while given < limit and head.fresh_count:  # until then the turn stays with this batch
-            seat = placement.choose_seat(lane.key, pool.roster)
-            if seat is None:
+            seats = placement.choose_seats(lane.key, pool.roster, limit - given)
+            if not seats:
                 break
-            tasks = pool.ledger.draw(head, min(limit - given, seat.free, most))
-            self._hand(seat, lane, tasks)
+            rooms = [min(seat.free, most) for seat in seats]
+            tasks = pool.ledger.draw(head, min(limit - given, sum(rooms)))
             given += len(tasks)
+            end = 0
+            for seat, room in zip(seats, rooms, strict=True):
+                start, end = end, end + room
+                if start >= len(tasks):
+                    break
+                self._hand(seat, lane, tasks[start:end], timeout_s)
         if not head.fresh_count:
             lane.head(priority)  # the lane knows at once whether more waits there
         return given
@@ -289,13 +295,12 @@ class Handout:
             self._shares[kind] = placement.share(waiting, kind, self._pool.roster)
         return self._shares[kind]
 
-    def _hand(self, seat: Seat, lane: Lane, tasks: list[Task]) -> None:
-        """Let `tasks` of one lane go to `seat`."""
+    def _hand(self, seat: Seat, lane: Lane, tasks: list[Task], timeout_s: float) -> None:
+        """Let `tasks` of one batch go to `seat`."""
         pool = self._pool
         number, pool.next_handout = pool.next_handout, pool.next_handout + 1
         token, worker_id, outstanding = pool.mint.token, seat.worker_id, seat.outstanding
         work_seq = seat.work_seq + 1
-        timeout_s = self._timeout_s(tasks[0].batch)
         until = pool.now + timeout_s + ATTEMPT_GRACE_S
         ids: list[str] = []
         ns: list[int] = []
@@ -323,9 +328,11 @@ class Handout:
             group = WorkGroup(
                 lane.key.type, timeout_s, len(listened) == len(ids), ids, tokens, payloads
             )
-            self._groups.setdefault(worker_id, []).append(group)
-            size += self._group_bytes.get(worker_id, 0)
-            self._group_bytes[worker_id] = size
+            before = self._groups.get(worker_id)
+            if before is not None:
+                before[0].append(group)
+                size += before[1]
+            self._groups[worker_id] = ([group] if before is None else before[0], size)
             if listened and not group.is_listened:
                 self._flush(seat)
                 pool.tell(seat, Listening(listened, True))
@@ -336,8 +343,7 @@ class Handout:
             pool.roster.to_the_end(seat, lane.key.type)
 
     def _flush(self, seat: Seat) -> None:
-        groups = self._groups.pop(seat.worker_id)
-        del self._group_bytes[seat.worker_id]
+        groups, _ = self._groups.pop(seat.worker_id)
         seat.work_seq += 1
         seat.last_handout = self._pool.now
         owed, seat.owed = seat.owed, []

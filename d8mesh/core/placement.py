@@ -13,6 +13,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import islice
 from typing import Final
 
 from d8mesh.core.queue import LaneKey
@@ -57,6 +58,18 @@ def choose_seat(key: LaneKey, roster: Roster, task: Task | None = None) -> Seat 
         if can_run(seat, key, roster) and (task is None or suits_retry(seat, task, roster)):
             return seat
     return None
+
+
+def choose_seats(key: LaneKey, roster: Roster, most: int) -> list[Seat]:
+    """Return up to `most` free seats for fresh tasks of this lane, each once, next in line first.
+
+    For lanes whose seats must be searched for it is one at a time; an empty list means that there
+    is none.
+    """
+    if not key.model and key.type not in MESH_FIRST_TYPES:  # all who are in line will do
+        return list(islice(roster.free.get(key.type, {}).values(), most))
+    seat = choose_seat(key, roster)
+    return [] if seat is None else [seat]
 
 
 def suits_retry(seat: Seat, task: Task, roster: Roster) -> bool:

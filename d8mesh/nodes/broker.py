@@ -40,9 +40,9 @@ from d8mesh.errors import D8Error, ProtocolError
 
 #: Messages taken in before a commit: bounds how long the first of them waits for its answer.
 MAX_DRAIN: Final = 512
-#: Hand-outs that no other commit takes along are written after so long: quick tasks are finished
-#: by then, and need no record of who had them.
-OWED_S: Final = 0.05
+#: The hand-out of a single task is written after once or twice so long: quick tasks are finished
+#: by then, also a thousand at once, and need no record of who had them.
+OWED_S: Final = 0.1
 #: How often the room on the disk is looked at.
 DISK_CHECK_S: Final = 2.0
 #: How often a line sums up what happened.
@@ -201,9 +201,10 @@ class Broker:
         facts = [effect.fact for effect in effects if type(effect) is Record]
         sends = [effect for effect in effects if type(effect) is Send]
         follow_ups: list[Effect] = []
+        deliver = self._router.send  # never waits
         for send in sends:
-            if not send.waits:
-                follow_ups += self._send(send, encode(send.message))
+            if not send.waits and not deliver(send.peer.routing_id, encode(send.message)):
+                follow_ups += self._missed(send)
         # Encoded before the commit: who waits for it shall not wait for this too.
         waiting = [(send, encode(send.message)) for send in sends if send.waits]
         if facts:
@@ -211,7 +212,8 @@ class Broker:
             self._commit(facts)
             passed("broker.after_commit")
         for send, frame in waiting:
-            follow_ups += self._send(send, frame)
+            if not deliver(send.peer.routing_id, frame):
+                follow_ups += self._missed(send)
             passed("broker.between_sends")
         passed("broker.after_sends")
         for effect in effects:
@@ -221,14 +223,17 @@ class Broker:
             self._perform(follow_ups)
 
     def _commit(self, facts: Sequence[Fact]) -> None:
-        """Have the facts on the disk; hand-outs among them are owed to the next commit."""
-        self._journal.append(facts)
-        self._owed_until = time.monotonic() + OWED_S if self._journal.owes else math.inf
+        """Have the facts on the disk; hand-outs among them are owed for a while."""
+        now = time.monotonic()
+        is_due = now >= self._owed_until
+        self._journal.append(facts, is_due=is_due)
+        if not self._journal.owes:
+            self._owed_until = math.inf
+        elif is_due or self._owed_until == math.inf:
+            self._owed_until = now + OWED_S
 
-    def _send(self, send: Send, frame: bytes) -> list[Effect]:
-        """Send without ever waiting; return what is to be done if that did not work."""
-        if self._router.send(send.peer.routing_id, frame):
-            return []
+    def _missed(self, send: Send) -> list[Effect]:
+        """A message could not be sent: return what is to be done."""
         self._undelivered += 1
         return self._dispatcher.undelivered(send.peer, send.message)
 

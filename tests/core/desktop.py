@@ -93,7 +93,7 @@ class Desktop:
         facts = [effect.fact for effect in effects if isinstance(effect, Record)]
         self.facts += facts
         if facts:
-            self.journal.append(facts)
+            self.journal.append(facts, is_due=len(self.facts) % 3 == 0)
         for effect in effects:
             if isinstance(effect, Send):
                 encode(effect.message)

@@ -473,7 +473,9 @@ class Histories(RuleBasedStateMachine):
         running = {i for i, task in ledger.tasks.items() if task.state is TaskState.RUNNING}
         held = {i: hand for i, hand in restored.in_flight.items() if i in in_file}
         assert held.keys() <= running
-        owed = {i for fact in self.desk.journal._late for i in fact.ids}
+        journal = self.desk.journal
+        owed = {i for fact in journal._late for i in fact.ids} | journal._young.keys()
+        owed |= journal._old.keys()
         assert running - held.keys() <= self.adopted | owed
         for task_id, (_, worker_id) in held.items():
             if task_id not in self.adopted:

@@ -183,15 +183,17 @@ def _noted(file: Path) -> list[int]:
         return [row[0] for row in db.execute("SELECT number FROM handouts ORDER BY number")]
 
 
-def test_a_hand_out_is_written_with_the_next_commit_unless_its_task_is_finished_by_then(
+def test_a_hand_out_is_written_when_it_has_been_due_twice_unless_its_task_is_finished_by_then(
     journal: Journal, file: Path
 ) -> None:
     owes = []
-    journal.append([batch(0, 9), HandedOut(1, "w", [f"{S}-0"], [1], 1.0)])
+    journal.append([batch(0, 9), HandedOut(1, "w", [f"{S}-0"], [1], 1.0)], is_due=True)
     owes.append(journal.owes)
     assert _noted(file) == []
-    journal.append([done(0), HandedOut(2, "w", [f"{S}-1"], [1], 1.0)])
-    journal.append([])
+    journal.append([done(0), HandedOut(2, "w", [f"{S}-1"], [1], 1.0)], is_due=True)
+    journal.append([done(4)])
+    assert _noted(file) == []
+    journal.append([], is_due=True)
     owes.append(journal.owes)
     assert owes == [True, False]
     assert _noted(file) == [2]

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 #: Of all crashes: at once, and in the middle of the next commit; the rest at some effect.
 AT_ONCE: Final = 0.3
 TORN: Final = 0.2
+#: Of all commits: with these the hand-outs that have waited are due.
+DUE: Final = 0.3
 #: A disk writes this much or nothing.
 SECTOR_BYTES: Final = 512
 
@@ -98,6 +100,8 @@ class Orchestrator:
         self._inbox.clear()
         self._owed.clear()
         self._owed_answers.clear()
+        for owed in (self.journal._late, self.journal._young, self.journal._old):
+            owed.clear()  # a close would write them
         self.close()
         for file, content in self._torn.items():
             file.write_bytes(content)
@@ -219,7 +223,7 @@ class Orchestrator:
         if self._is_to_tear:
             self._tear(facts)
             raise Died
-        self.journal.append(facts)
+        self.journal.append(facts, is_due=self.world.rng.random() < DUE)
         self.world.safety.committed(self.name, facts)
         self._live()
 

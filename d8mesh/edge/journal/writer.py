@@ -12,7 +12,7 @@ import contextlib
 import secrets
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -101,7 +101,11 @@ class Journal:
     ) -> None:
         self.path = path
         #: hand-outs of the last commit that are to be written with the next
+        #: hand-outs that are not written yet: of several tasks; of single ones by task, those
+        #: since the last time that was due and those before it
         self._late: list[HandedOut] = []
+        self._young: dict[str, HandedOut] = {}
+        self._old: dict[str, HandedOut] = {}
         path.parent.mkdir(parents=True, exist_ok=True)
         self._lock = Lock(path.with_name(path.name + ".lock"))
         #: the copy of the file as it was, if it was of an older version
@@ -124,8 +128,12 @@ class Journal:
 
     # -------------------------------------------------------------------- writing
 
-    def append(self, facts: Sequence[Fact]) -> None:
+    def append(self, facts: Sequence[Fact], *, is_due: bool = False) -> None:
         """Write the facts and commit; when this returns they are on the disk.
+
+        Args:
+            facts: what happened.
+            is_due: hand-outs that have waited since the last time this was so are written too.
 
         Raises:
             JournalError: nothing of it was written; the file must be opened anew.
@@ -133,7 +141,9 @@ class Journal:
         kinds: dict[type, list[Any]] = {}
         for fact in facts:
             kinds.setdefault(type(fact), []).append(fact)
-        kinds[HandedOut] = self._take_turns(kinds)
+        kinds[HandedOut] = self._take_turns(kinds, is_due=is_due)
+        if not any(kinds.values()):
+            return
         try:
             self._write("BEGIN IMMEDIATE")
             for kind, write in _WRITERS.items():
@@ -141,33 +151,37 @@ class Journal:
                     write(self, kinds[kind])
             self._write("COMMIT")
         except apsw.Error as error:
-            self._late = []  # of tasks that may never have been accepted
+            self._late, self._young, self._old = [], {}, {}  # their tasks may be nobody's
             with contextlib.suppress(apsw.Error):
                 self._db.execute("ROLLBACK")
             raise JournalError(f"cannot write {self.path.name}: {error}") from error
 
     @property
     def owes(self) -> bool:
-        """Whether hand-outs wait for the next `append`; one without facts writes them too."""
-        return bool(self._late)
+        """Whether hand-outs wait to be written."""
+        return bool(self._late or self._young or self._old)
 
-    def _take_turns(self, kinds: dict[type, list[Any]]) -> list[HandedOut]:
-        """Return the hand-outs to be written now; the others' turn is the next commit.
+    def _take_turns(self, kinds: dict[type, list[Any]], *, is_due: bool) -> list[HandedOut]:
+        """Return the hand-outs to be written now; the others' turn comes later.
 
         A hand-out is awaited by nobody, and that of a single task is worth nothing once the task
         is finished: most are by then. Without it a task may run once more after a crash.
         """
-        now: list[HandedOut] = []
-        late, self._late = self._late, []
+        now, self._late = self._late, []
         for fact in kinds.get(HandedOut, ()):
-            (now if fact.is_needed else self._late).append(fact)
-        done: set[str] | None = None
-        for fact in late:
-            if len(fact.ids) == 1:
-                done = _ended(kinds) if done is None else done
-                if fact.ids[0] in done:
-                    continue
-            now.append(fact)
+            if fact.is_needed:
+                now.append(fact)
+            elif len(fact.ids) == 1:
+                self._young[fact.ids[0]] = fact
+            else:
+                self._late.append(fact)
+        if self._young or self._old:
+            for task_id in _ended(kinds):
+                self._young.pop(task_id, None)
+                self._old.pop(task_id, None)
+        if is_due:
+            now += self._old.values()
+            self._old, self._young = self._young, {}
         return now
 
     def _submitted(self, facts: list[Submitted]) -> None:
@@ -218,10 +232,16 @@ class Journal:
     def _completed(self, facts: list[Completed]) -> None:
         values: list[Value] = []
         done: dict[int, int] = {}
+        workers, sids, encode = self._workers, self._sids, _encode
         for fact in facts:
-            worker = self._worker(fact.worker_id)
-            values += self._runs(fact, state=COMPLETED, worker=worker)
-            done[worker] = done.get(worker, 0) + len(fact.ids)
+            worker = workers.get(fact.worker_id) or self._worker(fact.worker_id)
+            ids = fact.ids
+            done[worker] = done.get(worker, 0) + len(ids)
+            if len(ids) == 1:  # what workers with one slot send, by the hundred
+                row = (sids[ids[0][:16]] << COUNTER_BITS) + int(ids[0][17:])
+                values += (row, 1, COMPLETED, fact.ns[0], worker, fact.at, encode(fact.payloads))
+            else:
+                values += self._runs(fact, state=COMPLETED, worker=worker)
         self._insert("outcomes", values, width=7)
         total = sum(done.values())
         self._write("UPDATE totals SET completed = completed + ? WHERE id = 1", (total,))
@@ -348,8 +368,8 @@ class Journal:
         A log that stayed would be laid over whatever is put in the file's place: a backup.
         """
         with contextlib.suppress(apsw.Error, JournalError):
-            if self._late:
-                self.append([])
+            self.append([], is_due=True)
+            self.append([], is_due=True)
             log_file.keep(self._db, is_kept=False)
             self._db.close()
         self._lock.close()
@@ -448,13 +468,11 @@ class Journal:
         return number
 
 
-def _ended(kinds: dict[type, list[Any]]) -> set[str]:
-    """Return the ids of the tasks that these facts end."""
-    ids: set[str] = set()
+def _ended(kinds: dict[type, list[Any]]) -> Iterator[str]:
+    """Yield the ids of the tasks that these facts end."""
     for kind in ENDS:
         for fact in kinds.get(kind, ()):
-            ids.update(fact.ids)
-    return ids
+            yield from fact.ids
 
 
 #: What each fact writes, in the order of writing within a commit. Facts that only tell
