@@ -67,7 +67,7 @@ PLANTS: Final = (
     Plant(
         "write the hand-outs of a commit that failed",
         "d8mesh.edge.journal.writer:Journal.append",
-        "self._late = []",
+        "self._late, self._young, self._old = [], {}, {}",
         "pass",
         "tests/edge/test_journal.py::test_a_hand_out_of_a_commit_that_failed_is_never_written",
     ),
@@ -228,8 +228,8 @@ PLANTS: Final = (
     Plant(
         "hand out more than the window",
         "d8mesh.core.handout:Handout._give",
-        "min(limit - given, seat.free, most)",
-        "min(limit - given, most)",
+        "min(seat.free, most)",
+        "most",
         HANDOUT + "a_window_is_never_exceeded",
     ),
     Plant(
@@ -305,8 +305,8 @@ PLANTS: Final = (
     Plant(
         "send first and commit then",
         "d8mesh.nodes.broker:Broker._perform",
-        "if not send.waits:",
-        "if True:",
+        "if not send.waits and not deliver(",
+        "if not deliver(",
         "tests/nodes/test_broker.py::"
         "test_a_commit_that_fails_acknowledges_nothing_and_ends_the_broker",
     ),
