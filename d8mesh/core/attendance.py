@@ -232,22 +232,20 @@ class Attendance:
         pool = self._pool
         self._heard(seat)
         seat.window = message.window
-        tasks, outstanding = pool.ledger.tasks, seat.outstanding
-        ids: list[str] = []
+        tasks, tokens, kinds = pool.ledger.tasks, message.tokens, message.kinds
+        ids, payloads = message.ids, message.payloads
         ns: list[int] = []
-        payloads: list[bytes] = []
         others: list[int] = []
-        tokens, kinds = message.tokens, message.kinds
-        for index, task_id in enumerate(message.ids):
+        for index, task_id in enumerate(ids):
             task = tasks.get(task_id)
             if task is None or task.token != tokens[index] or kinds[index] != SUCCEEDED:
                 others.append(index)
                 continue
             task.token = b""  # a second copy in the same message must not count
-            outstanding.pop(task_id, None)
-            ids.append(task_id)
             ns.append(task.n)
-            payloads.append(message.payloads[index])
+        if others:  # seldom: else the message's own columns will do
+            good = sorted(set(range(len(ids))).difference(others))
+            ids, payloads = [ids[index] for index in good], [payloads[index] for index in good]
         if ids:
             self._endings.complete(seat.worker_id, ids, ns, payloads)
             seat.failures_in_a_row = 0

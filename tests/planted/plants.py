@@ -540,8 +540,9 @@ PLANTS: Final = (
     Plant(
         "acknowledge the result of a fenced task and forget it",
         "d8mesh.core.attendance:Attendance.results",
-        "outstanding.pop(task_id, None)",
-        "if task.batch.spec.is_fenced:\n            continue",
+        "others.append(index)\n            continue",
+        "others.append(index)\n            continue\n        if task.batch.spec.is_fenced:\n"
+        "            continue",
         SIMULATED,
     ),
     Plant(
