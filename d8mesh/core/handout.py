@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Callable, Container, Iterable
 from functools import partial
+from itertools import accumulate
 from typing import Final
 
 from d8mesh.core import placement
@@ -260,7 +261,7 @@ class Handout:
             seat = placement.choose_seat(lane.key, pool.roster, task)
             if seat is not None:
                 lane.take_retried(task)
-                self._hand(seat, lane, [task], self._timeout_s(task.batch))
+                self._hand(lane, [(seat, [task])], self._timeout_s(task.batch))
                 return 1
         head = lane.head(priority)
         if head is None:
@@ -277,13 +278,14 @@ class Handout:
                 break
             rooms = [min(seat.free, most) for seat in seats]
             tasks = pool.ledger.draw(head, min(limit - given, sum(rooms)))
+            ends = list(accumulate(rooms))
+            shares = [
+                (seat, tasks[end - room : end])
+                for seat, room, end in zip(seats, rooms, ends, strict=True)
+                if end - room < len(tasks)
+            ]
+            self._hand(lane, shares, timeout_s)
             given += len(tasks)
-            end = 0
-            for seat, room in zip(seats, rooms, strict=True):
-                start, end = end, end + room
-                if start >= len(tasks):
-                    break
-                self._hand(seat, lane, tasks[start:end], timeout_s)
         if not head.fresh_count:
             lane.head(priority)  # the lane knows at once whether more waits there
         return given
@@ -295,52 +297,57 @@ class Handout:
             self._shares[kind] = placement.share(waiting, kind, self._pool.roster)
         return self._shares[kind]
 
-    def _hand(self, seat: Seat, lane: Lane, tasks: list[Task], timeout_s: float) -> None:
-        """Let `tasks` of one batch go to `seat`."""
-        pool = self._pool
-        number, pool.next_handout = pool.next_handout, pool.next_handout + 1
-        token, worker_id, outstanding = pool.mint.token, seat.worker_id, seat.outstanding
-        work_seq = seat.work_seq + 1
-        until = pool.now + timeout_s + ATTEMPT_GRACE_S
-        ids: list[str] = []
-        ns: list[int] = []
-        tokens: list[bytes] = []
-        payloads: list[bytes] = []
-        size = 0
-        for task in tasks:  # the path of every task: one pass
-            task_id, n, payload = task.id, task.n + 1, task.payload or b""
-            task.token = token(self._heading(worker_id, n), task_id)
-            task.work_seq = work_seq
-            task.until = until
-            ids.append(task_id)
-            ns.append(n)
-            tokens.append(task.token)
-            payloads.append(payload)
-            size += len(payload)
-            outstanding[task_id] = task
-        is_polling = seat.dialect is POLLING
-        pool.record(HandedOut(number, worker_id, ids, ns, pool.at, is_polling))
-        if is_polling:
-            self._answer_poll(seat, tasks[0])
-        else:
-            listeners = pool.listeners
-            listened = [task_id for task_id in ids if task_id in listeners] if listeners else []
-            group = WorkGroup(
-                lane.key.type, timeout_s, len(listened) == len(ids), ids, tokens, payloads
-            )
-            before = self._groups.get(worker_id)
-            if before is not None:
-                before[0].append(group)
-                size += before[1]
-            self._groups[worker_id] = ([group] if before is None else before[0], size)
-            if listened and not group.is_listened:
-                self._flush(seat)
-                pool.tell(seat, Listening(listened, True))
-            elif size > SOFT_FRAME_BYTES:
-                self._flush(seat)
-        pool.roster.refresh(seat)
-        if seat.is_free:
-            pool.roster.to_the_end(seat, lane.key.type)
+    def _hand(
+        self, lane: Lane, shares: Iterable[tuple[Seat, list[Task]]], timeout_s: float
+    ) -> None:
+        """Let tasks of one batch go to seats, each its own."""
+        pool, roster, record = self._pool, self._pool.roster, self._pool.record
+        token, heading, listeners = pool.mint.token, self._heading, pool.listeners
+        until, kind = pool.now + timeout_s + ATTEMPT_GRACE_S, lane.key.type
+        for seat, tasks in shares:  # the path of every task
+            number, pool.next_handout = pool.next_handout, pool.next_handout + 1
+            worker_id, outstanding, work_seq = seat.worker_id, seat.outstanding, seat.work_seq + 1
+            ids: list[str] = []
+            ns: list[int] = []
+            tokens: list[bytes] = []
+            payloads: list[bytes] = []
+            size = 0
+            for task in tasks:
+                task_id, n, payload = task.id, task.n + 1, task.payload or b""
+                task.token = token(heading(worker_id, n), task_id)
+                task.work_seq = work_seq
+                task.until = until
+                ids.append(task_id)
+                ns.append(n)
+                tokens.append(task.token)
+                payloads.append(payload)
+                size += len(payload)
+                outstanding[task_id] = task
+            is_polling = seat.dialect is POLLING
+            record(HandedOut(number, worker_id, ids, ns, pool.at, is_polling))
+            if is_polling:
+                self._answer_poll(seat, tasks[0])
+            else:
+                listened = [task_id for task_id in ids if task_id in listeners] if listeners else []
+                is_listened = len(listened) == len(ids)
+                group = WorkGroup(kind, timeout_s, is_listened, ids, tokens, payloads)
+                self._put(seat, group, size, listened)
+            roster.refresh(seat)
+            if seat.is_free:
+                roster.to_the_end(seat, kind)
+
+    def _put(self, seat: Seat, group: WorkGroup, size: int, listened: list[str]) -> None:
+        """Add to what a mesh worker is sent in this pass."""
+        before = self._groups.get(seat.worker_id)
+        if before is not None:
+            before[0].append(group)
+            size += before[1]
+        self._groups[seat.worker_id] = ([group] if before is None else before[0], size)
+        if listened and not group.is_listened:
+            self._flush(seat)
+            self._pool.tell(seat, Listening(listened, True))
+        elif size > SOFT_FRAME_BYTES:
+            self._flush(seat)
 
     def _flush(self, seat: Seat) -> None:
         groups, _ = self._groups.pop(seat.worker_id)

@@ -18,6 +18,7 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -55,6 +56,8 @@ MAX_STRIKERS: Final = 4096
 GC_ALLOCATIONS: Final = 50_000
 JOURNAL_NAME: Final = "journal.db"
 
+#: From (routing id, address, key) to a `Peer`, without the call that a `NamedTuple` makes of it.
+_PEER_OF: Final = partial(tuple.__new__, Peer)
 _log: Final = logging.getLogger("d8mesh.broker")
 
 
@@ -173,8 +176,9 @@ class Broker:
             received = self._router.receive(MAX_DRAIN, is_readable=is_readable)
         now = time.monotonic()
         effects: list[Effect] = []
+        make_peer = _PEER_OF
         for routing_id, address, frame in received:
-            peer = Peer(routing_id, address)
+            peer = make_peer((routing_id, address, None))
             try:
                 if frame is None:
                     raise ProtocolError("a message is one frame: saw several")

@@ -12,6 +12,7 @@ import contextlib
 import secrets
 import shutil
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import chain
@@ -138,9 +139,9 @@ class Journal:
         Raises:
             JournalError: nothing of it was written; the file must be opened anew.
         """
-        kinds: dict[type, list[Any]] = {}
+        kinds: defaultdict[type, list[Any]] = defaultdict(list)
         for fact in facts:
-            kinds.setdefault(type(fact), []).append(fact)
+            kinds[type(fact)].append(fact)
         kinds[HandedOut] = self._take_turns(kinds, is_due=is_due)
         if not any(kinds.values()):
             return
