@@ -301,7 +301,7 @@ class Attendance:
         if task is not None and task.token == token and task.state is TaskState.RUNNING:
             seat.failures_in_a_row += 1
             is_final = kind == REFUSED
-            self._handout.attempt_failed(seat.worker_id, task, payload, is_final=is_final)
+            self._handout.attempt_failed(seat.worker_id, task, claim.n, payload, is_final=is_final)
         elif kind == SUCCEEDED and not found[0].spec.is_fenced:
             self._endings.complete(seat.worker_id, [task_id], [claim.n], [payload])
         else:

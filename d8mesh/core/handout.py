@@ -157,8 +157,10 @@ class Handout:
             ns = [attempts[task_id] for task_id in ids]
             self._pool.record(Recounted(worker_id, ids, ns, is_loss=True))
 
-    def attempt_failed(self, seat_id: str, task: Task, payload: bytes, *, is_final: bool) -> None:
-        """An attempt ended in an error: queue the task again after a pause, or fail it."""
+    def attempt_failed(
+        self, seat_id: str, task: Task, n: int, payload: bytes, *, is_final: bool
+    ) -> None:
+        """Attempt `n` ended in an error: queue the task again after a pause, or fail it."""
         pool = self._pool
         why = error_text(payload)
         self._take_back(task)
@@ -172,7 +174,7 @@ class Handout:
             Requeued(
                 seat_id,
                 [task.id],
-                [task.n],
+                [n],  # of one that was taken over a later one may have been handed out
                 why,
                 pool.at,
                 is_counted=True,

@@ -196,7 +196,7 @@ class Polling:
                 if seat is not None:
                     seat.failures_in_a_row = 0
         elif is_holder:
-            self._handout.attempt_failed(worker_id, task, payload, is_final=False)
+            self._handout.attempt_failed(worker_id, task, task.n, payload, is_final=False)
         pool.answer(peer, request, {}, waits=True)
 
     @staticmethod

@@ -867,6 +867,19 @@ def test_a_failure_that_is_told_again_after_a_hello_counts_once(
     assert counted(desk, task_id) == (1, set(), {"w": 1})
 
 
+def test_a_failure_of_an_attempt_that_was_taken_over_counts_once(desk: Desktop) -> None:
+    """It is the first attempt's, though another one was handed out since."""
+    client, worker = desk.client(), desk.worker("w")
+    (task_id,) = desk.submit(client)
+    held = desk.work(worker)
+    desk.pass_time(11)
+    other = desk.worker("v")
+    desk.say(other, m.Release(0, [task_id], [desk.work(other)[task_id]]))
+    for _ in range(2):  # the first acknowledgement gets lost
+        desk.finish(desk.worker("w", held=held, window=0), held, m.FAILED)
+    assert counted(desk, task_id)[0] == 1
+
+
 def test_a_task_under_which_every_lone_worker_dies_is_not_spared_for_ever(desk: Desktop) -> None:
     client = desk.client()
     (task_id,) = desk.submit(client, max_attempts=100)

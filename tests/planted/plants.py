@@ -526,14 +526,14 @@ PLANTS: Final = (
     Plant(
         "acknowledge a failure and forget it",
         "d8mesh.core.attendance:Attendance._unusual_result",
-        "self._handout.attempt_failed(seat.worker_id, task, payload, is_final=is_final)",
+        "self._handout.attempt_failed(seat.worker_id, task, claim.n, payload, is_final=is_final)",
         "pass",
         SIMULATED,
     ),
     Plant(
         "thank for a polling worker's failure and forget it",
         "d8mesh.core.polling:Polling._report",
-        "self._handout.attempt_failed(worker_id, task, payload, is_final=False)",
+        "self._handout.attempt_failed(worker_id, task, task.n, payload, is_final=False)",
         "pass",
         SIMULATED,
     ),
