@@ -275,7 +275,8 @@ class Handout:
         most = min(self._share(lane.key.type), fitting, _MAX_GROUP_TASKS)
         given, timeout_s = 0, self._timeout_s(head)
         while given < limit and head.fresh_count:  # until then the turn stays with this batch
-            seats = placement.choose_seats(lane.key, pool.roster, limit - given)
+            most_seats = min(limit - given, head.fresh_count)  # the line may be long
+            seats = placement.choose_seats(lane.key, pool.roster, most_seats)
             if not seats:
                 break
             rooms = [min(seat.free, most) for seat in seats]

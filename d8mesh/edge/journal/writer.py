@@ -101,7 +101,6 @@ class Journal:
         checkpoint_pages: int = CHECKPOINT_PAGES,
     ) -> None:
         self.path = path
-        #: hand-outs of the last commit that are to be written with the next
         #: hand-outs that are not written yet: of several tasks; of single ones by task, those
         #: since the last time that was due and those before it
         self._late: list[HandedOut] = []
