@@ -104,6 +104,11 @@ class ClientSession:
         self._last: Parcel | None = None
 
     @property
+    def name(self) -> str:
+        """Its 16 characters, with which the ids of its tasks begin."""
+        return self._session
+
+    @property
     def is_up(self) -> bool:
         """True while the broker answers."""
         return self._is_up

@@ -138,9 +138,8 @@ class Dispatcher:
     def receive(self, message: ToBroker, peer: Peer, now: float) -> list[Effect]:
         """Take in one message and return what is to be done."""
         pool = self.pool
-        if now != pool.now:
-            pool.at += now - pool.now
-            pool.now = now
+        pool.at += now - pool.now
+        pool.now = now
         match message:
             case Results():  # the way of every task
                 seat = pool.roster.by_peer(peer)

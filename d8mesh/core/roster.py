@@ -189,18 +189,15 @@ class Roster:
         is_free = seat.free > 0
         if is_free is seat.is_free:
             return
-        seat.is_free, free, worker_id = is_free, self.free, seat.worker_id
+        seat.is_free, free = is_free, self.free
         for kind in seat.types:
             line = free.get(kind)
-            if is_free:
-                if line is None:
-                    free[kind] = {worker_id: seat}
-                else:
-                    line[worker_id] = seat
-            elif line is not None and line.get(worker_id) is seat:
-                del line[worker_id]
-                if not line:
-                    del free[kind]
+            if not is_free:
+                _discard(free, kind, seat)
+            elif line is None:
+                free[kind] = {seat.worker_id: seat}
+            else:
+                line[seat.worker_id] = seat
 
     def to_the_end(self, seat: Seat, kind: str) -> None:
         """Put a free seat last in line for its type, so that all get their share."""

@@ -42,7 +42,7 @@ def migrate(db: apsw.Connection, path: Path, version: int) -> Path:
         part.replace(copy)
         if sys.platform != "win32":  # folders cannot be synced there
             _sync(copy.parent)
-    except BaseException:
+    except BaseException:  # also on Ctrl-C: nothing half done may lie there
         part.unlink(missing_ok=True)
         raise
     with at_once(db):

@@ -112,7 +112,7 @@ def _recover(path: Path, note: Path, say: Callable[[str], None]) -> Recovered:
         report = _finish(path, salvage, builder)
         builder.db.execute("COMMIT")
         builder.db.execute("PRAGMA journal_mode = WAL").fetchall()
-    except BaseException:
+    except BaseException:  # also on Ctrl-C: nothing half done may lie there
         builder.close()
         fresh.unlink(missing_ok=True)
         raise

@@ -104,7 +104,7 @@ def at_once(db: apsw.Connection) -> Iterator[None]:
     try:
         yield
         db.execute("COMMIT")
-    except BaseException:
+    except BaseException:  # also on Ctrl-C: no transaction may stay open
         with contextlib.suppress(apsw.Error):  # SQLite may have rolled it back itself
             db.execute("ROLLBACK")
         raise

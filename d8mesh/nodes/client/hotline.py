@@ -71,8 +71,8 @@ class Hotline:
 
     Args:
         endpoint: ``tcp://HOST:PORT`` of the broker.
-        name: of the session, never used before.
-        session: the brain, which has that name.
+        session: the brain, of nobody else.
+        shared: whose ZeroMQ threads to use.
 
     Raises:
         BrokerUnavailableError: there is no connecting to `endpoint`.
@@ -80,10 +80,8 @@ class Hotline:
     Thread: one at a time.
     """
 
-    def __init__(
-        self, endpoint: str, name: str, session: ClientSession, shared: SharedContext
-    ) -> None:
-        self.endpoint, self.name, self.session = endpoint, name, session
+    def __init__(self, endpoint: str, session: ClientSession, shared: SharedContext) -> None:
+        self.endpoint, self.session = endpoint, session
         self.broker_id = ""
         #: when an outcome came last, and since when nobody has used it (monotonic seconds)
         self.used, self.idle_since = -math.inf, 0.0
@@ -96,7 +94,7 @@ class Hotline:
     def parcel(self, group: Group) -> Parcel:
         """Return a parcel with the next task."""
         n, self._next_n = self._next_n, self._next_n + 1
-        parcel = Parcel(self.name, n, [group], 1)
+        parcel = Parcel(self.session.name, n, [group], 1)
         parcel.states, parcel.payloads, parcel.missing = bytearray(1), [None], 1
         return parcel
 
@@ -215,7 +213,7 @@ class Hotlines:
     """The hotlines of one client, made when they are needed and kept for the next call.
 
     Args:
-        make_session: returns a new session and its name.
+        make_session: returns a new session.
         make_dialler: returns what finds the orchestrator again, given what it is to wake.
         check_alive: raises when waiting has become useless.
 
@@ -225,7 +223,7 @@ class Hotlines:
     def __init__(
         self,
         *,
-        make_session: Callable[[], tuple[str, ClientSession]],
+        make_session: Callable[[], ClientSession],
         make_dialler: DiallerMaker,
         check_alive: Callable[[], None],
     ) -> None:
@@ -312,7 +310,7 @@ class Hotlines:
         try:
             if hotline is not None:  # the client is elsewhere by now
                 self._let_go([hotline])
-            return Hotline(endpoint, *self._make_session(), shared)
+            return Hotline(endpoint, self._make_session(), shared)
         except BaseException as error:  # also Ctrl-C
             self._free(1)
             if isinstance(error, BrokerUnavailableError):

@@ -99,7 +99,7 @@ class Client:
         if endpoint is not None:
             parse_endpoint(endpoint)
         make_session = partial(_new_session, config.mesh)
-        self._name, self._session = make_session()
+        self._session = make_session()
         self._pid = os.getpid()
         self._next_n = 0
         self._next_request = itertools.count(1)
@@ -307,7 +307,7 @@ class Client:
         with self._board.lock:
             self._runner.seal()  # the open parcel's counters must stay consecutive
             n, self._next_n = self._next_n, self._next_n + 1
-        return self._name, n
+        return self._session.name, n
 
     @property
     def is_connected(self) -> bool:
@@ -471,7 +471,7 @@ class Client:
         is_watched: bool,
     ) -> Parcel:
         first, self._next_n = self._next_n, self._next_n + count
-        parcel = Parcel(self._name, first, groups, count, is_watched=is_watched)
+        parcel = Parcel(self._session.name, first, groups, count, is_watched=is_watched)
         parcel.give_up = give_up(timeout_s)
         self._board.add(parcel, size)
         return parcel
@@ -485,7 +485,7 @@ class Client:
             raise NodeClosedError("a client does not survive a fork: make a new one in the child")
 
 
-def _new_session(mesh: str) -> tuple[str, ClientSession]:
-    """Return a session, and its name, which nobody has had before."""
+def _new_session(mesh: str) -> ClientSession:
+    """Return a session with a name that nobody has had before."""
     name = "".join(secrets.choice(_ALPHABET) for _ in range(_SESSION_CHARS))
-    return name, ClientSession(name, mesh, socket.gethostname()[:MAX_HOST_CHARS])
+    return ClientSession(name, mesh, socket.gethostname()[:MAX_HOST_CHARS])
