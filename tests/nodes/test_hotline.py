@@ -64,6 +64,12 @@ def connected(mesh: Mesh, port: int) -> Client:
     return client
 
 
+def served(mesh: Mesh) -> tuple[int, Counted, Client]:
+    """A broker's port, a worker and a client."""
+    port = mesh.broker()
+    return port, Counted(mesh, port), connected(mesh, port)
+
+
 def lines_of(client: Client) -> list[Hotline]:
     return list(client._hotlines._idle)
 
@@ -93,9 +99,7 @@ def call_aside(client: Client, kind: str, n: int) -> tuple[threading.Thread, lis
 
 
 def test_calls_return_their_own_results_over_one_connection(mesh: Mesh) -> None:
-    port = mesh.broker()
-    counted = Counted(mesh, port)
-    client = connected(mesh, port)
+    _, counted, client = served(mesh)
     for n in range(200):
         assert client.call("count", {"n": n}, timeout_s=PATIENCE_S)["output"] == {"n": n}
     assert counted.runs == Counter(range(200))
@@ -107,9 +111,7 @@ def test_calls_return_their_own_results_over_one_connection(mesh: Mesh) -> None:
 
 
 def test_a_failure_is_raised_and_the_connection_is_kept(mesh: Mesh) -> None:
-    port = mesh.broker()
-    Counted(mesh, port)
-    client = connected(mesh, port)
+    _, _, client = served(mesh)
     for _ in range(2):
         with pytest.raises(TaskFailedError, match="this one always fails"):
             client.call("fail", {}, max_attempts=1, timeout_s=PATIENCE_S)
@@ -122,9 +124,7 @@ def test_a_failure_is_raised_and_the_connection_is_kept(mesh: Mesh) -> None:
 
 def test_calls_of_many_threads_do_not_mix(mesh: Mesh, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hotline, "MAX_HOTLINES", 3)
-    port = mesh.broker()
-    counted = Counted(mesh, port)
-    client = connected(mesh, port)
+    _, counted, client = served(mesh)
     calls = [call_aside(client, "hold", n) for n in range(5)]
     until(lambda: client._next_n == 2)  # those have gone the shared way
     assert client._hotlines._count == 3
@@ -157,9 +157,7 @@ def test_another_orchestrator_in_place_of_the_first_serves_on(
     mesh: Mesh, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(hotline, "IDLE_S", 0.0)
-    port = mesh.broker()
-    Counted(mesh, port)
-    client = connected(mesh, port)
+    port, _, client = served(mesh)
     client.call("count", {"n": 1}, timeout_s=PATIENCE_S)
     (line,) = lines_of(client)
     first = line.broker_id
@@ -173,9 +171,7 @@ def test_another_orchestrator_in_place_of_the_first_serves_on(
 
 
 def test_a_wait_that_is_over_says_so_and_the_task_goes_on(mesh: Mesh) -> None:
-    port = mesh.broker()
-    counted = Counted(mesh, port)
-    client = connected(mesh, port)
+    _, counted, client = served(mesh)
     late = []
     for n in range(3):
         with pytest.raises(WaitTimeoutError, match=r"within 0\.4 s") as over:
@@ -201,9 +197,7 @@ def test_a_full_queue_is_said(mesh: Mesh) -> None:
 
 
 def test_a_call_outlives_a_restart_of_the_orchestrator(mesh: Mesh) -> None:
-    port = mesh.broker()
-    counted = Counted(mesh, port)
-    client = connected(mesh, port)
+    port, counted, client = served(mesh)
     thread, ended = call_aside(client, "hold", 1)
     assert counted.begun.wait(PATIENCE_S)
     restart(mesh, port)
@@ -215,9 +209,7 @@ def test_a_call_outlives_a_restart_of_the_orchestrator(mesh: Mesh) -> None:
 
 
 def test_a_restart_between_two_calls_costs_none(mesh: Mesh) -> None:
-    port = mesh.broker()
-    counted = Counted(mesh, port)
-    client = connected(mesh, port)
+    port, counted, client = served(mesh)
     for n in range(3):
         assert client.call("count", {"n": n}, timeout_s=PATIENCE_S)["output"] == {"n": n}
         restart(mesh, port)
@@ -225,23 +217,9 @@ def test_a_restart_between_two_calls_costs_none(mesh: Mesh) -> None:
     assert counted.runs == Counter(range(4))
 
 
-def test_after_a_pause_the_orchestrator_is_greeted_again(
-    mesh: Mesh, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(hotline, "IDLE_S", 0.0)
-    port = mesh.broker()
-    Counted(mesh, port)
-    client = connected(mesh, port)
-    for n in range(20):
-        assert client.call("count", {"n": n}, timeout_s=PATIENCE_S)["output"] == {"n": n}
-    assert len(lines_of(client)) == 1
-
-
 @pytest.mark.skipif(sys.platform == "win32", reason="a signal to oneself")
 def test_an_interrupted_call_leaves_nothing_behind(mesh: Mesh) -> None:
-    port = mesh.broker()
-    counted = Counted(mesh, port)
-    client = connected(mesh, port)
+    _, counted, client = served(mesh)
 
     def interrupt() -> None:
         assert counted.begun.wait(PATIENCE_S)
@@ -257,9 +235,7 @@ def test_an_interrupted_call_leaves_nothing_behind(mesh: Mesh) -> None:
 
 
 def test_closing_the_client_ends_its_calls(mesh: Mesh) -> None:
-    port = mesh.broker()
-    counted = Counted(mesh, port)
-    client = connected(mesh, port)
+    _, counted, client = served(mesh)
     thread, ended = call_aside(client, "hold", 1)
     assert counted.begun.wait(PATIENCE_S)
     client.close()
@@ -272,9 +248,7 @@ def test_closing_the_client_ends_its_calls(mesh: Mesh) -> None:
 
 
 def test_what_ends_after_the_close_is_let_go(mesh: Mesh) -> None:
-    port = mesh.broker()
-    counted = Counted(mesh, port)
-    client = connected(mesh, port)
+    _, counted, client = served(mesh)
     thread, ended = call_aside(client, "hold", 1)
     assert counted.begun.wait(PATIENCE_S)
     client._hotlines.close()
@@ -288,9 +262,7 @@ def test_what_ends_after_the_close_is_let_go(mesh: Mesh) -> None:
 def test_a_lost_hotline_goes_on_elsewhere_and_runs_nothing_twice(
     mesh: Mesh, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    port = mesh.broker()
-    counted = Counted(mesh, port)
-    client = connected(mesh, port)
+    _, counted, client = served(mesh)
     look = Hotline._look
 
     def lost(line: Hotline, now: float) -> None:

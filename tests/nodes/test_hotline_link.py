@@ -86,7 +86,7 @@ def orchestrator() -> Iterator[Orchestrator]:
 @pytest.fixture
 def line(orchestrator: Orchestrator) -> Iterator[Hotline]:
     shared = SharedContext()
-    line = Hotline(orchestrator.endpoint, NAME, ClientSession(NAME, "m", "host"), shared)
+    line = Hotline(orchestrator.endpoint, ClientSession(NAME, "m", "host"), shared)
     try:
         yield line
     finally:
