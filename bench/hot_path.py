@@ -99,12 +99,12 @@ def by_process(found: Findings, plan: Plan) -> None:
     table = found.table(BY_PROCESS, "µs per task")
     tasks = plan.tasks(MESH_TASKS)
     with mesh(workers=WORKERS) as running, running.client() as client:
-        for _ in client.map("echo", [DATA] * 2000, timeout_s=RESULT_S):
+        for _ in client.map("echo", [DATA] * 2000, timeout=RESULT_S):
             pass
         nodes = [node(os.getpid(), "client"), *running.nodes()]
         before = [each.cpu_s() for each in nodes]
         begun = time.perf_counter()
-        for _ in client.map("echo", [DATA] * tasks, timeout_s=RESULT_S):
+        for _ in client.map("echo", [DATA] * tasks, timeout=RESULT_S):
             pass
         wall_s = time.perf_counter() - begun
         used = [each.cpu_s() - was for each, was in zip(nodes, before, strict=True)]

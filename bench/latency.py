@@ -138,7 +138,7 @@ def beside_peers(found: Findings, plan: Plan, contest: Contest) -> None:
 
 def round_trips(client: Client, count: int) -> list[float]:
     """Return the seconds of each of `count` tasks, one in flight."""
-    return _timed(count, lambda: client.call("echo", DATA, timeout_s=RESULT_S))
+    return _timed(count, lambda: client.call("echo", DATA, timeout=RESULT_S))
 
 
 def handle_round_trips(client: Client, count: int) -> list[float]:

@@ -112,7 +112,7 @@ def _contenders(plan: Plan, workers: int, size: int) -> Iterator[list[_Contender
 
 
 def _many(client: Client, data: dict[str, str], count: int) -> None:
-    assert sum(1 for _ in client.map("echo", [data] * count, timeout_s=RESULT_S)) == count
+    assert sum(1 for _ in client.map("echo", [data] * count, timeout=RESULT_S)) == count
 
 
 def _refuse_wrong(client: Client, data: dict[str, str]) -> None:

@@ -82,4 +82,4 @@ def compare(found: Findings, plan: Plan, count: int) -> None:
 
 
 def _many(client: Client, count: int) -> None:
-    assert sum(1 for _ in client.map("echo", [DATA] * count, timeout_s=RESULT_S)) == count
+    assert sum(1 for _ in client.map("echo", [DATA] * count, timeout=RESULT_S)) == count

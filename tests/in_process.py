@@ -19,9 +19,9 @@ class RunningTask:
     def __init__(self, future: Future[dict[str, Any]], context: Context, reason: str) -> None:
         self._future, self._context, self._reason = future, context, reason
 
-    def result(self, timeout_s: float | None = None) -> dict[str, Any]:
+    def result(self, timeout: float | None = None) -> dict[str, Any]:
         try:
-            return self._future.result(timeout_s)
+            return self._future.result(timeout)
         except TimeoutError:
             raise WaitTimeoutError from None
         except CancelledError:
@@ -60,7 +60,7 @@ class InProcess:
         self._pool.shutdown()
 
     def submit_many(
-        self, type: str, datas: Sequence[Mapping[str, Any]], *, timeout_s: float | None = None
+        self, type: str, datas: Sequence[Mapping[str, Any]], *, timeout: float | None = None
     ) -> list[RunningTask]:
         tasks = [self._submit(type, data) for data in datas]
         self.tasks += tasks

@@ -149,7 +149,7 @@ def _rest(scene: Scene, part: Part) -> None:
 
 def _echo(client: Client, part: Part) -> None:
     for number, result in enumerate(
-        client.map("echo", ({"n": n} for n in range(part.total)), timeout_s=WORK_S)
+        client.map("echo", ({"n": n} for n in range(part.total)), timeout=WORK_S)
     ):
         if result["output"] != {"n": number}:
             raise D8Error(f"echo {number} brought a wrong result: {result}")
@@ -159,7 +159,7 @@ def _echo(client: Client, part: Part) -> None:
 def _mutate(client: Client, part: Part) -> None:
     genome = {"learning_rate": 0.1, "layers": 4, "name": "ada", "limits": {"low": -1.5, "high": 9}}
     data = {"genome": genome, "mutation_rate": 0.5}
-    for result in client.map("evolution_mutation", [data] * part.total, timeout_s=WORK_S):
+    for result in client.map("evolution_mutation", [data] * part.total, timeout=WORK_S):
         if result["genome"].keys() != genome.keys():
             raise D8Error(f"a mutation lost a key: {result}")
         part.done += 1
@@ -167,7 +167,7 @@ def _mutate(client: Client, part: Part) -> None:
 
 def _prompt(client: Client, part: Part) -> None:
     datas = [{"messages": [{"role": "user", "content": text}]} for text in PROMPTS]
-    for _ in client.map("agent_action", datas, timeout_s=WORK_S):
+    for _ in client.map("agent_action", datas, timeout=WORK_S):
         part.done += 1
 
 

@@ -235,7 +235,7 @@ class _Breeder:
     ) -> list[Genome]:
         """Return the new genome of each task, or the one of `instead` if it gave none."""
         genomes = list(instead)
-        tasks = self._client.submit_many(kind, datas, timeout_s=BATCH_S)
+        tasks = self._client.submit_many(kind, datas, timeout=BATCH_S)
         self._history.tasks += len(tasks)
         ended = outcomes(tasks, until=time.monotonic() + BATCH_S, on_silence=self._on_silence)
         try:

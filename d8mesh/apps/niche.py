@@ -177,7 +177,7 @@ def discover(
             return
         left_s = None if until is None else max(until - time.monotonic(), 0.0)
         datas = [ask.data for ask in asks]
-        tasks = client.submit_many("agent_action", datas, timeout_s=left_s)
+        tasks = client.submit_many("agent_action", datas, timeout=left_s)
         again: list[_Ask] = []
         try:
             for outcome in outcomes(tasks, until=until, on_silence=told.on_silence):

@@ -26,7 +26,7 @@ CANCEL_S: Final = 5.0
 class Pending(Protocol):
     """A task that was submitted."""
 
-    def result(self, timeout_s: float | None = None) -> Mapping[str, Any]:
+    def result(self, timeout: float | None = None) -> Mapping[str, Any]:
         """Return its result; raise `WaitTimeoutError` or how it ended."""
 
     def status(self) -> Mapping[str, Any]:
@@ -40,19 +40,19 @@ class Submits(Protocol):
     """Something that takes tasks: a client."""
 
     def submit_many(
-        self, kind: str, datas: Sequence[Mapping[str, Any]], /, *, timeout_s: float | None = None
+        self, kind: str, datas: Sequence[Mapping[str, Any]], /, *, timeout: float | None = None
     ) -> Sequence[Pending]:
         """Submit one task of `kind` for each of `datas`; return them in order.
 
         Raises:
-            WaitTimeoutError: no orchestrator acknowledged them within `timeout_s`.
+            WaitTimeoutError: no orchestrator acknowledged them within `timeout`.
         """
 
 
 class Connects(Protocol):
     """Something that looks for an orchestrator: a client."""
 
-    def wait_connected(self, timeout_s: float | None = None) -> bool:
+    def wait_connected(self, timeout: float | None = None) -> bool:
         """Wait until an orchestrator answers; return whether one does."""
 
 
@@ -134,7 +134,7 @@ def _ended(waiting: Mapping[int, Pending]) -> Iterator[Outcome]:
     wait_s = LOOK_S
     for index, task in waiting.items():
         try:
-            yield Outcome(index=index, result=task.result(timeout_s=wait_s))
+            yield Outcome(index=index, result=task.result(timeout=wait_s))
         except WaitTimeoutError:
             pass
         except TaskError as error:

@@ -144,7 +144,7 @@ class Api:
         body: dict[str, Any] = {"workers_online": 0, "tasks_pending": 0, "tasks_in_progress": 0}
         if self._mesh.is_connected:
             try:
-                body = self._mesh.ask("health", {}, timeout_s=HEALTH_S)
+                body = self._mesh.ask("health", {}, timeout=HEALTH_S)
                 reason = body.pop("reason", None)
                 self._known = {key: body[key] for key in _LASTING if key in body}
             except NodeClosedError:

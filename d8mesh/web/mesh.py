@@ -31,9 +31,7 @@ class Mesh(Protocol):
     def is_connected(self) -> bool:
         """True while the broker answers."""
 
-    def ask(
-        self, what: str, args: Mapping[str, object], *, timeout_s: float = ...
-    ) -> dict[str, Any]:
+    def ask(self, what: str, args: Mapping[str, object], *, timeout: float = ...) -> dict[str, Any]:
         """Ask the broker something; raises the error it answered."""
 
     def submit_groups(
@@ -111,7 +109,7 @@ def require_alive(mesh: Mesh) -> None:
         NodeClosedError: it has ended.
     """
     with contextlib.suppress(BrokerUnavailableError):
-        mesh.ask("health", {}, timeout_s=0.0)
+        mesh.ask("health", {}, timeout=0.0)
 
 
 def _is_connected(mesh: Mesh) -> bool:

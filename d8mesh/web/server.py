@@ -87,7 +87,7 @@ def run_web(config: Config, options: argparse.Namespace) -> int:
         code = 1 if api.is_dead else 0  # before the client ends on purpose
     finally:
         exchange.close()
-        client.close(timeout_s=0.1)
+        client.close(timeout=0.1)
         event(_log, logging.INFO, "web.down", port=listener.port)
     return code
 

@@ -80,18 +80,18 @@ class TaskCalls:
     def cancel(self, request: Request, task_id: str) -> Response:
         """``POST /api/tasks/{id}/cancel``"""
         body_of(request)
-        return answer(self._mesh.ask("cancel", {"id": _id(task_id)}, timeout_s=ASK_S))
+        return answer(self._mesh.ask("cancel", {"id": _id(task_id)}, timeout=ASK_S))
 
     def replay(self, request: Request, task_id: str) -> Response:
         """``POST /api/tasks/{id}/replay``"""
         body_of(request)
         session, n = self._mesh.next_id()
         args = {"id": _id(task_id), "session": session, "n": n}
-        return answer(self._mesh.ask("replay", args, timeout_s=SUBMIT_S), 201)
+        return answer(self._mesh.ask("replay", args, timeout=SUBMIT_S), 201)
 
     def queue(self, request: Request) -> Response:
         """``GET /api/tasks/queue``"""
-        return answer(self._mesh.ask("queue", _page(request), timeout_s=ASK_S))
+        return answer(self._mesh.ask("queue", _page(request), timeout=ASK_S))
 
     def listed(self, request: Request) -> Response:
         """``GET /api/tasks``"""
@@ -99,7 +99,7 @@ class TaskCalls:
         args |= {"state": request.args.get("state", ""), "type": request.args.get("type", "")}
         if len(str(args["type"])) > MAX_CURSOR_CHARS:
             raise InvalidTaskError(f"type: expected at most {MAX_CURSOR_CHARS} characters")
-        body = self._mesh.ask("tasks", args, timeout_s=ASK_S)
+        body = self._mesh.ask("tasks", args, timeout=ASK_S)
         body["tasks"] = [status_body(task) for task in body["tasks"]]
         return answer(body)
 
@@ -109,7 +109,7 @@ class TaskCalls:
         Raises:
             UnknownTaskError: there is no such task; `PrunedTaskError`: there was one.
         """
-        return status_body(self._mesh.ask("status", {"id": _id(task_id)}, timeout_s=ASK_S))
+        return status_body(self._mesh.ask("status", {"id": _id(task_id)}, timeout=ASK_S))
 
     def _submit(
         self, request: Request, tasks: list[SubmitOne], *, is_batch: bool

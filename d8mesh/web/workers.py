@@ -49,7 +49,7 @@ class WorkerCalls:
             "capabilities": body.capabilities,
             "status": body.status or "online",
         }
-        self._mesh.ask("poll.register", args, timeout_s=ASK_S)
+        self._mesh.ask("poll.register", args, timeout=ASK_S)
         message = f"Worker {body.worker_id} registered"
         told = {"status": "registered", "success": True, "worker_id": body.worker_id}
         return answer({**told, "message": message})
@@ -61,7 +61,7 @@ class WorkerCalls:
         if body:
             task_ids = convert(parse_json(body), Beating).task_ids
             args |= {} if task_ids is None else {"task_ids": task_ids}
-        self._mesh.ask("poll.heartbeat", args, timeout_s=ASK_S)
+        self._mesh.ask("poll.heartbeat", args, timeout=ASK_S)
         return answer({"status": "ok"})
 
     def unregister(self, request: Request, worker_id: str) -> Response:
@@ -102,19 +102,19 @@ class WorkerCalls:
 
     def listed(self, request: Request) -> Response:
         """``GET /api/workers/list``"""
-        return answer(self._mesh.ask("workers", {}, timeout_s=ASK_S))
+        return answer(self._mesh.ask("workers", {}, timeout=ASK_S))
 
     def stats(self, request: Request) -> Response:
         """``GET /api/stats`` and ``GET /api/workers/stats``"""
-        return answer(self._mesh.ask("stats", {}, timeout_s=ASK_S))
+        return answer(self._mesh.ask("stats", {}, timeout=ASK_S))
 
     def _unregister(self, worker_id: str) -> Response:
-        self._mesh.ask("poll.unregister", {"worker_id": worker_id}, timeout_s=ASK_S)
+        self._mesh.ask("poll.unregister", {"worker_id": worker_id}, timeout=ASK_S)
         return answer({"status": "unregistered", "success": True})
 
     def _next(self, worker_id: str, wait_s: float) -> Response:
         args = {"worker_id": _known(worker_id), "wait_s": wait_s}
-        task = self._mesh.ask("poll.next", args, timeout_s=wait_s + ASK_S)["task"]
+        task = self._mesh.ask("poll.next", args, timeout=wait_s + ASK_S)["task"]
         return answer({"task": None if task is None else task_body(task)})
 
     def _report(self, task_id: str, worker_id: str, result: Any) -> Response:
@@ -122,7 +122,7 @@ class WorkerCalls:
             raise UnknownTaskError
         task_type = ""
         if lacks_output(result):
-            task_type = self._mesh.ask("status", {"id": task_id}, timeout_s=ASK_S)["type"]
+            task_type = self._mesh.ask("status", {"id": task_id}, timeout=ASK_S)["type"]
         is_success, payload = reported(result, worker_id=worker_id, task_type=task_type)
         args = {
             "task_id": task_id,
@@ -130,7 +130,7 @@ class WorkerCalls:
             "is_success": is_success,
             "result": payload,
         }
-        self._mesh.ask("poll.report", args, timeout_s=ASK_S)
+        self._mesh.ask("poll.report", args, timeout=ASK_S)
         return answer({"status": "received", "success": True})
 
 

@@ -153,8 +153,8 @@ def test_a_table_is_as_wide_as_what_it_says(capsys: pytest.CaptureFixture[str]) 
 def test_nobody_is_looked_for_longer_than_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
     waited: list[float | None] = []
 
-    def wait_connected(self: Client, timeout_s: float | None = None) -> bool:
-        waited.append(timeout_s)
+    def wait_connected(self: Client, timeout: float | None = None) -> bool:
+        waited.append(timeout)
         return False
 
     monkeypatch.setattr(Client, "wait_connected", wait_connected)

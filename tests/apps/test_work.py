@@ -71,8 +71,8 @@ class Looking:
         self.found_at = found_at
         self.waits_s: list[float | None] = []
 
-    def wait_connected(self, timeout_s: float | None = None) -> bool:
-        self.waits_s.append(timeout_s)
+    def wait_connected(self, timeout: float | None = None) -> bool:
+        self.waits_s.append(timeout)
         return len(self.waits_s) == self.found_at
 
 

@@ -164,7 +164,7 @@ def submit_keyed(
 def replay(client: Client, task: Task, tasks: dict[str, Task], diary: Diary) -> None:
     """Submit a cancelled task anew."""
     try:
-        again = client.replay(task.id, timeout_s=ASK_S)
+        again = client.replay(task.id, timeout=ASK_S)
     except D8Error as error:
         diary.note("unanswered", id=task.id, why=str(error))
         return

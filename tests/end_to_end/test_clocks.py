@@ -71,7 +71,7 @@ def starts_in(trace: Path) -> list[str]:
 def check(running: Mesh, tasks: list[Task]) -> None:
     """All have the result that their handler gave, and none of them has failed."""
     for task in tasks:
-        assert task.result(timeout_s=60)["output"] == {"done": True}
+        assert task.result(timeout=60)["output"] == {"done": True}
     totals = ask(running.url, "/api/stats")["tasks"]
     assert (totals["completed"], totals["failed"]) == (len(tasks), 0)
 
@@ -89,7 +89,7 @@ def test_wall_clocks_that_jump_lose_expire_and_repeat_nothing(
             if number <= 2:  # the first ones are handed out after the jump ahead
                 add_worker(running, number)
             clocks.shift("worker", ahead_s=-ahead_s)
-            tasks[-1].result(timeout_s=60)
+            tasks[-1].result(timeout=60)
         check(running, tasks)  # the last two too: the broker has seen the day that was theirs
         assert len(starts_in(trace)) == len(tasks)
 

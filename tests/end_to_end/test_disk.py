@@ -161,11 +161,11 @@ def test_a_full_disk_refuses_tasks_takes_results_and_recovers_by_itself(
             assert taken
             assert running.health()["reason"] == "the disk is nearly full"
             # What runs comes to its end: its result gets in.
-            assert slow.result(timeout_s=60)["output"] == {"done": True}
+            assert slow.result(timeout=60)["output"] == {"done": True}
             ballast.unlink()
             until(lambda: running.health().get("status") == "healthy", "room is noticed")
             again = client.submit("slow", {"seconds": 0, "trace": str(trace)})
-            assert again.result(timeout_s=60)["output"] == {"done": True}
+            assert again.result(timeout=60)["output"] == {"done": True}
             check_queued(running.url, taken)
 
 
@@ -182,7 +182,7 @@ def test_a_disk_filled_to_the_last_byte_loses_nothing_and_comes_back(
             assert code != 507  # no reserve was set: nothing warned of it
             ballast.unlink()
             until(lambda: running.health().get("status") == "healthy", "an orchestrator again")
-            assert slow.result(timeout_s=60)["output"] == {"done": True}
+            assert slow.result(timeout=60)["output"] == {"done": True}
             check_queued(running.url, taken)
         assert all(child.is_running for child in running.started)
 
@@ -194,7 +194,7 @@ def test_a_worker_with_a_full_disk_takes_no_more_and_says_so(disk: Path, tmp_pat
             slow = client.submit("slow", {"seconds": 3, "trace": str(trace)})
             until(trace.exists, "the start of the slow task")
             ballast = fill_up(disk, leave_bytes=0)
-            assert slow.result(timeout_s=60)["output"] == {"done": True}
+            assert slow.result(timeout=60)["output"] == {"done": True}
 
             def reason() -> str:
                 return str(rest(running.worker_url, "/health")[1] or "")
@@ -203,4 +203,4 @@ def test_a_worker_with_a_full_disk_takes_no_more_and_says_so(disk: Path, tmp_pat
             ballast.unlink()
             until(lambda: reason() and "outbox" not in reason(), "the worker noticing room")
             again = client.submit("slow", {"seconds": 0, "trace": str(trace)})
-            assert again.result(timeout_s=60)["output"] == {"done": True}
+            assert again.result(timeout=60)["output"] == {"done": True}

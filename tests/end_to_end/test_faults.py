@@ -33,7 +33,7 @@ def submit_checked(client: Client, count: int) -> list[tuple[Task, str]]:
 
 def check_all(running: Mesh, tasks: list[tuple[Task, str]]) -> None:
     for task, sha in tasks:
-        result = task.result(timeout_s=60)
+        result = task.result(timeout=60)
         assert result["output"]["sha"] == sha
     totals = ask(running.url, "/api/stats")["tasks"]
     assert totals["completed"] == len(tasks)
@@ -102,6 +102,6 @@ def test_a_task_of_a_killed_worker_finishes_on_another(tmp_path: Path) -> None:
         until(lambda: ask(running.url, "/health")["workers_online"] == 2, "the second worker")
         first.kill()
         killed = time.monotonic()
-        assert task.result(timeout_s=60)["output"] == {"done": True}
+        assert task.result(timeout=60)["output"] == {"done": True}
         assert time.monotonic() - killed < RERUN_S + 3
         assert [line.split()[1] for line in trace.read_text("utf-8").splitlines()] == ["1", "2"]

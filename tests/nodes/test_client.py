@@ -93,8 +93,8 @@ def test_results_of_many_come_in_order_whatever_their_number(mesh: Mesh) -> None
     port = mesh.broker()
     echoing(mesh, port)
     client = mesh.client(port)
-    assert list(client.map("echo", [], timeout_s=PATIENCE_S)) == []
-    results = client.map("echo", ({"n": n} for n in range(3500)), timeout_s=PATIENCE_S)
+    assert list(client.map("echo", [], timeout=PATIENCE_S)) == []
+    results = client.map("echo", ({"n": n} for n in range(3500)), timeout=PATIENCE_S)
     assert [result["output"]["n"] for result in results] == list(range(3500))
     tasks = [client.submit("echo", {"n": n}) for n in range(3500)]
     assert [task.result(PATIENCE_S)["output"]["n"] for task in tasks] == list(range(3500))
@@ -138,7 +138,7 @@ def test_what_was_delivered_is_forgotten(mesh: Mesh) -> None:
         return sum(type(each) is Parcel for each in gc.get_objects())
 
     before = parcels()
-    for _ in client.map("echo", [{"x": 1}] * 3000, timeout_s=PATIENCE_S):
+    for _ in client.map("echo", [{"x": 1}] * 3000, timeout=PATIENCE_S):
         pass
     client.submit("echo", {}).result(PATIENCE_S)
     until(lambda: parcels() <= before)
@@ -181,7 +181,7 @@ def test_a_failure_is_raised_with_its_result(mesh: Mesh) -> None:
         client.submit("broken", {}, max_attempts=1).result(PATIENCE_S)
     assert caught.value.result["why"] == 7
     with pytest.raises(TaskFailedError):
-        list(client.map("broken", [{}], timeout_s=PATIENCE_S))
+        list(client.map("broken", [{}], timeout=PATIENCE_S))
 
 
 def test_a_waiting_task_is_cancelled_at_once_even_just_after_its_submit(mesh: Mesh) -> None:
@@ -221,14 +221,14 @@ def test_a_wait_that_is_no_number_is_refused_everywhere(mesh: Mesh, bad: Any) ->
         client.flush,
         client.close,
         lambda wait_s: next(task.stream(wait_s)),
-        lambda wait_s: client.submit("nobody", {}, timeout_s=wait_s),
-        lambda wait_s: client.submit_many("nobody", [{}], timeout_s=wait_s),
-        lambda wait_s: client.map("nobody", [{}], timeout_s=wait_s),
-        lambda wait_s: client.ask("health", {}, timeout_s=wait_s),
-        lambda wait_s: list(client.tasks(timeout_s=wait_s)),
-        lambda wait_s: client.replay(task.id, timeout_s=wait_s),
+        lambda wait_s: client.submit("nobody", {}, timeout=wait_s),
+        lambda wait_s: client.submit_many("nobody", [{}], timeout=wait_s),
+        lambda wait_s: client.map("nobody", [{}], timeout=wait_s),
+        lambda wait_s: client.ask("health", {}, timeout=wait_s),
+        lambda wait_s: list(client.tasks(timeout=wait_s)),
+        lambda wait_s: client.replay(task.id, timeout=wait_s),
     ):
-        with pytest.raises(InvalidTaskError, match="timeout_s: saw "):
+        with pytest.raises(InvalidTaskError, match="timeout: saw "):
             wait(bad)
     assert client.ask("health", {})["tasks_pending"] == 1
 
@@ -237,14 +237,14 @@ def test_a_wait_may_be_longer_than_any_machine_runs(mesh: Mesh) -> None:
     client = connected(mesh, mesh.broker())
     for long_s in (1e30, float("inf")):
         assert client.wait_connected(long_s)
-        assert client.ask("health", {}, timeout_s=long_s)
-        client.submit("nobody", {}, timeout_s=long_s).wait_accepted(long_s)
+        assert client.ask("health", {}, timeout=long_s)
+        client.submit("nobody", {}, timeout=long_s).wait_accepted(long_s)
 
 
 def test_a_part_of_a_wait_is_told_as_the_whole(mesh: Mesh) -> None:
     client = connected(mesh, mesh.broker())
     with pytest.raises(WaitTimeoutError, match=r"^the result of \S+ has not come within 0\.3 s$"):
-        list(client.map("nobody", [{}], timeout_s=0.3))
+        list(client.map("nobody", [{}], timeout=0.3))
 
 
 @pytest.mark.parametrize("model", [5, "a b", "../../x", ["llama"], "m" * 129])
@@ -430,8 +430,8 @@ def test_a_full_queue_is_waited_for_and_then_said(mesh: Mesh) -> None:
     with pytest.raises(QueueFullError, match="TASK_QUEUE_SIZE"):
         client.submit_groups([Group("echo", 5, [b"\x80"])])
     with pytest.raises(QueueFullError):
-        client.submit_many("echo", [{}], timeout_s=1.0)
-    task = client.submit("echo", {}, timeout_s=0.6)
+        client.submit_many("echo", [{}], timeout=1.0)
+    task = client.submit("echo", {}, timeout=0.6)
     with pytest.raises(QueueFullError):
         task.result(PATIENCE_S)
     with pytest.raises(QueueFullError):
@@ -606,12 +606,12 @@ def test_without_an_orchestrator_questions_end_and_submits_are_bounded() -> None
     assert not client.wait_connected(0.05)
     assert not client.is_connected
     with pytest.raises(BrokerUnavailableError):
-        client.ask("health", {}, timeout_s=0.05)
+        client.ask("health", {}, timeout=0.05)
     megabyte = {"x": "x" * 1_000_000}
 
     def submit_all() -> None:
         for _ in range(2000):
-            client.submit("echo", megabyte, timeout_s=0.05)
+            client.submit("echo", megabyte, timeout=0.05)
 
     with pytest.raises(WaitTimeoutError, match="room"):
         submit_all()
@@ -625,7 +625,7 @@ def test_another_mesh_is_refused_and_said_to_who_waits(mesh: Mesh) -> None:
     config = Config(mesh="another", interfaces=("127.0.0.1",))
     with Client(endpoint=f"tcp://127.0.0.1:{port}", config=config) as client:
         with pytest.raises(ForbiddenError, match="another"):
-            client.ask("health", {}, timeout_s=PATIENCE_S)
+            client.ask("health", {}, timeout=PATIENCE_S)
         with pytest.raises(ForbiddenError, match="another"):
             client.submit("echo", {}).result(PATIENCE_S)
 
@@ -768,7 +768,7 @@ def test_where_only_http_passes_the_session_goes_on_there_and_moves_up_later(
     try:
         with Client(door.url, config=mesh.config()) as client:
             assert client.wait_connected(PATIENCE_S)
-            results = client.map("echo", [{"n": n} for n in range(3000)], timeout_s=PATIENCE_S)
+            results = client.map("echo", [{"n": n} for n in range(3000)], timeout=PATIENCE_S)
             assert [result["output"]["n"] for result in results] == list(range(3000))
             assert "exchange.used" in caplog.text
             waiting = client.submit("later", {})
@@ -776,7 +776,7 @@ def test_where_only_http_passes_the_session_goes_on_there_and_moves_up_later(
             door.open()
             until(lambda: not client.is_over_http and client.is_connected)
             posts = door.posts
-            results = client.map("echo", [{"n": n} for n in range(100)], timeout_s=PATIENCE_S)
+            results = client.map("echo", [{"n": n} for n in range(100)], timeout=PATIENCE_S)
             assert sum(1 for _ in results) == 100
             assert door.posts <= posts + 2  # the polls that were open
             worker = mesh.worker(port)
@@ -825,3 +825,9 @@ def test_a_client_stays_with_the_orchestrator_that_knows_its_tasks(
         worker.register("later", lambda data: data)
         mesh.run(worker)
         assert task.result(PATIENCE_S)["output"] == {"n": 1}
+
+
+def test_a_timeout_is_taken_under_its_earlier_name_too(mesh: Mesh) -> None:
+    client = mesh.client(free_port())
+    with pytest.raises(InvalidTaskError, match="timeout: saw nan"):
+        client.flush(timeout_s=float("nan"))  # type: ignore[call-arg]

@@ -89,7 +89,7 @@ def call_aside(client: Client, kind: str, n: int) -> tuple[threading.Thread, lis
 
     def call() -> None:
         try:
-            ended.append(client.call(kind, {"n": n}, timeout_s=PATIENCE_S)["output"])
+            ended.append(client.call(kind, {"n": n}, timeout=PATIENCE_S)["output"])
         except Exception as error:
             ended.append(error)
 
@@ -101,7 +101,7 @@ def call_aside(client: Client, kind: str, n: int) -> tuple[threading.Thread, lis
 def test_calls_return_their_own_results_over_one_connection(mesh: Mesh) -> None:
     _, counted, client = served(mesh)
     for n in range(200):
-        assert client.call("count", {"n": n}, timeout_s=PATIENCE_S)["output"] == {"n": n}
+        assert client.call("count", {"n": n}, timeout=PATIENCE_S)["output"] == {"n": n}
     assert counted.runs == Counter(range(200))
     (line,) = lines_of(client)
     line._tell()
@@ -114,12 +114,12 @@ def test_a_failure_is_raised_and_the_connection_is_kept(mesh: Mesh) -> None:
     _, _, client = served(mesh)
     for _ in range(2):
         with pytest.raises(TaskFailedError, match="this one always fails"):
-            client.call("fail", {}, max_attempts=1, timeout_s=PATIENCE_S)
+            client.call("fail", {}, max_attempts=1, timeout=PATIENCE_S)
     assert len(lines_of(client)) == 1
     with pytest.raises(InvalidTaskError):
         client.call("count", {"n": 1}, priority=11)
     with pytest.raises(InvalidTaskError):
-        client.call("count", {"n": 1}, timeout_s=float("nan"))
+        client.call("count", {"n": 1}, timeout=float("nan"))
 
 
 def test_calls_of_many_threads_do_not_mix(mesh: Mesh, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -135,7 +135,7 @@ def test_calls_of_many_threads_do_not_mix(mesh: Mesh, monkeypatch: pytest.Monkey
     assert counted.runs == Counter(range(5))
     assert client._hotlines._count == len(lines_of(client)) == 3
     monkeypatch.setattr(hotline, "UNUSED_S", 0.0)
-    assert client.call("count", {"n": 5}, timeout_s=PATIENCE_S)["output"] == {"n": 5}
+    assert client.call("count", {"n": 5}, timeout=PATIENCE_S)["output"] == {"n": 5}
     assert client._hotlines._count == len(lines_of(client)) <= 1
 
 
@@ -144,7 +144,7 @@ def test_calls_go_where_the_client_is_now(mesh: Mesh) -> None:
     Counted(mesh, here)
     Counted(mesh, there)
     client = connected(mesh, here)
-    client.call("count", {"n": 1}, timeout_s=PATIENCE_S)
+    client.call("count", {"n": 1}, timeout=PATIENCE_S)
     endpoint = f"tcp://127.0.0.1:{there}"
     group = Group("count", 5, [msgspec.msgpack.encode({"n": 2})])
     assert client._hotlines.call(endpoint, group, PATIENCE_S) is not None
@@ -158,14 +158,14 @@ def test_another_orchestrator_in_place_of_the_first_serves_on(
 ) -> None:
     monkeypatch.setattr(hotline, "IDLE_S", 0.0)
     port, _, client = served(mesh)
-    client.call("count", {"n": 1}, timeout_s=PATIENCE_S)
+    client.call("count", {"n": 1}, timeout=PATIENCE_S)
     (line,) = lines_of(client)
     first = line.broker_id
     mesh.stop_broker(*mesh.brokers[-1])
     until(lambda: not client._session.is_up)
     mesh.broker("other", port=port)
     assert client.wait_connected(PATIENCE_S)
-    assert client.call("count", {"n": 2}, timeout_s=PATIENCE_S)["output"] == {"n": 2}
+    assert client.call("count", {"n": 2}, timeout=PATIENCE_S)["output"] == {"n": 2}
     assert lines_of(client) == [line]
     assert line.broker_id not in ("", first)
 
@@ -175,15 +175,15 @@ def test_a_wait_that_is_over_says_so_and_the_task_goes_on(mesh: Mesh) -> None:
     late = []
     for n in range(3):
         with pytest.raises(WaitTimeoutError, match=r"within 0\.4 s") as over:
-            client.call("hold", {"n": n}, timeout_s=0.4)
+            client.call("hold", {"n": n}, timeout=0.4)
         late.append(client.task(str(over.value).split()[3]))
     (line,) = lines_of(client)  # it serves on
     assert not line.session.is_bound
     counted.may_end.set()
     for n, task in enumerate(late):
         assert task.result(PATIENCE_S)["output"] == {"n": n}
-    assert client.call("count", {"n": 3}, timeout_s=PATIENCE_S)["output"] == {"n": 3}
-    assert client.call("count", {"n": 4}, timeout_s=10**400)["output"] == {"n": 4}
+    assert client.call("count", {"n": 3}, timeout=PATIENCE_S)["output"] == {"n": 3}
+    assert client.call("count", {"n": 4}, timeout=10**400)["output"] == {"n": 4}
     assert counted.runs == Counter(range(5))
     assert lines_of(client) == [line]
 
@@ -193,7 +193,7 @@ def test_a_full_queue_is_said(mesh: Mesh) -> None:
     client = connected(mesh, port)
     client.submit("nobody", {}).wait_accepted(PATIENCE_S)
     with pytest.raises(QueueFullError):
-        client.call("nobody", {}, timeout_s=1.5)
+        client.call("nobody", {}, timeout=1.5)
 
 
 def test_a_call_outlives_a_restart_of_the_orchestrator(mesh: Mesh) -> None:
@@ -205,15 +205,15 @@ def test_a_call_outlives_a_restart_of_the_orchestrator(mesh: Mesh) -> None:
     thread.join(PATIENCE_S)
     assert ended == [{"n": 1}]
     assert counted.runs[1] == 1
-    assert client.call("count", {"n": 2}, timeout_s=PATIENCE_S)["output"] == {"n": 2}
+    assert client.call("count", {"n": 2}, timeout=PATIENCE_S)["output"] == {"n": 2}
 
 
 def test_a_restart_between_two_calls_costs_none(mesh: Mesh) -> None:
     port, counted, client = served(mesh)
     for n in range(3):
-        assert client.call("count", {"n": n}, timeout_s=PATIENCE_S)["output"] == {"n": n}
+        assert client.call("count", {"n": n}, timeout=PATIENCE_S)["output"] == {"n": n}
         restart(mesh, port)
-    assert client.call("count", {"n": 3}, timeout_s=PATIENCE_S)["output"] == {"n": 3}
+    assert client.call("count", {"n": 3}, timeout=PATIENCE_S)["output"] == {"n": 3}
     assert counted.runs == Counter(range(4))
 
 
@@ -227,10 +227,10 @@ def test_an_interrupted_call_leaves_nothing_behind(mesh: Mesh) -> None:
 
     threading.Thread(target=interrupt).start()
     with pytest.raises(KeyboardInterrupt):
-        client.call("hold", {"n": 1}, timeout_s=PATIENCE_S)
+        client.call("hold", {"n": 1}, timeout=PATIENCE_S)
     assert client._hotlines._count == 0
     counted.may_end.set()
-    assert client.call("count", {"n": 2}, timeout_s=PATIENCE_S)["output"] == {"n": 2}
+    assert client.call("count", {"n": 2}, timeout=PATIENCE_S)["output"] == {"n": 2}
     until(lambda: counted.runs[1] == 1)
 
 
@@ -256,7 +256,7 @@ def test_what_ends_after_the_close_is_let_go(mesh: Mesh) -> None:
     thread.join(PATIENCE_S)
     assert ended == [{"n": 1}]
     assert (client._hotlines._count, client._hotlines._shared) == (0, None)
-    assert client.call("count", {"n": 2}, timeout_s=PATIENCE_S)["output"] == {"n": 2}
+    assert client.call("count", {"n": 2}, timeout=PATIENCE_S)["output"] == {"n": 2}
 
 
 def test_a_lost_hotline_goes_on_elsewhere_and_runs_nothing_twice(
@@ -289,7 +289,7 @@ def test_a_lost_hotline_goes_on_elsewhere_and_runs_nothing_twice(
     assert client_threads() == threads
     counted.may_end.clear()
     with pytest.raises(WaitTimeoutError, match=r"within 1\.25 s"):
-        client.call("hold", {"n": 2}, timeout_s=1.25)
+        client.call("hold", {"n": 2}, timeout=1.25)
     assert 0 < waits[-1] < 1.25
     assert client_threads() == threads
     counted.may_end.set()

@@ -43,7 +43,7 @@ def client(tmp_path: Path) -> Iterator[Client]:
 
 
 def test_it_runs_tasks_and_reports_failures(client: Client) -> None:
-    results = list(client.map("reverse", [{"text": f"abc{n}"} for n in range(200)], timeout_s=60))
+    results = list(client.map("reverse", [{"text": f"abc{n}"} for n in range(200)], timeout=60))
     assert [result["output"] for result in results] == [f"{_turn(n)}cba" for n in range(200)]
     failing = client.submit("fail", {}, max_attempts=1)
     with pytest.raises(TaskFailedError, match="this one always fails"):
@@ -56,7 +56,7 @@ def test_it_runs_tasks_and_reports_failures(client: Client) -> None:
 
 def test_it_streams_to_who_listens(client: Client) -> None:
     later = client.submit("reverse", {"text": "hello"}, run_at=time.time() + 1.5)
-    assert "".join(later.stream(timeout_s=30)) == "olleh"
+    assert "".join(later.stream(timeout=30)) == "olleh"
     assert later.result(30)["output"] == "olleh"
 
 

@@ -22,7 +22,7 @@ from d8mesh.errors import (
     UnknownTaskError,
     WaitTimeoutError,
 )
-from d8mesh.nodes.client.patience import told_whole
+from d8mesh.nodes.client.patience import takes_timeout_s, told_whole
 
 if TYPE_CHECKING:
     from d8mesh.nodes.client.node import Client
@@ -71,7 +71,8 @@ class Task:
         """Return whether the outcome has arrived here."""
         return bool(self._parcel.states[self._index]) or self._parcel.refusal is not None
 
-    def result(self, timeout_s: float | None = None) -> Result:
+    @takes_timeout_s
+    def result(self, timeout: float | None = None) -> Result:
         """Wait for the recorded result and return it: an object with ``success`` true.
 
         Raises:
@@ -79,46 +80,48 @@ class Task:
             TaskCancelledError: the task was cancelled.
             TaskRejectedError: the submit was refused; nothing was accepted.
             UnknownTaskError: the orchestrator does not know the task.
-            WaitTimeoutError: `timeout_s` is over; the task goes on.
+            WaitTimeoutError: `timeout` is over; the task goes on.
         """
         parcel, index = self._parcel, self._index
         if not parcel.states[index]:
-            self._client.board.wait_for(
-                parcel, self.done, timeout_s, what=f"the result of {self.id}"
-            )
+            self._client.board.wait_for(parcel, self.done, timeout, what=f"the result of {self.id}")
         parcel.raise_refusal()
         return result_of(parcel.states[index], parcel.payloads[index] or b"", self.id)
 
-    def wait_accepted(self, timeout_s: float | None = None) -> None:
+    @takes_timeout_s
+    def wait_accepted(self, timeout: float | None = None) -> None:
         """Wait until the task is acknowledged: safely on the orchestrator's disk.
 
         Raises:
             TaskRejectedError: the submit was refused.
-            WaitTimeoutError: `timeout_s` is over.
+            WaitTimeoutError: `timeout` is over.
         """
-        self._client.board.wait_settled(self._parcel, timeout_s)
+        self._client.board.wait_settled(self._parcel, timeout)
 
-    def status(self, timeout_s: float = ASK_S) -> dict[str, Any]:
+    @takes_timeout_s
+    def status(self, timeout: float = ASK_S) -> dict[str, Any]:
         """Return the documented status body, as ``GET /api/tasks/status/{id}`` does.
 
         Raises:
             TaskRejectedError: the submit was refused.
             UnknownTaskError: the orchestrator does not know the task.
-            BrokerUnavailableError, WaitTimeoutError: no answer within `timeout_s`.
+            BrokerUnavailableError, WaitTimeoutError: no answer within `timeout`.
         """
-        self.wait_accepted(timeout_s)  # before, nobody knows the task
-        return readable(self._client.ask("status", {"id": self.id}, timeout_s=timeout_s))
+        self.wait_accepted(timeout)  # before, nobody knows the task
+        return readable(self._client.ask("status", {"id": self.id}, timeout=timeout))
 
-    def cancel(self, timeout_s: float = ASK_S) -> str:
+    @takes_timeout_s
+    def cancel(self, timeout: float = ASK_S) -> str:
         """Cancel the task and return its state: ``cancelled``, or how it had ended before.
 
         Raises:
             As of `status`.
         """
-        self.wait_accepted(timeout_s)
-        return str(self._client.ask("cancel", {"id": self.id}, timeout_s=timeout_s)["state"])
+        self.wait_accepted(timeout)
+        return str(self._client.ask("cancel", {"id": self.id}, timeout=timeout)["state"])
 
-    def stream(self, timeout_s: float | None = None) -> Iterator[Any]:
+    @takes_timeout_s
+    def stream(self, timeout: float | None = None) -> Iterator[Any]:
         """Yield partial output as it comes, until the task is finished.
 
         Yields:
@@ -126,9 +129,9 @@ class Task:
             attempt begins.
 
         Raises:
-            WaitTimeoutError: nothing came for `timeout_s`.
+            WaitTimeoutError: nothing came for `timeout`.
         """
-        return self._client.stream_of(self, timeout_s)
+        return self._client.stream_of(self, timeout)
 
 
 class Ear:

@@ -58,7 +58,7 @@ from d8mesh.nodes.client.parcels import (
     model_of,
     size_of,
 )
-from d8mesh.nodes.client.patience import bounded, countdown, give_up, told_whole
+from d8mesh.nodes.client.patience import bounded, countdown, give_up, takes_timeout_s, told_whole
 from d8mesh.nodes.client.runner import Runner, Slot
 
 #: How long `close` waits for what was submitted to be acknowledged.
@@ -126,6 +126,7 @@ class Client:
 
     # ------------------------------------------------------------------- submitting
 
+    @takes_timeout_s
     def submit(
         self,
         type: str,
@@ -146,19 +147,20 @@ class Client:
         Raises:
             InvalidTaskError: `data` or an option is not as described.
             PayloadTooLargeError: `data` is larger than 32 MB.
-            WaitTimeoutError: there was no room within `timeout_s`.
+            WaitTimeoutError: there was no room within `timeout`.
         """
         payload = encode_data(data)
         kind = kind_of(type, model_of(type, data), options)
-        timeout_s = options.get("timeout_s")
+        timeout = options.get("timeout")
         if not idempotency_key:
-            return self._append(kind, payload, timeout_s)
+            return self._append(kind, payload, timeout)
         check_key(idempotency_key)
         group = group_of(kind, [payload])
-        parcel = self._enqueue([group], timeout_s, key=idempotency_key)
-        self._board.wait_settled(parcel, timeout_s)
+        parcel = self._enqueue([group], timeout, key=idempotency_key)
+        self._board.wait_settled(parcel, timeout)
         return Task(self, parcel, 0)
 
+    @takes_timeout_s
     def call(self, type: str, data: Mapping[str, Any], **options: Unpack[SubmitOptions]) -> Result:
         """Submit one task and wait for its result: `submit` and `Task.result` in one, and quicker.
 
@@ -167,7 +169,7 @@ class Client:
 
         Args:
             type, data: as of `submit`.
-            options: as of `submit`, but `timeout_s` is how long to wait for the result.
+            options: as of `submit`, but `timeout` is how long to wait for the result.
 
         Raises:
             As of `submit` and of `Task.result`. After a `WaitTimeoutError`, which names the task,
@@ -175,21 +177,22 @@ class Client:
         """
         payload = encode_data(data)
         kind = kind_of(type, model_of(type, data), options)
-        timeout_s = bounded(options.get("timeout_s"))
+        timeout = bounded(options.get("timeout"))
         self._check_alive()
         with self._hotlines.caller() as is_one_of_few:
             endpoint = self._dialler.endpoint
             if is_one_of_few and self._session.is_up and endpoint.startswith("tcp"):
-                outcome = self._hotlines.call(endpoint, group_of(kind, [payload]), timeout_s)
+                outcome = self._hotlines.call(endpoint, group_of(kind, [payload]), timeout)
                 if outcome is not None:
                     return result_of(*outcome)
-            left_s = countdown(timeout_s)
-            task = self._append(kind, payload, timeout_s)
+            left_s = countdown(timeout)
+            task = self._append(kind, payload, timeout)
             try:
                 return task.result(left_s())
             except WaitTimeoutError as error:
-                raise told_whole(error, timeout_s) from None
+                raise told_whole(error, timeout) from None
 
+    @takes_timeout_s
     def submit_many(
         self, type: str, datas: Iterable[Mapping[str, Any]], **options: Unpack[SubmitOptions]
     ) -> list[Task]:
@@ -199,8 +202,8 @@ class Client:
             TaskRejectedError: a part was refused; the other parts may have been accepted.
             Others as of `submit`.
         """
-        timeout_s = options.get("timeout_s")
-        left_s = countdown(timeout_s)
+        timeout = options.get("timeout")
+        left_s = countdown(timeout)
         parcels: list[Parcel] = []
         try:
             for model, payloads in cut(type, datas):
@@ -209,21 +212,22 @@ class Client:
             for parcel in parcels:
                 self._board.wait_settled(parcel, left_s())
         except WaitTimeoutError as error:
-            raise told_whole(error, timeout_s) from None
+            raise told_whole(error, timeout) from None
         return [Task(self, parcel, index) for parcel in parcels for index in range(parcel.count)]
 
+    @takes_timeout_s
     def map(
-        self, type: str, datas: Iterable[Mapping[str, Any]], *, timeout_s: float | None = None
+        self, type: str, datas: Iterable[Mapping[str, Any]], *, timeout: float | None = None
     ) -> Iterator[Result]:
         """Submit many tasks, now, and return what yields their results in order.
 
         Raises:
             Whatever `Task.result` raises, at the first task that did not succeed.
         """
-        left_s = countdown(timeout_s)
-        tasks = self.submit_many(type, datas, timeout_s=timeout_s)
+        left_s = countdown(timeout)
+        tasks = self.submit_many(type, datas, timeout=timeout)
         tasks.reverse()
-        return results_of(tasks, left_s, timeout_s)
+        return results_of(tasks, left_s, timeout)
 
     def submit_groups(
         self,
@@ -256,14 +260,15 @@ class Client:
         self._board.wait_settled(parcel, timeout_s)
         return [parcel.task_id(index) for index in range(parcel.count)], parcel.is_repeat
 
-    def flush(self, timeout_s: float | None = None) -> None:
+    @takes_timeout_s
+    def flush(self, timeout: float | None = None) -> None:
         """Wait until everything submitted so far is acknowledged.
 
         Raises:
             TaskRejectedError: a part of what was submitted since the last flush was refused.
-            WaitTimeoutError: `timeout_s` is over.
+            WaitTimeoutError: `timeout` is over.
         """
-        self._board.flush(timeout_s)
+        self._board.flush(timeout)
 
     # -------------------------------------------------------------------- the others
 
@@ -273,34 +278,36 @@ class Client:
         self._runner.do(lambda now: self._session.watch(parcel))
         return Task(self, parcel, 0)
 
+    @takes_timeout_s
     def tasks(
-        self, *, state: str = "", type: str = "", timeout_s: float = ASK_S
+        self, *, state: str = "", type: str = "", timeout: float = ASK_S
     ) -> Iterator[dict[str, Any]]:
         """Yield the status bodies of tasks, oldest first, as `Task.status` returns them.
 
         Args:
             state: queued, delayed, running, completed, failed, cancelled; empty: all.
             type: of one task type only; empty: of all.
-            timeout_s: of each page.
+            timeout: of each page.
 
         Raises:
             InvalidTaskError: there is no such state.
-            BrokerUnavailableError: no answer within `timeout_s`.
+            BrokerUnavailableError: no answer within `timeout`.
         """
-        ask = partial(self.ask, "tasks", timeout_s=timeout_s)
+        ask = partial(self.ask, "tasks", timeout=timeout)
         return listed(ask, {"state": state, "type": type})
 
-    def replay(self, task_id: str, *, timeout_s: float = ASK_S) -> Task:
+    @takes_timeout_s
+    def replay(self, task_id: str, *, timeout: float = ASK_S) -> Task:
         """Submit a failed or cancelled task anew, under a new id; return its handle.
 
         Raises:
             InvalidTaskError: it is not finished, completed, or its data is lost.
             UnknownTaskError: the orchestrator does not know it, or no longer.
-            BrokerUnavailableError: no answer within `timeout_s`.
+            BrokerUnavailableError: no answer within `timeout`.
         """
         session, n = self.next_id()
         args = {"id": task_id, "session": session, "n": n}
-        return self.task(str(self.ask("replay", args, timeout_s=timeout_s)["task_id"]))
+        return self.task(str(self.ask("replay", args, timeout=timeout)["task_id"]))
 
     def next_id(self) -> tuple[str, int]:
         """Return a session and a counter that make an unused task id."""
@@ -324,24 +331,26 @@ class Client:
         """The tasks whose partial output is listened to."""
         return frozenset(self._runner.listeners.copy())
 
-    def wait_connected(self, timeout_s: float | None = None) -> bool:
+    @takes_timeout_s
+    def wait_connected(self, timeout: float | None = None) -> bool:
         """Wait until an orchestrator answers; return whether one does.
 
         Raises:
-            InvalidTaskError: `timeout_s` is no number of seconds; so do all that wait.
+            InvalidTaskError: `timeout` is no number of seconds; so do all that wait.
         """
-        return self._runner.connected.wait(bounded(timeout_s))
+        return self._runner.connected.wait(bounded(timeout))
 
+    @takes_timeout_s
     def ask(
-        self, what: str, args: Mapping[str, object], *, timeout_s: float = ASK_S
+        self, what: str, args: Mapping[str, object], *, timeout: float = ASK_S
     ) -> dict[str, Any]:
         """Ask the orchestrator something (see ``docs/PROTOCOL.md``, Questions).
 
         Raises:
             D8Error: what it answered instead.
-            BrokerUnavailableError: no answer within `timeout_s`.
+            BrokerUnavailableError: no answer within `timeout`.
         """
-        wait_s = bounded(timeout_s)
+        wait_s = bounded(timeout)
         self._check_alive()
         request = next(self._next_request)
         question = Ask(request, what, dict(args))
@@ -353,7 +362,7 @@ class Client:
             if not slot.is_answered:
                 self._check_alive()
                 raise BrokerUnavailableError(
-                    f"no orchestrator answered {what!r} within {timeout_s:g} s"
+                    f"no orchestrator answered {what!r} within {timeout:g} s"
                 )
         finally:
             self._runner.answers.pop(request, None)
@@ -387,17 +396,18 @@ class Client:
         """
         return listen(self._runner, self._session, task_id, on_event)
 
-    def close(self, timeout_s: float = CLOSE_S) -> None:
+    @takes_timeout_s
+    def close(self, timeout: float = CLOSE_S) -> None:
         """Wait for what was submitted to be acknowledged, say goodbye, and stop."""
-        bounded(timeout_s)
+        bounded(timeout)
         if self._is_closed:
             return
         if self._session.is_up and self._runner.fatal is None:
             with contextlib.suppress(D8Error):
-                self.flush(timeout_s)
+                self.flush(timeout)
         self._is_closed = True
         self._hotlines.close()
-        self._runner.close(timeout_s)
+        self._runner.close(timeout)
         self._dialler.close()
         self._board.close()
 

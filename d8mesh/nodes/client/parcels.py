@@ -39,7 +39,7 @@ class SubmitOptions(TypedDict, total=False):
     """How a task is to be run; all of it may be left out.
 
     priority: 1 to 10, higher first (5).
-    timeout_s: how long to wait for room when the queue is full (as long as needed).
+    timeout: how long to wait for room when the queue is full (as long as needed).
     deadline_s: the task fails if it is not finished by then, from now (none).
     max_attempts: errors and losses of workers it may use up (the orchestrator's default).
     fenced: only the current attempt may finish it (no).
@@ -47,7 +47,7 @@ class SubmitOptions(TypedDict, total=False):
     """
 
     priority: int
-    timeout_s: float | None
+    timeout: float | None
     deadline_s: float | None
     max_attempts: int
     fenced: bool
@@ -76,7 +76,7 @@ def kind_of(kind: str, model: str, options: SubmitOptions) -> Kind:
     if unknown:
         names = ", ".join(sorted(unknown))
         raise InvalidTaskError(f"{names}: no option of a submit; known are {sorted(_OPTIONS)}")
-    bounded(options.get("timeout_s"))
+    bounded(options.get("timeout"))
     return (
         kind,
         _whole(options, "priority", 5, 1, 10),

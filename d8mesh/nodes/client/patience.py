@@ -2,15 +2,31 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 import time
 from collections.abc import Callable
-from typing import Final
+from typing import Any, Final, ParamSpec, TypeVar
 
 from d8mesh.errors import InvalidTaskError, WaitTimeoutError
 
 #: A parcel gives up this long before its submitter does, who so learns why.
 EARLY_S: Final = 0.5
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
+
+def takes_timeout_s(call: Callable[_P, _T]) -> Callable[_P, _T]:
+    """Let a call that takes `timeout` take it as ``timeout_s`` too, its earlier name."""
+
+    @functools.wraps(call)
+    def renamed(*args: Any, **options: Any) -> _T:
+        if "timeout_s" in options:
+            options["timeout"] = options.pop("timeout_s")
+        return call(*args, **options)
+
+    return renamed
 
 
 def bounded(timeout_s: float | None) -> float | None:
@@ -23,7 +39,7 @@ def bounded(timeout_s: float | None) -> float | None:
         return None
     is_number = isinstance(timeout_s, (int, float)) and not isinstance(timeout_s, bool)
     if not is_number or timeout_s != timeout_s:  # only NaN is not itself
-        raise InvalidTaskError(f"timeout_s: saw {timeout_s!r:.80}, expected seconds, or None")
+        raise InvalidTaskError(f"timeout: saw {timeout_s!r:.80}, expected seconds, or None")
     return min(timeout_s, threading.TIMEOUT_MAX)
 
 
