@@ -8,8 +8,14 @@ from typing import Final
 
 import msgspec
 
-from d8mesh.core.messages import MAX_BATCH_TASKS, SOFT_FRAME_BYTES, VERSIONS, WorkerHello
-from d8mesh.core.worker_effects import Kept
+from d8mesh.core.messages import (
+    MAX_BATCH_TASKS,
+    SOFT_FRAME_BYTES,
+    VERSIONS,
+    Chunks,
+    WorkerHello,
+)
+from d8mesh.core.worker_effects import Kept, Piece
 
 #: Until the first Welcome tells them: the documented heartbeat and lease.
 HEARTBEAT_S: Final = 3.0
@@ -62,10 +68,11 @@ class Bundle:
         """Return id, token, kind and payload of each result."""
         return zip(self.ids, self.tokens, self.kinds, self.payloads, strict=True)
 
-    @property
-    def is_full(self) -> bool:
-        """True when the next result belongs into the next message."""
-        return self.size >= SOFT_FRAME_BYTES or len(self.ids) >= MAX_BATCH_TASKS
+    def has_room(self, size_bytes: int) -> bool:
+        """Tell whether a result of that size belongs into this message, not the next."""
+        return not self.ids or (
+            self.size + size_bytes <= SOFT_FRAME_BYTES and len(self.ids) < MAX_BATCH_TASKS
+        )
 
 
 @dataclass(slots=True, eq=False)
@@ -97,7 +104,7 @@ class Line:
 
     def collect(self, task_id: str, token: bytes, kind: int, payload: bytes) -> None:
         """Note a result for the next message."""
-        if not self.waiting or self.waiting[-1].is_full:
+        if not self.waiting or not self.waiting[-1].has_room(len(payload)):
             self.waiting.append(Bundle())
         bundle = self.waiting[-1]
         bundle.ids.append(task_id)
@@ -138,6 +145,27 @@ class Line:
         self.waiting = [bundle for bundle in self.waiting if bundle.ids]
         self.unacknowledged = {seq: b for seq, b in self.unacknowledged.items() if b.ids}
         return gone
+
+
+def chunk_messages(pieces: Iterable[Piece]) -> list[tuple[str, Chunks]]:
+    """Return the messages, each with its link, that carry this partial output, in order.
+
+    None is larger than one largest piece, or `SOFT_FRAME_BYTES`, and its envelope.
+    """
+    messages: list[tuple[str, Chunks]] = []
+    latest: dict[str, tuple[Chunks, int]] = {}  # by link: the message being filled, its bytes
+    for link, task_id, token, number, payload in pieces:
+        message, size = latest.get(link, (None, 0))
+        size += len(payload)
+        if message is None or size > SOFT_FRAME_BYTES or len(message.ids) >= MAX_BATCH_TASKS:
+            message, size = Chunks([], [], [], []), len(payload)
+            messages.append((link, message))
+        latest[link] = (message, size)
+        message.ids.append(task_id)
+        message.tokens.append(token)
+        message.seqs.append(number)
+        message.payloads.append(payload)
+    return messages
 
 
 def hello(me: Profile, window: int, line: Line, owed: Iterable[Kept]) -> WorkerHello:

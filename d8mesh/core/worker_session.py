@@ -15,7 +15,6 @@ from d8mesh.core.messages import (
     FAILED,
     SUCCEEDED,
     Beat,
-    Chunks,
     Goodbye,
     Heartbeat,
     Listening,
@@ -50,7 +49,7 @@ from d8mesh.core.worker_effects import (
     Trouble,
     WorkerEffect,
 )
-from d8mesh.core.worker_line import Bundle, Line, Profile, failure, hello
+from d8mesh.core.worker_line import Bundle, Line, Profile, chunk_messages, failure, hello
 from d8mesh.core.worker_share import Share
 
 #: HELLO is said again after this long without an answer.
@@ -318,17 +317,15 @@ class WorkerSession:
 
     def chunks(self, pieces: Iterable[Piece]) -> list[WorkerEffect]:
         """Pass partial output on."""
-        messages: dict[str, Chunks] = {}
-        for link, task_id, token, number, payload in pieces:
-            line = self.lines.get(link)
-            if line is None or not line.is_welcome or line.open.get(task_id) != token:
-                continue
-            message = messages.setdefault(link, Chunks([], [], [], []))
-            message.ids.append(task_id)
-            message.tokens.append(token)
-            message.seqs.append(number)
-            message.payloads.append(payload)
-        return [Send(link, message) for link, message in messages.items()]
+        lines = self.lines
+        held = [
+            piece
+            for piece in pieces
+            if (line := lines.get(piece[0])) is not None
+            and line.is_welcome
+            and line.open.get(piece[1]) == piece[2]
+        ]
+        return [Send(link, message) for link, message in chunk_messages(held)]
 
     def watch(self, running: Sequence[Running], now: float) -> list[WorkerEffect]:
         """Look at what the slots are at; call it about once a second.

@@ -78,6 +78,17 @@ def event(logger: logging.Logger, level: int, name: str, /, **fields: object) ->
         logger.log(level, "%s", line(name, **fields))
 
 
+def traced(
+    logger: logging.Logger, level: int, name: str, traceback: str, /, **fields: object
+) -> None:
+    """Log `name` with its fields, and a traceback that is text already, on lines of its own."""
+    if logger.isEnabledFor(level):
+        text = line(name, **fields)
+        record = logger.makeRecord(logger.name, level, __file__, 0, "%s", (text,), None)
+        record.exc_text = traceback or None  # as other formatters than ours show it too
+        logger.handle(record)
+
+
 def line(name: str, /, **fields: object) -> str:
     """Render ``name key=value …``: values escaped, quoted if need be, and bounded."""
     return " ".join([name, *(f"{key}={_value(value)}" for key, value in fields.items())])
@@ -104,9 +115,12 @@ class LineFormatter(logging.Formatter):
         at = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
         text = f"{at}.{int(record.msecs):03d}Z {record.levelname} {self._origin} "
         text += _bounded(escape(_message(record)), MAX_LINE_CHARS)
+        rows: list[str] = []
         if record.exc_info and record.exc_info[0] is not None:
             rows = self.formatException(record.exc_info).splitlines()
-            text += "".join(f"\n    | {_bounded(escape(row), MAX_LINE_CHARS)}" for row in rows)
+        elif record.exc_text:
+            rows = record.exc_text.split("\n")
+        text += "".join(f"\n    | {_bounded(escape(row), MAX_LINE_CHARS)}" for row in rows)
         return text
 
 

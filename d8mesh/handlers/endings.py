@@ -10,10 +10,9 @@ import msgspec
 
 from d8mesh.core.json_model import check_json, error_as_text
 from d8mesh.core.messages import FAILED, MAX_PAYLOAD_BYTES, REFUSED, SUCCEEDED
-from d8mesh.errors import InvalidTaskError
+from d8mesh.errors import InvalidTaskError, PayloadTooLargeError
+from d8mesh.handlers.tracebacks import MAX_ERROR_CHARS, error_text, message_of, traceback_text
 
-#: Characters of an error text that travel.
-MAX_ERROR_CHARS: Final = 2000
 #: The error of a handler that returns a failure and names none.
 NO_REASON: Final = "the handler returned a failure without saying why"
 _encode: Final = msgspec.msgpack.Encoder().encode
@@ -60,17 +59,20 @@ def of_value(value: object, worker_id: str, duration_s: float) -> Ending:
 
 def of_exception(error: BaseException, worker_id: str, duration_s: float) -> Ending:
     """Return how an attempt ends whose handler raised."""
-    is_final = isinstance(error, InvalidTaskError)
-    try:
-        text = str(error)
-    except Exception:  # an exception's own __str__ may be broken
-        text = ""
-    if not is_final:
-        text = f"{type(error).__name__}: {text}" if text else type(error).__name__
-    return of_error(text, worker_id, duration_s, is_final=is_final)
+    is_refusal = isinstance(error, InvalidTaskError)
+    text = message_of(error) if is_refusal else error_text(error)
+    return of_error(
+        text,
+        worker_id,
+        duration_s,
+        is_final=is_refusal or isinstance(error, PayloadTooLargeError),
+        traceback=traceback_text(error),
+    )
 
 
-def of_error(text: str, worker_id: str, duration_s: float, *, is_final: bool = False) -> Ending:
+def of_error(
+    text: str, worker_id: str, duration_s: float, *, is_final: bool = False, traceback: str = ""
+) -> Ending:
     """Return how a failed attempt ends; `is_final`: trying again would not help."""
     result = {
         "success": False,
@@ -78,7 +80,30 @@ def of_error(text: str, worker_id: str, duration_s: float, *, is_final: bool = F
         "worker_id": worker_id,
         "duration_s": duration_s,
     }
+    if traceback:
+        result["traceback"] = traceback
     return (REFUSED if is_final else FAILED), _encode(result)
+
+
+def chunk_of(value: object) -> bytes:
+    """Return partial output as it travels.
+
+    Raises:
+        InvalidTaskError: it is not of JSON's model; the message names the path.
+        PayloadTooLargeError: it is larger than `MAX_PAYLOAD_BYTES`.
+    """
+    if type(value) not in PLAIN:
+        check_json(value, "the chunk")
+    try:
+        payload = _encode(value)
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
+        raise InvalidTaskError(f"the chunk cannot be sent: {error}") from error
+    if len(payload) > MAX_PAYLOAD_BYTES:
+        raise PayloadTooLargeError(
+            f"a chunk of {len(payload)} bytes: emit at most {MAX_PAYLOAD_BYTES} at once, in "
+            "several parts or as a path or URL"
+        )
+    return payload
 
 
 def takes_context(handler: Callable[..., object]) -> bool:

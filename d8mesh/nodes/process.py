@@ -1,52 +1,65 @@
-"""A handler in a process of its own: the hidden command ``_process MODULE:FUNCTION``.
+"""A handler in a process of its own: the hidden command ``_process MODULE:FUNCTION IN OUT``.
 
-What the parent sends: [task id, attempt, seconds left, worker id, data]. What goes back:
-["chunk", payload] while it runs and ["end", kind, payload] after. Everything that the
-handler prints goes to standard error.
+What the parent sends through its pipe: [token, task id, attempt, seconds left, worker id, data].
+What goes back, with the token of the attempt that it is of: ["chunk", token, payload] while it
+runs and ["end", token, kind, payload] after; or ["broken", text, traceback] once, if there is
+nothing that could run. Standard input is empty; everything that the handler prints goes to
+standard error.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import importlib
 import inspect
 import os
-import queue
 import signal
 import sys
-import threading
 import time
-from collections.abc import Callable
-from typing import IO, Any
+from collections.abc import Awaitable, Callable
+from typing import Any
 
 import msgspec
 
 from d8mesh.config import Config
-from d8mesh.edge.child import packed, unpacked
+from d8mesh.edge.child.parent import Parent
 from d8mesh.errors import HandlerError
-from d8mesh.handlers import endings
+from d8mesh.handlers import endings, tracebacks
 
 
 def run(config: Config, options: argparse.Namespace) -> int:
-    """Run the handler for each frame of standard input until that ends.
+    """Run the handler for each frame of the parent's; ends with the parent.
 
     Raises:
-        HandlerError: there is no such function.
+        HandlerError: there is no such function, or no parent.
     """
     del config
     for name in ("SIGINT", "SIGBREAK"):  # the terminal's, meant for the parent
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
-    output = os.fdopen(os.dup(1), "wb", buffering=0)
-    os.dup2(2, 1)
-    frames: queue.SimpleQueue[list[Any]] = queue.SimpleQueue()
-    threading.Thread(target=_read, args=(frames,), daemon=True).start()
-    handler = load(options.rest[0])
+    _print_to_stderr()
+    function, pipes = options.rest[0] if options.rest else "", options.rest[1:]
+    parent = Parent(pipes) if pipes else None
+    try:
+        handler = load(function)
+    except HandlerError as error:
+        if parent is not None:
+            cause = error.__cause__ or error
+            parent.tell(["broken", str(error), tracebacks.traceback_text(cause)])
+        raise
+    parent = parent or Parent(pipes)
+    takes_context = endings.takes_context(handler)
     while True:
-        task_id, attempt, left_s, worker_id, payload = frames.get()
-        context = ProcessContext(task_id, attempt, time.monotonic() + left_s, output)
-        _write(output, ["end", *_run_one(handler, payload, context, worker_id)])
+        token, task_id, attempt, left_s, worker_id, payload = parent.frames.get()
+        deadline = time.monotonic() + left_s
+        context = ProcessContext(task_id, attempt, deadline, parent=parent, token=token)
+        call = _Call(handler, takes_context, payload)
+        ending = call.run(context, worker_id)
+        if os.getpid() != context.process_id:
+            os._exit(0)  # the handler forked, and returned twice: the other one's answer counts
+        parent.tell(["end", token, *ending])
 
 
 def load(function: str) -> Callable[..., object]:
@@ -60,10 +73,11 @@ def load(function: str) -> Callable[..., object]:
         found: Any = importlib.import_module(module_name)
         for name in path.split("."):
             found = getattr(found, name)
-    except (ImportError, AttributeError) as error:
-        raise HandlerError(f"cannot load the handler {function}: {error}") from error
+    except BaseException as error:  # whatever the module raises, or exits with
+        text = tracebacks.error_text(error)
+        raise HandlerError(f"cannot load the handler {function}: {text}") from error
     if not callable(found):
-        raise HandlerError(f"{function} is no function")
+        raise HandlerError(f"cannot load the handler {function}: it is no function")
     return found  # type: ignore[no-any-return]
 
 
@@ -71,12 +85,13 @@ class ProcessContext:
     """What a handler in a process may ask and tell; it is cancelled by being killed."""
 
     def __init__(
-        self, task_id: str, attempt: int, deadline: float, output: IO[bytes] | None
+        self, task_id: str, attempt: int, deadline: float, *, parent: Parent, token: bytes
     ) -> None:
         self.task_id = task_id
         self.attempt = attempt
+        self.process_id = os.getpid()
         self._deadline = deadline
-        self._output = output
+        self._parent, self._token = parent, token
 
     @property
     def is_cancelled(self) -> bool:
@@ -89,29 +104,42 @@ class ProcessContext:
         return self._deadline - time.monotonic()
 
     def emit(self, chunk: object) -> None:
-        """Send partial output."""
-        if self._output is not None:
-            _write(self._output, ["chunk", msgspec.msgpack.encode(chunk)])
+        """Send partial output. What comes after the attempt's end is dropped.
+
+        Raises:
+            InvalidTaskError: it is not of JSON's model.
+            PayloadTooLargeError: it is too large for one chunk.
+            HandlerError: this is a process that the handler forked.
+        """
+        self._parent.tell(["chunk", self._token, endings.chunk_of(chunk)])
 
     def raise_if_cancelled(self) -> None:
         """Do nothing: a cancelled process is gone."""
 
 
-def _run_one(
-    handler: Callable[..., object], payload: bytes, context: ProcessContext, worker_id: str
-) -> endings.Ending:
-    started = time.monotonic()
-    try:
-        data = msgspec.msgpack.decode(payload)
-        value = handler(data, context) if endings.takes_context(handler) else handler(data)
-        if inspect.isawaitable(value):
-            value = asyncio.run(_awaited(value))
-    except (Exception, SystemExit) as error:
-        return endings.of_exception(error, worker_id, _since(started))
-    return endings.of_value(value, worker_id, _since(started))
+class _Call:
+    """One call of the handler."""
+
+    def __init__(
+        self, handler: Callable[..., object], takes_context: bool, payload: bytes
+    ) -> None:
+        self._handler, self._takes_context, self._payload = handler, takes_context, payload
+
+    def run(self, context: ProcessContext, worker_id: str) -> endings.Ending:
+        """Return how it ended, whatever is raised."""
+        started = time.monotonic()
+        try:
+            data = msgspec.msgpack.decode(self._payload)
+            handler = self._handler
+            value = handler(data, context) if self._takes_context else handler(data)
+            if inspect.isawaitable(value):
+                value = asyncio.run(_awaited(value))
+            return endings.of_value(value, worker_id, _since(started))
+        except BaseException as error:
+            return endings.of_exception(error, worker_id, _since(started))
 
 
-async def _awaited(value: Any) -> object:
+async def _awaited(value: Awaitable[object]) -> object:
     return await value
 
 
@@ -119,14 +147,10 @@ def _since(started: float) -> float:
     return round(time.monotonic() - started, 6)
 
 
-def _write(output: IO[bytes], frame: list[object]) -> None:
-    data = memoryview(packed(frame))
-    while data:
-        written = output.write(data)
-        data = data[written or 0 :]
-
-
-def _read(frames: queue.SimpleQueue[list[Any]]) -> None:
-    while (frame := unpacked(sys.stdin.buffer)) is not None:
-        frames.put(frame)
-    os._exit(0)  # the parent is gone, or done: nothing here may outlive it
+def _print_to_stderr() -> None:
+    """Have what is printed, also by C code, come out there, and line by line."""
+    with contextlib.suppress(OSError):  # without a standard error it goes nowhere
+        os.dup2(2, 1)
+    if sys.stdout is not None:
+        with contextlib.suppress(AttributeError, ValueError):
+            sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]

@@ -19,7 +19,7 @@ def test_results_are_bundled_up_to_a_message() -> None:
     assert [len(bundle.ids) for bundle in line.waiting] == [MAX_BATCH_TASKS, 1]
     line.collect("large", b"t", SUCCEEDED, b"x" * SOFT_FRAME_BYTES)
     line.collect("next", b"t", SUCCEEDED, b"x")
-    assert [len(bundle.ids) for bundle in line.waiting] == [MAX_BATCH_TASKS, 2, 1]
+    assert [len(bundle.ids) for bundle in line.waiting] == [MAX_BATCH_TASKS, 1, 1, 1]
 
 
 def test_all_that_is_held_is_told() -> None:

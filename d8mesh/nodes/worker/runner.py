@@ -252,6 +252,7 @@ class Runner:
             if running:
                 passed("worker.mid_run")
             self._perform(session.watch(running, now))
+            slots.failures.flush()
             self._look(now)
             self._doubt(now)
         self._perform(session.tick(now))

@@ -8,20 +8,22 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final, cast
 
 import msgspec
 
-from d8mesh.core.messages import FAILED
+from d8mesh.core.messages import SUCCEEDED
 from d8mesh.core.worker_effects import DROPPED, UNAVAILABLE, Attempt, Ended, Piece, Running
 from d8mesh.edge.child import Child
 from d8mesh.edge.sockets import Waker
 from d8mesh.errors import BackendUnavailableError, TaskCancelledError
 from d8mesh.handlers import endings
+from d8mesh.nodes.worker.coroutines import Coroutines
+from d8mesh.nodes.worker.failures import Failures
 
-#: How often a slot that waits for a coroutine or a process looks whether it is cancelled.
+#: How often a slot that waits for a process looks whether it is cancelled.
 LOOK_S: Final = 0.1
 #: A slot whose service is busy or down takes nothing for this long.
 BUSY_PAUSE_S: Final = 1.0
@@ -30,7 +32,8 @@ QUICK_S: Final = 0.001
 QUICK_IN_A_ROW: Final = 20
 
 _decode: Final = msgspec.msgpack.Decoder().decode
-_encode: Final = msgspec.msgpack.Encoder().encode
+#: Values of these types are no awaitables: asking each would cost the hot path more.
+_VALUES: Final = endings.PLAIN | {dict, list, tuple, int, float}
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,16 +94,17 @@ class Context:
 
         Raises:
             TaskCancelledError: the task was cancelled: stop.
+            InvalidTaskError: it is not of JSON's model.
+            PayloadTooLargeError: it is too large for one chunk.
         """
         self.raise_if_cancelled()
-        self.pass_on(chunk)
+        self.pass_on(endings.chunk_of(chunk))
 
-    def pass_on(self, chunk: object, payload: bytes | None = None) -> None:
-        """Send partial output that may be packed already."""
+    def pass_on(self, payload: bytes) -> None:
+        """Send partial output that is packed already."""
         link, _, _, is_listened, task_id, token, _ = self._attempt
         if is_listened or task_id in self._slots.listened:
-            packed = _encode(chunk) if payload is None else payload
-            self._slots.pieces.append((link, task_id, token, self._chunks, packed))
+            self._slots.pieces.append((link, task_id, token, self._chunks, payload))
             self._slots.bell.ring()
         self._chunks += 1
 
@@ -137,7 +141,9 @@ class Slots:
         #: what each thread is at; the last is the I/O thread, see `run_here`
         self._current: list[Running | None] = [None] * (count + 1)
         self._quick: dict[str, int] = {}
-        self._coroutines = _Coroutines()
+        self._coroutines = Coroutines()
+        self.failures = Failures()
+        self._is_over = False
         self._threads = [
             threading.Thread(target=self._serve, args=(number,), name=f"slot-{number}", daemon=True)
             for number in range(count)
@@ -214,7 +220,9 @@ class Slots:
         for thread in self._threads:
             if thread.ident is not None:
                 thread.join(max(0.0, until - time.monotonic()))
+        self._is_over = True  # what still runs in a process ends now
         self._coroutines.close()
+        self.failures.flush(is_last=True)
 
     # ---------------------------------------------------------------- the slots' threads
 
@@ -249,8 +257,9 @@ class Slots:
             try:
                 data = _decode(payload)
                 value = handler.call(data, context) if handler.takes_context else handler.call(data)
-                if type(value) not in endings.PLAIN and inspect.iscoroutine(value):
-                    value = self._coroutines.run(value, context)
+                if type(value) not in _VALUES and inspect.isawaitable(value):
+                    waited = cast("Awaitable[object]", value)
+                    value = self._coroutines.run(waited, lambda: context.is_cancelled)
                 took_s = clock() - started
                 kind, result = endings.of_value(value, self.worker_id, round(took_s, 6))
             except BaseException as error:  # whatever a handler raises, the slot goes on
@@ -259,8 +268,14 @@ class Slots:
         if handler is not None:
             is_quick = took_s <= QUICK_S and handler.function is None
             self._quick[kind_of_task] = self._quick.get(kind_of_task, 0) + 1 if is_quick else 0
+        if kind != SUCCEEDED and kind >= 0:
+            self._note(number, attempt, context, result)
         self.ended.append((link, task_id, token, kind, result, took_s))
         self._current[number] = None
+
+    def _note(self, number: int, attempt: Attempt, context: Context, result: bytes) -> None:
+        slot = f"slot-{number}" if number < len(self._threads) else "io"
+        self.failures.note(attempt, number=context.attempt, slot=slot, payload=result)
 
     def _failed(self, error: BaseException, context: Context, started: float) -> endings.Ending:
         is_cancel = isinstance(error, (TaskCancelledError, asyncio.CancelledError))
@@ -282,9 +297,10 @@ class Slots:
     ) -> endings.Ending:
         """Run one attempt in this slot's child for the function; kill it when time is over."""
         frame: list[object] = [
+            attempt[5],
             attempt[4],
             context.attempt,
-            attempt[2],
+            context.remaining_s,
             self.worker_id,
             attempt[6],
         ]
@@ -299,73 +315,35 @@ class Slots:
             child.tell(frame)  # if it is gone already, that is what it says next
         ending = self._await_child(child, attempt, context)
         if ending is None:
-            return endings.of_error(
-                f"the handler's process ended (exit code {child.exit_code})", self.worker_id, 0.0
-            )
+            child.kill()
+            took_s = round(attempt[2] - context.remaining_s, 6)
+            text = f"the handler's process ended ({child.ending})"
+            return endings.of_error(text, self.worker_id, took_s)
         return ending
 
     def _await_child(
         self, child: Child, attempt: Attempt, context: Context
     ) -> endings.Ending | None:
+        """Return how the attempt ended; None: the child did. Frames of others are dropped."""
+        token = attempt[5]
         while True:
             try:
                 said = child.said.get(timeout=LOOK_S)
             except queue.Empty:
                 said = []
-            if said is None:
-                child.kill()
-                return None
-            if said and said[0] == "end":
-                return int(said[1]), bytes(said[2])
-            if said and said[0] == "chunk":
-                context.pass_on(None, bytes(said[1]))
-            if context.is_cancelled:
+            match said:
+                case None:
+                    return None
+                case ["end", own, int(kind), bytes(result)] if own == token:
+                    return kind, result
+                case ["chunk", own, bytes(payload)] if own == token:
+                    context.pass_on(payload)
+                case ["broken", str(text), str(traceback)]:
+                    return endings.of_error(text, self.worker_id, 0.0, traceback=traceback)
+            if context.is_cancelled or self._is_over:
                 child.kill()
                 return DROPPED, b""
             if context.remaining_s <= 0:
                 child.kill()
                 text = f"TimeoutError: not finished after {attempt[2]:g} s"
-                kind, payload = endings.of_error(text, self.worker_id, attempt[2])
-                assert kind == FAILED
-                return kind, payload
-
-
-class _Coroutines:
-    """One event loop, on a thread of its own, for handlers that are coroutines."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._thread: threading.Thread | None = None
-
-    def run(self, coroutine: Coroutine[Any, Any, object], context: Context) -> object:
-        """Return what the coroutine returns; cancel it when the task is."""
-        future = asyncio.run_coroutine_threadsafe(coroutine, self._started())
-        while True:
-            try:
-                return future.result(LOOK_S)
-            except TimeoutError:
-                if future.done():
-                    raise
-                if context.is_cancelled:
-                    future.cancel()
-                    raise TaskCancelledError from None
-
-    def close(self) -> None:
-        with self._lock:
-            loop, thread = self._loop, self._thread
-        if loop is not None and thread is not None:
-            loop.call_soon_threadsafe(loop.stop)
-            thread.join(1.0)
-            if not thread.is_alive():
-                loop.close()
-
-    def _started(self) -> asyncio.AbstractEventLoop:
-        with self._lock:
-            if self._loop is None:
-                self._loop = asyncio.new_event_loop()
-                self._thread = threading.Thread(
-                    target=self._loop.run_forever, name="coroutines", daemon=True
-                )
-                self._thread.start()
-            return self._loop
+                return endings.of_error(text, self.worker_id, attempt[2])
