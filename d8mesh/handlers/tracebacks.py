@@ -7,6 +7,7 @@ raise, whose message is huge or drives terminals. Neither function ever raises.
 from __future__ import annotations
 
 import traceback
+from types import FrameType
 from typing import Final
 
 from d8mesh.edge.logs import escape
@@ -29,8 +30,8 @@ _OURS: Final = (
     "d8mesh/nodes/worker/coroutines.py",
     "d8mesh/nodes/process.py",
 )
-#: The same of the standard library: how a coroutine is run, and a module imported.
-_THEIRS: Final = ("/asyncio/", "<frozen importlib", "/importlib/__init__.py")
+#: The same of the standard library: how threads and coroutines run, how modules are imported.
+_THEIRS: Final = ("/asyncio/", "/threading.py", "<frozen importlib", "/importlib/__init__.py")
 _HIDDEN: Final = "its traceback cannot be shown"
 
 
@@ -51,6 +52,14 @@ def traceback_text(error: BaseException) -> str:
         return bounded("".join(shown.format()))
     except BaseException:  # an exception may be made to raise when it is looked at
         return f"{type(error).__name__}: {_HIDDEN}"
+
+
+def stack_text(frame: FrameType) -> str:
+    """Return where a thread is just now, from the handler's first frame on; it may be nothing."""
+    rows = traceback.extract_stack(frame)
+    while rows and _is_above(rows[0].filename):
+        rows.pop(0)
+    return bounded("It is at (most recent call last):\n" + "".join(rows.format())) if rows else ""
 
 
 def bounded(text: str) -> str:

@@ -120,9 +120,7 @@ class ProcessContext:
 class _Call:
     """One call of the handler."""
 
-    def __init__(
-        self, handler: Callable[..., object], takes_context: bool, payload: bytes
-    ) -> None:
+    def __init__(self, handler: Callable[..., object], takes_context: bool, payload: bytes) -> None:
         self._handler, self._takes_context, self._payload = handler, takes_context, payload
 
     def run(self, context: ProcessContext, worker_id: str) -> endings.Ending:

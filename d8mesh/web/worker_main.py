@@ -27,6 +27,7 @@ from d8mesh.handlers.echo import echo
 from d8mesh.handlers.genetic import evolution_crossover, evolution_mutation
 from d8mesh.handlers.llm import llm_handlers
 from d8mesh.nodes.worker import Worker
+from d8mesh.web.failure_console import FailureConsole
 from d8mesh.web.parent import end_with_parent
 from d8mesh.web.status import StatusServer
 
@@ -62,6 +63,8 @@ def run(config: Config, options: argparse.Namespace) -> int:
     worker.register("evolution_mutation", evolution_mutation)
     for module in options.tasks or ():
         _load(module, worker)
+    failures = FailureConsole()
+    worker.show_failures(failures.show)
     stop = threading.Event()
     backend = OllamaBackend(
         config.ollama_url,
@@ -88,6 +91,7 @@ def run(config: Config, options: argparse.Namespace) -> int:
             worker.run(on_start=start_threads)
         finally:
             stop.set()
+            failures.close()
     say("worker stopped")
     return 0
 

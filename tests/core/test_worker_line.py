@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
-from d8mesh.core.messages import MAX_BATCH_TASKS, SOFT_FRAME_BYTES, SUCCEEDED
-from d8mesh.core.worker_effects import Kept
-from d8mesh.core.worker_line import Bundle, Line, Profile, hello
+import pytest
+
+from d8mesh.core.codec import encode
+from d8mesh.core.messages import (
+    MAX_BATCH_TASKS,
+    MAX_FRAME_BYTES,
+    MAX_PAYLOAD_BYTES,
+    SOFT_FRAME_BYTES,
+    SUCCEEDED,
+)
+from d8mesh.core.worker_effects import Kept, Piece
+from d8mesh.core.worker_line import Bundle, Line, Profile, chunk_messages, hello
 
 
 def filled(count: int) -> Line:
@@ -20,6 +29,45 @@ def test_results_are_bundled_up_to_a_message() -> None:
     line.collect("large", b"t", SUCCEEDED, b"x" * SOFT_FRAME_BYTES)
     line.collect("next", b"t", SUCCEEDED, b"x")
     assert [len(bundle.ids) for bundle in line.waiting] == [MAX_BATCH_TASKS, 1, 1, 1]
+
+
+def test_a_largest_result_after_small_ones_travels_alone() -> None:
+    line = filled(3)
+    line.collect("large", b"t", SUCCEEDED, bytes(MAX_PAYLOAD_BYTES))
+    assert [bundle.ids for bundle in line.waiting] == [["t0", "t1", "t2"], ["large"]]
+
+
+def pieces(*sizes: int) -> list[Piece]:
+    task_id, token = "0123456789abcdef-1234567890123", bytes(16)
+    return [("a", task_id, token, n, bytes(size)) for n, size in enumerate(sizes)]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "counts"),
+    [
+        ((1, 2, 3), [3]),
+        ((SOFT_FRAME_BYTES, 1), [1, 1]),
+        ((MAX_PAYLOAD_BYTES, MAX_PAYLOAD_BYTES, 1), [1, 1, 1]),
+        ((1, MAX_PAYLOAD_BYTES, 1, 1), [1, 1, 2]),
+        ((SOFT_FRAME_BYTES // 4,) * 9, [4, 4, 1]),
+        ((1,) * (MAX_BATCH_TASKS + 1), [MAX_BATCH_TASKS, 1]),
+    ],
+)
+def test_partial_output_is_cut_into_messages_that_fit_a_frame(
+    sizes: tuple[int, ...], counts: list[int]
+) -> None:
+    messages = [message for _, message in chunk_messages(pieces(*sizes))]
+    assert [len(message.ids) for message in messages] == counts
+    assert [n for message in messages for n in message.seqs] == list(range(len(sizes)))
+    assert all(len(encode(message)) <= MAX_FRAME_BYTES for message in messages)
+
+
+def test_partial_output_of_two_links_stays_apart_and_in_order() -> None:
+    mixed = [(link, *piece[1:]) for piece in pieces(1, 2, 3, 4) for link in "ab"]
+    assert [(link, message.seqs) for link, message in chunk_messages(mixed)] == [
+        ("a", [0, 1, 2, 3]),
+        ("b", [0, 1, 2, 3]),
+    ]
 
 
 def test_all_that_is_held_is_told() -> None:

@@ -8,10 +8,11 @@ import msgspec
 import pytest
 
 from d8mesh.core.messages import FAILED, MAX_PAYLOAD_BYTES, REFUSED, SUCCEEDED
-from d8mesh.errors import InvalidTaskError
+from d8mesh.errors import InvalidTaskError, PayloadTooLargeError
 from d8mesh.handlers.endings import (
     MAX_ERROR_CHARS,
     NO_REASON,
+    chunk_of,
     of_exception,
     of_value,
     takes_context,
@@ -72,7 +73,7 @@ def test_a_result_beyond_the_limit_is_refused() -> None:
 
 class Silent(Exception):
     def __str__(self) -> str:
-        raise ValueError("even this fails")
+        raise KeyboardInterrupt("even this fails, and would end a thread")
 
 
 @pytest.mark.parametrize(
@@ -95,3 +96,42 @@ def test_handlers_take_the_data_with_or_without_a_context() -> None:
     assert takes_context(lambda data, context: None)
     assert takes_context(lambda *both: None)
     assert not takes_context(lambda data: None)
+
+
+def test_an_exception_takes_its_traceback_along_and_a_returned_failure_has_none() -> None:
+    def handler() -> None:
+        raise ValueError("bad")
+
+    try:
+        handler()
+    except ValueError as error:
+        _, result = told(of_exception(error, "w", 0.5))
+    assert "in handler" in result["traceback"]
+    assert result["traceback"].endswith("ValueError: bad")
+    assert "traceback" not in told(of_value({"success": False, "error": "no"}, "w", 0.5))[1]
+
+
+@pytest.mark.parametrize("value", [None, "x", 5, [1.5], {"a": [True]}])
+def test_a_chunk_is_any_value_of_json(value: object) -> None:
+    assert msgspec.msgpack.decode(chunk_of(value)) == value
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ({"a": {"b": {1: 2}}}, "the chunk.a.b: saw a key of type int"),
+        ({"a": float("nan")}, "the chunk.a: nan"),
+        (b"x", "the chunk: saw bytes"),
+        ("\ud800", "the chunk cannot be sent"),
+    ],
+)
+def test_a_chunk_that_is_not_json_is_refused_with_its_path(value: object, said: str) -> None:
+    with pytest.raises(InvalidTaskError, match=said):
+        chunk_of(value)
+
+
+def test_a_chunk_beyond_the_limit_is_refused_and_so_is_its_task() -> None:
+    with pytest.raises(PayloadTooLargeError, match="33554437 bytes") as caught:
+        chunk_of("x" * MAX_PAYLOAD_BYTES)
+    kind, result = told(of_exception(caught.value, "w", 0.5))
+    assert (kind, result["error"][:21]) == (REFUSED, "PayloadTooLargeError:")

@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes
+import functools
 import os
+import signal
+import subprocess
+import sys
+import threading
 import time
+from pathlib import Path
 from typing import Any
 
 from d8mesh.handlers import TaskContext
@@ -26,3 +33,142 @@ def die(data: dict[str, Any]) -> None:
 
 async def coroutine(data: dict[str, Any]) -> object:
     return data["x"]
+
+
+class Odd(BaseException):
+    """None of Python's own."""
+
+
+def raises(data: dict[str, Any]) -> object:
+    kinds: dict[str, BaseException] = {
+        "exit": SystemExit("gone"),
+        "interrupt": KeyboardInterrupt(),
+        "generator": GeneratorExit(),
+        "odd": Odd("odd"),
+        "value": ValueError("bad"),
+    }
+    raise kinds[data["how"]]
+
+
+def outlived(data: dict[str, Any]) -> None:
+    """Be killed while a process that was forked lives on, with all that was open."""
+    if os.fork() == 0:
+        time.sleep(600)
+        os._exit(0)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def crowd(data: dict[str, Any], context: TaskContext) -> None:
+    """Start another program, and a fork, and hang."""
+    program = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    fork = os.fork()
+    if fork == 0:
+        time.sleep(600)
+        os._exit(0)
+    Path(data["pids"]).write_text(f"{os.getpid()} {program.pid} {fork}", "utf-8")
+    context.emit("begun")
+    time.sleep(600)
+
+
+def prints(data: dict[str, Any]) -> str:
+    """Write to standard output in all ways, and read standard input."""
+    print("printed")
+    os.write(1, b"\x00\x00\x00\x01\xc1 written\n" * 1000)
+    os.system("echo by a program")
+    return sys.stdin.read()
+
+
+def closes_all(data: dict[str, Any]) -> int:
+    os.closerange(0, 4096)
+    return 1
+
+
+def forks(data: dict[str, Any]) -> str:
+    """Return twice."""
+    os.fork()
+    return "both"
+
+
+def crashes(data: dict[str, Any]) -> None:
+    ctypes.string_at(0)
+
+
+def leaves_a_thread(data: dict[str, Any], context: TaskContext) -> str:
+    def go_on() -> None:
+        while True:
+            context.emit("left over")
+            time.sleep(0.001)
+
+    threading.Thread(target=go_on, daemon=True).start()
+    return "left"
+
+
+def tells(data: dict[str, Any], context: TaskContext) -> str:
+    """Emit until somebody has heard it."""
+    deadline = time.monotonic() + 30
+    while not Path(data["heard"]).exists() and time.monotonic() < deadline:
+        context.emit("own")
+        time.sleep(0.01)
+    return "told"
+
+
+def leaves_or_tells(data: dict[str, Any], context: TaskContext) -> str:
+    """Both in one function, so that they share a process."""
+    return (leaves_a_thread if "leaves" in data else tells)(data, context)
+
+
+def emits(data: dict[str, Any], context: TaskContext) -> str:
+    """Emit from many threads at once, more than a pipe holds."""
+    chunk = "x" * int(data["size"])
+    count = int(data["count"])
+    threads = [
+        threading.Thread(target=lambda: [context.emit(chunk) for _ in range(count)])
+        for _ in range(int(data["threads"]))
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return "all"
+
+
+def emits_what_is_no_json(data: dict[str, Any], context: TaskContext) -> None:
+    context.emit({"a": {1: 2}})
+
+
+def decorated(handler: Any) -> Any:
+    @functools.wraps(handler)
+    def wrapper(data: dict[str, Any]) -> object:
+        return handler(data)
+
+    return wrapper
+
+
+wrapped = decorated(pid)
+cached = functools.cache(decorated)
+
+
+@decorated
+def wrapped_in_place(data: dict[str, Any]) -> int:
+    return os.getpid()
+
+
+class Tool:
+    """Handlers in a class."""
+
+    def method(self, data: dict[str, Any]) -> None: ...
+
+    def __call__(self, data: dict[str, Any]) -> None: ...
+
+    @staticmethod
+    def static(data: dict[str, Any]) -> None: ...
+
+    @classmethod
+    def of_class(cls, data: dict[str, Any]) -> None: ...
+
+
+class SubTool(Tool):
+    """Has the class method of the other."""
+
+
+tool = Tool()

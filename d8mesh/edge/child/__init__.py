@@ -59,8 +59,13 @@ class Child:
         #: what the child says; None at its end
         self.said: queue.SimpleQueue[list[Any] | None] = queue.SimpleQueue()
         self._writer: threading.Thread | None = None
-        self._reader = self._thread(self._read, pipes.said_read)
-        self._watcher = self._thread(self._watch)
+        self._has_said_all = threading.Event()
+        self._reader = threading.Thread(
+            target=self._read, args=(pipes.said_read,), name="child-reader", daemon=True
+        )
+        self._watcher = threading.Thread(target=self._watch, name="child-watch", daemon=True)
+        self._watcher.start()
+        self._reader.start()
 
     def tell(self, frame: list[object]) -> bool:
         """Send one frame to an idle child; False if it is gone. Never waits for it."""
@@ -68,7 +73,10 @@ class Child:
             return False
         data = packed(frame)
         if len(data) > SMALL_BYTES:
-            self._writer = self._thread(self._write, data)
+            self._writer = threading.Thread(
+                target=self._write, args=(data,), name="child-writer", daemon=True
+            )
+            self._writer.start()
             return True
         return self._write(data)
 
@@ -102,11 +110,6 @@ class Child:
 
     # ------------------------------------------------------------------------ private
 
-    def _thread(self, target: Any, *arguments: object) -> threading.Thread:
-        thread = threading.Thread(target=target, args=arguments, name="child", daemon=True)
-        thread.start()
-        return thread
-
     def _end(self) -> None:
         self._watcher.join(KILL_S)
         self._reader.join(LAST_WORDS_S)
@@ -139,12 +142,14 @@ class Child:
             pass
         finally:
             os.close(descriptor)
+            self._has_said_all.set()
+        self._watcher.join(LAST_WORDS_S)  # it says by its exit code why, if it can
         self._group.kill()
 
     def _watch(self) -> None:
         """Wait for its end."""
         self._group.wait()
-        self._reader.join(LAST_WORDS_S)
+        self._has_said_all.wait(LAST_WORDS_S)
         self.said.put(None)
 
 

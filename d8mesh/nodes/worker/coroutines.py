@@ -164,6 +164,9 @@ class _Loop:
             else:
                 if self._loop.is_closed():
                     self._die(HandlerError("the event loop was closed"))
+        if self._is_dead:
+            with contextlib.suppress(Exception):  # it is broken, in whatever way
+                type(self._loop).close(self._loop)
 
     def _blame(self, error: BaseException) -> None:
         """A callback raised what ends a loop: that ends its run, and the loop goes on."""

@@ -23,8 +23,10 @@ from d8mesh.handlers.tracebacks import bounded
 INTERVAL_S: Final = 10.0
 #: Failures of one type told in an interval: enough to see that they are all alike.
 SHOWN_PER_TYPE: Final = 5
-#: Failures of all types told in an interval: a screen and its scrollback stay readable.
+#: Failures of all types told in an interval, a screen or two: beyond them only the first of a
+#: type, and beyond the second bound none.
 SHOWN_IN_ALL: Final = 20
+FIRST_IN_ALL: Final = 60
 #: Types whose further failures are counted singly; the rest are counted together.
 MAX_COUNTED_TYPES: Final = 100
 #: Rows of a traceback in a block; of a longer one the beginning and the end.
@@ -34,6 +36,7 @@ HEAD_ROWS: Final = 8
 MAX_TITLE_CHARS: Final = 300
 MAX_TYPE_CHARS: Final = 60
 
+NO_REASON: Final = "no reason is given"
 _OTHERS: Final = "other types"
 _log: Final = logging.getLogger("d8mesh.worker")
 
@@ -53,7 +56,7 @@ class Failure:
         """Return it for people: a line that names it, the rows of its traceback indented."""
         title = (
             f"task {escape(self.task_id)} ({_short(self.task_type, MAX_TYPE_CHARS)}, attempt "
-            f"{self.attempt}) failed: {_short(self.error, MAX_TITLE_CHARS)}"
+            f"{self.attempt}) failed: {_short(self.error, MAX_TITLE_CHARS) or NO_REASON}"
         )
         rows = self.traceback.split("\n") if self.traceback else []
         if len(rows) > MAX_ROWS:
@@ -114,7 +117,8 @@ class Failures:
             if self._since is None:
                 self._since = self._clock()
             told = self._told.get(kind, 0)
-            if told < SHOWN_PER_TYPE and self._told_in_all < SHOWN_IN_ALL:
+            limit = SHOWN_IN_ALL if told else FIRST_IN_ALL
+            if told < SHOWN_PER_TYPE and self._told_in_all < limit:
                 self._told[kind] = told + 1
                 self._told_in_all += 1
                 return True

@@ -30,6 +30,7 @@ from d8mesh.edge.sockets import Waker
 from d8mesh.errors import ConfigError, HandlerError, NodeClosedError, WorkerError
 from d8mesh.handlers import endings
 from d8mesh.nodes.worker.finder import Finder
+from d8mesh.nodes.worker.importable import process_name, prove
 from d8mesh.nodes.worker.runner import Runner
 from d8mesh.nodes.worker.slots import Bell, Registered, Slots
 
@@ -97,6 +98,7 @@ class Worker:
         self._slots: Slots | None = None
         self._waker: Waker | None = None
         self._boot_id = secrets.token_hex(8)
+        self._on_failure: Callable[[str], None] | None = None
 
     # ------------------------------------------------------------------ handlers
 
@@ -113,17 +115,17 @@ class Worker:
         """Run tasks of type `name` with `handler` (``f(data)`` or ``f(data, context)``).
 
         Args:
-            process: run it in processes of its own, which can be killed; it must be a
-                function that a module names.
+            process: run it in processes of its own, which can be killed; what a process gets
+                that imports ``MODULE:NAME`` must be this very handler.
 
         Raises:
-            HandlerError: it cannot be called, or not be named for a process.
+            HandlerError: it cannot be called, or a process could not import it.
         """
         if not 0 < len(name) <= 128 or len(self._handlers) >= MAX_NAMES:
             raise HandlerError(f"{name[:140]!r}: a task type has 1 to 128 characters")
         if not callable(handler):
             raise HandlerError(f"the handler of {name!r} is no function")
-        function = _function_name(handler) if process else None
+        function = process_name(handler) if process else None
         self._handlers[name] = Registered(handler, endings.takes_context(handler), function)
         self._announce_offer()
 
@@ -146,6 +148,14 @@ class Worker:
         self._backend = {} if backend is None else dict(backend)
         self._announce_offer()
 
+    def show_failures(self, show: Callable[[str], None]) -> None:
+        """Have failed attempts shown as texts of several lines; call it before `start`.
+
+        Args:
+            show: must not wait, for it is called by the thread that ran the handler.
+        """
+        self._on_failure = show
+
     # ------------------------------------------------------------------- running
 
     @property
@@ -163,10 +173,14 @@ class Worker:
 
         Raises:
             NodeClosedError: it was started before.
+            HandlerError: a process would import something else than a handler registered for one.
             WorkerError: its folder or its outbox cannot be used.
         """
         if self._runner is not None:
             raise NodeClosedError("a worker is started once: make a new one")
+        for handler in self._handlers.values():
+            if handler.function is not None:
+                prove(handler.call, handler.function)
         config = self._config
         identity = Identity(Path(config.data_dir), self._name)
         try:
@@ -185,6 +199,8 @@ class Worker:
         slots = Slots(self._slot_count, self._handlers, identity.worker_id, Bell(waker))
         finder = Finder(url=self._url, places=identity.places, wake=waker.wake)
         self._slots = slots
+        if self._on_failure is not None:
+            slots.failures.on_told = self._on_failure
         self._runner = Runner(
             session,
             slots=slots,
@@ -366,18 +382,6 @@ def _tell_mended(mended: Mended) -> None:
         unreadable_pages=mended.damaged_pages,
         hint="the tasks of lost results are run again",
     )
-
-
-def _function_name(handler: Callable[..., Any]) -> str:
-    """Return ``MODULE:FUNCTION`` of a function that another process can import."""
-    module = getattr(handler, "__module__", "") or ""
-    name = getattr(handler, "__qualname__", "") or ""
-    if not module or module == "__main__" or not name or "<" in name:
-        raise HandlerError(
-            f"a process cannot import {module}:{name}: put the function at the top of a "
-            "module other than the started script"
-        )
-    return f"{module}:{name}"
 
 
 @contextlib.contextmanager

@@ -251,8 +251,8 @@ class Runner:
             self._next_watch = now + (WATCH_S if running else IDLE_WATCH_S)
             if running:
                 passed("worker.mid_run")
+            slots.look(now)
             self._perform(session.watch(running, now))
-            slots.failures.flush()
             self._look(now)
             self._doubt(now)
         self._perform(session.tick(now))

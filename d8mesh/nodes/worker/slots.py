@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
 import queue
+import sys
 import threading
 import time
 from collections import deque
@@ -16,12 +18,14 @@ import msgspec
 
 from d8mesh.core.messages import SUCCEEDED
 from d8mesh.core.worker_effects import DROPPED, UNAVAILABLE, Attempt, Ended, Piece, Running
+from d8mesh.core.worker_session import OVERDUE_S
 from d8mesh.edge.child import Child
 from d8mesh.edge.sockets import Waker
 from d8mesh.errors import BackendUnavailableError, TaskCancelledError
-from d8mesh.handlers import endings
+from d8mesh.handlers import endings, tracebacks
 from d8mesh.nodes.worker.coroutines import Coroutines
 from d8mesh.nodes.worker.failures import Failures
+from d8mesh.nodes.worker.importable import prove
 
 #: How often a slot that waits for a process looks whether it is cancelled.
 LOOK_S: Final = 0.1
@@ -212,6 +216,18 @@ class Slots:
         """Return what the slots are at."""
         return [running for running in self._current if running is not None]
 
+    def look(self, now: float) -> None:
+        """Tell of handlers that are past their time, before the session gives them up."""
+        self.failures.flush()
+        for number, running in enumerate(self._current):
+            if running is None or running.attempt[5] in self.aborted:
+                continue
+            attempt, started = running
+            handler = self._handlers.get(attempt[1])
+            is_own = handler is not None and handler.function is not None
+            if now - started > attempt[2] + OVERDUE_S and not is_own:
+                self._tell_overdue(number, attempt, started)
+
     def close(self, timeout_s: float) -> None:
         """Let the threads end when their handlers do; wait at most `timeout_s` in all."""
         for _ in self._threads:
@@ -252,7 +268,7 @@ class Slots:
             text = f"this worker has no handler for {kind_of_task!r}"
             kind, result = endings.of_error(text, self.worker_id, 0.0)
         elif handler.function is not None:
-            kind, result = self._run_process(handler.function, attempt, context, children)
+            kind, result = self._run_process(handler, attempt, context, children)
         else:
             try:
                 data = _decode(payload)
@@ -275,7 +291,18 @@ class Slots:
 
     def _note(self, number: int, attempt: Attempt, context: Context, result: bytes) -> None:
         slot = f"slot-{number}" if number < len(self._threads) else "io"
-        self.failures.note(attempt, number=context.attempt, slot=slot, payload=result)
+        with contextlib.suppress(Exception):  # of a log handler, or of who is told
+            self.failures.note(attempt, number=context.attempt, slot=slot, payload=result)
+
+    def _tell_overdue(self, number: int, attempt: Attempt, started: float) -> None:
+        """Tell of a handler that goes on, and where it is."""
+        where = ""
+        if number < len(self._threads):
+            frame = sys._current_frames().get(self._threads[number].ident or 0)
+            where = "" if frame is None else tracebacks.stack_text(frame)
+        text = f"TimeoutError: not finished after {attempt[2]:g} s"
+        _, result = endings.of_error(text, self.worker_id, attempt[2], traceback=where)
+        self._note(number, attempt, Context(self, attempt, started), result)
 
     def _failed(self, error: BaseException, context: Context, started: float) -> endings.Ending:
         is_cancel = isinstance(error, (TaskCancelledError, asyncio.CancelledError))
@@ -293,9 +320,40 @@ class Slots:
             time.sleep(LOOK_S)
 
     def _run_process(
-        self, function: str, attempt: Attempt, context: Context, children: dict[str, Child]
+        self,
+        handler: Registered,
+        attempt: Attempt,
+        context: Context,
+        children: dict[str, Child],
     ) -> endings.Ending:
-        """Run one attempt in this slot's child for the function; kill it when time is over."""
+        """Run one attempt in this slot's child for the handler; kill it when time is over."""
+        try:
+            child = self._child_for(handler, attempt, context, children)
+        except Exception as error:  # no process, no memory, or not the handler it was
+            return endings.of_exception(error, self.worker_id, 0.0)
+        ending = self._await_child(child, attempt, context)
+        if ending is None:
+            child.kill()
+            took_s = round(attempt[2] - context.remaining_s, 6)
+            text = f"the handler's process ended ({child.ending})"
+            return endings.of_error(text, self.worker_id, took_s)
+        return ending
+
+    def _child_for(
+        self,
+        handler: Registered,
+        attempt: Attempt,
+        context: Context,
+        children: dict[str, Child],
+    ) -> Child:
+        """Return the child that has been told of the attempt: a warm one, if it lives.
+
+        Raises:
+            HandlerError: it would import something else.
+            OSError: it cannot be started.
+        """
+        function = handler.function
+        assert function is not None
         frame: list[object] = [
             attempt[5],
             attempt[4],
@@ -304,22 +362,15 @@ class Slots:
             self.worker_id,
             attempt[6],
         ]
-        child = children.get(function)
+        child = children.pop(function, None)
         if child is None or not child.tell(frame):
             if child is not None:
                 child.kill()
-            try:
-                child = children[function] = Child(function)
-            except OSError as error:
-                return endings.of_exception(error, self.worker_id, 0.0)
+            prove(handler.call, function)
+            child = Child(function)
             child.tell(frame)  # if it is gone already, that is what it says next
-        ending = self._await_child(child, attempt, context)
-        if ending is None:
-            child.kill()
-            took_s = round(attempt[2] - context.remaining_s, 6)
-            text = f"the handler's process ended ({child.ending})"
-            return endings.of_error(text, self.worker_id, took_s)
-        return ending
+        children[function] = child
+        return child
 
     def _await_child(
         self, child: Child, attempt: Attempt, context: Context

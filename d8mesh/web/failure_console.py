@@ -1,0 +1,56 @@
+"""Failed attempts on a worker's console, printed by a thread of its own.
+
+A terminal that is stopped, or a pipe that nobody reads, must not hold up the handlers.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable
+from typing import Final
+
+from d8mesh.edge.terminal import say
+
+#: Texts that wait to be printed; of more the oldest are left out, the log has them.
+MAX_WAITING: Final = 100
+#: How long the last of them may take when the worker ends.
+END_S: Final = 1.0
+
+
+class FailureConsole:
+    """Prints what it is shown, in order.
+
+    Thread: any.
+    """
+
+    def __init__(self, say: Callable[[str], None] = say) -> None:
+        self._say = say
+        self._waiting: deque[str] = deque(maxlen=MAX_WAITING)
+        self._has_some = threading.Condition()
+        self._is_closed = False
+        self._thread = threading.Thread(target=self._print, name="failures", daemon=True)
+        self._thread.start()
+
+    def show(self, text: str) -> None:
+        """Print this when its turn comes; returns at once."""
+        with self._has_some:
+            self._waiting.append(text)
+            self._has_some.notify()
+
+    def close(self) -> None:
+        """Print what waits, if that is possible soon, and end."""
+        with self._has_some:
+            self._is_closed = True
+            self._has_some.notify()
+        self._thread.join(END_S)
+
+    def _print(self) -> None:
+        while True:
+            with self._has_some:
+                while not self._waiting:
+                    if self._is_closed:
+                        return
+                    self._has_some.wait()
+                text = self._waiting.popleft()
+            self._say(text)
