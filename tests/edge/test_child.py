@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import sys
 import time
 
 import msgspec
 import pytest
 
 from d8mesh.edge.child import Child
-from d8mesh.edge.child.frames import LENGTH, Pipes, Unpacker, packed, write_all
+from d8mesh.edge.child.frames import LENGTH, Unpacker, packed
 from d8mesh.edge.child.parent import Parent
 from d8mesh.errors import HandlerError
 
@@ -28,17 +26,6 @@ def test_what_is_no_frame_is_told_from_one() -> None:
     for garbage in (LENGTH.pack(2**32 - 1), LENGTH.pack(1) + b"\xc1", packed([])[:-1] + b"\x80"):
         with pytest.raises((ValueError, msgspec.DecodeError)):
             Unpacker().feed(garbage)
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="handles of Windows are not descriptors")
-def test_a_parent_is_told_and_tells_through_pipes_of_its_own() -> None:
-    pipes = Pipes.make()
-    parent = Parent([str(pipes.tasks_read), str(pipes.said_write)])
-    write_all(pipes.tasks_write, packed(["do"]))
-    assert parent.frames.get(timeout=PATIENCE_S) == ["do"]
-    parent.tell(["done"])
-    assert Unpacker().feed(os.read(pipes.said_read, 100)) == [["done"]]
-    # The pipes stay open: their end would end this process.
 
 
 @pytest.mark.parametrize("pipes", [[], ["1"], ["x", "y"], ["99999", "99998"]])

@@ -105,6 +105,24 @@ def test_a_traceback_follows_indented_and_escaped(tmp_path: Path) -> None:
     assert rows[-1] == r"    | ValueError: bad\x1b"
 
 
+def test_a_traceback_that_is_text_already_follows_its_event_in_the_same_way(
+    tmp_path: Path,
+) -> None:
+    logs.setup("worker", level="INFO", folder=tmp_path, to_stderr=False)
+    traceback = "Traceback (most recent call last):\nValueError: bad\x1b"
+    logs.traced(LOGGER, logging.WARNING, "task.failed", traceback, task="id")
+    logs.traced(LOGGER, logging.WARNING, "task.failed", "", task="id-2")
+    logs.traced(LOGGER, logging.DEBUG, "task.failed", traceback, task="id-3")
+    rows = (tmp_path / "worker.log").read_text("utf-8").splitlines()
+    assert rows[0].endswith("task.failed task=id")
+    assert rows[1:3] == [
+        "    | Traceback (most recent call last):",
+        r"    | ValueError: bad\x1b",
+    ]
+    assert rows[3].endswith("task.failed task=id-2")
+    assert len(rows) == 4
+
+
 def test_arguments_that_do_not_fit_their_message_are_no_error(tmp_path: Path) -> None:
     logs.setup("worker", level="INFO", folder=tmp_path, to_stderr=False)
     LOGGER.warning("count=%d", "many")

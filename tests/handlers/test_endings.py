@@ -10,13 +10,13 @@ import pytest
 from d8mesh.core.messages import FAILED, MAX_PAYLOAD_BYTES, REFUSED, SUCCEEDED
 from d8mesh.errors import InvalidTaskError, PayloadTooLargeError
 from d8mesh.handlers.endings import (
-    MAX_ERROR_CHARS,
     NO_REASON,
     chunk_of,
     of_exception,
     of_value,
     takes_context,
 )
+from d8mesh.handlers.tracebacks import MAX_ERROR_CHARS
 
 
 def told(ending: tuple[int, bytes]) -> tuple[int, dict[str, Any]]:
@@ -102,10 +102,9 @@ def test_an_exception_takes_its_traceback_along_and_a_returned_failure_has_none(
     def handler() -> None:
         raise ValueError("bad")
 
-    try:
+    with pytest.raises(ValueError, match="bad") as caught:
         handler()
-    except ValueError as error:
-        _, result = told(of_exception(error, "w", 0.5))
+    result = told(of_exception(caught.value, "w", 0.5))[1]
     assert "in handler" in result["traceback"]
     assert result["traceback"].endswith("ValueError: bad")
     assert "traceback" not in told(of_value({"success": False, "error": "no"}, "w", 0.5))[1]

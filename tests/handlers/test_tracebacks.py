@@ -51,7 +51,7 @@ class Hostile(BaseException):
         raise SystemExit(3)
 
     @property
-    def __notes__(self) -> Any:
+    def __notes__(self) -> Any:  # type: ignore[override]
         raise KeyboardInterrupt
 
 
@@ -79,7 +79,7 @@ def test_the_errors_of_a_group_are_named_in_both() -> None:
 def test_of_a_large_group_a_few_are_named() -> None:
     text = error_text(ExceptionGroup("many", [ValueError(n) for n in range(1000)]))
     assert "ValueError: 9; …]" in text
-    nested = ExceptionGroup("bottom", [ValueError("x" * 9999)])
+    nested: ExceptionGroup[Exception] = ExceptionGroup("bottom", [ValueError("x" * 9999)])
     for _ in range(100):
         nested = ExceptionGroup("level", [nested] * 10)
     assert len(error_text(nested)) <= MAX_ERROR_CHARS

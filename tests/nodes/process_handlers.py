@@ -74,7 +74,7 @@ def prints(data: dict[str, Any]) -> str:
     """Write to standard output in all ways, and read standard input."""
     print("printed")
     os.write(1, b"\x00\x00\x00\x01\xc1 written\n" * 1000)
-    os.system("echo by a program")
+    subprocess.run([sys.executable, "-c", "print('by a program')"], check=True)
     return sys.stdin.read()
 
 
@@ -120,11 +120,12 @@ def leaves_or_tells(data: dict[str, Any], context: TaskContext) -> str:
 def emits(data: dict[str, Any], context: TaskContext) -> str:
     """Emit from many threads at once, more than a pipe holds."""
     chunk = "x" * int(data["size"])
-    count = int(data["count"])
-    threads = [
-        threading.Thread(target=lambda: [context.emit(chunk) for _ in range(count)])
-        for _ in range(int(data["threads"]))
-    ]
+
+    def emit() -> None:
+        for _ in range(int(data["count"])):
+            context.emit(chunk)
+
+    threads = [threading.Thread(target=emit) for _ in range(int(data["threads"]))]
     for thread in threads:
         thread.start()
     for thread in threads:

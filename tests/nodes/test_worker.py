@@ -18,6 +18,7 @@ from d8mesh.errors import (
     ConfigError,
     HandlerError,
     InvalidTaskError,
+    PayloadTooLargeError,
     TaskCancelledError,
     TaskFailedError,
 )
@@ -151,6 +152,92 @@ def test_partial_output_reaches_who_listens(mesh: Mesh) -> None:
         listened.set()
     assert listened.is_set()
     assert task.result(PATIENCE_S)["output"] == "done"
+
+
+def test_output_that_cannot_travel_fails_in_the_handler_and_the_connection_lives(
+    mesh: Mesh,
+) -> None:
+    port = mesh.broker()
+    worker = mesh.worker(port)
+
+    def talk(data: dict[str, Any], context: TaskContext) -> list[str]:
+        said = []
+        for chunk in ("x" * 40_000_000, {"a": {1: 2}}, math.inf):
+            try:
+                context.emit(chunk)
+            except (PayloadTooLargeError, InvalidTaskError) as error:
+                said.append(str(error))
+        for _ in range(5):
+            context.emit("x" * 20_000_000)
+        context.emit("last")
+        return said
+
+    worker.register("talk", talk)
+    mesh.run(worker)
+    status = worker.status()
+    client = mesh.client(port)
+    task = client.submit("talk", {})
+    assert list(task.stream(PATIENCE_S))[-1:] in (["last"], [])  # it may have been too quick
+    said = task.result(PATIENCE_S)["output"]
+    assert "40000005 bytes" in said[0]
+    assert "the chunk.a" in said[1]
+    assert "inf" in said[2]
+    assert worker.status()["orchestrators"] == status["orchestrators"]
+
+
+def test_a_failure_is_shown_with_its_traceback_and_carries_it(mesh: Mesh) -> None:
+    port = mesh.broker()
+    worker = mesh.worker(port)
+    shown: list[str] = []
+    worker.show_failures(shown.append)
+
+    def broken(data: dict[str, Any]) -> object:
+        if data["how"] == "returned":
+            return {"success": False, "error": "said so"}
+        raise ValueError("bad")
+
+    async def later(data: dict[str, Any]) -> object:
+        await asyncio.sleep(0)
+        return broken(data)
+
+    worker.register("broken", broken)
+    worker.register("later", later)
+    mesh.run(worker)
+    client = mesh.client(port)
+    for kind, how in (("broken", "raised"), ("later", "raised"), ("broken", "returned")):
+        task = client.submit(kind, {"how": how}, max_attempts=1)
+        with pytest.raises(TaskFailedError) as caught:
+            task.result(PATIENCE_S)
+        rows = shown[-1].split("\n")
+        assert rows[0].startswith(f"task {task.id} ({kind}, attempt 1) failed: ")
+        traceback = caught.value.result.get("traceback", "")
+        assert bool(traceback) == (how == "raised")
+        assert "\n" not in str(caught.value)
+        if how == "raised":
+            assert "test_worker.py" in str(traceback).split("\n")[1]
+            assert [row.removeprefix("    ") for row in rows[1:]] == str(traceback).split("\n")
+        else:
+            assert rows == [f"task {task.id} (broken, attempt 1) failed: said so"]
+
+
+def test_a_handler_past_its_time_is_told_with_where_it_is(mesh: Mesh) -> None:
+    port = mesh.broker(task_timeout_s=1.0)
+    worker = mesh.worker(port)
+    shown: list[str] = []
+    worker.show_failures(shown.append)
+    goes_on = threading.Event()
+
+    def hangs(data: dict[str, Any]) -> None:
+        goes_on.wait(PATIENCE_S)
+
+    worker.register("hangs", hangs)
+    mesh.run(worker)
+    with pytest.raises(TaskFailedError, match="not finished after 1 s"):
+        mesh.client(port).submit("hangs", {}, max_attempts=1).result(PATIENCE_S)
+    goes_on.set()
+    (text,) = shown
+    assert "TimeoutError: not finished after 1 s" in text
+    assert "in hangs" in text
 
 
 def test_a_drain_finishes_what_runs_and_gives_the_rest_back(mesh: Mesh) -> None:
