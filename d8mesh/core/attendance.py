@@ -9,6 +9,7 @@ from d8mesh.core.effects import Peer
 from d8mesh.core.endings import Endings
 from d8mesh.core.handout import Handout
 from d8mesh.core.messages import (
+    MAX_BATCH_TASKS,
     REFUSED,
     SUCCEEDED,
     VERSIONS,
@@ -347,7 +348,7 @@ class Attendance:
             attempt, first, kept, size = task.n, seq, [], 0
         kept.append(payload)
         size += len(payload)
-        while size > TAIL_BYTES and len(kept) > 1:
+        while (size > TAIL_BYTES or len(kept) > MAX_BATCH_TASKS) and len(kept) > 1:
             size -= len(kept.pop(0))
             first += 1
         self._tails[task.id] = (attempt, first, kept, size)

@@ -800,6 +800,19 @@ def test_a_tail_is_bounded_and_goes_when_its_task_ends(desk: Desktop) -> None:
     assert not desk.dispatcher._attendance._tails
 
 
+def test_a_tail_of_very_small_chunks_fits_a_message_too(desk: Desktop) -> None:
+    client, worker = desk.client(), desk.worker("w")
+    (task_id,) = desk.submit(client)
+    token = desk.work(worker)[task_id]
+    for start in range(0, 3 * m.MAX_BATCH_TASKS, m.MAX_BATCH_TASKS):
+        seqs = list(range(start, start + m.MAX_BATCH_TASKS))
+        count = len(seqs)
+        desk.say(worker, m.Chunks([task_id] * count, [token] * count, seqs, [b"\xc0"] * count))
+    desk.say(client, m.Listen(task_id, True))
+    (tail,) = desk.got(client, m.Stream)
+    assert (tail.first_seq, len(tail.payloads)) == (2 * m.MAX_BATCH_TASKS, m.MAX_BATCH_TASKS)
+
+
 def test_a_success_and_a_failure_of_one_attempt_in_one_message_is_a_success(
     desk: Desktop,
 ) -> None:
