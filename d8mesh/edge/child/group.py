@@ -45,7 +45,9 @@ class Group:
 
     def wait(self) -> None:
         """Wait for the end of the leader, and end all that it has left behind."""
-        if hasattr(os, "waitid"):  # the number is its own until it is waited for
+        if sys.platform != "win32" and hasattr(
+            os, "waitid"
+        ):  # the number is its own until it is waited for
             with contextlib.suppress(ChildProcessError):
                 os.waitid(os.P_PID, self._leader.pid, os.WEXITED | os.WNOWAIT)
         else:  # Windows, and macOS before Python 3.13
