@@ -38,6 +38,8 @@ class TaskContext(Protocol):
 
         Raises:
             TaskCancelledError: the task was cancelled: stop.
+            InvalidTaskError: it is not of JSON's model; the message names the path.
+            PayloadTooLargeError: it is larger than a result may be (32 MB).
         """
 
     def raise_if_cancelled(self) -> None:
