@@ -25,6 +25,7 @@ from typing import Final
 
 from d8mesh.config import Config
 from d8mesh.edge import data_folder, logs
+from d8mesh.edge.installation import HERE
 from d8mesh.edge.logs import event
 from d8mesh.edge.terminal import say
 from d8mesh.web.parent import end_with_parent
@@ -172,12 +173,12 @@ class _Launcher:
 
     def _start(self, child: _Child, now: float) -> None:
         child.process = subprocess.Popen(
-            [sys.executable, "-m", "d8mesh", *child.arguments],
+            HERE.command(*child.arguments),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
             encoding="utf-8",
-            cwd=Path(__file__).resolve().parents[2],
+            cwd=HERE.start_folder,
             # A Ctrl-C reaches the whole group; the launcher alone decides what it means.
             process_group=None if sys.platform == "win32" else 0,
             creationflags=_NEW_GROUP,

@@ -22,6 +22,7 @@ from d8mesh.core.addresses import parse_endpoint
 from d8mesh.core.client_session import ClientSession
 from d8mesh.core.messages import Ask, Group, Stream
 from d8mesh.core.parcel import Parcel
+from d8mesh.edge.installation import config_of, settled
 from d8mesh.edge.sockets import Waker
 from d8mesh.errors import (
     BrokerUnavailableError,
@@ -90,7 +91,7 @@ class Client:
         config: Config | None = None,
         endpoint: str | None = None,
     ) -> None:
-        config = Config.from_env(os.environ) if config is None else config
+        config = config_of(os.environ) if config is None else settled(config)
         for name, given in (("url", url), ("endpoint", endpoint)):
             if given is not None and not isinstance(given, str):
                 raise ConfigError(f"{name}: saw {given!r:.80}, expected a text, or None")

@@ -23,6 +23,7 @@ from d8mesh.core.worker_line import Profile
 from d8mesh.core.worker_session import WorkerSession
 from d8mesh.edge.discovery import Announcement, Discovery, Kind
 from d8mesh.edge.identity import Identity
+from d8mesh.edge.installation import config_of, settled
 from d8mesh.edge.logs import event
 from d8mesh.edge.network import machine_id, usable_addresses
 from d8mesh.edge.outbox import Mended, adopt, open_mended
@@ -75,7 +76,7 @@ class Worker:
         name: str | None = None,
         worker_type: str | None = None,
     ) -> None:
-        self._config = Config.from_env(os.environ) if config is None else config
+        self._config = config_of(os.environ) if config is None else settled(config)
         count = max(2, os.cpu_count() or 1) if slots is None else slots
         if not 1 <= count <= MAX_SLOTS:
             raise ConfigError(f"slots={count}: expected 1 to {MAX_SLOTS}")
