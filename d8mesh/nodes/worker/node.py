@@ -8,7 +8,6 @@ import os
 import queue
 import secrets
 import signal
-import socket
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -25,7 +24,7 @@ from d8mesh.edge.discovery import Announcement, Discovery, Kind
 from d8mesh.edge.identity import Identity
 from d8mesh.edge.installation import config_of, settled
 from d8mesh.edge.logs import event
-from d8mesh.edge.network import machine_id, usable_addresses
+from d8mesh.edge.network import host_name, machine_id, usable_addresses
 from d8mesh.edge.outbox import Mended, adopt, open_mended
 from d8mesh.edge.sockets import Waker
 from d8mesh.errors import ConfigError, HandlerError, NodeClosedError, WorkerError
@@ -319,7 +318,7 @@ class Worker:
             boot_id=self._boot_id,
             worker_type=self.worker_type,
             machine_id=machine_id(),
-            host=socket.gethostname(),
+            host=host_name(),
             status_port=self._status_port,
             slots=self._slot_count,
             task_types=self._types(),
