@@ -276,9 +276,9 @@ class RouterEndpoint:
         self, hosts: Sequence[str], ports: Sequence[int], is_taken: Callable[[str, int], bool]
     ) -> int:
         for port in ports:
-            found = (
-                None if any(is_taken(host, port) for host in hosts) else self._bound(hosts, port)
-            )
+            if any(is_taken(host, port) for host in hosts):
+                continue
+            found = self._bound(hosts, port)
             if found is not None:
                 return found
         raise D8Error(
@@ -291,6 +291,7 @@ class RouterEndpoint:
         listening: list[str] = []
         for host in hosts:
             place = f"[{host}]" if ":" in host else host
+            self.socket.set(zmq.IPV6, int(host == "*" or ":" in host))  # of the next bind
             try:
                 self.socket.bind(f"tcp://{place}:{port}")
             except zmq.ZMQError as error:
