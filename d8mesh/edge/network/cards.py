@@ -41,7 +41,8 @@ def names_of(adapter: ifaddr.Adapter, ip: ifaddr.IP) -> tuple[str, ...]:
     """Return all names of the card that an address belongs to, first the one that people see."""
     shown = str(getattr(ip, "nice_name", "") or "") if sys.platform == "win32" else ""
     others = (adapter.nice_name, getattr(adapter, "name", ""), getattr(ip, "nice_name", ""))
-    return tuple(dict.fromkeys(str(name) for name in (shown, *others) if name))
+    # On Windows `name` is bytes: a GUID that nobody would write.
+    return tuple(dict.fromkeys(name for name in (shown, *others) if name and isinstance(name, str)))
 
 
 def is_bridge(names: Iterable[str]) -> bool:
