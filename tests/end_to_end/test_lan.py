@@ -19,6 +19,8 @@ from tests.end_to_end.processes import until
 if reason := available():
     pytest.skip(reason, allow_module_level=True)
 
+pytestmark = pytest.mark.namespace
+
 ROOT = Path(__file__).resolve().parents[2]
 #: The promise is 2 s; the bound leaves room for a machine that does other things too.
 #: `python -m tests.end_to_end.test_lan` prints the figures themselves.
