@@ -53,6 +53,7 @@ class Lock:
 
     Raises:
         JournalHeldError: another process has it.
+        JournalError: the file of the lock cannot be made or opened.
     """
 
     def __init__(self, path: Path) -> None:
@@ -65,6 +66,11 @@ class Lock:
             raise JournalHeldError(
                 f"{path.with_suffix('')} is in use by another orchestrator ({who}): stop it "
                 "first, or give this one its own D8_DATA_DIR"
+            ) from error
+        except OSError as error:
+            raise JournalError(
+                f"{path.with_suffix('')} cannot be used ({error.strerror or error}): let this user "
+                "write in its folder, or set another D8_DATA_DIR"
             ) from error
         with contextlib.suppress(OSError):  # on a full disk: it is for people only
             holder.write_text(f"process {os.getpid()}", "utf-8")

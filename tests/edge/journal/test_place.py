@@ -13,7 +13,7 @@ import pytest
 
 from d8mesh.edge.journal import place
 from d8mesh.edge.journal.place import refuse_network_disk
-from d8mesh.errors import JournalBrokenError
+from d8mesh.errors import JournalBrokenError, JournalError
 
 MACOS = """\
 /dev/disk3s1s1 on / (apfs, sealed, local, read-only, journaled)
@@ -100,3 +100,10 @@ def test_on_windows_a_share_is_told_by_its_form_or_its_letter(
     kernel = SimpleNamespace(GetDriveTypeW=lambda anchor: 4 if anchor == "Z:\\" else 3)
     monkeypatch.setattr(ctypes, "windll", SimpleNamespace(kernel32=kernel), raising=False)
     assert place._kind_on_windows(PureWindowsPath(folder)) == kind  # type: ignore[arg-type]
+
+
+def test_a_lock_that_cannot_be_opened_is_told(tmp_path: Path) -> None:
+    lock = tmp_path / "journal.db.lock"
+    lock.mkdir()  # the superuser may open every file
+    with pytest.raises(JournalError, match=r"journal\.db cannot be used .* D8_DATA_DIR"):
+        place.Lock(lock)
