@@ -22,6 +22,8 @@ from d8mesh import __version__
 from d8mesh.apps.demo import free_ports
 from tests.end_to_end.processes import until
 
+pytest.importorskip("pip", reason="what builds and installs a wheel")
+
 ROOT = Path(__file__).resolve().parent.parent
 #: What a wheel is made of; built elsewhere, as a build leaves folders beside its source.
 SOURCE = ("pyproject.toml", "README.md", "LICENSE", "d8mesh")

@@ -142,9 +142,13 @@ def refused_bind(host: str, port: int, error: OSError) -> D8Error:
             f"port {port} on {host} is taken by {holder or 'another program'}: stop it, or set "
             "FLASK_PORT to another port"
         )
-    return D8Error(
-        f"port {port} on {host} cannot be used ({error.strerror}): set FLASK_PORT to another port"
-    )
+    why = error.strerror
+    if error.errno == errno.EACCES and str(sys.platform) == "win32":  # SO_EXCLUSIVEADDRUSE says so
+        why = (
+            "another program has it, or Windows keeps it: `netsh interface ipv4 show "
+            "excludedportrange tcp` lists those"
+        )
+    return D8Error(f"port {port} on {host} cannot be used ({why}): set FLASK_PORT to another port")
 
 
 class _Stop:
