@@ -15,8 +15,10 @@ import contextlib
 import hashlib
 import json
 import os
+import platform
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import time
@@ -108,6 +110,27 @@ def _newer_python() -> Path:
         "this is Python {}.{}, and d8mesh needs Python {}.{} or newer: install one (Debian, "
         "Raspberry Pi OS: sudo apt-get install python3 python3-venv; others: python.org) and "
         "start it again with that".format(*sys.version_info[:2], *MINIMUM)
+    )
+
+
+def _refuse_32_bit_arm() -> None:
+    """Say so before pip tries to compile what nobody has built for 32-bit ARM.
+
+    Installed already (by hand, with a compiler) it may run: only an install is refused.
+    """
+    machine = platform.machine().lower()
+    is_arm = machine.startswith(("arm", "aarch64"))
+    if not is_arm or struct.calcsize("P") > 4:  # the kernel may be 64-bit under 32-bit programs
+        return
+    seen = f"this system is a 32-bit one ({machine})"
+    if machine in ("aarch64", "arm64", "armv8l"):
+        seen = f"this processor is a 64-bit one ({machine}), but the system on it is 32-bit"
+    elif machine.startswith("armv6"):
+        seen = f"this processor is a 32-bit one ({machine}: Raspberry Pi 1 or Zero)"
+    raise SetupError(
+        seen + ", and two packages that d8mesh needs are not made for 32-bit ARM: 64-bit Raspberry "
+        "Pi OS is needed (Raspberry Pi Imager: Raspberry Pi OS (64-bit); it runs on Pi 3, 4, 5 and "
+        "Zero 2 W)"
     )
 
 
@@ -237,6 +260,7 @@ def _ensure_installed(venv: Path, extras: Sequence[str]) -> Path:
     """Install the project in `venv` unless it is; return the Python of it."""
     wanted = {"", *extras}
     if not _stamped_extras(venv) >= wanted:
+        _refuse_32_bit_arm()
         try:
             with _locked(venv):
                 installed = _stamped_extras(venv)

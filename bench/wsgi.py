@@ -72,7 +72,8 @@ def _stream() -> Iterator[bytes]:
 def serve(name: str, port: int) -> None:
     """Be the server `name` until killed."""
     if name == "ours":
-        from d8mesh.web.listener import Limits, Listener, bind
+        from d8mesh.edge.network import bind
+        from d8mesh.web.listener import Limits, Listener
 
         limits = Limits(threads=THREADS, urgent=("/health",), body_bytes=MAX_BODY_BYTES)
         Listener(application, bind(HOST, port), limits, lambda *_: None).run()

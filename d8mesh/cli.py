@@ -19,6 +19,7 @@ from typing import Final, cast
 from d8mesh import __version__, options
 from d8mesh.config import Config
 from d8mesh.edge import terminal
+from d8mesh.edge.installation import Installation
 from d8mesh.errors import (
     ConfigError,
     D8Error,
@@ -198,8 +199,14 @@ COMMANDS: Final[tuple[Command, ...]] = (
 EXIT_NUMBER: Final = "9"
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Run one command, or the menu if there is none; return the exit code."""
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command, or the menu if there is none; return the exit code.
+
+    Args:
+        arguments: those after the program's name; None: of this process, as the installed
+            command ``d8mesh`` asks for.
+    """
+    arguments = sys.argv[1:] if arguments is None else arguments
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a name from the net must never break a message
             stream.reconfigure(errors="replace")
@@ -330,31 +337,20 @@ def _apply_settings(command: Command, options: argparse.Namespace) -> None:
 
 
 def _environment() -> dict[str, str]:
-    """Return the variables of ``.env`` and, over them, those of the environment."""
-    home = _CHECKOUT if (_CHECKOUT / "start_d8.py").exists() else Path.cwd()
+    """Return the variables of ``.env`` and, over them, those of the environment.
+
+    Raises:
+        ConfigError: a line of ``.env`` cannot be read, or there is no such data folder.
+    """
+    here = Installation(_CHECKOUT)
     found: dict[str, str] = {}
-    file = home / ".env"
-    if not os.environ.get("D8_NO_ENV_FILE") and file.is_file():
-        found = _read_env_file(file)
+    file = here.home / ".env"
+    if not os.environ.get("D8_NO_ENV_FILE") and os.path.lexists(file) and not file.is_dir():
+        from d8mesh.edge import env_file  # slow to import, and most have no such file
+
+        found = env_file.read(file)
     found |= os.environ
-    text = found.get("D8_DATA_DIR") or "data"
-    try:
-        folder = Path(text).expanduser()
-    except RuntimeError as error:  # there is no such user
-        raise ConfigError(f"D8_DATA_DIR={text[:80]!r}: expected a folder ({error})") from error
-    return found | {"D8_DATA_DIR": str(home / folder)}
-
-
-def _read_env_file(file: Path) -> dict[str, str]:
-    from dotenv import dotenv_values
-
-    try:
-        rows = dotenv_values(file, encoding="utf-8-sig")
-    except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"{file} cannot be read ({error}): expected NAME=value in UTF-8"
-        ) from error
-    return {name: value for name, value in rows.items() if value is not None}
+    return found | {"D8_DATA_DIR": str(here.data_folder(found.get("D8_DATA_DIR")))}
 
 
 # --- the menu -------------------------------------------------------------------------

@@ -17,6 +17,8 @@ from urllib.parse import urlsplit
 
 from d8mesh.errors import ConfigError
 
+#: Characters of the path of a folder: beyond it no system opens a file below.
+MAX_PATH_CHARS: Final = 1024
 #: Ports of the broker tried in turn when the first is taken: 7010 to 7019.
 BROKER_PORT_TRIES: Final = 10
 #: Status ports tried in turn for several workers on one machine: 7200, then 7201 to 7210.
@@ -54,7 +56,8 @@ class Config:
     log_level: str = "INFO"
     mesh: str = "d8"
     broker_port: int = 7010
-    data_dir: str = "data"
+    #: "" for the default of `edge.installation`, which also makes it absolute
+    data_dir: str = ""
     interfaces: tuple[str, ...] = ()
     lang: str | None = None
     mesh_key: str | None = field(default=None, repr=False)
@@ -172,14 +175,24 @@ def _listen(text: str) -> str:
     return f"{host}:{port}"
 
 
-def _names(pattern: str) -> Parser:
+def _names(pattern: str, *, is_printable: bool = False) -> Parser:
     def parse(text: str) -> tuple[str, ...]:
         names = tuple(part.strip() for part in text.split(",") if part.strip())
         if not names or not all(re.fullmatch(pattern, name) for name in names):
             raise ValueError(text)
+        if is_printable and not text.isprintable():
+            raise ValueError(text)
         return names
 
     return parse
+
+
+def _folder(text: str) -> str:
+    """Take the path of a folder; bytes that are no UTF-8 (as surrogates) cannot be a journal's."""
+    text.encode("utf-8")  # raises UnicodeEncodeError, a ValueError
+    if "\0" in text or len(text) > MAX_PATH_CHARS:
+        raise ValueError(text)
+    return text
 
 
 #: Names that travel: a worker id, a mesh, a model. Printable, bounded, no path or option.
@@ -191,6 +204,8 @@ _NAME: Final = _matching(NAME_PATTERN)
 _PORT: Final = _integer(1, 65535)
 _PORT_TEXT: Final = "a port, 1 to 65535"
 _NAME_TEXT: Final = "1 to 128 of A-Z a-z 0-9 _ . : @ + -, starting with a letter, digit or _"
+#: A card: "Ethernet 2", "vEthernet (WSL)", "LAN-Verbindung* 3"; a `;` is a comma meant.
+_CARD: Final = r"[^,;]{1,128}"
 _KEY: Final = _matching(r"[!-~]{8,256}")
 _KEY_TEXT: Final = "a key, 8 to 256 printable characters without blanks"
 _MODEL_TEXT: Final = "a model name such as deepseek-r1:8b"
@@ -238,11 +253,11 @@ SETTINGS: Final[tuple[Setting, ...]] = (
         "1 to 32 of A-Z a-z 0-9 _ -",
     ),
     Setting("D8_BROKER_PORT", "broker_port", _PORT, _PORT_TEXT),
-    Setting("D8_DATA_DIR", "data_dir", _matching(r"[^\0]{1,1024}"), "a folder"),
+    Setting("D8_DATA_DIR", "data_dir", _folder, "a folder whose name is UTF-8"),
     Setting(
         "D8_INTERFACES",
         "interfaces",
-        _names(r"[A-Za-z0-9_.:%@ -]{1,64}"),
+        _names(_CARD, is_printable=True),
         "interface names or addresses, separated by commas",
     ),
     Setting("D8_LANG", "lang", _matching("es|en", lower=True), "es or en"),
@@ -278,16 +293,22 @@ SETTINGS: Final[tuple[Setting, ...]] = (
 
 #: ``D8_*`` variables of the launcher and the tests, not of `Config`.
 OTHER_VARIABLES: Final = frozenset({"D8_VENV", "D8_NO_INSTALL", "D8_NO_ENV_FILE", "D8_FAILPOINT"})
+#: All variables that mean something here.
+NAMES: Final = frozenset(setting.variable for setting in SETTINGS) | OTHER_VARIABLES
+#: How near a name of no `D8_` must come to one of ours: FLASK_PROT does, FLASK_DEBUG does not.
+_NEARNESS: Final = 0.85
 
 
 def _warnings(env: Mapping[str, str], values: Mapping[str, object]) -> list[str]:
     found: list[str] = []
     known = [setting.variable for setting in SETTINGS]
-    for name in sorted(env):
-        if name.startswith("D8_") and name not in known and name not in OTHER_VARIABLES:
-            near = difflib.get_close_matches(name, known, n=1)
+    for name in sorted(set(env) - NAMES):
+        upper = name.upper()
+        is_ours = upper.startswith("D8_")
+        near = difflib.get_close_matches(upper, known, n=1, cutoff=0.6 if is_ours else _NEARNESS)
+        if is_ours or near:
             hint = f": did you mean {near[0]}?" if near else ""
-            found.append(f"{name} is not a variable of d8mesh{hint}")
+            found.append(f"{name[:80]} is not a variable of d8mesh{hint}")
     if values.get("queue_size") == LEGACY_QUEUE_SIZE:
         found.append(
             f"TASK_QUEUE_SIZE={LEGACY_QUEUE_SIZE} looks like the older system's default: "

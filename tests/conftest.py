@@ -1,4 +1,4 @@
-"""Every test run has a mesh, a data folder and a (loopback) interface of its own.
+"""Every test run has a mesh, a data folder and a (loopback) interface of its own, and stays there.
 
 Whatever settings the person has, and whatever ``.env`` says, does not reach the tests.
 """
@@ -9,10 +9,26 @@ import os
 import secrets
 import signal
 import tempfile
+from collections.abc import Iterator
 
 import pytest
 
 from d8mesh.config import SETTINGS
+from tests.loopback import Fence
+
+_fence = Fence()
+
+
+@pytest.fixture(autouse=True)
+def _loopback_only(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fail a test that tried to reach beyond loopback, also if it caught the refusal."""
+    _fence.broken.clear()
+    _fence.has_namespace = request.node.get_closest_marker("namespace") is not None
+    yield
+    _fence.has_namespace = None
+    broken, _fence.broken = _fence.broken, []
+    if broken:
+        pytest.fail("traffic beyond loopback: " + "\n".join(broken[:5]), pytrace=False)
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -24,9 +40,12 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ |= {
         "D8_NO_ENV_FILE": "1",
         "D8_INTERFACES": "127.0.0.1",
+        "FLASK_HOST": "127.0.0.1",
         "D8_DATA_DIR": folder.name,
         "D8_MESH": f"test-{secrets.token_hex(4)}",
     }
+    _fence.raise_up()
+    config.add_cleanup(_fence.take_down)
     # A shell starts what runs in the background with Ctrl-C ignored, and children inherit that.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)

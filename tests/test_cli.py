@@ -168,6 +168,28 @@ def test_a_file_that_is_no_text_is_a_clear_error(
     assert ".env cannot be read" in capsys.readouterr().err
 
 
+def test_a_line_of_the_file_that_cannot_be_read_stops_everything(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / ".env").write_text('FLASK_PORT=7005\nD8_MESH_KEY="0123456789abcdef\n', "utf-8")
+    for arguments in (["status"], ["orchestrator"], []):
+        assert main(arguments) == 2
+        told = capsys.readouterr().err
+        assert told.startswith(
+            f'error: {tmp_path / ".env"}, line 2: D8_MESH_KEY: the " that begins'
+        )
+        assert "0123456789abcdef" not in told
+    assert seen == []
+
+
+def test_without_arguments_given_those_of_the_process_are_taken(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["d8mesh", "status"])
+    assert main() == 0
+    assert seen[0][1].command == "status"
+
+
 def test_a_relative_data_folder_lies_beside_the_launcher(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

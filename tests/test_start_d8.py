@@ -165,6 +165,38 @@ def bare(tmp_path: Path) -> Path:
     return make_project(tmp_path / "bare")
 
 
+@pytest.mark.parametrize(
+    ("machine", "bits", "seen"),
+    [
+        ("armv7l", 32, "this system is a 32-bit one (armv7l)"),
+        ("armv6l", 32, "this processor is a 32-bit one (armv6l: Raspberry Pi 1 or Zero)"),
+        ("aarch64", 32, "this processor is a 64-bit one (aarch64), but the system on it is 32-bit"),
+    ],
+)
+def test_32_bit_arm_is_told_before_pip_runs(bare: Path, machine: str, bits: int, seen: str) -> None:
+    code, said = start_pretending(
+        bare,
+        f"import platform, struct; platform.machine = lambda: {machine!r}; "
+        f"struct.calcsize = lambda format: {bits // 8}",
+        PIP_NO_INDEX="",
+    )
+    assert code == 2
+    assert seen in said
+    assert "64-bit Raspberry Pi OS is needed" in said
+    assert SETTING_UP not in said
+    assert not (bare / ".venv").exists()
+
+
+@pytest.mark.parametrize(("machine", "pointer"), [("aarch64", 8), ("x86_64", 8), ("i686", 4)])
+def test_other_machines_are_set_up(project: Path, machine: str, pointer: int) -> None:
+    code, said = start_pretending(
+        project,
+        f"import platform, struct; platform.machine = lambda: {machine!r}; "
+        f"struct.calcsize = lambda format: {pointer}",
+    )
+    assert code == 0, said
+
+
 def test_it_can_be_read_by_python_3_8() -> None:
     source = LAUNCHER.read_text("utf-8")
     tree = ast.parse(source, feature_version=(3, 8))

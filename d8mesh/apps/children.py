@@ -14,16 +14,15 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from types import MappingProxyType
 from typing import IO, Final
+
+from d8mesh.edge.installation import HERE
 
 #: How long children may take to drain before they are killed.
 END_S: Final = 15.0
 #: Lines of a child's output that are kept for when it fails.
 KEPT_LINES: Final = 50
-
-_CHECKOUT: Final = Path(__file__).resolve().parents[2]
 
 
 class Child:
@@ -109,14 +108,14 @@ class Children:
         """
         given = [f"--set={key}={value}" for key, value in {**self._settings, **settings}.items()]
         process = subprocess.Popen(
-            [sys.executable, "-m", "d8mesh", *arguments, "--with-parent", *given],
+            HERE.command(*arguments, "--with-parent", *given),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
             encoding="utf-8",
             errors="replace",
-            cwd=_CHECKOUT,
+            cwd=HERE.start_folder,
             # A Ctrl-C is for us; what it means for the children we decide.
             process_group=None if sys.platform == "win32" else 0,
             creationflags=_NEW_GROUP,

@@ -11,7 +11,7 @@ from typing import Final
 
 from d8mesh.apps.children import Children
 from d8mesh.config import Config
-from d8mesh.web.parent import end_with_parent
+from d8mesh.web.parent import end_with_parent, stop_signals
 
 #: How often the children are looked at.
 LOOK_S: Final = 0.2
@@ -21,7 +21,7 @@ def run(config: Config, options: argparse.Namespace) -> int:
     """Run both until Ctrl-C, or until one ends; return the exit code."""
     del config  # the children inherit the settings
     stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in stop_signals():
         signal.signal(number, lambda *_: stop.set())
     if options.with_parent:
         end_with_parent(stop.set)

@@ -65,6 +65,9 @@ def _outboxes(workers: Path) -> Iterator[OutboxState]:
         except filelock.Timeout:
             yield OutboxState(str(folder), "in use")
             continue
+        except OSError as error:  # such as that of a worker which the superuser started
+            yield OutboxState(str(folder), "failed", why=error.strerror or str(error))
+            continue
         try:
             outbox, mended = open_mended(folder)
             outbox.close()

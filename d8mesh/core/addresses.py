@@ -49,6 +49,15 @@ _METADATA: Final = frozenset(
         "fd00:ec2::254",
     )
 )
+#: Addresses that a Host header may name beside our own: a container's published port is asked by
+#: the address of the machine that it is on, which the container does not know. 100.64.0.0/10
+#: (RFC 6598, Tailscale) is no public address either. An address cannot be rebound by DNS, but a
+#: public one that is not ours was meant for somebody else.
+_SHARED: Final = ipaddress.ip_network("100.64.0.0/10")
+#: Names of the machine that a container is on; `.internal` is resolved by no public DNS.
+_CONTAINER_HOSTS: Final = frozenset(
+    {"host.docker.internal", "gateway.docker.internal", "host.containers.internal"}
+)
 _HOST: Final = re.compile(r"(\[[0-9A-Fa-f:.]{2,45}\]|[A-Za-z0-9_.-]{1,253})(?::([0-9]{1,5}))?")
 _ENDPOINT: Final = re.compile(
     r"(?:tcp://)?(?:\[([0-9A-Fa-f:.]{2,45}(?:%[\w.-]{1,32})?)\]|([A-Za-z0-9_.-]{1,253})):([0-9]{1,5})",
@@ -143,8 +152,10 @@ def host_of(header: str) -> str | None:
 def host_is_allowed(host: str, own_names: Collection[str], allowed: Collection[str]) -> bool:
     """Return whether a request for `host` is for us; if not, it is foreign (HTTP 403).
 
-    Against DNS rebinding: our own addresses and names, loopback and ``localhost``, names of
-    a single label (which no public DNS resolves), and those of D8_ALLOWED_HOSTS, exactly.
+    Against DNS rebinding: our own addresses and names, loopback and ``localhost``, private
+    addresses (a name is what can be rebound, an address is not), names of a single label (which
+    no public DNS resolves), those by which containers call their machine, and those of
+    D8_ALLOWED_HOSTS, exactly.
 
     Args:
         host: as `host_of` returns it.
@@ -154,7 +165,9 @@ def host_is_allowed(host: str, own_names: Collection[str], allowed: Collection[s
     if host in own_names or any(host_of(name) == host for name in map(_bracketed, allowed)):
         return True
     found = _parse(host)
-    return found.is_loopback if found is not None else "." not in host
+    if found is None:
+        return "." not in host or host in _CONTAINER_HOSTS
+    return is_admissible(host) or (found.version == _SHARED.version and found in _SHARED)
 
 
 def _parse(address: str) -> _IpAddress | None:

@@ -3,26 +3,84 @@
 from __future__ import annotations
 
 import os
+import sys
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
+from typing import Final
 
 from d8mesh.errors import ConfigError
+
+#: Files looked at in each room: more than a room has, unless it is somebody else's folder.
+MAX_FILES: Final = 2000
 
 
 def require(data: Path, *rooms: str) -> None:
     """Make the folders `rooms` in the data folder, and make sure that they can be written.
 
+    What lies in them must be writable too: a start as another user (``sudo``) leaves files that
+    this one could not use, and the fault would come to light in the middle of the work.
+
     Raises:
         ConfigError: one of them cannot be made or written; it names D8_DATA_DIR.
     """
+    _refuse_odd_name(data)
     for room in rooms:
         folder = data / room
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            why = "" if os.access(folder, os.W_OK | os.X_OK) else "not writable"
+            found = next((each for each in _all_in(folder) if not _is_writable(each)), None)
+            why = "" if found is None else f"not writable: {str(found)[:200]}{_whose(found)}"
         except OSError as error:
-            why = error.strerror or str(error)
+            why = f"{error.strerror or error}: {str(folder)[:200]}{_whose_is_above(folder)}"
         if why:
             raise ConfigError(
-                f"D8_DATA_DIR={str(data)[:200]!r}: expected a folder that can be written ({why}: "
-                f"{str(folder)[:200]})"
+                f"D8_DATA_DIR={str(data)[:200]!r}: expected a folder that can be written ({why})"
             )
+
+
+def _refuse_odd_name(data: Path) -> None:
+    try:
+        str(data).encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ConfigError(
+            f"D8_DATA_DIR={str(data)[:200]!r}: expected a folder whose name is UTF-8"
+        ) from error
+
+
+def _all_in(folder: Path) -> Iterator[Path]:
+    """Yield the folder, and what is in it and in the folders in it, so far as it can be read."""
+    yield folder
+    below = (each for pattern in ("*", "*/*") for each in folder.glob(pattern))
+    yield from islice(below, MAX_FILES)
+
+
+def _is_writable(path: Path) -> bool:
+    if path.is_dir():
+        return os.access(path, os.W_OK | os.X_OK | os.R_OK)
+    return not path.is_file() or os.access(path, os.W_OK | os.R_OK)
+
+
+def _whose_is_above(folder: Path) -> str:
+    """Tell of the nearest folder above that is there."""
+    there = next((each for each in (folder, *folder.parents) if os.path.lexists(each)), folder)
+    return _whose(there)
+
+
+def _whose(path: Path) -> str:
+    """Tell who owns what cannot be written, if that is somebody else, and what to do."""
+    if sys.platform == "win32":
+        return ""
+    import pwd
+
+    try:
+        owner = path.lstat().st_uid
+    except OSError:
+        return ""
+    if owner == os.geteuid():
+        return ""
+    try:
+        name = pwd.getpwuid(owner).pw_name
+    except KeyError:
+        name = f"user {owner}"
+    return f", which belongs to {name}: give it to this user (chown -R), or set another D8_DATA_DIR"

@@ -138,6 +138,11 @@ def _host() -> str:
 
 
 def _first_free(workers: Path) -> tuple[Path, filelock.BaseFileLock, int]:
+    if not str(workers).isascii() and not _is_utf_8(workers):  # SQLite could not open an outbox
+        raise WorkerError(
+            f"cannot use the folder {str(workers)[:200]!r}: its name is no UTF-8. Set D8_DATA_DIR "
+            "to another one"
+        )
     for number in range(1, MAX_WORKERS + 1):
         folder = workers / str(number)
         try:
@@ -154,6 +159,14 @@ def _first_free(workers: Path) -> tuple[Path, filelock.BaseFileLock, int]:
             ) from error
         return folder, lock, number
     raise WorkerError(f"{MAX_WORKERS} workers run on {workers} already: set another D8_DATA_DIR")
+
+
+def _is_utf_8(path: Path) -> bool:
+    try:
+        str(path).encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _is_held(folder: Path) -> bool:

@@ -46,6 +46,9 @@ COPIED_BYTES: Final = 65_536
 _NOBLOCK: Final = int(zmq.NOBLOCK)
 _READABLE: Final = int(zmq.POLLIN)
 _AND_MORE: Final = int(zmq.NOBLOCK) | int(zmq.SNDMORE)
+#: libzmq's own numbers: on Windows they are not those of Python's `errno`, but of the C library.
+#: A port that the system keeps to itself (EACCES, which zmq.Errno lacks) is as good as taken.
+_TAKEN: Final = (zmq.Errno.EADDRINUSE, errno.EACCES)
 _ZAP_ENDPOINT: Final = "inproc://zeromq.zap.01"
 
 
@@ -167,17 +170,23 @@ class RouterEndpoint:
     """A bound ROUTER.
 
     Args:
-        host: address to listen on; ``*`` for all.
+        hosts: addresses to listen on, all with the same port; ``*`` for all there are.
         ports: tried in turn; the first free one is taken.
         is_admissible: whether a peer of this address may connect at all; others are
             refused before a frame of theirs is read (ZAP).
+        is_taken: whether an address and port are somebody else's although they could be bound.
 
     Raises:
         D8Error: none of the ports is free.
     """
 
     def __init__(
-        self, host: str, ports: Sequence[int], *, is_admissible: Callable[[str], bool]
+        self,
+        hosts: str | Sequence[str],
+        ports: Sequence[int],
+        *,
+        is_admissible: Callable[[str], bool],
+        is_taken: Callable[[str, int], bool] = lambda host, port: False,
     ) -> None:
         self._context = zmq.Context()
         self._gate = _Gate(self._context, is_admissible)
@@ -190,7 +199,7 @@ class RouterEndpoint:
         self._send = _plain_send(self.socket)
         self._addresses: dict[bytes, str] = {}
         try:
-            self.port = self._bind(host, ports)
+            self.port = self._bind([hosts] if isinstance(hosts, str) else hosts, ports, is_taken)
         except BaseException:  # also on Ctrl-C: what was taken is let go
             self.close()
             raise
@@ -237,7 +246,7 @@ class RouterEndpoint:
             self._send(routing_id, _AND_MORE)
             self._send(frame, _NOBLOCK, len(frame) < COPIED_BYTES)
         except zmq.ZMQError as error:
-            if error.errno == errno.EHOSTUNREACH:
+            if error.errno == zmq.Errno.EHOSTUNREACH:
                 self._addresses.pop(routing_id, None)
             return False
         return True
@@ -263,20 +272,37 @@ class RouterEndpoint:
         while self.socket.recv(_NOBLOCK, copy=False).more:
             pass
 
-    def _bind(self, host: str, ports: Sequence[int]) -> int:
+    def _bind(
+        self, hosts: Sequence[str], ports: Sequence[int], is_taken: Callable[[str, int], bool]
+    ) -> int:
         for port in ports:
-            try:
-                self.socket.bind(f"tcp://{host}:{port}")
-            except zmq.ZMQError as error:
-                if error.errno in (errno.EADDRINUSE, errno.EACCES):
-                    continue
-                raise D8Error(f"cannot listen on {host}:{port}: {error}") from error
-            endpoint = self.socket.getsockopt_string(zmq.LAST_ENDPOINT)
-            return int(endpoint.rpartition(":")[2])
+            if any(is_taken(host, port) for host in hosts):
+                continue
+            found = self._bound(hosts, port)
+            if found is not None:
+                return found
         raise D8Error(
             f"the ports {ports[0]} to {ports[-1]} are all taken: stop what uses them, or set "
             "D8_BROKER_PORT"
         )
+
+    def _bound(self, hosts: Sequence[str], port: int) -> int | None:
+        """Listen on a port of all addresses, or on none; None if it is taken on one of them."""
+        listening: list[str] = []
+        for host in hosts:
+            place = f"[{host}]" if ":" in host else host
+            self.socket.set(zmq.IPV6, int(host == "*" or ":" in host))  # of the next bind
+            try:
+                self.socket.bind(f"tcp://{place}:{port}")
+            except zmq.ZMQError as error:
+                for each in listening:
+                    self.socket.unbind(each)
+                if error.errno in _TAKEN:
+                    return None
+                raise D8Error(f"cannot listen on {host}:{port}: {error}") from error
+            listening.append(self.socket.getsockopt_string(zmq.LAST_ENDPOINT))
+            port = int(listening[-1].rpartition(":")[2])
+        return port
 
 
 #: Connections whose address is remembered.

@@ -24,7 +24,7 @@ from typing import Final
 
 from d8mesh import __version__
 from d8mesh.config import BROKER_PORT_TRIES, Config
-from d8mesh.core.addresses import is_admissible
+from d8mesh.core.addresses import LOOPBACK, is_admissible, is_loopback
 from d8mesh.core.codec import decode_to_broker, encode
 from d8mesh.core.dispatcher import Dispatcher
 from d8mesh.core.effects import Effect, Load, Loaded, Peer, Record, Send
@@ -35,7 +35,7 @@ from d8mesh.edge.discovery import Announcement, Discovery, Kind, Sighting
 from d8mesh.edge.failpoints import passed
 from d8mesh.edge.journal import Journal, Reader
 from d8mesh.edge.logs import event
-from d8mesh.edge.network import usable_addresses
+from d8mesh.edge.network import is_taken_unseen, usable_addresses
 from d8mesh.edge.sockets import Loop, RouterEndpoint, Waker
 from d8mesh.errors import D8Error, ProtocolError
 
@@ -54,6 +54,8 @@ ANSWERED_STRIKES: Final = 3
 MAX_STRIKERS: Final = 4096
 #: Objects made between two collections: a hand-out of a batch makes thousands at once.
 GC_ALLOCATIONS: Final = 50_000
+#: What FLASK_HOST says for all addresses.
+_ALL_ADDRESSES: Final = ("0.0.0.0", "::")
 JOURNAL_NAME: Final = "journal.db"
 
 #: From (routing id, address, key) to a `Peer`, without the call that a `NamedTuple` makes of it.
@@ -92,7 +94,12 @@ class Broker:
         self._waker = Waker()
         ports = range(config.broker_port, config.broker_port + BROKER_PORT_TRIES)
         try:
-            self._router = RouterEndpoint("*", ports, is_admissible=is_admissible)
+            self._router = RouterEndpoint(
+                _listens_on(config.web_host),
+                ports,
+                is_admissible=is_admissible,
+                is_taken=is_taken_unseen,
+            )
         except BaseException:
             self._journal.close()
             raise
@@ -112,7 +119,7 @@ class Broker:
         self._owed_until = math.inf
         self._discovery = Discovery(
             mesh=config.mesh,
-            addresses=lambda: [a.address for a in usable_addresses(config.interfaces)],
+            addresses=partial(_announced, config),
             on_sighting=_heard_worker,
             browse=(Kind.WORKER,),
             on_trouble=lambda text: event(_log, logging.WARNING, "discovery", trouble=text),
@@ -332,6 +339,24 @@ def _answer(
     except Exception as error:  # a damaged row: the next question may be about a sound one
         event(_log, logging.ERROR, "journal.unreadable", what=load.what, error=repr(error))
         return Loaded(load.number, [], f"the journal cannot be read here: {error!r}")
+
+
+def _listens_on(host: str) -> list[str]:
+    """Return the addresses that the broker listens on when the REST listens on `host`.
+
+    Loopback always: the REST process reaches the broker there.
+    """
+    if host in _ALL_ADDRESSES:
+        return ["*"]
+    return [LOOPBACK] if host == "localhost" else list(dict.fromkeys((host, LOOPBACK)))
+
+
+def _announced(config: Config) -> list[str]:
+    """Return the addresses to announce: none that nobody listens on."""
+    usable = [each.address for each in usable_addresses(config.interfaces)]
+    if config.web_host in _ALL_ADDRESSES or not usable:
+        return usable
+    return [LOOPBACK if is_loopback(config.web_host) else config.web_host]
 
 
 def _policy(config: Config, broker_id: str, port: int) -> Policy:

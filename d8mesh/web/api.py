@@ -64,6 +64,9 @@ ROUTES: Final = (
     ("POST", "/api/mesh/exchange", "exchange"),
 )
 
+#: What keeps a proxy from holding back a stream or a long poll, and from answering for us.
+_PASSED_ON_AT_ONCE: Final = (("Cache-Control", "no-store"), ("X-Accel-Buffering", "no"))
+
 Call = Callable[..., Response]
 _log: Final = logging.getLogger("d8mesh.web")
 
@@ -134,7 +137,10 @@ class Api:
     ) -> Iterable[bytes]:
         """Serve one request (WSGI)."""
         request = Request(environ)
-        return self._answer(request)(environ, start_response)
+        response = self._answer(request)
+        for name, value in _PASSED_ON_AT_ONCE:
+            response.headers.setdefault(name, value)
+        return response(environ, start_response)
 
     def health(self, request: Request) -> Response:
         """``GET /health``"""

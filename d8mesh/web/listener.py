@@ -8,7 +8,6 @@ deadline, addresses a cap, `urgent` paths threads of their own, and threads star
 from __future__ import annotations
 
 import contextlib
-import os
 import select
 import socket
 import threading
@@ -76,28 +75,6 @@ class Limits:
     urgent: Collection[str] = ()
     body_bytes: int = 65_536
     large_body_bytes: Mapping[str, int] | None = None
-
-
-def bind(host: str, port: int) -> socket.socket:
-    """Return a socket bound to the port, at once even if an earlier process was killed.
-
-    Raises:
-        OSError: the port is taken or the address is not this machine's.
-    """
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    found = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        if os.name == "posix":
-            found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        else:  # there SO_REUSEADDR would let two processes listen
-            found.setsockopt(socket.SOL_SOCKET, getattr(socket, "SO_EXCLUSIVEADDRUSE"), 1)  # noqa: B009
-        if host == "::":
-            found.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
-        found.bind((host, port))
-    except BaseException:
-        found.close()
-        raise
-    return found
 
 
 class Listener:

@@ -11,7 +11,6 @@ import argparse
 import contextlib
 import json
 import logging
-import os
 import queue
 import signal
 import subprocess
@@ -25,9 +24,10 @@ from typing import Final
 
 from d8mesh.config import Config
 from d8mesh.edge import data_folder, logs
+from d8mesh.edge.installation import HERE
 from d8mesh.edge.logs import event
 from d8mesh.edge.terminal import say
-from d8mesh.web.parent import end_with_parent
+from d8mesh.web.parent import end_with_parent, stop_signals
 
 #: Pauses before a child that died is brought back: none, then these, doubling up to a cap.
 FIRST_PAUSE_S: Final = 0.1
@@ -64,7 +64,7 @@ def run(config: Config, options: argparse.Namespace) -> int:
     _refuse_taken_port(config)
     launcher = _Launcher(config)
     stop = threading.Event()
-    for number in _stop_signals():
+    for number in stop_signals():
         signal.signal(number, lambda *_: stop.set())
     if getattr(options, "with_parent", False):
         end_with_parent(stop.set)
@@ -85,7 +85,7 @@ def run_broker(config: Config, options: argparse.Namespace) -> int:
     arguments = _child_arguments(options.rest)
     logs.setup("broker", level=config.log_level, folder=_logs(config), to_stderr=False)
     broker = Broker(config, _journal(config).parent, web_port=arguments.web_port)
-    for number in _stop_signals():
+    for number in stop_signals():
         signal.signal(number, lambda *_: broker.stop())
     end_with_parent(broker.stop)
     print(json.dumps({"event": "ready", **asdict(broker.ready)}), flush=True)
@@ -172,12 +172,12 @@ class _Launcher:
 
     def _start(self, child: _Child, now: float) -> None:
         child.process = subprocess.Popen(
-            [sys.executable, "-m", "d8mesh", *child.arguments],
+            HERE.command(*child.arguments),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
             encoding="utf-8",
-            cwd=Path(__file__).resolve().parents[2],
+            cwd=HERE.start_folder,
             # A Ctrl-C reaches the whole group; the launcher alone decides what it means.
             process_group=None if sys.platform == "win32" else 0,
             creationflags=_NEW_GROUP,
@@ -194,7 +194,7 @@ class _Launcher:
             self._port = told["port"]
             self._web.arguments = ["_web", "--broker", f"tcp://127.0.0.1:{self._port}"]
             if self._web.process is not None:
-                self._web.process.terminate()
+                _ask_to_end(self._web.process)
         self._broker_id = told["broker_id"]
 
     def _web_ready(self, line: str) -> None:
@@ -205,6 +205,7 @@ class _Launcher:
                 f"orchestrator {self._broker_id} of mesh {self._config.mesh}: "
                 f"REST on port {told['port']}, workers on port {self._port}; Ctrl-C stops it"
             )
+            say(f"data in {self._config.data_dir}")
 
     def _end(self) -> None:
         """End the children: REST first, so that nobody is told of a broker that has gone."""
@@ -213,14 +214,19 @@ class _Launcher:
             process = child.process
             if process is None:
                 continue
-            assert process.stdin is not None
-            with contextlib.suppress(OSError):
-                process.stdin.close()
+            _ask_to_end(process)
             try:
                 process.wait(max(0.1, deadline - time.monotonic()))
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+
+
+def _ask_to_end(process: subprocess.Popen[str]) -> None:
+    """Let a child drain and end: not by a signal, which on Windows would end it in mid-sentence."""
+    assert process.stdin is not None
+    with contextlib.suppress(OSError):
+        process.stdin.close()
 
 
 def _pump(
@@ -235,12 +241,6 @@ def _pump(
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(END_S)
     news.set()
-
-
-def _stop_signals() -> Sequence[signal.Signals]:
-    if sys.platform == "win32":
-        return (signal.SIGINT, signal.SIGBREAK)
-    return (signal.SIGINT, signal.SIGTERM)
 
 
 def _child_arguments(rest: Sequence[str]) -> argparse.Namespace:
@@ -265,17 +265,14 @@ def _refuse_taken_port(config: Config) -> None:
         JournalHeldError: it is another orchestrator on this very journal.
         D8Error: somebody else has it, or the address is not this machine's.
     """
-    import socket
+    from d8mesh.edge.network import bind  # the launcher starts quicker without it
 
-    probe = socket.socket(socket.AF_INET6 if ":" in config.web_host else socket.AF_INET)
-    with probe:
-        if os.name == "posix":
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((config.web_host, config.web_port))
-        except OSError as error:
-            from d8mesh.edge.journal import refuse_held  # slow to import, and seldom needed
-            from d8mesh.web.server import refused_bind
+    host = "127.0.0.1" if config.web_host == "localhost" else config.web_host
+    try:
+        bind(host, config.web_port).close()
+    except OSError as error:
+        from d8mesh.edge.journal import refuse_held  # slow to import, and seldom needed
+        from d8mesh.web.server import refused_bind
 
-            refuse_held(_journal(config))
-            raise refused_bind(config.web_host, config.web_port, error) from error
+        refuse_held(_journal(config))
+        raise refused_bind(config.web_host, config.web_port, error) from error

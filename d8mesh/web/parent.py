@@ -1,12 +1,23 @@
-"""Ending with the parent: a child's standard input is a pipe of its parent's."""
+"""Ending when told to: by a signal, or by the end of the parent, whose pipe standard input is."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import sys
 import threading
 from collections.abc import Callable
+
+
+def stop_signals() -> tuple[signal.Signals, ...]:
+    """Return the signals that ask a process to end: Ctrl-C, and the system's own.
+
+    On Windows that is Ctrl-Break, which reaches every process of a console, whatever its group;
+    SIGTERM is never sent there.
+    """
+    other = "SIGBREAK" if sys.platform == "win32" else "SIGTERM"
+    return (signal.SIGINT, getattr(signal, other))
 
 
 def end_with_parent(stop: Callable[[], None]) -> None:

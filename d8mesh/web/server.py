@@ -24,15 +24,15 @@ from d8mesh.config import Config
 from d8mesh.core.addresses import is_admissible
 from d8mesh.edge import logs
 from d8mesh.edge.logs import event
-from d8mesh.edge.network import port_holder
+from d8mesh.edge.network import bind, port_holder
 from d8mesh.errors import ConfigError, D8Error
 from d8mesh.nodes.client import Client
 from d8mesh.web.api import Api
 from d8mesh.web.exchange import MAX_LINKS, Exchange
 from d8mesh.web.guard import MAX_BODY_BYTES, Rejections
-from d8mesh.web.listener import MAX_CONNECTIONS, Limits, Listener, Refused, bind
+from d8mesh.web.listener import MAX_CONNECTIONS, Limits, Listener, Refused
 from d8mesh.web.mesh import MAX_STREAMS, MAX_WAITS, Places
-from d8mesh.web.parent import end_with_parent
+from d8mesh.web.parent import end_with_parent, stop_signals
 
 #: Threads for requests that wait for nothing but the broker's next answer.
 SHORT_THREADS: Final = 32
@@ -76,8 +76,8 @@ def run_web(config: Config, options: argparse.Namespace) -> int:
     api = Api(config, client, exchange=exchange, waits=waits)
     listener = Listener(api, bound, limits(), refusal_log(api.rejections))
     stop = _Stop(listener)
-    signal.signal(signal.SIGTERM, lambda *_: stop())
-    signal.signal(signal.SIGINT, lambda *_: stop())
+    for number in stop_signals():
+        signal.signal(number, lambda *_: stop())
     end_with_parent(stop)
     api.on_dead = stop
     print(json.dumps({"event": "ready", "port": listener.port}), flush=True)
@@ -142,9 +142,13 @@ def refused_bind(host: str, port: int, error: OSError) -> D8Error:
             f"port {port} on {host} is taken by {holder or 'another program'}: stop it, or set "
             "FLASK_PORT to another port"
         )
-    return D8Error(
-        f"port {port} on {host} cannot be used ({error.strerror}): set FLASK_PORT to another port"
-    )
+    why = error.strerror
+    if error.errno == errno.EACCES and str(sys.platform) == "win32":  # SO_EXCLUSIVEADDRUSE says so
+        why = (
+            "another program has it, or Windows keeps it: `netsh interface ipv4 show "
+            "excludedportrange tcp` lists those"
+        )
+    return D8Error(f"port {port} on {host} cannot be used ({why}): set FLASK_PORT to another port")
 
 
 class _Stop:

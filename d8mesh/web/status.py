@@ -17,9 +17,9 @@ from typing import Any, Final
 
 from d8mesh.core.addresses import host_of, is_admissible
 from d8mesh.edge.logs import event
-from d8mesh.edge.network import port_holder
+from d8mesh.edge.network import bind, port_holder
 from d8mesh.errors import D8Error
-from d8mesh.web.listener import Limits, Listener, bind
+from d8mesh.web.listener import Limits, Listener
 from d8mesh.web.own_hosts import OwnHosts, may_lack_host
 
 #: Requests of one address: so many at once, and so many per second in the long run.

@@ -76,9 +76,7 @@ def run(config: Config, options: argparse.Namespace) -> int:
         probe = Probe(worker, backend, url=config.ollama_url)
         threads = [
             threading.Thread(target=probe.run, args=(stop,), name="probe", daemon=True),
-            threading.Thread(
-                target=_tell, args=(worker, config.mesh, stop), name="tell", daemon=True
-            ),
+            threading.Thread(target=_tell, args=(worker, config, stop), name="tell", daemon=True),
         ]
 
         def start_threads() -> None:
@@ -177,9 +175,10 @@ def _load(name: str, worker: Worker) -> None:
     register(worker)
 
 
-def _tell(worker: Worker, mesh: str, stop: threading.Event) -> None:
+def _tell(worker: Worker, config: Config, stop: threading.Event) -> None:
     """Say on standard output which orchestrators are found, and through what."""
-    say(f"worker {worker.worker_id}: looking for orchestrators of mesh {mesh}")
+    say(f"worker {worker.worker_id}: looking for orchestrators of mesh {config.mesh}")
+    say(f"data in {config.data_dir}")
     told: dict[str, str] = {}
     refused: set[str] = set()
     waited_s = 0.0
@@ -214,7 +213,9 @@ def _status_page(config: Config, worker: Worker) -> Iterator[None]:
     ports = range(config.status_port, config.status_port + STATUS_PORT_TRIES)
     server: StatusServer | None = None
     try:
-        server = StatusServer(config.web_host, ports, worker.status)
+        server = StatusServer(
+            config.web_host, ports, worker.status, allowed_hosts=config.allowed_hosts
+        )
     except (OSError, D8Error) as error:
         event(_log, logging.WARNING, "status.none", error=str(error))
     if server is not None:

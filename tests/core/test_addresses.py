@@ -217,23 +217,46 @@ OWN = frozenset({"pi", "pi.local", "192.168.1.2", "fd00::2"})
         "d8.example.org",
         "10.9.9.9",
         "fd00::9",
+        "8.9.9.9",
     ],
 )
 def test_our_own_names_and_the_allowed_ones_are_ours(host: str) -> None:
-    assert host_is_allowed(host, OWN, ["D8.example.org", "10.9.9.9", "fd00::9"])
+    assert host_is_allowed(host, OWN, ["D8.example.org", "10.9.9.9", "fd00::9", "8.9.9.9"])
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "192.168.1.3",
+        "10.0.0.1",
+        "172.31.9.9",
+        "169.254.3.4",
+        "100.64.0.9",
+        "fd00::3",
+        "fe80::3",
+        "host.docker.internal",
+        "host.containers.internal",
+    ],
+)
+def test_the_machine_of_a_container_may_be_asked_by_its_private_address(host: str) -> None:
+    assert host_is_allowed(host, OWN, [])
 
 
 @pytest.mark.parametrize(
     "host",
     [
         "evil.example",
-        "192.168.1.3",
         "8.8.8.8",
-        "fd00::3",
+        "2001:db8::3",
+        "169.254.169.254",
+        "0.0.0.0",
+        "100.128.0.1",
         "other.local",
         "x.d8.example.org",
         "localhost.evil.example",
         "pi.local.evil.example",
+        "evil.internal",
+        "192.168.1.3.evil.example",
         "127.0.0.1.nip.io",
     ],
 )

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -28,6 +32,57 @@ def test_what_cannot_be_a_folder_names_the_variable(tmp_path: Path, path: str) -
     assert message.startswith("D8_DATA_DIR=")
     assert "expected a folder that can be written" in message
     assert "\n" not in message
+
+
+NOBODY = 65534
+AS_NOBODY = """
+import os, sys
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from d8mesh.edge import data_folder
+from d8mesh.errors import ConfigError
+os.setgid({nobody}), os.setuid({nobody})
+try:
+    data_folder.require(Path(sys.argv[1]), "orchestrator", "workers", "logs")
+except ConfigError as error:
+    print(error)
+"""
+
+
+@pytest.mark.skipif(
+    sys.platform == "win32" or os.geteuid() != 0, reason="only the superuser becomes another"
+)
+@pytest.mark.parametrize("place", ["logs/web.log", "workers/1/id", "orchestrator/journal.db"])
+def test_what_a_start_as_root_left_is_told_with_its_owner(place: str) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        data = Path(folder) / "data"
+        Path(folder).chmod(0o755)
+        data_folder.require(data, "orchestrator", "workers/1", "logs")
+        for each in (data, *data.rglob("*")):
+            os.chown(each, NOBODY, NOBODY)
+        (data / place).write_text("", "utf-8")
+        done = subprocess.run(
+            [sys.executable, "-c", AS_NOBODY.format(nobody=NOBODY), str(data)],
+            capture_output=True,
+            encoding="utf-8",
+            timeout=60,
+            check=False,
+        )
+    assert done.returncode == 0, done.stderr
+    (line,) = done.stdout.splitlines()
+    assert line.startswith(f"D8_DATA_DIR={str(data)!r}: expected a folder that can be written")
+    assert str(data / place) in line
+    assert "which belongs to root: give it to this user" in line
+
+
+def test_a_name_that_is_no_utf_8_is_told(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="expected a folder whose name is UTF-8") as caught:
+        data_folder.require(tmp_path / "caf\udce9", "logs")
+    assert "caf\\udce9" in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_that_may_not_be_written_is_told(

@@ -68,3 +68,10 @@ def test_a_folder_that_cannot_be_made_is_said(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("", "utf-8")
     with pytest.raises(WorkerError, match="D8_DATA_DIR"):
         Identity(tmp_path / "file")
+
+
+def test_a_folder_whose_name_is_no_utf_8_is_said(tmp_path: Path) -> None:
+    with pytest.raises(WorkerError, match="its name is no UTF-8"):
+        Identity(tmp_path / "caf\udce9")
+    assert list(tmp_path.iterdir()) == []
+    Identity(tmp_path / "café").close()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -270,6 +272,50 @@ def test_no_free_port_is_said_with_the_ports_and_the_setting() -> None:
         RouterEndpoint("127.0.0.1", [port], is_admissible=is_admissible)
     with pytest.raises(D8Error, match="cannot listen"):
         RouterEndpoint("999.1.2.3", [port], is_admissible=is_admissible)
+
+
+def test_the_first_free_port_is_taken_where_error_numbers_are_not_pythons(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(errno, "EADDRINUSE", 10048)  # as on Windows; libzmq's is another
+    taken, free = free_port(), free_port()
+    with router_at(taken):
+        second = RouterEndpoint("127.0.0.1", [taken, free], is_admissible=is_admissible)
+        assert second.port == free
+        second.close()
+
+
+def test_a_port_that_is_taken_unseen_is_passed_over() -> None:
+    taken, free = free_port(), free_port()
+    endpoint = RouterEndpoint(
+        "*",
+        [taken, free],
+        is_admissible=is_admissible,
+        is_taken=lambda host, port: (host, port) == ("*", taken),
+    )
+    assert endpoint.port == free
+    endpoint.close()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere 127.0.0.2 is not there")
+def test_several_addresses_have_the_same_port_or_none_of_it() -> None:
+    taken, free = free_port(), free_port()
+    with socket.create_server(("127.0.0.2", taken)):
+        endpoint = RouterEndpoint(
+            ("127.0.0.1", "127.0.0.2"), [taken, free], is_admissible=is_admissible
+        )
+    assert endpoint.port == free
+    for address in ("127.0.0.1", "127.0.0.2"):
+        socket.create_connection((address, free), timeout=PATIENCE_S).close()
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.3", free), timeout=PATIENCE_S)
+    deadline = time.monotonic() + PATIENCE_S
+    while True:  # libzmq lets the half that it had go on a thread of its own
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", taken)) == errno.ECONNREFUSED:
+                break
+        assert time.monotonic() < deadline
+    endpoint.close()
 
 
 def test_all_interfaces_are_listened_on_and_loopback_reaches_it() -> None:

@@ -278,4 +278,5 @@ def _ports(first: int, last: int | None) -> list[str]:
 
 
 def _environment(extra: Mapping[str, str] | None) -> dict[str, str]:
-    return {**os.environ, **(extra or {})}
+    # The tests' own settings keep to loopback; a host has a LAN.
+    return {**os.environ, "FLASK_HOST": "", **(extra or {})}

@@ -21,6 +21,8 @@ from tests.end_to_end.hosts import NETWORK, Host, Lan, available
 if reason := available():
     pytest.skip(reason, allow_module_level=True)
 
+pytestmark = pytest.mark.namespace
+
 ROOT: Final = Path(__file__).resolve().parents[2]
 NODE: Final = Path(__file__).with_name("mdns_node.py")
 #: Seconds within which a slow, busy machine does it; the figures themselves are milliseconds.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import sys
 import time
@@ -18,6 +19,8 @@ from tests.end_to_end.processes import until
 
 if reason := available():
     pytest.skip(reason, allow_module_level=True)
+
+pytestmark = pytest.mark.namespace
 
 ROOT = Path(__file__).resolve().parents[2]
 #: The promise is 2 s; the bound leaves room for a machine that does other things too.
@@ -154,6 +157,33 @@ def test_worker_and_client_follow_the_orchestrator_to_a_new_address(
     machines: Machines, is_shut: bool
 ) -> None:
     assert new_address_to_next_task(machines, is_shut=is_shut) < MOVE_BOUND_S
+
+
+def test_one_that_listens_on_loopback_serves_its_machine_and_nobody_else(
+    machines: Machines,
+) -> None:
+    boss, other, user = machines.lan.hosts
+    machines.start(boss, "orchestrator", FLASK_HOST="127.0.0.1")
+    until(lambda: machines.health(boss).get("status") == "healthy", "a healthy orchestrator")
+    elsewhere = machines.start(other, "worker")
+    beside = machines.start(boss, "worker")
+    until(lambda: "joined" in beside.read_text("utf-8"), "a worker beside it that joins")
+    code = (
+        "import socket,sys; sys.exit(socket.socket().connect_ex((sys.argv[1], int(sys.argv[2]))))"
+    )
+    for port in (7001, 7010):
+        done = user.run([sys.executable, "-c", code, boss.address, str(port)])
+        assert done.returncode == errno.ECONNREFUSED, port
+    assert "joined" not in elsewhere.read_text("utf-8")
+
+
+def test_one_that_listens_on_one_address_is_found_there(machines: Machines) -> None:
+    boss, other, _ = machines.lan.hosts
+    machines.start(boss, "orchestrator", FLASK_HOST=boss.address)
+    beside, elsewhere = machines.start(boss, "worker"), machines.start(other, "worker")
+    for log in (beside, elsewhere):
+        until(lambda: "joined" in log.read_text("utf-8"), "a worker that joins")  # noqa: B023
+    assert f"tcp://{boss.address}:7010" in elsewhere.read_text("utf-8")
 
 
 def test_with_only_7001_open_all_work_and_move_up_when_7010_opens(machines: Machines) -> None:

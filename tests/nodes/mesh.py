@@ -48,6 +48,7 @@ class Mesh:
     ) -> Config:
         return Config(
             mesh=self.mesh,
+            web_host="127.0.0.1",
             interfaces=(interface,),
             data_dir=str(self._folder / data),
             broker_port=port,

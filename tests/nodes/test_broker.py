@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -18,9 +20,12 @@ from d8mesh.config import Config
 from d8mesh.core import dispatcher
 from d8mesh.core import messages as m
 from d8mesh.core.codec import decode_to_client, decode_to_worker, encode
+from d8mesh.edge.network import usable_addresses
 from d8mesh.edge.sockets import DealerLink
 from d8mesh.errors import JournalBrokenError, JournalError, JournalHeldError, ProtocolError
+from d8mesh.nodes import broker
 from d8mesh.nodes.broker import ANSWERED_STRIKES, JOURNAL_NAME, Broker
+from tests.nodes.mesh import mesh_in
 
 S = "0123456789abcdef"
 PATIENCE_S = 20.0
@@ -294,3 +299,38 @@ def test_a_disk_without_room_refuses_submits_and_recovers(tmp_path: Path) -> Non
         submit(client, 2, 0)
     finally:
         running.stop()
+
+
+@pytest.mark.parametrize(
+    ("host", "listens_on", "announced"),
+    [
+        ("0.0.0.0", ["*"], None),
+        ("::", ["*"], None),
+        ("localhost", ["127.0.0.1"], ["127.0.0.1"]),
+        ("127.0.0.1", ["127.0.0.1"], ["127.0.0.1"]),
+        ("::1", ["::1", "127.0.0.1"], ["127.0.0.1"]),
+        ("192.168.7.7", ["192.168.7.7", "127.0.0.1"], ["192.168.7.7"]),
+    ],
+)
+def test_what_is_announced_is_what_is_listened_on(
+    host: str, listens_on: list[str], announced: list[str] | None
+) -> None:
+    usable = [each.address for each in usable_addresses()]
+    assert broker._listens_on(host) == listens_on
+    assert broker._announced(Config(web_host=host)) == (announced or usable)
+    assert broker._announced(Config(web_host=host, interfaces=("no-such-card",))) == []
+
+
+def test_a_machine_whose_name_is_no_utf_8_takes_part(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(socket, "gethostname", lambda: "caf\udce9")
+    with mesh_in(tmp_path) as mesh:
+        port = mesh.broker()
+        worker = mesh.worker(port)
+        worker.register("echo", lambda data: data)
+        mesh.run(worker)
+        client = mesh.client(port)
+        assert client.submit("echo", {"x": 1}).result(PATIENCE_S)["output"] == {"x": 1}
+        (row,) = client.ask("workers", {})["workers"]
+        assert "caf\ufffd" in json.dumps(row, ensure_ascii=False)

@@ -24,11 +24,12 @@ from d8mesh.core.messages import (
     Welcome,
 )
 from d8mesh.edge.exchange import ExchangeLink
+from d8mesh.edge.network import bind
 from d8mesh.nodes.client import Client
 from d8mesh.web import exchange as exchange_module
 from d8mesh.web.answers import answer
 from d8mesh.web.exchange import CONTENT_TYPE, LINK_HEADER
-from d8mesh.web.listener import Listener, bind
+from d8mesh.web.listener import Listener
 from d8mesh.web.server import limits
 from tests.nodes.mesh import PATIENCE_S, free_port, until
 from tests.web.rest import Rest, rest_in

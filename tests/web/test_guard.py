@@ -63,6 +63,9 @@ def test_a_forwarded_address_counts_for_nothing() -> None:
         "D8-BOX:80",
         socket.gethostname(),
         f"{socket.gethostname().partition('.')[0]}.local",
+        "192.168.77.9:7001",
+        "[fd00::77]:7001",
+        "host.docker.internal:7001",
     ],
 )
 def test_our_own_names_pass(host: str) -> None:

@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 
+from d8mesh.edge.network import bind
 from d8mesh.web import listener as server
-from d8mesh.web.listener import Limits, Listener, bind
+from d8mesh.web.listener import Limits, Listener
 
 PATIENCE_S = 20.0
 

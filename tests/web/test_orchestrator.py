@@ -15,7 +15,8 @@ import pytest
 from d8mesh.apps.children import Child, Children
 from d8mesh.apps.demo import free_ports
 from d8mesh.apps.status import ask
-from d8mesh.web.orchestrator import MAX_PAUSE_S, MAX_START_PAUSE_S, pause_before_start
+from d8mesh.config import Config
+from d8mesh.web.orchestrator import MAX_PAUSE_S, MAX_START_PAUSE_S, _Launcher, pause_before_start
 from tests.end_to_end.processes import until
 
 PATIENCE_S = 60.0
@@ -70,6 +71,40 @@ def test_ctrl_c_and_sigterm_end_it_in_order(children: Children, number: signal.S
     child.process.send_signal(number)
     assert child.wait(PATIENCE_S) == 0
     assert child.lines[-1] == "orchestrator stopped"
+
+
+def test_the_rest_is_asked_to_end_and_not_killed_when_the_broker_has_moved() -> None:
+    code = "import sys; sys.stdin.read(); print('drained', flush=True)"
+    child = subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    launcher = _Launcher(Config())
+    launcher._web.process = child
+    launcher._ready('{"port": 7011, "broker_id": "o"}')
+    assert child.wait(PATIENCE_S) == 0
+    assert child.stdout is not None
+    with child.stdout as said:
+        assert said.read() == "drained\n"
+
+
+def test_it_says_where_its_data_is(children: Children, settings: dict[str, str]) -> None:
+    child = up(children)
+    until(lambda: f"data in {settings['D8_DATA_DIR']}" in child.lines, "the data folder")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere 127.0.0.2 is not there")
+@pytest.mark.parametrize(("host", "is_open"), [("127.0.0.1", False), ("0.0.0.0", True)])
+def test_flask_host_binds_the_broker_too(
+    children: Children, settings: dict[str, str], host: str, is_open: bool
+) -> None:
+    child = children.start("orchestrator", "orchestrator", settings={"FLASK_HOST": host})
+    until(lambda: child.is_up.is_set() or not child.is_running, "a first line")
+    assert child.is_running, list(child.lines)
+    for port in (settings["FLASK_PORT"], settings["D8_BROKER_PORT"]):
+        with socket.socket() as probe:
+            assert (probe.connect_ex(("127.0.0.2", int(port))) == 0) == is_open
+        with socket.socket() as probe:
+            assert probe.connect_ex(("127.0.0.1", int(port))) == 0
 
 
 def test_one_that_had_come_up_is_soon_back_however_often_it_died() -> None:

@@ -14,11 +14,11 @@ def test_an_address_that_this_machine_just_got_is_ours(monkeypatch: pytest.Monke
     ours = OwnHosts(["pool.lan"])
     assert "localhost" in ours
     assert "pool.lan" in ours
-    assert "10.7.7.7" not in ours
-    names.update(("10.7.7.7", "fd00::7"))
-    assert "10.7.7.7" in ours
-    assert "fd00::7" in ours
-    assert "10.7.7.8" not in ours
+    assert "8.7.7.7" not in ours
+    names.update(("8.7.7.7", "2001:db8::7"))
+    assert "8.7.7.7" in ours
+    assert "2001:db8::7" in ours
+    assert "8.7.7.8" not in ours
 
 
 def test_strangers_do_not_make_us_look_again_and_again(monkeypatch: pytest.MonkeyPatch) -> None:

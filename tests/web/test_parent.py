@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from d8mesh.web.parent import stop_signals
+
 ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_each_system_has_its_own_signals_to_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(signal, "SIGBREAK", 21, raising=False)
+    assert set(stop_signals()) == (
+        {signal.SIGINT, 21} if sys.platform == "win32" else {signal.SIGINT, signal.SIGTERM}
+    )
+    monkeypatch.setattr(sys, "platform", "win32")
+    assert set(stop_signals()) == {signal.SIGINT, 21}
 
 
 def test_the_end_of_standard_input_is_the_end_of_the_parent() -> None:

@@ -19,9 +19,9 @@ from typing import Any
 import pytest
 
 from d8mesh.config import Config
+from d8mesh.edge.network import bind
 from d8mesh.errors import ConfigError, D8Error
 from d8mesh.web import server
-from d8mesh.web.listener import bind
 from tests.nodes.mesh import PATIENCE_S, Mesh, free_port, mesh_in, until
 
 ROOT = Path(__file__).resolve().parents[2]

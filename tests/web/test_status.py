@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
+from d8mesh.edge.network import bind
 from d8mesh.errors import D8Error
 from d8mesh.web import status
-from d8mesh.web.listener import bind
 from d8mesh.web.status import StatusServer
 
 ROOT = Path(__file__).resolve().parents[2]

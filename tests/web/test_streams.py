@@ -94,6 +94,22 @@ def test_a_finished_task_is_done_at_once(rest: Rest) -> None:
     assert (name, body["state"]) == ("done", "cancelled")
 
 
+def test_no_proxy_holds_back_a_stream_or_a_wait(rest: Rest) -> None:
+    task_id = rest.submit()
+    rest.register("w-polling", "w-polling-type")
+    for path in (
+        f"/api/tasks/{task_id}/stream",
+        f"/api/tasks/{task_id}/wait?timeout=0",
+        "/api/workers/w-polling/tasks",
+        "/api/nowhere",
+    ):
+        answer = rest.get(path)
+        assert answer.headers["X-Accel-Buffering"] == "no", path
+        assert answer.headers["Cache-Control"] == "no-store", path
+        answer.close()
+    rest.post(f"/api/tasks/{task_id}/cancel")
+
+
 def test_cancelling_ends_the_stream(rest: Rest) -> None:
     task_id = rest.submit()
     answer = rest.get(f"/api/tasks/{task_id}/stream")

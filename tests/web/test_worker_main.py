@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import signal
 import sys
 from collections.abc import Iterator
@@ -46,6 +47,26 @@ def test_what_cannot_be_run_is_said_with_exit_code_2(
     code, text = ended(running.children.start("worker", "worker", *arguments))
     assert code == 2
     assert said in text
+
+
+def test_its_status_page_takes_the_allowed_hosts_and_its_data_is_told(
+    running: Mesh, tmp_path: Path
+) -> None:
+    (status,) = free_ports(1)
+    settings = {
+        "WORKER_STATUS_PORT": str(status),
+        "D8_ALLOWED_HOSTS": "pool.example.org",
+        "D8_DATA_DIR": str(tmp_path / "data"),
+    }
+    child = running.children.start("worker", "worker", settings=settings)
+    until(lambda: f"data in {tmp_path / 'data'}" in child.lines, "the data folder")
+    for host, is_refused in (("pool.example.org", False), ("evil.example.org", True)):
+        connection = http.client.HTTPConnection("127.0.0.1", status, timeout=PATIENCE_S)
+        connection.request("GET", "/health", headers={"Host": host})
+        assert (connection.getresponse().status == 403) == is_refused
+        connection.close()
+    child.close_input()
+    assert child.wait(PATIENCE_S) == 0
 
 
 def test_it_joins_without_ollama_and_says_so(running: Mesh) -> None:

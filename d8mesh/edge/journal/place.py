@@ -5,6 +5,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -14,9 +18,21 @@ import filelock
 from d8mesh.edge.journal.schema import NOTE_SUFFIX
 from d8mesh.errors import JournalBrokenError, JournalError, JournalHeldError
 
+#: What a share of Windows is called here; Windows itself has no word for its protocol.
+_REMOTE: Final = "remote"
 _NETWORK_FILE_SYSTEMS: Final = frozenset(
-    {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ncpfs", "fuse.sshfs", "ceph"}
+    {
+        *("nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ncpfs", "fuse.sshfs", "ceph"),
+        *("afpfs", "webdav", "ftp", "macfuse", "osxfuse", _REMOTE),  # macOS, Windows
+    }
 )
+_MOUNTS: Final = Path("/proc/self/mounts")
+#: A row of mount(8) of macOS; the device may be a URL with blanks, the kind is one word.
+_MOUNT_ROW: Final = re.compile(r".+? on (/.*) \(([^,()]+)(?:,[^()]*)?\)")
+#: The command takes milliseconds; a hanging one must not hold up a start.
+MOUNT_S: Final = 5.0
+#: GetDriveTypeW's answer for a network drive (winbase.h).
+_DRIVE_REMOTE: Final = 4
 #: What passes, or is not the file's fault: a start later may well do.
 _PASSING: Final = (
     apsw.FullError,
@@ -37,6 +53,7 @@ class Lock:
 
     Raises:
         JournalHeldError: another process has it.
+        JournalError: the file of the lock cannot be made or opened.
     """
 
     def __init__(self, path: Path) -> None:
@@ -49,6 +66,11 @@ class Lock:
             raise JournalHeldError(
                 f"{path.with_suffix('')} is in use by another orchestrator ({who}): stop it "
                 "first, or give this one its own D8_DATA_DIR"
+            ) from error
+        except OSError as error:
+            raise JournalError(
+                f"{path.with_suffix('')} cannot be used ({error.strerror or error}): let this user "
+                "write in its folder, or set another D8_DATA_DIR"
             ) from error
         with contextlib.suppress(OSError):  # on a full disk: it is for people only
             holder.write_text(f"process {os.getpid()}", "utf-8")
@@ -95,20 +117,74 @@ def refuse_half_recovered(path: Path) -> None:
 
 
 def refuse_network_disk(path: Path) -> None:
-    """Refuse file systems on which SQLite's locks and syncs are not to be trusted (Linux)."""
-    mounts = Path("/proc/self/mounts")
-    if not mounts.exists():
-        return
-    folder = str(path.parent.resolve())
-    best, kind = "", ""
-    for line in mounts.read_text("utf-8", "replace").splitlines():
-        fields = line.split(" ")
-        point = fields[1].encode().decode("unicode_escape") if len(fields) > 2 else ""
-        is_above = folder == point or folder.startswith(point.rstrip("/") + "/")
-        if point and is_above and len(point) >= len(best):
-            best, kind = point, fields[2]
+    """Refuse file systems on which SQLite's locks and syncs are not to be trusted.
+
+    Where the system does not say what a folder is on, it is taken for a disk of this machine.
+    """
+    folder = path.parent.resolve()
+    kind = _KINDS.get(str(sys.platform), _kind_on_linux)(folder)
     if kind in _NETWORK_FILE_SYSTEMS:
         raise JournalBrokenError(
             f"{folder} is on a network file system ({kind}), which cannot keep a journal safe: "
             "set D8_DATA_DIR to a folder on a disk of this machine"
         )
+
+
+def _kind_on_linux(folder: Path) -> str:
+    """Return the file system by proc(5): blanks and the like in a path are octal escapes."""
+    try:
+        text = _MOUNTS.read_text("utf-8", "surrogateescape")
+    except OSError:
+        return ""
+    rows = [line.split(" ") for line in text.splitlines()]
+    return _nearest(
+        folder,
+        (
+            (re.sub(r"\\([0-7]{3})", lambda found: chr(int(found[1], 8)), row[1]), row[2])
+            for row in rows
+            if len(row) > 2
+        ),
+    )
+
+
+def _kind_on_macos(folder: Path) -> str:
+    """Return the file system by mount(8): ``DEVICE on POINT (KIND, OPTION, …)``.
+
+    It prints what the kernel has in its table, and does not ask a server that may hang.
+    """
+    try:
+        done = subprocess.run(
+            ["/sbin/mount"], stdin=subprocess.DEVNULL, capture_output=True, timeout=MOUNT_S
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    text = done.stdout.decode("utf-8", "surrogateescape")
+    rows = (_MOUNT_ROW.fullmatch(line) for line in text.splitlines())
+    return _nearest(folder, ((row[1], row[2]) for row in rows if row is not None))
+
+
+def _kind_on_windows(folder: Path) -> str:
+    """Return "remote" for a share, also one with a letter of its own, else ""."""
+    anchor = folder.anchor
+    if anchor.startswith("\\\\"):
+        return _REMOTE
+    import ctypes
+
+    kernel = getattr(ctypes, "windll").kernel32  # noqa: B009 - only Windows has it
+    return _REMOTE if kernel.GetDriveTypeW(anchor) == _DRIVE_REMOTE else ""
+
+
+def _nearest(folder: Path, mounts: Iterable[tuple[str, str]]) -> str:
+    """Return the kind of the mount that `folder` is on; of two at one point the later one."""
+    best, kind = "", ""
+    for point, found in mounts:
+        is_above = str(folder) == point or str(folder).startswith(point.rstrip("/") + "/")
+        if point and is_above and len(point) >= len(best):
+            best, kind = point, found
+    return kind
+
+
+_KINDS: Final[Mapping[str, Callable[[Path], str]]] = {
+    "darwin": _kind_on_macos,
+    "win32": _kind_on_windows,
+}

@@ -3,30 +3,38 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
-import re
 import selectors
 import socket
-import sys
 import time
-import uuid
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Final, NamedTuple, cast
 from urllib.parse import urlsplit
 
 from d8mesh.core.addresses import endpoint, in_order, is_admissible, is_loopback
+from d8mesh.edge.network.cards import address_of, is_among, is_bridge, names_of
+from d8mesh.edge.network.machine import host_name, machine_id
+from d8mesh.edge.network.ports import bind, is_taken_unseen, port_holder
 from d8mesh.edge.network.watch import adapters
 from d8mesh.errors import BrokerUnavailableError
 
-#: Bridges of containers and virtual machines, by name: their address ranges are ordinary
-#: private ones. Not every veth: a container's own way out may be called so.
-_BRIDGE: Final = re.compile(
-    r"docker\d+|docker_gwbridge|br-[0-9a-f]{6,}|virbr\d+(-nic)?|veth[0-9a-f]{7,}|vmnet\d+"
-    r"|(podman|cni|lxcbr|lxdbr|incusbr)\d+|cali[0-9a-f]{8,}"
-    r"|vEthernet \((WSL|Default Switch|nat).*\)"
-)
+__all__ = [
+    "InterfaceAddress",
+    "Way",
+    "ask_health",
+    "bind",
+    "find_way",
+    "find_way_by_url",
+    "first_reachable",
+    "host_name",
+    "is_taken_unseen",
+    "machine_id",
+    "own_names",
+    "port_holder",
+    "unknown_interfaces",
+    "usable_addresses",
+]
+
 #: Addresses tried side by side for one orchestrator.
 MAX_CANDIDATES: Final = 32
 #: Largest answer of /health that is read.
@@ -57,12 +65,12 @@ def usable_addresses(interfaces: Sequence[str] = ()) -> tuple[InterfaceAddress, 
     found: set[InterfaceAddress] = set()
     for adapter in adapters():
         for ip in adapter.ips:
-            address = ip.ip if isinstance(ip.ip, str) else ip.ip[0]
+            address, names = address_of(ip), names_of(adapter, ip)
             if not is_admissible(address) or address.lower().startswith("fe80:"):
                 continue
-            is_asked_for = adapter.nice_name in interfaces or address in interfaces
-            if is_asked_for or (not interfaces and not _BRIDGE.fullmatch(adapter.nice_name)):
-                found.add(InterfaceAddress(adapter.nice_name, address))
+            is_asked_for = is_among((*names, address), interfaces)
+            if is_asked_for or (not interfaces and not is_bridge(names)):
+                found.add(InterfaceAddress(names[0], address))
     if not interfaces:
         found = {each for each in found if not is_loopback(each.address)} or found
     return tuple(sorted({each for each in found if ":" not in each.address} or found))
@@ -72,9 +80,9 @@ def unknown_interfaces(interfaces: Sequence[str]) -> tuple[str, ...]:
     """Return those of the names and addresses that this machine does not have now."""
     known = set[str]()
     for adapter in adapters():
-        known.add(adapter.nice_name)
-        known |= {ip.ip if isinstance(ip.ip, str) else ip.ip[0] for ip in adapter.ips}
-    return tuple(name for name in interfaces if name not in known)
+        for ip in adapter.ips:
+            known |= {*names_of(adapter, ip), address_of(ip)}
+    return tuple(name for name in interfaces if not is_among([name], known))
 
 
 def own_names() -> frozenset[str]:
@@ -87,7 +95,7 @@ def own_names() -> frozenset[str]:
     names |= {name.partition(".")[0] for name in names}
     names |= {f"{name.partition('.')[0]}.local" for name in names}
     for adapter in adapters():
-        names |= {ip.ip if isinstance(ip.ip, str) else ip.ip[0] for ip in adapter.ips}
+        names |= {address_of(ip) for ip in adapter.ips}
     return frozenset(names)
 
 
@@ -136,61 +144,6 @@ def _dial(address: str, port: int) -> socket.socket | None:
         attempt.close()
         return None
     return attempt
-
-
-def port_holder(port: int) -> str | None:
-    """Return who listens on a TCP port, as "name (process N)", if this machine tells."""
-    if not sys.platform.startswith("linux"):
-        return None
-    inodes = _listening_inodes(port)
-    for process in Path("/proc").iterdir() if inodes else ():
-        if process.name.isdigit():
-            with contextlib.suppress(OSError):
-                for descriptor in (process / "fd").iterdir():
-                    if descriptor.readlink().name in inodes:
-                        name = (process / "comm").read_text("utf-8", "replace").strip()
-                        return f"{name} (process {process.name})"
-    return None
-
-
-def _listening_inodes(port: int) -> set[str]:
-    inodes: set[str] = set()
-    for table in ("tcp", "tcp6"):
-        with contextlib.suppress(OSError):
-            for row in Path("/proc/net", table).read_text("ascii").splitlines()[1:]:
-                fields = row.split()
-                if fields[3] == "0A" and int(fields[1].rpartition(":")[2], 16) == port:
-                    inodes.add(f"socket:[{fields[9]}]")
-    return inodes
-
-
-def machine_id() -> str:
-    """Return what stands for this machine: the same for all its processes and starts.
-
-    A hash, so that the system's own id is told to nobody. Copied disks have the same one.
-    """
-    text = _system_id()
-    if not text:
-        node = uuid.getnode()
-        is_made_up = bool(node >> 40 & 1)  # no network card: a random number each time
-        text = socket.gethostname() if is_made_up else f"{node:012x}"
-    return hashlib.blake2b(text.encode("utf-8"), digest_size=8, person=b"d8mesh").hexdigest()
-
-
-def _system_id() -> str:
-    if sys.platform == "win32":
-        import winreg
-
-        place = r"SOFTWARE\Microsoft\Cryptography"
-        with contextlib.suppress(OSError):
-            with winreg.OpenKey(winreg.HKEY_LOCAL_MACHINE, place) as key:
-                return str(winreg.QueryValueEx(key, "MachineGuid")[0])
-        return ""
-    for source in (Path("/etc/machine-id"), Path("/var/lib/dbus/machine-id")):
-        with contextlib.suppress(OSError, UnicodeDecodeError):
-            if text := source.read_text("ascii").strip():
-                return text
-    return ""
 
 
 class Way(NamedTuple):

@@ -12,7 +12,6 @@ import contextlib
 import itertools
 import os
 import secrets
-import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, Final, Unpack
@@ -22,6 +21,8 @@ from d8mesh.core.addresses import parse_endpoint
 from d8mesh.core.client_session import ClientSession
 from d8mesh.core.messages import Ask, Group, Stream
 from d8mesh.core.parcel import Parcel
+from d8mesh.edge.installation import config_of, settled
+from d8mesh.edge.network import host_name
 from d8mesh.edge.sockets import Waker
 from d8mesh.errors import (
     BrokerUnavailableError,
@@ -65,8 +66,6 @@ from d8mesh.nodes.client.runner import Runner, Slot
 CLOSE_S: Final = 10.0
 _ALPHABET: Final = "0123456789abcdefghijklmnopqrstuv"
 _SESSION_CHARS: Final = 16
-#: Of this machine's name, as much as the orchestrator is told.
-MAX_HOST_CHARS: Final = 100
 
 
 class Client:
@@ -90,7 +89,7 @@ class Client:
         config: Config | None = None,
         endpoint: str | None = None,
     ) -> None:
-        config = Config.from_env(os.environ) if config is None else config
+        config = config_of(os.environ) if config is None else settled(config)
         for name, given in (("url", url), ("endpoint", endpoint)):
             if given is not None and not isinstance(given, str):
                 raise ConfigError(f"{name}: saw {given!r:.80}, expected a text, or None")
@@ -498,4 +497,4 @@ class Client:
 def _new_session(mesh: str) -> ClientSession:
     """Return a session with a name that nobody has had before."""
     name = "".join(secrets.choice(_ALPHABET) for _ in range(_SESSION_CHARS))
-    return ClientSession(name, mesh, socket.gethostname()[:MAX_HOST_CHARS])
+    return ClientSession(name, mesh, host_name())

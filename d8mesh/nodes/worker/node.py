@@ -8,7 +8,6 @@ import os
 import queue
 import secrets
 import signal
-import socket
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -23,8 +22,9 @@ from d8mesh.core.worker_line import Profile
 from d8mesh.core.worker_session import WorkerSession
 from d8mesh.edge.discovery import Announcement, Discovery, Kind
 from d8mesh.edge.identity import Identity
+from d8mesh.edge.installation import config_of, settled
 from d8mesh.edge.logs import event
-from d8mesh.edge.network import machine_id, usable_addresses
+from d8mesh.edge.network import host_name, machine_id, usable_addresses
 from d8mesh.edge.outbox import Mended, adopt, open_mended
 from d8mesh.edge.sockets import Waker
 from d8mesh.errors import ConfigError, HandlerError, NodeClosedError, WorkerError
@@ -76,7 +76,7 @@ class Worker:
         name: str | None = None,
         worker_type: str | None = None,
     ) -> None:
-        self._config = Config.from_env(os.environ) if config is None else config
+        self._config = config_of(os.environ) if config is None else settled(config)
         count = max(2, os.cpu_count() or 1) if slots is None else slots
         if not 1 <= count <= MAX_SLOTS:
             raise ConfigError(f"slots={count}: expected 1 to {MAX_SLOTS}")
@@ -334,7 +334,7 @@ class Worker:
             boot_id=self._boot_id,
             worker_type=self.worker_type,
             machine_id=machine_id(),
-            host=socket.gethostname(),
+            host=host_name(),
             status_port=self._status_port,
             slots=self._slot_count,
             task_types=self._types(),
