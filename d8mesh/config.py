@@ -277,7 +277,9 @@ SETTINGS: Final[tuple[Setting, ...]] = (
 )
 
 #: ``D8_*`` variables of the launcher and the tests, not of `Config`.
-OTHER_VARIABLES: Final = frozenset({"D8_VENV", "D8_NO_INSTALL", "D8_NO_ENV_FILE", "D8_FAILPOINT"})
+OTHER_VARIABLES: Final = frozenset(
+    {"D8_VENV", "D8_NO_INSTALL", "D8_NO_ENV_FILE", "D8_FAILPOINT", "D8_STARTED_AS"}
+)
 
 
 def _warnings(env: Mapping[str, str], values: Mapping[str, object]) -> list[str]:

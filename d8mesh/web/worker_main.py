@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import importlib
 import logging
 import sys
 import threading
@@ -29,6 +28,8 @@ from d8mesh.handlers.llm import llm_handlers
 from d8mesh.nodes.worker import Worker
 from d8mesh.web.parent import end_with_parent
 from d8mesh.web.status import StatusServer
+from d8mesh.web.task_modules import load
+from d8mesh.words import tr
 
 #: How often Ollama is looked for.
 PROBE_S: Final = 10.0
@@ -61,7 +62,7 @@ def run(config: Config, options: argparse.Namespace) -> int:
     worker.register("evolution_crossover", evolution_crossover)
     worker.register("evolution_mutation", evolution_mutation)
     for module in options.tasks or ():
-        _load(module, worker)
+        load(module, worker)
     stop = threading.Event()
     backend = OllamaBackend(
         config.ollama_url,
@@ -79,6 +80,8 @@ def run(config: Config, options: argparse.Namespace) -> int:
         ]
 
         def start_threads() -> None:
+            if (line := renamed(config.worker_id, worker.worker_id)) is not None:
+                say(line)
             for thread in threads:
                 thread.start()
 
@@ -142,6 +145,14 @@ class Probe:
         return body
 
 
+def renamed(wanted: str | None, worker_id: str) -> str | None:
+    """Return what to say of a worker that could not get the id it was given."""
+    if not wanted or worker_id == wanted:
+        return None
+    text = "another worker on this machine is called {wanted}: this one is {id}"
+    return tr(text, wanted=wanted, id=worker_id)
+
+
 def _refuse_cloud(kind: str, config: Config) -> None:
     variables = {
         "groq": ("GROQ_API_KEY", config.groq_api_key),
@@ -155,22 +166,6 @@ def _refuse_cloud(kind: str, config: Config) -> None:
         f"{'set' if key else 'not set'}). Use --type deepseek with a local Ollama, or let a "
         "polling worker of the older system register over REST"
     )
-
-
-def _load(name: str, worker: Worker) -> None:
-    """Import a module of handlers and let it register them."""
-    if "" not in sys.path and str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
-    try:
-        module = importlib.import_module(name.removesuffix(".py").replace("/", "."))
-    except Exception as error:  # whatever the module of a person raises
-        raise ConfigError(
-            f"--tasks {name}: cannot be imported: {type(error).__name__}: {error}"
-        ) from error
-    register = getattr(module, "register", None)
-    if not callable(register):
-        raise ConfigError(f"--tasks {name}: expected a function register(worker) in it")
-    register(worker)
 
 
 def _tell(worker: Worker, mesh: str, stop: threading.Event) -> None:
