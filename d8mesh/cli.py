@@ -70,7 +70,7 @@ def run_tests(config: Config, options: argparse.Namespace) -> int:
     """Run pytest on the project; its conftest gives it a mesh and a folder of its own."""
     del config
     if not (_CHECKOUT / "tests").is_dir():
-        raise D8Error("the tests are not installed: run `python3 start_d8.py test` in the source")
+        raise D8Error(f"the tests are not installed: run `{command_name()} test` in the source")
     import pytest
 
     os.chdir(_CHECKOUT)

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, Final, Protocol
 
+from d8mesh.apps.capabilities import LLM_TYPE, can
 from d8mesh.apps.following import (
     Following,
     Listeners,
@@ -16,7 +17,7 @@ from d8mesh.apps.following import (
     tell_silence,
 )
 from d8mesh.apps.work import connect
-from d8mesh.apps.workers import LLM_TYPE, can, say_who_is_there
+from d8mesh.apps.workers import say_who_is_there
 from d8mesh.config import Config
 from d8mesh.edge.terminal import as_json, say, tell
 from d8mesh.errors import (
@@ -147,6 +148,8 @@ def await_model(
             tell_line(tr("no worker of the mesh has a language model now"))
             for line in say_who_is_there(workers):
                 tell_line(line)
+            wait_s = f"{max(0.0, last - time.monotonic()):.0f}"
+            tell_line(tr("waiting {seconds} s for one to come", seconds=wait_s))
         if time.monotonic() >= last:
             raise BackendUnavailableError("no worker of the mesh has a language model")
         time.sleep(min(LOOK_S, max(0.0, last - time.monotonic())))
@@ -194,5 +197,12 @@ def _tell_who(result: Mapping[str, Any], wished: str) -> None:
     tokens, seconds = result.get("tokens_used"), result.get("duration_s")
     if wished and model not in (wished, f"{wished}:latest"):
         tell(tr("no worker has {wished}: another model answered", wished=wished))
-    text = "({model} on {worker}, {seconds} s, {tokens} tokens)"
-    tell(tr(text, model=model, worker=worker, seconds=seconds, tokens=tokens))
+    tell(
+        tr(
+            "({model} on {worker}, {seconds} s, {tokens} tokens)",
+            model=model,
+            worker=worker,
+            seconds=seconds,
+            tokens=tokens,
+        )
+    )

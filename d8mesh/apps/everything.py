@@ -35,8 +35,13 @@ def run(config: Config, options: argparse.Namespace) -> int:
             for child in running:
                 if not child.is_running:
                     code = child.wait(1.0)
-                    text = "the {name} has ended (exit code {code}); stopping the rest"
-                    tell(tr(text, name=tr(child.name), code=code))
+                    tell(
+                        tr(
+                            "the {name} has ended (exit code {code}); stopping the rest",
+                            name=tr(child.name),
+                            code=code,
+                        )
+                    )
                     return code or 1
         say(
             tr(

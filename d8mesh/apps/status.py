@@ -9,9 +9,11 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final
+from urllib.parse import urlsplit
 from urllib.request import ProxyHandler, build_opener
 
-from d8mesh.apps.tables import cut, lines_of
+from d8mesh.apps.capabilities import Worker, models_of, reasons_of, why_lines
+from d8mesh.apps.tables import cut, lines_of, wrapped
 from d8mesh.config import Config
 from d8mesh.edge.discovery import Discovery, Kind, Sighting
 from d8mesh.edge.network import find_way, usable_addresses
@@ -29,8 +31,6 @@ MAX_ANSWER_BYTES: Final = 4_000_000
 ENDED_SHOWN_S: Final = 600.0
 #: Models and task types named of one worker; `workers` has all.
 NAMED: Final = 4
-
-Worker = Mapping[str, Any]
 
 
 @dataclass(slots=True)
@@ -124,8 +124,7 @@ def ask(url: str, path: str, *, answer_s: float = ANSWER_S) -> Any:
 
 def _of_another_mesh(url: str, health: Mapping[str, Any], mesh: str) -> str:
     theirs, ours = repr(str(health.get("mesh"))[:40]), repr(mesh)
-    text = "{url} is of mesh {theirs}, not {ours} (D8_MESH)"
-    return tr(text, url=url, theirs=theirs, ours=ours)
+    return tr("{url} is of mesh {theirs}, not {ours} (D8_MESH)", url=url, theirs=theirs, ours=ours)
 
 
 def _heard(config: Config) -> list[str]:
@@ -177,19 +176,20 @@ def lines(each: Orchestrator, now: float, *, is_all: bool = False) -> Iterator[s
     state = tr(str(health.get("status")))
     why = f" ({escaped(translated(str(health['reason'])))})" if health.get("reason") else ""
     at = {"id": health.get("broker_id", "?"), "url": each.url, "state": state}
-    yield tr("{id} at {url}: {state}", **at) + why
-    yield "  " + counts_text(each.stats)
+    columns = width()
+    yield from wrapped(tr("{id} at {url}: {state}", **at) + why, columns)
+    yield from wrapped(counts_text(each.stats), columns, indent="  ")
     if each.problem:
         yield "  " + tr("error: {why}", why=translated(each.problem))
     shown, hidden = parted(each.workers, now, is_all=is_all)
-    columns = width()
     for line in lines_of(*workers_table(shown), width=columns, indent="  ") if shown else ():
         yield line if columns is None else cut(line, columns)
     if not shown and not hidden:
         yield "  " + tr("no workers: start one with `{program} worker`", program=command_name())
     if hidden:
-        text = "and {count} that ended longer ago (--all shows them)"
-        yield "  " + tr(text, count=hidden)
+        yield "  " + tr("and {count} that ended longer ago (--all shows them)", count=hidden)
+    reasons = reasons_of(shown, ask, urlsplit(each.url).hostname or "")
+    yield from why_lines(reasons, columns, indent="  ")
 
 
 def counts(stats: Mapping[str, Any]) -> dict[str, int]:
@@ -210,11 +210,11 @@ def counts_text(stats: Mapping[str, Any]) -> str:
     """Return the counts of tasks in words."""
     if not stats.get("tasks"):
         return tr("tasks: unknown")
-    text = (
+    return tr(
         "tasks: {pending} pending, {assigned} assigned, {completed} completed, "
-        "{failed} failed, {cancelled} cancelled"
+        "{failed} failed, {cancelled} cancelled",
+        **counts(stats),
     )
-    return tr(text, **counts(stats))
 
 
 def parted(
@@ -259,19 +259,3 @@ def workers_table(workers: Sequence[Worker]) -> tuple[list[str], list[list[str]]
 def state_of(worker: Worker) -> str:
     """Return online, busy or offline."""
     return str(worker.get("status", "?"))
-
-
-def models_of(worker: Worker) -> list[str]:
-    """Return the names of the models that a worker has."""
-    return _listed(worker, "models")
-
-
-def types_of(worker: Worker) -> list[str]:
-    """Return the task types that a worker offers."""
-    return _listed(worker, "task_types")
-
-
-def _listed(worker: Worker, key: str) -> list[str]:
-    capabilities = worker.get("capabilities")
-    names = capabilities.get(key) if isinstance(capabilities, Mapping) else None
-    return [str(name) for name in names] if isinstance(names, list) else []

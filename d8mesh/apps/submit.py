@@ -227,8 +227,9 @@ def _failed(task_id: str, error: TaskError, options: argparse.Namespace) -> int:
         body = {"task_id": task_id, "state": state, "error": str(error), "code": error.code}
         say(as_json(body | ({"result": result} if result else {})))
     if result.get("traceback"):
-        hint = "`{program} tasks show {id}` has the traceback"
-        tell(tr(hint, program=command_name(), id=task_id))
+        tell(
+            tr("`{program} tasks show {id}` has the traceback", program=command_name(), id=task_id)
+        )
     tell(tr("error: task {id}: {why}", id=task_id, why=translated(str(error))))
     return FAILED
 

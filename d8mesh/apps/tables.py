@@ -5,6 +5,7 @@ Made by hand: a library that measures and wraps every cell takes a second for 1,
 
 from __future__ import annotations
 
+import textwrap
 import unicodedata
 from collections.abc import Iterator, Sequence
 from typing import Final
@@ -12,6 +13,8 @@ from typing import Final
 from d8mesh.words import escaped
 
 GAP: Final = "  "
+#: Narrower terminals get lines of this width: nothing can be read in less.
+MIN_WIDTH: Final = 20
 
 
 def lines_of(
@@ -36,6 +39,23 @@ def lines_of(
     for line in lines:
         padded = (cell + " " * (size - shown_width(cell)) for cell, size in zip(line, widths))  # noqa: B905
         yield (indent + GAP.join(padded)).rstrip()
+
+
+def wrapped(text: str, width: int | None, *, indent: str = "") -> list[str]:
+    """Return `text` in lines of at most `width` columns; None: in one line.
+
+    Words longer than that, as addresses, are not broken: they are to be copied.
+    """
+    if width is None or len(indent) + shown_width(text) <= width:
+        return [indent + text]
+    return textwrap.wrap(
+        text,
+        width=max(width, MIN_WIDTH),
+        initial_indent=indent,
+        subsequent_indent=indent + GAP,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
 
 
 def cut(text: str, width: int) -> str:

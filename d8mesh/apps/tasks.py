@@ -127,7 +127,10 @@ def _each(ids: Sequence[str], do: Callable[[str], Body], options: argparse.Names
             code = 1
             body = {"task_id": task_id, "error": str(error), "code": error.code}
         # Whoever reads may leave: what was asked for is done all the same.
-        say(as_json(body) if options.json else _words(body))
+        if options.json:
+            say(as_json(body))
+        else:
+            (tell if "error" in body else say)(_words(body))
     if not ids and not options.json:
         say(tr("no failed tasks that were not replayed before"))
     return code
@@ -168,8 +171,11 @@ def _words(body: Body) -> str:
         return tr("{id}: {what}", id=body["task_id"], what=why)
     if "type" not in body:
         origin = body.get("replay_of")
-        text = "{origin} goes on as {id}"
-        return tr(text, origin=origin, id=body["task_id"]) if origin else _state(body)
+        return (
+            tr("{origin} goes on as {id}", origin=origin, id=body["task_id"])
+            if origin
+            else _state(body)
+        )
     return "\n".join(_full(body))
 
 
@@ -206,9 +212,17 @@ def _row(name: str, value: object) -> str:
 
 
 def _past(past: Mapping[str, Any]) -> str:
-    """Return what happened once, in one line: when, at which worker, what."""
-    told = (f"{key}: {translated(str(value))}" for key, value in past.items() if key != "at")
-    return escaped(f"{_time(past.get('at'))}  {'  '.join(told)}")
+    """Return what happened to one attempt, in one line."""
+    worker = past.get("worker_id") or past.get("worker") or "?"
+    error = translated(str(past.get("error") or "?"))
+    told = tr(
+        "{at}  attempt {attempt} on {worker}: {error}",
+        at=_time(past.get("at")),
+        attempt=past.get("attempt", "?"),
+        worker=worker,
+        error=error,
+    )
+    return told if past.get("is_counted", True) else f"{told} {tr('(not counted)')}"
 
 
 def _shown(value: object) -> str:

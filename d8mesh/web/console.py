@@ -15,6 +15,8 @@ from d8mesh.edge.terminal import say as print_line
 from d8mesh.program import command_name
 from d8mesh.words import tr
 
+#: What people call the child processes.
+_NAMES: Final = {"broker": "broker", "web": "REST process"}
 #: Addresses named; a machine with more has them for containers.
 MAX_ADDRESSES: Final = 4
 
@@ -36,12 +38,17 @@ class Console:
 
     def started(self, broker_id: str, *, web_port: int, broker_port: int) -> None:
         """Say where the orchestrator is, and how others come to it."""
-        text = (
-            "orchestrator {id} of mesh {mesh}: REST on port {web}, workers on port {broker}; "
-            "Ctrl-C stops it"
-        )
         mesh = self._config.mesh
-        self._say(tr(text, id=broker_id, mesh=mesh, web=web_port, broker=broker_port))
+        self._say(
+            tr(
+                "orchestrator {id} of mesh {mesh}: REST on port {web}, workers on port {broker}; "
+                "Ctrl-C stops it",
+                id=broker_id,
+                mesh=mesh,
+                web=web_port,
+                broker=broker_port,
+            )
+        )
         addresses = addresses_of(self._config)
         urls = [url_of(address, web_port) for address in addresses]
         self._row(tr("open"), *(f"{url}/health" for url in urls))
@@ -56,28 +63,47 @@ class Console:
         """Say that a child process has ended by itself and comes back."""
         self._fell_at.setdefault(name, time.monotonic())
         when = tr("at once") if pause_s < 0.05 else tr("in {seconds} s", seconds=f"{pause_s:.1f}")
-        text = "the {child} ended ({why}): it is started again {when}"
-        self._say(tr(text, child=tr(name), why=ending(code), when=when))
+        self._say(
+            tr(
+                "the {child} ended ({why}): it is started again {when}",
+                child=tr(_NAMES.get(name, name)),
+                why=ending(code),
+                when=when,
+            )
+        )
 
     def gave_up(self, name: str, code: int) -> None:
         """Say that a child process has ended in a way that another start does not mend."""
-        text = "the {child} ended ({why}), and starting it again would not help"
-        self._say(tr(text, child=tr(name), why=ending(code)))
+        self._say(
+            tr(
+                "the {child} ended ({why}), and starting it again would not help",
+                child=tr(_NAMES.get(name, name)),
+                why=ending(code),
+            )
+        )
 
     def rose(self, name: str) -> None:
         """Say that a child process that had ended is up again; nothing if it had not."""
         fell_at = self._fell_at.pop(name, None)
         if fell_at is not None:
             away = f"{time.monotonic() - fell_at:.1f}"
-            self._say(tr("the {child} is back after {seconds} s", child=tr(name), seconds=away))
+            self._say(
+                tr(
+                    "the {child} is back after {seconds} s",
+                    child=tr(_NAMES.get(name, name)),
+                    seconds=away,
+                )
+            )
 
     def stopping(self, within_s: float) -> None:
         """Say what a stop waits for."""
-        text = (
-            "stopping: REST requests under way are answered and what was accepted is written, "
-            "{seconds} s at most; workers go on and come back to the next start"
+        self._say(
+            tr(
+                "stopping: REST requests under way are answered and what was accepted is written, "
+                "{seconds} s at most; workers go on and come back to the next start",
+                seconds=f"{within_s:.0f}",
+            )
         )
-        self._say(tr(text, seconds=f"{within_s:.0f}"))
 
     def stopped(self) -> None:
         """Say that it has ended."""

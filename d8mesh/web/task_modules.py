@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import re
 import sys
 from pathlib import Path
 from types import ModuleType
-from typing import Final, Protocol
+from typing import Final
 
 from d8mesh.errors import ConfigError, D8Error
 
 _MODULE: Final = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")
 #: Packages that d8mesh loads only when it needs them.
 _LATE: Final = frozenset({"ollama", "httpx", "httpcore", "anyio", "pydantic"})
-
-
-class Registers(Protocol):
-    """What handlers are registered with."""
-
-    def register(self, type: str, handler: object, /) -> object:
-        """Take one handler."""
+#: Of Python's own, these do something when they are imported, or nobody needs them.
+_NEVER: Final = frozenset({"antigravity", "this", "test", "idlelib", "tkinter", "turtle"})
 
 
 def load(name: str, worker: object) -> None:
@@ -110,11 +106,11 @@ def _put_on_path(folder: Path) -> None:
     text = str(folder)
     if text in sys.path or (folder.samefile(Path.cwd()) and "" in sys.path):
         return
-    for each in folder.iterdir():
-        own = each.stem if each.suffix == ".py" or each.is_dir() else ""
-        if own in _LATE or (own in sys.stdlib_module_names and own not in sys.modules):
-            try:
-                importlib.import_module(own)
-            except ImportError:
-                continue
+    with contextlib.suppress(OSError):  # it cannot be listed: files in it may still be read
+        for each in folder.iterdir():
+            name = each.stem if each.suffix == ".py" or each.is_dir() else ""
+            is_ours = name in _LATE or (name in sys.stdlib_module_names and name not in _NEVER)
+            if is_ours and name not in sys.modules:
+                with contextlib.suppress(ImportError):
+                    importlib.import_module(name)
     sys.path.insert(0, text)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import logging
-import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -149,8 +148,11 @@ def renamed(wanted: str | None, worker_id: str) -> str | None:
     """Return what to say of a worker that could not get the id it was given."""
     if not wanted or worker_id == wanted:
         return None
-    text = "another worker on this machine is called {wanted}: this one is {id}"
-    return tr(text, wanted=wanted, id=worker_id)
+    return tr(
+        "another worker on this machine is called {wanted}: this one is {id}",
+        wanted=wanted,
+        id=worker_id,
+    )
 
 
 def _refuse_cloud(kind: str, config: Config) -> None:

@@ -13,6 +13,7 @@ import filelock
 
 from d8mesh.edge.journal.schema import NOTE_SUFFIX
 from d8mesh.errors import JournalBrokenError, JournalError, JournalHeldError
+from d8mesh.program import command_name
 
 _NETWORK_FILE_SYSTEMS: Final = frozenset(
     {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ncpfs", "fuse.sshfs", "ceph"}
@@ -82,7 +83,7 @@ def broken(path: Path, why: str) -> JournalBrokenError:
     """Return the refusal of a damaged file, which says what to do."""
     folder = path.parent.parent if path.parent.name == "orchestrator" else path.parent
     return JournalBrokenError(
-        f"{path} is damaged and cannot be read as a journal ({why}). `python3 start_d8.py recover "
+        f"{path} is damaged and cannot be read as a journal ({why}). `{command_name()} recover "
         f"--data {folder}` saves what can be read of it; or put a backup in its place, "
         f"and remove {path.name}-wal and {path.name}-shm"
     )
