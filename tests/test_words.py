@@ -23,10 +23,28 @@ PRINTING = frozenset({"say", "tell", "print", "on_wait", "on_silence", "advance"
 BEHIND_THE_MENU = (
     "cli", "menu", "apps/status", "apps/workers", "apps/capabilities", "apps/tasks", "apps/logs",
     "apps/ask", "apps/submit", "apps/following", "apps/work", "apps/everything", "web/console",
-    "web/orchestrator",
+    "web/orchestrator", "apps/niche", "apps/evolution", "apps/progress", "web/worker_main",
 )  # fmt: skip
 #: Errors that commands of the menu end with, or that are warned of: each has its entry.
-RAISING = (*BEHIND_THE_MENU, "apps/results", "web/task_modules", "edge/data_folder")
+RAISING = (
+    *BEHIND_THE_MENU,
+    "apps/results",
+    "apps/findings",
+    "apps/answers",
+    "web/task_modules",
+    "web/server",
+    "web/status",
+    "edge/data_folder",
+    "edge/identity",
+    "edge/outbox",
+    "edge/network/__init__",
+    "edge/sockets",
+    "edge/journal/place",
+    "nodes/client/board",
+    "nodes/client/runner",
+    "backends/ollama/__init__",
+    "backends/ollama/stream",
+)
 ERRORS = frozenset(
     name for name, kind in vars(errors).items()
     if isinstance(kind, type) and issubclass(kind, errors.D8Error)

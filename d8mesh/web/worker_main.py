@@ -25,10 +25,11 @@ from d8mesh.handlers.echo import echo
 from d8mesh.handlers.genetic import evolution_crossover, evolution_mutation
 from d8mesh.handlers.llm import llm_handlers
 from d8mesh.nodes.worker import Worker
+from d8mesh.program import command_name
 from d8mesh.web.parent import end_with_parent
 from d8mesh.web.status import StatusServer
 from d8mesh.web.task_modules import load
-from d8mesh.words import tr
+from d8mesh.words import tr, translated
 
 #: How often Ollama is looked for.
 PROBE_S: Final = 10.0
@@ -90,7 +91,7 @@ def run(config: Config, options: argparse.Namespace) -> int:
             worker.run(on_start=start_threads)
         finally:
             stop.set()
-    say("worker stopped")
+    say(tr("worker stopped"))
     return 0
 
 
@@ -163,16 +164,16 @@ def _refuse_cloud(kind: str, config: Config) -> None:
     if kind not in variables:
         return
     variable, key = variables[kind]
+    state = f"{variable} is {'set' if key else 'not set'}"
     raise ConfigError(
-        f"--type {kind}: this d8mesh has no backend for {kind} yet ({variable} is "
-        f"{'set' if key else 'not set'}). Use --type deepseek with a local Ollama, or let a "
-        "polling worker of the older system register over REST"
+        f"--type {kind}: this d8mesh has no backend for it yet ({state}). Use --type deepseek "
+        "with a local Ollama, or let a polling worker of the older system register over REST"
     )
 
 
 def _tell(worker: Worker, mesh: str, stop: threading.Event) -> None:
     """Say on standard output which orchestrators are found, and through what."""
-    say(f"worker {worker.worker_id}: looking for orchestrators of mesh {mesh}")
+    say(tr("worker {id}: looking for orchestrators of mesh {mesh}", id=worker.worker_id, mesh=mesh))
     told: dict[str, str] = {}
     refused: set[str] = set()
     waited_s = 0.0
@@ -185,20 +186,27 @@ def _tell(worker: Worker, mesh: str, stop: threading.Event) -> None:
                 say(_joined(worker.worker_id, broker_id, endpoint))
         for why in set(status["refused"]) - refused:
             refused.add(why)
-            say(f"an orchestrator refuses this worker: {why}")
+            say(tr("an orchestrator refuses this worker: {why}", why=translated(why)))
         waited_s += LOOK_S
         if not told and PATIENCE_S <= waited_s < PATIENCE_S + LOOK_S:
             say(
-                "no orchestrator found yet: looking on. Is one running (start_d8.py "
-                "orchestrator), in the same mesh and network? ORCHESTRATOR_URL names one"
+                tr(
+                    "no orchestrator found yet: looking on. Is one running (`{program} "
+                    "orchestrator`), in the same mesh and network? ORCHESTRATOR_URL names one",
+                    program=command_name(),
+                )
             )
 
 
 def _joined(worker_id: str, broker_id: str, endpoint: str) -> str:
-    line = f"worker {worker_id} joined {broker_id} at {endpoint}"
-    if endpoint.startswith("http"):
-        line += " over HTTP: its ZeroMQ port cannot be reached; open it for full speed"
-    return line
+    where = {"id": worker_id, "orchestrator": broker_id, "endpoint": endpoint}
+    if not endpoint.startswith("http"):
+        return tr("worker {id} joined {orchestrator} at {endpoint}", **where)
+    return tr(
+        "worker {id} joined {orchestrator} at {endpoint} over HTTP: its ZeroMQ port cannot be "
+        "reached; open it for full speed",
+        **where,
+    )
 
 
 @contextlib.contextmanager
