@@ -153,7 +153,7 @@ def _files(folder: Path, name: str) -> list[Path]:
 
 def _named(folder: Path, name: str) -> list[Path]:
     """Return the logs of `name` and of its doubles: worker, worker-2, …"""
-    files = sorted(folder.glob("*.log"))
+    files = sorted(folder.glob("*.log"), key=lambda file: file.stem)
     name = name.removesuffix(".log")
     is_of = re.compile(rf"{re.escape(name)}(-\d+)?" if name else ".*").fullmatch
     return [file for file in files if is_of(file.stem)]
