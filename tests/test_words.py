@@ -72,7 +72,7 @@ def named() -> set[str]:
     return {choice.text for command in COMMANDS for choice in command.choices} | {
         "queued", "delayed", "running", "completed", "failed", "cancelled",
         "online", "busy", "offline", "healthy", "unhealthy",
-        "worker", "host", "type", "state", "slots", "done", "models", "types",
+        "worker", "host", "type", "state", "slots", "done", "failures", "models", "types",
         "task", "tries", "created", "why", "priority", "attempts", "ended", "replay of",
         "input", "history", "result", "traceback", "broker", "REST process", "orchestrator",
     }  # fmt: skip

@@ -240,7 +240,7 @@ def _is_long_gone(worker: Worker, now: float) -> bool:
 
 def workers_table(workers: Sequence[Worker]) -> tuple[list[str], list[list[str]]]:
     """Return the names of the columns, and a row for each worker."""
-    columns = [tr(each) for each in ("worker", "type", "state", "slots", "done", "failed")]
+    columns = [tr(each) for each in ("worker", "type", "state", "slots", "done", "failures")]
     rows = [
         [
             str(worker["worker_id"]),

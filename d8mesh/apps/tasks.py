@@ -9,7 +9,7 @@ from datetime import datetime
 from typing import Any, Final, Protocol
 
 from d8mesh.apps.status import counts_text
-from d8mesh.apps.tables import cut, lines_of
+from d8mesh.apps.tables import cut, lines_of, wrapped
 from d8mesh.apps.work import connect
 from d8mesh.config import Config
 from d8mesh.edge.terminal import as_json, say, tell, visible, width
@@ -99,7 +99,8 @@ def _list(client: Asks, options: argparse.Namespace) -> int:
     if len(rows) == options.limit:
         tell(tr("the newest {count}: --limit shows more", count=options.limit))
     if not options.state and not options.type:
-        tell(counts_text(client.ask("stats", {})))
+        for line in wrapped(counts_text(client.ask("stats", {})), width()):
+            tell(line)
     return 0
 
 

@@ -56,7 +56,7 @@ def say_who_is_there(workers: Sequence[Worker]) -> Iterator[str]:
 
 def _print(orchestrator: Orchestrator, reasons: Mapping[str, str], *, is_all: bool) -> None:
     shown, hidden = parted(orchestrator.workers, time.time(), is_all=is_all)
-    columns = ("worker", "host", "type", "state", "slots", "done", "failed", "models", "types")
+    columns = ("worker", "host", "type", "state", "slots", "done", "failures", "models", "types")
     rows = []
     for worker in shown:
         rows.append(

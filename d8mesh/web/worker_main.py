@@ -156,6 +156,15 @@ def renamed(wanted: str | None, worker_id: str) -> str | None:
     )
 
 
+def renamed_in_mesh(before: str, worker_id: str) -> str:
+    """Return what to say of a worker whose id another machine's has already."""
+    return tr(
+        "another worker of the mesh is called {before}: this one goes on as {id}",
+        before=before,
+        id=worker_id,
+    )
+
+
 def _refuse_cloud(kind: str, config: Config) -> None:
     variables = {
         "groq": ("GROQ_API_KEY", config.groq_api_key),
@@ -176,9 +185,12 @@ def _tell(worker: Worker, mesh: str, stop: threading.Event) -> None:
     say(tr("worker {id}: looking for orchestrators of mesh {mesh}", id=worker.worker_id, mesh=mesh))
     told: dict[str, str] = {}
     refused: set[str] = set()
-    waited_s = 0.0
+    waited_s, called = 0.0, worker.worker_id
     while not stop.wait(LATER_LOOK_S if told else LOOK_S):
         status: Any = worker.status()
+        if worker.worker_id != called:
+            say(renamed_in_mesh(called, worker.worker_id))
+            called = worker.worker_id
         for each in status["orchestrators"]:
             broker_id, endpoint = each["broker_id"], each["endpoint"]
             if endpoint and told.get(broker_id) != endpoint:
