@@ -17,6 +17,8 @@ from d8mesh.words import LANGUAGES, catalogue, escaped, places_in, tr, translate
 PACKAGE = Path(words.__file__).resolve().parent.parent
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if "__pycache__" not in path.parts)
 OTHERS = [language for language in LANGUAGES if language != words.ENGLISH]
+#: Who prints by itself: the terminal, and children that tell their parent one line of JSON.
+PRINTERS = frozenset({"edge/terminal.py", "web/orchestrator.py", "web/server.py"})
 #: Calls that print for people.
 PRINTING = frozenset({"say", "tell", "print", "on_wait", "on_silence", "advance"})
 #: What is behind the menu: all that these print is said through `tr`.
@@ -160,6 +162,18 @@ def test_whatever_is_printed_behind_the_menu_is_said_through_the_catalogue() -> 
             if name_of(call) in PRINTING and call.args and has_words(call.args[0]):
                 bare.append(f"{module}:{call.lineno}: {ast.unparse(call.args[0])}")
     assert bare == []
+
+
+def test_whatever_is_printed_goes_through_the_terminal() -> None:
+    """What comes from the net cannot drive it then, whichever command prints it."""
+    past_it = [
+        f"{path.relative_to(PACKAGE)}:{call.lineno}"
+        for path in MODULES
+        if path.relative_to(PACKAGE).as_posix() not in PRINTERS
+        for call in calls_of(path)
+        if isinstance(call.func, ast.Name) and call.func.id == "print"
+    ]
+    assert past_it == []
 
 
 def has_words(node: ast.expr) -> bool:

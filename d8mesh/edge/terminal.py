@@ -73,6 +73,7 @@ def as_json(body: object, *, indent: int | None = None) -> str:
 
 def width() -> int | None:
     """Return the columns of the terminal, or of ``COLUMNS``; None: nobody bounds the lines."""
-    if not os.environ.get("COLUMNS", "").isdigit() and not sys.stdout.isatty():
+    is_terminal = sys.stdout is not None and sys.stdout.isatty()
+    if not is_terminal and not os.environ.get("COLUMNS", "").isdigit():
         return None
     return shutil.get_terminal_size().columns
