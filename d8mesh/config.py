@@ -292,7 +292,9 @@ SETTINGS: Final[tuple[Setting, ...]] = (
 )
 
 #: ``D8_*`` variables of the launcher and the tests, not of `Config`.
-OTHER_VARIABLES: Final = frozenset({"D8_VENV", "D8_NO_INSTALL", "D8_NO_ENV_FILE", "D8_FAILPOINT"})
+OTHER_VARIABLES: Final = frozenset(
+    {"D8_VENV", "D8_NO_INSTALL", "D8_NO_ENV_FILE", "D8_FAILPOINT", "D8_STARTED_AS"}
+)
 #: All variables that mean something here.
 NAMES: Final = frozenset(setting.variable for setting in SETTINGS) | OTHER_VARIABLES
 #: How near a name of no `D8_` must come to one of ours: FLASK_PROT does, FLASK_DEBUG does not.

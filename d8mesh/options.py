@@ -1,4 +1,7 @@
-"""What each command takes on its command line."""
+"""What each command takes on its command line.
+
+Every option that takes a value says its unit and its default in its help (a test insists).
+"""
 
 from __future__ import annotations
 
@@ -10,84 +13,276 @@ from typing import Final
 TASK_STATES: Final = ("queued", "delayed", "running", "completed", "failed", "cancelled")
 #: What `tasks` can do, in words, and how many ids that takes.
 TASK_ACTIONS: Final = {
-    "list": ("tasks, oldest first", ""),
-    "show": ("all that is known of tasks", "+"),
+    "list": ("tasks, newest first", ""),
+    "show": ("all that is known of tasks: input, result, traceback, history", "+"),
     "replay": ("submit failed or cancelled tasks anew, under new ids", "*"),
     "cancel": ("cancel tasks", "+"),
 }
+#: Seconds that any command can be told to wait: a week.
+MAX_WAIT_S: Final = 604_800
+#: A mesh that is there is found sooner; whoever asks what there is should not wait for nothing.
+FIND_S: Final = 6.0
+#: How long one orchestrator may take to answer a question of `status`.
+ANSWER_S: Final = 5.0
+LISTED: Final = 50
+LOG_LINES: Final = 50
+FITNESS_DEFAULT: Final = "sphere"
 
 
 def orchestrator(parser: argparse.ArgumentParser) -> None:
     """Add what `orchestrator` takes."""
-    parser.add_argument("--port", help="the REST port (FLASK_PORT)")
-    parser.add_argument("--data", metavar="DIR", help="the data folder (D8_DATA_DIR)")
+    parser.add_argument("--port", help="the REST port (default: FLASK_PORT, else 7001)")
+    _data(parser)
 
 
 def worker(parser: argparse.ArgumentParser) -> None:
     """Add what `worker` takes."""
-    parser.add_argument("--type", help="deepseek or a name of your own (WORKER_TYPE)")
+    parser.add_argument(
+        "--type", help="deepseek or a name of your own (default: WORKER_TYPE, else deepseek)"
+    )
     parser.add_argument(
         "--tasks",
         action="append",
         default=[],
-        metavar="MODULE",
-        help="a Python module that registers handlers; may be given again",
+        metavar="MODULE|FILE",
+        help="a Python module (my.handlers) or file (./my/handlers.py) with a function "
+        "register(worker); may be given again (default: only the built-in task types)",
     )
-    parser.add_argument("--slots", type=_count(1, 4096), help="tasks at the same time")
-    parser.add_argument("--name", help="the id of this worker (WORKER_ID)")
+    parser.add_argument(
+        "--slots",
+        type=_count(1, 4096),
+        metavar="N",
+        help="tasks at the same time (default: as many as processors, 2 at least)",
+    )
+    parser.add_argument(
+        "--name", help="the id of this worker (default: WORKER_ID, else made once and kept)"
+    )
+
+
+def ask(parser: argparse.ArgumentParser) -> None:
+    """Add what `ask` takes."""
+    parser.add_argument(
+        "prompt",
+        nargs="*",
+        metavar="PROMPT",
+        help="the question; `-` stands for what is piped in, and so does no prompt at all",
+    )
+    parser.add_argument(
+        "--model", default="", metavar="NAME", help="a model's name (default: the worker's own)"
+    )
+    parser.add_argument(
+        "--system", default="", metavar="TEXT", help="instructions for the model (default: none)"
+    )
+    _timeout(parser, "give up waiting after so many seconds", "as long as it takes")
+    parser.add_argument(
+        "--json", action="store_true", help="one JSON object with the whole result, at the end"
+    )
+
+
+def submit(parser: argparse.ArgumentParser) -> None:
+    """Add what `submit` takes."""
+    parser.add_argument("type", metavar="TYPE", help="the task type, as `workers` lists them")
+    parser.add_argument(
+        "data",
+        nargs="?",
+        default="{}",
+        metavar="JSON|-|@FILE",
+        help="the data, a JSON object; `-`: from standard input; @FILE: from a file (default: {})",
+    )
+    parser.add_argument(
+        "--lines", action="store_true", help="the data is many tasks, one JSON object on each line"
+    )
+    parser.add_argument(
+        "--wait", action="store_true", help="wait for the result and print it; code 1 if it failed"
+    )
+    parser.add_argument(
+        "--follow",
+        action="store_true",
+        help="as --wait, and print partial output as it comes",
+    )
+    parser.add_argument(
+        "--priority",
+        type=_count(1, 10),
+        default=5,
+        metavar="1..10",
+        help="higher comes first (default: 5)",
+    )
+    parser.add_argument(
+        "--deadline",
+        dest="deadline_s",
+        type=_number(0.001, 1e9),
+        metavar="SECONDS",
+        help="the task fails if it is not finished so many seconds from now (default: none)",
+    )
+    parser.add_argument(
+        "--attempts",
+        type=_count(1, 100),
+        metavar="N",
+        help="attempts before it has failed (default: the orchestrator's MAX_RETRY_ATTEMPTS, 3)",
+    )
+    _timeout(parser, "give up waiting after so many seconds", "as long as it takes")
+    _json(parser, "one JSON object a line")
 
 
 def niche(parser: argparse.ArgumentParser) -> None:
     """Add what `niche` takes."""
     parser.add_argument(
-        "--markets", type=Path, metavar="FILE", help="JSON file with markets and geographies"
+        "--markets",
+        type=Path,
+        metavar="FILE",
+        help="JSON file with markets and geographies (default: 5 markets in 3 geographies)",
     )
-    parser.add_argument("--output", type=Path, metavar="DIR", help="where the results go")
-    parser.add_argument(
-        "--timeout",
-        dest="timeout_s",
-        type=_number(0.1, 604_800),
-        metavar="SECONDS",
-        help="give up waiting after this time",
-    )
+    _output(parser, "niche")
+    _timeout(parser, "give up waiting after so many seconds", "as long as it takes")
+    _json(parser, "one JSON object at the end")
 
 
 def evolution(parser: argparse.ArgumentParser) -> None:
     """Add what `evolution` takes."""
-    parser.add_argument("--population", type=_count(2, 100_000), default=24, metavar="N")
-    parser.add_argument("--generations", type=_count(1, 100_000), default=10, metavar="N")
-    parser.add_argument("--fitness", metavar="NAME", help="a built-in fitness function")
-    parser.add_argument("--mutation-rate", type=_number(0, 1), default=0.2, metavar="0..1")
-    parser.add_argument("--seed", type=int, help="the same seed gives the same start")
-    parser.add_argument("--output", type=Path, metavar="DIR", help="where the results go")
+    parser.add_argument(
+        "--population",
+        type=_count(2, 100_000),
+        default=24,
+        metavar="N",
+        help="genomes of a generation (default: 24)",
+    )
+    parser.add_argument(
+        "--generations",
+        type=_count(1, 100_000),
+        default=10,
+        metavar="N",
+        help="generations (default: 10)",
+    )
+    parser.add_argument(
+        "--fitness",
+        metavar="NAME",
+        help=f"a built-in fitness function (default: {FITNESS_DEFAULT})",
+    )
+    parser.add_argument(
+        "--mutation-rate",
+        type=_number(0, 1),
+        default=0.2,
+        metavar="0..1",
+        help="how much of a genome is changed (default: 0.2)",
+    )
+    parser.add_argument(
+        "--seed", type=int, help="the same seed gives the same run (default: by chance)"
+    )
+    _output(parser, "evolution")
+    _timeout(parser, "give up waiting after so many seconds", "as long as it takes")
+    _json(parser, "one JSON object at the end")
 
 
 def tasks(parser: argparse.ArgumentParser) -> None:
     """Add what `tasks` takes."""
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
     for name, (text, ids) in TASK_ACTIONS.items():
-        action = actions.add_parser(name, help=text, description=text, allow_abbrev=False)
+        action = actions.add_parser(name, help=text, description=text)
         if ids:
-            action.add_argument("ids", nargs=ids, metavar="ID")
+            action.add_argument("ids", nargs=ids, metavar="ID", help="a task's id")
         if name == "list":
-            action.add_argument("--state", choices=TASK_STATES, default="", help="of this only")
-            action.add_argument("--limit", type=_count(1, 1_000_000), default=50, metavar="N")
+            action.add_argument(
+                "--state",
+                choices=TASK_STATES,
+                default="",
+                help=f"of this only: {', '.join(TASK_STATES)} (default: all)",
+                metavar="STATE",
+            )
+            action.add_argument(
+                "--limit",
+                type=_count(1, 1_000_000),
+                default=LISTED,
+                metavar="N",
+                help=f"tasks at most (default: {LISTED})",
+            )
         if name == "replay":
             action.add_argument("--all-failed", action="store_true", help="all that have failed")
         if ids != "+":
-            action.add_argument("--type", default="", help="of this task type only")
-        action.add_argument("--json", action="store_true", help="one JSON object a line")
+            action.add_argument("--type", default="", help="of this task type only (default: all)")
+        _timeout(action, "look for an orchestrator for so many seconds", f"{FIND_S:g}", FIND_S)
+        _json(action, "one JSON object a line")
 
 
 def status(parser: argparse.ArgumentParser) -> None:
     """Add what `status` takes."""
-    parser.add_argument("--json", action="store_true", help="one JSON object, for programs")
+    _looking(parser)
+    _json(parser, "one JSON object, for programs")
+
+
+def workers(parser: argparse.ArgumentParser) -> None:
+    """Add what `workers` takes."""
+    _looking(parser)
+    _json(parser, "one JSON object a line, for programs")
+
+
+def logs(parser: argparse.ArgumentParser) -> None:
+    """Add what `logs` takes."""
+    parser.add_argument(
+        "name",
+        nargs="?",
+        default="",
+        metavar="NAME",
+        help="whose: orchestrator, broker, web, worker, worker-2, … (default: all)",
+    )
+    parser.add_argument(
+        "--lines",
+        type=_count(1, 100_000),
+        default=LOG_LINES,
+        metavar="N",
+        help=f"the newest lines, over all of them (default: {LOG_LINES})",
+    )
+    parser.add_argument("--follow", action="store_true", help="go on with what comes, until Ctrl-C")
+    _data(parser)
 
 
 def recover(parser: argparse.ArgumentParser) -> None:
     """Add what `recover` takes."""
-    parser.add_argument("--data", metavar="DIR", help="the data folder (D8_DATA_DIR)")
-    parser.add_argument("--json", action="store_true", help="one JSON object, for programs")
+    _data(parser)
+    _json(parser, "one JSON object, for programs")
+
+
+# --- what several commands take -------------------------------------------------------
+
+
+def _data(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--data", metavar="DIR", help="the data folder (default: D8_DATA_DIR)")
+
+
+def _output(parser: argparse.ArgumentParser, room: str) -> None:
+    parser.add_argument(
+        "--output",
+        type=Path,
+        metavar="DIR",
+        help=f"where the results go (default: a new folder in {room}/ of the data folder)",
+    )
+
+
+def _json(parser: argparse.ArgumentParser, text: str) -> None:
+    parser.add_argument("--json", action="store_true", help=text)
+
+
+def _looking(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--all", action="store_true", help="also the workers that ended longer ago")
+    _timeout(
+        parser,
+        "an orchestrator may take so many seconds for an answer",
+        f"{ANSWER_S:g}",
+        ANSWER_S,
+    )
+
+
+def _timeout(
+    parser: argparse.ArgumentParser, text: str, default: str, default_s: float | None = None
+) -> None:
+    """Add ``--timeout``, the same option wherever something is waited for."""
+    parser.add_argument(
+        "--timeout",
+        dest="timeout_s",
+        type=_number(0.1, MAX_WAIT_S),
+        default=default_s,
+        metavar="SECONDS",
+        help=f"{text} (default: {default})",
+    )
 
 
 def _count(low: int, high: int) -> Callable[[str], int]:

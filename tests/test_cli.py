@@ -14,9 +14,12 @@ from typing import NoReturn
 
 import pytest
 
-from d8mesh import cli, errors
-from d8mesh.cli import COMMANDS, EXIT_CODES, Command, main
+from d8mesh import cli, errors, program, words
+from d8mesh.cli import main
+from d8mesh.commands import COMMANDS, EXIT_CODES, GROUPS, HUNG_UP, Command
 from d8mesh.config import SETTINGS, Config
+from d8mesh.menu import EXIT_NUMBER
+from d8mesh.program import command_name
 
 ROOT = Path(__file__).resolve().parent.parent
 #: The documented numbers of the menu.
@@ -58,6 +61,7 @@ def _every_command_is_the_probe(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     outcomes.clear()
     yield
     seen.clear()
+    words.use(words.ENGLISH)
 
 
 def choose(monkeypatch: pytest.MonkeyPatch, *answers: str) -> None:
@@ -71,7 +75,7 @@ def test_the_menu_has_the_documented_numbers() -> None:
         for choice in command.choices
     }
     assert menu == DOCUMENTED_MENU
-    assert cli.EXIT_NUMBER == "9"
+    assert EXIT_NUMBER == "9"
 
 
 @pytest.mark.parametrize("number", sorted(DOCUMENTED_MENU))
@@ -240,9 +244,14 @@ def test_options_that_stand_for_a_setting_win_and_reach_children(
         (["evolution", "--mutation-rate", "1.5"], "expected a number, 0 to 1, not '1.5'"),
         (["evolution", "--mutation-rate", "nan"], "expected a number, 0 to 1"),
         (["niche", "--timeout", "soon"], "expected a number"),
-        (["orchestratr"], "invalid choice"),
-        (["status", "--jso"], "unrecognized arguments"),
-        (["status", "extra"], "unrecognized arguments"),
+        (["orchestratr"], "invalid choice: 'orchestratr': did you mean orchestrator?"),
+        (["statsu"], "did you mean status?"),
+        (["tasks", "lsit"], "did you mean list?"),
+        (["tasks", "list", "--state", "complete"], "did you mean completed?"),
+        (["tasks", "list", "--jsn"], "--jsn: did you mean --json?"),
+        (["worker", "--slot=2"], "--slot=2: did you mean --slots?"),
+        (["status", "--jso"], "unrecognized arguments: --jso: did you mean --json?"),
+        (["status", "extra"], "unrecognized arguments: extra"),
         (["--nonsense"], "arguments are required: COMMAND"),
     ],
 )
@@ -341,6 +350,130 @@ def test_help_lists_every_command_but_the_internal_ones(
         assert command.is_internal or command.summary
 
 
+def test_help_shows_commands_in_their_groups_with_examples(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert {command.group for command in COMMANDS if not command.is_internal} == set(GROUPS)
+    main(["--help"])
+    out = capsys.readouterr().out
+    assert all(f"{title}:" in out for title in GROUPS.values())
+    assert f'{command_name()} ask "' in out
+    main(["submit", "--help"])
+    assert f"{command_name()} submit echo " in capsys.readouterr().out
+
+
+def test_every_option_that_takes_a_value_says_its_default() -> None:
+    silent = []
+    for command in COMMANDS:
+        parser = argparse.ArgumentParser()
+        command.add_arguments(parser)
+        for action in actions_of(parser):
+            takes_value = action.option_strings and action.nargs != 0
+            if takes_value and "(default: " not in str(action.help):
+                silent.append(f"{command.name} {action.option_strings[0]}")
+            if action.default not in (None, "", [], argparse.SUPPRESS, False):
+                assert f"{action.default}".removesuffix(".0") in str(action.help), command.name
+    assert silent == []
+
+
+def test_the_time_to_wait_is_the_same_option_everywhere() -> None:
+    seen_in = set()
+    for command in COMMANDS:
+        parser = argparse.ArgumentParser()
+        command.add_arguments(parser)
+        for action in actions_of(parser):
+            if "--timeout" in action.option_strings:
+                assert (action.dest, action.metavar) == ("timeout_s", "SECONDS")
+                seen_in.add(command.name)
+    assert seen_in == {"ask", "submit", "niche", "evolution", "status", "workers", "tasks"}
+
+
+def actions_of(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for each in action.choices.values():
+                yield from actions_of(each)
+        elif not isinstance(action, argparse._HelpAction):
+            yield action
+
+
+@pytest.mark.parametrize(
+    ("started", "name"),
+    [
+        ("/home/x/d8/start_d8.py", "python3 start_d8.py"),
+        ("/usr/local/bin/d8mesh", "d8mesh"),
+        ("C:/venv/Scripts/d8mesh.exe", "d8mesh"),
+        (str(ROOT / "d8mesh" / "__main__.py"), "python3 -m d8mesh"),
+    ],
+)
+def test_hints_name_the_command_as_it_was_started(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    started: str,
+    name: str,
+) -> None:
+    monkeypatch.setattr(program, "_PYTHON", "python3")
+    monkeypatch.delenv(program.VARIABLE, raising=False)
+    monkeypatch.setattr(sys, "argv", [started])
+    assert command_name() == name
+    main(["--help"])
+    assert f"usage: {name} [COMMAND" in capsys.readouterr().out
+    inherited: list[str] = []
+
+    def note_environment(config: Config, options: argparse.Namespace) -> int:
+        inherited.append(os.environ[program.VARIABLE])
+        return 0
+
+    monkeypatch.setattr(cli, "_load", lambda command: note_environment)
+    main(["status"])
+    assert inherited == [name], "children give the same hints"
+    assert program.VARIABLE not in os.environ
+
+
+def test_no_text_names_the_launcher_where_another_command_was_started() -> None:
+    named = [
+        f"{path.name}:{number}"
+        for path in sorted((ROOT / "d8mesh").rglob("*.py"))
+        if path.name != "program.py"
+        for number, line in enumerate(path.read_text("utf-8").splitlines(), 1)
+        if re.search(r"python3? start_d8|[`(]start_d8", line)
+    ]
+    assert named == []
+
+
+def test_rows_of_the_menu_that_are_to_come_say_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    choose(monkeypatch, "9")
+    main([])
+    rows = capsys.readouterr().out.splitlines()
+    marked = [row.strip() for row in rows if "not yet in this version" in row]
+    assert [row[:2] for row in marked] == ["5.", "6."]
+
+
+def test_everything_the_menu_says_is_spanish_errors_too(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("D8_LANG", "es")
+    outcomes.extend([errors.BrokerUnavailableError(), 0])
+    choose(monkeypatch, "1", "77", "9")
+    main([])
+    captured = capsys.readouterr()
+    assert "Estado del sistema" in captured.out
+    assert "no está en el menú" in captured.out
+    assert "(terminó con el código 1)" in captured.out
+    assert captured.err.startswith("error: No responde ningún orquestador: ")
+    monkeypatch.setenv("FLASK_PORT", "x")
+    assert main([]) == 2
+    assert "FLASK_PORT='x': se espera un puerto, de 1 a 65535" in capsys.readouterr().err
+
+
+def test_an_error_cannot_drive_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    outcomes.append(errors.D8Error("red \x1b[31m \x9b2J"))
+    main(["status"])
+    assert capsys.readouterr().err == "error: red \\x1b[31m \\x9b2J\n"
+
+
 def test_every_handler_is_named_module_and_function() -> None:
     for command in COMMANDS:
         assert re.fullmatch(r"[a-z0-9_.]+:[a-z_]+", command.handler)
@@ -414,7 +547,7 @@ def test_a_reader_that_has_gone_ends_it_quietly() -> None:
             child.stdin.write(b"go\n")
             child.stdin.close()
             assert child.stderr.read() == b""
-            assert child.wait(60) == cli.HUNG_UP
+            assert child.wait(60) == HUNG_UP
 
 
 def test_control_c_outside_a_command_ends_with_130(monkeypatch: pytest.MonkeyPatch) -> None:

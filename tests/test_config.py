@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from d8mesh.cli import EXIT_CODES
+from d8mesh.commands import EXIT_CODES
 from d8mesh.config import LEGACY_QUEUE_SIZE, OTHER_VARIABLES, SETTINGS, Config
 from d8mesh.errors import ConfigError
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 
 from d8mesh import errors
-from d8mesh.cli import COMMANDS
+from d8mesh.commands import COMMANDS
 from d8mesh.core import codec, messages
 from d8mesh.core.task import TRANSITIONS, TaskState
 

@@ -10,7 +10,6 @@ import argparse
 import json
 import secrets
 import socket
-import sys
 import tempfile
 import threading
 import time
@@ -23,12 +22,16 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.panel import Panel
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.table import Table
+from rich.text import Text
 
 from d8mesh.apps.children import Child, Children
-from d8mesh.apps.status import ask, workers_table
+from d8mesh.apps.status import ask, counts_text, workers_table
 from d8mesh.config import Config
+from d8mesh.edge.terminal import tell
 from d8mesh.errors import BrokerUnavailableError, D8Error
 from d8mesh.nodes.client import Client
+from d8mesh.words import escaped
 
 WORKERS: Final = 2
 ECHOES: Final = 100_000
@@ -206,14 +209,18 @@ def _picture(scene: Scene) -> Panel:
     progress = Progress(TextColumn("{task.description:24}"), BarColumn(), MofNCompleteColumn())
     for part in list(scene.parts):
         progress.add_task(part.name, total=part.total, completed=part.done)
-    tasks = scene.stats.get("tasks", {})
-    counts = ", ".join(
-        f"{tasks.get(key, 0)} {key}" for key in ("pending", "assigned", "completed", "failed")
-    )
     return Panel(
-        Group(workers_table(scene.workers), f"tasks: {counts}", progress),
+        Group(_table(scene.workers), Text(counts_text(scene.stats)), progress),
         title=f"d8mesh demo at {scene.url}",
     )
+
+
+def _table(workers: list[dict[str, Any]]) -> Table:
+    columns, rows = workers_table(workers)
+    table = Table(*columns)
+    for row in rows:
+        table.add_row(*(Text(escaped(cell)) for cell in row))  # what is in it is no markup
+    return table
 
 
 def _summary(console: Console, scene: Scene, took_s: float) -> None:
@@ -229,7 +236,7 @@ def _summary(console: Console, scene: Scene, took_s: float) -> None:
         console.print(line, highlight=False)
     for worker in scene.workers:
         line = f"  {worker['worker_id']}: {worker['tasks_completed']} tasks"
-        console.print(line, highlight=False)
+        console.print(Text(escaped(line)))
     if not any(part.name.startswith("Ollama") for part in scene.parts):
         console.print("  (no Ollama answered, so no prompts were run)", highlight=False)
 
@@ -255,7 +262,7 @@ def _wait_for_workers(scene: Scene, running: list[Child]) -> None:
         time.sleep(0.05)
     for child in running:
         for line in child.lines:
-            print(f"[{child.name}] {line}", file=sys.stderr)
+            tell(f"[{child.name}] {line}")
     raise D8Error(f"the workers did not join within {START_S:.0f} s")
 
 

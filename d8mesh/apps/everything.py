@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import argparse
 import signal
-import sys
 import threading
 from functools import partial
 from typing import Final
 
-from d8mesh.apps.children import Children
+from d8mesh.apps.children import END_S, Children
 from d8mesh.config import Config
+from d8mesh.edge.terminal import say, tell
 from d8mesh.web.parent import end_with_parent, stop_signals
+from d8mesh.words import tr
 
 #: How often the children are looked at.
 LOOK_S: Final = 0.2
@@ -34,10 +35,23 @@ def run(config: Config, options: argparse.Namespace) -> int:
             for child in running:
                 if not child.is_running:
                     code = child.wait(1.0)
-                    print(f"the {child.name} has ended; stopping the rest", file=sys.stderr)
+                    tell(
+                        tr(
+                            "the {name} has ended (exit code {code}); stopping the rest",
+                            name=tr(child.name),
+                            code=code,
+                        )
+                    )
                     return code or 1
+        say(
+            tr(
+                "stopping: the worker finishes the tasks that run, then the orchestrator ends; "
+                "{seconds} s at most",
+                seconds=f"{END_S:.0f}",
+            )
+        )
     return 0
 
 
 def _tell(name: str, line: str) -> None:
-    print(f"[{name}] {line}", flush=True)
+    say(f"[{name}] {line}")

@@ -8,6 +8,7 @@ run, whichever workers do it.
 from __future__ import annotations
 
 import argparse
+import difflib
 import json
 import math
 import random
@@ -21,11 +22,13 @@ from pathlib import Path
 from typing import Any, Final
 
 from d8mesh.apps.fitness import DEFAULT_FITNESS, FITNESS, Genome, Problem, has_form_of
-from d8mesh.apps.progress import Progress, one_line
+from d8mesh.apps.progress import Progress, one_line, tell_why
 from d8mesh.apps.results import given_folder, new_folder, write_whole
 from d8mesh.apps.work import Submits, cancel_all, connect, outcomes
 from d8mesh.config import Config
+from d8mesh.edge.terminal import as_json, say, tell
 from d8mesh.errors import ConfigError, D8Error
+from d8mesh.words import tr
 
 DEFAULT_POPULATION: Final = 24
 DEFAULT_GENERATIONS: Final = 10
@@ -74,6 +77,16 @@ class History:
         self.best = ranked[0][1]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Listeners:
+    """Who is told what happens during an evolution."""
+
+    #: a generation is there
+    on_generation: Callable[[], None] = lambda: None
+    #: nothing comes, for this reason
+    on_silence: Callable[[str], None] = lambda reason: None
+
+
 def run(config: Config, options: argparse.Namespace) -> int:
     """Evolve a population over the mesh and save a plot and the numbers; return the exit code.
 
@@ -85,7 +98,8 @@ def run(config: Config, options: argparse.Namespace) -> int:
 
     plan = _plan(options)
     with Client(config=config) as client:
-        connect(client, timeout_s=None, on_wait=lambda line: print(line, file=sys.stderr))
+        timeout_s = getattr(options, "timeout_s", None)
+        connect(client, timeout_s=timeout_s, on_wait=tell)
         return run_with(client, plan, config=config, options=options)
 
 
@@ -93,21 +107,28 @@ def run_with(client: Submits, plan: Plan, *, config: Config, options: argparse.N
     """Do what `run` does with a client that is there."""
     output: Path | None = getattr(options, "output", None)
     folder = given_folder(output) if output else new_folder(Path(config.data_dir) / "evolution")
+    timeout_s: float | None = getattr(options, "timeout_s", None)
     history, started, code = History(), time.monotonic(), 0
+    until = None if timeout_s is None else started + timeout_s
+    title = tr("Evolution ({problem})", problem=plan.problem.name)
     try:
-        with Progress(f"Evolution ({plan.problem.name})", plan.generations) as progress:
+        with Progress(title, plan.generations) as progress:
 
-            def tell() -> None:
+            def advance() -> None:
                 if len(history.best_costs) > 1:
-                    progress.advance(f"best cost {history.best_costs[-1]:.6g}")
+                    cost = f"{history.best_costs[-1]:.6g}"
+                    progress.advance(tr("best cost {cost}", cost=cost))
 
-            evolve(client, plan, history=history, on_generation=tell, on_silence=progress.say)
+            listeners = Listeners(
+                on_generation=advance, on_silence=lambda why: tell_why(progress, why)
+            )
+            evolve(client, plan, history=history, until=until, listeners=listeners)
     except KeyboardInterrupt:
         code = INTERRUPTED
     finally:
         if history.best_costs:
             save(folder, plan, history)
-    _show(folder, plan, history, started=started, as_json=getattr(options, "json", False))
+    _show(folder, plan, history, started=started, is_json=getattr(options, "json", False))
     return code
 
 
@@ -116,20 +137,28 @@ def evolve(
     plan: Plan,
     *,
     history: History,
-    on_generation: Callable[[], None] = lambda: None,
-    on_silence: Callable[[str], None] = lambda reason: None,
+    until: float | None = None,
+    listeners: Listeners | None = None,
 ) -> None:
     """Evolve until a genome is perfect or the generations are over, noting all in `history`.
 
+    Args:
+        client: takes the tasks.
+        plan: what to evolve.
+        history: where it is noted.
+        until: monotonic seconds when waiting is over; None: no such time.
+        listeners: told as things happen.
+
     Raises:
-        WaitTimeoutError: a batch of tasks did not end within `BATCH_S`.
+        WaitTimeoutError: `until` has come, or a batch of tasks did not end within `BATCH_S`.
     """
+    told = listeners or Listeners()
     chance = random.Random(plan.seed)
     first = [plan.problem.new(chance) for _ in range(plan.population)]
     ranked = _ranked(plan.problem, first)
     history.add(ranked)
-    on_generation()
-    breeder = _Breeder(client, plan, history, on_silence)
+    told.on_generation()
+    breeder = _Breeder(client, plan, history, told.on_silence, until)
     for _ in range(plan.generations):
         if ranked[0][0] <= SOLVED:
             return
@@ -138,7 +167,7 @@ def evolve(
         parents = [(_chosen(ranked, chance), _chosen(ranked, chance)) for _ in range(wanted)]
         ranked = _ranked(plan.problem, [*elite, *breeder.children(parents, chance)])
         history.add(ranked)
-        on_generation()
+        told.on_generation()
 
 
 def save(folder: Path, plan: Plan, history: History) -> None:
@@ -204,9 +233,10 @@ class _Breeder:
         plan: Plan,
         history: History,
         on_silence: Callable[[str], None],
+        until: float | None,
     ) -> None:
         self._client, self._plan, self._history = client, plan, history
-        self._on_silence = on_silence
+        self._on_silence, self._until = on_silence, until
 
     def children(
         self, parents: Sequence[tuple[Genome, Genome]], chance: random.Random
@@ -235,9 +265,12 @@ class _Breeder:
     ) -> list[Genome]:
         """Return the new genome of each task, or the one of `instead` if it gave none."""
         genomes = list(instead)
-        tasks = self._client.submit_many(kind, datas, timeout=BATCH_S)
+        until = time.monotonic() + BATCH_S
+        until = until if self._until is None else min(until, self._until)
+        left_s = max(0.0, until - time.monotonic())
+        tasks = self._client.submit_many(kind, datas, timeout=left_s)
         self._history.tasks += len(tasks)
-        ended = outcomes(tasks, until=time.monotonic() + BATCH_S, on_silence=self._on_silence)
+        ended = outcomes(tasks, until=until, on_silence=self._on_silence)
         try:
             for outcome in ended:
                 genome = (outcome.result or {}).get("genome")
@@ -267,7 +300,9 @@ def _plan(options: argparse.Namespace) -> Plan:
     name = getattr(options, "fitness", None) or DEFAULT_FITNESS
     if name not in FITNESS:
         known = "; ".join(f"{each.name}: {each.summary}" for each in FITNESS.values())
-        raise ConfigError(f"--fitness {one_line(name)!r} is not known. There are {known}")
+        near = difflib.get_close_matches(name.lower(), FITNESS, n=1)
+        hint = f" did you mean {near[0]}?" if near else ""
+        raise ConfigError(f"--fitness {one_line(name)!r} is not known:{hint} There are {known}")
     seed = getattr(options, "seed", None)
     return Plan(
         problem=FITNESS[name],
@@ -295,21 +330,27 @@ def _report(plan: Plan, history: History) -> dict[str, Any]:
     }
 
 
-def _show(folder: Path, plan: Plan, history: History, *, started: float, as_json: bool) -> None:
+def _show(folder: Path, plan: Plan, history: History, *, started: float, is_json: bool) -> None:
     if not history.best_costs:
         return
     duration_s = round(time.monotonic() - started, 3)
-    if as_json:
+    if is_json:
         report = _report(plan, history)
-        print(json.dumps(report | {"folder": str(folder), "duration_s": duration_s}))
+        say(as_json(report | {"folder": str(folder), "duration_s": duration_s}))
         return
-    print(
-        f"{plan.problem.name}: best cost {history.best_costs[0]:.6g} -> "
-        f"{history.best_costs[-1]:.6g} in {len(history.best_costs) - 1} generations, "
-        f"{history.tasks} tasks, {duration_s:.1f} s (seed {plan.seed})"
+    say(
+        tr(
+            "{problem}: best cost {first} -> {last} in {generations} generations, {tasks} tasks, "
+            "{seconds} s (seed {seed})",
+            problem=plan.problem.name,
+            first=f"{history.best_costs[0]:.6g}",
+            last=f"{history.best_costs[-1]:.6g}",
+            generations=len(history.best_costs) - 1,
+            tasks=history.tasks,
+            seconds=f"{duration_s:.1f}",
+            seed=plan.seed,
+        )
     )
     if history.failed_tasks:
-        print(
-            f"{history.failed_tasks} tasks gave no genome: their parents went on", file=sys.stderr
-        )
-    print(f"saved in {folder}: fitness.svg, evolution.json")
+        tell(tr("{count} tasks gave no genome: their parents went on", count=history.failed_tasks))
+    say(tr("saved in {folder}: {files}", folder=folder, files="fitness.svg, evolution.json"))

@@ -17,6 +17,7 @@ import msgspec
 from d8mesh.apps.answers import Niche
 from d8mesh.apps.results import write_whole
 from d8mesh.errors import D8Error
+from d8mesh.words import tr, translated
 
 FORMAT: Final = "d8-niche-1"
 JSON_NAME: Final = "niches.json"
@@ -48,8 +49,9 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def summary(self) -> str:
         """Say in a few words what came of it."""
-        count = len(self.niches)
-        return f"{count} niche{'s' if count > 1 else ''}" if count else f"unusable: {self.error}"
+        if self.niches:
+            return tr("niches: {count}", count=len(self.niches))
+        return tr("unusable: {why}", why=translated(self.error))
 
 
 class Findings:

@@ -8,8 +8,6 @@ found is on disk at any time: an interrupted run keeps it, and a run with the sa
 from __future__ import annotations
 
 import argparse
-import json
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,11 +19,13 @@ from msgspec import Meta
 
 from d8mesh.apps.answers import Name, niches_in
 from d8mesh.apps.findings import Finding, Findings, load, save
-from d8mesh.apps.progress import Progress, one_line
+from d8mesh.apps.progress import Progress, one_line, tell_why
 from d8mesh.apps.results import given_folder, new_folder
 from d8mesh.apps.work import Outcome, Submits, cancel_all, connect, outcomes
 from d8mesh.config import Config
+from d8mesh.edge.terminal import as_json, say, tell
 from d8mesh.errors import BackendAnswerError, ConfigError, WaitTimeoutError
+from d8mesh.words import tr, translated
 
 DEFAULT_MARKETS: Final = (
     "pet care",
@@ -109,7 +109,7 @@ def run(config: Config, options: argparse.Namespace) -> int:
     plan = read_plan(getattr(options, "markets", None))
     with Client(config=config) as client:
         timeout_s = getattr(options, "timeout_s", None)
-        connect(client, timeout_s=timeout_s, on_wait=lambda line: print(line, file=sys.stderr))
+        connect(client, timeout_s=timeout_s, on_wait=tell)
         return run_with(client, plan, config=config, options=options)
 
 
@@ -124,25 +124,27 @@ def run_with(client: Submits, plan: Plan, *, config: Config, options: argparse.N
     asked = [pair for pair in plan.pairs if not findings.is_found(pair)]
     with Progress("Niche Discovery", len(asked)) as progress:
         if len(asked) < len(plan.pairs):
-            progress.say(f"{len(plan.pairs) - len(asked)} pairs were found before: not asked again")
+            known = len(plan.pairs) - len(asked)
+            progress.say(tr("{count} pairs were found before: not asked again", count=known))
         saver = _Saver(folder, findings)
 
         def settle(finding: Finding) -> None:
             saver.note(finding)
-            progress.advance(f"{finding.market}, {finding.geography}: {finding.summary}")
+            pair = f"{finding.market}, {finding.geography}"
+            progress.advance(tr("{id}: {what}", id=pair, what=finding.summary))
 
-        listeners = Listeners(on_settled=settle, on_silence=progress.say)
+        listeners = Listeners(on_settled=settle, on_silence=lambda why: tell_why(progress, why))
         try:
             discover(client, asked, lang=config.lang, until=until, listeners=listeners)
         except KeyboardInterrupt:
             is_interrupted = True
         except WaitTimeoutError as error:
-            problem = f"{error} (--timeout {timeout_s:g})"
+            problem = f"{translated(str(error))} (--timeout {timeout_s:g})"
         finally:
             save(folder, findings)
     if problem:
         progress.say(problem)
-    _show(folder, plan, findings, as_json=getattr(options, "json", False))
+    _show(folder, plan, findings, is_json=getattr(options, "json", False))
     if is_interrupted:
         return INTERRUPTED
     return 0 if any(findings.is_found(pair) for pair in plan.pairs) else NOTHING_USABLE
@@ -286,12 +288,12 @@ class _Saver:
             save(self._folder, self._findings)
 
 
-def _show(folder: Path, plan: Plan, findings: Findings, *, as_json: bool) -> None:
+def _show(folder: Path, plan: Plan, findings: Findings, *, is_json: bool) -> None:
     pairs = plan.pairs
     found = sum(findings.is_found(pair) for pair in pairs)
     unusable = sum(findings.is_unusable(pair) for pair in pairs)
     ranking = findings.ranking()
-    if as_json:
+    if is_json:
         top = [
             {"market": market, "geography": geography, "niche": niche.name,
              "opportunity": niche.opportunity}
@@ -299,14 +301,20 @@ def _show(folder: Path, plan: Plan, findings: Findings, *, as_json: bool) -> Non
         ]  # fmt: skip
         counts = {"pairs": len(pairs), "found": found, "unusable": unusable}
         counts["unanswered"] = len(pairs) - found - unusable
-        print(json.dumps({"folder": str(folder), **counts, "niches": len(ranking), "top": top}))
+        say(as_json({"folder": str(folder), **counts, "niches": len(ranking), "top": top}))
         return
     for market, geography, niche in ranking[:SHOWN]:
-        print(f"{niche.opportunity:5.1f}  {one_line(f'{niche.name} ({market}, {geography})')}")
-    print(
-        f"{len(pairs)} pairs: {found} found, {unusable} unusable, "
-        f"{len(pairs) - found - unusable} unanswered; {len(ranking)} niches"
+        say(f"{niche.opportunity:5.1f}  {one_line(f'{niche.name} ({market}, {geography})')}")
+    say(
+        tr(
+            "{pairs} pairs: {found} found, {unusable} unusable, {left} unanswered; {count} niches",
+            pairs=len(pairs),
+            found=found,
+            unusable=unusable,
+            left=len(pairs) - found - unusable,
+            count=len(ranking),
+        )
     )
-    print(f"saved in {folder}: niches.json, niches.md, niches.csv")
+    say(tr("saved in {folder}: {files}", folder=folder, files="niches.json, niches.md, niches.csv"))
     if found < len(pairs):
-        print(f"to go on: the same command with --output {folder}")
+        say(tr("to go on: the same command with --output {folder}", folder=folder))

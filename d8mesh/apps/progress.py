@@ -14,6 +14,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from rich.progress import Progress as Bar
 from rich.text import Text
 
+from d8mesh.words import tr, translated
+
 #: Plain lines go into logs: at most one in this many seconds, and the last.
 LINE_S: Final = 1.0
 MAX_CHARS: Final = 200
@@ -74,6 +76,11 @@ class Progress:
     def say(self, line: str) -> None:
         """Show one line beside the progress."""
         self._console.print(Text(one_line(line)), soft_wrap=True)
+
+
+def tell_why(progress: Progress, reason: str) -> None:
+    """Show why nothing comes."""
+    progress.say(tr("still waiting: {why}", why=translated(reason)))
 
 
 def one_line(text: str) -> str:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +13,7 @@ import filelock
 from d8mesh.config import Config
 from d8mesh.edge.journal.recover import Recovered, as_body, recover
 from d8mesh.edge.outbox import LOCK_NAME, OUTBOX_NAME, Mended, open_mended
+from d8mesh.edge.terminal import as_json, say, tell
 from d8mesh.errors import WorkerError
 
 JOURNAL: Final = Path("orchestrator") / "journal.db"
@@ -42,13 +41,13 @@ def run(config: Config, options: argparse.Namespace) -> int:
         JournalError: the disk is full, or does not give the file.
     """
     data = Path(config.data_dir)
-    say: Callable[[str], None] = _quiet if options.json else _progress
-    journal = recover(data / JOURNAL, say)
+    on_step: Callable[[str], None] = _quiet if options.json else _progress
+    journal = recover(data / JOURNAL, on_step)
     outboxes = list(_outboxes(data / "workers"))
     if options.json:
-        print(json.dumps({"journal": as_body(journal), "outboxes": [_body(o) for o in outboxes]}))
+        say(as_json({"journal": as_body(journal), "outboxes": [_body(o) for o in outboxes]}))
     else:
-        print("\n".join([*_words(journal), *(_line(each) for each in outboxes)]))
+        say("\n".join([*_words(journal), *(_line(each) for each in outboxes)]))
     if journal.outcome == "missing" and not outboxes:
         return 1  # nothing of ours is in that folder
     return 1 if any(each.outcome == "failed" for each in outboxes) else 0
@@ -156,7 +155,7 @@ def _lost(what: str, ids: list[str]) -> Iterator[str]:
 
 
 def _progress(text: str) -> None:
-    print(f"  {text} …", file=sys.stderr, flush=True)
+    tell(f"  {text} …")
 
 
 def _quiet(text: str) -> None:

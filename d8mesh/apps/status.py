@@ -5,24 +5,32 @@ from __future__ import annotations
 import argparse
 import json
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final
+from urllib.parse import urlsplit
 from urllib.request import ProxyHandler, build_opener
 
-from rich.console import Console
-from rich.table import Table
-
+from d8mesh.apps.capabilities import Worker, models_of, reasons_of, why_lines
+from d8mesh.apps.tables import cut, lines_of, wrapped
 from d8mesh.config import Config
 from d8mesh.edge.discovery import Discovery, Kind, Sighting
 from d8mesh.edge.network import find_way, usable_addresses
+from d8mesh.edge.terminal import as_json, say, width
+from d8mesh.program import command_name
+from d8mesh.words import escaped, tr, translated
 
 #: How long to listen for orchestrators on the network.
 LISTEN_S: Final = 1.5
 #: How long one REST answer may take.
-ASK_S: Final = 5.0
+ANSWER_S: Final = 5.0
 #: Largest answer read: the list of a thousand workers fits.
 MAX_ANSWER_BYTES: Final = 4_000_000
+#: A worker that ended is listed for so long: enough to see which one it was.
+ENDED_SHOWN_S: Final = 600.0
+#: Models and task types named of one worker; `workers` has all.
+NAMED: Final = 4
 
 
 @dataclass(slots=True)
@@ -39,61 +47,70 @@ class Orchestrator:
 def run(config: Config, options: argparse.Namespace) -> int:
     """Print the state of the mesh; exit code 1 when no healthy orchestrator answers."""
     strangers: list[str] = []
-    found = look(config, strangers.append)
+    answer_s = getattr(options, "timeout_s", None) or ANSWER_S
+    found = look(config, strangers.append, answer_s=answer_s)
     is_healthy = any(each.health.get("status") == "healthy" for each in found)
     if options.json:
         told = {"mesh": config.mesh, "orchestrators": [asdict(each) for each in found]}
-        print(json.dumps(told, ensure_ascii=False))
-    else:
-        _print(config, found)
-        for stranger in strangers:
-            print(stranger)
+        say(as_json(told))
+        return 0 if is_healthy else 1
+    if not found:
+        say_nobody(config)
+    for each in found:
+        for line in lines(each, time.time(), is_all=getattr(options, "all", False)):
+            say(line)
+    for stranger in strangers:
+        say(stranger)
     return 0 if is_healthy else 1
 
 
 def look(
-    config: Config, on_stranger: Callable[[str], None] = lambda text: None
+    config: Config,
+    on_stranger: Callable[[str], None] = lambda text: None,
+    *,
+    answer_s: float = ANSWER_S,
 ) -> list[Orchestrator]:
     """Return the orchestrators of the mesh that answer: by mDNS, by URL, on this machine.
 
     Args:
+        config: the settings.
         on_stranger: told in words of an orchestrator of another mesh.
+        answer_s: how long each answer may take.
     """
     urls = dict.fromkeys([config.orchestrator_url or "", f"http://127.0.0.1:{config.web_port}"])
     found: dict[str, Orchestrator] = {}
     for url in [*filter(None, urls), *_heard(config)]:
         try:
-            health = ask(url, "/health")
+            health = ask(url, "/health", answer_s=answer_s)
         except OSError:
             continue
         if not isinstance(health, dict):
             continue
         if health.get("mesh") != config.mesh:
             if health.get("service") == "d8-orchestrator":
-                theirs = str(health.get("mesh"))[:40]
-                on_stranger(f"{url} is of mesh {theirs!r}, not {config.mesh!r} (D8_MESH)")
+                on_stranger(_of_another_mesh(url, health, config.mesh))
             continue
         each = Orchestrator(url, health)
         if str(health.get("broker_id")) in found:
             continue
         try:
-            each.stats = ask(url, "/api/stats")
-            each.workers = ask(url, "/api/workers/list")["workers"]
+            each.stats = ask(url, "/api/stats", answer_s=answer_s)
+            each.workers = ask(url, "/api/workers/list", answer_s=answer_s)["workers"]
         except (OSError, ValueError, KeyError) as error:
             each.problem = str(error)
         found[str(health.get("broker_id"))] = each
     return list(found.values())
 
 
-def ask(url: str, path: str) -> Any:
+def ask(url: str, path: str, *, answer_s: float = ANSWER_S) -> Any:
     """Return the JSON answer of a GET.
 
     Raises:
-        OSError: nothing answered, or an error status without JSON.
+        OSError: nothing answered within `answer_s`, or an error status without JSON.
     """
     opener = build_opener(ProxyHandler({}))  # a LAN address is never behind a proxy
     try:
-        with opener.open(url + path, timeout=ASK_S) as answer:
+        with opener.open(url + path, timeout=answer_s) as answer:
             return json.loads(answer.read(MAX_ANSWER_BYTES))
     except OSError as error:
         body = getattr(error, "read", lambda: b"")()
@@ -103,6 +120,11 @@ def ask(url: str, path: str) -> Any:
             raise error from None
     except ValueError as error:
         raise OSError(f"{url}{path} did not answer with JSON") from error
+
+
+def _of_another_mesh(url: str, health: Mapping[str, Any], mesh: str) -> str:
+    theirs, ours = repr(str(health.get("mesh"))[:40]), repr(mesh)
+    return tr("{url} is of mesh {theirs}, not {ours} (D8_MESH)", url=url, theirs=theirs, ours=ours)
 
 
 def _heard(config: Config) -> list[str]:
@@ -132,45 +154,108 @@ def _heard(config: Config) -> list[str]:
     return urls
 
 
-def _print(config: Config, found: list[Orchestrator]) -> None:
-    console = Console()
-    if not found:
-        console.print(
-            f"No orchestrator of mesh [b]{config.mesh}[/b] answers. Start one with "
-            "`python3 start_d8.py orchestrator`, or set ORCHESTRATOR_URL.",
-            highlight=False,
-        )
-        return
-    for each in found:
-        health = each.health
-        console.print(
-            f"[b]{health.get('broker_id', '?')}[/b] at {each.url}: {health.get('status')}"
-            + (f" ({health['reason']})" if health.get("reason") else ""),
-            highlight=False,
-        )
-        tasks = each.stats.get("tasks", {})
-        counts = ("pending", "assigned", "completed", "failed")
-        console.print("  tasks: " + ", ".join(f"{tasks.get(k, '?')} {k}" for k in counts))
-        if each.problem:
-            console.print(f"  [red]{each.problem}[/red]")
-        if each.workers:
-            console.print(workers_table(each.workers))
-        else:
-            console.print("  no workers: start one with `python3 start_d8.py worker`")
+# --- for people -----------------------------------------------------------------------
 
 
-def workers_table(workers: list[dict[str, Any]]) -> Table:
-    """Return the workers as a table for the terminal."""
-    table = Table("worker", "type", "status", "done", "failed", "slots", "models")
-    for worker in sorted(workers, key=lambda each: str(each["worker_id"])):
-        models = (worker.get("capabilities") or {}).get("models") or []
-        table.add_row(
-            *(
-                str(worker.get(key, ""))
-                for key in ("worker_id", "worker_type", "status", "tasks_completed")
-            ),
+def say_nobody(config: Config) -> None:
+    """Say that no orchestrator answers, and what to do."""
+    say(tr("No orchestrator of mesh {mesh} answers.", mesh=config.mesh))
+    program = command_name()
+    say(tr("Start one with `{program} orchestrator`, or set ORCHESTRATOR_URL.", program=program))
+
+
+def lines(each: Orchestrator, now: float, *, is_all: bool = False) -> Iterator[str]:
+    """Yield what there is to say of one orchestrator.
+
+    Args:
+        each: what it said.
+        now: Unix seconds.
+        is_all: workers that ended long ago too.
+    """
+    health = each.health
+    state = tr(str(health.get("status")))
+    why = f" ({escaped(translated(str(health['reason'])))})" if health.get("reason") else ""
+    at = {"id": health.get("broker_id", "?"), "url": each.url, "state": state}
+    columns = width()
+    yield from wrapped(tr("{id} at {url}: {state}", **at) + why, columns)
+    yield from wrapped(counts_text(each.stats), columns, indent="  ")
+    if each.problem:
+        yield "  " + tr("error: {why}", why=translated(each.problem))
+    shown, hidden = parted(each.workers, now, is_all=is_all)
+    for line in lines_of(*workers_table(shown), width=columns, indent="  ") if shown else ():
+        yield line if columns is None else cut(line, columns)
+    if not shown and not hidden:
+        yield "  " + tr("no workers: start one with `{program} worker`", program=command_name())
+    if hidden:
+        yield "  " + tr("and {count} that ended longer ago (--all shows them)", count=hidden)
+    reasons = reasons_of(shown, ask, urlsplit(each.url).hostname or "")
+    yield from why_lines(reasons, columns, indent="  ")
+
+
+def counts(stats: Mapping[str, Any]) -> dict[str, int]:
+    """Return pending, assigned, completed, failed and cancelled, each task counted once."""
+    tasks = stats.get("tasks") or {}
+    known = {
+        key: int(tasks.get(key) or 0) for key in ("pending", "assigned", "completed", "cancelled")
+    }
+    # An orchestrator may count cancelled tasks among the failed ones: the total tells.
+    total = int(tasks.get("total") or 0)
+    failed = int(tasks.get("failed") or 0)
+    rest = total - sum(known.values())
+    known["failed"] = rest if known["cancelled"] and 0 <= rest <= failed else failed
+    return {key: known[key] for key in ("pending", "assigned", "completed", "failed", "cancelled")}
+
+
+def counts_text(stats: Mapping[str, Any]) -> str:
+    """Return the counts of tasks in words."""
+    if not stats.get("tasks"):
+        return tr("tasks: unknown")
+    return tr(
+        "tasks: {pending} pending, {assigned} assigned, {completed} completed, "
+        "{failed} failed, {cancelled} cancelled",
+        **counts(stats),
+    )
+
+
+def parted(
+    workers: Sequence[dict[str, Any]], now: float, *, is_all: bool = False
+) -> tuple[list[dict[str, Any]], int]:
+    """Return the workers to list, by id, and how many ended too long ago for that.
+
+    Args:
+        workers: as an orchestrator lists them.
+        now: Unix seconds.
+        is_all: list all.
+    """
+    shown = [worker for worker in workers if is_all or not _is_long_gone(worker, now)]
+    return sorted(shown, key=lambda each: str(each["worker_id"])), len(workers) - len(shown)
+
+
+def _is_long_gone(worker: Worker, now: float) -> bool:
+    at = worker.get("last_heartbeat")
+    if worker.get("status") != "offline" or not isinstance(at, (int, float)):
+        return False
+    return now - at > ENDED_SHOWN_S
+
+
+def workers_table(workers: Sequence[Worker]) -> tuple[list[str], list[list[str]]]:
+    """Return the names of the columns, and a row for each worker."""
+    columns = [tr(each) for each in ("worker", "type", "state", "slots", "done", "failures")]
+    rows = [
+        [
+            str(worker["worker_id"]),
+            str(worker.get("worker_type", "")),
+            tr(state_of(worker)),
+            f"{worker.get('running', '?')}/{worker.get('slots', '?')}",
+            str(worker.get("tasks_completed", "")),
             str(worker.get("tasks_failed", "")),
-            str(worker.get("slots", "")),
-            ", ".join(map(str, models[:4])),
-        )
-    return table
+            ", ".join(models_of(worker)[:NAMED]) or "-",
+        ]
+        for worker in workers
+    ]
+    return [*columns, tr("models")], rows
+
+
+def state_of(worker: Worker) -> str:
+    """Return online, busy or offline."""
+    return str(worker.get("status", "?"))

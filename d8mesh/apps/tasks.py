@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import argparse
-import json
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
-from itertools import islice
 from typing import Any, Final, Protocol
 
+from d8mesh.apps.status import counts_text
+from d8mesh.apps.tables import cut, lines_of, wrapped
 from d8mesh.apps.work import connect
 from d8mesh.config import Config
-from d8mesh.edge.logs import escape
-from d8mesh.edge.terminal import say
-from d8mesh.errors import D8Error
+from d8mesh.edge.terminal import as_json, say, tell, visible, width
+from d8mesh.errors import ConfigError, D8Error
+from d8mesh.words import escaped, tr, translated
 
 #: Characters of a reason in a table; `tasks show` has all of it.
 REASON_CHARS: Final = 60
 
+#: Characters of an input or a result shown on one line; longer ones are cut, ``--json`` has all.
+SHOWN_CHARS: Final = 2000
+
 COLUMNS: Final = ("task", "type", "state", "tries", "created", "why")
-#: A mesh that is there is found sooner; whoever asks what there is should not wait for nothing.
-FIND_S: Final = 6.0
 
 Body = dict[str, Any]
 
@@ -51,14 +52,15 @@ def run(config: Config, options: argparse.Namespace) -> int:
     """List, show, replay or cancel tasks; return the exit code: 1 if one of them could not be.
 
     Raises:
-        D8Error: no orchestrator was found, or the options do not fit together.
+        ConfigError: the options do not fit together.
+        D8Error: no orchestrator was found.
     """
     from d8mesh.nodes.client import Client
 
     if options.action == "replay" and bool(options.ids) == options.all_failed:
-        raise D8Error("tasks replay: expected either ids or --all-failed")
+        raise ConfigError("tasks replay: expected either ids or --all-failed")
     with Client(config=config) as client:
-        connect(client, timeout_s=FIND_S, on_wait=lambda line: print(line, file=sys.stderr))
+        connect(client, timeout_s=options.timeout_s, on_wait=tell)
         return run_with(client, options)
 
 
@@ -74,38 +76,38 @@ def run_with(client: Asks, options: argparse.Namespace) -> int:
 
 
 def _list(client: Asks, options: argparse.Namespace) -> int:
-    bodies = islice(client.tasks(state=options.state, type=options.type), max(0, options.limit))
+    bodies = _newest(client, options)
     if options.json:
         for body in bodies:
-            print(json.dumps(body, ensure_ascii=False))
+            say(as_json(body))
         return 0
     rows = [
         (
             body["task_id"],
             body["type"],
-            body["state"],
+            tr(body["state"]),
             str(body["attempts"]),
             _time(body["created_at"]),
-            _why(body)[:REASON_CHARS],
+            cut(translated(_why(body)), REASON_CHARS),
         )
         for body in bodies
     ]
-    print("\n".join(_table(rows)) if rows else "no such tasks")
+    for line in lines_of([tr(name) for name in COLUMNS], rows, width=width()) if rows else ():
+        say(line)
+    if not rows:
+        say(tr("no such tasks"))
     if len(rows) == options.limit:
-        print(f"the first {options.limit}: --limit shows more")
+        tell(tr("the newest {count}: --limit shows more", count=options.limit))
+    if not options.state and not options.type:
+        for line in wrapped(counts_text(client.ask("stats", {})), width()):
+            tell(line)
     return 0
 
 
-def _table(rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    """Yield the lines of a table; no wider than what it says, however wide the terminal is.
-
-    Made by hand: a library that measures and wraps every cell takes a second for 1,000 rows.
-    """
-    lines = [COLUMNS, *([escape(cell) for cell in row] for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    for line in lines:
-        cells = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))
-        yield "  ".join(cells).rstrip()
+def _newest(client: Asks, options: argparse.Namespace) -> Iterable[Body]:
+    """Return the tasks to list, newest first."""
+    listed = client.tasks(state=options.state, type=options.type)
+    return reversed(deque(listed, maxlen=options.limit))
 
 
 def _failed(client: Asks, options: argparse.Namespace) -> list[str]:
@@ -126,16 +128,33 @@ def _each(ids: Sequence[str], do: Callable[[str], Body], options: argparse.Names
             code = 1
             body = {"task_id": task_id, "error": str(error), "code": error.code}
         # Whoever reads may leave: what was asked for is done all the same.
-        say(json.dumps(body, ensure_ascii=False) if options.json else _words(body))
+        if options.json:
+            say(as_json(body))
+        else:
+            (tell if "error" in body else say)(_words(body))
     if not ids and not options.json:
-        print("no failed tasks that were not replayed before")
+        say(tr("no failed tasks that were not replayed before"))
     return code
 
 
 def _show(client: Asks, task_id: str) -> Body:
     from d8mesh.nodes.client.handle import readable
 
-    return readable(client.ask("status", {"id": task_id}))
+    body = readable(client.ask("status", {"id": task_id, "full": True}))
+    return _with_data(body)
+
+
+def _with_data(body: Body) -> Body:
+    """Return a status body with its input decoded, if that came along."""
+    import msgspec
+
+    data = body.get("data")
+    if isinstance(data, bytes):
+        try:
+            body["data"] = msgspec.msgpack.decode(data)
+        except (msgspec.DecodeError, RecursionError):
+            body["data"] = repr(data[:SHOWN_CHARS])
+    return body
 
 
 def _replay(client: Asks, task_id: str) -> Body:
@@ -149,28 +168,74 @@ def _cancel(client: Asks, task_id: str) -> Body:
 def _words(body: Body) -> str:
     """Return one body for people."""
     if "error" in body:
-        return f"{body['task_id']}: {body['error']}"
+        why = translated(str(body["error"]))
+        return tr("{id}: {what}", id=body["task_id"], what=why)
     if "type" not in body:
         origin = body.get("replay_of")
-        return f"{origin} goes on as {body['task_id']}" if origin else _state(body)
-    lines = [_state(body)]
-    lines += [f"  {key}: {body[key]}" for key in ("type", "priority", "attempts")]
-    for key in ("created_at", "completed_at"):
+        return (
+            tr("{origin} goes on as {id}", origin=origin, id=body["task_id"])
+            if origin
+            else _state(body)
+        )
+    return "\n".join(_full(body))
+
+
+def _full(body: Body) -> Iterator[str]:
+    """Yield all that is known of a task, line by line."""
+    yield _state(body)
+    for key, name in (("type", "type"), ("priority", "priority"), ("attempts", "attempts")):
+        yield _row(name, body.get(key))
+    for key, name in (("created_at", "created"), ("completed_at", "ended")):
         if body.get(key):
-            lines.append(f"  {key}: {_time(body[key])}")
+            yield _row(name, _time(body[key]))
     for key, name in (("assigned_to", "worker"), ("replay_of", "replay of"), ("reason", "why")):
         if body.get(key):
-            lines.append(f"  {name}: {body[key]}")
-    for past in body.get("history") or ():
-        told = ", ".join(f"{key} {value}" for key, value in past.items() if key != "at")
-        lines.append(f"  {_time(past.get('at'))}  {told}")
-    if body.get("result") is not None:
-        lines.append(f"  result: {json.dumps(body['result'], ensure_ascii=False)}")
-    return "\n".join(lines)
+            yield _row(name, translated(str(body[key])))
+    if body.get("data") is not None:
+        yield _row("input", _shown(body["data"]))
+    past = body.get("history") or ()
+    if past:
+        yield f"  {tr('history')}:"
+    for each in past:
+        yield f"    {_past(each)}"
+    result = body.get("result")
+    if result is not None:
+        trace = result.get("traceback") if isinstance(result, dict) else None
+        rest = {k: v for k, v in result.items() if k != "traceback"} if trace else result
+        yield _row("result", _shown(rest))
+        if trace:
+            yield f"  {tr('traceback')}:"
+            yield from (f"    {line}" for line in visible(str(trace)).splitlines())
+
+
+def _row(name: str, value: object) -> str:
+    return f"  {tr(name)}: {escaped(str(value))}"
+
+
+def _past(past: Mapping[str, Any]) -> str:
+    """Return what happened to one attempt, in one line."""
+    worker = past.get("worker_id") or past.get("worker") or "?"
+    error = translated(str(past.get("error") or "?"))
+    told = tr(
+        "{at}  attempt {attempt} on {worker}: {error}",
+        at=_time(past.get("at")),
+        attempt=past.get("attempt", "?"),
+        worker=worker,
+        error=error,
+    )
+    return told if past.get("is_counted", True) else f"{told} {tr('(not counted)')}"
+
+
+def _shown(value: object) -> str:
+    text = as_json(value)
+    if len(text) <= SHOWN_CHARS:
+        return text
+    more = tr("({count} characters; --json has all)", count=len(text))
+    return f"{text[:SHOWN_CHARS]}… {more}"
 
 
 def _state(body: Body) -> str:
-    return f"{body['task_id']}: {body['state']}"
+    return tr("{id}: {what}", id=body["task_id"], what=tr(str(body["state"])))
 
 
 def _why(body: Body) -> str:
@@ -182,4 +247,7 @@ def _why(body: Body) -> str:
 def _time(at: object) -> str:
     if not isinstance(at, (int, float)):
         return str(at or "")
-    return datetime.fromtimestamp(at).isoformat(sep=" ", timespec="seconds")
+    try:
+        return datetime.fromtimestamp(at).isoformat(sep=" ", timespec="seconds")
+    except (OverflowError, OSError, ValueError):  # no time of this world
+        return str(at)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 from d8mesh.errors import BrokerUnavailableError, D8Error, TaskError, WaitTimeoutError
+from d8mesh.words import tr
 
 #: How long to wait for the oldest task before the others are looked at.
 LOOK_S: Final = 0.25
@@ -34,6 +35,13 @@ class Pending(Protocol):
 
     def cancel(self) -> object:
         """Cancel it."""
+
+
+class Asked(Protocol):
+    """A task whose state can be asked for."""
+
+    def status(self) -> Mapping[str, Any]:
+        """Return its documented status; ``reason`` says why it waits."""
 
 
 class Submits(Protocol):
@@ -75,7 +83,7 @@ def connect(client: Connects, *, timeout_s: float | None, on_wait: Callable[[str
     early_s = min(bound_s, SILENCE_S)
     if client.wait_connected(early_s):
         return
-    on_wait("no orchestrator has been found yet: still looking")
+    on_wait(tr("no orchestrator has been found yet: still looking"))
     if not client.wait_connected(bound_s - early_s):
         raise BrokerUnavailableError(
             f"no orchestrator was found within {bound_s:g} s: is one running, with the same "
@@ -113,7 +121,7 @@ def outcomes(
             raise WaitTimeoutError(f"{len(waiting)} of {len(tasks)} tasks have not ended in time")
         if waiting and now - heard >= SILENCE_S:
             heard = now
-            reason = _reason(next(iter(waiting.values())))
+            reason = reason_of(next(iter(waiting.values())))
             if reason and reason not in reasons:
                 reasons.add(reason)
                 on_silence(reason)
@@ -142,7 +150,8 @@ def _ended(waiting: Mapping[int, Pending]) -> Iterator[Outcome]:
         wait_s = 0.0
 
 
-def _reason(task: Pending) -> str:
+def reason_of(task: Asked) -> str:
+    """Return why nothing comes of a task, as far as anybody knows."""
     try:
         return str(task.status().get("reason") or "")
     except D8Error as error:

@@ -1,11 +1,25 @@
-"""Standard output when whoever reads it may have gone, as ``head`` does after its lines."""
+"""The terminal: what is printed cannot drive it, and whoever reads it may go.
+
+A reader goes as ``head`` does after its lines.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
+import re
+import shutil
 import sys
+from typing import Final, TextIO
+
+from d8mesh.words import escaped
+
+#: What JSON leaves as it is and a terminal might obey.
+_HARMFUL_IN_JSON: Final = re.compile(
+    "[\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
+)
 
 
 def is_reader_gone(error: OSError) -> bool:
@@ -23,11 +37,43 @@ def silence() -> None:
         os.close(nowhere)
 
 
-def say(text: str) -> None:
-    """Print a line at once; a reader that has gone stops nothing but the printing."""
+def say(text: str, *, end: str = "\n") -> None:
+    """Print a result at once; a reader that has gone stops nothing but the printing.
+
+    Lines and tabs stay; other control characters are printed as escapes.
+    """
     try:
-        print(text, flush=True)
+        print(visible(text), end=end, flush=True)
     except OSError as error:
         if not is_reader_gone(error):
             raise
         silence()
+
+
+def tell(text: str, *, end: str = "\n") -> None:
+    """Print words about what happens, on standard error; see `say`."""
+    _tell(sys.stderr, visible(text), end)
+
+
+def _tell(stream: TextIO | None, text: str, end: str) -> None:
+    with contextlib.suppress(OSError, ValueError):  # nobody listens: nothing is lost
+        print(text, end=end, file=stream, flush=True)
+
+
+def visible(text: str) -> str:
+    """Return `text` with its lines and tabs, and all other control characters as escapes."""
+    return escaped(text, keep="\n\t")
+
+
+def as_json(body: object, *, indent: int | None = None) -> str:
+    """Return `body` as JSON that is text for people too: no character in it drives a terminal."""
+    text = json.dumps(body, ensure_ascii=False, indent=indent, default=str)
+    return _HARMFUL_IN_JSON.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+def width() -> int | None:
+    """Return the columns of the terminal, or of ``COLUMNS``; None: nobody bounds the lines."""
+    is_terminal = sys.stdout is not None and sys.stdout.isatty()
+    if not is_terminal and not os.environ.get("COLUMNS", "").isdigit():
+        return None
+    return shutil.get_terminal_size().columns

@@ -26,7 +26,7 @@ from d8mesh.config import Config
 from d8mesh.edge import data_folder, logs
 from d8mesh.edge.installation import HERE
 from d8mesh.edge.logs import event
-from d8mesh.edge.terminal import say
+from d8mesh.web.console import Console
 from d8mesh.web.parent import end_with_parent, stop_signals
 
 #: Pauses before a child that died is brought back: none, then these, doubling up to a cap.
@@ -110,6 +110,8 @@ class _Child:
     process: subprocess.Popen[str] | None = None
     started: float = 0.0
     is_up: bool = False
+    #: we end it ourselves, to start it with other arguments
+    is_replaced: bool = False
     deaths: int = 0
     not_before: float = 0.0
     lines: queue.SimpleQueue[str] = field(default_factory=queue.SimpleQueue)
@@ -119,7 +121,7 @@ class _Launcher:
     """Keeps the two children running."""
 
     def __init__(self, config: Config) -> None:
-        self._config = config
+        self._console = Console(config, Path(config.data_dir).absolute())
         self._broker = _Child("broker", ["_broker", "--web-port", str(config.web_port)])
         self._web = _Child("web", [])
         self._port = 0
@@ -136,9 +138,11 @@ class _Launcher:
                 self._news.wait(LOOK_S if self._said else 0.02)
                 self._news.clear()
         finally:
+            if self._said and stop.is_set():
+                self._console.stopping(END_S)
             self._end()
         if self._said and not code:
-            say("orchestrator stopped")
+            self._console.stopped()
         return code
 
     def _look(self) -> int:
@@ -149,6 +153,7 @@ class _Launcher:
     def _tend(self, child: _Child, tell: Callable[[str], None]) -> int:
         while not child.lines.empty():
             child.is_up = True
+            self._console.rose(child.name)
             tell(child.lines.get())
         now = time.monotonic()
         if child.process is not None:
@@ -157,6 +162,8 @@ class _Launcher:
                 return 0
             child.process = None
             if code in FINAL_EXITS or (not self._said and code > 0):  # killed: it tries again
+                if self._said:
+                    self._console.gave_up(child.name, code)
                 return code
             if now - child.started > HEALTHY_S:
                 child.deaths = 0
@@ -166,6 +173,9 @@ class _Launcher:
             event(
                 _log, logging.WARNING, "child.died", child=child.name, code=code, again_in_s=pause_s
             )
+            if not child.is_replaced:
+                self._console.fell(child.name, code, pause_s)
+            child.is_replaced = False
         if now >= child.not_before:
             self._start(child, now)
         return 0
@@ -194,6 +204,7 @@ class _Launcher:
             self._port = told["port"]
             self._web.arguments = ["_web", "--broker", f"tcp://127.0.0.1:{self._port}"]
             if self._web.process is not None:
+                self._web.is_replaced = True
                 _ask_to_end(self._web.process)
         self._broker_id = told["broker_id"]
 
@@ -201,11 +212,7 @@ class _Launcher:
         told = json.loads(line)
         if not self._said:
             self._said = True
-            say(
-                f"orchestrator {self._broker_id} of mesh {self._config.mesh}: "
-                f"REST on port {told['port']}, workers on port {self._port}; Ctrl-C stops it"
-            )
-            say(f"data in {self._config.data_dir}")
+            self._console.started(self._broker_id, web_port=told["port"], broker_port=self._port)
 
     def _end(self) -> None:
         """End the children: REST first, so that nobody is told of a broker that has gone."""

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import importlib
 import logging
-import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,9 +25,12 @@ from d8mesh.handlers.echo import echo
 from d8mesh.handlers.genetic import evolution_crossover, evolution_mutation
 from d8mesh.handlers.llm import llm_handlers
 from d8mesh.nodes.worker import Worker
+from d8mesh.program import command_name
 from d8mesh.web.failure_console import FailureConsole
 from d8mesh.web.parent import end_with_parent
 from d8mesh.web.status import StatusServer
+from d8mesh.web.task_modules import load
+from d8mesh.words import tr, translated
 
 #: How often Ollama is looked for.
 PROBE_S: Final = 10.0
@@ -62,7 +63,7 @@ def run(config: Config, options: argparse.Namespace) -> int:
     worker.register("evolution_crossover", evolution_crossover)
     worker.register("evolution_mutation", evolution_mutation)
     for module in options.tasks or ():
-        _load(module, worker)
+        load(module, worker)
     failures = FailureConsole()
     worker.show_failures(failures.show)
     stop = threading.Event()
@@ -80,6 +81,8 @@ def run(config: Config, options: argparse.Namespace) -> int:
         ]
 
         def start_threads() -> None:
+            if (line := renamed(config.worker_id, worker.worker_id)) is not None:
+                say(line)
             for thread in threads:
                 thread.start()
 
@@ -90,7 +93,7 @@ def run(config: Config, options: argparse.Namespace) -> int:
         finally:
             stop.set()
             failures.close()
-    say("worker stopped")
+    say(tr("worker stopped"))
     return 0
 
 
@@ -144,6 +147,26 @@ class Probe:
         return body
 
 
+def renamed(wanted: str | None, worker_id: str) -> str | None:
+    """Return what to say of a worker that could not get the id it was given."""
+    if not wanted or worker_id == wanted:
+        return None
+    return tr(
+        "another worker on this machine is called {wanted}: this one is {id}",
+        wanted=wanted,
+        id=worker_id,
+    )
+
+
+def renamed_in_mesh(before: str, worker_id: str) -> str:
+    """Return what to say of a worker whose id another machine's has already."""
+    return tr(
+        "another worker of the mesh is called {before}: this one goes on as {id}",
+        before=before,
+        id=worker_id,
+    )
+
+
 def _refuse_cloud(kind: str, config: Config) -> None:
     variables = {
         "groq": ("GROQ_API_KEY", config.groq_api_key),
@@ -152,38 +175,31 @@ def _refuse_cloud(kind: str, config: Config) -> None:
     if kind not in variables:
         return
     variable, key = variables[kind]
+    state = f"{variable} is {'set' if key else 'not set'}"
     raise ConfigError(
-        f"--type {kind}: this d8mesh has no backend for {kind} yet ({variable} is "
-        f"{'set' if key else 'not set'}). Use --type deepseek with a local Ollama, or let a "
-        "polling worker of the older system register over REST"
+        f"--type {kind}: this d8mesh has no backend for it yet ({state}). Use --type deepseek "
+        "with a local Ollama, or let a polling worker of the older system register over REST"
     )
-
-
-def _load(name: str, worker: Worker) -> None:
-    """Import a module of handlers and let it register them."""
-    if "" not in sys.path and str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
-    try:
-        module = importlib.import_module(name.removesuffix(".py").replace("/", "."))
-    except Exception as error:  # whatever the module of a person raises
-        raise ConfigError(
-            f"--tasks {name}: cannot be imported: {type(error).__name__}: {error}"
-        ) from error
-    register = getattr(module, "register", None)
-    if not callable(register):
-        raise ConfigError(f"--tasks {name}: expected a function register(worker) in it")
-    register(worker)
 
 
 def _tell(worker: Worker, config: Config, stop: threading.Event) -> None:
     """Say on standard output which orchestrators are found, and through what."""
-    say(f"worker {worker.worker_id}: looking for orchestrators of mesh {config.mesh}")
-    say(f"data in {config.data_dir}")
+    say(
+        tr(
+            "worker {id}: looking for orchestrators of mesh {mesh}",
+            id=worker.worker_id,
+            mesh=config.mesh,
+        )
+    )
+    say(tr("data in {folder}", folder=config.data_dir))
     told: dict[str, str] = {}
     refused: set[str] = set()
-    waited_s = 0.0
+    waited_s, called = 0.0, worker.worker_id
     while not stop.wait(LATER_LOOK_S if told else LOOK_S):
         status: Any = worker.status()
+        if worker.worker_id != called:
+            say(renamed_in_mesh(called, worker.worker_id))
+            called = worker.worker_id
         for each in status["orchestrators"]:
             broker_id, endpoint = each["broker_id"], each["endpoint"]
             if endpoint and told.get(broker_id) != endpoint:
@@ -191,20 +207,27 @@ def _tell(worker: Worker, config: Config, stop: threading.Event) -> None:
                 say(_joined(worker.worker_id, broker_id, endpoint))
         for why in set(status["refused"]) - refused:
             refused.add(why)
-            say(f"an orchestrator refuses this worker: {why}")
+            say(tr("an orchestrator refuses this worker: {why}", why=translated(why)))
         waited_s += LOOK_S
         if not told and PATIENCE_S <= waited_s < PATIENCE_S + LOOK_S:
             say(
-                "no orchestrator found yet: looking on. Is one running (start_d8.py "
-                "orchestrator), in the same mesh and network? ORCHESTRATOR_URL names one"
+                tr(
+                    "no orchestrator found yet: looking on. Is one running (`{program} "
+                    "orchestrator`), in the same mesh and network? ORCHESTRATOR_URL names one",
+                    program=command_name(),
+                )
             )
 
 
 def _joined(worker_id: str, broker_id: str, endpoint: str) -> str:
-    line = f"worker {worker_id} joined {broker_id} at {endpoint}"
-    if endpoint.startswith("http"):
-        line += " over HTTP: its ZeroMQ port cannot be reached; open it for full speed"
-    return line
+    where = {"id": worker_id, "orchestrator": broker_id, "endpoint": endpoint}
+    if not endpoint.startswith("http"):
+        return tr("worker {id} joined {orchestrator} at {endpoint}", **where)
+    return tr(
+        "worker {id} joined {orchestrator} at {endpoint} over HTTP: its ZeroMQ port cannot be "
+        "reached; open it for full speed",
+        **where,
+    )
 
 
 @contextlib.contextmanager

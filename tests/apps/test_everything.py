@@ -35,6 +35,8 @@ def test_an_orchestrator_and_a_worker_come_and_go_together(tmp_path: Path) -> No
         assert ask(url, "/health")["workers_online"] == 1
         child.close_input()
         assert child.wait(PATIENCE_S) == 0
+        stopping = [line for line in child.lines if line.startswith("stopping: the worker ")]
+        assert len(stopping) == 1
 
 
 def test_if_one_cannot_start_the_other_ends_and_the_code_says_so(tmp_path: Path) -> None:

@@ -11,13 +11,15 @@ from typing import Any
 
 import pytest
 
+from d8mesh import words
 from d8mesh.apps import evolution
 from d8mesh.apps.evolution import History, Plan, evolve, plot, run, run_with
-from d8mesh.apps.fitness import FITNESS, WORST
+from d8mesh.apps.fitness import DEFAULT_FITNESS, FITNESS, WORST
 from d8mesh.config import Config
 from d8mesh.errors import ConfigError, WaitTimeoutError
 from d8mesh.handlers import Data, Handler, TaskContext
 from d8mesh.handlers.genetic import evolution_crossover, evolution_mutation
+from d8mesh.options import FITNESS_DEFAULT
 from tests.in_process import InProcess
 
 HANDLERS: dict[str, Handler] = {
@@ -97,6 +99,26 @@ def test_nobody_at_work_ends_with_an_error_and_what_there_was_is_saved(
     assert (tmp_path / "evolution.json").exists()
 
 
+def test_the_time_to_wait_is_the_persons_to_say(tmp_path: Path) -> None:
+    plan = Plan(problem=FITNESS["sphere"], population=4)
+    with InProcess({}) as mesh, pytest.raises(WaitTimeoutError):
+        run_with(mesh, plan, config=Config(), options=options(tmp_path, timeout_s=0.3))
+
+
+def test_a_run_is_told_in_spanish_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plan = Plan(problem=FITNESS["sphere"], population=4, generations=2, seed=5)
+    words.use("es")
+    try:
+        with InProcess(HANDLERS) as mesh:
+            run_with(mesh, plan, config=Config(), options=options(tmp_path))
+    finally:
+        words.use(words.ENGLISH)
+    told = capsys.readouterr()
+    assert "mejor coste" in told.out
+    assert f"guardado en {tmp_path}" in told.out
+    assert told.err.startswith("Evolución (sphere): ")
+
+
 def options(folder: Path, **more: Any) -> argparse.Namespace:
     return argparse.Namespace(output=folder, **more)
 
@@ -156,6 +178,9 @@ def test_any_costs_can_be_plotted_without_anything_from_elsewhere(costs: list[fl
 def test_an_unknown_fitness_lists_the_known_ones() -> None:
     with pytest.raises(ConfigError, match=r"'nope' is not known.*sphere.*text"):
         run(Config(), argparse.Namespace(fitness="nope"))
+    with pytest.raises(ConfigError, match=r"did you mean rastrigin\?"):
+        run(Config(), argparse.Namespace(fitness="Rastrigan"))
+    assert FITNESS_DEFAULT == DEFAULT_FITNESS, "what the help says"
 
 
 def test_plotting_leaves_the_import_machinery_as_it_was() -> None:

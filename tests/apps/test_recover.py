@@ -64,7 +64,7 @@ def test_the_refusal_names_the_command_and_the_command_mends_it(damaged: Path) -
         timeout=60,
     )
     assert refused.returncode == 4
-    assert f"start_d8.py recover --data {damaged}" in refused.stderr
+    assert f"d8mesh recover --data {damaged}" in refused.stderr
     done = command("recover", "--data", str(damaged))
     assert done.returncode == 0, done.stderr
     assert "was recovered" in done.stdout

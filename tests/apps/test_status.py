@@ -7,13 +7,26 @@ import dataclasses
 import json
 import socket
 import threading
+from typing import Any
 
 import pytest
 
 from bench.mesh import mesh
 from d8mesh.apps.demo import free_ports
-from d8mesh.apps.status import ask, look, run
+from d8mesh.apps.status import (
+    ENDED_SHOWN_S,
+    Orchestrator,
+    ask,
+    counts,
+    counts_text,
+    lines,
+    look,
+    run,
+)
 from d8mesh.config import Config
+from d8mesh.program import command_name
+
+NOW = 1_800_000_000.0
 
 
 def test_a_mesh_is_found_by_mdns_and_told(capsys: pytest.CaptureFixture[str]) -> None:
@@ -44,7 +57,7 @@ def test_without_an_orchestrator_it_says_how_to_start_one(
     (nowhere,) = free_ports(1)
     config = Config(mesh="nobody", interfaces=("127.0.0.1",), web_port=nowhere)
     assert run(config, argparse.Namespace(json=False)) == 1
-    assert "start_d8.py orchestrator" in " ".join(capsys.readouterr().out.split())
+    assert f"{command_name()} orchestrator" in " ".join(capsys.readouterr().out.split())
 
 
 def test_what_is_no_json_is_an_error_of_the_network() -> None:
@@ -61,3 +74,63 @@ def test_what_is_no_json_is_an_error_of_the_network() -> None:
         with pytest.raises(OSError, match="did not answer with JSON"):
             ask(f"http://127.0.0.1:{server.getsockname()[1]}", "/health")
         thread.join()
+
+
+def worker(name: str, **more: object) -> dict[str, Any]:
+    body = {"worker_id": name, "worker_type": "cpu", "status": "online", "slots": 2, "running": 0}
+    capabilities = {"task_types": ["echo", "agent_action"], "models": ["m:1"]}
+    return {**body, "tasks_completed": 1, "tasks_failed": 0, "capabilities": capabilities, **more}
+
+
+def told(workers: list[dict[str, Any]], *, is_all: bool = False) -> list[str]:
+    health = {"broker_id": "b", "status": "healthy"}
+    tasks = {"total": 9, "pending": 1, "assigned": 1, "completed": 2, "failed": 2, "cancelled": 3}
+    each = Orchestrator("http://10.0.0.1:7001", health, {"tasks": tasks}, workers)
+    return list(lines(each, NOW, is_all=is_all))
+
+
+def test_cancelled_tasks_are_counted_apart() -> None:
+    text = "  tasks: 1 pending, 1 assigned, 2 completed, 2 failed, 3 cancelled"
+    assert told([])[1] == text
+    # An orchestrator may count them among the failed ones too.
+    among = {"total": 9, "pending": 1, "assigned": 1, "completed": 2, "failed": 5, "cancelled": 3}
+    assert counts({"tasks": among})["failed"] == 2
+    older = {"total": 4, "pending": 0, "assigned": 1, "completed": 2, "failed": 1}
+    assert counts({"tasks": older}) == {**{k: older[k] for k in older if k != "total"},
+                                        "cancelled": 0}  # fmt: skip
+    assert counts_text({}) == "tasks: unknown"
+
+
+def test_workers_that_ended_fade_out() -> None:
+    gone = [
+        worker("fresh", status="offline", last_heartbeat=NOW - ENDED_SHOWN_S + 5),
+        worker("old", status="offline", last_heartbeat=NOW - ENDED_SHOWN_S - 5),
+        worker("older", status="offline", last_heartbeat=0),
+        worker("live", last_heartbeat=0),
+    ]
+    shown = told(gone)
+    assert [row.split()[0] for row in shown[3:5]] == ["fresh", "live"]
+    assert shown[5] == "  and 2 that ended longer ago (--all shows them)"
+    assert [row.split()[0] for row in told(gone, is_all=True)[3:]] == [
+        "fresh", "live", "old", "older",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("columns", ["60", "40", "120"])
+def test_no_line_is_wider_than_the_terminal(monkeypatch: pytest.MonkeyPatch, columns: str) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    many = {"task_types": ["echo"], "models": [f"a-long-model-name:{n}b" for n in range(4)]}
+    reason = "Ollama does not answer at http://127.0.0.1:7100: start it there"
+    rows = told([worker("raspberrypi-0a1b2c3d", capabilities=many, backend={"reason": reason})])
+    assert max(map(len, rows)) <= int(columns), rows
+    assert "a-long-model-name:0b" in " ".join(rows)
+    assert "raspberrypi-0a1b2c3d" in " ".join(rows)
+
+
+def test_what_workers_say_of_themselves_is_no_markup_and_drives_nothing(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    evil = "[red]x[/red]\x1b[31m\x9b2J\u202e"
+    rows = told([worker(evil, worker_type=evil, capabilities={"models": [evil]})])
+    assert all(row.isprintable() for row in rows)
+    assert any(r"[red]x[/red]\x1b[31m\x9b2J\u202e" in row for row in rows)

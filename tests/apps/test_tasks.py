@@ -21,6 +21,7 @@ from d8mesh.errors import (
     D8Error,
     TaskCancelledError,
     TaskFailedError,
+    UnknownTaskError,
 )
 from d8mesh.nodes.client import Client
 from d8mesh.options import tasks as add_arguments
@@ -62,8 +63,10 @@ def test_failed_tasks_are_listed_shown_and_replayed_once(
             stopped.result(30)
 
         listed = told(running, capsys, "list", "--state", "failed")
-        assert [body["task_id"] for body in listed] == [task.id for task in late]
+        assert [body["task_id"] for body in listed] == [task.id for task in reversed(late)]
         assert listed[0]["result"]["error"] == "deadline exceeded"
+        newest = [body["task_id"] for body in told(running, capsys, "list", "--limit", "2")]
+        assert newest == [done.id, stopped.id]
         assert len(told(running, capsys, "list", "--limit", "3")) == 3
         assert [b["task_id"] for b in told(running, capsys, "list", "--type", "echo")] == [done.id]
         (shown,) = told(running, capsys, "show", late[0].id)
@@ -120,7 +123,7 @@ def test_people_get_a_table_and_words(capsys: pytest.CaptureFixture[str]) -> Non
 def test_replay_wants_either_ids_or_all(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(D8Error, match="--all-failed"):
         run(Config(), options_of("replay"))
-    assert main(["tasks", "replay", "x", "--all-failed"]) == 1
+    assert main(["tasks", "replay", "x", "--all-failed"]) == 2
     assert main(["tasks", "list", "--state", "lost"]) == 2
     assert "invalid choice: 'lost'" in capsys.readouterr().err
 
@@ -134,7 +137,11 @@ class Many:
             yield {**body, "attempts": n, "created_at": 0.0, "reason": f"why {n}"}
 
     def ask(self, what: str, args: object, /) -> dict[str, Any]:
-        raise AssertionError(what)
+        if what == "status":
+            return dict(KNOWN)
+        assert what == "stats"
+        counts = {"pending": 3, "assigned": 0, "completed": 4, "failed": 2, "cancelled": 5}
+        return {"tasks": {**counts, "total": 14}}
 
     def replay(self, task_id: str, /) -> Any:
         raise AssertionError(task_id)
@@ -142,12 +149,56 @@ class Many:
 
 def test_a_table_is_as_wide_as_what_it_says(capsys: pytest.CaptureFixture[str]) -> None:
     assert run_with(Many(), options_of("list", "--limit", "3")) == 0
-    head, *rows, more = capsys.readouterr().out.splitlines()
-    assert more == "the first 3: --limit shows more"
+    told = capsys.readouterr()
+    head, *rows = told.out.splitlines()
+    more, counts = told.err.splitlines()
+    assert more == "the newest 3: --limit shows more"
+    assert counts == "tasks: 3 pending, 0 assigned, 4 completed, 2 failed, 5 cancelled"
+    rows.reverse()
     for row, n in zip(rows, range(3), strict=True):
         assert row.index("queued") == head.index("state")
         assert row.endswith(f"why {n}")
         assert "\x1b" not in row
+
+
+#: What a newer orchestrator says of a task that failed.
+KNOWN = {
+    "task_id": "s-1", "type": "paint", "state": "failed", "priority": 5, "attempts": 2,
+    "created_at": 0.0, "completed_at": 1e99, "assigned_to": "w\x1b[31m", "reason": "no\x9b paint",
+    "data": {"colour": "red\x1b]0;title\x07"},
+    "history": [{"at": 1.0, "attempt": 1, "worker_id": "w", "error": "Oh\x1bno\nline"}],
+    "result": {"success": False, "error": "no paint", "traceback": "Traceback:\n  line\x1b[2J"},
+}  # fmt: skip
+
+
+def test_what_is_known_of_a_task_is_shown_whole_and_harmless(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert run_with(Many(), options_of("show", "s-1")) == 0
+    out = capsys.readouterr().out
+    assert all(line.isprintable() for line in out.splitlines())
+    rows = out.splitlines()
+    assert rows[0] == "s-1: failed"
+    assert r"  worker: w\x1b[31m" in rows
+    assert r'  input: {"colour": "red\u001b]0;title\u0007"}' in rows
+    assert any(row.endswith(r"attempt 1 on w: Oh\x1bno\nline") for row in rows)
+    assert rows[-3:] == ["  traceback:", "    Traceback:", r"      line\x1b[2J"]
+    assert run_with(Many(), options_of("show", "s-1", "--json")) == 0
+    line = capsys.readouterr().out
+    assert line.rstrip("\n").isprintable()
+    assert json.loads(line) == KNOWN
+
+
+def test_a_task_that_cannot_be_is_said_on_standard_error(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    class Nobody(Many):
+        def ask(self, what: str, args: object, /) -> dict[str, Any]:
+            raise UnknownTaskError
+
+    assert run_with(Nobody(), options_of("show", "s-9")) == 1
+    told = capsys.readouterr()
+    assert (told.out, told.err) == ("", "s-9: Task not found\n")
 
 
 def test_nobody_is_looked_for_longer_than_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ from d8mesh.apps.demo import free_ports
 from d8mesh.apps.status import ask
 from d8mesh.config import Config
 from d8mesh.web.orchestrator import MAX_PAUSE_S, MAX_START_PAUSE_S, _Launcher, pause_before_start
-from tests.end_to_end.processes import until
+from tests.end_to_end.processes import child_running, kill, until
 
 PATIENCE_S = 60.0
 
@@ -60,6 +60,35 @@ def test_it_says_where_it_is_and_ends_with_its_parent(
     assert f"REST on port {settings['FLASK_PORT']}" in child.lines[0]
     health = ask(f"http://127.0.0.1:{settings['FLASK_PORT']}", "/health")
     assert (health["status"], health["service"]) == ("healthy", "d8-orchestrator")
+    child.close_input()
+    assert child.wait(PATIENCE_S) == 0
+
+
+def test_it_says_where_its_data_is_and_what_a_stop_waits_for(
+    children: Children, settings: dict[str, str], tmp_path: Path
+) -> None:
+    child = up(children)
+    address = f"http://127.0.0.1:{settings['FLASK_PORT']}/health"
+    for what in (address, "cannot reach it", str(tmp_path), str(tmp_path / "logs")):
+        until(lambda: any(what in line for line in child.lines), what)  # noqa: B023
+    child.close_input()
+    assert child.wait(PATIENCE_S) == 0
+    assert child.lines[-2].startswith("stopping: ")
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="children are found in /proc")
+@pytest.mark.parametrize(("process", "name"), [("_broker", "broker"), ("_web", "REST process")])
+def test_a_part_that_is_killed_is_told_with_why_and_when_it_is_back(
+    children: Children, process: str, name: str
+) -> None:
+    child = up(children)
+    pid = child_running(child.process.pid, process)
+    assert pid is not None
+    kill(pid)
+    fell = f"the {name} ended (killed by SIGKILL): it is started again at once"
+    until(lambda: fell in child.lines, fell)
+    back = f"the {name} is back after "
+    until(lambda: any(line.startswith(back) for line in child.lines), back)
     child.close_input()
     assert child.wait(PATIENCE_S) == 0
 

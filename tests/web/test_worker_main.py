@@ -69,6 +69,51 @@ def test_its_status_page_takes_the_allowed_hosts_and_its_data_is_told(
     assert child.wait(PATIENCE_S) == 0
 
 
+def test_a_second_worker_of_a_name_says_what_it_became(running: Mesh, tmp_path: Path) -> None:
+    def started(folder: str) -> Child:
+        settings = {"WORKER_STATUS_PORT": str(free_ports(1)[0]), "D8_DATA_DIR": folder}
+        child = running.children.start("worker", "worker", "--name", "bob", settings=settings)
+        until(lambda: any(" joined " in line for line in child.lines), "the worker to join")
+        return child
+
+    here, there = str(tmp_path / "here"), str(tmp_path / "there")
+    first, beside, elsewhere = started(here), started(here), started(there)
+    assert not any("another worker" in line for line in first.lines)
+    line = "another worker on this machine is called bob: this one is bob-2"
+    assert line in beside.lines
+    said = "another worker of the mesh is called bob: this one goes on as bob-"
+    both = (first, elsewhere)  # which of the two keeps the name is the orchestrator's to say
+    until(lambda: any(said in line for child in both for line in child.lines), "the new name")
+    for child in (first, beside, elsewhere):
+        child.close_input()
+        assert child.wait(PATIENCE_S) == 0
+
+
+@pytest.mark.parametrize("name", ["{}/my own/paint.py", "tests/end_to_end/slow_tasks.py"])
+def test_tasks_may_be_a_file(running: Mesh, tmp_path: Path, name: str) -> None:
+    file = tmp_path / "my own" / "paint.py"
+    file.parent.mkdir()
+    file.write_text(
+        "import colours\n"
+        "def paint(data): return colours.RED\n"
+        "def register(worker):\n"
+        "    worker.register('paint', paint)\n"
+        "    worker.register('paint_apart', paint, process=True)\n",
+        "utf-8",
+    )
+    file.with_name("colours.py").write_text("RED = 'red'\n", "utf-8")
+    settings = {"WORKER_STATUS_PORT": str(free_ports(1)[0])}
+    child = running.children.start(
+        "worker", "worker", "--tasks", name.format(tmp_path), settings=settings
+    )
+    until(lambda: any(" joined " in line for line in child.lines), "the worker to join")
+    with running.client() as client:
+        for kind in ("paint", "paint_apart") if "paint" in name else ():
+            assert client.submit(kind, {}).result(PATIENCE_S)["output"] == "red"
+    child.close_input()
+    assert child.wait(PATIENCE_S) == 0
+
+
 def test_it_joins_without_ollama_and_says_so(running: Mesh) -> None:
     (status, nowhere) = free_ports(2)
     settings = {

@@ -17,6 +17,7 @@ import filelock
 
 from d8mesh.edge.journal.schema import NOTE_SUFFIX
 from d8mesh.errors import JournalBrokenError, JournalError, JournalHeldError
+from d8mesh.program import command_name
 
 #: What a share of Windows is called here; Windows itself has no word for its protocol.
 _REMOTE: Final = "remote"
@@ -104,7 +105,7 @@ def broken(path: Path, why: str) -> JournalBrokenError:
     """Return the refusal of a damaged file, which says what to do."""
     folder = path.parent.parent if path.parent.name == "orchestrator" else path.parent
     return JournalBrokenError(
-        f"{path} is damaged and cannot be read as a journal ({why}). `python3 start_d8.py recover "
+        f"{path} is damaged and cannot be read as a journal ({why}). `{command_name()} recover "
         f"--data {folder}` saves what can be read of it; or put a backup in its place, "
         f"and remove {path.name}-wal and {path.name}-shm"
     )

@@ -1,0 +1,208 @@
+"""The command `ask`: one question to a model of the mesh, its answer as it comes."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, Final, Protocol
+
+from d8mesh.apps.capabilities import LLM_TYPE, can
+from d8mesh.apps.following import (
+    Following,
+    Listeners,
+    Submits,
+    tell_it_goes_on,
+    tell_silence,
+)
+from d8mesh.apps.work import connect
+from d8mesh.apps.workers import say_who_is_there
+from d8mesh.config import Config
+from d8mesh.edge.terminal import as_json, say, tell
+from d8mesh.errors import (
+    BackendUnavailableError,
+    ConfigError,
+    TaskError,
+    WaitTimeoutError,
+)
+from d8mesh.program import command_name
+from d8mesh.words import tr, translated
+
+OK: Final = 0
+FAILED: Final = 1
+INTERRUPTED: Final = 130
+#: A worker that has just started finds its Ollama within this time.
+NO_WORKER_S: Final = 12.0
+#: How often the workers are asked for meanwhile.
+LOOK_S: Final = 0.5
+
+Data = dict[str, Any]
+
+
+class Asks(Submits, Protocol):
+    """What this command needs of a client."""
+
+    def ask(self, what: str, args: Mapping[str, object], /) -> Data:
+        """Ask the orchestrator something."""
+
+
+def run(config: Config, options: argparse.Namespace) -> int:
+    """Print a model's answer; return the exit code.
+
+    Raises:
+        ConfigError: there is no question.
+        D8Error: no orchestrator or no worker with a model was found, or the answer came not in
+            time.
+    """
+    from d8mesh.nodes.client import Client
+
+    prompt = question(options.prompt)
+    until = None if options.timeout_s is None else time.monotonic() + options.timeout_s
+    with Client(config=config) as client:
+        connect(client, timeout_s=options.timeout_s, on_wait=tell)
+        return run_with(client, prompt, options, until)
+
+
+def run_with(client: Asks, prompt: str, options: argparse.Namespace, until: float | None) -> int:
+    """Do what `run` does with a client that is there."""
+    await_model(client, until)
+    messages = [{"role": "system", "content": options.system}] if options.system else []
+    data: Data = {"messages": [*messages, {"role": "user", "content": prompt}]}
+    if options.model:
+        data["model"] = options.model
+    answer = _Answer(is_quiet=options.json)
+    following = Following(client, LLM_TYPE, data)
+    task_id = following.task.id
+    listeners = Listeners(
+        on_piece=answer.piece, on_restart=answer.restarted, on_silence=tell_silence
+    )
+    try:
+        result = following.result(until, listeners)
+    except KeyboardInterrupt:
+        answer.end_line()
+        tell_it_goes_on(task_id)
+        return INTERRUPTED
+    except WaitTimeoutError as error:
+        answer.end_line()
+        tell_it_goes_on(task_id)
+        raise WaitTimeoutError(
+            f"there was no whole answer within {options.timeout_s:g} s (--timeout)"
+        ) from error
+    except TaskError as error:
+        answer.end_line()
+        if options.json:
+            say(as_json({"task_id": task_id, "error": str(error), "code": error.code}))
+        tell(tr("error: task {id}: {why}", id=task_id, why=translated(str(error))))
+        return FAILED
+    if options.json:
+        say(as_json({"task_id": task_id, **result}))
+    else:
+        answer.whole(str(result.get("output") or ""))
+    _tell_who(result, options.model)
+    return OK
+
+
+def question(words: list[str]) -> str:
+    """Return the question: the words given, with ``-`` for what is piped in.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    is_piped = sys.stdin is not None and not sys.stdin.isatty()
+    given = " ".join(word for word in words if word != "-").strip()
+    piped = ""
+    if "-" in words or (not words and is_piped):
+        try:
+            piped = sys.stdin.buffer.read().decode("utf-8-sig").strip()
+        except UnicodeDecodeError as error:
+            raise ConfigError(f"standard input: expected UTF-8 ({error.reason})") from error
+    prompt = "\n\n".join(part for part in (given, piped) if part)
+    if not prompt:
+        raise ConfigError(f'there is no question: `{command_name()} ask "Hello"`, or pipe one in')
+    return prompt
+
+
+def await_model(
+    client: Asks, until: float | None, *, tell_line: Callable[[str], None] = tell
+) -> None:
+    """Return when a worker of the mesh offers language models; say so while none does.
+
+    Args:
+        client: what is asked.
+        until: monotonic seconds when waiting is over; at the latest after `NO_WORKER_S`.
+        tell_line: told who is there instead.
+
+    Raises:
+        BackendUnavailableError: there is none.
+    """
+    last = time.monotonic() + NO_WORKER_S
+    last = last if until is None else min(last, until)
+    is_told = False
+    while True:
+        workers = client.ask("workers", {})["workers"]
+        if any(can(worker, LLM_TYPE) for worker in workers):
+            return
+        if not is_told:
+            is_told = True
+            tell_line(tr("no worker of the mesh has a language model now"))
+            for line in say_who_is_there(workers):
+                tell_line(line)
+            wait_s = f"{max(0.0, last - time.monotonic()):.0f}"
+            tell_line(tr("waiting {seconds} s for one to come", seconds=wait_s))
+        if time.monotonic() >= last:
+            raise BackendUnavailableError("no worker of the mesh has a language model")
+        time.sleep(min(LOOK_S, max(0.0, last - time.monotonic())))
+
+
+class _Answer:
+    """Prints an answer as it comes, each part once."""
+
+    def __init__(self, *, is_quiet: bool) -> None:
+        self._is_quiet = is_quiet
+        self._said = ""
+
+    def piece(self, piece: object) -> None:
+        if isinstance(piece, str):
+            self._said += piece
+            if not self._is_quiet:
+                say(piece, end="")
+
+    def restarted(self) -> None:
+        self.end_line()
+        tell(tr("that attempt failed: another one begins, what it printed is void"))
+
+    def whole(self, text: str) -> None:
+        """Print what of the whole answer was not heard."""
+        if text.startswith(self._said):
+            rest = text[len(self._said) :]
+            self._said = text
+            if rest:
+                say(rest, end="")
+        elif text.strip() != self._said.strip():
+            self.end_line()
+            tell(tr("(a part was not heard; the whole answer:)"))
+            say(text, end="")
+            self._said = text
+        self.end_line()
+
+    def end_line(self) -> None:
+        if self._said and not self._said.endswith("\n") and not self._is_quiet:
+            say("")
+        self._said = ""
+
+
+def _tell_who(result: Mapping[str, Any], wished: str) -> None:
+    model, worker = str(result.get("model") or "?"), str(result.get("worker_id") or "?")
+    tokens, seconds = result.get("tokens_used"), result.get("duration_s")
+    if wished and model not in (wished, f"{wished}:latest"):
+        tell(tr("no worker has {wished}: another model answered", wished=wished))
+    tell(
+        tr(
+            "({model} on {worker}, {seconds} s, {tokens} tokens)",
+            model=model,
+            worker=worker,
+            seconds=seconds,
+            tokens=tokens,
+        )
+    )

@@ -1,0 +1,227 @@
+"""The table of commands; the menu, the sub-commands and the help are views of it."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from d8mesh import options
+from d8mesh.config import Config
+
+#: A command's handler: given the settings and the parsed options, returns an exit code.
+Handler = Callable[[Config, argparse.Namespace], int]
+
+OK: Final = 0
+FAILED: Final = 1
+BAD_USAGE: Final = 2
+INTERRUPTED: Final = 130
+#: As a shell tells of a program that SIGPIPE ended.
+HUNG_UP: Final = 141
+
+#: Every exit code and what it means; `docs/CONFIG.md` lists them (a test insists).
+EXIT_CODES: Final = {
+    OK: "done",
+    FAILED: "failed; the last line on stderr says why",
+    BAD_USAGE: "bad usage, or a setting with a value that is not allowed",
+    3: "another orchestrator holds the journal",
+    4: "the journal or an outbox is damaged or of a newer version",
+    INTERRUPTED: "interrupted with Ctrl-C; tasks that were submitted go on",
+    HUNG_UP: "whoever read the output has gone, as `head` does",
+}
+
+#: The groups of `--help`, in order, and what stands above each.
+GROUPS: Final = {
+    "run": "Run a mesh",
+    "work": "Give it work",
+    "look": "See what there is",
+    "develop": "Develop d8mesh (in its source)",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """One line of the menu: its number, its words, and the arguments it stands for."""
+
+    number: int
+    text: str
+    arguments: tuple[str, ...] = ()
+    #: there is nothing behind it in this version but the words that say so
+    is_to_come: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Command:
+    """One command: what runs it, what it takes, and where it stands in the menu."""
+
+    name: str
+    #: ``module:function``, imported when the command is run
+    handler: str
+    summary: str = ""
+    group: str = ""
+    add_arguments: Callable[[argparse.ArgumentParser], None] = lambda parser: None
+    choices: tuple[Choice, ...] = ()
+    #: option -> variable: the option is another way to give that setting
+    settings: tuple[tuple[str, str], ...] = ()
+    #: everything after the name goes to the handler unread, as ``options.rest``
+    takes_rest: bool = False
+    #: gets the default settings, whatever the environment and ``.env`` say
+    ignores_settings: bool = False
+    #: what one may type, without the program's name
+    examples: tuple[str, ...] = ()
+
+    @property
+    def is_internal(self) -> bool:
+        """Tell whether only d8mesh itself starts this command, as a child process."""
+        return self.name.startswith("_")
+
+
+COMMANDS: Final[tuple[Command, ...]] = (
+    Command(
+        name="up",
+        handler="d8mesh.apps.everything:run",
+        summary="everything on this machine: an orchestrator and a worker",
+        group="run",
+        choices=(Choice(8, "Everything on this machine"),),
+    ),
+    Command(
+        name="orchestrator",
+        handler="d8mesh.web.orchestrator:run",
+        summary="the broker and the REST of this mesh",
+        group="run",
+        add_arguments=options.orchestrator,
+        choices=(Choice(4, "Orchestrator"),),
+        settings=(("port", "FLASK_PORT"), ("data", "D8_DATA_DIR")),
+    ),
+    Command(
+        name="worker",
+        handler="d8mesh.web.worker_main:run",
+        summary="a worker: finds every orchestrator of its mesh",
+        group="run",
+        add_arguments=options.worker,
+        choices=(
+            Choice(5, "Worker Groq", ("--type", "groq"), is_to_come=True),
+            Choice(6, "Worker Gemini", ("--type", "gemini"), is_to_come=True),
+            Choice(7, "Worker DeepSeek", ("--type", "deepseek")),
+        ),
+        settings=(("type", "WORKER_TYPE"), ("name", "WORKER_ID")),
+        examples=("worker --slots 2", "worker --tasks ./my/handlers.py"),
+    ),
+    Command(
+        name="demo",
+        handler="d8mesh.apps.demo:run",
+        summary="an orchestrator and two workers at work, with a live picture",
+        group="run",
+    ),
+    Command(
+        name="ask",
+        handler="d8mesh.apps.ask:run",
+        summary="ask a model of the mesh, and print its answer as it comes",
+        group="work",
+        add_arguments=options.ask,
+        examples=('ask "What is a Raspberry Pi?"', "ask --model qwen2.5:3b - < question.txt"),
+    ),
+    Command(
+        name="submit",
+        handler="d8mesh.apps.submit:run",
+        summary="submit a task; print its id, or wait for its result",
+        group="work",
+        add_arguments=options.submit,
+        examples=(
+            """submit echo '{"text": "hello"}' --wait""",
+            "submit resize @job.json --follow --timeout 60",
+            "submit echo - --lines --wait < many.jsonl",
+        ),
+    ),
+    Command(
+        name="niche",
+        handler="d8mesh.apps.niche:run",
+        summary="Niche Discovery over the mesh",
+        group="work",
+        add_arguments=options.niche,
+        choices=(Choice(2, "Niche Discovery"),),
+    ),
+    Command(
+        name="evolution",
+        handler="d8mesh.apps.evolution:run",
+        summary="evolve a population over the mesh",
+        group="work",
+        add_arguments=options.evolution,
+        choices=(Choice(3, "Evolution"),),
+    ),
+    Command(
+        name="status",
+        handler="d8mesh.apps.status:run",
+        summary="what runs in the mesh now",
+        group="look",
+        add_arguments=options.status,
+        choices=(Choice(1, "Status"),),
+    ),
+    Command(
+        name="workers",
+        handler="d8mesh.apps.workers:run",
+        summary="the workers: what each can do, and why not",
+        group="look",
+        add_arguments=options.workers,
+    ),
+    Command(
+        name="tasks",
+        handler="d8mesh.apps.tasks:run",
+        summary="list, show, replay and cancel tasks",
+        group="look",
+        add_arguments=options.tasks,
+        examples=("tasks list --state failed", "tasks replay --all-failed"),
+    ),
+    Command(
+        name="logs",
+        handler="d8mesh.apps.logs:run",
+        summary="the newest lines of this machine's logs, and where they are",
+        group="look",
+        add_arguments=options.logs,
+        settings=(("data", "D8_DATA_DIR"),),
+        examples=("logs worker --lines 20", "logs --follow"),
+    ),
+    Command(
+        name="recover",
+        handler="d8mesh.apps.recover:run",
+        summary="save what can be read of a damaged journal or outbox",
+        group="look",
+        add_arguments=options.recover,
+        settings=(("data", "D8_DATA_DIR"),),
+    ),
+    Command(
+        name="test",
+        handler="d8mesh.cli:run_tests",
+        summary="the tests; what follows goes to pytest",
+        group="develop",
+        takes_rest=True,
+        ignores_settings=True,
+    ),
+    Command(
+        name="bench",
+        handler="bench.run:run",
+        summary="measure: bench throughput",
+        group="develop",
+        takes_rest=True,
+    ),
+    Command(
+        name="chaos",
+        handler="tests.chaos.run:run",
+        summary="kill, pause and cut off parts of a mesh at work: chaos --minutes 3",
+        group="develop",
+        takes_rest=True,
+        ignores_settings=True,
+    ),
+    Command(
+        name="simulate",
+        handler="tests.simulation.run:run",
+        summary="the brains in a seeded world of faults: simulate --seeds 1000",
+        group="develop",
+        takes_rest=True,
+        ignores_settings=True,
+    ),
+    Command(name="_broker", handler="d8mesh.web.orchestrator:run_broker", takes_rest=True),
+    Command(name="_web", handler="d8mesh.web.orchestrator:run_web", takes_rest=True),
+    Command(name="_process", handler="d8mesh.nodes.process:run", takes_rest=True),
+)

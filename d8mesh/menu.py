@@ -1,0 +1,60 @@
+"""The menu: the documented numbers, each of which runs a command."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from d8mesh import __version__
+from d8mesh.commands import COMMANDS, INTERRUPTED, OK, Choice
+from d8mesh.edge.terminal import say
+from d8mesh.words import tr
+
+#: The last line of the menu.
+EXIT_NUMBER: Final = "9"
+#: Of a wrong answer so much is repeated.
+MAX_ANSWER_CHARS: Final = 40
+
+
+def show(run: Callable[[Sequence[str]], int]) -> int:
+    """Show the menu until 9 or the end of the input; a failed command comes back to it.
+
+    Args:
+        run: runs a command with its arguments and returns the exit code.
+    """
+    rows = {
+        str(choice.number): (_text(choice), (command.name, *choice.arguments))
+        for command in COMMANDS
+        for choice in command.choices
+    }
+    while True:
+        say(f"\n=== D8 {__version__} ===")
+        for number, (text, _) in sorted(rows.items()):
+            say(f"  {number}. {text}")
+        say(f"  {EXIT_NUMBER}. {tr('Exit')}")
+        try:
+            answer = input(f"{tr('Choose (1-9):')} ").strip()
+        except EOFError:
+            say("")
+            return OK
+        if answer == EXIT_NUMBER:
+            return OK
+        if answer not in rows:
+            shown = repr(answer[:MAX_ANSWER_CHARS])
+            say(tr("{answer} is not in the menu: a number from 1 to 9", answer=shown))
+            continue
+        code = _run(run, rows[answer][1])
+        if code != OK:
+            say(tr("(ended with code {code})", code=code))
+
+
+def _text(choice: Choice) -> str:
+    text = tr(choice.text)
+    return f"{text} {tr('(not yet in this version)')}" if choice.is_to_come else text
+
+
+def _run(run: Callable[[Sequence[str]], int], arguments: Sequence[str]) -> int:
+    try:
+        return run(arguments)
+    except KeyboardInterrupt:
+        return INTERRUPTED

@@ -1,0 +1,159 @@
+"""The command `ask` against a mesh with a stand-in Ollama, and without one."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from bench.mesh import mesh
+from d8mesh.apps import ask as module
+from d8mesh.apps.ask import await_model, question, run_with
+from d8mesh.apps.demo import free_ports
+from d8mesh.errors import BackendUnavailableError, ConfigError, WaitTimeoutError
+from d8mesh.nodes.client import Client
+from d8mesh.options import ask as add_arguments
+from tests.ollama_server import OllamaServer
+
+ANSWER = "Uno\u00a0dos\n\ttres 👩‍🔬 \x1b[31mrojo"
+
+
+def options_of(*arguments: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    return parser.parse_args(arguments)
+
+
+@pytest.fixture(scope="module")
+def ollama() -> Iterator[OllamaServer]:
+    with OllamaServer(answer=lambda messages: ANSWER) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def client(ollama: OllamaServer) -> Iterator[Client]:
+    with mesh(workers=0) as running:
+        settings = {
+            "DEEPSEEK_BASE_URL": ollama.url,
+            "WORKER_ID": "anna",
+            "WORKER_STATUS_PORT": str(free_ports(1)[0]),
+        }
+        running.workers.append(running.children.start("w", "worker", settings=settings))
+        running.await_workers(1)
+        with running.client() as connected:
+            await_model(connected, None, tell_line=lambda line: None)
+            yield connected
+
+
+def test_the_answer_goes_out_and_who_gave_it_is_said_beside(
+    client: Client, ollama: OllamaServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = options_of("Hola", "--system", "Sé breve")
+    assert run_with(client, "Hola", options, None) == 0
+    told = capsys.readouterr()
+    assert told.out == ANSWER.replace("\x1b", "\\x1b") + "\n"
+    assert told.err.splitlines()[-1].startswith("(deepseek-r1:8b on anna, ")
+    assert [m["content"] for m in ollama.chats[-1]["messages"]] == ["Sé breve", "Hola"]
+
+
+def test_the_model_is_as_wished_or_that_is_said(
+    client: Client, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_with(client, "Hola", options_of("--model", "qwen2.5:3b"), None)
+    assert "(qwen2.5:3b on anna" in capsys.readouterr().err
+    run_with(client, "Hola", options_of("--model", "llama9"), None)
+    assert "no worker has llama9: another model answered" in capsys.readouterr().err
+
+
+def test_json_is_the_whole_result(client: Client, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_with(client, "Hola", options_of("--json"), None) == 0
+    (line,) = capsys.readouterr().out.splitlines()
+    body = json.loads(line)
+    assert (body["output"], body["model"], body["worker_id"]) == (
+        ANSWER, "deepseek-r1:8b", "anna",
+    )  # fmt: skip
+
+
+def test_an_answer_that_does_not_come_in_time_goes_on(
+    client: Client, ollama: OllamaServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ollama.behaviour = "silent"
+    try:
+        with pytest.raises(WaitTimeoutError, match=r"no whole answer within 0\.5 s"):
+            run_with(client, "Hola", options_of("--timeout", "0.5"), 0.0)
+    finally:
+        ollama.behaviour = "ok"
+    err = capsys.readouterr().err
+    assert "goes on without you" in err
+    client.task(err.split()[1]).cancel()
+
+
+class WithoutModel:
+    """A client of a mesh whose workers have no language model."""
+
+    def __init__(self, *workers: dict[str, Any]) -> None:
+        self.workers = list(workers)
+        self.asked = 0
+
+    def ask(self, what: str, args: object, /) -> dict[str, Any]:
+        self.asked += 1
+        return {"workers": self.workers}
+
+    def submit(self, kind: str, data: object, /, **options: object) -> Any:
+        raise AssertionError("nothing may be submitted that nobody can do")
+
+
+def test_without_a_model_it_says_who_is_there_and_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "NO_WORKER_S", 0.1)
+    monkeypatch.setattr(module, "LOOK_S", 0.02)
+    reason = {"reason": "Ollama has no models"}
+    client = WithoutModel({"worker_id": "bob", "status": "online", "backend": reason})
+    told: list[str] = []
+    with pytest.raises(BackendUnavailableError, match="no worker of the mesh has a language model"):
+        await_model(client, None, tell_line=told.append)
+    assert told == [
+        "no worker of the mesh has a language model now",
+        "the workers that are there:",
+        "  bob: Ollama has no models",
+        "waiting 0 s for one to come",
+    ]
+    assert client.asked > 1
+
+
+def test_a_worker_that_comes_meanwhile_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "LOOK_S", 0.01)
+    client = WithoutModel()
+
+    def tell(line: str) -> None:
+        types = {"task_types": ["agent_action"]}
+        client.workers = [{"worker_id": "a", "status": "online", "capabilities": types}]
+
+    await_model(client, None, tell_line=tell)
+
+
+@pytest.mark.parametrize(
+    ("words", "piped", "expected"),
+    [
+        (["Hello", "there"], "not looked at", "Hello there"),
+        ([], "\ufeff piped\ntext \n", "piped\ntext"),
+        (["-"], "piped", "piped"),
+        (["Summarise", "-"], "a text", "Summarise\n\na text"),
+    ],
+)
+def test_the_question_is_what_is_given_or_piped(
+    monkeypatch: pytest.MonkeyPatch, words: list[str], piped: str, expected: str
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(piped.encode())))
+    assert question(words) == expected
+
+
+@pytest.mark.parametrize("content", [b"", b" \n", b"\xff\xfeh\x00"])
+def test_no_question_is_told(monkeypatch: pytest.MonkeyPatch, content: bytes) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
+    with pytest.raises(ConfigError, match=r"there is no question|expected UTF-8"):
+        question([])

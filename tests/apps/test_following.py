@@ -1,0 +1,91 @@
+"""A task followed from its submit: pieces in order, a new attempt, silence, the end."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import pytest
+
+from d8mesh.apps import following as module
+from d8mesh.apps.following import Following, Listeners
+from d8mesh.errors import NodeClosedError, TaskFailedError, TaskRejectedError, WaitTimeoutError
+from d8mesh.nodes.client.handle import RESTARTED
+
+
+class Played:
+    """A task that plays a piece; keeps the protocol of the client's handle."""
+
+    id = "s-1"
+    warnings = ("nobody offers that\x1b[31m",)
+
+    def __init__(self, *pieces: Any, refusal: Exception | None = None, stays: bool = False) -> None:
+        self._pieces, self._refusal, self._stays = pieces, refusal, stays
+        self.closed = threading.Event()
+
+    def submit(self, kind: str, data: Mapping[str, Any], /, **options: Any) -> Played:
+        return self
+
+    def wait_accepted(self, timeout: float | None = None) -> None:
+        if isinstance(self._refusal, TaskRejectedError):
+            raise self._refusal
+
+    def stream(self, timeout: float | None = None) -> Iterator[Any]:
+        yield from self._pieces
+        if self._stays:
+            self.closed.wait(60)
+            raise NodeClosedError
+
+    def status(self) -> Mapping[str, Any]:
+        return {"reason": "all are busy"}
+
+    def result(self, timeout: float | None = None) -> Mapping[str, Any]:
+        if self._refusal is not None:
+            raise self._refusal
+        return {"success": True}
+
+
+def followed(task: Played, within_s: float | None = None) -> list[Any]:
+    heard: list[Any] = []
+    listeners = Listeners(
+        on_piece=heard.append,
+        on_restart=lambda: heard.append("restarted"),
+        on_silence=lambda reason: heard.append(f"silence: {reason}"),
+    )
+    until = None if within_s is None else time.monotonic() + within_s
+    try:
+        Following(task, "speak", {}).result(until, listeners)
+    except (WaitTimeoutError, TaskFailedError, TaskRejectedError) as error:
+        heard.append(type(error))
+    finally:
+        task.closed.set()
+    return heard
+
+
+def test_pieces_come_in_order_and_a_new_attempt_is_told(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    pieces = ("a", {"b": 1}, None, RESTARTED, 2.5)
+    assert followed(Played(*pieces)) == ["a", {"b": 1}, None, "restarted", 2.5]
+    assert capsys.readouterr().err == "warning: nobody offers that\\x1b[31m\n"
+
+
+def test_a_failure_comes_after_what_was_heard() -> None:
+    assert followed(Played("a", refusal=TaskFailedError("no"))) == ["a", TaskFailedError]
+
+
+def test_a_refused_submit_is_not_waited_for() -> None:
+    task = Played(refusal=TaskRejectedError("no"), stays=True)
+    assert followed(task) == [TaskRejectedError]
+
+
+def test_silence_is_told_once_for_each_reason_until_the_time_is_over(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "SILENCE_S", 0.05)
+    monkeypatch.setattr(module, "LOOK_S", 0.02)
+    assert followed(Played("a", stays=True), 0.4) == [
+        "a", "silence: all are busy", WaitTimeoutError,
+    ]  # fmt: skip
