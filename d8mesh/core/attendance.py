@@ -26,6 +26,7 @@ from d8mesh.core.messages import (
 )
 from d8mesh.core.pool import Pool
 from d8mesh.core.records import Task
+from d8mesh.core.returns import LEAVING, MISLAID, UNAVAILABLE, UNSTARTED, Returns
 from d8mesh.core.roster import Dialect, Seat
 from d8mesh.core.task import Adopted, Recounted, TaskState
 from d8mesh.core.tokens import Claim, worker_tag
@@ -49,8 +50,9 @@ TAIL_BYTES: Final = 64 * 1024
 class Attendance:
     """Serves the mesh workers of a pool."""
 
-    def __init__(self, pool: Pool, handout: Handout, endings: Endings) -> None:
+    def __init__(self, pool: Pool, handout: Handout, endings: Endings, returns: Returns) -> None:
         self._pool = pool
+        self._returns = returns
         self._handout = handout
         self._endings = endings
         #: seats whose results came in with this wake-up, and how far their hand-outs were
@@ -170,8 +172,7 @@ class Attendance:
         """
         pool, held = self._pool, set(message.held_ids)
         lost = [task for task in seat.outstanding.values() if task.id not in held]
-        if lost:
-            self._handout.requeue(seat.worker_id, lost, "hand-out lost on the way")
+        self._mislaid(seat, lost)
         until = pool.now + pool.policy.task_timeout_s
         dropped: list[str] = []
         kept: set[str] = set()
@@ -219,8 +220,7 @@ class Attendance:
                 for task in seat.outstanding.values()
                 if (is_quiet or task.work_seq <= message.work_seq) and task.id not in held
             ]
-            if lost:
-                self._handout.requeue(seat.worker_id, lost, "hand-out lost on the way")
+            self._mislaid(seat, lost)
         if seat.types != set(message.task_types) or seat.models != set(message.models):
             self._pool.roster.offer(seat, message.task_types, message.models)
         self._say_received(seat, [])
@@ -307,8 +307,15 @@ class Attendance:
         else:
             pool.reject("result.stale")
 
+    def _mislaid(self, seat: Seat, lost: list[Task]) -> None:
+        """The worker should hold these and does not: the hand-out got lost, or they did there."""
+        if lost:
+            self._returns.take(
+                seat.worker_id, lost, f"worker {seat.worker_id!r} did not get or keep it", MISLAID
+            )
+
     def release(self, seat: Seat, message: Release) -> None:
-        """Queue again what the worker gives back unstarted; this costs no attempt."""
+        """Queue again what the worker gives back; see `core.returns` for what it costs."""
         self._heard(seat)
         seat.window = message.window
         given = [
@@ -317,9 +324,21 @@ class Attendance:
             if (task := seat.outstanding.get(task_id)) is not None and task.token == token
         ]
         if given:
-            self._handout.requeue(seat.worker_id, given, "given back")
+            self._given_back(seat, given, message.reason)
         self._say_received(seat, [])
         self._pool.roster.refresh(seat)
+
+    def _given_back(self, seat: Seat, given: list[Task], reason: str) -> None:
+        if reason:
+            why = f"worker {seat.worker_id!r} could not run it: {reason}"
+            self._returns.take(seat.worker_id, given, why, UNAVAILABLE)
+        elif seat.recalled:  # we asked for it
+            seat.recalled = max(0, seat.recalled - len(given))
+            self._handout.requeue(seat.worker_id, given, "called back for another worker")
+        else:
+            why = f"worker {seat.worker_id!r} gave it back unstarted"
+            kind = UNSTARTED if seat.window else LEAVING
+            self._returns.take(seat.worker_id, given, why, kind)
 
     def chunks(self, seat: Seat, message: Chunks) -> None:
         """Pass partial output on to who listens, and keep the last of it for late listeners."""
@@ -360,7 +379,9 @@ class Attendance:
 
     def goodbye(self, seat: Seat) -> None:
         """A drained worker leaves; what it may still hold waits again, uncounted."""
-        self.lose(seat, "its worker left", is_counted=False)
+        held = list(seat.outstanding.values())
+        self._returns.take(seat.worker_id, held, f"its worker {seat.worker_id!r} left", LEAVING)
+        self._pool.roster.leave(seat)
 
     def lose(self, seat: Seat, why: str, *, is_counted: bool) -> None:
         """Take all from a seat and mark it offline.
@@ -392,7 +413,10 @@ class Attendance:
         seat.note_asking(pool.now)
         excess = len(seat.outstanding) - seat.slots
         if excess > 0 and self._somebody_idles(seat):
+            seat.recalled = excess
             pool.tell(seat, Recall(excess))
+        else:
+            seat.recalled = 0
 
     def _is_cut_off(self, seat: Seat) -> bool:
         """Nobody beyond this machine was heard after it: our own network may be what is gone.

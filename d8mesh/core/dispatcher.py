@@ -41,6 +41,7 @@ from d8mesh.core.messages import (
 from d8mesh.core.polling import Polling
 from d8mesh.core.pool import Policy, Pool
 from d8mesh.core.records import Batch, History, Totals, WorkerRecord
+from d8mesh.core.returns import MISLAID, Returns
 from d8mesh.core.roster import Dialect, Seat
 from d8mesh.core.task import Adopted, Closed, HandoutsSettled, Missed, Pruned
 from d8mesh.core.tokens import Mint
@@ -116,8 +117,9 @@ class Dispatcher:
         pool = self.pool = Pool(policy, mint, restored.epoch, draw, now=now, at=at)
         self._endings = Endings(pool)
         self._handout = Handout(pool, self._endings)
-        self._attendance = Attendance(pool, self._handout, self._endings)
-        self._polling = Polling(pool, self._handout, self._endings)
+        self._returns = Returns(pool, self._handout)
+        self._attendance = Attendance(pool, self._handout, self._endings, self._returns)
+        self._polling = Polling(pool, self._handout, self._endings, self._returns)
         self._intake = Intake(pool, self._handout)
         self._desk = Desk(pool, self._endings, self._attendance, self._intake)
         self._next_sweep = self._last_tick = self._started = now
@@ -194,7 +196,8 @@ class Dispatcher:
             ids = [task_id for group in message.groups for task_id in group.ids]
             tasks = [seat.outstanding[i] for i in ids if i in seat.outstanding]
             if tasks:
-                self._handout.requeue(seat.worker_id, tasks, "hand-out could not be sent")
+                why = f"it could not be sent to worker {seat.worker_id!r}"
+                self._returns.take(seat.worker_id, tasks, why, MISLAID)
         return self.pool.take_effects()
 
     def tick(self, now: float, at: float) -> list[Effect]:
@@ -433,7 +436,7 @@ class Dispatcher:
             else:
                 self._orphans.setdefault(worker_id, []).append(task_id)
         for task in waiting:
-            self.pool.queue.put_task(task)
+            self._handout.resume(task)
 
     def _hold_for_polling(self, seat: Seat, task_id: str) -> None:
         """A polling worker is silent while it runs: its attempts get their whole time again."""

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
 import msgspec
 
-from d8mesh.core.messages import MAX_BATCH_TASKS, SOFT_FRAME_BYTES, VERSIONS, WorkerHello
+from d8mesh.core.messages import (
+    MAX_BATCH_TASKS,
+    SOFT_FRAME_BYTES,
+    VERSIONS,
+    Chunks,
+    WorkerHello,
+)
 from d8mesh.core.worker_effects import Kept
 
 #: Until the first Welcome tells them: the documented heartbeat and lease.
 HEARTBEAT_S: Final = 3.0
 LEASE_S: Final = 10.0
+#: Partial output kept for a broker that is away; who listens is told that some is missing.
+MAX_PIECES_BYTES: Final = 4 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,6 +96,9 @@ class Line:
     unacknowledged: dict[int, Bundle] = field(default_factory=dict)
     #: results that wait for a session
     waiting: list[Bundle] = field(default_factory=list)
+    #: partial output on its way: task id, token, number, payload, oldest first
+    pieces: deque[tuple[str, bytes, int, bytes]] = field(default_factory=deque)
+    pieces_bytes: int = 0
     work_seq: int = 0
     window: int = 0
     heard: float = 0.0
@@ -105,6 +117,31 @@ class Line:
         bundle.kinds.append(kind)
         bundle.payloads.append(payload)
         bundle.size += len(payload)
+
+    def keep_piece(self, task_id: str, token: bytes, number: int, payload: bytes) -> None:
+        """Note partial output for the next message; beyond the bound the oldest goes."""
+        self.pieces.append((task_id, token, number, payload))
+        self.pieces_bytes += len(payload)
+        while self.pieces_bytes > MAX_PIECES_BYTES and len(self.pieces) > 1 and not self.is_welcome:
+            self.pieces_bytes -= len(self.pieces.popleft()[3])
+
+    def take_pieces(self) -> Iterator[Chunks]:
+        """Yield the partial output that is kept, in messages that fit; it is kept no longer."""
+        pieces, self.pieces, self.pieces_bytes = self.pieces, deque(), 0
+        message, size = Chunks([], [], [], []), 0
+        for task_id, token, number, payload in pieces:
+            if message.ids and (
+                size + len(payload) > SOFT_FRAME_BYTES or len(message.ids) >= MAX_BATCH_TASKS
+            ):
+                yield message
+                message, size = Chunks([], [], [], []), 0
+            message.ids.append(task_id)
+            message.tokens.append(token)
+            message.seqs.append(number)
+            message.payloads.append(payload)
+            size += len(payload)
+        if message.ids:
+            yield message
 
     def bundles(self) -> Iterator[Bundle]:
         """Return all results that no broker has acknowledged."""

@@ -15,7 +15,6 @@ from d8mesh.core.messages import (
     FAILED,
     SUCCEEDED,
     Beat,
-    Chunks,
     Goodbye,
     Heartbeat,
     Listening,
@@ -66,6 +65,9 @@ EXPENSIVE_S: Final = 1.0
 MAX_IN_FLIGHT: Final = 2
 #: Beyond its timeout an attempt has this long to end by itself.
 OVERDUE_S: Final = 0.5
+#: Of why an attempt could not be run, as much as travels; and what is said if nothing is known.
+MAX_REASON_CHARS: Final = 500
+NO_REASON: Final = "what its handler needs is busy or down"
 #: Unacknowledged results: beyond either bound no new work is taken.
 MAX_KEPT_RESULTS: Final = 50_000
 MAX_KEPT_BYTES: Final = 256 * 1024 * 1024
@@ -233,7 +235,7 @@ class WorkerSession:
         for row in self._orphans.pop(line.broker_id, ()):
             line.collect(row.task_id, row.token, row.kind, row.payload)
         line.take_back_unacknowledged(now + 1)
-        return effects + self._flush(line, now) + self._offer(now)
+        return effects + self._pass_on(line) + self._flush(line, now) + self._offer(now)
 
     def _refused(self, message: Refused, line: Line, now: float) -> list[WorkerEffect]:
         trouble = Trouble(line.key, message.code, message.message)
@@ -261,7 +263,7 @@ class WorkerSession:
         lines, abandoned = self.lines, self._abandoned
         touched: dict[str, Line] = {}
         keep: list[Kept] = []
-        given: list[tuple[Line, str, bytes]] = []
+        given: dict[tuple[str, bytes], tuple[list[str], list[bytes]]] = {}
         total_s, measured, results, completed, size = 0.0, 0, 0, 0, 0
         for link, task_id, token, kind, payload, duration_s in ended:
             line = lines.get(link)
@@ -272,7 +274,9 @@ class WorkerSession:
             touched[link] = line
             if kind < 0:
                 if kind == UNAVAILABLE:
-                    given.append((line, task_id, token))
+                    ids, tokens = given.setdefault((link, payload), ([], []))
+                    ids.append(task_id)
+                    tokens.append(token)
                 continue
             total_s += duration_s
             measured += 1
@@ -293,8 +297,9 @@ class WorkerSession:
             effects.append(Keep(keep))
         for line in touched.values():
             effects += self._flush(line, now)
-        for line, task_id, token in given:
-            effects += self._give_back(line, [task_id], [token], now)
+        for (link, reason), (ids, tokens) in given.items():
+            told = reason.decode("utf-8", "replace")[:MAX_REASON_CHARS] or NO_REASON
+            effects += self._give_back(lines[link], ids, tokens, now, reason=told)
         if len(lines) > 1 or self.stuck or self.is_outbox_full:
             effects += self._offer(now)
         return effects
@@ -317,18 +322,19 @@ class WorkerSession:
         return effects
 
     def chunks(self, pieces: Iterable[Piece]) -> list[WorkerEffect]:
-        """Pass partial output on."""
-        messages: dict[str, Chunks] = {}
+        """Pass partial output on; without a session it is kept for the next, as much as fits."""
+        touched: dict[str, Line] = {}
         for link, task_id, token, number, payload in pieces:
             line = self.lines.get(link)
-            if line is None or not line.is_welcome or line.open.get(task_id) != token:
+            if line is None or line.open.get(task_id) != token:
                 continue
-            message = messages.setdefault(link, Chunks([], [], [], []))
-            message.ids.append(task_id)
-            message.tokens.append(token)
-            message.seqs.append(number)
-            message.payloads.append(payload)
-        return [Send(link, message) for link, message in messages.items()]
+            line.keep_piece(task_id, token, number, payload)
+            touched[link] = line
+        return [each for line in touched.values() for each in self._pass_on(line)]
+
+    def _pass_on(self, line: Line) -> list[WorkerEffect]:
+        """Send the partial output that is kept, if there is somebody to send it to."""
+        return [Send(line.key, part) for part in line.take_pieces()] if line.is_welcome else []
 
     def watch(self, running: Sequence[Running], now: float) -> list[WorkerEffect]:
         """Look at what the slots are at; call it about once a second.
@@ -434,11 +440,12 @@ class WorkerSession:
         return effects
 
     def _give_back(
-        self, line: Line, ids: list[str], tokens: list[bytes], now: float
+        self, line: Line, ids: list[str], tokens: list[bytes], now: float, *, reason: str = ""
     ) -> list[WorkerEffect]:
-        line.window = self._window(line, now)
-        # Without a session the next HELLO tells that they are not held.
-        return [Send(line.key, Release(line.window, ids, tokens))] if line.is_welcome else []
+        line.window = window = self._window(line, now)
+        if not line.is_welcome:  # the next HELLO tells that they are not held
+            return []
+        return [Send(line.key, Release(window, ids, tokens, reason))]
 
     def _offer(self, now: float, but: Line | None = None) -> list[WorkerEffect]:
         """Tell the brokers at once whose window closes or opens."""

@@ -192,7 +192,7 @@ def test_after_a_restart_what_nobody_comes_back_with_waits_again_uncounted(desk:
     assert desk.ledger.state_of(task_id) is TaskState.QUEUED
     other = desk.worker("v")
     assert list(desk.work(other)) == [task_id]
-    assert desk.ledger.tasks[task_id].history is None
+    assert desk.ledger.tasks[task_id].remember().errors == 0
 
 
 def test_a_result_of_before_the_restart_counts(desk: Desktop) -> None:
@@ -240,7 +240,7 @@ def test_only_the_running_attempts_of_a_lost_worker_are_blamed(desk: Desktop) ->
     ids = desk.submit(client, 5)
     assert list(desk.work(worker)) == ids
     silence(desk, client)
-    blamed = [task_id for task_id in ids if desk.ledger.tasks[task_id].history is not None]
+    blamed = [task_id for task_id in ids if desk.ledger.tasks[task_id].remember().errors]
     assert blamed == ids[:2]
 
 
@@ -397,7 +397,7 @@ def test_a_goodbye_gives_all_back_at_once_uncounted(desk: Desktop) -> None:
     assert desk.work(worker)
     desk.say(worker, m.Goodbye("drained"))
     assert list(desk.work(other)) == [task_id]
-    assert desk.ledger.tasks[task_id].history is None
+    assert desk.ledger.tasks[task_id].remember().errors == 0
 
 
 def test_results_are_acknowledged_after_the_commit_only(desk: Desktop) -> None:
@@ -596,7 +596,7 @@ def test_released_attempts_wait_again_and_cost_nothing(desk: Desktop) -> None:
     held = desk.work(worker)
     desk.say(worker, m.Release(0, ids[1:], [held[ids[1]]]))
     assert desk.ledger.state_of(ids[1]) is TaskState.QUEUED
-    assert desk.ledger.tasks[ids[1]].history is None
+    assert desk.ledger.tasks[ids[1]].remember().errors == 0
     desk.say(worker, m.Release(2, [ids[0]], [bytes(16)]))  # not its token: nothing
     assert desk.ledger.state_of(ids[0]) is TaskState.RUNNING
     assert list(desk.work(worker)) == [ids[1]]

@@ -11,6 +11,9 @@ from d8mesh.core import messages as m
 from d8mesh.core.effects import Peer
 from tests.core.desktop import START_AT, Desktop, S, beat
 
+#: What is said of a type while no worker is there.
+NOBODY = ["no worker in the mesh offers 'echo': no worker is there"]
+
 
 def submit(
     desk: Desktop, client: Peer, seq: int, first: int, count: int = 1, **more: Any
@@ -26,7 +29,7 @@ def submit(
 def test_a_submit_is_acknowledged_once_it_is_on_disk(desk: Desktop) -> None:
     client = desk.client()
     ids = desk.submit(client, 3)
-    assert desk.got(client, m.Accepted) == [m.Accepted(1, S, 0)]
+    assert desk.got(client, m.Accepted) == [m.Accepted(1, S, 0, False, NOBODY)]
     desk.restart()
     assert desk.ledger.queued == 3
     assert all(desk.ledger.state_of(task_id) for task_id in ids)
@@ -34,7 +37,7 @@ def test_a_submit_is_acknowledged_once_it_is_on_disk(desk: Desktop) -> None:
 
 def test_the_same_submit_again_is_the_same_tasks(desk: Desktop) -> None:
     client = desk.client()
-    assert submit(desk, client, 1, 0, 5) == m.Accepted(1, S, 0)
+    assert submit(desk, client, 1, 0, 5) == m.Accepted(1, S, 0, False, NOBODY)
     assert submit(desk, client, 2, 0, 5) == m.Accepted(2, S, 0)
     assert desk.ledger.queued == 5
     desk.restart()
@@ -61,7 +64,7 @@ def test_anothers_session_cannot_be_used(desk: Desktop) -> None:
 
 def test_an_idempotency_key_gives_the_first_tasks_or_a_conflict(desk: Desktop) -> None:
     client = desk.client()
-    assert submit(desk, client, 1, 0, 2, key="k", digest=b"1") == m.Accepted(1, S, 0)
+    assert submit(desk, client, 1, 0, 2, key="k", digest=b"1") == m.Accepted(1, S, 0, False, NOBODY)
     again = submit(desk, client, 2, 2, 2, key="k", digest=b"1")
     assert again == m.Accepted(2, S, 0, is_repeat=True)
     other = submit(desk, client, 3, 4, 2, key="k", digest=b"2")

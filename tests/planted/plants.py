@@ -555,7 +555,7 @@ PLANTS: Final = (
     Plant(
         "forget on disk what went wrong before",
         "d8mesh.edge.journal.writer:Journal._requeued",
-        'self._insert("failures", values, width=7)',
+        'self._insert("failures", values, width=FAILURE_COLUMNS)',
         "pass",
         POWER_CUT,
     ),
