@@ -21,6 +21,9 @@ from d8mesh.core.worker_effects import Kept
 #: Until the first Welcome tells them: the documented heartbeat and lease.
 HEARTBEAT_S: Final = 3.0
 LEASE_S: Final = 10.0
+#: Of why an attempt could not be run, as much as travels; and what is said if nothing is known.
+MAX_REASON_CHARS: Final = 500
+NO_REASON: Final = "what its handler needs is busy or down"
 #: Partial output kept for a broker that is away; who listens is told that some is missing.
 MAX_PIECES_BYTES: Final = 4 * 1024 * 1024
 
@@ -46,6 +49,11 @@ def failure(worker_id: str, error: str, duration_s: float) -> bytes:
     return msgspec.msgpack.encode(
         {"success": False, "error": error, "worker_id": worker_id, "duration_s": duration_s}
     )
+
+
+def reason_in(payload: bytes) -> str:
+    """Return why an attempt could not be run, as a slot says it."""
+    return payload.decode("utf-8", "replace")[:MAX_REASON_CHARS] or NO_REASON
 
 
 @dataclass(slots=True, eq=False)

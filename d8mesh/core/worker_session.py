@@ -49,7 +49,7 @@ from d8mesh.core.worker_effects import (
     Trouble,
     WorkerEffect,
 )
-from d8mesh.core.worker_line import Bundle, Line, Profile, failure, hello
+from d8mesh.core.worker_line import Bundle, Line, Profile, failure, hello, reason_in
 from d8mesh.core.worker_share import Share
 
 #: HELLO is said again after this long without an answer.
@@ -65,9 +65,6 @@ EXPENSIVE_S: Final = 1.0
 MAX_IN_FLIGHT: Final = 2
 #: Beyond its timeout an attempt has this long to end by itself.
 OVERDUE_S: Final = 0.5
-#: Of why an attempt could not be run, as much as travels; and what is said if nothing is known.
-MAX_REASON_CHARS: Final = 500
-NO_REASON: Final = "what its handler needs is busy or down"
 #: Unacknowledged results: beyond either bound no new work is taken.
 MAX_KEPT_RESULTS: Final = 50_000
 MAX_KEPT_BYTES: Final = 256 * 1024 * 1024
@@ -263,7 +260,7 @@ class WorkerSession:
         lines, abandoned = self.lines, self._abandoned
         touched: dict[str, Line] = {}
         keep: list[Kept] = []
-        given: dict[tuple[str, bytes], tuple[list[str], list[bytes]]] = {}
+        given: dict[tuple[str, bytes], list[tuple[str, bytes]]] = {}
         total_s, measured, results, completed, size = 0.0, 0, 0, 0, 0
         for link, task_id, token, kind, payload, duration_s in ended:
             line = lines.get(link)
@@ -274,9 +271,7 @@ class WorkerSession:
             touched[link] = line
             if kind < 0:
                 if kind == UNAVAILABLE:
-                    ids, tokens = given.setdefault((link, payload), ([], []))
-                    ids.append(task_id)
-                    tokens.append(token)
+                    given.setdefault((link, payload), []).append((task_id, token))
                 continue
             total_s += duration_s
             measured += 1
@@ -297,9 +292,9 @@ class WorkerSession:
             effects.append(Keep(keep))
         for line in touched.values():
             effects += self._flush(line, now)
-        for (link, reason), (ids, tokens) in given.items():
-            told = reason.decode("utf-8", "replace")[:MAX_REASON_CHARS] or NO_REASON
-            effects += self._give_back(lines[link], ids, tokens, now, reason=told)
+        for (link, reason), rows in given.items():
+            ids, tokens = [row[0] for row in rows], [row[1] for row in rows]
+            effects += self._give_back(lines[link], ids, tokens, now, reason=reason_in(reason))
         if len(lines) > 1 or self.stuck or self.is_outbox_full:
             effects += self._offer(now)
         return effects
@@ -326,10 +321,9 @@ class WorkerSession:
         touched: dict[str, Line] = {}
         for link, task_id, token, number, payload in pieces:
             line = self.lines.get(link)
-            if line is None or line.open.get(task_id) != token:
-                continue
-            line.keep_piece(task_id, token, number, payload)
-            touched[link] = line
+            if line is not None and line.open.get(task_id) == token:
+                line.keep_piece(task_id, token, number, payload)
+                touched[link] = line
         return [each for line in touched.values() for each in self._pass_on(line)]
 
     def _pass_on(self, line: Line) -> list[WorkerEffect]:

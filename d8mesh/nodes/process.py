@@ -1,6 +1,6 @@
 """A handler in a process of its own: the hidden command ``_process MODULE:FUNCTION``.
 
-What the parent sends: [task id, attempt, seconds left, worker id, data]. What goes back:
+What the parent sends: [task id, attempt, seconds left, worker id, data, retries]. What goes back:
 ["chunk", payload] while it runs and ["end", kind, payload] after. Everything that the
 handler prints goes to standard error.
 """
@@ -26,6 +26,7 @@ from d8mesh.config import Config
 from d8mesh.edge.child import packed, unpacked
 from d8mesh.errors import HandlerError
 from d8mesh.handlers import endings
+from d8mesh.handlers.retrying import ANY, Retries, of_names
 
 
 def run(config: Config, options: argparse.Namespace) -> int:
@@ -44,9 +45,10 @@ def run(config: Config, options: argparse.Namespace) -> int:
     threading.Thread(target=_read, args=(frames,), daemon=True).start()
     handler = load(options.rest[0])
     while True:
-        task_id, attempt, left_s, worker_id, payload = frames.get()
+        task_id, attempt, left_s, worker_id, payload, retries = frames.get()
         context = ProcessContext(task_id, attempt, time.monotonic() + left_s, output)
-        _write(output, ["end", *_run_one(handler, payload, context, worker_id)])
+        ending = _run_one(handler, payload, context, worker_id, of_names(*retries))
+        _write(output, ["end", *ending])
 
 
 def load(function: str) -> Callable[..., object]:
@@ -98,7 +100,11 @@ class ProcessContext:
 
 
 def _run_one(
-    handler: Callable[..., object], payload: bytes, context: ProcessContext, worker_id: str
+    handler: Callable[..., object],
+    payload: bytes,
+    context: ProcessContext,
+    worker_id: str,
+    retries: Retries = ANY,
 ) -> endings.Ending:
     started = time.monotonic()
     try:
@@ -107,8 +113,10 @@ def _run_one(
         if inspect.isawaitable(value):
             value = asyncio.run(_awaited(value))
     except (Exception, SystemExit) as error:
-        return endings.of_exception(error, worker_id, _since(started))
-    return endings.of_value(value, worker_id, _since(started))
+        ending = endings.of_exception(error, worker_id, _since(started))
+        return retries.applied(ending, error, context.attempt)
+    ending = endings.of_value(value, worker_id, _since(started))
+    return retries.applied(ending, None, context.attempt)
 
 
 async def _awaited(value: Any) -> object:

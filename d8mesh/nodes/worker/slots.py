@@ -20,6 +20,7 @@ from d8mesh.edge.child import Child
 from d8mesh.edge.sockets import Waker
 from d8mesh.errors import BackendUnavailableError, TaskCancelledError
 from d8mesh.handlers import endings
+from d8mesh.handlers.retrying import ANY, Retries
 
 #: How often a slot that waits for a coroutine or a process looks whether it is cancelled.
 LOOK_S: Final = 0.1
@@ -40,6 +41,7 @@ class Registered:
     call: Callable[..., object]
     takes_context: bool
     function: str | None = None
+    retries: Retries = ANY
 
 
 class Bell:
@@ -244,7 +246,7 @@ class Slots:
             text = f"this worker has no handler for {kind_of_task!r}"
             kind, result = endings.of_error(text, self.worker_id, 0.0)
         elif handler.function is not None:
-            kind, result = self._run_process(handler.function, attempt, context, children)
+            kind, result = self._run_process(handler, attempt, context, children)
         else:
             try:
                 data = _decode(payload)
@@ -253,8 +255,11 @@ class Slots:
                     value = self._coroutines.run(value, context)
                 took_s = clock() - started
                 kind, result = endings.of_value(value, self.worker_id, round(took_s, 6))
+                if kind == FAILED:
+                    kind, result = handler.retries.applied((kind, result), None, context.attempt)
             except BaseException as error:  # whatever a handler raises, the slot goes on
                 kind, result = self._failed(error, context, started)
+                kind, result = handler.retries.applied((kind, result), error, context.attempt)
         took_s = clock() - started
         if handler is not None:
             is_quick = took_s <= QUICK_S and handler.function is None
@@ -268,7 +273,7 @@ class Slots:
             return DROPPED, b""
         if isinstance(error, BackendUnavailableError):
             self._aborted_or_pause(context)
-            return UNAVAILABLE, b""
+            return UNAVAILABLE, str(error).encode("utf-8", "replace")
         return endings.of_exception(error, self.worker_id, round(time.monotonic() - started, 6))
 
     def _aborted_or_pause(self, context: Context) -> None:
@@ -278,15 +283,18 @@ class Slots:
             time.sleep(LOOK_S)
 
     def _run_process(
-        self, function: str, attempt: Attempt, context: Context, children: dict[str, Child]
+        self, handler: Registered, attempt: Attempt, context: Context, children: dict[str, Child]
     ) -> endings.Ending:
         """Run one attempt in this slot's child for the function; kill it when time is over."""
+        function = handler.function
+        assert function is not None
         frame: list[object] = [
             attempt[4],
             context.attempt,
             attempt[2],
             self.worker_id,
             attempt[6],
+            handler.retries.named(),
         ]
         child = children.get(function)
         if child is None or not child.tell(frame):
