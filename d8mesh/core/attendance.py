@@ -20,7 +20,6 @@ from d8mesh.core.messages import (
     Refused,
     Release,
     Results,
-    Stream,
     Welcome,
     WorkerHello,
 )
@@ -28,6 +27,7 @@ from d8mesh.core.pool import Pool
 from d8mesh.core.records import Task
 from d8mesh.core.returns import LEAVING, MISLAID, UNAVAILABLE, UNSTARTED, Returns
 from d8mesh.core.roster import Dialect, Seat
+from d8mesh.core.streaming import Streaming
 from d8mesh.core.task import Adopted, Recounted, TaskState
 from d8mesh.core.tokens import Claim, worker_tag
 
@@ -43,21 +43,26 @@ CUT_HEARTBEATS: Final = 2
 MAX_CUTS: Final = 10
 #: Earlier starts of a worker that are told from a new one, if they prove to be alive still.
 MAX_DISPLACED: Final = 8
-#: Chunks of one running task that late listeners still get.
-TAIL_BYTES: Final = 64 * 1024
 
 
 class Attendance:
     """Serves the mesh workers of a pool."""
 
-    def __init__(self, pool: Pool, handout: Handout, endings: Endings, returns: Returns) -> None:
+    def __init__(
+        self,
+        pool: Pool,
+        handout: Handout,
+        endings: Endings,
+        returns: Returns,
+        streaming: Streaming,
+    ) -> None:
         self._pool = pool
+        self._streaming = streaming
         self._returns = returns
         self._handout = handout
         self._endings = endings
         #: seats whose results came in with this wake-up, and how far their hand-outs were
         self._reporting: list[tuple[Seat, int]] = []
-        self._tails: dict[str, tuple[int, int, list[bytes], int]] = {}
         #: when that was found out, and when somebody beyond this machine was last heard
         self._last_word = (-1.0, -1.0)
 
@@ -341,39 +346,9 @@ class Attendance:
             self._returns.take(seat.worker_id, given, why, kind)
 
     def chunks(self, seat: Seat, message: Chunks) -> None:
-        """Pass partial output on to who listens, and keep the last of it for late listeners."""
+        """Pass partial output on."""
         self._heard(seat)
-        pool = self._pool
-        for task_id, token, seq, payload in zip(
-            message.ids, message.tokens, message.seqs, message.payloads, strict=True
-        ):
-            task = pool.ledger.tasks.get(task_id)
-            if task is None or task.token != token:
-                continue
-            self._keep_tail(task, seq, payload)
-            for session in pool.listeners.get(task_id, ()):
-                pool.send(pool.clients[session].peer, Stream(task_id, task.n, seq, [payload]))
-
-    def tail(self, task: Task) -> Stream:
-        """Return what is kept of the task's partial output: an empty one begins an attempt."""
-        attempt, first_seq, payloads, _ = self._tails.get(task.id, (task.n, 0, [], 0))
-        return Stream(task.id, attempt, first_seq, list(payloads))
-
-    def _keep_tail(self, task: Task, seq: int, payload: bytes) -> None:
-        attempt, first, kept, size = self._tails.get(task.id, (task.n, seq, [], 0))
-        if attempt != task.n:
-            self._announce_restart(task)
-            attempt, first, kept, size = task.n, seq, [], 0
-        kept.append(payload)
-        size += len(payload)
-        while size > TAIL_BYTES and len(kept) > 1:
-            size -= len(kept.pop(0))
-            first += 1
-        self._tails[task.id] = (attempt, first, kept, size)
-
-    def _announce_restart(self, task: Task) -> None:
-        for session in self._pool.listeners.get(task.id, ()):
-            self._pool.send(self._pool.clients[session].peer, Stream(task.id, task.n, 0, []))
+        self._streaming.take(message)
 
     # --------------------------------------------------------------------- leaving
 
@@ -434,11 +409,6 @@ class Attendance:
             outside = [at for peer, at in heard if not is_loopback(peer.address)]
             self._last_word = (pool.now, max(outside))
         return self._last_word[1] <= seat.last_heard + CUT_HEARTBEATS * pool.policy.heartbeat_s
-
-    def forget_tails(self) -> None:
-        """Drop the tails of tasks that are finished."""
-        for task_id in [t for t in self._tails if t not in self._pool.ledger.tasks]:
-            del self._tails[task_id]
 
     def _somebody_idles(self, seat: Seat) -> bool:
         """Another free worker with nothing to do, while this one is at the same tasks."""

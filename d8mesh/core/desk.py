@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Final, TypeAlias
 
 from d8mesh.core import reports
-from d8mesh.core.attendance import Attendance, refuse_hello
+from d8mesh.core.attendance import refuse_hello
 from d8mesh.core.effects import Peer
 from d8mesh.core.endings import Endings
 from d8mesh.core.intake import Intake
@@ -21,6 +21,7 @@ from d8mesh.core.messages import (
     Welcome,
 )
 from d8mesh.core.pool import ClientSeat, Pool
+from d8mesh.core.streaming import Streaming
 from d8mesh.core.task import MAX_COUNTER, Spec, TaskState, parse_id
 from d8mesh.errors import (
     D8Error,
@@ -49,12 +50,10 @@ Rows: TypeAlias = list[tuple[object, ...]]
 class Desk:
     """Serves the clients of a pool."""
 
-    def __init__(
-        self, pool: Pool, endings: Endings, attendance: Attendance, intake: Intake
-    ) -> None:
+    def __init__(self, pool: Pool, endings: Endings, intake: Intake, streaming: Streaming) -> None:
         self._pool = pool
         self._endings = endings
-        self._attendance = attendance
+        self._streaming = streaming
         self._intake = intake
         self.asks: dict[str, Callable[[Peer, int, Args], None]] = {
             "health": lambda peer, n, _: pool.answer(peer, n, reports.health(pool)),
@@ -170,7 +169,7 @@ class Desk:
             return
         if is_first:
             self._tell_worker(task.worker_id, task_id, is_on=True)
-        tail = self._attendance.tail(task)
+        tail = self._streaming.tail(task)
         if tail.payloads:
             pool.send(client.peer, tail)
 

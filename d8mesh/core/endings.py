@@ -120,6 +120,7 @@ class Endings:
                 mine[1].append(state)
                 mine[2].append(payload)
         for session in pool.listeners.pop(task_id, ()):
+            pool.say_last(task_id, session)
             pool.clients[session].listened.discard(task_id)
 
     def _stop(self, stops: dict[str, list[str]], reason: str) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Final
 
+from msgspec import structs
+
 from d8mesh.core import placement
 from d8mesh.core.handout import Handout
 from d8mesh.core.messages import MAX_WARNINGS, Accepted, Group, Refused, Submit
@@ -56,17 +58,18 @@ class Intake:
             retry_s = FULL_RETRY_S if isinstance(error, FloodError) else 0.0
             pool.send(client.peer, Refused(message.seq, error.code, str(error), retry_s))
             return
-        if repeat is not None:
-            pool.send(client.peer, repeat, waits=True)
-            return
-        self._accept(client, message, count)
-        accepted = Accepted(message.seq, message.session, message.first)
+        if repeat is None:
+            self._accept(client, message, count)
+        accepted = repeat or Accepted(message.seq, message.session, message.first)
         if any(group.type not in pool.roster.serving for group in message.groups):
-            kinds = dict.fromkeys(group.type for group in message.groups)
-            told = [placement.why_nobody(kind, pool.roster) for kind in kinds]
-            warnings = [text for text in told if text][:MAX_WARNINGS]
-            accepted = Accepted(message.seq, message.session, message.first, False, warnings)
+            accepted = structs.replace(accepted, warnings=self._warnings(message))
         pool.send(client.peer, accepted, waits=True)
+
+    def _warnings(self, message: Submit) -> list[str]:
+        """Return what people should know of tasks that are accepted: nobody may run them."""
+        kinds = dict.fromkeys(group.type for group in message.groups)
+        told = (placement.why_nobody(kind, self._pool.roster) for kind in kinds)
+        return [text for text in told if text][:MAX_WARNINGS]
 
     def take(
         self,

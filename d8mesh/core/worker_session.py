@@ -293,7 +293,7 @@ class WorkerSession:
         for line in touched.values():
             effects += self._flush(line, now)
         for (link, reason), rows in given.items():
-            ids, tokens = [row[0] for row in rows], [row[1] for row in rows]
+            ids, tokens = map(list, zip(*rows, strict=True))
             effects += self._give_back(lines[link], ids, tokens, now, reason=reason_in(reason))
         if len(lines) > 1 or self.stuck or self.is_outbox_full:
             effects += self._offer(now)
@@ -327,7 +327,6 @@ class WorkerSession:
         return [each for line in touched.values() for each in self._pass_on(line)]
 
     def _pass_on(self, line: Line) -> list[WorkerEffect]:
-        """Send the partial output that is kept, if there is somebody to send it to."""
         return [Send(line.key, part) for part in line.take_pieces()] if line.is_welcome else []
 
     def watch(self, running: Sequence[Running], now: float) -> list[WorkerEffect]:

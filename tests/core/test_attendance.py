@@ -8,11 +8,12 @@ import msgspec
 import pytest
 
 from d8mesh.core import messages as m
-from d8mesh.core.attendance import MAX_CUTS, OWED_S, TAIL_BYTES
+from d8mesh.core.attendance import MAX_CUTS, OWED_S
 from d8mesh.core.dispatcher import Restored
 from d8mesh.core.effects import Peer, Send
 from d8mesh.core.handout import POISON_LOSSES
 from d8mesh.core.records import History
+from d8mesh.core.streaming import TAIL_BYTES
 from d8mesh.core.task import Requeued, TaskState
 from d8mesh.edge.journal.restore import fill
 from tests.core.desktop import Desktop, S, beat, failure, hello, result
@@ -797,7 +798,7 @@ def test_a_tail_is_bounded_and_goes_when_its_task_ends(desk: Desktop) -> None:
     late = desk.client("f" * 16)
     desk.say(late, m.Listen(task_id, True))
     assert desk.got(late, m.Stream) == []
-    assert not desk.dispatcher._attendance._tails
+    assert not desk.dispatcher._streaming._tails
 
 
 def test_a_success_and_a_failure_of_one_attempt_in_one_message_is_a_success(

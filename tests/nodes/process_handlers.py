@@ -26,3 +26,11 @@ def die(data: dict[str, Any]) -> None:
 
 async def coroutine(data: dict[str, Any]) -> object:
     return data["x"]
+
+
+def fail(data: dict[str, Any]) -> None:
+    raise {"key": KeyError, "value": ValueError}[data["how"]](os.getpid())
+
+
+def is_key_error(error: BaseException) -> bool:
+    return isinstance(error, KeyError)
