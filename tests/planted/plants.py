@@ -558,7 +558,7 @@ PLANTS: Final = (
         "d8mesh.core.polling:Polling._report",
         "self._handout.attempt_failed(worker_id, task, task.n, payload, is_final=False)",
         "pass",
-        SIMULATED,
+        POLLING + "failures_are_retried_and_late_reports_of_earlier_holders_count",
     ),
     Plant(
         "acknowledge the result of a fenced task and forget it",
