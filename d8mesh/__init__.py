@@ -11,6 +11,7 @@ __all__ = [
     "BrokerUnavailableError",
     "Client",
     "D8Error",
+    "Reject",
     "Task",
     "TaskCancelledError",
     "TaskContext",
@@ -31,10 +32,16 @@ if TYPE_CHECKING:
         WaitTimeoutError,
     )
     from d8mesh.handlers import TaskContext
+    from d8mesh.handlers.retrying import Reject
     from d8mesh.nodes.client import Client, Task
     from d8mesh.nodes.worker import Worker
 
-_HOMES = {"Client": "nodes.client", "Task": "nodes.client", "Worker": "nodes.worker"}
+_HOMES = {
+    "Client": "nodes.client",
+    "Reject": "handlers.retrying",
+    "Task": "nodes.client",
+    "Worker": "nodes.worker",
+}
 
 
 def __getattr__(name: str) -> object:

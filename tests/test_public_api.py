@@ -16,6 +16,7 @@ PUBLIC = {
     "BrokerUnavailableError",
     "Client",
     "D8Error",
+    "Reject",
     "Task",
     "TaskCancelledError",
     "TaskContext",

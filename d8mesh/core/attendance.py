@@ -9,7 +9,6 @@ from d8mesh.core.effects import Peer
 from d8mesh.core.endings import Endings
 from d8mesh.core.handout import Handout
 from d8mesh.core.messages import (
-    MAX_BATCH_TASKS,
     REFUSED,
     SUCCEEDED,
     VERSIONS,
@@ -21,13 +20,14 @@ from d8mesh.core.messages import (
     Refused,
     Release,
     Results,
-    Stream,
     Welcome,
     WorkerHello,
 )
 from d8mesh.core.pool import Pool
 from d8mesh.core.records import Task
+from d8mesh.core.returns import LEAVING, MISLAID, UNAVAILABLE, UNSTARTED, Returns
 from d8mesh.core.roster import Dialect, Seat
+from d8mesh.core.streaming import Streaming
 from d8mesh.core.task import Adopted, Recounted, TaskState
 from d8mesh.core.tokens import Claim, worker_tag
 
@@ -43,20 +43,26 @@ CUT_HEARTBEATS: Final = 2
 MAX_CUTS: Final = 10
 #: Earlier starts of a worker that are told from a new one, if they prove to be alive still.
 MAX_DISPLACED: Final = 8
-#: Chunks of one running task that late listeners still get.
-TAIL_BYTES: Final = 64 * 1024
 
 
 class Attendance:
     """Serves the mesh workers of a pool."""
 
-    def __init__(self, pool: Pool, handout: Handout, endings: Endings) -> None:
+    def __init__(
+        self,
+        pool: Pool,
+        handout: Handout,
+        endings: Endings,
+        returns: Returns,
+        streaming: Streaming,
+    ) -> None:
         self._pool = pool
+        self._streaming = streaming
+        self._returns = returns
         self._handout = handout
         self._endings = endings
         #: seats whose results came in with this wake-up, and how far their hand-outs were
         self._reporting: list[tuple[Seat, int]] = []
-        self._tails: dict[str, tuple[int, int, list[bytes], int]] = {}
         #: when that was found out, and when somebody beyond this machine was last heard
         self._last_word = (-1.0, -1.0)
 
@@ -171,8 +177,7 @@ class Attendance:
         """
         pool, held = self._pool, set(message.held_ids)
         lost = [task for task in seat.outstanding.values() if task.id not in held]
-        if lost:
-            self._handout.requeue(seat.worker_id, lost, "hand-out lost on the way")
+        self._mislaid(seat, lost)
         until = pool.now + pool.policy.task_timeout_s
         dropped: list[str] = []
         kept: set[str] = set()
@@ -220,8 +225,7 @@ class Attendance:
                 for task in seat.outstanding.values()
                 if (is_quiet or task.work_seq <= message.work_seq) and task.id not in held
             ]
-            if lost:
-                self._handout.requeue(seat.worker_id, lost, "hand-out lost on the way")
+            self._mislaid(seat, lost)
         if seat.types != set(message.task_types) or seat.models != set(message.models):
             self._pool.roster.offer(seat, message.task_types, message.models)
         self._say_received(seat, [])
@@ -308,8 +312,15 @@ class Attendance:
         else:
             pool.reject("result.stale")
 
+    def _mislaid(self, seat: Seat, lost: list[Task]) -> None:
+        """The worker should hold these and does not: the hand-out got lost, or they did there."""
+        if lost:
+            self._returns.take(
+                seat.worker_id, lost, f"worker {seat.worker_id!r} did not get or keep it", MISLAID
+            )
+
     def release(self, seat: Seat, message: Release) -> None:
-        """Queue again what the worker gives back unstarted; this costs no attempt."""
+        """Queue again what the worker gives back; see `core.returns` for what it costs."""
         self._heard(seat)
         seat.window = message.window
         given = [
@@ -318,50 +329,34 @@ class Attendance:
             if (task := seat.outstanding.get(task_id)) is not None and task.token == token
         ]
         if given:
-            self._handout.requeue(seat.worker_id, given, "given back")
+            self._given_back(seat, given, message.reason)
         self._say_received(seat, [])
         self._pool.roster.refresh(seat)
 
+    def _given_back(self, seat: Seat, given: list[Task], reason: str) -> None:
+        if reason:
+            why = f"worker {seat.worker_id!r} could not run it: {reason}"
+            self._returns.take(seat.worker_id, given, why, UNAVAILABLE)
+        elif seat.recalled:  # we asked for it
+            seat.recalled = max(0, seat.recalled - len(given))
+            self._handout.requeue(seat.worker_id, given, "called back for another worker")
+        else:
+            why = f"worker {seat.worker_id!r} gave it back unstarted"
+            kind = UNSTARTED if seat.window else LEAVING
+            self._returns.take(seat.worker_id, given, why, kind)
+
     def chunks(self, seat: Seat, message: Chunks) -> None:
-        """Pass partial output on to who listens, and keep the last of it for late listeners."""
+        """Pass partial output on."""
         self._heard(seat)
-        pool = self._pool
-        for task_id, token, seq, payload in zip(
-            message.ids, message.tokens, message.seqs, message.payloads, strict=True
-        ):
-            task = pool.ledger.tasks.get(task_id)
-            if task is None or task.token != token:
-                continue
-            self._keep_tail(task, seq, payload)
-            for session in pool.listeners.get(task_id, ()):
-                pool.send(pool.clients[session].peer, Stream(task_id, task.n, seq, [payload]))
-
-    def tail(self, task: Task) -> Stream:
-        """Return what is kept of the task's partial output: an empty one begins an attempt."""
-        attempt, first_seq, payloads, _ = self._tails.get(task.id, (task.n, 0, [], 0))
-        return Stream(task.id, attempt, first_seq, list(payloads))
-
-    def _keep_tail(self, task: Task, seq: int, payload: bytes) -> None:
-        attempt, first, kept, size = self._tails.get(task.id, (task.n, seq, [], 0))
-        if attempt != task.n:
-            self._announce_restart(task)
-            attempt, first, kept, size = task.n, seq, [], 0
-        kept.append(payload)
-        size += len(payload)
-        while (size > TAIL_BYTES or len(kept) > MAX_BATCH_TASKS) and len(kept) > 1:
-            size -= len(kept.pop(0))
-            first += 1
-        self._tails[task.id] = (attempt, first, kept, size)
-
-    def _announce_restart(self, task: Task) -> None:
-        for session in self._pool.listeners.get(task.id, ()):
-            self._pool.send(self._pool.clients[session].peer, Stream(task.id, task.n, 0, []))
+        self._streaming.take(message)
 
     # --------------------------------------------------------------------- leaving
 
     def goodbye(self, seat: Seat) -> None:
         """A drained worker leaves; what it may still hold waits again, uncounted."""
-        self.lose(seat, "its worker left", is_counted=False)
+        held = list(seat.outstanding.values())
+        self._returns.take(seat.worker_id, held, f"its worker {seat.worker_id!r} left", LEAVING)
+        self._pool.roster.leave(seat)
 
     def lose(self, seat: Seat, why: str, *, is_counted: bool) -> None:
         """Take all from a seat and mark it offline.
@@ -393,7 +388,10 @@ class Attendance:
         seat.note_asking(pool.now)
         excess = len(seat.outstanding) - seat.slots
         if excess > 0 and self._somebody_idles(seat):
+            seat.recalled = excess
             pool.tell(seat, Recall(excess))
+        else:
+            seat.recalled = 0
 
     def _is_cut_off(self, seat: Seat) -> bool:
         """Nobody beyond this machine was heard after it: our own network may be what is gone.
@@ -411,11 +409,6 @@ class Attendance:
             outside = [at for peer, at in heard if not is_loopback(peer.address)]
             self._last_word = (pool.now, max(outside))
         return self._last_word[1] <= seat.last_heard + CUT_HEARTBEATS * pool.policy.heartbeat_s
-
-    def forget_tails(self) -> None:
-        """Drop the tails of tasks that are finished."""
-        for task_id in [t for t in self._tails if t not in self._pool.ledger.tasks]:
-            del self._tails[task_id]
 
     def _somebody_idles(self, seat: Seat) -> bool:
         """Another free worker with nothing to do, while this one is at the same tasks."""

@@ -42,6 +42,12 @@ class Heard(Struct, frozen=True):
     stream: Stream
 
 
+class Silent(Struct, frozen=True):
+    """These tasks, which were listened to, are finished: there is no more partial output."""
+
+    ids: list[str]
+
+
 class Connected(Struct, frozen=True):
     """The session stands."""
 
@@ -63,4 +69,6 @@ class Rejected(Struct, frozen=True):
     message: str
 
 
-Output: TypeAlias = Transmit | Settled | Arrived | Answered | Heard | Connected | Lost | Rejected
+Output: TypeAlias = (
+    Transmit | Settled | Arrived | Answered | Heard | Silent | Connected | Lost | Rejected
+)

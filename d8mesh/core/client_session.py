@@ -21,6 +21,7 @@ from d8mesh.core.client_effects import (
     Output,
     Rejected,
     Settled,
+    Silent,
     Transmit,
 )
 from d8mesh.core.messages import (
@@ -132,6 +133,8 @@ class ClientSession:
         self._backlog.append(parcel)
         if parcel.is_watched:
             self._await(parcel)
+        if parcel.is_listened:  # output may come before the acknowledgement
+            self._listening.update(parcel.task_id(index) for index in range(parcel.count))
         return self._pump(now)
 
     def abandon(self, parcel: Parcel) -> None:
@@ -317,7 +320,10 @@ class ClientSession:
             return []
         self._allowed = min(MAX_UNACKNOWLEDGED, 2 * self._allowed)
         parcel.accept(message.session, message.first, is_repeat=message.is_repeat)
+        parcel.warnings = tuple(message.warnings)
         out: list[Output] = [Settled(parcel)]
+        if parcel.accepted_as is not None and parcel.is_listened:
+            out += self._listen_elsewhere(parcel)
         if parcel.accepted_as is not None and parcel.is_watched:
             out += self._watch_elsewhere(parcel)
         elif parcel.is_resent and parcel.is_watched:  # maybe over by now, and told to nobody
@@ -350,7 +356,11 @@ class ClientSession:
         for parcel in touched.values():
             if not parcel.missing:
                 self._forget(parcel)
-        return [Arrived(parcel) for parcel in touched.values()]
+        out: list[Output] = [Arrived(parcel) for parcel in touched.values()]
+        if self._listening and (ended := self._listening.intersection(message.ids)):
+            self._listening -= ended
+            out.insert(0, Silent(sorted(ended)))
+        return out
 
     # --------------------------------------------------------------------- helpers
 
@@ -387,6 +397,8 @@ class ClientSession:
 
     def _give_up(self, parcel: Parcel, refusal: Refused) -> Settled:
         parcel.refuse(refusal)
+        if parcel.is_listened:
+            self._listening -= {parcel.task_id(index) for index in range(parcel.count)}
         self._forget(parcel)
         return Settled(parcel)
 
@@ -401,6 +413,7 @@ class ClientSession:
                 parcel.is_watched,
                 parcel.key,
                 parcel.digest,
+                parcel.is_listened,
             )
         )
 
@@ -431,6 +444,14 @@ class ClientSession:
         for task_id in ids:
             self._singles.setdefault(task_id, []).append(parcel)
         return [Transmit(Watch(part)) for part in _cut(ids)]
+
+    def _listen_elsewhere(self, parcel: Parcel) -> list[Output]:
+        """A repeated key: the tasks of the first time are listened to as well."""
+        own = {f"{parcel.session}-{parcel.first + index}" for index in range(parcel.count)}
+        ids = [parcel.task_id(index) for index in range(parcel.count)]
+        self._listening -= own
+        self._listening.update(ids)
+        return [Transmit(Listen(task_id, True)) for task_id in ids]
 
     def _rewatch(self, now: float) -> list[Output]:
         """Ask for all that is awaited: what was sent meanwhile may be lost."""

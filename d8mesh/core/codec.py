@@ -18,8 +18,13 @@ from d8mesh.errors import ProtocolError
 _M = TypeVar("_M")
 Decode: TypeAlias = Callable[[bytes | memoryview], _M]
 
-#: Returns the one frame of a message.
-encode: Final[Callable[[m.Message], bytes]] = msgspec.msgpack.Encoder().encode
+_encode: Final = msgspec.msgpack.Encoder().encode
+
+
+def encode(message: m.Message) -> bytes:
+    """Return the one frame of a message; a last field that may be missing is left out if empty."""
+    shorten = _SHORTER.get(type(message))
+    return _encode(message if shorten is None else shorten(message))
 
 
 def _decoder(kind: type[_M], *, name: str) -> Decode[_M]:
@@ -60,6 +65,30 @@ def _submit_is_bounded(message: m.Submit) -> bool:
 def _work_agrees(message: m.Work) -> bool:
     return all(len(g.ids) == len(g.tokens) == len(g.payloads) for g in message.groups)
 
+
+def _short_submit(message: m.Submit) -> object:
+    if message.is_listened:
+        return message
+    head = (21, message.seq, message.session, message.first, message.groups)
+    return (*head, message.is_watched, message.key, message.digest)
+
+
+def _short_accepted(message: m.Accepted) -> object:
+    if message.warnings:
+        return message
+    return (60, message.seq, message.session, message.first, message.is_repeat)
+
+
+def _short_release(message: m.Release) -> object:
+    return message if message.reason else (13, message.window, message.ids, message.tokens)
+
+
+#: Messages whose last field came later: without it they are what older peers read.
+_SHORTER: Final[dict[type, Callable[..., object]]] = {
+    m.Submit: _short_submit,
+    m.Accepted: _short_accepted,
+    m.Release: _short_release,
+}
 
 _COLUMNS: Final[dict[type, Callable[..., bool]]] = {
     m.Results: _results_agree,

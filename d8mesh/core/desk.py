@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Final, TypeAlias
 
 from d8mesh.core import reports
-from d8mesh.core.attendance import Attendance, refuse_hello
+from d8mesh.core.attendance import refuse_hello
 from d8mesh.core.effects import Peer
 from d8mesh.core.endings import Endings
 from d8mesh.core.intake import Intake
@@ -21,6 +21,7 @@ from d8mesh.core.messages import (
     Welcome,
 )
 from d8mesh.core.pool import ClientSeat, Pool
+from d8mesh.core.streaming import Streaming
 from d8mesh.core.task import MAX_COUNTER, Spec, TaskState, parse_id
 from d8mesh.errors import (
     D8Error,
@@ -49,12 +50,10 @@ Rows: TypeAlias = list[tuple[object, ...]]
 class Desk:
     """Serves the clients of a pool."""
 
-    def __init__(
-        self, pool: Pool, endings: Endings, attendance: Attendance, intake: Intake
-    ) -> None:
+    def __init__(self, pool: Pool, endings: Endings, intake: Intake, streaming: Streaming) -> None:
         self._pool = pool
         self._endings = endings
-        self._attendance = attendance
+        self._streaming = streaming
         self._intake = intake
         self.asks: dict[str, Callable[[Peer, int, Args], None]] = {
             "health": lambda peer, n, _: pool.answer(peer, n, reports.health(pool)),
@@ -155,20 +154,22 @@ class Desk:
             self._stop_listening(client, task_id)
             return
         try:
+            key = parse_id(task_id)
             if pool.ledger.state_of(task_id) is None:
-                return  # finished: the outcome, awaited apart, ends the stream
-        except UnknownTaskError:
+                accepted = pool.ledger.accepted.get(key.session)
+                if accepted is not None and accepted.overlap(key.n, 1):
+                    return  # finished: the outcome, awaited apart, ends the stream
+            is_first = task_id not in pool.listeners
+            pool.listen(client, task_id)  # before its task, if that is still on its way
+        except (UnknownTaskError, FloodError) as error:
+            pool.reject(error.code)
             return
-        sessions = pool.listeners.setdefault(task_id, set())
-        is_first = not sessions
-        sessions.add(client.session)
-        client.listened.add(task_id)
         task = pool.ledger.tasks.get(task_id)
         if task is None or task.state is not TaskState.RUNNING:
             return
         if is_first:
             self._tell_worker(task.worker_id, task_id, is_on=True)
-        tail = self._attendance.tail(task)
+        tail = self._streaming.tail(task)
         if tail.payloads:
             pool.send(client.peer, tail)
 
@@ -231,11 +232,36 @@ class Desk:
 
     def _status(self, peer: Peer, request: int, args: Args) -> None:
         task_id = _id(args, "id")
-        body = reports.unfinished(self._pool, task_id)
+        if args.get("full") is True:
+            self._full_status(peer, request, task_id)
+            return
+        body = reports.unfinished(self._pool, task_id, is_single=True)
         if body is not None:
             self._pool.answer(peer, request, body)
             return
         self._with_finished(peer, request, task_id, self._pool.answer)
+
+    def _full_status(self, peer: Peer, request: int, task_id: str) -> None:
+        """Answer with the input and all that went wrong too, which lie in the journal."""
+
+        def loaded(rows: Rows, error: str) -> None:
+            if error:
+                self._pool.refuse(peer, request, D8Error(error))
+                return
+            data, past = rows[0] if rows else (None, [])
+            more: Args = {"data": data or None, "history": past}
+            body = reports.unfinished(self._pool, task_id, is_single=True)
+            if body is not None:
+                self._pool.answer(peer, request, body | more)
+            else:
+                self._with_finished(
+                    peer,
+                    request,
+                    task_id,
+                    lambda p, n, found: self._pool.answer(p, n, found | more),
+                )
+
+        self._pool.load_for(peer, "full", (task_id,), loaded)
 
     def _with_finished(
         self, peer: Peer, request: int, task_id: str, then: Callable[[Peer, int, Args], None]
@@ -267,7 +293,8 @@ class Desk:
             "pending": ledger.queued,
             "assigned": ledger.running,
             "completed": totals.completed,
-            "failed": totals.failed + totals.cancelled,
+            "failed": totals.failed,
+            "cancelled": totals.cancelled,
         }
 
         def then(rows: Rows, next_cursor: object) -> None:
@@ -276,7 +303,7 @@ class Desk:
             queue = [{key: body[key] for key in keys} for body in listed if body is not None]
             self._pool.answer(peer, request, {"queue": queue, **counts, "next_cursor": next_cursor})
 
-        self._list(peer, request, {**args, "state": "open", "type": ""}, then)
+        self._list(peer, request, {**args, "state": "open", "type": "", "order": ""}, then)
 
     def _tasks(self, peer: Peer, request: int, args: Args) -> None:
         wanted = args.get("state") or ""
@@ -301,6 +328,9 @@ class Desk:
         self, peer: Peer, request: int, args: Args, then: Callable[[Rows, object], None]
     ) -> None:
         limit = args.get("limit", 100)
+        order = args.get("order") or "oldest"
+        if order not in ("oldest", "newest"):
+            raise InvalidTaskError(f"order: saw {str(order)[:40]!r}, expected oldest or newest")
         cursor = args.get("cursor") or ""
         kind = args.get("type") or ""
         if not isinstance(limit, int) or not 1 <= limit <= MAX_PAGE:
@@ -314,7 +344,7 @@ class Desk:
             else:
                 then(rows[1:], rows[0][0])
 
-        self._pool.load_for(peer, "list", (args["state"], kind, limit, cursor), loaded)
+        self._pool.load_for(peer, "list", (args["state"], kind, limit, cursor, order), loaded)
 
     def _cancel(self, peer: Peer, request: int, args: Args) -> None:
         task_id = _id(args, "id")

@@ -31,6 +31,7 @@ from d8mesh.core.messages import (
     Rehello,
     Release,
     Results,
+    Stream,
     Submit,
     ToBroker,
     Unwatch,
@@ -41,7 +42,9 @@ from d8mesh.core.messages import (
 from d8mesh.core.polling import Polling
 from d8mesh.core.pool import Policy, Pool
 from d8mesh.core.records import Batch, History, Totals, WorkerRecord
+from d8mesh.core.returns import MISLAID, Returns
 from d8mesh.core.roster import Dialect, Seat
+from d8mesh.core.streaming import Streaming
 from d8mesh.core.task import Adopted, Closed, HandoutsSettled, Missed, Pruned
 from d8mesh.core.tokens import Mint
 
@@ -116,10 +119,12 @@ class Dispatcher:
         pool = self.pool = Pool(policy, mint, restored.epoch, draw, now=now, at=at)
         self._endings = Endings(pool)
         self._handout = Handout(pool, self._endings)
-        self._attendance = Attendance(pool, self._handout, self._endings)
-        self._polling = Polling(pool, self._handout, self._endings)
-        self._intake = Intake(pool, self._handout)
-        self._desk = Desk(pool, self._endings, self._attendance, self._intake)
+        self._returns = Returns(pool, self._handout)
+        self._streaming = Streaming(pool, self._handout)
+        parts = (pool, self._handout, self._endings, self._returns)
+        self._attendance, self._polling = Attendance(*parts, self._streaming), Polling(*parts)
+        self._intake = intake = Intake(pool, self._handout)
+        self._desk = Desk(pool, self._endings, intake, self._streaming)
         self._next_sweep = self._last_tick = self._started = now
         self._started_at = at
         self._next_prune = now + PRUNE_S
@@ -142,8 +147,7 @@ class Dispatcher:
         pool.now = now
         match message:
             case Results():  # the way of every task
-                seat = pool.roster.by_peer(peer)
-                if seat is not None:
+                if (seat := pool.roster.by_peer(peer)) is not None:
                     self._attendance.results(seat, message)
                 else:
                     self._unknown(peer)
@@ -188,13 +192,16 @@ class Dispatcher:
         What a client missed it asks for again.
         """
         seat = self.pool.roster.by_peer(peer)
-        if seat is not None and isinstance(message, Work):
+        if isinstance(message, Stream):
+            self._streaming.undelivered(peer, message)
+        elif seat is not None and isinstance(message, Work):
             seat.window = 0  # every word of a mesh worker says its window anew
             self.pool.roster.refresh(seat)
             ids = [task_id for group in message.groups for task_id in group.ids]
             tasks = [seat.outstanding[i] for i in ids if i in seat.outstanding]
             if tasks:
-                self._handout.requeue(seat.worker_id, tasks, "hand-out could not be sent")
+                why = f"it could not be sent to worker {seat.worker_id!r}"
+                self._returns.take(seat.worker_id, tasks, why, MISLAID)
         return self.pool.take_effects()
 
     def tick(self, now: float, at: float) -> list[Effect]:
@@ -253,8 +260,7 @@ class Dispatcher:
                 assert pool.ledger.tasks.get(task_id) is task, task_id
                 assert task.worker_id == seat.worker_id, task_id
         known = set(pool.clients)
-        for session in known:
-            assert pool.clients[session].session == session
+        assert all(client.session == session for session, client in pool.clients.items())
         for sessions in (*pool.task_watchers.values(), *pool.listeners.values()):
             assert sessions
             assert sessions <= known, sessions
@@ -343,7 +349,7 @@ class Dispatcher:
             self._close_finished()
         if pool.now >= self._next_prune:
             self._next_prune = math.inf  # until this step is answered: none is pruned twice
-            self._attendance.forget_tails()
+            self._streaming.forget_tails()
             self._prune()
 
     def _forgive(self, now: float) -> None:
@@ -367,10 +373,9 @@ class Dispatcher:
             pool.record(HandoutsSettled(below))
 
     def _close_finished(self) -> None:
-        pool = self.pool
-        if pool.closed:
-            pool.record(Closed(pool.closed))
-            pool.closed = []
+        closed, self.pool.closed = self.pool.closed, []
+        if closed:
+            self.pool.record(Closed(closed))
 
     def _prune(self) -> None:
         pool = self.pool
@@ -433,7 +438,7 @@ class Dispatcher:
             else:
                 self._orphans.setdefault(worker_id, []).append(task_id)
         for task in waiting:
-            self.pool.queue.put_task(task)
+            self._handout.resume(task)
 
     def _hold_for_polling(self, seat: Seat, task_id: str) -> None:
         """A polling worker is silent while it runs: its attempts get their whole time again."""

@@ -28,6 +28,8 @@ from d8mesh.core.task import Cancelled, Completed, Failed
 _Told: TypeAlias = tuple[list[str], list[int], list[bytes]]
 #: The longest reason kept in a history; the recorded result holds the whole.
 MAX_REASON_CHARS: Final = 500
+#: As much of a handler's traceback as a history keeps; workers cut it to the same.
+MAX_TRACEBACK_CHARS: Final = 8000
 
 
 class Endings:
@@ -118,6 +120,7 @@ class Endings:
                 mine[1].append(state)
                 mine[2].append(payload)
         for session in pool.listeners.pop(task_id, ()):
+            pool.say_last(task_id, session)
             pool.clients[session].listened.discard(task_id)
 
     def _stop(self, stops: dict[str, list[str]], reason: str) -> None:
@@ -166,14 +169,51 @@ def failure_payload(why: str, code: str, worker_id: str = "") -> bytes:
     return msgspec.msgpack.encode(body)
 
 
-class _Failure(msgspec.Struct):
+class Failure(msgspec.Struct, frozen=True):
+    """What the orchestrator reads of a failed attempt's result; all of it may be missing."""
+
     error: object = None
+    #: False: to try again would not help
+    retry: object = None
+    #: the wished pause before the next attempt, seconds
+    retry_after_s: object = None
+    traceback: object = None
 
+    @classmethod
+    def of(cls, payload: bytes) -> Failure:
+        """Return what a result says; of one that is no object, nothing."""
+        try:
+            return msgspec.msgpack.decode(payload, type=cls)
+        except (msgspec.DecodeError, RecursionError):
+            return cls()
 
-def error_text(payload: bytes) -> str:
-    """Return the ``error`` of a failed attempt's result, bounded, for its history."""
-    try:
-        error = msgspec.msgpack.decode(payload, type=_Failure).error
-    except (msgspec.DecodeError, RecursionError):
-        error = None
-    return (error_as_text(error) or "failed without a reason")[:MAX_REASON_CHARS]
+    @property
+    def text(self) -> str:
+        """The error, bounded, for the task's history."""
+        return (error_as_text(self.error) or "failed without a reason")[:MAX_REASON_CHARS]
+
+    @property
+    def is_final(self) -> bool:
+        """True when it asks for no other attempt."""
+        return self.retry is False
+
+    @property
+    def pause_s(self) -> float | None:
+        """The wished pause, None if none is wished for; what is no number of seconds is none."""
+        wished = self.retry_after_s
+        if isinstance(wished, bool) or not isinstance(wished, (int, float)) or not wished >= 0:
+            return None
+        return float(wished)
+
+    @property
+    def traceback_text(self) -> str:
+        """The traceback, bounded."""
+        return self.traceback[:MAX_TRACEBACK_CHARS] if isinstance(self.traceback, str) else ""
+
+    def recorded(self, payload: bytes) -> bytes:
+        """Return the result without its wish for another attempt: this was the last."""
+        if self.retry_after_s is None:
+            return payload
+        body = msgspec.msgpack.decode(payload, type=dict[str, msgspec.Raw])
+        del body["retry_after_s"]
+        return msgspec.msgpack.encode(body)

@@ -6,21 +6,23 @@ import heapq
 from collections.abc import Callable, Container, Iterable
 from functools import partial
 from itertools import accumulate
-from typing import Final
+from typing import Final, NamedTuple
 
 from d8mesh.core import placement
-from d8mesh.core.endings import Endings, error_text
-from d8mesh.core.messages import SOFT_FRAME_BYTES, Answer, Listening, Work, WorkGroup
+from d8mesh.core.endings import Endings, Failure
+from d8mesh.core.messages import SOFT_FRAME_BYTES, Answer, Work, WorkGroup
 from d8mesh.core.pool import Pool
 from d8mesh.core.queue import Lane
 from d8mesh.core.records import Batch, Task
 from d8mesh.core.roster import POLLING, Seat
-from d8mesh.core.task import Due, HandedOut, Recounted, Requeued, TaskState
+from d8mesh.core.task import UNRETURNED, Due, HandedOut, Recounted, Requeued, TaskState
 from d8mesh.core.tokens import MAX_ATTEMPT
 
 #: A retry waits a random part of this, doubled for each error before, up to the cap.
 RETRY_PAUSE_S: Final = 0.5
 MAX_RETRY_PAUSE_S: Final = 30.0
+#: The longest pause that a failed attempt may wish for before the next: a day.
+MAX_WISHED_PAUSE_S: Final = 86_400.0
 #: Payloads that cannot be read are asked for so often, with that pause, until their tasks fail.
 READ_TRIES: Final = 5
 READ_PAUSE_S: Final = 2.0
@@ -31,6 +33,16 @@ RETRY_SCAN: Final = 64
 #: Beyond its own timeout an attempt is left to its worker this much longer.
 ATTEMPT_GRACE_S: Final = 30.0
 _MAX_GROUP_TASKS: Final = 1024
+
+
+class Wait(NamedTuple):
+    """How long tasks that were taken back wait, and what their coming back is counted as."""
+
+    pause_s: float = 0.0
+    returned: int = UNRETURNED
+
+
+AT_ONCE: Final = Wait()
 
 
 class Handout:
@@ -116,10 +128,12 @@ class Handout:
         *,
         is_counted: bool = False,
         is_loss: bool = False,
+        wait: Wait = AT_ONCE,
     ) -> None:
         """Take attempts back from a worker; counted ones use up the tasks' attempts.
 
-        Tasks whose attempts are used up fail instead, with `why` as their error.
+        Tasks whose attempts are used up fail instead, with `why` as their error. The others wait
+        as `wait` says.
         """
         pool = self._pool
         again: list[Task] = []
@@ -133,10 +147,33 @@ class Handout:
             return
         ids, ns = [t.id for t in again], [t.n for t in again]
         pool.record(
-            Requeued(worker_id, ids, ns, why, pool.at, is_counted=is_counted, is_loss=is_loss)
+            Requeued(
+                worker_id,
+                ids,
+                ns,
+                why,
+                pool.at,
+                is_counted=is_counted,
+                is_loss=is_loss,
+                not_before_at=pool.at + wait.pause_s if wait.pause_s else 0.0,
+                returned=wait.returned,
+            )
         )
         for task in again:
-            pool.queue.put_task(task)
+            if wait.pause_s:
+                self.after(wait.pause_s, self._retry, task)
+            else:
+                pool.queue.put_task(task)
+
+    def resume(self, task: Task) -> None:
+        """Let a task of before our start wait: for its turn, or for its time first."""
+        history = task.history
+        left_s = 0.0 if history is None else history.not_before_at - self._pool.at
+        if history is not None and left_s > 0 and task.state is TaskState.QUEUED:
+            task.state = TaskState.DELAYED
+            self.after(min(left_s, history.pause_s), self._retry, task)  # clocks are set back
+        else:
+            self._pool.queue.put_task(task)
 
     def blame(self, worker_id: str, attempts: dict[str, int], why: str) -> None:
         """Count what was taken back uncounted: it was lost with its worker after all.
@@ -160,16 +197,22 @@ class Handout:
     def attempt_failed(
         self, seat_id: str, task: Task, n: int, payload: bytes, *, is_final: bool
     ) -> None:
-        """Attempt `n` ended in an error: queue the task again after a pause, or fail it."""
+        """Attempt `n` ended in an error: queue the task again after a pause, or fail it.
+
+        The pause is what the result wishes for (``retry_after_s``), else a growing one.
+        """
         pool = self._pool
-        why = error_text(payload)
+        told = Failure.of(payload)
+        why = told.text
         self._take_back(task)
-        if is_final or self._is_used_up(task, seat_id, is_loss=False):
-            self._endings.fail(seat_id, [task.id], [payload], why=why)
+        if is_final or told.is_final or self._is_used_up(task, seat_id, is_loss=False):
+            self._endings.fail(seat_id, [task.id], [told.recorded(payload)], why=why)
             return
         errors = 0 if task.history is None else task.history.errors
-        ceiling = min(MAX_RETRY_PAUSE_S, RETRY_PAUSE_S * 2**errors)
-        pause_s = ceiling * pool.draw()
+        if told.pause_s is None:
+            pause_s = min(MAX_RETRY_PAUSE_S, RETRY_PAUSE_S * 2**errors) * pool.draw()
+        else:
+            pause_s = min(told.pause_s, MAX_WISHED_PAUSE_S)
         pool.record(
             Requeued(
                 seat_id,
@@ -179,6 +222,7 @@ class Handout:
                 pool.at,
                 is_counted=True,
                 not_before_at=pool.at + pause_s,
+                traceback=told.traceback_text,
             )
         )
         self.after(pause_s, self._retry, task)
@@ -331,25 +375,21 @@ class Handout:
             if is_polling:
                 self._answer_poll(seat, tasks[0])
             else:
-                listened = [task_id for task_id in ids if task_id in listeners] if listeners else []
-                is_listened = len(listened) == len(ids)
-                group = WorkGroup(kind, timeout_s, is_listened, ids, tokens, payloads)
-                self._put(seat, group, size, listened)
+                group = WorkGroup(kind, timeout_s, False, ids, tokens, payloads)
+                for part in _by_listening(group, listeners) if listeners else (group,):
+                    self._put(seat, part, size if part is group else sum(map(len, part.payloads)))
             roster.refresh(seat)
             if seat.is_free:
                 roster.to_the_end(seat, kind)
 
-    def _put(self, seat: Seat, group: WorkGroup, size: int, listened: list[str]) -> None:
+    def _put(self, seat: Seat, group: WorkGroup, size: int) -> None:
         """Add to what a mesh worker is sent in this pass."""
         before = self._groups.get(seat.worker_id)
         if before is not None:
             before[0].append(group)
             size += before[1]
         self._groups[seat.worker_id] = ([group] if before is None else before[0], size)
-        if listened and not group.is_listened:
-            self._flush(seat)
-            self._pool.tell(seat, Listening(listened, True))
-        elif size > SOFT_FRAME_BYTES:
+        if size > SOFT_FRAME_BYTES:
             self._flush(seat)
 
     def _flush(self, seat: Seat) -> None:
@@ -436,6 +476,22 @@ class Handout:
             code="task.unreadable",
             why=f"its data cannot be read from the journal: {error}",
         )
+
+
+def _by_listening(group: WorkGroup, listeners: Container[str]) -> Iterable[WorkGroup]:
+    """Part a group: to be told with the hand-out is the only way to miss nothing."""
+    flags = [task_id in listeners for task_id in group.ids]
+    if not any(flags):
+        return (group,)
+    parts = []
+    for is_listened in (False, True):
+        rows = [index for index, flag in enumerate(flags) if flag is is_listened]
+        ids, tokens = [group.ids[i] for i in rows], [group.tokens[i] for i in rows]
+        payloads = [group.payloads[i] for i in rows]
+        if rows:
+            part = WorkGroup(group.type, group.timeout_s, is_listened, ids, tokens, payloads)
+            parts.append(part)
+    return parts
 
 
 def _takes_down(task: Task, worker_id: str) -> int:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from typing import Final
 
+from msgspec import structs
+
+from d8mesh.core import placement
 from d8mesh.core.handout import Handout
-from d8mesh.core.messages import Accepted, Group, Refused, Submit
-from d8mesh.core.pool import ClientSeat, Pool
+from d8mesh.core.messages import MAX_WARNINGS, Accepted, Group, Refused, Submit
+from d8mesh.core.pool import MAX_LISTENED, ClientSeat, Pool
 from d8mesh.core.task import MAX_SESSIONS, Spec, Submitted
 from d8mesh.errors import (
     DiskLowError,
     DrainingError,
+    FloodError,
     ForbiddenError,
     InvalidTaskError,
     KeyConflictError,
@@ -42,20 +46,30 @@ class Intake:
             repeat = self._repeat(client, message, count)
             if repeat is None:
                 self.check_room(count, size, session=client.session)
+                if message.is_listened and len(client.listened) + count > MAX_LISTENED:
+                    raise FloodError(f"a client listens to {MAX_LISTENED} tasks at the same time")
         except TaskRejectedError as error:
             pool.reject(error.code)
             retry_s = _RETRY_S.get(type(error), 0.0)
             pool.send(client.peer, Refused(message.seq, error.code, str(error), retry_s))
             return
-        except ForbiddenError as error:
+        except (ForbiddenError, FloodError) as error:
             pool.reject(error.code)
-            pool.send(client.peer, Refused(message.seq, error.code, str(error)))
+            retry_s = FULL_RETRY_S if isinstance(error, FloodError) else 0.0
+            pool.send(client.peer, Refused(message.seq, error.code, str(error), retry_s))
             return
-        if repeat is not None:
-            pool.send(client.peer, repeat, waits=True)
-            return
-        self._accept(client, message, count)
-        pool.send(client.peer, Accepted(message.seq, message.session, message.first), waits=True)
+        if repeat is None:
+            self._accept(client, message, count)
+        accepted = repeat or Accepted(message.seq, message.session, message.first)
+        if any(group.type not in pool.roster.serving for group in message.groups):
+            accepted = structs.replace(accepted, warnings=self._warnings(message))
+        pool.send(client.peer, accepted, waits=True)
+
+    def _warnings(self, message: Submit) -> list[str]:
+        """Return what people should know of tasks that are accepted: nobody may run them."""
+        kinds = dict.fromkeys(group.type for group in message.groups)
+        told = (placement.why_nobody(kind, self._pool.roster) for kind in kinds)
+        return [text for text in told if text][:MAX_WARNINGS]
 
     def take(
         self,
@@ -82,8 +96,17 @@ class Intake:
             order = self.take(message.session, first, spec, group.payloads, key=key)
             if message.is_watched:
                 self._pool.batch_watchers[order] = client.session
+            if message.is_listened:
+                self._listen(client, first, len(group.payloads))
             first += len(group.payloads)
             key = ("", b"", 0)
+
+    def _listen(self, client: ClientSeat, first: int, count: int) -> None:
+        """Let the submitter hear those of these tasks that are not finished."""
+        for n in range(first, first + count):
+            task_id = f"{client.session}-{n}"
+            if self._pool.ledger.state_of(task_id) is not None:
+                self._pool.listen(client, task_id)
 
     def _spec(self, group: Group) -> Spec:
         pool = self._pool
@@ -104,6 +127,8 @@ class Intake:
         accepted = self._pool.ledger.accepted.get(message.session)
         overlap = 0 if accepted is None else accepted.overlap(message.first, count)
         if overlap == count:
+            if message.is_listened:  # maybe to another start of ours
+                self._listen(client, message.first, count)
             return Accepted(message.seq, message.session, message.first)
         if overlap:
             raise InvalidTaskError(

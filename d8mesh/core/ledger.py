@@ -283,15 +283,14 @@ class Ledger:
             self.running -= 1
             self.queued += 1
             task.worker_id, task.token = "", b""
+            history = task.remember()
             if fact.is_counted:
-                history = task.remember()
-                history.errors += 1
-                history.failed_on[fact.worker_id] += 1
-                history.last_error = fact.why
-                ended = history.losses if fact.is_loss else history.failures
-                ended.add((fact.worker_id, n))
+                history.count(fact.worker_id, n, fact.why, is_loss=fact.is_loss)
+            else:
+                history.give_back(fact.worker_id, fact.why, fact.returned)
+            history.not_before_at = fact.not_before_at
+            history.pause_s = max(0.0, fact.not_before_at - fact.at)
             if fact.not_before_at:
-                task.remember().not_before_at = fact.not_before_at
                 task.state = TaskState.DELAYED
 
     def _recounted(self, fact: Recounted) -> None:

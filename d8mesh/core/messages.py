@@ -30,6 +30,8 @@ MAX_FRAME_BYTES: Final = MAX_PAYLOAD_BYTES + 1024 * 1024
 SOFT_FRAME_BYTES: Final = 4 * 1024 * 1024
 #: Task types and models one worker may list: bounds the placement index.
 MAX_NAMES: Final = 1000
+#: Warnings beside the acknowledgement of one submit: nobody reads more.
+MAX_WARNINGS: Final = 20
 #: Most attempts a worker may hold at once: bounds a heartbeat's list.
 MAX_WINDOW: Final = 4096
 
@@ -120,11 +122,15 @@ class Results(_Frame, frozen=True, tag=12):
 
 
 class Release(_Frame, frozen=True, tag=13):
-    """Attempts given back unstarted; this costs no attempt."""
+    """Attempts given back; this costs no attempt as long as it is not done again and again.
+
+    `reason`: why they could not be run; empty: they were not started.
+    """
 
     window: Window
     ids: Ids
     tokens: Tokens
+    reason: Text = ""
 
 
 class Chunks(_Frame, frozen=True, tag=14):
@@ -169,7 +175,8 @@ class Submit(_Frame, frozen=True, tag=21):
     """Tasks to be accepted all or none; their ids are ``session-first``, ``session-(first+1)``, …
 
     Sending the same again is answered the same. `key` is a user's idempotency key
-    (empty: none), `digest` what its body hashes to.
+    (empty: none), `digest` what its body hashes to. `is_listened`: the submitter listens to
+    the partial output of these tasks, from the first piece on.
     """
 
     seq: Count
@@ -179,6 +186,7 @@ class Submit(_Frame, frozen=True, tag=21):
     is_watched: bool = True
     key: Annotated[str, Meta(max_length=128)] = ""
     digest: Annotated[bytes, Meta(max_length=32)] = b""
+    is_listened: bool = False
 
 
 class Watch(_Frame, frozen=True, tag=22):
@@ -307,12 +315,14 @@ class Accepted(_Frame, frozen=True, tag=60):
     """The `Submit` with this number is on disk.
 
     `session` and `first` name its tasks: for a repeated idempotency key those of the first time.
+    `warnings` are for people: that nobody offers a type, say.
     """
 
     seq: Count
     session: Session
     first: Count
     is_repeat: bool = False
+    warnings: Annotated[list[Text], Meta(max_length=MAX_WARNINGS)] = []
 
 
 class Outcomes(_Frame, frozen=True, tag=61):

@@ -27,6 +27,10 @@ class Parcel:
     key: str = ""
     digest: bytes = b""
     is_watched: bool = True
+    #: the submitter listens to the partial output of its tasks
+    is_listened: bool = False
+    #: what the orchestrator has to say of it, beside accepting it
+    warnings: tuple[str, ...] = ()
     #: refused for good when it still has to wait for room then (monotonic seconds); None: never
     give_up: float | None = None
     states: bytearray = field(default_factory=bytearray)

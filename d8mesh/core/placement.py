@@ -6,13 +6,15 @@
 - ``evolution_crossover`` goes to mesh workers while there are any: polling workers of the
   older system take it and fail at once.
 - A retry goes to a worker that has not failed the task, if a live one is left that may have
-  room again: stuck or full ones are not waited for.
+  room again: stuck or full ones are not waited for. Of the free ones those go first that have
+  not given it back.
 - Free workers share what waits evenly; none gets more than its window.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from difflib import get_close_matches
 from itertools import islice
 from typing import Final
 
@@ -29,6 +31,8 @@ DOCUMENTED_TYPES: Final = (
     "evolution_crossover",
     "evolution_mutation",
 )
+#: Types that a misspelt one is compared with: the comparison takes time for each.
+MAX_COMPARED: Final = 200
 #: How far a line of free seats is searched for one that fits better than the first.
 SEARCH_SEATS: Final = 64
 
@@ -52,12 +56,16 @@ def choose_seat(key: LaneKey, roster: Roster, task: Task | None = None) -> Seat 
     line = roster.free.get(key.type)
     if not line:
         return None
+    second: Seat | None = None
+    gave_back = () if task is None or task.history is None else task.history.returned_by
     for count, seat in enumerate(line.values()):
         if count >= SEARCH_SEATS:
             break
         if can_run(seat, key, roster) and (task is None or suits_retry(seat, task, roster)):
-            return seat
-    return None
+            if seat.worker_id not in gave_back:
+                return seat
+            second = second or seat
+    return second
 
 
 def choose_seats(key: LaneKey, roster: Roster, most: int) -> list[Seat]:
@@ -94,9 +102,32 @@ def why_waiting(key: LaneKey, roster: Roster) -> str:
     """Return why tasks of this lane are not being handed out, for people."""
     serving = roster.serving.get(key.type)
     if not serving:
-        return f"no worker in the mesh offers {key.type!r}"
+        return why_nobody(key.type, roster)
     if roster.free.get(key.type):
         return ""
+    count = len(serving)
+    who = "the one worker that offers it is" if count == 1 else f"all {count} workers are"
     if all(seat.is_busy for seat in serving.values()):
-        return "all workers that offer it are busy"
-    return "all workers that offer it are busy, or do not ask for tasks now"
+        return f"{who} busy"
+    return f"{who} busy, or {'does' if count == 1 else 'do'} not ask for tasks now"
+
+
+def is_offered(kind: str, roster: Roster) -> bool:
+    """Return whether a live worker offers a type."""
+    return bool(roster.serving.get(kind))
+
+
+def why_nobody(kind: str, roster: Roster) -> str:
+    """Return that no live worker offers a type, and the nearest that there is; empty: one does."""
+    if roster.serving.get(kind):
+        return ""
+    told = f"no worker in the mesh offers {kind!r}"
+    if not roster.serving:
+        return f"{told}: no worker is there"
+    near = roster.nearest.get(kind)
+    if near is None:
+        found = get_close_matches(kind, islice(roster.serving, MAX_COMPARED), n=1)
+        near = found[0] if found else ""
+        if len(roster.nearest) < MAX_COMPARED:
+            roster.nearest[kind] = near
+    return f"{told}; did you mean {near!r}?" if near else told

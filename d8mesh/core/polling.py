@@ -10,12 +10,13 @@ from collections.abc import Callable
 from typing import Final, TypeAlias
 
 from d8mesh.core.effects import Peer
-from d8mesh.core.endings import Endings
+from d8mesh.core.endings import MAX_REASON_CHARS, Endings, failure_payload
 from d8mesh.core.handout import Handout
 from d8mesh.core.messages import MAX_NAMES
 from d8mesh.core.placement import DOCUMENTED_TYPES
 from d8mesh.core.pool import Pool
 from d8mesh.core.records import Task, registration
+from d8mesh.core.returns import LEAVING, MISLAID, Returns
 from d8mesh.core.roster import Dialect, Poll, Seat
 from d8mesh.core.task import Dismissed, Enrolled, TaskState
 from d8mesh.errors import (
@@ -43,8 +44,9 @@ Args: TypeAlias = dict[str, object]
 class Polling:
     """Serves the polling workers of a pool."""
 
-    def __init__(self, pool: Pool, handout: Handout, endings: Endings) -> None:
+    def __init__(self, pool: Pool, handout: Handout, endings: Endings, returns: Returns) -> None:
         self._pool = pool
+        self._returns = returns
         self._handout = handout
         self._endings = endings
         self._waiting: dict[str, Seat] = {}
@@ -54,6 +56,7 @@ class Polling:
             "poll.unregister": self._unregister,
             "poll.next": self._next,
             "poll.report": self._report,
+            "poll.refused": self._refused,
         }
 
     def restore(self) -> None:
@@ -153,7 +156,8 @@ class Polling:
         self._drop_poll(seat)
         if seat.outstanding:
             tasks = list(seat.outstanding.values())
-            self._handout.requeue(seat.worker_id, tasks, "its worker left")
+            why = f"its worker {seat.worker_id!r} left"
+            self._returns.take(seat.worker_id, tasks, why, LEAVING)
         self._pool.record(Dismissed(seat.worker_id))
         self._pool.roster.remove(seat)
         self._pool.answer(peer, request, {}, waits=True)
@@ -165,7 +169,8 @@ class Polling:
         if seat.outstanding and len(seat.outstanding) >= seat.slots:
             # It asks though its hands are full: a reply or a report got lost on the way.
             tasks = list(seat.outstanding.values())
-            self._handout.requeue(seat.worker_id, tasks, "the worker asked for another")
+            why = f"worker {seat.worker_id!r} asked for another task and did not report this one"
+            self._returns.take(seat.worker_id, tasks, why, MISLAID)
         wait_s = args.get("wait_s")
         if not isinstance(wait_s, (int, float)) or not wait_s >= 0.0:  # NaN is not either
             wait_s = 0.0
@@ -197,6 +202,23 @@ class Polling:
                     seat.failures_in_a_row = 0
         elif is_holder:
             self._handout.attempt_failed(worker_id, task, task.n, payload, is_final=False)
+        pool.answer(peer, request, {}, waits=True)
+
+    def _refused(self, peer: Peer, request: int, args: Args) -> None:
+        """A report could not be taken: the attempt has failed, of whom it was, if that is known.
+
+        One that names no worker is the holder's; one of somebody else changes nothing.
+        """
+        pool = self._pool
+        task_id, error = _text(args, "task_id"), str(args.get("error") or "")[:MAX_REASON_CHARS]
+        task = pool.ledger.tasks.get(task_id)
+        holder = "" if task is None else task.worker_id
+        seat = pool.roster.seats.get(holder)
+        is_polling = seat is not None and seat.dialect is Dialect.POLLING
+        if task is not None and is_polling and args.get("worker_id") in (None, "", holder):
+            why = f"the worker's report could not be taken: {error}"
+            payload = failure_payload(why, "task.report", holder)
+            self._handout.attempt_failed(holder, task, task.n, payload, is_final=False)
         pool.answer(peer, request, {}, waits=True)
 
     @staticmethod

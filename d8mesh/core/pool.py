@@ -23,6 +23,9 @@ from d8mesh.errors import D8Error, FloodError
 MAX_LOADS: Final = 10_000
 MAX_LOADS_OF_CLIENT: Final = 1000
 
+#: Tasks that one client may listen to at the same time: bounds its part of the memory.
+MAX_LISTENED: Final = 200_000
+
 #: What is done with the answer of the journal: rows, or an error.
 Then: TypeAlias = Callable[[list[tuple[object, ...]], str], None]
 
@@ -85,6 +88,8 @@ class Pool:
     next_handout: int = 1
     #: batches whose last task has finished, not yet told to the journal
     closed: list[tuple[str, int]] = field(default_factory=list)
+    #: sends a listener of a task (id, session) what it missed, before it hears of the end
+    say_last: Callable[[str, str], None] = field(default=lambda task_id, session: None)
     is_draining: bool = False
     is_disk_low: bool = False
     #: refusals by reason, for the counters
@@ -93,6 +98,17 @@ class Pool:
     _out: list[Effect] = field(default_factory=list)
     _loads: dict[int, Then] = field(default_factory=dict)
     _next_load: int = 1
+
+    def listen(self, client: ClientSeat, task_id: str) -> None:
+        """Let a client hear a task that is not finished, also one that is yet to come.
+
+        Raises:
+            FloodError: it listens to as many as it may.
+        """
+        if len(client.listened) >= MAX_LISTENED and task_id not in client.listened:
+            raise FloodError
+        client.listened.add(task_id)
+        self.listeners.setdefault(task_id, set()).add(client.session)
 
     def record(self, fact: Fact) -> None:
         """Let `fact` happen: in the ledger now, on disk with this batch."""

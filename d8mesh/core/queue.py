@@ -25,6 +25,10 @@ KEPT_LANES: Final = 16
 LOAD_AHEAD_BATCHES: Final = 32
 
 
+#: Batches and retried tasks looked at to tell how many go before one.
+COUNTED_BATCHES: Final = 10_000
+
+
 class LaneKey(NamedTuple):
     """What tasks of one lane share: all that decides who can run them."""
 
@@ -103,6 +107,30 @@ class Lane:
         """Yield the batches whose turn comes next."""
         return islice(self._fresh.get(priority, ()), LOAD_AHEAD_BATCHES)
 
+    def ahead_of(self, batch: Batch, index: int) -> tuple[int, bool]:
+        """Return how many tasks of this lane go before a waiting one, as far as is looked.
+
+        Returns:
+            The count, and whether there may be more: not more than COUNTED_BATCHES are looked at.
+        """
+        task_id, count, looked = batch.task_id(index), 0, 0
+        for priority in range(10, batch.spec.priority - 1, -1):
+            for task in self._retried.get(priority, ()):
+                if task.id == task_id:
+                    return count, False
+                count += task.state is TaskState.QUEUED
+                looked += 1
+                if looked >= COUNTED_BATCHES:
+                    return count, True
+            for other in self._fresh.get(priority, ()):
+                if other is batch:
+                    return count + max(0, index - batch.fresh), False
+                count += other.fresh_count
+                looked += 1
+                if looked >= COUNTED_BATCHES:
+                    return count, True
+        return count, False
+
     def _settle(self, priority: int) -> None:
         if not self._fresh.get(priority) and not self._retried.get(priority):
             self.mask &= ~(1 << priority)
@@ -114,6 +142,11 @@ class ReadyQueue:
     def __init__(self) -> None:
         self.lanes: dict[LaneKey, Lane] = {}
         self._since_aged = 0
+
+    def ahead_of(self, batch: Batch, index: int) -> tuple[int, bool]:
+        """Return how many tasks of its type and model go before one; see `Lane.ahead_of`."""
+        lane = self.lanes.get(LaneKey(batch.spec.type, batch.spec.model))
+        return (0, False) if lane is None else lane.ahead_of(batch, index)
 
     def put_batch(self, batch: Batch) -> None:
         """Queue a batch that may run now."""

@@ -13,7 +13,7 @@ from typing import Final
 
 import msgspec
 
-from d8mesh.core.task import Spec, TaskState
+from d8mesh.core.task import SUSPECT, UNRETURNED, Spec, TaskState
 
 _QUEUED: Final = TaskState.QUEUED
 
@@ -66,8 +66,35 @@ class History:
     holders: set[str] = field(default_factory=set)
     #: how often a worker fell silent with it and nobody was heard; told by no fact
     cuts: int = 0
+    #: when it may run again (Unix seconds, 0: now), and how long that was away when it was said
     not_before_at: float = 0.0
+    pause_s: float = 0.0
     last_error: str = ""
+    #: how often it was given back since the last error of its own, and how often of these it
+    #: should have run, by whom, and why the last time
+    returns: int = 0
+    suspect_returns: int = 0
+    returned_by: set[str] = field(default_factory=set)
+    last_return: str = ""
+
+    def count(self, worker_id: str, n: int, why: str, *, is_loss: bool) -> None:
+        """Note an error, or the loss of the worker, which uses up an attempt."""
+        self.errors += 1
+        self.failed_on[worker_id] += 1
+        self.last_error, self.last_return = why, ""
+        (self.losses if is_loss else self.failures).add((worker_id, n))
+        if not is_loss:  # a loss may be taken back
+            self.returns = self.suspect_returns = 0
+            self.returned_by.clear()
+
+    def give_back(self, worker_id: str, why: str, returned: int) -> None:
+        """Note that an attempt ended without an error."""
+        self.last_return = why
+        if returned != UNRETURNED:
+            self.returns += 1
+        if returned == SUSPECT:
+            self.suspect_returns += 1
+            self.returned_by.add(worker_id)
 
 
 class Task:

@@ -10,7 +10,7 @@ from typing import Final
 from d8mesh.core import placement
 from d8mesh.core.pool import Pool
 from d8mesh.core.queue import LaneKey
-from d8mesh.core.records import Batch
+from d8mesh.core.records import Batch, History
 from d8mesh.core.roster import Dialect, Seat
 from d8mesh.core.task import TaskState
 
@@ -24,19 +24,32 @@ FINAL_STATES: Final = {
 }
 
 
-def unfinished(pool: Pool, task_id: str) -> Body | None:
-    """Return the status body of an unfinished task, or None if it is finished or unknown."""
+def unfinished(pool: Pool, task_id: str, *, is_single: bool = False) -> Body | None:
+    """Return the status body of an unfinished task, or None if it is finished or unknown.
+
+    Args:
+        is_single: tell how many go before it too, which takes a look through the queue.
+    """
     state = pool.ledger.state_of(task_id)
     found = pool.ledger.find(task_id)
     if state is None or found is None:
         return None
-    batch = found[0]
+    batch, index = found
     task = pool.ledger.tasks.get(task_id)
     body = _body(task_id, batch, state)
     if task is not None:
         body["attempts"] = task.n
         body["assigned_to"] = task.worker_id or None
-    body["reason"] = _reason(pool, batch, task_id, state)
+    reason = _reason(pool, batch, task_id, state)
+    if (
+        is_single
+        and state is TaskState.QUEUED
+        and placement.is_offered(batch.spec.type, pool.roster)
+    ):
+        count, is_more = pool.queue.ahead_of(batch, index)
+        ahead = f"{'more than ' if is_more else ''}{count} waiting before it" if count else ""
+        reason = "; ".join(part for part in (reason, ahead) if part) or None
+    body["reason"] = reason
     return body
 
 
@@ -63,16 +76,27 @@ def _reason(pool: Pool, batch: Batch, task_id: str, state: TaskState) -> str | N
     history = None if task is None else task.history
     if state is TaskState.RUNNING and task is not None:
         seat = pool.roster.seats.get(task.worker_id)
-        is_back = seat is not None and task_id in seat.outstanding
-        return None if is_back else f"waiting for worker {task.worker_id!r} to come back"
+        if seat is None or task_id not in seat.outstanding:
+            return f"waiting for worker {task.worker_id!r} to come back"
+        return None if history is None else _trouble(history) or None
     if state is TaskState.DELAYED:
-        if history is not None and history.last_error:
-            return f"waiting to be tried again after: {history.last_error}"
+        if history is not None and _trouble(history):
+            left_s = max(0.0, history.not_before_at - pool.at)
+            return f"waiting to be tried again in {left_s:.1f} s; {_trouble(history)}"
         return f"to be run at {batch.spec.run_at}"
     why = placement.why_waiting(LaneKey(batch.spec.type, batch.spec.model), pool.roster)
-    if history is not None and history.last_error:
-        why = "; ".join(part for part in (why, f"last error: {history.last_error}") if part)
+    if history is not None and _trouble(history):
+        why = "; ".join(part for part in (why, _trouble(history)) if part)
     return why or None
+
+
+def _trouble(history: History) -> str:
+    """Return what went wrong last; empty if nothing did."""
+    if not history.last_return:
+        return f"last error: {history.last_error}" if history.errors else ""
+    if history.returns < 2:
+        return f"given back: {history.last_return}"
+    return f"given back {history.returns} times, the last time: {history.last_return}"
 
 
 def finished(row: tuple[object, ...]) -> Body:
@@ -134,8 +158,7 @@ def stats(pool: Pool) -> Body:
     for seat in seats:
         by_type[seat.worker_type] = by_type.get(seat.worker_type, 0) + 1
     totals, ledger = pool.ledger.totals, pool.ledger
-    failed = totals.failed + totals.cancelled
-    done = totals.completed + failed
+    tried = totals.completed + totals.failed
     return {
         "workers": {
             "total": len(seats),
@@ -144,16 +167,17 @@ def stats(pool: Pool) -> Body:
             "by_type": by_type,
         },
         "tasks": {
-            "total": done + ledger.queued + ledger.running,
+            "total": tried + totals.cancelled + ledger.queued + ledger.running,
             "pending": ledger.queued,
             "assigned": ledger.running,
             "completed": totals.completed,
-            "failed": failed,
+            "failed": totals.failed,
+            "cancelled": totals.cancelled,
         },
         "performance": {
             "total_completed": totals.completed,
-            "total_failed": failed,
-            "success_rate": 100.0 * totals.completed / done if done else 0,
+            "total_failed": totals.failed,
+            "success_rate": 100.0 * totals.completed / tried if tried else 0,
         },
     }
 

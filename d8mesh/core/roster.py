@@ -86,6 +86,8 @@ class Seat:
     owed: list[int] = field(default_factory=list)
     failures_in_a_row: int = 0
     outstanding: dict[str, Task] = field(default_factory=dict)
+    #: how many attempts it was asked to give back and has not yet
+    recalled: int = 0
     #: attempts that were taken from it when nobody was heard: theirs if it turns out to have died
     unsure: dict[str, int] = field(default_factory=dict)
     poll: Poll | None = None
@@ -140,6 +142,8 @@ class Roster:
         #: type -> live seats, and model -> live seats
         self.serving: dict[str, dict[str, Seat]] = {}
         self.offering: dict[str, dict[str, Seat]] = {}
+        #: type that nobody offers -> the most similar one that is offered, as far as looked for
+        self.nearest: dict[str, str] = {}
 
     def by_peer(self, peer: Peer) -> Seat | None:
         """Return the mesh worker behind a routing id."""
@@ -210,6 +214,7 @@ class Roster:
             return
         if seat.dialect is Dialect.MESH and seat.peer.routing_id:
             self._by_routing_id[seat.peer.routing_id] = seat
+        self.nearest.clear()
         for kind in seat.types:
             self.serving.setdefault(kind, {})[seat.worker_id] = seat
         for model in seat.models:
@@ -218,6 +223,7 @@ class Roster:
         self.refresh(seat)
 
     def _unindex(self, seat: Seat) -> None:
+        self.nearest.clear()
         for kind in seat.types:
             _discard(self.serving, kind, seat)
             _discard(self.free, kind, seat)

@@ -72,6 +72,11 @@ class Spec(Struct, frozen=True, gc=False):
     replay_of: str = ""
 
 
+#: What it says of an attempt that it ended without an error: nothing (it was called back, or cut
+#: off); it was given back in good order; it was given back and should have run.
+UNRETURNED, ORDERLY, SUSPECT = 0, 1, 2
+
+
 class TaskKey(NamedTuple):
     """The two halves of a task id."""
 
@@ -145,6 +150,7 @@ class Requeued(Struct, frozen=True, gc=False):
 
     `is_counted`: an error or the loss of the worker, which use up attempts; `is_loss`: the
     worker vanished with them. `not_before_at`: when they may run again (Unix seconds, 0: now).
+    `returned`: one of UNRETURNED, ORDERLY, SUSPECT. `traceback`: of the handler's error, if told.
     """
 
     worker_id: str
@@ -155,6 +161,8 @@ class Requeued(Struct, frozen=True, gc=False):
     is_counted: bool = False
     is_loss: bool = False
     not_before_at: float = 0.0
+    returned: int = 0
+    traceback: str = ""
 
 
 class Recounted(Struct, frozen=True, gc=False):

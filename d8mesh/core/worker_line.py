@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Final
@@ -15,11 +16,16 @@ from d8mesh.core.messages import (
     Chunks,
     WorkerHello,
 )
-from d8mesh.core.worker_effects import Kept, Piece
+from d8mesh.core.worker_effects import Kept
 
 #: Until the first Welcome tells them: the documented heartbeat and lease.
 HEARTBEAT_S: Final = 3.0
 LEASE_S: Final = 10.0
+#: Of why an attempt could not be run, as much as travels; and what is said if nothing is known.
+MAX_REASON_CHARS: Final = 500
+NO_REASON: Final = "what its handler needs is busy or down"
+#: Partial output kept for a broker that is away; who listens is told that some is missing.
+MAX_PIECES_BYTES: Final = 4 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +49,11 @@ def failure(worker_id: str, error: str, duration_s: float) -> bytes:
     return msgspec.msgpack.encode(
         {"success": False, "error": error, "worker_id": worker_id, "duration_s": duration_s}
     )
+
+
+def reason_in(payload: bytes) -> str:
+    """Return why an attempt could not be run, as a slot says it."""
+    return payload.decode("utf-8", "replace")[:MAX_REASON_CHARS] or NO_REASON
 
 
 @dataclass(slots=True, eq=False)
@@ -94,6 +105,9 @@ class Line:
     unacknowledged: dict[int, Bundle] = field(default_factory=dict)
     #: results that wait for a session
     waiting: list[Bundle] = field(default_factory=list)
+    #: partial output on its way: task id, token, number, payload, oldest first
+    pieces: deque[tuple[str, bytes, int, bytes]] = field(default_factory=deque)
+    pieces_bytes: int = 0
     work_seq: int = 0
     window: int = 0
     heard: float = 0.0
@@ -112,6 +126,31 @@ class Line:
         bundle.kinds.append(kind)
         bundle.payloads.append(payload)
         bundle.size += len(payload)
+
+    def keep_piece(self, task_id: str, token: bytes, number: int, payload: bytes) -> None:
+        """Note partial output for the next message; beyond the bound the oldest goes."""
+        self.pieces.append((task_id, token, number, payload))
+        self.pieces_bytes += len(payload)
+        while self.pieces_bytes > MAX_PIECES_BYTES and len(self.pieces) > 1 and not self.is_welcome:
+            self.pieces_bytes -= len(self.pieces.popleft()[3])
+
+    def take_pieces(self) -> Iterator[Chunks]:
+        """Yield the partial output that is kept, in messages that fit; it is kept no longer."""
+        pieces, self.pieces, self.pieces_bytes = self.pieces, deque(), 0
+        message, size = Chunks([], [], [], []), 0
+        for task_id, token, number, payload in pieces:
+            if message.ids and (
+                size + len(payload) > SOFT_FRAME_BYTES or len(message.ids) >= MAX_BATCH_TASKS
+            ):
+                yield message
+                message, size = Chunks([], [], [], []), 0
+            message.ids.append(task_id)
+            message.tokens.append(token)
+            message.seqs.append(number)
+            message.payloads.append(payload)
+            size += len(payload)
+        if message.ids:
+            yield message
 
     def bundles(self) -> Iterator[Bundle]:
         """Return all results that no broker has acknowledged."""
@@ -145,27 +184,6 @@ class Line:
         self.waiting = [bundle for bundle in self.waiting if bundle.ids]
         self.unacknowledged = {seq: b for seq, b in self.unacknowledged.items() if b.ids}
         return gone
-
-
-def chunk_messages(pieces: Iterable[Piece]) -> list[tuple[str, Chunks]]:
-    """Return the messages, each with its link, that carry this partial output, in order.
-
-    None is larger than one largest piece, or `SOFT_FRAME_BYTES`, and its envelope.
-    """
-    messages: list[tuple[str, Chunks]] = []
-    latest: dict[str, tuple[Chunks, int]] = {}  # by link: the message being filled, its bytes
-    for link, task_id, token, number, payload in pieces:
-        message, size = latest.get(link, (None, 0))
-        size += len(payload)
-        if message is None or size > SOFT_FRAME_BYTES or len(message.ids) >= MAX_BATCH_TASKS:
-            message, size = Chunks([], [], [], []), len(payload)
-            messages.append((link, message))
-        latest[link] = (message, size)
-        message.ids.append(task_id)
-        message.tokens.append(token)
-        message.seqs.append(number)
-        message.payloads.append(payload)
-    return messages
 
 
 def hello(me: Profile, window: int, line: Line, owed: Iterable[Kept]) -> WorkerHello:

@@ -49,7 +49,7 @@ from d8mesh.core.worker_effects import (
     Trouble,
     WorkerEffect,
 )
-from d8mesh.core.worker_line import Bundle, Line, Profile, chunk_messages, failure, hello
+from d8mesh.core.worker_line import Bundle, Line, Profile, failure, hello, reason_in
 from d8mesh.core.worker_share import Share
 
 #: HELLO is said again after this long without an answer.
@@ -232,7 +232,7 @@ class WorkerSession:
         for row in self._orphans.pop(line.broker_id, ()):
             line.collect(row.task_id, row.token, row.kind, row.payload)
         line.take_back_unacknowledged(now + 1)
-        return effects + self._flush(line, now) + self._offer(now)
+        return effects + self._pass_on(line) + self._flush(line, now) + self._offer(now)
 
     def _refused(self, message: Refused, line: Line, now: float) -> list[WorkerEffect]:
         trouble = Trouble(line.key, message.code, message.message)
@@ -260,7 +260,7 @@ class WorkerSession:
         lines, abandoned = self.lines, self._abandoned
         touched: dict[str, Line] = {}
         keep: list[Kept] = []
-        given: list[tuple[Line, str, bytes]] = []
+        given: dict[tuple[str, bytes], list[tuple[str, bytes]]] = {}
         total_s, measured, results, completed, size = 0.0, 0, 0, 0, 0
         for link, task_id, token, kind, payload, duration_s in ended:
             line = lines.get(link)
@@ -271,7 +271,7 @@ class WorkerSession:
             touched[link] = line
             if kind < 0:
                 if kind == UNAVAILABLE:
-                    given.append((line, task_id, token))
+                    given.setdefault((link, payload), []).append((task_id, token))
                 continue
             total_s += duration_s
             measured += 1
@@ -292,8 +292,9 @@ class WorkerSession:
             effects.append(Keep(keep))
         for line in touched.values():
             effects += self._flush(line, now)
-        for line, task_id, token in given:
-            effects += self._give_back(line, [task_id], [token], now)
+        for (link, reason), rows in given.items():
+            ids, tokens = map(list, zip(*rows, strict=True))
+            effects += self._give_back(lines[link], ids, tokens, now, reason=reason_in(reason))
         if len(lines) > 1 or self.stuck or self.is_outbox_full:
             effects += self._offer(now)
         return effects
@@ -316,16 +317,17 @@ class WorkerSession:
         return effects
 
     def chunks(self, pieces: Iterable[Piece]) -> list[WorkerEffect]:
-        """Pass partial output on."""
-        lines = self.lines
-        held = [
-            piece
-            for piece in pieces
-            if (line := lines.get(piece[0])) is not None
-            and line.is_welcome
-            and line.open.get(piece[1]) == piece[2]
-        ]
-        return [Send(link, message) for link, message in chunk_messages(held)]
+        """Pass partial output on; without a session it is kept for the next, as much as fits."""
+        touched: dict[str, Line] = {}
+        for link, task_id, token, number, payload in pieces:
+            line = self.lines.get(link)
+            if line is not None and line.open.get(task_id) == token:
+                line.keep_piece(task_id, token, number, payload)
+                touched[link] = line
+        return [each for line in touched.values() for each in self._pass_on(line)]
+
+    def _pass_on(self, line: Line) -> list[WorkerEffect]:
+        return [Send(line.key, part) for part in line.take_pieces()] if line.is_welcome else []
 
     def watch(self, running: Sequence[Running], now: float) -> list[WorkerEffect]:
         """Look at what the slots are at; call it about once a second.
@@ -431,11 +433,12 @@ class WorkerSession:
         return effects
 
     def _give_back(
-        self, line: Line, ids: list[str], tokens: list[bytes], now: float
+        self, line: Line, ids: list[str], tokens: list[bytes], now: float, *, reason: str = ""
     ) -> list[WorkerEffect]:
-        line.window = self._window(line, now)
-        # Without a session the next HELLO tells that they are not held.
-        return [Send(line.key, Release(line.window, ids, tokens))] if line.is_welcome else []
+        line.window = window = self._window(line, now)
+        if not line.is_welcome:  # the next HELLO tells that they are not held
+            return []
+        return [Send(line.key, Release(window, ids, tokens, reason))]
 
     def _offer(self, now: float, but: Line | None = None) -> list[WorkerEffect]:
         """Tell the brokers at once whose window closes or opens."""

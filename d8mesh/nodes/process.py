@@ -1,10 +1,10 @@
 """A handler in a process of its own: the hidden command ``_process MODULE:FUNCTION IN OUT``.
 
-What the parent sends through its pipe: [token, task id, attempt, seconds left, worker id, data].
-What goes back, with the token of the attempt that it is of: ["chunk", token, payload] while it
-runs and ["end", token, kind, payload] after; or ["broken", text, traceback] once, if there is
-nothing that could run. Standard input is empty; everything that the handler prints goes to
-standard error.
+What the parent sends through its pipe: [token, task id, attempt, seconds left, worker id, data,
+retries]. What goes back, with the token of the attempt that it is of: ["chunk", token, payload]
+while it runs and ["end", token, kind, payload] after; or ["broken", text, traceback] once, if
+there is nothing that could run. Standard input is empty; everything that the handler prints
+goes to standard error.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from d8mesh.config import Config
 from d8mesh.edge.child.parent import Parent
 from d8mesh.errors import HandlerError
 from d8mesh.handlers import endings, tracebacks
+from d8mesh.handlers.retrying import Retries, of_names
 
 
 def run(config: Config, options: argparse.Namespace) -> int:
@@ -52,10 +53,10 @@ def run(config: Config, options: argparse.Namespace) -> int:
     parent = parent or Parent(pipes)
     takes_context = endings.takes_context(handler)
     while True:
-        token, task_id, attempt, left_s, worker_id, payload = parent.frames.get()
+        token, task_id, attempt, left_s, worker_id, payload, retries = parent.frames.get()
         deadline = time.monotonic() + left_s
         context = ProcessContext(task_id, attempt, deadline, parent=parent, token=token)
-        call = _Call(handler, takes_context, payload)
+        call = _Call(handler, takes_context, payload, of_names(*retries))
         ending = call.run(context, worker_id)
         if os.getpid() != context.process_id:
             os._exit(0)  # the handler forked, and returned twice: the other one's answer counts
@@ -120,21 +121,31 @@ class ProcessContext:
 class _Call:
     """One call of the handler."""
 
-    def __init__(self, handler: Callable[..., object], takes_context: bool, payload: bytes) -> None:
+    def __init__(
+        self,
+        handler: Callable[..., object],
+        takes_context: bool,
+        payload: bytes,
+        retries: Retries,
+    ) -> None:
         self._handler, self._takes_context, self._payload = handler, takes_context, payload
+        self._retries = retries
 
     def run(self, context: ProcessContext, worker_id: str) -> endings.Ending:
         """Return how it ended, whatever is raised."""
         started = time.monotonic()
+        raised: BaseException | None = None
         try:
             data = msgspec.msgpack.decode(self._payload)
             handler = self._handler
             value = handler(data, context) if self._takes_context else handler(data)
             if inspect.isawaitable(value):
                 value = asyncio.run(_awaited(value))
-            return endings.of_value(value, worker_id, _since(started))
+            ending = endings.of_value(value, worker_id, _since(started))
         except BaseException as error:
-            return endings.of_exception(error, worker_id, _since(started))
+            raised = error
+            ending = endings.of_exception(error, worker_id, _since(started))
+        return self._retries.applied(ending, raised, context.attempt)
 
 
 async def _awaited(value: Awaitable[object]) -> object:

@@ -6,6 +6,8 @@ brought into the form that clients read.
 
 from __future__ import annotations
 
+import json
+import re
 from typing import Any, Final
 
 import msgspec
@@ -17,6 +19,7 @@ from d8mesh.nodes.client.parcels import MODEL_TYPES
 #: Where polling workers put a text that belongs into ``output``.
 OUTPUT_KEYS: Final = ("result", "response")
 
+_NAMES: Final = re.compile(r'"(task_id|worker_id)"\s*:\s*"([^"\\]{1,128})"')
 _decoder: Final = msgspec.msgpack.Decoder()
 
 
@@ -33,11 +36,21 @@ def task_body(task: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def status_body(body: dict[str, Any]) -> dict[str, Any]:
-    """Return a status body with its result decoded."""
-    payload = body.get("result")
-    if isinstance(payload, bytes):
-        body["result"] = decoded(payload)
+def status_body(body: dict[str, Any], *, has_tracebacks: bool = False) -> dict[str, Any]:
+    """Return a status body with its result, and its data if that is there, decoded.
+
+    Args:
+        has_tracebacks: leave the tracebacks of failed attempts in; they tell of a worker's files.
+    """
+    for name in ("result", "data"):
+        payload = body.get(name)
+        if isinstance(payload, bytes):
+            body[name] = decoded(payload)
+    if not has_tracebacks:
+        failed = [body.get("result"), *(body.get("history") or ())]
+        for told in failed:
+            if isinstance(told, dict) and body.get("status") != "completed":
+                told.pop("traceback", None)
     return body
 
 
@@ -85,6 +98,26 @@ def reported(result: object, *, worker_id: str, task_type: str) -> tuple[bool, b
         body = {"success": False, "error": too_large, "worker_id": worker_id}
         return False, msgspec.msgpack.encode(body)
     return is_success, payload
+
+
+def named_in(body: bytes) -> dict[str, str]:
+    """Return the task and the worker that a report names, which itself cannot be taken.
+
+    As far as they can be made out: what is no JSON at all is searched for the two names.
+    """
+    text = body.decode("utf-8", "replace")
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        found = dict(_NAMES.findall(text))
+    if not isinstance(found, dict):
+        return {}
+    names = {name: found.get(name) for name in ("task_id", "worker_id")}
+    return {
+        name: value.encode("utf-8", "replace").decode("utf-8")
+        for name, value in names.items()
+        if isinstance(value, str)
+    }
 
 
 def _why_failed(result: dict[str, Any]) -> str:

@@ -10,6 +10,8 @@ from typing import Any, Final, Protocol
 
 from d8mesh.core.messages import Group, Stream
 from d8mesh.errors import BrokerUnavailableError
+from d8mesh.nodes.client.keeping import Kept
+from d8mesh.nodes.client.parcels import Sent
 
 #: Requests that may wait at the same time; one more is answered with what is known.
 MAX_WAITS: Final = 300
@@ -34,22 +36,26 @@ class Mesh(Protocol):
     def ask(self, what: str, args: Mapping[str, object], *, timeout: float = ...) -> dict[str, Any]:
         """Ask the broker something; raises the error it answered."""
 
-    def submit_groups(
+    def send_groups(
         self,
         groups: Sequence[Group],
         *,
         key: str = ...,
         digest: bytes = ...,
         is_watched: bool = ...,
+        is_listened: bool = ...,
         timeout_s: float = ...,
-    ) -> tuple[list[str], bool]:
-        """Submit all or nothing; return the ids, and whether it is a repeat."""
+    ) -> Sent:
+        """Submit all or nothing; return the ids, whether it is a repeat, and warnings."""
 
     def wait_finished(self, task_id: str, timeout_s: float) -> bool:
         """Wait for a task; return whether it is finished."""
 
     def listen(self, task_id: str, on_event: Callable[[Stream | None], None]) -> Callable[[], None]:
         """Hear a task's partial output, None when it is finished; return what stops it."""
+
+    def kept_output(self, task_id: str) -> Kept | None:
+        """Return what is kept of a task whose submit said that its output is listened to."""
 
     def next_id(self) -> tuple[str, int]:
         """Return a session and counter that make an unused task id."""

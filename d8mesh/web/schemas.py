@@ -5,10 +5,14 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
+from difflib import get_close_matches
+from functools import cache
+from itertools import islice
 from typing import Annotated, Any, Final, TypeVar
 
 import msgspec
 from msgspec import Meta, Struct
+from msgspec.structs import fields
 
 from d8mesh.core.json_model import check_json
 from d8mesh.core.messages import (
@@ -16,6 +20,7 @@ from d8mesh.core.messages import (
     MAX_FRAME_BYTES,
     MAX_NAMES,
     MAX_PAYLOAD_BYTES,
+    MAX_WARNINGS,
     Group,
 )
 from d8mesh.errors import InvalidTaskError, PayloadTooLargeError
@@ -30,6 +35,8 @@ ENVELOPE_BYTES: Final = 16_384
 ENVELOPE_BYTES_PER_GROUP: Final = 512
 #: Capabilities are kept for every worker and shown in every list.
 MAX_CAPABILITIES_BYTES: Final = 16_384
+#: Of an unknown key, as much as is compared and shown.
+MAX_KEY_CHARS: Final = 64
 _KEY: Final = re.compile(r"[ -~]{1,128}", re.ASCII)
 _MISSING: Final = re.compile(r"Object missing required field `(\w+)`(?: - at `\$\.?(.*)`)?")
 _AT: Final = re.compile(r"(.*) - at `\$\.?(.*)`", re.DOTALL)
@@ -87,6 +94,7 @@ class SubmitOne(Struct):
     max_attempts: Annotated[int, Meta(ge=1, le=100)] | None = None
     fenced: bool = False
     run_at: Annotated[float, Meta(ge=0, le=1e11)] | None = None
+    listen: bool = False
 
 
 class SubmitBatch(Struct):
@@ -98,15 +106,45 @@ class SubmitBatch(Struct):
 def convert(value: object, kind: type[_T], *, path: str = "") -> _T:
     """Return `value`, which stands at `path` of a body, as a `kind`.
 
+    A null means that a field is not given, if it need not be.
+
     Raises:
         InvalidTaskError: a field is missing, of a wrong type or out of range; it is named.
     """
     if not isinstance(value, dict):
         raise InvalidTaskError(f"the body is {_name(value)}, expected an object")
     try:
-        return msgspec.convert(value, kind)
+        return msgspec.convert(_without_nulls(value, kind), kind)
     except msgspec.ValidationError as error:
         raise InvalidTaskError(f"{path}{_told(str(error))}") from error
+
+
+def unknown_keys(body: dict[str, Any], kind: type[Struct]) -> list[str]:
+    """Return a warning for each key that nobody reads, with the nearest that is read."""
+    known = kind.__struct_fields__
+    told = []
+    for key in islice((key for key in body if key not in known), MAX_WARNINGS):
+        near = get_close_matches(key[:MAX_KEY_CHARS], known, n=1)
+        mean = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
+        told.append(f"unknown key {key[:MAX_KEY_CHARS]!r}: {mean}")
+    return told
+
+
+def _without_nulls(value: Any, kind: object) -> Any:
+    """Return an object without the nulls of fields that may be left out."""
+    if not isinstance(value, dict) or not (isinstance(kind, type) and issubclass(kind, Struct)):
+        return value
+    optional = _optional(kind)
+    if any(item is None and key in optional for key, item in value.items()):
+        value = {k: item for k, item in value.items() if item is not None or k not in optional}
+    if kind is SubmitBatch and isinstance(tasks := value.get("tasks"), list):
+        return value | {"tasks": [_without_nulls(task, SubmitOne) for task in tasks]}
+    return value
+
+
+@cache
+def _optional(kind: type[Struct]) -> frozenset[str]:
+    return frozenset(field.name for field in fields(kind) if not field.required)
 
 
 def check_registration(body: Register) -> None:
@@ -227,6 +265,21 @@ def integer(query: Mapping[str, str], name: str, *, default: int, most: int) -> 
     if not (text.isascii() and text.isdigit() and len(text) <= 9 and 1 <= int(text) <= most):
         raise InvalidTaskError(f"{name}: saw {text[:32]!r}, expected a number, 1 to {most}")
     return int(text)
+
+
+def flag(query: Mapping[str, str], name: str) -> bool:
+    """Return a yes or no from the query; a missing one is a no.
+
+    Raises:
+        InvalidTaskError: it is neither.
+    """
+    text = query.get(name, "").lower()
+    if text not in _FLAGS:
+        raise InvalidTaskError(f"{name}: saw {text[:32]!r}, expected 1 or 0")
+    return _FLAGS[text]
+
+
+_FLAGS: Final = {"1": True, "true": True, "0": False, "false": False, "": False}
 
 
 def _payload(task: SubmitOne, path: str) -> bytes:

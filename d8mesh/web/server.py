@@ -40,6 +40,8 @@ SHORT_THREADS: Final = 32
 SMALL_BODY_BYTES: Final = 1_048_576
 #: Paths under which data, results and frames travel.
 LARGE_PATHS: Final = ("/api/tasks/", "/api/workers/results", "/api/mesh/exchange")
+#: Partial output of a task submitted with ``"listen": true`` is kept so long after its end.
+KEPT_S: Final = 600.0
 #: An earlier process of ours may need this long to let the port go.
 BIND_PATIENCE_S: Final = 3.0
 #: Ending may take so long; then the process ends whatever its threads are at.
@@ -71,6 +73,7 @@ def run_web(config: Config, options: argparse.Namespace) -> int:
     _stay_on_one_core()
     bound = bind_patiently(config.web_host, config.web_port)
     client = Client(config=config, endpoint=options.broker)
+    client.keeping.keep_s = KEPT_S
     waits = Places(MAX_WAITS)
     exchange = Exchange(options.broker, Places(MAX_LINKS))
     api = Api(config, client, exchange=exchange, waits=waits)

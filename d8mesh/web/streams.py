@@ -13,6 +13,7 @@ from werkzeug.wrappers import Request, Response
 
 from d8mesh.core.messages import Stream
 from d8mesh.errors import D8Error
+from d8mesh.nodes.client.keeping import Kept, Position
 from d8mesh.web.answers import Refusal
 from d8mesh.web.dialect import decoded
 from d8mesh.web.mesh import Mesh, Places
@@ -78,12 +79,18 @@ class _Events:
         self._status_of, self._is_gone = status_of, is_gone
         self._heard: queue.SimpleQueue[Stream | None] = queue.SimpleQueue()
         self._is_too_slow = False
-        self._attempt = self._next_seq = 0
+        self._position = Position(is_whole=False)
         self._stop: Callable[[], None] | None = None
 
     def run(self, body: dict[str, Any]) -> Iterator[bytes]:
         """Yield the events until the task is finished or the reader is gone."""
-        if not body["completed_at"]:
+        kept = self._mesh.kept_output(self._task_id)
+        if kept is not None:
+            yield b": listening\n\n"
+            yield from self._all_of(kept)
+            if self._is_gone():
+                return
+        elif not body["completed_at"]:
             self._stop = self._mesh.listen(self._task_id, self._hear)
             yield b": listening\n\n"
             yield from self._until_finished()
@@ -106,6 +113,20 @@ class _Events:
         else:
             self._heard.put(stream)
 
+    def _all_of(self, kept: Kept) -> Iterator[bytes]:
+        """Yield all that was heard since the submit, and what comes, to the end."""
+        at, is_over, self._position = 0, False, Position(is_whole=True)
+        next_look = time.monotonic() + LOOK_S
+        while not is_over and not self._is_gone():
+            at, heard, is_over = kept.read(at, ALIVE_S * random.uniform(0.7, 1.0))
+            for stream in heard:
+                yield from self._events_of(stream)
+            if heard or is_over:
+                continue
+            yield b": alive\n\n"
+            if time.monotonic() >= next_look:
+                next_look, is_over = time.monotonic() + LOOK_S, self._is_finished()
+
     def _until_finished(self) -> Iterator[bytes]:
         next_look = time.monotonic() + LOOK_S
         while not self._is_too_slow and not self._is_gone():
@@ -123,14 +144,15 @@ class _Events:
             yield from self._events_of(stream)
 
     def _events_of(self, stream: Stream) -> Iterator[bytes]:
-        if stream.attempt != self._attempt or not stream.payloads:
-            if self._attempt:
-                yield _event("restart", {"attempt": stream.attempt})
-            self._attempt, self._next_seq = stream.attempt, 0
+        known = self._position.next_seq if stream.attempt == self._position.attempt else 0
+        is_restart, missed = self._position.move(stream)
+        if is_restart:
+            yield _event("restart", {"attempt": stream.attempt})
+        if missed:
+            yield _event("missed", {"attempt": stream.attempt, "count": missed})
         for seq, payload in enumerate(stream.payloads, stream.first_seq):
-            if seq < self._next_seq:
+            if seq < known:
                 continue  # what a late listener is told may overlap with what came meanwhile
-            self._next_seq = seq + 1
             value = decoded(payload)
             name = "text" if isinstance(value, str) else "data"
             yield _event("chunk", {"attempt": stream.attempt, "seq": seq, name: value})

@@ -8,9 +8,11 @@ from typing import Any, Final
 
 from werkzeug.wrappers import Request, Response
 
+from d8mesh.core.addresses import is_loopback
+from d8mesh.core.messages import MAX_WARNINGS
 from d8mesh.core.task import TaskState
 from d8mesh.errors import InvalidTaskError, UnknownTaskError
-from d8mesh.nodes.client.parcels import digest_of
+from d8mesh.nodes.client.parcels import Sent, digest_of
 from d8mesh.web.answers import answer
 from d8mesh.web.dialect import status_body
 from d8mesh.web.guard import body_of
@@ -19,14 +21,17 @@ from d8mesh.web.schemas import (
     SubmitBatch,
     SubmitOne,
     convert,
+    flag,
     groups_of,
     idempotency_key,
     integer,
     seconds,
+    unknown_keys,
 )
 from d8mesh.web.strict import parse_json
 from d8mesh.web.workers import is_gone
 
+SUBMIT_KEYS: Final = frozenset(SubmitOne.__struct_fields__)
 MAX_WAIT_S: Final = 60.0
 DEFAULT_WAIT_S: Final = 30.0
 #: While a request waits, it is looked about this often whether its asker is still there;
@@ -48,20 +53,34 @@ class TaskCalls:
 
     def submit(self, request: Request) -> Response:
         """``POST /api/tasks/submit``"""
-        task = convert(parse_json(body_of(request)), SubmitOne)
-        (task_id,), is_repeat = self._submit(request, [task], is_batch=False)
-        told = {"task_id": task_id, "status": "submitted", "message": f"Task {task_id} submitted"}
-        return answer(told, 200 if is_repeat else 201)
+        body = parse_json(body_of(request))
+        task = convert(body, SubmitOne)
+        sent = self._submit(request, [task], is_batch=False)
+        (task_id,) = sent.ids
+        told: dict[str, Any] = {"task_id": task_id, "status": "submitted"}
+        told["message"] = f"Task {task_id} submitted"
+        return answer(told | _warned(unknown_keys(body, SubmitOne), sent), _code(sent))
 
     def submit_batch(self, request: Request) -> Response:
         """``POST /api/tasks/submit_batch``"""
-        tasks = convert(parse_json(body_of(request)), SubmitBatch).tasks
-        ids, is_repeat = self._submit(request, tasks, is_batch=True)
-        return answer({"task_ids": ids, "status": "submitted"}, 200 if is_repeat else 201)
+        body = parse_json(body_of(request))
+        tasks = convert(body, SubmitBatch).tasks
+        sent = self._submit(request, tasks, is_batch=True)
+        found = unknown_keys(body, SubmitBatch)
+        for task in body["tasks"]:
+            if not SUBMIT_KEYS.issuperset(task):
+                found += unknown_keys(task, SubmitOne)
+        told: dict[str, Any] = {"task_ids": sent.ids, "status": "submitted"}
+        return answer(told | _warned(found, sent), _code(sent))
 
     def status(self, request: Request, task_id: str) -> Response:
         """``GET /api/tasks/status/{id}``"""
-        return answer(self.status_of(task_id))
+        if not flag(request.args, "full"):
+            return answer(self.status_of(task_id))
+        args = {"id": _id(task_id), "full": True}
+        is_near = is_loopback(request.remote_addr or "")
+        body = self._mesh.ask("status", args, timeout=ASK_S)
+        return answer(status_body(body, has_tracebacks=is_near))
 
     def wait(self, request: Request, task_id: str) -> Response:
         """``GET /api/tasks/{id}/wait``"""
@@ -96,7 +115,7 @@ class TaskCalls:
     def listed(self, request: Request) -> Response:
         """``GET /api/tasks``"""
         args = _page(request)
-        args |= {"state": request.args.get("state", ""), "type": request.args.get("type", "")}
+        args |= {name: request.args.get(name, "") for name in ("state", "type", "order")}
         if len(str(args["type"])) > MAX_CURSOR_CHARS:
             raise InvalidTaskError(f"type: expected at most {MAX_CURSOR_CHARS} characters")
         body = self._mesh.ask("tasks", args, timeout=ASK_S)
@@ -111,18 +130,29 @@ class TaskCalls:
         """
         return status_body(self._mesh.ask("status", {"id": _id(task_id)}, timeout=ASK_S))
 
-    def _submit(
-        self, request: Request, tasks: list[SubmitOne], *, is_batch: bool
-    ) -> tuple[list[str], bool]:
+    def _submit(self, request: Request, tasks: list[SubmitOne], *, is_batch: bool) -> Sent:
         key = idempotency_key(request.headers.get("Idempotency-Key"))
         groups = groups_of(tasks, is_batch=is_batch)
-        return self._mesh.submit_groups(
+        if len({task.listen for task in tasks}) > 1:
+            raise InvalidTaskError("listen: expected the same of all tasks of a batch")
+        return self._mesh.send_groups(
             groups,
             key=key,
             digest=digest_of(groups) if key else b"",
             is_watched=False,
+            is_listened=tasks[0].listen,
             timeout_s=SUBMIT_S,
         )
+
+
+def _warned(found: list[str], sent: Sent) -> dict[str, Any]:
+    """Return the warnings of a submit, each text once, if there are any."""
+    told = list(dict.fromkeys([*found, *sent.warnings]))[:MAX_WARNINGS]
+    return {"warnings": told} if told else {}
+
+
+def _code(sent: Sent) -> int:
+    return 200 if sent.is_repeat else 201
 
 
 def _id(task_id: str) -> str:

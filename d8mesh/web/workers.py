@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import time
+from collections.abc import Iterator
 from typing import Any, Final
 
 from werkzeug.wrappers import Request, Response
 
-from d8mesh.errors import UnknownTaskError, UnknownWorkerError
-from d8mesh.web.answers import answer
-from d8mesh.web.dialect import lacks_output, reported, task_body
+from d8mesh.errors import (
+    D8Error,
+    InvalidTaskError,
+    PayloadTooLargeError,
+    UnknownTaskError,
+    UnknownWorkerError,
+)
+from d8mesh.web.answers import Refusal, answer
+from d8mesh.web.dialect import lacks_output, named_in, reported, task_body
 from d8mesh.web.guard import body_of
 from d8mesh.web.mesh import ASK_S, Mesh, Places
 from d8mesh.web.schemas import (
@@ -92,13 +100,15 @@ class WorkerCalls:
 
     def results(self, request: Request) -> Response:
         """``POST /api/workers/results``"""
-        body = convert(parse_json(body_of(request)), ReportOf)
-        return self._report(body.task_id, body.worker_id, body.result)
+        with self._told_if_refused(request, ""):
+            body = convert(parse_json(_noted_body(request)), ReportOf)
+            return self._report(body.task_id, body.worker_id, body.result)
 
     def result(self, request: Request, task_id: str) -> Response:
         """``POST /api/tasks/{id}/result``"""
-        body = convert(parse_json(body_of(request)), Report)
-        return self._report(task_id, body.worker_id, body.result)
+        with self._told_if_refused(request, task_id):
+            body = convert(parse_json(_noted_body(request)), Report)
+            return self._report(task_id, body.worker_id, body.result)
 
     def listed(self, request: Request) -> Response:
         """``GET /api/workers/list``"""
@@ -117,6 +127,23 @@ class WorkerCalls:
         task = self._mesh.ask("poll.next", args, timeout=wait_s + ASK_S)["task"]
         return answer({"task": None if task is None else task_body(task)})
 
+    @contextlib.contextmanager
+    def _told_if_refused(self, request: Request, task_id: str) -> Iterator[None]:
+        """End the attempt whose report cannot be taken: its worker knows no other to send.
+
+        Left alone the task would be handed to the same worker again, and end in the same way.
+        """
+        try:
+            yield
+        except (InvalidTaskError, PayloadTooLargeError, Refusal) as error:
+            named = named_in(request.environ.get(_BODY, b""))
+            args = {"task_id": task_id or named.get("task_id", ""), "error": str(error)}
+            args["worker_id"] = named.get("worker_id", "")
+            if 1 <= len(args["task_id"]) <= 128:
+                with contextlib.suppress(D8Error):
+                    self._mesh.ask("poll.refused", args, timeout=ASK_S)
+            raise
+
     def _report(self, task_id: str, worker_id: str, result: Any) -> Response:
         if len(task_id) > 128:
             raise UnknownTaskError
@@ -134,12 +161,19 @@ class WorkerCalls:
         return answer({"status": "received", "success": True})
 
 
+def _noted_body(request: Request) -> bytes:
+    """Return the body, and keep it for who wants to know whose it was."""
+    request.environ[_BODY] = body = body_of(request)
+    return body
+
+
 def is_gone(request: Request) -> bool:
     """Return whether the asker is known to have hung up."""
     disconnected = request.environ.get("waitress.client_disconnected")
     return bool(disconnected is not None and disconnected())
 
 
+_BODY: Final = "d8.body"
 _NO_TASK: Final = answer({"task": None}).get_data()
 
 

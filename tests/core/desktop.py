@@ -138,7 +138,11 @@ class Desktop:
         """Submit tasks and return their ids; the answer stays to be looked at."""
         first = self._next_counter(count)
         session = options.pop("session", S)
-        key = {k: options.pop(k) for k in ("key", "digest", "is_watched") if k in options}
+        key = {
+            k: options.pop(k)
+            for k in ("key", "digest", "is_watched", "is_listened")
+            if k in options
+        }
         payloads = options.pop("payloads", [b"\x80"] * count)
         group = m.Group(kind, options.pop("priority", 5), payloads, **options)
         self.seq += 1

@@ -8,11 +8,12 @@ import msgspec
 import pytest
 
 from d8mesh.core import messages as m
-from d8mesh.core.attendance import MAX_CUTS, OWED_S, TAIL_BYTES
+from d8mesh.core.attendance import MAX_CUTS, OWED_S
 from d8mesh.core.dispatcher import Restored
 from d8mesh.core.effects import Peer, Send
 from d8mesh.core.handout import POISON_LOSSES
 from d8mesh.core.records import History
+from d8mesh.core.streaming import TAIL_BYTES
 from d8mesh.core.task import Requeued, TaskState
 from d8mesh.edge.journal.restore import fill
 from tests.core.desktop import Desktop, S, beat, failure, hello, result
@@ -192,7 +193,7 @@ def test_after_a_restart_what_nobody_comes_back_with_waits_again_uncounted(desk:
     assert desk.ledger.state_of(task_id) is TaskState.QUEUED
     other = desk.worker("v")
     assert list(desk.work(other)) == [task_id]
-    assert desk.ledger.tasks[task_id].history is None
+    assert desk.ledger.tasks[task_id].remember().errors == 0
 
 
 def test_a_result_of_before_the_restart_counts(desk: Desktop) -> None:
@@ -240,7 +241,7 @@ def test_only_the_running_attempts_of_a_lost_worker_are_blamed(desk: Desktop) ->
     ids = desk.submit(client, 5)
     assert list(desk.work(worker)) == ids
     silence(desk, client)
-    blamed = [task_id for task_id in ids if desk.ledger.tasks[task_id].history is not None]
+    blamed = [task_id for task_id in ids if desk.ledger.tasks[task_id].remember().errors]
     assert blamed == ids[:2]
 
 
@@ -397,7 +398,7 @@ def test_a_goodbye_gives_all_back_at_once_uncounted(desk: Desktop) -> None:
     assert desk.work(worker)
     desk.say(worker, m.Goodbye("drained"))
     assert list(desk.work(other)) == [task_id]
-    assert desk.ledger.tasks[task_id].history is None
+    assert desk.ledger.tasks[task_id].remember().errors == 0
 
 
 def test_results_are_acknowledged_after_the_commit_only(desk: Desktop) -> None:
@@ -596,7 +597,7 @@ def test_released_attempts_wait_again_and_cost_nothing(desk: Desktop) -> None:
     held = desk.work(worker)
     desk.say(worker, m.Release(0, ids[1:], [held[ids[1]]]))
     assert desk.ledger.state_of(ids[1]) is TaskState.QUEUED
-    assert desk.ledger.tasks[ids[1]].history is None
+    assert desk.ledger.tasks[ids[1]].remember().errors == 0
     desk.say(worker, m.Release(2, [ids[0]], [bytes(16)]))  # not its token: nothing
     assert desk.ledger.state_of(ids[0]) is TaskState.RUNNING
     assert list(desk.work(worker)) == [ids[1]]
@@ -797,7 +798,7 @@ def test_a_tail_is_bounded_and_goes_when_its_task_ends(desk: Desktop) -> None:
     late = desk.client("f" * 16)
     desk.say(late, m.Listen(task_id, True))
     assert desk.got(late, m.Stream) == []
-    assert not desk.dispatcher._attendance._tails
+    assert not desk.dispatcher._streaming._tails
 
 
 def test_a_tail_of_very_small_chunks_fits_a_message_too(desk: Desktop) -> None:

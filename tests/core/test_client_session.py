@@ -17,6 +17,7 @@ from d8mesh.core.client_effects import (
     Output,
     Rejected,
     Settled,
+    Silent,
     Transmit,
 )
 from d8mesh.core.client_session import ClientSession
@@ -434,3 +435,52 @@ def test_output_is_heard_while_somebody_listens() -> None:
     assert session.receive(stream, 0.0) == [Heard(stream)]
     session.listen(f"{OTHER}-5", is_on=False)
     assert session.receive(stream, 0.0) == []
+
+
+def listened(first: int, count: int = 1) -> Parcel:
+    made = parcel(first, count)
+    made.is_listened = True
+    return made
+
+
+def test_what_is_listened_to_from_the_submit_on_is_heard_before_the_acknowledgement() -> None:
+    session = up()
+    (submit,) = sent(session.submit(listened(0, 2), 1.0), Submit)
+    assert submit.is_listened
+    first, second = f"{SESSION}-0", f"{SESSION}-1"
+    piece = Stream(first, 1, 0, [b"\xa1a"])
+    assert session.receive(piece, 1.0) == [Heard(piece)]
+    session.receive(Accepted(submit.seq, SESSION, 0, False, ["odd"]), 1.0)
+    out = session.receive(outcomes(first), 1.0)
+    assert out[0] == Silent([first])
+    assert session.receive(piece, 1.0) == []
+    session.link_down()
+    session.link_up(2.0)
+    assert sent(session.receive(welcome(), 2.0), Listen) == [Listen(second, True)]
+
+
+def test_a_repeated_key_listens_to_the_tasks_of_the_first_time() -> None:
+    session = up()
+    mine = listened(7)
+    mine.key = "k"
+    (submit,) = sent(session.submit(mine, 1.0), Submit)
+    out = session.receive(Accepted(submit.seq, OTHER, 3, True), 1.0)
+    assert sent(out, Listen) == [Listen(f"{OTHER}-3", True)]
+    assert mine.warnings == ()
+    piece = Stream(f"{OTHER}-3", 1, 5, [b"\xa1a"])
+    assert session.receive(piece, 1.0) == [Heard(piece)]
+
+
+def test_what_was_refused_is_not_listened_to() -> None:
+    session = up()
+    (submit,) = sent(session.submit(listened(0), 1.0), Submit)
+    session.receive(Refused(submit.seq, "task.invalid", "no"), 1.0)
+    assert session.receive(Stream(f"{SESSION}-0", 1, 0, [b"\xa1a"]), 1.0) == []
+
+
+def test_the_warnings_of_a_submit_are_kept_with_it() -> None:
+    session = up()
+    mine = parcel(0)
+    (submit,) = sent(session.submit(mine, 1.0), Submit)
+    session.receive(Accepted(submit.seq, SESSION, 0, False, ["nobody"]), 1.0)
+    assert mine.warnings == ("nobody",)

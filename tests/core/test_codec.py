@@ -15,6 +15,7 @@ from d8mesh.errors import ProtocolError
 
 S = "0123456789abcdef"
 TOKEN = bytes(16)
+GROUP = m.Group("echo", 5, [b"x"])
 
 
 def submit(**changed: object) -> list[object]:
@@ -103,3 +104,25 @@ def test_columns_of_work_and_results_must_agree() -> None:
     group = m.WorkGroup("echo", 1.0, False, [f"{S}-1"], [], [])
     with pytest.raises(ProtocolError, match="Work: columns of unequal lengths"):
         decode_to_worker(encode(m.Work(1, [group])))
+
+
+@pytest.mark.parametrize(
+    ("bare", "whole", "missing"),
+    [
+        (
+            m.Submit(1, S, 0, [GROUP]),
+            m.Submit(1, S, 0, [GROUP], True, "", b"", True),
+            "is_listened",
+        ),
+        (m.Accepted(1, S, 0), m.Accepted(1, S, 0, False, ["nobody offers it"]), "warnings"),
+        (m.Release(1, [], []), m.Release(1, [], [], "HTTP 503"), "reason"),
+    ],
+)
+def test_a_last_field_that_came_later_is_left_out_when_it_says_nothing(
+    bare: m.Message, whole: m.Message, missing: str
+) -> None:
+    short, full = (msgpack.unpackb(encode(each)) for each in (bare, whole))
+    assert (len(short), len(full)) == (len(full) - 1, 1 + len(type(whole).__struct_fields__))
+    decode = decode_to_client if isinstance(bare, m.Accepted) else decode_to_broker
+    assert (decode(encode(bare)), decode(encode(whole))) == (bare, whole)
+    assert type(whole).__struct_fields__[-1] == missing

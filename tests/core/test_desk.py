@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from d8mesh.core import messages as m
+from d8mesh.core import queue
 from d8mesh.core.desk import WHOLE_BATCH_IDS
 from d8mesh.core.effects import Loaded, Peer
 from tests.core.desktop import Desktop, S, result
@@ -297,7 +298,7 @@ def test_listings_are_paged_and_filtered(desk: Desktop) -> None:
     assert page_through(desk, client, type="echo", state="cancelled") == []
     queue = desk.ask(client, "queue", limit=3).body
     assert [each["task_id"] for each in queue["queue"]] == left[:3]  # type: ignore[attr-defined]
-    assert (queue["pending"], queue["completed"], queue["failed"]) == (5, 3, 1)
+    assert (queue["completed"], queue["failed"], queue["cancelled"]) == (3, 0, 1)
 
 
 def test_finished_tasks_are_pruned_and_say_so(tmp_path: Path) -> None:
@@ -399,3 +400,60 @@ def test_what_the_journal_cannot_answer_is_asked_again_or_refused(desk: Desktop)
         (answer,) = desk.got(client, m.Answer)
         assert answer.code, what
         assert answer.body["error"] == "disk on fire"
+
+
+def test_a_listen_that_overtakes_its_task_is_remembered(desk: Desktop) -> None:
+    client, worker = desk.client(), desk.worker("w")
+    desk.say(client, m.Listen(f"{S}-0", True))
+    (task_id,) = desk.submit(client)
+    assert task_id == f"{S}-0"
+    (work,) = desk.got(worker, m.Work)
+    assert work.groups[0].is_listened
+    desk.say(client, m.Listen(f"{S}-7", True))  # one that never comes
+    desk.say(client, m.Goodbye("x"))
+    assert desk.pool.listeners == {}
+
+
+def test_tasks_are_listed_newest_first(desk: Desktop) -> None:
+    client, worker = desk.client(), desk.worker("w", slots=4)
+    ids = [*desk.submit(client, 3), *desk.submit(desk.client("v" * 16), 2, session="v" * 16)]
+    desk.finish(worker, desk.work(worker))
+    ids += desk.submit(client, 2, kind="other")
+
+    def pages(**wanted: object) -> list[str]:
+        told: list[str] = []
+        cursor: object = ""
+        while cursor is not None:
+            body = desk.ask(client, "tasks", limit=2, cursor=cursor, order="newest", **wanted).body
+            told += [task["task_id"] for task in body["tasks"]]  # type: ignore[attr-defined]
+            cursor = body["next_cursor"]
+        return told
+
+    assert pages() == ids[::-1]
+    assert pages(state="completed") == ids[3::-1]
+    assert pages(state="queued") == ids[:4:-1]
+    assert pages(type="other") == ids[:4:-1]
+    assert pages(state="failed") == []
+    assert desk.ask(client, "tasks", order="best").code == "task.invalid"
+
+
+def test_the_whole_of_an_unknown_task_is_unknown(desk: Desktop) -> None:
+    client = desk.client()
+    assert desk.ask(client, "status", id=f"{S}-5", full=True).code == "task.unknown"
+
+
+def test_a_waiting_task_says_how_many_go_before_it(
+    desk: Desktop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = desk.client()
+    desk.worker("w", window=0)
+    first = desk.submit(client, 2)
+    second = desk.submit(client, 3)
+    high = desk.submit(client, 1, priority=9)
+    for task_id, count in ((first[0], 1), (first[1], 2), (second[2], 5)):
+        reason = str(desk.ask(client, "status", id=task_id).body["reason"])
+        assert reason.endswith(f"{count} waiting before it"), reason
+    assert "before it" not in str(desk.ask(client, "status", id=high[0]).body["reason"])
+    monkeypatch.setattr(queue, "COUNTED_BATCHES", 1)
+    reason = str(desk.ask(client, "status", id=second[2]).body["reason"])
+    assert reason.endswith("more than 1 waiting before it")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from d8mesh.core import messages as m
-from d8mesh.core.endings import error_text, failure_payload
+from d8mesh.core.endings import Failure, failure_payload
 from tests.core.desktop import Desktop
 
 
@@ -47,7 +47,7 @@ def test_our_own_failures_have_a_code_and_an_error() -> None:
         "error": "why",
         "code": "task.deadline",
     }
-    assert error_text(payload) == "why"
+    assert Failure.of(payload).text == "why"
 
 
 def test_who_awaits_the_batch_and_the_task_is_told_once(desk: Desktop) -> None:

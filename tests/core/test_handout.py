@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -11,11 +12,11 @@ import pytest
 from d8mesh.core import messages as m
 from d8mesh.core.effects import Effect, Load, Loaded, Peer
 from d8mesh.core.endings import MAX_REASON_CHARS
-from d8mesh.core.handout import MAX_RETRY_PAUSE_S, READ_PAUSE_S, READ_TRIES
+from d8mesh.core.handout import MAX_RETRY_PAUSE_S, MAX_WISHED_PAUSE_S, READ_PAUSE_S, READ_TRIES
 from d8mesh.core.ledger import Ledger
 from d8mesh.core.pool import MAX_LOADS, MAX_LOADS_OF_CLIENT
-from d8mesh.core.task import TaskState
-from tests.core.desktop import Desktop, beat, hello
+from d8mesh.core.task import Requeued, TaskState
+from tests.core.desktop import START_AT, Desktop, beat, hello
 
 
 def test_high_priorities_go_first_and_every_16th_to_the_oldest_below(desk: Desktop) -> None:
@@ -132,6 +133,48 @@ def test_pauses_grow_and_are_capped(tmp_path: Path) -> None:
     desk.close()
 
 
+@pytest.mark.parametrize(
+    ("wished", "pause_s"),
+    [(40, 40.0), (1e12, MAX_WISHED_PAUSE_S), (-1, 0.25), (True, 0.25), ("x", 0.25)],
+)
+def test_a_failed_attempt_may_wish_for_a_pause_within_bounds(
+    desk: Desktop, wished: object, pause_s: float
+) -> None:
+    client, worker = desk.client(), desk.worker("w")
+    (task_id,) = desk.submit(client, max_attempts=2)
+    told: Any = {"success": False, "error": "x", "retry_after_s": wished, "traceback": "at line 1"}
+    payload = msgspec.msgpack.encode(told)
+    held = desk.work(worker)
+    desk.say(worker, m.Results(1, 1, list(held), list(held.values()), bytes([m.FAILED]), [payload]))
+    (fact,) = [each for each in desk.facts if isinstance(each, Requeued)]
+    assert fact.not_before_at - fact.at == pytest.approx(pause_s)
+    desk.say(worker, beat([], 10**6))
+    full = desk.ask(client, "status", id=task_id, full=True).body
+    assert full["data"] == b"\x80"
+    assert full["history"] == [
+        {
+            "attempt": 1, "worker_id": "w", "at": START_AT, "is_counted": True, "error": "x",
+            "pause_s": pytest.approx(pause_s, abs=0.01), "traceback": "at line 1",
+        }
+    ]  # fmt: skip
+    desk.restart()  # the pause is kept
+    client, worker = desk.client(), desk.worker("w")
+    assert desk.work(worker) == {}
+    if pause_s > 60:
+        return
+    while not (held := desk.work(worker)):
+        desk.say(worker, beat([], 0))
+        desk.say(client, m.Watch([]))
+        desk.pass_time(1)
+    desk.say(worker, m.Results(2, 1, list(held), list(held.values()), bytes([m.FAILED]), [payload]))
+    full = dict(desk.ask(client, "status", id=task_id, full=True).body)
+    told = full["history"]
+    assert (full["state"], full["data"], len(told)) == ("failed", b"\x80", 2)
+    stored: Any = full["result"]
+    recorded = msgspec.msgpack.decode(stored)
+    assert recorded == {"success": False, "error": "x", "traceback": "at line 1"}
+
+
 def test_retries_survive_a_restart_with_their_count(desk: Desktop) -> None:
     client, worker = desk.client(), desk.worker("w")
     (task_id,) = desk.submit(client)
@@ -141,6 +184,8 @@ def test_retries_survive_a_restart_with_their_count(desk: Desktop) -> None:
     assert task.history is not None
     assert (task.n, task.history.errors, task.history.failed_on) == (1, 1, {"w": 1})
     worker = desk.worker("w")
+    assert desk.work(worker) == {}  # its pause goes on
+    desk.pass_time(1.0)
     assert list(desk.work(worker)) == [task_id]
 
 
@@ -351,8 +396,9 @@ def test_of_a_hand_out_in_part_listened_to_the_worker_is_told_which(desk: Deskto
     desk.say(client, m.Listen(ids[1], True))
     worker = desk.worker("w", slots=3)
     (work,) = desk.got(worker, m.Work)
-    assert not work.groups[0].is_listened
-    assert desk.got(worker, m.Listening) == [m.Listening([ids[1]], True)]
+    told = [(group.is_listened, group.ids, len(group.payloads)) for group in work.groups]
+    assert told == [(False, [ids[0], ids[2]], 2), (True, [ids[1]], 1)]
+    assert desk.got(worker, m.Listening) == []
 
 
 def test_headings_of_tokens_are_kept_but_not_for_ever(

@@ -7,9 +7,13 @@ from typing import Any
 
 import pytest
 
+from d8mesh.core import intake, pool
 from d8mesh.core import messages as m
 from d8mesh.core.effects import Peer
 from tests.core.desktop import START_AT, Desktop, S, beat
+
+#: What is said of a type while no worker is there.
+NOBODY = ["no worker in the mesh offers 'echo': no worker is there"]
 
 
 def submit(
@@ -26,7 +30,7 @@ def submit(
 def test_a_submit_is_acknowledged_once_it_is_on_disk(desk: Desktop) -> None:
     client = desk.client()
     ids = desk.submit(client, 3)
-    assert desk.got(client, m.Accepted) == [m.Accepted(1, S, 0)]
+    assert desk.got(client, m.Accepted) == [m.Accepted(1, S, 0, False, NOBODY)]
     desk.restart()
     assert desk.ledger.queued == 3
     assert all(desk.ledger.state_of(task_id) for task_id in ids)
@@ -34,12 +38,12 @@ def test_a_submit_is_acknowledged_once_it_is_on_disk(desk: Desktop) -> None:
 
 def test_the_same_submit_again_is_the_same_tasks(desk: Desktop) -> None:
     client = desk.client()
-    assert submit(desk, client, 1, 0, 5) == m.Accepted(1, S, 0)
-    assert submit(desk, client, 2, 0, 5) == m.Accepted(2, S, 0)
+    assert submit(desk, client, 1, 0, 5) == m.Accepted(1, S, 0, False, NOBODY)
+    assert submit(desk, client, 2, 0, 5) == m.Accepted(2, S, 0, False, NOBODY)
     assert desk.ledger.queued == 5
     desk.restart()
     client = desk.client()
-    assert submit(desk, client, 3, 0, 5) == m.Accepted(3, S, 0)
+    assert submit(desk, client, 3, 0, 5) == m.Accepted(3, S, 0, False, NOBODY)
     assert desk.ledger.queued == 5
 
 
@@ -61,16 +65,16 @@ def test_anothers_session_cannot_be_used(desk: Desktop) -> None:
 
 def test_an_idempotency_key_gives_the_first_tasks_or_a_conflict(desk: Desktop) -> None:
     client = desk.client()
-    assert submit(desk, client, 1, 0, 2, key="k", digest=b"1") == m.Accepted(1, S, 0)
+    assert submit(desk, client, 1, 0, 2, key="k", digest=b"1") == m.Accepted(1, S, 0, False, NOBODY)
     again = submit(desk, client, 2, 2, 2, key="k", digest=b"1")
-    assert again == m.Accepted(2, S, 0, is_repeat=True)
+    assert again == m.Accepted(2, S, 0, True, NOBODY)
     other = submit(desk, client, 3, 4, 2, key="k", digest=b"2")
     assert isinstance(other, m.Refused)
     assert other.code == "key.conflict"
     desk.restart()
     client = desk.client()
     again = submit(desk, client, 4, 6, 2, key="k", digest=b"1")
-    assert again == m.Accepted(4, S, 0, is_repeat=True)
+    assert again == m.Accepted(4, S, 0, True, NOBODY)
 
 
 def test_an_idempotency_key_lives_as_long_as_any_of_its_tasks(tmp_path: Path) -> None:
@@ -187,3 +191,61 @@ def test_a_time_that_has_passed_means_now(desk: Desktop) -> None:
     client, worker = desk.client(), desk.worker("w")
     (task_id,) = desk.submit(client, run_at=1.0)
     assert list(desk.work(worker)) == [task_id]
+
+
+def test_a_type_that_nobody_offers_is_accepted_with_a_warning_that_names_the_nearest(
+    desk: Desktop,
+) -> None:
+    client = desk.client()
+    desk.worker("w", types=["resize_image", "echo"])
+    desk.submit(client, kind="resize_imgae")
+    (accepted,) = desk.got(client, m.Accepted)
+    nearest = "no worker in the mesh offers 'resize_imgae'; did you mean 'resize_image'?"
+    assert accepted.warnings == [nearest]
+    desk.submit(client, kind="zzz")
+    assert desk.got(client, m.Accepted)[0].warnings == ["no worker in the mesh offers 'zzz'"]
+    desk.submit(client)
+    assert desk.got(client, m.Accepted)[0].warnings == []
+    (task_id,) = desk.submit(client, kind="resize_imgae")
+    assert desk.ask(client, "status", id=task_id).body["reason"] == nearest
+
+
+def test_who_listens_from_the_submit_on_hears_the_first_piece(desk: Desktop) -> None:
+    client, worker = desk.client(), desk.worker("w", slots=2)
+    (task_id,) = desk.submit(client, is_listened=True)
+    (work,) = desk.got(worker, m.Work)
+    assert work.groups[0].is_listened
+    token = work.groups[0].tokens[0]
+    desk.say(worker, m.Chunks([task_id], [token], [0], [b"\xa1a"]))
+    assert desk.got(client, m.Stream) == [m.Stream(task_id, 1, 0, [b"\xa1a"])]
+    (other,) = desk.submit(client)
+    (work,) = desk.got(worker, m.Work)
+    assert (work.groups[0].ids, work.groups[0].is_listened) == ([other], False)
+    desk.finish(worker, {task_id: token})
+    assert task_id not in desk.pool.listeners
+
+
+def test_a_submit_that_is_sent_again_listens_to_what_is_not_finished(desk: Desktop) -> None:
+    client, worker = desk.client(), desk.worker("w")
+    submit(desk, client, 1, 0, 2, is_listened=True)
+    desk.finish(worker, desk.work(worker))
+    desk.restart()
+    client = desk.client()
+    submit(desk, client, 1, 0, 2, is_listened=True)
+    assert set(desk.pool.listeners) == {f"{S}-1"}
+
+
+def test_one_client_listens_to_so_many_at_most(
+    desk: Desktop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(intake, "MAX_LISTENED", 1)
+    monkeypatch.setattr(pool, "MAX_LISTENED", 1)
+    client = desk.client()
+    desk.submit(client, is_listened=True)
+    desk.got(client, m.Accepted)
+    refused = submit(desk, client, 9, 50, 1, is_listened=True)
+    assert isinstance(refused, m.Refused)
+    assert (refused.code, refused.retry_after_s > 0) == ("access.flood", True)
+    (other,) = desk.submit(client)
+    desk.say(client, m.Listen(other, True))
+    assert other not in desk.pool.listeners

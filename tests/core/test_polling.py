@@ -9,6 +9,7 @@ import pytest
 
 from d8mesh.core import messages as m
 from d8mesh.core.effects import Load, Peer
+from d8mesh.core.returns import MAX_RETURNS
 from d8mesh.core.task import TaskState
 from tests.core.desktop import Desktop, S, beat, failure, result
 
@@ -105,6 +106,62 @@ def test_a_full_hand_that_asks_means_that_a_reply_was_lost(desk: Desktop) -> Non
     assert task.n == 2
     assert task.history is not None
     assert task.history.errors == 0
+
+
+def test_one_that_asks_and_never_reports_gets_a_task_so_often_and_no_more(desk: Desktop) -> None:
+    shim = desk.client()
+    register(desk, shim)
+    (task_id,) = desk.submit(shim, kind="agent_action", max_attempts=1)
+    count = 0
+    for _ in range(5000):
+        if desk.ledger.state_of(task_id) is None:
+            break
+        count += poll(desk, shim) is not None
+        reason = desk.ask(shim, "status", id=task_id).body["reason"]
+        assert count < 2 or "did not report this one" in str(reason)
+        desk.pass_time(0.05)
+    assert count == MAX_RETURNS
+    assert desk.ledger.totals.failed == 1
+
+
+@pytest.mark.parametrize("worker_id", ["p", ""])
+def test_a_report_that_cannot_be_taken_ends_the_attempt_and_counts(
+    desk: Desktop, worker_id: str
+) -> None:
+    shim = desk.client()
+    register(desk, shim)
+    (task_id,) = desk.submit(shim, kind="agent_action")
+    assert taken(poll(desk, shim)) == task_id
+    named = {"task_id": task_id, "worker_id": worker_id, "error": "NaN is no number"}
+    assert desk.ask(shim, "poll.refused", **named).code == ""
+    history = desk.ledger.tasks[task_id].remember()
+    assert history.errors == 1
+    assert history.last_error == "the worker's report could not be taken: NaN is no number"
+    assert "NaN" in str(desk.ask(shim, "status", id=task_id).body["reason"])
+
+
+def test_a_bad_report_of_somebody_else_or_for_nothing_changes_nothing(desk: Desktop) -> None:
+    shim, worker = desk.client(), desk.worker("w")
+    register(desk, shim)
+    (task_id,) = desk.submit(shim, kind="agent_action")
+    poll(desk, shim)
+    for named in ({"task_id": task_id, "worker_id": "q"}, {"task_id": f"{S}-99"}):
+        assert desk.ask(shim, "poll.refused", error="x", **named).code == ""
+    (other,) = desk.submit(shim)
+    assert list(desk.work(worker)) == [other]
+    assert desk.ask(shim, "poll.refused", task_id=other, error="x").code == ""
+    assert desk.ledger.running == 2
+
+
+def test_a_polling_worker_may_say_that_no_retry_helps(desk: Desktop) -> None:
+    shim = desk.client()
+    register(desk, shim)
+    (task_id,) = desk.submit(shim, kind="agent_action")
+    poll(desk, shim)
+    payload = msgspec.msgpack.encode({"success": False, "error": "no", "retry": False})
+    named = {"task_id": task_id, "worker_id": "p", "is_success": False, "result": payload}
+    desk.ask(shim, "poll.report", **named)
+    assert desk.ledger.totals.failed == 1
 
 
 def test_two_slots_hold_two_tasks(desk: Desktop) -> None:

@@ -22,6 +22,7 @@ def test_statistics_count_idle_and_busy_workers_as_online(desk: Desktop) -> None
     assert stats["workers"]["online"] == 1  # type: ignore[index]
     assert stats["tasks"] == {
         "total": 3, "pending": 1, "assigned": 1, "completed": 1, "failed": 0,
+        "cancelled": 0,
     }  # fmt: skip
     assert stats["performance"] == {
         "total_completed": 1, "total_failed": 0, "success_rate": 100.0,
@@ -74,12 +75,12 @@ def test_a_task_that_waits_for_its_next_attempt_says_what_happened(desk: Desktop
     (task_id,) = desk.submit(client)
     desk.finish(worker, desk.work(worker), m.FAILED)
     reason = str(desk.ask(client, "status", id=task_id).body["reason"])
-    assert "tried again after: broken" in reason
+    assert "waiting to be tried again in 0.2 s; last error: broken" in reason
     desk.say(worker, beat([], 10, window=0))
     desk.pass_time(5)
     reason = str(desk.ask(client, "status", id=task_id).body["reason"])
     assert reason == (
-        "all workers that offer it are busy, or do not ask for tasks now; last error: broken"
+        "the one worker that offers it is busy, or does not ask for tasks now; last error: broken"
     )
 
 
@@ -87,9 +88,10 @@ def test_a_task_waits_for_busy_workers_or_for_such_as_do_not_ask(desk: Desktop) 
     client, worker = desk.client(), desk.worker("w")
     capabilities = {"task_types": ["other"]}
     desk.ask(client, "poll.register", worker_id="p", worker_type="t", capabilities=capabilities)
+    busy = "the one worker that offers it is busy"
     for kind, why in (
-        ("echo", "all workers that offer it are busy"),
-        ("other", "all workers that offer it are busy, or do not ask for tasks now"),
+        ("echo", "the one worker that offers it is busy"),
+        ("other", f"{busy}, or does not ask for tasks now; 1 waiting before it"),
     ):
         task_id = desk.submit(client, 2, kind)[-1]
         assert desk.ask(client, "status", id=task_id).body["reason"] == why

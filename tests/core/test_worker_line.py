@@ -13,7 +13,7 @@ from d8mesh.core.messages import (
     SUCCEEDED,
 )
 from d8mesh.core.worker_effects import Kept, Piece
-from d8mesh.core.worker_line import Bundle, Line, Profile, chunk_messages, hello
+from d8mesh.core.worker_line import Bundle, Line, Profile, hello
 
 
 def filled(count: int) -> Line:
@@ -56,18 +56,14 @@ def pieces(*sizes: int) -> list[Piece]:
 def test_partial_output_is_cut_into_messages_that_fit_a_frame(
     sizes: tuple[int, ...], counts: list[int]
 ) -> None:
-    messages = [message for _, message in chunk_messages(pieces(*sizes))]
+    line = Line("a", is_welcome=True)
+    for _, task_id, token, number, payload in pieces(*sizes):
+        line.keep_piece(task_id, token, number, payload)
+    messages = list(line.take_pieces())
+    assert not list(line.take_pieces())
     assert [len(message.ids) for message in messages] == counts
     assert [n for message in messages for n in message.seqs] == list(range(len(sizes)))
     assert all(len(encode(message)) <= MAX_FRAME_BYTES for message in messages)
-
-
-def test_partial_output_of_two_links_stays_apart_and_in_order() -> None:
-    mixed = [(link, *piece[1:]) for piece in pieces(1, 2, 3, 4) for link in "ab"]
-    assert [(link, message.seqs) for link, message in chunk_messages(mixed)] == [
-        ("a", [0, 1, 2, 3]),
-        ("b", [0, 1, 2, 3]),
-    ]
 
 
 def test_all_that_is_held_is_told() -> None:

@@ -6,6 +6,7 @@ from itertools import count
 
 import pytest
 
+from d8mesh.core import worker_line
 from d8mesh.core.messages import (
     SUCCEEDED,
     Beat,
@@ -45,7 +46,7 @@ from d8mesh.core.worker_effects import (
     Trouble,
     WorkerEffect,
 )
-from d8mesh.core.worker_line import Profile
+from d8mesh.core.worker_line import NO_REASON, Profile
 from d8mesh.core.worker_session import MAX_KEPT_RESULTS, WorkerSession
 
 _numbers = count(1)
@@ -453,13 +454,27 @@ def test_a_busy_service_gives_the_attempt_back_and_a_cancelled_one_tells_nothing
     _join(session)
     one, two = _started(session.receive(_work(2), "a", 1.0))
     ended = [
-        (one[0], one[4], one[5], UNAVAILABLE, b"", 0.1),
+        (one[0], one[4], one[5], UNAVAILABLE, b"HTTP 503", 0.1),
         (two[0], two[4], two[5], DROPPED, b"", 0.1),
     ]
     (release,) = _sent(session.finished(ended, 1.0))
     assert isinstance(release, Release)
-    assert release.ids == [one[4]]
+    assert (release.ids, release.reason) == ([one[4]], "HTTP 503")
     assert session.is_idle
+
+
+def test_what_is_given_back_together_is_told_apart_by_its_reason() -> None:
+    session = _session(slots=3)
+    _join(session)
+    attempts = _started(session.receive(_work(3), "a", 1.0))
+    reasons = (b"x", b"", b"x")
+    ended = [
+        (a[0], a[4], a[5], UNAVAILABLE, reason, 0.1)
+        for a, reason in zip(attempts, reasons, strict=True)
+    ]
+    told = [m for m in _sent(session.finished(ended, 1.0)) if isinstance(m, Release)]
+    ids = [a[4] for a in attempts]
+    assert [(m.ids, m.reason) for m in told] == [([ids[0], ids[2]], "x"), ([ids[1]], NO_REASON)]
 
 
 def test_without_a_session_the_next_hello_tells_what_was_given_back() -> None:
@@ -492,6 +507,35 @@ def test_partial_output_travels_together_and_only_of_what_is_held() -> None:
     assert chunks.ids == [one[4], two[4]]
     session.finished(_ended([one, two]), 1.0)
     assert session.chunks(pieces) == []
+
+
+def test_output_made_while_the_broker_is_away_is_passed_on_before_the_result() -> None:
+    session = _session()
+    _join(session)
+    (one,) = _started(session.receive(_work(1), "a", 1.0))
+    session.link_down("a", 1.0)
+    assert session.chunks([("a", one[4], one[5], n, b"x") for n in range(3)]) == []
+    session.finished(_ended([one]), 2.0)
+    session.link_up("a", 3.0)
+    chunks, results = _sent(session.receive(_welcome(epoch=2), "a", 3.0))
+    assert isinstance(chunks, Chunks)
+    assert chunks.seqs == [0, 1, 2]
+    assert isinstance(results, Results)
+
+
+def test_of_output_for_a_broker_that_is_away_the_newest_is_kept(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(worker_line, "MAX_PIECES_BYTES", 25)
+    monkeypatch.setattr(worker_line, "SOFT_FRAME_BYTES", 15)
+    session = _session()
+    _join(session)
+    (one,) = _started(session.receive(_work(1), "a", 1.0))
+    session.link_down("a", 1.0)
+    session.chunks([("a", one[4], one[5], n, b"x" * 10) for n in range(9)])
+    session.link_up("a", 3.0)
+    told = _sent(session.receive(_welcome(), "a", 3.0))
+    assert [m.seqs for m in told if isinstance(m, Chunks)] == [[7], [8]]  # in messages that fit
 
 
 def test_what_is_offered_anew_is_told_with_the_next_tick() -> None:

@@ -173,3 +173,11 @@ class SubTool(Tool):
 
 
 tool = Tool()
+
+
+def fail(data: dict[str, Any]) -> None:
+    raise {"key": KeyError, "value": ValueError}[data["how"]](os.getpid())
+
+
+def is_key_error(error: BaseException) -> bool:
+    return isinstance(error, KeyError)

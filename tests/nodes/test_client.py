@@ -43,6 +43,7 @@ from d8mesh.handlers import TaskContext
 from d8mesh.nodes.client import RESTARTED, Client
 from d8mesh.nodes.client.dial import Dialler
 from d8mesh.nodes.client.handle import Ear
+from d8mesh.nodes.client.keeping import Missed
 from d8mesh.web.exchange import Exchange
 from d8mesh.web.mesh import Places
 from tests.nodes.mesh import PATIENCE_S, Mesh, free_port, mesh_in, until
@@ -831,3 +832,67 @@ def test_a_timeout_is_taken_under_its_earlier_name_too(mesh: Mesh) -> None:
     client = mesh.client(free_port())
     with pytest.raises(InvalidTaskError, match="timeout: saw nan"):
         client.flush(timeout_s=float("nan"))  # type: ignore[call-arg]
+
+
+def test_a_task_that_is_listened_to_from_its_submit_on_misses_nothing(mesh: Mesh) -> None:
+    port = mesh.broker()
+    worker = mesh.worker(port, slots=1)
+
+    def speak(data: dict[str, Any], context: TaskContext) -> str:
+        for n in range(int(data["n"])):
+            context.emit(n)
+        return "end"
+
+    worker.register("speak", speak)
+    mesh.run(worker)
+    client = mesh.client(port)
+    tasks = [client.submit("speak", {"n": n}, listen=True) for n in (50, 0, 2000)]
+    late = client.submit("speak", {"n": 300}, listen=True, idempotency_key="k")
+    for task in (*tasks, late):
+        task.result(PATIENCE_S)
+    for task, count in zip((*tasks, late), (50, 0, 2000, 300), strict=True):
+        for _ in range(2):
+            assert list(task.stream(PATIENCE_S)) == list(range(count))
+    again = client.submit("speak", {"n": 300}, listen=True, idempotency_key="k")
+    assert (again.id, list(again.stream(PATIENCE_S))) == (late.id, list(range(300)))
+    many = client.submit_many("speak", [{"n": 3}] * 5, listen=True)
+    assert [list(task.stream(PATIENCE_S)) for task in many] == [[0, 1, 2]] * 5
+    client.keeping.keep_s = 0.0
+    assert list(tasks[0].stream(PATIENCE_S)) == [Missed(None)]
+    with pytest.raises(WaitTimeoutError, match="no output"):
+        list(client.submit("nobody", {}, listen=True).stream(0.1))
+
+
+def test_the_warnings_of_a_submit_reach_its_caller_and_once_the_log(
+    mesh: Mesh, caplog: pytest.LogCaptureFixture
+) -> None:
+    client = mesh.client(mesh.broker())
+    for _ in range(3):
+        task = client.submit("nobody", {})
+        task.wait_accepted(PATIENCE_S)
+        assert task.warnings == ("no worker in the mesh offers 'nobody': no worker is there",)
+    told = [each for each in caplog.records if "submit.warning" in each.getMessage()]
+    assert [each.levelname for each in told] == ["WARNING"]
+
+
+def test_newest_first_and_all_there_is_to_know_of_a_task(mesh: Mesh) -> None:
+    port = mesh.broker()
+    worker = mesh.worker(port, slots=1)
+
+    def fail(data: dict[str, Any]) -> None:
+        raise ValueError("no")
+
+    worker.register("fail", fail, backoff=0.0)
+    mesh.run(worker)
+    client = mesh.client(port)
+    tasks = [client.submit("fail", {"n": n}, max_attempts=2) for n in range(3)]
+    for task in tasks:
+        with pytest.raises(TaskFailedError):
+            task.result(PATIENCE_S)
+    assert [body["task_id"] for body in client.tasks(newest_first=True)] == [
+        task.id for task in reversed(tasks)
+    ]
+    full = tasks[1].status(full=True)
+    assert full["data"] == {"n": 1}
+    told = [(each["attempt"], each["error"], each["pause_s"]) for each in full["history"]]
+    assert told == [(1, "ValueError: no", 0.0), (2, "ValueError: no", 0.0)]

@@ -275,3 +275,21 @@ def test_the_failure_of_a_task_names_why_its_handler_cannot_be_loaded(
     result = failure(client, "handler")
     assert "cannot load the handler changed_meanwhile:handler: SyntaxError" in result["error"]
     assert "changed_meanwhile.py" in result["traceback"]
+
+
+def test_what_is_worth_another_attempt_is_decided_where_the_error_is(mesh: Mesh) -> None:
+    port = mesh.broker()
+    worker = mesh.worker(port, slots=1)
+    fail = process_handlers.fail
+    worker.register("class", fail, process=True, retry=KeyError, backoff=0.0)
+    worker.register("function", fail, process=True, retry=process_handlers.is_key_error)
+    with pytest.raises(HandlerError, match="cannot import"):
+        worker.register("here", fail, process=True, retry=lambda error: True)
+    mesh.run(worker)
+    client = mesh.client(port)
+    for kind in ("class", "function"):
+        for how, count in (("key", 2), ("value", 1)):
+            task = client.submit(kind, {"how": how}, max_attempts=2)
+            with pytest.raises(TaskFailedError, match=f"(?i){how}error"):
+                task.result(PATIENCE_S)
+            assert task.status()["attempts"] == count

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from d8mesh.core import returns
 from d8mesh.errors import (
     BackendUnavailableError,
     ConfigError,
@@ -23,7 +24,8 @@ from d8mesh.errors import (
     TaskFailedError,
 )
 from d8mesh.handlers import TaskContext
-from d8mesh.nodes.worker import Worker
+from d8mesh.handlers.retrying import Reject
+from d8mesh.nodes.worker import Worker, slots
 from tests.nodes.mesh import PATIENCE_S, Mesh, free_port, mesh_in, until
 
 
@@ -441,3 +443,45 @@ def test_heartbeats_come_while_every_slot_computes_in_pure_python(mesh: Mesh) ->
     heard.set()
     assert all(task.result(PATIENCE_S) for task in tasks)
     assert [task.status()["attempts"] for task in tasks] == [1] * 4
+
+
+def test_what_is_worth_another_attempt_is_the_handlers_to_say(mesh: Mesh) -> None:
+    port = mesh.broker()
+    worker = mesh.worker(port, slots=1)
+    calls: list[str] = []
+
+    def broken(data: dict[str, Any]) -> None:
+        calls.append(data["how"])
+        if data["how"] == "reject":
+            raise Reject("not this one")
+        raise {"key": KeyError, "value": ValueError}[data["how"]]("x")
+
+    worker.register("broken", broken, retry=KeyError, backoff=0.01)
+    mesh.run(worker)
+    client = mesh.client(port)
+    said = {"key": "KeyError: 'x'", "value": "ValueError: x", "reject": "not this one"}
+    for how, text in said.items():
+        with pytest.raises(TaskFailedError) as caught:
+            client.submit("broken", {"how": how}).result(PATIENCE_S)
+        assert str(caught.value) == text
+        assert "retry_after_s" not in caught.value.result
+    assert calls == ["key"] * 3 + ["value", "reject"]
+
+
+def test_a_service_that_never_answers_is_a_reason_and_in_the_end_an_error(
+    mesh: Mesh, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(slots, "BUSY_PAUSE_S", 0.0)
+    monkeypatch.setattr(returns, "MAX_RETURN_PAUSE_S", 0.1)
+    port = mesh.broker()
+    worker = mesh.worker(port, slots=1)
+
+    def down(data: dict[str, Any]) -> None:
+        raise BackendUnavailableError("HTTP 503 from ollama")
+
+    worker.register("down", down)
+    mesh.run(worker)
+    task = mesh.client(port).submit("down", {}, max_attempts=1)
+    until(lambda: "HTTP 503 from ollama" in str(task.status()["reason"]))
+    with pytest.raises(TaskFailedError, match=r"given back 10 times.*HTTP 503 from ollama"):
+        task.result(PATIENCE_S)

@@ -27,6 +27,8 @@ class Plant:
     caught_by: str
 
 
+POLLING: Final = "tests/core/test_polling.py::test_"
+RETURNS: Final = "tests/core/test_returns.py::test_"
 ATTENDANCE: Final = "tests/core/test_attendance.py::test_"
 DISPATCHER: Final = "tests/core/test_dispatcher.py::test_"
 HANDOUT: Final = "tests/core/test_handout.py::test_"
@@ -46,8 +48,8 @@ PLANTS: Final = (
     Plant(
         "acknowledge a submit before its commit",
         "d8mesh.core.intake:Intake.submit",
-        "message.first), waits=True)",
-        "message.first), waits=False)",
+        "pool.send(client.peer, accepted, waits=True)",
+        "pool.send(client.peer, accepted, waits=False)",
         ATTENDANCE + "results_are_acknowledged_after_the_commit_only",
     ),
     Plant(
@@ -136,7 +138,7 @@ PLANTS: Final = (
     ),
     Plant(
         "never miss a hand-out",
-        "d8mesh.core.attendance:Attendance.heartbeat",
+        "d8mesh.core.attendance:Attendance._mislaid",
         "if lost:",
         "if False:",
         ATTENDANCE + "a_hand_out_that_never_arrived_is_found_by_the_heartbeat",
@@ -192,10 +194,31 @@ PLANTS: Final = (
     ),
     Plant(
         "let giving back cost an attempt",
-        "d8mesh.core.attendance:Attendance.release",
-        'given, "given back"',
-        'given, "given back", is_counted=True',
+        "d8mesh.core.attendance:Attendance._given_back",
+        "self._returns.take(seat.worker_id, given, why, kind)",
+        "self._handout.requeue(seat.worker_id, given, why, is_counted=True)",
         ATTENDANCE + "released_attempts_wait_again_and_cost_nothing",
+    ),
+    Plant(
+        "let what cannot be run go round for ever",
+        "d8mesh.core.returns:Returns.take",
+        "if before + 1 >= kind.most:",
+        "if False:",
+        RETURNS + "what_cannot_be_run_waits_longer_each_time_says_why_and_fails_in_the_end",
+    ),
+    Plant(
+        "forget at a restart what was given back",
+        "d8mesh.edge.journal.restore:_hands",
+        "history.give_back(name, why, returned)",
+        "pass",
+        RETURNS + "a_restart_forgets_neither_the_count_nor_the_pause",
+    ),
+    Plant(
+        "end no attempt whose report cannot be taken",
+        "d8mesh.core.polling:Polling._refused",
+        "if task is not None and is_polling",
+        "if False",
+        POLLING + "a_report_that_cannot_be_taken_ends_the_attempt_and_counts[p]",
     ),
     Plant(
         "never call prefetched tasks back",
@@ -361,7 +384,7 @@ PLANTS: Final = (
     ),
     Plant(
         "pass on what an earlier attempt says",
-        "d8mesh.core.attendance:Attendance.chunks",
+        "d8mesh.core.streaming:Streaming.take",
         "if task is None or task.token != token:",
         "if task is None:",
         ATTENDANCE + "what_an_earlier_attempt_says_is_not_passed_on",
@@ -476,8 +499,8 @@ PLANTS: Final = (
     ),
     Plant(
         "cancel what nobody asked to cancel",
-        "d8mesh.core.attendance:Attendance.release",
-        'self._handout.requeue(seat.worker_id, given, "given back")',
+        "d8mesh.core.attendance:Attendance._given_back",
+        "self._returns.take(seat.worker_id, given, why, UNAVAILABLE)",
         "self._endings.cancel([task.id for task in given])",
         SIMULATED,
     ),
@@ -512,7 +535,7 @@ PLANTS: Final = (
     Plant(
         "fail for a reason of its own",
         "d8mesh.core.handout:Handout.attempt_failed",
-        "self._endings.fail(seat_id, [task.id], [payload], why=why)",
+        "self._endings.fail(seat_id, [task.id], [told.recorded(payload)], why=why)",
         'self._endings.fail_for([task.id], code="task.failed", why=why)',
         SIMULATED,
     ),
@@ -535,7 +558,7 @@ PLANTS: Final = (
         "d8mesh.core.polling:Polling._report",
         "self._handout.attempt_failed(worker_id, task, task.n, payload, is_final=False)",
         "pass",
-        SIMULATED,
+        POLLING + "failures_are_retried_and_late_reports_of_earlier_holders_count",
     ),
     Plant(
         "acknowledge the result of a fenced task and forget it",
@@ -555,7 +578,7 @@ PLANTS: Final = (
     Plant(
         "forget on disk what went wrong before",
         "d8mesh.edge.journal.writer:Journal._requeued",
-        'self._insert("failures", values, width=7)',
+        'self._insert("failures", values, width=FAILURE_COLUMNS)',
         "pass",
         POWER_CUT,
     ),

@@ -17,13 +17,15 @@ from d8mesh.core.dispatcher import STANDSTILL_S
 from d8mesh.core.handout import POISON_LOSSES
 from d8mesh.core.messages import REFUSED, SUCCEEDED, Group, Message, Results, Work
 from d8mesh.core.pool import Policy
-from d8mesh.core.task import Cancelled, Failed, Recounted, Requeued, Submitted
+from d8mesh.core.returns import MAX_RETURNS, MAX_UNSTARTED
+from d8mesh.core.task import SUSPECT, Cancelled, Failed, Recounted, Requeued, Submitted
 
 #: Sums of Unix seconds are exact to less than a microsecond.
 ROUNDING_S: Final = 0.001
 _RESTARTED: Final = "its worker was started again"
 _OVERDUE: Final = "timed out"
 _CUT_OFF: Final = "nobody was heard"
+_TOO_OFTEN: Final = "given back "
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +93,8 @@ class Causes:
         self._errors: dict[str, list[_Error]] = {}
         #: task id -> the workers that had it when nobody was heard, and may have died
         self._unsure: dict[str, set[str]] = {}
+        #: task id -> how often it was given back since it last failed, and so that it counts
+        self._returns: defaultdict[str, list[int]] = defaultdict(lambda: [0, 0])
         self._deaths: dict[str, list[float]] = {}
         #: (broker, worker id) -> when it was last heard, and its boot id
         self._heard: dict[tuple[str, str], float] = {}
@@ -196,6 +200,9 @@ class Causes:
     def requeued(self, broker: str, fact: Requeued) -> None:
         """Attempts have ended without an outcome."""
         for task_id in fact.ids:
+            if fact.returned:
+                self._returns[task_id][0] += 1
+                self._returns[task_id][1] += fact.returned == SUSPECT
             if fact.is_counted:
                 self._count(broker, task_id, fact.worker_id, fact.why, is_loss=fact.is_loss)
             elif fact.why == _CUT_OFF:
@@ -228,7 +235,8 @@ class Causes:
         held = self._held.get(task_id)
         if held is not None:
             blamed = held.worker_id
-            self._count(broker, task_id, blamed, fact.why, is_loss=fact.why != _OVERDUE)
+            is_loss = fact.why != _OVERDUE and not fact.why.startswith(_TOO_OFTEN)
+            self._count(broker, task_id, blamed, fact.why, is_loss=is_loss)
         else:
             blamed = fact.worker_id
             self._count_late(task_id, blamed)
@@ -261,10 +269,14 @@ class Causes:
             self._check_overdue(broker, task_id, worker_id)
         elif is_loss:
             self._check_lost(broker, task_id, worker_id, why)
+        elif why.startswith(_TOO_OFTEN):
+            self._check_returns(task_id)
         else:
             self._count_failure(task_id, worker_id, self._result_of(task_id, worker_id, why))
             return
         # With the HELLO of a new start goes what an earlier one held: that is lost for good.
+        if not is_loss:
+            self._returns.pop(task_id, None)
         boot_id = "" if why == _RESTARTED else self._boots.get((broker, worker_id), "")
         self._errors.setdefault(task_id, []).append(_Error(worker_id, is_loss, boot_id))
 
@@ -295,7 +307,14 @@ class Causes:
                 self._fail(task_id, f"a failure of {worker_id} is counted and there was none left")
             self._failed[failure] += 1
         self._failed[failure] -= 1
+        self._returns.pop(task_id, None)
         self._errors.setdefault(task_id, []).append(_Error(worker_id, False))
+
+    def _check_returns(self, task_id: str) -> None:
+        """A task that is given back for good must have been given back often enough."""
+        returns, suspect = self._returns[task_id]
+        if suspect + 1 < MAX_RETURNS and returns + 1 < MAX_UNSTARTED:
+            self._fail(task_id, f"was given back {returns} times, {suspect} of which count")
 
     def _check_overdue(self, broker: str, task_id: str, worker_id: str) -> None:
         if not self._has_had_its_time(broker, task_id):

@@ -138,7 +138,7 @@ class SimWorker:
             return (link, task_id, token, DROPPED, b"", lasted_s)
         luck = 0.0 if world.is_kind else rng.random()
         if luck > 0.98:
-            return (link, task_id, token, UNAVAILABLE, b"", lasted_s)
+            return (link, task_id, token, UNAVAILABLE, b"busy", lasted_s)
         if luck > 0.9:
             kind = m.REFUSED if luck > 0.97 else m.FAILED
             result = msgspec.msgpack.encode({"success": False, "error": "bad luck"})

@@ -74,7 +74,8 @@ def test_a_session_opens_and_submits(rest: Rest) -> None:
     assert isinstance(peer.hello(), Welcome)
     submit = Submit(1, peer.session, 0, [Group("via_http", 5, [b"\x80"])])
     (accepted,) = peer.exchange(submit, wait_s=20)
-    assert accepted == Accepted(1, peer.session, 0)
+    nobody = ["no worker in the mesh offers 'via_http': no worker is there"]
+    assert accepted == Accepted(1, peer.session, 0, False, nobody)
     assert rest.get(f"/api/tasks/status/{peer.session}-0").status_code == 200
 
 

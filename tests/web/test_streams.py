@@ -17,7 +17,7 @@ from d8mesh.core.messages import Stream
 from d8mesh.handlers import TaskContext
 from d8mesh.web import streams
 from d8mesh.web.mesh import MAX_STREAMS
-from tests.nodes.mesh import Mesh
+from tests.nodes.mesh import Mesh, until
 from tests.web.rest import Rest, rest_in
 
 pack = msgspec.msgpack.encode
@@ -84,6 +84,57 @@ def test_a_task_is_heard_from_its_first_output_to_its_end(tmp_path: Path) -> Non
         assert {"step": 2} in [body.get("data") for _, body in chunks]
         texts = "".join(body.get("text", "") for _, body in chunks)
         assert "ñandú\n\nevent: x" in texts
+
+
+def test_a_task_submitted_with_listen_is_heard_whole_during_and_after(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(streams, "ALIVE_S", 0.05)
+    monkeypatch.setattr(streams, "LOOK_S", 0.1)
+    may_end = threading.Event()
+
+    def speak(data: Mapping[str, Any], context: TaskContext) -> str:
+        for n in range(100):
+            context.emit(n)
+        may_end.wait(20)
+        return "end"
+
+    with ExitStack() as stack:
+        mesh = Mesh(tmp_path, stack)
+        port = mesh.broker()
+        rest = Rest(mesh, port, stack)
+        worker = mesh.worker(port)
+        worker.register("speak", speak)
+        mesh.run(worker)
+        task_id = rest.submit("speak", listen=True)
+        kept = rest.client.kept_output(task_id)
+        assert kept is not None
+        until(lambda: sum(len(part.payloads) for part in kept.read(0, 0.0)[1]) == 100)
+        answer = rest.get(f"/api/tasks/{task_id}/stream")
+        text = ""
+        for part in parts_of(answer):
+            text += part
+            if ": alive" in text:
+                may_end.set()
+        for told in (text, rest.get(f"/api/tasks/{task_id}/stream").text):
+            *chunks, done = events_in(told)
+            assert [body["seq"] for _, body in chunks] == list(range(100))
+            assert (done[0], done[1]["result"]["output"]) == ("done", "end")
+        batch = {"tasks": [{"type": "speak", "data": {}, "listen": True}] * 2}
+        body = rest.post("/api/tasks/submit_batch", batch).json
+        assert body is not None
+        for each in body["task_ids"]:
+            assert len(events_in(rest.get(f"/api/tasks/{each}/stream").text)) == 101
+        del batch["tasks"][0]["listen"]
+        batch["tasks"] = [batch["tasks"][0], {"type": "speak", "data": {}, "listen": True}]
+        assert rest.post("/api/tasks/submit_batch", batch).status_code == 400
+
+
+def test_a_piece_that_is_missing_is_an_event() -> None:
+    pack = msgspec.msgpack.encode
+    told = [Stream("x", 1, 3, [pack("d")]), Stream("x", 1, 6, [pack("g")])]
+    names = [(name, body.get("count")) for name, body in heard(*told, None)]
+    assert names[:3] == [("chunk", None), ("missed", 2), ("chunk", None)]
 
 
 def test_a_finished_task_is_done_at_once(rest: Rest) -> None:
@@ -169,6 +220,9 @@ def heard(*told: Stream | None) -> list[tuple[str, dict[str, Any]]]:
     """Return the events of a task of which this is heard."""
 
     class Told:
+        def kept_output(self, task_id: str) -> None:
+            """Nothing is kept."""
+
         def listen(self, task_id: str, on_event: Any) -> Any:
             for each in told:
                 on_event(each)

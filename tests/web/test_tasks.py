@@ -49,6 +49,105 @@ def test_a_submitted_task_is_pending_and_says_why(rest: Rest) -> None:
     assert "lonely" in body["reason"]
 
 
+def test_keys_that_nobody_reads_and_types_that_nobody_offers_are_warned_of(rest: Rest) -> None:
+    rest.register("warned", "resize")
+    body = {"type": "rezise", "data": {}, "prioritty": 9, "zzz": 1}
+    answer = rest.post("/api/tasks/submit", body)
+    assert answer.status_code == 201
+    assert answer.json is not None
+    first, second, third = answer.json["warnings"]
+    assert first == "unknown key 'prioritty': did you mean 'priority'?"
+    assert second.startswith("unknown key 'zzz': known are type, data, priority")
+    assert third == "no worker in the mesh offers 'rezise'; did you mean 'resize'?"
+    assert "did you mean 'resize'" in status(rest, answer.json["task_id"])["reason"]
+    batch = {"tasks": [{"type": "resize", "data": {}, "prio": 1}] * 3, "task": []}
+    answer = rest.post("/api/tasks/submit_batch", batch)
+    assert answer.json is not None
+    assert answer.json["warnings"] == [
+        "unknown key 'task': did you mean 'tasks'?",
+        "unknown key 'prio': did you mean 'priority'?",
+    ]
+    answer = rest.post("/api/tasks/submit", {"type": "resize", "data": {}})
+    assert answer.json is not None
+    assert "warnings" not in answer.json
+
+
+def test_a_null_is_a_field_that_is_not_given(rest: Rest) -> None:
+    names = ("priority", "deadline_s", "max_attempts", "fenced", "run_at", "listen")
+    task = {"type": "nulls", "data": {"a": None}, **dict.fromkeys(names)}
+    answer = rest.post("/api/tasks/submit", task)
+    assert answer.status_code == 201, answer.text
+    assert answer.json is not None
+    assert status(rest, answer.json["task_id"])["priority"] == 5
+    assert rest.post("/api/tasks/submit_batch", {"tasks": [task, task]}).status_code == 201
+    capabilities = {"task_types": None, "models": None, "slots": None}
+    worker = {"worker_id": "nul", "worker_type": "t", "capabilities": capabilities, "status": None}
+    assert rest.post("/api/workers/register", worker).status_code == 200
+    assert rest.post("/api/workers/nul/heartbeat", {"task_ids": None}).status_code == 200
+    for key in ("type", "data"):
+        assert rest.post("/api/tasks/submit", task | {key: None}).status_code == 400
+    assert rest.post("/api/tasks/submit_batch", {"tasks": None}).status_code == 400
+    assert rest.post("/api/tasks/submit_batch", {"tasks": [None]}).status_code == 400
+
+
+def test_the_whole_of_a_task_has_tracebacks_for_this_machine_alone(rest: Rest) -> None:
+    rest.register("full", "full")
+    task_id = rest.submit("full", data={"x": 1}, max_attempts=2)
+    for _ in range(2):
+        task = None
+        while task is None:
+            answer = rest.get("/api/workers/full/tasks?wait=20")
+            assert answer.json is not None
+            task = answer.json["task"]
+        result = {"success": False, "error": "no", "traceback": "line 1", "retry_after_s": 0}
+        rest.post(f"/api/tasks/{task_id}/result", {"worker_id": "full", "result": result})
+    path = f"/api/tasks/status/{task_id}"
+    near = rest.get(f"{path}?full=1").json
+    far = rest.get(f"{path}?full=true", environ={"REMOTE_ADDR": "192.168.1.9"}).json
+    bare = rest.get(path).json
+    assert near is not None
+    assert far is not None
+    assert bare is not None
+    assert near["data"] == far["data"] == {"x": 1}
+    assert near["result"]["traceback"] == near["history"][0]["traceback"] == "line 1"
+    assert [each["worker_id"] for each in near["history"]] == ["full", "full"]
+    assert "traceback" not in far["result"]
+    assert all("traceback" not in each for each in far["history"])
+    assert "data" not in bare
+    assert "traceback" not in bare["result"]
+    assert rest.get(f"{path}?full=maybe").status_code == 400
+    assert rest.get("/api/tasks/status/0123456789abcdef-5?full=1").status_code == 404
+
+
+def test_tasks_are_listed_newest_first_if_that_is_wanted(rest: Rest) -> None:
+    ids = [rest.submit("ordered") for _ in range(3)]
+
+    def listed(query: str) -> list[str]:
+        body = rest.get(f"/api/tasks?type=ordered{query}").json
+        assert body is not None
+        return [task["task_id"] for task in body["tasks"]]
+
+    assert listed("") == ids
+    assert listed("&order=newest") == ids[::-1]
+    assert rest.get("/api/tasks?order=best").status_code == 400
+
+
+def test_cancelled_is_counted_apart_and_its_word_stays(rest: Rest) -> None:
+    def counts() -> tuple[int, int, int, int]:
+        stats, queue = rest.get("/api/stats").json, rest.get("/api/tasks/queue").json
+        assert stats is not None
+        assert queue is not None
+        tasks = stats["tasks"]
+        assert tasks["total"] == sum(count for name, count in tasks.items() if name != "total")
+        return tasks["failed"], tasks["cancelled"], queue["failed"], queue["cancelled"]
+
+    before = counts()
+    task_id = rest.submit()
+    rest.post(f"/api/tasks/{task_id}/cancel")
+    assert counts() == (before[0], before[1] + 1, before[2], before[3] + 1)
+    assert status(rest, task_id)["status"] == "failed"
+
+
 def test_keys_that_nobody_reads_are_no_error(rest: Rest) -> None:
     body = {"type": "lonely", "data": {}, "created_by": "an older client", "max_attempts": 2}
     assert rest.post("/api/tasks/submit", body).status_code == 201

@@ -260,3 +260,76 @@ def test_capabilities_of_a_wrong_type_are_refused_by_their_field(rest: Rest) -> 
     assert answer.json is not None
     assert answer.json["error"].startswith("capabilities.task_types: ")
     assert rest.get("/api/workers/odd/tasks").status_code == 404
+
+
+BAD_RESULTS = [
+    (b'{"worker_id": "%s", "result": {"success": true, "output": "\\ud83d"}}', "surrogate"),
+    (b'{"worker_id": "%s", "result": {"success": true, "output": NaN}}', "NaN"),
+    (b'{"worker_id": "%s", "result": {"success": true, "output": -Infinity}}', "Infinity"),
+    (b'{"worker_id": "%s", "result": {"n": 1e999}}', "too large"),
+    (b'{"worker_id": "%s", "result": {"n": 99999999999999999999999}}', "beyond 64 bits"),
+    (b'{"worker_id": "%s", "result": {"a": 1, "a": 2}}', "stands twice"),
+    (b'{"worker_id": "%s", "result": {"deep": ' + b"[" * 500 + b"]" * 500 + b"}}", "nested"),
+    (b'{"worker_id": "%s", "result": {"success": true', "not JSON"),
+    (b'{"worker_id": "%s", "result": "\xff"}', "not UTF-8"),
+    (b'{"worker_id": "%s"}', "Missing field: result"),
+    (b'{"worker": "%s", "result": {"success": true}}', "Missing field: worker_id"),
+    (b'["%s"]', "expected an object"),
+    (b"", "not JSON"),
+]
+
+
+@pytest.mark.parametrize(("body", "why"), BAD_RESULTS)
+def test_a_report_that_cannot_be_taken_is_told_and_ends_the_attempt(
+    rest: Rest, body: bytes, why: str
+) -> None:
+    worker_id = f"bad-{time.monotonic_ns()}"
+    rest.register(worker_id, worker_id)
+    task_id = rest.submit(worker_id, max_attempts=1)
+    assert poll(rest, worker_id)["task_id"] == task_id
+    body = body.replace(b"%s", worker_id.encode())
+    answer = rest.post(f"/api/tasks/{task_id}/result", data=body, content_type="application/json")
+    assert answer.status_code == 400
+    assert answer.json is not None
+    assert why in answer.json["error"]
+    told = status(rest, task_id)
+    assert (told["state"], told["attempts"]) == ("failed", 1)
+    assert why in told["result"]["error"]
+    assert why in told["reason"]
+
+
+def test_a_bad_report_that_names_its_task_in_the_body_ends_that(rest: Rest) -> None:
+    rest.register("bad-named", "bad-named")
+    for body, media in (
+        (b'{"task_id": "%s", "worker_id": "bad-named", "result": NaN}', "application/json"),
+        (b'{"task_id": "%s", "worker_id": "bad-named", "result": oh', "application/json"),
+    ):
+        task_id = rest.submit("bad-named", max_attempts=1)
+        assert poll(rest, "bad-named")["task_id"] == task_id
+        body = body.replace(b"%s", task_id.encode())
+        assert rest.post("/api/workers/results", data=body, content_type=media).status_code == 400
+        assert status(rest, task_id)["state"] == "failed"
+    task_id = rest.submit("bad-named", max_attempts=1)
+    poll(rest, "bad-named")
+    answer = rest.post(f"/api/tasks/{task_id}/result", data=b"x=1", content_type="text/plain")
+    assert answer.status_code == 415  # of another media type; the path names the task
+    assert status(rest, task_id)["state"] == "failed"
+
+
+def test_a_worker_whose_reports_are_refused_is_handed_a_task_so_often_as_it_has_attempts(
+    rest: Rest,
+) -> None:
+    rest.register("again", "again")
+    task_id = rest.submit("again")
+    count = 0
+    while status(rest, task_id)["state"] != "failed":
+        task = poll(rest, "again", 1)
+        if task is not None:
+            count += 1
+            body = b'{"worker_id": "again", "result": {"success": true, "output": NaN}}'
+            rest.post(f"/api/tasks/{task_id}/result", data=body, content_type="application/json")
+    assert count == 3
+    full = rest.get(f"/api/tasks/status/{task_id}?full=1").json
+    assert full is not None
+    assert all("NaN" in each["error"] for each in full["history"])
+    assert len(full["history"]) == 3

@@ -73,12 +73,24 @@ def _from_1(db: apsw.Connection) -> None:
     )
 
 
+def _from_2(db: apsw.Connection) -> None:
+    """What went wrong has more to tell: was it given back, the pause after it, the traceback."""
+    columns = {row[1] for row in fetch(db, "PRAGMA table_info(failures)")}
+    for name, kind in (
+        ("returned", "INTEGER NOT NULL DEFAULT 0"),
+        ("pause_s", "REAL NOT NULL DEFAULT 0"),
+        ("traceback", "TEXT"),
+    ):
+        if name not in columns:
+            db.execute(f"ALTER TABLE failures ADD COLUMN {name} {kind}")
+
+
 def _one_of(*payloads: apsw.SQLiteValue) -> bytes:
     return msgspec.msgpack.encode(payloads)
 
 
 #: version -> the step to the next one, within a transaction
-STEPS: Final[Mapping[int, Callable[[apsw.Connection], None]]] = {1: _from_1}
+STEPS: Final[Mapping[int, Callable[[apsw.Connection], None]]] = {1: _from_1, 2: _from_2}
 
 
 def _sync(path: Path) -> None:

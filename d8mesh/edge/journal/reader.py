@@ -67,6 +67,7 @@ class Reader:
             "task": self._task,
             "list": self._list,
             "replay": self._replay,
+            "full": self._full,
             "prunable": self._prunable,
         }
 
@@ -132,6 +133,15 @@ class Reader:
         payload = _payloads(payloads)[row - first]
         return [(msgspec.msgpack.decode(spec, type=Spec), payload, found[0])]
 
+    def _full(self, task_id: str) -> Rows:
+        """(data, history) of a task, finished or not; nothing if there is no such task."""
+        row = self._row(task_id)
+        batch = "SELECT first, count, payloads FROM batches WHERE first <= ? ORDER BY first DESC"
+        for first, count, payloads in fetch(self._db, batch + " LIMIT 1", (row,)):
+            if row < first + count:
+                return [(_payloads(payloads)[row - first], self._history(row))]
+        return []
+
     def _prunable(self, before_at: float, excess: int, limit: int) -> Rows:
         """(session, first, count) of finished batches to forget, the oldest first.
 
@@ -152,12 +162,14 @@ class Reader:
                 rows.append((*self._split(first), count))
         return rows
 
-    def _list(self, state: str, kind: str, limit: int, cursor: str) -> Rows:
+    def _list(self, state: str, kind: str, limit: int, cursor: str, order: str = "oldest") -> Rows:
         """A first row (next cursor or None,), then rows as of `_task`.
 
         Unfinished tasks have None for their state; memory knows better how they stand.
         """
         code = _FINAL_CODES.get(state)
+        if order == "newest":
+            return self._list_newest(code, kind, limit, cursor, is_open_only=state == "open")
         if code is None:
             return self._list_batches(state == "open", kind, limit, cursor)
         after = _cursor(cursor, 1)[0]
@@ -219,6 +231,59 @@ class Reader:
             # Finished batches may not be marked so yet: those fetched need not fill a page.
             seq, index = batches[-1][0] + 1, 0
 
+    def _list_newest(
+        self, code: int | None, kind: str, limit: int, cursor: str, *, is_open_only: bool
+    ) -> Rows:
+        """Tasks against the order of acceptance; `code`: those that ended so only."""
+        seq, index = _cursor(cursor, 2) if cursor else (2**62, 2**62)
+        told: Rows = []
+        scanned = size = 0
+        sql = (
+            "SELECT seq, first, count, type, spec, at FROM batches WHERE seq <= ?"
+            + (" AND is_done = 0" if is_open_only else "")
+            + (" AND type = ?" if kind else "")
+            + " ORDER BY seq DESC"
+        )
+        for batch_seq, first, count, batch_type, blob, at in self._db.execute(
+            sql, (seq, kind) if kind else (seq,)
+        ):
+            scanned += 1
+            row = first + min(count - 1, index if batch_seq == seq else count - 1)
+            spec = msgspec.msgpack.decode(blob, type=Spec)
+            runs = self._finished_back(first, row, is_bare=is_open_only)
+            run = next(runs, None)
+            while row >= first:
+                while run is not None and row < run.first:
+                    run = next(runs, None)
+                is_finished = run is not None and row < run.first + run.count
+                wanted = code is None or (run is not None and is_finished and run.state == code)
+                if run is not None and is_finished and not is_open_only and wanted:
+                    size += len(run.payloads[row - run.first])
+                is_full = len(told) == limit or scanned >= SCAN_ROWS
+                if is_full or (told and size > PAGE_BYTES):
+                    return [(f"{batch_seq}.{row - first}",), *told]
+                scanned += 1
+                if run is not None and is_finished:
+                    if is_open_only or not wanted:
+                        row = max(first, run.first)  # over all that ended with it
+                    else:
+                        told.append(self._told(run, row))
+                elif wanted:
+                    session, n = self._split(row)
+                    head = (f"{session}-{n}", batch_type, spec.priority, at)
+                    told.append((*head, None, 0, None, None, None, None, spec.replay_of, []))
+                elif run is None:
+                    break  # the rest of this batch is not finished
+                else:
+                    row = run.first + run.count
+                row -= 1
+        return [(None,), *told]
+
+    def _finished_back(self, first: int, last: int, *, is_bare: bool) -> Iterator[_Run]:
+        """Yield the runs that hold rows from `first` to `last`, the last first."""
+        where = " WHERE o.first >= ? AND o.first <= ? ORDER BY o.first DESC"
+        return self._runs(where, (first, last), is_bare=is_bare)
+
     def _finished_in(self, first: int, end: int, is_bare: bool) -> Iterator[_Run]:
         """Yield the runs that hold rows from `first` to `end` - 1, in order.
 
@@ -265,14 +330,22 @@ class Reader:
     def _history(self, row: int) -> list[dict[str, object]]:
         found = fetch(
             self._db,
-            "SELECT f.n, w.name, f.at, f.is_counted, f.why FROM failures f"
+            "SELECT f.n, w.name, f.at, f.is_counted, f.why, f.pause_s, f.traceback FROM failures f"
             " LEFT JOIN workers w ON w.worker = f.worker WHERE f.row = ?"
             " ORDER BY f.rowid DESC LIMIT ?",
             (row, HISTORY_ROWS),
         )
         return [
-            {"attempt": n, "worker_id": name, "at": at, "is_counted": bool(counts), "error": why}
-            for n, name, at, counts, why in reversed(found)
+            {
+                "attempt": n,
+                "worker_id": name,
+                "at": at,
+                "is_counted": bool(counts),
+                "error": why,
+                "pause_s": round(pause_s, 3),
+            }
+            | ({} if traceback is None else {"traceback": traceback})
+            for n, name, at, counts, why, pause_s, traceback in reversed(found)
         ]
 
     def _tombstone(self, row: int) -> Rows:

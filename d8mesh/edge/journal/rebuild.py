@@ -361,7 +361,7 @@ class Builder:
         for row in rows:
             self._insert("outcomes", [row, 1, state, 1, None, self._at, payload])
             if not is_cancelled:
-                self._insert("failures", [row, 1, None, self._at, 1, 0, why])
+                self._insert("failures", [row, 1, None, self._at, 1, 0, why, 0, 0.0, None])
                 lists.get(why, self.losses.reasons).append(row)
 
     def _fit_rest(self) -> None:

@@ -92,9 +92,9 @@ def _hands(db: apsw.Connection, restored: Restored, names: dict[int, str]) -> No
     for worker, tasks in fetch(db, "SELECT worker, tasks FROM handouts ORDER BY number"):
         rows, ns = msgspec.msgpack.decode(tasks)
         holders.update((row, (n, worker)) for row, n in zip(rows, ns, strict=True))
-    for row, n, worker, is_counted, is_loss, why in fetch(
+    for row, n, worker, at, is_counted, is_loss, why, returned, pause_s in fetch(
         db,
-        "SELECT f.row, f.n, f.worker, f.is_counted, f.is_loss, f.why"
+        "SELECT f.row, f.n, f.worker, f.at, f.is_counted, f.is_loss, f.why, f.returned, f.pause_s"
         f" FROM batches b CROSS JOIN failures f ON {_WITHIN.format('f.row')}"
         " WHERE b.is_done = 0 ORDER BY f.rowid",
     ):
@@ -104,11 +104,11 @@ def _hands(db: apsw.Connection, restored: Restored, names: dict[int, str]) -> No
         task_id = f"{session}-{counter}"
         highest, history = restored.troubled.get(task_id, (0, History()))
         name = workers.get(worker, "")
-        if is_counted:
-            history.errors += 1
-            history.failed_on[name] += 1
-            history.last_error = why
-            (history.losses if is_loss else history.failures).add((name, n))
+        if is_counted:  # as `Ledger.apply` does with the fact
+            history.count(name, n, why, is_loss=bool(is_loss))
+        else:
+            history.give_back(name, why, returned)
+        history.not_before_at, history.pause_s = at + pause_s if pause_s else 0.0, pause_s
         restored.troubled[task_id] = (max(highest, n), history)
         if row in holders and holders[row][0] <= n:
             del holders[row]

@@ -38,6 +38,8 @@ INDEXES: Final = {
     "bad_outcomes": "bad outcomes",
 }
 META_NAMES: Final = frozenset({"schema", "epoch", "secret", "broker_id", "created_at", WAITED})
+#: Rows of `failures` that were written before it had its last three columns.
+OLD_FAILURE_COLUMNS: Final = 7
 _SESSION: Final = re.compile(r"[0-9a-v]{16}", re.ASCII)
 #: Rows between two words of progress.
 _STEP: Final = 50_000
@@ -165,7 +167,9 @@ def _roots(trees: Trees) -> dict[str, int]:
 
 
 def _with_id(table: str, row: Row) -> list[Value]:
-    """Put the row's id in the column that stands for it."""
+    """Put the row's id in the column that stands for it, and what older rows lack at their end."""
+    if table == "failures" and len(row.values) == OLD_FAILURE_COLUMNS:
+        return [*row.values, 0, 0.0, None]
     if table in _FORMS and _FORMS[table].startswith("I"):
         return [row.rowid, *row.values[1:]]
     return row.values
@@ -181,7 +185,7 @@ _FORMS: Final = {
     "pruned": "Iiir",
     "batches": "Iiibtrifb",
     "outcomes": "Iioii?rb",
-    "failures": "iii?rfft",
+    "failures": "iii?rfftirt?",
     "handouts": "Iirb",
     "meta": "t*",
     "keys": "tbii",

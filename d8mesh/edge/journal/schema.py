@@ -16,7 +16,7 @@ from typing import Any, Final, TypeAlias
 
 import apsw
 
-SCHEMA_VERSION: Final = 2
+SCHEMA_VERSION: Final = 3
 #: Beside a journal while a recovery moves files: no start may take what is there for all.
 NOTE_SUFFIX: Final = ".recovering"
 #: A task id's counter takes the low 40 bits of its row id, its session's number the rest.
@@ -45,7 +45,8 @@ CREATE TABLE handouts(
     number INTEGER PRIMARY KEY, worker INTEGER NOT NULL, at REAL NOT NULL, tasks BLOB NOT NULL);
 CREATE TABLE failures(
     row INTEGER NOT NULL, n INTEGER NOT NULL, worker INTEGER, at REAL NOT NULL,
-    is_counted INTEGER NOT NULL, is_loss INTEGER NOT NULL, why TEXT NOT NULL);
+    is_counted INTEGER NOT NULL, is_loss INTEGER NOT NULL, why TEXT NOT NULL,
+    returned INTEGER NOT NULL DEFAULT 0, pause_s REAL NOT NULL DEFAULT 0, traceback TEXT);
 CREATE INDEX failures_of ON failures(row);
 CREATE TABLE workers(
     worker INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, completed INTEGER NOT NULL DEFAULT 0,
@@ -66,6 +67,8 @@ CREATE TABLE pruned(
 #: Rows per multi-row statement, largest first: `executemany` retakes the GIL for every row.
 CHUNKS: Final = (256, 32, 4, 1)
 COMPLETED, FAILED, CANCELLED = 1, 2, 3
+#: Columns of `failures`.
+FAILURE_COLUMNS: Final = 10
 
 
 @cache

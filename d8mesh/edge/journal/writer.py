@@ -55,6 +55,7 @@ from d8mesh.edge.journal.schema import (
     COMPLETED,
     COUNTER_BITS,
     FAILED,
+    FAILURE_COLUMNS,
     MAX_TOMBSTONES,
     SCHEMA,
     SCHEMA_VERSION,
@@ -214,9 +215,11 @@ class Journal:
         for fact in facts:
             worker = self._worker(fact.worker_id)
             flags = (int(fact.is_counted), int(fact.is_loss), fact.why)
+            pause_s = max(0.0, fact.not_before_at - fact.at) if fact.not_before_at else 0.0
+            rest = (fact.returned, pause_s, fact.traceback or None)
             for row, n in zip(self._rows_of(fact.ids), fact.ns, strict=True):
-                values += (row, n, worker, fact.at, *flags)
-        self._insert("failures", values, width=7)
+                values += (row, n, worker, fact.at, *flags, *rest)
+        self._insert("failures", values, width=FAILURE_COLUMNS)
 
     def _recounted(self, facts: list[Recounted]) -> None:
         for fact in facts:
@@ -253,8 +256,8 @@ class Journal:
             self._insert("outcomes", self._runs(fact, state=FAILED, worker=worker), width=7)
             values: list[Value] = []
             for row, n in zip(self._rows_of(fact.ids), fact.ns, strict=True):
-                values += (row, n, worker, fact.at, 1, 0, fact.why)
-            self._insert("failures", values, width=7)
+                values += (row, n, worker, fact.at, 1, 0, fact.why, 0, 0.0, None)
+            self._insert("failures", values, width=FAILURE_COLUMNS)
             count = len(fact.ids)
             self._write("UPDATE totals SET failed = failed + ?", (count,))
             if worker is not None:

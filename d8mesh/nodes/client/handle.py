@@ -64,6 +64,14 @@ class Task:
         """What it travelled in."""
         return self._parcel
 
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What the orchestrator says of the submit: that no worker offers the type, say.
+
+        Empty before the acknowledgement.
+        """
+        return self._parcel.warnings
+
     def __repr__(self) -> str:
         return f"<Task {self.id}>"
 
@@ -99,8 +107,11 @@ class Task:
         self._client.board.wait_settled(self._parcel, timeout)
 
     @takes_timeout_s
-    def status(self, timeout: float = ASK_S) -> dict[str, Any]:
+    def status(self, timeout: float = ASK_S, *, full: bool = False) -> dict[str, Any]:
         """Return the documented status body, as ``GET /api/tasks/status/{id}`` does.
+
+        Args:
+            full: with ``data``, the task's input, and ``history``, all that went wrong so far.
 
         Raises:
             TaskRejectedError: the submit was refused.
@@ -108,7 +119,8 @@ class Task:
             BrokerUnavailableError, WaitTimeoutError: no answer within `timeout`.
         """
         self.wait_accepted(timeout)  # before, nobody knows the task
-        return readable(self._client.ask("status", {"id": self.id}, timeout=timeout))
+        args = {"id": self.id} | ({"full": True} if full else {})
+        return readable(self._client.ask("status", args, timeout=timeout))
 
     @takes_timeout_s
     def cancel(self, timeout: float = ASK_S) -> str:
@@ -124,9 +136,13 @@ class Task:
     def stream(self, timeout: float | None = None) -> Iterator[Any]:
         """Yield partial output as it comes, until the task is finished.
 
+        Of a task that was submitted with ``listen=True`` nothing is missed from its first piece
+        on, whenever this is called; of others what comes from now on, and the last 64 KiB.
+
         Yields:
             Texts or JSON values as the handler emitted them; `RESTARTED` when a new
-            attempt begins.
+            attempt begins; a `Missed` where pieces are missing: the bounds of what is kept
+            were passed, or they got lost with an orchestrator.
 
         Raises:
             WaitTimeoutError: nothing came for `timeout`.
@@ -190,10 +206,11 @@ def results_of(
 
 
 def readable(body: dict[str, Any]) -> dict[str, Any]:
-    """Return a status body with its result decoded."""
-    payload = body.get("result")
-    if isinstance(payload, bytes):
-        body["result"] = _decoded(payload)
+    """Return a status body with its result, and its data if that is there, decoded."""
+    for name in ("result", "data"):
+        payload = body.get(name)
+        if isinstance(payload, bytes):
+            body[name] = _decoded(payload)
     return body
 
 

@@ -6,13 +6,12 @@ import queue
 from collections.abc import Callable, Iterator
 from typing import Any, TypeAlias
 
-import msgspec
-
 from d8mesh.core.client_effects import Output
 from d8mesh.core.client_session import ClientSession
 from d8mesh.core.messages import Stream
 from d8mesh.errors import WaitTimeoutError
-from d8mesh.nodes.client.handle import RESTARTED, Ear
+from d8mesh.nodes.client.handle import Ear
+from d8mesh.nodes.client.keeping import Kept, Position
 from d8mesh.nodes.client.parcels import awaiting
 from d8mesh.nodes.client.patience import bounded
 from d8mesh.nodes.client.runner import Runner
@@ -71,7 +70,7 @@ def output_of(
     """
     events: queue.SimpleQueue[Stream | None] = queue.SimpleQueue()
     stop = start(events.put)
-    attempt = 0
+    position = Position(is_whole=False)
     try:
         while True:
             try:
@@ -83,9 +82,23 @@ def output_of(
                 raise WaitTimeoutError(f"no output of {task_id} in {timeout_s:g} s") from None
             if stream is None:
                 return
-            if attempt and stream.attempt != attempt:
-                yield RESTARTED
-            attempt = stream.attempt
-            yield from map(msgspec.msgpack.decode, stream.payloads)
+            yield from position.read(stream)
     finally:
         stop()
+
+
+def kept_output(
+    kept: Kept, check_alive: Callable[[], None], task_id: str, timeout_s: float | None
+) -> Iterator[Any]:
+    """Yield a task's partial output out of what is kept of it; as of `output_of`."""
+    position, at, timeout_s = Position(is_whole=True), 0, bounded(timeout_s)
+    while True:
+        at, heard, is_over = kept.read(at, 1.0 if timeout_s is None else timeout_s)
+        for stream in heard:
+            yield from position.read(stream)
+        if is_over:
+            return
+        if not heard:
+            check_alive()
+            if timeout_s is not None:
+                raise WaitTimeoutError(f"no output of {task_id} in {timeout_s:g} s")

@@ -43,9 +43,12 @@ from d8mesh.nodes.client.handle import (
     results_of,
 )
 from d8mesh.nodes.client.hotline import Hotlines
-from d8mesh.nodes.client.listening import listen, output_of
+from d8mesh.nodes.client.keeping import Keeping, Kept, Missed
+from d8mesh.nodes.client.listening import kept_output, listen, output_of
 from d8mesh.nodes.client.parcels import (
     Kind,
+    Post,
+    Sent,
     SubmitOptions,
     awaiting,
     check_encodable,
@@ -103,7 +106,7 @@ class Client:
         self._next_n = 0
         self._next_request = itertools.count(1)
         #: what the tasks of the open parcel share
-        self._open_sort: tuple[Kind, float | None, bool] | None = None
+        self._open_sort: tuple[Kind, float | None, bool, bool] | None = None
         self._is_closed = False
         self._waker = Waker()
         make_dialler = partial(
@@ -151,11 +154,13 @@ class Client:
         payload = encode_data(data)
         kind = kind_of(type, model_of(type, data), options)
         timeout = options.get("timeout")
+        is_listened = bool(options.get("listen"))
         if not idempotency_key:
-            return self._append(kind, payload, timeout)
+            return self._append(kind, payload, timeout, is_listened=is_listened)
         check_key(idempotency_key)
         group = group_of(kind, [payload])
-        parcel = self._enqueue([group], timeout, key=idempotency_key)
+        post = Post(idempotency_key, is_listened=is_listened)
+        parcel = self._enqueue([group], timeout, post)
         self._board.wait_settled(parcel, timeout)
         return Task(self, parcel, 0)
 
@@ -207,7 +212,9 @@ class Client:
         try:
             for model, payloads in cut(type, datas):
                 kind = kind_of(type, model, options)
-                parcels.append(self._enqueue([group_of(kind, payloads)], left_s()))
+                groups = [group_of(kind, payloads)]
+                post = Post(is_listened=bool(options.get("listen")))
+                parcels.append(self._enqueue(groups, left_s(), post))
             for parcel in parcels:
                 self._board.wait_settled(parcel, left_s())
         except WaitTimeoutError as error:
@@ -237,27 +244,40 @@ class Client:
         is_watched: bool = False,
         timeout_s: float = ASK_S,
     ) -> tuple[list[str], bool]:
+        """Submit as `send_groups` does; return the ids, and whether the key was used before."""
+        return self.send_groups(
+            groups, key=key, digest=digest, is_watched=is_watched, timeout_s=timeout_s
+        )[:2]
+
+    def send_groups(
+        self,
+        groups: Sequence[Group],
+        *,
+        key: str = "",
+        digest: bytes = b"",
+        is_watched: bool = False,
+        is_listened: bool = False,
+        timeout_s: float = ASK_S,
+    ) -> Sent:
         """Submit all of these or nothing, and wait until it is acknowledged.
 
         A full queue is not waited for.
-
-        Returns:
-            The ids in order, and whether the key was used before with the same body.
 
         Raises:
             TaskRejectedError: refused; nothing was accepted.
             WaitTimeoutError: no answer within `timeout_s`.
         """
         count, _ = size_of(groups)
-        if count == 1 and not key:  # it travels with what others submit at the same time
+        if count == 1 and not key and not is_listened:  # it travels with what others submit
             task = self._append(kind_in(groups[0]), groups[0].payloads[0], timeout_s, is_watched)
             task.wait_accepted(timeout_s)
-            return [task.id], False
-        parcel = self._enqueue(
-            list(groups), timeout_s, key=key, digest=digest, is_watched=is_watched
-        )
+            return Sent([task.id], False, task.warnings)
+        is_watched = is_watched or is_listened
+        post = Post(key, digest, is_watched, is_listened, is_patient=False)
+        parcel = self._enqueue(list(groups), timeout_s, post)
         self._board.wait_settled(parcel, timeout_s)
-        return [parcel.task_id(index) for index in range(parcel.count)], parcel.is_repeat
+        ids = [parcel.task_id(index) for index in range(parcel.count)]
+        return Sent(ids, parcel.is_repeat, parcel.warnings)
 
     @takes_timeout_s
     def flush(self, timeout: float | None = None) -> None:
@@ -279,13 +299,19 @@ class Client:
 
     @takes_timeout_s
     def tasks(
-        self, *, state: str = "", type: str = "", timeout: float = ASK_S
+        self,
+        *,
+        state: str = "",
+        type: str = "",
+        newest_first: bool = False,
+        timeout: float = ASK_S,
     ) -> Iterator[dict[str, Any]]:
-        """Yield the status bodies of tasks, oldest first, as `Task.status` returns them.
+        """Yield the status bodies of tasks, as `Task.status` returns them.
 
         Args:
             state: queued, delayed, running, completed, failed, cancelled; empty: all.
             type: of one task type only; empty: of all.
+            newest_first: those that were submitted last come first; else the oldest do.
             timeout: of each page.
 
         Raises:
@@ -293,7 +319,8 @@ class Client:
             BrokerUnavailableError: no answer within `timeout`.
         """
         ask = partial(self.ask, "tasks", timeout=timeout)
-        return listed(ask, {"state": state, "type": type})
+        order = {"order": "newest"} if newest_first else {}
+        return listed(ask, {"state": state, "type": type, **order})
 
     @takes_timeout_s
     def replay(self, task_id: str, *, timeout: float = ASK_S) -> Task:
@@ -417,8 +444,24 @@ class Client:
         """Where what happens to parcels is waited for."""
         return self._board
 
+    @property
+    def keeping(self) -> Keeping:
+        """What keeps the output of tasks that were submitted with ``listen=True``."""
+        return self._runner.keeping
+
+    def kept_output(self, task_id: str) -> Kept | None:
+        """Return what is kept of the output of a task that was submitted with ``listen=True``."""
+        return self._runner.keeping.of(task_id)
+
     def stream_of(self, task: Task, timeout_s: float | None) -> Iterator[Any]:
         """Yield a task's partial output; see `Task.stream`."""
+        if task.parcel.is_listened:
+            kept = self.kept_output(task.id)
+            if kept is not None:
+                yield from kept_output(kept, self._check_alive, task.id, timeout_s)
+                task.parcel.raise_refusal()
+                return
+            yield Missed(None)
         self._board.wait_settled(task.parcel, timeout_s)  # before, nobody knows the task
         start = partial(self.listen, task.id)
         yield from output_of(start, self._check_alive, task.id, timeout_s)
@@ -426,11 +469,17 @@ class Client:
     # --------------------------------------------------------- the callers' threads
 
     def _append(
-        self, kind: Kind, payload: bytes, timeout_s: float | None, is_watched: bool = True
+        self,
+        kind: Kind,
+        payload: bytes,
+        timeout_s: float | None,
+        is_watched: bool = True,
+        *,
+        is_listened: bool = False,
     ) -> Task:
         """Put one task into the open parcel, or begin a new one."""
         board, runner = self._board, self._runner
-        sort = (kind, timeout_s, is_watched)
+        sort = (kind, timeout_s, is_watched, is_listened)
         # What nobody watches (the shim) is refused at once when the queue is full.
         patience_s = timeout_s if is_watched else 0.0
         with board.lock:
@@ -442,31 +491,30 @@ class Client:
                 parcel.groups[0].payloads.append(payload)
                 parcel.give_up = give_up(patience_s)
                 self._next_n += 1
+                if is_listened:
+                    runner.keeping.expect(parcel, index)
                 return Task(self, parcel, index)
             runner.seal()
             group = group_of(kind, [payload])
             parcel = self._new_parcel([group], 1, len(payload), patience_s, is_watched=is_watched)
+            parcel.is_listened = is_listened
+            if is_listened:
+                runner.keeping.expect(parcel, 0)
             runner.open, self._open_sort = parcel, sort
         self._waker.wake()
         return Task(self, parcel, 0)
 
-    def _enqueue(
-        self,
-        groups: list[Group],
-        timeout_s: float | None,
-        *,
-        key: str = "",
-        digest: bytes = b"",
-        is_watched: bool = True,
-    ) -> Parcel:
+    def _enqueue(self, groups: list[Group], timeout_s: float | None, post: Post) -> Parcel:
         count, size = size_of(groups)
         with self._board.lock:
             self._board.wait_for_room(count, size, timeout_s)
             self._runner.seal()
-            patience_s = timeout_s if is_watched else 0.0
-            parcel = self._new_parcel(groups, count, size, patience_s, is_watched=is_watched)
-            parcel.key = key
-            parcel.digest = digest or (digest_of(groups) if key else b"")
+            patience_s = timeout_s if post.is_patient else 0.0
+            parcel = self._new_parcel(groups, count, size, patience_s, is_watched=post.is_watched)
+            parcel.key, parcel.is_listened = post.key, post.is_listened
+            parcel.digest = post.digest or (digest_of(groups) if post.key else b"")
+            for index in range(count if post.is_listened else 0):
+                self._runner.keeping.expect(parcel, index)
             self._runner.do(partial(self._session.submit, parcel))
         return parcel
 

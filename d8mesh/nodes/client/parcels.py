@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Final, TypeAlias, TypedDict
+from typing import Any, Final, NamedTuple, TypeAlias, TypedDict
 
 import msgspec
 
@@ -44,6 +44,7 @@ class SubmitOptions(TypedDict, total=False):
     max_attempts: errors and losses of workers it may use up (the orchestrator's default).
     fenced: only the current attempt may finish it (no).
     run_at: not before this time, Unix seconds (at once).
+    listen: keep the partial output from its first piece on, for `Task.stream` (no).
     """
 
     priority: int
@@ -52,6 +53,29 @@ class SubmitOptions(TypedDict, total=False):
     max_attempts: int
     fenced: bool
     run_at: float | None
+    listen: bool
+
+
+class Sent(NamedTuple):
+    """What became of a submit: its ids, whether its key was used before, and warnings."""
+
+    ids: list[str]
+    is_repeat: bool
+    warnings: tuple[str, ...] = ()
+
+
+class Post(NamedTuple):
+    """How a parcel is to travel.
+
+    key, digest: the idempotency key and what the body hashes to; is_watched, is_listened: its
+    outcomes, its partial output are wanted; is_patient: it waits for room in a full queue.
+    """
+
+    key: str = ""
+    digest: bytes = b""
+    is_watched: bool = True
+    is_listened: bool = False
+    is_patient: bool = True
 
 
 _OPTIONS: Final = SubmitOptions.__optional_keys__
@@ -89,7 +113,9 @@ def kind_of(kind: str, model: str, options: SubmitOptions) -> Kind:
 
 
 def _whole(options: SubmitOptions, name: str, default: int, least: int, most: int) -> int:
-    value = options.get(name, default)
+    value = options.get(name)
+    if value is None:  # not given
+        return default
     if type(value) is not int or not least <= value <= most:
         raise InvalidTaskError(f"{name}: saw {value!r:.80}, expected {least} to {most}")
     return value

@@ -19,6 +19,7 @@ from d8mesh.core.client_effects import (
     Output,
     Rejected,
     Settled,
+    Silent,
     Transmit,
 )
 from d8mesh.core.client_session import ClientSession
@@ -30,6 +31,7 @@ from d8mesh.edge.sockets import DealerLink, Loop, Waker
 from d8mesh.errors import D8Error, NodeClosedError, ProtocolError, error_of
 from d8mesh.nodes.client.board import Board
 from d8mesh.nodes.client.dial import Connection, Dialler
+from d8mesh.nodes.client.keeping import Keeping
 
 MESSAGES_PER_TURN: Final = 256
 #: The longest sleep of the loop; it is woken for everything there is to do.
@@ -38,6 +40,8 @@ MAX_SLEEP_S: Final = 3600.0
 CUT_S: Final = 2.0
 #: How often it is asked whether an orchestrator that falls silent has moved.
 DOUBT_PAUSE_S: Final = 2.0
+#: Different warnings of the orchestrator that are logged, once each.
+MAX_WARNED: Final = 1000
 _log: Final = logging.getLogger("d8mesh.client")
 
 Action: TypeAlias = Callable[[float], list[Output]]
@@ -86,6 +90,8 @@ class Runner:
         self._broker_id = broker_id
         self.answers: dict[int, Slot] = {}
         self.listeners: dict[str, list[Callable[[Stream | None], None]]] = {}
+        self.keeping = Keeping(self.listeners)
+        self._warned: set[str] = set()
         #: what to do when the outcome of a parcel arrives
         self.on_arrival: dict[Parcel, Callable[[], None]] = {}
         #: the parcel that callers still add to; the board's lock guards it
@@ -234,11 +240,11 @@ class Runner:
                 case Arrived():
                     self._arrived(output.parcel)
                 case Settled():
-                    self._board.settled(output.parcel)
+                    self._settled(output.parcel)
                 case Answered():
                     self._answered(output)
-                case Heard():
-                    self._heard(output.stream)
+                case Heard() | Silent():
+                    self._heard(output)
                 case Connected():
                     self._broker_id = output.broker_id
                     self.connected.set()
@@ -250,6 +256,15 @@ class Runner:
                     self._dialler.again(output.pause_s)
                 case Rejected():
                     self._rejected(output)
+
+    def _settled(self, parcel: Parcel) -> None:
+        if parcel.is_listened:
+            self.keeping.settled(parcel)
+        for text in parcel.warnings:
+            if text not in self._warned and len(self._warned) < MAX_WARNED:
+                self._warned.add(text)
+                event(_log, logging.WARNING, "submit.warning", why=text)
+        self._board.settled(parcel)
 
     def _stay(self) -> None:
         """Look for the same orchestrator as long as it alone knows what it was told."""
@@ -272,8 +287,12 @@ class Runner:
             slot.code, slot.body, slot.is_answered = output.code, output.body, True
             slot.ready.set()
 
-    def _heard(self, stream: Stream) -> None:
-        self.tell(self.listeners.get(stream.id, ()), stream)
+    def _heard(self, output: Heard | Silent) -> None:
+        if isinstance(output, Heard):
+            self.tell(self.listeners.get(output.stream.id, ()), output.stream)
+            return
+        for task_id in output.ids:
+            self.tell(self.listeners.pop(task_id, ()), None)
 
     def tell(
         self, listeners: Iterable[Callable[[Stream | None], None]], stream: Stream | None

@@ -29,6 +29,7 @@ from d8mesh.edge.outbox import Mended, adopt, open_mended
 from d8mesh.edge.sockets import Waker
 from d8mesh.errors import ConfigError, HandlerError, NodeClosedError, WorkerError
 from d8mesh.handlers import endings
+from d8mesh.handlers.retrying import ANY, Backoff, Retries, Retry
 from d8mesh.nodes.worker.finder import Finder
 from d8mesh.nodes.worker.importable import process_name, prove
 from d8mesh.nodes.worker.runner import Runner
@@ -102,31 +103,52 @@ class Worker:
 
     # ------------------------------------------------------------------ handlers
 
-    def task(self, name: str, *, process: bool = False) -> Callable[[_H], _H]:
+    def task(
+        self, name: str, *, process: bool = False, retry: Retry = True, backoff: Backoff = None
+    ) -> Callable[[_H], _H]:
         """Return a decorator that registers the function for tasks of type `name`."""
 
         def decorate(handler: _H) -> _H:
-            self.register(name, handler, process=process)
+            self.register(name, handler, process=process, retry=retry, backoff=backoff)
             return handler
 
         return decorate
 
-    def register(self, name: str, handler: Callable[..., Any], *, process: bool = False) -> None:
+    def register(
+        self,
+        name: str,
+        handler: Callable[..., Any],
+        *,
+        process: bool = False,
+        retry: Retry = True,
+        backoff: Backoff = None,
+    ) -> None:
         """Run tasks of type `name` with `handler` (``f(data)`` or ``f(data, context)``).
 
         Args:
             process: run it in processes of its own, which can be killed; what a process gets
                 that imports ``MODULE:NAME`` must be this very handler.
+            retry: which failed attempts are tried again, as long as the task has attempts left:
+                all, none (False), errors of a class or of a tuple of classes, or those for which
+                a function of the error returns true. `d8mesh.Reject` is never tried again.
+            backoff: seconds before the next attempt, at most a day, or a function that returns
+                them for the number of the attempt that failed; None: short, growing pauses.
 
         Raises:
-            HandlerError: it cannot be called, or a process could not import it.
+            HandlerError: it cannot be called, or a process could not import it; `retry` or
+                `backoff` is something else.
         """
         if not 0 < len(name) <= 128 or len(self._handlers) >= MAX_NAMES:
             raise HandlerError(f"{name[:140]!r}: a task type has 1 to 128 characters")
         if not callable(handler):
             raise HandlerError(f"the handler of {name!r} is no function")
         function = process_name(handler) if process else None
-        self._handlers[name] = Registered(handler, endings.takes_context(handler), function)
+        made = Retries(retry, backoff)
+        retries = ANY if made == ANY else made
+        if process:
+            retries.named()
+        takes_context = endings.takes_context(handler)
+        self._handlers[name] = Registered(handler, takes_context, function, retries)
         self._announce_offer()
 
     def offer(

@@ -16,13 +16,14 @@ from typing import Final, cast
 
 import msgspec
 
-from d8mesh.core.messages import SUCCEEDED
+from d8mesh.core.messages import FAILED, SUCCEEDED
 from d8mesh.core.worker_effects import DROPPED, UNAVAILABLE, Attempt, Ended, Piece, Running
 from d8mesh.core.worker_session import OVERDUE_S
 from d8mesh.edge.child import Child
 from d8mesh.edge.sockets import Waker
 from d8mesh.errors import BackendUnavailableError, TaskCancelledError
 from d8mesh.handlers import endings, tracebacks
+from d8mesh.handlers.retrying import ANY, Retries
 from d8mesh.nodes.worker.coroutines import Coroutines
 from d8mesh.nodes.worker.failures import Failures
 from d8mesh.nodes.worker.importable import prove
@@ -47,6 +48,7 @@ class Registered:
     call: Callable[..., object]
     takes_context: bool
     function: str | None = None
+    retries: Retries = ANY
 
 
 class Bell:
@@ -278,8 +280,11 @@ class Slots:
                     value = self._coroutines.run(waited, lambda: context.is_cancelled)
                 took_s = clock() - started
                 kind, result = endings.of_value(value, self.worker_id, round(took_s, 6))
+                if kind == FAILED:
+                    kind, result = handler.retries.applied((kind, result), None, context.attempt)
             except BaseException as error:  # whatever a handler raises, the slot goes on
                 kind, result = self._failed(error, context, started)
+                kind, result = handler.retries.applied((kind, result), error, context.attempt)
         took_s = clock() - started
         if handler is not None:
             is_quick = took_s <= QUICK_S and handler.function is None
@@ -310,7 +315,7 @@ class Slots:
             return DROPPED, b""
         if isinstance(error, BackendUnavailableError):
             self._aborted_or_pause(context)
-            return UNAVAILABLE, b""
+            return UNAVAILABLE, str(error).encode("utf-8", "replace")
         return endings.of_exception(error, self.worker_id, round(time.monotonic() - started, 6))
 
     def _aborted_or_pause(self, context: Context) -> None:
@@ -361,6 +366,7 @@ class Slots:
             context.remaining_s,
             self.worker_id,
             attempt[6],
+            handler.retries.named(),
         ]
         child = children.pop(function, None)
         if child is None or not child.tell(frame):

@@ -8,10 +8,11 @@ import apsw
 import msgspec
 import pytest
 
-from d8mesh.core.task import Completed, Spec
+from d8mesh.core.task import SUSPECT, Completed, Requeued, Spec, Submitted
 from d8mesh.edge.journal import Journal, Reader
 from d8mesh.edge.journal.migrate import STEPS
 from d8mesh.edge.journal.recover import recover
+from d8mesh.edge.journal.salvage import Salvage
 from d8mesh.edge.journal.schema import COUNTER_BITS, SCHEMA_VERSION
 
 S = "0123456789abcdef"
@@ -123,3 +124,44 @@ def test_a_later_file_of_version_1_has_its_tables_already(tmp_path: Path) -> Non
 
 def test_a_sound_older_journal_needs_no_recovery(old: Path) -> None:
     assert recover(old, lambda text: None).outcome == "sound"
+
+
+def test_a_journal_of_version_2_keeps_what_went_wrong(tmp_path: Path) -> None:
+    path = tmp_path / "journal.db"
+    journal = Journal(path)
+    task_id = f"{S}-0"
+    journal.append([Submitted(S, 0, Spec("echo", 5, 3), [b"x"], 1.0)])
+    journal.append([Requeued("w", [task_id], [1], "broke", 1.0, is_counted=True)])
+    db = journal._db
+    for name in ("returned", "pause_s", "traceback"):
+        db.execute(f"ALTER TABLE failures DROP COLUMN {name}")
+    db.execute("UPDATE meta SET value = 2 WHERE name = 'schema'")
+    journal.close()
+    journal = Journal(path)
+    assert journal.copy is not None
+    paused = Requeued("v", [task_id], [2], "busy", 2.0, not_before_at=9.0, returned=SUSPECT)
+    journal.append([paused])
+    ((n, history),) = journal.restore().troubled.values()
+    assert (n, history.errors, history.suspect_returns, history.not_before_at) == (2, 1, 1, 9.0)
+    reader = Reader(path)
+    ((payload, past),) = reader.query("full", (task_id,))
+    reader.close()
+    journal.close()
+    assert payload == b"x"
+    assert [(each["error"], each["pause_s"]) for each in past] == [("broke", 0.0), ("busy", 7.0)]  # type: ignore[attr-defined]
+
+
+def test_old_rows_of_what_went_wrong_are_read_from_a_damaged_file(tmp_path: Path) -> None:
+    path = tmp_path / "journal.db"
+    journal = Journal(path)
+    journal.append([Submitted(S, 0, Spec("echo", 5, 3), [b"x"], 1.0)])
+    db = journal._db
+    for name in ("returned", "pause_s", "traceback"):
+        db.execute(f"ALTER TABLE failures DROP COLUMN {name}")
+    row = (1 << COUNTER_BITS, 1, None, 1.0, 1, 0, "broke")
+    db.execute("INSERT INTO failures VALUES (?,?,?,?,?,?,?)", row)
+    journal.close()
+    saved = [
+        row.values for row in Salvage(path, lambda text: None).rows() if row.table == "failures"
+    ]
+    assert saved == [[*row, 0, 0.0, None]]

@@ -1,0 +1,104 @@
+"""Partial output on its way from workers to who listens; nothing of it is stored.
+
+The last of each running task's output is kept: for late listeners, and for one whose
+connection was full for a moment.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from d8mesh.core.effects import Peer
+from d8mesh.core.handout import Handout
+from d8mesh.core.messages import MAX_BATCH_TASKS, Chunks, Stream
+from d8mesh.core.pool import Pool
+from d8mesh.core.records import Task
+
+#: Chunks of one running task that late listeners still get.
+TAIL_BYTES: Final = 64 * 1024
+#: Who could not be sent something is sent what is kept, so much later.
+CATCH_UP_S: Final = 0.05
+
+
+class Streaming:
+    """Passes the partial output of a pool's tasks on."""
+
+    def __init__(self, pool: Pool, handout: Handout) -> None:
+        self._pool = pool
+        self._handout = handout
+        #: task id -> attempt, number of the first piece kept, the pieces, their bytes
+        self._tails: dict[str, tuple[int, int, list[bytes], int]] = {}
+        #: (session, task id) of who missed something that may be kept still
+        self._behind: set[tuple[str, str]] = set()
+        pool.say_last = self._say_last
+
+    def take(self, message: Chunks) -> None:
+        """Pass output on: what came together of a task goes on together."""
+        tasks = self._pool.ledger.tasks
+        runs: dict[str, Stream] = {}
+        for task_id, token, seq, payload in zip(
+            message.ids, message.tokens, message.seqs, message.payloads, strict=True
+        ):
+            task = tasks.get(task_id)
+            if task is None or task.token != token:
+                continue
+            self._keep_tail(task, seq, payload)
+            run = runs.get(task_id)
+            if run is not None and run.first_seq + len(run.payloads) == seq:
+                run.payloads.append(payload)
+                continue
+            if run is not None:
+                self._send(run)
+            runs[task_id] = Stream(task_id, task.n, seq, [payload])
+        for run in runs.values():
+            self._send(run)
+
+    def tail(self, task: Task) -> Stream:
+        """Return what is kept of the task's partial output: an empty one begins an attempt."""
+        attempt, first_seq, payloads, _ = self._tails.get(task.id, (task.n, 0, [], 0))
+        return Stream(task.id, attempt, first_seq, list(payloads))
+
+    def undelivered(self, peer: Peer, stream: Stream) -> None:
+        """A client reads too slowly: it gets what is kept as soon as it can be sent."""
+        client = self._pool.clients_by_routing_id.get(peer.routing_id)
+        if client is not None and stream.id in client.listened:
+            if not self._behind:
+                self._handout.after(CATCH_UP_S, self._catch_up)
+            self._behind.add((client.session, stream.id))
+
+    def forget_tails(self) -> None:
+        """Drop the tails of tasks that are finished."""
+        for task_id in [t for t in self._tails if t not in self._pool.ledger.tasks]:
+            del self._tails[task_id]
+
+    def _send(self, run: Stream) -> None:
+        pool = self._pool
+        for session in pool.listeners.get(run.id, ()):
+            if not self._behind or (session, run.id) not in self._behind:
+                pool.send(pool.clients[session].peer, run)
+
+    def _catch_up(self) -> None:
+        pool, behind, self._behind = self._pool, self._behind, set()
+        for session, task_id in sorted(behind):
+            task, client = pool.ledger.tasks.get(task_id), pool.clients.get(session)
+            if task is not None and client is not None and task_id in client.listened:
+                pool.send(client.peer, self.tail(task))
+
+    def _say_last(self, task_id: str, session: str) -> None:
+        """The task is finished; who is behind has a last chance, before the outcome."""
+        task = self._pool.ledger.tasks.get(task_id)
+        if (session, task_id) in self._behind and task is not None:
+            self._behind.discard((session, task_id))
+            self._pool.send(self._pool.clients[session].peer, self.tail(task))
+
+    def _keep_tail(self, task: Task, seq: int, payload: bytes) -> None:
+        attempt, first, kept, size = self._tails.get(task.id, (task.n, seq, [], 0))
+        if attempt != task.n:
+            self._send(Stream(task.id, task.n, 0, []))  # a new attempt begins
+            attempt, first, kept, size = task.n, seq, [], 0
+        kept.append(payload)
+        size += len(payload)
+        while (size > TAIL_BYTES or len(kept) > MAX_BATCH_TASKS) and len(kept) > 1:
+            size -= len(kept.pop(0))
+            first += 1
+        self._tails[task.id] = (attempt, first, kept, size)

@@ -1,0 +1,214 @@
+"""Partial output of tasks whose submit said that it is listened to, kept until it is read.
+
+It comes before anybody asks for it; what is kept is bounded, and a reader sees by the numbers
+of the pieces what is missing.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Final
+
+import msgspec
+
+from d8mesh.core.messages import Stream
+from d8mesh.core.parcel import Parcel
+from d8mesh.nodes.client.handle import RESTARTED, Ear
+
+#: Partial output kept of one task, and of all; beyond it the oldest goes.
+MAX_TASK_BYTES: Final = 4 * 1024 * 1024
+MAX_ALL_BYTES: Final = 64 * 1024 * 1024
+#: Tasks whose output is kept at the same time.
+MAX_KEPT_TASKS: Final = 10_000
+#: What a piece costs beside its bytes.
+PIECE_BYTES: Final = 200
+
+Listeners = dict[str, list[Callable[[Stream | None], None]]]
+
+
+@dataclass(frozen=True, slots=True)
+class Missed:
+    """In `Task.stream`: here pieces of the output are missing; `count` is None if unknown."""
+
+    count: int | None
+
+
+class Position:
+    """Where a reader of a stream is, so that it sees what is missing.
+
+    Args:
+        is_whole: the stream is heard from its first piece on.
+    """
+
+    __slots__ = ("attempt", "is_whole", "next_seq")
+
+    def __init__(self, *, is_whole: bool) -> None:
+        self.is_whole = is_whole
+        self.attempt = self.next_seq = 0
+
+    def move(self, stream: Stream) -> tuple[bool, int]:
+        """Go on behind what was heard; return whether the output begins anew, how many missed."""
+        is_first, is_new = not self.attempt, stream.attempt != self.attempt
+        if is_new:
+            self.attempt, self.next_seq = stream.attempt, 0
+        missed = max(0, stream.first_seq - self.next_seq) if stream.payloads else 0
+        if is_first and not self.is_whole:
+            missed = 0
+        self.next_seq = max(self.next_seq, stream.first_seq + len(stream.payloads))
+        return is_new and not is_first, missed
+
+    def read(self, stream: Stream) -> Iterator[Any]:
+        """Yield what a caller of `Task.stream` sees of this."""
+        is_restart, missed = self.move(stream)
+        if is_restart:
+            yield RESTARTED
+        if missed:
+            yield Missed(missed)
+        yield from map(msgspec.msgpack.decode, stream.payloads)
+
+
+class Kept:
+    """The output of one task as far as it is kept; any number of readers, each from the start.
+
+    Thread: `hear` is called by the I/O thread, `read` by any.
+    """
+
+    def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
+        self._now = now
+        self._changed = threading.Condition()
+        self._heard: deque[Stream] = deque()
+        #: how many of `_heard` went
+        self._gone = 0
+        self.size_bytes = 0
+        #: when the task ended (monotonic seconds)
+        self.ended = math.inf
+
+    def hear(self, stream: Stream | None) -> None:
+        """Take in what was heard; None: the task is finished."""
+        with self._changed:
+            if stream is None:
+                self.ended = min(self.ended, self._now())
+            else:
+                self._heard.append(stream)
+                self.size_bytes += _size(stream)
+                while self.size_bytes > MAX_TASK_BYTES and len(self._heard) > 1:
+                    self._drop()
+            self._changed.notify_all()
+
+    def clear(self) -> None:
+        """Keep nothing of what was heard so far."""
+        with self._changed:
+            while self._heard:
+                self._drop()
+
+    def read(self, at: int, timeout_s: float) -> tuple[int, list[Stream], bool]:
+        """Wait for something behind the first `at` that were heard.
+
+        Returns:
+            Where to read on, what there is, and whether that is the end. Nothing and no end:
+            the time is over.
+        """
+        until = time.monotonic() + timeout_s
+        with self._changed:
+            while True:
+                count = self._gone + len(self._heard)
+                if at < count:
+                    skip = max(0, at - self._gone)
+                    return count, list(self._heard)[skip:], self.ended < math.inf
+                left_s = until - time.monotonic()
+                if self.ended < math.inf or left_s <= 0:
+                    return count, [], self.ended < math.inf
+                self._changed.wait(left_s)
+
+    def _drop(self) -> None:
+        self.size_bytes -= _size(self._heard.popleft())
+        self._gone += 1
+
+
+class Keeping:
+    """Keeps the output of a client's tasks.
+
+    Args:
+        listeners: of the client's runner: who hears which task.
+
+    Thread: `expect` is called under the lock of the client's board, `settled` by the I/O thread,
+    `of` by any.
+    """
+
+    def __init__(self, listeners: Listeners) -> None:
+        self._listeners = listeners
+        self._lock = threading.Lock()
+        self._kept: dict[str, Kept] = {}
+        self._bytes = 0
+        #: what has ended, the first first
+        self._over: deque[tuple[float, str]] = deque()
+        #: how long the output of a task is kept after its end, seconds
+        self.keep_s = math.inf
+
+    def of(self, task_id: str) -> Kept | None:
+        """Return what is kept of a task."""
+        with self._lock:
+            self._bound()
+            return self._kept.get(task_id)
+
+    def expect(self, parcel: Parcel, index: int) -> None:
+        """Keep the output of a task from now on: it is about to be submitted."""
+        self._keep(parcel.task_id(index), Kept())
+
+    def settled(self, parcel: Parcel) -> None:
+        """Forget what was refused; what a repeated key names has another id."""
+        if parcel.refusal is None and parcel.accepted_as is None:
+            return
+        for index in range(parcel.count):
+            own_id = f"{parcel.session}-{parcel.first + index}"
+            self._listeners.pop(own_id, None)
+            with self._lock:
+                self._let_go(own_id)
+            if parcel.accepted_as is not None and self.of(parcel.task_id(index)) is None:
+                self._keep(parcel.task_id(index), Kept())
+
+    def _keep(self, task_id: str, kept: Kept) -> None:
+        with self._lock:
+            self._kept[task_id] = kept
+            self._bound()
+        hear = Ear(partial(self._hear, task_id, kept))
+        self._listeners.setdefault(task_id, []).append(hear)
+
+    def _hear(self, task_id: str, kept: Kept, stream: Stream | None) -> None:
+        before = kept.size_bytes
+        kept.hear(stream)
+        with self._lock:
+            if self._kept.get(task_id) is not kept:
+                return  # let go of: who reads it still does so to its end
+            self._bytes += kept.size_bytes - before
+            if stream is None:
+                self._over.append((kept.ended, task_id))
+            self._bound()
+
+    def _bound(self) -> None:
+        """Let go of what is too old or too much: first of what has ended, then the oldest."""
+        over, until = self._over, time.monotonic() - self.keep_s
+        while over and (over[0][0] <= until or self._is_too_much):
+            self._let_go(over.popleft()[1])
+        while self._is_too_much:
+            self._let_go(next(iter(self._kept)))
+
+    @property
+    def _is_too_much(self) -> bool:
+        return len(self._kept) > MAX_KEPT_TASKS or self._bytes > MAX_ALL_BYTES
+
+    def _let_go(self, task_id: str) -> None:
+        kept = self._kept.pop(task_id, None)
+        if kept is not None:
+            self._bytes -= kept.size_bytes
+            kept.clear()
+
+
+def _size(stream: Stream) -> int:
+    return PIECE_BYTES + sum(map(len, stream.payloads))
