@@ -139,6 +139,8 @@ class Host:
             OSError: some are still there after 10 s.
         """
         deadline = time.monotonic() + _KILL_S
+        for process in self._processes:  # one that has just begun may not be in there yet
+            process.kill()
         while pids := _run("ip", "netns", "pids", self.namespace).split():
             if time.monotonic() > deadline:
                 raise OSError(f"processes {pids} in {self.namespace} do not die")
