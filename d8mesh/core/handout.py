@@ -12,7 +12,7 @@ from d8mesh.core import placement
 from d8mesh.core.endings import Endings, error_text
 from d8mesh.core.messages import SOFT_FRAME_BYTES, Answer, Listening, Work, WorkGroup
 from d8mesh.core.pool import Pool
-from d8mesh.core.queue import Lane
+from d8mesh.core.queue import Lane, LaneKey
 from d8mesh.core.records import Batch, Task
 from d8mesh.core.roster import POLLING, Seat
 from d8mesh.core.task import Due, HandedOut, Recounted, Requeued, TaskState
@@ -164,6 +164,9 @@ class Handout:
         pool = self._pool
         why = error_text(payload)
         self._take_back(task)
+        key = LaneKey(task.batch.spec.type, task.batch.spec.model)
+        if is_final and placement.is_offered_elsewhere(seat_id, key, pool.roster):
+            is_final = False  # it refused a strict wish for a model that another worker has
         if is_final or self._is_used_up(task, seat_id, is_loss=False):
             self._endings.fail(seat_id, [task.id], [payload], why=why)
             return

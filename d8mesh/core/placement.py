@@ -3,6 +3,8 @@
 - A worker runs the types that it offers.
 - A wished model is a preference: while some live worker offers it and may have room again, its
   tasks go only there; if none does, any worker of the type runs them on a model of its own.
+- A strict wish waits for the workers that offer the model, with or without room. If no live one
+  does, a mesh worker gets the task and refuses it by name; a polling one would not know that.
 - ``evolution_crossover`` goes to mesh workers while there are any: polling workers of the
   older system take it and fail at once.
 - A retry goes to a worker that has not failed the task, if a live one is left that may have
@@ -16,6 +18,7 @@ from collections.abc import Iterable
 from itertools import islice
 from typing import Final
 
+from d8mesh.core.model_names import wish_in
 from d8mesh.core.queue import LaneKey
 from d8mesh.core.records import Task
 from d8mesh.core.roster import Dialect, Roster, Seat
@@ -31,20 +34,42 @@ DOCUMENTED_TYPES: Final = (
 )
 #: How far a line of free seats is searched for one that fits better than the first.
 SEARCH_SEATS: Final = 64
+#: Workers whose trouble is told with a task that waits.
+MAX_TROUBLES: Final = 3
 
 
 def can_run(seat: Seat, key: LaneKey, roster: Roster) -> bool:
     """Return whether `seat` may be given tasks of this lane now."""
     if key.type not in seat.types:
         return False
-    if key.model and key.model not in seat.models:
-        for other in roster.offering.get(key.model, {}).values():
-            if key.type in other.types and other.may_have_room:
-                return False
+    if key.model and not _suits_wish(seat, key, roster):
+        return False
     if key.type in MESH_FIRST_TYPES and seat.dialect is Dialect.POLLING:
         others: Iterable[Seat] = roster.serving.get(key.type, {}).values()
         return all(other.dialect is Dialect.POLLING for other in others)
     return True
+
+
+def _suits_wish(seat: Seat, key: LaneKey, roster: Roster) -> bool:
+    name, is_strict = wish_in(key.model)
+    offering = roster.offering.get(name, {})
+    if seat.worker_id in offering:
+        return True
+    if is_strict and seat.dialect is Dialect.POLLING:
+        return False
+    return not any(
+        key.type in other.types and (is_strict or other.may_have_room)
+        for other in offering.values()
+    )
+
+
+def is_offered_elsewhere(worker_id: str, key: LaneKey, roster: Roster) -> bool:
+    """Return whether another worker has the model that this lane must have."""
+    name, is_strict = wish_in(key.model) if key.model else ("", False)
+    return is_strict and any(
+        key.type in other.types and other.worker_id != worker_id
+        for other in roster.offering.get(name, {}).values()
+    )
 
 
 def choose_seat(key: LaneKey, roster: Roster, task: Task | None = None) -> Seat | None:
@@ -94,9 +119,24 @@ def why_waiting(key: LaneKey, roster: Roster) -> str:
     """Return why tasks of this lane are not being handed out, for people."""
     serving = roster.serving.get(key.type)
     if not serving:
-        return f"no worker in the mesh offers {key.type!r}"
-    if roster.free.get(key.type):
+        return f"no worker in the mesh offers {key.type!r}{_troubles(roster)}"
+    if key.model:
+        name, _ = wish_in(key.model)
+        serving = {i: s for i, s in serving.items() if _suits_wish(s, key, roster)}
+        if not serving:
+            return f"only polling workers are there, and none has the model {name!r}"
+    if any(seat.is_free for seat in serving.values()):
         return ""
     if all(seat.is_busy for seat in serving.values()):
         return "all workers that offer it are busy"
     return "all workers that offer it are busy, or do not ask for tasks now"
+
+
+def _troubles(roster: Roster) -> str:
+    """Say which live workers are there for tasks of other types only, and why, if they tell."""
+    live = [seat for seat in roster.seats.values() if seat.is_live]
+    told = [f"{seat.worker_id}: {seat.trouble}" for seat in live if seat.trouble]
+    if not told:
+        return ""
+    more = f"; and {len(told) - MAX_TROUBLES} more" if len(told) > MAX_TROUBLES else ""
+    return f"; of the {len(live)} there, {'; '.join(told[:MAX_TROUBLES])}{more}"

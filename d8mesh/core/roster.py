@@ -12,6 +12,7 @@ from enum import Enum
 from typing import Final
 
 from d8mesh.core.effects import Peer
+from d8mesh.core.model_names import plain_name
 from d8mesh.core.records import Task
 
 #: After this many failures in a row a worker's share is halved, and again for each more.
@@ -77,6 +78,8 @@ class Seat:
     welcomed: float = -1.0
     running: int = 0
     stuck: int = 0
+    #: why it offers less than it could, in its own words; empty: it does not
+    trouble: str = ""
     work_seq: int = 0
     #: when it was last handed something (monotonic)
     last_handout: float = 0.0
@@ -137,7 +140,7 @@ class Roster:
         self._by_routing_id: dict[bytes, Seat] = {}
         #: type -> free seats, first in line first
         self.free: dict[str, dict[str, Seat]] = {}
-        #: type -> live seats, and model -> live seats
+        #: type -> live seats, and plain name of a model -> live seats
         self.serving: dict[str, dict[str, Seat]] = {}
         self.offering: dict[str, dict[str, Seat]] = {}
 
@@ -212,7 +215,7 @@ class Roster:
             self._by_routing_id[seat.peer.routing_id] = seat
         for kind in seat.types:
             self.serving.setdefault(kind, {})[seat.worker_id] = seat
-        for model in seat.models:
+        for model in map(plain_name, seat.models):
             self.offering.setdefault(model, {})[seat.worker_id] = seat
         seat.is_free = False
         self.refresh(seat)
@@ -221,7 +224,7 @@ class Roster:
         for kind in seat.types:
             _discard(self.serving, kind, seat)
             _discard(self.free, kind, seat)
-        for model in seat.models:
+        for model in map(plain_name, seat.models):
             _discard(self.offering, model, seat)
         seat.is_free = False
 
