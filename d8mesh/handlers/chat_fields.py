@@ -170,7 +170,7 @@ def _options(data: Data) -> Mapping[str, Any]:
     if options is None:
         return {}
     if not isinstance(options, Mapping) or not all(_is_name(key) for key in options):
-        raise InvalidTaskError("options: expected an object, such as {\"top_p\": 0.9}")
+        raise InvalidTaskError('options: expected an object, such as {"top_p": 0.9}')
     for key, value in options.items():
         is_list = isinstance(value, list) and all(isinstance(item, str) for item in value)
         if not (value is None or is_list or isinstance(value, bool | int | float | str)):

@@ -1,4 +1,4 @@
-"""What surrounds the answer in a model's text: its thoughts before it, a Markdown fence around it."""
+"""What surrounds a model's answer: its thoughts before it, a Markdown fence around it."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def without_thoughts(text: str) -> str:
 
 
 def unfenced(text: str) -> str:
-    """Return the code in `text` if all of it is one Markdown fence, else `text` without thoughts."""
+    """Return the code in `text` if all of it is one Markdown fence; thoughts go in any case."""
     answer = without_thoughts(text)
     inner = answer.strip()
     opening = _FENCE.match(inner)

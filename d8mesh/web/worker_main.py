@@ -12,16 +12,16 @@ import importlib
 import logging
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from d8mesh.backends import Availability, Backend
-from d8mesh.backends.ollama import OllamaBackend
+from d8mesh.backends.ollama import DEFAULT_URLS, OllamaBackend
 from d8mesh.config import STATUS_PORT_TRIES, Config
 from d8mesh.edge import data_folder, logs
 from d8mesh.edge.logs import event
-from d8mesh.edge.terminal import say
+from d8mesh.edge.network import usable_addresses
 from d8mesh.errors import ConfigError, D8Error
 from d8mesh.handlers.echo import echo
 from d8mesh.handlers.genetic import evolution_crossover, evolution_mutation
@@ -29,15 +29,12 @@ from d8mesh.handlers.llm import llm_handlers
 from d8mesh.nodes.worker import Worker
 from d8mesh.web.parent import end_with_parent
 from d8mesh.web.status import StatusServer
+from d8mesh.web.worker_console import Console
 
 #: How often Ollama is looked for.
 PROBE_S: Final = 10.0
-#: How often the first orchestrator is looked for, to say so.
-LOOK_S: Final = 0.1
-#: The same once it has joined one: an idle worker shall cost nothing.
-LATER_LOOK_S: Final = 2.0
-#: Without an orchestrator for this long, people are told once.
-PATIENCE_S: Final = 10.0
+#: Interfaces in the line that says where orchestrators are looked for.
+MAX_INTERFACES: Final = 4
 DEFAULT_TYPE: Final = "deepseek"
 
 _log: Final = logging.getLogger("d8mesh.worker")
@@ -63,33 +60,47 @@ def run(config: Config, options: argparse.Namespace) -> int:
     for module in options.tasks or ():
         _load(module, worker)
     stop = threading.Event()
+    console = Console(worker, mesh=config.mesh, url=config.orchestrator_url)
+    worker.on_notice(console.notice)
     backend = OllamaBackend(
-        config.ollama_url,
+        config.ollama_url or DEFAULT_URLS,
         default_model=config.ollama_model,
         max_tokens=config.max_tokens,
         temperature=config.temperature,
     )
     with _status_page(config, worker):
-        probe = Probe(worker, backend, url=config.ollama_url)
+        probe = Probe(worker, backend, on_change=console.backend, warn=_warner(console))
         threads = [
             threading.Thread(target=probe.run, args=(stop,), name="probe", daemon=True),
-            threading.Thread(
-                target=_tell, args=(worker, config.mesh, stop), name="tell", daemon=True
-            ),
+            threading.Thread(target=console.run, args=(stop,), name="tell", daemon=True),
         ]
 
         def start_threads() -> None:
+            console.begin(folder=worker.folder, interfaces=_interfaces(config))
             for thread in threads:
                 thread.start()
 
         if options.with_parent:
             end_with_parent(worker.request_stop)
         try:
-            worker.run(on_start=start_threads)
+            worker.run(on_start=start_threads, on_drain=console.drain)
         finally:
             stop.set()
-    say("worker stopped")
+    console.end()
     return 0
+
+
+def _warner(console: Console) -> Callable[[str], None]:
+    def warn(text: str) -> None:
+        event(_log, logging.WARNING, "llm", note=text)
+        console.notice(text)
+
+    return warn
+
+
+def _interfaces(config: Config) -> str:
+    found = usable_addresses(config.interfaces)
+    return ", ".join(f"{each.interface} ({each.address})" for each in found[:MAX_INTERFACES])
 
 
 class Probe:
@@ -98,18 +109,26 @@ class Probe:
     Args:
         worker: gets the handlers at once and offers them while the service answers.
         backend: the service.
-        url: where it is, for the status page.
+        on_change: told what it offers, and for which task types, whenever that changes.
+        warn: told by the handlers what people should know.
         pause_s: between two looks.
     """
 
     def __init__(
-        self, worker: Worker, backend: Backend, *, url: str, pause_s: float = PROBE_S
+        self,
+        worker: Worker,
+        backend: Backend,
+        *,
+        on_change: Callable[[Availability, tuple[str, ...]], None] = lambda seen, types: None,
+        warn: Callable[[str], None] = lambda text: None,
+        pause_s: float = PROBE_S,
     ) -> None:
-        self._worker, self._backend, self._url, self._pause_s = worker, backend, url, pause_s
+        self._worker, self._backend, self._pause_s = worker, backend, pause_s
+        self._on_change = on_change
         self._others = worker.task_types
-        self._llm = llm_handlers(backend)
+        self._llm = llm_handlers(backend, warn=warn)
         self._seen: Availability | None = None
-        worker.offer(self._others, backend=self._body(Availability(is_up=False, reason="")))
+        worker.offer(self._others, backend=_body(Availability(is_up=False, reason="not asked yet")))
         for name, handler in self._llm.items():
             worker.register(name, handler)
 
@@ -125,21 +144,28 @@ class Probe:
         if seen == self._seen:
             return
         self._seen = seen
-        level = logging.INFO if seen.is_up else logging.WARNING
-        event(_log, level, "backend", up=seen.is_up, models=len(seen.models), why=seen.reason)
+        level = logging.WARNING if seen.reason or seen.warning else logging.INFO
+        why = seen.reason or seen.warning
+        models = len(seen.models)
+        event(_log, level, "backend", up=seen.is_up, url=seen.url, models=models, why=why)
         types = (*self._others, *self._llm) if seen.is_up else self._others
-        self._worker.offer(types, seen.models, backend=self._body(seen))
+        self._worker.offer(types, seen.models, backend=_body(seen), trouble=seen.reason)
+        self._on_change(seen, tuple(self._llm))
 
-    def _body(self, seen: Availability) -> dict[str, object]:
-        body: dict[str, object] = {
-            "name": "ollama",
-            "url": self._url,
-            "is_up": seen.is_up,
-            "models": list(seen.models),
-        }
-        if not seen.is_up:
-            body["reason"] = seen.reason or "not asked yet"
-        return body
+
+def _body(seen: Availability) -> dict[str, object]:
+    """Return what the status page says of the service."""
+    body: dict[str, object] = {
+        "name": "ollama",
+        "url": seen.url or None,
+        "is_up": seen.is_up,
+        "models": list(seen.models),
+        "default_model": seen.default or None,
+        "not_offered": dict(seen.unfit),
+    }
+    if seen.reason or seen.warning:
+        body["reason"] = seen.reason or seen.warning
+    return body
 
 
 def _refuse_cloud(kind: str, config: Config) -> None:
@@ -171,37 +197,6 @@ def _load(name: str, worker: Worker) -> None:
     if not callable(register):
         raise ConfigError(f"--tasks {name}: expected a function register(worker) in it")
     register(worker)
-
-
-def _tell(worker: Worker, mesh: str, stop: threading.Event) -> None:
-    """Say on standard output which orchestrators are found, and through what."""
-    say(f"worker {worker.worker_id}: looking for orchestrators of mesh {mesh}")
-    told: dict[str, str] = {}
-    refused: set[str] = set()
-    waited_s = 0.0
-    while not stop.wait(LATER_LOOK_S if told else LOOK_S):
-        status: Any = worker.status()
-        for each in status["orchestrators"]:
-            broker_id, endpoint = each["broker_id"], each["endpoint"]
-            if endpoint and told.get(broker_id) != endpoint:
-                told[broker_id] = endpoint
-                say(_joined(worker.worker_id, broker_id, endpoint))
-        for why in set(status["refused"]) - refused:
-            refused.add(why)
-            say(f"an orchestrator refuses this worker: {why}")
-        waited_s += LOOK_S
-        if not told and PATIENCE_S <= waited_s < PATIENCE_S + LOOK_S:
-            say(
-                "no orchestrator found yet: looking on. Is one running (start_d8.py "
-                "orchestrator), in the same mesh and network? ORCHESTRATOR_URL names one"
-            )
-
-
-def _joined(worker_id: str, broker_id: str, endpoint: str) -> str:
-    line = f"worker {worker_id} joined {broker_id} at {endpoint}"
-    if endpoint.startswith("http"):
-        line += " over HTTP: its ZeroMQ port cannot be reached; open it for full speed"
-    return line
 
 
 @contextlib.contextmanager

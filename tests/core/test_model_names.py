@@ -8,8 +8,15 @@ from d8mesh.core.model_names import plain_name, wish_in
 
 
 @pytest.mark.parametrize(
-    "name", ["llama3", "llama3:latest", "Llama3", "library/llama3", " registry.ollama.ai/library/llama3:latest"]
-)  # fmt: skip
+    "name",
+    [
+        "llama3",
+        "llama3:latest",
+        "Llama3",
+        "library/llama3",
+        " registry.ollama.ai/library/llama3:latest",
+    ],
+)
 def test_every_spelling_of_a_model_is_one_name(name: str) -> None:
     assert plain_name(name) == "llama3:latest"
 

@@ -41,7 +41,7 @@ _EMBEDDING_FAMILY: Final = re.compile(r"bert|\Aclip\Z")
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """What Ollama tells of one model: its capabilities (none: an older Ollama), and if it is remote."""
+    """What Ollama tells of one model; an older one tells no capabilities."""
 
     capabilities: frozenset[str]
     is_remote: bool
