@@ -160,16 +160,10 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers.get("Content-Length", "0"))))
         owner = self._noted(body)
-        if self.path != "/api/show" and owner.behaviour not in (
-            "ok",
-            "cut",
-            "stall",
-            "endless",
-            "error_line",
-        ):
-            self._misbehave(owner.behaviour)
-        elif self.path == "/api/show":
+        if self.path == "/api/show":
             self._show(str(body.get("model")))
+        elif owner.behaviour not in ("ok", "cut", "stall", "endless", "error_line"):
+            self._misbehave(owner.behaviour)
         elif self.path not in ("/api/chat", "/api/generate"):
             self._json({"error": "not found"}, status=404)
         elif body.get("model") in CAPABILITIES:

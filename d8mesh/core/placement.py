@@ -139,4 +139,5 @@ def _troubles(roster: Roster) -> str:
     if not told:
         return ""
     more = f"; and {len(told) - MAX_TROUBLES} more" if len(told) > MAX_TROUBLES else ""
-    return f"; of the {len(live)} there, {'; '.join(told[:MAX_TROUBLES])}{more}"
+    count = f"{len(live)} worker{'' if len(live) == 1 else 's'}"
+    return f" ({count} there; {'; '.join(told[:MAX_TROUBLES])}{more})"

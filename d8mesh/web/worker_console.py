@@ -110,7 +110,7 @@ class Console:
         types = " and ".join(task_types)
         if not seen.is_up:
             if before is None or before.reason != seen.reason:
-                self._tell(f"no language model, so no {types} here: {seen.reason}")
+                self._tell(f"no language model here, so {types} are not offered: {seen.reason}")
             return
         is_same = before is not None and before.is_up and before.url == seen.url
         if before is None or not is_same or before.models != seen.models:
@@ -195,12 +195,13 @@ class Console:
             self._tell(self._what_to_check(now - self._alone_since))
 
     def _what_to_check(self, alone_s: float) -> str:
-        named = "" if self._url else "; or name it: ORCHESTRATOR_URL=http://ADDRESS:7001"
-        at_url = f" Does {self._url} (ORCHESTRATOR_URL) answer?" if self._url else ""
+        if self._url:
+            more = f"Does {self._url} (ORCHESTRATOR_URL) answer?"
+        else:
+            more = "If mDNS does not get through: ORCHESTRATOR_URL=http://ADDRESS:7001 names one"
         return (
             f"no orchestrator found for {_span(alone_s)}: looking on. Is one running "
-            f"(start_d8.py orchestrator), with D8_MESH={self._mesh}, in this network{named}?"
-            f"{at_url}"
+            f"(start_d8.py orchestrator), with D8_MESH={self._mesh}, in this network? {more}"
         )
 
     def _look_at_work(self, status: Mapping[str, Any], now: float) -> None:

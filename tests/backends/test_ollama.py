@@ -187,7 +187,7 @@ def test_an_address_without_models_is_passed_over(server: OllamaServer) -> None:
 
 def test_no_address_that_answers_is_told_with_all_of_them() -> None:
     seen = OllamaBackend(("http://127.0.0.1:9", "http://127.0.0.1:19")).probe()
-    assert "127.0.0.1:9 (connection refused) or at http://127.0.0.1:19" in seen.reason
+    assert "127.0.0.1:9 or http://127.0.0.1:19 (connection refused)" in seen.reason
     assert "DEEPSEEK_BASE_URL" in seen.reason
 
 

@@ -94,9 +94,9 @@ def test_a_task_that_nobody_offers_is_told_why_the_workers_there_cannot() -> Non
         roster.add(made)
     roster.leave(roster.seats["a"])
     why = why_waiting(LaneKey("agent_action", ""), roster)
-    assert why.startswith("no worker in the mesh offers 'agent_action'; of the 3 there, b: Ollama")
+    assert why.startswith("no worker in the mesh offers 'agent_action' (3 workers there; b: Ollama")
     roster.add(seat("e", "echo"))
-    assert "of the 4 there" in why_waiting(LaneKey("agent_action", ""), roster)
+    assert "4 workers there" in why_waiting(LaneKey("agent_action", ""), roster)
 
 
 def test_the_reason_for_waiting_is_told() -> None:

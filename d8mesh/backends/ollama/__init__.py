@@ -192,7 +192,7 @@ class OllamaBackend:
     def _probe(self) -> Availability:
         found: Availability | None = None
         problems: list[str] = []
-        refused: list[str] = []
+        silent: dict[str, str] = {}
         for url in sorted(self.urls, key=lambda url: url != self.base_url):
             try:
                 seen = self._judged(url, self._catalogue.read(url, within_s=PROBE_S))
@@ -200,14 +200,14 @@ class OllamaBackend:
                 problems.append(str(error))
                 continue
             except (OSError, http.client.HTTPException) as error:
-                refused.append(f"{url} ({_why_silent(error)})")
+                silent[url] = _why_silent(error)
                 continue
             if seen.is_up:
                 found = seen
                 break
             problems.append(seen.reason)
         if found is None:
-            problems += [_silence(refused)] if refused and not problems else []
+            problems += [] if problems else [_silence({url: silent[url] for url in self.urls})]
             found = Availability(is_up=False, reason="; ".join(problems))
             self.base_url = self.urls[0]
         else:
@@ -272,11 +272,14 @@ def _named(models: Sequence[str]) -> str:
     return ", ".join(models[:MAX_NAMED]) + more
 
 
-def _silence(places: Sequence[str]) -> str:
-    return (
-        f"Ollama does not answer at {' or at '.join(places)}: start it there (ollama serve), or "
-        "set DEEPSEEK_BASE_URL"
-    )
+def _silence(places: Mapping[str, str]) -> str:
+    """Say that no Ollama answers at `places`, each with its reason."""
+    whys = list(places.values())
+    if len(set(whys)) == 1:
+        told = f"{' or '.join(places)} ({whys[0]})"
+    else:
+        told = " or ".join(f"{url} ({why})" for url, why in places.items())
+    return f"Ollama does not answer at {told}: start it (ollama serve), or set DEEPSEEK_BASE_URL"
 
 
 def _why_silent(error: Exception) -> str:
