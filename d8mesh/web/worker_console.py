@@ -101,8 +101,14 @@ class Console:
         self._count_at = now + INTERVAL_S
 
     def notice(self, text: str) -> None:
-        """Say what people should know, such as that mDNS does not work here."""
+        """Say what people should know."""
         self._tell(f"note: {text}")
+
+    def network_notice(self, text: str) -> None:
+        """Say what is wrong with finding others, such as that mDNS does not work here."""
+        is_said = "ORCHESTRATOR_URL" in text or self._url is not None
+        hint = "" if is_said else "; ORCHESTRATOR_URL=http://ADDRESS:7001 names an orchestrator"
+        self.notice(text + hint)
 
     def backend(self, seen: Availability, task_types: tuple[str, ...]) -> None:
         """Say what the language-model service offers, when that has changed."""

@@ -61,7 +61,7 @@ def run(config: Config, options: argparse.Namespace) -> int:
         _load(module, worker)
     stop = threading.Event()
     console = Console(worker, mesh=config.mesh, url=config.orchestrator_url)
-    worker.on_notice(console.notice)
+    worker.on_notice(console.network_notice)
     backend = OllamaBackend(
         config.ollama_url or DEFAULT_URLS,
         default_model=config.ollama_model,
