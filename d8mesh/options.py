@@ -43,13 +43,7 @@ def niche(parser: argparse.ArgumentParser) -> None:
         "--markets", type=Path, metavar="FILE", help="JSON file with markets and geographies"
     )
     parser.add_argument("--output", type=Path, metavar="DIR", help="where the results go")
-    parser.add_argument(
-        "--timeout",
-        dest="timeout_s",
-        type=_number(0.1, 604_800),
-        metavar="SECONDS",
-        help="give up waiting after this time",
-    )
+    _timeout(parser)
 
 
 def evolution(parser: argparse.ArgumentParser) -> None:
@@ -60,6 +54,7 @@ def evolution(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--mutation-rate", type=_number(0, 1), default=0.2, metavar="0..1")
     parser.add_argument("--seed", type=int, help="the same seed gives the same start")
     parser.add_argument("--output", type=Path, metavar="DIR", help="where the results go")
+    _timeout(parser)
 
 
 def tasks(parser: argparse.ArgumentParser) -> None:
@@ -88,6 +83,17 @@ def recover(parser: argparse.ArgumentParser) -> None:
     """Add what `recover` takes."""
     parser.add_argument("--data", metavar="DIR", help="the data folder (D8_DATA_DIR)")
     parser.add_argument("--json", action="store_true", help="one JSON object, for programs")
+
+
+def _timeout(parser: argparse.ArgumentParser) -> None:
+    """Add the one option that bounds all waiting of a command."""
+    parser.add_argument(
+        "--timeout",
+        dest="timeout_s",
+        type=_number(0.1, 604_800),
+        metavar="SECONDS",
+        help="give up waiting after this time",
+    )
 
 
 def _count(low: int, high: int) -> Callable[[str], int]:

@@ -56,6 +56,16 @@ class Plan:
     seed: int = 0
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Listeners:
+    """Who is told what happens while a population evolves."""
+
+    #: a generation is complete
+    on_generation: Callable[[], None] = lambda: None
+    #: nothing comes, for this reason
+    on_silence: Callable[[str], None] = lambda reason: None
+
+
 @dataclass(slots=True)
 class History:
     """What has happened so far; the first generation is the one made by chance."""
@@ -85,7 +95,8 @@ def run(config: Config, options: argparse.Namespace) -> int:
 
     plan = _plan(options)
     with Client(config=config) as client:
-        connect(client, timeout_s=None, on_wait=lambda line: print(line, file=sys.stderr))
+        timeout_s = getattr(options, "timeout_s", None)
+        connect(client, timeout_s=timeout_s, on_wait=lambda line: print(line, file=sys.stderr))
         return run_with(client, plan, config=config, options=options)
 
 
@@ -94,6 +105,8 @@ def run_with(client: Submits, plan: Plan, *, config: Config, options: argparse.N
     output: Path | None = getattr(options, "output", None)
     folder = given_folder(output) if output else new_folder(Path(config.data_dir) / "evolution")
     history, started, code = History(), time.monotonic(), 0
+    timeout_s: float | None = getattr(options, "timeout_s", None)
+    until = None if timeout_s is None else started + timeout_s
     try:
         with Progress(f"Evolution ({plan.problem.name})", plan.generations) as progress:
 
@@ -101,7 +114,8 @@ def run_with(client: Submits, plan: Plan, *, config: Config, options: argparse.N
                 if len(history.best_costs) > 1:
                     progress.advance(f"best cost {history.best_costs[-1]:.6g}")
 
-            evolve(client, plan, history=history, on_generation=tell, on_silence=progress.say)
+            listeners = Listeners(on_generation=tell, on_silence=progress.say)
+            evolve(client, plan, history=history, until=until, listeners=listeners)
     except KeyboardInterrupt:
         code = INTERRUPTED
     finally:
@@ -116,20 +130,28 @@ def evolve(
     plan: Plan,
     *,
     history: History,
-    on_generation: Callable[[], None] = lambda: None,
-    on_silence: Callable[[str], None] = lambda reason: None,
+    until: float | None = None,
+    listeners: Listeners | None = None,
 ) -> None:
     """Evolve until a genome is perfect or the generations are over, noting all in `history`.
 
+    Args:
+        client: takes the tasks.
+        plan: what to evolve.
+        history: noted in.
+        until: monotonic seconds when waiting is over; None: when a batch takes `BATCH_S`.
+        listeners: told as things happen.
+
     Raises:
-        WaitTimeoutError: a batch of tasks did not end within `BATCH_S`.
+        WaitTimeoutError: `until` has come, or a batch of tasks did not end within `BATCH_S`.
     """
+    told = listeners or Listeners()
     chance = random.Random(plan.seed)
     first = [plan.problem.new(chance) for _ in range(plan.population)]
     ranked = _ranked(plan.problem, first)
     history.add(ranked)
-    on_generation()
-    breeder = _Breeder(client, plan, history, on_silence)
+    told.on_generation()
+    breeder = _Breeder(client, plan, history, until, told.on_silence)
     for _ in range(plan.generations):
         if ranked[0][0] <= SOLVED:
             return
@@ -138,7 +160,7 @@ def evolve(
         parents = [(_chosen(ranked, chance), _chosen(ranked, chance)) for _ in range(wanted)]
         ranked = _ranked(plan.problem, [*elite, *breeder.children(parents, chance)])
         history.add(ranked)
-        on_generation()
+        told.on_generation()
 
 
 def save(folder: Path, plan: Plan, history: History) -> None:
@@ -203,10 +225,11 @@ class _Breeder:
         client: Submits,
         plan: Plan,
         history: History,
+        until: float | None,
         on_silence: Callable[[str], None],
     ) -> None:
         self._client, self._plan, self._history = client, plan, history
-        self._on_silence = on_silence
+        self._until, self._on_silence = until, on_silence
 
     def children(
         self, parents: Sequence[tuple[Genome, Genome]], chance: random.Random
@@ -235,9 +258,11 @@ class _Breeder:
     ) -> list[Genome]:
         """Return the new genome of each task, or the one of `instead` if it gave none."""
         genomes = list(instead)
-        tasks = self._client.submit_many(kind, datas, timeout=BATCH_S)
+        now = time.monotonic()
+        until = now + BATCH_S if self._until is None else self._until
+        tasks = self._client.submit_many(kind, datas, timeout=max(until - now, 0.0))
         self._history.tasks += len(tasks)
-        ended = outcomes(tasks, until=time.monotonic() + BATCH_S, on_silence=self._on_silence)
+        ended = outcomes(tasks, until=until, on_silence=self._on_silence)
         try:
             for outcome in ended:
                 genome = (outcome.result or {}).get("genome")

@@ -19,6 +19,7 @@ from typing import Annotated, Any, Final
 import msgspec
 from msgspec import Meta
 
+from d8mesh.apps import work
 from d8mesh.apps.answers import Name, niches_in
 from d8mesh.apps.findings import Finding, Findings, load, save
 from d8mesh.apps.progress import Progress, one_line
@@ -100,6 +101,8 @@ class Listeners:
 def run(config: Config, options: argparse.Namespace) -> int:
     """Ask the mesh for niches and save them; return the exit code: 1 if none is usable.
 
+    ``--timeout`` bounds all of it; without it waiting ends when no worker can answer.
+
     Raises:
         ConfigError: the file of markets is not one.
         D8Error: no orchestrator was found, or the results can't be read or written.
@@ -137,7 +140,8 @@ def run_with(client: Submits, plan: Plan, *, config: Config, options: argparse.N
         except KeyboardInterrupt:
             is_interrupted = True
         except WaitTimeoutError as error:
-            problem = f"{error} (--timeout {timeout_s:g})"
+            waits = "waits longer" if timeout_s is None else f"was {timeout_s:g} s"
+            problem = f"given up: {error}. --timeout SECONDS {waits}"
         finally:
             save(folder, findings)
     if problem:
@@ -164,11 +168,12 @@ def discover(
         client: takes the tasks.
         pairs: market and geography.
         lang: ``es`` or ``en``, the language of descriptions; None leaves it to the model.
-        until: monotonic seconds when waiting is over; None waits for ever.
+        until: monotonic seconds when waiting is over; None waits as long as there is a worker
+            that can, and `NOBODY_S` for one.
         listeners: told as things happen.
 
     Raises:
-        WaitTimeoutError: `until` has come.
+        WaitTimeoutError: `until` has come, or nobody can answer.
     """
     told = listeners or Listeners()
     asks = [_Ask(pair=pair, messages=_messages(pair, lang)) for pair in pairs]
@@ -180,7 +185,10 @@ def discover(
         tasks = client.submit_many("agent_action", datas, timeout=left_s)
         again: list[_Ask] = []
         try:
-            for outcome in outcomes(tasks, until=until, on_silence=told.on_silence):
+            nobody_s = work.NOBODY_S if until is None else None
+            for outcome in outcomes(
+                tasks, until=until, on_silence=told.on_silence, nobody_s=nobody_s
+            ):
                 finding, answer = _judged(asks[outcome.index], outcome)
                 if finding.is_found or not answer or round_number == MAX_ASKS:
                     told.on_settled(finding)

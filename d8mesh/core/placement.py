@@ -34,8 +34,8 @@ DOCUMENTED_TYPES: Final = (
 )
 #: How far a line of free seats is searched for one that fits better than the first.
 SEARCH_SEATS: Final = 64
-#: Workers whose trouble is told with a task that waits.
-MAX_TROUBLES: Final = 3
+#: Workers that are told of with a task that waits, and types of each.
+MAX_TOLD: Final = 3
 
 
 def can_run(seat: Seat, key: LaneKey, roster: Roster) -> bool:
@@ -119,7 +119,7 @@ def why_waiting(key: LaneKey, roster: Roster) -> str:
     """Return why tasks of this lane are not being handed out, for people."""
     serving = roster.serving.get(key.type)
     if not serving:
-        return f"no worker in the mesh offers {key.type!r}{_troubles(roster)}"
+        return f"no worker in the mesh offers {key.type!r}{_who_is_there(roster)}"
     if key.model:
         name, _ = wish_in(key.model)
         serving = {i: s for i, s in serving.items() if _suits_wish(s, key, roster)}
@@ -132,12 +132,19 @@ def why_waiting(key: LaneKey, roster: Roster) -> str:
     return "all workers that offer it are busy, or do not ask for tasks now"
 
 
-def _troubles(roster: Roster) -> str:
+def _who_is_there(roster: Roster) -> str:
     """Say which live workers are there for tasks of other types only, and why, if they tell."""
     live = [seat for seat in roster.seats.values() if seat.is_live]
-    told = [f"{seat.worker_id}: {seat.trouble}" for seat in live if seat.trouble]
-    if not told:
-        return ""
-    more = f"; and {len(told) - MAX_TROUBLES} more" if len(told) > MAX_TROUBLES else ""
+    if not live:
+        return " (no worker is there)"
+    live.sort(key=lambda seat: not seat.trouble)
+    told = [f"{seat.worker_id}: {seat.trouble or _offer_of(seat)}" for seat in live[:MAX_TOLD]]
+    more = f"; and {len(live) - MAX_TOLD} more" if len(live) > MAX_TOLD else ""
     count = f"{len(live)} worker{'' if len(live) == 1 else 's'}"
-    return f" ({count} there; {'; '.join(told[:MAX_TROUBLES])}{more})"
+    return f" ({count} there; {'; '.join(told)}{more})"
+
+
+def _offer_of(seat: Seat) -> str:
+    types = sorted(seat.types)
+    more = ", …" if len(types) > MAX_TOLD else ""
+    return f"offers {', '.join(types[:MAX_TOLD]) or 'nothing'}{more}"

@@ -88,15 +88,23 @@ def test_a_strict_wish_never_goes_to_a_polling_worker_without_the_model() -> Non
 
 def test_a_task_that_nobody_offers_is_told_why_the_workers_there_cannot() -> None:
     roster = Roster()
-    for name in "abcd":
+    key = LaneKey("agent_action", "")
+    assert why_waiting(key, roster) == (
+        "no worker in the mesh offers 'agent_action' (no worker is there)"
+    )
+    roster.add(seat("pi", "echo noop"))
+    for name in "ab":
         made = seat(name, "echo")
         made.trouble = f"Ollama of {name} does not answer"
         roster.add(made)
     roster.leave(roster.seats["a"])
-    why = why_waiting(LaneKey("agent_action", ""), roster)
-    assert why.startswith("no worker in the mesh offers 'agent_action' (3 workers there; b: Ollama")
-    roster.add(seat("e", "echo"))
-    assert "4 workers there" in why_waiting(LaneKey("agent_action", ""), roster)
+    assert why_waiting(key, roster) == (
+        "no worker in the mesh offers 'agent_action' "
+        "(2 workers there; b: Ollama of b does not answer; pi: offers echo, noop)"
+    )
+    for name in "cde":
+        roster.add(seat(name, "a b c d"))
+    assert why_waiting(key, roster).endswith("c: offers a, b, c, …; and 2 more)")
 
 
 def test_the_reason_for_waiting_is_told() -> None:
