@@ -3,8 +3,9 @@
 - A worker runs the types that it offers.
 - A wished model is a preference: while some live worker offers it and may have room again, its
   tasks go only there; if none does, any worker of the type runs them on a model of its own.
-- A strict wish waits for the workers that offer the model, with or without room. If no live one
-  does, a mesh worker gets the task and refuses it by name; a polling one would not know that.
+- A strict wish waits for the workers that offer the model, with or without room, and for those
+  that have just gone. If there is none, a mesh worker gets the task and refuses it, naming what
+  it has; a polling one would not know that.
 - ``evolution_crossover`` goes to mesh workers while there are any: polling workers of the
   older system take it and fail at once.
 - A retry goes to a worker that has not failed the task, if a live one is left that may have
@@ -55,7 +56,7 @@ def _suits_wish(seat: Seat, key: LaneKey, roster: Roster) -> bool:
     offering = roster.offering.get(name, {})
     if seat.worker_id in offering:
         return True
-    if is_strict and seat.dialect is Dialect.POLLING:
+    if is_strict and (seat.dialect is Dialect.POLLING or roster.is_expected(name)):
         return False
     return not any(
         key.type in other.types and (is_strict or other.may_have_room)
@@ -124,6 +125,8 @@ def why_waiting(key: LaneKey, roster: Roster) -> str:
         name, _ = wish_in(key.model)
         serving = {i: s for i, s in serving.items() if _suits_wish(s, key, roster)}
         if not serving:
+            if roster.is_expected(name):
+                return f"no worker has the model {name!r} now; one may come back any moment"
             return f"only polling workers are there, and none has the model {name!r}"
     if any(seat.is_free for seat in serving.values()):
         return ""

@@ -144,6 +144,11 @@ class Roster:
         self.serving: dict[str, dict[str, Seat]] = {}
         self.offering: dict[str, dict[str, Seat]] = {}
 
+        #: plain names of models whose workers have just gone, and whether the broker has just come:
+        #: a worker with any model may be about to join again
+        self.absent: frozenset[str] = frozenset()
+        self.is_young = False
+
     def by_peer(self, peer: Peer) -> Seat | None:
         """Return the mesh worker behind a routing id."""
         return self._by_routing_id.get(peer.routing_id)
@@ -171,6 +176,8 @@ class Roster:
 
     def leave(self, seat: Seat) -> None:
         """The worker is gone; the seat stays listed as offline."""
+        if seat.is_live and seat.models:
+            self.absent |= {plain_name(model) for model in seat.models}
         self._unindex(seat)
         seat.is_live = False
         seat.poll = None
@@ -186,6 +193,21 @@ class Roster:
         """Forget a seat altogether."""
         self.leave(seat)
         self.seats.pop(seat.worker_id, None)
+
+    def note_absent(self, heard_after: float, *, is_young: bool) -> None:
+        """Bring up to date which models may be back soon.
+
+        Args:
+            heard_after: workers that have gone count if they were heard after this (monotonic).
+            is_young: the broker itself has not been there for long.
+        """
+        gone = [s for s in self.seats.values() if not s.is_live and s.last_heard > heard_after]
+        self.absent = frozenset(plain_name(model) for seat in gone for model in seat.models)
+        self.is_young = is_young
+
+    def is_expected(self, model: str) -> bool:
+        """Return whether a worker with `model` (a plain name) may join at any moment."""
+        return self.is_young or model in self.absent
 
     def refresh(self, seat: Seat) -> None:
         """Bring the index of free seats up to date after a change of the seat's free count."""

@@ -70,8 +70,29 @@ def test_a_strict_wish_waits_for_the_worker_that_has_the_model_even_one_without_
     assert is_offered_elsewhere("other", LaneKey("agent_action", "=llama"), roster)
     assert not is_offered_elsewhere("other", LaneKey("agent_action", "llama"), roster)
     roster.leave(llama)
+    roster.note_absent(0.0, is_young=False)
     assert choose_seat(LaneKey("agent_action", "=llama"), roster) is other
     assert not is_offered_elsewhere("other", LaneKey("agent_action", "=llama"), roster)
+
+
+def test_a_strict_wish_waits_a_while_for_who_has_just_gone_and_after_a_start() -> None:
+    roster = Roster()
+    llama, other = seat("llama", "agent_action", "llama"), seat("other", "agent_action", "qwen")
+    roster.add(llama)
+    roster.add(other)
+    llama.last_heard = 100.0
+    roster.leave(llama)
+    key = LaneKey("agent_action", "=llama")
+    assert choose_seat(key, roster) is None
+    roster.note_absent(99.0, is_young=False)
+    assert choose_seat(key, roster) is None
+    assert "may come back" in why_waiting(key, roster)
+    assert choose_seat(LaneKey("agent_action", "llama"), roster) is other
+    assert choose_seat(LaneKey("agent_action", "=gemma"), roster) is other
+    roster.note_absent(100.0, is_young=True)
+    assert choose_seat(key, roster) is None
+    roster.note_absent(100.0, is_young=False)
+    assert choose_seat(key, roster) is other
 
 
 def test_a_strict_wish_never_goes_to_a_polling_worker_without_the_model() -> None:
