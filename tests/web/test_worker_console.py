@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from typing import Any
 
@@ -199,7 +200,7 @@ def test_on_a_terminal_lines_are_wrapped_between_words_and_controls_are_shown(
     assert capsys.readouterr().out.count("\n") == 1
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     size = os.terminal_size((60, 20))
-    monkeypatch.setattr(worker_console.shutil, "get_terminal_size", lambda: size)
+    monkeypatch.setattr(shutil, "get_terminal_size", lambda *args, **more: size)
     worker_console.say_wrapped("one " * 40 + "\x1b[2J")
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= 60
