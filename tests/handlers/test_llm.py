@@ -252,63 +252,6 @@ def test_fields_that_mean_nothing_are_named_in_the_result_and_told_once(
     assert told == ["agent_action has no such fields in its data: mine, temprature"]
 
 
-@pytest.mark.parametrize(
-    ("message", "said"),
-    [
-        ({"name": "bob"}, r"messages\[0\]\.name: a message has no such field"),
-        ({"audio": "x"}, r"messages\[0\]\.audio: a message has no such field"),
-        ({"images": ["/etc/passwd"]}, r"messages\[0\]\.images\[0\]: expected a picture"),
-        ({"images": ["http://x/y.png"]}, r"images\[0\]: expected a picture"),
-        ({"images": "x"}, r"images: expected a list"),
-        ({"images": [""]}, r"images\[0\]: expected a picture"),
-        ({"tool_calls": [{"name": "x"}]}, r"tool_calls: expected a list"),
-        ({"tool_calls": [{"function": {"name": "x", "arguments": "{"}}]}, r"tool_calls: expected"),
-        ({"thinking": 1}, r"thinking: expected a text"),
-        ({"content": [{"type": "text"}]}, r"content: expected a text"),
-        ({"content": None}, r"content: expected a text"),
-    ],
-)
-def test_what_a_message_cannot_carry_is_refused(
-    server: OllamaServer, message: dict[str, Any], said: str
-) -> None:
-    with pytest.raises(InvalidTaskError, match=said):
-        run(server, "agent_action", {"messages": [{"role": "user", "content": "x"} | message]})
-    assert server.chats == []
-
-
-@pytest.mark.parametrize(
-    ("data", "said"),
-    [
-        ({"stop": ["x"]}, r"stop: expected here: options\.stop"),
-        ({"tool_choice": "auto"}, "tool_choice: expected here"),
-        ({"system": "be kind"}, "system: expected here: a message of the role system"),
-        ({"tools": {}}, "tools: expected a list"),
-        ({"tools": [{"name": "x"}]}, r"tools\[0\]: expected"),
-        ({"format": "xml"}, "format: expected"),
-        ({"options": [1]}, "options: expected an object"),
-        ({"options": {"stop": {}}}, r"options\.stop: expected"),
-        ({"options": {"temperature": 1}, "temperature": 1}, "temperature: given twice"),
-        ({"options": {"num_predict": -1}}, "num_predict: expected"),
-        ({"think": "very"}, "think: expected"),
-        ({"keep_alive": []}, "keep_alive: expected"),
-        ({"model_strict": "yes"}, "model_strict: expected true or false"),
-        ({"model_strict": True}, "model_strict: there is no model"),
-        ({"top_logprobs": 21}, "top_logprobs: expected"),
-    ],
-)
-def test_what_cannot_be_handed_on_is_refused(
-    server: OllamaServer, data: dict[str, Any], said: str
-) -> None:
-    with pytest.raises(InvalidTaskError, match=said):
-        run(server, "agent_action", QUESTION | data)
-    assert server.chats == []
-
-
-def test_code_generation_refuses_what_only_agent_action_knows(server: OllamaServer) -> None:
-    with pytest.raises(InvalidTaskError, match="tools: code_generation has no such field"):
-        run(server, "code_generation", {"prompt": "x", "tools": []})
-
-
 # --- models -----------------------------------------------------------------------------
 
 
