@@ -80,6 +80,9 @@ class Console:
         self._counted, self._count_at = (0, 0), 0.0
         self._drain_at: float | None = None
         self._backend: Availability | None = None
+        self._had_model = False
+        self._lock = threading.Lock()
+        self._early: list[str] | None = []
 
     # ------------------------------------------------------------------- what happens
 
@@ -99,9 +102,17 @@ class Console:
         now = self._clock()
         self._alone_since, self._remind_at = now, now + PATIENCE_S
         self._count_at = now + INTERVAL_S
+        with self._lock:
+            early, self._early = self._early or [], None
+        for text in early:
+            self.notice(text)
 
     def notice(self, text: str) -> None:
-        """Say what people should know."""
+        """Say what people should know; after who this is, however early it is known."""
+        with self._lock:
+            if self._early is not None:
+                self._early.append(text)
+                return
         self._tell(f"note: {text}")
 
     def network_notice(self, text: str) -> None:
@@ -122,7 +133,8 @@ class Console:
         if before is None or not is_same or before.models != seen.models:
             others = [name for name in seen.models if name != seen.default]
             named = f"; others: {_named(others)}" if others else ""
-            back = "back: " if before is not None and not before.is_up else ""
+            back = "back: " if self._had_model and not is_same else ""
+            self._had_model = True
             self._tell(f"{back}Ollama at {seen.url}: {types} with {seen.default}{named}")
             for name, why in list(seen.unfit.items())[:MAX_NAMED]:
                 self._tell(f"{_INDENT}{name} is not offered: it {why}")

@@ -175,11 +175,13 @@ def test_the_language_model_is_told_at_the_start_and_when_it_changes(scene: Scen
         warning="DEEPSEEK_MODEL=c is not installed",
     )
     assert told(up) == [
-        "back: Ollama at http://here: agent_action and code_generation with b; others: a",
+        "Ollama at http://here: agent_action and code_generation with b; others: a",
         "  nomic-embed-text is not offered: it makes embeddings: it cannot chat",
         "note: DEEPSEEK_MODEL=c is not installed",
     ]
     assert told(up) == []
+    assert len(told(down)) == 1
+    assert told(up)[0].startswith("back: Ollama at http://here")
 
 
 def test_a_machine_without_mdns_is_told_what_helps(scene: Scene) -> None:
@@ -191,6 +193,15 @@ def test_a_machine_without_mdns_is_told_what_helps(scene: Scene) -> None:
             "ORCHESTRATOR_URL=http://ADDRESS:7001 names an orchestrator"
         )
     ]
+
+
+def test_what_is_known_early_is_told_after_who_this_is() -> None:
+    scene = Scene()
+    scene.console.network_notice("no usable network interface is up")
+    assert scene.lines == []
+    scene.console.begin(folder="x", interfaces="")
+    assert scene.lines[0].startswith("worker bob")
+    assert scene.lines[-1].startswith("note: no usable network interface is up; ORCHESTRATOR_URL")
 
 
 def test_on_a_terminal_lines_are_wrapped_between_words_and_controls_are_shown(
