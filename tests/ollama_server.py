@@ -34,7 +34,7 @@ PROBE_BEHAVIOURS: Final = ("ok", "compressed", "drip", "endless_line", "error", 
 #: Unpacked size of the compressed answer: far more than a packed one has any need of.
 BOMB_BYTES: Final = 64 * 1024 * 1024
 
-#: What ``/api/show`` tells of models that are not chat models; others can do "completion".
+#: What ``/api/show`` tells of models that are not chat models; others can do all else.
 CAPABILITIES: Final = {
     "nomic-embed-text:latest": ("embedding",),
     "mxbai-embed-large:latest": ("embedding",),
@@ -198,7 +198,9 @@ class _Handler(BaseHTTPRequestHandler):
             return
         told: dict[str, Any] = {"details": self._row(name)["details"], "model_info": {}}
         if owner.capabilities is not None:
-            told["capabilities"] = list(owner.capabilities.get(name, ("completion",)))
+            is_default = owner.capabilities is CAPABILITIES
+            other = ("completion", "tools", "vision") if is_default else ("completion",)
+            told["capabilities"] = list(owner.capabilities.get(name, other))
         self._json(told)
 
     def _answer(self, body: Any) -> str:

@@ -20,6 +20,8 @@ class Availability:
     default: str = ""
     #: those that are in memory: they answer without loading first
     loaded: tuple[str, ...] = ()
+    #: what each of them can do, by the service's words; empty where it does not tell
+    capabilities: Mapping[str, frozenset[str]] = field(default_factory=dict)
     #: installed ones that are not offered, and why
     unfit: Mapping[str, str] = field(default_factory=dict)
     #: why it is not up, for people; "" if it is
@@ -43,6 +45,13 @@ class ChatRequest:
     options: Mapping[str, Any] = field(default_factory=dict)
     #: what else is handed on as it is: tools, format, think, …
     more: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """What the model must be capable of: ``vision``, ``tools``."""
+        has_images = any(message.get("images") for message in self.messages)
+        wanted = (("vision", has_images), ("tools", bool(self.more.get("tools"))))
+        return frozenset(name for name, is_needed in wanted if is_needed)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,9 +15,11 @@ from d8mesh.backends import ChatRequest, Completion, ollama
 from d8mesh.backends.ollama import OllamaBackend
 from d8mesh.errors import (
     BackendDeadlineError,
+    BackendError,
     BackendStalledError,
     BackendTooLargeError,
     BackendUnavailableError,
+    InvalidTaskError,
     TaskCancelledError,
 )
 from tests.ollama_server import OllamaServer
@@ -160,6 +162,26 @@ def test_a_default_model_that_is_not_there_is_warned_of(
     assert (seen.is_up, seen.default) == (True, "qwen2.5:3b")
     assert said in seen.warning
     assert OllamaBackend(server.url, default_model="QWEN2.5:3b").probe().warning == ""
+
+
+def test_pictures_and_tools_go_to_a_model_that_can_take_them(server: OllamaServer) -> None:
+    server.models = ("plain:1b", "seeing:1b", "calling:1b")
+    server.capabilities = {
+        "seeing:1b": ("completion", "vision"),
+        "calling:1b": ("completion", "tools"),
+    }
+    backend = OllamaBackend(server.url)
+    picture = ChatRequest(messages=({"role": "user", "content": "x", "images": ["eA=="]},))
+    tools = ChatRequest(messages=({"role": "user", "content": "x"},), more={"tools": [{}]})
+    assert [*picture.needs, *tools.needs] == ["vision", "tools"]
+    assert backend.choose(None, needs=picture.needs) == "seeing:1b"
+    assert backend.choose("elsewhere:1b", needs=tools.needs) == "calling:1b"
+    with pytest.raises(InvalidTaskError, match="'plain:1b' cannot see pictures"):
+        backend.choose("plain:1b", needs=picture.needs)
+    with pytest.raises(BackendError, match="none of the models here will do"):
+        backend.choose(None, needs=picture.needs | tools.needs)
+    server.capabilities = None  # an older Ollama decides itself
+    assert OllamaBackend(server.url).choose(None, needs=picture.needs) == "plain:1b"
 
 
 # --- several addresses ------------------------------------------------------------------

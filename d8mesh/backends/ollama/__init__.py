@@ -50,6 +50,11 @@ STALL_S: Final = 60.0
 FIRST_TEXT_S: Final = 300.0
 #: An answer, thoughts and all: the longest contexts give a few megabytes, a result must hold it.
 MAX_TEXT_BYTES: Final = 8 * 1024 * 1024
+#: What a model cannot do without a capability.
+_LACKS: Final = {
+    "tools": "cannot call tools",
+    "vision": "cannot see pictures and would pass over them in silence",
+}
 #: Model names in one sentence.
 MAX_NAMED: Final = 8
 
@@ -90,14 +95,21 @@ class OllamaBackend:
         with self._lock:
             return self._probe()
 
-    def choose(self, requested: str | None, *, is_strict: bool = False) -> str:
-        """Return the model that runs what asks for `requested`.
+    def choose(
+        self,
+        requested: str | None,
+        *,
+        is_strict: bool = False,
+        needs: frozenset[str] = frozenset(),
+    ) -> str:
+        """Return the model that runs what asks for `requested` and `needs` these capabilities.
 
         Raises:
             BackendUnavailableError: Ollama is down or has no models.
+            BackendError: none of its models has the capabilities.
             InvalidTaskError: as `chat`.
         """
-        return self._chosen(requested, is_strict=is_strict)[1]
+        return self._chosen(requested, is_strict=is_strict, needs=needs)[1]
 
     def chat(
         self,
@@ -124,7 +136,9 @@ class OllamaBackend:
             BackendTooLargeError: more than `MAX_TEXT_BYTES` of text, or noise beside it.
             BackendError: Ollama reports a failure.
         """
-        url, model = self._chosen(request.model, is_strict=request.is_model_strict)
+        url, model = self._chosen(
+            request.model, is_strict=request.is_model_strict, needs=request.needs
+        )
         temperature, tokens = request.temperature, request.max_tokens
         stream = Stream(
             url,
@@ -158,24 +172,31 @@ class OllamaBackend:
 
     # ------------------------------------------------------------------- private
 
-    def _chosen(self, requested: str | None, *, is_strict: bool) -> tuple[str, str]:
+    def _chosen(
+        self, requested: str | None, *, is_strict: bool, needs: frozenset[str]
+    ) -> tuple[str, str]:
         """Return the address and the model for what asks for `requested`."""
         offer = self._offer()
-        if not requested:
-            return offer.url, offer.default
-        if (found := _match(requested, offer.models)) is not None:
+        found = _match(requested or "", offer.models)
+        if found is None and requested:
+            _refuse_unfit(requested, offer)
+            if is_strict:
+                offer = self._offer(is_fresh=True)  # it may have been pulled just now
+                found = _match(requested, offer.models)
+                if found is None:
+                    raise InvalidTaskError(
+                        f"model_strict: the model {requested!r} is not installed here, and no "
+                        f"worker of the mesh offers it; installed: {_named(offer.models)}"
+                    )
+        if found is not None:
+            if lacks := _lacks(found, needs, offer):
+                raise InvalidTaskError(f"model: {found!r} {lacks}")
             return offer.url, found
-        _refuse_unfit(requested, offer)
-        if is_strict:
-            offer = self._offer(is_fresh=True)  # it may have been pulled just now
-            found = _match(requested, offer.models)
-            if found is None:
-                raise InvalidTaskError(
-                    f"model_strict: the model {requested!r} is not installed here, and no worker "
-                    f"of the mesh offers it; installed: {_named(offer.models)}"
-                )
-            return offer.url, found
-        return offer.url, offer.default
+        able = [name for name in (offer.default, *offer.models) if not _lacks(name, needs, offer)]
+        if not able:
+            lacks = _lacks(offer.default, needs, offer)
+            raise BackendError(f"none of the models here will do: {offer.default!r} {lacks}")
+        return offer.url, able[0]
 
     def _offer(self, *, is_fresh: bool = False) -> Availability:
         """Return what is there, asked for now or not long ago."""
@@ -230,6 +251,7 @@ class OllamaBackend:
             default=default or models[0],
             loaded=installed.loaded,
             unfit=unfit,
+            capabilities=installed.capabilities,
             warning="" if default or not self._default_model else self._missing(models, unfit),
         )
 
@@ -251,6 +273,13 @@ def _match(wished: str, models: Sequence[str]) -> str | None:
         return wished or None
     plain = plain_name(wished)
     return next((name for name in models if plain_name(name) == plain), None)
+
+
+def _lacks(name: str, needs: frozenset[str], offer: Availability) -> str:
+    """Say what a model cannot do of what is needed; "" if it can, or does not tell."""
+    has = offer.capabilities.get(name)
+    missing = sorted(needs - has) if has else []
+    return _LACKS[missing[0]] if missing else ""
 
 
 def _refuse_unfit(requested: str, offer: Availability) -> None:

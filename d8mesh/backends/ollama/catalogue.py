@@ -54,6 +54,8 @@ class Installed:
     models: tuple[str, ...]
     loaded: tuple[str, ...]
     unfit: Mapping[str, str]
+    #: what each of the models can do, where that is known
+    capabilities: Mapping[str, frozenset[str]]
 
 
 class Catalogue:
@@ -78,6 +80,7 @@ class Catalogue:
         known, self._shown = self._shown, {}
         models: list[str] = []
         unfit: dict[str, str] = {}
+        capabilities: dict[str, frozenset[str]] = {}
         for name, row in rows.items():
             key = (url, name, str(row.get("digest") or row.get("modified_at")))
             shown = _shown_in(row)
@@ -90,7 +93,8 @@ class Catalogue:
                 unfit[name] = why
             else:
                 models.append(name)
-        return Installed(tuple(models), tuple(loaded), unfit)
+                capabilities[name] = shown.capabilities
+        return Installed(tuple(models), tuple(loaded), unfit, capabilities)
 
 
 def why_not(name: str, shown: Shown, families: tuple[str, ...] = ()) -> str:
