@@ -6,6 +6,7 @@ long lines are wrapped between words.
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import sys
 import textwrap
@@ -242,19 +243,25 @@ class Console:
 
 
 def say_wrapped(text: str) -> None:
-    """Print a line; on a terminal, wrapped between words to its width."""
+    """Print a line; on a terminal, wrapped between words to its width.
+
+    A console that cannot be written (a full disk behind it) stops no worker and fails no task.
+    """
     line = escape(text)
-    if sys.stdout.isatty():
-        columns = max(MIN_COLUMNS, shutil.get_terminal_size().columns)
-        line = textwrap.fill(
-            line,
-            width=columns,
-            subsequent_indent=_INDENT,
-            break_long_words=False,
-            break_on_hyphens=False,
-            drop_whitespace=True,
-        )
-    say(line)
+    with contextlib.suppress(OSError, ValueError):
+        if sys.stdout is not None and sys.stdout.isatty():
+            columns = max(MIN_COLUMNS, shutil.get_terminal_size().columns)
+            line = textwrap.fill(
+                line,
+                width=columns,
+                subsequent_indent=_INDENT,
+                break_long_words=False,
+                break_on_hyphens=False,
+            )
+        try:
+            say(line)
+        except UnicodeEncodeError:  # a pipe of an older code page
+            say(line.encode("ascii", "backslashreplace").decode("ascii"))
 
 
 def _joined(worker_id: str, broker_id: str, endpoint: str, *, after_s: float | None) -> str:

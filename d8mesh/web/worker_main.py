@@ -33,6 +33,8 @@ from d8mesh.web.worker_console import Console
 
 #: How often Ollama is looked for.
 PROBE_S: Final = 10.0
+#: How long the threads beside the worker may take to end; a probe may just be waiting.
+END_S: Final = 0.5
 #: Interfaces in the line that says where orchestrators are looked for.
 MAX_INTERFACES: Final = 4
 DEFAULT_TYPE: Final = "deepseek"
@@ -86,6 +88,8 @@ def run(config: Config, options: argparse.Namespace) -> int:
             worker.run(on_start=start_threads, on_drain=console.drain)
         finally:
             stop.set()
+        for thread in threads:
+            thread.join(END_S)
     console.end()
     return 0
 

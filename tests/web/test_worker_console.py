@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import os
 import shutil
 import sys
@@ -202,6 +204,20 @@ def test_what_is_known_early_is_told_after_who_this_is() -> None:
     scene.console.begin(folder="x", interfaces="")
     assert scene.lines[0].startswith("worker bob")
     assert scene.lines[-1].startswith("note: no usable network interface is up; ORCHESTRATOR_URL")
+
+
+def test_a_console_that_cannot_be_written_stops_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Full(io.StringIO):
+        def write(self, text: str) -> int:
+            raise OSError(errno.ENOSPC, "no space left on device")
+
+    monkeypatch.setattr(sys, "stdout", Full())
+    worker_console.say_wrapped("one")
+    narrow = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", narrow)
+    worker_console.say_wrapped("one…")
+    narrow.flush()
+    assert narrow.buffer.getvalue() == b"one\\u2026\n"
 
 
 def test_on_a_terminal_lines_are_wrapped_between_words_and_controls_are_shown(
