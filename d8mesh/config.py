@@ -36,7 +36,7 @@ class Config:
     web_host: str = "0.0.0.0"
     web_port: int = 7001
     orchestrator_url: str | None = None
-    ollama_url: str = "http://localhost:7100"
+    ollama_url: str | None = None
     ollama_model: str | None = None
     ollama_listen: str = "0.0.0.0:7100"
     status_port: int = 7200
@@ -168,11 +168,9 @@ def _url(default_port: int) -> Parser:
     return parse
 
 
-def _listen(text: str) -> str:
-    host, _, port = text.replace("http://", "", 1).rpartition(":")
-    _host(host.strip("[]"))
-    _integer(1, 65535)(port)
-    return f"{host}:{port}"
+def _foreign(text: str) -> str:
+    """Take what another program's variable holds: it stops nothing here."""
+    return text
 
 
 def _names(pattern: str, *, is_printable: bool = False) -> Parser:
@@ -218,7 +216,7 @@ SETTINGS: Final[tuple[Setting, ...]] = (
     Setting("ORCHESTRATOR_URL", "orchestrator_url", _url(7001), _URL_TEXT),
     Setting("DEEPSEEK_BASE_URL", "ollama_url", _url(7100), _URL_TEXT),
     Setting("DEEPSEEK_MODEL", "ollama_model", _matching(MODEL_PATTERN), _MODEL_TEXT),
-    Setting("OLLAMA_HOST", "ollama_listen", _listen, "ADDRESS:PORT to listen on"),
+    Setting("OLLAMA_HOST", "ollama_listen", _foreign, "anything: it is Ollama's own variable"),
     Setting("WORKER_STATUS_PORT", "status_port", _PORT, _PORT_TEXT),
     Setting("WORKER_ID", "worker_id", _NAME, _NAME_TEXT),
     Setting("WORKER_TYPE", "worker_type", _NAME, _NAME_TEXT),

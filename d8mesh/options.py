@@ -133,7 +133,11 @@ def niche(parser: argparse.ArgumentParser) -> None:
         help="JSON file with markets and geographies (default: 5 markets in 3 geographies)",
     )
     _output(parser, "niche")
-    _timeout(parser, "give up waiting after so many seconds", "as long as it takes")
+    _timeout(
+        parser,
+        "give up waiting after so many seconds",
+        "60 without a worker that can, else as long as it takes",
+    )
     _json(parser, "one JSON object at the end")
 
 
@@ -169,7 +173,7 @@ def evolution(parser: argparse.ArgumentParser) -> None:
         "--seed", type=int, help="the same seed gives the same run (default: by chance)"
     )
     _output(parser, "evolution")
-    _timeout(parser, "give up waiting after so many seconds", "as long as it takes")
+    _timeout(parser, "give up waiting after so many seconds", "120 for each batch")
     _json(parser, "one JSON object at the end")
 
 

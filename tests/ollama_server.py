@@ -17,7 +17,7 @@ import socket
 import threading
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
 from typing import Any, Final
@@ -33,6 +33,20 @@ PROBE_BEHAVIOURS: Final = ("ok", "compressed", "drip", "endless_line", "error", 
                            "redirect", "silent", "wrong_shape")  # fmt: skip
 #: Unpacked size of the compressed answer: far more than a packed one has any need of.
 BOMB_BYTES: Final = 64 * 1024 * 1024
+
+#: What ``/api/show`` tells of models that are not chat models; others can do all else.
+CAPABILITIES: Final = {
+    "nomic-embed-text:latest": ("embedding",),
+    "mxbai-embed-large:latest": ("embedding",),
+    "bge-m3:latest": ("embedding",),
+    "all-minilm:latest": ("embedding",),
+}
+FAMILIES: Final = {
+    "nomic-embed-text:latest": "nomic-bert",
+    "mxbai-embed-large:latest": "bert",
+    "bge-m3:latest": "bert",
+    "all-minilm:latest": "bert",
+}
 
 Answer = Callable[[list[dict[str, Any]]], str]
 
@@ -61,6 +75,18 @@ class OllamaServer:
         self.models = models
         self.loaded = models[:1]
         self.answer = answer
+        #: told by ``/api/show``; None: an Ollama that is too old to tell
+        self.capabilities: Mapping[str, Sequence[str]] | None = CAPABILITIES
+        self.families: Mapping[str, str] = FAMILIES
+        #: model -> host of Ollama's cloud, for ``remote_host``
+        self.remote_hosts: dict[str, str] = {}
+        #: fields of the message before the text of an answer; ``tool_calls``, ``thinking``
+        self.extra: dict[str, Any] = {}
+        self.logprobs: list[Any] = []
+        #: False: characters beyond ASCII stand in the answer as they are
+        self.is_ascii = True
+        #: an answer is written in pieces of so many bytes; 0: in whole lines
+        self.write_bytes = 0
         self.token_delay_s = token_delay_s
         self.behaviour = "ok"
         self.probe_behaviour = "ok"
@@ -123,7 +149,7 @@ class _Handler(BaseHTTPRequestHandler):
         if owner.probe_behaviour != "ok":
             self._misbehave(owner.probe_behaviour)
         elif self.path == "/api/tags":
-            self._json({"models": [{"name": name, "model": name} for name in owner.models]})
+            self._json({"models": [self._row(name) for name in owner.models]})
         elif self.path == "/api/ps":
             self._json({"models": [{"name": name, "model": name} for name in owner.loaded]})
         elif self.path == "/":
@@ -134,10 +160,14 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers.get("Content-Length", "0"))))
         owner = self._noted(body)
-        if owner.behaviour not in ("ok", "cut", "stall", "endless", "error_line"):
+        if self.path == "/api/show":
+            self._show(str(body.get("model")))
+        elif owner.behaviour not in ("ok", "cut", "stall", "endless", "error_line"):
             self._misbehave(owner.behaviour)
         elif self.path not in ("/api/chat", "/api/generate"):
             self._json({"error": "not found"}, status=404)
+        elif body.get("model") in CAPABILITIES:
+            self._json({"error": f'"{body["model"]}" does not support chat'}, status=400)
         elif body.get("model") not in owner.models:
             self._json({"error": f"model '{body.get('model')}' not found"}, status=404)
         elif body.get("stream", True):
@@ -152,6 +182,26 @@ class _Handler(BaseHTTPRequestHandler):
         headers = {name.lower(): value for name, value in self.headers.items()}
         owner.requests.append((self.path, headers, body))
         return owner
+
+    def _row(self, name: str) -> dict[str, Any]:
+        owner = self.server.owner
+        family = owner.families.get(name, "llama")
+        details = {"family": family, "families": [family], "format": "gguf"}
+        row = {"name": name, "model": name, "digest": f"{zlib.crc32(name.encode()):064x}"}
+        remote = owner.remote_hosts.get(name)
+        return row | {"details": details} | ({"remote_host": remote} if remote else {})
+
+    def _show(self, name: str) -> None:
+        owner = self.server.owner
+        if name not in owner.models:
+            self._json({"error": f"model '{name}' not found"}, status=404)
+            return
+        told: dict[str, Any] = {"details": self._row(name)["details"], "model_info": {}}
+        if owner.capabilities is not None:
+            is_default = owner.capabilities is CAPABILITIES
+            other = ("completion", "tools", "vision") if is_default else ("completion",)
+            told["capabilities"] = list(owner.capabilities.get(name, other))
+        self._json(told)
 
     def _answer(self, body: Any) -> str:
         messages = body.get("messages") or [{"role": "user", "content": body.get("prompt", "")}]
@@ -172,6 +222,10 @@ class _Handler(BaseHTTPRequestHandler):
         owner = self.server.owner
         self._begin("application/x-ndjson")
         words = self._answer(body).split(" ")
+        if owner.extra or owner.logprobs:
+            part = self._part(body, "")
+            part["message"] |= owner.extra
+            self._line(part | ({"logprobs": owner.logprobs} if owner.logprobs else {}))
         for i, word in enumerate(words):
             self._line(self._part(body, word if i == 0 else f" {word}"))
             if owner.token_delay_s and self._waits_in_vain(owner.token_delay_s):
@@ -250,7 +304,11 @@ class _Handler(BaseHTTPRequestHandler):
         self.server.owner.has_begun.set()
 
     def _line(self, part: object) -> None:
-        self._chunk(json.dumps(part).encode() + b"\n")
+        owner = self.server.owner
+        line = json.dumps(part, ensure_ascii=owner.is_ascii).encode() + b"\n"
+        size = owner.write_bytes or len(line)
+        for start in range(0, len(line), size):
+            self._chunk(line[start : start + size])
 
     def _chunk(self, body: bytes) -> None:
         self._write(b"%x\r\n%s\r\n" % (len(body), body))
@@ -286,10 +344,12 @@ class _Handler(BaseHTTPRequestHandler):
 def _run() -> Iterator[str]:
     parser = argparse.ArgumentParser(description="Speak Ollama's API on loopback, for trying.")
     parser.add_argument("--port", type=int, default=7100)
+    parser.add_argument("--models", nargs="+", default=list(MODELS), metavar="NAME")
     parser.add_argument("--delay", type=float, default=0.02, help="seconds between tokens")
     parser.add_argument("--behaviour", choices=BEHAVIOURS, default="ok")
     options = parser.parse_args()
-    with OllamaServer(port=options.port, token_delay_s=options.delay) as server:
+    models = tuple(options.models)
+    with OllamaServer(port=options.port, models=models, token_delay_s=options.delay) as server:
         server.behaviour = options.behaviour
         yield f"speaking Ollama's API at {server.url}; Ctrl-C ends it"
         with contextlib.suppress(KeyboardInterrupt):

@@ -32,7 +32,6 @@ BAD_VALUES = [
     ("ORCHESTRATOR_URL", "7001"),
     ("ORCHESTRATOR_URL", "http://host/path"),
     ("DEEPSEEK_BASE_URL", "http://"),
-    ("OLLAMA_HOST", "0.0.0.0"),
     ("WORKER_ID", "../../etc"),
     ("WORKER_ID", "-rf"),
     ("WORKER_TYPE", "a b"),
@@ -184,6 +183,15 @@ def test_a_place_without_a_port_is_at_the_documented_one(written: str, read: str
     assert Config.from_env({"ORCHESTRATOR_URL": written}).orchestrator_url == read
     ollama_url = Config.from_env({"DEEPSEEK_BASE_URL": written}).ollama_url
     assert ollama_url == read.replace(":7001", ":7100")
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["0.0.0.0", ":11434", "box", "box:11434", "https://ollama.example.org/path", "[::1]:11434",
+     "::1", "http://0.0.0.0", "0.0.0.0:99999", "not one at all"],
+)  # fmt: skip
+def test_the_variable_of_another_program_stops_nothing(text: str) -> None:
+    assert Config.from_env({"OLLAMA_HOST": text}).ollama_listen == text
 
 
 @pytest.mark.parametrize(

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from itertools import chain
 from typing import Annotated, Any, Final, TypeAlias
 
 import msgspec
 from msgspec import Meta
 
 from d8mesh.errors import BackendAnswerError
+from d8mesh.handlers.thoughts import without_thoughts
 
 #: A model that talks about braces: more places are not tried.
 MAX_STARTS: Final = 50
@@ -23,7 +25,6 @@ Name: TypeAlias = Annotated[str, Meta(min_length=1, max_length=200)]
 Description: TypeAlias = Annotated[str, Meta(min_length=1, max_length=4000)]
 Score: TypeAlias = Annotated[float, Meta(ge=0, le=100)]
 
-_THOUGHTS: Final = re.compile(r"<think>.*?</think>", re.DOTALL)
 _START: Final = re.compile(r"[\[{]")
 
 
@@ -53,9 +54,10 @@ def niches_in(answer: str) -> tuple[Niche, ...]:
         BackendAnswerError: there are none; the message says what is wrong, for people
             and for the model.
     """
-    text = _THOUGHTS.sub("", answer[:MAX_ANSWER_CHARS])
+    text = answer[:MAX_ANSWER_CHARS]
     problem = "there is no JSON object in it"
-    for value in _values_in(text):
+    # The text as it is comes last: a description may speak of the tag that ends thoughts.
+    for value in chain(_values_in(without_thoughts(text)), _values_in(text)):
         rows = _rows(value)
         niches: list[Niche] = []
         for row in rows[:MAX_NICHES]:

@@ -59,6 +59,16 @@ class Plan:
     seed: int = 0
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Listeners:
+    """Who is told what happens while a population evolves."""
+
+    #: a generation is complete
+    on_generation: Callable[[], None] = lambda: None
+    #: nothing comes, for this reason
+    on_silence: Callable[[str], None] = lambda reason: None
+
+
 @dataclass(slots=True)
 class History:
     """What has happened so far; the first generation is the one made by chance."""
@@ -75,16 +85,6 @@ class History:
         self.best_costs.append(ranked[0][0])
         self.mean_costs.append(statistics.fmean(cost for cost, _ in ranked))
         self.best = ranked[0][1]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Listeners:
-    """Who is told what happens during an evolution."""
-
-    #: a generation is there
-    on_generation: Callable[[], None] = lambda: None
-    #: nothing comes, for this reason
-    on_silence: Callable[[str], None] = lambda reason: None
 
 
 def run(config: Config, options: argparse.Namespace) -> int:
@@ -146,7 +146,7 @@ def evolve(
         client: takes the tasks.
         plan: what to evolve.
         history: where it is noted.
-        until: monotonic seconds when waiting is over; None: no such time.
+        until: monotonic seconds when waiting is over; None: when a batch takes `BATCH_S`.
         listeners: told as things happen.
 
     Raises:
@@ -158,7 +158,7 @@ def evolve(
     ranked = _ranked(plan.problem, first)
     history.add(ranked)
     told.on_generation()
-    breeder = _Breeder(client, plan, history, told.on_silence, until)
+    breeder = _Breeder(client, plan, history, until, told.on_silence)
     for _ in range(plan.generations):
         if ranked[0][0] <= SOLVED:
             return
@@ -232,11 +232,11 @@ class _Breeder:
         client: Submits,
         plan: Plan,
         history: History,
-        on_silence: Callable[[str], None],
         until: float | None,
+        on_silence: Callable[[str], None],
     ) -> None:
         self._client, self._plan, self._history = client, plan, history
-        self._on_silence, self._until = on_silence, until
+        self._until, self._on_silence = until, on_silence
 
     def children(
         self, parents: Sequence[tuple[Genome, Genome]], chance: random.Random
@@ -265,10 +265,9 @@ class _Breeder:
     ) -> list[Genome]:
         """Return the new genome of each task, or the one of `instead` if it gave none."""
         genomes = list(instead)
-        until = time.monotonic() + BATCH_S
-        until = until if self._until is None else min(until, self._until)
-        left_s = max(0.0, until - time.monotonic())
-        tasks = self._client.submit_many(kind, datas, timeout=left_s)
+        now = time.monotonic()
+        until = now + BATCH_S if self._until is None else self._until
+        tasks = self._client.submit_many(kind, datas, timeout=max(until - now, 0.0))
         self._history.tasks += len(tasks)
         ended = outcomes(tasks, until=until, on_silence=self._on_silence)
         try:

@@ -17,6 +17,7 @@ from typing import Annotated, Any, Final
 import msgspec
 from msgspec import Meta
 
+from d8mesh.apps import work
 from d8mesh.apps.answers import Name, niches_in
 from d8mesh.apps.findings import Finding, Findings, load, save
 from d8mesh.apps.progress import Progress, one_line, tell_why
@@ -100,6 +101,8 @@ class Listeners:
 def run(config: Config, options: argparse.Namespace) -> int:
     """Ask the mesh for niches and save them; return the exit code: 1 if none is usable.
 
+    ``--timeout`` bounds all of it; without it waiting ends when no worker can answer.
+
     Raises:
         ConfigError: the file of markets is not one.
         D8Error: no orchestrator was found, or the results can't be read or written.
@@ -139,7 +142,12 @@ def run_with(client: Submits, plan: Plan, *, config: Config, options: argparse.N
         except KeyboardInterrupt:
             is_interrupted = True
         except WaitTimeoutError as error:
-            problem = f"{translated(str(error))} (--timeout {timeout_s:g})"
+            waits = (
+                tr("--timeout SECONDS waits longer")
+                if timeout_s is None
+                else tr("--timeout SECONDS was {seconds} s", seconds=f"{timeout_s:g}")
+            )
+            problem = tr("given up: {why}. {waits}", why=translated(str(error)), waits=waits)
         finally:
             save(folder, findings)
     if problem:
@@ -166,11 +174,12 @@ def discover(
         client: takes the tasks.
         pairs: market and geography.
         lang: ``es`` or ``en``, the language of descriptions; None leaves it to the model.
-        until: monotonic seconds when waiting is over; None waits for ever.
+        until: monotonic seconds when waiting is over; None waits as long as there is a worker
+            that can, and `NOBODY_S` for one.
         listeners: told as things happen.
 
     Raises:
-        WaitTimeoutError: `until` has come.
+        WaitTimeoutError: `until` has come, or nobody can answer.
     """
     told = listeners or Listeners()
     asks = [_Ask(pair=pair, messages=_messages(pair, lang)) for pair in pairs]
@@ -182,7 +191,10 @@ def discover(
         tasks = client.submit_many("agent_action", datas, timeout=left_s)
         again: list[_Ask] = []
         try:
-            for outcome in outcomes(tasks, until=until, on_silence=told.on_silence):
+            nobody_s = work.NOBODY_S if until is None else None
+            for outcome in outcomes(
+                tasks, until=until, on_silence=told.on_silence, nobody_s=nobody_s
+            ):
                 finding, answer = _judged(asks[outcome.index], outcome)
                 if finding.is_found or not answer or round_number == MAX_ASKS:
                     told.on_settled(finding)

@@ -19,6 +19,8 @@ from d8mesh.words import tr, translated
 #: Plain lines go into logs: at most one in this many seconds, and the last.
 LINE_S: Final = 1.0
 MAX_CHARS: Final = 200
+#: Of what is said beside it: a reason may name several workers, each with its own.
+MAX_SAID_CHARS: Final = 2000
 
 
 class Progress:
@@ -75,7 +77,8 @@ class Progress:
 
     def say(self, line: str) -> None:
         """Show one line beside the progress."""
-        self._console.print(Text(one_line(line)), soft_wrap=True)
+        is_plain = not self._console.is_terminal
+        self._console.print(Text(one_line(line, MAX_SAID_CHARS)), soft_wrap=is_plain)
 
 
 def tell_why(progress: Progress, reason: str) -> None:
@@ -83,8 +86,8 @@ def tell_why(progress: Progress, reason: str) -> None:
     progress.say(tr("still waiting: {why}", why=translated(reason)))
 
 
-def one_line(text: str) -> str:
-    """Return `text` in one line of at most `MAX_CHARS`, without control characters."""
-    shown = "".join(c if c.isprintable() else " " for c in text[: 4 * MAX_CHARS])
+def one_line(text: str, most: int = MAX_CHARS) -> str:
+    """Return `text` in one line of at most `most` characters, without control characters."""
+    shown = "".join(c if c.isprintable() else " " for c in text[: 4 * most])
     line = " ".join(shown.split())
-    return line if len(line) <= MAX_CHARS else f"{line[: MAX_CHARS - 1]}…"
+    return line if len(line) <= most else f"{line[: most - 1]}…"

@@ -18,6 +18,10 @@ from d8mesh.words import tr
 LOOK_S: Final = 0.25
 #: Nothing has come for so long: ask why.
 SILENCE_S: Final = 4.0
+#: No worker of the mesh can run the tasks for so long: a person should not wait for it unasked.
+NOBODY_S: Final = 60.0
+#: How an orchestrator begins the reason of a task that no worker of the mesh can run.
+_NOBODY: Final = "no worker"
 #: A mesh that is there is found within a few seconds.
 CONNECT_S: Final = 30.0
 #: Cancelling what is left, when a person leaves, takes no longer than this.
@@ -96,6 +100,7 @@ def outcomes(
     *,
     until: float | None = None,
     on_silence: Callable[[str], None] = lambda reason: None,
+    nobody_s: float | None = None,
 ) -> Iterator[Outcome]:
     """Yield how each of `tasks` ended, as they end.
 
@@ -103,28 +108,35 @@ def outcomes(
         tasks: what was submitted.
         until: monotonic seconds when waiting is over; None waits for ever.
         on_silence: told why nothing comes, once for each reason.
+        nobody_s: seconds without a worker in the mesh that can run them, at most; None: any.
 
     Raises:
-        WaitTimeoutError: `until` has come and some have not ended.
+        WaitTimeoutError: `until` has come, or `nobody_s` are over, and some have not ended.
     """
     waiting = dict(enumerate(tasks))
     reasons: set[str] = set()
-    heard = time.monotonic()
+    heard = can_at = time.monotonic()
     while waiting:
         ended = list(_ended(waiting))
         now = time.monotonic()
         for outcome in ended:
             del waiting[outcome.index]
-            heard = now
+            heard = can_at = now
         yield from ended
+        count = f"{len(waiting)} of {len(tasks)} tasks"
         if waiting and until is not None and now >= until:
-            raise WaitTimeoutError(f"{len(waiting)} of {len(tasks)} tasks have not ended in time")
+            why = reason_of(next(iter(waiting.values())))
+            raise WaitTimeoutError(f"{count} have not ended in time{': ' if why else ''}{why}")
         if waiting and now - heard >= SILENCE_S:
             heard = now
             reason = reason_of(next(iter(waiting.values())))
             if reason and reason not in reasons:
                 reasons.add(reason)
                 on_silence(reason)
+            if not reason.startswith(_NOBODY):
+                can_at = now
+            elif nobody_s is not None and now - can_at >= nobody_s:
+                raise WaitTimeoutError(f"{count} wait for {now - can_at:.0f} s: {reason}")
 
 
 def cancel_all(tasks: Sequence[Pending]) -> None:

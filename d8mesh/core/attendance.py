@@ -145,7 +145,7 @@ class Attendance:
         seat.host = message.host
         seat.status_port = message.status_port
         seat.slots = max(1, message.slots)
-        seat.window = message.window
+        seat.window, seat.trouble = message.window, message.trouble
         self._heard(seat)
 
     def _unblame(self, seat: Seat, message: WorkerHello) -> None:
@@ -216,6 +216,7 @@ class Attendance:
         """Renew the lease; hand-outs that the worker should hold and does not are lost."""
         self._heard(seat)
         seat.window, seat.running, seat.stuck = message.window, message.running, message.stuck
+        seat.trouble = message.trouble
         if seat.outstanding:
             held = set(message.held_ids)
             # After a whole lease even the last hand-out has arrived, or never will.

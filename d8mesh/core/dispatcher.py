@@ -52,6 +52,8 @@ from d8mesh.core.tokens import Mint
 SWEEP_S: Final = 0.5
 #: A gap between ticks beyond this means that the broker itself stood still: nobody is blamed.
 STANDSTILL_S: Final = 2.0
+#: A worker heard so many leases ago may come back with its models: a lease until it is lost.
+ABSENT_LEASES: Final = 2
 #: How often finished tasks are pruned.
 PRUNE_S: Final = 20.0
 #: How often settled hand-outs and batches are forgotten: bounds what a restart looks through.
@@ -341,6 +343,8 @@ class Dispatcher:
                 self._desk.leave(client)
         if self._orphans:
             self._give_up_orphans()
+        is_young = pool.now - self._started < pool.policy.lease_s
+        pool.roster.note_absent(pool.now - ABSENT_LEASES * pool.policy.lease_s, is_young=is_young)
         if not pool.ledger.queued:  # what lies in the lanes is cancelled, or past its deadline
             pool.queue.lanes.clear()
         if pool.now >= self._next_settle:

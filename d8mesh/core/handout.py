@@ -12,7 +12,7 @@ from d8mesh.core import placement
 from d8mesh.core.endings import Endings, Failure
 from d8mesh.core.messages import SOFT_FRAME_BYTES, Answer, Work, WorkGroup
 from d8mesh.core.pool import Pool
-from d8mesh.core.queue import Lane
+from d8mesh.core.queue import Lane, LaneKey
 from d8mesh.core.records import Batch, Task
 from d8mesh.core.roster import POLLING, Seat
 from d8mesh.core.task import UNRETURNED, Due, HandedOut, Recounted, Requeued, TaskState
@@ -205,7 +205,11 @@ class Handout:
         told = Failure.of(payload)
         why = told.text
         self._take_back(task)
-        if is_final or told.is_final or self._is_used_up(task, seat_id, is_loss=False):
+        is_final = is_final or told.is_final
+        key = LaneKey(task.batch.spec.type, task.batch.spec.model)
+        if is_final and placement.is_offered_elsewhere(seat_id, key, pool.roster):
+            is_final = False  # it refused a strict wish for a model that another worker has
+        if is_final or self._is_used_up(task, seat_id, is_loss=False):
             self._endings.fail(seat_id, [task.id], [told.recorded(payload)], why=why)
             return
         errors = 0 if task.history is None else task.history.errors

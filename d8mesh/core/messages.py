@@ -77,6 +77,7 @@ class WorkerHello(_Frame, frozen=True, tag=10):
 
     `held_ids` and `held_tokens` are the attempts it is running, has waiting, or has
     finished without an acknowledgement; the broker takes them over where they still hold.
+    `trouble` says why it offers less than it could, in words for people.
     """
 
     version: int
@@ -93,6 +94,7 @@ class WorkerHello(_Frame, frozen=True, tag=10):
     window: Window
     held_ids: Ids
     held_tokens: Tokens
+    trouble: Text = ""
 
 
 class Heartbeat(_Frame, frozen=True, tag=11):
@@ -105,6 +107,7 @@ class Heartbeat(_Frame, frozen=True, tag=11):
     task_types: Names
     models: Names
     held_ids: Ids
+    trouble: Text = ""
 
 
 class Results(_Frame, frozen=True, tag=12):
@@ -157,14 +160,15 @@ class ClientHello(_Frame, frozen=True, tag=20):
 class Group(_Frame, frozen=True):
     """Tasks of one submit that share everything but their data.
 
-    `model` is a preference (see the documented task types), `run_at` Unix seconds,
-    `deadline_s` counts from acceptance, `max_attempts` 0 means the orchestrator's default.
+    `model` is a preference (see the documented task types), with `=` before it a condition;
+    `run_at` Unix seconds, `deadline_s` counts from acceptance, `max_attempts` 0 means the
+    orchestrator's default.
     """
 
     type: Name
     priority: Annotated[int, Meta(ge=1, le=10)]
     payloads: Payloads
-    model: Annotated[str, Meta(max_length=128)] = ""
+    model: Annotated[str, Meta(max_length=129)] = ""
     deadline_s: Seconds | None = None
     max_attempts: Annotated[int, Meta(ge=0, le=100)] = 0
     is_fenced: bool = False

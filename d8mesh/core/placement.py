@@ -3,6 +3,9 @@
 - A worker runs the types that it offers.
 - A wished model is a preference: while some live worker offers it and may have room again, its
   tasks go only there; if none does, any worker of the type runs them on a model of its own.
+- A strict wish waits for the workers that offer the model, with or without room, and for those
+  that have just gone. If there is none, a mesh worker gets the task and refuses it, naming what
+  it has; a polling one would not know that.
 - ``evolution_crossover`` goes to mesh workers while there are any: polling workers of the
   older system take it and fail at once.
 - A retry goes to a worker that has not failed the task, if a live one is left that may have
@@ -18,6 +21,7 @@ from difflib import get_close_matches
 from itertools import islice
 from typing import Final
 
+from d8mesh.core.model_names import wish_in
 from d8mesh.core.queue import LaneKey
 from d8mesh.core.records import Task
 from d8mesh.core.roster import Dialect, Roster, Seat
@@ -35,20 +39,42 @@ DOCUMENTED_TYPES: Final = (
 MAX_COMPARED: Final = 200
 #: How far a line of free seats is searched for one that fits better than the first.
 SEARCH_SEATS: Final = 64
+#: Workers that are told of with a task that waits, and types of each.
+MAX_TOLD: Final = 3
 
 
 def can_run(seat: Seat, key: LaneKey, roster: Roster) -> bool:
     """Return whether `seat` may be given tasks of this lane now."""
     if key.type not in seat.types:
         return False
-    if key.model and key.model not in seat.models:
-        for other in roster.offering.get(key.model, {}).values():
-            if key.type in other.types and other.may_have_room:
-                return False
+    if key.model and not _suits_wish(seat, key, roster):
+        return False
     if key.type in MESH_FIRST_TYPES and seat.dialect is Dialect.POLLING:
         others: Iterable[Seat] = roster.serving.get(key.type, {}).values()
         return all(other.dialect is Dialect.POLLING for other in others)
     return True
+
+
+def _suits_wish(seat: Seat, key: LaneKey, roster: Roster) -> bool:
+    name, is_strict = wish_in(key.model)
+    offering = roster.offering.get(name, {})
+    if seat.worker_id in offering:
+        return True
+    if is_strict and (seat.dialect is Dialect.POLLING or roster.is_expected(name)):
+        return False
+    return not any(
+        key.type in other.types and (is_strict or other.may_have_room)
+        for other in offering.values()
+    )
+
+
+def is_offered_elsewhere(worker_id: str, key: LaneKey, roster: Roster) -> bool:
+    """Return whether another worker has the model that this lane must have."""
+    name, is_strict = wish_in(key.model) if key.model else ("", False)
+    return is_strict and any(
+        key.type in other.types and other.worker_id != worker_id
+        for other in roster.offering.get(name, {}).values()
+    )
 
 
 def choose_seat(key: LaneKey, roster: Roster, task: Task | None = None) -> Seat | None:
@@ -102,8 +128,15 @@ def why_waiting(key: LaneKey, roster: Roster) -> str:
     """Return why tasks of this lane are not being handed out, for people."""
     serving = roster.serving.get(key.type)
     if not serving:
-        return why_nobody(key.type, roster)
-    if roster.free.get(key.type):
+        return why_nobody(key.type, roster) + _who_is_there(roster)
+    if key.model:
+        name, _ = wish_in(key.model)
+        serving = {i: s for i, s in serving.items() if _suits_wish(s, key, roster)}
+        if not serving:
+            if roster.is_expected(name):
+                return f"no worker has the model {name!r} now; one may come back any moment"
+            return f"only polling workers are there, and none has the model {name!r}"
+    if any(seat.is_free for seat in serving.values()):
         return ""
     count = len(serving)
     who = "the one worker that offers it is" if count == 1 else f"all {count} workers are"
@@ -131,3 +164,21 @@ def why_nobody(kind: str, roster: Roster) -> str:
         if len(roster.nearest) < MAX_COMPARED:
             roster.nearest[kind] = near
     return f"{told}; did you mean {near!r}?" if near else told
+
+
+def _who_is_there(roster: Roster) -> str:
+    """Say which live workers are there for tasks of other types only, and why, if they tell."""
+    live = [seat for seat in roster.seats.values() if seat.is_live]
+    if not live:
+        return ""
+    live.sort(key=lambda seat: not seat.trouble)
+    told = [f"{seat.worker_id}: {seat.trouble or _offer_of(seat)}" for seat in live[:MAX_TOLD]]
+    more = f"; and {len(live) - MAX_TOLD} more" if len(live) > MAX_TOLD else ""
+    count = f"{len(live)} worker{'' if len(live) == 1 else 's'}"
+    return f" ({count} there; {'; '.join(told)}{more})"
+
+
+def _offer_of(seat: Seat) -> str:
+    types = sorted(seat.types)
+    more = ", …" if len(types) > MAX_TOLD else ""
+    return f"offers {', '.join(types[:MAX_TOLD]) or 'nothing'}{more}"

@@ -209,4 +209,5 @@ def _worker(pool: Pool, seat: Seat) -> Body:
         "slots": seat.slots,
         "running": min(len(seat.outstanding), seat.slots),
         "stuck": seat.stuck,
+        "reason": (seat.is_live and seat.trouble) or None,
     }

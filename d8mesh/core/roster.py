@@ -12,6 +12,7 @@ from enum import Enum
 from typing import Final
 
 from d8mesh.core.effects import Peer
+from d8mesh.core.model_names import plain_name
 from d8mesh.core.records import Task
 
 #: After this many failures in a row a worker's share is halved, and again for each more.
@@ -77,6 +78,8 @@ class Seat:
     welcomed: float = -1.0
     running: int = 0
     stuck: int = 0
+    #: why it offers less than it could, in its own words; empty: it does not
+    trouble: str = ""
     work_seq: int = 0
     #: when it was last handed something (monotonic)
     last_handout: float = 0.0
@@ -139,11 +142,16 @@ class Roster:
         self._by_routing_id: dict[bytes, Seat] = {}
         #: type -> free seats, first in line first
         self.free: dict[str, dict[str, Seat]] = {}
-        #: type -> live seats, and model -> live seats
+        #: type -> live seats, and plain name of a model -> live seats
         self.serving: dict[str, dict[str, Seat]] = {}
         self.offering: dict[str, dict[str, Seat]] = {}
         #: type that nobody offers -> the most similar one that is offered, as far as looked for
         self.nearest: dict[str, str] = {}
+
+        #: plain names of models whose workers have just gone, and whether the broker has just come:
+        #: a worker with any model may be about to join again
+        self.absent: frozenset[str] = frozenset()
+        self.is_young = False
 
     def by_peer(self, peer: Peer) -> Seat | None:
         """Return the mesh worker behind a routing id."""
@@ -172,6 +180,8 @@ class Roster:
 
     def leave(self, seat: Seat) -> None:
         """The worker is gone; the seat stays listed as offline."""
+        if seat.is_live and seat.models:
+            self.absent |= {plain_name(model) for model in seat.models}
         self._unindex(seat)
         seat.is_live = False
         seat.poll = None
@@ -187,6 +197,21 @@ class Roster:
         """Forget a seat altogether."""
         self.leave(seat)
         self.seats.pop(seat.worker_id, None)
+
+    def note_absent(self, heard_after: float, *, is_young: bool) -> None:
+        """Bring up to date which models may be back soon.
+
+        Args:
+            heard_after: workers that have gone count if they were heard after this (monotonic).
+            is_young: the broker itself has not been there for long.
+        """
+        gone = [s for s in self.seats.values() if not s.is_live and s.last_heard > heard_after]
+        self.absent = frozenset(plain_name(model) for seat in gone for model in seat.models)
+        self.is_young = is_young
+
+    def is_expected(self, model: str) -> bool:
+        """Return whether a worker with `model` (a plain name) may join at any moment."""
+        return self.is_young or model in self.absent
 
     def refresh(self, seat: Seat) -> None:
         """Bring the index of free seats up to date after a change of the seat's free count."""
@@ -217,7 +242,7 @@ class Roster:
         self.nearest.clear()
         for kind in seat.types:
             self.serving.setdefault(kind, {})[seat.worker_id] = seat
-        for model in seat.models:
+        for model in map(plain_name, seat.models):
             self.offering.setdefault(model, {})[seat.worker_id] = seat
         seat.is_free = False
         self.refresh(seat)
@@ -227,7 +252,7 @@ class Roster:
         for kind in seat.types:
             _discard(self.serving, kind, seat)
             _discard(self.free, kind, seat)
-        for model in seat.models:
+        for model in map(plain_name, seat.models):
             _discard(self.offering, model, seat)
         seat.is_free = False
 

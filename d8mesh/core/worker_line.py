@@ -42,6 +42,8 @@ class Profile:
     slots: int
     task_types: tuple[str, ...] = ()
     models: tuple[str, ...] = ()
+    #: why it offers less than it could, for people
+    trouble: str = ""
 
 
 def failure(worker_id: str, error: str, duration_s: float) -> bytes:
@@ -95,6 +97,8 @@ class Line:
     is_welcome: bool = False
     #: why its last HELLO was refused; of interest while it is not welcome
     refusal: str = ""
+    #: why its session ended; empty while it stands, or never did
+    lost: str = ""
     broker_id: str = ""
     epoch: int = 0
     heartbeat_s: float = HEARTBEAT_S
@@ -115,6 +119,12 @@ class Line:
     next_heartbeat: float = 0.0
     #: since when this broker has been offered nothing, 0 if it is offered something
     starved_since: float = 0.0
+
+    def lose(self, why: str) -> None:
+        """The session stands no longer; what was said first of why it ended counts."""
+        if self.is_welcome:
+            self.lost = self.lost or why
+        self.is_welcome = False
 
     def collect(self, task_id: str, token: bytes, kind: int, payload: bytes) -> None:
         """Note a result for the next message."""
@@ -213,4 +223,5 @@ def hello(me: Profile, window: int, line: Line, owed: Iterable[Kept]) -> WorkerH
         window,
         ids,
         tokens,
+        me.trouble,
     )

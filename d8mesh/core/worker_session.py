@@ -111,11 +111,6 @@ class WorkerSession:
             for line in self.lines.values()
         )
 
-    @property
-    def brokers(self) -> list[str]:
-        """The ids of the orchestrators whose sessions stand."""
-        return [line.broker_id for line in self.lines.values() if line.is_welcome]
-
     def next_deadline(self) -> float:
         """Return when `tick` has something to do next (monotonic); far away if never."""
         dues = [1e12]
@@ -139,7 +134,8 @@ class WorkerSession:
         line = self.lines.get(link)
         if line is None:
             return []
-        line.is_up = line.is_welcome = False
+        line.is_up = False
+        line.lose("the connection broke")
         return self._save(line) + self._offer(now, but=line)
 
     def forget_link(self, link: str) -> list[WorkerEffect]:
@@ -181,7 +177,7 @@ class WorkerSession:
             case Listening(ids=ids, is_on=is_on):
                 return [Listened(ids, is_on)]
             case Goodbye(reason=reason):
-                line.is_welcome = False
+                line.lose(f"it left: {reason}")
                 line.next_hello = now + HELLO_S
                 left = Trouble(link, "broker.draining", f"the orchestrator left: {reason}")
                 return [*self._save(line), left]
@@ -221,7 +217,7 @@ class WorkerSession:
         effects: list[WorkerEffect] = [Joined(line.key, message.broker_id)]
         if line.broker_id not in ("", message.broker_id):  # another lives at this address now
             effects += self._strand(line)
-        line.is_welcome, line.work_seq = True, 0
+        line.is_welcome, line.work_seq, line.lost = True, 0, ""
         line.broker_id, line.epoch = message.broker_id, message.epoch
         line.heartbeat_s = max(0.1, message.heartbeat_s)
         line.lease_s = max(line.heartbeat_s * 2, message.lease_s)
@@ -356,9 +352,10 @@ class WorkerSession:
             effects += self._offer(now)
         return effects
 
-    def offer(self, task_types: Iterable[str], models: Iterable[str]) -> None:
+    def offer(self, task_types: Iterable[str], models: Iterable[str], trouble: str = "") -> None:
         """Change what the worker offers; the heartbeat of the next `tick` tells it."""
-        self.profile = replace(self.profile, task_types=tuple(task_types), models=tuple(models))
+        types, models = tuple(task_types), tuple(models)
+        self.profile = replace(self.profile, task_types=types, models=models, trouble=trouble)
         for line in self.lines.values():
             line.next_heartbeat = 0.0
 
@@ -371,8 +368,8 @@ class WorkerSession:
             if not line.is_up:
                 continue
             if now - line.heard > line.lease_s:
-                line.heard = now
-                effects.append(Rebuild(line.key, f"silent for {line.lease_s:g} s"))
+                line.heard, line.lost = now, f"silent for {line.lease_s:g} s"
+                effects.append(Rebuild(line.key, line.lost))
             elif not line.is_welcome:
                 if now >= line.next_hello:
                     effects.append(self._hello(line, now))
@@ -413,10 +410,10 @@ class WorkerSession:
     def _heartbeat(self, line: Line, now: float) -> Send:
         line.next_heartbeat = now + line.heartbeat_s
         line.window = window = self._window(line, now)
-        types, models = list(self.profile.task_types), list(self.profile.models)
-        held = line.held()[0]
-        beat = Heartbeat(line.work_seq, window, self.running, self.stuck, types, models, held)
-        return Send(line.key, beat)
+        me, held = self.profile, line.held()[0]
+        names = (list(me.task_types), list(me.models))
+        row = (line.work_seq, window, self.running, self.stuck, *names, held, me.trouble)
+        return Send(line.key, Heartbeat(*row))
 
     def _flush(self, line: Line, now: float) -> list[WorkerEffect]:
         """Send results, a few messages at a time."""

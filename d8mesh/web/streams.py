@@ -28,6 +28,11 @@ MAX_WAITING: Final = 2000
 EVENT_STREAM: Final = "text/event-stream"
 
 _encoder: Final = msgspec.json.Encoder()
+#: Beside newlines some readers (Python's `str.splitlines`, so httpx and requests) end a line at
+#: these too; inside JSON they only stand in texts, where an escape means the same.
+_SEPARATORS: Final = tuple(
+    (char.encode(), b"\\u%04x" % ord(char)) for char in ("\x85", "\u2028", "\u2029")
+)
 
 
 class StreamCalls:
@@ -165,4 +170,7 @@ class _Events:
 
 
 def _event(name: str, body: dict[str, Any]) -> bytes:
-    return b"event: %s\ndata: %s\n\n" % (name.encode("ascii"), _encoder.encode(body))
+    line = _encoder.encode(body)
+    for separator, escaped in _SEPARATORS:
+        line = line.replace(separator, escaped)
+    return b"event: %s\ndata: %s\n\n" % (name.encode("ascii"), line)

@@ -10,36 +10,33 @@ import argparse
 import contextlib
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from d8mesh.backends import Availability, Backend
-from d8mesh.backends.ollama import OllamaBackend
+from d8mesh.backends.ollama import DEFAULT_URLS, OllamaBackend
 from d8mesh.config import STATUS_PORT_TRIES, Config
 from d8mesh.edge import data_folder, logs
 from d8mesh.edge.logs import event
-from d8mesh.edge.terminal import say
+from d8mesh.edge.network import usable_addresses
 from d8mesh.errors import ConfigError, D8Error
 from d8mesh.handlers.echo import echo
 from d8mesh.handlers.genetic import evolution_crossover, evolution_mutation
 from d8mesh.handlers.llm import llm_handlers
 from d8mesh.nodes.worker import Worker
-from d8mesh.program import command_name
 from d8mesh.web.failure_console import FailureConsole
 from d8mesh.web.parent import end_with_parent
 from d8mesh.web.status import StatusServer
 from d8mesh.web.task_modules import load
-from d8mesh.words import tr, translated
+from d8mesh.web.worker_console import Console
 
 #: How often Ollama is looked for.
 PROBE_S: Final = 10.0
-#: How often the first orchestrator is looked for, to say so.
-LOOK_S: Final = 0.1
-#: The same once it has joined one: an idle worker shall cost nothing.
-LATER_LOOK_S: Final = 2.0
-#: Without an orchestrator for this long, people are told once.
-PATIENCE_S: Final = 10.0
+#: How long the threads beside the worker may take to end; a probe may just be waiting.
+END_S: Final = 0.5
+#: Interfaces in the line that says where orchestrators are looked for.
+MAX_INTERFACES: Final = 4
 DEFAULT_TYPE: Final = "deepseek"
 
 _log: Final = logging.getLogger("d8mesh.worker")
@@ -67,34 +64,52 @@ def run(config: Config, options: argparse.Namespace) -> int:
     failures = FailureConsole()
     worker.show_failures(failures.show)
     stop = threading.Event()
+    console = Console(worker, mesh=config.mesh, url=config.orchestrator_url)
+    worker.on_notice(console.network_notice)
     backend = OllamaBackend(
-        config.ollama_url,
+        config.ollama_url or DEFAULT_URLS,
         default_model=config.ollama_model,
         max_tokens=config.max_tokens,
         temperature=config.temperature,
     )
     with _status_page(config, worker):
-        probe = Probe(worker, backend, url=config.ollama_url)
+        probe = Probe(worker, backend, on_change=console.backend, warn=_warner(console))
         threads = [
             threading.Thread(target=probe.run, args=(stop,), name="probe", daemon=True),
-            threading.Thread(target=_tell, args=(worker, config, stop), name="tell", daemon=True),
+            threading.Thread(target=console.run, args=(stop,), name="tell", daemon=True),
         ]
 
         def start_threads() -> None:
-            if (line := renamed(config.worker_id, worker.worker_id)) is not None:
-                say(line)
+            console.begin(
+                folder=config.data_dir, interfaces=_interfaces(config), wanted=config.worker_id
+            )
             for thread in threads:
                 thread.start()
 
         if options.with_parent:
             end_with_parent(worker.request_stop)
         try:
-            worker.run(on_start=start_threads)
+            worker.run(on_start=start_threads, on_drain=console.drain)
         finally:
             stop.set()
             failures.close()
-    say(tr("worker stopped"))
+        for thread in threads:
+            thread.join(END_S)
+    console.end()
     return 0
+
+
+def _warner(console: Console) -> Callable[[str], None]:
+    def warn(text: str) -> None:
+        event(_log, logging.WARNING, "llm", note=text)
+        console.notice(text)
+
+    return warn
+
+
+def _interfaces(config: Config) -> str:
+    found = usable_addresses(config.interfaces)
+    return ", ".join(f"{each.interface} ({each.address})" for each in found[:MAX_INTERFACES])
 
 
 class Probe:
@@ -103,18 +118,26 @@ class Probe:
     Args:
         worker: gets the handlers at once and offers them while the service answers.
         backend: the service.
-        url: where it is, for the status page.
+        on_change: told what it offers, and for which task types, whenever that changes.
+        warn: told by the handlers what people should know.
         pause_s: between two looks.
     """
 
     def __init__(
-        self, worker: Worker, backend: Backend, *, url: str, pause_s: float = PROBE_S
+        self,
+        worker: Worker,
+        backend: Backend,
+        *,
+        on_change: Callable[[Availability, tuple[str, ...]], None] = lambda seen, types: None,
+        warn: Callable[[str], None] = lambda text: None,
+        pause_s: float = PROBE_S,
     ) -> None:
-        self._worker, self._backend, self._url, self._pause_s = worker, backend, url, pause_s
+        self._worker, self._backend, self._pause_s = worker, backend, pause_s
+        self._on_change = on_change
         self._others = worker.task_types
-        self._llm = llm_handlers(backend)
+        self._llm = llm_handlers(backend, warn=warn)
         self._seen: Availability | None = None
-        worker.offer(self._others, backend=self._body(Availability(is_up=False, reason="")))
+        worker.offer(self._others, backend=_body(Availability(is_up=False, reason="not asked yet")))
         for name, handler in self._llm.items():
             worker.register(name, handler)
 
@@ -130,41 +153,28 @@ class Probe:
         if seen == self._seen:
             return
         self._seen = seen
-        level = logging.INFO if seen.is_up else logging.WARNING
-        event(_log, level, "backend", up=seen.is_up, models=len(seen.models), why=seen.reason)
+        level = logging.WARNING if seen.reason or seen.warning else logging.INFO
+        why = seen.reason or seen.warning
+        models = len(seen.models)
+        event(_log, level, "backend", up=seen.is_up, url=seen.url, models=models, why=why)
         types = (*self._others, *self._llm) if seen.is_up else self._others
-        self._worker.offer(types, seen.models, backend=self._body(seen))
-
-    def _body(self, seen: Availability) -> dict[str, object]:
-        body: dict[str, object] = {
-            "name": "ollama",
-            "url": self._url,
-            "is_up": seen.is_up,
-            "models": list(seen.models),
-        }
-        if not seen.is_up:
-            body["reason"] = seen.reason or "not asked yet"
-        return body
+        self._worker.offer(types, seen.models, backend=_body(seen), trouble=seen.reason)
+        self._on_change(seen, tuple(self._llm))
 
 
-def renamed(wanted: str | None, worker_id: str) -> str | None:
-    """Return what to say of a worker that could not get the id it was given."""
-    if not wanted or worker_id == wanted:
-        return None
-    return tr(
-        "another worker on this machine is called {wanted}: this one is {id}",
-        wanted=wanted,
-        id=worker_id,
-    )
-
-
-def renamed_in_mesh(before: str, worker_id: str) -> str:
-    """Return what to say of a worker whose id another machine's has already."""
-    return tr(
-        "another worker of the mesh is called {before}: this one goes on as {id}",
-        before=before,
-        id=worker_id,
-    )
+def _body(seen: Availability) -> dict[str, object]:
+    """Return what the status page says of the service."""
+    body: dict[str, object] = {
+        "name": "ollama",
+        "url": seen.url or None,
+        "is_up": seen.is_up,
+        "models": list(seen.models),
+        "default_model": seen.default or None,
+        "not_offered": dict(seen.unfit),
+    }
+    if seen.reason or seen.warning:
+        body["reason"] = seen.reason or seen.warning
+    return body
 
 
 def _refuse_cloud(kind: str, config: Config) -> None:
@@ -179,54 +189,6 @@ def _refuse_cloud(kind: str, config: Config) -> None:
     raise ConfigError(
         f"--type {kind}: this d8mesh has no backend for it yet ({state}). Use --type deepseek "
         "with a local Ollama, or let a polling worker of the older system register over REST"
-    )
-
-
-def _tell(worker: Worker, config: Config, stop: threading.Event) -> None:
-    """Say on standard output which orchestrators are found, and through what."""
-    say(
-        tr(
-            "worker {id}: looking for orchestrators of mesh {mesh}",
-            id=worker.worker_id,
-            mesh=config.mesh,
-        )
-    )
-    say(tr("data in {folder}", folder=config.data_dir))
-    told: dict[str, str] = {}
-    refused: set[str] = set()
-    waited_s, called = 0.0, worker.worker_id
-    while not stop.wait(LATER_LOOK_S if told else LOOK_S):
-        status: Any = worker.status()
-        if worker.worker_id != called:
-            say(renamed_in_mesh(called, worker.worker_id))
-            called = worker.worker_id
-        for each in status["orchestrators"]:
-            broker_id, endpoint = each["broker_id"], each["endpoint"]
-            if endpoint and told.get(broker_id) != endpoint:
-                told[broker_id] = endpoint
-                say(_joined(worker.worker_id, broker_id, endpoint))
-        for why in set(status["refused"]) - refused:
-            refused.add(why)
-            say(tr("an orchestrator refuses this worker: {why}", why=translated(why)))
-        waited_s += LOOK_S
-        if not told and PATIENCE_S <= waited_s < PATIENCE_S + LOOK_S:
-            say(
-                tr(
-                    "no orchestrator found yet: looking on. Is one running (`{program} "
-                    "orchestrator`), in the same mesh and network? ORCHESTRATOR_URL names one",
-                    program=command_name(),
-                )
-            )
-
-
-def _joined(worker_id: str, broker_id: str, endpoint: str) -> str:
-    where = {"id": worker_id, "orchestrator": broker_id, "endpoint": endpoint}
-    if not endpoint.startswith("http"):
-        return tr("worker {id} joined {orchestrator} at {endpoint}", **where)
-    return tr(
-        "worker {id} joined {orchestrator} at {endpoint} over HTTP: its ZeroMQ port cannot be "
-        "reached; open it for full speed",
-        **where,
     )
 
 

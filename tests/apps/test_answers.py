@@ -31,6 +31,8 @@ WHOLE = json.dumps({"niches": [ROW]})
         f"```json\n{WHOLE}\n```",
         f"Sure! Here it is: {WHOLE} Hope that helps {{smile}}.",
         f'<think>Maybe {{"niches": []}}?</think>\n{WHOLE}',
+        f"Maybe {WHOLE.replace('80', '1')}?\n</think>\n\n```json\r\n{WHOLE}\r\n```",
+        f"{WHOLE} </think>",
         f"Scores [0-100] as {{asked}}: {WHOLE}",
         json.dumps([ROW]),
         json.dumps(ROW),

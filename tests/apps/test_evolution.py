@@ -89,6 +89,17 @@ def test_a_task_that_fails_or_lies_leaves_the_parent() -> None:
     assert history.best_costs[-1] == history.best_costs[0]
 
 
+def test_a_timeout_bounds_the_whole_run_and_says_why_it_waited(tmp_path: Path) -> None:
+    options = argparse.Namespace(output=tmp_path, timeout_s=0.3)
+    plan = Plan(problem=FITNESS["sphere"], population=4)
+    with (
+        InProcess({}) as mesh,
+        pytest.raises(WaitTimeoutError, match="no worker in the mesh runs evolution_crossover"),
+    ):
+        run_with(mesh, plan, config=Config(), options=options)
+    assert (tmp_path / "evolution.json").exists()
+
+
 def test_nobody_at_work_ends_with_an_error_and_what_there_was_is_saved(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

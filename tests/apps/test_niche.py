@@ -150,8 +150,21 @@ def test_a_mesh_without_language_models_says_so_and_keeps_the_time(
         assert run_with(mesh, PLAN, config=Config(), options=options) == 1
     said = capsys.readouterr()
     assert "no worker in the mesh runs agent_action" in said.err
-    assert "--timeout 1" in said.err
+    assert "--timeout SECONDS was 1 s" in said.err
     assert "4 unanswered" in said.out
+
+
+def test_a_mesh_in_which_no_worker_can_answer_is_not_waited_for_for_ever(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(work, "SILENCE_S", 0.1)
+    monkeypatch.setattr(work, "NOBODY_S", 0.5)
+    with InProcess({}) as mesh:
+        options = argparse.Namespace(output=tmp_path)
+        assert run_with(mesh, PLAN, config=Config(), options=options) == 1
+    said = capsys.readouterr()
+    assert "given up: 4 of 4 tasks wait for" in said.err
+    assert "no worker in the mesh runs agent_action. --timeout SECONDS waits longer" in said.err
 
 
 def test_the_results_go_to_a_folder_of_the_data_folder(

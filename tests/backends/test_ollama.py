@@ -15,9 +15,11 @@ from d8mesh.backends import ChatRequest, Completion, ollama
 from d8mesh.backends.ollama import OllamaBackend
 from d8mesh.errors import (
     BackendDeadlineError,
+    BackendError,
     BackendStalledError,
     BackendTooLargeError,
     BackendUnavailableError,
+    InvalidTaskError,
     TaskCancelledError,
 )
 from tests.ollama_server import OllamaServer
@@ -130,6 +132,85 @@ def test_the_requested_model_else_the_default_else_the_first(
     server.models = ("a:1", "b:1", "c:1", "plain:latest")
     assert OllamaBackend(server.url, default_model=default).choose(requested) == chosen
     assert OllamaBackend(server.url, default_model=default).choose(requested) == chosen
+
+
+def test_without_a_wish_no_embedding_and_no_cloud_model_is_taken(server: OllamaServer) -> None:
+    server.models = ("nomic-embed-text:latest", "gpt-oss:120b-cloud", "llama3:8b")
+    backend = OllamaBackend(server.url)
+    assert chat(backend).model == "llama3:8b"
+    assert backend.probe().models == ("llama3:8b",)
+    server.models = server.models[:2]
+    seen = backend.probe()
+    assert not seen.is_up
+    assert "no models to chat with" in seen.reason
+    assert "gpt-oss:120b-cloud runs in Ollama's cloud" in seen.reason
+
+
+@pytest.mark.parametrize(
+    ("default", "said"),
+    [
+        ("absent:1b", "is not installed; qwen2.5:3b answers in its place"),
+        ("absent:1b", "ollama pull absent:1b"),
+        ("nomic-embed-text", "makes embeddings"),
+    ],
+)
+def test_a_default_model_that_is_not_there_is_warned_of(
+    server: OllamaServer, default: str, said: str
+) -> None:
+    server.models = ("nomic-embed-text:latest", "qwen2.5:3b")
+    seen = OllamaBackend(server.url, default_model=default).probe()
+    assert (seen.is_up, seen.default) == (True, "qwen2.5:3b")
+    assert said in seen.warning
+    assert OllamaBackend(server.url, default_model="QWEN2.5:3b").probe().warning == ""
+
+
+def test_pictures_and_tools_go_to_a_model_that_can_take_them(server: OllamaServer) -> None:
+    server.models = ("plain:1b", "seeing:1b", "calling:1b")
+    server.capabilities = {
+        "seeing:1b": ("completion", "vision"),
+        "calling:1b": ("completion", "tools"),
+    }
+    backend = OllamaBackend(server.url)
+    picture = ChatRequest(messages=({"role": "user", "content": "x", "images": ["eA=="]},))
+    tools = ChatRequest(messages=({"role": "user", "content": "x"},), more={"tools": [{}]})
+    assert [*picture.needs, *tools.needs] == ["vision", "tools"]
+    assert backend.choose(None, needs=picture.needs) == "seeing:1b"
+    assert backend.choose("elsewhere:1b", needs=tools.needs) == "calling:1b"
+    with pytest.raises(InvalidTaskError, match="'plain:1b' cannot see pictures"):
+        backend.choose("plain:1b", needs=picture.needs)
+    with pytest.raises(BackendError, match="none of the models here will do"):
+        backend.choose(None, needs=picture.needs | tools.needs)
+    server.capabilities = None  # an older Ollama decides itself
+    assert OllamaBackend(server.url).choose(None, needs=picture.needs) == "plain:1b"
+
+
+# --- several addresses ------------------------------------------------------------------
+
+
+def test_the_first_address_that_answers_is_used_and_kept_until_it_goes() -> None:
+    with socket.socket() as taken, OllamaServer(models=("second:1b",)) as second:
+        taken.bind(("127.0.0.1", 0))
+        port = taken.getsockname()[1]
+        first_url = f"http://127.0.0.1:{port}"
+        backend = OllamaBackend((first_url, second.url))
+        assert (backend.probe().url, backend.base_url) == (second.url, second.url)
+        taken.close()
+        with OllamaServer(port=port, models=("first:1b",)) as first:
+            assert backend.probe().url == second.url
+            second.probe_behaviour = "error"
+            assert backend.probe().url == first.url
+            assert chat(backend).model == "first:1b"
+
+
+def test_an_address_without_models_is_passed_over(server: OllamaServer) -> None:
+    with OllamaServer(models=()) as empty:
+        assert OllamaBackend((empty.url, server.url)).probe().url == server.url
+
+
+def test_no_address_that_answers_is_told_with_all_of_them() -> None:
+    seen = OllamaBackend(("http://127.0.0.1:9", "http://127.0.0.1:19")).probe()
+    assert "127.0.0.1:9 or http://127.0.0.1:19 (connection refused)" in seen.reason
+    assert "DEEPSEEK_BASE_URL" in seen.reason
 
 
 # --- chatting -------------------------------------------------------------------------

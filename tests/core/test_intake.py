@@ -207,7 +207,8 @@ def test_a_type_that_nobody_offers_is_accepted_with_a_warning_that_names_the_nea
     desk.submit(client)
     assert desk.got(client, m.Accepted)[0].warnings == []
     (task_id,) = desk.submit(client, kind="resize_imgae")
-    assert desk.ask(client, "status", id=task_id).body["reason"] == nearest
+    reason = f"{nearest} (1 worker there; w: offers echo, resize_image)"
+    assert desk.ask(client, "status", id=task_id).body["reason"] == reason
 
 
 def test_who_listens_from_the_submit_on_hears_the_first_piece(desk: Desktop) -> None:

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from d8mesh.core.effects import Peer
 from d8mesh.core.messages import Heartbeat
-from d8mesh.core.placement import SEARCH_SEATS, can_run, choose_seat, share, why_waiting
+from d8mesh.core.placement import (
+    SEARCH_SEATS,
+    can_run,
+    choose_seat,
+    is_offered_elsewhere,
+    share,
+    why_waiting,
+)
 from d8mesh.core.queue import LaneKey
 from d8mesh.core.roster import ASKS_S, MAX_OFFLINE_SEATS, Dialect, Roster, Seat
 from tests.core.desktop import Desktop, beat
@@ -40,6 +47,85 @@ def test_a_model_of_a_worker_without_the_type_does_not_count() -> None:
     chosen = choose_seat(LaneKey("agent_action", "llama"), roster)
     assert chosen is not None
     assert chosen.worker_id == "a"
+
+
+def test_a_wish_is_honoured_in_every_spelling_of_the_name() -> None:
+    roster = Roster()
+    roster.add(seat("other", "agent_action", "qwen"))
+    llama = seat("llama", "agent_action", "llama3:latest")
+    roster.add(llama)
+    assert choose_seat(LaneKey("agent_action", "Llama3"), roster) is llama
+
+
+def test_a_strict_wish_waits_for_the_worker_that_has_the_model_even_one_without_room() -> None:
+    roster = Roster()
+    llama, other = seat("llama", "agent_action", "llama"), seat("other", "agent_action", "qwen")
+    roster.add(llama)
+    roster.add(other)
+    llama.window, llama.has_asked = 0, False
+    roster.refresh(llama)
+    assert choose_seat(LaneKey("agent_action", "llama"), roster) is other
+    assert choose_seat(LaneKey("agent_action", "=llama"), roster) is None
+    assert "does not ask" in why_waiting(LaneKey("agent_action", "=llama"), roster)
+    assert is_offered_elsewhere("other", LaneKey("agent_action", "=llama"), roster)
+    assert not is_offered_elsewhere("other", LaneKey("agent_action", "llama"), roster)
+    roster.leave(llama)
+    roster.note_absent(0.0, is_young=False)
+    assert choose_seat(LaneKey("agent_action", "=llama"), roster) is other
+    assert not is_offered_elsewhere("other", LaneKey("agent_action", "=llama"), roster)
+
+
+def test_a_strict_wish_waits_a_while_for_who_has_just_gone_and_after_a_start() -> None:
+    roster = Roster()
+    llama, other = seat("llama", "agent_action", "llama"), seat("other", "agent_action", "qwen")
+    roster.add(llama)
+    roster.add(other)
+    llama.last_heard = 100.0
+    roster.leave(llama)
+    key = LaneKey("agent_action", "=llama")
+    assert choose_seat(key, roster) is None
+    roster.note_absent(99.0, is_young=False)
+    assert choose_seat(key, roster) is None
+    assert "may come back" in why_waiting(key, roster)
+    assert choose_seat(LaneKey("agent_action", "llama"), roster) is other
+    assert choose_seat(LaneKey("agent_action", "=gemma"), roster) is other
+    roster.note_absent(100.0, is_young=True)
+    assert choose_seat(key, roster) is None
+    roster.note_absent(100.0, is_young=False)
+    assert choose_seat(key, roster) is other
+
+
+def test_a_strict_wish_never_goes_to_a_polling_worker_without_the_model() -> None:
+    roster = Roster()
+    old = seat("old", "agent_action", "qwen")
+    old.dialect = Dialect.POLLING
+    roster.add(old)
+    assert not can_run(old, LaneKey("agent_action", "=llama"), roster)
+    assert "none has the model 'llama:latest'" in why_waiting(
+        LaneKey("agent_action", "=llama"), roster
+    )
+    assert can_run(old, LaneKey("agent_action", "=qwen"), roster)
+
+
+def test_a_task_that_nobody_offers_is_told_why_the_workers_there_cannot() -> None:
+    roster = Roster()
+    key = LaneKey("agent_action", "")
+    assert why_waiting(key, roster) == (
+        "no worker in the mesh offers 'agent_action': no worker is there"
+    )
+    roster.add(seat("pi", "echo noop"))
+    for name in "ab":
+        made = seat(name, "echo")
+        made.trouble = f"Ollama of {name} does not answer"
+        roster.add(made)
+    roster.leave(roster.seats["a"])
+    assert why_waiting(key, roster) == (
+        "no worker in the mesh offers 'agent_action' "
+        "(2 workers there; b: Ollama of b does not answer; pi: offers echo, noop)"
+    )
+    for name in "cde":
+        roster.add(seat(name, "a b c d"))
+    assert why_waiting(key, roster).endswith("c: offers a, b, c, …; and 2 more)")
 
 
 def test_the_reason_for_waiting_is_told() -> None:

@@ -55,7 +55,7 @@ def test_seats_are_found_by_their_connection_until_they_leave() -> None:
     assert roster.by_peer(Peer(b"moved")) is made
     roster.offer(made, ["other"], ["m"])
     assert set(roster.serving) == {"other"}
-    assert set(roster.offering) == {"m"}
+    assert set(roster.offering) == {"m:latest"}
     roster.leave(made)
     assert roster.serving == roster.offering == roster.free == {}
     roster.rejoin(made)

@@ -383,6 +383,7 @@ class Histories(RuleBasedStateMachine):
             poller = self.polls.pop(answer.request, None)
             task = answer.body.get("task")
             if poller and isinstance(task, dict):
+                self._read_facts()  # it may be a replayed task, accepted by this very question
                 assert self.accepted[task["task_id"]] == task["data"]
                 self.polled[poller].append(task["task_id"])
             if answer.request == request:

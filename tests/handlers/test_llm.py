@@ -15,7 +15,9 @@ from d8mesh.errors import (
     InvalidTaskError,
     TaskCancelledError,
 )
-from d8mesh.handlers.llm import MAX_MESSAGES, llm_handlers, unfenced
+from d8mesh.handlers.chat_fields import MAX_MESSAGES
+from d8mesh.handlers.llm import llm_handlers
+from d8mesh.handlers.thoughts import unfenced
 from tests.ollama_server import OllamaServer
 from tests.task_context import Context
 
@@ -170,3 +172,124 @@ def test_a_wrong_code_generation_names_the_field(
 ) -> None:
     with pytest.raises(InvalidTaskError, match=said):
         run(server, "code_generation", data)
+
+
+# --- what a caller sends is handed on, refused or named ---------------------------------
+
+PICTURE = "iVBORw0KGgo="
+CALL = {"id": "call_1", "function": {"index": 0, "name": "add", "arguments": {"a": 1}}}
+TOOL = {
+    "type": "function",
+    "function": {
+        "name": "add",
+        "parameters": {
+            "type": "object",
+            "properties": {"a": {"type": "object", "properties": {"b": {"minimum": 1}}}},
+        },
+    },
+}
+
+
+def test_all_that_a_message_may_carry_reaches_the_service(server: OllamaServer) -> None:
+    messages = [
+        {"role": "user", "content": "add", "images": [PICTURE]},
+        {"role": "assistant", "content": "", "thinking": "hm", "tool_calls": [CALL]},
+        {"role": "tool", "content": "2", "tool_name": "add", "tool_call_id": "call_1"},
+    ]
+    run(server, "agent_action", {"messages": messages})
+    assert server.chats[0]["messages"] == messages
+
+
+def test_what_other_interfaces_call_otherwise_is_understood(server: OllamaServer) -> None:
+    call = {"id": "call_1", "function": {"name": "add", "arguments": '{"a": 1}'}}
+    messages = [
+        {"role": "user", "content": "x", "images": [f"data:image/png;base64,{PICTURE}"]},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "content": "2", "name": "add"},
+    ]
+    run(server, "agent_action", {"messages": messages})
+    user, assistant, tool = server.chats[0]["messages"]
+    assert user["images"] == [PICTURE]
+    assert assistant["content"] == ""
+    assert assistant["tool_calls"][0]["function"]["arguments"] == {"a": 1}
+    assert tool == {"role": "tool", "content": "2", "tool_name": "add"}
+
+
+def test_tools_format_options_and_the_rest_reach_the_service(server: OllamaServer) -> None:
+    more: dict[str, Any] = {
+        "tools": [TOOL],
+        "format": {"type": "object"},
+        "think": "low",
+        "keep_alive": "1m",
+        "truncate": False,
+        "shift": True,
+        "logprobs": True,
+        "top_logprobs": 3,
+    }
+    options = {"top_p": 0.5, "seed": 1, "stop": ["x"], "temperature": 0.25, "num_predict": 3}
+    run(server, "agent_action", QUESTION | more | {"options": options})
+    asked = server.chats[0]
+    assert {key: asked[key] for key in more} == more
+    assert asked["options"] == options
+
+
+def test_calls_of_tools_and_thoughts_come_back_in_the_result(server: OllamaServer) -> None:
+    server.extra = {"tool_calls": [CALL], "thinking": "hm"}
+    server.logprobs = [{"token": "You", "logprob": -0.5}]
+    result = run(server, "agent_action", QUESTION | {"tools": [TOOL]})
+    assert (result["tool_calls"], result["thinking"]) == ([CALL], "hm")
+    assert result["logprobs"] == server.logprobs
+
+
+def test_fields_that_mean_nothing_are_named_in_the_result_and_told_once(
+    server: OllamaServer,
+) -> None:
+    told: list[str] = []
+    handlers = llm_handlers(OllamaBackend(server.url), warn=told.append)
+    for _ in range(2):
+        result: Any = handlers["agent_action"](QUESTION | {"temprature": 1, "mine": 2}, Context())
+        assert result["ignored"] == ["mine", "temprature"]
+    assert told == ["agent_action has no such fields in its data: mine, temprature"]
+
+
+# --- models -----------------------------------------------------------------------------
+
+
+def test_another_model_than_the_one_wished_for_is_told_once(server: OllamaServer) -> None:
+    told: list[str] = []
+    handlers = llm_handlers(OllamaBackend(server.url), warn=told.append)
+    for _ in range(2):
+        result: Any = handlers["agent_action"](QUESTION | {"model": "llama9"}, Context())
+        assert result["model_requested"] == "llama9"
+    assert len(told) == 1
+    assert "'llama9'" in told[0]
+    assert "'deepseek-r1:8b' answers" in told[0]
+
+
+def test_a_model_that_is_a_must_and_not_there_names_the_installed_ones(
+    server: OllamaServer,
+) -> None:
+    must = QUESTION | {"model": "llama9", "model_strict": True}
+    with pytest.raises(InvalidTaskError, match=r"'llama9' is not .*: deepseek-r1:8b, qwen2.5:3b"):
+        run(server, "agent_action", must)
+    server.models = (*server.models, "llama9:latest")  # pulled just now
+    assert run(server, "agent_action", must)["model"] == "llama9:latest"
+
+
+@pytest.mark.parametrize(
+    ("wished", "why"),
+    [
+        ("nomic-embed-text", "makes embeddings"),
+        ("other-embed:1b", "makes embeddings"),
+        ("gpt-oss:120b-cloud", "Ollama's cloud"),
+        ("mine", "Ollama's cloud"),
+    ],
+)
+def test_a_model_that_can_never_chat_here_is_refused_clearly(
+    server: OllamaServer, wished: str, why: str
+) -> None:
+    server.models = ("nomic-embed-text:latest", "mine:latest", "qwen2.5:3b")
+    server.remote_hosts["mine:latest"] = "https://ollama.com:443"
+    with pytest.raises(InvalidTaskError, match=f"{why}.*models to chat with: qwen2.5:3b"):
+        run(server, "agent_action", QUESTION | {"model": wished})
+    assert server.chats == []

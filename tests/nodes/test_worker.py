@@ -357,6 +357,67 @@ def test_status_says_what_is_missing(mesh: Mesh) -> None:
     assert documented <= set(body)
 
 
+def test_a_model_that_is_a_must_is_refused_only_if_no_worker_of_the_mesh_has_it(
+    mesh: Mesh,
+) -> None:
+    port = mesh.broker()
+    without, having = mesh.worker(port, name="without"), mesh.worker(port, name="having")
+    begun, go = threading.Event(), threading.Event()
+
+    def refuse(data: dict[str, Any]) -> str:
+        begun.set()
+        go.wait(PATIENCE_S)
+        raise InvalidTaskError("it is not installed here")
+
+    without.register("agent_action", refuse)
+    without.offer(None, ["qwen:1b"])
+    having.register("agent_action", lambda data: "llama says hi")
+    having.offer(None, ["llama:latest"])
+    mesh.run(without)
+    client = mesh.client(port)
+    must = {"messages": [], "model": "llama", "model_strict": True}
+    task = client.submit("agent_action", must)
+    assert begun.wait(PATIENCE_S)  # after a while in which such a worker might come
+    mesh.run(having)  # it comes while the other one is at it
+    go.set()
+    assert task.result(PATIENCE_S)["worker_id"] == "having"
+    for later in client.submit_many("agent_action", [must] * 20):
+        assert later.result(PATIENCE_S)["worker_id"] == "having"
+
+
+def test_why_a_worker_offers_less_than_it_could_is_told_to_who_waits(mesh: Mesh) -> None:
+    port = mesh.broker()
+    worker = mesh.worker(port, name="bob")
+    worker.register("agent_action", lambda data: "hi")
+    worker.offer([], trouble="Ollama does not answer")
+    mesh.run(worker)
+    client = mesh.client(port)
+    task = client.submit("agent_action", {"messages": []})
+    task.wait_accepted(PATIENCE_S)
+    assert "(1 worker there; bob: Ollama does not answer)" in task.status()["reason"]
+    (row,) = client.ask("workers", {})["workers"]
+    assert row["reason"] == "Ollama does not answer"
+    worker.offer(None)
+    assert task.result(PATIENCE_S)["output"] == "hi"
+    until(lambda: client.ask("workers", {})["workers"][0]["reason"] is None)
+
+
+def test_status_says_which_orchestrator_was_lost_and_why(mesh: Mesh) -> None:
+    port = mesh.broker()
+    worker = mesh.worker(port)
+    mesh.run(worker)
+    assert worker.status()["lost"] == []
+    before: Any = worker.status()["orchestrators"]
+    mesh.stop_broker(*mesh.brokers[0])
+    until(lambda: worker.status()["lost"])
+    lost: Any = worker.status()["lost"]
+    assert [each["broker_id"] for each in lost] == [each["broker_id"] for each in before]
+    assert "left" in lost[0]["why"]
+    mesh.broker(port=port)
+    until(lambda: worker.status()["orchestrators"])
+    assert worker.status()["lost"] == []
+
+
 def test_what_cannot_be_registered_is_said_at_once(mesh: Mesh) -> None:
     worker = mesh.worker(free_port())
     with pytest.raises(HandlerError, match="module"):

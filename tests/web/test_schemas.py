@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from d8mesh.errors import InvalidTaskError, PayloadTooLargeError
-from d8mesh.nodes.client.parcels import digest_of
+from d8mesh.nodes.client.parcels import digest_of, model_of
 from d8mesh.web.schemas import (
     Register,
     SubmitBatch,
@@ -46,6 +46,7 @@ BAD_TASKS: list[tuple[Any, str]] = [
     ({"type": "t", "data": {}, "fenced": 1}, "fenced: "),
     ({"type": "t", "data": {}, "run_at": -1}, "run_at: "),
     ({"type": "agent_action", "data": {"model": 5}}, "data.model: "),
+    ({"type": "agent_action", "data": {"model_strict": "yes"}}, "data.model_strict: "),
     *(
         ({"type": kind, "data": {"model": model}}, "data.model: ")
         for kind in ("agent_action", "code_generation")
@@ -131,6 +132,13 @@ def test_the_model_of_an_llm_task_is_a_wish() -> None:
     for kind, wish in (("agent_action", "llama-3.3-70b"), ("other", "")):
         (group,) = groups_of([SubmitOne(kind, {"model": "llama-3.3-70b"})], is_batch=False)
         assert group.model == wish
+
+
+def test_a_wish_that_is_a_must_is_marked() -> None:
+    assert model_of("agent_action", {"model": "llama", "model_strict": True}) == "=llama"
+    assert model_of("agent_action", {"model": "llama", "model_strict": False}) == "llama"
+    assert model_of("agent_action", {"model_strict": True}) == ""
+    assert model_of("echo", {"model": "llama", "model_strict": True}) == ""
 
 
 def test_too_much_data_is_told() -> None:

@@ -256,6 +256,12 @@ def test_a_new_attempt_is_a_restart_and_repeats_are_left_out() -> None:
     ]
 
 
+def test_a_text_may_hold_what_some_readers_take_for_the_end_of_a_line() -> None:
+    text = "a\u2028b\u2029c\x85d\x0be\x0cf\x1cg\x1dh\x1ei\rj\nk"
+    (chunk, _) = heard(Stream("x", 1, 0, [pack(text)]), None)  # read with str.splitlines
+    assert chunk == ("chunk", {"attempt": 1, "seq": 0, "text": text})
+
+
 def test_a_reader_that_is_too_slow_loses_its_stream(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(streams, "MAX_WAITING", 2)
     told = [Stream("x", 1, n, [pack(str(n))]) for n in range(5)]

@@ -14,6 +14,7 @@ from bench.mesh import Mesh, mesh
 from d8mesh.apps.children import Child
 from d8mesh.apps.demo import free_ports
 from d8mesh.apps.status import ask
+from d8mesh.errors import TaskFailedError
 from tests.end_to_end.processes import until
 from tests.ollama_server import OllamaServer
 
@@ -127,10 +128,17 @@ def test_it_joins_without_ollama_and_says_so(running: Mesh) -> None:
     assert body["status"] == "unhealthy"
     assert "Ollama does not answer" in body["reason"]
     with running.client() as client:
+        told = [line for line in child.lines if line.startswith("no language model here")]
+        assert len(told) == 1
+        assert "Ollama does not answer" in told[0]
+        rows = ask(running.url, "/api/workers/list")["workers"]
+        (row,) = (each for each in rows if each["worker_id"] == "without")
+        assert "Ollama does not answer" in row["reason"]
         assert client.submit("echo", {"a": 1}).result(PATIENCE_S)["output"] == {"a": 1}
         waiting = client.submit("code_generation", {"prompt": "x", "language": "python"})
         waiting.wait_accepted(PATIENCE_S)
         assert "no worker" in waiting.status()["reason"]
+        assert "without: Ollama does not answer" in waiting.status()["reason"]
         assert waiting.cancel() == "cancelled"
     child.close_input()
     assert child.wait(PATIENCE_S) == 0
@@ -157,7 +165,12 @@ def test_an_orchestrator_of_another_mesh_is_told(running: Mesh) -> None:
 def test_prompts_run_on_its_ollama_and_the_model_that_ran_is_named(running: Mesh) -> None:
     (status,) = free_ports(1)
     with OllamaServer() as ollama, running.client() as client:
-        settings = {"WORKER_STATUS_PORT": str(status), "DEEPSEEK_BASE_URL": ollama.url}
+        settings = {
+            "WORKER_STATUS_PORT": str(status),
+            "DEEPSEEK_BASE_URL": ollama.url,
+            "DEEPSEEK_MODEL": "absent:1b",
+            "OLLAMA_HOST": ":11434",
+        }
         child = running.children.start("worker", "worker", settings=settings)
         data = {
             "messages": [{"role": "user", "content": "hello"}],
@@ -168,6 +181,12 @@ def test_prompts_run_on_its_ollama_and_the_model_that_ran_is_named(running: Mesh
         assert result["output"]
         assert result["model_requested"] == "llama-3.3-70b"
         assert result["model"] != "llama-3.3-70b"
+        with pytest.raises(TaskFailedError, match="deepseek-r1:8b, qwen2"):
+            client.submit("agent_action", data | {"model_strict": True}).result(PATIENCE_S)
+        text = "\n".join(child.lines)
+        assert text.count("tasks wish for the model 'llama-3.3-70b'") == 1
+        assert text.count("DEEPSEEK_MODEL=absent:1b is not installed") == 1
+        assert "ollama pull absent:1b" in text
         child.close_input()
         assert child.wait(PATIENCE_S) == 0
 
@@ -183,5 +202,9 @@ def test_ctrl_c_lets_the_running_task_finish(running: Mesh, tmp_path: Path) -> N
         until(trace.exists, "the start of the task")
         child.process.send_signal(signal.SIGINT)
         assert child.wait(PATIENCE_S) == 0
+        text = "\n".join(child.lines)
+        assert "draining: 1 task still runs and gets up to 25 s" in text
+        assert "Ctrl-C again stops at once" in text
+        assert child.lines[-1].endswith("stopped: 1 done, 0 failed")
         assert task.result(PATIENCE_S)["output"] == {"done": True}
         assert task.status()["attempts"] == 1

@@ -1,20 +1,26 @@
 """One chat with Ollama as a stream that can be ended at any moment, and is bounded.
 
 Knows nothing of deadlines: `d8mesh.backends.ollama` looks at the clocks between pieces.
+
+The ``ollama`` package gives the connection. Its own reading and writing of messages is passed
+by: it splits lines at U+2028 and the like, which may stand inside a text, reads images from files
+of this machine if they are called like one, and drops fields that it does not know.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import math
 import queue
 import socket
 import struct
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, cast
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Final
 
 from d8mesh.errors import (
     BackendAnswerError,
@@ -25,7 +31,6 @@ from d8mesh.errors import (
 
 if TYPE_CHECKING:
     import httpx
-    import ollama
 
 #: All bytes of an answer: each token comes with some 150 bytes around it.
 MAX_WIRE_BYTES: Final = 512 * 1024 * 1024
@@ -54,11 +59,18 @@ class Part:
     """One piece of an answer; the last one carries the figures."""
 
     text: str
-    is_thinking: bool = False
+    thinking: str = ""
+    tool_calls: tuple[Mapping[str, Any], ...] = ()
+    logprobs: tuple[Any, ...] = ()
     is_last: bool = False
     is_cut: bool = False
     tokens_used: int = 0
     load_s: float = 0.0
+
+    @property
+    def is_sign_of_life(self) -> bool:
+        """True if the model has said something, though it may be no text."""
+        return bool(self.text or self.thinking or self.tool_calls)
 
 
 class Stream:
@@ -67,18 +79,23 @@ class Stream:
     def __init__(
         self,
         base_url: str,
-        messages: Sequence[Mapping[str, str]],
+        messages: Sequence[Mapping[str, Any]],
         *,
         model: str,
         temperature: float,
         max_tokens: int,
+        more: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
+        """Begin; `more` are other fields of Ollama's request, its ``options`` among them."""
         self._base_url = base_url
+        options = {**more.get("options", {}), "temperature": temperature, "num_predict": max_tokens}
         self._asked: dict[str, Any] = {
+            "keep_alive": KEEP_ALIVE,
+            **more,
             "model": model,
             "messages": [dict(message) for message in messages],
-            "options": {"temperature": temperature, "num_predict": max_tokens},
-            "keep_alive": KEEP_ALIVE,
+            "options": options,
+            "stream": True,
         }
         self._parts: queue.Queue[Part | Exception] = queue.Queue(MAX_AHEAD)
         self._is_closed = threading.Event()
@@ -107,10 +124,10 @@ class Stream:
     def _read(self) -> None:
         try:
             import httpx  # noqa: F401  (imports that fail must not do so unheard)
-            import ollama  # noqa: F401
+            from ollama import Client  # noqa: F401
         except Exception as error:
             why = f"the ollama package cannot be imported ({said(error)})"
-            self._put(BackendUnavailableError(why))
+            self._put(BackendError(why))
             return
         try:
             for part in self._said():
@@ -140,8 +157,10 @@ class Stream:
             event_hooks={"request": [self._prepare], "response": [_guard]},
         )
         with contextlib.closing(client):
-            for part in client.chat(stream=True, **self._asked):
-                yield _part_of(part)
+            http: httpx.Client = client._client
+            with http.stream("POST", "/api/chat", json=self._asked) as response:
+                for line in _lines(response.iter_raw()):
+                    yield _part_of(json.loads(line))
 
     def _prepare(self, request: httpx.Request) -> None:
         request.headers.pop("authorization", None)  # the package adds OLLAMA_API_KEY by itself
@@ -174,7 +193,6 @@ def _guard(response: httpx.Response) -> None:
         encoding = response.headers.get("content-encoding", "identity")
         if encoding.lower() != "identity":
             raise BackendAnswerError(f"Ollama sent a compressed answer ({encoding[:40]!r})")
-        _bound(response)
         return
     if 300 <= status < 400:
         raise BackendAnswerError(f"Ollama redirects (HTTP {status}): is it Ollama at all?")
@@ -197,58 +215,86 @@ def _error_text(response: httpx.Response) -> str:
     return shown(text)
 
 
-def _bound(response: httpx.Response) -> None:
-    """Count what comes through `response`: httpx itself buffers a line of any length."""
-    import httpx
-
-    inner = cast("httpx.SyncByteStream", response.stream)
-
-    class Bounded(httpx.SyncByteStream):
-        def __iter__(self) -> Iterator[bytes]:
-            total = line = 0
-            for chunk in inner:
-                total += len(chunk)
-                end = chunk.rfind(b"\n")
-                line = line + len(chunk) if end < 0 else len(chunk) - end - 1
-                if total > MAX_WIRE_BYTES or line > MAX_LINE_BYTES:
-                    raise BackendTooLargeError("Ollama sent more than an answer may hold")
-                yield chunk
-
-        def close(self) -> None:
-            inner.close()
-
-    response.stream = Bounded()
+def _lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
+    """Yield the lines that are not empty, split at newlines alone, and bounded."""
+    rest, total = b"", 0
+    for chunk in chunks:
+        total += len(chunk)
+        *lines, rest = (rest + chunk).split(b"\n")
+        if total > MAX_WIRE_BYTES or len(rest) > MAX_LINE_BYTES:
+            raise BackendTooLargeError("Ollama sent more than an answer may hold")
+        yield from filter(bytes.strip, lines)
+    if rest.strip():
+        yield rest
 
 
-def _part_of(part: ollama.ChatResponse) -> Part:
-    text = (part.message.content or "").encode("utf-8", "replace").decode("utf-8")
-    if not part.done:
-        return Part(text, is_thinking=bool(part.message.thinking))
-    tokens = max(part.prompt_eval_count or 0, 0) + max(part.eval_count or 0, 0)
+def _part_of(answer: Any) -> Part:
+    """Return one line of an answer; `TypeError` and the like if it is none."""
+    if "error" in answer:
+        raise BackendError(f"Ollama failed ({shown(str(answer['error']))})")
+    message = answer["message"]
+    text, thinking = _text(message.get("content")), _text(message.get("thinking"))
+    calls = _rows(message.get("tool_calls"))
+    if not all(isinstance(call, dict) for call in calls):
+        raise TypeError("a call of a tool is no object")
+    logprobs = _rows(answer.get("logprobs"))
+    if answer.get("done") is not True:
+        return Part(text, thinking, calls, logprobs)
+    counts = (_whole_number(answer.get(key)) for key in ("prompt_eval_count", "eval_count"))
     return Part(
         text,
+        thinking,
+        calls,
+        logprobs,
         is_last=True,
-        is_cut=part.done_reason == "length",
-        tokens_used=min(tokens, 2**53),
-        load_s=min(max(part.load_duration or 0, 0), 2**53) / 1e9,
+        is_cut=answer.get("done_reason") == "length",
+        tokens_used=min(sum(counts), 2**53),
+        load_s=_whole_number(answer.get("load_duration")) / 1e9,
     )
+
+
+def _text(value: Any) -> str:
+    """Return a text of the answer without halves of characters, which JSON can write."""
+    if not (value is None or isinstance(value, str)):
+        raise TypeError("a text of the answer is none")
+    return (value or "").encode("utf-8", "replace").decode("utf-8")
+
+
+def _rows(value: Any) -> tuple[Any, ...]:
+    if not (value is None or isinstance(value, list)):
+        raise TypeError("a list of the answer is none")
+    return tuple(map(_clean, value or ()))
+
+
+def _clean(value: Any) -> Any:
+    """Return what a result can hold: whole characters, finite numbers."""
+    if isinstance(value, str):
+        return _text(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, list):
+        return [_clean(inner) for inner in value]
+    if isinstance(value, dict):
+        return {_text(key): _clean(inner) for key, inner in value.items()}
+    return value
+
+
+def _whole_number(value: Any) -> int:
+    return min(max(value, 0), 2**53) if isinstance(value, int) else 0
 
 
 def _translated(error: Exception, base_url: str) -> BackendError:
     """Return the error of ours for what the package, httpx or JSON raised."""
     import httpx
-    import ollama
 
     ours: BackendError
     if isinstance(error, BackendError):
         return error
-    if isinstance(error, ollama.ResponseError):
-        ours = BackendError(f"Ollama failed ({shown(error.error)})")
-    elif isinstance(error, httpx.ConnectError | httpx.ConnectTimeout | ConnectionError):
+    if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout | ConnectionError):
         ours = BackendUnavailableError(f"Ollama does not answer at {base_url}")
     elif isinstance(error, httpx.HTTPError):
         ours = BackendAnswerError(f"the connection to Ollama broke ({said(error)})")
-    elif isinstance(error, ValueError | TypeError | AttributeError | RecursionError):
+    elif isinstance(error, ValueError | TypeError | LookupError | AttributeError | RecursionError):
         ours = BackendAnswerError("Ollama sent something that is not a line of its answers")
     else:
         ours = BackendError(f"Ollama could not be asked ({said(error)})")

@@ -18,6 +18,7 @@ from d8mesh.core.messages import (
     SOFT_FRAME_BYTES,
     Group,
 )
+from d8mesh.core.model_names import STRICT_MARK
 from d8mesh.core.parcel import Parcel
 from d8mesh.core.task import parse_id
 from d8mesh.errors import InvalidTaskError, PayloadTooLargeError
@@ -150,22 +151,26 @@ def kind_in(group: Group) -> Kind:
 
 
 def model_of(kind: str, data: Mapping[str, Any], path: str = "") -> str:
-    """Return the model that the data at `path` wishes for, or nothing.
+    """Return what the data at `path` wishes for, as `Group.model` has it, or nothing.
 
     Raises:
-        InvalidTaskError: the wish is no name of a model.
+        InvalidTaskError: the wish is no name of a model, or ``model_strict`` no boolean.
     """
     if not isinstance(kind, str) or kind not in MODEL_TYPES:
         return ""
-    model = data.get("model")
-    if model is None:
+    model, is_strict = data.get("model"), data.get("model_strict")
+    if not (is_strict is None or isinstance(is_strict, bool)):
+        raise InvalidTaskError(
+            f"{path}data.model_strict: saw {str(is_strict)[:60]!r}, expected true or false"
+        )
+    if model is None or model == "":
         return ""
-    if not isinstance(model, str) or (model and not _MODEL.fullmatch(model)):
+    if not isinstance(model, str) or not _MODEL.fullmatch(model):
         raise InvalidTaskError(
             f"{path}data.model: saw {str(model)[:60]!r}, expected a model name such as "
             "deepseek-r1:8b"
         )
-    return model
+    return STRICT_MARK + model if is_strict else model
 
 
 def cut(kind: str, datas: Iterable[Mapping[str, Any]]) -> Iterator[tuple[str, list[bytes]]]:

@@ -44,6 +44,8 @@ END_S: Final = 5.0
 LOOK_S: Final = 0.5 if sys.platform == "win32" else 2.0
 #: More threads than this on one machine are a mistake.
 MAX_SLOTS: Final = 1024
+#: What the mesh is told of a worker's trouble; the protocol has room for 1000.
+MAX_TROUBLE_CHARS: Final = 600
 #: A worker whose type nobody named.
 DEFAULT_TYPE: Final = "python"
 
@@ -89,6 +91,8 @@ class Worker:
         self._offered: tuple[str, ...] | None = None
         self._models: tuple[str, ...] = ()
         self._backend: dict[str, object] = {}
+        self._trouble = ""
+        self._on_notice: Callable[[str], None] = lambda text: None
         self._status_port = 0
         #: whoever asks `run` to end puts something in: of all queues and events only this kind
         #: may be used by a signal handler while the same thread waits for it
@@ -157,6 +161,7 @@ class Worker:
         models: Iterable[str] = (),
         *,
         backend: dict[str, object] | None = None,
+        trouble: str = "",
     ) -> None:
         """Change what is offered now; the orchestrators hear of it at once.
 
@@ -164,10 +169,12 @@ class Worker:
             task_types: of the registered ones; None for all.
             models: language models that are there.
             backend: what the status page says of the service behind the handlers.
+            trouble: why that is less than it could be, for people; the mesh is told.
         """
         self._offered = None if task_types is None else tuple(task_types)
         self._models = tuple(models)[:MAX_NAMES]
         self._backend = {} if backend is None else dict(backend)
+        self._trouble = trouble[:MAX_TROUBLE_CHARS]
         self._announce_offer()
 
     def show_failures(self, show: Callable[[str], None]) -> None:
@@ -255,11 +262,18 @@ class Worker:
         """Let `run` drain and return, as a first Ctrl-C does. Thread: any."""
         self._stops.put(None)
 
-    def run(self, *, on_start: Callable[[], None] = lambda: None) -> None:
+    def run(
+        self,
+        *,
+        on_start: Callable[[], None] = lambda: None,
+        on_drain: Callable[[int, float], None] = lambda running, drain_s: None,
+    ) -> None:
         """Work until Ctrl-C, SIGTERM or (Windows) Ctrl-Break; a second one stops at once.
 
         Args:
             on_start: called once, when the worker has begun; signals are heeded from before.
+            on_drain: called once, when it was told to stop: how many tasks run, and how many
+                seconds they get.
 
         Raises:
             WorkerError: it ended by a fault of its own; the log says more.
@@ -275,10 +289,18 @@ class Worker:
             while not runner.ended.is_set():
                 with contextlib.suppress(queue.Empty):
                     self._stops.get(timeout=LOOK_S)
+                    on_drain(self._running_count(), DRAIN_S)
                     break
             self.stop()
         if runner.fatal is not None:
             raise WorkerError(f"the worker ended by a fault of its own: {runner.fatal!r}")
+
+    def on_notice(self, told: Callable[[str], None]) -> None:
+        """Have `told` called with what people should know of the network, a sentence each.
+
+        Thread: it is called on discovery's own.
+        """
+        self._on_notice = told
 
     def status(self) -> dict[str, object]:
         """Return the body of the status page; ``status`` is "healthy" or "unhealthy"."""
@@ -291,6 +313,11 @@ class Worker:
             for line in lines
             if line.is_welcome
         ]
+        lost = [
+            {"broker_id": line.broker_id, "why": line.lost}
+            for line in lines
+            if line.lost and line.broker_id and not line.is_welcome
+        ]
         refusals = (line.refusal for line in lines if line.refusal and not line.is_welcome)
         refused = list(dict.fromkeys(refusals))
         reasons: list[str] = []
@@ -299,22 +326,25 @@ class Worker:
             reasons.append(f"refused: {why}" if why else "no orchestrator has been found yet")
         if self._backend.get("is_up") is False:
             reasons.append(str(self._backend.get("reason") or "the backend is down"))
+        outbox = "" if runner is None else runner.outbox_trouble
         if session is not None and session.is_outbox_full:
-            reasons.append("the outbox is full of results that no orchestrator has taken")
-        if runner is not None and runner.outbox_trouble:
-            reasons.append(runner.outbox_trouble)
+            outbox = outbox or "the outbox is full of results that no orchestrator has taken"
+        if outbox:
+            reasons.append(outbox)
         body: dict[str, object] = {
             "status": "unhealthy" if reasons else "healthy",
             "service": "d8-worker",
             "worker_id": self.worker_id,
             "worker_type": self.worker_type,
             "orchestrators": orchestrators,
+            "lost": lost,
             "refused": refused,
             "slots": self._slot_count,
-            "running": 0 if self._slots is None else len(self._slots.running()),
+            "running": self._running_count(),
             "stuck": 0 if session is None else session.stuck,
             "tasks_completed": 0 if session is None else session.completed,
             "tasks_failed": 0 if session is None else session.failed,
+            "outbox": outbox or None,
             "backend": self._backend,
             "task_types": list(self._types()),
             "models": list(self._models),
@@ -341,10 +371,10 @@ class Worker:
         runner = self._runner
         if runner is None:
             return
-        types, models = self._types(), self._models
+        types, models, trouble = self._types(), self._models, self._trouble
 
         def change(now: float) -> list[WorkerEffect]:
-            runner.session.offer(types, models)
+            runner.session.offer(types, models, trouble)
             return runner.session.tick(now)
 
         runner.do(change)
@@ -361,7 +391,15 @@ class Worker:
             slots=self._slot_count,
             task_types=self._types(),
             models=self._models,
+            trouble=self._trouble,
         )
+
+    def _running_count(self) -> int:
+        return 0 if self._slots is None else len(self._slots.running())
+
+    def _tell_trouble(self, text: str) -> None:
+        event(_log, logging.WARNING, "discovery", trouble=text)
+        self._on_notice(text)
 
     def _addresses(self) -> list[str]:
         return [each.address for each in usable_addresses(self._config.interfaces)]
@@ -372,7 +410,7 @@ class Worker:
             addresses=self._addresses,
             on_sighting=finder.sighted,
             browse=(Kind.ORCHESTRATOR,),
-            on_trouble=_tell_trouble,
+            on_trouble=self._tell_trouble,
         )
         if self._status_port:
             announcement = Announcement(
@@ -387,10 +425,6 @@ class Worker:
             discovery.announce(announcement)
         discovery.start()
         return discovery
-
-
-def _tell_trouble(text: str) -> None:
-    event(_log, logging.WARNING, "discovery", trouble=text)
 
 
 def _tell_mended(mended: Mended) -> None:

@@ -6,6 +6,8 @@ import sys
 import time
 import tracemalloc
 from collections.abc import Iterator
+from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -93,6 +95,46 @@ def test_misbehaviour_fails_the_answer_with_a_code_and_takes_no_memory(
     assert parts_of(server)[-1].is_last
 
 
+SEPARATORS = "a\u2028b\u2029c\x85d\x0be\x0cf\x1cg\x1dh\x1ei\rj\r\nk"
+
+
+@pytest.mark.parametrize("is_escaped", [True, False])
+def test_a_text_may_hold_every_separator_of_lines(server: OllamaServer, is_escaped: bool) -> None:
+    server.is_ascii = is_escaped
+    server.answer = lambda messages: SEPARATORS
+    assert "".join(part.text for part in parts_of(server)) == SEPARATORS
+
+
+def test_an_answer_cut_anywhere_by_the_network_is_put_together(server: OllamaServer) -> None:
+    server.is_ascii, server.write_bytes = False, 3
+    server.answer = lambda messages: SEPARATORS
+    assert "".join(part.text for part in parts_of(server)) == SEPARATORS
+
+
+def test_calls_of_tools_thoughts_and_probabilities_come_as_they_were_sent(
+    server: OllamaServer,
+) -> None:
+    call = {"id": "call_1", "function": {"index": 0, "name": "add", "arguments": {"a": [1, None]}}}
+    server.extra = {"tool_calls": [call], "thinking": "hm\u2028"}
+    server.logprobs = [{"token": "x", "logprob": -0.1, "bytes": [120]}]
+    parts = parts_of(server)
+    assert [part.tool_calls for part in parts if part.tool_calls] == [(call,)]
+    assert "".join(part.thinking for part in parts) == "hm\u2028"
+    assert [part.logprobs for part in parts if part.logprobs] == [tuple(server.logprobs)]
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [{"tool_calls": "x"}, {"tool_calls": ["x"]}, {"thinking": 1}, {"content": 1}],
+)
+def test_a_line_of_another_form_fails_the_answer(
+    server: OllamaServer, extra: dict[str, Any]
+) -> None:
+    server.extra = extra
+    with pytest.raises(BackendAnswerError, match="not a line of its answers"):
+        parts_of(server)
+
+
 def test_a_model_that_is_gone_is_named(server: OllamaServer) -> None:
     with pytest.raises(BackendError, match="model 'gone:1b' not found"):
         parts_of(server, model="gone:1b")
@@ -113,9 +155,11 @@ def test_what_a_service_says_is_shown_in_one_bounded_line() -> None:
     assert shown("\n") == "no reason given"
 
 
-def test_a_package_that_cannot_be_imported_is_said(
-    server: OllamaServer, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("module", [None, ModuleType("ollama")])
+def test_a_package_that_cannot_be_imported_or_is_another_is_a_failure(
+    server: OllamaServer, monkeypatch: pytest.MonkeyPatch, module: ModuleType | None
 ) -> None:
-    monkeypatch.setitem(sys.modules, "ollama", None)
-    with pytest.raises(BackendUnavailableError, match="cannot be imported"):
+    monkeypatch.setitem(sys.modules, "ollama", module)
+    with pytest.raises(BackendError, match="cannot be imported") as caught:
         parts_of(server)
+    assert caught.value.code == "backend.failed"  # not given back again and again

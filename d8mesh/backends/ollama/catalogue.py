@@ -1,0 +1,205 @@
+"""What one Ollama has installed, and which of that can chat on this machine.
+
+Plain HTTP, bounded in time and size. A model's capabilities are asked for once and kept; an
+older Ollama tells none, then family and name decide.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import re
+import socket
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+from d8mesh.backends.ollama.stream import shut
+from d8mesh.config import MODEL_PATTERN
+from d8mesh.core.model_names import plain_name
+from d8mesh.errors import BackendAnswerError
+
+#: The list of a few hundred models takes some 100 KB.
+MAX_PROBE_BYTES: Final = 4 * 1024 * 1024
+MAX_MODELS: Final = 500
+
+IS_CLOUD: Final = "runs in Ollama's cloud: its prompts would leave this network"
+IS_EMBEDDING: Final = "makes embeddings: it cannot chat"
+CANNOT_CHAT: Final = "cannot chat"
+#: The tags and endings that Ollama reserves for models of its cloud.
+_CLOUD_NAME: Final = re.compile(r"[:-]cloud\Z")
+#: What models for embeddings are called and built on.
+_EMBEDDING_NAME: Final = re.compile(
+    r"embed|(?:\A|/)(?:bge|gte|e5|all-minilm|paraphrase-|multilingual-e5|sentence-)"
+)
+_EMBEDDING_FAMILY: Final = re.compile(r"bert|\Aclip\Z")
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """What Ollama tells of one model; an older one tells no capabilities."""
+
+    capabilities: frozenset[str]
+    is_remote: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Installed:
+    """What one address offers: model names in its order, and why others cannot be used."""
+
+    models: tuple[str, ...]
+    loaded: tuple[str, ...]
+    unfit: Mapping[str, str]
+    #: what each of the models can do, where that is known
+    capabilities: Mapping[str, frozenset[str]]
+
+
+class Catalogue:
+    """Reads what is installed; remembers what each model can do.
+
+    Thread: one at a time.
+    """
+
+    def __init__(self) -> None:
+        self._shown: dict[tuple[str, str, str], Shown] = {}
+
+    def read(self, url: str, *, within_s: float) -> Installed:
+        """Ask the Ollama at `url`; takes some `within_s` at most for each of three questions.
+
+        Raises:
+            BackendAnswerError: what answers is no Ollama.
+            OSError: nothing answers; so does `http.client.HTTPException`.
+        """
+        rows = _rows_in(ask_json(url, "/api/tags", within_s=within_s))
+        loaded = _rows_in(ask_json(url, "/api/ps", within_s=within_s))
+        until = time.monotonic() + within_s
+        known, self._shown = self._shown, {}
+        models: list[str] = []
+        unfit: dict[str, str] = {}
+        capabilities: dict[str, frozenset[str]] = {}
+        for name, row in rows.items():
+            key = (url, name, str(row.get("digest") or row.get("modified_at")))
+            shown = _shown_in(row)
+            if not shown.capabilities and not shown.is_remote:
+                shown = known.get(key) or _asked(url, name, until=until) or shown
+                if shown.capabilities:
+                    self._shown[key] = shown
+            why = why_not(name, shown, _families_in(row))
+            if why:
+                unfit[name] = why
+            else:
+                models.append(name)
+                capabilities[name] = shown.capabilities
+        return Installed(tuple(models), tuple(loaded), unfit, capabilities)
+
+
+def why_not(name: str, shown: Shown, families: tuple[str, ...] = ()) -> str:
+    """Return why the model `name` shall not answer a chat here; "" if it can."""
+    if shown.is_remote or is_cloud_name(name):
+        return IS_CLOUD
+    if shown.capabilities:
+        if "completion" in shown.capabilities:
+            return ""
+        return IS_EMBEDDING if "embedding" in shown.capabilities else CANNOT_CHAT
+    is_embedding = is_embedding_name(name) or any(map(_EMBEDDING_FAMILY.search, families))
+    return IS_EMBEDDING if is_embedding else ""
+
+
+def is_cloud_name(name: str) -> bool:
+    """Return whether this is what a model of Ollama's cloud is called."""
+    return _CLOUD_NAME.search(name.strip().lower()) is not None
+
+
+def is_embedding_name(name: str) -> bool:
+    """Return whether this is what a model for embeddings is called."""
+    return _EMBEDDING_NAME.search(plain_name(name)) is not None
+
+
+def ask_json(
+    base_url: str, path: str, *, within_s: float, body: Mapping[str, object] | None = None
+) -> Any:
+    """Return what a GET (a POST, with `body`) answers, read within bounds of time and size.
+
+    Raises:
+        BackendAnswerError: an error status, or no JSON.
+        OSError: nothing answers; so does `http.client.HTTPException`.
+    """
+    parts = urlsplit(base_url)
+    kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+    connection = kind(parts.hostname or "", parts.port, timeout=within_s)
+    is_late = threading.Event()
+    with contextlib.closing(connection):
+        connection.connect()
+
+        def stop(connected: socket.socket = connection.sock) -> None:
+            is_late.set()
+            shut(connected)
+
+        timer = threading.Timer(within_s, stop)
+        timer.daemon = True
+        timer.start()
+        try:
+            sent = None if body is None else json.dumps(body).encode()
+            headers = {"Accept": "application/json", "Content-Type": "application/json"}
+            connection.request("GET" if sent is None else "POST", path, sent, headers)
+            response = connection.getresponse()
+            content = response.read(MAX_PROBE_BYTES + 1) if response.status == 200 else b""
+        finally:
+            timer.cancel()
+        if is_late.is_set():
+            raise TimeoutError(f"no answer within {within_s:g} s")
+    where = f"{base_url}{path}"
+    if response.status != 200:
+        raise BackendAnswerError(f"{where} answered HTTP {response.status}: is it Ollama?")
+    if len(content) > MAX_PROBE_BYTES:
+        raise BackendAnswerError(f"{where} answered with more than {MAX_PROBE_BYTES} bytes")
+    try:
+        return json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise BackendAnswerError(f"{where} did not answer with JSON: is it Ollama?") from error
+
+
+def _rows_in(answer: Any) -> dict[str, Mapping[str, Any]]:
+    """Return the models of a list by name; odd names are left out, they could not be asked for."""
+    rows = answer.get("models") if isinstance(answer, dict) else None
+    if not isinstance(rows, list):
+        raise BackendAnswerError("the list of models has not the form of Ollama's: is it Ollama?")
+    found: dict[str, Mapping[str, Any]] = {}
+    for row in rows:
+        name = (row.get("model") or row.get("name")) if isinstance(row, dict) else None
+        if isinstance(name, str) and re.fullmatch(MODEL_PATTERN, name):
+            found.setdefault(name, row)
+        if len(found) == MAX_MODELS:
+            break
+    return found
+
+
+def _asked(url: str, name: str, *, until: float) -> Shown | None:
+    """Ask what one model can do; None if that cannot be known now."""
+    left_s = until - time.monotonic()
+    if left_s <= 0:
+        return None
+    try:
+        answer = ask_json(url, "/api/show", within_s=left_s, body={"model": name})
+    except (BackendAnswerError, OSError, http.client.HTTPException):
+        return None
+    return _shown_in(answer) if isinstance(answer, dict) else None
+
+
+def _shown_in(row: Mapping[str, Any]) -> Shown:
+    told = row.get("capabilities")
+    names = frozenset(map(str, told)) if isinstance(told, list) else frozenset()
+    return Shown(names, bool(row.get("remote_host") or row.get("remote_model")))
+
+
+def _families_in(row: Mapping[str, Any]) -> tuple[str, ...]:
+    details = row.get("details")
+    if not isinstance(details, dict):
+        return ()
+    listed = details.get("families")
+    named = [details.get("family"), *(listed if isinstance(listed, list) else ())]
+    return tuple(name.lower() for name in named if isinstance(name, str))

@@ -1,0 +1,28 @@
+"""Names of language models: which ones mean the same, and what a task wishes for.
+
+Source: Ollama, ``types/model/name.go``: ``[host/][namespace/]model[:tag]``, any case.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Final
+
+#: Before the name in `Group.model`: only a worker that has this model may run the task.
+STRICT_MARK: Final = "="
+_DEFAULT_HOST: Final = "registry.ollama.ai/"
+_DEFAULT_NAMESPACE: Final = "library/"
+_DEFAULT_TAG: Final = ":latest"
+
+
+@lru_cache(maxsize=4096)
+def plain_name(name: str) -> str:
+    """Return the one spelling of all that mean the same model: ``M``, ``library/m:latest``, …"""
+    plain = name.strip().lower().removeprefix(_DEFAULT_HOST).removeprefix(_DEFAULT_NAMESPACE)
+    has_tag = ":" in plain.rpartition("/")[2]
+    return plain if has_tag else plain + _DEFAULT_TAG
+
+
+def wish_in(model: str) -> tuple[str, bool]:
+    """Return the plain name that `Group.model` (not empty) wishes for, and if it is a must."""
+    return plain_name(model.removeprefix(STRICT_MARK)), model.startswith(STRICT_MARK)

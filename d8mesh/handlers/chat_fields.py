@@ -1,0 +1,339 @@
+"""The data of ``agent_action`` and ``code_generation``: each field checked, none lost in silence.
+
+What Ollama's chat knows is handed on. What it does not know and would change the answer is
+refused with where it belongs; other fields are named in the result as ``ignored``.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import re
+from collections.abc import Mapping
+from typing import Any, Final
+
+from d8mesh.backends import ChatRequest
+from d8mesh.config import MODEL_PATTERN
+from d8mesh.errors import InvalidTaskError
+from d8mesh.handlers import Data
+
+#: A conversation of a long day; more is a mistake.
+MAX_MESSAGES: Final = 1000
+ROLES: Final = ("system", "user", "assistant", "tool")
+#: The same bounds as of the settings TEMPERATURE and MAX_TOKENS.
+MAX_TEMPERATURE: Final = 2.0
+MAX_TOKENS: Final = 10_000_000
+#: The name of a programming language.
+MAX_LANGUAGE_CHARS: Final = 64
+DEFAULT_LANGUAGE: Final = "python"
+#: The name of a tool, of an option, an id of a call.
+MAX_NAME_CHARS: Final = 256
+MAX_TOP_LOGPROBS: Final = 20
+THINK_LEVELS: Final = ("low", "medium", "high", "max")
+
+_COMMON: Final = frozenset(
+    {"model", "model_strict", "temperature", "max_tokens", "options", "think", "keep_alive",
+     "truncate", "shift"}
+)  # fmt: skip
+AGENT_FIELDS: Final = _COMMON | {"messages", "tools", "format", "logprobs", "top_logprobs"}
+CODE_FIELDS: Final = _COMMON | {"prompt", "language"}
+MESSAGE_FIELDS: Final = frozenset(
+    {"role", "content", "thinking", "images", "tool_calls", "tool_name", "tool_call_id"}
+)
+#: Names of other interfaces, and what says the same here.
+_ELSEWHERE: Final = {
+    "content": "a message in messages",
+    "functions": "tools",
+    "function_call": "no such choice: leave the tools out that shall not be called",
+    "images": "images of a message in messages",
+    "max_completion_tokens": "max_tokens",
+    "num_ctx": "options.num_ctx",
+    "num_predict": "max_tokens",
+    "n": "several tasks",
+    "presence_penalty": "options.presence_penalty",
+    "frequency_penalty": "options.frequency_penalty",
+    "repeat_penalty": "options.repeat_penalty",
+    "min_p": "options.min_p",
+    "prompt": "a message in messages",
+    "reasoning_effort": "think",
+    "response_format": "format",
+    "seed": "options.seed",
+    "stop": "options.stop",
+    "stream": "no such choice: the answer always comes in pieces to who listens",
+    "system": "a message of the role system in messages",
+    "tool_choice": "no such choice: leave the tools out that shall not be called",
+    "top_k": "options.top_k",
+    "top_p": "options.top_p",
+}
+
+_CODE_SYSTEM: Final = (
+    "You write {language} code. Answer with the code alone: complete and ready to run, "
+    "no explanation before or after it."
+)
+
+
+def agent_request(data: Data) -> ChatRequest:
+    """Return what an ``agent_action`` asks.
+
+    Raises:
+        InvalidTaskError: a field is missing or is not what it must be; names the field.
+    """
+    _refuse_elsewhere(data, AGENT_FIELDS)
+    more: dict[str, Any] = {}
+    if data.get("tools") is not None:
+        more["tools"] = _tools(data["tools"])
+    wanted = data.get("format")
+    if wanted not in (None, ""):
+        if wanted != "json" and not isinstance(wanted, Mapping):
+            raise InvalidTaskError('format: expected "json" or a JSON schema (an object)')
+        more["format"] = wanted
+    if (is_wanted := _switch(data, "logprobs")) is not None:
+        more["logprobs"] = is_wanted
+    top = _whole_number(data, "top_logprobs", low=0, high=MAX_TOP_LOGPROBS)
+    if top is not None:
+        more["top_logprobs"] = top
+    return _request(data, _messages(data), more)
+
+
+def code_request(data: Data) -> ChatRequest:
+    """Return what a ``code_generation`` asks.
+
+    Raises:
+        InvalidTaskError: a field is missing or is not what it must be; names the field.
+    """
+    for field in sorted(AGENT_FIELDS - CODE_FIELDS):
+        if data.get(field) is not None:
+            raise InvalidTaskError(f"{field}: code_generation has no such field, agent_action has")
+    _refuse_elsewhere(data, CODE_FIELDS)
+    return _request(data, _code_messages(data), {})
+
+
+def ignored_fields(data: Data, known: frozenset[str]) -> list[str]:
+    """Return the fields of `data` that mean nothing here, in order."""
+    return sorted(str(field)[:MAX_NAME_CHARS] for field in data if field not in known)
+
+
+def _request(
+    data: Data, messages: tuple[Mapping[str, Any], ...], more: dict[str, Any]
+) -> ChatRequest:
+    max_tokens = _whole_number(data, "max_tokens", low=1, high=MAX_TOKENS)
+    model = _model(data)
+    is_strict = _switch(data, "model_strict") or False
+    if is_strict and model is None:
+        raise InvalidTaskError("model_strict: there is no model in the data that is a must")
+    for field in ("truncate", "shift"):
+        if (is_on := _switch(data, field)) is not None:
+            more[field] = is_on
+    think, keep_alive = data.get("think"), data.get("keep_alive")
+    if think is not None:
+        if not isinstance(think, bool) and think not in THINK_LEVELS:
+            levels = ", ".join(THINK_LEVELS)
+            raise InvalidTaskError(f"think: expected true, false or one of {levels}")
+        more["think"] = think
+    if keep_alive is not None:
+        if isinstance(keep_alive, bool) or not isinstance(keep_alive, int | float | str):
+            raise InvalidTaskError('keep_alive: expected seconds, or a text such as "10m"')
+        more["keep_alive"] = keep_alive
+    temperature = _number(data, "temperature", low=0, high=MAX_TEMPERATURE)
+    options = _options(data)
+    if "temperature" in options:
+        _refuse_twice("temperature", temperature)
+        temperature = _number(options, "temperature", low=0, high=MAX_TEMPERATURE)
+    if "num_predict" in options:
+        _refuse_twice("max_tokens", max_tokens)
+        max_tokens = _whole_number(options, "num_predict", low=1, high=MAX_TOKENS)
+    return ChatRequest(
+        messages=messages,
+        model=model,
+        is_model_strict=is_strict,
+        temperature=temperature,
+        max_tokens=max_tokens,
+        options={k: v for k, v in options.items() if k not in ("temperature", "num_predict")},
+        more=more,
+    )
+
+
+def _refuse_elsewhere(data: Data, known: frozenset[str]) -> None:
+    for field in data:
+        if field in _ELSEWHERE and field not in known and data[field] is not None:
+            raise InvalidTaskError(f"{field}: expected here: {_ELSEWHERE[field]}")
+
+
+def _refuse_twice(field: str, value: object) -> None:
+    if value is not None:
+        raise InvalidTaskError(f"{field}: given twice, in the data and in options")
+
+
+def _options(data: Data) -> Mapping[str, Any]:
+    options = data.get("options")
+    if options is None:
+        return {}
+    if not isinstance(options, Mapping) or not all(_is_name(key) for key in options):
+        raise InvalidTaskError('options: expected an object, such as {"top_p": 0.9}')
+    for key, value in options.items():
+        is_list = isinstance(value, list) and all(isinstance(item, str) for item in value)
+        if not (value is None or is_list or isinstance(value, bool | int | float | str)):
+            raise InvalidTaskError(f"options.{key}: expected a number, a text or a list of texts")
+    return {key: value for key, value in options.items() if value is not None}
+
+
+def _tools(tools: Any) -> list[Mapping[str, Any]]:
+    if not isinstance(tools, list):
+        raise InvalidTaskError("tools: expected a list")
+    for i, tool in enumerate(tools):
+        function = tool.get("function") if isinstance(tool, Mapping) else None
+        if not isinstance(function, Mapping) or not _is_name(function.get("name")):
+            raise InvalidTaskError(
+                f'tools[{i}]: expected {{"type": "function", "function": {{"name": …}}}}'
+            )
+    return tools
+
+
+# --- messages -------------------------------------------------------------------------
+
+
+def _messages(data: Data) -> tuple[Mapping[str, Any], ...]:
+    if "messages" not in data:
+        raise InvalidTaskError("Missing field: messages")
+    messages = data["messages"]
+    if not isinstance(messages, list | tuple) or not messages:
+        raise InvalidTaskError("messages: expected a list of one or more messages")
+    if len(messages) > MAX_MESSAGES:
+        raise InvalidTaskError(f"messages: {len(messages)} of them, at most {MAX_MESSAGES}")
+    return tuple(_message(message, f"messages[{i}]") for i, message in enumerate(messages))
+
+
+def _message(message: Any, path: str) -> Mapping[str, Any]:
+    if not isinstance(message, Mapping):
+        raise InvalidTaskError(f"{path}: expected an object with role and content")
+    role, content = message.get("role"), message.get("content")
+    if not isinstance(role, str) or role not in ROLES:
+        raise InvalidTaskError(f"{path}.role: expected one of {', '.join(ROLES)}")
+    given = {key: value for key, value in message.items() if value is not None}
+    if role == "tool" and "name" in given:  # as other interfaces call it
+        given.setdefault("tool_name", given.pop("name"))
+    unknown = sorted(str(key)[:MAX_NAME_CHARS] for key in given.keys() - MESSAGE_FIELDS)
+    if unknown:
+        known = ", ".join(sorted(MESSAGE_FIELDS))
+        raise InvalidTaskError(
+            f"{path}.{unknown[0]}: a message has no such field and the model would not see it; "
+            f"there are {known}"
+        )
+    if content is None and given.get("tool_calls"):
+        content = ""
+    if not isinstance(content, str):
+        raise InvalidTaskError(
+            f"{path}.content: expected a text (pictures go to images, base64 of each)"
+        )
+    checked: dict[str, Any] = {"role": role, "content": content}
+    for field in ("thinking", "tool_name", "tool_call_id"):
+        if field in given:
+            if not isinstance(given[field], str):
+                raise InvalidTaskError(f"{path}.{field}: expected a text")
+            checked[field] = given[field]
+    if "images" in given:
+        checked["images"] = _images(given["images"], f"{path}.images")
+    if "tool_calls" in given:
+        checked["tool_calls"] = _tool_calls(given["tool_calls"], f"{path}.tool_calls")
+    return checked
+
+
+def _images(images: Any, path: str) -> list[str]:
+    """Return pictures as Ollama takes them: base64 alone. Nothing is fetched or read."""
+    if not isinstance(images, list):
+        raise InvalidTaskError(f"{path}: expected a list of pictures in base64")
+    found: list[str] = []
+    for i, image in enumerate(images):
+        text = image if isinstance(image, str) else ""
+        if text.startswith("data:"):
+            text = text.partition("base64,")[2]
+        try:
+            is_picture = bool(base64.b64decode(text, validate=True))
+        except (binascii.Error, ValueError):
+            is_picture = False
+        if not is_picture:
+            raise InvalidTaskError(
+                f"{path}[{i}]: expected a picture in base64 (no address, no file name)"
+            )
+        found.append(text)
+    return found
+
+
+def _tool_calls(calls: Any, path: str) -> list[dict[str, Any]]:
+    """Return calls as Ollama takes them; arguments as a text of JSON become the object."""
+    expected = f'{path}: expected a list of {{"function": {{"name": …, "arguments": {{…}}}}}}'
+    if not isinstance(calls, list):
+        raise InvalidTaskError(expected)
+    found: list[dict[str, Any]] = []
+    for call in calls:
+        function = call.get("function") if isinstance(call, Mapping) else None
+        if not isinstance(function, Mapping) or not _is_name(function.get("name")):
+            raise InvalidTaskError(expected)
+        arguments = function.get("arguments")
+        if isinstance(arguments, str):
+            try:
+                arguments = json.loads(arguments or "{}")
+            except (ValueError, RecursionError):
+                arguments = None
+        if not isinstance(arguments, Mapping):
+            raise InvalidTaskError(expected)
+        found.append({**call, "function": {**function, "arguments": arguments}})
+    return found
+
+
+def _code_messages(data: Data) -> tuple[Mapping[str, Any], ...]:
+    if "prompt" not in data:
+        raise InvalidTaskError("Missing field: prompt")
+    prompt, language = data["prompt"], data.get("language", DEFAULT_LANGUAGE)
+    if not isinstance(prompt, str) or not prompt.strip():
+        raise InvalidTaskError("prompt: expected a text that is not empty")
+    is_name = isinstance(language, str) and language.isprintable() and language.strip()
+    if not is_name or len(language) > MAX_LANGUAGE_CHARS:
+        raise InvalidTaskError(
+            f"language: expected a name of at most {MAX_LANGUAGE_CHARS} characters"
+        )
+    return (
+        {"role": "system", "content": _CODE_SYSTEM.format(language=language)},
+        {"role": "user", "content": prompt},
+    )
+
+
+# --- single fields --------------------------------------------------------------------
+
+
+def _model(data: Data) -> str | None:
+    model = data.get("model")
+    if model is None or model == "":
+        return None
+    if not isinstance(model, str) or not re.fullmatch(MODEL_PATTERN, model):
+        raise InvalidTaskError("model: expected the name of a model, such as deepseek-r1:8b")
+    return model
+
+
+def _number(data: Data, field: str, *, low: float, high: float) -> float | None:
+    value = data.get(field)
+    if value is None:
+        return None
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or not low <= value <= high:  # also true for NaN
+        raise InvalidTaskError(f"{field}: expected a number from {low:g} to {high:g}")
+    return float(value)
+
+
+def _whole_number(data: Data, field: str, *, low: int, high: int) -> int | None:
+    value = _number(data, field, low=low, high=high)
+    if value is not None and value != int(value):
+        raise InvalidTaskError(f"{field}: expected a whole number, not {value}")
+    return None if value is None else int(value)
+
+
+def _switch(data: Data, field: str) -> bool | None:
+    value = data.get(field)
+    if not (value is None or isinstance(value, bool)):
+        raise InvalidTaskError(f"{field}: expected true or false")
+    return value
+
+
+def _is_name(value: object) -> bool:
+    return isinstance(value, str) and 0 < len(value) <= MAX_NAME_CHARS

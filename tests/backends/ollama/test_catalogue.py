@@ -1,0 +1,76 @@
+"""Which of the installed models can chat, and stay in this network."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from d8mesh.backends.ollama.catalogue import (
+    CANNOT_CHAT,
+    IS_CLOUD,
+    IS_EMBEDDING,
+    Catalogue,
+    Shown,
+    why_not,
+)
+from tests.ollama_server import OllamaServer
+
+PATIENCE_S = 10.0
+MODELS = ("nomic-embed-text:latest", "gpt-oss:120b-cloud", "mine:latest", "llama3:8b")
+
+
+@pytest.fixture
+def server() -> Iterator[OllamaServer]:
+    with OllamaServer(models=MODELS) as running:
+        running.remote_hosts["mine:latest"] = "https://ollama.com:443"
+        yield running
+
+
+def test_embedding_and_cloud_models_are_no_offer(server: OllamaServer) -> None:
+    found = Catalogue().read(server.url, within_s=PATIENCE_S)
+    assert found.models == ("llama3:8b",)
+    assert found.unfit == {
+        "nomic-embed-text:latest": IS_EMBEDDING,
+        "gpt-oss:120b-cloud": IS_CLOUD,
+        "mine:latest": IS_CLOUD,
+    }
+
+
+def test_an_ollama_that_tells_no_capabilities_is_judged_by_family_and_name(
+    server: OllamaServer,
+) -> None:
+    server.capabilities = None
+    server.models = (*MODELS, "strange:1b", "hf.co/x/bge-large:latest")
+    server.families = {"strange:1b": "nomic-bert"}
+    found = Catalogue().read(server.url, within_s=PATIENCE_S)
+    assert found.models == ("llama3:8b",)
+
+
+def test_what_a_model_can_do_is_asked_once(server: OllamaServer) -> None:
+    catalogue = Catalogue()
+    for _ in range(3):
+        catalogue.read(server.url, within_s=PATIENCE_S)
+    asked = [body["model"] for path, _, body in server.requests if path == "/api/show"]
+    assert sorted(asked) == ["gpt-oss:120b-cloud", "llama3:8b", "nomic-embed-text:latest"]
+
+
+@pytest.mark.parametrize(
+    ("name", "capabilities", "families", "why"),
+    [
+        ("llama3:8b", {"completion", "tools"}, (), ""),
+        ("odd-embed:1b", {"completion"}, (), ""),
+        ("x:1b", {"embedding"}, (), IS_EMBEDDING),
+        ("x:1b", {"image"}, (), CANNOT_CHAT),
+        ("x:cloud", {"completion"}, (), IS_CLOUD),
+        ("x:1b-cloud", set(), (), IS_CLOUD),
+        ("cloudy:1b", set(), (), ""),
+        ("x:1b", set(), ("xlm-roberta", "bert"), IS_EMBEDDING),
+        ("snowflake-arctic-embed:22m", set(), (), IS_EMBEDDING),
+        ("x:1b", set(), ("llama",), ""),
+    ],
+)
+def test_capabilities_decide_and_without_them_family_and_name(
+    name: str, capabilities: set[str], families: tuple[str, ...], why: str
+) -> None:
+    assert why_not(name, Shown(frozenset(capabilities), False), families) == why

@@ -1,0 +1,85 @@
+"""Each field of a language model's task is checked: handed on, or refused by its name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from d8mesh.errors import InvalidTaskError
+from d8mesh.handlers.chat_fields import (
+    AGENT_FIELDS,
+    agent_request,
+    code_request,
+    ignored_fields,
+)
+
+QUESTION: dict[str, Any] = {"messages": [{"role": "user", "content": "How are you?"}]}
+
+
+@pytest.mark.parametrize(
+    ("message", "said"),
+    [
+        ({"name": "bob"}, r"messages\[0\]\.name: a message has no such field"),
+        ({"audio": "x"}, r"messages\[0\]\.audio: a message has no such field"),
+        ({"images": ["/etc/passwd"]}, r"messages\[0\]\.images\[0\]: expected a picture"),
+        ({"images": ["http://x/y.png"]}, r"images\[0\]: expected a picture"),
+        ({"images": "x"}, r"images: expected a list"),
+        ({"images": [""]}, r"images\[0\]: expected a picture"),
+        ({"tool_calls": [{"name": "x"}]}, r"tool_calls: expected a list"),
+        ({"tool_calls": [{"function": {"name": "x", "arguments": "{"}}]}, r"tool_calls: expected"),
+        ({"thinking": 1}, r"thinking: expected a text"),
+        ({"content": [{"type": "text"}]}, r"content: expected a text"),
+        ({"content": None}, r"content: expected a text"),
+    ],
+)
+def test_what_a_message_cannot_carry_is_refused(message: dict[str, Any], said: str) -> None:
+    with pytest.raises(InvalidTaskError, match=said):
+        agent_request({"messages": [{"role": "user", "content": "x"} | message]})
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        ({"stop": ["x"]}, r"stop: expected here: options\.stop"),
+        ({"tool_choice": "auto"}, "tool_choice: expected here"),
+        ({"system": "be kind"}, "system: expected here: a message of the role system"),
+        ({"tools": {}}, "tools: expected a list"),
+        ({"tools": [{"name": "x"}]}, r"tools\[0\]: expected"),
+        ({"format": "xml"}, "format: expected"),
+        ({"options": [1]}, "options: expected an object"),
+        ({"options": {"stop": {}}}, r"options\.stop: expected"),
+        ({"options": {"temperature": 1}, "temperature": 1}, "temperature: given twice"),
+        ({"options": {"num_predict": -1}}, "num_predict: expected"),
+        ({"think": "very"}, "think: expected"),
+        ({"keep_alive": []}, "keep_alive: expected"),
+        ({"model_strict": "yes"}, "model_strict: expected true or false"),
+        ({"model_strict": True}, "model_strict: there is no model"),
+        ({"top_logprobs": 21}, "top_logprobs: expected"),
+    ],
+)
+def test_what_cannot_be_handed_on_is_refused(data: dict[str, Any], said: str) -> None:
+    with pytest.raises(InvalidTaskError, match=said):
+        agent_request(QUESTION | data)
+
+
+def test_code_generation_refuses_what_only_agent_action_knows() -> None:
+    with pytest.raises(InvalidTaskError, match="tools: code_generation has no such field"):
+        code_request({"prompt": "x", "tools": []})
+
+
+def test_null_is_the_same_as_nothing() -> None:
+    nothing = dict.fromkeys(AGENT_FIELDS - {"messages"})
+    message = {"role": "user", "content": "x", "images": None, "name": None, "tool_calls": None}
+    request = agent_request(nothing | {"messages": [message], "stop": None})
+    assert request.messages == ({"role": "user", "content": "x"},)
+    assert (request.more, request.options, request.model) == ({}, {}, None)
+
+
+def test_a_model_that_is_a_must_is_one() -> None:
+    request = agent_request(QUESTION | {"model": "llama3", "model_strict": True})
+    assert (request.model, request.is_model_strict) == ("llama3", True)
+
+
+def test_fields_that_mean_nothing_are_named_in_order() -> None:
+    assert ignored_fields(QUESTION | {"z": 1, "a": None}, AGENT_FIELDS) == ["a", "z"]
