@@ -10,7 +10,7 @@ from typing import Any, Final, TypeAlias, TypedDict
 import msgspec
 
 from d8mesh.config import MODEL_PATTERN
-from d8mesh.core.json_model import check_json
+from d8mesh.core.json_model import as_json, packed_json
 from d8mesh.core.messages import (
     MAX_BATCH_TASKS,
     MAX_FRAME_BYTES,
@@ -123,17 +123,19 @@ def kind_in(group: Group) -> Kind:
     )
 
 
-def model_of(kind: str, data: Mapping[str, Any], path: str = "") -> str:
+def model_of(kind: str, data: Mapping[str, Any] | None, path: str = "") -> str:
     """Return the model that the data at `path` wishes for, or nothing.
 
     Raises:
         InvalidTaskError: the wish is no name of a model.
     """
-    if not isinstance(kind, str) or kind not in MODEL_TYPES:
+    if data is None or not isinstance(kind, str) or kind not in MODEL_TYPES:
         return ""
     model = data.get("model")
     if model is None:
         return ""
+    if type(model) is not str:
+        model = as_json(model, f"{path}data.model")
     if not isinstance(model, str) or (model and not _MODEL.fullmatch(model)):
         raise InvalidTaskError(
             f"{path}data.model: saw {str(model)[:60]!r}, expected a model name such as "
@@ -160,12 +162,13 @@ def cut(kind: str, datas: Iterable[Mapping[str, Any]]) -> Iterator[tuple[str, li
         yield model, payloads
 
 
-def encode_data(data: Mapping[str, Any]) -> bytes:
-    """Return `data` as msgpack, checked to be a JSON object."""
-    if not isinstance(data, dict):
+def encode_data(data: Mapping[str, Any] | None) -> bytes:
+    """Return `data` as msgpack, checked to be a JSON object, or made one; None is an empty one."""
+    if data is None:
+        data = {}
+    elif type(data) is not dict and not isinstance(data, Mapping):
         raise InvalidTaskError(f"data: saw {type(data).__name__}, expected a dict")
-    check_json(data, "data")
-    payload = check_encodable(data, "data")
+    payload = packed_json(data, "data")
     if len(payload) > MAX_PAYLOAD_BYTES:
         raise PayloadTooLargeError(
             f"data of {len(payload)} bytes: at most {MAX_PAYLOAD_BYTES}; hand over large things "
