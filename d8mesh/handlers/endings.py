@@ -33,7 +33,7 @@ def of_value(value: object, worker_id: str, duration_s: float) -> Ending:
     result: dict[str, Any]
     is_plain = type(value) in PLAIN  # the hot path: no look inside, no slow type check
     if is_own := not is_plain and isinstance(value, Mapping) and _is_verdict(value.get("success")):
-        result = {**value, "worker_id": worker_id}
+        result = {**value, "success": scalar(value["success"]), "worker_id": worker_id}
         result.setdefault("duration_s", duration_s)
         if not result["success"]:
             result["error"] = error_as_text(result.get("error")) or NO_REASON
