@@ -36,7 +36,7 @@ _GROUP_BYTES: Final = 1200
 
 
 class SubmitOptions(TypedDict, total=False):
-    """How a task is to be run; all of it may be left out.
+    """How a task is to be run; all of it may be left out, or None.
 
     priority: 1 to 10, higher first (5).
     timeout: how long to wait for room when the queue is full (as long as needed).
@@ -46,11 +46,11 @@ class SubmitOptions(TypedDict, total=False):
     run_at: not before this time, Unix seconds (at once).
     """
 
-    priority: int
+    priority: int | None
     timeout: float | None
     deadline_s: float | None
-    max_attempts: int
-    fenced: bool
+    max_attempts: int | None
+    fenced: bool | None
     run_at: float | None
 
 
@@ -83,13 +83,15 @@ def kind_of(kind: str, model: str, options: SubmitOptions) -> Kind:
         model,
         _number(options, "deadline_s", 1e9),
         _whole(options, "max_attempts", 0, 0, 100),
-        bool(options.get("fenced", False)),
+        bool(options.get("fenced")),
         _number(options, "run_at", 1e11),
     )
 
 
 def _whole(options: SubmitOptions, name: str, default: int, least: int, most: int) -> int:
-    value = options.get(name, default)
+    value = options.get(name)
+    if value is None:
+        return default
     if type(value) is not int or not least <= value <= most:
         raise InvalidTaskError(f"{name}: saw {value!r:.80}, expected {least} to {most}")
     return value
