@@ -301,7 +301,6 @@ def test_unknown_tasks_are_said_to_be_unknown(mesh: Mesh) -> None:
     [
         ([1], "expected a dict"),
         ("text", "expected a dict"),
-        (None, "expected a dict"),
         ({1: 2}, "key of type int"),
         ({"a": {"b": {2: 3}}}, "data.a.b"),
         ({"a": {"b": b"bytes"}}, "data.a.b: saw bytes"),

@@ -128,16 +128,31 @@ class Task:
             WaitTimeoutError: `timeout` is over; the task goes on.
             NodeClosedError: the client is closed, and the outcome had not arrived.
         """
+        return self._outcome(timeout)
+
+    def take(self, timeout_s: float | None) -> Result:
+        """Return `result`, and forget it: for handles that nobody else has."""
+        result = self._outcome(timeout_s)
+        self._parcel.payloads[self._index] = None
+        return result
+
+    def _outcome(self, timeout_s: float | None) -> Result:
         parcel, index = self._parcel, self._index
         try:
             if not parcel.states[index]:
                 what = f"the result of {self.id}"
-                self.client.hub.wait_for(parcel, self._is_known, timeout, what=what)
-            parcel.raise_refusal()
+                self.client.hub.wait_for(parcel, self._is_known, timeout_s, what=what)
+            if parcel.refusal is not None:
+                parcel.raise_refusal()
         except D8Error as error:
             error.task_id = self.id
             raise
-        return result_of(parcel.states[index], parcel.payloads[index] or b"", self.id)
+        payload = parcel.payloads[index] or b""
+        if parcel.states[index] == COMPLETED_STATE:
+            result = _decoded(payload)
+            if result.get("success") is not False:  # nearly all
+                return result
+        return result_of(parcel.states[index], payload, self.id)
 
     @takes_timeout_s
     def exception(self, timeout: float | None = None) -> D8Error | None:
@@ -217,8 +232,13 @@ class Task:
         """
         timeout = ASK_S if timeout is None else timeout
         left_s = countdown(timeout)
-        if self._is_known():
-            return self.cancelled()
+        if self._parcel.refusal is not None:
+            return False
+        state = self._parcel.states[self._index]
+        if state in (COMPLETED_STATE, FAILED_STATE, CANCELLED_STATE):
+            return state == CANCELLED_STATE
+        if state:
+            result_of(state, b"", self.id)
         try:
             self._settle(left_s())
         except TaskRejectedError:

@@ -14,6 +14,7 @@ from d8mesh.nodes.client.parcels import (
     PARCEL_TASKS,
     Kind,
     SubmitOptions,
+    cut,
     encode_data,
     group_of,
     kind_of,
@@ -77,6 +78,13 @@ class Mapped:
         """Submit the first tasks; return what yields the outcomes. Raises: as of `fill`."""
         try:
             self.fill()
+            # What is at hand has all been sent by now: fewer wake-ups until it is acknowledged.
+            last = self._waiting[-1] if self._waiting else None
+            if self._is_at_hand and isinstance(last, Task) and not self.keeps_errors:
+                last.wait_accepted(self._left_s())
+        except WaitTimeoutError as error:
+            self.cancel()
+            raise told_whole(error, self._timeout_s) from None
         except BaseException:
             self.cancel()
             raise
@@ -92,24 +100,29 @@ class Mapped:
         room = self.in_flight - len(self._waiting)
         if self._is_over or room < 1:
             return
-        taken = 0
+        datas = islice(self._datas, room)
         try:
-            for data in islice(self._datas, room):
-                taken += 1
-                self._take(data)
-            self._flush()
+            if self._is_at_hand and not self.keeps_errors:
+                for model, payloads in cut(self._type, datas):
+                    self._submit(model, payloads)
+            else:
+                for data in datas:
+                    self._take(data)
+                self._flush()
         except WaitTimeoutError as error:
             raise told_whole(error, self._timeout_s) from None
-        self._is_over = taken < room
+        self._is_over = len(self._waiting) < self.in_flight  # each of the datas is one of them
 
     def results(self) -> Iterator[Result | TaskError]:
         """Yield the outcomes in order; what is left when that ends early is cancelled."""
+        waiting = self._waiting
         try:
-            while True:
-                self._refill()
-                if not self._waiting:
-                    return
-                yield self._outcome(self._waiting.popleft())
+            while self._refill() or waiting:
+                # What is at hand is looked at once a parcel, what is waited for each time.
+                for _ in range(self._step if self._is_at_hand else 1):
+                    if not waiting:
+                        break
+                    yield self._outcome(waiting.popleft())
         finally:
             self.cancel()
 
@@ -120,23 +133,31 @@ class Mapped:
             if isinstance(each, Task):
                 self._client.hub.drop(each.parcel, each.index)
 
-    def _refill(self) -> None:
-        """Keep the workers busy: in parcels of a good size, or when there is nothing else to do."""
+    def _refill(self) -> bool:
+        """Keep the workers busy: in parcels of a good size, or when there is nothing else to do.
+
+        Returns:
+            Whether there is more to come.
+        """
         if self._is_over:
-            return
-        room = self.in_flight - len(self._waiting)
+            return False
         head = self._waiting[0] if self._waiting else None
         is_idle = head is None or (
             not self._is_at_hand and isinstance(head, Task) and not head.done()
         )
-        if is_idle or room >= min(PARCEL_TASKS, max(1, self.in_flight // 2)):
+        if is_idle or self.in_flight - len(self._waiting) >= self._step:
             self.fill()
+        return not self._is_over
+
+    @property
+    def _step(self) -> int:
+        return min(PARCEL_TASKS, max(1, self.in_flight // 2))
 
     def _outcome(self, each: Task | TaskError) -> Result | TaskError:
         if isinstance(each, TaskError):
             return each
         try:
-            result = each.result(self._left_s())
+            return each.take(self._left_s())
         except WaitTimeoutError as error:
             self._waiting.appendleft(each)
             raise told_whole(error, self._timeout_s) from None
@@ -144,8 +165,6 @@ class Mapped:
             if not self.keeps_errors:
                 raise
             return error
-        each.parcel.payloads[each.index] = None  # what was delivered is forgotten
-        return result
 
     def _take(self, data: Mapping[str, Any]) -> None:
         try:
@@ -164,7 +183,7 @@ class Mapped:
         is_full = (
             len(self._payloads) == PARCEL_TASKS or self._size + len(payload) > SOFT_FRAME_BYTES
         )
-        if self._payloads and (is_full or model != self._model):
+        if is_full or model != self._model:
             self._flush()
         self._model = model
         self._payloads.append(payload)
@@ -172,10 +191,12 @@ class Mapped:
 
     def _flush(self) -> None:
         """Submit what has been taken, as a parcel."""
-        if not self._payloads:
-            return
         payloads, self._payloads, self._size = self._payloads, [], 0
-        group = group_of(self._kind(self._model), payloads)
+        if payloads:
+            self._submit(self._model, payloads)
+
+    def _submit(self, model: str, payloads: list[bytes]) -> None:
+        group = group_of(self._kind(model), payloads)
         parcel = self._submitter.enqueue([group], self._left_s())
         self._waiting.extend(Task(self._client, parcel, index) for index in range(parcel.count))
 

@@ -146,6 +146,7 @@ class Client:
             PayloadTooLargeError: `data` is larger than 32 MB.
             WaitTimeoutError: there was no room within `timeout`.
         """
+        data = {} if data is None else data
         payload = encode_data(data)
         kind = kind_of(type, model_of(type, data), options)
         timeout = options.get("timeout")
@@ -177,6 +178,7 @@ class Client:
             As of `submit` and of `Task.result`. After a `WaitTimeoutError`, which names the task,
             it goes on if the orchestrator has it by then; `task` opens it.
         """
+        data = {} if data is None else data
         payload = encode_data(data)
         kind = kind_of(type, model_of(type, data), options)
         timeout = bounded(options.get("timeout"))

@@ -125,13 +125,13 @@ def kind_in(group: Group) -> Kind:
     )
 
 
-def model_of(kind: str, data: Mapping[str, Any] | None, path: str = "") -> str:
+def model_of(kind: str, data: Mapping[str, Any], path: str = "") -> str:
     """Return the model that the data at `path` wishes for, or nothing.
 
     Raises:
         InvalidTaskError: the wish is no name of a model.
     """
-    if data is None or not isinstance(kind, str) or kind not in MODEL_TYPES:
+    if not isinstance(kind, str) or kind not in MODEL_TYPES:
         return ""
     model = data.get("model")
     if model is None:
@@ -164,11 +164,9 @@ def cut(kind: str, datas: Iterable[Mapping[str, Any]]) -> Iterator[tuple[str, li
         yield model, payloads
 
 
-def encode_data(data: Mapping[str, Any] | None) -> bytes:
-    """Return `data` as msgpack, checked to be a JSON object, or made one; None is an empty one."""
-    if data is None:
-        data = {}
-    elif type(data) is not dict and not isinstance(data, Mapping):
+def encode_data(data: Mapping[str, Any]) -> bytes:
+    """Return `data` as msgpack, checked to be a JSON object, or made one."""
+    if type(data) is not dict and not isinstance(data, Mapping):
         raise InvalidTaskError(f"data: saw {type(data).__name__}, expected a dict")
     payload = packed_json(data, "data")
     if len(payload) > MAX_PAYLOAD_BYTES:
