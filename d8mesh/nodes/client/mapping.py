@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sized
+from collections.abc import Generator, Iterable, Mapping, Sized
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
 
@@ -74,7 +74,7 @@ class Mapped:
         self._payloads: list[bytes] = []
         self._size, self._model = 0, ""
 
-    def start(self) -> Iterator[Result | TaskError]:
+    def start(self) -> Generator[Result | TaskError, None, None]:
         """Submit the first tasks; return what yields the outcomes. Raises: as of `fill`."""
         try:
             self.fill()
@@ -113,7 +113,7 @@ class Mapped:
             raise told_whole(error, self._timeout_s) from None
         self._is_over = len(self._waiting) < self.in_flight  # each of the datas is one of them
 
-    def results(self) -> Iterator[Result | TaskError]:
+    def results(self) -> Generator[Result | TaskError, None, None]:
         """Yield the outcomes in order; what is left when that ends early is cancelled."""
         waiting = self._waiting
         try:

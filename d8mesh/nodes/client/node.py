@@ -12,7 +12,7 @@ import contextlib
 import os
 import secrets
 import socket
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, Final, Unpack, cast
 
@@ -218,7 +218,7 @@ class Client:
         return_exceptions: bool = False,
         in_flight: int | None = None,
         **options: Unpack[SubmitOptions],
-    ) -> Iterator[Any]:
+    ) -> Generator[Any, None, None]:
         """Submit a task for each of `datas`, and return what yields their results in order.
 
         The first ones are submitted now, more as results are taken: `datas` may be endless. When
