@@ -138,7 +138,7 @@ def test_a_failure_is_the_futures_exception(square: TaskExecutor) -> None:
 def test_futures_are_waited_for_by_the_standard_library(square: TaskExecutor) -> None:
     futures = {square.submit(n=n): n for n in range(500)}
     for future in concurrent.futures.as_completed(futures, PATIENCE_S):
-        assert future.result()["output"] == futures[future] ** 2
+        assert future.result()["output"] == futures[future] ** 2  # type: ignore[index]
     assert concurrent.futures.wait(futures, PATIENCE_S).not_done == set()
 
 
@@ -148,7 +148,7 @@ def test_map_is_the_standard_one(square: TaskExecutor) -> None:
         square.map(None, ({"n": n} for n in range(300))),  # type: ignore[arg-type]
         square.map(lambda a, b: {"n": a * b}, range(300), [1] * 300, chunksize=50),
     ):
-        assert [result["output"] for result in results] == [n * n for n in range(300)]  # type: ignore[index]
+        assert [result["output"] for result in results] == [n * n for n in range(300)]
     with pytest.raises(TaskFailedError, match="KeyError"):
         list(square.map(lambda n: {"m": n}, range(3)))
 

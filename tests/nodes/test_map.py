@@ -161,7 +161,7 @@ def test_what_is_taken_is_bounded_by_itself(client: Client) -> None:
 def test_what_was_delivered_is_forgotten(client: Client) -> None:
     results = client.map("echo", [{"x": "x" * 1000}] * 500, timeout=PATIENCE_S)
     next(results)
-    parcel = results.gi_frame.f_locals["waiting"][0].parcel
+    parcel = results.gi_frame.f_locals["waiting"][0].parcel  # type: ignore[attr-defined]
     for _ in range(400):
         next(results)
     until(lambda: not parcel.missing)

@@ -230,7 +230,7 @@ class Client:
             datas: their data, as of `submit`. What has a length travels in large parcels; what
                 has not is taken one by one, as it comes.
             return_exceptions: yield the error of a task that did not succeed in its place.
-            in_flight: how many are submitted and not yet yielded (`mapping.IN_FLIGHT`).
+            in_flight: how many are submitted and not yet yielded (20,000).
             options: as of `submit`, but `timeout` is how long, from now, all of it may take.
 
         Raises:
