@@ -9,61 +9,54 @@ and `Client.flush` do), so that single submits too travel in batches.
 from __future__ import annotations
 
 import contextlib
-import itertools
 import os
 import secrets
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any, Final, Unpack
+from typing import Any, Final, Unpack, cast
 
 from d8mesh.config import Config
-from d8mesh.core.addresses import parse_endpoint
 from d8mesh.core.client_session import ClientSession
-from d8mesh.core.messages import Ask, Group, Stream
-from d8mesh.core.parcel import Parcel
+from d8mesh.core.messages import Group, Stream
 from d8mesh.edge.installation import config_of, settled
 from d8mesh.edge.network import host_name
 from d8mesh.edge.sockets import Waker
-from d8mesh.errors import (
-    BrokerUnavailableError,
-    ConfigError,
-    D8Error,
-    NodeClosedError,
-    WaitTimeoutError,
-    error_of,
-)
+from d8mesh.errors import D8Error, NodeClosedError, WaitTimeoutError
 from d8mesh.nodes.client.board import Board
-from d8mesh.nodes.client.dial import Dialler
+from d8mesh.nodes.client.cancellations import Cancellations
+from d8mesh.nodes.client.completions import Completions
+from d8mesh.nodes.client.dial import Dialler, checked
+from d8mesh.nodes.client.executor import TaskExecutor
 from d8mesh.nodes.client.handle import (
     ASK_S,
     Result,
     Task,
     listed,
     result_of,
-    results_of,
 )
 from d8mesh.nodes.client.hotline import Hotlines
+from d8mesh.nodes.client.hub import Hub
 from d8mesh.nodes.client.keeping import Keeping, Kept, Missed
 from d8mesh.nodes.client.listening import kept_output, listen, output_of
+from d8mesh.nodes.client.mapping import Mapped, window_of
+from d8mesh.nodes.client.overview import Stats, WorkerInfo
 from d8mesh.nodes.client.parcels import (
     Kind,
     Post,
     Sent,
     SubmitOptions,
     awaiting,
-    check_encodable,
     check_key,
-    cut,
-    digest_of,
     encode_data,
     group_of,
-    kind_in,
     kind_of,
     model_of,
-    size_of,
+    refuse_listening,
 )
-from d8mesh.nodes.client.patience import bounded, countdown, give_up, takes_timeout_s, told_whole
-from d8mesh.nodes.client.runner import Runner, Slot
+from d8mesh.nodes.client.patience import bounded, countdown, takes_timeout_s, told_whole
+from d8mesh.nodes.client.questions import Questions
+from d8mesh.nodes.client.runner import Runner
+from d8mesh.nodes.client.submitter import Submitter
 
 #: How long `close` waits for what was submitted to be acknowledged.
 CLOSE_S: Final = 10.0
@@ -93,20 +86,10 @@ class Client:
         endpoint: str | None = None,
     ) -> None:
         config = config_of(os.environ) if config is None else settled(config)
-        for name, given in (("url", url), ("endpoint", endpoint)):
-            if given is not None and not isinstance(given, str):
-                raise ConfigError(f"{name}: saw {given!r:.80}, expected a text, or None")
-        if url is not None:
-            url = Config.from_env({"ORCHESTRATOR_URL": url}).orchestrator_url
-        if endpoint is not None:
-            parse_endpoint(endpoint)
+        url = checked(url, endpoint)
         make_session = partial(_new_session, config.mesh)
         self._session = make_session()
         self._pid = os.getpid()
-        self._next_n = 0
-        self._next_request = itertools.count(1)
-        #: what the tasks of the open parcel share
-        self._open_sort: tuple[Kind, float | None, bool, bool] | None = None
         self._is_closed = False
         self._waker = Waker()
         make_dialler = partial(
@@ -114,7 +97,21 @@ class Client:
         )
         self._dialler = make_dialler(wake=self._waker.wake)
         self._board = Board(self._check_alive)
-        self._runner = Runner(self._session, self._board, self._waker, self._dialler)
+        completions = Completions()
+        self._runner = Runner(
+            self._session, self._board, self._waker, self._dialler, completions=completions
+        )
+        self._submitter = Submitter(self._session, self._board, self._runner)
+        self._questions = Questions(self._session, self._runner, self._check_alive)
+        #: for the handles of its tasks
+        self.hub = Hub(
+            self._session,
+            self._board,
+            self._runner,
+            completions=completions,
+            cancellations=Cancellations(self._session, self._runner, self._questions),
+            check_alive=self._check_alive,
+        )
         self._hotlines = Hotlines(
             make_session=make_session, make_dialler=make_dialler, check_alive=self._check_alive
         )
@@ -132,16 +129,17 @@ class Client:
     def submit(
         self,
         type: str,
-        data: Mapping[str, Any],
+        data: Mapping[str, Any] | None = None,
         *,
-        idempotency_key: str = "",
+        idempotency_key: str | None = None,
         **options: Unpack[SubmitOptions],
     ) -> Task:
         """Submit one task and return its handle; its id is final, its acknowledgement on its way.
 
         Args:
             type: which handler is to run it.
-            data: a JSON object: text keys, 64-bit integers, finite floats.
+            data: a JSON object: text keys, 64-bit integers, finite floats; None: an empty one.
+                NumPy's scalars, enums and the like are converted.
             idempotency_key: the same key and body give the same task (1 to 128 characters);
                 waits for the acknowledgement, which says which task that is.
             options: see `SubmitOptions`.
@@ -151,21 +149,26 @@ class Client:
             PayloadTooLargeError: `data` is larger than 32 MB.
             WaitTimeoutError: there was no room within `timeout`.
         """
+        data = {} if data is None else data
         payload = encode_data(data)
         kind = kind_of(type, model_of(type, data), options)
         timeout = options.get("timeout")
-        is_listened = bool(options.get("listen"))
         if not idempotency_key:
-            return self._append(kind, payload, timeout, is_listened=is_listened)
+            return self._append(kind, payload, timeout, is_listened=bool(options.get("listen")))
         check_key(idempotency_key)
         group = group_of(kind, [payload])
-        post = Post(idempotency_key, is_listened=is_listened)
-        parcel = self._enqueue([group], timeout, post)
+        post = Post(idempotency_key, is_listened=bool(options.get("listen")))
+        parcel = self._submitter.enqueue([group], timeout, post)
         self._board.wait_settled(parcel, timeout)
         return Task(self, parcel, 0)
 
     @takes_timeout_s
-    def call(self, type: str, data: Mapping[str, Any], **options: Unpack[SubmitOptions]) -> Result:
+    def call(
+        self,
+        type: str,
+        data: Mapping[str, Any] | None = None,
+        **options: Unpack[SubmitOptions],
+    ) -> Result:
         """Submit one task and wait for its result: `submit` and `Task.result` in one, and quicker.
 
         The calling thread talks to the orchestrator itself, on a connection of its own that is
@@ -179,6 +182,8 @@ class Client:
             As of `submit` and of `Task.result`. After a `WaitTimeoutError`, which names the task,
             it goes on if the orchestrator has it by then; `task` opens it.
         """
+        data = {} if data is None else data
+        refuse_listening(options)
         payload = encode_data(data)
         kind = kind_of(type, model_of(type, data), options)
         timeout = bounded(options.get("timeout"))
@@ -206,34 +211,50 @@ class Client:
             TaskRejectedError: a part was refused; the other parts may have been accepted.
             Others as of `submit`.
         """
-        timeout = options.get("timeout")
-        left_s = countdown(timeout)
-        parcels: list[Parcel] = []
-        try:
-            for model, payloads in cut(type, datas):
-                kind = kind_of(type, model, options)
-                groups = [group_of(kind, payloads)]
-                post = Post(is_listened=bool(options.get("listen")))
-                parcels.append(self._enqueue(groups, left_s(), post))
-            for parcel in parcels:
-                self._board.wait_settled(parcel, left_s())
-        except WaitTimeoutError as error:
-            raise told_whole(error, timeout) from None
+        parcels = self._submitter.enqueue_many(type, datas, options)
         return [Task(self, parcel, index) for parcel in parcels for index in range(parcel.count)]
 
     @takes_timeout_s
     def map(
-        self, type: str, datas: Iterable[Mapping[str, Any]], *, timeout: float | None = None
-    ) -> Iterator[Result]:
-        """Submit many tasks, now, and return what yields their results in order.
+        self,
+        type: str,
+        datas: Iterable[Mapping[str, Any]],
+        *,
+        return_exceptions: bool = False,
+        in_flight: int | None = None,
+        **options: Unpack[SubmitOptions],
+    ) -> Generator[Any, None, None]:
+        """Submit a task for each of `datas`, and return what yields their results in order.
+
+        The first ones are submitted now, more as results are taken: `datas` may be endless. When
+        the iterator ends early (an error, `timeout`, `close`, a `break` out of its loop), what is
+        still in flight is cancelled; one that nobody has begun to iterate leaves it as it is.
+
+        Args:
+            type: which handler is to run them.
+            datas: their data, as of `submit`. What has a length travels in large parcels; what
+                has not is taken one by one, as it comes.
+            return_exceptions: yield the error of a task that did not succeed in its place.
+            in_flight: how many are submitted and not yet yielded (20,000).
+            options: as of `submit`, but `timeout` is how long, from now, all of it may take.
 
         Raises:
+            InvalidTaskError: a type, option or data that is not allowed.
             Whatever `Task.result` raises, at the first task that did not succeed.
         """
-        left_s = countdown(timeout)
-        tasks = self.submit_many(type, datas, timeout=timeout)
-        tasks.reverse()
-        return results_of(tasks, left_s, timeout)
+        mapped = Mapped(self, self._submitter, type, datas, options)
+        mapped.in_flight = window_of(in_flight)
+        mapped.keeps_errors = bool(return_exceptions)
+        return mapped.start()
+
+    def executor(self, type: str, **options: Unpack[SubmitOptions]) -> TaskExecutor:
+        """Return a `concurrent.futures.Executor` whose futures are tasks of this type.
+
+        Raises:
+            InvalidTaskError: a type or an option that is not allowed.
+        """
+        kind_of(type, "", options)
+        return TaskExecutor(self, type, options)
 
     def submit_groups(
         self,
@@ -267,16 +288,11 @@ class Client:
             TaskRejectedError: refused; nothing was accepted.
             WaitTimeoutError: no answer within `timeout_s`.
         """
-        count, _ = size_of(groups)
-        if count == 1 and not key and not is_listened:  # it travels with what others submit
-            task = self._append(kind_in(groups[0]), groups[0].payloads[0], timeout_s, is_watched)
-            task.wait_accepted(timeout_s)
-            return Sent([task.id], False, task.warnings)
-        is_watched = is_watched or is_listened
-        post = Post(key, digest, is_watched, is_listened, is_patient=False)
-        parcel = self._enqueue(list(groups), timeout_s, post)
+        post = Post(key, digest, is_watched or is_listened, is_listened, is_patient=False)
+        parcel, index = self._submitter.place(groups, timeout_s, post)
         self._board.wait_settled(parcel, timeout_s)
-        ids = [parcel.task_id(index) for index in range(parcel.count)]
+        indices = range(parcel.count) if index is None else [index]
+        ids = [parcel.task_id(each) for each in indices]
         return Sent(ids, parcel.is_repeat, parcel.warnings)
 
     @takes_timeout_s
@@ -287,24 +303,51 @@ class Client:
             TaskRejectedError: a part of what was submitted since the last flush was refused.
             WaitTimeoutError: `timeout` is over.
         """
+        self.hub.check_may_wait()
         self._board.flush(timeout)
 
     # -------------------------------------------------------------------- the others
 
-    def task(self, task_id: str) -> Task:
-        """Return a handle of a task that was submitted anywhere."""
-        parcel = awaiting(task_id)
-        self._runner.do(lambda now: self._session.watch(parcel))
+    def task(self, task_id: str | Task) -> Task:
+        """Return a handle of a task that was submitted anywhere.
+
+        Args:
+            task_id: its id, or another handle of it.
+
+        Raises:
+            InvalidTaskError: that is no id of a task.
+        """
+        parcel = awaiting(task_id.id if isinstance(task_id, Task) else task_id)
+        self.hub.watch(parcel)
         return Task(self, parcel, 0)
+
+    @takes_timeout_s
+    def workers(self, *, timeout: float | None = ASK_S) -> list[WorkerInfo]:
+        """Return the workers that the orchestrator knows.
+
+        Raises:
+            BrokerUnavailableError: no answer within `timeout`.
+        """
+        body = self.ask("workers", {}, timeout=timeout)
+        return cast("list[WorkerInfo]", body["workers"])
+
+    @takes_timeout_s
+    def stats(self, *, timeout: float | None = ASK_S) -> Stats:
+        """Return how many workers and tasks there are.
+
+        Raises:
+            BrokerUnavailableError: no answer within `timeout`.
+        """
+        return cast("Stats", self.ask("stats", {}, timeout=timeout))
 
     @takes_timeout_s
     def tasks(
         self,
         *,
-        state: str = "",
-        type: str = "",
+        state: str | None = "",
+        type: str | None = "",
         newest_first: bool = False,
-        timeout: float = ASK_S,
+        timeout: float | None = ASK_S,
     ) -> Iterator[dict[str, Any]]:
         """Yield the status bodies of tasks, as `Task.status` returns them.
 
@@ -320,10 +363,10 @@ class Client:
         """
         ask = partial(self.ask, "tasks", timeout=timeout)
         order = {"order": "newest"} if newest_first else {}
-        return listed(ask, {"state": state, "type": type, **order})
+        return listed(ask, {"state": state or "", "type": type or "", **order})
 
     @takes_timeout_s
-    def replay(self, task_id: str, *, timeout: float = ASK_S) -> Task:
+    def replay(self, task_id: str, *, timeout: float | None = ASK_S) -> Task:
         """Submit a failed or cancelled task anew, under a new id; return its handle.
 
         Raises:
@@ -337,10 +380,7 @@ class Client:
 
     def next_id(self) -> tuple[str, int]:
         """Return a session and a counter that make an unused task id."""
-        with self._board.lock:
-            self._runner.seal()  # the open parcel's counters must stay consecutive
-            n, self._next_n = self._next_n, self._next_n + 1
-        return self._session.name, n
+        return self._session.name, self._submitter.next_n()
 
     @property
     def is_connected(self) -> bool:
@@ -368,7 +408,7 @@ class Client:
 
     @takes_timeout_s
     def ask(
-        self, what: str, args: Mapping[str, object], *, timeout: float = ASK_S
+        self, what: str, args: Mapping[str, object], *, timeout: float | None = ASK_S
     ) -> dict[str, Any]:
         """Ask the orchestrator something (see ``docs/PROTOCOL.md``, Questions).
 
@@ -376,29 +416,8 @@ class Client:
             D8Error: what it answered instead.
             BrokerUnavailableError: no answer within `timeout`.
         """
-        wait_s = bounded(timeout)
-        self._check_alive()
-        request = next(self._next_request)
-        question = Ask(request, what, dict(args))
-        check_encodable(question, what)
-        slot = self._runner.answers[request] = Slot()
-        self._runner.do(lambda now: self._session.ask(question, now))
-        try:
-            slot.ready.wait(wait_s)
-            if not slot.is_answered:
-                self._check_alive()
-                raise BrokerUnavailableError(
-                    f"no orchestrator answered {what!r} within {timeout:g} s"
-                )
-        finally:
-            self._runner.answers.pop(request, None)
-            if not slot.is_answered:
-                self._runner.do(lambda now: self._session.forget_ask(request))
-        if slot.code:
-            error = error_of(slot.code, str(slot.body.get("error") or slot.code))
-            error.details = slot.body
-            raise error
-        return slot.body
+        self.hub.check_may_wait()
+        return self._questions.ask(what, args, ASK_S if timeout is None else timeout)
 
     def wait_finished(self, task_id: str, timeout_s: float) -> bool:
         """Wait for an acknowledged task's outcome; return whether it is finished (or unknown)."""
@@ -431,6 +450,7 @@ class Client:
         if self._session.is_up and self._runner.fatal is None:
             with contextlib.suppress(D8Error):
                 self.flush(timeout)
+                self.hub.wait_dropped(timeout)
         self._is_closed = True
         self._hotlines.close()
         self._runner.close(timeout)
@@ -466,72 +486,11 @@ class Client:
         start = partial(self.listen, task.id)
         yield from output_of(start, self._check_alive, task.id, timeout_s)
 
-    # --------------------------------------------------------- the callers' threads
-
     def _append(
-        self,
-        kind: Kind,
-        payload: bytes,
-        timeout_s: float | None,
-        is_watched: bool = True,
-        *,
-        is_listened: bool = False,
+        self, kind: Kind, payload: bytes, timeout_s: float | None, *, is_listened: bool = False
     ) -> Task:
-        """Put one task into the open parcel, or begin a new one."""
-        board, runner = self._board, self._runner
-        sort = (kind, timeout_s, is_watched, is_listened)
-        # What nobody watches (the shim) is refused at once when the queue is full.
-        patience_s = timeout_s if is_watched else 0.0
-        with board.lock:
-            board.wait_for_room(1, len(payload), timeout_s)
-            parcel = runner.open
-            if parcel is not None and self._open_sort == sort and board.grow(parcel, len(payload)):
-                index = parcel.count
-                parcel.count += 1
-                parcel.groups[0].payloads.append(payload)
-                parcel.give_up = give_up(patience_s)
-                self._next_n += 1
-                if is_listened:
-                    runner.keeping.expect(parcel, index)
-                return Task(self, parcel, index)
-            runner.seal()
-            group = group_of(kind, [payload])
-            parcel = self._new_parcel([group], 1, len(payload), patience_s, is_watched=is_watched)
-            parcel.is_listened = is_listened
-            if is_listened:
-                runner.keeping.expect(parcel, 0)
-            runner.open, self._open_sort = parcel, sort
-        self._waker.wake()
-        return Task(self, parcel, 0)
-
-    def _enqueue(self, groups: list[Group], timeout_s: float | None, post: Post) -> Parcel:
-        count, size = size_of(groups)
-        with self._board.lock:
-            self._board.wait_for_room(count, size, timeout_s)
-            self._runner.seal()
-            patience_s = timeout_s if post.is_patient else 0.0
-            parcel = self._new_parcel(groups, count, size, patience_s, is_watched=post.is_watched)
-            parcel.key, parcel.is_listened = post.key, post.is_listened
-            parcel.digest = post.digest or (digest_of(groups) if post.key else b"")
-            for index in range(count if post.is_listened else 0):
-                self._runner.keeping.expect(parcel, index)
-            self._runner.do(partial(self._session.submit, parcel))
-        return parcel
-
-    def _new_parcel(
-        self,
-        groups: list[Group],
-        count: int,
-        size: int,
-        timeout_s: float | None,
-        *,
-        is_watched: bool,
-    ) -> Parcel:
-        first, self._next_n = self._next_n, self._next_n + count
-        parcel = Parcel(self._session.name, first, groups, count, is_watched=is_watched)
-        parcel.give_up = give_up(timeout_s)
-        self._board.add(parcel, size)
-        return parcel
+        place = self._submitter.append(kind, payload, timeout_s, is_listened=is_listened)
+        return Task(self, *place)
 
     def _check_alive(self) -> None:
         if self._runner.fatal is not None:

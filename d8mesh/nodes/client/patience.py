@@ -65,4 +65,6 @@ def countdown(timeout_s: float | None) -> Callable[[], float | None]:
 def told_whole(error: WaitTimeoutError, timeout_s: float | None) -> WaitTimeoutError:
     """Return the error of a wait that was a part of one: the whole is told, not the rest."""
     what = str(error).rpartition(" within ")[0]
-    return WaitTimeoutError(f"{what} within {timeout_s:g} s")
+    whole = WaitTimeoutError(f"{what} within {timeout_s:g} s")
+    whole.task_id = error.task_id
+    return whole

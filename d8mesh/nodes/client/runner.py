@@ -30,6 +30,7 @@ from d8mesh.edge.logs import event
 from d8mesh.edge.sockets import DealerLink, Loop, Waker
 from d8mesh.errors import D8Error, NodeClosedError, ProtocolError, error_of
 from d8mesh.nodes.client.board import Board
+from d8mesh.nodes.client.completions import Completions
 from d8mesh.nodes.client.dial import Connection, Dialler
 from d8mesh.nodes.client.keeping import Keeping
 
@@ -67,6 +68,7 @@ class Runner:
         board: where callers' threads wait.
         waker: ends a sleep of the loop.
         dialler: makes the connections.
+        completions: what is to be called when tasks are done; None: nothing ever.
         broker_id: of the orchestrator that the session was with so far; empty: none.
 
     Thread: `do` and `close` may be called from any; the rest happens on the I/O thread.
@@ -79,6 +81,7 @@ class Runner:
         waker: Waker,
         dialler: Dialler,
         *,
+        completions: Completions | None = None,
         broker_id: str = "",
     ) -> None:
         self._session, self._board = session, board
@@ -94,6 +97,11 @@ class Runner:
         self._warned: set[str] = set()
         #: what to do when the outcome of a parcel arrives
         self.on_arrival: dict[Parcel, Callable[[], None]] = {}
+        #: the same for the acknowledgement of a parcel, and for the answer to a question
+        self.on_settled: dict[Parcel, list[Callable[[], None]]] = {}
+        self.on_answer: dict[int, Callable[[], None]] = {}
+        #: what is to be called when tasks are done
+        self.completions = completions
         #: the parcel that callers still add to; the board's lock guards it
         self.open: Parcel | None = None
         self.fatal: D8Error | None = None
@@ -106,6 +114,16 @@ class Runner:
         """True while the link goes through the REST port."""
         return self._link is not None and not isinstance(self._link, DealerLink)
 
+    @property
+    def is_running(self) -> bool:
+        """True while things are done: not after `close`, or the end by a fault."""
+        return self.fatal is None and self._thread.is_alive() and not self._closing.is_set()
+
+    @property
+    def is_caller(self) -> bool:
+        """True for who is called by the I/O thread: to wait here would be for ever."""
+        return threading.current_thread() is self._thread
+
     def start(self) -> None:
         """Begin."""
         self._thread.start()
@@ -113,6 +131,10 @@ class Runner:
     def do(self, action: Action) -> None:
         """Have the I/O thread do something with the session. Thread: any."""
         self._inbox.append(action)
+        self._waker.wake()
+
+    def wake(self) -> None:
+        """Have the I/O thread look around. Thread: any."""
         self._waker.wake()
 
     def seal(self) -> None:
@@ -265,6 +287,10 @@ class Runner:
                 self._warned.add(text)
                 event(_log, logging.WARNING, "submit.warning", why=text)
         self._board.settled(parcel)
+        for then in self.on_settled.pop(parcel, ()):
+            then()
+        if parcel.refusal is not None and self.completions is not None:
+            self.completions.refused(parcel)
 
     def _stay(self) -> None:
         """Look for the same orchestrator as long as it alone knows what it was told."""
@@ -280,8 +306,13 @@ class Runner:
         """Let who waits for an answer look around: there will be none."""
         for slot in list(self.answers.values()):
             slot.ready.set()
+        if self.completions is not None:
+            self.completions.release()
 
     def _answered(self, output: Answered) -> None:
+        then = self.on_answer.pop(output.request, None)
+        if then is not None:
+            then()
         slot = self.answers.get(output.request)
         if slot is not None:
             slot.code, slot.body, slot.is_answered = output.code, output.body, True
@@ -309,3 +340,5 @@ class Runner:
         if finished is not None:
             finished()
         self._board.changed(parcel)
+        if parcel.fresh and self.completions is not None:
+            self.completions.arrived(parcel)
