@@ -39,7 +39,9 @@ class Intake:
         """Accept the tasks of `message`, or refuse them as a whole with the reason."""
         pool = self._pool
         count = size = 0
+        serving, is_offered = pool.roster.serving, True
         for group in message.groups:
+            is_offered = is_offered and group.type in serving
             count += len(group.payloads)
             size += sum(map(len, group.payloads))
         try:
@@ -61,7 +63,7 @@ class Intake:
         if repeat is None:
             self._accept(client, message, count)
         accepted = repeat or Accepted(message.seq, message.session, message.first)
-        if any(group.type not in pool.roster.serving for group in message.groups):
+        if not is_offered:
             accepted = structs.replace(accepted, warnings=self._warnings(message))
         pool.send(client.peer, accepted, waits=True)
 

@@ -10,7 +10,7 @@ import pytest
 from d8mesh.core import messages as m
 from d8mesh.core import queue
 from d8mesh.core.desk import WHOLE_BATCH_IDS
-from d8mesh.core.effects import Loaded, Peer
+from d8mesh.core.effects import Load, Loaded, Peer
 from tests.core.desktop import Desktop, S, result
 
 REPORT: dict[str, object] = {
@@ -457,3 +457,14 @@ def test_a_waiting_task_says_how_many_go_before_it(
     monkeypatch.setattr(queue, "COUNTED_BATCHES", 1)
     reason = str(desk.ask(client, "status", id=second[2]).body["reason"])
     assert reason.endswith("more than 1 waiting before it")
+
+
+def test_what_the_journal_cannot_tell_of_a_task_is_said(desk: Desktop) -> None:
+    client = desk.client()
+    (task_id,) = desk.submit(client)
+    ask = m.Ask(77, "status", {"id": task_id, "full": True})
+    effects = desk.dispatcher.receive(ask, client, desk.now)
+    (load,) = [effect for effect in effects if isinstance(effect, Load)]
+    desk.perform(desk.dispatcher.loaded(Loaded(load.number, [], "the disk fails")))
+    (answer,) = desk.got(client, m.Answer)
+    assert (answer.code, answer.body["error"]) == ("d8.error", "the disk fails")

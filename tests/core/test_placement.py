@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import pytest
+
+from d8mesh.core import placement
 from d8mesh.core.effects import Peer
 from d8mesh.core.messages import Heartbeat
 from d8mesh.core.placement import (
@@ -10,6 +13,7 @@ from d8mesh.core.placement import (
     choose_seat,
     is_offered_elsewhere,
     share,
+    why_nobody,
     why_waiting,
 )
 from d8mesh.core.queue import LaneKey
@@ -204,3 +208,19 @@ def test_a_worker_gets_only_what_it_offers() -> None:
     roster, echo = Roster(), seat("w", "echo")
     roster.add(echo)
     assert not can_run(echo, LaneKey("agent_action", ""), roster)
+
+
+def test_the_nearest_type_is_looked_for_once_and_of_so_many_at_most(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    roster = Roster()
+    roster.add(seat("a", "resize"))
+    assert why_nobody("resize", roster) == ""
+    monkeypatch.setattr(placement, "MAX_COMPARED", 1)
+    for _ in range(2):
+        assert "did you mean 'resize'" in why_nobody("rezise", roster)
+        assert "did you mean 'resize'" in why_nobody("resizes", roster)
+    assert roster.nearest == {"rezise": "resize"}
+    roster.add(seat("b", "resizes"))
+    assert why_nobody("resizes", roster) == ""
+    assert roster.nearest == {}

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import pytest
+
+from d8mesh.core import queue
 from d8mesh.core.ledger import Ledger
 from d8mesh.core.queue import AGEING_PERIOD, KEPT_LANES, UNLIMITED, ReadyQueue
 from d8mesh.core.task import Cancelled, Spec, Submitted
@@ -97,3 +100,25 @@ def test_the_turn_of_the_old_goes_to_the_highest_if_the_low_ones_have_gone() -> 
     turn = queue.choose(list(queue.lanes.values()))
     assert turn is not None
     assert (turn.priority, turn.is_aged) == (9, False)
+
+
+def test_retried_tasks_go_before_fresh_ones_and_the_look_at_them_is_bounded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ledger, waiting = filled(("a", 5, 1), ("a", 5, 2), ("a", 5, 1))
+    first, second, third = (ledger.batch_at(S, n) for n in (0, 1, 3))
+    assert first is not None
+    assert second is not None
+    assert third is not None
+    for task in ledger.draw(second, 2):
+        waiting.put_task(task)
+    assert waiting.ahead_of(second, 1) == (1, False)
+    assert waiting.ahead_of(third, 0) == (3, False)
+    monkeypatch.setattr(queue, "COUNTED_BATCHES", 2)
+    assert waiting.ahead_of(third, 0) == (2, True)
+    monkeypatch.setattr(queue, "COUNTED_BATCHES", 3)
+    assert waiting.ahead_of(third, 0) == (3, True)
+    _, other = filled(("a", 5, 1))
+    assert other.ahead_of(third, 0) == (1, False)  # not in the lane: the deadline may have passed
+    _, empty = filled()
+    assert empty.ahead_of(third, 0) == (0, False)
