@@ -129,6 +129,7 @@ class Fence:
                 self._refuse("a host of its own in a test that is not marked `namespace`")
             return
         is_ours = any(pair == ("-m", "d8mesh") for pair in itertools.pairwise(words))
+        is_ours = is_ours and not {"--version", "--help"} & set(words)  # those only print
         env: Mapping[str, str] = os.environ if named.get("env") is None else named["env"]
         told = [word.partition("=")[2] for word in words if "D8_INTERFACES=" in word]
         interfaces = told[-1].partition("=")[2] if told else env.get("D8_INTERFACES", "")
