@@ -244,9 +244,7 @@ def test_a_wait_may_be_longer_than_any_machine_runs(mesh: Mesh) -> None:
 
 def test_a_part_of_a_wait_is_told_as_the_whole(mesh: Mesh) -> None:
     client = connected(mesh, mesh.broker())
-    with pytest.raises(
-        WaitTimeoutError, match=r"^the result of \S+ has not come within 0\.3 s: no "
-    ):
+    with pytest.raises(WaitTimeoutError, match=r"^the result of \S+ has not come within 0\.3 s: "):
         list(client.map("nobody", [{}], timeout=0.3))
 
 

@@ -6,7 +6,6 @@ import contextlib
 import copy
 import logging
 import os
-import pickle
 import re
 import signal
 import subprocess
@@ -102,7 +101,7 @@ def test_what_is_not_acknowledged_is_raised_with_its_ids_and_the_reason() -> Non
     assert len(re.findall(ID, str(caught.value))) == farewell.TOLD_IDS
     assert "never connected" in str(caught.value)
     assert "refused" in str(caught.value)
-    for twin in (pickle.loads(pickle.dumps(caught.value)), copy.deepcopy(caught.value)):
+    for twin in (copy.copy(caught.value), copy.deepcopy(caught.value)):
         assert twin.task_ids == caught.value.task_ids
     client.close()  # it is over: said once
 
@@ -320,8 +319,7 @@ OPEN = """
         "client.submit('nobody', {}); client = None",
         "client.submit('nobody', {}); sys.exit(0)",
         "with client: client.submit('nobody', {})",
-        "import threading, time\n"
-        "    threading.Thread(target=lambda: (time.sleep(0.2), client.submit('nobody', {}))).start()",
+        "import threading\n    threading.Timer(0.2, client.submit, ['nobody', {}]).start()",
     ],
 )
 def test_a_program_that_just_ends_has_its_task_on_the_disk(mesh: Mesh, end: str) -> None:

@@ -142,7 +142,7 @@ class Open(Protocol):
     def board(self) -> Board:
         """Where it is known what is not acknowledged."""
 
-    def close(self, timeout: float = ...) -> None:
+    def close(self, timeout_s: float = ..., /) -> None:
         """End it."""
 
 
