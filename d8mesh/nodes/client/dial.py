@@ -239,7 +239,7 @@ class Dialler:
 
     def _try_known(self) -> Way | None:
         """Return a way to an orchestrator that was heard of, the last good one first."""
-        known = [s for s in self._sightings.values() if self.only in ("", s.node_id)]
+        known = [s for s in list(self._sightings.values()) if self.only in ("", s.node_id)]
         for sighting in sorted(known, key=lambda each: each.addresses != self._last):
             way = find_way(sighting.addresses, sighting.port, sighting.web_port, deadline_s=DIAL_S)
             if way is not None:
@@ -289,7 +289,7 @@ class Dialler:
     def _look_around(self) -> str:
         """Say what mDNS has brought."""
         mesh = self._config.mesh
-        known = [s for s in self._sightings.values() if self.only in ("", s.node_id)]
+        known = [s for s in list(self._sightings.values()) if self.only in ("", s.node_id)]
         if known:
             heard = known[0]
             why = why_unreachable(heard.addresses[0], heard.port, deadline_s=LOOK_S)
@@ -299,7 +299,7 @@ class Dialler:
             return f"looking for {self.only} of mesh {mesh!r}, which has the tasks"
         places = [each.address for each in usable_addresses(self._config.interfaces)]
         strangers = () if self._discovery is None else self._discovery.strangers
-        others = f" (other meshes are there: {', '.join(strangers)})" if strangers else ""
+        others = f" (other meshes are there: {', '.join(strangers[:4])})" if strangers else ""
         return (
             f"no orchestrator of mesh {mesh!r} is heard by mDNS on "
             f"{', '.join(places[:4]) or 'any interface'}{others}. Is one running (d8mesh "
