@@ -358,6 +358,7 @@ def test_a_forked_child_leaves_its_parents_tasks_alone(mesh: Mesh) -> None:
     with client:
         client.submit("nobody", {{}})
         if os.fork() == 0:
+            client.close()
             sys.exit(7)
         print(os.waitstatus_to_exitcode(os.wait()[1]))
     """
