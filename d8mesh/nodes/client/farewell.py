@@ -43,14 +43,22 @@ class Farewell:
 
     Args:
         board: knows what is not acknowledged.
+        wait_all: waits until all is; False: it is not in time, or never will be.
         why: says why not, for people; takes a short time.
         end: lets all go, without waiting for anything more.
 
     Thread: any.
     """
 
-    def __init__(self, board: Board, why: Callable[[], str], end: Callable[[], None]) -> None:
-        self._board, self._why, self._end = board, why, end
+    def __init__(
+        self,
+        board: Board,
+        *,
+        wait_all: Callable[[float | None], bool],
+        why: Callable[[], str],
+        end: Callable[[], None],
+    ) -> None:
+        self._board, self._wait_all, self._why, self._end = board, wait_all, why, end
         self._lock = threading.Lock()
         self._is_begun = False
         self._done = threading.Event()
@@ -75,7 +83,7 @@ class Farewell:
         self._board.shut()
         why = ""
         try:
-            if not self._board.wait_empty(timeout_s):
+            if not self._wait_all(timeout_s):
                 why = self._why()
         except BaseException as error:  # Ctrl-C: it stays what is raised
             missing = missing_of(self._board, "the wait was interrupted")
