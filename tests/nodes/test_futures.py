@@ -18,6 +18,7 @@ import pytest
 from werkzeug.serving import make_server
 from werkzeug.wrappers import Request, Response
 
+from d8mesh.core.parcel import Parcel
 from d8mesh.errors import (
     D8Error,
     InvalidTaskError,
@@ -32,6 +33,7 @@ from d8mesh.errors import (
 from d8mesh.nodes.client import Client, Task
 from d8mesh.nodes.client import handle as handles
 from d8mesh.nodes.client.cancellations import MAX_UNDER_WAY
+from d8mesh.nodes.client.completions import Completions
 from d8mesh.nodes.client.futures import (
     ALL_COMPLETED,
     FIRST_COMPLETED,
@@ -235,6 +237,16 @@ def test_a_callback_that_waits_for_its_own_client_is_told_so(client: Client, gat
     gate.of("a").set()
     assert ended.wait(PATIENCE_S)
     assert ["own thread" in str(error) for error in caught] == [True] * 3
+
+
+def test_a_task_that_ends_while_a_callback_is_left_for_it_is_not_missed() -> None:
+    completions, called = Completions(), []
+    parcel = Parcel("s" * 16, 0, [], 1)
+    answers = iter([False, True])  # it ends between the two looks
+    completions.add(parcel, 0, lambda: called.append(1), lambda: next(answers))
+    completions.arrived(parcel)  # too late: this one has been called
+    completions.release()
+    assert called == [1]
 
 
 def test_callbacks_of_a_client_that_is_closed_are_called_too(

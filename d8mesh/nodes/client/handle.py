@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 LISTED_AT_ONCE: Final = 200
 #: A question's time when the caller names none.
 ASK_S: Final = 30.0
+#: How long `Task.cancel` waits for the outcome beyond the answer: they come together.
+OUTCOME_S: Final = 2.0
 Result: TypeAlias = dict[str, Any]
 
 
@@ -60,7 +62,7 @@ class Task:
     Thread: every method may be called from any thread.
     """
 
-    __slots__ = ("__weakref__", "_client", "_index", "_parcel")
+    __slots__ = ("_client", "_index", "_parcel")
 
     def __init__(self, client: Client | None, parcel: Parcel, index: int) -> None:
         self._client = client
@@ -248,9 +250,11 @@ class Task:
         answer = self._ask("cancel", timeout)
         if answer["state"] == "cancelled":
             # Its outcome is on the way: `cancelled` is to be true when this returns.
+            left = left_s()
+            wait_s = OUTCOME_S if left is None else min(left, OUTCOME_S)
             with contextlib.suppress(WaitTimeoutError):
                 what = f"the outcome of {self.id}"
-                self.client.hub.wait_for(self._parcel, self._is_known, left_s(), what=what)
+                self.client.hub.wait_for(self._parcel, self._is_known, wait_s, what=what)
             return True
         return False
 
