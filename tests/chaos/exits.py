@@ -77,6 +77,7 @@ class Counts:
     in_journal: int = 0
     reported: int = 0
     reported_but_in_journal: int = 0
+    reported_after_a_full_wait: int = 0
     lost: int = 0
     seconds: float = 0.0
 
@@ -87,12 +88,15 @@ class Ids:
 
     submitted: set[str] = field(default_factory=set)
     reported: set[str] = field(default_factory=set)
+    #: those of `reported` that had the time they wanted
+    late: set[str] = field(default_factory=set)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def note(self, submitted: set[str], reported: set[str]) -> None:
+    def note(self, submitted: set[str], reported: set[str], *, was_short: bool = False) -> None:
         with self.lock:
             self.submitted |= submitted
             self.reported |= reported
+            self.late |= set() if was_short else reported
 
 
 class Orchestrator:
@@ -206,7 +210,7 @@ def _program(orchestrator: Orchestrator, ids: Ids, seed: int) -> None:
         reported.update(error.task_ids)
     except LookupError as error:
         reported.update(ID.findall(" ".join(getattr(error, "__notes__", []))))
-    ids.note(submitted, reported)
+    ids.note(submitted, reported, was_short=leave is _by_short_close)
 
 
 def _submit(client: Client, submitted: set[str], dice: random.Random) -> None:
@@ -257,6 +261,7 @@ def _judge(orchestrator: Orchestrator, ids: Ids) -> Counts:
         in_journal=len(ids.submitted & stored),
         reported=len(ids.reported),
         reported_but_in_journal=len(ids.reported & stored),
+        reported_after_a_full_wait=len(ids.late),
         lost=len(ids.submitted - ids.reported - stored),
     )
 
