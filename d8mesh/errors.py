@@ -20,6 +20,7 @@
     │   │   └── KeyConflictError    key.conflict
     │   ├── UnknownTaskError        task.unknown
     │   │   └── PrunedTaskError     task.pruned
+    │   ├── NotAcknowledgedError    task.unacknowledged   a client ended before all was on disk
     │   ├── TaskFailedError         task.failed
     │   └── TaskCancelledError      task.cancelled
     ├── WorkerError                 worker.error
@@ -46,7 +47,7 @@ answers and in logs; HTTP statuses live in ``web/api.py``, exit codes in ``cli.p
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import ClassVar
 
@@ -173,6 +174,17 @@ class PrunedTaskError(UnknownTaskError):
     """The task is finished and was pruned by the retention rules."""
 
     code = "task.pruned"
+
+
+class NotAcknowledgedError(TaskError):
+    """Tasks that were submitted are not acknowledged: they may be lost."""
+
+    code = "task.unacknowledged"
+
+    def __init__(self, message: str | None = None, *, task_ids: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        #: all of them, in the order of submitting; of some the acknowledgement alone may be lost
+        self.task_ids: tuple[str, ...] = tuple(task_ids)
 
 
 class TaskFailedError(TaskError):

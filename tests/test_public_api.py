@@ -35,6 +35,7 @@ PUBLIC = {
     "KeyConflictError",
     "Missed",
     "NodeClosedError",
+    "NotAcknowledgedError",
     "OutboxBrokenError",
     "PayloadTooLargeError",
     "ProtocolError",

@@ -29,6 +29,7 @@ from d8mesh.apps.children import Child, Children
 from d8mesh.apps.status import ask, counts_text, workers_table
 from d8mesh.config import Config
 from d8mesh.edge.terminal import tell
+from d8mesh.edge.waits import join
 from d8mesh.errors import BrokerUnavailableError, D8Error
 from d8mesh.nodes.client import Client
 from d8mesh.words import escaped
@@ -96,7 +97,7 @@ def run(config: Config, options: argparse.Namespace) -> int:
             _wait_for_workers(scene, running)
             took_s = time.monotonic() - started
             console.print(f"All there after {took_s:.1f} s. Now some work:", highlight=False)
-            mine = Config(mesh=mesh, interfaces=("127.0.0.1",))
+            mine = Config(mesh=mesh, interfaces=("127.0.0.1",), data_dir=folder)
             _work(console, scene, mine)
             _summary(console, scene, took_s)
     del config
@@ -122,7 +123,7 @@ def _work(console: Console, scene: Scene, config: Config) -> None:
                 _part(scene, "Ollama: prompts", len(PROMPTS), lambda part: _prompt(client, part))
     finally:
         stop.set()
-        watcher.join()
+        join(watcher)
 
 
 def _part(scene: Scene, name: str, total: int, work: Callable[[Part], None]) -> None:

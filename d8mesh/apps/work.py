@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 from d8mesh.errors import BrokerUnavailableError, D8Error, TaskError, WaitTimeoutError
-from d8mesh.words import tr
+from d8mesh.words import tr, translated
 
 #: How long to wait for the oldest task before the others are looked at.
 LOOK_S: Final = 0.25
@@ -67,6 +67,10 @@ class Connects(Protocol):
     def wait_connected(self, timeout: float | None = None) -> bool:
         """Wait until an orchestrator answers; return whether one does."""
 
+    @property
+    def trouble(self) -> str:
+        """Why none does, for people."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
@@ -87,11 +91,11 @@ def connect(client: Connects, *, timeout_s: float | None, on_wait: Callable[[str
     early_s = min(bound_s, SILENCE_S)
     if client.wait_connected(early_s):
         return
-    on_wait(tr("no orchestrator has been found yet: still looking"))
+    why = translated(client.trouble)
+    on_wait(tr("no orchestrator has been found yet: still looking ({why})", why=why))
     if not client.wait_connected(bound_s - early_s):
         raise BrokerUnavailableError(
-            f"no orchestrator was found within {bound_s:g} s: is one running, with the same "
-            "D8_MESH? Where mDNS does not get through, set ORCHESTRATOR_URL"
+            f"no orchestrator was found within {bound_s:g} s: {client.trouble}"
         )
 
 

@@ -45,6 +45,7 @@ STATUS: Final[Mapping[str, int]] = {
     "key.conflict": 409,
     "task.unknown": 404,
     "task.pruned": 410,
+    "task.unacknowledged": 503,
     "task.failed": 409,
     "task.cancelled": 409,
     "worker.error": 500,

@@ -151,7 +151,9 @@ class Task:
         try:
             if not parcel.states[index]:
                 what = f"the result of {self.id}"
-                self.client.hub.wait_for(parcel, self._is_known, timeout_s, what=what)
+                self.client.hub.wait_for(
+                    parcel, self._is_known, timeout_s, what=what, task_id=self.id
+                )
             if parcel.refusal is not None:
                 parcel.raise_refusal()
         except D8Error as error:

@@ -10,6 +10,7 @@ from d8mesh.errors import D8Error
 from d8mesh.nodes.client.board import Board
 from d8mesh.nodes.client.cancellations import Cancellations
 from d8mesh.nodes.client.completions import Call, Completions
+from d8mesh.nodes.client.patience import countdown
 from d8mesh.nodes.client.runner import Runner
 
 
@@ -62,11 +63,17 @@ class Hub:
             )
 
     def wait_for(
-        self, parcel: Parcel, is_over: Callable[[], bool], timeout_s: float | None, *, what: str
+        self,
+        parcel: Parcel,
+        is_over: Callable[[], bool],
+        timeout_s: float | None,
+        *,
+        what: str,
+        task_id: str | None = None,
     ) -> None:
         """Wait for something that arrives of a parcel; see `Board.wait_for`."""
         self.check_may_wait()
-        self._board.wait_for(parcel, is_over, timeout_s, what=what)
+        self._board.wait_for(parcel, is_over, timeout_s, what=what, task_id=task_id)
 
     def wait_settled(self, parcel: Parcel, timeout_s: float | None) -> None:
         """Wait until a parcel is acknowledged; see `Board.wait_settled`."""
@@ -92,6 +99,18 @@ class Hub:
         """Cancel a task that nobody wants any more; return at once."""
         if not parcel.states[index] and parcel.refusal is None and not self.is_over:
             self._cancellations.add(parcel, index)
+
+    def wait_all(self, timeout_s: float | None) -> bool:
+        """Wait until all is acknowledged, and what was dropped is cancelled.
+
+        Returns:
+            Whether all is acknowledged; False: not in time, or it never will be.
+        """
+        left_s = countdown(timeout_s)
+        is_empty = self._board.wait_empty(timeout_s)
+        if is_empty and self._session.is_up:
+            self.wait_dropped(left_s())
+        return is_empty
 
     def wait_dropped(self, timeout_s: float | None) -> bool:
         """Wait until the orchestrator has heard of all that was dropped; False: not in time."""

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import queue
+import time
 from collections.abc import Callable, Iterator
 from typing import Any, TypeAlias
 
 from d8mesh.core.client_effects import Output
 from d8mesh.core.client_session import ClientSession
 from d8mesh.core.messages import Stream
-from d8mesh.errors import WaitTimeoutError
+from d8mesh.edge.waits import take
+from d8mesh.nodes.client.board import LOOK_S, LOOKS_S, STALL_S, say_waiting
 from d8mesh.nodes.client.handle import Ear
 from d8mesh.nodes.client.keeping import Kept, Position
 from d8mesh.nodes.client.parcels import awaiting
-from d8mesh.nodes.client.patience import bounded
+from d8mesh.nodes.client.patience import bounded, timed_out
+from d8mesh.nodes.client.reasons import Reason
 from d8mesh.nodes.client.runner import Runner
 
 #: Called with each `Stream`, and with None once the task is finished.
@@ -56,6 +59,7 @@ def output_of(
     check_alive: Callable[[], None],
     task_id: str,
     timeout_s: float | None,
+    why: Callable[[str], Reason] = lambda task_id: Reason(""),
 ) -> Iterator[Any]:
     """Yield a task's partial output; see `Task.stream`.
 
@@ -64,6 +68,7 @@ def output_of(
         check_alive: raises when waiting has become useless.
         task_id: the task, for the error.
         timeout_s: how long nothing may come; None: for ever.
+        why: says why the task is not further.
 
     Raises:
         WaitTimeoutError: nothing came for so long.
@@ -71,15 +76,10 @@ def output_of(
     events: queue.SimpleQueue[Stream | None] = queue.SimpleQueue()
     stop = start(events.put)
     position = Position(is_whole=False)
+    wait = _Wait(bounded(timeout_s), check_alive, why, task_id)
     try:
         while True:
-            try:
-                stream = events.get(timeout=1.0 if timeout_s is None else bounded(timeout_s))
-            except queue.Empty:
-                check_alive()
-                if timeout_s is None:
-                    continue
-                raise WaitTimeoutError(f"no output of {task_id} in {timeout_s:g} s") from None
+            stream = _next_of(events, wait)
             if stream is None:
                 return
             yield from position.read(stream)
@@ -88,17 +88,74 @@ def output_of(
 
 
 def kept_output(
-    kept: Kept, check_alive: Callable[[], None], task_id: str, timeout_s: float | None
+    kept: Kept,
+    check_alive: Callable[[], None],
+    task_id: str,
+    timeout_s: float | None,
+    why: Callable[[str], Reason],
 ) -> Iterator[Any]:
     """Yield a task's partial output out of what is kept of it; as of `output_of`."""
-    position, at, timeout_s = Position(is_whole=True), 0, bounded(timeout_s)
+    position, at = Position(is_whole=True), 0
+    wait = _Wait(bounded(timeout_s), check_alive, why, task_id)
     while True:
-        at, heard, is_over = kept.read(at, 1.0 if timeout_s is None else timeout_s)
+        at, heard, is_over = kept.read(at, wait.look_s)
         for stream in heard:
             yield from position.read(stream)
         if is_over:
             return
-        if not heard:
-            check_alive()
-            if timeout_s is not None:
-                raise WaitTimeoutError(f"no output of {task_id} in {timeout_s:g} s")
+        if heard:
+            wait.begin()
+        else:
+            wait.look()
+
+
+def _next_of(events: queue.SimpleQueue[Stream | None], wait: _Wait) -> Stream | None:
+    """Return what is heard next; see `output_of`."""
+    wait.begin()
+    while True:
+        try:
+            return take(events, wait.look_s)
+        except queue.Empty:
+            wait.look()
+
+
+class _Wait:
+    """A wait for the next piece of a task's output, in short looks."""
+
+    def __init__(
+        self,
+        timeout_s: float | None,
+        check_alive: Callable[[], None],
+        why: Callable[[str], Reason],
+        task_id: str,
+    ) -> None:
+        self._timeout_s, self._check_alive, self._why = timeout_s, check_alive, why
+        self._task_id = task_id
+        self.begin()
+
+    def begin(self) -> None:
+        """Wait anew."""
+        self._begun, self._is_said = time.monotonic(), False
+
+    @property
+    def look_s(self) -> float:
+        """How long to wait until the next `look`."""
+        if self._timeout_s is None:
+            return LOOK_S
+        left_s = self._begun + self._timeout_s - time.monotonic()
+        return min(LOOK_S, max(0.0, left_s))
+
+    def look(self) -> None:
+        """Nothing came: say so once if that lasts.
+
+        Raises:
+            WaitTimeoutError: the time is over.
+        """
+        self._check_alive()
+        what, waited_s = f"output of {self._task_id}", time.monotonic() - self._begun
+        if self._timeout_s is not None and waited_s >= self._timeout_s:
+            because = self._why(self._task_id).text if self._timeout_s >= LOOKS_S else ""
+            raise timed_out(what, self._timeout_s, because)
+        if waited_s >= STALL_S and not self._is_said:
+            self._is_said = True
+            say_waiting(what, self._why(self._task_id))

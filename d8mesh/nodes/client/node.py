@@ -8,25 +8,25 @@ and `Client.flush` do), so that single submits too travel in batches.
 
 from __future__ import annotations
 
-import contextlib
 import os
-import secrets
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from functools import partial
+from types import TracebackType
 from typing import Any, Final, Unpack, cast
 
 from d8mesh.config import Config
-from d8mesh.core.client_session import ClientSession
 from d8mesh.core.messages import Group, Stream
 from d8mesh.edge.installation import config_of, settled
-from d8mesh.edge.network import host_name
 from d8mesh.edge.sockets import Waker
-from d8mesh.errors import D8Error, NodeClosedError, WaitTimeoutError
+from d8mesh.edge.waits import wait_for
+from d8mesh.errors import NodeClosedError, WaitTimeoutError
+from d8mesh.nodes.client import farewell
 from d8mesh.nodes.client.board import Board
 from d8mesh.nodes.client.cancellations import Cancellations
 from d8mesh.nodes.client.completions import Completions
 from d8mesh.nodes.client.dial import Dialler, checked
 from d8mesh.nodes.client.executor import TaskExecutor
+from d8mesh.nodes.client.farewell import Farewell
 from d8mesh.nodes.client.handle import (
     ASK_S,
     Result,
@@ -55,13 +55,15 @@ from d8mesh.nodes.client.parcels import (
 )
 from d8mesh.nodes.client.patience import bounded, countdown, takes_timeout_s, told_whole
 from d8mesh.nodes.client.questions import Questions
+from d8mesh.nodes.client.reasons import Reasons
 from d8mesh.nodes.client.runner import Runner
+from d8mesh.nodes.client.sessions import new_session
 from d8mesh.nodes.client.submitter import Submitter
 
 #: How long `close` waits for what was submitted to be acknowledged.
-CLOSE_S: Final = 10.0
-_ALPHABET: Final = "0123456789abcdefghijklmnopqrstuv"
-_SESSION_CHARS: Final = 16
+CLOSE_S: Final = farewell.CLOSE_S
+#: How long the I/O thread may take to say goodbye.
+END_S: Final = 3.0
 
 
 class Client:
@@ -87,7 +89,7 @@ class Client:
     ) -> None:
         config = config_of(os.environ) if config is None else settled(config)
         url = checked(url, endpoint)
-        make_session = partial(_new_session, config.mesh)
+        make_session = partial(new_session, config.mesh)
         self._session = make_session()
         self._pid = os.getpid()
         self._is_closed = False
@@ -96,13 +98,21 @@ class Client:
             Dialler, config, endpoint=endpoint, url=url or config.orchestrator_url
         )
         self._dialler = make_dialler(wake=self._waker.wake)
-        self._board = Board(self._check_alive)
+        self._reasons = Reasons(
+            self._session,
+            self._dialler,
+            ask=lambda what, args, timeout_s: self._questions.ask(what, args, timeout_s),
+            check_alive=self._check_alive,
+        )
+        self._board = Board(self._check_alive, self._reasons.of)
         completions = Completions()
         self._runner = Runner(
             self._session, self._board, self._waker, self._dialler, completions=completions
         )
         self._submitter = Submitter(self._session, self._board, self._runner)
-        self._questions = Questions(self._session, self._runner, self._check_alive)
+        self._questions = Questions(
+            self._session, self._runner, self._check_alive, self._reasons.trouble
+        )
         #: for the handles of its tasks
         self.hub = Hub(
             self._session,
@@ -113,15 +123,31 @@ class Client:
             check_alive=self._check_alive,
         )
         self._hotlines = Hotlines(
-            make_session=make_session, make_dialler=make_dialler, check_alive=self._check_alive
+            make_session=make_session,
+            make_dialler=make_dialler,
+            check_alive=self._check_alive,
+            why=self._reasons.of,
+        )
+        self._farewell = Farewell(
+            self._board,
+            wait_all=self.hub.wait_all,
+            why=lambda: self._reasons.of("").text,
+            end=self._end,
         )
         self._runner.start()
+        farewell.close_at_exit(self)
 
     def __enter__(self) -> Client:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(
+        self, kind: object, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """As `close`; an exception that is under way stays, with a note of what is missing."""
+        if error is None:
+            self.close()
+        elif os.getpid() == self._pid:
+            self._farewell.say_beside(CLOSE_S, error)
 
     # ------------------------------------------------------------------- submitting
 
@@ -404,7 +430,12 @@ class Client:
         Raises:
             InvalidTaskError: `timeout` is no number of seconds; so do all that wait.
         """
-        return self._runner.connected.wait(bounded(timeout))
+        return wait_for(self._runner.connected, bounded(timeout))
+
+    @property
+    def trouble(self) -> str:
+        """Why no orchestrator answers, for people; empty: one does. Takes half a second at most."""
+        return self._reasons.trouble()
 
     @takes_timeout_s
     def ask(
@@ -442,18 +473,27 @@ class Client:
         return listen(self._runner, self._session, task_id, on_event)
 
     @takes_timeout_s
-    def close(self, timeout: float = CLOSE_S) -> None:
-        """Wait for what was submitted to be acknowledged, say goodbye, and stop."""
-        bounded(timeout)
-        if self._is_closed:
+    def close(self, timeout: float | None = CLOSE_S) -> None:
+        """Wait for what was submitted to be acknowledged, say goodbye, and stop.
+
+        Leaving a ``with`` does the same. A second call does nothing, nor does one in a forked
+        child: what was submitted is the parent's. `timeout` includes finding an orchestrator.
+
+        Raises:
+            NotAcknowledgedError: something is not acknowledged within `timeout`, or was refused
+                and nobody was told; it has the ids. The client is closed.
+        """
+        wait_s = bounded(timeout)
+        if os.getpid() != self._pid:
             return
-        if self._session.is_up and self._runner.fatal is None:
-            with contextlib.suppress(D8Error):
-                self.flush(timeout)
-                self.hub.wait_dropped(timeout)
+        self._farewell.say(0.0 if self._runner.is_caller else wait_s)
+
+    def _end(self) -> None:
+        """Let all go, without waiting for what is missing."""
+        farewell.forget(self)
         self._is_closed = True
         self._hotlines.close()
-        self._runner.close(timeout)
+        self._runner.close(END_S)
         self._dialler.close()
         self._board.close()
 
@@ -478,13 +518,15 @@ class Client:
         if task.parcel.is_listened:
             kept = self.kept_output(task.id)
             if kept is not None:
-                yield from kept_output(kept, self._check_alive, task.id, timeout_s)
+                yield from kept_output(
+                    kept, self._check_alive, task.id, timeout_s, self._reasons.of
+                )
                 task.parcel.raise_refusal()
                 return
             yield Missed(None)
         self._board.wait_settled(task.parcel, timeout_s)  # before, nobody knows the task
         start = partial(self.listen, task.id)
-        yield from output_of(start, self._check_alive, task.id, timeout_s)
+        yield from output_of(start, self._check_alive, task.id, timeout_s, self._reasons.of)
 
     def _append(
         self, kind: Kind, payload: bytes, timeout_s: float | None, *, is_listened: bool = False
@@ -499,9 +541,3 @@ class Client:
             raise NodeClosedError
         if os.getpid() != self._pid:
             raise NodeClosedError("a client does not survive a fork: make a new one in the child")
-
-
-def _new_session(mesh: str) -> ClientSession:
-    """Return a session with a name that nobody has had before."""
-    name = "".join(secrets.choice(_ALPHABET) for _ in range(_SESSION_CHARS))
-    return ClientSession(name, mesh, host_name())

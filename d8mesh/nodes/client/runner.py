@@ -28,6 +28,7 @@ from d8mesh.core.messages import Goodbye, Refused, Stream
 from d8mesh.core.parcel import Parcel
 from d8mesh.edge.logs import event
 from d8mesh.edge.sockets import DealerLink, Loop, Waker
+from d8mesh.edge.waits import join
 from d8mesh.errors import D8Error, NodeClosedError, ProtocolError, error_of
 from d8mesh.nodes.client.board import Board
 from d8mesh.nodes.client.completions import Completions
@@ -144,10 +145,11 @@ class Runner:
             self.do(partial(self._session.submit, parcel))
 
     def close(self, timeout_s: float) -> None:
-        """Say goodbye and stop. Thread: any other."""
+        """Say goodbye and stop. Thread: any; on the I/O thread it stops later."""
         self._closing.set()
         self._waker.wake()
-        self._thread.join(timeout_s)
+        if not self.is_caller:
+            join(self._thread, timeout_s)
 
     def _serve(self) -> None:
         try:
@@ -269,6 +271,8 @@ class Runner:
                     self._heard(output)
                 case Connected():
                     self._broker_id = output.broker_id
+                    self._dialler.proven()
+                    self._board.moved()
                     self.connected.set()
                     event(_log, logging.INFO, "client.up", broker=output.broker_id)
                 case Lost():
