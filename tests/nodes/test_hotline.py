@@ -126,7 +126,7 @@ def test_calls_of_many_threads_do_not_mix(mesh: Mesh, monkeypatch: pytest.Monkey
     monkeypatch.setattr(hotline, "MAX_HOTLINES", 3)
     _, counted, client = served(mesh)
     calls = [call_aside(client, "hold", n) for n in range(5)]
-    until(lambda: client._next_n == 2)  # those have gone the shared way
+    until(lambda: client._submitter._next_n == 2)  # those have gone the shared way
     assert client._hotlines._count == 3
     counted.may_end.set()
     for n, (thread, ended) in enumerate(calls):

@@ -9,7 +9,6 @@ and `Client.flush` do), so that single submits too travel in batches.
 from __future__ import annotations
 
 import contextlib
-import itertools
 import os
 import secrets
 import socket
@@ -20,17 +19,10 @@ from typing import Any, Final, Unpack
 from d8mesh.config import Config
 from d8mesh.core.addresses import parse_endpoint
 from d8mesh.core.client_session import ClientSession
-from d8mesh.core.messages import Ask, Group, Stream
+from d8mesh.core.messages import Group, Stream
 from d8mesh.core.parcel import Parcel
 from d8mesh.edge.sockets import Waker
-from d8mesh.errors import (
-    BrokerUnavailableError,
-    ConfigError,
-    D8Error,
-    NodeClosedError,
-    WaitTimeoutError,
-    error_of,
-)
+from d8mesh.errors import ConfigError, D8Error, NodeClosedError, WaitTimeoutError
 from d8mesh.nodes.client.board import Board
 from d8mesh.nodes.client.dial import Dialler
 from d8mesh.nodes.client.handle import (
@@ -47,10 +39,8 @@ from d8mesh.nodes.client.parcels import (
     Kind,
     SubmitOptions,
     awaiting,
-    check_encodable,
     check_key,
     cut,
-    digest_of,
     encode_data,
     group_of,
     kind_in,
@@ -58,8 +48,10 @@ from d8mesh.nodes.client.parcels import (
     model_of,
     size_of,
 )
-from d8mesh.nodes.client.patience import bounded, countdown, give_up, takes_timeout_s, told_whole
-from d8mesh.nodes.client.runner import Runner, Slot
+from d8mesh.nodes.client.patience import bounded, countdown, takes_timeout_s, told_whole
+from d8mesh.nodes.client.questions import Questions
+from d8mesh.nodes.client.runner import Runner
+from d8mesh.nodes.client.submitter import Submitter
 
 #: How long `close` waits for what was submitted to be acknowledged.
 CLOSE_S: Final = 10.0
@@ -101,10 +93,6 @@ class Client:
         make_session = partial(_new_session, config.mesh)
         self._session = make_session()
         self._pid = os.getpid()
-        self._next_n = 0
-        self._next_request = itertools.count(1)
-        #: what the tasks of the open parcel share
-        self._open_sort: tuple[Kind, float | None, bool] | None = None
         self._is_closed = False
         self._waker = Waker()
         make_dialler = partial(
@@ -113,6 +101,8 @@ class Client:
         self._dialler = make_dialler(wake=self._waker.wake)
         self._board = Board(self._check_alive)
         self._runner = Runner(self._session, self._board, self._waker, self._dialler)
+        self._submitter = Submitter(self._session, self._board, self._runner)
+        self._questions = Questions(self._session, self._runner, self._check_alive)
         self._hotlines = Hotlines(
             make_session=make_session, make_dialler=make_dialler, check_alive=self._check_alive
         )
@@ -156,7 +146,7 @@ class Client:
             return self._append(kind, payload, timeout)
         check_key(idempotency_key)
         group = group_of(kind, [payload])
-        parcel = self._enqueue([group], timeout, key=idempotency_key)
+        parcel = self._submitter.enqueue([group], timeout, key=idempotency_key)
         self._board.wait_settled(parcel, timeout)
         return Task(self, parcel, 0)
 
@@ -208,7 +198,7 @@ class Client:
         try:
             for model, payloads in cut(type, datas):
                 kind = kind_of(type, model, options)
-                parcels.append(self._enqueue([group_of(kind, payloads)], left_s()))
+                parcels.append(self._submitter.enqueue([group_of(kind, payloads)], left_s()))
             for parcel in parcels:
                 self._board.wait_settled(parcel, left_s())
         except WaitTimeoutError as error:
@@ -254,7 +244,7 @@ class Client:
             task = self._append(kind_in(groups[0]), groups[0].payloads[0], timeout_s, is_watched)
             task.wait_accepted(timeout_s)
             return [task.id], False
-        parcel = self._enqueue(
+        parcel = self._submitter.enqueue(
             list(groups), timeout_s, key=key, digest=digest, is_watched=is_watched
         )
         self._board.wait_settled(parcel, timeout_s)
@@ -311,10 +301,7 @@ class Client:
 
     def next_id(self) -> tuple[str, int]:
         """Return a session and a counter that make an unused task id."""
-        with self._board.lock:
-            self._runner.seal()  # the open parcel's counters must stay consecutive
-            n, self._next_n = self._next_n, self._next_n + 1
-        return self._session.name, n
+        return self._session.name, self._submitter.next_n()
 
     @property
     def is_connected(self) -> bool:
@@ -350,29 +337,7 @@ class Client:
             D8Error: what it answered instead.
             BrokerUnavailableError: no answer within `timeout`.
         """
-        wait_s = bounded(timeout)
-        self._check_alive()
-        request = next(self._next_request)
-        question = Ask(request, what, dict(args))
-        check_encodable(question, what)
-        slot = self._runner.answers[request] = Slot()
-        self._runner.do(lambda now: self._session.ask(question, now))
-        try:
-            slot.ready.wait(wait_s)
-            if not slot.is_answered:
-                self._check_alive()
-                raise BrokerUnavailableError(
-                    f"no orchestrator answered {what!r} within {timeout:g} s"
-                )
-        finally:
-            self._runner.answers.pop(request, None)
-            if not slot.is_answered:
-                self._runner.do(lambda now: self._session.forget_ask(request))
-        if slot.code:
-            error = error_of(slot.code, str(slot.body.get("error") or slot.code))
-            error.details = slot.body
-            raise error
-        return slot.body
+        return self._questions.ask(what, args, timeout)
 
     def wait_finished(self, task_id: str, timeout_s: float) -> bool:
         """Wait for an acknowledged task's outcome; return whether it is finished (or unknown)."""
@@ -424,67 +389,10 @@ class Client:
         start = partial(self.listen, task.id)
         yield from output_of(start, self._check_alive, task.id, timeout_s)
 
-    # --------------------------------------------------------- the callers' threads
-
     def _append(
         self, kind: Kind, payload: bytes, timeout_s: float | None, is_watched: bool = True
     ) -> Task:
-        """Put one task into the open parcel, or begin a new one."""
-        board, runner = self._board, self._runner
-        sort = (kind, timeout_s, is_watched)
-        # What nobody watches (the shim) is refused at once when the queue is full.
-        patience_s = timeout_s if is_watched else 0.0
-        with board.lock:
-            board.wait_for_room(1, len(payload), timeout_s)
-            parcel = runner.open
-            if parcel is not None and self._open_sort == sort and board.grow(parcel, len(payload)):
-                index = parcel.count
-                parcel.count += 1
-                parcel.groups[0].payloads.append(payload)
-                parcel.give_up = give_up(patience_s)
-                self._next_n += 1
-                return Task(self, parcel, index)
-            runner.seal()
-            group = group_of(kind, [payload])
-            parcel = self._new_parcel([group], 1, len(payload), patience_s, is_watched=is_watched)
-            runner.open, self._open_sort = parcel, sort
-        self._waker.wake()
-        return Task(self, parcel, 0)
-
-    def _enqueue(
-        self,
-        groups: list[Group],
-        timeout_s: float | None,
-        *,
-        key: str = "",
-        digest: bytes = b"",
-        is_watched: bool = True,
-    ) -> Parcel:
-        count, size = size_of(groups)
-        with self._board.lock:
-            self._board.wait_for_room(count, size, timeout_s)
-            self._runner.seal()
-            patience_s = timeout_s if is_watched else 0.0
-            parcel = self._new_parcel(groups, count, size, patience_s, is_watched=is_watched)
-            parcel.key = key
-            parcel.digest = digest or (digest_of(groups) if key else b"")
-            self._runner.do(partial(self._session.submit, parcel))
-        return parcel
-
-    def _new_parcel(
-        self,
-        groups: list[Group],
-        count: int,
-        size: int,
-        timeout_s: float | None,
-        *,
-        is_watched: bool,
-    ) -> Parcel:
-        first, self._next_n = self._next_n, self._next_n + count
-        parcel = Parcel(self._session.name, first, groups, count, is_watched=is_watched)
-        parcel.give_up = give_up(timeout_s)
-        self._board.add(parcel, size)
-        return parcel
+        return Task(self, *self._submitter.append(kind, payload, timeout_s, is_watched))
 
     def _check_alive(self) -> None:
         if self._runner.fatal is not None:

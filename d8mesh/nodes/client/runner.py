@@ -109,6 +109,10 @@ class Runner:
         self._inbox.append(action)
         self._waker.wake()
 
+    def wake(self) -> None:
+        """Have the I/O thread look around. Thread: any."""
+        self._waker.wake()
+
     def seal(self) -> None:
         """Hand the open parcel over: it stays as it is. Thread: any, under the board's lock."""
         parcel, self.open = self.open, None

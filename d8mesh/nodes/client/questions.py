@@ -1,0 +1,58 @@
+"""Questions to the orchestrator, and the threads that wait for their answers."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from d8mesh.core.client_session import ClientSession
+from d8mesh.core.messages import Ask
+from d8mesh.errors import BrokerUnavailableError, error_of
+from d8mesh.nodes.client.parcels import check_encodable
+from d8mesh.nodes.client.patience import bounded
+from d8mesh.nodes.client.runner import Runner, Slot
+
+
+class Questions:
+    """Asks for the callers of one client.
+
+    Args:
+        session: what asks, on the I/O thread.
+        runner: the I/O thread; it brings the answers.
+        check_alive: raises when waiting has become useless.
+
+    Thread: any.
+    """
+
+    def __init__(
+        self, session: ClientSession, runner: Runner, check_alive: Callable[[], None]
+    ) -> None:
+        self._session, self._runner, self._check_alive = session, runner, check_alive
+        self._next_request = itertools.count(1)
+
+    def ask(self, what: str, args: Mapping[str, object], timeout_s: float) -> dict[str, Any]:
+        """Ask and wait; see `Client.ask`."""
+        wait_s = bounded(timeout_s)
+        self._check_alive()
+        request = next(self._next_request)
+        question = Ask(request, what, dict(args))
+        check_encodable(question, what)
+        slot = self._runner.answers[request] = Slot()
+        self._runner.do(lambda now: self._session.ask(question, now))
+        try:
+            slot.ready.wait(wait_s)
+            if not slot.is_answered:
+                self._check_alive()
+                raise BrokerUnavailableError(
+                    f"no orchestrator answered {what!r} within {timeout_s:g} s"
+                )
+        finally:
+            self._runner.answers.pop(request, None)
+            if not slot.is_answered:
+                self._runner.do(lambda now: self._session.forget_ask(request))
+        if slot.code:
+            error = error_of(slot.code, str(slot.body.get("error") or slot.code))
+            error.details = slot.body
+            raise error
+        return slot.body

@@ -1,0 +1,112 @@
+"""Puts tasks into parcels, on the threads of those who submit them.
+
+Single tasks share the *open* parcel as long as they are of one kind: the I/O thread takes it as
+soon as it need not wait. Whatever is submitted as a whole travels in a parcel of its own.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+from d8mesh.core.client_session import ClientSession
+from d8mesh.core.messages import Group
+from d8mesh.core.parcel import Parcel
+from d8mesh.nodes.client.board import Board
+from d8mesh.nodes.client.parcels import Kind, digest_of, group_of, size_of
+from d8mesh.nodes.client.patience import give_up
+from d8mesh.nodes.client.runner import Runner
+
+
+class Submitter:
+    """Makes the parcels of one client, and numbers their tasks.
+
+    Args:
+        session: what the parcels are handed to, on the I/O thread.
+        board: where they are counted; its lock guards what is here.
+        runner: the I/O thread.
+
+    Thread: any.
+    """
+
+    def __init__(self, session: ClientSession, board: Board, runner: Runner) -> None:
+        self._session, self._board, self._runner = session, board, runner
+        self._next_n = 0
+        #: what the tasks of the open parcel share
+        self._open_sort: tuple[Kind, float | None, bool] | None = None
+
+    def next_n(self) -> int:
+        """Return a counter that no task has."""
+        with self._board.lock:
+            self._runner.seal()  # the open parcel's counters must stay consecutive
+            n, self._next_n = self._next_n, self._next_n + 1
+        return n
+
+    def append(
+        self, kind: Kind, payload: bytes, timeout_s: float | None, is_watched: bool = True
+    ) -> tuple[Parcel, int]:
+        """Put one task into the open parcel, or begin a new one; return its place.
+
+        Raises:
+            WaitTimeoutError: there was no room within `timeout_s`.
+        """
+        board, runner = self._board, self._runner
+        sort = (kind, timeout_s, is_watched)
+        # What nobody watches (the shim) is refused at once when the queue is full.
+        patience_s = timeout_s if is_watched else 0.0
+        with board.lock:
+            board.wait_for_room(1, len(payload), timeout_s)
+            parcel = runner.open
+            if parcel is not None and self._open_sort == sort and board.grow(parcel, len(payload)):
+                index = parcel.count
+                parcel.count += 1
+                parcel.groups[0].payloads.append(payload)
+                parcel.give_up = give_up(patience_s)
+                self._next_n += 1
+                return parcel, index
+            runner.seal()
+            group = group_of(kind, [payload])
+            parcel = self._new_parcel([group], 1, len(payload), patience_s, is_watched=is_watched)
+            runner.open, self._open_sort = parcel, sort
+        runner.wake()
+        return parcel, 0
+
+    def enqueue(
+        self,
+        groups: list[Group],
+        timeout_s: float | None,
+        *,
+        key: str = "",
+        digest: bytes = b"",
+        is_watched: bool = True,
+    ) -> Parcel:
+        """Submit these as one parcel.
+
+        Raises:
+            InvalidTaskError, PayloadTooLargeError: no message can carry them.
+            WaitTimeoutError: there was no room within `timeout_s`.
+        """
+        count, size = size_of(groups)
+        with self._board.lock:
+            self._board.wait_for_room(count, size, timeout_s)
+            self._runner.seal()
+            patience_s = timeout_s if is_watched else 0.0
+            parcel = self._new_parcel(groups, count, size, patience_s, is_watched=is_watched)
+            parcel.key = key
+            parcel.digest = digest or (digest_of(groups) if key else b"")
+            self._runner.do(partial(self._session.submit, parcel))
+        return parcel
+
+    def _new_parcel(
+        self,
+        groups: list[Group],
+        count: int,
+        size: int,
+        timeout_s: float | None,
+        *,
+        is_watched: bool,
+    ) -> Parcel:
+        first, self._next_n = self._next_n, self._next_n + count
+        parcel = Parcel(self._session.name, first, groups, count, is_watched=is_watched)
+        parcel.give_up = give_up(timeout_s)
+        self._board.add(parcel, size)
+        return parcel
