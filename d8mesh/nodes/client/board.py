@@ -31,12 +31,17 @@ class Board:
 
     Args:
         check_alive: raises when waiting has become useless.
+        on_change: called when something of a parcel has changed, beside those who wait here.
 
     Thread: `settled` and `changed` are called by the I/O thread, the rest by any.
     """
 
-    def __init__(self, check_alive: Callable[[], None]) -> None:
-        self._check_alive = check_alive
+    def __init__(
+        self,
+        check_alive: Callable[[], None],
+        on_change: Callable[[Parcel], None] | None = None,
+    ) -> None:
+        self._check_alive, self._on_change = check_alive, on_change
         self.lock = threading.RLock()
         self._room = threading.Condition(self.lock)
         self._tasks = self._bytes = 0
@@ -74,10 +79,10 @@ class Board:
         Raises:
             WaitTimeoutError: it did not fit within `timeout_s`.
         """
-        if self._tasks and not self._fits(count, size_bytes):
+        if not self.has_room(count, size_bytes):
             self._wait(
                 self._room,
-                lambda: not self._tasks or self._fits(count, size_bytes),
+                lambda: self.has_room(count, size_bytes),
                 timeout_s,
                 "room for more tasks (the queue is full, or no orchestrator answers)",
             )
@@ -86,8 +91,9 @@ class Board:
         self._tasks += count
         self._bytes += size_bytes
 
-    def _fits(self, count: int, size_bytes: int) -> bool:
-        return (
+    def has_room(self, count: int, size_bytes: int) -> bool:
+        """Return whether so much fits beside what is pending; one alone always does."""
+        return not self._tasks or (
             self._tasks + count <= MAX_PENDING_TASKS
             and self._bytes + size_bytes <= MAX_PENDING_BYTES
         )
@@ -180,6 +186,8 @@ class Board:
 
     def changed(self, parcel: Parcel) -> None:
         """Wake who waits for what this parcel has now; nobody else: a wake-up costs time."""
+        if self._on_change is not None:
+            self._on_change(parcel)
         waiters = self._waiters.get(parcel)
         if waiters is not None and any(is_over() for is_over in tuple(waiters.wanted)):
             with waiters.condition:
