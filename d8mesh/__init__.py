@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 __all__ = [
+    "AsyncClient",
+    "AsyncTask",
     "BrokerUnavailableError",
     "Client",
     "D8Error",
@@ -32,9 +34,16 @@ if TYPE_CHECKING:
     )
     from d8mesh.handlers import TaskContext
     from d8mesh.nodes.client import Client, Task
+    from d8mesh.nodes.client.aio import AsyncClient, AsyncTask
     from d8mesh.nodes.worker import Worker
 
-_HOMES = {"Client": "nodes.client", "Task": "nodes.client", "Worker": "nodes.worker"}
+_HOMES = {
+    "AsyncClient": "nodes.client.aio",
+    "AsyncTask": "nodes.client.aio",
+    "Client": "nodes.client",
+    "Task": "nodes.client",
+    "Worker": "nodes.worker",
+}
 
 
 def __getattr__(name: str) -> object:

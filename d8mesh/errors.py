@@ -10,6 +10,7 @@
     ├── BrokerUnavailableError      broker.unavailable    (also a ConnectionError)
     ├── WaitTimeoutError            wait.timeout          (also a TimeoutError)
     ├── NodeClosedError             node.closed
+    ├── WrongLoopError              client.wrong_loop     (also a RuntimeError)
     ├── TaskError                   task.error
     │   ├── TaskRejectedError       task.rejected         nothing of the submit was accepted
     │   │   ├── InvalidTaskError    task.invalid
@@ -20,6 +21,7 @@
     │   │   └── KeyConflictError    key.conflict
     │   ├── UnknownTaskError        task.unknown
     │   │   └── PrunedTaskError     task.pruned
+    │   ├── NotAcknowledgedError    task.unacknowledged   a client ended before all was on disk
     │   ├── TaskFailedError         task.failed
     │   └── TaskCancelledError      task.cancelled
     ├── WorkerError                 worker.error
@@ -46,7 +48,7 @@ answers and in logs; HTTP statuses live in ``web/api.py``, exit codes in ``cli.p
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import ClassVar
 
@@ -102,6 +104,12 @@ class NodeClosedError(D8Error):
     """This client or worker has been closed: make a new one."""
 
     code = "node.closed"
+
+
+class WrongLoopError(D8Error, RuntimeError):
+    """An AsyncClient is used by coroutines of the one event loop that it began in."""
+
+    code = "client.wrong_loop"
 
 
 class TaskError(D8Error):
@@ -162,6 +170,17 @@ class PrunedTaskError(UnknownTaskError):
     """The task is finished and was pruned by the retention rules."""
 
     code = "task.pruned"
+
+
+class NotAcknowledgedError(TaskError):
+    """Tasks that were submitted are not acknowledged: they may be lost."""
+
+    code = "task.unacknowledged"
+
+    def __init__(self, message: str | None = None, *, task_ids: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        #: all of them, in the order of submitting; of some the acknowledgement alone may be lost
+        self.task_ids: tuple[str, ...] = tuple(task_ids)
 
 
 class TaskFailedError(TaskError):

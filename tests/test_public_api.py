@@ -13,6 +13,8 @@ import d8mesh
 
 ROOT = Path(__file__).resolve().parent.parent
 PUBLIC = {
+    "AsyncClient",
+    "AsyncTask",
     "BrokerUnavailableError",
     "Client",
     "D8Error",

@@ -45,6 +45,8 @@ STATUS: Final[Mapping[str, int]] = {
     "key.conflict": 409,
     "task.unknown": 404,
     "task.pruned": 410,
+    "task.unacknowledged": 503,
+    "client.wrong_loop": 500,
     "task.failed": 409,
     "task.cancelled": 409,
     "worker.error": 500,

@@ -98,6 +98,16 @@ class Board:
             and self._bytes + size_bytes <= MAX_PENDING_BYTES
         )
 
+    def pending(self) -> list[Parcel]:
+        """Return what is not yet acknowledged, in its order."""
+        return list(self._pending)
+
+    def raise_refusal(self) -> None:
+        """Raise the first refusal since the last time; none: nothing happens."""
+        refusal, self._refusal = self._refusal, None
+        if refusal is not None:
+            raise error_of(refusal.code, refusal.message)
+
     # ------------------------------------------------------------------------ waiting
 
     def wait_for(
@@ -147,9 +157,7 @@ class Board:
                 timeout_s,
                 "the acknowledgement of what was submitted",
             )
-            refusal, self._refusal = self._refusal, None
-        if refusal is not None:
-            raise error_of(refusal.code, refusal.message)
+            self.raise_refusal()
 
     def _wait(
         self,

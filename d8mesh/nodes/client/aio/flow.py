@@ -1,0 +1,114 @@
+"""Many tasks as a stream: fed from any iterable with a bound in flight, taken as they come."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
+from typing import Any, TypeAlias
+
+from d8mesh.errors import NodeClosedError, TaskError, WaitTimeoutError
+from d8mesh.nodes.client.aio.task import AsyncTask
+from d8mesh.nodes.client.handle import Result
+from d8mesh.nodes.client.patience import told_whole
+
+Datas: TypeAlias = "Iterable[dict[str, Any]] | AsyncIterable[dict[str, Any]]"
+Submit: TypeAlias = Callable[[Any], Awaitable[AsyncTask]]
+
+
+async def each_of(datas: Iterable[Any] | AsyncIterable[Any]) -> AsyncIterator[Any]:
+    """Yield what any iterable has."""
+    if isinstance(datas, AsyncIterable):
+        async for data in datas:
+            yield data
+    else:
+        for data in datas:
+            yield data
+
+
+class Feed:
+    """Submits what an iterable yields, never more at once than a bound, on a task of its own.
+
+    So a source that is waited for holds up no result, nor a result the source.
+
+    Args:
+        datas: the source.
+        submit: submits one.
+        most: how many tasks may be in flight, or finished and not taken.
+    """
+
+    def __init__(self, datas: Datas, submit: Submit, most: int) -> None:
+        self._datas, self._submit, self._most = datas, submit, most
+        self._tasks: deque[AsyncTask] = deque()
+        self._changed = asyncio.Event()  #: there is a task, or the end
+        self._has_room = asyncio.Event()
+        self.feeder = asyncio.create_task(self._feed(), name="d8-feed")
+        self.feeder.add_done_callback(lambda _: self._changed.set())
+
+    async def take(self, timeout_s: float | None) -> AsyncTask | None:
+        """Return the next task in its order; None: that was all.
+
+        Raises:
+            NodeClosedError: the client was closed.
+            WaitTimeoutError: there was none within `timeout_s`.
+            Whatever the source raised, after all that came before it.
+        """
+        while not self._tasks:
+            if self.feeder.cancelled():
+                raise NodeClosedError
+            if self.feeder.done():
+                self.feeder.result()
+                return None
+            self._changed.clear()
+            try:
+                async with asyncio.timeout(timeout_s):
+                    await self._changed.wait()
+            except TimeoutError:
+                text = f"the next of the data has not come within {timeout_s:g} s"
+                raise WaitTimeoutError(text) from None
+        task = self._tasks.popleft()
+        if len(self._tasks) <= self._most // 2:  # in portions: each waking costs
+            self._has_room.set()
+        return task
+
+    async def _feed(self) -> None:
+        async for data in each_of(self._datas):
+            self._tasks.append(await self._submit(data))
+            self._changed.set()
+            while len(self._tasks) >= self._most:
+                self._has_room.clear()
+                await self._has_room.wait()
+
+
+async def results_of(
+    feed: Feed,
+    left_s: Callable[[], float | None],
+    timeout_s: float | None,
+    *,
+    return_exceptions: bool,
+) -> AsyncIterator[Result | TaskError]:
+    """Yield the results of what is fed, in order."""
+    try:
+        while True:
+            try:
+                task = await feed.take(left_s())
+                if task is None:
+                    return
+                result = await _outcome_of(task, left_s(), return_exceptions=return_exceptions)
+            except WaitTimeoutError as error:
+                raise told_whole(error, timeout_s) from None
+            task = None  # what was delivered is forgotten here
+            yield result
+    finally:
+        feed.feeder.cancel()
+
+
+async def _outcome_of(
+    task: AsyncTask, timeout_s: float | None, *, return_exceptions: bool
+) -> Result | TaskError:
+    try:
+        return await task.result(timeout_s)
+    except TaskError as error:
+        if not return_exceptions:
+            raise
+        return error

@@ -1,0 +1,182 @@
+"""A task as a coroutine sees it: a handle that is awaited, streams, cancels."""
+
+from __future__ import annotations
+
+import contextvars
+from collections.abc import AsyncIterator, Callable, Generator
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import msgspec
+
+from d8mesh.core.messages import CANCELLED_STATE, Stream
+from d8mesh.core.parcel import Parcel
+from d8mesh.errors import D8Error
+from d8mesh.nodes.client.aio.waits import Inbox, Signal
+from d8mesh.nodes.client.handle import ASK_S, RESTARTED, Result, readable, result_of
+from d8mesh.nodes.client.patience import bounded
+
+if TYPE_CHECKING:
+    from d8mesh.nodes.client.aio.client import AsyncClient
+
+#: Called with the task once its outcome is there.
+OnDone: TypeAlias = "Callable[[AsyncTask], object]"
+
+
+class AsyncTask:
+    """A handle of one task. ``await task`` gives its result, as often as it is awaited.
+
+    Each wait is a wait of its own: cancelling it, or its time-out, leaves the task and all
+    other waits alone. `cancel` cancels the task.
+    """
+
+    __slots__ = ("__weakref__", "_callbacks", "_client", "_index", "_parcel")
+
+    def __init__(self, client: AsyncClient, parcel: Parcel, index: int) -> None:
+        self._client = client
+        self._parcel = parcel
+        self._index = index
+        self._callbacks: list[tuple[OnDone, contextvars.Context]] | None = None
+
+    @property
+    def id(self) -> str:
+        """The task's id, final from the start; it opens the task in any other process."""
+        return self._parcel.task_id(self._index)
+
+    def __repr__(self) -> str:
+        return f"<AsyncTask {self.id}>"
+
+    def __await__(self) -> Generator[Any, None, Result]:
+        return self.result().__await__()
+
+    def done(self) -> bool:
+        """Return whether the outcome has arrived here."""
+        return bool(self._parcel.states[self._index]) or self._parcel.refusal is not None
+
+    def cancelled(self) -> bool:
+        """Return whether the outcome has arrived here, and is that the task was cancelled."""
+        return self._parcel.states[self._index] == CANCELLED_STATE
+
+    def add_done_callback(
+        self, callback: OnDone, *, context: contextvars.Context | None = None
+    ) -> None:
+        """Have ``callback(task)`` called by the loop once the outcome is there, or is already.
+
+        It is called as well when the client is closed before: then `done` is false.
+        """
+        node = self._client.node
+        context = contextvars.copy_context() if context is None else context
+        if self.done():
+            node.loop.call_soon(callback, self, context=context)
+            return
+        if self._callbacks is None:
+            self._callbacks = []
+            node.waits.signal(self._parcel, self._index).add_done_callback(self._call_back)
+        self._callbacks.append((callback, context))
+
+    def remove_done_callback(self, callback: OnDone) -> int:
+        """Take a callback back; return how many times it was there."""
+        callbacks = self._callbacks or []
+        left = [each for each in callbacks if each[0] != callback]
+        count = len(callbacks) - len(left)
+        callbacks[:] = left
+        return count
+
+    def _call_back(self, signal: Signal) -> None:
+        signal.exception()  # of a closed client: said to who waits, not to who is called back
+        callbacks, self._callbacks = self._callbacks or [], None
+        for callback, context in callbacks:
+            signal.get_loop().call_soon(callback, self, context=context)
+
+    async def result(self, timeout: float | None = None) -> Result:
+        """Wait for the recorded result and return it: an object with ``success`` true.
+
+        Raises:
+            TaskFailedError: the task failed; the error carries its ``result``.
+            TaskCancelledError: the task was cancelled.
+            TaskRejectedError: the submit was refused; nothing was accepted.
+            UnknownTaskError: the orchestrator does not know the task.
+            WaitTimeoutError: `timeout` is over; the task goes on.
+        """
+        timeout_s = bounded(timeout)
+        parcel, index = self._parcel, self._index
+        if not self.done():
+            await self._client.node.waits.finished(parcel, index, timeout_s)
+        parcel.raise_refusal()
+        return result_of(parcel.states[index], parcel.payloads[index] or b"", self.id)
+
+    async def exception(self, timeout: float | None = None) -> D8Error | None:
+        """Wait for the outcome; return what `result` would raise, or None after a success.
+
+        Raises:
+            WaitTimeoutError: `timeout` is over; the task goes on.
+        """
+        timeout_s = bounded(timeout)
+        if not self.done():
+            await self._client.node.waits.finished(self._parcel, self._index, timeout_s)
+        try:
+            await self.result()
+        except D8Error as error:
+            return error
+        return None
+
+    async def accepted(self, timeout: float | None = None) -> None:
+        """Wait until the task is acknowledged: safely on the orchestrator's disk.
+
+        Raises:
+            TaskRejectedError: the submit was refused.
+            WaitTimeoutError: `timeout` is over.
+        """
+        timeout_s = bounded(timeout)
+        if not self._parcel.is_settled:
+            await self._client.node.waits.settled(self._parcel, timeout_s)
+        self._parcel.raise_refusal()
+
+    async def status(self, timeout: float = ASK_S) -> dict[str, Any]:
+        """Return the documented status body, as ``GET /api/tasks/status/{id}`` does.
+
+        Raises:
+            TaskRejectedError: the submit was refused.
+            UnknownTaskError: the orchestrator does not know the task.
+            BrokerUnavailableError, WaitTimeoutError: no answer within `timeout`.
+        """
+        await self.accepted(timeout)  # before, nobody knows the task
+        return readable(await self._client.ask("status", {"id": self.id}, timeout=timeout))
+
+    async def cancel(self, timeout: float = ASK_S) -> bool:
+        """Cancel the task; return whether it is cancelled now: False if it had ended before.
+
+        Raises:
+            As of `status`.
+        """
+        await self.accepted(timeout)
+        answer = await self._client.ask("cancel", {"id": self.id}, timeout=timeout)
+        return bool(answer["state"] == "cancelled")
+
+    async def stream(self, timeout: float | None = None) -> AsyncIterator[Any]:
+        """Yield partial output as it comes, until the task is finished.
+
+        Yields:
+            Texts or JSON values as the handler emitted them; `RESTARTED` when a new
+            attempt begins.
+
+        Raises:
+            WaitTimeoutError: nothing came for `timeout`.
+        """
+        timeout_s = bounded(timeout)
+        await self.accepted(timeout_s)  # before, nobody knows the task
+        node = self._client.node
+        heard: Inbox[Stream | None] = Inbox(node.loop, node.waits)
+        stop = node.listen(self.id, heard.put)
+        attempt = 0
+        try:
+            while True:
+                stream = await heard.next(timeout_s, f"output of {self.id}")
+                if stream is None:
+                    return
+                if attempt and stream.attempt != attempt:
+                    yield RESTARTED
+                attempt = stream.attempt
+                for payload in stream.payloads:
+                    yield msgspec.msgpack.decode(payload)
+        finally:
+            stop()
