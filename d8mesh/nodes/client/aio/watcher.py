@@ -6,15 +6,17 @@ Windows' default loop (the Proactor) has no `add_reader`. There a thread waits i
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import selectors
+import socket
 import threading
 from collections.abc import Callable
 from typing import Final, Protocol
 
-from d8mesh.edge.sockets import Waker
-
 #: How long `close` waits for the thread.
 END_S: Final = 3.0
+#: Read at once of what woke the thread.
+BYTES: Final = 4096
 
 
 class Watcher(Protocol):
@@ -32,13 +34,13 @@ class Watcher(Protocol):
 
 def watcher_on(loop: asyncio.AbstractEventLoop) -> Watcher:
     """Return what watches descriptors for `loop`."""
-    waker = Waker()
-    try:
-        loop.add_reader(waker.fileno(), waker.seen)
-        loop.remove_reader(waker.fileno())
-    except NotImplementedError:
-        return WatchingThread(loop, waker)
-    waker.close()
+    probe, other = socket.socketpair()
+    with probe, other:
+        try:
+            loop.add_reader(probe, int)
+            loop.remove_reader(probe)
+        except NotImplementedError:
+            return WatchingThread(loop)
     return _Readers(loop)
 
 
@@ -71,17 +73,20 @@ class WatchingThread:
 
     Args:
         loop: where the calls are made.
-        waker: ends a wait of the thread; closed with it.
 
     Thread: the loop's.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, waker: Waker) -> None:
-        self._loop, self._waker = loop, waker
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        #: a byte ends a wait of the thread
+        self._inner, self._outer = socket.socketpair()
+        self._inner.setblocking(False)
+        self._outer.setblocking(False)
         self._changed = threading.Condition()  #: guards what follows; never held in a wait
         self._calls: dict[int, Callable[[], None]] = {}
         self._removed: set[int] = set()
-        self._is_waiting = self._is_stopped = False
+        self._is_waiting = self._is_held = self._is_stopped = False
         self._is_dealt_with = threading.Event()
         self._thread = threading.Thread(target=self._serve, name="d8-watch", daemon=True)
         self._thread.start()
@@ -90,48 +95,54 @@ class WatchingThread:
         """See `Watcher`."""
         with self._changed:
             self._calls[descriptor] = on_readable
-        self._waker.wake()
+        self._nudge()
 
     def remove(self, descriptor: int) -> None:
         """See `Watcher`; after this the thread does not wait for it, so it may be closed."""
         with self._changed:
             self._calls.pop(descriptor, None)
             self._removed.add(descriptor)
-            self._interrupt()
+            self._stand_still()
 
     def close(self) -> None:
         """See `Watcher`."""
         with self._changed:
             self._is_stopped = True
-            self._interrupt()
+        self._nudge()
         self._is_dealt_with.set()
         self._thread.join(END_S)
 
-    def _interrupt(self) -> None:
-        """Have the thread not wait, for as long as the lock is held."""
+    def _nudge(self) -> None:
+        with contextlib.suppress(OSError):  # full: it is nudged; or closed
+            self._outer.send(b"\0")
+
+    def _stand_still(self) -> None:
+        """Return once the thread has ended its wait, and has not begun another."""
+        self._is_held = True
+        self._nudge()
         while self._is_waiting:
-            self._waker.wake()
-            self._changed.wait(END_S)
+            self._changed.wait()
+        self._is_held = False
+        self._changed.notify_all()
 
     def _serve(self) -> None:
-        waker = self._waker
-        with selectors.DefaultSelector() as selector:
-            selector.register(waker.fileno(), selectors.EVENT_READ)
-            is_readable = False
+        inner = self._inner.fileno()
+        with selectors.DefaultSelector() as selector, self._inner, self._outer:
+            selector.register(inner, selectors.EVENT_READ)
             while self._begin_wait(selector):
-                is_woken = waker.settle(is_readable=is_readable)
-                ready = {key.fd for key, _ in selector.select(0 if is_woken else None)}
-                waker.seen()
-                is_readable = waker.fileno() in ready
+                ready = {key.fd for key, _ in selector.select()}
+                if inner in ready:
+                    ready.discard(inner)
+                    self._inner.recv(BYTES)
                 self._end_wait()
-                ready.discard(waker.fileno())
                 if ready and not self._have_told(ready):
                     break
-        waker.close()
 
     def _begin_wait(self, selector: selectors.BaseSelector) -> bool:
         """Bring the list of what is waited for up to date; False: it is over."""
         with self._changed:
+            while self._is_held:
+                self._changed.wait()
             for descriptor in self._removed:
                 if descriptor in selector.get_map():
                     selector.unregister(descriptor)
