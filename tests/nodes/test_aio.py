@@ -295,9 +295,10 @@ def test_map_reads_no_further_ahead_than_it_may(mesh: Mesh) -> None:
             await results.aclose()  # type: ignore[attr-defined]
             await asyncio.sleep(0)
             assert len(taken) <= 110
-            for bad in (0, True, "9", 1.5):
+            none: list[Any] = [0, True, "9", 1.5]
+            for bad in none:
                 with pytest.raises(InvalidTaskError, match="in_flight: saw"):
-                    client.map("echo", [], in_flight=bad)  # type: ignore[typeddict-item]
+                    client.map("echo", [], in_flight=bad)
 
     run(program())
 
@@ -369,14 +370,15 @@ def test_what_the_other_client_refuses_is_refused_here_with_the_same_words(mesh:
                     await client.submit("echo", data)  # type: ignore[arg-type]
                 with pytest.raises(InvalidTaskError, match="data"):
                     await client.submit_many("echo", [data])  # type: ignore[list-item]
-            for options in (
+            wrong: list[dict[str, Any]] = [
                 {"type": ""},
                 {"priority": 0},
                 {"deadline_s": -1},
                 {"idempotency_key": 7},
                 {"nonsense": 1},
                 {"timeout": "x"},
-            ):
+            ]
+            for options in wrong:
                 with pytest.raises(InvalidTaskError, match=next(iter(options))):
                     await client.submit(**{"type": "echo", "data": {}, **options})
             task = await client.submit("nobody")
@@ -646,9 +648,8 @@ def test_what_is_not_acknowledged_at_the_end_is_said_with_its_ids(
 def test_an_error_under_way_is_not_replaced_by_what_is_said_at_the_end(
     mesh: Mesh, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    port = mesh.broker(queue_size=1)
-
     async def program(error: Exception | None) -> None:
+        port = mesh.broker(repr(error), queue_size=1)
         async with client_of(mesh, port) as client:
             await client.submit("nobody")
             await client.submit("nobody", timeout=0.0)
