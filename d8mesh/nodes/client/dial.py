@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Final, TypeAlias
 
 from d8mesh.config import Config
+from d8mesh.core.addresses import parse_endpoint
 from d8mesh.edge.discovery import Discovery, Kind, Sighting
 from d8mesh.edge.exchange import ExchangeLink
 from d8mesh.edge.logs import event
@@ -24,7 +25,7 @@ from d8mesh.edge.network import (
     usable_addresses,
 )
 from d8mesh.edge.sockets import DealerLink
-from d8mesh.errors import BrokerUnavailableError
+from d8mesh.errors import BrokerUnavailableError, ConfigError
 
 #: Pauses between tries to reach an orchestrator, with jitter.
 FIRST_PAUSE_S: Final = 0.05
@@ -41,6 +42,20 @@ END_S: Final = 3.0
 
 Connection: TypeAlias = DealerLink | ExchangeLink
 _log: Final = logging.getLogger("d8mesh.client")
+
+
+def checked(url: str | None, endpoint: str | None) -> str | None:
+    """Return the URL of an orchestrator in its usual form.
+
+    Raises:
+        ConfigError: it is no ``http://HOST:PORT``, or `endpoint` no ``tcp://HOST:PORT``.
+    """
+    for name, given in (("url", url), ("endpoint", endpoint)):
+        if given is not None and not isinstance(given, str):
+            raise ConfigError(f"{name}: saw {given!r:.80}, expected a text, or None")
+    if endpoint is not None:
+        parse_endpoint(endpoint)
+    return None if url is None else Config.from_env({"ORCHESTRATOR_URL": url}).orchestrator_url
 
 
 class Dialler:

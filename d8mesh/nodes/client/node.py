@@ -10,15 +10,19 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
+import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, Final, Unpack
 
 from d8mesh.config import Config
+from d8mesh.core.addresses import parse_endpoint
+from d8mesh.core.client_session import ClientSession
 from d8mesh.core.messages import Group, Stream
 from d8mesh.core.parcel import Parcel
 from d8mesh.edge.sockets import Waker
-from d8mesh.errors import D8Error, NodeClosedError, WaitTimeoutError
+from d8mesh.errors import ConfigError, D8Error, NodeClosedError, WaitTimeoutError
 from d8mesh.nodes.client.board import Board
 from d8mesh.nodes.client.dial import Dialler
 from d8mesh.nodes.client.handle import (
@@ -31,7 +35,6 @@ from d8mesh.nodes.client.handle import (
 )
 from d8mesh.nodes.client.hotline import Hotlines
 from d8mesh.nodes.client.listening import listen, output_of
-from d8mesh.nodes.client.origin import new_session, settings_of
 from d8mesh.nodes.client.parcels import (
     Kind,
     SubmitOptions,
@@ -52,6 +55,10 @@ from d8mesh.nodes.client.submitter import Submitter
 
 #: How long `close` waits for what was submitted to be acknowledged.
 CLOSE_S: Final = 10.0
+_ALPHABET: Final = "0123456789abcdefghijklmnopqrstuv"
+_SESSION_CHARS: Final = 16
+#: Of this machine's name, as much as the orchestrator is told.
+MAX_HOST_CHARS: Final = 100
 
 
 class Client:
@@ -75,13 +82,22 @@ class Client:
         config: Config | None = None,
         endpoint: str | None = None,
     ) -> None:
-        config, url = settings_of(url, endpoint, config)
-        make_session = partial(new_session, config.mesh)
+        config = Config.from_env(os.environ) if config is None else config
+        for name, given in (("url", url), ("endpoint", endpoint)):
+            if given is not None and not isinstance(given, str):
+                raise ConfigError(f"{name}: saw {given!r:.80}, expected a text, or None")
+        if url is not None:
+            url = Config.from_env({"ORCHESTRATOR_URL": url}).orchestrator_url
+        if endpoint is not None:
+            parse_endpoint(endpoint)
+        make_session = partial(_new_session, config.mesh)
         self._session = make_session()
         self._pid = os.getpid()
         self._is_closed = False
         self._waker = Waker()
-        make_dialler = partial(Dialler, config, endpoint=endpoint, url=url)
+        make_dialler = partial(
+            Dialler, config, endpoint=endpoint, url=url or config.orchestrator_url
+        )
         self._dialler = make_dialler(wake=self._waker.wake)
         self._board = Board(self._check_alive)
         self._runner = Runner(self._session, self._board, self._waker, self._dialler)
@@ -385,3 +401,9 @@ class Client:
             raise NodeClosedError
         if os.getpid() != self._pid:
             raise NodeClosedError("a client does not survive a fork: make a new one in the child")
+
+
+def _new_session(mesh: str) -> ClientSession:
+    """Return a session with a name that nobody has had before."""
+    name = "".join(secrets.choice(_ALPHABET) for _ in range(_SESSION_CHARS))
+    return ClientSession(name, mesh, socket.gethostname()[:MAX_HOST_CHARS])

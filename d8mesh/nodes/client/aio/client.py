@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Mapping
 from functools import partial
 from typing import Any, Final, Unpack, cast
@@ -27,8 +28,8 @@ from d8mesh.nodes.client.aio.flow import Feed, each_of, results_of
 from d8mesh.nodes.client.aio.node import AsyncNode
 from d8mesh.nodes.client.aio.task import AsyncTask
 from d8mesh.nodes.client.aio.waits import Inbox
+from d8mesh.nodes.client.dial import checked
 from d8mesh.nodes.client.handle import ASK_S, LISTED_AT_ONCE, Result, readable
-from d8mesh.nodes.client.origin import settings_of
 from d8mesh.nodes.client.parcels import (
     PARCEL_TASKS,
     SubmitOptions,
@@ -85,7 +86,8 @@ class AsyncClient:
     ) -> None:
         self._node: AsyncNode | None = None
         self._is_closed = False
-        self._config, self._url = settings_of(url, endpoint, config)
+        config = Config.from_env(os.environ) if config is None else config
+        self._config, self._url = config, checked(url, endpoint) or config.orchestrator_url
         self._endpoint = endpoint
         self._feeders: set[asyncio.Task[None]] = set()
 

@@ -25,7 +25,7 @@ from d8mesh.nodes.client.aio.host import LoopHost
 from d8mesh.nodes.client.aio.waits import Waits
 from d8mesh.nodes.client.dial import Dialler
 from d8mesh.nodes.client.listening import listen
-from d8mesh.nodes.client.origin import new_session
+from d8mesh.nodes.client.node import _new_session
 from d8mesh.nodes.client.parcels import PARCEL_TASKS, Kind, awaiting, check_encodable, size_of
 from d8mesh.nodes.client.patience import bounded
 from d8mesh.nodes.client.runner import Runner, Slot
@@ -51,7 +51,7 @@ class AsyncNode:
     def __init__(self, config: Config, *, endpoint: str | None, url: str | None) -> None:
         self.loop = asyncio.get_running_loop()
         self._pid = os.getpid()
-        self._session = new_session(config.mesh)
+        self._session = _new_session(config.mesh)
         self._is_closed = False
         self._next_request = itertools.count(1)
         self._connecting: set[asyncio.Future[None]] = set()
