@@ -27,6 +27,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from d8mesh.apps.children import Child, Children
 from d8mesh.apps.status import ask, workers_table
 from d8mesh.config import Config
+from d8mesh.edge.waits import join
 from d8mesh.errors import BrokerUnavailableError, D8Error
 from d8mesh.nodes.client import Client
 
@@ -119,7 +120,7 @@ def _work(console: Console, scene: Scene, config: Config) -> None:
                 _part(scene, "Ollama: prompts", len(PROMPTS), lambda part: _prompt(client, part))
     finally:
         stop.set()
-        watcher.join()
+        join(watcher)
 
 
 def _part(scene: Scene, name: str, total: int, work: Callable[[Part], None]) -> None:

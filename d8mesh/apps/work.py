@@ -55,6 +55,10 @@ class Connects(Protocol):
     def wait_connected(self, timeout: float | None = None) -> bool:
         """Wait until an orchestrator answers; return whether one does."""
 
+    @property
+    def trouble(self) -> str:
+        """Why none does, for people."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
@@ -75,11 +79,10 @@ def connect(client: Connects, *, timeout_s: float | None, on_wait: Callable[[str
     early_s = min(bound_s, SILENCE_S)
     if client.wait_connected(early_s):
         return
-    on_wait("no orchestrator has been found yet: still looking")
+    on_wait(f"no orchestrator has been found yet: still looking ({client.trouble})")
     if not client.wait_connected(bound_s - early_s):
         raise BrokerUnavailableError(
-            f"no orchestrator was found within {bound_s:g} s: is one running, with the same "
-            "D8_MESH? Where mDNS does not get through, set ORCHESTRATOR_URL"
+            f"no orchestrator was found within {bound_s:g} s: {client.trouble}"
         )
 
 

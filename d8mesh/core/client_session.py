@@ -119,6 +119,12 @@ class ClientSession:
         return not (self._backlog or self._unacknowledged or self._asks)
 
     @property
+    def paused_for(self) -> str:
+        """Why the orchestrator takes no more for now; empty: it does."""
+        refused = self._full
+        return "" if refused is None else refused.message
+
+    @property
     def has_room(self) -> bool:
         """True when a parcel that may still grow should be sent now."""
         most = min(MAX_GROWING, self._allowed)

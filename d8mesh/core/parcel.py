@@ -35,6 +35,8 @@ class Parcel:
     is_accepted: bool = False
     is_repeat: bool = False
     refusal: Refused | None = None
+    #: somebody was told of the refusal
+    is_told: bool = False
     #: of a repeated idempotency key: the first task of the first time
     accepted_as: tuple[str, int] | None = None
     #: when it was last sent (monotonic seconds; 0: never), and whether that was not the first time
@@ -75,6 +77,7 @@ class Parcel:
             TaskRejectedError: it was.
         """
         if self.refusal is not None:
+            self.is_told = True
             raise error_of(self.refusal.code, self.refusal.message)
 
     def note(self, index: int, state: int, payload: bytes) -> bool:

@@ -24,13 +24,14 @@ from typing import Final
 
 from d8mesh import __version__
 from d8mesh.config import BROKER_PORT_TRIES, Config
-from d8mesh.core.addresses import is_admissible
+from d8mesh.core.addresses import LOOPBACK, is_admissible
 from d8mesh.core.codec import decode_to_broker, encode
 from d8mesh.core.dispatcher import Dispatcher
 from d8mesh.core.effects import Effect, Load, Loaded, Peer, Record, Send
 from d8mesh.core.messages import Refused
 from d8mesh.core.pool import Policy
 from d8mesh.core.task import Fact
+from d8mesh.edge import address_file
 from d8mesh.edge.discovery import Announcement, Discovery, Kind, Sighting
 from d8mesh.edge.failpoints import passed
 from d8mesh.edge.journal import Journal, Reader
@@ -87,7 +88,7 @@ class Broker:
     """
 
     def __init__(self, config: Config, folder: Path, *, web_port: int | None = None) -> None:
-        self._config = config
+        self._config, self._folder, self._web_port = config, folder, web_port
         self._journal = Journal(folder / JOURNAL_NAME)
         self._waker = Waker()
         ports = range(config.broker_port, config.broker_port + BROKER_PORT_TRIES)
@@ -141,6 +142,7 @@ class Broker:
             JournalError: a commit failed; what it held was not acknowledged to anybody.
         """
         self._discovery.start()
+        self._write_address()
         # What lives from here on is mostly tasks, which hold no cycles: collect seldom.
         gc.freeze()
         gc.set_threshold(GC_ALLOCATIONS, 20, 50)
@@ -152,12 +154,25 @@ class Broker:
             passed("broker.stopping")
             self._perform(self._dispatcher.drain())
         finally:
+            address_file.remove(self._folder)
             self._discovery.close()
             self._questions.close()
             self._router.close()
             self._journal.close()
             self._waker.close()
             event(_log, logging.INFO, "broker.down", port=ready.port)
+
+    def _write_address(self) -> None:
+        """Tell who is on this machine and hears no mDNS."""
+        own = [each.address for each in usable_addresses(self._config.interfaces)]
+        written = address_file.Written(
+            broker_id=self._ready.broker_id,
+            mesh=self._config.mesh,
+            addresses=(LOOPBACK, *own),
+            port=self._ready.port,
+            web_port=self._web_port,
+        )
+        address_file.write(self._folder, written)
 
     def stop(self) -> None:
         """Let `run` say goodbye and return."""

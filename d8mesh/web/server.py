@@ -25,7 +25,7 @@ from d8mesh.core.addresses import is_admissible
 from d8mesh.edge import logs
 from d8mesh.edge.logs import event
 from d8mesh.edge.network import port_holder
-from d8mesh.errors import ConfigError, D8Error
+from d8mesh.errors import ConfigError, D8Error, NotAcknowledgedError
 from d8mesh.nodes.client import Client
 from d8mesh.web.api import Api
 from d8mesh.web.exchange import MAX_LINKS, Exchange
@@ -87,7 +87,8 @@ def run_web(config: Config, options: argparse.Namespace) -> int:
         code = 1 if api.is_dead else 0  # before the client ends on purpose
     finally:
         exchange.close()
-        client.close(timeout=0.1)
+        with contextlib.suppress(NotAcknowledgedError):  # each request is told by its own answer
+            client.close(timeout=0.1)
         event(_log, logging.INFO, "web.down", port=listener.port)
     return code
 

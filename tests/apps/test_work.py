@@ -70,6 +70,7 @@ class Looking:
     def __init__(self, found_at: int) -> None:
         self.found_at = found_at
         self.waits_s: list[float | None] = []
+        self.trouble = "never connected: the connection is refused"
 
     def wait_connected(self, timeout: float | None = None) -> bool:
         self.waits_s.append(timeout)
@@ -85,11 +86,12 @@ def test_an_orchestrator_that_is_there_needs_no_words() -> None:
 def test_one_that_comes_later_is_waited_for_and_said() -> None:
     said: list[str] = []
     connect(Looking(2), timeout_s=None, on_wait=said.append)
-    assert len(said) == 1
+    (line,) = said
+    assert "refused" in line
 
 
 def test_without_an_orchestrator_the_error_says_what_to_do() -> None:
     looking = Looking(0)
-    with pytest.raises(BrokerUnavailableError, match=r"within 7 s.*ORCHESTRATOR_URL"):
+    with pytest.raises(BrokerUnavailableError, match=r"within 7 s: never connected: .* refused"):
         connect(looking, timeout_s=7, on_wait=lambda line: None)
     assert sum(wait_s or 0 for wait_s in looking.waits_s) == 7

@@ -15,7 +15,7 @@ T = TypeVar("T")
 class WithoutReaders(asyncio.SelectorEventLoop):
     """What Windows' default loop is like."""
 
-    def add_reader(self, fd: Any, callback: Callable[..., Any], *args: Any) -> None:
+    def add_reader(self, *_: Any) -> None:  # type: ignore[override]
         raise NotImplementedError
 
     def remove_reader(self, fd: Any) -> bool:
@@ -48,7 +48,7 @@ def run(
 
 def own_threads() -> set[threading.Thread]:
     """Return the threads that clients have, and not those of brokers and workers beside them."""
-    names = ("d8-dial", "d8-watch", "d8-close", "exchange")
+    names = ("d8-dial", "d8-watch", "d8-errand", "exchange")
     return {each for each in threading.enumerate() if each.name.startswith(names)}
 
 

@@ -210,7 +210,7 @@ def test_a_long_wait_is_told(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(hotline, "STILL_WAITING_S", 0.0)
+    monkeypatch.setattr(hotline, "STALL_S", 0.0)
     with caplog.at_level(logging.WARNING, "d8mesh.client"):
         ended = called(line, None)
         orchestrator.hear(ClientHello)

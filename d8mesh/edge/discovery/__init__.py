@@ -100,6 +100,11 @@ class Discovery:
         """How much was ignored, by reason: txt, address, full, unresolved."""
         return dict(self._counts)
 
+    @property
+    def strangers(self) -> tuple[str, ...]:
+        """Other meshes that were heard, some of them."""
+        return tuple(sorted(self._report.strangers.copy()))
+
     def announce(self, announcement: Announcement) -> None:
         """Tell the network of this node, in place of what was told of its kind before."""
         self._own[announcement.kind] = announcement

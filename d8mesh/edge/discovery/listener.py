@@ -24,7 +24,7 @@ import struct
 import time
 from collections import Counter
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from zeroconf import (  # type: ignore[attr-defined]  # documented, but not in its __all__
@@ -60,6 +60,8 @@ RESOLVE_MS: Final = 1000
 RESOLVE_TRIES: Final = 3
 #: Sentences that were said and are not said again.
 MAX_COMPLAINTS: Final = 256
+#: Names of other meshes that are remembered, for who finds none of its own.
+MAX_STRANGERS: Final = 16
 #: Questions after the start, each so long after the one before (RFC 6762 section 5.2).
 START_QUESTIONS_S: Final = (1.0, 2.0, 4.0)
 #: How often it is asked while nobody of some kind is known, and then.
@@ -80,6 +82,8 @@ class Report:
     on_goodbye: Callable[[Kind, str, str], None]
     on_trouble: Callable[[str], None]
     counts: Counter[str]
+    #: other meshes that were heard, at most `MAX_STRANGERS`
+    strangers: set[str] = field(default_factory=set)
 
 
 @dataclass(slots=True)
@@ -247,7 +251,11 @@ class Listener(RecordUpdateListener):  # zeroconf insists on this base class
         except ProtocolError as error:
             self._reject("txt", f"{info.name!a:.80} ignored: {error}")
             return
-        if sighting.mesh != self._mesh or sighting.boot_id in self.own_boots:
+        if sighting.mesh != self._mesh:
+            if len(self._report.strangers) < MAX_STRANGERS:
+                self._report.strangers.add(sighting.mesh)
+            return
+        if sighting.boot_id in self.own_boots:
             return
         for address in advertised:
             if not is_admissible(address):

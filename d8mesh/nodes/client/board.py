@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -11,15 +12,20 @@ from typing import Final
 from d8mesh.core.messages import SOFT_FRAME_BYTES, Refused
 from d8mesh.core.parcel import Parcel
 from d8mesh.edge.logs import event
-from d8mesh.errors import WaitTimeoutError, error_of
+from d8mesh.errors import D8Error, NodeClosedError, error_of
 from d8mesh.nodes.client.parcels import PARCEL_TASKS
-from d8mesh.nodes.client.patience import bounded
+from d8mesh.nodes.client.patience import bounded, timed_out
+from d8mesh.nodes.client.reasons import Reason
 
 #: Tasks and bytes that may wait here to be acknowledged; beyond it `submit` blocks.
 MAX_PENDING_TASKS: Final = 50_000
 MAX_PENDING_BYTES: Final = 64 * 1024 * 1024
-#: Waits without an end say so in the log this often.
-STILL_WAITING_S: Final = 30.0
+#: When nothing has come for so long, it is said in the log, once until something comes.
+STALL_S: Final = 5.0
+#: A wait shorter than this is a look: why nothing has come is not asked for.
+LOOKS_S: Final = 0.1
+#: Refused parcels that are remembered until somebody is told.
+MAX_REFUSED: Final = 10_000
 #: Waiting threads look around this often, whatever happens.
 LOOK_S: Final = 1.0
 
@@ -31,6 +37,7 @@ class Board:
 
     Args:
         check_alive: raises when waiting has become useless.
+        why: says why a task (an empty id: what is submitted) is not further; takes a short time.
         on_change: called when something of a parcel has changed, beside those who wait here.
 
     Thread: `settled` and `changed` are called by the I/O thread, the rest by any.
@@ -39,20 +46,46 @@ class Board:
     def __init__(
         self,
         check_alive: Callable[[], None],
+        why: Callable[[str], Reason] = lambda task_id: Reason(""),
+        *,
         on_change: Callable[[Parcel], None] | None = None,
     ) -> None:
-        self._check_alive, self._on_change = check_alive, on_change
+        self._on_change = on_change
+        self._check_alive, self._why = check_alive, why
         self.lock = threading.RLock()
         self._room = threading.Condition(self.lock)
         self._tasks = self._bytes = 0
         self._pending: dict[Parcel, int] = {}
         self._waiters: dict[Parcel, _Waiters] = {}
         self._refusal: Refused | None = None  #: the first since the last flush
+        self._refused: list[Parcel] = []  #: some of them are told by now
+        #: refused tasks of which nobody was told and that are no longer remembered
+        self.forgotten = 0
+        self._is_shut = False
+        #: when something came last, and when it was last said that nothing does (monotonic)
+        self._moved_at, self._said_at = 0.0, -1.0
 
     @property
     def waiting(self) -> int:
         """How many parcels are waited for."""
         return len(self._waiters)
+
+    @property
+    def count(self) -> int:
+        """How many tasks are not acknowledged."""
+        with self.lock:
+            return sum(parcel.count for parcel in self._pending)
+
+    def unacknowledged(self) -> tuple[list[str], list[Refused]]:
+        """Return the ids of what is not acknowledged, and of what was refused and nobody was told.
+
+        The second list has what the refused ones among them were refused with.
+        """
+        with self.lock:
+            untold = [parcel for parcel in self._refused if not parcel.is_told]
+            parcels = sorted([*self._pending, *untold], key=lambda parcel: parcel.first)
+            ids = [parcel.task_id(n) for parcel in parcels for n in range(parcel.count)]
+        return ids, [parcel.refusal for parcel in untold if parcel.refusal is not None]
 
     # ------------------------------------------------------- under the lock, by callers
 
@@ -78,16 +111,19 @@ class Board:
 
         Raises:
             WaitTimeoutError: it did not fit within `timeout_s`.
+            NodeClosedError: nothing more is taken.
         """
         if not self.has_room(count, size_bytes):
             self._wait(
                 self._room,
-                lambda: self.has_room(count, size_bytes),
+                lambda: self.has_room(count, size_bytes) or self._is_shut,
                 timeout_s,
-                "room for more tasks (the queue is full, or no orchestrator answers)",
+                "room for more tasks",
             )
         else:
             self._check_alive()
+        if self._is_shut:
+            raise NodeClosedError
         self._tasks += count
         self._bytes += size_bytes
 
@@ -98,22 +134,23 @@ class Board:
             and self._bytes + size_bytes <= MAX_PENDING_BYTES
         )
 
-    def pending(self) -> list[Parcel]:
-        """Return what is not yet acknowledged, in its order."""
-        return list(self._pending)
-
-    def raise_refusal(self) -> None:
-        """Raise the first refusal since the last time; none: nothing happens."""
-        refusal, self._refusal = self._refusal, None
-        if refusal is not None:
-            raise error_of(refusal.code, refusal.message)
-
     # ------------------------------------------------------------------------ waiting
 
     def wait_for(
-        self, parcel: Parcel, is_over: Callable[[], bool], timeout_s: float | None, *, what: str
+        self,
+        parcel: Parcel,
+        is_over: Callable[[], bool],
+        timeout_s: float | None,
+        *,
+        what: str,
+        task_id: str | None = None,
     ) -> None:
         """Wait until `is_over`, which changes with what arrives of the parcel.
+
+        Args:
+            what: what is waited for, for people.
+            task_id: whose outcome it is; empty: an acknowledgement; None: why it has not come is
+                nobody's question.
 
         Raises:
             InvalidTaskError: `timeout_s` is no number of seconds.
@@ -129,7 +166,7 @@ class Board:
             waiters.wanted.append(is_over)
         try:
             with waiters.condition:
-                self._wait(waiters.condition, is_over, timeout_s, what)
+                self._wait(waiters.condition, is_over, timeout_s, what, task_id)
         finally:
             with self.lock:
                 waiters.wanted.remove(is_over)
@@ -139,7 +176,7 @@ class Board:
     def wait_settled(self, parcel: Parcel, timeout_s: float | None) -> None:
         """Wait until a parcel is acknowledged; raise what it was refused with."""
         what = f"the acknowledgement of {parcel.task_id(0)}"
-        self.wait_for(parcel, lambda: parcel.is_settled, timeout_s, what=what)
+        self.wait_for(parcel, lambda: parcel.is_settled, timeout_s, what=what, task_id="")
         parcel.raise_refusal()
 
     def flush(self, timeout_s: float | None) -> None:
@@ -157,7 +194,44 @@ class Board:
                 timeout_s,
                 "the acknowledgement of what was submitted",
             )
-            self.raise_refusal()
+        self.raise_refusal()
+
+    def raise_refusal(self) -> None:
+        """Raise the first refusal since the last time, with the ids of all; none: return."""
+        with self.lock:
+            refusal, self._refusal = self._refusal, None
+            refused, self._refused = self._refused, []
+        if refusal is not None:
+            error = error_of(refusal.code, refusal.message)
+            ids = [each.task_id(n) for each in refused for n in range(each.count)]
+            error.details = {"task_ids": ids}
+            raise error
+
+    def pending(self) -> list[Parcel]:
+        """Return what is not yet acknowledged, in its order."""
+        with self.lock:
+            return list(self._pending)
+
+    def shut(self) -> None:
+        """Take nothing more: who submits from now on is told so."""
+        with self.lock:
+            self._is_shut = True
+            self._room.notify_all()
+
+    def wait_empty(self, timeout_s: float | None) -> bool:
+        """Wait until all is acknowledged or refused; False: it is not, or never will be."""
+        until = math.inf if timeout_s is None else time.monotonic() + timeout_s
+        with self.lock:
+            while self._pending:
+                left_s = until - time.monotonic()
+                if left_s <= 0:
+                    return False
+                try:
+                    self._check_alive()
+                except D8Error:
+                    return False
+                self._room.wait(min(LOOK_S, left_s))
+        return True
 
     def _wait(
         self,
@@ -165,26 +239,47 @@ class Board:
         is_over: Callable[[], bool],
         timeout_s: float | None,
         what: str,
+        task_id: str | None = "",
     ) -> None:
-        """Wait, holding `condition`."""
-        start = told = time.monotonic()
+        """Wait, holding `condition` (once)."""
+        start = time.monotonic()
         while not is_over():
             self._check_alive()
             now = time.monotonic()
             left_s = LOOK_S if timeout_s is None else start + timeout_s - now
             if left_s <= 0:
-                raise WaitTimeoutError(f"{what} has not come within {timeout_s:g} s")
-            if now - told > STILL_WAITING_S:
-                told = now
-                event(_log, logging.WARNING, "still.waiting", what=what)
+                is_look = timeout_s is None or timeout_s < LOOKS_S or task_id is None
+                why = "" if is_look else self._look(condition, task_id or "").text
+                if is_over():  # it came meanwhile
+                    return
+                raise timed_out(what, timeout_s, why)
+            if task_id is not None and self.is_stalled(start, now):
+                say_waiting(what, self._look(condition, task_id))
+                continue
             condition.wait(min(LOOK_S, left_s))
+
+    def _look(self, condition: threading.Condition, task_id: str) -> Reason:
+        """Find out why a wait is not over, letting go of `condition`: answers arrive under it."""
+        condition.release()
+        try:
+            return self._why(task_id)
+        finally:
+            condition.acquire()
+
+    def is_stalled(self, since: float, now: float) -> bool:
+        """Return whether it is to be said that nothing has come for long; True once each time."""
+        if now - max(since, self._moved_at) < STALL_S or self._said_at >= self._moved_at:
+            return False
+        self._said_at = now
+        return True
 
     # ------------------------------------------------------------------ the I/O thread
 
     def settled(self, parcel: Parcel) -> None:
         """Make room for what comes next, and wake who waits for this parcel."""
         with self.lock:
-            self._refusal = self._refusal or parcel.refusal
+            if parcel.refusal is not None:
+                self._note_refused(parcel, parcel.refusal)
             size = self._pending.pop(parcel, None)
             if size is not None:
                 self._tasks -= parcel.count
@@ -194,12 +289,25 @@ class Board:
 
     def changed(self, parcel: Parcel) -> None:
         """Wake who waits for what this parcel has now; nobody else: a wake-up costs time."""
+        self.moved()
         if self._on_change is not None:
             self._on_change(parcel)
         waiters = self._waiters.get(parcel)
         if waiters is not None and any(is_over() for is_over in tuple(waiters.wanted)):
             with waiters.condition:
                 waiters.condition.notify_all()
+
+    def moved(self) -> None:
+        """Something has come: who waits does not wait in vain."""
+        self._moved_at = time.monotonic()
+
+    def _note_refused(self, parcel: Parcel, refusal: Refused) -> None:
+        self._refusal = self._refusal or refusal
+        self._refused.append(parcel)
+        if len(self._refused) > MAX_REFUSED:
+            untold = [each for each in self._refused if not each.is_told]
+            self._refused = untold[-(MAX_REFUSED // 2) :]
+            self.forgotten += sum(each.count for each in untold[: -(MAX_REFUSED // 2)])
 
     def close(self) -> None:
         """Wake everybody: waiting has become useless."""
@@ -220,3 +328,9 @@ class _Waiters:
         self.condition = threading.Condition(threading.Lock())
         #: of each thread, what it waits for
         self.wanted: list[Callable[[], bool]] = []
+
+
+def say_waiting(what: str, why: Reason) -> None:
+    """Log that a wait is long; a task that is at work is no reason to warn."""
+    level = logging.INFO if why.is_running else logging.WARNING
+    event(_log, level, "still.waiting", what=what, why=why.text)

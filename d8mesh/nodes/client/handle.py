@@ -84,7 +84,8 @@ class Task:
         """
         parcel, index = self._parcel, self._index
         if not parcel.states[index]:
-            self._client.board.wait_for(parcel, self.done, timeout, what=f"the result of {self.id}")
+            what = f"the result of {self.id}"
+            self._client.board.wait_for(parcel, self.done, timeout, what=what, task_id=self.id)
         parcel.raise_refusal()
         return result_of(parcel.states[index], parcel.payloads[index] or b"", self.id)
 

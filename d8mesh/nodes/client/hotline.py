@@ -31,9 +31,10 @@ from d8mesh.errors import (
     TaskRejectedError,
     WaitTimeoutError,
 )
-from d8mesh.nodes.client.board import STILL_WAITING_S, Board
+from d8mesh.nodes.client.board import LOOKS_S, STALL_S, Board, say_waiting
 from d8mesh.nodes.client.dial import DIAL_S, Dialler
-from d8mesh.nodes.client.patience import countdown, give_up, told_whole
+from d8mesh.nodes.client.patience import countdown, give_up, timed_out, told_whole
+from d8mesh.nodes.client.reasons import Reason
 from d8mesh.nodes.client.runner import CUT_S, DOUBT_PAUSE_S, Runner
 
 #: As long as no more threads than this call, each has a hotline; the batches of the shared session
@@ -73,6 +74,7 @@ class Hotline:
         endpoint: ``tcp://HOST:PORT`` of the broker.
         session: the brain, of nobody else.
         shared: whose ZeroMQ threads to use.
+        why: says why a task is not further; takes a short time.
 
     Raises:
         BrokerUnavailableError: there is no connecting to `endpoint`.
@@ -80,8 +82,14 @@ class Hotline:
     Thread: one at a time.
     """
 
-    def __init__(self, endpoint: str, session: ClientSession, shared: SharedContext) -> None:
-        self.endpoint, self.session = endpoint, session
+    def __init__(
+        self,
+        endpoint: str,
+        session: ClientSession,
+        shared: SharedContext,
+        why: Callable[[str], Reason] = lambda task_id: Reason(""),
+    ) -> None:
+        self.endpoint, self.session, self._why = endpoint, session, why
         self.broker_id = ""
         #: when an outcome came last, and since when nobody has used it (monotonic seconds)
         self.used, self.idle_since = -math.inf, 0.0
@@ -114,7 +122,8 @@ class Hotline:
             WaitTimeoutError: `timeout_s` is over; nobody waits for the task any more.
         """
         session, link = self.session, self._link
-        told = now = time.monotonic()
+        begun = now = time.monotonic()
+        is_said = False
         until = math.inf if timeout_s is None else now + timeout_s
         next_look = now + LOOK_S
         if now - self.used > IDLE_S:
@@ -136,13 +145,15 @@ class Hotline:
                 next_look = now + LOOK_S
                 check_alive()
                 self._look(now)
-                if now - told > STILL_WAITING_S:
-                    told = now
-                    event(_log, logging.WARNING, "still.waiting", what=_what(task_id))
+                if now - begun > STALL_S and not is_said:
+                    is_said = True
+                    say_waiting(_what(task_id), self._why(task_id))
             parcel.raise_refusal()
             if now >= until:
                 session.abandon(parcel)
-                raise WaitTimeoutError(f"{_what(task_id)} has not come within {timeout_s:g} s")
+                is_look = timeout_s is None or timeout_s < LOOKS_S
+                why = "" if is_look else self._why(task_id).text
+                raise timed_out(_what(task_id), timeout_s, why)
 
     def close(self, *, is_lost: bool = False) -> None:
         """Say goodbye, unless the session goes on elsewhere, and let the connection go."""
@@ -216,6 +227,7 @@ class Hotlines:
         make_session: returns a new session.
         make_dialler: returns what finds the orchestrator again, given what it is to wake.
         check_alive: raises when waiting has become useless.
+        why: says why a task is not further; takes a short time.
 
     Thread: any.
     """
@@ -226,9 +238,10 @@ class Hotlines:
         make_session: Callable[[], ClientSession],
         make_dialler: DiallerMaker,
         check_alive: Callable[[], None],
+        why: Callable[[str], Reason] = lambda task_id: Reason(""),
     ) -> None:
         self._make_session, self._make_dialler = make_session, make_dialler
-        self._check_alive = check_alive
+        self._check_alive, self._why = check_alive, why
         self._lock = threading.Lock()
         self._idle: deque[Hotline] = deque()  #: the one that was used last at the right
         self._count = 0  #: idle and in use
@@ -310,7 +323,7 @@ class Hotlines:
         try:
             if hotline is not None:  # the client is elsewhere by now
                 self._let_go([hotline])
-            return Hotline(endpoint, self._make_session(), shared)
+            return Hotline(endpoint, self._make_session(), shared, self._why)
         except BaseException as error:  # also Ctrl-C
             self._free(1)
             if isinstance(error, BrokerUnavailableError):
@@ -359,7 +372,7 @@ class Hotlines:
                 if runner.fatal is not None:
                     raise runner.fatal
 
-            board = Board(check_alive)
+            board = Board(check_alive, self._why)
             runner = Runner(hotline.session, board, waker, dialler, broker_id=hotline.broker_id)
             runner.start()
             try:
@@ -368,6 +381,7 @@ class Hotlines:
                     lambda: bool(parcel.states[0]) or parcel.refusal is not None,
                     timeout_s,
                     what=_what(parcel.task_id(0)),
+                    task_id=parcel.task_id(0),
                 )
             finally:
                 runner.close(END_S)

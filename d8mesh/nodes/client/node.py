@@ -8,12 +8,12 @@ and `Client.flush` do), so that single submits too travel in batches.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import secrets
 import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
+from types import TracebackType
 from typing import Any, Final, Unpack
 
 from d8mesh.config import Config
@@ -22,9 +22,12 @@ from d8mesh.core.client_session import ClientSession
 from d8mesh.core.messages import Group, Stream
 from d8mesh.core.parcel import Parcel
 from d8mesh.edge.sockets import Waker
-from d8mesh.errors import ConfigError, D8Error, NodeClosedError, WaitTimeoutError
+from d8mesh.edge.waits import wait_for
+from d8mesh.errors import ConfigError, NodeClosedError, WaitTimeoutError
+from d8mesh.nodes.client import farewell
 from d8mesh.nodes.client.board import Board
 from d8mesh.nodes.client.dial import Dialler
+from d8mesh.nodes.client.farewell import Farewell
 from d8mesh.nodes.client.handle import (
     ASK_S,
     Result,
@@ -50,11 +53,14 @@ from d8mesh.nodes.client.parcels import (
 )
 from d8mesh.nodes.client.patience import bounded, countdown, takes_timeout_s, told_whole
 from d8mesh.nodes.client.questions import Questions
+from d8mesh.nodes.client.reasons import Reasons
 from d8mesh.nodes.client.runner import Runner
 from d8mesh.nodes.client.submitter import Submitter
 
 #: How long `close` waits for what was submitted to be acknowledged.
-CLOSE_S: Final = 10.0
+CLOSE_S: Final = farewell.CLOSE_S
+#: How long the I/O thread may take to say goodbye.
+END_S: Final = 3.0
 _ALPHABET: Final = "0123456789abcdefghijklmnopqrstuv"
 _SESSION_CHARS: Final = 16
 #: Of this machine's name, as much as the orchestrator is told.
@@ -99,20 +105,34 @@ class Client:
             Dialler, config, endpoint=endpoint, url=url or config.orchestrator_url
         )
         self._dialler = make_dialler(wake=self._waker.wake)
-        self._board = Board(self._check_alive)
+        self._reasons = Reasons(self._session, self._dialler, self._ask, self._check_alive)
+        self._board = Board(self._check_alive, self._reasons.of)
         self._runner = Runner(self._session, self._board, self._waker, self._dialler)
         self._submitter = Submitter(self._session, self._board, self._runner)
-        self._questions = Questions(self._session, self._runner, self._check_alive)
-        self._hotlines = Hotlines(
-            make_session=make_session, make_dialler=make_dialler, check_alive=self._check_alive
+        self._questions = Questions(
+            self._session, self._runner, self._check_alive, self._reasons.trouble
         )
+        self._hotlines = Hotlines(
+            make_session=make_session,
+            make_dialler=make_dialler,
+            check_alive=self._check_alive,
+            why=self._reasons.of,
+        )
+        self._farewell = Farewell(self._board, lambda: self._reasons.of("").text, self._end)
         self._runner.start()
+        farewell.close_at_exit(self)
 
     def __enter__(self) -> Client:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(
+        self, kind: object, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """As `close`; an exception that is under way stays, with a note of what is missing."""
+        if error is None:
+            self.close()
+        elif os.getpid() == self._pid:
+            self._farewell.say_beside(CLOSE_S, error)
 
     # ------------------------------------------------------------------- submitting
 
@@ -325,7 +345,12 @@ class Client:
         Raises:
             InvalidTaskError: `timeout` is no number of seconds; so do all that wait.
         """
-        return self._runner.connected.wait(bounded(timeout))
+        return wait_for(self._runner.connected, bounded(timeout))
+
+    @property
+    def trouble(self) -> str:
+        """Why no orchestrator answers, for people; empty: one does. Takes half a second at most."""
+        return self._reasons.trouble()
 
     @takes_timeout_s
     def ask(
@@ -362,17 +387,30 @@ class Client:
         return listen(self._runner, self._session, task_id, on_event)
 
     @takes_timeout_s
-    def close(self, timeout: float = CLOSE_S) -> None:
-        """Wait for what was submitted to be acknowledged, say goodbye, and stop."""
-        bounded(timeout)
-        if self._is_closed:
+    def close(self, timeout: float | None = CLOSE_S) -> None:
+        """Wait for what was submitted to be acknowledged, say goodbye, and stop.
+
+        A second call does nothing. Leaving a ``with`` does the same. In a forked child it does
+        nothing: what was submitted is the parent's.
+
+        Args:
+            timeout: how long to wait for a connection and for acknowledgements, in seconds.
+
+        Raises:
+            NotAcknowledgedError: something is not acknowledged within `timeout`, or was refused
+                and nobody was told; it has the ids. The client is closed.
+        """
+        wait_s = bounded(timeout)
+        if os.getpid() != self._pid:
             return
-        if self._session.is_up and self._runner.fatal is None:
-            with contextlib.suppress(D8Error):
-                self.flush(timeout)
+        self._farewell.say(0.0 if self._runner.is_own_thread else wait_s)
+
+    def _end(self) -> None:
+        """Let all go, without waiting for what is missing."""
+        farewell.forget(self)
         self._is_closed = True
         self._hotlines.close()
-        self._runner.close(timeout)
+        self._runner.close(END_S)
         self._dialler.close()
         self._board.close()
 
@@ -387,7 +425,10 @@ class Client:
         """Yield a task's partial output; see `Task.stream`."""
         self._board.wait_settled(task.parcel, timeout_s)  # before, nobody knows the task
         start = partial(self.listen, task.id)
-        yield from output_of(start, self._check_alive, task.id, timeout_s)
+        yield from output_of(start, self._check_alive, task.id, timeout_s, self._reasons.of)
+
+    def _ask(self, what: str, args: Mapping[str, object], timeout_s: float) -> dict[str, Any]:
+        return self._questions.ask(what, args, timeout_s)
 
     def _append(
         self, kind: Kind, payload: bytes, timeout_s: float | None, is_watched: bool = True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 import threading
 import time
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from d8mesh.errors import InvalidTaskError, WaitTimeoutError
 
 #: A parcel gives up this long before its submitter does, who so learns why.
 EARLY_S: Final = 0.5
+_WITHIN: Final = re.compile(r" has not come within \S+ s\b")
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -64,5 +66,17 @@ def countdown(timeout_s: float | None) -> Callable[[], float | None]:
 
 def told_whole(error: WaitTimeoutError, timeout_s: float | None) -> WaitTimeoutError:
     """Return the error of a wait that was a part of one: the whole is told, not the rest."""
-    what = str(error).rpartition(" within ")[0]
-    return WaitTimeoutError(f"{what} within {timeout_s:g} s")
+    text = _WITHIN.sub(f" has not come within {timeout_s:g} s", str(error), count=1)
+    return WaitTimeoutError(text)
+
+
+def timed_out(what: str, timeout_s: float | None, why: str = "") -> WaitTimeoutError:
+    """Return the error of a wait that is over.
+
+    Args:
+        what: what was waited for.
+        timeout_s: how long.
+        why: why it has not come, for people; may be empty.
+    """
+    because = f": {why}" if why else ""
+    return WaitTimeoutError(f"{what} has not come within {timeout_s:g} s{because}")

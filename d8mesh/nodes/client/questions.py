@@ -9,6 +9,7 @@ from typing import Any
 
 from d8mesh.core.client_session import ClientSession
 from d8mesh.core.messages import Ask
+from d8mesh.edge.waits import wait_for
 from d8mesh.errors import BrokerUnavailableError
 from d8mesh.nodes.client.parcels import check_encodable
 from d8mesh.nodes.client.patience import bounded
@@ -22,14 +23,20 @@ class Questions:
         session: what asks, on the I/O thread.
         runner: the I/O thread; it brings the answers.
         check_alive: raises when waiting has become useless.
+        trouble: says why no orchestrator answers, for people; empty: one does.
 
     Thread: any.
     """
 
     def __init__(
-        self, session: ClientSession, runner: Runner, check_alive: Callable[[], None]
+        self,
+        session: ClientSession,
+        runner: Runner,
+        check_alive: Callable[[], None],
+        trouble: Callable[[], str],
     ) -> None:
         self._session, self._runner, self._check_alive = session, runner, check_alive
+        self._trouble = trouble
         self._next_request = itertools.count(1)
 
     def ask(self, what: str, args: Mapping[str, object], timeout_s: float) -> dict[str, Any]:
@@ -43,11 +50,13 @@ class Questions:
         slot = self._runner.answers[request] = Slot(ready)
         self._runner.do(lambda now: self._session.ask(question, now))
         try:
-            ready.wait(wait_s)
+            wait_for(ready, wait_s)
             if not slot.is_answered:
                 self._check_alive()
+                why = self._trouble() if wait_s else ""
                 raise BrokerUnavailableError(
                     f"no orchestrator answered {what!r} within {timeout_s:g} s"
+                    + (f": {why}" if why else "")
                 )
         finally:
             self._runner.answers.pop(request, None)

@@ -30,6 +30,7 @@ from d8mesh.core.messages import Goodbye, Refused, Stream
 from d8mesh.core.parcel import Parcel
 from d8mesh.edge.logs import event
 from d8mesh.edge.sockets import DealerLink, Loop, Waker
+from d8mesh.edge.waits import join
 from d8mesh.errors import D8Error, NodeClosedError, ProtocolError, error_of
 from d8mesh.nodes.client.board import Board
 from d8mesh.nodes.client.dial import Connection, Dialler
@@ -166,11 +167,17 @@ class Runner:
         if parcel is not None:
             self.do(partial(self._session.submit, parcel))
 
+    @property
+    def is_own_thread(self) -> bool:
+        """True on the I/O thread: who waits there waits for itself."""
+        return threading.current_thread() is self._thread
+
     def close(self, timeout_s: float) -> None:
-        """Say goodbye and stop. Thread: any other."""
+        """Say goodbye and stop. Thread: any; on the I/O thread it stops later."""
         self._closing.set()
         self._waker.wake()
-        self._thread.join(timeout_s)
+        if not self.is_own_thread:
+            join(self._thread, timeout_s)
 
     def _serve(self) -> None:
         waker, loop = self._waker, self._loop
@@ -310,6 +317,8 @@ class Runner:
                     self._heard(output.stream)
                 case Connected():
                     self._broker_id = output.broker_id
+                    self._dialler.proven()
+                    self._board.moved()
                     self.connected.set()
                     event(_log, logging.INFO, "client.up", broker=output.broker_id)
                 case Lost():

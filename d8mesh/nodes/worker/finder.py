@@ -1,7 +1,8 @@
 """Finding every orchestrator of the mesh, and dialling each until it answers.
 
-Sources are mDNS, the places that worked last, and ORCHESTRATOR_URL, which adds one. Each
-orchestrator has a thread of its own, so that one that hangs holds nobody up.
+Sources are mDNS, the places that worked last, what this machine's orchestrator wrote down (where
+nothing is heard by mDNS), and ORCHESTRATOR_URL, which adds one. Each orchestrator has a thread of
+its own, so that one that hangs holds nobody up.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Final, TypeAlias
 
+from d8mesh.edge.address_file import Written
 from d8mesh.edge.discovery import Sighting
 from d8mesh.edge.exchange import ExchangeLink
 from d8mesh.edge.identity import Place
@@ -36,6 +38,8 @@ ACCEPT_S: Final = 1.0
 #: Orchestrators pursued at once.
 MAX_PURSUITS: Final = 64
 _END_S: Final = 2.0
+#: The key of what looks at the address file.
+_FILE_KEY: Final = "address-file"
 
 Connection: TypeAlias = DealerLink | ExchangeLink
 _log: Final = logging.getLogger("d8mesh.worker")
@@ -152,18 +156,24 @@ class Finder:
         url: ``http://HOST:PORT`` of an orchestrator, or ``tcp://HOST:PORT`` of a broker.
         places: where orchestrators were reached last.
         wake: called when a connection can be taken.
+        written: returns what this machine's orchestrator wrote down, if it did.
 
     Thread: `sighted` from any; the rest on the I/O thread.
     """
 
     def __init__(
-        self, *, url: str | None, places: Iterable[Place], wake: Callable[[], None]
+        self,
+        *,
+        url: str | None,
+        places: Iterable[Place],
+        wake: Callable[[], None],
+        written: Callable[[], Written | None] = lambda: None,
     ) -> None:
         self.links: deque[tuple[str, Connection, Way]] = deque()
         #: broker id -> key of the link, where sessions stand; told by the I/O thread
         self.joined: dict[str, str] = {}
         self.web_ports: dict[str, int | None] = {}
-        self._wake = wake
+        self._wake, self._written = wake, written
         self._known: dict[str, dict[tuple[str, int, int | None], None]] = {}
         self._pursuits: dict[str, Pursuit] = {}
         #: broker id -> what it last said of itself; key of a link -> where it leads
@@ -174,6 +184,8 @@ class Finder:
             self._add(place.broker_id, [(place.address, place.port, place.web_port)])
         if url is not None:
             self._pursue(url, lambda: self._by_url(url))
+        self._last_written: Written | None = None
+        self._pursue(_FILE_KEY, self._look_at_file)
 
     def sighted(self, sighting: Sighting) -> None:
         """An orchestrator was heard: dial it, or know better where it is.
@@ -214,9 +226,10 @@ class Finder:
             self.links.popleft()[1].close()
 
     def _add(self, broker_id: str, rows: Iterable[tuple[str, int, int | None]]) -> None:
-        known = self._known.setdefault(broker_id, {})
         fresh = dict.fromkeys(rows)
-        self._known[broker_id] = dict(list((fresh | known).items())[:16])
+        with self._lock:
+            known = self._known.get(broker_id, {})
+            self._known[broker_id] = dict(list((fresh | known).items())[:16])
         for _, _, web_port in fresh:
             self.web_ports[broker_id] = web_port
         self._pursue(broker_id, lambda: self._by_rows(broker_id))
@@ -246,6 +259,14 @@ class Finder:
                 return way
             over_http = over_http or way
         return over_http
+
+    def _look_at_file(self) -> None:
+        """Take in what is written down, when that has changed; who it names is dialled as ever."""
+        written = self._written()
+        if written is not None and written != self._last_written:
+            self._last_written = written
+            rows = [(each, written.port, written.web_port) for each in written.addresses]
+            self._add(written.broker_id, rows)
 
     def _by_url(self, url: str) -> Way | None:
         if url.startswith("tcp://"):

@@ -11,6 +11,7 @@ import signal
 import socket
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any, Final, TypeVar
@@ -21,12 +22,14 @@ from d8mesh.core.messages import MAX_NAMES
 from d8mesh.core.worker_effects import WorkerEffect
 from d8mesh.core.worker_line import Profile
 from d8mesh.core.worker_session import WorkerSession
+from d8mesh.edge import address_file
 from d8mesh.edge.discovery import Announcement, Discovery, Kind
 from d8mesh.edge.identity import Identity
 from d8mesh.edge.logs import event
 from d8mesh.edge.network import machine_id, usable_addresses
 from d8mesh.edge.outbox import Mended, adopt, open_mended
 from d8mesh.edge.sockets import Waker
+from d8mesh.edge.waits import wait_for
 from d8mesh.errors import ConfigError, HandlerError, NodeClosedError, WorkerError
 from d8mesh.handlers import endings
 from d8mesh.nodes.worker.finder import Finder
@@ -183,7 +186,12 @@ class Worker:
         session = WorkerSession(self._profile(identity.worker_id), kept)
         self._waker = waker = Waker()
         slots = Slots(self._slot_count, self._handlers, identity.worker_id, Bell(waker))
-        finder = Finder(url=self._url, places=identity.places, wake=waker.wake)
+        finder = Finder(
+            url=self._url,
+            places=identity.places,
+            wake=waker.wake,
+            written=partial(address_file.read, Path(config.data_dir), config.mesh),
+        )
         self._slots = slots
         self._runner = Runner(
             session,
@@ -198,7 +206,7 @@ class Worker:
 
     def wait_joined(self, timeout_s: float) -> bool:
         """Wait until an orchestrator has welcomed the worker; False if none did in time."""
-        return self._runner is not None and self._runner.joined.wait(timeout_s)
+        return self._runner is not None and wait_for(self._runner.joined, timeout_s)
 
     def stop(self, *, drain_s: float = DRAIN_S) -> None:
         """Take nothing new, finish or give back within `drain_s`, say goodbye; waits for it."""
@@ -206,7 +214,7 @@ class Worker:
         if runner is None or slots is None:
             return
         runner.stop(drain_s)
-        runner.ended.wait(drain_s + END_S)
+        wait_for(runner.ended, drain_s + END_S)
         if self._discovery is not None:
             self._discovery.close()
         slots.close(1.0)

@@ -8,18 +8,16 @@ down and not filled up. While there is room it does not wait.
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Mapping
 from functools import partial
 from typing import Any, Final, Unpack, cast
 
 from d8mesh.config import Config
-from d8mesh.edge.logs import event
 from d8mesh.errors import (
-    D8Error,
     InvalidTaskError,
     NodeClosedError,
+    NotAcknowledgedError,
     TaskError,
     WaitTimeoutError,
     WrongLoopError,
@@ -29,6 +27,7 @@ from d8mesh.nodes.client.aio.node import AsyncNode
 from d8mesh.nodes.client.aio.task import AsyncTask
 from d8mesh.nodes.client.aio.waits import Inbox
 from d8mesh.nodes.client.dial import checked
+from d8mesh.nodes.client.farewell import CLOSE_S, INTERRUPTED_S, tell
 from d8mesh.nodes.client.handle import ASK_S, LISTED_AT_ONCE, Result, readable
 from d8mesh.nodes.client.parcels import (
     PARCEL_TASKS,
@@ -42,11 +41,10 @@ from d8mesh.nodes.client.parcels import (
 )
 from d8mesh.nodes.client.patience import bounded, countdown, told_whole
 
-#: How long `close` waits for what was submitted to be acknowledged.
-CLOSE_S: Final = 10.0
 #: How many tasks of one `map` are in flight: enough that no worker waits for the next ones.
-IN_FLIGHT: Final = 10_000
-_log: Final = logging.getLogger("d8mesh.client")
+IN_FLIGHT: Final = 20_000
+#: Tasks that nobody wants any more are cancelled so many at once.
+CANCELLED_AT_ONCE: Final = 64
 
 
 class MapOptions(SubmitOptions, total=False):
@@ -54,7 +52,7 @@ class MapOptions(SubmitOptions, total=False):
 
     timeout: how long all of it may take (as long as needed).
     return_exceptions: yield the error of a task that did not succeed, in the result's place (no).
-    in_flight: how many tasks may be in flight, or finished and not yet taken (10,000).
+    in_flight: how many tasks may be in flight, or finished and not yet taken (20,000).
     """
 
     return_exceptions: bool
@@ -90,18 +88,23 @@ class AsyncClient:
         self._config, self._url = config, checked(url, endpoint) or config.orchestrator_url
         self._endpoint = endpoint
         self._feeders: set[asyncio.Task[None]] = set()
+        self._dropping: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> AsyncClient:
         _ = self.node
         return self
 
-    async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _: object
+    ) -> None:
+        is_hurried = isinstance(error, (KeyboardInterrupt, asyncio.CancelledError))
         try:
-            await self.close()
-        except D8Error as error:
-            if kind is None:
+            await self.close(INTERRUPTED_S if is_hurried else CLOSE_S)
+        except NotAcknowledgedError as missing:
+            if error is None:
                 raise
-            event(_log, logging.WARNING, "client.close", error=str(error))
+            error.add_note(f"d8mesh: {missing}")
+            tell(missing)
 
     def __del__(self) -> None:
         if self._node is not None and not self._is_closed:
@@ -236,8 +239,9 @@ class AsyncClient:
     ) -> AsyncIterator[Result | TaskError]:
         """Submit a task for each of `datas`, as they are taken; yield the results in order.
 
-        The source may be longer than memory: it is read ahead by `in_flight` tasks. Who stops
-        taking results stops the reading; what was submitted by then goes on.
+        The source may be longer than memory: it is read ahead by `in_flight` tasks. When the
+        results end early, by an error or because nobody takes them, what is in flight is
+        cancelled.
 
         Raises:
             Whatever `AsyncTask.result` raises, at the first task that did not succeed (without
@@ -257,10 +261,18 @@ class AsyncClient:
         def submit(data: Any) -> Any:
             return self.submit(type, data, **each_as)
 
-        feed = Feed(datas, submit, in_flight)
+        feed = Feed(datas, submit, in_flight, keeps_errors=return_exceptions)
         self._feeders.add(feed.feeder)
         feed.feeder.add_done_callback(self._feeders.discard)
-        return results_of(feed, left_s, timeout_s, return_exceptions=return_exceptions)
+        return results_of(feed, left_s, timeout_s, self._drop)
+
+    def _drop(self, tasks: list[AsyncTask]) -> None:
+        """Cancel tasks that nobody wants any more, without having anybody wait for it."""
+        if self._is_closed or self._node is None or self._node.loop.is_closed():
+            return
+        dropping = self._node.loop.create_task(_cancel_all(tasks), name="d8-drop")
+        self._dropping.add(dropping)
+        dropping.add_done_callback(self._dropping.discard)
 
     async def as_completed(
         self, tasks: Iterable[AsyncTask], *, timeout: float | None = None
@@ -371,6 +383,11 @@ class AsyncClient:
         return await self.node.ask(what, args, timeout)
 
     @property
+    def is_closed(self) -> bool:
+        """True once it is closed: nothing can come any more."""
+        return self._node.is_closed if self._node is not None else self._is_closed
+
+    @property
     def is_connected(self) -> bool:
         """True while an orchestrator answers."""
         return self._node is not None and self._node.is_connected
@@ -391,15 +408,30 @@ class AsyncClient:
         `NodeClosedError`; tasks go on.
 
         Raises:
-            NotAcknowledgedError: not all was acknowledged within `timeout`; it has the ids.
-            TaskRejectedError: a part of what was submitted since the last `flush` was refused.
+            NotAcknowledgedError: not all was acknowledged within `timeout`, or it was refused and
+                nobody was told so; it has the ids.
         """
         timeout_s = bounded(timeout)
         if self._is_closed:
             return
         node = self._node and self.node
-        self._is_closed = True
         for feeder in list(self._feeders):
             feeder.cancel()
-        if node is not None:
-            await node.close(timeout_s)
+        if node is None:
+            self._is_closed = True
+            return
+        left_s = countdown(timeout_s)
+        try:
+            if self._dropping:
+                await asyncio.wait(set(self._dropping), timeout=left_s())
+        finally:
+            self._is_closed = True
+            for dropping in list(self._dropping):
+                dropping.cancel()
+            await node.close(left_s())
+
+
+async def _cancel_all(tasks: list[AsyncTask]) -> None:
+    for begin in range(0, len(tasks), CANCELLED_AT_ONCE):
+        cancels = [task.cancel() for task in tasks[begin : begin + CANCELLED_AT_ONCE]]
+        await asyncio.gather(*cancels, return_exceptions=True)

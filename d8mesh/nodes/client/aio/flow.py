@@ -35,17 +35,19 @@ class Feed:
         datas: the source.
         submit: submits one.
         most: how many tasks may be in flight, or finished and not taken.
+        keeps_errors: an error takes the place of a task that could not be submitted.
     """
 
-    def __init__(self, datas: Datas, submit: Submit, most: int) -> None:
+    def __init__(self, datas: Datas, submit: Submit, most: int, *, keeps_errors: bool) -> None:
         self._datas, self._submit, self._most = datas, submit, most
-        self._tasks: deque[AsyncTask] = deque()
+        self.keeps_errors = keeps_errors
+        self._tasks: deque[AsyncTask | TaskError] = deque()
         self._changed = asyncio.Event()  #: there is a task, or the end
         self._has_room = asyncio.Event()
         self.feeder = asyncio.create_task(self._feed(), name="d8-feed")
         self.feeder.add_done_callback(lambda _: self._changed.set())
 
-    async def take(self, timeout_s: float | None) -> AsyncTask | None:
+    async def take(self, timeout_s: float | None) -> AsyncTask | TaskError | None:
         """Return the next task in its order; None: that was all.
 
         Raises:
@@ -71,9 +73,19 @@ class Feed:
             self._has_room.set()
         return task
 
+    def left(self) -> list[AsyncTask]:
+        """Take nothing more from the source; return the tasks that nobody has taken."""
+        self.feeder.cancel()
+        return [task for task in self._tasks if isinstance(task, AsyncTask) and not task.done()]
+
     async def _feed(self) -> None:
         async for data in each_of(self._datas):
-            self._tasks.append(await self._submit(data))
+            try:
+                self._tasks.append(await self._submit(data))
+            except TaskError as error:
+                if not self.keeps_errors:
+                    raise
+                self._tasks.append(error)
             self._changed.set()
             while len(self._tasks) >= self._most:
                 self._has_room.clear()
@@ -84,31 +96,37 @@ async def results_of(
     feed: Feed,
     left_s: Callable[[], float | None],
     timeout_s: float | None,
-    *,
-    return_exceptions: bool,
+    drop: Callable[[list[AsyncTask]], None],
 ) -> AsyncIterator[Result | TaskError]:
-    """Yield the results of what is fed, in order."""
+    """Yield the results of what is fed, in order; `drop` gets what is left when that ends early."""
+    task: AsyncTask | TaskError | None = None
     try:
         while True:
             try:
                 task = await feed.take(left_s())
                 if task is None:
                     return
-                result = await _outcome_of(task, left_s(), return_exceptions=return_exceptions)
+                result = await _outcome_of(task, left_s(), keeps_errors=feed.keeps_errors)
             except WaitTimeoutError as error:
                 raise told_whole(error, timeout_s) from None
             task = None  # what was delivered is forgotten here
             yield result
     finally:
-        feed.feeder.cancel()
+        left = feed.left()
+        if isinstance(task, AsyncTask) and not task.done():
+            left.append(task)
+        if left:
+            drop(left)
 
 
 async def _outcome_of(
-    task: AsyncTask, timeout_s: float | None, *, return_exceptions: bool
+    task: AsyncTask | TaskError, timeout_s: float | None, *, keeps_errors: bool
 ) -> Result | TaskError:
+    if isinstance(task, TaskError):
+        return task
     try:
         return await task.result(timeout_s)
     except TaskError as error:
-        if not return_exceptions:
+        if not keeps_errors:
             raise
         return error

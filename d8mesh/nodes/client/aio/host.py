@@ -6,13 +6,14 @@ import asyncio
 import contextlib
 import threading
 from collections.abc import Callable
-from typing import Final
+from typing import Any, Final, TypeVar
 
 from d8mesh.edge.sockets import DealerLink
 from d8mesh.nodes.client.aio.watcher import watcher_on
 from d8mesh.nodes.client.dial import Connection
 from d8mesh.nodes.client.runner import Runner
 
+T = TypeVar("T")
 #: Messages taken in one turn: a turn holds up everything else on the loop, and each message may
 #: carry a thousand outcomes.
 MESSAGES_PER_TURN: Final = 32
@@ -34,7 +35,7 @@ class LoopHost:
         self._runner: Runner | None = None
         self._is_turn_due = False
         self._timer: asyncio.TimerHandle | None = None
-        self._errands: set[asyncio.Future[None]] = set()
+        self._errands: set[asyncio.Future[Any]] = set()
 
     def start(self, runner: Runner) -> None:
         """Begin to take the turns of `runner`."""
@@ -77,20 +78,26 @@ class LoopHost:
                 self._watcher.remove(descriptor)
         self.have_done(link.close)
 
-    def have_done(self, work: Callable[[], None]) -> None:
-        """Have something done that may block, on a thread; `finish` waits for it."""
-        done: asyncio.Future[None] = self._loop.create_future()
+    def have_done(self, work: Callable[[], T]) -> asyncio.Future[T | None]:
+        """Have something done that may block, on a thread; `finish` waits for it.
+
+        Returns:
+            What is done with what `work` returns; with None if it raised.
+        """
+        done: asyncio.Future[T | None] = self._loop.create_future()
         self._errands.add(done)
         done.add_done_callback(self._errands.discard)
 
         def run() -> None:
+            result = None
             try:
-                work()
+                result = work()
             finally:
                 with contextlib.suppress(RuntimeError):  # the loop has been closed
-                    self._loop.call_soon_threadsafe(done.set_result, None)
+                    self._loop.call_soon_threadsafe(done.set_result, result)
 
-        threading.Thread(target=run, name="d8-close", daemon=True).start()
+        threading.Thread(target=run, name="d8-errand", daemon=True).start()
+        return done
 
     async def finish(self) -> None:
         """Wait for what was given to `have_done`."""

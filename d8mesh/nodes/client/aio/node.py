@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import contextlib
 import itertools
 import logging
 import os
 import warnings
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping
 from typing import Any, Final
 
 from d8mesh.config import Config
@@ -17,22 +18,25 @@ from d8mesh.core.parcel import Parcel
 from d8mesh.edge.logs import event
 from d8mesh.errors import (
     BrokerUnavailableError,
+    D8Error,
     NodeClosedError,
-    NotAcknowledgedError,
     WaitTimeoutError,
 )
 from d8mesh.nodes.client.aio.host import LoopHost
-from d8mesh.nodes.client.aio.waits import Waits
+from d8mesh.nodes.client.aio.waits import Signal, Waits
+from d8mesh.nodes.client.board import say_waiting
 from d8mesh.nodes.client.dial import Dialler
+from d8mesh.nodes.client.farewell import missing_of, tell
 from d8mesh.nodes.client.listening import listen
 from d8mesh.nodes.client.node import _new_session
 from d8mesh.nodes.client.parcels import PARCEL_TASKS, Kind, awaiting, check_encodable, size_of
 from d8mesh.nodes.client.patience import bounded
+from d8mesh.nodes.client.reasons import Reasons
 from d8mesh.nodes.client.runner import Runner, Slot
 from d8mesh.nodes.client.submitter import Submitter
 
-#: Ids that the message of an error names; all of them stand in its `task_ids`.
-IDS_TOLD: Final = 5
+#: How long a look at why something does not come may hold up who is told that it has not.
+WHY_S: Final = 2.0
 _log: Final = logging.getLogger("d8mesh.client")
 
 
@@ -54,16 +58,23 @@ class AsyncNode:
         self._session = _new_session(config.mesh)
         self._is_closed = False
         self._next_request = itertools.count(1)
-        self._connecting: set[asyncio.Future[None]] = set()
-        self.waits = Waits(self.loop, self.check_alive)
+        self._connecting: set[Signal] = set()
+        self.waits = Waits(self.loop, self.check_alive, self._why, self._say)
         self._host = LoopHost(self.loop, self._after_turn)
         self._dialler = Dialler(config, endpoint=endpoint, url=url, wake=self._host.wake_from_afar)
+        self._reasons = Reasons(self._session, self._dialler, self._ask_from_afar, self.check_alive)
+        self._one_looks = asyncio.Lock()
         self._runner = Runner(self._session, self.waits.board, self._host, self._dialler)
         self._submitter = Submitter(self._session, self.waits.board, self._runner)
         self._host.start(self._runner)
         self._guard = self._await_loop_end()
         with contextlib.suppress(StopIteration):  # it comes to its `yield` without waiting
             self._guard.__anext__().send(None)
+
+    @property
+    def is_closed(self) -> bool:
+        """True once nothing can come any more."""
+        return self._is_closed
 
     @property
     def is_connected(self) -> bool:
@@ -151,7 +162,19 @@ class AsyncNode:
             D8Error: what it answered instead.
             BrokerUnavailableError: no answer within `timeout_s`.
         """
-        wait_s = bounded(timeout_s)
+        answer = await self._answer(what, args, bounded(timeout_s))
+        if answer is not None:
+            return answer
+        self.check_alive()
+        why = await self._look(self._reasons.trouble) if timeout_s else ""
+        raise BrokerUnavailableError(
+            f"no orchestrator answered {what!r} within {timeout_s:g} s" + (why and f": {why}")
+        )
+
+    async def _answer(
+        self, what: str, args: Mapping[str, object], timeout_s: float | None
+    ) -> dict[str, Any] | None:
+        """Return the answer to a question; None: there was none in time."""
         self.check_alive()
         request = next(self._next_request)
         question = Ask(request, what, dict(args))
@@ -160,18 +183,14 @@ class AsyncNode:
         slot = self._runner.answers[request] = Slot(_Flag(answered))
         self._runner.do(lambda now: self._session.ask(question, now))
         try:
-            await self.waits.other(answered, wait_s, "an answer")
+            await self.waits.other(answered, timeout_s, f"the answer to {what!r}")
         except WaitTimeoutError:
-            raise BrokerUnavailableError(
-                f"no orchestrator answered {what!r} within {timeout_s:g} s"
-            ) from None
+            return None
         finally:
             self._runner.answers.pop(request, None)
             if not slot.is_answered:
                 self._runner.do(lambda now: self._session.forget_ask(request))
-        if not slot.is_answered:
-            self.check_alive()
-        return slot.content()
+        return slot.content() if slot.is_answered else None
 
     async def wait_connected(self, timeout_s: float | None) -> bool:
         """Wait until an orchestrator answers; return whether one does."""
@@ -189,36 +208,74 @@ class AsyncNode:
             self._connecting.discard(connected)
         return True
 
+    # -------------------------------------------------------- why something does not come
+
+    async def _why(self, task_id: str) -> str:
+        return await self._look(lambda: self._reasons.of(task_id).text)
+
+    async def _look(self, look: Callable[[], str]) -> str:
+        """Have the mesh looked at, on a thread; where many wait for that, some are told nothing."""
+        try:
+            async with asyncio.timeout(WHY_S), self._one_looks:
+                return await asyncio.shield(self._host.have_done(look)) or ""
+        except TimeoutError:
+            return ""
+
+    def _say(self, what: str, task_id: str) -> None:
+        self._host.have_done(lambda: say_waiting(what, self._reasons.of(task_id)))
+
+    def _ask_from_afar(
+        self, what: str, args: Mapping[str, object], timeout_s: float
+    ) -> dict[str, Any]:
+        """Ask from another thread."""
+        if self._is_closed:
+            raise NodeClosedError
+        answer = asyncio.run_coroutine_threadsafe(self._answer(what, args, timeout_s), self.loop)
+        with contextlib.suppress(TimeoutError, concurrent.futures.CancelledError):
+            content = answer.result(timeout_s + WHY_S)
+            if content is not None:
+                return content
+        raise BrokerUnavailableError
+
     # ---------------------------------------------------------------------- the end
 
     async def close(self, timeout_s: float | None) -> None:
         """Wait for what was submitted to be acknowledged, say goodbye, and let all go.
 
         Raises:
-            NotAcknowledgedError: not all of it was, within `timeout_s`.
-            TaskRejectedError: a part of what was submitted since the last flush was refused.
+            NotAcknowledgedError: not all of it was, within `timeout_s`, or it was refused and
+                nobody was told so.
         """
+        board, why = self.waits.board, ""
+        board.shut()
         try:
-            if self._runner.fatal is None:
-                with contextlib.suppress(WaitTimeoutError):
-                    await self.waits.flush(timeout_s)
+            with contextlib.suppress(D8Error):
+                self.check_alive()
+                await self.waits.emptied(timeout_s)
+            if board.count:
+                why = await self._why("")
+        except BaseException:  # who waits is told by that, the log tells what is missing
+            tell(missing_of(board, "the wait was interrupted"))
+            raise
         finally:
-            ids = self._unacknowledged()
             self._end()
             await self._host.finish()
             await self._guard.aclose()
-        if ids:
-            raise not_acknowledged(ids) from self._runner.fatal
+        missing = missing_of(board, why)
+        if missing is not None:
+            raise missing
 
     def leave(self) -> None:
         """Let all go, and say that nobody closed this: what it waits for may be lost."""
         if self._is_closed:
             return
-        count = len(self._unacknowledged())
         with contextlib.suppress(RuntimeError):  # a program that ends can start no more threads
             self._end()
-        event(_log, logging.WARNING, "client.unclosed", unacknowledged=count)
-        text = f"an AsyncClient was never closed: {count} of its tasks are not acknowledged"
+        text = "an AsyncClient was never closed (async with does it)"
+        missing = missing_of(self.waits.board, "")
+        if missing is not None:
+            text = f"{text}: {missing}"
+        event(_log, logging.WARNING, "client.unclosed", what=text)
         warnings.warn(text, ResourceWarning, source=self, stacklevel=2)
 
     def _end(self) -> None:
@@ -228,10 +285,6 @@ class AsyncNode:
         self.waits.fail(self._runner.fatal or NodeClosedError())
         self._host.stop()
         self._host.have_done(self._dialler.close)
-
-    def _unacknowledged(self) -> list[str]:
-        pending = self.waits.board.pending()
-        return [parcel.task_id(index) for parcel in pending for index in range(parcel.count)]
 
     async def _await_loop_end(self) -> AsyncGenerator[None, None]:
         """A loop that ends closes its asynchronous generators: so this hears of it."""
@@ -247,23 +300,15 @@ class AsyncNode:
         elif self._connecting and self._runner.connected.is_set():
             for each in self._connecting:
                 if not each.done():
-                    each.set_result(None)
-
-
-def not_acknowledged(task_ids: Sequence[str]) -> NotAcknowledgedError:
-    """Return the error of a client that ends before these were acknowledged."""
-    first = ", ".join(task_ids[:IDS_TOLD]) + (", …" if len(task_ids) > IDS_TOLD else "")
-    return NotAcknowledgedError(
-        f"{len(task_ids)} tasks are not acknowledged and may be lost: {first}", task_ids=task_ids
-    )
+                    each.set_result(True)
 
 
 class _Flag:
     """Sets a future when an answer is there."""
 
-    def __init__(self, future: asyncio.Future[None]) -> None:
+    def __init__(self, future: Signal) -> None:
         self._future = future
 
     def set(self) -> None:
         if not self._future.done():
-            self._future.set_result(None)
+            self._future.set_result(True)

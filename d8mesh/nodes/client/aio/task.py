@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import contextvars
 from collections.abc import AsyncIterator, Callable, Generator
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import msgspec
 
-from d8mesh.core.messages import CANCELLED_STATE, Stream
+from d8mesh.core.messages import CANCELLED_STATE, COMPLETED_STATE, FAILED_STATE, Stream
 from d8mesh.core.parcel import Parcel
-from d8mesh.errors import D8Error
+from d8mesh.errors import D8Error, TaskCancelledError, TaskRejectedError, WaitTimeoutError
 from d8mesh.nodes.client.aio.waits import Inbox, Signal
 from d8mesh.nodes.client.handle import ASK_S, RESTARTED, Result, readable, result_of
-from d8mesh.nodes.client.patience import bounded
+from d8mesh.nodes.client.patience import bounded, countdown
 
 if TYPE_CHECKING:
     from d8mesh.nodes.client.aio.client import AsyncClient
@@ -49,25 +51,29 @@ class AsyncTask:
         return self.result().__await__()
 
     def done(self) -> bool:
-        """Return whether the outcome has arrived here."""
+        """Return whether awaiting it returns or raises at once.
+
+        It does when the outcome has arrived here, when the submit was refused, and when the
+        client is closed: then nothing will arrive any more.
+        """
+        return self._is_known() or self._client.is_closed
+
+    def _is_known(self) -> bool:
         return bool(self._parcel.states[self._index]) or self._parcel.refusal is not None
 
     def cancelled(self) -> bool:
-        """Return whether the outcome has arrived here, and is that the task was cancelled."""
+        """Return whether it is known here that the task was cancelled."""
         return self._parcel.states[self._index] == CANCELLED_STATE
 
     def add_done_callback(
         self, callback: OnDone, *, context: contextvars.Context | None = None
     ) -> None:
-        """Have ``callback(task)`` called by the loop once the outcome is there, or is already.
-
-        It is called as well when the client is closed before: then `done` is false.
-        """
-        node = self._client.node
+        """Have ``callback(task)`` called by the loop, once, as soon as `done` is true."""
         context = contextvars.copy_context() if context is None else context
         if self.done():
-            node.loop.call_soon(callback, self, context=context)
+            asyncio.get_running_loop().call_soon(callback, self, context=context)
             return
+        node = self._client.node
         if self._callbacks is None:
             self._callbacks = []
             node.waits.signal(self._parcel, self._index).add_done_callback(self._call_back)
@@ -96,25 +102,28 @@ class AsyncTask:
             TaskRejectedError: the submit was refused; nothing was accepted.
             UnknownTaskError: the orchestrator does not know the task.
             WaitTimeoutError: `timeout` is over; the task goes on.
+            NodeClosedError: the client is closed, and the outcome had not arrived.
         """
         timeout_s = bounded(timeout)
         parcel, index = self._parcel, self._index
-        if not self.done():
+        if not parcel.states[index] and parcel.refusal is None:
             await self._client.node.waits.finished(parcel, index, timeout_s)
         parcel.raise_refusal()
         return result_of(parcel.states[index], parcel.payloads[index] or b"", self.id)
 
     async def exception(self, timeout: float | None = None) -> D8Error | None:
-        """Wait for the outcome; return what `result` would raise, or None after a success.
+        """Wait for the outcome; return what `result` raises, None if it returns.
 
         Raises:
+            TaskCancelledError: the task was cancelled.
             WaitTimeoutError: `timeout` is over; the task goes on.
+            InvalidTaskError: `timeout` is no number of seconds.
         """
-        timeout_s = bounded(timeout)
-        if not self.done():
-            await self._client.node.waits.finished(self._parcel, self._index, timeout_s)
+        bounded(timeout)
         try:
-            await self.result()
+            await self.result(timeout)
+        except (TaskCancelledError, WaitTimeoutError):
+            raise
         except D8Error as error:
             return error
         return None
@@ -143,14 +152,33 @@ class AsyncTask:
         return readable(await self._client.ask("status", {"id": self.id}, timeout=timeout))
 
     async def cancel(self, timeout: float = ASK_S) -> bool:
-        """Cancel the task; return whether it is cancelled now: False if it had ended before.
+        """Cancel the task, also a running one; return whether it is cancelled now.
+
+        False: it had ended otherwise before. A running handler is told (`TaskContext`), and what
+        it still returns is dropped.
 
         Raises:
-            As of `status`.
+            UnknownTaskError: the orchestrator does not know the task.
+            BrokerUnavailableError, WaitTimeoutError: no answer within `timeout`.
+            NodeClosedError: the client is closed.
         """
-        await self.accepted(timeout)
+        left_s = countdown(timeout)
+        if self._parcel.refusal is not None:
+            return False
+        state = self._parcel.states[self._index]
+        if state in (COMPLETED_STATE, FAILED_STATE, CANCELLED_STATE):
+            return state == CANCELLED_STATE
+        try:
+            await self.accepted(left_s())
+        except TaskRejectedError:
+            return False
         answer = await self._client.ask("cancel", {"id": self.id}, timeout=timeout)
-        return bool(answer["state"] == "cancelled")
+        if answer["state"] != "cancelled":
+            return False
+        # Its outcome is on the way: `cancelled` is to be true when this returns.
+        with contextlib.suppress(WaitTimeoutError):
+            await self._client.node.waits.finished(self._parcel, self._index, left_s())
+        return True
 
     async def stream(self, timeout: float | None = None) -> AsyncIterator[Any]:
         """Yield partial output as it comes, until the task is finished.
@@ -170,7 +198,7 @@ class AsyncTask:
         attempt = 0
         try:
             while True:
-                stream = await heard.next(timeout_s, f"output of {self.id}")
+                stream = await heard.next(timeout_s, f"output of {self.id}", self.id)
                 if stream is None:
                     return
                 if attempt and stream.attempt != attempt:

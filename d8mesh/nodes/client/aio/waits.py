@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Final, Generic, TypeAlias, TypeVar
 
 from d8mesh.core.parcel import Parcel
 from d8mesh.errors import D8Error, WaitTimeoutError
-from d8mesh.nodes.client.board import Board
-from d8mesh.nodes.client.patience import bounded, countdown, told_whole
+from d8mesh.nodes.client.board import LOOK_S, LOOKS_S, STALL_S, Board
+from d8mesh.nodes.client.patience import bounded, countdown, timed_out, told_whole
 
-Signal: TypeAlias = "asyncio.Future[None]"
+#: What is waited for: True once it has come, False when the time is over.
+Signal: TypeAlias = "asyncio.Future[bool]"
 Item = TypeVar("Item")
 #: In the place of a task's index: the acknowledgement of the parcel.
 ACKNOWLEDGED: Final = -1
@@ -26,23 +28,35 @@ class Waits:
     Args:
         loop: the event loop.
         check_alive: raises when waiting has become useless.
+        why: says why a task (an empty id: what is submitted) is not further; takes a short time.
+        say: the same for the log, with what is waited for; returns at once.
 
     Thread: the loop's.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, check_alive: Callable[[], None]) -> None:
-        self._loop = loop
-        self.board = Board(check_alive, self._changed)
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        check_alive: Callable[[], None],
+        why: Callable[[str], Awaitable[str]],
+        say: Callable[[str, str], None],
+    ) -> None:
+        self._loop, self._why, self._say = loop, why, say
+        self.board = Board(check_alive, on_change=self._changed)
         #: of each parcel, by task or `ACKNOWLEDGED`
         self._waiting: dict[Parcel, dict[int, list[Signal]]] = {}
         self._for_room: deque[tuple[int, int, Signal]] = deque()
-        self._others: set[Signal] = set()
+        #: who was woken because there is room, and has not used it yet; how many tasks and bytes
+        self._promises: set[Signal] = set()
+        self._promised = self._promised_bytes = 0
+        #: the waits, the oldest first: since when, for what, and whose outcome it is
+        self._waits: dict[Signal, tuple[float, str, str | None]] = {}
+        self._look: asyncio.TimerHandle | None = None
 
     @property
     def count(self) -> int:
-        """How many things are waited for."""
-        of_parcels = sum(len(waiting) for waiting in self._waiting.values())
-        return of_parcels + len(self._for_room) + len(self._others)
+        """How many coroutines wait."""
+        return len(self._waits)
 
     # ----------------------------------------------------------------------- waiting
 
@@ -50,56 +64,52 @@ class Waits:
         """Wait until it is known how task `index` ended, or that its submit was refused."""
         what = f"the result of {parcel.task_id(index)}"
         if not parcel.states[index] and parcel.refusal is None:
-            await self._of(parcel, index, timeout_s, what)
+            await self._of(parcel, index, timeout_s, what, parcel.task_id(index))
 
     async def settled(self, parcel: Parcel, timeout_s: float | None) -> None:
         """Wait until a parcel is acknowledged; raise what it was refused with."""
         if not parcel.is_settled:
             what = f"the acknowledgement of {parcel.task_id(0)}"
-            await self._of(parcel, ACKNOWLEDGED, timeout_s, what)
+            await self._of(parcel, ACKNOWLEDGED, timeout_s, what, "")
         parcel.raise_refusal()
 
     async def room(self, count: int, size_bytes: int, timeout_s: float | None) -> None:
-        """Wait until so much fits; who came first is first."""
-        if not self._for_room and self.board.has_room(count, size_bytes):
+        """Wait until so much fits; who came first is first. What is to fill it is added at once."""
+        if not self._for_room and self._fits(count, size_bytes):
             return
-        what = "room for more tasks (the queue is full, or no orchestrator answers)"
-        left_s, queue = countdown(timeout_s), self._for_room.append
-        while True:
-            signal = self._loop.create_future()
-            queue((count, size_bytes, signal))
-            try:
-                await self._until(signal, left_s(), what)
-            except BaseException as error:  # it leaves its place to the next
-                signal.cancel()
-                self._make_room()
-                if isinstance(error, WaitTimeoutError):
-                    raise told_whole(error, timeout_s) from None
-                raise
-            if self.board.has_room(count, size_bytes):
-                return
-            queue = self._for_room.appendleft  # somebody else was quicker
+        signal = self._loop.create_future()
+        self._for_room.append((count, size_bytes, signal))
+        try:
+            await self._until(signal, timeout_s, "room for more tasks", "")
+        finally:
+            if signal in self._promises:  # from now on it is used, or given up
+                self._promises.discard(signal)
+                self._promised -= count
+                self._promised_bytes -= size_bytes
+            if self._for_room:
+                self._loop.call_soon(self._make_room)
 
     async def flush(self, timeout_s: float | None) -> None:
         """Wait until what is pending now is settled; raise the first refusal since the last."""
         timeout_s = bounded(timeout_s)
-        left_s = countdown(timeout_s)
         try:
-            for parcel in self.board.pending():
-                if not parcel.is_settled:
-                    what = "the acknowledgement of what was submitted"
-                    await self._of(parcel, ACKNOWLEDGED, left_s(), what)
+            await self.emptied(timeout_s, "")
         except WaitTimeoutError as error:
             raise told_whole(error, timeout_s) from None
         self.board.raise_refusal()
 
-    async def other(self, signal: Signal, timeout_s: float | None, what: str) -> None:
+    async def emptied(self, timeout_s: float | None, task_id: str | None = None) -> None:
+        """Wait until what is pending now is settled; say why not only with an empty `task_id`."""
+        left_s, what = countdown(timeout_s), "the acknowledgement of what was submitted"
+        for parcel in self.board.pending():
+            if not parcel.is_settled:
+                await self._of(parcel, ACKNOWLEDGED, left_s(), what, task_id)
+
+    async def other(
+        self, signal: Signal, timeout_s: float | None, what: str, task_id: str | None = None
+    ) -> None:
         """Wait for what `signal` stands for; it ends with the client too."""
-        self._others.add(signal)
-        try:
-            await self._until(signal, timeout_s, what)
-        finally:
-            self._others.discard(signal)
+        await self._until(signal, timeout_s, what, task_id)
 
     def signal(self, parcel: Parcel, index: int) -> Signal:
         """Return a future that is done with the outcome of a task, or an acknowledgement."""
@@ -107,16 +117,32 @@ class Waits:
         self._waiting.setdefault(parcel, {}).setdefault(index, []).append(signal)
         return signal
 
-    async def _of(self, parcel: Parcel, index: int, timeout_s: float | None, what: str) -> None:
+    async def _of(
+        self,
+        parcel: Parcel,
+        index: int,
+        timeout_s: float | None,
+        what: str,
+        task_id: str | None,
+    ) -> None:
         signal = self.signal(parcel, index)
         try:
-            await self._until(signal, timeout_s, what)
-        except BaseException:
+            await self._until(signal, timeout_s, what, task_id)
+        except WaitTimeoutError:
+            if not _has_come(parcel, index):  # it may have, while it was asked why not
+                raise
+        finally:
             self._forget(parcel, index, signal)
-            raise
 
-    async def _until(self, signal: Signal, timeout_s: float | None, what: str) -> None:
+    async def _until(
+        self, signal: Signal, timeout_s: float | None, what: str, task_id: str | None
+    ) -> None:
         """Wait for `signal`, which is of this wait alone.
+
+        Args:
+            what: what is waited for, for people.
+            task_id: whose outcome it is; empty: an acknowledgement; None: why it has not come is
+                nobody's question.
 
         Raises:
             WaitTimeoutError: `timeout_s` is over.
@@ -125,18 +151,35 @@ class Waits:
         timer = None
         if timeout_s is not None:
             wait_s = min(max(timeout_s, 0.0), LONGEST_S)
-            timer = self._loop.call_later(wait_s, _expire, signal, what, timeout_s)
+            timer = self._loop.call_later(wait_s, _resolve, signal, False)
+        self._waits[signal] = time.monotonic(), what, task_id
+        if self._look is None:
+            self._look = self._loop.call_later(STALL_S, self._look_around)
         try:
-            await signal
+            if await signal:
+                return
         finally:
+            del self._waits[signal]
             if timer is not None:
                 timer.cancel()
+        is_look = timeout_s is None or timeout_s < LOOKS_S or task_id is None
+        raise timed_out(what, timeout_s, "" if is_look else await self._why(task_id or ""))
+
+    def _look_around(self) -> None:
+        """Have it said once when nothing has come for long."""
+        self._look = None
+        for since, what, task_id in self._waits.values():
+            if task_id is not None:
+                if self.board.is_stalled(since, time.monotonic()):
+                    self._say(what, task_id)
+                self._look = self._loop.call_later(LOOK_S, self._look_around)
+                return
 
     def _forget(self, parcel: Parcel, index: int, signal: Signal) -> None:
-        """A wait was given up."""
-        waiting = self._waiting.get(parcel, {})
-        signals = waiting.get(index)
-        if signals is None or signal not in signals:
+        """A wait is over: by what has come, it is forgotten already, or it was given up."""
+        waiting = self._waiting.get(parcel)
+        signals = waiting and waiting.get(index)
+        if not waiting or not signals or signal not in signals:
             return
         signals.remove(signal)
         if not signals:
@@ -150,13 +193,7 @@ class Waits:
         """Wake who waits for what this parcel has now."""
         waiting = self._waiting.get(parcel)
         if waiting:
-            states, is_refused = parcel.states, parcel.refusal is not None
-            is_settled = parcel.is_settled
-            for index in [
-                index
-                for index in waiting
-                if is_refused or (states[index] if index >= 0 else is_settled)
-            ]:
+            for index in [index for index in waiting if _has_come(parcel, index)]:
                 for signal in waiting.pop(index):
                     _resolve(signal)
             if not waiting:
@@ -165,25 +202,33 @@ class Waits:
             self._make_room()
 
     def _make_room(self) -> None:
-        """Wake who waits for room, in their order, as many as may fit."""
-        count = size_bytes = 0
+        """Wake who waits for room, in their order, as many as fit."""
         while self._for_room:
-            more, more_bytes, signal = self._for_room[0]
+            count, size_bytes, signal = self._for_room[0]
             if not signal.done():
-                count, size_bytes = count + more, size_bytes + more_bytes
-                if not self.board.has_room(count, size_bytes):
+                if not self._fits(count, size_bytes):
                     return
-                signal.set_result(None)
+                self._promised += count
+                self._promised_bytes += size_bytes
+                self._promises.add(signal)
+                signal.set_result(True)
             self._for_room.popleft()
+
+    def _fits(self, count: int, size_bytes: int) -> bool:
+        """Return whether there is room beside what is promised to those who were woken."""
+        return self.board.has_room(count + self._promised, size_bytes + self._promised_bytes)
 
     def fail(self, error: D8Error) -> None:
         """End every wait with `error`: there is no sense in waiting any more."""
         waiting = [each for of_one in self._waiting.values() for each in of_one.values()]
         signals = [signal for each in waiting for signal in each]
         signals += [signal for _, _, signal in self._for_room]
-        for signal in [*signals, *self._others]:
-            _fail(signal, error)
+        for signal in [*signals, *self._waits]:
+            if not signal.done():
+                signal.set_exception(error)
         self._for_room.clear()
+        if self._look is not None:
+            self._look.cancel()
 
 
 class Inbox(Generic[Item]):
@@ -200,7 +245,7 @@ class Inbox(Generic[Item]):
         if self._signal is not None:
             _resolve(self._signal)
 
-    async def next(self, timeout_s: float | None, what: str) -> Item:
+    async def next(self, timeout_s: float | None, what: str, task_id: str | None = None) -> Item:
         """Wait for the next and take it.
 
         Raises:
@@ -208,19 +253,16 @@ class Inbox(Generic[Item]):
         """
         if not self._items:
             self._signal = self._loop.create_future()
-            await self._waits.other(self._signal, timeout_s, what)
+            await self._waits.other(self._signal, timeout_s, what, task_id)
         return self._items.popleft()
 
 
-def _resolve(signal: Signal) -> None:
+def _has_come(parcel: Parcel, index: int) -> bool:
+    if parcel.refusal is not None:
+        return True
+    return parcel.is_accepted if index == ACKNOWLEDGED else bool(parcel.states[index])
+
+
+def _resolve(signal: Signal, has_come: bool = True) -> None:
     if not signal.done():
-        signal.set_result(None)
-
-
-def _expire(signal: Signal, what: str, timeout_s: float) -> None:
-    _fail(signal, WaitTimeoutError(f"{what} has not come within {timeout_s:g} s"))
-
-
-def _fail(signal: Signal, error: D8Error) -> None:
-    if not signal.done():
-        signal.set_exception(error)
+        signal.set_result(has_come)

@@ -1,0 +1,76 @@
+"""Where this machine's orchestrator listens, in a file beside its journal.
+
+For the clients and workers of the same data folder that hear nothing by mDNS: some systems carry
+no multicast from a machine to itself. What stands there is a hint like any other address: it may
+be out of date, and is proven by the HELLO.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Final
+
+from d8mesh.config import NAME_PATTERN
+from d8mesh.core.addresses import LOOPBACK, is_admissible
+
+#: The folder of the orchestrator in the data folder, and the file in it.
+FOLDER: Final = "orchestrator"
+NAME: Final = "address.json"
+#: The file is tiny; a larger one is not ours.
+MAX_BYTES: Final = 16_384
+#: Addresses of one machine that are written down and tried.
+MAX_ADDRESSES: Final = 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Written:
+    """What an orchestrator wrote down of itself."""
+
+    broker_id: str
+    mesh: str
+    addresses: tuple[str, ...]
+    port: int
+    web_port: int | None
+
+
+def write(folder: Path, written: Written) -> None:
+    """Replace the file in the orchestrator's `folder`; trouble with the disk is no fault."""
+    fresh = folder / f"{NAME}.new"
+    with contextlib.suppress(OSError):
+        fresh.write_text(json.dumps(asdict(written)), "utf-8")
+        fresh.replace(folder / NAME)
+
+
+def remove(folder: Path) -> None:
+    """Take it back."""
+    with contextlib.suppress(OSError):
+        (folder / NAME).unlink(missing_ok=True)
+
+
+def read(data: Path, mesh: str) -> Written | None:
+    """Return what the orchestrator of this data folder and mesh wrote down, if anything sound."""
+    with contextlib.suppress(OSError, ValueError, TypeError, KeyError, RecursionError):
+        with (data / FOLDER / NAME).open("rb") as file:
+            text = file.read(MAX_BYTES + 1)
+        found = json.loads(text) if len(text) <= MAX_BYTES else {}
+        if found["mesh"] == mesh and re.fullmatch(NAME_PATTERN, found["broker_id"], re.ASCII):
+            texts = [each for each in found["addresses"] if isinstance(each, str)]
+            addresses = [LOOPBACK, *filter(is_admissible, texts)]
+            return Written(
+                broker_id=found["broker_id"],
+                mesh=mesh,
+                addresses=tuple(dict.fromkeys(addresses))[:MAX_ADDRESSES],
+                port=_port(found["port"]),
+                web_port=None if found["web_port"] is None else _port(found["web_port"]),
+            )
+    return None
+
+
+def _port(value: object) -> int:
+    if type(value) is not int or not 0 < value < 65_536:
+        raise ValueError(value)
+    return value

@@ -1,0 +1,55 @@
+"""Waits that Ctrl-C ends everywhere.
+
+On Windows a thread that waits for a lock, an event or another thread takes no signal until the
+wait is over: so whoever may be the main thread waits in slices.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from typing import Final, TypeVar
+
+#: The longest time for which Ctrl-C is not seen.
+SLICE_S: Final = 0.5
+
+_T = TypeVar("_T")
+
+
+def wait_for(happened: threading.Event, timeout_s: float | None = None) -> bool:
+    """Wait for an event, for ever or `timeout_s` long; return whether it is set."""
+    until = None if timeout_s is None else time.monotonic() + timeout_s
+    while not happened.wait(_slice(until)):
+        if until is not None and time.monotonic() >= until:
+            return happened.is_set()
+    return True
+
+
+def join(thread: threading.Thread, timeout_s: float | None = None) -> bool:
+    """Wait for a thread's end, for ever or `timeout_s` long; return whether it has ended."""
+    until = None if timeout_s is None else time.monotonic() + timeout_s
+    while thread.is_alive():
+        if until is not None and time.monotonic() >= until:
+            return False
+        thread.join(_slice(until))
+    return True
+
+
+def take(source: queue.SimpleQueue[_T], timeout_s: float | None = None) -> _T:
+    """Return the next of a queue, waiting for ever or `timeout_s` long.
+
+    Raises:
+        queue.Empty: nothing came in time.
+    """
+    until = None if timeout_s is None else time.monotonic() + timeout_s
+    while True:
+        try:
+            return source.get(timeout=_slice(until))
+        except queue.Empty:
+            if until is not None and time.monotonic() >= until:
+                raise
+
+
+def _slice(until: float | None) -> float:
+    return SLICE_S if until is None else min(SLICE_S, max(0.0, until - time.monotonic()))

@@ -1,0 +1,207 @@
+"""The end of a client: nothing that was submitted is lost without a word.
+
+`Farewell` ends one client once. What is open when the interpreter ends is closed then, and what is
+missing is said on standard error: nobody could catch an error any more. (A client is never
+collected before: its own thread holds it.)
+"""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import sys
+import threading
+import time
+import weakref
+from collections.abc import Callable
+from typing import Final, Protocol
+
+from d8mesh.edge.logs import event
+from d8mesh.edge.waits import wait_for
+from d8mesh.errors import D8Error, NotAcknowledgedError, error_of
+from d8mesh.nodes.client.board import Board
+
+#: How long `Client.close` and the end of the interpreter wait for acknowledgements.
+CLOSE_S: Final = 10.0
+#: The same after Ctrl-C: who wants to leave is not held up.
+INTERRUPTED_S: Final = 1.0
+#: Ending takes so long beyond that: whoever closes a client that is being closed waits for it.
+END_S: Final = 8.0
+#: At the end of the interpreter a wait is told after this long.
+TOLD_AFTER_S: Final = 1.0
+#: Ids in a message; the error has them all.
+TOLD_IDS: Final = 10
+_log: Final = logging.getLogger("d8mesh.client")
+
+
+class Farewell:
+    """Ends one client.
+
+    Args:
+        board: knows what is not acknowledged.
+        why: says why not, for people; takes a short time.
+        end: lets all go, without waiting for anything more.
+
+    Thread: any.
+    """
+
+    def __init__(self, board: Board, why: Callable[[], str], end: Callable[[], None]) -> None:
+        self._board, self._why, self._end = board, why, end
+        self._lock = threading.Lock()
+        self._is_begun = False
+        self._done = threading.Event()
+
+    def say(self, timeout_s: float | None) -> None:
+        """Take nothing more, wait until all is acknowledged, and end; later calls do nothing.
+
+        Who calls while another thread is at it waits for that, and is told the same.
+
+        Raises:
+            NotAcknowledgedError: something is not acknowledged within `timeout_s`, or was refused
+                and nobody was told so.
+        """
+        if self._done.is_set():
+            return
+        with self._lock:
+            is_first, self._is_begun = not self._is_begun, True
+        if not is_first:
+            wait_for(self._done, None if timeout_s is None else timeout_s + END_S)
+            self._raise_missing("")
+            return
+        self._board.shut()
+        why = ""
+        try:
+            if not self._board.wait_empty(timeout_s):
+                why = self._why()
+        except BaseException:  # Ctrl-C: who waits is told by that, the log tells what is missing
+            tell(missing_of(self._board, "the wait was interrupted"))
+            raise
+        finally:
+            try:
+                self._end()
+            finally:
+                self._done.set()
+        self._raise_missing(why)
+
+    def _raise_missing(self, why: str) -> None:
+        error = missing_of(self._board, why)
+        if error is not None:
+            raise error
+
+    def say_beside(self, timeout_s: float, error: BaseException) -> None:
+        """End a client while `error` is under way: what is missing becomes a note of it."""
+        if isinstance(error, KeyboardInterrupt):
+            timeout_s = min(timeout_s, INTERRUPTED_S)
+        try:
+            self.say(timeout_s)
+        except NotAcknowledgedError as missing:
+            error.add_note(f"d8mesh: {missing}")
+            tell(missing)
+
+
+def missing_of(board: Board, why: str) -> NotAcknowledgedError | None:
+    """Return the error that names what is not acknowledged, or was refused; None: there is nothing.
+
+    Args:
+        why: why it is not acknowledged, for people; may be empty.
+    """
+    task_ids, refused = board.unacknowledged()
+    if not task_ids:
+        return None
+    refusals = [error_of(each.code, each.message) for each in refused]
+    count = len(task_ids)
+    tasks = "1 task is" if count == 1 else f"{count} tasks are"
+    more = f" and {count - TOLD_IDS} more" if count > TOLD_IDS else ""
+    reasons = [*dict.fromkeys(str(each) for each in refusals[:TOLD_IDS]), *([why] if why else [])]
+    if board.forgotten:
+        reasons.append(f"{board.forgotten} more were refused long ago: their ids are forgotten")
+    because = f". {'; '.join(reasons)}" if reasons else ""
+    shown = ", ".join(task_ids[:TOLD_IDS])
+    error = NotAcknowledgedError(
+        f"{tasks} not acknowledged, and may be lost: {shown}{more}{because}", task_ids=task_ids
+    )
+    if refusals:
+        error.__cause__ = refusals[0]
+    return error
+
+
+def tell(error: D8Error | None) -> None:
+    """Write down what nobody may catch."""
+    if error is not None:
+        event(_log, logging.WARNING, "client.unacknowledged", error=str(error))
+
+
+# ---------------------------------------------------------- the end of the interpreter
+
+
+class Open(Protocol):
+    """A client that may still be open when the interpreter ends."""
+
+    @property
+    def board(self) -> Board:
+        """Where it is known what is not acknowledged."""
+
+    def close(self, timeout_s: float = ..., /) -> None:
+        """End it."""
+
+
+#: open clients, and the process that each belongs to
+_open: weakref.WeakKeyDictionary[Open, int] = weakref.WeakKeyDictionary()
+_registered: set[int] = set()  # process ids
+
+
+def close_at_exit(client: Open) -> None:
+    """Have `client` closed when the interpreter ends, if nobody has done so by then."""
+    pid = os.getpid()
+    _open[client] = pid
+    if pid in _registered:
+        return
+    if not _registered:
+        atexit.register(_close_all)
+    _registered.add(pid)
+    # A process that multiprocessing forked ends without what is registered above.
+    children = sys.modules.get("multiprocessing.util")
+    if children is not None:
+        children.Finalize(None, _close_all, exitpriority=100)
+
+
+def forget(client: Open) -> None:
+    """This one is closed."""
+    _open.pop(client, None)
+
+
+def _close_all() -> None:
+    """Close what is still open, all within `CLOSE_S`; say what is missing."""
+    clients = [client for client, pid in _open.items() if pid == os.getpid()]
+    # What ended the program is known here; who left by Ctrl-C is not held up.
+    is_interrupted = getattr(sys, "last_type", None) is KeyboardInterrupt
+    until = time.monotonic() + (INTERRUPTED_S if is_interrupted else CLOSE_S)
+    for client in clients:
+        client.board.shut()
+    first_until = min(until, time.monotonic() + TOLD_AFTER_S)
+    try:
+        for client in clients:
+            client.board.wait_empty(max(0.0, first_until - time.monotonic()))
+        count = sum(client.board.count for client in clients)
+        left_s = until - time.monotonic()
+        if count and left_s > 0:
+            tasks = "1 task" if count == 1 else f"{count} tasks"
+            _say(f"waiting up to {left_s:.0f} s for the acknowledgement of {tasks}; Ctrl-C ends it")
+    except KeyboardInterrupt:
+        until = 0.0
+    for client in clients:
+        try:
+            client.close(max(0.0, until - time.monotonic()))
+        except D8Error as error:
+            _say(str(error))
+        except KeyboardInterrupt:  # what is missing was told
+            until = 0.0
+
+
+def _say(text: str) -> None:
+    """Say it where a person sees it: there is nobody any more to catch an error."""
+    if sys.stderr is not None:
+        print(f"d8mesh: {text}", file=sys.stderr, flush=True)
+    if _log.hasHandlers():
+        event(_log, logging.WARNING, "client.unacknowledged", error=text)
