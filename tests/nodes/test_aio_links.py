@@ -13,6 +13,10 @@ from pathlib import Path
 import pytest
 
 from d8mesh import AsyncClient
+from d8mesh.config import Config
+from d8mesh.core.codec import encode
+from d8mesh.core.messages import Rehello, Stream, Welcome
+from d8mesh.edge.sockets import RouterEndpoint
 from d8mesh.errors import BrokerUnavailableError, WaitTimeoutError
 from d8mesh.nodes.client.aio.watcher import WatchingThread, watcher_on
 from tests.nodes.loops import LOOPS, run, until
@@ -40,10 +44,52 @@ def echoing(mesh: Mesh, port: int, *types: str) -> None:
     mesh.run(worker)
 
 
-def test_nothing_that_comes_in_while_something_is_sent_is_left_lying(
-    mesh: Mesh, loop: Factory
+def test_what_comes_in_during_a_turn_is_not_left_lying_until_something_else_comes(
+    monkeypatch: pytest.MonkeyPatch, loop: Factory
 ) -> None:
-    """A heartbeat would bring it up after seconds; here each of hundreds is waited for."""
+    """The descriptor tells of it once; whatever is done with the socket may use that up."""
+    for clock in ("HELLO_S", "OPENING_S", "DOUBT_S"):  # nothing is to come by itself
+        monkeypatch.setattr(f"d8mesh.core.client_session.{clock}", 1e6)
+    for_ever_s = 1e6
+    router = RouterEndpoint("127.0.0.1", [0], is_admissible=lambda address: True)
+    task_id = f"{'v' * 16}-0"
+    heard: list[bytes] = []
+    peers: list[bytes] = []
+
+    def say(*messages: Welcome | Stream | Rehello) -> None:
+        for message in messages:
+            assert router.send(peers[0], encode(message))
+
+    def greeted() -> bool:
+        peers.extend(peer for peer, _, _ in router.receive(9))
+        return bool(peers)
+
+    async def program() -> None:
+        client = AsyncClient(endpoint=f"tcp://127.0.0.1:{router.port}", config=Config())
+
+        def hear(stream: Stream | None) -> None:
+            assert stream is not None
+            heard.extend(stream.payloads)
+            if len(heard) == 1:  # now in the middle of a turn: more is sent after this
+                say(Stream(task_id, 1, 1, [b"\xa1b"]))
+                while not client.node.has_input:
+                    time.sleep(0.001)
+
+        client.node.listen(task_id, hear)
+        await until(greeted)
+        say(Welcome(1, 1, "broker", for_ever_s, for_ever_s, []))
+        assert await client.wait_connected(PATIENCE_S)
+        say(Stream(task_id, 1, 0, [b"\xa1a"]), Rehello("anew"))
+        await until(lambda: len(heard) == 2)
+        await client.close()
+
+    try:
+        run(program(), loop)
+    finally:
+        router.close()
+
+
+def test_talks_side_by_side_do_not_stop(mesh: Mesh, loop: Factory) -> None:
     port = mesh.broker()
     echoing(mesh, port)
 
