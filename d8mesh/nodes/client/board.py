@@ -51,7 +51,7 @@ class Board:
         on_change: Callable[[Parcel], None] | None = None,
     ) -> None:
         self._on_change = on_change
-        self._check_alive, self._why = check_alive, why
+        self.check_alive, self._why = check_alive, why
         self.lock = threading.RLock()
         self._room = threading.Condition(self.lock)
         self._tasks = self._bytes = 0
@@ -121,7 +121,7 @@ class Board:
                 "room for more tasks",
             )
         else:
-            self._check_alive()
+            self.check_alive()
         if self._is_shut:
             raise NodeClosedError
         self._tasks += count
@@ -227,7 +227,7 @@ class Board:
                 if left_s <= 0:
                     return False
                 try:
-                    self._check_alive()
+                    self.check_alive()
                 except D8Error:
                     return False
                 self._room.wait(min(LOOK_S, left_s))
@@ -244,7 +244,7 @@ class Board:
         """Wait, holding `condition` (once)."""
         start = time.monotonic()
         while not is_over():
-            self._check_alive()
+            self.check_alive()
             now = time.monotonic()
             left_s = LOOK_S if timeout_s is None else start + timeout_s - now
             if left_s <= 0:

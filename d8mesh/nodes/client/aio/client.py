@@ -252,14 +252,19 @@ class AsyncClient:
         return_exceptions = options.pop("return_exceptions", False)
         in_flight = options.pop("in_flight", IN_FLIGHT)
         each_as = cast(SubmitOptions, options)
-        kind_of(type, "", each_as)
+        kinds = {"": kind_of(type, "", each_as)}
         if in_flight.__class__ is not int or in_flight < 1:
             raise InvalidTaskError(f"in_flight: saw {in_flight!r:.80}, expected 1 or more")
         left_s = countdown(timeout_s)
-        _ = self.node
+        node = self.node
 
-        def submit(data: Any) -> Any:
-            return self.submit(type, data, **each_as)
+        async def submit(data: Any) -> AsyncTask:
+            payload = encode_data(data)
+            model = model_of(type, data)
+            kind = kinds.get(model)
+            if kind is None:
+                kind = kinds[model] = kind_of(type, model, each_as)
+            return AsyncTask(self, *await node.append(kind, payload, None))
 
         feed = Feed(datas, submit, in_flight, keeps_errors=return_exceptions)
         self._feeders.add(feed.feeder)

@@ -68,8 +68,15 @@ class Feed:
             except TimeoutError:
                 text = f"the next of the data has not come within {timeout_s:g} s"
                 raise WaitTimeoutError(text) from None
+        return self._pop()
+
+    def take_now(self) -> AsyncTask | TaskError | None:
+        """Return the next task; None: it has to be waited for, or there is none."""
+        return self._pop() if self._tasks else None
+
+    def _pop(self) -> AsyncTask | TaskError:
         task = self._tasks.popleft()
-        if len(self._tasks) <= self._most // 2:  # in portions: each waking costs
+        if len(self._tasks) == self._most // 2:  # in portions: each waking costs
             self._has_room.set()
         return task
 
@@ -103,10 +110,12 @@ async def results_of(
     try:
         while True:
             try:
-                task = await feed.take(left_s())
+                task = feed.take_now() or await feed.take(left_s())
                 if task is None:
                     return
-                result = await _outcome_of(task, left_s(), keeps_errors=feed.keeps_errors)
+                if isinstance(task, AsyncTask) and not task.is_known():
+                    await task.known(left_s())
+                result = _outcome_of(task, keeps_errors=feed.keeps_errors)
             except WaitTimeoutError as error:
                 raise told_whole(error, timeout_s) from None
             task = None  # what was delivered is forgotten here
@@ -119,13 +128,11 @@ async def results_of(
             drop(left)
 
 
-async def _outcome_of(
-    task: AsyncTask | TaskError, timeout_s: float | None, *, keeps_errors: bool
-) -> Result | TaskError:
+def _outcome_of(task: AsyncTask | TaskError, *, keeps_errors: bool) -> Result | TaskError:
     if isinstance(task, TaskError):
         return task
     try:
-        return await task.result(timeout_s)
+        return task.outcome()
     except TaskError as error:
         if not keeps_errors:
             raise

@@ -115,8 +115,8 @@ class AsyncNode:
         Raises:
             WaitTimeoutError: there was no room within `timeout_s`.
         """
-        self.check_alive()
-        await self.waits.room(1, len(payload), timeout_s)
+        if not self.waits.has_room(1, len(payload)):
+            await self.waits.room(1, len(payload), timeout_s)
         parcel, index = self._submitter.append(kind, payload, timeout_s, is_watched)
         if index == PARCEL_TASKS - 1:  # a long run of submits lets others in between
             await asyncio.sleep(0)

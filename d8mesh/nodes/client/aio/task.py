@@ -56,9 +56,10 @@ class AsyncTask:
         It does when the outcome has arrived here, when the submit was refused, and when the
         client is closed: then nothing will arrive any more.
         """
-        return self._is_known() or self._client.is_closed
+        return self.is_known() or self._client.is_closed
 
-    def _is_known(self) -> bool:
+    def is_known(self) -> bool:
+        """Return whether the outcome has arrived here, or will not because it was refused."""
         return bool(self._parcel.states[self._index]) or self._parcel.refusal is not None
 
     def cancelled(self) -> bool:
@@ -105,10 +106,19 @@ class AsyncTask:
             NodeClosedError: the client is closed, and the outcome had not arrived.
         """
         timeout_s = bounded(timeout)
+        if not self.is_known():
+            await self.known(timeout_s)
+        return self.outcome()
+
+    async def known(self, timeout_s: float | None) -> None:
+        """Wait until `is_known`."""
+        await self._client.node.waits.finished(self._parcel, self._index, timeout_s)
+
+    def outcome(self) -> Result:
+        """Return, or raise, what is known to have come of the task; see `result`."""
         parcel, index = self._parcel, self._index
-        if not parcel.states[index] and parcel.refusal is None:
-            await self._client.node.waits.finished(parcel, index, timeout_s)
-        parcel.raise_refusal()
+        if parcel.refusal is not None:
+            parcel.raise_refusal()
         return result_of(parcel.states[index], parcel.payloads[index] or b"", self.id)
 
     async def exception(self, timeout: float | None = None) -> D8Error | None:
@@ -177,7 +187,7 @@ class AsyncTask:
             return False
         # Its outcome is on the way: `cancelled` is to be true when this returns.
         with contextlib.suppress(WaitTimeoutError):
-            await self._client.node.waits.finished(self._parcel, self._index, left_s())
+            await self.known(left_s())
         return True
 
     async def stream(self, timeout: float | None = None) -> AsyncIterator[Any]:

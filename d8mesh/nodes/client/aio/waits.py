@@ -75,7 +75,7 @@ class Waits:
 
     async def room(self, count: int, size_bytes: int, timeout_s: float | None) -> None:
         """Wait until so much fits; who came first is first. What is to fill it is added at once."""
-        if not self._for_room and self._fits(count, size_bytes):
+        if self.has_room(count, size_bytes):
             return
         signal = self._loop.create_future()
         self._for_room.append((count, size_bytes, signal))
@@ -88,6 +88,10 @@ class Waits:
                 self._promised_bytes -= size_bytes
             if self._for_room:
                 self._loop.call_soon(self._make_room)
+
+    def has_room(self, count: int, size_bytes: int) -> bool:
+        """Return whether `room` would not wait."""
+        return not self._for_room and self._fits(count, size_bytes)
 
     async def flush(self, timeout_s: float | None) -> None:
         """Wait until what is pending now is settled; raise the first refusal since the last."""
@@ -148,6 +152,7 @@ class Waits:
             WaitTimeoutError: `timeout_s` is over.
             D8Error: the client is closed, or useless.
         """
+        self.board.check_alive()
         timer = None
         if timeout_s is not None:
             wait_s = min(max(timeout_s, 0.0), LONGEST_S)
