@@ -20,6 +20,7 @@ __all__ = [
     "TaskRejectedError",
     "WaitTimeoutError",
     "Worker",
+    "WrongLoopError",
     "__version__",
 ]
 
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
         TaskFailedError,
         TaskRejectedError,
         WaitTimeoutError,
+        WrongLoopError,
     )
     from d8mesh.handlers import TaskContext
     from d8mesh.nodes.client import Client, Task

@@ -25,6 +25,7 @@ PUBLIC = {
     "TaskRejectedError",
     "WaitTimeoutError",
     "Worker",
+    "WrongLoopError",
     "__version__",
 }
 HEAVY = ("zmq", "zeroconf", "werkzeug", "waitress", "apsw", "rich", "ollama", "pygal", "logging")
