@@ -60,8 +60,19 @@ class D8Error(Exception):
     #: what an orchestrator said beside the message
     details: Mapping[str, object] = MappingProxyType({})
 
+    #: the task it is about; empty: none, or not one alone
+    task_id: str = ""
+
     def __init__(self, message: str | None = None) -> None:
         super().__init__(message or (type(self).__doc__ or "").strip())
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Pickle and copy with all attributes, whatever the constructor takes."""
+        state = {
+            name: dict(value) if isinstance(value, MappingProxyType) else value
+            for name, value in vars(self).items()
+        }
+        return _remade, (type(self), self.args, state)
 
 
 class ConfigError(D8Error, ValueError):
@@ -192,8 +203,12 @@ class TaskFailedError(TaskError):
         self, message: str | None = None, *, result: Mapping[str, object] | None = None
     ) -> None:
         super().__init__(message)
-        #: the recorded result object (``success`` is false, ``error`` says why)
-        self.result: Mapping[str, object] = MappingProxyType(dict(result or {}))
+        self._result = dict(result or {})
+
+    @property
+    def result(self) -> Mapping[str, object]:
+        """The recorded result object (``success`` is false, ``error`` says why)."""
+        return MappingProxyType(self._result)
 
 
 class TaskCancelledError(TaskError):
@@ -302,6 +317,14 @@ class JournalBrokenError(JournalError):
     """The journal is damaged or of a newer version."""
 
     code = "journal.broken"
+
+
+def _remade(kind: type[D8Error], args: tuple[object, ...], state: Mapping[str, object]) -> D8Error:
+    """Return a pickled or copied error again."""
+    error = kind.__new__(kind)
+    error.args = args
+    vars(error).update(state)
+    return error
 
 
 def error_of(code: str, message: str) -> D8Error:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from types import MappingProxyType
 
 import pytest
 
@@ -87,3 +90,33 @@ def test_errors_are_also_the_standard_ones_that_people_catch() -> None:
     assert issubclass(errors.BrokerUnavailableError, ConnectionError)
     assert issubclass(errors.WaitTimeoutError, TimeoutError)
     assert issubclass(errors.UnknownTaskError, LookupError)
+
+
+@pytest.mark.parametrize("kind", ALL, ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize(
+    "through",
+    [lambda error: pickle.loads(pickle.dumps(error)), copy.copy, copy.deepcopy],  # noqa: S301
+    ids=["pickle", "copy", "deepcopy"],
+)
+def test_an_error_is_pickled_and_copied_with_all_it_carries(
+    kind: type[D8Error], through: Callable[[D8Error], D8Error]
+) -> None:
+    error = kind("seen 3, expected 4")
+    error.task_id, error.details = "a-1", {"error": "no", "holders": [1]}
+    error.add_note("on Friday")
+    if isinstance(error, errors.TaskFailedError):
+        error = kind("seen 3, expected 4", result={"success": False, "deep": [1]})  # type: ignore[call-arg]
+        error.task_id, error.details = "a-1", MappingProxyType({"error": "no", "holders": [1]})
+        error.add_note("on Friday")
+    again = through(error)
+    assert type(again) is kind
+    assert again is not error
+    assert (str(again), again.args) == (str(error), error.args)
+    assert (again.task_id, dict(again.details)) == ("a-1", dict(error.details))
+    assert again.__notes__ == ["on Friday"]
+    if isinstance(again, errors.TaskFailedError):
+        assert dict(again.result) == {"success": False, "deep": [1]}
+
+
+def test_an_error_of_no_single_task_names_none() -> None:
+    assert D8Error().task_id == ""

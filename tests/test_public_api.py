@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import builtins
+import inspect
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,21 +17,62 @@ import d8mesh
 
 ROOT = Path(__file__).resolve().parent.parent
 PUBLIC = {
+    "ALL_COMPLETED",
     "AsyncClient",
     "AsyncTask",
     "BrokerUnavailableError",
     "Client",
+    "Config",
+    "ConfigError",
     "D8Error",
+    "DiskLowError",
+    "DoneAndNotDone",
+    "DrainingError",
+    "FIRST_COMPLETED",
+    "FIRST_EXCEPTION",
+    "FloodError",
+    "ForbiddenError",
+    "HandlerError",
+    "InvalidTaskError",
+    "KeyConflictError",
+    "NodeClosedError",
+    "NotAcknowledgedError",
+    "OutboxBrokenError",
+    "PayloadTooLargeError",
+    "ProtocolError",
+    "PrunedTaskError",
+    "QueueFullError",
+    "RESTARTED",
+    "SubmitOptions",
     "Task",
     "TaskCancelledError",
     "TaskContext",
+    "TaskError",
+    "TaskExecutor",
     "TaskFailedError",
+    "TaskFuture",
     "TaskRejectedError",
+    "UnknownTaskError",
+    "VersionError",
     "WaitTimeoutError",
     "Worker",
+    "WorkerError",
     "WrongLoopError",
     "__version__",
+    "as_completed",
+    "wait",
 }
+#: What people call and read the docstrings of.
+SPOKEN: list[Any] = [
+    d8mesh.Client,
+    d8mesh.Task,
+    d8mesh.TaskContext,
+    d8mesh.TaskExecutor,
+    d8mesh.TaskFuture,
+    d8mesh.Worker,
+    d8mesh.as_completed,
+    d8mesh.wait,
+]
 HEAVY = ("zmq", "zeroconf", "werkzeug", "waitress", "apsw", "rich", "ollama", "pygal", "logging")
 
 
@@ -57,6 +102,30 @@ def test_every_public_name_is_there(name: str) -> None:
 def test_an_unknown_name_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="has no attribute 'Borker'"):
         d8mesh.__getattr__("Borker")
+
+
+def test_the_public_names_are_what_dir_shows() -> None:
+    assert dir(d8mesh) == sorted(PUBLIC)
+
+
+def _docstrings(spoken: Any) -> Iterator[tuple[str, str]]:
+    yield spoken.__name__, spoken.__doc__ or ""
+    for name, member in vars(spoken).items():
+        if not name.startswith("_") and inspect.isroutine(member):
+            yield f"{spoken.__name__}.{name}", member.__doc__ or ""
+
+
+@pytest.mark.parametrize("spoken", SPOKEN, ids=lambda spoken: str(spoken.__name__))
+def test_what_docstrings_name_is_public(spoken: Any) -> None:
+    builtin = {name for name in vars(builtins) if name.endswith("Error")}
+    unknown = {
+        (place, word)
+        for place, text in _docstrings(spoken)
+        for word in re.findall(r"\b(?:\w+Error|RESTARTED|[A-Z]+_(?:COMPLETED|EXCEPTION))\b", text)
+        + [first for first in re.findall(r"`([A-Z]\w+)[`.]", text) if first != "Stream"]
+        if word not in PUBLIC | builtin
+    }
+    assert unknown == set()
 
 
 def test_importing_the_package_loads_nothing_heavy() -> None:

@@ -94,7 +94,7 @@ def run(config: Config, options: argparse.Namespace) -> int:
             _wait_for_workers(scene, running)
             took_s = time.monotonic() - started
             console.print(f"All there after {took_s:.1f} s. Now some work:", highlight=False)
-            mine = Config(mesh=mesh, interfaces=("127.0.0.1",))
+            mine = Config(mesh=mesh, interfaces=("127.0.0.1",), data_dir=folder)
             _work(console, scene, mine)
             _summary(console, scene, took_s)
     del config

@@ -32,6 +32,8 @@ class Parcel:
     states: bytearray = field(default_factory=bytearray)
     payloads: list[bytes | None] = field(default_factory=list)
     missing: int = 0
+    #: the tasks whose outcomes have come since somebody looked here; None: nobody does
+    fresh: list[int] | None = None
     is_accepted: bool = False
     is_repeat: bool = False
     refusal: Refused | None = None
@@ -87,6 +89,8 @@ class Parcel:
         self.states[index] = state
         self.payloads[index] = payload
         self.missing -= 1
+        if self.fresh is not None:
+            self.fresh.append(index)
         return True
 
     def awaited(self) -> Iterator[str]:

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import msgspec
 
-from d8mesh.core.json_model import check_json, error_as_text
+from d8mesh.core.json_model import as_json, check_json, error_as_text, scalar
 from d8mesh.core.messages import FAILED, MAX_PAYLOAD_BYTES, REFUSED, SUCCEEDED
 from d8mesh.errors import InvalidTaskError
 
@@ -32,8 +32,8 @@ def of_value(value: object, worker_id: str, duration_s: float) -> Ending:
     """
     result: dict[str, Any]
     is_plain = type(value) in PLAIN  # the hot path: no look inside, no slow type check
-    if not is_plain and isinstance(value, Mapping) and type(value.get("success")) is bool:
-        result = {**value, "worker_id": worker_id}
+    if is_own := not is_plain and isinstance(value, Mapping) and _is_verdict(value.get("success")):
+        result = {**value, "success": scalar(value["success"]), "worker_id": worker_id}
         result.setdefault("duration_s", duration_s)
         if not result["success"]:
             result["error"] = error_as_text(result.get("error")) or NO_REASON
@@ -46,16 +46,31 @@ def of_value(value: object, worker_id: str, duration_s: float) -> Ending:
             "duration_s": duration_s,
         }
     try:
-        if not is_plain:
-            check_json(value, "the result")
-        payload = _encode(result)
-    except (InvalidTaskError, TypeError, ValueError, OverflowError, RecursionError) as error:
+        try:
+            if not is_plain:
+                check_json(value, "the result")
+            payload = _encode(result)
+        except (InvalidTaskError, TypeError):  # not plain: converted, or refused with its path
+            payload = _encode(_converted(value, result, is_own=is_own))
+    except Exception as error:  # a value's own methods may raise whatever they like
         text = f"the handler's result cannot be sent: {error}"
         return of_error(text, worker_id, duration_s, is_final=True)
     if len(payload) > MAX_PAYLOAD_BYTES:
         text = f"result_too_large: {len(payload)} bytes, at most {MAX_PAYLOAD_BYTES}"
         return of_error(text, worker_id, duration_s, is_final=True)
     return (SUCCEEDED if result["success"] else FAILED), payload
+
+
+def _converted(value: object, result: dict[str, Any], *, is_own: bool) -> object:
+    """Return `result`, which is `value` or holds it as its output, in JSON's own types."""
+    if is_own:
+        return as_json(result, "the result")
+    return {**result, "output": as_json(value, "the result")}
+
+
+def _is_verdict(value: object) -> bool:
+    """Return whether an object's ``success`` makes it a result: true or false, NumPy's too."""
+    return type(value) is bool or (value is not None and type(scalar(value)) is bool)
 
 
 def of_exception(error: BaseException, worker_id: str, duration_s: float) -> Ending:

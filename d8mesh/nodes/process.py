@@ -23,6 +23,7 @@ from typing import IO, Any
 import msgspec
 
 from d8mesh.config import Config
+from d8mesh.core.json_model import packed_json
 from d8mesh.edge.child import packed, unpacked
 from d8mesh.errors import HandlerError
 from d8mesh.handlers import endings
@@ -91,7 +92,7 @@ class ProcessContext:
     def emit(self, chunk: object) -> None:
         """Send partial output."""
         if self._output is not None:
-            _write(self._output, ["chunk", msgspec.msgpack.encode(chunk)])
+            _write(self._output, ["chunk", packed_json(chunk, "the output")])
 
     def raise_if_cancelled(self) -> None:
         """Do nothing: a cancelled process is gone."""

@@ -140,7 +140,8 @@ def cancel(task: Task, diary: Diary) -> None:
     """Cancel a task and note what was said of it."""
     diary.note("cancelling", id=task.id)
     try:
-        diary.note("said", id=task.id, state=task.cancel(ASK_S))
+        state = "cancelled" if task.cancel(ASK_S) else task.status(ASK_S)["state"]
+        diary.note("said", id=task.id, state=state)
     except D8Error as error:
         diary.note("unanswered", id=task.id, why=str(error))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import MappingProxyType
 from typing import Any
 
 import msgspec
@@ -62,6 +63,51 @@ def test_what_cannot_be_sent_is_refused_with_the_reason(value: object) -> None:
     kind, result = told(of_value(value, "w", 0.5))
     assert kind == REFUSED
     assert "cannot be sent" in result["error"]
+
+
+class Scalar:
+    """As a scalar of NumPy: no number of Python's, but it holds one."""
+
+    shape = ()
+
+    def __init__(self, inner: object) -> None:
+        self._inner = inner
+
+    def item(self) -> object:
+        return self._inner
+
+
+class Broken(Scalar):
+    def item(self) -> object:
+        raise RuntimeError("the device is gone")
+
+
+class Half(float):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("value", "output"),
+    [(Half(0.5), 0.5), (Scalar(3), 3), ([Half(0.5), {"a": Scalar(True)}], [0.5, {"a": True}])],
+)
+def test_a_scalar_of_another_library_does_not_lose_the_run(value: object, output: object) -> None:
+    kind, result = told(of_value(value, "w", 0.5))
+    assert (kind, result["output"]) == (SUCCEEDED, output)
+
+
+def test_a_verdict_may_be_another_librarys_boolean() -> None:
+    kind, result = told(of_value({"success": Scalar(False), "loss": Half(2.5)}, "w", 0.5))
+    assert kind == FAILED
+    assert result["loss"] == 2.5
+    kind, result = told(of_value(MappingProxyType({"success": True, "n": Half(2)}), "w", 0.5))
+    assert (kind, result["n"]) == (SUCCEEDED, 2.0)
+
+
+def test_a_value_whose_own_methods_raise_is_refused_with_what_they_raised() -> None:
+    kind, result = told(of_value([Broken(1)], "w", 0.5))
+    assert (kind, result["error"]) == (
+        REFUSED, "the handler's result cannot be sent: the device is gone",
+    )  # fmt: skip
 
 
 def test_a_result_beyond_the_limit_is_refused() -> None:

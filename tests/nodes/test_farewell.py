@@ -121,16 +121,18 @@ def test_an_error_that_is_under_way_stays_and_says_what_is_missing(
 ) -> None:
     monkeypatch.setattr("d8mesh.nodes.client.node.CLOSE_S", 0.2)
 
+    ids: list[str] = []
+
     def use() -> None:
         with Client(endpoint=f"tcp://127.0.0.1:{free_port()}", config=Config()) as client:
-            client.submit("nobody", {})
+            ids.extend(client.submit("nobody", {}).id for _ in range(20))
             raise LookupError("the user's own")
 
     with pytest.raises(LookupError, match="the user's own") as caught:
         use()
     (note,) = caught.value.__notes__
-    assert re.search(f"1 task is not acknowledged, and may be lost: {ID}", note)
-    assert "client.unacknowledged" in caplog.text
+    assert re.search(f"20 tasks are not acknowledged, and may be lost: {ID}", note)
+    assert {*re.findall(ID, caplog.text)} == {*ids}  # the log has all, as nobody may read the note
 
 
 def test_who_leaves_by_ctrl_c_is_not_held_up() -> None:
@@ -270,8 +272,9 @@ def test_ctrl_c_ends_the_wait_and_the_client(caplog: pytest.LogCaptureFixture) -
         signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
 
     threading.Thread(target=interrupt).start()
-    with caplog.at_level(logging.WARNING), pytest.raises(KeyboardInterrupt):
+    with caplog.at_level(logging.WARNING), pytest.raises(KeyboardInterrupt) as caught:
         client.close(PATIENCE_S)
+    assert task.id in caught.value.__notes__[0]
     assert time.monotonic() - begun < PATIENCE_S - 5
     assert task.id in caplog.text
     with pytest.raises(NodeClosedError):
@@ -355,6 +358,7 @@ def test_a_forked_child_leaves_its_parents_tasks_alone(mesh: Mesh) -> None:
     with client:
         client.submit("nobody", {{}})
         if os.fork() == 0:
+            client.close()
             sys.exit(7)
         print(os.waitstatus_to_exitcode(os.wait()[1]))
     """

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from d8mesh.core import client_session
 from d8mesh.edge import address_file
-from d8mesh.nodes.client import Client
+from d8mesh.nodes.client import Client, runner
 from d8mesh.nodes.worker import Worker
 from tests.nodes.mesh import PATIENCE_S, Mesh, free_port, mesh_in, until
 
@@ -73,8 +74,12 @@ def test_what_was_written_goes_with_a_clean_end_and_names_the_mesh(
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="multicast on loopback")
-def test_an_address_that_is_out_of_date_harms_nobody(mesh: Mesh, tmp_path: Path) -> None:
+def test_an_address_that_is_out_of_date_harms_nobody(
+    mesh: Mesh, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Somebody else listens there now, and takes every connection without a word."""
+    monkeypatch.setattr(client_session, "OPENING_S", 2 * PATIENCE_S)  # who is heard ends it
+    monkeypatch.setattr(runner, "CUT_S", 2 * PATIENCE_S)
     with socket.create_server(("127.0.0.1", 0)) as stranger:
         old = address_file.Written(
             broker_id="orch-gone",

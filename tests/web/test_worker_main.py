@@ -65,7 +65,7 @@ def test_it_joins_without_ollama_and_says_so(running: Mesh) -> None:
         waiting = client.submit("code_generation", {"prompt": "x", "language": "python"})
         waiting.wait_accepted(PATIENCE_S)
         assert "no worker" in waiting.status()["reason"]
-        assert waiting.cancel() == "cancelled"
+        assert waiting.cancel()
     child.close_input()
     assert child.wait(PATIENCE_S) == 0
 

@@ -32,6 +32,9 @@ END_S: Final = 8.0
 TOLD_AFTER_S: Final = 1.0
 #: Ids in a message; the error has them all.
 TOLD_IDS: Final = 10
+#: Ids of one line of the log, whose values are cut at 200 characters; and lines of one client.
+IDS_OF_A_LINE: Final = 7
+MAX_LINES: Final = 100
 _log: Final = logging.getLogger("d8mesh.client")
 
 
@@ -40,14 +43,22 @@ class Farewell:
 
     Args:
         board: knows what is not acknowledged.
+        wait_all: waits until all is; False: it is not in time, or never will be.
         why: says why not, for people; takes a short time.
         end: lets all go, without waiting for anything more.
 
     Thread: any.
     """
 
-    def __init__(self, board: Board, why: Callable[[], str], end: Callable[[], None]) -> None:
-        self._board, self._why, self._end = board, why, end
+    def __init__(
+        self,
+        board: Board,
+        *,
+        wait_all: Callable[[float | None], bool],
+        why: Callable[[], str],
+        end: Callable[[], None],
+    ) -> None:
+        self._board, self._wait_all, self._why, self._end = board, wait_all, why, end
         self._lock = threading.Lock()
         self._is_begun = False
         self._done = threading.Event()
@@ -72,10 +83,13 @@ class Farewell:
         self._board.shut()
         why = ""
         try:
-            if not self._board.wait_empty(timeout_s):
+            if not self._wait_all(timeout_s):
                 why = self._why()
-        except BaseException:  # Ctrl-C: who waits is told by that, the log tells what is missing
-            tell(missing_of(self._board, "the wait was interrupted"))
+        except BaseException as error:  # Ctrl-C: it stays what is raised
+            missing = missing_of(self._board, "the wait was interrupted")
+            if missing is not None:
+                error.add_note(f"d8mesh: {missing}")
+                tell(missing)
             raise
         finally:
             try:
@@ -126,10 +140,13 @@ def missing_of(board: Board, why: str) -> NotAcknowledgedError | None:
     return error
 
 
-def tell(error: D8Error | None) -> None:
+def tell(error: NotAcknowledgedError) -> None:
     """Write down what nobody may catch."""
-    if error is not None:
-        event(_log, logging.WARNING, "client.unacknowledged", error=str(error))
+    ids, why = error.task_ids, str(error).partition(". ")[2]
+    lines = [ids[n : n + IDS_OF_A_LINE] for n in range(0, len(ids), IDS_OF_A_LINE)]
+    for line in lines[:MAX_LINES]:
+        told = {"ids": ",".join(line), "of": len(ids), "why": why}
+        event(_log, logging.WARNING, "client.unacknowledged", **told)
 
 
 # ---------------------------------------------------------- the end of the interpreter

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import threading
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import msgspec
@@ -16,13 +19,16 @@ from d8mesh.core.messages import (
 )
 from d8mesh.core.parcel import Parcel
 from d8mesh.errors import (
+    D8Error,
     PrunedTaskError,
     TaskCancelledError,
     TaskFailedError,
+    TaskRejectedError,
     UnknownTaskError,
     WaitTimeoutError,
 )
-from d8mesh.nodes.client.patience import takes_timeout_s, told_whole
+from d8mesh.nodes.client.parcels import awaiting
+from d8mesh.nodes.client.patience import bounded, countdown, takes_timeout_s
 
 if TYPE_CHECKING:
     from d8mesh.nodes.client.node import Client
@@ -31,6 +37,8 @@ if TYPE_CHECKING:
 LISTED_AT_ONCE: Final = 200
 #: A question's time when the caller names none.
 ASK_S: Final = 30.0
+#: How long `Task.cancel` waits for the outcome beyond the answer: they come together.
+OUTCOME_S: Final = 2.0
 Result: TypeAlias = dict[str, Any]
 
 
@@ -45,11 +53,18 @@ RESTARTED: Final = Restarted()
 
 
 class Task:
-    """A handle of one task."""
+    """A handle of one task, used as a `concurrent.futures.Future` is.
+
+    It pickles as its id: unpickled, it opens itself through a client of its process's own when
+    it is first used (`Client()`: the settings of the environment); `Client.task` opens it through
+    another. A copy of a handle is the handle itself.
+
+    Thread: every method may be called from any thread.
+    """
 
     __slots__ = ("_client", "_index", "_parcel")
 
-    def __init__(self, client: Client, parcel: Parcel, index: int) -> None:
+    def __init__(self, client: Client | None, parcel: Parcel, index: int) -> None:
         self._client = client
         self._parcel = parcel
         self._index = index
@@ -64,12 +79,44 @@ class Task:
         """What it travelled in."""
         return self._parcel
 
+    @property
+    def index(self) -> int:
+        """Which of its parcel's tasks it is."""
+        return self._index
+
+    @property
+    def client(self) -> Client:
+        """The client that it waits with; of an unpickled one that of this process."""
+        if self._client is None:
+            self._client = opened(self._parcel)
+        return self._client
+
     def __repr__(self) -> str:
         return f"<Task {self.id}>"
 
+    def __reduce__(self) -> tuple[object, ...]:
+        return unpickled, (self.id,)
+
+    def __copy__(self) -> Task:
+        return self
+
+    def __deepcopy__(self, memo: object) -> Task:
+        return self
+
     def done(self) -> bool:
-        """Return whether the outcome has arrived here."""
+        """Return whether `result` returns or raises at once.
+
+        It does when the outcome has arrived here, when the submit was refused, and when the
+        client is closed: then nothing will arrive any more.
+        """
+        return self._is_known() or self.client.hub.is_over
+
+    def _is_known(self) -> bool:
         return bool(self._parcel.states[self._index]) or self._parcel.refusal is not None
+
+    def cancelled(self) -> bool:
+        """Return whether it is known here that the task was cancelled."""
+        return self._parcel.states[self._index] == CANCELLED_STATE
 
     @takes_timeout_s
     def result(self, timeout: float | None = None) -> Result:
@@ -81,13 +128,62 @@ class Task:
             TaskRejectedError: the submit was refused; nothing was accepted.
             UnknownTaskError: the orchestrator does not know the task.
             WaitTimeoutError: `timeout` is over; the task goes on.
+            NodeClosedError: the client is closed, and the outcome had not arrived.
         """
+        return self._outcome(timeout)
+
+    def take(self, timeout_s: float | None) -> Result:
+        """Return `result`, and forget it: for handles that nobody else has."""
+        result = self._outcome(timeout_s)
+        self._parcel.payloads[self._index] = None
+        return result
+
+    def _outcome(self, timeout_s: float | None) -> Result:
         parcel, index = self._parcel, self._index
-        if not parcel.states[index]:
-            what = f"the result of {self.id}"
-            self._client.board.wait_for(parcel, self.done, timeout, what=what, task_id=self.id)
-        parcel.raise_refusal()
-        return result_of(parcel.states[index], parcel.payloads[index] or b"", self.id)
+        try:
+            if not parcel.states[index]:
+                what = f"the result of {self.id}"
+                self.client.hub.wait_for(
+                    parcel, self._is_known, timeout_s, what=what, task_id=self.id
+                )
+            if parcel.refusal is not None:
+                parcel.raise_refusal()
+        except D8Error as error:
+            error.task_id = self.id
+            raise
+        payload = parcel.payloads[index] or b""
+        if parcel.states[index] == COMPLETED_STATE:
+            result = _decoded(payload)
+            if result.get("success") is not False:  # nearly all
+                return result
+        return result_of(parcel.states[index], payload, self.id)
+
+    @takes_timeout_s
+    def exception(self, timeout: float | None = None) -> D8Error | None:
+        """Wait for the outcome; return what `result` raises, None if it returns.
+
+        Raises:
+            TaskCancelledError: the task was cancelled.
+            WaitTimeoutError: `timeout` is over; the task goes on.
+            InvalidTaskError: `timeout` is no number of seconds.
+        """
+        bounded(timeout)
+        try:
+            self.result(timeout)
+        except (TaskCancelledError, WaitTimeoutError):
+            raise
+        except D8Error as error:
+            return error
+        return None
+
+    def add_done_callback(self, fn: Callable[[Task], object]) -> None:
+        """Have ``fn(task)`` called, once, as soon as `done` is true.
+
+        It is called at once by this thread if it is so now, else by the client's I/O thread: it
+        has to be quick, and must not wait for anything of the same client. What it raises is
+        logged. When the client is closed before the outcome has come, it is called too.
+        """
+        self.client.hub.when_done(self._parcel, self._index, partial(fn, self), self.done)
 
     @takes_timeout_s
     def wait_accepted(self, timeout: float | None = None) -> None:
@@ -97,10 +193,24 @@ class Task:
             TaskRejectedError: the submit was refused.
             WaitTimeoutError: `timeout` is over.
         """
-        self._client.board.wait_settled(self._parcel, timeout)
+        self._settle(timeout)
+
+    def _settle(self, timeout_s: float | None) -> None:
+        try:
+            self.client.hub.wait_settled(self._parcel, timeout_s)
+        except D8Error as error:
+            error.task_id = self.id
+            raise
+
+    def _ask(self, what: str, timeout_s: float) -> dict[str, Any]:
+        try:
+            return self.client.ask(what, {"id": self.id}, timeout=timeout_s)
+        except D8Error as error:
+            error.task_id = self.id
+            raise
 
     @takes_timeout_s
-    def status(self, timeout: float = ASK_S) -> dict[str, Any]:
+    def status(self, timeout: float | None = ASK_S) -> dict[str, Any]:
         """Return the documented status body, as ``GET /api/tasks/status/{id}`` does.
 
         Raises:
@@ -108,18 +218,45 @@ class Task:
             UnknownTaskError: the orchestrator does not know the task.
             BrokerUnavailableError, WaitTimeoutError: no answer within `timeout`.
         """
-        self.wait_accepted(timeout)  # before, nobody knows the task
-        return readable(self._client.ask("status", {"id": self.id}, timeout=timeout))
+        timeout = ASK_S if timeout is None else timeout
+        self._settle(timeout)  # before, nobody knows the task
+        return readable(self._ask("status", timeout))
 
     @takes_timeout_s
-    def cancel(self, timeout: float = ASK_S) -> str:
-        """Cancel the task and return its state: ``cancelled``, or how it had ended before.
+    def cancel(self, timeout: float | None = ASK_S) -> bool:
+        """Cancel the task, also a running one; return whether it is cancelled now.
+
+        False: it had ended otherwise before. A running handler is told (`TaskContext`), and what
+        it still returns is dropped.
 
         Raises:
-            As of `status`.
+            UnknownTaskError: the orchestrator does not know the task.
+            BrokerUnavailableError, WaitTimeoutError: no answer within `timeout`.
+            NodeClosedError: the client is closed.
         """
-        self.wait_accepted(timeout)
-        return str(self._client.ask("cancel", {"id": self.id}, timeout=timeout)["state"])
+        timeout = ASK_S if timeout is None else timeout
+        left_s = countdown(timeout)
+        if self._parcel.refusal is not None:
+            return False
+        state = self._parcel.states[self._index]
+        if state in (COMPLETED_STATE, FAILED_STATE, CANCELLED_STATE):
+            return state == CANCELLED_STATE
+        if state:
+            result_of(state, b"", self.id)
+        try:
+            self._settle(left_s())
+        except TaskRejectedError:
+            return False
+        answer = self._ask("cancel", timeout)
+        if answer["state"] == "cancelled":
+            # Its outcome is on the way: `cancelled` is to be true when this returns.
+            left = left_s()
+            wait_s = OUTCOME_S if left is None else min(left, OUTCOME_S)
+            with contextlib.suppress(WaitTimeoutError):
+                what = f"the outcome of {self.id}"
+                self.client.hub.wait_for(self._parcel, self._is_known, wait_s, what=what)
+            return True
+        return False
 
     @takes_timeout_s
     def stream(self, timeout: float | None = None) -> Iterator[Any]:
@@ -132,7 +269,7 @@ class Task:
         Raises:
             WaitTimeoutError: nothing came for `timeout`.
         """
-        return self._client.stream_of(self, timeout)
+        return self.client.stream_of(self, timeout)
 
 
 class Ear:
@@ -178,18 +315,6 @@ def listed(
             return
 
 
-def results_of(
-    tasks: list[Task], left_s: Callable[[], float | None], timeout_s: float | None
-) -> Iterator[Result]:
-    """Yield the results of `tasks`, the last first; `left_s` tells what is left of the wait."""
-    while tasks:
-        try:
-            result = tasks.pop().result(left_s())  # what was delivered is forgotten here
-        except WaitTimeoutError as error:
-            raise told_whole(error, timeout_s) from None
-        yield result
-
-
 def readable(body: dict[str, Any]) -> dict[str, Any]:
     """Return a status body with its result decoded."""
     payload = body.get("result")
@@ -211,13 +336,49 @@ def _decoded(payload: bytes) -> Result:
 
 def result_of(state: int, payload: bytes, task_id: str) -> Result:
     """Return the result of a completed task, or raise what else became of it."""
-    if state == PRUNED_STATE:
-        raise PrunedTaskError
-    if state not in (COMPLETED_STATE, FAILED_STATE, CANCELLED_STATE):
-        raise UnknownTaskError(f"the orchestrator does not know {task_id}")
-    result = _decoded(payload)
+    if state == COMPLETED_STATE:
+        result = _decoded(payload)
+        if result.get("success") is not False:
+            return result
+        raise _about(task_id, _failed(result))
+    if state == FAILED_STATE:
+        raise _about(task_id, _failed(_decoded(payload)))
     if state == CANCELLED_STATE:
-        raise TaskCancelledError
-    if state == FAILED_STATE or result.get("success") is False:
-        raise TaskFailedError(str(result.get("error") or "failed"), result=result)
-    return result
+        raise _about(task_id, TaskCancelledError())
+    if state == PRUNED_STATE:
+        raise _about(task_id, PrunedTaskError())
+    raise _about(task_id, UnknownTaskError(f"the orchestrator does not know {task_id}"))
+
+
+def _failed(result: Result) -> TaskFailedError:
+    return TaskFailedError(str(result.get("error") or "failed"), result=result)
+
+
+def _about(task_id: str, error: D8Error) -> D8Error:
+    error.task_id = task_id
+    return error
+
+
+# ---------------------------------------------------------------------- unpickled ones
+
+
+def unpickled(task_id: str) -> Task:
+    """Return a handle that opens itself when it is first used."""
+    return Task(None, awaiting(task_id), 0)
+
+
+_lock: Final = threading.Lock()
+_own: Client | None = None
+
+
+def opened(parcel: Parcel) -> Client:
+    """Have this process's own client watch a task of an unpickled handle; return it."""
+    from d8mesh.nodes.client.node import Client  # it makes handles, so it is above
+
+    global _own
+    with _lock:
+        if _own is None or _own.hub.is_over:  # closed by somebody, or this is a child of a fork
+            _own = Client()
+        client = _own
+    client.hub.watch(parcel)
+    return client

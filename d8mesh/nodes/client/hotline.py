@@ -287,8 +287,9 @@ class Hotlines:
             outcome = hotline.call(parcel, timeout_s, self._check_alive)
             is_kept = True
             return outcome
-        except (TaskRejectedError, WaitTimeoutError):
+        except (TaskRejectedError, WaitTimeoutError) as error:
             is_kept = True
+            error.task_id = parcel.task_id(0)
             raise
         except HotlineLostError as error:
             event(_log, logging.INFO, "hotline.lost", why=str(error))

@@ -9,24 +9,22 @@ and `Client.flush` do), so that single submits too travel in batches.
 from __future__ import annotations
 
 import os
-import secrets
-import socket
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from types import TracebackType
-from typing import Any, Final, Unpack
+from typing import Any, Final, Unpack, cast
 
 from d8mesh.config import Config
-from d8mesh.core.addresses import parse_endpoint
-from d8mesh.core.client_session import ClientSession
 from d8mesh.core.messages import Group, Stream
-from d8mesh.core.parcel import Parcel
 from d8mesh.edge.sockets import Waker
 from d8mesh.edge.waits import wait_for
-from d8mesh.errors import ConfigError, NodeClosedError, WaitTimeoutError
+from d8mesh.errors import NodeClosedError, WaitTimeoutError
 from d8mesh.nodes.client import farewell
 from d8mesh.nodes.client.board import Board
-from d8mesh.nodes.client.dial import Dialler
+from d8mesh.nodes.client.cancellations import Cancellations
+from d8mesh.nodes.client.completions import Completions
+from d8mesh.nodes.client.dial import Dialler, checked
+from d8mesh.nodes.client.executor import TaskExecutor
 from d8mesh.nodes.client.farewell import Farewell
 from d8mesh.nodes.client.handle import (
     ASK_S,
@@ -34,37 +32,33 @@ from d8mesh.nodes.client.handle import (
     Task,
     listed,
     result_of,
-    results_of,
 )
 from d8mesh.nodes.client.hotline import Hotlines
+from d8mesh.nodes.client.hub import Hub
 from d8mesh.nodes.client.listening import listen, output_of
+from d8mesh.nodes.client.mapping import Mapped, window_of
+from d8mesh.nodes.client.overview import Stats, WorkerInfo
 from d8mesh.nodes.client.parcels import (
     Kind,
     SubmitOptions,
     awaiting,
     check_key,
-    cut,
     encode_data,
     group_of,
-    kind_in,
     kind_of,
     model_of,
-    size_of,
 )
 from d8mesh.nodes.client.patience import bounded, countdown, takes_timeout_s, told_whole
 from d8mesh.nodes.client.questions import Questions
 from d8mesh.nodes.client.reasons import Reasons
 from d8mesh.nodes.client.runner import Runner
+from d8mesh.nodes.client.sessions import new_session
 from d8mesh.nodes.client.submitter import Submitter
 
 #: How long `close` waits for what was submitted to be acknowledged.
 CLOSE_S: Final = farewell.CLOSE_S
 #: How long the I/O thread may take to say goodbye.
 END_S: Final = 3.0
-_ALPHABET: Final = "0123456789abcdefghijklmnopqrstuv"
-_SESSION_CHARS: Final = 16
-#: Of this machine's name, as much as the orchestrator is told.
-MAX_HOST_CHARS: Final = 100
 
 
 class Client:
@@ -89,14 +83,8 @@ class Client:
         endpoint: str | None = None,
     ) -> None:
         config = Config.from_env(os.environ) if config is None else config
-        for name, given in (("url", url), ("endpoint", endpoint)):
-            if given is not None and not isinstance(given, str):
-                raise ConfigError(f"{name}: saw {given!r:.80}, expected a text, or None")
-        if url is not None:
-            url = Config.from_env({"ORCHESTRATOR_URL": url}).orchestrator_url
-        if endpoint is not None:
-            parse_endpoint(endpoint)
-        make_session = partial(_new_session, config.mesh)
+        url = checked(url, endpoint)
+        make_session = partial(new_session, config.mesh)
         self._session = make_session()
         self._pid = os.getpid()
         self._is_closed = False
@@ -105,12 +93,29 @@ class Client:
             Dialler, config, endpoint=endpoint, url=url or config.orchestrator_url
         )
         self._dialler = make_dialler(wake=self._waker.wake)
-        self._reasons = Reasons(self._session, self._dialler, self._ask, self._check_alive)
+        self._reasons = Reasons(
+            self._session,
+            self._dialler,
+            ask=lambda what, args, timeout_s: self._questions.ask(what, args, timeout_s),
+            check_alive=self._check_alive,
+        )
         self._board = Board(self._check_alive, self._reasons.of)
-        self._runner = Runner(self._session, self._board, self._waker, self._dialler)
+        completions = Completions()
+        self._runner = Runner(
+            self._session, self._board, self._waker, self._dialler, completions=completions
+        )
         self._submitter = Submitter(self._session, self._board, self._runner)
         self._questions = Questions(
             self._session, self._runner, self._check_alive, self._reasons.trouble
+        )
+        #: for the handles of its tasks
+        self.hub = Hub(
+            self._session,
+            self._board,
+            self._runner,
+            completions=completions,
+            cancellations=Cancellations(self._session, self._runner, self._questions),
+            check_alive=self._check_alive,
         )
         self._hotlines = Hotlines(
             make_session=make_session,
@@ -118,7 +123,12 @@ class Client:
             check_alive=self._check_alive,
             why=self._reasons.of,
         )
-        self._farewell = Farewell(self._board, lambda: self._reasons.of("").text, self._end)
+        self._farewell = Farewell(
+            self._board,
+            wait_all=self.hub.wait_all,
+            why=lambda: self._reasons.of("").text,
+            end=self._end,
+        )
         self._runner.start()
         farewell.close_at_exit(self)
 
@@ -140,16 +150,17 @@ class Client:
     def submit(
         self,
         type: str,
-        data: Mapping[str, Any],
+        data: Mapping[str, Any] | None = None,
         *,
-        idempotency_key: str = "",
+        idempotency_key: str | None = None,
         **options: Unpack[SubmitOptions],
     ) -> Task:
         """Submit one task and return its handle; its id is final, its acknowledgement on its way.
 
         Args:
             type: which handler is to run it.
-            data: a JSON object: text keys, 64-bit integers, finite floats.
+            data: a JSON object: text keys, 64-bit integers, finite floats; None: an empty one.
+                NumPy's scalars, enums and the like are converted.
             idempotency_key: the same key and body give the same task (1 to 128 characters);
                 waits for the acknowledgement, which says which task that is.
             options: see `SubmitOptions`.
@@ -159,6 +170,7 @@ class Client:
             PayloadTooLargeError: `data` is larger than 32 MB.
             WaitTimeoutError: there was no room within `timeout`.
         """
+        data = {} if data is None else data
         payload = encode_data(data)
         kind = kind_of(type, model_of(type, data), options)
         timeout = options.get("timeout")
@@ -171,7 +183,12 @@ class Client:
         return Task(self, parcel, 0)
 
     @takes_timeout_s
-    def call(self, type: str, data: Mapping[str, Any], **options: Unpack[SubmitOptions]) -> Result:
+    def call(
+        self,
+        type: str,
+        data: Mapping[str, Any] | None = None,
+        **options: Unpack[SubmitOptions],
+    ) -> Result:
         """Submit one task and wait for its result: `submit` and `Task.result` in one, and quicker.
 
         The calling thread talks to the orchestrator itself, on a connection of its own that is
@@ -185,6 +202,7 @@ class Client:
             As of `submit` and of `Task.result`. After a `WaitTimeoutError`, which names the task,
             it goes on if the orchestrator has it by then; `task` opens it.
         """
+        data = {} if data is None else data
         payload = encode_data(data)
         kind = kind_of(type, model_of(type, data), options)
         timeout = bounded(options.get("timeout"))
@@ -212,32 +230,50 @@ class Client:
             TaskRejectedError: a part was refused; the other parts may have been accepted.
             Others as of `submit`.
         """
-        timeout = options.get("timeout")
-        left_s = countdown(timeout)
-        parcels: list[Parcel] = []
-        try:
-            for model, payloads in cut(type, datas):
-                kind = kind_of(type, model, options)
-                parcels.append(self._submitter.enqueue([group_of(kind, payloads)], left_s()))
-            for parcel in parcels:
-                self._board.wait_settled(parcel, left_s())
-        except WaitTimeoutError as error:
-            raise told_whole(error, timeout) from None
+        parcels = self._submitter.enqueue_many(type, datas, options)
         return [Task(self, parcel, index) for parcel in parcels for index in range(parcel.count)]
 
     @takes_timeout_s
     def map(
-        self, type: str, datas: Iterable[Mapping[str, Any]], *, timeout: float | None = None
-    ) -> Iterator[Result]:
-        """Submit many tasks, now, and return what yields their results in order.
+        self,
+        type: str,
+        datas: Iterable[Mapping[str, Any]],
+        *,
+        return_exceptions: bool = False,
+        in_flight: int | None = None,
+        **options: Unpack[SubmitOptions],
+    ) -> Generator[Any, None, None]:
+        """Submit a task for each of `datas`, and return what yields their results in order.
+
+        The first ones are submitted now, more as results are taken: `datas` may be endless. When
+        the iterator ends early (an error, `timeout`, `close`, a `break` out of its loop), what is
+        still in flight is cancelled; one that nobody has begun to iterate leaves it as it is.
+
+        Args:
+            type: which handler is to run them.
+            datas: their data, as of `submit`. What has a length travels in large parcels; what
+                has not is taken one by one, as it comes.
+            return_exceptions: yield the error of a task that did not succeed in its place.
+            in_flight: how many are submitted and not yet yielded (20,000).
+            options: as of `submit`, but `timeout` is how long, from now, all of it may take.
 
         Raises:
+            InvalidTaskError: a type, option or data that is not allowed.
             Whatever `Task.result` raises, at the first task that did not succeed.
         """
-        left_s = countdown(timeout)
-        tasks = self.submit_many(type, datas, timeout=timeout)
-        tasks.reverse()
-        return results_of(tasks, left_s, timeout)
+        mapped = Mapped(self, self._submitter, type, datas, options)
+        mapped.in_flight = window_of(in_flight)
+        mapped.keeps_errors = bool(return_exceptions)
+        return mapped.start()
+
+    def executor(self, type: str, **options: Unpack[SubmitOptions]) -> TaskExecutor:
+        """Return a `concurrent.futures.Executor` whose futures are tasks of this type.
+
+        Raises:
+            InvalidTaskError: a type or an option that is not allowed.
+        """
+        kind_of(type, "", options)
+        return TaskExecutor(self, type, options)
 
     def submit_groups(
         self,
@@ -259,16 +295,12 @@ class Client:
             TaskRejectedError: refused; nothing was accepted.
             WaitTimeoutError: no answer within `timeout_s`.
         """
-        count, _ = size_of(groups)
-        if count == 1 and not key:  # it travels with what others submit at the same time
-            task = self._append(kind_in(groups[0]), groups[0].payloads[0], timeout_s, is_watched)
-            task.wait_accepted(timeout_s)
-            return [task.id], False
-        parcel = self._submitter.enqueue(
-            list(groups), timeout_s, key=key, digest=digest, is_watched=is_watched
+        parcel, index = self._submitter.place(
+            groups, timeout_s, key=key, digest=digest, is_watched=is_watched
         )
         self._board.wait_settled(parcel, timeout_s)
-        return [parcel.task_id(index) for index in range(parcel.count)], parcel.is_repeat
+        indices = range(parcel.count) if index is None else [index]
+        return [parcel.task_id(each) for each in indices], parcel.is_repeat
 
     @takes_timeout_s
     def flush(self, timeout: float | None = None) -> None:
@@ -278,19 +310,46 @@ class Client:
             TaskRejectedError: a part of what was submitted since the last flush was refused.
             WaitTimeoutError: `timeout` is over.
         """
+        self.hub.check_may_wait()
         self._board.flush(timeout)
 
     # -------------------------------------------------------------------- the others
 
-    def task(self, task_id: str) -> Task:
-        """Return a handle of a task that was submitted anywhere."""
-        parcel = awaiting(task_id)
-        self._runner.do(lambda now: self._session.watch(parcel))
+    def task(self, task_id: str | Task) -> Task:
+        """Return a handle of a task that was submitted anywhere.
+
+        Args:
+            task_id: its id, or another handle of it.
+
+        Raises:
+            InvalidTaskError: that is no id of a task.
+        """
+        parcel = awaiting(task_id.id if isinstance(task_id, Task) else task_id)
+        self.hub.watch(parcel)
         return Task(self, parcel, 0)
 
     @takes_timeout_s
+    def workers(self, *, timeout: float | None = ASK_S) -> list[WorkerInfo]:
+        """Return the workers that the orchestrator knows.
+
+        Raises:
+            BrokerUnavailableError: no answer within `timeout`.
+        """
+        body = self.ask("workers", {}, timeout=timeout)
+        return cast("list[WorkerInfo]", body["workers"])
+
+    @takes_timeout_s
+    def stats(self, *, timeout: float | None = ASK_S) -> Stats:
+        """Return how many workers and tasks there are.
+
+        Raises:
+            BrokerUnavailableError: no answer within `timeout`.
+        """
+        return cast("Stats", self.ask("stats", {}, timeout=timeout))
+
+    @takes_timeout_s
     def tasks(
-        self, *, state: str = "", type: str = "", timeout: float = ASK_S
+        self, *, state: str | None = "", type: str | None = "", timeout: float | None = ASK_S
     ) -> Iterator[dict[str, Any]]:
         """Yield the status bodies of tasks, oldest first, as `Task.status` returns them.
 
@@ -304,10 +363,10 @@ class Client:
             BrokerUnavailableError: no answer within `timeout`.
         """
         ask = partial(self.ask, "tasks", timeout=timeout)
-        return listed(ask, {"state": state, "type": type})
+        return listed(ask, {"state": state or "", "type": type or ""})
 
     @takes_timeout_s
-    def replay(self, task_id: str, *, timeout: float = ASK_S) -> Task:
+    def replay(self, task_id: str, *, timeout: float | None = ASK_S) -> Task:
         """Submit a failed or cancelled task anew, under a new id; return its handle.
 
         Raises:
@@ -354,7 +413,7 @@ class Client:
 
     @takes_timeout_s
     def ask(
-        self, what: str, args: Mapping[str, object], *, timeout: float = ASK_S
+        self, what: str, args: Mapping[str, object], *, timeout: float | None = ASK_S
     ) -> dict[str, Any]:
         """Ask the orchestrator something (see ``docs/PROTOCOL.md``, Questions).
 
@@ -362,7 +421,8 @@ class Client:
             D8Error: what it answered instead.
             BrokerUnavailableError: no answer within `timeout`.
         """
-        return self._questions.ask(what, args, timeout)
+        self.hub.check_may_wait()
+        return self._questions.ask(what, args, ASK_S if timeout is None else timeout)
 
     def wait_finished(self, task_id: str, timeout_s: float) -> bool:
         """Wait for an acknowledged task's outcome; return whether it is finished (or unknown)."""
@@ -390,11 +450,8 @@ class Client:
     def close(self, timeout: float | None = CLOSE_S) -> None:
         """Wait for what was submitted to be acknowledged, say goodbye, and stop.
 
-        A second call does nothing. Leaving a ``with`` does the same. In a forked child it does
-        nothing: what was submitted is the parent's.
-
-        Args:
-            timeout: how long to wait for a connection and for acknowledgements, in seconds.
+        Leaving a ``with`` does the same. A second call does nothing, nor does one in a forked
+        child: what was submitted is the parent's. `timeout` includes finding an orchestrator.
 
         Raises:
             NotAcknowledgedError: something is not acknowledged within `timeout`, or was refused
@@ -403,7 +460,7 @@ class Client:
         wait_s = bounded(timeout)
         if os.getpid() != self._pid:
             return
-        self._farewell.say(0.0 if self._runner.is_own_thread else wait_s)
+        self._farewell.say(0.0 if self._runner.is_caller else wait_s)
 
     def _end(self) -> None:
         """Let all go, without waiting for what is missing."""
@@ -427,9 +484,6 @@ class Client:
         start = partial(self.listen, task.id)
         yield from output_of(start, self._check_alive, task.id, timeout_s, self._reasons.of)
 
-    def _ask(self, what: str, args: Mapping[str, object], timeout_s: float) -> dict[str, Any]:
-        return self._questions.ask(what, args, timeout_s)
-
     def _append(
         self, kind: Kind, payload: bytes, timeout_s: float | None, is_watched: bool = True
     ) -> Task:
@@ -442,9 +496,3 @@ class Client:
             raise NodeClosedError
         if os.getpid() != self._pid:
             raise NodeClosedError("a client does not survive a fork: make a new one in the child")
-
-
-def _new_session(mesh: str) -> ClientSession:
-    """Return a session with a name that nobody has had before."""
-    name = "".join(secrets.choice(_ALPHABET) for _ in range(_SESSION_CHARS))
-    return ClientSession(name, mesh, socket.gethostname()[:MAX_HOST_CHARS])

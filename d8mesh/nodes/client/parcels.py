@@ -10,7 +10,7 @@ from typing import Any, Final, TypeAlias, TypedDict
 import msgspec
 
 from d8mesh.config import MODEL_PATTERN
-from d8mesh.core.json_model import check_json
+from d8mesh.core.json_model import as_json, packed_json
 from d8mesh.core.messages import (
     MAX_BATCH_TASKS,
     MAX_FRAME_BYTES,
@@ -36,7 +36,7 @@ _GROUP_BYTES: Final = 1200
 
 
 class SubmitOptions(TypedDict, total=False):
-    """How a task is to be run; all of it may be left out.
+    """How a task is to be run; all of it may be left out, or None.
 
     priority: 1 to 10, higher first (5).
     timeout: how long to wait for room when the queue is full (as long as needed).
@@ -46,11 +46,11 @@ class SubmitOptions(TypedDict, total=False):
     run_at: not before this time, Unix seconds (at once).
     """
 
-    priority: int
+    priority: int | None
     timeout: float | None
     deadline_s: float | None
-    max_attempts: int
-    fenced: bool
+    max_attempts: int | None
+    fenced: bool | None
     run_at: float | None
 
 
@@ -83,13 +83,15 @@ def kind_of(kind: str, model: str, options: SubmitOptions) -> Kind:
         model,
         _number(options, "deadline_s", 1e9),
         _whole(options, "max_attempts", 0, 0, 100),
-        bool(options.get("fenced", False)),
+        bool(options.get("fenced")),
         _number(options, "run_at", 1e11),
     )
 
 
 def _whole(options: SubmitOptions, name: str, default: int, least: int, most: int) -> int:
-    value = options.get(name, default)
+    value = options.get(name)
+    if value is None:
+        return default
     if type(value) is not int or not least <= value <= most:
         raise InvalidTaskError(f"{name}: saw {value!r:.80}, expected {least} to {most}")
     return value
@@ -134,6 +136,8 @@ def model_of(kind: str, data: Mapping[str, Any], path: str = "") -> str:
     model = data.get("model")
     if model is None:
         return ""
+    if type(model) is not str:
+        model = as_json(model, f"{path}data.model")
     if not isinstance(model, str) or (model and not _MODEL.fullmatch(model)):
         raise InvalidTaskError(
             f"{path}data.model: saw {str(model)[:60]!r}, expected a model name such as "
@@ -161,11 +165,10 @@ def cut(kind: str, datas: Iterable[Mapping[str, Any]]) -> Iterator[tuple[str, li
 
 
 def encode_data(data: Mapping[str, Any]) -> bytes:
-    """Return `data` as msgpack, checked to be a JSON object."""
-    if not isinstance(data, dict):
+    """Return `data` as msgpack, checked to be a JSON object, or made one."""
+    if type(data) is not dict and not isinstance(data, Mapping):
         raise InvalidTaskError(f"data: saw {type(data).__name__}, expected a dict")
-    check_json(data, "data")
-    payload = check_encodable(data, "data")
+    payload = packed_json(data, "data")
     if len(payload) > MAX_PAYLOAD_BYTES:
         raise PayloadTooLargeError(
             f"data of {len(payload)} bytes: at most {MAX_PAYLOAD_BYTES}; hand over large things "

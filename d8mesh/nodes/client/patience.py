@@ -67,7 +67,9 @@ def countdown(timeout_s: float | None) -> Callable[[], float | None]:
 def told_whole(error: WaitTimeoutError, timeout_s: float | None) -> WaitTimeoutError:
     """Return the error of a wait that was a part of one: the whole is told, not the rest."""
     text = _WITHIN.sub(f" has not come within {timeout_s:g} s", str(error), count=1)
-    return WaitTimeoutError(text)
+    whole = WaitTimeoutError(text)
+    whole.task_id = error.task_id
+    return whole
 
 
 def timed_out(what: str, timeout_s: float | None, why: str = "") -> WaitTimeoutError:

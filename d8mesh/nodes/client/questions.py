@@ -39,11 +39,15 @@ class Questions:
         self._trouble = trouble
         self._next_request = itertools.count(1)
 
+    def number(self) -> int:
+        """Return a number that no question has had."""
+        return next(self._next_request)
+
     def ask(self, what: str, args: Mapping[str, object], timeout_s: float) -> dict[str, Any]:
         """Ask and wait; see `Client.ask`."""
         wait_s = bounded(timeout_s)
         self._check_alive()
-        request = next(self._next_request)
+        request = self.number()
         question = Ask(request, what, dict(args))
         check_encodable(question, what)
         ready = threading.Event()

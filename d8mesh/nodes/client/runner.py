@@ -33,6 +33,7 @@ from d8mesh.edge.sockets import DealerLink, Loop, Waker
 from d8mesh.edge.waits import join
 from d8mesh.errors import D8Error, NodeClosedError, ProtocolError, error_of
 from d8mesh.nodes.client.board import Board
+from d8mesh.nodes.client.completions import Completions
 from d8mesh.nodes.client.dial import Connection, Dialler
 
 MESSAGES_PER_TURN: Final = 256
@@ -99,6 +100,7 @@ class Runner:
         board: where callers wait.
         waker: ends a sleep of the thread; or the host.
         dialler: makes the connections.
+        completions: what is to be called when tasks are done; None: nothing ever.
         broker_id: of the orchestrator that the session was with so far; empty: none.
 
     Thread: `do` and `close` may be called from any; the rest happens on the I/O thread. With a
@@ -112,6 +114,7 @@ class Runner:
         waker: Waker | Host,
         dialler: Dialler,
         *,
+        completions: Completions | None = None,
         broker_id: str = "",
     ) -> None:
         self._session, self._board = session, board
@@ -125,6 +128,11 @@ class Runner:
         self.listeners: dict[str, list[Callable[[Stream | None], None]]] = {}
         #: what to do when the outcome of a parcel arrives
         self.on_arrival: dict[Parcel, Callable[[], None]] = {}
+        #: the same for the acknowledgement of a parcel, and for the answer to a question
+        self.on_settled: dict[Parcel, list[Callable[[], None]]] = {}
+        self.on_answer: dict[int, Callable[[], None]] = {}
+        #: what is to be called when tasks are done
+        self.completions = completions
         #: the parcel that callers still add to; the board's lock guards it
         self.open: Parcel | None = None
         self.fatal: D8Error | None = None
@@ -148,6 +156,16 @@ class Runner:
         """True if something has come in that no turn has taken."""
         return isinstance(self._link, DealerLink) and self._link.has_input
 
+    @property
+    def is_running(self) -> bool:
+        """True while things are done: not after `close`, or the end by a fault."""
+        return self.fatal is None and self._thread.is_alive() and not self._closing.is_set()
+
+    @property
+    def is_caller(self) -> bool:
+        """True for who is called by the I/O thread: to wait here would be for ever."""
+        return threading.current_thread() is self._thread
+
     def start(self) -> None:
         """Begin, on a thread of its own."""
         self._thread.start()
@@ -167,16 +185,11 @@ class Runner:
         if parcel is not None:
             self.do(partial(self._session.submit, parcel))
 
-    @property
-    def is_own_thread(self) -> bool:
-        """True on the I/O thread: who waits there waits for itself."""
-        return threading.current_thread() is self._thread
-
     def close(self, timeout_s: float) -> None:
         """Say goodbye and stop. Thread: any; on the I/O thread it stops later."""
         self._closing.set()
         self._waker.wake()
-        if not self.is_own_thread:
+        if not self.is_caller:
             join(self._thread, timeout_s)
 
     def _serve(self) -> None:
@@ -310,7 +323,7 @@ class Runner:
                 case Arrived():
                     self._arrived(output.parcel)
                 case Settled():
-                    self._board.settled(output.parcel)
+                    self._settled(output.parcel)
                 case Answered():
                     self._answered(output)
                 case Heard():
@@ -343,8 +356,20 @@ class Runner:
         """Let who waits for an answer look around: there will be none."""
         for slot in list(self.answers.values()):
             slot.ready.set()
+        if self.completions is not None:
+            self.completions.release()
+
+    def _settled(self, parcel: Parcel) -> None:
+        self._board.settled(parcel)
+        for then in self.on_settled.pop(parcel, ()):
+            then()
+        if parcel.refusal is not None and self.completions is not None:
+            self.completions.refused(parcel)
 
     def _answered(self, output: Answered) -> None:
+        then = self.on_answer.pop(output.request, None)
+        if then is not None:
+            then()
         slot = self.answers.get(output.request)
         if slot is not None:
             slot.code, slot.body, slot.is_answered = output.code, output.body, True
@@ -368,3 +393,5 @@ class Runner:
         if finished is not None:
             finished()
         self._board.changed(parcel)
+        if parcel.fresh and self.completions is not None:
+            self.completions.arrived(parcel)

@@ -6,14 +6,26 @@ soon as it need not wait. Whatever is submitted as a whole travels in a parcel o
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
+from typing import Any
 
 from d8mesh.core.client_session import ClientSession
 from d8mesh.core.messages import Group
 from d8mesh.core.parcel import Parcel
+from d8mesh.errors import WaitTimeoutError
 from d8mesh.nodes.client.board import Board
-from d8mesh.nodes.client.parcels import Kind, digest_of, group_of, size_of
-from d8mesh.nodes.client.patience import give_up
+from d8mesh.nodes.client.parcels import (
+    Kind,
+    SubmitOptions,
+    cut,
+    digest_of,
+    group_of,
+    kind_in,
+    kind_of,
+    size_of,
+)
+from d8mesh.nodes.client.patience import countdown, give_up, told_whole
 from d8mesh.nodes.client.runner import Runner
 
 
@@ -95,6 +107,51 @@ class Submitter:
             parcel.digest = digest or (digest_of(groups) if key else b"")
             self._runner.do(partial(self._session.submit, parcel))
         return parcel
+
+    def enqueue_many(
+        self, kind: str, datas: Iterable[Mapping[str, Any]], options: SubmitOptions
+    ) -> list[Parcel]:
+        """Submit tasks of one type in as many parcels as it takes; wait until all are settled.
+
+        Raises:
+            TaskRejectedError: one was refused, or something of it is not allowed.
+            WaitTimeoutError: ``options["timeout"]`` is over.
+        """
+        timeout_s = options.get("timeout")
+        left_s = countdown(timeout_s)
+        parcels: list[Parcel] = []
+        try:
+            for model, payloads in cut(kind, datas):
+                group = group_of(kind_of(kind, model, options), payloads)
+                parcels.append(self.enqueue([group], left_s()))
+            for parcel in parcels:
+                self._board.wait_settled(parcel, left_s())
+        except WaitTimeoutError as error:
+            raise told_whole(error, timeout_s) from None
+        return parcels
+
+    def place(
+        self,
+        groups: Sequence[Group],
+        timeout_s: float | None,
+        *,
+        key: str,
+        digest: bytes,
+        is_watched: bool,
+    ) -> tuple[Parcel, int | None]:
+        """Submit these, all or nothing; return their parcel, and the place in it of a single one.
+
+        Raises:
+            As of `enqueue`.
+        """
+        count, _ = size_of(groups)
+        if count == 1 and not key:  # it travels with what others submit at the same time
+            kind, payload = kind_in(groups[0]), groups[0].payloads[0]
+            return self.append(kind, payload, timeout_s, is_watched)
+        parcel = self.enqueue(
+            list(groups), timeout_s, key=key, digest=digest, is_watched=is_watched
+        )
+        return parcel, None
 
     def _new_parcel(
         self,

@@ -14,6 +14,7 @@ from typing import Any, Final
 
 import msgspec
 
+from d8mesh.core.json_model import packed_json
 from d8mesh.core.messages import FAILED
 from d8mesh.core.worker_effects import DROPPED, UNAVAILABLE, Attempt, Ended, Piece, Running
 from d8mesh.edge.child import Child
@@ -30,7 +31,6 @@ QUICK_S: Final = 0.001
 QUICK_IN_A_ROW: Final = 20
 
 _decode: Final = msgspec.msgpack.Decoder().decode
-_encode: Final = msgspec.msgpack.Encoder().encode
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,8 +99,8 @@ class Context:
         """Send partial output that may be packed already."""
         link, _, _, is_listened, task_id, token, _ = self._attempt
         if is_listened or task_id in self._slots.listened:
-            packed = _encode(chunk) if payload is None else payload
-            self._slots.pieces.append((link, task_id, token, self._chunks, packed))
+            piece = packed_json(chunk, "the output") if payload is None else payload
+            self._slots.pieces.append((link, task_id, token, self._chunks, piece))
             self._slots.bell.ring()
         self._chunks += 1
 

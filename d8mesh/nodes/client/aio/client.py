@@ -28,7 +28,8 @@ from d8mesh.nodes.client.aio.task import AsyncTask
 from d8mesh.nodes.client.aio.waits import Inbox
 from d8mesh.nodes.client.dial import checked
 from d8mesh.nodes.client.farewell import CLOSE_S, INTERRUPTED_S, tell
-from d8mesh.nodes.client.handle import ASK_S, LISTED_AT_ONCE, Result, readable
+from d8mesh.nodes.client.handle import ASK_S, LISTED_AT_ONCE, Result, Task, readable
+from d8mesh.nodes.client.overview import Stats, WorkerInfo
 from d8mesh.nodes.client.parcels import (
     PARCEL_TASKS,
     SubmitOptions,
@@ -141,7 +142,7 @@ class AsyncClient:
         type: str,
         data: Mapping[str, Any] | None = None,
         *,
-        idempotency_key: str = "",
+        idempotency_key: str | None = None,
         **options: Unpack[SubmitOptions],
     ) -> AsyncTask:
         """Submit one task and return its handle; its id is final, its acknowledgement on its way.
@@ -316,16 +317,24 @@ class AsyncClient:
 
     # -------------------------------------------------------------------- the others
 
-    def task(self, task_id: str) -> AsyncTask:
-        """Return a handle of a task that was submitted anywhere."""
-        return AsyncTask(self, self.node.watch(task_id), 0)
+    def task(self, task_id: str | Task | AsyncTask) -> AsyncTask:
+        """Return a handle of a task that was submitted anywhere.
+
+        Args:
+            task_id: its id, or another handle of it.
+
+        Raises:
+            UnknownTaskError: that is no id of a task.
+        """
+        known = task_id.id if isinstance(task_id, (Task, AsyncTask)) else task_id
+        return AsyncTask(self, self.node.watch(known), 0)
 
     async def tasks(
         self,
         *,
-        state: str = "",
-        type: str = "",
-        timeout: float = ASK_S,
+        state: str | None = "",
+        type: str | None = "",
+        timeout: float | None = ASK_S,
     ) -> AsyncIterator[dict[str, Any]]:
         """Yield the status bodies of tasks, oldest first, as `AsyncTask.status` returns them.
 
@@ -339,7 +348,7 @@ class AsyncClient:
             BrokerUnavailableError: no answer within `timeout`.
         """
         ask = partial(self.ask, "tasks", timeout=timeout)
-        wanted = {"state": state, "type": type, "limit": LISTED_AT_ONCE, "cursor": ""}
+        wanted = {"state": state or "", "type": type or "", "limit": LISTED_AT_ONCE, "cursor": ""}
         while True:
             page = await ask(wanted)
             for body in page["tasks"]:
@@ -348,7 +357,7 @@ class AsyncClient:
             if not wanted["cursor"]:
                 return
 
-    async def replay(self, task_id: str, *, timeout: float = ASK_S) -> AsyncTask:
+    async def replay(self, task_id: str, *, timeout: float | None = ASK_S) -> AsyncTask:
         """Submit a failed or cancelled task anew, under a new id; return its handle.
 
         Raises:
@@ -360,24 +369,24 @@ class AsyncClient:
         args = {"id": task_id, "session": session, "n": n}
         return self.task(str((await self.ask("replay", args, timeout=timeout))["task_id"]))
 
-    async def workers(self, *, timeout: float = ASK_S) -> list[dict[str, Any]]:
-        """Return the workers of the mesh, as ``GET /api/workers/list`` shows them.
+    async def workers(self, *, timeout: float | None = ASK_S) -> list[WorkerInfo]:
+        """Return the workers that the orchestrator knows, offline ones too.
 
         Raises:
             BrokerUnavailableError: no answer within `timeout`.
         """
         return list((await self.ask("workers", {}, timeout=timeout))["workers"])
 
-    async def stats(self, *, timeout: float = ASK_S) -> dict[str, Any]:
-        """Return what the orchestrator has counted, as ``GET /api/workers/stats`` shows it.
+    async def stats(self, *, timeout: float | None = ASK_S) -> Stats:
+        """Return how many workers and tasks there are, and how the tasks ended.
 
         Raises:
             BrokerUnavailableError: no answer within `timeout`.
         """
-        return await self.ask("stats", {}, timeout=timeout)
+        return cast(Stats, await self.ask("stats", {}, timeout=timeout))
 
     async def ask(
-        self, what: str, args: Mapping[str, object], *, timeout: float = ASK_S
+        self, what: str, args: Mapping[str, object], *, timeout: float | None = ASK_S
     ) -> dict[str, Any]:
         """Ask the orchestrator something (see ``docs/PROTOCOL.md``, Questions).
 
@@ -385,7 +394,7 @@ class AsyncClient:
             D8Error: what it answered instead.
             BrokerUnavailableError: no answer within `timeout`.
         """
-        return await self.node.ask(what, args, timeout)
+        return await self.node.ask(what, args, ASK_S if timeout is None else timeout)
 
     @property
     def is_closed(self) -> bool:
@@ -424,6 +433,8 @@ class AsyncClient:
             feeder.cancel()
         if node is None:
             self._is_closed = True
+            return
+        if node.is_forked:
             return
         left_s = countdown(timeout_s)
         try:

@@ -28,7 +28,7 @@ from d8mesh.nodes.client.board import say_waiting
 from d8mesh.nodes.client.dial import Dialler
 from d8mesh.nodes.client.farewell import missing_of, tell
 from d8mesh.nodes.client.listening import listen
-from d8mesh.nodes.client.node import _new_session
+from d8mesh.nodes.client.node import new_session
 from d8mesh.nodes.client.parcels import PARCEL_TASKS, Kind, awaiting, check_encodable, size_of
 from d8mesh.nodes.client.patience import bounded
 from d8mesh.nodes.client.reasons import Reasons
@@ -55,7 +55,7 @@ class AsyncNode:
     def __init__(self, config: Config, *, endpoint: str | None, url: str | None) -> None:
         self.loop = asyncio.get_running_loop()
         self._pid = os.getpid()
-        self._session = _new_session(config.mesh)
+        self._session = new_session(config.mesh)
         self._is_closed = False
         self._next_request = itertools.count(1)
         self._connecting: set[Signal] = set()
@@ -70,6 +70,11 @@ class AsyncNode:
         self._guard = self._await_loop_end()
         with contextlib.suppress(StopIteration):  # it comes to its `yield` without waiting
             self._guard.__anext__().send(None)
+
+    @property
+    def is_forked(self) -> bool:
+        """True in the child of a fork: all of this is the parent's."""
+        return os.getpid() != self._pid
 
     @property
     def is_closed(self) -> bool:
@@ -102,7 +107,7 @@ class AsyncNode:
             raise self._runner.fatal
         if self._is_closed:
             raise NodeClosedError
-        if os.getpid() != self._pid:
+        if self.is_forked:
             raise NodeClosedError("a client does not survive a fork: make a new one in the child")
 
     # ------------------------------------------------------------------- submitting
@@ -259,8 +264,11 @@ class AsyncNode:
                 await self.waits.emptied(timeout_s)
             if board.count:
                 why = await self._why("")
-        except BaseException:  # who waits is told by that, the log tells what is missing
-            tell(missing_of(board, "the wait was interrupted"))
+        except BaseException as error:  # who waits is told by that, and by the log
+            missing = missing_of(board, "the wait was interrupted")
+            if missing is not None:
+                error.add_note(f"d8mesh: {missing}")
+                tell(missing)
             raise
         finally:
             self._end()
@@ -272,7 +280,7 @@ class AsyncNode:
 
     def leave(self) -> None:
         """Let all go, and say that nobody closed this: what it waits for may be lost."""
-        if self._is_closed:
+        if self._is_closed or self.is_forked:
             return
         with contextlib.suppress(RuntimeError):  # a program that ends can start no more threads
             self._end()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
-from collections.abc import AsyncIterator, Callable, Generator
+from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import msgspec
@@ -112,13 +112,24 @@ class AsyncTask:
 
     async def known(self, timeout_s: float | None) -> None:
         """Wait until `is_known`."""
-        await self._client.node.waits.finished(self._parcel, self._index, timeout_s)
+        with self._named():
+            await self._client.node.waits.finished(self._parcel, self._index, timeout_s)
+
+    @contextlib.contextmanager
+    def _named(self) -> Iterator[None]:
+        """An error out of this names the task."""
+        try:
+            yield
+        except D8Error as error:
+            error.task_id = self.id
+            raise
 
     def outcome(self) -> Result:
         """Return, or raise, what is known to have come of the task; see `result`."""
         parcel, index = self._parcel, self._index
         if parcel.refusal is not None:
-            parcel.raise_refusal()
+            with self._named():
+                parcel.raise_refusal()
         return result_of(parcel.states[index], parcel.payloads[index] or b"", self.id)
 
     async def exception(self, timeout: float | None = None) -> D8Error | None:
@@ -146,11 +157,12 @@ class AsyncTask:
             WaitTimeoutError: `timeout` is over.
         """
         timeout_s = bounded(timeout)
-        if not self._parcel.is_settled:
-            await self._client.node.waits.settled(self._parcel, timeout_s)
-        self._parcel.raise_refusal()
+        with self._named():
+            if not self._parcel.is_settled:
+                await self._client.node.waits.settled(self._parcel, timeout_s)
+            self._parcel.raise_refusal()
 
-    async def status(self, timeout: float = ASK_S) -> dict[str, Any]:
+    async def status(self, timeout: float | None = ASK_S) -> dict[str, Any]:
         """Return the documented status body, as ``GET /api/tasks/status/{id}`` does.
 
         Raises:
@@ -158,10 +170,15 @@ class AsyncTask:
             UnknownTaskError: the orchestrator does not know the task.
             BrokerUnavailableError, WaitTimeoutError: no answer within `timeout`.
         """
+        timeout = ASK_S if timeout is None else timeout
         await self.accepted(timeout)  # before, nobody knows the task
-        return readable(await self._client.ask("status", {"id": self.id}, timeout=timeout))
+        return readable(await self._ask("status", timeout))
 
-    async def cancel(self, timeout: float = ASK_S) -> bool:
+    async def _ask(self, what: str, timeout_s: float) -> dict[str, Any]:
+        with self._named():
+            return await self._client.ask(what, {"id": self.id}, timeout=timeout_s)
+
+    async def cancel(self, timeout: float | None = ASK_S) -> bool:
         """Cancel the task, also a running one; return whether it is cancelled now.
 
         False: it had ended otherwise before. A running handler is told (`TaskContext`), and what
@@ -172,6 +189,7 @@ class AsyncTask:
             BrokerUnavailableError, WaitTimeoutError: no answer within `timeout`.
             NodeClosedError: the client is closed.
         """
+        timeout = ASK_S if timeout is None else timeout
         left_s = countdown(timeout)
         if self._parcel.refusal is not None:
             return False
@@ -182,7 +200,7 @@ class AsyncTask:
             await self.accepted(left_s())
         except TaskRejectedError:
             return False
-        answer = await self._client.ask("cancel", {"id": self.id}, timeout=timeout)
+        answer = await self._ask("cancel", timeout)
         if answer["state"] != "cancelled":
             return False
         # Its outcome is on the way: `cancelled` is to be true when this returns.

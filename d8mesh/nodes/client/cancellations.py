@@ -1,0 +1,84 @@
+"""Cancels tasks that nobody wants any more, without a thread that waits for it."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from functools import partial
+from typing import Final
+
+from d8mesh.core.client_effects import Output
+from d8mesh.core.client_session import ClientSession
+from d8mesh.core.messages import Ask
+from d8mesh.core.parcel import Parcel
+from d8mesh.nodes.client.questions import Questions
+from d8mesh.nodes.client.runner import Runner
+
+#: Cancellations under way at once: the orchestrator is busy with them, and not flooded.
+MAX_UNDER_WAY: Final = 64
+#: Waiting threads look around this often, whatever happens.
+_LOOK_S: Final = 1.0
+
+
+class Cancellations:
+    """What one client cancels in passing.
+
+    Thread: `add` and `wait` may be called from any; the rest happens on the I/O thread.
+    """
+
+    def __init__(self, session: ClientSession, runner: Runner, questions: Questions) -> None:
+        self._session, self._runner, self._questions = session, runner, questions
+        self._changed = threading.Condition(threading.Lock())
+        self._count = 0  #: not yet answered, whatever stage they are at
+        self._queue: deque[str] = deque()
+        self._under_way = 0
+
+    def add(self, parcel: Parcel, index: int) -> None:
+        """Cancel task `index` as soon as the orchestrator has it; return at once."""
+        with self._changed:
+            self._count += 1
+        self._runner.do(lambda now: self._begin(parcel, index, now))
+
+    def wait(self, timeout_s: float | None) -> bool:
+        """Wait until the orchestrator has heard of all; False: not within `timeout_s`."""
+        until = None if timeout_s is None else time.monotonic() + timeout_s
+        with self._changed:
+            while self._count and self._runner.is_running:
+                left_s = _LOOK_S if until is None else until - time.monotonic()
+                if left_s <= 0:
+                    return False
+                self._changed.wait(min(left_s, _LOOK_S))
+            return not self._count
+
+    def _begin(self, parcel: Parcel, index: int, now: float) -> list[Output]:
+        if not parcel.is_settled:
+            again = partial(self._runner.do, lambda now: self._begin(parcel, index, now))
+            self._runner.on_settled.setdefault(parcel, []).append(again)
+            return []
+        if parcel.refusal is not None or parcel.states[index]:
+            self._end()
+            return []
+        self._queue.append(parcel.task_id(index))
+        return self._ask(now)
+
+    def _ask(self, now: float) -> list[Output]:
+        out: list[Output] = []
+        while self._queue and self._under_way < MAX_UNDER_WAY:
+            self._under_way += 1
+            request = self._questions.number()
+            self._runner.on_answer[request] = self._answered
+            out += self._session.ask(Ask(request, "cancel", {"id": self._queue.popleft()}), now)
+        return out
+
+    def _answered(self) -> None:
+        self._under_way -= 1
+        self._end()
+        if self._queue:
+            self._runner.do(self._ask)
+
+    def _end(self) -> None:
+        with self._changed:
+            self._count -= 1
+            if not self._count:
+                self._changed.notify_all()

@@ -1,0 +1,155 @@
+"""Waiting for several tasks, as in `concurrent.futures`: of one client or of many."""
+
+from __future__ import annotations
+
+import queue
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from typing import Final, NamedTuple
+
+from d8mesh.errors import D8Error, InvalidTaskError, TaskCancelledError, WaitTimeoutError
+from d8mesh.nodes.client.handle import Task
+from d8mesh.nodes.client.patience import countdown, takes_timeout_s
+
+#: When `wait` returns; the same values as in `concurrent.futures`.
+FIRST_COMPLETED: Final = "FIRST_COMPLETED"
+FIRST_EXCEPTION: Final = "FIRST_EXCEPTION"
+ALL_COMPLETED: Final = "ALL_COMPLETED"
+#: Waiting threads look around this often: an endless wait hears no Ctrl-C on Windows.
+_LOOK_S: Final = 1.0
+#: A wait of this length is long enough to be told why it was in vain.
+_REASON_S: Final = 0.1
+
+
+class DoneAndNotDone(NamedTuple):
+    """What `wait` returns."""
+
+    done: set[Task]
+    not_done: set[Task]
+
+
+@takes_timeout_s
+def as_completed(tasks: Iterable[Task], timeout: float | None = None) -> Iterator[Task]:
+    """Return what yields the tasks as they are done, those first that are done now.
+
+    A task that is given twice is yielded once.
+
+    Args:
+        tasks: of one client or of several.
+        timeout: seconds from this call until all are to be done; None: as long as it takes.
+
+    Raises:
+        InvalidTaskError: something in `tasks` is no `Task`, or `timeout` no number of seconds.
+        WaitTimeoutError: (when the next task is asked for) `timeout` is over.
+    """
+    left_s = countdown(timeout)
+    return _yielded(_Race(tasks), left_s, timeout)
+
+
+def _yielded(
+    race: _Race, left_s: Callable[[], float | None], timeout_s: float | None
+) -> Iterator[Task]:
+    count = len(race.running)
+    with race:
+        while race.running:
+            task = race.next(left_s)
+            if task is None:
+                raise _overdue(race, count, timeout_s)
+            yield task
+
+
+@takes_timeout_s
+def wait(
+    tasks: Iterable[Task], timeout: float | None = None, return_when: str = ALL_COMPLETED
+) -> DoneAndNotDone:
+    """Wait for tasks; return the sets of those that are done and of those that are not.
+
+    Args:
+        tasks: of one client or of several.
+        timeout: how many seconds to wait at most; None: as long as it takes.
+        return_when: `ALL_COMPLETED`; `FIRST_COMPLETED`: with the first that is done;
+            `FIRST_EXCEPTION`: with the first that is done and not completed (a cancelled one
+            does not count), else when all are done.
+
+    Raises:
+        InvalidTaskError: something in `tasks` is no `Task`, `timeout` no number of seconds, or
+            there is no such `return_when`.
+    """
+    if return_when not in (ALL_COMPLETED, FIRST_COMPLETED, FIRST_EXCEPTION):
+        raise InvalidTaskError(
+            f"return_when: saw {return_when!r:.80}, expected {ALL_COMPLETED}, {FIRST_COMPLETED} "
+            f"or {FIRST_EXCEPTION}"
+        )
+    left_s = countdown(timeout)
+    done: set[Task] = set()
+    with _Race(tasks) as race:
+        is_over = False
+        while race.running:
+            task = race.next((lambda: 0.0) if is_over else left_s)
+            if task is None:
+                break
+            done.add(task)
+            is_over = is_over or return_when == FIRST_COMPLETED
+            is_over = is_over or (return_when == FIRST_EXCEPTION and _has_failed(task))
+        return DoneAndNotDone(done, race.running)
+
+
+def _has_failed(task: Task) -> bool:
+    try:
+        return task.exception(0) is not None
+    except (TaskCancelledError, WaitTimeoutError):
+        return False
+
+
+class _Race:
+    """Tasks, and the queue of those that are done; each costs the same, however many they are."""
+
+    def __init__(self, tasks: Iterable[Task]) -> None:
+        self.running = set(tasks)
+        for task in self.running:
+            if not isinstance(task, Task):
+                raise InvalidTaskError(
+                    f"tasks: saw {type(task).__name__}, expected tasks of a Client (for futures "
+                    "of an executor there is concurrent.futures, for an AsyncClient asyncio)"
+                )
+        self._done: queue.SimpleQueue[Task] = queue.SimpleQueue()
+        self._calls = {task: partial(self._done.put, task) for task in self.running}
+        for task, call in self._calls.items():
+            task.client.hub.when_done(task.parcel, task.index, call, task.done)
+
+    def __enter__(self) -> _Race:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for task in self.running:
+            task.client.hub.never_mind(task.parcel, task.index, self._calls[task])
+
+    def next(self, left_s: Callable[[], float | None]) -> Task | None:
+        """Wait for the next one that is done; None: there is none in time."""
+        while True:
+            left = left_s()
+            try:
+                task = self._done.get(timeout=_LOOK_S if left is None else min(left, _LOOK_S))
+            except queue.Empty:
+                if left is not None and left <= _LOOK_S:
+                    return None
+                continue
+            self.running.discard(task)
+            self._calls.pop(task, None)
+            return task
+
+
+def _overdue(race: _Race, count: int, timeout_s: float | None) -> WaitTimeoutError:
+    """Return the error of tasks that are not done in time; one of them says why."""
+    task = next(iter(race.running))
+    overdue = WaitTimeoutError(
+        f"{len(race.running)} of {count} tasks are not done within {timeout_s:g} s, one of them "
+        f"{task.id}"
+    )
+    try:
+        task.result(_REASON_S)
+    except WaitTimeoutError as error:
+        overdue.__cause__ = error
+    except D8Error:
+        pass  # it has ended just now
+    return overdue
