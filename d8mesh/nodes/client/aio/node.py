@@ -28,11 +28,11 @@ from d8mesh.nodes.client.board import say_waiting
 from d8mesh.nodes.client.dial import Dialler
 from d8mesh.nodes.client.farewell import missing_of, tell
 from d8mesh.nodes.client.listening import listen
-from d8mesh.nodes.client.node import new_session
 from d8mesh.nodes.client.parcels import PARCEL_TASKS, Kind, awaiting, check_encodable, size_of
 from d8mesh.nodes.client.patience import bounded
 from d8mesh.nodes.client.reasons import Reasons
 from d8mesh.nodes.client.runner import Runner, Slot
+from d8mesh.nodes.client.sessions import new_session
 from d8mesh.nodes.client.submitter import Submitter
 
 #: How long a look at why something does not come may hold up who is told that it has not.
