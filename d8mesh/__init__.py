@@ -9,6 +9,8 @@ __version__ = "0.1.0"
 
 __all__ = [
     "ALL_COMPLETED",
+    "AsyncClient",
+    "AsyncTask",
     "BrokerUnavailableError",
     "Client",
     "Config",
@@ -48,6 +50,7 @@ __all__ = [
     "WaitTimeoutError",
     "Worker",
     "WorkerError",
+    "WrongLoopError",
     "__version__",
     "as_completed",
     "wait",
@@ -81,6 +84,7 @@ if TYPE_CHECKING:
         VersionError,
         WaitTimeoutError,
         WorkerError,
+        WrongLoopError,
     )
     from d8mesh.handlers import TaskContext
     from d8mesh.handlers.retrying import Reject
@@ -99,12 +103,15 @@ if TYPE_CHECKING:
         as_completed,
         wait,
     )
+    from d8mesh.nodes.client.aio import AsyncClient, AsyncTask
     from d8mesh.nodes.worker import Worker
 
 
 #: Where the public names live that are no errors.
 _HOMES = {
     "ALL_COMPLETED": "nodes.client",
+    "AsyncClient": "nodes.client.aio",
+    "AsyncTask": "nodes.client.aio",
     "Client": "nodes.client",
     "Config": "config",
     "DoneAndNotDone": "nodes.client",

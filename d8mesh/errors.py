@@ -10,6 +10,7 @@
     ├── BrokerUnavailableError      broker.unavailable    (also a ConnectionError)
     ├── WaitTimeoutError            wait.timeout          (also a TimeoutError)
     ├── NodeClosedError             node.closed
+    ├── WrongLoopError              client.wrong_loop     (also a RuntimeError)
     ├── TaskError                   task.error
     │   ├── TaskRejectedError       task.rejected         nothing of the submit was accepted
     │   │   ├── InvalidTaskError    task.invalid
@@ -114,6 +115,12 @@ class NodeClosedError(D8Error):
     """This client or worker has been closed: make a new one."""
 
     code = "node.closed"
+
+
+class WrongLoopError(D8Error, RuntimeError):
+    """An AsyncClient is used by coroutines of the one event loop that it began in."""
+
+    code = "client.wrong_loop"
 
 
 class TaskError(D8Error):

@@ -18,6 +18,8 @@ import d8mesh
 ROOT = Path(__file__).resolve().parent.parent
 PUBLIC = {
     "ALL_COMPLETED",
+    "AsyncClient",
+    "AsyncTask",
     "BrokerUnavailableError",
     "Client",
     "Config",
@@ -57,6 +59,7 @@ PUBLIC = {
     "WaitTimeoutError",
     "Worker",
     "WorkerError",
+    "WrongLoopError",
     "__version__",
     "as_completed",
     "wait",

@@ -364,6 +364,22 @@ class DealerLink:
             return False
         return True
 
+    @property
+    def descriptors(self) -> tuple[int, int]:
+        """What an outside loop waits for: of what comes in, and of what `look` tells.
+
+        They are *edges*: readable once when something has happened, until the socket is asked.
+        Sending asks it too, and may so use up the edge of what came in meanwhile. So after
+        everything that was done with the socket, and not only after a wake-up, look at
+        `has_input`; and call `look` until it returns.
+        """
+        return int(self.socket.getsockopt(zmq.FD)), int(self.monitor.getsockopt(zmq.FD))
+
+    @property
+    def has_input(self) -> bool:
+        """True if a frame can be received."""
+        return bool(zmq.zmq_poll(self._alone, 0))
+
     def receive(self, limit: int) -> list[bytes]:
         """Return what has come in, at most `limit` frames."""
         received: list[bytes] = []

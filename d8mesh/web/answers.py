@@ -46,6 +46,7 @@ STATUS: Final[Mapping[str, int]] = {
     "task.unknown": 404,
     "task.pruned": 410,
     "task.unacknowledged": 503,
+    "client.wrong_loop": 500,
     "task.failed": 409,
     "task.cancelled": 409,
     "worker.error": 500,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import select
 import socket
 import sys
 import threading
@@ -394,6 +395,28 @@ def test_a_loop_waits_for_what_it_was_given_only(router: RouterEndpoint) -> None
         loop.wait(0.05)
         assert time.monotonic() - begun >= 0.04
     waker.close()
+
+
+@pytest.mark.skipif(not hasattr(select, "poll"), reason="only sockets can be selected there")
+def test_a_descriptor_tells_once_and_the_link_knows_what_is_left(router: RouterEndpoint) -> None:
+    with link_to(router) as link:
+        messages, _ = link.descriptors
+        link.send(b"hello")
+        ((peer, _, _),) = receive(router, 1)
+        until(lambda: not link.has_input)
+        router.send(peer, b"one")
+        assert _is_readable(messages, PATIENCE_S)
+        link.send(b"more")  # this uses up what the descriptor told
+        until(lambda: link.has_input)
+        assert not _is_readable(messages, 0.0)
+        assert link.receive(9) == [b"one"]
+        assert not link.has_input
+
+
+def _is_readable(descriptor: int, timeout_s: float) -> bool:
+    poller = select.poll()
+    poller.register(descriptor, select.POLLIN)
+    return bool(poller.poll(timeout_s * 1000))
 
 
 def test_a_link_tells_that_it_was_cut_and_that_it_stands_again() -> None:

@@ -38,6 +38,7 @@ class Board:
     Args:
         check_alive: raises when waiting has become useless.
         why: says why a task (an empty id: what is submitted) is not further; takes a short time.
+        on_change: called when something of a parcel has changed, beside those who wait here.
 
     Thread: `settled` and `changed` are called by the I/O thread, the rest by any.
     """
@@ -46,8 +47,11 @@ class Board:
         self,
         check_alive: Callable[[], None],
         why: Callable[[str], Reason] = lambda task_id: Reason(""),
+        *,
+        on_change: Callable[[Parcel], None] | None = None,
     ) -> None:
-        self._check_alive, self._why = check_alive, why
+        self._on_change = on_change
+        self.check_alive, self._why = check_alive, why
         self.lock = threading.RLock()
         self._room = threading.Condition(self.lock)
         self._tasks = self._bytes = 0
@@ -109,22 +113,23 @@ class Board:
             WaitTimeoutError: it did not fit within `timeout_s`.
             NodeClosedError: nothing more is taken.
         """
-        if self._tasks and not self._fits(count, size_bytes):
+        if not self.has_room(count, size_bytes):
             self._wait(
                 self._room,
-                lambda: not self._tasks or self._fits(count, size_bytes) or self._is_shut,
+                lambda: self.has_room(count, size_bytes) or self._is_shut,
                 timeout_s,
                 "room for more tasks",
             )
         else:
-            self._check_alive()
+            self.check_alive()
         if self._is_shut:
             raise NodeClosedError
         self._tasks += count
         self._bytes += size_bytes
 
-    def _fits(self, count: int, size_bytes: int) -> bool:
-        return (
+    def has_room(self, count: int, size_bytes: int) -> bool:
+        """Return whether so much fits beside what is pending; one alone always does."""
+        return not self._tasks or (
             self._tasks + count <= MAX_PENDING_TASKS
             and self._bytes + size_bytes <= MAX_PENDING_BYTES
         )
@@ -189,6 +194,11 @@ class Board:
                 timeout_s,
                 "the acknowledgement of what was submitted",
             )
+        self.raise_refusal()
+
+    def raise_refusal(self) -> None:
+        """Raise the first refusal since the last time, with the ids of all; none: return."""
+        with self.lock:
             refusal, self._refusal = self._refusal, None
             refused, self._refused = self._refused, []
         if refusal is not None:
@@ -196,6 +206,11 @@ class Board:
             ids = [each.task_id(n) for each in refused for n in range(each.count)]
             error.details = {"task_ids": ids}
             raise error
+
+    def pending(self) -> list[Parcel]:
+        """Return what is not yet acknowledged, in its order."""
+        with self.lock:
+            return list(self._pending)
 
     def shut(self) -> None:
         """Take nothing more: who submits from now on is told so."""
@@ -212,7 +227,7 @@ class Board:
                 if left_s <= 0:
                     return False
                 try:
-                    self._check_alive()
+                    self.check_alive()
                 except D8Error:
                     return False
                 self._room.wait(min(LOOK_S, left_s))
@@ -229,7 +244,7 @@ class Board:
         """Wait, holding `condition` (once)."""
         start = time.monotonic()
         while not is_over():
-            self._check_alive()
+            self.check_alive()
             now = time.monotonic()
             left_s = LOOK_S if timeout_s is None else start + timeout_s - now
             if left_s <= 0:
@@ -275,6 +290,8 @@ class Board:
     def changed(self, parcel: Parcel) -> None:
         """Wake who waits for what this parcel has now; nobody else: a wake-up costs time."""
         self.moved()
+        if self._on_change is not None:
+            self._on_change(parcel)
         waiters = self._waiters.get(parcel)
         if waiters is not None and any(is_over() for is_over in tuple(waiters.wanted)):
             with waiters.condition:

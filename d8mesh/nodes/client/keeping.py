@@ -167,7 +167,8 @@ class Keeping:
             return
         for index in range(parcel.count):
             own_id = f"{parcel.session}-{parcel.first + index}"
-            self._listeners.pop(own_id, None)
+            for hear in self._listeners.pop(own_id, ()):
+                hear(None)  # nothing will come under this id
             with self._lock:
                 self._let_go(own_id)
             if parcel.accepted_as is not None and self.of(parcel.task_id(index)) is None:

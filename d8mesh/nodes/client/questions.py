@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import threading
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from d8mesh.core.client_session import ClientSession
 from d8mesh.core.messages import Ask
 from d8mesh.edge.waits import wait_for
-from d8mesh.errors import BrokerUnavailableError, error_of
+from d8mesh.errors import BrokerUnavailableError
 from d8mesh.nodes.client.parcels import check_encodable
 from d8mesh.nodes.client.patience import bounded
 from d8mesh.nodes.client.runner import Runner, Slot
@@ -49,10 +50,11 @@ class Questions:
         request = self.number()
         question = Ask(request, what, dict(args))
         check_encodable(question, what)
-        slot = self._runner.answers[request] = Slot()
+        ready = threading.Event()
+        slot = self._runner.answers[request] = Slot(ready)
         self._runner.do(lambda now: self._session.ask(question, now))
         try:
-            wait_for(slot.ready, wait_s)
+            wait_for(ready, wait_s)
             if not slot.is_answered:
                 self._check_alive()
                 why = self._trouble() if wait_s else ""
@@ -64,8 +66,4 @@ class Questions:
             self._runner.answers.pop(request, None)
             if not slot.is_answered:
                 self._runner.do(lambda now: self._session.forget_ask(request))
-        if slot.code:
-            error = error_of(slot.code, str(slot.body.get("error") or slot.code))
-            error.details = slot.body
-            raise error
-        return slot.body
+        return slot.content()

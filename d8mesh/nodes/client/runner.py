@@ -1,4 +1,7 @@
-"""The client's I/O thread: joins the session to its link, its callers and the clock."""
+"""Joins the client's session to its link, its callers and the clock.
+
+On a thread of its own, or in turns that somebody else's loop takes (`Host`).
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, Protocol, TypeAlias
 
 from d8mesh.core.client_effects import (
     Answered,
@@ -49,37 +52,70 @@ _log: Final = logging.getLogger("d8mesh.client")
 Action: TypeAlias = Callable[[float], list[Output]]
 
 
+class Host(Protocol):
+    """A loop of somebody else's that takes a runner's turns."""
+
+    def wake(self) -> None:
+        """Have a turn taken soon."""
+
+    def add(self, link: DealerLink) -> None:
+        """Have a turn taken whenever something comes in here."""
+
+    def discard(self, link: Connection) -> None:
+        """Wait for this one no longer, and close it."""
+
+
+class Flag(Protocol):
+    """Whatever an asker waits on: a `threading.Event`, or asyncio's."""
+
+    def set(self) -> None:
+        """Let the asker look."""
+
+
 class Slot:
     """Where the answer to a question arrives."""
 
     __slots__ = ("body", "code", "is_answered", "ready")
 
-    def __init__(self) -> None:
-        self.ready = threading.Event()
+    def __init__(self, ready: Flag) -> None:
+        self.ready = ready
         self.is_answered = False
         self.code = ""
         self.body: dict[str, Any] = {}
 
+    def content(self) -> dict[str, Any]:
+        """Return what was answered.
+
+        Raises:
+            D8Error: that is what was answered.
+        """
+        if self.code:
+            error = error_of(self.code, str(self.body.get("error") or self.code))
+            error.details = self.body
+            raise error
+        return self.body
+
 
 class Runner:
-    """Runs a session on a thread of its own.
+    """Runs a session: on a thread of its own (`start`), or in turns that a host takes (`turn`).
 
     Args:
         session: the brain; nobody else may call it.
-        board: where callers' threads wait.
-        waker: ends a sleep of the loop.
+        board: where callers wait.
+        waker: ends a sleep of the thread; or the host.
         dialler: makes the connections.
         completions: what is to be called when tasks are done; None: nothing ever.
         broker_id: of the orchestrator that the session was with so far; empty: none.
 
-    Thread: `do` and `close` may be called from any; the rest happens on the I/O thread.
+    Thread: `do` and `close` may be called from any; the rest happens on the I/O thread. With a
+    host all of it happens on the host's.
     """
 
     def __init__(
         self,
         session: ClientSession,
         board: Board,
-        waker: Waker,
+        waker: Waker | Host,
         dialler: Dialler,
         *,
         completions: Completions | None = None,
@@ -107,13 +143,24 @@ class Runner:
         self.open: Parcel | None = None
         self.fatal: D8Error | None = None
         self.connected = threading.Event()
-        self._loop = Loop(waker)
+        self._add: Callable[[DealerLink], None]
+        self._discard: Callable[[Connection], None]
+        if isinstance(waker, Waker):
+            self._loop = Loop(waker)
+            self._add, self._discard = self._loop.add, self._let_go
+        else:
+            self._add, self._discard = waker.add, waker.discard
         self._thread = threading.Thread(target=self._serve, name="d8-client", daemon=True)
 
     @property
     def is_over_http(self) -> bool:
         """True while the link goes through the REST port."""
         return self._link is not None and not isinstance(self._link, DealerLink)
+
+    @property
+    def has_input(self) -> bool:
+        """True if something has come in that no turn has taken."""
+        return isinstance(self._link, DealerLink) and self._link.has_input
 
     @property
     def is_running(self) -> bool:
@@ -126,7 +173,7 @@ class Runner:
         return threading.current_thread() is self._thread
 
     def start(self) -> None:
-        """Begin."""
+        """Begin, on a thread of its own."""
         self._thread.start()
 
     def do(self, action: Action) -> None:
@@ -152,24 +199,39 @@ class Runner:
             join(self._thread, timeout_s)
 
     def _serve(self) -> None:
+        waker, loop = self._waker, self._loop
+        assert isinstance(waker, Waker), "a host takes the turns"
         try:
             while not self._closing.is_set():
-                self._turn()
+                loop.wait(self.sleep_s())
+                self.turn(MESSAGES_PER_TURN)
         except Exception as error:  # the thread's last words: nobody may wait for ever
-            self.fatal = NodeClosedError(f"the client stopped: {error!r}")
-            event(_log, logging.ERROR, "client.died", error=repr(error))
+            self.died(error)
             raise
         finally:
-            if self._link is not None:
-                self._link.send(encode(Goodbye("closed")))
-                self._drop_link()
-            self._release_askers()
-            self._waker.close()
+            self.end()
+            waker.close()
 
-    def _turn(self) -> None:
+    def died(self, error: Exception) -> None:
+        """Note that a turn failed: this is a bug, and there will be no other turn."""
+        self.fatal = NodeClosedError(f"the client stopped: {error!r}")
+        event(_log, logging.ERROR, "client.died", error=repr(error))
+
+    def end(self) -> None:
+        """Say goodbye; there will be no other turn."""
+        if self._link is not None:
+            self._link.send(encode(Goodbye("closed")))
+            self._drop_link()
+        self._release_askers()
+
+    def sleep_s(self) -> float:
+        """Return how long there is nothing to do, if nothing comes in."""
+        wait_s = 0.0 if self._inbox else self._next_deadline() - time.monotonic()
+        return min(max(wait_s, 0.0), MAX_SLEEP_S)
+
+    def turn(self, limit: int) -> None:
+        """Take in what has come, at most `limit` messages, and do what is due. Never waits."""
         session, inbox = self._session, self._inbox
-        wait_s = 0.0 if inbox else self._next_deadline() - time.monotonic()
-        self._loop.wait(min(max(wait_s, 0.0), MAX_SLEEP_S))
         now = time.monotonic()
         self._take_link(now)
         out: list[Output] = []
@@ -182,7 +244,7 @@ class Runner:
         if link is not None:
             if link.is_cut or link.is_renewed:
                 out += self._mind(link, now)
-            for frame in link.receive(MESSAGES_PER_TURN):
+            for frame in link.receive(limit):
                 out += self._receive(frame, now)
         if self.open is not None:
             out += self._take_open(now)
@@ -220,7 +282,7 @@ class Runner:
         self._drop_link()
         self._link = link
         if isinstance(link, DealerLink):
-            self._loop.add(link)
+            self._add(link)
         self._carry_out(self._session.link_up(now))
 
     def _mind(self, link: Connection, now: float) -> list[Output]:
@@ -238,12 +300,15 @@ class Runner:
     def _drop_link(self) -> None:
         self._cut_since = 0.0
         link, self._link = self._link, None
-        if isinstance(link, DealerLink):
-            self._loop.remove(link)
         if link is not None:
-            link.close()
+            self._discard(link)
         self._session.link_down()
         self.connected.clear()
+
+    def _let_go(self, link: Connection) -> None:
+        if isinstance(link, DealerLink):
+            self._loop.remove(link)
+        link.close()
 
     def _receive(self, frame: bytes, now: float) -> list[Output]:
         try:

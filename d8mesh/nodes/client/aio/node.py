@@ -1,0 +1,340 @@
+"""A client's session as an asyncio node: the brain, its link and its waits on one event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import contextlib
+import itertools
+import logging
+import os
+import warnings
+from collections.abc import AsyncGenerator, Callable, Mapping
+from typing import Any, Final
+
+from d8mesh.config import Config
+from d8mesh.core.messages import Ask, Group, Stream
+from d8mesh.core.parcel import Parcel
+from d8mesh.edge.logs import event
+from d8mesh.errors import (
+    BrokerUnavailableError,
+    D8Error,
+    NodeClosedError,
+    WaitTimeoutError,
+)
+from d8mesh.nodes.client.aio.host import LoopHost
+from d8mesh.nodes.client.aio.waits import Signal, Waits
+from d8mesh.nodes.client.board import say_waiting
+from d8mesh.nodes.client.dial import Dialler
+from d8mesh.nodes.client.farewell import missing_of, tell
+from d8mesh.nodes.client.keeping import Kept
+from d8mesh.nodes.client.listening import listen
+from d8mesh.nodes.client.parcels import (
+    PARCEL_TASKS,
+    Kind,
+    Post,
+    awaiting,
+    check_encodable,
+    size_of,
+)
+from d8mesh.nodes.client.patience import bounded
+from d8mesh.nodes.client.reasons import Reasons
+from d8mesh.nodes.client.runner import Runner, Slot
+from d8mesh.nodes.client.sessions import new_session
+from d8mesh.nodes.client.submitter import Submitter
+
+#: How long a look at why something does not come may hold up who is told that it has not.
+WHY_S: Final = 2.0
+_log: Final = logging.getLogger("d8mesh.client")
+
+
+class AsyncNode:
+    """One session with one mesh, on the running event loop.
+
+    Args:
+        config: settings.
+        endpoint: ``tcp://HOST:PORT`` of a broker, if that is known.
+        url: ``http://HOST:PORT`` of an orchestrator, if that is known.
+
+    Thread: the loop's. Finding an orchestrator and closing connections happen on threads of
+    their own, for they block.
+    """
+
+    def __init__(self, config: Config, *, endpoint: str | None, url: str | None) -> None:
+        self.loop = asyncio.get_running_loop()
+        self._pid = os.getpid()
+        self._session = new_session(config.mesh)
+        self._is_closed = False
+        self._next_request = itertools.count(1)
+        self._connecting: set[Signal] = set()
+        self.waits = Waits(self.loop, self.check_alive, self._why, self._say)
+        self._host = LoopHost(self.loop, self._after_turn)
+        self._dialler = Dialler(config, endpoint=endpoint, url=url, wake=self._host.wake_from_afar)
+        self._reasons = Reasons(self._session, self._dialler, self._ask_from_afar, self.check_alive)
+        self._one_looks = asyncio.Lock()
+        self._runner = Runner(self._session, self.waits.board, self._host, self._dialler)
+        self._submitter = Submitter(self._session, self.waits.board, self._runner)
+        self._host.start(self._runner)
+        self._guard = self._await_loop_end()
+        with contextlib.suppress(StopIteration):  # it comes to its `yield` without waiting
+            self._guard.__anext__().send(None)
+
+    @property
+    def is_forked(self) -> bool:
+        """True in the child of a fork: all of this is the parent's."""
+        return os.getpid() != self._pid
+
+    @property
+    def is_closed(self) -> bool:
+        """True once nothing can come any more."""
+        return self._is_closed
+
+    @property
+    def is_connected(self) -> bool:
+        """True while an orchestrator answers."""
+        return self._session.is_up
+
+    @property
+    def has_input(self) -> bool:
+        """True if something has come in that no turn has taken."""
+        return self._runner.has_input
+
+    @property
+    def is_over_http(self) -> bool:
+        """True while only the REST port can be reached."""
+        return self._runner.is_over_http
+
+    def check_alive(self) -> None:
+        """Raise what makes everything useless.
+
+        Raises:
+            NodeClosedError: it is closed, or this is the child of a fork.
+            D8Error: the orchestrator refuses this client for good.
+        """
+        if self._runner.fatal is not None:
+            raise self._runner.fatal
+        if self._is_closed:
+            raise NodeClosedError
+        if self.is_forked:
+            raise NodeClosedError("a client does not survive a fork: make a new one in the child")
+
+    # ------------------------------------------------------------------- submitting
+
+    async def append(
+        self, kind: Kind, payload: bytes, timeout_s: float | None, *, is_listened: bool = False
+    ) -> tuple[Parcel, int]:
+        """Put one task into the parcel that is open; return its place.
+
+        Raises:
+            WaitTimeoutError: there was no room within `timeout_s`.
+        """
+        if not self.waits.has_room(1, len(payload)):
+            await self.waits.room(1, len(payload), timeout_s)
+        parcel, index = self._submitter.append(kind, payload, timeout_s, is_listened=is_listened)
+        if index == PARCEL_TASKS - 1:  # a long run of submits lets others in between
+            await asyncio.sleep(0)
+        return parcel, index
+
+    async def enqueue(self, groups: list[Group], timeout_s: float | None, post: Post) -> Parcel:
+        """Submit these as one parcel.
+
+        Raises:
+            As `append`; InvalidTaskError, PayloadTooLargeError: no message can carry them.
+        """
+        self.check_alive()
+        await self.waits.room(*size_of(groups), timeout_s)
+        return self._submitter.enqueue(groups, timeout_s, post)
+
+    def next_id(self) -> tuple[str, int]:
+        """Return a session and a counter that make an unused task id."""
+        return self._session.name, self._submitter.next_n()
+
+    # ----------------------------------------------------------------------- asking
+
+    def watch(self, task_id: str) -> Parcel:
+        """Return where the outcome of anybody's task will arrive."""
+        self.check_alive()
+        parcel = awaiting(task_id)
+        self._runner.do(lambda now: self._session.watch(parcel))
+        return parcel
+
+    def listen(self, task_id: str, on_event: Callable[[Stream | None], None]) -> Callable[[], None]:
+        """Hear a task's partial output, and None once it is finished; return what stops it."""
+        self.check_alive()
+        return listen(self._runner, self._session, task_id, on_event)
+
+    def kept_output(self, task_id: str) -> Kept | None:
+        """Return what is kept of the output of a task that was submitted with ``listen=True``."""
+        return self._runner.keeping.of(task_id)
+
+    def hear(self, task_id: str, on_event: Callable[[Stream | None], None]) -> Callable[[], None]:
+        """Be told what comes in of a task that is listened to already; return what stops it."""
+        listeners = self._runner.listeners
+        listeners.setdefault(task_id, []).append(on_event)
+
+        def stop() -> None:
+            with contextlib.suppress(ValueError):
+                listeners.get(task_id, []).remove(on_event)
+
+        return stop
+
+    async def ask(self, what: str, args: Mapping[str, object], timeout_s: float) -> dict[str, Any]:
+        """Ask the orchestrator something.
+
+        Raises:
+            D8Error: what it answered instead.
+            BrokerUnavailableError: no answer within `timeout_s`.
+        """
+        answer = await self._answer(what, args, bounded(timeout_s))
+        if answer is not None:
+            return answer
+        self.check_alive()
+        why = await self._look(self._reasons.trouble) if timeout_s else ""
+        raise BrokerUnavailableError(
+            f"no orchestrator answered {what!r} within {timeout_s:g} s" + (why and f": {why}")
+        )
+
+    async def _answer(
+        self, what: str, args: Mapping[str, object], timeout_s: float | None
+    ) -> dict[str, Any] | None:
+        """Return the answer to a question; None: there was none in time."""
+        self.check_alive()
+        request = next(self._next_request)
+        question = Ask(request, what, dict(args))
+        check_encodable(question, what)
+        answered = self.loop.create_future()
+        slot = self._runner.answers[request] = Slot(_Flag(answered))
+        self._runner.do(lambda now: self._session.ask(question, now))
+        try:
+            await self.waits.other(answered, timeout_s, f"the answer to {what!r}")
+        except WaitTimeoutError:
+            return None
+        finally:
+            self._runner.answers.pop(request, None)
+            if not slot.is_answered:
+                self._runner.do(lambda now: self._session.forget_ask(request))
+        return slot.content() if slot.is_answered else None
+
+    async def wait_connected(self, timeout_s: float | None) -> bool:
+        """Wait until an orchestrator answers; return whether one does."""
+        timeout_s = bounded(timeout_s)
+        self.check_alive()
+        if self.is_connected:
+            return True
+        connected = self.loop.create_future()
+        self._connecting.add(connected)
+        try:
+            await self.waits.other(connected, timeout_s, "a connection")
+        except WaitTimeoutError:
+            return False
+        finally:
+            self._connecting.discard(connected)
+        return True
+
+    # -------------------------------------------------------- why something does not come
+
+    async def _why(self, task_id: str) -> str:
+        return await self._look(lambda: self._reasons.of(task_id).text)
+
+    async def _look(self, look: Callable[[], str]) -> str:
+        """Have the mesh looked at, on a thread; where many wait for that, some are told nothing."""
+        try:
+            async with asyncio.timeout(WHY_S), self._one_looks:
+                return await asyncio.shield(self._host.have_done(look)) or ""
+        except TimeoutError:
+            return ""
+
+    def _say(self, what: str, task_id: str) -> None:
+        self._host.have_done(lambda: say_waiting(what, self._reasons.of(task_id)))
+
+    def _ask_from_afar(
+        self, what: str, args: Mapping[str, object], timeout_s: float
+    ) -> dict[str, Any]:
+        """Ask from another thread."""
+        if self._is_closed:
+            raise NodeClosedError
+        answer = asyncio.run_coroutine_threadsafe(self._answer(what, args, timeout_s), self.loop)
+        with contextlib.suppress(TimeoutError, concurrent.futures.CancelledError):
+            content = answer.result(timeout_s + WHY_S)
+            if content is not None:
+                return content
+        raise BrokerUnavailableError
+
+    # ---------------------------------------------------------------------- the end
+
+    async def close(self, timeout_s: float | None) -> None:
+        """Wait for what was submitted to be acknowledged, say goodbye, and let all go.
+
+        Raises:
+            NotAcknowledgedError: not all of it was, within `timeout_s`, or it was refused and
+                nobody was told so.
+        """
+        board, why = self.waits.board, ""
+        board.shut()
+        try:
+            with contextlib.suppress(D8Error):
+                self.check_alive()
+                await self.waits.emptied(timeout_s)
+            if board.count:
+                why = await self._why("")
+        except BaseException as error:  # who waits is told by that, and by the log
+            missing = missing_of(board, "the wait was interrupted")
+            if missing is not None:
+                error.add_note(f"d8mesh: {missing}")
+                tell(missing)
+            raise
+        finally:
+            self._end()
+            await self._host.finish()
+            await self._guard.aclose()
+        missing = missing_of(board, why)
+        if missing is not None:
+            raise missing
+
+    def leave(self) -> None:
+        """Let all go, and say that nobody closed this: what it waits for may be lost."""
+        if self._is_closed or self.is_forked:
+            return
+        with contextlib.suppress(RuntimeError):  # a program that ends can start no more threads
+            self._end()
+        text = "an AsyncClient was never closed (async with does it)"
+        missing = missing_of(self.waits.board, "")
+        if missing is not None:
+            text = f"{text}: {missing}"
+        event(_log, logging.WARNING, "client.unclosed", what=text)
+        warnings.warn(text, ResourceWarning, source=self, stacklevel=2)
+
+    def _end(self) -> None:
+        if self._is_closed:
+            return
+        self._is_closed = True
+        self.waits.fail(self._runner.fatal or NodeClosedError())
+        self._host.stop()
+        self._host.have_done(self._dialler.close)
+
+    async def _await_loop_end(self) -> AsyncGenerator[None, None]:
+        """A loop that ends closes its asynchronous generators: so this hears of it."""
+        try:
+            yield
+        finally:
+            self.leave()
+            await self._host.finish()
+
+    def _after_turn(self) -> None:
+        if self._runner.fatal is not None:
+            self.waits.fail(self._runner.fatal)
+        elif self._connecting and self._runner.connected.is_set():
+            for each in self._connecting:
+                if not each.done():
+                    each.set_result(True)
+
+
+class _Flag:
+    """Sets a future when an answer is there."""
+
+    def __init__(self, future: Signal) -> None:
+        self._future = future
+
+    def set(self) -> None:
+        if not self._future.done():
+            self._future.set_result(True)

@@ -1,0 +1,278 @@
+"""Where coroutines wait for what happens to parcels, for room, and for a connection."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable
+from typing import Final, Generic, TypeAlias, TypeVar
+
+from d8mesh.core.parcel import Parcel
+from d8mesh.errors import D8Error, WaitTimeoutError
+from d8mesh.nodes.client.board import LOOK_S, LOOKS_S, STALL_S, Board
+from d8mesh.nodes.client.patience import bounded, countdown, timed_out, told_whole
+
+#: What is waited for: True once it has come, False when the time is over.
+Signal: TypeAlias = "asyncio.Future[bool]"
+Item = TypeVar("Item")
+#: In the place of a task's index: the acknowledgement of the parcel.
+ACKNOWLEDGED: Final = -1
+#: An event loop's clocks take no more.
+LONGEST_S: Final = 1e8
+
+
+class Waits:
+    """The coroutines that wait, each on a future of its own: giving up harms nobody else.
+
+    Args:
+        loop: the event loop.
+        check_alive: raises when waiting has become useless.
+        why: says why a task (an empty id: what is submitted) is not further; takes a short time.
+        say: the same for the log, with what is waited for; returns at once.
+
+    Thread: the loop's.
+    """
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        check_alive: Callable[[], None],
+        why: Callable[[str], Awaitable[str]],
+        say: Callable[[str, str], None],
+    ) -> None:
+        self._loop, self._why, self._say = loop, why, say
+        self.board = Board(check_alive, on_change=self._changed)
+        #: of each parcel, by task or `ACKNOWLEDGED`
+        self._waiting: dict[Parcel, dict[int, list[Signal]]] = {}
+        self._for_room: deque[tuple[int, int, Signal]] = deque()
+        #: who was woken because there is room, and has not used it yet; how many tasks and bytes
+        self._promises: set[Signal] = set()
+        self._promised = self._promised_bytes = 0
+        #: the waits, the oldest first: since when, for what, and whose outcome it is
+        self._waits: dict[Signal, tuple[float, str, str | None]] = {}
+        self._look: asyncio.TimerHandle | None = None
+
+    @property
+    def count(self) -> int:
+        """How many coroutines wait."""
+        return len(self._waits)
+
+    # ----------------------------------------------------------------------- waiting
+
+    async def finished(self, parcel: Parcel, index: int, timeout_s: float | None) -> None:
+        """Wait until it is known how task `index` ended, or that its submit was refused."""
+        what = f"the result of {parcel.task_id(index)}"
+        if not parcel.states[index] and parcel.refusal is None:
+            await self._of(parcel, index, timeout_s, what, parcel.task_id(index))
+
+    async def settled(self, parcel: Parcel, timeout_s: float | None) -> None:
+        """Wait until a parcel is acknowledged; raise what it was refused with."""
+        if not parcel.is_settled:
+            what = f"the acknowledgement of {parcel.task_id(0)}"
+            await self._of(parcel, ACKNOWLEDGED, timeout_s, what, "")
+        parcel.raise_refusal()
+
+    async def room(self, count: int, size_bytes: int, timeout_s: float | None) -> None:
+        """Wait until so much fits; who came first is first. What is to fill it is added at once."""
+        if self.has_room(count, size_bytes):
+            return
+        signal = self._loop.create_future()
+        self._for_room.append((count, size_bytes, signal))
+        try:
+            await self._until(signal, timeout_s, "room for more tasks", "")
+        finally:
+            if signal in self._promises:  # from now on it is used, or given up
+                self._promises.discard(signal)
+                self._promised -= count
+                self._promised_bytes -= size_bytes
+            if self._for_room:
+                self._loop.call_soon(self._make_room)
+
+    def has_room(self, count: int, size_bytes: int) -> bool:
+        """Return whether `room` would not wait."""
+        return not self._for_room and self._fits(count, size_bytes)
+
+    async def flush(self, timeout_s: float | None) -> None:
+        """Wait until what is pending now is settled; raise the first refusal since the last."""
+        timeout_s = bounded(timeout_s)
+        try:
+            await self.emptied(timeout_s, "")
+        except WaitTimeoutError as error:
+            raise told_whole(error, timeout_s) from None
+        self.board.raise_refusal()
+
+    async def emptied(self, timeout_s: float | None, task_id: str | None = None) -> None:
+        """Wait until what is pending now is settled; say why not only with an empty `task_id`."""
+        left_s, what = countdown(timeout_s), "the acknowledgement of what was submitted"
+        for parcel in self.board.pending():
+            if not parcel.is_settled:
+                await self._of(parcel, ACKNOWLEDGED, left_s(), what, task_id)
+
+    async def other(
+        self, signal: Signal, timeout_s: float | None, what: str, task_id: str | None = None
+    ) -> None:
+        """Wait for what `signal` stands for; it ends with the client too."""
+        await self._until(signal, timeout_s, what, task_id)
+
+    def signal(self, parcel: Parcel, index: int) -> Signal:
+        """Return a future that is done with the outcome of a task, or an acknowledgement."""
+        signal = self._loop.create_future()
+        self._waiting.setdefault(parcel, {}).setdefault(index, []).append(signal)
+        return signal
+
+    async def _of(
+        self,
+        parcel: Parcel,
+        index: int,
+        timeout_s: float | None,
+        what: str,
+        task_id: str | None,
+    ) -> None:
+        signal = self.signal(parcel, index)
+        try:
+            await self._until(signal, timeout_s, what, task_id)
+        except WaitTimeoutError:
+            if not _has_come(parcel, index):  # it may have, while it was asked why not
+                raise
+        finally:
+            self._forget(parcel, index, signal)
+
+    async def _until(
+        self, signal: Signal, timeout_s: float | None, what: str, task_id: str | None
+    ) -> None:
+        """Wait for `signal`, which is of this wait alone.
+
+        Args:
+            what: what is waited for, for people.
+            task_id: whose outcome it is; empty: an acknowledgement; None: why it has not come is
+                nobody's question.
+
+        Raises:
+            WaitTimeoutError: `timeout_s` is over.
+            D8Error: the client is closed, or useless.
+        """
+        self.board.check_alive()
+        timer = None
+        if timeout_s is not None:
+            wait_s = min(max(timeout_s, 0.0), LONGEST_S)
+            timer = self._loop.call_later(wait_s, _resolve, signal, False)
+        self._waits[signal] = time.monotonic(), what, task_id
+        if self._look is None:
+            self._look = self._loop.call_later(STALL_S, self._look_around)
+        try:
+            if await signal:
+                return
+        finally:
+            del self._waits[signal]
+            if timer is not None:
+                timer.cancel()
+        is_look = timeout_s is None or timeout_s < LOOKS_S or task_id is None
+        raise timed_out(what, timeout_s, "" if is_look else await self._why(task_id or ""))
+
+    def _look_around(self) -> None:
+        """Have it said once when nothing has come for long."""
+        self._look = None
+        for since, what, task_id in self._waits.values():
+            if task_id is not None:
+                if self.board.is_stalled(since, time.monotonic()):
+                    self._say(what, task_id)
+                self._look = self._loop.call_later(LOOK_S, self._look_around)
+                return
+
+    def _forget(self, parcel: Parcel, index: int, signal: Signal) -> None:
+        """A wait is over: by what has come, it is forgotten already, or it was given up."""
+        waiting = self._waiting.get(parcel)
+        signals = waiting and waiting.get(index)
+        if not waiting or not signals or signal not in signals:
+            return
+        signals.remove(signal)
+        if not signals:
+            del waiting[index]
+        if not waiting:
+            del self._waiting[parcel]
+
+    # ------------------------------------------------------------- what has happened
+
+    def _changed(self, parcel: Parcel) -> None:
+        """Wake who waits for what this parcel has now."""
+        waiting = self._waiting.get(parcel)
+        if waiting:
+            for index in [index for index in waiting if _has_come(parcel, index)]:
+                for signal in waiting.pop(index):
+                    _resolve(signal)
+            if not waiting:
+                del self._waiting[parcel]
+        if self._for_room and parcel.is_settled:
+            self._make_room()
+
+    def _make_room(self) -> None:
+        """Wake who waits for room, in their order, as many as fit."""
+        while self._for_room:
+            count, size_bytes, signal = self._for_room[0]
+            if not signal.done():
+                if not self._fits(count, size_bytes):
+                    return
+                self._promised += count
+                self._promised_bytes += size_bytes
+                self._promises.add(signal)
+                signal.set_result(True)
+            self._for_room.popleft()
+
+    def _fits(self, count: int, size_bytes: int) -> bool:
+        """Return whether there is room beside what is promised to those who were woken."""
+        return self.board.has_room(count + self._promised, size_bytes + self._promised_bytes)
+
+    def fail(self, error: D8Error) -> None:
+        """End every wait with `error`: there is no sense in waiting any more."""
+        waiting = [each for of_one in self._waiting.values() for each in of_one.values()]
+        signals = [signal for each in waiting for signal in each]
+        signals += [signal for _, _, signal in self._for_room]
+        for signal in [*signals, *self._waits]:
+            if not signal.done():
+                signal.set_exception(error)
+        self._for_room.clear()
+        if self._look is not None:
+            self._look.cancel()
+
+
+class Inbox(Generic[Item]):
+    """What arrives for one coroutine that takes it piece by piece."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, waits: Waits) -> None:
+        self._loop, self._waits = loop, waits
+        self._items: deque[Item] = deque()
+        self._signal: Signal | None = None
+
+    def put(self, item: Item) -> None:
+        """Add one."""
+        self._items.append(item)
+        if self._signal is not None:
+            _resolve(self._signal)
+
+    @property
+    def is_empty(self) -> bool:
+        """True if there is none to take."""
+        return not self._items
+
+    async def next(self, timeout_s: float | None, what: str, task_id: str | None = None) -> Item:
+        """Wait for the next and take it.
+
+        Raises:
+            WaitTimeoutError: there was none within `timeout_s`.
+        """
+        if not self._items:
+            self._signal = self._loop.create_future()
+            await self._waits.other(self._signal, timeout_s, what, task_id)
+        return self._items.popleft()
+
+
+def _has_come(parcel: Parcel, index: int) -> bool:
+    if parcel.refusal is not None:
+        return True
+    return parcel.is_accepted if index == ACKNOWLEDGED else bool(parcel.states[index])
+
+
+def _resolve(signal: Signal, has_come: bool = True) -> None:
+    if not signal.done():
+        signal.set_result(has_come)
