@@ -580,7 +580,7 @@ def test_output_is_heard_whole_by_who_said_so_in_the_submit(mesh: Mesh, loop: Fa
             with pytest.raises(InvalidTaskError, match="listen: here come results only"):
                 await client.call("count", listen=True)
 
-    run(program())
+    run(program(), loop)
 
 
 def test_a_stream_shows_a_new_attempt(mesh: Mesh) -> None:
