@@ -132,12 +132,16 @@ def test_the_wheel_holds_the_package_and_nothing_of_the_checkout(installed: Inst
 
 
 def test_the_installed_command_says_its_version_and_its_help(installed: Installed) -> None:
-    for argv in ([installed.command], [installed.python, "-m", "d8mesh"]):
+    ways = (
+        ([installed.command], "d8mesh"),
+        ([installed.python, "-m", "d8mesh"], "python3 -m d8mesh"),
+    )
+    for argv, name in ways:
         version = installed.run([*argv, "--version"])
         assert (version.returncode, version.stdout) == (0, f"d8mesh {__version__}\n")
         told = installed.run([*argv, "--help"])
         assert told.returncode == 0
-        assert "usage: d8mesh" in told.stdout
+        assert f"usage: {name} " in told.stdout
         assert installed.run([*argv, "nonsense"]).returncode == 2
 
 

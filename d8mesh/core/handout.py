@@ -6,7 +6,7 @@ import heapq
 from collections.abc import Callable, Container, Iterable
 from functools import partial
 from itertools import accumulate
-from typing import Final, NamedTuple
+from typing import Final
 
 from d8mesh.core import placement
 from d8mesh.core.endings import Endings, Failure
@@ -15,7 +15,7 @@ from d8mesh.core.pool import Pool
 from d8mesh.core.queue import Lane, LaneKey
 from d8mesh.core.records import Batch, Task
 from d8mesh.core.roster import POLLING, Seat
-from d8mesh.core.task import UNRETURNED, Due, HandedOut, Recounted, Requeued, TaskState
+from d8mesh.core.task import AT_ONCE, Due, HandedOut, Recounted, Requeued, TaskState, Wait
 from d8mesh.core.tokens import MAX_ATTEMPT
 
 #: A retry waits a random part of this, doubled for each error before, up to the cap.
@@ -33,16 +33,6 @@ RETRY_SCAN: Final = 64
 #: Beyond its own timeout an attempt is left to its worker this much longer.
 ATTEMPT_GRACE_S: Final = 30.0
 _MAX_GROUP_TASKS: Final = 1024
-
-
-class Wait(NamedTuple):
-    """How long tasks that were taken back wait, and what their coming back is counted as."""
-
-    pause_s: float = 0.0
-    returned: int = UNRETURNED
-
-
-AT_ONCE: Final = Wait()
 
 
 class Handout:

@@ -12,10 +12,10 @@ from collections.abc import Iterable
 from typing import Final, NamedTuple
 
 from d8mesh.core.endings import MAX_REASON_CHARS
-from d8mesh.core.handout import Handout, Wait
+from d8mesh.core.handout import Handout
 from d8mesh.core.pool import Pool
 from d8mesh.core.records import Task
-from d8mesh.core.task import ORDERLY, SUSPECT
+from d8mesh.core.task import ORDERLY, SUSPECT, Wait
 
 #: The pause before the next try, doubled for each time before, up to the cap; between a half
 #: and the whole of it is waited.

@@ -77,6 +77,16 @@ class Spec(Struct, frozen=True, gc=False):
 UNRETURNED, ORDERLY, SUSPECT = 0, 1, 2
 
 
+class Wait(NamedTuple):
+    """How long tasks that were taken back wait, and what their coming back is counted as."""
+
+    pause_s: float = 0.0
+    returned: int = UNRETURNED
+
+
+AT_ONCE: Final = Wait()
+
+
 class TaskKey(NamedTuple):
     """The two halves of a task id."""
 

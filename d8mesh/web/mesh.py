@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final, Protocol
 
-from d8mesh.core.messages import Group, Stream
+from d8mesh.core.messages import Group
 from d8mesh.errors import BrokerUnavailableError
-from d8mesh.nodes.client.keeping import Kept
+from d8mesh.nodes.client.listening import Outputs
 from d8mesh.nodes.client.parcels import Sent
 
 #: Requests that may wait at the same time; one more is answered with what is known.
@@ -36,7 +36,7 @@ class Mesh(Protocol):
     def ask(self, what: str, args: Mapping[str, object], *, timeout: float = ...) -> dict[str, Any]:
         """Ask the broker something; raises the error it answered."""
 
-    def send_groups(
+    def submit_groups(
         self,
         groups: Sequence[Group],
         *,
@@ -51,11 +51,9 @@ class Mesh(Protocol):
     def wait_finished(self, task_id: str, timeout_s: float) -> bool:
         """Wait for a task; return whether it is finished."""
 
-    def listen(self, task_id: str, on_event: Callable[[Stream | None], None]) -> Callable[[], None]:
-        """Hear a task's partial output, None when it is finished; return what stops it."""
-
-    def kept_output(self, task_id: str) -> Kept | None:
-        """Return what is kept of a task whose submit said that its output is listened to."""
+    @property
+    def outputs(self) -> Outputs:
+        """The partial output of tasks: kept, and heard."""
 
     def next_id(self) -> tuple[str, int]:
         """Return a session and counter that make an unused task id."""

@@ -89,14 +89,14 @@ class _Events:
 
     def run(self, body: dict[str, Any]) -> Iterator[bytes]:
         """Yield the events until the task is finished or the reader is gone."""
-        kept = self._mesh.kept_output(self._task_id)
+        kept = self._mesh.outputs.keeping.of(self._task_id)
         if kept is not None:
             yield b": listening\n\n"
             yield from self._all_of(kept)
             if self._is_gone():
                 return
         elif not body["completed_at"]:
-            self._stop = self._mesh.listen(self._task_id, self._hear)
+            self._stop = self._mesh.outputs.listen(self._task_id, self._hear)
             yield b": listening\n\n"
             yield from self._until_finished()
             if self._is_too_slow or self._is_gone():

@@ -135,7 +135,7 @@ class TaskCalls:
         groups = groups_of(tasks, is_batch=is_batch)
         if len({task.listen for task in tasks}) > 1:
             raise InvalidTaskError("listen: expected the same of all tasks of a batch")
-        return self._mesh.send_groups(
+        return self._mesh.submit_groups(
             groups,
             key=key,
             digest=digest_of(groups) if key else b"",

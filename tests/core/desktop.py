@@ -13,9 +13,10 @@ import msgspec
 
 from d8mesh.core import messages as m
 from d8mesh.core.codec import decode_to_broker, encode
-from d8mesh.core.dispatcher import Dispatcher, Restored
+from d8mesh.core.dispatcher import Dispatcher
 from d8mesh.core.effects import Effect, Load, Loaded, Peer, Record, Send
 from d8mesh.core.pool import Policy
+from d8mesh.core.restored import Restored
 from d8mesh.core.task import Fact
 from d8mesh.edge.journal import Journal, Reader
 from tests.chaos.verdict import overlaps_in

@@ -9,10 +9,10 @@ import pytest
 
 from d8mesh.core import messages as m
 from d8mesh.core.attendance import MAX_CUTS, OWED_S
-from d8mesh.core.dispatcher import Restored
 from d8mesh.core.effects import Peer, Send
 from d8mesh.core.handout import POISON_LOSSES
 from d8mesh.core.records import History
+from d8mesh.core.restored import Restored
 from d8mesh.core.streaming import TAIL_BYTES
 from d8mesh.core.task import Requeued, TaskState
 from d8mesh.edge.journal.restore import fill

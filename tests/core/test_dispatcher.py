@@ -16,12 +16,12 @@ from d8mesh.core.dispatcher import (
     SWEEP_S,
     WAIT_STEP_LEASES,
     Dispatcher,
-    Restored,
 )
 from d8mesh.core.effects import Load, Loaded, Peer
 from d8mesh.core.ledger import Ledger
 from d8mesh.core.pool import MAX_LOADS_OF_CLIENT, Policy
 from d8mesh.core.records import History
+from d8mesh.core.restored import Restored
 from d8mesh.core.task import Closed, Missed, Pruned, TaskState
 from tests.core.desktop import Desktop, S, beat, hello
 

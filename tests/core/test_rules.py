@@ -19,10 +19,10 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from d8mesh.core import messages as m
 from d8mesh.core.attendance import OWED_S
-from d8mesh.core.dispatcher import Restored
 from d8mesh.core.effects import Peer
 from d8mesh.core.ledger import Ledger
 from d8mesh.core.records import History
+from d8mesh.core.restored import Restored
 from d8mesh.core.task import (
     Adopted,
     Cancelled,

@@ -167,7 +167,7 @@ def test_a_chunk_is_any_value_of_json(value: object) -> None:
         ({"a": {"b": {1: 2}}}, "the chunk.a.b: saw a key of type int"),
         ({"a": float("nan")}, "the chunk.a: nan"),
         (b"x", "the chunk: saw bytes"),
-        ("\ud800", "the chunk cannot be sent"),
+        ("\ud800", "the chunk: this cannot be sent"),
     ],
 )
 def test_a_chunk_that_is_not_json_is_refused_with_its_path(value: object, said: str) -> None:

@@ -372,7 +372,8 @@ def test_a_bad_question_is_the_callers_error_and_the_client_lives(mesh: Mesh) ->
 
 def test_groups_are_taken_all_or_none_within_what_a_message_may_carry(mesh: Mesh) -> None:
     client = connected(mesh, mesh.broker())
-    ids, is_repeat = client.submit_groups([Group("a", 5, [b"\x80"] * 2), Group("b", 5, [b"\x80"])])
+    groups = [Group("a", 5, [b"\x80"] * 2), Group("b", 5, [b"\x80"])]
+    ids, is_repeat, _ = client.submit_groups(groups)
     assert len(set(ids)) == 3
     assert not is_repeat
     for groups in ([], [Group("a", 5, [])], [Group("a", 5, [b"\x80"] * 10_001)]):
@@ -392,7 +393,7 @@ def test_tasks_that_many_threads_submit_at_once_are_each_acknowledged_as_their_o
         for n in range(5):
             kind = "other" if n == 2 else "echo"  # of another kind: it cannot travel with them
             payload = msgspec.msgpack.encode({"n": number * 5 + n})
-            (task_id,), is_repeat = client.submit_groups([Group(kind, 5, [payload])])
+            (task_id,), is_repeat, _ = client.submit_groups([Group(kind, 5, [payload])])
             assert not is_repeat
             told[task_id] = number * 5 + n
 
@@ -478,13 +479,13 @@ def test_output_is_streamed_to_all_who_listen_each_part_once(mesh: Mesh) -> None
 
     threads = [threading.Thread(target=listen, args=(mine,)) for mine in heard]
     threads[0].start()
-    until(lambda: client.listened)
-    stop = client.listen(task.id, hear)
+    until(lambda: client.outputs.listened)
+    stop = client.outputs.listen(task.id, hear)
     until(lambda: b"\xa6part 1" in b"".join(p for s in parts if s for p in s.payloads))
     stop()
     threads[1].start()
     again: list[Stream | None] = []
-    client.listen(task.id, again.append)
+    client.outputs.listen(task.id, again.append)
     until(lambda: again and heard[1])  # who comes late is told what there was
     go_on.set()
     assert task.result(PATIENCE_S)["output"] == "said"
@@ -526,7 +527,7 @@ def test_a_stream_shows_a_new_attempt_and_can_be_given_up(mesh: Mesh) -> None:
     heard: list[Any] = []
     thread = threading.Thread(target=lambda: heard.extend(stream))
     thread.start()
-    until(lambda: task.id in client.listened)
+    until(lambda: task.id in client.outputs.listened)
     mesh.run(worker)
     until(lambda: task.status()["status"] != "pending")
     listening.set()
@@ -544,8 +545,8 @@ def test_a_listener_that_raises_harms_nobody(mesh: Mesh) -> None:
     def broken(stream: Stream | None) -> None:
         raise RuntimeError
 
-    client.listen(task.id, broken)
-    client.listen(task.id, ended.append)
+    client.outputs.listen(task.id, broken)
+    client.outputs.listen(task.id, ended.append)
     echoing(mesh, port)
     until(lambda: ended == [None])
     assert client.submit("echo", {"n": 2}).result(PATIENCE_S)["output"] == {"n": 2}
@@ -858,7 +859,7 @@ def test_a_task_that_is_listened_to_from_its_submit_on_misses_nothing(mesh: Mesh
     assert (again.id, list(again.stream(PATIENCE_S))) == (late.id, list(range(300)))
     many = client.submit_many("speak", [{"n": 3}] * 5, listen=True)
     assert [list(task.stream(PATIENCE_S)) for task in many] == [[0, 1, 2]] * 5
-    client.keeping.keep_s = 0.0
+    client.outputs.keeping.keep_s = 0.0
     assert list(tasks[0].stream(PATIENCE_S)) == [Missed(None)]
     with pytest.raises(WaitTimeoutError, match="no output"):
         list(client.submit("nobody", {}, listen=True).stream(0.1))

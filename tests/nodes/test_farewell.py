@@ -290,7 +290,7 @@ def test_a_listener_may_close_its_client(mesh: Mesh) -> None:
     client = new_client(mesh, port)
     task = client.submit("echo", {})
     task.wait_accepted(PATIENCE_S)
-    client.listen(task.id, lambda stream: client.close())
+    client.outputs.listen(task.id, lambda stream: client.close())
     until(lambda: not client._runner._thread.is_alive())
 
 

@@ -18,7 +18,7 @@ from typing import Final
 
 import apsw
 
-from d8mesh.core.dispatcher import Restored
+from d8mesh.core.restored import Restored
 from d8mesh.core.task import (
     Cancelled,
     Closed,

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -107,7 +108,7 @@ def test_a_task_submitted_with_listen_is_heard_whole_during_and_after(
         worker.register("speak", speak)
         mesh.run(worker)
         task_id = rest.submit("speak", listen=True)
-        kept = rest.client.kept_output(task_id)
+        kept = rest.client.outputs.keeping.of(task_id)
         assert kept is not None
         until(lambda: sum(len(part.payloads) for part in kept.read(0, 0.0)[1]) == 100)
         answer = rest.get(f"/api/tasks/{task_id}/stream")
@@ -219,19 +220,18 @@ def test_an_unknown_task_has_no_stream(rest: Rest) -> None:
 def heard(*told: Stream | None) -> list[tuple[str, dict[str, Any]]]:
     """Return the events of a task of which this is heard."""
 
-    class Told:
-        def kept_output(self, task_id: str) -> None:
-            """Nothing is kept."""
+    def listen(task_id: str, on_event: Any) -> Any:
+        for each in told:
+            on_event(each)
+        return lambda: None
 
-        def listen(self, task_id: str, on_event: Any) -> Any:
-            for each in told:
-                on_event(each)
-            return lambda: None
+    keeping = SimpleNamespace(of=lambda task_id: None)  # nothing is kept
+    mesh: Any = SimpleNamespace(outputs=SimpleNamespace(keeping=keeping, listen=listen))
 
     def status(task_id: str) -> dict[str, Any]:
         return {"completed_at": 1.0}
 
-    events = streams._Events(Told(), "x", status, lambda: False)  # type: ignore[arg-type]
+    events = streams._Events(mesh, "x", status, lambda: False)
     return events_in(b"".join(events.run({"completed_at": None})).decode())
 
 

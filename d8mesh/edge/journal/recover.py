@@ -17,7 +17,7 @@ from typing import Final
 
 import apsw
 
-from d8mesh.core.dispatcher import Restored
+from d8mesh.core.restored import Restored
 from d8mesh.edge.journal import restore
 from d8mesh.edge.journal.place import Lock
 from d8mesh.edge.journal.rebuild import Builder

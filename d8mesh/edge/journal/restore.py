@@ -7,8 +7,8 @@ from typing import Final
 import apsw
 import msgspec
 
-from d8mesh.core.dispatcher import Restored
 from d8mesh.core.records import Batch, History, Totals, WorkerRecord
+from d8mesh.core.restored import Restored
 from d8mesh.core.task import Spec
 from d8mesh.edge.journal.schema import WAITED, fetch, split_row
 

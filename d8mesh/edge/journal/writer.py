@@ -22,7 +22,7 @@ from typing import Any, Final
 import apsw
 import msgspec
 
-from d8mesh.core.dispatcher import Restored
+from d8mesh.core.restored import Restored
 from d8mesh.core.task import (
     MAX_SESSIONS,
     Cancelled,

@@ -212,6 +212,16 @@ class Board:
         with self.lock:
             return list(self._pending)
 
+    def place_of(self, task_id: str) -> tuple[Parcel, int] | None:
+        """Return where a task is that this client submits and that is not yet acknowledged."""
+        session, _, number = task_id.partition("-")
+        with self.lock:
+            for parcel in self._pending if number.isdecimal() else ():
+                index = int(number) - parcel.first
+                if parcel.session == session and 0 <= index < parcel.count:
+                    return parcel, index
+        return None
+
     def shut(self) -> None:
         """Take nothing more: who submits from now on is told so."""
         with self.lock:

@@ -284,7 +284,7 @@ class Task:
         Raises:
             WaitTimeoutError: nothing came for `timeout`.
         """
-        return self.client.stream_of(self, timeout)
+        return self.client.outputs.of(self, timeout)
 
 
 class Ear:

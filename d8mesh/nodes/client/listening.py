@@ -11,9 +11,9 @@ from d8mesh.core.client_effects import Output
 from d8mesh.core.client_session import ClientSession
 from d8mesh.core.messages import Stream
 from d8mesh.edge.waits import take
-from d8mesh.nodes.client.board import LOOK_S, LOOKS_S, STALL_S, say_waiting
-from d8mesh.nodes.client.handle import Ear
-from d8mesh.nodes.client.keeping import Kept, Position
+from d8mesh.nodes.client.board import LOOK_S, LOOKS_S, STALL_S, Board, say_waiting
+from d8mesh.nodes.client.handle import Ear, Task
+from d8mesh.nodes.client.keeping import Keeping, Kept, Missed, Position
 from d8mesh.nodes.client.parcels import awaiting
 from d8mesh.nodes.client.patience import bounded, timed_out
 from d8mesh.nodes.client.reasons import Reason
@@ -26,7 +26,7 @@ OnEvent: TypeAlias = Callable[[Stream | None], None]
 def listen(
     runner: Runner, session: ClientSession, task_id: str, on_event: OnEvent
 ) -> Callable[[], None]:
-    """Hear a task's partial output; return what stops it. See `Client.listen`."""
+    """Hear a task's partial output; return what stops it. See `Outputs.listen`."""
     parcel = awaiting(task_id)
     hear = Ear(on_event)
 
@@ -54,49 +54,77 @@ def listen(
     return lambda: runner.do(stop)
 
 
-def output_of(
-    start: Callable[[OnEvent], Callable[[], None]],
-    check_alive: Callable[[], None],
-    task_id: str,
-    timeout_s: float | None,
-    why: Callable[[str], Reason] = lambda task_id: Reason(""),
-) -> Iterator[Any]:
-    """Yield a task's partial output; see `Task.stream`.
+class Outputs:
+    """The partial output of the tasks of one client.
 
     Args:
-        start: begins to listen, and returns what stops it.
+        session, board, runner: the client's.
         check_alive: raises when waiting has become useless.
-        task_id: the task, for the error.
-        timeout_s: how long nothing may come; None: for ever.
-        why: says why the task is not further.
+        why: says why a task is not further.
 
-    Raises:
-        WaitTimeoutError: nothing came for so long.
+    Thread: any.
     """
-    events: queue.SimpleQueue[Stream | None] = queue.SimpleQueue()
-    stop = start(events.put)
-    position = Position(is_whole=False)
-    wait = _Wait(bounded(timeout_s), check_alive, why, task_id)
-    try:
-        while True:
-            stream = _next_of(events, wait)
-            if stream is None:
+
+    def __init__(
+        self,
+        session: ClientSession,
+        board: Board,
+        runner: Runner,
+        *,
+        check_alive: Callable[[], None],
+        why: Callable[[str], Reason],
+    ) -> None:
+        self._session, self._board, self._runner = session, board, runner
+        self._check_alive, self._why = check_alive, why
+
+    @property
+    def keeping(self) -> Keeping:
+        """What keeps the output of tasks that were submitted with ``listen=True``."""
+        return self._runner.keeping
+
+    @property
+    def listened(self) -> frozenset[str]:
+        """The tasks whose output is listened to."""
+        return frozenset(self._runner.listeners.copy())
+
+    def listen(self, task_id: str, on_event: OnEvent) -> Callable[[], None]:
+        """Hear a task's output; return what stops it.
+
+        Args:
+            task_id: the task.
+            on_event: called from the I/O thread with each `Stream`, and with None once the task
+                is finished.
+        """
+        return listen(self._runner, self._session, task_id, on_event)
+
+    def of(self, task: Task, timeout_s: float | None) -> Iterator[Any]:
+        """Yield a task's output; see `Task.stream`.
+
+        Raises:
+            WaitTimeoutError: nothing came for `timeout_s`.
+        """
+        wait = _Wait(bounded(timeout_s), self._check_alive, self._why, task.id)
+        if task.parcel.is_listened:
+            kept = self.keeping.of(task.id)
+            if kept is not None:
+                yield from _read(kept, wait)
+                task.parcel.raise_refusal()
                 return
-            yield from position.read(stream)
-    finally:
-        stop()
+            yield Missed(None)
+        self._board.wait_settled(task.parcel, timeout_s)  # before, nobody knows the task
+        events: queue.SimpleQueue[Stream | None] = queue.SimpleQueue()
+        stop, position = self.listen(task.id, events.put), Position(is_whole=False)
+        try:
+            while (stream := _next_of(events, wait)) is not None:
+                yield from position.read(stream)
+        finally:
+            stop()
 
 
-def kept_output(
-    kept: Kept,
-    check_alive: Callable[[], None],
-    task_id: str,
-    timeout_s: float | None,
-    why: Callable[[str], Reason],
-) -> Iterator[Any]:
-    """Yield a task's partial output out of what is kept of it; as of `output_of`."""
+def _read(kept: Kept, wait: _Wait) -> Iterator[Any]:
+    """Yield what is kept of a task's output, and what comes, to its end."""
     position, at = Position(is_whole=True), 0
-    wait = _Wait(bounded(timeout_s), check_alive, why, task_id)
+    wait.begin()
     while True:
         at, heard, is_over = kept.read(at, wait.look_s)
         for stream in heard:
@@ -110,7 +138,7 @@ def kept_output(
 
 
 def _next_of(events: queue.SimpleQueue[Stream | None], wait: _Wait) -> Stream | None:
-    """Return what is heard next; see `output_of`."""
+    """Return what is heard next; None: the task is finished."""
     wait.begin()
     while True:
         try:

@@ -9,13 +9,13 @@ and `Client.flush` do), so that single submits too travel in batches.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from types import TracebackType
 from typing import Any, Final, Unpack, cast
 
 from d8mesh.config import Config
-from d8mesh.core.messages import Group, Stream
+from d8mesh.core.messages import Group
 from d8mesh.edge.installation import config_of, settled
 from d8mesh.edge.sockets import Waker
 from d8mesh.edge.waits import wait_for
@@ -36,8 +36,7 @@ from d8mesh.nodes.client.handle import (
 )
 from d8mesh.nodes.client.hotline import Hotlines
 from d8mesh.nodes.client.hub import Hub
-from d8mesh.nodes.client.keeping import Keeping, Kept, Missed
-from d8mesh.nodes.client.listening import kept_output, listen, output_of
+from d8mesh.nodes.client.listening import Outputs
 from d8mesh.nodes.client.mapping import Mapped, window_of
 from d8mesh.nodes.client.overview import Stats, WorkerInfo
 from d8mesh.nodes.client.parcels import (
@@ -121,6 +120,14 @@ class Client:
             completions=completions,
             cancellations=Cancellations(self._session, self._runner, self._questions),
             check_alive=self._check_alive,
+        )
+        #: the partial output of its tasks
+        self.outputs = Outputs(
+            self._session,
+            self._board,
+            self._runner,
+            check_alive=self._check_alive,
+            why=self._reasons.of,
         )
         self._hotlines = Hotlines(
             make_session=make_session,
@@ -289,20 +296,6 @@ class Client:
         key: str = "",
         digest: bytes = b"",
         is_watched: bool = False,
-        timeout_s: float = ASK_S,
-    ) -> tuple[list[str], bool]:
-        """Submit as `send_groups` does; return the ids, and whether the key was used before."""
-        return self.send_groups(
-            groups, key=key, digest=digest, is_watched=is_watched, timeout_s=timeout_s
-        )[:2]
-
-    def send_groups(
-        self,
-        groups: Sequence[Group],
-        *,
-        key: str = "",
-        digest: bytes = b"",
-        is_watched: bool = False,
         is_listened: bool = False,
         timeout_s: float = ASK_S,
     ) -> Sent:
@@ -343,7 +336,10 @@ class Client:
         Raises:
             InvalidTaskError: that is no id of a task.
         """
-        parcel = awaiting(task_id.id if isinstance(task_id, Task) else task_id)
+        known = task_id.id if isinstance(task_id, Task) else task_id
+        parcel = awaiting(known)
+        if (place := self._board.place_of(known)) is not None:
+            return Task(self, *place)  # its own, on its way: nobody else knows it
         self.hub.watch(parcel)
         return Task(self, parcel, 0)
 
@@ -418,11 +414,6 @@ class Client:
         """True while only the REST port can be reached."""
         return self._runner.is_over_http
 
-    @property
-    def listened(self) -> frozenset[str]:
-        """The tasks whose partial output is listened to."""
-        return frozenset(self._runner.listeners.copy())
-
     @takes_timeout_s
     def wait_connected(self, timeout: float | None = None) -> bool:
         """Wait until an orchestrator answers; return whether one does.
@@ -462,16 +453,6 @@ class Client:
             self._runner.do(lambda now: self._session.unwatch(parcel))
         return True
 
-    def listen(self, task_id: str, on_event: Callable[[Stream | None], None]) -> Callable[[], None]:
-        """Hear a task's partial output; return what stops it.
-
-        Args:
-            task_id: the task.
-            on_event: called from the I/O thread with each `Stream`, and with None once the
-                task is finished.
-        """
-        return listen(self._runner, self._session, task_id, on_event)
-
     @takes_timeout_s
     def close(self, timeout: float | None = CLOSE_S) -> None:
         """Wait for what was submitted to be acknowledged, say goodbye, and stop.
@@ -503,30 +484,6 @@ class Client:
     def board(self) -> Board:
         """Where what happens to parcels is waited for."""
         return self._board
-
-    @property
-    def keeping(self) -> Keeping:
-        """What keeps the output of tasks that were submitted with ``listen=True``."""
-        return self._runner.keeping
-
-    def kept_output(self, task_id: str) -> Kept | None:
-        """Return what is kept of the output of a task that was submitted with ``listen=True``."""
-        return self._runner.keeping.of(task_id)
-
-    def stream_of(self, task: Task, timeout_s: float | None) -> Iterator[Any]:
-        """Yield a task's partial output; see `Task.stream`."""
-        if task.parcel.is_listened:
-            kept = self.kept_output(task.id)
-            if kept is not None:
-                yield from kept_output(
-                    kept, self._check_alive, task.id, timeout_s, self._reasons.of
-                )
-                task.parcel.raise_refusal()
-                return
-            yield Missed(None)
-        self._board.wait_settled(task.parcel, timeout_s)  # before, nobody knows the task
-        start = partial(self.listen, task.id)
-        yield from output_of(start, self._check_alive, task.id, timeout_s, self._reasons.of)
 
     def _append(
         self, kind: Kind, payload: bytes, timeout_s: float | None, *, is_listened: bool = False

@@ -19,6 +19,7 @@ class WorkerInfo(TypedDict):
     status_port: of its status page; None: it has none.
     slots, running: how many tasks it runs at once, and runs now.
     stuck: slots that a handler does not give back.
+    reason: why it offers less than it could: its language-model service is not there, say.
     """
 
     worker_id: str
@@ -35,6 +36,7 @@ class WorkerInfo(TypedDict):
     slots: int
     running: int
     stuck: int
+    reason: str | None
 
 
 class WorkerCounts(TypedDict):

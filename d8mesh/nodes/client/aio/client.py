@@ -336,7 +336,7 @@ class AsyncClient:
             UnknownTaskError: that is no id of a task.
         """
         known = task_id.id if isinstance(task_id, (Task, AsyncTask)) else task_id
-        return AsyncTask(self, self.node.watch(known), 0)
+        return AsyncTask(self, *self.node.watch(known))
 
     async def tasks(
         self,

@@ -151,12 +151,14 @@ class AsyncNode:
 
     # ----------------------------------------------------------------------- asking
 
-    def watch(self, task_id: str) -> Parcel:
+    def watch(self, task_id: str) -> tuple[Parcel, int]:
         """Return where the outcome of anybody's task will arrive."""
         self.check_alive()
         parcel = awaiting(task_id)
+        if (place := self.waits.board.place_of(task_id)) is not None:
+            return place  # its own, on its way: nobody else knows it
         self._runner.do(lambda now: self._session.watch(parcel))
-        return parcel
+        return parcel, 0
 
     def listen(self, task_id: str, on_event: Callable[[Stream | None], None]) -> Callable[[], None]:
         """Hear a task's partial output, and None once it is finished; return what stops it."""
