@@ -314,6 +314,11 @@ OPEN = """
 """
 
 
+def said(done: subprocess.CompletedProcess[str]) -> str:
+    """Return what a program said of what is missing; that nobody offers the type is no matter."""
+    return "".join(row for row in done.stderr.splitlines() if not row.startswith("submit.warning"))
+
+
 @pytest.mark.parametrize(
     "end",
     [
@@ -328,7 +333,7 @@ OPEN = """
 def test_a_program_that_just_ends_has_its_task_on_the_disk(mesh: Mesh, end: str) -> None:
     port = mesh.broker()
     done = run(f"{OPEN}\n    {end}", port, mesh.mesh)
-    assert (done.returncode, done.stderr) == (0, "")
+    assert (done.returncode, said(done)) == (0, "")
     assert pending(mesh, port) == 1
 
 
@@ -363,7 +368,7 @@ def test_a_forked_child_leaves_its_parents_tasks_alone(mesh: Mesh) -> None:
         print(os.waitstatus_to_exitcode(os.wait()[1]))
     """
     done = run(program, port, mesh.mesh)
-    assert (done.returncode, done.stdout.strip(), done.stderr) == (0, "7", "")
+    assert (done.returncode, done.stdout.strip(), said(done)) == (0, "7", "")
     assert pending(mesh, port) == 1
 
 
@@ -380,5 +385,5 @@ def test_a_child_of_multiprocessing_that_ends_has_its_task_on_the_disk(mesh: Mes
     child.join()
     """
     done = run(program, port, mesh.mesh)
-    assert (done.returncode, done.stderr) == (0, "")
+    assert (done.returncode, said(done)) == (0, "")
     assert pending(mesh, port) == 1

@@ -184,7 +184,7 @@ def test_a_silent_task_still_shows_that_we_live(
 def test_an_end_that_was_missed_is_asked_for(rest: Rest, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(streams, "ALIVE_S", 0.05)
     monkeypatch.setattr(streams, "LOOK_S", 0.1)
-    monkeypatch.setattr(rest.client, "listen", lambda task_id, on_event: lambda: None)
+    monkeypatch.setattr(rest.client.outputs, "listen", lambda task_id, on_event: lambda: None)
     task_id = rest.submit()
     answer = rest.get(f"/api/tasks/{task_id}/stream")
     parts = parts_of(answer)

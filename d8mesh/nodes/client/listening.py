@@ -70,7 +70,6 @@ class Outputs:
         session: ClientSession,
         board: Board,
         runner: Runner,
-        *,
         check_alive: Callable[[], None],
         why: Callable[[str], Reason],
     ) -> None:

@@ -123,11 +123,7 @@ class Client:
         )
         #: the partial output of its tasks
         self.outputs = Outputs(
-            self._session,
-            self._board,
-            self._runner,
-            check_alive=self._check_alive,
-            why=self._reasons.of,
+            self._session, self._board, self._runner, self._check_alive, self._reasons.of
         )
         self._hotlines = Hotlines(
             make_session=make_session,
