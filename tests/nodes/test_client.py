@@ -861,7 +861,7 @@ def test_a_task_that_is_listened_to_from_its_submit_on_misses_nothing(mesh: Mesh
     assert [list(task.stream(PATIENCE_S)) for task in many] == [[0, 1, 2]] * 5
     client.outputs.keeping.keep_s = 0.0
     assert list(tasks[0].stream(PATIENCE_S)) == [Missed(None)]
-    with pytest.raises(WaitTimeoutError, match="has not come within 0.1 s: no worker"):
+    with pytest.raises(WaitTimeoutError, match="has not come within"):
         list(client.submit("nobody", {}, listen=True).stream(0.1))
 
 
