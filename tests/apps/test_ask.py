@@ -111,8 +111,8 @@ class WithoutModel:
 def test_without_a_model_it_says_who_is_there_and_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "NO_WORKER_S", 0.1)
     monkeypatch.setattr(module, "LOOK_S", 0.02)
-    reason = {"reason": "Ollama has no models"}
-    client = WithoutModel({"worker_id": "bob", "status": "online", "backend": reason})
+    reason = "Ollama has no models"
+    client = WithoutModel({"worker_id": "bob", "status": "online", "reason": reason})
     told: list[str] = []
     with pytest.raises(BackendUnavailableError, match="no worker of the mesh has a language model"):
         await_model(client, None, tell_line=told.append)

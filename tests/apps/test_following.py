@@ -12,7 +12,7 @@ import pytest
 from d8mesh.apps import following as module
 from d8mesh.apps.following import Following, Listeners
 from d8mesh.errors import NodeClosedError, TaskFailedError, TaskRejectedError, WaitTimeoutError
-from d8mesh.nodes.client.handle import RESTARTED
+from d8mesh.nodes.client import RESTARTED, Missed
 
 
 class Played:
@@ -26,6 +26,7 @@ class Played:
         self.closed = threading.Event()
 
     def submit(self, kind: str, data: Mapping[str, Any], /, **options: Any) -> Played:
+        assert options["listen"] is True, "else the first pieces may be missed"
         return self
 
     def wait_accepted(self, timeout: float | None = None) -> None:
@@ -52,6 +53,7 @@ def followed(task: Played, within_s: float | None = None) -> list[Any]:
     listeners = Listeners(
         on_piece=heard.append,
         on_restart=lambda: heard.append("restarted"),
+        on_missed=lambda count: heard.append(("missed", count)),
         on_silence=lambda reason: heard.append(f"silence: {reason}"),
     )
     until = None if within_s is None else time.monotonic() + within_s
@@ -64,11 +66,13 @@ def followed(task: Played, within_s: float | None = None) -> list[Any]:
     return heard
 
 
-def test_pieces_come_in_order_and_a_new_attempt_is_told(
+def test_pieces_come_in_order_and_what_is_void_or_missing_is_told(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    pieces = ("a", {"b": 1}, None, RESTARTED, 2.5)
-    assert followed(Played(*pieces)) == ["a", {"b": 1}, None, "restarted", 2.5]
+    pieces = ("a", {"b": 1}, None, RESTARTED, 2.5, Missed(3), "c", Missed(None))
+    assert followed(Played(*pieces)) == [
+        "a", {"b": 1}, None, "restarted", 2.5, ("missed", 3), "c", ("missed", None),
+    ]  # fmt: skip
     assert capsys.readouterr().err == "warning: nobody offers that\\x1b[31m\n"
 
 

@@ -19,6 +19,7 @@ class WorkerInfo(TypedDict):
     status_port: of its status page; None: it has none.
     slots, running: how many tasks it runs at once, and runs now.
     stuck: slots that a handler does not give back.
+    reason: why it can less than it could, as for want of a language model; None: it does not.
     """
 
     worker_id: str
@@ -35,6 +36,7 @@ class WorkerInfo(TypedDict):
     slots: int
     running: int
     stuck: int
+    reason: str | None
 
 
 class WorkerCounts(TypedDict):
