@@ -541,6 +541,19 @@ def test_python_m_d8mesh_is_the_command_line() -> None:
     assert (done.returncode, done.stdout.split()[0]) == (0, "d8mesh")
 
 
+def test_what_is_logged_is_not_printed_beside_what_is_said() -> None:
+    code = (
+        "import logging\nfrom d8mesh import cli\n"
+        "cli._load = lambda command: lambda *_: "
+        "logging.getLogger('d8mesh.client').warning('submit.warning') or 0\n"
+        "raise SystemExit(cli.main(['status']))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=100
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_a_reader_that_has_gone_ends_it_quietly() -> None:
     code = (
         "import sys; from d8mesh import cli\n"

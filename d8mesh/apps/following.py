@@ -36,7 +36,7 @@ class Followed(Protocol):
     def wait_accepted(self, timeout: float | None = None) -> None:
         """Wait until it is acknowledged."""
 
-    def status(self) -> Mapping[str, Any]:
+    def status(self, timeout: float | None = None) -> Mapping[str, Any]:
         """Return its documented status; ``reason`` says why it waits."""
 
     @property
@@ -60,6 +60,8 @@ class Submits(Protocol):
 class Listeners:
     """Who is told what happens to a task."""
 
+    #: it is on the orchestrator's disk
+    on_accepted: Callable[[], None] = lambda: None
     #: a piece of partial output
     on_piece: Callable[[Any], None] = lambda piece: None
     #: the attempt failed and another one begins: what was heard is void
@@ -101,6 +103,7 @@ class Following:
         """
         silence = Silence(self.task, until, listeners.on_silence)
         accept(self.task, silence)
+        listeners.on_accepted()
         while True:
             try:
                 piece = self._pieces.get(timeout=silence.look_s())

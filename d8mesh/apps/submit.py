@@ -145,7 +145,7 @@ def _one(task: Followed, options: argparse.Namespace, until: float | None) -> in
         if not options.wait:
             _say_id(task, options)
             return OK
-        tell(tr("task {id} submitted", id=task.id))
+        _tell_submitted(task)
         result = wait(task, silence)
     except (KeyboardInterrupt, WaitTimeoutError):
         tell_it_goes_on(task)
@@ -159,12 +159,12 @@ def _one(task: Followed, options: argparse.Namespace, until: float | None) -> in
 def _followed(following: Following, options: argparse.Namespace, until: float | None) -> int:
     task, output = following.task, _Output(is_json=options.json)
     listeners = Listeners(
+        on_accepted=lambda: _tell_submitted(task),
         on_piece=output.piece,
         on_restart=output.restarted,
         on_missed=output.missed,
         on_silence=tell_silence,
     )
-    tell(tr("task {id} submitted", id=task.id))
     try:
         result = following.result(until, listeners)
     except (KeyboardInterrupt, WaitTimeoutError):
@@ -177,6 +177,10 @@ def _followed(following: Following, options: argparse.Namespace, until: float | 
     output.end_line()
     _say_result(task.id, result, options)
     return OK
+
+
+def _tell_submitted(task: Followed) -> None:
+    tell(tr("task {id} submitted", id=task.id))
 
 
 def _say_id(task: Followed, options: argparse.Namespace) -> None:
@@ -279,7 +283,8 @@ def _many(
                 body |= {"state": "completed", "result": dict(outcome.result)}
             say(as_json(body))
     except (KeyboardInterrupt, WaitTimeoutError) as error:
-        tell(tr("{count} tasks go on without you: {ids} …", count=len(left), ids=_some(left)))
+        tell(tr("{count} tasks go on without you: {ids}", count=len(left), ids=_some(left)))
+        tell("  " + tr("`{program} tasks list` looks at them", program=command_name()))
         if isinstance(error, WaitTimeoutError):
             raise _late(error, options) from error
         raise
@@ -289,7 +294,7 @@ def _many(
 
 
 def _some(ids: Mapping[str, None]) -> str:
-    return ", ".join(list(ids)[:NAMED])
+    return ", ".join([*list(ids)[:NAMED], *(["…"] if len(ids) > NAMED else [])])
 
 
 def _left_s(until: float | None) -> float | None:

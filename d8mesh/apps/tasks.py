@@ -171,7 +171,7 @@ def _cancel(client: Asks, task_id: str) -> Body:
     """
     body = client.ask("cancel", {"id": task_id})
     if body["state"] != "cancelled":
-        raise InvalidTaskError(f"it cannot be cancelled: it is {body['state']} already")
+        raise InvalidTaskError(f"it cannot be cancelled: it has ended already ({body['state']})")
     return body
 
 
@@ -198,9 +198,11 @@ def _full(body: Body) -> Iterator[str]:
     for key, name in (("created_at", "created"), ("completed_at", "ended")):
         if body.get(key):
             yield _row(name, _time(body[key]))
-    for key, name in (("assigned_to", "worker"), ("replay_of", "replay of"), ("reason", "why")):
+    for key, name in (("assigned_to", "worker"), ("replay_of", "replay of")):
         if body.get(key):
-            yield _row(name, translated(str(body[key])))
+            yield _row(name, str(body[key]))
+    if _why(body):
+        yield _row("why", translated(_why(body)))
     if body.get("data") is not None:
         yield _row("input", _shown(body["data"]))
     result = body.get("result")
@@ -269,7 +271,8 @@ def _state(body: Body) -> str:
 def _why(body: Body) -> str:
     result = body.get("result")
     error = result.get("error") if isinstance(result, dict) else None
-    return str(body.get("reason") or error or "")
+    why = str(body.get("reason") or error or "")
+    return "" if why == body["state"] else why
 
 
 def _time(at: object) -> str:

@@ -90,7 +90,7 @@ def test_an_answer_that_does_not_come_in_time_goes_on(
         ollama.behaviour = "ok"
     err = capsys.readouterr().err
     assert "goes on without you" in err
-    client.task(err.split()[1]).cancel()
+    assert client.task(err.split()[1]).cancel()
 
 
 class WithoutModel:

@@ -39,7 +39,7 @@ class Played:
             self.closed.wait(60)
             raise NodeClosedError
 
-    def status(self) -> Mapping[str, Any]:
+    def status(self, timeout: float | None = None) -> Mapping[str, Any]:
         return {"reason": "all are busy"}
 
     def result(self, timeout: float | None = None) -> Mapping[str, Any]:

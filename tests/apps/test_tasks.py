@@ -64,6 +64,9 @@ def test_failed_tasks_are_listed_shown_and_replayed_once(
 
         listed = told(running, capsys, "list", "--state", "failed")
         assert [body["task_id"] for body in listed] == [task.id for task in reversed(late)]
+        assert run(settings(running), options_of("list", "--state", "cancelled")) == 0
+        (_, row) = capsys.readouterr().out.splitlines()
+        assert row.count("cancelled") == 1, "the state says it"
         assert listed[0]["result"]["error"] == "deadline exceeded"
         newest = [body["task_id"] for body in told(running, capsys, "list", "--limit", "2")]
         assert newest == [done.id, stopped.id]
@@ -225,7 +228,10 @@ def test_what_has_ended_is_not_cancelled_and_that_is_said(
 
     assert run_with(Ended(), options_of("cancel", "s-9")) == 1
     told = capsys.readouterr()
-    assert (told.out, told.err) == ("", "s-9: it cannot be cancelled: it is completed already\n")
+    assert (told.out, told.err) == (
+        "",
+        "s-9: it cannot be cancelled: it has ended already (completed)\n",
+    )
 
 
 def test_nobody_is_looked_for_longer_than_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
