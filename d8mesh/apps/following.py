@@ -150,14 +150,16 @@ class Silence:
             WaitTimeoutError: waiting is over.
         """
         now = time.monotonic()
-        if self._until is not None and now >= self._until:
-            raise WaitTimeoutError
-        if now - self._at >= SILENCE_S:
+        is_over = self._until is not None and now >= self._until
+        # Who waited shortly has not heard yet why.
+        if now - self._at >= SILENCE_S or (is_over and not self._reasons):
             self._at = now
             reason = reason_of(self._task)
             if reason and reason not in self._reasons:
                 self._reasons.add(reason)
                 self._on_silence(reason)
+        if is_over:
+            raise WaitTimeoutError
 
 
 def accept(task: Followed, silence: Silence) -> None:

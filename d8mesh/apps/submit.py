@@ -42,6 +42,9 @@ NAMED: Final = 3
 #: Of a wrong text so much is repeated.
 SHOWN_CHARS: Final = 60
 
+#: Where the data is that stands on the command line itself.
+_ARGUMENT: Final = "the data"
+
 Data = dict[str, Any]
 
 
@@ -89,7 +92,7 @@ def read(argument: str, *, is_lines: bool = False) -> list[Data]:
     Raises:
         ConfigError: it cannot be read, or is no JSON object (or none on some line).
     """
-    text, place = argument, "the data"
+    text, place = argument, _ARGUMENT
     if argument == "-":
         text, place = _decoded(sys.stdin.buffer.read(), "standard input"), "standard input"
     elif argument.startswith("@"):
@@ -121,6 +124,8 @@ def _object(text: str, place: str) -> Data:
         raise ConfigError(f"{place}: nested too deep") from error
     except ValueError as error:
         shown = repr(text.strip()[:SHOWN_CHARS])
+        if place != _ARGUMENT:
+            raise ConfigError(f"{place}: expected JSON, saw {shown} ({error})") from error
         raise ConfigError(
             f"{place}: expected a JSON object, saw {shown} ({error}). Where a shell takes quotes "
             "away, put the data into a file: @FILE"

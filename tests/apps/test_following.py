@@ -93,3 +93,9 @@ def test_silence_is_told_once_for_each_reason_until_the_time_is_over(
     assert followed(Played("a", stays=True), 0.4) == [
         "a", "silence: all are busy", WaitTimeoutError,
     ]  # fmt: skip
+
+
+def test_who_waits_shorter_than_that_is_told_the_reason_at_the_end() -> None:
+    assert followed(Played("a", stays=True), 0.2) == [
+        "a", "silence: all are busy", WaitTimeoutError,
+    ]  # fmt: skip
