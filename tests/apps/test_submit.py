@@ -159,7 +159,7 @@ def test_data_may_come_from_a_file(tmp_path: Path) -> None:
     file.write_bytes(b'\xef\xbb\xbf{"a": "\xc3\xb1"}')
     assert read(f"@{file}") == [{"a": "ñ"}]
     file.write_bytes(b'{"a": 1}\n{"a": \n')
-    with pytest.raises(ConfigError, match=r"data\.json, line 2: expected JSON, saw .* char 6\)\)$"):
+    with pytest.raises(ConfigError, match=r"data\.json, line 2: expected JSON, saw .*char 6\)\)$"):
         read(f"@{file}", is_lines=True)
     file.write_bytes('{"a": 1}'.encode("utf-16"))
     with pytest.raises(ConfigError, match="expected UTF-8"):
