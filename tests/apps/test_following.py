@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from d8mesh.apps import following as module
-from d8mesh.apps.following import Following, Listeners
+from d8mesh.apps.following import Following, Listeners, tell_it_goes_on
 from d8mesh.errors import NodeClosedError, TaskFailedError, TaskRejectedError, WaitTimeoutError
 from d8mesh.nodes.client import RESTARTED, Missed
 
@@ -99,3 +99,25 @@ def test_who_waits_shorter_than_that_is_told_the_reason_at_the_end() -> None:
     assert followed(Played("a", stays=True), 0.2) == [
         "a", "silence: all are busy", WaitTimeoutError,
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("refusal", "told"),
+    [
+        (None, "task s-1 goes on without you:"),
+        (WaitTimeoutError("no"), "task s-1 is not acknowledged yet; if it will be:"),
+    ],
+)
+def test_only_of_an_acknowledged_task_is_it_said_that_it_goes_on(
+    capsys: pytest.CaptureFixture[str], refusal: Exception | None, told: str
+) -> None:
+    class Leaving(Played):
+        def wait_accepted(self, timeout: float | None = None) -> None:
+            if refusal is not None:
+                raise refusal
+
+    tell_it_goes_on(Leaving())
+    first, *hints = capsys.readouterr().err.splitlines()
+    assert first == told
+    assert all("s-1" in hint for hint in hints)
+    assert len(hints) == 2

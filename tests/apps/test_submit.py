@@ -169,6 +169,19 @@ def test_data_may_come_from_a_file(tmp_path: Path) -> None:
         read(f"@{file}", is_lines=True)
 
 
+def test_a_warning_of_many_tasks_is_told_once_and_stands_with_each_in_json(
+    client: Client, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    file = tmp_path / "many.jsonl"
+    file.write_text("{}\n{}\n", "utf-8")
+    assert ended(client, "ehco", f"@{file}", "--lines", "--json") == 0
+    told = capsys.readouterr()
+    (warning,) = told.err.splitlines()
+    assert warning.endswith("did you mean 'echo'?")
+    for line in told.out.splitlines():
+        assert json.loads(line)["warnings"] == [warning.removeprefix("warning: ")]
+
+
 def test_who_follows_hears_all_from_the_first_piece_on(
     client: Client, capsys: pytest.CaptureFixture[str]
 ) -> None:
