@@ -99,16 +99,30 @@ def _run(arguments: Sequence[str]) -> int:
         words.use(_language_of(os.environ))  # until `.env` has been read
         config = Config() if command.ignores_settings else Config.from_env(_environment())
         words.use(config.lang or _language_of(_environment()))
-        if not command.is_internal:
+        # A child's parent has said them; `up` would say each three times.
+        if not command.is_internal and not getattr(options, "with_parent", False):
             for warning in (*config.warnings, *_of_interfaces(config)):
                 terminal.tell(tr("warning: {why}", why=translated(warning)))
+        _keep_logs_off_the_screen()
         return _load(command)(config, options)
     except D8Error as error:
         tell_error(error)
         return next(code for kind, code in _EXIT_OF_ERRORS if isinstance(error, kind))
+    except KeyboardInterrupt as interrupt:
+        _tell_notes(interrupt)
+        return INTERRUPTED
     finally:  # the menu goes on: what this command set is not the next one's
         os.environ.clear()
         os.environ.update(before)
+
+
+def _keep_logs_off_the_screen() -> None:
+    """Commands say in words what concerns people: lines for a log go into logs, where one is."""
+    import logging
+
+    log = logging.getLogger("d8mesh")
+    if not log.hasHandlers():  # Python would print warnings
+        log.addHandler(logging.NullHandler())
 
 
 def tell_error(error: D8Error) -> None:
@@ -116,6 +130,15 @@ def tell_error(error: D8Error) -> None:
     for line in str(error).splitlines() or [error.code]:
         told = translated(line.removeprefix("error: "))
         terminal.tell(tr("error: {why}", why=told))
+    _tell_notes(error)
+
+
+def _tell_notes(error: BaseException) -> None:
+    """Say what was noted on an error on its way: tasks that are not acknowledged, say."""
+    for note in getattr(error, "__notes__", ()):
+        for line in str(note).splitlines():
+            told = translated(line.removeprefix("d8mesh: "))
+            terminal.tell(tr("note: {why}", why=told))
 
 
 def _of_interfaces(config: Config) -> list[str]:

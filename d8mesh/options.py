@@ -306,7 +306,7 @@ def _number(low: float, high: float) -> Callable[[str], float]:
         except ValueError:
             value = float("nan")
         if not low <= value <= high:  # also false for NaN
-            with_bounds = f"expected a number, {low:g} to {high:g}, not {text!r}"
+            with_bounds = f"expected a number, {low:.10g} to {high:.10g}, not {text!r}"
             raise argparse.ArgumentTypeError(with_bounds)
         return value
 

@@ -27,12 +27,12 @@ class RunningTask:
         except CancelledError:
             raise TaskCancelledError from None
 
-    def status(self) -> dict[str, Any]:
+    def status(self, timeout: float | None = None) -> dict[str, Any]:
         return {"status": "pending", "reason": self._reason}
 
-    def cancel(self) -> None:
+    def cancel(self) -> bool:
         self._context.cancel()
-        self._future.cancel()
+        return self._future.cancel()
 
 
 class InProcess:

@@ -21,8 +21,11 @@ MAX_PARAMETERS = 6
 FORBIDDEN_NAMES = frozenset(
     {"utils", "util", "common", "helpers", "helper", "manager", "base", "types", "misc"}
 )
-#: The public Python calls say `timeout`, in seconds, as `concurrent.futures` does.
-PUBLIC_CALLS = ("d8mesh.nodes.client.", "d8mesh.apps.work", "d8mesh.web.mesh")
+#: The public Python calls, and protocols of them, say `timeout`, in seconds, as
+#: `concurrent.futures` does.
+PUBLIC_CALLS = (
+    "d8mesh.nodes.client.", "d8mesh.apps.work", "d8mesh.apps.following", "d8mesh.web.mesh",
+)  # fmt: skip
 #: Seconds for the slowest of these checks on a loaded small machine.
 PATIENCE_S = 110
 #: Modules imported together in one fresh interpreter each, so many at a time.

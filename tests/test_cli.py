@@ -297,6 +297,19 @@ def test_errors_become_one_line_and_their_exit_code(
     assert err == ("" if code == 130 else "error: no\n")
 
 
+@pytest.mark.parametrize("kind", [errors.D8Error, KeyboardInterrupt])
+def test_notes_of_an_error_are_said_too(
+    capsys: pytest.CaptureFixture[str], kind: type[BaseException]
+) -> None:
+    error = kind("no")
+    error.add_note("d8mesh: 1 task is not acknowledged: \x1b[31m\nand may be lost")
+    outcomes.append(error)
+    main(["status"])
+    assert capsys.readouterr().err.splitlines()[-2:] == [
+        r"note: 1 task is not acknowledged: \x1b[31m", "note: and may be lost",
+    ]  # fmt: skip
+
+
 def test_a_bug_is_not_hidden() -> None:
     outcomes.append(ZeroDivisionError("bug"))
     with pytest.raises(ZeroDivisionError):
@@ -310,8 +323,10 @@ def test_warnings_of_the_settings_are_told_but_not_by_children(
     main(["_broker", "--anything", "goes"])
     assert capsys.readouterr().err == ""
     assert seen[0][1].rest == ["--anything", "goes"]
+    main(["worker", "--with-parent"])
+    assert capsys.readouterr().err == "", "`up`, which started it, has said it"
     main(["status"])
-    assert "warning: D8_MESHH" in capsys.readouterr().err
+    assert capsys.readouterr().err.count("warning: D8_MESHH") == 1
 
 
 def test_an_interface_that_is_not_there_is_warned_of(
@@ -524,6 +539,19 @@ def test_python_m_d8mesh_is_the_command_line() -> None:
         check=False,
     )
     assert (done.returncode, done.stdout.split()[0]) == (0, "d8mesh")
+
+
+def test_what_is_logged_is_not_printed_beside_what_is_said() -> None:
+    code = (
+        "import logging\nfrom d8mesh import cli\n"
+        "cli._load = lambda command: lambda *_: "
+        "logging.getLogger('d8mesh.client').warning('submit.warning') or 0\n"
+        "raise SystemExit(cli.main(['status']))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=100
+    )
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_a_reader_that_has_gone_ends_it_quietly() -> None:

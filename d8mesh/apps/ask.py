@@ -13,6 +13,7 @@ from d8mesh.apps.following import (
     Following,
     Listeners,
     Submits,
+    missing_text,
     tell_it_goes_on,
     tell_silence,
 )
@@ -31,7 +32,6 @@ from d8mesh.words import tr, translated
 
 OK: Final = 0
 FAILED: Final = 1
-INTERRUPTED: Final = 130
 #: A worker that has just started finds its Ollama within this time.
 NO_WORKER_S: Final = 12.0
 #: How often the workers are asked for meanwhile.
@@ -75,17 +75,20 @@ def run_with(client: Asks, prompt: str, options: argparse.Namespace, until: floa
     following = Following(client, LLM_TYPE, data)
     task_id = following.task.id
     listeners = Listeners(
-        on_piece=answer.piece, on_restart=answer.restarted, on_silence=tell_silence
+        on_piece=answer.piece,
+        on_restart=answer.restarted,
+        on_missed=answer.missed,
+        on_silence=tell_silence,
     )
     try:
         result = following.result(until, listeners)
     except KeyboardInterrupt:
         answer.end_line()
-        tell_it_goes_on(task_id)
-        return INTERRUPTED
+        tell_it_goes_on(following.task)
+        raise
     except WaitTimeoutError as error:
         answer.end_line()
-        tell_it_goes_on(task_id)
+        tell_it_goes_on(following.task)
         raise WaitTimeoutError(
             f"there was no whole answer within {options.timeout_s:g} s (--timeout)"
         ) from error
@@ -161,6 +164,7 @@ class _Answer:
     def __init__(self, *, is_quiet: bool) -> None:
         self._is_quiet = is_quiet
         self._said = ""
+        self._is_whole = True
 
     def piece(self, piece: object) -> None:
         if isinstance(piece, str):
@@ -170,16 +174,24 @@ class _Answer:
 
     def restarted(self) -> None:
         self.end_line()
+        self._is_whole = True
         tell(tr("that attempt failed: another one begins, what it printed is void"))
+
+    def missed(self, count: int | None) -> None:
+        """Say it here: the whole answer comes only if the model ends it."""
+        if self._said and not self._is_quiet:
+            say("")
+        self._is_whole = False
+        tell(missing_text(count))
 
     def whole(self, text: str) -> None:
         """Print what of the whole answer was not heard."""
-        if text.startswith(self._said):
+        if self._is_whole and text.startswith(self._said):
             rest = text[len(self._said) :]
             self._said = text
             if rest:
                 say(rest, end="")
-        elif text.strip() != self._said.strip():
+        elif not self._is_whole or text.strip() != self._said.strip():
             self.end_line()
             tell(tr("(a part was not heard; the whole answer:)"))
             say(text, end="")

@@ -8,16 +8,19 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, Unpack
+from typing import TYPE_CHECKING, Any, Final, Protocol, Unpack
 
 from d8mesh.apps.work import LOOK_S, SILENCE_S, reason_of
 from d8mesh.edge.terminal import tell
-from d8mesh.errors import D8Error, WaitTimeoutError
+from d8mesh.errors import D8Error, TaskRejectedError, WaitTimeoutError
 from d8mesh.program import command_name
 from d8mesh.words import tr, translated
 
 if TYPE_CHECKING:
     from d8mesh.nodes.client.parcels import SubmitOptions
+
+#: An orchestrator that is there acknowledges sooner; who leaves is not held up.
+ACCEPTED_S: Final = 1.0
 
 
 class Followed(Protocol):
@@ -33,11 +36,15 @@ class Followed(Protocol):
     def wait_accepted(self, timeout: float | None = None) -> None:
         """Wait until it is acknowledged."""
 
-    def status(self) -> Mapping[str, Any]:
+    def status(self, timeout: float | None = None) -> Mapping[str, Any]:
         """Return its documented status; ``reason`` says why it waits."""
 
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What the orchestrator said of it when it was acknowledged."""
+
     def stream(self, timeout: float | None = None) -> Iterable[Any]:
-        """Yield its partial output; what is no JSON marks that it began anew."""
+        """Yield its partial output, `RESTARTED` and `Missed` among it."""
 
 
 class Submits(Protocol):
@@ -53,10 +60,14 @@ class Submits(Protocol):
 class Listeners:
     """Who is told what happens to a task."""
 
+    #: it is on the orchestrator's disk
+    on_accepted: Callable[[], None] = lambda: None
     #: a piece of partial output
     on_piece: Callable[[Any], None] = lambda piece: None
     #: the attempt failed and another one begins: what was heard is void
     on_restart: Callable[[], None] = lambda: None
+    #: here so many pieces are missing; None: nobody knows how many
+    on_missed: Callable[[int | None], None] = lambda count: None
     #: nothing comes, for this reason
     on_silence: Callable[[str], None] = lambda reason: None
 
@@ -74,7 +85,8 @@ class Following:
     def __init__(
         self, client: Submits, kind: str, data: Mapping[str, Any], **options: Unpack[SubmitOptions]
     ) -> None:
-        self.task = _submitted(client, kind, data, **options)
+        options["listen"] = True  # from the first piece on, whenever the thread gets to it
+        self.task = client.submit(kind, data, **options)
         self._pieces: queue.SimpleQueue[tuple[Any] | None] = queue.SimpleQueue()
         threading.Thread(target=self._listen, name="follow", daemon=True).start()
 
@@ -91,6 +103,7 @@ class Following:
         """
         silence = Silence(self.task, until, listeners.on_silence)
         accept(self.task, silence)
+        listeners.on_accepted()
         while True:
             try:
                 piece = self._pieces.get(timeout=silence.look_s())
@@ -100,10 +113,7 @@ class Following:
             silence.heard()
             if piece is None:
                 break
-            if _is_json(piece[0]):
-                listeners.on_piece(piece[0])
-            else:
-                listeners.on_restart()
+            _pass_on(piece[0], listeners)
         return wait(self.task, silence)
 
     def _listen(self) -> None:
@@ -140,14 +150,16 @@ class Silence:
             WaitTimeoutError: waiting is over.
         """
         now = time.monotonic()
-        if self._until is not None and now >= self._until:
-            raise WaitTimeoutError
-        if now - self._at >= SILENCE_S:
+        is_over = self._until is not None and now >= self._until
+        # Who waited shortly has not heard yet why.
+        if now - self._at >= SILENCE_S or (is_over and not self._reasons):
             self._at = now
             reason = reason_of(self._task)
             if reason and reason not in self._reasons:
                 self._reasons.add(reason)
                 self._on_silence(reason)
+        if is_over:
+            raise WaitTimeoutError
 
 
 def accept(task: Followed, silence: Silence) -> None:
@@ -163,8 +175,13 @@ def accept(task: Followed, silence: Silence) -> None:
             break
         except WaitTimeoutError:
             silence.look()
-    for warning in getattr(task, "warnings", ()):
-        tell(tr("warning: {why}", why=translated(str(warning))))
+    tell_warnings(task.warnings)
+
+
+def tell_warnings(warnings: Iterable[str]) -> None:
+    """Say what an orchestrator warns of, each thing once."""
+    for warning in dict.fromkeys(warnings):
+        tell(tr("warning: {why}", why=translated(warning)))
 
 
 def wait(task: Followed, silence: Silence) -> Mapping[str, Any]:
@@ -176,10 +193,17 @@ def wait(task: Followed, silence: Silence) -> Mapping[str, Any]:
             silence.look()
 
 
-def tell_it_goes_on(task_id: str) -> None:
-    """Say, to who stops waiting, that the task does not stop."""
-    program = command_name()
-    tell(tr("task {id} goes on without you:", id=task_id))
+def tell_it_goes_on(task: Followed) -> None:
+    """Say, to who stops waiting, that the task does not stop; or that it may not have begun."""
+    task_id, program = task.id, command_name()
+    try:
+        task.wait_accepted(ACCEPTED_S)
+    except TaskRejectedError:
+        return  # who leaves is told so
+    except D8Error:
+        tell(tr("task {id} is not acknowledged yet; if it will be:", id=task_id))
+    else:
+        tell(tr("task {id} goes on without you:", id=task_id))
     tell("  " + tr("`{program} tasks show {id}` looks at it", program=program, id=task_id))
     tell("  " + tr("`{program} tasks cancel {id}` cancels it", program=program, id=task_id))
 
@@ -189,12 +213,19 @@ def tell_silence(reason: str) -> None:
     tell(tr("still waiting: {why}", why=translated(reason)))
 
 
-def _submitted(
-    client: Submits, kind: str, data: Mapping[str, Any], **options: Unpack[SubmitOptions]
-) -> Followed:
-    """Submit a task whose partial output will be asked for."""
-    return client.submit(kind, data, **options)
+def missing_text(count: int | None) -> str:
+    """Return in words that output is missing."""
+    if count is None:
+        return tr("a part of the output is missing here")
+    return tr("a part of the output is missing here ({count} pieces)", count=count)
 
 
-def _is_json(piece: object) -> bool:
-    return piece is None or isinstance(piece, (str, int, float, bool, list, dict, bytes))
+def _pass_on(piece: object, listeners: Listeners) -> None:
+    from d8mesh.nodes.client import RESTARTED, Missed  # slow to import; it is there by now
+
+    if isinstance(piece, Missed):
+        listeners.on_missed(piece.count)
+    elif piece is RESTARTED:
+        listeners.on_restart()
+    else:
+        listeners.on_piece(piece)

@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final
-from urllib.parse import urlsplit
 from urllib.request import ProxyHandler, build_opener
 
 from d8mesh.apps.capabilities import Worker, models_of, reasons_of, why_lines
@@ -188,8 +187,7 @@ def lines(each: Orchestrator, now: float, *, is_all: bool = False) -> Iterator[s
         yield "  " + tr("no workers: start one with `{program} worker`", program=command_name())
     if hidden:
         yield "  " + tr("and {count} that ended longer ago (--all shows them)", count=hidden)
-    reasons = reasons_of(shown, ask, urlsplit(each.url).hostname or "")
-    yield from why_lines(reasons, columns, indent="  ")
+    yield from why_lines(reasons_of(shown), columns, indent="  ")
 
 
 def counts(stats: Mapping[str, Any]) -> dict[str, int]:

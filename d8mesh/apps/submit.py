@@ -19,8 +19,10 @@ from d8mesh.apps.following import (
     Listeners,
     Silence,
     accept,
+    missing_text,
     tell_it_goes_on,
     tell_silence,
+    tell_warnings,
     wait,
 )
 from d8mesh.apps.work import connect, outcomes
@@ -35,11 +37,13 @@ if TYPE_CHECKING:
 
 OK: Final = 0
 FAILED: Final = 1
-INTERRUPTED: Final = 130
 #: Ids named when many tasks go on.
 NAMED: Final = 3
 #: Of a wrong text so much is repeated.
 SHOWN_CHARS: Final = 60
+
+#: Where the data is that stands on the command line itself.
+_ARGUMENT: Final = "the data"
 
 Data = dict[str, Any]
 
@@ -88,7 +92,7 @@ def read(argument: str, *, is_lines: bool = False) -> list[Data]:
     Raises:
         ConfigError: it cannot be read, or is no JSON object (or none on some line).
     """
-    text, place = argument, "the data"
+    text, place = argument, _ARGUMENT
     if argument == "-":
         text, place = _decoded(sys.stdin.buffer.read(), "standard input"), "standard input"
     elif argument.startswith("@"):
@@ -120,6 +124,8 @@ def _object(text: str, place: str) -> Data:
         raise ConfigError(f"{place}: nested too deep") from error
     except ValueError as error:
         shown = repr(text.strip()[:SHOWN_CHARS])
+        if place != _ARGUMENT:
+            raise ConfigError(f"{place}: expected JSON, saw {shown} ({error})") from error
         raise ConfigError(
             f"{place}: expected a JSON object, saw {shown} ({error}). Where a shell takes quotes "
             "away, put the data into a file: @FILE"
@@ -142,16 +148,12 @@ def _one(task: Followed, options: argparse.Namespace, until: float | None) -> in
     try:
         accept(task, silence)
         if not options.wait:
-            warnings = list(getattr(task, "warnings", ()))
-            say(as_json({"task_id": task.id, "warnings": warnings}) if options.json else task.id)
+            _say_id(task, options)
             return OK
-        tell(tr("task {id} submitted", id=task.id))
+        _tell_submitted(task)
         result = wait(task, silence)
-    except KeyboardInterrupt:
-        tell_it_goes_on(task.id)
-        return INTERRUPTED
-    except WaitTimeoutError:
-        tell_it_goes_on(task.id)
+    except (KeyboardInterrupt, WaitTimeoutError):
+        tell_it_goes_on(task)
         raise
     except TaskError as error:
         return _failed(task.id, error, options)
@@ -162,18 +164,17 @@ def _one(task: Followed, options: argparse.Namespace, until: float | None) -> in
 def _followed(following: Following, options: argparse.Namespace, until: float | None) -> int:
     task, output = following.task, _Output(is_json=options.json)
     listeners = Listeners(
-        on_piece=output.piece, on_restart=output.restarted, on_silence=tell_silence
+        on_accepted=lambda: _tell_submitted(task),
+        on_piece=output.piece,
+        on_restart=output.restarted,
+        on_missed=output.missed,
+        on_silence=tell_silence,
     )
-    tell(tr("task {id} submitted", id=task.id))
     try:
         result = following.result(until, listeners)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, WaitTimeoutError):
         output.end_line()
-        tell_it_goes_on(task.id)
-        return INTERRUPTED
-    except WaitTimeoutError:
-        output.end_line()
-        tell_it_goes_on(task.id)
+        tell_it_goes_on(task)
         raise
     except TaskError as error:
         output.end_line()
@@ -181,6 +182,15 @@ def _followed(following: Following, options: argparse.Namespace, until: float | 
     output.end_line()
     _say_result(task.id, result, options)
     return OK
+
+
+def _tell_submitted(task: Followed) -> None:
+    tell(tr("task {id} submitted", id=task.id))
+
+
+def _say_id(task: Followed, options: argparse.Namespace) -> None:
+    body = {"task_id": task.id, "warnings": list(task.warnings)}
+    say(as_json(body) if options.json else task.id)
 
 
 class _Output:
@@ -205,6 +215,12 @@ class _Output:
         if self._is_json:
             say(as_json({"restarted": True}))
         tell(tr("that attempt failed: another one begins, what it printed is void"))
+
+    def missed(self, count: int | None) -> None:
+        self.end_line()
+        if self._is_json:
+            say(as_json({"missed": count}))
+        tell(missing_text(count))
 
     def end_line(self) -> None:
         if self._is_in_line:
@@ -253,9 +269,10 @@ def _many(
     """Submit one task for each of `datas`; print their ids, or their results as they come."""
     tasks = client.submit_many(options.type, datas, **given)
     ids = [task.id for task in tasks]
+    tell_warnings(warning for task in tasks for warning in task.warnings)
     if not options.wait:
-        for task_id in ids:
-            say(as_json({"task_id": task_id}) if options.json else task_id)
+        for task in tasks:
+            _say_id(task, options)
         return OK
     tell(tr("{count} tasks submitted", count=len(ids)))
     code, left = OK, dict.fromkeys(ids)
@@ -271,17 +288,18 @@ def _many(
                 body |= {"state": "completed", "result": dict(outcome.result)}
             say(as_json(body))
     except (KeyboardInterrupt, WaitTimeoutError) as error:
-        tell(tr("{count} tasks go on without you: {ids} …", count=len(left), ids=_some(left)))
+        tell(tr("{count} tasks go on without you: {ids}", count=len(left), ids=_some(left)))
+        tell("  " + tr("`{program} tasks list` looks at them", program=command_name()))
         if isinstance(error, WaitTimeoutError):
             raise _late(error, options) from error
-        return INTERRUPTED
+        raise
     if code:
         tell(tr("error: not all tasks succeeded"))
     return code
 
 
 def _some(ids: Mapping[str, None]) -> str:
-    return ", ".join(list(ids)[:NAMED])
+    return ", ".join([*list(ids)[:NAMED], *(["…"] if len(ids) > NAMED else [])])
 
 
 def _left_s(until: float | None) -> float | None:

@@ -5,6 +5,7 @@ Made by hand: a library that measures and wraps every cell takes a second for 1,
 
 from __future__ import annotations
 
+import re
 import textwrap
 import unicodedata
 from collections.abc import Iterator, Sequence
@@ -13,6 +14,9 @@ from typing import Final
 from d8mesh.words import escaped
 
 GAP: Final = "  "
+#: A number and what it counts stay in one line.
+_COUNT: Final = re.compile(r"(?<=\d) (?=[^\W\d])")
+_GLUE: Final = "\u00a0"
 #: Narrower terminals get lines of this width: nothing can be read in less.
 MIN_WIDTH: Final = 20
 
@@ -48,14 +52,15 @@ def wrapped(text: str, width: int | None, *, indent: str = "") -> list[str]:
     """
     if width is None or len(indent) + shown_width(text) <= width:
         return [indent + text]
-    return textwrap.wrap(
-        text,
+    lines = textwrap.wrap(
+        _COUNT.sub(_GLUE, text),
         width=max(width, MIN_WIDTH),
         initial_indent=indent,
         subsequent_indent=indent + GAP,
         break_long_words=False,
         break_on_hyphens=False,
     )
+    return [line.replace(_GLUE, " ") for line in lines]
 
 
 def cut(text: str, width: int) -> str:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
+from itertools import islice
 from typing import Any, Final, Protocol
 
 from d8mesh.apps.status import counts_text
@@ -13,7 +13,7 @@ from d8mesh.apps.tables import cut, lines_of, wrapped
 from d8mesh.apps.work import connect
 from d8mesh.config import Config
 from d8mesh.edge.terminal import as_json, say, tell, visible, width
-from d8mesh.errors import ConfigError, D8Error
+from d8mesh.errors import ConfigError, D8Error, InvalidTaskError
 from d8mesh.words import escaped, tr, translated
 
 #: Characters of a reason in a table; `tasks show` has all of it.
@@ -41,8 +41,10 @@ class Asks(Protocol):
     def ask(self, what: str, args: Mapping[str, object], /) -> Body:
         """Ask the orchestrator something."""
 
-    def tasks(self, *, state: str = "", type: str = "") -> Iterator[Body]:
-        """Yield the status bodies of tasks."""
+    def tasks(
+        self, *, state: str = "", type: str = "", newest_first: bool = False
+    ) -> Iterator[Body]:
+        """Yield the status bodies of tasks, the oldest or the newest first."""
 
     def replay(self, task_id: str, /) -> Replayed:
         """Submit a failed task anew."""
@@ -105,9 +107,9 @@ def _list(client: Asks, options: argparse.Namespace) -> int:
 
 
 def _newest(client: Asks, options: argparse.Namespace) -> Iterable[Body]:
-    """Return the tasks to list, newest first."""
-    listed = client.tasks(state=options.state, type=options.type)
-    return reversed(deque(listed, maxlen=options.limit))
+    """Return the tasks to list, newest first: as many pages are asked for as are shown."""
+    listed = client.tasks(state=options.state, type=options.type, newest_first=True)
+    return islice(listed, options.limit)
 
 
 def _failed(client: Asks, options: argparse.Namespace) -> list[str]:
@@ -162,7 +164,15 @@ def _replay(client: Asks, task_id: str) -> Body:
 
 
 def _cancel(client: Asks, task_id: str) -> Body:
-    return client.ask("cancel", {"id": task_id})
+    """Cancel it; one that had ended otherwise could not be.
+
+    Raises:
+        InvalidTaskError: it had ended.
+    """
+    body = client.ask("cancel", {"id": task_id})
+    if body["state"] != "cancelled":
+        raise InvalidTaskError(f"it cannot be cancelled: it has ended already ({body['state']})")
+    return body
 
 
 def _words(body: Body) -> str:
@@ -188,24 +198,39 @@ def _full(body: Body) -> Iterator[str]:
     for key, name in (("created_at", "created"), ("completed_at", "ended")):
         if body.get(key):
             yield _row(name, _time(body[key]))
-    for key, name in (("assigned_to", "worker"), ("replay_of", "replay of"), ("reason", "why")):
+    for key, name in (("assigned_to", "worker"), ("replay_of", "replay of")):
         if body.get(key):
-            yield _row(name, translated(str(body[key])))
+            yield _row(name, str(body[key]))
+    if _why(body):
+        yield _row("why", translated(_why(body)))
     if body.get("data") is not None:
         yield _row("input", _shown(body["data"]))
-    past = body.get("history") or ()
-    if past:
-        yield f"  {tr('history')}:"
-    for each in past:
-        yield f"    {_past(each)}"
     result = body.get("result")
+    trace = str(result.get("traceback") or "") if isinstance(result, dict) else ""
+    yield from _history(body.get("history") or (), trace)
     if result is not None:
-        trace = result.get("traceback") if isinstance(result, dict) else None
         rest = {k: v for k, v in result.items() if k != "traceback"} if trace else result
         yield _row("result", _shown(rest))
-        if trace:
-            yield f"  {tr('traceback')}:"
-            yield from (f"    {line}" for line in visible(str(trace)).splitlines())
+    yield from _traceback(trace, "  ")
+
+
+def _history(past: Iterable[Mapping[str, Any]], last_trace: str) -> Iterator[str]:
+    """Yield what went wrong, attempt by attempt; each traceback once, `last_trace` comes later."""
+    told = {last_trace}
+    for count, each in enumerate(past):
+        if not count:
+            yield f"  {tr('history')}:"
+        yield f"    {_past(each)}"
+        trace = str(each.get("traceback") or "")
+        if trace not in told:
+            told.add(trace)
+            yield from _traceback(trace, "      ")
+
+
+def _traceback(trace: str, indent: str) -> Iterator[str]:
+    if trace:
+        yield f"{indent}{tr('traceback')}:"
+        yield from (f"{indent}  {line}" for line in visible(trace).split("\n"))
 
 
 def _row(name: str, value: object) -> str:
@@ -223,7 +248,12 @@ def _past(past: Mapping[str, Any]) -> str:
         worker=worker,
         error=error,
     )
-    return told if past.get("is_counted", True) else f"{told} {tr('(not counted)')}"
+    if not past.get("is_counted", True):
+        told += " " + tr("(not counted)")
+    pause_s = past.get("pause_s")
+    if isinstance(pause_s, (int, float)) and pause_s > 0:
+        told += " " + tr("(tried again after {seconds} s)", seconds=f"{pause_s:.1f}")
+    return told
 
 
 def _shown(value: object) -> str:
@@ -241,7 +271,8 @@ def _state(body: Body) -> str:
 def _why(body: Body) -> str:
     result = body.get("result")
     error = result.get("error") if isinstance(result, dict) else None
-    return str(body.get("reason") or error or "")
+    why = str(body.get("reason") or error or "")
+    return "" if why == body["state"] else why
 
 
 def _time(at: object) -> str:

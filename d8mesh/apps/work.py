@@ -18,6 +18,8 @@ from d8mesh.words import tr, translated
 LOOK_S: Final = 0.25
 #: Nothing has come for so long: ask why.
 SILENCE_S: Final = 4.0
+#: An orchestrator that is there answers sooner; that none is there is a reason too.
+WHY_S: Final = 2.0
 #: No worker of the mesh can run the tasks for so long: a person should not wait for it unasked.
 NOBODY_S: Final = 60.0
 #: How an orchestrator begins the reason of a task that no worker of the mesh can run.
@@ -34,17 +36,17 @@ class Pending(Protocol):
     def result(self, timeout: float | None = None) -> Mapping[str, Any]:
         """Return its result; raise `WaitTimeoutError` or how it ended."""
 
-    def status(self) -> Mapping[str, Any]:
+    def status(self, timeout: float | None = None) -> Mapping[str, Any]:
         """Return its documented status; ``reason`` says why it waits."""
 
-    def cancel(self) -> object:
-        """Cancel it."""
+    def cancel(self) -> bool:
+        """Cancel it; return whether it is cancelled now."""
 
 
 class Asked(Protocol):
     """A task whose state can be asked for."""
 
-    def status(self) -> Mapping[str, Any]:
+    def status(self, timeout: float | None = None) -> Mapping[str, Any]:
         """Return its documented status; ``reason`` says why it waits."""
 
 
@@ -88,12 +90,15 @@ def connect(client: Connects, *, timeout_s: float | None, on_wait: Callable[[str
         BrokerUnavailableError: none was found.
     """
     bound_s = CONNECT_S if timeout_s is None else min(timeout_s, CONNECT_S)
-    early_s = min(bound_s, SILENCE_S)
+    # The error says it all: before, it is said only to who waits long.
+    early_s = SILENCE_S if bound_s >= 2 * SILENCE_S else bound_s
     if client.wait_connected(early_s):
         return
     why = translated(client.trouble)
-    on_wait(tr("no orchestrator has been found yet: still looking ({why})", why=why))
-    if not client.wait_connected(bound_s - early_s):
+    left_s = bound_s - early_s
+    if left_s:
+        on_wait(tr("no orchestrator has been found yet: still looking ({why})", why=why))
+    if not left_s or not client.wait_connected(left_s):
         raise BrokerUnavailableError(
             f"no orchestrator was found within {bound_s:g} s: {client.trouble}"
         )
@@ -169,6 +174,6 @@ def _ended(waiting: Mapping[int, Pending]) -> Iterator[Outcome]:
 def reason_of(task: Asked) -> str:
     """Return why nothing comes of a task, as far as anybody knows."""
     try:
-        return str(task.status().get("reason") or "")
+        return str(task.status(timeout=WHY_S).get("reason") or "")
     except D8Error as error:
         return str(error)

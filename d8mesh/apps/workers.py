@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Final
-from urllib.parse import urlsplit
 
 from d8mesh.apps.capabilities import Worker, models_of, reasons_of, types_of, why_lines
-from d8mesh.apps.status import ANSWER_S, Orchestrator, ask, look, parted, say_nobody, state_of
+from d8mesh.apps.status import ANSWER_S, Orchestrator, look, parted, say_nobody, state_of
 from d8mesh.apps.tables import lines_of
 from d8mesh.config import Config
 from d8mesh.edge.terminal import as_json, say, tell, width
@@ -27,14 +26,11 @@ def run(config: Config, options: argparse.Namespace) -> int:
         say_nobody(config)
         return 1
     for orchestrator in found:
-        host = urlsplit(orchestrator.url).hostname or ""
-        reasons = reasons_of(orchestrator.workers, ask, host)
         if options.json:
             for worker in orchestrator.workers:
-                why = reasons.get(str(worker["worker_id"]), "")
-                say(as_json({"orchestrator": orchestrator.url, **worker, "why": why}))
+                say(as_json({"orchestrator": orchestrator.url, **worker}))
         else:
-            _print(orchestrator, reasons, is_all=options.all)
+            _print(orchestrator, is_all=options.all)
     return 0
 
 
@@ -44,7 +40,7 @@ def say_who_is_there(workers: Sequence[Worker]) -> Iterator[str]:
     if not live:
         yield tr("there is no worker: start one with `{program} worker`", program=command_name())
         return
-    reasons = reasons_of(live, ask)
+    reasons = reasons_of(live)
     yield tr("the workers that are there:")
     for worker in live[:NAMED]:
         worker_id = str(worker["worker_id"])
@@ -54,7 +50,7 @@ def say_who_is_there(workers: Sequence[Worker]) -> Iterator[str]:
         yield "  " + tr("{id}: {what}", id=worker_id, what=told)
 
 
-def _print(orchestrator: Orchestrator, reasons: Mapping[str, str], *, is_all: bool) -> None:
+def _print(orchestrator: Orchestrator, *, is_all: bool) -> None:
     shown, hidden = parted(orchestrator.workers, time.time(), is_all=is_all)
     columns = ("worker", "host", "type", "state", "slots", "done", "failures", "models", "types")
     rows = []
@@ -78,5 +74,5 @@ def _print(orchestrator: Orchestrator, reasons: Mapping[str, str], *, is_all: bo
         say(tr("no workers: start one with `{program} worker`", program=command_name()))
     if hidden:
         say(tr("and {count} that ended longer ago (--all shows them)", count=hidden))
-    for line in why_lines(reasons, width()):
+    for line in why_lines(reasons_of(shown), width()):
         say(line)

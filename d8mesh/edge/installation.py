@@ -1,8 +1,8 @@
 """Where this d8mesh lies, and so where its data folder and its ``.env`` are.
 
-In the folder of its source, which has the launcher in it, both lie beside that. Installed into
-some Python there is no such folder: the data is in the user's data folder, ``.env`` in the
-current one. One rule for every command, and for `Client` and `Worker` as a library.
+In the folder of its source both lie beside the launcher. Installed into some Python there is no
+such folder: the data is in the user's data folder, ``.env`` in the current one. One rule for every
+command, and for `Client` and `Worker` as a library.
 
 Source: https://platformdirs.readthedocs.io, XDG Base Directory Specification
 """

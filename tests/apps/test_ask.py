@@ -90,7 +90,7 @@ def test_an_answer_that_does_not_come_in_time_goes_on(
         ollama.behaviour = "ok"
     err = capsys.readouterr().err
     assert "goes on without you" in err
-    client.task(err.split()[1]).cancel()
+    assert client.task(err.split()[1]).cancel()
 
 
 class WithoutModel:
@@ -111,8 +111,8 @@ class WithoutModel:
 def test_without_a_model_it_says_who_is_there_and_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "NO_WORKER_S", 0.1)
     monkeypatch.setattr(module, "LOOK_S", 0.02)
-    reason = {"reason": "Ollama has no models"}
-    client = WithoutModel({"worker_id": "bob", "status": "online", "backend": reason})
+    reason = "Ollama has no models"
+    client = WithoutModel({"worker_id": "bob", "status": "online", "reason": reason})
     told: list[str] = []
     with pytest.raises(BackendUnavailableError, match="no worker of the mesh has a language model"):
         await_model(client, None, tell_line=told.append)

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from d8mesh.apps import following as module
-from d8mesh.apps.following import Following, Listeners
+from d8mesh.apps.following import Following, Listeners, tell_it_goes_on
 from d8mesh.errors import NodeClosedError, TaskFailedError, TaskRejectedError, WaitTimeoutError
-from d8mesh.nodes.client.handle import RESTARTED
+from d8mesh.nodes.client import RESTARTED, Missed
 
 
 class Played:
@@ -26,6 +26,7 @@ class Played:
         self.closed = threading.Event()
 
     def submit(self, kind: str, data: Mapping[str, Any], /, **options: Any) -> Played:
+        assert options["listen"] is True, "else the first pieces may be missed"
         return self
 
     def wait_accepted(self, timeout: float | None = None) -> None:
@@ -38,7 +39,7 @@ class Played:
             self.closed.wait(60)
             raise NodeClosedError
 
-    def status(self) -> Mapping[str, Any]:
+    def status(self, timeout: float | None = None) -> Mapping[str, Any]:
         return {"reason": "all are busy"}
 
     def result(self, timeout: float | None = None) -> Mapping[str, Any]:
@@ -52,6 +53,7 @@ def followed(task: Played, within_s: float | None = None) -> list[Any]:
     listeners = Listeners(
         on_piece=heard.append,
         on_restart=lambda: heard.append("restarted"),
+        on_missed=lambda count: heard.append(("missed", count)),
         on_silence=lambda reason: heard.append(f"silence: {reason}"),
     )
     until = None if within_s is None else time.monotonic() + within_s
@@ -64,11 +66,13 @@ def followed(task: Played, within_s: float | None = None) -> list[Any]:
     return heard
 
 
-def test_pieces_come_in_order_and_a_new_attempt_is_told(
+def test_pieces_come_in_order_and_what_is_void_or_missing_is_told(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    pieces = ("a", {"b": 1}, None, RESTARTED, 2.5)
-    assert followed(Played(*pieces)) == ["a", {"b": 1}, None, "restarted", 2.5]
+    pieces = ("a", {"b": 1}, None, RESTARTED, 2.5, Missed(3), "c", Missed(None))
+    assert followed(Played(*pieces)) == [
+        "a", {"b": 1}, None, "restarted", 2.5, ("missed", 3), "c", ("missed", None),
+    ]  # fmt: skip
     assert capsys.readouterr().err == "warning: nobody offers that\\x1b[31m\n"
 
 
@@ -89,3 +93,31 @@ def test_silence_is_told_once_for_each_reason_until_the_time_is_over(
     assert followed(Played("a", stays=True), 0.4) == [
         "a", "silence: all are busy", WaitTimeoutError,
     ]  # fmt: skip
+
+
+def test_who_waits_shorter_than_that_is_told_the_reason_at_the_end() -> None:
+    assert followed(Played("a", stays=True), 0.2) == [
+        "a", "silence: all are busy", WaitTimeoutError,
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("refusal", "told"),
+    [
+        (None, "task s-1 goes on without you:"),
+        (WaitTimeoutError("no"), "task s-1 is not acknowledged yet; if it will be:"),
+    ],
+)
+def test_only_of_an_acknowledged_task_is_it_said_that_it_goes_on(
+    capsys: pytest.CaptureFixture[str], refusal: Exception | None, told: str
+) -> None:
+    class Leaving(Played):
+        def wait_accepted(self, timeout: float | None = None) -> None:
+            if refusal is not None:
+                raise refusal
+
+    tell_it_goes_on(Leaving())
+    first, *hints = capsys.readouterr().err.splitlines()
+    assert first == told
+    assert all("s-1" in hint for hint in hints)
+    assert len(hints) == 2

@@ -8,6 +8,7 @@ import json
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,8 @@ import pytest
 
 from bench.mesh import Mesh as Processes
 from bench.mesh import mesh
-from d8mesh.apps.submit import read, run_with
+from d8mesh.apps.submit import _Output, read, run_with
+from d8mesh.apps.work import reason_of
 from d8mesh.core.task import parse_id
 from d8mesh.errors import ConfigError, WaitTimeoutError
 from d8mesh.nodes.client import Client
@@ -112,8 +114,8 @@ def test_what_is_waited_for_too_long_goes_on_and_that_is_said(
         with pytest.raises(WaitTimeoutError, match=r"within 0.3 s \(--timeout\)"):
             ended(client, "nobody", "{}", how, "--timeout", "0.3", late=0.0)
         told = capsys.readouterr().err
-        assert "goes on without you:" in told
-        task_id = told.split()[1]
+        (line,) = [line for line in told.splitlines() if line.endswith("goes on without you:")]
+        task_id = line.split()[1]
         assert f"`{command_name()} tasks show {task_id}` looks at it" in told
         assert client.task(task_id).status()["state"] == "queued"
         assert client.task(task_id).cancel()
@@ -157,7 +159,7 @@ def test_data_may_come_from_a_file(tmp_path: Path) -> None:
     file.write_bytes(b'\xef\xbb\xbf{"a": "\xc3\xb1"}')
     assert read(f"@{file}") == [{"a": "ñ"}]
     file.write_bytes(b'{"a": 1}\n{"a": \n')
-    with pytest.raises(ConfigError, match=r"data\.json, line 2: expected a JSON object"):
+    with pytest.raises(ConfigError, match=r"data\.json, line 2: expected JSON, saw .*char 6\)\)$"):
         read(f"@{file}", is_lines=True)
     file.write_bytes('{"a": 1}'.encode("utf-16"))
     with pytest.raises(ConfigError, match="expected UTF-8"):
@@ -165,6 +167,43 @@ def test_data_may_come_from_a_file(tmp_path: Path) -> None:
     file.write_bytes(b"\n")
     with pytest.raises(ConfigError, match="on each line, there is none"):
         read(f"@{file}", is_lines=True)
+
+
+def test_a_warning_of_many_tasks_is_told_once_and_stands_with_each_in_json(
+    client: Client, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    file = tmp_path / "many.jsonl"
+    file.write_text("{}\n{}\n", "utf-8")
+    assert ended(client, "ehco", f"@{file}", "--lines", "--json") == 0
+    told = capsys.readouterr()
+    (warning,) = told.err.splitlines()
+    assert warning.endswith("did you mean 'echo'?")
+    for line in told.out.splitlines():
+        assert json.loads(line)["warnings"] == [warning.removeprefix("warning: ")]
+
+
+def test_who_follows_hears_all_from_the_first_piece_on(
+    client: Client, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pieces = [f"line {n}\n" for n in range(1000)]
+    assert ended(client, "speak", json.dumps({"pieces": pieces}), "--follow") == 0
+    told = capsys.readouterr()
+    assert told.out.splitlines()[:-1] == [piece.rstrip() for piece in pieces]
+    assert "missing" not in told.err
+
+
+def test_what_was_missed_is_said_where_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    output = _Output(is_json=False)
+    output.piece("a")
+    output.missed(3)
+    output.piece("b")
+    output.end_line()
+    told = capsys.readouterr()
+    assert (told.out, told.err) == (
+        "a\nb\n", "a part of the output is missing here (3 pieces)\n",
+    )  # fmt: skip
+    _Output(is_json=True).missed(None)
+    assert json.loads(capsys.readouterr().out) == {"missed": None}
 
 
 # --- as processes ---------------------------------------------------------------------
@@ -208,3 +247,16 @@ def test_control_c_leaves_the_task_and_says_how_to_find_it(
     assert f"tasks cancel {task_id}` cancels it" in err
     with processes.client() as client:
         assert client.task(task_id).result(PATIENCE_S)["output"] == {"done": True}
+
+
+def test_an_orchestrator_that_goes_is_said_to_who_waits(tmp_path: Path) -> None:
+    with mesh_in(tmp_path) as made:
+        port = made.broker()
+        client = made.client(port)
+        task = client.submit("nobody", {})
+        task.wait_accepted(PATIENCE_S)
+        assert "no worker" in reason_of(task)
+        made.stop_broker(*made.brokers[0])
+        began = time.monotonic()
+        assert "no orchestrator" in reason_of(task)
+        assert time.monotonic() - began < PATIENCE_S / 4

@@ -37,4 +37,9 @@ def test_wide_characters_take_two_columns_and_marks_none() -> None:
 def test_lines_are_wrapped_but_addresses_are_not_broken() -> None:
     url = "http://192.168.100.200:7001/health"
     assert wrapped(f"look at {url} now", 20) == ["look at", f"  {url}", "  now"]
+    counts = "tasks: 1000 pending, 20 assigned, 0 cancelled"
+    for width in range(20, 50):
+        lines = wrapped(counts, width)
+        assert " ".join(line.strip() for line in lines) == counts
+        assert not any(line.endswith(("1000", "20", "0")) for line in lines)
     assert wrapped("all of it " * 20, None) == ["all of it " * 20]

@@ -64,6 +64,9 @@ def test_failed_tasks_are_listed_shown_and_replayed_once(
 
         listed = told(running, capsys, "list", "--state", "failed")
         assert [body["task_id"] for body in listed] == [task.id for task in reversed(late)]
+        assert run(settings(running), options_of("list", "--state", "cancelled")) == 0
+        (_, row) = capsys.readouterr().out.splitlines()
+        assert row.count("cancelled") == 1, "the state says it"
         assert listed[0]["result"]["error"] == "deadline exceeded"
         newest = [body["task_id"] for body in told(running, capsys, "list", "--limit", "2")]
         assert newest == [done.id, stopped.id]
@@ -131,8 +134,10 @@ def test_replay_wants_either_ids_or_all(capsys: pytest.CaptureFixture[str]) -> N
 class Many:
     """A client that knows many tasks."""
 
-    def tasks(self, *, state: str = "", type: str = "") -> Iterator[dict[str, Any]]:
-        for n in range(3):
+    def tasks(
+        self, *, state: str = "", type: str = "", newest_first: bool = False
+    ) -> Iterator[dict[str, Any]]:
+        for n in reversed(range(4)) if newest_first else range(4):
             body = {"task_id": f"s-{n}", "type": "a\x1b[31m" * n, "state": "queued"}
             yield {**body, "attempts": n, "created_at": 0.0, "reason": f"why {n}"}
 
@@ -154,8 +159,7 @@ def test_a_table_is_as_wide_as_what_it_says(capsys: pytest.CaptureFixture[str]) 
     more, counts = told.err.splitlines()
     assert more == "the newest 3: --limit shows more"
     assert counts == "tasks: 3 pending, 0 assigned, 4 completed, 2 failed, 5 cancelled"
-    rows.reverse()
-    for row, n in zip(rows, range(3), strict=True):
+    for row, n in zip(rows, (3, 2, 1), strict=True):
         assert row.index("queued") == head.index("state")
         assert row.endswith(f"why {n}")
         assert "\x1b" not in row
@@ -166,7 +170,14 @@ KNOWN = {
     "task_id": "s-1", "type": "paint", "state": "failed", "priority": 5, "attempts": 2,
     "created_at": 0.0, "completed_at": 1e99, "assigned_to": "w\x1b[31m", "reason": "no\x9b paint",
     "data": {"colour": "red\x1b]0;title\x07"},
-    "history": [{"at": 1.0, "attempt": 1, "worker_id": "w", "error": "Oh\x1bno\nline"}],
+    "history": [
+        {"at": 1.0, "attempt": 1, "worker_id": "w", "error": "Oh\x1bno\nline", "is_counted": True,
+         "pause_s": 0.25, "traceback": "Traceback:\n  first\x1b[2J"},
+        {"at": 2.0, "attempt": 2, "worker_id": "v", "error": "given back", "is_counted": False,
+         "pause_s": 0.0, "traceback": None},
+        {"at": 3.0, "attempt": 3, "worker_id": "w", "error": "no paint", "is_counted": True,
+         "pause_s": 0.0, "traceback": "Traceback:\n  line\x1b[2J"},
+    ],
     "result": {"success": False, "error": "no paint", "traceback": "Traceback:\n  line\x1b[2J"},
 }  # fmt: skip
 
@@ -181,7 +192,13 @@ def test_what_is_known_of_a_task_is_shown_whole_and_harmless(
     assert rows[0] == "s-1: failed"
     assert r"  worker: w\x1b[31m" in rows
     assert r'  input: {"colour": "red\u001b]0;title\u0007"}' in rows
-    assert any(row.endswith(r"attempt 1 on w: Oh\x1bno\nline") for row in rows)
+    history = rows[rows.index("  history:") + 1 :][:6]
+    assert [row[23:] if row.startswith("    19") else row for row in history] == [
+        r"  attempt 1 on w: Oh\x1bno\nline (tried again after 0.2 s)",
+        "      traceback:", "        Traceback:", r"          first\x1b[2J",
+        "  attempt 2 on v: given back (not counted)",
+        "  attempt 3 on w: no paint",
+    ]  # fmt: skip
     assert rows[-3:] == ["  traceback:", "    Traceback:", r"      line\x1b[2J"]
     assert run_with(Many(), options_of("show", "s-1", "--json")) == 0
     line = capsys.readouterr().out
@@ -199,6 +216,22 @@ def test_a_task_that_cannot_be_is_said_on_standard_error(
     assert run_with(Nobody(), options_of("show", "s-9")) == 1
     told = capsys.readouterr()
     assert (told.out, told.err) == ("", "s-9: Task not found\n")
+
+
+def test_what_has_ended_is_not_cancelled_and_that_is_said(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    class Ended(Many):
+        def ask(self, what: str, args: object, /) -> dict[str, Any]:
+            assert (what, args) == ("cancel", {"id": "s-9"})
+            return {"task_id": "s-9", "state": "completed"}
+
+    assert run_with(Ended(), options_of("cancel", "s-9")) == 1
+    told = capsys.readouterr()
+    assert (told.out, told.err) == (
+        "",
+        "s-9: it cannot be cancelled: it has ended already (completed)\n",
+    )
 
 
 def test_nobody_is_looked_for_longer_than_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:

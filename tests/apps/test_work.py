@@ -95,3 +95,10 @@ def test_without_an_orchestrator_the_error_says_what_to_do() -> None:
     with pytest.raises(BrokerUnavailableError, match=r"within 7 s: never connected: .* refused"):
         connect(looking, timeout_s=7, on_wait=lambda line: None)
     assert sum(wait_s or 0 for wait_s in looking.waits_s) == 7
+
+
+def test_who_waits_shortly_is_told_the_reason_once() -> None:
+    said: list[str] = []
+    with pytest.raises(BrokerUnavailableError, match="refused"):
+        connect(Looking(99), timeout_s=5, on_wait=said.append)
+    assert said == []

@@ -29,7 +29,6 @@ def test_each_worker_is_listed_with_what_it_can_and_why_not(
     with mesh(workers=0) as running:
         settings = {
             "DEEPSEEK_BASE_URL": f"http://127.0.0.1:{nowhere}",
-            "WORKER_STATUS_PORT": str(free_ports(1)[0]),
         }
         running.workers.append(running.children.start("w", "worker", settings=settings))
         running.await_workers(1)
@@ -42,7 +41,7 @@ def test_each_worker_is_listed_with_what_it_can_and_why_not(
             body = json.loads(line)
             assert body["orchestrator"] == running.url
             assert body["capabilities"]["task_types"][0] == "echo"
-            return str(body["why"])
+            return str(body["reason"])
 
         until(lambda: "Ollama" in reason(), "the reason")
         assert run(config, options_of()) == 0
@@ -64,7 +63,7 @@ def test_without_an_orchestrator_it_says_so(capsys: pytest.CaptureFixture[str]) 
 def test_who_is_there_is_told_with_what_it_offers_or_lacks() -> None:
     assert next(iter(say_who_is_there([]))).startswith("there is no worker: start one with `")
     some = {"worker_id": "a", "status": "online", "capabilities": {"task_types": ["echo"]}}
-    other = {"worker_id": "b", "status": "online", "backend": {"reason": "no models"}}
+    other = {"worker_id": "b", "status": "online", "reason": "no models"}
     assert list(say_who_is_there([some, other])) == [
         "the workers that are there:", "  a: it offers only echo", "  b: no models",
     ]  # fmt: skip

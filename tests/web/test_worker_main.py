@@ -131,9 +131,14 @@ def test_it_joins_without_ollama_and_says_so(running: Mesh) -> None:
         told = [line for line in child.lines if line.startswith("no language model here")]
         assert len(told) == 1
         assert "Ollama does not answer" in told[0]
-        rows = ask(running.url, "/api/workers/list")["workers"]
-        (row,) = (each for each in rows if each["worker_id"] == "without")
-        assert "Ollama does not answer" in row["reason"]
+
+        def reason() -> str:
+            rows = ask(running.url, "/api/workers/list")["workers"]
+            (row,) = (each for each in rows if each["worker_id"] == "without")
+            return str(row["reason"])
+
+        # It may join before it has asked; then the next heartbeat tells.
+        until(lambda: "Ollama does not answer" in reason(), "the reason in the list")
         assert client.submit("echo", {"a": 1}).result(PATIENCE_S)["output"] == {"a": 1}
         waiting = client.submit("code_generation", {"prompt": "x", "language": "python"})
         waiting.wait_accepted(PATIENCE_S)
