@@ -20,9 +20,13 @@ ENGLISH: Final = "en"
 #: Languages with a file, and English.
 LANGUAGES: Final = (ENGLISH, "es")
 #: A finished text is taken for one of the catalogue's only if so many of its letters are fixed.
-MIN_FIXED_LETTERS: Final = 8
+MIN_FIXED_LETTERS: Final = 6
 #: Texts within texts (the reason within an error) are looked up so deep.
-MAX_DEPTH: Final = 4
+MAX_DEPTH: Final = 8
+#: What stands between the parts of a text that has no entry of its own; lists first.
+_MARKS: Final = ("; ", ": ")
+#: The place that is filled in with digits only.
+_COUNT: Final = "count"
 
 #: Control characters, marks that turn the direction of writing, halves of characters.
 _HARMFUL: Final = re.compile(
@@ -56,9 +60,10 @@ def tr(text: str, /, **values: object) -> str:
 def translated(text: str) -> str:
     """Return a finished English text, as an error's, in the language in use.
 
-    The catalogue's entry is found by what is fixed in it; without one `text` comes back.
+    The catalogue's entry is found by what is fixed in it; of a text without one the parts are
+    looked up, and what is not found stays as it is.
     """
-    return _translated(text, MAX_DEPTH)
+    return catalogue(_language).get(text) or _translated(text, MAX_DEPTH)
 
 
 def escaped(text: str, *, keep: str = "") -> str:
@@ -100,7 +105,7 @@ def _translated(text: str, depth: int) -> str:
     if _language == ENGLISH or not depth:
         return text
     known = catalogue(_language).get(text)
-    if known is not None:
+    if known is not None and " " in text:  # one word alone may be anybody's: an id, a type
         return known
     for pattern, names, template in _forms(_language):
         found = pattern.fullmatch(text)
@@ -109,22 +114,34 @@ def _translated(text: str, depth: int) -> str:
             return template.format_map(
                 {name: _translated(value, depth - 1) for name, value in values.items()}
             )
+    for mark in _MARKS:
+        head, found_mark, rest = text.partition(mark)
+        if found_mark:
+            return _translated(head, depth - 1) + mark + _translated(rest, depth - 1)
     return text
 
 
 @cache
 def _forms(language: str) -> list[tuple[re.Pattern[str], list[str], str]]:
     """Return the entries with places as patterns, those with most fixed letters first."""
-    found = []
+    found: list[tuple[tuple[int, int], re.Pattern[str], list[str], str]] = []
     for text, template in catalogue(language).items():
         names = places_in(text)
         fixed = [literal for literal, _, _, _ in string.Formatter().parse(text)]
         letters = sum(char.isalpha() for literal in fixed for char in literal)
         if names and letters >= MIN_FIXED_LETTERS:
             pattern = "".join(
-                re.escape(literal) + ("(.*?)" if name is not None else "")
+                re.escape(literal) + _pattern_of(name)
                 for literal, name, _, _ in string.Formatter().parse(text)
             )
-            found.append((letters, re.compile(pattern, re.DOTALL), names, template))
-    found.sort(key=lambda row: -row[0])
+            rank = (letters, sum(map(len, fixed)))
+            found.append((rank, re.compile(pattern, re.DOTALL), names, template))
+    found.sort(key=lambda row: row[0], reverse=True)
     return [(pattern, names, template) for _, pattern, names, template in found]
+
+
+def _pattern_of(name: str | None) -> str:
+    """Return what fits a place; nothing for the end of a text."""
+    if name is None:
+        return ""
+    return r"(\d+)" if name == _COUNT else "(.*?)"
