@@ -20,13 +20,13 @@ ENGLISH: Final = "en"
 #: Languages with a file, and English.
 LANGUAGES: Final = (ENGLISH, "es")
 #: A finished text is taken for one of the catalogue's only if so many of its letters are fixed.
-MIN_FIXED_LETTERS: Final = 6
+MIN_FIXED_LETTERS: Final = 5
 #: Texts within texts (the reason within an error) are looked up so deep.
 MAX_DEPTH: Final = 8
 #: What stands between the parts of a text that has no entry of its own; lists first.
 _MARKS: Final = ("; ", ": ")
-#: The place that is filled in with digits only.
-_COUNT: Final = "count"
+#: What fits a place of this name; anything fits the others.
+_FITTING: Final = {"count": r"(\d+)", "types": "([^;]*?)"}
 
 #: Control characters, marks that turn the direction of writing, halves of characters.
 _HARMFUL: Final = re.compile(
@@ -131,17 +131,10 @@ def _forms(language: str) -> list[tuple[re.Pattern[str], list[str], str]]:
         letters = sum(char.isalpha() for literal in fixed for char in literal)
         if names and letters >= MIN_FIXED_LETTERS:
             pattern = "".join(
-                re.escape(literal) + _pattern_of(name)
+                re.escape(literal) + (_FITTING.get(name, "(.*?)") if name is not None else "")
                 for literal, name, _, _ in string.Formatter().parse(text)
             )
             rank = (letters, sum(map(len, fixed)))
             found.append((rank, re.compile(pattern, re.DOTALL), names, template))
     found.sort(key=lambda row: row[0], reverse=True)
     return [(pattern, names, template) for _, pattern, names, template in found]
-
-
-def _pattern_of(name: str | None) -> str:
-    """Return what fits a place; nothing for the end of a text."""
-    if name is None:
-        return ""
-    return r"(\d+)" if name == _COUNT else "(.*?)"
