@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import locale
+import logging
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -93,6 +94,7 @@ def _run(arguments: Sequence[str]) -> int:
     except SystemExit as ended:  # argparse has said what is wrong, or printed the help
         return BAD_USAGE if ended.code else OK
     before = dict(os.environ)
+    _keep_log_from_terminal()
     try:
         _apply_settings(command, options)
         os.environ[STARTED_AS] = command_name()
@@ -109,6 +111,13 @@ def _run(arguments: Sequence[str]) -> int:
     finally:  # the menu goes on: what this command set is not the next one's
         os.environ.clear()
         os.environ.update(before)
+
+
+def _keep_log_from_terminal() -> None:
+    """A command says in its own words what a client logs; only processes with a log file log."""
+    logger = logging.getLogger("d8mesh")
+    if not logger.handlers:
+        logger.addHandler(logging.NullHandler())
 
 
 def tell_error(error: D8Error) -> None:

@@ -253,6 +253,8 @@ def _many(
     """Submit one task for each of `datas`; print their ids, or their results as they come."""
     tasks = client.submit_many(options.type, datas, **given)
     ids = [task.id for task in tasks]
+    for warning in dict.fromkeys(text for task in tasks for text in getattr(task, "warnings", ())):
+        tell(tr("warning: {why}", why=translated(str(warning))))
     if not options.wait:
         for task_id in ids:
             say(as_json({"task_id": task_id}) if options.json else task_id)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import re
 import string
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Final
 
@@ -23,10 +23,14 @@ LANGUAGES: Final = (ENGLISH, "es")
 MIN_FIXED_LETTERS: Final = 5
 #: Texts within texts (the reason within an error) are looked up so deep.
 MAX_DEPTH: Final = 8
+#: Characters of a text whose parts are looked up; a longer one is a handler's, and takes time.
+MAX_CHARS: Final = 2000
+#: Finished texts remembered: a table repeats its reasons.
+REMEMBERED: Final = 500
 #: What stands between the parts of a text that has no entry of its own; lists first.
 _MARKS: Final = ("; ", ": ")
 #: What fits a place of this name; anything fits the others.
-_FITTING: Final = {"count": r"(\d+)", "types": "([^;]*?)"}
+_FITTING: Final = {"count": r"(\d+)", "types": "([^;]*?)", "ids": "([^;]*?)"}
 
 #: Control characters, marks that turn the direction of writing, halves of characters.
 _HARMFUL: Final = re.compile(
@@ -63,7 +67,9 @@ def translated(text: str) -> str:
     The catalogue's entry is found by what is fixed in it; of a text without one the parts are
     looked up, and what is not found stays as it is.
     """
-    return catalogue(_language).get(text) or _translated(text, MAX_DEPTH)
+    if _language == ENGLISH or len(text) > MAX_CHARS:
+        return text
+    return catalogue(_language).get(text) or _translated(text, _language, MAX_DEPTH)
 
 
 def escaped(text: str, *, keep: str = "") -> str:
@@ -101,23 +107,25 @@ def catalogue(language: str) -> dict[str, str]:
     return {json.loads(one): json.loads(other) for one, other in _ENTRY.findall(file)}
 
 
-def _translated(text: str, depth: int) -> str:
-    if _language == ENGLISH or not depth:
+@lru_cache(REMEMBERED)
+def _translated(text: str, language: str, depth: int) -> str:
+    if not depth:
         return text
-    known = catalogue(_language).get(text)
+    known = catalogue(language).get(text)
     if known is not None and " " in text:  # one word alone may be anybody's: an id, a type
         return known
-    for pattern, names, template in _forms(_language):
+    for pattern, names, template in _forms(language):
         found = pattern.fullmatch(text)
         if found:
             values = dict(zip(names, found.groups(), strict=True))
             return template.format_map(
-                {name: _translated(value, depth - 1) for name, value in values.items()}
+                {name: _translated(value, language, depth - 1) for name, value in values.items()}
             )
     for mark in _MARKS:
         head, found_mark, rest = text.partition(mark)
         if found_mark:
-            return _translated(head, depth - 1) + mark + _translated(rest, depth - 1)
+            parts = (_translated(part, language, depth - 1) for part in (head, rest))
+            return mark.join(parts)
     return text
 
 
