@@ -193,6 +193,7 @@ def _submitted(
     client: Submits, kind: str, data: Mapping[str, Any], **options: Unpack[SubmitOptions]
 ) -> Followed:
     """Submit a task whose partial output will be asked for."""
+    options["listen"] = True  # before it begins: the first piece comes at once
     return client.submit(kind, data, **options)
 
 

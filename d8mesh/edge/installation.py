@@ -1,6 +1,6 @@
 """Where this d8mesh lies, and so where its data folder and its ``.env`` are.
 
-In the folder of its source (`start_d8.py` is there) both lie beside `start_d8.py`. Installed
+In the folder of its source, where start_d8.py is, both lie beside that file. Installed
 into some Python there is no such folder: the data is in the user's data folder, ``.env`` in the
 current one. One rule for every command, and for `Client` and `Worker` as a library.
 
