@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import locale
+import logging
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -118,7 +119,6 @@ def _run(arguments: Sequence[str]) -> int:
 
 def _keep_logs_off_the_screen() -> None:
     """Commands say in words what concerns people: lines for a log go into logs, where one is."""
-    import logging
 
     log = logging.getLogger("d8mesh")
     if not log.hasHandlers():  # Python would print warnings

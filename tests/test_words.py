@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -205,6 +206,30 @@ def test_a_finished_text_is_translated_with_what_is_in_it() -> None:
     inner = "/x/y cannot be read (No such file or directory)"
     assert translated(inner) == "no se puede leer /x/y (no existe el archivo o la carpeta)"
     assert translated("something else: 5") == "something else: 5"
+
+
+def test_a_list_of_reasons_is_translated_item_by_item() -> None:
+    words.use("es")
+    who = "b: Ollama does not answer at http://b:1; pi: offers data, echo; c: offers nothing"
+    told = translated(f"no worker in the mesh offers 'x' (5 workers there; {who}; and 2 more)")
+    items = "b: Ollama no responde en http://b:1; pi: ofrece data, echo; c: no ofrece nada; y 2 más"
+    assert told == f"ningún worker de la malla ofrece 'x' (hay 5 workers; {items})"
+    assert translated("my own words; last error: no way") == "my own words; último error: no way"
+
+
+def test_names_within_a_text_stay_as_they_are() -> None:
+    words.use("es")
+    assert translated("worker 'busy' has it") == "la tiene el worker 'busy'"
+    assert translated("busy: offers result") == "busy: ofrece result"
+    assert translated("ValueError: failed") == "ValueError: failed"
+
+
+def test_the_text_of_a_handler_holds_nobody_up() -> None:
+    words.use("es")
+    for text in ("(a: b; c " * 10_000, "a: b; " * (words.MAX_CHARS // 6)):
+        began = time.monotonic()
+        assert translated(text) == text
+        assert time.monotonic() - began < 1
 
 
 def test_an_unknown_language_is_english() -> None:

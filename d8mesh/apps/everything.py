@@ -54,4 +54,4 @@ def run(config: Config, options: argparse.Namespace) -> int:
 
 
 def _tell(name: str, line: str) -> None:
-    say(f"[{name}] {line}")
+    say(f"[{tr(name)}] {line}")

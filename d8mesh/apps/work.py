@@ -132,10 +132,11 @@ def outcomes(
             del waiting[outcome.index]
             heard = can_at = now
         yield from ended
-        count = f"{len(waiting)} of {len(tasks)} tasks"
+        left, total = len(waiting), len(tasks)
         if waiting and until is not None and now >= until:
             why = reason_of(next(iter(waiting.values())))
-            raise WaitTimeoutError(f"{count} have not ended in time{': ' if why else ''}{why}")
+            late = f"{left} of {total} tasks have not ended in time"
+            raise WaitTimeoutError(f"{late}: {why}" if why else late)
         if waiting and now - heard >= SILENCE_S:
             heard = now
             reason = reason_of(next(iter(waiting.values())))
@@ -145,7 +146,9 @@ def outcomes(
             if not reason.startswith(_NOBODY):
                 can_at = now
             elif nobody_s is not None and now - can_at >= nobody_s:
-                raise WaitTimeoutError(f"{count} wait for {now - can_at:.0f} s: {reason}")
+                raise WaitTimeoutError(
+                    f"{left} of {total} tasks wait for {now - can_at:.0f} s: {reason}"
+                )
 
 
 def cancel_all(tasks: Sequence[Pending]) -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import re
 import string
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Final
 
@@ -20,9 +20,17 @@ ENGLISH: Final = "en"
 #: Languages with a file, and English.
 LANGUAGES: Final = (ENGLISH, "es")
 #: A finished text is taken for one of the catalogue's only if so many of its letters are fixed.
-MIN_FIXED_LETTERS: Final = 8
+MIN_FIXED_LETTERS: Final = 5
 #: Texts within texts (the reason within an error) are looked up so deep.
-MAX_DEPTH: Final = 4
+MAX_DEPTH: Final = 8
+#: Characters of a text whose parts are looked up; a longer one is a handler's, and takes time.
+MAX_CHARS: Final = 2000
+#: Finished texts remembered: a table repeats its reasons.
+REMEMBERED: Final = 500
+#: What stands between the parts of a text that has no entry of its own; lists first.
+_MARKS: Final = ("; ", ": ")
+#: What fits a place of this name; anything fits the others.
+_FITTING: Final = {"count": r"(\d+)", "types": "([^;]*?)", "ids": "([^;]*?)"}
 
 #: Control characters, marks that turn the direction of writing, halves of characters.
 _HARMFUL: Final = re.compile(
@@ -56,9 +64,12 @@ def tr(text: str, /, **values: object) -> str:
 def translated(text: str) -> str:
     """Return a finished English text, as an error's, in the language in use.
 
-    The catalogue's entry is found by what is fixed in it; without one `text` comes back.
+    The catalogue's entry is found by what is fixed in it; of a text without one the parts are
+    looked up, and what is not found stays as it is.
     """
-    return _translated(text, MAX_DEPTH)
+    if _language == ENGLISH or len(text) > MAX_CHARS:
+        return text
+    return catalogue(_language).get(text) or _translated(text, _language, MAX_DEPTH)
 
 
 def escaped(text: str, *, keep: str = "") -> str:
@@ -96,35 +107,42 @@ def catalogue(language: str) -> dict[str, str]:
     return {json.loads(one): json.loads(other) for one, other in _ENTRY.findall(file)}
 
 
-def _translated(text: str, depth: int) -> str:
-    if _language == ENGLISH or not depth:
+@lru_cache(REMEMBERED)
+def _translated(text: str, language: str, depth: int) -> str:
+    if not depth:
         return text
-    known = catalogue(_language).get(text)
-    if known is not None:
+    known = catalogue(language).get(text)
+    if known is not None and " " in text:  # one word alone may be anybody's: an id, a type
         return known
-    for pattern, names, template in _forms(_language):
+    for pattern, names, template in _forms(language):
         found = pattern.fullmatch(text)
         if found:
             values = dict(zip(names, found.groups(), strict=True))
             return template.format_map(
-                {name: _translated(value, depth - 1) for name, value in values.items()}
+                {name: _translated(value, language, depth - 1) for name, value in values.items()}
             )
+    for mark in _MARKS:
+        head, found_mark, rest = text.partition(mark)
+        if found_mark:
+            parts = (_translated(part, language, depth - 1) for part in (head, rest))
+            return mark.join(parts)
     return text
 
 
 @cache
 def _forms(language: str) -> list[tuple[re.Pattern[str], list[str], str]]:
     """Return the entries with places as patterns, those with most fixed letters first."""
-    found = []
+    found: list[tuple[tuple[int, int], re.Pattern[str], list[str], str]] = []
     for text, template in catalogue(language).items():
         names = places_in(text)
         fixed = [literal for literal, _, _, _ in string.Formatter().parse(text)]
         letters = sum(char.isalpha() for literal in fixed for char in literal)
         if names and letters >= MIN_FIXED_LETTERS:
             pattern = "".join(
-                re.escape(literal) + ("(.*?)" if name is not None else "")
+                re.escape(literal) + (_FITTING.get(name, "(.*?)") if name is not None else "")
                 for literal, name, _, _ in string.Formatter().parse(text)
             )
-            found.append((letters, re.compile(pattern, re.DOTALL), names, template))
-    found.sort(key=lambda row: -row[0])
+            rank = (letters, sum(map(len, fixed)))
+            found.append((rank, re.compile(pattern, re.DOTALL), names, template))
+    found.sort(key=lambda row: row[0], reverse=True)
     return [(pattern, names, template) for _, pattern, names, template in found]

@@ -239,7 +239,7 @@ class OllamaBackend:
     def _judged(self, url: str, installed: Installed) -> Availability:
         models, unfit = installed.models, installed.unfit
         if not models:
-            others = ", ".join(f"{name} {why}" for name, why in list(unfit.items())[:MAX_NAMED])
+            others = "; ".join(f"{name} {why}" for name, why in list(unfit.items())[:MAX_NAMED])
             reason = f"Ollama at {url} has no models to chat with: pull one with `ollama pull NAME`"
             reason += f" ({others})" if others else ""
             return Availability(is_up=False, url=url, unfit=unfit, reason=reason)

@@ -63,7 +63,7 @@ class Lock:
         try:
             self._lock.acquire()
         except filelock.Timeout as error:
-            who = holder.read_text("utf-8")[:100] if holder.exists() else "unknown"
+            who = holder.read_text("utf-8")[:100] if holder.exists() else "an unknown process"
             raise JournalHeldError(
                 f"{path.with_suffix('')} is in use by another orchestrator ({who}): stop it "
                 "first, or give this one its own D8_DATA_DIR"

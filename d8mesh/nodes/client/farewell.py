@@ -17,10 +17,12 @@ import weakref
 from collections.abc import Callable
 from typing import Final, Protocol
 
+from d8mesh.edge import terminal
 from d8mesh.edge.logs import event
 from d8mesh.edge.waits import wait_for
 from d8mesh.errors import D8Error, NotAcknowledgedError, error_of
 from d8mesh.nodes.client.board import Board
+from d8mesh.words import translated
 
 #: How long `Client.close` and the end of the interpreter wait for acknowledgements.
 CLOSE_S: Final = 10.0
@@ -219,6 +221,6 @@ def _close_all() -> None:
 def _say(text: str) -> None:
     """Say it where a person sees it: there is nobody any more to catch an error."""
     if sys.stderr is not None:
-        print(f"d8mesh: {text}", file=sys.stderr, flush=True)
+        terminal.tell(f"d8mesh: {translated(text)}")
     if _log.hasHandlers():
         event(_log, logging.WARNING, "client.unacknowledged", error=text)

@@ -18,6 +18,7 @@ import msgspec
 from d8mesh.core.worker_effects import Attempt
 from d8mesh.edge.logs import escape, event, traced
 from d8mesh.handlers.tracebacks import bounded
+from d8mesh.words import tr, translated
 
 #: Seconds in which failures are counted together.
 INTERVAL_S: Final = 10.0
@@ -36,7 +37,6 @@ HEAD_ROWS: Final = 8
 MAX_TITLE_CHARS: Final = 300
 MAX_TYPE_CHARS: Final = 60
 
-NO_REASON: Final = "no reason is given"
 _OTHERS: Final = "other types"
 _log: Final = logging.getLogger("d8mesh.worker")
 
@@ -54,14 +54,19 @@ class Failure:
 
     def as_block(self) -> str:
         """Return it for people: a line that names it, the rows of its traceback indented."""
-        title = (
-            f"task {escape(self.task_id)} ({_short(self.task_type, MAX_TYPE_CHARS)}, attempt "
-            f"{self.attempt}) failed: {_short(self.error, MAX_TITLE_CHARS) or NO_REASON}"
+        title = tr(
+            "task {id} ({kind}, attempt {attempt}) failed: {why}",
+            id=self.task_id,
+            kind=_short(self.task_type, MAX_TYPE_CHARS),
+            attempt=self.attempt,
+            why=translated(_short(self.error, MAX_TITLE_CHARS)) or tr("no reason is given"),
         )
         rows = self.traceback.split("\n") if self.traceback else []
         if len(rows) > MAX_ROWS:
             tail = MAX_ROWS - HEAD_ROWS - 1
-            between = f"… {len(rows) - HEAD_ROWS - tail} lines, all of them are in the log …"
+            between = tr(
+                "… {count} lines, all of them are in the log …", count=len(rows) - HEAD_ROWS - tail
+            )
             rows = [*rows[:HEAD_ROWS], between, *rows[-tail:]]
         return "\n".join([title, *(f"    {row}" for row in rows)])
 
@@ -108,8 +113,11 @@ class Failures:
             self._since, self._told, self._told_in_all = None, {}, 0
         for kind, count in more.items():
             event(_log, logging.WARNING, "tasks.failed", type=kind, more=count, within_s=took_s)
-            name = "failures" if count > 1 else "failure"
-            self.on_told(f"… and {count} more {name} of {_short(kind, MAX_TYPE_CHARS)}")
+            shown = tr(kind) if kind == _OTHERS else _short(kind, MAX_TYPE_CHARS)
+            if count == 1:
+                self.on_told(tr("… and 1 more failure of {kind}", kind=shown))
+            else:
+                self.on_told(tr("… and {count} more failures of {kind}", count=count, kind=shown))
 
     def _is_told(self, kind: str) -> bool:
         self.flush()
