@@ -116,11 +116,6 @@ def test_the_rest_is_asked_to_end_and_not_killed_when_the_broker_has_moved() -> 
         assert said.read() == "drained\n"
 
 
-def test_it_says_where_its_data_is(children: Children, settings: dict[str, str]) -> None:
-    child = up(children)
-    until(lambda: f"data in {settings['D8_DATA_DIR']}" in child.lines, "the data folder")
-
-
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere 127.0.0.2 is not there")
 @pytest.mark.parametrize(("host", "is_open"), [("127.0.0.1", False), ("0.0.0.0", True)])
 def test_flask_host_binds_the_broker_too(
