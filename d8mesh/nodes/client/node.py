@@ -40,7 +40,6 @@ from d8mesh.nodes.client.listening import Outputs
 from d8mesh.nodes.client.mapping import Mapped, window_of
 from d8mesh.nodes.client.overview import Stats, WorkerInfo
 from d8mesh.nodes.client.parcels import (
-    Kind,
     Post,
     Sent,
     SubmitOptions,
@@ -154,7 +153,6 @@ class Client:
 
     # ------------------------------------------------------------------- submitting
 
-    @takes_timeout_s
     def submit(
         self,
         type: str,
@@ -181,17 +179,16 @@ class Client:
         data = {} if data is None else data
         payload = encode_data(data)
         kind = kind_of(type, model_of(type, data), options)
-        timeout = options.get("timeout")
+        timeout, is_listened = options.get("timeout"), bool(options.get("listen"))
         if not idempotency_key:
-            return self._append(kind, payload, timeout, is_listened=bool(options.get("listen")))
+            return Task(self, *self._submitter.append(kind, payload, timeout, True, is_listened))
         check_key(idempotency_key)
         group = group_of(kind, [payload])
-        post = Post(idempotency_key, is_listened=bool(options.get("listen")))
+        post = Post(idempotency_key, is_listened=is_listened)
         parcel = self._submitter.enqueue([group], timeout, post)
         self._board.wait_settled(parcel, timeout)
         return Task(self, parcel, 0)
 
-    @takes_timeout_s
     def call(
         self,
         type: str,
@@ -224,7 +221,7 @@ class Client:
                 if outcome is not None:
                     return result_of(*outcome)
             left_s = countdown(timeout)
-            task = self._append(kind, payload, timeout)
+            task = Task(self, *self._submitter.append(kind, payload, timeout))
             try:
                 return task.result(left_s())
             except WaitTimeoutError as error:
@@ -480,12 +477,6 @@ class Client:
     def board(self) -> Board:
         """Where what happens to parcels is waited for."""
         return self._board
-
-    def _append(
-        self, kind: Kind, payload: bytes, timeout_s: float | None, *, is_listened: bool = False
-    ) -> Task:
-        place = self._submitter.append(kind, payload, timeout_s, is_listened=is_listened)
-        return Task(self, *place)
 
     def _check_alive(self) -> None:
         if self._runner.fatal is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Final, NamedTuple, TypeAlias, TypedDict
+from typing import Any, Final, NamedTuple, TypeAlias, TypedDict, cast
 
 import msgspec
 
@@ -88,6 +88,8 @@ Kind: TypeAlias = tuple[str, int, str, float | None, int, bool, float | None]
 def kind_of(kind: str, model: str, options: SubmitOptions) -> Kind:
     """Return what tasks of this type and with these options share.
 
+    ``timeout_s`` among the options becomes `timeout`, as of `patience.takes_timeout_s`.
+
     Raises:
         InvalidTaskError: a type or an option that is not allowed.
     """
@@ -97,6 +99,9 @@ def kind_of(kind: str, model: str, options: SubmitOptions) -> Kind:
     if not options and kind.isascii():
         return kind, 5, model, None, 0, False, None
     check_encodable(kind, "type")
+    named = cast("dict[str, Any]", options)
+    if "timeout_s" in named:
+        named["timeout"] = named.pop("timeout_s")
     unknown = options.keys() - _OPTIONS
     if unknown:
         names = ", ".join(sorted(unknown))

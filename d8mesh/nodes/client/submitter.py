@@ -60,7 +60,6 @@ class Submitter:
         payload: bytes,
         timeout_s: float | None,
         is_watched: bool = True,
-        *,
         is_listened: bool = False,
     ) -> tuple[Parcel, int]:
         """Put one task into the open parcel, or begin a new one; return its place.
