@@ -81,6 +81,10 @@ def test_a_heartbeat_may_have_a_body(rest: Rest) -> None:
     for body in (None, {}, {"status": "idle", "worker_id": "other"}, {"task_ids": ["x"]}):
         answer = rest.post("/api/workers/beating/heartbeat", body)
         assert (answer.status_code, answer.json) == (200, {"status": "ok"})
+    for path in ("beating/heartbeat", "beating/unregister"):  # null is no body
+        null = rest.post(f"/api/workers/{path}", data=b"null", content_type="application/json")
+        assert null.status_code == 200
+    rest.register("beating")
     for bad in list[object](([], {"task_ids": "x"}, {"task_ids": [5]})):
         assert rest.post("/api/workers/beating/heartbeat", bad).status_code == 400
 
