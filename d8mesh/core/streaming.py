@@ -87,8 +87,8 @@ class Streaming:
     def _say_last(self, task_id: str, sessions: set[str]) -> None:
         """The task is finished; who is behind has a last chance, before the outcome."""
         task = self._pool.ledger.tasks.get(task_id)
-        for session in sorted(sessions) if self._behind and task is not None else ():
-            if (session, task_id) in self._behind:
+        for session in sorted(sessions):
+            if (session, task_id) in self._behind and task is not None:
                 self._behind.discard((session, task_id))
                 self._pool.send(self._pool.clients[session].peer, self.tail(task))
         self._tails.pop(task_id, None)

@@ -19,6 +19,7 @@ TOKEN = bytes(16)
 GROUP = m.Group("echo", 5, [b"x"])
 HELLO: Any = (1, "d8", "w", "b", "go", "m", "pi", 0, ["echo"], [], 1, 1, [], [])
 BEAT: Any = (1, 1, 0, 0, ["echo"], [], [])
+TROUBLE: Any = ("no model",)
 
 
 def submit(**changed: object) -> list[object]:
@@ -119,8 +120,8 @@ def test_columns_of_work_and_results_must_agree() -> None:
         ),
         (m.Accepted(1, S, 0), m.Accepted(1, S, 0, False, ["nobody offers it"]), "warnings"),
         (m.Release(1, [], []), m.Release(1, [], [], "HTTP 503"), "reason"),
-        (m.WorkerHello(*HELLO), m.WorkerHello(*HELLO, "no model"), "trouble"),
-        (m.Heartbeat(*BEAT), m.Heartbeat(*BEAT, "no model"), "trouble"),
+        (m.WorkerHello(*HELLO), m.WorkerHello(*HELLO, *TROUBLE), "trouble"),
+        (m.Heartbeat(*BEAT), m.Heartbeat(*BEAT, *TROUBLE), "trouble"),
     ],
 )
 def test_a_last_field_that_came_later_is_left_out_when_it_says_nothing(

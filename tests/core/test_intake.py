@@ -219,7 +219,7 @@ def test_a_submit_of_many_unknown_types_has_a_few_of_them_compared(desk: Desktop
     (accepted,) = desk.got(client, m.Accepted)
     assert len(accepted.warnings) == m.MAX_WARNINGS
     assert len(desk.pool.roster.nearest) == m.MAX_WARNINGS
-    listed = desk.ask(client, "tasks").body["tasks"]
+    listed: Any = desk.ask(client, "tasks").body["tasks"]
     assert "did you mean 'resize'?" in listed[0]["reason"]  # it is known
     assert "did you mean" not in listed[-1]["reason"]
     assert len(desk.pool.roster.nearest) == m.MAX_WARNINGS
