@@ -337,3 +337,24 @@ def test_a_worker_whose_reports_are_refused_is_handed_a_task_so_often_as_it_has_
     assert full is not None
     assert all("NaN" in each["error"] for each in full["history"])
     assert len(full["history"]) == 3
+
+
+def test_a_report_that_was_cut_off_on_its_way_ends_nothing_and_may_come_again(rest: Rest) -> None:
+    rest.register("cut", "cut")
+    task_id = rest.submit("cut", max_attempts=1)
+    assert poll(rest, "cut")["task_id"] == task_id
+    path = f"/api/tasks/{task_id}/result"
+    report = b'{"worker_id": "cut", "result": {"success": true}}'
+    told = rest.post(
+        path,
+        data=report[:20],
+        content_type="application/json",
+        environ={"CONTENT_LENGTH": str(len(report))},
+    )
+    assert (told.status_code, told.json) == (
+        400,
+        {"error": "the body was cut off", "code": "http.bad_request"},
+    )
+    assert status(rest, task_id)["state"] == "running"
+    assert rest.post(path, data=report, content_type="application/json").status_code == 200
+    assert status(rest, task_id)["state"] == "completed"
