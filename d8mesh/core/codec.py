@@ -25,9 +25,9 @@ _encode: Final = msgspec.msgpack.Encoder().encode
 def encode(message: m.Message) -> bytes:
     """Return the one frame of a message; a last field that came later is left out if empty."""
     later = _LATER.get(type(message))
-    if later is None or getattr(message, later):
+    if later is None or getattr(message, later[1]):
         return _encode(message)
-    return _encode((message.__struct_config__.tag, *astuple(message)[:-1]))
+    return _encode((later[0], *astuple(message)[:-1]))
 
 
 def _decoder(kind: type[_M], *, name: str) -> Decode[_M]:
@@ -69,13 +69,11 @@ def _work_agrees(message: m.Work) -> bool:
     return all(len(g.ids) == len(g.tokens) == len(g.payloads) for g in message.groups)
 
 
-#: Messages whose last field came later, by its name: without it they are what older peers read.
-_LATER: Final[dict[type, str]] = {
-    m.WorkerHello: "trouble",
-    m.Heartbeat: "trouble",
-    m.Release: "reason",
-    m.Submit: "is_listened",
-    m.Accepted: "warnings",
+#: Messages whose last field came later: their tag and the field's name. Without it they are what
+#: older peers read.
+_LATER: Final = {
+    kind: (kind.__struct_config__.tag, kind.__struct_fields__[-1])
+    for kind in (m.WorkerHello, m.Heartbeat, m.Release, m.Submit, m.Accepted)
 }
 
 _COLUMNS: Final[dict[type, Callable[..., bool]]] = {
