@@ -71,7 +71,7 @@ def _work_agrees(message: m.Work) -> bool:
 
 #: Messages whose last field came later: their tag and the field's name. Without it they are what
 #: older peers read.
-_LATER: Final = {
+_LATER: Final[dict[type, tuple[object, str]]] = {
     kind: (kind.__struct_config__.tag, kind.__struct_fields__[-1])
     for kind in (m.WorkerHello, m.Heartbeat, m.Release, m.Submit, m.Accepted)
 }
