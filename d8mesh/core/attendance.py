@@ -305,8 +305,9 @@ class Attendance:
             return
         task = pool.ledger.tasks.get(task_id)
         if task is not None and task.token == token and task.state is TaskState.RUNNING:
-            seat.failures_in_a_row += 1
             is_final = kind == REFUSED
+            if not is_final:  # what it refuses is the task's fault, not its own
+                seat.failures_in_a_row += 1
             self._handout.attempt_failed(seat.worker_id, task, claim.n, payload, is_final=is_final)
         elif kind == SUCCEEDED and not found[0].spec.is_fenced:
             self._endings.complete(seat.worker_id, [task_id], [claim.n], [payload])

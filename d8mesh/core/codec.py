@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Final, TypeAlias, TypeVar
 
 import msgspec
+from msgspec.structs import astuple
 
 from d8mesh.core import messages as m
 from d8mesh.errors import ProtocolError
@@ -22,9 +23,11 @@ _encode: Final = msgspec.msgpack.Encoder().encode
 
 
 def encode(message: m.Message) -> bytes:
-    """Return the one frame of a message; a last field that may be missing is left out if empty."""
-    shorten = _SHORTER.get(type(message))
-    return _encode(message if shorten is None else shorten(message))
+    """Return the one frame of a message; a last field that came later is left out if empty."""
+    later = _LATER.get(type(message))
+    if later is None or getattr(message, later[1]):
+        return _encode(message)
+    return _encode((later[0], *astuple(message)[:-1]))
 
 
 def _decoder(kind: type[_M], *, name: str) -> Decode[_M]:
@@ -66,28 +69,11 @@ def _work_agrees(message: m.Work) -> bool:
     return all(len(g.ids) == len(g.tokens) == len(g.payloads) for g in message.groups)
 
 
-def _short_submit(message: m.Submit) -> object:
-    if message.is_listened:
-        return message
-    head = (21, message.seq, message.session, message.first, message.groups)
-    return (*head, message.is_watched, message.key, message.digest)
-
-
-def _short_accepted(message: m.Accepted) -> object:
-    if message.warnings:
-        return message
-    return (60, message.seq, message.session, message.first, message.is_repeat)
-
-
-def _short_release(message: m.Release) -> object:
-    return message if message.reason else (13, message.window, message.ids, message.tokens)
-
-
-#: Messages whose last field came later: without it they are what older peers read.
-_SHORTER: Final[dict[type, Callable[..., object]]] = {
-    m.Submit: _short_submit,
-    m.Accepted: _short_accepted,
-    m.Release: _short_release,
+#: Messages whose last field came later: their tag and the field's name. Without it they are what
+#: older peers read.
+_LATER: Final[dict[type, tuple[object, str]]] = {
+    kind: (kind.__struct_config__.tag, kind.__struct_fields__[-1])
+    for kind in (m.WorkerHello, m.Heartbeat, m.Release, m.Submit, m.Accepted)
 }
 
 _COLUMNS: Final[dict[type, Callable[..., bool]]] = {

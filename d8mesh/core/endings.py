@@ -119,9 +119,10 @@ class Endings:
                 mine[0].append(task_id)
                 mine[1].append(state)
                 mine[2].append(payload)
-        for session in pool.listeners.pop(task_id, ()):
-            pool.say_last(task_id, session)
-            pool.clients[session].listened.discard(task_id)
+        if listening := pool.listeners.pop(task_id, None):
+            pool.say_last(task_id, listening)
+            for session in listening:
+                pool.clients[session].listened.discard(task_id)
 
     def _stop(self, stops: dict[str, list[str]], reason: str) -> None:
         for worker_id, ids in stops.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import Final
 
 from msgspec import structs
@@ -69,9 +70,10 @@ class Intake:
 
     def _warnings(self, message: Submit) -> list[str]:
         """Return what people should know of tasks that are accepted: nobody may run them."""
+        roster = self._pool.roster
         kinds = dict.fromkeys(group.type for group in message.groups)
-        told = (placement.why_nobody(kind, self._pool.roster) for kind in kinds)
-        return [text for text in told if text][:MAX_WARNINGS]
+        unknown = (kind for kind in kinds if not placement.is_offered(kind, roster))
+        return [placement.why_nobody(kind, roster) for kind in islice(unknown, MAX_WARNINGS)]
 
     def take(
         self,

@@ -35,8 +35,12 @@ DOCUMENTED_TYPES: Final = (
     "evolution_crossover",
     "evolution_mutation",
 )
-#: Types that a misspelt one is compared with: the comparison takes time for each.
+#: Types that a misspelt one is compared with, and the longest that is: the comparison takes a
+#: tenth of a millisecond for each at that length, and grows with its square.
 MAX_COMPARED: Final = 200
+MAX_COMPARED_CHARS: Final = 40
+#: Misspelt types whose nearest is kept until the next change of what is offered.
+MAX_NEAREST: Final = 200
 #: How far a line of free seats is searched for one that fits better than the first.
 SEARCH_SEATS: Final = 64
 #: Workers that are told of with a task that waits, and types of each.
@@ -124,11 +128,16 @@ def share(waiting: int, kind: str, roster: Roster) -> int:
     return max(1, -(-waiting // seats))
 
 
-def why_waiting(key: LaneKey, roster: Roster) -> str:
-    """Return why tasks of this lane are not being handed out, for people."""
+def why_waiting(key: LaneKey, roster: Roster, *, is_one_of_many: bool = False) -> str:
+    """Return why tasks of this lane are not being handed out, for people.
+
+    Args:
+        is_one_of_many: a type that nobody offers is not compared with those that are.
+    """
     serving = roster.serving.get(key.type)
     if not serving:
-        return why_nobody(key.type, roster) + _who_is_there(roster)
+        told = why_nobody(key.type, roster, is_compared=not is_one_of_many)
+        return told + _who_is_there(roster)
     if key.model:
         name, _ = wish_in(key.model)
         serving = {i: s for i, s in serving.items() if _suits_wish(s, key, roster)}
@@ -150,20 +159,33 @@ def is_offered(kind: str, roster: Roster) -> bool:
     return bool(roster.serving.get(kind))
 
 
-def why_nobody(kind: str, roster: Roster) -> str:
-    """Return that no live worker offers a type, and the nearest that there is; empty: one does."""
+def why_nobody(kind: str, roster: Roster, *, is_compared: bool = True) -> str:
+    """Return that no live worker offers a type, and the nearest that there is; empty: one does.
+
+    Args:
+        is_compared: look for the nearest if it is not known; that takes milliseconds.
+    """
     if roster.serving.get(kind):
         return ""
     told = f"no worker in the mesh offers {kind!r}"
     if not roster.serving:
         return f"{told}: no worker is there"
     near = roster.nearest.get(kind)
-    if near is None:
-        found = get_close_matches(kind, islice(roster.serving, MAX_COMPARED), n=1)
-        near = found[0] if found else ""
-        if len(roster.nearest) < MAX_COMPARED:
-            roster.nearest[kind] = near
+    if near is None and is_compared:
+        near = _nearest(kind, roster)
     return f"{told}; did you mean {near!r}?" if near else told
+
+
+def _nearest(kind: str, roster: Roster) -> str:
+    """Return the offered type that is most like `kind`, and keep it; empty: none is."""
+    found: list[str] = []
+    if len(kind) <= MAX_COMPARED_CHARS:
+        offered = (each for each in roster.serving if len(each) <= MAX_COMPARED_CHARS)
+        found = get_close_matches(kind, islice(offered, MAX_COMPARED), n=1)
+    near = found[0] if found else ""
+    if len(roster.nearest) < MAX_NEAREST:
+        roster.nearest[kind] = near
+    return near
 
 
 def _who_is_there(roster: Roster) -> str:

@@ -169,7 +169,7 @@ class Polling:
         if seat.outstanding and len(seat.outstanding) >= seat.slots:
             # It asks though its hands are full: a reply or a report got lost on the way.
             tasks = list(seat.outstanding.values())
-            why = f"worker {seat.worker_id!r} asked for another task and did not report this one"
+            why = f"worker {seat.worker_id!r} asked for another; no report of this one was taken"
             self._returns.take(seat.worker_id, tasks, why, MISLAID)
         wait_s = args.get("wait_s")
         if not isinstance(wait_s, (int, float)) or not wait_s >= 0.0:  # NaN is not either

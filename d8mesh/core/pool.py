@@ -88,8 +88,8 @@ class Pool:
     next_handout: int = 1
     #: batches whose last task has finished, not yet told to the journal
     closed: list[tuple[str, int]] = field(default_factory=list)
-    #: sends a listener of a task (id, session) what it missed, before it hears of the end
-    say_last: Callable[[str, str], None] = field(default=lambda task_id, session: None)
+    #: sends the listeners of a task (id, sessions) what they missed, before they hear of the end
+    say_last: Callable[[str, set[str]], None] = field(default=lambda task_id, sessions: None)
     is_draining: bool = False
     is_disk_low: bool = False
     #: refusals by reason, for the counters

@@ -28,7 +28,8 @@ def unfinished(pool: Pool, task_id: str, *, is_single: bool = False) -> Body | N
     """Return the status body of an unfinished task, or None if it is finished or unknown.
 
     Args:
-        is_single: tell how many go before it too, which takes a look through the queue.
+        is_single: tell how many go before it too, and which type is the nearest to one that
+            nobody offers; both take a look at much.
     """
     state = pool.ledger.state_of(task_id)
     found = pool.ledger.find(task_id)
@@ -40,7 +41,7 @@ def unfinished(pool: Pool, task_id: str, *, is_single: bool = False) -> Body | N
     if task is not None:
         body["attempts"] = task.n
         body["assigned_to"] = task.worker_id or None
-    reason = _reason(pool, batch, task_id, state)
+    reason = _reason(pool, batch, task_id, state, is_single=is_single)
     if (
         is_single
         and state is TaskState.QUEUED
@@ -70,7 +71,9 @@ def _body(task_id: str, batch: Batch, state: TaskState) -> Body:
     }
 
 
-def _reason(pool: Pool, batch: Batch, task_id: str, state: TaskState) -> str | None:
+def _reason(
+    pool: Pool, batch: Batch, task_id: str, state: TaskState, *, is_single: bool
+) -> str | None:
     """Say why a task is not further than it is."""
     task = pool.ledger.tasks.get(task_id)
     history = None if task is None else task.history
@@ -84,7 +87,8 @@ def _reason(pool: Pool, batch: Batch, task_id: str, state: TaskState) -> str | N
             left_s = max(0.0, history.not_before_at - pool.at)
             return f"waiting to be tried again in {left_s:.1f} s; {_trouble(history)}"
         return f"to be run at {batch.spec.run_at}"
-    why = placement.why_waiting(LaneKey(batch.spec.type, batch.spec.model), pool.roster)
+    key = LaneKey(batch.spec.type, batch.spec.model)
+    why = placement.why_waiting(key, pool.roster, is_one_of_many=not is_single)
     if history is not None and _trouble(history):
         why = "; ".join(part for part in (why, _trouble(history)) if part)
     return why or None

@@ -84,12 +84,14 @@ class Streaming:
             if task is not None and client is not None and task_id in client.listened:
                 pool.send(client.peer, self.tail(task))
 
-    def _say_last(self, task_id: str, session: str) -> None:
+    def _say_last(self, task_id: str, sessions: set[str]) -> None:
         """The task is finished; who is behind has a last chance, before the outcome."""
         task = self._pool.ledger.tasks.get(task_id)
-        if (session, task_id) in self._behind and task is not None:
-            self._behind.discard((session, task_id))
-            self._pool.send(self._pool.clients[session].peer, self.tail(task))
+        for session in sorted(sessions):
+            if (session, task_id) in self._behind and task is not None:
+                self._behind.discard((session, task_id))
+                self._pool.send(self._pool.clients[session].peer, self.tail(task))
+        self._tails.pop(task_id, None)
 
     def _keep_tail(self, task: Task, seq: int, payload: bytes) -> None:
         attempt, first, kept, size = self._tails.get(task.id, (task.n, seq, [], 0))

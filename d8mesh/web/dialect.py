@@ -47,9 +47,11 @@ def status_body(body: dict[str, Any], *, has_tracebacks: bool = False) -> dict[s
         if isinstance(payload, bytes):
             body[name] = decoded(payload)
     if not has_tracebacks:
-        failed = [body.get("result"), *(body.get("history") or ())]
+        failed = list(body.get("history") or ())
+        if body.get("status") != "completed":  # of one that completed it is the user's own key
+            failed.append(body.get("result"))
         for told in failed:
-            if isinstance(told, dict) and body.get("status") != "completed":
+            if isinstance(told, dict):
                 told.pop("traceback", None)
     return body
 

@@ -22,6 +22,8 @@ from d8mesh.web.own_hosts import OwnHosts, may_lack_host
 #: Largest body: a batch of frames as `edge.exchange` cuts them, and its envelope.
 MAX_BODY_BYTES: Final = 41 * 1024 * 1024
 _READ_BYTES: Final = 1_048_576
+#: What is said of a body that ends before its length.
+CUT_OFF: Final = "http.bad_request"
 #: Names of the only charset of JSON, and of a part of it.
 UTF_8: Final = frozenset({"utf-8", "utf8", "us-ascii"})
 
@@ -118,7 +120,7 @@ def body_of(request: Request, content_type: str = JSON) -> bytes:
             parts.append(part)
             left -= len(part)
     except ClientDisconnected as error:
-        raise Refusal("http.bad_request", "the body was cut off", closes=True) from error
+        raise Refusal(CUT_OFF, "the body was cut off", closes=True) from error
     if left < 0:
         raise _too_large()
     body = b"".join(parts)

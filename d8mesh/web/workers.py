@@ -19,7 +19,7 @@ from d8mesh.errors import (
 )
 from d8mesh.web.answers import Refusal, answer
 from d8mesh.web.dialect import lacks_output, named_in, reported, task_body
-from d8mesh.web.guard import body_of
+from d8mesh.web.guard import CUT_OFF, body_of
 from d8mesh.web.mesh import ASK_S, Mesh, Places
 from d8mesh.web.schemas import (
     Beating,
@@ -65,10 +65,8 @@ class WorkerCalls:
     def heartbeat(self, request: Request, worker_id: str) -> Response:
         """``POST /api/workers/{id}/heartbeat``"""
         args: dict[str, object] = {"worker_id": _known(worker_id)}
-        body = body_of(request)
-        if body:
-            task_ids = convert(parse_json(body), Beating).task_ids
-            args |= {} if task_ids is None else {"task_ids": task_ids}
+        task_ids = convert(_optional_object(request), Beating).task_ids
+        args |= {} if task_ids is None else {"task_ids": task_ids}
         self._mesh.ask("poll.heartbeat", args, timeout=ASK_S)
         return answer({"status": "ok"})
 
@@ -136,6 +134,8 @@ class WorkerCalls:
         try:
             yield
         except (InvalidTaskError, PayloadTooLargeError, Refusal) as error:
+            if error.code == CUT_OFF:
+                raise  # it was on its way, and may be sent again
             named = named_in(request.environ.get(_BODY, b""))
             args = {"task_id": task_id or named.get("task_id", ""), "error": str(error)}
             args["worker_id"] = named.get("worker_id", "")
@@ -184,7 +184,8 @@ def _known(worker_id: str) -> str:
     return worker_id
 
 
-def _optional_object(request: Request) -> None:
+def _optional_object(request: Request) -> dict[str, Any]:
+    """Return a body that may be missing or null; empty if it is."""
     body = body_of(request)
-    if body:
-        convert(parse_json(body), dict)
+    given = parse_json(body) if body else None
+    return {} if given is None else convert(given, dict)

@@ -904,3 +904,17 @@ def test_a_task_under_which_every_lone_worker_dies_is_not_spared_for_ever(desk: 
         desk.pass_time(11)  # nobody beyond this machine is heard: a cut, as it seems
         rounds += 1
     assert rounds == MAX_CUTS + POISON_LOSSES
+
+
+@pytest.mark.parametrize(("kind", "is_trusted"), [(m.REFUSED, True), (m.FAILED, False)])
+def test_only_failures_in_a_row_that_are_no_refusals_make_a_worker_get_less(
+    desk: Desktop, kind: int, is_trusted: bool
+) -> None:
+    client, worker = desk.client(), desk.worker("w", slots=2)
+    desk.submit(client, 5, max_attempts=1)
+    (_, other) = desk.work(worker).items()  # the first goes on
+    for _ in range(2):
+        desk.finish(worker, dict([other]), kind, window=2)
+        (other,) = desk.work(worker).items()
+    desk.finish(worker, dict([other]), kind, window=2)
+    assert bool(desk.work(worker)) is is_trusted

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from typing import Any
 
 import msgpack
 import pytest
@@ -16,6 +17,9 @@ from d8mesh.errors import ProtocolError
 S = "0123456789abcdef"
 TOKEN = bytes(16)
 GROUP = m.Group("echo", 5, [b"x"])
+HELLO: Any = (1, "d8", "w", "b", "go", "m", "pi", 0, ["echo"], [], 1, 1, [], [])
+BEAT: Any = (1, 1, 0, 0, ["echo"], [], [])
+TROUBLE: Any = ("no model",)
 
 
 def submit(**changed: object) -> list[object]:
@@ -116,6 +120,8 @@ def test_columns_of_work_and_results_must_agree() -> None:
         ),
         (m.Accepted(1, S, 0), m.Accepted(1, S, 0, False, ["nobody offers it"]), "warnings"),
         (m.Release(1, [], []), m.Release(1, [], [], "HTTP 503"), "reason"),
+        (m.WorkerHello(*HELLO), m.WorkerHello(*HELLO, *TROUBLE), "trouble"),
+        (m.Heartbeat(*BEAT), m.Heartbeat(*BEAT, *TROUBLE), "trouble"),
     ],
 )
 def test_a_last_field_that_came_later_is_left_out_when_it_says_nothing(

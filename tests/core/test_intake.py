@@ -211,6 +211,20 @@ def test_a_type_that_nobody_offers_is_accepted_with_a_warning_that_names_the_nea
     assert desk.ask(client, "status", id=task_id).body["reason"] == reason
 
 
+def test_a_submit_of_many_unknown_types_has_a_few_of_them_compared(desk: Desktop) -> None:
+    client = desk.client()
+    desk.worker("w", types=["resize"])
+    groups = [m.Group(f"resize{n}", 5, [b"\x80"]) for n in range(m.MAX_WARNINGS + 10)]
+    desk.say(client, m.Submit(1, S, 0, groups))
+    (accepted,) = desk.got(client, m.Accepted)
+    assert len(accepted.warnings) == m.MAX_WARNINGS
+    assert len(desk.pool.roster.nearest) == m.MAX_WARNINGS
+    listed: Any = desk.ask(client, "tasks").body["tasks"]
+    assert "did you mean 'resize'?" in listed[0]["reason"]  # it is known
+    assert "did you mean" not in listed[-1]["reason"]
+    assert len(desk.pool.roster.nearest) == m.MAX_WARNINGS
+
+
 def test_who_listens_from_the_submit_on_hears_the_first_piece(desk: Desktop) -> None:
     client, worker = desk.client(), desk.worker("w", slots=2)
     (task_id,) = desk.submit(client, is_listened=True)

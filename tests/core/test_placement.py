@@ -217,6 +217,7 @@ def test_the_nearest_type_is_looked_for_once_and_of_so_many_at_most(
     roster.add(seat("a", "resize"))
     assert why_nobody("resize", roster) == ""
     monkeypatch.setattr(placement, "MAX_COMPARED", 1)
+    monkeypatch.setattr(placement, "MAX_NEAREST", 1)
     for _ in range(2):
         assert "did you mean 'resize'" in why_nobody("rezise", roster)
         assert "did you mean 'resize'" in why_nobody("resizes", roster)
@@ -224,3 +225,11 @@ def test_the_nearest_type_is_looked_for_once_and_of_so_many_at_most(
     roster.add(seat("b", "resizes"))
     assert why_nobody("resizes", roster) == ""
     assert roster.nearest == {}
+
+
+def test_names_too_long_to_be_compared_are_not() -> None:
+    roster, name = Roster(), "r" * (placement.MAX_COMPARED_CHARS + 1)
+    roster.add(seat("a", name, "resize"))
+    told = f"no worker in the mesh offers {name + 'x'!r}"
+    assert why_nobody(name + "x", roster) == told
+    assert why_nobody("r" * placement.MAX_COMPARED_CHARS, roster).endswith("'")  # nor with these

@@ -53,6 +53,14 @@ def test_what_was_missed_comes_before_the_end(desk: Desktop) -> None:
     desk.pass_time(1)  # nobody is behind any more
 
 
+def test_of_a_finished_task_nothing_is_kept(desk: Desktop) -> None:
+    client, worker, task_id, token = listened(desk)
+    desk.say(worker, chunks(task_id, token, 0))
+    assert len(desk.got(client, m.Stream)) == 1
+    desk.finish(worker, {task_id: token})
+    assert desk.dispatcher._streaming._tails == {}
+
+
 def test_who_is_gone_or_listens_no_more_is_behind_nothing(desk: Desktop) -> None:
     client, worker, task_id, token = listened(desk)
     desk.say(worker, chunks(task_id, token, 0))

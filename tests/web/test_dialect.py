@@ -110,3 +110,14 @@ def test_only_results_without_output_need_the_type_of_their_task() -> None:
     assert not lacks_output({"output": "x", "result": "y"})
     assert not lacks_output({"success": True})
     assert not lacks_output(None)
+
+
+@pytest.mark.parametrize(("status", "is_own"), [("completed", True), ("failed", False)])
+def test_tracebacks_of_earlier_attempts_are_left_out_however_the_task_ended(
+    status: str, is_own: bool
+) -> None:
+    result = {"success": is_own, "traceback": "t"}
+    body = {"status": status, "result": pack(result), "history": [{"n": 1, "traceback": "t"}]}
+    told = status_body(body)
+    assert told["history"] == [{"n": 1}]
+    assert ("traceback" in told["result"]) is is_own  # a key of the user's, then

@@ -81,6 +81,10 @@ def test_a_heartbeat_may_have_a_body(rest: Rest) -> None:
     for body in (None, {}, {"status": "idle", "worker_id": "other"}, {"task_ids": ["x"]}):
         answer = rest.post("/api/workers/beating/heartbeat", body)
         assert (answer.status_code, answer.json) == (200, {"status": "ok"})
+    for path in ("beating/heartbeat", "beating/unregister"):  # null is no body
+        null = rest.post(f"/api/workers/{path}", data=b"null", content_type="application/json")
+        assert null.status_code == 200
+    rest.register("beating")
     for bad in list[object](([], {"task_ids": "x"}, {"task_ids": [5]})):
         assert rest.post("/api/workers/beating/heartbeat", bad).status_code == 400
 
@@ -333,3 +337,24 @@ def test_a_worker_whose_reports_are_refused_is_handed_a_task_so_often_as_it_has_
     assert full is not None
     assert all("NaN" in each["error"] for each in full["history"])
     assert len(full["history"]) == 3
+
+
+def test_a_report_that_was_cut_off_on_its_way_ends_nothing_and_may_come_again(rest: Rest) -> None:
+    rest.register("cut", "cut")
+    task_id = rest.submit("cut", max_attempts=1)
+    assert poll(rest, "cut")["task_id"] == task_id
+    path = f"/api/tasks/{task_id}/result"
+    report = b'{"worker_id": "cut", "result": {"success": true}}'
+    told = rest.post(
+        path,
+        data=report[:20],
+        content_type="application/json",
+        environ={"CONTENT_LENGTH": str(len(report))},
+    )
+    assert (told.status_code, told.json) == (
+        400,
+        {"error": "the body was cut off", "code": "http.bad_request"},
+    )
+    assert status(rest, task_id)["state"] == "running"
+    assert rest.post(path, data=report, content_type="application/json").status_code == 200
+    assert status(rest, task_id)["state"] == "completed"
