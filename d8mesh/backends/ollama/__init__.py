@@ -154,15 +154,16 @@ class OllamaBackend:
             while not answer.is_complete:
                 if is_cancelled():
                     raise TaskCancelledError
-                watch.check(time.monotonic())
+                watch.check_deadline(time.monotonic())
                 part = stream.next(LOOK_S)
-                if part is None:
-                    continue
-                text = answer.add(part)
-                if text or part.is_sign_of_life:
-                    watch.hear(time.monotonic())
+                text = "" if part is None else answer.add(part)
                 if text:
                     on_text(text)
+                if part is not None and part.is_sign_of_life:
+                    # After the listener has had it: the time that it takes is no silence.
+                    watch.hear(time.monotonic())
+                else:
+                    watch.check_silence(time.monotonic())
         except BackendError:
             self._seen = None  # it may have gone, or the model with it
             raise
@@ -200,15 +201,26 @@ class OllamaBackend:
 
     def _offer(self, *, is_fresh: bool = False) -> Availability:
         """Return what is there, asked for now or not long ago."""
-        with self._lock:
-            seen = self._seen
-            is_good = seen is not None and time.monotonic() - seen[0] < PROBE_AGE_S
-            if seen is not None and is_good and seen[1].is_up and not is_fresh:
-                return seen[1]
-            offer = self._probe()
+        offer = None if is_fresh else self._recent()
+        if offer is None:
+            asked_at = time.monotonic()
+            with self._lock:
+                seen = self._seen
+                is_told = seen is not None and seen[0] >= asked_at  # who held the lock has asked
+                if seen is not None and is_told and not (is_fresh and seen[1].is_up):
+                    offer = seen[1]
+                else:
+                    offer = self._probe()
         if not offer.is_up:
             raise BackendUnavailableError(offer.reason)
         return offer
+
+    def _recent(self) -> Availability | None:
+        """Return what was there not long ago, without waiting for a probe that hangs."""
+        seen = self._seen
+        if seen is None or not seen[1].is_up or time.monotonic() - seen[0] >= PROBE_AGE_S:
+            return None
+        return seen[1]
 
     def _probe(self) -> Availability:
         found: Availability | None = None
@@ -220,8 +232,8 @@ class OllamaBackend:
             except BackendAnswerError as error:
                 problems.append(str(error))
                 continue
-            except (OSError, http.client.HTTPException) as error:
-                silent[url] = _why_silent(error)
+            except (OSError, http.client.HTTPException, UnicodeError) as error:
+                silent[url] = _why_silent(error)  # UnicodeError: a name that no host can have
                 continue
             if seen.is_up:
                 found = seen
@@ -329,12 +341,14 @@ class _Watch:
     def hear(self, now: float) -> None:
         self._heard, self._patience_s = now, self._later_s
 
-    def check(self, now: float) -> None:
+    def check_deadline(self, now: float) -> None:
         if now - self._started >= self._deadline_s:
             raise BackendDeadlineError(
                 f"the answer was not complete after {max(self._deadline_s, 0):.0f} s: "
                 "raise deadline_s or TASK_TIMEOUT, or ask for fewer max_tokens"
             )
+
+    def check_silence(self, now: float) -> None:
         if now - self._heard >= self._patience_s:
             raise BackendStalledError(f"Ollama sent no text for {self._patience_s:g} s")
 
