@@ -19,6 +19,7 @@ from d8mesh.apps.following import (
 from d8mesh.apps.work import connect
 from d8mesh.apps.workers import say_who_is_there
 from d8mesh.config import Config
+from d8mesh.core.model_names import plain_name
 from d8mesh.edge.terminal import as_json, say, tell
 from d8mesh.errors import (
     BackendUnavailableError,
@@ -193,14 +194,14 @@ class _Answer:
 
 
 def _tell_who(result: Mapping[str, Any], wished: str) -> None:
-    model, worker = str(result.get("model") or "?"), str(result.get("worker_id") or "?")
+    model, worker = str(result.get("model") or ""), str(result.get("worker_id") or "?")
     tokens, seconds = result.get("tokens_used"), result.get("duration_s")
-    if wished and model not in (wished, f"{wished}:latest"):
+    if wished and model and plain_name(model) != plain_name(wished):
         tell(tr("no worker has {wished}: another model answered", wished=wished))
     tell(
         tr(
             "({model} on {worker}, {seconds} s, {tokens} tokens)",
-            model=model,
+            model=model or "?",
             worker=worker,
             seconds=seconds,
             tokens=tokens,

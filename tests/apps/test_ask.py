@@ -68,6 +68,10 @@ def test_the_model_is_as_wished_or_that_is_said(
     assert "(qwen2.5:3b on anna" in capsys.readouterr().err
     run_with(client, "Hola", options_of("--model", "llama9"), None)
     assert "no worker has llama9: another model answered" in capsys.readouterr().err
+    run_with(client, "Hola", options_of("--model", "library/Qwen2.5:3B"), None)
+    said = capsys.readouterr().err
+    assert "(qwen2.5:3b on anna" in said
+    assert "another model" not in said
 
 
 def test_json_is_the_whole_result(client: Client, capsys: pytest.CaptureFixture[str]) -> None:
