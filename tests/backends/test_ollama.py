@@ -79,6 +79,20 @@ def test_a_name_that_no_host_can_have_is_down_too(host: str) -> None:
     assert "does not answer" in seen.reason
 
 
+def test_tags_and_chat_are_all_that_is_needed(server: OllamaServer) -> None:
+    server.unknown_paths = frozenset({"/api/ps", "/api/show"})
+    backend = OllamaBackend(server.url)
+    assert backend.probe().models == server.models
+    assert chat(backend).text == "You asked: one two"
+
+
+def test_a_model_that_comes_into_memory_changes_no_offer(server: OllamaServer) -> None:
+    backend = OllamaBackend(server.url)
+    before = backend.probe()
+    server.loaded = server.models
+    assert backend.probe() == before
+
+
 def test_a_service_without_models_is_down(server: OllamaServer) -> None:
     server.models = ()
     seen = OllamaBackend(server.url).probe()

@@ -126,8 +126,8 @@ class OllamaBackend:
         Without `stall_s` it is `STALL_S`, and `FIRST_TEXT_S` before the first text.
 
         Raises:
-            InvalidTaskError: the model wished for cannot chat, is one of Ollama's cloud, or is a
-                must and not installed.
+            InvalidTaskError: the model is a must and not offered here (not installed, one that
+                cannot chat, or one of Ollama's cloud), or lacks a capability that is needed.
             TaskCancelledError: `is_cancelled` said so.
             BackendUnavailableError: Ollama is down, busy (503) or has no models.
             BackendStalledError: no text came for too long.
@@ -179,16 +179,15 @@ class OllamaBackend:
         """Return the address and the model for what asks for `requested`."""
         offer = self._offer()
         found = _match(requested or "", offer.models)
-        if found is None and requested:
-            _refuse_unfit(requested, offer)
-            if is_strict:
-                offer = self._offer(is_fresh=True)  # it may have been pulled just now
-                found = _match(requested, offer.models)
-                if found is None:
-                    raise InvalidTaskError(
-                        f"model_strict: the model {requested!r} is not installed here, and no "
-                        f"worker of the mesh offers it; installed: {_named(offer.models)}"
-                    )
+        if found is None and requested and is_strict:
+            offer = self._offer(is_fresh=True)  # it may have been pulled just now
+            found = _match(requested, offer.models)
+            if found is None:
+                _refuse_unfit(requested, offer)
+                raise InvalidTaskError(
+                    f"model_strict: the model {requested!r} is not installed here, and no "
+                    f"worker of the mesh offers it; installed: {_named(offer.models)}"
+                )
         if found is not None:
             if lacks := _lacks(found, needs, offer):
                 raise InvalidTaskError(f"model: {found!r} {lacks}")
@@ -295,7 +294,7 @@ def _lacks(name: str, needs: frozenset[str], offer: Availability) -> str:
 
 
 def _refuse_unfit(requested: str, offer: Availability) -> None:
-    """Fail clearly rather than let another model answer for one that never could."""
+    """Say of a model that is a must why it can never answer here."""
     found = _match(requested, tuple(offer.unfit))
     why = "" if found is None else offer.unfit[found]
     if not why and is_cloud_name(requested):
@@ -304,7 +303,8 @@ def _refuse_unfit(requested: str, offer: Availability) -> None:
         why = IS_EMBEDDING
     if why:
         raise InvalidTaskError(
-            f"model: {requested!r} {why}; models to chat with: {_named(offer.models)}"
+            f"model_strict: the model {requested!r} {why}; "
+            f"models to chat with: {_named(offer.models)}"
         )
 
 

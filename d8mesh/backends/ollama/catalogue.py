@@ -77,7 +77,9 @@ class Catalogue:
         known, self._shown = self._shown, {}  # of one that does not answer nothing is kept:
         # it may come back as a newer one, which tells more
         rows = _rows_in(ask_json(url, "/api/tags", within_s=within_s))
-        loaded = _rows_in(ask_json(url, "/api/ps", within_s=within_s))
+        loaded: Mapping[str, Mapping[str, Any]] = {}
+        with contextlib.suppress(BackendAnswerError):  # older ones, and others like it, lack it
+            loaded = _rows_in(ask_json(url, "/api/ps", within_s=within_s))
         until = time.monotonic() + within_s
         models: list[str] = []
         unfit: dict[str, str] = {}
