@@ -76,7 +76,7 @@ def run_with(client: Asks, prompt: str, options: argparse.Namespace, until: floa
     following = Following(client, LLM_TYPE, data)
     task_id = following.task.id
     listeners = Listeners(
-        on_piece=answer.piece, on_restart=answer.restarted, on_silence=tell_silence
+        on_piece=answer.piece, on_restart=answer.restarted, on_silence=answer.silent
     )
     try:
         result = following.result(until, listeners)
@@ -162,12 +162,18 @@ class _Answer:
     def __init__(self, *, is_quiet: bool) -> None:
         self._is_quiet = is_quiet
         self._said = ""
+        #: the last line on the screen has not ended
+        self._is_open = False
 
     def piece(self, piece: object) -> None:
         if isinstance(piece, str):
             self._said += piece
             if not self._is_quiet:
-                say(piece, end="")
+                self._print(piece)
+
+    def silent(self, reason: str) -> None:
+        self._close_line()
+        tell_silence(reason)
 
     def restarted(self) -> None:
         self.end_line()
@@ -178,19 +184,27 @@ class _Answer:
         if text.startswith(self._said):
             rest = text[len(self._said) :]
             self._said = text
-            if rest:
-                say(rest, end="")
+            self._print(rest)
         elif text.strip() != self._said.strip():
             self.end_line()
             tell(tr("(a part was not heard; the whole answer:)"))
-            say(text, end="")
+            self._print(text)
             self._said = text
         self.end_line()
 
     def end_line(self) -> None:
-        if self._said and not self._said.endswith("\n") and not self._is_quiet:
-            say("")
+        self._close_line()
         self._said = ""
+
+    def _print(self, text: str) -> None:
+        if text:
+            say(text, end="")
+            self._is_open = not text.endswith("\n")
+
+    def _close_line(self) -> None:
+        if self._is_open:
+            say("")
+            self._is_open = False
 
 
 def _tell_who(result: Mapping[str, Any], wished: str) -> None:

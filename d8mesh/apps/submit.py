@@ -162,7 +162,7 @@ def _one(task: Followed, options: argparse.Namespace, until: float | None) -> in
 def _followed(following: Following, options: argparse.Namespace, until: float | None) -> int:
     task, output = following.task, _Output(is_json=options.json)
     listeners = Listeners(
-        on_piece=output.piece, on_restart=output.restarted, on_silence=tell_silence
+        on_piece=output.piece, on_restart=output.restarted, on_silence=output.silent
     )
     tell(tr("task {id} submitted", id=task.id))
     try:
@@ -205,6 +205,10 @@ class _Output:
         if self._is_json:
             say(as_json({"restarted": True}))
         tell(tr("that attempt failed: another one begins, what it printed is void"))
+
+    def silent(self, reason: str) -> None:
+        self.end_line()
+        tell_silence(reason)
 
     def end_line(self) -> None:
         if self._is_in_line:

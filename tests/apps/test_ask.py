@@ -97,6 +97,18 @@ def test_an_answer_that_does_not_come_in_time_goes_on(
     client.task(err.split()[1]).cancel()
 
 
+def test_silence_is_told_on_a_line_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+    answer = module._Answer(is_quiet=False)
+    answer.piece("one")
+    answer.silent("nobody is there")
+    answer.silent("still nobody")
+    answer.piece(" two")
+    answer.whole("one two three")
+    told = capsys.readouterr()
+    assert told.out == "one\n two three\n"
+    assert told.err == "still waiting: nobody is there\nstill waiting: still nobody\n"
+
+
 class WithoutModel:
     """A client of a mesh whose workers have no language model."""
 

@@ -234,8 +234,8 @@ def _lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
 
 def _part_of(answer: Any) -> Part:
     """Return one line of an answer; `TypeError` and the like if it is none."""
-    if "error" in answer:
-        raise BackendError(f"Ollama failed ({shown(str(answer['error']))})")
+    if (error := answer.get("error")) is not None:
+        raise BackendError(f"Ollama failed ({shown(str(error))})")
     message = answer["message"]
     text, thinking = _text(message.get("content")), _text(message.get("thinking"))
     calls = _rows(message.get("tool_calls"))
