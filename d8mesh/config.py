@@ -155,6 +155,7 @@ def _url(default_port: int) -> Parser:
         parts = urlsplit(text)
         port = parts.port  # raises ValueError beyond 65535
         host = parts.hostname or ""
+        host.encode("idna")  # raises UnicodeError, a ValueError: "a..b" could never be looked up
         is_name = host and not host.isdigit() and text.isprintable() and " " not in text
         if parts.scheme not in ("http", "https") or not is_name or port == 0:
             raise ValueError(text)

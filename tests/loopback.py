@@ -181,6 +181,7 @@ def _local_only(resolve: Any) -> Any:
     def resolved(host: Any, *arguments: Any, **named: Any) -> Any:
         text = host.decode("ascii", "replace") if isinstance(host, bytes) else host
         if text is not None and not _is_address(text) and text not in ("", "localhost"):
+            text.encode("idna")  # raises UnicodeError for what is no name, as the system's does
             raise socket.gaierror(socket.EAI_NONAME, "the tests ask no name service")
         return resolve(host, *arguments, **named)
 

@@ -80,6 +80,8 @@ class OllamaServer:
         self.families: Mapping[str, str] = FAMILIES
         #: model -> host of Ollama's cloud, for ``remote_host``
         self.remote_hosts: dict[str, str] = {}
+        #: paths that this Ollama is too old to know
+        self.unknown_paths: frozenset[str] = frozenset()
         #: fields of the message before the text of an answer; ``tool_calls``, ``thinking``
         self.extra: dict[str, Any] = {}
         self.logprobs: list[Any] = []
@@ -146,7 +148,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         owner = self._noted(None)
-        if owner.probe_behaviour != "ok":
+        if self.path in owner.unknown_paths:
+            self._raw(b"404 page not found", status=404, content_type="text/plain")
+        elif owner.probe_behaviour != "ok":
             self._misbehave(owner.probe_behaviour)
         elif self.path == "/api/tags":
             self._json({"models": [self._row(name) for name in owner.models]})
@@ -160,7 +164,9 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers.get("Content-Length", "0"))))
         owner = self._noted(body)
-        if self.path == "/api/show":
+        if self.path in owner.unknown_paths:
+            self._raw(b"404 page not found", status=404, content_type="text/plain")
+        elif self.path == "/api/show":
             self._show(str(body.get("model")))
         elif owner.behaviour not in ("ok", "cut", "stall", "endless", "error_line"):
             self._misbehave(owner.behaviour)

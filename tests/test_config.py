@@ -31,6 +31,7 @@ BAD_VALUES = [
     ("ORCHESTRATOR_URL", "two words"),
     ("ORCHESTRATOR_URL", "7001"),
     ("ORCHESTRATOR_URL", "http://host/path"),
+    ("DEEPSEEK_BASE_URL", "http://a..b:7100"),
     ("DEEPSEEK_BASE_URL", "http://"),
     ("WORKER_ID", "../../etc"),
     ("WORKER_ID", "-rf"),

@@ -20,6 +20,7 @@ from d8mesh.apps.following import (
 from d8mesh.apps.work import connect
 from d8mesh.apps.workers import say_who_is_there
 from d8mesh.config import Config
+from d8mesh.core.model_names import plain_name
 from d8mesh.edge.terminal import as_json, say, tell
 from d8mesh.errors import (
     BackendUnavailableError,
@@ -78,7 +79,7 @@ def run_with(client: Asks, prompt: str, options: argparse.Namespace, until: floa
         on_piece=answer.piece,
         on_restart=answer.restarted,
         on_missed=answer.missed,
-        on_silence=tell_silence,
+        on_silence=answer.silent,
     )
     try:
         result = following.result(until, listeners)
@@ -165,12 +166,18 @@ class _Answer:
         self._is_quiet = is_quiet
         self._said = ""
         self._is_whole = True
+        #: the last line on the screen has not ended
+        self._is_open = False
 
     def piece(self, piece: object) -> None:
         if isinstance(piece, str):
             self._said += piece
             if not self._is_quiet:
-                say(piece, end="")
+                self._print(piece)
+
+    def silent(self, reason: str) -> None:
+        self._close_line()
+        tell_silence(reason)
 
     def restarted(self) -> None:
         self.end_line()
@@ -179,8 +186,7 @@ class _Answer:
 
     def missed(self, count: int | None) -> None:
         """Say it here: the whole answer comes only if the model ends it."""
-        if self._said and not self._is_quiet:
-            say("")
+        self._close_line()
         self._is_whole = False
         tell(missing_text(count))
 
@@ -189,30 +195,38 @@ class _Answer:
         if self._is_whole and text.startswith(self._said):
             rest = text[len(self._said) :]
             self._said = text
-            if rest:
-                say(rest, end="")
+            self._print(rest)
         elif not self._is_whole or text.strip() != self._said.strip():
             self.end_line()
             tell(tr("(a part was not heard; the whole answer:)"))
-            say(text, end="")
+            self._print(text)
             self._said = text
         self.end_line()
 
     def end_line(self) -> None:
-        if self._said and not self._said.endswith("\n") and not self._is_quiet:
-            say("")
+        self._close_line()
         self._said = ""
+
+    def _print(self, text: str) -> None:
+        if text:
+            say(text, end="")
+            self._is_open = not text.endswith("\n")
+
+    def _close_line(self) -> None:
+        if self._is_open:
+            say("")
+            self._is_open = False
 
 
 def _tell_who(result: Mapping[str, Any], wished: str) -> None:
-    model, worker = str(result.get("model") or "?"), str(result.get("worker_id") or "?")
+    model, worker = str(result.get("model") or ""), str(result.get("worker_id") or "?")
     tokens, seconds = result.get("tokens_used"), result.get("duration_s")
-    if wished and model not in (wished, f"{wished}:latest"):
+    if wished and model and plain_name(model) != plain_name(wished):
         tell(tr("no worker has {wished}: another model answered", wished=wished))
     tell(
         tr(
             "({model} on {worker}, {seconds} s, {tokens} tokens)",
-            model=model,
+            model=model or "?",
             worker=worker,
             seconds=seconds,
             tokens=tokens,

@@ -96,20 +96,27 @@ def run(config: Config, options: argparse.Namespace) -> int:
     """
     from d8mesh.nodes.client import Client
 
-    plan = _plan(options)
+    plan, began = _plan(options), time.monotonic()
     with Client(config=config) as client:
         timeout_s = getattr(options, "timeout_s", None)
         connect(client, timeout_s=timeout_s, on_wait=tell)
-        return run_with(client, plan, config=config, options=options)
+        return run_with(client, plan, config=config, options=options, began=began)
 
 
-def run_with(client: Submits, plan: Plan, *, config: Config, options: argparse.Namespace) -> int:
-    """Do what `run` does with a client that is there."""
+def run_with(
+    client: Submits,
+    plan: Plan,
+    *,
+    config: Config,
+    options: argparse.Namespace,
+    began: float | None = None,
+) -> int:
+    """Do what `run` does with a client that is there; ``--timeout`` counts from `began`."""
     output: Path | None = getattr(options, "output", None)
     folder = given_folder(output) if output else new_folder(Path(config.data_dir) / "evolution")
     timeout_s: float | None = getattr(options, "timeout_s", None)
     history, started, code = History(), time.monotonic(), 0
-    until = None if timeout_s is None else started + timeout_s
+    until = None if timeout_s is None else (started if began is None else began) + timeout_s
     title = tr("Evolution ({problem})", problem=plan.problem.name)
     try:
         with Progress(title, plan.generations) as progress:

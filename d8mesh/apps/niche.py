@@ -109,19 +109,27 @@ def run(config: Config, options: argparse.Namespace) -> int:
     """
     from d8mesh.nodes.client import Client
 
-    plan = read_plan(getattr(options, "markets", None))
+    plan, began = read_plan(getattr(options, "markets", None)), time.monotonic()
     with Client(config=config) as client:
         timeout_s = getattr(options, "timeout_s", None)
         connect(client, timeout_s=timeout_s, on_wait=tell)
-        return run_with(client, plan, config=config, options=options)
+        return run_with(client, plan, config=config, options=options, began=began)
 
 
-def run_with(client: Submits, plan: Plan, *, config: Config, options: argparse.Namespace) -> int:
-    """Do what `run` does with a client that is there."""
+def run_with(
+    client: Submits,
+    plan: Plan,
+    *,
+    config: Config,
+    options: argparse.Namespace,
+    began: float | None = None,
+) -> int:
+    """Do what `run` does with a client that is there; ``--timeout`` counts from `began`."""
     output: Path | None = getattr(options, "output", None)
     folder = given_folder(output) if output else new_folder(Path(config.data_dir) / "niche")
     timeout_s: float | None = getattr(options, "timeout_s", None)
-    until = None if timeout_s is None else time.monotonic() + timeout_s
+    began = time.monotonic() if began is None else began
+    until = None if timeout_s is None else began + timeout_s
     findings = load(folder)
     is_interrupted, problem = False, ""
     asked = [pair for pair in plan.pairs if not findings.is_found(pair)]

@@ -168,7 +168,7 @@ def _followed(following: Following, options: argparse.Namespace, until: float | 
         on_piece=output.piece,
         on_restart=output.restarted,
         on_missed=output.missed,
-        on_silence=tell_silence,
+        on_silence=output.silent,
     )
     try:
         result = following.result(until, listeners)
@@ -221,6 +221,10 @@ class _Output:
         if self._is_json:
             say(as_json({"missed": count}))
         tell(missing_text(count))
+
+    def silent(self, reason: str) -> None:
+        self.end_line()
+        tell_silence(reason)
 
     def end_line(self) -> None:
         if self._is_in_line:

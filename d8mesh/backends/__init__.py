@@ -18,8 +18,8 @@ class Availability:
     models: tuple[str, ...] = ()
     #: the one that runs what wishes for none
     default: str = ""
-    #: those that are in memory: they answer without loading first
-    loaded: tuple[str, ...] = ()
+    #: those that are in memory: they answer without loading first; what is offered is the same
+    loaded: tuple[str, ...] = field(default=(), compare=False)
     #: what each of them can do, by the service's words; empty where it does not tell
     capabilities: Mapping[str, frozenset[str]] = field(default_factory=dict)
     #: installed ones that are not offered, and why
@@ -101,8 +101,8 @@ class Backend(Protocol):
             stall_s: seconds without text that end it; None for the backend's own bounds.
 
         Raises:
-            InvalidTaskError: the model that is wished for cannot chat or is none of this network,
-                or it is a must and not there.
+            InvalidTaskError: the model is a must and not there, or lacks a capability that is
+                needed.
             TaskCancelledError: `is_cancelled` said so.
             BackendUnavailableError: the service is down or busy; another may do it now.
             BackendError: the service failed; its subclasses say how.

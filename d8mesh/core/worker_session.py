@@ -221,7 +221,8 @@ class WorkerSession:
         line.broker_id, line.epoch = message.broker_id, message.epoch
         line.heartbeat_s = max(0.1, message.heartbeat_s)
         line.lease_s = max(line.heartbeat_s * 2, message.lease_s)
-        line.next_heartbeat = now + line.heartbeat_s
+        if line.next_heartbeat > 0.0:  # else what is offered has changed since the HELLO
+            line.next_heartbeat = now + line.heartbeat_s
         if message.dropped_ids:
             effects += self._abandon(line, message.dropped_ids)
             effects += self._forget([line.drop(set(message.dropped_ids))])
@@ -402,7 +403,7 @@ class WorkerSession:
 
     def _hello(self, line: Line, now: float) -> Send:
         line.is_welcome = False
-        line.next_hello = now + HELLO_S
+        line.next_hello, line.next_heartbeat = now + HELLO_S, now + line.heartbeat_s
         owed = [row for rows in self._orphans.values() for row in rows]
         line.window = window = self._window(line, now)
         return Send(line.key, hello(self.profile, window, line, owed))

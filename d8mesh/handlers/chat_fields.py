@@ -22,7 +22,7 @@ from d8mesh.handlers import Data
 MAX_MESSAGES: Final = 1000
 ROLES: Final = ("system", "user", "assistant", "tool")
 #: The same bounds as of the settings TEMPERATURE and MAX_TOKENS.
-MAX_TEMPERATURE: Final = 2.0
+MAX_TEMPERATURE: Final = 2
 MAX_TOKENS: Final = 10_000_000
 #: The name of a programming language.
 MAX_LANGUAGE_CHARS: Final = 64
@@ -60,7 +60,6 @@ _ELSEWHERE: Final = {
     "response_format": "format",
     "seed": "options.seed",
     "stop": "options.stop",
-    "stream": "no such choice: the answer always comes in pieces to who listens",
     "system": "a message of the role system in messages",
     "tool_choice": "no such choice: leave the tools out that shall not be called",
     "top_k": "options.top_k",
@@ -139,10 +138,10 @@ def _request(
     options = _options(data)
     if "temperature" in options:
         _refuse_twice("temperature", temperature)
-        temperature = _number(options, "temperature", low=0, high=MAX_TEMPERATURE)
+        temperature = _number(options, "temperature", "options.", low=0, high=MAX_TEMPERATURE)
     if "num_predict" in options:
         _refuse_twice("max_tokens", max_tokens)
-        max_tokens = _whole_number(options, "num_predict", low=1, high=MAX_TOKENS)
+        max_tokens = _whole_number(options, "num_predict", "options.", low=1, high=MAX_TOKENS)
     return ChatRequest(
         messages=messages,
         model=model,
@@ -248,6 +247,7 @@ def _images(images: Any, path: str) -> list[str]:
         text = image if isinstance(image, str) else ""
         if text.startswith("data:"):
             text = text.partition("base64,")[2]
+        text = "".join(text.split())  # as tools that write base64 fold its lines
         try:
             is_picture = bool(base64.b64decode(text, validate=True))
         except (binascii.Error, ValueError):
@@ -271,9 +271,11 @@ def _tool_calls(calls: Any, path: str) -> list[dict[str, Any]]:
         if not isinstance(function, Mapping) or not _is_name(function.get("name")):
             raise InvalidTaskError(expected)
         arguments = function.get("arguments")
-        if isinstance(arguments, str):
+        if arguments is None or isinstance(arguments, str):
             try:
                 arguments = json.loads(arguments or "{}")
+                # Python reads NaN, infinity and halves of characters, but cannot send them.
+                json.dumps(arguments, ensure_ascii=False, allow_nan=False).encode()
             except (ValueError, RecursionError):
                 arguments = None
         if not isinstance(arguments, Mapping):
@@ -285,7 +287,8 @@ def _tool_calls(calls: Any, path: str) -> list[dict[str, Any]]:
 def _code_messages(data: Data) -> tuple[Mapping[str, Any], ...]:
     if "prompt" not in data:
         raise InvalidTaskError("Missing field: prompt")
-    prompt, language = data["prompt"], data.get("language", DEFAULT_LANGUAGE)
+    prompt, language = data["prompt"], data.get("language")
+    language = DEFAULT_LANGUAGE if language is None else language
     if not isinstance(prompt, str) or not prompt.strip():
         raise InvalidTaskError("prompt: expected a text that is not empty")
     is_name = isinstance(language, str) and language.isprintable() and language.strip()
@@ -311,20 +314,20 @@ def _model(data: Data) -> str | None:
     return model
 
 
-def _number(data: Data, field: str, *, low: float, high: float) -> float | None:
+def _number(data: Data, field: str, path: str = "", *, low: float, high: float) -> float | None:
     value = data.get(field)
     if value is None:
         return None
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if not is_number or not low <= value <= high:  # also true for NaN
-        raise InvalidTaskError(f"{field}: expected a number from {low:g} to {high:g}")
+        raise InvalidTaskError(f"{path}{field}: expected a number from {low} to {high}")
     return float(value)
 
 
-def _whole_number(data: Data, field: str, *, low: int, high: int) -> int | None:
-    value = _number(data, field, low=low, high=high)
+def _whole_number(data: Data, field: str, path: str = "", *, low: int, high: int) -> int | None:
+    value = _number(data, field, path, low=low, high=high)
     if value is not None and value != int(value):
-        raise InvalidTaskError(f"{field}: expected a whole number, not {value}")
+        raise InvalidTaskError(f"{path}{field}: expected a whole number, not {value}")
     return None if value is None else int(value)
 
 

@@ -19,11 +19,11 @@ def without_thoughts(text: str) -> str:
     Thoughts are ``<think>…</think>`` at the beginning, or all before a ``</think>`` that none
     opened; thoughts that never end leave nothing.
     """
-    rest = text
-    while (thoughts := _OPENED.match(rest)) is not None:
-        rest = rest[thoughts.end() :]
-    if rest is not text:
-        return rest
+    start = 0
+    while (thoughts := _OPENED.match(text, start)) is not None:
+        start = thoughts.end()
+    if start:
+        return text[start:]
     closing = _CLOSING.search(text)
     if closing is None:
         return text

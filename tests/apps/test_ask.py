@@ -68,6 +68,10 @@ def test_the_model_is_as_wished_or_that_is_said(
     assert "(qwen2.5:3b on anna" in capsys.readouterr().err
     run_with(client, "Hola", options_of("--model", "llama9"), None)
     assert "no worker has llama9: another model answered" in capsys.readouterr().err
+    run_with(client, "Hola", options_of("--model", "library/Qwen2.5:3B"), None)
+    said = capsys.readouterr().err
+    assert "(qwen2.5:3b on anna" in said
+    assert "another model" not in said
 
 
 def test_json_is_the_whole_result(client: Client, capsys: pytest.CaptureFixture[str]) -> None:
@@ -91,6 +95,18 @@ def test_an_answer_that_does_not_come_in_time_goes_on(
     err = capsys.readouterr().err
     assert "goes on without you" in err
     assert client.task(err.split()[1]).cancel()
+
+
+def test_silence_is_told_on_a_line_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+    answer = module._Answer(is_quiet=False)
+    answer.piece("one")
+    answer.silent("nobody is there")
+    answer.silent("still nobody")
+    answer.piece(" two")
+    answer.whole("one two three")
+    told = capsys.readouterr()
+    assert told.out == "one\n two three\n"
+    assert told.err == "still waiting: nobody is there\nstill waiting: still nobody\n"
 
 
 class WithoutModel:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import time
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 from typing import Any
@@ -114,6 +115,13 @@ def test_the_time_to_wait_is_the_persons_to_say(tmp_path: Path) -> None:
     plan = Plan(problem=FITNESS["sphere"], population=4)
     with InProcess({}) as mesh, pytest.raises(WaitTimeoutError):
         run_with(mesh, plan, config=Config(), options=options(tmp_path, timeout_s=0.3))
+
+
+def test_the_search_for_an_orchestrator_is_part_of_the_time(tmp_path: Path) -> None:
+    plan, began = Plan(problem=FITNESS["sphere"], population=4), time.monotonic() - 60.0
+    given = options(tmp_path, timeout_s=60.0)
+    with InProcess({}) as mesh, pytest.raises(WaitTimeoutError):
+        run_with(mesh, plan, config=Config(), options=given, began=began)
 
 
 def test_a_run_is_told_in_spanish_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import _thread
 import argparse
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -152,6 +153,16 @@ def test_a_mesh_without_language_models_says_so_and_keeps_the_time(
     assert "no worker in the mesh runs agent_action" in said.err
     assert "--timeout SECONDS was 1 s" in said.err
     assert "4 unanswered" in said.out
+
+
+def test_the_search_for_an_orchestrator_is_part_of_the_time(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = argparse.Namespace(output=tmp_path, timeout_s=60.0)
+    with InProcess({}) as mesh:
+        began = time.monotonic() - 60.0
+        assert run_with(mesh, PLAN, config=Config(), options=options, began=began) == 1
+    assert "--timeout SECONDS was 60 s" in capsys.readouterr().err
 
 
 def test_a_mesh_in_which_no_worker_can_answer_is_not_waited_for_for_ever(

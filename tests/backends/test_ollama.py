@@ -72,6 +72,27 @@ def test_a_service_that_is_not_there_is_down_and_the_reason_says_what_to_do() ->
     assert "DEEPSEEK_BASE_URL" in seen.reason
 
 
+@pytest.mark.parametrize("host", ["a..b", "x" * 70 + ".lan", "\u2028"])
+def test_a_name_that_no_host_can_have_is_down_too(host: str) -> None:
+    seen = OllamaBackend(f"http://{host}:7100").probe()
+    assert not seen.is_up
+    assert "does not answer" in seen.reason
+
+
+def test_tags_and_chat_are_all_that_is_needed(server: OllamaServer) -> None:
+    server.unknown_paths = frozenset({"/api/ps", "/api/show"})
+    backend = OllamaBackend(server.url)
+    assert backend.probe().models == server.models
+    assert chat(backend).text == "You asked: one two"
+
+
+def test_a_model_that_comes_into_memory_changes_no_offer(server: OllamaServer) -> None:
+    backend = OllamaBackend(server.url)
+    before = backend.probe()
+    server.loaded = server.models
+    assert backend.probe() == before
+
+
 def test_a_service_without_models_is_down(server: OllamaServer) -> None:
     server.models = ()
     seen = OllamaBackend(server.url).probe()
@@ -257,6 +278,50 @@ def test_silence_before_the_first_text_is_a_stall_later_only(
         chat(OllamaBackend(server.url))
     assert time.monotonic() - started >= 0.6
     assert server.caller_left.wait(PATIENCE_S)
+
+
+def test_a_slow_listener_is_no_stall(server: OllamaServer) -> None:
+    done = OllamaBackend(server.url).chat(
+        ChatRequest(messages=({"role": "user", "content": "one two"},)),
+        on_text=lambda text: time.sleep(0.3),
+        is_cancelled=lambda: False,
+        deadline_s=PATIENCE_S,
+        stall_s=0.2,
+    )
+    assert done.text == "You asked: one two"
+
+
+def test_an_answer_begins_while_a_probe_hangs(server: OllamaServer) -> None:
+    backend = OllamaBackend(server.url)
+    assert backend.probe().is_up
+    server.probe_behaviour = "silent"
+    server.has_begun.clear()
+    probing = threading.Thread(target=backend.probe)
+    probing.start()
+    assert server.has_begun.wait(PATIENCE_S)
+    assert chat(backend).text == "You asked: one two"
+    assert probing.is_alive()
+    server.closing.set()
+    probing.join(PATIENCE_S)
+
+
+def test_who_waits_for_a_probe_takes_its_answer(
+    server: OllamaServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ollama, "PROBE_S", 0.5)
+    server.probe_behaviour = "silent"
+    backend = OllamaBackend(server.url)
+
+    def refused() -> None:
+        with pytest.raises(BackendUnavailableError):
+            chat(backend)
+
+    threads = [threading.Thread(target=refused) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(PATIENCE_S)
+    assert len(server.requests) < len(threads)
 
 
 def test_slow_tokens_are_no_stall(server: OllamaServer) -> None:

@@ -548,6 +548,19 @@ def test_what_is_offered_anew_is_told_with_the_next_tick() -> None:
     assert (beat.task_types, beat.models) == (["noop", "echo"], ["llama"])
 
 
+def test_what_is_offered_anew_before_the_welcome_is_told_right_after_it() -> None:
+    session = _session()
+    (hello,) = _sent(session.link_up("a", 0.0))
+    assert isinstance(hello, WorkerHello)
+    session.offer(["noop"], [], "no model is there")
+    session.receive(_welcome(), "a", 0.1)
+    assert session.next_deadline() <= 0.1
+    (beat,) = _sent(session.tick(0.1))
+    assert isinstance(beat, Heartbeat)
+    assert beat.trouble == "no model is there"
+    assert not _sent(session.tick(0.2))
+
+
 def test_a_link_that_is_down_is_left_alone_and_one_refused_waits() -> None:
     session = _session()
     _join(session)

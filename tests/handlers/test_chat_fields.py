@@ -28,6 +28,12 @@ QUESTION: dict[str, Any] = {"messages": [{"role": "user", "content": "How are yo
         ({"images": [""]}, r"images\[0\]: expected a picture"),
         ({"tool_calls": [{"name": "x"}]}, r"tool_calls: expected a list"),
         ({"tool_calls": [{"function": {"name": "x", "arguments": "{"}}]}, r"tool_calls: expected"),
+        ({"tool_calls": [{"function": {"name": "x", "arguments": '{"a": NaN}'}}]}, "tool_calls:"),
+        (
+            {"tool_calls": [{"function": {"name": "x", "arguments": '{"a": "\\ud83d"}'}}]},
+            "tool_calls:",
+        ),
+        ({"tool_calls": [{"function": {"name": "x", "arguments": '{"a": 1e999}'}}]}, "tool_calls:"),
         ({"thinking": 1}, r"thinking: expected a text"),
         ({"content": [{"type": "text"}]}, r"content: expected a text"),
         ({"content": None}, r"content: expected a text"),
@@ -50,7 +56,7 @@ def test_what_a_message_cannot_carry_is_refused(message: dict[str, Any], said: s
         ({"options": [1]}, "options: expected an object"),
         ({"options": {"stop": {}}}, r"options\.stop: expected"),
         ({"options": {"temperature": 1}, "temperature": 1}, "temperature: given twice"),
-        ({"options": {"num_predict": -1}}, "num_predict: expected"),
+        ({"options": {"num_predict": -1}}, r"options\.num_predict: expected .* to 10000000"),
         ({"think": "very"}, "think: expected"),
         ({"keep_alive": []}, "keep_alive: expected"),
         ({"model_strict": "yes"}, "model_strict: expected true or false"),
@@ -74,6 +80,23 @@ def test_null_is_the_same_as_nothing() -> None:
     request = agent_request(nothing | {"messages": [message], "stop": None})
     assert request.messages == ({"role": "user", "content": "x"},)
     assert (request.more, request.options, request.model) == ({}, {}, None)
+
+
+def test_a_language_may_be_null() -> None:
+    assert code_request({"prompt": "x", "language": None}) == code_request({"prompt": "x"})
+
+
+def test_base64_may_be_folded_and_a_call_be_without_arguments() -> None:
+    call = {"function": {"name": "now"}}
+    message = {"role": "assistant", "images": ["aGVs\r\nbG8=\n"], "tool_calls": [call]}
+    (checked,) = agent_request({"messages": [message]}).messages
+    assert checked["images"] == ["aGVsbG8="]
+    assert checked["tool_calls"] == [{"function": {"name": "now", "arguments": {}}}]
+
+
+def test_whether_the_answer_streams_changes_nothing_and_stops_nothing() -> None:
+    assert agent_request(QUESTION | {"stream": False}) == agent_request(QUESTION)
+    assert ignored_fields(QUESTION | {"stream": False}, AGENT_FIELDS) == ["stream"]
 
 
 def test_a_model_that_is_a_must_is_one() -> None:

@@ -285,11 +285,13 @@ def test_a_model_that_is_a_must_and_not_there_names_the_installed_ones(
         ("mine", "Ollama's cloud"),
     ],
 )
-def test_a_model_that_can_never_chat_here_is_refused_clearly(
+def test_a_model_that_can_never_chat_here_is_refused_as_a_must_and_replaced_as_a_wish(
     server: OllamaServer, wished: str, why: str
 ) -> None:
     server.models = ("nomic-embed-text:latest", "mine:latest", "qwen2.5:3b")
     server.remote_hosts["mine:latest"] = "https://ollama.com:443"
     with pytest.raises(InvalidTaskError, match=f"{why}.*models to chat with: qwen2.5:3b"):
-        run(server, "agent_action", QUESTION | {"model": wished})
+        run(server, "agent_action", QUESTION | {"model": wished, "model_strict": True})
     assert server.chats == []
+    result = run(server, "agent_action", QUESTION | {"model": wished})
+    assert (result["model"], result["model_requested"]) == ("qwen2.5:3b", wished)

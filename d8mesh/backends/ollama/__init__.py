@@ -126,8 +126,8 @@ class OllamaBackend:
         Without `stall_s` it is `STALL_S`, and `FIRST_TEXT_S` before the first text.
 
         Raises:
-            InvalidTaskError: the model wished for cannot chat, is one of Ollama's cloud, or is a
-                must and not installed.
+            InvalidTaskError: the model is a must and not offered here (not installed, one that
+                cannot chat, or one of Ollama's cloud), or lacks a capability that is needed.
             TaskCancelledError: `is_cancelled` said so.
             BackendUnavailableError: Ollama is down, busy (503) or has no models.
             BackendStalledError: no text came for too long.
@@ -154,15 +154,16 @@ class OllamaBackend:
             while not answer.is_complete:
                 if is_cancelled():
                     raise TaskCancelledError
-                watch.check(time.monotonic())
+                watch.check_deadline(time.monotonic())
                 part = stream.next(LOOK_S)
-                if part is None:
-                    continue
-                text = answer.add(part)
-                if text or part.is_sign_of_life:
-                    watch.hear(time.monotonic())
+                text = "" if part is None else answer.add(part)
                 if text:
                     on_text(text)
+                if part is not None and part.is_sign_of_life:
+                    # After the listener has had it: the time that it takes is no silence.
+                    watch.hear(time.monotonic())
+                else:
+                    watch.check_silence(time.monotonic())
         except BackendError:
             self._seen = None  # it may have gone, or the model with it
             raise
@@ -178,16 +179,15 @@ class OllamaBackend:
         """Return the address and the model for what asks for `requested`."""
         offer = self._offer()
         found = _match(requested or "", offer.models)
-        if found is None and requested:
-            _refuse_unfit(requested, offer)
-            if is_strict:
-                offer = self._offer(is_fresh=True)  # it may have been pulled just now
-                found = _match(requested, offer.models)
-                if found is None:
-                    raise InvalidTaskError(
-                        f"model_strict: the model {requested!r} is not installed here, and no "
-                        f"worker of the mesh offers it; installed: {_named(offer.models)}"
-                    )
+        if found is None and requested and is_strict:
+            offer = self._offer(is_fresh=True)  # it may have been pulled just now
+            found = _match(requested, offer.models)
+            if found is None:
+                _refuse_unfit(requested, offer)
+                raise InvalidTaskError(
+                    f"model_strict: the model {requested!r} is not installed here, and no "
+                    f"worker of the mesh offers it; installed: {_named(offer.models)}"
+                )
         if found is not None:
             if lacks := _lacks(found, needs, offer):
                 raise InvalidTaskError(f"model: {found!r} {lacks}")
@@ -200,15 +200,26 @@ class OllamaBackend:
 
     def _offer(self, *, is_fresh: bool = False) -> Availability:
         """Return what is there, asked for now or not long ago."""
-        with self._lock:
-            seen = self._seen
-            is_good = seen is not None and time.monotonic() - seen[0] < PROBE_AGE_S
-            if seen is not None and is_good and seen[1].is_up and not is_fresh:
-                return seen[1]
-            offer = self._probe()
+        offer = None if is_fresh else self._recent()
+        if offer is None:
+            asked_at = time.monotonic()
+            with self._lock:
+                seen = self._seen
+                is_told = seen is not None and seen[0] >= asked_at  # who held the lock has asked
+                if seen is not None and is_told and not (is_fresh and seen[1].is_up):
+                    offer = seen[1]
+                else:
+                    offer = self._probe()
         if not offer.is_up:
             raise BackendUnavailableError(offer.reason)
         return offer
+
+    def _recent(self) -> Availability | None:
+        """Return what was there not long ago, without waiting for a probe that hangs."""
+        seen = self._seen
+        if seen is None or not seen[1].is_up or time.monotonic() - seen[0] >= PROBE_AGE_S:
+            return None
+        return seen[1]
 
     def _probe(self) -> Availability:
         found: Availability | None = None
@@ -220,8 +231,8 @@ class OllamaBackend:
             except BackendAnswerError as error:
                 problems.append(str(error))
                 continue
-            except (OSError, http.client.HTTPException) as error:
-                silent[url] = _why_silent(error)
+            except (OSError, http.client.HTTPException, UnicodeError) as error:
+                silent[url] = _why_silent(error)  # UnicodeError: a name that no host can have
                 continue
             if seen.is_up:
                 found = seen
@@ -283,7 +294,7 @@ def _lacks(name: str, needs: frozenset[str], offer: Availability) -> str:
 
 
 def _refuse_unfit(requested: str, offer: Availability) -> None:
-    """Fail clearly rather than let another model answer for one that never could."""
+    """Say of a model that is a must why it can never answer here."""
     found = _match(requested, tuple(offer.unfit))
     why = "" if found is None else offer.unfit[found]
     if not why and is_cloud_name(requested):
@@ -292,7 +303,8 @@ def _refuse_unfit(requested: str, offer: Availability) -> None:
         why = IS_EMBEDDING
     if why:
         raise InvalidTaskError(
-            f"model: {requested!r} {why}; models to chat with: {_named(offer.models)}"
+            f"model_strict: the model {requested!r} {why}; "
+            f"models to chat with: {_named(offer.models)}"
         )
 
 
@@ -329,12 +341,14 @@ class _Watch:
     def hear(self, now: float) -> None:
         self._heard, self._patience_s = now, self._later_s
 
-    def check(self, now: float) -> None:
+    def check_deadline(self, now: float) -> None:
         if now - self._started >= self._deadline_s:
             raise BackendDeadlineError(
                 f"the answer was not complete after {max(self._deadline_s, 0):.0f} s: "
                 "raise deadline_s or TASK_TIMEOUT, or ask for fewer max_tokens"
             )
+
+    def check_silence(self, now: float) -> None:
         if now - self._heard >= self._patience_s:
             raise BackendStalledError(f"Ollama sent no text for {self._patience_s:g} s")
 

@@ -74,10 +74,13 @@ class Catalogue:
             BackendAnswerError: what answers is no Ollama.
             OSError: nothing answers; so does `http.client.HTTPException`.
         """
+        known, self._shown = self._shown, {}  # of one that does not answer nothing is kept:
+        # it may come back as a newer one, which tells more
         rows = _rows_in(ask_json(url, "/api/tags", within_s=within_s))
-        loaded = _rows_in(ask_json(url, "/api/ps", within_s=within_s))
+        loaded: Mapping[str, Mapping[str, Any]] = {}
+        with contextlib.suppress(BackendAnswerError):  # older ones, and others like it, lack it
+            loaded = _rows_in(ask_json(url, "/api/ps", within_s=within_s))
         until = time.monotonic() + within_s
-        known, self._shown = self._shown, {}
         models: list[str] = []
         unfit: dict[str, str] = {}
         capabilities: dict[str, frozenset[str]] = {}
@@ -85,9 +88,9 @@ class Catalogue:
             key = (url, name, str(row.get("digest") or row.get("modified_at")))
             shown = _shown_in(row)
             if not shown.capabilities and not shown.is_remote:
-                shown = known.get(key) or _asked(url, name, until=until) or shown
-                if shown.capabilities:
-                    self._shown[key] = shown
+                told = known.get(key) or _asked(url, name, until=until)
+                if told is not None:  # also that it tells nothing
+                    self._shown[key] = shown = told
             why = why_not(name, shown, _families_in(row))
             if why:
                 unfit[name] = why

@@ -217,21 +217,25 @@ def _error_text(response: httpx.Response) -> str:
 
 def _lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
     """Yield the lines that are not empty, split at newlines alone, and bounded."""
-    rest, total = b"", 0
+    begun, total = bytearray(), 0  # a line that has not ended grows in place, however it is cut
     for chunk in chunks:
+        *lines, rest = chunk.split(b"\n")
+        if lines:
+            lines[0] = bytes(begun) + lines[0]
+            begun.clear()
+        begun += rest
         total += len(chunk)
-        *lines, rest = (rest + chunk).split(b"\n")
-        if total > MAX_WIRE_BYTES or len(rest) > MAX_LINE_BYTES:
+        if total > MAX_WIRE_BYTES or len(begun) > MAX_LINE_BYTES:
             raise BackendTooLargeError("Ollama sent more than an answer may hold")
         yield from filter(bytes.strip, lines)
-    if rest.strip():
-        yield rest
+    if begun.strip():
+        yield bytes(begun)
 
 
 def _part_of(answer: Any) -> Part:
     """Return one line of an answer; `TypeError` and the like if it is none."""
-    if "error" in answer:
-        raise BackendError(f"Ollama failed ({shown(str(answer['error']))})")
+    if (error := answer.get("error")) is not None:
+        raise BackendError(f"Ollama failed ({shown(str(error))})")
     message = answer["message"]
     text, thinking = _text(message.get("content")), _text(message.get("thinking"))
     calls = _rows(message.get("tool_calls"))

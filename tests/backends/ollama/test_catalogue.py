@@ -14,6 +14,7 @@ from d8mesh.backends.ollama.catalogue import (
     Shown,
     why_not,
 )
+from d8mesh.errors import BackendAnswerError
 from tests.ollama_server import OllamaServer
 
 PATIENCE_S = 10.0
@@ -53,6 +54,22 @@ def test_what_a_model_can_do_is_asked_once(server: OllamaServer) -> None:
         catalogue.read(server.url, within_s=PATIENCE_S)
     asked = [body["model"] for path, _, body in server.requests if path == "/api/show"]
     assert sorted(asked) == ["gpt-oss:120b-cloud", "llama3:8b", "nomic-embed-text:latest"]
+
+
+def test_an_ollama_that_tells_nothing_is_asked_again_when_it_comes_back(
+    server: OllamaServer,
+) -> None:
+    server.capabilities, server.models = None, ("old:1b",)
+    catalogue = Catalogue()
+    for _ in range(3):
+        assert not catalogue.read(server.url, within_s=PATIENCE_S).capabilities["old:1b"]
+    assert [path for path, _, _ in server.requests].count("/api/show") == 1
+    server.probe_behaviour = "error"
+    with pytest.raises(BackendAnswerError):
+        catalogue.read(server.url, within_s=PATIENCE_S)
+    server.probe_behaviour, server.capabilities = "ok", {"old:1b": ["completion", "vision"]}
+    found = catalogue.read(server.url, within_s=PATIENCE_S)
+    assert found.capabilities["old:1b"] == {"completion", "vision"}
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from d8mesh.backends.ollama.stream import Part, Stream, shown
+from d8mesh.backends.ollama.stream import MAX_LINE_BYTES, Part, Stream, _lines, shown
 from d8mesh.errors import (
     BackendAnswerError,
     BackendError,
@@ -109,6 +109,14 @@ def test_an_answer_cut_anywhere_by_the_network_is_put_together(server: OllamaSer
     server.is_ascii, server.write_bytes = False, 3
     server.answer = lambda messages: SEPARATORS
     assert "".join(part.text for part in parts_of(server)) == SEPARATORS
+
+
+def test_a_long_line_in_the_smallest_pieces_costs_no_more_than_its_length() -> None:
+    line = b"x" * (MAX_LINE_BYTES - 1)
+    pieces = (line[i : i + 1] for i in range(len(line)))
+    started = time.process_time()
+    assert list(_lines([b"a\n\n", *pieces, b"\n", b"b"])) == [b"a", line, b"b"]
+    assert time.process_time() - started < 20  # each piece copied anew: minutes
 
 
 def test_calls_of_tools_thoughts_and_probabilities_come_as_they_were_sent(
