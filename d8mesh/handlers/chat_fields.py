@@ -41,6 +41,13 @@ CODE_FIELDS: Final = _COMMON | {"prompt", "language"}
 MESSAGE_FIELDS: Final = frozenset(
     {"role", "content", "thinking", "images", "tool_calls", "tool_name", "tool_call_id"}
 )
+#: Of a message, what the model would have to see and Ollama has no place for.
+_NO_PLACE: Final = frozenset({"audio", "files", "function_call", "parts"})
+#: Ollama's options that may stand beside the other fields too, as other interfaces have them.
+OPTION_FIELDS: Final = frozenset(
+    {"frequency_penalty", "min_p", "num_ctx", "presence_penalty", "repeat_penalty", "seed", "stop",
+     "top_k", "top_p"}
+)  # fmt: skip
 #: Names of other interfaces, and what says the same here.
 _ELSEWHERE: Final = {
     "content": "a message in messages",
@@ -48,22 +55,13 @@ _ELSEWHERE: Final = {
     "function_call": "no such choice: leave the tools out that shall not be called",
     "images": "images of a message in messages",
     "max_completion_tokens": "max_tokens",
-    "num_ctx": "options.num_ctx",
     "num_predict": "max_tokens",
     "n": "several tasks",
-    "presence_penalty": "options.presence_penalty",
-    "frequency_penalty": "options.frequency_penalty",
-    "repeat_penalty": "options.repeat_penalty",
-    "min_p": "options.min_p",
     "prompt": "a message in messages",
     "reasoning_effort": "think",
     "response_format": "format",
-    "seed": "options.seed",
-    "stop": "options.stop",
     "system": "a message of the role system in messages",
     "tool_choice": "no such choice: leave the tools out that shall not be called",
-    "top_k": "options.top_k",
-    "top_p": "options.top_p",
 }
 
 _CODE_SYSTEM: Final = (
@@ -109,8 +107,14 @@ def code_request(data: Data) -> ChatRequest:
 
 
 def ignored_fields(data: Data, known: frozenset[str]) -> list[str]:
-    """Return the fields of `data` that mean nothing here, in order."""
-    return sorted(str(field)[:MAX_NAME_CHARS] for field in data if field not in known)
+    """Return the fields of `data`, and of the messages in it, that mean nothing here, in order."""
+    found = {str(field)[:MAX_NAME_CHARS] for field in data if field not in known | OPTION_FIELDS}
+    for message in data["messages"] if "messages" in known else ():
+        foreign = (
+            message.keys() - MESSAGE_FIELDS - ({"name"} if message["role"] == "tool" else set())
+        )
+        found |= {f"messages[].{str(key)[:MAX_NAME_CHARS]}" for key in foreign}
+    return sorted(found)
 
 
 def _request(
@@ -165,11 +169,15 @@ def _refuse_twice(field: str, value: object) -> None:
 
 
 def _options(data: Data) -> Mapping[str, Any]:
-    options = data.get("options")
-    if options is None:
-        return {}
+    options = {} if data.get("options") is None else data["options"]
     if not isinstance(options, Mapping) or not all(_is_name(key) for key in options):
         raise InvalidTaskError('options: expected an object, such as {"top_p": 0.9}')
+    beside = {
+        field: data[field] for field in OPTION_FIELDS & data.keys() if data[field] is not None
+    }
+    for field in sorted(beside.keys() & options.keys()):
+        _refuse_twice(field, beside[field])
+    options = {**options, **beside}
     for key, value in options.items():
         is_list = isinstance(value, list) and all(isinstance(item, str) for item in value)
         if not (value is None or is_list or isinstance(value, bool | int | float | str)):
@@ -212,11 +220,10 @@ def _message(message: Any, path: str) -> Mapping[str, Any]:
     given = {key: value for key, value in message.items() if value is not None}
     if role == "tool" and "name" in given:  # as other interfaces call it
         given.setdefault("tool_name", given.pop("name"))
-    unknown = sorted(str(key)[:MAX_NAME_CHARS] for key in given.keys() - MESSAGE_FIELDS)
-    if unknown:
+    for field in sorted(given.keys() & _NO_PLACE):
         known = ", ".join(sorted(MESSAGE_FIELDS))
         raise InvalidTaskError(
-            f"{path}.{unknown[0]}: a message has no such field and the model would not see it; "
+            f"{path}.{field}: a message has no such field and the model would not see it; "
             f"there are {known}"
         )
     if content is None and given.get("tool_calls"):

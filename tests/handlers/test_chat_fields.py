@@ -20,7 +20,6 @@ QUESTION: dict[str, Any] = {"messages": [{"role": "user", "content": "How are yo
 @pytest.mark.parametrize(
     ("message", "said"),
     [
-        ({"name": "bob"}, r"messages\[0\]\.name: a message has no such field"),
         ({"audio": "x"}, r"messages\[0\]\.audio: a message has no such field"),
         ({"images": ["/etc/passwd"]}, r"messages\[0\]\.images\[0\]: expected a picture"),
         ({"images": ["http://x/y.png"]}, r"images\[0\]: expected a picture"),
@@ -47,7 +46,8 @@ def test_what_a_message_cannot_carry_is_refused(message: dict[str, Any], said: s
 @pytest.mark.parametrize(
     ("data", "said"),
     [
-        ({"stop": ["x"]}, r"stop: expected here: options\.stop"),
+        ({"stop": ["x"], "options": {"stop": "y"}}, "stop: given twice, in the data and in"),
+        ({"seed": {}}, r"options\.seed: expected a number"),
         ({"tool_choice": "auto"}, "tool_choice: expected here"),
         ({"system": "be kind"}, "system: expected here: a message of the role system"),
         ({"tools": {}}, "tools: expected a list"),
@@ -106,3 +106,16 @@ def test_a_model_that_is_a_must_is_one() -> None:
 
 def test_fields_that_mean_nothing_are_named_in_order() -> None:
     assert ignored_fields(QUESTION | {"z": 1, "a": None}, AGENT_FIELDS) == ["a", "z"]
+
+
+def test_what_other_interfaces_say_is_handed_on_or_named() -> None:
+    told = [
+        {"role": "user", "content": "hi", "name": "bob", "timestamp": 1.5},
+        {"role": "tool", "content": "42", "name": "answer"},
+    ]
+    data = {"messages": told, "top_p": 0.9, "seed": 7, "stop": ["x"], "options": {"num_ctx": 10}}
+    request = agent_request(data)
+    assert request.options == {"num_ctx": 10, "top_p": 0.9, "seed": 7, "stop": ["x"]}
+    assert request.messages[0] == {"role": "user", "content": "hi"}
+    assert request.messages[1]["tool_name"] == "answer"
+    assert ignored_fields(data, AGENT_FIELDS) == ["messages[].name", "messages[].timestamp"]
