@@ -173,7 +173,7 @@ def _environment() -> dict[str, str]:
     if not os.environ.get("D8_NO_ENV_FILE") and os.path.lexists(file) and not file.is_dir():
         from d8mesh.edge import env_file  # slow to import, and most have no such file
 
-        found = env_file.read(file)
+        found = env_file.read(file, os.environ)
     found |= os.environ
     return found | {"D8_DATA_DIR": str(here.data_folder(found.get("D8_DATA_DIR")))}
 
