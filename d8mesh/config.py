@@ -23,6 +23,8 @@ MAX_PATH_CHARS: Final = 1024
 BROKER_PORT_TRIES: Final = 10
 #: Status ports tried in turn for several workers on one machine: 7200, then 7201 to 7210.
 STATUS_PORT_TRIES: Final = 11
+#: One more than the last port there is.
+PORTS_END: Final = 65_536
 #: What older D8 files carry; far too small for a night's batch.
 LEGACY_QUEUE_SIZE: Final = 1000
 
