@@ -97,8 +97,11 @@ def _run(arguments: Sequence[str]) -> int:
         _apply_settings(command, options)
         os.environ[STARTED_AS] = command_name()
         words.use(_language_of(os.environ))  # until `.env` has been read
-        config = Config() if command.ignores_settings else Config.from_env(_environment())
-        words.use(config.lang or _language_of(_environment()))
+        config = Config()
+        if not command.ignores_settings:
+            environment = _environment()
+            config = Config.from_env(environment)
+            words.use(config.lang or _language_of(environment))
         if not command.is_internal:
             for warning in (*config.warnings, *_of_interfaces(config)):
                 terminal.tell(tr("warning: {why}", why=translated(warning)))
