@@ -98,8 +98,11 @@ def _run(arguments: Sequence[str]) -> int:
         _apply_settings(command, options)
         os.environ[STARTED_AS] = command_name()
         words.use(_language_of(os.environ))  # until `.env` has been read
-        config = Config() if command.ignores_settings else Config.from_env(_environment())
-        words.use(config.lang or _language_of(_environment()))
+        config = Config()
+        if not command.ignores_settings:
+            environment = _environment()
+            config = Config.from_env(environment)
+            words.use(config.lang or _language_of(environment))
         # A child's parent has said them; `up` would say each three times.
         if not command.is_internal and not getattr(options, "with_parent", False):
             for warning in (*config.warnings, *_of_interfaces(config)):
@@ -196,7 +199,7 @@ def _environment() -> dict[str, str]:
     if not os.environ.get("D8_NO_ENV_FILE") and os.path.lexists(file) and not file.is_dir():
         from d8mesh.edge import env_file  # slow to import, and most have no such file
 
-        found = env_file.read(file)
+        found = env_file.read(file, os.environ)
     found |= os.environ
     return found | {"D8_DATA_DIR": str(here.data_folder(found.get("D8_DATA_DIR")))}
 

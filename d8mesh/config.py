@@ -23,6 +23,8 @@ MAX_PATH_CHARS: Final = 1024
 BROKER_PORT_TRIES: Final = 10
 #: Status ports tried in turn for several workers on one machine: 7200, then 7201 to 7210.
 STATUS_PORT_TRIES: Final = 11
+#: One more than the last port there is.
+PORTS_END: Final = 65_536
 #: What older D8 files carry; far too small for a night's batch.
 LEGACY_QUEUE_SIZE: Final = 1000
 
@@ -189,7 +191,8 @@ def _names(pattern: str, *, is_printable: bool = False) -> Parser:
 def _folder(text: str) -> str:
     """Take the path of a folder; bytes that are no UTF-8 (as surrogates) cannot be a journal's."""
     text.encode("utf-8")  # raises UnicodeEncodeError, a ValueError
-    if "\0" in text or len(text) > MAX_PATH_CHARS:
+    # Also a "C:\\temp\\new" of `.env`, where double quotes make a tab and a line of it.
+    if re.search(r"[\0-\x1f\x7f]", text) or len(text) > MAX_PATH_CHARS:
         raise ValueError(text)
     return text
 
@@ -252,7 +255,7 @@ SETTINGS: Final[tuple[Setting, ...]] = (
         "1 to 32 of A-Z a-z 0-9 _ -",
     ),
     Setting("D8_BROKER_PORT", "broker_port", _PORT, _PORT_TEXT),
-    Setting("D8_DATA_DIR", "data_dir", _folder, "a folder whose name is UTF-8"),
+    Setting("D8_DATA_DIR", "data_dir", _folder, "a folder, in UTF-8 without control characters"),
     Setting(
         "D8_INTERFACES",
         "interfaces",
@@ -304,7 +307,7 @@ def _warnings(env: Mapping[str, str], values: Mapping[str, object]) -> list[str]
     found: list[str] = []
     known = [setting.variable for setting in SETTINGS]
     for name in sorted(set(env) - NAMES):
-        upper = name.upper()
+        upper = re.sub(r"[^A-Z0-9]", "_", name.upper())  # D8-MESH-KEY, D8.MESH.KEY
         is_ours = upper.startswith("D8_")
         near = difflib.get_close_matches(upper, known, n=1, cutoff=0.6 if is_ours else _NEARNESS)
         if is_ours or near:

@@ -18,12 +18,15 @@ import subprocess
 import traceback
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from pathlib import PurePath
 from typing import Any, Final
 
 import zmq
 
 #: Interfaces that a child may be told: loopback, or a card that there is not.
 CHILD_INTERFACES: Final = re.compile(r"127\.0\.0\.\d+|no-[a-z-]+")
+#: Programs that are d8mesh, beside ``-m d8mesh`` (the launcher is tested with a stand-in of it).
+COMMANDS: Final = frozenset({"d8mesh", "d8mesh.exe"})
 _IP_FAMILIES: Final = (socket.AF_INET, socket.AF_INET6)
 _JOINS: Final = {
     (socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP),
@@ -129,6 +132,7 @@ class Fence:
                 self._refuse("a host of its own in a test that is not marked `namespace`")
             return
         is_ours = any(pair == ("-m", "d8mesh") for pair in itertools.pairwise(words))
+        is_ours = is_ours or not COMMANDS.isdisjoint(PurePath(word).name for word in words[:3])
         is_ours = is_ours and not {"--version", "--help"} & set(words)  # those only print
         env: Mapping[str, str] = os.environ if named.get("env") is None else named["env"]
         told = [word.partition("=")[2] for word in words if "D8_INTERFACES=" in word]

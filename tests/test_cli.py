@@ -186,6 +186,12 @@ def test_a_line_of_the_file_that_cannot_be_read_stops_everything(
     assert seen == []
 
 
+def test_a_command_that_ignores_the_settings_reads_no_file(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text('D8_MESH_KEY="0123456789abcdef\n', "utf-8")
+    assert main(["test", "-q"]) == 0
+    assert seen[0][0] == Config()
+
+
 def test_without_arguments_given_those_of_the_process_are_taken(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -77,7 +77,10 @@ def test_each_service_passes_on_settings_that_there_are(name: str) -> None:
     fixed = {key: str(value) for key, value in settings.items() if value is not None}
     assert Config.from_env(fixed).warnings == ()
     role = SERVICES[name]["command"].split()[0]
-    wanted = {"orchestrator": {"D8_MESH_KEY", "D8_ALLOWED_HOSTS"}, "worker": {"DEEPSEEK_MODEL"}}
+    wanted = {
+        "orchestrator": {"D8_MESH_KEY", "D8_ALLOWED_HOSTS"},
+        "worker": {"DEEPSEEK_MODEL", "D8_MESH_KEY"},
+    }
     assert wanted[role] <= set(settings)
 
 

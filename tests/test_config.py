@@ -51,6 +51,7 @@ BAD_VALUES = [
     ("D8_INTERFACES", "eth\x1b[31m"),
     ("D8_INTERFACES", "caf\udce9"),
     ("D8_DATA_DIR", "/srv/caf\udce9"),
+    ("D8_DATA_DIR", "C:\temp\new"),  # as double quotes of `.env` make it of a Windows path
     ("D8_DATA_DIR", "a" * 1025),
     ("D8_INTERFACES", ","),
     ("D8_ALLOWED_HOSTS", ",,"),
@@ -140,6 +141,8 @@ def test_an_unknown_variable_of_ours_is_warned_of_with_the_nearest_name() -> Non
         ("ORCHESTRATR_URL", "ORCHESTRATOR_URL"),
         ("d8_mesh_key", "D8_MESH_KEY"),
         ("D8MESH_KEY", "D8_MESH_KEY"),
+        ("D8-MESH-KEY", "D8_MESH_KEY"),
+        ("d8.mesh.key", "D8_MESH_KEY"),
     ],
 )
 def test_a_name_that_is_nearly_one_of_ours_is_warned_of(name: str, meant: str) -> None:

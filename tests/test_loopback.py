@@ -88,8 +88,16 @@ def test_no_name_service_is_asked() -> None:
 
 
 @pytest.mark.parametrize("interfaces", ["", "eth0", "192.168.1.1"])
-def test_a_child_beyond_loopback_is_refused(fence: Fence, interfaces: str) -> None:
-    command = [sys.executable, "-m", "d8mesh", "status"]
+@pytest.mark.parametrize(
+    "command",
+    [
+        [sys.executable, "-m", "d8mesh", "status"],
+        ["/nowhere/bin/d8mesh", "status"],
+    ],
+)
+def test_a_child_beyond_loopback_is_refused(
+    fence: Fence, interfaces: str, command: list[str]
+) -> None:
     with pytest.raises(OSError, match="a d8mesh child with D8_INTERFACES="):
         subprocess.run(command, env={**os.environ, "D8_INTERFACES": interfaces}, check=False)
     assert len(fence.broken) == 1

@@ -32,7 +32,7 @@ def require(data: Path, *rooms: str) -> None:
             found = next((each for each in _all_in(folder) if not _is_writable(each)), None)
             why = "" if found is None else f"not writable: {str(found)[:200]}{_whose(found)}"
         except OSError as error:
-            why = f"{error.strerror or error}: {str(folder)[:200]}{_whose_is_above(folder)}"
+            why = f"{error.strerror or error}: {str(folder)[:200]}{_whose_is_above(data, folder)}"
         if why:
             raise ConfigError(
                 f"D8_DATA_DIR={str(data)[:200]!r}: expected a folder that can be written ({why})"
@@ -61,10 +61,12 @@ def _is_writable(path: Path) -> bool:
     return not path.is_file() or os.access(path, os.W_OK | os.R_OK)
 
 
-def _whose_is_above(folder: Path) -> str:
-    """Tell of the nearest folder above that is there."""
+def _whose_is_above(data: Path, folder: Path) -> str:
+    """Tell of the nearest folder above that is there; one above `data` is nobody's to give."""
     there = next((each for each in (folder, *folder.parents) if os.path.lexists(each)), folder)
-    return _whose(there)
+    if there.is_relative_to(data):
+        return _whose(there)
+    return f", as {str(there)[:200]} may not be written: set another D8_DATA_DIR"
 
 
 def _whose(path: Path) -> str:

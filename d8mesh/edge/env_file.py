@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final
 
-from dotenv import dotenv_values
 from dotenv.parser import Binding, parse_stream
+from dotenv.variables import Variable, parse_variables
 
 from d8mesh.config import NAMES
 from d8mesh.errors import ConfigError
@@ -39,22 +40,27 @@ _FOREIGN: Final = (
 _UTF_16: Final = (b"\xff\xfe", b"\xfe\xff")
 
 
-def read(file: Path) -> dict[str, str]:
+def read(file: Path, environment: Mapping[str, str] = MappingProxyType({})) -> dict[str, str]:
     """Return the variables of the file.
+
+    Args:
+        file: it.
+        environment: what `${NAME}` in a value stands for, beside the variables further up.
 
     Raises:
         ConfigError: it cannot be read, or a line of it cannot: a line for each, with the file,
             the number of the line, what was seen and what is expected.
     """
-    text = _text_of(file)
-    problems = [f"{file}, line {line}: {why}" for line, why in _problems(text)]
+    bindings = list(parse_stream(io.StringIO(_text_of(file))))
+    found: dict[str, str] = {}
+    wrong = [*_problems(bindings), *_fill(found, bindings, environment)]
+    problems = [f"{file}, line {line}: {why}" for line, why in sorted(wrong)]
     if problems:
         told = problems[:MAX_TOLD]
         if len(problems) > MAX_TOLD:
             told.append(f"{file}: {len(problems) - MAX_TOLD} more lines cannot be read")
         raise ConfigError("\n".join(told))
-    found = dotenv_values(stream=io.StringIO(text))
-    return {name: value for name, value in found.items() if value is not None}
+    return found
 
 
 def _text_of(file: Path) -> str:
@@ -90,15 +96,35 @@ def _is_utf_16(content: bytes) -> bool:
     return content.startswith(_UTF_16) or zeros * 2 >= len(content) - 1
 
 
-def _problems(text: str) -> Iterator[tuple[int, str]]:
+def _problems(bindings: list[Binding]) -> Iterator[tuple[int, str]]:
     """Yield the number of each line that cannot be taken as it stands, and why."""
-    for binding in parse_stream(io.StringIO(text)):
-        string = binding.original.string
-        blank = string[: len(string) - len(string.lstrip())]
-        line = binding.original.line + len(re.findall(r"\r\n|\n|\r", blank))
-        why = _wrong_with(binding, string.strip())
+    for binding in bindings:
+        why = _wrong_with(binding, binding.original.string.strip())
         if why:
-            yield line, why
+            yield _line_of(binding), why
+
+
+def _fill(
+    found: dict[str, str], bindings: list[Binding], environment: Mapping[str, str]
+) -> Iterator[tuple[int, str]]:
+    """Put the values into `found`; yield the lines of ours that would come out with a hole."""
+    known = dict(environment)
+    for binding in bindings:
+        if binding.key is None or binding.value is None:
+            continue
+        atoms = list(parse_variables(binding.value))
+        named = [each for each in atoms if isinstance(each, Variable) and each.default is None]
+        if binding.key in NAMES and not all(known.get(each.name) for each in named):
+            why = "its value names a variable as ${…} that is not set"
+            hint = "expected one that is, or ${NAME:-what else}"
+            yield _line_of(binding), f"{binding.key}: {why}, {hint}"
+        found[binding.key] = known[binding.key] = "".join(each.resolve(known) for each in atoms)
+
+
+def _line_of(binding: Binding) -> int:
+    string = binding.original.string
+    blank = string[: len(string) - len(string.lstrip())]
+    return binding.original.line + len(re.findall(r"\r\n|\n|\r", blank))
 
 
 def _wrong_with(binding: Binding, shown: str) -> str:

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Final
 
 from d8mesh import __version__
-from d8mesh.config import BROKER_PORT_TRIES, Config
+from d8mesh.config import BROKER_PORT_TRIES, PORTS_END, Config
 from d8mesh.core.addresses import LOOPBACK, is_admissible, is_loopback
 from d8mesh.core.codec import decode_to_broker, encode
 from d8mesh.core.dispatcher import Dispatcher
@@ -93,7 +93,7 @@ class Broker:
         self._config, self._folder, self._web_port = config, folder, web_port
         self._journal = Journal(folder / JOURNAL_NAME)
         self._waker = Waker()
-        ports = range(config.broker_port, config.broker_port + BROKER_PORT_TRIES)
+        ports = range(config.broker_port, min(config.broker_port + BROKER_PORT_TRIES, PORTS_END))
         try:
             self._router = RouterEndpoint(
                 _listens_on(config.web_host),

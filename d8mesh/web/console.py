@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from d8mesh.config import Config
+from d8mesh.core.addresses import is_loopback
 from d8mesh.edge.network import usable_addresses
 from d8mesh.edge.terminal import say as print_line
 from d8mesh.program import command_name
@@ -19,6 +19,8 @@ from d8mesh.words import tr
 _NAMES: Final = {"broker": "broker", "web": "REST process"}
 #: Addresses named; a machine with more has them for containers.
 MAX_ADDRESSES: Final = 4
+#: What FLASK_HOST says for all addresses.
+ANY_ADDRESS: Final = ("0.0.0.0", "::")
 
 
 class Console:
@@ -52,10 +54,7 @@ class Console:
         addresses = addresses_of(self._config)
         urls = [url_of(address, web_port) for address in addresses]
         self._row(tr("open"), *(f"{url}/health" for url in urls))
-        if all(_is_loopback(address) for address in addresses):
-            self._row(tr("other machines"), tr("cannot reach it: it listens on this machine only"))
-        else:
-            self._row(tr("other machines"), *self._hints(urls[0]))
+        self._row(tr("other machines"), *self._hints(addresses[0], urls[0]))
         self._row(tr("data"), str(self._folder))
         self._row(tr("logs"), str(self._folder / "logs"))
 
@@ -109,7 +108,15 @@ class Console:
         """Say that it has ended."""
         self._say(tr("orchestrator stopped"))
 
-    def _hints(self, url: str) -> Iterator[str]:
+    def _hints(self, address: str, url: str) -> Iterator[str]:
+        if is_loopback(address):
+            if self._config.web_host not in ANY_ADDRESS:
+                yield tr("cannot reach it: it listens on this machine only")
+            elif self._config.interfaces:
+                yield tr("do not find it by themselves: D8_INTERFACES names this machine only")
+            else:
+                yield tr("cannot reach it now: this machine is in no network")
+            return
         program, mesh = command_name(), self._config.mesh
         own_mesh = "" if mesh == Config().mesh else f"D8_MESH={mesh} "
         yield f"{own_mesh}{program} worker"
@@ -125,7 +132,7 @@ class Console:
 def addresses_of(config: Config) -> Sequence[str]:
     """Return the addresses at which the REST of this machine can be opened."""
     host = config.web_host
-    if host not in ("0.0.0.0", "::"):
+    if host not in ANY_ADDRESS:
         return ["127.0.0.1" if host == "localhost" else host]
     found = [each.address for each in usable_addresses(config.interfaces)]
     return found[:MAX_ADDRESSES] or ["127.0.0.1"]
@@ -144,10 +151,3 @@ def ending(code: int) -> str:
         return tr("killed by {signal}", signal=signal.Signals(-code).name)
     except ValueError:
         return tr("killed by {signal}", signal=f"signal {-code}")
-
-
-def _is_loopback(address: str) -> bool:
-    try:
-        return ipaddress.ip_address(address).is_loopback
-    except ValueError:
-        return False

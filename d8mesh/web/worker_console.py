@@ -16,9 +16,11 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final, Protocol
 
 from d8mesh.backends import Availability
+from d8mesh.core.addresses import LOOPBACK
 from d8mesh.edge.logs import escape
 from d8mesh.edge.terminal import say
 from d8mesh.program import command_name
+from d8mesh.web.console import url_of
 from d8mesh.words import tr, translated
 
 #: How often an orchestrator is looked for while there is none, to say so.
@@ -89,13 +91,21 @@ class Console:
 
     # ------------------------------------------------------------------- what happens
 
-    def begin(self, *, folder: object, interfaces: str, wanted: str | None = None) -> None:
+    def begin(
+        self,
+        *,
+        folder: object,
+        interfaces: str,
+        wanted: str | None = None,
+        host: str = LOOPBACK,
+    ) -> None:
         """Say who the worker is, what it offers, and where it looks.
 
         Args:
             folder: its data folder.
             interfaces: that mDNS uses, for people.
             wanted: the id that it was given, if any; it may have got another.
+            host: where its status page can be opened.
         """
         status = self._worker.status()
         self._name = str(status["worker_id"])
@@ -115,8 +125,8 @@ class Console:
         types = _named(status["task_types"])
         self._tell(tr("takes {tasks} at once: {types}", tasks=_tasks(slots), types=types))
         if status["status_port"]:
-            url = f"http://127.0.0.1:{status['status_port']}/health"
-            self._tell(tr("status page: {url}", url=url))
+            url = url_of(host, status["status_port"])
+            self._tell(tr("status page: {url}", url=f"{url}/health"))
         self._tell(self._where_it_looks(interfaces))
         now = self._clock()
         self._alone_since, self._remind_at = now, now + PATIENCE_S

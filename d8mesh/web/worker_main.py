@@ -16,7 +16,8 @@ from typing import Final
 
 from d8mesh.backends import Availability, Backend
 from d8mesh.backends.ollama import DEFAULT_URLS, OllamaBackend
-from d8mesh.config import STATUS_PORT_TRIES, Config
+from d8mesh.config import PORTS_END, STATUS_PORT_TRIES, Config
+from d8mesh.core.addresses import LOOPBACK
 from d8mesh.edge import data_folder, logs
 from d8mesh.edge.logs import event
 from d8mesh.edge.network import usable_addresses
@@ -25,6 +26,7 @@ from d8mesh.handlers.echo import echo
 from d8mesh.handlers.genetic import evolution_crossover, evolution_mutation
 from d8mesh.handlers.llm import llm_handlers
 from d8mesh.nodes.worker import Worker
+from d8mesh.web.console import ANY_ADDRESS, addresses_of
 from d8mesh.web.failure_console import FailureConsole
 from d8mesh.web.parent import end_with_parent
 from d8mesh.web.status import StatusServer
@@ -72,7 +74,7 @@ def run(config: Config, options: argparse.Namespace) -> int:
         max_tokens=config.max_tokens,
         temperature=config.temperature,
     )
-    with _status_page(config, worker):
+    with _status_page(config, worker, console):
         probe = Probe(worker, backend, on_change=console.backend, warn=_warner(console))
         threads = [
             threading.Thread(target=probe.run, args=(stop,), name="probe", daemon=True),
@@ -81,7 +83,10 @@ def run(config: Config, options: argparse.Namespace) -> int:
 
         def start_threads() -> None:
             console.begin(
-                folder=config.data_dir, interfaces=_interfaces(config), wanted=config.worker_id
+                folder=config.data_dir,
+                interfaces=_interfaces(config),
+                wanted=config.worker_id,
+                host=LOOPBACK if config.web_host in ANY_ADDRESS else addresses_of(config)[0],
             )
             for thread in threads:
                 thread.start()
@@ -193,9 +198,9 @@ def _refuse_cloud(kind: str, config: Config) -> None:
 
 
 @contextlib.contextmanager
-def _status_page(config: Config, worker: Worker) -> Iterator[None]:
+def _status_page(config: Config, worker: Worker, console: Console) -> Iterator[None]:
     """Serve the status page; without a free port the worker works all the same."""
-    ports = range(config.status_port, config.status_port + STATUS_PORT_TRIES)
+    ports = range(config.status_port, min(config.status_port + STATUS_PORT_TRIES, PORTS_END))
     server: StatusServer | None = None
     try:
         server = StatusServer(
@@ -203,6 +208,7 @@ def _status_page(config: Config, worker: Worker) -> Iterator[None]:
         )
     except (OSError, D8Error) as error:
         event(_log, logging.WARNING, "status.none", error=str(error))
+        console.notice(str(error))
     if server is not None:
         worker.show_status_at(server.port)
         if hasattr(server, "start"):

@@ -37,10 +37,6 @@ def test_what_cannot_be_a_folder_names_the_variable(tmp_path: Path, path: str) -
 NOBODY = 65534
 AS_NOBODY = """
 import os, sys
-import os
-import subprocess
-import sys
-import tempfile
 from pathlib import Path
 from d8mesh.edge import data_folder
 from d8mesh.errors import ConfigError
@@ -52,9 +48,25 @@ except ConfigError as error:
 """
 
 
-@pytest.mark.skipif(
+def told_to_nobody(data: Path) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", AS_NOBODY.format(nobody=NOBODY), str(data)],
+        capture_output=True,
+        encoding="utf-8",
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    (line,) = done.stdout.splitlines()
+    return line
+
+
+as_root = pytest.mark.skipif(
     sys.platform == "win32" or os.geteuid() != 0, reason="only the superuser becomes another"
 )
+
+
+@as_root
 @pytest.mark.parametrize("place", ["logs/web.log", "workers/1/id", "orchestrator/journal.db"])
 def test_what_a_start_as_root_left_is_told_with_its_owner(place: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
@@ -64,18 +76,19 @@ def test_what_a_start_as_root_left_is_told_with_its_owner(place: str) -> None:
         for each in (data, *data.rglob("*")):
             os.chown(each, NOBODY, NOBODY)
         (data / place).write_text("", "utf-8")
-        done = subprocess.run(
-            [sys.executable, "-c", AS_NOBODY.format(nobody=NOBODY), str(data)],
-            capture_output=True,
-            encoding="utf-8",
-            timeout=60,
-            check=False,
-        )
-    assert done.returncode == 0, done.stderr
-    (line,) = done.stdout.splitlines()
+        line = told_to_nobody(data)
     assert line.startswith(f"D8_DATA_DIR={str(data)!r}: expected a folder that can be written")
     assert str(data / place) in line
     assert "which belongs to root: give it to this user" in line
+
+
+@as_root
+def test_nobody_is_told_to_take_over_what_lies_above_the_data_folder() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        line = told_to_nobody(Path(folder) / "no" / "home")
+    assert f"as {folder} may not be written: set another D8_DATA_DIR" in line
+    assert "chown" not in line
 
 
 def test_a_name_that_is_no_utf_8_is_told(tmp_path: Path) -> None:

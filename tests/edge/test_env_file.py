@@ -89,6 +89,47 @@ def test_a_forgotten_quote_that_a_later_line_closes_is_told(file: Path) -> None:
     assert told.startswith(f"{file}, line 1: D8_MESH_KEY: ")
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "D8_MESH_KEY=${VAULT_KEY}",
+        "D8_MESH_KEY=abc${x}def0123456789abcdef",
+        "D8_MESH_KEY='abc${x}def0123456789abcdef'",
+        "D8_MESH_KEY=${EMPTY}",
+        "OTHER=${VAULT_KEY}\nD8_MESH_KEY=${OTHER}",
+        "D8_MESH_KEY=${LATER}\nLATER=0123456789abcdef",
+    ],
+)
+def test_a_setting_whose_variable_is_not_set_is_told_and_never_left_out(
+    file: Path, text: str
+) -> None:
+    file.write_text(text, "utf-8")
+    line = text[: text.index("D8_MESH_KEY")].count("\n") + 1
+    with pytest.raises(ConfigError) as caught:
+        env_file.read(file, {"EMPTY": ""})
+    told = str(caught.value)
+    assert told.startswith(
+        f"{file}, line {line}: D8_MESH_KEY: its value names a variable as ${{…}}"
+    )
+    assert "VAULT_KEY" not in told
+    assert "abc" not in told
+
+
+def test_variables_in_values_are_filled_in_from_above_and_from_the_environment(file: Path) -> None:
+    file.write_text(
+        "A=1\nFLASK_PORT=700${A}\nD8_MESH=${NAME}\nD8_LANG=${NONE:-es}\nFOREIGN=x${NONE}y\n",
+        "utf-8",
+    )
+    read = env_file.read(file, {"NAME": "lab", "A": "2"})
+    assert read == {
+        "A": "1",
+        "FLASK_PORT": "7001",
+        "D8_MESH": "lab",
+        "D8_LANG": "es",
+        "FOREIGN": "xy",
+    }
+
+
 def test_all_bad_lines_are_told_at_once_within_a_bound(file: Path) -> None:
     assert refusal(file, b"a: 1\nB=2\nc: 3\n").count("\n") == 1
     told = refusal(file, b"junk of some kind\n" * 100).splitlines()

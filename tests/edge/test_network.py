@@ -302,8 +302,10 @@ def test_this_machine_stays_itself() -> None:
 
 class _Health(http.server.BaseHTTPRequestHandler):
     body: bytes = b""
+    proof: str | None = None
 
     def do_GET(self) -> None:
+        type(self).proof = self.headers["Authorization"]
         self.send_response(200)
         self.send_header("Content-Length", str(len(self.body)))
         self.end_headers()
@@ -353,6 +355,26 @@ def test_what_is_no_orchestrator_is_said_so(body: bytes, health: tuple[str, int]
     _Health.body = body
     with pytest.raises(BrokerUnavailableError, match="orchestrator"):
         ask_health(health[0], deadline_s=30)
+
+
+def test_an_orchestrator_with_a_key_is_given_ours(
+    listener: socket.socket, health: tuple[str, int]
+) -> None:
+    url, broker_port = health[0], listener.getsockname()[1]
+    _Health.body = json.dumps({"broker_port": broker_port}).encode()
+    find_way_by_url(url, deadline_s=30, key="0123456789abcdef")
+    assert _Health.proof == "Bearer 0123456789abcdef"
+    find_way_by_url(url, deadline_s=30)
+    assert _Health.proof is None
+
+
+def test_a_key_that_is_missing_or_another_is_said_so(health: tuple[str, int]) -> None:
+    _Health.body = b'{"error": "this mesh has a key", "code": "access.token"}'
+    with pytest.raises(BrokerUnavailableError, match="has a D8_MESH_KEY, set it here too"):
+        ask_health(health[0], deadline_s=30)
+    with pytest.raises(BrokerUnavailableError, match="another D8_MESH_KEY than this") as caught:
+        ask_health(health[0], deadline_s=30, key="0123456789abcdef")
+    assert "0123456789abcdef" not in str(caught.value)
 
 
 def test_a_url_where_nobody_answers_is_said_so(free_port: int) -> None:

@@ -186,6 +186,18 @@ def test_one_that_listens_on_one_address_is_found_there(machines: Machines) -> N
     assert f"tcp://{boss.address}:7010" in elsewhere.read_text("utf-8")
 
 
+def test_with_a_key_a_url_leads_who_has_it_to_the_orchestrator(machines: Machines) -> None:
+    boss, knows, does_not = machines.lan.hosts
+    key = "0123456789abcdef"
+    machines.start(boss, "orchestrator", D8_MESH_KEY=key)
+    until(lambda: machines.health(boss).get("status") == "healthy", "a healthy orchestrator")
+    by_url = {"ORCHESTRATOR_URL": f"http://{boss.address}:7001", "D8_INTERFACES": "no-card"}
+    stranger = machines.start(does_not, "worker", **by_url)
+    friend = machines.start(knows, "worker", **by_url, D8_MESH_KEY=key)
+    until(lambda: "joined" in friend.read_text("utf-8"), "a worker with the key that joins")
+    assert "joined" not in stranger.read_text("utf-8")
+
+
 def test_with_only_7001_open_all_work_and_move_up_when_7010_opens(machines: Machines) -> None:
     boss, worker, user = machines.lan.hosts
     machines.start(boss, "orchestrator")

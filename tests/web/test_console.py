@@ -60,6 +60,20 @@ def test_what_listens_on_this_machine_only_says_so(host: str, tmp_path: Path) ->
     assert not any("ORCHESTRATOR_URL" in line for line in said)
 
 
+def test_what_listens_everywhere_does_not_say_that_nobody_reaches_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with_addresses(monkeypatch, "127.0.0.1")
+    for config, why in (
+        (Config(interfaces=("lo",)), "do not find it by themselves: D8_INTERFACES names"),
+        (Config(), "cannot reach it now: this machine is in no network"),
+    ):
+        console, said = made(config, tmp_path)
+        console.started("orch-1", web_port=7001, broker_port=7010)
+        (line,) = [line for line in said if line.startswith("  other machines:  ")]
+        assert line.startswith(f"  other machines:  {why}")
+
+
 def test_addresses_are_those_it_listens_on(monkeypatch: pytest.MonkeyPatch) -> None:
     with_addresses(monkeypatch)
     assert addresses_of(Config()) == ["127.0.0.1"]

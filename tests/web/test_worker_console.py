@@ -76,6 +76,12 @@ def test_it_begins_with_who_where_and_what(scene: Scene) -> None:
     ]
 
 
+def test_the_status_page_is_told_where_it_listens() -> None:
+    scene = Scene()
+    scene.console.begin(folder="x", interfaces="", host="fd00::5")
+    assert "status page: http://[fd00::5]:7200/health" in scene.lines
+
+
 def test_joined_lost_and_back_are_told_with_why_and_how_long(scene: Scene) -> None:
     assert scene.said(orchestrators=[AT]) == ["worker bob joined orch-1 at tcp://10.0.0.1:7010"]
     assert scene.said() == []

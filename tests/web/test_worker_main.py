@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import signal
+import socket
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -66,6 +68,21 @@ def test_its_status_page_takes_the_allowed_hosts_and_its_data_is_told(
         connection.request("GET", "/health", headers={"Host": host})
         assert (connection.getresponse().status == 403) == is_refused
         connection.close()
+    child.close_input()
+    assert child.wait(PATIENCE_S) == 0
+
+
+def test_without_a_free_status_port_it_says_so_and_works(running: Mesh) -> None:
+    with socket.socket() as taken:
+        with contextlib.suppress(OSError):  # somebody else has it
+            taken.bind(("127.0.0.1", 65_535))
+            taken.listen()
+        settings = {"WORKER_STATUS_PORT": "65535"}  # there is no port after it
+        child = running.children.start("worker", "worker", settings=settings)
+        until(lambda: any(" joined " in line for line in child.lines), "the worker to join")
+    (line,) = [line for line in child.lines if line.startswith("note: none of the status ports")]
+    assert "65535" in line
+    assert "set WORKER_STATUS_PORT" in line
     child.close_input()
     assert child.wait(PATIENCE_S) == 0
 

@@ -184,8 +184,13 @@ def find_way(
     return None
 
 
-def ask_health(url: str, *, deadline_s: float) -> dict[str, object]:
+def ask_health(url: str, *, deadline_s: float, key: str | None = None) -> dict[str, object]:
     """Return the JSON object of ``GET url/health``, whatever its status.
+
+    Args:
+        url: where a person said that an orchestrator is: it is given the key.
+        deadline_s: for each wait.
+        key: D8_MESH_KEY.
 
     Raises:
         BrokerUnavailableError: nothing answers there, or not as an orchestrator does.
@@ -196,24 +201,28 @@ def ask_health(url: str, *, deadline_s: float) -> dict[str, object]:
     kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
     connection = kind(parts.hostname or "", parts.port, timeout=deadline_s)
     try:
-        connection.request("GET", "/health", headers={"Accept": "application/json"})
+        proof = {} if key is None else {"Authorization": f"Bearer {key}"}
+        connection.request("GET", "/health", headers={"Accept": "application/json", **proof})
         body = json.loads(connection.getresponse().read(MAX_HEALTH_BYTES))
     except (OSError, http.client.HTTPException, ValueError) as error:
         raise BrokerUnavailableError(f"no orchestrator answers at {url}: {error}") from error
     finally:
         connection.close()
+    if isinstance(body, dict) and body.get("code") == "access.token":
+        which = "another D8_MESH_KEY than this machine" if key else "a D8_MESH_KEY, set it here too"
+        raise BrokerUnavailableError(f"the orchestrator at {url} has {which}")
     if not isinstance(body, dict) or not isinstance(body.get("broker_port"), int):
         raise BrokerUnavailableError(f"what answers at {url} is no orchestrator")
     return body
 
 
-def find_way_by_url(url: str, *, deadline_s: float) -> Way:
-    """Return the best way to the orchestrator whose REST is at `url`.
+def find_way_by_url(url: str, *, deadline_s: float, key: str | None = None) -> Way:
+    """Return the best way to the orchestrator whose REST is at `url`; see `ask_health`.
 
     Raises:
         BrokerUnavailableError: nothing answers there, or not as an orchestrator does.
     """
-    port = ask_health(url, deadline_s=deadline_s)["broker_port"]
+    port = ask_health(url, deadline_s=deadline_s, key=key)["broker_port"]
     assert isinstance(port, int)
     host = urlsplit(url).hostname or ""
     found = first_reachable([(host, port)], deadline_s=deadline_s)

@@ -210,7 +210,7 @@ class Dialler:
             return Way(self._endpoint)
         if self._url is not None:
             try:
-                return find_way_by_url(self._url, deadline_s=DIAL_S)
+                return find_way_by_url(self._url, deadline_s=DIAL_S, key=self._config.mesh_key)
             except BrokerUnavailableError as error:
                 self._refused = told(error.__cause__) or str(error)
                 event(_log, logging.DEBUG, "dial.failed", error=str(error))

@@ -156,6 +156,7 @@ class Finder:
         url: ``http://HOST:PORT`` of an orchestrator, or ``tcp://HOST:PORT`` of a broker.
         places: where orchestrators were reached last.
         wake: called when a connection can be taken.
+        key: D8_MESH_KEY, for the orchestrator at `url`.
         written: returns what this machine's orchestrator wrote down, if it did.
 
     Thread: `sighted` from any; the rest on the I/O thread.
@@ -167,13 +168,14 @@ class Finder:
         url: str | None,
         places: Iterable[Place],
         wake: Callable[[], None],
+        key: str | None = None,
         written: Callable[[], Written | None] = lambda: None,
     ) -> None:
         self.links: deque[tuple[str, Connection, Way]] = deque()
         #: broker id -> key of the link, where sessions stand; told by the I/O thread
         self.joined: dict[str, str] = {}
         self.web_ports: dict[str, int | None] = {}
-        self._wake, self._written = wake, written
+        self._wake, self._written, self._key = wake, written, key
         self._known: dict[str, dict[tuple[str, int, int | None], None]] = {}
         self._pursuits: dict[str, Pursuit] = {}
         #: broker id -> what it last said of itself; key of a link -> where it leads
@@ -272,10 +274,10 @@ class Finder:
         if url.startswith("tcp://"):
             return Way(url)
         try:
-            broker_id = str(ask_health(url, deadline_s=DIAL_S).get("broker_id", ""))
+            broker_id = str(ask_health(url, deadline_s=DIAL_S, key=self._key).get("broker_id", ""))
             if self.joined.get(broker_id, url) != url:
                 return None  # mDNS, or the last good address, led there already
-            return find_way_by_url(url, deadline_s=DIAL_S)
+            return find_way_by_url(url, deadline_s=DIAL_S, key=self._key)
         except BrokerUnavailableError as error:
             event(_log, logging.DEBUG, "dial.failed", error=str(error))
             return None

@@ -233,6 +233,7 @@ class Worker:
             url=self._url,
             places=identity.places,
             wake=waker.wake,
+            key=config.mesh_key,
             written=partial(address_file.read, Path(config.data_dir), config.mesh),
         )
         self._slots = slots
