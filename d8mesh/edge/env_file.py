@@ -115,8 +115,8 @@ def _fill(
         atoms = list(parse_variables(binding.value))
         named = [each for each in atoms if isinstance(each, Variable) and each.default is None]
         if binding.key in NAMES and not all(known.get(each.name) for each in named):
-            why = "its value names a variable as ${…} that is not set"
-            hint = "expected one that is, or ${NAME:-what else}"
+            why = "its value takes in a variable that is not set"
+            hint = "expected one that is, or a default after :-"
             yield _line_of(binding), f"{binding.key}: {why}, {hint}"
         found[binding.key] = known[binding.key] = "".join(each.resolve(known) for each in atoms)
 
