@@ -108,9 +108,7 @@ def test_a_setting_whose_variable_is_not_set_is_told_and_never_left_out(
     with pytest.raises(ConfigError) as caught:
         env_file.read(file, {"EMPTY": ""})
     told = str(caught.value)
-    assert told.startswith(
-        f"{file}, line {line}: D8_MESH_KEY: its value takes in a variable ${{…}}"
-    )
+    assert told.startswith(f"{file}, line {line}: D8_MESH_KEY: its value takes in a variable")
     assert "VAULT_KEY" not in told
     assert "abc" not in told
 
