@@ -103,6 +103,41 @@ def leaves_a_thread(data: dict[str, Any], context: TaskContext) -> str:
     return "left"
 
 
+def leaves_a_flood(path: str, context: TaskContext) -> str:
+    """End; a thread goes on emitting, and makes a file when that was much."""
+
+    def go_on() -> None:
+        time.sleep(0.1)  # the attempt has ended
+        for _ in range(2000):
+            context.emit("x" * 1000)
+        Path(path).touch()
+
+    threading.Thread(target=go_on, daemon=True).start()
+    return "left"
+
+
+class Faceless(Exception):
+    """Its class is nobody's business."""
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> type:
+        raise RuntimeError("no class")
+
+
+class _Refusing(type):
+    @property
+    def __name__(cls) -> str:  # type: ignore[override]
+        raise RuntimeError("no name")
+
+
+class Nameless(Exception, metaclass=_Refusing):
+    """Its name neither."""
+
+
+def faceless(data: dict[str, Any]) -> None:
+    raise (Faceless if data["name"] == "Faceless" else Nameless)("seen")
+
+
 def tells(data: dict[str, Any], context: TaskContext) -> str:
     """Emit until somebody has heard it."""
     deadline = time.monotonic() + 30

@@ -23,6 +23,7 @@ from d8mesh.edge.child import Child
 from d8mesh.edge.sockets import Waker
 from d8mesh.errors import BackendUnavailableError, TaskCancelledError
 from d8mesh.handlers import endings, tracebacks
+from d8mesh.handlers.forks import FORKS, end_copy
 from d8mesh.handlers.retrying import ANY, Retries
 from d8mesh.nodes.worker.coroutines import Coroutines
 from d8mesh.nodes.worker.failures import Failures
@@ -109,10 +110,13 @@ class Context:
     def pass_on(self, payload: bytes) -> None:
         """Send partial output that is packed already."""
         link, _, _, is_listened, task_id, token, _ = self._attempt
-        if is_listened or task_id in self._slots.listened:
-            self._slots.pieces.append((link, task_id, token, self._chunks, payload))
-            self._slots.bell.ring()
-        self._chunks += 1
+        slots = self._slots
+        with slots.emitting:  # its number is its place, whatever threads emit
+            if is_heard := is_listened or task_id in slots.listened:
+                slots.pieces.append((link, task_id, token, self._chunks, payload))
+            self._chunks += 1
+        if is_heard:
+            slots.bell.ring()
 
     def raise_if_cancelled(self) -> None:
         """Raise `TaskCancelledError` if the task was cancelled."""
@@ -139,6 +143,7 @@ class Slots:
         self.bell = bell
         self.ended: deque[Ended] = deque()
         self.pieces: deque[Piece] = deque()
+        self.emitting = threading.Lock()
         self.aborted: set[bytes] = set()
         self.listened: set[str] = set()
         self._handlers = handlers
@@ -150,6 +155,8 @@ class Slots:
         self._coroutines = Coroutines()
         self.failures = Failures()
         self._is_over = False
+        #: as many as there were; with more, this is a copy that a handler forked
+        self._forks = len(FORKS)
         self._threads = [
             threading.Thread(target=self._serve, args=(number,), name=f"slot-{number}", daemon=True)
             for number in range(count)
@@ -283,8 +290,9 @@ class Slots:
                 if kind == FAILED:
                     kind, result = handler.retries.applied((kind, result), None, context.attempt)
             except BaseException as error:  # whatever a handler raises, the slot goes on
-                kind, result = self._failed(error, context, started)
-                kind, result = handler.retries.applied((kind, result), error, context.attempt)
+                kind, result = self._raised(error, handler, context, started)
+        if len(FORKS) != self._forks:  # the handler forked, and ended twice
+            end_copy(None)
         took_s = clock() - started
         if handler is not None:
             is_quick = took_s <= QUICK_S and handler.function is None
@@ -308,6 +316,19 @@ class Slots:
         text = f"TimeoutError: not finished after {attempt[2]:g} s"
         _, result = endings.of_error(text, self.worker_id, attempt[2], traceback=where)
         self._note(number, attempt, Context(self, attempt, started), result)
+
+    def _raised(
+        self, error: BaseException, handler: Registered, context: Context, started: float
+    ) -> endings.Ending:
+        """Return how an attempt ends whose handler raised, whatever the error is made of."""
+        if len(FORKS) != self._forks:
+            end_copy(error)
+        try:
+            ending = self._failed(error, context, started)
+            return handler.retries.applied(ending, error, context.attempt)
+        except BaseException:
+            took_s = round(time.monotonic() - started, 6)
+            return endings.of_untellable(error, self.worker_id, took_s)
 
     def _failed(self, error: BaseException, context: Context, started: float) -> endings.Ending:
         is_cancel = isinstance(error, (TaskCancelledError, asyncio.CancelledError))
