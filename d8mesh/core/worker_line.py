@@ -11,6 +11,7 @@ import msgspec
 
 from d8mesh.core.messages import (
     MAX_BATCH_TASKS,
+    MAX_STREAM_BYTES,
     SOFT_FRAME_BYTES,
     VERSIONS,
     Chunks,
@@ -150,7 +151,7 @@ class Line:
         message, size = Chunks([], [], [], []), 0
         for task_id, token, number, payload in pieces:
             if message.ids and (
-                size + len(payload) > SOFT_FRAME_BYTES or len(message.ids) >= MAX_BATCH_TASKS
+                size + len(payload) > MAX_STREAM_BYTES or len(message.ids) >= MAX_BATCH_TASKS
             ):
                 yield message
                 message, size = Chunks([], [], [], []), 0

@@ -175,7 +175,8 @@ class WorkerSession:
             case Recall(count=count):
                 return [TakeBack(link, count)]
             case Listening(ids=ids, is_on=is_on):
-                return [Listened(ids, is_on)]
+                held = [task_id for task_id in ids if task_id in line.open]  # the rest has ended
+                return [Listened(held, is_on)]
             case Goodbye(reason=reason):
                 line.lose(f"it left: {reason}")
                 line.next_hello = now + HELLO_S

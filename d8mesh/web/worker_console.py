@@ -17,7 +17,7 @@ from typing import Any, Final, Protocol
 
 from d8mesh.backends import Availability
 from d8mesh.edge.logs import escape
-from d8mesh.edge.terminal import say
+from d8mesh.edge.terminal import say_anyway
 from d8mesh.program import command_name
 from d8mesh.words import tr, translated
 
@@ -331,10 +331,7 @@ def say_wrapped(text: str) -> None:
                 break_long_words=False,
                 break_on_hyphens=False,
             )
-        try:
-            say(line)
-        except UnicodeEncodeError:  # a pipe of an older code page
-            say(line.encode("ascii", "backslashreplace").decode("ascii"))
+    say_anyway(line)
 
 
 def renamed(wanted: str | None, worker_id: str) -> str | None:
