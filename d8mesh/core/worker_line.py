@@ -123,7 +123,7 @@ class Line:
 
     def lose(self, why: str) -> None:
         """The session stands no longer; what was said first of why it ended counts."""
-        if self.is_welcome:
+        if self.broker_id:  # also one that was just greeted anew
             self.lost = self.lost or why
         self.is_welcome = False
 

@@ -36,6 +36,8 @@ DRAIN_TELL_S: Final = 5.0
 MAX_NAMED: Final = 8
 MIN_COLUMNS: Final = 40
 _INDENT: Final = "  "
+#: Why an orchestrator is lost whose place is taken.
+_REPLACED: Final = "another orchestrator answers there now"
 
 
 class Told(Protocol):
@@ -249,6 +251,9 @@ class Console:
         found = {each["broker_id"]: each["endpoint"] for each in status["orchestrators"]}
         found = {broker_id: endpoint for broker_id, endpoint in found.items() if endpoint}
         whys = {each["broker_id"]: each["why"] for each in status["lost"]}
+        for broker_id, endpoint in self._joined.items():
+            if broker_id not in found and endpoint in found.values():
+                whys.setdefault(broker_id, _REPLACED)
         for broker_id, endpoint in list(self._joined.items()):
             if broker_id in whys and broker_id not in found:
                 del self._joined[broker_id]

@@ -379,6 +379,17 @@ def test_results_of_a_forgotten_link_go_to_the_same_broker_over_another() -> Non
     assert Forget([attempts[0][5]]) in session.receive(Received(results.seq), "other", 3.0)
 
 
+def test_a_session_that_breaks_while_it_is_being_renewed_is_lost_too() -> None:
+    session = _session()
+    _join(session)
+    session.receive(Rehello("boot"), "a", 1.0)
+    session.link_down("a", 1.0)
+    assert session.lines["a"].lost == "the connection broke"
+    session.link_up("a", 2.0)
+    session.receive(_welcome(), "a", 2.0)
+    assert session.lines["a"].lost == ""
+
+
 def test_after_a_sleep_every_connection_is_made_anew() -> None:
     session = _session()
     _join(session)

@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from d8mesh.edge.child import Child
 from d8mesh.edge.sockets import Waker
 from d8mesh.errors import TaskFailedError
 from d8mesh.handlers import TaskContext
+from d8mesh.nodes.worker import slots as slots_module
 from d8mesh.nodes.worker.slots import Bell, Context, Slots
 from tests.nodes import process_handlers
 from tests.nodes.mesh import PATIENCE_S, Mesh, mesh_in, until
@@ -120,3 +122,34 @@ def test_pieces_that_many_threads_emit_are_numbered_once_each_and_in_order() -> 
         sys.setswitchinterval(before)
         waker.close()
     assert [piece[3] for piece in slots.pieces] == list(range(16_000))
+
+
+def has_waiting(slots: Slots, count: int) -> bool:
+    return len(slots.pieces) >= count
+
+
+def test_who_emits_faster_than_it_is_passed_on_waits_for_that(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(slots_module, "MAX_EMIT_S", PATIENCE_S)
+    waker = Waker()
+    slots = Slots(1, {}, "w", Bell(waker))
+    context = Context(slots, ("link", "t", 60.0, True, "id", bytes(16), b""), time.monotonic())
+    pieces = 10
+    chunk = bytes(slots_module.MAX_PIECES_BYTES // 4)
+
+    def emit() -> None:
+        for _ in range(pieces):
+            context.pass_on(chunk)
+
+    emitter = threading.Thread(target=emit)
+    emitter.start()
+    taken: list[int] = []
+    while len(taken) < pieces:
+        until(partial(has_waiting, slots, min(4, pieces - len(taken))))
+        came = slots.take_pieces()
+        assert len(came) <= 4
+        taken += [piece[3] for piece in came]
+    emitter.join(PATIENCE_S)
+    waker.close()
+    assert taken == list(range(pieces))

@@ -310,9 +310,8 @@ class Runner:
         self._hand_in(time.monotonic())
 
     def _take_pieces(self) -> None:
-        pieces = self._slots.pieces
-        if pieces:
-            self._perform(self.session.chunks([pieces.popleft() for _ in range(len(pieces))]))
+        if self._slots.pieces:
+            self._perform(self.session.chunks(self._slots.take_pieces()))
 
     def _receive(self, frame: bytes, key: str, now: float) -> None:
         try:

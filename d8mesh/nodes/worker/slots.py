@@ -33,6 +33,9 @@ from d8mesh.nodes.worker.importable import prove
 LOOK_S: Final = 0.1
 #: A slot whose service is busy or down takes nothing for this long.
 BUSY_PAUSE_S: Final = 1.0
+#: Partial output that waits for the I/O thread; beyond it `emit` waits, but no longer than this.
+MAX_PIECES_BYTES: Final = 16 * 1024 * 1024
+MAX_EMIT_S: Final = 1.0
 #: A type is quick when so many attempts in a row took no longer than this.
 QUICK_S: Final = 0.001
 QUICK_IN_A_ROW: Final = 20
@@ -111,9 +114,12 @@ class Context:
         """Send partial output that is packed already."""
         link, _, _, is_listened, task_id, token, _ = self._attempt
         slots = self._slots
+        is_heard = is_listened or task_id in slots.listened
         with slots.emitting:  # its number is its place, whatever threads emit
-            if is_heard := is_listened or task_id in slots.listened:
+            if is_heard:
+                slots.emitting.wait_for(slots.has_room_for_pieces, MAX_EMIT_S)
                 slots.pieces.append((link, task_id, token, self._chunks, payload))
+                slots.pieces_bytes += len(payload)
             self._chunks += 1
         if is_heard:
             slots.bell.ring()
@@ -143,7 +149,9 @@ class Slots:
         self.bell = bell
         self.ended: deque[Ended] = deque()
         self.pieces: deque[Piece] = deque()
-        self.emitting = threading.Lock()
+        self.pieces_bytes = 0
+        #: guards the pieces; notified when they have been taken
+        self.emitting = threading.Condition(threading.Lock())
         self.aborted: set[bytes] = set()
         self.listened: set[str] = set()
         self._handlers = handlers
@@ -220,6 +228,19 @@ class Slots:
             self.listened.update(task_ids)
         else:
             self.listened.difference_update(task_ids)
+
+    def has_room_for_pieces(self) -> bool:
+        """Tell whether partial output may wait here; `emitting` is held."""
+        return self.pieces_bytes < MAX_PIECES_BYTES
+
+    def take_pieces(self) -> list[Piece]:
+        """Return the partial output that waits here. Thread: the I/O thread."""
+        with self.emitting:
+            taken = list(self.pieces)
+            self.pieces.clear()
+            self.pieces_bytes = 0
+            self.emitting.notify_all()
+        return taken
 
     def running(self) -> list[Running]:
         """Return what the slots are at."""
