@@ -24,8 +24,9 @@ from typing import Any
 import msgspec
 
 from d8mesh.config import Config
+from d8mesh.core.worker_effects import UNAVAILABLE
 from d8mesh.edge.child.parent import Parent
-from d8mesh.errors import HandlerError
+from d8mesh.errors import BackendUnavailableError, HandlerError
 from d8mesh.handlers import endings, tracebacks
 from d8mesh.handlers.forks import end_copy
 from d8mesh.handlers.retrying import Retries, of_names
@@ -146,6 +147,8 @@ class _Call:
         if os.getpid() != context.process_id:  # the handler forked, and ended twice
             end_copy(raised)
         try:
+            if isinstance(raised, BackendUnavailableError):
+                return UNAVAILABLE, tracebacks.message_of(raised).encode("utf-8", "replace")
             if ending is None:
                 assert raised is not None
                 ending = endings.of_exception(raised, worker_id, _since(started))

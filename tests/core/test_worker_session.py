@@ -270,7 +270,7 @@ def test_a_second_link_to_the_same_broker_is_retired() -> None:
     _join(session, "a")
     session.link_up("tcp://a", 1.0)
     effects = session.receive(_welcome("a"), "tcp://a", 1.0)
-    assert Retire("tcp://a") in effects
+    assert Retire("tcp://a", "a") in effects
     assert isinstance(_sent(effects, "a")[0], WorkerHello)
 
 
@@ -283,7 +283,7 @@ def test_the_link_that_stays_says_what_the_retired_one_held() -> None:
     session.receive(Rehello(""), "a", 1.0)  # the broker goes by the newer link
     session.receive(_welcome("a"), "tcp://a", 1.0)
     effects = session.receive(_welcome("a"), "a", 1.0)
-    assert Retire("a") in effects
+    assert Retire("a", "a") in effects
     (hello,) = [m for m in _sent(effects, "tcp://a") if isinstance(m, WorkerHello)]
     assert (hello.held_ids, hello.held_tokens) == ([attempt[4]], [attempt[5]])
     session.forget_link("a")
@@ -303,7 +303,7 @@ def test_of_two_links_to_one_broker_the_one_with_work_stays() -> None:
     session.receive(Rehello(""), "a", 1.0)
     session.receive(_welcome("a"), "tcp://a", 1.0)
     effects = session.receive(_welcome("a"), "a", 1.0)
-    assert Retire("tcp://a") in effects
+    assert Retire("tcp://a", "a") in effects
     assert not [effect for effect in effects if isinstance(effect, Abort)]
     (hello,) = [m for m in _sent(effects, "a") if isinstance(m, WorkerHello)]
     assert hello.held_ids == [attempt[4]]

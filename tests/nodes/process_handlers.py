@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from d8mesh.errors import BackendUnavailableError
 from d8mesh.handlers import TaskContext
 
 
@@ -136,6 +137,10 @@ class Nameless(Exception, metaclass=_Refusing):
 
 def faceless(data: dict[str, Any]) -> None:
     raise (Faceless if data["name"] == "Faceless" else Nameless)("seen")
+
+
+def down(data: dict[str, Any]) -> None:
+    raise BackendUnavailableError("HTTP 503 from ollama")
 
 
 def tells(data: dict[str, Any], context: TaskContext) -> str:

@@ -357,7 +357,7 @@ class Slots:
             return DROPPED, b""
         if isinstance(error, BackendUnavailableError):
             self._aborted_or_pause(context)
-            return UNAVAILABLE, str(error).encode("utf-8", "replace")
+            return UNAVAILABLE, tracebacks.message_of(error).encode("utf-8", "replace")
         return endings.of_exception(error, self.worker_id, round(time.monotonic() - started, 6))
 
     def _aborted_or_pause(self, context: Context) -> None:
@@ -434,6 +434,8 @@ class Slots:
                 case None:
                     return None
                 case ["end", own, int(kind), bytes(result)] if own == token:
+                    if kind == UNAVAILABLE:
+                        self._aborted_or_pause(context)
                     return kind, result
                 case ["chunk", own, bytes(payload)] if own == token:
                     context.pass_on(payload)
