@@ -28,6 +28,8 @@ MAX_PAYLOAD_BYTES: Final = 32 * 1024 * 1024
 MAX_FRAME_BYTES: Final = MAX_PAYLOAD_BYTES + 1024 * 1024
 #: Senders cut batches here, so that one message never holds the loop for long.
 SOFT_FRAME_BYTES: Final = 4 * 1024 * 1024
+#: Partial output is cut here: a thousand such messages may wait for who reads too slowly.
+MAX_STREAM_BYTES: Final = 256 * 1024
 #: Task types and models one worker may list: bounds the placement index.
 MAX_NAMES: Final = 1000
 #: Warnings beside the acknowledgement of one submit: nobody reads more.

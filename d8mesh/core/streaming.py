@@ -10,7 +10,7 @@ from typing import Final
 
 from d8mesh.core.effects import Peer
 from d8mesh.core.handout import Handout
-from d8mesh.core.messages import MAX_BATCH_TASKS, Chunks, Stream
+from d8mesh.core.messages import MAX_BATCH_TASKS, MAX_STREAM_BYTES, Chunks, Stream
 from d8mesh.core.pool import Pool
 from d8mesh.core.records import Task
 
@@ -36,6 +36,7 @@ class Streaming:
         """Pass output on: what came together of a task goes on together."""
         tasks = self._pool.ledger.tasks
         runs: dict[str, Stream] = {}
+        sizes: dict[str, int] = {}
         for task_id, token, seq, payload in zip(
             message.ids, message.tokens, message.seqs, message.payloads, strict=True
         ):
@@ -43,12 +44,15 @@ class Streaming:
             if task is None or task.token != token:
                 continue
             self._keep_tail(task, seq, payload)
-            run = runs.get(task_id)
-            if run is not None and run.first_seq + len(run.payloads) == seq:
+            run, size = runs.get(task_id), sizes.get(task_id, 0) + len(payload)
+            is_next = run is not None and run.first_seq + len(run.payloads) == seq
+            if run is not None and is_next and size <= MAX_STREAM_BYTES:
                 run.payloads.append(payload)
+                sizes[task_id] = size
                 continue
             if run is not None:
                 self._send(run)
+            sizes[task_id] = len(payload)
             runs[task_id] = Stream(task_id, task.n, seq, [payload])
         for run in runs.values():
             self._send(run)
@@ -98,6 +102,8 @@ class Streaming:
         if attempt != task.n:
             self._send(Stream(task.id, task.n, 0, []))  # a new attempt begins
             attempt, first, kept, size = task.n, seq, [], 0
+        if seq != first + len(kept):  # the worker could not keep what was between
+            first, kept, size = seq, [], 0
         kept.append(payload)
         size += len(payload)
         while (size > TAIL_BYTES or len(kept) > MAX_BATCH_TASKS) and len(kept) > 1:

@@ -104,6 +104,7 @@ class Retire(Struct, frozen=True, gc=False):
     """Close this link for good: another one leads to the same broker."""
 
     link: str
+    broker_id: str
 
 
 class Trouble(Struct, frozen=True, gc=False):

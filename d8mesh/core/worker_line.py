@@ -11,6 +11,7 @@ import msgspec
 
 from d8mesh.core.messages import (
     MAX_BATCH_TASKS,
+    MAX_STREAM_BYTES,
     SOFT_FRAME_BYTES,
     VERSIONS,
     Chunks,
@@ -122,7 +123,7 @@ class Line:
 
     def lose(self, why: str) -> None:
         """The session stands no longer; what was said first of why it ended counts."""
-        if self.is_welcome:
+        if self.broker_id:  # also one that was just greeted anew
             self.lost = self.lost or why
         self.is_welcome = False
 
@@ -150,7 +151,7 @@ class Line:
         message, size = Chunks([], [], [], []), 0
         for task_id, token, number, payload in pieces:
             if message.ids and (
-                size + len(payload) > SOFT_FRAME_BYTES or len(message.ids) >= MAX_BATCH_TASKS
+                size + len(payload) > MAX_STREAM_BYTES or len(message.ids) >= MAX_BATCH_TASKS
             ):
                 yield message
                 message, size = Chunks([], [], [], []), 0

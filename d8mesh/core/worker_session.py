@@ -175,7 +175,7 @@ class WorkerSession:
             case Recall(count=count):
                 return [TakeBack(link, count)]
             case Listening(ids=ids, is_on=is_on):
-                return [Listened(ids, is_on)]
+                return [Listened([each for each in ids if each in line.open], is_on)]
             case Goodbye(reason=reason):
                 line.lose(f"it left: {reason}")
                 line.next_hello = now + HELLO_S
@@ -213,7 +213,8 @@ class WorkerSession:
             if other is not line and other.is_welcome and other.broker_id == message.broker_id:
                 # Two links to one broker: the one with work stays, and says what both hold.
                 keep, gone = (line, other) if line.open and not other.open else (other, line)
-                return [*self._strand(gone), Retire(gone.key), self._hello(keep, now)]
+                retire = Retire(gone.key, message.broker_id)
+                return [*self._strand(gone), retire, self._hello(keep, now)]
         effects: list[WorkerEffect] = [Joined(line.key, message.broker_id)]
         if line.broker_id not in ("", message.broker_id):  # another lives at this address now
             effects += self._strand(line)

@@ -50,6 +50,18 @@ def say(text: str, *, end: str = "\n") -> None:
         silence()
 
 
+def say_anyway(text: str) -> None:
+    """Print a line as `say` does, for what goes on with or without a console.
+
+    One that cannot be written (a full disk behind it, closed by somebody) is left alone.
+    """
+    with contextlib.suppress(OSError, ValueError):
+        try:
+            say(text)
+        except UnicodeEncodeError:  # a pipe of an older code page
+            say(text.encode("ascii", "backslashreplace").decode("ascii"))
+
+
 def tell(text: str, *, end: str = "\n") -> None:
     """Print words about what happens, on standard error; see `say`."""
     _tell(sys.stderr, visible(text), end)

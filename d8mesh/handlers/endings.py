@@ -11,7 +11,13 @@ import msgspec
 from d8mesh.core.json_model import as_json, check_json, error_as_text, packed_json, scalar
 from d8mesh.core.messages import FAILED, MAX_PAYLOAD_BYTES, REFUSED, SUCCEEDED
 from d8mesh.errors import InvalidTaskError, PayloadTooLargeError
-from d8mesh.handlers.tracebacks import MAX_ERROR_CHARS, error_text, message_of, traceback_text
+from d8mesh.handlers.tracebacks import (
+    MAX_ERROR_CHARS,
+    error_text,
+    message_of,
+    name_of,
+    traceback_text,
+)
 
 #: The error of a handler that returns a failure and names none.
 NO_REASON: Final = "the handler returned a failure without saying why"
@@ -83,6 +89,12 @@ def of_exception(error: BaseException, worker_id: str, duration_s: float) -> End
         is_final=is_refusal or isinstance(error, PayloadTooLargeError),
         traceback=traceback_text(error),
     )
+
+
+def of_untellable(error: BaseException, worker_id: str, duration_s: float) -> Ending:
+    """Return how an attempt ends whose handler raised what raises when it is looked at."""
+    text = f"{name_of(error)}: nothing more can be told of it, for it raises when it is looked at"
+    return of_error(text, worker_id, duration_s)
 
 
 def of_error(

@@ -17,6 +17,7 @@ import msgspec
 
 from d8mesh.core.messages import FAILED, REFUSED
 from d8mesh.errors import HandlerError, TaskFailedError
+from d8mesh.handlers.tracebacks import MAX_ERROR_CHARS, message_of
 
 #: The longest pause that a handler may wish for before the next attempt: a day.
 MAX_BACKOFF_S: Final = 86_400.0
@@ -193,8 +194,4 @@ def _is_reject(error: BaseException) -> bool:
 
 
 def _text(error: BaseException) -> str:
-    try:
-        text = str(error)
-    except Exception:  # an exception's own __str__ may be broken
-        return ""
-    return text[:2000].encode("utf-8", "replace").decode("utf-8")
+    return message_of(error)[:MAX_ERROR_CHARS].encode("utf-8", "replace").decode("utf-8")

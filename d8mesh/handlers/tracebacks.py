@@ -33,6 +33,7 @@ _OURS: Final = (
 #: The same of the standard library: how threads and coroutines run, how modules are imported.
 _THEIRS: Final = ("/asyncio/", "/threading.py", "<frozen importlib", "/importlib/__init__.py")
 _HIDDEN: Final = "its traceback cannot be shown"
+_NAME: Final = type.__dict__["__name__"]
 
 
 def error_text(error: BaseException) -> str:
@@ -51,7 +52,7 @@ def traceback_text(error: BaseException) -> str:
         _cut_frames(shown)
         return bounded("".join(shown.format()))
     except BaseException:  # an exception may be made to raise when it is looked at
-        return f"{type(error).__name__}: {_HIDDEN}"
+        return f"{name_of(error)}: {_HIDDEN}"
 
 
 def stack_text(frame: FrameType) -> str:
@@ -75,6 +76,11 @@ def bounded(text: str) -> str:
     return text[:HEAD_CHARS] + left_out + text[HEAD_CHARS + len(left_out) - MAX_TRACEBACK_CHARS :]
 
 
+def name_of(error: BaseException) -> str:
+    """Return the name of its class, which a class of its own cannot falsify or refuse."""
+    return str(_NAME.__get__(type(error)))
+
+
 def message_of(error: BaseException) -> str:
     """Return the text of an exception; empty if it has none, or cannot tell."""
     try:
@@ -84,7 +90,7 @@ def message_of(error: BaseException) -> str:
 
 
 def _with_inner(error: BaseException, depth: int) -> str:
-    text, name = message_of(error), type(error).__name__
+    text, name = message_of(error), name_of(error)
     told = f"{name}: {text[:MAX_ERROR_CHARS]}" if text else name
     if not isinstance(error, BaseExceptionGroup) or depth == MAX_INNER_DEPTH:
         return told

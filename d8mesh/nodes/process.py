@@ -24,9 +24,11 @@ from typing import Any
 import msgspec
 
 from d8mesh.config import Config
+from d8mesh.core.worker_effects import UNAVAILABLE
 from d8mesh.edge.child.parent import Parent
-from d8mesh.errors import HandlerError
+from d8mesh.errors import BackendUnavailableError, HandlerError
 from d8mesh.handlers import endings, tracebacks
+from d8mesh.handlers.forks import end_copy
 from d8mesh.handlers.retrying import Retries, of_names
 
 
@@ -57,10 +59,7 @@ def run(config: Config, options: argparse.Namespace) -> int:
         deadline = time.monotonic() + left_s
         context = ProcessContext(task_id, attempt, deadline, parent=parent, token=token)
         call = _Call(handler, takes_context, payload, of_names(*retries))
-        ending = call.run(context, worker_id)
-        if os.getpid() != context.process_id:
-            os._exit(0)  # the handler forked, and returned twice: the other one's answer counts
-        parent.tell(["end", token, *ending])
+        parent.tell(["end", token, *call.run(context, worker_id)])
 
 
 def load(function: str) -> Callable[..., object]:
@@ -135,6 +134,7 @@ class _Call:
         """Return how it ended, whatever is raised."""
         started = time.monotonic()
         raised: BaseException | None = None
+        ending: endings.Ending | None = None
         try:
             data = msgspec.msgpack.decode(self._payload)
             handler = self._handler
@@ -144,8 +144,17 @@ class _Call:
             ending = endings.of_value(value, worker_id, _since(started))
         except BaseException as error:
             raised = error
-            ending = endings.of_exception(error, worker_id, _since(started))
-        return self._retries.applied(ending, raised, context.attempt)
+        if os.getpid() != context.process_id:  # the handler forked, and ended twice
+            end_copy(raised)
+        try:
+            if isinstance(raised, BackendUnavailableError):
+                return UNAVAILABLE, tracebacks.message_of(raised).encode("utf-8", "replace")
+            if ending is None:
+                assert raised is not None
+                ending = endings.of_exception(raised, worker_id, _since(started))
+            return self._retries.applied(ending, raised, context.attempt)
+        except BaseException as error:
+            return endings.of_untellable(raised or error, worker_id, _since(started))
 
 
 async def _awaited(value: Awaitable[object]) -> object:

@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final
 
-from d8mesh.edge.terminal import say
+from d8mesh.edge.terminal import say_anyway
 
 #: Texts that wait to be printed; of more the oldest are left out, the log has them.
 MAX_WAITING: Final = 100
@@ -24,7 +24,7 @@ class FailureConsole:
     Thread: any.
     """
 
-    def __init__(self, say: Callable[[str], None] = say) -> None:
+    def __init__(self, say: Callable[[str], None] = say_anyway) -> None:
         self._say = say
         self._waiting: deque[str] = deque(maxlen=MAX_WAITING)
         self._has_some = threading.Condition()

@@ -18,7 +18,7 @@ from typing import Any, Final, Protocol
 from d8mesh.backends import Availability
 from d8mesh.core.addresses import LOOPBACK
 from d8mesh.edge.logs import escape
-from d8mesh.edge.terminal import say
+from d8mesh.edge.terminal import say_anyway
 from d8mesh.program import command_name
 from d8mesh.web.console import url_of
 from d8mesh.words import tr, translated
@@ -38,6 +38,8 @@ DRAIN_TELL_S: Final = 5.0
 MAX_NAMED: Final = 8
 MIN_COLUMNS: Final = 40
 _INDENT: Final = "  "
+#: Why an orchestrator is lost whose place is taken.
+_REPLACED: Final = "another orchestrator answers there now"
 
 
 class Told(Protocol):
@@ -259,6 +261,9 @@ class Console:
         found = {each["broker_id"]: each["endpoint"] for each in status["orchestrators"]}
         found = {broker_id: endpoint for broker_id, endpoint in found.items() if endpoint}
         whys = {each["broker_id"]: each["why"] for each in status["lost"]}
+        for broker_id, endpoint in self._joined.items():
+            if broker_id not in found and endpoint in found.values():
+                whys.setdefault(broker_id, _REPLACED)
         for broker_id, endpoint in list(self._joined.items()):
             if broker_id in whys and broker_id not in found:
                 del self._joined[broker_id]
@@ -341,10 +346,7 @@ def say_wrapped(text: str) -> None:
                 break_long_words=False,
                 break_on_hyphens=False,
             )
-        try:
-            say(line)
-        except UnicodeEncodeError:  # a pipe of an older code page
-            say(line.encode("ascii", "backslashreplace").decode("ascii"))
+    say_anyway(line)
 
 
 def renamed(wanted: str | None, worker_id: str) -> str | None:

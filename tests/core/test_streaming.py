@@ -28,6 +28,25 @@ def test_what_comes_together_goes_on_together(desk: Desktop) -> None:
     ]
 
 
+def test_what_goes_on_together_is_bounded_for_it_may_wait_for_a_slow_reader(desk: Desktop) -> None:
+    client, worker, task_id, token = listened(desk)
+    quarter = bytes(m.MAX_STREAM_BYTES // 4)
+    desk.say(worker, m.Chunks([task_id] * 6, [token] * 6, list(range(6)), [quarter] * 6))
+    runs = [(run.first_seq, len(run.payloads)) for run in desk.got(client, m.Stream)]
+    assert runs == [(0, 4), (4, 2)]
+
+
+def test_what_is_kept_for_later_has_its_own_numbers_though_pieces_are_missing(
+    desk: Desktop,
+) -> None:
+    client, worker, task_id, token = listened(desk)
+    desk.say(worker, chunks(task_id, token, 0, 1, 7, 8))
+    desk.got(client, m.Stream)
+    late = desk.client()
+    desk.say(late, m.Listen(task_id, True))
+    assert desk.got(late, m.Stream) == [m.Stream(task_id, 1, 7, [b"\x07", b"\x08"])]
+
+
 def test_who_could_not_be_sent_a_piece_gets_it_a_moment_later(desk: Desktop) -> None:
     client, worker, task_id, token = listened(desk)
     desk.say(worker, chunks(task_id, token, 0))

@@ -9,6 +9,7 @@ from d8mesh.core.messages import (
     MAX_BATCH_TASKS,
     MAX_FRAME_BYTES,
     MAX_PAYLOAD_BYTES,
+    MAX_STREAM_BYTES,
     SOFT_FRAME_BYTES,
     SUCCEEDED,
 )
@@ -46,10 +47,10 @@ def pieces(*sizes: int) -> list[Piece]:
     ("sizes", "counts"),
     [
         ((1, 2, 3), [3]),
-        ((SOFT_FRAME_BYTES, 1), [1, 1]),
+        ((MAX_STREAM_BYTES, 1), [1, 1]),
         ((MAX_PAYLOAD_BYTES, MAX_PAYLOAD_BYTES, 1), [1, 1, 1]),
         ((1, MAX_PAYLOAD_BYTES, 1, 1), [1, 1, 2]),
-        ((SOFT_FRAME_BYTES // 4,) * 9, [4, 4, 1]),
+        ((MAX_STREAM_BYTES // 4,) * 9, [4, 4, 1]),
         ((1,) * (MAX_BATCH_TASKS + 1), [MAX_BATCH_TASKS, 1]),
     ],
 )

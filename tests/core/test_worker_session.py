@@ -270,7 +270,7 @@ def test_a_second_link_to_the_same_broker_is_retired() -> None:
     _join(session, "a")
     session.link_up("tcp://a", 1.0)
     effects = session.receive(_welcome("a"), "tcp://a", 1.0)
-    assert Retire("tcp://a") in effects
+    assert Retire("tcp://a", "a") in effects
     assert isinstance(_sent(effects, "a")[0], WorkerHello)
 
 
@@ -283,7 +283,7 @@ def test_the_link_that_stays_says_what_the_retired_one_held() -> None:
     session.receive(Rehello(""), "a", 1.0)  # the broker goes by the newer link
     session.receive(_welcome("a"), "tcp://a", 1.0)
     effects = session.receive(_welcome("a"), "a", 1.0)
-    assert Retire("a") in effects
+    assert Retire("a", "a") in effects
     (hello,) = [m for m in _sent(effects, "tcp://a") if isinstance(m, WorkerHello)]
     assert (hello.held_ids, hello.held_tokens) == ([attempt[4]], [attempt[5]])
     session.forget_link("a")
@@ -303,7 +303,7 @@ def test_of_two_links_to_one_broker_the_one_with_work_stays() -> None:
     session.receive(Rehello(""), "a", 1.0)
     session.receive(_welcome("a"), "tcp://a", 1.0)
     effects = session.receive(_welcome("a"), "a", 1.0)
-    assert Retire("tcp://a") in effects
+    assert Retire("tcp://a", "a") in effects
     assert not [effect for effect in effects if isinstance(effect, Abort)]
     (hello,) = [m for m in _sent(effects, "a") if isinstance(m, WorkerHello)]
     assert hello.held_ids == [attempt[4]]
@@ -379,6 +379,17 @@ def test_results_of_a_forgotten_link_go_to_the_same_broker_over_another() -> Non
     assert Forget([attempts[0][5]]) in session.receive(Received(results.seq), "other", 3.0)
 
 
+def test_a_session_that_breaks_while_it_is_being_renewed_is_lost_too() -> None:
+    session = _session()
+    _join(session)
+    session.receive(Rehello("boot"), "a", 1.0)
+    session.link_down("a", 1.0)
+    assert session.lines["a"].lost == "the connection broke"
+    session.link_up("a", 2.0)
+    session.receive(_welcome(), "a", 2.0)
+    assert session.lines["a"].lost == ""
+
+
 def test_after_a_sleep_every_connection_is_made_anew() -> None:
     session = _session()
     _join(session)
@@ -391,7 +402,9 @@ def test_what_the_broker_wants_of_the_slots_is_passed_on() -> None:
     session = _session()
     _join(session)
     assert session.receive(Recall(3), "a", 1.0) == [TakeBack("a", 3)]
-    assert session.receive(Listening(["x"], True), "a", 1.0) == [Listened(["x"], True)]
+    (one,) = _started(session.receive(_work(1), "a", 1.0))
+    listening = Listening([one[4], "has-ended"], True)  # of the other nothing may be remembered
+    assert session.receive(listening, "a", 1.0) == [Listened([one[4]], True)]
     assert session.receive(Stop(["not-held"], "x"), "a", 1.0) == []
 
 
@@ -527,7 +540,7 @@ def test_of_output_for_a_broker_that_is_away_the_newest_is_kept(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(worker_line, "MAX_PIECES_BYTES", 25)
-    monkeypatch.setattr(worker_line, "SOFT_FRAME_BYTES", 15)
+    monkeypatch.setattr(worker_line, "MAX_STREAM_BYTES", 15)
     session = _session()
     _join(session)
     (one,) = _started(session.receive(_work(1), "a", 1.0))

@@ -132,6 +132,6 @@ def test_what_another_process_cannot_import_is_refused() -> None:
 def test_a_broken_text_of_a_rejection_breaks_nothing() -> None:
     class Odd(Reject):
         def __str__(self) -> str:
-            raise ValueError
+            raise KeyboardInterrupt
 
     assert ending(ANY, Odd())[1]["error"] == "the handler rejected the task"

@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from d8mesh.errors import BackendUnavailableError
 from d8mesh.handlers import TaskContext
 
 
@@ -101,6 +102,45 @@ def leaves_a_thread(data: dict[str, Any], context: TaskContext) -> str:
 
     threading.Thread(target=go_on, daemon=True).start()
     return "left"
+
+
+def leaves_a_flood(path: str, context: TaskContext) -> str:
+    """End; a thread goes on emitting, and makes a file when that was much."""
+
+    def go_on() -> None:
+        time.sleep(0.1)  # the attempt has ended
+        for _ in range(2000):
+            context.emit("x" * 1000)
+        Path(path).touch()
+
+    threading.Thread(target=go_on, daemon=True).start()
+    return "left"
+
+
+class Faceless(Exception):
+    """Its class is nobody's business."""
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> type:
+        raise RuntimeError("no class")
+
+
+class _Refusing(type):
+    @property
+    def __name__(cls) -> str:  # type: ignore[override]
+        raise RuntimeError("no name")
+
+
+class Nameless(Exception, metaclass=_Refusing):
+    """Its name neither."""
+
+
+def faceless(data: dict[str, Any]) -> None:
+    raise (Faceless if data["name"] == "Faceless" else Nameless)("seen")
+
+
+def down(data: dict[str, Any]) -> None:
+    raise BackendUnavailableError("HTTP 503 from ollama")
 
 
 def tells(data: dict[str, Any], context: TaskContext) -> str:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import socket
+import time
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from d8mesh.config import Config
 from d8mesh.core.announcement import Kind, Sighting
+from d8mesh.edge.identity import Place
 from d8mesh.nodes.client.dial import Connection, Dialler
 from d8mesh.nodes.worker.finder import Finder
-from tests.nodes.mesh import until
+from tests.nodes.mesh import PATIENCE_S, mesh_in, until
 
 HEARD = Sighting(
     kind=Kind.ORCHESTRATOR,
@@ -95,3 +98,42 @@ def test_a_client_goes_where_it_has_moved(monkeypatch: pytest.MonkeyPatch) -> No
             link.close()
         old.close()
         new.close()
+
+
+def test_where_an_orchestrator_was_is_left_alone_while_another_that_is_joined_answers_there() -> (
+    None
+):
+    with listening() as server:
+        place = Place("orch-old", "127.0.0.1", port_of(server), None)
+        finder = Finder(url=None, places=[place], wake=lambda: None)
+        try:
+            until(lambda: finder.links)
+            _, link, way = finder.links.popleft()
+            link.close()
+            finder.joined = {"orch-new": "orch-new"}
+            finder.leads_to(way.endpoint, "orch-new")
+            assert finder._by_rows("orch-old") is None
+            finder.joined = {}
+            finder.again("orch-old")
+            until(lambda: finder.links)
+        finally:
+            finder.close()
+
+
+def test_an_orchestrator_in_the_place_of_another_is_joined_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with mesh_in(tmp_path) as mesh:
+        port = mesh.broker("before")
+        mesh.run(mesh.worker(port)).stop()  # where it was is remembered
+        mesh.stop_broker(*mesh.brokers[0])
+        mesh.broker("after", port=port)
+        worker = mesh.worker(port)
+        worker.register("nap", lambda data: time.sleep(0.05))
+        mesh.run(worker)
+        client = mesh.client(port)
+        caplog.set_level("INFO", logger="d8mesh.worker")
+        for _ in range(40):
+            client.submit("nap", {}).result(PATIENCE_S)
+        joins = [each for each in caplog.messages if each.startswith("worker.joined")]
+        assert len(joins) <= 3

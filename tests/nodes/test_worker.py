@@ -26,6 +26,7 @@ from d8mesh.errors import (
 from d8mesh.handlers import TaskContext
 from d8mesh.handlers.retrying import Reject
 from d8mesh.nodes.worker import Worker, slots
+from tests.nodes import process_handlers
 from tests.nodes.mesh import PATIENCE_S, Mesh, free_port, mesh_in, until
 
 
@@ -529,18 +530,16 @@ def test_what_is_worth_another_attempt_is_the_handlers_to_say(mesh: Mesh) -> Non
     assert calls == ["key"] * 3 + ["value", "reject"]
 
 
+@pytest.mark.parametrize("process", [False, True], ids=["thread", "process"])
 def test_a_service_that_never_answers_is_a_reason_and_in_the_end_an_error(
-    mesh: Mesh, monkeypatch: pytest.MonkeyPatch
+    mesh: Mesh, monkeypatch: pytest.MonkeyPatch, process: bool
 ) -> None:
     monkeypatch.setattr(slots, "BUSY_PAUSE_S", 0.0)
     monkeypatch.setattr(returns, "MAX_RETURN_PAUSE_S", 0.1)
     port = mesh.broker()
     worker = mesh.worker(port, slots=1)
 
-    def down(data: dict[str, Any]) -> None:
-        raise BackendUnavailableError("HTTP 503 from ollama")
-
-    worker.register("down", down)
+    worker.register("down", process_handlers.down, process=process)
     mesh.run(worker)
     task = mesh.client(port).submit("down", {}, max_attempts=1)
     until(lambda: "HTTP 503 from ollama" in str(task.status()["reason"]))

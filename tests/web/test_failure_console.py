@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import io
+import sys
 import threading
+
+import pytest
 
 from d8mesh.web.failure_console import MAX_WAITING, FailureConsole
 
@@ -35,3 +39,25 @@ def test_a_terminal_that_is_stopped_holds_nobody_up() -> None:
     goes_on.set()
     console.close()
     assert said == ["first", *map(str, range(9 * MAX_WAITING, 10 * MAX_WAITING))]
+
+
+def test_a_console_that_cannot_be_written_is_written_again_when_it_can(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Moody(io.TextIOWrapper):
+        errors_left = 2
+
+        def write(self, text: str) -> int:
+            if self.errors_left:
+                self.errors_left -= 1
+                raise (OSError, ValueError)[self.errors_left]("full, or closed")
+            return super().write(text)
+
+    pipe = Moody(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", pipe)
+    console = FailureConsole()
+    for text in ("closed", "full", "… and 3 more failures"):
+        console.show(text)
+    console.close()
+    pipe.flush()
+    assert pipe.buffer.getvalue() == b"\\u2026 and 3 more failures\n"  # type: ignore[attr-defined]

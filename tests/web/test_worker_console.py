@@ -99,6 +99,19 @@ def test_a_session_that_is_only_being_renewed_is_not_lost(scene: Scene) -> None:
     assert scene.said(orchestrators=[AT]) == []
 
 
+def test_an_orchestrator_whose_place_another_takes_is_lost(scene: Scene) -> None:
+    scene.said(orchestrators=[AT])
+    lost, joined = scene.said(orchestrators=[{**AT, "broker_id": "orch-2"}])
+    assert lost.startswith(
+        "lost orch-1 at tcp://10.0.0.1:7010: another orchestrator answers there now. Looking"
+    )
+    assert joined == "worker bob joined orch-2 at tcp://10.0.0.1:7010"
+    gone = {"broker_id": "orch-2", "why": "it left: stopped"}
+    assert len(scene.said(orchestrators=[], lost=[gone])) == 1
+    scene.now += PATIENCE_S
+    assert "no orchestrator found" in scene.said()[0]
+
+
 def test_what_to_check_is_told_after_a_while_and_again_later(scene: Scene) -> None:
     scene.now += PATIENCE_S
     (line,) = scene.said()

@@ -56,6 +56,8 @@ class Child:
         os.close(pipes.said_write)
         self._group = Group(self._process)
         self._tasks: int | None = pipes.tasks_write
+        #: of the attempt that it is at; what its threads say of others is for nobody
+        self._token: object = None
         #: what the child says; None at its end
         self.said: queue.SimpleQueue[list[Any] | None] = queue.SimpleQueue()
         self._writer: threading.Thread | None = None
@@ -68,9 +70,14 @@ class Child:
         self._reader.start()
 
     def tell(self, frame: list[object]) -> bool:
-        """Send one frame to an idle child; False if it is gone. Never waits for it."""
+        """Send one frame to an idle child; False if it is gone. Never waits for it.
+
+        Args:
+            frame: one attempt, its token first.
+        """
         if self._tasks is None or not self._watcher.is_alive():
             return False
+        self._token = frame[0]
         data = packed(frame)
         if len(data) > SMALL_BYTES:
             self._writer = threading.Thread(
@@ -137,7 +144,7 @@ class Child:
         try:
             while data := os.read(descriptor, READ_BYTES):
                 for frame in unpacker.feed(data):
-                    self.said.put(frame)
+                    self._hear(frame)
         except (OSError, ValueError, msgspec.DecodeError):
             pass
         finally:
@@ -145,6 +152,14 @@ class Child:
             self._has_said_all.set()
         self._watcher.join(LAST_WORDS_S)  # it says by its exit code why, if it can
         self._group.kill()
+
+    def _hear(self, frame: list[Any]) -> None:
+        match frame:
+            case ["chunk", token, *_] if token != self._token:
+                return  # of a thread that an attempt left behind: it may never stop
+            case ["end", *_]:
+                self._token = None
+        self.said.put(frame)
 
     def _watch(self) -> None:
         """Wait for its end."""

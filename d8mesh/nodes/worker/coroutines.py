@@ -18,6 +18,7 @@ from typing import Any, Final
 
 from d8mesh.edge.logs import event
 from d8mesh.errors import HandlerError, TaskCancelledError
+from d8mesh.handlers.forks import FORKS, end_copy
 
 #: How often a slot that waits for a coroutine looks whether it is cancelled.
 LOOK_S: Final = 0.1
@@ -73,6 +74,7 @@ class _Run:
         self.value: object = None
         self.error: BaseException | None = None
         self._awaitable = awaitable
+        self._forks = len(FORKS)
         self._lock = threading.Lock()
         self._task: asyncio.Task[None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -106,8 +108,12 @@ class _Run:
         try:
             value = await self._awaitable
         except BaseException as error:  # also SystemExit, KeyboardInterrupt, GeneratorExit
+            if len(FORKS) != self._forks:
+                end_copy(error)
             self._tell(None, error)
         else:
+            if len(FORKS) != self._forks:  # it forked: the copy has the loop's descriptors too
+                end_copy(None)
             self._tell(value, None)
 
     def _tell(self, value: object, error: BaseException | None) -> None:

@@ -181,6 +181,8 @@ class Finder:
         #: broker id -> what it last said of itself; key of a link -> where it leads
         self._heard: dict[str, list[tuple[str, int, int | None]]] = {}
         self._endpoints: dict[str, str] = {}
+        #: where a link was one too many -> the broker id that answered there
+        self._doubles: dict[str, str] = {}
         self._lock = threading.Lock()
         for place in places:
             self._add(place.broker_id, [(place.address, place.port, place.web_port)])
@@ -209,6 +211,12 @@ class Finder:
         pursuit = self._pursuits.get(key)
         if pursuit is not None:
             pursuit.again()
+
+    def leads_to(self, endpoint: str, broker_id: str) -> None:
+        """An orchestrator that is joined already answers there: whoever was there has gone."""
+        if len(self._doubles) >= MAX_PURSUITS:
+            self._doubles.clear()
+        self._doubles[endpoint] = broker_id
 
     def doubt(self, key: str, endpoint: str) -> None:
         """Nobody answers there: see whether the orchestrator is elsewhere now."""
@@ -257,6 +265,8 @@ class Finder:
             by_port.setdefault((port, web_port), []).append(address)
         for (port, web_port), addresses in by_port.items():
             way = find_way(addresses, port, web_port, deadline_s=DIAL_S)
+            if way is not None and self._doubles.get(way.endpoint) in self.joined:
+                continue
             if way is not None and not way.is_http:
                 return way
             over_http = over_http or way
@@ -272,7 +282,7 @@ class Finder:
 
     def _by_url(self, url: str) -> Way | None:
         if url.startswith("tcp://"):
-            return Way(url)
+            return None if self._doubles.get(url) in self.joined else Way(url)
         try:
             broker_id = str(ask_health(url, deadline_s=DIAL_S, key=self._key).get("broker_id", ""))
             if self.joined.get(broker_id, url) != url:

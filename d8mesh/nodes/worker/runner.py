@@ -310,9 +310,8 @@ class Runner:
         self._hand_in(time.monotonic())
 
     def _take_pieces(self) -> None:
-        pieces = self._slots.pieces
-        if pieces:
-            self._perform(self.session.chunks([pieces.popleft() for _ in range(len(pieces))]))
+        if self._slots.pieces:
+            self._perform(self.session.chunks(self._slots.take_pieces()))
 
     def _receive(self, frame: bytes, key: str, now: float) -> None:
         try:
@@ -447,7 +446,7 @@ class Runner:
                 self._slots.worker_id = self.session.profile.worker_id
                 self._joined(effect.link, effect.broker_id)
             case Retire():
-                self._retire(effect.link)
+                self._retire(effect.link, effect.broker_id)
             case Trouble():
                 self._rename()
                 why = effect.text
@@ -461,7 +460,8 @@ class Runner:
             why = f"another process works as {had}: was its data folder copied?"
             event(_log, logging.WARNING, "worker.cloned", now=has, why=why)
 
-    def _retire(self, key: str) -> None:
+    def _retire(self, key: str, broker_id: str) -> None:
+        self._finder.leads_to(self._links[key][1].endpoint, broker_id)
         self._drop(key)
         self._perform(self.session.forget_link(key))
         self._finder.again(key)  # it waits while the other link stands

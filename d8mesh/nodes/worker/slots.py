@@ -23,6 +23,7 @@ from d8mesh.edge.child import Child
 from d8mesh.edge.sockets import Waker
 from d8mesh.errors import BackendUnavailableError, TaskCancelledError
 from d8mesh.handlers import endings, tracebacks
+from d8mesh.handlers.forks import FORKS, end_copy
 from d8mesh.handlers.retrying import ANY, Retries
 from d8mesh.nodes.worker.coroutines import Coroutines
 from d8mesh.nodes.worker.failures import Failures
@@ -32,6 +33,9 @@ from d8mesh.nodes.worker.importable import prove
 LOOK_S: Final = 0.1
 #: A slot whose service is busy or down takes nothing for this long.
 BUSY_PAUSE_S: Final = 1.0
+#: Partial output that waits for the I/O thread; beyond it `emit` waits, but no longer than this.
+MAX_PIECES_BYTES: Final = 16 * 1024 * 1024
+MAX_EMIT_S: Final = 1.0
 #: A type is quick when so many attempts in a row took no longer than this.
 QUICK_S: Final = 0.001
 QUICK_IN_A_ROW: Final = 20
@@ -109,10 +113,16 @@ class Context:
     def pass_on(self, payload: bytes) -> None:
         """Send partial output that is packed already."""
         link, _, _, is_listened, task_id, token, _ = self._attempt
-        if is_listened or task_id in self._slots.listened:
-            self._slots.pieces.append((link, task_id, token, self._chunks, payload))
-            self._slots.bell.ring()
-        self._chunks += 1
+        slots = self._slots
+        is_heard = is_listened or task_id in slots.listened
+        with slots.emitting:  # its number is its place, whatever threads emit
+            if is_heard:
+                slots.emitting.wait_for(slots.has_room_for_pieces, MAX_EMIT_S)
+                slots.pieces.append((link, task_id, token, self._chunks, payload))
+                slots.pieces_bytes += len(payload)
+            self._chunks += 1
+        if is_heard:
+            slots.bell.ring()
 
     def raise_if_cancelled(self) -> None:
         """Raise `TaskCancelledError` if the task was cancelled."""
@@ -139,6 +149,9 @@ class Slots:
         self.bell = bell
         self.ended: deque[Ended] = deque()
         self.pieces: deque[Piece] = deque()
+        self.pieces_bytes = 0
+        #: guards the pieces; notified when they have been taken
+        self.emitting = threading.Condition(threading.Lock())
         self.aborted: set[bytes] = set()
         self.listened: set[str] = set()
         self._handlers = handlers
@@ -150,6 +163,8 @@ class Slots:
         self._coroutines = Coroutines()
         self.failures = Failures()
         self._is_over = False
+        #: as many as there were; with more, this is a copy that a handler forked
+        self._forks = len(FORKS)
         self._threads = [
             threading.Thread(target=self._serve, args=(number,), name=f"slot-{number}", daemon=True)
             for number in range(count)
@@ -213,6 +228,19 @@ class Slots:
             self.listened.update(task_ids)
         else:
             self.listened.difference_update(task_ids)
+
+    def has_room_for_pieces(self) -> bool:
+        """Tell whether partial output may wait here; `emitting` is held."""
+        return self.pieces_bytes < MAX_PIECES_BYTES
+
+    def take_pieces(self) -> list[Piece]:
+        """Return the partial output that waits here. Thread: the I/O thread."""
+        with self.emitting:
+            taken = list(self.pieces)
+            self.pieces.clear()
+            self.pieces_bytes = 0
+            self.emitting.notify_all()
+        return taken
 
     def running(self) -> list[Running]:
         """Return what the slots are at."""
@@ -283,8 +311,9 @@ class Slots:
                 if kind == FAILED:
                     kind, result = handler.retries.applied((kind, result), None, context.attempt)
             except BaseException as error:  # whatever a handler raises, the slot goes on
-                kind, result = self._failed(error, context, started)
-                kind, result = handler.retries.applied((kind, result), error, context.attempt)
+                kind, result = self._raised(error, handler, context, started)
+        if len(FORKS) != self._forks:  # the handler forked, and ended twice
+            end_copy(None)
         took_s = clock() - started
         if handler is not None:
             is_quick = took_s <= QUICK_S and handler.function is None
@@ -309,13 +338,26 @@ class Slots:
         _, result = endings.of_error(text, self.worker_id, attempt[2], traceback=where)
         self._note(number, attempt, Context(self, attempt, started), result)
 
+    def _raised(
+        self, error: BaseException, handler: Registered, context: Context, started: float
+    ) -> endings.Ending:
+        """Return how an attempt ends whose handler raised, whatever the error is made of."""
+        if len(FORKS) != self._forks:
+            end_copy(error)
+        try:
+            ending = self._failed(error, context, started)
+            return handler.retries.applied(ending, error, context.attempt)
+        except BaseException:
+            took_s = round(time.monotonic() - started, 6)
+            return endings.of_untellable(error, self.worker_id, took_s)
+
     def _failed(self, error: BaseException, context: Context, started: float) -> endings.Ending:
         is_cancel = isinstance(error, (TaskCancelledError, asyncio.CancelledError))
         if is_cancel and context.is_cancelled:
             return DROPPED, b""
         if isinstance(error, BackendUnavailableError):
             self._aborted_or_pause(context)
-            return UNAVAILABLE, str(error).encode("utf-8", "replace")
+            return UNAVAILABLE, tracebacks.message_of(error).encode("utf-8", "replace")
         return endings.of_exception(error, self.worker_id, round(time.monotonic() - started, 6))
 
     def _aborted_or_pause(self, context: Context) -> None:
@@ -392,6 +434,8 @@ class Slots:
                 case None:
                     return None
                 case ["end", own, int(kind), bytes(result)] if own == token:
+                    if kind == UNAVAILABLE:
+                        self._aborted_or_pause(context)
                     return kind, result
                 case ["chunk", own, bytes(payload)] if own == token:
                     context.pass_on(payload)
