@@ -812,3 +812,37 @@ def test_a_client_belongs_to_one_loop_and_says_so(mesh: Mesh) -> None:
             await client.close()
 
     run(program())
+
+
+def test_thousands_of_questions_at_once_are_all_answered(mesh: Mesh, loop: Factory) -> None:
+    port = mesh.broker()
+
+    async def main() -> None:
+        async with client_of(mesh, port) as client:
+            assert await client.wait_connected(PATIENCE_S)
+            # Sooner than a question that got lost is asked again (RESEND_S).
+            asked = await asyncio.gather(*(client.stats(timeout=9.0) for _ in range(3000)))
+            assert len(asked) == 3000
+            tasks = await client.submit_many("nobody", [{}] * 3000)
+            assert all(await asyncio.gather(*(task.cancel(9.0) for task in tasks)))
+
+    run(main(), loop)
+
+
+def test_each_who_waits_for_a_client_that_is_closed_has_an_error_of_its_own(
+    mesh: Mesh, loop: Factory
+) -> None:
+    port = mesh.broker()
+
+    async def main() -> None:
+        async with client_of(mesh, port) as client:
+            tasks = await client.submit_many("nobody", [{}] * 3)
+            waits = [asyncio.ensure_future(task.result()) for task in tasks]
+            await asyncio.sleep(0)
+            await client.close()
+            errors = await asyncio.gather(*waits, return_exceptions=True)
+            assert all(isinstance(error, NodeClosedError) for error in errors)
+            named = [getattr(error, "task_id", None) for error in errors]
+            assert named == [task.id for task in tasks]
+
+    run(main(), loop)

@@ -10,6 +10,7 @@ import logging
 import os
 import warnings
 from collections.abc import AsyncGenerator, Callable, Mapping
+from copy import copy
 from typing import Any, Final
 
 from d8mesh.config import Config
@@ -112,7 +113,7 @@ class AsyncNode:
             D8Error: the orchestrator refuses this client for good.
         """
         if self._runner.fatal is not None:
-            raise self._runner.fatal
+            raise copy(self._runner.fatal)  # each its own: an error grows with who raises it
         if self._is_closed:
             raise NodeClosedError
         if self.is_forked:
