@@ -112,7 +112,7 @@ class AsyncClient:
 
     def __del__(self) -> None:
         if self._node is not None and not self._is_closed:
-            self._node.leave()
+            self._node.abandon()
 
     @property
     def node(self) -> AsyncNode:
