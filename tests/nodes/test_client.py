@@ -946,3 +946,12 @@ def test_thousands_of_tasks_are_opened_and_asked_for_at_once(mesh: Mesh) -> None
     done, not_done = wait_for(tasks, 9.0)
     assert (len(done), len(not_done)) == (3000, 0)
     assert all(task.cancelled() for task in tasks)
+
+
+@pytest.mark.parametrize(
+    ("given", "error"), [("zzz", UnknownTaskError), (3, InvalidTaskError), (None, InvalidTaskError)]
+)
+def test_what_is_no_id_of_a_task_opens_none(given: Any, error: type[D8Error]) -> None:
+    with Client(endpoint="tcp://127.0.0.1:9", config=Config(interfaces=("lo",))) as client:
+        with pytest.raises(error):
+            client.task(given)

@@ -330,7 +330,7 @@ class Client:
             task_id: its id, or another handle of it.
 
         Raises:
-            InvalidTaskError: that is no id of a task.
+            UnknownTaskError: that is no id of a task (InvalidTaskError: and no text).
         """
         known = task_id.id if isinstance(task_id, Task) else task_id
         parcel = awaiting(known)
