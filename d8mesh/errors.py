@@ -68,10 +68,7 @@ class D8Error(Exception):
 
     def __reduce__(self) -> tuple[object, ...]:
         """Pickle and copy with all attributes, whatever the constructor takes."""
-        state = {
-            name: dict(value) if isinstance(value, MappingProxyType) else value
-            for name, value in vars(self).items()
-        }
+        state = {name: _taken(value) for name, value in vars(self).items()}
         return _remade, (type(self), self.args, state)
 
 
@@ -317,6 +314,13 @@ class JournalBrokenError(JournalError):
     """The journal is damaged or of a newer version."""
 
     code = "journal.broken"
+
+
+def _taken(value: object) -> object:
+    """Return an attribute of an error as another one may have it."""
+    if isinstance(value, MappingProxyType):
+        return dict(value)
+    return list(value) if isinstance(value, list) else value  # its notes
 
 
 def _remade(kind: type[D8Error], args: tuple[object, ...], state: Mapping[str, object]) -> D8Error:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from typing import TypeAlias
 
 from msgspec import Struct
 
-from d8mesh.core.messages import Message, Stream
+from d8mesh.core.messages import MAX_BATCH_TASKS, Message, Stream, Watch
 from d8mesh.core.parcel import Parcel
 
 
@@ -72,3 +74,30 @@ class Rejected(Struct, frozen=True):
 Output: TypeAlias = (
     Transmit | Settled | Arrived | Answered | Heard | Silent | Connected | Lost | Rejected
 )
+
+
+def merged(outputs: Sequence[Output]) -> Sequence[Output]:
+    """Return these with `Watch` messages that follow each other as one.
+
+    The broker answers each with a message of its own, and drops what a client is slow to take.
+    """
+    if len(outputs) < 2:
+        return outputs
+    out: list[Output] = []
+    ids: list[str] = []
+    for output in outputs:
+        if type(output) is Transmit and type(output.message) is Watch and output.message.ids:
+            ids += output.message.ids
+            continue
+        if ids:
+            out += [Transmit(Watch(part)) for part in parts_of(ids)]
+            ids = []
+        out.append(output)
+    return out + [Transmit(Watch(part)) for part in parts_of(ids)]
+
+
+def parts_of(ids: Iterable[str]) -> Iterator[list[str]]:
+    """Yield task ids in parts that fit one message."""
+    left = iter(ids)
+    while part := list(islice(left, MAX_BATCH_TASKS)):
+        yield part

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Iterable, Iterator
-from itertools import islice
+from collections.abc import Iterator
 from typing import Final, assert_never
 
 from d8mesh.core.client_effects import (
@@ -23,9 +22,9 @@ from d8mesh.core.client_effects import (
     Settled,
     Silent,
     Transmit,
+    parts_of,
 )
 from d8mesh.core.messages import (
-    MAX_BATCH_TASKS,
     VERSIONS,
     Accepted,
     Answer,
@@ -44,7 +43,7 @@ from d8mesh.core.messages import (
     Watch,
     Welcome,
 )
-from d8mesh.core.parcel import Parcel
+from d8mesh.core.parcel import Parcel, counter_of
 from d8mesh.errors import ProtocolError
 
 #: Submits under way at once: enough that the broker never waits for the next one.
@@ -52,6 +51,9 @@ MAX_UNACKNOWLEDGED: Final = 8
 #: The same for a parcel of single tasks: while two are on their way more tasks join the next,
 #: so that many small submits become few messages.
 MAX_GROWING: Final = 2
+#: Questions under way at once: more answers than the orchestrator may have waiting for one
+#: client would be dropped, and asked for again much later.
+MAX_ASKED: Final = 256
 #: HELLO is said again after this long without an answer.
 HELLO_S: Final = 3.0
 #: A new link on which nothing was heard for this long is given up: sooner than one that
@@ -101,6 +103,7 @@ class ClientSession:
         self._parcels: list[Parcel] = []
         self._singles: dict[str, list[Parcel]] = {}
         self._asks: dict[int, tuple[Ask, float]] = {}
+        self._unasked: dict[int, Ask] = {}  #: to be asked when others are answered
         self._listening: set[str] = set()
         self._last: Parcel | None = None
 
@@ -117,7 +120,7 @@ class ClientSession:
     @property
     def is_idle(self) -> bool:
         """True when nothing is waiting to be accepted or answered."""
-        return not (self._backlog or self._unacknowledged or self._asks)
+        return not (self._backlog or self._unacknowledged or self._asks or self._unasked)
 
     @property
     def paused_for(self) -> str:
@@ -172,12 +175,13 @@ class ClientSession:
 
     def ask(self, question: Ask, now: float) -> list[Output]:
         """Ask the broker; `Answered` brings the answer, after reconnects too."""
-        self._asks[question.request] = (question, now)
-        return [Transmit(question)] if self._is_up else []
+        self._unasked[question.request] = question
+        return self._ask_more(now)
 
     def forget_ask(self, request: int) -> list[Output]:
         """The asker waits no longer."""
         self._asks.pop(request, None)
+        self._unasked.pop(request, None)
         return []
 
     def listen(self, task_id: str, *, is_on: bool) -> list[Output]:
@@ -244,7 +248,7 @@ class ClientSession:
             if now - asked > RESEND_S:
                 self._asks[request] = (question, now)
                 out.append(Transmit(question))
-        return out + self._pump(now)
+        return out + self._ask_more(now) + self._pump(now)
 
     @property
     def doubt_at(self) -> float:
@@ -271,7 +275,7 @@ class ClientSession:
     @property
     def is_bound(self) -> bool:
         """True while another orchestrator would not know what this one was told or asked."""
-        is_told = self._unacknowledged or self._asks
+        is_told = self._unacknowledged or self._asks or self._unasked
         return bool(is_told) or any(parcel.is_accepted for parcel in self._parcels)
 
     @property
@@ -298,7 +302,7 @@ class ClientSession:
         for request, (question, _) in self._asks.items():
             self._asks[request] = (question, now)
             out.append(Transmit(question))
-        return out
+        return out + self._ask_more(now)
 
     def _beat(self, message: Beat, now: float) -> list[Output]:
         if message.epoch == self._epoch:
@@ -333,7 +337,7 @@ class ClientSession:
         if parcel.accepted_as is not None and parcel.is_watched:
             out += self._watch_elsewhere(parcel)
         elif parcel.is_resent and parcel.is_watched:  # maybe over by now, and told to nobody
-            out += [Transmit(Watch(part)) for part in _cut(parcel.awaited())]
+            out += [Transmit(Watch(part)) for part in parts_of(parcel.awaited())]
         return out + self._pump(now)
 
     def _outcomes(self, message: Outcomes) -> list[Output]:
@@ -351,7 +355,7 @@ class ClientSession:
                     touched[id(single)] = single
             if not task_id.startswith(session):
                 continue
-            n = _counter(task_id[start:])
+            n = counter_of(task_id[start:])
             if parcel is None or not parcel.first <= n < parcel.first + parcel.count:
                 parcel = self._find(n)
                 if parcel is None:
@@ -381,6 +385,15 @@ class ClientSession:
             seq, self._next_seq = self._next_seq, self._next_seq + 1
             self._unacknowledged[seq] = parcel
             out.append(self._transmit(seq, parcel, now))
+        return out
+
+    def _ask_more(self, now: float) -> list[Output]:
+        out: list[Output] = []
+        while self._unasked and self._is_up and len(self._asks) < MAX_ASKED:
+            request = next(iter(self._unasked))
+            question = self._unasked.pop(request)
+            self._asks[request] = (question, now)
+            out.append(Transmit(question))
         return out
 
     def _put_back(self, parcel: Parcel) -> None:
@@ -449,7 +462,7 @@ class ClientSession:
         ids = [parcel.task_id(index) for index in range(parcel.count)]
         for task_id in ids:
             self._singles.setdefault(task_id, []).append(parcel)
-        return [Transmit(Watch(part)) for part in _cut(ids)]
+        return [Transmit(Watch(part)) for part in parts_of(ids)]
 
     def _listen_elsewhere(self, parcel: Parcel) -> list[Output]:
         """A repeated key: the tasks of the first time are listened to as well."""
@@ -463,14 +476,14 @@ class ClientSession:
         """Ask for all that is awaited: what was sent meanwhile may be lost."""
         self._next_rewatch = now + REWATCH_S
         self._round = iter(())
-        return [Transmit(Watch(part)) for part in _cut(self._awaited())]
+        return [Transmit(Watch(part)) for part in parts_of(self._awaited())]
 
     def _look_again(self, now: float) -> list[str]:
         """Return the next part of what is awaited: in rounds, REWATCH_S apart or slower."""
         ids = next(self._round, None)
         if ids is None and now >= self._next_rewatch:
             self._next_rewatch = now + REWATCH_S
-            self._round = _cut(self._awaited())
+            self._round = parts_of(self._awaited())
             ids = next(self._round, None)
         return ids or []
 
@@ -479,16 +492,3 @@ class ClientSession:
         for parcel in list(self._parcels):
             if parcel.is_accepted:
                 yield from parcel.awaited()
-
-
-def _counter(text: str) -> int:
-    try:
-        return int(text)
-    except ValueError:
-        raise ProtocolError(f"a task id ends in a number: saw {text[:40]!r}") from None
-
-
-def _cut(ids: Iterable[str]) -> Iterator[list[str]]:
-    left = iter(ids)
-    while part := list(islice(left, MAX_BATCH_TASKS)):
-        yield part

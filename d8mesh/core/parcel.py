@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from d8mesh.core.messages import Group, Refused
-from d8mesh.errors import error_of
+from d8mesh.errors import ProtocolError, error_of
 
 
 @dataclass(slots=True, eq=False)
@@ -93,8 +93,9 @@ class Parcel:
         self.states[index] = state
         self.payloads[index] = payload
         self.missing -= 1
-        if self.fresh is not None:
-            self.fresh.append(index)
+        fresh = self.fresh  # once: whoever looks there may stop just now
+        if fresh is not None:
+            fresh.append(index)
         return True
 
     def awaited(self) -> Iterator[str]:
@@ -102,3 +103,15 @@ class Parcel:
         for index, state in enumerate(self.states):
             if not state:
                 yield self.task_id(index)
+
+
+def counter_of(text: str) -> int:
+    """Return the counter that a task id ends in.
+
+    Raises:
+        ProtocolError: it is none.
+    """
+    try:
+        return int(text)
+    except ValueError:
+        raise ProtocolError(f"a task id ends in a number: saw {text[:40]!r}") from None

@@ -19,8 +19,9 @@ from d8mesh.core.client_effects import (
     Settled,
     Silent,
     Transmit,
+    merged,
 )
-from d8mesh.core.client_session import ClientSession
+from d8mesh.core.client_session import MAX_ASKED, ClientSession
 from d8mesh.core.messages import (
     COMPLETED_STATE,
     MAX_BATCH_TASKS,
@@ -417,6 +418,38 @@ def test_a_question_is_answered_once_and_asked_again_in_doubt() -> None:
     assert sent(session.tick(10.5), Ask) == [question]
     assert session.receive(Answer(4, "", {"a": 1}), 10.6) == [Answered(4, "", {"a": 1})]
     assert session.receive(Answer(4, "", {"a": 1}), 10.7) == []
+
+
+def test_few_questions_are_under_way_at_once_and_each_answer_brings_the_next() -> None:
+    session = up()
+    questions = [Ask(n, "stats", {}) for n in range(1, MAX_ASKED + 4)]
+    out = [output for question in questions for output in session.ask(question, 0.0)]
+    assert sent(out, Ask) == questions[:MAX_ASKED]
+    assert session.tick(0.1) == []
+    assert session.receive(Answer(7, "", {}), 0.2) == [Answered(7, "", {})]
+    session.forget_ask(questions[MAX_ASKED].request)
+    assert sent(session.tick(0.2), Ask) == [questions[MAX_ASKED + 1]]
+    session.link_down()
+    session.link_up(1.0)
+    out = session.receive(welcome(), 1.0)
+    assert len(sent(out, Ask)) == MAX_ASKED
+    session.forget_ask(1)
+    assert sent(session.tick(1.1), Ask) == [questions[-1]]
+    assert session.is_bound
+    assert not session.is_idle
+
+
+def test_what_is_awaited_one_by_one_is_asked_for_together() -> None:
+    session = up()
+    singles = [awaiting(f"{OTHER}-{n}") for n in range(MAX_BATCH_TASKS + 1)]
+    watches = [output for single in singles for output in session.watch(single)]
+    listen, *_ = session.listen(f"{OTHER}-5", is_on=True)
+    beat = Transmit(Watch([]))
+    whole = merged([*watches[:2], listen, beat, *watches])
+    ids = [f"{OTHER}-{n}" for n in range(MAX_BATCH_TASKS + 1)]
+    parts = [Transmit(Watch(part)) for part in (ids[:2], ids[:-1], ids[-1:])]
+    assert whole == [parts[0], listen, beat, *parts[1:]]
+    assert merged(watches[:1]) == watches[:1]
 
 
 def test_an_answer_nobody_waits_for_is_dropped() -> None:

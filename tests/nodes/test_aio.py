@@ -34,6 +34,7 @@ from d8mesh.errors import (
 )
 from d8mesh.handlers import TaskContext
 from d8mesh.nodes.client import RESTARTED
+from d8mesh.nodes.client.aio import node
 from tests.nodes.loops import LOOPS, own_threads, run, until
 from tests.nodes.mesh import PATIENCE_S, Mesh, free_port, mesh_in
 
@@ -747,11 +748,61 @@ def test_a_client_that_nobody_used_is_closed_in_silence() -> None:
     run(program())
 
 
+@pytest.mark.parametrize("is_kept", [True, False])
+def test_what_was_submitted_is_on_the_disk_when_a_loop_ends_without_closing(
+    mesh: Mesh, loop: Factory, is_kept: bool
+) -> None:
+    port = mesh.broker()
+    ids: list[str] = []
+    kept: list[AsyncClient] = []
+
+    async def program() -> None:
+        client = client_of(mesh, port)
+        ids.extend([(await client.submit("nobody")).id for _ in range(100)])
+        if is_kept:  # else it is collected before the loop ends
+            kept.append(client)
+
+    with pytest.warns(ResourceWarning, match=r"never closed \(async with does it\)$"):
+        with asyncio.Runner(loop_factory=loop) as runner:
+            runner.run(program())
+    client = mesh.client(port)
+    assert {client.task(task_id).status()["state"] for task_id in ids} == {"queued"}
+
+
+def test_a_client_that_another_thread_collects_ends_on_its_loop(mesh: Mesh, loop: Factory) -> None:
+    port = mesh.broker()
+
+    async def program() -> None:
+        client = client_of(mesh, port)
+        assert await client.wait_connected(PATIENCE_S)
+        inner, box = client.node, [client]
+        threads: list[threading.Thread] = []
+        end = inner._end
+
+        def ends() -> None:
+            threads.append(threading.current_thread())
+            end()
+
+        inner._end = ends  # type: ignore[method-assign]
+        del client
+        await asyncio.to_thread(box.clear)
+        await until(lambda: inner.is_closed)
+        assert threads == [threading.current_thread()]
+
+    with pytest.warns(ResourceWarning):
+        run(program(), loop)
+
+
 @pytest.mark.parametrize("way", ["forgotten", "dropped", "loop stopped"])
 def test_a_client_that_nobody_closed_is_spoken_of(
-    mesh: Mesh, loop: Factory, way: str, caplog: pytest.LogCaptureFixture
+    mesh: Mesh,
+    loop: Factory,
+    way: str,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     kept: list[AsyncClient] = []
+    monkeypatch.setattr(node, "UNCLOSED_S", 0.1)
 
     async def program() -> None:
         client = client_of(mesh, free_port())
@@ -761,8 +812,10 @@ def test_a_client_that_nobody_closed_is_spoken_of(
 
     async def drop() -> None:
         await program()
+        inner = kept[0].node
         kept.clear()
         gc.collect()
+        await until(lambda: inner.is_closed)
 
     def end() -> None:
         if way != "loop stopped":
@@ -812,3 +865,37 @@ def test_a_client_belongs_to_one_loop_and_says_so(mesh: Mesh) -> None:
             await client.close()
 
     run(program())
+
+
+def test_thousands_of_questions_at_once_are_all_answered(mesh: Mesh, loop: Factory) -> None:
+    port = mesh.broker()
+
+    async def main() -> None:
+        async with client_of(mesh, port) as client:
+            assert await client.wait_connected(PATIENCE_S)
+            # Sooner than a question that got lost is asked again (RESEND_S).
+            asked = await asyncio.gather(*(client.stats(timeout=9.0) for _ in range(3000)))
+            assert len(asked) == 3000
+            tasks = await client.submit_many("nobody", [{}] * 3000)
+            assert all(await asyncio.gather(*(task.cancel(9.0) for task in tasks)))
+
+    run(main(), loop)
+
+
+def test_each_who_waits_for_a_client_that_is_closed_has_an_error_of_its_own(
+    mesh: Mesh, loop: Factory
+) -> None:
+    port = mesh.broker()
+
+    async def main() -> None:
+        async with client_of(mesh, port) as client:
+            tasks = await client.submit_many("nobody", [{}] * 3)
+            waits = [asyncio.ensure_future(task.result()) for task in tasks]
+            await asyncio.sleep(0)
+            await client.close()
+            errors = await asyncio.gather(*waits, return_exceptions=True)
+            assert all(isinstance(error, NodeClosedError) for error in errors)
+            named = [getattr(error, "task_id", None) for error in errors]
+            assert named == [task.id for task in tasks]
+
+    run(main(), loop)

@@ -7,6 +7,7 @@ import gc
 import json
 import math
 import os
+import queue
 import socket
 import sys
 import threading
@@ -22,6 +23,7 @@ from werkzeug.serving import make_server
 from werkzeug.wrappers import Request, Response
 
 from d8mesh.config import Config
+from d8mesh.core.client_effects import Output
 from d8mesh.core.codec import decode_to_worker, encode
 from d8mesh.core.messages import SUCCEEDED, Group, Results, Stream, Work, WorkerHello
 from d8mesh.core.parcel import Parcel
@@ -29,6 +31,7 @@ from d8mesh.edge.sockets import DealerLink
 from d8mesh.errors import (
     BrokerUnavailableError,
     ConfigError,
+    D8Error,
     ForbiddenError,
     InvalidTaskError,
     KeyConflictError,
@@ -43,6 +46,7 @@ from d8mesh.errors import (
 from d8mesh.handlers import TaskContext
 from d8mesh.nodes.client import RESTARTED, Client
 from d8mesh.nodes.client.dial import Dialler
+from d8mesh.nodes.client.futures import wait as wait_for
 from d8mesh.nodes.client.handle import Ear
 from d8mesh.nodes.client.keeping import Missed
 from d8mesh.web.exchange import Exchange
@@ -898,3 +902,56 @@ def test_newest_first_and_all_there_is_to_know_of_a_task(mesh: Mesh) -> None:
     assert full["data"] == {"n": 1}
     told = [(each["attempt"], each["error"], each["pause_s"]) for each in full["history"]]
     assert told == [(1, "ValueError: no", 0.0), (2, "ValueError: no", 0.0)]
+
+
+def test_nobody_waits_for_the_connection_of_a_closed_client(mesh: Mesh) -> None:
+    client = mesh.client(free_port())
+    ended: queue.SimpleQueue[D8Error] = queue.SimpleQueue()
+
+    def waits() -> None:
+        try:
+            client.wait_connected()
+        except D8Error as error:
+            ended.put(error)
+
+    thread = threading.Thread(target=waits)
+    thread.start()
+    client.close()
+    thread.join(PATIENCE_S)
+    assert isinstance(ended.get(timeout=PATIENCE_S), NodeClosedError)
+    with pytest.raises(NodeClosedError):
+        client.wait_connected()
+
+
+def test_thousands_of_tasks_are_opened_and_asked_for_at_once(mesh: Mesh) -> None:
+    port = mesh.broker()
+    client = mesh.client(port)
+    ids = [task.id for task in client.submit_many("nobody", [{}] * 3000)]
+    other = mesh.client(port)
+    assert other.wait_connected(PATIENCE_S)
+    held, go_on = threading.Event(), threading.Event()
+
+    def hold(now: float) -> list[Output]:  # so that all of it is one turn
+        held.set()
+        assert go_on.wait(PATIENCE_S)
+        return []
+
+    other._runner.do(hold)
+    assert held.wait(PATIENCE_S)
+    tasks = [other.task(task_id) for task_id in ids]
+    for task in tasks:
+        other.hub.drop(task.parcel, 0)
+    go_on.set()
+    # Sooner than anything that got lost is said again (RESEND_S, REWATCH_S).
+    done, not_done = wait_for(tasks, 9.0)
+    assert (len(done), len(not_done)) == (3000, 0)
+    assert all(task.cancelled() for task in tasks)
+
+
+@pytest.mark.parametrize(
+    ("given", "error"), [("zzz", UnknownTaskError), (3, InvalidTaskError), (None, InvalidTaskError)]
+)
+def test_what_is_no_id_of_a_task_opens_none(given: Any, error: type[D8Error]) -> None:
+    with Client(endpoint="tcp://127.0.0.1:9", config=Config(interfaces=("lo",))) as client:
+        with pytest.raises(error):
+            client.task(given)

@@ -27,7 +27,7 @@ from d8mesh.errors import (
     QueueFullError,
     TaskError,
 )
-from d8mesh.nodes.client import Client, farewell
+from d8mesh.nodes.client import Client, farewell, wait
 from d8mesh.nodes.client.board import MAX_PENDING_TASKS
 from tests.nodes.mesh import PATIENCE_S, Mesh, free_port, mesh_in, until
 
@@ -186,6 +186,21 @@ def test_a_refusal_of_which_nobody_was_told_is_raised(mesh: Mesh) -> None:
     assert caught.value.task_ids == (untold.id,)
     assert isinstance(caught.value.__cause__, QueueFullError)
     assert isinstance(caught.value, TaskError)
+
+
+def test_a_refusal_that_only_a_future_knows_of_is_raised(mesh: Mesh) -> None:
+    port = mesh.broker(queue_size=1)
+    client = new_client(mesh, port)
+    client.submit_many("nobody", [{}])
+    untold = client.executor("nobody", timeout=0.6).submit()
+    told = client.executor("nobody", timeout=0.7).submit()
+    waited = client.submit("nobody", timeout=0.8)
+    assert isinstance(told.exception(PATIENCE_S), QueueFullError)
+    assert wait([waited], PATIENCE_S, "FIRST_EXCEPTION").done == {waited}
+    until(untold.done)
+    with pytest.raises(NotAcknowledgedError, match="TASK_QUEUE_SIZE") as caught:
+        client.close()
+    assert caught.value.task_ids == (untold.task.id, waited.id)
 
 
 def test_a_flush_that_raises_tells_of_all_and_has_their_ids(mesh: Mesh) -> None:

@@ -7,6 +7,7 @@ import copy
 import json
 import multiprocessing
 import pickle
+import queue
 import sys
 import threading
 import time
@@ -18,6 +19,7 @@ import pytest
 from werkzeug.serving import make_server
 from werkzeug.wrappers import Request, Response
 
+from d8mesh.core.messages import Group
 from d8mesh.core.parcel import Parcel
 from d8mesh.errors import (
     D8Error,
@@ -30,7 +32,7 @@ from d8mesh.errors import (
     UnknownTaskError,
     WaitTimeoutError,
 )
-from d8mesh.nodes.client import Client, Task
+from d8mesh.nodes.client import Client, Task, board
 from d8mesh.nodes.client import handle as handles
 from d8mesh.nodes.client.cancellations import MAX_UNDER_WAY
 from d8mesh.nodes.client.completions import Completions
@@ -237,6 +239,76 @@ def test_a_callback_that_waits_for_its_own_client_is_told_so(client: Client, gat
     gate.of("a").set()
     assert ended.wait(PATIENCE_S)
     assert ["own thread" in str(error) for error in caught] == [True] * 3
+
+
+#: Ways to wait that a callback may think of; each is given another task of the same client.
+WAITS: dict[str, Callable[[Client, Task], object]] = {
+    "a key": lambda client, _: client.submit("echo", idempotency_key="a"),
+    "many": lambda client, _: client.submit_many("echo", [{}]),
+    "groups": lambda client, _: client.submit_groups([Group("echo", 5, [b"\x80"])]),
+    "map": lambda client, _: list(client.map("echo", [{}])),
+    "as_completed": lambda _, other: next(as_completed([other])),
+    "wait": lambda _, other: wait([other]),
+    "a future": lambda client, _: client.executor("nobody").submit().result(),
+    "a stream": lambda _, other: next(other.stream()),
+    "a stream from the submit on": lambda client, _: next(
+        client.submit("nobody", listen=True).stream()
+    ),
+}
+
+
+@pytest.mark.parametrize("way", WAITS)
+def test_no_way_of_waiting_in_a_callback_stops_the_client(
+    client: Client, gate: Gate, way: str
+) -> None:
+    task, other = gated(client, gate, "a"), client.submit("nobody")
+    other.wait_accepted(PATIENCE_S)
+    caught: queue.SimpleQueue[str] = queue.SimpleQueue()
+
+    def waits(_: Task) -> None:
+        try:
+            WAITS[way](client, other)
+        except D8Error as error:
+            caught.put(str(error))
+
+    task.add_done_callback(waits)
+    gate.of("a").set()
+    assert "own thread" in caught.get(timeout=PATIENCE_S)
+    assert client.submit("echo").result(PATIENCE_S)
+
+
+def test_a_callback_that_submits_more_than_there_is_room_for_is_told_so(
+    client: Client, gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task, caught = gated(client, gate, "a"), queue.SimpleQueue[str]()
+
+    def submits(_: Task) -> None:
+        try:
+            while True:
+                client.submit("echo", {"n": 1})
+        except D8Error as error:
+            caught.put(str(error))
+
+    task.wait_accepted(PATIENCE_S)
+    monkeypatch.setattr(board, "MAX_PENDING_TASKS", 10)
+    task.add_done_callback(submits)
+    gate.of("a").set()
+    assert "own thread" in caught.get(timeout=PATIENCE_S)
+    client.flush(PATIENCE_S)
+
+
+def test_the_future_of_a_task_may_be_looked_at_in_its_callback(client: Client, gate: Gate) -> None:
+    found: queue.SimpleQueue[object] = queue.SimpleQueue()
+    future = client.executor("echo").submit(n=1)
+    future.add_done_callback(lambda future: found.put(future.result()["output"]))
+    assert found.get(timeout=PATIENCE_S) == {"n": 1}
+
+
+def test_output_that_was_kept_may_be_read_in_a_callback(client: Client, gate: Gate) -> None:
+    found: queue.SimpleQueue[list[object]] = queue.SimpleQueue()
+    task = client.submit("echo", {"n": 1}, listen=True)
+    task.add_done_callback(lambda task: found.put(list(task.stream())))
+    assert found.get(timeout=PATIENCE_S) == []
 
 
 def test_a_task_that_ends_while_a_callback_is_left_for_it_is_not_missed() -> None:

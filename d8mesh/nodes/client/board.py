@@ -51,6 +51,8 @@ class Board:
         on_change: Callable[[Parcel], None] | None = None,
     ) -> None:
         self._on_change = on_change
+        #: raises, too, when it is called by the thread that brings what is waited for
+        self.check_may_wait = check_alive
         self.check_alive, self._why = check_alive, why
         self.lock = threading.RLock()
         self._room = threading.Condition(self.lock)
@@ -254,7 +256,7 @@ class Board:
         """Wait, holding `condition` (once)."""
         start = time.monotonic()
         while not is_over():
-            self.check_alive()
+            self.check_may_wait()
             now = time.monotonic()
             left_s = LOOK_S if timeout_s is None else start + timeout_s - now
             if left_s <= 0:

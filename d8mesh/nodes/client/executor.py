@@ -5,10 +5,10 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import threading
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from d8mesh.errors import InvalidTaskError, TaskCancelledError
+from d8mesh.errors import InvalidTaskError, TaskCancelledError, error_of
 from d8mesh.nodes.client.handle import Result, Task
 from d8mesh.nodes.client.parcels import SubmitOptions
 
@@ -20,6 +20,8 @@ CANCEL_S: Final = 10.0
 #: Waiting threads look around this often: an endless wait hears no Ctrl-C on Windows.
 _LOOK_S: Final = 1.0
 
+_T = TypeVar("_T")
+
 
 class TaskFuture(concurrent.futures.Future[Result]):
     """A future of `concurrent.futures`, and the task behind it.
@@ -29,6 +31,23 @@ class TaskFuture(concurrent.futures.Future[Result]):
 
     #: the handle: its id, status, partial output
     task: Task
+
+    def result(self, timeout: float | None = None) -> Result:
+        """As of every future; D8Error: a callback of the client would wait here, for ever."""
+        return self._seen(super().result, timeout)
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        """As of every future; D8Error: a callback of the client would wait here, for ever."""
+        return self._seen(super().exception, timeout)
+
+    def _seen(self, look: Callable[[float | None], _T], timeout_s: float | None) -> _T:
+        if not self.done():
+            self.task.client.hub.check_is_elsewhere()
+        try:
+            return look(timeout_s)
+        finally:
+            if self.task.parcel.refusal is not None:
+                self.task.parcel.is_told |= self.done()
 
 
 class TaskExecutor(concurrent.futures.Executor):
@@ -120,7 +139,13 @@ class TaskExecutor(concurrent.futures.Executor):
 
 def _pass_on(task: Task, future: TaskFuture) -> None:
     """The task is done: so is the future, unless that was cancelled before."""
+    refusal = task.parcel.refusal
     with contextlib.suppress(concurrent.futures.InvalidStateError):
+        if refusal is not None:  # nobody is told by this: whoever looks at the future is
+            refused = error_of(refusal.code, refusal.message)
+            refused.task_id = task.id
+            future.set_exception(refused)
+            return
         try:
             result = task.result(0)
         except TaskCancelledError:

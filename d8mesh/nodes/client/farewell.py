@@ -205,8 +205,7 @@ def _close_all() -> None:
         count = sum(client.board.count for client in clients)
         left_s = until - time.monotonic()
         if count and left_s > 0:
-            tasks = "1 task" if count == 1 else f"{count} tasks"
-            _say(f"waiting up to {left_s:.0f} s for the acknowledgement of {tasks}; Ctrl-C ends it")
+            say_waiting(count, left_s)
     except KeyboardInterrupt:
         until = 0.0
     for client in clients:
@@ -216,6 +215,12 @@ def _close_all() -> None:
             _say(str(error))
         except KeyboardInterrupt:  # what is missing was told
             until = 0.0
+
+
+def say_waiting(count: int, left_s: float) -> None:
+    """Say why the end of the program takes a while."""
+    tasks = "1 task" if count == 1 else f"{count} tasks"
+    _say(f"waiting up to {left_s:.0f} s for the acknowledgement of {tasks}; Ctrl-C ends it")
 
 
 def _say(text: str) -> None:

@@ -95,6 +95,8 @@ def wait(
 
 
 def _has_failed(task: Task) -> bool:
+    if task.parcel.refusal is not None:  # nobody is told of it by this
+        return True
     try:
         return task.exception(0) is not None
     except (TaskCancelledError, WaitTimeoutError):
@@ -113,6 +115,7 @@ class _Race:
                     "of an executor there is concurrent.futures, for an AsyncClient asyncio)"
                 )
         self._done: queue.SimpleQueue[Task] = queue.SimpleQueue()
+        self._hubs = {task.client.hub for task in self.running}
         self._calls = {task: partial(self._done.put, task) for task in self.running}
         for task, call in self._calls.items():
             task.client.hub.when_done(task.parcel, task.index, call, task.done)
@@ -125,10 +128,16 @@ class _Race:
             task.client.hub.never_mind(task.parcel, task.index, self._calls[task])
 
     def next(self, left_s: Callable[[], float | None]) -> Task | None:
-        """Wait for the next one that is done; None: there is none in time."""
+        """Wait for the next one that is done; None: there is none in time.
+
+        Raises:
+            D8Error: a callback of one of the clients would wait here, for ever.
+        """
         while True:
             left = left_s()
             try:
+                if self._done.empty():
+                    self._check_may_wait()
                 task = self._done.get(timeout=_LOOK_S if left is None else min(left, _LOOK_S))
             except queue.Empty:
                 if left is not None and left <= _LOOK_S:
@@ -137,6 +146,10 @@ class _Race:
             self.running.discard(task)
             self._calls.pop(task, None)
             return task
+
+    def _check_may_wait(self) -> None:
+        for hub in self._hubs:
+            hub.check_is_elsewhere()
 
 
 def _overdue(race: _Race, count: int, timeout_s: float | None) -> WaitTimeoutError:

@@ -6,8 +6,9 @@ from collections.abc import Callable
 
 from d8mesh.core.client_session import ClientSession
 from d8mesh.core.parcel import Parcel
+from d8mesh.edge.waits import wait_for
 from d8mesh.errors import D8Error
-from d8mesh.nodes.client.board import Board
+from d8mesh.nodes.client.board import LOOK_S, Board
 from d8mesh.nodes.client.cancellations import Cancellations
 from d8mesh.nodes.client.completions import Call, Completions
 from d8mesh.nodes.client.patience import countdown
@@ -39,6 +40,7 @@ class Hub:
         self._session, self._board, self._runner = session, board, runner
         self._completions, self._cancellations = completions, cancellations
         self._check_alive = check_alive
+        board.check_may_wait = self.check_may_wait
 
     @property
     def is_over(self) -> bool:
@@ -56,6 +58,14 @@ class Hub:
             D8Error: it would be in vain, or for ever.
         """
         self._check_alive()
+        self.check_is_elsewhere()
+
+    def check_is_elsewhere(self) -> None:
+        """Make sure that this is not a callback, whose thread brings all that it could wait for.
+
+        Raises:
+            D8Error: it is.
+        """
         if self._runner.is_caller:
             raise D8Error(
                 "this is called by the client's own thread (a callback): to wait here for "
@@ -72,14 +82,22 @@ class Hub:
         task_id: str | None = None,
     ) -> None:
         """Wait for something that arrives of a parcel; see `Board.wait_for`."""
-        self.check_may_wait()
         self._board.wait_for(parcel, is_over, timeout_s, what=what, task_id=task_id)
 
     def wait_settled(self, parcel: Parcel, timeout_s: float | None) -> None:
         """Wait until a parcel is acknowledged; see `Board.wait_settled`."""
-        if not parcel.is_settled:
-            self.check_may_wait()
         self._board.wait_settled(parcel, timeout_s)
+
+    def wait_connected(self, timeout_s: float | None) -> bool:
+        """Wait until an orchestrator answers; return whether one does."""
+        left_s, connected = countdown(timeout_s), self._runner.connected
+        while not connected.is_set():
+            self.check_may_wait()
+            left = left_s()
+            if left is not None and left <= 0:
+                return False
+            wait_for(connected, LOOK_S if left is None else min(LOOK_S, left))
+        return True
 
     def watch(self, parcel: Parcel) -> None:
         """Have the outcome of another's task arrive in `parcel`."""

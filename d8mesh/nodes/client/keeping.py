@@ -182,9 +182,9 @@ class Keeping:
         self._listeners.setdefault(task_id, []).append(hear)
 
     def _hear(self, task_id: str, kept: Kept, stream: Stream | None) -> None:
-        before = kept.size_bytes
-        kept.hear(stream)
-        with self._lock:
+        with self._lock:  # of both: what is let go of just now is counted, or is not
+            before = kept.size_bytes
+            kept.hear(stream)
             if self._kept.get(task_id) is not kept:
                 return  # let go of: who reads it still does so to its end
             self._bytes += kept.size_bytes - before

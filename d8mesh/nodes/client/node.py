@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from copy import copy
 from functools import partial
 from types import TracebackType
 from typing import Any, Final, Unpack, cast
@@ -18,7 +19,6 @@ from d8mesh.config import Config
 from d8mesh.core.messages import Group
 from d8mesh.edge.installation import config_of, settled
 from d8mesh.edge.sockets import Waker
-from d8mesh.edge.waits import wait_for
 from d8mesh.errors import NodeClosedError, WaitTimeoutError
 from d8mesh.nodes.client import farewell
 from d8mesh.nodes.client.board import Board
@@ -122,7 +122,7 @@ class Client:
         )
         #: the partial output of its tasks
         self.outputs = Outputs(
-            self._session, self._board, self._runner, self._check_alive, self._reasons.of
+            self._session, self._board, self._runner, self.hub.check_may_wait, self._reasons.of
         )
         self._hotlines = Hotlines(
             make_session=make_session,
@@ -327,7 +327,7 @@ class Client:
             task_id: its id, or another handle of it.
 
         Raises:
-            InvalidTaskError: that is no id of a task.
+            UnknownTaskError: that is no id of a task (InvalidTaskError: and no text).
         """
         known = task_id.id if isinstance(task_id, Task) else task_id
         parcel = awaiting(known)
@@ -413,8 +413,9 @@ class Client:
 
         Raises:
             InvalidTaskError: `timeout` is no number of seconds; so do all that wait.
+            NodeClosedError: the client is closed.
         """
-        return wait_for(self._runner.connected, bounded(timeout))
+        return self.hub.wait_connected(bounded(timeout))
 
     @property
     def trouble(self) -> str:
@@ -480,7 +481,7 @@ class Client:
 
     def _check_alive(self) -> None:
         if self._runner.fatal is not None:
-            raise self._runner.fatal
+            raise copy(self._runner.fatal)  # each its own: an error grows with who raises it
         if self._is_closed:
             raise NodeClosedError
         if os.getpid() != self._pid:

@@ -272,7 +272,14 @@ def digest_of(groups: Sequence[Group]) -> bytes:
 
 
 def awaiting(task_id: str) -> Parcel:
-    """Return a parcel in which the outcome of any one task can arrive."""
+    """Return a parcel in which the outcome of any one task can arrive.
+
+    Raises:
+        InvalidTaskError: that is no text.
+        UnknownTaskError: that is no id of a task.
+    """
+    if not isinstance(task_id, str):
+        raise InvalidTaskError(f"task id: saw {task_id!r:.80}, expected a text")
     key = parse_id(task_id)
     parcel = Parcel(key.session, key.n, [], 1, is_accepted=True)
     parcel.states, parcel.payloads, parcel.missing = bytearray(1), [None], 1

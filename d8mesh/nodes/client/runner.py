@@ -24,6 +24,7 @@ from d8mesh.core.client_effects import (
     Settled,
     Silent,
     Transmit,
+    merged,
 )
 from d8mesh.core.client_session import ClientSession
 from d8mesh.core.codec import decode_to_client, encode
@@ -45,6 +46,10 @@ MAX_SLEEP_S: Final = 3600.0
 CUT_S: Final = 2.0
 #: How often it is asked whether an orchestrator that falls silent has moved.
 DOUBT_PAUSE_S: Final = 2.0
+#: Messages that the connection's own queue (a thousand) does not take wait here, in their order;
+#: beyond it they are as lost ones: the session says them again. How soon it is tried again.
+MAX_UNSENT: Final = 100_000
+UNSENT_S: Final = 0.005
 #: Different warnings of the orchestrator that are logged, once each.
 MAX_WARNED: Final = 1000
 _log: Final = logging.getLogger("d8mesh.client")
@@ -126,6 +131,7 @@ class Runner:
         self._inbox: deque[Action] = deque()
         self._closing = threading.Event()
         self._link: Connection | None = None
+        self._unsent: deque[bytes] = deque()
         self._cut_since = self._next_doubt = 0.0
         self._broker_id = broker_id
         self.answers: dict[int, Slot] = {}
@@ -219,14 +225,18 @@ class Runner:
 
     def end(self) -> None:
         """Say goodbye; there will be no other turn."""
-        if self._link is not None:
-            self._link.send(encode(Goodbye("closed")))
-            self._drop_link()
-        self._release_askers()
+        try:
+            if self._link is not None:
+                self._link.send(encode(Goodbye("closed")))
+                self._drop_link()
+        finally:
+            self._release_askers()
 
     def sleep_s(self) -> float:
         """Return how long there is nothing to do, if nothing comes in."""
         wait_s = 0.0 if self._inbox else self._next_deadline() - time.monotonic()
+        if self._unsent:
+            wait_s = min(wait_s, UNSENT_S)
         return min(max(wait_s, 0.0), MAX_SLEEP_S)
 
     def turn(self, limit: int) -> None:
@@ -234,6 +244,7 @@ class Runner:
         session, inbox = self._session, self._inbox
         now = time.monotonic()
         self._take_link(now)
+        self._send_unsent()
         out: list[Output] = []
         while inbox:
             out += inbox.popleft()(now)
@@ -287,6 +298,7 @@ class Runner:
 
     def _mind(self, link: Connection, now: float) -> list[Output]:
         """The connection is broken, or was: what was said meanwhile may be lost."""
+        self._unsent.clear()  # the session says it all again, after its greeting
         if link.is_renewed:
             link.is_renewed, self._cut_since = False, 0.0
             return self._session.link_up(now)
@@ -297,8 +309,19 @@ class Runner:
             return [Lost(f"the connection has been cut for {CUT_S:g} s")]
         return []
 
+    def _transmit(self, link: Connection, frame: bytes) -> None:
+        is_taken = not self._unsent and link.send(frame)
+        if not is_taken and len(self._unsent) < MAX_UNSENT:
+            self._unsent.append(frame)
+
+    def _send_unsent(self) -> None:
+        link, unsent = self._link, self._unsent
+        while unsent and link is not None and link.send(unsent[0]):
+            unsent.popleft()
+
     def _drop_link(self) -> None:
         self._cut_since = 0.0
+        self._unsent.clear()
         link, self._link = self._link, None
         if link is not None:
             self._discard(link)
@@ -321,11 +344,11 @@ class Runner:
             return []
 
     def _carry_out(self, outputs: Sequence[Output]) -> None:
-        for output in outputs:
+        for output in merged(outputs):
             match output:
                 case Transmit():
                     if self._link is not None:
-                        self._link.send(encode(output.message))
+                        self._transmit(self._link, encode(output.message))
                 case Arrived():
                     self._arrived(output.parcel)
                 case Settled():

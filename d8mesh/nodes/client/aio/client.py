@@ -112,7 +112,7 @@ class AsyncClient:
 
     def __del__(self) -> None:
         if self._node is not None and not self._is_closed:
-            self._node.leave()
+            self._node.abandon()
 
     @property
     def node(self) -> AsyncNode:
@@ -333,7 +333,7 @@ class AsyncClient:
             task_id: its id, or another handle of it.
 
         Raises:
-            UnknownTaskError: that is no id of a task.
+            UnknownTaskError: that is no id of a task (InvalidTaskError: and no text).
         """
         known = task_id.id if isinstance(task_id, (Task, AsyncTask)) else task_id
         return AsyncTask(self, *self.node.watch(known))

@@ -85,8 +85,6 @@ class LoopHost:
             What is done with what `work` returns; with None if it raised.
         """
         done: asyncio.Future[T | None] = self._loop.create_future()
-        self._errands.add(done)
-        done.add_done_callback(self._errands.discard)
 
         def run() -> None:
             result = None
@@ -97,6 +95,8 @@ class LoopHost:
                     self._loop.call_soon_threadsafe(done.set_result, result)
 
         threading.Thread(target=run, name="d8-errand", daemon=True).start()
+        self._errands.add(done)  # now: a thread that cannot be started is not waited for
+        done.add_done_callback(self._errands.discard)
         return done
 
     async def finish(self) -> None:

@@ -10,6 +10,7 @@ import logging
 import os
 import warnings
 from collections.abc import AsyncGenerator, Callable, Mapping
+from copy import copy
 from typing import Any, Final
 
 from d8mesh.config import Config
@@ -22,11 +23,12 @@ from d8mesh.errors import (
     NodeClosedError,
     WaitTimeoutError,
 )
+from d8mesh.nodes.client import farewell
 from d8mesh.nodes.client.aio.host import LoopHost
 from d8mesh.nodes.client.aio.waits import Signal, Waits
 from d8mesh.nodes.client.board import say_waiting
 from d8mesh.nodes.client.dial import Dialler
-from d8mesh.nodes.client.farewell import missing_of, tell
+from d8mesh.nodes.client.farewell import CLOSE_S, TOLD_AFTER_S, missing_of, tell
 from d8mesh.nodes.client.keeping import Kept
 from d8mesh.nodes.client.listening import listen
 from d8mesh.nodes.client.parcels import (
@@ -45,6 +47,8 @@ from d8mesh.nodes.client.submitter import Submitter
 
 #: How long a look at why something does not come may hold up who is told that it has not.
 WHY_S: Final = 2.0
+#: How long the end of a loop waits, once that was told, for what nobody waited for.
+UNCLOSED_S: Final = CLOSE_S - TOLD_AFTER_S
 _log: Final = logging.getLogger("d8mesh.client")
 
 
@@ -75,6 +79,7 @@ class AsyncNode:
         self._runner = Runner(self._session, self.waits.board, self._host, self._dialler)
         self._submitter = Submitter(self._session, self.waits.board, self._runner)
         self._host.start(self._runner)
+        self._leaving: asyncio.Task[None] | None = None
         self._guard = self._await_loop_end()
         with contextlib.suppress(StopIteration):  # it comes to its `yield` without waiting
             self._guard.__anext__().send(None)
@@ -112,7 +117,7 @@ class AsyncNode:
             D8Error: the orchestrator refuses this client for good.
         """
         if self._runner.fatal is not None:
-            raise self._runner.fatal
+            raise copy(self._runner.fatal)  # each its own: an error grows with who raises it
         if self._is_closed:
             raise NodeClosedError
         if self.is_forked:
@@ -293,6 +298,27 @@ class AsyncNode:
         if missing is not None:
             raise missing
 
+    def abandon(self) -> None:
+        """Nobody has this any more, and nobody closed it: as `leave`, but the loop may go on.
+
+        Thread: any, for what is collected is so by any.
+        """
+        with contextlib.suppress(RuntimeError):  # it has been closed just now
+            if self.loop.is_running():
+                self.loop.call_soon_threadsafe(self._leave_soon)
+                return
+        self.leave()
+
+    def _leave_soon(self) -> None:
+        if self.waits.board.count:
+            self._leaving = self.loop.create_task(self._leave_acknowledged(), name="d8-leave")
+        else:
+            self.leave()
+
+    async def _leave_acknowledged(self) -> None:
+        await self._wait_unclosed()  # where the loop ends meanwhile, that waits too
+        self.leave()
+
     def leave(self) -> None:
         """Let all go, and say that nobody closed this: what it waits for may be lost."""
         if self._is_closed or self.is_forked:
@@ -319,8 +345,23 @@ class AsyncNode:
         try:
             yield
         finally:
+            await self._wait_unclosed()
             self.leave()
             await self._host.finish()
+
+    async def _wait_unclosed(self) -> None:
+        """Nobody has closed this: wait, as `close` does, for what was submitted to be on disk."""
+        board = self.waits.board
+        if self._is_closed or self.is_forked or not board.count:
+            return
+        board.shut()
+        with contextlib.suppress(D8Error):
+            self.check_alive()
+            with contextlib.suppress(WaitTimeoutError):
+                await self.waits.emptied(TOLD_AFTER_S)
+            if board.count:
+                farewell.say_waiting(board.count, UNCLOSED_S)
+                await self.waits.emptied(UNCLOSED_S)
 
     def _after_turn(self) -> None:
         if self._runner.fatal is not None:

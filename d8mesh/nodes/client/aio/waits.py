@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable
+from copy import copy
 from typing import Final, Generic, TypeAlias, TypeVar
 
 from d8mesh.core.parcel import Parcel
@@ -230,7 +231,7 @@ class Waits:
         signals += [signal for _, _, signal in self._for_room]
         for signal in [*signals, *self._waits]:
             if not signal.done():
-                signal.set_exception(error)
+                signal.set_exception(copy(error))  # each its own: it names what was waited for
         self._for_room.clear()
         if self._look is not None:
             self._look.cancel()
