@@ -10,10 +10,12 @@ import msgspec
 
 from d8mesh.core.json_model import as_json, check_json, error_as_text, packed_json, scalar
 from d8mesh.core.messages import FAILED, MAX_PAYLOAD_BYTES, REFUSED, SUCCEEDED
-from d8mesh.errors import InvalidTaskError, PayloadTooLargeError
+from d8mesh.errors import BackendError, InvalidTaskError, PayloadTooLargeError
+from d8mesh.handlers.retrying import Reject
 from d8mesh.handlers.tracebacks import (
     MAX_ERROR_CHARS,
     error_text,
+    is_all_ours,
     message_of,
     name_of,
     traceback_text,
@@ -79,7 +81,10 @@ def _is_verdict(value: object) -> bool:
 
 
 def of_exception(error: BaseException, worker_id: str, duration_s: float) -> Ending:
-    """Return how an attempt ends whose handler raised."""
+    """Return how an attempt ends whose handler raised.
+
+    What d8mesh's own handlers say in words, and a `Reject`, carries no traceback.
+    """
     is_refusal = isinstance(error, InvalidTaskError)
     text = message_of(error) if is_refusal else error_text(error)
     return of_error(
@@ -87,7 +92,7 @@ def of_exception(error: BaseException, worker_id: str, duration_s: float) -> End
         worker_id,
         duration_s,
         is_final=is_refusal or isinstance(error, PayloadTooLargeError),
-        traceback=traceback_text(error),
+        traceback="" if _is_said(error) else traceback_text(error),
     )
 
 
@@ -95,6 +100,13 @@ def of_untellable(error: BaseException, worker_id: str, duration_s: float) -> En
     """Return how an attempt ends whose handler raised what raises when it is looked at."""
     text = f"{name_of(error)}: nothing more can be told of it, for it raises when it is looked at"
     return of_error(text, worker_id, duration_s)
+
+
+def _is_said(error: BaseException) -> bool:
+    """Return whether the text tells all: there is no fault in a handler to look for."""
+    if isinstance(error, Reject):
+        return True
+    return isinstance(error, (InvalidTaskError, BackendError)) and is_all_ours(error)
 
 
 def of_error(

@@ -7,6 +7,7 @@ raise, whose message is huge or drives terminals. Neither function ever raises.
 from __future__ import annotations
 
 import traceback
+from pathlib import Path
 from types import FrameType
 from typing import Final
 
@@ -32,6 +33,7 @@ _OURS: Final = (
 )
 #: The same of the standard library: how threads and coroutines run, how modules are imported.
 _THEIRS: Final = ("/asyncio/", "/threading.py", "<frozen importlib", "/importlib/__init__.py")
+_PACKAGE: Final = Path(__file__).parents[1]
 _HIDDEN: Final = "its traceback cannot be shown"
 _NAME: Final = type.__dict__["__name__"]
 
@@ -53,6 +55,12 @@ def traceback_text(error: BaseException) -> str:
         return bounded("".join(shown.format()))
     except BaseException:  # an exception may be made to raise when it is looked at
         return f"{name_of(error)}: {_HIDDEN}"
+
+
+def is_all_ours(error: BaseException) -> bool:
+    """Return whether every frame of its way is of d8mesh: nobody else's handler raised it."""
+    rows = traceback.walk_tb(error.__traceback__)
+    return all(Path(frame.f_code.co_filename).is_relative_to(_PACKAGE) for frame, _ in rows)
 
 
 def stack_text(frame: FrameType) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
@@ -10,6 +12,7 @@ import pytest
 
 from d8mesh.core.messages import FAILED, MAX_PAYLOAD_BYTES, REFUSED, SUCCEEDED
 from d8mesh.errors import InvalidTaskError, PayloadTooLargeError
+from d8mesh.handlers.chat_fields import agent_request
 from d8mesh.handlers.endings import (
     NO_REASON,
     chunk_of,
@@ -17,6 +20,7 @@ from d8mesh.handlers.endings import (
     of_value,
     takes_context,
 )
+from d8mesh.handlers.retrying import Reject
 from d8mesh.handlers.tracebacks import MAX_ERROR_CHARS
 
 
@@ -142,6 +146,29 @@ def test_handlers_take_the_data_with_or_without_a_context() -> None:
     assert takes_context(lambda data, context: None)
     assert takes_context(lambda *both: None)
     assert not takes_context(lambda data: None)
+
+
+def raised(call: Callable[[], object]) -> Exception:
+    with pytest.raises(Exception, match=".") as caught:
+        call()
+    way = caught.value.__traceback__
+    return caught.value.with_traceback(way and way.tb_next)  # without this file's frame
+
+
+def test_what_is_said_in_words_has_no_traceback() -> None:
+    def reject() -> None:
+        raise Reject("no")
+
+    def refuse() -> None:
+        raise InvalidTaskError("no")
+
+    for error, has_one in (
+        (raised(reject), False),
+        (raised(refuse), True),  # a handler of somebody else, which may be at fault
+    ):
+        assert ("traceback" in told(of_exception(error, "w", 0.5))[1]) == has_one
+    ours = raised(partial(agent_request, {"messages": []}))
+    assert "traceback" not in told(of_exception(ours, "w", 0.5))[1]
 
 
 def test_an_exception_takes_its_traceback_along_and_a_returned_failure_has_none() -> None:
