@@ -149,7 +149,7 @@ def test_handlers_take_the_data_with_or_without_a_context() -> None:
 
 
 def raised(call: Callable[[], object]) -> Exception:
-    with pytest.raises(Exception, match=".") as caught:
+    with pytest.raises(Exception, match=r".") as caught:
         call()
     way = caught.value.__traceback__
     return caught.value.with_traceback(way and way.tb_next)  # without this file's frame
