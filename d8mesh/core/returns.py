@@ -7,7 +7,6 @@ reason is kept for who asks, and beyond a bound it is an error like any other.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from typing import Final, NamedTuple
 
@@ -26,6 +25,9 @@ MAX_RETURN_PAUSE_S: Final = 30.0
 MAX_RETURNS: Final = 10
 #: So many times a task may come back from workers that have room and did not start it.
 MAX_UNSTARTED: Final = 100
+#: The same from workers that leave: drains cost nothing, but one that is started again and again
+#: and leaves each time would have a task go round for ever. With the pauses that is a working day.
+MAX_LEFT: Final = 1000
 #: What may happen to a task by chance, a message lost or two, needs no pause.
 FREE_RETURNS: Final = 3
 
@@ -35,7 +37,7 @@ class Kind(NamedTuple):
 
     returned: int
     free: int
-    most: float
+    most: int
 
 
 #: The worker could not run it: its service is busy or down.
@@ -45,7 +47,7 @@ MISLAID: Final = Kind(SUSPECT, FREE_RETURNS, MAX_RETURNS)
 #: The worker did not start it and has room: it was given more than it can take now.
 UNSTARTED: Final = Kind(ORDERLY, FREE_RETURNS, MAX_UNSTARTED)
 #: The worker leaves, or takes nothing for a while.
-LEAVING: Final = Kind(ORDERLY, FREE_RETURNS, math.inf)
+LEAVING: Final = Kind(ORDERLY, FREE_RETURNS, MAX_LEFT)
 
 
 class Returns:

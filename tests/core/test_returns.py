@@ -7,7 +7,14 @@ import pytest
 
 from d8mesh.core import messages as m
 from d8mesh.core.effects import Peer
-from d8mesh.core.returns import FREE_RETURNS, MAX_RETURN_PAUSE_S, MAX_RETURNS, MAX_UNSTARTED
+from d8mesh.core.returns import (
+    FREE_RETURNS,
+    LEAVING,
+    MAX_LEFT,
+    MAX_RETURN_PAUSE_S,
+    MAX_RETURNS,
+    MAX_UNSTARTED,
+)
 from d8mesh.core.task import Requeued, TaskState
 from tests.core.desktop import Desktop, beat
 
@@ -75,7 +82,7 @@ def test_one_that_gave_it_back_has_its_turn_after_the_others(desk: Desktop) -> N
     assert desk.work(first) == {}
 
 
-def test_orderly_workers_may_leave_as_often_as_they_like(desk: Desktop) -> None:
+def test_orderly_workers_may_leave_a_thousand_times_at_no_cost(desk: Desktop) -> None:
     client = desk.client()
     (task_id,) = desk.submit(client)
     for number in range(MAX_RETURNS * 2):
@@ -90,6 +97,21 @@ def test_orderly_workers_may_leave_as_often_as_they_like(desk: Desktop) -> None:
     assert "w' gave it back" in str(desk.ask(client, "status", id=task_id).body["reason"])
     assert pauses(desk)[:FREE_RETURNS] == [0.0] * FREE_RETURNS
     assert pauses(desk)[-1] == pytest.approx(MAX_RETURN_PAUSE_S * 0.75)
+
+
+def test_one_that_leaves_again_and_again_is_an_error_in_the_end(
+    desk: Desktop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert LEAVING.most == MAX_LEFT
+    monkeypatch.setattr("d8mesh.core.attendance.LEAVING", LEAVING._replace(most=12))
+    client = desk.client()
+    (task_id,) = desk.submit(client, max_attempts=1)
+    for number in range(12):
+        assert desk.ledger.state_of(task_id) is not None
+        worker = desk.worker("w", boot=f"b{number}")
+        assert taken(desk, worker)
+        desk.say(worker, m.Goodbye("stopped"))
+    assert desk.ledger.totals.failed == 1
 
 
 def test_a_worker_that_starts_nothing_is_bounded_too(desk: Desktop) -> None:
