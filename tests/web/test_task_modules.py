@@ -67,6 +67,11 @@ def test_a_file_is_loaded_with_its_neighbours(tmp_path: Path, name: str) -> None
     assert loaded(name.format(tmp_path))({}) == 41
 
 
+def test_a_file_may_have_a_name_that_no_import_statement_takes(tmp_path: Path) -> None:
+    written(tmp_path / "d8-my-hand.py", value="5")
+    assert loaded("d8-my-hand.py")({}) == 5
+
+
 def test_a_file_of_a_package_is_loaded_as_its_module(tmp_path: Path) -> None:
     written(
         tmp_path / "src" / "d8pkg" / "sub" / "mod.py", imports="from ..tools import N", value="N"
@@ -134,7 +139,7 @@ def test_files_beside_it_do_not_take_the_place_of_what_d8mesh_needs(tmp_path: Pa
         ("./d8syntax.py", "def (", "cannot be imported: SyntaxError"),
         ("./d8exit.py", "raise SystemExit(3)", "cannot be imported: SystemExit"),
         ("./d8none.py", "x = 1", r"expected a function register\(worker\)"),
-        ("./d8-dash.py", "", "cannot be a module's name"),
+        ("./d8.dot.py", "", "cannot be a module's name"),
         ("./json.py", "", "the module name json is taken by .*json"),
         ("./d8raises.py", "def register(worker): 1 / 0", "register.worker. raised ZeroDivision"),
     ],

@@ -107,9 +107,9 @@ def test_a_second_worker_of_a_name_says_what_it_became(running: Mesh, tmp_path: 
         assert child.wait(PATIENCE_S) == 0
 
 
-@pytest.mark.parametrize("name", ["{}/my own/paint.py", "tests/end_to_end/slow_tasks.py"])
+@pytest.mark.parametrize("name", ["{}/my own/my-paint.py", "tests/end_to_end/slow_tasks.py"])
 def test_tasks_may_be_a_file(running: Mesh, tmp_path: Path, name: str) -> None:
-    file = tmp_path / "my own" / "paint.py"
+    file = tmp_path / "my own" / "my-paint.py"
     file.parent.mkdir()
     file.write_text(
         "import colours\n"
