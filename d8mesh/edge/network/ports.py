@@ -31,7 +31,7 @@ def bind(host: str, port: int) -> socket.socket:
         if host == "::":
             found.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
         found.bind((host, port))
-    except BaseException:
+    except BaseException:  # also on Ctrl-C: what was taken is let go
         found.close()
         raise
     return found
