@@ -115,7 +115,9 @@ class Board:
             WaitTimeoutError: it did not fit within `timeout_s`.
             NodeClosedError: nothing more is taken.
         """
-        if not self.has_room(count, size_bytes):
+        tasks, size = self._tasks + count, self._bytes + size_bytes
+        is_free = tasks <= MAX_PENDING_TASKS and size <= MAX_PENDING_BYTES  # nearly always
+        if not (is_free or self.has_room(count, size_bytes)):
             self._wait(
                 self._room,
                 lambda: self.has_room(count, size_bytes) or self._is_shut,

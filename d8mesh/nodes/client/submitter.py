@@ -78,7 +78,8 @@ class Submitter:
                 index = parcel.count
                 parcel.count += 1
                 parcel.groups[0].payloads.append(payload)
-                parcel.give_up = give_up(patience_s)
+                if patience_s is not None:  # else it waits for ever, as the others in it do
+                    parcel.give_up = give_up(patience_s)
                 self._next_n += 1
                 if is_listened:
                     runner.keeping.expect(parcel, index)
