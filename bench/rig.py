@@ -25,7 +25,7 @@ from d8mesh.core.protocol.codec import decode_to_broker, decode_to_client, decod
 from d8mesh.core.protocol.messages import Message
 from d8mesh.core.worker.broker_session import Profile
 from d8mesh.core.worker.effects import Attempt, Ended, Forget, Keep, KeptResult, Start, WorkerEffect
-from d8mesh.core.worker.effects import SendToBroker as WorkerSend
+from d8mesh.core.worker.effects import SendOn as WorkerSend
 from d8mesh.core.worker.session import WorkerSession
 from d8mesh.edge.sqlite import Journal
 from d8mesh.edge.sqlite.outbox import Outbox

@@ -121,11 +121,7 @@ class _Call:
     """One call of the handler."""
 
     def __init__(
-        self,
-        handler: Callable[..., object],
-        takes_context: bool,
-        payload: bytes,
-        retries: Retries,
+        self, handler: Callable[..., object], takes_context: bool, payload: bytes, retries: Retries
     ) -> None:
         self._handler, self._takes_context, self._payload = handler, takes_context, payload
         self._retries = retries

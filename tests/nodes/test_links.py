@@ -92,11 +92,11 @@ def test_a_link_that_another_retires_is_not_read_in_the_same_turn(
     runner._turn()
     say("first", WORK)
     runner._turn()
-    assert session.broker_sessions["first"].open
+    assert session.brokers["first"].open
     session.link_down("first", time.monotonic())  # cut: meanwhile the second is welcomed
     say("second", WELCOME)
     runner._turn()
-    assert session.broker_sessions["second"].is_welcome
+    assert session.brokers["second"].is_welcome
     session.link_up("first", time.monotonic())
     say("first", WELCOME)  # it has work, so the second goes, from which there is a message too
     say("second", Beat(1))

@@ -73,7 +73,7 @@ PLANTS: Final = (
         "d8mesh.edge.sqlite.journal:Journal.append",
         "self._late, self._young, self._old = [], {}, {}",
         "pass",
-        "tests/edge/sqlite/test_journal.py::test_a_hand_out_of_a_commit_that_failed_is_never_written",
+        "tests/edge/test_sqlite.py::test_a_hand_out_of_a_commit_that_failed_is_never_written",
     ),
     Plant(
         "write a hand-out only when another commit comes",
@@ -313,7 +313,7 @@ PLANTS: Final = (
         "d8mesh.edge.sqlite.journal:Journal.restore",
         'meta["epoch"] + 1',
         'meta["epoch"] + 0',
-        "tests/edge/sqlite/test_journal.py::test_the_epoch_rises_with_every_start",
+        "tests/edge/test_sqlite.py::test_the_epoch_rises_with_every_start",
     ),
     Plant(
         "let a result be overwritten in memory",
@@ -342,14 +342,14 @@ PLANTS: Final = (
         "d8mesh.edge.sqlite.journal:Journal.append",
         'raise JournalError(f"cannot write {self.path.name}: {error}") from error',
         "pass",
-        "tests/edge/sqlite/test_journal.py::test_a_commit_that_fails_leaves_nothing_behind",
+        "tests/edge/test_sqlite.py::test_a_commit_that_fails_leaves_nothing_behind",
     ),
     Plant(
         "let a second process write to the journal",
         "d8mesh.edge.sqlite.place:Lock.__init__",
         "self._lock.acquire()",
         "pass",
-        "tests/edge/sqlite/test_journal.py::test_a_second_process_is_refused_and_told_who_holds_it",
+        "tests/edge/test_sqlite.py::test_a_second_process_is_refused_and_told_who_holds_it",
     ),
     Plant(
         "count credit by what a worker asks for, not by what it was given",
@@ -403,15 +403,15 @@ PLANTS: Final = (
     Plant(
         "forget results that are on their way",
         "d8mesh.core.worker.session:WorkerSession._flush",
-        "line.unacknowledged[self._seq] = result_batch",
+        "broker.unacknowledged[self._seq] = batch",
         "pass",
         "tests/core/worker/test_session.py::test_results_are_held_until_they_are_received",
     ),
     Plant(
         "delete from the outbox before the acknowledgement",
         "d8mesh.core.worker.session:WorkerSession._flush",
-        "effects.append(Send(line.key, results))",
-        "effects += [Send(line.key, results), *self._forget([result_batch])]",
+        "effects.append(SendOn(broker.key, results))",
+        "effects += [SendOn(broker.key, results), *self._forget([batch])]",
         WORKER + "expensive_results_and_those_without_a_broker_are_on_the_disk_first",
     ),
     Plant(
@@ -461,7 +461,7 @@ PLANTS: Final = (
         "d8mesh.edge.sqlite.journal:Journal.close",
         "is_kept=False",
         "is_kept=True",
-        "tests/edge/sqlite/test_journal.py::"
+        "tests/edge/test_sqlite.py::"
         "test_a_backup_put_in_the_place_of_a_stopped_journal_is_what_counts",
     ),
     Plant(
@@ -491,7 +491,7 @@ PLANTS: Final = (
         "d8mesh.edge.sqlite.reader:Reader._list_batches",
         "if len(batches) <= limit:",
         "if True:",
-        "tests/edge/sqlite/test_journal.py::"
+        "tests/edge/test_sqlite.py::"
         "test_open_tasks_are_listed_behind_finished_batches_that_are_not_closed",
     ),
     Plant(
@@ -553,8 +553,7 @@ PLANTS: Final = (
     Plant(
         "acknowledge a failure and forget it",
         "d8mesh.core.broker.worker_sessions:WorkerSessions._unusual_result",
-        "self._scheduler.attempt_failed("
-        "worker_state.worker_id, task, claim.n, payload, is_final=is_final)",
+        "self._scheduler.attempt_failed(name, task, claim.n, payload, is_final=is_final)",
         "pass",
         SIMULATED,
     ),

@@ -23,7 +23,7 @@ from d8mesh.core.worker.effects import (
     Rebuild,
     Retire,
     Running,
-    SendToBroker,
+    SendOn,
     Start,
     TakeBack,
     WorkerEffect,
@@ -164,7 +164,7 @@ class SimWorker:
 
     def _do(self, effect: WorkerEffect) -> None:
         match effect:
-            case SendToBroker():
+            case SendOn():
                 wire = self._wires.get(effect.link)
                 self.world.safety.causes.says(self.name, effect.message)
                 if wire is not None:

@@ -17,11 +17,7 @@ from d8mesh.core.protocol.task import TaskState
 Body = dict[str, object]
 
 #: How the journal stores final states, beside the names they have here.
-FINAL_STATES: Final = {
-    1: TaskState.COMPLETED,
-    2: TaskState.FAILED,
-    3: TaskState.CANCELLED,
-}
+FINAL_STATES: Final = {1: TaskState.COMPLETED, 2: TaskState.FAILED, 3: TaskState.CANCELLED}
 
 
 def unfinished(broker: BrokerState, task_id: str, *, is_single: bool = False) -> Body | None:

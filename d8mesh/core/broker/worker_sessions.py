@@ -317,6 +317,7 @@ class WorkerSessions:
         broker = self._state
         task_id, token = message.ids[index], message.tokens[index]
         kind, payload = message.kinds[index], message.payloads[index]
+        name = worker_state.worker_id
         claim = broker.signer.check(token, task_id)
         if claim is None:
             broker.reject("token.invalid")
@@ -331,11 +332,9 @@ class WorkerSessions:
             is_final = kind == REFUSED
             if not is_final:  # what it refuses is the task's fault, not its own
                 worker_state.failures_in_a_row += 1
-            self._scheduler.attempt_failed(
-                worker_state.worker_id, task, claim.n, payload, is_final=is_final
-            )
+            self._scheduler.attempt_failed(name, task, claim.n, payload, is_final=is_final)
         elif kind == SUCCEEDED and not found[0].spec.is_fenced:
-            self._outcomes.complete(worker_state.worker_id, [task_id], [claim.n], [payload])
+            self._outcomes.complete(name, [task_id], [claim.n], [payload])
         else:
             broker.reject("result.stale")
 

@@ -22,6 +22,8 @@ from d8mesh.core.worker.effects import KeptResult
 #: Until the first Welcome tells them: the documented heartbeat and lease.
 HEARTBEAT_S: Final = 3.0
 LEASE_S: Final = 10.0
+#: As long as no clock runs (monotonic seconds).
+NEVER: Final = 1e12
 #: Of why an attempt could not be run, as much as travels; and what is said if nothing is known.
 MAX_REASON_CHARS: Final = 500
 NO_REASON: Final = "what its handler needs is busy or down"
@@ -131,12 +133,12 @@ class BrokerSession:
         """Note a result for the next message."""
         if not self.waiting or not self.waiting[-1].has_room(len(payload)):
             self.waiting.append(ResultBatch())
-        result_batch = self.waiting[-1]
-        result_batch.ids.append(task_id)
-        result_batch.tokens.append(token)
-        result_batch.kinds.append(kind)
-        result_batch.payloads.append(payload)
-        result_batch.size += len(payload)
+        batch = self.waiting[-1]
+        batch.ids.append(task_id)
+        batch.tokens.append(token)
+        batch.kinds.append(kind)
+        batch.payloads.append(payload)
+        batch.size += len(payload)
 
     def keep_piece(self, task_id: str, token: bytes, number: int, payload: bytes) -> None:
         """Note partial output for the next message; beyond the bound the oldest goes."""
@@ -163,50 +165,62 @@ class BrokerSession:
         if message.ids:
             yield message
 
-    def result_batches(self) -> Iterator[ResultBatch]:
+    @property
+    def is_idle(self) -> bool:
+        """True when nothing of it waits or runs here, or awaits it while it is there."""
+        return not (self.open or (self.is_welcome and (self.unacknowledged or self.waiting)))
+
+    def next_deadline(self, resend_s: float) -> float:
+        """Return when something is due next (monotonic seconds), a second sending included."""
+        if not self.is_up:
+            return NEVER
+        dues = [self.heard + self.lease_s]
+        dues.append(self.next_heartbeat if self.is_welcome else self.next_hello)
+        dues += [batch.sent + resend_s for batch in self.unacknowledged.values()]
+        return min(dues)
+
+    def batches(self) -> Iterator[ResultBatch]:
         """Return all results that no broker has acknowledged."""
         yield from self.unacknowledged.values()
         yield from self.waiting
 
+    def results(self) -> list[KeptResult]:
+        """Return the same, one by one, as they lie in the outbox."""
+        return [
+            KeptResult(self.broker_id, *row) for batch in self.batches() for row in batch.rows()
+        ]
+
     def take_back_unacknowledged(self, sent_before: float) -> None:
         """Let results that were sent before then, and never acknowledged, be sent again."""
-        late = [
-            seq
-            for seq, result_batch in self.unacknowledged.items()
-            if result_batch.sent <= sent_before
-        ]
+        late = [seq for seq, batch in self.unacknowledged.items() if batch.sent <= sent_before]
         self.waiting[:0] = [self.unacknowledged.pop(seq) for seq in late]
 
     def held(self) -> tuple[list[str], list[bytes]]:
         """Return ids and tokens of all this worker holds of this broker's."""
         ids, tokens = list(self.open), list(self.open.values())
-        for result_batch in self.result_batches():
-            ids += result_batch.ids
-            tokens += result_batch.tokens
+        for batch in self.batches():
+            ids += batch.ids
+            tokens += batch.tokens
         return ids[:MAX_BATCH_TASKS], tokens[:MAX_BATCH_TASKS]
 
     def drop(self, dropped: set[str]) -> ResultBatch:
         """Take the results of these tasks out, and return them."""
         gone = ResultBatch()
-        for result_batch in self.result_batches():
-            if dropped.isdisjoint(result_batch.ids):
+        for batch in self.batches():
+            if dropped.isdisjoint(batch.ids):
                 continue
             rest = ResultBatch()
-            for row in result_batch.rows():
+            for row in batch.rows():
                 (gone if row[0] in dropped else rest).add(*row)
-            result_batch.ids, result_batch.tokens, result_batch.kinds = (
-                rest.ids,
-                rest.tokens,
-                rest.kinds,
-            )
-            result_batch.payloads, result_batch.size = rest.payloads, rest.size
-        self.waiting = [result_batch for result_batch in self.waiting if result_batch.ids]
+            batch.ids, batch.tokens, batch.kinds = rest.ids, rest.tokens, rest.kinds
+            batch.payloads, batch.size = rest.payloads, rest.size
+        self.waiting = [batch for batch in self.waiting if batch.ids]
         self.unacknowledged = {seq: b for seq, b in self.unacknowledged.items() if b.ids}
         return gone
 
 
 def hello(
-    me: Profile, window: int, broker_session: BrokerSession, owed: Iterable[KeptResult]
+    me: Profile, window: int, broker: BrokerSession, owed: Iterable[KeptResult]
 ) -> WorkerHello:
     """Return the message that opens a session.
 
@@ -214,25 +228,13 @@ def hello(
         owed: results that no link has; those that may be this broker's are held too, lest it
             gives their tasks to others before they can be handed in.
     """
-    ids, tokens = broker_session.held()
+    ids, tokens = broker.held()
     for row in owed:
-        if broker_session.broker_id in ("", row.broker_id) and len(ids) < MAX_BATCH_TASKS:
+        if broker.broker_id in ("", row.broker_id) and len(ids) < MAX_BATCH_TASKS:
             ids.append(row.task_id)
             tokens.append(row.token)
     return WorkerHello(
-        VERSIONS[0],
-        me.mesh,
-        me.worker_id,
-        me.boot_id,
-        me.worker_type,
-        me.machine_id,
-        me.host,
-        me.status_port,
-        list(me.task_types),
-        list(me.models),
-        me.slots,
-        window,
-        ids,
-        tokens,
+        VERSIONS[0], me.mesh, me.worker_id, me.boot_id, me.worker_type, me.machine_id, me.host,
+        me.status_port, list(me.task_types), list(me.models), me.slots, window, ids, tokens,
         me.trouble,
-    )
+    )  # fmt: skip

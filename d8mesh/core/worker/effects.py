@@ -38,7 +38,7 @@ class Running(NamedTuple):
     started: float
 
 
-class SendToBroker(Struct, frozen=True, gc=False):
+class SendOn(Struct, frozen=True, gc=False):
     """Send `message` on `link`, after the `Keep` before it in the same list."""
 
     link: str
@@ -116,7 +116,7 @@ class Trouble(Struct, frozen=True, gc=False):
 
 
 WorkerEffect: TypeAlias = (
-    SendToBroker
+    SendOn
     | Start
     | Abort
     | TakeBack

@@ -51,24 +51,22 @@ class FlowControl:
         wanted = 0 if mean_s >= PREFETCH_S else int(self.slots * PREFETCH_S / mean_s)
         self.prefetch = min(wanted, max(2 * self.prefetch, self.slots), MAX_PREFETCH)
 
-    def window(
-        self, broker_session: BrokerSession, broker_sessions: Collection[BrokerSession], now: float
-    ) -> int:
+    def window(self, broker: BrokerSession, brokers: Collection[BrokerSession], now: float) -> int:
         """Return how many attempts this line's broker may have outstanding here in total."""
         room = self.room
         if not room:
             return 0
-        own = len(broker_session.open)
-        busy = sum(len(each.open) for each in broker_sessions)
-        live = sum(each.is_welcome for each in broker_sessions if each is not broker_session)
+        own = len(broker.open)
+        busy = sum(len(each.open) for each in brokers)
+        live = sum(each.is_welcome for each in brokers if each is not broker)
         if busy == own and (own or not live):
             return min(MAX_WINDOW, room + self.prefetch)
         free = max(0, room - busy)
         if not own and not free:
-            broker_session.starved_since = broker_session.starved_since or now
-            return 1 if now - broker_session.starved_since >= STARVED_S else 0
-        broker_session.starved_since = 0.0
+            broker.starved_since = broker.starved_since or now
+            return 1 if now - broker.starved_since >= STARVED_S else 0
+        broker.starved_since = 0.0
         if not own:
             return min(MAX_WINDOW, free)
-        active = sum(bool(each.open) for each in broker_sessions)
+        active = sum(bool(each.open) for each in brokers)
         return min(MAX_WINDOW, min(own, room) + free + self.prefetch // active)

@@ -6,7 +6,7 @@ Pure: no sockets, clock, threads or disk. Attempts travel as plain tuples in col
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import repeat
 from typing import Final, assert_never
@@ -30,6 +30,7 @@ from d8mesh.core.protocol.messages import (
     Work,
 )
 from d8mesh.core.worker.broker_session import (
+    NEVER,
     BrokerSession,
     Profile,
     ResultBatch,
@@ -51,7 +52,7 @@ from d8mesh.core.worker.effects import (
     Rebuild,
     Retire,
     Running,
-    SendToBroker,
+    SendOn,
     Start,
     TakeBack,
     Trouble,
@@ -87,8 +88,8 @@ class WorkerSession:
 
     def __init__(self, profile: Profile, kept: Sequence[KeptResult] = ()) -> None:
         self.profile = profile
-        self.broker_sessions: dict[str, BrokerSession] = {}
-        self.flow_control = FlowControl(profile.slots)
+        self.brokers: dict[str, BrokerSession] = {}
+        self.flow = FlowControl(profile.slots)
         self.is_draining = False
         self.completed = self.failed = self.running = 0
         self._abandoned: dict[bytes, str] = {}  # token -> link: still in a slot, not wanted
@@ -103,7 +104,7 @@ class WorkerSession:
     @property
     def stuck(self) -> int:
         """How many slots are at something that nobody wants any more."""
-        return self.flow_control.stuck
+        return self.flow.stuck
 
     @property
     def is_outbox_full(self) -> bool:
@@ -113,213 +114,158 @@ class WorkerSession:
     @property
     def is_idle(self) -> bool:
         """True when nothing waits or runs, or awaits a broker that is there."""
-        return not any(
-            broker_session.open
-            or (
-                broker_session.is_welcome
-                and (broker_session.unacknowledged or broker_session.waiting)
-            )
-            for broker_session in self.broker_sessions.values()
-        )
+        return all(broker.is_idle for broker in self.brokers.values())
 
     def next_deadline(self) -> float:
         """Return when `tick` has something to do next (monotonic); far away if never."""
-        dues = [1e12]
-        for broker_session in self.broker_sessions.values():
-            if broker_session.is_up:
-                dues.append(broker_session.heard + broker_session.lease_s)
-                dues.append(
-                    broker_session.next_heartbeat
-                    if broker_session.is_welcome
-                    else broker_session.next_hello
-                )
-                dues += [
-                    result_batch.sent + RESEND_S
-                    for result_batch in broker_session.unacknowledged.values()
-                ]
-        return min(dues)
+        return min([broker.next_deadline(RESEND_S) for broker in self.brokers.values()] or [NEVER])
 
     # -------------------------------------------------------------------- transports
 
     def link_up(self, link: str, now: float) -> list[WorkerEffect]:
         """A transport to a broker is there: open the session."""
-        broker_session = self.broker_sessions.setdefault(link, BrokerSession(link))
-        broker_session.is_up, broker_session.heard = True, now
-        return [self._hello(broker_session, now)]
+        broker = self.brokers.setdefault(link, BrokerSession(link))
+        broker.is_up, broker.heard = True, now
+        return [self._hello(broker, now)]
 
     def link_down(self, link: str, now: float) -> list[WorkerEffect]:
         """The transport is gone; what is held stays, and cheap results go to the disk."""
-        broker_session = self.broker_sessions.get(link)
-        if broker_session is None:
+        broker = self.brokers.get(link)
+        if broker is None:
             return []
-        broker_session.is_up = False
-        broker_session.lose("the connection broke")
-        return self._save(broker_session) + self._offer(now, but=broker_session)
+        broker.is_up = False
+        broker.lose("the connection broke")
+        return self._save(broker) + self._offer(now, but=broker)
 
     def forget_link(self, link: str) -> list[WorkerEffect]:
         """The link will not come back; its attempts are cancelled, its results stay owed."""
-        broker_session = self.broker_sessions.pop(link, None)
-        return [] if broker_session is None else self._strand(broker_session)
+        broker = self.brokers.pop(link, None)
+        return [] if broker is None else self._strand(broker)
 
     def woke(self, now: float) -> list[WorkerEffect]:
         """The machine slept: no connection can be trusted."""
-        up = [
-            broker_session
-            for broker_session in self.broker_sessions.values()
-            if broker_session.is_up
-        ]
-        return [Rebuild(broker_session.key, "the machine slept") for broker_session in up]
+        up = [broker for broker in self.brokers.values() if broker.is_up]
+        return [Rebuild(broker.key, "the machine slept") for broker in up]
 
     # ---------------------------------------------------------------------- receiving
 
     def receive(self, message: ToWorker, link: str, now: float) -> list[WorkerEffect]:
         """Take in one message of a broker."""
-        broker_session = self.broker_sessions.get(link)
-        if broker_session is None:
+        broker = self.brokers.get(link)
+        if broker is None:
             return []
-        broker_session.heard = now
+        broker.heard = now
         match message:
             case Work():
-                return self._work(message, broker_session, now)
+                return self._work(message, broker, now)
             case Received(seq=seq):
-                return self._received(seq, broker_session, now)
+                return self._received(seq, broker, now)
             case Beat(epoch=epoch):
-                is_new = broker_session.is_welcome and epoch != broker_session.epoch
-                return [self._hello(broker_session, now)] if is_new else []
+                is_new = broker.is_welcome and epoch != broker.epoch
+                return [self._hello(broker, now)] if is_new else []
             case Welcome():
-                return self._welcome(message, broker_session, now)
+                return self._welcome(message, broker, now)
             case Rehello():
-                return [self._hello(broker_session, now)]
+                return [self._hello(broker, now)]
             case Refused():
-                return self._refused(message, broker_session, now)
+                return self._refused(message, broker, now)
             case Stop(ids=ids):
-                return self._abandon(broker_session, ids)
+                return self._abandon(broker, ids)
             case Recall(count=count):
                 return [TakeBack(link, count)]
             case Listening(ids=ids, is_on=is_on):
-                return [Listened([each for each in ids if each in broker_session.open], is_on)]
+                return [Listened([each for each in ids if each in broker.open], is_on)]
             case Goodbye(reason=reason):
-                broker_session.lose(f"it left: {reason}")
-                broker_session.next_hello = now + HELLO_S
+                broker.lose(f"it left: {reason}")
+                broker.next_hello = now + HELLO_S
                 left = Trouble(link, "broker.draining", f"the orchestrator left: {reason}")
-                return [*self._save(broker_session), left]
+                return [*self._save(broker), left]
             case _:
                 assert_never(message)
 
-    def _work(self, message: Work, broker_session: BrokerSession, now: float) -> list[WorkerEffect]:
-        if not broker_session.broker_id:
+    def _work(self, message: Work, broker: BrokerSession, now: float) -> list[WorkerEffect]:
+        if not broker.broker_id:
             return []  # nobody has said yet whose it is; the next HELLO tells that it is not held
-        broker_session.work_seq = message.seq
-        held, attempts = broker_session.open, list[Attempt]()
-        effects = [
-            each for seq in message.received for each in self._received(seq, broker_session, now)
-        ]
+        broker.work_seq = message.seq
+        held, attempts = broker.open, list[Attempt]()
+        effects = [each for seq in message.received for each in self._received(seq, broker, now)]
         for group in message.groups:
             ids = group.ids
             if not held.keys().isdisjoint(ids):  # handed out anew: the older attempt is stale
-                effects += self._abandon(
-                    broker_session, [task_id for task_id in ids if task_id in held]
-                )
+                effects += self._abandon(broker, [task_id for task_id in ids if task_id in held])
             held.update(zip(ids, group.tokens, strict=True))
-            shared = (broker_session.key, group.type, group.timeout_s, group.is_listened)
+            shared = (broker.key, group.type, group.timeout_s, group.is_listened)
             columns = (ids, group.tokens, group.payloads)
             attempts += zip(*map(repeat, shared), *columns, strict=False)
         effects.append(Start(attempts))
-        excess = (
-            self._taken()
-            - self.flow_control.room
-            - self.flow_control.prefetch
-            - len(self.broker_sessions)
-        )
+        excess = self._taken() - self.flow.room - self.flow.prefetch - len(self.brokers)
         if self.is_draining:
-            effects.append(TakeBack(broker_session.key, len(attempts)))
-        elif len(self.broker_sessions) > 1:
+            effects.append(TakeBack(broker.key, len(attempts)))
+        elif len(self.brokers) > 1:
             if excess > 0:
-                effects.append(TakeBack(broker_session.key, min(excess, len(attempts))))
-            effects += self._offer(now, but=broker_session)
+                effects.append(TakeBack(broker.key, min(excess, len(attempts))))
+            effects += self._offer(now, but=broker)
         return effects
 
-    def _welcome(
-        self, message: Welcome, broker_session: BrokerSession, now: float
-    ) -> list[WorkerEffect]:
-        for other in self.broker_sessions.values():
-            if (
-                other is not broker_session
-                and other.is_welcome
-                and other.broker_id == message.broker_id
-            ):
+    def _welcome(self, message: Welcome, broker: BrokerSession, now: float) -> list[WorkerEffect]:
+        for other in self.brokers.values():
+            if other is not broker and other.is_welcome and other.broker_id == message.broker_id:
                 # Two links to one broker: the one with work stays, and says what both hold.
-                keep, gone = (
-                    (broker_session, other)
-                    if broker_session.open and not other.open
-                    else (other, broker_session)
-                )
+                keep, gone = (broker, other) if broker.open and not other.open else (other, broker)
                 retire = Retire(gone.key, message.broker_id)
                 return [*self._strand(gone), retire, self._hello(keep, now)]
-        effects: list[WorkerEffect] = [Joined(broker_session.key, message.broker_id)]
-        if broker_session.broker_id not in (
-            "",
-            message.broker_id,
-        ):  # another lives at this address now
-            effects += self._strand(broker_session)
-        broker_session.is_welcome, broker_session.work_seq, broker_session.lost = True, 0, ""
-        broker_session.broker_id, broker_session.epoch = message.broker_id, message.epoch
-        broker_session.heartbeat_s = max(0.1, message.heartbeat_s)
-        broker_session.lease_s = max(broker_session.heartbeat_s * 2, message.lease_s)
-        if broker_session.next_heartbeat > 0.0:  # else what is offered has changed since the HELLO
-            broker_session.next_heartbeat = now + broker_session.heartbeat_s
+        effects: list[WorkerEffect] = [Joined(broker.key, message.broker_id)]
+        if broker.broker_id not in ("", message.broker_id):  # another lives at this address now
+            effects += self._strand(broker)
+        broker.is_welcome, broker.work_seq, broker.lost = True, 0, ""
+        broker.broker_id, broker.epoch = message.broker_id, message.epoch
+        broker.heartbeat_s = max(0.1, message.heartbeat_s)
+        broker.lease_s = max(broker.heartbeat_s * 2, message.lease_s)
+        if broker.next_heartbeat > 0.0:  # else what is offered has changed since the HELLO
+            broker.next_heartbeat = now + broker.heartbeat_s
         if message.dropped_ids:
-            effects += self._abandon(broker_session, message.dropped_ids)
-            effects += self._forget([broker_session.drop(set(message.dropped_ids))])
-        for row in self._orphans.pop(broker_session.broker_id, ()):
-            broker_session.collect(row.task_id, row.token, row.kind, row.payload)
-        broker_session.take_back_unacknowledged(now + 1)
-        return (
-            effects
-            + self._pass_on(broker_session)
-            + self._flush(broker_session, now)
-            + self._offer(now)
-        )
+            effects += self._abandon(broker, message.dropped_ids)
+            effects += self._forget([broker.drop(set(message.dropped_ids))])
+        for row in self._orphans.pop(broker.broker_id, ()):
+            broker.collect(row.task_id, row.token, row.kind, row.payload)
+        broker.take_back_unacknowledged(now + 1)
+        return effects + self._pass_on(broker) + self._flush(broker, now) + self._offer(now)
 
-    def _refused(
-        self, message: Refused, broker_session: BrokerSession, now: float
-    ) -> list[WorkerEffect]:
-        trouble = Trouble(broker_session.key, message.code, message.message)
+    def _refused(self, message: Refused, broker: BrokerSession, now: float) -> list[WorkerEffect]:
+        trouble = Trouble(broker.key, message.code, message.message)
         suffix = f"-{self.profile.boot_id[:8]}"
         if message.code == "worker.id_taken" and not self.profile.worker_id.endswith(suffix):
             self.profile = replace(self.profile, worker_id=self.profile.worker_id[:119] + suffix)
-            return [trouble, self._hello(broker_session, now)]
-        if not broker_session.is_welcome and message.seq == 0:
-            broker_session.refusal = message.message  # silence until the next HELLO is no fault:
-            broker_session.heard = broker_session.next_hello = now + max(
-                REFUSED_PAUSE_S, message.retry_after_s
-            )
+            return [trouble, self._hello(broker, now)]
+        if not broker.is_welcome and message.seq == 0:
+            broker.refusal = message.message  # silence until the next HELLO is no fault:
+            broker.heard = broker.next_hello = now + max(REFUSED_PAUSE_S, message.retry_after_s)
         return [trouble]
 
-    def _received(self, seq: int, broker_session: BrokerSession, now: float) -> list[WorkerEffect]:
-        result_batch = broker_session.unacknowledged.pop(seq, None)
-        if result_batch is None:
+    def _received(self, seq: int, broker: BrokerSession, now: float) -> list[WorkerEffect]:
+        batch = broker.unacknowledged.pop(seq, None)
+        if batch is None:
             return []
         was_full = self.is_outbox_full
-        effects = self._forget([result_batch]) + self._flush(broker_session, now)
+        effects = self._forget([batch]) + self._flush(broker, now)
         return effects + (self._offer(now) if was_full else [])
 
     # ----------------------------------------------------------------- what the slots say
 
     def finished(self, ended: Iterable[Ended], now: float) -> list[WorkerEffect]:
         """Attempts have ended: hand the results in, the expensive ones by way of the disk."""
-        broker_sessions, abandoned = self.broker_sessions, self._abandoned
+        brokers, abandoned = self.brokers, self._abandoned
         touched: dict[str, BrokerSession] = {}
         keep: list[KeptResult] = []
-        given: dict[tuple[str, bytes], list[tuple[str, bytes]]] = {}
+        given: dict[tuple[str, bytes | None], list[tuple[str, bytes]]] = {}
         total_s, measured, results, completed, size = 0.0, 0, 0, 0, 0
         for link, task_id, token, kind, payload, duration_s in ended:
-            broker_session = broker_sessions.get(link)
-            if (abandoned and abandoned.pop(token, None) is not None) or broker_session is None:
+            broker = brokers.get(link)
+            if (abandoned and abandoned.pop(token, None) is not None) or broker is None:
                 continue
-            if broker_session.open.get(task_id) == token:
-                del broker_session.open[task_id]
-            touched[link] = broker_session
+            if broker.open.get(task_id) == token:
+                del broker.open[task_id]
+            touched[link] = broker
             if kind < 0:
                 if kind == UNAVAILABLE:
                     given.setdefault((link, payload), []).append((task_id, token))
@@ -329,63 +275,50 @@ class WorkerSession:
             results += 1
             completed += kind == SUCCEEDED
             size += len(payload)
-            if duration_s > EXPENSIVE_S or not broker_session.is_welcome:
-                keep.append(KeptResult(broker_session.broker_id, task_id, token, kind, payload))
-            broker_session.collect(task_id, token, kind, payload)
+            if duration_s > EXPENSIVE_S or not broker.is_welcome:
+                keep.append(KeptResult(broker.broker_id, task_id, token, kind, payload))
+            broker.collect(task_id, token, kind, payload)
         self.completed += completed
         self.failed += results - completed
         self._kept_count += results
         self._kept_bytes += size
-        self.flow_control.measure(total_s, measured)
+        self.flow.measure(total_s, measured)
         effects: list[WorkerEffect] = []
         if keep:
             self._on_disk.update(row.token for row in keep)
             effects.append(Keep(keep))
-        for broker_session in touched.values():
-            effects += self._flush(broker_session, now)
-        for (link, reason), rows in given.items():
-            ids, tokens = map(list, zip(*rows, strict=True))
-            effects += self._give_back(
-                broker_sessions[link], ids, tokens, now, reason=reason_in(reason)
-            )
-        if len(broker_sessions) > 1 or self.stuck or self.is_outbox_full:
+        for broker in touched.values():
+            effects += self._flush(broker, now)
+        effects += self._give_back(given, now)
+        if len(brokers) > 1 or self.stuck or self.is_outbox_full:
             effects += self._offer(now)
         return effects
 
     def taken_back(self, attempts: Sequence[Attempt], now: float) -> list[WorkerEffect]:
         """These had not started and are given back."""
-        given: dict[str, tuple[list[str], list[bytes]]] = {}
+        given: dict[tuple[str, bytes | None], list[tuple[str, bytes]]] = {}
         for link, _, _, _, task_id, token, _ in attempts:
-            broker_session = self.broker_sessions.get(link)
-            if self._abandoned.pop(token, None) is not None or broker_session is None:
+            broker = self.brokers.get(link)
+            if self._abandoned.pop(token, None) is not None or broker is None:
                 continue
-            if broker_session.open.get(task_id) == token:
-                del broker_session.open[task_id]
-                ids, tokens = given.setdefault(link, ([], []))
-                ids.append(task_id)
-                tokens.append(token)
-        effects: list[WorkerEffect] = []
-        for link, (ids, tokens) in given.items():
-            effects += self._give_back(self.broker_sessions[link], ids, tokens, now)
-        return effects
+            if broker.open.get(task_id) == token:
+                del broker.open[task_id]
+                given.setdefault((link, None), []).append((task_id, token))
+        return self._give_back(given, now)
 
     def chunks(self, pieces: Iterable[Piece]) -> list[WorkerEffect]:
         """Pass partial output on; without a session it is kept for the next, as much as fits."""
         touched: dict[str, BrokerSession] = {}
         for link, task_id, token, number, payload in pieces:
-            broker_session = self.broker_sessions.get(link)
-            if broker_session is not None and broker_session.open.get(task_id) == token:
-                broker_session.keep_piece(task_id, token, number, payload)
-                touched[link] = broker_session
-        return [
-            each for broker_session in touched.values() for each in self._pass_on(broker_session)
-        ]
+            broker = self.brokers.get(link)
+            if broker is not None and broker.open.get(task_id) == token:
+                broker.keep_piece(task_id, token, number, payload)
+                touched[link] = broker
+        return [each for broker in touched.values() for each in self._pass_on(broker)]
 
-    def _pass_on(self, broker_session: BrokerSession) -> list[WorkerEffect]:
+    def _pass_on(self, broker: BrokerSession) -> list[WorkerEffect]:
         return (
-            [SendToBroker(broker_session.key, part) for part in broker_session.take_pieces()]
-            if broker_session.is_welcome
-            else []
+            [SendOn(broker.key, part) for part in broker.take_pieces()] if broker.is_welcome else []
         )
 
     def watch(self, running: Sequence[Running], now: float) -> list[WorkerEffect]:
@@ -410,8 +343,8 @@ class WorkerSession:
             self._abandoned.update((row[2], row[0]) for row in ended)
         self.running = len(running)
         stuck = sum(row.attempt[5] in self._abandoned for row in running)
-        if stuck != self.flow_control.stuck:
-            self.flow_control.stuck = stuck
+        if stuck != self.flow.stuck:
+            self.flow.stuck = stuck
             effects += self._offer(now)
         return effects
 
@@ -419,32 +352,29 @@ class WorkerSession:
         """Change what the worker offers; the heartbeat of the next `tick` tells it."""
         types, models = tuple(task_types), tuple(models)
         self.profile = replace(self.profile, task_types=types, models=models, trouble=trouble)
-        for broker_session in self.broker_sessions.values():
-            broker_session.next_heartbeat = 0.0
+        for broker in self.brokers.values():
+            broker.next_heartbeat = 0.0
 
     # ------------------------------------------------------------------------- time
 
     def tick(self, now: float) -> list[WorkerEffect]:
         """Do what is due."""
         effects: list[WorkerEffect] = []
-        for broker_session in self.broker_sessions.values():
-            if not broker_session.is_up:
+        for broker in self.brokers.values():
+            if not broker.is_up:
                 continue
-            if now - broker_session.heard > broker_session.lease_s:
-                broker_session.heard, broker_session.lost = (
-                    now,
-                    f"silent for {broker_session.lease_s:g} s",
-                )
-                effects.append(Rebuild(broker_session.key, broker_session.lost))
-            elif not broker_session.is_welcome:
-                if now >= broker_session.next_hello:
-                    effects.append(self._hello(broker_session, now))
+            if now - broker.heard > broker.lease_s:
+                broker.heard, broker.lost = now, f"silent for {broker.lease_s:g} s"
+                effects.append(Rebuild(broker.key, broker.lost))
+            elif not broker.is_welcome:
+                if now >= broker.next_hello:
+                    effects.append(self._hello(broker, now))
             else:
-                if broker_session.unacknowledged:
-                    broker_session.take_back_unacknowledged(now - RESEND_S)
-                effects += self._flush(broker_session, now)
-                if now >= broker_session.next_heartbeat:
-                    effects.append(self._heartbeat(broker_session, now))
+                if broker.unacknowledged:
+                    broker.take_back_unacknowledged(now - RESEND_S)
+                effects += self._flush(broker, now)
+                if now >= broker.next_heartbeat:
+                    effects.append(self._heartbeat(broker, now))
         return effects
 
     def drain(self, now: float) -> list[WorkerEffect]:
@@ -452,144 +382,117 @@ class WorkerSession:
         self.is_draining = True
         told = self._offer(now)
         return told + [
-            TakeBack(broker_session.key, len(broker_session.open))
-            for broker_session in self.broker_sessions.values()
-            if broker_session.open
+            TakeBack(broker.key, len(broker.open))
+            for broker in self.brokers.values()
+            if broker.open
         ]
 
     def leave(self, reason: str) -> list[WorkerEffect]:
         """Say goodbye; what is unacknowledged goes to the disk first."""
         effects: list[WorkerEffect] = []
-        for broker_session in self.broker_sessions.values():
-            effects += self._save(broker_session)
-            if broker_session.is_welcome:
-                effects.append(SendToBroker(broker_session.key, Goodbye(reason)))
+        for broker in self.brokers.values():
+            effects += self._save(broker)
+            if broker.is_welcome:
+                effects.append(SendOn(broker.key, Goodbye(reason)))
         return effects
 
     # ------------------------------------------------------------------------ telling
 
-    def _hello(self, broker_session: BrokerSession, now: float) -> SendToBroker:
-        broker_session.is_welcome = False
-        broker_session.next_hello, broker_session.next_heartbeat = (
-            now + HELLO_S,
-            now + broker_session.heartbeat_s,
-        )
+    def _hello(self, broker: BrokerSession, now: float) -> SendOn:
+        broker.is_welcome = False
+        broker.next_hello, broker.next_heartbeat = now + HELLO_S, now + broker.heartbeat_s
         owed = [row for rows in self._orphans.values() for row in rows]
-        broker_session.window = window = self._window(broker_session, now)
-        return SendToBroker(broker_session.key, hello(self.profile, window, broker_session, owed))
+        broker.window = window = self._window(broker, now)
+        return SendOn(broker.key, hello(self.profile, window, broker, owed))
 
-    def _heartbeat(self, broker_session: BrokerSession, now: float) -> SendToBroker:
-        broker_session.next_heartbeat = now + broker_session.heartbeat_s
-        broker_session.window = window = self._window(broker_session, now)
-        me, held = self.profile, broker_session.held()[0]
+    def _heartbeat(self, broker: BrokerSession, now: float) -> SendOn:
+        broker.next_heartbeat = now + broker.heartbeat_s
+        broker.window = window = self._window(broker, now)
+        me, held = self.profile, broker.held()[0]
         names = (list(me.task_types), list(me.models))
-        row = (broker_session.work_seq, window, self.running, self.stuck, *names, held, me.trouble)
-        return SendToBroker(broker_session.key, Heartbeat(*row))
+        row = (broker.work_seq, window, self.running, self.stuck, *names, held, me.trouble)
+        return SendOn(broker.key, Heartbeat(*row))
 
-    def _flush(self, broker_session: BrokerSession, now: float) -> list[WorkerEffect]:
+    def _flush(self, broker: BrokerSession, now: float) -> list[WorkerEffect]:
         """Send results, a few messages at a time."""
         effects: list[WorkerEffect] = []
-        while (
-            broker_session.is_welcome
-            and broker_session.waiting
-            and len(broker_session.unacknowledged) < MAX_IN_FLIGHT
-        ):
-            result_batch = broker_session.waiting.pop(0)
+        while broker.is_welcome and broker.waiting and len(broker.unacknowledged) < MAX_IN_FLIGHT:
+            batch = broker.waiting.pop(0)
             self._seq += 1
-            result_batch.sent = now
-            broker_session.unacknowledged[self._seq] = result_batch
-            broker_session.window = window = self._window(broker_session, now)
-            kinds = bytes(result_batch.kinds)
-            results = Results(
-                self._seq,
-                window,
-                result_batch.ids,
-                result_batch.tokens,
-                kinds,
-                result_batch.payloads,
-            )
-            effects.append(SendToBroker(broker_session.key, results))
+            batch.sent = now
+            broker.unacknowledged[self._seq] = batch
+            broker.window = window = self._window(broker, now)
+            kinds = bytes(batch.kinds)
+            results = Results(self._seq, window, batch.ids, batch.tokens, kinds, batch.payloads)
+            effects.append(SendOn(broker.key, results))
         return effects
 
     def _give_back(
-        self,
-        broker_session: BrokerSession,
-        ids: list[str],
-        tokens: list[bytes],
-        now: float,
-        *,
-        reason: str = "",
+        self, given: Mapping[tuple[str, bytes | None], Sequence[tuple[str, bytes]]], now: float
     ) -> list[WorkerEffect]:
-        broker_session.window = window = self._window(broker_session, now)
-        if not broker_session.is_welcome:  # the next HELLO tells that they are not held
-            return []
-        return [SendToBroker(broker_session.key, Release(window, ids, tokens, reason))]
+        """Return attempts, (task id, token), by link and the payload that has the reason."""
+        effects: list[WorkerEffect] = []
+        for (link, payload), rows in given.items():
+            broker = self.brokers[link]
+            broker.window = window = self._window(broker, now)
+            if broker.is_welcome:  # else the next HELLO tells that they are not held
+                ids, tokens = map(list, zip(*rows, strict=True))
+                reason = "" if payload is None else reason_in(payload)
+                effects.append(SendOn(link, Release(window, ids, tokens, reason)))
+        return effects
 
     def _offer(self, now: float, but: BrokerSession | None = None) -> list[WorkerEffect]:
         """Tell the brokers at once whose window closes or opens."""
         effects: list[WorkerEffect] = []
-        for broker_session in self.broker_sessions.values():
-            if broker_session is but or not broker_session.is_welcome:
+        for broker in self.brokers.values():
+            if broker is but or not broker.is_welcome:
                 continue
-            window = self._window(broker_session, now)
-            if (window == 0) != (broker_session.window == 0) or (
-                not broker_session.open and window > broker_session.window
+            window = self._window(broker, now)
+            if (window == 0) != (broker.window == 0) or (
+                not broker.open and window > broker.window
             ):
-                effects.append(self._heartbeat(broker_session, now))
+                effects.append(self._heartbeat(broker, now))
         return effects
 
     # ------------------------------------------------------------------------ private
 
-    def _abandon(self, broker_session: BrokerSession, ids: Iterable[str]) -> list[WorkerEffect]:
+    def _abandon(self, broker: BrokerSession, ids: Iterable[str]) -> list[WorkerEffect]:
         """Let attempts go: their slots stay taken until they end, and nothing is told."""
-        tokens = [
-            token
-            for task_id in ids
-            if (token := broker_session.open.pop(task_id, None)) is not None
-        ]
+        tokens = [token for task_id in ids if (token := broker.open.pop(task_id, None)) is not None]
         if not tokens:
             return []
-        self._abandoned.update(zip(tokens, repeat(broker_session.key), strict=False))
+        self._abandoned.update(zip(tokens, repeat(broker.key), strict=False))
         return [Abort(tokens)]
 
-    def _strand(self, broker_session: BrokerSession) -> list[WorkerEffect]:
+    def _strand(self, broker: BrokerSession) -> list[WorkerEffect]:
         """This link leads to its broker no more: results wait for another, attempts go."""
-        effects = self._save(broker_session)
-        own = self._orphans.setdefault(broker_session.broker_id, [])
-        own += [
-            KeptResult(broker_session.broker_id, *row)
-            for result_batch in broker_session.result_batches()
-            for row in result_batch.rows()
-        ]
-        broker_session.unacknowledged, broker_session.waiting = {}, []
-        return effects + self._abandon(broker_session, list(broker_session.open))
+        effects = self._save(broker)
+        own = self._orphans.setdefault(broker.broker_id, [])
+        own += broker.results()
+        broker.unacknowledged, broker.waiting = {}, []
+        return effects + self._abandon(broker, list(broker.open))
 
-    def _save(self, broker_session: BrokerSession) -> list[WorkerEffect]:
+    def _save(self, broker: BrokerSession) -> list[WorkerEffect]:
         """Put results that are only in memory on the disk too."""
         on_disk = self._on_disk
-        rows = [
-            KeptResult(broker_session.broker_id, *row)
-            for result_batch in broker_session.result_batches()
-            for row in result_batch.rows()
-            if row[1] not in on_disk
-        ]
+        rows = [row for row in broker.results() if row.token not in on_disk]
         on_disk.update(row.token for row in rows)
         return [Keep(rows)] if rows else []
 
-    def _forget(self, result_batches: Iterable[ResultBatch]) -> list[WorkerEffect]:
+    def _forget(self, batches: Iterable[ResultBatch]) -> list[WorkerEffect]:
         """These results need not be kept any longer."""
         tokens: list[bytes] = []
-        for result_batch in result_batches:
-            self._kept_bytes -= result_batch.size
-            self._kept_count -= len(result_batch.ids)
+        for batch in batches:
+            self._kept_bytes -= batch.size
+            self._kept_count -= len(batch.ids)
             if self._on_disk:
-                tokens += [token for token in result_batch.tokens if token in self._on_disk]
+                tokens += [token for token in batch.tokens if token in self._on_disk]
         self._on_disk.difference_update(tokens)
         return [Forget(tokens)] if tokens else []
 
     def _taken(self) -> int:
-        return sum(len(broker_session.open) for broker_session in self.broker_sessions.values())
+        return sum(len(broker.open) for broker in self.brokers.values())
 
-    def _window(self, broker_session: BrokerSession, now: float) -> int:
-        self.flow_control.is_closed = self.is_draining or self.is_outbox_full
-        return self.flow_control.window(broker_session, self.broker_sessions.values(), now)
+    def _window(self, broker: BrokerSession, now: float) -> int:
+        self.flow.is_closed = self.is_draining or self.is_outbox_full
+        return self.flow.window(broker, self.brokers.values(), now)

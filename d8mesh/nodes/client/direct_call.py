@@ -25,12 +25,7 @@ from d8mesh.core.protocol.messages import Goodbye, Group, Outcomes
 from d8mesh.edge.logs import event
 from d8mesh.edge.network import Way, first_reachable
 from d8mesh.edge.transport.sockets import DealerLink, SharedContext, Waker
-from d8mesh.errors import (
-    BrokerUnavailableError,
-    ProtocolError,
-    TaskRejectedError,
-    WaitTimeoutError,
-)
+from d8mesh.errors import BrokerUnavailableError, ProtocolError, TaskRejectedError, WaitTimeoutError
 from d8mesh.nodes.client.completion_waiters import LOOKS_S, STALL_S, CompletionWaiters, say_waiting
 from d8mesh.nodes.client.dial import DIAL_S, Dialler
 from d8mesh.nodes.client.reasons import Reason

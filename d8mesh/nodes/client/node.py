@@ -28,13 +28,7 @@ from d8mesh.nodes.client.dial import Dialler, checked
 from d8mesh.nodes.client.direct_call import DirectCalls
 from d8mesh.nodes.client.executor import TaskExecutor
 from d8mesh.nodes.client.farewell import Farewell
-from d8mesh.nodes.client.handle import (
-    ASK_S,
-    Result,
-    Task,
-    listed,
-    result_of,
-)
+from d8mesh.nodes.client.handle import ASK_S, Result, Task, listed, result_of
 from d8mesh.nodes.client.hub import Hub
 from d8mesh.nodes.client.listening import Outputs
 from d8mesh.nodes.client.mapping import Mapped, window_of
@@ -79,11 +73,7 @@ class Client:
     """
 
     def __init__(
-        self,
-        url: str | None = None,
-        *,
-        config: Config | None = None,
-        endpoint: str | None = None,
+        self, url: str | None = None, *, config: Config | None = None, endpoint: str | None = None
     ) -> None:
         config = config_of(os.environ) if config is None else settled(config)
         url = checked(url, endpoint)
@@ -190,10 +180,7 @@ class Client:
         return Task(self, submission, 0)
 
     def call(
-        self,
-        type: str,
-        data: Mapping[str, Any] | None = None,
-        **options: Unpack[SubmitOptions],
+        self, type: str, data: Mapping[str, Any] | None = None, **options: Unpack[SubmitOptions]
     ) -> Result:
         """Submit one task and wait for its result: `submit` and `Task.result` in one, and quicker.
 

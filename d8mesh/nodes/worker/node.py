@@ -315,7 +315,7 @@ class Worker:
         """Return the body of the status page; ``status`` is "healthy" or "unhealthy"."""
         runner = self._runner
         session = None if runner is None else runner.session
-        lines = [] if session is None else list(session.broker_sessions.values())
+        lines = [] if session is None else list(session.brokers.values())
         endpoints = {} if runner is None else runner.endpoints
         orchestrators = [
             {"broker_id": line.broker_id, "endpoint": endpoints.get(line.key, "")}

@@ -22,7 +22,7 @@ from d8mesh.core.worker.effects import (
     Listened,
     Rebuild,
     Retire,
-    SendToBroker,
+    SendOn,
     Start,
     TakeBack,
     Trouble,
@@ -369,7 +369,7 @@ class WorkerRunner:
 
     def _doubt(self, now: float) -> None:
         """Look for who answers no heartbeat: it may have another address by now."""
-        for line in self.session.broker_sessions.values():
+        for line in self.session.brokers.values():
             if line.is_welcome and now - line.heard > line.heartbeat_s + DOUBT_S:
                 self._finder.doubt(line.key, self.endpoints.get(line.key, ""))
 
@@ -400,7 +400,7 @@ class WorkerRunner:
         self.joined.set()
 
     def _tell_joined(self) -> None:
-        lines = self.session.broker_sessions.values()
+        lines = self.session.brokers.values()
         self._finder.joined = {line.broker_id: line.key for line in lines if line.is_welcome}
         if not self._finder.joined:
             self.joined.clear()
@@ -415,7 +415,7 @@ class WorkerRunner:
                 case Start():
                     passed("worker.handed_out")
                     self._begin(effect.attempts)
-                case SendToBroker():
+                case SendOn():
                     held = self._links.get(effect.link)
                     if held is not None:
                         held[0].send(encode(effect.message))
@@ -497,4 +497,4 @@ class WorkerRunner:
             level, name = (logging.ERROR, "outbox.failed") if why else (logging.INFO, "outbox.ok")
             event(_log, level, name, error=why)
         self.outbox_trouble = why
-        self.session.flow_control.is_disk_bad = bool(why)
+        self.session.flow.is_disk_bad = bool(why)

@@ -367,11 +367,7 @@ class Slots:
             time.sleep(LOOK_S)
 
     def _run_process(
-        self,
-        handler: Registered,
-        attempt: Attempt,
-        context: Context,
-        children: dict[str, Child],
+        self, handler: Registered, attempt: Attempt, context: Context, children: dict[str, Child]
     ) -> results.Ending:
         """Run one attempt in this slot's child for the handler; kill it when time is over."""
         try:
@@ -387,11 +383,7 @@ class Slots:
         return ending
 
     def _child_for(
-        self,
-        handler: Registered,
-        attempt: Attempt,
-        context: Context,
-        children: dict[str, Child],
+        self, handler: Registered, attempt: Attempt, context: Context, children: dict[str, Child]
     ) -> Child:
         """Return the child that has been told of the attempt: a warm one, if it lives.
 

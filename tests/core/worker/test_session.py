@@ -41,7 +41,7 @@ from d8mesh.core.worker.effects import (
     Rebuild,
     Retire,
     Running,
-    SendToBroker,
+    SendOn,
     Start,
     TakeBack,
     Trouble,
@@ -84,7 +84,7 @@ def _work(tasks: int, seq: int = 1, timeout_s: float = 60.0) -> Work:
 
 
 def _sent(effects: list[WorkerEffect], link: str | None = None) -> list[Message]:
-    return [e.message for e in effects if isinstance(e, SendToBroker) and link in (None, e.link)]
+    return [e.message for e in effects if isinstance(e, SendOn) and link in (None, e.link)]
 
 
 def _started(effects: list[WorkerEffect]) -> list[Attempt]:
@@ -146,7 +146,7 @@ def test_expensive_results_and_those_without_a_broker_are_on_the_disk_first() ->
     cheap, dear, late = (_started(session.receive(_work(1, n), "a", 1.0)) for n in (1, 2, 3))
     assert not any(isinstance(e, Keep) for e in session.finished(_ended(cheap), 1.0))
     effects = session.finished(_ended(dear, 1.5), 1.0)
-    assert [type(e) for e in effects] == [Keep, SendToBroker]
+    assert [type(e) for e in effects] == [Keep, SendOn]
     seq = next(m.seq for m in _sent(effects) if isinstance(m, Results))
     assert session.receive(Received(seq), "a", 1.0) == [Forget([dear[0][5]])]
     (saved,) = session.link_down("a", 2.0)  # the cheap one too: nobody acknowledged it
@@ -350,7 +350,7 @@ def test_the_loop_sleeps_until_something_is_due() -> None:
     assert session.next_deadline() == 11.0  # unacknowledged results
     session.link_down("a", 5.0)
     assert session.next_deadline() > 1e9
-    assert not any(broker_session.is_welcome for broker_session in session.broker_sessions.values())
+    assert not any(broker.is_welcome for broker in session.brokers.values())
 
 
 def test_what_a_link_unknown_here_says_or_does_is_nothing() -> None:
@@ -384,10 +384,10 @@ def test_a_session_that_breaks_while_it_is_being_renewed_is_lost_too() -> None:
     _join(session)
     session.receive(Rehello("boot"), "a", 1.0)
     session.link_down("a", 1.0)
-    assert session.broker_sessions["a"].lost == "the connection broke"
+    assert session.brokers["a"].lost == "the connection broke"
     session.link_up("a", 2.0)
     session.receive(_welcome(), "a", 2.0)
-    assert session.broker_sessions["a"].lost == ""
+    assert session.brokers["a"].lost == ""
 
 
 def test_after_a_sleep_every_connection_is_made_anew() -> None:
@@ -453,11 +453,7 @@ def test_a_refusal_is_told_and_the_hello_said_again_much_later() -> None:
     session.receive(_welcome(), "a", 31.2)
     refused = session.receive(Refused(0, "protocol.bad", "odd frame"), "a", 32.0)
     assert len(refused) == 1  # a bad frame does not end the session
-    assert [
-        broker_session.broker_id
-        for broker_session in session.broker_sessions.values()
-        if broker_session.is_welcome
-    ] == ["a"]
+    assert [broker.broker_id for broker in session.brokers.values() if broker.is_welcome] == ["a"]
 
 
 def test_an_acknowledgement_that_nobody_awaits_is_nothing() -> None:
@@ -596,7 +592,7 @@ def test_a_broker_without_a_session_gets_no_goodbye_but_its_results_are_kept() -
     session.receive(Rehello(""), "a", 2.0)
     keep, goodbye = session.leave("stopped")
     assert isinstance(keep, Keep)
-    assert goodbye == SendToBroker("b", Goodbye("stopped"))
+    assert goodbye == SendOn("b", Goodbye("stopped"))
 
 
 def test_the_end_of_an_attempt_that_was_replaced_leaves_its_successor_alone() -> None:
@@ -605,7 +601,7 @@ def test_the_end_of_an_attempt_that_was_replaced_leaves_its_successor_alone() ->
     (attempt,) = _started(session.receive(_work(1), "a", 1.0))
     late = (attempt[0], attempt[4], b"o" * 16, SUCCEEDED, b"\x80", 0.1)
     session.finished([late], 1.0)
-    assert session.broker_sessions["a"].open == {attempt[4]: attempt[5]}
+    assert session.brokers["a"].open == {attempt[4]: attempt[5]}
 
 
 def test_work_of_a_broker_that_has_not_said_who_it_is_is_not_held() -> None:

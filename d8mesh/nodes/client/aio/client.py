@@ -80,11 +80,7 @@ class AsyncClient:
     """
 
     def __init__(
-        self,
-        url: str | None = None,
-        *,
-        config: Config | None = None,
-        endpoint: str | None = None,
+        self, url: str | None = None, *, config: Config | None = None, endpoint: str | None = None
     ) -> None:
         self._node: AsyncNode | None = None
         self._is_closed = False
@@ -245,10 +241,7 @@ class AsyncClient:
         ]
 
     def map(
-        self,
-        type: str,
-        datas: Iterable[Any] | AsyncIterable[Any],
-        **options: Unpack[MapOptions],
+        self, type: str, datas: Iterable[Any] | AsyncIterable[Any], **options: Unpack[MapOptions]
     ) -> AsyncIterator[Result | TaskError]:
         """Submit a task for each of `datas`, as they are taken; yield the results in order.
 

@@ -17,12 +17,7 @@ from d8mesh.config import Config
 from d8mesh.core.client.submission import Submission
 from d8mesh.core.protocol.messages import Group, Query, Stream
 from d8mesh.edge.logs import event
-from d8mesh.errors import (
-    BrokerUnavailableError,
-    D8Error,
-    NodeClosedError,
-    WaitTimeoutError,
-)
+from d8mesh.errors import BrokerUnavailableError, D8Error, NodeClosedError, WaitTimeoutError
 from d8mesh.nodes.client import farewell
 from d8mesh.nodes.client.aio.host import LoopHost
 from d8mesh.nodes.client.aio.waits import Signal, Waits
