@@ -15,6 +15,13 @@ import pytest
 
 from d8mesh.config import SETTINGS
 from tests.loopback import Fence
+from tests.side_by_side import (  # noqa: F401  # hooks that pytest finds here
+    pytest_addoption,
+    pytest_cmdline_main,
+    pytest_collection_modifyitems,
+    pytest_terminal_summary,
+    pytest_testnodedown,
+)
 
 _fence = Fence()
 

@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PATIENCE_S = 400
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(PATIENCE_S + 20)
 def test_every_planted_fault_is_caught_by_its_check() -> None:
     done = subprocess.run(
