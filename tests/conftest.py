@@ -42,6 +42,7 @@ def pytest_configure(config: pytest.Config) -> None:
     folder = tempfile.TemporaryDirectory(prefix="d8-test-", ignore_cleanup_errors=True)
     config.add_cleanup(folder.cleanup)
     ours = {setting.variable for setting in SETTINGS}
+    ours.add("COLUMNS")  # pytest's workers have one, and what is not on a terminal is of any width
     for name in [name for name in os.environ if name in ours or name.startswith("D8_")]:
         del os.environ[name]
     os.environ |= {

@@ -250,7 +250,7 @@ def test_a_backup_put_in_the_place_of_a_stopped_journal_is_what_counts(file: Pat
     backup = file.read_bytes()
     journal = Journal(file)
     journal.restore()
-    for first in range(5, 2000):
+    for first in range(5, 300):
         journal.append([batch(first, 1)])
     journal.close()
     file.write_bytes(backup)

@@ -796,13 +796,13 @@ def test_where_only_http_passes_the_session_goes_on_there_and_moves_up_later(
 
 @pytest.mark.skipif(sys.platform == "win32", reason="multicast on loopback")
 def test_the_mesh_is_found_without_being_told_where(mesh: Mesh) -> None:
-    port = mesh.broker()
+    port = mesh.broker(is_announced=True)
     echoing(mesh, port)
     with Client(config=mesh.config()) as client:
         assert client.submit("echo", {"n": 1}).result(PATIENCE_S)["output"] == {"n": 1}
         mesh.stop_broker(*mesh.brokers[-1])
         task = client.submit("echo", {"n": 2})
-        echoing(mesh, mesh.broker(port=free_port()))
+        echoing(mesh, mesh.broker(is_announced=True))
         assert task.result(PATIENCE_S)["output"] == {"n": 2}
 
 
@@ -811,7 +811,7 @@ def test_a_client_stays_with_the_orchestrator_that_knows_its_tasks(
     mesh: Mesh, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Another one of the mesh would call them unknown, which is final."""
-    mesh.broker("a")
+    mesh.broker("a", is_announced=True)
     tries: list[object] = []
     look = Dialler._try_known
 
@@ -821,14 +821,14 @@ def test_a_client_stays_with_the_orchestrator_that_knows_its_tasks(
 
     with Client(config=mesh.config()) as client:
         assert client.wait_connected(PATIENCE_S)
-        mesh.broker("b")
+        mesh.broker("b", is_announced=True)
         until(lambda: len(client._dialler._sightings) == 2)
         task = client.submit("later", {"n": 1})
         task.wait_accepted(PATIENCE_S)
         mesh.stop_broker(*mesh.brokers[0])
         monkeypatch.setattr(Dialler, "_try_known", counted)
         until(lambda: len(tries) >= 5)
-        worker = mesh.worker(mesh.broker("a", port=free_port()))
+        worker = mesh.worker(mesh.broker("a", is_announced=True))
         worker.register("later", lambda data: data)
         mesh.run(worker)
         assert task.result(PATIENCE_S)["output"] == {"n": 1}
