@@ -129,22 +129,6 @@ def test_tests_mirror_the_package(layer: str) -> None:
     assert missing == []
 
 
-def test_each_module_imports_without_another_of_ours_before_it() -> None:
-    code = (
-        "import importlib, sys\n"
-        "for name in sys.argv[1:]:\n"
-        "    for ours in [each for each in sys.modules if each.partition('.')[0] == 'd8mesh']:\n"
-        "        del sys.modules[ours]\n"
-        "    importlib.import_module(name)\n"
-    )
-    names = [name_of(path) for path in MODULES if path.stem != "__main__"]
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", code, *names],
-        cwd=ROOT, capture_output=True, encoding="utf-8", timeout=PATIENCE_S,
-    )  # fmt: skip
-    assert (done.returncode, done.stderr) == (0, "")
-
-
 @pytest.mark.slow
 def test_each_module_imports_alone() -> None:
     names = [name_of(path) for path in MODULES if path.stem != "__main__"]

@@ -55,7 +55,12 @@ class Mesh:
         )
 
     def broker(
-        self, name: str = "o", *, port: int | None = None, is_announced: bool = False, **settings: Any
+        self,
+        name: str = "o",
+        *,
+        port: int | None = None,
+        is_announced: bool = False,
+        **settings: Any,
     ) -> int:
         """Start a broker and return its port.
 

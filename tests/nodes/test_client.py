@@ -207,6 +207,7 @@ def test_a_wait_that_is_over_leaves_the_task_and_nothing_else(mesh: Mesh) -> Non
     for wait_s in (0, 0.01):
         with pytest.raises(WaitTimeoutError):
             task.result(wait_s)
+    task.wait_accepted(PATIENCE_S)
     assert not client.wait_finished(task.id, 0.01)
     assert client.waiters.waiting == 0
     echoing(mesh, port)
@@ -525,6 +526,7 @@ def test_a_stream_shows_a_new_attempt_and_can_be_given_up(mesh: Mesh) -> None:
 
     client = mesh.client(port)
     task = client.submit("twice", {})
+    task.wait_accepted(PATIENCE_S)
     with pytest.raises(WaitTimeoutError):
         next(task.stream(0.01))
     stream = task.stream(PATIENCE_S)

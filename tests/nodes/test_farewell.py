@@ -167,6 +167,7 @@ def test_a_full_queue_is_the_reason(mesh: Mesh) -> None:
     client = new_client(mesh, port)
     client.submit_many("nobody", [{}] * 3)
     waiting = [client.submit("nobody", {}) for _ in range(2)]
+    until(lambda: client._session.paused_for)
     with pytest.raises(NotAcknowledgedError, match="TASK_QUEUE_SIZE") as caught:
         client.close(1.0)
     assert caught.value.task_ids == tuple(task.id for task in waiting)

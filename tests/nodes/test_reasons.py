@@ -102,7 +102,7 @@ def test_who_hears_nothing_is_told_where_it_listened(stack: ExitStack) -> None:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="multicast on loopback")
 def test_other_meshes_that_are_heard_are_named(mesh: Mesh, stack: ExitStack) -> None:
-    mesh.broker()
+    mesh.broker(is_announced=True)
     client = away(stack)
     until(lambda: client._dialler._discovery and client._dialler._discovery.strangers)
     until(lambda: "(other meshes are there: " in client.trouble)

@@ -40,7 +40,7 @@ LINK: Final = "tests/nodes/test_direct_call_link.py::test_"
 SIMULATED: Final = "tests/simulation/test_simulation.py::test_no_history_breaks_a_promise[0]"
 POWER_CUT: Final = (
     "tests/power_cut/test_power_cut.py::"
-    "test_whatever_the_disk_kept_every_acknowledged_commit_is_there[journal]"
+    "test_whatever_the_disk_kept_every_acknowledged_commit_is_there[journal-20]"
 )
 PROMISES: Final = (
     "tests/core/broker/test_client_requests.py::test_answers_that_promise_wait_for_the_commit"

@@ -20,7 +20,7 @@ from tests.simulation.world import World
 SEEDS = 300
 AT_A_TIME = 20
 #: Of these, enough for every run of the tests; the others are a long proof.
-QUICK_SEEDS = 100
+QUICK_SEEDS = 60
 SHARES = [
     pytest.param(start, marks=[pytest.mark.slow] if start >= QUICK_SEEDS else [])
     for start in range(0, SEEDS, AT_A_TIME)
