@@ -130,6 +130,7 @@ def test_tests_mirror_the_package(layer: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_each_module_imports_alone() -> None:
     names = [name_of(path) for path in MODULES if path.stem != "__main__"]
     failed: dict[str, str] = {}

@@ -65,7 +65,7 @@ class Mesh:
         """Start a broker and return its port.
 
         Args:
-            is_announced: it can be found by mDNS, from which to part takes a quarter of a second.
+            is_announced: mDNS tells of it, and its end then takes a quarter of a second more.
         """
         port = port or free_port()
         made: queue.Queue[Broker] = queue.Queue()

@@ -16,7 +16,14 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 from d8mesh.core.broker.effects import Peer
 from d8mesh.core.broker.records import History
@@ -543,5 +550,6 @@ TestHistories = Histories.TestCase
 
 
 @pytest.mark.slow
-class TestManyHistories(TestHistories):
-    settings = settings(TestHistories.settings, max_examples=200)
+def test_many_more_histories() -> None:
+    many = settings(Histories.TestCase.settings, max_examples=200)
+    run_state_machine_as_test(Histories, settings=many)
