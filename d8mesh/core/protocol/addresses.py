@@ -112,9 +112,9 @@ def candidates(advertised: Iterable[str], *, own: Collection[str]) -> tuple[str,
     return tuple(ordered[:MAX_CANDIDATES])
 
 
-def endpoint(address: str, port: int) -> str:
-    """Return the ZeroMQ endpoint of an address, as `parse_endpoint` reads it."""
-    return f"tcp://[{address}]:{port}" if ":" in address else f"tcp://{address}:{port}"
+def endpoint(address: str, port: int, scheme: str = "tcp") -> str:
+    """Return the endpoint of an address: ZeroMQ's, as `parse_endpoint` reads it, or a URL."""
+    return f"{scheme}://[{address}]:{port}" if ":" in address else f"{scheme}://{address}:{port}"
 
 
 def parse_endpoint(text: str) -> tuple[str, int]:

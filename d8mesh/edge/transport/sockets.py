@@ -326,12 +326,16 @@ class DealerLink:
     Args:
         endpoint: ``tcp://HOST:PORT``.
         shared: whose threads to use; None: some of its own.
+        server_key: the broker's public key, 32 bytes: what is said is encrypted, and another
+            broker cannot answer; None: neither.
 
     When the connection breaks, it is made again to the same address. `is_cut` tells that it
     is broken; `is_renewed` that it was, and that the other side may know nothing of us.
     """
 
-    def __init__(self, endpoint: str, shared: SharedContext | None = None) -> None:
+    def __init__(
+        self, endpoint: str, shared: SharedContext | None = None, server_key: bytes | None = None
+    ) -> None:
         self.is_cut = self.is_renewed = False
         self._owned = zmq.Context() if shared is None else None
         context = self._owned or shared.context  # type: ignore[union-attr]
@@ -345,6 +349,9 @@ class DealerLink:
                 self.socket.set(zmq.RECONNECT_IVL, RECONNECT_MS)
                 self.socket.set(zmq.RECONNECT_IVL_MAX, RECONNECT_MAX_MS)
                 self.socket.set(zmq.CONNECT_TIMEOUT, CONNECT_MS)
+                if server_key is not None:
+                    self.socket.curve_publickey, self.socket.curve_secretkey = zmq.curve_keypair()
+                    self.socket.curve_serverkey = server_key
                 self.monitor: zmq.Socket[bytes] = self.socket.get_monitor_socket(
                     zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
                 )

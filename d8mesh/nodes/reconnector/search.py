@@ -1,0 +1,207 @@
+"""Where an orchestrator is looked for, and why there is none, in words for people."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+from d8mesh.config import Config
+from d8mesh.core.protocol.addresses import parse_endpoint
+from d8mesh.core.protocol.route import Route
+from d8mesh.edge import address_file
+from d8mesh.edge.discovery import Discovery, NodeKind, Sighting
+from d8mesh.edge.logs import event
+from d8mesh.edge.network import usable_addresses
+from d8mesh.edge.network.probe import told, why_unreachable
+from d8mesh.errors import BrokerUnavailableError, ConfigError
+from d8mesh.nodes.reconnector.routes import KnownBrokers, find_route, find_route_by_url
+
+#: mDNS has so long to answer before the address file is looked at.
+FILE_S: Final = 0.3
+#: An address of that file which led nowhere is left alone for so long: another program has it.
+DISPROVED_S: Final = 30.0
+#: How long one look at why nobody answers may take.
+LOOK_S: Final = 0.5
+_log: Final = logging.getLogger("d8mesh.reconnector")
+
+
+def checked(url: str | None, endpoint: str | None) -> str | None:
+    """Return the URL of an orchestrator in its usual form.
+
+    Raises:
+        ConfigError: it is no ``http://HOST:PORT``, or `endpoint` no ``tcp://HOST:PORT``.
+    """
+    for name, given in (("url", url), ("endpoint", endpoint)):
+        if given is not None and not isinstance(given, str):
+            raise ConfigError(f"{name}: saw {given!r:.80}, expected a text, or None")
+    if endpoint is not None:
+        parse_endpoint(endpoint)
+    return None if url is None else Config.from_env({"ORCHESTRATOR_URL": url}).orchestrator_url
+
+
+class Search:
+    """Finds a route to an orchestrator of the mesh.
+
+    Looked at are, in this order: the endpoint given and nothing else; the URL given and nothing
+    else; the orchestrators that are known, the last good one first; what the orchestrator of this
+    machine wrote down.
+
+    Args:
+        config: the mesh's name and key, the interfaces and the data folder stand there.
+        endpoint: ``tcp://HOST:PORT`` of the broker, if that is given.
+        url: ``http://HOST:PORT`` of the orchestrator, if that is given.
+        known: who is known, as somebody else hears it; None: they are heard of by mDNS and the
+            address file here.
+        only: the id of the only orchestrator to look for; empty: any.
+        is_useless: (broker id, endpoint, or "" for any) -> who is there is not looked for.
+
+    Thread: `find` is called by one; the rest by any.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        *,
+        endpoint: str | None = None,
+        url: str | None = None,
+        known: KnownBrokers | None = None,
+        only: str = "",
+        is_useless: Callable[[str, str], bool] = lambda broker_id, endpoint: False,
+    ) -> None:
+        self._config, self._endpoint, self._url = config, endpoint, url
+        self.known, self.only, self._is_useless = known or KnownBrokers(), only, is_useless
+        #: set when something is told of where an orchestrator is
+        self.news = threading.Event()
+        self._is_listening = known is None and endpoint is None and url is None
+        self._discovery: Discovery | None = None
+        self._last_good = ""
+        #: what the address file named, until a session stands there; what led nowhere, until when
+        self.unproven: Route | None = None
+        self._disproved: dict[Route, float] = {}
+        #: why the URL led nowhere last
+        self._refused = "no answer yet"
+
+    def listen(self, on_sighting: Callable[[Sighting], None]) -> None:
+        """Begin to hear of orchestrators, if that is this search's own to do."""
+        if not self._is_listening:
+            return
+        config = self._config
+        self._discovery = Discovery(
+            mesh=config.mesh,
+            addresses=lambda: [each.address for each in usable_addresses(config.interfaces)],
+            on_sighting=on_sighting,
+            browse=(NodeKind.ORCHESTRATOR,),
+            on_trouble=lambda text: event(_log, logging.WARNING, "discovery", trouble=text),
+        )
+        self._discovery.start()
+
+    def close(self) -> None:
+        """Hear of nothing any more."""
+        if self._discovery is not None:
+            self._discovery.close()
+
+    def find(self) -> Route | None:
+        """Return the best route that is open now, if there is any."""
+        if self._endpoint is not None:
+            return None if self._is_useless("", self._endpoint) else Route(self._endpoint)
+        if self._url is not None:
+            return self._by_url(self._url)
+        return self._by_known() or (self._by_file() if self._is_listening else None)
+
+    def proven(self) -> None:
+        """An orchestrator has answered over the last route."""
+        self.unproven = None
+
+    def disproved(self) -> None:
+        """The last route is of no use: if the address file named it, it is left alone now."""
+        if self.unproven is not None:
+            self._disproved[self.unproven] = time.monotonic() + DISPROVED_S
+            self.unproven = None
+
+    def _by_url(self, url: str) -> Route | None:
+        try:
+            route = find_route_by_url(url, key=self._config.mesh_key)
+        except BrokerUnavailableError as error:
+            self._refused = told(error.__cause__) or str(error)
+            event(_log, logging.DEBUG, "url.failed", error=str(error))
+            return None
+        return None if self._is_useless(route.broker_id, route.endpoint) else route
+
+    def _by_known(self) -> Route | None:
+        ids = [self.only] if self.only else self.known
+        for broker_id in sorted(ids, key=lambda each: each != self._last_good):
+            route = None if self._is_useless(broker_id, "") else self._route_to(broker_id)
+            if route is not None:
+                self._last_good = broker_id
+                return route
+        return None
+
+    def _route_to(self, broker_id: str) -> Route | None:
+        """Try the newest ports first, with all addresses that were ever told with them."""
+        over_http: Route | None = None
+        for each in self.known.of(broker_id):
+            route = find_route(each)
+            if route is None or self._is_useless(broker_id, route.endpoint):
+                continue
+            if not route.is_http:
+                return route
+            over_http = over_http or route
+        return over_http
+
+    def _by_file(self) -> Route | None:
+        """Return a route to who wrote the address file, unless others are heard of meanwhile."""
+        if self.news.wait(FILE_S) and (route := self._by_known()) is not None:
+            return route
+        written = address_file.read(Path(self._config.data_dir), self._config.mesh)
+        if written is None or self.only not in ("", written.broker_id):
+            return None
+        route = find_route(written)
+        if route is None or time.monotonic() < self._disproved.get(route, 0.0):
+            return None
+        self.unproven = route
+        return route
+
+    # ------------------------------------------------------------------- for people
+
+    def trouble(self, route: Route | None) -> str:
+        """Say why no orchestrator answers; takes `LOOK_S` at most.
+
+        Args:
+            route: where the link leads that stands; None: there is none.
+        """
+        if self._endpoint is not None:
+            return _trouble_at(Route(self._endpoint))
+        if self._url is not None:
+            named = "ORCHESTRATOR_URL " if self._url == self._config.orchestrator_url else ""
+            if route is None:
+                return f"{named}{self._url}: {self._refused}"
+            return f"{named}{self._url} leads to {_trouble_at(route)}"
+        return self._trouble_around() if route is None else _trouble_at(route)
+
+    def _trouble_around(self) -> str:
+        """Say what mDNS has brought."""
+        mesh = self._config.mesh
+        for broker_id in [self.only] if self.only else self.known:
+            for each in self.known.of(broker_id)[:1]:
+                why = why_unreachable(each.addresses[0], each.port, deadline_s=LOOK_S)
+                where = f"{', '.join(each.addresses[:4])} port {each.port}"
+                return f"{broker_id} is announced at {where}: {why or 'trying to connect'}"
+        if self.only:
+            return f"looking for {self.only} of mesh {mesh!r}, which has the tasks"
+        own = [each.address for each in usable_addresses(self._config.interfaces)]
+        strangers = () if self._discovery is None else self._discovery.strangers
+        others = f" (other meshes are there: {', '.join(strangers[:4])})" if strangers else ""
+        return (
+            f"no orchestrator of mesh {mesh!r} is heard by mDNS on "
+            f"{', '.join(own[:4]) or 'any interface'}{others}. Is one running (d8mesh "
+            "orchestrator)? Where mDNS does not get through, set ORCHESTRATOR_URL"
+        )
+
+
+def _trouble_at(route: Route) -> str:
+    why = why_unreachable(*route.address, deadline_s=LOOK_S)
+    return f"{route.endpoint}: {why or 'it takes connections, but no orchestrator answers there'}"

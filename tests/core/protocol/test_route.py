@@ -1,0 +1,32 @@
+"""A route says where it leads and through what."""
+
+from __future__ import annotations
+
+import pytest
+
+from d8mesh.core.protocol.route import KnownBroker, Route
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "address", "is_http"),
+    [
+        ("tcp://10.0.0.1:7010", ("10.0.0.1", 7010), False),
+        ("tcp://[fd00::1]:7010", ("fd00::1", 7010), False),
+        ("http://boss.local:7001", ("boss.local", 7001), True),
+        ("http://boss.local", ("boss.local", 80), True),
+        ("https://boss.local", ("boss.local", 443), True),
+    ],
+)
+def test_an_endpoint_says_where_to_connect(
+    endpoint: str, address: tuple[str, int], is_http: bool
+) -> None:
+    route = Route(endpoint)
+    assert (route.address, route.is_http) == (address, is_http)
+    assert (route.broker_id, route.server_key) == ("", None)
+
+
+def test_a_known_broker_is_reached_at_both_of_its_ports() -> None:
+    broker = KnownBroker("b", ("10.0.0.1", "fd00::1"), 7010, 7001)
+    assert broker.route_to("10.0.0.1") == Route("tcp://10.0.0.1:7010", "b")
+    assert broker.route_to("fd00::1") == Route("tcp://[fd00::1]:7010", "b")
+    assert broker.route_to("fd00::1", is_http=True) == Route("http://[fd00::1]:7001", "b")
