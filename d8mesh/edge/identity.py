@@ -60,7 +60,7 @@ class Identity:
     def brokers(self) -> list[KnownBroker]:
         """The orchestrators reached last, newest first; none if the file is unreadable."""
         found: list[KnownBroker] = []
-        with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
+        with contextlib.suppress(OSError, ValueError, TypeError, KeyError, RecursionError):
             with (self.folder / BROKERS_NAME).open("rb") as file:
                 rows = json.loads(file.read(MAX_BROKERS_BYTES))
             for row in rows[:MAX_REMEMBERED]:

@@ -65,8 +65,9 @@ def test_the_last_good_addresses_are_remembered_newest_first(tmp_path: Path) -> 
     assert json.loads((identity.folder / BROKERS_NAME).read_bytes())[0] == {
         "broker_id": "a", "address": "192.168.0.9", "port": 7010, "web_port": 7001
     }  # fmt: skip
-    (identity.folder / BROKERS_NAME).write_text("garbage", "utf-8")
-    assert identity.brokers == []
+    for text in ("garbage", "[" * 60_000):
+        (identity.folder / BROKERS_NAME).write_text(text, "utf-8")
+        assert identity.brokers == []
     identity.close()
 
 

@@ -822,7 +822,7 @@ def test_a_client_stays_with_the_orchestrator_that_knows_its_tasks(
     with Client(config=mesh.config()) as client:
         assert client.wait_connected(PATIENCE_S)
         mesh.broker("b")
-        until(lambda: len(list(client._reconnector.search.known)) == 2)
+        until(lambda: len(client._reconnector.search.known.told) == 2)
         task = client.submit("later", {"n": 1})
         task.wait_accepted(PATIENCE_S)
         mesh.stop_broker(*mesh.brokers[0])

@@ -1,7 +1,4 @@
-"""How an orchestrator is reached, and what is known of where one is. Pure.
-
-Which of the known addresses answers is `nodes.reconnector`'s to find out.
-"""
+"""How an orchestrator is reached, and what is known of where one is."""
 
 from __future__ import annotations
 
@@ -9,15 +6,12 @@ from dataclasses import dataclass
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
-from d8mesh.core.protocol.addresses import endpoint
-
 
 class Route(NamedTuple):
-    """One way to one orchestrator.
+    """``tcp://HOST:PORT`` (ZeroMQ), or ``http://HOST:PORT`` (the same frames over REST).
 
-    `endpoint` is ``tcp://HOST:PORT`` (ZeroMQ) or ``http://HOST:PORT`` (the same frames through
-    the REST port). `broker_id` is who shall answer there; empty: whoever does. `server_key` is
-    the broker's public key for CURVE, 32 bytes; None: nothing is encrypted or proven.
+    `broker_id` is who shall answer there, "" for whoever does; `server_key` the broker's public
+    key for CURVE, 32 bytes, None for a connection that is neither encrypted nor proven.
     """
 
     endpoint: str
@@ -44,10 +38,3 @@ class KnownBroker:
     addresses: tuple[str, ...]
     port: int
     web_port: int | None
-
-    def route_to(self, host: str, *, is_http: bool = False) -> Route:
-        """Return the route over one of the addresses; `is_http` needs a `web_port`."""
-        if is_http:
-            assert self.web_port is not None
-            return Route(endpoint(host, self.web_port, "http"), self.broker_id)
-        return Route(endpoint(host, self.port), self.broker_id)

@@ -7,9 +7,9 @@ import selectors
 import socket
 import time
 from collections.abc import Sequence
-from typing import Final, NamedTuple, cast
+from typing import NamedTuple, cast
 
-from d8mesh.core.protocol.addresses import candidates, is_admissible, is_loopback
+from d8mesh.core.protocol.addresses import MAX_CANDIDATES, candidates, is_admissible, is_loopback
 from d8mesh.edge.network.cards import address_of, is_among, is_bridge, names_of
 from d8mesh.edge.network.machine import host_name, machine_id
 from d8mesh.edge.network.ports import bind, is_taken_unseen, port_holder
@@ -28,9 +28,6 @@ __all__ = [
     "unknown_interfaces",
     "usable_addresses",
 ]
-
-#: Addresses tried side by side for one orchestrator.
-MAX_CANDIDATES: Final = 32
 
 
 class InterfaceAddress(NamedTuple):

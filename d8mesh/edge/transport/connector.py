@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final, TypeAlias
+from dataclasses import dataclass
+from typing import TypeAlias
 
 from d8mesh.core.protocol.route import Route
 from d8mesh.edge.transport.sockets import DealerLink, SharedContext
@@ -12,28 +13,20 @@ from d8mesh.edge.transport.tunnel import ExchangeLink
 Connection: TypeAlias = DealerLink | ExchangeLink
 
 
-def _nobody() -> None:
-    """Wake nobody: who has only links of ZeroMQ waits for their sockets."""
-
-
+@dataclass(frozen=True, slots=True)
 class Connector:
     """Makes the links of one party.
 
     Args:
         wake: called, from a thread of the link, when something has come in over HTTP.
         shared: whose ZeroMQ threads all links use; None: each has some of its own.
-
-    Thread: any; a link belongs to the thread that uses it first.
     """
 
-    def __init__(
-        self, wake: Callable[[], None] = _nobody, *, shared: SharedContext | None = None
-    ) -> None:
-        self.wake: Final = wake
-        self._shared = shared
+    wake: Callable[[], None] = lambda: None
+    shared: SharedContext | None = None
 
     def connect(self, route: Route) -> Connection:
-        """Return a new link along `route`; it connects on its own, and again when it breaks.
+        """Return a new link; it connects by itself, and again when the connection breaks.
 
         Raises:
             BrokerUnavailableError: there is no such address, or no descriptor is left.
@@ -42,4 +35,4 @@ class Connector:
 
     def dealer(self, route: Route) -> DealerLink:
         """As `connect`, for a route of ZeroMQ."""
-        return DealerLink(route.endpoint, self._shared, route.server_key)
+        return DealerLink(route.endpoint, self.shared, route.server_key)

@@ -44,7 +44,7 @@ class Reconnector:
         links: where new links are put, each with `key` and its route; None: see `take`.
         key: what the links are told apart by.
 
-    Thread: any, but for `take`.
+    Thread: any.
     """
 
     def __init__(
@@ -61,13 +61,12 @@ class Reconnector:
         self._connector, self._key = connector, key
         self._links = deque[tuple[str, Connection, Route]]() if links is None else links
         self._wanted, self._lost, self._stop = (threading.Event() for _ in range(3))
-        self._wanted.set()
-        self._lost.set()
         self._pause_s = self._lost_at = 0.0
         self._is_doubted = False
-        #: whether a session ever stood; what was told last, and when
+        #: whether a session ever stood; why none does, and when that was looked at
         self._was_up = False
-        self._told, self._told_at = "", -TROUBLE_S
+        self._trouble, self._trouble_at = "", -TROUBLE_S
+        self._want()
         # At once, and not on the thread: a program that ends now can start no more threads.
         search.listen(self.sighted)
         name = f"reconnect-{key[:8]}" if key else "d8-reconnect"
@@ -75,19 +74,18 @@ class Reconnector:
         self._thread.start()
 
     def take(self) -> Connection | None:
-        """Return a new link, if one has been made. Thread: the one that uses the links."""
+        """Return a new link, if one has been made."""
         return self._links.popleft()[1] if self._links else None
 
     def again(self, pause_s: float = 0.0) -> None:
         """The link is useless: make another after `pause_s`."""
         self._pause_s, self._lost_at = pause_s, time.monotonic()
-        self.search.disproved()
+        self.search.disprove()
         self._want()
 
     def proven(self) -> None:
         """An orchestrator has answered over the last link."""
-        self._was_up = True
-        self.search.proven()
+        self._was_up, self.search.unproven = True, None
 
     def doubt(self) -> None:
         """Make another link if nobody accepts one where the last one leads."""
@@ -111,17 +109,17 @@ class Reconnector:
     def trouble(self) -> str:
         """Say why no orchestrator answers; takes half a second at most."""
         now = time.monotonic()
-        if now - self._told_at >= TROUBLE_S:
+        if now - self._trouble_at >= TROUBLE_S:
             lost = "the connection to the orchestrator is lost"
             why = self.search.trouble(None if self._lost.is_set() else self.route)
-            self._told, self._told_at = f"{lost if self._was_up else 'never connected'}: {why}", now
-        return self._told
+            self._trouble = f"{lost if self._was_up else 'never connected'}: {why}"
+            self._trouble_at = now
+        return self._trouble
 
     def stop(self) -> None:
         """Have the thread end soon."""
         self._stop.set()
-        self._wanted.set()
-        self.search.news.set()
+        self._want()
 
     def close(self) -> None:
         """Stop looking; let go of what was not taken."""
@@ -151,8 +149,10 @@ class Reconnector:
             if not is_wanted and (route is None or route.is_http):
                 upgrade_s = min(MAX_UPGRADE_S, upgrade_s * 1.5)
                 continue
-            is_downgrade = route is not None and route.is_http and not is_over_http
-            if (is_downgrade and self._is_too_soon()) or route is None or not self._connect(route):
+            is_early = self._lost_at > 0 and time.monotonic() - self._lost_at < DOWNGRADE_S
+            if route is not None and route.is_http and not is_over_http and is_early:
+                route = None
+            if route is None or not self._connect(route):
                 news.wait(pause_s * random.uniform(0.5, 1.0))
                 pause_s = min(MAX_PAUSE_S, pause_s * 2)
                 continue
@@ -161,18 +161,14 @@ class Reconnector:
 
     def _is_gone(self) -> bool:
         """Ask where the link leads; if somebody accepts, all stays as it is."""
-        route = self.route
-        assert route is not None
-        is_gone = first_reachable([route.address], deadline_s=ACCEPT_S) is None
+        assert self.route is not None
+        is_gone = first_reachable([self.route.address], deadline_s=ACCEPT_S) is None
         self._is_doubted = False
-        if not is_gone and not self._lost.is_set():
+        if not is_gone:
             self._wanted.clear()
             if self._lost.is_set():  # said meanwhile
                 self._wanted.set()
         return is_gone or self._lost.is_set()
-
-    def _is_too_soon(self) -> bool:
-        return self._lost_at > 0 and time.monotonic() - self._lost_at < DOWNGRADE_S
 
     def _connect(self, route: Route) -> bool:
         """Make a link and hand it over; False if there can be none."""

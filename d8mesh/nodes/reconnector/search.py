@@ -1,31 +1,41 @@
-"""Where an orchestrator is looked for, and why there is none, in words for people."""
+"""Who is known, which route is open, and why there is none, in words for people."""
 
 from __future__ import annotations
 
+import json
 import logging
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
+from urllib.parse import urlsplit
 
 from d8mesh.config import Config
-from d8mesh.core.protocol.addresses import parse_endpoint
-from d8mesh.core.protocol.route import Route
+from d8mesh.core.protocol.addresses import MAX_CANDIDATES, endpoint, parse_endpoint
+from d8mesh.core.protocol.route import KnownBroker, Route
 from d8mesh.edge import address_file
 from d8mesh.edge.discovery import Discovery, NodeKind, Sighting
 from d8mesh.edge.logs import event
-from d8mesh.edge.network import usable_addresses
+from d8mesh.edge.network import first_reachable, reachable_host, usable_addresses
 from d8mesh.edge.network.probe import told, why_unreachable
 from d8mesh.errors import BrokerUnavailableError, ConfigError
-from d8mesh.nodes.reconnector.routes import KnownBrokers, find_route, find_route_by_url
 
+#: How long an address has to take a connection: a lost SYN is repeated after 1 s.
+TRY_S: Final = 1.5
 #: mDNS has so long to answer before the address file is looked at.
 FILE_S: Final = 0.3
 #: An address of that file which led nowhere is left alone for so long: another program has it.
 DISPROVED_S: Final = 30.0
 #: How long one look at why nobody answers may take.
 LOOK_S: Final = 0.5
+#: Orchestrators that are remembered: more in one mesh is odd, or means harm.
+MAX_BROKERS: Final = 64
+#: Pairs of ports that are remembered of each.
+MAX_PORTS: Final = 8
+#: Largest answer of /health that is read.
+MAX_HEALTH_BYTES: Final = 65_536
 _log: Final = logging.getLogger("d8mesh.reconnector")
 
 
@@ -43,19 +53,43 @@ def checked(url: str | None, endpoint: str | None) -> str | None:
     return None if url is None else Config.from_env({"ORCHESTRATOR_URL": url}).orchestrator_url
 
 
+class KnownBrokers:
+    """Where the orchestrators of a mesh are. Thread: any."""
+
+    def __init__(self) -> None:
+        #: broker id -> what was told of it, newest first, each with other ports
+        self.told: dict[str, tuple[KnownBroker, ...]] = {}
+        self._lock = threading.Lock()
+
+    def add(self, told: KnownBroker) -> bool:
+        """Note where one is; return whether something else was known of it before."""
+        with self._lock:
+            before = self.told.get(told.broker_id, ())
+            if not before and len(self.told) >= MAX_BROKERS:
+                return False
+            addresses, rest = list(told.addresses), []
+            for each in before:
+                if (each.port, each.web_port) == (told.port, told.web_port):
+                    addresses += each.addresses
+                else:
+                    rest.append(each)
+            newest = replace(told, addresses=tuple(dict.fromkeys(addresses))[:MAX_CANDIDATES])
+            self.told[told.broker_id] = (newest, *rest)[:MAX_PORTS]
+            return bool(before) and before[0] != newest
+
+
 class Search:
     """Finds a route to an orchestrator of the mesh.
 
-    Looked at are, in this order: the endpoint given and nothing else; the URL given and nothing
-    else; the orchestrators that are known, the last good one first; what the orchestrator of this
-    machine wrote down.
+    Tried is the endpoint given, else the URL given, else the orchestrators that are known, the
+    last good one first, and what the orchestrator of this machine wrote down.
 
     Args:
         config: the mesh's name and key, the interfaces and the data folder stand there.
-        endpoint: ``tcp://HOST:PORT`` of the broker, if that is given.
-        url: ``http://HOST:PORT`` of the orchestrator, if that is given.
-        known: who is known, as somebody else hears it; None: they are heard of by mDNS and the
-            address file here.
+        endpoint: ``tcp://HOST:PORT`` of the broker.
+        url: ``http://HOST:PORT`` of the orchestrator.
+        known: who is known, as somebody else hears it; None: they are heard of here, by mDNS and
+            by the address file.
         only: the id of the only orchestrator to look for; empty: any.
         is_useless: (broker id, endpoint, or "" for any) -> who is there is not looked for.
 
@@ -86,18 +120,16 @@ class Search:
         self._refused = "no answer yet"
 
     def listen(self, on_sighting: Callable[[Sighting], None]) -> None:
-        """Begin to hear of orchestrators, if that is this search's own to do."""
-        if not self._is_listening:
-            return
-        config = self._config
-        self._discovery = Discovery(
-            mesh=config.mesh,
-            addresses=lambda: [each.address for each in usable_addresses(config.interfaces)],
-            on_sighting=on_sighting,
-            browse=(NodeKind.ORCHESTRATOR,),
-            on_trouble=lambda text: event(_log, logging.WARNING, "discovery", trouble=text),
-        )
-        self._discovery.start()
+        """Begin to hear of orchestrators, if that is done here."""
+        if self._is_listening:
+            self._discovery = Discovery(
+                mesh=self._config.mesh,
+                addresses=self._own_addresses,
+                on_sighting=on_sighting,
+                browse=(NodeKind.ORCHESTRATOR,),
+                on_trouble=lambda text: event(_log, logging.WARNING, "discovery", trouble=text),
+            )
+            self._discovery.start()
 
     def close(self) -> None:
         """Hear of nothing any more."""
@@ -112,11 +144,7 @@ class Search:
             return self._by_url(self._url)
         return self._by_known() or (self._by_file() if self._is_listening else None)
 
-    def proven(self) -> None:
-        """An orchestrator has answered over the last route."""
-        self.unproven = None
-
-    def disproved(self) -> None:
+    def disprove(self) -> None:
         """The last route is of no use: if the address file named it, it is left alone now."""
         if self.unproven is not None:
             self._disproved[self.unproven] = time.monotonic() + DISPROVED_S
@@ -132,7 +160,7 @@ class Search:
         return None if self._is_useless(route.broker_id, route.endpoint) else route
 
     def _by_known(self) -> Route | None:
-        ids = [self.only] if self.only else self.known
+        ids = [self.only] if self.only else list(self.known.told)
         for broker_id in sorted(ids, key=lambda each: each != self._last_good):
             route = None if self._is_useless(broker_id, "") else self._route_to(broker_id)
             if route is not None:
@@ -143,7 +171,7 @@ class Search:
     def _route_to(self, broker_id: str) -> Route | None:
         """Try the newest ports first, with all addresses that were ever told with them."""
         over_http: Route | None = None
-        for each in self.known.of(broker_id):
+        for each in self.known.told.get(broker_id, ()):
             route = find_route(each)
             if route is None or self._is_useless(broker_id, route.endpoint):
                 continue
@@ -165,6 +193,9 @@ class Search:
         self.unproven = route
         return route
 
+    def _own_addresses(self) -> list[str]:
+        return [each.address for each in usable_addresses(self._config.interfaces)]
+
     # ------------------------------------------------------------------- for people
 
     def trouble(self, route: Route | None) -> str:
@@ -175,33 +206,74 @@ class Search:
         """
         if self._endpoint is not None:
             return _trouble_at(Route(self._endpoint))
-        if self._url is not None:
-            named = "ORCHESTRATOR_URL " if self._url == self._config.orchestrator_url else ""
-            if route is None:
-                return f"{named}{self._url}: {self._refused}"
-            return f"{named}{self._url} leads to {_trouble_at(route)}"
-        return self._trouble_around() if route is None else _trouble_at(route)
+        if self._url is None:
+            return self._trouble_around() if route is None else _trouble_at(route)
+        named = "ORCHESTRATOR_URL " if self._url == self._config.orchestrator_url else ""
+        if route is None:
+            return f"{named}{self._url}: {self._refused}"
+        return f"{named}{self._url} leads to {_trouble_at(route)}"
 
     def _trouble_around(self) -> str:
         """Say what mDNS has brought."""
         mesh = self._config.mesh
-        for broker_id in [self.only] if self.only else self.known:
-            for each in self.known.of(broker_id)[:1]:
+        for broker_id in [self.only] if self.only else list(self.known.told):
+            for each in self.known.told.get(broker_id, ()):
                 why = why_unreachable(each.addresses[0], each.port, deadline_s=LOOK_S)
                 where = f"{', '.join(each.addresses[:4])} port {each.port}"
                 return f"{broker_id} is announced at {where}: {why or 'trying to connect'}"
         if self.only:
             return f"looking for {self.only} of mesh {mesh!r}, which has the tasks"
-        own = [each.address for each in usable_addresses(self._config.interfaces)]
         strangers = () if self._discovery is None else self._discovery.strangers
         others = f" (other meshes are there: {', '.join(strangers[:4])})" if strangers else ""
         return (
             f"no orchestrator of mesh {mesh!r} is heard by mDNS on "
-            f"{', '.join(own[:4]) or 'any interface'}{others}. Is one running (d8mesh "
-            "orchestrator)? Where mDNS does not get through, set ORCHESTRATOR_URL"
+            f"{', '.join(self._own_addresses()[:4]) or 'any interface'}{others}. Is one running "
+            "(d8mesh orchestrator)? Where mDNS does not get through, set ORCHESTRATOR_URL"
         )
 
 
 def _trouble_at(route: Route) -> str:
     why = why_unreachable(*route.address, deadline_s=LOOK_S)
     return f"{route.endpoint}: {why or 'it takes connections, but no orchestrator answers there'}"
+
+
+def find_route(broker: KnownBroker) -> Route | None:
+    """Return the best open route: over HTTP only if ZeroMQ's port lets no address through."""
+    for port, scheme in ((broker.port, "tcp"), (broker.web_port, "http")):
+        host = port and reachable_host(broker.addresses, port, deadline_s=TRY_S)
+        if port and host:
+            return Route(endpoint(host, port, scheme), broker.broker_id)
+    return None
+
+
+def find_route_by_url(url: str, *, key: str | None = None) -> Route:
+    """Return the best route to the orchestrator whose REST is at `url`.
+
+    Args:
+        url: where a person said that an orchestrator is: it is given the key.
+        key: D8_MESH_KEY.
+
+    Raises:
+        BrokerUnavailableError: nothing answers there, or not as an orchestrator does.
+    """
+    import http.client  # slow to import, and most processes never need it
+
+    parts = urlsplit(url)
+    kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+    connection = kind(parts.hostname or "", parts.port, timeout=TRY_S)
+    try:
+        proof = {} if key is None else {"Authorization": f"Bearer {key}"}
+        connection.request("GET", "/health", headers={"Accept": "application/json", **proof})
+        body = json.loads(connection.getresponse().read(MAX_HEALTH_BYTES))
+    except (OSError, http.client.HTTPException, ValueError, RecursionError) as error:
+        raise BrokerUnavailableError(f"no orchestrator answers at {url}: {error}") from error
+    finally:
+        connection.close()
+    if isinstance(body, dict) and body.get("code") == "access.token":
+        which = "another D8_MESH_KEY than this machine" if key else "a D8_MESH_KEY, set it here too"
+        raise BrokerUnavailableError(f"the orchestrator at {url} has {which}")
+    if not isinstance(body, dict) or not isinstance(port := body.get("broker_port"), int):
+        raise BrokerUnavailableError(f"what answers at {url} is no orchestrator")
+    host = parts.hostname or ""
+    is_open = first_reachable([(host, port)], deadline_s=TRY_S) is not None
+    return Route(endpoint(host, port) if is_open else url, str(body.get("broker_id", "")))

@@ -18,8 +18,7 @@ from d8mesh.edge import address_file
 from d8mesh.edge.discovery import Sighting
 from d8mesh.edge.transport.connector import Connection, Connector
 from d8mesh.nodes.reconnector.reconnector import Reconnector
-from d8mesh.nodes.reconnector.routes import MAX_BROKERS, KnownBrokers
-from d8mesh.nodes.reconnector.search import Search
+from d8mesh.nodes.reconnector.search import MAX_BROKERS, KnownBrokers, Search
 
 
 class Orchestrators:
@@ -90,7 +89,7 @@ class Orchestrators:
     def reached(self, broker_id: str, route: Route) -> KnownBroker:
         """Return what is worth remembering of an orchestrator that a route led to."""
         host, port = route.address
-        told = self._known.of(broker_id)
+        told = self._known.told.get(broker_id)
         return KnownBroker(broker_id, (host,), port, told[0].web_port if told else None)
 
     def close(self) -> None:

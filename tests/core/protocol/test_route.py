@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from d8mesh.core.protocol.route import KnownBroker, Route
+from d8mesh.core.protocol.route import Route
 
 
 @pytest.mark.parametrize(
@@ -23,10 +23,3 @@ def test_an_endpoint_says_where_to_connect(
     route = Route(endpoint)
     assert (route.address, route.is_http) == (address, is_http)
     assert (route.broker_id, route.server_key) == ("", None)
-
-
-def test_a_known_broker_is_reached_at_both_of_its_ports() -> None:
-    broker = KnownBroker("b", ("10.0.0.1", "fd00::1"), 7010, 7001)
-    assert broker.route_to("10.0.0.1") == Route("tcp://10.0.0.1:7010", "b")
-    assert broker.route_to("fd00::1") == Route("tcp://[fd00::1]:7010", "b")
-    assert broker.route_to("fd00::1", is_http=True) == Route("http://[fd00::1]:7001", "b")
