@@ -303,7 +303,7 @@ class Broker:
 
 
 def _heard_worker(sighting: Sighting) -> None:
-    """Note a worker of the mesh; it dials by itself, but one that cannot is found in the log."""
+    """Note a worker of the mesh; it connects by itself, but one that cannot is found in the log."""
     event(
         _log,
         logging.INFO,

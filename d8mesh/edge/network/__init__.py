@@ -110,7 +110,7 @@ def first_reachable(
     until = time.monotonic() + deadline_s
     with selectors.DefaultSelector() as selector, contextlib.ExitStack() as open_sockets:
         for rank, (address, port) in enumerate(targets[:MAX_CANDIDATES]):
-            attempt = _dial(address, port)
+            attempt = _attempt(address, port)
             if attempt is not None:
                 open_sockets.enter_context(attempt)
                 selector.register(attempt, selectors.EVENT_WRITE, rank)
@@ -126,17 +126,15 @@ def first_reachable(
     return None
 
 
-def _dial(address: str, port: int) -> socket.socket | None:
+def _attempt(address: str, port: int) -> socket.socket | None:
     try:
-        family, kind, proto, _, target = socket.getaddrinfo(address, port, type=socket.SOCK_STREAM)[
-            0
-        ]
-        attempt = socket.socket(family, kind, proto)
+        found = socket.getaddrinfo(address, port, type=socket.SOCK_STREAM)[0]
+        attempt = socket.socket(*found[:3])
     except OSError:
         return None
     attempt.setblocking(False)
     try:
-        attempt.connect(target)
+        attempt.connect(found[4])
     except BlockingIOError:
         pass  # under way: the selector tells when it is decided
     except OSError:

@@ -19,6 +19,7 @@ from typing import Final
 
 import zmq
 
+from d8mesh.core.protocol.addresses import endpoint
 from d8mesh.core.protocol.messages import MAX_FRAME_BYTES
 from d8mesh.errors import BrokerUnavailableError, D8Error
 
@@ -115,8 +116,8 @@ class Loop:
         self._poller = zmq.Poller()
         self._poller.register(self._descriptor, zmq.POLLIN)
         self._monitors: dict[object, DealerLink] = {}
-        for endpoint in endpoints:
-            self.add(endpoint)
+        for each in endpoints:
+            self.add(each)
 
     def add(self, endpoint: RouterEndpoint | DealerLink) -> None:
         """Wait for this one too."""
@@ -277,10 +278,9 @@ class RouterEndpoint:
         """Listen on a port of all addresses, or on none; None if it is taken on one of them."""
         listening: list[str] = []
         for host in hosts:
-            place = f"[{host}]" if ":" in host else host
             self.socket.set(zmq.IPV6, int(host == "*" or ":" in host))  # of the next bind
             try:
-                self.socket.bind(f"tcp://{place}:{port}")
+                self.socket.bind(endpoint(host, port))
             except zmq.ZMQError as error:
                 for each in listening:
                     self.socket.unbind(each)
