@@ -47,13 +47,13 @@ def test_a_worker_asks_whether_it_has_moved_and_stays_if_it_has_not(tmp_path: Pa
     old, new = listening(), listening()
     around = Orchestrators(Config(data_dir=str(tmp_path)), wake=lambda: None)
     try:
-        around.sighted(replace(HEARD, port=port_of(old)))
+        around.told(replace(HEARD, port=port_of(old)).broker)
         until(lambda: len(around.links) == 1)
-        around.sighted(replace(HEARD, port=port_of(new)))  # it still accepts at the old one
+        around.told(replace(HEARD, port=port_of(new)).broker)  # it still accepts at the old one
         until(lambda: not around._reconnectors["orch-1"]._is_doubted)
         old.close()
-        around.sighted(replace(HEARD, port=port_of(new)))  # nothing new
-        around.sighted(replace(HEARD, port=port_of(new), web_port=7001))
+        around.told(replace(HEARD, port=port_of(new)).broker)  # nothing new
+        around.told(replace(HEARD, port=port_of(new), web_port=7001).broker)
         until(lambda: len(around.links) == 2)
         assert around.links[1][2].endpoint == f"tcp://127.0.0.1:{port_of(new)}"
     finally:

@@ -16,7 +16,6 @@ from typing import Any
 import pytest
 
 from d8mesh.config import Config
-from d8mesh.core.protocol.announcement import NodeKind, Sighting
 from d8mesh.core.protocol.route import KnownBroker, Route
 from d8mesh.edge import address_file
 from d8mesh.edge.transport.connector import Connection, Connector
@@ -215,7 +214,7 @@ def test_what_is_no_address_is_refused(url: Any, endpoint: Any) -> None:
 
 
 def test_an_endpoint_that_is_given_is_the_only_route(tmp_path: Path) -> None:
-    search = Search(config_in(tmp_path), endpoint="tcp://127.0.0.1:7010", known=KnownBrokers())
+    search = Search(config_in(tmp_path), given="tcp://127.0.0.1:7010", known=KnownBrokers())
     search.known.add(on_loopback(7011))
     assert search.find() == Route("tcp://127.0.0.1:7010")
 
@@ -279,7 +278,7 @@ def test_the_address_file_names_only_whom_the_search_is_for(
 
 
 def test_a_link_is_made_told_and_made_again(tmp_path: Path, listener: socket.socket) -> None:
-    search = Search(config_in(tmp_path), endpoint=f"tcp://127.0.0.1:{port_of(listener)}")
+    search = Search(config_in(tmp_path), given=f"tcp://127.0.0.1:{port_of(listener)}")
     with reconnecting(search) as made:
         link, route = made.next()
         assert isinstance(link, DealerLink)
@@ -297,18 +296,7 @@ def test_news_of_a_place_end_the_pause_before_the_next_try(
     monkeypatch.setattr(reconnector, "MAX_PAUSE_S", 100 * PATIENCE_S)
     search = Search(config_in(tmp_path), known=KnownBrokers())
     with reconnecting(search) as made:
-        made.reconnector.sighted(
-            Sighting(
-                kind=NodeKind.ORCHESTRATOR,
-                node_id="b",
-                boot_id="boot",
-                mesh="m",
-                addresses=("127.0.0.1",),
-                port=port_of(listener),
-                web_port=None,
-                version="1",
-            )
-        )
+        made.reconnector.told(on_loopback(port_of(listener)))
         assert made.next()[1].broker_id == "b"
 
 
@@ -360,7 +348,7 @@ def test_http_is_not_taken_at_once_where_zeromq_worked(
 
 
 def test_who_is_doubted_and_accepts_keeps_the_link(tmp_path: Path, listener: socket.socket) -> None:
-    search = Search(config_in(tmp_path), endpoint=f"tcp://127.0.0.1:{port_of(listener)}")
+    search = Search(config_in(tmp_path), given=f"tcp://127.0.0.1:{port_of(listener)}")
     with reconnecting(search) as made:
         made.reconnector.doubt()  # no link yet: nothing to doubt
         made.next()
@@ -373,7 +361,7 @@ def test_who_is_doubted_and_accepts_keeps_the_link(tmp_path: Path, listener: soc
 
 
 def test_what_was_not_taken_is_closed(tmp_path: Path, listener: socket.socket) -> None:
-    search = Search(config_in(tmp_path), endpoint=f"tcp://127.0.0.1:{port_of(listener)}")
+    search = Search(config_in(tmp_path), given=f"tcp://127.0.0.1:{port_of(listener)}")
     with reconnecting(search) as made:
         until(lambda: made.links)
         link = made.links[0][1]
@@ -387,7 +375,7 @@ def test_why_there_is_no_link_is_told_and_whether_there_ever_was_one(
 ) -> None:
     monkeypatch.setattr(reconnector, "TROUBLE_S", 0.0)
     endpoint = f"tcp://127.0.0.1:{free_port()}"
-    with closing(Reconnector(Search(config_in(tmp_path), endpoint=endpoint), Connector())) as one:
+    with closing(Reconnector(Search(config_in(tmp_path), given=endpoint), Connector())) as one:
         assert one.trouble().startswith(f"never connected: {endpoint}: ")
         one.proven()
         assert one.trouble().startswith("the connection to the orchestrator is lost: ")

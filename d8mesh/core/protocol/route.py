@@ -21,7 +21,7 @@ class Route(NamedTuple):
     @property
     def is_http(self) -> bool:
         """True when it goes through the REST port."""
-        return self.endpoint.startswith("http")
+        return self.endpoint.startswith(("http://", "https://"))
 
     @property
     def address(self) -> tuple[str, int]:

@@ -84,10 +84,10 @@ class Client:
         self._pid = os.getpid()
         self._is_closed = False
         self._waker = Waker()
-        url = url or config.orchestrator_url
+        given = endpoint or url or config.orchestrator_url
 
         def make_reconnector(wake: Callable[[], None]) -> Reconnector:
-            return Reconnector(Search(config, endpoint=endpoint, url=url), Connector(wake))
+            return Reconnector(Search(config, given=given), Connector(wake))
 
         self._reconnector = make_reconnector(self._waker.wake)
         self._reasons = Reasons(

@@ -9,8 +9,7 @@ import time
 from collections import deque
 from typing import Final
 
-from d8mesh.core.protocol.route import Route
-from d8mesh.edge.discovery import Sighting
+from d8mesh.core.protocol.route import KnownBroker, Route
 from d8mesh.edge.logs import event
 from d8mesh.edge.network import first_reachable
 from d8mesh.edge.transport.connector import Connection, Connector
@@ -68,7 +67,7 @@ class Reconnector:
         self._trouble, self._trouble_at = "", -TROUBLE_S
         self._want()
         # At once, and not on the thread: a program that ends now can start no more threads.
-        search.listen(self.sighted)
+        search.listen(self.told)
         name = f"reconnect-{key[:8]}" if key else "d8-reconnect"
         self._thread = threading.Thread(target=self._serve, name=name, daemon=True)
         self._thread.start()
@@ -93,13 +92,13 @@ class Reconnector:
             self._is_doubted = True
             self._wanted.set()
 
-    def sighted(self, sighting: Sighting) -> None:
-        """An orchestrator was heard.
+    def told(self, broker: KnownBroker) -> None:
+        """Note where an orchestrator is said to be.
 
         One that says something else than before has moved, perhaps: long before its silence
         shows it, nobody accepts a connection at the old address.
         """
-        is_news = self.search.known.add(sighting.broker)
+        is_news = self.search.known.add(broker)
         self.search.news.set()
         if self.search.unproven is not None:  # this one is known to live
             self._want()

@@ -16,7 +16,7 @@ from d8mesh.config import Config
 from d8mesh.core.protocol.addresses import MAX_CANDIDATES, endpoint, parse_endpoint
 from d8mesh.core.protocol.route import KnownBroker, Route
 from d8mesh.edge import address_file
-from d8mesh.edge.discovery import Discovery, NodeKind, Sighting
+from d8mesh.edge.discovery import Discovery, NodeKind
 from d8mesh.edge.logs import event
 from d8mesh.edge.network import first_reachable, reachable_host, usable_addresses
 from d8mesh.edge.network.probe import told, why_unreachable
@@ -81,13 +81,12 @@ class KnownBrokers:
 class Search:
     """Finds a route to an orchestrator of the mesh.
 
-    Tried is the endpoint given, else the URL given, else the orchestrators that are known, the
-    last good one first, and what the orchestrator of this machine wrote down.
+    Tried is what is given, else the orchestrators that are known, the last good one first, and
+    what the orchestrator of this machine wrote down.
 
     Args:
         config: the mesh's name and key, the interfaces and the data folder stand there.
-        endpoint: ``tcp://HOST:PORT`` of the broker.
-        url: ``http://HOST:PORT`` of the orchestrator.
+        given: ``tcp://HOST:PORT`` of the broker, or ``http://HOST:PORT`` of the orchestrator.
         known: who is known, as somebody else hears it; None: they are heard of here, by mDNS and
             by the address file.
         only: the id of the only orchestrator to look for; empty: any.
@@ -100,17 +99,16 @@ class Search:
         self,
         config: Config,
         *,
-        endpoint: str | None = None,
-        url: str | None = None,
+        given: str | None = None,
         known: KnownBrokers | None = None,
         only: str = "",
         is_useless: Callable[[str, str], bool] = lambda broker_id, endpoint: False,
     ) -> None:
-        self._config, self._endpoint, self._url = config, endpoint, url
+        self._config, self._given = config, Route(given) if given else None
         self.known, self.only, self._is_useless = known or KnownBrokers(), only, is_useless
         #: set when something is told of where an orchestrator is
         self.news = threading.Event()
-        self._is_listening = known is None and endpoint is None and url is None
+        self._is_listening = known is None and not given
         self._discovery: Discovery | None = None
         self._last_good = ""
         #: what the address file named, until a session stands there; what led nowhere, until when
@@ -119,13 +117,13 @@ class Search:
         #: why the URL led nowhere last
         self._refused = "no answer yet"
 
-    def listen(self, on_sighting: Callable[[Sighting], None]) -> None:
+    def listen(self, on_told: Callable[[KnownBroker], None]) -> None:
         """Begin to hear of orchestrators, if that is done here."""
         if self._is_listening:
             self._discovery = Discovery(
                 mesh=self._config.mesh,
                 addresses=self._own_addresses,
-                on_sighting=on_sighting,
+                on_sighting=lambda sighting: on_told(sighting.broker),
                 browse=(NodeKind.ORCHESTRATOR,),
                 on_trouble=lambda text: event(_log, logging.WARNING, "discovery", trouble=text),
             )
@@ -138,10 +136,10 @@ class Search:
 
     def find(self) -> Route | None:
         """Return the best route that is open now, if there is any."""
-        if self._endpoint is not None:
-            return None if self._is_useless("", self._endpoint) else Route(self._endpoint)
-        if self._url is not None:
-            return self._by_url(self._url)
+        if self._given is not None:
+            route = self._by_url(self._given.endpoint) if self._given.is_http else self._given
+            is_useless = route and self._is_useless(route.broker_id, route.endpoint)
+            return None if is_useless else route
         return self._by_known() or (self._by_file() if self._is_listening else None)
 
     def disprove(self) -> None:
@@ -152,12 +150,11 @@ class Search:
 
     def _by_url(self, url: str) -> Route | None:
         try:
-            route = find_route_by_url(url, key=self._config.mesh_key)
+            return find_route_by_url(url, key=self._config.mesh_key)
         except BrokerUnavailableError as error:
             self._refused = told(error.__cause__) or str(error)
             event(_log, logging.DEBUG, "url.failed", error=str(error))
             return None
-        return None if self._is_useless(route.broker_id, route.endpoint) else route
 
     def _by_known(self) -> Route | None:
         ids = [self.only] if self.only else list(self.known.told)
@@ -204,14 +201,17 @@ class Search:
         Args:
             route: where the link leads that stands; None: there is none.
         """
-        if self._endpoint is not None:
-            return _trouble_at(Route(self._endpoint))
-        if self._url is None:
+        if self._given is None:
             return self._trouble_around() if route is None else _trouble_at(route)
-        named = "ORCHESTRATOR_URL " if self._url == self._config.orchestrator_url else ""
-        if route is None:
-            return f"{named}{self._url}: {self._refused}"
-        return f"{named}{self._url} leads to {_trouble_at(route)}"
+        if not self._given.is_http:
+            return _trouble_at(self._given)
+        url = self._given.endpoint
+        shown = f"ORCHESTRATOR_URL {url}" if url == self._config.orchestrator_url else url
+        return (
+            f"{shown}: {self._refused}"
+            if route is None
+            else f"{shown} leads to {_trouble_at(route)}"
+        )
 
     def _trouble_around(self) -> str:
         """Say what mDNS has brought."""

@@ -411,7 +411,7 @@ class Worker:
         discovery = Discovery(
             mesh=self._config.mesh,
             addresses=self._addresses,
-            on_sighting=orchestrators.sighted,
+            on_sighting=lambda sighting: orchestrators.told(sighting.broker),
             browse=(NodeKind.ORCHESTRATOR,),
             on_trouble=self._tell_trouble,
         )

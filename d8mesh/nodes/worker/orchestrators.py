@@ -15,7 +15,6 @@ from pathlib import Path
 from d8mesh.config import Config
 from d8mesh.core.protocol.route import KnownBroker, Route
 from d8mesh.edge import address_file
-from d8mesh.edge.discovery import Sighting
 from d8mesh.edge.transport.connector import Connection, Connector
 from d8mesh.nodes.reconnector.reconnector import Reconnector
 from d8mesh.nodes.reconnector.search import MAX_BROKERS, KnownBrokers, Search
@@ -30,7 +29,7 @@ class Orchestrators:
         known: where orchestrators were reached last.
         wake: called when a link can be taken.
 
-    Thread: `sighted` from any; the rest on the I/O thread.
+    Thread: the I/O thread, but for `told`.
     """
 
     def __init__(
@@ -52,23 +51,25 @@ class Orchestrators:
         self._written: KnownBroker | None = None
         self._lock = threading.Lock()
         for each in known:
-            self._add(each)
+            self.told(each)
         if url is not None:
-            is_rest = not url.startswith("tcp://")
-            self._seek(url, url=url if is_rest else None, endpoint=None if is_rest else url)
+            self._seek(url, given=url)
         self.look()
 
-    def sighted(self, sighting: Sighting) -> None:
-        """An orchestrator was heard: connect to it, or know better where it is."""
-        if self._add(sighting.broker):
-            self.doubt(self.joined.get(sighting.node_id, sighting.node_id))
+    def told(self, broker: KnownBroker) -> None:
+        """Connect to who is said to be there, or know better where it is. Thread: any."""
+        broker_id = broker.broker_id
+        self._seek(broker_id, only=broker_id)
+        reconnector = self._reconnectors.get(self.joined.get(broker_id, broker_id))
+        if reconnector is not None:
+            reconnector.told(broker)
 
     def look(self) -> None:
         """Take in what this machine's orchestrator wrote down, when that has changed."""
         written = address_file.read(Path(self._config.data_dir), self._config.mesh)
         if written is not None and written != self._written:
             self._written = written
-            self._add(written)
+            self.told(written)
 
     def again(self, key: str) -> None:
         """This link is useless: make another."""
@@ -101,27 +102,13 @@ class Orchestrators:
         for each in reconnectors:
             each.close()
 
-    def _add(self, told: KnownBroker) -> bool:
-        """Note where one is, and look there; return whether something else was known before."""
-        is_news = self._known.add(told)
-        self._seek(told.broker_id, only=told.broker_id)
-        if (reconnector := self._reconnectors.get(told.broker_id)) is not None:
-            reconnector.search.news.set()
-        return is_news
-
-    def _seek(
-        self, key: str, *, only: str = "", url: str | None = None, endpoint: str | None = None
-    ) -> None:
+    def _seek(self, key: str, *, given: str | None = None, only: str = "") -> None:
         with self._lock:
             if key in self._reconnectors or len(self._reconnectors) >= MAX_BROKERS:
                 return
+            is_useless = partial(self._is_useless, key)
             search = Search(
-                self._config,
-                endpoint=endpoint,
-                url=url,
-                known=self._known,
-                only=only,
-                is_useless=partial(self._is_useless, key),
+                self._config, given=given, known=self._known, only=only, is_useless=is_useless
             )
             self._reconnectors[key] = Reconnector(
                 search, self._connector, links=self.links, key=key

@@ -14,6 +14,7 @@ from d8mesh.core.protocol.route import Route
         ("tcp://[fd00::1]:7010", ("fd00::1", 7010), False),
         ("http://boss.local:7001", ("boss.local", 7001), True),
         ("http://boss.local", ("boss.local", 80), True),
+        ("tcp://http.local:7010", ("http.local", 7010), False),
         ("https://boss.local", ("boss.local", 443), True),
     ],
 )

@@ -71,7 +71,7 @@ class AsyncNode:
         self.waits = Waits(self.loop, self.check_alive, self._why, self._say)
         self._host = LoopHost(self.loop, self._after_turn)
         self._reconnector = Reconnector(
-            Search(config, endpoint=endpoint, url=url), Connector(self._host.wake_from_afar)
+            Search(config, given=endpoint or url), Connector(self._host.wake_from_afar)
         )
         self._reasons = Reasons(
             self._session, self._reconnector, self._ask_from_afar, self.check_alive
