@@ -29,7 +29,7 @@ BROKERS_NAME: Final = "orchestrators.json"
 #: Workers on one machine and data folder.
 MAX_WORKERS: Final = 256
 #: Orchestrators remembered; more are forgotten, oldest first.
-MAX_REMEMBERED: Final = 32
+MAX_REMEMBERED_BROKERS: Final = 32
 #: The file is tiny; a larger one is not ours.
 MAX_BROKERS_BYTES: Final = 65_536
 
@@ -63,7 +63,7 @@ class Identity:
         with contextlib.suppress(OSError, ValueError, TypeError, KeyError, RecursionError):
             with (self.folder / BROKERS_NAME).open("rb") as file:
                 rows = json.loads(file.read(MAX_BROKERS_BYTES))
-            for row in rows[:MAX_REMEMBERED]:
+            for row in rows[:MAX_REMEMBERED_BROKERS]:
                 web, port, address = row["web_port"], int(row["port"]), str(row["address"])
                 if 0 < port < 65536:
                     found.append(KnownBroker(str(row["broker_id"]), (address,), port, web))
@@ -82,7 +82,7 @@ class Identity:
                 "port": each.port,
                 "web_port": each.web_port,
             }
-            for each in kept[:MAX_REMEMBERED]
+            for each in kept[:MAX_REMEMBERED_BROKERS]
         ]
         self._write(BROKERS_NAME, json.dumps(rows))
 

@@ -292,8 +292,8 @@ def test_a_link_is_made_told_and_made_again(tmp_path: Path, listener: socket.soc
 def test_news_of_a_place_end_the_pause_before_the_next_try(
     tmp_path: Path, listener: socket.socket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reconnector, "FIRST_PAUSE_S", 100 * PATIENCE_S)
-    monkeypatch.setattr(reconnector, "MAX_PAUSE_S", 100 * PATIENCE_S)
+    monkeypatch.setattr(reconnector, "SHORTEST_PAUSE_S", 100 * PATIENCE_S)
+    monkeypatch.setattr(reconnector, "LONGEST_PAUSE_S", 100 * PATIENCE_S)
     search = Search(config_in(tmp_path), known=KnownBrokers())
     with reconnecting(search) as made:
         made.reconnector.told(on_loopback(port_of(listener)))

@@ -18,8 +18,8 @@ from d8mesh.errors import BrokerUnavailableError
 from d8mesh.nodes.reconnector.search import Search
 
 #: Pauses between tries to reach an orchestrator, growing, with jitter.
-FIRST_PAUSE_S: Final = 0.05
-MAX_PAUSE_S: Final = 1.0
+SHORTEST_PAUSE_S: Final = 0.05
+LONGEST_PAUSE_S: Final = 1.0
 #: How long an orchestrator that answers no heartbeat has to accept a connection.
 ACCEPT_S: Final = 1.0
 #: While only HTTP works, ZeroMQ is tried again this often, then slower.
@@ -30,7 +30,7 @@ DOWNGRADE_S: Final = 5.0
 #: How long what was told of why nobody answers stays true.
 TROUBLE_S: Final = 2.0
 #: How long `close` waits for the thread.
-END_S: Final = 3.0
+RECONNECTOR_END_S: Final = 3.0
 _log: Final = logging.getLogger("d8mesh.reconnector")
 
 
@@ -123,7 +123,7 @@ class Reconnector:
     def close(self) -> None:
         """Stop looking; let go of what was not taken."""
         self.stop()
-        join(self._thread, END_S)
+        join(self._thread, RECONNECTOR_END_S)
         self.search.close()
         while self._links:
             self._links.popleft()[1].close()
@@ -134,7 +134,7 @@ class Reconnector:
         self.search.news.set()
 
     def _serve(self) -> None:
-        news, pause_s, upgrade_s = self.search.news, FIRST_PAUSE_S, UPGRADE_S
+        news, pause_s, upgrade_s = self.search.news, SHORTEST_PAUSE_S, UPGRADE_S
         while not self._stop.is_set():
             is_over_http = self.route is not None and self.route.is_http
             is_wanted = self._wanted.wait(upgrade_s if is_over_http else None)
@@ -153,10 +153,10 @@ class Reconnector:
                 route = None
             if route is None or not self._connect(route):
                 news.wait(pause_s * random.uniform(0.5, 1.0))
-                pause_s = min(MAX_PAUSE_S, pause_s * 2)
+                pause_s = min(LONGEST_PAUSE_S, pause_s * 2)
                 continue
-            pause_s, upgrade_s = FIRST_PAUSE_S, UPGRADE_S
-            self._stop.wait(FIRST_PAUSE_S)  # a link that dies at once is not replaced in a rush
+            pause_s, upgrade_s = SHORTEST_PAUSE_S, UPGRADE_S
+            self._stop.wait(SHORTEST_PAUSE_S)  # a link that dies at once is not replaced in a rush
 
     def _is_gone(self) -> bool:
         """Ask where the link leads; if somebody accepts, all stays as it is."""

@@ -29,7 +29,7 @@ FILE_S: Final = 0.3
 #: An address of that file which led nowhere is left alone for so long: another program has it.
 DISPROVED_S: Final = 30.0
 #: How long one look at why nobody answers may take.
-LOOK_S: Final = 0.5
+WHY_LOOK_S: Final = 0.5
 #: Orchestrators that are remembered: more in one mesh is odd, or means harm.
 MAX_BROKERS: Final = 64
 #: Pairs of ports that are remembered of each.
@@ -196,7 +196,7 @@ class Search:
     # ------------------------------------------------------------------- for people
 
     def trouble(self, route: Route | None) -> str:
-        """Say why no orchestrator answers; takes `LOOK_S` at most.
+        """Say why no orchestrator answers; takes `WHY_LOOK_S` at most.
 
         Args:
             route: where the link leads that stands; None: there is none.
@@ -218,7 +218,7 @@ class Search:
         mesh = self._config.mesh
         for broker_id in [self.only] if self.only else list(self.known.told):
             for each in self.known.told.get(broker_id, ()):
-                why = why_unreachable(each.addresses[0], each.port, deadline_s=LOOK_S)
+                why = why_unreachable(each.addresses[0], each.port, deadline_s=WHY_LOOK_S)
                 where = f"{', '.join(each.addresses[:4])} port {each.port}"
                 return f"{broker_id} is announced at {where}: {why or 'trying to connect'}"
         if self.only:
@@ -233,7 +233,7 @@ class Search:
 
 
 def _trouble_at(route: Route) -> str:
-    why = why_unreachable(*route.address, deadline_s=LOOK_S)
+    why = why_unreachable(*route.address, deadline_s=WHY_LOOK_S)
     return f"{route.endpoint}: {why or 'it takes connections, but no orchestrator answers there'}"
 
 
