@@ -173,9 +173,10 @@ def test_a_key_that_is_missing_or_another_is_said_so(health: tuple[str, int]) ->
     assert "0123456789abcdef" not in str(caught.value)
 
 
-def test_a_url_where_nobody_answers_is_said_so() -> None:
-    with pytest.raises(BrokerUnavailableError, match="no orchestrator answers"):
-        find_route_by_url(f"http://127.0.0.1:{free_port()}")
+def test_a_url_where_nobody_answers_or_can_is_said_so() -> None:
+    for port in (free_port(), "nonsense", 2**40):
+        with pytest.raises(BrokerUnavailableError, match="no orchestrator answers"):
+            find_route_by_url(f"http://127.0.0.1:{port}")
 
 
 def test_the_newest_ports_come_first_with_every_address_ever_told_with_them() -> None:

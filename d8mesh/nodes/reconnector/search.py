@@ -7,6 +7,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
@@ -32,8 +33,9 @@ DISPROVED_S: Final = 30.0
 WHY_LOOK_S: Final = 0.5
 #: Orchestrators that are remembered: more in one mesh is odd, or means harm.
 MAX_BROKERS: Final = 64
-#: Pairs of ports that are remembered of each.
-MAX_PORTS: Final = 8
+#: Pairs of ports that are remembered of each; an orchestrator that has gone costs two tries for
+#: each, one after the other.
+MAX_PORTS: Final = 4
 #: Largest answer of /health that is read.
 MAX_HEALTH_BYTES: Final = 65_536
 _log: Final = logging.getLogger("d8mesh.reconnector")
@@ -207,11 +209,8 @@ class Search:
             return _trouble_at(self._given)
         url = self._given.endpoint
         shown = f"ORCHESTRATOR_URL {url}" if url == self._config.orchestrator_url else url
-        return (
-            f"{shown}: {self._refused}"
-            if route is None
-            else f"{shown} leads to {_trouble_at(route)}"
-        )
+        why = f": {self._refused}" if route is None else f" leads to {_trouble_at(route)}"
+        return f"{shown}{why}"
 
     def _trouble_around(self) -> str:
         """Say what mDNS has brought."""
@@ -260,15 +259,13 @@ def find_route_by_url(url: str, *, key: str | None = None) -> Route:
 
     parts = urlsplit(url)
     kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-    connection = kind(parts.hostname or "", parts.port, timeout=TRY_S)
+    headers = {"Accept": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
     try:
-        proof = {} if key is None else {"Authorization": f"Bearer {key}"}
-        connection.request("GET", "/health", headers={"Accept": "application/json", **proof})
-        body = json.loads(connection.getresponse().read(MAX_HEALTH_BYTES))
+        with closing(kind(parts.hostname or "", parts.port, timeout=TRY_S)) as connection:
+            connection.request("GET", "/health", headers=headers)
+            body = json.loads(connection.getresponse().read(MAX_HEALTH_BYTES))
     except (OSError, http.client.HTTPException, ValueError, RecursionError) as error:
         raise BrokerUnavailableError(f"no orchestrator answers at {url}: {error}") from error
-    finally:
-        connection.close()
     if isinstance(body, dict) and body.get("code") == "access.token":
         which = "another D8_MESH_KEY than this machine" if key else "a D8_MESH_KEY, set it here too"
         raise BrokerUnavailableError(f"the orchestrator at {url} has {which}")
