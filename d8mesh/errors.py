@@ -27,7 +27,6 @@
     ├── WorkerError                 worker.error
     │   ├── UnknownWorkerError      worker.unknown
     │   ├── WorkerIdTakenError      worker.id_taken
-    │   ├── OutboxFullError         worker.outbox_full
     │   ├── OutboxBrokenError       worker.outbox_broken  exit code 4
     │   └── HandlerError            worker.handler
     ├── BackendError                backend.failed
@@ -230,12 +229,6 @@ class WorkerIdTakenError(WorkerError):
     """Another live worker uses this worker id."""
 
     code = "worker.id_taken"
-
-
-class OutboxFullError(WorkerError):
-    """The outbox is full of results that no orchestrator has taken yet."""
-
-    code = "worker.outbox_full"
 
 
 class OutboxBrokenError(WorkerError):

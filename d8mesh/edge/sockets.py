@@ -15,7 +15,7 @@ import socket
 import sys
 import threading
 from collections.abc import Callable, Sequence
-from typing import Final, Protocol
+from typing import Final
 
 import zmq
 
@@ -50,19 +50,6 @@ _AND_MORE: Final = int(zmq.NOBLOCK) | int(zmq.SNDMORE)
 #: A port that the system keeps to itself (EACCES, which zmq.Errno lacks) is as good as taken.
 _TAKEN: Final = (zmq.Errno.EADDRINUSE, errno.EACCES)
 _ZAP_ENDPOINT: Final = "inproc://zeromq.zap.01"
-
-
-class Link(Protocol):
-    """One transport connection to one broker; see also `edge.exchange`."""
-
-    def send(self, frame: bytes) -> bool:
-        """Send without waiting; False if it could not be taken."""
-
-    def receive(self, limit: int) -> list[bytes]:
-        """Return what has come in, at most `limit` frames; never waits."""
-
-    def close(self) -> None:
-        """Let the connection go, after a short time for what is still to be sent."""
 
 
 class Waker:

@@ -165,11 +165,6 @@ class Api:
             return answer({"status": "healthy"} | body)
         return answer(body | {"status": "unhealthy", "reason": reason, "is_accepting": False}, 503)
 
-    def refused_early(self, code: str, text: str, peer: str) -> None:
-        """Count and log what the server refused before it was a request."""
-        self.rejections.add(code)
-        event(_log, logging.WARNING, "http.refused", peer=peer, code=code, why=text)
-
     # ------------------------------------------------------------------ one request
 
     def _answer(self, request: Request) -> Response:

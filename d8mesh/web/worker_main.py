@@ -211,8 +211,7 @@ def _status_page(config: Config, worker: Worker, console: Console) -> Iterator[N
         console.notice(str(error))
     if server is not None:
         worker.show_status_at(server.port)
-        if hasattr(server, "start"):
-            server.start()
+        server.start()
     try:
         yield
     finally:

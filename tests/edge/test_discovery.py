@@ -41,7 +41,6 @@ class Ears:
             mesh=mesh,
             addresses=addresses,
             on_sighting=self.told.put,
-            on_goodbye=lambda *who: self.told.put(who),
             browse=browse,
             on_trouble=self.troubles.put,
         )
@@ -50,11 +49,6 @@ class Ears:
     def sighting(self) -> Sighting:
         heard = self.told.get(timeout=PATIENCE_S)
         assert isinstance(heard, Sighting), heard
-        return heard
-
-    def goodbye(self) -> object:
-        heard = self.told.get(timeout=PATIENCE_S)
-        assert isinstance(heard, tuple), heard
         return heard
 
 
@@ -98,7 +92,7 @@ def holds(condition: Callable[[], bool]) -> bool:
     return condition()
 
 
-def test_who_waits_hears_who_comes_and_goes(mesh: str, start: Start) -> None:
+def test_who_waits_hears_who_comes_and_who_returns_after_a_goodbye(mesh: str, start: Start) -> None:
     waiting = start(Kind.ORCHESTRATOR)
     said = saying(mesh)
     speaker = start()
@@ -115,7 +109,11 @@ def test_who_waits_hears_who_comes_and_goes(mesh: str, start: Start) -> None:
         version="0.1.0",
     )
     speaker.discovery.close()
-    assert waiting.goodbye() == (Kind.ORCHESTRATOR, said.node_id, said.boot_id)
+    later = start()
+    later.discovery.announce(saying(mesh, boot_id="later"))
+    assert waiting.sighting().boot_id == "later"  # so the goodbye was looked at too
+    later.discovery.announce(said)
+    assert waiting.sighting() == heard, "told at once: the goodbye was heard"
 
 
 def test_who_comes_late_hears_who_is_there(mesh: str, start: Start) -> None:
@@ -155,9 +153,9 @@ def test_a_new_announcement_takes_the_place_of_the_old_one(mesh: str, start: Sta
     speaker.discovery.announce(saying(mesh, boot_id="dddd4444", port=7011))
     assert waiting.sighting().port == 7011
     speaker.discovery.announce(saying(mesh, boot_id="eeee5555"))
-    rest = [waiting.told.get(timeout=PATIENCE_S) for _ in range(2)]
-    assert (Kind.ORCHESTRATOR, "node-dddd4444", "dddd4444") in rest
-    assert any(isinstance(each, Sighting) and each.boot_id == "eeee5555" for each in rest)
+    assert waiting.sighting().boot_id == "eeee5555"
+    speaker.discovery.announce(saying(mesh, boot_id="dddd4444", port=7011))
+    assert waiting.sighting().boot_id == "dddd4444", "told again at once: it had been taken back"
 
 
 def test_a_process_that_is_killed_is_heard_again_when_it_comes_back(

@@ -56,7 +56,6 @@ def main() -> None:
         mesh=given.mesh,
         addresses=addresses_of(given.on),
         on_sighting=saw,
-        on_goodbye=lambda kind, node_id, boot_id: say(event="goodbye", id=node_id, boot=boot_id),
         browse=[Kind[name] for name in given.browse],
         on_trouble=lambda text: say(event="trouble", text=text),
     )

@@ -57,8 +57,6 @@ class Discovery:
         addresses: returns the addresses of this machine to use, asked every few seconds.
         on_sighting: called for each node heard, when what it says has changed, and again
             now and then (`listener.RETELL_S`) while it is heard. Never for ourselves.
-        on_goodbye: called with kind, node id and boot id when a node takes its announcement
-            back. Close no working connection for it: anybody can send goodbyes.
         browse: which kinds to look for.
         on_trouble: called with a sentence for people; the same one is said once.
 
@@ -73,7 +71,6 @@ class Discovery:
         mesh: str,
         addresses: Callable[[], Collection[str]],
         on_sighting: Callable[[Sighting], None] = lambda sighting: None,
-        on_goodbye: Callable[[Kind, str, str], None] = lambda kind, node_id, boot_id: None,
         browse: Collection[Kind] = (),
         on_trouble: Callable[[str], None] = lambda text: None,
     ) -> None:
@@ -81,7 +78,7 @@ class Discovery:
         self._addresses = addresses
         self._kinds = tuple(dict.fromkeys(browse))
         self._counts: Counter[str] = Counter()
-        self._report = Report(on_sighting, on_goodbye, on_trouble, self._counts)
+        self._report = Report(on_sighting, on_trouble, self._counts)
         self._own: dict[Kind, Announcement] = {}
         self._said: dict[Kind, tuple[Announcement, ServiceInfo]] = {}
         self._zeroconf: AsyncZeroconf | None = None

@@ -79,7 +79,6 @@ class Report:
     """Where it is told what was heard."""
 
     on_sighting: Callable[[Sighting], None]
-    on_goodbye: Callable[[Kind, str, str], None]
     on_trouble: Callable[[str], None]
     counts: Counter[str]
     #: other meshes that were heard, at most `MAX_STRANGERS`
@@ -207,10 +206,9 @@ class Listener(RecordUpdateListener):  # zeroconf insists on this base class
                 self._turn = loop.call_at(self._next_turn, self._take_turn)
 
     def _forget(self, key: str, kind: Kind) -> None:
-        known = self._known[kind].pop(key, None)
-        if known is not None:
+        """A goodbye: only that a return is news. Anybody can send one, so nothing is closed."""
+        if self._known[kind].pop(key, None) is not None:
             self._servers = {s: each for s, each in self._servers.items() if each[0] != key}
-            self._report.on_goodbye(kind, known.sighting.node_id, known.sighting.boot_id)
 
     def _look_at(self, name: str, kind: Kind) -> None:
         try:
