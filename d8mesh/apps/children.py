@@ -46,11 +46,6 @@ class Child:
         """True while the process lives."""
         return self.process.poll() is None
 
-    def kill(self) -> None:
-        """End it at once, as a power failure would."""
-        self.process.kill()
-        self.process.wait()
-
     def close_input(self) -> None:
         """Tell it to drain and end."""
         if self.process.stdin is not None:

@@ -141,7 +141,6 @@ class Attendance:
 
     def _describe(self, seat: Seat, message: WorkerHello) -> None:
         seat.worker_type = message.worker_type
-        seat.machine_id = message.machine_id
         seat.host = message.host
         seat.status_port = message.status_port
         seat.slots = max(1, message.slots)

@@ -78,7 +78,7 @@ class Desk:
             return
         client = pool.clients.get(message.session)
         if client is None:
-            client = ClientSeat(message.session, peer, pool.now, message.host)
+            client = ClientSeat(message.session, peer, pool.now)
             pool.clients[message.session] = client
         pool.clients_by_routing_id.pop(client.peer.routing_id, None)
         client.peer, client.last_heard = peer, pool.now

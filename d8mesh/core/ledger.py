@@ -144,7 +144,7 @@ class Ledger:
             payload = payloads[index]
             size += len(payload)
             payloads[index] = b""
-            task = Task(batch, index, prefix + str(first + index), payload)
+            task = Task(batch, prefix + str(first + index), payload)
             tasks[task.id] = task
             drawn.append(task)
             index += 1
@@ -170,7 +170,7 @@ class Ledger:
 
     def _single(self, batch: Batch, index: int) -> Task:
         payload = None if batch.payloads is None else batch.payloads[index]
-        task = Task(batch, index, batch.task_id(index), payload)
+        task = Task(batch, batch.task_id(index), payload)
         if batch.is_delayed:
             task.state = TaskState.DELAYED
         if batch.payloads is not None:

@@ -125,7 +125,6 @@ class Probe:
         backend: the service.
         on_change: told what it offers, and for which task types, whenever that changes.
         warn: told by the handlers what people should know.
-        pause_s: between two looks.
     """
 
     def __init__(
@@ -135,9 +134,8 @@ class Probe:
         *,
         on_change: Callable[[Availability, tuple[str, ...]], None] = lambda seen, types: None,
         warn: Callable[[str], None] = lambda text: None,
-        pause_s: float = PROBE_S,
     ) -> None:
-        self._worker, self._backend, self._pause_s = worker, backend, pause_s
+        self._worker, self._backend = worker, backend
         self._on_change = on_change
         self._others = worker.task_types
         self._llm = llm_handlers(backend, warn=warn)
@@ -150,7 +148,7 @@ class Probe:
         """Look until `stop` is set. Thread: its own."""
         while not stop.is_set():
             self.look()
-            stop.wait(self._pause_s)
+            stop.wait(PROBE_S)
 
     def look(self) -> None:
         """Ask the service once, and offer what it has."""

@@ -47,11 +47,6 @@ def use(language: str) -> None:
     _language = language if language in LANGUAGES else ENGLISH
 
 
-def language() -> str:
-    """Return the language in use."""
-    return _language
-
-
 def tr(text: str, /, **values: object) -> str:
     """Return the English `text` in the language in use, its ``{places}`` filled in.
 

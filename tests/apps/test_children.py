@@ -32,7 +32,8 @@ def test_all_children_are_ended_in_the_end() -> None:
 def test_a_killed_child_is_gone_at_once() -> None:
     with Children({}) as children:
         child = children.start("worker", "worker")
-        child.kill()
+        child.process.kill()
+        child.process.wait()
         assert not child.is_running
 
 

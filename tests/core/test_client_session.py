@@ -219,7 +219,9 @@ def test_a_refusal_for_good_settles_and_nothing_is_awaited() -> None:
     assert session.receive(refusal, 0.0) == [Settled(mine)]
     assert mine.refusal is refusal
     assert sent(session.receive(Beat(2), 0.0), Watch) == []
-    assert session.is_idle
+    session.link_down()
+    session.link_up(1.0)
+    assert sent(session.receive(welcome(), 1.0), Submit) == []
 
 
 def test_a_full_queue_is_probed_by_one_submit_and_the_order_stays() -> None:
@@ -436,7 +438,6 @@ def test_few_questions_are_under_way_at_once_and_each_answer_brings_the_next() -
     session.forget_ask(1)
     assert sent(session.tick(1.1), Ask) == [questions[-1]]
     assert session.is_bound
-    assert not session.is_idle
 
 
 def test_what_is_awaited_one_by_one_is_asked_for_together() -> None:
@@ -457,7 +458,6 @@ def test_an_answer_nobody_waits_for_is_dropped() -> None:
     session.ask(Ask(4, "stats", {}), 0.0)
     session.forget_ask(4)
     assert session.receive(Answer(4, "", {}), 0.0) == []
-    assert session.is_idle
 
 
 def test_output_is_heard_while_somebody_listens() -> None:

@@ -83,15 +83,12 @@ def test_a_silent_client_is_forgotten_and_may_come_back(desk: Desktop) -> None:
     assert desk.got(client, m.Outcomes)[0].ids == [task_id]
 
 
-def test_a_goodbye_and_a_lost_peer_end_a_client(desk: Desktop) -> None:
+def test_a_goodbye_ends_a_client_and_no_other(desk: Desktop) -> None:
     client = desk.client()
+    desk.say(Peer(b"nobody"), m.Goodbye("x"))
+    assert list(desk.pool.clients_by_routing_id) == [client.routing_id]
     desk.say(client, m.Goodbye("bye"))
     assert desk.pool.clients == {}
-    client = desk.client()
-    desk.perform(desk.dispatcher.lost_peer(client))
-    assert desk.pool.clients == {}
-    desk.say(Peer(b"nobody"), m.Goodbye("x"))
-    assert desk.dispatcher.lost_peer(Peer(b"nobody")) == []
 
 
 def test_a_wrong_client_hello_is_refused(desk: Desktop) -> None:

@@ -82,7 +82,7 @@ def test_a_poll_dies_with_the_process_that_asked(desk: Desktop) -> None:
     shim = desk.client()
     register(desk, shim)
     desk.say(shim, m.Ask(900, "poll.next", {"worker_id": "p", "wait_s": 50}))
-    desk.perform(desk.dispatcher.lost_peer(shim))
+    desk.say(shim, m.Goodbye("bye"))
     shim = desk.client()
     (task_id,) = desk.submit(shim, kind="agent_action")
     assert desk.ledger.state_of(task_id) is TaskState.QUEUED

@@ -104,7 +104,6 @@ class Worker:
         self._identity: Identity | None = None
         self._discovery: Discovery | None = None
         self._slots: Slots | None = None
-        self._waker: Waker | None = None
         self._boot_id = secrets.token_hex(8)
         self._on_failure: Callable[[str], None] | None = None
 
@@ -227,7 +226,7 @@ class Worker:
             raise
         self._identity = identity
         session = WorkerSession(self._profile(identity.worker_id), kept)
-        self._waker = waker = Waker()
+        waker = Waker()
         slots = Slots(self._slot_count, self._handlers, identity.worker_id, Bell(waker))
         finder = Finder(
             url=self._url,
