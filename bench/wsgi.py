@@ -1,7 +1,7 @@
 """WSGI servers side by side, each with the same small Werkzeug application.
 
 ``python -m bench.wsgi [waitress cheroot granian ours]`` measures (``ours`` is waitress as
-`d8mesh.web.listener` sets it up; pip install the others):
+`d8mesh.http.server` sets it up; pip install the others):
 requests per second with keep-alive, `/health` beside many waits and streams, memory,
 start-up; and what each does to bad or slow input. Load comes from ``wrk`` if there is one,
 else from threads of this process (which then are the limit). Figures of one run on two
@@ -73,7 +73,7 @@ def serve(name: str, port: int) -> None:
     """Be the server `name` until killed."""
     if name == "ours":
         from d8mesh.edge.network import bind
-        from d8mesh.web.listener import Limits, Listener
+        from d8mesh.http.server import Limits, Listener
 
         limits = Limits(threads=THREADS, urgent=("/health",), body_bytes=MAX_BODY_BYTES)
         Listener(application, bind(HOST, port), limits, lambda *_: None).run()

@@ -39,8 +39,8 @@ from zeroconf import (  # type: ignore[attr-defined]  # documented, but not in i
 )
 from zeroconf import Error as ZeroconfError
 
-from d8mesh.core.addresses import candidates, is_admissible
-from d8mesh.core.announcement import Kind, Sighting, from_txt
+from d8mesh.core.protocol.addresses import candidates, is_admissible
+from d8mesh.core.protocol.announcement import NodeKind, Sighting, from_txt
 from d8mesh.errors import ProtocolError
 
 #: Nodes of one kind that are remembered; more are not told until one has fallen silent.
@@ -75,7 +75,7 @@ _A, _PTR, _TXT, _AAAA, _SRV, _IN = 1, 12, 16, 28, 33, 1
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
+class DiscoveryReport:
     """Where it is told what was heard."""
 
     on_sighting: Callable[[Sighting], None]
@@ -92,7 +92,7 @@ class _Known:
     told: float
 
 
-class Listener(RecordUpdateListener):  # zeroconf insists on this base class
+class MulticastListener(RecordUpdateListener):  # zeroconf insists on this base class
     """Listens for the nodes of one mesh until it is closed.
 
     Args:
@@ -103,10 +103,10 @@ class Listener(RecordUpdateListener):  # zeroconf insists on this base class
     def __init__(
         self,
         zeroconf: Zeroconf,
-        report: Report,
+        report: DiscoveryReport,
         *,
         mesh: str,
-        kinds: Collection[Kind],
+        kinds: Collection[NodeKind],
         own_addresses: Collection[str],
     ) -> None:
         self._zeroconf = zeroconf
@@ -116,9 +116,9 @@ class Listener(RecordUpdateListener):  # zeroconf insists on this base class
         self._own_addresses = own_addresses
         #: boot ids of this process: what it announces itself is not told
         self.own_boots: set[str] = set()
-        self._known: dict[Kind, dict[str, _Known]] = {kind: {} for kind in kinds}
-        self._waiting: dict[str, tuple[str, Kind, bool]] = {}
-        self._servers: dict[str, tuple[str, Kind]] = {}
+        self._known: dict[NodeKind, dict[str, _Known]] = {kind: {} for kind in kinds}
+        self._waiting: dict[str, tuple[str, NodeKind, bool]] = {}
+        self._servers: dict[str, tuple[str, NodeKind]] = {}
         self._resolving: dict[str, asyncio.Task[None]] = {}
         self._complaints: set[str] = set()
         self._next_turn = 0.0
@@ -184,7 +184,7 @@ class Listener(RecordUpdateListener):  # zeroconf insists on this base class
             else:
                 self._turn = loop.call_at(self._next_turn, self._take_turn)
 
-    def _note(self, name: str, kind: Kind, *, is_gone: bool) -> None:
+    def _note(self, name: str, kind: NodeKind, *, is_gone: bool) -> None:
         key = name.lower()
         if key in self._waiting or len(self._waiting) < MAX_WAITING:
             self._waiting[key] = (name, kind, is_gone)
@@ -205,12 +205,12 @@ class Listener(RecordUpdateListener):  # zeroconf insists on this base class
             if self._waiting:
                 self._turn = loop.call_at(self._next_turn, self._take_turn)
 
-    def _forget(self, key: str, kind: Kind) -> None:
+    def _forget(self, key: str, kind: NodeKind) -> None:
         """A goodbye: only that a return is news. Anybody can send one, so nothing is closed."""
         if self._known[kind].pop(key, None) is not None:
             self._servers = {s: each for s, each in self._servers.items() if each[0] != key}
 
-    def _look_at(self, name: str, kind: Kind) -> None:
+    def _look_at(self, name: str, kind: NodeKind) -> None:
         try:
             info = ServiceInfo(kind.value, name)
         except ZeroconfError:
@@ -226,7 +226,7 @@ class Listener(RecordUpdateListener):  # zeroconf insists on this base class
             task = asyncio.get_running_loop().create_task(self._resolve(info, kind))
             self._resolving[name.lower()] = task
 
-    async def _resolve(self, info: ServiceInfo, kind: Kind) -> None:
+    async def _resolve(self, info: ServiceInfo, kind: NodeKind) -> None:
         """Ask for what did not come along with a name."""
         try:
             for _ in range(RESOLVE_TRIES):
@@ -240,7 +240,7 @@ class Listener(RecordUpdateListener):  # zeroconf insists on this base class
 
     # -------------------------------------------------------------------- telling
 
-    def _judge(self, info: ServiceInfo, kind: Kind) -> None:
+    def _judge(self, info: ServiceInfo, kind: NodeKind) -> None:
         """Tell of a service, if it is a node of our mesh at an address that may be ours."""
         advertised = info.parsed_scoped_addresses()
         usable = candidates(advertised, own=self._own_addresses)
