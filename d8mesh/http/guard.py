@@ -19,7 +19,7 @@ from d8mesh.core.protocol.addresses import host_of, is_admissible, is_loopback
 from d8mesh.http.answers import JSON, Refusal
 from d8mesh.http.own_hosts import OwnHosts, may_lack_host
 
-#: Largest body: a batch of frames as `edge.exchange` cuts them, and its envelope.
+#: Largest body: a batch of frames as `edge.transport.tunnel` cuts them, and its envelope.
 MAX_BODY_BYTES: Final = 41 * 1024 * 1024
 _READ_BYTES: Final = 1_048_576
 #: What is said of a body that ends before its length.
