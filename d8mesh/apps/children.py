@@ -20,7 +20,7 @@ from typing import IO, Final
 from d8mesh.edge.installation import HERE
 
 #: How long children may take to drain before they are killed.
-END_S: Final = 15.0
+CHILDREN_DRAIN_S: Final = 15.0
 #: Lines of a child's output that are kept for when it fails.
 KEPT_LINES: Final = 50
 
@@ -121,7 +121,7 @@ class Children:
 
     def close(self) -> None:
         """Let all drain, the last started first, and wait for them."""
-        deadline = time.monotonic() + END_S
+        deadline = time.monotonic() + CHILDREN_DRAIN_S
         before = _ignore_interrupts()
         try:
             for child in reversed(self._children):

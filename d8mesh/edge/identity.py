@@ -23,7 +23,7 @@ import filelock
 from d8mesh.config import NAME_PATTERN
 from d8mesh.errors import WorkerError
 
-FOLDER: Final = "workers"
+WORKERS_FOLDER: Final = "workers"
 LOCK_NAME: Final = "lock"
 ID_NAME: Final = "id"
 PLACES_NAME: Final = "orchestrators.json"
@@ -58,7 +58,7 @@ class Identity:
     """
 
     def __init__(self, data: Path, name: str | None = None) -> None:
-        self.workers = data / FOLDER
+        self.workers = data / WORKERS_FOLDER
         self.folder, self._lock, number = _first_free(self.workers)
         self._is_named = bool(name)
         try:

@@ -34,9 +34,9 @@ from d8mesh.processes.task_modules import load
 from d8mesh.processes.worker_console import WorkerConsole
 
 #: How often Ollama is looked for.
-PROBE_S: Final = 10.0
+PROBE_EVERY_S: Final = 10.0
 #: How long the threads beside the worker may take to end; a probe may just be waiting.
-END_S: Final = 0.5
+PROBE_END_S: Final = 0.5
 #: Interfaces in the line that says where orchestrators are looked for.
 MAX_INTERFACES: Final = 4
 DEFAULT_TYPE: Final = "deepseek"
@@ -99,7 +99,7 @@ def run(config: Config, options: argparse.Namespace) -> int:
             stop.set()
             failures.close()
         for thread in threads:
-            thread.join(END_S)
+            thread.join(PROBE_END_S)
     console.end()
     return 0
 
@@ -148,7 +148,7 @@ class Probe:
         """Look until `stop` is set. Thread: its own."""
         while not stop.is_set():
             self.look()
-            stop.wait(PROBE_S)
+            stop.wait(PROBE_EVERY_S)
 
     def look(self) -> None:
         """Ask the service once, and offer what it has."""

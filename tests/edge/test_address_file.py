@@ -9,7 +9,15 @@ from typing import Any
 
 import pytest
 
-from d8mesh.edge.address_file import FOLDER, MAX_BYTES, NAME, Written, read, remove, write
+from d8mesh.edge.address_file import (
+    FOLDER,
+    MAX_ADDRESS_FILE_BYTES,
+    NAME,
+    Written,
+    read,
+    remove,
+    write,
+)
 
 WRITTEN = Written(
     broker_id="orch-1", mesh="m", addresses=("127.0.0.1", "10.1.2.3"), port=7010, web_port=7001
@@ -53,7 +61,7 @@ def test_a_folder_that_is_not_there_is_no_fault(tmp_path: Path) -> None:
         {"web_port": 65_536},
         {"addresses": None},
         {"mesh": ["m"]},
-        {"more": "x" * MAX_BYTES},
+        {"more": "x" * MAX_ADDRESS_FILE_BYTES},
     ],
 )
 def test_what_is_not_sound_is_not_read(folder: Path, change: dict[str, Any]) -> None:

@@ -25,7 +25,7 @@ from d8mesh.backends.ollama.catalogue import (
     is_cloud_name,
     is_embedding_name,
 )
-from d8mesh.backends.ollama.stream import LOOK_S, ChatStream, Part, said
+from d8mesh.backends.ollama.stream import WANTED_LOOK_S, ChatStream, Part, said
 from d8mesh.core.protocol.model_names import plain_name
 from d8mesh.errors import (
     BackendAnswerError,
@@ -155,7 +155,7 @@ class OllamaBackend:
                 if is_cancelled():
                     raise TaskCancelledError
                 watch.check_deadline(time.monotonic())
-                part = stream.next(LOOK_S)
+                part = stream.next(WANTED_LOOK_S)
                 text = "" if part is None else answer.add(part)
                 if text:
                     on_text(text)

@@ -38,7 +38,7 @@ MAX_WIRE_BYTES: Final = 512 * 1024 * 1024
 MAX_LINE_BYTES: Final = 1024 * 1024
 #: What is read, and what is shown, of an error's text.
 MAX_ERROR_BYTES: Final = 4096
-MAX_ERROR_CHARS: Final = 300
+MAX_OLLAMA_ERROR_CHARS: Final = 300
 #: Connecting to a machine on the LAN.
 CONNECT_S: Final = 5.0
 #: Ollama keeps the model loaded for so long after an answer: the next task finds it there.
@@ -48,7 +48,7 @@ MAX_AHEAD: Final = 256
 #: Closing waits so long for its reading thread, which a shut socket ends at once.
 JOIN_S: Final = 2.0
 #: How often a wait looks whether it is still wanted.
-LOOK_S: Final = 0.1
+WANTED_LOOK_S: Final = 0.1
 
 #: The system's ``struct linger``: on, for 0 seconds.
 _RESET_AT_CLOSE: Final = struct.pack("hh" if sys.platform == "win32" else "ii", 1, 0)
@@ -140,7 +140,7 @@ class ChatStream:
     def _put(self, part: Part | Exception) -> bool:
         while not self._is_closed.is_set():
             with contextlib.suppress(queue.Full):
-                self._parts.put(part, timeout=LOOK_S)
+                self._parts.put(part, timeout=WANTED_LOOK_S)
                 return True
         return False
 
@@ -313,5 +313,5 @@ def said(error: BaseException) -> str:
 
 def shown(text: str) -> str:
     """Return `text` in one bounded line without control characters."""
-    line = "".join(c if c.isprintable() else " " for c in text[: 4 * MAX_ERROR_CHARS])
-    return " ".join(line.split())[:MAX_ERROR_CHARS] or "no reason given"
+    line = "".join(c if c.isprintable() else " " for c in text[: 4 * MAX_OLLAMA_ERROR_CHARS])
+    return " ".join(line.split())[:MAX_OLLAMA_ERROR_CHARS] or "no reason given"

@@ -35,7 +35,7 @@ from d8mesh.edge.discovery.listener import DiscoveryReport, MulticastListener
 __all__ = ["Announcement", "Discovery", "NodeKind", "Sighting"]
 
 #: The addresses are looked at this often.
-LOOK_S: Final = 3.0
+ADDRESSES_LOOK_S: Final = 3.0
 #: And the cards they belong to this often: that one came back with the same address is noticed
 #: then. To ask the system for them takes a millisecond.
 CARD_LOOK_S: Final = 10.0
@@ -139,7 +139,7 @@ class Discovery:
                 self._wake.clear()
                 await self._look()
                 with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(0 if self._is_closing else LOOK_S):
+                    async with asyncio.timeout(0 if self._is_closing else ADDRESSES_LOOK_S):
                         await self._wake.wait()
         finally:
             await self._tear_down(is_goodbye=True)

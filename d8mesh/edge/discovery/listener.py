@@ -50,7 +50,7 @@ SILENT_S: Final = 150.0
 #: A node that is heard again, unchanged, is told again after this time.
 RETELL_S: Final = 30.0
 #: Names that wait to be looked at; more are dropped and come back with a later question.
-MAX_WAITING: Final = 1024
+MAX_WAITING_NAMES: Final = 1024
 #: Names looked at in one turn, and how far turns are apart: a storm can't take the machine.
 MAX_PER_TURN: Final = 64
 TURN_S: Final = 0.1
@@ -186,7 +186,7 @@ class MulticastListener(RecordUpdateListener):  # zeroconf insists on this base 
 
     def _note(self, name: str, kind: NodeKind, *, is_gone: bool) -> None:
         key = name.lower()
-        if key in self._waiting or len(self._waiting) < MAX_WAITING:
+        if key in self._waiting or len(self._waiting) < MAX_WAITING_NAMES:
             self._waiting[key] = (name, kind, is_gone)
         else:
             self._report.counts["full"] += 1

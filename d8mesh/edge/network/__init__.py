@@ -36,7 +36,7 @@ __all__ = [
 ]
 
 #: Addresses tried side by side for one orchestrator.
-MAX_CANDIDATES: Final = 32
+MAX_DIALLED: Final = 32
 #: Largest answer of /health that is read.
 MAX_HEALTH_BYTES: Final = 65_536
 
@@ -110,7 +110,7 @@ def first_reachable(
     """
     until = time.monotonic() + deadline_s
     with selectors.DefaultSelector() as selector, contextlib.ExitStack() as open_sockets:
-        for rank, (address, port) in enumerate(candidates[:MAX_CANDIDATES]):
+        for rank, (address, port) in enumerate(candidates[:MAX_DIALLED]):
             attempt = _dial(address, port)
             if attempt is not None:
                 open_sockets.enter_context(attempt)

@@ -37,7 +37,7 @@ FILE_S: Final = 0.3
 #: An address of that file which led nowhere is left alone for so long: another program has it.
 DISPROVED_S: Final = 30.0
 #: How long one look at why nobody answers may take, and how long it stays true.
-LOOK_S: Final = 0.5
+WHY_LOOK_S: Final = 0.5
 TROUBLE_S: Final = 2.0
 #: While only HTTP works, ZeroMQ is tried again this often, then slower.
 UPGRADE_S: Final = 2.0
@@ -45,7 +45,7 @@ MAX_UPGRADE_S: Final = 30.0
 #: Orchestrators heard of that are remembered: more in one mesh is odd, or means harm.
 MAX_SIGHTINGS: Final = 64
 #: How long `close` waits for the thread.
-END_S: Final = 3.0
+DIALLER_END_S: Final = 3.0
 
 Connection: TypeAlias = DealerLink | ExchangeLink
 _log: Final = logging.getLogger("d8mesh.client")
@@ -136,7 +136,7 @@ class Dialler:
         self._stop.set()
         self._wanted.set()
         self._seen.set()
-        join(self._thread, END_S)
+        join(self._thread, DIALLER_END_S)
         if self._discovery is not None:
             self._discovery.close()
         while self._ready:
@@ -270,7 +270,7 @@ class Dialler:
     # ------------------------------------------------------------------- for people
 
     def trouble(self) -> str:
-        """Say why no orchestrator answers; takes `LOOK_S` at most. Thread: any but the I/O's."""
+        """Say why no orchestrator answers, within `WHY_LOOK_S`. Thread: any but the I/O's."""
         now = time.monotonic()
         if now - self._told_at >= TROUBLE_S:
             lost = "the connection to the orchestrator is lost"
@@ -292,7 +292,7 @@ class Dialler:
 
     def _look_at(self, endpoint: str) -> str:
         host, port = Way(endpoint).place
-        why = why_unreachable(host, port, deadline_s=LOOK_S)
+        why = why_unreachable(host, port, deadline_s=WHY_LOOK_S)
         return f"{endpoint}: {why or 'it takes connections, but no orchestrator answers there'}"
 
     def _look_around(self) -> str:
@@ -301,7 +301,7 @@ class Dialler:
         known = [s for s in list(self._sightings.values()) if self.only in ("", s.node_id)]
         if known:
             heard = known[0]
-            why = why_unreachable(heard.addresses[0], heard.port, deadline_s=LOOK_S)
+            why = why_unreachable(heard.addresses[0], heard.port, deadline_s=WHY_LOOK_S)
             where = f"{', '.join(heard.addresses[:4])} port {heard.port}"
             return f"{heard.node_id} is announced at {where}: {why or 'trying to connect'}"
         if self.only:

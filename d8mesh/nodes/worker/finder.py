@@ -28,7 +28,7 @@ from d8mesh.errors import BrokerUnavailableError
 FIRST_PAUSE_S: Final = 0.05
 MAX_PAUSE_S: Final = 1.0
 #: How long one look for a way may take.
-DIAL_S: Final = 1.5
+FIND_WAY_S: Final = 1.5
 #: While only HTTP works, ZeroMQ is tried again this often.
 UPGRADE_S: Final = 2.0
 #: Where ZeroMQ worked before, HTTP is not taken sooner: the broker is being started again.
@@ -264,7 +264,7 @@ class Finder:
         for address, port, web_port in list(self._known[broker_id]):
             by_port.setdefault((port, web_port), []).append(address)
         for (port, web_port), addresses in by_port.items():
-            way = find_way(addresses, port, web_port, deadline_s=DIAL_S)
+            way = find_way(addresses, port, web_port, deadline_s=FIND_WAY_S)
             if way is not None and self._doubles.get(way.endpoint) in self.joined:
                 continue
             if way is not None and not way.is_http:
@@ -284,10 +284,11 @@ class Finder:
         if url.startswith("tcp://"):
             return None if self._doubles.get(url) in self.joined else Way(url)
         try:
-            broker_id = str(ask_health(url, deadline_s=DIAL_S, key=self._key).get("broker_id", ""))
+            health = ask_health(url, deadline_s=FIND_WAY_S, key=self._key)
+            broker_id = str(health.get("broker_id", ""))
             if self.joined.get(broker_id, url) != url:
                 return None  # mDNS, or the last good address, led there already
-            return find_way_by_url(url, deadline_s=DIAL_S, key=self._key)
+            return find_way_by_url(url, deadline_s=FIND_WAY_S, key=self._key)
         except BrokerUnavailableError as error:
             event(_log, logging.DEBUG, "dial.failed", error=str(error))
             return None

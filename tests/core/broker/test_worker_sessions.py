@@ -12,7 +12,7 @@ from d8mesh.core.broker.records import History
 from d8mesh.core.broker.scheduler import POISON_LOSSES
 from d8mesh.core.broker.store import Restored
 from d8mesh.core.broker.streaming import TAIL_BYTES
-from d8mesh.core.broker.worker_sessions import MAX_CUTS, OWED_S
+from d8mesh.core.broker.worker_sessions import MAX_CUTS, RECEIVED_WAIT_S
 from d8mesh.core.protocol import messages as m
 from d8mesh.core.protocol.task import Requeued, TaskState
 from d8mesh.edge.sqlite.restore import fill
@@ -414,7 +414,7 @@ def test_results_are_acknowledged_after_the_commit_only(broker: WiredBroker) -> 
     worker = broker.worker("w")
     broker.submit(client)
     broker.finish(worker, broker.work(worker))
-    broker.pass_time(OWED_S)
+    broker.pass_time(RECEIVED_WAIT_S)
     waits = {type(message).__name__: waits for _, message, waits in broker.sent}
     assert waits["Received"] is True
     assert waits["Outcomes"] is True
@@ -466,7 +466,7 @@ def test_the_acknowledgement_of_a_single_result_goes_with_the_hand_out_after_the
         held.append(dict(zip(work.groups[0].ids, work.groups[0].tokens, strict=True)))
         assert broker.got(worker, m.Received) == []
     broker.finish(worker, held[-1], window=1)
-    broker.pass_time(OWED_S)  # nothing is left to go with
+    broker.pass_time(RECEIVED_WAIT_S)  # nothing is left to go with
     assert [each.seq for each in broker.got(worker, m.Received)] == [broker.seq - 1, broker.seq]
 
 
@@ -503,7 +503,7 @@ def test_a_repeat_is_acknowledged_and_changes_nothing(broker: WiredBroker) -> No
     held = broker.work(worker)
     broker.finish(worker, held)
     broker.finish(worker, held, m.FAILED)
-    broker.pass_time(OWED_S)
+    broker.pass_time(RECEIVED_WAIT_S)
     assert len(broker.got(worker, m.Received)) == 2
     assert broker.state.duplicates == 1
     assert broker.ask(client, "status", id=task_id).body["state"] == "completed"
@@ -884,7 +884,7 @@ def test_a_failure_that_is_told_again_after_a_hello_counts_once(
         broker.restart()
     back = broker.worker("w", held=held)
     broker.finish(back, held, m.FAILED)
-    broker.pass_time(OWED_S)
+    broker.pass_time(RECEIVED_WAIT_S)
     assert broker.got(back, m.Received)
     assert counted(broker, task_id) == (1, set(), {"w": 1})
 
