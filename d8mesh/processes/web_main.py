@@ -1,7 +1,7 @@
 """The REST process: a client of the broker, behind an HTTP server.
 
-Joins `api` to the listener, the client and the exchange, and ends with its parent. Announces
-nothing: the broker does, and `orchestrator` starts and restarts this process.
+Joins the REST to the HTTP server, the client and the tunnel, and ends with its parent. Announces
+nothing: the broker does, and `launcher` starts and restarts this process.
 """
 
 from __future__ import annotations

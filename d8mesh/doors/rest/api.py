@@ -1,7 +1,8 @@
 """The orchestrator's REST: the table of calls, and how a request becomes an answer.
 
-A shim: it keeps no state of its own. Every call is one question to the broker, which
-decides; see ``docs/REST.md`` for the calls and ``core.broker.client_requests`` for the questions.
+A shim: a call asks the broker, which decides. Kept here is only what was refused, and what was
+last known of a broker that is away. See ``docs/REST.md`` for the calls and
+``core.broker.client_requests`` for the questions.
 """
 
 from __future__ import annotations

@@ -415,7 +415,7 @@ def test_of_a_hand_out_in_part_listened_to_the_worker_is_told_which(broker: Wire
 def test_headings_of_tokens_are_kept_but_not_for_ever(
     broker: WiredBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("d8mesh.core.broker.scheduler.MAX_ATTEMPT", 2)
+    monkeypatch.setattr("d8mesh.core.broker.scheduler._MAX_HEADINGS", 2)
     client = broker.client()
     for name in "abcde":
         worker = broker.worker(name)
