@@ -150,6 +150,7 @@ def test_a_worker_that_comes_meanwhile_is_taken(monkeypatch: pytest.MonkeyPatch)
         client.workers = [{"worker_id": "a", "status": "online", "capabilities": types}]
 
     await_model(client, None, tell_line=tell)
+    assert client.asked == 2
 
 
 @pytest.mark.parametrize(

@@ -72,13 +72,6 @@ def test_nesting_is_bounded() -> None:
         check_json(loop, "data")
 
 
-def test_subclasses_of_plain_kinds_are_plain() -> None:
-    class Text(str):
-        __slots__ = ()
-
-    check_json({"a": Text("x"), "b": (1, 2)}, "data")
-
-
 @pytest.mark.parametrize(
     ("error", "text"),
     [

@@ -231,6 +231,7 @@ def test_closing_sends_what_waits_and_ends_the_threads(server: Server) -> None:
         server.wait(lambda: server.polls == 1)
         here.link.send(b"goodbye")
     server.wait(lambda: server.taken == [b"goodbye"])
+    assert mine
     for thread in mine:
         thread.join(PATIENCE_S)
         assert not thread.is_alive()
@@ -240,6 +241,8 @@ def test_closing_ends_with_nobody_there() -> None:
     before = set(threading.enumerate())
     with woken_by("http://127.0.0.1:1") as here:
         here.link.send(b"x")
-    for thread in set(threading.enumerate()) - before:
+        mine = set(threading.enumerate()) - before
+    assert mine
+    for thread in mine:
         thread.join(PATIENCE_S)
         assert not thread.is_alive()
