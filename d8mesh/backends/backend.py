@@ -34,6 +34,20 @@ class Availability:
     warning: str = ""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChatRun:
+    """Who hears an answer while it grows, and how long it may take."""
+
+    #: called with each piece; what it raises ends the answer
+    on_piece: Callable[[Piece], None]
+    #: asked several times a second
+    is_cancelled: Callable[[], bool]
+    #: seconds from now until the answer must be complete
+    deadline_s: float
+    #: seconds without text that end it; None for the backend's own bounds
+    stall_s: float | None = None
+
+
 class Backend(Protocol):
     """An LLM service on this machine or elsewhere."""
 
@@ -44,29 +58,18 @@ class Backend(Protocol):
     def probe(self) -> Availability:
         """Ask the service what it offers; never raises, takes a few seconds at most."""
 
-    def chat(
-        self,
-        request: ChatRequest,
-        *,
-        on_piece: Callable[[Piece], None],
-        is_cancelled: Callable[[], bool],
-        deadline_s: float,
-        stall_s: float | None = None,
-    ) -> Completion:
+    def chat(self, request: ChatRequest, run: ChatRun) -> Completion:
         """Return the answer to `request`, telling each piece of it as it comes.
 
         Args:
             request: the conversation; a model that is not offered is replaced, unless it is a
                 must.
-            on_piece: called with each piece; what it raises ends the answer.
-            is_cancelled: asked several times a second.
-            deadline_s: seconds from now until the answer must be complete.
-            stall_s: seconds without text that end it; None for the backend's own bounds.
+            run: who hears it, and how long it may take.
 
         Raises:
             InvalidTaskError: the model is a must and not there, or lacks a capability that is
                 needed.
-            TaskCancelledError: `is_cancelled` said so.
+            TaskCancelledError: `run.is_cancelled` said so.
             BackendUnavailableError: the service is down or busy; another may do it now.
             BackendError: the service failed; its subclasses say how.
         """

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-from d8mesh.backends.backend import Availability, Backend
-from d8mesh.core.protocol.chat import ChatRequest, Completion, EmbeddingRequest, Embeddings, Piece
+from d8mesh.backends.backend import Availability, Backend, ChatRun
+from d8mesh.core.protocol.chat import ChatRequest, Completion, EmbeddingRequest, Embeddings
 from d8mesh.core.protocol.model_names import matching
 
 
@@ -32,23 +32,9 @@ class Several:
         self._seen = [backend.probe() for backend in self._backends]
         return together([backend.name for backend in self._backends], self._seen)
 
-    def chat(
-        self,
-        request: ChatRequest,
-        *,
-        on_piece: Callable[[Piece], None],
-        is_cancelled: Callable[[], bool],
-        deadline_s: float,
-        stall_s: float | None = None,
-    ) -> Completion:
+    def chat(self, request: ChatRequest, run: ChatRun) -> Completion:
         """Return the answer of the backend that suits; see `Backend.chat`."""
-        return self._suiting(request.model).chat(
-            request,
-            on_piece=on_piece,
-            is_cancelled=is_cancelled,
-            deadline_s=deadline_s,
-            stall_s=stall_s,
-        )
+        return self._suiting(request.model).chat(request, run)
 
     def embed(self, request: EmbeddingRequest, *, deadline_s: float) -> Embeddings:
         """Return the vectors of the backend that suits; see `Backend.embed`."""

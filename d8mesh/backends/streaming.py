@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
+from d8mesh.backends.backend import ChatRun
 from d8mesh.core.protocol.chat import Completion, Piece, completion_of
 from d8mesh.errors import (
     BackendAnswerError,
@@ -61,21 +62,12 @@ WANTED_LOOK_S: Final = 0.1
 _RESET_AT_CLOSE: Final = struct.pack("hh" if sys.platform == "win32" else "ii", 1, 0)
 
 
-def completion(
-    reader: AnswerReader,
-    model: str,
-    *,
-    on_piece: Callable[[Piece], None],
-    is_cancelled: Callable[[], bool],
-    deadline_s: float,
-    stall_s: float | None = None,
-) -> Completion:
+def completion(reader: AnswerReader, model: str, run: ChatRun) -> Completion:
     """Return the whole answer, each piece told as it comes; the reader is closed in any case.
 
     Args:
         model: which one answers.
-        on_piece, is_cancelled, deadline_s, stall_s: see `Backend.chat`; without `stall_s` it is
-            `STALL_S`, and `FIRST_TEXT_S` before the first text.
+        run: without `stall_s` it is `STALL_S`, and `FIRST_TEXT_S` before the first text.
 
     Raises:
         TaskCancelledError: `is_cancelled` said so.
@@ -85,10 +77,10 @@ def completion(
         BackendError: what the reader came upon.
     """
     pieces: list[Piece] = []
-    clocks, size = _Clocks(reader.service, deadline_s, stall_s), 0
+    clocks, size = _Clocks(reader.service, run), 0
     try:
         while not (pieces and pieces[-1].ending):
-            if is_cancelled():
+            if run.is_cancelled():
                 raise TaskCancelledError
             clocks.check_deadline(time.monotonic())
             piece = reader.next(WANTED_LOOK_S)
@@ -101,7 +93,7 @@ def completion(
                 sent = f"{reader.service} sent more than {MAX_TEXT_BYTES} bytes of text"
                 raise BackendTooLargeError(sent)
             pieces.append(piece)
-            on_piece(piece)
+            run.on_piece(piece)
             if piece.is_sign_of_life:
                 # After the listener has had it: the time that it takes is no silence.
                 clocks.hear(time.monotonic())
@@ -113,12 +105,11 @@ def completion(
 class _Clocks:
     """The two clocks of an answer: its deadline, and the silence since the last text."""
 
-    def __init__(self, service: str, deadline_s: float, stall_s: float | None) -> None:
-        self._service = service
+    def __init__(self, service: str, run: ChatRun) -> None:
+        self._service, self._deadline_s = service, run.deadline_s
         self._started = self._heard = time.monotonic()
-        self._deadline_s = deadline_s
-        self._later_s = STALL_S if stall_s is None else stall_s
-        self._patience_s = FIRST_TEXT_S if stall_s is None else stall_s
+        self._later_s = STALL_S if run.stall_s is None else run.stall_s
+        self._patience_s = FIRST_TEXT_S if run.stall_s is None else run.stall_s
 
     def hear(self, now: float) -> None:
         self._heard, self._patience_s = now, self._later_s

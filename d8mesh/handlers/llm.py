@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from d8mesh.backends.backend import Backend
+from d8mesh.backends.backend import Backend, ChatRun
 from d8mesh.core.protocol.chat import ChatRequest, Completion, FinishReason, Piece
 from d8mesh.core.protocol.model_names import plain_name
 from d8mesh.handlers import Data, Handler, TaskContext
@@ -104,12 +104,12 @@ def _answered(
             context.emit(piece.text)
 
     started = time.monotonic()
-    completion = backend.chat(
-        request,
+    run = ChatRun(
         on_piece=emit,
         is_cancelled=lambda: context.is_cancelled,
         deadline_s=context.remaining_s,
     )
+    completion = backend.chat(request, run)
     if request.model and plain_name(request.model) != plain_name(completion.model):
         warn(
             f"tasks wish for the model {request.model!r}, which no worker of the mesh offers: "

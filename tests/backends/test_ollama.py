@@ -12,6 +12,7 @@ from collections.abc import Iterator
 import pytest
 
 from d8mesh.backends import ollama, streaming
+from d8mesh.backends.backend import ChatRun
 from d8mesh.backends.ollama import OllamaBackend
 from d8mesh.core.protocol.chat import (
     ChatRequest,
@@ -53,10 +54,12 @@ def chat(
     said: list[str] = [] if pieces is None else pieces
     return backend.chat(
         request,
-        on_piece=lambda piece: said.append(piece.text),
-        is_cancelled=lambda: False,
-        deadline_s=deadline_s,
-        stall_s=stall_s,
+        ChatRun(
+            on_piece=lambda piece: said.append(piece.text),
+            is_cancelled=lambda: False,
+            deadline_s=deadline_s,
+            stall_s=stall_s,
+        ),
     )
 
 
@@ -292,10 +295,12 @@ def test_silence_before_the_first_text_is_a_stall_later_only(
 def test_a_slow_listener_is_no_stall(server: OllamaServer) -> None:
     done = OllamaBackend(server.url).chat(
         ChatRequest(messages=({"role": "user", "content": "one two"},)),
-        on_piece=lambda piece: time.sleep(0.3),
-        is_cancelled=lambda: False,
-        deadline_s=PATIENCE_S,
-        stall_s=0.2,
+        ChatRun(
+            on_piece=lambda piece: time.sleep(0.3),
+            is_cancelled=lambda: False,
+            deadline_s=PATIENCE_S,
+            stall_s=0.2,
+        ),
     )
     assert done.text == "You asked: one two"
 
@@ -356,9 +361,11 @@ def test_cancelling_closes_the_connection_whatever_it_is_doing(
     with pytest.raises(TaskCancelledError):
         OllamaBackend(server.url).chat(
             ChatRequest(messages=({"role": "user", "content": "x"},)),
-            on_piece=lambda piece: None,
-            is_cancelled=server.has_begun.is_set,
-            deadline_s=PATIENCE_S,
+            ChatRun(
+                on_piece=lambda piece: None,
+                is_cancelled=server.has_begun.is_set,
+                deadline_s=PATIENCE_S,
+            ),
         )
     assert server.caller_left.wait(PATIENCE_S)
 
@@ -371,9 +378,11 @@ def test_an_error_of_the_listener_closes_the_connection(server: OllamaServer) ->
     with pytest.raises(TaskCancelledError):
         OllamaBackend(server.url).chat(
             ChatRequest(messages=({"role": "user", "content": "x"},)),
-            on_piece=refuse,
-            is_cancelled=lambda: False,
-            deadline_s=PATIENCE_S,
+            ChatRun(
+                on_piece=refuse,
+                is_cancelled=lambda: False,
+                deadline_s=PATIENCE_S,
+            ),
         )
     assert server.caller_left.wait(PATIENCE_S)
 

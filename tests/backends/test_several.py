@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pytest
 
-from d8mesh.backends.backend import Availability
+from d8mesh.backends.backend import Availability, ChatRun
 from d8mesh.backends.several import Several
 from d8mesh.core.protocol.chat import ChatRequest, Completion, EmbeddingRequest, Embeddings, Piece
 
@@ -20,16 +18,8 @@ class Constant:
     def probe(self) -> Availability:
         return self.seen
 
-    def chat(
-        self,
-        request: ChatRequest,
-        *,
-        on_piece: Callable[[Piece], None],
-        is_cancelled: Callable[[], bool],
-        deadline_s: float,
-        stall_s: float | None = None,
-    ) -> Completion:
-        on_piece(Piece(self.name))
+    def chat(self, request: ChatRequest, run: ChatRun) -> Completion:
+        run.on_piece(Piece(self.name))
         return Completion(text=self.name, model=request.model or self.seen.default)
 
     def embed(self, request: EmbeddingRequest, *, deadline_s: float) -> Embeddings:
@@ -47,9 +37,7 @@ def asked(several: Several, model: str | None) -> str:
     pieces: list[Piece] = []
     done = several.chat(
         ChatRequest(messages=(), model=model),
-        on_piece=pieces.append,
-        is_cancelled=lambda: False,
-        deadline_s=1.0,
+        ChatRun(on_piece=pieces.append, is_cancelled=lambda: False, deadline_s=1.0),
     )
     assert [piece.text for piece in pieces] == [done.text]
     return done.text

@@ -12,11 +12,11 @@ from __future__ import annotations
 import http.client
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Final
 
-from d8mesh.backends.backend import Availability
+from d8mesh.backends.backend import Availability, ChatRun
 from d8mesh.backends.ollama.catalogue import (
     IS_CLOUD,
     IS_EMBEDDING,
@@ -29,7 +29,7 @@ from d8mesh.backends.ollama.chat import asked
 from d8mesh.backends.ollama.embed import embeddings
 from d8mesh.backends.streaming import completion, said
 from d8mesh.config import Config
-from d8mesh.core.protocol.chat import ChatRequest, Completion, EmbeddingRequest, Embeddings, Piece
+from d8mesh.core.protocol.chat import ChatRequest, Completion, EmbeddingRequest, Embeddings
 from d8mesh.core.protocol.model_names import matching
 from d8mesh.errors import (
     BackendError,
@@ -116,15 +116,7 @@ class OllamaBackend:
         """
         return self._chosen(requested, is_strict=is_strict, needs=needs)[1]
 
-    def chat(
-        self,
-        request: ChatRequest,
-        *,
-        on_piece: Callable[[Piece], None],
-        is_cancelled: Callable[[], bool],
-        deadline_s: float,
-        stall_s: float | None = None,
-    ) -> Completion:
+    def chat(self, request: ChatRequest, run: ChatRun) -> Completion:
         """Return Ollama's answer; see `Backend.chat` and `streaming.completion`.
 
         Always streamed, so that ending early closes the connection, on which Ollama stops.
@@ -143,14 +135,7 @@ class OllamaBackend:
             url, request, model=model, temperature=self._temperature, max_tokens=self._max_tokens
         )
         try:
-            return completion(
-                reader,
-                model,
-                on_piece=on_piece,
-                is_cancelled=is_cancelled,
-                deadline_s=deadline_s,
-                stall_s=stall_s,
-            )
+            return completion(reader, model, run)
         except BackendError:
             self._seen = None  # it may have gone, or the model with it
             raise
