@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from d8mesh.core.broker.effects import Peer, Send
+from d8mesh.core.broker.effects import Effect, Peer, Send
 from d8mesh.core.broker.records import History
 from d8mesh.core.broker.scheduler import POISON_LOSSES
 from d8mesh.core.broker.store import Restored
@@ -800,7 +800,9 @@ def test_a_tail_is_bounded_and_goes_when_its_task_ends(broker: WiredBroker) -> N
     broker.say(client, m.Listen(task_id, True))
     (tail,) = broker.got(client, m.Stream)
     assert (tail.first_seq, len(tail.payloads)) == (3, 2)
+    broker.say(client, m.Listen(task_id, False))
     broker.finish(worker, held)
+    assert broker.dispatcher._streaming._tails
     for _ in range(12):  # the tail is dropped with the next pruning
         broker.pass_time(2)
         broker.say(worker, beat([], 10))
@@ -929,3 +931,16 @@ def test_only_failures_in_a_row_that_are_no_refusals_make_a_worker_get_less(
         (other,) = broker.work(worker).items()
     broker.finish(worker, dict([other]), kind, window=2)
     assert bool(broker.work(worker)) is is_trusted
+
+
+def test_results_of_one_wake_up_are_acknowledged_together(broker: WiredBroker) -> None:
+    worker = broker.worker("w", slots=2)
+    ids = broker.submit(broker.client(), 2)
+    held = broker.work(worker)
+    effects: list[Effect] = []
+    for seq, task_id in enumerate(ids, 1):
+        said = m.Results(seq, 2, [task_id], [held[task_id]], bytes([m.SUCCEEDED]), [result()])
+        effects += broker.dispatcher.receive(said, worker, broker.now)
+    broker.perform([*effects, *broker.dispatcher.tick(broker.now, broker.at)])
+    told = [each.seq for each in broker.got(worker, m.Received)]
+    assert told == [1, 2]

@@ -21,7 +21,7 @@ from d8mesh.core.client.effects import (
     Transmit,
     merged,
 )
-from d8mesh.core.client.session import MAX_ASKED, ClientSession
+from d8mesh.core.client.session import DOUBT_S, MAX_ASKED, ClientSession
 from d8mesh.core.client.submission import Submission
 from d8mesh.core.protocol.messages import (
     COMPLETED_STATE,
@@ -517,3 +517,15 @@ def test_the_warnings_of_a_submit_are_kept_with_it() -> None:
     (submit,) = sent(session.submit(mine, 1.0), Submit)
     session.receive(Accepted(submit.seq, SESSION, 0, False, ["nobody"]), 1.0)
     assert mine.warnings == ("nobody",)
+
+
+def test_a_session_tells_its_name_what_holds_it_up_and_when_to_doubt() -> None:
+    session = new()
+    assert (session.name, session.paused_for) == (SESSION, "")
+    assert session.doubt_at == float("inf")
+    session.link_up(5.0)
+    session.receive(welcome(), 5.0)
+    assert session.doubt_at == 5.0 + 3.0 + DOUBT_S
+    session.submit(submission(0), 5.0)
+    session.receive(Refused(1, "queue.full", "the queue is full", 1.0), 5.0)
+    assert session.paused_for == "the queue is full"
