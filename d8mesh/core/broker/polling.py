@@ -146,7 +146,7 @@ class Polling:
         if worker_state is None and len(broker.registry.worker_states) >= MAX_POLLING_WORKERS:
             raise ForbiddenError(f"{MAX_POLLING_WORKERS} workers are registered: no more fit")
         stored = registration(args.get("capabilities") or {}, broker.at)
-        broker.record(Enrolled(worker_id, worker_type, stored, broker.at))
+        broker.record(Enrolled(worker_id, worker_type, stored))
         capabilities, _ = broker.task_table.workers[worker_id].registered()
         worker_state = self._worker_state(worker_id, worker_type, capabilities)
         self._heard(worker_state)

@@ -19,8 +19,7 @@ import re
 import socket
 import threading
 import time
-from collections import Counter
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 from typing import Final
 
 import ifaddr
@@ -77,8 +76,7 @@ class Discovery:
         self._mesh = mesh
         self._addresses = addresses
         self._kinds = tuple(dict.fromkeys(browse))
-        self._counts: Counter[str] = Counter()
-        self._report = DiscoveryReport(on_sighting, on_trouble, self._counts)
+        self._report = DiscoveryReport(on_sighting, on_trouble)
         self._own: dict[NodeKind, Announcement] = {}
         self._said: dict[NodeKind, tuple[Announcement, ServiceInfo]] = {}
         self._zeroconf: AsyncZeroconf | None = None
@@ -91,11 +89,6 @@ class Discovery:
         self._wake = asyncio.Event()
         self._is_closing = False
         self._thread = threading.Thread(target=self._run, name="discovery", daemon=True)
-
-    @property
-    def rejected(self) -> Mapping[str, int]:
-        """How much was ignored, by reason: txt, address, full, unresolved."""
-        return dict(self._counts)
 
     @property
     def strangers(self) -> tuple[str, ...]:
