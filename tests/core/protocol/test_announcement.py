@@ -15,6 +15,7 @@ from d8mesh.core.protocol.announcement import (
     from_txt,
     to_txt,
 )
+from d8mesh.core.protocol.route import KnownBroker
 from d8mesh.errors import ProtocolError
 
 NAMES = st.from_regex(NAME_PATTERN, fullmatch=True).filter(str.isascii)
@@ -121,3 +122,7 @@ def test_the_record_has_the_rest_port_if_there_is_one(web_port: int | None) -> N
     pairs = {"id": "n1", "boot": "b1", "mesh": "d8", "version": "1.0"}
     assert to_txt(said) == (pairs if web_port is None else pairs | {"web": "7001"})
     assert read([f"{key}={value}" for key, value in to_txt(said).items()]).web_port == web_port
+
+
+def test_a_sighting_says_where_its_orchestrator_is() -> None:
+    assert read(GOOD).broker == KnownBroker("n1", ("10.0.0.1",), 7010, 7001)
