@@ -79,8 +79,6 @@ class Discovery:
         self._report = DiscoveryReport(on_sighting, on_trouble)
         self._own: dict[NodeKind, Announcement] = {}
         self._said: dict[NodeKind, tuple[Announcement, ServiceInfo]] = {}
-        #: what is still said again, half a second long
-        self._repeats: dict[NodeKind, asyncio.Future[None]] = {}
         self._zeroconf: AsyncZeroconf | None = None
         self._listener: MulticastListener | None = None
         self._used: frozenset[str] = frozenset()
@@ -194,15 +192,12 @@ class Discovery:
                 self._listener.own_boots.add(announcement.boot_id)
             info = _service(announcement, [address for _, address in self._cards])
             self._said[kind] = (announcement, info)
-            if kind in self._repeats:
-                self._repeats.pop(kind).cancel()  # the old words would be heard after the new
             if said is not None and said[1].name == info.name:
-                repeats = await zeroconf.async_update_service(info)
-            else:
-                if said is not None:
-                    await zeroconf.async_unregister_service(said[1])
-                repeats = await zeroconf.async_register_service(info, cooperating_responders=True)
-            self._repeats[kind] = asyncio.ensure_future(repeats)
+                await zeroconf.async_update_service(info)
+                continue
+            if said is not None:
+                await zeroconf.async_unregister_service(said[1])
+            await zeroconf.async_register_service(info, cooperating_responders=True)
 
     async def _tear_down(self, *, is_goodbye: bool) -> None:
         """End what was built; goodbyes only when we leave, not when we merely move."""
