@@ -174,7 +174,7 @@ def test_a_process_that_is_killed_is_heard_again_when_it_comes_back(
 def test_a_network_that_is_absent_is_said_once_and_waited_for(
     mesh: str, start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(room, "LOOK_S", 0.2)
+    monkeypatch.setattr(room, "ADDRESSES_LOOK_S", 0.2)
     there: list[str] = []
     looks = threading.Semaphore(0)
 
@@ -196,7 +196,7 @@ def test_a_network_that_is_absent_is_said_once_and_waited_for(
 def test_a_look_that_fails_does_not_end_it(
     mesh: str, start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(room, "LOOK_S", 0.2)
+    monkeypatch.setattr(room, "ADDRESSES_LOOK_S", 0.2)
     failures = iter([OSError("no such device")])
 
     def addresses() -> list[str]:
