@@ -119,9 +119,9 @@ class BrokerState:
         """Send `message`; `waits`: it promises something, so only after the commit."""
         self._out.append(Send(peer, message, waits))
 
-    def tell(self, worker_state: WorkerState, message: Message) -> None:
+    def tell(self, worker: WorkerState, message: Message) -> None:
         """Send a worker something that promises nothing; its `Welcome` goes before it."""
-        self.send(worker_state.peer, message, waits=worker_state.welcomed == self.now)
+        self.send(worker.peer, message, waits=worker.welcomed == self.now)
 
     def answer(
         self, peer: Peer, request: int, body: dict[str, object], *, waits: bool = False
