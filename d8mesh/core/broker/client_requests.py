@@ -8,10 +8,10 @@ from typing import Final, TypeAlias
 from d8mesh.core.broker import reports
 from d8mesh.core.broker.admission import Admission
 from d8mesh.core.broker.effects import Peer
+from d8mesh.core.broker.joining import refuse_hello
 from d8mesh.core.broker.outcomes import TaskOutcomes
 from d8mesh.core.broker.state import BrokerState, ClientState
 from d8mesh.core.broker.streaming import Streaming
-from d8mesh.core.broker.worker_sessions import refuse_hello
 from d8mesh.core.protocol.messages import (
     UNKNOWN_STATE,
     Beat,

@@ -2,27 +2,33 @@
 
 `Dispatcher.receive` takes one message, `tick` hands out what waits and does what is due;
 both return effects. The parts, each with one concern: `admission` (submits), `scheduler`
-(assignment, retries, deadlines), `outcomes` (outcomes), `worker_sessions` (mesh workers),
-`polling` (REST workers), `client_requests` (clients). They share the `BrokerState`.
+(assignment), `returns` (retries), `outcomes`, `joining` and `worker_sessions` (mesh workers),
+`polling` (REST workers), `client_requests` (clients), `restart`. They share the `BrokerState`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from heapq import heappop
 from typing import Final, assert_never
+
+from msgspec import structs
 
 from d8mesh.core.broker.admission import Admission
 from d8mesh.core.broker.client_requests import ClientRequests
+from d8mesh.core.broker.continuations import CatchUp, PassDeadline, Retry, SayOwed, Timer
 from d8mesh.core.broker.effects import Effect, Loaded, Peer
+from d8mesh.core.broker.joining import Joining
 from d8mesh.core.broker.outcomes import TaskOutcomes
 from d8mesh.core.broker.polling import Polling
+from d8mesh.core.broker.restart import Restart
 from d8mesh.core.broker.returns import MISLAID, Returns
 from d8mesh.core.broker.scheduler import Scheduler
 from d8mesh.core.broker.state import BrokerState, Policy
 from d8mesh.core.broker.store import Restored
 from d8mesh.core.broker.streaming import Streaming
-from d8mesh.core.broker.worker_registry import Dialect, WorkerState
+from d8mesh.core.broker.worker_registry import Dialect
 from d8mesh.core.broker.worker_sessions import WorkerSessions
 from d8mesh.core.protocol.messages import (
     Chunks,
@@ -44,7 +50,7 @@ from d8mesh.core.protocol.messages import (
     Work,
     WorkerHello,
 )
-from d8mesh.core.protocol.task import Adopted, AssignmentsSettled, Closed, Pruned, WorkersMissed
+from d8mesh.core.protocol.task import AssignmentsSettled, Closed, Pruned
 from d8mesh.core.protocol.tokens import TokenSigner
 
 #: How often leases, silences and retention are looked at.
@@ -62,12 +68,6 @@ SETTLE_S: Final = 3.0
 CLOSED_AT_ONCE: Final = 256
 #: Batches pruned in one step, so that a step does not disturb dispatch.
 PRUNE_BATCHES: Final = 200
-
-#: How often the wait for workers that are not back is noted, in leases.
-WAIT_STEP_LEASES: Final = 0.25
-#: The least that a worker gets to come back after a start, however long it was waited for
-#: before: one that lives notices a new address after 4.5 s, and connects.
-MIN_GRACE_S: Final = 6.0
 
 ToWorkers = Heartbeat | Release | Chunks
 ToClients = Submit | Watch | Unwatch | Listen | Query
@@ -93,29 +93,21 @@ class Dispatcher:
     ) -> None:
         signer = TokenSigner(restored.secret, restored.epoch)
         state = self.state = BrokerState(policy, signer, restored.epoch, draw, now=now, at=at)
-        self._outcomes = TaskOutcomes(state)
-        self._scheduler = Scheduler(state, self._outcomes)
-        self._returns = Returns(state, self._scheduler)
-        self._streaming = Streaming(state, self._scheduler)
-        parts = (state, self._scheduler, self._outcomes, self._returns)
-        self._worker_sessions, self._polling = (
-            WorkerSessions(*parts, self._streaming),
-            Polling(*parts),
-        )
-        self._admission = admission = Admission(state, self._scheduler)
-        self._client_requests = ClientRequests(state, self._outcomes, admission, self._streaming)
+        self._streaming = streaming = Streaming(state)
+        self._outcomes = outcomes = TaskOutcomes(state, streaming)
+        self._returns = returns = Returns(state, outcomes)
+        self._scheduler = scheduler = Scheduler(state, outcomes)
+        self._joining = Joining(state, returns)
+        self._worker_sessions = WorkerSessions(state, outcomes, returns, streaming)
+        self._polling = Polling(state, scheduler, outcomes, returns)
+        self._admission = admission = Admission(state, scheduler)
+        self._client_requests = ClientRequests(state, outcomes, admission, streaming)
         self._next_sweep = self._last_tick = self._started = now
         self._started_at = at
         self._next_prune = now + PRUNE_S
         self._next_settle = now + SETTLE_S
         self._settled = 0
-        #: worker id -> what it had at our start, until it is back or has been waited for enough
-        self._orphans: dict[str, list[str]] = {}
-        self._waited = restored.waited
-        #: the workers that the journal says are waited for
-        self._noted = set(restored.waited)
-        self._waiting_since, self._next_note = now, now + WAIT_STEP_LEASES * policy.lease_s
-        self._restore(restored)
+        self._restart = Restart(state, restored, scheduler, returns, self._polling)
 
     # ----------------------------------------------------------------- the loop's calls
 
@@ -138,8 +130,10 @@ class Dispatcher:
                 if peer.routing_id in state.clients_by_routing_id:
                     self._forbid(peer, "a client cannot become a worker")
                 else:
-                    self._worker_sessions.hello(message, peer)
-                    self._settle_orphans(message.worker_id, peer)
+                    self._joining.hello(message, peer)
+                    worker = state.registry.by_peer(peer)
+                    if worker is not None and worker.worker_id == message.worker_id:
+                        self._restart.settle(message.worker_id)
             case ClientHello():
                 if state.registry.by_peer(peer) is not None:
                     self._forbid(peer, "a worker cannot become a client")
@@ -195,12 +189,13 @@ class Dispatcher:
             self._forgive(now)
         self._last_tick = state.now = now
         state.at = at
-        self._scheduler.run_timers()
+        while state.timers and state.timers[0][0] <= now:
+            self._go_on(heappop(state.timers)[2])
+        self._scheduler.run_alarms()
         if now >= self._next_sweep:
             self._next_sweep = now + SWEEP_S
             self._sweep()
-        if not self._noted <= self._orphans.keys():  # some are back: their next grace is whole
-            self._note_waits()
+        self._restart.note_back(now)
         self._scheduler.assign()
         self._polling.settle()
         self._outcomes.tell_all()
@@ -211,8 +206,10 @@ class Dispatcher:
 
     def next_deadline(self) -> float:
         """Return when `tick` has something to do next, if nothing comes in before."""
-        dues = (self._scheduler.next_deadline(), self._polling.next_deadline(), self._next_sweep)
-        return min(due for due in dues if due is not None)
+        timers = self.state.timers
+        timer = timers[0][0] if timers else math.inf
+        alarm, poll = self._scheduler.next_alarm(), self._polling.next_deadline()
+        return min(timer, alarm, poll, self._next_sweep)
 
     def set_disk_low(self, is_low: bool) -> None:
         """Say whether there is room for new tasks on the disk."""
@@ -318,8 +315,7 @@ class Dispatcher:
         for client in list(state.clients.values()):
             if self._client_requests.is_silent(client):
                 self._client_requests.leave(client)
-        if self._orphans:
-            self._give_up_orphans()
+        self._restart.give_up(self._last_tick)
         is_young = state.now - self._started < state.policy.lease_s
         state.registry.note_absent(
             state.now - ABSENT_LEASES * state.policy.lease_s, is_young=is_young
@@ -335,30 +331,43 @@ class Dispatcher:
             self._streaming.forget_tails()
             self._prune()
 
+    def _go_on(self, timer: Timer) -> None:
+        match timer:
+            case Retry(task_id):
+                self._returns.retry(task_id)
+            case PassDeadline(session, first):
+                self._scheduler.pass_deadline(session, first)
+            case SayOwed(worker_id):
+                self._worker_sessions.say_owed(worker_id)
+            case CatchUp():
+                self._streaming.catch_up()
+            case _:
+                assert_never(timer)
+
     def _forgive(self, now: float) -> None:
         """The broker was stopped or starved: leases start anew, attempts get the time back."""
-        gap_s = now - self._last_tick
-        full_time_s = self._scheduler.full_time_s
+        gap_s, latest = now - self._last_tick, now + self.state.policy.full_time_s
         for worker in self.state.registry.workers.values():
             worker.last_heard = max(worker.last_heard, now)
             for task in worker.outstanding.values():
-                task.until = min(task.until + gap_s, now + full_time_s)
+                until = min(task.attempt.until + gap_s, latest)
+                task.attempt = structs.replace(task.attempt, until=until)
         for client in self.state.clients.values():
             client.last_heard = now
-        self._waiting_since += gap_s
+        self._restart.forgive(gap_s)
 
     def _settle_assignments(self) -> None:
         state = self.state
         running = [task.assignment for task in state.task_table.tasks.values() if task.worker_id]
         below = min(running, default=state.next_assignment)
         if below > self._settled:
-            self._settled = below
             state.record(AssignmentsSettled(below))
+            self._settled = below
 
     def _close_finished(self) -> None:
-        closed, self.state.closed = self.state.closed, []
-        if closed:
-            self.state.record(Closed(closed))
+        if self.state.closed:
+            self.state.record(Closed(self.state.closed))
+            self.state.closed = []
 
     def _prune(self) -> None:
         state = self.state
@@ -375,109 +384,3 @@ class Dispatcher:
             self._next_prune = state.now + (0.0 if is_more else PRUNE_S)
 
         state.load("prunable", (before_at, excess, PRUNE_BATCHES), then)
-
-    # ------------------------------------------------------------------------- restarting
-
-    def _restore(self, restored: Restored) -> None:
-        state, task_table = self.state, self.state.task_table
-        state.next_assignment = restored.next_assignment
-        task_table.totals, task_table.workers = restored.totals, restored.workers
-        task_table.kept_finished = restored.kept_finished
-        task_table.take_keys(restored.keys)
-        task_table.forgotten_sessions = max(0, restored.sessions - len(restored.accepted))
-        for session, ranges in restored.accepted.items():
-            for first, count in ranges:
-                task_table.accept(session, first, count)
-        unfinished = []
-        for batch, finished in restored.batches:
-            if len(finished) < batch.count:
-                task_table.restore(batch, finished)
-                unfinished.append(batch)
-            else:
-                state.closed.append((batch.session, batch.first))
-        self._polling.restore()
-        self._restore_singles(restored)
-        for batch in unfinished:
-            self._scheduler.enqueue(batch)
-
-    def _restore_singles(self, restored: Restored) -> None:
-        """Make objects of the tasks that are more than a number in their batch."""
-        task_table, waiting = self.state.task_table, []
-        for task_id, (n, history) in restored.troubled.items():
-            task = task_table.open_task(task_id)
-            if task is None:
-                continue
-            task.n, task.history = n, history
-            if task_id not in restored.in_flight:
-                waiting.append(task)
-        for task_id, (n, worker_id) in restored.in_flight.items():
-            task = task_table.open_task(task_id)
-            if task is None:
-                continue
-            task_table.apply(Adopted(worker_id, [task_id], [n]))
-            worker = self.state.registry.workers.get(worker_id)
-            if worker is not None and worker.dialect is Dialect.POLLING:
-                self._hold_for_polling(worker, task_id)
-            else:
-                self._orphans.setdefault(worker_id, []).append(task_id)
-        for task in waiting:
-            self._scheduler.resume(task)
-
-    def _hold_for_polling(self, worker: WorkerState, task_id: str) -> None:
-        """A polling worker is silent while it runs: its attempts get their whole time again."""
-        task = self.state.task_table.tasks[task_id]
-        task.remember().holders.add(worker.worker_id)
-        worker.outstanding[task_id] = task
-        worker.last_heard = self.state.now
-        task.until = self.state.now + self.state.policy.task_timeout_s
-
-    def _settle_orphans(self, worker_id: str, peer: Peer) -> None:
-        """A worker is back after our start: its HELLO names all it holds, the rest waits again.
-
-        Without this a broker that dies more often than a lease would never hand them out.
-        """
-        worker = self.state.registry.by_peer(peer)
-        if worker is not None and worker.worker_id == worker_id and worker_id in self._orphans:
-            self._give_up(worker_id, self._orphans.pop(worker_id), "its worker holds it no more")
-
-    def _give_up_orphans(self) -> None:
-        """What no worker came back with for one lease waits again, uncounted.
-
-        How long a worker was waited for is noted, as the next start goes on with that: else a
-        broker that dies more often than a lease would wait for ever for one that is dead.
-        """
-        waited_s, lease_s = self._waited_s(), self.state.policy.lease_s
-        for worker_id in list(self._orphans):
-            grace_s = max(MIN_GRACE_S, lease_s - self._waited.get(worker_id, 0.0))
-            if waited_s >= grace_s:
-                ids = self._orphans.pop(worker_id)
-                self._give_up(worker_id, ids, "its worker did not come back")
-        if self._orphans and self.state.now >= self._next_note:
-            self._note_waits()
-
-    def _waited_s(self) -> float:
-        """Return how long workers were waited for since our start, as far as we ran.
-
-        By the last tick: one after a standstill comes only behind the messages.
-        """
-        return self._last_tick - self._waiting_since
-
-    def _note_waits(self) -> None:
-        now_s = self._waited_s()
-        waited = {each: self._waited.get(each, 0.0) + now_s for each in self._orphans}
-        self.state.record(WorkersMissed(list(waited), list(waited.values())))
-        self._noted = set(waited)
-        self._next_note = self.state.now + WAIT_STEP_LEASES * self.state.policy.lease_s
-
-    def _give_up(self, worker_id: str, ids: Sequence[str], why: str) -> None:
-        worker = self.state.registry.workers.get(worker_id)
-        tasks = [self.state.task_table.tasks.get(task_id) for task_id in ids]
-        lost = [
-            task
-            for task in tasks
-            if task is not None
-            and task.worker_id == worker_id
-            and (worker is None or task.id not in worker.outstanding)
-        ]
-        if lost:
-            self._scheduler.requeue(worker_id, lost, why)

@@ -6,8 +6,11 @@ silent while they run and show no tokens (`promises.md` rule 5).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Final, TypeAlias
+
+from msgspec import structs
 
 from d8mesh.core.broker.effects import Peer
 from d8mesh.core.broker.outcomes import MAX_REASON_CHARS, TaskOutcomes, failure_payload
@@ -96,9 +99,9 @@ class Polling:
         poll.is_loading, poll.until = True, self._state.now + LOAD_S
         return False
 
-    def next_deadline(self) -> float | None:
+    def next_deadline(self) -> float:
         """Return when the next waiting poll is to be answered."""
-        return min((s.poll.until for s in self._waiting.values() if s.poll), default=None)
+        return min((s.poll.until for s in self._waiting.values() if s.poll), default=math.inf)
 
     def forget_peer(self, peer: Peer) -> None:
         """The asker is gone: its polls wait no longer."""
@@ -116,10 +119,10 @@ class Polling:
         state = self._state
         is_silent = state.now > worker.last_heard + state.policy.polling_timeout_s
         is_lost = is_silent and worker.poll is None
-        over = [task for task in worker.outstanding.values() if state.now > task.until]
+        over = [task for task in worker.outstanding.values() if state.now > task.attempt.until]
         if over:
             why = "worker lost" if is_lost else "timed out"
-            self._scheduler.requeue(worker.worker_id, over, why, is_counted=True, is_loss=is_lost)
+            self._returns.requeue(worker.worker_id, over, why, is_counted=True, is_loss=is_lost)
         if worker.poll is not None:
             return
         worker.note_asking(state.now)
@@ -154,7 +157,8 @@ class Polling:
         for task_id in named:
             task = worker.outstanding.get(task_id) if isinstance(task_id, str) else None
             if task is not None:
-                task.until = max(task.until, until)
+                again = max(task.attempt.until, until)
+                task.attempt = structs.replace(task.attempt, until=again)
         self._state.answer(peer, request, {})
 
     def _unregister(self, peer: Peer, request: int, args: Args) -> None:
@@ -208,7 +212,7 @@ class Polling:
                 if worker is not None:
                     worker.failures_in_a_row = 0
         elif is_holder:
-            self._scheduler.attempt_failed(worker_id, task, task.n, payload, is_final=False)
+            self._returns.attempt_failed(worker_id, task, task.n, payload, is_final=False)
         state.answer(peer, request, {}, waits=True)
 
     def _refused(self, peer: Peer, request: int, args: Args) -> None:
@@ -225,7 +229,7 @@ class Polling:
         if task is not None and is_polling and args.get("worker_id") in (None, "", holder):
             why = f"the worker's report could not be taken: {error}"
             payload = failure_payload(why, "task.report", holder)
-            self._scheduler.attempt_failed(holder, task, task.n, payload, is_final=False)
+            self._returns.attempt_failed(holder, task, task.n, payload, is_final=False)
         state.answer(peer, request, {}, waits=True)
 
     @staticmethod

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from heapq import heappush
 from typing import Final, TypeAlias
 
+from d8mesh.core.broker.continuations import Timer
 from d8mesh.core.broker.effects import Effect, Load, Peer, Record, Send
 from d8mesh.core.broker.queue import ReadyQueue
 from d8mesh.core.broker.task_table import TaskTable
@@ -25,6 +27,9 @@ MAX_LOADS_OF_CLIENT: Final = 1000
 
 #: Tasks that one client may listen to at the same time: bounds its part of the memory.
 MAX_LISTENED: Final = 200_000
+
+#: Beyond its own timeout an attempt is left to its worker this much longer.
+ATTEMPT_GRACE_S: Final = 30.0
 
 #: What is done with the answer of the journal: rows, or an error.
 Then: TypeAlias = Callable[[list[tuple[object, ...]], str], None]
@@ -47,6 +52,11 @@ class Policy:
     queue_bytes: int = 4_000_000_000
     retention_s: float = 7 * 86_400.0
     retention_count: int = 1_000_000
+
+    @property
+    def full_time_s(self) -> float:
+        """How far ahead a fresh attempt without a deadline is overdue."""
+        return self.task_timeout_s + ATTEMPT_GRACE_S
 
 
 @dataclass(slots=True, eq=False)
@@ -88,8 +98,9 @@ class BrokerState:
     next_assignment: int = 1
     #: batches whose last task has finished, not yet told to the journal
     closed: list[tuple[str, int]] = field(default_factory=list)
-    #: sends the listeners of a task (id, sessions) what they missed, before they hear of the end
-    say_last: Callable[[str, set[str]], None] = field(default=lambda task_id, sessions: None)
+    #: what is to be gone on with, and when (monotonic): a heap; the second number keeps the order
+    timers: list[tuple[float, int, Timer]] = field(default_factory=list)
+    timer_count: int = 0
     is_draining: bool = False
     is_disk_low: bool = False
     #: refusals by reason, for the counters
@@ -109,6 +120,11 @@ class BrokerState:
             raise FloodError
         client.listened.add(task_id)
         self.listeners.setdefault(task_id, set()).add(client.session)
+
+    def after(self, pause_s: float, timer: Timer) -> None:
+        """Go on with `timer` in a later tick, `pause_s` from now."""
+        self.timer_count += 1
+        heappush(self.timers, (self.now + pause_s, self.timer_count, timer))
 
     def record(self, fact: Fact) -> None:
         """Let `fact` happen: in the task table now, on disk with this batch."""

@@ -7,17 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from d8mesh.core.broker.dispatcher import (
-    MIN_GRACE_S,
-    PRUNE_S,
-    SETTLE_S,
-    STANDSTILL_S,
-    SWEEP_S,
-    WAIT_STEP_LEASES,
-    Dispatcher,
-)
+from d8mesh.core.broker.dispatcher import PRUNE_S, SETTLE_S, STANDSTILL_S, SWEEP_S, Dispatcher
 from d8mesh.core.broker.effects import Load, Loaded, Peer
 from d8mesh.core.broker.records import History
+from d8mesh.core.broker.restart import MIN_GRACE_S, WAIT_STEP_LEASES
 from d8mesh.core.broker.state import MAX_LOADS_OF_CLIENT, Policy
 from d8mesh.core.broker.store import Restored
 from d8mesh.core.broker.task_table import TaskTable

@@ -11,12 +11,8 @@ import pytest
 
 from d8mesh.core.broker.effects import Effect, Load, Loaded, Peer
 from d8mesh.core.broker.outcomes import MAX_REASON_CHARS
-from d8mesh.core.broker.scheduler import (
-    MAX_RETRY_PAUSE_S,
-    MAX_WISHED_PAUSE_S,
-    READ_PAUSE_S,
-    READ_TRIES,
-)
+from d8mesh.core.broker.returns import MAX_RETRY_PAUSE_S, MAX_WISHED_PAUSE_S
+from d8mesh.core.broker.scheduler import READ_PAUSE_S, READ_TRIES
 from d8mesh.core.broker.state import MAX_LOADS, MAX_LOADS_OF_CLIENT
 from d8mesh.core.broker.task_table import TaskTable
 from d8mesh.core.protocol import messages as m

@@ -9,7 +9,7 @@ import pytest
 
 from d8mesh.core.broker.effects import Peer, Send
 from d8mesh.core.broker.records import History
-from d8mesh.core.broker.scheduler import POISON_LOSSES
+from d8mesh.core.broker.returns import POISON_LOSSES
 from d8mesh.core.broker.store import Restored
 from d8mesh.core.broker.streaming import TAIL_BYTES
 from d8mesh.core.broker.worker_sessions import MAX_CUTS, OWED_S
