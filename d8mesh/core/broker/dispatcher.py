@@ -20,7 +20,7 @@ from d8mesh.core.broker.polling import Polling
 from d8mesh.core.broker.returns import MISLAID, Returns
 from d8mesh.core.broker.scheduler import Scheduler
 from d8mesh.core.broker.state import BrokerState, Policy
-from d8mesh.core.broker.store import Restored
+from d8mesh.core.broker.store import OldBatches, PrunableBatches, Restored, StoreAnswer
 from d8mesh.core.broker.streaming import Streaming
 from d8mesh.core.broker.worker_registry import Dialect, WorkerState
 from d8mesh.core.broker.worker_sessions import WorkerSessions
@@ -152,8 +152,8 @@ class Dispatcher:
         return state.take_effects()
 
     def loaded(self, answer: Loaded) -> list[Effect]:
-        """Take in an answer of the journal."""
-        self.state.loaded(answer.number, answer.rows, answer.error)
+        """Take in an answer of the store."""
+        self.state.loaded(answer.number, answer.answer)
         return self.state.take_effects()
 
     def lost_peer(self, peer: Peer) -> list[Effect]:
@@ -213,6 +213,10 @@ class Dispatcher:
         """Return when `tick` has something to do next, if nothing comes in before."""
         dues = (self._scheduler.next_deadline(), self._polling.next_deadline(), self._next_sweep)
         return min(due for due in dues if due is not None)
+
+    def set_unconfirmed(self, since: float) -> None:
+        """Take in that facts of wake-ups from then on are not durable; `math.inf`: all are."""
+        self.state.unconfirmed_since = since
 
     def set_disk_low(self, is_low: bool) -> None:
         """Say whether there is room for new tasks on the disk."""
@@ -367,14 +371,14 @@ class Dispatcher:
         steady_at = self._started_at + state.now - self._started
         before_at = min(state.at, steady_at) - state.policy.retention_s
 
-        def then(rows: list[tuple[object, ...]], error: str) -> None:
-            batches = [(str(r[0]), r[1], r[2]) for r in rows if not error]
+        def then(answer: StoreAnswer) -> None:
+            batches = answer.batches if isinstance(answer, OldBatches) else []
             if batches:
-                state.record(Pruned(batches, state.at))  # type: ignore[arg-type]
+                state.record(Pruned(batches, state.at))
             is_more = len(batches) == PRUNE_BATCHES  # the next step at the next sweep
             self._next_prune = state.now + (0.0 if is_more else PRUNE_S)
 
-        state.load("prunable", (before_at, excess, PRUNE_BATCHES), then)
+        state.load(PrunableBatches(before_at, excess, PRUNE_BATCHES), then)
 
     # ------------------------------------------------------------------------- restarting
 
@@ -384,6 +388,7 @@ class Dispatcher:
         task_table.totals, task_table.workers = restored.totals, restored.workers
         task_table.kept_finished = restored.kept_finished
         task_table.take_keys(restored.keys)
+        task_table.max_sessions = restored.max_sessions
         task_table.forgotten_sessions = max(0, restored.sessions - len(restored.accepted))
         for session, ranges in restored.accepted.items():
             for first, count in ranges:

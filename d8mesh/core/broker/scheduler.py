@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import math
 from collections.abc import Callable, Container, Iterable
 from functools import partial
 from itertools import accumulate
@@ -13,8 +14,9 @@ from d8mesh.core.broker.outcomes import Failure, TaskOutcomes
 from d8mesh.core.broker.queue import Lane, LaneKey
 from d8mesh.core.broker.records import Batch, TaskRecord
 from d8mesh.core.broker.state import BrokerState
+from d8mesh.core.broker.store import BatchPayloads, PayloadsOf, StoreAnswer, Unreadable
 from d8mesh.core.broker.worker_registry import POLLING, WorkerState
-from d8mesh.core.protocol.messages import SOFT_FRAME_BYTES, Answer, Work, WorkGroup
+from d8mesh.core.protocol.messages import SOFT_FRAME_BYTES, Answer, Received, Work, WorkGroup
 from d8mesh.core.protocol.task import AT_ONCE, Assigned, Due, Recounted, Requeued, TaskState, Wait
 from d8mesh.core.protocol.tokens import MAX_ATTEMPT
 
@@ -397,6 +399,10 @@ class Scheduler:
         worker_state.work_seq += 1
         worker_state.last_assignment = self._state.now
         owed, worker_state.owed = worker_state.owed, []
+        if owed and self._state.unconfirmed_since < math.inf:  # the hand-out shall not wait
+            for seq in owed:
+                self._state.send(worker_state.peer, Received(seq), waits=True)
+            owed = []
         self._state.tell(worker_state, Work(worker_state.work_seq, groups, owed))
 
     def _answer_poll(self, worker_state: WorkerState, task: TaskRecord) -> None:
@@ -445,18 +451,17 @@ class Scheduler:
                 if tries and self._state.now < not_before:
                     continue
                 self._loading[batch.order] = batch.spec.type
-                self._state.load(
-                    "payloads", (batch.session, batch.first), partial(self._paged_in, batch)
-                )
+                question = PayloadsOf(batch.session, batch.first)
+                self._state.load(question, partial(self._paged_in, batch))
 
-    def _paged_in(self, batch: Batch, rows: list[tuple[object, ...]], error: str) -> None:
+    def _paged_in(self, batch: Batch, answer: StoreAnswer) -> None:
         self._loading.pop(batch.order, None)
-        payloads = rows[0][0] if rows else None
-        found = len(payloads) if isinstance(payloads, list) else 0
+        payloads = answer.payloads if isinstance(answer, BatchPayloads) else []
         if not batch.unfinished:
             self._unreadable.pop(batch.order, None)
-        elif error or not isinstance(payloads, list) or found != batch.count:
-            self._unread(batch, error or f"{found} of {batch.count} are there")
+        elif len(payloads) != batch.count:
+            found = f"{len(payloads)} of {batch.count} are there"
+            self._unread(batch, answer.why if isinstance(answer, Unreadable) else found)
         else:
             self._unreadable.pop(batch.order, None)
             self._state.task_table.load(batch, payloads)

@@ -37,7 +37,7 @@ class Store(Protocol):
             JournalError: it cannot be read or written now.
         """
 
-    def begin(self, facts: Sequence[Fact]) -> None:
+    def append(self, facts: Sequence[Fact]) -> None:
         """Begin to commit `facts`, all or none, after those before; may return before the end.
 
         Raises:
