@@ -364,9 +364,7 @@ class Broker:
             running=state.task_table.running,
             completed=state.task_table.totals.completed,
             failed=state.task_table.totals.failed,
-            workers=sum(
-                worker_state.is_live for worker_state in state.registry.worker_states.values()
-            ),
+            workers=sum(worker.is_live for worker in state.registry.workers.values()),
             clients=len(state.clients),
             rejected=sum(state.rejected.values()),
             undelivered=self._undelivered,

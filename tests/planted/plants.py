@@ -85,15 +85,15 @@ PLANTS: Final = (
     Plant(
         "hand out before the welcome that waits",
         "d8mesh.core.broker.state:BrokerState.tell",
-        "waits=worker_state.welcomed == self.now",
+        "waits=worker.welcomed == self.now",
         "waits=False",
         WORKER_SESSIONS + "a_worker_is_told_to_drop_a_result_after_the_commit_of_the_other_only",
     ),
     Plant(
         "acknowledge a result with a hand-out that goes before its commit",
         "d8mesh.core.broker.worker_sessions:WorkerSessions.results",
-        "worker_state.results.append(message.seq)",
-        "worker_state.owed.append(message.seq)",
+        "worker.results.append(message.seq)",
+        "worker.owed.append(message.seq)",
         WORKER_SESSIONS
         + "the_acknowledgement_of_a_single_result_goes_with_the_hand_out_after_the_next",
     ),
@@ -149,21 +149,21 @@ PLANTS: Final = (
     Plant(
         "leases on the wall clock",
         "d8mesh.core.broker.worker_sessions:WorkerSessions.sweep",
-        "broker.now - worker_state.last_heard >",
-        "broker.at - worker_state.last_heard_at >",
+        "state.now - worker.last_heard >",
+        "state.at - worker.last_heard_at >",
         "tests/core/broker/test_dispatcher.py::test_a_jump_of_the_wall_clock_changes_no_lease_and_no_deadline",
     ),
     Plant(
         "blame a lost worker for tasks it had not started",
         "d8mesh.core.broker.worker_sessions:WorkerSessions.lose",
-        "held[: worker_state.slots]",
+        "held[: worker.slots]",
         "held[:]",
         WORKER_SESSIONS + "only_the_running_attempts_of_a_lost_worker_are_blamed",
     ),
     Plant(
         "count the loss of a worker that comes back with the attempt",
         "d8mesh.core.broker.worker_sessions:WorkerSessions.hello",
-        "self._unblame(worker_state, message)",
+        "self._unblame(worker, message)",
         "pass",
         WORKER_SESSIONS + "cuts_of_the_network_use_up_no_attempts",
     ),
@@ -177,7 +177,7 @@ PLANTS: Final = (
     Plant(
         "blame all workers for a cut of our own network",
         "d8mesh.core.broker.worker_sessions:WorkerSessions.sweep",
-        "self._is_cut_off(worker_state) and",
+        "self._is_cut_off(worker) and",
         "False and",
         WORKER_SESSIONS + "nobody_is_blamed_when_the_whole_mesh_falls_silent",
     ),
@@ -199,8 +199,8 @@ PLANTS: Final = (
     Plant(
         "let giving back cost an attempt",
         "d8mesh.core.broker.worker_sessions:WorkerSessions._given_back",
-        "self._returns.take(worker_state.worker_id, given, why, kind)",
-        "self._scheduler.requeue(worker_state.worker_id, given, why, is_counted=True)",
+        "self._returns.take(worker.worker_id, given, why, kind)",
+        "self._scheduler.requeue(worker.worker_id, given, why, is_counted=True)",
         WORKER_SESSIONS + "released_attempts_wait_again_and_cost_nothing",
     ),
     Plant(
@@ -234,14 +234,14 @@ PLANTS: Final = (
     Plant(
         "forget what a worker came back with",
         "d8mesh.core.broker.worker_sessions:WorkerSessions._take_over",
-        "worker_state.outstanding[task_id] = task",
+        "worker.outstanding[task_id] = task",
         "pass",
         WORKER_SESSIONS + "an_attempt_that_is_held_outlives_a_restart",
     ),
     Plant(
         "retry where it failed",
         "d8mesh.core.broker.placement:suits_retry",
-        "if task.history is None or worker_state.worker_id not in task.history.failed_on:",
+        "if task.history is None or worker.worker_id not in task.history.failed_on:",
         "if True:",
         SCHEDULER + "a_failure_is_retried_after_a_pause_on_a_worker_that_has_not_failed_it",
     ),
@@ -255,7 +255,7 @@ PLANTS: Final = (
     Plant(
         "hand out more than the window",
         "d8mesh.core.broker.scheduler:Scheduler._give",
-        "min(worker_state.free, most)",
+        "min(worker.free, most)",
         "most",
         SCHEDULER + "a_window_is_never_exceeded",
     ),
@@ -325,7 +325,7 @@ PLANTS: Final = (
     Plant(
         "hand the next task to a polling worker whose reply was lost",
         "d8mesh.core.broker.polling:Polling._next",
-        "if worker_state.outstanding and len(worker_state.outstanding) >= worker_state.slots:",
+        "if worker.outstanding and len(worker.outstanding) >= worker.slots:",
         "if False:",
         "tests/core/broker/test_polling.py::test_a_full_hand_that_asks_means_that_a_reply_was_lost",
     ),
@@ -504,7 +504,7 @@ PLANTS: Final = (
     Plant(
         "cancel what nobody asked to cancel",
         "d8mesh.core.broker.worker_sessions:WorkerSessions._given_back",
-        "self._returns.take(worker_state.worker_id, given, why, UNAVAILABLE)",
+        "self._returns.take(worker.worker_id, given, why, UNAVAILABLE)",
         "self._outcomes.cancel([task.id for task in given])",
         SIMULATED,
     ),
@@ -518,8 +518,8 @@ PLANTS: Final = (
     Plant(
         "accept another deadline than was asked for",
         "d8mesh.core.broker.admission:Admission._spec",
-        "broker.at + group.deadline_s",
-        "broker.at + group.deadline_s / 10",
+        "state.at + group.deadline_s",
+        "state.at + group.deadline_s / 10",
         SIMULATED,
     ),
     Plant(
@@ -539,15 +539,15 @@ PLANTS: Final = (
     Plant(
         "fail for a reason of its own",
         "d8mesh.core.broker.scheduler:Scheduler.attempt_failed",
-        "self._outcomes.fail(worker_state_id, [task.id], [told.recorded(payload)], why=why)",
+        "self._outcomes.fail(worker_id, [task.id], [told.recorded(payload)], why=why)",
         'self._outcomes.fail_for([task.id], code="task.failed", why=why)',
         SIMULATED,
     ),
     Plant(
         "blame a worker that is heard of",
         "d8mesh.core.broker.worker_sessions:WorkerSessions.sweep",
-        "worker_state.last_heard > broker.policy.lease_s",
-        "worker_state.last_heard > broker.policy.heartbeat_s / 2",
+        "worker.last_heard > state.policy.lease_s",
+        "worker.last_heard > state.policy.heartbeat_s / 2",
         SIMULATED,
     ),
     Plant(

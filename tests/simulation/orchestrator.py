@@ -135,7 +135,7 @@ class Orchestrator:
 
     def _listen(self, message: m.ToBroker, peer: Peer) -> None:
         """Note who was heard, and what will be owed for what was said."""
-        causes, worker_state = (
+        causes, worker = (
             self.world.safety.causes,
             self.dispatcher.state.registry.by_peer(peer),
         )
@@ -151,8 +151,8 @@ class Orchestrator:
                 self._owed_answers[peer.routing_id, message.request] = self._owed_report(args)
             case _:
                 pass
-        if worker_state is not None and not isinstance(message, m.Goodbye):
-            causes.heard(self.name, worker_state.worker_id)
+        if worker is not None and not isinstance(message, m.Goodbye):
+            causes.heard(self.name, worker.worker_id)
 
     def _owed_for(self, message: m.Results) -> Owed:
         """Return what must be on disk before these results are acknowledged.

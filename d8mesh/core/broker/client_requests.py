@@ -66,19 +66,19 @@ class ClientRequests:
 
     def __init__(
         self,
-        broker: BrokerState,
+        state: BrokerState,
         task_outcomes: TaskOutcomes,
         admission: Admission,
         streaming: Streaming,
     ) -> None:
-        self._state = broker
+        self._state = state
         self._outcomes = task_outcomes
         self._streaming = streaming
         self._admission = admission
         self.asks: dict[str, Callable[[Peer, int, Args], None]] = {
-            "health": lambda peer, n, _: broker.answer(peer, n, reports.health(broker)),
-            "stats": lambda peer, n, _: broker.answer(peer, n, reports.stats(broker)),
-            "workers": lambda peer, n, _: broker.answer(peer, n, reports.workers(broker)),
+            "health": lambda peer, n, _: state.answer(peer, n, reports.health(state)),
+            "stats": lambda peer, n, _: state.answer(peer, n, reports.stats(state)),
+            "workers": lambda peer, n, _: state.answer(peer, n, reports.workers(state)),
             "status": self._status,
             "queue": self._queue,
             "tasks": self._tasks,
@@ -90,25 +90,25 @@ class ClientRequests:
 
     def hello(self, message: ClientHello, peer: Peer) -> None:
         """Open a client's session, or let it go on under another routing id."""
-        broker = self._state
-        refusal = refuse_hello(message.version, message.mesh, broker)
+        state = self._state
+        refusal = refuse_hello(message.version, message.mesh, state)
         if refusal is not None:
-            broker.reject(refusal.code)
-            broker.send(peer, refusal)
+            state.reject(refusal.code)
+            state.send(peer, refusal)
             return
-        client = broker.clients.get(message.session)
+        client = state.clients.get(message.session)
         if client is None:
-            client = ClientState(message.session, peer, broker.now, message.host)
-            broker.clients[message.session] = client
-        broker.clients_by_routing_id.pop(client.peer.routing_id, None)
-        client.peer, client.last_heard = peer, broker.now
-        broker.clients_by_routing_id[peer.routing_id] = client
-        policy = broker.policy
-        broker.send(
+            client = ClientState(message.session, peer, state.now, message.host)
+            state.clients[message.session] = client
+        state.clients_by_routing_id.pop(client.peer.routing_id, None)
+        client.peer, client.last_heard = peer, state.now
+        state.clients_by_routing_id[peer.routing_id] = client
+        policy = state.policy
+        state.send(
             peer,
             Welcome(
                 message.version,
-                broker.epoch,
+                state.epoch,
                 policy.broker_id,
                 policy.heartbeat_s,
                 policy.lease_s,
@@ -118,11 +118,11 @@ class ClientRequests:
 
     def leave(self, client: ClientState) -> None:
         """Forget a client; its tasks go on, and what it awaits it may ask for again."""
-        broker = self._state
-        broker.clients.pop(client.session, None)
-        broker.clients_by_routing_id.pop(client.peer.routing_id, None)
+        state = self._state
+        state.clients.pop(client.session, None)
+        state.clients_by_routing_id.pop(client.peer.routing_id, None)
         for task_id in client.watched:
-            _remove(broker.task_watchers, task_id, client.session)
+            _remove(state.task_watchers, task_id, client.session)
         for task_id in list(client.listened):
             self._stop_listening(client, task_id)
 
@@ -135,24 +135,24 @@ class ClientRequests:
 
     def watch(self, client: ClientState, message: Watch) -> None:
         """Send the outcomes of these tasks, now or when they come; empty: a sign of life."""
-        broker = self._state
-        broker.send(client.peer, Beat(broker.epoch))
+        state = self._state
+        state.send(client.peer, Beat(state.epoch))
         finished: list[str] = []
         unknown: list[str] = []
         per_batch: dict[int, list[str]] = {}
         for task_id in message.ids:
             try:
-                found = broker.task_table.find(task_id)
+                found = state.task_table.find(task_id)
             except UnknownTaskError:
                 unknown.append(task_id)
                 continue
-            if found is None or broker.task_table.state_of(task_id) is None:
+            if found is None or state.task_table.state_of(task_id) is None:
                 finished.append(task_id)
-            elif broker.batch_watchers.get(found[0].order) != client.session:
+            elif state.batch_watchers.get(found[0].order) != client.session:
                 per_batch.setdefault(found[0].order, []).append(task_id)
         for order, ids in per_batch.items():
-            if len(ids) >= WHOLE_BATCH_IDS and order not in broker.batch_watchers:
-                broker.batch_watchers[order] = client.session
+            if len(ids) >= WHOLE_BATCH_IDS and order not in state.batch_watchers:
+                state.batch_watchers[order] = client.session
             else:
                 self._watch_singly(client, ids)
         if unknown:
@@ -169,29 +169,29 @@ class ClientRequests:
 
     def listen(self, client: ClientState, message: Listen) -> None:
         """Start or stop passing on the partial output of a task."""
-        broker, task_id = self._state, message.id
+        state, task_id = self._state, message.id
         if not message.is_on:
             self._stop_listening(client, task_id)
             return
         try:
             key = parse_id(task_id)
-            if broker.task_table.state_of(task_id) is None:
-                accepted = broker.task_table.accepted.get(key.session)
+            if state.task_table.state_of(task_id) is None:
+                accepted = state.task_table.accepted.get(key.session)
                 if accepted is not None and accepted.overlap(key.n, 1):
                     return  # finished: the outcome, awaited apart, ends the stream
-            is_first = task_id not in broker.listeners
-            broker.listen(client, task_id)  # before its task, if that is still on its way
+            is_first = task_id not in state.listeners
+            state.listen(client, task_id)  # before its task, if that is still on its way
         except (UnknownTaskError, FloodError) as error:
-            broker.reject(error.code)
+            state.reject(error.code)
             return
-        task = broker.task_table.tasks.get(task_id)
+        task = state.task_table.tasks.get(task_id)
         if task is None or task.state is not TaskState.RUNNING:
             return
         if is_first:
             self._tell_worker(task.worker_id, task_id, is_on=True)
         tail = self._streaming.tail(task)
         if tail.payloads:
-            broker.send(client.peer, tail)
+            state.send(client.peer, tail)
 
     def _stop_listening(self, client: ClientState, task_id: str) -> None:
         client.listened.discard(task_id)
@@ -201,9 +201,9 @@ class ClientRequests:
             self._tell_worker(task.worker_id, task_id, is_on=False)
 
     def _tell_worker(self, worker_id: str, task_id: str, *, is_on: bool) -> None:
-        worker_state = self._state.registry.worker_states.get(worker_id)
-        if worker_state is not None and worker_state.is_live and worker_state.boot_id:
-            self._state.tell(worker_state, Listening([task_id], is_on))
+        worker = self._state.registry.workers.get(worker_id)
+        if worker is not None and worker.is_live and worker.boot_id:
+            self._state.tell(worker, Listening([task_id], is_on))
 
     def _watch_singly(self, client: ClientState, ids: list[str]) -> None:
         for task_id in ids:
@@ -388,16 +388,16 @@ class ClientRequests:
         self._state.answer(peer, request, answer, waits=True)
 
     def _replay(self, peer: Peer, request: int, args: Args) -> None:
-        broker, task_id = self._state, _id(args, "id")
+        state, task_id = self._state, _id(args, "id")
         session, n = args.get("session"), args.get("n")
-        client = broker.clients_by_routing_id.get(peer.routing_id)
+        client = state.clients_by_routing_id.get(peer.routing_id)
         if client is None or session != client.session:
             raise ForbiddenError("a client submits under its own session only")
         if not isinstance(n, int) or not 0 <= n < MAX_COUNTER:
             raise InvalidTaskError("n: expected a counter")
-        if broker.is_draining:
+        if state.is_draining:
             raise DrainingError
-        if broker.task_table.state_of(task_id) is not None:
+        if state.task_table.state_of(task_id) is not None:
             raise InvalidTaskError(f"{task_id} is not finished: only what failed can be replayed")
 
         def loaded(answer: StoreAnswer) -> None:
@@ -420,7 +420,7 @@ class ClientRequests:
                 return
             self._state.answer(peer, request, {"task_id": f"{session}-{n}"}, waits=True)
 
-        broker.load_for(peer, SourceOf(task_id), loaded)
+        state.load_for(peer, SourceOf(task_id), loaded)
 
     def _accept_replay(self, session: str, n: int, origin: str, spec: Spec, payload: bytes) -> None:
         accepted = self._state.task_table.accepted.get(session)

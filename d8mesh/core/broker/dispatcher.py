@@ -126,8 +126,8 @@ class Dispatcher:
         state.now = now
         match message:
             case Results():  # the way of every task
-                if (worker_state := state.registry.by_peer(peer)) is not None:
-                    self._worker_sessions.results(worker_state, message)
+                if (worker := state.registry.by_peer(peer)) is not None:
+                    self._worker_sessions.results(worker, message)
                 else:
                     self._unknown(peer)
             case Heartbeat() | Release() | Chunks():
@@ -170,17 +170,17 @@ class Dispatcher:
         Hand-outs wait for another worker, uncounted; this one gets none until it speaks again.
         What a client missed it asks for again.
         """
-        worker_state = self.state.registry.by_peer(peer)
+        worker = self.state.registry.by_peer(peer)
         if isinstance(message, Stream):
             self._streaming.undelivered(peer, message)
-        elif worker_state is not None and isinstance(message, Work):
-            worker_state.window = 0  # every word of a mesh worker says its window anew
-            self.state.registry.refresh(worker_state)
+        elif worker is not None and isinstance(message, Work):
+            worker.window = 0  # every word of a mesh worker says its window anew
+            self.state.registry.refresh(worker)
             ids = [task_id for group in message.groups for task_id in group.ids]
-            tasks = [worker_state.outstanding[i] for i in ids if i in worker_state.outstanding]
+            tasks = [worker.outstanding[i] for i in ids if i in worker.outstanding]
             if tasks:
-                why = f"it could not be sent to worker {worker_state.worker_id!r}"
-                self._returns.take(worker_state.worker_id, tasks, why, MISLAID)
+                why = f"it could not be sent to worker {worker.worker_id!r}"
+                self._returns.take(worker.worker_id, tasks, why, MISLAID)
         return self.state.take_effects()
 
     def tick(self, now: float, at: float) -> list[Effect]:
@@ -226,9 +226,9 @@ class Dispatcher:
         """Take nothing new and hand nothing out; say goodbye to all."""
         state = self.state
         state.is_draining = True
-        for worker_state in list(state.registry.worker_states.values()):
-            if worker_state.dialect is Dialect.MESH and worker_state.is_live:
-                state.send(worker_state.peer, Goodbye("the orchestrator is shutting down"))
+        for worker in list(state.registry.workers.values()):
+            if worker.dialect is Dialect.MESH and worker.is_live:
+                state.send(worker.peer, Goodbye("the orchestrator is shutting down"))
         for client in state.clients.values():
             state.send(client.peer, Goodbye("the orchestrator is shutting down"))
         return state.take_effects()
@@ -238,10 +238,10 @@ class Dispatcher:
         state = self.state
         state.task_table.check()
         state.registry.check()
-        for worker_state in state.registry.worker_states.values():
-            for task_id, task in worker_state.outstanding.items():
+        for worker in state.registry.workers.values():
+            for task_id, task in worker.outstanding.items():
                 assert state.task_table.tasks.get(task_id) is task, task_id
-                assert task.worker_id == worker_state.worker_id, task_id
+                assert task.worker_id == worker.worker_id, task_id
         known = set(state.clients)
         assert all(client.session == session for session, client in state.clients.items())
         for sessions in (*state.task_watchers.values(), *state.listeners.values()):
@@ -251,17 +251,17 @@ class Dispatcher:
     # ------------------------------------------------------------------- who may say what
 
     def _from_worker(self, message: ToWorkers, peer: Peer) -> None:
-        worker_state = self.state.registry.by_peer(peer)
-        if worker_state is None:
+        worker = self.state.registry.by_peer(peer)
+        if worker is None:
             self._unknown(peer)
             return
         match message:
             case Heartbeat():
-                self._worker_sessions.heartbeat(worker_state, message)
+                self._worker_sessions.heartbeat(worker, message)
             case Release():
-                self._worker_sessions.release(worker_state, message)
+                self._worker_sessions.release(worker, message)
             case Chunks():
-                self._worker_sessions.chunks(worker_state, message)
+                self._worker_sessions.chunks(worker, message)
             case _:
                 assert_never(message)
 
@@ -300,10 +300,10 @@ class Dispatcher:
         self.state.send(peer, Refused(0, "access.forbidden", why))
 
     def _goodbye(self, peer: Peer) -> None:
-        worker_state = self.state.registry.by_peer(peer)
+        worker = self.state.registry.by_peer(peer)
         client = self.state.clients_by_routing_id.get(peer.routing_id)
-        if worker_state is not None:
-            self._worker_sessions.goodbye(worker_state)
+        if worker is not None:
+            self._worker_sessions.goodbye(worker)
         elif client is not None:
             self._client_requests.leave(client)
             self._polling.forget_peer(peer)
@@ -312,13 +312,13 @@ class Dispatcher:
 
     def _sweep(self) -> None:
         state = self.state
-        for worker_state in list(state.registry.worker_states.values()):
-            if not worker_state.is_live and not worker_state.outstanding:
+        for worker in list(state.registry.workers.values()):
+            if not worker.is_live and not worker.outstanding:
                 continue
-            if worker_state.dialect is Dialect.MESH:
-                self._worker_sessions.sweep(worker_state)
+            if worker.dialect is Dialect.MESH:
+                self._worker_sessions.sweep(worker)
             else:
-                self._polling.sweep(worker_state)
+                self._polling.sweep(worker)
         for client in list(state.clients.values()):
             if self._client_requests.is_silent(client):
                 self._client_requests.leave(client)
@@ -343,9 +343,9 @@ class Dispatcher:
         """The broker was stopped or starved: leases start anew, attempts get the time back."""
         gap_s = now - self._last_tick
         full_time_s = self._scheduler.full_time_s
-        for worker_state in self.state.registry.worker_states.values():
-            worker_state.last_heard = max(worker_state.last_heard, now)
-            for task in worker_state.outstanding.values():
+        for worker in self.state.registry.workers.values():
+            worker.last_heard = max(worker.last_heard, now)
+            for task in worker.outstanding.values():
                 task.until = min(task.until + gap_s, now + full_time_s)
         for client in self.state.clients.values():
             client.last_heard = now
@@ -420,20 +420,20 @@ class Dispatcher:
             if task is None:
                 continue
             task_table.apply(Adopted(worker_id, [task_id], [n]))
-            worker_state = self.state.registry.worker_states.get(worker_id)
-            if worker_state is not None and worker_state.dialect is Dialect.POLLING:
-                self._hold_for_polling(worker_state, task_id)
+            worker = self.state.registry.workers.get(worker_id)
+            if worker is not None and worker.dialect is Dialect.POLLING:
+                self._hold_for_polling(worker, task_id)
             else:
                 self._orphans.setdefault(worker_id, []).append(task_id)
         for task in waiting:
             self._scheduler.resume(task)
 
-    def _hold_for_polling(self, worker_state: WorkerState, task_id: str) -> None:
+    def _hold_for_polling(self, worker: WorkerState, task_id: str) -> None:
         """A polling worker is silent while it runs: its attempts get their whole time again."""
         task = self.state.task_table.tasks[task_id]
-        task.remember().holders.add(worker_state.worker_id)
-        worker_state.outstanding[task_id] = task
-        worker_state.last_heard = self.state.now
+        task.remember().holders.add(worker.worker_id)
+        worker.outstanding[task_id] = task
+        worker.last_heard = self.state.now
         task.until = self.state.now + self.state.policy.task_timeout_s
 
     def _settle_orphans(self, worker_id: str, peer: Peer) -> None:
@@ -441,12 +441,8 @@ class Dispatcher:
 
         Without this a broker that dies more often than a lease would never hand them out.
         """
-        worker_state = self.state.registry.by_peer(peer)
-        if (
-            worker_state is not None
-            and worker_state.worker_id == worker_id
-            and worker_id in self._orphans
-        ):
+        worker = self.state.registry.by_peer(peer)
+        if worker is not None and worker.worker_id == worker_id and worker_id in self._orphans:
             self._give_up(worker_id, self._orphans.pop(worker_id), "its worker holds it no more")
 
     def _give_up_orphans(self) -> None:
@@ -479,14 +475,14 @@ class Dispatcher:
         self._next_note = self.state.now + WAIT_STEP_LEASES * self.state.policy.lease_s
 
     def _give_up(self, worker_id: str, ids: Sequence[str], why: str) -> None:
-        worker_state = self.state.registry.worker_states.get(worker_id)
+        worker = self.state.registry.workers.get(worker_id)
         tasks = [self.state.task_table.tasks.get(task_id) for task_id in ids]
         lost = [
             task
             for task in tasks
             if task is not None
             and task.worker_id == worker_id
-            and (worker_state is None or task.id not in worker_state.outstanding)
+            and (worker is None or task.id not in worker.outstanding)
         ]
         if lost:
             self._scheduler.requeue(worker_id, lost, why)

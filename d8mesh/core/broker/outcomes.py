@@ -35,8 +35,8 @@ MAX_TRACEBACK_CHARS: Final = 8000
 class TaskOutcomes:
     """Completes, fails and cancels tasks of a pool."""
 
-    def __init__(self, broker: BrokerState) -> None:
-        self._state = broker
+    def __init__(self, state: BrokerState) -> None:
+        self._state = state
         #: session -> what has ended since it was last told
         self._told: dict[str, _Told] = {}
 
@@ -76,28 +76,25 @@ class TaskOutcomes:
         tasks = self._state.task_table.tasks
         return [tasks[task_id].n if task_id in tasks else 0 for task_id in ids]
 
-    def _settle(self, ids: list[str], state: int, payloads: Sequence[bytes], by: str) -> None:
+    def _settle(self, ids: list[str], code: int, payloads: Sequence[bytes], by: str) -> None:
         """Note who is to be told, and take the tasks out of the hands that hold them."""
-        broker = self._state
-        tasks, worker_states = broker.task_table.tasks, broker.registry.worker_states
-        watching, told = broker.batch_watchers, self._told
+        state = self._state
+        tasks, workers = state.task_table.tasks, state.registry.workers
+        watching, told = state.batch_watchers, self._told
         stops: dict[str, list[str]] = {}
         batch: Batch | None = None
         mine: _Told | None = None
-        is_singly_awaited = bool(broker.task_watchers or broker.listeners)
+        is_singly_awaited = bool(state.task_watchers or state.listeners)
         for index, task_id in enumerate(ids):  # a strict zip costs more than the rest of a pass
             payload, task = payloads[index], tasks.get(task_id)
             if task is not None:
                 home = task.batch
-                worker_state = worker_states.get(task.worker_id) if task.worker_id else None
-                was_held = (
-                    worker_state is not None
-                    and worker_state.outstanding.pop(task_id, None) is not None
-                )
+                worker = workers.get(task.worker_id) if task.worker_id else None
+                was_held = worker is not None and worker.outstanding.pop(task_id, None) is not None
                 if was_held and task.worker_id != by:
                     stops.setdefault(task.worker_id, []).append(task_id)
             else:
-                found = broker.task_table.find(task_id)
+                found = state.task_table.find(task_id)
                 assert found is not None  # callers checked that the task is unfinished
                 home = found[0]
             if home is not batch:
@@ -106,33 +103,33 @@ class TaskOutcomes:
                 mine = None if watcher is None else told.setdefault(watcher, ([], [], []))
             if mine is not None:
                 mine[0].append(task_id)
-                mine[1].append(state)
+                mine[1].append(code)
                 mine[2].append(payload)
             if is_singly_awaited:
-                self._tell_single(task_id, state, payload, watching.get(home.order))
+                self._tell_single(task_id, code, payload, watching.get(home.order))
         if stops:
-            self._stop(stops, "cancelled" if state == CANCELLED_STATE else "no longer wanted")
+            self._stop(stops, "cancelled" if code == CANCELLED_STATE else "no longer wanted")
 
-    def _tell_single(self, task_id: str, state: int, payload: bytes, watcher: str | None) -> None:
-        broker = self._state
-        for session in broker.task_watchers.pop(task_id, ()):
-            broker.clients[session].watched.discard(task_id)
+    def _tell_single(self, task_id: str, code: int, payload: bytes, watcher: str | None) -> None:
+        state = self._state
+        for session in state.task_watchers.pop(task_id, ()):
+            state.clients[session].watched.discard(task_id)
             if session != watcher:
                 mine = self._told.setdefault(session, ([], [], []))
                 mine[0].append(task_id)
-                mine[1].append(state)
+                mine[1].append(code)
                 mine[2].append(payload)
-        if listening := broker.listeners.pop(task_id, None):
-            broker.say_last(task_id, listening)
+        if listening := state.listeners.pop(task_id, None):
+            state.say_last(task_id, listening)
             for session in listening:
-                broker.clients[session].listened.discard(task_id)
+                state.clients[session].listened.discard(task_id)
 
     def _stop(self, stops: dict[str, list[str]], reason: str) -> None:
         for worker_id, ids in stops.items():
-            worker_state = self._state.registry.worker_states[worker_id]
-            if worker_state.is_live and worker_state.peer.routing_id and worker_state.boot_id:
-                self._state.tell(worker_state, Stop(ids, reason))
-            self._state.registry.refresh(worker_state)
+            worker = self._state.registry.workers[worker_id]
+            if worker.is_live and worker.peer.routing_id and worker.boot_id:
+                self._state.tell(worker, Stop(ids, reason))
+            self._state.registry.refresh(worker)
 
     def tell_all(self) -> None:
         """Tell everybody what has ended: once for all that came in together."""

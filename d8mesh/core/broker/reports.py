@@ -18,42 +18,42 @@ from d8mesh.core.protocol.task import TaskState
 Body = dict[str, object]
 
 
-def unfinished(broker: BrokerState, task_id: str, *, is_single: bool = False) -> Body | None:
+def unfinished(state: BrokerState, task_id: str, *, is_single: bool = False) -> Body | None:
     """Return the status body of an unfinished task, or None if it is finished or unknown.
 
     Args:
         is_single: tell how many go before it too, and which type is the nearest to one that
             nobody offers; both take a look at much.
     """
-    state = broker.task_table.state_of(task_id)
-    found = broker.task_table.find(task_id)
-    if state is None or found is None:
+    stage = state.task_table.state_of(task_id)
+    found = state.task_table.find(task_id)
+    if stage is None or found is None:
         return None
     batch, index = found
-    task = broker.task_table.tasks.get(task_id)
-    body = _body(task_id, batch, state)
+    task = state.task_table.tasks.get(task_id)
+    body = _body(task_id, batch, stage)
     if task is not None:
         body["attempts"] = task.n
         body["assigned_to"] = task.worker_id or None
-    reason = _reason(broker, batch, task_id, state, is_single=is_single)
+    reason = _reason(state, batch, task_id, stage, is_single=is_single)
     if (
         is_single
-        and state is TaskState.QUEUED
-        and placement.is_offered(batch.spec.type, broker.registry)
+        and stage is TaskState.QUEUED
+        and placement.is_offered(batch.spec.type, state.registry)
     ):
-        count, is_more = broker.queue.ahead_of(batch, index)
+        count, is_more = state.queue.ahead_of(batch, index)
         ahead = f"{'more than ' if is_more else ''}{count} waiting before it" if count else ""
         reason = "; ".join(part for part in (reason, ahead) if part) or None
     body["reason"] = reason
     return body
 
 
-def _body(task_id: str, batch: Batch, state: TaskState) -> Body:
+def _body(task_id: str, batch: Batch, stage: TaskState) -> Body:
     return {
         "task_id": task_id,
         "type": batch.spec.type,
-        "status": state.documented,
-        "state": state.value,
+        "status": stage.documented,
+        "state": stage.value,
         "priority": batch.spec.priority,
         "assigned_to": None,
         "created_at": batch.at,
@@ -66,23 +66,23 @@ def _body(task_id: str, batch: Batch, state: TaskState) -> Body:
 
 
 def _reason(
-    broker: BrokerState, batch: Batch, task_id: str, state: TaskState, *, is_single: bool
+    state: BrokerState, batch: Batch, task_id: str, stage: TaskState, *, is_single: bool
 ) -> str | None:
     """Say why a task is not further than it is."""
-    task = broker.task_table.tasks.get(task_id)
+    task = state.task_table.tasks.get(task_id)
     history = None if task is None else task.history
-    if state is TaskState.RUNNING and task is not None:
-        worker_state = broker.registry.worker_states.get(task.worker_id)
-        if worker_state is None or task_id not in worker_state.outstanding:
+    if stage is TaskState.RUNNING and task is not None:
+        worker = state.registry.workers.get(task.worker_id)
+        if worker is None or task_id not in worker.outstanding:
             return f"waiting for worker {task.worker_id!r} to come back"
         return None if history is None else _trouble(history) or None
-    if state is TaskState.DELAYED:
+    if stage is TaskState.DELAYED:
         if history is not None and _trouble(history):
-            left_s = max(0.0, history.not_before_at - broker.at)
+            left_s = max(0.0, history.not_before_at - state.at)
             return f"waiting to be tried again in {left_s:.1f} s; {_trouble(history)}"
         return f"to be run at {batch.spec.run_at}"
     key = LaneKey(batch.spec.type, batch.spec.model)
-    why = placement.why_waiting(key, broker.registry, is_one_of_many=not is_single)
+    why = placement.why_waiting(key, state.registry, is_one_of_many=not is_single)
     if history is not None and _trouble(history):
         why = "; ".join(part for part in (why, _trouble(history)) if part)
     return why or None
@@ -121,45 +121,43 @@ def history(past: list[PastAttempt]) -> list[Body]:
     return [msgspec.to_builtins(each) for each in past]
 
 
-def health(broker: BrokerState) -> Body:
+def health(state: BrokerState) -> Body:
     """Return the body of the ``health`` question."""
-    worker_states = broker.registry.worker_states.values()
+    workers = state.registry.workers.values()
     reason = None
-    if broker.is_draining:
+    if state.is_draining:
         reason = "shutting down"
-    elif broker.is_disk_low:
+    elif state.is_disk_low:
         reason = "the disk is nearly full"
     return {
-        "workers_online": sum(worker_state.is_live for worker_state in worker_states),
-        "tasks_pending": broker.task_table.queued,
-        "tasks_in_progress": broker.task_table.running,
+        "workers_online": sum(worker.is_live for worker in workers),
+        "tasks_pending": state.task_table.queued,
+        "tasks_in_progress": state.task_table.running,
         "is_accepting": reason is None,
         "reason": reason,
-        "epoch": broker.epoch,
-        "broker_id": broker.policy.broker_id,
-        "broker_port": broker.policy.broker_port,
-        "mesh": broker.policy.mesh,
-        "version": broker.policy.version,
-        "rejected": dict(broker.rejected),
-        "duplicates": broker.duplicates,
+        "epoch": state.epoch,
+        "broker_id": state.policy.broker_id,
+        "broker_port": state.policy.broker_port,
+        "mesh": state.policy.mesh,
+        "version": state.policy.version,
+        "rejected": dict(state.rejected),
+        "duplicates": state.duplicates,
     }
 
 
-def stats(broker: BrokerState) -> Body:
+def stats(state: BrokerState) -> Body:
     """Return the documented body of ``/api/stats``; the counts are lifetime counts."""
-    worker_states = list(broker.registry.worker_states.values())
+    workers = list(state.registry.workers.values())
     by_type: dict[str, int] = {}
-    for worker_state in worker_states:
-        by_type[worker_state.worker_type] = by_type.get(worker_state.worker_type, 0) + 1
-    totals, task_table = broker.task_table.totals, broker.task_table
+    for worker in workers:
+        by_type[worker.worker_type] = by_type.get(worker.worker_type, 0) + 1
+    totals, task_table = state.task_table.totals, state.task_table
     tried = totals.completed + totals.failed
     return {
         "workers": {
-            "total": len(worker_states),
-            "online": sum(worker_state.is_live for worker_state in worker_states),
-            "busy": sum(
-                worker_state.is_live and worker_state.is_busy for worker_state in worker_states
-            ),
+            "total": len(workers),
+            "online": sum(worker.is_live for worker in workers),
+            "busy": sum(worker.is_live and worker.is_busy for worker in workers),
             "by_type": by_type,
         },
         "tasks": {
@@ -178,37 +176,35 @@ def stats(broker: BrokerState) -> Body:
     }
 
 
-def workers(broker: BrokerState) -> Body:
+def workers(state: BrokerState) -> Body:
     """Return the documented body of ``/api/workers/list``."""
-    listed = [
-        _worker(broker, worker_state) for worker_state in broker.registry.worker_states.values()
-    ]
+    listed = [_worker(state, worker) for worker in state.registry.workers.values()]
     return {"workers": listed, "total": len(listed)}
 
 
-def _worker(broker: BrokerState, worker_state: WorkerState) -> Body:
-    record = broker.task_table.workers.get(worker_state.worker_id)
+def _worker(state: BrokerState, worker: WorkerState) -> Body:
+    record = state.task_table.workers.get(worker.worker_id)
     capabilities: object = {
-        "task_types": sorted(worker_state.types),
-        "models": sorted(worker_state.models),
+        "task_types": sorted(worker.types),
+        "models": sorted(worker.models),
     }
-    if worker_state.dialect is Dialect.POLLING and record is not None and record.capabilities:
+    if worker.dialect is Dialect.POLLING and record is not None and record.capabilities:
         capabilities, _ = record.registered()
-    status = "offline" if not worker_state.is_live else "busy" if worker_state.is_busy else "online"
+    status = "offline" if not worker.is_live else "busy" if worker.is_busy else "online"
     return {
-        "worker_id": worker_state.worker_id,
-        "worker_type": worker_state.worker_type,
+        "worker_id": worker.worker_id,
+        "worker_type": worker.worker_type,
         "status": status,
-        "last_heartbeat": worker_state.last_heard_at,
+        "last_heartbeat": worker.last_heard_at,
         "tasks_completed": 0 if record is None else record.completed,
         "tasks_failed": 0 if record is None else record.failed,
         "capabilities": capabilities,
-        "dialect": worker_state.dialect.value,
-        "host": worker_state.host,
-        "address": worker_state.peer.address,
-        "status_port": worker_state.status_port or None,
-        "slots": worker_state.slots,
-        "running": min(len(worker_state.outstanding), worker_state.slots),
-        "stuck": worker_state.stuck,
-        "reason": (worker_state.is_live and worker_state.trouble) or None,
+        "dialect": worker.dialect.value,
+        "host": worker.host,
+        "address": worker.peer.address,
+        "status_port": worker.status_port or None,
+        "slots": worker.slots,
+        "running": min(len(worker.outstanding), worker.slots),
+        "stuck": worker.stuck,
+        "reason": (worker.is_live and worker.trouble) or None,
     }

@@ -53,8 +53,8 @@ LEAVING: Final = ReturnKind(ORDERLY, FREE_RETURNS, MAX_LEFT)
 class Returns:
     """Takes attempts back into a pool."""
 
-    def __init__(self, broker: BrokerState, scheduler: Scheduler) -> None:
-        self._state = broker
+    def __init__(self, state: BrokerState, scheduler: Scheduler) -> None:
+        self._state = state
         self._scheduler = scheduler
 
     def take(self, worker_id: str, tasks: Iterable[TaskRecord], why: str, kind: ReturnKind) -> None:

@@ -40,8 +40,8 @@ _MAX_GROUP_TASKS: Final = 1024
 class Scheduler:
     """Assigns waiting tasks to free workers; one `assign` per wake-up of the loop."""
 
-    def __init__(self, broker: BrokerState, task_outcomes: TaskOutcomes) -> None:
-        self._state = broker
+    def __init__(self, state: BrokerState, task_outcomes: TaskOutcomes) -> None:
+        self._state = state
         self._outcomes = task_outcomes
         self._timers: list[tuple[float, int, Callable[..., None], tuple[object, ...]]] = []
         self._timer_count = 0
@@ -69,48 +69,48 @@ class Scheduler:
 
     def run_timers(self) -> None:
         """Do what is due."""
-        broker = self._state
-        while self._timers and self._timers[0][0] <= broker.now:
+        state = self._state
+        while self._timers and self._timers[0][0] <= state.now:
             _, _, action, args = heapq.heappop(self._timers)
             action(*args)
         due = []
-        while self._alarms and self._alarms[0][0] <= broker.at:
+        while self._alarms and self._alarms[0][0] <= state.at:
             due.append(heapq.heappop(self._alarms)[2])
         for batch in due:
             if batch.unfinished and batch.is_delayed:
                 self._batch_due(batch)
 
     def _batch_due(self, batch: Batch) -> None:
-        broker = self._state
-        singles = [broker.task_table.tasks.get(batch.task_id(index)) for index in batch.gone]
+        state = self._state
+        singles = [state.task_table.tasks.get(batch.task_id(index)) for index in batch.gone]
         waiting = [task for task in singles if task and task.state is TaskState.DELAYED]
-        broker.record(Due([task.id for task in waiting], [(batch.session, batch.first)]))
-        broker.queue.put_batch(batch)
+        state.record(Due([task.id for task in waiting], [(batch.session, batch.first)]))
+        state.queue.put_batch(batch)
         for task in waiting:
-            broker.queue.put_task(task)
+            state.queue.put_task(task)
 
     def next_deadline(self) -> float | None:
         """Return when `run_timers` has something to do next (monotonic)."""
-        broker = self._state
+        state = self._state
         dues = [self._timers[0][0]] if self._timers else []
         if self._alarms:
-            dues.append(broker.now + max(0.0, self._alarms[0][0] - broker.at))
+            dues.append(state.now + max(0.0, self._alarms[0][0] - state.at))
         return min(dues, default=None)
 
     # ------------------------------------------------------------------ coming in
 
     def enqueue(self, batch: Batch) -> None:
         """Let the fresh tasks of a new (or restored) batch wait for their turn."""
-        spec, broker = batch.spec, self._state
+        spec, state = batch.spec, self._state
         if spec.deadline_at is not None:  # the only look at the wall clock: it may jump later
-            left_s = spec.deadline_at - broker.at
-            batch.expires = broker.now + left_s
+            left_s = spec.deadline_at - state.at
+            batch.expires = state.now + left_s
             self.after(left_s, self._deadline_passed, batch)
         if batch.is_delayed:
             assert spec.run_at is not None
             heapq.heappush(self._alarms, (spec.run_at, batch.order, batch))
         elif batch.fresh_count:
-            broker.queue.put_batch(batch)
+            state.queue.put_batch(batch)
 
     def requeue(
         self,
@@ -127,7 +127,7 @@ class Scheduler:
         Tasks whose attempts are used up fail instead, with `why` as their error. The others wait
         as `wait` says.
         """
-        broker = self._state
+        state = self._state
         again: list[TaskRecord] = []
         for task in tasks:
             self._take_back(task)
@@ -138,16 +138,16 @@ class Scheduler:
         if not again:
             return
         ids, ns = [t.id for t in again], [t.n for t in again]
-        broker.record(
+        state.record(
             Requeued(
                 worker_id,
                 ids,
                 ns,
                 why,
-                broker.at,
+                state.at,
                 is_counted=is_counted,
                 is_loss=is_loss,
-                not_before_at=broker.at + wait.pause_s if wait.pause_s else 0.0,
+                not_before_at=state.at + wait.pause_s if wait.pause_s else 0.0,
                 returned=wait.returned,
             )
         )
@@ -155,7 +155,7 @@ class Scheduler:
             if wait.pause_s:
                 self.after(wait.pause_s, self._retry, task)
             else:
-                broker.queue.put_task(task)
+                state.queue.put_task(task)
 
     def resume(self, task: TaskRecord) -> None:
         """Let a task of before our start wait: for its turn, or for its time first."""
@@ -187,47 +187,47 @@ class Scheduler:
             self._state.record(Recounted(worker_id, ids, ns, is_loss=True))
 
     def attempt_failed(
-        self, worker_state_id: str, task: TaskRecord, n: int, payload: bytes, *, is_final: bool
+        self, worker_id: str, task: TaskRecord, n: int, payload: bytes, *, is_final: bool
     ) -> None:
         """Attempt `n` ended in an error: queue the task again after a pause, or fail it.
 
         The pause is what the result wishes for (``retry_after_s``), else a growing one.
         """
-        broker = self._state
+        state = self._state
         told = Failure.of(payload)
         why = told.text
         self._take_back(task)
         is_final = is_final or told.is_final
         key = LaneKey(task.batch.spec.type, task.batch.spec.model)
-        if is_final and placement.is_offered_elsewhere(worker_state_id, key, broker.registry):
+        if is_final and placement.is_offered_elsewhere(worker_id, key, state.registry):
             is_final = False  # it refused a strict wish for a model that another worker has
-        if is_final or self._is_used_up(task, worker_state_id, is_loss=False):
-            self._outcomes.fail(worker_state_id, [task.id], [told.recorded(payload)], why=why)
+        if is_final or self._is_used_up(task, worker_id, is_loss=False):
+            self._outcomes.fail(worker_id, [task.id], [told.recorded(payload)], why=why)
             return
         errors = 0 if task.history is None else task.history.errors
         if told.pause_s is None:
-            pause_s = min(MAX_RETRY_PAUSE_S, RETRY_PAUSE_S * 2**errors) * broker.draw()
+            pause_s = min(MAX_RETRY_PAUSE_S, RETRY_PAUSE_S * 2**errors) * state.draw()
         else:
             pause_s = min(told.pause_s, MAX_WISHED_PAUSE_S)
-        broker.record(
+        state.record(
             Requeued(
-                worker_state_id,
+                worker_id,
                 [task.id],
                 [n],  # of one that was taken over a later one may have been handed out
                 why,
-                broker.at,
+                state.at,
                 is_counted=True,
-                not_before_at=broker.at + pause_s,
+                not_before_at=state.at + pause_s,
                 traceback=told.traceback_text,
             )
         )
         self.after(pause_s, self._retry, task)
 
     def _take_back(self, task: TaskRecord) -> None:
-        worker_state = self._state.registry.worker_states.get(task.worker_id)
-        if worker_state is not None:
-            worker_state.outstanding.pop(task.id, None)
-            self._state.registry.refresh(worker_state)
+        worker = self._state.registry.workers.get(task.worker_id)
+        if worker is not None:
+            worker.outstanding.pop(task.id, None)
+            self._state.registry.refresh(worker)
 
     def _is_used_up(self, task: TaskRecord, worker_id: str, is_loss: bool) -> bool:
         history = task.history
@@ -257,29 +257,29 @@ class Scheduler:
 
     def assign(self) -> None:
         """Hand out what waits to whoever is free, in the order of the queue."""
-        broker = self._state
-        if not broker.task_table.queued or not broker.registry.free or broker.is_draining:
+        state = self._state
+        if not state.task_table.queued or not state.registry.free or state.is_draining:
             return
         self._shares.clear()
         lanes = [
             lane
-            for key, lane in broker.queue.lanes.items()
-            if lane.mask and key.type in broker.registry.free
+            for key, lane in state.queue.lanes.items()
+            if lane.mask and key.type in state.registry.free
         ]
         while lanes:
-            turn = broker.queue.choose(lanes)
+            turn = state.queue.choose(lanes)
             if turn is None:
                 break
             given = self._give(turn.lane, turn.priority, turn.limit)
             if not given and not turn.is_aged:
                 given = self._give_lower(turn.lane, turn.priority)
             if given:
-                broker.queue.handed_out(given, is_aged=turn.is_aged)
-            if not given or not turn.lane.mask or turn.lane.key.type not in broker.registry.free:
+                state.queue.handed_out(given, is_aged=turn.is_aged)
+            if not given or not turn.lane.mask or turn.lane.key.type not in state.registry.free:
                 lanes.remove(turn.lane)
-        broker.queue.drop_empty()
+        state.queue.drop_empty()
         for worker_id in list(self._groups):
-            self._flush(broker.registry.worker_states[worker_id])
+            self._flush(state.registry.workers[worker_id])
 
     def is_loading(self, types: Container[str]) -> bool:
         """Return whether payloads of tasks of one of these types are being read."""
@@ -295,15 +295,15 @@ class Scheduler:
         return 0
 
     def _give(self, lane: Lane, priority: int, limit: int) -> int:
-        broker = self._state
+        state = self._state
         for task in lane.retried(priority, RETRY_SCAN):
             if task.payload is None:
                 self._page_in([task.batch])
                 continue
-            worker_state = placement.choose_worker(lane.key, broker.registry, task)
-            if worker_state is not None:
+            worker = placement.choose_worker(lane.key, state.registry, task)
+            if worker is not None:
                 lane.take_retried(task)
-                self._hand(lane, [(worker_state, [task])], self._timeout_s(task.batch))
+                self._hand(lane, [(worker, [task])], self._timeout_s(task.batch))
                 return 1
         head = lane.head(priority)
         if head is None:
@@ -316,15 +316,15 @@ class Scheduler:
         given, timeout_s = 0, self._timeout_s(head)
         while given < limit and head.fresh_count:  # until then the turn stays with this batch
             most_worker_states = min(limit - given, head.fresh_count)  # the line may be long
-            worker_states = placement.choose_workers(lane.key, broker.registry, most_worker_states)
-            if not worker_states:
+            workers = placement.choose_workers(lane.key, state.registry, most_worker_states)
+            if not workers:
                 break
-            rooms = [min(worker_state.free, most) for worker_state in worker_states]
-            tasks = broker.task_table.draw(head, min(limit - given, sum(rooms)))
+            rooms = [min(worker.free, most) for worker in workers]
+            tasks = state.task_table.draw(head, min(limit - given, sum(rooms)))
             ends = list(accumulate(rooms))
             shares = [
-                (worker_state, tasks[end - room : end])
-                for worker_state, room, end in zip(worker_states, rooms, ends, strict=True)
+                (worker, tasks[end - room : end])
+                for worker, room, end in zip(workers, rooms, ends, strict=True)
                 if end - room < len(tasks)
             ]
             self._hand(lane, shares, timeout_s)
@@ -344,15 +344,15 @@ class Scheduler:
         self, lane: Lane, shares: Iterable[tuple[WorkerState, list[TaskRecord]]], timeout_s: float
     ) -> None:
         """Let tasks of one batch go to workers, each its own."""
-        broker, registry, record = self._state, self._state.registry, self._state.record
-        token, heading, listeners = broker.signer.token, self._heading, broker.listeners
-        until, kind = broker.now + timeout_s + ATTEMPT_GRACE_S, lane.key.type
-        for worker_state, tasks in shares:  # the path of every task
-            number, broker.next_assignment = broker.next_assignment, broker.next_assignment + 1
+        state, registry, record = self._state, self._state.registry, self._state.record
+        token, heading, listeners = state.signer.token, self._heading, state.listeners
+        until, kind = state.now + timeout_s + ATTEMPT_GRACE_S, lane.key.type
+        for worker, tasks in shares:  # the path of every task
+            number, state.next_assignment = state.next_assignment, state.next_assignment + 1
             worker_id, outstanding, work_seq = (
-                worker_state.worker_id,
-                worker_state.outstanding,
-                worker_state.work_seq + 1,
+                worker.worker_id,
+                worker.outstanding,
+                worker.work_seq + 1,
             )
             ids: list[str] = []
             ns: list[int] = []
@@ -370,46 +370,44 @@ class Scheduler:
                 payloads.append(payload)
                 size += len(payload)
                 outstanding[task_id] = task
-            is_polling = worker_state.dialect is POLLING
-            record(Assigned(number, worker_id, ids, ns, broker.at, is_polling))
+            is_polling = worker.dialect is POLLING
+            record(Assigned(number, worker_id, ids, ns, state.at, is_polling))
             if is_polling:
-                self._answer_poll(worker_state, tasks[0])
+                self._answer_poll(worker, tasks[0])
             else:
                 group = WorkGroup(kind, timeout_s, False, ids, tokens, payloads)
                 for part in _by_listening(group, listeners) if listeners else (group,):
-                    self._put(
-                        worker_state, part, size if part is group else sum(map(len, part.payloads))
-                    )
-            registry.refresh(worker_state)
-            if worker_state.is_free:
-                registry.to_the_end(worker_state, kind)
+                    self._put(worker, part, size if part is group else sum(map(len, part.payloads)))
+            registry.refresh(worker)
+            if worker.is_free:
+                registry.to_the_end(worker, kind)
 
-    def _put(self, worker_state: WorkerState, group: WorkGroup, size: int) -> None:
+    def _put(self, worker: WorkerState, group: WorkGroup, size: int) -> None:
         """Add to what a mesh worker is sent in this pass."""
-        before = self._groups.get(worker_state.worker_id)
+        before = self._groups.get(worker.worker_id)
         if before is not None:
             before[0].append(group)
             size += before[1]
-        self._groups[worker_state.worker_id] = ([group] if before is None else before[0], size)
+        self._groups[worker.worker_id] = ([group] if before is None else before[0], size)
         if size > SOFT_FRAME_BYTES:
-            self._flush(worker_state)
+            self._flush(worker)
 
-    def _flush(self, worker_state: WorkerState) -> None:
-        groups, _ = self._groups.pop(worker_state.worker_id)
-        worker_state.work_seq += 1
-        worker_state.last_assignment = self._state.now
-        owed, worker_state.owed = worker_state.owed, []
+    def _flush(self, worker: WorkerState) -> None:
+        groups, _ = self._groups.pop(worker.worker_id)
+        worker.work_seq += 1
+        worker.last_assignment = self._state.now
+        owed, worker.owed = worker.owed, []
         if owed and self._state.unconfirmed_since < math.inf:  # the hand-out shall not wait
             for seq in owed:
-                self._state.send(worker_state.peer, Received(seq), waits=True)
+                self._state.send(worker.peer, Received(seq), waits=True)
             owed = []
-        self._state.tell(worker_state, Work(worker_state.work_seq, groups, owed))
+        self._state.tell(worker, Work(worker.work_seq, groups, owed))
 
-    def _answer_poll(self, worker_state: WorkerState, task: TaskRecord) -> None:
-        poll, worker_state.poll = worker_state.poll, None
+    def _answer_poll(self, worker: WorkerState, task: TaskRecord) -> None:
+        poll, worker.poll = worker.poll, None
         assert poll is not None  # only a waiting poll makes a polling worker free
-        broker = self._state
-        task.remember().holders.add(worker_state.worker_id)
+        state = self._state
+        task.remember().holders.add(worker.worker_id)
         body: dict[str, object] = {
             "task_id": task.id,
             "type": task.batch.spec.type,
@@ -417,7 +415,7 @@ class Scheduler:
             "priority": task.batch.spec.priority,
             "attempt": task.n,
         }
-        broker.send(poll.peer, Answer(poll.request, "", {"task": body}))
+        state.send(poll.peer, Answer(poll.request, "", {"task": body}))
 
     def _heading(self, worker_id: str, n: int) -> bytes:
         heading = self._headings.get((worker_id, n))
@@ -430,19 +428,19 @@ class Scheduler:
     def _timeout_s(self, batch: Batch) -> float:
         return min(self._state.policy.task_timeout_s, max(0.0, batch.expires - self._state.now))
 
-    def take_overdue(self, worker_state: WorkerState) -> None:
+    def take_overdue(self, worker: WorkerState) -> None:
         """Take back what a mesh worker kept far beyond its time without a word about it.
 
         Hand-outs are looked at in their order, so a later one with a shorter time may wait
         for those before it; its worker has a timer of its own anyway.
         """
         overdue: list[TaskRecord] = []
-        for task in worker_state.outstanding.values():
+        for task in worker.outstanding.values():
             if task.until > self._state.now:
                 break
             overdue.append(task)
         if overdue:
-            self.requeue(worker_state.worker_id, overdue, "timed out", is_counted=True)
+            self.requeue(worker.worker_id, overdue, "timed out", is_counted=True)
 
     def _page_in(self, batches: Iterable[Batch]) -> None:
         for batch in batches:
@@ -468,16 +466,16 @@ class Scheduler:
 
     def _unread(self, batch: Batch, error: str) -> None:
         """Try again after a pause; in the end its tasks fail, lest they block those behind."""
-        broker = self._state
+        state = self._state
         tries = self._unreadable.get(batch.order, (0, 0.0))[0] + 1
-        self._unreadable[batch.order] = (tries, broker.now + READ_PAUSE_S)
+        self._unreadable[batch.order] = (tries, state.now + READ_PAUSE_S)
         if tries < READ_TRIES:
             return
         del self._unreadable[batch.order]
         ids = (batch.task_id(index) for index in range(batch.count))
         waiting = (TaskState.QUEUED, TaskState.DELAYED)
         self._outcomes.fail_for(
-            [task_id for task_id in ids if broker.task_table.state_of(task_id) in waiting],
+            [task_id for task_id in ids if state.task_table.state_of(task_id) in waiting],
             code="task.unreadable",
             why=f"its data cannot be read from the journal: {error}",
         )

@@ -124,13 +124,10 @@ class BrokerState:
         """Send `message`; `waits`: it promises something, so only after the commit."""
         self._out.append(Send(peer, message, waits))
 
-    def tell(self, worker_state: WorkerState, message: Message) -> None:
+    def tell(self, worker: WorkerState, message: Message) -> None:
         """Send a worker something that promises nothing; its `Welcome` goes before it."""
-        self.send(
-            worker_state.peer,
-            message,
-            waits=worker_state.welcomed >= min(self.now, self.unconfirmed_since),
-        )
+        not_durable_since = min(self.now, self.unconfirmed_since)
+        self.send(worker.peer, message, waits=worker.welcomed >= not_durable_since)
 
     def answer(
         self, peer: Peer, request: int, body: dict[str, object], *, waits: bool = False

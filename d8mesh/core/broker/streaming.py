@@ -23,14 +23,14 @@ CATCH_UP_S: Final = 0.05
 class Streaming:
     """Passes the partial output of a pool's tasks on."""
 
-    def __init__(self, broker: BrokerState, scheduler: Scheduler) -> None:
-        self._state = broker
+    def __init__(self, state: BrokerState, scheduler: Scheduler) -> None:
+        self._state = state
         self._scheduler = scheduler
         #: task id -> attempt, number of the first piece kept, the pieces, their bytes
         self._tails: dict[str, tuple[int, int, list[bytes], int]] = {}
         #: (session, task id) of who missed something that may be kept still
         self._behind: set[tuple[str, str]] = set()
-        broker.say_last = self._say_last
+        state.say_last = self._say_last
 
     def take(self, message: Chunks) -> None:
         """Pass output on: what came together of a task goes on together."""
@@ -76,17 +76,17 @@ class Streaming:
             del self._tails[task_id]
 
     def _send(self, run: Stream) -> None:
-        broker = self._state
-        for session in broker.listeners.get(run.id, ()):
+        state = self._state
+        for session in state.listeners.get(run.id, ()):
             if not self._behind or (session, run.id) not in self._behind:
-                broker.send(broker.clients[session].peer, run)
+                state.send(state.clients[session].peer, run)
 
     def _catch_up(self) -> None:
-        broker, behind, self._behind = self._state, self._behind, set()
+        state, behind, self._behind = self._state, self._behind, set()
         for session, task_id in sorted(behind):
-            task, client = broker.task_table.tasks.get(task_id), broker.clients.get(session)
+            task, client = state.task_table.tasks.get(task_id), state.clients.get(session)
             if task is not None and client is not None and task_id in client.listened:
-                broker.send(client.peer, self.tail(task))
+                state.send(client.peer, self.tail(task))
 
     def _say_last(self, task_id: str, sessions: set[str]) -> None:
         """The task is finished; who is behind has a last chance, before the outcome."""
