@@ -18,7 +18,8 @@ from typing import Final
 
 import apsw
 
-from d8mesh.core.broker.store import Restored
+from d8mesh.core.broker.store import BatchPayloads, FinishedStates, OutcomesOf, PayloadsOf, Restored
+from d8mesh.core.protocol.messages import PRUNED_STATE
 from d8mesh.core.protocol.task import (
     Assigned,
     AssignmentsSettled,
@@ -113,12 +114,14 @@ def read_journal(folder: Path) -> State:
             state |= {f"{session}-{n}": b"" for n in range(first, first + count)}
     reader = Reader(folder / JOURNAL_NAME)
     try:
-        for task_id, code, payload in reader.query("outcomes", (list(state),)):
+        ids = list(state)
+        ended = reader.ask(OutcomesOf(ids))
+        assert isinstance(ended, FinishedStates)
+        for task_id, code, payload in zip(ids, ended.states, ended.payloads, strict=True):
             if code in _OUTCOMES:
-                assert isinstance(payload, bytes)
-                state[str(task_id)] = _OUTCOMES[code] + payload
-            else:
-                del state[str(task_id)]  # pruned
+                state[task_id] = _OUTCOMES[code] + payload
+            elif code == PRUNED_STATE:
+                del state[task_id]
         state |= _rest_of(restored, reader)
     finally:
         reader.close()
@@ -147,9 +150,9 @@ def _rest_of(restored: Restored, reader: Reader) -> State:
     for key, what in restored.keys.items():
         state[f"key {key}"] = _told(what)
     for batch, _ in restored.batches:
-        ((payloads,),) = reader.query("payloads", (batch.session, batch.first))
-        assert isinstance(payloads, list)
-        state[f"batch {batch.task_id(0)}"] = _digest(batch.spec, payloads)
+        found = reader.ask(PayloadsOf(batch.session, batch.first))
+        assert isinstance(found, BatchPayloads)
+        state[f"batch {batch.task_id(0)}"] = _digest(batch.spec, found.payloads)
     for task_id, holder in restored.in_flight.items():
         if task_id in open_ids:
             state[f"in hand {task_id}"] = _told(holder)

@@ -6,13 +6,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from d8mesh.core.broker.deferral import DEFERRAL_S, Deferral
 from d8mesh.core.broker.dispatcher import Dispatcher
 from d8mesh.core.broker.effects import Effect, Load, Loaded, Peer, Record, Send
 from d8mesh.core.broker.state import Policy
 from d8mesh.core.protocol import messages as m
 from d8mesh.core.protocol.codec import decode_to_broker, encode
 from d8mesh.core.protocol.task import Fact, TaskState
-from d8mesh.edge.sqlite import Journal, Reader
+from d8mesh.edge.sqlite import Journal
 from tests.simulation.safety import Owed
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ class Orchestrator:
     def _open(self) -> None:
         world = self.world
         self.journal = Journal(self._file, synchronous="OFF")
-        self.reader = Reader(self._file)
+        self._deferral, self._deferral_now = Deferral(), 0.0
         restored = self.journal.restore()
         self.life = restored.epoch
         self.dispatcher = Dispatcher(
@@ -81,7 +82,6 @@ class Orchestrator:
 
     def close(self) -> None:
         """Let the files go."""
-        self.reader.close()
         self.journal.close()
 
     def crash(self) -> None:
@@ -100,8 +100,6 @@ class Orchestrator:
         self._inbox.clear()
         self._owed.clear()
         self._owed_answers.clear()
-        for owed in (self.journal._late, self.journal._young, self.journal._old):
-            owed.clear()  # a close would write them
         self.close()
         for file, content in self._torn.items():
             file.write_bytes(content)
@@ -210,8 +208,8 @@ class Orchestrator:
         for effect in effects:
             if isinstance(effect, Load):
                 self._live()
-                rows = self.reader.query(effect.what, effect.args)
-                follow_ups += self.dispatcher.loaded(Loaded(effect.number, rows))
+                answer = self.journal.ask(effect.question)
+                follow_ups += self.dispatcher.loaded(Loaded(effect.number, answer))
         if follow_ups:
             self.perform(follow_ups)
 
@@ -226,7 +224,9 @@ class Orchestrator:
         if self._is_to_tear:
             self._tear(facts)
             raise Died
-        self.journal.append(facts, is_due=self.world.rng.random() < DUE)
+        if self.world.rng.random() < DUE:
+            self._deferral_now += DEFERRAL_S
+        self.journal.append(self._deferral.due(facts, self._deferral_now))
         self.world.safety.committed(self.name, facts)
         self._live()
 
@@ -234,7 +234,7 @@ class Orchestrator:
         """Write a commit of which the disk gets only a part: nothing of it may be seen again."""
         log = self._file.with_name(self._file.name + "-wal")
         file_before, before = self._file.read_bytes(), log.read_bytes()
-        self.journal.append(facts)
+        self.journal.append(self._deferral.due(facts, self._deferral_now))
         after = log.read_bytes()
         if self._file.read_bytes() != file_before or after == before:
             self.world.safety.committed(self.name, facts)  # moved over after it was whole, or empty

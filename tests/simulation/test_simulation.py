@@ -87,9 +87,9 @@ def test_half_a_commit_after_a_torn_write_is_caught(
 ) -> None:
     append = Journal.append
 
-    def one_by_one(self: Journal, facts: Sequence[Fact], *, is_due: bool = False) -> None:
+    def one_by_one(self: Journal, facts: Sequence[Fact]) -> None:
         for fact in facts:
-            append(self, [fact], is_due=is_due)
+            append(self, [fact])
 
     monkeypatch.setattr(Journal, "append", one_by_one)
     monkeypatch.setattr("tests.simulation.orchestrator.AT_ONCE", 0.0)

@@ -11,7 +11,7 @@ from d8mesh.core.broker import placement
 from d8mesh.core.broker.scheduler import Scheduler
 from d8mesh.core.broker.state import MAX_LISTENED, BrokerState, ClientState
 from d8mesh.core.protocol.messages import MAX_WARNINGS, Accepted, Group, Refused, Submit
-from d8mesh.core.protocol.task import MAX_SESSIONS, Spec, Submitted
+from d8mesh.core.protocol.task import Spec, Submitted
 from d8mesh.errors import (
     DiskLowError,
     DrainingError,
@@ -162,11 +162,11 @@ class Admission:
         task_table, policy = state.task_table, state.policy
         if (
             session not in task_table.accepted
-            and len(task_table.accepted) + task_table.forgotten_sessions >= MAX_SESSIONS
+            and len(task_table.accepted) + task_table.forgotten_sessions >= task_table.max_sessions
         ):
             raise TaskRejectedError(
-                f"the journal has named {MAX_SESSIONS} clients, and no more fit: start the "
-                "orchestrator with a new data folder"
+                f"the journal has named {task_table.max_sessions} clients, and no more fit: start "
+                "the orchestrator with a new data folder"
             )
         if task_table.queued + count > policy.queue_size:
             raise QueueFullError(

@@ -11,6 +11,21 @@ from d8mesh.core.broker.effects import Peer
 from d8mesh.core.broker.joining import refuse_hello
 from d8mesh.core.broker.outcomes import TaskOutcomes
 from d8mesh.core.broker.state import BrokerState, ClientState
+from d8mesh.core.broker.store import (
+    BadCursor,
+    DetailsOf,
+    EndOf,
+    FinishedStates,
+    FinishedTask,
+    OutcomesOf,
+    PageOf,
+    PrunedTask,
+    SourceOf,
+    StoreAnswer,
+    TaskDetails,
+    TaskPage,
+    TaskSource,
+)
 from d8mesh.core.broker.streaming import Streaming
 from d8mesh.core.protocol.messages import (
     UNKNOWN_STATE,
@@ -44,7 +59,6 @@ MAX_WATCHED: Final = 200_000
 MAX_PAGE: Final = 1000
 
 Args: TypeAlias = dict[str, object]
-Rows: TypeAlias = list[tuple[object, ...]]
 
 
 class ClientRequests:
@@ -200,21 +214,12 @@ class ClientRequests:
             self._state.task_watchers.setdefault(task_id, set()).add(client.session)
 
     def _tell_finished(self, client: ClientState, ids: list[str]) -> None:
-        def then(rows: Rows, error: str) -> None:
-            if error:
-                return  # the client asks again: what it awaits is state
-            found = {str(row[0]): (row[1], row[2]) for row in rows}
-            states = bytearray()
-            payloads: list[bytes] = []
-            for task_id in ids:
-                code, payload = found.get(task_id, (UNKNOWN_STATE, b""))
-                assert isinstance(code, int)
-                states.append(code)
-                payloads.append(payload if isinstance(payload, bytes) else b"")
-            self._outcomes.tell(client.session, ids, bytes(states), payloads)
+        def then(answer: StoreAnswer) -> None:
+            if isinstance(answer, FinishedStates):  # else the client asks again: it is state
+                self._outcomes.tell(client.session, ids, answer.states, answer.payloads)
 
         try:
-            self._state.load_for(client.peer, "outcomes", (ids,), then)
+            self._state.load_for(client.peer, OutcomesOf(ids), then)
         except FloodError as error:
             self._state.reject(error.code)  # the client asks again later
 
@@ -252,12 +257,12 @@ class ClientRequests:
     def _full_status(self, peer: Peer, request: int, task_id: str) -> None:
         """Answer with the input and all that went wrong too, which lie in the journal."""
 
-        def loaded(rows: Rows, error: str) -> None:
-            if error:
-                self._state.refuse(peer, request, D8Error(error))
+        def loaded(answer: StoreAnswer) -> None:
+            if not isinstance(answer, TaskDetails | None):
+                self._state.refuse_unreadable(peer, request, answer)
                 return
-            data, past = rows[0] if rows else (None, [])
-            more: Args = {"data": data or None, "history": past}
+            data, past = (answer.payload, answer.past) if answer else (b"", [])
+            more: Args = {"data": data or None, "history": reports.history(past)}
             body = reports.unfinished(self._state, task_id, is_single=True)
             if body is not None:
                 self._state.answer(peer, request, body | more)
@@ -269,30 +274,29 @@ class ClientRequests:
                     lambda p, n, found: self._state.answer(p, n, found | more),
                 )
 
-        self._state.load_for(peer, "full", (task_id,), loaded)
+        self._state.load_for(peer, DetailsOf(task_id), loaded)
 
     def _with_finished(
         self, peer: Peer, request: int, task_id: str, then: Callable[[Peer, int, Args], None]
     ) -> None:
         """Call `then` with the body of a finished task, or refuse."""
 
-        def loaded(rows: Rows, error: str) -> None:
-            if not self._is_refused(peer, request, rows, error):
-                then(peer, request, reports.finished(rows[0]))
+        def loaded(answer: StoreAnswer) -> None:
+            if isinstance(answer, FinishedTask):
+                then(peer, request, reports.finished(answer))
+            else:
+                self._refuse_missing(peer, request, answer)
 
-        self._state.load_for(peer, "task", (task_id,), loaded)
+        self._state.load_for(peer, EndOf(task_id), loaded)
 
-    def _is_refused(self, peer: Peer, request: int, rows: Rows, error: str) -> bool:
+    def _refuse_missing(self, peer: Peer, request: int, answer: StoreAnswer) -> None:
         """Refuse a question about a finished task that is unknown, pruned or unreadable."""
-        if error:
-            self._state.refuse(peer, request, D8Error(error))
-        elif not rows:
+        if answer is None:
             self._state.refuse(peer, request, UnknownTaskError())
-        elif len(rows[0]) == 1:
-            self._state.refuse(peer, request, PrunedTaskError(), pruned_at=rows[0][0])
+        elif isinstance(answer, PrunedTask):
+            self._state.refuse(peer, request, PrunedTaskError(), pruned_at=answer.at)
         else:
-            return False
-        return True
+            self._state.refuse_unreadable(peer, request, answer)
 
     def _queue(self, peer: Peer, request: int, args: Args) -> None:
         task_table = self._state.task_table
@@ -305,15 +309,15 @@ class ClientRequests:
             "cancelled": totals.cancelled,
         }
 
-        def then(rows: Rows, next_cursor: object) -> None:
-            listed = [reports.unfinished(self._state, str(row[0])) for row in rows]
+        def then(page: TaskPage) -> None:
+            listed = [reports.unfinished(self._state, task_id) for task_id in page.ids]
             keys = ("task_id", "type", "priority", "status", "created_at", "state")
             queue = [{key: body[key] for key in keys} for body in listed if body is not None]
             self._state.answer(
-                peer, request, {"queue": queue, **counts, "next_cursor": next_cursor}
+                peer, request, {"queue": queue, **counts, "next_cursor": page.next_cursor}
             )
 
-        self._list(peer, request, {**args, "state": "open", "type": "", "order": ""}, then)
+        self._list(peer, request, {**args, "type": "", "order": ""}, then, is_open=True)
 
     def _tasks(self, peer: Peer, request: int, args: Args) -> None:
         wanted = args.get("state") or ""
@@ -321,21 +325,31 @@ class ClientRequests:
             known = ", ".join(state.value for state in TaskState)
             raise InvalidTaskError(f"state: saw {str(wanted)[:40]!r}, expected one of {known}")
 
-        def then(rows: Rows, next_cursor: object) -> None:
+        def then(page: TaskPage) -> None:
             bodies = []
-            for row in rows:
-                body = reports.unfinished(self._state, str(row[0]))
-                if body is None and row[4] is not None:
-                    body = reports.finished(row)
+            for task_id in page.ids:
+                body = reports.unfinished(self._state, task_id)
+                if body is None and (task := page.finished.get(task_id)) is not None:
+                    body = reports.finished(task)
                 if body is not None and wanted in ("", body["state"]):
                     bodies.append(body)
-            self._state.answer(peer, request, {"tasks": bodies, "next_cursor": next_cursor})
+            self._state.answer(peer, request, {"tasks": bodies, "next_cursor": page.next_cursor})
 
-        is_open = wanted and not TaskState(wanted).is_final
-        self._list(peer, request, {**args, "state": "open" if is_open else wanted}, then)
+        state = TaskState(wanted) if wanted else None
+        if state is not None and not state.is_final:
+            self._list(peer, request, args, then, is_open=True)
+        else:
+            self._list(peer, request, args, then, state=state)
 
     def _list(
-        self, peer: Peer, request: int, args: Args, then: Callable[[Rows, object], None]
+        self,
+        peer: Peer,
+        request: int,
+        args: Args,
+        then: Callable[[TaskPage], None],
+        *,
+        state: TaskState | None = None,
+        is_open: bool = False,
     ) -> None:
         limit = args.get("limit", 100)
         order = args.get("order") or "oldest"
@@ -348,13 +362,17 @@ class ClientRequests:
         if not isinstance(cursor, str) or not isinstance(kind, str):
             raise InvalidTaskError("cursor and type: expected texts")
 
-        def loaded(rows: Rows, error: str) -> None:
-            if error:
-                self._state.refuse(peer, request, InvalidTaskError(error))
+        def loaded(answer: StoreAnswer) -> None:
+            if isinstance(answer, TaskPage):
+                then(answer)
+            elif isinstance(answer, BadCursor):
+                what = f"cursor: saw {cursor[:40]!r}, expected a next_cursor of this listing"
+                self._state.refuse(peer, request, InvalidTaskError(what))
             else:
-                then(rows[1:], rows[0][0])
+                self._state.refuse_unreadable(peer, request, answer)
 
-        self._state.load_for(peer, "list", (args["state"], kind, limit, cursor, order), loaded)
+        question = PageOf(limit, cursor, kind, state, is_open, order == "newest")
+        self._state.load_for(peer, question, loaded)
 
     def _cancel(self, peer: Peer, request: int, args: Args) -> None:
         task_id = _id(args, "id")
@@ -382,29 +400,27 @@ class ClientRequests:
         if state.task_table.state_of(task_id) is not None:
             raise InvalidTaskError(f"{task_id} is not finished: only what failed can be replayed")
 
-        def loaded(rows: Rows, error: str) -> None:
-            if self._is_refused(peer, request, rows, error):
+        def loaded(answer: StoreAnswer) -> None:
+            if not isinstance(answer, TaskSource):
+                self._refuse_missing(peer, request, answer)
                 return
-            spec, payload, state = rows[0]
-            if state == 1:
+            if answer.state is TaskState.COMPLETED:
                 what = InvalidTaskError(f"{task_id} completed: only what failed can be replayed")
                 self._state.refuse(peer, request, what)
                 return
-            assert isinstance(spec, Spec)
-            assert isinstance(payload, bytes)
-            if not payload:
+            if not answer.payload:
                 what = InvalidTaskError(f"{task_id}: its data was lost, there is nothing to replay")
                 self._state.refuse(peer, request, what)
                 return
             try:
-                self._accept_replay(client.session, n, task_id, spec, payload)
+                self._accept_replay(client.session, n, task_id, answer.spec, answer.payload)
             except TaskRejectedError as refusal:
                 self._state.reject(refusal.code)
                 self._state.refuse(peer, request, refusal)
                 return
             self._state.answer(peer, request, {"task_id": f"{session}-{n}"}, waits=True)
 
-        state.load_for(peer, "replay", (task_id,), loaded)
+        state.load_for(peer, SourceOf(task_id), loaded)
 
     def _accept_replay(self, session: str, n: int, origin: str, spec: Spec, payload: bytes) -> None:
         accepted = self._state.task_table.accepted.get(session)

@@ -26,7 +26,7 @@ from d8mesh.core.broker.restart import Restart
 from d8mesh.core.broker.returns import MISLAID, Returns
 from d8mesh.core.broker.scheduler import Scheduler
 from d8mesh.core.broker.state import BrokerState, Policy
-from d8mesh.core.broker.store import Restored
+from d8mesh.core.broker.store import OldBatches, PrunableBatches, Restored, StoreAnswer
 from d8mesh.core.broker.streaming import Streaming
 from d8mesh.core.broker.worker_registry import Dialect
 from d8mesh.core.broker.worker_sessions import WorkerSessions
@@ -146,8 +146,8 @@ class Dispatcher:
         return state.take_effects()
 
     def loaded(self, answer: Loaded) -> list[Effect]:
-        """Take in an answer of the journal."""
-        self.state.loaded(answer.number, answer.rows, answer.error)
+        """Take in an answer of the store."""
+        self.state.loaded(answer.number, answer.answer)
         return self.state.take_effects()
 
     def lost_peer(self, peer: Peer) -> list[Effect]:
@@ -210,6 +210,10 @@ class Dispatcher:
         timer = timers[0][0] if timers else math.inf
         alarm, poll = self._scheduler.next_alarm(), self._polling.next_deadline()
         return min(timer, alarm, poll, self._next_sweep)
+
+    def set_unconfirmed(self, since: float) -> None:
+        """Take in that facts of wake-ups from then on are not durable; `math.inf`: all are."""
+        self.state.unconfirmed_since = since
 
     def set_disk_low(self, is_low: bool) -> None:
         """Say whether there is room for new tasks on the disk."""
@@ -376,11 +380,11 @@ class Dispatcher:
         steady_at = self._started_at + state.now - self._started
         before_at = min(state.at, steady_at) - state.policy.retention_s
 
-        def then(rows: list[tuple[object, ...]], error: str) -> None:
-            batches = [(str(r[0]), r[1], r[2]) for r in rows if not error]
+        def then(answer: StoreAnswer) -> None:
+            batches = answer.batches if isinstance(answer, OldBatches) else []
             if batches:
-                state.record(Pruned(batches, state.at))  # type: ignore[arg-type]
+                state.record(Pruned(batches, state.at))
             is_more = len(batches) == PRUNE_BATCHES  # the next step at the next sweep
             self._next_prune = state.now + (0.0 if is_more else PRUNE_S)
 
-        state.load("prunable", (before_at, excess, PRUNE_BATCHES), then)
+        state.load(PrunableBatches(before_at, excess, PRUNE_BATCHES), then)

@@ -19,11 +19,11 @@ from d8mesh.core.broker.records import TaskRecord, registration
 from d8mesh.core.broker.returns import LEAVING, MISLAID, Returns
 from d8mesh.core.broker.scheduler import Scheduler
 from d8mesh.core.broker.state import BrokerState
+from d8mesh.core.broker.store import FinishedStates, OutcomesOf, StoreAnswer
 from d8mesh.core.broker.worker_registry import Dialect, Poll, WorkerState
-from d8mesh.core.protocol.messages import MAX_NAMES
+from d8mesh.core.protocol.messages import MAX_NAMES, UNKNOWN_STATE
 from d8mesh.core.protocol.task import Dismissed, Enrolled, TaskState
 from d8mesh.errors import (
-    D8Error,
     ForbiddenError,
     InvalidTaskError,
     UnknownTaskError,
@@ -241,16 +241,16 @@ class Polling:
     def _report_finished(self, peer: Peer, request: int, task_id: str) -> None:
         """A report for a finished task changes nothing; for an unknown one it is an error."""
 
-        def then(rows: list[tuple[object, ...]], error: str) -> None:
-            if error:
-                self._state.refuse(peer, request, D8Error(error))
-            elif not rows:
+        def then(answer: StoreAnswer) -> None:
+            if not isinstance(answer, FinishedStates):
+                self._state.refuse_unreadable(peer, request, answer)
+            elif answer.states[0] == UNKNOWN_STATE:
                 self._state.refuse(peer, request, UnknownTaskError())
             else:
                 self._state.duplicates += 1
                 self._state.answer(peer, request, {})
 
-        self._state.load_for(peer, "outcomes", ([task_id],), then)
+        self._state.load_for(peer, OutcomesOf([task_id]), then)
 
     # ------------------------------------------------------------------------ workers
 

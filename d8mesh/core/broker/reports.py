@@ -5,19 +5,17 @@ Payloads stay msgpack bytes; the asker decodes them.
 
 from __future__ import annotations
 
-from typing import Final
+import msgspec
 
 from d8mesh.core.broker import placement
 from d8mesh.core.broker.queue import LaneKey
 from d8mesh.core.broker.records import Batch, History
 from d8mesh.core.broker.state import BrokerState
+from d8mesh.core.broker.store import FinishedTask, PastAttempt
 from d8mesh.core.broker.worker_registry import Dialect, WorkerState
 from d8mesh.core.protocol.task import TaskState
 
 Body = dict[str, object]
-
-#: How the journal stores final states, beside the names they have here.
-FINAL_STATES: Final = {1: TaskState.COMPLETED, 2: TaskState.FAILED, 3: TaskState.CANCELLED}
 
 
 def unfinished(state: BrokerState, task_id: str, *, is_single: bool = False) -> Body | None:
@@ -99,32 +97,28 @@ def _trouble(history: History) -> str:
     return f"given back {history.returns} times, the last time: {history.last_return}"
 
 
-def finished(row: tuple[object, ...]) -> Body:
-    """Return the status body of a finished task from the journal's row.
-
-    Args:
-        row: id, type, priority, created_at, state (1 completed, 2 failed, 3 cancelled),
-            attempts, worker id or None, completed_at, result (msgpack) or None, reason or
-            None, replay_of or "", history (a list of dicts).
-    """
-    (task_id, kind, priority, created_at, code, n, worker_id, at, payload, why, origin, past) = row
-    assert isinstance(code, int)
-    stage = FINAL_STATES[code]
+def finished(task: FinishedTask) -> Body:
+    """Return the status body of a finished task."""
     return {
-        "task_id": task_id,
-        "type": kind,
-        "status": stage.documented,
-        "state": stage.value,
-        "priority": priority,
-        "assigned_to": worker_id,
-        "created_at": created_at,
-        "completed_at": at,
-        "result": payload,
-        "attempts": n,
-        "reason": why,
-        "replay_of": origin or None,
-        "history": past,
+        "task_id": task.id,
+        "type": task.type,
+        "status": task.state.documented,
+        "state": task.state.value,
+        "priority": task.priority,
+        "assigned_to": task.worker_id,
+        "created_at": task.created_at,
+        "completed_at": task.at,
+        "result": task.payload,
+        "attempts": task.n,
+        "reason": task.why,
+        "replay_of": task.replay_of or None,
+        "history": history(task.past),
     }
+
+
+def history(past: list[PastAttempt]) -> list[Body]:
+    """Return what went wrong with a task, as it is told."""
+    return [msgspec.to_builtins(each) for each in past]
 
 
 def health(state: BrokerState) -> Body:

@@ -116,6 +116,7 @@ class Restart:
         task_table.totals, task_table.workers = restored.totals, restored.workers
         task_table.kept_finished = restored.kept_finished
         task_table.take_keys(restored.keys)
+        task_table.max_sessions = restored.max_sessions
         task_table.forgotten_sessions = max(0, restored.sessions - len(restored.accepted))
         for session, ranges in restored.accepted.items():
             for first, count in ranges:

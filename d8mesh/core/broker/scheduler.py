@@ -15,8 +15,9 @@ from d8mesh.core.broker.outcomes import TaskOutcomes
 from d8mesh.core.broker.queue import Lane
 from d8mesh.core.broker.records import Batch, RunningAttempt, TaskRecord
 from d8mesh.core.broker.state import ATTEMPT_GRACE_S, BrokerState
+from d8mesh.core.broker.store import BatchPayloads, PayloadsOf, StoreAnswer, Unreadable
 from d8mesh.core.broker.worker_registry import POLLING, WorkerState
-from d8mesh.core.protocol.messages import SOFT_FRAME_BYTES, Answer, Work, WorkGroup
+from d8mesh.core.protocol.messages import SOFT_FRAME_BYTES, Answer, Received, Work, WorkGroup
 from d8mesh.core.protocol.task import Assigned, Due, TaskState
 from d8mesh.core.protocol.tokens import MAX_ATTEMPT
 
@@ -234,6 +235,10 @@ class Scheduler:
         worker.work_seq += 1
         worker.last_assignment = self._state.now
         owed, worker.owed = worker.owed, []
+        if owed and self._state.unconfirmed_since < math.inf:  # the hand-out shall not wait
+            for seq in owed:
+                self._state.send(worker.peer, Received(seq), waits=True)
+            owed = []
         self._state.tell(worker, Work(worker.work_seq, groups, owed))
 
     def _answer_poll(self, worker: WorkerState, task: TaskRecord) -> None:
@@ -267,18 +272,17 @@ class Scheduler:
                 if tries and self._state.now < not_before:
                     continue
                 self._loading[batch.order] = batch.spec.type
-                self._state.load(
-                    "payloads", (batch.session, batch.first), partial(self._paged_in, batch)
-                )
+                question = PayloadsOf(batch.session, batch.first)
+                self._state.load(question, partial(self._paged_in, batch))
 
-    def _paged_in(self, batch: Batch, rows: list[tuple[object, ...]], error: str) -> None:
+    def _paged_in(self, batch: Batch, answer: StoreAnswer) -> None:
         self._loading.pop(batch.order, None)
-        payloads = rows[0][0] if rows else None
-        found = len(payloads) if isinstance(payloads, list) else 0
+        payloads = answer.payloads if isinstance(answer, BatchPayloads) else []
         if not batch.unfinished:
             self._unreadable.pop(batch.order, None)
-        elif error or not isinstance(payloads, list) or found != batch.count:
-            self._unread(batch, error or f"{found} of {batch.count} are there")
+        elif len(payloads) != batch.count:
+            found = f"{len(payloads)} of {batch.count} are there"
+            self._unread(batch, answer.why if isinstance(answer, Unreadable) else found)
         else:
             self._unreadable.pop(batch.order, None)
             self._state.task_table.load(batch, payloads)

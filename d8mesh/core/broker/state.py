@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from heapq import heappush
@@ -13,6 +14,7 @@ from typing import Final, TypeAlias
 from d8mesh.core.broker.continuations import Timer
 from d8mesh.core.broker.effects import Effect, Load, Peer, Record, Send
 from d8mesh.core.broker.queue import ReadyQueue
+from d8mesh.core.broker.store import Question, StoreAnswer, Unreadable
 from d8mesh.core.broker.task_table import TaskTable
 from d8mesh.core.broker.worker_registry import WorkerRegistry, WorkerState
 from d8mesh.core.protocol.messages import Answer, Message
@@ -31,8 +33,8 @@ MAX_LISTENED: Final = 200_000
 #: Beyond its own timeout an attempt is left to its worker this much longer.
 ATTEMPT_GRACE_S: Final = 30.0
 
-#: What is done with the answer of the journal: rows, or an error.
-Then: TypeAlias = Callable[[list[tuple[object, ...]], str], None]
+#: What is done with the answer of the store.
+Then: TypeAlias = Callable[[StoreAnswer], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,6 +103,9 @@ class BrokerState:
     #: what is to be gone on with, and when (monotonic): a heap; the second number keeps the order
     timers: list[tuple[float, int, Timer]] = field(default_factory=list)
     timer_count: int = 0
+    #: when the oldest wake-up was whose facts are not durable yet; what is to be sent at once
+    #: may promise nothing that stands on them
+    unconfirmed_since: float = math.inf
     is_draining: bool = False
     is_disk_low: bool = False
     #: refusals by reason, for the counters
@@ -137,7 +142,8 @@ class BrokerState:
 
     def tell(self, worker: WorkerState, message: Message) -> None:
         """Send a worker something that promises nothing; its `Welcome` goes before it."""
-        self.send(worker.peer, message, waits=worker.welcomed == self.now)
+        not_durable_since = min(self.now, self.unconfirmed_since)
+        self.send(worker.peer, message, waits=worker.welcomed >= not_durable_since)
 
     def answer(
         self, peer: Peer, request: int, body: dict[str, object], *, waits: bool = False
@@ -149,14 +155,14 @@ class BrokerState:
         """Answer an `Query` with an error."""
         self.send(peer, Answer(request, error.code, {"error": str(error), **more}))
 
-    def load(self, what: str, args: tuple[object, ...], then: Then) -> None:
-        """Ask the journal; `then(rows, error)` is called when the answer is there."""
+    def load(self, question: Question, then: Then) -> None:
+        """Ask the store; `then(answer)` is called when the answer is there."""
         number, self._next_load = self._next_load, self._next_load + 1
         self._loads[number] = then
-        self._out.append(Load(number, what, args))
+        self._out.append(Load(number, question))
 
-    def load_for(self, peer: Peer, what: str, args: tuple[object, ...], then: Then) -> None:
-        """Ask the journal for a client, which `peer` is: a part of what is under way at most.
+    def load_for(self, peer: Peer, question: Question, then: Then) -> None:
+        """Ask the store for a client, which `peer` is: a part of what is under way at most.
 
         Raises:
             FloodError: the client, or all together, have asked too much at the same time.
@@ -166,17 +172,22 @@ class BrokerState:
             raise FloodError
         client.loads += 1
 
-        def answered(rows: list[tuple[object, ...]], error: str) -> None:
+        def answered(answer: StoreAnswer) -> None:
             client.loads -= 1
-            then(rows, error)
+            then(answer)
 
-        self.load(what, args, answered)
+        self.load(question, answered)
 
-    def loaded(self, number: int, rows: list[tuple[object, ...]], error: str) -> None:
-        """Hand an answer of the journal to who asked."""
+    def loaded(self, number: int, answer: StoreAnswer) -> None:
+        """Hand an answer of the store to who asked."""
         then = self._loads.pop(number, None)
         if then is not None:
-            then(rows, error)
+            then(answer)
+
+    def refuse_unreadable(self, peer: Peer, request: int, answer: StoreAnswer) -> None:
+        """Answer a `Query` that the store could not."""
+        assert isinstance(answer, Unreadable), answer  # what else there is has been looked at
+        self.refuse(peer, request, D8Error(answer.why))
 
     def reject(self, reason: str) -> None:
         """Count a refusal."""

@@ -10,6 +10,7 @@ Finished tasks live in the journal only. Deliberately not here: order (`queue`),
 
 from __future__ import annotations
 
+import sys
 from bisect import bisect_right, insort
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -68,6 +69,7 @@ class TaskTable:
         self.tasks: dict[str, TaskRecord] = {}
         self.accepted: dict[str, Ranges] = {}
         self.forgotten_sessions = 0  #: that the journal names, and whose tasks it forgot
+        self.max_sessions = sys.maxsize  #: that the journal can name
         self.keys: dict[str, tuple[bytes, str, int, int]] = {}
         #: (session, first) of a batch -> the key that it came with
         self._key_of: dict[tuple[str, int], str] = {}

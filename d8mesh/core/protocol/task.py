@@ -16,10 +16,8 @@ from msgspec import Struct
 
 from d8mesh.errors import IllegalTransitionError, UnknownTaskError
 
-#: Largest counter of a task id; with the journal's 23 bits of session it fits an SQLite row id.
+#: Largest counter of a task id: with the number of a session it shall fit 63 bits.
 MAX_COUNTER: Final = 2**40 - 1
-#: Sessions one journal can name: those row ids are signed 64-bit integers.
-MAX_SESSIONS: Final = 2**23 - 1
 #: ``SESSION-N``; see `core.protocol.messages`.
 _ID: Final = re.compile(r"([0-9a-v]{16})-(0|[1-9][0-9]{0,12})", re.ASCII)
 

@@ -13,7 +13,7 @@ import secrets
 import shutil
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -22,9 +22,9 @@ from typing import Any, Final
 import apsw
 import msgspec
 
-from d8mesh.core.broker.store import Restored
+from d8mesh.core.broker.store import Question, Restored, StoreAnswer
+from d8mesh.core.protocol.messages import CANCELLED_STATE, COMPLETED_STATE, FAILED_STATE
 from d8mesh.core.protocol.task import (
-    MAX_SESSIONS,
     Assigned,
     AssignmentsSettled,
     Cancelled,
@@ -49,13 +49,13 @@ from d8mesh.edge.sqlite.place import (
     refuse_half_recovered,
     refuse_network_disk,
 )
+from d8mesh.edge.sqlite.reader import Reader
 from d8mesh.edge.sqlite.schema import (
-    CANCELLED,
+    BUSY_MS,
     CHUNKS,
-    COMPLETED,
     COUNTER_BITS,
-    FAILED,
     FAILURE_COLUMNS,
+    MAX_SESSIONS,
     MAX_TOMBSTONES,
     SCHEMA,
     SCHEMA_VERSION,
@@ -72,10 +72,6 @@ from d8mesh.errors import JournalBrokenError, JournalError
 CHECKPOINT_PAGES: Final = 4000
 #: Files up to this size are checked page by page at a start; larger ones would take minutes.
 QUICK_CHECK_BYTES: Final = 64 * 1024 * 1024
-#: What ends tasks.
-ENDS: Final = (Completed, Failed, Cancelled)
-#: How long a statement waits for a checkpoint of another connection.
-BUSY_MS: Final = 5000
 _encode: Final = msgspec.msgpack.Encoder().encode
 
 
@@ -102,11 +98,9 @@ class Journal:
         checkpoint_pages: int = CHECKPOINT_PAGES,
     ) -> None:
         self.path = path
-        #: hand-outs that are not written yet: of several tasks; of single ones by task, those
-        #: since the last time that was due and those before it
-        self._late: list[Assigned] = []
-        self._young: dict[str, Assigned] = {}
-        self._old: dict[str, Assigned] = {}
+        self._confirmed = 0
+        self._has_failed = False
+        self._reader: Reader | None = None
         path.parent.mkdir(parents=True, exist_ok=True)
         self._lock = Lock(path.with_name(path.name + ".lock"))
         #: the copy of the file as it was, if it was of an older version
@@ -129,61 +123,39 @@ class Journal:
 
     # -------------------------------------------------------------------- writing
 
-    def append(self, facts: Sequence[Fact], *, is_due: bool = False) -> None:
+    def append(self, facts: Sequence[Fact]) -> None:
         """Write the facts and commit; when this returns they are on the disk.
 
-        Args:
-            facts: what happened.
-            is_due: hand-outs that have waited since the last time this was so are written too.
-
         Raises:
-            JournalError: nothing of it was written; the file must be opened anew.
+            JournalError: nothing of it was written, now or before; the file must be opened anew.
         """
+        if self._has_failed:
+            raise JournalError(f"{self.path.name} is not written any more: a commit failed")
         kinds: defaultdict[type, list[Any]] = defaultdict(list)
         for fact in facts:
             kinds[type(fact)].append(fact)
-        kinds[Assigned] = self._take_turns(kinds, is_due=is_due)
-        if not any(kinds.values()):
-            return
         try:
             self._write("BEGIN IMMEDIATE")
             for kind, write in _WRITERS.items():
                 if kinds.get(kind):
                     write(self, kinds[kind])
             self._write("COMMIT")
-        except apsw.Error as error:
-            self._late, self._young, self._old = [], {}, {}  # their tasks may be nobody's
+        except (apsw.Error, JournalError) as error:
+            self._has_failed = True  # what is remembered of the file may not be in it
             with contextlib.suppress(apsw.Error):
                 self._db.execute("ROLLBACK")
             raise JournalError(f"cannot write {self.path.name}: {error}") from error
+        self._confirmed += 1
 
-    @property
-    def owes(self) -> bool:
-        """Whether hand-outs wait to be written."""
-        return bool(self._late or self._young or self._old)
+    def confirmed(self) -> int:
+        """Return how many commits are on the disk: all that were begun."""
+        return self._confirmed
 
-    def _take_turns(self, kinds: dict[type, list[Any]], *, is_due: bool) -> list[Assigned]:
-        """Return the hand-outs to be written now; the others' turn comes later.
-
-        A hand-out is awaited by nobody, and that of a single task is worth nothing once the task
-        is finished: most are by then. Without it a task may run once more after a crash.
-        """
-        now, self._late = self._late, []
-        for fact in kinds.get(Assigned, ()):
-            if fact.is_needed:
-                now.append(fact)
-            elif len(fact.ids) == 1:
-                self._young[fact.ids[0]] = fact
-            else:
-                self._late.append(fact)
-        if self._young or self._old:
-            for task_id in _ended(kinds):
-                self._young.pop(task_id, None)
-                self._old.pop(task_id, None)
-        if is_due:
-            now += self._old.values()
-            self._old, self._young = self._young, {}
-        return now
+    def ask(self, question: Question) -> StoreAnswer:
+        """Answer from what is on the disk; see `Reader`."""
+        if self._reader is None:
+            self._reader = Reader(self.path)
+        return self._reader.ask(question)
 
     def _submitted(self, facts: list[Submitted]) -> None:
         encode = _encode
@@ -242,9 +214,10 @@ class Journal:
             done[worker] = done.get(worker, 0) + len(ids)
             if len(ids) == 1:  # what workers with one slot send, by the hundred
                 row = (sids[ids[0][:16]] << COUNTER_BITS) + int(ids[0][17:])
-                values += (row, 1, COMPLETED, fact.ns[0], worker, fact.at, encode(fact.payloads))
+                values += (row, 1, COMPLETED_STATE, fact.ns[0], worker, fact.at)
+                values.append(encode(fact.payloads))
             else:
-                values += self._runs(fact, state=COMPLETED, worker=worker)
+                values += self._runs(fact, state=COMPLETED_STATE, worker=worker)
         self._insert("outcomes", values, width=7)
         total = sum(done.values())
         self._write("UPDATE totals SET completed = completed + ? WHERE id = 1", (total,))
@@ -253,7 +226,7 @@ class Journal:
     def _failed(self, facts: list[Failed]) -> None:
         for fact in facts:
             worker = self._worker(fact.worker_id) if fact.worker_id else None
-            self._insert("outcomes", self._runs(fact, state=FAILED, worker=worker), width=7)
+            self._insert("outcomes", self._runs(fact, state=FAILED_STATE, worker=worker), width=7)
             values: list[Value] = []
             for row, n in zip(self._rows_of(fact.ids), fact.ns, strict=True):
                 values += (row, n, worker, fact.at, 1, 0, fact.why, 0, 0.0, None)
@@ -267,7 +240,7 @@ class Journal:
 
     def _cancelled(self, facts: list[Cancelled]) -> None:
         for fact in facts:
-            self._insert("outcomes", self._runs(fact, state=CANCELLED, worker=None), width=7)
+            self._insert("outcomes", self._runs(fact, state=CANCELLED_STATE, worker=None), width=7)
             self._write("UPDATE totals SET cancelled = cancelled + ?", (len(fact.ids),))
 
     def _runs(
@@ -347,7 +320,7 @@ class Journal:
             meta = dict(self._db.execute("SELECT name, value FROM meta"))
             epoch = meta["epoch"] + 1
             self._db.execute("UPDATE meta SET value = ? WHERE name = 'epoch'", (epoch,))
-            restored = Restored(epoch, meta["secret"])
+            restored = Restored(epoch, meta["secret"], max_sessions=MAX_SESSIONS)
             restore.fill(self._db, restored)
         except restore.UNREADABLE as error:
             raise refusal(self.path, error) from error
@@ -370,9 +343,9 @@ class Journal:
 
         A log that stayed would be laid over whatever is put in the file's place: a backup.
         """
-        with contextlib.suppress(apsw.Error, JournalError):
-            self.append([], is_due=True)
-            self.append([], is_due=True)
+        if self._reader is not None:
+            self._reader.close()
+        with contextlib.suppress(apsw.Error):
             log_file.keep(self._db, is_kept=False)
             self._db.close()
         self._lock.close()
@@ -469,13 +442,6 @@ class Journal:
             self._write("INSERT INTO workers(worker, name) VALUES (?, ?)", (number, name))
             self._workers[name] = number
         return number
-
-
-def _ended(kinds: dict[type, list[Any]]) -> Iterator[str]:
-    """Yield the ids of the tasks that these facts end."""
-    for kind in ENDS:
-        for fact in kinds.get(kind, ()):
-            yield from fact.ids
 
 
 #: What each fact writes, in the order of writing within a commit. Facts that only tell

@@ -21,6 +21,8 @@ SCHEMA_VERSION: Final = 3
 NOTE_SUFFIX: Final = ".recovering"
 #: A task id's counter takes the low 40 bits of its row id, its session's number the rest.
 COUNTER_BITS: Final = 40
+#: Sessions that one journal can name: row ids are signed 64-bit integers.
+MAX_SESSIONS: Final = 2 ** (63 - COUNTER_BITS) - 1
 #: Tombstones of pruned batches kept, so that their tasks answer "pruned" and not "unknown".
 MAX_TOMBSTONES: Final = 1_000_000
 #: In `meta`: how long workers were waited for that are not back since a start, worker -> seconds.
@@ -64,9 +66,10 @@ CREATE TABLE pruned(
     at REAL NOT NULL);
 """
 
+#: How long a statement waits for a checkpoint of another connection.
+BUSY_MS: Final = 5000
 #: Rows per multi-row statement, largest first: `executemany` retakes the GIL for every row.
 CHUNKS: Final = (256, 32, 4, 1)
-COMPLETED, FAILED, CANCELLED = 1, 2, 3
 #: Columns of `failures`.
 FAILURE_COLUMNS: Final = 10
 

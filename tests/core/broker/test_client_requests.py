@@ -10,6 +10,7 @@ import pytest
 from d8mesh.core.broker import queue
 from d8mesh.core.broker.client_requests import WHOLE_BATCH_IDS
 from d8mesh.core.broker.effects import Load, Loaded, Peer
+from d8mesh.core.broker.store import Unreadable
 from d8mesh.core.protocol import messages as m
 from tests.core.wired_broker import S, WiredBroker, result
 
@@ -388,7 +389,7 @@ def test_what_the_journal_cannot_answer_is_asked_again_or_refused(broker: WiredB
     client = broker.client()
     dispatcher, number = broker.dispatcher, broker.state._next_load
     dispatcher.receive(m.Watch([f"{S}-77"]), client, broker.now)
-    assert dispatcher.loaded(Loaded(number, [], "disk on fire")) == []
+    assert dispatcher.loaded(Loaded(number, Unreadable("disk on fire"))) == []
     asked: list[tuple[str, dict[str, object]]] = [
         ("tasks", {}),
         ("cancel", {"id": f"{S}-77"}),
@@ -398,7 +399,7 @@ def test_what_the_journal_cannot_answer_is_asked_again_or_refused(broker: WiredB
     for what, args in asked:
         number = broker.state._next_load
         dispatcher.receive(m.Query(1, what, args), client, broker.now)
-        broker.perform(dispatcher.loaded(Loaded(number, [], "disk on fire")))
+        broker.perform(dispatcher.loaded(Loaded(number, Unreadable("disk on fire"))))
         (answer,) = broker.got(client, m.Answer)
         assert answer.code, what
         assert answer.body["error"] == "disk on fire"
@@ -469,6 +470,6 @@ def test_what_the_journal_cannot_tell_of_a_task_is_said(broker: WiredBroker) -> 
     ask = m.Query(77, "status", {"id": task_id, "full": True})
     effects = broker.dispatcher.receive(ask, client, broker.now)
     (load,) = [effect for effect in effects if isinstance(effect, Load)]
-    broker.perform(broker.dispatcher.loaded(Loaded(load.number, [], "the disk fails")))
+    broker.perform(broker.dispatcher.loaded(Loaded(load.number, Unreadable("the disk fails"))))
     (answer,) = broker.got(client, m.Answer)
     assert (answer.code, answer.body["error"]) == ("d8.error", "the disk fails")

@@ -12,7 +12,7 @@ from d8mesh.core.broker.effects import Load, Loaded, Peer
 from d8mesh.core.broker.records import History
 from d8mesh.core.broker.restart import MIN_GRACE_S, WAIT_STEP_LEASES
 from d8mesh.core.broker.state import MAX_LOADS_OF_CLIENT, Policy
-from d8mesh.core.broker.store import Restored
+from d8mesh.core.broker.store import Restored, Unreadable
 from d8mesh.core.broker.task_table import TaskTable
 from d8mesh.core.protocol import messages as m
 from d8mesh.core.protocol.task import Closed, Pruned, TaskState, WorkersMissed
@@ -126,10 +126,10 @@ def test_questions_to_the_journal_are_bounded_and_failures_told(broker: WiredBro
     client = broker.client()
     broker.dispatcher.receive(m.Query(1, "status", {"id": f"{S}-5"}), client, broker.now)
     number = broker.state._next_load - 1
-    effects = broker.dispatcher.loaded(Loaded(number, [], "disk on fire"))
+    effects = broker.dispatcher.loaded(Loaded(number, Unreadable("disk on fire")))
     broker.perform(effects)
     assert broker.got(client, m.Answer)[0].body["error"] == "disk on fire"
-    assert broker.dispatcher.loaded(Loaded(number, [], "")) == []  # nobody asked
+    assert broker.dispatcher.loaded(Loaded(number, None)) == []  # nobody asked
 
 
 @pytest.mark.parametrize("others", [0, 1])
@@ -314,8 +314,8 @@ def test_nothing_is_pruned_twice_when_the_journal_answers_late(tmp_path: Path) -
         loads += [effect for effect in effects if isinstance(effect, Load)]
         broker.perform([effect for effect in effects if not isinstance(effect, Load)])
     assert len(loads) == 1
-    rows = broker.reader.query(loads[0].what, loads[0].args)
-    broker.perform(broker.dispatcher.loaded(Loaded(loads[0].number, rows)))
+    answer = broker.journal.ask(loads[0].question)
+    broker.perform(broker.dispatcher.loaded(Loaded(loads[0].number, answer)))
     broker.pass_time(2 * PRUNE_S)
     assert broker.task_table.kept_finished == 1
     broker.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from d8mesh.core.broker.effects import Load, Peer, Record, Send
 from d8mesh.core.broker.state import BrokerState, Policy
+from d8mesh.core.broker.store import EndOf, PrunedTask
 from d8mesh.core.protocol.messages import Answer, Beat
 from d8mesh.core.protocol.task import Spec, Submitted
 from d8mesh.core.protocol.tokens import TokenSigner
@@ -39,11 +40,11 @@ def test_answers_and_refusals_go_to_who_asked() -> None:
 
 def test_questions_are_numbered_and_answered_once() -> None:
     made, heard = broker(), list[object]()
-    made.load("task", ("id",), lambda rows, error: heard.append((rows, error)))
-    assert made.take_effects() == [Load(1, "task", ("id",))]
-    made.loaded(1, [(5,)], "")
-    made.loaded(1, [(6,)], "")
-    assert heard == [([(5,)], "")]
+    made.load(EndOf("id"), heard.append)
+    assert made.take_effects() == [Load(1, EndOf("id"))]
+    made.loaded(1, PrunedTask(5.0))
+    made.loaded(1, PrunedTask(6.0))
+    assert heard == [PrunedTask(5.0)]
 
 
 def test_refusals_are_counted_by_reason() -> None:

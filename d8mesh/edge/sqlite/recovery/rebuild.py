@@ -18,12 +18,11 @@ import apsw
 import msgspec
 
 from d8mesh.core.broker.outcomes import failure_payload
+from d8mesh.core.protocol.messages import CANCELLED_STATE, FAILED_STATE
 from d8mesh.core.protocol.task import Spec
 from d8mesh.edge.sqlite.recovery.salvage import Saved
 from d8mesh.edge.sqlite.schema import (
-    CANCELLED,
     COUNTER_BITS,
-    FAILED,
     SCHEMA,
     SCHEMA_VERSION,
     WAITED,
@@ -328,9 +327,10 @@ class Builder:
             }
             for row in open_rows:
                 if row in bad or is_done:
-                    state = bad.get(row, FAILED)
-                    why = REASON_LOST if row in bad and state == FAILED else RESULT_LOST
-                    ends.setdefault("cancelled" if state == CANCELLED else why, []).append(row)
+                    state = bad.get(row, FAILED_STATE)
+                    why = REASON_LOST if row in bad and state == FAILED_STATE else RESULT_LOST
+                    why = "cancelled" if state == CANCELLED_STATE else why
+                    ends.setdefault(why, []).append(row)
                 elif row in lost:
                     ends.setdefault(DATA_LOST, []).append(row)
             for why, rows in ends.items():
@@ -355,7 +355,7 @@ class Builder:
 
     def _end(self, rows: list[int], why: str) -> None:
         is_cancelled = why == "cancelled"
-        state = CANCELLED if is_cancelled else FAILED
+        state = CANCELLED_STATE if is_cancelled else FAILED_STATE
         payload = _encode([failure_payload(why, "task.cancelled" if is_cancelled else CODE)])
         lists = {DATA_LOST: self.losses.data, RESULT_LOST: self.losses.results}
         for row in rows:

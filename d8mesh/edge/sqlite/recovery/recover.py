@@ -18,6 +18,12 @@ from typing import Final
 import apsw
 
 from d8mesh.core.broker.store import Restored
+from d8mesh.core.protocol.messages import (
+    CANCELLED_STATE,
+    COMPLETED_STATE,
+    FAILED_STATE,
+    FINAL_STATES,
+)
 from d8mesh.edge.sqlite import restore
 from d8mesh.edge.sqlite.place import Lock
 from d8mesh.edge.sqlite.recovery.rebuild import Builder
@@ -27,7 +33,6 @@ from d8mesh.errors import JournalBrokenError, JournalError
 
 #: Ids named one by one in the report; more are counted.
 NAMED_IDS: Final = 10_000
-_FINAL: Final = {1: "completed", 2: "failed", 3: "cancelled"}
 _SIDES: Final = ("", "-wal", "-shm")
 
 
@@ -218,7 +223,7 @@ def _validate(fresh: Path, report: Recovered) -> None:
         db.close()
     report.queued = sum(batch.count - len(done) for batch, done in restored.batches)
     for state, count in counts:
-        setattr(report, _FINAL[state], count)
+        setattr(report, FINAL_STATES[state].value, count)
     if not report.tables["outcomes"].damaged and not report.tables["outcomes"].unreadable:
         return
     report.may_run_again = report.queued
@@ -294,20 +299,19 @@ def _set_totals(builder: Builder) -> None:
     had = fetch(db, "SELECT submitted, completed, failed, cancelled, pruned FROM totals")
     gone = fetch(db, "SELECT coalesce(sum(count), 0) FROM pruned")[0][0]
     known = fetch(db, "SELECT coalesce(sum(count), 0) FROM batches")[0][0]
-    counts = {1: 0, 2: 0, 3: 0}
-    counts |= dict(fetch(db, "SELECT state, sum(count) FROM outcomes GROUP BY state"))
+    counts = dict(fetch(db, "SELECT state, sum(count) FROM outcomes GROUP BY state"))
+    kept = [counts.get(code, 0) for code in (COMPLETED_STATE, FAILED_STATE, CANCELLED_STATE)]
     submitted, completed, failed, cancelled, pruned = (
-        had[0] if had else (0, counts[1] + gone, counts[2], counts[3], gone)
+        had[0] if had else (0, kept[0] + gone, kept[1], kept[2], gone)
     )
-    completed, failed = max(completed, counts[1]), max(failed, counts[2])
-    cancelled = max(cancelled, counts[3])
-    excess = completed + failed + cancelled - pruned - sum(counts.values())
+    completed, failed, cancelled = map(max, (completed, failed, cancelled), kept)
+    excess = completed + failed + cancelled - pruned - sum(kept)
     if excess < 0:
         completed -= excess
     else:  # what it had counted and is not there any more
-        cut = min(excess, completed - counts[1])
+        cut = min(excess, completed - kept[0])
         completed -= cut
-        failed -= min(excess - cut, failed - counts[2])
+        failed -= min(excess - cut, failed - kept[1])
     values = (max(submitted, known + pruned), completed, failed, cancelled, pruned)
     db.execute("DELETE FROM totals")
     db.execute("INSERT INTO totals VALUES (1, ?, ?, ?, ?, ?)", values)

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from d8mesh.core.protocol.messages import FINAL_STATES
 from d8mesh.edge.sqlite.recovery.pages import Found, Pages, Row, Trees, Value
 from d8mesh.edge.sqlite.schema import WAITED
 
@@ -212,7 +213,7 @@ _TESTS: Final[dict[str, Callable[[Value], bool]]] = {
     "t": lambda value: isinstance(value, str),
     "s": lambda value: isinstance(value, str) and _SESSION.fullmatch(value) is not None,
     "f": lambda value: value in (0, 1),
-    "o": lambda value: value in (1, 2, 3),
+    "o": lambda value: value in FINAL_STATES,
     "*": lambda value: True,
 }
 
