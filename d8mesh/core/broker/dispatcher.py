@@ -9,17 +9,33 @@ both return effects. The parts, each with one concern: `admission` (submits), `s
 from __future__ import annotations
 
 import math
+import traceback
 from collections.abc import Callable
 from heapq import heappop
 from typing import Final, assert_never
 
 from msgspec import structs
 
+from d8mesh.core.broker import reports
+from d8mesh.core.broker.actions import Actions
 from d8mesh.core.broker.admission import Admission
 from d8mesh.core.broker.client_requests import ClientRequests
-from d8mesh.core.broker.continuations import CatchUp, PassDeadline, Retry, SayOwed, Timer
-from d8mesh.core.broker.effects import Effect, Loaded, Peer
+from d8mesh.core.broker.continuations import (
+    CatchUp,
+    Continuation,
+    PageIn,
+    PassDeadline,
+    Prune,
+    Reply,
+    Retry,
+    SayOwed,
+    TellOutcomes,
+    ThankForReport,
+    Timer,
+)
+from d8mesh.core.broker.effects import Effect, Fault, Loaded, Peer
 from d8mesh.core.broker.joining import Joining
+from d8mesh.core.broker.metrics import Snapshot
 from d8mesh.core.broker.outcomes import TaskOutcomes
 from d8mesh.core.broker.polling import Polling
 from d8mesh.core.broker.restart import Restart
@@ -52,6 +68,7 @@ from d8mesh.core.protocol.messages import (
 )
 from d8mesh.core.protocol.task import AssignmentsSettled, Closed, Pruned
 from d8mesh.core.protocol.tokens import TokenSigner
+from d8mesh.errors import D8Error, IllegalTransitionError
 
 #: How often leases, silences and retention are looked at.
 SWEEP_S: Final = 0.5
@@ -91,23 +108,24 @@ class Dispatcher:
         now: float = 0.0,
         at: float = 0.0,
     ) -> None:
-        signer = TokenSigner(restored.secret, restored.epoch)
-        state = self.state = BrokerState(policy, signer, restored.epoch, draw, now=now, at=at)
-        self._streaming = streaming = Streaming(state)
-        self._outcomes = outcomes = TaskOutcomes(state, streaming)
-        self._returns = returns = Returns(state, outcomes)
-        self._scheduler = scheduler = Scheduler(state, outcomes)
-        self._joining = Joining(state, returns)
-        self._worker_sessions = WorkerSessions(state, outcomes, returns, streaming)
-        self._polling = Polling(state, scheduler, outcomes, returns)
-        self._admission = admission = Admission(state, scheduler)
-        self._client_requests = ClientRequests(state, outcomes, admission, streaming)
+        state = self.state = BrokerState(policy, restored.epoch, now=now, at=at)
+        self._actions = Actions(state, TokenSigner(restored.secret, restored.epoch), draw)
+        can = (state, self._actions)
+        self._streaming = streaming = Streaming(*can)
+        self._outcomes = outcomes = TaskOutcomes(*can, streaming)
+        self._returns = returns = Returns(*can, outcomes)
+        self._scheduler = scheduler = Scheduler(*can, outcomes)
+        self._joining = Joining(*can, returns)
+        self._worker_sessions = WorkerSessions(*can, outcomes, returns, streaming)
+        self._polling = Polling(*can, scheduler, outcomes, returns)
+        self._admission = admission = Admission(*can, scheduler)
+        self._client_requests = ClientRequests(*can, outcomes, admission, streaming)
         self._next_sweep = self._last_tick = self._started = now
         self._started_at = at
         self._next_prune = now + PRUNE_S
         self._next_settle = now + SETTLE_S
         self._settled = 0
-        self._restart = Restart(state, restored, scheduler, returns, self._polling)
+        self._restart = Restart(*can, restored, scheduler, returns, self._polling)
 
     # ----------------------------------------------------------------- the loop's calls
 
@@ -143,12 +161,18 @@ class Dispatcher:
                 self._goodbye(peer)
             case _:
                 assert_never(message)
-        return state.take_effects()
+        return self._actions.take()
 
     def loaded(self, answer: Loaded) -> list[Effect]:
         """Take in an answer of the store."""
-        self.state.loaded(answer.number, answer.answer)
-        return self.state.take_effects()
+        state = self.state
+        then, session = state.loads.pop(answer.number, (None, ""))
+        client = state.clients.get(session)
+        if client is not None:
+            client.loads = max(0, client.loads - 1)  # it may have left and be back
+        if then is not None:
+            self._answered(then, answer.answer)
+        return self._actions.take()
 
     def lost_peer(self, peer: Peer) -> list[Effect]:
         """The transport knows that this routing id is gone for good."""
@@ -156,7 +180,7 @@ class Dispatcher:
         if client is not None:
             self._client_requests.leave(client)
             self._polling.forget_peer(peer)
-        return self.state.take_effects()
+        return self._actions.take()
 
     def undelivered(self, peer: Peer, message: Message) -> list[Effect]:
         """A message could not be sent: its peer is gone, or reads too slowly.
@@ -164,6 +188,7 @@ class Dispatcher:
         Hand-outs wait for another worker, uncounted; this one gets none until it speaks again.
         What a client missed it asks for again.
         """
+        self.state.metrics.undelivered += 1
         worker = self.state.registry.by_peer(peer)
         if isinstance(message, Stream):
             self._streaming.undelivered(peer, message)
@@ -175,7 +200,7 @@ class Dispatcher:
             if tasks:
                 why = f"it could not be sent to worker {worker.worker_id!r}"
                 self._returns.take(worker.worker_id, tasks, why, MISLAID)
-        return self.state.take_effects()
+        return self._actions.take()
 
     def tick(self, now: float, at: float) -> list[Effect]:
         """Do what is due, then hand out what waits; called at each wake-up of the loop.
@@ -202,7 +227,7 @@ class Dispatcher:
         self._worker_sessions.acknowledge()
         if len(state.closed) >= CLOSED_AT_ONCE:
             self._close_finished()
-        return state.take_effects()
+        return self._actions.take()
 
     def next_deadline(self) -> float:
         """Return when `tick` has something to do next, if nothing comes in before."""
@@ -210,6 +235,18 @@ class Dispatcher:
         timer = timers[0][0] if timers else math.inf
         alarm, poll = self._scheduler.next_alarm(), self._polling.next_deadline()
         return min(timer, alarm, poll, self._next_sweep)
+
+    def reject(self, code: str) -> None:
+        """Count a refusal that the loop gave."""
+        self.state.metrics.reject(code)
+
+    def committed(self, took_s: float) -> None:
+        """Count a commit that took so long."""
+        self.state.metrics.commit_s.observe(took_s)
+
+    def metrics(self) -> Snapshot:
+        """Return how the broker stands now."""
+        return reports.snapshot(self.state)
 
     def set_unconfirmed(self, since: float) -> None:
         """Take in that facts of wake-ups from then on are not durable; `math.inf`: all are."""
@@ -225,10 +262,10 @@ class Dispatcher:
         state.is_draining = True
         for worker in list(state.registry.workers.values()):
             if worker.dialect is Dialect.MESH and worker.is_live:
-                state.send(worker.peer, Goodbye("the orchestrator is shutting down"))
+                self._actions.send(worker.peer, Goodbye("the orchestrator is shutting down"))
         for client in state.clients.values():
-            state.send(client.peer, Goodbye("the orchestrator is shutting down"))
-        return state.take_effects()
+            self._actions.send(client.peer, Goodbye("the orchestrator is shutting down"))
+        return self._actions.take()
 
     def check(self) -> None:
         """Assert what must hold between the collections (for tests; walks everything)."""
@@ -278,7 +315,7 @@ class Dispatcher:
             case Listen():
                 self._client_requests.listen(client, message)
             case Query():
-                self._client_requests.ask(client, message, self._polling.asks)
+                self._ask(peer, message)
             case _:
                 assert_never(message)
 
@@ -289,12 +326,12 @@ class Dispatcher:
         if is_known:
             self._forbid(peer, "workers and clients have verbs of their own")
         else:
-            state.reject("session.unknown")
-            state.send(peer, Rehello("no session under this connection: say HELLO"))
+            state.metrics.reject("session.unknown")
+            self._actions.send(peer, Rehello("no session under this connection: say HELLO"))
 
     def _forbid(self, peer: Peer, why: str) -> None:
-        self.state.reject("access.forbidden")
-        self.state.send(peer, Refused(0, "access.forbidden", why))
+        self.state.metrics.reject("access.forbidden")
+        self._actions.send(peer, Refused(0, "access.forbidden", why))
 
     def _goodbye(self, peer: Peer) -> None:
         worker = self.state.registry.by_peer(peer)
@@ -304,6 +341,48 @@ class Dispatcher:
         elif client is not None:
             self._client_requests.leave(client)
             self._polling.forget_peer(peer)
+
+    # ---------------------------------------------------------------------- the questions
+
+    def _ask(self, peer: Peer, message: Query) -> None:
+        is_poll = message.what in self._polling.asks
+        ask = self._polling.ask if is_poll else self._client_requests.ask
+        try:
+            ask(peer, message)
+        except Exception as error:
+            code = self._refuse(peer, message.request, error, message.what)
+            self.state.metrics.reject(code)
+
+    def _answered(self, then: Continuation, answer: StoreAnswer) -> None:
+        match then:
+            case PageIn():
+                self._scheduler.page_in(then, answer)
+            case Prune():
+                self._forget(answer)
+            case TellOutcomes():
+                self._client_requests.tell_outcomes(then, answer)
+            case _:
+                self._reply(then, answer)
+
+    def _reply(self, then: Reply, answer: StoreAnswer) -> None:
+        try:
+            if isinstance(then, ThankForReport):
+                self._polling.thank(then, answer)
+            else:
+                self._client_requests.go_on(then, answer)
+        except Exception as error:
+            self._refuse(then.peer, then.request, error, type(then).__name__)
+
+    def _refuse(self, peer: Peer, request: int, error: Exception, where: str) -> str:
+        """Tell who asked why there is no answer; a fault of ours is logged, and only named."""
+        told = error
+        if not isinstance(error, D8Error) or isinstance(error, IllegalTransitionError):
+            trace = "".join(traceback.format_exception(error))
+            self._actions.tell_fault(Fault(where, trace))
+            told = D8Error("the orchestrator failed to answer; its log says why")
+        assert isinstance(told, D8Error)
+        self._actions.refuse(peer, request, told)
+        return told.code
 
     # -------------------------------------------------------------------------- the clock
 
@@ -365,12 +444,12 @@ class Dispatcher:
         running = [task.assignment for task in state.task_table.tasks.values() if task.worker_id]
         below = min(running, default=state.next_assignment)
         if below > self._settled:
-            state.record(AssignmentsSettled(below))
+            self._actions.record(AssignmentsSettled(below))
             self._settled = below
 
     def _close_finished(self) -> None:
         if self.state.closed:
-            self.state.record(Closed(self.state.closed))
+            self._actions.record(Closed(self.state.closed))
             self.state.closed = []
 
     def _prune(self) -> None:
@@ -380,11 +459,13 @@ class Dispatcher:
         steady_at = self._started_at + state.now - self._started
         before_at = min(state.at, steady_at) - state.policy.retention_s
 
-        def then(answer: StoreAnswer) -> None:
-            batches = answer.batches if isinstance(answer, OldBatches) else []
-            if batches:
-                state.record(Pruned(batches, state.at))
-            is_more = len(batches) == PRUNE_BATCHES  # the next step at the next sweep
-            self._next_prune = state.now + (0.0 if is_more else PRUNE_S)
+        self._actions.ask(PrunableBatches(before_at, excess, PRUNE_BATCHES), Prune())
 
-        state.load(PrunableBatches(before_at, excess, PRUNE_BATCHES), then)
+    def _forget(self, answer: StoreAnswer) -> None:
+        """Forget what the store names as prunable."""
+        state = self.state
+        batches = answer.batches if isinstance(answer, OldBatches) else []
+        if batches:
+            self._actions.record(Pruned(batches, state.at))
+        is_more = len(batches) == PRUNE_BATCHES  # the next step at the next sweep
+        self._next_prune = state.now + (0.0 if is_more else PRUNE_S)

@@ -10,6 +10,7 @@ from typing import Final, TypeAlias
 
 import msgspec
 
+from d8mesh.core.broker.actions import Actions
 from d8mesh.core.broker.effects import Peer
 from d8mesh.core.broker.records import Batch, TaskRecord
 from d8mesh.core.broker.state import BrokerState
@@ -36,8 +37,9 @@ MAX_TRACEBACK_CHARS: Final = 8000
 class TaskOutcomes:
     """Completes, fails and cancels tasks of a pool."""
 
-    def __init__(self, state: BrokerState, streaming: Streaming) -> None:
+    def __init__(self, state: BrokerState, actions: Actions, streaming: Streaming) -> None:
         self._state = state
+        self._actions = actions
         self._streaming = streaming
         #: session -> what has ended since it was last told
         self._told: dict[str, _Told] = {}
@@ -95,38 +97,60 @@ class TaskOutcomes:
         if tasks is None:
             tasks = list(map(state.task_table.tasks.get, ids))
         fresh = {} if all(tasks) else self._fresh(ids, tasks)
-        state.record(fact)
-        watching, told, workers = state.batch_watchers, self._told, state.registry.workers
+        self._actions.record(fact)
+        workers = state.registry.workers
         stops: dict[str, list[str]] = {}
+        #: where in the columns each run of tasks of one batch begins
+        runs: list[tuple[int, Batch]] = []
         batch: Batch | None = None
-        mine: _Told | None = None
-        is_singly_awaited = bool(state.task_watchers or state.listeners)
-        for index, task in enumerate(tasks):  # a strict zip costs more than the rest of a pass
-            task_id = ids[index]
-            if task is not None:
+        for index, task in enumerate(tasks):  # the path of every task
+            if task is None:
+                home = fresh[ids[index]]
+            else:
                 home = task.batch
                 worker = workers.get(task.worker_id) if task.worker_id else None
-                was_held = worker is not None and worker.outstanding.pop(task_id, None) is not None
+                was_held = worker is not None and worker.outstanding.pop(task.id, None) is not None
                 if was_held and task.worker_id != by:
-                    stops.setdefault(task.worker_id, []).append(task_id)
-            else:
-                home = fresh[task_id]
+                    stops.setdefault(task.worker_id, []).append(task.id)
             if home is not batch:
                 batch = home
-                watcher = watching.get(home.order)
-                mine = None if watcher is None else told.setdefault(watcher, ([], [], []))
-            if mine is not None:
-                mine[0].append(task_id)
-                mine[1].append(code)
-                mine[2].append(payloads[index])
-            if is_singly_awaited:
-                self._tell_single(task_id, code, payloads[index], watching.get(home.order))
-                self._end_stream(task_id, task)
+                runs.append((index, home))
+        for place, (start, home) in enumerate(runs):
+            end = runs[place + 1][0] if place + 1 < len(runs) else len(ids)
+            self._note(home, code, ids[start:end], payloads[start:end], tasks[start:end])
         if stops:
             self._stop(stops, "cancelled" if code == CANCELLED_STATE else "no longer wanted")
         for emptied in state.task_table.take_emptied():
-            watching.pop(emptied.order, None)
+            state.batch_watchers.pop(emptied.order, None)
             state.closed.append((emptied.session, emptied.first))
+
+    def _note(
+        self,
+        batch: Batch,
+        code: int,
+        ids: list[str],
+        payloads: list[bytes],
+        tasks: Sequence[TaskRecord | None],
+    ) -> None:
+        """Note whom to tell of tasks of one batch that have ended, and how long they ran.
+
+        What one message told of a batch is taken as one hand-out.
+        """
+        state = self._state
+        watcher = state.batch_watchers.get(batch.order)
+        if watcher is not None:
+            mine = self._told.setdefault(watcher, ([], [], []))
+            mine[0].extend(ids)
+            mine[1].extend([code] * len(ids))
+            mine[2].extend(payloads)
+        if state.task_watchers or state.listeners:
+            for task_id, payload, task in zip(ids, payloads, tasks, strict=True):
+                self._tell_single(task_id, code, payload, watcher)
+                self._end_stream(task_id, task)
+        first = tasks[0]
+        if code == COMPLETED_STATE and first is not None and first.attempt.since:
+            took_s = state.now - first.attempt.since
+            state.metrics.ran(batch.spec.type, took_s, len(ids))
 
     def _fresh(self, ids: list[str], tasks: Sequence[TaskRecord | None]) -> dict[str, Batch]:
         """Return the batches of those that are no objects."""
@@ -155,7 +179,7 @@ class TaskOutcomes:
         for worker_id, ids in stops.items():
             worker = self._state.registry.workers[worker_id]
             if worker.is_live and worker.peer.routing_id and worker.boot_id:
-                self._state.tell(worker, Stop(ids, reason))
+                self._actions.tell(worker, Stop(ids, reason))
             self._state.registry.refresh(worker)
 
     def tell_all(self) -> None:
@@ -181,7 +205,8 @@ class TaskOutcomes:
     def _send_part(
         self, peer: Peer, ids: list[str], states: bytes, payloads: Sequence[bytes], part: slice
     ) -> None:
-        self._state.send(peer, Outcomes(ids[part], states[part], list(payloads[part])), waits=True)
+        outcomes = Outcomes(ids[part], states[part], list(payloads[part]))
+        self._actions.send(peer, outcomes, waits=True)
 
 
 def failure_payload(why: str, code: str, worker_id: str = "") -> bytes:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
+from d8mesh.core.broker.actions import Actions
 from d8mesh.core.broker.polling import Polling
 from d8mesh.core.broker.records import RunningAttempt
 from d8mesh.core.broker.returns import Returns
@@ -35,12 +36,14 @@ class Restart:
     def __init__(
         self,
         state: BrokerState,
+        actions: Actions,
         restored: Restored,
         scheduler: Scheduler,
         returns: Returns,
         polling: Polling,
     ) -> None:
         self._state = state
+        self._actions = actions
         self._scheduler = scheduler
         self._returns = returns
         self._polling = polling
@@ -91,7 +94,7 @@ class Restart:
 
     def _note(self, waited_s: float) -> None:
         waited = {each: self._waited.get(each, 0.0) + waited_s for each in self._orphans}
-        self._state.record(WorkersMissed(list(waited), list(waited.values())))
+        self._actions.record(WorkersMissed(list(waited), list(waited.values())))
         self._noted = set(waited)
         self._next_note = self._state.now + WAIT_STEP_LEASES * self._state.policy.lease_s
 
@@ -113,7 +116,8 @@ class Restart:
     def _restore(self, restored: Restored) -> None:
         state, task_table = self._state, self._state.task_table
         state.next_assignment = restored.next_assignment
-        task_table.totals, task_table.workers = restored.totals, restored.workers
+        task_table.totals = self._state.metrics.totals = restored.totals
+        task_table.workers = restored.workers
         task_table.kept_finished = restored.kept_finished
         task_table.take_keys(restored.keys)
         task_table.max_sessions = restored.max_sessions

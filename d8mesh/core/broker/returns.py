@@ -12,6 +12,7 @@ from collections.abc import Container, Iterable
 from typing import Final, NamedTuple
 
 from d8mesh.core.broker import placement
+from d8mesh.core.broker.actions import Actions
 from d8mesh.core.broker.continuations import Retry
 from d8mesh.core.broker.outcomes import MAX_REASON_CHARS, Failure, TaskOutcomes
 from d8mesh.core.broker.queue import LaneKey
@@ -73,8 +74,9 @@ LEAVING: Final = ReturnKind(ORDERLY, FREE_RETURNS, MAX_LEFT)
 class Returns:
     """Takes attempts back from workers."""
 
-    def __init__(self, state: BrokerState, task_outcomes: TaskOutcomes) -> None:
+    def __init__(self, state: BrokerState, actions: Actions, task_outcomes: TaskOutcomes) -> None:
         self._state = state
+        self._actions = actions
         self._outcomes = task_outcomes
 
     # ------------------------------------------------------------------ at no cost
@@ -134,8 +136,10 @@ class Returns:
             else:
                 again.append(task)
         ids = [task.id for task in again]
+        state.metrics.losses += len(ids) * is_loss
+        state.metrics.returned += len(ids) * (not is_counted)
         if ids:
-            state.record(
+            self._actions.record(
                 Requeued(
                     worker_id,
                     ids,
@@ -170,7 +174,7 @@ class Returns:
         """The pause of a task is over, if it still waits."""
         task = self._state.task_table.tasks.get(task_id)
         if task is not None and task.state is TaskState.DELAYED:
-            self._state.record(Due([task_id], []))
+            self._actions.record(Due([task_id], []))
             self._state.queue.put_task(task)
 
     def lose(
@@ -217,7 +221,7 @@ class Returns:
                 ids.append(task_id)
         if ids:
             ns = [attempts[task_id] for task_id in ids]
-            self._state.record(Recounted(worker_id, ids, ns, is_loss=True))
+            self._actions.record(Recounted(worker_id, ids, ns, is_loss=True))
 
     def attempt_failed(
         self, worker_id: str, task: TaskRecord, n: int, payload: bytes, *, is_final: bool
@@ -229,6 +233,7 @@ class Returns:
         state = self._state
         told = Failure.of(payload)
         why, holder = told.text, task.worker_id
+        state.metrics.errors += 1
         is_final = is_final or told.is_final
         key = LaneKey(task.batch.spec.type, task.batch.spec.model)
         if is_final and placement.is_offered_elsewhere(worker_id, key, state.registry):
@@ -239,10 +244,10 @@ class Returns:
             return
         errors = 0 if task.history is None else task.history.errors
         if told.pause_s is None:
-            pause_s = min(MAX_RETRY_PAUSE_S, RETRY_PAUSE_S * 2**errors) * state.draw()
+            pause_s = min(MAX_RETRY_PAUSE_S, RETRY_PAUSE_S * 2**errors) * self._actions.draw()
         else:
             pause_s = min(told.pause_s, MAX_WISHED_PAUSE_S)
-        state.record(
+        self._actions.record(
             Requeued(
                 worker_id,
                 [task.id],
@@ -278,7 +283,7 @@ class Returns:
         self._outcomes.fail_for([task.id], code=code, why=why, worker_id=worker_id)
 
     def _part(self) -> float:
-        return 0.5 + self._state.draw() / 2
+        return 0.5 + self._actions.draw() / 2
 
 
 def _takes_down(task: TaskRecord, worker_id: str) -> int:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import heapq
 import math
 from collections.abc import Container, Iterable
-from functools import partial
 from itertools import accumulate
 from typing import Final
 
 from d8mesh.core.broker import placement
-from d8mesh.core.broker.continuations import PassDeadline
+from d8mesh.core.broker.actions import Actions
+from d8mesh.core.broker.continuations import PageIn, PassDeadline
 from d8mesh.core.broker.outcomes import TaskOutcomes
 from d8mesh.core.broker.queue import Lane
 from d8mesh.core.broker.records import Batch, RunningAttempt, TaskRecord
@@ -32,17 +32,18 @@ _MAX_GROUP_TASKS: Final = 1024
 class Scheduler:
     """Assigns waiting tasks to free workers; one `assign` per wake-up of the loop."""
 
-    def __init__(self, state: BrokerState, task_outcomes: TaskOutcomes) -> None:
+    def __init__(self, state: BrokerState, actions: Actions, task_outcomes: TaskOutcomes) -> None:
         self._state = state
+        self._actions = actions
         self._outcomes = task_outcomes
         self._alarms: list[tuple[float, int, Batch]] = []  # run_at, by the wall clock
         #: worker id -> what it is given in this pass, and the bytes of that
         self._groups: dict[str, tuple[list[WorkGroup], int]] = {}
         self._headings: dict[tuple[str, int], bytes] = {}
-        #: order of a batch whose payloads were asked for -> its type
-        self._loading: dict[int, str] = {}
-        #: order of a batch -> how often its payloads could not be read, when to try again
-        self._unreadable: dict[int, tuple[int, float]] = {}
+        #: session and first of a batch whose payloads were asked for -> its type
+        self._loading: dict[tuple[str, int], str] = {}
+        #: the same -> how often its payloads could not be read, when to try again
+        self._unreadable: dict[tuple[str, int], tuple[int, float]] = {}
         self._shares: dict[str, int] = {}
 
     # ------------------------------------------------------------------------ time
@@ -60,7 +61,7 @@ class Scheduler:
         state = self._state
         singles = [state.task_table.tasks.get(batch.task_id(index)) for index in batch.gone]
         waiting = [task for task in singles if task and task.state is TaskState.DELAYED]
-        state.record(Due([task.id for task in waiting], [(batch.session, batch.first)]))
+        self._actions.record(Due([task.id for task in waiting], [(batch.session, batch.first)]))
         state.queue.put_batch(batch)
         for task in waiting:
             state.queue.put_task(task)
@@ -171,6 +172,8 @@ class Scheduler:
             ]
             self._hand(lane, shares, timeout_s)
             given += len(tasks)
+            since_at = head.at if head.spec.run_at is None else max(head.at, head.spec.run_at)
+            state.metrics.queue_wait_s.observe(max(0.0, state.at - since_at), len(tasks))
         if not head.fresh_count:
             lane.head(priority)  # the lane knows at once whether more waits there
         return given
@@ -191,8 +194,9 @@ class Scheduler:
             number = state.next_assignment
             is_polling = worker.dialect is POLLING
             ids, ns = [task.id for task in tasks], [task.n + 1 for task in tasks]
-            state.record(Assigned(number, worker.worker_id, ids, ns, state.at, is_polling))
+            self._actions.record(Assigned(number, worker.worker_id, ids, ns, state.at, is_polling))
             state.next_assignment = number + 1
+            state.metrics.assigned += len(ids)
             tokens = self._begin(worker, tasks, timeout_s)
             worker.outstanding.update(zip(ids, tasks, strict=True))
             if is_polling:
@@ -208,7 +212,7 @@ class Scheduler:
 
     def _begin(self, worker: WorkerState, tasks: list[TaskRecord], timeout_s: float) -> list[bytes]:
         """Let the attempts of these tasks begin; return the tokens."""
-        sign, worker_id = self._state.signer.token, worker.worker_id
+        sign, worker_id = self._actions.signer.token, worker.worker_id
         now, work_seq = self._state.now, worker.work_seq + 1
         until, n, heading = now + timeout_s + ATTEMPT_GRACE_S, 0, b""
         tokens: list[bytes] = []
@@ -237,14 +241,13 @@ class Scheduler:
         owed, worker.owed = worker.owed, []
         if owed and self._state.unconfirmed_since < math.inf:  # the hand-out shall not wait
             for seq in owed:
-                self._state.send(worker.peer, Received(seq), waits=True)
+                self._actions.send(worker.peer, Received(seq), waits=True)
             owed = []
-        self._state.tell(worker, Work(worker.work_seq, groups, owed))
+        self._actions.tell(worker, Work(worker.work_seq, groups, owed))
 
     def _answer_poll(self, worker: WorkerState, task: TaskRecord) -> None:
         poll, worker.poll = worker.poll, None
         assert poll is not None  # only a waiting poll makes a polling worker free
-        state = self._state
         body: dict[str, object] = {
             "task_id": task.id,
             "type": task.batch.spec.type,
@@ -252,14 +255,14 @@ class Scheduler:
             "priority": task.batch.spec.priority,
             "attempt": task.n,
         }
-        state.send(poll.peer, Answer(poll.request, "", {"task": body}))
+        self._actions.send(poll.peer, Answer(poll.request, "", {"task": body}))
 
     def _heading(self, worker_id: str, n: int) -> bytes:
         heading = self._headings.get((worker_id, n))
         if heading is None:
             if len(self._headings) > MAX_ATTEMPT:
                 self._headings.clear()
-            heading = self._headings[worker_id, n] = self._state.signer.heading(worker_id, n)
+            heading = self._headings[worker_id, n] = self._actions.signer.heading(worker_id, n)
         return heading
 
     def _timeout_s(self, batch: Batch) -> float:
@@ -267,34 +270,34 @@ class Scheduler:
 
     def _page_in(self, batches: Iterable[Batch]) -> None:
         for batch in batches:
-            if batch.payloads is None and batch.order not in self._loading:
-                tries, not_before = self._unreadable.get(batch.order, (0, 0.0))
-                if tries and self._state.now < not_before:
-                    continue
-                self._loading[batch.order] = batch.spec.type
-                question = PayloadsOf(batch.session, batch.first)
-                self._state.load(question, partial(self._paged_in, batch))
+            place = (batch.session, batch.first)
+            tries, not_before = self._unreadable.get(place, (0, 0.0))
+            is_paused = tries and self._state.now < not_before
+            if batch.payloads is None and place not in self._loading and not is_paused:
+                self._loading[place] = batch.spec.type
+                self._actions.ask(PayloadsOf(*place), PageIn(*place))
 
-    def _paged_in(self, batch: Batch, answer: StoreAnswer) -> None:
-        self._loading.pop(batch.order, None)
+    def page_in(self, asked: PageIn, answer: StoreAnswer) -> None:
+        """Take payloads into memory that were asked for."""
+        place = (asked.session, asked.first)
+        batch = self._state.task_table.batch_at(*place)
+        self._loading.pop(place, None)
         payloads = answer.payloads if isinstance(answer, BatchPayloads) else []
-        if not batch.unfinished:
-            self._unreadable.pop(batch.order, None)
-        elif len(payloads) != batch.count:
+        if batch is not None and len(payloads) != batch.count:
             found = f"{len(payloads)} of {batch.count} are there"
             self._unread(batch, answer.why if isinstance(answer, Unreadable) else found)
-        else:
-            self._unreadable.pop(batch.order, None)
+            return
+        self._unreadable.pop(place, None)
+        if batch is not None:
             self._state.task_table.load(batch, payloads)
 
     def _unread(self, batch: Batch, error: str) -> None:
         """Try again after a pause; in the end its tasks fail, lest they block those behind."""
-        state = self._state
-        tries = self._unreadable.get(batch.order, (0, 0.0))[0] + 1
-        self._unreadable[batch.order] = (tries, state.now + READ_PAUSE_S)
+        state, place = self._state, (batch.session, batch.first)
+        tries = self._unreadable.get(place, (0, 0.0))[0] + 1
+        self._unreadable[place] = (tries, state.now + READ_PAUSE_S)
         if tries < READ_TRIES:
             return
-        del self._unreadable[batch.order]
         ids = (batch.task_id(index) for index in range(batch.count))
         waiting = (TaskState.QUEUED, TaskState.DELAYED)
         self._outcomes.fail_for(
@@ -302,6 +305,7 @@ class Scheduler:
             code="task.unreadable",
             why=f"its data cannot be read from the journal: {error}",
         )
+        del self._unreadable[place]
 
 
 def _by_listening(group: WorkGroup, listeners: Container[str]) -> Iterable[WorkGroup]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from itertools import takewhile
 from typing import Final
 
+from d8mesh.core.broker.actions import Actions
 from d8mesh.core.broker.continuations import SayOwed
 from d8mesh.core.broker.outcomes import TaskOutcomes
 from d8mesh.core.broker.records import TaskRecord
@@ -44,11 +45,13 @@ class WorkerSessions:
     def __init__(
         self,
         state: BrokerState,
+        actions: Actions,
         task_outcomes: TaskOutcomes,
         returns: Returns,
         streaming: Streaming,
     ) -> None:
         self._state = state
+        self._actions = actions
         self._streaming = streaming
         self._returns = returns
         self._outcomes = task_outcomes
@@ -81,7 +84,7 @@ class WorkerSessions:
         if worker.types != set(message.task_types) or worker.models != set(message.models):
             self._state.registry.offer(worker, message.task_types, message.models)
         self._say_received(worker, [])
-        self._state.tell(worker, Beat(self._state.epoch))
+        self._actions.tell(worker, Beat(self._state.epoch))
         self._state.registry.refresh(worker)
 
     def results(self, worker: WorkerState, message: Results) -> None:
@@ -155,7 +158,7 @@ class WorkerSessions:
     def _say_received(self, worker: WorkerState, results: list[int]) -> None:
         owed, worker.owed = worker.owed, []
         for seq in (*owed, *results):
-            self._state.send(worker.peer, Received(seq), waits=True)
+            self._actions.send(worker.peer, Received(seq), waits=True)
 
     def _take_unusual(
         self, worker: WorkerState, task_id: str, token: bytes, kind: int, payload: bytes
@@ -163,13 +166,13 @@ class WorkerSessions:
         """A failure, a repeat, or a late result of an earlier attempt."""
         state = self._state
         name = worker.worker_id
-        claim = state.signer.check(token, task_id)
+        claim = self._actions.signer.check(token, task_id)
         if claim is None:
-            state.reject("token.invalid")
+            state.metrics.reject("token.invalid")
             return
         found = state.task_table.find(task_id)
         if found is None or state.task_table.state_of(task_id) is None:
-            state.duplicates += 1
+            state.metrics.duplicates += 1
             worker.outstanding.pop(task_id, None)
             return
         task = state.task_table.tasks.get(task_id)
@@ -181,7 +184,7 @@ class WorkerSessions:
         elif kind == SUCCEEDED and not found[0].spec.is_fenced:
             self._outcomes.complete(name, [task_id], [claim.n], [payload])
         else:
-            state.reject("result.stale")
+            state.metrics.reject("result.stale")
 
     def release(self, worker: WorkerState, message: Release) -> None:
         """Queue again what the worker gives back; see `core.broker.returns` for what it costs."""
@@ -240,7 +243,7 @@ class WorkerSessions:
         excess = len(worker.outstanding) - worker.slots
         if excess > 0 and self._somebody_idles(worker):
             worker.recalled = excess
-            state.tell(worker, Recall(excess))
+            self._actions.tell(worker, Recall(excess))
         else:
             worker.recalled = 0
 
