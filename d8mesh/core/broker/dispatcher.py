@@ -242,7 +242,7 @@ class Dispatcher:
 
     def committed(self, took_s: float) -> None:
         """Count a commit that took so long."""
-        self.state.metrics.commit_s.observe(took_s)
+        self.state.metrics.commit_s.fresh.append((took_s, 1))
 
     def metrics(self) -> Snapshot:
         """Return how the broker stands now."""
@@ -399,6 +399,7 @@ class Dispatcher:
             if self._client_requests.is_silent(client):
                 self._client_requests.leave(client)
         self._restart.give_up(self._last_tick)
+        state.metrics.fold()
         is_young = state.now - self._started < state.policy.lease_s
         state.registry.note_absent(
             state.now - ABSENT_LEASES * state.policy.lease_s, is_young=is_young

@@ -172,8 +172,9 @@ class Scheduler:
             ]
             self._hand(lane, shares, timeout_s)
             given += len(tasks)
-            since_at = head.at if head.spec.run_at is None else max(head.at, head.spec.run_at)
-            state.metrics.queue_wait_s.observe(max(0.0, state.at - since_at), len(tasks))
+            since_at = max(head.at, head.spec.run_at or 0.0)
+            waited_s = max(0.0, state.at - since_at)
+            state.metrics.queue_wait_s.fresh.append((waited_s, len(tasks)))
         if not head.fresh_count:
             lane.head(priority)  # the lane knows at once whether more waits there
         return given
@@ -193,7 +194,13 @@ class Scheduler:
         for worker, tasks in shares:  # the path of every task
             number = state.next_assignment
             is_polling = worker.dialect is POLLING
-            ids, ns = [task.id for task in tasks], [task.n + 1 for task in tasks]
+            ids: list[str] = []
+            ns: list[int] = []
+            payloads: list[bytes] = []
+            for task in tasks:
+                ids.append(task.id)
+                ns.append(task.n + 1)
+                payloads.append(task.payload or b"")
             self._actions.record(Assigned(number, worker.worker_id, ids, ns, state.at, is_polling))
             state.next_assignment = number + 1
             state.metrics.assigned += len(ids)
@@ -202,7 +209,6 @@ class Scheduler:
             if is_polling:
                 self._answer_poll(worker, tasks[0])
             else:
-                payloads = [task.payload or b"" for task in tasks]
                 group = WorkGroup(kind, timeout_s, False, ids, tokens, payloads)
                 for part in _by_listening(group, listeners) if listeners else (group,):
                     self._put(worker, part)

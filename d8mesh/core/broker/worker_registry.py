@@ -87,6 +87,9 @@ class WorkerState:
     results: list[int] = field(default_factory=list)
     #: numbers of those that are on disk, to be acknowledged with the next hand-out
     owed: list[int] = field(default_factory=list)
+    #: when the last of them was, and whether a timer for them runs
+    owed_since: float = 0.0
+    is_owed_timed: bool = False
     failures_in_a_row: int = 0
     outstanding: dict[str, TaskRecord] = field(default_factory=dict)
     #: how many attempts it was asked to give back and has not yet

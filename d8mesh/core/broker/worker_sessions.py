@@ -91,10 +91,11 @@ class WorkerSessions:
         """Record what the worker has finished; acknowledged once it is on disk."""
         self._heard(worker)
         worker.window = message.window
-        ids, tokens, kinds, payloads = message.ids, message.tokens, message.kinds, message.payloads
-        if len(set(ids)) == len(ids):
-            self._take(worker, ids, tokens, kinds, payloads)
+        ids = message.ids
+        if len(ids) == 1 or len(set(ids)) == len(ids):
+            self._take(worker, ids, message.tokens, message.kinds, message.payloads)
         else:  # what is said twice counts once, as a success if it says that too
+            tokens, kinds, payloads = message.tokens, message.kinds, message.payloads
             for index in sorted(range(len(ids)), key=lambda index: kinds[index] != SUCCEEDED):
                 row = slice(index, index + 1)
                 self._take(worker, ids[row], tokens[row], kinds[row], payloads[row])
@@ -113,6 +114,7 @@ class WorkerSessions:
     ) -> None:
         find = self._state.task_table.tasks.get
         tasks: list[TaskRecord] = []
+        ns: list[int] = []
         others: list[int] = []
         for index, task_id in enumerate(ids):
             task = find(task_id)
@@ -120,16 +122,19 @@ class WorkerSessions:
                 others.append(index)
             else:
                 tasks.append(task)
-        unusual = [(ids[i], tokens[i], kinds[i], payloads[i]) for i in others]
-        if others:  # seldom: else the message's own columns will do
-            good = sorted(set(range(len(ids))).difference(others))
-            ids, payloads = [ids[index] for index in good], [payloads[index] for index in good]
-        if ids:
-            ns = [task.n for task in tasks]
+                ns.append(task.n)
+        if not others:
             self._outcomes.complete(worker.worker_id, ids, ns, payloads, tasks)
             worker.failures_in_a_row = 0
-        for each in unusual:
-            self._take_unusual(worker, *each)
+            return
+        if tasks:
+            good = [task.id for task in tasks]
+            left = set(others)
+            kept = [payload for index, payload in enumerate(payloads) if index not in left]
+            self._outcomes.complete(worker.worker_id, good, ns, kept, tasks)
+            worker.failures_in_a_row = 0
+        for i in others:
+            self._take_unusual(worker, ids[i], tokens[i], kinds[i], payloads[i])
 
     def acknowledge(self) -> None:
         """Acknowledge the results of this wake-up, after what it has handed out.
@@ -145,15 +150,28 @@ class WorkerSessions:
                 worker.owed += results
             elif len(reporting) == len(results) == 1 and worker.is_live and not worker.outstanding:
                 worker.owed += results
-                self._state.after(OWED_S, SayOwed(worker.worker_id))
+                worker.owed_since = self._state.now
+                if not worker.is_owed_timed:
+                    self._owe(worker, OWED_S)
             else:
                 self._say_received(worker, results)
 
     def say_owed(self, worker_id: str) -> None:
         """Acknowledge what no hand-out came to go with."""
         worker = self._state.registry.workers.get(worker_id)
-        if worker is not None and worker.owed and worker.is_live:
-            self._say_received(worker, [])
+        if worker is None:
+            return
+        worker.is_owed_timed = False
+        if worker.owed and worker.is_live:
+            left_s = worker.owed_since + OWED_S - self._state.now
+            if left_s > 0.0:  # a hand-out went with what was owed then
+                self._owe(worker, left_s)
+            else:
+                self._say_received(worker, [])
+
+    def _owe(self, worker: WorkerState, pause_s: float) -> None:
+        worker.is_owed_timed = True
+        self._state.after(pause_s, SayOwed(worker.worker_id))
 
     def _say_received(self, worker: WorkerState, results: list[int]) -> None:
         owed, worker.owed = worker.owed, []
