@@ -220,7 +220,8 @@ class Dispatcher:
         if now >= self._next_sweep:
             self._next_sweep = now + SWEEP_S
             self._sweep()
-        self._restart.note_back(now)
+        if not self._restart.is_noted:
+            self._restart.note_back(now)
         self._scheduler.assign()
         self._polling.settle()
         self._outcomes.tell_all()

@@ -36,7 +36,7 @@ class Histogram(msgspec.Struct):
         """Count what is fresh."""
         for seconds, count in self.fresh:
             self.counts[bisect_left(BOUNDS_S, seconds)] += count
-            self.total_s += seconds * count
+            self.total_s += max(0.0, seconds) * count  # a wall clock may be set back
         self.fresh.clear()
 
 

@@ -153,7 +153,8 @@ class TaskOutcomes:
                 self._end_stream(task_id, task)
         first = tasks[0]
         if code == COMPLETED_STATE and first is not None and first.attempt.since:
-            runs = state.metrics.runs_of(batch.spec.type)
+            kind = batch.spec.type
+            runs = state.metrics.run_s.get(kind) or state.metrics.runs_of(kind)
             runs.fresh.append((state.now - first.attempt.since, len(ids)))
 
     def _fresh(self, ids: list[str], tasks: Sequence[TaskRecord | None]) -> dict[str, Batch]:

@@ -289,11 +289,12 @@ class TaskTable:
             tasks = list(map(self.tasks.__getitem__, fact.ids))
         except KeyError:
             tasks = [task for task, _ in self._moved(fact.ids, Assigned)]
-        for index, task in enumerate(tasks):
+        for task in tasks:
             if task.state is not _QUEUED:
                 before = task.state
-                for earlier in tasks[:index]:
-                    earlier.state = _QUEUED
+                for moved in tasks:
+                    if moved.state is _RUNNING and not moved.worker_id:
+                        moved.state = _QUEUED
                 next_state(before, Assigned)
             task.state = _RUNNING
         worker_id, number = fact.worker_id, fact.number
@@ -301,8 +302,8 @@ class TaskTable:
             task.n = n
             task.worker_id = worker_id
             task.assignment = number
-            if fact.is_needed:
-                task.remember().holders.add(worker_id)
+        for task in tasks if fact.is_needed else ():
+            task.remember().holders.add(worker_id)
         self.queued -= len(tasks)
         self.running += len(tasks)
 

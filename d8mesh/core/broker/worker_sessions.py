@@ -5,6 +5,8 @@ from __future__ import annotations
 from itertools import takewhile
 from typing import Final
 
+from msgspec import structs
+
 from d8mesh.core.broker.actions import Actions
 from d8mesh.core.broker.continuations import SayOwed
 from d8mesh.core.broker.outcomes import TaskOutcomes
@@ -89,29 +91,13 @@ class WorkerSessions:
 
     def results(self, worker: WorkerState, message: Results) -> None:
         """Record what the worker has finished; acknowledged once it is on disk."""
+        ids, tokens, kinds, payloads = message.ids, message.tokens, message.kinds, message.payloads
+        if len(ids) > 1 and len(set(ids)) != len(ids):
+            for each in _apart(message):
+                self.results(worker, each)
+            return
         self._heard(worker)
         worker.window = message.window
-        ids = message.ids
-        if len(ids) == 1 or len(set(ids)) == len(ids):
-            self._take(worker, ids, message.tokens, message.kinds, message.payloads)
-        else:  # what is said twice counts once, as a success if it says that too
-            tokens, kinds, payloads = message.tokens, message.kinds, message.payloads
-            for index in sorted(range(len(ids)), key=lambda index: kinds[index] != SUCCEEDED):
-                row = slice(index, index + 1)
-                self._take(worker, ids[row], tokens[row], kinds[row], payloads[row])
-        if not worker.results:
-            self._reporting.append((worker, worker.work_seq))
-        worker.results.append(message.seq)
-        self._state.registry.refresh(worker)
-
-    def _take(
-        self,
-        worker: WorkerState,
-        ids: list[str],
-        tokens: list[bytes],
-        kinds: bytes,
-        payloads: list[bytes],
-    ) -> None:
         find = self._state.task_table.tasks.get
         tasks: list[TaskRecord] = []
         ns: list[int] = []
@@ -123,18 +109,18 @@ class WorkerSessions:
             else:
                 tasks.append(task)
                 ns.append(task.n)
-        if not others:
+        if others:  # seldom: else the message's own columns will do
+            good = sorted(set(range(len(ids))).difference(others))
+            ids, payloads = [ids[index] for index in good], [payloads[index] for index in good]
+        if ids:
             self._outcomes.complete(worker.worker_id, ids, ns, payloads, tasks)
             worker.failures_in_a_row = 0
-            return
-        if tasks:
-            good = [task.id for task in tasks]
-            left = set(others)
-            kept = [payload for index, payload in enumerate(payloads) if index not in left]
-            self._outcomes.complete(worker.worker_id, good, ns, kept, tasks)
-            worker.failures_in_a_row = 0
-        for i in others:
-            self._take_unusual(worker, ids[i], tokens[i], kinds[i], payloads[i])
+        for index in others:
+            self._unusual_result(worker, message, index)
+        if not worker.results:
+            self._reporting.append((worker, worker.work_seq))
+        worker.results.append(message.seq)
+        self._state.registry.refresh(worker)
 
     def acknowledge(self) -> None:
         """Acknowledge the results of this wake-up, after what it has handed out.
@@ -178,11 +164,11 @@ class WorkerSessions:
         for seq in (*owed, *results):
             self._actions.send(worker.peer, Received(seq), waits=True)
 
-    def _take_unusual(
-        self, worker: WorkerState, task_id: str, token: bytes, kind: int, payload: bytes
-    ) -> None:
+    def _unusual_result(self, worker: WorkerState, message: Results, index: int) -> None:
         """A failure, a repeat, or a late result of an earlier attempt."""
         state = self._state
+        task_id, token = message.ids[index], message.tokens[index]
+        kind, payload = message.kinds[index], message.payloads[index]
         name = worker.worker_id
         claim = self._actions.signer.check(token, task_id)
         if claim is None:
@@ -302,6 +288,21 @@ class WorkerSessions:
 
     def _heard(self, worker: WorkerState) -> None:
         worker.last_heard, worker.last_heard_at = self._state.now, self._state.at
+
+
+def _apart(message: Results) -> list[Results]:
+    """Return a message that names a task twice as one for each: successes first, they win."""
+    kinds = message.kinds
+    return [
+        structs.replace(
+            message,
+            ids=[message.ids[index]],
+            tokens=[message.tokens[index]],
+            kinds=kinds[index : index + 1],
+            payloads=[message.payloads[index]],
+        )
+        for index in sorted(range(len(kinds)), key=lambda index: kinds[index] != SUCCEEDED)
+    ]
 
 
 def _is_spared(task: TaskRecord) -> bool:
