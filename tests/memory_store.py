@@ -416,6 +416,7 @@ class MemoryStore:
         disk: what is kept.
         wake: called when a commit is durable that was not when `append` returned.
         delay_s: how long after it was begun a commit is durable, those before it too; 0: at once.
+        gate: while it is not set nothing becomes durable.
         fail_at: the number of the commit that fails, counted from 1; 0: none.
     """
 
@@ -425,6 +426,7 @@ class MemoryStore:
         wake: Callable[[], None] = lambda: None,
         *,
         delay_s: float = 0.0,
+        gate: threading.Event | None = None,
         fail_at: int = 0,
     ) -> None:
         if disk.is_held:
@@ -434,13 +436,13 @@ class MemoryStore:
         self.broker_id = disk.broker_id
         self._fold = _Fold(disk.commits)
         self._lock = threading.Lock()
-        self._begun = self._confirmed = 0
+        self.begun = self.most_in_flight = self._confirmed = 0
         self._fail_at = fail_at
         self._failure = ""
-        self._wake, self._delay_s = wake, delay_s
+        self._wake, self._delay_s, self._gate = wake, delay_s, gate
         self._queue: queue.SimpleQueue[tuple[float, list[Fact]] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, name="memory-store")
-        if delay_s:
+        if delay_s or gate is not None:
             self._thread.start()
 
     def restore(self) -> Restored:
@@ -449,8 +451,9 @@ class MemoryStore:
 
     def append(self, facts: Sequence[Fact]) -> None:
         self._check()
-        self._begun += 1
-        if self._delay_s:
+        self.begun += 1
+        self.most_in_flight = max(self.most_in_flight, self.begun - self._confirmed)
+        if self._thread.is_alive():
             self._queue.put((time.monotonic() + self._delay_s, list(facts)))
         else:
             self._commit(list(facts))
@@ -480,6 +483,8 @@ class MemoryStore:
     def _work(self) -> None:
         while (begun := self._queue.get()) is not None:
             due, facts = begun
+            if self._gate is not None:
+                self._gate.wait()
             time.sleep(max(0.0, due - time.monotonic()))
             self._commit(facts)
             self._wake()
