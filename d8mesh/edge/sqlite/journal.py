@@ -40,8 +40,9 @@ from d8mesh.core.protocol.task import (
     Submitted,
     WorkersMissed,
 )
-from d8mesh.edge.sqlite import log_file, restore
-from d8mesh.edge.sqlite.migrate import migrate
+from d8mesh.edge.sqlite import restore
+from d8mesh.edge.sqlite.files import at_once, connect, keep_log, lengthen_log
+from d8mesh.edge.sqlite.migrate import STEPS, migrate
 from d8mesh.edge.sqlite.place import (
     Lock,
     broken,
@@ -51,7 +52,6 @@ from d8mesh.edge.sqlite.place import (
 )
 from d8mesh.edge.sqlite.reader import Reader
 from d8mesh.edge.sqlite.schema import (
-    BUSY_MS,
     CHUNKS,
     COUNTER_BITS,
     FAILURE_COLUMNS,
@@ -62,7 +62,6 @@ from d8mesh.edge.sqlite.schema import (
     WAITED,
     Runs,
     Value,
-    at_once,
     completed_sql,
     insert_sql,
 )
@@ -346,25 +345,19 @@ class Journal:
         if self._reader is not None:
             self._reader.close()
         with contextlib.suppress(apsw.Error):
-            log_file.keep(self._db, is_kept=False)
+            keep_log(self._db, is_kept=False)
             self._db.close()
         self._lock.close()
 
     def _open(self, synchronous: str, vfs: str, checkpoint_pages: int) -> apsw.Connection:
         try:
-            db = apsw.Connection(str(self.path), vfs=vfs or None)
-            db.set_busy_timeout(BUSY_MS)
-            db.execute("PRAGMA journal_mode = WAL").fetchall()
-            db.execute(f"PRAGMA synchronous = {synchronous}")
-            db.execute("PRAGMA fullfsync = ON")
-            db.execute("PRAGMA checkpoint_fullfsync = ON")
-            db.execute(f"PRAGMA wal_autocheckpoint = {checkpoint_pages}").fetchall()
+            db = connect(self.path, synchronous, vfs, checkpoint_pages)
             # Without a table: new, or the power went while it was made, before any promise.
             if not db.execute("SELECT count(*) FROM sqlite_master").fetchall()[0][0]:
                 self._create(db)
             self._check(db)
-            log_file.keep(db)
-            log_file.lengthen(self.path, vfs, checkpoint_pages)
+            keep_log(db)
+            lengthen_log(self.path, vfs, checkpoint_pages)
         except (apsw.Error, OSError) as error:
             raise refusal(self.path, error) from error
         return db
@@ -399,7 +392,8 @@ class Journal:
             if verdict != "ok":
                 raise broken(self.path, str(verdict))
         if version < SCHEMA_VERSION:
-            self.copy = migrate(db, self.path, version)
+            mark = f"UPDATE meta SET value = {SCHEMA_VERSION} WHERE name = 'schema'"
+            self.copy = migrate(db, self.path, version, STEPS, mark)
 
     # --------------------------------------------------------------------- helpers
 

@@ -34,7 +34,8 @@ from d8mesh.core.broker.store import (
 )
 from d8mesh.core.protocol.messages import FINAL_STATES, PRUNED_STATE, UNKNOWN_STATE
 from d8mesh.core.protocol.task import Spec, TaskState, parse_id
-from d8mesh.edge.sqlite.schema import BUSY_MS, COUNTER_BITS, Value, fetch, split_row
+from d8mesh.edge.sqlite.files import BUSY_MS
+from d8mesh.edge.sqlite.schema import COUNTER_BITS, Value, fetch, split_row
 from d8mesh.errors import JournalError, UnknownTaskError
 
 #: Rows looked at for one page of a filtered listing; a sparse page ends early with a cursor.

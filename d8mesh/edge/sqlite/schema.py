@@ -9,7 +9,6 @@ doing, the key refuses only a second run from the same task on.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Container, Iterator, Sequence
 from functools import cache
 from typing import Any, Final, TypeAlias
@@ -66,8 +65,6 @@ CREATE TABLE pruned(
     at REAL NOT NULL);
 """
 
-#: How long a statement waits for a checkpoint of another connection.
-BUSY_MS: Final = 5000
 #: Rows per multi-row statement, largest first: `executemany` retakes the GIL for every row.
 CHUNKS: Final = (256, 32, 4, 1)
 #: Columns of `failures`.
@@ -101,19 +98,6 @@ def split_row(row: int, names: dict[int, str]) -> tuple[str, int]:
 def fetch(db: apsw.Connection, sql: str, values: Sequence[Value] = ()) -> list[tuple[Any, ...]]:
     """Return all rows of a query; what the columns hold stands in the schema."""
     return db.execute(sql, values).fetchall()
-
-
-@contextlib.contextmanager
-def at_once(db: apsw.Connection) -> Iterator[None]:
-    """Make changes in one transaction; what is raised is what went wrong first."""
-    db.execute("BEGIN IMMEDIATE")
-    try:
-        yield
-        db.execute("COMMIT")
-    except BaseException:  # also on Ctrl-C: no transaction may stay open
-        with contextlib.suppress(apsw.Error):  # SQLite may have rolled it back itself
-            db.execute("ROLLBACK")
-        raise
 
 
 class Runs:

@@ -7,8 +7,6 @@ move a note lies in the folder: a start finds it and refuses, the next `recover`
 from __future__ import annotations
 
 import json
-import os
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -25,6 +23,7 @@ from d8mesh.core.protocol.messages import (
     FINAL_STATES,
 )
 from d8mesh.edge.sqlite import restore
+from d8mesh.edge.sqlite.files import SIDES, beside, swap, sync
 from d8mesh.edge.sqlite.place import Lock
 from d8mesh.edge.sqlite.recovery.rebuild import Builder
 from d8mesh.edge.sqlite.recovery.salvage import TABLES, Salvage
@@ -33,7 +32,6 @@ from d8mesh.errors import JournalBrokenError, JournalError
 
 #: Ids named one by one in the report; more are counted.
 NAMED_IDS: Final = 10_000
-_SIDES: Final = ("", "-wal", "-shm")
 
 
 @dataclass(slots=True)
@@ -107,8 +105,8 @@ def recover(path: Path, say: Callable[[str], None]) -> Recovered:
 
 def _recover(path: Path, note: Path, say: Callable[[str], None]) -> Recovered:
     fresh = path.with_name(path.name + ".new")
-    for side in (*_SIDES, "-journal"):
-        _beside(fresh, side).unlink(missing_ok=True)
+    for side in (*SIDES, "-journal"):
+        beside(fresh, side).unlink(missing_ok=True)
     salvage, builder = Salvage(path, say), Builder(fresh)
     try:
         for row in salvage.rows():
@@ -124,7 +122,7 @@ def _recover(path: Path, note: Path, say: Callable[[str], None]) -> Recovered:
     builder.close()
     say("checking the new journal")
     _validate(fresh, report)
-    _sync(fresh)
+    sync(fresh)
     stamp = time.strftime("%Y%m%d-%H%M%S")
     aside = path.with_name(f"{path.stem}-broken-{stamp}{path.suffix}")
     report.moved_to = str(aside)
@@ -132,7 +130,7 @@ def _recover(path: Path, note: Path, say: Callable[[str], None]) -> Recovered:
     told.write_text(json.dumps(as_body(report), ensure_ascii=False, indent=1), "utf-8")
     part = note.with_name(note.name + ".part")
     part.write_text(json.dumps({"aside": aside.name}), "utf-8")
-    _sync(part)
+    sync(part)
     part.replace(note)
     _swap(path, note)
     return report
@@ -147,17 +145,11 @@ def _swap(path: Path, note: Path) -> Path:
     """Move the old files aside and the new one in; can be repeated. Return where they went."""
     aside = path.with_name(json.loads(note.read_text("utf-8"))["aside"])
     fresh = path.with_name(path.name + ".new")
-    _sync(path.parent)
+    sync(path.parent)
     if fresh.exists():
-        for side in reversed(_SIDES):
-            source = _beside(path, side)
-            if source.exists():
-                source.replace(_beside(aside, side))
-        _sync(path.parent)
-        fresh.replace(path)
-        _sync(path.parent)
+        swap(path, fresh, aside)
     note.unlink()
-    _sync(path.parent)
+    sync(path.parent)
     return aside
 
 
@@ -166,21 +158,6 @@ def _reported(aside: Path) -> Recovered:
     body = json.loads(told.read_text("utf-8"))
     body["tables"] = {name: TableReport(**rows) for name, rows in body["tables"].items()}
     return Recovered(**body)
-
-
-def _beside(path: Path, side: str) -> Path:
-    return path.with_name(path.name + side)
-
-
-def _sync(path: Path) -> None:
-    """Have a file, or the entries of a folder, on the disk."""
-    if path.is_dir() and sys.platform == "win32":
-        return  # folders cannot be opened there; the file system logs their entries
-    number = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
-    try:
-        os.fsync(number)
-    finally:
-        os.close(number)
 
 
 def _is_sound(path: Path) -> bool:
