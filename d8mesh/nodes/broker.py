@@ -26,7 +26,7 @@ from d8mesh import __version__
 from d8mesh.config import BROKER_PORT_TRIES, PORTS_END, Config
 from d8mesh.core.broker.deferral import Deferral
 from d8mesh.core.broker.dispatcher import Dispatcher
-from d8mesh.core.broker.effects import Effect, Load, Loaded, Peer, Record, Send
+from d8mesh.core.broker.effects import Effect, Fault, Load, Loaded, Peer, Record, Send
 from d8mesh.core.broker.state import Policy
 from d8mesh.core.broker.store import Question, Store, StoreAnswer, Unreadable
 from d8mesh.core.protocol.addresses import LOOPBACK, is_admissible, is_loopback
@@ -36,7 +36,7 @@ from d8mesh.core.protocol.task import Fact
 from d8mesh.edge import address_file
 from d8mesh.edge.discovery import Announcement, Discovery, NodeKind, Sighting
 from d8mesh.edge.failpoints import passed
-from d8mesh.edge.logs import event
+from d8mesh.edge.logs import event, traced
 from d8mesh.edge.network import is_taken_unseen, usable_addresses
 from d8mesh.edge.sqlite import Journal
 from d8mesh.edge.transport.sockets import Loop, RouterEndpoint, Waker
@@ -149,7 +149,7 @@ class Broker:
         self._strikes: OrderedDict[bytes, int] = OrderedDict()
         self._is_stopping = threading.Event()
         self._next_disk_check = self._next_summary = 0.0
-        self._undelivered = 0
+        self._is_disk_low = False
         self._deferral = Deferral()
         self._begun = 0  #: commits
         self._held: deque[_Held] = deque()
@@ -282,11 +282,15 @@ class Broker:
         # Encoded before the commit: who waits for it shall not wait for this too.
         waiting = [(send, encode(send.message)) for send in sends if send.waits]
         loads = [effect for effect in effects if type(effect) is Load]
+        for fault in [effect for effect in effects if type(effect) is Fault]:
+            traced(_log, logging.ERROR, "broker.fault", fault.traceback, at=fault.where)
+        begun = time.monotonic()
         if facts:
             passed("broker.before_commit")
             self._commit(facts)
         if not self._held and (not facts or self._store.confirmed() == self._begun):
             if facts:
+                self._dispatcher.committed(time.monotonic() - begun)
                 passed("broker.after_commit")
             follow_ups += self._go_on(waiting, loads)
         elif facts or waiting or loads:
@@ -322,6 +326,7 @@ class Broker:
         follow_ups: list[Effect] = []
         while self._held and self._held[0].commit <= confirmed:
             held = self._held.popleft()
+            self._dispatcher.committed(self._now - held.now)
             follow_ups += self._go_on(held.sends, held.loads)
         self._dispatcher.set_unconfirmed(self._held[0].now if self._held else math.inf)
         if follow_ups:
@@ -329,12 +334,11 @@ class Broker:
 
     def _missed(self, send: Send) -> list[Effect]:
         """A message could not be sent: return what is to be done."""
-        self._undelivered += 1
         return self._dispatcher.undelivered(send.peer, send.message)
 
     def _strike(self, peer: Peer, error: ProtocolError) -> None:
         """Drop a bad frame, count it, and tell its sender the first few times."""
-        self._dispatcher.state.reject(error.code)
+        self._dispatcher.reject(error.code)
         count = self._strikes.pop(peer.routing_id, 0) + 1
         self._strikes[peer.routing_id] = count
         if len(self._strikes) > MAX_STRIKERS:
@@ -348,7 +352,8 @@ class Broker:
         self._next_disk_check = now + DISK_CHECK_S
         reserve = self._config.disk_reserve_mb * 1_000_000
         is_low = self._store.free_bytes() < reserve
-        if is_low != self._dispatcher.state.is_disk_low:
+        if is_low != self._is_disk_low:
+            self._is_disk_low = is_low
             level = logging.WARNING if is_low else logging.INFO
             event(_log, level, "disk.low" if is_low else "disk.ok", reserve_bytes=reserve)
             self._dispatcher.set_disk_low(is_low)
@@ -357,19 +362,19 @@ class Broker:
         first, self._next_summary = not self._next_summary, now + SUMMARY_S
         if first:
             return
-        state = self._dispatcher.state
+        told = self._dispatcher.metrics()
         event(
             _log,
             logging.INFO,
             "broker.summary",
-            queued=state.task_table.queued,
-            running=state.task_table.running,
-            completed=state.task_table.totals.completed,
-            failed=state.task_table.totals.failed,
-            workers=sum(worker.is_live for worker in state.registry.workers.values()),
-            clients=len(state.clients),
-            rejected=sum(state.rejected.values()),
-            undelivered=self._undelivered,
+            queued=told.queued,
+            running=told.running,
+            completed=told.counted.totals.completed,
+            failed=told.counted.totals.failed,
+            workers=told.workers_online,
+            clients=told.clients,
+            rejected=sum(told.counted.rejected.values()),
+            undelivered=told.counted.undelivered,
         )
 
 

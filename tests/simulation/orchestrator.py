@@ -165,7 +165,7 @@ class Orchestrator:
         task_table, owed = self.dispatcher.state.task_table, Owed()
         for task_id, token, kind in zip(message.ids, message.tokens, message.kinds, strict=True):
             task = task_table.tasks.get(task_id)
-            is_current = task is not None and task.token == token
+            is_current = task is not None and task.attempt.token == token
             self._owe(owed, task_id, is_success=kind == m.SUCCEEDED, is_current=is_current)
         return owed
 

@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final, TypeAlias
+from typing import Final, TypeAlias, assert_never
 
 from d8mesh.core.broker import reports
+from d8mesh.core.broker.actions import Actions
 from d8mesh.core.broker.admission import Admission
+from d8mesh.core.broker.continuations import (
+    Replay,
+    ShowDetails,
+    ShowPage,
+    ShowTask,
+    TellOutcomes,
+)
 from d8mesh.core.broker.effects import Peer
+from d8mesh.core.broker.joining import refuse_hello
 from d8mesh.core.broker.outcomes import TaskOutcomes
 from d8mesh.core.broker.state import BrokerState, ClientState
 from d8mesh.core.broker.store import (
-    BadCursor,
     DetailsOf,
     EndOf,
     FinishedStates,
@@ -24,9 +32,9 @@ from d8mesh.core.broker.store import (
     TaskDetails,
     TaskPage,
     TaskSource,
+    Unreadable,
 )
 from d8mesh.core.broker.streaming import Streaming
-from d8mesh.core.broker.worker_sessions import refuse_hello
 from d8mesh.core.protocol.messages import (
     UNKNOWN_STATE,
     Beat,
@@ -67,24 +75,16 @@ class ClientRequests:
     def __init__(
         self,
         state: BrokerState,
+        actions: Actions,
         task_outcomes: TaskOutcomes,
         admission: Admission,
         streaming: Streaming,
     ) -> None:
         self._state = state
+        self._actions = actions
         self._outcomes = task_outcomes
         self._streaming = streaming
         self._admission = admission
-        self.asks: dict[str, Callable[[Peer, int, Args], None]] = {
-            "health": lambda peer, n, _: state.answer(peer, n, reports.health(state)),
-            "stats": lambda peer, n, _: state.answer(peer, n, reports.stats(state)),
-            "workers": lambda peer, n, _: state.answer(peer, n, reports.workers(state)),
-            "status": self._status,
-            "queue": self._queue,
-            "tasks": self._tasks,
-            "cancel": self._cancel,
-            "replay": self._replay,
-        }
 
     # ------------------------------------------------------------- coming and going
 
@@ -93,8 +93,8 @@ class ClientRequests:
         state = self._state
         refusal = refuse_hello(message.version, message.mesh, state)
         if refusal is not None:
-            state.reject(refusal.code)
-            state.send(peer, refusal)
+            state.metrics.reject(refusal.code)
+            self._actions.send(peer, refusal)
             return
         client = state.clients.get(message.session)
         if client is None:
@@ -104,7 +104,7 @@ class ClientRequests:
         client.peer, client.last_heard = peer, state.now
         state.clients_by_routing_id[peer.routing_id] = client
         policy = state.policy
-        state.send(
+        self._actions.send(
             peer,
             Welcome(
                 message.version,
@@ -136,7 +136,7 @@ class ClientRequests:
     def watch(self, client: ClientState, message: Watch) -> None:
         """Send the outcomes of these tasks, now or when they come; empty: a sign of life."""
         state = self._state
-        state.send(client.peer, Beat(state.epoch))
+        self._actions.send(client.peer, Beat(state.epoch))
         finished: list[str] = []
         unknown: list[str] = []
         per_batch: dict[int, list[str]] = {}
@@ -182,7 +182,7 @@ class ClientRequests:
             is_first = task_id not in state.listeners
             state.listen(client, task_id)  # before its task, if that is still on its way
         except (UnknownTaskError, FloodError) as error:
-            state.reject(error.code)
+            state.metrics.reject(error.code)
             return
         task = state.task_table.tasks.get(task_id)
         if task is None or task.state is not TaskState.RUNNING:
@@ -191,7 +191,7 @@ class ClientRequests:
             self._tell_worker(task.worker_id, task_id, is_on=True)
         tail = self._streaming.tail(task)
         if tail.payloads:
-            state.send(client.peer, tail)
+            self._actions.send(client.peer, tail)
 
     def _stop_listening(self, client: ClientState, task_id: str) -> None:
         client.listened.discard(task_id)
@@ -203,189 +203,150 @@ class ClientRequests:
     def _tell_worker(self, worker_id: str, task_id: str, *, is_on: bool) -> None:
         worker = self._state.registry.workers.get(worker_id)
         if worker is not None and worker.is_live and worker.boot_id:
-            self._state.tell(worker, Listening([task_id], is_on))
+            self._actions.tell(worker, Listening([task_id], is_on))
 
     def _watch_singly(self, client: ClientState, ids: list[str]) -> None:
         for task_id in ids:
             if len(client.watched) >= MAX_WATCHED:
-                self._state.reject("watch.too_many")
+                self._state.metrics.reject("watch.too_many")
                 return  # the client asks again later
             client.watched.add(task_id)
             self._state.task_watchers.setdefault(task_id, set()).add(client.session)
 
     def _tell_finished(self, client: ClientState, ids: list[str]) -> None:
-        def then(answer: StoreAnswer) -> None:
-            if isinstance(answer, FinishedStates):  # else the client asks again: it is state
-                self._outcomes.tell(client.session, ids, answer.states, answer.payloads)
-
         try:
-            self._state.load_for(client.peer, OutcomesOf(ids), then)
+            self._actions.ask_for(client.peer, OutcomesOf(ids), TellOutcomes(client.session, ids))
         except FloodError as error:
-            self._state.reject(error.code)  # the client asks again later
+            self._state.metrics.reject(error.code)  # the client asks again later
+
+    def tell_outcomes(self, asked: TellOutcomes, answer: StoreAnswer) -> None:
+        """Send what the store knows of finished tasks."""
+        if isinstance(answer, FinishedStates):  # else the client asks again: it is state
+            self._outcomes.tell(asked.session, asked.ids, answer.states, answer.payloads)
 
     # ---------------------------------------------------------------- the questions
 
-    def ask(
-        self, client: ClientState, message: Query, more: dict[str, Callable[..., None]]
-    ) -> None:
-        """Answer a question, one of these or of `more`."""
-        what = self.asks.get(message.what) or more.get(message.what)
-        try:
-            if what is None:
-                raise ForbiddenError(f"{message.what!r} is no question")
-            what(client.peer, message.request, message.args)
-        except D8Error as error:
-            self._state.reject(error.code)
-            self._state.refuse(client.peer, message.request, error)
-        except (TypeError, ValueError, OverflowError, LookupError) as error:
-            # Arguments are read before anything is recorded: odd ones hurt who sent them.
-            self._state.reject(InvalidTaskError.code)
-            told = InvalidTaskError(f"{message.what}: its arguments make no sense: {error}"[:500])
-            self._state.refuse(client.peer, message.request, told)
+    def ask(self, peer: Peer, message: Query) -> None:
+        """Answer a question.
+
+        Raises:
+            D8Error: it cannot be answered, as the error says.
+        """
+        what = self._asks.get(message.what)
+        if what is None:
+            raise ForbiddenError(f"{message.what!r} is no question")
+        what(self, peer, message.request, message.args)
+
+    def go_on(self, asked: ShowTask | ShowDetails | ShowPage | Replay, answer: StoreAnswer) -> None:
+        """Answer a question with what the store says.
+
+        Raises:
+            D8Error: it cannot be answered, as the error says.
+        """
+        if isinstance(answer, Unreadable):
+            raise D8Error(answer.why)
+        match asked:
+            case ShowTask():
+                self._show_task(asked, answer)
+            case ShowDetails():
+                self._show_details(asked, answer)
+            case ShowPage():
+                self._show_page(asked, answer)
+            case Replay():
+                self._replay_source(asked, answer)
+            case _:
+                assert_never(asked)
+
+    def _health(self, peer: Peer, request: int, args: Args) -> None:
+        self._actions.answer(peer, request, reports.health(self._state))
+
+    def _stats(self, peer: Peer, request: int, args: Args) -> None:
+        self._actions.answer(peer, request, reports.stats(self._state))
+
+    def _workers(self, peer: Peer, request: int, args: Args) -> None:
+        self._actions.answer(peer, request, reports.workers(self._state))
 
     def _status(self, peer: Peer, request: int, args: Args) -> None:
         task_id = _id(args, "id")
         if args.get("full") is True:
-            self._full_status(peer, request, task_id)
-            return
-        body = reports.unfinished(self._state, task_id, is_single=True)
-        if body is not None:
-            self._state.answer(peer, request, body)
-            return
-        self._with_finished(peer, request, task_id, self._state.answer)
-
-    def _full_status(self, peer: Peer, request: int, task_id: str) -> None:
-        """Answer with the input and all that went wrong too, which lie in the journal."""
-
-        def loaded(answer: StoreAnswer) -> None:
-            if not isinstance(answer, TaskDetails | None):
-                self._state.refuse_unreadable(peer, request, answer)
-                return
-            data, past = (answer.payload, answer.past) if answer else (b"", [])
-            more: Args = {"data": data or None, "history": reports.history(past)}
-            body = reports.unfinished(self._state, task_id, is_single=True)
-            if body is not None:
-                self._state.answer(peer, request, body | more)
-            else:
-                self._with_finished(
-                    peer,
-                    request,
-                    task_id,
-                    lambda p, n, found: self._state.answer(p, n, found | more),
-                )
-
-        self._state.load_for(peer, DetailsOf(task_id), loaded)
-
-    def _with_finished(
-        self, peer: Peer, request: int, task_id: str, then: Callable[[Peer, int, Args], None]
-    ) -> None:
-        """Call `then` with the body of a finished task, or refuse."""
-
-        def loaded(answer: StoreAnswer) -> None:
-            if isinstance(answer, FinishedTask):
-                then(peer, request, reports.finished(answer))
-            else:
-                self._refuse_missing(peer, request, answer)
-
-        self._state.load_for(peer, EndOf(task_id), loaded)
-
-    def _refuse_missing(self, peer: Peer, request: int, answer: StoreAnswer) -> None:
-        """Refuse a question about a finished task that is unknown, pruned or unreadable."""
-        if answer is None:
-            self._state.refuse(peer, request, UnknownTaskError())
-        elif isinstance(answer, PrunedTask):
-            self._state.refuse(peer, request, PrunedTaskError(), pruned_at=answer.at)
+            asked = ShowDetails(peer, request, task_id)
+            self._actions.ask_for(peer, DetailsOf(task_id), asked)
         else:
-            self._state.refuse_unreadable(peer, request, answer)
+            self._tell_status(ShowTask(peer, request, task_id))
+
+    def _tell_status(self, asked: ShowTask) -> None:
+        """Answer from memory, or ask the store for what is finished."""
+        body = reports.unfinished(self._state, asked.id, is_single=True)
+        if body is None:
+            self._actions.ask_for(asked.peer, EndOf(asked.id), asked)
+        else:
+            self._actions.answer(asked.peer, asked.request, body | asked.more)
+
+    def _show_details(self, asked: ShowDetails, answer: StoreAnswer) -> None:
+        more: Args = {"data": None, "history": []}
+        if isinstance(answer, TaskDetails):
+            more = {"data": answer.payload or None, "history": reports.history(answer.past)}
+        self._tell_status(ShowTask(asked.peer, asked.request, asked.id, more))
+
+    def _show_task(self, asked: ShowTask, answer: StoreAnswer) -> None:
+        if not isinstance(answer, FinishedTask):
+            self._refuse_missing(asked, answer)
+            return
+        body = reports.finished(answer)
+        if asked.is_brief:
+            body = {"task_id": asked.id, "state": body["state"]}
+        self._actions.answer(asked.peer, asked.request, body | asked.more)
+
+    def _refuse_missing(self, asked: ShowTask | Replay, answer: StoreAnswer) -> None:
+        """Refuse a question about a finished task that is unknown or pruned."""
+        if isinstance(answer, PrunedTask):
+            error = PrunedTaskError()
+            self._actions.refuse(asked.peer, asked.request, error, pruned_at=answer.at)
+        else:
+            self._actions.refuse(asked.peer, asked.request, UnknownTaskError())
 
     def _queue(self, peer: Peer, request: int, args: Args) -> None:
-        task_table = self._state.task_table
-        totals = task_table.totals
-        counts: Args = {
-            "pending": task_table.queued,
-            "assigned": task_table.running,
-            "completed": totals.completed,
-            "failed": totals.failed,
-            "cancelled": totals.cancelled,
-        }
-
-        def then(page: TaskPage) -> None:
-            listed = [reports.unfinished(self._state, task_id) for task_id in page.ids]
-            keys = ("task_id", "type", "priority", "status", "created_at", "state")
-            queue = [{key: body[key] for key in keys} for body in listed if body is not None]
-            self._state.answer(
-                peer, request, {"queue": queue, **counts, "next_cursor": page.next_cursor}
-            )
-
-        self._list(peer, request, {**args, "type": "", "order": ""}, then, is_open=True)
+        question = _page(args | {"type": "", "order": ""}, is_open=True)
+        asked = ShowPage(peer, request, question.cursor, is_queue=True)
+        self._actions.ask_for(peer, question, asked)
 
     def _tasks(self, peer: Peer, request: int, args: Args) -> None:
         wanted = args.get("state") or ""
         if not isinstance(wanted, str) or wanted not in {"", *(s.value for s in TaskState)}:
             known = ", ".join(state.value for state in TaskState)
             raise InvalidTaskError(f"state: saw {str(wanted)[:40]!r}, expected one of {known}")
-
-        def then(page: TaskPage) -> None:
-            bodies = []
-            for task_id in page.ids:
-                body = reports.unfinished(self._state, task_id)
-                if body is None and (task := page.finished.get(task_id)) is not None:
-                    body = reports.finished(task)
-                if body is not None and wanted in ("", body["state"]):
-                    bodies.append(body)
-            self._state.answer(peer, request, {"tasks": bodies, "next_cursor": page.next_cursor})
-
         state = TaskState(wanted) if wanted else None
-        if state is not None and not state.is_final:
-            self._list(peer, request, args, then, is_open=True)
-        else:
-            self._list(peer, request, args, then, state=state)
+        is_open = state is not None and not state.is_final
+        question = _page(args, state=None if is_open else state, is_open=is_open)
+        self._actions.ask_for(peer, question, ShowPage(peer, request, question.cursor, wanted))
 
-    def _list(
-        self,
-        peer: Peer,
-        request: int,
-        args: Args,
-        then: Callable[[TaskPage], None],
-        *,
-        state: TaskState | None = None,
-        is_open: bool = False,
-    ) -> None:
-        limit = args.get("limit", 100)
-        order = args.get("order") or "oldest"
-        if order not in ("oldest", "newest"):
-            raise InvalidTaskError(f"order: saw {str(order)[:40]!r}, expected oldest or newest")
-        cursor = args.get("cursor") or ""
-        kind = args.get("type") or ""
-        if not isinstance(limit, int) or not 1 <= limit <= MAX_PAGE:
-            raise InvalidTaskError(f"limit: expected 1 to {MAX_PAGE}")
-        if not isinstance(cursor, str) or not isinstance(kind, str):
-            raise InvalidTaskError("cursor and type: expected texts")
-
-        def loaded(answer: StoreAnswer) -> None:
-            if isinstance(answer, TaskPage):
-                then(answer)
-            elif isinstance(answer, BadCursor):
-                what = f"cursor: saw {cursor[:40]!r}, expected a next_cursor of this listing"
-                self._state.refuse(peer, request, InvalidTaskError(what))
-            else:
-                self._state.refuse_unreadable(peer, request, answer)
-
-        question = PageOf(limit, cursor, kind, state, is_open, order == "newest")
-        self._state.load_for(peer, question, loaded)
+    def _show_page(self, asked: ShowPage, answer: StoreAnswer) -> None:
+        if not isinstance(answer, TaskPage):
+            saw = f"cursor: saw {asked.cursor[:40]!r}, expected a next_cursor of this listing"
+            self._actions.refuse(asked.peer, asked.request, InvalidTaskError(saw))
+            return
+        state, bodies = self._state, list[Args]()
+        for task_id in answer.ids:
+            body = reports.unfinished(state, task_id)
+            if body is None and (task := answer.finished.get(task_id)) is not None:
+                body = reports.finished(task)
+            if body is not None and asked.state in ("", body["state"]):
+                bodies.append(body)
+        told: Args = {"tasks": bodies}
+        if asked.is_queue:
+            told = reports.queue(state, bodies)
+        told["next_cursor"] = answer.next_cursor
+        self._actions.answer(asked.peer, asked.request, told)
 
     def _cancel(self, peer: Peer, request: int, args: Args) -> None:
         task_id = _id(args, "id")
-
-        def known(peer: Peer, request: int, body: Args) -> None:
-            self._state.answer(peer, request, {"task_id": task_id, "state": body["state"]})
-
         if self._state.task_table.state_of(task_id) is None:
-            self._with_finished(peer, request, task_id, known)
+            asked = ShowTask(peer, request, task_id, is_brief=True)
+            self._actions.ask_for(peer, EndOf(task_id), asked)
             return
         self._outcomes.cancel([task_id])
         answer: Args = {"task_id": task_id, "state": TaskState.CANCELLED.value}
-        self._state.answer(peer, request, answer, waits=True)
+        self._actions.answer(peer, request, answer, waits=True)
 
     def _replay(self, peer: Peer, request: int, args: Args) -> None:
         state, task_id = self._state, _id(args, "id")
@@ -399,30 +360,31 @@ class ClientRequests:
             raise DrainingError
         if state.task_table.state_of(task_id) is not None:
             raise InvalidTaskError(f"{task_id} is not finished: only what failed can be replayed")
+        asked = Replay(peer, request, task_id, client.session, n)
+        self._actions.ask_for(peer, SourceOf(task_id), asked)
 
-        def loaded(answer: StoreAnswer) -> None:
-            if not isinstance(answer, TaskSource):
-                self._refuse_missing(peer, request, answer)
-                return
-            if answer.state is TaskState.COMPLETED:
-                what = InvalidTaskError(f"{task_id} completed: only what failed can be replayed")
-                self._state.refuse(peer, request, what)
-                return
-            if not answer.payload:
-                what = InvalidTaskError(f"{task_id}: its data was lost, there is nothing to replay")
-                self._state.refuse(peer, request, what)
-                return
-            try:
-                self._accept_replay(client.session, n, task_id, answer.spec, answer.payload)
-            except TaskRejectedError as refusal:
-                self._state.reject(refusal.code)
-                self._state.refuse(peer, request, refusal)
-                return
-            self._state.answer(peer, request, {"task_id": f"{session}-{n}"}, waits=True)
+    def _replay_source(self, asked: Replay, answer: StoreAnswer) -> None:
+        if not isinstance(answer, TaskSource):
+            self._refuse_missing(asked, answer)
+            return
+        why = ""
+        if answer.state is TaskState.COMPLETED:
+            why = f"{asked.id} completed: only what failed can be replayed"
+        elif not answer.payload:
+            why = f"{asked.id}: its data was lost, there is nothing to replay"
+        if why:
+            self._actions.refuse(asked.peer, asked.request, InvalidTaskError(why))
+            return
+        try:
+            self._accept_replay(asked, answer.spec, answer.payload)
+        except TaskRejectedError as refusal:
+            self._state.metrics.reject(refusal.code)
+            raise
+        task: Args = {"task_id": f"{asked.session}-{asked.n}"}
+        self._actions.answer(asked.peer, asked.request, task, waits=True)
 
-        state.load_for(peer, SourceOf(task_id), loaded)
-
-    def _accept_replay(self, session: str, n: int, origin: str, spec: Spec, payload: bytes) -> None:
+    def _accept_replay(self, asked: Replay, spec: Spec, payload: bytes) -> None:
+        session, n = asked.session, asked.n
         accepted = self._state.task_table.accepted.get(session)
         if accepted is not None and accepted.overlap(n, 1):
             return  # asked twice: the answer is the same
@@ -433,9 +395,39 @@ class ClientRequests:
             max_attempts=spec.max_attempts,
             model=spec.model,
             is_fenced=spec.is_fenced,
-            replay_of=origin,
+            replay_of=asked.id,
         )
         self._admission.take(session, n, again, [payload])
+
+    _asks: Final[dict[str, Callable[[ClientRequests, Peer, int, Args], None]]] = {
+        "health": _health,
+        "stats": _stats,
+        "workers": _workers,
+        "status": _status,
+        "queue": _queue,
+        "tasks": _tasks,
+        "cancel": _cancel,
+        "replay": _replay,
+    }
+
+
+def _page(args: Args, *, state: TaskState | None = None, is_open: bool) -> PageOf:
+    """Return the question for a page.
+
+    Raises:
+        InvalidTaskError: an argument is not as documented.
+    """
+    limit = args.get("limit", 100)
+    order = args.get("order") or "oldest"
+    if order not in ("oldest", "newest"):
+        raise InvalidTaskError(f"order: saw {str(order)[:40]!r}, expected oldest or newest")
+    cursor = args.get("cursor") or ""
+    kind = args.get("type") or ""
+    if not isinstance(limit, int) or not 1 <= limit <= MAX_PAGE:
+        raise InvalidTaskError(f"limit: expected 1 to {MAX_PAGE}")
+    if not isinstance(cursor, str) or not isinstance(kind, str):
+        raise InvalidTaskError("cursor and type: expected texts")
+    return PageOf(limit, cursor, kind, state, is_open, order == "newest")
 
 
 def _id(args: Args, name: str) -> str:

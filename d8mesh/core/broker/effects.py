@@ -47,4 +47,11 @@ class Loaded(Struct, frozen=True, gc=False):
     answer: StoreAnswer
 
 
-Effect: TypeAlias = Send | Record | Load
+class Fault(Struct, frozen=True, gc=False):
+    """Log that something of ours went wrong; who asked was told that, and no more."""
+
+    where: str
+    traceback: str
+
+
+Effect: TypeAlias = Send | Record | Load | Fault

@@ -6,9 +6,14 @@ silent while they run and show no tokens (`promises.md` rule 5).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Final, TypeAlias
 
+from msgspec import structs
+
+from d8mesh.core.broker.actions import Actions
+from d8mesh.core.broker.continuations import ThankForReport
 from d8mesh.core.broker.effects import Peer
 from d8mesh.core.broker.outcomes import MAX_REASON_CHARS, TaskOutcomes, failure_payload
 from d8mesh.core.broker.placement import DOCUMENTED_TYPES
@@ -16,11 +21,12 @@ from d8mesh.core.broker.records import TaskRecord, registration
 from d8mesh.core.broker.returns import LEAVING, MISLAID, Returns
 from d8mesh.core.broker.scheduler import Scheduler
 from d8mesh.core.broker.state import BrokerState
-from d8mesh.core.broker.store import FinishedStates, OutcomesOf, StoreAnswer
+from d8mesh.core.broker.store import FinishedStates, OutcomesOf, StoreAnswer, Unreadable
 from d8mesh.core.broker.worker_registry import Dialect, Poll, WorkerState
-from d8mesh.core.protocol.messages import MAX_NAMES, UNKNOWN_STATE
+from d8mesh.core.protocol.messages import MAX_NAMES, UNKNOWN_STATE, Query
 from d8mesh.core.protocol.task import Dismissed, Enrolled, TaskState
 from d8mesh.errors import (
+    D8Error,
     ForbiddenError,
     InvalidTaskError,
     UnknownTaskError,
@@ -47,23 +53,25 @@ class Polling:
     def __init__(
         self,
         state: BrokerState,
+        actions: Actions,
         scheduler: Scheduler,
         task_outcomes: TaskOutcomes,
         returns: Returns,
     ) -> None:
         self._state = state
+        self._actions = actions
         self._returns = returns
         self._scheduler = scheduler
         self._outcomes = task_outcomes
         self._waiting: dict[str, WorkerState] = {}
-        self.asks: dict[str, Callable[[Peer, int, Args], None]] = {
-            "poll.register": self._register,
-            "poll.heartbeat": self._heartbeat,
-            "poll.unregister": self._unregister,
-            "poll.next": self._next,
-            "poll.report": self._report,
-            "poll.refused": self._refused,
-        }
+
+    def ask(self, peer: Peer, message: Query) -> None:
+        """Answer a question.
+
+        Raises:
+            D8Error: it cannot be answered, as the error says.
+        """
+        self.asks[message.what](self, peer, message.request, message.args)
 
     def restore(self) -> None:
         """Give the registered workers of the journal their workers, offline until they speak."""
@@ -83,7 +91,7 @@ class Polling:
             elif self._is_over(worker, poll):
                 worker.poll = None
                 del self._waiting[worker_id]
-                self._state.answer(poll.peer, poll.request, {"task": None})
+                self._actions.answer(poll.peer, poll.request, {"task": None})
                 self._state.registry.refresh(worker)
 
     def _is_over(self, worker: WorkerState, poll: Poll) -> bool:
@@ -96,9 +104,9 @@ class Polling:
         poll.is_loading, poll.until = True, self._state.now + LOAD_S
         return False
 
-    def next_deadline(self) -> float | None:
+    def next_deadline(self) -> float:
         """Return when the next waiting poll is to be answered."""
-        return min((s.poll.until for s in self._waiting.values() if s.poll), default=None)
+        return min((s.poll.until for s in self._waiting.values() if s.poll), default=math.inf)
 
     def forget_peer(self, peer: Peer) -> None:
         """The asker is gone: its polls wait no longer."""
@@ -116,10 +124,10 @@ class Polling:
         state = self._state
         is_silent = state.now > worker.last_heard + state.policy.polling_timeout_s
         is_lost = is_silent and worker.poll is None
-        over = [task for task in worker.outstanding.values() if state.now > task.until]
+        over = [task for task in worker.outstanding.values() if state.now > task.attempt.until]
         if over:
             why = "worker lost" if is_lost else "timed out"
-            self._scheduler.requeue(worker.worker_id, over, why, is_counted=True, is_loss=is_lost)
+            self._returns.requeue(worker.worker_id, over, why, is_counted=True, is_loss=is_lost)
         if worker.poll is not None:
             return
         worker.note_asking(state.now)
@@ -137,11 +145,11 @@ class Polling:
         if worker is None and len(state.registry.workers) >= MAX_POLLING_WORKERS:
             raise ForbiddenError(f"{MAX_POLLING_WORKERS} workers are registered: no more fit")
         stored = registration(args.get("capabilities") or {}, state.at)
-        state.record(Enrolled(worker_id, worker_type, stored, state.at))
+        self._actions.record(Enrolled(worker_id, worker_type, stored, state.at))
         capabilities, _ = state.task_table.workers[worker_id].registered()
         worker = self._worker(worker_id, worker_type, capabilities)
         self._heard(worker)
-        state.answer(peer, request, {}, waits=True)
+        self._actions.answer(peer, request, {}, waits=True)
 
     def _heartbeat(self, peer: Peer, request: int, args: Args) -> None:
         """The attempts that it names live on; one slot has one, and need not name it."""
@@ -154,8 +162,9 @@ class Polling:
         for task_id in named:
             task = worker.outstanding.get(task_id) if isinstance(task_id, str) else None
             if task is not None:
-                task.until = max(task.until, until)
-        self._state.answer(peer, request, {})
+                again = max(task.attempt.until, until)
+                task.attempt = structs.replace(task.attempt, until=again)
+        self._actions.answer(peer, request, {})
 
     def _unregister(self, peer: Peer, request: int, args: Args) -> None:
         worker = self._known(args)
@@ -164,9 +173,9 @@ class Polling:
             tasks = list(worker.outstanding.values())
             why = f"its worker {worker.worker_id!r} left"
             self._returns.take(worker.worker_id, tasks, why, LEAVING)
-        self._state.record(Dismissed(worker.worker_id))
+        self._actions.record(Dismissed(worker.worker_id))
         self._state.registry.remove(worker)
-        self._state.answer(peer, request, {}, waits=True)
+        self._actions.answer(peer, request, {}, waits=True)
 
     def _next(self, peer: Peer, request: int, args: Args) -> None:
         state, worker = self._state, self._known(args)
@@ -196,7 +205,7 @@ class Polling:
         if worker is not None and worker.dialect is Dialect.POLLING:
             self._heard(worker)
         if state.task_table.state_of(task_id) is None:
-            self._report_finished(peer, request, task_id)
+            self._actions.ask_for(peer, OutcomesOf([task_id]), ThankForReport(peer, request))
             return
         task = state.task_table.tasks.get(task_id)
         if task is None or not self._has_held(worker_id, task):
@@ -208,8 +217,8 @@ class Polling:
                 if worker is not None:
                     worker.failures_in_a_row = 0
         elif is_holder:
-            self._scheduler.attempt_failed(worker_id, task, task.n, payload, is_final=False)
-        state.answer(peer, request, {}, waits=True)
+            self._returns.attempt_failed(worker_id, task, task.n, payload, is_final=False)
+        self._actions.answer(peer, request, {}, waits=True)
 
     def _refused(self, peer: Peer, request: int, args: Args) -> None:
         """A report could not be taken: the attempt has failed, of whom it was, if that is known.
@@ -225,8 +234,8 @@ class Polling:
         if task is not None and is_polling and args.get("worker_id") in (None, "", holder):
             why = f"the worker's report could not be taken: {error}"
             payload = failure_payload(why, "task.report", holder)
-            self._scheduler.attempt_failed(holder, task, task.n, payload, is_final=False)
-        state.answer(peer, request, {}, waits=True)
+            self._returns.attempt_failed(holder, task, task.n, payload, is_final=False)
+        self._actions.answer(peer, request, {}, waits=True)
 
     @staticmethod
     def _has_held(worker_id: str, task: TaskRecord) -> bool:
@@ -234,19 +243,18 @@ class Polling:
             task.history is not None and worker_id in task.history.holders
         )
 
-    def _report_finished(self, peer: Peer, request: int, task_id: str) -> None:
-        """A report for a finished task changes nothing; for an unknown one it is an error."""
+    def thank(self, asked: ThankForReport, answer: StoreAnswer) -> None:
+        """A report for a finished task changes nothing; for an unknown one it is an error.
 
-        def then(answer: StoreAnswer) -> None:
-            if not isinstance(answer, FinishedStates):
-                self._state.refuse_unreadable(peer, request, answer)
-            elif answer.states[0] == UNKNOWN_STATE:
-                self._state.refuse(peer, request, UnknownTaskError())
-            else:
-                self._state.duplicates += 1
-                self._state.answer(peer, request, {})
-
-        self._state.load_for(peer, OutcomesOf([task_id]), then)
+        Raises:
+            UnknownTaskError, D8Error: as they say.
+        """
+        if isinstance(answer, Unreadable):
+            raise D8Error(answer.why)
+        if not isinstance(answer, FinishedStates) or answer.states[0] == UNKNOWN_STATE:
+            raise UnknownTaskError
+        self._state.metrics.duplicates += 1
+        self._actions.answer(asked.peer, asked.request, {})
 
     # ------------------------------------------------------------------------ workers
 
@@ -279,8 +287,17 @@ class Polling:
     def _drop_poll(self, worker: WorkerState) -> None:
         """Answer an older waiting poll of the same worker with no task."""
         if worker.poll is not None:
-            self._state.answer(worker.poll.peer, worker.poll.request, {"task": None})
+            self._actions.answer(worker.poll.peer, worker.poll.request, {"task": None})
             worker.poll = None
+
+    asks: Final[dict[str, Callable[[Polling, Peer, int, Args], None]]] = {
+        "poll.register": _register,
+        "poll.heartbeat": _heartbeat,
+        "poll.unregister": _unregister,
+        "poll.next": _next,
+        "poll.report": _report,
+        "poll.refused": _refused,
+    }
 
 
 def _text(args: Args, name: str) -> str:

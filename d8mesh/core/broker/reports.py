@@ -5,9 +5,12 @@ Payloads stay msgpack bytes; the asker decodes them.
 
 from __future__ import annotations
 
+from collections import Counter
+
 import msgspec
 
 from d8mesh.core.broker import placement
+from d8mesh.core.broker.metrics import Snapshot, copy_of
 from d8mesh.core.broker.queue import LaneKey
 from d8mesh.core.broker.records import Batch, History
 from d8mesh.core.broker.state import BrokerState
@@ -121,49 +124,58 @@ def history(past: list[PastAttempt]) -> list[Body]:
     return [msgspec.to_builtins(each) for each in past]
 
 
+def snapshot(state: BrokerState) -> Snapshot:
+    """Return how the broker stands now."""
+    workers = state.registry.workers.values()
+    closed_for = "the disk is nearly full" if state.is_disk_low else None
+    return Snapshot(
+        queued=state.task_table.queued,
+        running=state.task_table.running,
+        workers=len(workers),
+        workers_online=sum(worker.is_live for worker in workers),
+        workers_busy=sum(worker.is_live and worker.is_busy for worker in workers),
+        clients=len(state.clients),
+        closed_for="shutting down" if state.is_draining else closed_for,
+        counted=copy_of(state.metrics),
+    )
+
+
 def health(state: BrokerState) -> Body:
     """Return the body of the ``health`` question."""
-    workers = state.registry.workers.values()
-    reason = None
-    if state.is_draining:
-        reason = "shutting down"
-    elif state.is_disk_low:
-        reason = "the disk is nearly full"
+    now, policy = snapshot(state), state.policy
     return {
-        "workers_online": sum(worker.is_live for worker in workers),
-        "tasks_pending": state.task_table.queued,
-        "tasks_in_progress": state.task_table.running,
-        "is_accepting": reason is None,
-        "reason": reason,
+        "workers_online": now.workers_online,
+        "tasks_pending": now.queued,
+        "tasks_in_progress": now.running,
+        "is_accepting": now.closed_for is None,
+        "reason": now.closed_for,
         "epoch": state.epoch,
-        "broker_id": state.policy.broker_id,
-        "broker_port": state.policy.broker_port,
-        "mesh": state.policy.mesh,
-        "version": state.policy.version,
-        "rejected": dict(state.rejected),
-        "duplicates": state.duplicates,
+        "broker_id": policy.broker_id,
+        "broker_port": policy.broker_port,
+        "mesh": policy.mesh,
+        "version": policy.version,
+        "rejected": now.counted.rejected,
+        "duplicates": now.counted.duplicates,
     }
 
 
 def stats(state: BrokerState) -> Body:
     """Return the documented body of ``/api/stats``; the counts are lifetime counts."""
-    workers = list(state.registry.workers.values())
-    by_type: dict[str, int] = {}
-    for worker in workers:
-        by_type[worker.worker_type] = by_type.get(worker.worker_type, 0) + 1
-    totals, task_table = state.task_table.totals, state.task_table
+    now = snapshot(state)
+    totals = now.counted.totals
     tried = totals.completed + totals.failed
+    by_type = Counter(worker.worker_type for worker in state.registry.workers.values())
     return {
         "workers": {
-            "total": len(workers),
-            "online": sum(worker.is_live for worker in workers),
-            "busy": sum(worker.is_live and worker.is_busy for worker in workers),
-            "by_type": by_type,
+            "total": now.workers,
+            "online": now.workers_online,
+            "busy": now.workers_busy,
+            "by_type": dict(by_type),
         },
         "tasks": {
-            "total": tried + totals.cancelled + task_table.queued + task_table.running,
-            "pending": task_table.queued,
-            "assigned": task_table.running,
+            "total": tried + totals.cancelled + now.queued + now.running,
+            "pending": now.queued,
+            "assigned": now.running,
             "completed": totals.completed,
             "failed": totals.failed,
             "cancelled": totals.cancelled,
@@ -173,6 +185,20 @@ def stats(state: BrokerState) -> Body:
             "total_failed": totals.failed,
             "success_rate": 100.0 * totals.completed / tried if tried else 0,
         },
+    }
+
+
+def queue(state: BrokerState, listed: list[Body]) -> Body:
+    """Return the body of the ``queue`` question, but for its cursor, from status bodies."""
+    keys = ("task_id", "type", "priority", "status", "created_at", "state")
+    totals, task_table = state.task_table.totals, state.task_table
+    return {
+        "queue": [{key: body[key] for key in keys} for body in listed],
+        "pending": task_table.queued,
+        "assigned": task_table.running,
+        "completed": totals.completed,
+        "failed": totals.failed,
+        "cancelled": totals.cancelled,
     }
 
 

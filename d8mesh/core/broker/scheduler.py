@@ -1,80 +1,57 @@
-"""Handing tasks out, taking them back, and everything in between that runs by the clock."""
+"""Handing tasks out: who waits, until when, and who gets what."""
 
 from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Callable, Container, Iterable
-from functools import partial
+from collections.abc import Container, Iterable
 from itertools import accumulate
 from typing import Final
 
 from d8mesh.core.broker import placement
-from d8mesh.core.broker.outcomes import Failure, TaskOutcomes
-from d8mesh.core.broker.queue import Lane, LaneKey
-from d8mesh.core.broker.records import Batch, TaskRecord
-from d8mesh.core.broker.state import BrokerState
+from d8mesh.core.broker.actions import Actions
+from d8mesh.core.broker.continuations import PageIn, PassDeadline
+from d8mesh.core.broker.outcomes import TaskOutcomes
+from d8mesh.core.broker.queue import Lane
+from d8mesh.core.broker.records import Batch, RunningAttempt, TaskRecord
+from d8mesh.core.broker.state import ATTEMPT_GRACE_S, BrokerState
 from d8mesh.core.broker.store import BatchPayloads, PayloadsOf, StoreAnswer, Unreadable
 from d8mesh.core.broker.worker_registry import POLLING, WorkerState
 from d8mesh.core.protocol.messages import SOFT_FRAME_BYTES, Answer, Received, Work, WorkGroup
-from d8mesh.core.protocol.task import AT_ONCE, Assigned, Due, Recounted, Requeued, TaskState, Wait
+from d8mesh.core.protocol.task import Assigned, Due, TaskState
 from d8mesh.core.protocol.tokens import MAX_ATTEMPT
 
-#: A retry waits a random part of this, doubled for each error before, up to the cap.
-RETRY_PAUSE_S: Final = 0.5
-MAX_RETRY_PAUSE_S: Final = 30.0
-#: The longest pause that a failed attempt may wish for before the next: a day.
-MAX_WISHED_PAUSE_S: Final = 86_400.0
 #: Payloads that cannot be read are asked for so often, with that pause, until their tasks fail.
 READ_TRIES: Final = 5
 READ_PAUSE_S: Final = 2.0
-#: A task that took this many different workers down is poison.
-POISON_LOSSES: Final = 3
 #: Waiting single tasks looked at for one free worker.
 RETRY_SCAN: Final = 64
-#: Beyond its own timeout an attempt is left to its worker this much longer.
-ATTEMPT_GRACE_S: Final = 30.0
 _MAX_GROUP_TASKS: Final = 1024
 
 
 class Scheduler:
     """Assigns waiting tasks to free workers; one `assign` per wake-up of the loop."""
 
-    def __init__(self, state: BrokerState, task_outcomes: TaskOutcomes) -> None:
+    def __init__(self, state: BrokerState, actions: Actions, task_outcomes: TaskOutcomes) -> None:
         self._state = state
+        self._actions = actions
         self._outcomes = task_outcomes
-        self._timers: list[tuple[float, int, Callable[..., None], tuple[object, ...]]] = []
-        self._timer_count = 0
         self._alarms: list[tuple[float, int, Batch]] = []  # run_at, by the wall clock
         #: worker id -> what it is given in this pass, and the bytes of that
         self._groups: dict[str, tuple[list[WorkGroup], int]] = {}
         self._headings: dict[tuple[str, int], bytes] = {}
-        #: order of a batch whose payloads were asked for -> its type
-        self._loading: dict[int, str] = {}
-        #: order of a batch -> how often its payloads could not be read, when to try again
-        self._unreadable: dict[int, tuple[int, float]] = {}
+        #: session and first of a batch whose payloads were asked for -> its type
+        self._loading: dict[tuple[str, int], str] = {}
+        #: the same -> how often its payloads could not be read, when to try again
+        self._unreadable: dict[tuple[str, int], tuple[int, float]] = {}
         self._shares: dict[str, int] = {}
-
-    @property
-    def full_time_s(self) -> float:
-        """How far ahead a fresh attempt without a deadline is overdue."""
-        return self._state.policy.task_timeout_s + ATTEMPT_GRACE_S
 
     # ------------------------------------------------------------------------ time
 
-    def after(self, pause_s: float, action: Callable[..., None], *args: object) -> None:
-        """Call ``action(*args)`` in a later tick, `pause_s` from now."""
-        self._timer_count += 1
-        heapq.heappush(self._timers, (self._state.now + pause_s, self._timer_count, action, args))
-
-    def run_timers(self) -> None:
-        """Do what is due."""
-        state = self._state
-        while self._timers and self._timers[0][0] <= state.now:
-            _, _, action, args = heapq.heappop(self._timers)
-            action(*args)
+    def run_alarms(self) -> None:
+        """Let the batches wait for their turn whose time has come by the wall clock."""
         due = []
-        while self._alarms and self._alarms[0][0] <= state.at:
+        while self._alarms and self._alarms[0][0] <= self._state.at:
             due.append(heapq.heappop(self._alarms)[2])
         for batch in due:
             if batch.unfinished and batch.is_delayed:
@@ -84,18 +61,25 @@ class Scheduler:
         state = self._state
         singles = [state.task_table.tasks.get(batch.task_id(index)) for index in batch.gone]
         waiting = [task for task in singles if task and task.state is TaskState.DELAYED]
-        state.record(Due([task.id for task in waiting], [(batch.session, batch.first)]))
+        self._actions.record(Due([task.id for task in waiting], [(batch.session, batch.first)]))
         state.queue.put_batch(batch)
         for task in waiting:
             state.queue.put_task(task)
 
-    def next_deadline(self) -> float | None:
-        """Return when `run_timers` has something to do next (monotonic)."""
-        state = self._state
-        dues = [self._timers[0][0]] if self._timers else []
-        if self._alarms:
-            dues.append(state.now + max(0.0, self._alarms[0][0] - state.at))
-        return min(dues, default=None)
+    def next_alarm(self) -> float:
+        """Return when `run_alarms` has something to do next (monotonic)."""
+        if not self._alarms:
+            return math.inf
+        return self._state.now + max(0.0, self._alarms[0][0] - self._state.at)
+
+    def pass_deadline(self, session: str, first: int) -> None:
+        """Fail the tasks of a batch that are too late."""
+        task_table = self._state.task_table
+        batch = task_table.batch_at(session, first)
+        ids = [] if batch is None else [batch.task_id(index) for index in range(batch.count)]
+        late = [task_id for task_id in ids if task_table.state_of(task_id) is not None]
+        if late:
+            self._outcomes.fail_for(late, code="task.deadline", why="deadline exceeded")
 
     # ------------------------------------------------------------------ coming in
 
@@ -105,153 +89,12 @@ class Scheduler:
         if spec.deadline_at is not None:  # the only look at the wall clock: it may jump later
             left_s = spec.deadline_at - state.at
             batch.expires = state.now + left_s
-            self.after(left_s, self._deadline_passed, batch)
+            state.after(left_s, PassDeadline(batch.session, batch.first))
         if batch.is_delayed:
             assert spec.run_at is not None
             heapq.heappush(self._alarms, (spec.run_at, batch.order, batch))
         elif batch.fresh_count:
             state.queue.put_batch(batch)
-
-    def requeue(
-        self,
-        worker_id: str,
-        tasks: Iterable[TaskRecord],
-        why: str,
-        *,
-        is_counted: bool = False,
-        is_loss: bool = False,
-        wait: Wait = AT_ONCE,
-    ) -> None:
-        """Take attempts back from a worker; counted ones use up the tasks' attempts.
-
-        Tasks whose attempts are used up fail instead, with `why` as their error. The others wait
-        as `wait` says.
-        """
-        state = self._state
-        again: list[TaskRecord] = []
-        for task in tasks:
-            self._take_back(task)
-            if is_counted and self._is_used_up(task, worker_id, is_loss):
-                self._fail_used_up(task, worker_id, why, is_loss)
-            else:
-                again.append(task)
-        if not again:
-            return
-        ids, ns = [t.id for t in again], [t.n for t in again]
-        state.record(
-            Requeued(
-                worker_id,
-                ids,
-                ns,
-                why,
-                state.at,
-                is_counted=is_counted,
-                is_loss=is_loss,
-                not_before_at=state.at + wait.pause_s if wait.pause_s else 0.0,
-                returned=wait.returned,
-            )
-        )
-        for task in again:
-            if wait.pause_s:
-                self.after(wait.pause_s, self._retry, task)
-            else:
-                state.queue.put_task(task)
-
-    def resume(self, task: TaskRecord) -> None:
-        """Let a task of before our start wait: for its turn, or for its time first."""
-        history = task.history
-        left_s = 0.0 if history is None else history.not_before_at - self._state.at
-        if history is not None and left_s > 0 and task.state is TaskState.QUEUED:
-            task.state = TaskState.DELAYED
-            self.after(min(left_s, history.pause_s), self._retry, task)  # clocks are set back
-        else:
-            self._state.queue.put_task(task)
-
-    def blame(self, worker_id: str, attempts: dict[str, int], why: str) -> None:
-        """Count what was taken back uncounted: it was lost with its worker after all.
-
-        A task whose attempts are used up by that fails, unless another worker has it already.
-        """
-        ids: list[str] = []
-        for task_id in attempts:
-            task = self._state.task_table.tasks.get(task_id)
-            if task is None:
-                continue
-            is_running = task.state is TaskState.RUNNING
-            if not is_running and self._is_used_up(task, worker_id, is_loss=True):
-                self._fail_used_up(task, worker_id, why, is_loss=True)
-            else:
-                ids.append(task_id)
-        if ids:
-            ns = [attempts[task_id] for task_id in ids]
-            self._state.record(Recounted(worker_id, ids, ns, is_loss=True))
-
-    def attempt_failed(
-        self, worker_id: str, task: TaskRecord, n: int, payload: bytes, *, is_final: bool
-    ) -> None:
-        """Attempt `n` ended in an error: queue the task again after a pause, or fail it.
-
-        The pause is what the result wishes for (``retry_after_s``), else a growing one.
-        """
-        state = self._state
-        told = Failure.of(payload)
-        why = told.text
-        self._take_back(task)
-        is_final = is_final or told.is_final
-        key = LaneKey(task.batch.spec.type, task.batch.spec.model)
-        if is_final and placement.is_offered_elsewhere(worker_id, key, state.registry):
-            is_final = False  # it refused a strict wish for a model that another worker has
-        if is_final or self._is_used_up(task, worker_id, is_loss=False):
-            self._outcomes.fail(worker_id, [task.id], [told.recorded(payload)], why=why)
-            return
-        errors = 0 if task.history is None else task.history.errors
-        if told.pause_s is None:
-            pause_s = min(MAX_RETRY_PAUSE_S, RETRY_PAUSE_S * 2**errors) * state.draw()
-        else:
-            pause_s = min(told.pause_s, MAX_WISHED_PAUSE_S)
-        state.record(
-            Requeued(
-                worker_id,
-                [task.id],
-                [n],  # of one that was taken over a later one may have been handed out
-                why,
-                state.at,
-                is_counted=True,
-                not_before_at=state.at + pause_s,
-                traceback=told.traceback_text,
-            )
-        )
-        self.after(pause_s, self._retry, task)
-
-    def _take_back(self, task: TaskRecord) -> None:
-        worker = self._state.registry.workers.get(task.worker_id)
-        if worker is not None:
-            worker.outstanding.pop(task.id, None)
-            self._state.registry.refresh(worker)
-
-    def _is_used_up(self, task: TaskRecord, worker_id: str, is_loss: bool) -> bool:
-        history = task.history
-        errors = 0 if history is None else history.errors
-        if errors + 1 >= task.batch.spec.max_attempts:
-            return True
-        return is_loss and _takes_down(task, worker_id) >= POISON_LOSSES
-
-    def _fail_used_up(self, task: TaskRecord, worker_id: str, why: str, is_loss: bool) -> None:
-        is_poison = is_loss and _takes_down(task, worker_id) >= POISON_LOSSES
-        code = "task.poison" if is_poison else "task.attempts"
-        self._outcomes.fail_for([task.id], code=code, why=why, worker_id=worker_id)
-
-    def _retry(self, task: TaskRecord) -> None:
-        if self._state.task_table.tasks.get(task.id) is task and task.state is TaskState.DELAYED:
-            self._state.record(Due([task.id], []))
-            self._state.queue.put_task(task)
-
-    def _deadline_passed(self, batch: Batch) -> None:
-        task_table = self._state.task_table
-        ids = [batch.task_id(index) for index in range(batch.count)]
-        late = [task_id for task_id in ids if task_table.state_of(task_id) is not None]
-        if late:
-            self._outcomes.fail_for(late, code="task.deadline", why="deadline exceeded")
 
     # ------------------------------------------------------------------ going out
 
@@ -329,6 +172,8 @@ class Scheduler:
             ]
             self._hand(lane, shares, timeout_s)
             given += len(tasks)
+            since_at = head.at if head.spec.run_at is None else max(head.at, head.spec.run_at)
+            state.metrics.queue_wait_s.observe(max(0.0, state.at - since_at), len(tasks))
         if not head.fresh_count:
             lane.head(priority)  # the lane knows at once whether more waits there
         return given
@@ -344,51 +189,48 @@ class Scheduler:
         self, lane: Lane, shares: Iterable[tuple[WorkerState, list[TaskRecord]]], timeout_s: float
     ) -> None:
         """Let tasks of one batch go to workers, each its own."""
-        state, registry, record = self._state, self._state.registry, self._state.record
-        token, heading, listeners = state.signer.token, self._heading, state.listeners
-        until, kind = state.now + timeout_s + ATTEMPT_GRACE_S, lane.key.type
+        state, listeners, kind = self._state, self._state.listeners, lane.key.type
         for worker, tasks in shares:  # the path of every task
-            number, state.next_assignment = state.next_assignment, state.next_assignment + 1
-            worker_id, outstanding, work_seq = (
-                worker.worker_id,
-                worker.outstanding,
-                worker.work_seq + 1,
-            )
-            ids: list[str] = []
-            ns: list[int] = []
-            tokens: list[bytes] = []
-            payloads: list[bytes] = []
-            size = 0
-            for task in tasks:
-                task_id, n, payload = task.id, task.n + 1, task.payload or b""
-                task.token = token(heading(worker_id, n), task_id)
-                task.work_seq = work_seq
-                task.until = until
-                ids.append(task_id)
-                ns.append(n)
-                tokens.append(task.token)
-                payloads.append(payload)
-                size += len(payload)
-                outstanding[task_id] = task
+            number = state.next_assignment
             is_polling = worker.dialect is POLLING
-            record(Assigned(number, worker_id, ids, ns, state.at, is_polling))
+            ids, ns = [task.id for task in tasks], [task.n + 1 for task in tasks]
+            self._actions.record(Assigned(number, worker.worker_id, ids, ns, state.at, is_polling))
+            state.next_assignment = number + 1
+            state.metrics.assigned += len(ids)
+            tokens = self._begin(worker, tasks, timeout_s)
+            worker.outstanding.update(zip(ids, tasks, strict=True))
             if is_polling:
                 self._answer_poll(worker, tasks[0])
             else:
+                payloads = [task.payload or b"" for task in tasks]
                 group = WorkGroup(kind, timeout_s, False, ids, tokens, payloads)
                 for part in _by_listening(group, listeners) if listeners else (group,):
-                    self._put(worker, part, size if part is group else sum(map(len, part.payloads)))
-            registry.refresh(worker)
+                    self._put(worker, part)
+            state.registry.refresh(worker)
             if worker.is_free:
-                registry.to_the_end(worker, kind)
+                state.registry.to_the_end(worker, kind)
 
-    def _put(self, worker: WorkerState, group: WorkGroup, size: int) -> None:
+    def _begin(self, worker: WorkerState, tasks: list[TaskRecord], timeout_s: float) -> list[bytes]:
+        """Let the attempts of these tasks begin; return the tokens."""
+        sign, worker_id = self._actions.signer.token, worker.worker_id
+        now, work_seq = self._state.now, worker.work_seq + 1
+        until, n, heading = now + timeout_s + ATTEMPT_GRACE_S, 0, b""
+        tokens: list[bytes] = []
+        for task in tasks:
+            if task.n != n:  # most are at their first attempt
+                n = task.n
+                heading = self._heading(worker_id, n)
+            token = sign(heading, task.id)
+            tokens.append(token)
+            task.attempt = RunningAttempt(token, until, now, work_seq)
+        return tokens
+
+    def _put(self, worker: WorkerState, group: WorkGroup) -> None:
         """Add to what a mesh worker is sent in this pass."""
-        before = self._groups.get(worker.worker_id)
-        if before is not None:
-            before[0].append(group)
-            size += before[1]
-        self._groups[worker.worker_id] = ([group] if before is None else before[0], size)
+        groups, size = self._groups.get(worker.worker_id, ([], 0))
+        groups.append(group)
+        size += sum(map(len, group.payloads))
+        self._groups[worker.worker_id] = (groups, size)
         if size > SOFT_FRAME_BYTES:
             self._flush(worker)
 
@@ -399,15 +241,13 @@ class Scheduler:
         owed, worker.owed = worker.owed, []
         if owed and self._state.unconfirmed_since < math.inf:  # the hand-out shall not wait
             for seq in owed:
-                self._state.send(worker.peer, Received(seq), waits=True)
+                self._actions.send(worker.peer, Received(seq), waits=True)
             owed = []
-        self._state.tell(worker, Work(worker.work_seq, groups, owed))
+        self._actions.tell(worker, Work(worker.work_seq, groups, owed))
 
     def _answer_poll(self, worker: WorkerState, task: TaskRecord) -> None:
         poll, worker.poll = worker.poll, None
         assert poll is not None  # only a waiting poll makes a polling worker free
-        state = self._state
-        task.remember().holders.add(worker.worker_id)
         body: dict[str, object] = {
             "task_id": task.id,
             "type": task.batch.spec.type,
@@ -415,63 +255,49 @@ class Scheduler:
             "priority": task.batch.spec.priority,
             "attempt": task.n,
         }
-        state.send(poll.peer, Answer(poll.request, "", {"task": body}))
+        self._actions.send(poll.peer, Answer(poll.request, "", {"task": body}))
 
     def _heading(self, worker_id: str, n: int) -> bytes:
         heading = self._headings.get((worker_id, n))
         if heading is None:
             if len(self._headings) > MAX_ATTEMPT:
                 self._headings.clear()
-            heading = self._headings[worker_id, n] = self._state.signer.heading(worker_id, n)
+            heading = self._headings[worker_id, n] = self._actions.signer.heading(worker_id, n)
         return heading
 
     def _timeout_s(self, batch: Batch) -> float:
         return min(self._state.policy.task_timeout_s, max(0.0, batch.expires - self._state.now))
 
-    def take_overdue(self, worker: WorkerState) -> None:
-        """Take back what a mesh worker kept far beyond its time without a word about it.
-
-        Hand-outs are looked at in their order, so a later one with a shorter time may wait
-        for those before it; its worker has a timer of its own anyway.
-        """
-        overdue: list[TaskRecord] = []
-        for task in worker.outstanding.values():
-            if task.until > self._state.now:
-                break
-            overdue.append(task)
-        if overdue:
-            self.requeue(worker.worker_id, overdue, "timed out", is_counted=True)
-
     def _page_in(self, batches: Iterable[Batch]) -> None:
         for batch in batches:
-            if batch.payloads is None and batch.order not in self._loading:
-                tries, not_before = self._unreadable.get(batch.order, (0, 0.0))
-                if tries and self._state.now < not_before:
-                    continue
-                self._loading[batch.order] = batch.spec.type
-                question = PayloadsOf(batch.session, batch.first)
-                self._state.load(question, partial(self._paged_in, batch))
+            place = (batch.session, batch.first)
+            tries, not_before = self._unreadable.get(place, (0, 0.0))
+            is_paused = tries and self._state.now < not_before
+            if batch.payloads is None and place not in self._loading and not is_paused:
+                self._loading[place] = batch.spec.type
+                self._actions.ask(PayloadsOf(*place), PageIn(*place))
 
-    def _paged_in(self, batch: Batch, answer: StoreAnswer) -> None:
-        self._loading.pop(batch.order, None)
+    def page_in(self, asked: PageIn, answer: StoreAnswer) -> None:
+        """Take payloads into memory that were asked for."""
+        place = (asked.session, asked.first)
+        batch = self._state.task_table.batch_at(*place)
+        self._loading.pop(place, None)
         payloads = answer.payloads if isinstance(answer, BatchPayloads) else []
-        if not batch.unfinished:
-            self._unreadable.pop(batch.order, None)
-        elif len(payloads) != batch.count:
+        if batch is not None and len(payloads) != batch.count:
             found = f"{len(payloads)} of {batch.count} are there"
             self._unread(batch, answer.why if isinstance(answer, Unreadable) else found)
-        else:
-            self._unreadable.pop(batch.order, None)
+            return
+        self._unreadable.pop(place, None)
+        if batch is not None:
             self._state.task_table.load(batch, payloads)
 
     def _unread(self, batch: Batch, error: str) -> None:
         """Try again after a pause; in the end its tasks fail, lest they block those behind."""
-        state = self._state
-        tries = self._unreadable.get(batch.order, (0, 0.0))[0] + 1
-        self._unreadable[batch.order] = (tries, state.now + READ_PAUSE_S)
+        state, place = self._state, (batch.session, batch.first)
+        tries = self._unreadable.get(place, (0, 0.0))[0] + 1
+        self._unreadable[place] = (tries, state.now + READ_PAUSE_S)
         if tries < READ_TRIES:
             return
-        del self._unreadable[batch.order]
         ids = (batch.task_id(index) for index in range(batch.count))
         waiting = (TaskState.QUEUED, TaskState.DELAYED)
         self._outcomes.fail_for(
@@ -479,6 +305,7 @@ class Scheduler:
             code="task.unreadable",
             why=f"its data cannot be read from the journal: {error}",
         )
+        del self._unreadable[place]
 
 
 def _by_listening(group: WorkGroup, listeners: Container[str]) -> Iterable[WorkGroup]:
@@ -495,9 +322,3 @@ def _by_listening(group: WorkGroup, listeners: Container[str]) -> Iterable[WorkG
             part = WorkGroup(group.type, group.timeout_s, is_listened, ids, tokens, payloads)
             parts.append(part)
     return parts
-
-
-def _takes_down(task: TaskRecord, worker_id: str) -> int:
-    """Return how many workers a task has taken down, this one being the last."""
-    losses = () if task.history is None else task.history.losses
-    return len({worker_id, *(name for name, _ in losses)})

@@ -80,6 +80,7 @@ class Wait(NamedTuple):
 
     pause_s: float = 0.0
     returned: int = UNRETURNED
+    is_cut: bool = False
 
 
 AT_ONCE: Final = Wait()
@@ -146,11 +147,15 @@ class Assigned(Struct, frozen=True, gc=False):
 
 
 class Adopted(Struct, frozen=True, gc=False):
-    """A worker came back holding these attempts, and they go on there."""
+    """A worker came back holding these attempts, and they go on there.
+
+    `is_needed`: as of `Assigned`.
+    """
 
     worker_id: str
     ids: list[str]
     ns: list[int]
+    is_needed: bool = False
 
 
 class Requeued(Struct, frozen=True, gc=False):
@@ -159,6 +164,7 @@ class Requeued(Struct, frozen=True, gc=False):
     `is_counted`: an error or the loss of the worker, which use up attempts; `is_loss`: the
     worker vanished with them. `not_before_at`: when they may run again (Unix seconds, 0: now).
     `returned`: one of UNRETURNED, ORDERLY, SUSPECT. `traceback`: of the handler's error, if told.
+    `is_cut`: the worker fell silent with them and nobody was heard; not stored.
     """
 
     worker_id: str
@@ -171,6 +177,7 @@ class Requeued(Struct, frozen=True, gc=False):
     not_before_at: float = 0.0
     returned: int = 0
     traceback: str = ""
+    is_cut: bool = False
 
 
 class Recounted(Struct, frozen=True, gc=False):

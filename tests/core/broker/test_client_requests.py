@@ -382,12 +382,12 @@ def test_what_one_client_awaits_singly_is_bounded(
     ids = broker.submit(client, 3)
     broker.say(other, m.Watch(ids))
     assert broker.state.clients["f" * 16].watched == set(ids[:2])
-    assert broker.state.rejected["watch.too_many"] == 1
+    assert broker.state.metrics.rejected["watch.too_many"] == 1
 
 
 def test_what_the_journal_cannot_answer_is_asked_again_or_refused(broker: WiredBroker) -> None:
     client = broker.client()
-    dispatcher, number = broker.dispatcher, broker.state._next_load
+    dispatcher, number = broker.dispatcher, broker.state.next_load
     dispatcher.receive(m.Watch([f"{S}-77"]), client, broker.now)
     assert dispatcher.loaded(Loaded(number, Unreadable("disk on fire"))) == []
     asked: list[tuple[str, dict[str, object]]] = [
@@ -397,7 +397,7 @@ def test_what_the_journal_cannot_answer_is_asked_again_or_refused(broker: WiredB
         ("poll.report", REPORT),
     ]
     for what, args in asked:
-        number = broker.state._next_load
+        number = broker.state.next_load
         dispatcher.receive(m.Query(1, what, args), client, broker.now)
         broker.perform(dispatcher.loaded(Loaded(number, Unreadable("disk on fire"))))
         (answer,) = broker.got(client, m.Answer)

@@ -7,18 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from d8mesh.core.broker.dispatcher import (
-    MIN_GRACE_S,
-    PRUNE_S,
-    SETTLE_S,
-    STANDSTILL_S,
-    SWEEP_S,
-    WAIT_STEP_LEASES,
-    Dispatcher,
-)
+from d8mesh.core.broker.actions import MAX_LOADS_OF_CLIENT
+from d8mesh.core.broker.dispatcher import PRUNE_S, SETTLE_S, STANDSTILL_S, SWEEP_S, Dispatcher
 from d8mesh.core.broker.effects import Load, Loaded, Peer
 from d8mesh.core.broker.records import History
-from d8mesh.core.broker.state import MAX_LOADS_OF_CLIENT, Policy
+from d8mesh.core.broker.restart import MIN_GRACE_S, WAIT_STEP_LEASES
+from d8mesh.core.broker.state import Policy
 from d8mesh.core.broker.store import Restored, Unreadable
 from d8mesh.core.broker.task_table import TaskTable
 from d8mesh.core.protocol import messages as m
@@ -132,7 +126,7 @@ def test_a_jump_of_the_wall_clock_changes_no_time_that_is_left_for_a_hand_out(
 def test_questions_to_the_journal_are_bounded_and_failures_told(broker: WiredBroker) -> None:
     client = broker.client()
     broker.dispatcher.receive(m.Query(1, "status", {"id": f"{S}-5"}), client, broker.now)
-    number = broker.state._next_load - 1
+    number = broker.state.next_load - 1
     effects = broker.dispatcher.loaded(Loaded(number, Unreadable("disk on fire")))
     broker.perform(effects)
     assert broker.got(client, m.Answer)[0].body["error"] == "disk on fire"
@@ -143,7 +137,7 @@ def test_questions_to_the_journal_are_bounded_and_failures_told(broker: WiredBro
 def test_what_one_client_asks_of_the_journal_is_bounded_and_what_all_do(
     broker: WiredBroker, monkeypatch: pytest.MonkeyPatch, others: int
 ) -> None:
-    monkeypatch.setattr("d8mesh.core.broker.state.MAX_LOADS", MAX_LOADS_OF_CLIENT + others)
+    monkeypatch.setattr("d8mesh.core.broker.actions.MAX_LOADS", MAX_LOADS_OF_CLIENT + others)
     client, other, third = (broker.client(name * 16) for name in "abc")
     ask = m.Query(1, "status", {"id": f"{S}-5"})
     asked = [broker.dispatcher.receive(ask, client, 0.0) for _ in range(MAX_LOADS_OF_CLIENT + 1)]

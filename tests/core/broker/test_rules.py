@@ -471,7 +471,7 @@ class Histories(RuleBasedStateMachine):
         assert restored.totals == task_table.totals
         assert restored.kept_finished == task_table.kept_finished
         assert restored.keys == task_table.keys
-        assert restored.waited.keys() == self.broker.dispatcher._noted
+        assert restored.waited.keys() == self.broker.dispatcher._restart._noted
         for task_id, task in task_table.tasks.items():
             history = task.history or History()
             _, stored = restored.troubled.get(task_id, (0, History()))

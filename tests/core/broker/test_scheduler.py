@@ -9,15 +9,11 @@ from typing import Any
 import msgspec
 import pytest
 
+from d8mesh.core.broker.actions import MAX_LOADS, MAX_LOADS_OF_CLIENT
 from d8mesh.core.broker.effects import Load, Loaded, Peer
 from d8mesh.core.broker.outcomes import MAX_REASON_CHARS
-from d8mesh.core.broker.scheduler import (
-    MAX_RETRY_PAUSE_S,
-    MAX_WISHED_PAUSE_S,
-    READ_PAUSE_S,
-    READ_TRIES,
-)
-from d8mesh.core.broker.state import MAX_LOADS, MAX_LOADS_OF_CLIENT
+from d8mesh.core.broker.returns import MAX_RETRY_PAUSE_S, MAX_WISHED_PAUSE_S
+from d8mesh.core.broker.scheduler import READ_PAUSE_S, READ_TRIES
 from d8mesh.core.broker.store import BatchPayloads, PayloadsOf, Question, StoreAnswer, Unreadable
 from d8mesh.core.broker.task_table import TaskTable
 from d8mesh.core.protocol import messages as m
@@ -309,7 +305,7 @@ def test_questions_of_clients_take_no_place_from_the_broker_s_own(broker: WiredB
         for client_n in range(MAX_LOADS // MAX_LOADS_OF_CLIENT)
         for n in range(MAX_LOADS_OF_CLIENT)
     ]
-    assert len(broker.state._loads) == len(unanswered) == MAX_LOADS
+    assert len(broker.state.loads) == len(unanswered) == MAX_LOADS
     assert list(broker.work(broker.worker("w"))) == [task_id]
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from d8mesh.core.broker.effects import Peer, Send
 from d8mesh.core.broker.records import History
-from d8mesh.core.broker.scheduler import POISON_LOSSES
+from d8mesh.core.broker.returns import POISON_LOSSES
 from d8mesh.core.broker.store import Restored
 from d8mesh.core.broker.streaming import TAIL_BYTES
 from d8mesh.core.broker.worker_sessions import MAX_CUTS, OWED_S
@@ -53,7 +53,7 @@ def test_a_wrong_hello_is_refused(broker: WiredBroker, given: dict[str, Any], co
     peer = broker.worker("w", **given)
     (refused,) = broker.got(peer, m.Refused)
     assert refused.code == code
-    assert broker.state.rejected[code] == 1
+    assert broker.state.metrics.rejected[code] == 1
     broker.say(peer, beat([], 0))
     assert broker.got(peer, m.Rehello)
 
@@ -505,7 +505,7 @@ def test_a_repeat_is_acknowledged_and_changes_nothing(broker: WiredBroker) -> No
     broker.finish(worker, held, m.FAILED)
     broker.pass_time(OWED_S)
     assert len(broker.got(worker, m.Received)) == 2
-    assert broker.state.duplicates == 1
+    assert broker.state.metrics.duplicates == 1
     assert broker.ask(client, "status", id=task_id).body["state"] == "completed"
 
 
@@ -517,7 +517,7 @@ def test_the_same_task_twice_in_one_message_counts_once(broker: WiredBroker) -> 
     twice = m.Results(1, 1, [task_id] * 2, [token] * 2, b"\1\1", [result(1), result(2)])
     broker.say(worker, twice)
     assert broker.task_table.totals.completed == 1
-    assert broker.state.duplicates == 1
+    assert broker.state.metrics.duplicates == 1
 
 
 def test_a_guessed_token_is_refused(broker: WiredBroker) -> None:
@@ -527,7 +527,7 @@ def test_a_guessed_token_is_refused(broker: WiredBroker) -> None:
     broker.work(worker)
     broker.finish(worker, {task_id: bytes(16)})
     assert broker.task_table.state_of(task_id) is TaskState.RUNNING
-    assert broker.state.rejected["token.invalid"] == 1
+    assert broker.state.metrics.rejected["token.invalid"] == 1
 
 
 def test_a_late_success_of_an_earlier_attempt_wins_and_stops_the_other(broker: WiredBroker) -> None:
@@ -555,7 +555,7 @@ def test_a_stale_failure_is_refused(broker: WiredBroker) -> None:
     back = broker.worker("w", held=held)
     broker.finish(back, held, m.FAILED)
     assert broker.task_table.state_of(task_id) is TaskState.RUNNING
-    assert broker.state.rejected["result.stale"] == 1
+    assert broker.state.metrics.rejected["result.stale"] == 1
 
 
 def test_a_fenced_task_is_finished_by_its_current_attempt_only(broker: WiredBroker) -> None:
@@ -584,7 +584,7 @@ def test_an_ended_attempt_of_a_fenced_task_is_not_taken_up_again(broker: WiredBr
     assert broker.got(back, m.Welcome)[0].dropped_ids == [task_id]
     broker.finish(back, held)
     assert broker.task_table.state_of(task_id) is not None
-    assert broker.state.rejected["result.stale"] == 1
+    assert broker.state.metrics.rejected["result.stale"] == 1
 
 
 def test_the_running_attempt_of_a_fenced_task_outlives_a_restart(broker: WiredBroker) -> None:
@@ -712,7 +712,7 @@ def test_an_old_result_of_a_fenced_task_takes_no_current_attempt_with_it(
     broker.say(worker, holding(held[::-1] if is_late else held))
     assert broker.got(worker, m.Welcome)[-1].dropped_ids == []
     broker.finish(worker, old)
-    assert broker.state.rejected["result.stale"] == 1
+    assert broker.state.metrics.rejected["result.stale"] == 1
     assert broker.got(worker, m.Received)
     broker.say(worker, beat([task_id], 0))
     broker.finish(worker, current)
@@ -832,7 +832,7 @@ def test_a_success_and_a_failure_of_one_attempt_in_one_message_is_a_success(
     ids, tokens, payloads = [task_id] * 2, [token] * 2, [failure("x"), result(1)]
     broker.say(worker, m.Results(1, 1, ids, tokens, kinds, payloads))
     assert broker.task_table.totals.completed == 1
-    assert broker.state.duplicates == 1
+    assert broker.state.metrics.duplicates == 1
 
 
 def test_an_attempt_that_is_held_outlives_a_restart(broker: WiredBroker) -> None:
