@@ -32,11 +32,9 @@ from d8mesh.core.broker.store import (
     PrunedTask,
     Question,
     Restored,
-    SourceOf,
     StoreAnswer,
     TaskDetails,
     TaskPage,
-    TaskSource,
 )
 from d8mesh.core.protocol.messages import FINAL_STATES, PRUNED_STATE, UNKNOWN_STATE
 from d8mesh.core.protocol.task import (
@@ -311,24 +309,19 @@ class _Fold:
                 )
             case EndOf(task_id):
                 return self._told(task_id) if task_id in self.ends else self._tombstone(task_id)
-            case SourceOf(task_id):
-                return self._source(task_id)
             case DetailsOf(task_id):
-                found = self.batch_of(task_id)
-                if found is None:
-                    return None
-                return TaskDetails(found[0].fact.payloads[found[1]], self._past(task_id))
+                return self._details(task_id)
             case PageOf():
                 return self._page(question)
             case PrunableBatches():
                 return self._prunable(question)
 
-    def _source(self, task_id: str) -> TaskSource | PrunedTask | None:
+    def _details(self, task_id: str) -> TaskDetails | PrunedTask | None:
         found = self.batch_of(task_id)
-        if task_id not in self.ends or found is None:
+        if found is None:
             return self._tombstone(task_id)
-        fact = found[0].fact
-        return TaskSource(fact.spec, fact.payloads[found[1]], self.ends[task_id].state)
+        fact, state = found[0].fact, self.ends[task_id].state if task_id in self.ends else None
+        return TaskDetails(fact.spec, fact.payloads[found[1]], self._past(task_id), state)
 
     def _code(self, task_id: str) -> int:
         if task_id in self.ends:
@@ -366,10 +359,8 @@ class _Fold:
         is_completed = end.state is TaskState.COMPLETED
         past = self._past(task_id) if not is_completed or end.n > 1 else []
         why = past[-1].error if past and not is_completed else None
-        head = (task_id, fact.spec.type, fact.spec.priority, fact.at, end.state, end.n)
-        return FinishedTask(
-            *head, end.worker_id, end.at, end.payload, why, fact.spec.replay_of, past
-        )
+        how = (end.state, end.n, end.worker_id, end.at, end.payload)
+        return FinishedTask(task_id, fact.spec, fact.at, *how, why, past)
 
     def _page(self, question: PageOf) -> TaskPage | BadCursor:
         if question.cursor and not question.cursor.isdecimal():

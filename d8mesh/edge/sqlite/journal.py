@@ -49,6 +49,7 @@ from d8mesh.edge.sqlite.place import (
     refusal,
     refuse_half_recovered,
     refuse_network_disk,
+    version_of,
 )
 from d8mesh.edge.sqlite.reader import Reader
 from d8mesh.edge.sqlite.schema import (
@@ -65,7 +66,7 @@ from d8mesh.edge.sqlite.schema import (
     completed_sql,
     insert_sql,
 )
-from d8mesh.errors import JournalBrokenError, JournalError
+from d8mesh.errors import JournalError
 
 #: The log file is folded back into the database at about 16 MB (4 KiB pages).
 CHECKPOINT_PAGES: Final = 4000
@@ -378,15 +379,9 @@ class Journal:
         db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
 
     def _check(self, db: apsw.Connection) -> None:
-        found = db.execute("SELECT value FROM meta WHERE name = 'schema'").fetchall()
-        version = found[0][0] if found else None
-        if not isinstance(version, int) or version < 1:
+        version = version_of(db, self.path)
+        if version < 1:
             raise broken(self.path, "it names no version")
-        if version > SCHEMA_VERSION:
-            raise JournalBrokenError(
-                f"{self.path} has schema version {version}, this d8mesh knows {SCHEMA_VERSION}: "
-                "it is not damaged; use the d8mesh that wrote it, or a newer one"
-            )
         if self.path.stat().st_size <= QUICK_CHECK_BYTES:
             verdict = db.execute("PRAGMA quick_check(1)").fetchall()[0][0]
             if verdict != "ok":

@@ -30,11 +30,9 @@ from d8mesh.core.broker.store import (
     PrunedTask,
     Question,
     Restored,
-    SourceOf,
     Store,
     TaskDetails,
     TaskPage,
-    TaskSource,
 )
 from d8mesh.core.protocol.task import (
     Assigned,
@@ -245,7 +243,7 @@ def test_two_stores_that_are_told_the_same_answer_the_same(tmp_path: Path) -> No
             each.append(*facts)
     ids = [f"{session:016d}-{n}" for session in range(3) for n in range(0, 400, 7)]
     questions: list[Question] = [OutcomesOf(ids), PrunableBatches(5.0, 0, 1000)]
-    questions += [kind(task_id) for task_id in ids for kind in (EndOf, SourceOf, DetailsOf)]
+    questions += [kind(task_id) for task_id in ids for kind in (EndOf, DetailsOf)]
     questions += [PayloadsOf(task_id[:16], int(task_id[17:])) for task_id in ids]
     questions += [PageOf(2000), PageOf(2000, is_open=True), PageOf(2000, is_newest_first=True)]
     for question in questions:
@@ -327,7 +325,7 @@ def test_a_finished_task_is_told_with_what_went_wrong(kept: Kept) -> None:
     task = kept.ask(EndOf(f"{S}-0"))
     assert isinstance(task, FinishedTask)
     assert (task.id, task.state, task.n, task.worker_id) == (f"{S}-0", TaskState.COMPLETED, 2, "w")
-    assert (task.type, task.priority, task.created_at, task.at) == ("echo", 5, 1.0, 2.0)
+    assert (task.spec, task.created_at, task.at) == (Spec("echo", 5, 3), 1.0, 2.0)
     assert (task.payload, task.why, [each.worker_id for each in task.past]) == (b"r0", None, ["v"])
     failed = kept.ask(EndOf(f"{S}-1"))
     assert isinstance(failed, FinishedTask)
@@ -341,13 +339,14 @@ def test_a_finished_task_is_told_with_what_went_wrong(kept: Kept) -> None:
 def test_of_a_task_that_is_unfinished_or_unknown_no_end_is_told(kept: Kept, task_id: str) -> None:
     kept.append(batch(0, 1))
     assert kept.ask(EndOf(task_id)) is None
-    assert kept.ask(SourceOf(task_id)) is None
 
 
-def test_what_was_submitted_is_told_of_a_finished_task(kept: Kept) -> None:
+def test_what_was_submitted_is_told_of_any_task(kept: Kept) -> None:
     kept.append(batch(0, 2), Cancelled([f"{S}-1"], [0], [b"c"], 2.0))
-    source = TaskSource(Spec("echo", 5, 3), b"p1", TaskState.CANCELLED)
-    assert kept.ask(SourceOf(f"{S}-1")) == source
+    spec = Spec("echo", 5, 3)
+    assert kept.ask(DetailsOf(f"{S}-0")) == TaskDetails(spec, b"p0", [], None)
+    assert kept.ask(DetailsOf(f"{S}-1")) == TaskDetails(spec, b"p1", [], TaskState.CANCELLED)
+    assert [kept.ask(DetailsOf(task_id)) for task_id in (f"{S}-9", "nonsense")] == [None, None]
 
 
 def test_the_last_of_what_went_wrong_is_told_of_any_task(kept: Kept) -> None:
@@ -421,7 +420,7 @@ def test_the_oldest_finished_are_pruned_with_a_tombstone(kept: Kept) -> None:
     assert kept.ask(PrunableBatches(0.0, 2, 10)) == OldBatches([(S, 0, 2)])
     assert kept.ask(PrunableBatches(9.0, 0, 10)) == OldBatches([(S, 0, 2), (S, 2, 2)])
     kept.append(Pruned([(S, 0, 2)], 7.0))
-    assert kept.ask(EndOf(f"{S}-1")) == kept.ask(SourceOf(f"{S}-1")) == PrunedTask(7.0)
+    assert kept.ask(EndOf(f"{S}-1")) == kept.ask(DetailsOf(f"{S}-1")) == PrunedTask(7.0)
     assert kept.ask(OutcomesOf([f"{S}-1"])) == FinishedStates(b"\x05", [b""])
     assert isinstance(kept.ask(EndOf(f"{S}-2")), FinishedTask)
     restored = kept.restart()

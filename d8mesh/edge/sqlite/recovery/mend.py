@@ -102,11 +102,8 @@ def _mend(folder: Path) -> Mended:
 
 
 def _rows(trees: Trees, found: Found) -> Iterator[Row]:
-    root = 0
-    for row in trees.rows(1, Found()):
-        if len(row.values) == 5 and row.values[1] == "results" and isinstance(row.values[3], int):
-            root = row.values[3]
-    if root:
+    root = trees.roots().get("results")
+    if root is not None:
         yield from trees.rows(root, found)
     else:
         found.damaged_pages.append(1)

@@ -24,11 +24,11 @@ from d8mesh.core.protocol.messages import (
 )
 from d8mesh.edge.sqlite import restore
 from d8mesh.edge.sqlite.files import SIDES, beside, swap, sync
-from d8mesh.edge.sqlite.place import Lock
+from d8mesh.edge.sqlite.place import Lock, version_of
 from d8mesh.edge.sqlite.recovery.rebuild import Builder
 from d8mesh.edge.sqlite.recovery.salvage import TABLES, Salvage
 from d8mesh.edge.sqlite.schema import COUNTER_BITS, NOTE_SUFFIX, SCHEMA_VERSION, fetch, split_row
-from d8mesh.errors import JournalBrokenError, JournalError
+from d8mesh.errors import JournalError
 
 #: Ids named one by one in the report; more are counted.
 NAMED_IDS: Final = 10_000
@@ -168,17 +168,11 @@ def _is_sound(path: Path) -> bool:
         return False
     try:
         db.set_busy_timeout(1000)
-        found = fetch(db, "SELECT value FROM meta WHERE name = 'schema'")
-        version = found[0][0] if found else None
-        if isinstance(version, int) and version > SCHEMA_VERSION:
-            raise JournalBrokenError(
-                f"{path} has schema version {version}, this d8mesh knows {SCHEMA_VERSION}: it is "
-                "not broken, update d8mesh"
-            )
+        version = version_of(db, path)
         if fetch(db, "PRAGMA integrity_check(1)") != [("ok",)]:
             return False
         if version != SCHEMA_VERSION:
-            return isinstance(version, int)  # a start migrates it
+            return version > 0  # a start migrates it
         restore.fill(db, Restored(0, b""))
     except restore.UNREADABLE:
         return False
@@ -245,7 +239,7 @@ def _finish(path: Path, salvage: Salvage, builder: Builder) -> Recovered:
         state = tables[name]
         kept = fetch(builder.db, f"SELECT count(*) FROM {name}")[0][0]
         damaged = state.unfit + state.cut + state.found.damaged_cells
-        damaged += losses.contradictory.get(name, 0)
+        damaged += losses.contradictory[name]
         unreadable = [(max(gap.low + 1, 0), gap.high) for gap in state.found.gaps if gap.high >= 0]
         if not state.has_root:
             unreadable = [(0, 2**63 - 1)]

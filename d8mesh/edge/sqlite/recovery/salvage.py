@@ -100,7 +100,7 @@ class Salvage:
             pages = Pages(database, log)
             self.ignored_frames = pages.ignored_frames
             trees = Trees(pages)
-            roots = _roots(trees)
+            roots = trees.roots()
             for name in INDEXES.keys() | set(TABLES):
                 self.tables[INDEXES.get(name, name)].has_root = name in roots
             for name, label in INDEXES.items():
@@ -147,17 +147,6 @@ class Salvage:
                         state.cut += row.missing_bytes > 0
                         yield Saved(table, values, row.missing_bytes)
                         break
-
-
-def _roots(trees: Trees) -> dict[str, int]:
-    """Return where the trees begin, by the file's own table of contents."""
-    roots: dict[str, int] = {}
-    for row in trees.rows(1, Found()):
-        if len(row.values) == 5 and isinstance(row.values[1], str):
-            root = row.values[3]
-            if isinstance(root, int) and root > 1:
-                roots[row.values[1]] = root
-    return roots
 
 
 def _with_id(table: str, row: Row) -> list[Value]:

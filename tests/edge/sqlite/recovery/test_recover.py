@@ -353,7 +353,7 @@ def test_a_journal_in_use_and_a_newer_one_are_refused(tmp_path: Path) -> None:
     journal.append([])
     journal._db.execute("UPDATE meta SET value = ? WHERE name = 'schema'", (SCHEMA_VERSION + 1,))
     journal.close()
-    with pytest.raises(JournalBrokenError, match="not broken, update"):
+    with pytest.raises(JournalBrokenError, match="not damaged; use"):
         recover(path, silent)
 
 
