@@ -198,8 +198,8 @@ class Broker:
             self._perform(self._dispatcher.drain())
             self._commit([], is_last=True)
             until = time.monotonic() + STOP_S
-            while self._held and time.monotonic() < until:
-                self._waker_alone.wait(until - time.monotonic())
+            while self._held and (left_s := until - time.monotonic()) > 0:
+                self._waker_alone.wait(left_s)
                 self._settle()
         finally:
             address_file.remove(self._folder)

@@ -25,7 +25,7 @@ from d8mesh.core.protocol.task import (
     Submitted,
 )
 from d8mesh.edge.sqlite import Journal, Reader
-from d8mesh.edge.sqlite.schema import CHUNKS, Runs, insert_sql
+from d8mesh.edge.sqlite.schema import CHUNKS, insert_sql, runs
 from d8mesh.errors import (
     JournalBrokenError,
     JournalError,
@@ -195,13 +195,24 @@ def test_the_ids_of_the_last_pruned_batches_stay_used_and_older_ones_are_unknown
     opened.close()
 
 
-@given(st.lists(st.integers(0, 12), unique=True, max_size=13), st.sets(st.integers(0, 12)))
-def test_runs_are_consecutive_and_stop_at_batches(rows: list[int], breaks: set[int]) -> None:
+@given(
+    st.lists(st.integers(0, 12), unique=True, max_size=13),
+    st.lists(st.integers(1, 2), min_size=13, max_size=13),
+    st.sets(st.integers(0, 12)),
+)
+def test_runs_are_consecutive_of_one_attempt_and_stop_at_batches(
+    rows: list[int], ns: list[int], breaks: set[int]
+) -> None:
     seen: list[int] = []
-    for start, end in Runs(rows, breaks).slices(len(rows)):
+    for start, end in runs(rows, ns, breaks):
         run = rows[start:end]
         assert run == list(range(run[0], run[0] + len(run)))
+        assert len(set(ns[start:end])) == 1
         assert not breaks & set(run[1:])
+        is_longest = end == len(rows) or (
+            rows[end] != run[-1] + 1 or rows[end] in breaks or ns[end] != ns[start]
+        )
+        assert is_longest
         seen += run
     assert seen == rows
 

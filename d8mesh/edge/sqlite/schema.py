@@ -100,19 +100,17 @@ def fetch(db: apsw.Connection, sql: str, values: Sequence[Value] = ()) -> list[t
     return db.execute(sql, values).fetchall()
 
 
-class Runs:
-    """Consecutive row ids that came together, and where in their columns each run begins."""
-
-    def __init__(self, rows: Sequence[int], breaks: Container[int]) -> None:
-        """Cut `rows`, in the order given, wherever one is not the next or starts a batch."""
-        self.starts: list[int] = []
-        expected = -1
-        for index, row in enumerate(rows):
-            if row != expected or row in breaks:
-                self.starts.append(index)
-            expected = row + 1
-
-    def slices(self, count: int) -> Iterator[tuple[int, int]]:
-        """Yield (start, end) of each run in columns of `count`."""
-        ends = [*self.starts[1:], count] if self.starts else []
-        yield from zip(self.starts, ends, strict=True)
+def runs(
+    rows: Sequence[int], ns: Sequence[int], breaks: Container[int]
+) -> Iterator[tuple[int, int]]:
+    """Yield (start, end) of each run: rows that follow each other, of one attempt number, and
+    none of `breaks` but the first."""
+    start, expected, n = 0, rows[0] if rows else 0, ns[0] if ns else 0
+    for index, row in enumerate(rows):
+        if row != expected or ns[index] != n or row in breaks:
+            if index:
+                yield start, index
+            start, n = index, ns[index]
+        expected = row + 1
+    if rows:
+        yield start, len(rows)
