@@ -96,8 +96,7 @@ class DetailsOf(Struct, frozen=True, gc=False):
 class PageOf(Struct, frozen=True, gc=False):
     """Which tasks are there, in the order of acceptance? `TaskPage`, or `BadCursor`.
 
-    `type`, `state` (a final one): those of it only; `is_open`: the unfinished ones only.
-    `cursor`: the `next_cursor` of the page before, empty for the first.
+    Of one type, final state (then in any order that stays), or unfinished ones only.
     """
 
     limit: int
@@ -130,10 +129,7 @@ class BatchPayloads(Struct, frozen=True, gc=False):
 
 
 class FinishedStates(Struct, frozen=True, gc=False):
-    """For each id its state (`messages.COMPLETED_STATE` …) and result, empty if there is none.
-
-    `UNKNOWN_STATE` for a task that is not finished.
-    """
+    """For each id its `messages.*_STATE` (UNKNOWN: not finished) and its result, or nothing."""
 
     states: bytes
     payloads: list[bytes]
@@ -182,10 +178,7 @@ class TaskDetails(Struct, frozen=True):
 
 
 class TaskPage(Struct, frozen=True):
-    """Tasks in the order asked for, and those that are finished by id.
-
-    A page may end early: there is more as long as `next_cursor` is not None.
-    """
+    """Tasks in the order asked for, the finished ones by id; no `next_cursor`: that was all."""
 
     ids: list[str]
     finished: dict[str, FinishedTask]

@@ -13,7 +13,7 @@ from d8mesh.core.broker import store
 from d8mesh.core.protocol.messages import FINAL_STATES, PRUNED_STATE, UNKNOWN_STATE
 from d8mesh.core.protocol.task import Spec, TaskState, parse_id
 from d8mesh.edge.sqlite.files import BUSY_MS
-from d8mesh.edge.sqlite.schema import COUNTER_BITS, Value, fetch, split_row
+from d8mesh.edge.sqlite.schema import COUNTER_BITS, Value, covering, fetch, split_row
 from d8mesh.errors import JournalError, UnknownTaskError
 
 #: Rows looked at for one page of a filtered listing; a sparse page ends early with a cursor.
@@ -31,9 +31,6 @@ FROM outcomes o
 JOIN batches b ON b.first = (SELECT max(first) FROM batches WHERE first <= o.first)
 LEFT JOIN workers w ON w.worker = o.worker
 """
-_BATCH_OF: Final = (
-    "SELECT first, count, spec, payloads FROM batches WHERE first <= ? ORDER BY first DESC LIMIT 1"
-)
 
 
 class _OutcomeRun(NamedTuple):
@@ -93,10 +90,11 @@ class Reader:
     def _outcomes(self, question: store.OutcomesOf) -> store.FinishedStates:
         states, results = bytearray(), []
         first, end, state, payloads = 0, 0, 0, list[bytes]()
+        columns = "first, first + count, state, payloads"
         for task_id in question.ids:
             row = self._row(task_id)
             if not first <= row < end:  # usually the next of the same run
-                found = self._run_at(row, "first, first + count, state, payloads")
+                found = covering(self._db, "outcomes", row, columns)
                 if found is None:
                     states.append(PRUNED_STATE if self._pruned(row) else UNKNOWN_STATE)
                     results.append(b"")
@@ -108,21 +106,22 @@ class Reader:
 
     def _end(self, question: store.EndOf) -> store.FinishedTask | store.PrunedTask | None:
         row = self._row(question.id)
-        found = self._run_at(row, "first")
+        found = covering(self._db, "outcomes", row)
         if found is None:
             return self._pruned(row)
-        (run,) = self._runs(" WHERE o.first = ?", (found[0],))
+        (run,) = self._runs(" WHERE o.first = ?", found)
         return self._told(run, row)
 
     def _details(self, question: store.DetailsOf) -> store.TaskDetails | store.PrunedTask | None:
         row = self._row(question.id)
-        for first, count, spec, payloads in fetch(self._db, _BATCH_OF, (row,)):
-            if row < first + count:
-                ended = self._run_at(row, "state")
-                payload, past = _payloads(payloads)[row - first], self._past(row)
-                state = FINAL_STATES[ended[0]] if ended else None
-                return store.TaskDetails(_spec(spec), payload, past, state)
-        return self._pruned(row)
+        found = covering(self._db, "batches", row, "first, spec, payloads")
+        if found is None:
+            return self._pruned(row)
+        first, spec, payloads = found
+        ended = covering(self._db, "outcomes", row, "state")
+        state = FINAL_STATES[ended[0]] if ended else None
+        payload = _payloads(payloads)[row - first]
+        return store.TaskDetails(_spec(spec), payload, self._past(row), state)
 
     def _prunable(self, question: store.PrunableBatches) -> store.OldBatches:
         old = store.OldBatches([])
@@ -222,28 +221,12 @@ class Reader:
                 row = first if run is None else run.end
             row += step
 
-    def _ended(
-        self, row: int, first: int, end: int, question: store.PageOf
-    ) -> Iterator[_OutcomeRun]:
-        """Yield the runs of a batch from `row` on, without results where only the open are told."""
-        if question.is_newest_first:
-            where = " WHERE o.first >= ? AND o.first <= ? ORDER BY o.first DESC"
-            return self._runs(where, (first, row), is_bare=question.is_open)
-        where = " WHERE o.first >= ? AND o.first < ? ORDER BY o.first"
-        return self._runs(where, (self._run_before(row), end), is_bare=question.is_open)
-
     # ------------------------------------------------------------------------ helpers
 
     def _run_before(self, row: int) -> int:
         """Return the start of the last run that starts at `row` or before; `row` without one."""
         found = fetch(self._db, "SELECT max(first) FROM outcomes WHERE first <= ?", (row,))[0][0]
         return row if found is None else int(found)
-
-    def _run_at(self, row: int, columns: str) -> tuple[Any, ...] | None:
-        """Return columns of the run that holds the outcome of `row`, or None."""
-        sql = f"SELECT first + count, {columns} FROM outcomes WHERE first <= ?"
-        found = fetch(self._db, sql + " ORDER BY first DESC LIMIT 1", (row,))
-        return found[0][1:] if found and row < found[0][0] else None
 
     def _runs(
         self, where: str, values: list[Value] | tuple[Value, ...], *, is_bare: bool = False
@@ -277,12 +260,8 @@ class Reader:
         ]
 
     def _pruned(self, row: int) -> store.PrunedTask | None:
-        found = fetch(
-            self._db,
-            "SELECT first + count, at FROM pruned WHERE first <= ? ORDER BY first DESC LIMIT 1",
-            (row,),
-        )
-        return store.PrunedTask(found[0][1]) if found and row < found[0][0] else None
+        found = covering(self._db, "pruned", row, "at")
+        return None if found is None else store.PrunedTask(*found)
 
     def _row(self, task_id: str) -> int:
         try:

@@ -90,6 +90,15 @@ def completed_sql(rows: int) -> str:
     )
 
 
+def covering(
+    db: apsw.Connection, table: str, row: int, columns: str = "first"
+) -> tuple[Any, ...] | None:
+    """Return columns of the batch, run or tombstone that holds the task `row`; None without one."""
+    sql = f"SELECT first + count, {columns} FROM {table} WHERE first <= ? ORDER BY first DESC"
+    found = fetch(db, sql + " LIMIT 1", (row,))
+    return found[0][1:] if found and row < found[0][0] else None
+
+
 def split_row(row: int, names: dict[int, str]) -> tuple[str, int]:
     """Return the session and counter of a row id; `names` maps session numbers."""
     return names[row >> COUNTER_BITS], row & (1 << COUNTER_BITS) - 1

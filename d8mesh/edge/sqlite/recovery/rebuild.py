@@ -28,6 +28,7 @@ from d8mesh.edge.sqlite.schema import (
     SCHEMA_VERSION,
     WAITED,
     Value,
+    covering,
     fetch,
 )
 
@@ -86,7 +87,7 @@ class Builder:
             case "outcomes":
                 self._outcome(saved)
             case "handouts":
-                self._scheduler(saved)
+                self._assignment(saved)
             case "keys":
                 self._insert("keys", saved.values)
                 self._hint(_number(saved.values[2]), min(_number(saved.values[3]), MADE_BATCH))
@@ -151,7 +152,7 @@ class Builder:
             self.db.execute("INSERT OR REPLACE INTO bad VALUES (?, ?)", (row, values[2]))
         self._hint(_number(values[0]), min(count, MADE_BATCH))
 
-    def _scheduler(self, saved: Saved) -> None:
+    def _assignment(self, saved: Saved) -> None:
         if saved.missing_bytes or _attempts(saved.values[3]) is None:
             self._contradicts("handouts")
             return
@@ -238,7 +239,7 @@ class Builder:
         start = end = -1
         missing: list[tuple[int, int]] = []
         for (row,) in fetch(self.db, "SELECT row FROM hints ORDER BY row"):
-            if self._covers("batches", row) or self._covers("pruned", row):
+            if covering(self.db, "batches", row) or covering(self.db, "pruned", row):
                 continue
             if row != end or row - start >= MADE_BATCH:
                 missing.append((start, end))
@@ -353,20 +354,16 @@ class Builder:
         workers = {row[0] for row in fetch(self.db, "SELECT worker FROM workers")}
         for number, worker, blob in fetch(self.db, "SELECT number, worker, tasks FROM handouts"):
             attempts = _attempts(blob) or {}
-            still = {row: n for row, n in attempts.items() if self._is_open(row)}
+            still = {
+                row: n
+                for row, n in attempts.items()
+                if covering(self.db, "batches", row) and not covering(self.db, "outcomes", row)
+            }
             if worker not in workers or not still:
                 self.db.execute("DELETE FROM handouts WHERE number = ?", (number,))
             elif len(still) < len(attempts):
                 tasks = _encode((list(still), list(still.values())))
                 self.db.execute("UPDATE handouts SET tasks = ? WHERE number = ?", (tasks, number))
-
-    def _is_open(self, row: int) -> bool:
-        return self._covers("batches", row) and not self._covers("outcomes", row)
-
-    def _covers(self, table: str, row: int) -> bool:
-        """Return whether a task lies in one of the ranges of a table."""
-        last = f"SELECT first + count FROM {table} WHERE first <= ? ORDER BY first DESC LIMIT 1"
-        return any(row < end for (end,) in fetch(self.db, last, (row,)))
 
 
 def _number(value: Value) -> int:

@@ -94,7 +94,7 @@ def recover(path: Path, say: Callable[[str], None]) -> Recovered:
             say("an interrupted recovery was completed")
             return _reported(moved)
         say("looking at the file")
-        if _is_sound(path):
+        if _read(path) is not None:
             return Recovered(str(path), "sound")
         return _recover(path, note, say)
     except (apsw.Error, OSError) as error:
@@ -160,40 +160,39 @@ def _reported(aside: Path) -> Recovered:
     return Recovered(**body)
 
 
-def _is_sound(path: Path) -> bool:
-    """Tell whether the file would start, every page of it looked at, without changing it."""
+def _read(path: Path) -> tuple[Restored, dict[int, int]] | None:
+    """Return what a start would find, and how many ended how; None if it would not start.
+
+    Looks at every page, and changes nothing.
+    """
+    restored, counts = Restored(0, b""), dict[int, int]()
     try:
         db = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY)
     except apsw.Error:
-        return False
+        return None
     try:
         db.set_busy_timeout(1000)
         version = version_of(db, path)
-        if fetch(db, "PRAGMA integrity_check(1)") != [("ok",)]:
-            return False
-        if version != SCHEMA_VERSION:
-            return version > 0  # a start migrates it
-        restore.fill(db, Restored(0, b""))
+        if fetch(db, "PRAGMA integrity_check(1)") != [("ok",)] or not version:
+            return None
+        if version == SCHEMA_VERSION:  # a start migrates an older one
+            restore.fill(db, restored)
+            counts = dict(fetch(db, "SELECT state, sum(count) FROM outcomes GROUP BY state"))
     except restore.UNREADABLE:
-        return False
+        return None
     finally:
         db.close()
-    return True
+    return restored, counts
 
 
 def _validate(fresh: Path, report: Recovered) -> None:
     """Read the new file as a start would, and count what is in it."""
-    if not _is_sound(fresh):
+    found = _read(fresh)
+    if found is None:
         raise JournalError(f"{fresh} was made and is not sound: please report this")
-    db = apsw.Connection(str(fresh), flags=apsw.SQLITE_OPEN_READONLY)
-    try:
-        restored = Restored(0, b"")
-        restore.fill(db, restored)
-        counts = fetch(db, "SELECT state, sum(count) FROM outcomes GROUP BY state")
-    finally:
-        db.close()
+    restored, counts = found
     report.queued = sum(batch.count - len(done) for batch, done in restored.batches)
-    for state, count in counts:
+    for state, count in counts.items():
         setattr(report, FINAL_STATES[state].value, count)
     if not report.tables["outcomes"].damaged and not report.tables["outcomes"].unreadable:
         return
