@@ -101,9 +101,9 @@ PLANTS: Final = (
     ),
     Plant(
         "hand out before a welcome whose commit is in flight",
-        "d8mesh.core.broker.state:BrokerState.tell",
-        "min(self.now, self.unconfirmed_since)",
-        "self.now",
+        "d8mesh.core.broker.actions:Actions.tell",
+        "min(self._state.now, self._state.unconfirmed_since)",
+        "self._state.now",
         IN_FLIGHT + "nothing_overtakes_the_welcome_of_a_worker",
     ),
     Plant(
@@ -122,7 +122,7 @@ PLANTS: Final = (
     ),
     Plant(
         "hand out before the welcome that waits",
-        "d8mesh.core.broker.state:BrokerState.tell",
+        "d8mesh.core.broker.actions:Actions.tell",
         "waits=worker.welcomed >= not_durable_since",
         "waits=False",
         WORKER_SESSIONS + "a_worker_is_told_to_drop_a_result_after_the_commit_of_the_other_only",
