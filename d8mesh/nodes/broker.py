@@ -72,7 +72,9 @@ _log: Final = logging.getLogger("d8mesh.broker")
 OpenStore: TypeAlias = Callable[[Path, Callable[[], None]], Store]
 
 
-def _open_journal(folder: Path, wake: Callable[[], None]) -> Store:
+def open_journal(folder: Path, wake: Callable[[], None]) -> Store:
+    """Open the journal in a folder: its commits are durable at once, and wake nobody."""
+    del wake
     return Journal(folder / JOURNAL_NAME)
 
 
@@ -118,7 +120,7 @@ class Broker:
         folder: Path,
         *,
         web_port: int | None = None,
-        open_store: OpenStore = _open_journal,
+        open_store: OpenStore = open_journal,
     ) -> None:
         self._config, self._folder, self._web_port = config, folder, web_port
         self._store = open_store(folder, lambda: self._waker.wake())
@@ -196,8 +198,8 @@ class Broker:
             self._perform(self._dispatcher.drain())
             self._commit([], is_last=True)
             until = time.monotonic() + STOP_S
-            while self._held and time.monotonic() < until:
-                self._waker_alone.wait(until - time.monotonic())
+            while self._held and (left_s := until - time.monotonic()) > 0:
+                self._waker_alone.wait(left_s)
                 self._settle()
         finally:
             address_file.remove(self._folder)

@@ -38,6 +38,8 @@ CLIENT: Final = "tests/core/client/test_session.py::test_"
 DIRECT_CALL: Final = "tests/nodes/test_direct_call.py::test_"
 LINK: Final = "tests/nodes/test_direct_call_link.py::test_"
 SIMULATED: Final = "tests/simulation/test_simulation.py::test_no_history_breaks_a_promise[0]"
+STORE: Final = "tests/core/broker/test_store.py::test_"
+IN_FLIGHT: Final = "tests/nodes/test_commits_in_flight.py::test_"
 POWER_CUT: Final = (
     "tests/power_cut/test_power_cut.py::"
     "test_whatever_the_disk_kept_every_acknowledged_commit_is_there[journal]"
@@ -69,23 +71,59 @@ PLANTS: Final = (
         WORKER_SESSIONS + "a_worker_is_told_to_drop_a_result_after_the_commit_of_the_other_only",
     ),
     Plant(
-        "write the hand-outs of a commit that failed",
+        "go on with a journal that knows what a failed commit has not written",
         "d8mesh.edge.sqlite.journal:Journal.append",
-        "self._late, self._young, self._old = [], {}, {}",
+        "self._has_failed = True",
         "pass",
-        "tests/edge/test_sqlite.py::test_a_hand_out_of_a_commit_that_failed_is_never_written",
+        STORE + "a_commit_that_fails_leaves_nothing_and_nothing_comes_after_it[journal]",
+    ),
+    Plant(
+        "write the hand-out of a task that has ended",
+        "d8mesh.core.broker.deferral:Deferral.due",
+        "old.pop(task_id, None)",
+        "pass",
+        "tests/core/broker/test_deferral.py::"
+        "test_that_of_a_task_which_has_ended_by_then_is_never_written[1-Completed]",
+    ),
+    Plant(
+        "promise what is not durable yet",
+        "d8mesh.nodes.broker:Broker._perform",
+        "self._store.confirmed() == self._begun",
+        "True",
+        IN_FLIGHT + "the_loop_goes_on_and_acknowledgements_wait",
+    ),
+    Plant(
+        "acknowledge a result with a hand-out while its commit is in flight",
+        "d8mesh.core.broker.scheduler:Scheduler._flush",
+        "if owed and self._state.unconfirmed_since < math.inf:",
+        "if False:",
+        IN_FLIGHT + "a_hand_out_acknowledges_no_result_that_is_not_durable",
+    ),
+    Plant(
+        "hand out before a welcome whose commit is in flight",
+        "d8mesh.core.broker.actions:Actions.tell",
+        "min(self._state.now, self._state.unconfirmed_since)",
+        "self._state.now",
+        IN_FLIGHT + "nothing_overtakes_the_welcome_of_a_worker",
+    ),
+    Plant(
+        "answer a question from before a commit in flight",
+        "d8mesh.nodes.broker:Broker._perform",
+        "loads = [effect for effect in effects if type(effect) is Load]",
+        "loads = [self._questions.ask(effect) for effect in effects if type(effect) is Load][:0]",
+        IN_FLIGHT + "questions_are_answered_from_what_is_durable",
     ),
     Plant(
         "write a hand-out only when another commit comes",
         "d8mesh.nodes.broker:Broker._step",
-        "now >= self._owed_until",
+        "now >= self._deferral.until",
         "False",
         "tests/nodes/test_broker.py::test_who_has_what_is_noted_without_another_commit[True]",
     ),
     Plant(
         "hand out before the welcome that waits",
-        "d8mesh.core.broker.state:BrokerState.tell",
-        "waits=worker.welcomed == self.now",
+        "d8mesh.core.broker.actions:Actions.tell",
+        "waits=worker.welcomed >= not_durable_since",
         "waits=False",
         WORKER_SESSIONS + "a_worker_is_told_to_drop_a_result_after_the_commit_of_the_other_only",
     ),
@@ -304,7 +342,7 @@ PLANTS: Final = (
     Plant(
         "forget a cancellation on disk",
         "d8mesh.edge.sqlite.journal:Journal._cancelled",
-        'self._insert("outcomes", self._runs(fact, state=CANCELLED, worker=None), width=7)',
+        'self._insert("outcomes", self._runs(fact, state=CANCELLED_STATE, worker=None), width=7)',
         "pass",
         "tests/core/broker/test_client_requests.py::test_a_cancelled_task_is_told_and_stays_cancelled",
     ),
@@ -313,7 +351,7 @@ PLANTS: Final = (
         "d8mesh.edge.sqlite.journal:Journal.restore",
         'meta["epoch"] + 1',
         'meta["epoch"] + 0',
-        "tests/edge/test_sqlite.py::test_the_epoch_rises_with_every_start",
+        STORE + "the_epoch_rises_with_every_start_and_the_identity_stays[journal]",
     ),
     Plant(
         "let a result be overwritten in memory",
@@ -488,11 +526,10 @@ PLANTS: Final = (
     ),
     Plant(
         "end the list of open tasks at finished batches that are not closed",
-        "d8mesh.edge.sqlite.reader:Reader._list_batches",
-        "if len(batches) <= limit:",
-        "if True:",
-        "tests/edge/test_sqlite.py::"
-        "test_open_tasks_are_listed_behind_finished_batches_that_are_not_closed",
+        "d8mesh.edge.sqlite.reader:Reader._in_batch",
+        "row = held.first if is_back else held.end - 1",
+        "return",
+        STORE + "open_tasks_are_listed_behind_finished_batches_that_are_not_closed[journal-1]",
     ),
     Plant(
         "ask without a pause for what cannot be read",

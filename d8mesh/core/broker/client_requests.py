@@ -27,11 +27,9 @@ from d8mesh.core.broker.store import (
     OutcomesOf,
     PageOf,
     PrunedTask,
-    SourceOf,
     StoreAnswer,
     TaskDetails,
     TaskPage,
-    TaskSource,
     Unreadable,
 )
 from d8mesh.core.broker.streaming import Streaming
@@ -361,10 +359,10 @@ class ClientRequests:
         if state.task_table.state_of(task_id) is not None:
             raise InvalidTaskError(f"{task_id} is not finished: only what failed can be replayed")
         asked = Replay(peer, request, task_id, client.session, n)
-        self._actions.ask_for(peer, SourceOf(task_id), asked)
+        self._actions.ask_for(peer, DetailsOf(task_id), asked)
 
     def _replay_source(self, asked: Replay, answer: StoreAnswer) -> None:
-        if not isinstance(answer, TaskSource):
+        if not isinstance(answer, TaskDetails) or answer.state is None:
             self._refuse_missing(asked, answer)
             return
         why = ""

@@ -104,17 +104,17 @@ def finished(task: FinishedTask) -> Body:
     """Return the status body of a finished task."""
     return {
         "task_id": task.id,
-        "type": task.type,
+        "type": task.spec.type,
         "status": task.state.documented,
         "state": task.state.value,
-        "priority": task.priority,
+        "priority": task.spec.priority,
         "assigned_to": task.worker_id,
         "created_at": task.created_at,
         "completed_at": task.at,
         "result": task.payload,
         "attempts": task.n,
         "reason": task.why,
-        "replay_of": task.replay_of or None,
+        "replay_of": task.spec.replay_of or None,
         "history": history(task.past),
     }
 

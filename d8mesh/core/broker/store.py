@@ -45,7 +45,7 @@ class Store(Protocol):
         """
 
     def confirmed(self) -> int:
-        """Return how many of the commits that were begun are durable; the loop is woken for it.
+        """Return how many of the commits are durable; the loop is woken when more are.
 
         Raises:
             JournalError: a commit failed: nothing of it nor after it is kept.
@@ -87,14 +87,8 @@ class EndOf(Struct, frozen=True, gc=False):
     id: str
 
 
-class SourceOf(Struct, frozen=True, gc=False):
-    """What was submitted as a finished task? `TaskSource`, `PrunedTask`, or None."""
-
-    id: str
-
-
 class DetailsOf(Struct, frozen=True, gc=False):
-    """What is kept of a task, finished or not, beside its state? `TaskDetails`, or None."""
+    """What else is kept of a task, finished or not? `TaskDetails`, `PrunedTask`, or None."""
 
     id: str
 
@@ -102,8 +96,7 @@ class DetailsOf(Struct, frozen=True, gc=False):
 class PageOf(Struct, frozen=True, gc=False):
     """Which tasks are there, in the order of acceptance? `TaskPage`, or `BadCursor`.
 
-    `type`, `state` (a final one): those of it only; `is_open`: the unfinished ones only.
-    `cursor`: the `next_cursor` of the page before, empty for the first.
+    Of one type, final state (then in any order that stays), or unfinished ones only.
     """
 
     limit: int
@@ -115,7 +108,7 @@ class PageOf(Struct, frozen=True, gc=False):
 
 
 class PrunableBatches(Struct, frozen=True, gc=False):
-    """Which `limit` finished batches may be forgotten, the oldest first? `OldBatches`.
+    """Which of the `limit` oldest finished batches may be forgotten? `OldBatches`.
 
     Those that ended before `before_at` (Unix seconds), and the oldest until `excess` tasks are
     gone. One that a key names only after all others of its submit.
@@ -125,10 +118,6 @@ class PrunableBatches(Struct, frozen=True, gc=False):
     excess: int
     limit: int
 
-
-Question: TypeAlias = (
-    PayloadsOf | OutcomesOf | EndOf | SourceOf | DetailsOf | PageOf | PrunableBatches
-)
 
 # -------------------------------------------------------------------------- answers
 
@@ -140,10 +129,7 @@ class BatchPayloads(Struct, frozen=True, gc=False):
 
 
 class FinishedStates(Struct, frozen=True, gc=False):
-    """For each id that was asked for its state (`messages.COMPLETED_STATE` …) and result.
-
-    `UNKNOWN_STATE` for one that is not finished; without a result that is empty.
-    """
+    """For each id its `messages.*_STATE` (UNKNOWN: not finished) and its result, or nothing."""
 
     states: bytes
     payloads: list[bytes]
@@ -165,8 +151,7 @@ class FinishedTask(Struct, frozen=True):
     """A finished task; `why`: what it failed of; `past`: the newest of its past attempts."""
 
     id: str
-    type: str
-    priority: int
+    spec: Spec
     created_at: float
     state: TaskState
     n: int
@@ -174,7 +159,6 @@ class FinishedTask(Struct, frozen=True):
     at: float
     payload: bytes
     why: str | None
-    replay_of: str
     past: list[PastAttempt]
 
 
@@ -184,26 +168,17 @@ class PrunedTask(Struct, frozen=True, gc=False):
     at: float
 
 
-class TaskSource(Struct, frozen=True, gc=False):
-    """What was submitted, and how it ended."""
+class TaskDetails(Struct, frozen=True):
+    """What was submitted, the newest past attempts, and how it ended if it did."""
 
     spec: Spec
     payload: bytes
-    state: TaskState
-
-
-class TaskDetails(Struct, frozen=True):
-    """The payload and the newest of the past attempts of a task."""
-
-    payload: bytes
     past: list[PastAttempt]
+    state: TaskState | None
 
 
 class TaskPage(Struct, frozen=True):
-    """Tasks in the order asked for; those that are finished by id.
-
-    A page may end early: there is more as long as `next_cursor` is not None.
-    """
+    """Tasks in the order asked for, the finished ones by id; no `next_cursor`: that was all."""
 
     ids: list[str]
     finished: dict[str, FinishedTask]
@@ -226,13 +201,12 @@ class Unreadable(Struct, frozen=True, gc=False):
     why: str
 
 
+Question: TypeAlias = PayloadsOf | OutcomesOf | EndOf | DetailsOf | PageOf | PrunableBatches
+TaskAnswer: TypeAlias = FinishedTask | TaskDetails | PrunedTask
 StoreAnswer: TypeAlias = (
     BatchPayloads
     | FinishedStates
-    | FinishedTask
-    | PrunedTask
-    | TaskSource
-    | TaskDetails
+    | TaskAnswer
     | TaskPage
     | BadCursor
     | OldBatches

@@ -3,38 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, NamedTuple, TypeAlias
 
 import apsw
 import msgspec
 
-from d8mesh.core.broker.store import (
-    MAX_PAST_ATTEMPTS,
-    BadCursor,
-    BatchPayloads,
-    DetailsOf,
-    EndOf,
-    FinishedStates,
-    FinishedTask,
-    OldBatches,
-    OutcomesOf,
-    PageOf,
-    PastAttempt,
-    PayloadsOf,
-    PrunableBatches,
-    PrunedTask,
-    Question,
-    SourceOf,
-    StoreAnswer,
-    TaskDetails,
-    TaskPage,
-    TaskSource,
-)
+from d8mesh.core.broker import store
 from d8mesh.core.protocol.messages import FINAL_STATES, PRUNED_STATE, UNKNOWN_STATE
 from d8mesh.core.protocol.task import Spec, TaskState, parse_id
-from d8mesh.edge.sqlite.schema import BUSY_MS, COUNTER_BITS, Value, fetch, split_row
+from d8mesh.edge.sqlite.files import BUSY_MS
+from d8mesh.edge.sqlite.schema import COUNTER_BITS, Value, covering, fetch, split_row
 from d8mesh.errors import JournalError, UnknownTaskError
 
 #: Rows looked at for one page of a filtered listing; a sparse page ends early with a cursor.
@@ -47,23 +26,18 @@ _PAST_ALL: Final = 2**62
 _CODES: Final = {state: code for code, state in FINAL_STATES.items()}
 
 _RUN: Final = """
-SELECT o.first, o.first + o.count, b.type, b.spec, b.at, o.state, o.n, w.name, o.at, o.payloads
+SELECT o.first, o.first + o.count, b.spec, b.at, o.state, o.n, w.name, o.at, o.payloads
 FROM outcomes o
 JOIN batches b ON b.first = (SELECT max(first) FROM batches WHERE first <= o.first)
 LEFT JOIN workers w ON w.worker = o.worker
 """
-_BATCH_OF: Final = (
-    "SELECT first, count, spec, payloads FROM batches WHERE first <= ? ORDER BY first DESC LIMIT 1"
-)
 
 
-@dataclass(frozen=True, slots=True)
-class _OutcomeRun:
+class _OutcomeRun(NamedTuple):
     """One row of `outcomes` with what its batch and worker say."""
 
     first: int
     end: int
-    type: str
     spec: Spec
     created_at: float
     state: TaskState
@@ -91,7 +65,7 @@ class Reader:
         self._db.execute("PRAGMA wal_autocheckpoint = 0").fetchall()
         self._names: dict[int, str] = {}
 
-    def ask(self, question: Question) -> StoreAnswer:
+    def ask(self, question: store.Question) -> store.StoreAnswer:
         """Answer a question of the broker's brain.
 
         Raises:
@@ -108,56 +82,49 @@ class Reader:
 
     # ------------------------------------------------------------------ the questions
 
-    def _payloads(self, question: PayloadsOf) -> BatchPayloads | None:
+    def _payloads(self, question: store.PayloadsOf) -> store.BatchPayloads | None:
         row = self._row(f"{question.session}-{question.first}")
         found = fetch(self._db, "SELECT payloads FROM batches WHERE first = ?", (row,))
-        return BatchPayloads(_payloads(found[0][0])) if found else None
+        return store.BatchPayloads(_payloads(found[0][0])) if found else None
 
-    def _outcomes(self, question: OutcomesOf) -> FinishedStates:
+    def _outcomes(self, question: store.OutcomesOf) -> store.FinishedStates:
         states, results = bytearray(), []
-        first, end, state = 0, 0, 0
-        payloads: list[bytes] = []
+        first, end, state, payloads = 0, 0, 0, list[bytes]()
+        columns = "first, first + count, state, payloads"
         for task_id in question.ids:
             row = self._row(task_id)
             if not first <= row < end:  # usually the next of the same run
-                found = self._run_at(row, "first, count, state, payloads")
+                found = covering(self._db, "outcomes", row, columns)
                 if found is None:
-                    is_pruned = self._pruned_at(row) is not None
-                    states.append(PRUNED_STATE if is_pruned else UNKNOWN_STATE)
+                    states.append(PRUNED_STATE if self._pruned(row) else UNKNOWN_STATE)
                     results.append(b"")
                     continue
-                first, end, state = found[0], found[0] + found[1], found[2]
-                payloads = _payloads(found[3])
+                first, end, state, payloads = *found[:3], _payloads(found[3])
             states.append(state)
             results.append(payloads[row - first])
-        return FinishedStates(bytes(states), results)
+        return store.FinishedStates(bytes(states), results)
 
-    def _end(self, question: EndOf) -> FinishedTask | PrunedTask | None:
+    def _end(self, question: store.EndOf) -> store.FinishedTask | store.PrunedTask | None:
         row = self._row(question.id)
-        found = self._run_at(row, "first")
+        found = covering(self._db, "outcomes", row)
         if found is None:
-            return self._tombstone(row)
-        (run,) = self._runs(" WHERE o.first = ?", (found[0],))
+            return self._pruned(row)
+        (run,) = self._runs(" WHERE o.first = ?", found)
         return self._told(run, row)
 
-    def _source(self, question: SourceOf) -> TaskSource | PrunedTask | None:
+    def _details(self, question: store.DetailsOf) -> store.TaskDetails | store.PrunedTask | None:
         row = self._row(question.id)
-        found = self._run_at(row, "state")
+        found = covering(self._db, "batches", row, "first, spec, payloads")
         if found is None:
-            return self._tombstone(row)
-        first, _, spec, payloads = fetch(self._db, _BATCH_OF, (row,))[0]
+            return self._pruned(row)
+        first, spec, payloads = found
+        ended = covering(self._db, "outcomes", row, "state")
+        state = FINAL_STATES[ended[0]] if ended else None
         payload = _payloads(payloads)[row - first]
-        return TaskSource(_spec(spec), payload, FINAL_STATES[found[0]])
+        return store.TaskDetails(_spec(spec), payload, self._past(row), state)
 
-    def _details(self, question: DetailsOf) -> TaskDetails | None:
-        row = self._row(question.id)
-        for first, count, _, payloads in fetch(self._db, _BATCH_OF, (row,)):
-            if row < first + count:
-                return TaskDetails(_payloads(payloads)[row - first], self._past(row))
-        return None
-
-    def _prunable(self, question: PrunableBatches) -> OldBatches:
-        old = OldBatches([])
+    def _prunable(self, question: store.PrunableBatches) -> store.OldBatches:
+        old = store.OldBatches([])
         excess = question.excess
         for first, count, ended_at in fetch(
             self._db,
@@ -174,12 +141,12 @@ class Reader:
 
     # ------------------------------------------------------------------------ listings
 
-    def _page(self, question: PageOf) -> TaskPage | BadCursor:
+    def _page(self, question: store.PageOf) -> store.TaskPage | store.BadCursor:
         is_by_end = question.state is not None and not question.is_newest_first
         start = _cursor(question.cursor, 1 if is_by_end else 2)
         if start is None:
-            return BadCursor()
-        page = TaskPage([], {}, None)
+            return store.BadCursor()
+        page = store.TaskPage([], {}, None)
         size = 0
         walk = (self._by_end if is_by_end else self._by_batch)(question, start)
         for scanned, (cursor, row, run, is_wanted) in enumerate(walk):
@@ -187,7 +154,7 @@ class Reader:
                 size += len(run.payloads[row - run.first])
             is_full = len(page.ids) == question.limit or scanned >= SCAN_ROWS
             if is_full or (page.ids and size > PAGE_BYTES):
-                return TaskPage(page.ids, page.finished, cursor)
+                return store.TaskPage(page.ids, page.finished, cursor)
             if is_wanted:
                 task_id = "{}-{}".format(*self._split(row))
                 page.ids.append(task_id)
@@ -195,7 +162,7 @@ class Reader:
                     page.finished[task_id] = self._told(run, row)
         return page
 
-    def _by_end(self, question: PageOf, start: list[int]) -> Iterator[_Seen]:
+    def _by_end(self, question: store.PageOf, start: list[int]) -> Iterator[_Seen]:
         """Yield the tasks that ended so, in the order of their ids.
 
         Bounded by `first`, which is indexed; the run that `start` lies in starts before it.
@@ -210,7 +177,7 @@ class Reader:
             for row in range(max(run.first, after), run.end):
                 yield str(row), row, run, True
 
-    def _by_batch(self, question: PageOf, start: list[int]) -> Iterator[_Seen]:
+    def _by_batch(self, question: store.PageOf, start: list[int]) -> Iterator[_Seen]:
         """Yield tasks in the order of acceptance, or against it, batch by batch."""
         is_back = question.is_newest_first
         start_seq, index = start if question.cursor or not is_back else [_PAST_ALL, _PAST_ALL]
@@ -229,13 +196,15 @@ class Reader:
             yield from self._in_batch(question, seq, row, (first, first + count))
 
     def _in_batch(
-        self, question: PageOf, seq: int, row: int, reach: tuple[int, int]
+        self, question: store.PageOf, seq: int, row: int, reach: tuple[int, int]
     ) -> Iterator[_Seen]:
         """Yield the tasks of one batch from `row` on; of a run that nobody wants only one."""
         first, end = reach
         is_back, state = question.is_newest_first, question.state
         step = -1 if is_back else 1
-        runs = self._ended(row, first, end, question)
+        reach = (first, row) if is_back else (self._run_before(row), end - 1)
+        where = f" WHERE o.first BETWEEN ? AND ? ORDER BY o.first {'DESC' if is_back else ''}"
+        runs = self._runs(where, reach, is_bare=question.is_open)
         run = next(runs, None)
         while first <= row < end:
             while run is not None and (row < run.first if is_back else row >= run.end):
@@ -252,14 +221,6 @@ class Reader:
                 row = first if run is None else run.end
             row += step
 
-    def _ended(self, row: int, first: int, end: int, question: PageOf) -> Iterator[_OutcomeRun]:
-        """Yield the runs of a batch from `row` on, without results where only the open are told."""
-        if question.is_newest_first:
-            where = " WHERE o.first >= ? AND o.first <= ? ORDER BY o.first DESC"
-            return self._runs(where, (first, row), is_bare=question.is_open)
-        where = " WHERE o.first >= ? AND o.first < ? ORDER BY o.first"
-        return self._runs(where, (self._run_before(row), end), is_bare=question.is_open)
-
     # ------------------------------------------------------------------------ helpers
 
     def _run_before(self, row: int) -> int:
@@ -267,64 +228,40 @@ class Reader:
         found = fetch(self._db, "SELECT max(first) FROM outcomes WHERE first <= ?", (row,))[0][0]
         return row if found is None else int(found)
 
-    def _run_at(self, row: int, columns: str) -> tuple[Any, ...] | None:
-        """Return columns of the run that holds the outcome of `row`, or None."""
-        sql = f"SELECT first + count, {columns} FROM outcomes WHERE first <= ?"
-        found = fetch(self._db, sql + " ORDER BY first DESC LIMIT 1", (row,))
-        return found[0][1:] if found and row < found[0][0] else None
-
     def _runs(
         self, where: str, values: list[Value] | tuple[Value, ...], *, is_bare: bool = False
     ) -> Iterator[_OutcomeRun]:
         """Yield runs one by one: all of a page together may be larger than the memory."""
         sql = (_RUN.replace("o.payloads", "NULL") if is_bare else _RUN) + where
         rows: Iterator[Any] = self._db.execute(sql, values)
-        for first, end, kind, spec, created_at, code, n, worker, at, payloads in rows:
-            ended = (FINAL_STATES[code], n, worker, at, [] if is_bare else _payloads(payloads))
-            yield _OutcomeRun(first, end, kind, _spec(spec), created_at, *ended)
+        for first, end, spec, created_at, code, n, worker, at, payloads in rows:
+            results = [] if is_bare else _payloads(payloads)
+            told = (FINAL_STATES[code], n, worker, at, results)
+            yield _OutcomeRun(first, end, _spec(spec), created_at, *told)
 
-    def _told(self, run: _OutcomeRun, row: int) -> FinishedTask:
+    def _told(self, run: _OutcomeRun, row: int) -> store.FinishedTask:
         is_completed = run.state is TaskState.COMPLETED
         past = self._past(row) if not is_completed or run.n > 1 else []
-        return FinishedTask(
-            "{}-{}".format(*self._split(row)),
-            run.type,
-            run.spec.priority,
-            run.created_at,
-            run.state,
-            run.n,
-            run.worker,
-            run.at,
-            run.payloads[row - run.first],
-            past[-1].error if past and not is_completed else None,
-            run.spec.replay_of,
-            past,
-        )
+        why = past[-1].error if past and not is_completed else None
+        task_id, payload = "{}-{}".format(*self._split(row)), run.payloads[row - run.first]
+        return store.FinishedTask(task_id, *run[2:8], payload, why, past)
 
-    def _past(self, row: int) -> list[PastAttempt]:
+    def _past(self, row: int) -> list[store.PastAttempt]:
         found = fetch(
             self._db,
             "SELECT f.n, w.name, f.at, f.is_counted, f.why, f.pause_s, f.traceback FROM failures f"
             " LEFT JOIN workers w ON w.worker = f.worker WHERE f.row = ?"
             " ORDER BY f.rowid DESC LIMIT ?",
-            (row, MAX_PAST_ATTEMPTS),
+            (row, store.MAX_PAST_ATTEMPTS),
         )
         return [
-            PastAttempt(n, name, at, bool(counts), why, round(pause_s, 3), traceback)
+            store.PastAttempt(n, name, at, bool(counts), why, round(pause_s, 3), traceback)
             for n, name, at, counts, why, pause_s, traceback in reversed(found)
         ]
 
-    def _tombstone(self, row: int) -> PrunedTask | None:
-        pruned_at = self._pruned_at(row)
-        return None if pruned_at is None else PrunedTask(pruned_at)
-
-    def _pruned_at(self, row: int) -> float | None:
-        found = fetch(
-            self._db,
-            "SELECT first, count, at FROM pruned WHERE first <= ? ORDER BY first DESC LIMIT 1",
-            (row,),
-        )
-        return found[0][2] if found and row < found[0][0] + found[0][1] else None
+    def _pruned(self, row: int) -> store.PrunedTask | None:
+        found = covering(self._db, "pruned", row, "at")
+        return None if found is None else store.PrunedTask(*found)
 
     def _row(self, task_id: str) -> int:
         try:
@@ -358,12 +295,11 @@ def _cursor(text: str, parts: int) -> list[int] | None:
     return [min(int(n[:20]), _PAST_ALL) for n in numbers]
 
 
-_ANSWERS: Final[dict[type, Callable[..., StoreAnswer]]] = {
-    PayloadsOf: Reader._payloads,
-    OutcomesOf: Reader._outcomes,
-    EndOf: Reader._end,
-    SourceOf: Reader._source,
-    DetailsOf: Reader._details,
-    PageOf: Reader._page,
-    PrunableBatches: Reader._prunable,
+_ANSWERS: Final[dict[type, Callable[..., store.StoreAnswer]]] = {
+    store.PayloadsOf: Reader._payloads,
+    store.OutcomesOf: Reader._outcomes,
+    store.EndOf: Reader._end,
+    store.DetailsOf: Reader._details,
+    store.PageOf: Reader._page,
+    store.PrunableBatches: Reader._prunable,
 }

@@ -43,7 +43,7 @@ from d8mesh.errors import JournalBrokenError, JournalError, JournalHeldError
 SESSIONS = ("0123456789abcdef", "vvvv456789abcdef")
 PAGE = 4096
 CODES = {state: code for code, state in FINAL_STATES.items()}
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[4]
 #: Damaged files looked at: each page of a small journal is hit by some of them.
 SEEDS = 24
 
@@ -353,7 +353,7 @@ def test_a_journal_in_use_and_a_newer_one_are_refused(tmp_path: Path) -> None:
     journal.append([])
     journal._db.execute("UPDATE meta SET value = ? WHERE name = 'schema'", (SCHEMA_VERSION + 1,))
     journal.close()
-    with pytest.raises(JournalBrokenError, match="not broken, update"):
+    with pytest.raises(JournalBrokenError, match="not damaged; use"):
         recover(path, silent)
 
 
