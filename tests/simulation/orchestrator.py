@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from d8mesh.core.broker.deferral import DEFERRAL_S, Deferral
-from d8mesh.core.broker.dispatcher import Dispatcher
 from d8mesh.core.broker.effects import Effect, Load, Loaded, Peer, Record, Send
 from d8mesh.core.broker.state import Policy
 from d8mesh.core.protocol import messages as m
 from d8mesh.core.protocol.codec import decode_to_broker, encode
 from d8mesh.core.protocol.task import Fact, TaskState
 from d8mesh.edge.sqlite import Journal
+from tests.simulation.recording import Recording
 from tests.simulation.safety import Owed
 
 if TYPE_CHECKING:
@@ -74,15 +74,18 @@ class Orchestrator:
         self._deferral, self._deferral_now = Deferral(), 0.0
         restored = self.journal.restore()
         self.life = restored.epoch
-        self.dispatcher = Dispatcher(
-            self._policy, restored, world.rng.random, now=world.now, at=world.at
-        )
-        self.dispatcher.state.task_table._payload_memory_bytes = self._payload_memory_bytes
+        start = (self._policy, restored, world.now, world.at)
+        self._recording = Recording(start, world.rng.random, self._payload_memory_bytes)
+        self.dispatcher = self._recording.brain
         world.safety.restored(self.dispatcher)
 
     def close(self) -> None:
-        """Let the files go."""
+        """Let the files go; what the brain did in this life can be replayed."""
         self.journal.close()
+        try:
+            self._recording.prove()
+        except AssertionError as error:
+            self.world.safety.fail(self.name, f"a replay comes to something else: {error}")
 
     def crash(self) -> None:
         """Die, at once, in the middle of a commit or at some effect; be back a little later."""
@@ -123,8 +126,8 @@ class Orchestrator:
         for routing_id, frame in inbox:
             message, peer = decode_to_broker(frame), Peer(routing_id, "10.0.0.1")
             self._listen(message, peer)
-            effects += self.dispatcher.receive(message, peer, world.now)
-        effects += self.dispatcher.tick(world.now, world.at)
+            effects += self._recording.call("receive", message, peer, world.now)
+        effects += self._recording.call("tick", world.now, world.at)
         try:
             self.perform(effects)
         except Died:
@@ -209,7 +212,7 @@ class Orchestrator:
             if isinstance(effect, Load):
                 self._live()
                 answer = self.journal.ask(effect.question)
-                follow_ups += self.dispatcher.loaded(Loaded(effect.number, answer))
+                follow_ups += self._recording.call("loaded", Loaded(effect.number, answer))
         if follow_ups:
             self.perform(follow_ups)
 
@@ -260,7 +263,7 @@ class Orchestrator:
             self.world.safety.told(self.name, send.message, each)
         deliver = self.routes.get(send.peer.routing_id)
         if deliver is None:
-            return self.dispatcher.undelivered(send.peer, send.message)
+            return self._recording.call("undelivered", send.peer, send.message)
         deliver(encode(send.message))
         return []
 

@@ -33,6 +33,7 @@ from d8mesh.core.broker.continuations import (
     ThankForReport,
     Timer,
 )
+from d8mesh.core.broker.dump import dump
 from d8mesh.core.broker.effects import Effect, Fault, Loaded, Peer
 from d8mesh.core.broker.joining import Joining
 from d8mesh.core.broker.metrics import Snapshot
@@ -267,6 +268,11 @@ class Dispatcher:
         for client in state.clients.values():
             self._actions.send(client.peer, Goodbye("the orchestrator is shutting down"))
         return self._actions.take()
+
+    def dump(self) -> dict[str, object]:
+        """Return the whole state as plain data; see `core.broker.dump`."""
+        parts = {name: each for name, each in vars(self).items() if hasattr(each, "_actions")}
+        return dump(self.state, parts | {"dispatcher": self}, [self._actions])
 
     def check(self) -> None:
         """Assert what must hold between the collections (for tests; walks everything)."""

@@ -171,6 +171,7 @@ class TaskTable:
         """Put the payloads of a batch, one for each of its tasks, back into memory."""
         if batch.payloads is not None:
             return
+        payloads = list(payloads)  # the answer of the store stays as it was
         for index in range(batch.count):
             if index < batch.fresh or index in batch.gone:
                 task = self.tasks.get(batch.task_id(index))
