@@ -8,17 +8,18 @@ from typing import Final, TypeAlias, assert_never
 from d8mesh.core.broker import reports
 from d8mesh.core.broker.actions import Actions
 from d8mesh.core.broker.admission import Admission
-from d8mesh.core.broker.continuations import (
+from d8mesh.core.broker.effects import Peer
+from d8mesh.core.broker.joining import refuse_hello
+from d8mesh.core.broker.outcomes import TaskOutcomes
+from d8mesh.core.broker.state import (
+    BrokerState,
+    ClientState,
     Replay,
     ShowDetails,
     ShowPage,
     ShowTask,
     TellOutcomes,
 )
-from d8mesh.core.broker.effects import Peer
-from d8mesh.core.broker.joining import refuse_hello
-from d8mesh.core.broker.outcomes import TaskOutcomes
-from d8mesh.core.broker.state import BrokerState, ClientState
 from d8mesh.core.broker.store import (
     DetailsOf,
     EndOf,

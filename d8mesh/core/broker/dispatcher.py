@@ -20,19 +20,6 @@ from d8mesh.core.broker import reports
 from d8mesh.core.broker.actions import Actions
 from d8mesh.core.broker.admission import Admission
 from d8mesh.core.broker.client_requests import ClientRequests
-from d8mesh.core.broker.continuations import (
-    CatchUp,
-    Continuation,
-    PageIn,
-    PassDeadline,
-    Prune,
-    Reply,
-    Retry,
-    SayOwed,
-    TellOutcomes,
-    ThankForReport,
-    Timer,
-)
 from d8mesh.core.broker.dump import dump
 from d8mesh.core.broker.effects import Effect, Fault, Loaded, Peer
 from d8mesh.core.broker.joining import Joining
@@ -42,7 +29,21 @@ from d8mesh.core.broker.polling import Polling
 from d8mesh.core.broker.restart import Restart
 from d8mesh.core.broker.returns import MISLAID, Returns
 from d8mesh.core.broker.scheduler import Scheduler
-from d8mesh.core.broker.state import BrokerState, Policy
+from d8mesh.core.broker.state import (
+    BrokerState,
+    CatchUp,
+    Continuation,
+    PageIn,
+    PassDeadline,
+    Policy,
+    Prune,
+    Reply,
+    Retry,
+    SayOwed,
+    TellOutcomes,
+    ThankForReport,
+    Timer,
+)
 from d8mesh.core.broker.store import OldBatches, PrunableBatches, Restored, StoreAnswer
 from d8mesh.core.broker.streaming import Streaming
 from d8mesh.core.broker.worker_registry import Dialect

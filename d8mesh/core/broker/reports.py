@@ -210,10 +210,7 @@ def workers(state: BrokerState) -> Body:
 
 def _worker(state: BrokerState, worker: WorkerState) -> Body:
     record = state.task_table.workers.get(worker.worker_id)
-    capabilities: object = {
-        "task_types": sorted(worker.types),
-        "models": sorted(worker.models),
-    }
+    capabilities: object = {"task_types": sorted(worker.types), "models": sorted(worker.models)}
     if worker.dialect is Dialect.POLLING and record is not None and record.capabilities:
         capabilities, _ = record.registered()
     status = "offline" if not worker.is_live else "busy" if worker.is_busy else "online"

@@ -10,11 +10,10 @@ from typing import Final
 
 from d8mesh.core.broker import placement
 from d8mesh.core.broker.actions import Actions
-from d8mesh.core.broker.continuations import PageIn, PassDeadline
 from d8mesh.core.broker.outcomes import TaskOutcomes
 from d8mesh.core.broker.queue import Lane
 from d8mesh.core.broker.records import Batch, RunningAttempt, TaskRecord
-from d8mesh.core.broker.state import ATTEMPT_GRACE_S, BrokerState
+from d8mesh.core.broker.state import ATTEMPT_GRACE_S, BrokerState, PageIn, PassDeadline
 from d8mesh.core.broker.store import BatchPayloads, PayloadsOf, StoreAnswer, Unreadable
 from d8mesh.core.broker.worker_registry import POLLING, WorkerState
 from d8mesh.core.protocol.messages import SOFT_FRAME_BYTES, Answer, Received, Work, WorkGroup

@@ -8,11 +8,10 @@ from typing import Final
 from msgspec import structs
 
 from d8mesh.core.broker.actions import Actions
-from d8mesh.core.broker.continuations import SayOwed
 from d8mesh.core.broker.outcomes import TaskOutcomes
 from d8mesh.core.broker.records import TaskRecord
 from d8mesh.core.broker.returns import LEAVING, UNAVAILABLE, UNSTARTED, Returns
-from d8mesh.core.broker.state import BrokerState
+from d8mesh.core.broker.state import BrokerState, SayOwed
 from d8mesh.core.broker.streaming import Streaming
 from d8mesh.core.broker.worker_registry import Dialect, WorkerState
 from d8mesh.core.protocol.addresses import is_loopback

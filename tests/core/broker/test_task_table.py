@@ -6,10 +6,12 @@ import pytest
 
 from d8mesh.core.broker.task_table import TaskTable
 from d8mesh.core.protocol.task import (
+    Adopted,
     Assigned,
     Cancelled,
     Completed,
     Due,
+    Fact,
     Failed,
     Recounted,
     Requeued,
@@ -17,7 +19,7 @@ from d8mesh.core.protocol.task import (
     Submitted,
     TaskState,
 )
-from d8mesh.errors import IllegalTransitionError, UnknownTaskError
+from d8mesh.errors import D8Error, IllegalTransitionError, UnknownTaskError
 
 S = "0123456789abcdef"
 SPEC = Spec("echo", 5, 3)
@@ -143,3 +145,44 @@ def test_a_task_whose_payload_is_on_disk_only_can_be_cancelled() -> None:
     task_table.apply(Cancelled([f"{S}-0"], [0], [b""], 1.0))
     task_table.check()
     assert task_table.queued == 1
+
+
+def _raising() -> list[tuple[Fact, type[D8Error]]]:
+    known, unknown = f"{S}-0", f"{S}-9"
+    ids, ns, nothing = [known, unknown], [1, 1], [b"", b""]
+    twice = [f"{S}-2"] * 2
+    return [
+        (Completed("w", ids, ns, nothing, 1.0), UnknownTaskError),
+        (Completed("w", [known, known], ns, nothing, 1.0), UnknownTaskError),
+        (Failed("", twice, ns, nothing, 1.0, "why"), UnknownTaskError),
+        (Cancelled(["nonsense", known], ns, nothing, 1.0), UnknownTaskError),
+        (Requeued("w", ids, ns, "why", 1.0), UnknownTaskError),
+        (Requeued("w", [known, known], ns, "why", 1.0), IllegalTransitionError),
+        (Assigned(2, "v", [f"{S}-1", known], ns, 1.0), IllegalTransitionError),
+        (Assigned(2, "v", [f"{S}-1", f"{S}-1"], ns, 1.0), IllegalTransitionError),
+        (Adopted("w", ids, ns), UnknownTaskError),
+        (Recounted("w", ids, ns, is_loss=True), UnknownTaskError),
+        (Due([f"{S}-1", known], []), IllegalTransitionError),
+    ]
+
+
+@pytest.mark.parametrize(("fact", "error"), _raising())
+def test_a_fact_that_raises_leaves_the_state_as_it_was(
+    task_table: TaskTable, fact: Fact, error: type[D8Error]
+) -> None:
+    (batch,) = task_table.batches()
+    task_table.draw(batch, 2)
+    task_table.apply(Assigned(1, "w", [f"{S}-0"], [1], 0.0))
+
+    def seen() -> object:
+        tasks = {
+            task.id: (task.state, task.n, task.worker_id) for task in task_table.tasks.values()
+        }
+        counts = (task_table.queued, task_table.running, task_table.loaded_bytes)
+        return tasks, counts, task_table.totals.completed, batch.unfinished, set(batch.gone)
+
+    before = seen()
+    with pytest.raises(error):
+        task_table.apply(fact)
+    assert seen() == before
+    task_table.check()
