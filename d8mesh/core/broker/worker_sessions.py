@@ -14,18 +14,8 @@ from d8mesh.core.broker.returns import LEAVING, UNAVAILABLE, UNSTARTED, Returns
 from d8mesh.core.broker.state import BrokerState, SayOwed
 from d8mesh.core.broker.streaming import Streaming
 from d8mesh.core.broker.worker_registry import Dialect, WorkerState
+from d8mesh.core.protocol import messages as m
 from d8mesh.core.protocol.addresses import is_loopback
-from d8mesh.core.protocol.messages import (
-    REFUSED,
-    SUCCEEDED,
-    Beat,
-    Chunks,
-    Heartbeat,
-    Recall,
-    Received,
-    Release,
-    Results,
-)
 from d8mesh.core.protocol.task import TaskState
 
 #: Prefetched tasks are called back when their worker made no progress for this long.
@@ -63,7 +53,7 @@ class WorkerSessions:
 
     # ---------------------------------------------------------------------- living
 
-    def heartbeat(self, worker: WorkerState, message: Heartbeat) -> None:
+    def heartbeat(self, worker: WorkerState, message: m.Heartbeat) -> None:
         """Renew the lease; hand-outs that the worker should hold and does not are lost."""
         self._heard(worker)
         worker.window, worker.running, worker.stuck = (
@@ -85,10 +75,10 @@ class WorkerSessions:
         if worker.types != set(message.task_types) or worker.models != set(message.models):
             self._state.registry.offer(worker, message.task_types, message.models)
         self._say_received(worker, [])
-        self._actions.tell(worker, Beat(self._state.epoch))
+        self._actions.tell(worker, m.Beat(self._state.epoch))
         self._state.registry.refresh(worker)
 
-    def results(self, worker: WorkerState, message: Results) -> None:
+    def results(self, worker: WorkerState, message: m.Results) -> None:
         """Record what the worker has finished; acknowledged once it is on disk."""
         ids, tokens, kinds, payloads = message.ids, message.tokens, message.kinds, message.payloads
         if len(ids) > 1 and len(set(ids)) != len(ids):
@@ -103,7 +93,7 @@ class WorkerSessions:
         others: list[int] = []
         for index, task_id in enumerate(ids):
             task = find(task_id)
-            if task is None or task.attempt.token != tokens[index] or kinds[index] != SUCCEEDED:
+            if task is None or task.attempt.token != tokens[index] or kinds[index] != m.SUCCEEDED:
                 others.append(index)
             else:
                 tasks.append(task)
@@ -161,9 +151,9 @@ class WorkerSessions:
     def _say_received(self, worker: WorkerState, results: list[int]) -> None:
         owed, worker.owed = worker.owed, []
         for seq in (*owed, *results):
-            self._actions.send(worker.peer, Received(seq), waits=True)
+            self._actions.send(worker.peer, m.Received(seq), waits=True)
 
-    def _unusual_result(self, worker: WorkerState, message: Results, index: int) -> None:
+    def _unusual_result(self, worker: WorkerState, message: m.Results, index: int) -> None:
         """A failure, a repeat, or a late result of an earlier attempt."""
         state = self._state
         task_id, token = message.ids[index], message.tokens[index]
@@ -180,16 +170,16 @@ class WorkerSessions:
             return
         task = state.task_table.tasks.get(task_id)
         if task is not None and task.attempt.token == token and task.state is TaskState.RUNNING:
-            is_final = kind == REFUSED
+            is_final = kind == m.REFUSED
             self._returns.attempt_failed(name, task, claim.n, payload, is_final=is_final)
             if not is_final:  # what it refuses is the task's fault, not its own
                 worker.failures_in_a_row += 1
-        elif kind == SUCCEEDED and not found[0].spec.is_fenced:
+        elif kind == m.SUCCEEDED and not found[0].spec.is_fenced:
             self._outcomes.complete(name, [task_id], [claim.n], [payload])
         else:
             state.metrics.reject("result.stale")
 
-    def release(self, worker: WorkerState, message: Release) -> None:
+    def release(self, worker: WorkerState, message: m.Release) -> None:
         """Queue again what the worker gives back; see `core.broker.returns` for what it costs."""
         self._heard(worker)
         worker.window = message.window
@@ -215,7 +205,7 @@ class WorkerSessions:
             kind = UNSTARTED if worker.window else LEAVING
             self._returns.take(worker.worker_id, given, why, kind)
 
-    def chunks(self, worker: WorkerState, message: Chunks) -> None:
+    def chunks(self, worker: WorkerState, message: m.Chunks) -> None:
         """Pass partial output on."""
         self._heard(worker)
         self._streaming.take(message)
@@ -246,7 +236,7 @@ class WorkerSessions:
         excess = len(worker.outstanding) - worker.slots
         if excess > 0 and self._somebody_idles(worker):
             worker.recalled = excess
-            self._actions.tell(worker, Recall(excess))
+            self._actions.tell(worker, m.Recall(excess))
         else:
             worker.recalled = 0
 
@@ -289,7 +279,7 @@ class WorkerSessions:
         worker.last_heard, worker.last_heard_at = self._state.now, self._state.at
 
 
-def _apart(message: Results) -> list[Results]:
+def _apart(message: m.Results) -> list[m.Results]:
     """Return a message that names a task twice as one for each: successes first, they win."""
     kinds = message.kinds
     return [
@@ -300,7 +290,7 @@ def _apart(message: Results) -> list[Results]:
             kinds=kinds[index : index + 1],
             payloads=[message.payloads[index]],
         )
-        for index in sorted(range(len(kinds)), key=lambda index: kinds[index] != SUCCEEDED)
+        for index in sorted(range(len(kinds)), key=lambda index: kinds[index] != m.SUCCEEDED)
     ]
 
 
