@@ -68,8 +68,8 @@ PLANTS: Final = (
     Plant(
         "let a worker drop its result before the commit of the other",
         "d8mesh.core.broker.joining:Joining.hello",
-        "waits=True,",
-        "waits=False,",
+        "waits=True)",
+        "waits=False)",
         WORKER_SESSIONS + "a_worker_is_told_to_drop_a_result_after_the_commit_of_the_other_only",
     ),
     Plant(

@@ -13,6 +13,7 @@ from d8mesh.core.protocol import messages as m
 from d8mesh.core.protocol.codec import decode_to_broker, encode
 from d8mesh.core.protocol.task import Fact, TaskState
 from d8mesh.edge.sqlite import Journal
+from tests.core.invariants import check
 from tests.simulation.recording import Recording
 from tests.simulation.safety import Owed
 
@@ -134,7 +135,7 @@ class Orchestrator:
             world.counts.faults["broker died at an effect"] += 1
             self._die()
         if world.rng.random() < 0.05:
-            self.dispatcher.check()
+            check(self.dispatcher)
 
     def _listen(self, message: m.ToBroker, peer: Peer) -> None:
         """Note who was heard, and what will be owed for what was said."""

@@ -80,18 +80,7 @@ class ClientRequests:
         state.clients_by_routing_id.pop(client.peer.routing_id, None)
         client.peer, client.last_heard = peer, state.now
         state.clients_by_routing_id[peer.routing_id] = client
-        policy = state.policy
-        self._actions.send(
-            peer,
-            m.Welcome(
-                message.version,
-                state.epoch,
-                policy.broker_id,
-                policy.heartbeat_s,
-                policy.lease_s,
-                [],
-            ),
-        )
+        self._actions.send(peer, state.welcome(message.version, []))
 
     def leave(self, client: ClientState) -> None:
         """Forget a client; its tasks go on, and what it awaits it may ask for again."""
@@ -211,10 +200,13 @@ class ClientRequests:
         Raises:
             D8Error: it cannot be answered, as the error says.
         """
-        what = self._asks.get(message.what)
-        if what is None:
+        report, what = reports.OF_NOW.get(message.what), self._asks.get(message.what)
+        if report is not None:
+            self._actions.answer(peer, message.request, report(self._state))
+        elif what is not None:
+            what(self, peer, message.request, message.args)
+        else:
             raise ForbiddenError(f"{message.what!r} is no question")
-        what(self, peer, message.request, message.args)
 
     def go_on(
         self, asked: ShowTask | ShowDetails | ShowPage | Replay, answer: store.StoreAnswer
@@ -237,15 +229,6 @@ class ClientRequests:
                 self._replay_source(asked, answer)
             case _:
                 assert_never(asked)
-
-    def _health(self, peer: Peer, request: int, args: Args) -> None:
-        self._actions.answer(peer, request, reports.health(self._state))
-
-    def _stats(self, peer: Peer, request: int, args: Args) -> None:
-        self._actions.answer(peer, request, reports.stats(self._state))
-
-    def _workers(self, peer: Peer, request: int, args: Args) -> None:
-        self._actions.answer(peer, request, reports.workers(self._state))
 
     def _status(self, peer: Peer, request: int, args: Args) -> None:
         task_id = _id(args, "id")
@@ -381,9 +364,6 @@ class ClientRequests:
         self._admission.take(session, n, again, [payload])
 
     _asks: Final[dict[str, Callable[[ClientRequests, Peer, int, Args], None]]] = {
-        "health": _health,
-        "stats": _stats,
-        "workers": _workers,
         "status": _status,
         "queue": _queue,
         "tasks": _tasks,

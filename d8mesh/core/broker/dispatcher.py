@@ -256,21 +256,6 @@ class Dispatcher:
         parts = {name: each for name, each in vars(self).items() if hasattr(each, "_actions")}
         return dump(self.state, parts | {"dispatcher": self}, [self._actions])
 
-    def check(self) -> None:
-        """Assert what must hold between the collections (for tests; walks everything)."""
-        state = self.state
-        state.task_table.check()
-        state.registry.check()
-        for worker in state.registry.workers.values():
-            for task_id, task in worker.outstanding.items():
-                assert state.task_table.tasks.get(task_id) is task, task_id
-                assert task.worker_id == worker.worker_id, task_id
-        known = set(state.clients)
-        assert all(client.session == session for session, client in state.clients.items())
-        for sessions in (*state.task_watchers.values(), *state.listeners.values()):
-            assert sessions
-            assert sessions <= known, sessions
-
     # ------------------------------------------------------------------- who may say what
 
     def _from_worker(self, message: ToWorkers, peer: Peer) -> None:

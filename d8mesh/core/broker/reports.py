@@ -6,6 +6,8 @@ Payloads stay msgpack bytes; the asker decodes them.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
+from typing import Final
 
 import msgspec
 
@@ -231,3 +233,11 @@ def _worker(state: BrokerState, worker: WorkerState) -> Body:
         "stuck": worker.stuck,
         "reason": (worker.is_live and worker.trouble) or None,
     }
+
+
+#: Questions that are answered with how things stand, whatever is asked along with them.
+OF_NOW: Final[dict[str, Callable[[BrokerState], Body]]] = {
+    "health": health,
+    "stats": stats,
+    "workers": workers,
+}

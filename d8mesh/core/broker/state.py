@@ -17,6 +17,7 @@ from d8mesh.core.broker.metrics import Metrics
 from d8mesh.core.broker.queue import ReadyQueue
 from d8mesh.core.broker.task_table import TaskTable
 from d8mesh.core.broker.worker_registry import WorkerRegistry
+from d8mesh.core.protocol.messages import Welcome
 from d8mesh.errors import FloodError
 
 #: Tasks that one client may listen to at the same time: bounds its part of the memory.
@@ -196,6 +197,12 @@ class BrokerState:
 
     def __post_init__(self) -> None:
         self.metrics = Metrics(totals=self.task_table.totals)
+
+    def welcome(self, version: int, dropped: list[str]) -> Welcome:
+        """Return the answer to a HELLO."""
+        us = self.policy
+        times = (us.heartbeat_s, us.lease_s)
+        return Welcome(version, self.epoch, us.broker_id, *times, dropped)
 
     def listen(self, client: ClientState, task_id: str) -> None:
         """Let a client hear a task that is not finished, also one that is yet to come.

@@ -460,22 +460,6 @@ class TaskTable:
         WorkersMissed: _unchanged,
     }
 
-    def check(self) -> None:
-        """Assert what must hold between the collections (for tests; walks everything)."""
-        running = sum(task.state is _RUNNING for task in self.tasks.values())
-        unfinished = sum(batch.unfinished for batch in self.batches())
-        assert running == self.running, (running, self.running)
-        assert unfinished == self.queued + self.running, (unfinished, self.queued, self.running)
-        loaded = sum(sum(map(len, batch.payloads or ())) for batch in self.batches())
-        assert loaded == self.loaded_bytes, (loaded, self.loaded_bytes)
-        for batch in self.batches():
-            assert 0 < batch.unfinished <= batch.count
-            assert all(index >= batch.fresh for index in batch.gone), (batch.fresh, batch.gone)
-        for task_id, task in self.tasks.items():
-            assert task.id == task_id
-            assert not task.state.is_final
-            assert (task.state is _RUNNING) == bool(task.worker_id), task_id
-
 
 def _first_of(item: tuple[int, Batch]) -> int:
     return item[0]

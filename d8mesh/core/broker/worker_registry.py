@@ -268,19 +268,6 @@ class WorkerRegistry:
         ]:
             del self.workers[worker.worker_id]
 
-    def check(self) -> None:
-        """Assert that the indexes agree with the workers (for tests)."""
-        for kind, line in self.free.items():
-            assert line, kind
-            for worker in line.values():
-                assert worker.is_live, worker.worker_id
-                assert kind in worker.types, worker.worker_id
-                assert worker.free > 0, worker.worker_id
-        for worker in self.workers.values():
-            assert worker.is_free == (worker.free > 0), worker.worker_id
-            for kind in worker.types if worker.free else ():
-                assert self.free[kind][worker.worker_id] is worker
-
 
 def _discard(index: dict[str, dict[str, WorkerState]], name: str, worker: WorkerState) -> None:
     line = index.get(name)

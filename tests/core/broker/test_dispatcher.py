@@ -15,6 +15,7 @@ from d8mesh.core.broker.store import Unreadable
 from d8mesh.core.broker.task_table import TaskTable
 from d8mesh.core.protocol import messages as m
 from d8mesh.core.protocol.task import Closed, Pruned, TaskState
+from tests.core.invariants import check_table
 from tests.core.wired_broker import S, WiredBroker, beat, hello
 
 
@@ -204,7 +205,7 @@ def test_memory_facts_and_disk_agree_whatever_happens(tmp_path: Path, seed: int)
     fold = TaskTable()
     for fact in broker.facts:
         fold.apply(fact)
-    fold.check()
+    check_table(fold)
     before = picture(broker.task_table)
     assert picture(fold) == before
     broker.restart()

@@ -12,6 +12,7 @@ from d8mesh.core.broker.state import Policy
 from d8mesh.core.broker.store import Restored
 from d8mesh.core.protocol import messages as m
 from d8mesh.core.protocol.task import TaskState, WorkersMissed
+from tests.core.invariants import check
 from tests.core.wired_broker import S, WiredBroker, beat, hello
 
 LEASE_S = Policy(broker_id="o", mesh="m").lease_s
@@ -41,7 +42,7 @@ def test_what_went_wrong_with_finished_tasks_is_no_concern_of_a_start() -> None:
     restored = Restored(1, bytes(32), troubled={f"{S}-0": (1, History(1))})
     restored.in_flight[f"{S}-1"] = (1, "w")
     dispatcher = Dispatcher(Policy(broker_id="o", mesh="m"), restored, lambda: 0.5)
-    dispatcher.check()
+    check(dispatcher)
     assert not dispatcher.state.task_table.tasks
 
 
