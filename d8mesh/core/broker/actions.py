@@ -5,6 +5,7 @@ Each is an effect that the present call of the brain returns; between two calls 
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable
 from typing import Final
 
@@ -89,9 +90,9 @@ class Actions:
         client.loads += 1
         self.ask(question, then, client.session)
 
-    def tell_fault(self, fault: Fault) -> None:
+    def tell_fault(self, where: str, error: Exception) -> None:
         """Have a fault of ours told in the log."""
-        self._effects.append(fault)
+        self._effects.append(Fault(where, "".join(traceback.format_exception(error))))
 
     def take(self) -> list[Effect]:
         """Return what is to be done; the call of the brain ends with that."""

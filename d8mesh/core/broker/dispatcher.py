@@ -9,7 +9,6 @@ both return effects. The parts, each with one concern: `admission` (submits), `s
 from __future__ import annotations
 
 import math
-import traceback
 from collections.abc import Callable
 from heapq import heappop
 from typing import Final, assert_never
@@ -21,7 +20,7 @@ from d8mesh.core.broker.actions import Actions
 from d8mesh.core.broker.admission import Admission
 from d8mesh.core.broker.client_requests import ClientRequests
 from d8mesh.core.broker.dump import dump
-from d8mesh.core.broker.effects import Effect, Fault, Loaded, Peer
+from d8mesh.core.broker.effects import Effect, Loaded, Peer
 from d8mesh.core.broker.joining import Joining
 from d8mesh.core.broker.metrics import Snapshot
 from d8mesh.core.broker.outcomes import TaskOutcomes
@@ -157,14 +156,6 @@ class Dispatcher:
             self._answered(then, answer.answer)
         return self._actions.take()
 
-    def lost_peer(self, peer: Peer) -> list[Effect]:
-        """The transport knows that this routing id is gone for good."""
-        client = self.state.clients_by_routing_id.get(peer.routing_id)
-        if client is not None:
-            self._client_requests.leave(client)
-            self._polling.forget_peer(peer)
-        return self._actions.take()
-
     def undelivered(self, peer: Peer, message: m.Message) -> list[Effect]:
         """A message could not be sent: its peer is gone, or reads too slowly.
 
@@ -253,8 +244,7 @@ class Dispatcher:
 
     def dump(self) -> dict[str, object]:
         """Return the whole state as plain data; see `core.broker.dump`."""
-        parts = {name: each for name, each in vars(self).items() if hasattr(each, "_actions")}
-        return dump(self.state, parts | {"dispatcher": self}, [self._actions])
+        return dump(self, self.state)
 
     # ------------------------------------------------------------------- who may say what
 
@@ -349,14 +339,11 @@ class Dispatcher:
 
     def _refuse(self, peer: Peer, request: int, error: Exception, where: str) -> str:
         """Tell who asked why there is no answer; a fault of ours is logged, and only named."""
-        told = error
         if not isinstance(error, D8Error) or isinstance(error, IllegalTransitionError):
-            trace = "".join(traceback.format_exception(error))
-            self._actions.tell_fault(Fault(where, trace))
-            told = D8Error("the orchestrator failed to answer; its log says why")
-        assert isinstance(told, D8Error)
-        self._actions.refuse(peer, request, told)
-        return told.code
+            self._actions.tell_fault(where, error)
+            error = D8Error("the orchestrator failed to answer; its log says why")
+        self._actions.refuse(peer, request, error)
+        return error.code
 
     # -------------------------------------------------------------------------- the clock
 
@@ -433,7 +420,6 @@ class Dispatcher:
         # A wall clock that jumps ahead while we run makes nothing older than it is.
         steady_at = self._started_at + state.now - self._started
         before_at = min(state.at, steady_at) - state.policy.retention_s
-
         self._actions.ask(PrunableBatches(before_at, excess, PRUNE_BATCHES), Prune())
 
     def _forget(self, answer: StoreAnswer) -> None:

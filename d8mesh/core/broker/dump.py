@@ -3,29 +3,24 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
 from enum import Enum
 
+from d8mesh.core.broker.actions import Actions
 from d8mesh.core.broker.records import Batch, TaskRecord
 from d8mesh.core.broker.state import BrokerState, ClientState
 from d8mesh.core.broker.worker_registry import WorkerState
 
 
-def dump(
-    state: BrokerState, parts: dict[str, object], means: Iterable[object]
-) -> dict[str, object]:
-    """Return all that the brain knows, as what msgpack can encode.
-
-    Args:
-        parts: what has a state of its own; `means`: what else they hold.
+def dump(brain: object, state: BrokerState) -> dict[str, object]:
+    """Return all that the brain and its parts know, as what msgpack can encode.
 
     Raises:
         TypeError: something is no data.
     """
-    shared = set(map(id, (state, *parts.values(), *means)))
+    parts = {name: part for name, part in vars(brain).items() if hasattr(part, "_actions")}
     own = {
-        name: {key: _plain(value) for key, value in vars(part).items() if id(value) not in shared}
-        for name, part in parts.items()
+        name: {key: _plain(each) for key, each in vars(part).items() if not _is_shared(each)}
+        for name, part in (parts | {"brain": brain}).items()
     }
     table = state.task_table
     return own | {
@@ -35,6 +30,10 @@ def dump(
         "workers": [_fields(worker) for worker in state.registry.workers.values()],
         "clients": [_fields(client) for client in state.clients.values()],
     }
+
+
+def _is_shared(value: object) -> bool:
+    return isinstance(value, BrokerState | Actions) or hasattr(value, "_actions")
 
 
 def _plain(value: object) -> object:

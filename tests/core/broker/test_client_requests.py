@@ -84,15 +84,11 @@ def test_a_silent_client_is_forgotten_and_may_come_back(broker: WiredBroker) -> 
     assert broker.got(client, m.Outcomes)[0].ids == [task_id]
 
 
-def test_a_goodbye_and_a_lost_peer_end_a_client(broker: WiredBroker) -> None:
+def test_a_goodbye_ends_a_client(broker: WiredBroker) -> None:
     client = broker.client()
     broker.say(client, m.Goodbye("bye"))
     assert broker.state.clients == {}
-    client = broker.client()
-    broker.perform(broker.dispatcher.lost_peer(client))
-    assert broker.state.clients == {}
     broker.say(Peer(b"nobody"), m.Goodbye("x"))
-    assert broker.dispatcher.lost_peer(Peer(b"nobody")) == []
 
 
 def test_a_wrong_client_hello_is_refused(broker: WiredBroker) -> None:
