@@ -604,11 +604,34 @@ PLANTS: Final = (
         POLLING + "failures_are_retried_and_late_reports_of_earlier_holders_count",
     ),
     Plant(
+        "empty the hands before the outcome is recorded",
+        "d8mesh.core.broker.outcomes:TaskOutcomes._end",
+        "    self._actions.record(fact)\n",
+        "    self._state.registry.workers[by].outstanding.clear()\n    self._actions.record(fact)\n",
+        "tests/core/broker/test_outcomes.py::"
+        "test_an_outcome_that_cannot_be_recorded_takes_nothing_from_anybody",
+    ),
+    Plant(
+        "tell a fault of ours as the caller's",
+        "d8mesh.core.broker.dispatcher:Dispatcher._refuse",
+        "self._actions.tell_fault(where, error)",
+        "pass",
+        "tests/core/broker/test_dispatcher.py::"
+        "test_a_fault_of_ours_is_logged_and_told_as_no_fault_of_the_caller",
+    ),
+    Plant(
+        "draw a random number that nobody can replay",
+        "d8mesh.core.broker.returns:Returns.attempt_failed",
+        "self._actions.draw()",
+        "__import__('random').random()",
+        SIMULATED,
+    ),
+    Plant(
         "acknowledge the result of a fenced task and forget it",
         "d8mesh.core.broker.worker_sessions:WorkerSessions.results",
-        "                others.append(index)\n",
-        "                others.append(index)\n            elif task.batch.spec.is_fenced:\n"
-        "                continue\n",
+        "others.append(index)\n        else:",
+        "others.append(index)\n        elif task.batch.spec.is_fenced:\n            continue\n"
+        "        else:",
         SIMULATED,
     ),
     Plant(
