@@ -5,8 +5,6 @@ from __future__ import annotations
 from itertools import takewhile
 from typing import Final
 
-from msgspec import structs
-
 from d8mesh.core.broker.actions import Actions
 from d8mesh.core.broker.outcomes import TaskOutcomes
 from d8mesh.core.broker.records import TaskRecord
@@ -81,23 +79,27 @@ class WorkerSessions:
     def results(self, worker: WorkerState, message: m.Results) -> None:
         """Record what the worker has finished; acknowledged once it is on disk."""
         ids, tokens, kinds, payloads = message.ids, message.tokens, message.kinds, message.payloads
-        if len(ids) > 1 and len(set(ids)) != len(ids):
-            for each in _apart(message):
-                self.results(worker, each)
-            return
         self._heard(worker)
         worker.window = message.window
         find = self._state.task_table.tasks.get
         tasks: list[TaskRecord] = []
         ns: list[int] = []
         others: list[int] = []
+        is_twice, done = len(ids) > 1 and len(set(ids)) != len(ids), set[str]()
         for index, task_id in enumerate(ids):
             task = find(task_id)
-            if task is None or task.attempt.token != tokens[index] or kinds[index] != m.SUCCEEDED:
+            if (
+                task is None
+                or task.attempt.token != tokens[index]
+                or kinds[index] != m.SUCCEEDED
+                or task_id in done
+            ):
                 others.append(index)
             else:
                 tasks.append(task)
                 ns.append(task.n)
+                if is_twice:  # what a message says twice counts once
+                    done.add(task_id)
         if others:  # seldom: else the message's own columns will do
             good = sorted(set(range(len(ids))).difference(others))
             ids, payloads = [ids[index] for index in good], [payloads[index] for index in good]
@@ -277,21 +279,6 @@ class WorkerSessions:
 
     def _heard(self, worker: WorkerState) -> None:
         worker.last_heard, worker.last_heard_at = self._state.now, self._state.at
-
-
-def _apart(message: m.Results) -> list[m.Results]:
-    """Return a message that names a task twice as one for each: successes first, they win."""
-    kinds = message.kinds
-    return [
-        structs.replace(
-            message,
-            ids=[message.ids[index]],
-            tokens=[message.tokens[index]],
-            kinds=kinds[index : index + 1],
-            payloads=[message.payloads[index]],
-        )
-        for index in sorted(range(len(kinds)), key=lambda index: kinds[index] != m.SUCCEEDED)
-    ]
 
 
 def _is_spared(task: TaskRecord) -> bool:
