@@ -21,6 +21,7 @@ from d8mesh.core.protocol.codec import decode_to_broker, encode
 from d8mesh.core.protocol.task import Fact
 from d8mesh.edge.sqlite import Journal
 from tests.chaos.verdict import overlaps_in
+from tests.core.invariants import check
 
 S = "0123456789abcdef"
 START_AT = 1_000_000.0
@@ -71,7 +72,7 @@ class WiredBroker:
         self.close()
         self.sent.clear()
         self._open()
-        self.dispatcher.check()
+        check(self.dispatcher)
 
     # ------------------------------------------------------------------ in
 
@@ -79,7 +80,7 @@ class WiredBroker:
         """Send a message, let the loop go round once, check the invariants."""
         received = self.dispatcher.receive(decode_to_broker(encode(message)), peer, self.now)
         self.perform([*received, *self.dispatcher.tick(self.now, self.at)])
-        self.dispatcher.check()
+        check(self.dispatcher)
 
     def pass_time(self, seconds: float, *, step: float = 0.4) -> None:
         """Let time pass in steps, with a tick after each."""
@@ -89,7 +90,7 @@ class WiredBroker:
             self.now += taken
             self.at += taken
             self.perform(self.dispatcher.tick(self.now, self.at))
-        self.dispatcher.check()
+        check(self.dispatcher)
 
     def perform(self, effects: Sequence[Effect]) -> None:
         facts = [effect.fact for effect in effects if isinstance(effect, Record)]

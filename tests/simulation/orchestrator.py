@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from d8mesh.core.broker.deferral import DEFERRAL_S, Deferral
-from d8mesh.core.broker.dispatcher import Dispatcher
 from d8mesh.core.broker.effects import Effect, Load, Loaded, Peer, Record, Send
 from d8mesh.core.broker.state import Policy
 from d8mesh.core.protocol import messages as m
 from d8mesh.core.protocol.codec import decode_to_broker, encode
 from d8mesh.core.protocol.task import Fact, TaskState
 from d8mesh.edge.sqlite import Journal
+from tests.core.invariants import check
+from tests.simulation.recording import Recording
 from tests.simulation.safety import Owed
 
 if TYPE_CHECKING:
@@ -83,15 +84,18 @@ class Orchestrator:
         self._held: deque[tuple[int, float, list[Send | Load]]] = deque()
         restored = self.journal.restore()
         self.life = restored.epoch
-        self.dispatcher = Dispatcher(
-            self._policy, restored, world.rng.random, now=world.now, at=world.at
-        )
-        self.dispatcher.state.task_table._payload_memory_bytes = self._payload_memory_bytes
+        start = (self._policy, restored, world.now, world.at)
+        self._recording = Recording(start, world.rng.random, self._payload_memory_bytes)
+        self.dispatcher = self._recording.brain
         world.safety.restored(self.dispatcher)
 
     def close(self) -> None:
-        """Let the files go."""
+        """Let the files go; what the brain did in this life can be replayed."""
         self.journal.close()
+        try:
+            self._recording.prove()
+        except AssertionError as error:
+            self.world.safety.fail(self.name, f"a replay comes to something else: {error}")
 
     def crash(self) -> None:
         """Die, at once, in the middle of a commit or at some effect; be back a little later."""
@@ -134,14 +138,14 @@ class Orchestrator:
             for routing_id, frame in inbox:
                 message, peer = decode_to_broker(frame), Peer(routing_id, "10.0.0.1")
                 self._listen(message, peer)
-                effects += self.dispatcher.receive(message, peer, world.now)
-            effects += self.dispatcher.tick(world.now, world.at)
+                effects += self._recording.call("receive", message, peer, world.now)
+            effects += self._recording.call("tick", world.now, world.at)
             self.perform(effects)
         except Died:
             world.counts.faults["broker died at an effect"] += 1
             self._die()
         if world.rng.random() < 0.05:
-            self.dispatcher.check()
+            check(self.dispatcher)
 
     def _listen(self, message: m.ToBroker, peer: Peer) -> None:
         """Note who was heard, and what will be owed for what was said."""
@@ -233,8 +237,10 @@ class Orchestrator:
                     continue
                 self._live()
                 answer = self.journal.ask(each.question)
-                follow_ups += self.dispatcher.loaded(Loaded(each.number, answer))
-        self.dispatcher.set_unconfirmed(self._held[0][1] if self._held else math.inf)
+                follow_ups += self._recording.call("loaded", Loaded(each.number, answer))
+        since = self._held[0][1] if self._held else math.inf
+        if since != self.dispatcher.state.unconfirmed_since:
+            self._recording.call("set_unconfirmed", since)
         return follow_ups
 
     def _live(self) -> None:
@@ -284,7 +290,7 @@ class Orchestrator:
             self.world.safety.told(self.name, send.message, each)
         deliver = self.routes.get(send.peer.routing_id)
         if deliver is None:
-            return self.dispatcher.undelivered(send.peer, send.message)
+            return self._recording.call("undelivered", send.peer, send.message)
         deliver(encode(send.message))
         return []
 

@@ -8,9 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
-from d8mesh.core.broker.continuations import Continuation
 from d8mesh.core.broker.effects import Effect, Fault, Load, Peer, Record, Send
-from d8mesh.core.broker.state import BrokerState
+from d8mesh.core.broker.state import BrokerState, Continuation
 from d8mesh.core.broker.store import Question
 from d8mesh.core.broker.worker_registry import WorkerState
 from d8mesh.core.protocol.messages import Answer, Message
@@ -82,7 +81,9 @@ class Actions:
         Raises:
             FloodError: the client, or all together, have asked too much at the same time.
         """
-        client = self._state.clients_by_routing_id[peer.routing_id]
+        client = self._state.clients_by_routing_id.get(peer.routing_id)
+        if client is None:
+            return  # it left before the question led to this one
         if client.loads >= MAX_LOADS_OF_CLIENT or len(self._state.loads) >= MAX_LOADS:
             raise FloodError
         client.loads += 1

@@ -5,44 +5,23 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final, TypeAlias, assert_never
 
-from d8mesh.core.broker import reports
+from d8mesh.core.broker import reports, store
 from d8mesh.core.broker.actions import Actions
 from d8mesh.core.broker.admission import Admission
-from d8mesh.core.broker.continuations import (
+from d8mesh.core.broker.effects import Peer
+from d8mesh.core.broker.joining import refuse_hello
+from d8mesh.core.broker.outcomes import TaskOutcomes
+from d8mesh.core.broker.state import (
+    BrokerState,
+    ClientState,
     Replay,
     ShowDetails,
     ShowPage,
     ShowTask,
     TellOutcomes,
 )
-from d8mesh.core.broker.effects import Peer
-from d8mesh.core.broker.joining import refuse_hello
-from d8mesh.core.broker.outcomes import TaskOutcomes
-from d8mesh.core.broker.state import BrokerState, ClientState
-from d8mesh.core.broker.store import (
-    DetailsOf,
-    EndOf,
-    FinishedStates,
-    FinishedTask,
-    OutcomesOf,
-    PageOf,
-    PrunedTask,
-    StoreAnswer,
-    TaskDetails,
-    TaskPage,
-    Unreadable,
-)
 from d8mesh.core.broker.streaming import Streaming
-from d8mesh.core.protocol.messages import (
-    UNKNOWN_STATE,
-    Beat,
-    ClientHello,
-    Listen,
-    Listening,
-    Query,
-    Watch,
-    Welcome,
-)
+from d8mesh.core.protocol import messages as m
 from d8mesh.core.protocol.task import MAX_COUNTER, Spec, TaskState, parse_id
 from d8mesh.errors import (
     D8Error,
@@ -86,7 +65,7 @@ class ClientRequests:
 
     # ------------------------------------------------------------- coming and going
 
-    def hello(self, message: ClientHello, peer: Peer) -> None:
+    def hello(self, message: m.ClientHello, peer: Peer) -> None:
         """Open a client's session, or let it go on under another routing id."""
         state = self._state
         refusal = refuse_hello(message.version, message.mesh, state)
@@ -101,18 +80,7 @@ class ClientRequests:
         state.clients_by_routing_id.pop(client.peer.routing_id, None)
         client.peer, client.last_heard = peer, state.now
         state.clients_by_routing_id[peer.routing_id] = client
-        policy = state.policy
-        self._actions.send(
-            peer,
-            Welcome(
-                message.version,
-                state.epoch,
-                policy.broker_id,
-                policy.heartbeat_s,
-                policy.lease_s,
-                [],
-            ),
-        )
+        self._actions.send(peer, state.welcome(message.version, []))
 
     def leave(self, client: ClientState) -> None:
         """Forget a client; its tasks go on, and what it awaits it may ask for again."""
@@ -131,10 +99,10 @@ class ClientRequests:
 
     # ---------------------------------------------------------- awaiting, listening
 
-    def watch(self, client: ClientState, message: Watch) -> None:
+    def watch(self, client: ClientState, message: m.Watch) -> None:
         """Send the outcomes of these tasks, now or when they come; empty: a sign of life."""
         state = self._state
-        self._actions.send(client.peer, Beat(state.epoch))
+        self._actions.send(client.peer, m.Beat(state.epoch))
         finished: list[str] = []
         unknown: list[str] = []
         per_batch: dict[int, list[str]] = {}
@@ -154,7 +122,7 @@ class ClientRequests:
             else:
                 self._watch_singly(client, ids)
         if unknown:
-            states = bytes([UNKNOWN_STATE]) * len(unknown)
+            states = bytes([m.UNKNOWN_STATE]) * len(unknown)
             self._outcomes.tell(client.session, unknown, states, [b""] * len(unknown))
         if finished:
             self._tell_finished(client, finished)
@@ -165,7 +133,7 @@ class ClientRequests:
             client.watched.discard(task_id)
             _remove(self._state.task_watchers, task_id, client.session)
 
-    def listen(self, client: ClientState, message: Listen) -> None:
+    def listen(self, client: ClientState, message: m.Listen) -> None:
         """Start or stop passing on the partial output of a task."""
         state, task_id = self._state, message.id
         if not message.is_on:
@@ -201,7 +169,7 @@ class ClientRequests:
     def _tell_worker(self, worker_id: str, task_id: str, *, is_on: bool) -> None:
         worker = self._state.registry.workers.get(worker_id)
         if worker is not None and worker.is_live and worker.boot_id:
-            self._actions.tell(worker, Listening([task_id], is_on))
+            self._actions.tell(worker, m.Listening([task_id], is_on))
 
     def _watch_singly(self, client: ClientState, ids: list[str]) -> None:
         for task_id in ids:
@@ -213,35 +181,42 @@ class ClientRequests:
 
     def _tell_finished(self, client: ClientState, ids: list[str]) -> None:
         try:
-            self._actions.ask_for(client.peer, OutcomesOf(ids), TellOutcomes(client.session, ids))
+            self._actions.ask_for(
+                client.peer, store.OutcomesOf(ids), TellOutcomes(client.session, ids)
+            )
         except FloodError as error:
             self._state.metrics.reject(error.code)  # the client asks again later
 
-    def tell_outcomes(self, asked: TellOutcomes, answer: StoreAnswer) -> None:
+    def tell_outcomes(self, asked: TellOutcomes, answer: store.StoreAnswer) -> None:
         """Send what the store knows of finished tasks."""
-        if isinstance(answer, FinishedStates):  # else the client asks again: it is state
+        if isinstance(answer, store.FinishedStates):  # else the client asks again: it is state
             self._outcomes.tell(asked.session, asked.ids, answer.states, answer.payloads)
 
     # ---------------------------------------------------------------- the questions
 
-    def ask(self, peer: Peer, message: Query) -> None:
+    def ask(self, peer: Peer, message: m.Query) -> None:
         """Answer a question.
 
         Raises:
             D8Error: it cannot be answered, as the error says.
         """
-        what = self._asks.get(message.what)
-        if what is None:
+        report, what = reports.OF_NOW.get(message.what), self._asks.get(message.what)
+        if report is not None:
+            self._actions.answer(peer, message.request, report(self._state))
+        elif what is not None:
+            what(self, peer, message.request, message.args)
+        else:
             raise ForbiddenError(f"{message.what!r} is no question")
-        what(self, peer, message.request, message.args)
 
-    def go_on(self, asked: ShowTask | ShowDetails | ShowPage | Replay, answer: StoreAnswer) -> None:
+    def go_on(
+        self, asked: ShowTask | ShowDetails | ShowPage | Replay, answer: store.StoreAnswer
+    ) -> None:
         """Answer a question with what the store says.
 
         Raises:
             D8Error: it cannot be answered, as the error says.
         """
-        if isinstance(answer, Unreadable):
+        if isinstance(answer, store.Unreadable):
             raise D8Error(answer.why)
         match asked:
             case ShowTask():
@@ -255,20 +230,11 @@ class ClientRequests:
             case _:
                 assert_never(asked)
 
-    def _health(self, peer: Peer, request: int, args: Args) -> None:
-        self._actions.answer(peer, request, reports.health(self._state))
-
-    def _stats(self, peer: Peer, request: int, args: Args) -> None:
-        self._actions.answer(peer, request, reports.stats(self._state))
-
-    def _workers(self, peer: Peer, request: int, args: Args) -> None:
-        self._actions.answer(peer, request, reports.workers(self._state))
-
     def _status(self, peer: Peer, request: int, args: Args) -> None:
         task_id = _id(args, "id")
         if args.get("full") is True:
             asked = ShowDetails(peer, request, task_id)
-            self._actions.ask_for(peer, DetailsOf(task_id), asked)
+            self._actions.ask_for(peer, store.DetailsOf(task_id), asked)
         else:
             self._tell_status(ShowTask(peer, request, task_id))
 
@@ -276,18 +242,18 @@ class ClientRequests:
         """Answer from memory, or ask the store for what is finished."""
         body = reports.unfinished(self._state, asked.id, is_single=True)
         if body is None:
-            self._actions.ask_for(asked.peer, EndOf(asked.id), asked)
+            self._actions.ask_for(asked.peer, store.EndOf(asked.id), asked)
         else:
             self._actions.answer(asked.peer, asked.request, body | asked.more)
 
-    def _show_details(self, asked: ShowDetails, answer: StoreAnswer) -> None:
+    def _show_details(self, asked: ShowDetails, answer: store.StoreAnswer) -> None:
         more: Args = {"data": None, "history": []}
-        if isinstance(answer, TaskDetails):
+        if isinstance(answer, store.TaskDetails):
             more = {"data": answer.payload or None, "history": reports.history(answer.past)}
         self._tell_status(ShowTask(asked.peer, asked.request, asked.id, more))
 
-    def _show_task(self, asked: ShowTask, answer: StoreAnswer) -> None:
-        if not isinstance(answer, FinishedTask):
+    def _show_task(self, asked: ShowTask, answer: store.StoreAnswer) -> None:
+        if not isinstance(answer, store.FinishedTask):
             self._refuse_missing(asked, answer)
             return
         body = reports.finished(answer)
@@ -295,9 +261,9 @@ class ClientRequests:
             body = {"task_id": asked.id, "state": body["state"]}
         self._actions.answer(asked.peer, asked.request, body | asked.more)
 
-    def _refuse_missing(self, asked: ShowTask | Replay, answer: StoreAnswer) -> None:
+    def _refuse_missing(self, asked: ShowTask | Replay, answer: store.StoreAnswer) -> None:
         """Refuse a question about a finished task that is unknown or pruned."""
-        if isinstance(answer, PrunedTask):
+        if isinstance(answer, store.PrunedTask):
             error = PrunedTaskError()
             self._actions.refuse(asked.peer, asked.request, error, pruned_at=answer.at)
         else:
@@ -318,8 +284,8 @@ class ClientRequests:
         question = _page(args, state=None if is_open else state, is_open=is_open)
         self._actions.ask_for(peer, question, ShowPage(peer, request, question.cursor, wanted))
 
-    def _show_page(self, asked: ShowPage, answer: StoreAnswer) -> None:
-        if not isinstance(answer, TaskPage):
+    def _show_page(self, asked: ShowPage, answer: store.StoreAnswer) -> None:
+        if not isinstance(answer, store.TaskPage):
             saw = f"cursor: saw {asked.cursor[:40]!r}, expected a next_cursor of this listing"
             self._actions.refuse(asked.peer, asked.request, InvalidTaskError(saw))
             return
@@ -340,7 +306,7 @@ class ClientRequests:
         task_id = _id(args, "id")
         if self._state.task_table.state_of(task_id) is None:
             asked = ShowTask(peer, request, task_id, is_brief=True)
-            self._actions.ask_for(peer, EndOf(task_id), asked)
+            self._actions.ask_for(peer, store.EndOf(task_id), asked)
             return
         self._outcomes.cancel([task_id])
         answer: Args = {"task_id": task_id, "state": TaskState.CANCELLED.value}
@@ -359,10 +325,10 @@ class ClientRequests:
         if state.task_table.state_of(task_id) is not None:
             raise InvalidTaskError(f"{task_id} is not finished: only what failed can be replayed")
         asked = Replay(peer, request, task_id, client.session, n)
-        self._actions.ask_for(peer, DetailsOf(task_id), asked)
+        self._actions.ask_for(peer, store.DetailsOf(task_id), asked)
 
-    def _replay_source(self, asked: Replay, answer: StoreAnswer) -> None:
-        if not isinstance(answer, TaskDetails) or answer.state is None:
+    def _replay_source(self, asked: Replay, answer: store.StoreAnswer) -> None:
+        if not isinstance(answer, store.TaskDetails) or answer.state is None:
             self._refuse_missing(asked, answer)
             return
         why = ""
@@ -398,9 +364,6 @@ class ClientRequests:
         self._admission.take(session, n, again, [payload])
 
     _asks: Final[dict[str, Callable[[ClientRequests, Peer, int, Args], None]]] = {
-        "health": _health,
-        "stats": _stats,
-        "workers": _workers,
         "status": _status,
         "queue": _queue,
         "tasks": _tasks,
@@ -409,7 +372,7 @@ class ClientRequests:
     }
 
 
-def _page(args: Args, *, state: TaskState | None = None, is_open: bool) -> PageOf:
+def _page(args: Args, *, state: TaskState | None = None, is_open: bool) -> store.PageOf:
     """Return the question for a page.
 
     Raises:
@@ -425,7 +388,7 @@ def _page(args: Args, *, state: TaskState | None = None, is_open: bool) -> PageO
         raise InvalidTaskError(f"limit: expected 1 to {MAX_PAGE}")
     if not isinstance(cursor, str) or not isinstance(kind, str):
         raise InvalidTaskError("cursor and type: expected texts")
-    return PageOf(limit, cursor, kind, state, is_open, order == "newest")
+    return store.PageOf(limit, cursor, kind, state, is_open, order == "newest")
 
 
 def _id(args: Args, name: str) -> str:

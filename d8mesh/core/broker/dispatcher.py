@@ -20,19 +20,7 @@ from d8mesh.core.broker import reports
 from d8mesh.core.broker.actions import Actions
 from d8mesh.core.broker.admission import Admission
 from d8mesh.core.broker.client_requests import ClientRequests
-from d8mesh.core.broker.continuations import (
-    CatchUp,
-    Continuation,
-    PageIn,
-    PassDeadline,
-    Prune,
-    Reply,
-    Retry,
-    SayOwed,
-    TellOutcomes,
-    ThankForReport,
-    Timer,
-)
+from d8mesh.core.broker.dump import dump
 from d8mesh.core.broker.effects import Effect, Fault, Loaded, Peer
 from d8mesh.core.broker.joining import Joining
 from d8mesh.core.broker.metrics import Snapshot
@@ -41,31 +29,26 @@ from d8mesh.core.broker.polling import Polling
 from d8mesh.core.broker.restart import Restart
 from d8mesh.core.broker.returns import MISLAID, Returns
 from d8mesh.core.broker.scheduler import Scheduler
-from d8mesh.core.broker.state import BrokerState, Policy
+from d8mesh.core.broker.state import (
+    BrokerState,
+    CatchUp,
+    Continuation,
+    PageIn,
+    PassDeadline,
+    Policy,
+    Prune,
+    Reply,
+    Retry,
+    SayOwed,
+    TellOutcomes,
+    ThankForReport,
+    Timer,
+)
 from d8mesh.core.broker.store import OldBatches, PrunableBatches, Restored, StoreAnswer
 from d8mesh.core.broker.streaming import Streaming
 from d8mesh.core.broker.worker_registry import Dialect
 from d8mesh.core.broker.worker_sessions import WorkerSessions
-from d8mesh.core.protocol.messages import (
-    Chunks,
-    ClientHello,
-    Goodbye,
-    Heartbeat,
-    Listen,
-    Message,
-    Query,
-    Refused,
-    Rehello,
-    Release,
-    Results,
-    Stream,
-    Submit,
-    ToBroker,
-    Unwatch,
-    Watch,
-    Work,
-    WorkerHello,
-)
+from d8mesh.core.protocol import messages as m
 from d8mesh.core.protocol.task import AssignmentsSettled, Closed, Pruned
 from d8mesh.core.protocol.tokens import TokenSigner
 from d8mesh.errors import D8Error, IllegalTransitionError
@@ -86,8 +69,8 @@ CLOSED_AT_ONCE: Final = 256
 #: Batches pruned in one step, so that a step does not disturb dispatch.
 PRUNE_BATCHES: Final = 200
 
-ToWorkers = Heartbeat | Release | Chunks
-ToClients = Submit | Watch | Unwatch | Listen | Query
+ToWorkers = m.Heartbeat | m.Release | m.Chunks
+ToClients = m.Submit | m.Watch | m.Unwatch | m.Listen | m.Query
 
 
 class Dispatcher:
@@ -129,22 +112,22 @@ class Dispatcher:
 
     # ----------------------------------------------------------------- the loop's calls
 
-    def receive(self, message: ToBroker, peer: Peer, now: float) -> list[Effect]:
+    def receive(self, message: m.ToBroker, peer: Peer, now: float) -> list[Effect]:
         """Take in one message and return what is to be done."""
         state = self.state
         state.at += now - state.now
         state.now = now
         match message:
-            case Results():  # the way of every task
+            case m.Results():  # the way of every task
                 if (worker := state.registry.by_peer(peer)) is not None:
                     self._worker_sessions.results(worker, message)
                 else:
                     self._unknown(peer)
-            case Heartbeat() | Release() | Chunks():
+            case m.Heartbeat() | m.Release() | m.Chunks():
                 self._from_worker(message, peer)
-            case Submit() | Watch() | Unwatch() | Listen() | Query():
+            case m.Submit() | m.Watch() | m.Unwatch() | m.Listen() | m.Query():
                 self._from_client(message, peer)
-            case WorkerHello():
+            case m.WorkerHello():
                 if peer.routing_id in state.clients_by_routing_id:
                     self._forbid(peer, "a client cannot become a worker")
                 else:
@@ -152,12 +135,12 @@ class Dispatcher:
                     worker = state.registry.by_peer(peer)
                     if worker is not None and worker.worker_id == message.worker_id:
                         self._restart.settle(message.worker_id)
-            case ClientHello():
+            case m.ClientHello():
                 if state.registry.by_peer(peer) is not None:
                     self._forbid(peer, "a worker cannot become a client")
                 else:
                     self._client_requests.hello(message, peer)
-            case Goodbye():
+            case m.Goodbye():
                 self._goodbye(peer)
             case _:
                 assert_never(message)
@@ -182,7 +165,7 @@ class Dispatcher:
             self._polling.forget_peer(peer)
         return self._actions.take()
 
-    def undelivered(self, peer: Peer, message: Message) -> list[Effect]:
+    def undelivered(self, peer: Peer, message: m.Message) -> list[Effect]:
         """A message could not be sent: its peer is gone, or reads too slowly.
 
         Hand-outs wait for another worker, uncounted; this one gets none until it speaks again.
@@ -190,9 +173,9 @@ class Dispatcher:
         """
         self.state.metrics.undelivered += 1
         worker = self.state.registry.by_peer(peer)
-        if isinstance(message, Stream):
+        if isinstance(message, m.Stream):
             self._streaming.undelivered(peer, message)
-        elif worker is not None and isinstance(message, Work):
+        elif worker is not None and isinstance(message, m.Work):
             worker.window = 0  # every word of a mesh worker says its window anew
             self.state.registry.refresh(worker)
             ids = [task_id for group in message.groups for task_id in group.ids]
@@ -220,7 +203,8 @@ class Dispatcher:
         if now >= self._next_sweep:
             self._next_sweep = now + SWEEP_S
             self._sweep()
-        self._restart.note_back(now)
+        if not self._restart.is_noted:
+            self._restart.note_back(now)
         self._scheduler.assign()
         self._polling.settle()
         self._outcomes.tell_all()
@@ -242,7 +226,7 @@ class Dispatcher:
 
     def committed(self, took_s: float) -> None:
         """Count a commit that took so long."""
-        self.state.metrics.commit_s.observe(took_s)
+        self.state.metrics.commit_s.fresh.append((took_s, 1))
 
     def metrics(self) -> Snapshot:
         """Return how the broker stands now."""
@@ -262,25 +246,15 @@ class Dispatcher:
         state.is_draining = True
         for worker in list(state.registry.workers.values()):
             if worker.dialect is Dialect.MESH and worker.is_live:
-                self._actions.send(worker.peer, Goodbye("the orchestrator is shutting down"))
+                self._actions.send(worker.peer, m.Goodbye("the orchestrator is shutting down"))
         for client in state.clients.values():
-            self._actions.send(client.peer, Goodbye("the orchestrator is shutting down"))
+            self._actions.send(client.peer, m.Goodbye("the orchestrator is shutting down"))
         return self._actions.take()
 
-    def check(self) -> None:
-        """Assert what must hold between the collections (for tests; walks everything)."""
-        state = self.state
-        state.task_table.check()
-        state.registry.check()
-        for worker in state.registry.workers.values():
-            for task_id, task in worker.outstanding.items():
-                assert state.task_table.tasks.get(task_id) is task, task_id
-                assert task.worker_id == worker.worker_id, task_id
-        known = set(state.clients)
-        assert all(client.session == session for session, client in state.clients.items())
-        for sessions in (*state.task_watchers.values(), *state.listeners.values()):
-            assert sessions
-            assert sessions <= known, sessions
+    def dump(self) -> dict[str, object]:
+        """Return the whole state as plain data; see `core.broker.dump`."""
+        parts = {name: each for name, each in vars(self).items() if hasattr(each, "_actions")}
+        return dump(self.state, parts | {"dispatcher": self}, [self._actions])
 
     # ------------------------------------------------------------------- who may say what
 
@@ -290,11 +264,11 @@ class Dispatcher:
             self._unknown(peer)
             return
         match message:
-            case Heartbeat():
+            case m.Heartbeat():
                 self._worker_sessions.heartbeat(worker, message)
-            case Release():
+            case m.Release():
                 self._worker_sessions.release(worker, message)
-            case Chunks():
+            case m.Chunks():
                 self._worker_sessions.chunks(worker, message)
             case _:
                 assert_never(message)
@@ -306,15 +280,15 @@ class Dispatcher:
             return
         client.last_heard = self.state.now
         match message:
-            case Submit():
+            case m.Submit():
                 self._admission.submit(client, message)
-            case Watch():
+            case m.Watch():
                 self._client_requests.watch(client, message)
-            case Unwatch():
+            case m.Unwatch():
                 self._client_requests.unwatch(client, message.ids)
-            case Listen():
+            case m.Listen():
                 self._client_requests.listen(client, message)
-            case Query():
+            case m.Query():
                 self._ask(peer, message)
             case _:
                 assert_never(message)
@@ -327,11 +301,11 @@ class Dispatcher:
             self._forbid(peer, "workers and clients have verbs of their own")
         else:
             state.metrics.reject("session.unknown")
-            self._actions.send(peer, Rehello("no session under this connection: say HELLO"))
+            self._actions.send(peer, m.Rehello("no session under this connection: say HELLO"))
 
     def _forbid(self, peer: Peer, why: str) -> None:
         self.state.metrics.reject("access.forbidden")
-        self._actions.send(peer, Refused(0, "access.forbidden", why))
+        self._actions.send(peer, m.Refused(0, "access.forbidden", why))
 
     def _goodbye(self, peer: Peer) -> None:
         worker = self.state.registry.by_peer(peer)
@@ -344,7 +318,7 @@ class Dispatcher:
 
     # ---------------------------------------------------------------------- the questions
 
-    def _ask(self, peer: Peer, message: Query) -> None:
+    def _ask(self, peer: Peer, message: m.Query) -> None:
         is_poll = message.what in self._polling.asks
         ask = self._polling.ask if is_poll else self._client_requests.ask
         try:
@@ -399,6 +373,7 @@ class Dispatcher:
             if self._client_requests.is_silent(client):
                 self._client_requests.leave(client)
         self._restart.give_up(self._last_tick)
+        state.metrics.fold()
         is_young = state.now - self._started < state.policy.lease_s
         state.registry.note_absent(
             state.now - ABSENT_LEASES * state.policy.lease_s, is_young=is_young

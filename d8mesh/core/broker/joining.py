@@ -12,7 +12,7 @@ from d8mesh.core.broker.records import RunningAttempt, TaskRecord
 from d8mesh.core.broker.returns import Returns
 from d8mesh.core.broker.state import BrokerState
 from d8mesh.core.broker.worker_registry import Dialect, WorkerState
-from d8mesh.core.protocol.messages import VERSIONS, Refused, Welcome, WorkerHello
+from d8mesh.core.protocol.messages import VERSIONS, Refused, WorkerHello
 from d8mesh.core.protocol.task import Adopted, Recounted, TaskState
 from d8mesh.core.protocol.tokens import Claim, worker_tag
 
@@ -63,19 +63,8 @@ class Joining:
         dropped = self._take_over(worker, message)
         worker.work_seq = 0
         worker.owed.clear()  # it says again what it has not heard of
-        policy = state.policy
-        self._actions.send(
-            peer,
-            Welcome(
-                message.version,
-                state.epoch,
-                policy.broker_id,
-                policy.heartbeat_s,
-                policy.lease_s,
-                dropped,
-            ),
-            waits=True,  # what is dropped for an outcome may go when that is on disk
-        )
+        # what is dropped for an outcome may go when that is on disk
+        self._actions.send(peer, state.welcome(message.version, dropped), waits=True)
         worker.welcomed = state.now
         state.registry.refresh(worker)
 

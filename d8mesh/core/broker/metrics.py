@@ -21,16 +21,23 @@ MAX_TYPES: Final = 30
 OTHER_TYPES: Final = "*"
 
 
-class Histogram(msgspec.Struct, gc=False):
-    """How often something took how long: `counts[i]` took up to ``BOUNDS_S[i]``."""
+class Histogram(msgspec.Struct):
+    """How often something took how long: `counts[i]` took up to ``BOUNDS_S[i]``.
+
+    `fresh`: (seconds, how many took that each), to be counted by `fold`: on the path of every
+    task an append is all.
+    """
 
     counts: list[int] = msgspec.field(default_factory=lambda: [0] * (len(BOUNDS_S) + 1))
     total_s: float = 0.0
+    fresh: list[tuple[float, int]] = []
 
-    def observe(self, seconds: float, count: int = 1) -> None:
-        """Count `count` times that took so long each."""
-        self.counts[bisect_left(BOUNDS_S, seconds)] += count
-        self.total_s += seconds * count
+    def fold(self) -> None:
+        """Count what is fresh."""
+        for seconds, count in self.fresh:
+            self.counts[bisect_left(BOUNDS_S, seconds)] += count
+            self.total_s += max(0.0, seconds) * count  # a wall clock may be set back
+        self.fresh.clear()
 
 
 class Metrics(msgspec.Struct, kw_only=True):
@@ -59,13 +66,18 @@ class Metrics(msgspec.Struct, kw_only=True):
         """Count a refusal."""
         self.rejected[code] = self.rejected.get(code, 0) + 1
 
-    def ran(self, kind: str, seconds: float, count: int) -> None:
-        """Count `count` attempts of a task type that took so long each."""
+    def runs_of(self, kind: str) -> Histogram:
+        """Return the histogram of a task type."""
         found = self.run_s.get(kind)
         if found is None:
             kind = kind if len(self.run_s) < MAX_TYPES else OTHER_TYPES
             found = self.run_s.setdefault(kind, Histogram())
-        found.observe(seconds, count)
+        return found
+
+    def fold(self) -> None:
+        """Count what is fresh; at least every second, so that it does not grow."""
+        for histogram in (self.queue_wait_s, self.commit_s, *self.run_s.values()):
+            histogram.fold()
 
 
 class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
@@ -84,4 +96,5 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
 
 def copy_of(metrics: Metrics) -> Metrics:
     """Return the metrics as they are now."""
+    metrics.fold()
     return msgspec.convert(msgspec.to_builtins(metrics), Metrics)

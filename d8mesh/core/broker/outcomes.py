@@ -94,9 +94,10 @@ class TaskOutcomes:
     ) -> None:
         """Let tasks end; then take them out of the hands that hold them, and note whom to tell."""
         state, ids, payloads = self._state, fact.ids, fact.payloads
+        fresh: dict[str, Batch] = {}
         if tasks is None:
             tasks = list(map(state.task_table.tasks.get, ids))
-        fresh = {} if all(tasks) else self._fresh(ids, tasks)
+            fresh = self._fresh(ids, tasks)
         self._actions.record(fact)
         workers = state.registry.workers
         stops: dict[str, list[str]] = {}
@@ -115,9 +116,12 @@ class TaskOutcomes:
             if home is not batch:
                 batch = home
                 runs.append((index, home))
-        for place, (start, home) in enumerate(runs):
-            end = runs[place + 1][0] if place + 1 < len(runs) else len(ids)
-            self._note(home, code, ids[start:end], payloads[start:end], tasks[start:end])
+        if len(runs) == 1:
+            self._note(runs[0][1], code, ids, payloads, tasks)
+        else:
+            ends = [start for start, _ in runs[1:]]
+            for (start, home), end in zip(runs, [*ends, len(ids)], strict=True):
+                self._note(home, code, ids[start:end], payloads[start:end], tasks[start:end])
         if stops:
             self._stop(stops, "cancelled" if code == CANCELLED_STATE else "no longer wanted")
         for emptied in state.task_table.take_emptied():
@@ -149,8 +153,9 @@ class TaskOutcomes:
                 self._end_stream(task_id, task)
         first = tasks[0]
         if code == COMPLETED_STATE and first is not None and first.attempt.since:
-            took_s = state.now - first.attempt.since
-            state.metrics.ran(batch.spec.type, took_s, len(ids))
+            kind = batch.spec.type
+            runs = state.metrics.run_s.get(kind) or state.metrics.runs_of(kind)
+            runs.fresh.append((state.now - first.attempt.since, len(ids)))
 
     def _fresh(self, ids: list[str], tasks: Sequence[TaskRecord | None]) -> dict[str, Batch]:
         """Return the batches of those that are no objects."""

@@ -13,14 +13,13 @@ from typing import Final, TypeAlias
 from msgspec import structs
 
 from d8mesh.core.broker.actions import Actions
-from d8mesh.core.broker.continuations import ThankForReport
 from d8mesh.core.broker.effects import Peer
 from d8mesh.core.broker.outcomes import MAX_REASON_CHARS, TaskOutcomes, failure_payload
 from d8mesh.core.broker.placement import DOCUMENTED_TYPES
 from d8mesh.core.broker.records import TaskRecord, registration
 from d8mesh.core.broker.returns import LEAVING, MISLAID, Returns
 from d8mesh.core.broker.scheduler import Scheduler
-from d8mesh.core.broker.state import BrokerState
+from d8mesh.core.broker.state import BrokerState, ThankForReport
 from d8mesh.core.broker.store import FinishedStates, OutcomesOf, StoreAnswer, Unreadable
 from d8mesh.core.broker.worker_registry import Dialect, Poll, WorkerState
 from d8mesh.core.protocol.messages import MAX_NAMES, UNKNOWN_STATE, Query

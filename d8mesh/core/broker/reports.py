@@ -6,6 +6,8 @@ Payloads stay msgpack bytes; the asker decodes them.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
+from typing import Final
 
 import msgspec
 
@@ -210,10 +212,7 @@ def workers(state: BrokerState) -> Body:
 
 def _worker(state: BrokerState, worker: WorkerState) -> Body:
     record = state.task_table.workers.get(worker.worker_id)
-    capabilities: object = {
-        "task_types": sorted(worker.types),
-        "models": sorted(worker.models),
-    }
+    capabilities: object = {"task_types": sorted(worker.types), "models": sorted(worker.models)}
     if worker.dialect is Dialect.POLLING and record is not None and record.capabilities:
         capabilities, _ = record.registered()
     status = "offline" if not worker.is_live else "busy" if worker.is_busy else "online"
@@ -234,3 +233,11 @@ def _worker(state: BrokerState, worker: WorkerState) -> Body:
         "stuck": worker.stuck,
         "reason": (worker.is_live and worker.trouble) or None,
     }
+
+
+#: Questions that are answered with how things stand, whatever is asked along with them.
+OF_NOW: Final[dict[str, Callable[[BrokerState], Body]]] = {
+    "health": health,
+    "stats": stats,
+    "workers": workers,
+}

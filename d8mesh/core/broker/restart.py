@@ -55,6 +55,8 @@ class Restart:
         self._waiting_since = state.now
         self._next_note = state.now + WAIT_STEP_LEASES * state.policy.lease_s
         self._restore(restored)
+        #: False when some of those are back that the journal says are waited for
+        self.is_noted = self._noted <= self._orphans.keys()
 
     def forgive(self, gap_s: float) -> None:
         """The broker stood still for so long: that does not count as waiting."""
@@ -88,14 +90,13 @@ class Restart:
             self._note(waited_s)
 
     def note_back(self, last_tick: float) -> None:
-        """Note who is waited for if some are back: their next grace is whole."""
-        if not self._noted <= self._orphans.keys():
-            self._note(last_tick - self._waiting_since)
+        """Note who is waited for after some are back: their next grace is whole."""
+        self._note(last_tick - self._waiting_since)
 
     def _note(self, waited_s: float) -> None:
         waited = {each: self._waited.get(each, 0.0) + waited_s for each in self._orphans}
         self._actions.record(WorkersMissed(list(waited), list(waited.values())))
-        self._noted = set(waited)
+        self._noted, self.is_noted = set(waited), True
         self._next_note = self._state.now + WAIT_STEP_LEASES * self._state.policy.lease_s
 
     def _give_up(self, worker_id: str, ids: Sequence[str], why: str) -> None:
@@ -110,6 +111,7 @@ class Restart:
         ]
         self._returns.requeue(worker_id, lost, why)
         del self._orphans[worker_id]
+        self.is_noted = self._noted <= self._orphans.keys()
 
     # --------------------------------------------------------------------- the journal's
 

@@ -13,11 +13,10 @@ from typing import Final, NamedTuple
 
 from d8mesh.core.broker import placement
 from d8mesh.core.broker.actions import Actions
-from d8mesh.core.broker.continuations import Retry
 from d8mesh.core.broker.outcomes import MAX_REASON_CHARS, Failure, TaskOutcomes
 from d8mesh.core.broker.queue import LaneKey
 from d8mesh.core.broker.records import History, TaskRecord
-from d8mesh.core.broker.state import BrokerState
+from d8mesh.core.broker.state import BrokerState, Retry
 from d8mesh.core.broker.worker_registry import WorkerState
 from d8mesh.core.protocol.task import (
     AT_ONCE,

@@ -10,11 +10,10 @@ from typing import Final
 
 from d8mesh.core.broker import placement
 from d8mesh.core.broker.actions import Actions
-from d8mesh.core.broker.continuations import PageIn, PassDeadline
 from d8mesh.core.broker.outcomes import TaskOutcomes
 from d8mesh.core.broker.queue import Lane
 from d8mesh.core.broker.records import Batch, RunningAttempt, TaskRecord
-from d8mesh.core.broker.state import ATTEMPT_GRACE_S, BrokerState
+from d8mesh.core.broker.state import ATTEMPT_GRACE_S, BrokerState, PageIn, PassDeadline
 from d8mesh.core.broker.store import BatchPayloads, PayloadsOf, StoreAnswer, Unreadable
 from d8mesh.core.broker.worker_registry import POLLING, WorkerState
 from d8mesh.core.protocol.messages import SOFT_FRAME_BYTES, Answer, Received, Work, WorkGroup
@@ -156,14 +155,13 @@ class Scheduler:
             return 0
         fitting = SOFT_FRAME_BYTES // (head.size_bytes // head.count + 64) or 1
         most = min(self._share(lane.key.type), fitting, _MAX_GROUP_TASKS)
-        given, timeout_s = 0, self._timeout_s(head)
-        while given < limit and head.fresh_count:  # until then the turn stays with this batch
-            most_worker_states = min(limit - given, head.fresh_count)  # the line may be long
-            workers = placement.choose_workers(lane.key, state.registry, most_worker_states)
+        given, left, timeout_s = 0, min(limit, head.fresh_count), self._timeout_s(head)
+        while given < left:  # until then the turn stays with this batch
+            workers = placement.choose_workers(lane.key, state.registry, left - given)
             if not workers:
                 break
             rooms = [min(worker.free, most) for worker in workers]
-            tasks = state.task_table.draw(head, min(limit - given, sum(rooms)))
+            tasks = state.task_table.draw(head, min(left - given, sum(rooms)))
             ends = list(accumulate(rooms))
             shares = [
                 (worker, tasks[end - room : end])
@@ -172,8 +170,9 @@ class Scheduler:
             ]
             self._hand(lane, shares, timeout_s)
             given += len(tasks)
-            since_at = head.at if head.spec.run_at is None else max(head.at, head.spec.run_at)
-            state.metrics.queue_wait_s.observe(max(0.0, state.at - since_at), len(tasks))
+            run_at = head.spec.run_at
+            since_at = head.at if run_at is None else max(head.at, run_at)
+            state.metrics.queue_wait_s.fresh.append((state.at - since_at, len(tasks)))
         if not head.fresh_count:
             lane.head(priority)  # the lane knows at once whether more waits there
         return given
@@ -189,41 +188,40 @@ class Scheduler:
         self, lane: Lane, shares: Iterable[tuple[WorkerState, list[TaskRecord]]], timeout_s: float
     ) -> None:
         """Let tasks of one batch go to workers, each its own."""
-        state, listeners, kind = self._state, self._state.listeners, lane.key.type
+        state, kind, sign = self._state, lane.key.type, self._actions.signer.token
+        listeners, until = state.listeners, state.now + timeout_s + ATTEMPT_GRACE_S
         for worker, tasks in shares:  # the path of every task
-            number = state.next_assignment
+            number, worker_id = state.next_assignment, worker.worker_id
+            ids: list[str] = []
+            ns: list[int] = []
+            tokens: list[bytes] = []
+            payloads: list[bytes] = []
+            heading, last_n = b"", 0
+            for task in tasks:
+                task_id, n = task.id, task.n + 1
+                if n != last_n:  # most are at their first attempt
+                    heading, last_n = self._heading(worker_id, n), n
+                ids.append(task_id)
+                ns.append(n)
+                tokens.append(sign(heading, task_id))
+                payloads.append(task.payload or b"")
             is_polling = worker.dialect is POLLING
-            ids, ns = [task.id for task in tasks], [task.n + 1 for task in tasks]
-            self._actions.record(Assigned(number, worker.worker_id, ids, ns, state.at, is_polling))
+            self._actions.record(Assigned(number, worker_id, ids, ns, state.at, is_polling))
             state.next_assignment = number + 1
             state.metrics.assigned += len(ids)
-            tokens = self._begin(worker, tasks, timeout_s)
-            worker.outstanding.update(zip(ids, tasks, strict=True))
+            outstanding, work_seq = worker.outstanding, worker.work_seq + 1
+            for task, token in zip(tasks, tokens, strict=True):
+                task.attempt = RunningAttempt(token, until, state.now, work_seq)
+                outstanding[task.id] = task
             if is_polling:
                 self._answer_poll(worker, tasks[0])
             else:
-                payloads = [task.payload or b"" for task in tasks]
                 group = WorkGroup(kind, timeout_s, False, ids, tokens, payloads)
                 for part in _by_listening(group, listeners) if listeners else (group,):
                     self._put(worker, part)
             state.registry.refresh(worker)
             if worker.is_free:
                 state.registry.to_the_end(worker, kind)
-
-    def _begin(self, worker: WorkerState, tasks: list[TaskRecord], timeout_s: float) -> list[bytes]:
-        """Let the attempts of these tasks begin; return the tokens."""
-        sign, worker_id = self._actions.signer.token, worker.worker_id
-        now, work_seq = self._state.now, worker.work_seq + 1
-        until, n, heading = now + timeout_s + ATTEMPT_GRACE_S, 0, b""
-        tokens: list[bytes] = []
-        for task in tasks:
-            if task.n != n:  # most are at their first attempt
-                n = task.n
-                heading = self._heading(worker_id, n)
-            token = sign(heading, task.id)
-            tokens.append(token)
-            task.attempt = RunningAttempt(token, until, now, work_seq)
-        return tokens
 
     def _put(self, worker: WorkerState, group: WorkGroup) -> None:
         """Add to what a mesh worker is sent in this pass."""

@@ -1,18 +1,23 @@
-"""What the parts of the dispatcher share: the collections, the policy, the clock."""
+"""What the parts of the dispatcher share: the collections, the policy, the clock, what comes later.
+
+All of it is data: what goes on when a time has come, or the store has answered, has a name.
+"""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
 from heapq import heappush
-from typing import Final
+from typing import Final, TypeAlias
 
-from d8mesh.core.broker.continuations import Continuation, Timer
+from msgspec import Struct
+
 from d8mesh.core.broker.effects import Peer
 from d8mesh.core.broker.metrics import Metrics
 from d8mesh.core.broker.queue import ReadyQueue
 from d8mesh.core.broker.task_table import TaskTable
 from d8mesh.core.broker.worker_registry import WorkerRegistry
+from d8mesh.core.protocol.messages import Welcome
 from d8mesh.errors import FloodError
 
 #: Tasks that one client may listen to at the same time: bounds its part of the memory.
@@ -44,6 +49,100 @@ class Policy:
     def full_time_s(self) -> float:
         """How far ahead a fresh attempt without a deadline is overdue."""
         return self.task_timeout_s + ATTEMPT_GRACE_S
+
+
+class Retry(Struct, frozen=True, gc=False):
+    """The pause of a task is over."""
+
+    task_id: str
+
+
+class PassDeadline(Struct, frozen=True, gc=False):
+    """The tasks of a batch that are not finished are too late."""
+
+    session: str
+    first: int
+
+
+class SayOwed(Struct, frozen=True, gc=False):
+    """No hand-out came with which a worker's results could be acknowledged."""
+
+    worker_id: str
+
+
+class CatchUp(Struct, frozen=True, gc=False):
+    """Who could not be sent partial output is sent what is kept."""
+
+
+Timer: TypeAlias = Retry | PassDeadline | SayOwed | CatchUp
+
+
+class PageIn(Struct, frozen=True, gc=False):
+    """Take the payloads of a batch into memory."""
+
+    session: str
+    first: int
+
+
+class Prune(Struct, frozen=True, gc=False):
+    """Forget finished batches."""
+
+
+class TellOutcomes(Struct, frozen=True, gc=False):
+    """Tell a client how tasks ended."""
+
+    session: str
+    ids: list[str]
+
+
+class ThankForReport(Struct, frozen=True, gc=False):
+    """A polling worker reported a task that is not open."""
+
+    peer: Peer
+    request: int
+
+
+class ShowTask(Struct, frozen=True):
+    """Answer with how a finished task stands, and with `more`; `is_brief`: its state only."""
+
+    peer: Peer
+    request: int
+    id: str
+    more: dict[str, object] = {}
+    is_brief: bool = False
+
+
+class ShowDetails(Struct, frozen=True, gc=False):
+    """Answer with how a task stands, its input and all that went wrong."""
+
+    peer: Peer
+    request: int
+    id: str
+
+
+class ShowPage(Struct, frozen=True, gc=False):
+    """Answer with a page of tasks, those in a state only; `is_queue`: as the queue's."""
+
+    peer: Peer
+    request: int
+    cursor: str
+    state: str = ""
+    is_queue: bool = False
+
+
+class Replay(Struct, frozen=True, gc=False):
+    """Submit a finished task again, as number `n` of a session."""
+
+    peer: Peer
+    request: int
+    id: str
+    session: str
+    n: int
+
+
+#: What a client waits for; a fault on the way is told to it.
+Reply: TypeAlias = ThankForReport | ShowTask | ShowDetails | ShowPage | Replay
+Continuation: TypeAlias = PageIn | Prune | TellOutcomes | Reply
 
 
 @dataclass(slots=True, eq=False)
@@ -98,6 +197,12 @@ class BrokerState:
 
     def __post_init__(self) -> None:
         self.metrics = Metrics(totals=self.task_table.totals)
+
+    def welcome(self, version: int, dropped: list[str]) -> Welcome:
+        """Return the answer to a HELLO."""
+        us = self.policy
+        times = (us.heartbeat_s, us.lease_s)
+        return Welcome(version, self.epoch, us.broker_id, *times, dropped)
 
     def listen(self, client: ClientState, task_id: str) -> None:
         """Let a client hear a task that is not finished, also one that is yet to come.

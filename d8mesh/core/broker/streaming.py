@@ -9,10 +9,9 @@ from __future__ import annotations
 from typing import Final
 
 from d8mesh.core.broker.actions import Actions
-from d8mesh.core.broker.continuations import CatchUp
 from d8mesh.core.broker.effects import Peer
 from d8mesh.core.broker.records import TaskRecord
-from d8mesh.core.broker.state import BrokerState
+from d8mesh.core.broker.state import BrokerState, CatchUp
 from d8mesh.core.protocol.messages import MAX_BATCH_TASKS, MAX_STREAM_BYTES, Chunks, Stream
 
 #: Chunks of one running task that late listeners still get.

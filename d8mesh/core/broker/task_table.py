@@ -171,6 +171,7 @@ class TaskTable:
         """Put the payloads of a batch, one for each of its tasks, back into memory."""
         if batch.payloads is not None:
             return
+        payloads = list(payloads)  # the answer of the store stays as it was
         for index in range(batch.count):
             if index < batch.fresh or index in batch.gone:
                 task = self.tasks.get(batch.task_id(index))
@@ -289,11 +290,12 @@ class TaskTable:
             tasks = list(map(self.tasks.__getitem__, fact.ids))
         except KeyError:
             tasks = [task for task, _ in self._moved(fact.ids, Assigned)]
-        for index, task in enumerate(tasks):
+        for task in tasks:
             if task.state is not _QUEUED:
                 before = task.state
-                for earlier in tasks[:index]:
-                    earlier.state = _QUEUED
+                for moved in tasks:
+                    if moved.state is _RUNNING and not moved.worker_id:
+                        moved.state = _QUEUED
                 next_state(before, Assigned)
             task.state = _RUNNING
         worker_id, number = fact.worker_id, fact.number
@@ -301,8 +303,8 @@ class TaskTable:
             task.n = n
             task.worker_id = worker_id
             task.assignment = number
-            if fact.is_needed:
-                task.remember().holders.add(worker_id)
+        for task in tasks if fact.is_needed else ():
+            task.remember().holders.add(worker_id)
         self.queued -= len(tasks)
         self.running += len(tasks)
 
@@ -457,22 +459,6 @@ class TaskTable:
         AssignmentsSettled: _unchanged,
         WorkersMissed: _unchanged,
     }
-
-    def check(self) -> None:
-        """Assert what must hold between the collections (for tests; walks everything)."""
-        running = sum(task.state is _RUNNING for task in self.tasks.values())
-        unfinished = sum(batch.unfinished for batch in self.batches())
-        assert running == self.running, (running, self.running)
-        assert unfinished == self.queued + self.running, (unfinished, self.queued, self.running)
-        loaded = sum(sum(map(len, batch.payloads or ())) for batch in self.batches())
-        assert loaded == self.loaded_bytes, (loaded, self.loaded_bytes)
-        for batch in self.batches():
-            assert 0 < batch.unfinished <= batch.count
-            assert all(index >= batch.fresh for index in batch.gone), (batch.fresh, batch.gone)
-        for task_id, task in self.tasks.items():
-            assert task.id == task_id
-            assert not task.state.is_final
-            assert (task.state is _RUNNING) == bool(task.worker_id), task_id
 
 
 def _first_of(item: tuple[int, Batch]) -> int:

@@ -87,6 +87,9 @@ class WorkerState:
     results: list[int] = field(default_factory=list)
     #: numbers of those that are on disk, to be acknowledged with the next hand-out
     owed: list[int] = field(default_factory=list)
+    #: when the last of them was, and whether a timer for them runs
+    owed_since: float = 0.0
+    is_owed_timed: bool = False
     failures_in_a_row: int = 0
     outstanding: dict[str, TaskRecord] = field(default_factory=dict)
     #: how many attempts it was asked to give back and has not yet
@@ -264,19 +267,6 @@ class WorkerRegistry:
             : -MAX_OFFLINE_WORKERS or None
         ]:
             del self.workers[worker.worker_id]
-
-    def check(self) -> None:
-        """Assert that the indexes agree with the workers (for tests)."""
-        for kind, line in self.free.items():
-            assert line, kind
-            for worker in line.values():
-                assert worker.is_live, worker.worker_id
-                assert kind in worker.types, worker.worker_id
-                assert worker.free > 0, worker.worker_id
-        for worker in self.workers.values():
-            assert worker.is_free == (worker.free > 0), worker.worker_id
-            for kind in worker.types if worker.free else ():
-                assert self.free[kind][worker.worker_id] is worker
 
 
 def _discard(index: dict[str, dict[str, WorkerState]], name: str, worker: WorkerState) -> None:

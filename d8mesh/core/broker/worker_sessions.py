@@ -5,26 +5,17 @@ from __future__ import annotations
 from itertools import takewhile
 from typing import Final
 
+from msgspec import structs
+
 from d8mesh.core.broker.actions import Actions
-from d8mesh.core.broker.continuations import SayOwed
 from d8mesh.core.broker.outcomes import TaskOutcomes
 from d8mesh.core.broker.records import TaskRecord
 from d8mesh.core.broker.returns import LEAVING, UNAVAILABLE, UNSTARTED, Returns
-from d8mesh.core.broker.state import BrokerState
+from d8mesh.core.broker.state import BrokerState, SayOwed
 from d8mesh.core.broker.streaming import Streaming
 from d8mesh.core.broker.worker_registry import Dialect, WorkerState
+from d8mesh.core.protocol import messages as m
 from d8mesh.core.protocol.addresses import is_loopback
-from d8mesh.core.protocol.messages import (
-    REFUSED,
-    SUCCEEDED,
-    Beat,
-    Chunks,
-    Heartbeat,
-    Recall,
-    Received,
-    Release,
-    Results,
-)
 from d8mesh.core.protocol.task import TaskState
 
 #: Prefetched tasks are called back when their worker made no progress for this long.
@@ -62,7 +53,7 @@ class WorkerSessions:
 
     # ---------------------------------------------------------------------- living
 
-    def heartbeat(self, worker: WorkerState, message: Heartbeat) -> None:
+    def heartbeat(self, worker: WorkerState, message: m.Heartbeat) -> None:
         """Renew the lease; hand-outs that the worker should hold and does not are lost."""
         self._heard(worker)
         worker.window, worker.running, worker.stuck = (
@@ -84,52 +75,41 @@ class WorkerSessions:
         if worker.types != set(message.task_types) or worker.models != set(message.models):
             self._state.registry.offer(worker, message.task_types, message.models)
         self._say_received(worker, [])
-        self._actions.tell(worker, Beat(self._state.epoch))
+        self._actions.tell(worker, m.Beat(self._state.epoch))
         self._state.registry.refresh(worker)
 
-    def results(self, worker: WorkerState, message: Results) -> None:
+    def results(self, worker: WorkerState, message: m.Results) -> None:
         """Record what the worker has finished; acknowledged once it is on disk."""
+        ids, tokens, kinds, payloads = message.ids, message.tokens, message.kinds, message.payloads
+        if len(ids) > 1 and len(set(ids)) != len(ids):
+            for each in _apart(message):
+                self.results(worker, each)
+            return
         self._heard(worker)
         worker.window = message.window
-        ids, tokens, kinds, payloads = message.ids, message.tokens, message.kinds, message.payloads
-        if len(set(ids)) == len(ids):
-            self._take(worker, ids, tokens, kinds, payloads)
-        else:  # what is said twice counts once, as a success if it says that too
-            for index in sorted(range(len(ids)), key=lambda index: kinds[index] != SUCCEEDED):
-                row = slice(index, index + 1)
-                self._take(worker, ids[row], tokens[row], kinds[row], payloads[row])
-        if not worker.results:
-            self._reporting.append((worker, worker.work_seq))
-        worker.results.append(message.seq)
-        self._state.registry.refresh(worker)
-
-    def _take(
-        self,
-        worker: WorkerState,
-        ids: list[str],
-        tokens: list[bytes],
-        kinds: bytes,
-        payloads: list[bytes],
-    ) -> None:
         find = self._state.task_table.tasks.get
         tasks: list[TaskRecord] = []
+        ns: list[int] = []
         others: list[int] = []
         for index, task_id in enumerate(ids):
             task = find(task_id)
-            if task is None or task.attempt.token != tokens[index] or kinds[index] != SUCCEEDED:
+            if task is None or task.attempt.token != tokens[index] or kinds[index] != m.SUCCEEDED:
                 others.append(index)
             else:
                 tasks.append(task)
-        unusual = [(ids[i], tokens[i], kinds[i], payloads[i]) for i in others]
+                ns.append(task.n)
         if others:  # seldom: else the message's own columns will do
             good = sorted(set(range(len(ids))).difference(others))
             ids, payloads = [ids[index] for index in good], [payloads[index] for index in good]
         if ids:
-            ns = [task.n for task in tasks]
             self._outcomes.complete(worker.worker_id, ids, ns, payloads, tasks)
             worker.failures_in_a_row = 0
-        for each in unusual:
-            self._take_unusual(worker, *each)
+        for index in others:
+            self._unusual_result(worker, message, index)
+        if not worker.results:
+            self._reporting.append((worker, worker.work_seq))
+        worker.results.append(message.seq)
+        self._state.registry.refresh(worker)
 
     def acknowledge(self) -> None:
         """Acknowledge the results of this wake-up, after what it has handed out.
@@ -145,26 +125,39 @@ class WorkerSessions:
                 worker.owed += results
             elif len(reporting) == len(results) == 1 and worker.is_live and not worker.outstanding:
                 worker.owed += results
-                self._state.after(OWED_S, SayOwed(worker.worker_id))
+                worker.owed_since = self._state.now
+                if not worker.is_owed_timed:
+                    self._owe(worker, OWED_S)
             else:
                 self._say_received(worker, results)
 
     def say_owed(self, worker_id: str) -> None:
         """Acknowledge what no hand-out came to go with."""
         worker = self._state.registry.workers.get(worker_id)
-        if worker is not None and worker.owed and worker.is_live:
-            self._say_received(worker, [])
+        if worker is None:
+            return
+        worker.is_owed_timed = False
+        if worker.owed and worker.is_live:
+            left_s = worker.owed_since + OWED_S - self._state.now
+            if left_s > 0.0:  # a hand-out went with what was owed then
+                self._owe(worker, left_s)
+            else:
+                self._say_received(worker, [])
+
+    def _owe(self, worker: WorkerState, pause_s: float) -> None:
+        worker.is_owed_timed = True
+        self._state.after(pause_s, SayOwed(worker.worker_id))
 
     def _say_received(self, worker: WorkerState, results: list[int]) -> None:
         owed, worker.owed = worker.owed, []
         for seq in (*owed, *results):
-            self._actions.send(worker.peer, Received(seq), waits=True)
+            self._actions.send(worker.peer, m.Received(seq), waits=True)
 
-    def _take_unusual(
-        self, worker: WorkerState, task_id: str, token: bytes, kind: int, payload: bytes
-    ) -> None:
+    def _unusual_result(self, worker: WorkerState, message: m.Results, index: int) -> None:
         """A failure, a repeat, or a late result of an earlier attempt."""
         state = self._state
+        task_id, token = message.ids[index], message.tokens[index]
+        kind, payload = message.kinds[index], message.payloads[index]
         name = worker.worker_id
         claim = self._actions.signer.check(token, task_id)
         if claim is None:
@@ -177,16 +170,16 @@ class WorkerSessions:
             return
         task = state.task_table.tasks.get(task_id)
         if task is not None and task.attempt.token == token and task.state is TaskState.RUNNING:
-            is_final = kind == REFUSED
+            is_final = kind == m.REFUSED
             self._returns.attempt_failed(name, task, claim.n, payload, is_final=is_final)
             if not is_final:  # what it refuses is the task's fault, not its own
                 worker.failures_in_a_row += 1
-        elif kind == SUCCEEDED and not found[0].spec.is_fenced:
+        elif kind == m.SUCCEEDED and not found[0].spec.is_fenced:
             self._outcomes.complete(name, [task_id], [claim.n], [payload])
         else:
             state.metrics.reject("result.stale")
 
-    def release(self, worker: WorkerState, message: Release) -> None:
+    def release(self, worker: WorkerState, message: m.Release) -> None:
         """Queue again what the worker gives back; see `core.broker.returns` for what it costs."""
         self._heard(worker)
         worker.window = message.window
@@ -212,7 +205,7 @@ class WorkerSessions:
             kind = UNSTARTED if worker.window else LEAVING
             self._returns.take(worker.worker_id, given, why, kind)
 
-    def chunks(self, worker: WorkerState, message: Chunks) -> None:
+    def chunks(self, worker: WorkerState, message: m.Chunks) -> None:
         """Pass partial output on."""
         self._heard(worker)
         self._streaming.take(message)
@@ -243,7 +236,7 @@ class WorkerSessions:
         excess = len(worker.outstanding) - worker.slots
         if excess > 0 and self._somebody_idles(worker):
             worker.recalled = excess
-            self._actions.tell(worker, Recall(excess))
+            self._actions.tell(worker, m.Recall(excess))
         else:
             worker.recalled = 0
 
@@ -284,6 +277,21 @@ class WorkerSessions:
 
     def _heard(self, worker: WorkerState) -> None:
         worker.last_heard, worker.last_heard_at = self._state.now, self._state.at
+
+
+def _apart(message: m.Results) -> list[m.Results]:
+    """Return a message that names a task twice as one for each: successes first, they win."""
+    kinds = message.kinds
+    return [
+        structs.replace(
+            message,
+            ids=[message.ids[index]],
+            tokens=[message.tokens[index]],
+            kinds=kinds[index : index + 1],
+            payloads=[message.payloads[index]],
+        )
+        for index in sorted(range(len(kinds)), key=lambda index: kinds[index] != m.SUCCEEDED)
+    ]
 
 
 def _is_spared(task: TaskRecord) -> bool:

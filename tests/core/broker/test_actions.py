@@ -5,9 +5,8 @@ from __future__ import annotations
 import pytest
 
 from d8mesh.core.broker.actions import Actions
-from d8mesh.core.broker.continuations import PageIn
 from d8mesh.core.broker.effects import Load, Peer, Record, Send
-from d8mesh.core.broker.state import BrokerState, Policy
+from d8mesh.core.broker.state import BrokerState, PageIn, Policy
 from d8mesh.core.broker.store import PayloadsOf
 from d8mesh.core.protocol.messages import Answer, Beat
 from d8mesh.core.protocol.task import Spec, Submitted

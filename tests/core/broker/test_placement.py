@@ -24,6 +24,7 @@ from d8mesh.core.broker.worker_registry import (
     WorkerState,
 )
 from d8mesh.core.protocol.messages import Heartbeat
+from tests.core.invariants import check_registry
 from tests.core.wired_broker import WiredBroker, beat
 
 
@@ -50,7 +51,7 @@ def test_a_wished_model_is_honoured_while_somebody_offers_it() -> None:
     assert choose_worker(key, registry) is None  # it waits for the busy one
     registry.leave(llama)
     assert choose_worker(key, registry) is other
-    registry.check()
+    check_registry(registry)
 
 
 def test_a_model_of_a_worker_without_the_type_does_not_count() -> None:

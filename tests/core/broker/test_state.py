@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from d8mesh.core.broker.continuations import CatchUp, Retry
-from d8mesh.core.broker.state import BrokerState, Policy
+from d8mesh.core.broker.state import BrokerState, CatchUp, Policy, Retry
 
 
 def test_timers_of_one_moment_keep_their_order() -> None:

@@ -53,6 +53,7 @@ from d8mesh.core.protocol.task import (
 )
 from d8mesh.edge.sqlite import Journal
 from d8mesh.errors import JournalError, JournalHeldError
+from tests.core.invariants import check
 from tests.memory_store import MemoryDisk, MemoryStore
 from tests.power_cut.subjects import JournalWork, state_of
 
@@ -143,7 +144,7 @@ def lost(number: int, n: int, *, worker: str = "w") -> Requeued:
 
 def test_an_empty_store_is_a_start_from_nothing(kept: Kept) -> None:
     brain = Dispatcher(Policy(broker_id="o", mesh="m"), kept.restart(), lambda: 0.5)
-    brain.check()
+    check(brain)
     assert not list(brain.state.task_table.batches())
 
 

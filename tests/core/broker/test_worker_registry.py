@@ -12,6 +12,7 @@ from d8mesh.core.broker.worker_registry import (
     WorkerState,
 )
 from d8mesh.core.protocol.task import Spec
+from tests.core.invariants import check_registry
 
 
 def worker(name: str = "w", window: int = 4) -> WorkerState:
@@ -31,7 +32,7 @@ def test_free_is_the_window_less_what_is_outstanding() -> None:
     assert made.free == 0
     assert "echo" not in registry.free
     assert made.is_busy
-    registry.check()
+    check_registry(registry)
 
 
 def test_a_streak_of_failures_halves_the_share_but_never_to_nothing() -> None:
@@ -65,7 +66,7 @@ def test_workers_are_found_by_their_connection_until_they_leave() -> None:
     registry.leave(made)
     assert registry.serving == registry.offering == registry.free == {}
     registry.rejoin(made)
-    registry.check()
+    check_registry(registry)
     registry.remove(made)
     assert registry.workers == {}
 
@@ -85,4 +86,4 @@ def test_a_new_worker_takes_the_place_of_an_old_one() -> None:
     registry.add(new)
     assert registry.workers["w"] is new
     assert not old.is_live
-    registry.check()
+    check_registry(registry)
