@@ -102,6 +102,14 @@ PLANTS: Final = (
         IN_FLIGHT + "a_hand_out_acknowledges_no_result_that_is_not_durable",
     ),
     Plant(
+        "acknowledge a result with a hand-out whatever the store is at",
+        "d8mesh.core.broker.scheduler:Scheduler._flush",
+        "if owed and self._state.unconfirmed_since < math.inf:",
+        "if False:",
+        "tests/simulation/test_simulation.py::"
+        "test_no_history_breaks_a_promise_while_commits_are_in_flight[2]",
+    ),
+    Plant(
         "hand out before a welcome whose commit is in flight",
         "d8mesh.core.broker.actions:Actions.tell",
         "min(self._state.now, self._state.unconfirmed_since)",

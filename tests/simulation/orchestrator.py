@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -59,6 +61,8 @@ class Orchestrator:
             max_attempts=rng.choice((3, 6)),
             retention_count=rng.choice((20, 10**6)),
         )
+        #: how long after it was begun a commit is durable, as across a network
+        self.latency_s = 0.0
         self._steps_to_live: int | None = None
         self._is_to_tear = False
         #: what a crash in the middle of a commit left of the files
@@ -73,6 +77,11 @@ class Orchestrator:
         world = self.world
         self.journal = Journal(self._file, synchronous="OFF")
         self._deferral, self._deferral_now = Deferral(), 0.0
+        #: commits under way: when they are durable, and their facts
+        self._in_flight: deque[tuple[float, list[Fact]]] = deque()
+        self._begun = 0
+        #: the commits that are waited for, the time of the wake-up, and what waits
+        self._held: deque[tuple[int, float, list[Send | Load]]] = deque()
         restored = self.journal.restore()
         self.life = restored.epoch
         start = (self._policy, restored, world.now, world.at)
@@ -124,12 +133,13 @@ class Orchestrator:
         inbox, self._inbox = self._inbox, []
         effects: list[Effect] = []
         world.safety.causes.ticked(self.name)
-        for routing_id, frame in inbox:
-            message, peer = decode_to_broker(frame), Peer(routing_id, "10.0.0.1")
-            self._listen(message, peer)
-            effects += self._recording.call("receive", message, peer, world.now)
-        effects += self._recording.call("tick", world.now, world.at)
         try:
+            effects += self._settle()
+            for routing_id, frame in inbox:
+                message, peer = decode_to_broker(frame), Peer(routing_id, "10.0.0.1")
+                self._listen(message, peer)
+                effects += self._recording.call("receive", message, peer, world.now)
+            effects += self._recording.call("tick", world.now, world.at)
             self.perform(effects)
         except Died:
             world.counts.faults["broker died at an effect"] += 1
@@ -205,17 +215,33 @@ class Orchestrator:
             if not send.waits or not self.commits_before_sending:
                 follow_ups += self._send(send)
         if facts:
-            self._commit(facts)
-        for send in sends:
-            if send.waits and self.commits_before_sending:
-                follow_ups += self._send(send)
-        for effect in effects:
-            if isinstance(effect, Load):
-                self._live()
-                answer = self.journal.ask(effect.question)
-                follow_ups += self._recording.call("loaded", Loaded(effect.number, answer))
+            self._in_flight.append((self.world.now + self.latency_s, facts))
+            self._begun += 1
+        held = [each for each in sends if each.waits and self.commits_before_sending]
+        loads = [effect for effect in effects if isinstance(effect, Load)]
+        self._held.append((self._begun, self.world.now, [*held, *loads]))
+        follow_ups += self._settle()
         if follow_ups:
             self.perform(follow_ups)
+
+    def _settle(self) -> list[Effect]:
+        """Commit what is due, and go on with what waited for that."""
+        while self._in_flight and self._in_flight[0][0] <= self.world.now:
+            self._commit(self._in_flight.popleft()[1])
+        confirmed = self._begun - len(self._in_flight)
+        follow_ups: list[Effect] = []
+        while self._held and self._held[0][0] <= confirmed:
+            for each in self._held.popleft()[2]:
+                if isinstance(each, Send):
+                    follow_ups += self._send(each)
+                    continue
+                self._live()
+                answer = self.journal.ask(each.question)
+                follow_ups += self._recording.call("loaded", Loaded(each.number, answer))
+        since = self._held[0][1] if self._held else math.inf
+        if since != self.dispatcher.state.unconfirmed_since:
+            self._recording.call("set_unconfirmed", since)
+        return follow_ups
 
     def _live(self) -> None:
         if self._steps_to_live is not None:

@@ -28,6 +28,22 @@ def test_no_history_breaks_a_promise(start: int) -> None:
     assert counts["tasks"] > 0
 
 
+#: What judges reasons takes the time of a commit for that of the decision.
+REASONS = ("accepted", "handed_out", "requeued", "recounted", "ended", "restored", "given")
+
+
+def commits_take_time(world: World) -> None:
+    for name in REASONS:
+        setattr(world.safety.causes, name, lambda *told: None)
+    for orchestrator in world.orchestrators:
+        orchestrator.latency_s = world.rng.choice((0.1, 0.5, 2.0))
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_no_history_breaks_a_promise_while_commits_are_in_flight(tmp_path: Path, seed: int) -> None:
+    assert World(seed, tmp_path, plant=commits_take_time).run().tasks > 0
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_in_a_calm_world_every_task_runs_once(tmp_path: Path, seed: int) -> None:
     world = World(seed, tmp_path, is_calm=True)
