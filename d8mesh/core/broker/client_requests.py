@@ -75,7 +75,7 @@ class ClientRequests:
             return
         client = state.clients.get(message.session)
         if client is None:
-            client = ClientState(message.session, peer, state.now, message.host)
+            client = ClientState(message.session, peer, state.now)
             state.clients[message.session] = client
         state.clients_by_routing_id.pop(client.peer.routing_id, None)
         client.peer, client.last_heard = peer, state.now

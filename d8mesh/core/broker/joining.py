@@ -91,7 +91,6 @@ class Joining:
 
     def _describe(self, worker: WorkerState, message: WorkerHello) -> None:
         worker.worker_type = message.worker_type
-        worker.machine_id = message.machine_id
         worker.host = message.host
         worker.status_port = message.status_port
         worker.slots = max(1, message.slots)

@@ -41,7 +41,7 @@ LOAD_S: Final = 2.0
 #: Registrations kept; a flood of made-up ids must not fill the memory.
 MAX_POLLING_WORKERS: Final = 10_000
 #: Tasks that one polling worker may hold at the same time.
-MAX_SLOTS: Final = 64
+MAX_POLLING_SLOTS: Final = 64
 
 Args: TypeAlias = dict[str, object]
 
@@ -144,7 +144,7 @@ class Polling:
         if worker is None and len(state.registry.workers) >= MAX_POLLING_WORKERS:
             raise ForbiddenError(f"{MAX_POLLING_WORKERS} workers are registered: no more fit")
         stored = registration(args.get("capabilities") or {}, state.at)
-        self._actions.record(Enrolled(worker_id, worker_type, stored, state.at))
+        self._actions.record(Enrolled(worker_id, worker_type, stored))
         capabilities, _ = state.task_table.workers[worker_id].registered()
         worker = self._worker(worker_id, worker_type, capabilities)
         self._heard(worker)
@@ -265,7 +265,7 @@ class Polling:
             worker = WorkerState(worker_id, Dialect.POLLING, asked=self._state.now)
             registry.add(worker)
         slots = offered.get("slots", 1)
-        worker.slots = slots if isinstance(slots, int) and 1 <= slots <= MAX_SLOTS else 1
+        worker.slots = slots if isinstance(slots, int) and 1 <= slots <= MAX_POLLING_SLOTS else 1
         worker.worker_type = worker_type
         types = _names(offered.get("task_types")) or list(DOCUMENTED_TYPES)
         models = _names(offered.get("models")) or _names([offered.get("model")])

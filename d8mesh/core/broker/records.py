@@ -128,16 +128,14 @@ class TaskRecord:
         "batch",
         "history",
         "id",
-        "index",
         "n",
         "payload",
         "state",
         "worker_id",
     )
 
-    def __init__(self, batch: Batch, index: int, task_id: str, payload: bytes | None) -> None:
+    def __init__(self, batch: Batch, task_id: str, payload: bytes | None) -> None:
         self.batch = batch
-        self.index = index
         self.id = task_id
         self.payload = payload
         self.state = _QUEUED

@@ -18,7 +18,6 @@ from d8mesh.core.broker.store import BatchPayloads, PayloadsOf, StoreAnswer, Unr
 from d8mesh.core.broker.worker_registry import POLLING, WorkerState
 from d8mesh.core.protocol.messages import SOFT_FRAME_BYTES, Answer, Received, Work, WorkGroup
 from d8mesh.core.protocol.task import Assigned, Due, TaskState
-from d8mesh.core.protocol.tokens import MAX_ATTEMPT
 
 #: Payloads that cannot be read are asked for so often, with that pause, until their tasks fail.
 READ_TRIES: Final = 5
@@ -26,6 +25,7 @@ READ_PAUSE_S: Final = 2.0
 #: Waiting single tasks looked at for one free worker.
 RETRY_SCAN: Final = 64
 _MAX_GROUP_TASKS: Final = 1024
+_MAX_HEADINGS: Final = 16_384  # of tokens, by worker and attempt: about 4 MB, then made anew
 
 
 class Scheduler:
@@ -258,7 +258,7 @@ class Scheduler:
     def _heading(self, worker_id: str, n: int) -> bytes:
         heading = self._headings.get((worker_id, n))
         if heading is None:
-            if len(self._headings) > MAX_ATTEMPT:
+            if len(self._headings) > _MAX_HEADINGS:
                 self._headings.clear()
             heading = self._headings[worker_id, n] = self._actions.signer.heading(worker_id, n)
         return heading

@@ -156,7 +156,7 @@ class TaskTable:
             payload = payloads[index]
             size += len(payload)
             payloads[index] = b""
-            task = TaskRecord(batch, index, prefix + str(first + index), payload)
+            task = TaskRecord(batch, prefix + str(first + index), payload)
             tasks[task.id] = task
             drawn.append(task)
             index += 1
@@ -183,7 +183,7 @@ class TaskTable:
 
     def _single(self, batch: Batch, index: int) -> TaskRecord:
         payload = None if batch.payloads is None else batch.payloads[index]
-        task = TaskRecord(batch, index, batch.task_id(index), payload)
+        task = TaskRecord(batch, batch.task_id(index), payload)
         if batch.is_delayed:
             task.state = TaskState.DELAYED
         if batch.payloads is not None:

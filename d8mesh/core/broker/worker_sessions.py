@@ -8,7 +8,7 @@ from typing import Final
 from d8mesh.core.broker.actions import Actions
 from d8mesh.core.broker.outcomes import TaskOutcomes
 from d8mesh.core.broker.records import TaskRecord
-from d8mesh.core.broker.returns import LEAVING, UNAVAILABLE, UNSTARTED, Returns
+from d8mesh.core.broker.returns import LEAVING, SERVICE_DOWN, UNSTARTED, Returns
 from d8mesh.core.broker.state import BrokerState, SayOwed
 from d8mesh.core.broker.streaming import Streaming
 from d8mesh.core.broker.worker_registry import Dialect, WorkerState
@@ -20,7 +20,7 @@ from d8mesh.core.protocol.task import TaskState
 RECALL_AFTER_S: Final = 0.5
 #: How long the acknowledgement of a result that came alone waits for a hand-out to go with:
 #: many times the way of a quick task, too short for a worker to say anything again.
-OWED_S: Final = 0.02
+RECEIVED_WAIT_S: Final = 0.02
 #: Who is cut off at once was last heard within a heartbeat of each other; one may have got lost.
 CUT_HEARTBEATS: Final = 2
 #: So often a task is spared when it was with who fell silent. A worker that dies under it and comes
@@ -118,7 +118,7 @@ class WorkerSessions:
 
         A worker that holds one task at a time and was just given its next will soon be
         given another: the acknowledgement goes with that one, or with its next `Beat`. Where
-        tasks come one by one the next one is a moment away: it is waited for, `OWED_S`.
+        tasks come one by one the next one is a moment away: it is waited for, `RECEIVED_WAIT_S`.
         """
         reporting, self._reporting = self._reporting, []
         for worker, work_seq in reporting:
@@ -129,7 +129,7 @@ class WorkerSessions:
                 worker.owed += results
                 worker.owed_since = self._state.now
                 if not worker.is_owed_timed:
-                    self._owe(worker, OWED_S)
+                    self._owe(worker, RECEIVED_WAIT_S)
             else:
                 self._say_received(worker, results)
 
@@ -140,7 +140,7 @@ class WorkerSessions:
             return
         worker.is_owed_timed = False
         if worker.owed and worker.is_live:
-            left_s = worker.owed_since + OWED_S - self._state.now
+            left_s = worker.owed_since + RECEIVED_WAIT_S - self._state.now
             if left_s > 0.0:  # a hand-out went with what was owed then
                 self._owe(worker, left_s)
             else:
@@ -198,7 +198,7 @@ class WorkerSessions:
     def _given_back(self, worker: WorkerState, given: list[TaskRecord], reason: str) -> None:
         if reason:
             why = f"worker {worker.worker_id!r} could not run it: {reason}"
-            self._returns.take(worker.worker_id, given, why, UNAVAILABLE)
+            self._returns.take(worker.worker_id, given, why, SERVICE_DOWN)
         elif worker.recalled:  # we asked for it
             self._returns.requeue(worker.worker_id, given, "called back for another worker")
             worker.recalled = max(0, worker.recalled - len(given))

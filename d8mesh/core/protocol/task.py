@@ -228,7 +228,6 @@ class Enrolled(Struct, frozen=True, gc=False):
     worker_id: str
     worker_type: str
     capabilities: bytes  #: as `records.registration` makes it
-    at: float
 
 
 class Dismissed(Struct, frozen=True, gc=False):
