@@ -12,7 +12,7 @@ import time
 from typing import Final, TypeVar
 
 #: The longest time for which Ctrl-C is not seen.
-SLICE_S: Final = 0.5
+CTRL_C_S: Final = 0.5
 
 _T = TypeVar("_T")
 
@@ -52,4 +52,4 @@ def take(source: queue.SimpleQueue[_T], timeout_s: float | None = None) -> _T:
 
 
 def _slice(until: float | None) -> float:
-    return SLICE_S if until is None else min(SLICE_S, max(0.0, until - time.monotonic()))
+    return CTRL_C_S if until is None else min(CTRL_C_S, max(0.0, until - time.monotonic()))

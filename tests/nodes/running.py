@@ -62,10 +62,10 @@ class Running:
         until(link, m.Welcome)
         return link
 
-    def worker(self, name: str = "w", slots: int = 1) -> DealerLink:
+    def worker(self, name: str = "w", slots: int = 1, boot_id: str = "b") -> DealerLink:
         link = self.link()
         said = m.WorkerHello(
-            1, self.config.mesh, name, "b", "t", "x", "h", 0, ["echo"], [], slots, slots, [], []
+            1, self.config.mesh, name, boot_id, "t", "x", "h", 0, ["echo"], [], slots, slots, [], []
         )
         link.send(encode(said))
         until(link, m.Welcome)

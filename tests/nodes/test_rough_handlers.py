@@ -140,7 +140,7 @@ def test_who_emits_faster_than_it_is_passed_on_waits_for_that(
     slots = Slots(1, {}, "w", Bell(waker))
     context = Context(slots, ATTEMPT, time.monotonic())
     pieces = 10
-    chunk = bytes(slots_module.MAX_PIECES_BYTES // 4)
+    chunk = bytes(slots_module.MAX_WAITING_PIECES_BYTES // 4)
 
     def emit() -> None:
         for _ in range(pieces):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Final, TypeAlias, assert_never
 
 from d8mesh.core.broker import reports, store
@@ -200,13 +199,22 @@ class ClientRequests:
         Raises:
             D8Error: it cannot be answered, as the error says.
         """
-        report, what = reports.OF_NOW.get(message.what), self._asks.get(message.what)
-        if report is not None:
-            self._actions.answer(peer, message.request, report(self._state))
-        elif what is not None:
-            what(self, peer, message.request, message.args)
-        else:
-            raise ForbiddenError(f"{message.what!r} is no question")
+        asked, report = (peer, message.request, message.args), reports.OF_NOW.get(message.what)
+        match message.what:
+            case _ if report is not None:
+                self._actions.answer(peer, message.request, report(self._state))
+            case "status":
+                self._status(*asked)
+            case "queue":
+                self._queue(*asked)
+            case "tasks":
+                self._tasks(*asked)
+            case "cancel":
+                self._cancel(*asked)
+            case "replay":
+                self._replay(*asked)
+            case _:
+                raise ForbiddenError(f"{message.what!r} is no question")
 
     def go_on(
         self, asked: ShowTask | ShowDetails | ShowPage | Replay, answer: store.StoreAnswer
@@ -362,14 +370,6 @@ class ClientRequests:
             replay_of=asked.id,
         )
         self._admission.take(session, n, again, [payload])
-
-    _asks: Final[dict[str, Callable[[ClientRequests, Peer, int, Args], None]]] = {
-        "status": _status,
-        "queue": _queue,
-        "tasks": _tasks,
-        "cancel": _cancel,
-        "replay": _replay,
-    }
 
 
 def _page(args: Args, *, state: TaskState | None = None, is_open: bool) -> store.PageOf:

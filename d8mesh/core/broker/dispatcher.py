@@ -309,7 +309,7 @@ class Dispatcher:
     # ---------------------------------------------------------------------- the questions
 
     def _ask(self, peer: Peer, message: m.Query) -> None:
-        is_poll = message.what in self._polling.asks
+        is_poll = message.what.startswith("poll.")
         ask = self._polling.ask if is_poll else self._client_requests.ask
         try:
             ask(peer, message)

@@ -7,7 +7,6 @@ silent while they run and show no tokens (`promises.md` rule 5).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Final, TypeAlias
 
 from msgspec import structs
@@ -70,7 +69,22 @@ class Polling:
         Raises:
             D8Error: it cannot be answered, as the error says.
         """
-        self.asks[message.what](self, peer, message.request, message.args)
+        asked = (peer, message.request, message.args)
+        match message.what:
+            case "poll.register":
+                self._register(*asked)
+            case "poll.heartbeat":
+                self._heartbeat(*asked)
+            case "poll.unregister":
+                self._unregister(*asked)
+            case "poll.next":
+                self._next(*asked)
+            case "poll.report":
+                self._report(*asked)
+            case "poll.refused":
+                self._refused(*asked)
+            case _:
+                raise ForbiddenError(f"{message.what!r} is no question")
 
     def restore(self) -> None:
         """Give the registered workers of the journal their workers, offline until they speak."""
@@ -288,15 +302,6 @@ class Polling:
         if worker.poll is not None:
             self._actions.answer(worker.poll.peer, worker.poll.request, {"task": None})
             worker.poll = None
-
-    asks: Final[dict[str, Callable[[Polling, Peer, int, Args], None]]] = {
-        "poll.register": _register,
-        "poll.heartbeat": _heartbeat,
-        "poll.unregister": _unregister,
-        "poll.next": _next,
-        "poll.report": _report,
-        "poll.refused": _refused,
-    }
 
 
 def _text(args: Args, name: str) -> str:

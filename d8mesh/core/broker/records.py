@@ -1,6 +1,6 @@
 """What the task table holds: batches, tasks, what went wrong with them, counts.
 
-Plain records; only `core.broker.task_table` changes what a fact may change.
+Plain records; `core.broker.task_table` alone takes facts into them.
 """
 
 from __future__ import annotations

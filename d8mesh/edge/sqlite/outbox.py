@@ -23,7 +23,7 @@ OUTBOX_VERSION: Final = 2
 OUTBOX_NAME: Final = "outbox.db"
 LOCK_NAME: Final = "lock"
 #: The log file is folded back into the database at about 4 MB (4 KiB pages).
-CHECKPOINT_PAGES: Final = 1000
+OUTBOX_CHECKPOINT_PAGES: Final = 1000
 #: Rows per statement; apsw takes the interpreter lock for every single one otherwise.
 ROWS_AT_ONCE: Final = 64
 
@@ -59,7 +59,7 @@ class Outbox:
         *,
         synchronous: str = "FULL",
         vfs: str = "",
-        checkpoint_pages: int = CHECKPOINT_PAGES,
+        checkpoint_pages: int = OUTBOX_CHECKPOINT_PAGES,
     ) -> None:
         self._path = folder / OUTBOX_NAME
         self._how = (synchronous, vfs, checkpoint_pages)

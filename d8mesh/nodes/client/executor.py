@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from d8mesh.errors import InvalidTaskError, TaskCancelledError, error_of
+from d8mesh.nodes.client.completion_waiters import LOOK_AROUND_S
 from d8mesh.nodes.client.handle import Result, Task
 from d8mesh.nodes.client.submissions import SubmitOptions
 
@@ -16,9 +17,7 @@ if TYPE_CHECKING:
     from d8mesh.nodes.client.node import Client
 
 #: How long `shutdown` waits for the orchestrator to hear what is cancelled.
-CANCEL_S: Final = 10.0
-#: Waiting threads look around this often: an endless wait hears no Ctrl-C on Windows.
-_LOOK_S: Final = 1.0
+SHUTDOWN_CANCEL_S: Final = 10.0
 
 _T = TypeVar("_T")
 
@@ -119,9 +118,9 @@ class TaskExecutor(concurrent.futures.Executor):
             return
         with self._changed:
             while self._unfinished:
-                self._changed.wait(_LOOK_S)
+                self._changed.wait(LOOK_AROUND_S)
         if cancel_futures:
-            self._client.hub.wait_dropped(CANCEL_S)
+            self._client.hub.wait_dropped(SHUTDOWN_CANCEL_S)
 
     def _ended(self, future: concurrent.futures.Future[Result]) -> None:
         assert isinstance(future, TaskFuture)

@@ -29,7 +29,7 @@ CLOSE_S: Final = 10.0
 #: The same after Ctrl-C: who wants to leave is not held up.
 INTERRUPTED_S: Final = 1.0
 #: Ending takes so long beyond that: whoever closes a client that is being closed waits for it.
-END_S: Final = 8.0
+BEYOND_CLOSE_S: Final = 8.0
 #: At the end of the interpreter a wait is told after this long.
 TOLD_AFTER_S: Final = 1.0
 #: Ids in a message; the error has them all.
@@ -79,7 +79,7 @@ class Farewell:
         with self._lock:
             is_first, self._is_begun = not self._is_begun, True
         if not is_first:
-            wait_for(self._done, None if timeout_s is None else timeout_s + END_S)
+            wait_for(self._done, None if timeout_s is None else timeout_s + BEYOND_CLOSE_S)
             self._raise_missing("")
             return
         self._waiters.shut()

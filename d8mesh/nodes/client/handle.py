@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 #: Tasks of one page of a listing.
 LISTED_AT_ONCE: Final = 200
 #: A question's time when the caller names none.
-ASK_S: Final = 30.0
+DEFAULT_QUESTION_S: Final = 30.0
 #: How long `Task.cancel` waits for the outcome beyond the answer: they come together.
 OUTCOME_S: Final = 2.0
 Result: TypeAlias = dict[str, Any]
@@ -218,7 +218,9 @@ class Task:
             raise
 
     @takes_timeout_s
-    def status(self, timeout: float | None = ASK_S, *, full: bool = False) -> dict[str, Any]:
+    def status(
+        self, timeout: float | None = DEFAULT_QUESTION_S, *, full: bool = False
+    ) -> dict[str, Any]:
         """Return the documented status body, as ``GET /api/tasks/status/{id}`` does.
 
         Args:
@@ -229,12 +231,12 @@ class Task:
             UnknownTaskError: the orchestrator does not know the task.
             BrokerUnavailableError, WaitTimeoutError: no answer within `timeout`.
         """
-        timeout = ASK_S if timeout is None else timeout
+        timeout = DEFAULT_QUESTION_S if timeout is None else timeout
         self._settle(timeout)  # before, nobody knows the task
         return readable(self._ask("status", timeout, **({"full": True} if full else {})))
 
     @takes_timeout_s
-    def cancel(self, timeout: float | None = ASK_S) -> bool:
+    def cancel(self, timeout: float | None = DEFAULT_QUESTION_S) -> bool:
         """Cancel the task, also a running one; return whether it is cancelled now.
 
         False: it had ended otherwise before. A running handler is told (`TaskContext`), and what
@@ -245,7 +247,7 @@ class Task:
             BrokerUnavailableError, WaitTimeoutError: no answer within `timeout`.
             NodeClosedError: the client is closed.
         """
-        timeout = ASK_S if timeout is None else timeout
+        timeout = DEFAULT_QUESTION_S if timeout is None else timeout
         left_s = countdown(timeout)
         if self._submission.refusal is not None:
             return False

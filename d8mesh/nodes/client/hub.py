@@ -9,7 +9,7 @@ from d8mesh.core.client.submission import Submission
 from d8mesh.edge.waits import wait_for
 from d8mesh.errors import D8Error
 from d8mesh.nodes.client.cancellations import Cancellations
-from d8mesh.nodes.client.completion_waiters import LOOK_S, CompletionWaiters
+from d8mesh.nodes.client.completion_waiters import LOOK_AROUND_S, CompletionWaiters
 from d8mesh.nodes.client.completions import Call, Completions
 from d8mesh.nodes.client.runner import ClientRunner
 from d8mesh.nodes.client.timeouts import countdown
@@ -96,7 +96,7 @@ class Hub:
             left = left_s()
             if left is not None and left <= 0:
                 return False
-            wait_for(connected, LOOK_S if left is None else min(LOOK_S, left))
+            wait_for(connected, LOOK_AROUND_S if left is None else min(LOOK_AROUND_S, left))
         return True
 
     def watch(self, submission: Submission) -> None:

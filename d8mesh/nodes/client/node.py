@@ -28,7 +28,7 @@ from d8mesh.nodes.client.completions import Completions
 from d8mesh.nodes.client.direct_call import DirectCalls
 from d8mesh.nodes.client.executor import TaskExecutor
 from d8mesh.nodes.client.farewell import Farewell
-from d8mesh.nodes.client.handle import ASK_S, Result, Task, listed, result_of
+from d8mesh.nodes.client.handle import DEFAULT_QUESTION_S, Result, Task, listed, result_of
 from d8mesh.nodes.client.hub import Hub
 from d8mesh.nodes.client.listening import Outputs
 from d8mesh.nodes.client.mapping import Mapped, window_of
@@ -57,7 +57,7 @@ from d8mesh.nodes.reconnector.search import Search, checked
 #: How long `close` waits for what was submitted to be acknowledged.
 CLOSE_S: Final = farewell.CLOSE_S
 #: How long the I/O thread may take to say goodbye.
-END_S: Final = 3.0
+CLIENT_GOODBYE_S: Final = 3.0
 
 
 class Client:
@@ -285,7 +285,7 @@ class Client:
         digest: bytes = b"",
         is_watched: bool = False,
         is_listened: bool = False,
-        timeout_s: float = ASK_S,
+        timeout_s: float = DEFAULT_QUESTION_S,
     ) -> Sent:
         """Submit all of these or nothing, and wait until it is acknowledged.
 
@@ -332,7 +332,7 @@ class Client:
         return Task(self, submission, 0)
 
     @takes_timeout_s
-    def workers(self, *, timeout: float | None = ASK_S) -> list[WorkerInfo]:
+    def workers(self, *, timeout: float | None = DEFAULT_QUESTION_S) -> list[WorkerInfo]:
         """Return the workers that the orchestrator knows.
 
         Raises:
@@ -342,7 +342,7 @@ class Client:
         return cast("list[WorkerInfo]", body["workers"])
 
     @takes_timeout_s
-    def stats(self, *, timeout: float | None = ASK_S) -> Stats:
+    def stats(self, *, timeout: float | None = DEFAULT_QUESTION_S) -> Stats:
         """Return how many workers and tasks there are.
 
         Raises:
@@ -357,7 +357,7 @@ class Client:
         state: str | None = "",
         type: str | None = "",
         newest_first: bool = False,
-        timeout: float | None = ASK_S,
+        timeout: float | None = DEFAULT_QUESTION_S,
     ) -> Iterator[dict[str, Any]]:
         """Yield the status bodies of tasks, as `Task.status` returns them.
 
@@ -376,7 +376,7 @@ class Client:
         return listed(ask, {"state": state or "", "type": type or "", **order})
 
     @takes_timeout_s
-    def replay(self, task_id: str, *, timeout: float | None = ASK_S) -> Task:
+    def replay(self, task_id: str, *, timeout: float | None = DEFAULT_QUESTION_S) -> Task:
         """Submit a failed or cancelled task anew, under a new id; return its handle.
 
         Raises:
@@ -419,7 +419,7 @@ class Client:
 
     @takes_timeout_s
     def ask(
-        self, what: str, args: Mapping[str, object], *, timeout: float | None = ASK_S
+        self, what: str, args: Mapping[str, object], *, timeout: float | None = DEFAULT_QUESTION_S
     ) -> dict[str, Any]:
         """Ask the orchestrator something (see ``docs/PROTOCOL.md``, Questions).
 
@@ -428,7 +428,7 @@ class Client:
             BrokerUnavailableError: no answer within `timeout`.
         """
         self.hub.check_may_wait()
-        return self._questions.ask(what, args, ASK_S if timeout is None else timeout)
+        return self._questions.ask(what, args, DEFAULT_QUESTION_S if timeout is None else timeout)
 
     def wait_finished(self, task_id: str, timeout_s: float) -> bool:
         """Wait for an acknowledged task's outcome; return whether it is finished (or unknown)."""
@@ -465,7 +465,7 @@ class Client:
         farewell.forget(self)
         self._is_closed = True
         self._direct_calls.close()
-        self._runner.close(END_S)
+        self._runner.close(CLIENT_GOODBYE_S)
         self._reconnector.close()
         self._waiters.close()
 

@@ -212,7 +212,7 @@ def test_how_long_absent_workers_were_waited_for_comes_back_until_it_is_of_no_us
 
 
 def test_registrations_of_polling_workers_stay_until_they_are_taken_back(kept: Kept) -> None:
-    kept.append(Enrolled("p", "groq", b"\x80", 1.0))
+    kept.append(Enrolled("p", "groq", b"\x80"))
     record = kept.restart().workers["p"]
     assert (record.worker_type, record.capabilities) == ("groq", b"\x80")
     kept.append(Dismissed("p"))

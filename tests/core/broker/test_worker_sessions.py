@@ -5,12 +5,12 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from d8mesh.core.broker.effects import Peer, Send
+from d8mesh.core.broker.effects import Effect, Peer, Send
 from d8mesh.core.broker.records import History
 from d8mesh.core.broker.returns import POISON_LOSSES
 from d8mesh.core.broker.store import Restored
 from d8mesh.core.broker.streaming import TAIL_BYTES
-from d8mesh.core.broker.worker_sessions import MAX_CUTS, OWED_S
+from d8mesh.core.broker.worker_sessions import MAX_CUTS, RECEIVED_WAIT_S
 from d8mesh.core.protocol import messages as m
 from d8mesh.core.protocol.task import TaskState
 from d8mesh.edge.sqlite.restore import fill
@@ -237,7 +237,7 @@ def test_results_are_acknowledged_after_the_commit_only(broker: WiredBroker) -> 
     worker = broker.worker("w")
     broker.submit(client)
     broker.finish(worker, broker.work(worker))
-    broker.pass_time(OWED_S)
+    broker.pass_time(RECEIVED_WAIT_S)
     waits = {type(message).__name__: waits for _, message, waits in broker.sent}
     assert waits["Received"] is True
     assert waits["Outcomes"] is True
@@ -289,7 +289,7 @@ def test_the_acknowledgement_of_a_single_result_goes_with_the_hand_out_after_the
         held.append(dict(zip(work.groups[0].ids, work.groups[0].tokens, strict=True)))
         assert broker.got(worker, m.Received) == []
     broker.finish(worker, held[-1], window=1)
-    broker.pass_time(OWED_S)  # nothing is left to go with
+    broker.pass_time(RECEIVED_WAIT_S)  # nothing is left to go with
     assert [each.seq for each in broker.got(worker, m.Received)] == [broker.seq - 1, broker.seq]
 
 
@@ -326,7 +326,7 @@ def test_a_repeat_is_acknowledged_and_changes_nothing(broker: WiredBroker) -> No
     held = broker.work(worker)
     broker.finish(worker, held)
     broker.finish(worker, held, m.FAILED)
-    broker.pass_time(OWED_S)
+    broker.pass_time(RECEIVED_WAIT_S)
     assert len(broker.got(worker, m.Received)) == 2
     assert broker.state.metrics.duplicates == 1
     assert broker.ask(client, "status", id=task_id).body["state"] == "completed"
@@ -563,7 +563,9 @@ def test_a_tail_is_bounded_and_goes_when_its_task_ends(broker: WiredBroker) -> N
     broker.say(client, m.Listen(task_id, True))
     (tail,) = broker.got(client, m.Stream)
     assert (tail.first_seq, len(tail.payloads)) == (3, 2)
+    broker.say(client, m.Listen(task_id, False))
     broker.finish(worker, held)
+    assert broker.dispatcher._streaming._tails
     for _ in range(12):  # the tail is dropped with the next pruning
         broker.pass_time(2)
         broker.say(worker, beat([], 10))
@@ -634,7 +636,7 @@ def test_a_failure_that_is_told_again_after_a_hello_counts_once(
         broker.restart()
     back = broker.worker("w", held=held)
     broker.finish(back, held, m.FAILED)
-    broker.pass_time(OWED_S)
+    broker.pass_time(RECEIVED_WAIT_S)
     assert broker.got(back, m.Received)
     assert counted(broker, task_id) == (1, set(), {"w": 1})
 
@@ -678,3 +680,16 @@ def test_only_failures_in_a_row_that_are_no_refusals_make_a_worker_get_less(
         (other,) = broker.work(worker).items()
     broker.finish(worker, dict([other]), kind, window=2)
     assert bool(broker.work(worker)) is is_trusted
+
+
+def test_results_of_one_wake_up_are_acknowledged_together(broker: WiredBroker) -> None:
+    worker = broker.worker("w", slots=2)
+    ids = broker.submit(broker.client(), 2)
+    held = broker.work(worker)
+    effects: list[Effect] = []
+    for seq, task_id in enumerate(ids, 1):
+        said = m.Results(seq, 2, [task_id], [held[task_id]], bytes([m.SUCCEEDED]), [result()])
+        effects += broker.dispatcher.receive(said, worker, broker.now)
+    broker.perform([*effects, *broker.dispatcher.tick(broker.now, broker.at)])
+    told = [each.seq for each in broker.got(worker, m.Received)]
+    assert told == [1, 2]

@@ -28,7 +28,7 @@ from d8mesh.nodes.client.aio.node import AsyncNode
 from d8mesh.nodes.client.aio.task import AsyncTask
 from d8mesh.nodes.client.aio.waits import Inbox
 from d8mesh.nodes.client.farewell import CLOSE_S, INTERRUPTED_S, tell
-from d8mesh.nodes.client.handle import ASK_S, LISTED_AT_ONCE, Result, Task, readable
+from d8mesh.nodes.client.handle import DEFAULT_QUESTION_S, LISTED_AT_ONCE, Result, Task, readable
 from d8mesh.nodes.client.overview import Stats, WorkerInfo
 from d8mesh.nodes.client.submissions import (
     SUBMISSION_TASKS,
@@ -341,7 +341,7 @@ class AsyncClient:
         state: str | None = "",
         type: str | None = "",
         newest_first: bool = False,
-        timeout: float | None = ASK_S,
+        timeout: float | None = DEFAULT_QUESTION_S,
     ) -> AsyncIterator[dict[str, Any]]:
         """Yield the status bodies of tasks, as `AsyncTask.status` returns them.
 
@@ -366,7 +366,9 @@ class AsyncClient:
             if not wanted["cursor"]:
                 return
 
-    async def replay(self, task_id: str, *, timeout: float | None = ASK_S) -> AsyncTask:
+    async def replay(
+        self, task_id: str, *, timeout: float | None = DEFAULT_QUESTION_S
+    ) -> AsyncTask:
         """Submit a failed or cancelled task anew, under a new id; return its handle.
 
         Raises:
@@ -378,7 +380,7 @@ class AsyncClient:
         args = {"id": task_id, "session": session, "n": n}
         return self.task(str((await self.ask("replay", args, timeout=timeout))["task_id"]))
 
-    async def workers(self, *, timeout: float | None = ASK_S) -> list[WorkerInfo]:
+    async def workers(self, *, timeout: float | None = DEFAULT_QUESTION_S) -> list[WorkerInfo]:
         """Return the workers that the orchestrator knows, offline ones too.
 
         Raises:
@@ -386,7 +388,7 @@ class AsyncClient:
         """
         return list((await self.ask("workers", {}, timeout=timeout))["workers"])
 
-    async def stats(self, *, timeout: float | None = ASK_S) -> Stats:
+    async def stats(self, *, timeout: float | None = DEFAULT_QUESTION_S) -> Stats:
         """Return how many workers and tasks there are, and how the tasks ended.
 
         Raises:
@@ -395,7 +397,7 @@ class AsyncClient:
         return cast(Stats, await self.ask("stats", {}, timeout=timeout))
 
     async def ask(
-        self, what: str, args: Mapping[str, object], *, timeout: float | None = ASK_S
+        self, what: str, args: Mapping[str, object], *, timeout: float | None = DEFAULT_QUESTION_S
     ) -> dict[str, Any]:
         """Ask the orchestrator something (see ``docs/PROTOCOL.md``, Questions).
 
@@ -403,7 +405,7 @@ class AsyncClient:
             D8Error: what it answered instead.
             BrokerUnavailableError: no answer within `timeout`.
         """
-        return await self.node.ask(what, args, ASK_S if timeout is None else timeout)
+        return await self.node.ask(what, args, DEFAULT_QUESTION_S if timeout is None else timeout)
 
     @property
     def is_closed(self) -> bool:

@@ -12,7 +12,7 @@ from d8mesh.core.client.submission import Submission
 from d8mesh.core.protocol.messages import CANCELLED_STATE, COMPLETED_STATE, FAILED_STATE, Stream
 from d8mesh.errors import D8Error, TaskCancelledError, TaskRejectedError, WaitTimeoutError
 from d8mesh.nodes.client.aio.waits import Inbox, Signal
-from d8mesh.nodes.client.handle import ASK_S, Result, readable, result_of
+from d8mesh.nodes.client.handle import DEFAULT_QUESTION_S, Result, readable, result_of
 from d8mesh.nodes.client.keeping import KeptOutput, Missed, Position
 from d8mesh.nodes.client.timeouts import bounded, countdown
 
@@ -169,7 +169,9 @@ class AsyncTask:
                 await self._client.node.waits.settled(self._submission, timeout_s)
             self._submission.raise_refusal()
 
-    async def status(self, timeout: float | None = ASK_S, *, full: bool = False) -> dict[str, Any]:
+    async def status(
+        self, timeout: float | None = DEFAULT_QUESTION_S, *, full: bool = False
+    ) -> dict[str, Any]:
         """Return the documented status body, as ``GET /api/tasks/status/{id}`` does.
 
         Args:
@@ -180,7 +182,7 @@ class AsyncTask:
             UnknownTaskError: the orchestrator does not know the task.
             BrokerUnavailableError, WaitTimeoutError: no answer within `timeout`.
         """
-        timeout = ASK_S if timeout is None else timeout
+        timeout = DEFAULT_QUESTION_S if timeout is None else timeout
         await self.accepted(timeout)  # before, nobody knows the task
         return readable(await self._ask("status", timeout, **({"full": True} if full else {})))
 
@@ -188,7 +190,7 @@ class AsyncTask:
         with self._named():
             return await self._client.ask(what, {"id": self.id, **more}, timeout=timeout_s)
 
-    async def cancel(self, timeout: float | None = ASK_S) -> bool:
+    async def cancel(self, timeout: float | None = DEFAULT_QUESTION_S) -> bool:
         """Cancel the task, also a running one; return whether it is cancelled now.
 
         False: it had ended otherwise before. A running handler is told (`TaskContext`), and what
@@ -199,7 +201,7 @@ class AsyncTask:
             BrokerUnavailableError, WaitTimeoutError: no answer within `timeout`.
             NodeClosedError: the client is closed.
         """
-        timeout = ASK_S if timeout is None else timeout
+        timeout = DEFAULT_QUESTION_S if timeout is None else timeout
         left_s = countdown(timeout)
         if self._submission.refusal is not None:
             return False
