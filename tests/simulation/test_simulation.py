@@ -34,6 +34,22 @@ def test_no_history_breaks_a_promise(start: int) -> None:
     assert counts["tasks"] > 0
 
 
+#: What judges reasons takes the time of a commit for that of the decision.
+REASONS = ("accepted", "handed_out", "requeued", "recounted", "ended", "restored", "given")
+
+
+def commits_take_time(world: World) -> None:
+    for name in REASONS:
+        setattr(world.safety.causes, name, lambda *told: None)
+    for orchestrator in world.orchestrators:
+        orchestrator.latency_s = world.rng.choice((0.1, 0.5, 2.0))
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_no_history_breaks_a_promise_while_commits_are_in_flight(tmp_path: Path, seed: int) -> None:
+    assert World(seed, tmp_path, plant=commits_take_time).run().tasks > 0
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_in_a_calm_world_every_task_runs_once(tmp_path: Path, seed: int) -> None:
     world = World(seed, tmp_path, is_calm=True)
@@ -93,9 +109,9 @@ def test_half_a_commit_after_a_torn_write_is_caught(
 ) -> None:
     append = Journal.append
 
-    def one_by_one(self: Journal, facts: Sequence[Fact], *, is_due: bool = False) -> None:
+    def one_by_one(self: Journal, facts: Sequence[Fact]) -> None:
         for fact in facts:
-            append(self, [fact], is_due=is_due)
+            append(self, [fact])
 
     monkeypatch.setattr(Journal, "append", one_by_one)
     monkeypatch.setattr("tests.simulation.orchestrator.AT_ONCE", 0.0)
