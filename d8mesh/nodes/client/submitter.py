@@ -12,10 +12,11 @@ from typing import Any
 
 from d8mesh.core.client.session import ClientSession
 from d8mesh.core.client.submission import Submission, awaiting
-from d8mesh.core.protocol.messages import Group
+from d8mesh.core.protocol.messages import SOFT_FRAME_BYTES, Group
 from d8mesh.errors import WaitTimeoutError
 from d8mesh.nodes.client.completion_waiters import CompletionWaiters
 from d8mesh.nodes.client.groups import (
+    SUBMISSION_TASKS,
     Sent,
     SubmitOptions,
     Template,
@@ -78,15 +79,20 @@ class Submitter:
         with waiters.lock:
             waiters.wait_for_room(1, len(payload), timeout_s)
             submission = runner.open
-            if submission is not None and self._shared == shared:
+            if (
+                submission is not None
+                and self._shared == shared
+                and submission.count < SUBMISSION_TASKS
+                and submission.size_bytes + len(payload) <= SOFT_FRAME_BYTES
+            ):
                 index = submission.count
-                if waiters.grow(submission, payload):
-                    if room_s is not None:  # else it waits for ever, as the others in it do
-                        submission.give_up = give_up(room_s)
-                    self._next_n += 1
-                    if is_listened:
-                        runner.stream_buffer.expect(submission, index)
-                    return submission, index
+                submission.grow(payload)
+                if room_s is not None:  # else it waits for ever, as the others in it do
+                    submission.give_up = give_up(room_s)
+                self._next_n += 1
+                if is_listened:
+                    runner.stream_buffer.expect(submission, index)
+                return submission, index
             runner.seal()
             submission = Submission(
                 self._session.name,
@@ -96,7 +102,7 @@ class Submitter:
                 is_listened=is_listened,
                 give_up=give_up(room_s),
             )
-            self._add(submission, len(payload))
+            self._add(submission)
             runner.open, self._shared = submission, shared
         runner.wake()
         return submission, 0
@@ -134,7 +140,7 @@ class Submitter:
                 is_listened=is_listened,
                 give_up=give_up(timeout_s if is_watched else 0.0),
             )
-            self._add(submission, size)
+            self._add(submission)
             self._runner.do(partial(self._session.submit, submission))
         return submission
 
@@ -193,10 +199,10 @@ class Submitter:
         self._runner.do(lambda now: self._session.watch(submission))
         return submission, 0
 
-    def _add(self, submission: Submission, size_bytes: int) -> None:
+    def _add(self, submission: Submission) -> None:
         """Count a new submission. Under the lock."""
         self._next_n += submission.count
-        self._waiters.add(submission, size_bytes)
+        self._waiters.add(submission)
         if submission.is_listened:
             for index in range(submission.count):
                 self._runner.stream_buffer.expect(submission, index)
