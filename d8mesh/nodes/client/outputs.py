@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import queue
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -10,8 +9,6 @@ from typing import Any
 from d8mesh.core.client.effects import Output
 from d8mesh.core.client.session import ClientSession
 from d8mesh.core.client.submission import Submission, awaiting
-from d8mesh.core.protocol.messages import Stream
-from d8mesh.edge.waits import take
 from d8mesh.nodes.client.completion_waiters import (
     LOOK_S,
     LOOKS_S,
@@ -21,7 +18,7 @@ from d8mesh.nodes.client.completion_waiters import (
 )
 from d8mesh.nodes.client.reasons import Reason
 from d8mesh.nodes.client.runner import ClientRunner
-from d8mesh.nodes.client.stream_buffer import KeptOutput, StreamBuffer
+from d8mesh.nodes.client.stream_buffer import NOTHING_KEPT, KeptOutput, StreamBuffer
 from d8mesh.nodes.client.streams import Missed, OnStream, Position, StreamDeduplicator
 from d8mesh.nodes.client.timeouts import bounded, timed_out
 
@@ -104,48 +101,34 @@ class Outputs:
         """
         task_id = submission.task_id(index)
         wait = _OutputWait(bounded(timeout_s), self._check_alive, self._why, task_id)
+        kept = self._runner.stream_buffer.of(task_id) if submission.is_listened else None
+        if kept is not None:
+            yield from _read(kept, wait, is_whole=True)
+            submission.raise_refusal()
+            return
         if submission.is_listened:
-            kept = self.buffer.of(task_id)
-            if kept is not None:
-                yield from _read(kept, wait)
-                submission.raise_refusal()
-                return
             yield Missed(None)
         self._waiters.wait_settled(submission, timeout_s)  # before, nobody knows the task
-        task_id = submission.task_id(index)  # of a repeated key that of the first time
-        events: queue.SimpleQueue[Stream | None] = queue.SimpleQueue()
-        stop, position = self.listen(task_id, events.put), Position(is_whole=False)
+        kept = KeptOutput()
+        # Of a repeated key the id is now that of the first time.
+        stop = self.listen(submission.task_id(index), kept.hear)
         try:
-            while (stream := _next_of(events, wait)) is not None:
-                yield from position.read(stream)
+            yield from _read(kept, wait, is_whole=False)
         finally:
             stop()
 
 
-def _read(kept: KeptOutput, wait: _OutputWait) -> Iterator[Any]:
+def _read(kept: KeptOutput, wait: _OutputWait, *, is_whole: bool) -> Iterator[Any]:
     """Yield what is kept of a task's output, and what comes, to its end."""
-    position, at = Position(is_whole=True), 0
+    position, part = Position(is_whole=is_whole), NOTHING_KEPT
     wait.begin()
-    while True:
-        part = kept.read(at, wait.look_s)
-        at = part.at
+    while not part.is_over:
+        part = kept.read(part.at, wait.look_s)
         for stream in part.streams:
             yield from position.read(stream)
-        if part.is_over:
-            return
         if part.streams:
             wait.begin()
-        else:
-            wait.look()
-
-
-def _next_of(events: queue.SimpleQueue[Stream | None], wait: _OutputWait) -> Stream | None:
-    """Return what is heard next; None: the task is finished."""
-    wait.begin()
-    while True:
-        try:
-            return take(events, wait.look_s)
-        except queue.Empty:
+        elif not part.is_over:
             wait.look()
 
 

@@ -21,8 +21,8 @@ from d8mesh.nodes.client.aio.waits import Signal, Waits, resolve
 from d8mesh.nodes.client.closing import (
     CLOSE_S,
     PRINT_AFTER_S,
-    log_missing,
     missing_of,
+    note_missing,
     print_waiting,
 )
 from d8mesh.nodes.client.completion_waiters import log_waiting
@@ -287,10 +287,7 @@ class AsyncNode:
             if waiters.count:
                 why = await self._why("")
         except BaseException as error:  # who waits is told by that, and by the log
-            missing = missing_of(waiters, "the wait was interrupted")
-            if missing is not None:
-                error.add_note(f"d8mesh: {missing}")
-                log_missing(missing)
+            note_missing(error, missing_of(waiters, "the wait was interrupted"))
             raise
         finally:
             self._end()
