@@ -52,7 +52,7 @@ class CompletionWaiters:
         self._on_change = on_change
         #: raises, too, when it is called by the thread that brings what is waited for
         self.check_may_wait = check_alive
-        self.check_alive, self._why = check_alive, why
+        self.check_alive, self.why = check_alive, why
         self.lock = threading.RLock()
         self._room = threading.Condition(self.lock)
         self._tasks = self._bytes = 0
@@ -264,7 +264,7 @@ class CompletionWaiters:
         """Find out why a wait is not over, letting go of `condition`: answers arrive under it."""
         condition.release()
         try:
-            return self._why(task_id)
+            return self.why(task_id)
         finally:
             condition.acquire()
 

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from d8mesh.core.client.effects import Output
-from d8mesh.core.client.session import ClientSession
 from d8mesh.core.client.submission import Submission, awaiting
 from d8mesh.nodes.client.completion_waiters import (
     LOOK_S,
@@ -16,20 +15,22 @@ from d8mesh.nodes.client.completion_waiters import (
     CompletionWaiters,
     log_waiting,
 )
-from d8mesh.nodes.client.reasons import Reason
 from d8mesh.nodes.client.runner import ClientRunner
 from d8mesh.nodes.client.stream_buffer import NOTHING_KEPT, KeptOutput, StreamBuffer
 from d8mesh.nodes.client.streams import Missed, OnStream, Position, StreamDeduplicator
 from d8mesh.nodes.client.timeouts import bounded, timed_out
 
 
-def listen(
-    runner: ClientRunner, session: ClientSession, task_id: str, on_stream: OnStream
-) -> Callable[[], None]:
-    """Hear a task's partial output; return what stops it. See `Outputs.listen`."""
+def listen(runner: ClientRunner, task_id: str, on_stream: OnStream) -> Callable[[], None]:
+    """Hear a task's partial output; return what stops it.
+
+    Args:
+        on_stream: called from the I/O thread with each `Stream`, and with None once the task is
+            finished.
+    """
     submission = awaiting(task_id)
     hear = StreamDeduplicator(on_stream)
-    listeners = runner.listeners
+    session, listeners = runner.session, runner.listeners
 
     def start(now: float) -> list[Output]:
         listeners.add(task_id, hear)
@@ -54,24 +55,11 @@ def listen(
 class Outputs:
     """The partial output of the tasks of one client.
 
-    Args:
-        session, waiters, runner: the client's.
-        check_alive: raises when waiting has become useless.
-        why: says why a task is not further.
-
     Thread: any.
     """
 
-    def __init__(
-        self,
-        session: ClientSession,
-        waiters: CompletionWaiters,
-        runner: ClientRunner,
-        check_alive: Callable[[], None],
-        why: Callable[[str], Reason],
-    ) -> None:
-        self._session, self._waiters, self._runner = session, waiters, runner
-        self._check_alive, self._why = check_alive, why
+    def __init__(self, runner: ClientRunner) -> None:
+        self._runner, self._waiters = runner, runner.waiters
 
     @property
     def buffer(self) -> StreamBuffer:
@@ -84,14 +72,8 @@ class Outputs:
         return self._runner.listeners.tasks
 
     def listen(self, task_id: str, on_stream: OnStream) -> Callable[[], None]:
-        """Hear a task's output; return what stops it.
-
-        Args:
-            task_id: the task.
-            on_stream: called from the I/O thread with each `Stream`, and with None once the task
-                is finished.
-        """
-        return listen(self._runner, self._session, task_id, on_stream)
+        """Hear a task's output; see `listen`."""
+        return listen(self._runner, task_id, on_stream)
 
     def of(self, submission: Submission, index: int, timeout_s: float | None) -> Iterator[Any]:
         """Yield the output of a task of a submission; see `Task.stream`.
@@ -100,7 +82,7 @@ class Outputs:
             WaitTimeoutError: nothing came for `timeout_s`.
         """
         task_id = submission.task_id(index)
-        wait = _OutputWait(bounded(timeout_s), self._check_alive, self._why, task_id)
+        wait = _OutputWait(bounded(timeout_s), self._waiters, task_id)
         kept = self._runner.stream_buffer.of(task_id) if submission.is_listened else None
         if kept is not None:
             yield from _read(kept, wait, is_whole=True)
@@ -135,14 +117,8 @@ def _read(kept: KeptOutput, wait: _OutputWait, *, is_whole: bool) -> Iterator[An
 class _OutputWait:
     """A wait for the next piece of a task's output, in short looks."""
 
-    def __init__(
-        self,
-        timeout_s: float | None,
-        check_alive: Callable[[], None],
-        why: Callable[[str], Reason],
-        task_id: str,
-    ) -> None:
-        self._timeout_s, self._check_alive, self._why = timeout_s, check_alive, why
+    def __init__(self, timeout_s: float | None, waiters: CompletionWaiters, task_id: str) -> None:
+        self._timeout_s, self._waiters = timeout_s, waiters
         self._task_id = task_id
         self.begin()
 
@@ -164,11 +140,11 @@ class _OutputWait:
         Raises:
             WaitTimeoutError: the time is over.
         """
-        self._check_alive()
+        self._waiters.check_may_wait()
         what, waited_s = f"output of {self._task_id}", time.monotonic() - self._begun
         if self._timeout_s is not None and waited_s >= self._timeout_s:
-            because = self._why(self._task_id).text if self._timeout_s >= LOOKS_S else ""
+            because = self._waiters.why(self._task_id).text if self._timeout_s >= LOOKS_S else ""
             raise timed_out(what, self._timeout_s, because)
         if waited_s >= STALL_S and not self._is_said:
             self._is_said = True
-            log_waiting(what, self._why(self._task_id))
+            log_waiting(what, self._waiters.why(self._task_id))

@@ -10,11 +10,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from d8mesh.core.client.session import ClientSession
 from d8mesh.core.client.submission import Submission, awaiting
 from d8mesh.core.protocol.messages import SOFT_FRAME_BYTES, Group
 from d8mesh.errors import WaitTimeoutError
-from d8mesh.nodes.client.completion_waiters import CompletionWaiters
 from d8mesh.nodes.client.groups import (
     SUBMISSION_TASKS,
     Sent,
@@ -34,17 +32,14 @@ class Submitter:
     A task's place is its submission and its index there.
 
     Args:
-        session: what the submissions are handed to, on the I/O thread.
-        waiters: where they are counted; its lock guards what is here.
-        runner: the I/O thread.
+        runner: hands them to the session on the I/O thread; the lock of its waiters guards what is
+            here.
 
     Thread: any.
     """
 
-    def __init__(
-        self, session: ClientSession, waiters: CompletionWaiters, runner: ClientRunner
-    ) -> None:
-        self._session, self._waiters, self._runner = session, waiters, runner
+    def __init__(self, runner: ClientRunner) -> None:
+        self._session, self._waiters, self._runner = runner.session, runner.waiters, runner
         self._next_n = 0
         #: what the tasks of the open submission share
         self._shared: tuple[Group, float | None, bool, bool] | None = None

@@ -67,8 +67,8 @@ class AsyncNode:
         self._reasons = Reasons(self._session, self._dialler, self._ask_from_afar, self.check_alive)
         self._one_looks = asyncio.Lock()
         self._runner = ClientRunner(self._session, self.waits.waiters, self._host, self._dialler)
-        self._submitter = Submitter(self._session, self.waits.waiters, self._runner)
-        self._questions = Questions(self._session, self._runner)
+        self._submitter = Submitter(self._runner)
+        self._questions = Questions(self._runner)
         self._host.start(self._runner)
         self._leaving: asyncio.Task[None] | None = None
         self._guard = self._await_loop_end()
@@ -180,7 +180,7 @@ class AsyncNode:
     def listen(self, task_id: str, on_stream: OnStream) -> Callable[[], None]:
         """Hear a task's partial output, and None once it is finished; return what stops it."""
         self.check_alive()
-        return listen(self._runner, self._session, task_id, on_stream)
+        return listen(self._runner, task_id, on_stream)
 
     @property
     def stream_buffer(self) -> StreamBuffer:
