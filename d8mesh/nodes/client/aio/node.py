@@ -24,6 +24,7 @@ from d8mesh.nodes.client.closing import (
     missing_of,
     note_missing,
     print_waiting,
+    raise_missing,
 )
 from d8mesh.nodes.client.completion_waiters import log_waiting
 from d8mesh.nodes.client.dial import Dialler
@@ -293,9 +294,7 @@ class AsyncNode:
             self._end()
             await self._host.finish()
             await self._guard.aclose()
-        missing = missing_of(waiters, why)
-        if missing is not None:
-            raise missing
+        raise_missing(waiters, why)
 
     def abandon(self) -> None:
         """Nobody has this any more, and nobody closed it: as `leave`, but the loop may go on.
