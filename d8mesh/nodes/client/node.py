@@ -7,12 +7,13 @@ event loop.
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Final
 
 from d8mesh.config import Config
 from d8mesh.core.client.submission import Submission
+from d8mesh.edge.transport.connector import Connector
 from d8mesh.edge.transport.sockets import Waker
 from d8mesh.edge.waits import wait_for
 from d8mesh.errors import D8Error, NotAcknowledgedError
@@ -27,7 +28,6 @@ from d8mesh.nodes.client.closing import (
 )
 from d8mesh.nodes.client.completion_waiters import LOOK_S, CompletionWaiters
 from d8mesh.nodes.client.completions import Completions
-from d8mesh.nodes.client.dial import Dialler
 from d8mesh.nodes.client.direct_call import DirectCalls
 from d8mesh.nodes.client.outputs import Outputs
 from d8mesh.nodes.client.questions import Questions
@@ -36,6 +36,8 @@ from d8mesh.nodes.client.runner import ClientRunner
 from d8mesh.nodes.client.sessions import new_session
 from d8mesh.nodes.client.submitter import Submitter
 from d8mesh.nodes.client.timeouts import countdown
+from d8mesh.nodes.reconnector.reconnector import Reconnector
+from d8mesh.nodes.reconnector.search import Search
 
 #: How long the I/O thread may take to say goodbye.
 END_S: Final = 3.0
@@ -58,15 +60,17 @@ class ClientNode:
         self, config: Config, *, endpoint: str | None = None, url: str | None = None
     ) -> None:
         make_session = partial(new_session, config.mesh)
-        make_dialler = partial(
-            Dialler, config, endpoint=endpoint, url=url or config.orchestrator_url
-        )
+        given = endpoint or url or config.orchestrator_url
+
+        def make_reconnector(wake: Callable[[], None]) -> Reconnector:
+            return Reconnector(Search(config, given=given), Connector(wake))
+
         waker, check_alive = Waker(), self.check_alive
         self.session = make_session()
-        self.dialler = make_dialler(wake=waker.wake)
+        self.reconnector = make_reconnector(waker.wake)
         self.reasons = Reasons(
             self.session,
-            self.dialler,
+            self.reconnector,
             ask=lambda what, args, timeout_s: self.questions.ask(what, args, timeout_s),
             check_alive=check_alive,
         )
@@ -74,14 +78,14 @@ class ClientNode:
         self.waiters.check_may_wait = self.check_may_wait
         self.completions = Completions()
         self.runner = ClientRunner(
-            self.session, self.waiters, waker, self.dialler, completions=self.completions
+            self.session, self.waiters, waker, self.reconnector, completions=self.completions
         )
         self.submitter = Submitter(self.runner)
         self.questions = Questions(self.runner)
         self.outputs = Outputs(self.runner)
         self.direct_calls = DirectCalls(
             make_session=make_session,
-            make_dialler=make_dialler,
+            make_reconnector=make_reconnector,
             check_alive=check_alive,
             why=self.reasons.of,
         )
@@ -218,5 +222,5 @@ class ClientNode:
         self.runner.is_closed = True
         self.direct_calls.close()
         self.runner.close(END_S)
-        self.dialler.close()
+        self.reconnector.close()
         self.waiters.close()
