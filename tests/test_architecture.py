@@ -62,7 +62,7 @@ def test_import_contracts_are_kept() -> None:
 
 
 def test_no_import_inside_the_client_is_deferred() -> None:
-    """Where all imports are at the top and of names that are used, the contracts see each circle."""
+    """Where all imports are at the top, the contracts see each circle."""
     deferred = [
         f"{name_of(path)}:{node.lineno}"
         for path in (PACKAGE / "nodes" / "client").rglob("*.py")

@@ -100,11 +100,6 @@ class AsyncNode:
         return self._session.is_up
 
     @property
-    def has_input(self) -> bool:
-        """True if something has come in that no turn has taken."""
-        return self._runner.has_input
-
-    @property
     def is_over_http(self) -> bool:
         """True while only the REST port can be reached."""
         return self._runner.is_over_http
