@@ -32,7 +32,7 @@ from d8mesh.http.guard import body_of
 CONTENT_TYPE: Final = "application/x-d8-frames"
 LINK_HEADER: Final = "X-D8-Link"
 #: The longest a poll may stay open with nothing to say.
-MAX_WAIT_S: Final = 20.0
+MAX_TUNNEL_POLL_S: Final = 20.0
 #: Links at the same time: machines behind a closed port.
 MAX_LINKS: Final = 200
 #: A link that nobody asked for this long is closed; its peer opens another.
@@ -44,7 +44,7 @@ MAX_ANSWER_BYTES: Final = 40 * 1024 * 1024
 #: Frames in one request, and taken from one connection in one go.
 MAX_FRAMES: Final = 10_000
 FRAMES_PER_TURN: Final = 64
-_LOOK_S: Final = 5.0
+IDLE_LOOK_S: Final = 5.0
 #: How often a waiting request looks whether its asker is still there.
 _GONE_S: Final = 2.0
 _ID: Final = re.compile(r"[0-9a-f]{32}", re.ASCII)
@@ -83,7 +83,7 @@ class Exchange:
             Refusal: the header or the body is not as described, or there are too many links.
             InvalidTaskError: `wait` is no duration.
         """
-        wait_s = seconds(request.args, "wait", default=0.0, most=MAX_WAIT_S, is_cut=True)
+        wait_s = seconds(request.args, "wait", default=0.0, most=MAX_TUNNEL_POLL_S, is_cut=True)
         link_id = request.headers.get(LINK_HEADER, "")
         if not _ID.fullmatch(link_id):
             raise Refusal("http.bad_request", f"{LINK_HEADER}: expected 32 hex digits")
@@ -131,7 +131,7 @@ class Exchange:
         loop, shared = Loop(self._waker), SharedContext()
         connector = Connector(shared=shared)
         while not self._is_closing:
-            loop.wait(_LOOK_S)
+            loop.wait(IDLE_LOOK_S)
             with self._lock:
                 links = list(self._links.items())
             now = time.monotonic()

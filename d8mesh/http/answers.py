@@ -52,7 +52,6 @@ STATUS: Final[Mapping[str, int]] = {
     "worker.error": 500,
     "worker.unknown": 404,
     "worker.id_taken": 409,
-    "worker.outbox_full": 503,
     "worker.outbox_broken": 500,
     "worker.handler": 500,
     "backend.failed": 502,

@@ -46,7 +46,7 @@ OUTPUT_BYTES: Final = 1_048_576
 #: Unused threads end after this time.
 THREAD_IDLE_S: Final = 30.0
 #: How often deadlines are looked at.
-LOOK_S: Final = 0.5
+DEADLINES_LOOK_S: Final = 0.5
 #: Longest waits for something to read or write: with open connections, whose deadlines pass
 #: meanwhile, and with none (a new one and `close` end it).
 OPEN_WAIT_S, IDLE_WAIT_S = 1.0, 30.0
@@ -133,7 +133,7 @@ class Listener:
                 wait_s = OPEN_WAIT_S if self._server.active_channels else IDLE_WAIT_S
                 wasyncore.loop(wait_s, hasattr(select, "poll"), self._map, count=1)
                 if time.monotonic() >= next_look:
-                    next_look = time.monotonic() + LOOK_S
+                    next_look = time.monotonic() + DEADLINES_LOOK_S
                     self._server.close_overdue()
         finally:
             self._crew.shutdown()

@@ -26,7 +26,7 @@ from d8mesh.http.server import Limits, Listener
 BURST: Final = 200
 PER_SECOND: Final = 50.0
 #: Addresses remembered; the one silent for longest is forgotten.
-MAX_ADDRESSES: Final = 1024
+MAX_ASKERS: Final = 1024
 _THREADS: Final = 2
 #: Nothing is to be sent here.
 _BODY_BYTES: Final = 4096
@@ -146,7 +146,7 @@ class _Rates:
             tokens = min(float(BURST), tokens + (now - at) * PER_SECOND)
             is_allowed = tokens >= 1
             self._buckets[address] = (tokens - 1 if is_allowed else tokens, now)
-            if len(self._buckets) > MAX_ADDRESSES:
+            if len(self._buckets) > MAX_ASKERS:
                 self._buckets.popitem(last=False)
         return is_allowed
 

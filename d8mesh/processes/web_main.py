@@ -1,7 +1,7 @@
 """The REST process: a client of the broker, behind an HTTP server.
 
-Joins `api` to the listener, the client and the exchange, and ends with its parent. Announces
-nothing: the broker does, and `orchestrator` starts and restarts this process.
+Joins the REST to the HTTP server, the client and the tunnel, and ends with its parent. Announces
+nothing: the broker does, and `launcher` starts and restarts this process.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ KEPT_S: Final = 600.0
 #: An earlier process of ours may need this long to let the port go.
 BIND_PATIENCE_S: Final = 3.0
 #: Ending may take so long; then the process ends whatever its threads are at.
-END_S: Final = 0.8
+WEB_END_S: Final = 0.8
 #: Many threads that each do little: whoever has an answer should not wait 5 ms for its turn.
 SWITCH_S: Final = 0.001
 #: Descriptors beside the connections: sockets of ZeroMQ, logs, pipes.
@@ -166,7 +166,7 @@ class _Stop:
         if self._is_called:
             return
         self._is_called = True
-        last_resort = threading.Timer(END_S, os._exit, (0,))
+        last_resort = threading.Timer(WEB_END_S, os._exit, (0,))
         last_resort.daemon = True
         last_resort.start()
         self._listener.close(timeout_s=0.0)

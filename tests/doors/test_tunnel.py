@@ -185,7 +185,7 @@ def test_links_are_bounded_and_idle_ones_are_closed(
     rest: Rest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(exchange_module, "IDLE_S", 0.2)
-    monkeypatch.setattr(exchange_module, "_LOOK_S", 0.1)
+    monkeypatch.setattr(exchange_module, "IDLE_LOOK_S", 0.1)
 
     def status() -> int:
         headers = {LINK_HEADER: secrets.token_hex(16)}

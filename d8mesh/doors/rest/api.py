@@ -1,7 +1,8 @@
 """The orchestrator's REST: the table of calls, and how a request becomes an answer.
 
-A shim: it keeps no state of its own. Every call is one question to the broker, which
-decides; see ``docs/REST.md`` for the calls and ``core.broker.client_requests`` for the questions.
+A shim: a call asks the broker, which decides. Kept here is only what was refused, and what was
+last known of a broker that is away. See ``docs/REST.md`` for the calls and
+``core.broker.client_requests`` for the questions.
 """
 
 from __future__ import annotations
@@ -171,11 +172,6 @@ class Api:
         if reason is None:
             return answer({"status": "healthy"} | body)
         return answer(body | {"status": "unhealthy", "reason": reason, "is_accepting": False}, 503)
-
-    def refused_early(self, code: str, text: str, peer: str) -> None:
-        """Count and log what the server refused before it was a request."""
-        self.rejections.add(code)
-        event(_log, logging.WARNING, "http.refused", peer=peer, code=code, why=text)
 
     # ------------------------------------------------------------------ one request
 

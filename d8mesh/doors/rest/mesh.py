@@ -23,7 +23,7 @@ ASK_S: Final = 10.0
 SUBMIT_S: Final = 30.0
 #: How long a request waits for a broker that has just gone: it is back within a second.
 AWAY_S: Final = 3.0
-_LOOK_S: Final = 0.02
+BACK_LOOK_S: Final = 0.02
 
 
 class Mesh(Protocol):
@@ -97,7 +97,7 @@ def require_broker(mesh: Mesh, waits: Places) -> None:
     with waits.one() as may_wait:
         until = time.monotonic() + (AWAY_S if may_wait else 0.0)
         while time.monotonic() < until:
-            time.sleep(_LOOK_S)
+            time.sleep(BACK_LOOK_S)
             if _is_connected(mesh):
                 return
     require_alive(mesh)

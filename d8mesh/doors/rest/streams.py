@@ -23,7 +23,7 @@ from d8mesh.nodes.client.streams import Position
 #: A comment line after this long without output: proxies and readers see that we live.
 ALIVE_S: Final = 5.0
 #: After this long without output it is asked whether the task has been finished meanwhile.
-LOOK_S: Final = 15.0
+FINISHED_LOOK_S: Final = 15.0
 #: Messages kept for a reader that is slower than the task; beyond it the stream ends.
 MAX_WAITING: Final = 2000
 EVENT_STREAM: Final = "text/event-stream"
@@ -122,7 +122,7 @@ class _Events:
     def _all_of(self, kept: KeptOutput) -> Iterator[bytes]:
         """Yield all that was heard since the submit, and what comes, to the end."""
         at, is_over, self._position = 0, False, Position(is_whole=True)
-        next_look = time.monotonic() + LOOK_S
+        next_look = time.monotonic() + FINISHED_LOOK_S
         while not is_over and not self._is_gone():
             at, heard, is_over = kept.read(at, ALIVE_S * random.uniform(0.7, 1.0))
             for stream in heard:
@@ -131,17 +131,17 @@ class _Events:
                 continue
             yield b": alive\n\n"
             if time.monotonic() >= next_look:
-                next_look, is_over = time.monotonic() + LOOK_S, self._is_finished()
+                next_look, is_over = time.monotonic() + FINISHED_LOOK_S, self._is_finished()
 
     def _until_finished(self) -> Iterator[bytes]:
-        next_look = time.monotonic() + LOOK_S
+        next_look = time.monotonic() + FINISHED_LOOK_S
         while not self._is_too_slow and not self._is_gone():
             try:
                 stream = self._heard.get(timeout=ALIVE_S * random.uniform(0.7, 1.0))
             except queue.Empty:
                 yield b": alive\n\n"
                 if time.monotonic() >= next_look:
-                    next_look = time.monotonic() + LOOK_S
+                    next_look = time.monotonic() + FINISHED_LOOK_S
                     if self._is_finished():
                         return
                 continue
