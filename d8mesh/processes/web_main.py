@@ -73,7 +73,7 @@ def run_web(config: Config, options: argparse.Namespace) -> int:
     _stay_on_one_core()
     bound = bind_patiently(config.web_host, config.web_port)
     client = Client(config=config, endpoint=options.broker)
-    client.outputs.keeping.keep_s = KEPT_S
+    client.outputs.buffer.keep_s = KEPT_S
     waits = Places(MAX_WAITS)
     exchange = Exchange(options.broker, Places(MAX_LINKS))
     api = Api(config, client, exchange=exchange, waits=waits)

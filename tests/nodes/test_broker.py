@@ -18,7 +18,7 @@ from d8mesh.core.broker import dispatcher
 from d8mesh.core.protocol import messages as m
 from d8mesh.core.protocol.codec import decode_to_client, encode
 from d8mesh.edge.network import usable_addresses
-from d8mesh.edge.sqlite import journal
+from d8mesh.edge.sqlite import files
 from d8mesh.errors import JournalBrokenError, JournalHeldError
 from d8mesh.nodes import broker
 from d8mesh.nodes.broker import ANSWERED_STRIKES, JOURNAL_NAME, Broker
@@ -172,7 +172,7 @@ def test_a_drain_says_goodbye(tmp_path: Path) -> None:
 def test_a_commit_that_fails_acknowledges_nothing_and_ends_the_broker(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(journal, "BUSY_MS", 200)
+    monkeypatch.setattr(files, "BUSY_MS", 200)
     running = Running(tmp_path)
     client = running.client()
     submit = encode(m.Submit(1, S, 0, [m.Group("echo", 5, [b"\x80"])]))

@@ -10,8 +10,8 @@ from typing import Any, Final, Protocol
 
 from d8mesh.core.protocol.messages import Group
 from d8mesh.errors import BrokerUnavailableError
-from d8mesh.nodes.client.listening import Outputs
-from d8mesh.nodes.client.submissions import Sent
+from d8mesh.nodes.client.groups import Sent
+from d8mesh.nodes.client.outputs import Outputs
 
 #: Requests that may wait at the same time; one more is answered with what is known.
 MAX_WAITS: Final = 300
@@ -41,8 +41,6 @@ class Mesh(Protocol):
         groups: Sequence[Group],
         *,
         key: str = ...,
-        digest: bytes = ...,
-        is_watched: bool = ...,
         is_listened: bool = ...,
         timeout_s: float = ...,
     ) -> Sent:

@@ -17,7 +17,8 @@ from d8mesh.doors.rest.mesh import Mesh, Places
 from d8mesh.doors.rest.workers import is_gone
 from d8mesh.errors import D8Error
 from d8mesh.http.answers import Refusal
-from d8mesh.nodes.client.keeping import KeptOutput, Position
+from d8mesh.nodes.client.stream_buffer import KeptOutput
+from d8mesh.nodes.client.streams import Position
 
 #: A comment line after this long without output: proxies and readers see that we live.
 ALIVE_S: Final = 5.0
@@ -89,7 +90,7 @@ class _Events:
 
     def run(self, body: dict[str, Any]) -> Iterator[bytes]:
         """Yield the events until the task is finished or the reader is gone."""
-        kept = self._mesh.outputs.keeping.of(self._task_id)
+        kept = self._mesh.outputs.buffer.of(self._task_id)
         if kept is not None:
             yield b": listening\n\n"
             yield from self._all_of(kept)

@@ -18,7 +18,6 @@ from d8mesh.doors.rest.schemas import (
     SubmitOne,
     convert,
     flag,
-    groups_of,
     idempotency_key,
     integer,
     seconds,
@@ -29,7 +28,7 @@ from d8mesh.errors import InvalidTaskError, UnknownTaskError
 from d8mesh.http.answers import answer
 from d8mesh.http.guard import body_of
 from d8mesh.http.strict import parse_json
-from d8mesh.nodes.client.submissions import Sent, digest_of
+from d8mesh.nodes.client.groups import Sent, groups_of
 
 SUBMIT_KEYS: Final = frozenset(SubmitOne.__struct_fields__)
 MAX_WAIT_S: Final = 60.0
@@ -138,8 +137,6 @@ class TaskCalls:
         return self._mesh.submit_groups(
             groups,
             key=key,
-            digest=digest_of(groups) if key else b"",
-            is_watched=False,
             is_listened=tasks[0].listen,
             timeout_s=SUBMIT_S,
         )

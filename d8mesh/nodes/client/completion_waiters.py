@@ -10,11 +10,10 @@ from collections.abc import Callable
 from typing import Final
 
 from d8mesh.core.client.submission import Submission
-from d8mesh.core.protocol.messages import SOFT_FRAME_BYTES, Refused
+from d8mesh.core.protocol.messages import Refused
 from d8mesh.edge.logs import event
 from d8mesh.errors import D8Error, NodeClosedError, error_of
 from d8mesh.nodes.client.reasons import Reason
-from d8mesh.nodes.client.submissions import SUBMISSION_TASKS
 from d8mesh.nodes.client.timeouts import bounded, timed_out
 
 #: Tasks and bytes that may wait here to be acknowledged; beyond it `submit` blocks.
@@ -54,11 +53,11 @@ class CompletionWaiters:
         self._on_change = on_change
         #: raises, too, when it is called by the thread that brings what is waited for
         self.check_may_wait = check_alive
-        self.check_alive, self._why = check_alive, why
+        self.check_alive, self.why = check_alive, why
         self.lock = threading.RLock()
         self._room = threading.Condition(self.lock)
         self._tasks = self._bytes = 0
-        self._pending: dict[Submission, int] = {}
+        self._pending: dict[Submission, None] = {}  #: in their order
         self._waiters: dict[Submission, _Waiters] = {}
         self._refusal: Refused | None = None  #: the first since the last flush
         self._refused: list[Submission] = []  #: some of them are told by now
@@ -94,25 +93,9 @@ class CompletionWaiters:
 
     # ------------------------------------------------------- under the lock, by callers
 
-    def add(self, submission: Submission, size_bytes: int) -> None:
+    def add(self, submission: Submission) -> None:
         """Note a new submission; its outcomes can arrive from now on."""
-        self._pending[submission] = size_bytes
-        submission.states, submission.payloads = (
-            bytearray(submission.count),
-            [None] * submission.count,
-        )
-        submission.missing = submission.count if submission.is_watched else 0
-
-    def grow(self, submission: Submission, size_bytes: int) -> bool:
-        """Make a place for one more task in a submission; False if it is full."""
-        size_bytes += self._pending[submission]
-        if submission.count >= SUBMISSION_TASKS or size_bytes > SOFT_FRAME_BYTES:
-            return False
-        self._pending[submission] = size_bytes
-        submission.states.append(0)
-        submission.payloads.append(None)
-        submission.missing += submission.is_watched
-        return True
+        self._pending[submission] = None
 
     def wait_for_room(self, count: int, size_bytes: int, timeout_s: float | None) -> None:
         """Wait until so much fits, and count it as pending.
@@ -274,7 +257,7 @@ class CompletionWaiters:
                     return
                 raise timed_out(what, timeout_s, why)
             if task_id is not None and self.is_stalled(start, now):
-                say_waiting(what, self._look(condition, task_id))
+                log_waiting(what, self._look(condition, task_id))
                 continue
             condition.wait(min(LOOK_AROUND_S, left_s))
 
@@ -282,7 +265,7 @@ class CompletionWaiters:
         """Find out why a wait is not over, letting go of `condition`: answers arrive under it."""
         condition.release()
         try:
-            return self._why(task_id)
+            return self.why(task_id)
         finally:
             condition.acquire()
 
@@ -300,10 +283,10 @@ class CompletionWaiters:
         with self.lock:
             if submission.refusal is not None:
                 self._note_refused(submission, submission.refusal)
-            size = self._pending.pop(submission, None)
-            if size is not None:
+            if submission in self._pending:
+                del self._pending[submission]
                 self._tasks -= submission.count
-                self._bytes -= size
+                self._bytes -= submission.size_bytes
                 self._room.notify_all()
         self.changed(submission)
 
@@ -350,7 +333,7 @@ class _Waiters:
         self.wanted: list[Callable[[], bool]] = []
 
 
-def say_waiting(what: str, why: Reason) -> None:
+def log_waiting(what: str, why: Reason) -> None:
     """Log that a wait is long; a task that is at work is no reason to warn."""
     level = logging.INFO if why.is_running else logging.WARNING
     event(_log, level, "still.waiting", what=what, why=why.text)

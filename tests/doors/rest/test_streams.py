@@ -108,7 +108,7 @@ def test_a_task_submitted_with_listen_is_heard_whole_during_and_after(
         worker.register("speak", speak)
         mesh.run(worker)
         task_id = rest.submit("speak", listen=True)
-        kept = rest.client.outputs.keeping.of(task_id)
+        kept = rest.client.outputs.buffer.of(task_id)
         assert kept is not None
         until(lambda: sum(len(part.payloads) for part in kept.read(0, 0.0)[1]) == 100)
         answer = rest.get(f"/api/tasks/{task_id}/stream")
@@ -226,7 +226,7 @@ def heard(*told: Stream | None) -> list[tuple[str, dict[str, Any]]]:
         return lambda: None
 
     keeping = SimpleNamespace(of=lambda task_id: None)  # nothing is kept
-    mesh: Any = SimpleNamespace(outputs=SimpleNamespace(keeping=keeping, listen=listen))
+    mesh: Any = SimpleNamespace(outputs=SimpleNamespace(buffer=keeping, listen=listen))
 
     def status(task_id: str) -> dict[str, Any]:
         return {"completed_at": 1.0}

@@ -1,8 +1,8 @@
 """The end of a client: nothing that was submitted is lost without a word.
 
-`Farewell` ends one client once. What is open when the interpreter ends is closed then, and what is
-missing is said on standard error: nobody could catch an error any more. (A client is never
-collected before: its own thread holds it.)
+What is open when the interpreter ends is closed then, and what is missing is said on standard
+error: nobody could catch an error any more. (A client is never collected before: its own thread
+holds it.)
 """
 
 from __future__ import annotations
@@ -11,15 +11,12 @@ import atexit
 import logging
 import os
 import sys
-import threading
 import time
 import weakref
-from collections.abc import Callable
 from typing import Final, Protocol
 
 from d8mesh.edge import terminal
 from d8mesh.edge.logs import event
-from d8mesh.edge.waits import wait_for
 from d8mesh.errors import D8Error, NotAcknowledgedError, error_of
 from d8mesh.nodes.client.completion_waiters import CompletionWaiters
 from d8mesh.words import translated
@@ -28,92 +25,21 @@ from d8mesh.words import translated
 CLOSE_S: Final = 10.0
 #: The same after Ctrl-C: who wants to leave is not held up.
 INTERRUPTED_S: Final = 1.0
-#: Ending takes so long beyond that: whoever closes a client that is being closed waits for it.
-BEYOND_CLOSE_S: Final = 8.0
-#: At the end of the interpreter a wait is told after this long.
-TOLD_AFTER_S: Final = 1.0
+#: At the end of the interpreter a wait is shown after this long.
+PRINT_AFTER_S: Final = 1.0
 #: Ids in a message; the error has them all.
-TOLD_IDS: Final = 10
+SHOWN_IDS: Final = 10
 #: Ids of one line of the log, whose values are cut at 200 characters; and lines of one client.
 IDS_OF_A_LINE: Final = 7
 MAX_LINES: Final = 100
 _log: Final = logging.getLogger("d8mesh.client")
 
 
-class Farewell:
-    """Ends one client.
-
-    Args:
-        board: knows what is not acknowledged.
-        wait_all: waits until all is; False: it is not in time, or never will be.
-        why: says why not, for people; takes a short time.
-        end: lets all go, without waiting for anything more.
-
-    Thread: any.
-    """
-
-    def __init__(
-        self,
-        waiters: CompletionWaiters,
-        *,
-        wait_all: Callable[[float | None], bool],
-        why: Callable[[], str],
-        end: Callable[[], None],
-    ) -> None:
-        self._waiters, self._wait_all, self._why, self._end = waiters, wait_all, why, end
-        self._lock = threading.Lock()
-        self._is_begun = False
-        self._done = threading.Event()
-
-    def say(self, timeout_s: float | None) -> None:
-        """Take nothing more, wait until all is acknowledged, and end; later calls do nothing.
-
-        Who calls while another thread is at it waits for that, and is told the same.
-
-        Raises:
-            NotAcknowledgedError: something is not acknowledged within `timeout_s`, or was refused
-                and nobody was told so.
-        """
-        if self._done.is_set():
-            return
-        with self._lock:
-            is_first, self._is_begun = not self._is_begun, True
-        if not is_first:
-            wait_for(self._done, None if timeout_s is None else timeout_s + BEYOND_CLOSE_S)
-            self._raise_missing("")
-            return
-        self._waiters.shut()
-        why = ""
-        try:
-            if not self._wait_all(timeout_s):
-                why = self._why()
-        except BaseException as error:  # Ctrl-C: it stays what is raised
-            missing = missing_of(self._waiters, "the wait was interrupted")
-            if missing is not None:
-                error.add_note(f"d8mesh: {missing}")
-                tell(missing)
-            raise
-        finally:
-            try:
-                self._end()
-            finally:
-                self._done.set()
-        self._raise_missing(why)
-
-    def _raise_missing(self, why: str) -> None:
-        error = missing_of(self._waiters, why)
-        if error is not None:
-            raise error
-
-    def say_beside(self, timeout_s: float, error: BaseException) -> None:
-        """End a client while `error` is under way: what is missing becomes a note of it."""
-        if isinstance(error, KeyboardInterrupt):
-            timeout_s = min(timeout_s, INTERRUPTED_S)
-        try:
-            self.say(timeout_s)
-        except NotAcknowledgedError as missing:
-            error.add_note(f"d8mesh: {missing}")
-            tell(missing)
+def raise_missing(waiters: CompletionWaiters, why: str) -> None:
+    """Raise what is missing at the end of a client, if anything is; see `missing_of`."""
+    error = missing_of(waiters, why)
+    if error is not None:
+        raise error
 
 
 def missing_of(waiters: CompletionWaiters, why: str) -> NotAcknowledgedError | None:
@@ -128,12 +54,12 @@ def missing_of(waiters: CompletionWaiters, why: str) -> NotAcknowledgedError | N
     refusals = [error_of(each.code, each.message) for each in refused]
     count = len(task_ids)
     tasks = "1 task is" if count == 1 else f"{count} tasks are"
-    more = f" and {count - TOLD_IDS} more" if count > TOLD_IDS else ""
-    reasons = [*dict.fromkeys(str(each) for each in refusals[:TOLD_IDS]), *([why] if why else [])]
+    more = f" and {count - SHOWN_IDS} more" if count > SHOWN_IDS else ""
+    reasons = [*dict.fromkeys(str(each) for each in refusals[:SHOWN_IDS]), *([why] if why else [])]
     if waiters.forgotten:
         reasons.append(f"{waiters.forgotten} more were refused long ago: their ids are forgotten")
     because = f". {'; '.join(reasons)}" if reasons else ""
-    shown = ", ".join(task_ids[:TOLD_IDS])
+    shown = ", ".join(task_ids[:SHOWN_IDS])
     error = NotAcknowledgedError(
         f"{tasks} not acknowledged, and may be lost: {shown}{more}{because}", task_ids=task_ids
     )
@@ -142,9 +68,12 @@ def missing_of(waiters: CompletionWaiters, why: str) -> NotAcknowledgedError | N
     return error
 
 
-def tell(error: NotAcknowledgedError) -> None:
-    """Write down what nobody may catch."""
-    ids, why = error.task_ids, str(error).partition(". ")[2]
+def note_missing(error: BaseException, missing: NotAcknowledgedError | None) -> None:
+    """Say what is missing with the error that is under way, and in the log: nobody may catch it."""
+    if missing is None:
+        return
+    error.add_note(f"d8mesh: {missing}")
+    ids, why = missing.task_ids, str(missing).partition(". ")[2]
     lines = [ids[n : n + IDS_OF_A_LINE] for n in range(0, len(ids), IDS_OF_A_LINE)]
     for line in lines[:MAX_LINES]:
         told = {"ids": ",".join(line), "of": len(ids), "why": why}
@@ -154,23 +83,22 @@ def tell(error: NotAcknowledgedError) -> None:
 # ---------------------------------------------------------- the end of the interpreter
 
 
-class Open(Protocol):
+class Closable(Protocol):
     """A client that may still be open when the interpreter ends."""
 
-    @property
-    def waiters(self) -> CompletionWaiters:
-        """Where it is known what is not acknowledged."""
+    #: where it is known what is not acknowledged
+    waiters: CompletionWaiters
 
     def close(self, timeout_s: float = ..., /) -> None:
         """End it."""
 
 
 #: open clients, and the process that each belongs to
-_open: weakref.WeakKeyDictionary[Open, int] = weakref.WeakKeyDictionary()
+_open: weakref.WeakKeyDictionary[Closable, int] = weakref.WeakKeyDictionary()
 _registered: set[int] = set()  # process ids
 
 
-def close_at_exit(client: Open) -> None:
+def close_at_exit(client: Closable) -> None:
     """Have `client` closed when the interpreter ends, if nobody has done so by then."""
     pid = os.getpid()
     _open[client] = pid
@@ -185,7 +113,7 @@ def close_at_exit(client: Open) -> None:
         children.Finalize(None, _close_all, exitpriority=100)
 
 
-def forget(client: Open) -> None:
+def forget(client: Closable) -> None:
     """This one is closed."""
     _open.pop(client, None)
 
@@ -198,14 +126,14 @@ def _close_all() -> None:
     until = time.monotonic() + (INTERRUPTED_S if is_interrupted else CLOSE_S)
     for client in clients:
         client.waiters.shut()
-    first_until = min(until, time.monotonic() + TOLD_AFTER_S)
+    first_until = min(until, time.monotonic() + PRINT_AFTER_S)
     try:
         for client in clients:
             client.waiters.wait_empty(max(0.0, first_until - time.monotonic()))
         count = sum(client.waiters.count for client in clients)
         left_s = until - time.monotonic()
         if count and left_s > 0:
-            say_waiting(count, left_s)
+            print_waiting(count, left_s)
     except KeyboardInterrupt:
         until = 0.0
     for client in clients:
@@ -217,7 +145,7 @@ def _close_all() -> None:
             until = 0.0
 
 
-def say_waiting(count: int, left_s: float) -> None:
+def print_waiting(count: int, left_s: float) -> None:
     """Say why the end of the program takes a while."""
     tasks = "1 task" if count == 1 else f"{count} tasks"
     _say(f"waiting up to {left_s:.0f} s for the acknowledgement of {tasks}; Ctrl-C ends it")
