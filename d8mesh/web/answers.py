@@ -5,11 +5,10 @@ Nothing that goes out is a page or a traceback, whatever came in.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Mapping
 from typing import Final
 
 import msgspec
-from werkzeug.wrappers import Response
 
 from d8mesh.core.json_model import MAX_DEPTH
 from d8mesh.errors import D8Error
@@ -110,25 +109,44 @@ class Refusal(Exception):
             self.headers["Connection"] = "close"
 
 
+class Response:
+    """What is answered.
+
+    Args:
+        body: all of it, or what makes its parts; that is closed whatever happens.
+    """
+
+    __slots__ = ("body", "headers", "status")
+
+    def __init__(
+        self,
+        body: bytes | AsyncGenerator[bytes, None],
+        status: int = 200,
+        *,
+        content_type: str = JSON,
+    ) -> None:
+        self.body, self.status = body, status
+        self.headers = {"Content-Type": content_type}
+
+
 def answer(body: Mapping[str, object], status: int = 200) -> Response:
     """Return a JSON answer; what JSON does not have, in some stranger's data, is told as text."""
     try:
         content = _encoder.encode(body)
     except (TypeError, ValueError, RecursionError):
         content = _encoder.encode(_plain(body))
-    return Response(content, status=status, content_type=JSON)
+    return Response(content, status)
 
 
 def problem(error: D8Error | Refusal) -> Response:
     """Return the answer that tells of an error, with its code's status."""
     body: dict[str, object] = {"error": str(error), "code": error.code}
-    headers: dict[str, str] = {}
-    if isinstance(error, Refusal):
-        headers = error.headers
-    elif isinstance(error.details.get("pruned_at"), (int, float)):
-        body["pruned_at"] = error.details["pruned_at"]
+    pruned_at = None if isinstance(error, Refusal) else error.details.get("pruned_at")
+    if isinstance(pruned_at, (int, float)):
+        body["pruned_at"] = pruned_at
     response = answer(body, STATUS.get(error.code, 500))
-    response.headers.update(headers)
+    if isinstance(error, Refusal):
+        response.headers.update(error.headers)
     if error.code in RETRY_AFTER_S:
         response.headers["Retry-After"] = str(RETRY_AFTER_S[error.code])
     return response

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Mapping
-from typing import Any, Final
+from collections.abc import Collection
+from typing import Final
 
 from d8mesh.core.addresses import host_is_allowed, is_address
 from d8mesh.edge.network import own_names
@@ -14,11 +14,6 @@ NAMES_S: Final = 5.0
 #: They are looked up sooner for a name that is not among them, but not more often than this; for
 #: an address at once, which this machine may have got a moment ago.
 NAMES_AGAIN_S: Final = 0.5
-
-
-def may_lack_host(environ: Mapping[str, Any]) -> bool:
-    """Return whether a request needs no Host: HTTP/1.0 knows none. Browsers always send one."""
-    return environ.get("SERVER_PROTOCOL") == "HTTP/1.0" and "HTTP_HOST" not in environ
 
 
 class OwnHosts:

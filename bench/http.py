@@ -1,116 +1,139 @@
-"""WSGI servers side by side, each with the same small Werkzeug application.
+"""ASGI servers side by side, each with the same small application of `d8mesh.http`.
 
-``python -m bench.wsgi [waitress cheroot granian ours]`` measures (``ours`` is waitress as
-`d8mesh.web.listener` sets it up; pip install the others):
-requests per second with keep-alive, `/health` beside many waits and streams, memory,
-start-up; and what each does to bad or slow input. Load comes from ``wrk`` if there is one,
-else from threads of this process (which then are the limit). Figures of one run on two
-cores stand in ``docs/WSGI.md``.
+``python -m bench.http [ours uvicorn-h11 uvicorn-httptools hypercorn granian]`` measures (``ours``
+is `d8mesh.http.server`; pip install the others): requests per second with keep-alive, `/health`
+beside many waits and streams, memory, start-up; and what each does to bad or slow input.
+``NAME=FOLDER`` measures what another checkout serves. Load comes from `bench.load`. Figures of one
+run on two cores stand in ``docs/HTTP.md``.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
-import json
 import re
-import shutil
 import socket
 import statistics
 import subprocess
 import sys
-import tempfile
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
-from werkzeug.wrappers import Request, Response
+import psutil
 
-SERVERS: Final = ("waitress", "cheroot", "granian", "ours")
+from d8mesh.http.answers import Response, answer
+from d8mesh.http.application import Application
+from d8mesh.http.events import SSE, Event, Item, stream
+from d8mesh.http.guard import Guard, Rejections
+from d8mesh.http.request import Request
+from d8mesh.http.routes import Door, Route
+from d8mesh.http.strict import parse_json
+
+SERVERS: Final = ("ours", "uvicorn-h11", "uvicorn-httptools", "hypercorn", "granian")
 HOST: Final = "127.0.0.1"
-#: As many threads as 256 waits and 50 streams need, and some for what is short.
-THREADS: Final = 340
+HOME: Final = Path(__file__).resolve().parents[1]
 MAX_BODY_BYTES: Final = 1_000_000
 WAITS: Final = 256
 STREAMS: Final = 50
+CONNECTIONS: Final = (1, 32, 256)
 LOAD_S: Final = 4.0
-BODY: Final = json.dumps(
-    {"type": "agent_action", "data": {"messages": [{"role": "user", "content": "hello " * 20}]}}
-).encode()
-_released = threading.Event()
 
 
 # ------------------------------------------------------------------ what is served
 
 
-def application(environ: dict[str, Any], start_response: Callable[..., Any]) -> Any:
-    """Serve JSON in and out, a wait and a stream."""
-    request = Request(environ)
-    if request.path == "/wait":
-        _released.wait(float(request.args.get("s", "20")))
-        return _json({"waited": True})(environ, start_response)
-    if request.path == "/stream":
-        return Response(_stream(), mimetype="text/event-stream")(environ, start_response)
-    if request.path == "/echo":
-        body = json.loads(request.get_data())
-        return _json({"status": "submitted", "type": body["type"]}, 201)(environ, start_response)
-    return _json({"status": "healthy"})(environ, start_response)
+async def _health(request: Request) -> Response:
+    return answer({"status": "healthy"})
 
 
-def _json(body: object, status: int = 200) -> Response:
-    return Response(json.dumps(body), status=status, mimetype="application/json")
+async def _constant(request: Request) -> Response:
+    return answer({"status": "submitted", "type": request.value["type"]}, 201)
 
 
-def _stream() -> Iterator[bytes]:
+async def _wait(request: Request) -> Response:
+    await asyncio.sleep(float(request.args.get("s", "20")))
+    return answer({"waited": True})
+
+
+async def _stream(request: Request) -> Response:
+    return stream(_alive(), SSE)
+
+
+async def _alive() -> AsyncGenerator[Item, None]:
     until = time.monotonic() + 20
     while time.monotonic() < until:
-        yield b": alive\n\n"
-        time.sleep(0.5)
+        yield "alive"
+        await asyncio.sleep(0.5)
+
+
+async def _write(request: Request) -> Response:
+    return stream(_endless(), SSE)
+
+
+async def _endless() -> AsyncGenerator[Item, None]:
+    text = "x" * 65_536
+    while True:
+        yield Event("chunk", {"text": text})
+        await asyncio.sleep(0)
+
+
+def _application() -> Application:
+    """Return what serves JSON in and out, a wait, and streams."""
+    routes = [
+        Route(rule="/health", call=_health, is_light=True),
+        Route(
+            rule="/constant",
+            call=_constant,
+            method="POST",
+            schema=parse_json,
+            max_body_bytes=MAX_BODY_BYTES,
+        ),
+        Route(rule="/wait", call=_wait),
+        Route(rule="/stream", call=_stream),
+        Route(rule="/write", call=_write),
+    ]
+    return Application([Door(name="bench", routes=routes)], Guard(["x"]), Rejections())
+
+
+application = _application()
 
 
 def serve(name: str, port: int) -> None:
     """Be the server `name` until killed."""
     if name == "ours":
-        from d8mesh.edge.network import bind
-        from d8mesh.web.listener import Limits, Listener
+        asyncio.run(_serve_ours(port))
+    elif name.startswith("uvicorn"):
+        import uvicorn
 
-        limits = Limits(threads=THREADS, urgent=("/health",), body_bytes=MAX_BODY_BYTES)
-        Listener(application, bind(HOST, port), limits, lambda *_: None).run()
-    elif name == "waitress":
-        import waitress
-
-        waitress.serve(
+        uvicorn.run(
             application,
             host=HOST,
             port=port,
-            threads=THREADS,
-            connection_limit=1000,
-            channel_timeout=10,
-            max_request_body_size=MAX_BODY_BYTES,
-            max_request_header_size=16_384,
-            asyncore_use_poll=True,
-            channel_request_lookahead=1,
+            http=name.partition("-")[2],
+            ws="none",
+            lifespan="off",
+            access_log=False,
+            log_level="critical",
         )
-    elif name == "cheroot":
-        from cheroot.wsgi import Server
+    elif name == "hypercorn":
+        from hypercorn.asyncio import serve as hypercorn_serve
+        from hypercorn.config import Config
 
-        server = Server((HOST, port), application, numthreads=THREADS, timeout=10)
-        server.max_request_body_size = MAX_BODY_BYTES
-        server.max_request_header_size = 16_384
-        server.safe_start()
+        config = Config()
+        config.bind = [f"{HOST}:{port}"]
+        asyncio.run(hypercorn_serve(application, config))  # type: ignore[arg-type]
     else:
         from granian import Granian
         from granian.constants import HTTPModes, Interfaces
         from granian.http import HTTP1Settings
 
         Granian(
-            "bench.wsgi:application",
+            "bench.http:application",
             address=HOST,
             port=port,
-            interface=Interfaces.WSGI,
-            blocking_threads=THREADS,
-            backpressure=1000,
+            interface=Interfaces.ASGINL,
             http=HTTPModes.http1,
             http1_settings=HTTP1Settings(header_read_timeout=10_000),
             websockets=False,
@@ -118,37 +141,61 @@ def serve(name: str, port: int) -> None:
         ).serve()
 
 
+async def _serve_ours(port: int) -> None:
+    from d8mesh.edge.network import bind
+    from d8mesh.http.server import Server
+
+    server = Server(application, [bind(HOST, port)], lambda peer: True, Rejections())
+    await server.start()
+    await asyncio.Event().wait()
+
+
 # ---------------------------------------------------------------------- measuring
 
 
-def measure(name: str) -> dict[str, str]:
+def measure(name: str, folder: Path) -> dict[str, str]:
     """Return the figures of one server, as text."""
+    from bench.findings import percentile  # not in the servers, whose memory is measured
+    from bench.load import LoadJob, run_load
+
     found: dict[str, str] = {}
-    with _running(name) as (port, start_s, root):
+    with _running(name, folder) as (port, start_s, root):
         found["start-up"] = f"{start_s:.2f} s"
         found["memory at start"] = f"{_memory_mb(root):.0f} MB"
-        for connections in (1, 32):
-            rate, p50_ms, p99_ms = _load(port, connections)
+        for connections in CONNECTIONS:
+            job = LoadJob(
+                url=f"http://{HOST}:{port}",
+                kind="constant",
+                connections=connections,
+                seconds=LOAD_S,
+            )
+            seen = run_load(job)
+            p50_ms, p99_ms = (percentile(seen.times, share) * 1000 for share in (0.5, 0.99))
             found[f"JSON, {connections} connections"] = (
-                f"{rate:,.0f}/s ({p50_ms:.2f} / {p99_ms:.1f} ms)"
+                f"{seen.rate:,.0f}/s ({p50_ms:.2f} / {p99_ms:.1f} ms)"
             )
         found[f"/health beside {WAITS} waits, {STREAMS} streams"] = _beside_waits(port)
         found["memory then"] = f"{_memory_mb(root):.0f} MB"
+        found["ends when told to"] = ""
+        begun = time.monotonic()
+        psutil.Process(root).terminate()
+        psutil.Process(root).wait(10)
+        found["ends when told to"] = f"{time.monotonic() - begun:.2f} s"
     for label, probe in _PROBES.items():
-        with _running(name) as (port, _, _):
+        with _running(name, folder) as (port, _, _):
             found[label] = probe(port)
     return found
 
 
 @contextlib.contextmanager
-def _running(name: str) -> Iterator[tuple[int, float, int]]:
+def _running(name: str, folder: Path) -> Iterator[tuple[int, float, int]]:
     with socket.socket() as probe:
         probe.bind((HOST, 0))
         port: int = probe.getsockname()[1]
     begun = time.monotonic()
     process = subprocess.Popen(
-        [sys.executable, "-m", "bench.wsgi", "--serve", name, str(port)],
-        cwd=Path(__file__).resolve().parents[1],
+        [sys.executable, "-m", "bench.http", "--serve", name, str(port)],
+        cwd=folder,
         stderr=subprocess.DEVNULL,
     )
     try:
@@ -170,20 +217,10 @@ def _running(name: str) -> Iterator[tuple[int, float, int]]:
 
 
 def _memory_mb(root: int) -> float:
-    """Return the resident memory of a process and all that it started (Linux)."""
-    parents: dict[int, int] = {}
-    sizes: dict[int, float] = {}
-    for path in Path("/proc").glob("[0-9]*/status"):
-        with contextlib.suppress(OSError):
-            text = path.read_text()
-            pid = int(path.parent.name)
-            parents[pid] = int(_found(r"PPid:\s+(\d+)", text))
-            size = re.search(r"VmRSS:\s+(\d+) kB", text)
-            sizes[pid] = int(size[1]) / 1024 if size else 0.0
-    family = {root}
-    while more := {pid for pid, parent in parents.items() if parent in family} - family:
-        family |= more
-    return sum(sizes.get(pid, 0.0) for pid in family)
+    """Return the resident memory of a process and all that it started."""
+    process = psutil.Process(root)
+    family = [process, *process.children(recursive=True)]
+    return float(sum(each.memory_info().rss for each in family)) / 1e6
 
 
 def _get(port: int, path: str, timeout_s: float = 5.0) -> bytes:
@@ -197,65 +234,6 @@ def _read_all(connection: socket.socket) -> bytes:
     while part := connection.recv(65536):
         parts.append(part)
     return b"".join(parts)
-
-
-def _load(port: int, connections: int) -> tuple[float, float, float]:
-    """Return requests/s and the p50 and p99 of the answering time in ms."""
-    if shutil.which("wrk"):
-        return _load_by_wrk(port, connections)
-    times: list[float] = []
-    until = time.monotonic() + LOAD_S
-    head = f"POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: {len(BODY)}\r\n\r\n".encode()
-
-    def run() -> None:
-        with socket.create_connection((HOST, port)) as connection:
-            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            while time.monotonic() < until:
-                begun = time.perf_counter()
-                connection.sendall(head + BODY)
-                connection.recv(65536)
-                times.append(time.perf_counter() - begun)
-
-    threads = [threading.Thread(target=run) for _ in range(connections)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    cut = statistics.quantiles(times, n=100)
-    return len(times) / LOAD_S, cut[49] * 1000, cut[98] * 1000
-
-
-def _load_by_wrk(port: int, connections: int) -> tuple[float, float, float]:
-    with tempfile.TemporaryDirectory() as folder:
-        script = Path(folder, "post.lua")
-        script.write_text(
-            "wrk.method='POST'\nwrk.headers['Content-Type']='application/json'\n"
-            f"wrk.body=[[{BODY.decode()}]]\n"
-        )
-        done = subprocess.run(
-            [
-                *("wrk", "-t1", f"-c{connections}", f"-d{LOAD_S:.0f}s", "--latency"),
-                *("-s", str(script), f"http://{HOST}:{port}/echo"),
-            ],
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-    rate = float(_found(r"Requests/sec:\s+([\d.]+)", done.stdout))
-    return rate, _milliseconds("50%", done.stdout), _milliseconds("99%", done.stdout)
-
-
-def _found(pattern: str, text: str) -> str:
-    match = re.search(pattern, text)
-    if match is None:
-        raise SystemExit(f"not understood: {text}")
-    return match[1]
-
-
-def _milliseconds(quantile: str, text: str) -> float:
-    value = _found(rf"{quantile}\s+([\d.]+\w+)", text)
-    number, unit = re.fullmatch(r"([\d.]+)(\w+)", value).groups()  # type: ignore[union-attr]
-    return float(number) * {"us": 0.001, "ms": 1.0, "s": 1000.0}[unit]
 
 
 def _beside_waits(port: int) -> str:
@@ -330,9 +308,37 @@ def _slow(port: int, head: bytes, drip: bytes) -> str:
     return f"/health {health}; {left}"
 
 
-_POST: Final = b"POST /echo HTTP/1.1\r\nHost: x\r\n"
-_GET: Final = b"GET /health HTTP/1.1\r\nHost: x\r\n"
-_CHUNK: Final = b"10000\r\n" + b"x" * 65536 + b"\r\n"
+def _stalled(port: int) -> str:
+    """Open 100 streams that nobody reads; tell how `/health` fares, and when they end."""
+    alive = []
+    for _ in range(100):
+        connection = socket.socket()
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.connect((HOST, port))
+        connection.sendall(b"GET /write HTTP/1.1\r\nHost: x\r\n\r\n")
+        alive.append(connection)
+    time.sleep(2)
+    health = _health_times(port)
+    begun = time.monotonic()
+    peers = {connection.getsockname()[1] for connection in alive}
+    left = len(peers)
+    while left and time.monotonic() < begun + 45:
+        time.sleep(1)
+        open_now = psutil.net_connections("tcp")
+        left = sum(
+            each.status == "ESTABLISHED" and bool(each.raddr) and each.raddr.port in peers
+            for each in open_now
+            if each.laddr.port == port
+        )
+    for connection in alive:
+        connection.close()
+    told = f"{left} of 100 still open after 45 s"
+    return f"/health {health}; " + (
+        told if left else f"all closed after {time.monotonic() - begun:.0f} s"
+    )
+
+
+_POST: Final = b"POST /constant HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
 _PROBES: Final[dict[str, Callable[[int], str]]] = {
     "Content-Length and Transfer-Encoding": lambda port: _say(
         port, _POST + b"Content-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"
@@ -360,6 +366,7 @@ _PROBES: Final[dict[str, Callable[[int], str]]] = {
         port, b"GET /health HTTP/1.1\r\nHost: x\r\n", b"X: y\r\n"
     ),
     "400 slow bodies": lambda port: _slow(port, _POST + b"Content-Length: 1000\r\n\r\n", b"x"),
+    "100 readers that stop reading": _stalled,
 }
 
 
@@ -368,7 +375,10 @@ def main(arguments: list[str]) -> int:
     if arguments[:1] == ["--serve"]:
         serve(arguments[1], int(arguments[2]))
         return 0
-    tables = {name: measure(name) for name in arguments or SERVERS}
+    tables = {}
+    for argument in arguments or SERVERS:
+        name, _, folder = argument.partition("=")
+        tables[name] = measure(name, Path(folder or HOME))
     print("| | " + " | ".join(tables) + " |")
     print("|---" * (len(tables) + 1) + "|")
     for label in next(iter(tables.values())):

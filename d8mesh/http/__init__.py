@@ -1,0 +1,1 @@
+"""The HTTP server; it knows no route."""

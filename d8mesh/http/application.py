@@ -1,0 +1,245 @@
+"""The ASGI application: guards, matches, reads, calls, answers; the doors say what.
+
+Nothing that goes out is a page or a traceback, whatever came in.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Sequence
+from typing import Any, Final
+from urllib.parse import quote
+
+from werkzeug.exceptions import HTTPException, MethodNotAllowed
+from werkzeug.routing import Map, Rule
+
+from d8mesh.errors import D8Error
+from d8mesh.http.answers import Refusal, Response
+from d8mesh.http.asgi import Receive, Scope, Send
+from d8mesh.http.guard import Guard, Rejections
+from d8mesh.http.off_loop import OFF_LOOP_BYTES, off_loop
+from d8mesh.http.request import Request
+from d8mesh.http.routes import Door, Route
+
+#: Longest path that is looked at, once it is decoded.
+MAX_PATH_CHARS: Final = 4096
+#: Bytes of bodies that are read or worked on at the same time: what comes beyond is refused.
+MAX_HELD_BYTES: Final = 256 * 1024 * 1024
+#: Bodies larger than this are worked on a few at a time: each costs several times its size.
+LARGE_BYTES: Final = 1_048_576
+MAX_LARGE: Final = 4
+#: How long one may wait for its turn.
+LARGE_S: Final = 20.0
+
+#: Names of the only charset of JSON, and of a part of it.
+_UTF_8: Final = frozenset({"utf-8", "utf8", "us-ascii"})
+#: What keeps a proxy from holding back a stream or a long poll, and from answering for us.
+_PASSED_ON_AT_ONCE: Final = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+
+_log: Final = logging.getLogger("d8mesh.http")
+
+
+class Application:
+    """Serves doors.
+
+    Args:
+        doors: in the form of the first it is told that there is no such path.
+        guard: who may ask at all.
+        rejections: counts and logs what is refused.
+    """
+
+    def __init__(self, doors: Sequence[Door], guard: Guard, rejections: Rejections) -> None:
+        self._doors = {id(route): door for door in doors for route in door.routes}
+        self._first = doors[0]
+        self._guard = guard
+        self._rejections = rejections
+        self._large = asyncio.Semaphore(MAX_LARGE)
+        self._held_bytes = 0
+        rules = [
+            Rule(route.rule, methods=[route.method], endpoint=route)
+            for door in doors
+            for route in door.routes
+        ]
+        self._matcher = Map(rules, strict_slashes=False, merge_slashes=False).bind("d8")
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request (ASGI)."""
+        if scope["type"] != "http":
+            raise NotImplementedError(f"expected http, saw {scope['type']}")
+        request = Request(scope)
+        route: Route | None = None
+        try:
+            self._guard.check(request.remote_addr or "", request.http_version, request.fields)
+            route, values = self._match(request)
+            if route.runs_on:
+                scope["d8.runs_on"] = True  # our server cancels calls whose callers have left
+            response = await self._call(request, receive, route, values)
+        except _CutOffError:
+            return
+        except (D8Error, Refusal) as error:
+            response = self._told(request, route, error)
+        except Exception as error:  # no traceback to a caller, whatever it is
+            _log.exception("request failed")
+            response = self._told(
+                request,
+                route,
+                D8Error("something went wrong here; the log says what"),
+                why=type(error).__name__,
+            )
+        await _send(request, response, send)
+
+    def _match(self, request: Request) -> tuple[Route, dict[str, Any]]:
+        if len(request.path) > MAX_PATH_CHARS or len(request.query_string) > MAX_PATH_CHARS:
+            raise Refusal("http.url_too_long", f"at most {MAX_PATH_CHARS} characters")
+        try:
+            route, values = self._matcher.match(request.path, method=request.method)
+        except MethodNotAllowed as error:
+            allowed = ", ".join(sorted(error.valid_methods or ()))
+            raise Refusal(
+                "http.method",
+                f"{request.method[:20]} is not for this path: expected {allowed}",
+                headers={"Allow": allowed},
+            ) from error
+        except HTTPException as error:
+            path = quote(request.path[:100])
+            raise Refusal("http.not_found", f"there is nothing at {path}") from error
+        assert isinstance(route, Route)
+        return route, dict(values)
+
+    async def _call(
+        self, request: Request, receive: Receive, route: Route, values: dict[str, Any]
+    ) -> Response:
+        before = self._doors[id(route)].before
+        if before is not None and not route.is_light:
+            await before(request)
+        if request.method in ("GET", "HEAD"):
+            return await route.call(request, **values)
+        try:
+            await self._read(request, receive, route)
+            if len(request.body) <= LARGE_BYTES:
+                await _understand(request, route)
+                return await route.call(request, **values)
+            async with self._place_for_large():
+                await _understand(request, route)
+                return await route.call(request, **values)
+        finally:
+            self._held_bytes -= len(request.body)
+
+    async def _read(self, request: Request, receive: Receive, route: Route) -> None:
+        """Take in the whole body, as much as the route allows."""
+        limit = route.max_body_bytes
+        if int(request.fields.get("content-length", "0")) > limit:
+            raise _too_large(limit)
+        parts: list[bytes] = []
+        size, has_more = 0, True
+        try:
+            while has_more:
+                message = await receive()
+                if message["type"] != "http.request":
+                    raise _CutOffError
+                part = message.get("body", b"")
+                parts.append(part)
+                size += len(part)
+                self._held_bytes += len(part)
+                if size > limit:
+                    raise _too_large(limit)
+                if self._held_bytes > MAX_HELD_BYTES and size > OFF_LOOP_BYTES:
+                    raise _flood()
+                has_more = message.get("more_body", False)
+        except BaseException:
+            self._held_bytes -= size
+            raise
+        request.body = b"".join(parts)
+
+    @contextlib.asynccontextmanager
+    async def _place_for_large(self) -> AsyncIterator[None]:
+        try:
+            async with asyncio.timeout(LARGE_S):
+                await self._large.acquire()
+        except TimeoutError as error:
+            raise _flood() from error
+        try:
+            yield
+        finally:
+            self._large.release()
+
+    def _told(
+        self, request: Request, route: Route | None, error: D8Error | Refusal, *, why: str = ""
+    ) -> Response:
+        """Return the answer that tells of an error, and count it."""
+        door = self._first if route is None else self._doors[id(route)]
+        response = door.problem(error)
+        self._rejections.add(
+            error.code,
+            request.remote_addr or "",
+            why or str(error),
+            level=logging.WARNING if error.code.startswith(("http.", "access.")) else logging.INFO,
+            method=request.method,
+            path=request.path,
+            status=response.status,
+        )
+        return response
+
+
+async def _understand(request: Request, route: Route) -> None:
+    """Check the body's type, and make of it what the route's schema says."""
+    try:
+        if request.body:
+            _check_type(request, route.takes)
+        if route.schema is not None:
+            request.value = await off_loop(len(request.body), route.schema, request.body)
+    except (D8Error, Refusal) as error:
+        if route.on_untaken is not None:
+            await route.on_untaken(request, error)
+        raise
+
+
+def _check_type(request: Request, wanted: str) -> None:
+    coding = request.fields.get("content-encoding", "identity").strip().lower()
+    if request.fields.get("content-type") == wanted and coding == "identity":
+        return  # as nearly all do
+    kind, charset = request.mimetype[:60], request.mimetype_params.get("charset", "utf-8")
+    if kind != wanted:
+        told = f"the body is {kind!r}" if kind else "the body has no Content-Type"
+        told += f", expected {wanted}"
+    elif charset.lower() not in _UTF_8:
+        told = f"the body's charset is {charset[:60]!r}, expected utf-8"
+    elif coding != "identity":
+        told = f"the body's Content-Encoding is {coding[:60]!r}, expected none"
+    else:
+        return
+    raise Refusal("http.media_type", told, headers={"Accept": wanted})
+
+
+async def _send(request: Request, response: Response, send: Send) -> None:
+    """Write an answer; what is streamed is closed in any case."""
+    headers = [
+        (name.encode("latin-1"), value.encode("latin-1"))
+        for name, value in (_PASSED_ON_AT_ONCE | response.headers).items()
+    ]
+    body = response.body
+    if isinstance(body, bytes):
+        headers.append((b"Content-Length", b"%d" % len(body)))
+    await send({"type": "http.response.start", "status": response.status, "headers": headers})
+    if isinstance(body, bytes):
+        await send({"type": "http.response.body", "body": body})
+        return
+    async with contextlib.aclosing(body):
+        if request.method != "HEAD":
+            async for part in body:
+                await send({"type": "http.response.body", "body": part, "more_body": True})
+    await send({"type": "http.response.body", "body": b""})
+
+
+def _too_large(limit: int) -> Refusal:
+    return Refusal("http.too_large", f"the body is larger than {limit} bytes", closes=True)
+
+
+def _flood() -> Refusal:
+    return Refusal("access.flood", "too many large bodies at the same time: come again")
+
+
+class _CutOffError(Exception):
+    """The caller left in the middle of the body."""

@@ -1,0 +1,27 @@
+"""What would hold up the loop runs on a thread: work on large bodies."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Final, TypeVar
+
+_T = TypeVar("_T")
+#: Work on fewer bytes takes less than a millisecond or two, which a switch of threads costs too.
+OFF_LOOP_BYTES: Final = 65_536
+#: Python runs one of them at a time anyway; the second is for what waits inside C.
+_THREADS: Final = 2
+
+_threads: Final = ThreadPoolExecutor(_THREADS, thread_name_prefix="http-large")
+
+
+async def off_loop(size_bytes: int, call: Callable[[bytes], _T], body: bytes) -> _T:
+    """Return what `call` makes of a body: at once, or on a thread if there is much of it.
+
+    Raises:
+        Exception: whatever `call` raises.
+    """
+    if size_bytes <= OFF_LOOP_BYTES:
+        return call(body)
+    return await asyncio.get_running_loop().run_in_executor(_threads, call, body)

@@ -1,0 +1,178 @@
+"""The HTTP server: sockets that we bound, in a running loop, with caps and deadlines.
+
+How a connection is read and answered is `connection`'s; what is answered is the application's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from email.utils import formatdate
+from typing import Final
+
+from d8mesh.http.asgi import AsgiApplication
+from d8mesh.http.connection import Connection, Refused
+from d8mesh.http.guard import Rejections
+
+#: Connections at once: 2,500 streams, 1,000 waits, and as many again that mean no good.
+MAX_CONNECTIONS: Final = 8192
+#: Connections of one address: it cannot take the places of all others.
+MAX_PER_ADDRESS: Final = MAX_CONNECTIONS // 2
+#: Connections waiting to be accepted, and accepted in one turn of the loop.
+_BACKLOG: Final = 256
+#: How often deadlines are looked at, while there are connections.
+LOOK_S: Final = 0.5
+#: What comes is read into one buffer, a connection at a time.
+_BUFFER_BYTES: Final = 65_536
+
+
+class Server:
+    """Serves an application on bound sockets.
+
+    Args:
+        application: as of ASGI; it is not told of start and end (no lifespan).
+        sockets: as `edge.network.bind` returns them; they are this server's from now on.
+        admits: whether a peer of an address may ask at all.
+        rejections: told of what never reaches the application.
+
+    Thread: all of it in one loop.
+    """
+
+    loop: asyncio.AbstractEventLoop
+
+    def __init__(
+        self,
+        application: AsgiApplication,
+        sockets: Sequence[socket.socket],
+        admits: Callable[[str], bool],
+        rejections: Rejections,
+    ) -> None:
+        self.application = application
+        self.buffer = bytearray(_BUFFER_BYTES)
+        self._sockets, self._admits, self._rejections = sockets, admits, rejections
+        self._servers: list[asyncio.Server] = []
+        self._connections: set[Connection] = set()
+        self._by_address: Counter[str] = Counter()
+        self._next_look: asyncio.TimerHandle | None = None
+        self._date_at, self._standing = 0, b""
+
+    @property
+    def ports(self) -> tuple[int, ...]:
+        """The ports, in the order of the sockets."""
+        return tuple(each.getsockname()[1] for each in self._sockets)
+
+    async def start(self) -> None:
+        """Accept connections from now on."""
+        self.loop = asyncio.get_running_loop()
+        for each in self._sockets:
+            server = await self.loop.create_server(
+                lambda: Connection(self), sock=each, backlog=_BACKLOG
+            )
+            self._servers.append(server)
+
+    async def close(self, grace_s: float = 0.0) -> None:
+        """Accept no more, let what is under way end for so long, then end it all."""
+        for server in self._servers:
+            server.close()
+        for each in self._sockets:
+            each.close()
+        until = time.monotonic() + grace_s
+        while any(each.is_busy for each in self._connections) and time.monotonic() < until:
+            await asyncio.sleep(0.01)
+        for connection in list(self._connections):
+            connection.abort()
+        await asyncio.sleep(0)  # now they have learnt it
+
+    # ------------------------------------------------------ called by the connections
+
+    def admit(self, connection: Connection) -> None:
+        """Take a new connection in.
+
+        Raises:
+            Refused: from elsewhere, or one too many.
+        """
+        peer = connection.peer
+        if not self._admits(peer):
+            raise Refused(403, "http.peer", "outside the private networks", is_unread=True)
+        count = self._by_address[peer]
+        if count >= MAX_PER_ADDRESS or len(self._connections) >= MAX_CONNECTIONS:
+            of_one = f"{count} of one address, " if count else ""
+            text = f"too many connections are open ({of_one}{len(self._connections)} in all)"
+            raise Refused(429, "access.flood", text, is_unread=True)
+        self._connections.add(connection)
+        self._by_address[peer] += 1
+        if self._next_look is None:
+            self._next_look = self.loop.call_later(LOOK_S, self._look)
+
+    def forget(self, connection: Connection) -> None:
+        """Learn that a connection has ended."""
+        if connection in self._connections:
+            self._connections.remove(connection)
+            self._by_address[connection.peer] -= 1
+            if not self._by_address[connection.peer]:
+                del self._by_address[connection.peer]
+
+    def refused(self, code: str, peer: str, text: str) -> None:
+        """Count a refusal."""
+        self._rejections.add(code, peer, text)
+
+    def standing_headers(self) -> bytes:
+        """Return the headers of every answer."""
+        at = int(time.time())
+        if at != self._date_at:
+            self._date_at = at
+            self._standing = b"Server: d8mesh\r\nDate: " + formatdate(at, usegmt=True).encode()
+        return self._standing
+
+    def _look(self) -> None:
+        self._next_look = None
+        now = self.loop.time()
+        for connection in list(self._connections):
+            connection.close_overdue(now)
+        if self._connections:
+            self._next_look = self.loop.call_later(LOOK_S, self._look)
+
+
+class ServerThread:
+    """A server in a loop and a thread of its own.
+
+    Thread: any; the application is called in the server's.
+    """
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._run, name="http", daemon=True)
+        self._is_up = threading.Event()
+        self.ports = server.ports
+
+    def start(self) -> None:
+        """Serve."""
+        self._thread.start()
+        self._is_up.wait()
+
+    def close(self, timeout_s: float = 1.0) -> None:
+        """Stop serving; connections are closed, whatever runs there."""
+        if self._thread.is_alive():
+            with contextlib.suppress(RuntimeError):  # it has just ended
+                self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join(timeout_s)
+        else:
+            self._loop.run_until_complete(self._server.close())
+            self._loop.close()
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        try:
+            self._loop.run_until_complete(self._server.start())
+            self._is_up.set()
+            self._loop.run_forever()
+            self._loop.run_until_complete(self._server.close())
+        finally:
+            self._is_up.set()
+            self._loop.close()
