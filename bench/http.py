@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import re
 import socket
 import statistics
 import subprocess
@@ -19,17 +18,17 @@ import sys
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import psutil
-
 from d8mesh.http.answers import Response, answer
+from d8mesh.http.guard import Guard, Rejections
+from d8mesh.http.strict import parse_json
+
 from d8mesh.http.application import Application
 from d8mesh.http.events import SSE, Event, Item, stream
-from d8mesh.http.guard import Guard, Rejections
 from d8mesh.http.request import Request
 from d8mesh.http.routes import Door, Route
-from d8mesh.http.strict import parse_json
 
 SERVERS: Final = ("ours", "uvicorn-h11", "uvicorn-httptools", "hypercorn", "granian")
 HOST: Final = "127.0.0.1"
