@@ -10,7 +10,7 @@ from bench.mesh import Mesh, mesh
 from bench.plan import Plan
 from bench.processes import Node
 from bench.progress import say
-from d8mesh.core.messages import MAX_BATCH_TASKS, Group
+from d8mesh.core.protocol.messages import MAX_BATCH_TASKS, Group
 from d8mesh.errors import D8Error
 from d8mesh.nodes.client import Client
 

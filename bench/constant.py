@@ -34,8 +34,8 @@ def application(environ: dict[str, Any], start_response: Callable[..., Any]) -> 
 def serve(port: int) -> None:
     """Serve with the limits that REST has."""
     from d8mesh.edge.network import bind
-    from d8mesh.web.listener import Listener
-    from d8mesh.web.server import SWITCH_S, limits
+    from d8mesh.http.server import Listener
+    from d8mesh.processes.web_main import SWITCH_S, limits
 
     # A generator that is done resets its connections; that is no news here.
     logging.getLogger("waitress").setLevel(logging.CRITICAL + 1)

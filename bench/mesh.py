@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from bench.processes import Node, child_of, node
-from d8mesh.apps.children import Child, Children
+from d8mesh.apps.children import RunningCommand, Children
 from d8mesh.apps.demo import free_ports
 from d8mesh.apps.status import ask
 from d8mesh.config import Config
@@ -32,8 +32,8 @@ class Mesh:
     url: str
     broker_port: int
     folder: Path
-    orchestrator: Child
-    workers: list[Child]
+    orchestrator: RunningCommand
+    workers: list[RunningCommand]
     children: Children
 
     def client(self) -> Client:
@@ -54,7 +54,7 @@ class Mesh:
         found += [node(each.process.pid, each.name) for each in self.workers]
         return found
 
-    def add_worker(self) -> Child:
+    def add_worker(self) -> RunningCommand:
         """Start one more worker, without waiting for it."""
         child = self.children.start(f"worker {len(self.workers) + 1}", "worker")
         self.workers.append(child)

@@ -12,7 +12,7 @@ from bench.load import LoadJob, Seen, run_load
 from bench.mesh import Mesh, mesh
 from bench.plan import Plan
 from bench.progress import say
-from d8mesh.core.messages import MAX_BATCH_TASKS, Group
+from d8mesh.core.protocol.messages import MAX_BATCH_TASKS, Group
 from d8mesh.errors import D8Error
 
 CONNECTIONS: Final = (1, 32, 256)
@@ -55,7 +55,7 @@ def measure(plan: Plan) -> Findings:
     found.note(
         "Load comes from one process of our own (`bench/load.py`: raw sockets, keep-alive, closed "
         "loop) on the same cores; its ceiling is measured against a server that does not look at "
-        "what comes. The constant comes from `d8mesh.web.listener` with REST's limits."
+        "what comes. The constant comes from `d8mesh.http.server` with REST's limits."
     )
     found.note("A cycle is all requests of a row: two for long polls and for polling workers.")
     with contextlib.ExitStack() as stack:

@@ -15,23 +15,23 @@ from typing import Any, Final, TypeVar
 import msgspec
 import zmq
 
-from d8mesh.core.client_effects import Output, Transmit
-from d8mesh.core.client_session import ClientSession
-from d8mesh.core.codec import decode_to_broker, decode_to_client, decode_to_worker, encode
-from d8mesh.core.dispatcher import Dispatcher
-from d8mesh.core.effects import Effect, Load, Peer, Record, Send
-from d8mesh.core.messages import Message
-from d8mesh.core.parcel import Parcel
-from d8mesh.core.pool import Policy
-from d8mesh.core.worker_effects import Attempt, Ended, Forget, Keep, Kept, Start, WorkerEffect
-from d8mesh.core.worker_effects import Send as WorkerSend
-from d8mesh.core.worker_line import Profile
-from d8mesh.core.worker_session import WorkerSession
-from d8mesh.edge.journal import Journal
-from d8mesh.edge.outbox import Outbox
+from d8mesh.core.client.effects import Output, Transmit
+from d8mesh.core.client.session import ClientSession
+from d8mesh.core.protocol.codec import decode_to_broker, decode_to_client, decode_to_worker, encode
+from d8mesh.core.broker.dispatcher import Dispatcher
+from d8mesh.core.broker.effects import Effect, Load, Peer, Record, Send
+from d8mesh.core.protocol.messages import Message
+from d8mesh.core.client.submission import Submission
+from d8mesh.core.broker.state import Policy
+from d8mesh.core.worker.effects import Attempt, Ended, Forget, Keep, KeptResult, Start, WorkerEffect
+from d8mesh.core.worker.effects import SendOn as WorkerSend
+from d8mesh.core.worker.broker_session import Profile
+from d8mesh.core.worker.session import WorkerSession
+from d8mesh.edge.sqlite import Journal
+from d8mesh.edge.sqlite.outbox import Outbox
 from d8mesh.handlers.echo import echo
-from d8mesh.handlers.endings import of_value
-from d8mesh.nodes.client.parcels import cut, group_of, kind_of
+from d8mesh.handlers.results import of_value
+from d8mesh.nodes.client.submissions import cut, group_of, kind_of
 
 MESH: Final = "bench"
 SESSION: Final = "0" * 16
@@ -89,7 +89,7 @@ class Rig:
         self._next_n = 0
         self._to_broker: list[tuple[Peer, bytes]] = []
         self._attempts: list[Attempt] = []
-        self._parcels: list[Parcel] = []
+        self._submissions: list[Submission] = []
         self._from_client(self._client.link_up(time.monotonic()))
         self._from_worker(self._worker.link_up(LINK, time.monotonic()))
         self._turn()
@@ -97,18 +97,18 @@ class Rig:
     def run(self, count: int) -> int:
         """Submit `count` no-op tasks and bring their results; return how many came."""
         datas = [{"x": "x" * 59}] * count
-        self._parcels = self._time(CLIENT_SUBMIT, lambda: self._make(datas))
+        self._submissions = self._time(CLIENT_SUBMIT, lambda: self._make(datas))
         now = time.monotonic()
-        for parcel in self._parcels:
-            out = self._time(CLIENT_SUBMIT, lambda p=parcel: self._client.submit(p, now))  # type: ignore[misc]
+        for submission in self._submissions:
+            out = self._time(CLIENT_SUBMIT, lambda p=submission: self._client.submit(p, now))  # type: ignore[misc]
             self._from_client(out)
-        while any(parcel.missing for parcel in self._parcels):
+        while any(submission.missing for submission in self._submissions):
             self._turn()
         return self._time(CLIENT_RESULT, self._read)
 
     def outbox_only(self, count: int) -> float:
         """Return the seconds that keeping and forgetting `count` results on disk takes."""
-        rows = [Kept("rig", f"{SESSION}-{n}", n.to_bytes(16), 1, b"x" * 64) for n in range(count)]
+        rows = [KeptResult("rig", f"{SESSION}-{n}", n.to_bytes(16), 1, b"x" * 64) for n in range(count)]
         begun = time.perf_counter()
         self._outbox.keep(rows)
         self._outbox.forget([row.token for row in rows])
@@ -122,22 +122,22 @@ class Rig:
 
     # ---------------------------------------------------------------------- the client
 
-    def _make(self, datas: list[dict[str, str]]) -> list[Parcel]:
+    def _make(self, datas: list[dict[str, str]]) -> list[Submission]:
         kind = kind_of("echo", "", {})
         made = []
         for _, payloads in cut("echo", datas):
             count = len(payloads)
-            parcel = Parcel(SESSION, self._next_n, [group_of(kind, payloads)], count)
-            parcel.states, parcel.payloads = bytearray(count), [None] * count
-            parcel.missing = count
+            submission = Submission(SESSION, self._next_n, [group_of(kind, payloads)], count)
+            submission.states, submission.payloads = bytearray(count), [None] * count
+            submission.missing = count
             self._next_n += count
-            made.append(parcel)
+            made.append(submission)
         return made
 
     def _read(self) -> int:
         results: list[Any] = []
-        for parcel in self._parcels:
-            results += [_decode(payload or b"") for payload in parcel.payloads]
+        for submission in self._submissions:
+            results += [_decode(payload or b"") for payload in submission.payloads]
         assert all(result["success"] for result in results)
         return len(results)
 

@@ -21,8 +21,8 @@ import zmq
 
 from bench.raw import unbounded
 from bench.raw_loop import HOME, python
-from d8mesh.core.codec import decode_to_worker, encode
-from d8mesh.core.messages import (
+from d8mesh.core.protocol.codec import decode_to_worker, encode
+from d8mesh.core.protocol.messages import (
     SUCCEEDED,
     Heartbeat,
     Received,

@@ -87,7 +87,7 @@ COMMANDS: Final[tuple[Command, ...]] = (
     ),
     Command(
         name="orchestrator",
-        handler="d8mesh.web.orchestrator:run",
+        handler="d8mesh.processes.launcher:run",
         summary="the broker and the REST of this mesh",
         group="run",
         add_arguments=options.orchestrator,
@@ -96,7 +96,7 @@ COMMANDS: Final[tuple[Command, ...]] = (
     ),
     Command(
         name="worker",
-        handler="d8mesh.web.worker_main:run",
+        handler="d8mesh.processes.worker_main:run",
         summary="a worker: finds every orchestrator of its mesh",
         group="run",
         add_arguments=options.worker,
@@ -221,7 +221,7 @@ COMMANDS: Final[tuple[Command, ...]] = (
         takes_rest=True,
         ignores_settings=True,
     ),
-    Command(name="_broker", handler="d8mesh.web.orchestrator:run_broker", takes_rest=True),
-    Command(name="_web", handler="d8mesh.web.orchestrator:run_web", takes_rest=True),
+    Command(name="_broker", handler="d8mesh.processes.launcher:run_broker", takes_rest=True),
+    Command(name="_web", handler="d8mesh.processes.launcher:run_web", takes_rest=True),
     Command(name="_process", handler="d8mesh.nodes.process:run", takes_rest=True),
 )

@@ -43,7 +43,7 @@
         └── JournalBrokenError      journal.broken        exit code 4
 
 The docstring of a class is its default message. Codes appear on the wire, in JSON
-answers and in logs; HTTP statuses live in ``web/api.py``, exit codes in ``cli.py``.
+answers and in logs; HTTP statuses live in ``doors/rest/api.py``, exit codes in ``cli.py``.
 """
 
 from __future__ import annotations

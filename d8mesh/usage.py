@@ -21,7 +21,7 @@ _EXAMPLES: Final = (
 )
 
 
-class Parser(argparse.ArgumentParser):
+class CommandParser(argparse.ArgumentParser):
     """A parser that says what may have been meant."""
 
     def __init__(self, **given: object) -> None:
@@ -67,9 +67,9 @@ def meant(word: str, known: Iterable[str]) -> str:
     return f": did you mean {near[0]}?" if near else ""
 
 
-def _parsers() -> tuple[Parser, dict[str, Parser]]:
+def _parsers() -> tuple[CommandParser, dict[str, CommandParser]]:
     program = command_name()
-    parser = Parser(
+    parser = CommandParser(
         prog=program,
         usage=f"{program} [COMMAND …]   (without a command: a menu)",
         description=_overview(program),

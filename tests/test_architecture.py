@@ -24,7 +24,7 @@ FORBIDDEN_NAMES = frozenset(
 #: The public Python calls, and protocols of them, say `timeout`, in seconds, as
 #: `concurrent.futures` does.
 PUBLIC_CALLS = (
-    "d8mesh.nodes.client.", "d8mesh.apps.work", "d8mesh.apps.following", "d8mesh.web.mesh",
+    "d8mesh.nodes.client.", "d8mesh.apps.work", "d8mesh.apps.following", "d8mesh.doors.rest.mesh",
 )  # fmt: skip
 #: Seconds for the slowest of these checks on a loaded small machine.
 PATIENCE_S = 110

@@ -9,8 +9,9 @@ import msgspec
 
 from d8mesh import errors
 from d8mesh.commands import COMMANDS
-from d8mesh.core import codec, messages
-from d8mesh.core.task import TRANSITIONS, TaskState
+from d8mesh.core.protocol import codec
+from d8mesh.core.protocol import messages
+from d8mesh.core.protocol.task import TRANSITIONS, TaskState
 
 ROOT = Path(__file__).resolve().parent.parent
 PROTOCOL = (ROOT / "docs" / "PROTOCOL.md").read_text("utf-8")

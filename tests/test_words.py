@@ -19,14 +19,14 @@ PACKAGE = Path(words.__file__).resolve().parent.parent
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if "__pycache__" not in path.parts)
 OTHERS = [language for language in LANGUAGES if language != words.ENGLISH]
 #: Who prints by itself: the terminal, and children that tell their parent one line of JSON.
-PRINTERS = frozenset({"edge/terminal.py", "web/orchestrator.py", "web/server.py"})
+PRINTERS = frozenset({"edge/terminal.py", "processes/launcher.py", "processes/web_main.py"})
 #: Calls that print for people.
 PRINTING = frozenset({"say", "tell", "print", "on_wait", "on_silence", "advance"})
 #: What is behind the menu: all that these print is said through `tr`.
 BEHIND_THE_MENU = (
     "cli", "menu", "apps/status", "apps/workers", "apps/capabilities", "apps/tasks", "apps/logs",
-    "apps/ask", "apps/submit", "apps/following", "apps/work", "apps/everything", "web/console",
-    "web/orchestrator", "apps/niche", "apps/evolution", "apps/progress", "web/worker_main",
+    "apps/ask", "apps/submit", "apps/following", "apps/work", "apps/everything", "processes/console",
+    "processes/launcher", "apps/niche", "apps/evolution", "apps/progress", "processes/worker_main",
 )  # fmt: skip
 #: Errors that commands of the menu end with, or that are warned of: each has its entry.
 RAISING = (
@@ -34,16 +34,16 @@ RAISING = (
     "apps/results",
     "apps/findings",
     "apps/answers",
-    "web/task_modules",
-    "web/server",
-    "web/status",
+    "processes/task_modules",
+    "processes/web_main",
+    "processes/status",
     "edge/data_folder",
     "edge/identity",
-    "edge/outbox",
+    "edge/sqlite/outbox",
     "edge/network/__init__",
-    "edge/sockets",
-    "edge/journal/place",
-    "nodes/client/board",
+    "edge/transport/sockets",
+    "edge/sqlite/place",
+    "nodes/client/completion_waiters",
     "nodes/client/runner",
     "backends/ollama/__init__",
     "backends/ollama/stream",

@@ -11,7 +11,7 @@ from typing import Any, Final, Protocol
 from d8mesh.apps.capabilities import LLM_TYPE, can
 from d8mesh.apps.following import (
     Following,
-    Listeners,
+    TaskListeners,
     Submits,
     missing_text,
     tell_it_goes_on,
@@ -20,7 +20,7 @@ from d8mesh.apps.following import (
 from d8mesh.apps.work import connect
 from d8mesh.apps.workers import say_who_is_there
 from d8mesh.config import Config
-from d8mesh.core.model_names import plain_name
+from d8mesh.core.protocol.model_names import plain_name
 from d8mesh.edge.terminal import as_json, say, tell
 from d8mesh.errors import (
     BackendUnavailableError,
@@ -72,10 +72,10 @@ def run_with(client: Asks, prompt: str, options: argparse.Namespace, until: floa
     data: Data = {"messages": [*messages, {"role": "user", "content": prompt}]}
     if options.model:
         data["model"] = options.model
-    answer = _Answer(is_quiet=options.json)
+    answer = _PrintedAnswer(is_quiet=options.json)
     following = Following(client, LLM_TYPE, data)
     task_id = following.task.id
-    listeners = Listeners(
+    listeners = TaskListeners(
         on_piece=answer.piece,
         on_restart=answer.restarted,
         on_missed=answer.missed,
@@ -159,7 +159,7 @@ def await_model(
         time.sleep(min(LOOK_S, max(0.0, last - time.monotonic())))
 
 
-class _Answer:
+class _PrintedAnswer:
     """Prints an answer as it comes, each part once."""
 
     def __init__(self, *, is_quiet: bool) -> None:

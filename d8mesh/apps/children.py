@@ -25,7 +25,7 @@ END_S: Final = 15.0
 KEPT_LINES: Final = 50
 
 
-class Child:
+class RunningCommand:
     """One running command."""
 
     def __init__(
@@ -87,7 +87,7 @@ class Children:
 
     def __init__(self, settings: Mapping[str, str]) -> None:
         self._settings = dict(settings)
-        self._children: list[Child] = []
+        self._children: list[RunningCommand] = []
 
     def __enter__(self) -> Children:
         return self
@@ -101,7 +101,7 @@ class Children:
         *arguments: str,
         settings: Mapping[str, str] = MappingProxyType({}),
         on_line: Callable[[str], None] | None = None,
-    ) -> Child:
+    ) -> RunningCommand:
         """Start ``d8mesh arguments`` with some more `settings` of its own.
 
         `on_line` is called, on a thread of its own, with each line that the child says.
@@ -120,7 +120,7 @@ class Children:
             process_group=None if sys.platform == "win32" else 0,
             creationflags=_NEW_GROUP,
         )
-        child = Child(name, process, on_line)
+        child = RunningCommand(name, process, on_line)
         self._children.append(child)
         return child
 

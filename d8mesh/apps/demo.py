@@ -25,7 +25,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
 
-from d8mesh.apps.children import Child, Children
+from d8mesh.apps.children import RunningCommand, Children
 from d8mesh.apps.status import ask, counts_text, workers_table
 from d8mesh.config import Config
 from d8mesh.edge.terminal import tell
@@ -47,7 +47,7 @@ REFRESH_S: Final = 0.25
 
 
 @dataclass(slots=True)
-class Part:
+class DemoPart:
     """One part of the demo's work, and how far it is."""
 
     name: str
@@ -61,7 +61,7 @@ class Scene:
     """What the live picture shows."""
 
     url: str
-    parts: list[Part] = field(default_factory=list)
+    parts: list[DemoPart] = field(default_factory=list)
     workers: list[dict[str, Any]] = field(default_factory=list)
     stats: dict[str, Any] = field(default_factory=dict)
 
@@ -126,15 +126,15 @@ def _work(console: Console, scene: Scene, config: Config) -> None:
         join(watcher)
 
 
-def _part(scene: Scene, name: str, total: int, work: Callable[[Part], None]) -> None:
-    part = Part(name, total)
+def _part(scene: Scene, name: str, total: int, work: Callable[[DemoPart], None]) -> None:
+    part = DemoPart(name, total)
     scene.parts.append(part)
     started = time.monotonic()
     work(part)
     part.seconds = time.monotonic() - started
 
 
-def _rest(scene: Scene, part: Part) -> None:
+def _rest(scene: Scene, part: DemoPart) -> None:
     """Submit and poll as any existing D8 client does."""
     ids = []
     for number in range(part.total):
@@ -151,7 +151,7 @@ def _rest(scene: Scene, part: Part) -> None:
         part.done += 1
 
 
-def _echo(client: Client, part: Part) -> None:
+def _echo(client: Client, part: DemoPart) -> None:
     for number, result in enumerate(
         client.map("echo", ({"n": n} for n in range(part.total)), timeout=WORK_S)
     ):
@@ -160,7 +160,7 @@ def _echo(client: Client, part: Part) -> None:
         part.done += 1
 
 
-def _mutate(client: Client, part: Part) -> None:
+def _mutate(client: Client, part: DemoPart) -> None:
     genome = {"learning_rate": 0.1, "layers": 4, "name": "ada", "limits": {"low": -1.5, "high": 9}}
     data = {"genome": genome, "mutation_rate": 0.5}
     for result in client.map("evolution_mutation", [data] * part.total, timeout=WORK_S):
@@ -169,7 +169,7 @@ def _mutate(client: Client, part: Part) -> None:
         part.done += 1
 
 
-def _prompt(client: Client, part: Part) -> None:
+def _prompt(client: Client, part: DemoPart) -> None:
     datas = [{"messages": [{"role": "user", "content": text}]} for text in PROMPTS]
     for _ in client.map("agent_action", datas, timeout=WORK_S):
         part.done += 1
@@ -245,7 +245,7 @@ def _summary(console: Console, scene: Scene, took_s: float) -> None:
 # --------------------------------------------------------------------------- starting up
 
 
-def _wait_for_workers(scene: Scene, running: list[Child]) -> None:
+def _wait_for_workers(scene: Scene, running: list[RunningCommand]) -> None:
     """Wait until all workers are listed.
 
     Raises:

@@ -11,7 +11,7 @@ from typing import Final
 from d8mesh.apps.children import END_S, Children
 from d8mesh.config import Config
 from d8mesh.edge.terminal import say, tell
-from d8mesh.web.parent import end_with_parent, stop_signals
+from d8mesh.processes.parent import end_with_parent, stop_signals
 from d8mesh.words import tr
 
 #: How often the children are looked at.

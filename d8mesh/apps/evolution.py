@@ -24,7 +24,7 @@ from typing import Any, Final
 from d8mesh.apps.fitness import DEFAULT_FITNESS, FITNESS, Genome, Problem, has_form_of
 from d8mesh.apps.progress import Progress, one_line, tell_why
 from d8mesh.apps.results import given_folder, new_folder, write_whole
-from d8mesh.apps.work import Submits, cancel_all, connect, outcomes
+from d8mesh.apps.work import SubmitsMany, cancel_all, connect, outcomes
 from d8mesh.config import Config
 from d8mesh.edge.terminal import as_json, say, tell
 from d8mesh.errors import ConfigError, D8Error
@@ -49,7 +49,7 @@ INTERRUPTED: Final = 130
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
+class EvolutionPlan:
     """What to evolve, and how."""
 
     problem: Problem
@@ -60,7 +60,7 @@ class Plan:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Listeners:
+class EvolutionListeners:
     """Who is told what happens while a population evolves."""
 
     #: a generation is complete
@@ -70,7 +70,7 @@ class Listeners:
 
 
 @dataclass(slots=True)
-class History:
+class EvolutionHistory:
     """What has happened so far; the first generation is the one made by chance."""
 
     best_costs: list[float] = field(default_factory=list)
@@ -104,8 +104,8 @@ def run(config: Config, options: argparse.Namespace) -> int:
 
 
 def run_with(
-    client: Submits,
-    plan: Plan,
+    client: SubmitsMany,
+    plan: EvolutionPlan,
     *,
     config: Config,
     options: argparse.Namespace,
@@ -115,7 +115,7 @@ def run_with(
     output: Path | None = getattr(options, "output", None)
     folder = given_folder(output) if output else new_folder(Path(config.data_dir) / "evolution")
     timeout_s: float | None = getattr(options, "timeout_s", None)
-    history, started, code = History(), time.monotonic(), 0
+    history, started, code = EvolutionHistory(), time.monotonic(), 0
     until = None if timeout_s is None else (started if began is None else began) + timeout_s
     title = tr("Evolution ({problem})", problem=plan.problem.name)
     try:
@@ -126,7 +126,7 @@ def run_with(
                     cost = f"{history.best_costs[-1]:.6g}"
                     progress.advance(tr("best cost {cost}", cost=cost))
 
-            listeners = Listeners(
+            listeners = EvolutionListeners(
                 on_generation=advance, on_silence=lambda why: tell_why(progress, why)
             )
             evolve(client, plan, history=history, until=until, listeners=listeners)
@@ -140,12 +140,12 @@ def run_with(
 
 
 def evolve(
-    client: Submits,
-    plan: Plan,
+    client: SubmitsMany,
+    plan: EvolutionPlan,
     *,
-    history: History,
+    history: EvolutionHistory,
     until: float | None = None,
-    listeners: Listeners | None = None,
+    listeners: EvolutionListeners | None = None,
 ) -> None:
     """Evolve until a genome is perfect or the generations are over, noting all in `history`.
 
@@ -159,7 +159,7 @@ def evolve(
     Raises:
         WaitTimeoutError: `until` has come, or a batch of tasks did not end within `BATCH_S`.
     """
-    told = listeners or Listeners()
+    told = listeners or EvolutionListeners()
     chance = random.Random(plan.seed)
     first = [plan.problem.new(chance) for _ in range(plan.population)]
     ranked = _ranked(plan.problem, first)
@@ -177,7 +177,7 @@ def evolve(
         told.on_generation()
 
 
-def save(folder: Path, plan: Plan, history: History) -> None:
+def save(folder: Path, plan: EvolutionPlan, history: EvolutionHistory) -> None:
     """Write ``evolution.json`` and the plot ``fitness.svg`` to `folder`.
 
     Raises:
@@ -187,7 +187,7 @@ def save(folder: Path, plan: Plan, history: History) -> None:
     write_whole(folder / "fitness.svg", plot(plan, history))
 
 
-def plot(plan: Plan, history: History) -> str:
+def plot(plan: EvolutionPlan, history: EvolutionHistory) -> str:
     """Return an SVG picture of the best and the mean cost of each generation."""
     pygal = _pygal()
     best, mean = map(_rounded, (history.best_costs, history.mean_costs))
@@ -236,9 +236,9 @@ class _Breeder:
 
     def __init__(
         self,
-        client: Submits,
-        plan: Plan,
-        history: History,
+        client: SubmitsMany,
+        plan: EvolutionPlan,
+        history: EvolutionHistory,
         until: float | None,
         on_silence: Callable[[str], None],
     ) -> None:
@@ -302,7 +302,7 @@ def _chosen(ranked: Sequence[tuple[float, Genome]], chance: random.Random) -> Ge
 # --- what a person gives and gets -----------------------------------------------------
 
 
-def _plan(options: argparse.Namespace) -> Plan:
+def _plan(options: argparse.Namespace) -> EvolutionPlan:
     name = getattr(options, "fitness", None) or DEFAULT_FITNESS
     if name not in FITNESS:
         known = "; ".join(f"{each.name}: {each.summary}" for each in FITNESS.values())
@@ -310,7 +310,7 @@ def _plan(options: argparse.Namespace) -> Plan:
         hint = f" did you mean {near[0]}?" if near else ""
         raise ConfigError(f"--fitness {one_line(name)!r} is not known:{hint} There are {known}")
     seed = getattr(options, "seed", None)
-    return Plan(
+    return EvolutionPlan(
         problem=FITNESS[name],
         population=getattr(options, "population", DEFAULT_POPULATION),
         generations=getattr(options, "generations", DEFAULT_GENERATIONS),
@@ -319,7 +319,7 @@ def _plan(options: argparse.Namespace) -> Plan:
     )
 
 
-def _report(plan: Plan, history: History) -> dict[str, Any]:
+def _report(plan: EvolutionPlan, history: EvolutionHistory) -> dict[str, Any]:
     return {
         "format": "d8-evolution-1",
         "fitness": plan.problem.name,
@@ -336,7 +336,7 @@ def _report(plan: Plan, history: History) -> dict[str, Any]:
     }
 
 
-def _show(folder: Path, plan: Plan, history: History, *, started: float, is_json: bool) -> None:
+def _show(folder: Path, plan: EvolutionPlan, history: EvolutionHistory, *, started: float, is_json: bool) -> None:
     if not history.best_costs:
         return
     duration_s = round(time.monotonic() - started, 3)

@@ -17,7 +17,7 @@ from d8mesh.program import command_name
 from d8mesh.words import tr, translated
 
 if TYPE_CHECKING:
-    from d8mesh.nodes.client.parcels import SubmitOptions
+    from d8mesh.nodes.client.submissions import SubmitOptions
 
 #: An orchestrator that is there acknowledges sooner; who leaves is not held up.
 ACCEPTED_S: Final = 1.0
@@ -57,7 +57,7 @@ class Submits(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Listeners:
+class TaskListeners:
     """Who is told what happens to a task."""
 
     #: it is on the orchestrator's disk
@@ -90,7 +90,7 @@ class Following:
         self._pieces: queue.SimpleQueue[tuple[Any] | None] = queue.SimpleQueue()
         threading.Thread(target=self._listen, name="follow", daemon=True).start()
 
-    def result(self, until: float | None, listeners: Listeners) -> Mapping[str, Any]:
+    def result(self, until: float | None, listeners: TaskListeners) -> Mapping[str, Any]:
         """Tell of what happens until the task has ended; return its result.
 
         Args:
@@ -220,7 +220,7 @@ def missing_text(count: int | None) -> str:
     return tr("a part of the output is missing here ({count} pieces)", count=count)
 
 
-def _pass_on(piece: object, listeners: Listeners) -> None:
+def _pass_on(piece: object, listeners: TaskListeners) -> None:
     from d8mesh.nodes.client import RESTARTED, Missed  # slow to import; it is there by now
 
     if isinstance(piece, Missed):

@@ -22,7 +22,7 @@ from d8mesh.apps.answers import Name, niches_in
 from d8mesh.apps.findings import Finding, Findings, load, save
 from d8mesh.apps.progress import Progress, one_line, tell_why
 from d8mesh.apps.results import given_folder, new_folder
-from d8mesh.apps.work import Outcome, Submits, cancel_all, connect, outcomes
+from d8mesh.apps.work import Outcome, SubmitsMany, cancel_all, connect, outcomes
 from d8mesh.config import Config
 from d8mesh.edge.terminal import as_json, say, tell
 from d8mesh.errors import BackendAnswerError, ConfigError, WaitTimeoutError
@@ -75,7 +75,7 @@ _LANGUAGES: Final = {"es": " in Spanish", "en": " in English"}
 _Names = Annotated[list[Name], Meta(min_length=1)]
 
 
-class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class NichePlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What to ask: each market in each geography."""
 
     markets: _Names
@@ -89,7 +89,7 @@ class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Listeners:
+class NicheListeners:
     """Who is told what happens while niches are discovered."""
 
     #: a pair is settled, found or unusable
@@ -117,8 +117,8 @@ def run(config: Config, options: argparse.Namespace) -> int:
 
 
 def run_with(
-    client: Submits,
-    plan: Plan,
+    client: SubmitsMany,
+    plan: NichePlan,
     *,
     config: Config,
     options: argparse.Namespace,
@@ -144,7 +144,7 @@ def run_with(
             pair = f"{finding.market}, {finding.geography}"
             progress.advance(tr("{id}: {what}", id=pair, what=finding.summary))
 
-        listeners = Listeners(on_settled=settle, on_silence=lambda why: tell_why(progress, why))
+        listeners = NicheListeners(on_settled=settle, on_silence=lambda why: tell_why(progress, why))
         try:
             discover(client, asked, lang=config.lang, until=until, listeners=listeners)
         except KeyboardInterrupt:
@@ -167,12 +167,12 @@ def run_with(
 
 
 def discover(
-    client: Submits,
+    client: SubmitsMany,
     pairs: Sequence[tuple[str, str]],
     *,
     lang: str | None = None,
     until: float | None = None,
-    listeners: Listeners | None = None,
+    listeners: NicheListeners | None = None,
 ) -> None:
     """Ask for niches of each of `pairs` (market, geography), bad answers twice.
 
@@ -189,7 +189,7 @@ def discover(
     Raises:
         WaitTimeoutError: `until` has come, or nobody can answer.
     """
-    told = listeners or Listeners()
+    told = listeners or NicheListeners()
     asks = [_Ask(pair=pair, messages=_messages(pair, lang)) for pair in pairs]
     for round_number in range(1, MAX_ASKS + 1):
         if not asks:
@@ -214,21 +214,21 @@ def discover(
         asks = again
 
 
-def read_plan(file: Path | None) -> Plan:
+def read_plan(file: Path | None) -> NichePlan:
     """Return the plan of a JSON file with markets and geographies, or the default one.
 
     Raises:
         ConfigError: the file can't be read, or is not of that form.
     """
     if file is None:
-        return Plan(markets=list(DEFAULT_MARKETS), geographies=list(DEFAULT_GEOGRAPHIES))
+        return NichePlan(markets=list(DEFAULT_MARKETS), geographies=list(DEFAULT_GEOGRAPHIES))
     expected = 'expected {"markets": ["…"], "geographies": ["…"]}'
     try:
         with file.open("rb") as opened:
             content = opened.read(MAX_FILE_BYTES + 1)
         if len(content) > MAX_FILE_BYTES:
             raise ConfigError(f"--markets {file}: larger than {MAX_FILE_BYTES} bytes; {expected}")
-        plan = msgspec.json.decode(content.removeprefix(b"\xef\xbb\xbf"), type=Plan)
+        plan = msgspec.json.decode(content.removeprefix(b"\xef\xbb\xbf"), type=NichePlan)
     except OSError as error:
         raise ConfigError(f"--markets {file}: cannot be read ({error.strerror})") from error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -308,7 +308,7 @@ class _Saver:
             save(self._folder, self._findings)
 
 
-def _show(folder: Path, plan: Plan, findings: Findings, *, is_json: bool) -> None:
+def _show(folder: Path, plan: NichePlan, findings: Findings, *, is_json: bool) -> None:
     pairs = plan.pairs
     found = sum(findings.is_found(pair) for pair in pairs)
     unusable = sum(findings.is_unusable(pair) for pair in pairs)

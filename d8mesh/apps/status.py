@@ -14,7 +14,7 @@ from urllib.request import ProxyHandler, build_opener
 from d8mesh.apps.capabilities import Worker, models_of, reasons_of, why_lines
 from d8mesh.apps.tables import cut, lines_of, wrapped
 from d8mesh.config import Config
-from d8mesh.edge.discovery import Discovery, Kind, Sighting
+from d8mesh.edge.discovery import Discovery, NodeKind, Sighting
 from d8mesh.edge.network import find_way, usable_addresses
 from d8mesh.edge.terminal import as_json, say, width
 from d8mesh.program import command_name
@@ -139,7 +139,7 @@ def _heard(config: Config) -> list[str]:
         mesh=config.mesh,
         addresses=lambda: [a.address for a in usable_addresses(config.interfaces)],
         on_sighting=sighted,
-        browse=(Kind.ORCHESTRATOR,),
+        browse=(NodeKind.ORCHESTRATOR,),
     )
     discovery.start()
     threading.Event().wait(LISTEN_S)

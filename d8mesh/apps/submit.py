@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 from d8mesh.apps.following import (
     Followed,
     Following,
-    Listeners,
+    TaskListeners,
     Silence,
     accept,
     missing_text,
@@ -33,7 +33,7 @@ from d8mesh.program import command_name
 from d8mesh.words import tr, translated
 
 if TYPE_CHECKING:
-    from d8mesh.nodes.client.parcels import SubmitOptions
+    from d8mesh.nodes.client.submissions import SubmitOptions
 
 OK: Final = 0
 FAILED: Final = 1
@@ -163,7 +163,7 @@ def _one(task: Followed, options: argparse.Namespace, until: float | None) -> in
 
 def _followed(following: Following, options: argparse.Namespace, until: float | None) -> int:
     task, output = following.task, _Output(is_json=options.json)
-    listeners = Listeners(
+    listeners = TaskListeners(
         on_accepted=lambda: _tell_submitted(task),
         on_piece=output.piece,
         on_restart=output.restarted,

@@ -35,7 +35,7 @@ class Replayed(Protocol):
         """Its id."""
 
 
-class Asks(Protocol):
+class AsksAboutTasks(Protocol):
     """What this command needs of a client."""
 
     def ask(self, what: str, args: Mapping[str, object], /) -> Body:
@@ -66,7 +66,7 @@ def run(config: Config, options: argparse.Namespace) -> int:
         return run_with(client, options)
 
 
-def run_with(client: Asks, options: argparse.Namespace) -> int:
+def run_with(client: AsksAboutTasks, options: argparse.Namespace) -> int:
     """Do what `run` does with a client that is there."""
     if options.action == "list":
         return _list(client, options)
@@ -77,7 +77,7 @@ def run_with(client: Asks, options: argparse.Namespace) -> int:
     return _each(options.ids, lambda task_id: do(client, task_id), options)
 
 
-def _list(client: Asks, options: argparse.Namespace) -> int:
+def _list(client: AsksAboutTasks, options: argparse.Namespace) -> int:
     bodies = _newest(client, options)
     if options.json:
         for body in bodies:
@@ -106,13 +106,13 @@ def _list(client: Asks, options: argparse.Namespace) -> int:
     return 0
 
 
-def _newest(client: Asks, options: argparse.Namespace) -> Iterable[Body]:
+def _newest(client: AsksAboutTasks, options: argparse.Namespace) -> Iterable[Body]:
     """Return the tasks to list, newest first: as many pages are asked for as are shown."""
     listed = client.tasks(state=options.state, type=options.type, newest_first=True)
     return islice(listed, options.limit)
 
 
-def _failed(client: Asks, options: argparse.Namespace) -> list[str]:
+def _failed(client: AsksAboutTasks, options: argparse.Namespace) -> list[str]:
     """Return the failed tasks that have not been replayed: once is enough for each."""
     bodies = list(client.tasks(type=options.type))
     done = {body["replay_of"] for body in bodies if body["replay_of"]}
@@ -139,7 +139,7 @@ def _each(ids: Sequence[str], do: Callable[[str], Body], options: argparse.Names
     return code
 
 
-def _show(client: Asks, task_id: str) -> Body:
+def _show(client: AsksAboutTasks, task_id: str) -> Body:
     from d8mesh.nodes.client.handle import readable
 
     body = readable(client.ask("status", {"id": task_id, "full": True}))
@@ -159,11 +159,11 @@ def _with_data(body: Body) -> Body:
     return body
 
 
-def _replay(client: Asks, task_id: str) -> Body:
+def _replay(client: AsksAboutTasks, task_id: str) -> Body:
     return {"task_id": client.replay(task_id).id, "replay_of": task_id}
 
 
-def _cancel(client: Asks, task_id: str) -> Body:
+def _cancel(client: AsksAboutTasks, task_id: str) -> Body:
     """Cancel it; one that had ended otherwise could not be.
 
     Raises:

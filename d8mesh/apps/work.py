@@ -50,7 +50,7 @@ class Asked(Protocol):
         """Return its documented status; ``reason`` says why it waits."""
 
 
-class Submits(Protocol):
+class SubmitsMany(Protocol):
     """Something that takes tasks: a client."""
 
     def submit_many(

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from d8mesh.config import NAME_PATTERN
-from d8mesh.core.addresses import LOOPBACK, is_admissible
+from d8mesh.core.protocol.addresses import LOOPBACK, is_admissible
 
 #: The folder of the orchestrator in the data folder, and the file in it.
 FOLDER: Final = "orchestrator"

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Final
 
 from d8mesh.backends import Backend, ChatRequest, Completion
-from d8mesh.core.model_names import plain_name
+from d8mesh.core.protocol.model_names import plain_name
 from d8mesh.handlers import Data, Handler, TaskContext
 from d8mesh.handlers.chat_fields import (
     AGENT_FIELDS,

@@ -15,7 +15,7 @@ from typing import Any, Final, TypeAlias
 
 import msgspec
 
-from d8mesh.core.messages import FAILED, REFUSED
+from d8mesh.core.protocol.messages import FAILED, REFUSED
 from d8mesh.errors import HandlerError, TaskFailedError
 from d8mesh.handlers.tracebacks import MAX_ERROR_CHARS, message_of
 

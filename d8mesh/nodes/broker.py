@@ -24,20 +24,20 @@ from typing import Final
 
 from d8mesh import __version__
 from d8mesh.config import BROKER_PORT_TRIES, PORTS_END, Config
-from d8mesh.core.addresses import LOOPBACK, is_admissible, is_loopback
-from d8mesh.core.codec import decode_to_broker, encode
-from d8mesh.core.dispatcher import Dispatcher
-from d8mesh.core.effects import Effect, Load, Loaded, Peer, Record, Send
-from d8mesh.core.messages import Refused
-from d8mesh.core.pool import Policy
-from d8mesh.core.task import Fact
+from d8mesh.core.protocol.addresses import LOOPBACK, is_admissible, is_loopback
+from d8mesh.core.protocol.codec import decode_to_broker, encode
+from d8mesh.core.broker.dispatcher import Dispatcher
+from d8mesh.core.broker.effects import Effect, Load, Loaded, Peer, Record, Send
+from d8mesh.core.protocol.messages import Refused
+from d8mesh.core.broker.state import Policy
+from d8mesh.core.protocol.task import Fact
 from d8mesh.edge import address_file
-from d8mesh.edge.discovery import Announcement, Discovery, Kind, Sighting
+from d8mesh.edge.discovery import Announcement, Discovery, NodeKind, Sighting
 from d8mesh.edge.failpoints import passed
-from d8mesh.edge.journal import Journal, Reader
+from d8mesh.edge.sqlite import Journal, Reader
 from d8mesh.edge.logs import event
 from d8mesh.edge.network import is_taken_unseen, usable_addresses
-from d8mesh.edge.sockets import Loop, RouterEndpoint, Waker
+from d8mesh.edge.transport.sockets import Loop, RouterEndpoint, Waker
 from d8mesh.errors import D8Error, ProtocolError
 
 #: Messages taken in before a commit: bounds how long the first of them waits for its answer.
@@ -122,12 +122,12 @@ class Broker:
             mesh=config.mesh,
             addresses=partial(_announced, config),
             on_sighting=_heard_worker,
-            browse=(Kind.WORKER,),
+            browse=(NodeKind.WORKER,),
             on_trouble=lambda text: event(_log, logging.WARNING, "discovery", trouble=text),
         )
         self._discovery.announce(
             Announcement(
-                kind=Kind.ORCHESTRATOR,
+                kind=NodeKind.ORCHESTRATOR,
                 node_id=policy.broker_id,
                 boot_id=secrets.token_hex(8),
                 mesh=config.mesh,
@@ -265,7 +265,7 @@ class Broker:
 
     def _strike(self, peer: Peer, error: ProtocolError) -> None:
         """Drop a bad frame, count it, and tell its sender the first few times."""
-        self._dispatcher.pool.reject(error.code)
+        self._dispatcher.state.reject(error.code)
         count = self._strikes.pop(peer.routing_id, 0) + 1
         self._strikes[peer.routing_id] = count
         if len(self._strikes) > MAX_STRIKERS:
@@ -279,7 +279,7 @@ class Broker:
         self._next_disk_check = now + DISK_CHECK_S
         reserve = self._config.disk_reserve_mb * 1_000_000
         is_low = self._journal.free_bytes() < reserve
-        if is_low != self._dispatcher.pool.is_disk_low:
+        if is_low != self._dispatcher.state.is_disk_low:
             level = logging.WARNING if is_low else logging.INFO
             event(_log, level, "disk.low" if is_low else "disk.ok", reserve_bytes=reserve)
             self._dispatcher.set_disk_low(is_low)
@@ -288,18 +288,18 @@ class Broker:
         first, self._next_summary = not self._next_summary, now + SUMMARY_S
         if first:
             return
-        pool = self._dispatcher.pool
+        state = self._dispatcher.state
         event(
             _log,
             logging.INFO,
             "broker.summary",
-            queued=pool.ledger.queued,
-            running=pool.ledger.running,
-            completed=pool.ledger.totals.completed,
-            failed=pool.ledger.totals.failed,
-            workers=sum(seat.is_live for seat in pool.roster.seats.values()),
-            clients=len(pool.clients),
-            rejected=sum(pool.rejected.values()),
+            queued=state.task_table.queued,
+            running=state.task_table.running,
+            completed=state.task_table.totals.completed,
+            failed=state.task_table.totals.failed,
+            workers=sum(worker_state.is_live for worker_state in state.registry.worker_states.values()),
+            clients=len(state.clients),
+            rejected=sum(state.rejected.values()),
             undelivered=self._undelivered,
         )
 

@@ -24,10 +24,11 @@ from typing import Any
 import msgspec
 
 from d8mesh.config import Config
-from d8mesh.core.worker_effects import UNAVAILABLE
+from d8mesh.core.worker.effects import UNAVAILABLE
 from d8mesh.edge.child.parent import Parent
 from d8mesh.errors import BackendUnavailableError, HandlerError
-from d8mesh.handlers import endings, tracebacks
+from d8mesh.handlers import tracebacks
+from d8mesh.handlers import results
 from d8mesh.handlers.forks import end_copy
 from d8mesh.handlers.retrying import Retries, of_names
 
@@ -53,7 +54,7 @@ def run(config: Config, options: argparse.Namespace) -> int:
             parent.tell(["broken", str(error), tracebacks.traceback_text(cause)])
         raise
     parent = parent or Parent(pipes)
-    takes_context = endings.takes_context(handler)
+    takes_context = results.takes_context(handler)
     while True:
         token, task_id, attempt, left_s, worker_id, payload, retries = parent.frames.get()
         deadline = time.monotonic() + left_s
@@ -111,7 +112,7 @@ class ProcessContext:
             PayloadTooLargeError: it is too large for one chunk.
             HandlerError: this is a process that the handler forked.
         """
-        self._parent.tell(["chunk", self._token, endings.chunk_of(chunk)])
+        self._parent.tell(["chunk", self._token, results.chunk_of(chunk)])
 
     def raise_if_cancelled(self) -> None:
         """Do nothing: a cancelled process is gone."""
@@ -130,18 +131,18 @@ class _Call:
         self._handler, self._takes_context, self._payload = handler, takes_context, payload
         self._retries = retries
 
-    def run(self, context: ProcessContext, worker_id: str) -> endings.Ending:
+    def run(self, context: ProcessContext, worker_id: str) -> results.Ending:
         """Return how it ended, whatever is raised."""
         started = time.monotonic()
         raised: BaseException | None = None
-        ending: endings.Ending | None = None
+        ending: results.Ending | None = None
         try:
             data = msgspec.msgpack.decode(self._payload)
             handler = self._handler
             value = handler(data, context) if self._takes_context else handler(data)
             if inspect.isawaitable(value):
                 value = asyncio.run(_awaited(value))
-            ending = endings.of_value(value, worker_id, _since(started))
+            ending = results.of_value(value, worker_id, _since(started))
         except BaseException as error:
             raised = error
         if os.getpid() != context.process_id:  # the handler forked, and ended twice
@@ -151,10 +152,10 @@ class _Call:
                 return UNAVAILABLE, tracebacks.message_of(raised).encode("utf-8", "replace")
             if ending is None:
                 assert raised is not None
-                ending = endings.of_exception(raised, worker_id, _since(started))
+                ending = results.of_exception(raised, worker_id, _since(started))
             return self._retries.applied(ending, raised, context.attempt)
         except BaseException as error:
-            return endings.of_untellable(raised or error, worker_id, _since(started))
+            return results.of_untellable(raised or error, worker_id, _since(started))
 
 
 async def _awaited(value: Awaitable[object]) -> object:

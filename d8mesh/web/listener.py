@@ -23,8 +23,8 @@ from waitress.channel import HTTPChannel
 from waitress.server import TcpWSGIServer
 from waitress.task import ErrorTask
 
-from d8mesh.core.addresses import is_admissible
-from d8mesh.web.http_parser import Parser, refusal_body
+from d8mesh.core.protocol.addresses import is_admissible
+from d8mesh.http.http_parser import Parser, refusal_body
 
 #: Connections at once. Windows can wait for 512 sockets only, and CPython says so.
 MAX_CONNECTIONS: Final = 1024 if hasattr(select, "poll") else 480

@@ -98,7 +98,7 @@ def test_an_answer_that_does_not_come_in_time_goes_on(
 
 
 def test_silence_is_told_on_a_line_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
-    answer = module._Answer(is_quiet=False)
+    answer = module._PrintedAnswer(is_quiet=False)
     answer.piece("one")
     answer.silent("nobody is there")
     answer.silent("still nobody")

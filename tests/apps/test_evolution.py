@@ -14,7 +14,7 @@ import pytest
 
 from d8mesh import words
 from d8mesh.apps import evolution
-from d8mesh.apps.evolution import History, Plan, evolve, plot, run, run_with
+from d8mesh.apps.evolution import EvolutionHistory, EvolutionPlan, evolve, plot, run, run_with
 from d8mesh.apps.fitness import DEFAULT_FITNESS, FITNESS, WORST
 from d8mesh.config import Config
 from d8mesh.errors import ConfigError, WaitTimeoutError
@@ -40,8 +40,8 @@ COSTS = (
 )
 
 
-def evolved(plan: Plan, handlers: dict[str, Handler] | None = None) -> History:
-    history = History()
+def evolved(plan: EvolutionPlan, handlers: dict[str, Handler] | None = None) -> EvolutionHistory:
+    history = EvolutionHistory()
     with InProcess(handlers or HANDLERS) as mesh:
         evolve(mesh, plan, history=history)
     return history
@@ -49,7 +49,7 @@ def evolved(plan: Plan, handlers: dict[str, Handler] | None = None) -> History:
 
 @pytest.mark.parametrize("name", FITNESS)
 def test_every_problem_gets_better(name: str) -> None:
-    plan = Plan(problem=FITNESS[name], population=24, generations=12, mutation_rate=0.15, seed=7)
+    plan = EvolutionPlan(problem=FITNESS[name], population=24, generations=12, mutation_rate=0.15, seed=7)
     history = evolved(plan)
     assert history.best_costs == sorted(history.best_costs, reverse=True)
     assert history.best_costs[-1] < 0.8 * history.best_costs[0]
@@ -59,19 +59,19 @@ def test_every_problem_gets_better(name: str) -> None:
 
 
 def test_a_long_run_of_the_defaults_comes_close_to_perfect() -> None:
-    history = evolved(Plan(problem=FITNESS["sphere"], generations=60, seed=1))
+    history = evolved(EvolutionPlan(problem=FITNESS["sphere"], generations=60, seed=1))
     assert history.best_costs[-1] < 0.02 * history.best_costs[0]
 
 
 def test_the_same_seed_is_the_same_run_whatever_the_order_of_the_workers() -> None:
-    plan = Plan(problem=FITNESS["rastrigin"], population=12, generations=5, seed=42)
+    plan = EvolutionPlan(problem=FITNESS["rastrigin"], population=12, generations=5, seed=42)
     assert evolved(plan) == evolved(plan)
-    other = Plan(problem=FITNESS["rastrigin"], population=12, generations=5, seed=43)
+    other = EvolutionPlan(problem=FITNESS["rastrigin"], population=12, generations=5, seed=43)
     assert evolved(plan).best != evolved(other).best
 
 
 def test_a_perfect_genome_ends_the_run() -> None:
-    plan = Plan(problem=FITNESS["onemax"], population=40, generations=500, mutation_rate=0.02)
+    plan = EvolutionPlan(problem=FITNESS["onemax"], population=40, generations=500, mutation_rate=0.02)
     history = evolved(plan)
     assert history.best_costs[-1] == 0
     assert len(history.best_costs) < 500
@@ -84,7 +84,7 @@ def test_a_task_that_fails_or_lies_leaves_the_parent() -> None:
     def lying(data: Data, context: TaskContext) -> object:
         return {"success": True, "genome": {"x": ["not a number"]}}
 
-    plan = Plan(problem=FITNESS["sphere"], population=10, generations=2, seed=3)
+    plan = EvolutionPlan(problem=FITNESS["sphere"], population=10, generations=2, seed=3)
     history = evolved(plan, {"evolution_crossover": broken, "evolution_mutation": lying})
     assert history.failed_tasks == history.tasks == 2 * 2 * 9
     assert history.best_costs[-1] == history.best_costs[0]
@@ -92,7 +92,7 @@ def test_a_task_that_fails_or_lies_leaves_the_parent() -> None:
 
 def test_a_timeout_bounds_the_whole_run_and_says_why_it_waited(tmp_path: Path) -> None:
     options = argparse.Namespace(output=tmp_path, timeout_s=0.3)
-    plan = Plan(problem=FITNESS["sphere"], population=4)
+    plan = EvolutionPlan(problem=FITNESS["sphere"], population=4)
     with (
         InProcess({}) as mesh,
         pytest.raises(WaitTimeoutError, match="no worker in the mesh runs evolution_crossover"),
@@ -105,27 +105,27 @@ def test_nobody_at_work_ends_with_an_error_and_what_there_was_is_saved(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(evolution, "BATCH_S", 0.3)
-    plan = Plan(problem=FITNESS["sphere"], population=4)
+    plan = EvolutionPlan(problem=FITNESS["sphere"], population=4)
     with InProcess({}) as mesh, pytest.raises(WaitTimeoutError):
         run_with(mesh, plan, config=Config(), options=options(tmp_path))
     assert (tmp_path / "evolution.json").exists()
 
 
 def test_the_time_to_wait_is_the_persons_to_say(tmp_path: Path) -> None:
-    plan = Plan(problem=FITNESS["sphere"], population=4)
+    plan = EvolutionPlan(problem=FITNESS["sphere"], population=4)
     with InProcess({}) as mesh, pytest.raises(WaitTimeoutError):
         run_with(mesh, plan, config=Config(), options=options(tmp_path, timeout_s=0.3))
 
 
 def test_the_search_for_an_orchestrator_is_part_of_the_time(tmp_path: Path) -> None:
-    plan, began = Plan(problem=FITNESS["sphere"], population=4), time.monotonic() - 60.0
+    plan, began = EvolutionPlan(problem=FITNESS["sphere"], population=4), time.monotonic() - 60.0
     given = options(tmp_path, timeout_s=60.0)
     with InProcess({}) as mesh, pytest.raises(WaitTimeoutError):
         run_with(mesh, plan, config=Config(), options=given, began=began)
 
 
 def test_a_run_is_told_in_spanish_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    plan = Plan(problem=FITNESS["sphere"], population=4, generations=2, seed=5)
+    plan = EvolutionPlan(problem=FITNESS["sphere"], population=4, generations=2, seed=5)
     words.use("es")
     try:
         with InProcess(HANDLERS) as mesh:
@@ -145,7 +145,7 @@ def options(folder: Path, **more: Any) -> argparse.Namespace:
 def test_a_run_saves_its_numbers_and_a_picture(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    plan = Plan(problem=FITNESS["sphere"], population=8, generations=3, seed=5)
+    plan = EvolutionPlan(problem=FITNESS["sphere"], population=8, generations=3, seed=5)
     with InProcess(HANDLERS) as mesh:
         assert run_with(mesh, plan, config=Config(), options=options(tmp_path)) == 0
     report = json.loads((tmp_path / "evolution.json").read_text("utf-8"))
@@ -159,7 +159,7 @@ def test_a_run_saves_its_numbers_and_a_picture(
 
 
 def test_a_run_in_json_is_one_object(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    plan = Plan(problem=FITNESS["text"], population=4, generations=1)
+    plan = EvolutionPlan(problem=FITNESS["text"], population=4, generations=1)
     with InProcess(HANDLERS) as mesh:
         run_with(mesh, plan, config=Config(data_dir=str(tmp_path)), options=options_json())
     report = json.loads(capsys.readouterr().out)
@@ -178,7 +178,7 @@ def test_ctrl_c_saves_what_there_is(tmp_path: Path) -> None:
                 raise KeyboardInterrupt
             return super().submit_many(*args, **more)
 
-    plan = Plan(problem=FITNESS["sphere"], population=8, generations=50)
+    plan = EvolutionPlan(problem=FITNESS["sphere"], population=8, generations=50)
     with Interrupted(HANDLERS) as mesh:
         assert run_with(mesh, plan, config=Config(), options=options(tmp_path)) == 130
     report = json.loads((tmp_path / "evolution.json").read_text("utf-8"))
@@ -187,8 +187,8 @@ def test_ctrl_c_saves_what_there_is(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("costs", COSTS)
 def test_any_costs_can_be_plotted_without_anything_from_elsewhere(costs: list[float]) -> None:
-    history = History(best_costs=costs, mean_costs=costs)
-    picture = plot(Plan(problem=FITNESS["sphere"]), history)
+    history = EvolutionHistory(best_costs=costs, mean_costs=costs)
+    picture = plot(EvolutionPlan(problem=FITNESS["sphere"]), history)
     assert ElementTree.fromstring(picture).tag.endswith("svg")
     assert "<script" not in picture or "src=" not in picture
     assert "@import" not in picture
@@ -203,5 +203,5 @@ def test_an_unknown_fitness_lists_the_known_ones() -> None:
 
 
 def test_plotting_leaves_the_import_machinery_as_it_was() -> None:
-    plot(Plan(problem=FITNESS["sphere"]), History(best_costs=[1.0], mean_costs=[2.0]))
+    plot(EvolutionPlan(problem=FITNESS["sphere"]), EvolutionHistory(best_costs=[1.0], mean_costs=[2.0]))
     assert all(hasattr(finder, "find_spec") for finder in sys.meta_path)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from d8mesh.apps import following as module
-from d8mesh.apps.following import Following, Listeners, tell_it_goes_on
+from d8mesh.apps.following import Following, TaskListeners, tell_it_goes_on
 from d8mesh.errors import NodeClosedError, TaskFailedError, TaskRejectedError, WaitTimeoutError
 from d8mesh.nodes.client import RESTARTED, Missed
 
@@ -50,7 +50,7 @@ class Played:
 
 def followed(task: Played, within_s: float | None = None) -> list[Any]:
     heard: list[Any] = []
-    listeners = Listeners(
+    listeners = TaskListeners(
         on_piece=heard.append,
         on_restart=lambda: heard.append("restarted"),
         on_missed=lambda count: heard.append(("missed", count)),

@@ -14,7 +14,7 @@ import pytest
 
 from d8mesh.apps import work
 from d8mesh.apps.findings import load
-from d8mesh.apps.niche import Plan, read_plan, run, run_with
+from d8mesh.apps.niche import NichePlan, read_plan, run, run_with
 from d8mesh.backends.ollama import OllamaBackend
 from d8mesh.config import Config
 from d8mesh.errors import ConfigError, D8Error
@@ -22,7 +22,7 @@ from d8mesh.handlers.llm import llm_handlers
 from tests.in_process import InProcess
 from tests.ollama_server import OllamaServer, default_answer
 
-PLAN = Plan(markets=["pets", "books"], geographies=["Spain", "Peru"])
+PLAN = NichePlan(markets=["pets", "books"], geographies=["Spain", "Peru"])
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def server() -> Iterator[OllamaServer]:
         yield running
 
 
-def run_on(server: OllamaServer, folder: Path, *, plan: Plan = PLAN, **more: Any) -> int:
+def run_on(server: OllamaServer, folder: Path, *, plan: NichePlan = PLAN, **more: Any) -> int:
     options = argparse.Namespace(output=folder, **more)
     with InProcess(llm_handlers(OllamaBackend(server.url))) as mesh:
         return run_with(mesh, plan, config=Config(lang="es"), options=options)
@@ -105,7 +105,7 @@ def test_a_task_that_fails_is_unusable_and_not_asked_again(
 def test_a_rerun_asks_only_for_what_is_missing(
     server: OllamaServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run_on(server, tmp_path, plan=Plan(markets=["pets"], geographies=["Spain"])) == 0
+    assert run_on(server, tmp_path, plan=NichePlan(markets=["pets"], geographies=["Spain"])) == 0
     assert run_on(server, tmp_path) == 0
     assert len(server.chats) == 4
     assert "1 pairs were found before" in capsys.readouterr().err

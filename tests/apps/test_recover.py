@@ -12,10 +12,10 @@ from typing import Any
 import filelock
 import pytest
 
-from d8mesh.core.task import Spec, Submitted
-from d8mesh.core.worker_effects import Kept
-from d8mesh.edge.journal import Journal
-from d8mesh.edge.outbox import OUTBOX_NAME, Outbox
+from d8mesh.core.protocol.task import Spec, Submitted
+from d8mesh.core.worker.effects import KeptResult
+from d8mesh.edge.sqlite import Journal
+from d8mesh.edge.sqlite.outbox import OUTBOX_NAME, Outbox
 
 ROOT = Path(__file__).parents[2]
 S = "0123456789abcdef"
@@ -88,7 +88,7 @@ def test_what_is_saved_and_what_is_not_is_told_exactly(damaged: Path) -> None:
 def test_outboxes_are_mended_too_but_not_those_in_use(tmp_path: Path) -> None:
     for number in ("1", "2", "3"):
         outbox = Outbox(tmp_path / "workers" / number)
-        outbox.keep([Kept("b", f"{S}-1", number.encode() * 16, 1, b"\x80")])
+        outbox.keep([KeptResult("b", f"{S}-1", number.encode() * 16, 1, b"\x80")])
         outbox.close()
     for number in ("1", "2"):
         path = tmp_path / "workers" / number / OUTBOX_NAME

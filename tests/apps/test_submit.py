@@ -19,7 +19,7 @@ from bench.mesh import Mesh as Processes
 from bench.mesh import mesh
 from d8mesh.apps.submit import _Output, read, run_with
 from d8mesh.apps.work import reason_of
-from d8mesh.core.task import parse_id
+from d8mesh.core.protocol.task import parse_id
 from d8mesh.errors import ConfigError, WaitTimeoutError
 from d8mesh.nodes.client import Client
 from d8mesh.options import submit as add_arguments

@@ -19,8 +19,8 @@ from urllib.parse import urlsplit
 import msgspec
 import zmq
 
-from d8mesh.core.codec import encode
-from d8mesh.core.messages import VERSIONS, ClientHello, Group, Submit
+from d8mesh.core.protocol.codec import encode
+from d8mesh.core.protocol.messages import VERSIONS, ClientHello, Group, Submit
 from tests.chaos.handlers import TASK_TYPE
 
 DIGITS = "0123456789abcdefghijklmnopqrstuv"

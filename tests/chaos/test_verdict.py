@@ -10,8 +10,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from d8mesh.core.task import Completed, Fact, Spec, Submitted
-from d8mesh.edge.journal.writer import Journal
+from d8mesh.core.protocol.task import Completed, Fact, Spec, Submitted
+from d8mesh.edge.sqlite.journal import Journal
 from tests.chaos import recovery
 from tests.chaos.diary import Diary, digest, fingerprint
 from tests.chaos.evidence import Evidence, Happening

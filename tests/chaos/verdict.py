@@ -13,8 +13,8 @@ from typing import Any, Final
 import apsw
 import msgspec
 
-from d8mesh.edge.journal.reader import Reader
-from d8mesh.edge.journal.schema import fetch
+from d8mesh.edge.sqlite.reader import Reader
+from d8mesh.edge.sqlite.schema import fetch
 from tests.chaos import recovery
 from tests.chaos.backlog import BACKLOG_TYPE
 from tests.chaos.diary import digest, fingerprint, read

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.core.desktop import Desktop
+from tests.core.wired_broker import WiredBroker
 
 
 @pytest.fixture
-def desk(tmp_path: Path) -> Iterator[Desktop]:
-    desktop = Desktop(tmp_path)
+def broker(tmp_path: Path) -> Iterator[WiredBroker]:
+    desktop = WiredBroker(tmp_path)
     yield desktop
     desktop.close()

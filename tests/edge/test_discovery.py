@@ -17,13 +17,13 @@ from typing import Any, Final
 
 import pytest
 
-from d8mesh.core.addresses import LOOPBACK
-from d8mesh.edge.discovery import Announcement, Discovery, Kind, Sighting
+from d8mesh.core.protocol.addresses import LOOPBACK
+from d8mesh.edge.discovery import Announcement, Discovery, NodeKind, Sighting
 
 #: Seconds for what takes milliseconds, on a loaded machine.
 PATIENCE_S: Final = 20.0
 ROOT: Final = Path(__file__).resolve().parents[2]
-SERVICE: Final = Kind.ORCHESTRATOR.value
+SERVICE: Final = NodeKind.ORCHESTRATOR.value
 
 
 class Ears:
@@ -32,7 +32,7 @@ class Ears:
     def __init__(
         self,
         mesh: str,
-        *browse: Kind,
+        *browse: NodeKind,
         addresses: Callable[[], Collection[str]] = lambda: [LOOPBACK],
     ) -> None:
         self.told: queue.Queue[Any] = queue.Queue()
@@ -70,7 +70,7 @@ def mesh() -> str:
 def start(mesh: str) -> Iterator[Start]:
     started: list[Ears] = []
 
-    def make(*browse: Kind, of_mesh: str = mesh, **how: Any) -> Ears:
+    def make(*browse: NodeKind, of_mesh: str = mesh, **how: Any) -> Ears:
         started.append(Ears(of_mesh, *browse, **how))
         return started[-1]
 
@@ -79,7 +79,7 @@ def start(mesh: str) -> Iterator[Start]:
         each.discovery.close()
 
 
-def saying(mesh: str, kind: Kind = Kind.ORCHESTRATOR, **changed: Any) -> Announcement:
+def saying(mesh: str, kind: NodeKind = NodeKind.ORCHESTRATOR, **changed: Any) -> Announcement:
     boot = changed.pop("boot_id", secrets.token_hex(8))
     values: dict[str, Any] = {
         "node_id": f"node-{boot}",
@@ -99,7 +99,7 @@ def holds(condition: Callable[[], bool]) -> bool:
 
 
 def test_who_waits_hears_who_comes_and_goes(mesh: str, start: Start) -> None:
-    waiting = start(Kind.ORCHESTRATOR)
+    waiting = start(NodeKind.ORCHESTRATOR)
     said = saying(mesh)
     speaker = start()
     speaker.discovery.announce(said)
@@ -115,32 +115,32 @@ def test_who_waits_hears_who_comes_and_goes(mesh: str, start: Start) -> None:
         version="0.1.0",
     )
     speaker.discovery.close()
-    assert waiting.goodbye() == (Kind.ORCHESTRATOR, said.node_id, said.boot_id)
+    assert waiting.goodbye() == (NodeKind.ORCHESTRATOR, said.node_id, said.boot_id)
 
 
 def test_who_comes_late_hears_who_is_there(mesh: str, start: Start) -> None:
     speaker = start()
     said = saying(mesh, web_port=None)
     speaker.discovery.announce(said)
-    assert start(Kind.ORCHESTRATOR).sighting().boot_id == said.boot_id
-    assert start(Kind.ORCHESTRATOR).sighting().web_port is None
+    assert start(NodeKind.ORCHESTRATOR).sighting().boot_id == said.boot_id
+    assert start(NodeKind.ORCHESTRATOR).sighting().web_port is None
 
 
 def test_both_kinds_are_told_apart_and_nobody_hears_itself(mesh: str, start: Start) -> None:
-    orchestrator, worker = start(*Kind), start(*Kind)
+    orchestrator, worker = start(*NodeKind), start(*NodeKind)
     orchestrator.discovery.announce(saying(mesh, boot_id="aaaa1111"))
-    worker.discovery.announce(saying(mesh, Kind.WORKER, boot_id="bbbb2222", port=7200))
+    worker.discovery.announce(saying(mesh, NodeKind.WORKER, boot_id="bbbb2222", port=7200))
     assert orchestrator.sighting().boot_id == "bbbb2222"
     assert worker.sighting().boot_id == "aaaa1111"
-    third = start(*Kind)
-    assert {third.sighting().kind, third.sighting().kind} == set(Kind)
+    third = start(*NodeKind)
+    assert {third.sighting().kind, third.sighting().kind} == set(NodeKind)
     assert orchestrator.told.empty()
     assert worker.told.empty()
 
 
 def test_other_meshes_are_not_told(mesh: str, start: Start) -> None:
-    ours = start(Kind.ORCHESTRATOR)
-    other = start(Kind.ORCHESTRATOR, of_mesh=mesh + "-b")
+    ours = start(NodeKind.ORCHESTRATOR)
+    other = start(NodeKind.ORCHESTRATOR, of_mesh=mesh + "-b")
     speaker = start()
     speaker.discovery.announce(saying(mesh + "-b"))
     other.sighting()
@@ -149,21 +149,21 @@ def test_other_meshes_are_not_told(mesh: str, start: Start) -> None:
 
 
 def test_a_new_announcement_takes_the_place_of_the_old_one(mesh: str, start: Start) -> None:
-    waiting, speaker = start(Kind.ORCHESTRATOR), start()
+    waiting, speaker = start(NodeKind.ORCHESTRATOR), start()
     speaker.discovery.announce(saying(mesh, boot_id="dddd4444"))
     assert waiting.sighting().port == 7010
     speaker.discovery.announce(saying(mesh, boot_id="dddd4444", port=7011))
     assert waiting.sighting().port == 7011
     speaker.discovery.announce(saying(mesh, boot_id="eeee5555"))
     rest = [waiting.told.get(timeout=PATIENCE_S) for _ in range(2)]
-    assert (Kind.ORCHESTRATOR, "node-dddd4444", "dddd4444") in rest
+    assert (NodeKind.ORCHESTRATOR, "node-dddd4444", "dddd4444") in rest
     assert any(isinstance(each, Sighting) and each.boot_id == "eeee5555" for each in rest)
 
 
 def test_a_process_that_is_killed_is_heard_again_when_it_comes_back(
     mesh: str, start: Start
 ) -> None:
-    waiting = start(Kind.ORCHESTRATOR)
+    waiting = start(NodeKind.ORCHESTRATOR)
     node = ROOT / "tests" / "end_to_end" / "mdns_node.py"
     announcing = ["--announce", "ORCHESTRATOR"]
     for boot in ("ffff0001", "ffff0002"):
@@ -186,7 +186,7 @@ def test_a_network_that_is_absent_is_said_once_and_waited_for(mesh: str, start: 
         looks.release()
         return list(there)
 
-    late = start(Kind.ORCHESTRATOR, addresses=addresses)
+    late = start(NodeKind.ORCHESTRATOR, addresses=addresses)
     assert "no usable network interface" in late.troubles.get(timeout=PATIENCE_S)
     speaker = start()
     speaker.discovery.announce(saying(mesh))
@@ -208,13 +208,13 @@ def test_a_look_that_fails_does_not_end_it(mesh: str, start: Start) -> None:
     speaker = start(addresses=addresses)
     speaker.discovery.announce(saying(mesh))
     assert "no such device" in speaker.troubles.get(timeout=PATIENCE_S)
-    start(Kind.ORCHESTRATOR).sighting()
+    start(NodeKind.ORCHESTRATOR).sighting()
 
 
 def test_closing_is_quick_and_may_come_at_any_time(mesh: str) -> None:
     never = Discovery(mesh=mesh, addresses=lambda: [LOOPBACK])
     never.close()
-    at_once = Ears(mesh, Kind.WORKER)
+    at_once = Ears(mesh, NodeKind.WORKER)
     at_once.discovery.close()
     at_once.discovery.close()
     at_once.discovery.announce(saying(mesh))
@@ -264,7 +264,7 @@ def pairs_of(mesh: str, boot: str) -> list[bytes]:
 
 def ready(mesh: str, start: Start) -> Ears:
     """Return ears that certainly listen already."""
-    ears, speaker = start(Kind.ORCHESTRATOR), start()
+    ears, speaker = start(NodeKind.ORCHESTRATOR), start()
     speaker.discovery.announce(saying(mesh))
     ears.sighting()
     return ears
@@ -361,7 +361,7 @@ def test_a_callback_that_raises_does_not_end_it(mesh: str, start: Start) -> None
         raise ZeroDivisionError
 
     discovery = Discovery(
-        mesh=mesh, addresses=lambda: [LOOPBACK], on_sighting=tell, browse=[Kind.ORCHESTRATOR]
+        mesh=mesh, addresses=lambda: [LOOPBACK], on_sighting=tell, browse=[NodeKind.ORCHESTRATOR]
     )
     discovery.start()
     try:

@@ -19,7 +19,7 @@ from typing import Any
 import platformdirs
 import pytest
 
-from d8mesh.core.addresses import host_is_allowed, host_of, is_admissible
+from d8mesh.core.protocol.addresses import host_is_allowed, host_of, is_admissible
 from d8mesh.edge import network
 from d8mesh.edge.network import (
     InterfaceAddress,

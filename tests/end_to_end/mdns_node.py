@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from d8mesh.edge.discovery import Announcement, Discovery, Kind, Sighting
+from d8mesh.edge.discovery import Announcement, Discovery, NodeKind, Sighting
 from d8mesh.edge.network import usable_addresses
 
 
@@ -57,7 +57,7 @@ def main() -> None:
         addresses=addresses_of(given.on),
         on_sighting=saw,
         on_goodbye=lambda kind, node_id, boot_id: say(event="goodbye", id=node_id, boot=boot_id),
-        browse=[Kind[name] for name in given.browse],
+        browse=[NodeKind[name] for name in given.browse],
         on_trouble=lambda text: say(event="trouble", text=text),
     )
     stop = threading.Event()
@@ -68,7 +68,7 @@ def main() -> None:
         kind, boot, port = given.announce
         discovery.announce(
             Announcement(
-                kind=Kind[kind],
+                kind=NodeKind[kind],
                 node_id=f"id-{boot}",
                 boot_id=boot,
                 mesh=given.mesh,

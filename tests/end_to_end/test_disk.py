@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from d8mesh.apps.children import Child, Children
+from d8mesh.apps.children import RunningCommand, Children
 from d8mesh.apps.demo import free_ports
 from d8mesh.config import Config
 from d8mesh.nodes.client import Client
@@ -66,7 +66,7 @@ class SmallMesh:
 
     def __init__(self, config: Config, url: str, worker_url: str) -> None:
         self.config, self.url, self.worker_url = config, url, worker_url
-        self.started: list[Child] = []
+        self.started: list[RunningCommand] = []
 
     def health(self) -> dict[str, Any]:
         """Return what /health says; nothing while nobody answers."""

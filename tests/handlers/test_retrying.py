@@ -7,9 +7,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from d8mesh.core.messages import FAILED, REFUSED
+from d8mesh.core.protocol.messages import FAILED, REFUSED
 from d8mesh.errors import HandlerError, TaskFailedError
-from d8mesh.handlers import endings
+from d8mesh.handlers import results
 from d8mesh.handlers.retrying import ANY, MAX_BACKOFF_S, Reject, Retries, of_names
 
 
@@ -22,7 +22,7 @@ def doubled(attempt: int) -> float:
 
 
 def ending(retries: Retries, error: BaseException, attempt: int = 1) -> tuple[int, dict[str, Any]]:
-    kind, payload = retries.applied(endings.of_exception(error, "w", 0.1), error, attempt)
+    kind, payload = retries.applied(results.of_exception(error, "w", 0.1), error, attempt)
     return kind, msgspec.msgpack.decode(payload)
 
 
@@ -61,7 +61,7 @@ def test_a_returned_failure_is_shown_as_the_error_that_its_submitter_gets() -> N
         seen.append(error)
         return False
 
-    failed = endings.of_value({"success": False, "error": "no"}, "w", 0.1)
+    failed = results.of_value({"success": False, "error": "no"}, "w", 0.1)
     assert Retries(look).applied(failed, None, 1)[0] == REFUSED
     (error,) = seen
     assert isinstance(error, TaskFailedError)
@@ -80,7 +80,7 @@ def test_the_author_says_how_long_to_wait(backoff: Any, pause_s: float) -> None:
 
 def test_without_a_word_nothing_is_added() -> None:
     assert "retry_after_s" not in ending(ANY, ValueError("x"))[1]
-    success = endings.of_value(1, "w", 0.1)
+    success = results.of_value(1, "w", 0.1)
     assert Retries(False).applied(success, None, 1) == success
 
 

@@ -14,9 +14,9 @@ import pytest
 
 from d8mesh import AsyncClient
 from d8mesh.config import Config
-from d8mesh.core.codec import encode
-from d8mesh.core.messages import Rehello, Stream, Welcome
-from d8mesh.edge.sockets import RouterEndpoint
+from d8mesh.core.protocol.codec import encode
+from d8mesh.core.protocol.messages import Rehello, Stream, Welcome
+from d8mesh.edge.transport.sockets import RouterEndpoint
 from d8mesh.errors import BrokerUnavailableError, WaitTimeoutError
 from d8mesh.nodes.client.aio.watcher import WatchingThread, watcher_on
 from tests.nodes.loops import LOOPS, run, until
@@ -49,7 +49,7 @@ def test_what_comes_in_during_a_turn_is_not_left_lying_until_something_else_come
 ) -> None:
     """The descriptor tells of it once; whatever is done with the socket may use that up."""
     for clock in ("HELLO_S", "OPENING_S", "DOUBT_S"):  # nothing is to come by itself
-        monkeypatch.setattr(f"d8mesh.core.client_session.{clock}", 1e6)
+        monkeypatch.setattr(f"d8mesh.core.client.session.{clock}", 1e6)
     for_ever_s = 1e6
     router = RouterEndpoint("127.0.0.1", [0], is_admissible=lambda address: True)
     task_id = f"{'v' * 16}-0"
@@ -216,7 +216,7 @@ def test_a_wait_that_is_over_says_why(mesh: Mesh) -> None:
 def test_a_wait_in_which_nothing_comes_is_spoken_of_once(
     mesh: Mesh, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("d8mesh.nodes.client.board.STALL_S", 0.1)
+    monkeypatch.setattr("d8mesh.nodes.client.completion_waiters.STALL_S", 0.1)
     monkeypatch.setattr("d8mesh.nodes.client.aio.waits.STALL_S", 0.1)
     monkeypatch.setattr("d8mesh.nodes.client.aio.waits.LOOK_S", 0.05)
     port = mesh.broker()

@@ -17,11 +17,11 @@ import pytest
 
 from d8mesh.apps.demo import free_ports
 from d8mesh.config import Config
-from d8mesh.core import dispatcher
-from d8mesh.core import messages as m
-from d8mesh.core.codec import decode_to_client, decode_to_worker, encode
+from d8mesh.core.broker import dispatcher
+from d8mesh.core.protocol import messages as m
+from d8mesh.core.protocol.codec import decode_to_client, decode_to_worker, encode
 from d8mesh.edge.network import usable_addresses
-from d8mesh.edge.sockets import DealerLink
+from d8mesh.edge.transport.sockets import DealerLink
 from d8mesh.errors import JournalBrokenError, JournalError, JournalHeldError, ProtocolError
 from d8mesh.nodes import broker
 from d8mesh.nodes.broker import ANSWERED_STRIKES, JOURNAL_NAME, Broker
@@ -103,7 +103,7 @@ def submit(link: DealerLink, seq: int, first: int, count: int = 1) -> m.Accepted
 
 
 def health(link: DealerLink) -> dict[str, object]:
-    link.send(encode(m.Ask(1, "health", {})))
+    link.send(encode(m.Query(1, "health", {})))
     return until(link, m.Answer).body
 
 
@@ -210,7 +210,7 @@ def test_an_answer_of_the_journal_waits_for_no_hand_out(running: Running) -> Non
         seq = 10 + n
         submit(client, seq, seq)  # from here on its hand-out is owed
         asked = time.monotonic()
-        client.send(encode(m.Ask(seq, "tasks", {"limit": 1})))
+        client.send(encode(m.Query(seq, "tasks", {"limit": 1})))
         until(client, m.Answer)
         # The next wake-up of an idle broker, which would bring it too, is half a second away.
         if time.monotonic() - asked < 0.25:

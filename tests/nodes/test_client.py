@@ -23,11 +23,11 @@ from werkzeug.serving import make_server
 from werkzeug.wrappers import Request, Response
 
 from d8mesh.config import Config
-from d8mesh.core.client_effects import Output
-from d8mesh.core.codec import decode_to_worker, encode
-from d8mesh.core.messages import SUCCEEDED, Group, Results, Stream, Work, WorkerHello
-from d8mesh.core.parcel import Parcel
-from d8mesh.edge.sockets import DealerLink
+from d8mesh.core.client.effects import Output
+from d8mesh.core.protocol.codec import decode_to_worker, encode
+from d8mesh.core.protocol.messages import SUCCEEDED, Group, Results, Stream, Work, WorkerHello
+from d8mesh.core.client.submission import Submission
+from d8mesh.edge.transport.sockets import DealerLink
 from d8mesh.errors import (
     BrokerUnavailableError,
     ConfigError,
@@ -47,10 +47,10 @@ from d8mesh.handlers import TaskContext
 from d8mesh.nodes.client import RESTARTED, Client
 from d8mesh.nodes.client.dial import Dialler
 from d8mesh.nodes.client.futures import wait as wait_for
-from d8mesh.nodes.client.handle import Ear
+from d8mesh.nodes.client.handle import StreamDeduplicator
 from d8mesh.nodes.client.keeping import Missed
-from d8mesh.web.exchange import Exchange
-from d8mesh.web.mesh import Places
+from d8mesh.doors.tunnel import Exchange
+from d8mesh.doors.rest.mesh import Places
 from tests.nodes.mesh import PATIENCE_S, Mesh, free_port, mesh_in, until
 
 NOBODY = f"{'v' * 16}-0"
@@ -75,7 +75,7 @@ def connected(mesh: Mesh, port: int) -> Client:
 
 
 def is_waiting_for(client: Client, count: int) -> Callable[[], bool]:
-    return lambda: client.board.waiting == count
+    return lambda: client.waiters.waiting == count
 
 
 # ------------------------------------------------------------------------ everyday use
@@ -131,7 +131,7 @@ def test_many_threads_share_a_client(mesh: Mesh) -> None:
     for thread in threads:
         thread.join(PATIENCE_S)
     assert sorted(outputs) == list(range(3200))
-    assert client.board.waiting == 0
+    assert client.waiters.waiting == 0
 
 
 def test_what_was_delivered_is_forgotten(mesh: Mesh) -> None:
@@ -139,15 +139,15 @@ def test_what_was_delivered_is_forgotten(mesh: Mesh) -> None:
     echoing(mesh, port)
     client = mesh.client(port)
 
-    def parcels() -> int:
+    def submissions() -> int:
         gc.collect()
-        return sum(type(each) is Parcel for each in gc.get_objects())
+        return sum(type(each) is Submission for each in gc.get_objects())
 
-    before = parcels()
+    before = submissions()
     for _ in client.map("echo", [{"x": 1}] * 3000, timeout=PATIENCE_S):
         pass
     client.submit("echo", {}).result(PATIENCE_S)
-    until(lambda: parcels() <= before)
+    until(lambda: submissions() <= before)
 
 
 # ------------------------------------------------------------ failures, cancels, waits
@@ -208,7 +208,7 @@ def test_a_wait_that_is_over_leaves_the_task_and_nothing_else(mesh: Mesh) -> Non
         with pytest.raises(WaitTimeoutError):
             task.result(wait_s)
     assert not client.wait_finished(task.id, 0.01)
-    assert client.board.waiting == 0
+    assert client.waiters.waiting == 0
     echoing(mesh, port)
     assert task.result(PATIENCE_S)["output"] == {"n": 1}
     assert client.wait_finished(task.id, PATIENCE_S)
@@ -556,9 +556,9 @@ def test_a_listener_that_raises_harms_nobody(mesh: Mesh) -> None:
     assert client.submit("echo", {"n": 2}).result(PATIENCE_S)["output"] == {"n": 2}
 
 
-def test_an_ear_leaves_out_what_it_heard() -> None:
+def test_an_deduplicator_leaves_out_what_it_heard() -> None:
     heard: list[Stream | None] = []
-    ear = Ear(heard.append)
+    ear = StreamDeduplicator(heard.append)
 
     def hear(attempt: int, first: int, *payloads: bytes) -> None:
         ear(Stream(NOBODY, attempt, first, list(payloads)))
@@ -940,7 +940,7 @@ def test_thousands_of_tasks_are_opened_and_asked_for_at_once(mesh: Mesh) -> None
     assert held.wait(PATIENCE_S)
     tasks = [other.task(task_id) for task_id in ids]
     for task in tasks:
-        other.hub.drop(task.parcel, 0)
+        other.hub.drop(task.submission, 0)
     go_on.set()
     # Sooner than anything that got lost is said again (RESEND_S, REWATCH_S).
     done, not_done = wait_for(tasks, 9.0)

@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 
 from d8mesh.config import Config
-from d8mesh.core.messages import Group
+from d8mesh.core.protocol.messages import Group
 from d8mesh.errors import (
     ForbiddenError,
     NodeClosedError,
@@ -28,7 +28,7 @@ from d8mesh.errors import (
     TaskError,
 )
 from d8mesh.nodes.client import Client, farewell, wait
-from d8mesh.nodes.client.board import MAX_PENDING_TASKS
+from d8mesh.nodes.client.completion_waiters import MAX_PENDING_TASKS
 from tests.nodes.mesh import PATIENCE_S, Mesh, free_port, mesh_in, until
 
 ID = r"[0-9a-v]{16}-\d+"
@@ -64,7 +64,7 @@ def test_every_way_of_submitting_is_waited_for(mesh: Mesh) -> None:
     port = mesh.broker()
     client = new_client(mesh, port)
     client.submit("nobody", {})
-    client.submit("nobody", {}, priority=9)  # of another kind: the first parcel is sealed
+    client.submit("nobody", {}, priority=9)  # of another kind: the first submission is sealed
     submits: list[Callable[[], object]] = [
         lambda: client.submit_many("nobody", [{}, {}]),
         lambda: client.submit_groups([Group("a", 5, [b"\x80"]), Group("b", 5, [b"\x80"])]),
@@ -85,7 +85,7 @@ def test_an_orchestrator_that_comes_later_is_waited_for(mesh: Mesh) -> None:
     client.submit("nobody", {})
     closing = threading.Thread(target=client.close, args=(PATIENCE_S,))
     closing.start()
-    until(lambda: client.board._is_shut)
+    until(lambda: client.waiters._is_shut)
     mesh.broker(port=port)
     closing.join(PATIENCE_S)
     assert not closing.is_alive()
@@ -263,7 +263,7 @@ def test_nothing_is_taken_from_the_moment_of_closing() -> None:
     client.submit("nobody", {})
     closing = threading.Thread(target=_close_quietly, args=(client, 1.0))
     closing.start()
-    until(lambda: client.board._is_shut)
+    until(lambda: client.waiters._is_shut)
     with pytest.raises(NodeClosedError):
         client.submit("nobody", {})
     with pytest.raises(NodeClosedError):
@@ -283,7 +283,7 @@ def test_ctrl_c_ends_the_wait_and_the_client(caplog: pytest.LogCaptureFixture) -
     begun = time.monotonic()
 
     def interrupt() -> None:
-        until(lambda: client.board._is_shut)
+        until(lambda: client.waiters._is_shut)
         signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
 
     threading.Thread(target=interrupt).start()

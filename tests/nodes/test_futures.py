@@ -19,8 +19,8 @@ import pytest
 from werkzeug.serving import make_server
 from werkzeug.wrappers import Request, Response
 
-from d8mesh.core.messages import Group
-from d8mesh.core.parcel import Parcel
+from d8mesh.core.protocol.messages import Group
+from d8mesh.core.client.submission import Submission
 from d8mesh.errors import (
     D8Error,
     InvalidTaskError,
@@ -32,7 +32,8 @@ from d8mesh.errors import (
     UnknownTaskError,
     WaitTimeoutError,
 )
-from d8mesh.nodes.client import Client, Task, board
+from d8mesh.nodes.client import Client, Task
+from d8mesh.nodes.client import completion_waiters
 from d8mesh.nodes.client import handle as handles
 from d8mesh.nodes.client.cancellations import MAX_UNDER_WAY
 from d8mesh.nodes.client.completions import Completions
@@ -290,7 +291,7 @@ def test_a_callback_that_submits_more_than_there_is_room_for_is_told_so(
             caught.put(str(error))
 
     task.wait_accepted(PATIENCE_S)
-    monkeypatch.setattr(board, "MAX_PENDING_TASKS", 10)
+    monkeypatch.setattr(completion_waiters, "MAX_PENDING_TASKS", 10)
     task.add_done_callback(submits)
     gate.of("a").set()
     assert "own thread" in caught.get(timeout=PATIENCE_S)
@@ -313,10 +314,10 @@ def test_output_that_was_kept_may_be_read_in_a_callback(client: Client, gate: Ga
 
 def test_a_task_that_ends_while_a_callback_is_left_for_it_is_not_missed() -> None:
     completions, called = Completions(), []
-    parcel = Parcel("s" * 16, 0, [], 1)
+    submission = Submission("s" * 16, 0, [], 1)
     answers = iter([False, True])  # it ends between the two looks
-    completions.add(parcel, 0, lambda: called.append(1), lambda: next(answers))
-    completions.arrived(parcel)  # too late: this one has been called
+    completions.add(submission, 0, lambda: called.append(1), lambda: next(answers))
+    completions.arrived(submission)  # too late: this one has been called
     completions.release()
     assert called == [1]
 
@@ -437,7 +438,7 @@ def test_what_is_dropped_is_cancelled_however_many_and_whenever(
     tasks = [client.submit("nobody") for _ in range(3 * MAX_UNDER_WAY)]  # hardly sent by now
     tasks += client.submit_many("nobody", [{}] * 50)
     for task in tasks:
-        client.hub.drop(task.parcel, task.index)
+        client.hub.drop(task.submission, task.index)
     assert client.hub.wait_dropped(PATIENCE_S)
     assert all(task.status()["state"] == "cancelled" for task in tasks)
 
@@ -447,7 +448,7 @@ def test_what_was_dropped_before_the_client_is_closed_is_cancelled(mesh: Mesh, p
         assert client.wait_connected(PATIENCE_S)
         tasks = [client.submit("nobody") for _ in range(300)]
         for task in tasks:
-            client.hub.drop(task.parcel, task.index)
+            client.hub.drop(task.submission, task.index)
     other = mesh.client(port)
     assert {body["state"] for body in other.tasks()} == {"cancelled"}
 
@@ -597,7 +598,7 @@ def test_waiting_for_many_costs_the_same_for_each(client: Client, gate: Gate) ->
     tasks = client.submit_many("nobody", [{}] * 10_000)
     begun = time.monotonic()
     for task in tasks:
-        client.hub.when_done(task.parcel, task.index, gate.open_all, task.done)
-        client.hub.never_mind(task.parcel, task.index, gate.open_all)
+        client.hub.when_done(task.submission, task.index, gate.open_all, task.done)
+        client.hub.never_mind(task.submission, task.index, gate.open_all)
     assert time.monotonic() - begun < PATIENCE_S / 3
     assert client.hub._completions._calls == {}

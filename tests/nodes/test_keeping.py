@@ -9,8 +9,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from d8mesh.core.messages import Group, Refused, Stream
-from d8mesh.core.parcel import Parcel
+from d8mesh.core.protocol.messages import Group, Refused, Stream
+from d8mesh.core.client.submission import Submission
 from d8mesh.nodes.client import keeping as module
 from d8mesh.nodes.client.handle import RESTARTED
 from d8mesh.nodes.client.keeping import Keeping, Listeners, Missed, Position
@@ -32,13 +32,13 @@ def kept_of(keeping: Keeping, n: int = 0) -> list[Any]:
     return told
 
 
-def new(count: int = 1) -> tuple[Keeping, Listeners, Parcel]:
+def new(count: int = 1) -> tuple[Keeping, Listeners, Submission]:
     listeners: Listeners = {}
     keeping = Keeping(listeners)
-    parcel = Parcel(SESSION, 0, [Group("echo", 5, [b"\x80"] * count)], count, is_listened=True)
+    submission = Submission(SESSION, 0, [Group("echo", 5, [b"\x80"] * count)], count, is_listened=True)
     for index in range(count):
-        keeping.expect(parcel, index)
-    return keeping, listeners, parcel
+        keeping.expect(submission, index)
+    return keeping, listeners, submission
 
 
 def ear(listeners: Listeners, n: int = 0) -> Callable[[Stream | None], None]:
@@ -110,16 +110,16 @@ def test_what_has_ended_is_kept_for_so_long() -> None:
 
 
 def test_what_is_refused_is_not_kept_and_a_repeated_key_keeps_the_first_tasks() -> None:
-    keeping, listeners, parcel = new()
-    parcel.accept(SESSION, 0, is_repeat=False)
-    keeping.settled(parcel)
+    keeping, listeners, submission = new()
+    submission.accept(SESSION, 0, is_repeat=False)
+    keeping.settled(submission)
     assert keeping.of(f"{SESSION}-0") is not None
-    parcel.accept("v" * 16, 5, is_repeat=True)
+    submission.accept("v" * 16, 5, is_repeat=True)
     for _ in range(2):
-        keeping.settled(parcel)
+        keeping.settled(submission)
         assert keeping.of(f"{SESSION}-0") is None
         assert list(listeners) == ["v" * 16 + "-5"]
-    keeping, listeners, parcel = new()
-    parcel.refuse(Refused(1, "task.invalid", "no"))
-    keeping.settled(parcel)
+    keeping, listeners, submission = new()
+    submission.refuse(Refused(1, "task.invalid", "no"))
+    keeping.settled(submission)
     assert (keeping.of(f"{SESSION}-0"), listeners) == (None, {})

@@ -10,15 +10,15 @@ from pathlib import Path
 import pytest
 import zmq
 
-from d8mesh.core.codec import encode
-from d8mesh.core.messages import Beat, Welcome, Work, WorkGroup
-from d8mesh.core.worker_line import Profile
-from d8mesh.core.worker_session import WorkerSession
+from d8mesh.core.protocol.codec import encode
+from d8mesh.core.protocol.messages import Beat, Welcome, Work, WorkGroup
+from d8mesh.core.worker.broker_session import Profile
+from d8mesh.core.worker.session import WorkerSession
 from d8mesh.edge.identity import Identity
 from d8mesh.edge.network import Way
-from d8mesh.edge.sockets import DealerLink, RouterEndpoint, Waker
+from d8mesh.edge.transport.sockets import DealerLink, RouterEndpoint, Waker
 from d8mesh.nodes.worker.finder import Finder
-from d8mesh.nodes.worker.runner import Runner
+from d8mesh.nodes.worker.runner import WorkerRunner
 from d8mesh.nodes.worker.slots import Bell, Slots
 from tests.nodes.mesh import PATIENCE_S
 
@@ -37,7 +37,7 @@ def router() -> Iterator[RouterEndpoint]:
 
 
 @pytest.fixture
-def runner(tmp_path: Path) -> Iterator[Runner]:
+def runner(tmp_path: Path) -> Iterator[WorkerRunner]:
     """A worker whose turns the test takes itself, and whose slots never run anything."""
     waker = Waker()
     identity = Identity(tmp_path, "w")
@@ -51,7 +51,7 @@ def runner(tmp_path: Path) -> Iterator[Runner]:
         status_port=0,
         slots=1,
     )
-    runner = Runner(
+    runner = WorkerRunner(
         WorkerSession(profile, []),
         slots=Slots(1, {}, identity.worker_id, Bell(waker)),
         finder=Finder(url=None, places=(), wake=waker.wake),
@@ -73,7 +73,7 @@ def greeting_of(router: RouterEndpoint) -> bytes:
 
 
 def test_a_link_that_another_retires_is_not_read_in_the_same_turn(
-    router: RouterEndpoint, runner: Runner
+    router: RouterEndpoint, runner: WorkerRunner
 ) -> None:
     session = runner.session
     links: dict[str, DealerLink] = {}
@@ -92,11 +92,11 @@ def test_a_link_that_another_retires_is_not_read_in_the_same_turn(
     runner._turn()
     say("first", WORK)
     runner._turn()
-    assert session.lines["first"].open
+    assert session.brokers["first"].open
     session.link_down("first", time.monotonic())  # cut: meanwhile the second is welcomed
     say("second", WELCOME)
     runner._turn()
-    assert session.lines["second"].is_welcome
+    assert session.brokers["second"].is_welcome
     session.link_up("first", time.monotonic())
     say("first", WELCOME)  # it has work, so the second goes, from which there is a message too
     say("second", Beat(1))

@@ -83,7 +83,7 @@ def test_what_comes_slowly_is_submitted_as_it_comes(client: Client) -> None:
     thread.start()
     for n in range(5):
         items.put({"n": n})
-        assert results.get(timeout=PATIENCE_S) == n  # nobody waits for a parcel to be full
+        assert results.get(timeout=PATIENCE_S) == n  # nobody waits for a submission to be full
     items.put(None)
     assert results.get(timeout=PATIENCE_S) == "end"
     thread.join(PATIENCE_S)
@@ -162,11 +162,11 @@ def test_what_is_taken_is_bounded_by_itself(client: Client) -> None:
 def test_what_was_delivered_is_forgotten(client: Client) -> None:
     results = client.map("echo", [{"x": "x" * 1000}] * 500, timeout=PATIENCE_S)
     next(results)
-    parcel = results.gi_frame.f_locals["waiting"][0].parcel  # type: ignore[attr-defined]
+    submission = results.gi_frame.f_locals["waiting"][0].submission  # type: ignore[attr-defined]
     for _ in range(400):
         next(results)
-    until(lambda: not parcel.missing)
-    assert [payload is None for payload in parcel.payloads] == [True] * 401 + [False] * 99
+    until(lambda: not submission.missing)
+    assert [payload is None for payload in submission.payloads] == [True] * 401 + [False] * 99
 
 
 @pytest.mark.parametrize(

@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 
 from d8mesh.config import Config
-from d8mesh.core.announcement import Kind, Sighting
+from d8mesh.core.protocol.announcement import NodeKind, Sighting
 from d8mesh.edge.identity import Place
 from d8mesh.nodes.client.dial import Connection, Dialler
 from d8mesh.nodes.worker.finder import Finder
 from tests.nodes.mesh import PATIENCE_S, mesh_in, until
 
 HEARD = Sighting(
-    kind=Kind.ORCHESTRATOR,
+    kind=NodeKind.ORCHESTRATOR,
     node_id="orch-1",
     boot_id="boot",
     mesh="mesh",

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from d8mesh.core import client_session
+from d8mesh.core.client import session
 from d8mesh.edge import address_file
 from d8mesh.nodes.client import Client, runner
 from d8mesh.nodes.worker import Worker
@@ -78,7 +78,7 @@ def test_an_address_that_is_out_of_date_harms_nobody(
     mesh: Mesh, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Somebody else listens there now, and takes every connection without a word."""
-    monkeypatch.setattr(client_session, "OPENING_S", 2 * PATIENCE_S)  # who is heard ends it
+    monkeypatch.setattr(session, "OPENING_S", 2 * PATIENCE_S)  # who is heard ends it
     monkeypatch.setattr(runner, "CUT_S", 2 * PATIENCE_S)
     with socket.create_server(("127.0.0.1", 0)) as stranger:
         old = address_file.Written(

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from d8mesh.core.messages import MAX_PAYLOAD_BYTES
+from d8mesh.core.protocol.messages import MAX_PAYLOAD_BYTES
 from d8mesh.errors import HandlerError, TaskCancelledError, TaskFailedError
 from d8mesh.nodes.client import Client
 from d8mesh.nodes.process import load

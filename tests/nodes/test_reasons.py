@@ -17,7 +17,9 @@ import pytest
 
 from d8mesh.config import Config
 from d8mesh.errors import BrokerUnavailableError, WaitTimeoutError
-from d8mesh.nodes.client import Client, board, hotline, listening
+from d8mesh.nodes.client import Client, listening
+from d8mesh.nodes.client import completion_waiters
+from d8mesh.nodes.client import direct_call
 from tests.nodes.mesh import PATIENCE_S, Mesh, free_port, mesh_in, until
 
 
@@ -194,7 +196,7 @@ def waiting(caplog: pytest.LogCaptureFixture) -> list[str]:
 def test_a_wait_without_progress_is_logged_once_with_its_reason(
     mesh: Mesh, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(board, "STALL_S", 0.3)
+    monkeypatch.setattr(completion_waiters, "STALL_S", 0.3)
     port = mesh.broker()
     client = mesh.client(port)
     with caplog.at_level(logging.WARNING, "d8mesh.client"):
@@ -217,7 +219,7 @@ def test_a_wait_without_progress_is_logged_once_with_its_reason(
 def test_a_task_that_is_at_work_is_no_reason_to_warn(
     mesh: Mesh, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    for module in (board, hotline, listening):
+    for module in (waiters, direct_call, listening):
         monkeypatch.setattr(module, "STALL_S", 0.2)
     port = mesh.broker()
     go_on = threading.Event()
@@ -247,8 +249,8 @@ def test_a_plain_program_shows_it_on_the_screen() -> None:
     program = f"""
 from d8mesh import Client
 from d8mesh.config import Config
-from d8mesh.nodes.client import board
-board.STALL_S = 0.2
+from d8mesh.nodes.client import completion_waiters
+completion_waiters.STALL_S = 0.2
 client = Client(endpoint="tcp://127.0.0.1:{free_port()}", config=Config())
 try:
     client.submit("echo", {{}}).result(3)

@@ -15,7 +15,7 @@ import msgspec
 import pytest
 
 from d8mesh.edge.child import Child
-from d8mesh.edge.sockets import Waker
+from d8mesh.edge.transport.sockets import Waker
 from d8mesh.errors import TaskFailedError
 from d8mesh.handlers import TaskContext
 from d8mesh.nodes.worker import slots as slots_module

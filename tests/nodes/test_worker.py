@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from d8mesh.core import returns
+from d8mesh.core.broker import returns
 from d8mesh.errors import (
     BackendUnavailableError,
     ConfigError,
@@ -497,8 +497,8 @@ def test_heartbeats_come_while_every_slot_computes_in_pure_python(mesh: Mesh) ->
     beats: set[float] = set()
 
     def has_beaten() -> bool:
-        (seat,) = client.ask("workers", {})["workers"]
-        beats.add(seat["last_heartbeat"])
+        (worker_state,) = client.ask("workers", {})["workers"]
+        beats.add(worker_state["last_heartbeat"])
         return len(beats) >= 3
 
     until(has_beaten)

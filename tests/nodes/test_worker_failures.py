@@ -7,14 +7,14 @@ import logging
 import msgspec
 import pytest
 
-from d8mesh.core.worker_effects import Attempt
+from d8mesh.core.worker.effects import Attempt
 from d8mesh.nodes.worker.failures import (
     FIRST_IN_ALL,
     INTERVAL_S,
     MAX_ROWS,
     MAX_TITLE_CHARS,
     SHOWN_PER_TYPE,
-    Failure,
+    FailedAttempt,
     Failures,
 )
 
@@ -95,7 +95,7 @@ def test_nothing_in_a_block_drives_a_terminal_and_it_is_bounded(scene: Scene) ->
 
 def test_of_a_long_traceback_both_ends_are_shown() -> None:
     traceback = "\n".join(["first", *["…"] * 200, "last"])
-    rows = Failure("id", "t", 1, "slot-0", "e", traceback).as_block().split("\n")
+    rows = FailedAttempt("id", "t", 1, "slot-0", "e", traceback).as_block().split("\n")
     assert (rows[1], rows[-1], len(rows)) == ("    first", "    last", 1 + MAX_ROWS)
     assert any("173 lines" in row for row in rows)
 

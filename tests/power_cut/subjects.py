@@ -18,26 +18,26 @@ from typing import Final
 
 import apsw
 
-from d8mesh.core.restored import Restored
-from d8mesh.core.task import (
+from d8mesh.core.broker.store import Restored
+from d8mesh.core.protocol.task import (
     Cancelled,
     Closed,
     Completed,
     Fact,
     Failed,
-    HandedOut,
-    HandoutsSettled,
-    Missed,
+    Assigned,
+    AssignmentsSettled,
+    WorkersMissed,
     Pruned,
     Recounted,
     Requeued,
     Spec,
     Submitted,
 )
-from d8mesh.core.worker_effects import Kept
-from d8mesh.edge.journal.reader import Reader
-from d8mesh.edge.journal.writer import Journal
-from d8mesh.edge.outbox import OUTBOX_NAME, Outbox
+from d8mesh.core.worker.effects import KeptResult
+from d8mesh.edge.sqlite.reader import Reader
+from d8mesh.edge.sqlite.journal import Journal
+from d8mesh.edge.sqlite.outbox import OUTBOX_NAME, Outbox
 from tests.power_cut.recorder import VFS_NAME, Entry, Recorder
 
 #: Small, so that a short recording has many checkpoints.
@@ -238,9 +238,9 @@ def _check_integrity(path: Path) -> None:
         raise AssertionError(f"integrity_check: {verdict[:3]}")
 
 
-def _kept(dice: random.Random) -> Kept:
+def _kept(dice: random.Random) -> KeptResult:
     payload = dice.randbytes(dice.randint(1, 2000))
-    return Kept("broker", f"{'0' * 16}-{dice.randrange(10**6)}", dice.randbytes(16), 1, payload)
+    return KeptResult("broker", f"{'0' * 16}-{dice.randrange(10**6)}", dice.randbytes(16), 1, payload)
 
 
 class _JournalWork:
@@ -312,7 +312,7 @@ class _JournalWork:
         self._keys[key] = (digest, session, first, count)
         return Submitted(session, first, spec, payloads, 1.0, key, digest, count)
 
-    def _handed_out(self, waiting: list[str]) -> HandedOut:
+    def _handed_out(self, waiting: list[str]) -> Assigned:
         """Some of what waits goes to a worker; how it ends is told by a later commit, or this."""
         ids = _in_order(self._dice.sample(waiting, self._dice.randint(1, 20)))
         self._number += 1
@@ -322,7 +322,7 @@ class _JournalWork:
         for task_id, n in zip(ids, ns, strict=True):
             self._held[task_id] = (self._number, n, worker)
         # Needed: others are written with a later commit, and nothing is promised of them.
-        return HandedOut(self._number, worker, ids, ns, 2.0, is_needed=True)
+        return Assigned(self._number, worker, ids, ns, 2.0, is_needed=True)
 
     def _came_back(self) -> Fact:
         """One worker's hands are emptied: nearly always in outcomes."""
@@ -372,11 +372,11 @@ class _JournalWork:
         self._doubted[task_id, attempt] = (worker, not was_loss)
         return Recounted(worker, [task_id], [attempt], not was_loss)
 
-    def _missed(self) -> Missed:
+    def _missed(self) -> WorkersMissed:
         """Some workers are waited for, or none any more."""
         names = self._dice.sample(["worker-1", "worker-2", "worker-3"], self._dice.randint(0, 3))
         self._waited = {name: self._dice.uniform(0.0, 10.0) for name in names}
-        return Missed(list(self._waited), list(self._waited.values()))
+        return WorkersMissed(list(self._waited), list(self._waited.values()))
 
     def _end(self, ids: list[str], payloads: list[bytes], code: int) -> None:
         mark = _OUTCOMES[code]
@@ -385,7 +385,7 @@ class _JournalWork:
 
     def _tidy(self) -> list[Fact]:
         below = min((held[0] for held in self._held.values()), default=self._number + 1)
-        facts: list[Fact] = [HandoutsSettled(below)]
+        facts: list[Fact] = [AssignmentsSettled(below)]
         done = [batch for batch in self._batches if all(self._outcomes[i] for i in _ids(batch))]
         if done:
             facts.append(Closed([(session, first) for session, first, _ in done]))

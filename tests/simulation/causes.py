@@ -13,12 +13,12 @@ from typing import Final, NoReturn
 
 import msgspec
 
-from d8mesh.core.dispatcher import STANDSTILL_S
-from d8mesh.core.handout import POISON_LOSSES
-from d8mesh.core.messages import REFUSED, SUCCEEDED, Group, Message, Results, Work
-from d8mesh.core.pool import Policy
-from d8mesh.core.returns import MAX_RETURNS, MAX_UNSTARTED
-from d8mesh.core.task import SUSPECT, Cancelled, Failed, Recounted, Requeued, Submitted
+from d8mesh.core.broker.dispatcher import STANDSTILL_S
+from d8mesh.core.broker.scheduler import POISON_LOSSES
+from d8mesh.core.protocol.messages import REFUSED, SUCCEEDED, Group, Message, Results, Work
+from d8mesh.core.broker.state import Policy
+from d8mesh.core.broker.returns import MAX_RETURNS, MAX_UNSTARTED
+from d8mesh.core.protocol.task import SUSPECT, Cancelled, Failed, Recounted, Requeued, Submitted
 
 #: Sums of Unix seconds are exact to less than a microsecond.
 ROUNDING_S: Final = 0.001
@@ -140,7 +140,7 @@ class Causes:
         self._deaths.setdefault(node, []).append(self.now)
 
     def heard(self, broker: str, worker_id: str) -> None:
-        """A broker read a word of a worker that has a seat."""
+        """A broker read a word of a worker that has a worker."""
         self._heard[broker, worker_id] = self.now
 
     def joined(self, broker: str, worker_id: str, boot_id: str, held: list[str]) -> None:

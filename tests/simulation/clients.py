@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from d8mesh.core import messages as m
-from d8mesh.core.client_effects import Answered, Arrived, Lost, Output, Rejected, Settled, Transmit
-from d8mesh.core.client_session import ClientSession
-from d8mesh.core.codec import decode_to_client, encode
-from d8mesh.core.parcel import Parcel
+from d8mesh.core.protocol import messages as m
+from d8mesh.core.client.effects import Answered, Arrived, Lost, Output, Rejected, Settled, Transmit
+from d8mesh.core.client.session import ClientSession
+from d8mesh.core.protocol.codec import decode_to_client, encode
+from d8mesh.core.client.submission import Submission
 from tests.simulation.causes import Wish
 from tests.simulation.wire import Wire
 
@@ -50,7 +50,7 @@ class Line:
     def ask(self, what: str, args: dict[str, object]) -> int:
         """Ask; returns the number of the question."""
         self._requests += 1
-        question = m.Ask(self._requests, what, args)
+        question = m.Query(self._requests, what, args)
         self.perform(self.session.ask(question, self.world.now))
         return self._requests
 
@@ -92,7 +92,7 @@ class SimClient:
     def __init__(self, world: World, number: int) -> None:
         self.world = world
         self.name = f"c{number}"
-        self.parcels: list[Parcel] = []
+        self.submissions: list[Submission] = []
         self.paused_until = 0.0
         self._line = Line(world, self.name)
         self._next = self._keys = 0
@@ -100,17 +100,17 @@ class SimClient:
     @property
     def is_satisfied(self) -> bool:
         """True when everything submitted has its outcome."""
-        return all(p.refusal or (p.is_accepted and not p.missing) for p in self.parcels)
+        return all(p.refusal or (p.is_accepted and not p.missing) for p in self.submissions)
 
     def submit(self) -> None:
         """Submit a few tasks of any kind."""
         rng = self.world.rng
         groups = [self._group(rng.randint(1, 5)) for _ in range(rng.choice((1, 1, 1, 2)))]
-        parcel = self._parcel(groups)
+        submission = self._submission(groups)
         if rng.random() < 0.2:
             self._keys += 1
-            parcel.key, parcel.digest = f"{self.name} {self._keys}", bytes([self._keys % 256])
-        self._send(parcel)
+            submission.key, submission.digest = f"{self.name} {self._keys}", bytes([self._keys % 256])
+        self._send(submission)
 
     def _group(self, count: int) -> m.Group:
         rng, world = self.world.rng, self.world
@@ -128,30 +128,30 @@ class SimClient:
             run_at=world.at + rng.random() * 20 if rng.random() < 0.1 else None,
         )
 
-    def _parcel(self, groups: list[m.Group]) -> Parcel:
+    def _submission(self, groups: list[m.Group]) -> Submission:
         count = sum(len(group.payloads) for group in groups)
-        parcel = Parcel(self._line.session_id, self._next, groups, count)
-        parcel.states, parcel.payloads = bytearray(count), [None] * count
+        submission = Submission(self._line.session_id, self._next, groups, count)
+        submission.states, submission.payloads = bytearray(count), [None] * count
         self._next += count
-        return parcel
+        return submission
 
-    def _send(self, parcel: Parcel) -> None:
-        self.parcels.append(parcel)
-        each = [Wish.of(group) for group in parcel.groups for _ in group.payloads]
-        wished = {parcel.task_id(n): wish for n, wish in enumerate(each)}
+    def _send(self, submission: Submission) -> None:
+        self.submissions.append(submission)
+        each = [Wish.of(group) for group in submission.groups for _ in group.payloads]
+        wished = {submission.task_id(n): wish for n, wish in enumerate(each)}
         self.world.safety.causes.wishes.update(wished)
-        self._line.perform(self._line.session.submit(parcel, self.world.now))
+        self._line.perform(self._line.session.submit(submission, self.world.now))
 
     def meddle(self) -> None:
         """Cancel a task, or replay one."""
-        accepted = [parcel for parcel in self.parcels if parcel.is_accepted]
+        accepted = [submission for submission in self.submissions if submission.is_accepted]
         if not accepted:
             return
         rng = self.world.rng
-        parcel = rng.choice(accepted)
-        index = rng.randrange(parcel.count)
-        task_id = parcel.task_id(index)
-        if parcel.states[index] == m.FAILED_STATE:
+        submission = rng.choice(accepted)
+        index = rng.randrange(submission.count)
+        task_id = submission.task_id(index)
+        if submission.states[index] == m.FAILED_STATE:
             args: dict[str, object] = {
                 "id": task_id, "session": self._line.session_id, "n": self._next,
             }  # fmt: skip
@@ -166,24 +166,24 @@ class SimClient:
 
     def crash(self) -> None:
         """Die. Another client awaits what was accepted, and sends what has a key again."""
-        parcels, self.parcels = self.parcels, []
+        submissions, self.submissions = self.submissions, []
         self._line.end()
         self._line.begin()
         self._next = 0
-        for parcel in parcels:
-            if parcel.is_accepted:
-                for index in range(parcel.count):
-                    self._await(parcel.task_id(index))
-            elif parcel.key and parcel.refusal is None:
-                again = self._parcel(parcel.groups)
-                again.key, again.digest = parcel.key, parcel.digest
+        for submission in submissions:
+            if submission.is_accepted:
+                for index in range(submission.count):
+                    self._await(submission.task_id(index))
+            elif submission.key and submission.refusal is None:
+                again = self._submission(submission.groups)
+                again.key, again.digest = submission.key, submission.digest
                 self._send(again)
 
     def _await(self, task_id: str) -> None:
         session, _, n = task_id.partition("-")
-        single = Parcel(session, int(n), [], 1, is_accepted=True, missing=1)
+        single = Submission(session, int(n), [], 1, is_accepted=True, missing=1)
         single.states, single.payloads = bytearray(1), [None]
-        self.parcels.append(single)
+        self.submissions.append(single)
         self._line.perform(self._line.session.watch(single))
 
     def tick(self) -> None:
@@ -195,24 +195,24 @@ class SimClient:
         outputs, self._line.outputs = self._line.outputs, []
         for output in outputs:
             match output:
-                case Settled() if output.parcel.refusal is None:
-                    self._acknowledged(output.parcel)
+                case Settled() if output.submission.refusal is None:
+                    self._acknowledged(output.submission)
                 case Arrived():
-                    self._arrived(output.parcel)
+                    self._arrived(output.submission)
                 case _:
                     pass
 
-    def _acknowledged(self, parcel: Parcel) -> None:
+    def _acknowledged(self, submission: Submission) -> None:
         """What is acknowledged must be on the disk, now and for ever."""
         safety = self.world.safety
-        for index in range(parcel.count):
-            if parcel.task_id(index) not in safety.accepted:
-                safety.fail(parcel.task_id(index), "was acknowledged and is not on disk")
+        for index in range(submission.count):
+            if submission.task_id(index) not in safety.accepted:
+                safety.fail(submission.task_id(index), "was acknowledged and is not on disk")
 
-    def _arrived(self, parcel: Parcel) -> None:
-        for index, state in enumerate(parcel.states):
+    def _arrived(self, submission: Submission) -> None:
+        for index, state in enumerate(submission.states):
             if state:
-                task_id, payload = parcel.task_id(index), parcel.payloads[index]
+                task_id, payload = submission.task_id(index), submission.payloads[index]
                 self.world.safety.outcome(task_id, state, payload or b"")
 
 

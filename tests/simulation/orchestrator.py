@@ -6,13 +6,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from d8mesh.core import messages as m
-from d8mesh.core.codec import decode_to_broker, encode
-from d8mesh.core.dispatcher import Dispatcher
-from d8mesh.core.effects import Effect, Load, Loaded, Peer, Record, Send
-from d8mesh.core.pool import Policy
-from d8mesh.core.task import Fact, TaskState
-from d8mesh.edge.journal import Journal, Reader
+from d8mesh.core.protocol import messages as m
+from d8mesh.core.protocol.codec import decode_to_broker, encode
+from d8mesh.core.broker.dispatcher import Dispatcher
+from d8mesh.core.broker.effects import Effect, Load, Loaded, Peer, Record, Send
+from d8mesh.core.broker.state import Policy
+from d8mesh.core.protocol.task import Fact, TaskState
+from d8mesh.edge.sqlite import Journal, Reader
 from tests.simulation.safety import Owed
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ class Orchestrator:
         self.dispatcher = Dispatcher(
             self._policy, restored, world.rng.random, now=world.now, at=world.at
         )
-        self.dispatcher.pool.ledger._payload_memory_bytes = self._payload_memory_bytes
+        self.dispatcher.state.task_table._payload_memory_bytes = self._payload_memory_bytes
         world.safety.restored(self.dispatcher)
 
     def close(self) -> None:
@@ -137,7 +137,7 @@ class Orchestrator:
 
     def _listen(self, message: m.ToBroker, peer: Peer) -> None:
         """Note who was heard, and what will be owed for what was said."""
-        causes, seat = self.world.safety.causes, self.dispatcher.pool.roster.by_peer(peer)
+        causes, worker_state = self.world.safety.causes, self.dispatcher.state.registry.by_peer(peer)
         match message:
             case m.WorkerHello():
                 held = list(message.held_ids)
@@ -146,12 +146,12 @@ class Orchestrator:
                 return
             case m.Results():
                 self._owed[peer.routing_id, message.seq] = self._owed_for(message)
-            case m.Ask(what="poll.report", args=args):
+            case m.Query(what="poll.report", args=args):
                 self._owed_answers[peer.routing_id, message.request] = self._owed_report(args)
             case _:
                 pass
-        if seat is not None and not isinstance(message, m.Goodbye):
-            causes.heard(self.name, seat.worker_id)
+        if worker_state is not None and not isinstance(message, m.Goodbye):
+            causes.heard(self.name, worker_state.worker_id)
 
     def _owed_for(self, message: m.Results) -> Owed:
         """Return what must be on disk before these results are acknowledged.
@@ -161,9 +161,9 @@ class Orchestrator:
         may be said again a moment later. Of what is stale only a success of a task that is not
         fenced is owed.
         """
-        ledger, owed = self.dispatcher.pool.ledger, Owed()
+        task_table, owed = self.dispatcher.state.task_table, Owed()
         for task_id, token, kind in zip(message.ids, message.tokens, message.kinds, strict=True):
-            task = ledger.tasks.get(task_id)
+            task = task_table.tasks.get(task_id)
             is_current = task is not None and task.token == token
             self._owe(owed, task_id, is_success=kind == m.SUCCEEDED, is_current=is_current)
         return owed
@@ -171,14 +171,14 @@ class Orchestrator:
     def _owed_report(self, args: dict[str, object]) -> Owed:
         """Return what must be on disk before a polling worker is thanked for its report."""
         task_id, owed = str(args["task_id"]), Owed()
-        task = self.dispatcher.pool.ledger.tasks.get(task_id)
+        task = self.dispatcher.state.task_table.tasks.get(task_id)
         is_current = task is not None and task.worker_id == args["worker_id"]
         self._owe(owed, task_id, is_success=args["is_success"] is True, is_current=is_current)
         return owed
 
     def _owe(self, owed: Owed, task_id: str, *, is_success: bool, is_current: bool) -> None:
-        ledger, safety = self.dispatcher.pool.ledger, self.world.safety
-        task, found = ledger.tasks.get(task_id), ledger.find(task_id)
+        task_table, safety = self.dispatcher.state.task_table, self.world.safety
+        task, found = task_table.tasks.get(task_id), task_table.find(task_id)
         is_current = is_current and task is not None and task.state is TaskState.RUNNING
         is_fenced = found[0].spec.is_fenced if found else task_id in safety.fenced
         is_known = found is not None or task_id in safety.accepted

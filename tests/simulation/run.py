@@ -77,8 +77,8 @@ def _results(first: int, count: int, jobs: int) -> Iterator[tuple[int, Counter[s
     if jobs <= 1:
         yield from map(run_seeds, shares)
         return
-    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as broker:
         try:
-            yield from pool.map(run_seeds, shares)
+            yield from broker.map(run_seeds, shares)
         finally:
-            pool.shutdown(cancel_futures=True)
+            broker.shutdown(cancel_futures=True)

@@ -9,15 +9,15 @@ from typing import Final, NoReturn
 
 import msgspec
 
-from d8mesh.core import messages as m
-from d8mesh.core.dispatcher import Dispatcher
-from d8mesh.core.task import (
+from d8mesh.core.protocol import messages as m
+from d8mesh.core.broker.dispatcher import Dispatcher
+from d8mesh.core.protocol.task import (
     Adopted,
     Cancelled,
     Completed,
     Fact,
     Failed,
-    HandedOut,
+    Assigned,
     Pruned,
     Recounted,
     Requeued,
@@ -93,7 +93,7 @@ class Safety:
             match fact:
                 case Submitted():
                     self._submitted(name, fact)
-                case HandedOut() | Adopted() | Requeued() | Recounted():
+                case Assigned() | Adopted() | Requeued() | Recounted():
                     self._moved(name, fact)
                 case Completed() | Failed() | Cancelled():
                     self._ended(name, fact)
@@ -103,10 +103,10 @@ class Safety:
                 case _:
                     pass
 
-    def _moved(self, name: str, fact: HandedOut | Adopted | Requeued | Recounted) -> None:
+    def _moved(self, name: str, fact: Assigned | Adopted | Requeued | Recounted) -> None:
         for task_id, n in zip(fact.ids, fact.ns, strict=True):
             match fact:
-                case HandedOut():
+                case Assigned():
                     self._current[task_id] = n
                     self.causes.handed_out(name, task_id, fact.worker_id)
                     self.note(task_id, f"handed out to {fact.worker_id}, attempt {n}")
@@ -166,17 +166,17 @@ class Safety:
 
     def restored(self, dispatcher: Dispatcher) -> None:
         """An orchestrator has started: it must know all that it had accepted."""
-        name, ledger = dispatcher.pool.policy.broker_id, dispatcher.pool.ledger
+        name, task_table = dispatcher.state.policy.broker_id, dispatcher.state.task_table
         dispatcher.check()
         for task_id, home in self._home.items():
             if home != name:
                 continue
             is_open = task_id not in self.outcomes
-            if is_open != (ledger.state_of(task_id) is not None):
+            if is_open != (task_table.state_of(task_id) is not None):
                 self.fail(task_id, f"is {'not ' * is_open}there after a restart")
         own = [task_id for task_id, home in self._home.items() if home == name]
-        self.causes.restored(dispatcher.pool.policy, own, dispatcher.pool.at)
-        totals = ledger.totals
+        self.causes.restored(dispatcher.state.policy, own, dispatcher.state.at)
+        totals = task_table.totals
         ended = totals.completed + totals.failed + totals.cancelled
         if (totals.submitted, ended) != (len(own), sum(i in self.outcomes for i in own)):
             self.fail(name, f"counts wrongly after a restart: {totals}")

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from d8mesh.core.task import Fact, Submitted
-from d8mesh.edge.journal import Journal
+from d8mesh.core.protocol.task import Fact, Submitted
+from d8mesh.edge.sqlite import Journal
 from d8mesh.errors import JournalError
 from tests.simulation.orchestrator import Orchestrator
 from tests.simulation.run import run_seeds

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from d8mesh.core import messages as m
-from d8mesh.core.codec import decode_to_worker, encode
-from d8mesh.core.worker_effects import (
+from d8mesh.core.protocol import messages as m
+from d8mesh.core.protocol.codec import decode_to_worker, encode
+from d8mesh.core.worker.effects import (
     DROPPED,
     UNAVAILABLE,
     Abort,
@@ -18,17 +18,17 @@ from d8mesh.core.worker_effects import (
     Ended,
     Forget,
     Keep,
-    Kept,
+    KeptResult,
     Rebuild,
     Retire,
     Running,
-    Send,
+    SendOn,
     Start,
     TakeBack,
     WorkerEffect,
 )
-from d8mesh.core.worker_line import Profile
-from d8mesh.core.worker_session import WorkerSession
+from d8mesh.core.worker.broker_session import Profile
+from d8mesh.core.worker.session import WorkerSession
 from tests.simulation.wire import Wire
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ class SimWorker:
         self.world = world
         self.name = f"w{number}"
         self.paused_until = 0.0
-        self.outbox: dict[bytes, Kept] = {}
+        self.outbox: dict[bytes, KeptResult] = {}
         self._slots = rng.randint(1, 3)
         self._pace_s = rng.choice((0.05, 0.5, 2.0, 6.0))
         self._boots = 0
@@ -164,7 +164,7 @@ class SimWorker:
 
     def _do(self, effect: WorkerEffect) -> None:
         match effect:
-            case Send():
+            case SendOn():
                 wire = self._wires.get(effect.link)
                 self.world.safety.causes.says(self.name, effect.message)
                 if wire is not None:

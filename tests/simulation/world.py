@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Final, TypeAlias
 
-from d8mesh.core import messages as m
+from d8mesh.core.protocol import messages as m
 from tests.simulation.clients import SimClient, SimPoller
 from tests.simulation.orchestrator import Orchestrator
 from tests.simulation.safety import Safety
@@ -207,18 +207,18 @@ class World:
             if task_id not in safety.outcomes:
                 safety.fail(task_id, "is stuck: no outcome in a kind world")
         for client in self.clients:
-            for parcel in client.parcels:
-                for index in range(0 if parcel.refusal else parcel.count):
-                    if not parcel.is_accepted:
-                        safety.fail(parcel.task_id(index), "was never acknowledged in a kind world")
-                    if not parcel.states[index]:
-                        safety.fail(parcel.task_id(index), "its outcome was never told")
-                    if parcel.states[index] == m.UNKNOWN_STATE:
-                        safety.fail(parcel.task_id(index), "is lost")
+            for submission in client.submissions:
+                for index in range(0 if submission.refusal else submission.count):
+                    if not submission.is_accepted:
+                        safety.fail(submission.task_id(index), "was never acknowledged in a kind world")
+                    if not submission.states[index]:
+                        safety.fail(submission.task_id(index), "its outcome was never told")
+                    if submission.states[index] == m.UNKNOWN_STATE:
+                        safety.fail(submission.task_id(index), "is lost")
         for worker in self.workers:
             for kept in worker.outbox.values():
                 safety.fail(kept.task_id, "its result stays in the outbox for ever")
         for orchestrator in self.orchestrators:
             orchestrator.dispatcher.check()
-            ledger = orchestrator.dispatcher.pool.ledger
-            assert ledger.queued == ledger.running == ledger.unfinished_bytes == 0
+            task_table = orchestrator.dispatcher.state.task_table
+            assert task_table.queued == task_table.running == task_table.unfinished_bytes == 0

@@ -25,8 +25,8 @@ from d8mesh.backends.ollama.catalogue import (
     is_cloud_name,
     is_embedding_name,
 )
-from d8mesh.backends.ollama.stream import LOOK_S, Part, Stream, said
-from d8mesh.core.model_names import plain_name
+from d8mesh.backends.ollama.stream import LOOK_S, Part, ChatStream, said
+from d8mesh.core.protocol.model_names import plain_name
 from d8mesh.errors import (
     BackendAnswerError,
     BackendDeadlineError,
@@ -140,7 +140,7 @@ class OllamaBackend:
             request.model, is_strict=request.is_model_strict, needs=request.needs
         )
         temperature, tokens = request.temperature, request.max_tokens
-        stream = Stream(
+        stream = ChatStream(
             url,
             request.messages,
             model=model,

@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 
 from d8mesh.backends.ollama.stream import shut
 from d8mesh.config import MODEL_PATTERN
-from d8mesh.core.model_names import plain_name
+from d8mesh.core.protocol.model_names import plain_name
 from d8mesh.errors import BackendAnswerError
 
 #: The list of a few hundred models takes some 100 KB.

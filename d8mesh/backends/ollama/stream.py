@@ -73,7 +73,7 @@ class Part:
         return bool(self.text or self.thinking or self.tool_calls)
 
 
-class Stream:
+class ChatStream:
     """A chat's connection, read by a thread of its own so that it can always be ended."""
 
     def __init__(

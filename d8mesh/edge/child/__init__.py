@@ -20,7 +20,7 @@ from typing import Any, Final
 import msgspec
 
 from d8mesh.edge.child.frames import READ_BYTES, Pipes, Unpacker, packed, write_all
-from d8mesh.edge.child.group import NEW_GROUP, Group
+from d8mesh.edge.child.group import NEW_GROUP, ProcessGroup
 from d8mesh.edge.child.parent import CUT_OFF
 
 #: How long a child that was killed may take to be gone.
@@ -54,7 +54,7 @@ class Child:
             raise
         os.close(pipes.tasks_read)
         os.close(pipes.said_write)
-        self._group = Group(self._process)
+        self._group = ProcessGroup(self._process)
         self._tasks: int | None = pipes.tasks_write
         #: of the attempt that it is at; what its threads say of others is for nobody
         self._token: object = None

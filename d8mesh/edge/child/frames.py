@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import msgspec
 
-from d8mesh.core.messages import MAX_FRAME_BYTES
+from d8mesh.core.protocol.messages import MAX_FRAME_BYTES
 
 LENGTH: Final = struct.Struct(">I")
 #: Bytes read at once.

@@ -25,7 +25,7 @@ else:
     NEW_GROUP: Final[dict[str, Any]] = {"start_new_session": True}
 
 
-class Group:
+class ProcessGroup:
     """The group that a process, started with `NEW_GROUP`, leads.
 
     Thread: any.

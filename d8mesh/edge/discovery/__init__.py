@@ -28,11 +28,11 @@ from zeroconf import Error as ZeroconfError
 from zeroconf import IPVersion, ServiceInfo
 from zeroconf.asyncio import AsyncZeroconf
 
-from d8mesh.core.addresses import LOOPBACK, is_loopback
-from d8mesh.core.announcement import Announcement, Kind, Sighting, to_txt
-from d8mesh.edge.discovery.listener import Listener, Report
+from d8mesh.core.protocol.addresses import LOOPBACK, is_loopback
+from d8mesh.core.protocol.announcement import Announcement, NodeKind, Sighting, to_txt
+from d8mesh.edge.discovery.listener import MulticastListener, DiscoveryReport
 
-__all__ = ["Announcement", "Discovery", "Kind", "Sighting"]
+__all__ = ["Announcement", "Discovery", "NodeKind", "Sighting"]
 
 #: The addresses are looked at this often.
 LOOK_S: Final = 3.0
@@ -73,19 +73,19 @@ class Discovery:
         mesh: str,
         addresses: Callable[[], Collection[str]],
         on_sighting: Callable[[Sighting], None] = lambda sighting: None,
-        on_goodbye: Callable[[Kind, str, str], None] = lambda kind, node_id, boot_id: None,
-        browse: Collection[Kind] = (),
+        on_goodbye: Callable[[NodeKind, str, str], None] = lambda kind, node_id, boot_id: None,
+        browse: Collection[NodeKind] = (),
         on_trouble: Callable[[str], None] = lambda text: None,
     ) -> None:
         self._mesh = mesh
         self._addresses = addresses
         self._kinds = tuple(dict.fromkeys(browse))
         self._counts: Counter[str] = Counter()
-        self._report = Report(on_sighting, on_goodbye, on_trouble, self._counts)
-        self._own: dict[Kind, Announcement] = {}
-        self._said: dict[Kind, tuple[Announcement, ServiceInfo]] = {}
+        self._report = DiscoveryReport(on_sighting, on_goodbye, on_trouble, self._counts)
+        self._own: dict[NodeKind, Announcement] = {}
+        self._said: dict[NodeKind, tuple[Announcement, ServiceInfo]] = {}
         self._zeroconf: AsyncZeroconf | None = None
-        self._listener: Listener | None = None
+        self._listener: MulticastListener | None = None
         self._used: frozenset[str] = frozenset()
         self._place: _Place = ()
         self._next_card_look = 0.0
@@ -181,7 +181,7 @@ class Discovery:
         self._zeroconf = AsyncZeroconf(interfaces=addresses, ip_version=version)
         await self._zeroconf.zeroconf.async_wait_for_start()
         if self._kinds:
-            self._listener = Listener(
+            self._listener = MulticastListener(
                 self._zeroconf.zeroconf,
                 self._report,
                 mesh=self._mesh,

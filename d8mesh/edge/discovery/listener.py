@@ -39,8 +39,8 @@ from zeroconf import (  # type: ignore[attr-defined]  # documented, but not in i
 )
 from zeroconf import Error as ZeroconfError
 
-from d8mesh.core.addresses import candidates, is_admissible
-from d8mesh.core.announcement import Kind, Sighting, from_txt
+from d8mesh.core.protocol.addresses import candidates, is_admissible
+from d8mesh.core.protocol.announcement import NodeKind, Sighting, from_txt
 from d8mesh.errors import ProtocolError
 
 #: Nodes of one kind that are remembered; more are not told until one has fallen silent.
@@ -75,11 +75,11 @@ _A, _PTR, _TXT, _AAAA, _SRV, _IN = 1, 12, 16, 28, 33, 1
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
+class DiscoveryReport:
     """Where it is told what was heard."""
 
     on_sighting: Callable[[Sighting], None]
-    on_goodbye: Callable[[Kind, str, str], None]
+    on_goodbye: Callable[[NodeKind, str, str], None]
     on_trouble: Callable[[str], None]
     counts: Counter[str]
     #: other meshes that were heard, at most `MAX_STRANGERS`
@@ -93,7 +93,7 @@ class _Known:
     told: float
 
 
-class Listener(RecordUpdateListener):  # zeroconf insists on this base class
+class MulticastListener(RecordUpdateListener):  # zeroconf insists on this base class
     """Listens for the nodes of one mesh until it is closed.
 
     Args:
@@ -104,10 +104,10 @@ class Listener(RecordUpdateListener):  # zeroconf insists on this base class
     def __init__(
         self,
         zeroconf: Zeroconf,
-        report: Report,
+        report: DiscoveryReport,
         *,
         mesh: str,
-        kinds: Collection[Kind],
+        kinds: Collection[NodeKind],
         own_addresses: Collection[str],
     ) -> None:
         self._zeroconf = zeroconf
@@ -117,9 +117,9 @@ class Listener(RecordUpdateListener):  # zeroconf insists on this base class
         self._own_addresses = own_addresses
         #: boot ids of this process: what it announces itself is not told
         self.own_boots: set[str] = set()
-        self._known: dict[Kind, dict[str, _Known]] = {kind: {} for kind in kinds}
-        self._waiting: dict[str, tuple[str, Kind, bool]] = {}
-        self._servers: dict[str, tuple[str, Kind]] = {}
+        self._known: dict[NodeKind, dict[str, _Known]] = {kind: {} for kind in kinds}
+        self._waiting: dict[str, tuple[str, NodeKind, bool]] = {}
+        self._servers: dict[str, tuple[str, NodeKind]] = {}
         self._resolving: dict[str, asyncio.Task[None]] = {}
         self._complaints: set[str] = set()
         self._next_turn = 0.0
@@ -185,7 +185,7 @@ class Listener(RecordUpdateListener):  # zeroconf insists on this base class
             else:
                 self._turn = loop.call_at(self._next_turn, self._take_turn)
 
-    def _note(self, name: str, kind: Kind, *, is_gone: bool) -> None:
+    def _note(self, name: str, kind: NodeKind, *, is_gone: bool) -> None:
         key = name.lower()
         if key in self._waiting or len(self._waiting) < MAX_WAITING:
             self._waiting[key] = (name, kind, is_gone)
@@ -206,13 +206,13 @@ class Listener(RecordUpdateListener):  # zeroconf insists on this base class
             if self._waiting:
                 self._turn = loop.call_at(self._next_turn, self._take_turn)
 
-    def _forget(self, key: str, kind: Kind) -> None:
+    def _forget(self, key: str, kind: NodeKind) -> None:
         known = self._known[kind].pop(key, None)
         if known is not None:
             self._servers = {s: each for s, each in self._servers.items() if each[0] != key}
             self._report.on_goodbye(kind, known.sighting.node_id, known.sighting.boot_id)
 
-    def _look_at(self, name: str, kind: Kind) -> None:
+    def _look_at(self, name: str, kind: NodeKind) -> None:
         try:
             info = ServiceInfo(kind.value, name)
         except ZeroconfError:
@@ -228,7 +228,7 @@ class Listener(RecordUpdateListener):  # zeroconf insists on this base class
             task = asyncio.get_running_loop().create_task(self._resolve(info, kind))
             self._resolving[name.lower()] = task
 
-    async def _resolve(self, info: ServiceInfo, kind: Kind) -> None:
+    async def _resolve(self, info: ServiceInfo, kind: NodeKind) -> None:
         """Ask for what did not come along with a name."""
         try:
             for _ in range(RESOLVE_TRIES):
@@ -242,7 +242,7 @@ class Listener(RecordUpdateListener):  # zeroconf insists on this base class
 
     # -------------------------------------------------------------------- telling
 
-    def _judge(self, info: ServiceInfo, kind: Kind) -> None:
+    def _judge(self, info: ServiceInfo, kind: NodeKind) -> None:
         """Tell of a service, if it is a node of our mesh at an address that may be ours."""
         advertised = info.parsed_scoped_addresses()
         usable = candidates(advertised, own=self._own_addresses)

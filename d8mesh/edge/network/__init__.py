@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Final, NamedTuple, cast
 from urllib.parse import urlsplit
 
-from d8mesh.core.addresses import endpoint, in_order, is_admissible, is_loopback
+from d8mesh.core.protocol.addresses import endpoint, in_order, is_admissible, is_loopback
 from d8mesh.edge.network.cards import address_of, is_among, is_bridge, names_of
 from d8mesh.edge.network.machine import host_name, machine_id
 from d8mesh.edge.network.ports import bind, is_taken_unseen, port_holder

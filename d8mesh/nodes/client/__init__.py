@@ -12,7 +12,7 @@ from d8mesh.nodes.client.futures import (
 from d8mesh.nodes.client.handle import RESTARTED, Restarted, Result, Task
 from d8mesh.nodes.client.keeping import Missed
 from d8mesh.nodes.client.node import Client
-from d8mesh.nodes.client.parcels import SubmitOptions
+from d8mesh.nodes.client.submissions import SubmitOptions
 
 __all__ = [
     "ALL_COMPLETED",

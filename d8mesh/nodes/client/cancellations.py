@@ -8,12 +8,12 @@ from collections import deque
 from functools import partial
 from typing import Final
 
-from d8mesh.core.client_effects import Output
-from d8mesh.core.client_session import ClientSession
-from d8mesh.core.messages import Ask
-from d8mesh.core.parcel import Parcel
+from d8mesh.core.client.effects import Output
+from d8mesh.core.client.session import ClientSession
+from d8mesh.core.protocol.messages import Query
+from d8mesh.core.client.submission import Submission
 from d8mesh.nodes.client.questions import Questions
-from d8mesh.nodes.client.runner import Runner
+from d8mesh.nodes.client.runner import ClientRunner
 
 #: Cancellations under way at once: the orchestrator is busy with them, and not flooded.
 MAX_UNDER_WAY: Final = 64
@@ -27,18 +27,18 @@ class Cancellations:
     Thread: `add` and `wait` may be called from any; the rest happens on the I/O thread.
     """
 
-    def __init__(self, session: ClientSession, runner: Runner, questions: Questions) -> None:
+    def __init__(self, session: ClientSession, runner: ClientRunner, questions: Questions) -> None:
         self._session, self._runner, self._questions = session, runner, questions
         self._changed = threading.Condition(threading.Lock())
         self._count = 0  #: not yet answered, whatever stage they are at
         self._queue: deque[str] = deque()
         self._under_way = 0
 
-    def add(self, parcel: Parcel, index: int) -> None:
+    def add(self, submission: Submission, index: int) -> None:
         """Cancel task `index` as soon as the orchestrator has it; return at once."""
         with self._changed:
             self._count += 1
-        self._runner.do(lambda now: self._begin(parcel, index, now))
+        self._runner.do(lambda now: self._begin(submission, index, now))
 
     def wait(self, timeout_s: float | None) -> bool:
         """Wait until the orchestrator has heard of all; False: not within `timeout_s`."""
@@ -51,15 +51,15 @@ class Cancellations:
                 self._changed.wait(min(left_s, _LOOK_S))
             return not self._count
 
-    def _begin(self, parcel: Parcel, index: int, now: float) -> list[Output]:
-        if not parcel.is_settled:
-            again = partial(self._runner.do, lambda now: self._begin(parcel, index, now))
-            self._runner.on_settled.setdefault(parcel, []).append(again)
+    def _begin(self, submission: Submission, index: int, now: float) -> list[Output]:
+        if not submission.is_settled:
+            again = partial(self._runner.do, lambda now: self._begin(submission, index, now))
+            self._runner.on_settled.setdefault(submission, []).append(again)
             return []
-        if parcel.refusal is not None or parcel.states[index]:
+        if submission.refusal is not None or submission.states[index]:
             self._end()
             return []
-        self._queue.append(parcel.task_id(index))
+        self._queue.append(submission.task_id(index))
         return self._ask(now)
 
     def _ask(self, now: float) -> list[Output]:
@@ -68,7 +68,7 @@ class Cancellations:
             self._under_way += 1
             request = self._questions.number()
             self._runner.on_answer[request] = self._answered
-            out += self._session.ask(Ask(request, "cancel", {"id": self._queue.popleft()}), now)
+            out += self._session.ask(Query(request, "cancel", {"id": self._queue.popleft()}), now)
         return out
 
     def _answered(self) -> None:

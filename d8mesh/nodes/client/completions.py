@@ -8,7 +8,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Final, TypeAlias
 
-from d8mesh.core.parcel import Parcel
+from d8mesh.core.client.submission import Submission
 from d8mesh.edge.logs import event
 
 #: Called without arguments, once.
@@ -25,9 +25,9 @@ class Completions:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._calls: dict[Parcel, dict[int, list[Call]]] = {}
+        self._calls: dict[Submission, dict[int, list[Call]]] = {}
 
-    def add(self, parcel: Parcel, index: int, call: Call, is_done: Callable[[], bool]) -> None:
+    def add(self, submission: Submission, index: int, call: Call, is_done: Callable[[], bool]) -> None:
         """Have `call` called when task `index` is done: at once, by this thread, if it is now.
 
         Args:
@@ -37,51 +37,51 @@ class Completions:
             carry_out([call])
             return
         with self._lock:
-            if parcel.fresh is None:
-                parcel.fresh = []
-            self._calls.setdefault(parcel, {}).setdefault(index, []).append(call)
+            if submission.fresh is None:
+                submission.fresh = []
+            self._calls.setdefault(submission, {}).setdefault(index, []).append(call)
         if is_done():  # it has ended meanwhile: whoever takes it out calls it
-            carry_out(self._take(parcel, [index]))
+            carry_out(self._take(submission, [index]))
 
-    def discard(self, parcel: Parcel, index: int, call: Call) -> None:
+    def discard(self, submission: Submission, index: int, call: Call) -> None:
         """Call it no more; it may be called just now."""
         with self._lock:
-            calls = self._calls.get(parcel, {}).get(index, [])
+            calls = self._calls.get(submission, {}).get(index, [])
             if call in calls:
                 calls.remove(call)
                 if not calls:
-                    self._drop(parcel, [index])
+                    self._drop(submission, [index])
 
-    def arrived(self, parcel: Parcel) -> None:
+    def arrived(self, submission: Submission) -> None:
         """Outcomes have come in."""
-        fresh, parcel.fresh = parcel.fresh, []
-        carry_out(self._take(parcel, fresh or ()))
+        fresh, submission.fresh = submission.fresh, []
+        carry_out(self._take(submission, fresh or ()))
 
-    def refused(self, parcel: Parcel) -> None:
+    def refused(self, submission: Submission) -> None:
         """None of these tasks was accepted."""
         with self._lock:
-            calls = self._calls.pop(parcel, {})
+            calls = self._calls.pop(submission, {})
         carry_out([call for each in calls.values() for call in each])
 
     def release(self) -> None:
         """Nothing will come any more: nobody may wait for ever."""
         with self._lock:
-            parcels = list(self._calls)
-        for parcel in parcels:
-            self.refused(parcel)
+            submissions = list(self._calls)
+        for submission in submissions:
+            self.refused(submission)
 
-    def _take(self, parcel: Parcel, indices: list[int] | tuple[()]) -> list[Call]:
+    def _take(self, submission: Submission, indices: list[int] | tuple[()]) -> list[Call]:
         with self._lock:
-            return self._drop(parcel, indices)
+            return self._drop(submission, indices)
 
-    def _drop(self, parcel: Parcel, indices: list[int] | tuple[()]) -> list[Call]:
-        calls = self._calls.get(parcel)
+    def _drop(self, submission: Submission, indices: list[int] | tuple[()]) -> list[Call]:
+        calls = self._calls.get(submission)
         if calls is None:
             return []
         taken = [call for index in indices for call in calls.pop(index, ())]
         if not calls:
-            del self._calls[parcel]
-            parcel.fresh = None  # nobody looks there any more
+            del self._calls[submission]
+            submission.fresh = None  # nobody looks there any more
         return taken
 
 

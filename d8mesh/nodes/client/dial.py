@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Final, TypeAlias
 
 from d8mesh.config import Config
-from d8mesh.core.addresses import parse_endpoint
+from d8mesh.core.protocol.addresses import parse_endpoint
 from d8mesh.edge import address_file
-from d8mesh.edge.discovery import Discovery, Kind, Sighting
-from d8mesh.edge.exchange import ExchangeLink
+from d8mesh.edge.discovery import Discovery, NodeKind, Sighting
+from d8mesh.edge.transport.tunnel import ExchangeLink
 from d8mesh.edge.logs import event
 from d8mesh.edge.network import (
     Way,
@@ -29,7 +29,7 @@ from d8mesh.edge.network import (
     usable_addresses,
 )
 from d8mesh.edge.network.probe import told, why_unreachable
-from d8mesh.edge.sockets import DealerLink
+from d8mesh.edge.transport.sockets import DealerLink
 from d8mesh.edge.waits import join
 from d8mesh.errors import BrokerUnavailableError, ConfigError
 
@@ -228,7 +228,7 @@ class Dialler:
             mesh=config.mesh,
             addresses=lambda: [a.address for a in usable_addresses(config.interfaces)],
             on_sighting=self._sighted,
-            browse=(Kind.ORCHESTRATOR,),
+            browse=(NodeKind.ORCHESTRATOR,),
             on_trouble=lambda text: event(_log, logging.WARNING, "discovery", trouble=text),
         )
         discovery.start()

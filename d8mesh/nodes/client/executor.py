@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from d8mesh.errors import InvalidTaskError, TaskCancelledError, error_of
 from d8mesh.nodes.client.handle import Result, Task
-from d8mesh.nodes.client.parcels import SubmitOptions
+from d8mesh.nodes.client.submissions import SubmitOptions
 
 if TYPE_CHECKING:
     from d8mesh.nodes.client.node import Client
@@ -46,8 +46,8 @@ class TaskFuture(concurrent.futures.Future[Result]):
         try:
             return look(timeout_s)
         finally:
-            if self.task.parcel.refusal is not None:
-                self.task.parcel.is_told |= self.done()
+            if self.task.submission.refusal is not None:
+                self.task.submission.is_told |= self.done()
 
 
 class TaskExecutor(concurrent.futures.Executor):
@@ -127,7 +127,7 @@ class TaskExecutor(concurrent.futures.Executor):
         assert isinstance(future, TaskFuture)
         if future.cancelled():
             future.set_running_or_notify_cancel()  # now `concurrent.futures.wait` sees it too
-            self._client.hub.drop(future.task.parcel, future.task.index)
+            self._client.hub.drop(future.task.submission, future.task.index)
         self._finished(future)
 
     def _finished(self, future: TaskFuture) -> None:
@@ -139,7 +139,7 @@ class TaskExecutor(concurrent.futures.Executor):
 
 def _pass_on(task: Task, future: TaskFuture) -> None:
     """The task is done: so is the future, unless that was cancelled before."""
-    refusal = task.parcel.refusal
+    refusal = task.submission.refusal
     with contextlib.suppress(concurrent.futures.InvalidStateError):
         if refusal is not None:  # nobody is told by this: whoever looks at the future is
             refused = error_of(refusal.code, refusal.message)

@@ -21,7 +21,7 @@ from d8mesh.edge import terminal
 from d8mesh.edge.logs import event
 from d8mesh.edge.waits import wait_for
 from d8mesh.errors import D8Error, NotAcknowledgedError, error_of
-from d8mesh.nodes.client.board import Board
+from d8mesh.nodes.client.completion_waiters import CompletionWaiters
 from d8mesh.words import translated
 
 #: How long `Client.close` and the end of the interpreter wait for acknowledgements.
@@ -54,13 +54,13 @@ class Farewell:
 
     def __init__(
         self,
-        board: Board,
+        waiters: CompletionWaiters,
         *,
         wait_all: Callable[[float | None], bool],
         why: Callable[[], str],
         end: Callable[[], None],
     ) -> None:
-        self._board, self._wait_all, self._why, self._end = board, wait_all, why, end
+        self._waiters, self._wait_all, self._why, self._end = waiters, wait_all, why, end
         self._lock = threading.Lock()
         self._is_begun = False
         self._done = threading.Event()
@@ -82,13 +82,13 @@ class Farewell:
             wait_for(self._done, None if timeout_s is None else timeout_s + END_S)
             self._raise_missing("")
             return
-        self._board.shut()
+        self._waiters.shut()
         why = ""
         try:
             if not self._wait_all(timeout_s):
                 why = self._why()
         except BaseException as error:  # Ctrl-C: it stays what is raised
-            missing = missing_of(self._board, "the wait was interrupted")
+            missing = missing_of(self._waiters, "the wait was interrupted")
             if missing is not None:
                 error.add_note(f"d8mesh: {missing}")
                 tell(missing)
@@ -101,7 +101,7 @@ class Farewell:
         self._raise_missing(why)
 
     def _raise_missing(self, why: str) -> None:
-        error = missing_of(self._board, why)
+        error = missing_of(self._waiters, why)
         if error is not None:
             raise error
 
@@ -116,13 +116,13 @@ class Farewell:
             tell(missing)
 
 
-def missing_of(board: Board, why: str) -> NotAcknowledgedError | None:
+def missing_of(waiters: CompletionWaiters, why: str) -> NotAcknowledgedError | None:
     """Return the error that names what is not acknowledged, or was refused; None: there is nothing.
 
     Args:
         why: why it is not acknowledged, for people; may be empty.
     """
-    task_ids, refused = board.unacknowledged()
+    task_ids, refused = waiters.unacknowledged()
     if not task_ids:
         return None
     refusals = [error_of(each.code, each.message) for each in refused]
@@ -130,8 +130,8 @@ def missing_of(board: Board, why: str) -> NotAcknowledgedError | None:
     tasks = "1 task is" if count == 1 else f"{count} tasks are"
     more = f" and {count - TOLD_IDS} more" if count > TOLD_IDS else ""
     reasons = [*dict.fromkeys(str(each) for each in refusals[:TOLD_IDS]), *([why] if why else [])]
-    if board.forgotten:
-        reasons.append(f"{board.forgotten} more were refused long ago: their ids are forgotten")
+    if waiters.forgotten:
+        reasons.append(f"{waiters.forgotten} more were refused long ago: their ids are forgotten")
     because = f". {'; '.join(reasons)}" if reasons else ""
     shown = ", ".join(task_ids[:TOLD_IDS])
     error = NotAcknowledgedError(
@@ -158,7 +158,7 @@ class Open(Protocol):
     """A client that may still be open when the interpreter ends."""
 
     @property
-    def board(self) -> Board:
+    def waiters(self) -> CompletionWaiters:
         """Where it is known what is not acknowledged."""
 
     def close(self, timeout_s: float = ..., /) -> None:
@@ -197,12 +197,12 @@ def _close_all() -> None:
     is_interrupted = getattr(sys, "last_type", None) is KeyboardInterrupt
     until = time.monotonic() + (INTERRUPTED_S if is_interrupted else CLOSE_S)
     for client in clients:
-        client.board.shut()
+        client.waiters.shut()
     first_until = min(until, time.monotonic() + TOLD_AFTER_S)
     try:
         for client in clients:
-            client.board.wait_empty(max(0.0, first_until - time.monotonic()))
-        count = sum(client.board.count for client in clients)
+            client.waiters.wait_empty(max(0.0, first_until - time.monotonic()))
+        count = sum(client.waiters.count for client in clients)
         left_s = until - time.monotonic()
         if count and left_s > 0:
             say_waiting(count, left_s)

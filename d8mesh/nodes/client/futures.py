@@ -9,7 +9,7 @@ from typing import Final, NamedTuple
 
 from d8mesh.errors import D8Error, InvalidTaskError, TaskCancelledError, WaitTimeoutError
 from d8mesh.nodes.client.handle import Task
-from d8mesh.nodes.client.patience import countdown, takes_timeout_s
+from d8mesh.nodes.client.timeouts import countdown, takes_timeout_s
 
 #: When `wait` returns; the same values as in `concurrent.futures`.
 FIRST_COMPLETED: Final = "FIRST_COMPLETED"
@@ -95,7 +95,7 @@ def wait(
 
 
 def _has_failed(task: Task) -> bool:
-    if task.parcel.refusal is not None:  # nobody is told of it by this
+    if task.submission.refusal is not None:  # nobody is told of it by this
         return True
     try:
         return task.exception(0) is not None
@@ -118,14 +118,14 @@ class _Race:
         self._hubs = {task.client.hub for task in self.running}
         self._calls = {task: partial(self._done.put, task) for task in self.running}
         for task, call in self._calls.items():
-            task.client.hub.when_done(task.parcel, task.index, call, task.done)
+            task.client.hub.when_done(task.submission, task.index, call, task.done)
 
     def __enter__(self) -> _Race:
         return self
 
     def __exit__(self, *_: object) -> None:
         for task in self.running:
-            task.client.hub.never_mind(task.parcel, task.index, self._calls[task])
+            task.client.hub.never_mind(task.submission, task.index, self._calls[task])
 
     def next(self, left_s: Callable[[], float | None]) -> Task | None:
         """Wait for the next one that is done; None: there is none in time.

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import msgspec
 
-from d8mesh.core.messages import (
+from d8mesh.core.protocol.messages import (
     CANCELLED_STATE,
     COMPLETED_STATE,
     FAILED_STATE,
     PRUNED_STATE,
     Stream,
 )
-from d8mesh.core.parcel import Parcel
+from d8mesh.core.client.submission import Submission
 from d8mesh.errors import (
     D8Error,
     PrunedTaskError,
@@ -27,8 +27,8 @@ from d8mesh.errors import (
     UnknownTaskError,
     WaitTimeoutError,
 )
-from d8mesh.nodes.client.parcels import awaiting
-from d8mesh.nodes.client.patience import bounded, countdown, takes_timeout_s
+from d8mesh.nodes.client.submissions import awaiting
+from d8mesh.nodes.client.timeouts import bounded, countdown, takes_timeout_s
 
 if TYPE_CHECKING:
     from d8mesh.nodes.client.node import Client
@@ -62,22 +62,22 @@ class Task:
     Thread: every method may be called from any thread.
     """
 
-    __slots__ = ("_client", "_index", "_parcel")
+    __slots__ = ("_client", "_index", "_submission")
 
-    def __init__(self, client: Client | None, parcel: Parcel, index: int) -> None:
+    def __init__(self, client: Client | None, submission: Submission, index: int) -> None:
         self._client = client
-        self._parcel = parcel
+        self._submission = submission
         self._index = index
 
     @property
     def id(self) -> str:
         """The task's id, final from the start; it opens the task in any other process."""
-        return self._parcel.task_id(self._index)
+        return self._submission.task_id(self._index)
 
     @property
-    def parcel(self) -> Parcel:
+    def submission(self) -> Submission:
         """What it travelled in."""
-        return self._parcel
+        return self._submission
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -85,18 +85,18 @@ class Task:
 
         Empty before the acknowledgement.
         """
-        return self._parcel.warnings
+        return self._submission.warnings
 
     @property
     def index(self) -> int:
-        """Which of its parcel's tasks it is."""
+        """Which of its submission's tasks it is."""
         return self._index
 
     @property
     def client(self) -> Client:
         """The client that it waits with; of an unpickled one that of this process."""
         if self._client is None:
-            self._client = opened(self._parcel)
+            self._client = opened(self._submission)
         return self._client
 
     def __repr__(self) -> str:
@@ -120,11 +120,11 @@ class Task:
         return self._is_known() or self.client.hub.is_over
 
     def _is_known(self) -> bool:
-        return bool(self._parcel.states[self._index]) or self._parcel.refusal is not None
+        return bool(self._submission.states[self._index]) or self._submission.refusal is not None
 
     def cancelled(self) -> bool:
         """Return whether it is known here that the task was cancelled."""
-        return self._parcel.states[self._index] == CANCELLED_STATE
+        return self._submission.states[self._index] == CANCELLED_STATE
 
     @takes_timeout_s
     def result(self, timeout: float | None = None) -> Result:
@@ -143,28 +143,28 @@ class Task:
     def take(self, timeout_s: float | None) -> Result:
         """Return `result`, and forget it: for handles that nobody else has."""
         result = self._outcome(timeout_s)
-        self._parcel.payloads[self._index] = None
+        self._submission.payloads[self._index] = None
         return result
 
     def _outcome(self, timeout_s: float | None) -> Result:
-        parcel, index = self._parcel, self._index
+        submission, index = self._submission, self._index
         try:
-            if not parcel.states[index]:
+            if not submission.states[index]:
                 what = f"the result of {self.id}"
                 self.client.hub.wait_for(
-                    parcel, self._is_known, timeout_s, what=what, task_id=self.id
+                    submission, self._is_known, timeout_s, what=what, task_id=self.id
                 )
-            if parcel.refusal is not None:
-                parcel.raise_refusal()
+            if submission.refusal is not None:
+                submission.raise_refusal()
         except D8Error as error:
             error.task_id = self.id
             raise
-        payload = parcel.payloads[index] or b""
-        if parcel.states[index] == COMPLETED_STATE:
+        payload = submission.payloads[index] or b""
+        if submission.states[index] == COMPLETED_STATE:
             result = _decoded(payload)
             if result.get("success") is not False:  # nearly all
                 return result
-        return result_of(parcel.states[index], payload, self.id)
+        return result_of(submission.states[index], payload, self.id)
 
     @takes_timeout_s
     def exception(self, timeout: float | None = None) -> D8Error | None:
@@ -191,7 +191,7 @@ class Task:
         has to be quick, and must not wait for anything of the same client. What it raises is
         logged. When the client is closed before the outcome has come, it is called too.
         """
-        self.client.hub.when_done(self._parcel, self._index, partial(fn, self), self.done)
+        self.client.hub.when_done(self._submission, self._index, partial(fn, self), self.done)
 
     @takes_timeout_s
     def wait_accepted(self, timeout: float | None = None) -> None:
@@ -205,7 +205,7 @@ class Task:
 
     def _settle(self, timeout_s: float | None) -> None:
         try:
-            self.client.hub.wait_settled(self._parcel, timeout_s)
+            self.client.hub.wait_settled(self._submission, timeout_s)
         except D8Error as error:
             error.task_id = self.id
             raise
@@ -247,9 +247,9 @@ class Task:
         """
         timeout = ASK_S if timeout is None else timeout
         left_s = countdown(timeout)
-        if self._parcel.refusal is not None:
+        if self._submission.refusal is not None:
             return False
-        state = self._parcel.states[self._index]
+        state = self._submission.states[self._index]
         if state in (COMPLETED_STATE, FAILED_STATE, CANCELLED_STATE):
             return state == CANCELLED_STATE
         if state:
@@ -265,7 +265,7 @@ class Task:
             wait_s = OUTCOME_S if left is None else min(left, OUTCOME_S)
             with contextlib.suppress(WaitTimeoutError):
                 what = f"the outcome of {self.id}"
-                self.client.hub.wait_for(self._parcel, self._is_known, wait_s, what=what)
+                self.client.hub.wait_for(self._submission, self._is_known, wait_s, what=what)
             return True
         return False
 
@@ -287,7 +287,7 @@ class Task:
         return self.client.outputs.of(self, timeout)
 
 
-class Ear:
+class StreamDeduplicator:
     """Passes a task's partial output on, once: reconnects and late starts bring some again.
 
     Args:
@@ -387,7 +387,7 @@ _lock: Final = threading.Lock()
 _own: Client | None = None
 
 
-def opened(parcel: Parcel) -> Client:
+def opened(submission: Submission) -> Client:
     """Have this process's own client watch a task of an unpickled handle; return it."""
     from d8mesh.nodes.client.node import Client  # it makes handles, so it is above
 
@@ -396,5 +396,5 @@ def opened(parcel: Parcel) -> Client:
         if _own is None or _own.hub.is_over:  # closed by somebody, or this is a child of a fork
             _own = Client()
         client = _own
-    client.hub.watch(parcel)
+    client.hub.watch(submission)
     return client

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from d8mesh.core.client_session import ClientSession
-from d8mesh.core.parcel import Parcel
+from d8mesh.core.client.session import ClientSession
+from d8mesh.core.client.submission import Submission
 from d8mesh.edge.waits import wait_for
 from d8mesh.errors import D8Error
-from d8mesh.nodes.client.board import LOOK_S, Board
+from d8mesh.nodes.client.completion_waiters import LOOK_S, CompletionWaiters
 from d8mesh.nodes.client.cancellations import Cancellations
 from d8mesh.nodes.client.completions import Call, Completions
-from d8mesh.nodes.client.patience import countdown
-from d8mesh.nodes.client.runner import Runner
+from d8mesh.nodes.client.timeouts import countdown
+from d8mesh.nodes.client.runner import ClientRunner
 
 
 class Hub:
@@ -30,17 +30,17 @@ class Hub:
     def __init__(
         self,
         session: ClientSession,
-        board: Board,
-        runner: Runner,
+        waiters: CompletionWaiters,
+        runner: ClientRunner,
         *,
         completions: Completions,
         cancellations: Cancellations,
         check_alive: Callable[[], None],
     ) -> None:
-        self._session, self._board, self._runner = session, board, runner
+        self._session, self._waiters, self._runner = session, waiters, runner
         self._completions, self._cancellations = completions, cancellations
         self._check_alive = check_alive
-        board.check_may_wait = self.check_may_wait
+        waiters.check_may_wait = self.check_may_wait
 
     @property
     def is_over(self) -> bool:
@@ -74,19 +74,19 @@ class Hub:
 
     def wait_for(
         self,
-        parcel: Parcel,
+        submission: Submission,
         is_over: Callable[[], bool],
         timeout_s: float | None,
         *,
         what: str,
         task_id: str | None = None,
     ) -> None:
-        """Wait for something that arrives of a parcel; see `Board.wait_for`."""
-        self._board.wait_for(parcel, is_over, timeout_s, what=what, task_id=task_id)
+        """Wait for something that arrives of a submission; see `CompletionWaiters.wait_for`."""
+        self._waiters.wait_for(submission, is_over, timeout_s, what=what, task_id=task_id)
 
-    def wait_settled(self, parcel: Parcel, timeout_s: float | None) -> None:
-        """Wait until a parcel is acknowledged; see `Board.wait_settled`."""
-        self._board.wait_settled(parcel, timeout_s)
+    def wait_settled(self, submission: Submission, timeout_s: float | None) -> None:
+        """Wait until a submission is acknowledged; see `CompletionWaiters.wait_settled`."""
+        self._waiters.wait_settled(submission, timeout_s)
 
     def wait_connected(self, timeout_s: float | None) -> bool:
         """Wait until an orchestrator answers; return whether one does."""
@@ -99,24 +99,24 @@ class Hub:
             wait_for(connected, LOOK_S if left is None else min(LOOK_S, left))
         return True
 
-    def watch(self, parcel: Parcel) -> None:
-        """Have the outcome of another's task arrive in `parcel`."""
-        self._runner.do(lambda now: self._session.watch(parcel))
+    def watch(self, submission: Submission) -> None:
+        """Have the outcome of another's task arrive in `submission`."""
+        self._runner.do(lambda now: self._session.watch(submission))
 
     def when_done(
-        self, parcel: Parcel, index: int, call: Call, is_done: Callable[[], bool]
+        self, submission: Submission, index: int, call: Call, is_done: Callable[[], bool]
     ) -> None:
         """Have `call` called when a task is done; see `Completions.add`."""
-        self._completions.add(parcel, index, call, is_done)
+        self._completions.add(submission, index, call, is_done)
 
-    def never_mind(self, parcel: Parcel, index: int, call: Call) -> None:
+    def never_mind(self, submission: Submission, index: int, call: Call) -> None:
         """Have it called no more."""
-        self._completions.discard(parcel, index, call)
+        self._completions.discard(submission, index, call)
 
-    def drop(self, parcel: Parcel, index: int) -> None:
+    def drop(self, submission: Submission, index: int) -> None:
         """Cancel a task that nobody wants any more; return at once."""
-        if not parcel.states[index] and parcel.refusal is None and not self.is_over:
-            self._cancellations.add(parcel, index)
+        if not submission.states[index] and submission.refusal is None and not self.is_over:
+            self._cancellations.add(submission, index)
 
     def wait_all(self, timeout_s: float | None) -> bool:
         """Wait until all is acknowledged, and what was dropped is cancelled.
@@ -125,7 +125,7 @@ class Hub:
             Whether all is acknowledged; False: not in time, or it never will be.
         """
         left_s = countdown(timeout_s)
-        is_empty = self._board.wait_empty(timeout_s)
+        is_empty = self._waiters.wait_empty(timeout_s)
         if is_empty and self._session.is_up:
             self.wait_dropped(left_s())
         return is_empty

@@ -17,9 +17,9 @@ from typing import Any, Final
 
 import msgspec
 
-from d8mesh.core.messages import Stream
-from d8mesh.core.parcel import Parcel
-from d8mesh.nodes.client.handle import RESTARTED, Ear
+from d8mesh.core.protocol.messages import Stream
+from d8mesh.core.client.submission import Submission
+from d8mesh.nodes.client.handle import RESTARTED, StreamDeduplicator
 
 #: Partial output kept of one task, and of all; beyond it the oldest goes.
 MAX_TASK_BYTES: Final = 4 * 1024 * 1024
@@ -73,7 +73,7 @@ class Position:
         yield from map(msgspec.msgpack.decode, stream.payloads)
 
 
-class Kept:
+class KeptOutput:
     """The output of one task as far as it is kept; any number of readers, each from the start.
 
     Thread: `hear` is called by the I/O thread, `read` by any.
@@ -144,44 +144,44 @@ class Keeping:
     def __init__(self, listeners: Listeners) -> None:
         self._listeners = listeners
         self._lock = threading.Lock()
-        self._kept: dict[str, Kept] = {}
+        self._kept: dict[str, KeptOutput] = {}
         self._bytes = 0
         #: what has ended, the first first
         self._over: deque[tuple[float, str]] = deque()
         #: how long the output of a task is kept after its end, seconds
         self.keep_s = math.inf
 
-    def of(self, task_id: str) -> Kept | None:
+    def of(self, task_id: str) -> KeptOutput | None:
         """Return what is kept of a task."""
         with self._lock:
             self._bound()
             return self._kept.get(task_id)
 
-    def expect(self, parcel: Parcel, index: int) -> None:
+    def expect(self, submission: Submission, index: int) -> None:
         """Keep the output of a task from now on: it is about to be submitted."""
-        self._keep(parcel.task_id(index), Kept())
+        self._keep(submission.task_id(index), KeptOutput())
 
-    def settled(self, parcel: Parcel) -> None:
+    def settled(self, submission: Submission) -> None:
         """Forget what was refused; what a repeated key names has another id."""
-        if parcel.refusal is None and parcel.accepted_as is None:
+        if submission.refusal is None and submission.accepted_as is None:
             return
-        for index in range(parcel.count):
-            own_id = f"{parcel.session}-{parcel.first + index}"
+        for index in range(submission.count):
+            own_id = f"{submission.session}-{submission.first + index}"
             for hear in self._listeners.pop(own_id, ()):
                 hear(None)  # nothing will come under this id
             with self._lock:
                 self._let_go(own_id)
-            if parcel.accepted_as is not None and self.of(parcel.task_id(index)) is None:
-                self._keep(parcel.task_id(index), Kept())
+            if submission.accepted_as is not None and self.of(submission.task_id(index)) is None:
+                self._keep(submission.task_id(index), KeptOutput())
 
-    def _keep(self, task_id: str, kept: Kept) -> None:
+    def _keep(self, task_id: str, kept: KeptOutput) -> None:
         with self._lock:
             self._kept[task_id] = kept
             self._bound()
-        hear = Ear(partial(self._hear, task_id, kept))
+        hear = StreamDeduplicator(partial(self._hear, task_id, kept))
         self._listeners.setdefault(task_id, []).append(hear)
 
-    def _hear(self, task_id: str, kept: Kept, stream: Stream | None) -> None:
+    def _hear(self, task_id: str, kept: KeptOutput, stream: Stream | None) -> None:
         with self._lock:  # of both: what is let go of just now is counted, or is not
             before = kept.size_bytes
             kept.hear(stream)

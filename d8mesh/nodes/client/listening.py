@@ -7,33 +7,33 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any, TypeAlias
 
-from d8mesh.core.client_effects import Output
-from d8mesh.core.client_session import ClientSession
-from d8mesh.core.messages import Stream
+from d8mesh.core.client.effects import Output
+from d8mesh.core.client.session import ClientSession
+from d8mesh.core.protocol.messages import Stream
 from d8mesh.edge.waits import take
-from d8mesh.nodes.client.board import LOOK_S, LOOKS_S, STALL_S, Board, say_waiting
-from d8mesh.nodes.client.handle import Ear, Task
-from d8mesh.nodes.client.keeping import Keeping, Kept, Missed, Position
-from d8mesh.nodes.client.parcels import awaiting
-from d8mesh.nodes.client.patience import bounded, timed_out
+from d8mesh.nodes.client.completion_waiters import LOOK_S, LOOKS_S, STALL_S, CompletionWaiters, say_waiting
+from d8mesh.nodes.client.handle import StreamDeduplicator, Task
+from d8mesh.nodes.client.keeping import Keeping, KeptOutput, Missed, Position
+from d8mesh.nodes.client.submissions import awaiting
+from d8mesh.nodes.client.timeouts import bounded, timed_out
 from d8mesh.nodes.client.reasons import Reason
-from d8mesh.nodes.client.runner import Runner
+from d8mesh.nodes.client.runner import ClientRunner
 
 #: Called with each `Stream`, and with None once the task is finished.
 OnEvent: TypeAlias = Callable[[Stream | None], None]
 
 
 def listen(
-    runner: Runner, session: ClientSession, task_id: str, on_event: OnEvent
+    runner: ClientRunner, session: ClientSession, task_id: str, on_event: OnEvent
 ) -> Callable[[], None]:
     """Hear a task's partial output; return what stops it. See `Outputs.listen`."""
-    parcel = awaiting(task_id)
-    hear = Ear(on_event)
+    submission = awaiting(task_id)
+    hear = StreamDeduplicator(on_event)
 
     def start(now: float) -> list[Output]:
         runner.listeners.setdefault(task_id, []).append(hear)
-        runner.on_arrival[parcel] = finished
-        return session.listen(task_id, is_on=True) + session.watch(parcel)
+        runner.on_arrival[submission] = finished
+        return session.listen(task_id, is_on=True) + session.watch(submission)
 
     def finished() -> None:
         heard = runner.listeners.pop(task_id, [])
@@ -41,11 +41,11 @@ def listen(
         runner.tell(heard, None)
 
     def stop(now: float) -> list[Output]:
-        runner.on_arrival.pop(parcel, None)
+        runner.on_arrival.pop(submission, None)
         heard = runner.listeners.get(task_id, [])
         if hear in heard:
             heard.remove(hear)
-        out = session.unwatch(parcel)
+        out = session.unwatch(submission)
         if not heard and runner.listeners.pop(task_id, None) is not None:
             out += session.listen(task_id, is_on=False)
         return out
@@ -68,12 +68,12 @@ class Outputs:
     def __init__(
         self,
         session: ClientSession,
-        board: Board,
-        runner: Runner,
+        waiters: CompletionWaiters,
+        runner: ClientRunner,
         check_alive: Callable[[], None],
         why: Callable[[str], Reason],
     ) -> None:
-        self._session, self._board, self._runner = session, board, runner
+        self._session, self._waiters, self._runner = session, waiters, runner
         self._check_alive, self._why = check_alive, why
 
     @property
@@ -103,14 +103,14 @@ class Outputs:
             WaitTimeoutError: nothing came for `timeout_s`.
         """
         wait = _Wait(bounded(timeout_s), self._check_alive, self._why, task.id)
-        if task.parcel.is_listened:
+        if task.submission.is_listened:
             kept = self.keeping.of(task.id)
             if kept is not None:
                 yield from _read(kept, wait)
-                task.parcel.raise_refusal()
+                task.submission.raise_refusal()
                 return
             yield Missed(None)
-        self._board.wait_settled(task.parcel, timeout_s)  # before, nobody knows the task
+        self._waiters.wait_settled(task.submission, timeout_s)  # before, nobody knows the task
         events: queue.SimpleQueue[Stream | None] = queue.SimpleQueue()
         stop, position = self.listen(task.id, events.put), Position(is_whole=False)
         try:
@@ -120,7 +120,7 @@ class Outputs:
             stop()
 
 
-def _read(kept: Kept, wait: _Wait) -> Iterator[Any]:
+def _read(kept: KeptOutput, wait: _Wait) -> Iterator[Any]:
     """Yield what is kept of a task's output, and what comes, to its end."""
     position, at = Position(is_whole=True), 0
     wait.begin()

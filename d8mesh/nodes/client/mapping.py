@@ -7,11 +7,11 @@ from collections.abc import Generator, Iterable, Mapping, Sized
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
 
-from d8mesh.core.messages import SOFT_FRAME_BYTES
+from d8mesh.core.protocol.messages import SOFT_FRAME_BYTES
 from d8mesh.errors import InvalidTaskError, TaskError, TaskRejectedError, WaitTimeoutError
 from d8mesh.nodes.client.handle import Result, Task
-from d8mesh.nodes.client.parcels import (
-    PARCEL_TASKS,
+from d8mesh.nodes.client.submissions import (
+    SUBMISSION_TASKS,
     Kind,
     Post,
     SubmitOptions,
@@ -22,7 +22,7 @@ from d8mesh.nodes.client.parcels import (
     model_of,
     refuse_listening,
 )
-from d8mesh.nodes.client.patience import countdown, told_whole
+from d8mesh.nodes.client.timeouts import countdown, told_whole
 from d8mesh.nodes.client.submitter import Submitter
 
 if TYPE_CHECKING:
@@ -36,12 +36,12 @@ IN_FLIGHT: Final = 20_000
 class Mapped:
     """One `map`: what is in flight, and what is still to be submitted.
 
-    What is at hand (it has a length) travels in whole parcels; what has to be waited for goes
+    What is at hand (it has a length) travels in whole submissions; what has to be waited for goes
     out one by one, as it comes.
 
     Args:
         client: whose tasks they are.
-        submitter: makes the parcels.
+        submitter: makes the submissions.
         kind: the type of the tasks.
         datas: their data.
         options: as of `Client.map`.
@@ -121,7 +121,7 @@ class Mapped:
         waiting = self._waiting
         try:
             while self._refill() or waiting:
-                # What is at hand is looked at once a parcel, what is waited for each time.
+                # What is at hand is looked at once a submission, what is waited for each time.
                 for _ in range(self._step if self._is_at_hand else 1):
                     if not waiting:
                         break
@@ -134,10 +134,10 @@ class Mapped:
         waiting, self._waiting, self._is_over = self._waiting, deque(), True
         for each in waiting:
             if isinstance(each, Task):
-                self._client.hub.drop(each.parcel, each.index)
+                self._client.hub.drop(each.submission, each.index)
 
     def _refill(self) -> bool:
-        """Keep the workers busy: in parcels of a good size, or when there is nothing else to do.
+        """Keep the workers busy: in submissions of a good size, or when there is nothing else to do.
 
         Returns:
             Whether there is more to come.
@@ -154,7 +154,7 @@ class Mapped:
 
     @property
     def _step(self) -> int:
-        return min(PARCEL_TASKS, max(1, self.in_flight // 2))
+        return min(SUBMISSION_TASKS, max(1, self.in_flight // 2))
 
     def _outcome(self, each: Task | TaskError) -> Result | TaskError:
         if isinstance(each, TaskError):
@@ -184,7 +184,7 @@ class Mapped:
             self._waiting.append(Task(self._client, *place))
             return
         is_full = (
-            len(self._payloads) == PARCEL_TASKS or self._size + len(payload) > SOFT_FRAME_BYTES
+            len(self._payloads) == SUBMISSION_TASKS or self._size + len(payload) > SOFT_FRAME_BYTES
         )
         if is_full or model != self._model:
             self._flush()
@@ -193,15 +193,15 @@ class Mapped:
         self._size += len(payload)
 
     def _flush(self) -> None:
-        """Submit what has been taken, as a parcel."""
+        """Submit what has been taken, as a submission."""
         payloads, self._payloads, self._size = self._payloads, [], 0
         if payloads:
             self._submit(self._model, payloads)
 
     def _submit(self, model: str, payloads: list[bytes]) -> None:
         group = group_of(self._kind(model), payloads)
-        parcel = self._submitter.enqueue([group], self._left_s(), Post())
-        self._waiting.extend(Task(self._client, parcel, index) for index in range(parcel.count))
+        submission = self._submitter.enqueue([group], self._left_s(), Post())
+        self._waiting.extend(Task(self._client, submission, index) for index in range(submission.count))
 
     def _kind(self, model: str) -> Kind:
         kind = self._kinds.get(model)

@@ -16,12 +16,12 @@ from types import TracebackType
 from typing import Any, Final, Unpack, cast
 
 from d8mesh.config import Config
-from d8mesh.core.messages import Group
+from d8mesh.core.protocol.messages import Group
 from d8mesh.edge.installation import config_of, settled
-from d8mesh.edge.sockets import Waker
+from d8mesh.edge.transport.sockets import Waker
 from d8mesh.errors import NodeClosedError, WaitTimeoutError
 from d8mesh.nodes.client import farewell
-from d8mesh.nodes.client.board import Board
+from d8mesh.nodes.client.completion_waiters import CompletionWaiters
 from d8mesh.nodes.client.cancellations import Cancellations
 from d8mesh.nodes.client.completions import Completions
 from d8mesh.nodes.client.dial import Dialler, checked
@@ -34,12 +34,12 @@ from d8mesh.nodes.client.handle import (
     listed,
     result_of,
 )
-from d8mesh.nodes.client.hotline import Hotlines
+from d8mesh.nodes.client.direct_call import DirectCalls
 from d8mesh.nodes.client.hub import Hub
 from d8mesh.nodes.client.listening import Outputs
 from d8mesh.nodes.client.mapping import Mapped, window_of
 from d8mesh.nodes.client.overview import Stats, WorkerInfo
-from d8mesh.nodes.client.parcels import (
+from d8mesh.nodes.client.submissions import (
     Post,
     Sent,
     SubmitOptions,
@@ -51,10 +51,10 @@ from d8mesh.nodes.client.parcels import (
     model_of,
     refuse_listening,
 )
-from d8mesh.nodes.client.patience import bounded, countdown, takes_timeout_s, told_whole
+from d8mesh.nodes.client.timeouts import bounded, countdown, takes_timeout_s, told_whole
 from d8mesh.nodes.client.questions import Questions
 from d8mesh.nodes.client.reasons import Reasons
-from d8mesh.nodes.client.runner import Runner
+from d8mesh.nodes.client.runner import ClientRunner
 from d8mesh.nodes.client.sessions import new_session
 from d8mesh.nodes.client.submitter import Submitter
 
@@ -102,19 +102,19 @@ class Client:
             ask=lambda what, args, timeout_s: self._questions.ask(what, args, timeout_s),
             check_alive=self._check_alive,
         )
-        self._board = Board(self._check_alive, self._reasons.of)
+        self._waiters = CompletionWaiters(self._check_alive, self._reasons.of)
         completions = Completions()
-        self._runner = Runner(
-            self._session, self._board, self._waker, self._dialler, completions=completions
+        self._runner = ClientRunner(
+            self._session, self._waiters, self._waker, self._dialler, completions=completions
         )
-        self._submitter = Submitter(self._session, self._board, self._runner)
+        self._submitter = Submitter(self._session, self._waiters, self._runner)
         self._questions = Questions(
             self._session, self._runner, self._check_alive, self._reasons.trouble
         )
         #: for the handles of its tasks
         self.hub = Hub(
             self._session,
-            self._board,
+            self._waiters,
             self._runner,
             completions=completions,
             cancellations=Cancellations(self._session, self._runner, self._questions),
@@ -122,16 +122,16 @@ class Client:
         )
         #: the partial output of its tasks
         self.outputs = Outputs(
-            self._session, self._board, self._runner, self.hub.check_may_wait, self._reasons.of
+            self._session, self._waiters, self._runner, self.hub.check_may_wait, self._reasons.of
         )
-        self._hotlines = Hotlines(
+        self._direct_calls = DirectCalls(
             make_session=make_session,
             make_dialler=make_dialler,
             check_alive=self._check_alive,
             why=self._reasons.of,
         )
         self._farewell = Farewell(
-            self._board,
+            self._waiters,
             wait_all=self.hub.wait_all,
             why=lambda: self._reasons.of("").text,
             end=self._end,
@@ -185,9 +185,9 @@ class Client:
         check_key(idempotency_key)
         group = group_of(kind, [payload])
         post = Post(idempotency_key, is_listened=is_listened)
-        parcel = self._submitter.enqueue([group], timeout, post)
-        self._board.wait_settled(parcel, timeout)
-        return Task(self, parcel, 0)
+        submission = self._submitter.enqueue([group], timeout, post)
+        self._waiters.wait_settled(submission, timeout)
+        return Task(self, submission, 0)
 
     def call(
         self,
@@ -214,10 +214,10 @@ class Client:
         kind = kind_of(type, model_of(type, data), options)
         timeout = bounded(options.get("timeout"))
         self._check_alive()
-        with self._hotlines.caller() as is_one_of_few:
+        with self._direct_calls.caller() as is_one_of_few:
             endpoint = self._dialler.endpoint
             if is_one_of_few and self._session.is_up and endpoint.startswith("tcp"):
-                outcome = self._hotlines.call(endpoint, group_of(kind, [payload]), timeout)
+                outcome = self._direct_calls.call(endpoint, group_of(kind, [payload]), timeout)
                 if outcome is not None:
                     return result_of(*outcome)
             left_s = countdown(timeout)
@@ -237,8 +237,8 @@ class Client:
             TaskRejectedError: a part was refused; the other parts may have been accepted.
             Others as of `submit`.
         """
-        parcels = self._submitter.enqueue_many(type, datas, options)
-        return [Task(self, parcel, index) for parcel in parcels for index in range(parcel.count)]
+        submissions = self._submitter.enqueue_many(type, datas, options)
+        return [Task(self, submission, index) for submission in submissions for index in range(submission.count)]
 
     @takes_timeout_s
     def map(
@@ -258,7 +258,7 @@ class Client:
 
         Args:
             type: which handler is to run them.
-            datas: their data, as of `submit`. What has a length travels in large parcels; what
+            datas: their data, as of `submit`. What has a length travels in large submissions; what
                 has not is taken one by one, as it comes.
             return_exceptions: yield the error of a task that did not succeed in its place.
             in_flight: how many are submitted and not yet yielded (20,000).
@@ -301,11 +301,11 @@ class Client:
             WaitTimeoutError: no answer within `timeout_s`.
         """
         post = Post(key, digest, is_watched or is_listened, is_listened, is_patient=False)
-        parcel, index = self._submitter.place(groups, timeout_s, post)
-        self._board.wait_settled(parcel, timeout_s)
-        indices = range(parcel.count) if index is None else [index]
-        ids = [parcel.task_id(each) for each in indices]
-        return Sent(ids, parcel.is_repeat, parcel.warnings)
+        submission, index = self._submitter.place(groups, timeout_s, post)
+        self._waiters.wait_settled(submission, timeout_s)
+        indices = range(submission.count) if index is None else [index]
+        ids = [submission.task_id(each) for each in indices]
+        return Sent(ids, submission.is_repeat, submission.warnings)
 
     @takes_timeout_s
     def flush(self, timeout: float | None = None) -> None:
@@ -316,7 +316,7 @@ class Client:
             WaitTimeoutError: `timeout` is over.
         """
         self.hub.check_may_wait()
-        self._board.flush(timeout)
+        self._waiters.flush(timeout)
 
     # -------------------------------------------------------------------- the others
 
@@ -330,11 +330,11 @@ class Client:
             UnknownTaskError: that is no id of a task (InvalidTaskError: and no text).
         """
         known = task_id.id if isinstance(task_id, Task) else task_id
-        parcel = awaiting(known)
-        if (place := self._board.place_of(known)) is not None:
+        submission = awaiting(known)
+        if (place := self._waiters.place_of(known)) is not None:
             return Task(self, *place)  # its own, on its way: nobody else knows it
-        self.hub.watch(parcel)
-        return Task(self, parcel, 0)
+        self.hub.watch(submission)
+        return Task(self, submission, 0)
 
     @takes_timeout_s
     def workers(self, *, timeout: float | None = ASK_S) -> list[WorkerInfo]:
@@ -437,14 +437,14 @@ class Client:
 
     def wait_finished(self, task_id: str, timeout_s: float) -> bool:
         """Wait for an acknowledged task's outcome; return whether it is finished (or unknown)."""
-        parcel = awaiting(task_id)
-        self._runner.do(lambda now: self._session.watch(parcel))
+        submission = awaiting(task_id)
+        self._runner.do(lambda now: self._session.watch(submission))
         try:
-            self._board.wait_for(parcel, lambda: bool(parcel.states[0]), timeout_s, what=task_id)
+            self._waiters.wait_for(submission, lambda: bool(submission.states[0]), timeout_s, what=task_id)
         except WaitTimeoutError:
             return False
         finally:
-            self._runner.do(lambda now: self._session.unwatch(parcel))
+            self._runner.do(lambda now: self._session.unwatch(submission))
         return True
 
     @takes_timeout_s
@@ -467,17 +467,17 @@ class Client:
         """Let all go, without waiting for what is missing."""
         farewell.forget(self)
         self._is_closed = True
-        self._hotlines.close()
+        self._direct_calls.close()
         self._runner.close(END_S)
         self._dialler.close()
-        self._board.close()
+        self._waiters.close()
 
     # ---------------------------------------------------------- for handles and `web`
 
     @property
-    def board(self) -> Board:
-        """Where what happens to parcels is waited for."""
-        return self._board
+    def waiters(self) -> CompletionWaiters:
+        """Where what happens to submissions is waited for."""
+        return self._waiters
 
     def _check_alive(self) -> None:
         if self._runner.fatal is not None:

@@ -7,13 +7,13 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from d8mesh.core.client_session import ClientSession
-from d8mesh.core.messages import Ask
+from d8mesh.core.client.session import ClientSession
+from d8mesh.core.protocol.messages import Query
 from d8mesh.edge.waits import wait_for
 from d8mesh.errors import BrokerUnavailableError
-from d8mesh.nodes.client.parcels import check_encodable
-from d8mesh.nodes.client.patience import bounded
-from d8mesh.nodes.client.runner import Runner, Slot
+from d8mesh.nodes.client.submissions import check_encodable
+from d8mesh.nodes.client.timeouts import bounded
+from d8mesh.nodes.client.runner import ClientRunner, Slot
 
 
 class Questions:
@@ -31,7 +31,7 @@ class Questions:
     def __init__(
         self,
         session: ClientSession,
-        runner: Runner,
+        runner: ClientRunner,
         check_alive: Callable[[], None],
         trouble: Callable[[], str],
     ) -> None:
@@ -48,7 +48,7 @@ class Questions:
         wait_s = bounded(timeout_s)
         self._check_alive()
         request = self.number()
-        question = Ask(request, what, dict(args))
+        question = Query(request, what, dict(args))
         check_encodable(question, what)
         ready = threading.Event()
         slot = self._runner.answers[request] = Slot(ready)

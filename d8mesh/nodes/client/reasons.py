@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Final, NamedTuple
 
-from d8mesh.core.client_session import ClientSession
+from d8mesh.core.client.session import ClientSession
 from d8mesh.errors import D8Error, UnknownTaskError
 from d8mesh.nodes.client.dial import Dialler
 

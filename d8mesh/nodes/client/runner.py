@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, Final, Protocol, TypeAlias
 
-from d8mesh.core.client_effects import (
+from d8mesh.core.client.effects import (
     Answered,
     Arrived,
     Connected,
@@ -26,15 +26,15 @@ from d8mesh.core.client_effects import (
     Transmit,
     merged,
 )
-from d8mesh.core.client_session import ClientSession
-from d8mesh.core.codec import decode_to_client, encode
-from d8mesh.core.messages import Goodbye, Refused, Stream
-from d8mesh.core.parcel import Parcel
+from d8mesh.core.client.session import ClientSession
+from d8mesh.core.protocol.codec import decode_to_client, encode
+from d8mesh.core.protocol.messages import Goodbye, Refused, Stream
+from d8mesh.core.client.submission import Submission
 from d8mesh.edge.logs import event
-from d8mesh.edge.sockets import DealerLink, Loop, Waker
+from d8mesh.edge.transport.sockets import DealerLink, Loop, Waker
 from d8mesh.edge.waits import join
 from d8mesh.errors import D8Error, NodeClosedError, ProtocolError, error_of
-from d8mesh.nodes.client.board import Board
+from d8mesh.nodes.client.completion_waiters import CompletionWaiters
 from d8mesh.nodes.client.completions import Completions
 from d8mesh.nodes.client.dial import Connection, Dialler
 from d8mesh.nodes.client.keeping import Keeping
@@ -101,7 +101,7 @@ class Slot:
         return self.body
 
 
-class Runner:
+class ClientRunner:
     """Runs a session: on a thread of its own (`start`), or in turns that a host takes (`turn`).
 
     Args:
@@ -119,14 +119,14 @@ class Runner:
     def __init__(
         self,
         session: ClientSession,
-        board: Board,
+        waiters: CompletionWaiters,
         waker: Waker | Host,
         dialler: Dialler,
         *,
         completions: Completions | None = None,
         broker_id: str = "",
     ) -> None:
-        self._session, self._board = session, board
+        self._session, self._waiters = session, waiters
         self._waker, self._dialler = waker, dialler
         self._inbox: deque[Action] = deque()
         self._closing = threading.Event()
@@ -138,15 +138,15 @@ class Runner:
         self.listeners: dict[str, list[Callable[[Stream | None], None]]] = {}
         self.keeping = Keeping(self.listeners)
         self._warned: set[str] = set()
-        #: what to do when the outcome of a parcel arrives
-        self.on_arrival: dict[Parcel, Callable[[], None]] = {}
-        #: the same for the acknowledgement of a parcel, and for the answer to a question
-        self.on_settled: dict[Parcel, list[Callable[[], None]]] = {}
+        #: what to do when the outcome of a submission arrives
+        self.on_arrival: dict[Submission, Callable[[], None]] = {}
+        #: the same for the acknowledgement of a submission, and for the answer to a question
+        self.on_settled: dict[Submission, list[Callable[[], None]]] = {}
         self.on_answer: dict[int, Callable[[], None]] = {}
         #: what is to be called when tasks are done
         self.completions = completions
-        #: the parcel that callers still add to; the board's lock guards it
-        self.open: Parcel | None = None
+        #: the submission that callers still add to; the board's lock guards it
+        self.open: Submission | None = None
         self.fatal: D8Error | None = None
         self.connected = threading.Event()
         self._add: Callable[[DealerLink], None]
@@ -192,10 +192,10 @@ class Runner:
         self._waker.wake()
 
     def seal(self) -> None:
-        """Hand the open parcel over: it stays as it is. Thread: any, under the board's lock."""
-        parcel, self.open = self.open, None
-        if parcel is not None:
-            self.do(partial(self._session.submit, parcel))
+        """Hand the open submission over: it stays as it is. Thread: any, under the board's lock."""
+        submission, self.open = self.open, None
+        if submission is not None:
+            self.do(partial(self._session.submit, submission))
 
     def close(self, timeout_s: float) -> None:
         """Say goodbye and stop. Thread: any; on the I/O thread it stops later."""
@@ -267,23 +267,23 @@ class Runner:
         self._carry_out(out)
 
     def _next_deadline(self) -> float:
-        parcel = self.open
+        submission = self.open
         due = min(self._session.next_deadline(), max(self._session.doubt_at, self._next_doubt))
         if self._cut_since:
             due = min(due, self._cut_since + CUT_S)
-        return due if parcel is None or parcel.give_up is None else min(due, parcel.give_up)
+        return due if submission is None or submission.give_up is None else min(due, submission.give_up)
 
     def _take_open(self, now: float) -> list[Output]:
-        """Send the open parcel as soon as it need not wait: what waits grows a larger one."""
-        with self._board.lock:
-            parcel = self.open
-            if parcel is None or self._inbox:  # what was sealed before it goes first
+        """Send the open submission as soon as it need not wait: what waits grows a larger one."""
+        with self._waiters.lock:
+            submission = self.open
+            if submission is None or self._inbox:  # what was sealed before it goes first
                 return []
-            is_overdue = parcel.give_up is not None and parcel.give_up <= now
+            is_overdue = submission.give_up is not None and submission.give_up <= now
             if not self._session.has_room and not is_overdue:
                 return []
             self.open = None
-        return self._session.submit(parcel, now)
+        return self._session.submit(submission, now)
 
     def _take_link(self, now: float) -> None:
         """Use the connection that the dialler has made."""
@@ -350,9 +350,9 @@ class Runner:
                     if self._link is not None:
                         self._transmit(self._link, encode(output.message))
                 case Arrived():
-                    self._arrived(output.parcel)
+                    self._arrived(output.submission)
                 case Settled():
-                    self._settled(output.parcel)
+                    self._settled(output.submission)
                 case Answered():
                     self._answered(output)
                 case Heard() | Silent():
@@ -360,7 +360,7 @@ class Runner:
                 case Connected():
                     self._broker_id = output.broker_id
                     self._dialler.proven()
-                    self._board.moved()
+                    self._waiters.moved()
                     self.connected.set()
                     event(_log, logging.INFO, "client.up", broker=output.broker_id)
                 case Lost():
@@ -371,18 +371,18 @@ class Runner:
                 case Rejected():
                     self._rejected(output)
 
-    def _settled(self, parcel: Parcel) -> None:
-        if parcel.is_listened:
-            self.keeping.settled(parcel)
-        for text in parcel.warnings:
+    def _settled(self, submission: Submission) -> None:
+        if submission.is_listened:
+            self.keeping.settled(submission)
+        for text in submission.warnings:
             if text not in self._warned and len(self._warned) < MAX_WARNED:
                 self._warned.add(text)
                 event(_log, logging.WARNING, "submit.warning", why=text)
-        self._board.settled(parcel)
-        for then in self.on_settled.pop(parcel, ()):
+        self._waiters.settled(submission)
+        for then in self.on_settled.pop(submission, ()):
             then()
-        if parcel.refusal is not None and self.completions is not None:
-            self.completions.refused(parcel)
+        if submission.refusal is not None and self.completions is not None:
+            self.completions.refused(submission)
 
     def _stay(self) -> None:
         """Look for the same orchestrator as long as it alone knows what it was told."""
@@ -427,10 +427,10 @@ class Runner:
             except Exception as error:
                 event(_log, logging.ERROR, "listener.raised", error=repr(error))
 
-    def _arrived(self, parcel: Parcel) -> None:
-        finished = self.on_arrival.pop(parcel, None)
+    def _arrived(self, submission: Submission) -> None:
+        finished = self.on_arrival.pop(submission, None)
         if finished is not None:
             finished()
-        self._board.changed(parcel)
-        if parcel.fresh and self.completions is not None:
-            self.completions.arrived(parcel)
+        self._waiters.changed(submission)
+        if submission.fresh and self.completions is not None:
+            self.completions.arrived(submission)

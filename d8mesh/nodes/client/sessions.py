@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 from typing import Final
 
-from d8mesh.core.client_session import ClientSession
+from d8mesh.core.client.session import ClientSession
 from d8mesh.edge.network import host_name
 
 _ALPHABET: Final = "0123456789abcdefghijklmnopqrstuv"

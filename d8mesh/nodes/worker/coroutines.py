@@ -27,7 +27,7 @@ END_S: Final = 1.0
 
 _log: Final = logging.getLogger("d8mesh.worker")
 #: the run that a coroutine, and all it starts or schedules, belongs to
-_current: Final[ContextVar[_Run]] = ContextVar("d8mesh_run")
+_current: Final[ContextVar[_CoroutineRun]] = ContextVar("d8mesh_run")
 
 
 class Coroutines:
@@ -42,7 +42,7 @@ class Coroutines:
 
     def run(self, awaitable: Awaitable[object], is_cancelled: Callable[[], bool]) -> object:
         """Return what the awaitable returns, or raise what it raises; cancel it when told so."""
-        run = _Run(awaitable)
+        run = _CoroutineRun(awaitable)
         with self._lock:
             if self._served is None or not self._served.begin(run):
                 self._served = _Loop()
@@ -66,7 +66,7 @@ class Coroutines:
             served.close()
 
 
-class _Run:
+class _CoroutineRun:
     """One coroutine of a handler: how it ended, and how to end it."""
 
     def __init__(self, awaitable: Awaitable[object]) -> None:
@@ -128,7 +128,7 @@ class _Loop:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._runs: set[_Run] = set()
+        self._runs: set[_CoroutineRun] = set()
         self._is_dead = False
         self._is_closing = False
         self._loop = asyncio.new_event_loop()
@@ -138,7 +138,7 @@ class _Loop:
         self._thread = threading.Thread(target=self._serve, name="coroutines", daemon=True)
         self._thread.start()
 
-    def begin(self, run: _Run) -> bool:
+    def begin(self, run: _CoroutineRun) -> bool:
         """Start a coroutine; False: this loop takes none any more."""
         with self._lock:
             if self._is_dead:
@@ -236,7 +236,7 @@ def _handle_of(trace: TracebackType | None) -> asyncio.Handle | None:
     return None
 
 
-def _run_of(handle: object) -> _Run | None:
+def _run_of(handle: object) -> _CoroutineRun | None:
     """Return the run in whose context a callback was scheduled."""
     context = getattr(handle, "_context", None)
     return None if context is None else context.get(_current)

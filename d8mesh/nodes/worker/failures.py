@@ -15,7 +15,7 @@ from typing import Any, Final
 
 import msgspec
 
-from d8mesh.core.worker_effects import Attempt
+from d8mesh.core.worker.effects import Attempt
 from d8mesh.edge.logs import escape, event, traced
 from d8mesh.handlers.tracebacks import bounded
 from d8mesh.words import tr, translated
@@ -42,7 +42,7 @@ _log: Final = logging.getLogger("d8mesh.worker")
 
 
 @dataclass(frozen=True, slots=True)
-class Failure:
+class FailedAttempt:
     """One attempt that failed."""
 
     task_id: str
@@ -99,7 +99,7 @@ class Failures:
         """
         if self._is_told(attempt[1]):
             error, traceback = _reasons(payload)
-            self._tell(Failure(attempt[4], attempt[1], number, slot, error, traceback))
+            self._tell(FailedAttempt(attempt[4], attempt[1], number, slot, error, traceback))
 
     def flush(self, *, is_last: bool = False) -> None:
         """Tell how many more there were once their interval is over, or now."""
@@ -135,7 +135,7 @@ class Failures:
             self._more[kind] = self._more.get(kind, 0) + 1
             return False
 
-    def _tell(self, failure: Failure) -> None:
+    def _tell(self, failure: FailedAttempt) -> None:
         traced(
             _log,
             logging.WARNING,

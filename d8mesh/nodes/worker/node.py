@@ -17,25 +17,25 @@ from typing import Any, Final, TypeVar
 
 from d8mesh import __version__
 from d8mesh.config import Config
-from d8mesh.core.messages import MAX_NAMES
-from d8mesh.core.worker_effects import WorkerEffect
-from d8mesh.core.worker_line import Profile
-from d8mesh.core.worker_session import WorkerSession
+from d8mesh.core.protocol.messages import MAX_NAMES
+from d8mesh.core.worker.effects import WorkerEffect
+from d8mesh.core.worker.broker_session import Profile
+from d8mesh.core.worker.session import WorkerSession
 from d8mesh.edge import address_file
-from d8mesh.edge.discovery import Announcement, Discovery, Kind
+from d8mesh.edge.discovery import Announcement, Discovery, NodeKind
 from d8mesh.edge.identity import Identity
 from d8mesh.edge.installation import config_of, settled
 from d8mesh.edge.logs import event
 from d8mesh.edge.network import host_name, machine_id, usable_addresses
-from d8mesh.edge.outbox import Mended, adopt, open_mended
-from d8mesh.edge.sockets import Waker
+from d8mesh.edge.sqlite.outbox import Mended, adopt, open_mended
+from d8mesh.edge.transport.sockets import Waker
 from d8mesh.edge.waits import wait_for
 from d8mesh.errors import ConfigError, HandlerError, NodeClosedError, WorkerError
-from d8mesh.handlers import endings
+from d8mesh.handlers import results
 from d8mesh.handlers.retrying import ANY, Backoff, Retries, Retry
 from d8mesh.nodes.worker.finder import Finder
 from d8mesh.nodes.worker.importable import process_name, prove
-from d8mesh.nodes.worker.runner import Runner
+from d8mesh.nodes.worker.runner import WorkerRunner
 from d8mesh.nodes.worker.slots import Bell, Registered, Slots
 
 #: The first signal gives running tasks this long.
@@ -100,7 +100,7 @@ class Worker:
         #: whoever asks `run` to end puts something in: of all queues and events only this kind
         #: may be used by a signal handler while the same thread waits for it
         self._stops: queue.SimpleQueue[None] = queue.SimpleQueue()
-        self._runner: Runner | None = None
+        self._runner: WorkerRunner | None = None
         self._identity: Identity | None = None
         self._discovery: Discovery | None = None
         self._slots: Slots | None = None
@@ -154,7 +154,7 @@ class Worker:
         retries = ANY if made == ANY else made
         if process:
             retries.named()
-        takes_context = endings.takes_context(handler)
+        takes_context = results.takes_context(handler)
         self._handlers[name] = Registered(handler, takes_context, function, retries)
         self._announce_offer()
 
@@ -239,7 +239,7 @@ class Worker:
         self._slots = slots
         if self._on_failure is not None:
             slots.failures.on_told = self._on_failure
-        self._runner = Runner(
+        self._runner = WorkerRunner(
             session,
             slots=slots,
             finder=finder,
@@ -315,7 +315,7 @@ class Worker:
         """Return the body of the status page; ``status`` is "healthy" or "unhealthy"."""
         runner = self._runner
         session = None if runner is None else runner.session
-        lines = [] if session is None else list(session.lines.values())
+        lines = [] if session is None else list(session.brokers.values())
         endpoints = {} if runner is None else runner.endpoints
         orchestrators = [
             {"broker_id": line.broker_id, "endpoint": endpoints.get(line.key, "")}
@@ -418,12 +418,12 @@ class Worker:
             mesh=self._config.mesh,
             addresses=self._addresses,
             on_sighting=finder.sighted,
-            browse=(Kind.ORCHESTRATOR,),
+            browse=(NodeKind.ORCHESTRATOR,),
             on_trouble=self._tell_trouble,
         )
         if self._status_port:
             announcement = Announcement(
-                kind=Kind.WORKER,
+                kind=NodeKind.WORKER,
                 node_id=worker_id,
                 boot_id=self._boot_id,
                 mesh=self._config.mesh,

@@ -9,33 +9,33 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Final, TypeAlias
 
-from d8mesh.core.addresses import parse_endpoint
-from d8mesh.core.codec import decode_to_worker, encode
-from d8mesh.core.messages import Received, Results
-from d8mesh.core.worker_effects import (
+from d8mesh.core.protocol.addresses import parse_endpoint
+from d8mesh.core.protocol.codec import decode_to_worker, encode
+from d8mesh.core.protocol.messages import Received, Results
+from d8mesh.core.worker.effects import (
     Abort,
     Attempt,
     Forget,
     Joined,
     Keep,
-    Kept,
+    KeptResult,
     Listened,
     Rebuild,
     Retire,
-    Send,
+    SendOn,
     Start,
     TakeBack,
     Trouble,
     WorkerEffect,
 )
-from d8mesh.core.worker_session import WorkerSession
+from d8mesh.core.worker.session import WorkerSession
 from d8mesh.edge.clocks import slept_s
 from d8mesh.edge.failpoints import passed
 from d8mesh.edge.identity import Identity, Place
 from d8mesh.edge.logs import event
 from d8mesh.edge.network import Way
-from d8mesh.edge.outbox import Outbox
-from d8mesh.edge.sockets import DealerLink, Loop, Waker
+from d8mesh.edge.sqlite.outbox import Outbox
+from d8mesh.edge.transport.sockets import DealerLink, Loop, Waker
 from d8mesh.errors import ProtocolError, WorkerError
 from d8mesh.nodes.worker.finder import Connection, Finder
 from d8mesh.nodes.worker.slots import Bell, Slots
@@ -70,7 +70,7 @@ class _Relieved(Exception):
         self.is_free = is_free
 
 
-class Runner:
+class WorkerRunner:
     """Runs a worker's session on a thread of its own.
 
     An attempt that is alone, and of a type that has been quick, runs on that thread too: handing
@@ -113,7 +113,7 @@ class Runner:
         self._cut_since: dict[str, float] = {}
         self._outbox: Outbox | None = None
         #: what the outbox did not take, and did not forget: tried again until it does
-        self._unkept: dict[bytes, Kept] = {}
+        self._unkept: dict[bytes, KeptResult] = {}
         self._unforgotten: set[bytes] = set()
         self._stop_at: float | None = None
         self._next_watch = self._next_look = 0.0
@@ -369,7 +369,7 @@ class Runner:
 
     def _doubt(self, now: float) -> None:
         """Look for who answers no heartbeat: it may have another address by now."""
-        for line in self.session.lines.values():
+        for line in self.session.brokers.values():
             if line.is_welcome and now - line.heard > line.heartbeat_s + DOUBT_S:
                 self._finder.doubt(line.key, self.endpoints.get(line.key, ""))
 
@@ -400,7 +400,7 @@ class Runner:
         self.joined.set()
 
     def _tell_joined(self) -> None:
-        lines = self.session.lines.values()
+        lines = self.session.brokers.values()
         self._finder.joined = {line.broker_id: line.key for line in lines if line.is_welcome}
         if not self._finder.joined:
             self.joined.clear()
@@ -415,7 +415,7 @@ class Runner:
                 case Start():
                     passed("worker.handed_out")
                     self._begin(effect.attempts)
-                case Send():
+                case SendOn():
                     held = self._links.get(effect.link)
                     if held is not None:
                         held[0].send(encode(effect.message))
@@ -497,4 +497,4 @@ class Runner:
             level, name = (logging.ERROR, "outbox.failed") if why else (logging.INFO, "outbox.ok")
             event(_log, level, name, error=why)
         self.outbox_trouble = why
-        self.session.share.is_disk_bad = bool(why)
+        self.session.flow_control.is_disk_bad = bool(why)

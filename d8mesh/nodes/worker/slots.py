@@ -16,13 +16,14 @@ from typing import Final, cast
 
 import msgspec
 
-from d8mesh.core.messages import FAILED, SUCCEEDED
-from d8mesh.core.worker_effects import DROPPED, UNAVAILABLE, Attempt, Ended, Piece, Running
-from d8mesh.core.worker_session import OVERDUE_S
+from d8mesh.core.protocol.messages import FAILED, SUCCEEDED
+from d8mesh.core.worker.effects import DROPPED, UNAVAILABLE, Attempt, Ended, Piece, Running
+from d8mesh.core.worker.session import OVERDUE_S
 from d8mesh.edge.child import Child
-from d8mesh.edge.sockets import Waker
+from d8mesh.edge.transport.sockets import Waker
 from d8mesh.errors import BackendUnavailableError, TaskCancelledError
-from d8mesh.handlers import endings, tracebacks
+from d8mesh.handlers import tracebacks
+from d8mesh.handlers import results
 from d8mesh.handlers.forks import FORKS, end_copy
 from d8mesh.handlers.retrying import ANY, Retries
 from d8mesh.nodes.worker.coroutines import Coroutines
@@ -42,7 +43,7 @@ QUICK_IN_A_ROW: Final = 20
 
 _decode: Final = msgspec.msgpack.Decoder().decode
 #: Values of these types are no awaitables: asking each would cost the hot path more.
-_VALUES: Final = endings.PLAIN | {dict, list, tuple, int, float}
+_VALUES: Final = results.PLAIN | {dict, list, tuple, int, float}
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +109,7 @@ class Context:
             PayloadTooLargeError: it is too large for one chunk.
         """
         self.raise_if_cancelled()
-        self.pass_on(endings.chunk_of(chunk))
+        self.pass_on(results.chunk_of(chunk))
 
     def pass_on(self, payload: bytes) -> None:
         """Send partial output that is packed already."""
@@ -296,7 +297,7 @@ class Slots:
             kind, result = DROPPED, b""
         elif handler is None:
             text = f"this worker has no handler for {kind_of_task!r}"
-            kind, result = endings.of_error(text, self.worker_id, 0.0)
+            kind, result = results.of_error(text, self.worker_id, 0.0)
         elif handler.function is not None:
             kind, result = self._run_process(handler, attempt, context, children)
         else:
@@ -307,7 +308,7 @@ class Slots:
                     waited = cast("Awaitable[object]", value)
                     value = self._coroutines.run(waited, lambda: context.is_cancelled)
                 took_s = clock() - started
-                kind, result = endings.of_value(value, self.worker_id, round(took_s, 6))
+                kind, result = results.of_value(value, self.worker_id, round(took_s, 6))
                 if kind == FAILED:
                     kind, result = handler.retries.applied((kind, result), None, context.attempt)
             except BaseException as error:  # whatever a handler raises, the slot goes on
@@ -335,12 +336,12 @@ class Slots:
             frame = sys._current_frames().get(self._threads[number].ident or 0)
             where = "" if frame is None else tracebacks.stack_text(frame)
         text = f"TimeoutError: not finished after {attempt[2]:g} s"
-        _, result = endings.of_error(text, self.worker_id, attempt[2], traceback=where)
+        _, result = results.of_error(text, self.worker_id, attempt[2], traceback=where)
         self._note(number, attempt, Context(self, attempt, started), result)
 
     def _raised(
         self, error: BaseException, handler: Registered, context: Context, started: float
-    ) -> endings.Ending:
+    ) -> results.Ending:
         """Return how an attempt ends whose handler raised, whatever the error is made of."""
         if len(FORKS) != self._forks:
             end_copy(error)
@@ -349,16 +350,16 @@ class Slots:
             return handler.retries.applied(ending, error, context.attempt)
         except BaseException:
             took_s = round(time.monotonic() - started, 6)
-            return endings.of_untellable(error, self.worker_id, took_s)
+            return results.of_untellable(error, self.worker_id, took_s)
 
-    def _failed(self, error: BaseException, context: Context, started: float) -> endings.Ending:
+    def _failed(self, error: BaseException, context: Context, started: float) -> results.Ending:
         is_cancel = isinstance(error, (TaskCancelledError, asyncio.CancelledError))
         if is_cancel and context.is_cancelled:
             return DROPPED, b""
         if isinstance(error, BackendUnavailableError):
             self._aborted_or_pause(context)
             return UNAVAILABLE, tracebacks.message_of(error).encode("utf-8", "replace")
-        return endings.of_exception(error, self.worker_id, round(time.monotonic() - started, 6))
+        return results.of_exception(error, self.worker_id, round(time.monotonic() - started, 6))
 
     def _aborted_or_pause(self, context: Context) -> None:
         """Hold the slot for a moment: a task given back at once may come back at once."""
@@ -372,18 +373,18 @@ class Slots:
         attempt: Attempt,
         context: Context,
         children: dict[str, Child],
-    ) -> endings.Ending:
+    ) -> results.Ending:
         """Run one attempt in this slot's child for the handler; kill it when time is over."""
         try:
             child = self._child_for(handler, attempt, context, children)
         except Exception as error:  # no process, no memory, or not the handler it was
-            return endings.of_exception(error, self.worker_id, 0.0)
+            return results.of_exception(error, self.worker_id, 0.0)
         ending = self._await_child(child, attempt, context)
         if ending is None:
             child.kill()
             took_s = round(attempt[2] - context.remaining_s, 6)
             text = f"the handler's process ended ({child.ending})"
-            return endings.of_error(text, self.worker_id, took_s)
+            return results.of_error(text, self.worker_id, took_s)
         return ending
 
     def _child_for(
@@ -422,7 +423,7 @@ class Slots:
 
     def _await_child(
         self, child: Child, attempt: Attempt, context: Context
-    ) -> endings.Ending | None:
+    ) -> results.Ending | None:
         """Return how the attempt ended; None: the child did. Frames of others are dropped."""
         token = attempt[5]
         while True:
@@ -440,11 +441,11 @@ class Slots:
                 case ["chunk", own, bytes(payload)] if own == token:
                     context.pass_on(payload)
                 case ["broken", str(text), str(traceback)]:
-                    return endings.of_error(text, self.worker_id, 0.0, traceback=traceback)
+                    return results.of_error(text, self.worker_id, 0.0, traceback=traceback)
             if context.is_cancelled or self._is_over:
                 child.kill()
                 return DROPPED, b""
             if context.remaining_s <= 0:
                 child.kill()
                 text = f"TimeoutError: not finished after {attempt[2]:g} s"
-                return endings.of_error(text, self.worker_id, attempt[2])
+                return results.of_error(text, self.worker_id, attempt[2])

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from d8mesh.backends.ollama.stream import MAX_LINE_BYTES, Part, Stream, _lines, shown
+from d8mesh.backends.ollama.stream import MAX_LINE_BYTES, Part, ChatStream, _lines, shown
 from d8mesh.errors import (
     BackendAnswerError,
     BackendError,
@@ -32,7 +32,7 @@ def server() -> Iterator[OllamaServer]:
 
 
 def parts_of(server: OllamaServer, *, model: str = "deepseek-r1:8b") -> list[Part]:
-    stream = Stream(
+    stream = ChatStream(
         server.url,
         [{"role": "user", "content": "one two"}],
         model=model,
@@ -151,7 +151,7 @@ def test_a_model_that_is_gone_is_named(server: OllamaServer) -> None:
 def test_closing_before_anything_came_does_not_wait(server: OllamaServer) -> None:
     server.behaviour = "silent"
     started = time.monotonic()
-    stream = Stream(server.url, [], model="x", temperature=0.5, max_tokens=1)
+    stream = ChatStream(server.url, [], model="x", temperature=0.5, max_tokens=1)
     stream.close()
     assert stream.next(0) is None
     assert time.monotonic() - started < PATIENCE_S

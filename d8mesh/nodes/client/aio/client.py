@@ -31,8 +31,8 @@ from d8mesh.nodes.client.dial import checked
 from d8mesh.nodes.client.farewell import CLOSE_S, INTERRUPTED_S, tell
 from d8mesh.nodes.client.handle import ASK_S, LISTED_AT_ONCE, Result, Task, readable
 from d8mesh.nodes.client.overview import Stats, WorkerInfo
-from d8mesh.nodes.client.parcels import (
-    PARCEL_TASKS,
+from d8mesh.nodes.client.submissions import (
+    SUBMISSION_TASKS,
     Post,
     SubmitOptions,
     check_key,
@@ -43,7 +43,7 @@ from d8mesh.nodes.client.parcels import (
     model_of,
     refuse_listening,
 )
-from d8mesh.nodes.client.patience import bounded, countdown, told_whole
+from d8mesh.nodes.client.timeouts import bounded, countdown, told_whole
 
 #: How many tasks of one `map` are in flight: enough that no worker waits for the next ones.
 IN_FLIGHT: Final = 20_000
@@ -176,9 +176,9 @@ class AsyncClient:
         check_key(idempotency_key)
         left_s = countdown(timeout_s)
         post = Post(idempotency_key, is_listened=bool(options.get("listen")))
-        parcel = await node.enqueue([group_of(kind, [payload])], timeout_s, post)
-        await node.waits.settled(parcel, left_s())
-        return AsyncTask(self, parcel, 0)
+        submission = await node.enqueue([group_of(kind, [payload])], timeout_s, post)
+        await node.waits.settled(submission, left_s())
+        return AsyncTask(self, submission, 0)
 
     async def call(
         self, type: str, data: Mapping[str, Any] | None = None, **options: Unpack[SubmitOptions]
@@ -217,28 +217,28 @@ class AsyncClient:
         node, timeout_s = self.node, options.get("timeout")
         left_s = countdown(timeout_s)
         kind_of(type, "", options)  # said before the first is taken
-        parcels = []
+        submissions = []
         portion: list[Mapping[str, Any]] = []
         post = Post(is_listened=bool(options.get("listen")))
 
         async def enqueue() -> None:
             for model, payloads in cut(type, portion):
                 group = group_of(kind_of(type, model, options), payloads)
-                parcels.append(await node.enqueue([group], left_s(), post))
+                submissions.append(await node.enqueue([group], left_s(), post))
             portion.clear()
             await asyncio.sleep(0)  # a long run of submits lets others in between
 
         try:
             async for data in each_of(datas):
                 portion.append(data)
-                if len(portion) == PARCEL_TASKS:
+                if len(portion) == SUBMISSION_TASKS:
                     await enqueue()
             await enqueue()
-            for parcel in parcels:
-                await node.waits.settled(parcel, left_s())
+            for submission in submissions:
+                await node.waits.settled(submission, left_s())
         except WaitTimeoutError as error:
             raise told_whole(error, timeout_s) from None
-        return [AsyncTask(self, parcel, at) for parcel in parcels for at in range(parcel.count)]
+        return [AsyncTask(self, submission, at) for submission in submissions for at in range(submission.count)]
 
     def map(
         self,

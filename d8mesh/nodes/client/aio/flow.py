@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 from d8mesh.errors import NodeClosedError, TaskError, WaitTimeoutError
 from d8mesh.nodes.client.aio.task import AsyncTask
 from d8mesh.nodes.client.handle import Result
-from d8mesh.nodes.client.patience import told_whole
+from d8mesh.nodes.client.timeouts import told_whole
 
 Datas: TypeAlias = "Iterable[dict[str, Any]] | AsyncIterable[dict[str, Any]]"
 Submit: TypeAlias = Callable[[Any], Awaitable[AsyncTask]]

@@ -8,10 +8,10 @@ import threading
 from collections.abc import Callable
 from typing import Any, Final, TypeVar
 
-from d8mesh.edge.sockets import DealerLink
+from d8mesh.edge.transport.sockets import DealerLink
 from d8mesh.nodes.client.aio.watcher import watcher_on
 from d8mesh.nodes.client.dial import Connection
-from d8mesh.nodes.client.runner import Runner
+from d8mesh.nodes.client.runner import ClientRunner
 
 T = TypeVar("T")
 #: Messages taken in one turn: a turn holds up everything else on the loop, and each message may
@@ -32,12 +32,12 @@ class LoopHost:
     def __init__(self, loop: asyncio.AbstractEventLoop, after_turn: Callable[[], None]) -> None:
         self._loop, self._after_turn = loop, after_turn
         self._watcher = watcher_on(loop)
-        self._runner: Runner | None = None
+        self._runner: ClientRunner | None = None
         self._is_turn_due = False
         self._timer: asyncio.TimerHandle | None = None
         self._errands: set[asyncio.Future[Any]] = set()
 
-    def start(self, runner: Runner) -> None:
+    def start(self, runner: ClientRunner) -> None:
         """Begin to take the turns of `runner`."""
         self._runner = runner
         self.wake()

@@ -14,8 +14,8 @@ from copy import copy
 from typing import Any, Final
 
 from d8mesh.config import Config
-from d8mesh.core.messages import Ask, Group, Stream
-from d8mesh.core.parcel import Parcel
+from d8mesh.core.protocol.messages import Query, Group, Stream
+from d8mesh.core.client.submission import Submission
 from d8mesh.edge.logs import event
 from d8mesh.errors import (
     BrokerUnavailableError,
@@ -26,22 +26,22 @@ from d8mesh.errors import (
 from d8mesh.nodes.client import farewell
 from d8mesh.nodes.client.aio.host import LoopHost
 from d8mesh.nodes.client.aio.waits import Signal, Waits
-from d8mesh.nodes.client.board import say_waiting
+from d8mesh.nodes.client.completion_waiters import say_waiting
 from d8mesh.nodes.client.dial import Dialler
 from d8mesh.nodes.client.farewell import CLOSE_S, TOLD_AFTER_S, missing_of, tell
-from d8mesh.nodes.client.keeping import Kept
+from d8mesh.nodes.client.keeping import KeptOutput
 from d8mesh.nodes.client.listening import listen
-from d8mesh.nodes.client.parcels import (
-    PARCEL_TASKS,
+from d8mesh.nodes.client.submissions import (
+    SUBMISSION_TASKS,
     Kind,
     Post,
     awaiting,
     check_encodable,
     size_of,
 )
-from d8mesh.nodes.client.patience import bounded
+from d8mesh.nodes.client.timeouts import bounded
 from d8mesh.nodes.client.reasons import Reasons
-from d8mesh.nodes.client.runner import Runner, Slot
+from d8mesh.nodes.client.runner import ClientRunner, Slot
 from d8mesh.nodes.client.sessions import new_session
 from d8mesh.nodes.client.submitter import Submitter
 
@@ -76,8 +76,8 @@ class AsyncNode:
         self._dialler = Dialler(config, endpoint=endpoint, url=url, wake=self._host.wake_from_afar)
         self._reasons = Reasons(self._session, self._dialler, self._ask_from_afar, self.check_alive)
         self._one_looks = asyncio.Lock()
-        self._runner = Runner(self._session, self.waits.board, self._host, self._dialler)
-        self._submitter = Submitter(self._session, self.waits.board, self._runner)
+        self._runner = ClientRunner(self._session, self.waits.waiters, self._host, self._dialler)
+        self._submitter = Submitter(self._session, self.waits.waiters, self._runner)
         self._host.start(self._runner)
         self._leaving: asyncio.Task[None] | None = None
         self._guard = self._await_loop_end()
@@ -127,21 +127,21 @@ class AsyncNode:
 
     async def append(
         self, kind: Kind, payload: bytes, timeout_s: float | None, *, is_listened: bool = False
-    ) -> tuple[Parcel, int]:
-        """Put one task into the parcel that is open; return its place.
+    ) -> tuple[Submission, int]:
+        """Put one task into the submission that is open; return its place.
 
         Raises:
             WaitTimeoutError: there was no room within `timeout_s`.
         """
         if not self.waits.has_room(1, len(payload)):
             await self.waits.room(1, len(payload), timeout_s)
-        parcel, index = self._submitter.append(kind, payload, timeout_s, is_listened=is_listened)
-        if index == PARCEL_TASKS - 1:  # a long run of submits lets others in between
+        submission, index = self._submitter.append(kind, payload, timeout_s, is_listened=is_listened)
+        if index == SUBMISSION_TASKS - 1:  # a long run of submits lets others in between
             await asyncio.sleep(0)
-        return parcel, index
+        return submission, index
 
-    async def enqueue(self, groups: list[Group], timeout_s: float | None, post: Post) -> Parcel:
-        """Submit these as one parcel.
+    async def enqueue(self, groups: list[Group], timeout_s: float | None, post: Post) -> Submission:
+        """Submit these as one submission.
 
         Raises:
             As `append`; InvalidTaskError, PayloadTooLargeError: no message can carry them.
@@ -156,21 +156,21 @@ class AsyncNode:
 
     # ----------------------------------------------------------------------- asking
 
-    def watch(self, task_id: str) -> tuple[Parcel, int]:
+    def watch(self, task_id: str) -> tuple[Submission, int]:
         """Return where the outcome of anybody's task will arrive."""
         self.check_alive()
-        parcel = awaiting(task_id)
-        if (place := self.waits.board.place_of(task_id)) is not None:
+        submission = awaiting(task_id)
+        if (place := self.waits.waiters.place_of(task_id)) is not None:
             return place  # its own, on its way: nobody else knows it
-        self._runner.do(lambda now: self._session.watch(parcel))
-        return parcel, 0
+        self._runner.do(lambda now: self._session.watch(submission))
+        return submission, 0
 
     def listen(self, task_id: str, on_event: Callable[[Stream | None], None]) -> Callable[[], None]:
         """Hear a task's partial output, and None once it is finished; return what stops it."""
         self.check_alive()
         return listen(self._runner, self._session, task_id, on_event)
 
-    def kept_output(self, task_id: str) -> Kept | None:
+    def kept_output(self, task_id: str) -> KeptOutput | None:
         """Return what is kept of the output of a task that was submitted with ``listen=True``."""
         return self._runner.keeping.of(task_id)
 
@@ -207,7 +207,7 @@ class AsyncNode:
         """Return the answer to a question; None: there was none in time."""
         self.check_alive()
         request = next(self._next_request)
-        question = Ask(request, what, dict(args))
+        question = Query(request, what, dict(args))
         check_encodable(question, what)
         answered = self.loop.create_future()
         slot = self._runner.answers[request] = Slot(_Flag(answered))
@@ -276,16 +276,16 @@ class AsyncNode:
             NotAcknowledgedError: not all of it was, within `timeout_s`, or it was refused and
                 nobody was told so.
         """
-        board, why = self.waits.board, ""
-        board.shut()
+        waiters, why = self.waits.waiters, ""
+        waiters.shut()
         try:
             with contextlib.suppress(D8Error):
                 self.check_alive()
                 await self.waits.emptied(timeout_s)
-            if board.count:
+            if waiters.count:
                 why = await self._why("")
         except BaseException as error:  # who waits is told by that, and by the log
-            missing = missing_of(board, "the wait was interrupted")
+            missing = missing_of(waiters, "the wait was interrupted")
             if missing is not None:
                 error.add_note(f"d8mesh: {missing}")
                 tell(missing)
@@ -294,7 +294,7 @@ class AsyncNode:
             self._end()
             await self._host.finish()
             await self._guard.aclose()
-        missing = missing_of(board, why)
+        missing = missing_of(waiters, why)
         if missing is not None:
             raise missing
 
@@ -310,7 +310,7 @@ class AsyncNode:
         self.leave()
 
     def _leave_soon(self) -> None:
-        if self.waits.board.count:
+        if self.waits.waiters.count:
             self._leaving = self.loop.create_task(self._leave_acknowledged(), name="d8-leave")
         else:
             self.leave()
@@ -326,7 +326,7 @@ class AsyncNode:
         with contextlib.suppress(RuntimeError):  # a program that ends can start no more threads
             self._end()
         text = "an AsyncClient was never closed (async with does it)"
-        missing = missing_of(self.waits.board, "")
+        missing = missing_of(self.waits.waiters, "")
         if missing is not None:
             text = f"{text}: {missing}"
         event(_log, logging.WARNING, "client.unclosed", what=text)
@@ -351,16 +351,16 @@ class AsyncNode:
 
     async def _wait_unclosed(self) -> None:
         """Nobody has closed this: wait, as `close` does, for what was submitted to be on disk."""
-        board = self.waits.board
-        if self._is_closed or self.is_forked or not board.count:
+        waiters = self.waits.waiters
+        if self._is_closed or self.is_forked or not waiters.count:
             return
-        board.shut()
+        waiters.shut()
         with contextlib.suppress(D8Error):
             self.check_alive()
             with contextlib.suppress(WaitTimeoutError):
                 await self.waits.emptied(TOLD_AFTER_S)
-            if board.count:
-                farewell.say_waiting(board.count, UNCLOSED_S)
+            if waiters.count:
+                farewell.say_waiting(waiters.count, UNCLOSED_S)
                 await self.waits.emptied(UNCLOSED_S)
 
     def _after_turn(self) -> None:

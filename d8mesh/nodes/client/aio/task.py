@@ -8,13 +8,13 @@ import contextvars
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from d8mesh.core.messages import CANCELLED_STATE, COMPLETED_STATE, FAILED_STATE, Stream
-from d8mesh.core.parcel import Parcel
+from d8mesh.core.protocol.messages import CANCELLED_STATE, COMPLETED_STATE, FAILED_STATE, Stream
+from d8mesh.core.client.submission import Submission
 from d8mesh.errors import D8Error, TaskCancelledError, TaskRejectedError, WaitTimeoutError
 from d8mesh.nodes.client.aio.waits import Inbox, Signal
 from d8mesh.nodes.client.handle import ASK_S, Result, readable, result_of
-from d8mesh.nodes.client.keeping import Kept, Missed, Position
-from d8mesh.nodes.client.patience import bounded, countdown
+from d8mesh.nodes.client.keeping import KeptOutput, Missed, Position
+from d8mesh.nodes.client.timeouts import bounded, countdown
 
 if TYPE_CHECKING:
     from d8mesh.nodes.client.aio.client import AsyncClient
@@ -30,18 +30,18 @@ class AsyncTask:
     other waits alone. `cancel` cancels the task.
     """
 
-    __slots__ = ("__weakref__", "_callbacks", "_client", "_index", "_parcel")
+    __slots__ = ("__weakref__", "_callbacks", "_client", "_index", "_submission")
 
-    def __init__(self, client: AsyncClient, parcel: Parcel, index: int) -> None:
+    def __init__(self, client: AsyncClient, submission: Submission, index: int) -> None:
         self._client = client
-        self._parcel = parcel
+        self._submission = submission
         self._index = index
         self._callbacks: list[tuple[OnDone, contextvars.Context]] | None = None
 
     @property
     def id(self) -> str:
         """The task's id, final from the start; it opens the task in any other process."""
-        return self._parcel.task_id(self._index)
+        return self._submission.task_id(self._index)
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -49,7 +49,7 @@ class AsyncTask:
 
         Empty before the acknowledgement.
         """
-        return self._parcel.warnings
+        return self._submission.warnings
 
     def __repr__(self) -> str:
         return f"<AsyncTask {self.id}>"
@@ -67,11 +67,11 @@ class AsyncTask:
 
     def is_known(self) -> bool:
         """Return whether the outcome has arrived here, or will not because it was refused."""
-        return bool(self._parcel.states[self._index]) or self._parcel.refusal is not None
+        return bool(self._submission.states[self._index]) or self._submission.refusal is not None
 
     def cancelled(self) -> bool:
         """Return whether it is known here that the task was cancelled."""
-        return self._parcel.states[self._index] == CANCELLED_STATE
+        return self._submission.states[self._index] == CANCELLED_STATE
 
     def add_done_callback(
         self, callback: OnDone, *, context: contextvars.Context | None = None
@@ -84,7 +84,7 @@ class AsyncTask:
         node = self._client.node
         if self._callbacks is None:
             self._callbacks = []
-            node.waits.signal(self._parcel, self._index).add_done_callback(self._call_back)
+            node.waits.signal(self._submission, self._index).add_done_callback(self._call_back)
         self._callbacks.append((callback, context))
 
     def remove_done_callback(self, callback: OnDone) -> int:
@@ -120,7 +120,7 @@ class AsyncTask:
     async def known(self, timeout_s: float | None) -> None:
         """Wait until `is_known`."""
         with self._named():
-            await self._client.node.waits.finished(self._parcel, self._index, timeout_s)
+            await self._client.node.waits.finished(self._submission, self._index, timeout_s)
 
     @contextlib.contextmanager
     def _named(self) -> Iterator[None]:
@@ -133,11 +133,11 @@ class AsyncTask:
 
     def outcome(self) -> Result:
         """Return, or raise, what is known to have come of the task; see `result`."""
-        parcel, index = self._parcel, self._index
-        if parcel.refusal is not None:
+        submission, index = self._submission, self._index
+        if submission.refusal is not None:
             with self._named():
-                parcel.raise_refusal()
-        return result_of(parcel.states[index], parcel.payloads[index] or b"", self.id)
+                submission.raise_refusal()
+        return result_of(submission.states[index], submission.payloads[index] or b"", self.id)
 
     async def exception(self, timeout: float | None = None) -> D8Error | None:
         """Wait for the outcome; return what `result` raises, None if it returns.
@@ -165,9 +165,9 @@ class AsyncTask:
         """
         timeout_s = bounded(timeout)
         with self._named():
-            if not self._parcel.is_settled:
-                await self._client.node.waits.settled(self._parcel, timeout_s)
-            self._parcel.raise_refusal()
+            if not self._submission.is_settled:
+                await self._client.node.waits.settled(self._submission, timeout_s)
+            self._submission.raise_refusal()
 
     async def status(self, timeout: float | None = ASK_S, *, full: bool = False) -> dict[str, Any]:
         """Return the documented status body, as ``GET /api/tasks/status/{id}`` does.
@@ -201,9 +201,9 @@ class AsyncTask:
         """
         timeout = ASK_S if timeout is None else timeout
         left_s = countdown(timeout)
-        if self._parcel.refusal is not None:
+        if self._submission.refusal is not None:
             return False
-        state = self._parcel.states[self._index]
+        state = self._submission.states[self._index]
         if state in (COMPLETED_STATE, FAILED_STATE, CANCELLED_STATE):
             return state == CANCELLED_STATE
         try:
@@ -231,12 +231,12 @@ class AsyncTask:
             WaitTimeoutError: nothing came for `timeout`.
         """
         timeout_s = bounded(timeout)
-        kept = self._client.node.kept_output(self.id) if self._parcel.is_listened else None
+        kept = self._client.node.kept_output(self.id) if self._submission.is_listened else None
         if kept is not None:
             async for piece in self._kept_output(kept, timeout_s):
                 yield piece
             return
-        if self._parcel.is_listened:
+        if self._submission.is_listened:
             yield Missed(None)
         await self.accepted(timeout_s)  # before, nobody knows the task
         node = self._client.node
@@ -252,7 +252,7 @@ class AsyncTask:
         finally:
             stop()
 
-    async def _kept_output(self, kept: Kept, timeout_s: float | None) -> AsyncIterator[Any]:
+    async def _kept_output(self, kept: KeptOutput, timeout_s: float | None) -> AsyncIterator[Any]:
         node, position, at = self._client.node, Position(is_whole=True), 0
         rung: Inbox[None] = Inbox(node.loop, node.waits)
 
@@ -274,4 +274,4 @@ class AsyncTask:
         finally:
             stop()
         with self._named():
-            self._parcel.raise_refusal()
+            self._submission.raise_refusal()

@@ -1,4 +1,4 @@
-"""Where coroutines wait for what happens to parcels, for room, and for a connection."""
+"""Where coroutines wait for what happens to submissions, for room, and for a connection."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from collections.abc import Awaitable, Callable
 from copy import copy
 from typing import Final, Generic, TypeAlias, TypeVar
 
-from d8mesh.core.parcel import Parcel
+from d8mesh.core.client.submission import Submission
 from d8mesh.errors import D8Error, WaitTimeoutError
-from d8mesh.nodes.client.board import LOOK_S, LOOKS_S, STALL_S, Board
-from d8mesh.nodes.client.patience import bounded, countdown, timed_out, told_whole
+from d8mesh.nodes.client.completion_waiters import LOOK_S, LOOKS_S, STALL_S, CompletionWaiters
+from d8mesh.nodes.client.timeouts import bounded, countdown, timed_out, told_whole
 
 #: What is waited for: True once it has come, False when the time is over.
 Signal: TypeAlias = "asyncio.Future[bool]"
 Item = TypeVar("Item")
-#: In the place of a task's index: the acknowledgement of the parcel.
+#: In the place of a task's index: the acknowledgement of the submission.
 ACKNOWLEDGED: Final = -1
 #: An event loop's clocks take no more.
 LONGEST_S: Final = 1e8
@@ -43,9 +43,9 @@ class Waits:
         say: Callable[[str, str], None],
     ) -> None:
         self._loop, self._why, self._say = loop, why, say
-        self.board = Board(check_alive, on_change=self._changed)
-        #: of each parcel, by task or `ACKNOWLEDGED`
-        self._waiting: dict[Parcel, dict[int, list[Signal]]] = {}
+        self.waiters = CompletionWaiters(check_alive, on_change=self._changed)
+        #: of each submission, by task or `ACKNOWLEDGED`
+        self._waiting: dict[Submission, dict[int, list[Signal]]] = {}
         self._for_room: deque[tuple[int, int, Signal]] = deque()
         #: who was woken because there is room, and has not used it yet; how many tasks and bytes
         self._promises: set[Signal] = set()
@@ -61,18 +61,18 @@ class Waits:
 
     # ----------------------------------------------------------------------- waiting
 
-    async def finished(self, parcel: Parcel, index: int, timeout_s: float | None) -> None:
+    async def finished(self, submission: Submission, index: int, timeout_s: float | None) -> None:
         """Wait until it is known how task `index` ended, or that its submit was refused."""
-        what = f"the result of {parcel.task_id(index)}"
-        if not parcel.states[index] and parcel.refusal is None:
-            await self._of(parcel, index, timeout_s, what, parcel.task_id(index))
+        what = f"the result of {submission.task_id(index)}"
+        if not submission.states[index] and submission.refusal is None:
+            await self._of(submission, index, timeout_s, what, submission.task_id(index))
 
-    async def settled(self, parcel: Parcel, timeout_s: float | None) -> None:
-        """Wait until a parcel is acknowledged; raise what it was refused with."""
-        if not parcel.is_settled:
-            what = f"the acknowledgement of {parcel.task_id(0)}"
-            await self._of(parcel, ACKNOWLEDGED, timeout_s, what, "")
-        parcel.raise_refusal()
+    async def settled(self, submission: Submission, timeout_s: float | None) -> None:
+        """Wait until a submission is acknowledged; raise what it was refused with."""
+        if not submission.is_settled:
+            what = f"the acknowledgement of {submission.task_id(0)}"
+            await self._of(submission, ACKNOWLEDGED, timeout_s, what, "")
+        submission.raise_refusal()
 
     async def room(self, count: int, size_bytes: int, timeout_s: float | None) -> None:
         """Wait until so much fits; who came first is first. What is to fill it is added at once."""
@@ -101,14 +101,14 @@ class Waits:
             await self.emptied(timeout_s, "")
         except WaitTimeoutError as error:
             raise told_whole(error, timeout_s) from None
-        self.board.raise_refusal()
+        self.waiters.raise_refusal()
 
     async def emptied(self, timeout_s: float | None, task_id: str | None = None) -> None:
         """Wait until what is pending now is settled; say why not only with an empty `task_id`."""
         left_s, what = countdown(timeout_s), "the acknowledgement of what was submitted"
-        for parcel in self.board.pending():
-            if not parcel.is_settled:
-                await self._of(parcel, ACKNOWLEDGED, left_s(), what, task_id)
+        for submission in self.waiters.pending():
+            if not submission.is_settled:
+                await self._of(submission, ACKNOWLEDGED, left_s(), what, task_id)
 
     async def other(
         self, signal: Signal, timeout_s: float | None, what: str, task_id: str | None = None
@@ -116,28 +116,28 @@ class Waits:
         """Wait for what `signal` stands for; it ends with the client too."""
         await self._until(signal, timeout_s, what, task_id)
 
-    def signal(self, parcel: Parcel, index: int) -> Signal:
+    def signal(self, submission: Submission, index: int) -> Signal:
         """Return a future that is done with the outcome of a task, or an acknowledgement."""
         signal = self._loop.create_future()
-        self._waiting.setdefault(parcel, {}).setdefault(index, []).append(signal)
+        self._waiting.setdefault(submission, {}).setdefault(index, []).append(signal)
         return signal
 
     async def _of(
         self,
-        parcel: Parcel,
+        submission: Submission,
         index: int,
         timeout_s: float | None,
         what: str,
         task_id: str | None,
     ) -> None:
-        signal = self.signal(parcel, index)
+        signal = self.signal(submission, index)
         try:
             await self._until(signal, timeout_s, what, task_id)
         except WaitTimeoutError:
-            if not _has_come(parcel, index):  # it may have, while it was asked why not
+            if not _has_come(submission, index):  # it may have, while it was asked why not
                 raise
         finally:
-            self._forget(parcel, index, signal)
+            self._forget(submission, index, signal)
 
     async def _until(
         self, signal: Signal, timeout_s: float | None, what: str, task_id: str | None
@@ -153,7 +153,7 @@ class Waits:
             WaitTimeoutError: `timeout_s` is over.
             D8Error: the client is closed, or useless.
         """
-        self.board.check_alive()
+        self.waiters.check_alive()
         timer = None
         if timeout_s is not None:
             wait_s = min(max(timeout_s, 0.0), LONGEST_S)
@@ -176,14 +176,14 @@ class Waits:
         self._look = None
         for since, what, task_id in self._waits.values():
             if task_id is not None:
-                if self.board.is_stalled(since, time.monotonic()):
+                if self.waiters.is_stalled(since, time.monotonic()):
                     self._say(what, task_id)
                 self._look = self._loop.call_later(LOOK_S, self._look_around)
                 return
 
-    def _forget(self, parcel: Parcel, index: int, signal: Signal) -> None:
+    def _forget(self, submission: Submission, index: int, signal: Signal) -> None:
         """A wait is over: by what has come, it is forgotten already, or it was given up."""
-        waiting = self._waiting.get(parcel)
+        waiting = self._waiting.get(submission)
         signals = waiting and waiting.get(index)
         if not waiting or not signals or signal not in signals:
             return
@@ -191,20 +191,20 @@ class Waits:
         if not signals:
             del waiting[index]
         if not waiting:
-            del self._waiting[parcel]
+            del self._waiting[submission]
 
     # ------------------------------------------------------------- what has happened
 
-    def _changed(self, parcel: Parcel) -> None:
-        """Wake who waits for what this parcel has now."""
-        waiting = self._waiting.get(parcel)
+    def _changed(self, submission: Submission) -> None:
+        """Wake who waits for what this submission has now."""
+        waiting = self._waiting.get(submission)
         if waiting:
-            for index in [index for index in waiting if _has_come(parcel, index)]:
+            for index in [index for index in waiting if _has_come(submission, index)]:
                 for signal in waiting.pop(index):
                     _resolve(signal)
             if not waiting:
-                del self._waiting[parcel]
-        if self._for_room and parcel.is_settled:
+                del self._waiting[submission]
+        if self._for_room and submission.is_settled:
             self._make_room()
 
     def _make_room(self) -> None:
@@ -222,7 +222,7 @@ class Waits:
 
     def _fits(self, count: int, size_bytes: int) -> bool:
         """Return whether there is room beside what is promised to those who were woken."""
-        return self.board.has_room(count + self._promised, size_bytes + self._promised_bytes)
+        return self.waiters.has_room(count + self._promised, size_bytes + self._promised_bytes)
 
     def fail(self, error: D8Error) -> None:
         """End every wait with `error`: there is no sense in waiting any more."""
@@ -268,10 +268,10 @@ class Inbox(Generic[Item]):
         return self._items.popleft()
 
 
-def _has_come(parcel: Parcel, index: int) -> bool:
-    if parcel.refusal is not None:
+def _has_come(submission: Submission, index: int) -> bool:
+    if submission.refusal is not None:
         return True
-    return parcel.is_accepted if index == ACKNOWLEDGED else bool(parcel.states[index])
+    return submission.is_accepted if index == ACKNOWLEDGED else bool(submission.states[index])
 
 
 def _resolve(signal: Signal, has_come: bool = True) -> None:

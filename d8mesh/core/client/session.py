@@ -1,0 +1,494 @@
+"""The client's brain: submits, outcomes, questions and listening over one session.
+
+Pure: no sockets, clock or threads. What a client awaits is state, not a message: after any
+doubt it is asked for again by id.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections import deque
+from collections.abc import Iterator
+from typing import Final, assert_never
+
+from d8mesh.core.client.effects import (
+    Answered,
+    Arrived,
+    Connected,
+    Heard,
+    Lost,
+    Output,
+    Rejected,
+    Settled,
+    Silent,
+    Transmit,
+    parts_of,
+)
+from d8mesh.core.protocol.messages import (
+    VERSIONS,
+    Accepted,
+    Answer,
+    Query,
+    Beat,
+    ClientHello,
+    Goodbye,
+    Listen,
+    Outcomes,
+    Refused,
+    Rehello,
+    Stream,
+    Submit,
+    ToClient,
+    Unwatch,
+    Watch,
+    Welcome,
+)
+from d8mesh.core.client.submission import Submission, counter_of
+from d8mesh.errors import ProtocolError
+
+#: Submits under way at once: enough that the broker never waits for the next one.
+MAX_UNACKNOWLEDGED: Final = 8
+#: The same for a submission of single tasks: while two are on their way more tasks join the next,
+#: so that many small submits become few messages.
+MAX_GROWING: Final = 2
+#: Questions under way at once: more answers than the orchestrator may have waiting for one
+#: client would be dropped, and asked for again much later.
+MAX_ASKED: Final = 256
+#: HELLO is said again after this long without an answer.
+HELLO_S: Final = 3.0
+#: A new link on which nothing was heard for this long is given up: sooner than one that
+#: worked, as the address may be that of an orchestrator that has just gone.
+OPENING_S: Final = 5.0
+#: A heartbeat that is not answered for this long: the orchestrator may have moved.
+DOUBT_S: Final = 1.5
+#: An orchestrator that said goodbye has closed its port after this long.
+LEAVING_S: Final = 0.5
+#: An unanswered submit or question is sent again after this long.
+RESEND_S: Final = 10.0
+#: What is awaited is asked for again this often: outcomes may be dropped under pressure.
+REWATCH_S: Final = 30.0
+#: While the queue is full: how often it is looked whose time to wait for room is over.
+EXPIRY_S: Final = 0.25
+#: Before the first Welcome tells them: the documented lease and heartbeat.
+_LEASE_S: Final = 10.0
+_HEARTBEAT_S: Final = 3.0
+
+
+class ClientSession:
+    """One client's session.
+
+    Args:
+        session: 16 characters ``0-9a-v``, drawn at random once.
+        mesh: the mesh's name.
+        host: this machine's name, for people.
+    """
+
+    def __init__(self, session: str, mesh: str, host: str) -> None:
+        self._session, self._mesh, self._host = session, mesh, host
+        self._is_linked = self._is_up = False
+        self._epoch = -1
+        self._heartbeat_s, self._lease_s = _HEARTBEAT_S, _LEASE_S
+        self._linked_at = self._heard = self._said_hello = self._next_beat = self._next_rewatch = (
+            0.0
+        )
+        self._next_seq = 1
+        self._backlog: deque[Submission] = deque()
+        self._unacknowledged: dict[int, Submission] = {}
+        self._allowed = MAX_UNACKNOWLEDGED
+        self._paused_until = self._next_expiry = 0.0
+        self._full: Refused | None = None  #: why the backlog is paused
+        self._round: Iterator[list[str]] = iter(())
+        #: submissions whose outcomes are awaited, by first counter
+        self._firsts: list[int] = []
+        self._submissions: list[Submission] = []
+        self._singles: dict[str, list[Submission]] = {}
+        self._asks: dict[int, tuple[Query, float]] = {}
+        self._unasked: dict[int, Query] = {}  #: to be asked when others are answered
+        self._listening: set[str] = set()
+        self._last: Submission | None = None
+
+    @property
+    def name(self) -> str:
+        """Its 16 characters, with which the ids of its tasks begin."""
+        return self._session
+
+    @property
+    def is_up(self) -> bool:
+        """True while the broker answers."""
+        return self._is_up
+
+    @property
+    def is_idle(self) -> bool:
+        """True when nothing is waiting to be accepted or answered."""
+        return not (self._backlog or self._unacknowledged or self._asks or self._unasked)
+
+    @property
+    def paused_for(self) -> str:
+        """Why the orchestrator takes no more for now; empty: it does."""
+        refused = self._full
+        return "" if refused is None else refused.message
+
+    @property
+    def has_room(self) -> bool:
+        """True when a submission that may still grow should be sent now."""
+        most = min(MAX_GROWING, self._allowed)
+        is_free = not self._backlog and len(self._unacknowledged) < most
+        return self._is_up and is_free and self._full is None
+
+    # --------------------------------------------------------------- what is wanted
+
+    def submit(self, submission: Submission, now: float) -> list[Output]:
+        """Queue a submission of this session for sending, in its order."""
+        self._backlog.append(submission)
+        if submission.is_watched:
+            self._await(submission)
+        if submission.is_listened:  # output may come before the acknowledgement
+            self._listening.update(submission.task_id(index) for index in range(submission.count))
+        return self._pump(now)
+
+    def abandon(self, submission: Submission) -> None:
+        """Nobody waits for a submission any more: send it no more, and let its outcomes go."""
+        if submission in self._backlog:
+            self._backlog.remove(submission)
+        for seq in [seq for seq, other in self._unacknowledged.items() if other is submission]:
+            del self._unacknowledged[seq]
+        self._forget(submission)
+
+    def watch(self, submission: Submission) -> list[Output]:
+        """Await the one task of `submission`, which may be anybody's."""
+        task_id = submission.task_id(0)
+        self._singles.setdefault(task_id, []).append(submission)
+        return [Transmit(Watch([task_id]))] if self._is_up else []
+
+    def unwatch(self, submission: Submission) -> list[Output]:
+        """Await it no longer."""
+        task_id = submission.task_id(0)
+        waiting = self._singles.get(task_id, [])
+        if submission not in waiting:
+            return []
+        waiting.remove(submission)
+        if waiting:
+            return []
+        del self._singles[task_id]
+        is_own = task_id.startswith(self._session) and self._find(submission.first) is not None
+        return [Transmit(Unwatch([task_id]))] if self._is_up and not is_own else []
+
+    def ask(self, question: Query, now: float) -> list[Output]:
+        """Ask the broker; `Answered` brings the answer, after reconnects too."""
+        self._unasked[question.request] = question
+        return self._ask_more(now)
+
+    def forget_ask(self, request: int) -> list[Output]:
+        """The asker waits no longer."""
+        self._asks.pop(request, None)
+        self._unasked.pop(request, None)
+        return []
+
+    def listen(self, task_id: str, *, is_on: bool) -> list[Output]:
+        """Start or stop hearing a task's partial output."""
+        (self._listening.add if is_on else self._listening.discard)(task_id)
+        return [Transmit(Listen(task_id, is_on))] if self._is_up else []
+
+    # ------------------------------------------------------------------- the link
+
+    def link_up(self, now: float) -> list[Output]:
+        """A new transport connection stands: open, or go on with, the session."""
+        self._is_linked, self._is_up = True, False
+        self._linked_at = self._heard = now
+        return self._hello(now)
+
+    def link_down(self) -> None:
+        """The transport connection is gone."""
+        self._is_linked = self._is_up = False
+
+    def receive(self, message: ToClient, now: float) -> list[Output]:
+        """Take in one message of the broker."""
+        self._heard = now
+        match message:
+            case Outcomes():
+                return self._outcomes(message)
+            case Accepted():
+                return self._accepted(message, now)
+            case Answer():
+                known = self._asks.pop(message.request, None)
+                return [Answered(message.request, message.code, message.body)] if known else []
+            case Stream():
+                return [Heard(message)] if message.id in self._listening else []
+            case Refused():
+                return self._refused(message, now)
+            case Welcome():
+                return self._welcome(message, now)
+            case Beat():
+                return self._beat(message, now)
+            case Rehello():
+                self._is_up = False
+                return self._hello(now)
+            case Goodbye():
+                return [Lost(message.reason, LEAVING_S)]
+            case _:
+                assert_never(message)
+
+    def tick(self, now: float) -> list[Output]:
+        """Do what is due."""
+        out = self._expire(now)
+        if not self._is_linked:
+            return out
+        silence_s = now - self._heard
+        if silence_s > self._patience_s:
+            return [*out, Lost(f"the orchestrator has been silent for {silence_s:.0f} s")]
+        if not self._is_up:
+            return out + (self._hello(now) if now - self._said_hello >= HELLO_S else [])
+        if now >= self._next_beat:
+            self._next_beat = now + self._heartbeat_s
+            out.append(Transmit(Watch(self._look_again(now))))
+        for seq, submission in self._unacknowledged.items():
+            if now - submission.sent > RESEND_S:
+                out.append(self._transmit(seq, submission, now))
+        for request, (question, asked) in self._asks.items():
+            if now - asked > RESEND_S:
+                self._asks[request] = (question, now)
+                out.append(Transmit(question))
+        return out + self._ask_more(now) + self._pump(now)
+
+    @property
+    def doubt_at(self) -> float:
+        """When a heartbeat should have been answered."""
+        return self._heard + self._heartbeat_s + DOUBT_S if self._is_up else float("inf")
+
+    def next_deadline(self) -> float:
+        """Return when `tick` has something to do next."""
+        dues: list[float] = []
+        if self._full is not None and self._backlog:
+            dues += [self._next_expiry, self._paused_until]
+        if self._is_linked:
+            dues.append(self._heard + self._patience_s)
+            dues.append(self._next_beat if self._is_up else self._said_hello + HELLO_S)
+        return min(dues, default=float("inf"))
+
+    def check(self) -> None:
+        """Assert what must hold between the collections (for tests)."""
+        assert self._firsts == sorted(submission.first for submission in self._submissions)
+        for submission in self._submissions:
+            assert 0 < submission.missing == submission.states.count(0), submission.first
+        assert len(self._unacknowledged) <= MAX_UNACKNOWLEDGED
+
+    @property
+    def is_bound(self) -> bool:
+        """True while another orchestrator would not know what this one was told or asked."""
+        is_told = self._unacknowledged or self._asks or self._unasked
+        return bool(is_told) or any(submission.is_accepted for submission in self._submissions)
+
+    @property
+    def _patience_s(self) -> float:
+        return OPENING_S if self._heard == self._linked_at else self._lease_s
+
+    # -------------------------------------------------------------------- messages
+
+    def _hello(self, now: float) -> list[Output]:
+        self._said_hello = now
+        return [Transmit(ClientHello(VERSIONS[0], self._mesh, self._session, self._host))]
+
+    def _welcome(self, message: Welcome, now: float) -> list[Output]:
+        self._is_up = True
+        self._epoch = message.epoch
+        self._heartbeat_s, self._lease_s = message.heartbeat_s, message.lease_s
+        self._next_beat = now + self._heartbeat_s
+        out: list[Output] = [Connected(message.epoch, message.broker_id)]
+        # Submits first: what is asked about may be among them.
+        out += [self._transmit(seq, submission, now) for seq, submission in self._unacknowledged.items()]
+        out += self._pump(now)
+        out += self._rewatch(now)
+        out += [Transmit(Listen(task_id, True)) for task_id in sorted(self._listening)]
+        for request, (question, _) in self._asks.items():
+            self._asks[request] = (question, now)
+            out.append(Transmit(question))
+        return out + self._ask_more(now)
+
+    def _beat(self, message: Beat, now: float) -> list[Output]:
+        if message.epoch == self._epoch:
+            return []
+        self._epoch = message.epoch
+        return self._rewatch(now)
+
+    def _refused(self, message: Refused, now: float) -> list[Output]:
+        submission = self._unacknowledged.pop(message.seq, None) if message.seq else None
+        if submission is None:
+            if not self._is_up and message.seq == 0 and not message.retry_after_s:
+                return [Rejected(message.code, message.message)]
+            return []
+        if message.retry_after_s and (submission.give_up is None or now < submission.give_up):
+            self._put_back(submission)
+            self._full, self._paused_until = message, now + message.retry_after_s
+            self._next_expiry = now + EXPIRY_S
+            self._allowed = 1  # one tries whether there is room again, not all
+            return []
+        return [self._give_up(submission, message), *self._pump(now)]
+
+    def _accepted(self, message: Accepted, now: float) -> list[Output]:
+        submission = self._unacknowledged.pop(message.seq, None)
+        if submission is None:
+            return []
+        self._allowed = min(MAX_UNACKNOWLEDGED, 2 * self._allowed)
+        submission.accept(message.session, message.first, is_repeat=message.is_repeat)
+        submission.warnings = tuple(message.warnings)
+        out: list[Output] = [Settled(submission)]
+        if submission.accepted_as is not None and submission.is_listened:
+            out += self._listen_elsewhere(submission)
+        if submission.accepted_as is not None and submission.is_watched:
+            out += self._watch_elsewhere(submission)
+        elif submission.is_resent and submission.is_watched:  # maybe over by now, and told to nobody
+            out += [Transmit(Watch(part)) for part in parts_of(submission.awaited())]
+        return out + self._pump(now)
+
+    def _outcomes(self, message: Outcomes) -> list[Output]:
+        if 0 in message.states:
+            raise ProtocolError("Outcomes: 0 is no state of a task")
+        touched: dict[int, Submission] = {}
+        session, start = self._session, len(self._session) + 1
+        submission = self._last
+        for task_id, state, payload in zip(
+            message.ids, message.states, message.payloads, strict=True
+        ):
+            if self._singles and task_id in self._singles:
+                for single in self._singles.pop(task_id):
+                    single.note(single.index_of(task_id), state, payload)
+                    touched[id(single)] = single
+            if not task_id.startswith(session):
+                continue
+            n = counter_of(task_id[start:])
+            if submission is None or not submission.first <= n < submission.first + submission.count:
+                submission = self._find(n)
+                if submission is None:
+                    continue
+            if submission.note(n - submission.first, state, payload):
+                touched[id(submission)] = submission
+        self._last = submission
+        for submission in touched.values():
+            if not submission.missing:
+                self._forget(submission)
+        out: list[Output] = [Arrived(submission) for submission in touched.values()]
+        if self._listening and (ended := self._listening.intersection(message.ids)):
+            self._listening -= ended
+            out.insert(0, Silent(sorted(ended)))
+        return out
+
+    # --------------------------------------------------------------------- helpers
+
+    def _pump(self, now: float) -> list[Output]:
+        """Send from the backlog what may be under way."""
+        out: list[Output] = []
+        if not self._is_up or now < self._paused_until:
+            return out
+        self._paused_until, self._full = 0.0, None
+        while self._backlog and len(self._unacknowledged) < self._allowed:
+            submission = self._backlog.popleft()
+            seq, self._next_seq = self._next_seq, self._next_seq + 1
+            self._unacknowledged[seq] = submission
+            out.append(self._transmit(seq, submission, now))
+        return out
+
+    def _ask_more(self, now: float) -> list[Output]:
+        out: list[Output] = []
+        while self._unasked and self._is_up and len(self._asks) < MAX_ASKED:
+            request = next(iter(self._unasked))
+            question = self._unasked.pop(request)
+            self._asks[request] = (question, now)
+            out.append(Transmit(question))
+        return out
+
+    def _put_back(self, submission: Submission) -> None:
+        """Have a submission wait again, at its place in the order."""
+        at = 0
+        while at < len(self._backlog) and self._backlog[at].first < submission.first:
+            at += 1
+        self._backlog.insert(at, submission)
+
+    def _expire(self, now: float) -> list[Output]:
+        """Give up what may not wait for room any longer."""
+        if self._full is None or now < self._next_expiry:
+            return []
+        self._next_expiry = now + EXPIRY_S
+        overdue = [p for p in self._backlog if p.give_up is not None and p.give_up <= now]
+        if not overdue:
+            return []
+        self._backlog = deque(submission for submission in self._backlog if submission not in overdue)
+        return [self._give_up(submission, self._full) for submission in overdue]
+
+    def _give_up(self, submission: Submission, refusal: Refused) -> Settled:
+        submission.refuse(refusal)
+        if submission.is_listened:
+            self._listening -= {submission.task_id(index) for index in range(submission.count)}
+        self._forget(submission)
+        return Settled(submission)
+
+    def _transmit(self, seq: int, submission: Submission, now: float) -> Transmit:
+        submission.is_resent, submission.sent = submission.sent > 0.0, now
+        return Transmit(
+            Submit(
+                seq,
+                submission.session,
+                submission.first,
+                submission.groups,
+                submission.is_watched,
+                submission.key,
+                submission.digest,
+                submission.is_listened,
+            )
+        )
+
+    def _await(self, submission: Submission) -> None:
+        submission.missing = submission.count
+        at = bisect_right(self._firsts, submission.first)
+        self._firsts.insert(at, submission.first)
+        self._submissions.insert(at, submission)
+
+    def _find(self, n: int) -> Submission | None:
+        at = bisect_right(self._firsts, n) - 1
+        if at < 0:
+            return None
+        submission = self._submissions[at]
+        return submission if n < submission.first + submission.count else None
+
+    def _forget(self, submission: Submission) -> None:
+        at = bisect_right(self._firsts, submission.first) - 1
+        if at >= 0 and self._submissions[at] is submission:
+            del self._firsts[at], self._submissions[at]
+        if self._last is submission:
+            self._last = None
+
+    def _watch_elsewhere(self, submission: Submission) -> list[Output]:
+        """A repeated key: its tasks are those of the first time, await them there."""
+        self._forget(submission)
+        ids = [submission.task_id(index) for index in range(submission.count)]
+        for task_id in ids:
+            self._singles.setdefault(task_id, []).append(submission)
+        return [Transmit(Watch(part)) for part in parts_of(ids)]
+
+    def _listen_elsewhere(self, submission: Submission) -> list[Output]:
+        """A repeated key: the tasks of the first time are listened to as well."""
+        own = {f"{submission.session}-{submission.first + index}" for index in range(submission.count)}
+        ids = [submission.task_id(index) for index in range(submission.count)]
+        self._listening -= own
+        self._listening.update(ids)
+        return [Transmit(Listen(task_id, True)) for task_id in ids]
+
+    def _rewatch(self, now: float) -> list[Output]:
+        """Ask for all that is awaited: what was sent meanwhile may be lost."""
+        self._next_rewatch = now + REWATCH_S
+        self._round = iter(())
+        return [Transmit(Watch(part)) for part in parts_of(self._awaited())]
+
+    def _look_again(self, now: float) -> list[str]:
+        """Return the next part of what is awaited: in rounds, REWATCH_S apart or slower."""
+        ids = next(self._round, None)
+        if ids is None and now >= self._next_rewatch:
+            self._next_rewatch = now + REWATCH_S
+            self._round = parts_of(self._awaited())
+            ids = next(self._round, None)
+        return ids or []
+
+    def _awaited(self) -> Iterator[str]:
+        yield from list(self._singles)
+        for submission in list(self._submissions):
+            if submission.is_accepted:
+                yield from submission.awaited()

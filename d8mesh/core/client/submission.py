@@ -1,0 +1,117 @@
+"""Tasks that travel together, and where their outcomes arrive: a hundred thousand need a hundred.
+
+Source: ``docs/PROTOCOL.md``, Submit and Outcomes
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from d8mesh.core.protocol.messages import Group, Refused
+from d8mesh.errors import ProtocolError, error_of
+
+
+@dataclass(slots=True, eq=False)
+class Submission:
+    """Tasks submitted together, with consecutive counters, and their outcomes.
+
+    `states[i]` is 0 until the outcome of task i is known, then a state of `messages`;
+    whoever makes the submission gives both columns their length.
+    """
+
+    session: str
+    first: int
+    groups: list[Group]
+    count: int
+    key: str = ""
+    digest: bytes = b""
+    is_watched: bool = True
+    #: the submitter listens to the partial output of its tasks
+    is_listened: bool = False
+    #: what the orchestrator has to say of it, beside accepting it
+    warnings: tuple[str, ...] = ()
+    #: refused for good when it still has to wait for room then (monotonic seconds); None: never
+    give_up: float | None = None
+    states: bytearray = field(default_factory=bytearray)
+    payloads: list[bytes | None] = field(default_factory=list)
+    missing: int = 0
+    #: the tasks whose outcomes have come since somebody looked here; None: nobody does
+    fresh: list[int] | None = None
+    is_accepted: bool = False
+    is_repeat: bool = False
+    refusal: Refused | None = None
+    #: somebody was told of the refusal
+    is_told: bool = False
+    #: of a repeated idempotency key: the first task of the first time
+    accepted_as: tuple[str, int] | None = None
+    #: when it was last sent (monotonic seconds; 0: never), and whether that was not the first time
+    sent: float = 0.0
+    is_resent: bool = False
+
+    def task_id(self, index: int) -> str:
+        """Return the id of task `index`."""
+        session, first = self.accepted_as or (self.session, self.first)
+        return f"{session}-{first + index}"
+
+    def index_of(self, task_id: str) -> int:
+        """Return which of its tasks `task_id` is; it must be one of them."""
+        _, first = self.accepted_as or (self.session, self.first)
+        return int(task_id[len(self.session) + 1 :]) - first
+
+    @property
+    def is_settled(self) -> bool:
+        """True once the submit was accepted or refused for good."""
+        return self.is_accepted or self.refusal is not None
+
+    def accept(self, session: str, first: int, *, is_repeat: bool) -> None:
+        """Note that the tasks are on the orchestrator's disk, under these ids."""
+        self.is_accepted, self.is_repeat = True, is_repeat
+        self.groups = []
+        if (session, first) != (self.session, self.first):
+            self.accepted_as = (session, first)
+
+    def refuse(self, refusal: Refused) -> None:
+        """Note that none of the tasks was accepted."""
+        self.refusal = refusal
+        self.groups = []
+
+    def raise_refusal(self) -> None:
+        """Raise what it was refused with, if it was.
+
+        Raises:
+            TaskRejectedError: it was.
+        """
+        if self.refusal is not None:
+            self.is_told = True
+            raise error_of(self.refusal.code, self.refusal.message)
+
+    def note(self, index: int, state: int, payload: bytes) -> bool:
+        """Note how task `index` ended; False if that was known."""
+        if self.states[index]:
+            return False
+        self.states[index] = state
+        self.payloads[index] = payload
+        self.missing -= 1
+        fresh = self.fresh  # once: whoever looks there may stop just now
+        if fresh is not None:
+            fresh.append(index)
+        return True
+
+    def awaited(self) -> Iterator[str]:
+        """Yield the ids whose outcome is still unknown."""
+        for index, state in enumerate(self.states):
+            if not state:
+                yield self.task_id(index)
+
+
+def counter_of(text: str) -> int:
+    """Return the counter that a task id ends in.
+
+    Raises:
+        ProtocolError: it is none.
+    """
+    try:
+        return int(text)
+    except ValueError:
+        raise ProtocolError(f"a task id ends in a number: saw {text[:40]!r}") from None

@@ -1,0 +1,1 @@
+"""What peers say, and what all brains share."""

@@ -1,0 +1,92 @@
+"""Messages to frames and back; every limit on what comes in is checked here.
+
+A message is one frame. Decoding is strict: unknown verbs, missing or trailing fields,
+wrong types, values out of range and columns of unequal lengths raise `ProtocolError`
+with the field's path. Nothing is allocated that the frame does not hold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final, TypeAlias, TypeVar
+
+import msgspec
+from msgspec.structs import astuple
+
+from d8mesh.core.protocol import messages as m
+from d8mesh.errors import ProtocolError
+
+_M = TypeVar("_M")
+Decode: TypeAlias = Callable[[bytes | memoryview], _M]
+
+_encode: Final = msgspec.msgpack.Encoder().encode
+
+
+def encode(message: m.Message) -> bytes:
+    """Return the one frame of a message; a last field that came later is left out if empty."""
+    later = _LATER.get(type(message))
+    if later is None or getattr(message, later[1]):
+        return _encode(message)
+    return _encode((later[0], *astuple(message)[:-1]))
+
+
+def _decoder(kind: type[_M], *, name: str) -> Decode[_M]:
+    decoder = msgspec.msgpack.Decoder(kind)
+
+    def decode(frame: bytes | memoryview) -> _M:
+        if len(frame) > m.MAX_FRAME_BYTES:
+            raise ProtocolError(f"frame of {len(frame)} bytes: at most {m.MAX_FRAME_BYTES}")
+        try:
+            message = decoder.decode(frame)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, OverflowError) as error:
+            raise ProtocolError(f"not a message to a {name}: {error}") from error
+        check = _COLUMNS.get(type(message))
+        if check is not None and not check(message):
+            raise ProtocolError(f"{type(message).__name__}: columns of unequal lengths")
+        return message
+
+    return decode
+
+
+def _results_agree(message: m.Results) -> bool:
+    return len(message.ids) == len(message.tokens) == len(message.kinds) == len(message.payloads)
+
+
+def _chunks_agree(message: m.Chunks) -> bool:
+    return len(message.ids) == len(message.tokens) == len(message.seqs) == len(message.payloads)
+
+
+def _submit_is_bounded(message: m.Submit) -> bool:
+    count = 0
+    for group in message.groups:
+        if not group.payloads:
+            return False
+        count += len(group.payloads)
+    return count <= m.MAX_BATCH_TASKS
+
+
+def _work_agrees(message: m.Work) -> bool:
+    return all(len(g.ids) == len(g.tokens) == len(g.payloads) for g in message.groups)
+
+
+#: Messages whose last field came later: their tag and the field's name. Without it they are what
+#: older peers read.
+_LATER: Final[dict[type, tuple[object, str]]] = {
+    kind: (kind.__struct_config__.tag, kind.__struct_fields__[-1])
+    for kind in (m.WorkerHello, m.Heartbeat, m.Release, m.Submit, m.Accepted)
+}
+
+_COLUMNS: Final[dict[type, Callable[..., bool]]] = {
+    m.Results: _results_agree,
+    m.Chunks: _chunks_agree,
+    m.Submit: _submit_is_bounded,
+    m.Work: _work_agrees,
+    m.Release: lambda message: len(message.ids) == len(message.tokens),
+    m.WorkerHello: lambda message: len(message.held_ids) == len(message.held_tokens),
+    m.Outcomes: lambda message: len(message.ids) == len(message.states) == len(message.payloads),
+}
+
+#: What a broker, a worker and a client may receive.
+decode_to_broker: Final[Decode[m.ToBroker]] = _decoder(m.ToBroker, name="broker")  # type: ignore[arg-type]
+decode_to_worker: Final[Decode[m.ToWorker]] = _decoder(m.ToWorker, name="worker")  # type: ignore[arg-type]
+decode_to_client: Final[Decode[m.ToClient]] = _decoder(m.ToClient, name="client")  # type: ignore[arg-type]

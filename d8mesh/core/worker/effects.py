@@ -1,0 +1,120 @@
+"""What the worker's brain asks its loop for, and the rows that travel between them."""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple, TypeAlias
+
+from msgspec import Struct
+
+from d8mesh.core.protocol.messages import Message
+
+#: One attempt to run: link, type, timeout_s, is_listened, task id, token, payload. A plain
+#: tuple, because a hundred thousand a second are made of whole columns at once.
+Attempt: TypeAlias = tuple[str, str, float, bool, str, bytes, bytes]
+#: One attempt that ended: link, task id, token, kind, payload, duration_s.
+Ended: TypeAlias = tuple[str, str, bytes, int, bytes, float]
+#: One piece of partial output: link, task id, token, number within the attempt, payload.
+Piece: TypeAlias = tuple[str, str, bytes, int, bytes]
+#: The kind of an attempt that ended with nothing to report: it was cancelled.
+DROPPED: Final = -1
+#: The kind of an attempt whose service is busy or down: given back, no failure.
+UNAVAILABLE: Final = -2
+
+
+class KeptResult(NamedTuple):
+    """One result as it lies in the outbox."""
+
+    broker_id: str
+    task_id: str
+    token: bytes
+    kind: int
+    payload: bytes
+
+
+class Running(NamedTuple):
+    """What a slot is at: seconds of the monotonic clock, and the attempt's time."""
+
+    attempt: Attempt
+    started: float
+
+
+class SendOn(Struct, frozen=True, gc=False):
+    """Send `message` on `link`, after the `Keep` before it in the same list."""
+
+    link: str
+    message: Message
+
+
+class Start(Struct, frozen=True, gc=False):
+    """Run these when a slot is free, in this order; each ends in `finished`, once."""
+
+    attempts: list[Attempt]
+
+
+class Abort(Struct, frozen=True, gc=False):
+    """Cancel the attempts with these tokens; they still end in `finished`."""
+
+    tokens: list[bytes]
+
+
+class TakeBack(Struct, frozen=True, gc=False):
+    """Take up to `count` attempts of `link` that have not started, newest first.
+
+    Answered by `taken_back`.
+    """
+
+    link: str
+    count: int
+
+
+class Listened(Struct, frozen=True, gc=False):
+    """Somebody listens to these tasks, or nobody does any more."""
+
+    ids: list[str]
+    is_on: bool
+
+
+class Keep(Struct, frozen=True, gc=False):
+    """Write these to the outbox; they are on the disk before the next `Send`."""
+
+    results: list[KeptResult]
+
+
+class Forget(Struct, frozen=True, gc=False):
+    """Delete the results with these tokens from the outbox."""
+
+    tokens: list[bytes]
+
+
+class Rebuild(Struct, frozen=True, gc=False):
+    """The link is dead: close its transport and dial again."""
+
+    link: str
+    why: str
+
+
+class Joined(Struct, frozen=True, gc=False):
+    """The session of `link` stands."""
+
+    link: str
+    broker_id: str
+
+
+class Retire(Struct, frozen=True, gc=False):
+    """Close this link for good: another one leads to the same broker."""
+
+    link: str
+    broker_id: str
+
+
+class Trouble(Struct, frozen=True, gc=False):
+    """Something people should know: an error code and a sentence."""
+
+    link: str
+    code: str
+    text: str
+
+
+WorkerEffect: TypeAlias = (
+    SendOn | Start | Abort | TakeBack | Listened | Keep | Forget | Rebuild | Joined | Retire | Trouble
+)

@@ -1,0 +1,499 @@
+"""The worker's brain: one session with each orchestrator, and the slots shared among them.
+
+Pure: no sockets, clock, threads or disk. Attempts travel as plain tuples in columns
+(`core.worker_effects`), so that a task costs a dict insert and a few appends here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from itertools import repeat
+from typing import Final, assert_never
+
+from d8mesh.core.protocol.messages import (
+    FAILED,
+    SUCCEEDED,
+    Beat,
+    Goodbye,
+    Heartbeat,
+    Listening,
+    Recall,
+    Received,
+    Refused,
+    Rehello,
+    Release,
+    Results,
+    Stop,
+    ToWorker,
+    Welcome,
+    Work,
+)
+from d8mesh.core.worker.effects import (
+    UNAVAILABLE,
+    Abort,
+    Attempt,
+    Ended,
+    Forget,
+    Joined,
+    Keep,
+    KeptResult,
+    Listened,
+    Piece,
+    Rebuild,
+    Retire,
+    Running,
+    SendOn,
+    Start,
+    TakeBack,
+    Trouble,
+    WorkerEffect,
+)
+from d8mesh.core.worker.broker_session import ResultBatch, BrokerSession, Profile, failure, hello, reason_in
+from d8mesh.core.worker.flow_control import FlowControl
+
+#: HELLO is said again after this long without an answer.
+HELLO_S: Final = 3.0
+#: A refused HELLO (another mesh or version) is tried again after this long.
+REFUSED_PAUSE_S: Final = 30.0
+#: Results without an acknowledgement are sent again after this long.
+RESEND_S: Final = 10.0
+#: A result that took longer than this to make lies on the disk before it is sent.
+EXPENSIVE_S: Final = 1.0
+#: Results messages on their way at once: what finishes meanwhile becomes one larger batch,
+#: which fits one commit of the broker.
+MAX_IN_FLIGHT: Final = 2
+#: Beyond its timeout an attempt has this long to end by itself.
+OVERDUE_S: Final = 0.5
+#: Unacknowledged results: beyond either bound no new work is taken.
+MAX_KEPT_RESULTS: Final = 50_000
+MAX_KEPT_BYTES: Final = 256 * 1024 * 1024
+
+
+class WorkerSession:
+    """Decides all a worker does; each input returns what is to be done, in order.
+
+    Args:
+        profile: who the worker is.
+        kept: results of earlier runs, from the outbox.
+    """
+
+    def __init__(self, profile: Profile, kept: Sequence[KeptResult] = ()) -> None:
+        self.profile = profile
+        self.brokers: dict[str, BrokerSession] = {}
+        self.flow_control = FlowControl(profile.slots)
+        self.is_draining = False
+        self.completed = self.failed = self.running = 0
+        self._abandoned: dict[bytes, str] = {}  # token -> link: still in a slot, not wanted
+        self._on_disk: set[bytes] = {row.token for row in kept}
+        self._orphans: dict[str, list[KeptResult]] = {}  # by broker id, of links that are gone
+        self._kept_count = len(kept)
+        self._kept_bytes = sum(len(row.payload) for row in kept)
+        self._seq = 0
+        for row in kept:
+            self._orphans.setdefault(row.broker_id, []).append(row)
+
+    @property
+    def stuck(self) -> int:
+        """How many slots are at something that nobody wants any more."""
+        return self.flow_control.stuck
+
+    @property
+    def is_outbox_full(self) -> bool:
+        """True when too many results await their acknowledgement."""
+        return self._kept_count >= MAX_KEPT_RESULTS or self._kept_bytes >= MAX_KEPT_BYTES
+
+    @property
+    def is_idle(self) -> bool:
+        """True when nothing waits or runs, or awaits a broker that is there."""
+        return not any(
+            broker.open or (broker.is_welcome and (broker.unacknowledged or broker.waiting))
+            for broker in self.brokers.values()
+        )
+
+    def next_deadline(self) -> float:
+        """Return when `tick` has something to do next (monotonic); far away if never."""
+        dues = [1e12]
+        for broker in self.brokers.values():
+            if broker.is_up:
+                dues.append(broker.heard + broker.lease_s)
+                dues.append(broker.next_heartbeat if broker.is_welcome else broker.next_hello)
+                dues += [batch.sent + RESEND_S for batch in broker.unacknowledged.values()]
+        return min(dues)
+
+    # -------------------------------------------------------------------- transports
+
+    def link_up(self, link: str, now: float) -> list[WorkerEffect]:
+        """A transport to a broker is there: open the session."""
+        broker = self.brokers.setdefault(link, BrokerSession(link))
+        broker.is_up, broker.heard = True, now
+        return [self._hello(broker, now)]
+
+    def link_down(self, link: str, now: float) -> list[WorkerEffect]:
+        """The transport is gone; what is held stays, and cheap results go to the disk."""
+        broker = self.brokers.get(link)
+        if broker is None:
+            return []
+        broker.is_up = False
+        broker.lose("the connection broke")
+        return self._save(broker) + self._offer(now, but=broker)
+
+    def forget_link(self, link: str) -> list[WorkerEffect]:
+        """The link will not come back; its attempts are cancelled, its results stay owed."""
+        broker = self.brokers.pop(link, None)
+        return [] if broker is None else self._strand(broker)
+
+    def woke(self, now: float) -> list[WorkerEffect]:
+        """The machine slept: no connection can be trusted."""
+        up = [broker for broker in self.brokers.values() if broker.is_up]
+        return [Rebuild(broker.key, "the machine slept") for broker in up]
+
+    # ---------------------------------------------------------------------- receiving
+
+    def receive(self, message: ToWorker, link: str, now: float) -> list[WorkerEffect]:
+        """Take in one message of a broker."""
+        broker = self.brokers.get(link)
+        if broker is None:
+            return []
+        broker.heard = now
+        match message:
+            case Work():
+                return self._work(message, broker, now)
+            case Received(seq=seq):
+                return self._received(seq, broker, now)
+            case Beat(epoch=epoch):
+                is_new = broker.is_welcome and epoch != broker.epoch
+                return [self._hello(broker, now)] if is_new else []
+            case Welcome():
+                return self._welcome(message, broker, now)
+            case Rehello():
+                return [self._hello(broker, now)]
+            case Refused():
+                return self._refused(message, broker, now)
+            case Stop(ids=ids):
+                return self._abandon(broker, ids)
+            case Recall(count=count):
+                return [TakeBack(link, count)]
+            case Listening(ids=ids, is_on=is_on):
+                return [Listened([each for each in ids if each in broker.open], is_on)]
+            case Goodbye(reason=reason):
+                broker.lose(f"it left: {reason}")
+                broker.next_hello = now + HELLO_S
+                left = Trouble(link, "broker.draining", f"the orchestrator left: {reason}")
+                return [*self._save(broker), left]
+            case _:
+                assert_never(message)
+
+    def _work(self, message: Work, broker: BrokerSession, now: float) -> list[WorkerEffect]:
+        if not broker.broker_id:
+            return []  # nobody has said yet whose it is; the next HELLO tells that it is not held
+        broker.work_seq = message.seq
+        held, attempts = broker.open, list[Attempt]()
+        effects = [each for seq in message.received for each in self._received(seq, broker, now)]
+        for group in message.groups:
+            ids = group.ids
+            if not held.keys().isdisjoint(ids):  # handed out anew: the older attempt is stale
+                effects += self._abandon(broker, [task_id for task_id in ids if task_id in held])
+            held.update(zip(ids, group.tokens, strict=True))
+            shared = (broker.key, group.type, group.timeout_s, group.is_listened)
+            columns = (ids, group.tokens, group.payloads)
+            attempts += zip(*map(repeat, shared), *columns, strict=False)
+        effects.append(Start(attempts))
+        excess = self._taken() - self.flow_control.room - self.flow_control.prefetch - len(self.brokers)
+        if self.is_draining:
+            effects.append(TakeBack(broker.key, len(attempts)))
+        elif len(self.brokers) > 1:
+            if excess > 0:
+                effects.append(TakeBack(broker.key, min(excess, len(attempts))))
+            effects += self._offer(now, but=broker)
+        return effects
+
+    def _welcome(self, message: Welcome, broker: BrokerSession, now: float) -> list[WorkerEffect]:
+        for other in self.brokers.values():
+            if other is not broker and other.is_welcome and other.broker_id == message.broker_id:
+                # Two links to one broker: the one with work stays, and says what both hold.
+                keep, gone = (broker, other) if broker.open and not other.open else (other, broker)
+                retire = Retire(gone.key, message.broker_id)
+                return [*self._strand(gone), retire, self._hello(keep, now)]
+        effects: list[WorkerEffect] = [Joined(broker.key, message.broker_id)]
+        if broker.broker_id not in ("", message.broker_id):  # another lives at this address now
+            effects += self._strand(broker)
+        broker.is_welcome, broker.work_seq, broker.lost = True, 0, ""
+        broker.broker_id, broker.epoch = message.broker_id, message.epoch
+        broker.heartbeat_s = max(0.1, message.heartbeat_s)
+        broker.lease_s = max(broker.heartbeat_s * 2, message.lease_s)
+        if broker.next_heartbeat > 0.0:  # else what is offered has changed since the HELLO
+            broker.next_heartbeat = now + broker.heartbeat_s
+        if message.dropped_ids:
+            effects += self._abandon(broker, message.dropped_ids)
+            effects += self._forget([broker.drop(set(message.dropped_ids))])
+        for row in self._orphans.pop(broker.broker_id, ()):
+            broker.collect(row.task_id, row.token, row.kind, row.payload)
+        broker.take_back_unacknowledged(now + 1)
+        return effects + self._pass_on(broker) + self._flush(broker, now) + self._offer(now)
+
+    def _refused(self, message: Refused, broker: BrokerSession, now: float) -> list[WorkerEffect]:
+        trouble = Trouble(broker.key, message.code, message.message)
+        suffix = f"-{self.profile.boot_id[:8]}"
+        if message.code == "worker.id_taken" and not self.profile.worker_id.endswith(suffix):
+            self.profile = replace(self.profile, worker_id=self.profile.worker_id[:119] + suffix)
+            return [trouble, self._hello(broker, now)]
+        if not broker.is_welcome and message.seq == 0:
+            broker.refusal = message.message  # silence until the next HELLO is no fault:
+            broker.heard = broker.next_hello = now + max(REFUSED_PAUSE_S, message.retry_after_s)
+        return [trouble]
+
+    def _received(self, seq: int, broker: BrokerSession, now: float) -> list[WorkerEffect]:
+        batch = broker.unacknowledged.pop(seq, None)
+        if batch is None:
+            return []
+        was_full = self.is_outbox_full
+        effects = self._forget([batch]) + self._flush(broker, now)
+        return effects + (self._offer(now) if was_full else [])
+
+    # ----------------------------------------------------------------- what the slots say
+
+    def finished(self, ended: Iterable[Ended], now: float) -> list[WorkerEffect]:
+        """Attempts have ended: hand the results in, the expensive ones by way of the disk."""
+        brokers, abandoned = self.brokers, self._abandoned
+        touched: dict[str, BrokerSession] = {}
+        keep: list[KeptResult] = []
+        given: dict[tuple[str, bytes], list[tuple[str, bytes]]] = {}
+        total_s, measured, results, completed, size = 0.0, 0, 0, 0, 0
+        for link, task_id, token, kind, payload, duration_s in ended:
+            broker = brokers.get(link)
+            if (abandoned and abandoned.pop(token, None) is not None) or broker is None:
+                continue
+            if broker.open.get(task_id) == token:
+                del broker.open[task_id]
+            touched[link] = broker
+            if kind < 0:
+                if kind == UNAVAILABLE:
+                    given.setdefault((link, payload), []).append((task_id, token))
+                continue
+            total_s += duration_s
+            measured += 1
+            results += 1
+            completed += kind == SUCCEEDED
+            size += len(payload)
+            if duration_s > EXPENSIVE_S or not broker.is_welcome:
+                keep.append(KeptResult(broker.broker_id, task_id, token, kind, payload))
+            broker.collect(task_id, token, kind, payload)
+        self.completed += completed
+        self.failed += results - completed
+        self._kept_count += results
+        self._kept_bytes += size
+        self.flow_control.measure(total_s, measured)
+        effects: list[WorkerEffect] = []
+        if keep:
+            self._on_disk.update(row.token for row in keep)
+            effects.append(Keep(keep))
+        for broker in touched.values():
+            effects += self._flush(broker, now)
+        for (link, reason), rows in given.items():
+            ids, tokens = map(list, zip(*rows, strict=True))
+            effects += self._give_back(brokers[link], ids, tokens, now, reason=reason_in(reason))
+        if len(brokers) > 1 or self.stuck or self.is_outbox_full:
+            effects += self._offer(now)
+        return effects
+
+    def taken_back(self, attempts: Sequence[Attempt], now: float) -> list[WorkerEffect]:
+        """These had not started and are given back."""
+        given: dict[str, tuple[list[str], list[bytes]]] = {}
+        for link, _, _, _, task_id, token, _ in attempts:
+            broker = self.brokers.get(link)
+            if self._abandoned.pop(token, None) is not None or broker is None:
+                continue
+            if broker.open.get(task_id) == token:
+                del broker.open[task_id]
+                ids, tokens = given.setdefault(link, ([], []))
+                ids.append(task_id)
+                tokens.append(token)
+        effects: list[WorkerEffect] = []
+        for link, (ids, tokens) in given.items():
+            effects += self._give_back(self.brokers[link], ids, tokens, now)
+        return effects
+
+    def chunks(self, pieces: Iterable[Piece]) -> list[WorkerEffect]:
+        """Pass partial output on; without a session it is kept for the next, as much as fits."""
+        touched: dict[str, BrokerSession] = {}
+        for link, task_id, token, number, payload in pieces:
+            broker = self.brokers.get(link)
+            if broker is not None and broker.open.get(task_id) == token:
+                broker.keep_piece(task_id, token, number, payload)
+                touched[link] = broker
+        return [each for broker in touched.values() for each in self._pass_on(broker)]
+
+    def _pass_on(self, broker: BrokerSession) -> list[WorkerEffect]:
+        return [SendOn(broker.key, part) for part in broker.take_pieces()] if broker.is_welcome else []
+
+    def watch(self, running: Sequence[Running], now: float) -> list[WorkerEffect]:
+        """Look at what the slots are at; call it about once a second.
+
+        An attempt past its time is cancelled and reported as failed; its slot stays taken,
+        and counts as stuck, until the handler returns.
+        """
+        effects: list[WorkerEffect] = []
+        ended: list[Ended] = []
+        for attempt, started in running:
+            link, _, timeout_s, _, task_id, token, _ = attempt
+            if now - started <= timeout_s + OVERDUE_S or token in self._abandoned:
+                continue
+            duration_s = round(now - started, 3)
+            error = f"TimeoutError: not finished after {timeout_s:g} s"
+            payload = failure(self.profile.worker_id, error, duration_s)
+            ended.append((link, task_id, token, FAILED, payload, duration_s))
+            effects.append(Abort([token]))
+        if ended:
+            effects += self.finished(ended, now)
+            self._abandoned.update((row[2], row[0]) for row in ended)
+        self.running = len(running)
+        stuck = sum(row.attempt[5] in self._abandoned for row in running)
+        if stuck != self.flow_control.stuck:
+            self.flow_control.stuck = stuck
+            effects += self._offer(now)
+        return effects
+
+    def offer(self, task_types: Iterable[str], models: Iterable[str], trouble: str = "") -> None:
+        """Change what the worker offers; the heartbeat of the next `tick` tells it."""
+        types, models = tuple(task_types), tuple(models)
+        self.profile = replace(self.profile, task_types=types, models=models, trouble=trouble)
+        for broker in self.brokers.values():
+            broker.next_heartbeat = 0.0
+
+    # ------------------------------------------------------------------------- time
+
+    def tick(self, now: float) -> list[WorkerEffect]:
+        """Do what is due."""
+        effects: list[WorkerEffect] = []
+        for broker in self.brokers.values():
+            if not broker.is_up:
+                continue
+            if now - broker.heard > broker.lease_s:
+                broker.heard, broker.lost = now, f"silent for {broker.lease_s:g} s"
+                effects.append(Rebuild(broker.key, broker.lost))
+            elif not broker.is_welcome:
+                if now >= broker.next_hello:
+                    effects.append(self._hello(broker, now))
+            else:
+                if broker.unacknowledged:
+                    broker.take_back_unacknowledged(now - RESEND_S)
+                effects += self._flush(broker, now)
+                if now >= broker.next_heartbeat:
+                    effects.append(self._heartbeat(broker, now))
+        return effects
+
+    def drain(self, now: float) -> list[WorkerEffect]:
+        """Take nothing new and give back what has not started."""
+        self.is_draining = True
+        told = self._offer(now)
+        return told + [
+            TakeBack(broker.key, len(broker.open)) for broker in self.brokers.values() if broker.open
+        ]
+
+    def leave(self, reason: str) -> list[WorkerEffect]:
+        """Say goodbye; what is unacknowledged goes to the disk first."""
+        effects: list[WorkerEffect] = []
+        for broker in self.brokers.values():
+            effects += self._save(broker)
+            if broker.is_welcome:
+                effects.append(SendOn(broker.key, Goodbye(reason)))
+        return effects
+
+    # ------------------------------------------------------------------------ telling
+
+    def _hello(self, broker: BrokerSession, now: float) -> SendOn:
+        broker.is_welcome = False
+        broker.next_hello, broker.next_heartbeat = now + HELLO_S, now + broker.heartbeat_s
+        owed = [row for rows in self._orphans.values() for row in rows]
+        broker.window = window = self._window(broker, now)
+        return SendOn(broker.key, hello(self.profile, window, broker, owed))
+
+    def _heartbeat(self, broker: BrokerSession, now: float) -> SendOn:
+        broker.next_heartbeat = now + broker.heartbeat_s
+        broker.window = window = self._window(broker, now)
+        me, held = self.profile, broker.held()[0]
+        names = (list(me.task_types), list(me.models))
+        row = (broker.work_seq, window, self.running, self.stuck, *names, held, me.trouble)
+        return SendOn(broker.key, Heartbeat(*row))
+
+    def _flush(self, broker: BrokerSession, now: float) -> list[WorkerEffect]:
+        """Send results, a few messages at a time."""
+        effects: list[WorkerEffect] = []
+        while broker.is_welcome and broker.waiting and len(broker.unacknowledged) < MAX_IN_FLIGHT:
+            batch = broker.waiting.pop(0)
+            self._seq += 1
+            batch.sent = now
+            broker.unacknowledged[self._seq] = batch
+            broker.window = window = self._window(broker, now)
+            kinds = bytes(batch.kinds)
+            results = Results(self._seq, window, batch.ids, batch.tokens, kinds, batch.payloads)
+            effects.append(SendOn(broker.key, results))
+        return effects
+
+    def _give_back(
+        self, broker: BrokerSession, ids: list[str], tokens: list[bytes], now: float, *, reason: str = ""
+    ) -> list[WorkerEffect]:
+        broker.window = window = self._window(broker, now)
+        if not broker.is_welcome:  # the next HELLO tells that they are not held
+            return []
+        return [SendOn(broker.key, Release(window, ids, tokens, reason))]
+
+    def _offer(self, now: float, but: BrokerSession | None = None) -> list[WorkerEffect]:
+        """Tell the brokers at once whose window closes or opens."""
+        effects: list[WorkerEffect] = []
+        for broker in self.brokers.values():
+            if broker is but or not broker.is_welcome:
+                continue
+            window = self._window(broker, now)
+            if (window == 0) != (broker.window == 0) or (not broker.open and window > broker.window):
+                effects.append(self._heartbeat(broker, now))
+        return effects
+
+    # ------------------------------------------------------------------------ private
+
+    def _abandon(self, broker: BrokerSession, ids: Iterable[str]) -> list[WorkerEffect]:
+        """Let attempts go: their slots stay taken until they end, and nothing is told."""
+        tokens = [token for task_id in ids if (token := broker.open.pop(task_id, None)) is not None]
+        if not tokens:
+            return []
+        self._abandoned.update(zip(tokens, repeat(broker.key), strict=False))
+        return [Abort(tokens)]
+
+    def _strand(self, broker: BrokerSession) -> list[WorkerEffect]:
+        """This link leads to its broker no more: results wait for another, attempts go."""
+        effects = self._save(broker)
+        own = self._orphans.setdefault(broker.broker_id, [])
+        own += [KeptResult(broker.broker_id, *row) for batch in broker.batches() for row in batch.rows()]
+        broker.unacknowledged, broker.waiting = {}, []
+        return effects + self._abandon(broker, list(broker.open))
+
+    def _save(self, broker: BrokerSession) -> list[WorkerEffect]:
+        """Put results that are only in memory on the disk too."""
+        on_disk = self._on_disk
+        rows = [
+            KeptResult(broker.broker_id, *row)
+            for batch in broker.batches()
+            for row in batch.rows()
+            if row[1] not in on_disk
+        ]
+        on_disk.update(row.token for row in rows)
+        return [Keep(rows)] if rows else []
+
+    def _forget(self, batches: Iterable[ResultBatch]) -> list[WorkerEffect]:
+        """These results need not be kept any longer."""
+        tokens: list[bytes] = []
+        for batch in batches:
+            self._kept_bytes -= batch.size
+            self._kept_count -= len(batch.ids)
+            if self._on_disk:
+                tokens += [token for token in batch.tokens if token in self._on_disk]
+        self._on_disk.difference_update(tokens)
+        return [Forget(tokens)] if tokens else []
+
+    def _taken(self) -> int:
+        return sum(len(broker.open) for broker in self.brokers.values())
+
+    def _window(self, broker: BrokerSession, now: float) -> int:
+        self.flow_control.is_closed = self.is_draining or self.is_outbox_full
+        return self.flow_control.window(broker, self.brokers.values(), now)

@@ -1,0 +1,1 @@
+"""Who may ask what over HTTP: a room for each door."""

@@ -1,0 +1,312 @@
+"""Bodies of requests: their fields, their bounds, and how what is wrong is told."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from difflib import get_close_matches
+from functools import cache
+from itertools import islice
+from typing import Annotated, Any, Final, TypeVar
+
+import msgspec
+from msgspec import Meta, Struct
+from msgspec.structs import fields
+
+from d8mesh.core.protocol.json_model import check_json
+from d8mesh.core.protocol.messages import (
+    MAX_BATCH_TASKS,
+    MAX_FRAME_BYTES,
+    MAX_NAMES,
+    MAX_PAYLOAD_BYTES,
+    MAX_WARNINGS,
+    Group,
+)
+from d8mesh.errors import InvalidTaskError, PayloadTooLargeError
+from d8mesh.nodes.client.submissions import model_of
+
+_T = TypeVar("_T")
+Text = Annotated[str, Meta(min_length=1, max_length=128)]
+Object = dict[str, Any]
+
+#: What the envelope of a submit and of its tasks takes of a frame, beside the payloads.
+ENVELOPE_BYTES: Final = 16_384
+ENVELOPE_BYTES_PER_GROUP: Final = 512
+#: Capabilities are kept for every worker and shown in every list.
+MAX_CAPABILITIES_BYTES: Final = 16_384
+#: Of an unknown key, as much as is compared and shown.
+MAX_KEY_CHARS: Final = 64
+_KEY: Final = re.compile(r"[ -~]{1,128}", re.ASCII)
+_MISSING: Final = re.compile(r"Object missing required field `(\w+)`(?: - at `\$\.?(.*)`)?")
+_AT: Final = re.compile(r"(.*) - at `\$\.?(.*)`", re.DOTALL)
+
+
+class Capabilities(Struct):
+    """What decides which tasks a worker gets; other keys are as older workers have them."""
+
+    task_types: Annotated[list[Text], Meta(max_length=MAX_NAMES)] | None = None
+
+
+class Register(Struct):
+    """``POST /api/workers/register``; other keys are of no interest."""
+
+    worker_id: Text
+    worker_type: Text
+    capabilities: Object
+    status: str | None = None
+
+
+class Beating(Struct):
+    """``POST /api/workers/{id}/heartbeat``, if it has a body."""
+
+    task_ids: list[Text] | None = None
+
+
+class WorkerId(Struct):
+    """``POST /api/workers/unregister``."""
+
+    worker_id: Text
+
+
+class Report(Struct):
+    """``POST /api/tasks/{id}/result``; the result may be anything, and no object is a failure."""
+
+    worker_id: Text
+    result: Any
+
+
+class ReportOf(Struct):
+    """``POST /api/workers/results``."""
+
+    task_id: Text
+    worker_id: Text
+    result: Any
+
+
+class SubmitOne(Struct):
+    """``POST /api/tasks/submit``, and one task of a batch."""
+
+    type: Text
+    data: Object
+    priority: Annotated[int, Meta(ge=1, le=10)] = 5
+    deadline_s: Annotated[float, Meta(gt=0, le=1e9)] | None = None
+    max_attempts: Annotated[int, Meta(ge=1, le=100)] | None = None
+    fenced: bool = False
+    run_at: Annotated[float, Meta(ge=0, le=1e11)] | None = None
+    listen: bool = False
+
+
+class SubmitBatch(Struct):
+    """``POST /api/tasks/submit_batch``."""
+
+    tasks: Annotated[list[SubmitOne], Meta(min_length=1, max_length=MAX_BATCH_TASKS)]
+
+
+def convert(value: object, kind: type[_T], *, path: str = "") -> _T:
+    """Return `value`, which stands at `path` of a body, as a `kind`.
+
+    A null means that a field is not given, if it need not be.
+
+    Raises:
+        InvalidTaskError: a field is missing, of a wrong type or out of range; it is named.
+    """
+    if not isinstance(value, dict):
+        raise InvalidTaskError(f"the body is {_name(value)}, expected an object")
+    try:
+        return msgspec.convert(_without_nulls(value, kind), kind)
+    except msgspec.ValidationError as error:
+        raise InvalidTaskError(f"{path}{_told(str(error))}") from error
+
+
+def unknown_keys(body: dict[str, Any], kind: type[Struct]) -> list[str]:
+    """Return a warning for each key that nobody reads, with the nearest that is read."""
+    known = kind.__struct_fields__
+    told = []
+    for key in islice((key for key in body if key not in known), MAX_WARNINGS):
+        near = get_close_matches(key[:MAX_KEY_CHARS], known, n=1)
+        mean = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
+        told.append(f"unknown key {key[:MAX_KEY_CHARS]!r}: {mean}")
+    return told
+
+
+def _without_nulls(value: Any, kind: object) -> Any:
+    """Return an object without the nulls of fields that may be left out."""
+    if not isinstance(value, dict) or not (isinstance(kind, type) and issubclass(kind, Struct)):
+        return value
+    optional = _optional(kind)
+    if any(item is None and key in optional for key, item in value.items()):
+        value = {k: item for k, item in value.items() if item is not None or k not in optional}
+    if kind is SubmitBatch and isinstance(tasks := value.get("tasks"), list):
+        return value | {"tasks": [_without_nulls(task, SubmitOne) for task in tasks]}
+    return value
+
+
+@cache
+def _optional(kind: type[Struct]) -> frozenset[str]:
+    return frozenset(field.name for field in fields(kind) if not field.required)
+
+
+def check_registration(body: Register) -> None:
+    """Make sure that a worker's registration can be shown, kept and polled for.
+
+    Raises:
+        InvalidTaskError: an id with other than printable characters or with a slash, too
+            much in the capabilities, or a field there of a wrong type or out of range.
+    """
+    if not body.worker_id.isprintable() or "/" in body.worker_id:
+        raise InvalidTaskError("worker_id: expected printable characters without a slash")
+    if not body.worker_type.isprintable():
+        raise InvalidTaskError("worker_type: expected printable characters")
+    check_json(body.capabilities, "capabilities")
+    convert(body.capabilities, Capabilities, path="capabilities.")
+    size = len(msgspec.msgpack.encode(body.capabilities))
+    if size > MAX_CAPABILITIES_BYTES:
+        raise InvalidTaskError(
+            f"capabilities: {size} bytes, expected at most {MAX_CAPABILITIES_BYTES}"
+        )
+
+
+def groups_of(tasks: list[SubmitOne], *, is_batch: bool) -> list[Group]:
+    """Return the tasks as groups of what can share one, in their order.
+
+    Raises:
+        InvalidTaskError: data is not of JSON's model, a type or model is not a usable name.
+        PayloadTooLargeError: the data of one task, or all together, are too large.
+    """
+    groups: list[Group] = []
+    last: tuple[object, ...] | None = None
+    size = ENVELOPE_BYTES
+    for index, task in enumerate(tasks):
+        path = f"tasks[{index}]." if is_batch else ""
+        payload = _payload(task, path)
+        model = model_of(task.type, task.data, path)
+        shared = (
+            task.type,
+            task.priority,
+            model,
+            task.deadline_s,
+            task.max_attempts,
+            task.fenced,
+            task.run_at,
+        )
+        if shared != last:
+            groups.append(
+                Group(
+                    task.type,
+                    task.priority,
+                    [],
+                    model,
+                    task.deadline_s,
+                    task.max_attempts or 0,
+                    task.fenced,
+                    task.run_at,
+                )
+            )
+            last = shared
+            size += ENVELOPE_BYTES_PER_GROUP
+        groups[-1].payloads.append(payload)
+        size += len(payload) + 8
+    if size > MAX_FRAME_BYTES:
+        raise PayloadTooLargeError(
+            f"the tasks take {size} bytes together: at most {MAX_FRAME_BYTES}, submit them in parts"
+        )
+    return groups
+
+
+def idempotency_key(header: str | None) -> str:
+    """Return the key of a submit, empty if there is none.
+
+    Raises:
+        InvalidTaskError: it is not 1 to 128 printable characters.
+    """
+    if header is None:
+        return ""
+    if not _KEY.fullmatch(header):
+        raise InvalidTaskError("Idempotency-Key: expected 1 to 128 printable ASCII characters")
+    return header
+
+
+def seconds(
+    query: Mapping[str, str], name: str, *, default: float, most: float, is_cut: bool = False
+) -> float:
+    """Return a duration from the query.
+
+    Args:
+        default: what a missing one means.
+        most: the largest, in seconds.
+        is_cut: whether a larger one counts as the largest, instead of being refused.
+
+    Raises:
+        InvalidTaskError: it is no such number.
+    """
+    text = query.get(name)
+    if text is None:
+        return default
+    try:
+        is_plain = len(text) <= 32 and text.isascii() and "_" not in text  # Python's, not HTTP's
+        value = float(text) if is_plain else math.nan
+    except ValueError:
+        value = math.nan
+    if not 0 <= value <= (math.inf if is_cut else most):  # also false for NaN
+        raise InvalidTaskError(f"{name}: saw {text[:32]!r}, expected seconds, 0 to {most:g}")
+    return min(value, most)
+
+
+def integer(query: Mapping[str, str], name: str, *, default: int, most: int) -> int:
+    """Return a number from 1 to `most` from the query.
+
+    Raises:
+        InvalidTaskError: it is no such number.
+    """
+    text = query.get(name)
+    if text is None:
+        return default
+    if not (text.isascii() and text.isdigit() and len(text) <= 9 and 1 <= int(text) <= most):
+        raise InvalidTaskError(f"{name}: saw {text[:32]!r}, expected a number, 1 to {most}")
+    return int(text)
+
+
+def flag(query: Mapping[str, str], name: str) -> bool:
+    """Return a yes or no from the query; a missing one is a no.
+
+    Raises:
+        InvalidTaskError: it is neither.
+    """
+    text = query.get(name, "").lower()
+    if text not in _FLAGS:
+        raise InvalidTaskError(f"{name}: saw {text[:32]!r}, expected 1 or 0")
+    return _FLAGS[text]
+
+
+_FLAGS: Final = {"1": True, "true": True, "0": False, "false": False, "": False}
+
+
+def _payload(task: SubmitOne, path: str) -> bytes:
+    if not task.type.isprintable():
+        raise InvalidTaskError(f"{path}type: expected printable characters")
+    check_json(task.data, f"{path}data")
+    payload = msgspec.msgpack.encode(task.data)
+    if len(payload) > MAX_PAYLOAD_BYTES:
+        raise PayloadTooLargeError(
+            f"{path}data: {len(payload)} bytes, at most {MAX_PAYLOAD_BYTES}; hand over large "
+            "things as files"
+        )
+    return payload
+
+
+def _told(text: str) -> str:
+    """Return msgspec's message in the words of the contract, the field first."""
+    missing = _MISSING.fullmatch(text)
+    if missing is not None:
+        name, path = missing.groups()
+        return f"Missing field: {path + '.' if path else ''}{name}"
+    placed = _AT.fullmatch(text)
+    if placed is None:
+        return text[:300]
+    return f"{placed[2]}: {placed[1]}"[:300]
+
+
+def _name(value: object) -> str:
+    names = {list: "an array", str: "a text", bool: "a boolean", type(None): "null"}
+    return names.get(type(value), "a number")

@@ -1,0 +1,101 @@
+"""An older journal brought up to date: a copy beside it first, then one transaction.
+
+To change the tables: raise `SCHEMA_VERSION`, change `SCHEMA`, add a step here, and keep a
+file of the old version in the tests.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Final
+
+import apsw
+import msgspec
+
+from d8mesh.edge.sqlite.schema import SCHEMA_VERSION, at_once, fetch
+
+
+def migrate(db: apsw.Connection, path: Path, version: int) -> Path:
+    """Bring the file from `version` to the current one; return where the copy lies.
+
+    Args:
+        db: the open file; nothing else uses it.
+        path: where it lies.
+
+    Raises:
+        apsw.Error: a full disk, or a damaged file; the file is as it was.
+        OSError: the copy could not be made safe; the file is as it was.
+        KeyError: there is no way from this version.
+    """
+    steps = [STEPS[each] for each in range(version, SCHEMA_VERSION)]
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    copy = path.with_name(f"{path.stem}-v{version}-{stamp}{path.suffix}")
+    part = copy.with_name(copy.name + ".part")
+    part.unlink(missing_ok=True)
+    try:
+        db.execute("VACUUM INTO ?", (str(part),))
+        _sync(part)
+        part.replace(copy)
+        if sys.platform != "win32":  # folders cannot be synced there
+            _sync(copy.parent)
+    except BaseException:  # also on Ctrl-C: nothing half done may lie there
+        part.unlink(missing_ok=True)
+        raise
+    with at_once(db):
+        for step in steps:
+            step(db)
+        db.execute("UPDATE meta SET value = ? WHERE name = 'schema'", (SCHEMA_VERSION,))
+    return copy
+
+
+def _from_1(db: apsw.Connection) -> None:
+    """Outcomes were one row for each task; they are runs now. Later files of 1 had runs too."""
+    columns = {row[1] for row in fetch(db, "PRAGMA table_info(outcomes)")}
+    if "first" in columns:
+        return
+    db.create_scalar_function("one_of", _one_of, 1, deterministic=True)
+    db.execute(
+        """
+        DROP INDEX bad_outcomes;
+        ALTER TABLE outcomes RENAME TO outcomes_1;
+        CREATE TABLE outcomes(
+            first INTEGER PRIMARY KEY, count INTEGER NOT NULL, state INTEGER NOT NULL,
+            n INTEGER NOT NULL, worker INTEGER, at REAL NOT NULL, payloads BLOB NOT NULL);
+        INSERT INTO outcomes
+            SELECT row, 1, state, n, worker, at, one_of(payload) FROM outcomes_1 ORDER BY row;
+        DROP TABLE outcomes_1;
+        CREATE INDEX bad_outcomes ON outcomes(state, first) WHERE state <> 1;
+        """
+    )
+
+
+def _from_2(db: apsw.Connection) -> None:
+    """What went wrong has more to tell: was it given back, the pause after it, the traceback."""
+    columns = {row[1] for row in fetch(db, "PRAGMA table_info(failures)")}
+    for name, kind in (
+        ("returned", "INTEGER NOT NULL DEFAULT 0"),
+        ("pause_s", "REAL NOT NULL DEFAULT 0"),
+        ("traceback", "TEXT"),
+    ):
+        if name not in columns:
+            db.execute(f"ALTER TABLE failures ADD COLUMN {name} {kind}")
+
+
+def _one_of(*payloads: apsw.SQLiteValue) -> bytes:
+    return msgspec.msgpack.encode(payloads)
+
+
+#: version -> the step to the next one, within a transaction
+STEPS: Final[Mapping[int, Callable[[apsw.Connection], None]]] = {1: _from_1, 2: _from_2}
+
+
+def _sync(path: Path) -> None:
+    number = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)

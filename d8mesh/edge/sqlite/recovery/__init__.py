@@ -1,0 +1,1 @@
+"""What can be read of a damaged journal or outbox, and a new one of it."""

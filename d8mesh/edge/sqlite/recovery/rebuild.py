@@ -1,0 +1,422 @@
+"""A new journal out of what was saved of a damaged one.
+
+Whatever is known to have existed has a place in it: a task whose data cannot be read is
+recorded as failed, with the reason; one whose result cannot be read likewise.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import apsw
+import msgspec
+
+from d8mesh.core.broker.outcomes import failure_payload
+from d8mesh.core.protocol.task import Spec
+from d8mesh.edge.sqlite.recovery.salvage import Saved
+from d8mesh.edge.sqlite.schema import (
+    CANCELLED,
+    COUNTER_BITS,
+    FAILED,
+    SCHEMA,
+    SCHEMA_VERSION,
+    WAITED,
+    Value,
+    fetch,
+)
+
+DATA_LOST: Final = "the task's data could not be read from the damaged journal"
+RESULT_LOST: Final = "the task was finished, but its result could not be read from the journal"
+REASON_LOST: Final = "the task had failed; the reason could not be read from the damaged journal"
+CODE: Final = "journal.broken"
+#: Tasks of one batch made for ids of which nothing else is known.
+MADE_BATCH: Final = 10_000
+#: Sessions or workers that may be unknown beyond the last known one; more is nonsense.
+MAX_UNKNOWN: Final = 4096
+_COUNTER_MASK: Final = (1 << COUNTER_BITS) - 1
+_UNKNOWN: Final = msgspec.msgpack.encode(Spec("unknown", 5, 1))
+_DIGITS: Final = "0123456789abcdefghijklmnopqrstuv"
+_encode: Final = msgspec.msgpack.Encoder().encode
+
+
+@dataclass(slots=True)
+class Losses:
+    """What could not be kept, as row ids until their names are known."""
+
+    data: list[int] = field(default_factory=list)
+    results: list[int] = field(default_factory=list)
+    reasons: list[int] = field(default_factory=list)
+    renamed_sessions: list[str] = field(default_factory=list)
+    contradictory: dict[str, int] = field(default_factory=dict)
+    has_new_identity: bool = False
+
+
+class Builder:
+    """The new file while it is made; `close` leaves it without a log, on the disk.
+
+    Args:
+        path: where it is to be; must not exist.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.losses = Losses()
+        self._at = time.time()
+        self.db = apsw.Connection(str(path))
+        # A file that is not finished is thrown away: nothing needs to be safe yet.
+        self.db.execute("PRAGMA journal_mode = OFF").fetchall()
+        self.db.execute("PRAGMA synchronous = OFF")
+        self.db.execute(SCHEMA)
+        self.db.execute("DELETE FROM totals")
+        self.db.execute("CREATE TEMP TABLE lost(row INTEGER PRIMARY KEY)")
+        self.db.execute("CREATE TEMP TABLE hints(row INTEGER PRIMARY KEY)")
+        self.db.execute("CREATE TEMP TABLE bad(row INTEGER PRIMARY KEY, state INTEGER)")
+        self.db.execute("BEGIN")
+
+    def take(self, saved: Saved) -> None:
+        """Put a row where it belongs; the first of several that claim one place stays."""
+        match saved.table:
+            case "batches":
+                self._batch(saved)
+            case "outcomes":
+                self._outcome(saved)
+            case "handouts":
+                self._scheduler(saved)
+            case "keys":
+                self._insert("keys", saved.values)
+                self._hint(_number(saved.values[2]), min(_number(saved.values[3]), MADE_BATCH))
+            case "failures":
+                self._insert("failures", saved.values)
+                self._hint(_number(saved.values[0]), 1)
+            case "session names":
+                self._insert("sessions", saved.values[::-1])
+            case "worker names":
+                values: list[Value] = [saved.values[1], saved.values[0], 0, 0, "", None]
+                self.db.execute("INSERT OR IGNORE INTO workers VALUES (?,?,?,?,?,?)", values)
+            case "workers":
+                self.db.execute("INSERT OR REPLACE INTO workers VALUES (?,?,?,?,?,?)", saved.values)
+            case "batch starts":
+                self._hint(_number(saved.values[0]), 1)
+            case "bad outcomes":
+                self.db.execute("INSERT OR IGNORE INTO bad VALUES (?, ?)", saved.values[::-1])
+            case table:
+                self._insert(table, saved.values)
+
+    def _insert(self, table: str, values: list[Value]) -> None:
+        marks = ",".join("?" * len(values))
+        self.db.execute(f"INSERT OR IGNORE INTO {table} VALUES ({marks})", values)
+
+    def _hint(self, row: int, count: int) -> None:
+        for each in range(row, row + count):
+            self.db.execute("INSERT OR IGNORE INTO hints VALUES (?)", (each,))
+
+    def _batch(self, saved: Saved) -> None:
+        """Keep a batch; of tasks whose data is cut off, only that they were."""
+        values = saved.values
+        first, count, blob = _number(values[1]), _number(values[2]), values[8]
+        try:
+            msgspec.msgpack.decode(values[3] or b"", type=Spec)  # type: ignore[arg-type]
+        except (msgspec.MsgspecError, TypeError):
+            count = 0
+        if not 0 < count <= _COUNTER_MASK:
+            self._contradicts("batches")
+            self._hint(first, 1)
+            return
+        payloads = _payloads(blob)
+        size = sum(map(len, payloads))
+        is_whole = not saved.missing_bytes and len(payloads) == count and size == values[6]
+        if not is_whole and not saved.missing_bytes:
+            payloads = []  # its own counts deny them
+        kept = payloads[:count]
+        for row in range(first + len(kept), first + count):
+            self.db.execute("INSERT OR IGNORE INTO lost VALUES (?)", (row,))
+        kept += [b""] * (count - len(kept))
+        size = sum(map(len, kept))
+        self._insert("batches", [*values[:6], size, values[7], _encode(kept)])
+
+    def _outcome(self, saved: Saved) -> None:
+        values = saved.values
+        count, payloads = _number(values[1]), _payloads(values[6])
+        if not saved.missing_bytes and len(payloads) != count:
+            payloads = []
+        kept = payloads[:count]
+        if kept:
+            self._insert("outcomes", [values[0], len(kept), *values[2:6], _encode(kept)])
+        for row in range(_number(values[0]) + len(kept), _number(values[0]) + min(count, 100_000)):
+            self.db.execute("INSERT OR REPLACE INTO bad VALUES (?, ?)", (row, values[2]))
+        self._hint(_number(values[0]), min(count, MADE_BATCH))
+
+    def _scheduler(self, saved: Saved) -> None:
+        if saved.missing_bytes or _attempts(saved.values[3]) is None:
+            self._contradicts("handouts")
+            return
+        self._insert("handouts", saved.values)
+        for row in _attempts(saved.values[3]) or {}:
+            self._hint(row, 1)
+
+    def _contradicts(self, table: str) -> None:
+        self.losses.contradictory[table] = self.losses.contradictory.get(table, 0) + 1
+
+    # -------------------------------------------------------------------- at the end
+
+    def finish(self, *, are_batches_whole: bool, are_sessions_whole: bool) -> None:
+        """Make it a journal that can be started from: nothing in it contradicts the rest."""
+        self._meta()
+        self._disentangle("batches", self._ranges("batches"))
+        self._disentangle("outcomes", self._ranges("outcomes"))
+        self._drop_pruned()
+        if not are_batches_whole:
+            self._make_batches()
+        self._fit_outcomes()
+        self._name_sessions(are_whole=are_sessions_whole)
+        self._fit_workers()
+        self._end_lost()
+        self._fit_rest()
+
+    def record_lost(self, ranges: Iterable[tuple[int, int]]) -> None:
+        """Record (first, count) that are proven to have existed as failed: their data is gone."""
+        for first, count in ranges:
+            self._hint(first, count)
+        self._make_batches()
+        self._end_lost()
+
+    def close(self) -> None:
+        """Let the file go."""
+        with contextlib.suppress(apsw.Error):
+            self.db.execute("ROLLBACK")
+        self.db.close()
+
+    def _meta(self) -> None:
+        fresh: dict[str, Value] = {
+            "epoch": int(self._at),  # above any epoch that was: starts are counted from 1
+            "secret": secrets.token_bytes(32),
+            "broker_id": "orch-" + secrets.token_hex(5),
+            "created_at": self._at,
+        }
+        # Not worth a look whether it is sound: without it each worker has a whole lease again.
+        self.db.execute("DELETE FROM meta WHERE name = ?", (WAITED,))
+        had = dict(fetch(self.db, "SELECT name, value FROM meta"))
+        secret, epoch = had.get("secret"), had.get("epoch")
+        if not isinstance(secret, bytes) or len(secret) != 32 or not had.get("broker_id"):
+            self.losses.has_new_identity = True
+            had.pop("secret", None)
+            had.pop("broker_id", None)
+        if not isinstance(epoch, int) or epoch < 0:
+            had.pop("epoch", None)
+        for name, value in {**fresh, **had, "schema": SCHEMA_VERSION}.items():
+            self.db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (name, value))
+
+    def _ranges(self, table: str) -> list[tuple[int, int]]:
+        return fetch(self.db, f"SELECT first, count FROM {table} ORDER BY first")
+
+    def _disentangle(self, table: str, ranges: list[tuple[int, int]]) -> None:
+        """Drop what reaches into the one before, or over the end of its session."""
+        end = -1
+        for first, count in ranges:
+            if first < end or (first & _COUNTER_MASK) + count > _COUNTER_MASK:
+                self.db.execute(f"DELETE FROM {table} WHERE first = ?", (first,))
+                self._contradicts(table)
+                continue
+            end = first + count
+
+    def _drop_pruned(self) -> None:
+        """What was pruned may still lie on pages that were not used again."""
+        for table in ("batches", "outcomes"):
+            self.db.execute(
+                f"DELETE FROM {table} WHERE EXISTS (SELECT 1 FROM pruned p WHERE p.first ="
+                f" (SELECT max(first) FROM pruned WHERE first <= {table}.first)"
+                f" AND {table}.first < p.first + p.count)"
+            )
+
+    def _make_batches(self) -> None:
+        """Make batches for the tasks hinted at that no batch has, and note them as lost."""
+        covers = "SELECT first + count FROM {} WHERE first <= ? ORDER BY first DESC LIMIT 1"
+        start = end = -1
+        missing: list[tuple[int, int]] = []
+        for (row,) in fetch(self.db, "SELECT row FROM hints ORDER BY row"):
+            if any(
+                found and row < found[0][0]
+                for found in (
+                    fetch(self.db, covers.format("batches"), (row,)),
+                    fetch(self.db, covers.format("pruned"), (row,)),
+                )
+            ):
+                continue
+            if row != end or row - start >= MADE_BATCH:
+                missing.append((start, end))
+                start = row
+            end = row + 1
+        for first, stop in [*missing, (start, end)]:
+            if stop > first:
+                payloads = _encode([b""] * (stop - first))
+                values = (None, first, stop - first, _UNKNOWN, "unknown", self._at, 0, 0, payloads)
+                self._insert("batches", list(values))
+                for row in range(first, stop):
+                    self.db.execute("INSERT OR IGNORE INTO lost VALUES (?)", (row,))
+
+    def _fit_outcomes(self) -> None:
+        """Drop outcomes that belong to no batch or reach over its end."""
+        self.db.execute(
+            "DELETE FROM outcomes WHERE NOT EXISTS (SELECT 1 FROM batches b WHERE b.first ="
+            " (SELECT max(first) FROM batches WHERE first <= outcomes.first)"
+            " AND outcomes.first + outcomes.count <= b.first + b.count)"
+        )
+        if self.db.changes():
+            self.losses.contradictory["outcomes"] = (
+                self.losses.contradictory.get("outcomes", 0) + self.db.changes()
+            )
+
+    def _name_sessions(self, *, are_whole: bool) -> None:
+        """Give the sessions whose names are lost new ones: their tasks go on under these."""
+        known = {sid for (sid,) in fetch(self.db, "SELECT sid FROM sessions")}
+        used = {
+            row[0]
+            for row in fetch(
+                self.db,
+                f"SELECT first >> {COUNTER_BITS} FROM batches UNION"
+                f" SELECT first >> {COUNTER_BITS} FROM pruned",
+            )
+        }
+        top = max(known, default=0)
+        limit = top if are_whole else top + MAX_UNKNOWN
+        for sid in used - known:
+            if sid > limit or sid < 1:
+                reach = (sid << COUNTER_BITS, (sid + 1 << COUNTER_BITS) - 1)
+                for table in ("batches", "outcomes", "pruned"):
+                    self.db.execute(f"DELETE FROM {table} WHERE first BETWEEN ? AND ?", reach)
+                self._contradicts("sessions")
+        highest = max([top, *(sid for sid in used if sid <= limit)], default=0)
+        for sid in range(1, highest + 1):  # their numbers are dense: the next is the count + 1
+            if sid not in known:
+                name = "".join(
+                    secrets.choice("0123456789abcdefghijklmnopqrstuv") for _ in range(16)
+                )
+                self.db.execute("INSERT INTO sessions VALUES (?, ?)", (sid, name))
+                if sid in used:
+                    self.losses.renamed_sessions.append(name)
+
+    def _fit_workers(self) -> None:
+        known = {row[0] for row in fetch(self.db, "SELECT worker FROM workers")}
+        for worker in range(1, max(known, default=0) + 1):
+            if worker not in known:
+                name = f"lost-{worker}-{secrets.token_hex(3)}"
+                self.db.execute("INSERT INTO workers(worker, name) VALUES (?, ?)", (worker, name))
+        for table in ("outcomes", "failures"):
+            self.db.execute(
+                f"UPDATE {table} SET worker = NULL WHERE worker NOT IN (SELECT worker FROM workers)"
+            )
+
+    def _end_lost(self) -> None:
+        """Record an outcome for every task that must have one or cannot run."""
+        bad = dict(fetch(self.db, "SELECT row, state FROM bad"))
+        batches = fetch(self.db, "SELECT first, count, is_done FROM batches ORDER BY first")
+        for first, count, is_done in batches:
+            open_rows = list(self._open(first, count))
+            ends: dict[str, list[int]] = {}
+            lost = {
+                row[0]
+                for row in fetch(
+                    self.db,
+                    "SELECT row FROM lost WHERE row >= ? AND row < ?",
+                    (first, first + count),
+                )
+            }
+            for row in open_rows:
+                if row in bad or is_done:
+                    state = bad.get(row, FAILED)
+                    why = REASON_LOST if row in bad and state == FAILED else RESULT_LOST
+                    ends.setdefault("cancelled" if state == CANCELLED else why, []).append(row)
+                elif row in lost:
+                    ends.setdefault(DATA_LOST, []).append(row)
+            for why, rows in ends.items():
+                self._end(rows, why)
+            is_over = len(open_rows) == sum(map(len, ends.values()))
+            if is_over != bool(is_done):
+                self.db.execute(
+                    "UPDATE batches SET is_done = ? WHERE first = ?", (int(is_over), first)
+                )
+
+    def _open(self, first: int, count: int) -> Iterator[int]:
+        """Yield the rows of a batch that have no outcome."""
+        row = first
+        for start, many in fetch(
+            self.db,
+            "SELECT first, count FROM outcomes WHERE first >= ? AND first < ? ORDER BY first",
+            (first, first + count),
+        ):
+            yield from range(row, start)
+            row = start + many
+        yield from range(row, first + count)
+
+    def _end(self, rows: list[int], why: str) -> None:
+        is_cancelled = why == "cancelled"
+        state = CANCELLED if is_cancelled else FAILED
+        payload = _encode([failure_payload(why, "task.cancelled" if is_cancelled else CODE)])
+        lists = {DATA_LOST: self.losses.data, RESULT_LOST: self.losses.results}
+        for row in rows:
+            self._insert("outcomes", [row, 1, state, 1, None, self._at, payload])
+            if not is_cancelled:
+                self._insert("failures", [row, 1, None, self._at, 1, 0, why, 0, 0.0, None])
+                lists.get(why, self.losses.reasons).append(row)
+
+    def _fit_rest(self) -> None:
+        """Drop what speaks of tasks that are not there, or that are finished."""
+        inside = "EXISTS (SELECT 1 FROM batches b WHERE b.first = (SELECT max(first) FROM batches"
+        for table, row in (("failures", "row"), ("keys", "first")):
+            self.db.execute(
+                f"DELETE FROM {table} WHERE NOT {inside} WHERE first <= {table}.{row})"
+                f" AND {table}.{row} < b.first + b.count)"
+            )
+        workers = {row[0] for row in fetch(self.db, "SELECT worker FROM workers")}
+        for number, worker, blob in fetch(self.db, "SELECT number, worker, tasks FROM handouts"):
+            attempts = _attempts(blob) or {}
+            still = {row: n for row, n in attempts.items() if self._is_open(row)}
+            if worker not in workers or not still:
+                self.db.execute("DELETE FROM handouts WHERE number = ?", (number,))
+            elif len(still) < len(attempts):
+                tasks = _encode((list(still), list(still.values())))
+                self.db.execute("UPDATE handouts SET tasks = ? WHERE number = ?", (tasks, number))
+
+    def _is_open(self, row: int) -> bool:
+        last = "SELECT first + count FROM {} WHERE first <= ? ORDER BY first DESC LIMIT 1"
+        batch = fetch(self.db, last.format("batches"), (row,))
+        done = fetch(self.db, last.format("outcomes"), (row,))
+        return bool(batch and row < batch[0][0]) and not (done and row < done[0][0])
+
+
+def _number(value: Value) -> int:
+    assert isinstance(value, int)  # the form of the row was looked at
+    return value
+
+
+def _attempts(blob: Any) -> dict[int, int] | None:
+    """Return row -> attempt of a hand-out, or None if it makes no sense."""
+    try:
+        rows, ns = msgspec.msgpack.decode(blob or b"", type=tuple[list[int], list[int]])
+        return dict(zip(rows, ns, strict=True))
+    except (msgspec.MsgspecError, ValueError):
+        return None
+
+
+def _payloads(blob: Value) -> list[bytes]:
+    """Return the elements of an encoded list of bytes as far as they are there."""
+    data = blob if isinstance(blob, bytes) else b""
+    with contextlib.suppress(msgspec.MsgspecError):
+        return msgspec.msgpack.decode(data, type=list[bytes])
+    found: list[bytes] = []
+    sizes = {0xC4: 1, 0xC5: 2, 0xC6: 4}
+    at = {0xDC: 3, 0xDD: 5}.get(data[0], 1 if data[0] >> 4 == 9 else len(data)) if data else 0
+    while at < len(data) and data[at] in sizes:
+        width = sizes[data[at]]
+        size = int.from_bytes(data[at + 1 : at + 1 + width], "big")
+        start = at + 1 + width
+        if start + size > len(data):
+            break
+        found.append(data[start : start + size])
+        at = start + size
+    return found

@@ -1,0 +1,238 @@
+"""What can still be read of a damaged journal, row by row, table by table.
+
+Reads the bytes of the file and its log and never opens them as a database: a damaged file
+may not open at all, and opening it would change it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from d8mesh.edge.sqlite.recovery.pages import Found, Pages, Row, Trees, Value
+from d8mesh.edge.sqlite.schema import WAITED
+
+#: The tables with row ids, in the order of reading: what explains the others comes first.
+TABLES: Final = (
+    "sessions",
+    "workers",
+    "totals",
+    "pruned",
+    "batches",
+    "outcomes",
+    "failures",
+    "handouts",
+)
+#: Tables that are trees without row ids, and indexes that know what a table may have lost.
+INDEXES: Final = {
+    "meta": "meta",
+    "keys": "keys",
+    "sqlite_autoindex_sessions_1": "session names",
+    "sqlite_autoindex_workers_1": "worker names",
+    "sqlite_autoindex_batches_1": "batch starts",
+    "bad_outcomes": "bad outcomes",
+}
+META_NAMES: Final = frozenset({"schema", "epoch", "secret", "broker_id", "created_at", WAITED})
+#: Rows of `failures` that were written before it had its last three columns.
+OLD_FAILURE_COLUMNS: Final = 7
+_SESSION: Final = re.compile(r"[0-9a-v]{16}", re.ASCII)
+#: Rows between two words of progress.
+_STEP: Final = 50_000
+
+
+class Saved(NamedTuple):
+    """A row that fits its table; the id of the row stands where its column is."""
+
+    table: str
+    values: list[Value]
+    missing_bytes: int
+
+
+@dataclass(slots=True)
+class TableState:
+    """How a table was found."""
+
+    rows: int = 0
+    #: rows that were there and did not make sense, or lacked more than their last column
+    unfit: int = 0
+    #: rows whose last column is cut off
+    cut: int = 0
+    #: rows found on pages that nothing leads to any more
+    strays: int = 0
+    has_root: bool = True
+    found: Found = field(default_factory=Found)
+
+    @property
+    def is_whole(self) -> bool:
+        """True when nothing of it was damaged."""
+        return self.has_root and self.found.is_whole and not self.unfit and not self.cut
+
+
+class Salvage:
+    """One damaged journal.
+
+    Args:
+        path: the database; its log is looked for beside it.
+        say: is told of progress, in words.
+    """
+
+    def __init__(self, path: Path, say: Callable[[str], None]) -> None:
+        self._path, self._say = path, say
+        names = (*TABLES, *INDEXES.values())
+        self.tables: dict[str, TableState] = {name: TableState() for name in names}
+        self.ignored_frames = 0
+
+    def rows(self) -> Iterator[Saved]:
+        """Yield what can be read: the trees first, then what no tree leads to.
+
+        Raises:
+            OSError: the disk does not give the file.
+        """
+        with contextlib.ExitStack() as stack:
+            database = _mapped(self._path, stack)
+            log = _mapped(self._path.with_name(self._path.name + "-wal"), stack)
+            pages = Pages(database, log)
+            self.ignored_frames = pages.ignored_frames
+            trees = Trees(pages)
+            roots = _roots(trees)
+            for name in INDEXES.keys() | set(TABLES):
+                self.tables[INDEXES.get(name, name)].has_root = name in roots
+            for name, label in INDEXES.items():
+                if name in roots:
+                    rows = trees.entries(roots[name], self.tables[label].found)
+                    yield from self._fitting(label, rows)
+            for name in TABLES:
+                if name in roots:
+                    self._say(f"reading {name}")
+                    rows = trees.rows(roots[name], self.tables[name].found)
+                    yield from self._fitting(name, rows)
+            if not all(state.has_root and state.found.is_whole for state in self.tables.values()):
+                yield from self._strays(trees)
+
+    def _fitting(self, table: str, rows: Iterator[Row]) -> Iterator[Saved]:
+        state = self.tables[table]
+        for row in rows:
+            values = _with_id(table, row)
+            if not _fits(table, values, is_cut=row.missing_bytes > 0):
+                state.unfit += 1
+                continue
+            state.rows += 1
+            state.cut += row.missing_bytes > 0
+            if state.rows % _STEP == 0:
+                self._say(f"reading {table}: {state.rows} rows")
+            yield Saved(table, values, row.missing_bytes)
+
+    def _strays(self, trees: Trees) -> Iterator[Saved]:
+        """Yield rows of pages that nothing leads to, where the tree lacks just these."""
+        self._say("looking for pages that nothing leads to any more")
+        for kind, tables in (("table", TABLES), ("index", ("meta", "keys"))):
+            for row in trees.strays(kind):
+                for table in tables:
+                    state = self.tables[table]
+                    values = _with_id(table, row)
+                    is_missing = not state.has_root or (
+                        any(gap.low < row.rowid <= gap.high for gap in state.found.gaps)
+                        if kind == "table"
+                        else not state.found.is_whole
+                    )
+                    if is_missing and _fits(table, values, is_cut=row.missing_bytes > 0):
+                        state.rows += 1
+                        state.strays += 1
+                        state.cut += row.missing_bytes > 0
+                        yield Saved(table, values, row.missing_bytes)
+                        break
+
+
+def _mapped(path: Path, stack: contextlib.ExitStack) -> memoryview:
+    if not path.exists() or not path.stat().st_size:
+        return memoryview(b"")
+    file = stack.enter_context(path.open("rb"))
+    return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+
+
+def _roots(trees: Trees) -> dict[str, int]:
+    """Return where the trees begin, by the file's own table of contents."""
+    roots: dict[str, int] = {}
+    for row in trees.rows(1, Found()):
+        if len(row.values) == 5 and isinstance(row.values[1], str):
+            root = row.values[3]
+            if isinstance(root, int) and root > 1:
+                roots[row.values[1]] = root
+    return roots
+
+
+def _with_id(table: str, row: Row) -> list[Value]:
+    """Put the row's id in the column that stands for it, and what older rows lack at their end."""
+    if table == "failures" and len(row.values) == OLD_FAILURE_COLUMNS:
+        return [*row.values, 0, 0.0, None]
+    if table in _FORMS and _FORMS[table].startswith("I"):
+        return [row.rowid, *row.values[1:]]
+    return row.values
+
+
+#: What the columns hold. I: the row's id, i: a number that is not negative, r: a real or whole
+#: number, b: bytes, t: text, s: a session's name, f: 0 or 1, o: an outcome's state,
+#: ?: may be empty, *: anything.
+_FORMS: Final = {
+    "sessions": "Is",
+    "workers": "Itiitb?",
+    "totals": "Iiiiii",
+    "pruned": "Iiir",
+    "batches": "Iiibtrifb",
+    "outcomes": "Iioii?rb",
+    "failures": "iii?rfftirt?",
+    "handouts": "Iirb",
+    "meta": "t*",
+    "keys": "tbii",
+    "session names": "si",
+    "worker names": "ti",
+    "batch starts": "ii",
+    "bad outcomes": "oi",
+}
+
+
+def _is_real(value: Value) -> bool:
+    return isinstance(value, (int, float))
+
+
+def _is_count(value: Value) -> bool:
+    return isinstance(value, int) and value >= 0
+
+
+_TESTS: Final[dict[str, Callable[[Value], bool]]] = {
+    "I": lambda value: isinstance(value, int) and value >= 0,
+    "i": _is_count,
+    "r": _is_real,
+    "b": lambda value: isinstance(value, bytes),
+    "t": lambda value: isinstance(value, str),
+    "s": lambda value: isinstance(value, str) and _SESSION.fullmatch(value) is not None,
+    "f": lambda value: value in (0, 1),
+    "o": lambda value: value in (1, 2, 3),
+    "*": lambda value: True,
+}
+
+
+def _fits(table: str, values: list[Value], *, is_cut: bool) -> bool:
+    form = _PARSED[table]
+    if len(values) != len(form):
+        return False
+    last = len(form) - 1
+    for index, (value, (kind, may_be_empty)) in enumerate(zip(values, form, strict=True)):
+        if value is None and (may_be_empty or (is_cut and index == last)):
+            continue
+        if not _TESTS[kind](value):
+            return False
+    return table != "meta" or values[0] in META_NAMES
+
+
+def _parsed(form: str) -> list[tuple[str, bool]]:
+    found = re.findall(r"([^?])(\??)", form)
+    return [(kind, bool(mark)) for kind, mark in found]
+
+
+_PARSED: Final = {table: _parsed(form) for table, form in _FORMS.items()}

@@ -1,0 +1,1 @@
+"""Links between peers: ZeroMQ, and its frames through HTTP."""

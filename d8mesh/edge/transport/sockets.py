@@ -1,0 +1,483 @@
+"""ZeroMQ: the broker's ROUTER, a session's DEALER, and the loop that waits for both.
+
+The only module that imports zmq. A message is one frame. Nothing here ever blocks in a
+send. Sockets belong to the thread that made them; only `Waker.wake` may be called from
+another.
+
+Source: https://libzmq.readthedocs.io/en/latest/zmq_setsockopt.html, RFC 23/ZMTP, RFC 27/ZAP
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import socket
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from typing import Final, Protocol
+
+import zmq
+
+from d8mesh.core.protocol.messages import MAX_FRAME_BYTES
+from d8mesh.errors import BrokerUnavailableError, D8Error
+
+#: A peer that has not finished the ZMTP handshake by then is dropped (silence, TLS, HTTP).
+HANDSHAKE_MS: Final = 3000
+#: Transport heartbeats: a dead TCP connection is noticed and closed by libzmq itself.
+HEARTBEAT_MS: Final = 5000
+HEARTBEAT_TIMEOUT_MS: Final = 15_000
+#: Messages that may wait for one peer; a message is a batch, so this is plenty.
+SEND_QUEUE_MESSAGES: Final = 1000
+RECEIVE_QUEUE_MESSAGES: Final = 1000
+#: Pauses between tries to connect, growing: a broker that is started again is back in a second.
+#: Who is cut off for long makes a new link, with longer pauses of its own.
+RECONNECT_MS: Final = 50
+RECONNECT_MAX_MS: Final = 200
+#: A connection that nobody answers is tried anew: the system alone would pause up to a minute.
+CONNECT_MS: Final = 2000
+#: Connections waiting to be accepted.
+BACKLOG: Final = 1024
+#: How long closing may wait for what is still to be sent: a goodbye, not a queue.
+LINGER_MS: Final = 300
+#: Frames below this are copied into a message; larger ones are lent to it until they are sent.
+COPIED_BYTES: Final = 65_536
+#: As plain numbers: arithmetic with pyzmq's enums costs more than what it asks for.
+_NOBLOCK: Final = int(zmq.NOBLOCK)
+_READABLE: Final = int(zmq.POLLIN)
+_AND_MORE: Final = int(zmq.NOBLOCK) | int(zmq.SNDMORE)
+#: libzmq's own numbers: on Windows they are not those of Python's `errno`, but of the C library.
+#: A port that the system keeps to itself (EACCES, which zmq.Errno lacks) is as good as taken.
+_TAKEN: Final = (zmq.Errno.EADDRINUSE, errno.EACCES)
+_ZAP_ENDPOINT: Final = "inproc://zeromq.zap.01"
+
+
+class Link(Protocol):
+    """One transport connection to one broker; see also `edge.exchange`."""
+
+    def send(self, frame: bytes) -> bool:
+        """Send without waiting; False if it could not be taken."""
+
+    def receive(self, limit: int) -> list[bytes]:
+        """Return what has come in, at most `limit` frames; never waits."""
+
+    def close(self) -> None:
+        """Let the connection go, after a short time for what is still to be sent."""
+
+
+class Waker:
+    """Ends a `Loop.wait` from any thread; many wakes before it are one.
+
+    Without a lock, and the byte that woke is read later, before the next wait: whoever
+    wakes a loop must not stand in its way just then.
+    """
+
+    def __init__(self) -> None:
+        self._inner, self._outer = socket.socketpair()
+        self._inner.setblocking(False)
+        self._outer.setblocking(False)
+        #: woken since the last `seen`
+        self._is_set = False
+        #: a byte is in the pipe, or on its way there
+        self._has_byte = False
+
+    def wake(self) -> None:
+        """Let the loop go round once more. Thread: any."""
+        if self._is_set:
+            return
+        self._is_set = True
+        if not self._has_byte:
+            self._has_byte = True
+            with contextlib.suppress(OSError):  # closed meanwhile
+                self._outer.send(b"\0")
+
+    def fileno(self) -> int:
+        """Return the descriptor to wait for."""
+        return self._inner.fileno()
+
+    def seen(self) -> None:
+        """Take the wakes so far as seen; what they were for is looked at after this."""
+        self._is_set = False
+
+    def settle(self, *, is_readable: bool) -> bool:
+        """Read what woke last time; return whether the loop was woken since `seen`.
+
+        Args:
+            is_readable: whether the descriptor was ready after the last wait.
+        """
+        if (self._has_byte or is_readable) and not self._is_set:
+            self._has_byte = False  # first: who wakes from here on sends a byte
+            with contextlib.suppress(BlockingIOError):
+                self._inner.recv(16)
+        return self._is_set
+
+    def close(self) -> None:
+        """Let the descriptors go."""
+        self._is_set = True
+        self._inner.close()
+        self._outer.close()
+
+
+class Loop:
+    """Waits for sockets and a waker."""
+
+    def __init__(self, waker: Waker, *endpoints: RouterEndpoint | DealerLink) -> None:
+        self._waker = waker
+        self._descriptor = waker.fileno()
+        self._is_readable = False
+        self._poller = zmq.Poller()
+        self._poller.register(self._descriptor, zmq.POLLIN)
+        self._monitors: dict[object, DealerLink] = {}
+        for endpoint in endpoints:
+            self.add(endpoint)
+
+    def add(self, endpoint: RouterEndpoint | DealerLink) -> None:
+        """Wait for this one too."""
+        self._poller.register(endpoint.socket, zmq.POLLIN)
+        if isinstance(endpoint, DealerLink):
+            self._poller.register(endpoint.monitor, zmq.POLLIN)
+            self._monitors[endpoint.monitor] = endpoint
+
+    def remove(self, endpoint: RouterEndpoint | DealerLink) -> None:
+        """Wait for this one no longer; call it before closing it."""
+        with contextlib.suppress(KeyError):
+            self._poller.unregister(endpoint.socket)
+            if isinstance(endpoint, DealerLink):
+                self._poller.unregister(endpoint.monitor)
+                del self._monitors[endpoint.monitor]
+
+    def wait(self, timeout_s: float) -> bool:
+        """Return when something can be received, the waker was woken, or time is over.
+
+        Returns:
+            Whether something can be received.
+        """
+        is_woken = self._waker.settle(is_readable=self._is_readable)
+        wait_ms = 0 if is_woken else max(0, int(timeout_s * 1000 + 0.999))
+        self._is_readable = has_message = False
+        for handle, _ in self._poller.poll(wait_ms):
+            if handle == self._descriptor:
+                self._is_readable = True
+            elif self._monitors and handle in self._monitors:
+                self._monitors[handle].look()
+            else:
+                has_message = True
+        self._waker.seen()
+        return has_message
+
+
+class RouterEndpoint:
+    """A bound ROUTER.
+
+    Args:
+        hosts: addresses to listen on, all with the same port; ``*`` for all there are.
+        ports: tried in turn; the first free one is taken.
+        is_admissible: whether a peer of this address may connect at all; others are
+            refused before a frame of theirs is read (ZAP).
+        is_taken: whether an address and port are somebody else's although they could be bound.
+
+    Raises:
+        D8Error: none of the ports is free.
+    """
+
+    def __init__(
+        self,
+        hosts: str | Sequence[str],
+        ports: Sequence[int],
+        *,
+        is_admissible: Callable[[str], bool],
+        is_taken: Callable[[str, int], bool] = lambda host, port: False,
+    ) -> None:
+        self._context = zmq.Context()
+        self._gate = _Gate(self._context, is_admissible)
+        self.socket = self._context.socket(zmq.ROUTER)
+        self._alone = [(self.socket, _READABLE)]
+        _configure(self.socket)
+        self.socket.set(zmq.ROUTER_MANDATORY, 1)
+        self.socket.set(zmq.BACKLOG, BACKLOG)
+        self.socket.set(zmq.ZAP_DOMAIN, b"d8")
+        self._send = _plain_send(self.socket)
+        self._addresses: dict[bytes, str] = {}
+        try:
+            self.port = self._bind([hosts] if isinstance(hosts, str) else hosts, ports, is_taken)
+        except BaseException:  # also on Ctrl-C: what was taken is let go
+            self.close()
+            raise
+
+    def receive(
+        self, limit: int, *, is_readable: bool = False
+    ) -> list[tuple[bytes, str, bytes | None]]:
+        """Return (routing id, address, frame) of what has come in, at most `limit`.
+
+        The frame is None for a message of more than one frame.
+
+        Args:
+            is_readable: it is known that something has come in, and need not be asked.
+        """
+        received: list[tuple[bytes, str, bytes | None]] = []
+        get, addresses, alone = self.socket.recv, self._addresses, self._alone
+        while len(received) < limit:
+            # Asking whether there is more costs a fifth of the exception that says there is
+            # not; where several came, more is likely.
+            if is_readable:
+                is_readable = False
+            elif len(received) < 2 and not zmq.zmq_poll(alone, 0):
+                break
+            try:
+                routing_id: bytes = get(_NOBLOCK)
+            except zmq.Again:
+                break
+            # A frame always follows it. Uncopied, it tells whether there is more at once: to ask
+            # the socket costs more than both calls.
+            part = get(_NOBLOCK, False, False)
+            address = addresses.get(routing_id)
+            if address is None:
+                address = self._first(routing_id, part)
+            if part.more:
+                self._skip()
+                received.append((routing_id, address, None))
+            else:
+                received.append((routing_id, address, part.bytes))
+        return received
+
+    def send(self, routing_id: bytes, frame: bytes) -> bool:
+        """Send without waiting; False: the peer is gone (EHOSTUNREACH) or reads too slowly."""
+        try:
+            self._send(routing_id, _AND_MORE)
+            self._send(frame, _NOBLOCK, len(frame) < COPIED_BYTES)
+        except zmq.ZMQError as error:
+            if error.errno == zmq.Errno.EHOSTUNREACH:
+                self._addresses.pop(routing_id, None)
+            return False
+        return True
+
+    def close(self) -> None:
+        """Let the port go."""
+        self.socket.close(LINGER_MS)
+        self._gate.close()
+        self._context.term()
+
+    def _first(self, routing_id: bytes, part: zmq.Frame) -> str:
+        """Return the address that the first frame of a connection came from."""
+        try:
+            address = str(part.get("Peer-Address")).removeprefix("::ffff:")
+        except zmq.ZMQError:
+            address = ""
+        if len(self._addresses) >= MAX_ADDRESSES:
+            self._addresses.clear()  # asked again at the next frame of each
+        self._addresses[routing_id] = address
+        return address
+
+    def _skip(self) -> None:
+        while self.socket.recv(_NOBLOCK, copy=False).more:
+            pass
+
+    def _bind(
+        self, hosts: Sequence[str], ports: Sequence[int], is_taken: Callable[[str, int], bool]
+    ) -> int:
+        for port in ports:
+            if any(is_taken(host, port) for host in hosts):
+                continue
+            found = self._bound(hosts, port)
+            if found is not None:
+                return found
+        raise D8Error(
+            f"the ports {ports[0]} to {ports[-1]} are all taken: stop what uses them, or set "
+            "D8_BROKER_PORT"
+        )
+
+    def _bound(self, hosts: Sequence[str], port: int) -> int | None:
+        """Listen on a port of all addresses, or on none; None if it is taken on one of them."""
+        listening: list[str] = []
+        for host in hosts:
+            place = f"[{host}]" if ":" in host else host
+            self.socket.set(zmq.IPV6, int(host == "*" or ":" in host))  # of the next bind
+            try:
+                self.socket.bind(f"tcp://{place}:{port}")
+            except zmq.ZMQError as error:
+                for each in listening:
+                    self.socket.unbind(each)
+                if error.errno in _TAKEN:
+                    return None
+                raise D8Error(f"cannot listen on {host}:{port}: {error}") from error
+            listening.append(self.socket.getsockopt_string(zmq.LAST_ENDPOINT))
+            port = int(listening[-1].rpartition(":")[2])
+        return port
+
+
+#: Connections whose address is remembered.
+MAX_ADDRESSES: Final = 16_384
+
+
+class SharedContext:
+    """Lets many `DealerLink` s of one process share ZeroMQ's own threads."""
+
+    def __init__(self) -> None:
+        self.context = zmq.Context()
+
+    def close(self) -> None:
+        """Let the threads go; the links must be closed by now."""
+        self.context.term()
+
+
+class DealerLink:
+    """A DEALER connected to one address of a broker.
+
+    Args:
+        endpoint: ``tcp://HOST:PORT``.
+        shared: whose threads to use; None: some of its own.
+
+    When the connection breaks, it is made again to the same address. `is_cut` tells that it
+    is broken; `is_renewed` that it was, and that the other side may know nothing of us.
+    """
+
+    def __init__(self, endpoint: str, shared: SharedContext | None = None) -> None:
+        self.is_cut = self.is_renewed = False
+        self._owned = zmq.Context() if shared is None else None
+        context = self._owned or shared.context  # type: ignore[union-attr]
+        with contextlib.ExitStack() as undo:
+            if self._owned is not None:
+                undo.callback(self._owned.term)
+            try:
+                self.socket = context.socket(zmq.DEALER)
+                undo.callback(self.socket.close, 0)
+                _configure(self.socket)
+                self.socket.set(zmq.RECONNECT_IVL, RECONNECT_MS)
+                self.socket.set(zmq.RECONNECT_IVL_MAX, RECONNECT_MAX_MS)
+                self.socket.set(zmq.CONNECT_TIMEOUT, CONNECT_MS)
+                self.monitor: zmq.Socket[bytes] = self.socket.get_monitor_socket(
+                    zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
+                )
+                undo.callback(self.monitor.close, 0)
+                self.socket.connect(endpoint)
+            except zmq.ZMQError as error:  # no such address, or no descriptors left
+                raise BrokerUnavailableError(f"cannot connect to {endpoint}: {error}") from error
+            undo.pop_all()
+        self._send = _plain_send(self.socket)
+        self._alone = [(self.socket, _READABLE)]
+
+    def send(self, frame: bytes) -> bool:
+        """Send without waiting; False if the queue to the broker is full."""
+        try:
+            self._send(frame, _NOBLOCK, len(frame) < COPIED_BYTES)
+        except zmq.ZMQError:
+            return False
+        return True
+
+    @property
+    def descriptors(self) -> tuple[int, int]:
+        """What an outside loop waits for: of what comes in, and of what `look` tells.
+
+        They are *edges*: readable once when something has happened, until the socket is asked.
+        Sending asks it too, and may so use up the edge of what came in meanwhile. So after
+        everything that was done with the socket, and not only after a wake-up, look at
+        `has_input`; and call `look` until it returns.
+        """
+        return int(self.socket.getsockopt(zmq.FD)), int(self.monitor.getsockopt(zmq.FD))
+
+    @property
+    def has_input(self) -> bool:
+        """True if a frame can be received."""
+        return bool(zmq.zmq_poll(self._alone, 0))
+
+    def receive(self, limit: int) -> list[bytes]:
+        """Return what has come in, at most `limit` frames."""
+        received: list[bytes] = []
+        get, alone = self.socket.recv, self._alone
+        while len(received) < limit and zmq.zmq_poll(alone, 0):
+            received.append(get(_NOBLOCK))
+        return received
+
+    def await_frame(self, timeout_s: float) -> bytes | None:
+        """Return the next frame as soon as it comes in; None: none did in time.
+
+        For who has nothing else to wait for: a wait for several things costs twice as much. (A
+        blocking `recv` would begin its time anew after every signal.)
+        """
+        if zmq.zmq_poll(self._alone, int(timeout_s * 1000 + 0.999)):
+            return self.socket.recv(_NOBLOCK)
+        return None
+
+    def look(self) -> None:
+        """Bring `is_cut` and `is_renewed` up to date; the `Loop` calls it."""
+        while True:
+            try:
+                told, _ = self.monitor.recv_multipart(zmq.NOBLOCK)
+            except zmq.ZMQError:
+                return
+            is_cut = int.from_bytes(told[:2], sys.byteorder) == zmq.EVENT_DISCONNECTED
+            self.is_renewed = not is_cut and (self.is_cut or self.is_renewed)
+            self.is_cut = is_cut
+
+    def close(self) -> None:
+        """Let the connection go."""
+        self.socket.disable_monitor()
+        self.monitor.close(0)
+        self.socket.close(LINGER_MS)
+        if self._owned is not None:
+            self._owned.term()
+
+
+class _Gate:
+    """ZAP for the NULL mechanism: refuses peers by address before they are heard."""
+
+    def __init__(
+        self, context: zmq.Context[zmq.Socket[bytes]], allows: Callable[[str], bool]
+    ) -> None:
+        self._socket = context.socket(zmq.REP)
+        self._socket.bind(_ZAP_ENDPOINT)
+        self._allows = allows
+        self._thread = threading.Thread(target=self._serve, name="zap", daemon=True)
+        self._control = context.socket(zmq.PAIR)
+        self._stop = context.socket(zmq.PAIR)
+        self._control.bind("inproc://d8.zap.stop")
+        self._stop.connect("inproc://d8.zap.stop")
+        self._thread.start()
+
+    def close(self) -> None:
+        self._stop.send(b"")
+        self._thread.join(timeout=5.0)
+        self._stop.close(0)
+
+    def _serve(self) -> None:
+        poller = zmq.Poller()
+        poller.register(self._socket, zmq.POLLIN)
+        poller.register(self._control, zmq.POLLIN)
+        while True:
+            ready = dict(poller.poll())
+            if self._control in ready:
+                break
+            parts = self._socket.recv_multipart()
+            version, request, address = parts[0], parts[1], parts[3].decode("ascii", "replace")
+            try:
+                is_allowed = self._allows(address.removeprefix("::ffff:"))
+            except Exception:  # without this thread nobody could connect at all
+                is_allowed = False
+            status = (b"200", b"OK") if is_allowed else (b"400", b"not a private network")
+            self._socket.send_multipart((version, request, *status, b"", b""))
+        self._socket.close(0)
+        self._control.close(0)
+
+
+def _plain_send(handle: zmq.Socket[bytes]) -> Callable[..., object]:
+    """Return (frame, flags, whether it is copied) -> None: `send` without pyzmq's Python around it.
+
+    That looks for options of draft sockets, at twice the cost of sending.
+    """
+    return super(zmq.Socket, handle).send
+
+
+def _configure(handle: zmq.Socket[bytes]) -> None:
+    for option, value in (
+        (zmq.LINGER, LINGER_MS),
+        (zmq.MAXMSGSIZE, MAX_FRAME_BYTES),
+        (zmq.HANDSHAKE_IVL, HANDSHAKE_MS),
+        (zmq.HEARTBEAT_IVL, HEARTBEAT_MS),
+        (zmq.HEARTBEAT_TIMEOUT, HEARTBEAT_TIMEOUT_MS),
+        (zmq.HEARTBEAT_TTL, HEARTBEAT_TIMEOUT_MS),
+        (zmq.SNDHWM, SEND_QUEUE_MESSAGES),
+        (zmq.RCVHWM, RECEIVE_QUEUE_MESSAGES),
+        (zmq.IPV6, 1),
+        (zmq.IMMEDIATE, 0),
+    ):
+        handle.set(option, value)

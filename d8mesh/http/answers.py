@@ -1,0 +1,165 @@
+"""HTTP answers: always JSON, and every error code has its status here.
+
+Nothing that goes out is a page or a traceback, whatever came in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Mapping
+from typing import Final
+
+import msgspec
+
+from d8mesh.core.protocol.json_model import MAX_DEPTH
+from d8mesh.errors import D8Error
+
+JSON: Final = "application/json"
+#: What a refused client is told to wait, by code, in whole seconds (HTTP allows no others).
+RETRY_AFTER_S: Final[Mapping[str, int]] = {
+    "queue.full": 1,
+    "access.flood": 1,
+    "broker.draining": 5,
+    "broker.unavailable": 1,
+    "wait.timeout": 1,
+    "disk.low": 5,
+}
+
+#: The status of every code: those of `d8mesh.errors` and those of HTTP itself (`http.*`).
+STATUS: Final[Mapping[str, int]] = {
+    "d8.error": 500,
+    "config.invalid": 500,
+    "protocol.invalid": 400,
+    "protocol.version": 400,
+    "core.transition": 500,
+    "broker.unavailable": 503,
+    "wait.timeout": 504,
+    "node.closed": 503,
+    "task.error": 500,
+    "task.rejected": 400,
+    "task.invalid": 400,
+    "task.too_large": 413,
+    "queue.full": 429,
+    "disk.low": 507,
+    "broker.draining": 503,
+    "key.conflict": 409,
+    "task.unknown": 404,
+    "task.pruned": 410,
+    "task.unacknowledged": 503,
+    "client.wrong_loop": 500,
+    "task.failed": 409,
+    "task.cancelled": 409,
+    "worker.error": 500,
+    "worker.unknown": 404,
+    "worker.id_taken": 409,
+    "worker.outbox_full": 503,
+    "worker.outbox_broken": 500,
+    "worker.handler": 500,
+    "backend.failed": 502,
+    "backend.unavailable": 503,
+    "backend.stalled": 502,
+    "backend.deadline": 504,
+    "backend.answer": 502,
+    "backend.too_large": 502,
+    "access.forbidden": 403,
+    "journal.failed": 500,
+    "journal.held": 500,
+    "journal.broken": 500,
+    "access.token": 401,
+    "access.flood": 429,
+    "http.bad_request": 400,
+    "http.host": 403,
+    "http.origin": 403,
+    "http.peer": 403,
+    "http.not_found": 404,
+    "http.method": 405,
+    "http.timeout": 408,
+    "http.length": 411,
+    "http.too_large": 413,
+    "http.url_too_long": 414,
+    "http.media_type": 415,
+    "http.headers_too_large": 431,
+    "http.not_implemented": 501,
+}
+
+_encoder: Final = msgspec.json.Encoder()
+
+
+class Refusal(Exception):
+    """A request is refused before it reaches the mesh.
+
+    Args:
+        code: a key of `STATUS`.
+        text: what was seen, what was expected.
+        headers: more headers of the answer.
+        closes: whether the connection is of no further use.
+    """
+
+    def __init__(
+        self,
+        code: str,
+        text: str,
+        *,
+        headers: Mapping[str, str] | None = None,
+        closes: bool = False,
+    ) -> None:
+        super().__init__(text)
+        self.code = code
+        self.headers = dict(headers or {})
+        if closes:
+            self.headers["Connection"] = "close"
+
+
+class Response:
+    """What is answered.
+
+    Args:
+        body: all of it, or what makes its parts; that is closed whatever happens.
+    """
+
+    __slots__ = ("body", "headers", "status")
+
+    def __init__(
+        self,
+        body: bytes | AsyncGenerator[bytes, None],
+        status: int = 200,
+        *,
+        content_type: str = JSON,
+    ) -> None:
+        self.body, self.status = body, status
+        self.headers = {"Content-Type": content_type}
+
+
+def answer(body: Mapping[str, object], status: int = 200) -> Response:
+    """Return a JSON answer; what JSON does not have, in some stranger's data, is told as text."""
+    try:
+        content = _encoder.encode(body)
+    except (TypeError, ValueError, RecursionError):
+        content = _encoder.encode(_plain(body))
+    return Response(content, status)
+
+
+def problem(error: D8Error | Refusal) -> Response:
+    """Return the answer that tells of an error, with its code's status."""
+    body: dict[str, object] = {"error": str(error), "code": error.code}
+    pruned_at = None if isinstance(error, Refusal) else error.details.get("pruned_at")
+    if isinstance(pruned_at, (int, float)):
+        body["pruned_at"] = pruned_at
+    response = answer(body, STATUS.get(error.code, 500))
+    if isinstance(error, Refusal):
+        response.headers.update(error.headers)
+    if error.code in RETRY_AFTER_S:
+        response.headers["Retry-After"] = str(RETRY_AFTER_S[error.code])
+    return response
+
+
+def _plain(value: object, depth: int = 0) -> object:
+    """Return `value` with whatever JSON does not have as text."""
+    if depth > MAX_DEPTH:
+        return "…"
+    if isinstance(value, Mapping):
+        return {str(key)[:1000]: _plain(item, depth + 1) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item, depth + 1) for item in value]
+    if value is None or isinstance(value, (str, bool, int, float)):
+        return value
+    return repr(value)[:1000]

@@ -1,0 +1,125 @@
+"""Who may ask at all: the peer's address, the Host, the Origin; and what was refused.
+
+Runs before routing, for every method: a page of some web site must reach nothing here,
+whatever name it gave itself (DNS rebinding) and whatever it was allowed to send.
+"""
+
+from __future__ import annotations
+
+import hmac
+import logging
+import threading
+from collections import Counter
+from collections.abc import Collection, Mapping
+from typing import Final
+
+from d8mesh.core.protocol.addresses import host_of, is_admissible, is_loopback
+from d8mesh.edge.logs import event
+from d8mesh.http.answers import Refusal
+from d8mesh.http.own_hosts import OwnHosts
+
+_log: Final = logging.getLogger("d8mesh.http")
+
+
+class Guard:
+    """Refuses requests before anything reads them.
+
+    Args:
+        allowed_hosts: names that a Host may have beside this machine's.
+        key: what whoever is not on this machine has to show.
+        allows_public: admit peers of all networks; it takes a key.
+
+    Thread: any.
+    """
+
+    def __init__(
+        self,
+        allowed_hosts: Collection[str] = (),
+        *,
+        key: str | None = None,
+        allows_public: bool = False,
+    ) -> None:
+        self._own_hosts = OwnHosts(allowed_hosts)
+        self._key = key
+        self._allows_public = allows_public and bool(key)
+
+    def check(self, peer: str, http_version: str, fields: Mapping[str, str]) -> None:
+        """Let a request pass or not.
+
+        Args:
+            peer: the address of who asks.
+            http_version: 1.0 knows no Host. Browsers always send one.
+            fields: the headers, by lower-case name.
+
+        Raises:
+            Refusal: `http.peer`, `http.bad_request`, `http.host`, `http.origin` or
+                `access.token`.
+        """
+        if not self.admits(peer):
+            raise Refusal("http.peer", "only private networks may ask here", closes=True)
+        header = fields.get("host", "")
+        if http_version != "1.0" or "host" in fields:
+            self._check_host(header)
+        _check_origin(fields, header)
+        if self._key is not None and not is_loopback(peer):
+            _check_token(fields, self._key)
+
+    def admits(self, peer: str) -> bool:
+        """Return whether a peer of this address may ask at all."""
+        return self._allows_public or is_admissible(peer)
+
+    def _check_host(self, header: str) -> None:
+        host = host_of(header)
+        if host is None:
+            raise Refusal("http.bad_request", "the Host header is missing or malformed")
+        if host not in self._own_hosts:
+            raise Refusal(
+                "http.host",
+                f"{host[:100]!r} is not a name of this machine: ask by its address, or add the "
+                "name to D8_ALLOWED_HOSTS",
+            )
+
+
+class Rejections:
+    """Counts and logs what was refused; reasons are codes, so there are few of them.
+
+    Thread: any.
+    """
+
+    def __init__(self) -> None:
+        self._counts: Counter[str] = Counter()
+        self._lock = threading.Lock()
+
+    def add(
+        self, code: str, peer: str, why: str, *, level: int = logging.INFO, **more: object
+    ) -> None:
+        """Count one more, and say so in a line of the log."""
+        with self._lock:
+            self._counts[code] += 1
+        event(_log, level, "http.refused", peer=peer, **more, code=code, why=why)
+
+    def counts(self) -> dict[str, int]:
+        """Return how many of each reason."""
+        with self._lock:
+            return dict(self._counts)
+
+
+def _check_origin(fields: Mapping[str, str], host: str) -> None:
+    origin = fields.get("origin")
+    if origin is not None:
+        scheme, found, place = origin.partition("://")
+        if scheme not in ("http", "https") or not found or place.lower() != host.lower():
+            raise Refusal("http.origin", "requests of web pages from elsewhere are refused")
+    if fields.get("sec-fetch-site", "").lower() == "cross-site":
+        raise Refusal("http.origin", "requests of web pages from elsewhere are refused")
+
+
+def _check_token(fields: Mapping[str, str], key: str) -> None:
+    scheme, _, token = fields.get("authorization", "").partition(" ")
+    given = token.strip().encode("utf-8", "replace")
+    if scheme.lower() != "bearer" or not hmac.compare_digest(given, key.encode("utf-8")):
+        raise Refusal(
+            "access.token",
+            "this mesh has a key: send it as Authorization: Bearer",
+            headers={"WWW-Authenticate": "Bearer"},
+        )

@@ -1,0 +1,285 @@
+"""The orchestrator's processes: a launcher that keeps a broker and a REST shim alive.
+
+The launcher starts both as children, brings back what dies with growing pauses, and ends
+them when it is told to. A child ends within a second of its parent's death: it watches its
+standard input, which is a pipe of the launcher's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import logging
+import queue
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Final
+
+from d8mesh.config import Config
+from d8mesh.edge import data_folder, logs
+from d8mesh.edge.installation import HERE
+from d8mesh.edge.logs import event
+from d8mesh.processes.console import OrchestratorConsole
+from d8mesh.processes.parent import end_with_parent, stop_signals
+
+#: Pauses before a child that died is brought back: none, then these, doubling up to a cap.
+FIRST_PAUSE_S: Final = 0.1
+#: The cap for one that had come up: everybody waits for it, and each start costs half a second.
+MAX_PAUSE_S: Final = 1.0
+#: The cap for one that did not even come up (its disk is full): trying more often helps nobody.
+MAX_START_PAUSE_S: Final = 2.0
+#: A child that ran this long is healthy: after its next death it is back at once again.
+HEALTHY_S: Final = 5.0
+#: Time for children to end by themselves before they are killed.
+END_S: Final = 10.0
+#: Exit codes of a child that a restart cannot mend.
+FINAL_EXITS: Final = frozenset({2, 3, 4})
+#: The pause between looks at the children; the death of one ends it.
+LOOK_S: Final = 0.2
+
+if sys.platform == "win32":
+    _NEW_GROUP: Final = subprocess.CREATE_NEW_PROCESS_GROUP
+else:
+    _NEW_GROUP: Final = 0
+
+_log: Final = logging.getLogger("d8mesh.orchestrator")
+
+
+def run(config: Config, options: argparse.Namespace) -> int:
+    """Run an orchestrator until it is told to stop; return the exit code.
+
+    Raises:
+        ConfigError: the data folder cannot be used.
+        D8Error: the REST port is taken.
+    """
+    data_folder.require(Path(config.data_dir), "orchestrator", "logs")
+    logs.setup("orchestrator", level=config.log_level, folder=_logs(config), to_stderr=False)
+    _refuse_taken_port(config)
+    launcher = _Launcher(config)
+    stop = threading.Event()
+    for number in stop_signals():
+        signal.signal(number, lambda *_: stop.set())
+    if getattr(options, "with_parent", False):
+        end_with_parent(stop.set)
+    return launcher.run(stop)
+
+
+def pause_before_start(deaths: int, *, was_up: bool) -> float:
+    """Return seconds to wait before a child is started again that died `deaths` times before."""
+    cap_s = MAX_PAUSE_S if was_up else MAX_START_PAUSE_S
+    doublings = min(deaths, 10)  # beyond every cap; a night of deaths would overflow a float
+    return min(cap_s, FIRST_PAUSE_S * 2.0**doublings) if deaths else 0.0
+
+
+def run_broker(config: Config, options: argparse.Namespace) -> int:
+    """Be the broker process; says on standard output when it is up."""
+    from d8mesh.nodes.broker import Broker  # the launcher starts quicker without it
+
+    arguments = _child_arguments(options.rest)
+    logs.setup("broker", level=config.log_level, folder=_logs(config), to_stderr=False)
+    broker = Broker(config, _journal(config).parent, web_port=arguments.web_port)
+    for number in stop_signals():
+        signal.signal(number, lambda *_: broker.stop())
+    end_with_parent(broker.stop)
+    print(json.dumps({"event": "ready", **asdict(broker.ready)}), flush=True)
+    broker.run()
+    return 0
+
+
+def run_web(config: Config, options: argparse.Namespace) -> int:
+    """Be the REST process."""
+    from d8mesh.processes import web_main
+
+    arguments = _child_arguments(options.rest)
+    return web_main.run_web(config, arguments)
+
+
+@dataclass(slots=True, eq=False)
+class _Child:
+    """One child process, and when it may be started again."""
+
+    name: str
+    arguments: list[str]
+    process: subprocess.Popen[str] | None = None
+    started: float = 0.0
+    is_up: bool = False
+    #: we end it ourselves, to start it with other arguments
+    is_replaced: bool = False
+    deaths: int = 0
+    not_before: float = 0.0
+    lines: queue.SimpleQueue[str] = field(default_factory=queue.SimpleQueue)
+
+
+class _Launcher:
+    """Keeps the two children running."""
+
+    def __init__(self, config: Config) -> None:
+        self._console = OrchestratorConsole(config, Path(config.data_dir).absolute())
+        self._broker = _Child("broker", ["_broker", "--web-port", str(config.web_port)])
+        self._web = _Child("web", [])
+        self._port = 0
+        self._said = False
+        self._news = threading.Event()
+
+    def run(self, stop: threading.Event) -> int:
+        code = 0
+        try:
+            while not stop.is_set():
+                code = self._look()
+                if code:
+                    break
+                self._news.wait(LOOK_S if self._said else 0.02)
+                self._news.clear()
+        finally:
+            if self._said and stop.is_set():
+                self._console.stopping(END_S)
+            self._end()
+        if self._said and not code:
+            self._console.stopped()
+        return code
+
+    def _look(self) -> int:
+        """Start what is not running; return an exit code if there is no use in going on."""
+        code = self._tend(self._broker, self._ready)
+        return code or (self._tend(self._web, self._web_ready) if self._port else 0)
+
+    def _tend(self, child: _Child, tell: Callable[[str], None]) -> int:
+        while not child.lines.empty():
+            child.is_up = True
+            self._console.rose(child.name)
+            tell(child.lines.get())
+        now = time.monotonic()
+        if child.process is not None:
+            code = child.process.poll()
+            if code is None:
+                return 0
+            child.process = None
+            if code in FINAL_EXITS or (not self._said and code > 0):  # killed: it tries again
+                if self._said:
+                    self._console.gave_up(child.name, code)
+                return code
+            if now - child.started > HEALTHY_S:
+                child.deaths = 0
+            pause_s = pause_before_start(child.deaths, was_up=child.is_up)
+            child.deaths += 1
+            child.not_before = now + pause_s
+            event(
+                _log, logging.WARNING, "child.died", child=child.name, code=code, again_in_s=pause_s
+            )
+            if not child.is_replaced:
+                self._console.fell(child.name, code, pause_s)
+            child.is_replaced = False
+        if now >= child.not_before:
+            self._start(child, now)
+        return 0
+
+    def _start(self, child: _Child, now: float) -> None:
+        child.process = subprocess.Popen(
+            HERE.command(*child.arguments),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            encoding="utf-8",
+            cwd=HERE.start_folder,
+            # A Ctrl-C reaches the whole group; the launcher alone decides what it means.
+            process_group=None if sys.platform == "win32" else 0,
+            creationflags=_NEW_GROUP,
+        )
+        child.started, child.is_up = now, False
+        threading.Thread(
+            target=_pump, args=(child.process, child.lines, self._news), daemon=True
+        ).start()
+
+    def _ready(self, line: str) -> None:
+        """The broker is up: tell the REST process where, starting it anew if that changed."""
+        told = json.loads(line)
+        if told["port"] != self._port:
+            self._port = told["port"]
+            self._web.arguments = ["_web", "--broker", f"tcp://127.0.0.1:{self._port}"]
+            if self._web.process is not None:
+                self._web.is_replaced = True
+                _ask_to_end(self._web.process)
+        self._broker_id = told["broker_id"]
+
+    def _web_ready(self, line: str) -> None:
+        told = json.loads(line)
+        if not self._said:
+            self._said = True
+            self._console.started(self._broker_id, web_port=told["port"], broker_port=self._port)
+
+    def _end(self) -> None:
+        """End the children: REST first, so that nobody is told of a broker that has gone."""
+        deadline = time.monotonic() + END_S
+        for child in (self._web, self._broker):
+            process = child.process
+            if process is None:
+                continue
+            _ask_to_end(process)
+            try:
+                process.wait(max(0.1, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def _ask_to_end(process: subprocess.Popen[str]) -> None:
+    """Let a child drain and end: not by a signal, which on Windows would end it in mid-sentence."""
+    assert process.stdin is not None
+    with contextlib.suppress(OSError):
+        process.stdin.close()
+
+
+def _pump(
+    process: subprocess.Popen[str], lines: queue.SimpleQueue[str], news: threading.Event
+) -> None:
+    """Pass on what a child says, and tell of each line and of its end."""
+    assert process.stdout is not None
+    with contextlib.suppress(OSError, ValueError):
+        for line in process.stdout:
+            lines.put(line)
+            news.set()
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(END_S)
+    news.set()
+
+
+def _child_arguments(rest: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--broker", default="")
+    parser.add_argument("--web-port", type=int, default=None)
+    return parser.parse_args(rest)
+
+
+def _journal(config: Config) -> Path:
+    return Path(config.data_dir) / "orchestrator" / "journal.db"
+
+
+def _logs(config: Config) -> Path:
+    return Path(config.data_dir) / "logs"
+
+
+def _refuse_taken_port(config: Config) -> None:
+    """Say at once who holds the REST port: the child could only die of it.
+
+    Raises:
+        JournalHeldError: it is another orchestrator on this very journal.
+        D8Error: somebody else has it, or the address is not this machine's.
+    """
+    from d8mesh.edge.network import bind  # the launcher starts quicker without it
+
+    host = "127.0.0.1" if config.web_host == "localhost" else config.web_host
+    try:
+        bind(host, config.web_port).close()
+    except OSError as error:
+        from d8mesh.edge.sqlite import refuse_held  # slow to import, and seldom needed
+        from d8mesh.processes.web_main import refused_bind
+
+        refuse_held(_journal(config))
+        raise refused_bind(config.web_host, config.web_port, error) from error

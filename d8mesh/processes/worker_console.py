@@ -1,0 +1,405 @@
+"""What a worker's console says: who it is, what happens to it, and how much it has done.
+
+Reads the worker's status every now and then and tells what is new, a line each; on a terminal
+long lines are wrapped between words.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, Final, Protocol
+
+from d8mesh.backends import Availability
+from d8mesh.core.protocol.addresses import LOOPBACK
+from d8mesh.edge.logs import escape
+from d8mesh.edge.terminal import say_anyway
+from d8mesh.program import command_name
+from d8mesh.processes.console import url_of
+from d8mesh.words import tr, translated
+
+#: How often an orchestrator is looked for while there is none, to say so.
+LOOK_S: Final = 0.1
+#: The same once it has joined one: an idle worker shall cost nothing.
+LATER_LOOK_S: Final = 2.0
+#: Without an orchestrator for this long, people are told what to check; later again and again.
+PATIENCE_S: Final = 10.0
+REMIND_S: Final = 600.0
+#: What was done is told at most this often.
+INTERVAL_S: Final = 60.0
+#: While it drains, how many still run is told this often.
+DRAIN_TELL_S: Final = 5.0
+#: Names in one line.
+MAX_NAMED: Final = 8
+MIN_COLUMNS: Final = 40
+_INDENT: Final = "  "
+#: Why an orchestrator is lost whose place is taken.
+_REPLACED: Final = "another orchestrator answers there now"
+
+
+class Told(Protocol):
+    """What the console needs of a worker."""
+
+    @property
+    def worker_id(self) -> str:
+        """The id it goes by."""
+
+    def status(self) -> dict[str, Any]:
+        """Return the body of its status page."""
+
+
+class WorkerConsole:
+    """Tells people what happens to a worker.
+
+    Args:
+        worker: asked for its status.
+        mesh: the name of the mesh.
+        url: ORCHESTRATOR_URL, if it is set.
+        tell: prints one line.
+        clock: monotonic seconds.
+
+    Thread: `run` on its own; the rest from any.
+    """
+
+    def __init__(
+        self,
+        worker: Told,
+        *,
+        mesh: str,
+        url: str | None = None,
+        tell: Callable[[str], None] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._worker, self._mesh, self._url = worker, mesh, url
+        self._tell = tell or say_wrapped
+        self._clock = clock
+        self._name = ""
+        self._joined: dict[str, str] = {}  # broker id -> endpoint
+        self._lost: dict[str, float] = {}  # broker id -> since when
+        self._refused: set[str] = set()
+        self._outbox = ""
+        self._alone_since = self._remind_at = 0.0
+        self._counted, self._count_at = (0, 0), 0.0
+        self._drain_at: float | None = None
+        self._backend: Availability | None = None
+        self._had_model = False
+        self._lock = threading.Lock()
+        self._early: list[str] | None = []
+
+    # ------------------------------------------------------------------- what happens
+
+    def begin(
+        self,
+        *,
+        folder: object,
+        interfaces: str,
+        wanted: str | None = None,
+        host: str = LOOPBACK,
+    ) -> None:
+        """Say who the worker is, what it offers, and where it looks.
+
+        Args:
+            folder: its data folder.
+            interfaces: that mDNS uses, for people.
+            wanted: the id that it was given, if any; it may have got another.
+            host: where its status page can be opened.
+        """
+        status = self._worker.status()
+        self._name = str(status["worker_id"])
+        kind, slots = status["worker_type"], status["slots"]
+        self._tell(
+            tr(
+                "worker {id} ({kind}), d8mesh {version}, mesh {mesh}",
+                id=self._name,
+                kind=kind,
+                version=status["version"],
+                mesh=self._mesh,
+            )
+        )
+        if (line := renamed(wanted, self._name)) is not None:
+            self._tell(line)
+        self._tell(tr("data in {folder}", folder=folder))
+        types = _named(status["task_types"])
+        self._tell(tr("takes {tasks} at once: {types}", tasks=_tasks(slots), types=types))
+        if status["status_port"]:
+            url = url_of(host, status["status_port"])
+            self._tell(tr("status page: {url}", url=f"{url}/health"))
+        self._tell(self._where_it_looks(interfaces))
+        now = self._clock()
+        self._alone_since, self._remind_at = now, now + PATIENCE_S
+        self._count_at = now + INTERVAL_S
+        with self._lock:
+            early, self._early = self._early or [], None
+        for text in early:
+            self.notice(text)
+
+    def _where_it_looks(self, interfaces: str) -> str:
+        named = interfaces or tr("no interface")
+        fields = {"id": self._name, "mesh": self._mesh, "interfaces": named}
+        if self._url:
+            return tr(
+                "worker {id}: looking for orchestrators of mesh {mesh} by mDNS on {interfaces}, "
+                "and at {url}",
+                **fields,
+                url=self._url,
+            )
+        return tr(
+            "worker {id}: looking for orchestrators of mesh {mesh} by mDNS on {interfaces}",
+            **fields,
+        )
+
+    def notice(self, text: str) -> None:
+        """Say what people should know; after who this is, however early it is known."""
+        with self._lock:
+            if self._early is not None:
+                self._early.append(text)
+                return
+        self._tell(tr("note: {text}", text=translated(text)))
+
+    def network_notice(self, text: str) -> None:
+        """Say what is wrong with finding others, such as that mDNS does not work here."""
+        is_said = "ORCHESTRATOR_URL" in text or self._url is not None
+        hint = tr("; ORCHESTRATOR_URL=http://ADDRESS:7001 names an orchestrator")
+        self.notice(translated(text) + ("" if is_said else hint))
+
+    def backend(self, seen: Availability, task_types: tuple[str, ...]) -> None:
+        """Say what the language-model service offers, when that has changed."""
+        before, self._backend = self._backend, seen
+        types = tr(" and ").join(task_types)
+        if not seen.is_up:
+            if before is None or before.reason != seen.reason:
+                why = translated(seen.reason)
+                self._tell(
+                    tr(
+                        "no language model here, so {types} are not offered: {why}",
+                        types=types,
+                        why=why,
+                    )
+                )
+            return
+        is_same = before is not None and before.is_up and before.url == seen.url
+        if before is None or not is_same or before.models != seen.models:
+            back = tr("back: ") if self._had_model and not is_same else ""
+            self._had_model = True
+            self._tell(back + _offer(seen, types))
+            for name, why in list(seen.unfit.items())[:MAX_NAMED]:
+                told = tr("{model} is not offered: it {why}", model=name, why=translated(why))
+                self._tell(_INDENT + told)
+        if seen.warning and (before is None or before.warning != seen.warning):
+            self._tell(tr("note: {text}", text=translated(seen.warning)))
+
+    def drain(self, running: int, drain_s: float) -> None:
+        """Say that the worker was told to stop."""
+        if running:
+            left = tr("1 task still runs and gets")
+            if running > 1:
+                left = tr("{count} tasks still run and get", count=running)
+            self._tell(
+                tr(
+                    "draining: {left} up to {seconds} s, nothing new is taken; "
+                    "Ctrl-C again stops at once",
+                    left=left,
+                    seconds=f"{drain_s:.0f}",
+                )
+            )
+        else:
+            self._tell(tr("stopping: no task runs here; what has not started is given back"))
+        self._drain_at = self._clock() + DRAIN_TELL_S
+
+    def end(self) -> None:
+        """Say what it has done."""
+        status = self._worker.status()
+        done, failed = int(status["tasks_completed"]), int(status["tasks_failed"])
+        running = int(status["running"])
+        told = tr(
+            "worker {id} stopped: {done} done, {failed} failed",
+            id=self._name,
+            done=done,
+            failed=failed,
+        )
+        if running:
+            told += tr(
+                "; {tasks} did not end in time and will run elsewhere", tasks=_tasks(running)
+            )
+        self._tell(told)
+
+    def run(self, stop: threading.Event) -> None:
+        """Look until `stop` is set. Thread: its own."""
+        while not stop.wait(LATER_LOOK_S if self._joined else LOOK_S):
+            self.look()
+
+    def look(self) -> None:
+        """Tell what is new since the last look."""
+        status, now = self._worker.status(), self._clock()
+        self._look_at_name(status)
+        self._look_at_orchestrators(status, now)
+        for why in [why for why in status["refused"] if why not in self._refused]:
+            self._refused.add(why)
+            self._tell(tr("an orchestrator refuses this worker: {why}", why=translated(why)))
+        outbox = str(status["outbox"] or "")
+        if outbox != self._outbox:
+            self._outbox = outbox
+            taken = tr("tasks are taken again")
+            refused = tr("no new tasks are taken: {why}", why=translated(outbox))
+            self._tell(refused if outbox else taken)
+        self._look_at_work(status, now)
+
+    # ------------------------------------------------------------------- private
+
+    def _look_at_name(self, status: Mapping[str, Any]) -> None:
+        name = str(status["worker_id"])
+        if name != self._name:
+            self._tell(renamed_in_mesh(self._name, name))
+            self._name = name
+
+    def _look_at_orchestrators(self, status: Mapping[str, Any], now: float) -> None:
+        found = {each["broker_id"]: each["endpoint"] for each in status["orchestrators"]}
+        found = {broker_id: endpoint for broker_id, endpoint in found.items() if endpoint}
+        whys = {each["broker_id"]: each["why"] for each in status["lost"]}
+        for broker_id, endpoint in self._joined.items():
+            if broker_id not in found and endpoint in found.values():
+                whys.setdefault(broker_id, _REPLACED)
+        for broker_id, endpoint in list(self._joined.items()):
+            if broker_id in whys and broker_id not in found:
+                del self._joined[broker_id]
+                self._lost[broker_id] = now
+                self._tell(
+                    tr(
+                        "lost {orchestrator} at {endpoint}: {why}. Looking for it; what runs "
+                        "goes on and its results are kept",
+                        orchestrator=broker_id,
+                        endpoint=endpoint,
+                        why=translated(str(whys[broker_id])),
+                    )
+                )
+                if not self._joined:
+                    self._alone_since, self._remind_at = now, now + PATIENCE_S
+        for broker_id, endpoint in found.items():
+            if self._joined.get(broker_id) == endpoint:
+                continue
+            since = self._lost.pop(broker_id, None)
+            self._joined[broker_id] = endpoint
+            self._tell(_joined(self._name, broker_id, endpoint, after_s=since and now - since))
+        if not self._joined and self._drain_at is None and now >= self._remind_at:
+            self._remind_at = now + REMIND_S
+            self._tell(self._what_to_check(now - self._alone_since))
+
+    def _what_to_check(self, alone_s: float) -> str:
+        if self._url:
+            more = tr("Does {url} (ORCHESTRATOR_URL) answer?", url=self._url)
+        else:
+            more = tr(
+                "If mDNS does not get through: ORCHESTRATOR_URL=http://ADDRESS:7001 names one"
+            )
+        return tr(
+            "no orchestrator found for {span}: looking on. Is one running (`{program} "
+            "orchestrator`), with D8_MESH={mesh}, in this network? {more}",
+            span=_span(alone_s),
+            program=command_name(),
+            mesh=self._mesh,
+            more=more,
+        )
+
+    def _look_at_work(self, status: Mapping[str, Any], now: float) -> None:
+        running = int(status["running"])
+        if self._drain_at is not None:
+            if running and now >= self._drain_at:
+                self._drain_at = now + DRAIN_TELL_S
+                self._tell(tr("draining: {tasks} still running", tasks=_tasks(running)))
+            return
+        if now < self._count_at:
+            return
+        took_s, self._count_at = now - self._count_at + INTERVAL_S, now + INTERVAL_S
+        counted = (int(status["tasks_completed"]), int(status["tasks_failed"]))
+        done, failed = (new - old for new, old in zip(counted, self._counted, strict=True))
+        self._counted = counted
+        if done or failed:
+            self._tell(
+                tr(
+                    "in the last {seconds} s: {done} done, {failed} failed, {running} running",
+                    seconds=f"{took_s:.0f}",
+                    done=done,
+                    failed=failed,
+                    running=running,
+                )
+            )
+
+
+def say_wrapped(text: str) -> None:
+    """Print a line; on a terminal, wrapped between words to its width.
+
+    A console that cannot be written (a full disk behind it) stops no worker and fails no task.
+    """
+    line = escape(text)
+    with contextlib.suppress(OSError, ValueError):
+        if sys.stdout is not None and sys.stdout.isatty():
+            columns = max(MIN_COLUMNS, shutil.get_terminal_size().columns)
+            line = textwrap.fill(
+                line,
+                width=columns,
+                subsequent_indent=_INDENT,
+                break_long_words=False,
+                break_on_hyphens=False,
+            )
+    say_anyway(line)
+
+
+def renamed(wanted: str | None, worker_id: str) -> str | None:
+    """Return what to say of a worker that could not get the id it was given."""
+    if not wanted or worker_id == wanted:
+        return None
+    return tr(
+        "another worker on this machine is called {wanted}: this one is {id}",
+        wanted=wanted,
+        id=worker_id,
+    )
+
+
+def renamed_in_mesh(before: str, worker_id: str) -> str:
+    """Return what to say of a worker whose id another machine's has already."""
+    return tr(
+        "another worker of the mesh is called {before}: this one goes on as {id}",
+        before=before,
+        id=worker_id,
+    )
+
+
+def _offer(seen: Availability, types: str) -> str:
+    others = [name for name in seen.models if name != seen.default]
+    told = tr(
+        "Ollama at {url}: {types} with {model}", url=seen.url, types=types, model=seen.default
+    )
+    return told + (tr("; others: {models}", models=_named(others)) if others else "")
+
+
+def _joined(worker_id: str, broker_id: str, endpoint: str, *, after_s: float | None) -> str:
+    back = "" if after_s is None else tr("back after {span}: ", span=_span(after_s))
+    where = {"id": worker_id, "orchestrator": broker_id, "endpoint": endpoint}
+    if not endpoint.startswith("http"):
+        return back + tr("worker {id} joined {orchestrator} at {endpoint}", **where)
+    return back + tr(
+        "worker {id} joined {orchestrator} at {endpoint} over HTTP: its ZeroMQ port cannot be "
+        "reached; open it for full speed",
+        **where,
+    )
+
+
+def _tasks(count: int) -> str:
+    return tr("1 task") if count == 1 else tr("{count} tasks", count=count)
+
+
+def _span(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
+
+
+def _named(names: Any) -> str:
+    listed = [str(name) for name in names]
+    more = ""
+    if len(listed) > MAX_NAMED:
+        more = tr(" and {count} more", count=len(listed) - MAX_NAMED)
+    return (", ".join(listed[:MAX_NAMED]) or tr("nothing yet")) + more

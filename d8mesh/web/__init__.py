@@ -1,1 +1,0 @@
-"""The HTTP doors: the documented REST and the worker's status."""

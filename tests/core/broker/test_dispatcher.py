@@ -1,0 +1,477 @@
+"""The whole brain: roles, restarts, and that memory, facts and disk agree."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+
+from d8mesh.core.protocol import messages as m
+from d8mesh.core.broker.dispatcher import (
+    MIN_GRACE_S,
+    PRUNE_S,
+    SETTLE_S,
+    STANDSTILL_S,
+    SWEEP_S,
+    WAIT_STEP_LEASES,
+    Dispatcher,
+)
+from d8mesh.core.broker.effects import Load, Loaded, Peer
+from d8mesh.core.broker.task_table import TaskTable
+from d8mesh.core.broker.state import MAX_LOADS_OF_CLIENT, Policy
+from d8mesh.core.broker.records import History
+from d8mesh.core.broker.store import Restored
+from d8mesh.core.protocol.task import Closed, WorkersMissed, Pruned, TaskState
+from tests.core.wired_broker import WiredBroker, S, beat, hello
+
+
+def picture(task_table: TaskTable) -> dict[str, object]:
+    """Return all that a task table knows of unfinished tasks, in comparable form."""
+    tasks: dict[str, object] = {}
+    for batch in task_table.batches():
+        for index in range(batch.count):
+            task_id = batch.task_id(index)
+            state = task_table.state_of(task_id)
+            if state is not None:
+                task = task_table.tasks.get(task_id)
+                errors = task.history.errors if task and task.history else 0
+                tasks[task_id] = (state, errors, batch.spec)
+    return {
+        "tasks": tasks,
+        "totals": task_table.totals,
+        "kept": task_table.kept_finished,
+        "keys": task_table.keys,
+    }
+
+
+def test_verbs_of_the_other_role_are_forbidden(broker: WiredBroker) -> None:
+    client, worker = broker.client(), broker.worker("w")
+    broker.say(client, beat([], 0))
+    broker.say(worker, m.Watch([]))
+    broker.say(client, hello("x"))
+    broker.say(worker, m.ClientHello(1, "m", S, "pc"))
+    for peer in (client, worker):
+        refusals = broker.got(peer, m.Refused)
+        assert [each.code for each in refusals] == ["access.forbidden"] * 2
+
+
+def test_strangers_are_told_to_say_hello(broker: WiredBroker) -> None:
+    stranger = Peer(b"x")
+    for message in (beat([], 0), m.Watch([]), m.Results(1, 1, [], [], b"", [])):
+        broker.say(stranger, message)
+    assert len(broker.got(stranger, m.Rehello)) == 3
+
+
+def test_a_standstill_of_the_broker_blames_nobody(broker: WiredBroker) -> None:
+    client, worker = broker.client(), broker.worker("w")
+    (task_id,) = broker.submit(client)
+    broker.work(worker)
+    broker.pass_time(60, step=60)
+    assert STANDSTILL_S < 60
+    assert broker.task_table.state_of(task_id) is TaskState.RUNNING
+    assert S in broker.state.clients
+
+
+def test_a_standstill_beyond_the_time_of_an_attempt_blames_nobody(broker: WiredBroker) -> None:
+    client, worker = broker.client(), broker.worker("w")
+    ids = broker.submit(client, 2, max_attempts=1)
+    held = broker.work(worker)
+    offer = {"task_types": ["echo"]}
+    broker.ask(client, "poll.register", worker_id="p", worker_type="t", capabilities=offer)
+    assert broker.ask(client, "poll.next", worker_id="p", wait_s=0.0).body["task"]
+    broker.pass_time(400, step=400)
+    for _ in range(30):  # the polling worker is silent while it runs
+        broker.say(worker, beat(list(held), 1))
+        broker.pass_time(3)
+    assert [broker.task_table.state_of(task_id) for task_id in ids] == [TaskState.RUNNING] * 2
+    broker.finish(worker, held)
+    assert broker.task_table.totals.completed == 1
+
+
+def test_a_standstill_gives_no_attempt_more_than_its_whole_time(broker: WiredBroker) -> None:
+    worker = broker.worker("w")
+    (task_id,) = broker.submit(broker.client(), max_attempts=1)
+    held = broker.work(worker)
+    broker.now += 400
+    broker.at += 400
+    broker.say(worker, hello("w", held=held))
+    for _ in range(100):
+        broker.pass_time(3)
+        broker.say(worker, beat([task_id], 0))
+    assert broker.task_table.state_of(task_id) is TaskState.RUNNING
+    for _ in range(12):
+        broker.pass_time(3)
+        broker.say(worker, beat([task_id], 0))
+    assert broker.task_table.state_of(task_id) is None
+
+
+def test_a_jump_of_the_wall_clock_changes_no_lease_and_no_deadline(broker: WiredBroker) -> None:
+    client, worker = broker.client(), broker.worker("w")
+    running, waiting = broker.submit(client, 2, deadline_s=100.0)
+    broker.work(worker)
+    broker.at += 1_000_000
+    broker.pass_time(5)
+    broker.at -= 2_000_000
+    broker.pass_time(4)
+    assert broker.task_table.state_of(running) is TaskState.RUNNING
+    assert broker.task_table.state_of(waiting) is TaskState.QUEUED
+
+
+@pytest.mark.parametrize("jump_s", [1e6, -1e6])
+def test_a_jump_of_the_wall_clock_changes_no_time_that_is_left_for_a_hand_out(
+    broker: WiredBroker, jump_s: float
+) -> None:
+    broker.submit(broker.client(), deadline_s=100.0)
+    broker.at += jump_s
+    broker.pass_time(10)
+    (work,) = broker.got(broker.worker("w"), m.Work)
+    assert work.groups[0].timeout_s == pytest.approx(90.0)
+
+
+def test_questions_to_the_journal_are_bounded_and_failures_told(broker: WiredBroker) -> None:
+    client = broker.client()
+    broker.dispatcher.receive(m.Query(1, "status", {"id": f"{S}-5"}), client, broker.now)
+    number = broker.state._next_load - 1
+    effects = broker.dispatcher.loaded(Loaded(number, [], "disk on fire"))
+    broker.perform(effects)
+    assert broker.got(client, m.Answer)[0].body["error"] == "disk on fire"
+    assert broker.dispatcher.loaded(Loaded(number, [], "")) == []  # nobody asked
+
+
+@pytest.mark.parametrize("others", [0, 1])
+def test_what_one_client_asks_of_the_journal_is_bounded_and_what_all_do(
+    broker: WiredBroker, monkeypatch: pytest.MonkeyPatch, others: int
+) -> None:
+    monkeypatch.setattr("d8mesh.core.broker.state.MAX_LOADS", MAX_LOADS_OF_CLIENT + others)
+    client, other, third = (broker.client(name * 16) for name in "abc")
+    ask = m.Query(1, "status", {"id": f"{S}-5"})
+    asked = [broker.dispatcher.receive(ask, client, 0.0) for _ in range(MAX_LOADS_OF_CLIENT + 1)]
+    broker.dispatcher.receive(m.Watch([f"{S}-5"]), client, 0.0)  # it asks again later
+    broker.perform(asked[-1])
+    assert [answer.code for answer in broker.got(client, m.Answer)] == ["access.flood"]
+    broker.perform(broker.dispatcher.receive(ask, other, 0.0))
+    assert broker.got(other, m.Answer)[0].code == ("task.unknown" if others else "access.flood")
+    broker.perform(asked[0])
+    assert broker.got(client, m.Answer)[0].code == "task.unknown"
+    assert broker.ask(third, "status", id=f"{S}-5").code == "task.unknown"
+    assert broker.ask(client, "status", id=f"{S}-5").code == "task.unknown"
+    assert broker.state.clients["a" * 16].loads == MAX_LOADS_OF_CLIENT - 1
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_memory_facts_and_disk_agree_whatever_happens(tmp_path: Path, seed: int) -> None:  # noqa: C901
+    """A random history: after it the fold of the facts and the file tell the same."""
+    rng = random.Random(seed)
+    broker = WiredBroker(tmp_path, max_attempts=3)
+    broker.draw = rng.random
+    client = broker.client()
+    workers = {name: broker.worker(name, slots=3) for name in "abc"}
+    held: dict[str, dict[str, bytes]] = {name: {} for name in workers}
+    submitted: list[str] = []
+
+    def step() -> None:
+        name = rng.choice(sorted(workers))
+        worker = workers[name]
+        held[name] |= broker.work(worker)
+        chosen = dict(list(held[name].items())[: rng.randint(0, 3)])
+        match rng.randint(0, 9):
+            case 0 | 1:
+                later = broker.at + 3 if rng.random() < 0.2 else None
+                submitted.extend(
+                    broker.submit(
+                        client, rng.randint(1, 6), priority=rng.randint(1, 10), run_at=later
+                    )
+                )
+            case 2 | 3 | 4:
+                kind = rng.choice((m.SUCCEEDED, m.SUCCEEDED, m.FAILED, m.REFUSED))
+                broker.finish(worker, chosen, kind)
+                for task_id in chosen:
+                    held[name].pop(task_id)
+            case 5:
+                broker.say(worker, m.Release(3, list(chosen), list(chosen.values())))
+                for task_id in chosen:
+                    held[name].pop(task_id)
+            case 6:
+                broker.pass_time(rng.choice((0.5, 2.0)))
+                for each, peer in workers.items():
+                    held[each] |= broker.work(peer)
+                    broker.say(peer, beat(list(held[each]), 10**6, window=3))
+                broker.say(client, m.Watch([]))
+            case 7 if submitted:
+                broker.ask(client, "cancel", id=rng.choice(submitted))
+            case 8:
+                broker.say(worker, m.Goodbye("x"))
+                workers[name] = broker.worker(name, slots=3, boot=f"b{broker.seq}")
+                held[name] = {}
+            case _:
+                broker.finish(worker, {task_id: bytes(16) for task_id in submitted[-1:]})
+
+    for _ in range(120):
+        step()
+    fold = TaskTable()
+    for fact in broker.facts:
+        fold.apply(fact)
+    fold.check()
+    before = picture(broker.task_table)
+    assert picture(fold) == before
+    broker.restart()
+    after = picture(broker.task_table)
+    tasks = {key: value[2] for key, value in before["tasks"].items()}  # type: ignore[attr-defined]
+    assert {key: value[2] for key, value in after["tasks"].items()} == tasks  # type: ignore[attr-defined]
+    assert (after["totals"], after["kept"]) == (before["totals"], before["kept"])
+    finish_everything(broker, submitted)
+    broker.close()
+
+
+def finish_everything(broker: WiredBroker, submitted: list[str]) -> None:
+    """In a kind world every accepted task ends in exactly one outcome."""
+    worker = broker.worker("z", slots=500)
+    for _ in range(80):
+        broker.pass_time(1)
+        broker.finish(worker, broker.work(worker))
+        broker.say(worker, beat([], 10**6, window=500))
+    client = broker.client()
+    broker.say(client, m.Watch(submitted))
+    states = {
+        task_id: state
+        for outcomes in broker.got(client, m.Outcomes)
+        for task_id, state in zip(outcomes.ids, outcomes.states, strict=True)
+    }
+    assert sorted(states) == sorted(submitted)
+    assert set(states.values()) <= {1, 2, 3}
+    totals = broker.task_table.totals
+    assert totals.completed + totals.failed + totals.cancelled == len(submitted)
+    assert broker.task_table.queued == broker.task_table.running == broker.task_table.unfinished_bytes == 0
+
+
+def test_what_could_not_be_sent_and_is_finished_already_needs_nothing(broker: WiredBroker) -> None:
+    client, worker = broker.client(), broker.worker("w")
+    broker.submit(client)
+    (work,) = broker.got(worker, m.Work)
+    broker.finish(worker, dict(zip(work.groups[0].ids, work.groups[0].tokens, strict=True)))
+    assert broker.dispatcher.undelivered(worker, work) == []
+
+
+def test_a_drain_says_goodbye_to_who_is_there(broker: WiredBroker) -> None:
+    client, gone, there = broker.client(), broker.worker("gone"), broker.worker("there")
+    broker.ask(client, "poll.register", worker_id="p", worker_type="t", capabilities={})
+    broker.say(gone, m.Goodbye("x"))
+    broker.perform(broker.dispatcher.drain())
+    assert [len(broker.got(peer, m.Goodbye)) for peer in (client, there, gone)] == [1, 1, 0]
+
+
+def finish_many(broker: WiredBroker, count: int) -> None:
+    client, worker = broker.client(), broker.worker("w", slots=count)
+    for _ in range(count):
+        broker.submit(client)
+    broker.finish(worker, broker.work(worker))
+
+
+def test_pruning_goes_in_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("d8mesh.core.broker.dispatcher.PRUNE_BATCHES", 2)
+    broker = WiredBroker(tmp_path, retention_count=1)
+    finish_many(broker, 6)
+    broker.pass_time(PRUNE_S + 4 * SWEEP_S)
+    assert [len(fact.batches) for fact in broker.facts if isinstance(fact, Pruned)] == [2, 2, 1]
+    assert broker.task_table.kept_finished == 1
+    broker.close()
+
+
+def closed(broker: WiredBroker) -> list[int]:
+    return [len(fact.batches) for fact in broker.facts if isinstance(fact, Closed)]
+
+
+def test_finished_batches_are_closed_many_at_once_or_after_a_while(
+    broker: WiredBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finish_many(broker, 3)
+    assert closed(broker) == []
+    broker.pass_time(SETTLE_S + SWEEP_S)
+    assert closed(broker) == [3]
+    monkeypatch.setattr("d8mesh.core.broker.dispatcher.CLOSED_AT_ONCE", 2)
+    finish_many(broker, 2)
+    assert closed(broker) == [3, 2]
+
+
+def test_batches_that_a_crash_left_unclosed_are_closed_after_the_restart(broker: WiredBroker) -> None:
+    finish_many(broker, 3)
+    broker.submit(broker.client(), kind="unknown")
+    broker.restart()
+    assert closed(broker) == []
+    assert broker.task_table.queued == 1
+    broker.pass_time(SETTLE_S + SWEEP_S)
+    assert closed(broker) == [3]
+
+
+def test_nothing_is_pruned_twice_when_the_journal_answers_late(tmp_path: Path) -> None:
+    broker = WiredBroker(tmp_path, retention_count=1)
+    finish_many(broker, 3)
+    loads: list[Load] = []
+    for _ in range(3):
+        broker.now += PRUNE_S
+        effects = broker.dispatcher.tick(broker.now, broker.at)
+        loads += [effect for effect in effects if isinstance(effect, Load)]
+        broker.perform([effect for effect in effects if not isinstance(effect, Load)])
+    assert len(loads) == 1
+    rows = broker.reader.query(loads[0].what, loads[0].args)
+    broker.perform(broker.dispatcher.loaded(Loaded(loads[0].number, rows)))
+    broker.pass_time(2 * PRUNE_S)
+    assert broker.task_table.kept_finished == 1
+    broker.close()
+
+
+def test_what_went_wrong_with_finished_tasks_is_no_concern_of_a_start() -> None:
+    restored = Restored(1, bytes(32), troubled={f"{S}-0": (1, History(1))})
+    restored.in_flight[f"{S}-1"] = (1, "w")
+    dispatcher = Dispatcher(Policy(broker_id="o", mesh="m"), restored, lambda: 0.5)
+    dispatcher.check()
+    assert not dispatcher.state.task_table.tasks
+
+
+def test_sessions_whose_tasks_are_forgotten_count_among_those_that_the_journal_names() -> None:
+    restored = Restored(1, bytes(32), sessions=5, accepted={S: [(0, 2), (7, 1)]})
+    dispatcher = Dispatcher(Policy(broker_id="o", mesh="m"), restored, lambda: 0.5)
+    assert dispatcher.state.task_table.forgotten_sessions == 4
+
+
+LEASE_S = Policy(broker_id="o", mesh="m").lease_s
+
+
+def in_hand(broker: WiredBroker, *names: str) -> dict[str, dict[str, bytes]]:
+    """Have each of these workers hold one task, known on disk; return worker -> what it holds."""
+    client, held = broker.client(), dict[str, dict[str, bytes]]()
+    for name in names:
+        worker = broker.worker(name)
+        broker.submit(client)
+        held[name] = broker.work(worker)
+        assert held[name]
+    return held
+
+
+def waits(broker: WiredBroker, task: dict[str, bytes], most_s: float = 30.0) -> float:
+    """Return how long it takes until the task of a worker that is away waits again."""
+    (task_id,), start = task, broker.now
+    while broker.task_table.state_of(task_id) is TaskState.RUNNING:
+        assert broker.now - start < most_s
+        broker.pass_time(0.1, step=0.1)
+    return broker.now - start
+
+
+@pytest.mark.parametrize("lives", [(9.0,), (4.0, 4.0), (2.6, 2.6, 2.6), (1.0, 8.0, 2.0)])
+def test_the_wait_for_a_worker_that_is_away_goes_on_after_a_restart(
+    broker: WiredBroker, lives: tuple[float, ...]
+) -> None:
+    """A step of each life may be missing in what is noted."""
+    task = in_hand(broker, "w")["w"]
+    for life_s in lives:
+        broker.restart()
+        broker.pass_time(life_s)
+        assert broker.task_table.state_of(*task) is TaskState.RUNNING
+    broker.restart()
+    lost_s = len(lives) * (WAIT_STEP_LEASES * LEASE_S + SWEEP_S)
+    total_s = sum(lives) + waits(broker, task)
+    assert LEASE_S <= total_s <= LEASE_S + max(lost_s, MIN_GRACE_S) + 2 * SWEEP_S
+    assert total_s < LEASE_S + sum(lives)  # not a whole lease after the last start
+    assert broker.task_table.tasks[next(iter(task))].remember().errors == 0
+
+
+def test_a_broker_that_dies_again_and_again_gives_a_dead_worker_up(broker: WiredBroker) -> None:
+    (task_id,) = in_hand(broker, "w")["w"]
+    lives = 0
+    while broker.task_table.state_of(task_id) is TaskState.RUNNING:
+        broker.restart()
+        broker.pass_time(MIN_GRACE_S + 2 * SWEEP_S)
+        lives += 1
+        assert lives <= 4
+    assert list(broker.work(broker.worker("v"))) == [task_id]
+
+
+def test_however_long_a_worker_was_waited_for_it_may_come_back_after_a_start(
+    broker: WiredBroker,
+) -> None:
+    task = in_hand(broker, "w")["w"]
+    broker.restart()
+    broker.pass_time(LEASE_S - 0.1)
+    broker.restart()
+    broker.pass_time(MIN_GRACE_S - 0.1)
+    assert broker.task_table.state_of(*task) is TaskState.RUNNING
+    back = broker.worker("w", held=task)
+    assert broker.got(back, m.Welcome)[0].dropped_ids == []
+    broker.pass_time(SWEEP_S)
+    assert broker.task_table.state_of(*task) is TaskState.RUNNING
+
+
+def test_a_worker_that_was_back_has_its_whole_grace_after_the_next_start(broker: WiredBroker) -> None:
+    """Also if the broker dies with the HELLO; who was not back has been waited for."""
+    held = in_hand(broker, "w", "v")
+    broker.restart()
+    broker.pass_time(6)
+    broker.worker("w", held=held["w"])
+    broker.restart()
+    start = broker.now
+    assert waits(broker, held["v"]) < LEASE_S - 6 + WAIT_STEP_LEASES * LEASE_S
+    assert broker.task_table.state_of(*held["w"]) is TaskState.RUNNING
+    assert waits(broker, held["w"]) >= LEASE_S - (broker.now - start)
+
+
+def test_after_it_was_given_up_the_wait_for_a_worker_begins_anew(broker: WiredBroker) -> None:
+    held = in_hand(broker, "w")["w"]
+    broker.restart()
+    assert waits(broker, held) >= LEASE_S
+    held = broker.work(broker.worker("w", boot="b2"))
+    broker.restart()
+    assert waits(broker, held) >= LEASE_S
+
+
+def test_a_start_at_which_nothing_is_in_hand_forgets_who_was_waited_for(broker: WiredBroker) -> None:
+    (task_id,) = in_hand(broker, "w")["w"]
+    broker.restart()
+    broker.pass_time(8)
+    assert broker.ask(broker.client(), "cancel", id=task_id).code == ""
+    broker.restart()
+    worker = broker.worker("w", boot="b2")  # before the first sweep: in one wake-up with it
+    broker.submit(broker.client())
+    held = broker.work(worker)
+    broker.restart()
+    assert waits(broker, held) >= LEASE_S
+
+
+def test_nothing_is_noted_of_workers_that_are_back_at_once_or_hold_nothing(broker: WiredBroker) -> None:
+    held = in_hand(broker, "w")["w"]
+    idle = broker.worker("idle")
+    broker.say(idle, m.Goodbye("done"))
+    broker.restart()
+    broker.pass_time(1)
+    back = broker.worker("w", held=held)
+    for _ in range(5):
+        broker.pass_time(3)
+        broker.say(back, beat(list(held), 0))
+    broker.finish(back, held)
+    broker.restart()
+    broker.pass_time(12)
+    assert not [fact for fact in broker.facts if isinstance(fact, WorkersMissed)]
+
+
+def test_a_wait_is_noted_each_quarter_of_a_lease_and_no_longer_than_it_lasts(broker: WiredBroker) -> None:
+    in_hand(broker, "w", "v")
+    broker.restart()
+    broker.pass_time(60)
+    notes = [fact for fact in broker.facts if isinstance(fact, WorkersMissed)]
+    assert len(notes) <= 1 / WAIT_STEP_LEASES + 1
+    assert (notes[-1].worker_ids, notes[-1].waited_s) == ([], [])
+    for number, note in enumerate(notes[:-1], 1):
+        assert note.worker_ids == ["w", "v"]
+        step_s = WAIT_STEP_LEASES * LEASE_S
+        assert all(number * step_s <= each <= LEASE_S for each in note.waited_s)
+
+
+def test_while_the_broker_stands_still_nobody_is_waited_for(broker: WiredBroker) -> None:
+    """Also when a HELLO is the first thing that it hears after it."""
+    held = in_hand(broker, "w", "v")
+    broker.restart()
+    broker.pass_time(3)
+    broker.now += 60
+    broker.say(Peer(b"back", "10.0.0.1"), hello("w", held=held["w"]))
+    broker.restart()
+    assert waits(broker, held["v"]) >= LEASE_S - 3 - SWEEP_S

@@ -1,0 +1,92 @@
+"""Partial output: passed on together, and caught up with after a full connection."""
+
+from __future__ import annotations
+
+from d8mesh.core.protocol import messages as m
+from d8mesh.core.broker.effects import Peer
+from d8mesh.core.broker.streaming import CATCH_UP_S
+from tests.core.wired_broker import WiredBroker
+
+
+def listened(broker: WiredBroker) -> tuple[Peer, Peer, str, bytes]:
+    client, worker = broker.client(), broker.worker("w")
+    (task_id,) = broker.submit(client, is_listened=True)
+    return client, worker, task_id, broker.work(worker)[task_id]
+
+
+def chunks(task_id: str, token: bytes, *seqs: int) -> m.Chunks:
+    count = len(seqs)
+    return m.Chunks([task_id] * count, [token] * count, list(seqs), [bytes([n]) for n in seqs])
+
+
+def test_what_comes_together_goes_on_together(broker: WiredBroker) -> None:
+    client, worker, task_id, token = listened(broker)
+    broker.say(worker, chunks(task_id, token, 0, 1, 2, 5, 6))
+    assert broker.got(client, m.Stream) == [
+        m.Stream(task_id, 1, 0, [b"\x00", b"\x01", b"\x02"]),
+        m.Stream(task_id, 1, 5, [b"\x05", b"\x06"]),
+    ]
+
+
+def test_what_goes_on_together_is_bounded_for_it_may_wait_for_a_slow_reader(broker: WiredBroker) -> None:
+    client, worker, task_id, token = listened(broker)
+    quarter = bytes(m.MAX_STREAM_BYTES // 4)
+    broker.say(worker, m.Chunks([task_id] * 6, [token] * 6, list(range(6)), [quarter] * 6))
+    runs = [(run.first_seq, len(run.payloads)) for run in broker.got(client, m.Stream)]
+    assert runs == [(0, 4), (4, 2)]
+
+
+def test_what_is_kept_for_later_has_its_own_numbers_though_pieces_are_missing(
+    broker: WiredBroker,
+) -> None:
+    client, worker, task_id, token = listened(broker)
+    broker.say(worker, chunks(task_id, token, 0, 1, 7, 8))
+    broker.got(client, m.Stream)
+    late = broker.client()
+    broker.say(late, m.Listen(task_id, True))
+    assert broker.got(late, m.Stream) == [m.Stream(task_id, 1, 7, [b"\x07", b"\x08"])]
+
+
+def test_who_could_not_be_sent_a_piece_gets_it_a_moment_later(broker: WiredBroker) -> None:
+    client, worker, task_id, token = listened(broker)
+    broker.say(worker, chunks(task_id, token, 0))
+    (missed,) = broker.got(client, m.Stream)
+    for _ in range(2):
+        broker.perform(broker.dispatcher.undelivered(client, missed))
+    broker.say(worker, chunks(task_id, token, 1))
+    assert broker.got(client, m.Stream) == []
+    broker.pass_time(CATCH_UP_S)
+    assert broker.got(client, m.Stream) == [m.Stream(task_id, 1, 0, [b"\x00", b"\x01"])]
+    broker.say(worker, chunks(task_id, token, 2))
+    assert broker.got(client, m.Stream) == [m.Stream(task_id, 1, 2, [b"\x02"])]
+
+
+def test_what_was_missed_comes_before_the_end(broker: WiredBroker) -> None:
+    client, worker, task_id, token = listened(broker)
+    broker.say(worker, chunks(task_id, token, 0))
+    (missed,) = broker.got(client, m.Stream)
+    broker.perform(broker.dispatcher.undelivered(client, missed))
+    broker.finish(worker, {task_id: token})
+    kinds = [type(message) for peer, message, _ in broker.sent if peer == client]
+    assert kinds[-2:] == [m.Stream, m.Outcomes]
+    broker.pass_time(1)  # nobody is behind any more
+
+
+def test_of_a_finished_task_nothing_is_kept(broker: WiredBroker) -> None:
+    client, worker, task_id, token = listened(broker)
+    broker.say(worker, chunks(task_id, token, 0))
+    assert len(broker.got(client, m.Stream)) == 1
+    broker.finish(worker, {task_id: token})
+    assert broker.dispatcher._streaming._tails == {}
+
+
+def test_who_is_gone_or_listens_no_more_is_behind_nothing(broker: WiredBroker) -> None:
+    client, worker, task_id, token = listened(broker)
+    broker.say(worker, chunks(task_id, token, 0))
+    (missed,) = broker.got(client, m.Stream)
+    broker.perform(broker.dispatcher.undelivered(Peer(b"nobody"), missed))
+    broker.perform(broker.dispatcher.undelivered(client, missed))
+    broker.say(client, m.Listen(task_id, False))
+    broker.pass_time(1)
+    broker.perform(broker.dispatcher.undelivered(client, missed))
+    assert broker.got(client, m.Stream) == []

@@ -1,0 +1,52 @@
+"""Submissions: ids, outcomes, what is still awaited."""
+
+from __future__ import annotations
+
+from d8mesh.core.protocol.messages import COMPLETED_STATE, FAILED_STATE, Group, Refused
+from d8mesh.core.client.submission import Submission
+
+SESSION = "0123456789abcdef"
+OTHER = "v" * 16
+
+
+def submission(count: int = 3, first: int = 10) -> Submission:
+    made = Submission(SESSION, first, [Group("echo", 5, [b"\x80"] * count)], count)
+    made.states, made.payloads, made.missing = bytearray(count), [None] * count, count
+    return made
+
+
+def test_ids_count_on_from_the_first() -> None:
+    tasks = submission()
+    assert [tasks.task_id(n) for n in range(3)] == [f"{SESSION}-{n}" for n in (10, 11, 12)]
+    assert [tasks.index_of(tasks.task_id(n)) for n in range(3)] == [0, 1, 2]
+
+
+def test_an_acceptance_frees_the_data() -> None:
+    tasks = submission()
+    tasks.accept(SESSION, 10, is_repeat=False)
+    assert tasks.is_settled
+    assert tasks.groups == []
+    assert tasks.accepted_as is None
+
+
+def test_a_repeated_key_gives_the_ids_of_the_first_time() -> None:
+    tasks = submission()
+    tasks.accept(OTHER, 7, is_repeat=True)
+    assert tasks.task_id(1) == f"{OTHER}-8"
+    assert tasks.index_of(f"{OTHER}-9") == 2
+    assert tasks.is_repeat
+
+
+def test_a_refusal_settles_without_accepting() -> None:
+    tasks = submission()
+    tasks.refuse(Refused(1, "queue.full", "full"))
+    assert tasks.is_settled
+    assert not tasks.is_accepted
+
+
+def test_the_first_outcome_stands() -> None:
+    tasks = submission()
+    assert tasks.note(1, COMPLETED_STATE, b"first")
+    assert not tasks.note(1, FAILED_STATE, b"second")
+    assert (tasks.states[1], tasks.payloads[1], tasks.missing) == (COMPLETED_STATE, b"first", 2)
+    assert list(tasks.awaited()) == [f"{SESSION}-10", f"{SESSION}-12"]

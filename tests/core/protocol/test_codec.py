@@ -1,0 +1,134 @@
+"""Frames: strict both ways, bounded, and never more than a protocol error."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import msgpack
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from d8mesh.core.protocol import messages as m
+from d8mesh.core.protocol.codec import decode_to_broker, decode_to_client, decode_to_worker, encode
+from d8mesh.errors import ProtocolError
+
+S = "0123456789abcdef"
+TOKEN = bytes(16)
+GROUP = m.Group("echo", 5, [b"x"])
+HELLO: Any = (1, "d8", "w", "b", "go", "m", "pi", 0, ["echo"], [], 1, 1, [], [])
+BEAT: Any = (1, 1, 0, 0, ["echo"], [], [])
+TROUBLE: Any = ("no model",)
+
+
+def submit(**changed: object) -> list[object]:
+    group = {
+        "type": "echo", "priority": 5, "payloads": [b"x"], "model": "", "deadline_s": None,
+        "max_attempts": 0, "is_fenced": False, "run_at": None,
+    }  # fmt: skip
+    group |= {key: value for key, value in changed.items() if key in group}
+    fields: dict[str, object] = {
+        "seq": 1, "session": S, "first": 0, "groups": [list(group.values())], "is_watched": True,
+        "key": "", "digest": b"",
+    }  # fmt: skip
+    fields |= {key: value for key, value in changed.items() if key in fields}
+    return [21, *fields.values()]
+
+
+BAD = [
+    b"", b"\xc0", b"\xc1", b"\x90", b"\x91", b"\x91\x15", b"\x80", b"\xff" * 50, b"\x91" * 100_000,
+    b"\xdd\xff\xff\xff\xff", b"\xc6\xff\xff\xff\xff", b"\x92\x01\xa2\xff\xfe",
+    b"\x92\x01\xd4\x01\x00",
+    *map(msgpack.packb, [
+        [99], ["1", "x"], [1], [1, "x", 2], [1, 5], [1, "x" * 2000], [43, True], [22, "ab"],
+        [22, [5]], [22, ["short"]], [24, f"{S}-1", 1], [25, 1, "x", []], [25, -1, "x", {}],
+        [12, 1, 1, [f"{S}-1"], [], b"", []], [12, 1, 1, [f"{S}-1"], [b"short"], b"\1", [b""]],
+        [12, 1, 99_999, [], [], b"", []], [13, 1, [f"{S}-1"], []],
+        [14, [f"{S}-1"], [TOKEN], [], []],
+        [11, 1, 1, 0, 0, ["x"] * 1001, [], []], [11, float("nan"), 1, 0, 0, [], [], []],
+        submit(priority=0), submit(priority=11), submit(priority="5"), submit(session="x"),
+        submit(session=S.upper()), submit(first=-1), submit(first=2**40), submit(groups=[]),
+        submit(payloads=[]), submit(payloads=["text"]), submit(type=""), submit(type="x" * 129),
+        submit(deadline_s=-1.0), submit(deadline_s=float("nan")), submit(max_attempts=101),
+        submit(run_at=1e12), submit(key="k" * 129), submit(payloads=[b"x"] * 10_001),
+    ]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("frame", BAD)
+def test_garbage_is_a_protocol_error_and_nothing_else(frame: bytes) -> None:
+    for decode in (decode_to_broker, decode_to_worker, decode_to_client):
+        with pytest.raises(ProtocolError):
+            decode(frame)
+
+
+def test_what_is_well_formed_is_taken() -> None:
+    message = decode_to_broker(msgpack.packb(submit(deadline_s=1, run_at=5)))
+    assert isinstance(message, m.Submit)
+    assert message.groups[0].deadline_s == 1.0
+
+
+def test_a_frame_beyond_the_limit_is_refused_unread() -> None:
+    with pytest.raises(ProtocolError, match="at most"):
+        decode_to_broker(b"\x00" * (m.MAX_FRAME_BYTES + 1))
+
+
+def test_the_error_names_the_field() -> None:
+    with pytest.raises(ProtocolError, match=r"\$\[4\]\[0\]\[1\]"):
+        decode_to_broker(msgpack.packb(submit(priority=11)))
+
+
+def test_directions_do_not_mix() -> None:
+    with pytest.raises(ProtocolError):
+        decode_to_worker(encode(m.Watch([])))
+    with pytest.raises(ProtocolError):
+        decode_to_broker(encode(m.Beat(1)))
+    with pytest.raises(ProtocolError):
+        decode_to_client(encode(m.Received(1)))
+
+
+@settings(max_examples=300)
+@given(st.binary(max_size=200))
+def test_random_bytes_never_do_more_than_fail(frame: bytes) -> None:
+    with contextlib.suppress(ProtocolError):
+        decode_to_broker(frame)
+
+
+@settings(max_examples=200)
+@given(st.integers(0, 10_000), st.integers(1, 255))
+def test_a_changed_byte_never_does_more_than_fail(position: int, change: int) -> None:
+    good = bytearray(encode(m.Submit(1, S, 0, [m.Group("echo", 5, [b"abc"] * 9)])))
+    good[position % len(good)] ^= change
+    with contextlib.suppress(ProtocolError):
+        decode_to_broker(bytes(good))
+
+
+def test_columns_of_work_and_results_must_agree() -> None:
+    group = m.WorkGroup("echo", 1.0, False, [f"{S}-1"], [], [])
+    with pytest.raises(ProtocolError, match="Work: columns of unequal lengths"):
+        decode_to_worker(encode(m.Work(1, [group])))
+
+
+@pytest.mark.parametrize(
+    ("bare", "whole", "missing"),
+    [
+        (
+            m.Submit(1, S, 0, [GROUP]),
+            m.Submit(1, S, 0, [GROUP], True, "", b"", True),
+            "is_listened",
+        ),
+        (m.Accepted(1, S, 0), m.Accepted(1, S, 0, False, ["nobody offers it"]), "warnings"),
+        (m.Release(1, [], []), m.Release(1, [], [], "HTTP 503"), "reason"),
+        (m.WorkerHello(*HELLO), m.WorkerHello(*HELLO, *TROUBLE), "trouble"),
+        (m.Heartbeat(*BEAT), m.Heartbeat(*BEAT, *TROUBLE), "trouble"),
+    ],
+)
+def test_a_last_field_that_came_later_is_left_out_when_it_says_nothing(
+    bare: m.Message, whole: m.Message, missing: str
+) -> None:
+    short, full = (msgpack.unpackb(encode(each)) for each in (bare, whole))
+    assert (len(short), len(full)) == (len(full) - 1, 1 + len(type(whole).__struct_fields__))
+    decode = decode_to_client if isinstance(bare, m.Accepted) else decode_to_broker
+    assert (decode(encode(bare)), decode(encode(whole))) == (bare, whole)
+    assert type(whole).__struct_fields__[-1] == missing

@@ -1,0 +1,35 @@
+"""Which names mean the same model."""
+
+from __future__ import annotations
+
+import pytest
+
+from d8mesh.core.protocol.model_names import plain_name, wish_in
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "llama3",
+        "llama3:latest",
+        "Llama3",
+        "library/llama3",
+        " registry.ollama.ai/library/llama3:latest",
+    ],
+)
+def test_every_spelling_of_a_model_is_one_name(name: str) -> None:
+    assert plain_name(name) == "llama3:latest"
+
+
+@pytest.mark.parametrize("name", ["llama3:8b", "mine/llama3:latest", "hf.co/user/llama3:latest"])
+def test_another_tag_namespace_or_host_is_another_model(name: str) -> None:
+    assert plain_name(name) == name
+
+
+def test_the_tag_is_behind_the_last_slash() -> None:
+    assert plain_name("host:5000/m") == "host:5000/m:latest"
+
+
+def test_a_mark_makes_a_wish_a_must() -> None:
+    assert wish_in("llama3") == ("llama3:latest", False)
+    assert wish_in("=llama3:8b") == ("llama3:8b", True)

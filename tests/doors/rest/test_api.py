@@ -1,0 +1,283 @@
+"""Every request has a JSON answer, and what is refused changes nothing."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from d8mesh.config import Config
+from d8mesh.nodes.client import Client
+from d8mesh.doors.rest import api as api_module
+from d8mesh.doors.rest import mesh as mesh_module
+from d8mesh.http.answers import STATUS
+from d8mesh.doors.rest.api import ROUTES, Api
+from tests.nodes.mesh import until
+from tests.doors.rest_calls import Rest, rest_in
+
+ROOT = Path(__file__).resolve().parents[2]
+JSON = {"Content-Type": "application/json"}
+
+
+@pytest.fixture(scope="module")
+def rest(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rest]:
+    with rest_in(tmp_path_factory.mktemp("rest")) as rest:
+        yield rest
+
+
+def test_health_says_that_tasks_are_taken(rest: Rest) -> None:
+    answer = rest.get("/health")
+    body = answer.json
+    assert answer.status_code == 200
+    assert body is not None
+    assert (body["status"], body["service"]) == ("healthy", "d8-orchestrator")
+    assert datetime.fromisoformat(body["timestamp"]).utcoffset() is not None
+    assert {"workers_online", "tasks_pending", "tasks_in_progress", "version"} <= set(body)
+    assert body["broker_port"] == rest.port
+
+
+def test_head_is_answered_without_a_body(rest: Rest) -> None:
+    answer = rest.call("HEAD", "/health")
+    assert (answer.status_code, answer.get_data()) == (200, b"")
+
+
+def test_a_broker_that_is_away_makes_us_unhealthy_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mesh_module, "AWAY_S", 0.1)
+    config = Config(mesh="test-none")
+    with Client(endpoint="tcp://127.0.0.1:1", config=config) as client:
+        rest = Rest.__new__(Rest)
+        from werkzeug.test import Client as HttpClient
+
+        rest.http = HttpClient(Api(config, client))
+        health = rest.get("/health")
+        assert health.status_code == 503
+        assert health.json is not None
+        assert health.json["status"] == "unhealthy"
+        assert health.json["reason"]
+        stats = rest.get("/api/stats")
+        assert stats.status_code == 503
+        assert stats.headers["Retry-After"]
+        assert stats.json is not None
+        assert stats.json["code"] == "broker.unavailable"
+
+
+def test_a_client_that_has_ended_ends_the_process(tmp_path: Path) -> None:
+    with rest_in(tmp_path) as rest:
+        ended: list[bool] = []
+        rest.api.on_dead = lambda: ended.append(True)
+        rest.client.close()
+        until(lambda: rest.get("/api/stats").status_code == 503)
+        assert rest.api.is_dead
+        assert ended
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/",
+        "/x",
+        "/console",
+        "/?__debugger__=yes&cmd=resource&f=style.css",
+        "/static/x",
+        "//health",
+        "/api",
+        "/api/tasks/status",
+        "/api/tasks/status/a/b",
+        "/../../etc/passwd",
+        "/.env",
+        "/api/tasks/status/..%2f..%2fetc%2fpasswd",
+        "/health%00",
+        "/%ff",
+        "/api//stats",
+    ],
+)
+def test_unknown_paths_are_404(rest: Rest, path: str) -> None:
+    answer = rest.get(path)
+    assert answer.status_code == 404
+    assert answer.json is not None
+    assert answer.json["code"] == "http.not_found"
+
+
+@pytest.mark.parametrize(
+    "task_id",
+    [
+        "x",
+        "..",
+        "a" * 5000,
+        "%00",
+        "ñ",
+        "0123456789abcdef-99999999999999",
+        "0123456789abcdef-01",
+        "zzzzzzzzzzzzzzzz-0",
+        "0123456789abcdef-0",
+        "' OR 1=1 --",
+        "0123456789abcdef-0%0a",
+    ],
+)
+def test_odd_task_ids_are_404(rest: Rest, task_id: str) -> None:
+    for method, path in (("GET", "status/{}"), ("GET", "{}/wait"), ("POST", "{}/cancel")):
+        answer = rest.call(method, "/api/tasks/" + path.format(task_id))
+        assert answer.status_code in (404, 414), (path, answer.text)
+
+
+def test_an_unknown_task_is_told_as_ever(rest: Rest) -> None:
+    answer = rest.get("/api/tasks/status/0123456789abcdef-0")
+    assert answer.status_code == 404
+    assert answer.json == {"error": "Task not found", "code": "task.unknown"}
+
+
+@pytest.mark.parametrize(("method", "path", "name"), ROUTES)
+def test_another_method_is_405_and_told_which_are_allowed(
+    rest: Rest, method: str, path: str, name: str
+) -> None:
+    concrete = re.sub(r"<\w+>", "0123456789abcdef-0", path)
+    allowed = {known for known, other, _ in ROUTES if other == path}
+    for wrong in {"GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "BREW"} - allowed:
+        answer = rest.call(wrong, concrete)
+        assert answer.status_code == 405, (wrong, answer.text)
+        assert method in answer.headers["Allow"]
+        assert answer.content_type == "application/json"
+
+
+POSTS = [path for method, path, name in ROUTES if method == "POST" and name != "exchange"]
+
+
+@pytest.mark.parametrize("path", POSTS)
+def test_bodies_that_are_no_json_are_415(rest: Rest, path: str) -> None:
+    concrete = re.sub(r"<\w+>", "0123456789abcdef-0", path)
+    for kind in ("text/plain", "multipart/form-data; boundary=x", "application/xml", ""):
+        answer = rest.post(concrete, data=b"{}", content_type=kind)
+        assert answer.status_code == 415, (kind, answer.text)
+
+
+BAD_BODIES: dict[str, bytes] = {
+    "empty": b"",
+    "no json": b"nonsense",
+    "html": b"<script>alert(1)</script>",
+    "cut off": b'{"type": "t", "data": {',
+    "trailing": b'{"type": "t", "data": {}} {}',
+    "array": b"[]",
+    "null": b"null",
+    "text": b'"x"',
+    "no fields": b"{}",
+    "depth": b'{"type": "t", "data": {"a": ' + b"[" * 10_000 + b"]" * 10_000 + b"}}",
+    "depth of 200": b'{"type": "t", "data": {"a": ' + b"[" * 200 + b"]" * 200 + b"}}",
+    "keys": b'{"type": "t", "data": {' + b",".join(b'"%d":0' % n for n in range(1_000_000)) + b"}}",
+    "duplicate": b'{"type": "t", "type": "u", "data": {}}',
+    "NaN": b'{"type": "t", "data": {"a": NaN}}',
+    "Infinity": b'{"type": "t", "data": {"a": Infinity}}',
+    "1e999": b'{"type": "t", "data": {"a": 1e999}}',
+    "digits": b'{"type": "t", "data": {"a": ' + b"1" * 100_000 + b"}}",
+    "65 bits": b'{"type": "t", "data": {"a": 36893488147419103232}}',
+    "surrogate": b'{"type": "t", "data": {"a": "\\ud800"}}',
+    "not UTF-8": b'{"type": "t", "data": {"a": "\xff"}}',
+    "NUL": b'{"type": "t", "data": {"a": "\x00"}}',
+    "wrong type": b'{"type": 1, "data": {}}',
+    "long type": b'{"type": "' + b"t" * 1000 + b'", "data": {}}',
+    "priority": b'{"type": "t", "data": {}, "priority": 99}',
+    "no object": b'{"type": "t", "data": []}',
+    "model": b'{"type": "agent_action", "data": {"model": "../../x"}}',
+    "empty batch": b'{"tasks": []}',
+    "batch": b'{"tasks": [{"type": "t", "data": {}}, {"type": "t"}]}',
+    "batch of all": b'{"tasks": 1}',
+}
+
+
+@pytest.mark.parametrize("name", BAD_BODIES)
+def test_a_bad_body_is_400_and_the_queue_stays_as_it_was(rest: Rest, name: str) -> None:
+    before = rest.counts()
+    for path in ("submit", "submit_batch"):
+        answer = rest.post(f"/api/tasks/{path}", data=BAD_BODIES[name], headers=JSON)
+        assert answer.status_code == 400, answer.text
+        assert answer.json is not None
+        assert answer.json["code"] == "task.invalid"
+        assert 5 < len(answer.json["error"]) < 500
+        assert "Traceback" not in answer.text
+        assert str(ROOT) not in answer.text
+    assert rest.counts() == before
+
+
+def test_each_refusal_raises_one_counter_by_one(rest: Rest) -> None:
+    def count() -> int:
+        body = rest.get("/health").json
+        assert body is not None
+        return int(body["rejected"]["rest"].get("http.not_found", 0))
+
+    before = count()
+    rest.get("/nothing")
+    assert count() == before + 1
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"Host": "evil.com"}, 403),
+        ({"Host": "a b"}, 400),
+        ({"Origin": "http://evil.com"}, 403),
+        ({"Origin": "null"}, 403),
+        ({"Sec-Fetch-Site": "cross-site"}, 403),
+        ({"X-Forwarded-For": "8.8.8.8", "X-Forwarded-Host": "evil.com"}, 200),
+    ],
+)
+def test_the_guard_stands_before_every_call(
+    rest: Rest, headers: dict[str, str], status: int
+) -> None:
+    answer = rest.get("/api/stats", headers=headers)
+    assert answer.status_code == status
+    assert answer.content_type == "application/json"
+
+
+def test_public_peers_are_refused(rest: Rest) -> None:
+    answer = rest.get("/health", environ={"REMOTE_ADDR": "8.8.8.8"})
+    assert answer.status_code == 403
+
+
+def test_long_addresses_are_414(rest: Rest) -> None:
+    assert rest.get("/api/tasks/status/" + "x" * 5000).status_code == 414
+    assert rest.get("/api/tasks?cursor=" + "x" * 5000).status_code == 414
+
+
+def test_large_bodies_are_read_a_few_at_a_time(rest: Rest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(api_module, "LARGE_S", 0.05)
+    body = {"type": "large", "data": {"x": "y" * 1_100_000}}
+    held = [rest.api._large.acquire(blocking=False) for _ in range(api_module.MAX_LARGE)]
+    assert all(held)
+    refused = rest.post("/api/tasks/submit", body)
+    assert (refused.status_code, "Retry-After" in refused.headers) == (429, True)
+    rest.submit("small")
+    for _ in held:
+        rest.api._large.release()
+    assert rest.post("/api/tasks/submit", body).status_code == 201
+
+
+def test_an_error_of_ours_is_told_without_its_traceback(
+    rest: Rest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("secret detail")
+
+    monkeypatch.setattr(rest.client, "ask", broken)
+    answer = rest.get("/api/stats")
+    assert answer.status_code == 500
+    assert "secret" not in answer.text
+    assert json.loads(answer.text)["code"] == "d8.error"
+
+
+def test_the_documentation_has_every_call_and_no_other() -> None:
+    text = (ROOT / "docs" / "REST.md").read_text("utf-8")
+    documented = set(re.findall(r"^### `(GET|POST) (/\S*)`", text, re.MULTILINE))
+    assert documented == {(method, re.sub(r"<(\w+)>", r"{\1}", path)) for method, path, _ in ROUTES}
+
+
+def test_the_documentation_has_every_code_with_its_status() -> None:
+    text = (ROOT / "docs" / "REST.md").read_text("utf-8")
+    rows = re.findall(r"^\| (\d{3}) \| (.*?) \|", text, re.MULTILINE)
+    documented = {
+        code: int(status) for status, codes in rows for code in re.findall(r"`([\w.]+)`", codes)
+    }
+    assert documented == dict(STATUS)

@@ -1,0 +1,248 @@
+"""Sessions through the REST port: the same frames, whatever carries them."""
+
+from __future__ import annotations
+
+import secrets
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import msgspec
+import pytest
+
+from d8mesh.core.protocol.codec import decode_to_client, encode
+from d8mesh.core.protocol.messages import (
+    Accepted,
+    Beat,
+    ClientHello,
+    Group,
+    Message,
+    Outcomes,
+    Submit,
+    Watch,
+    Welcome,
+)
+from d8mesh.edge.transport.tunnel import ExchangeLink
+from d8mesh.edge.network import bind
+from d8mesh.nodes.client import Client
+from d8mesh.doors import tunnel as exchange_module
+from d8mesh.http.answers import answer
+from d8mesh.doors.tunnel import CONTENT_TYPE, LINK_HEADER
+from d8mesh.http.server import Listener
+from d8mesh.processes.web_main import limits
+from tests.nodes.mesh import PATIENCE_S, free_port, until
+from tests.doors.rest_calls import Rest, rest_in
+
+
+@pytest.fixture(scope="module")
+def rest(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rest]:
+    with rest_in(tmp_path_factory.mktemp("rest")) as rest:
+        yield rest
+
+
+class Peer:
+    """One link, made by hand."""
+
+    def __init__(self, rest: Rest) -> None:
+        self.rest, self.id = rest, secrets.token_hex(16)
+        self.session = "".join(
+            secrets.choice("0123456789abcdefghijklmnopqrstuv") for _ in range(16)
+        )
+
+    def exchange(self, *messages: Message, wait_s: float = 0, **more: Any) -> list[Message]:
+        answer = self.rest.post(
+            f"/api/mesh/exchange?wait={wait_s}",
+            data=msgspec.msgpack.encode([encode(message) for message in messages]),
+            content_type=CONTENT_TYPE,
+            headers={LINK_HEADER: self.id},
+            **more,
+        )
+        assert answer.status_code == 200, answer.text
+        assert answer.content_type == CONTENT_TYPE
+        frames = msgspec.msgpack.decode(answer.get_data(), type=list[bytes])
+        return [decode_to_client(frame) for frame in frames]
+
+    def hello(self) -> Message:
+        hello = ClientHello(1, self.rest.mesh.mesh, self.session, "host")
+        (welcome,) = self.exchange(hello, wait_s=20)
+        return welcome
+
+
+def test_a_session_opens_and_submits(rest: Rest) -> None:
+    peer = Peer(rest)
+    assert isinstance(peer.hello(), Welcome)
+    submit = Submit(1, peer.session, 0, [Group("via_http", 5, [b"\x80"])])
+    (accepted,) = peer.exchange(submit, wait_s=20)
+    nobody = ["no worker in the mesh offers 'via_http': no worker is there"]
+    assert accepted == Accepted(1, peer.session, 0, False, nobody)
+    assert rest.get(f"/api/tasks/status/{peer.session}-0").status_code == 200
+
+
+def test_a_long_poll_is_answered_by_what_another_request_of_its_link_causes(rest: Rest) -> None:
+    peer = Peer(rest)
+    peer.hello()
+    found: list[Message] = []
+    thread = threading.Thread(target=lambda: found.extend(peer.exchange(wait_s=20)))
+    thread.start()
+    begun = time.monotonic()
+    while thread.is_alive() and not found:
+        found += peer.exchange(Watch([]))
+        thread.join(0.05)
+        assert time.monotonic() - begun < 15
+    thread.join(30)
+    assert all(isinstance(each, Beat) for each in found)
+    assert found
+
+
+def test_an_outcome_comes_through_the_poll(rest: Rest) -> None:
+    peer = Peer(rest)
+    peer.hello()
+    peer.exchange(Submit(1, peer.session, 0, [Group("via_http", 5, [b"\x80"])]), wait_s=20)
+    rest.post(f"/api/tasks/{peer.session}-0/cancel")
+    got: list[Message] = []
+
+    def has_outcome() -> bool:
+        got.extend(peer.exchange(wait_s=1))
+        return any(type(message) is Outcomes for message in got)
+
+    until(has_outcome)
+
+
+def test_a_poll_with_nothing_to_say_ends_with_its_time(rest: Rest) -> None:
+    peer = Peer(rest)
+    peer.hello()
+    assert peer.exchange(wait_s=0.2) == []
+    assert peer.exchange() == []
+
+
+def test_a_request_that_may_not_wait_takes_nothing_out_of_turn(rest: Rest) -> None:
+    peer = Peer(rest)
+    peer.hello()
+    until(lambda: peer.exchange(Watch([]), wait_s=1))
+    body = msgspec.msgpack.encode([encode(Watch([]))])
+    headers = {LINK_HEADER: peer.id}
+    for _ in range(20):
+        answer = rest.post(
+            "/api/mesh/exchange", data=body, content_type=CONTENT_TYPE, headers=headers
+        )
+        assert answer.get_data() == b"\x90"
+    assert peer.exchange(wait_s=20) != []
+
+
+def test_what_came_for_who_hung_up_is_for_its_next_request(rest: Rest) -> None:
+    peer = Peer(rest)
+    peer.hello()
+    gone = {"waitress.client_disconnected": lambda: True}
+    assert peer.exchange(Watch([]), wait_s=1, environ=gone) == []
+    assert peer.exchange(wait_s=20) != []
+
+
+def test_what_comes_is_for_the_newest_poll() -> None:
+    """Nobody may be there any more behind an older one, and nothing tells."""
+    link = exchange_module._Link()
+    older, newer = link.begin_poll(), link.begin_poll()
+    link.wait(older, PATIENCE_S, lambda: False)  # over at once
+    link.wait(newer, 0.0, lambda: False)
+    link._incoming.append(b"frame")
+    assert link.take(older) == []
+    assert link.take(newer) == [b"frame"]
+
+
+@pytest.mark.parametrize("link_id", ["", "x", "A" * 32, "0" * 31, "0" * 33, "../" * 10 + "00"])
+def test_a_link_has_32_hex_digits(rest: Rest, link_id: str) -> None:
+    answer = rest.post("/api/mesh/exchange", headers={LINK_HEADER: link_id})
+    assert answer.status_code == 400
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"nonsense",
+        b"\x91",
+        b"\x90\x90",
+        b"\x91\xa1x",
+        b"\x91\x01",
+        b"\xdd\xff\xff\xff\xff",
+        b"\x91" * 5000,
+        msgspec.msgpack.encode([b""] * 20_000),
+    ],
+)
+def test_a_body_is_an_array_of_binaries(rest: Rest, body: bytes) -> None:
+    headers = {LINK_HEADER: secrets.token_hex(16)}
+    answer = rest.post("/api/mesh/exchange", data=body, content_type=CONTENT_TYPE, headers=headers)
+    assert answer.status_code == 400
+    assert answer.json is not None
+    assert answer.json["code"] == "protocol.invalid"
+
+
+def test_a_body_of_another_type_is_415(rest: Rest) -> None:
+    headers = {LINK_HEADER: secrets.token_hex(16)}
+    assert rest.post("/api/mesh/exchange", {}, headers=headers).status_code == 415
+
+
+def test_links_are_bounded_and_idle_ones_are_closed(
+    rest: Rest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exchange_module, "IDLE_S", 0.2)
+    monkeypatch.setattr(exchange_module, "_LOOK_S", 0.1)
+
+    def status() -> int:
+        headers = {LINK_HEADER: secrets.token_hex(16)}
+        return rest.post("/api/mesh/exchange", headers=headers).status_code
+
+    until(lambda: status() == 200)
+    monkeypatch.setattr(exchange_module, "MAX_LINKS", 1)
+    assert 429 in [status() for _ in range(3)]
+    until(lambda: status() == 200)  # after the idle ones were closed
+
+
+def test_a_link_of_the_other_side_works_over_a_real_connection(rest: Rest) -> None:
+    listener = Listener(rest.api, bind("127.0.0.1", 0), limits(), lambda *_: None)
+    listener.start()
+    awake = threading.Event()
+    link = ExchangeLink(f"http://127.0.0.1:{listener.port}", awake.set)
+    got: list[bytes] = []
+
+    def received() -> list[bytes]:
+        got.extend(link.receive(10))
+        return got
+
+    try:
+        hello = ClientHello(1, rest.mesh.mesh, Peer(rest).session, "host")
+        assert link.send(encode(hello))
+        until(received)
+        assert isinstance(decode_to_client(got[0]), Welcome)
+        got.clear()
+        link.send(encode(Watch([])))
+        until(received)
+        assert isinstance(decode_to_client(got[0]), Beat)
+    finally:
+        link.close()
+        listener.close()
+
+
+def test_a_client_that_reaches_this_port_only_gets_its_results(rest: Rest) -> None:
+    closed = free_port()  # as a firewall leaves it
+
+    def firewalled(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        if environ["PATH_INFO"] != "/health":
+            return rest.api(environ, start_response)
+        body = {"status": "healthy", "broker_port": closed}
+        return answer(body)(environ, start_response)
+
+    listener = Listener(firewalled, bind("127.0.0.1", 0), limits(), lambda *_: None)
+    listener.start()
+    worker = rest.mesh.worker(rest.port)
+    worker.register("double", lambda data, context: data["n"] * 2)
+    worker.start()
+    try:
+        url = f"http://127.0.0.1:{listener.port}"
+        with Client(url, config=rest.mesh.config()) as client:
+            tasks = client.submit_many("double", [{"n": n} for n in range(200)])
+            assert [task.result(PATIENCE_S)["output"] for task in tasks] == [
+                2 * n for n in range(200)
+            ]
+    finally:
+        worker.stop(drain_s=1.0)
+        listener.close()

@@ -1,0 +1,118 @@
+"""What the orchestrator says to who started it."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+
+import pytest
+
+from d8mesh import words
+from d8mesh.config import Config
+from d8mesh.edge.network import InterfaceAddress
+from d8mesh.program import command_name
+from d8mesh.processes import console as module
+from d8mesh.processes.console import OrchestratorConsole, addresses_of, ending, url_of
+
+
+def made(config: Config, folder: Path) -> tuple[OrchestratorConsole, list[str]]:
+    said: list[str] = []
+    return OrchestratorConsole(config, folder, say=said.append), said
+
+
+def with_addresses(monkeypatch: pytest.MonkeyPatch, *addresses: str) -> None:
+    found = tuple(InterfaceAddress("eth0", address) for address in addresses)
+    monkeypatch.setattr(module, "usable_addresses", lambda interfaces: found)
+
+
+def test_the_start_says_what_to_open_and_what_to_type_elsewhere(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with_addresses(monkeypatch, "192.168.1.20", "10.0.0.4")
+    console, said = made(Config(), tmp_path)
+    console.started("orch-1", web_port=7001, broker_port=7010)
+    elsewhere = f"ORCHESTRATOR_URL=http://192.168.1.20:7001 {command_name()} worker"
+    assert said == [
+        "orchestrator orch-1 of mesh d8: REST on port 7001, workers on port 7010; Ctrl-C stops it",
+        "  open:            http://192.168.1.20:7001/health",
+        "                   http://10.0.0.4:7001/health",
+        f"  other machines:  {command_name()} worker",
+        f"{' ' * 18} or, where it is not found by itself: {elsewhere}",
+        f"  data:            {tmp_path}",
+        f"  logs:            {tmp_path / 'logs'}",
+    ]
+
+
+def test_a_mesh_of_another_name_is_part_of_what_to_type(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with_addresses(monkeypatch, "192.168.1.20")
+    console, said = made(Config(mesh="casa"), tmp_path)
+    console.started("orch-1", web_port=7001, broker_port=7010)
+    assert f"  other machines:  D8_MESH=casa {command_name()} worker" in said
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "::1"])
+def test_what_listens_on_this_machine_only_says_so(host: str, tmp_path: Path) -> None:
+    console, said = made(Config(web_host=host), tmp_path)
+    console.started("orch-1", web_port=7001, broker_port=7010)
+    assert any("cannot reach it" in line for line in said)
+    assert not any("ORCHESTRATOR_URL" in line for line in said)
+
+
+def test_what_listens_everywhere_does_not_say_that_nobody_reaches_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with_addresses(monkeypatch, "127.0.0.1")
+    for config, why in (
+        (Config(interfaces=("lo",)), "do not find it by themselves: D8_INTERFACES names"),
+        (Config(), "cannot reach it now: this machine is in no network"),
+    ):
+        console, said = made(config, tmp_path)
+        console.started("orch-1", web_port=7001, broker_port=7010)
+        (line,) = [line for line in said if line.startswith("  other machines:  ")]
+        assert line.startswith(f"  other machines:  {why}")
+
+
+def test_addresses_are_those_it_listens_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    with_addresses(monkeypatch)
+    assert addresses_of(Config()) == ["127.0.0.1"]
+    assert addresses_of(Config(web_host="192.168.1.7")) == ["192.168.1.7"]
+    assert url_of("fd00::5", 7001) == "http://[fd00::5]:7001"
+
+
+def test_a_child_that_fell_and_rose_is_told_with_why_and_how_long(tmp_path: Path) -> None:
+    console, said = made(Config(), tmp_path)
+    console.rose("web")
+    assert said == [], "the first start is no news"
+    console.fell("broker", -9, 0.0)
+    console.fell("broker", 1, 1.0)
+    console.rose("broker")
+    console.rose("broker")
+    assert said[:2] == [
+        "the broker ended (killed by SIGKILL): it is started again at once",
+        "the broker ended (exit code 1): it is started again in 1.0 s",
+    ]
+    assert len(said) == 3
+    assert said[2].startswith("the broker is back after ")
+    console.gave_up("web", 4)
+    assert said[3] == "the REST process ended (exit code 4), and starting it again would not help"
+
+
+def test_an_ending_is_told_in_words() -> None:
+    assert ending(3) == "exit code 3"
+    assert ending(-signal.SIGTERM) == "killed by SIGTERM"
+    assert ending(-200) == "killed by signal 200"
+
+
+def test_it_speaks_spanish_too(tmp_path: Path) -> None:
+    console, said = made(Config(web_host="127.0.0.1"), tmp_path)
+    words.use("es")
+    try:
+        console.started("orch-1", web_port=7001, broker_port=7010)
+        console.stopping(10.0)
+        console.stopped()
+    finally:
+        words.use(words.ENGLISH)
+    assert said[0].startswith("orquestador orch-1 de la malla d8: ")
+    assert said[-1] == "orquestador parado"
