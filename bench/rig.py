@@ -15,17 +15,17 @@ from typing import Any, Final, TypeVar
 import msgspec
 import zmq
 
-from d8mesh.core.client.effects import Output, Transmit
-from d8mesh.core.client.session import ClientSession
-from d8mesh.core.protocol.codec import decode_to_broker, decode_to_client, decode_to_worker, encode
 from d8mesh.core.broker.dispatcher import Dispatcher
 from d8mesh.core.broker.effects import Effect, Load, Peer, Record, Send
-from d8mesh.core.protocol.messages import Message
-from d8mesh.core.client.submission import Submission
 from d8mesh.core.broker.state import Policy
+from d8mesh.core.client.effects import Output, Transmit
+from d8mesh.core.client.session import ClientSession
+from d8mesh.core.client.submission import Submission
+from d8mesh.core.protocol.codec import decode_to_broker, decode_to_client, decode_to_worker, encode
+from d8mesh.core.protocol.messages import Message
+from d8mesh.core.worker.broker_session import Profile
 from d8mesh.core.worker.effects import Attempt, Ended, Forget, Keep, KeptResult, Start, WorkerEffect
 from d8mesh.core.worker.effects import SendOn as WorkerSend
-from d8mesh.core.worker.broker_session import Profile
 from d8mesh.core.worker.session import WorkerSession
 from d8mesh.edge.sqlite import Journal
 from d8mesh.edge.sqlite.outbox import Outbox
@@ -108,7 +108,9 @@ class Rig:
 
     def outbox_only(self, count: int) -> float:
         """Return the seconds that keeping and forgetting `count` results on disk takes."""
-        rows = [KeptResult("rig", f"{SESSION}-{n}", n.to_bytes(16), 1, b"x" * 64) for n in range(count)]
+        rows = [
+            KeptResult("rig", f"{SESSION}-{n}", n.to_bytes(16), 1, b"x" * 64) for n in range(count)
+        ]
         begun = time.perf_counter()
         self._outbox.keep(rows)
         self._outbox.forget([row.token for row in rows])

@@ -12,7 +12,9 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "d8mesh"
-MIRRORED_LAYERS = ("core", "edge", "backends", "handlers", "nodes", "web", "apps")
+MIRRORED_LAYERS = (
+    "core", "edge", "backends", "handlers", "nodes", "http", "doors", "processes", "apps",
+)  # fmt: skip
 MAX_MODULE_LINES = 500
 #: The aim is 40; this is the hard bound.
 MAX_FUNCTION_LINES = 60

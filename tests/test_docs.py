@@ -9,8 +9,7 @@ import msgspec
 
 from d8mesh import errors
 from d8mesh.commands import COMMANDS
-from d8mesh.core.protocol import codec
-from d8mesh.core.protocol import messages
+from d8mesh.core.protocol import codec, messages
 from d8mesh.core.protocol.task import TRANSITIONS, TaskState
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -25,8 +25,9 @@ PRINTING = frozenset({"say", "tell", "print", "on_wait", "on_silence", "advance"
 #: What is behind the menu: all that these print is said through `tr`.
 BEHIND_THE_MENU = (
     "cli", "menu", "apps/status", "apps/workers", "apps/capabilities", "apps/tasks", "apps/logs",
-    "apps/ask", "apps/submit", "apps/following", "apps/work", "apps/everything", "processes/console",
-    "processes/launcher", "apps/niche", "apps/evolution", "apps/progress", "processes/worker_main",
+    "apps/ask", "apps/submit", "apps/following", "apps/work", "apps/everything",
+    "processes/console", "processes/launcher", "apps/niche", "apps/evolution", "apps/progress",
+    "processes/worker_main",
 )  # fmt: skip
 #: Errors that commands of the menu end with, or that are warned of: each has its entry.
 RAISING = (

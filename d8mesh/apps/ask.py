@@ -11,8 +11,8 @@ from typing import Any, Final, Protocol
 from d8mesh.apps.capabilities import LLM_TYPE, can
 from d8mesh.apps.following import (
     Following,
-    TaskListeners,
     Submits,
+    TaskListeners,
     missing_text,
     tell_it_goes_on,
     tell_silence,

@@ -1,7 +1,7 @@
 """Other d8mesh commands as child processes: started, listened to, ended with us.
 
 A child's standard input is a pipe of ours; when it closes, by `close` or by our death, the
-child drains and ends (`web.parent.end_with_parent`).
+child drains and ends (`processes.parent.end_with_parent`).
 """
 
 from __future__ import annotations

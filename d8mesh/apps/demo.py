@@ -25,7 +25,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
 
-from d8mesh.apps.children import RunningCommand, Children
+from d8mesh.apps.children import Children, RunningCommand
 from d8mesh.apps.status import ask, counts_text, workers_table
 from d8mesh.config import Config
 from d8mesh.edge.terminal import tell

@@ -336,7 +336,9 @@ def _report(plan: EvolutionPlan, history: EvolutionHistory) -> dict[str, Any]:
     }
 
 
-def _show(folder: Path, plan: EvolutionPlan, history: EvolutionHistory, *, started: float, is_json: bool) -> None:
+def _show(
+    folder: Path, plan: EvolutionPlan, history: EvolutionHistory, *, started: float, is_json: bool
+) -> None:
     if not history.best_costs:
         return
     duration_s = round(time.monotonic() - started, 3)

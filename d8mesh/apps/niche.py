@@ -144,7 +144,9 @@ def run_with(
             pair = f"{finding.market}, {finding.geography}"
             progress.advance(tr("{id}: {what}", id=pair, what=finding.summary))
 
-        listeners = NicheListeners(on_settled=settle, on_silence=lambda why: tell_why(progress, why))
+        listeners = NicheListeners(
+            on_settled=settle, on_silence=lambda why: tell_why(progress, why)
+        )
         try:
             discover(client, asked, lang=config.lang, until=until, listeners=listeners)
         except KeyboardInterrupt:

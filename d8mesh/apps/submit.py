@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 from d8mesh.apps.following import (
     Followed,
     Following,
-    TaskListeners,
     Silence,
+    TaskListeners,
     accept,
     missing_text,
     tell_it_goes_on,

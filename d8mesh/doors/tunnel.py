@@ -18,14 +18,14 @@ import msgspec
 from werkzeug.wrappers import Request, Response
 
 from d8mesh.core.protocol.messages import MAX_FRAME_BYTES
+from d8mesh.doors.rest.mesh import Places
+from d8mesh.doors.rest.schemas import seconds
+from d8mesh.doors.rest.workers import is_gone
 from d8mesh.edge.logs import event
 from d8mesh.edge.transport.sockets import DealerLink, Loop, SharedContext, Waker
 from d8mesh.errors import BrokerUnavailableError, ProtocolError
 from d8mesh.http.answers import Refusal
 from d8mesh.http.guard import body_of
-from d8mesh.doors.rest.mesh import Places
-from d8mesh.doors.rest.schemas import seconds
-from d8mesh.doors.rest.workers import is_gone
 
 CONTENT_TYPE: Final = "application/x-d8-frames"
 LINK_HEADER: Final = "X-D8-Link"

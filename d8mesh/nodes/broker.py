@@ -24,19 +24,19 @@ from typing import Final
 
 from d8mesh import __version__
 from d8mesh.config import BROKER_PORT_TRIES, PORTS_END, Config
-from d8mesh.core.protocol.addresses import LOOPBACK, is_admissible, is_loopback
-from d8mesh.core.protocol.codec import decode_to_broker, encode
 from d8mesh.core.broker.dispatcher import Dispatcher
 from d8mesh.core.broker.effects import Effect, Load, Loaded, Peer, Record, Send
-from d8mesh.core.protocol.messages import Refused
 from d8mesh.core.broker.state import Policy
+from d8mesh.core.protocol.addresses import LOOPBACK, is_admissible, is_loopback
+from d8mesh.core.protocol.codec import decode_to_broker, encode
+from d8mesh.core.protocol.messages import Refused
 from d8mesh.core.protocol.task import Fact
 from d8mesh.edge import address_file
 from d8mesh.edge.discovery import Announcement, Discovery, NodeKind, Sighting
 from d8mesh.edge.failpoints import passed
-from d8mesh.edge.sqlite import Journal, Reader
 from d8mesh.edge.logs import event
 from d8mesh.edge.network import is_taken_unseen, usable_addresses
+from d8mesh.edge.sqlite import Journal, Reader
 from d8mesh.edge.transport.sockets import Loop, RouterEndpoint, Waker
 from d8mesh.errors import D8Error, ProtocolError
 
@@ -297,7 +297,9 @@ class Broker:
             running=state.task_table.running,
             completed=state.task_table.totals.completed,
             failed=state.task_table.totals.failed,
-            workers=sum(worker_state.is_live for worker_state in state.registry.worker_states.values()),
+            workers=sum(
+                worker_state.is_live for worker_state in state.registry.worker_states.values()
+            ),
             clients=len(state.clients),
             rejected=sum(state.rejected.values()),
             undelivered=self._undelivered,

@@ -27,8 +27,7 @@ from d8mesh.config import Config
 from d8mesh.core.worker.effects import UNAVAILABLE
 from d8mesh.edge.child.parent import Parent
 from d8mesh.errors import BackendUnavailableError, HandlerError
-from d8mesh.handlers import tracebacks
-from d8mesh.handlers import results
+from d8mesh.handlers import results, tracebacks
 from d8mesh.handlers.forks import end_copy
 from d8mesh.handlers.retrying import Retries, of_names
 
@@ -122,11 +121,7 @@ class _Call:
     """One call of the handler."""
 
     def __init__(
-        self,
-        handler: Callable[..., object],
-        takes_context: bool,
-        payload: bytes,
-        retries: Retries,
+        self, handler: Callable[..., object], takes_context: bool, payload: bytes, retries: Retries
     ) -> None:
         self._handler, self._takes_context, self._payload = handler, takes_context, payload
         self._retries = retries

@@ -19,8 +19,8 @@ from d8mesh.core.protocol.addresses import host_of, is_admissible
 from d8mesh.edge.logs import event
 from d8mesh.edge.network import bind, port_holder
 from d8mesh.errors import D8Error
-from d8mesh.http.server import Limits, Listener
 from d8mesh.http.own_hosts import OwnHosts, may_lack_host
+from d8mesh.http.server import Limits, Listener
 
 #: Requests of one address: so many at once, and so many per second in the long run.
 BURST: Final = 200

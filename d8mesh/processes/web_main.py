@@ -22,16 +22,16 @@ from typing import Final
 
 from d8mesh.config import Config
 from d8mesh.core.protocol.addresses import is_admissible
+from d8mesh.doors.rest.api import Api
+from d8mesh.doors.rest.mesh import MAX_STREAMS, MAX_WAITS, Places
+from d8mesh.doors.tunnel import MAX_LINKS, Exchange
 from d8mesh.edge import logs
 from d8mesh.edge.logs import event
 from d8mesh.edge.network import bind, port_holder
 from d8mesh.errors import ConfigError, D8Error, NotAcknowledgedError
-from d8mesh.nodes.client import Client
-from d8mesh.doors.rest.api import Api
-from d8mesh.doors.tunnel import MAX_LINKS, Exchange
 from d8mesh.http.guard import MAX_BODY_BYTES, Rejections
 from d8mesh.http.server import MAX_CONNECTIONS, Limits, Listener, Refused
-from d8mesh.doors.rest.mesh import MAX_STREAMS, MAX_WAITS, Places
+from d8mesh.nodes.client import Client
 from d8mesh.processes.parent import end_with_parent, stop_signals
 
 #: Threads for requests that wait for nothing but the broker's next answer.

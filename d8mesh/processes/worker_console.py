@@ -19,8 +19,8 @@ from d8mesh.backends import Availability
 from d8mesh.core.protocol.addresses import LOOPBACK
 from d8mesh.edge.logs import escape
 from d8mesh.edge.terminal import say_anyway
-from d8mesh.program import command_name
 from d8mesh.processes.console import url_of
+from d8mesh.program import command_name
 from d8mesh.words import tr, translated
 
 #: How often an orchestrator is looked for while there is none, to say so.

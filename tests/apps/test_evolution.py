@@ -49,7 +49,9 @@ def evolved(plan: EvolutionPlan, handlers: dict[str, Handler] | None = None) -> 
 
 @pytest.mark.parametrize("name", FITNESS)
 def test_every_problem_gets_better(name: str) -> None:
-    plan = EvolutionPlan(problem=FITNESS[name], population=24, generations=12, mutation_rate=0.15, seed=7)
+    plan = EvolutionPlan(
+        problem=FITNESS[name], population=24, generations=12, mutation_rate=0.15, seed=7
+    )
     history = evolved(plan)
     assert history.best_costs == sorted(history.best_costs, reverse=True)
     assert history.best_costs[-1] < 0.8 * history.best_costs[0]
@@ -71,7 +73,9 @@ def test_the_same_seed_is_the_same_run_whatever_the_order_of_the_workers() -> No
 
 
 def test_a_perfect_genome_ends_the_run() -> None:
-    plan = EvolutionPlan(problem=FITNESS["onemax"], population=40, generations=500, mutation_rate=0.02)
+    plan = EvolutionPlan(
+        problem=FITNESS["onemax"], population=40, generations=500, mutation_rate=0.02
+    )
     history = evolved(plan)
     assert history.best_costs[-1] == 0
     assert len(history.best_costs) < 500
@@ -203,5 +207,8 @@ def test_an_unknown_fitness_lists_the_known_ones() -> None:
 
 
 def test_plotting_leaves_the_import_machinery_as_it_was() -> None:
-    plot(EvolutionPlan(problem=FITNESS["sphere"]), EvolutionHistory(best_costs=[1.0], mean_costs=[2.0]))
+    plot(
+        EvolutionPlan(problem=FITNESS["sphere"]),
+        EvolutionHistory(best_costs=[1.0], mean_costs=[2.0]),
+    )
     assert all(hasattr(finder, "find_spec") for finder in sys.meta_path)

@@ -1,4 +1,4 @@
-"""A dispatcher on a desk: messages in through the codec, effects looked at, no sockets.
+"""A dispatcher by itself: messages in through the codec, effects looked at, no sockets.
 
 Facts are kept and folded into a second task table, which must agree with the first; questions
 to the journal are answered by a real one in memory-sized files when a test asks for it.
@@ -11,12 +11,12 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from d8mesh.core.protocol import messages as m
-from d8mesh.core.protocol.codec import decode_to_broker, encode
 from d8mesh.core.broker.dispatcher import Dispatcher
 from d8mesh.core.broker.effects import Effect, Load, Loaded, Peer, Record, Send
 from d8mesh.core.broker.state import Policy
 from d8mesh.core.broker.store import Restored
+from d8mesh.core.protocol import messages as m
+from d8mesh.core.protocol.codec import decode_to_broker, encode
 from d8mesh.core.protocol.task import Fact
 from d8mesh.edge.sqlite import Journal, Reader
 from tests.chaos.verdict import overlaps_in

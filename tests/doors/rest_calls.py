@@ -10,10 +10,10 @@ from typing import Any
 from werkzeug.test import Client as HttpClient
 from werkzeug.test import TestResponse
 
-from d8mesh.nodes.client import Client
 from d8mesh.doors.rest.api import Api
-from d8mesh.doors.tunnel import Exchange
 from d8mesh.doors.rest.mesh import Places
+from d8mesh.doors.tunnel import Exchange
+from d8mesh.nodes.client import Client
 from tests.nodes.mesh import PATIENCE_S, Mesh
 
 HOST = "127.0.0.1:7001"

@@ -23,16 +23,16 @@ from d8mesh.core.protocol.messages import (
     Watch,
     Welcome,
 )
-from d8mesh.edge.transport.tunnel import ExchangeLink
-from d8mesh.edge.network import bind
-from d8mesh.nodes.client import Client
 from d8mesh.doors import tunnel as exchange_module
-from d8mesh.http.answers import answer
 from d8mesh.doors.tunnel import CONTENT_TYPE, LINK_HEADER
+from d8mesh.edge.network import bind
+from d8mesh.edge.transport.tunnel import ExchangeLink
+from d8mesh.http.answers import answer
 from d8mesh.http.server import Listener
+from d8mesh.nodes.client import Client
 from d8mesh.processes.web_main import limits
-from tests.nodes.mesh import PATIENCE_S, free_port, until
 from tests.doors.rest_calls import Rest, rest_in
+from tests.nodes.mesh import PATIENCE_S, free_port, until
 
 
 @pytest.fixture(scope="module")

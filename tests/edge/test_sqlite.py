@@ -14,19 +14,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from d8mesh.core.protocol.task import (
+    Assigned,
+    AssignmentsSettled,
     Cancelled,
     Closed,
     Completed,
     Enrolled,
     Fact,
     Failed,
-    Assigned,
-    AssignmentsSettled,
-    WorkersMissed,
     Pruned,
     Requeued,
     Spec,
     Submitted,
+    WorkersMissed,
 )
 from d8mesh.edge.sqlite import Journal, Reader
 from d8mesh.edge.sqlite.schema import CHUNKS, Runs, insert_sql

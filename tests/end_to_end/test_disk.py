@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from d8mesh.apps.children import RunningCommand, Children
+from d8mesh.apps.children import Children, RunningCommand
 from d8mesh.apps.demo import free_ports
 from d8mesh.config import Config
 from d8mesh.nodes.client import Client

@@ -24,9 +24,11 @@ from werkzeug.wrappers import Request, Response
 
 from d8mesh.config import Config
 from d8mesh.core.client.effects import Output
+from d8mesh.core.client.submission import Submission
 from d8mesh.core.protocol.codec import decode_to_worker, encode
 from d8mesh.core.protocol.messages import SUCCEEDED, Group, Results, Stream, Work, WorkerHello
-from d8mesh.core.client.submission import Submission
+from d8mesh.doors.rest.mesh import Places
+from d8mesh.doors.tunnel import Exchange
 from d8mesh.edge.transport.sockets import DealerLink
 from d8mesh.errors import (
     BrokerUnavailableError,
@@ -49,8 +51,6 @@ from d8mesh.nodes.client.dial import Dialler
 from d8mesh.nodes.client.futures import wait as wait_for
 from d8mesh.nodes.client.handle import StreamDeduplicator
 from d8mesh.nodes.client.keeping import Missed
-from d8mesh.doors.tunnel import Exchange
-from d8mesh.doors.rest.mesh import Places
 from tests.nodes.mesh import PATIENCE_S, Mesh, free_port, mesh_in, until
 
 NOBODY = f"{'v' * 16}-0"

@@ -13,8 +13,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from d8mesh.core.protocol.messages import Group
 from d8mesh.core.client.submission import Submission
+from d8mesh.core.protocol.messages import Group
 from d8mesh.errors import (
     InvalidTaskError,
     NodeClosedError,
@@ -22,8 +22,7 @@ from d8mesh.errors import (
     TaskFailedError,
     WaitTimeoutError,
 )
-from d8mesh.nodes.client import Client
-from d8mesh.nodes.client import direct_call
+from d8mesh.nodes.client import Client, direct_call
 from d8mesh.nodes.client.direct_call import DirectCall, DirectCalls
 from tests.nodes.mesh import PATIENCE_S, Mesh, mesh_in, until
 
@@ -272,7 +271,9 @@ def test_a_lost_direct_call_goes_on_elsewhere_and_runs_nothing_twice(
 
     go_on, waits = DirectCalls._go_on, list[float]()
 
-    def noted(lines: DirectCalls, line: DirectCall, submission: Submission, timeout_s: float) -> Any:
+    def noted(
+        lines: DirectCalls, line: DirectCall, submission: Submission, timeout_s: float
+    ) -> Any:
         waits.append(timeout_s)
         return go_on(lines, line, submission, timeout_s)
 

@@ -147,7 +147,9 @@ def test_after_a_pause_nothing_old_counts(
         assert line._link.socket.poll(int(PATIENCE_S * 1000))
 
 
-def test_who_is_silent_but_there_is_not_given_up(line: DirectCall, orchestrator: Orchestrator) -> None:
+def test_who_is_silent_but_there_is_not_given_up(
+    line: DirectCall, orchestrator: Orchestrator
+) -> None:
     ended = called(line, 3.0)  # doubted after 1.6 s
     orchestrator.hear(ClientHello)
     orchestrator.say(WELCOME)

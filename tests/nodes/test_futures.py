@@ -19,8 +19,8 @@ import pytest
 from werkzeug.serving import make_server
 from werkzeug.wrappers import Request, Response
 
-from d8mesh.core.protocol.messages import Group
 from d8mesh.core.client.submission import Submission
+from d8mesh.core.protocol.messages import Group
 from d8mesh.errors import (
     D8Error,
     InvalidTaskError,
@@ -32,8 +32,7 @@ from d8mesh.errors import (
     UnknownTaskError,
     WaitTimeoutError,
 )
-from d8mesh.nodes.client import Client, Task
-from d8mesh.nodes.client import completion_waiters
+from d8mesh.nodes.client import Client, Task, completion_waiters
 from d8mesh.nodes.client import handle as handles
 from d8mesh.nodes.client.cancellations import MAX_UNDER_WAY
 from d8mesh.nodes.client.completions import Completions

@@ -9,8 +9,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from d8mesh.core.protocol.messages import Group, Refused, Stream
 from d8mesh.core.client.submission import Submission
+from d8mesh.core.protocol.messages import Group, Refused, Stream
 from d8mesh.nodes.client import keeping as module
 from d8mesh.nodes.client.handle import RESTARTED
 from d8mesh.nodes.client.keeping import Keeping, Listeners, Missed, Position
@@ -35,7 +35,9 @@ def kept_of(keeping: Keeping, n: int = 0) -> list[Any]:
 def new(count: int = 1) -> tuple[Keeping, Listeners, Submission]:
     listeners: Listeners = {}
     keeping = Keeping(listeners)
-    submission = Submission(SESSION, 0, [Group("echo", 5, [b"\x80"] * count)], count, is_listened=True)
+    submission = Submission(
+        SESSION, 0, [Group("echo", 5, [b"\x80"] * count)], count, is_listened=True
+    )
     for index in range(count):
         keeping.expect(submission, index)
     return keeping, listeners, submission

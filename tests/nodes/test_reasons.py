@@ -17,9 +17,7 @@ import pytest
 
 from d8mesh.config import Config
 from d8mesh.errors import BrokerUnavailableError, WaitTimeoutError
-from d8mesh.nodes.client import Client, listening
-from d8mesh.nodes.client import completion_waiters
-from d8mesh.nodes.client import direct_call
+from d8mesh.nodes.client import Client, completion_waiters, direct_call, listening
 from tests.nodes.mesh import PATIENCE_S, Mesh, free_port, mesh_in, until
 
 
@@ -219,7 +217,7 @@ def test_a_wait_without_progress_is_logged_once_with_its_reason(
 def test_a_task_that_is_at_work_is_no_reason_to_warn(
     mesh: Mesh, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    for module in (waiters, direct_call, listening):
+    for module in (completion_waiters, direct_call, listening):
         monkeypatch.setattr(module, "STALL_S", 0.2)
     port = mesh.broker()
     go_on = threading.Event()

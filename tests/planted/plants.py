@@ -42,7 +42,9 @@ POWER_CUT: Final = (
     "tests/power_cut/test_power_cut.py::"
     "test_whatever_the_disk_kept_every_acknowledged_commit_is_there[journal]"
 )
-PROMISES: Final = "tests/core/broker/test_client_requests.py::test_answers_that_promise_wait_for_the_commit"
+PROMISES: Final = (
+    "tests/core/broker/test_client_requests.py::test_answers_that_promise_wait_for_the_commit"
+)
 
 PLANTS: Final = (
     Plant(
@@ -92,7 +94,8 @@ PLANTS: Final = (
         "d8mesh.core.broker.worker_sessions:WorkerSessions.results",
         "worker_state.results.append(message.seq)",
         "worker_state.owed.append(message.seq)",
-        WORKER_SESSIONS + "the_acknowledgement_of_a_single_result_goes_with_the_hand_out_after_the_next",
+        WORKER_SESSIONS
+        + "the_acknowledgement_of_a_single_result_goes_with_the_hand_out_after_the_next",
     ),
     Plant(
         "tell an outcome before its commit",
@@ -183,7 +186,8 @@ PLANTS: Final = (
         "d8mesh.core.broker.scheduler:Scheduler.blame",
         "if ids:",
         "if False:",
-        WORKER_SESSIONS + "who_was_not_heard_with_all_the_others_and_had_died_is_blamed_when_it_is_back",
+        WORKER_SESSIONS
+        + "who_was_not_heard_with_all_the_others_and_had_died_is_blamed_when_it_is_back",
     ),
     Plant(
         "forget on disk that a loss was none",
@@ -399,15 +403,15 @@ PLANTS: Final = (
     Plant(
         "forget results that are on their way",
         "d8mesh.core.worker.session:WorkerSession._flush",
-        "line.unacknowledged[self._seq] = batch",
+        "broker.unacknowledged[self._seq] = batch",
         "pass",
         "tests/core/worker/test_session.py::test_results_are_held_until_they_are_received",
     ),
     Plant(
         "delete from the outbox before the acknowledgement",
         "d8mesh.core.worker.session:WorkerSession._flush",
-        "effects.append(Send(line.key, results))",
-        "effects += [Send(line.key, results), *self._forget([batch])]",
+        "effects.append(SendOn(broker.key, results))",
+        "effects += [SendOn(broker.key, results), *self._forget([batch])]",
         WORKER + "expensive_results_and_those_without_a_broker_are_on_the_disk_first",
     ),
     Plant(
@@ -549,7 +553,7 @@ PLANTS: Final = (
     Plant(
         "acknowledge a failure and forget it",
         "d8mesh.core.broker.worker_sessions:WorkerSessions._unusual_result",
-        "self._scheduler.attempt_failed(worker_state.worker_id, task, claim.n, payload, is_final=is_final)",
+        "self._scheduler.attempt_failed(name, task, claim.n, payload, is_final=is_final)",
         "pass",
         SIMULATED,
     ),

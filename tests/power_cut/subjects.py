@@ -20,24 +20,24 @@ import apsw
 
 from d8mesh.core.broker.store import Restored
 from d8mesh.core.protocol.task import (
+    Assigned,
+    AssignmentsSettled,
     Cancelled,
     Closed,
     Completed,
     Fact,
     Failed,
-    Assigned,
-    AssignmentsSettled,
-    WorkersMissed,
     Pruned,
     Recounted,
     Requeued,
     Spec,
     Submitted,
+    WorkersMissed,
 )
 from d8mesh.core.worker.effects import KeptResult
-from d8mesh.edge.sqlite.reader import Reader
 from d8mesh.edge.sqlite.journal import Journal
 from d8mesh.edge.sqlite.outbox import OUTBOX_NAME, Outbox
+from d8mesh.edge.sqlite.reader import Reader
 from tests.power_cut.recorder import VFS_NAME, Entry, Recorder
 
 #: Small, so that a short recording has many checkpoints.
@@ -240,7 +240,9 @@ def _check_integrity(path: Path) -> None:
 
 def _kept(dice: random.Random) -> KeptResult:
     payload = dice.randbytes(dice.randint(1, 2000))
-    return KeptResult("broker", f"{'0' * 16}-{dice.randrange(10**6)}", dice.randbytes(16), 1, payload)
+    return KeptResult(
+        "broker", f"{'0' * 16}-{dice.randrange(10**6)}", dice.randbytes(16), 1, payload
+    )
 
 
 class _JournalWork:

@@ -10,9 +10,9 @@ import pytest
 from d8mesh import words
 from d8mesh.config import Config
 from d8mesh.edge.network import InterfaceAddress
-from d8mesh.program import command_name
 from d8mesh.processes import console as module
 from d8mesh.processes.console import OrchestratorConsole, addresses_of, ending, url_of
+from d8mesh.program import command_name
 
 
 def made(config: Config, folder: Path) -> tuple[OrchestratorConsole, list[str]]:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from d8mesh.apps.children import RunningCommand, Children
+from d8mesh.apps.children import Children, RunningCommand
 from d8mesh.apps.demo import free_ports
 from d8mesh.apps.status import ask
 from d8mesh.config import Config

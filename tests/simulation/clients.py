@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from d8mesh.core.protocol import messages as m
 from d8mesh.core.client.effects import Answered, Arrived, Lost, Output, Rejected, Settled, Transmit
 from d8mesh.core.client.session import ClientSession
-from d8mesh.core.protocol.codec import decode_to_client, encode
 from d8mesh.core.client.submission import Submission
+from d8mesh.core.protocol import messages as m
+from d8mesh.core.protocol.codec import decode_to_client, encode
 from tests.simulation.causes import Wish
 from tests.simulation.wire import Wire
 
@@ -109,7 +109,10 @@ class SimClient:
         submission = self._submission(groups)
         if rng.random() < 0.2:
             self._keys += 1
-            submission.key, submission.digest = f"{self.name} {self._keys}", bytes([self._keys % 256])
+            submission.key, submission.digest = (
+                f"{self.name} {self._keys}",
+                bytes([self._keys % 256]),
+            )
         self._send(submission)
 
     def _group(self, count: int) -> m.Group:

@@ -6,11 +6,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from d8mesh.core.protocol import messages as m
-from d8mesh.core.protocol.codec import decode_to_broker, encode
 from d8mesh.core.broker.dispatcher import Dispatcher
 from d8mesh.core.broker.effects import Effect, Load, Loaded, Peer, Record, Send
 from d8mesh.core.broker.state import Policy
+from d8mesh.core.protocol import messages as m
+from d8mesh.core.protocol.codec import decode_to_broker, encode
 from d8mesh.core.protocol.task import Fact, TaskState
 from d8mesh.edge.sqlite import Journal, Reader
 from tests.simulation.safety import Owed
@@ -137,7 +137,10 @@ class Orchestrator:
 
     def _listen(self, message: m.ToBroker, peer: Peer) -> None:
         """Note who was heard, and what will be owed for what was said."""
-        causes, worker_state = self.world.safety.causes, self.dispatcher.state.registry.by_peer(peer)
+        causes, worker_state = (
+            self.world.safety.causes,
+            self.dispatcher.state.registry.by_peer(peer),
+        )
         match message:
             case m.WorkerHello():
                 held = list(message.held_ids)

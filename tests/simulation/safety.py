@@ -9,15 +9,15 @@ from typing import Final, NoReturn
 
 import msgspec
 
-from d8mesh.core.protocol import messages as m
 from d8mesh.core.broker.dispatcher import Dispatcher
+from d8mesh.core.protocol import messages as m
 from d8mesh.core.protocol.task import (
     Adopted,
+    Assigned,
     Cancelled,
     Completed,
     Fact,
     Failed,
-    Assigned,
     Pruned,
     Recounted,
     Requeued,

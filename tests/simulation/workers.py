@@ -10,6 +10,7 @@ import msgspec
 
 from d8mesh.core.protocol import messages as m
 from d8mesh.core.protocol.codec import decode_to_worker, encode
+from d8mesh.core.worker.broker_session import Profile
 from d8mesh.core.worker.effects import (
     DROPPED,
     UNAVAILABLE,
@@ -27,7 +28,6 @@ from d8mesh.core.worker.effects import (
     TakeBack,
     WorkerEffect,
 )
-from d8mesh.core.worker.broker_session import Profile
 from d8mesh.core.worker.session import WorkerSession
 from tests.simulation.wire import Wire
 

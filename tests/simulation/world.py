@@ -210,7 +210,9 @@ class World:
             for submission in client.submissions:
                 for index in range(0 if submission.refusal else submission.count):
                     if not submission.is_accepted:
-                        safety.fail(submission.task_id(index), "was never acknowledged in a kind world")
+                        safety.fail(
+                            submission.task_id(index), "was never acknowledged in a kind world"
+                        )
                     if not submission.states[index]:
                         safety.fail(submission.task_id(index), "its outcome was never told")
                     if submission.states[index] == m.UNKNOWN_STATE:

@@ -25,7 +25,7 @@ from d8mesh.backends.ollama.catalogue import (
     is_cloud_name,
     is_embedding_name,
 )
-from d8mesh.backends.ollama.stream import LOOK_S, Part, ChatStream, said
+from d8mesh.backends.ollama.stream import LOOK_S, ChatStream, Part, said
 from d8mesh.core.protocol.model_names import plain_name
 from d8mesh.errors import (
     BackendAnswerError,

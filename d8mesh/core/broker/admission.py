@@ -9,8 +9,8 @@ from msgspec import structs
 
 from d8mesh.core.broker import placement
 from d8mesh.core.broker.scheduler import Scheduler
+from d8mesh.core.broker.state import MAX_LISTENED, BrokerState, ClientState
 from d8mesh.core.protocol.messages import MAX_WARNINGS, Accepted, Group, Refused, Submit
-from d8mesh.core.broker.state import MAX_LISTENED, ClientState, BrokerState
 from d8mesh.core.protocol.task import MAX_SESSIONS, Spec, Submitted
 from d8mesh.errors import (
     DiskLowError,
@@ -175,8 +175,8 @@ class Admission:
             )
         if task_table.unfinished_bytes + size > policy.queue_bytes:
             raise QueueFullError(
-                f"{task_table.unfinished_bytes} bytes wait and {size} more would exceed the limit of "
-                f"{policy.queue_bytes}: wait for tasks to finish, or raise D8_QUEUE_BYTES"
+                f"{task_table.unfinished_bytes} bytes wait and {size} more would exceed the limit "
+                f"of {policy.queue_bytes}: wait for tasks to finish, or raise D8_QUEUE_BYTES"
             )
 
 

@@ -6,22 +6,22 @@ from collections.abc import Callable
 from typing import Final, TypeAlias
 
 from d8mesh.core.broker import reports
-from d8mesh.core.broker.worker_sessions import refuse_hello
+from d8mesh.core.broker.admission import Admission
 from d8mesh.core.broker.effects import Peer
 from d8mesh.core.broker.outcomes import TaskOutcomes
-from d8mesh.core.broker.admission import Admission
+from d8mesh.core.broker.state import BrokerState, ClientState
+from d8mesh.core.broker.streaming import Streaming
+from d8mesh.core.broker.worker_sessions import refuse_hello
 from d8mesh.core.protocol.messages import (
     UNKNOWN_STATE,
-    Query,
     Beat,
     ClientHello,
     Listen,
     Listening,
+    Query,
     Watch,
     Welcome,
 )
-from d8mesh.core.broker.state import ClientState, BrokerState
-from d8mesh.core.broker.streaming import Streaming
 from d8mesh.core.protocol.task import MAX_COUNTER, Spec, TaskState, parse_id
 from d8mesh.errors import (
     D8Error,
@@ -50,7 +50,13 @@ Rows: TypeAlias = list[tuple[object, ...]]
 class ClientRequests:
     """Serves the clients of a pool."""
 
-    def __init__(self, broker: BrokerState, task_outcomes: TaskOutcomes, admission: Admission, streaming: Streaming) -> None:
+    def __init__(
+        self,
+        broker: BrokerState,
+        task_outcomes: TaskOutcomes,
+        admission: Admission,
+        streaming: Streaming,
+    ) -> None:
         self._state = broker
         self._outcomes = task_outcomes
         self._streaming = streaming
@@ -214,8 +220,10 @@ class ClientRequests:
 
     # ---------------------------------------------------------------- the questions
 
-    def ask(self, client: ClientState, message: Query, more: dict[str, Callable[..., None]]) -> None:
-        """Answer a question, one of this desk's or of `more`."""
+    def ask(
+        self, client: ClientState, message: Query, more: dict[str, Callable[..., None]]
+    ) -> None:
+        """Answer a question, one of these or of `more`."""
         what = self.asks.get(message.what) or more.get(message.what)
         try:
             if what is None:
@@ -301,7 +309,9 @@ class ClientRequests:
             listed = [reports.unfinished(self._state, str(row[0])) for row in rows]
             keys = ("task_id", "type", "priority", "status", "created_at", "state")
             queue = [{key: body[key] for key in keys} for body in listed if body is not None]
-            self._state.answer(peer, request, {"queue": queue, **counts, "next_cursor": next_cursor})
+            self._state.answer(
+                peer, request, {"queue": queue, **counts, "next_cursor": next_cursor}
+            )
 
         self._list(peer, request, {**args, "state": "open", "type": "", "order": ""}, then)
 

@@ -12,20 +12,26 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Final, assert_never
 
-from d8mesh.core.broker.worker_sessions import WorkerSessions
+from d8mesh.core.broker.admission import Admission
 from d8mesh.core.broker.client_requests import ClientRequests
 from d8mesh.core.broker.effects import Effect, Loaded, Peer
 from d8mesh.core.broker.outcomes import TaskOutcomes
+from d8mesh.core.broker.polling import Polling
+from d8mesh.core.broker.returns import MISLAID, Returns
 from d8mesh.core.broker.scheduler import Scheduler
-from d8mesh.core.broker.admission import Admission
+from d8mesh.core.broker.state import BrokerState, Policy
+from d8mesh.core.broker.store import Restored
+from d8mesh.core.broker.streaming import Streaming
+from d8mesh.core.broker.worker_registry import Dialect, WorkerState
+from d8mesh.core.broker.worker_sessions import WorkerSessions
 from d8mesh.core.protocol.messages import (
-    Query,
     Chunks,
     ClientHello,
     Goodbye,
     Heartbeat,
     Listen,
     Message,
+    Query,
     Refused,
     Rehello,
     Release,
@@ -38,13 +44,7 @@ from d8mesh.core.protocol.messages import (
     Work,
     WorkerHello,
 )
-from d8mesh.core.broker.polling import Polling
-from d8mesh.core.broker.state import Policy, BrokerState
-from d8mesh.core.broker.store import Restored
-from d8mesh.core.broker.returns import MISLAID, Returns
-from d8mesh.core.broker.worker_registry import Dialect, WorkerState
-from d8mesh.core.broker.streaming import Streaming
-from d8mesh.core.protocol.task import Adopted, Closed, AssignmentsSettled, WorkersMissed, Pruned
+from d8mesh.core.protocol.task import Adopted, AssignmentsSettled, Closed, Pruned, WorkersMissed
 from d8mesh.core.protocol.tokens import TokenSigner
 
 #: How often leases, silences and retention are looked at.
@@ -98,7 +98,10 @@ class Dispatcher:
         self._returns = Returns(state, self._scheduler)
         self._streaming = Streaming(state, self._scheduler)
         parts = (state, self._scheduler, self._outcomes, self._returns)
-        self._worker_sessions, self._polling = WorkerSessions(*parts, self._streaming), Polling(*parts)
+        self._worker_sessions, self._polling = (
+            WorkerSessions(*parts, self._streaming),
+            Polling(*parts),
+        )
         self._admission = admission = Admission(state, self._scheduler)
         self._client_requests = ClientRequests(state, self._outcomes, admission, self._streaming)
         self._next_sweep = self._last_tick = self._started = now
@@ -318,7 +321,9 @@ class Dispatcher:
         if self._orphans:
             self._give_up_orphans()
         is_young = state.now - self._started < state.policy.lease_s
-        state.registry.note_absent(state.now - ABSENT_LEASES * state.policy.lease_s, is_young=is_young)
+        state.registry.note_absent(
+            state.now - ABSENT_LEASES * state.policy.lease_s, is_young=is_young
+        )
         if not state.task_table.queued:  # what lies in the lanes is cancelled, or past its deadline
             state.queue.lanes.clear()
         if state.now >= self._next_settle:
@@ -432,7 +437,11 @@ class Dispatcher:
         Without this a broker that dies more often than a lease would never hand them out.
         """
         worker_state = self.state.registry.by_peer(peer)
-        if worker_state is not None and worker_state.worker_id == worker_id and worker_id in self._orphans:
+        if (
+            worker_state is not None
+            and worker_state.worker_id == worker_id
+            and worker_id in self._orphans
+        ):
             self._give_up(worker_id, self._orphans.pop(worker_id), "its worker holds it no more")
 
     def _give_up_orphans(self) -> None:

@@ -11,6 +11,8 @@ from typing import Final, TypeAlias
 import msgspec
 
 from d8mesh.core.broker.effects import Peer
+from d8mesh.core.broker.records import Batch
+from d8mesh.core.broker.state import BrokerState
 from d8mesh.core.protocol.json_model import error_as_text
 from d8mesh.core.protocol.messages import (
     CANCELLED_STATE,
@@ -20,8 +22,6 @@ from d8mesh.core.protocol.messages import (
     Outcomes,
     Stop,
 )
-from d8mesh.core.broker.state import BrokerState
-from d8mesh.core.broker.records import Batch
 from d8mesh.core.protocol.task import Cancelled, Completed, Failed
 
 #: Ids, states and payloads of ended tasks that one client awaits.
@@ -90,7 +90,10 @@ class TaskOutcomes:
             if task is not None:
                 home = task.batch
                 worker_state = worker_states.get(task.worker_id) if task.worker_id else None
-                was_held = worker_state is not None and worker_state.outstanding.pop(task_id, None) is not None
+                was_held = (
+                    worker_state is not None
+                    and worker_state.outstanding.pop(task_id, None) is not None
+                )
                 if was_held and task.worker_id != by:
                     stops.setdefault(task.worker_id, []).append(task_id)
             else:

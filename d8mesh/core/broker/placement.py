@@ -21,10 +21,10 @@ from difflib import get_close_matches
 from itertools import islice
 from typing import Final
 
-from d8mesh.core.protocol.model_names import wish_in
 from d8mesh.core.broker.queue import LaneKey
 from d8mesh.core.broker.records import TaskRecord
 from d8mesh.core.broker.worker_registry import Dialect, WorkerRegistry, WorkerState
+from d8mesh.core.protocol.model_names import wish_in
 
 #: Types that older polling workers accept but cannot run.
 MESH_FIRST_TYPES: Final = frozenset({"evolution_crossover"})
@@ -81,7 +81,9 @@ def is_offered_elsewhere(worker_id: str, key: LaneKey, registry: WorkerRegistry)
     )
 
 
-def choose_worker(key: LaneKey, registry: WorkerRegistry, task: TaskRecord | None = None) -> WorkerState | None:
+def choose_worker(
+    key: LaneKey, registry: WorkerRegistry, task: TaskRecord | None = None
+) -> WorkerState | None:
     """Return the free worker that is next in line for this lane (and for a retried `task`)."""
     line = registry.free.get(key.type)
     if not line:
@@ -91,7 +93,9 @@ def choose_worker(key: LaneKey, registry: WorkerRegistry, task: TaskRecord | Non
     for count, worker_state in enumerate(line.values()):
         if count >= SEARCH_WORKERS:
             break
-        if can_run(worker_state, key, registry) and (task is None or suits_retry(worker_state, task, registry)):
+        if can_run(worker_state, key, registry) and (
+            task is None or suits_retry(worker_state, task, registry)
+        ):
             if worker_state.worker_id not in gave_back:
                 return worker_state
             second = second or worker_state
@@ -190,11 +194,16 @@ def _nearest(kind: str, registry: WorkerRegistry) -> str:
 
 def _who_is_there(registry: WorkerRegistry) -> str:
     """Say which live workers are there for tasks of other types only, and why, if they tell."""
-    live = [worker_state for worker_state in registry.worker_states.values() if worker_state.is_live]
+    live = [
+        worker_state for worker_state in registry.worker_states.values() if worker_state.is_live
+    ]
     if not live:
         return ""
     live.sort(key=lambda worker_state: not worker_state.trouble)
-    told = [f"{worker_state.worker_id}: {worker_state.trouble or _offer_of(worker_state)}" for worker_state in live[:MAX_TOLD]]
+    told = [
+        f"{worker_state.worker_id}: {worker_state.trouble or _offer_of(worker_state)}"
+        for worker_state in live[:MAX_TOLD]
+    ]
     more = f"; and {len(live) - MAX_TOLD} more" if len(live) > MAX_TOLD else ""
     count = f"{len(live)} worker{'' if len(live) == 1 else 's'}"
     return f" ({count} there; {'; '.join(told)}{more})"

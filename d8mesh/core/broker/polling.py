@@ -11,13 +11,13 @@ from typing import Final, TypeAlias
 
 from d8mesh.core.broker.effects import Peer
 from d8mesh.core.broker.outcomes import MAX_REASON_CHARS, TaskOutcomes, failure_payload
-from d8mesh.core.broker.scheduler import Scheduler
-from d8mesh.core.protocol.messages import MAX_NAMES
 from d8mesh.core.broker.placement import DOCUMENTED_TYPES
-from d8mesh.core.broker.state import BrokerState
 from d8mesh.core.broker.records import TaskRecord, registration
 from d8mesh.core.broker.returns import LEAVING, MISLAID, Returns
+from d8mesh.core.broker.scheduler import Scheduler
+from d8mesh.core.broker.state import BrokerState
 from d8mesh.core.broker.worker_registry import Dialect, Poll, WorkerState
+from d8mesh.core.protocol.messages import MAX_NAMES
 from d8mesh.core.protocol.task import Dismissed, Enrolled, TaskState
 from d8mesh.errors import (
     D8Error,
@@ -44,7 +44,13 @@ Args: TypeAlias = dict[str, object]
 class Polling:
     """Serves the polling workers of a pool."""
 
-    def __init__(self, broker: BrokerState, scheduler: Scheduler, task_outcomes: TaskOutcomes, returns: Returns) -> None:
+    def __init__(
+        self,
+        broker: BrokerState,
+        scheduler: Scheduler,
+        task_outcomes: TaskOutcomes,
+        returns: Returns,
+    ) -> None:
         self._state = broker
         self._returns = returns
         self._scheduler = scheduler
@@ -97,7 +103,10 @@ class Polling:
     def forget_peer(self, peer: Peer) -> None:
         """The asker is gone: its polls wait no longer."""
         for worker_state in self._waiting.values():
-            if worker_state.poll is not None and worker_state.poll.peer.routing_id == peer.routing_id:
+            if (
+                worker_state.poll is not None
+                and worker_state.poll.peer.routing_id == peer.routing_id
+            ):
                 worker_state.poll = None
                 self._state.registry.refresh(worker_state)
 
@@ -113,7 +122,9 @@ class Polling:
         over = [task for task in worker_state.outstanding.values() if broker.now > task.until]
         if over:
             why = "worker lost" if is_lost else "timed out"
-            self._scheduler.requeue(worker_state.worker_id, over, why, is_counted=True, is_loss=is_lost)
+            self._scheduler.requeue(
+                worker_state.worker_id, over, why, is_counted=True, is_loss=is_lost
+            )
         if worker_state.poll is not None:
             return
         worker_state.note_asking(broker.now)
@@ -126,7 +137,11 @@ class Polling:
         broker = self._state
         worker_id, worker_type = _text(args, "worker_id"), _text(args, "worker_type")
         worker_state = broker.registry.worker_states.get(worker_id)
-        if worker_state is not None and worker_state.dialect is Dialect.MESH and worker_state.is_live:
+        if (
+            worker_state is not None
+            and worker_state.dialect is Dialect.MESH
+            and worker_state.is_live
+        ):
             raise WorkerIdTakenError(f"{worker_id!r} is the id of a mesh worker at work")
         if worker_state is None and len(broker.registry.worker_states) >= MAX_POLLING_WORKERS:
             raise ForbiddenError(f"{MAX_POLLING_WORKERS} workers are registered: no more fit")
@@ -169,7 +184,8 @@ class Polling:
         if worker_state.outstanding and len(worker_state.outstanding) >= worker_state.slots:
             # It asks though its hands are full: a reply or a report got lost on the way.
             tasks = list(worker_state.outstanding.values())
-            why = f"worker {worker_state.worker_id!r} asked for another; no report of this one was taken"
+            name = worker_state.worker_id
+            why = f"worker {name!r} asked for another; no report of this one was taken"
             self._returns.take(worker_state.worker_id, tasks, why, MISLAID)
         wait_s = args.get("wait_s")
         if not isinstance(wait_s, (int, float)) or not wait_s >= 0.0:  # NaN is not either
@@ -243,7 +259,9 @@ class Polling:
 
     # ------------------------------------------------------------------------ workers
 
-    def _worker_state(self, worker_id: str, worker_type: str, offered: dict[str, object]) -> WorkerState:
+    def _worker_state(
+        self, worker_id: str, worker_type: str, offered: dict[str, object]
+    ) -> WorkerState:
         """Return the worker's worker, made or brought up to date."""
         registry = self._state.registry
         worker_state = registry.worker_states.get(worker_id)

@@ -1,6 +1,6 @@
 """What the task table holds: batches, tasks, what went wrong with them, counts.
 
-Plain records; only `core.task table` changes what a fact may change.
+Plain records; only `core.broker.task_table` changes what a fact may change.
 """
 
 from __future__ import annotations
@@ -101,8 +101,8 @@ class TaskRecord:
     """One unfinished task that is, or was, in somebody's hands."""
 
     __slots__ = (
-        "batch",
         "assignment",
+        "batch",
         "history",
         "id",
         "index",

@@ -8,20 +8,16 @@ from __future__ import annotations
 from typing import Final
 
 from d8mesh.core.broker import placement
-from d8mesh.core.broker.state import BrokerState
 from d8mesh.core.broker.queue import LaneKey
 from d8mesh.core.broker.records import Batch, History
+from d8mesh.core.broker.state import BrokerState
 from d8mesh.core.broker.worker_registry import Dialect, WorkerState
 from d8mesh.core.protocol.task import TaskState
 
 Body = dict[str, object]
 
 #: How the journal stores final states, beside the names they have here.
-FINAL_STATES: Final = {
-    1: TaskState.COMPLETED,
-    2: TaskState.FAILED,
-    3: TaskState.CANCELLED,
-}
+FINAL_STATES: Final = {1: TaskState.COMPLETED, 2: TaskState.FAILED, 3: TaskState.CANCELLED}
 
 
 def unfinished(broker: BrokerState, task_id: str, *, is_single: bool = False) -> Body | None:
@@ -167,7 +163,9 @@ def stats(broker: BrokerState) -> Body:
         "workers": {
             "total": len(worker_states),
             "online": sum(worker_state.is_live for worker_state in worker_states),
-            "busy": sum(worker_state.is_live and worker_state.is_busy for worker_state in worker_states),
+            "busy": sum(
+                worker_state.is_live and worker_state.is_busy for worker_state in worker_states
+            ),
             "by_type": by_type,
         },
         "tasks": {
@@ -188,13 +186,18 @@ def stats(broker: BrokerState) -> Body:
 
 def workers(broker: BrokerState) -> Body:
     """Return the documented body of ``/api/workers/list``."""
-    listed = [_worker(broker, worker_state) for worker_state in broker.registry.worker_states.values()]
+    listed = [
+        _worker(broker, worker_state) for worker_state in broker.registry.worker_states.values()
+    ]
     return {"workers": listed, "total": len(listed)}
 
 
 def _worker(broker: BrokerState, worker_state: WorkerState) -> Body:
     record = broker.task_table.workers.get(worker_state.worker_id)
-    capabilities: object = {"task_types": sorted(worker_state.types), "models": sorted(worker_state.models)}
+    capabilities: object = {
+        "task_types": sorted(worker_state.types),
+        "models": sorted(worker_state.models),
+    }
     if worker_state.dialect is Dialect.POLLING and record is not None and record.capabilities:
         capabilities, _ = record.registered()
     status = "offline" if not worker_state.is_live else "busy" if worker_state.is_busy else "online"

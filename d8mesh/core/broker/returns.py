@@ -11,9 +11,9 @@ from collections.abc import Iterable
 from typing import Final, NamedTuple
 
 from d8mesh.core.broker.outcomes import MAX_REASON_CHARS
+from d8mesh.core.broker.records import TaskRecord
 from d8mesh.core.broker.scheduler import Scheduler
 from d8mesh.core.broker.state import BrokerState
-from d8mesh.core.broker.records import TaskRecord
 from d8mesh.core.protocol.task import ORDERLY, SUSPECT, Wait
 
 #: The pause before the next try, doubled for each time before, up to the cap; between a half

@@ -9,13 +9,13 @@ from itertools import accumulate
 from typing import Final
 
 from d8mesh.core.broker import placement
-from d8mesh.core.broker.outcomes import TaskOutcomes, Failure
-from d8mesh.core.protocol.messages import SOFT_FRAME_BYTES, Answer, Work, WorkGroup
-from d8mesh.core.broker.state import BrokerState
+from d8mesh.core.broker.outcomes import Failure, TaskOutcomes
 from d8mesh.core.broker.queue import Lane, LaneKey
 from d8mesh.core.broker.records import Batch, TaskRecord
+from d8mesh.core.broker.state import BrokerState
 from d8mesh.core.broker.worker_registry import POLLING, WorkerState
-from d8mesh.core.protocol.task import AT_ONCE, Due, Assigned, Recounted, Requeued, TaskState, Wait
+from d8mesh.core.protocol.messages import SOFT_FRAME_BYTES, Answer, Work, WorkGroup
+from d8mesh.core.protocol.task import AT_ONCE, Assigned, Due, Recounted, Requeued, TaskState, Wait
 from d8mesh.core.protocol.tokens import MAX_ATTEMPT
 
 #: A retry waits a random part of this, doubled for each error before, up to the cap.
@@ -347,7 +347,11 @@ class Scheduler:
         until, kind = broker.now + timeout_s + ATTEMPT_GRACE_S, lane.key.type
         for worker_state, tasks in shares:  # the path of every task
             number, broker.next_assignment = broker.next_assignment, broker.next_assignment + 1
-            worker_id, outstanding, work_seq = worker_state.worker_id, worker_state.outstanding, worker_state.work_seq + 1
+            worker_id, outstanding, work_seq = (
+                worker_state.worker_id,
+                worker_state.outstanding,
+                worker_state.work_seq + 1,
+            )
             ids: list[str] = []
             ns: list[int] = []
             tokens: list[bytes] = []
@@ -371,7 +375,9 @@ class Scheduler:
             else:
                 group = WorkGroup(kind, timeout_s, False, ids, tokens, payloads)
                 for part in _by_listening(group, listeners) if listeners else (group,):
-                    self._put(worker_state, part, size if part is group else sum(map(len, part.payloads)))
+                    self._put(
+                        worker_state, part, size if part is group else sum(map(len, part.payloads))
+                    )
             registry.refresh(worker_state)
             if worker_state.is_free:
                 registry.to_the_end(worker_state, kind)

@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from typing import Final, TypeAlias
 
 from d8mesh.core.broker.effects import Effect, Load, Peer, Record, Send
-from d8mesh.core.broker.task_table import TaskTable
-from d8mesh.core.protocol.messages import Answer, Message
 from d8mesh.core.broker.queue import ReadyQueue
+from d8mesh.core.broker.task_table import TaskTable
 from d8mesh.core.broker.worker_registry import WorkerRegistry, WorkerState
+from d8mesh.core.protocol.messages import Answer, Message
 from d8mesh.core.protocol.task import Fact
 from d8mesh.core.protocol.tokens import TokenSigner
 from d8mesh.errors import D8Error, FloodError

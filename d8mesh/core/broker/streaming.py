@@ -9,10 +9,10 @@ from __future__ import annotations
 from typing import Final
 
 from d8mesh.core.broker.effects import Peer
-from d8mesh.core.broker.scheduler import Scheduler
-from d8mesh.core.protocol.messages import MAX_BATCH_TASKS, MAX_STREAM_BYTES, Chunks, Stream
-from d8mesh.core.broker.state import BrokerState
 from d8mesh.core.broker.records import TaskRecord
+from d8mesh.core.broker.scheduler import Scheduler
+from d8mesh.core.broker.state import BrokerState
+from d8mesh.core.protocol.messages import MAX_BATCH_TASKS, MAX_STREAM_BYTES, Chunks, Stream
 
 #: Chunks of one running task that late listeners still get.
 TAIL_BYTES: Final = 64 * 1024

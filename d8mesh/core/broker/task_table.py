@@ -4,7 +4,7 @@
 not an object: it is a number in its `Batch` (a hundred thousand queued tasks cost a few
 hundred objects). `TaskTable.draw` and `TaskTable.open_task` make it a `Task` when somebody
 needs it singly. Finished tasks live in the journal only. Deliberately not here: order
-(`core.queue`), workers (`core.worker registry`), who waits for what (`core.desk`).
+(`queue`), workers (`worker_registry`), who waits for what (`state`).
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from typing import Final
 from d8mesh.core.broker.records import Batch, Ranges, TaskRecord, Totals, WorkerRecord
 from d8mesh.core.protocol.task import (
     Adopted,
+    Assigned,
+    AssignmentsSettled,
     Cancelled,
     Closed,
     Completed,
@@ -25,15 +27,13 @@ from d8mesh.core.protocol.task import (
     Enrolled,
     Fact,
     Failed,
-    Assigned,
-    AssignmentsSettled,
-    WorkersMissed,
     Pruned,
     Recounted,
     Requeued,
     Submitted,
     TaskFact,
     TaskState,
+    WorkersMissed,
     next_state,
     parse_id,
 )

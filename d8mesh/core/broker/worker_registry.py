@@ -12,8 +12,8 @@ from enum import Enum
 from typing import Final
 
 from d8mesh.core.broker.effects import Peer
-from d8mesh.core.protocol.model_names import plain_name
 from d8mesh.core.broker.records import TaskRecord
+from d8mesh.core.protocol.model_names import plain_name
 
 #: After this many failures in a row a worker's share is halved, and again for each more.
 STREAK_BEFORE_HALVING: Final = 3
@@ -205,8 +205,12 @@ class WorkerRegistry:
             heard_after: workers that have gone count if they were heard after this (monotonic).
             is_young: the broker itself has not been there for long.
         """
-        gone = [s for s in self.worker_states.values() if not s.is_live and s.last_heard > heard_after]
-        self.absent = frozenset(plain_name(model) for worker_state in gone for model in worker_state.models)
+        gone = [
+            s for s in self.worker_states.values() if not s.is_live and s.last_heard > heard_after
+        ]
+        self.absent = frozenset(
+            plain_name(model) for worker_state in gone for model in worker_state.models
+        )
         self.is_young = is_young
 
     def is_expected(self, model: str) -> bool:
@@ -259,8 +263,12 @@ class WorkerRegistry:
     def _bound_offline(self) -> None:
         if len(self.worker_states) <= MAX_OFFLINE_WORKERS:
             return
-        gone = [s for s in self.worker_states.values() if not s.is_live and s.dialect is Dialect.MESH]
-        for worker_state in sorted(gone, key=lambda worker_state: worker_state.last_heard)[: -MAX_OFFLINE_WORKERS or None]:
+        gone = [
+            s for s in self.worker_states.values() if not s.is_live and s.dialect is Dialect.MESH
+        ]
+        for worker_state in sorted(gone, key=lambda worker_state: worker_state.last_heard)[
+            : -MAX_OFFLINE_WORKERS or None
+        ]:
             del self.worker_states[worker_state.worker_id]
 
     def check(self) -> None:
@@ -277,7 +285,9 @@ class WorkerRegistry:
                 assert self.free[kind][worker_state.worker_id] is worker_state
 
 
-def _discard(index: dict[str, dict[str, WorkerState]], name: str, worker_state: WorkerState) -> None:
+def _discard(
+    index: dict[str, dict[str, WorkerState]], name: str, worker_state: WorkerState
+) -> None:
     line = index.get(name)
     if line is not None and line.get(worker_state.worker_id) is worker_state:
         del line[worker_state.worker_id]

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from typing import Final
 
-from d8mesh.core.protocol.addresses import is_loopback
 from d8mesh.core.broker.effects import Peer
 from d8mesh.core.broker.outcomes import TaskOutcomes
+from d8mesh.core.broker.records import TaskRecord
+from d8mesh.core.broker.returns import LEAVING, MISLAID, UNAVAILABLE, UNSTARTED, Returns
 from d8mesh.core.broker.scheduler import Scheduler
+from d8mesh.core.broker.state import BrokerState
+from d8mesh.core.broker.streaming import Streaming
+from d8mesh.core.broker.worker_registry import Dialect, WorkerState
+from d8mesh.core.protocol.addresses import is_loopback
 from d8mesh.core.protocol.messages import (
     REFUSED,
     SUCCEEDED,
@@ -23,11 +28,6 @@ from d8mesh.core.protocol.messages import (
     Welcome,
     WorkerHello,
 )
-from d8mesh.core.broker.state import BrokerState
-from d8mesh.core.broker.records import TaskRecord
-from d8mesh.core.broker.returns import LEAVING, MISLAID, UNAVAILABLE, UNSTARTED, Returns
-from d8mesh.core.broker.worker_registry import Dialect, WorkerState
-from d8mesh.core.broker.streaming import Streaming
 from d8mesh.core.protocol.task import Adopted, Recounted, TaskState
 from d8mesh.core.protocol.tokens import Claim, worker_tag
 
@@ -98,7 +98,9 @@ class WorkerSessions:
                 worker_state.displaced = (*old.displaced, old.boot_id)[-MAX_DISPLACED:]
         self._describe(worker_state, message)
         worker_state.has_asked, worker_state.asked = True, broker.now
-        broker.registry.add(worker_state) if worker_state is not old else broker.registry.rejoin(worker_state)
+        broker.registry.add(worker_state) if worker_state is not old else broker.registry.rejoin(
+            worker_state
+        )
         broker.registry.offer(worker_state, message.task_types, message.models)
         self._unblame(worker_state, message)
         dropped = self._take_over(worker_state, message)
@@ -162,7 +164,11 @@ class WorkerSessions:
             claim = broker.signer.check(token, task_id)
             if claim is not None:
                 losses = sorted(task.history.losses)
-                own = [n for worker_id, n in losses if worker_id == worker_state.worker_id and n >= claim.n]
+                own = [
+                    n
+                    for worker_id, n in losses
+                    if worker_id == worker_state.worker_id and n >= claim.n
+                ]
                 back.update(((task_id, n), None) for n in own)
         if back:
             ids, ns = [task_id for task_id, _ in back], [n for _, n in back]
@@ -196,7 +202,10 @@ class WorkerSessions:
                 task.work_seq, task.until = 0, max(task.until, until)
             elif task_id in ids:
                 continue  # two attempts of one task: either may finish it
-            elif task.state is not TaskState.RUNNING or task.worker_id in ("", worker_state.worker_id):
+            elif task.state is not TaskState.RUNNING or task.worker_id in (
+                "",
+                worker_state.worker_id,
+            ):
                 ids.append(task_id)
                 ns.append(claim.n)
                 task.token = token
@@ -215,7 +224,11 @@ class WorkerSessions:
     def heartbeat(self, worker_state: WorkerState, message: Heartbeat) -> None:
         """Renew the lease; hand-outs that the worker should hold and does not are lost."""
         self._heard(worker_state)
-        worker_state.window, worker_state.running, worker_state.stuck = message.window, message.running, message.stuck
+        worker_state.window, worker_state.running, worker_state.stuck = (
+            message.window,
+            message.running,
+            message.stuck,
+        )
         worker_state.trouble = message.trouble
         if worker_state.outstanding:
             held = set(message.held_ids)
@@ -227,7 +240,9 @@ class WorkerSessions:
                 if (is_quiet or task.work_seq <= message.work_seq) and task.id not in held
             ]
             self._mislaid(worker_state, lost)
-        if worker_state.types != set(message.task_types) or worker_state.models != set(message.models):
+        if worker_state.types != set(message.task_types) or worker_state.models != set(
+            message.models
+        ):
             self._state.registry.offer(worker_state, message.task_types, message.models)
         self._say_received(worker_state, [])
         self._state.tell(worker_state, Beat(self._state.epoch))
@@ -272,9 +287,17 @@ class WorkerSessions:
         reporting, self._reporting = self._reporting, []
         for worker_state, work_seq in reporting:
             results, worker_state.results = worker_state.results, []
-            if worker_state.window == 1 and worker_state.is_live and worker_state.work_seq != work_seq:
+            if (
+                worker_state.window == 1
+                and worker_state.is_live
+                and worker_state.work_seq != work_seq
+            ):
                 worker_state.owed += results
-            elif len(reporting) == len(results) == 1 and worker_state.is_live and not worker_state.outstanding:
+            elif (
+                len(reporting) == len(results) == 1
+                and worker_state.is_live
+                and not worker_state.outstanding
+            ):
                 worker_state.owed += results
                 self._scheduler.after(OWED_S, self._say_owed, worker_state)
             else:
@@ -294,6 +317,7 @@ class WorkerSessions:
         broker = self._state
         task_id, token = message.ids[index], message.tokens[index]
         kind, payload = message.kinds[index], message.payloads[index]
+        name = worker_state.worker_id
         claim = broker.signer.check(token, task_id)
         if claim is None:
             broker.reject("token.invalid")
@@ -308,9 +332,9 @@ class WorkerSessions:
             is_final = kind == REFUSED
             if not is_final:  # what it refuses is the task's fault, not its own
                 worker_state.failures_in_a_row += 1
-            self._scheduler.attempt_failed(worker_state.worker_id, task, claim.n, payload, is_final=is_final)
+            self._scheduler.attempt_failed(name, task, claim.n, payload, is_final=is_final)
         elif kind == SUCCEEDED and not found[0].spec.is_fenced:
-            self._outcomes.complete(worker_state.worker_id, [task_id], [claim.n], [payload])
+            self._outcomes.complete(name, [task_id], [claim.n], [payload])
         else:
             broker.reject("result.stale")
 
@@ -318,11 +342,14 @@ class WorkerSessions:
         """The worker should hold these and does not: the hand-out got lost, or they did there."""
         if lost:
             self._returns.take(
-                worker_state.worker_id, lost, f"worker {worker_state.worker_id!r} did not get or keep it", MISLAID
+                worker_state.worker_id,
+                lost,
+                f"worker {worker_state.worker_id!r} did not get or keep it",
+                MISLAID,
             )
 
     def release(self, worker_state: WorkerState, message: Release) -> None:
-        """Queue again what the worker gives back; see `core.returns` for what it costs."""
+        """Queue again what the worker gives back; see `core.broker.returns` for what it costs."""
         self._heard(worker_state)
         worker_state.window = message.window
         given = [
@@ -357,7 +384,9 @@ class WorkerSessions:
     def goodbye(self, worker_state: WorkerState) -> None:
         """A drained worker leaves; what it may still hold waits again, uncounted."""
         held = list(worker_state.outstanding.values())
-        self._returns.take(worker_state.worker_id, held, f"its worker {worker_state.worker_id!r} left", LEAVING)
+        self._returns.take(
+            worker_state.worker_id, held, f"its worker {worker_state.worker_id!r} left", LEAVING
+        )
         self._state.registry.leave(worker_state)
 
     def lose(self, worker_state: WorkerState, why: str, *, is_counted: bool) -> None:
@@ -369,7 +398,9 @@ class WorkerSessions:
         held = list(worker_state.outstanding.values())
         blamed = held[: worker_state.slots] if is_counted else []
         if blamed:
-            self._scheduler.requeue(worker_state.worker_id, blamed, why, is_counted=True, is_loss=True)
+            self._scheduler.requeue(
+                worker_state.worker_id, blamed, why, is_counted=True, is_loss=True
+            )
         rest = held[len(blamed) :]
         if rest:
             self._scheduler.requeue(worker_state.worker_id, rest, why)
@@ -405,12 +436,19 @@ class WorkerSessions:
         if is_loopback(worker_state.peer.address):
             return False
         if self._last_word[0] != broker.now:  # once for all that fall silent at once
-            mesh = [each for each in broker.registry.worker_states.values() if each.dialect is Dialect.MESH]
+            mesh = [
+                each
+                for each in broker.registry.worker_states.values()
+                if each.dialect is Dialect.MESH
+            ]
             heard = [(each.peer, each.last_heard) for each in mesh]
             heard += [(each.peer, each.last_heard) for each in broker.clients.values()]
             outside = [at for peer, at in heard if not is_loopback(peer.address)]
             self._last_word = (broker.now, max(outside))
-        return self._last_word[1] <= worker_state.last_heard + CUT_HEARTBEATS * broker.policy.heartbeat_s
+        return (
+            self._last_word[1]
+            <= worker_state.last_heard + CUT_HEARTBEATS * broker.policy.heartbeat_s
+        )
 
     def _somebody_idles(self, worker_state: WorkerState) -> bool:
         """Another free worker with nothing to do, while this one is at the same tasks."""

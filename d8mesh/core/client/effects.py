@@ -8,8 +8,8 @@ from typing import TypeAlias
 
 from msgspec import Struct
 
-from d8mesh.core.protocol.messages import MAX_BATCH_TASKS, Message, Stream, Watch
 from d8mesh.core.client.submission import Submission
+from d8mesh.core.protocol.messages import MAX_BATCH_TASKS, Message, Stream, Watch
 
 
 class Transmit(Struct, frozen=True):

@@ -24,16 +24,17 @@ from d8mesh.core.client.effects import (
     Transmit,
     parts_of,
 )
+from d8mesh.core.client.submission import Submission, counter_of
 from d8mesh.core.protocol.messages import (
     VERSIONS,
     Accepted,
     Answer,
-    Query,
     Beat,
     ClientHello,
     Goodbye,
     Listen,
     Outcomes,
+    Query,
     Refused,
     Rehello,
     Stream,
@@ -43,7 +44,6 @@ from d8mesh.core.protocol.messages import (
     Watch,
     Welcome,
 )
-from d8mesh.core.client.submission import Submission, counter_of
 from d8mesh.errors import ProtocolError
 
 #: Submits under way at once: enough that the broker never waits for the next one.
@@ -295,7 +295,7 @@ class ClientSession:
         self._next_beat = now + self._heartbeat_s
         out: list[Output] = [Connected(message.epoch, message.broker_id)]
         # Submits first: what is asked about may be among them.
-        out += [self._transmit(seq, submission, now) for seq, submission in self._unacknowledged.items()]
+        out += [self._transmit(seq, each, now) for seq, each in self._unacknowledged.items()]
         out += self._pump(now)
         out += self._rewatch(now)
         out += [Transmit(Listen(task_id, True)) for task_id in sorted(self._listening)]
@@ -336,7 +336,7 @@ class ClientSession:
             out += self._listen_elsewhere(submission)
         if submission.accepted_as is not None and submission.is_watched:
             out += self._watch_elsewhere(submission)
-        elif submission.is_resent and submission.is_watched:  # maybe over by now, and told to nobody
+        elif submission.is_resent and submission.is_watched:  # maybe over, and nobody was told
             out += [Transmit(Watch(part)) for part in parts_of(submission.awaited())]
         return out + self._pump(now)
 
@@ -356,7 +356,7 @@ class ClientSession:
             if not task_id.startswith(session):
                 continue
             n = counter_of(task_id[start:])
-            if submission is None or not submission.first <= n < submission.first + submission.count:
+            if submission is None or n - submission.first not in range(submission.count):
                 submission = self._find(n)
                 if submission is None:
                     continue
@@ -411,7 +411,7 @@ class ClientSession:
         overdue = [p for p in self._backlog if p.give_up is not None and p.give_up <= now]
         if not overdue:
             return []
-        self._backlog = deque(submission for submission in self._backlog if submission not in overdue)
+        self._backlog = deque(each for each in self._backlog if each not in overdue)
         return [self._give_up(submission, self._full) for submission in overdue]
 
     def _give_up(self, submission: Submission, refusal: Refused) -> Settled:
@@ -466,7 +466,7 @@ class ClientSession:
 
     def _listen_elsewhere(self, submission: Submission) -> list[Output]:
         """A repeated key: the tasks of the first time are listened to as well."""
-        own = {f"{submission.session}-{submission.first + index}" for index in range(submission.count)}
+        own = {f"{submission.session}-{submission.first + n}" for n in range(submission.count)}
         ids = [submission.task_id(index) for index in range(submission.count)]
         self._listening -= own
         self._listening.update(ids)

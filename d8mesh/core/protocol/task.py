@@ -1,7 +1,7 @@
 """What a task is, what can happen to it, and which fact may follow which state.
 
-The facts are the only things that change a task, in memory (`core.task table`) and on disk
-(`edge.journal`). They come in batches: one fact tells of many tasks in columns.
+The facts are the only things that change a task, in memory (`core.broker.task_table`) and on disk
+(`edge.sqlite`). They come in batches: one fact tells of many tasks in columns.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from d8mesh.errors import IllegalTransitionError, UnknownTaskError
 MAX_COUNTER: Final = 2**40 - 1
 #: Sessions one journal can name: those row ids are signed 64-bit integers.
 MAX_SESSIONS: Final = 2**23 - 1
-#: ``SESSION-N``; see `core.messages`.
+#: ``SESSION-N``; see `core.protocol.messages`.
 _ID: Final = re.compile(r"([0-9a-v]{16})-(0|[1-9][0-9]{0,12})", re.ASCII)
 
 
@@ -266,7 +266,14 @@ TaskFact: TypeAlias = (
     Due | Assigned | Adopted | Requeued | Recounted | Completed | Failed | Cancelled
 )
 Fact: TypeAlias = (
-    Submitted | TaskFact | Enrolled | Dismissed | Closed | Pruned | AssignmentsSettled | WorkersMissed
+    Submitted
+    | TaskFact
+    | Enrolled
+    | Dismissed
+    | Closed
+    | Pruned
+    | AssignmentsSettled
+    | WorkersMissed
 )
 
 _Q, _D, _R = TaskState.QUEUED, TaskState.DELAYED, TaskState.RUNNING

@@ -22,6 +22,8 @@ from d8mesh.core.worker.effects import KeptResult
 #: Until the first Welcome tells them: the documented heartbeat and lease.
 HEARTBEAT_S: Final = 3.0
 LEASE_S: Final = 10.0
+#: As long as no clock runs (monotonic seconds).
+NEVER: Final = 1e12
 #: Of why an attempt could not be run, as much as travels; and what is said if nothing is known.
 MAX_REASON_CHARS: Final = 500
 NO_REASON: Final = "what its handler needs is busy or down"
@@ -163,10 +165,30 @@ class BrokerSession:
         if message.ids:
             yield message
 
+    @property
+    def is_idle(self) -> bool:
+        """True when nothing of it waits or runs here, or awaits it while it is there."""
+        return not (self.open or (self.is_welcome and (self.unacknowledged or self.waiting)))
+
+    def next_deadline(self, resend_s: float) -> float:
+        """Return when something is due next (monotonic seconds), a second sending included."""
+        if not self.is_up:
+            return NEVER
+        dues = [self.heard + self.lease_s]
+        dues.append(self.next_heartbeat if self.is_welcome else self.next_hello)
+        dues += [batch.sent + resend_s for batch in self.unacknowledged.values()]
+        return min(dues)
+
     def batches(self) -> Iterator[ResultBatch]:
         """Return all results that no broker has acknowledged."""
         yield from self.unacknowledged.values()
         yield from self.waiting
+
+    def results(self) -> list[KeptResult]:
+        """Return the same, one by one, as they lie in the outbox."""
+        return [
+            KeptResult(self.broker_id, *row) for batch in self.batches() for row in batch.rows()
+        ]
 
     def take_back_unacknowledged(self, sent_before: float) -> None:
         """Let results that were sent before then, and never acknowledged, be sent again."""
@@ -197,7 +219,9 @@ class BrokerSession:
         return gone
 
 
-def hello(me: Profile, window: int, broker: BrokerSession, owed: Iterable[KeptResult]) -> WorkerHello:
+def hello(
+    me: Profile, window: int, broker: BrokerSession, owed: Iterable[KeptResult]
+) -> WorkerHello:
     """Return the message that opens a session.
 
     Args:
@@ -210,19 +234,7 @@ def hello(me: Profile, window: int, broker: BrokerSession, owed: Iterable[KeptRe
             ids.append(row.task_id)
             tokens.append(row.token)
     return WorkerHello(
-        VERSIONS[0],
-        me.mesh,
-        me.worker_id,
-        me.boot_id,
-        me.worker_type,
-        me.machine_id,
-        me.host,
-        me.status_port,
-        list(me.task_types),
-        list(me.models),
-        me.slots,
-        window,
-        ids,
-        tokens,
+        VERSIONS[0], me.mesh, me.worker_id, me.boot_id, me.worker_type, me.machine_id, me.host,
+        me.status_port, list(me.task_types), list(me.models), me.slots, window, ids, tokens,
         me.trouble,
-    )
+    )  # fmt: skip

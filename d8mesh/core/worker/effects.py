@@ -116,5 +116,15 @@ class Trouble(Struct, frozen=True, gc=False):
 
 
 WorkerEffect: TypeAlias = (
-    SendOn | Start | Abort | TakeBack | Listened | Keep | Forget | Rebuild | Joined | Retire | Trouble
+    SendOn
+    | Start
+    | Abort
+    | TakeBack
+    | Listened
+    | Keep
+    | Forget
+    | Rebuild
+    | Joined
+    | Retire
+    | Trouble
 )

@@ -1,12 +1,12 @@
 """The worker's brain: one session with each orchestrator, and the slots shared among them.
 
 Pure: no sockets, clock, threads or disk. Attempts travel as plain tuples in columns
-(`core.worker_effects`), so that a task costs a dict insert and a few appends here.
+(`core.worker.effects`), so that a task costs a dict insert and a few appends here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import repeat
 from typing import Final, assert_never
@@ -29,6 +29,15 @@ from d8mesh.core.protocol.messages import (
     Welcome,
     Work,
 )
+from d8mesh.core.worker.broker_session import (
+    NEVER,
+    BrokerSession,
+    Profile,
+    ResultBatch,
+    failure,
+    hello,
+    reason_in,
+)
 from d8mesh.core.worker.effects import (
     UNAVAILABLE,
     Abort,
@@ -49,7 +58,6 @@ from d8mesh.core.worker.effects import (
     Trouble,
     WorkerEffect,
 )
-from d8mesh.core.worker.broker_session import ResultBatch, BrokerSession, Profile, failure, hello, reason_in
 from d8mesh.core.worker.flow_control import FlowControl
 
 #: HELLO is said again after this long without an answer.
@@ -81,7 +89,7 @@ class WorkerSession:
     def __init__(self, profile: Profile, kept: Sequence[KeptResult] = ()) -> None:
         self.profile = profile
         self.brokers: dict[str, BrokerSession] = {}
-        self.flow_control = FlowControl(profile.slots)
+        self.flow = FlowControl(profile.slots)
         self.is_draining = False
         self.completed = self.failed = self.running = 0
         self._abandoned: dict[bytes, str] = {}  # token -> link: still in a slot, not wanted
@@ -96,7 +104,7 @@ class WorkerSession:
     @property
     def stuck(self) -> int:
         """How many slots are at something that nobody wants any more."""
-        return self.flow_control.stuck
+        return self.flow.stuck
 
     @property
     def is_outbox_full(self) -> bool:
@@ -106,20 +114,11 @@ class WorkerSession:
     @property
     def is_idle(self) -> bool:
         """True when nothing waits or runs, or awaits a broker that is there."""
-        return not any(
-            broker.open or (broker.is_welcome and (broker.unacknowledged or broker.waiting))
-            for broker in self.brokers.values()
-        )
+        return all(broker.is_idle for broker in self.brokers.values())
 
     def next_deadline(self) -> float:
         """Return when `tick` has something to do next (monotonic); far away if never."""
-        dues = [1e12]
-        for broker in self.brokers.values():
-            if broker.is_up:
-                dues.append(broker.heard + broker.lease_s)
-                dues.append(broker.next_heartbeat if broker.is_welcome else broker.next_hello)
-                dues += [batch.sent + RESEND_S for batch in broker.unacknowledged.values()]
-        return min(dues)
+        return min([broker.next_deadline(RESEND_S) for broker in self.brokers.values()] or [NEVER])
 
     # -------------------------------------------------------------------- transports
 
@@ -199,7 +198,7 @@ class WorkerSession:
             columns = (ids, group.tokens, group.payloads)
             attempts += zip(*map(repeat, shared), *columns, strict=False)
         effects.append(Start(attempts))
-        excess = self._taken() - self.flow_control.room - self.flow_control.prefetch - len(self.brokers)
+        excess = self._taken() - self.flow.room - self.flow.prefetch - len(self.brokers)
         if self.is_draining:
             effects.append(TakeBack(broker.key, len(attempts)))
         elif len(self.brokers) > 1:
@@ -258,7 +257,7 @@ class WorkerSession:
         brokers, abandoned = self.brokers, self._abandoned
         touched: dict[str, BrokerSession] = {}
         keep: list[KeptResult] = []
-        given: dict[tuple[str, bytes], list[tuple[str, bytes]]] = {}
+        given: dict[tuple[str, bytes | None], list[tuple[str, bytes]]] = {}
         total_s, measured, results, completed, size = 0.0, 0, 0, 0, 0
         for link, task_id, token, kind, payload, duration_s in ended:
             broker = brokers.get(link)
@@ -283,36 +282,29 @@ class WorkerSession:
         self.failed += results - completed
         self._kept_count += results
         self._kept_bytes += size
-        self.flow_control.measure(total_s, measured)
+        self.flow.measure(total_s, measured)
         effects: list[WorkerEffect] = []
         if keep:
             self._on_disk.update(row.token for row in keep)
             effects.append(Keep(keep))
         for broker in touched.values():
             effects += self._flush(broker, now)
-        for (link, reason), rows in given.items():
-            ids, tokens = map(list, zip(*rows, strict=True))
-            effects += self._give_back(brokers[link], ids, tokens, now, reason=reason_in(reason))
+        effects += self._give_back(given, now)
         if len(brokers) > 1 or self.stuck or self.is_outbox_full:
             effects += self._offer(now)
         return effects
 
     def taken_back(self, attempts: Sequence[Attempt], now: float) -> list[WorkerEffect]:
         """These had not started and are given back."""
-        given: dict[str, tuple[list[str], list[bytes]]] = {}
+        given: dict[tuple[str, bytes | None], list[tuple[str, bytes]]] = {}
         for link, _, _, _, task_id, token, _ in attempts:
             broker = self.brokers.get(link)
             if self._abandoned.pop(token, None) is not None or broker is None:
                 continue
             if broker.open.get(task_id) == token:
                 del broker.open[task_id]
-                ids, tokens = given.setdefault(link, ([], []))
-                ids.append(task_id)
-                tokens.append(token)
-        effects: list[WorkerEffect] = []
-        for link, (ids, tokens) in given.items():
-            effects += self._give_back(self.brokers[link], ids, tokens, now)
-        return effects
+                given.setdefault((link, None), []).append((task_id, token))
+        return self._give_back(given, now)
 
     def chunks(self, pieces: Iterable[Piece]) -> list[WorkerEffect]:
         """Pass partial output on; without a session it is kept for the next, as much as fits."""
@@ -325,7 +317,9 @@ class WorkerSession:
         return [each for broker in touched.values() for each in self._pass_on(broker)]
 
     def _pass_on(self, broker: BrokerSession) -> list[WorkerEffect]:
-        return [SendOn(broker.key, part) for part in broker.take_pieces()] if broker.is_welcome else []
+        return (
+            [SendOn(broker.key, part) for part in broker.take_pieces()] if broker.is_welcome else []
+        )
 
     def watch(self, running: Sequence[Running], now: float) -> list[WorkerEffect]:
         """Look at what the slots are at; call it about once a second.
@@ -349,8 +343,8 @@ class WorkerSession:
             self._abandoned.update((row[2], row[0]) for row in ended)
         self.running = len(running)
         stuck = sum(row.attempt[5] in self._abandoned for row in running)
-        if stuck != self.flow_control.stuck:
-            self.flow_control.stuck = stuck
+        if stuck != self.flow.stuck:
+            self.flow.stuck = stuck
             effects += self._offer(now)
         return effects
 
@@ -388,7 +382,9 @@ class WorkerSession:
         self.is_draining = True
         told = self._offer(now)
         return told + [
-            TakeBack(broker.key, len(broker.open)) for broker in self.brokers.values() if broker.open
+            TakeBack(broker.key, len(broker.open))
+            for broker in self.brokers.values()
+            if broker.open
         ]
 
     def leave(self, reason: str) -> list[WorkerEffect]:
@@ -432,12 +428,18 @@ class WorkerSession:
         return effects
 
     def _give_back(
-        self, broker: BrokerSession, ids: list[str], tokens: list[bytes], now: float, *, reason: str = ""
+        self, given: Mapping[tuple[str, bytes | None], Sequence[tuple[str, bytes]]], now: float
     ) -> list[WorkerEffect]:
-        broker.window = window = self._window(broker, now)
-        if not broker.is_welcome:  # the next HELLO tells that they are not held
-            return []
-        return [SendOn(broker.key, Release(window, ids, tokens, reason))]
+        """Return attempts, (task id, token), by link and the payload that has the reason."""
+        effects: list[WorkerEffect] = []
+        for (link, payload), rows in given.items():
+            broker = self.brokers[link]
+            broker.window = window = self._window(broker, now)
+            if broker.is_welcome:  # else the next HELLO tells that they are not held
+                ids, tokens = map(list, zip(*rows, strict=True))
+                reason = "" if payload is None else reason_in(payload)
+                effects.append(SendOn(link, Release(window, ids, tokens, reason)))
+        return effects
 
     def _offer(self, now: float, but: BrokerSession | None = None) -> list[WorkerEffect]:
         """Tell the brokers at once whose window closes or opens."""
@@ -446,7 +448,9 @@ class WorkerSession:
             if broker is but or not broker.is_welcome:
                 continue
             window = self._window(broker, now)
-            if (window == 0) != (broker.window == 0) or (not broker.open and window > broker.window):
+            if (window == 0) != (broker.window == 0) or (
+                not broker.open and window > broker.window
+            ):
                 effects.append(self._heartbeat(broker, now))
         return effects
 
@@ -464,19 +468,14 @@ class WorkerSession:
         """This link leads to its broker no more: results wait for another, attempts go."""
         effects = self._save(broker)
         own = self._orphans.setdefault(broker.broker_id, [])
-        own += [KeptResult(broker.broker_id, *row) for batch in broker.batches() for row in batch.rows()]
+        own += broker.results()
         broker.unacknowledged, broker.waiting = {}, []
         return effects + self._abandon(broker, list(broker.open))
 
     def _save(self, broker: BrokerSession) -> list[WorkerEffect]:
         """Put results that are only in memory on the disk too."""
         on_disk = self._on_disk
-        rows = [
-            KeptResult(broker.broker_id, *row)
-            for batch in broker.batches()
-            for row in batch.rows()
-            if row[1] not in on_disk
-        ]
+        rows = [row for row in broker.results() if row.token not in on_disk]
         on_disk.update(row.token for row in rows)
         return [Keep(rows)] if rows else []
 
@@ -495,5 +494,5 @@ class WorkerSession:
         return sum(len(broker.open) for broker in self.brokers.values())
 
     def _window(self, broker: BrokerSession, now: float) -> int:
-        self.flow_control.is_closed = self.is_draining or self.is_outbox_full
-        return self.flow_control.window(broker, self.brokers.values(), now)
+        self.flow.is_closed = self.is_draining or self.is_outbox_full
+        return self.flow.window(broker, self.brokers.values(), now)

@@ -1,7 +1,7 @@
 """The orchestrator's REST: the table of calls, and how a request becomes an answer.
 
 A shim: it keeps no state of its own. Every call is one question to the broker, which
-decides; see ``docs/REST.md`` for the calls and ``core.desk`` for the questions.
+decides; see ``docs/REST.md`` for the calls and ``core.broker.client_requests`` for the questions.
 """
 
 from __future__ import annotations
@@ -18,15 +18,22 @@ from werkzeug.routing import Map, RequestRedirect, Rule
 from werkzeug.wrappers import Request, Response
 
 from d8mesh.config import Config
-from d8mesh.edge.logs import event
-from d8mesh.errors import D8Error, NodeClosedError
-from d8mesh.http.answers import Refusal, answer, problem
-from d8mesh.doors.tunnel import Exchange
-from d8mesh.http.guard import Guard, Rejections
-from d8mesh.doors.rest.mesh import MAX_STREAMS, MAX_WAITS, Mesh, Places, require_alive, require_broker
+from d8mesh.doors.rest.mesh import (
+    MAX_STREAMS,
+    MAX_WAITS,
+    Mesh,
+    Places,
+    require_alive,
+    require_broker,
+)
 from d8mesh.doors.rest.streams import StreamCalls
 from d8mesh.doors.rest.tasks import TaskCalls
 from d8mesh.doors.rest.workers import WorkerCalls
+from d8mesh.doors.tunnel import Exchange
+from d8mesh.edge.logs import event
+from d8mesh.errors import D8Error, NodeClosedError
+from d8mesh.http.answers import Refusal, answer, problem
+from d8mesh.http.guard import Guard, Rejections
 
 #: How long `/health` waits for the broker before it says so.
 HEALTH_S: Final = 1.0

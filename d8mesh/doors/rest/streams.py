@@ -12,12 +12,12 @@ import msgspec
 from werkzeug.wrappers import Request, Response
 
 from d8mesh.core.protocol.messages import Stream
-from d8mesh.errors import D8Error
-from d8mesh.nodes.client.keeping import KeptOutput, Position
-from d8mesh.http.answers import Refusal
 from d8mesh.doors.rest.dialect import decoded
 from d8mesh.doors.rest.mesh import Mesh, Places
 from d8mesh.doors.rest.workers import is_gone
+from d8mesh.errors import D8Error
+from d8mesh.http.answers import Refusal
+from d8mesh.nodes.client.keeping import KeptOutput, Position
 
 #: A comment line after this long without output: proxies and readers see that we live.
 ALIVE_S: Final = 5.0

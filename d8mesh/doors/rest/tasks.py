@@ -11,11 +11,7 @@ from werkzeug.wrappers import Request, Response
 from d8mesh.core.protocol.addresses import is_loopback
 from d8mesh.core.protocol.messages import MAX_WARNINGS
 from d8mesh.core.protocol.task import TaskState
-from d8mesh.errors import InvalidTaskError, UnknownTaskError
-from d8mesh.nodes.client.submissions import Sent, digest_of
-from d8mesh.http.answers import answer
 from d8mesh.doors.rest.dialect import status_body
-from d8mesh.http.guard import body_of
 from d8mesh.doors.rest.mesh import ASK_S, SUBMIT_S, Mesh, Places
 from d8mesh.doors.rest.schemas import (
     SubmitBatch,
@@ -28,8 +24,12 @@ from d8mesh.doors.rest.schemas import (
     seconds,
     unknown_keys,
 )
-from d8mesh.http.strict import parse_json
 from d8mesh.doors.rest.workers import is_gone
+from d8mesh.errors import InvalidTaskError, UnknownTaskError
+from d8mesh.http.answers import answer
+from d8mesh.http.guard import body_of
+from d8mesh.http.strict import parse_json
+from d8mesh.nodes.client.submissions import Sent, digest_of
 
 SUBMIT_KEYS: Final = frozenset(SubmitOne.__struct_fields__)
 MAX_WAIT_S: Final = 60.0

@@ -10,16 +10,7 @@ from typing import Any, Final
 
 from werkzeug.wrappers import Request, Response
 
-from d8mesh.errors import (
-    D8Error,
-    InvalidTaskError,
-    PayloadTooLargeError,
-    UnknownTaskError,
-    UnknownWorkerError,
-)
-from d8mesh.http.answers import Refusal, answer
 from d8mesh.doors.rest.dialect import lacks_output, named_in, reported, task_body
-from d8mesh.http.guard import CUT_OFF, body_of
 from d8mesh.doors.rest.mesh import ASK_S, Mesh, Places
 from d8mesh.doors.rest.schemas import (
     Beating,
@@ -31,6 +22,15 @@ from d8mesh.doors.rest.schemas import (
     convert,
     seconds,
 )
+from d8mesh.errors import (
+    D8Error,
+    InvalidTaskError,
+    PayloadTooLargeError,
+    UnknownTaskError,
+    UnknownWorkerError,
+)
+from d8mesh.http.answers import Refusal, answer
+from d8mesh.http.guard import CUT_OFF, body_of
 from d8mesh.http.strict import parse_json
 
 #: The longest a poll may wait; a longer wish is cut.

@@ -30,7 +30,7 @@ from zeroconf.asyncio import AsyncZeroconf
 
 from d8mesh.core.protocol.addresses import LOOPBACK, is_loopback
 from d8mesh.core.protocol.announcement import Announcement, NodeKind, Sighting, to_txt
-from d8mesh.edge.discovery.listener import MulticastListener, DiscoveryReport
+from d8mesh.edge.discovery.listener import DiscoveryReport, MulticastListener
 
 __all__ = ["Announcement", "Discovery", "NodeKind", "Sighting"]
 

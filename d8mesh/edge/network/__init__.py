@@ -88,7 +88,7 @@ def unknown_interfaces(interfaces: Sequence[str]) -> tuple[str, ...]:
 def own_names() -> frozenset[str]:
     """Return the names and addresses under which this machine may be called.
 
-    In the form of `core.addresses.host_of`: lower case, no brackets, no port. Asks no
+    In the form of `core.protocol.addresses.host_of`: lower case, no brackets, no port. Asks no
     name service and takes 0.1 ms; addresses change, so don't keep it for long.
     """
     names = {socket.gethostname().lower().rstrip(".")}

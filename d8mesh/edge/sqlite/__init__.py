@@ -1,7 +1,7 @@
 """The journal: facts to disk in one commit per batch (`Journal`), and questions (`Reader`)."""
 
+from d8mesh.edge.sqlite.journal import Journal
 from d8mesh.edge.sqlite.place import refuse_held
 from d8mesh.edge.sqlite.reader import Reader
-from d8mesh.edge.sqlite.journal import Journal
 
 __all__ = ["Journal", "Reader", "refuse_held"]

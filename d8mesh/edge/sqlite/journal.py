@@ -25,6 +25,8 @@ import msgspec
 from d8mesh.core.broker.store import Restored
 from d8mesh.core.protocol.task import (
     MAX_SESSIONS,
+    Assigned,
+    AssignmentsSettled,
     Cancelled,
     Closed,
     Completed,
@@ -32,16 +34,13 @@ from d8mesh.core.protocol.task import (
     Enrolled,
     Fact,
     Failed,
-    Assigned,
-    AssignmentsSettled,
-    WorkersMissed,
     Pruned,
     Recounted,
     Requeued,
     Submitted,
+    WorkersMissed,
 )
-from d8mesh.edge.sqlite import log_file
-from d8mesh.edge.sqlite import restore
+from d8mesh.edge.sqlite import log_file, restore
 from d8mesh.edge.sqlite.migrate import migrate
 from d8mesh.edge.sqlite.place import (
     Lock,

@@ -23,8 +23,8 @@ from zlib import crc32
 import apsw
 import filelock
 
-from d8mesh.edge.sqlite.recovery.pages import Found, Pages, Row, Trees
 from d8mesh.core.worker.effects import KeptResult
+from d8mesh.edge.sqlite.recovery.pages import Found, Pages, Row, Trees
 from d8mesh.errors import OutboxBrokenError, WorkerError
 
 SCHEMA_VERSION: Final = 2

@@ -114,7 +114,7 @@ class Reader:
         return rows
 
     def _task(self, task_id: str) -> Rows:
-        """The row that `core.reports.finished` reads, or (pruned at,), or nothing."""
+        """The row that `core.broker.reports.finished` reads, or (pruned at,), or nothing."""
         row = self._row(task_id)
         found = self._run_at(row, "first")
         if found is not None:
@@ -316,7 +316,9 @@ class Reader:
         for first, count, kind, spec, created_at, state, n, worker, at, payloads in rows:
             decoded = msgspec.msgpack.decode(spec, type=Spec)
             results = [] if is_bare else _payloads(payloads)
-            yield _OutcomeRun(first, count, kind, decoded, created_at, state, n, worker, at, results)
+            yield _OutcomeRun(
+                first, count, kind, decoded, created_at, state, n, worker, at, results
+            )
 
     def _told(self, run: _OutcomeRun, row: int) -> tuple[object, ...]:
         session, counter = self._split(row)

@@ -53,7 +53,7 @@ _ZAP_ENDPOINT: Final = "inproc://zeromq.zap.01"
 
 
 class Link(Protocol):
-    """One transport connection to one broker; see also `edge.exchange`."""
+    """One transport connection to one broker; see also `edge.transport.tunnel`."""
 
     def send(self, frame: bytes) -> bool:
         """Send without waiting; False if it could not be taken."""

@@ -10,8 +10,8 @@ from typing import Final
 
 from d8mesh.core.client.effects import Output
 from d8mesh.core.client.session import ClientSession
-from d8mesh.core.protocol.messages import Query
 from d8mesh.core.client.submission import Submission
+from d8mesh.core.protocol.messages import Query
 from d8mesh.nodes.client.questions import Questions
 from d8mesh.nodes.client.runner import ClientRunner
 

@@ -9,13 +9,13 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from d8mesh.core.protocol.messages import SOFT_FRAME_BYTES, Refused
 from d8mesh.core.client.submission import Submission
+from d8mesh.core.protocol.messages import SOFT_FRAME_BYTES, Refused
 from d8mesh.edge.logs import event
 from d8mesh.errors import D8Error, NodeClosedError, error_of
+from d8mesh.nodes.client.reasons import Reason
 from d8mesh.nodes.client.submissions import SUBMISSION_TASKS
 from d8mesh.nodes.client.timeouts import bounded, timed_out
-from d8mesh.nodes.client.reasons import Reason
 
 #: Tasks and bytes that may wait here to be acknowledged; beyond it `submit` blocks.
 MAX_PENDING_TASKS: Final = 50_000
@@ -86,7 +86,9 @@ class CompletionWaiters:
         with self.lock:
             untold = [submission for submission in self._refused if not submission.is_told]
             submissions = sorted([*self._pending, *untold], key=lambda submission: submission.first)
-            ids = [submission.task_id(n) for submission in submissions for n in range(submission.count)]
+            ids = [
+                submission.task_id(n) for submission in submissions for n in range(submission.count)
+            ]
         return ids, [submission.refusal for submission in untold if submission.refusal is not None]
 
     # ------------------------------------------------------- under the lock, by callers
@@ -94,7 +96,10 @@ class CompletionWaiters:
     def add(self, submission: Submission, size_bytes: int) -> None:
         """Note a new submission; its outcomes can arrive from now on."""
         self._pending[submission] = size_bytes
-        submission.states, submission.payloads = bytearray(submission.count), [None] * submission.count
+        submission.states, submission.payloads = (
+            bytearray(submission.count),
+            [None] * submission.count,
+        )
         submission.missing = submission.count if submission.is_watched else 0
 
     def grow(self, submission: Submission, size_bytes: int) -> bool:

@@ -27,7 +27,9 @@ class Completions:
         self._lock = threading.Lock()
         self._calls: dict[Submission, dict[int, list[Call]]] = {}
 
-    def add(self, submission: Submission, index: int, call: Call, is_done: Callable[[], bool]) -> None:
+    def add(
+        self, submission: Submission, index: int, call: Call, is_done: Callable[[], bool]
+    ) -> None:
         """Have `call` called when task `index` is done: at once, by this thread, if it is now.
 
         Args:

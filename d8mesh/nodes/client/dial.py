@@ -19,17 +19,11 @@ from d8mesh.config import Config
 from d8mesh.core.protocol.addresses import parse_endpoint
 from d8mesh.edge import address_file
 from d8mesh.edge.discovery import Discovery, NodeKind, Sighting
-from d8mesh.edge.transport.tunnel import ExchangeLink
 from d8mesh.edge.logs import event
-from d8mesh.edge.network import (
-    Way,
-    find_way,
-    find_way_by_url,
-    first_reachable,
-    usable_addresses,
-)
+from d8mesh.edge.network import Way, find_way, find_way_by_url, first_reachable, usable_addresses
 from d8mesh.edge.network.probe import told, why_unreachable
 from d8mesh.edge.transport.sockets import DealerLink
+from d8mesh.edge.transport.tunnel import ExchangeLink
 from d8mesh.edge.waits import join
 from d8mesh.errors import BrokerUnavailableError, ConfigError
 

@@ -1,8 +1,8 @@
 """A session that runs on its caller's own thread: one task at a time, and nobody to be woken.
 
 What a `Client` does on a thread of its own costs two wake-ups of threads for each task, which is
-most of the way of a task with one in flight. A direct call has a connection and a `ClientSession` of
-its own instead. While all goes well it needs nobody; when its connection is lost, the same
+most of the way of a task with one in flight. A direct call has a connection and a `ClientSession`
+of its own instead. While all goes well it needs nobody; when its connection is lost, the same
 session goes on in a `ClientRunner`, which knows how to find the orchestrator again.
 """
 
@@ -19,26 +19,21 @@ from typing import Final, Protocol, TypeAlias
 
 from d8mesh.core.client.effects import Connected, Lost, Output, Rejected, Transmit
 from d8mesh.core.client.session import ClientSession
+from d8mesh.core.client.submission import Submission
 from d8mesh.core.protocol.codec import decode_to_client, encode
 from d8mesh.core.protocol.messages import Goodbye, Group, Outcomes
-from d8mesh.core.client.submission import Submission
 from d8mesh.edge.logs import event
 from d8mesh.edge.network import Way, first_reachable
 from d8mesh.edge.transport.sockets import DealerLink, SharedContext, Waker
-from d8mesh.errors import (
-    BrokerUnavailableError,
-    ProtocolError,
-    TaskRejectedError,
-    WaitTimeoutError,
-)
+from d8mesh.errors import BrokerUnavailableError, ProtocolError, TaskRejectedError, WaitTimeoutError
 from d8mesh.nodes.client.completion_waiters import LOOKS_S, STALL_S, CompletionWaiters, say_waiting
 from d8mesh.nodes.client.dial import DIAL_S, Dialler
-from d8mesh.nodes.client.timeouts import countdown, give_up, timed_out, told_whole
 from d8mesh.nodes.client.reasons import Reason
 from d8mesh.nodes.client.runner import CUT_S, DOUBT_PAUSE_S, ClientRunner
+from d8mesh.nodes.client.timeouts import countdown, give_up, timed_out, told_whole
 
-#: As long as no more threads than this call, each has a direct call; the batches of the shared session
-#: are quicker from six threads on.
+#: As long as no more threads than this call, each has a direct call; the batches of the shared
+#: session are quicker from six threads on.
 MAX_DIRECT_CALLS: Final = 4
 #: The clocks, the connection and the client are looked at this often while a call waits.
 LOOK_S: Final = 0.25
@@ -52,7 +47,7 @@ STALE_FRAMES: Final = 1000
 END_S: Final = 3.0
 _log: Final = logging.getLogger("d8mesh.client")
 
-#: How a task ended: one of the states of `core.messages`, its recorded result, its id.
+#: How a task ended: one of the states of `core.protocol.messages`, its recorded result, its id.
 Outcome: TypeAlias = tuple[int, bytes, str]
 
 
@@ -189,7 +184,9 @@ class DirectCall:
                 raise DirectCallLostError("the orchestrator does not answer")
         self._carry_out(self.session.tick(now))
 
-    def _receive(self, frame: bytes, submission: Submission, task_id: str, now: float) -> Outcome | None:
+    def _receive(
+        self, frame: bytes, submission: Submission, task_id: str, now: float
+    ) -> Outcome | None:
         """Take in a frame; return the outcome of the task that is awaited, if it is there."""
         try:
             message = decode_to_client(frame)
@@ -361,7 +358,9 @@ class DirectCalls:
         if shared is not None:
             shared.close()
 
-    def _go_on(self, direct_call: DirectCall, submission: Submission, timeout_s: float | None) -> Outcome:
+    def _go_on(
+        self, direct_call: DirectCall, submission: Submission, timeout_s: float | None
+    ) -> Outcome:
         """Have the session of a lost direct call go on in a runner, to the end of this call."""
         waker = Waker()
         dialler = self._make_dialler(wake=waker.wake)
@@ -374,7 +373,9 @@ class DirectCalls:
                     raise runner.fatal
 
             waiters = CompletionWaiters(check_alive, self._why)
-            runner = ClientRunner(direct_call.session, waiters, waker, dialler, broker_id=direct_call.broker_id)
+            runner = ClientRunner(
+                direct_call.session, waiters, waker, dialler, broker_id=direct_call.broker_id
+            )
             runner.start()
             try:
                 waiters.wait_for(

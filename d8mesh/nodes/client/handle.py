@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import msgspec
 
+from d8mesh.core.client.submission import Submission
 from d8mesh.core.protocol.messages import (
     CANCELLED_STATE,
     COMPLETED_STATE,
@@ -17,7 +18,6 @@ from d8mesh.core.protocol.messages import (
     PRUNED_STATE,
     Stream,
 )
-from d8mesh.core.client.submission import Submission
 from d8mesh.errors import (
     D8Error,
     PrunedTaskError,

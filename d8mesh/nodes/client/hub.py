@@ -8,11 +8,11 @@ from d8mesh.core.client.session import ClientSession
 from d8mesh.core.client.submission import Submission
 from d8mesh.edge.waits import wait_for
 from d8mesh.errors import D8Error
-from d8mesh.nodes.client.completion_waiters import LOOK_S, CompletionWaiters
 from d8mesh.nodes.client.cancellations import Cancellations
+from d8mesh.nodes.client.completion_waiters import LOOK_S, CompletionWaiters
 from d8mesh.nodes.client.completions import Call, Completions
-from d8mesh.nodes.client.timeouts import countdown
 from d8mesh.nodes.client.runner import ClientRunner
+from d8mesh.nodes.client.timeouts import countdown
 
 
 class Hub:

@@ -17,8 +17,8 @@ from typing import Any, Final
 
 import msgspec
 
-from d8mesh.core.protocol.messages import Stream
 from d8mesh.core.client.submission import Submission
+from d8mesh.core.protocol.messages import Stream
 from d8mesh.nodes.client.handle import RESTARTED, StreamDeduplicator
 
 #: Partial output kept of one task, and of all; beyond it the oldest goes.

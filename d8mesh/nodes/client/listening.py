@@ -11,13 +11,19 @@ from d8mesh.core.client.effects import Output
 from d8mesh.core.client.session import ClientSession
 from d8mesh.core.protocol.messages import Stream
 from d8mesh.edge.waits import take
-from d8mesh.nodes.client.completion_waiters import LOOK_S, LOOKS_S, STALL_S, CompletionWaiters, say_waiting
+from d8mesh.nodes.client.completion_waiters import (
+    LOOK_S,
+    LOOKS_S,
+    STALL_S,
+    CompletionWaiters,
+    say_waiting,
+)
 from d8mesh.nodes.client.handle import StreamDeduplicator, Task
 from d8mesh.nodes.client.keeping import Keeping, KeptOutput, Missed, Position
-from d8mesh.nodes.client.submissions import awaiting
-from d8mesh.nodes.client.timeouts import bounded, timed_out
 from d8mesh.nodes.client.reasons import Reason
 from d8mesh.nodes.client.runner import ClientRunner
+from d8mesh.nodes.client.submissions import awaiting
+from d8mesh.nodes.client.timeouts import bounded, timed_out
 
 #: Called with each `Stream`, and with None once the task is finished.
 OnEvent: TypeAlias = Callable[[Stream | None], None]

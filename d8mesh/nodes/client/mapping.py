@@ -22,8 +22,8 @@ from d8mesh.nodes.client.submissions import (
     model_of,
     refuse_listening,
 )
-from d8mesh.nodes.client.timeouts import countdown, told_whole
 from d8mesh.nodes.client.submitter import Submitter
+from d8mesh.nodes.client.timeouts import countdown, told_whole
 
 if TYPE_CHECKING:
     from d8mesh.nodes.client.node import Client
@@ -137,7 +137,7 @@ class Mapped:
                 self._client.hub.drop(each.submission, each.index)
 
     def _refill(self) -> bool:
-        """Keep the workers busy: in submissions of a good size, or when there is nothing else to do.
+        """Keep the workers busy: in submissions of a good size, or when nothing else is to do.
 
         Returns:
             Whether there is more to come.
@@ -201,7 +201,9 @@ class Mapped:
     def _submit(self, model: str, payloads: list[bytes]) -> None:
         group = group_of(self._kind(model), payloads)
         submission = self._submitter.enqueue([group], self._left_s(), Post())
-        self._waiting.extend(Task(self._client, submission, index) for index in range(submission.count))
+        self._waiting.extend(
+            Task(self._client, submission, index) for index in range(submission.count)
+        )
 
     def _kind(self, model: str) -> Kind:
         kind = self._kinds.get(model)

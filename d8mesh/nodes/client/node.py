@@ -21,24 +21,22 @@ from d8mesh.edge.installation import config_of, settled
 from d8mesh.edge.transport.sockets import Waker
 from d8mesh.errors import NodeClosedError, WaitTimeoutError
 from d8mesh.nodes.client import farewell
-from d8mesh.nodes.client.completion_waiters import CompletionWaiters
 from d8mesh.nodes.client.cancellations import Cancellations
+from d8mesh.nodes.client.completion_waiters import CompletionWaiters
 from d8mesh.nodes.client.completions import Completions
 from d8mesh.nodes.client.dial import Dialler, checked
+from d8mesh.nodes.client.direct_call import DirectCalls
 from d8mesh.nodes.client.executor import TaskExecutor
 from d8mesh.nodes.client.farewell import Farewell
-from d8mesh.nodes.client.handle import (
-    ASK_S,
-    Result,
-    Task,
-    listed,
-    result_of,
-)
-from d8mesh.nodes.client.direct_call import DirectCalls
+from d8mesh.nodes.client.handle import ASK_S, Result, Task, listed, result_of
 from d8mesh.nodes.client.hub import Hub
 from d8mesh.nodes.client.listening import Outputs
 from d8mesh.nodes.client.mapping import Mapped, window_of
 from d8mesh.nodes.client.overview import Stats, WorkerInfo
+from d8mesh.nodes.client.questions import Questions
+from d8mesh.nodes.client.reasons import Reasons
+from d8mesh.nodes.client.runner import ClientRunner
+from d8mesh.nodes.client.sessions import new_session
 from d8mesh.nodes.client.submissions import (
     Post,
     Sent,
@@ -51,12 +49,8 @@ from d8mesh.nodes.client.submissions import (
     model_of,
     refuse_listening,
 )
-from d8mesh.nodes.client.timeouts import bounded, countdown, takes_timeout_s, told_whole
-from d8mesh.nodes.client.questions import Questions
-from d8mesh.nodes.client.reasons import Reasons
-from d8mesh.nodes.client.runner import ClientRunner
-from d8mesh.nodes.client.sessions import new_session
 from d8mesh.nodes.client.submitter import Submitter
+from d8mesh.nodes.client.timeouts import bounded, countdown, takes_timeout_s, told_whole
 
 #: How long `close` waits for what was submitted to be acknowledged.
 CLOSE_S: Final = farewell.CLOSE_S
@@ -79,11 +73,7 @@ class Client:
     """
 
     def __init__(
-        self,
-        url: str | None = None,
-        *,
-        config: Config | None = None,
-        endpoint: str | None = None,
+        self, url: str | None = None, *, config: Config | None = None, endpoint: str | None = None
     ) -> None:
         config = config_of(os.environ) if config is None else settled(config)
         url = checked(url, endpoint)
@@ -190,10 +180,7 @@ class Client:
         return Task(self, submission, 0)
 
     def call(
-        self,
-        type: str,
-        data: Mapping[str, Any] | None = None,
-        **options: Unpack[SubmitOptions],
+        self, type: str, data: Mapping[str, Any] | None = None, **options: Unpack[SubmitOptions]
     ) -> Result:
         """Submit one task and wait for its result: `submit` and `Task.result` in one, and quicker.
 
@@ -238,7 +225,11 @@ class Client:
             Others as of `submit`.
         """
         submissions = self._submitter.enqueue_many(type, datas, options)
-        return [Task(self, submission, index) for submission in submissions for index in range(submission.count)]
+        return [
+            Task(self, submission, index)
+            for submission in submissions
+            for index in range(submission.count)
+        ]
 
     @takes_timeout_s
     def map(
@@ -440,7 +431,9 @@ class Client:
         submission = awaiting(task_id)
         self._runner.do(lambda now: self._session.watch(submission))
         try:
-            self._waiters.wait_for(submission, lambda: bool(submission.states[0]), timeout_s, what=task_id)
+            self._waiters.wait_for(
+                submission, lambda: bool(submission.states[0]), timeout_s, what=task_id
+            )
         except WaitTimeoutError:
             return False
         finally:

@@ -11,9 +11,9 @@ from d8mesh.core.client.session import ClientSession
 from d8mesh.core.protocol.messages import Query
 from d8mesh.edge.waits import wait_for
 from d8mesh.errors import BrokerUnavailableError
+from d8mesh.nodes.client.runner import ClientRunner, Slot
 from d8mesh.nodes.client.submissions import check_encodable
 from d8mesh.nodes.client.timeouts import bounded
-from d8mesh.nodes.client.runner import ClientRunner, Slot
 
 
 class Questions:

@@ -27,9 +27,9 @@ from d8mesh.core.client.effects import (
     merged,
 )
 from d8mesh.core.client.session import ClientSession
+from d8mesh.core.client.submission import Submission
 from d8mesh.core.protocol.codec import decode_to_client, encode
 from d8mesh.core.protocol.messages import Goodbye, Refused, Stream
-from d8mesh.core.client.submission import Submission
 from d8mesh.edge.logs import event
 from d8mesh.edge.transport.sockets import DealerLink, Loop, Waker
 from d8mesh.edge.waits import join
@@ -271,7 +271,11 @@ class ClientRunner:
         due = min(self._session.next_deadline(), max(self._session.doubt_at, self._next_doubt))
         if self._cut_since:
             due = min(due, self._cut_since + CUT_S)
-        return due if submission is None or submission.give_up is None else min(due, submission.give_up)
+        return (
+            due
+            if submission is None or submission.give_up is None
+            else min(due, submission.give_up)
+        )
 
     def _take_open(self, now: float) -> list[Output]:
         """Send the open submission as soon as it need not wait: what waits grows a larger one."""

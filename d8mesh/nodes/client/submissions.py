@@ -10,6 +10,7 @@ from typing import Any, Final, NamedTuple, TypeAlias, TypedDict, cast
 import msgspec
 
 from d8mesh.config import MODEL_PATTERN
+from d8mesh.core.client.submission import Submission
 from d8mesh.core.protocol.json_model import as_json, packed_json
 from d8mesh.core.protocol.messages import (
     MAX_BATCH_TASKS,
@@ -19,7 +20,6 @@ from d8mesh.core.protocol.messages import (
     Group,
 )
 from d8mesh.core.protocol.model_names import STRICT_MARK
-from d8mesh.core.client.submission import Submission
 from d8mesh.core.protocol.task import parse_id
 from d8mesh.errors import InvalidTaskError, PayloadTooLargeError
 from d8mesh.nodes.client.timeouts import bounded

@@ -11,10 +11,11 @@ from functools import partial
 from typing import Any
 
 from d8mesh.core.client.session import ClientSession
-from d8mesh.core.protocol.messages import Group
 from d8mesh.core.client.submission import Submission
+from d8mesh.core.protocol.messages import Group
 from d8mesh.errors import WaitTimeoutError
 from d8mesh.nodes.client.completion_waiters import CompletionWaiters
+from d8mesh.nodes.client.runner import ClientRunner
 from d8mesh.nodes.client.submissions import (
     Kind,
     Post,
@@ -27,7 +28,6 @@ from d8mesh.nodes.client.submissions import (
     size_of,
 )
 from d8mesh.nodes.client.timeouts import countdown, give_up, told_whole
-from d8mesh.nodes.client.runner import ClientRunner
 
 
 class Submitter:
@@ -41,7 +41,9 @@ class Submitter:
     Thread: any.
     """
 
-    def __init__(self, session: ClientSession, waiters: CompletionWaiters, runner: ClientRunner) -> None:
+    def __init__(
+        self, session: ClientSession, waiters: CompletionWaiters, runner: ClientRunner
+    ) -> None:
         self._session, self._waiters, self._runner = session, waiters, runner
         self._next_n = 0
         #: what the tasks of the open submission share
@@ -74,7 +76,11 @@ class Submitter:
         with waiters.lock:
             waiters.wait_for_room(1, len(payload), timeout_s)
             submission = runner.open
-            if submission is not None and self._open_sort == sort and waiters.grow(submission, len(payload)):
+            if (
+                submission is not None
+                and self._open_sort == sort
+                and waiters.grow(submission, len(payload))
+            ):
                 index = submission.count
                 submission.count += 1
                 submission.groups[0].payloads.append(payload)
@@ -86,7 +92,9 @@ class Submitter:
                 return submission, index
             runner.seal()
             group = group_of(kind, [payload])
-            submission = self._new_submission([group], 1, len(payload), patience_s, is_watched=is_watched)
+            submission = self._new_submission(
+                [group], 1, len(payload), patience_s, is_watched=is_watched
+            )
             submission.is_listened = is_listened
             if is_listened:
                 runner.keeping.expect(submission, 0)
@@ -106,7 +114,9 @@ class Submitter:
             self._waiters.wait_for_room(count, size, timeout_s)
             self._runner.seal()
             patience_s = timeout_s if post.is_patient else 0.0
-            submission = self._new_submission(groups, count, size, patience_s, is_watched=post.is_watched)
+            submission = self._new_submission(
+                groups, count, size, patience_s, is_watched=post.is_watched
+            )
             submission.key, submission.is_listened = post.key, post.is_listened
             submission.digest = post.digest or (digest_of(groups) if post.key else b"")
             for index in range(count if post.is_listened else 0):
@@ -140,7 +150,7 @@ class Submitter:
     def place(
         self, groups: Sequence[Group], timeout_s: float | None, post: Post
     ) -> tuple[Submission, int | None]:
-        """Submit these, all or nothing; return their submission, and the place in it of a single one.
+        """Submit these, all or nothing; return their submission, and a single one's place in it.
 
         Raises:
             As of `enqueue`.

@@ -17,11 +17,11 @@ from typing import Final, TypeAlias
 
 from d8mesh.edge.address_file import Written
 from d8mesh.edge.discovery import Sighting
-from d8mesh.edge.transport.tunnel import ExchangeLink
 from d8mesh.edge.identity import Place
 from d8mesh.edge.logs import event
 from d8mesh.edge.network import Way, ask_health, find_way, find_way_by_url, first_reachable
 from d8mesh.edge.transport.sockets import DealerLink
+from d8mesh.edge.transport.tunnel import ExchangeLink
 from d8mesh.errors import BrokerUnavailableError
 
 #: Pauses between tries, growing, with jitter.

@@ -18,8 +18,8 @@ from typing import Any, Final, TypeVar
 from d8mesh import __version__
 from d8mesh.config import Config
 from d8mesh.core.protocol.messages import MAX_NAMES
-from d8mesh.core.worker.effects import WorkerEffect
 from d8mesh.core.worker.broker_session import Profile
+from d8mesh.core.worker.effects import WorkerEffect
 from d8mesh.core.worker.session import WorkerSession
 from d8mesh.edge import address_file
 from d8mesh.edge.discovery import Announcement, Discovery, NodeKind

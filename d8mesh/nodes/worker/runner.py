@@ -497,4 +497,4 @@ class WorkerRunner:
             level, name = (logging.ERROR, "outbox.failed") if why else (logging.INFO, "outbox.ok")
             event(_log, level, name, error=why)
         self.outbox_trouble = why
-        self.session.flow_control.is_disk_bad = bool(why)
+        self.session.flow.is_disk_bad = bool(why)

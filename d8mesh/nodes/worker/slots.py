@@ -22,8 +22,7 @@ from d8mesh.core.worker.session import OVERDUE_S
 from d8mesh.edge.child import Child
 from d8mesh.edge.transport.sockets import Waker
 from d8mesh.errors import BackendUnavailableError, TaskCancelledError
-from d8mesh.handlers import tracebacks
-from d8mesh.handlers import results
+from d8mesh.handlers import results, tracebacks
 from d8mesh.handlers.forks import FORKS, end_copy
 from d8mesh.handlers.retrying import ANY, Retries
 from d8mesh.nodes.worker.coroutines import Coroutines
@@ -368,11 +367,7 @@ class Slots:
             time.sleep(LOOK_S)
 
     def _run_process(
-        self,
-        handler: Registered,
-        attempt: Attempt,
-        context: Context,
-        children: dict[str, Child],
+        self, handler: Registered, attempt: Attempt, context: Context, children: dict[str, Child]
     ) -> results.Ending:
         """Run one attempt in this slot's child for the handler; kill it when time is over."""
         try:
@@ -388,11 +383,7 @@ class Slots:
         return ending
 
     def _child_for(
-        self,
-        handler: Registered,
-        attempt: Attempt,
-        context: Context,
-        children: dict[str, Child],
+        self, handler: Registered, attempt: Attempt, context: Context, children: dict[str, Child]
     ) -> Child:
         """Return the child that has been told of the attempt: a warm one, if it lives.
 

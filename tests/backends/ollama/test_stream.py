@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from d8mesh.backends.ollama.stream import MAX_LINE_BYTES, Part, ChatStream, _lines, shown
+from d8mesh.backends.ollama.stream import MAX_LINE_BYTES, ChatStream, Part, _lines, shown
 from d8mesh.errors import (
     BackendAnswerError,
     BackendError,

@@ -7,11 +7,10 @@ from typing import Any
 
 import pytest
 
-from d8mesh.core.broker import admission
-from d8mesh.core.broker import state
-from d8mesh.core.protocol import messages as m
+from d8mesh.core.broker import admission, state
 from d8mesh.core.broker.effects import Peer
-from tests.core.wired_broker import START_AT, WiredBroker, S, beat
+from d8mesh.core.protocol import messages as m
+from tests.core.wired_broker import START_AT, S, WiredBroker, beat
 
 #: What is said of a type while no worker is there.
 NOBODY = ["no worker in the mesh offers 'echo': no worker is there"]
@@ -66,7 +65,9 @@ def test_anothers_session_cannot_be_used(broker: WiredBroker) -> None:
 
 def test_an_idempotency_key_gives_the_first_tasks_or_a_conflict(broker: WiredBroker) -> None:
     client = broker.client()
-    assert submit(broker, client, 1, 0, 2, key="k", digest=b"1") == m.Accepted(1, S, 0, False, NOBODY)
+    assert submit(broker, client, 1, 0, 2, key="k", digest=b"1") == m.Accepted(
+        1, S, 0, False, NOBODY
+    )
     again = submit(broker, client, 2, 2, 2, key="k", digest=b"1")
     assert again == m.Accepted(2, S, 0, True, NOBODY)
     other = submit(broker, client, 3, 4, 2, key="k", digest=b"2")
@@ -150,7 +151,9 @@ def test_a_full_queue_refuses_with_the_time_to_wait(tmp_path: Path, bound: dict[
     broker.close()
 
 
-def test_a_full_disk_or_a_drain_refuses_and_a_repeat_is_still_acknowledged(broker: WiredBroker) -> None:
+def test_a_full_disk_or_a_drain_refuses_and_a_repeat_is_still_acknowledged(
+    broker: WiredBroker,
+) -> None:
     client = broker.client()
     submit(broker, client, 1, 0)
     broker.dispatcher.set_disk_low(True)

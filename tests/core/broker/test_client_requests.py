@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from d8mesh.core.protocol import messages as m
 from d8mesh.core.broker import queue
 from d8mesh.core.broker.client_requests import WHOLE_BATCH_IDS
 from d8mesh.core.broker.effects import Load, Loaded, Peer
-from tests.core.wired_broker import WiredBroker, S, result
+from d8mesh.core.protocol import messages as m
+from tests.core.wired_broker import S, WiredBroker, result
 
 REPORT: dict[str, object] = {
     "task_id": f"{S}-77",
@@ -259,7 +259,9 @@ def test_no_question_is_refused(broker: WiredBroker) -> None:
     "args",
     [{"state": "nonsense"}, {"limit": 0}, {"limit": 9999}, {"limit": "x"}, {"cursor": 5}],
 )
-def test_a_wrong_listing_names_what_is_allowed(broker: WiredBroker, args: dict[str, object]) -> None:
+def test_a_wrong_listing_names_what_is_allowed(
+    broker: WiredBroker, args: dict[str, object]
+) -> None:
     assert broker.ask(broker.client(), "tasks", **args).code == "task.invalid"
 
 
@@ -424,7 +426,9 @@ def test_tasks_are_listed_newest_first(broker: WiredBroker) -> None:
         told: list[str] = []
         cursor: object = ""
         while cursor is not None:
-            body = broker.ask(client, "tasks", limit=2, cursor=cursor, order="newest", **wanted).body
+            body = broker.ask(
+                client, "tasks", limit=2, cursor=cursor, order="newest", **wanted
+            ).body
             told += [task["task_id"] for task in body["tasks"]]  # type: ignore[attr-defined]
             cursor = body["next_cursor"]
         return told

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from d8mesh.core.protocol import messages as m
 from d8mesh.core.broker.dispatcher import (
     MIN_GRACE_S,
     PRUNE_S,
@@ -18,12 +17,13 @@ from d8mesh.core.broker.dispatcher import (
     Dispatcher,
 )
 from d8mesh.core.broker.effects import Load, Loaded, Peer
-from d8mesh.core.broker.task_table import TaskTable
-from d8mesh.core.broker.state import MAX_LOADS_OF_CLIENT, Policy
 from d8mesh.core.broker.records import History
+from d8mesh.core.broker.state import MAX_LOADS_OF_CLIENT, Policy
 from d8mesh.core.broker.store import Restored
-from d8mesh.core.protocol.task import Closed, WorkersMissed, Pruned, TaskState
-from tests.core.wired_broker import WiredBroker, S, beat, hello
+from d8mesh.core.broker.task_table import TaskTable
+from d8mesh.core.protocol import messages as m
+from d8mesh.core.protocol.task import Closed, Pruned, TaskState, WorkersMissed
+from tests.core.wired_broker import S, WiredBroker, beat, hello
 
 
 def picture(task_table: TaskTable) -> dict[str, object]:
@@ -242,7 +242,12 @@ def finish_everything(broker: WiredBroker, submitted: list[str]) -> None:
     assert set(states.values()) <= {1, 2, 3}
     totals = broker.task_table.totals
     assert totals.completed + totals.failed + totals.cancelled == len(submitted)
-    assert broker.task_table.queued == broker.task_table.running == broker.task_table.unfinished_bytes == 0
+    assert (
+        broker.task_table.queued
+        == broker.task_table.running
+        == broker.task_table.unfinished_bytes
+        == 0
+    )
 
 
 def test_what_could_not_be_sent_and_is_finished_already_needs_nothing(broker: WiredBroker) -> None:
@@ -294,7 +299,9 @@ def test_finished_batches_are_closed_many_at_once_or_after_a_while(
     assert closed(broker) == [3, 2]
 
 
-def test_batches_that_a_crash_left_unclosed_are_closed_after_the_restart(broker: WiredBroker) -> None:
+def test_batches_that_a_crash_left_unclosed_are_closed_after_the_restart(
+    broker: WiredBroker,
+) -> None:
     finish_many(broker, 3)
     broker.submit(broker.client(), kind="unknown")
     broker.restart()
@@ -402,7 +409,9 @@ def test_however_long_a_worker_was_waited_for_it_may_come_back_after_a_start(
     assert broker.task_table.state_of(*task) is TaskState.RUNNING
 
 
-def test_a_worker_that_was_back_has_its_whole_grace_after_the_next_start(broker: WiredBroker) -> None:
+def test_a_worker_that_was_back_has_its_whole_grace_after_the_next_start(
+    broker: WiredBroker,
+) -> None:
     """Also if the broker dies with the HELLO; who was not back has been waited for."""
     held = in_hand(broker, "w", "v")
     broker.restart()
@@ -424,7 +433,9 @@ def test_after_it_was_given_up_the_wait_for_a_worker_begins_anew(broker: WiredBr
     assert waits(broker, held) >= LEASE_S
 
 
-def test_a_start_at_which_nothing_is_in_hand_forgets_who_was_waited_for(broker: WiredBroker) -> None:
+def test_a_start_at_which_nothing_is_in_hand_forgets_who_was_waited_for(
+    broker: WiredBroker,
+) -> None:
     (task_id,) = in_hand(broker, "w")["w"]
     broker.restart()
     broker.pass_time(8)
@@ -437,7 +448,9 @@ def test_a_start_at_which_nothing_is_in_hand_forgets_who_was_waited_for(broker: 
     assert waits(broker, held) >= LEASE_S
 
 
-def test_nothing_is_noted_of_workers_that_are_back_at_once_or_hold_nothing(broker: WiredBroker) -> None:
+def test_nothing_is_noted_of_workers_that_are_back_at_once_or_hold_nothing(
+    broker: WiredBroker,
+) -> None:
     held = in_hand(broker, "w")["w"]
     idle = broker.worker("idle")
     broker.say(idle, m.Goodbye("done"))
@@ -453,7 +466,9 @@ def test_nothing_is_noted_of_workers_that_are_back_at_once_or_hold_nothing(broke
     assert not [fact for fact in broker.facts if isinstance(fact, WorkersMissed)]
 
 
-def test_a_wait_is_noted_each_quarter_of_a_lease_and_no_longer_than_it_lasts(broker: WiredBroker) -> None:
+def test_a_wait_is_noted_each_quarter_of_a_lease_and_no_longer_than_it_lasts(
+    broker: WiredBroker,
+) -> None:
     in_hand(broker, "w", "v")
     broker.restart()
     broker.pass_time(60)

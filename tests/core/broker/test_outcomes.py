@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import msgspec
 
-from d8mesh.core.protocol import messages as m
 from d8mesh.core.broker.outcomes import Failure, failure_payload
+from d8mesh.core.protocol import messages as m
 from tests.core.wired_broker import WiredBroker
 
 

@@ -6,7 +6,6 @@ import pytest
 
 from d8mesh.core.broker import placement
 from d8mesh.core.broker.effects import Peer
-from d8mesh.core.protocol.messages import Heartbeat
 from d8mesh.core.broker.placement import (
     SEARCH_WORKERS,
     can_run,
@@ -17,7 +16,14 @@ from d8mesh.core.broker.placement import (
     why_waiting,
 )
 from d8mesh.core.broker.queue import LaneKey
-from d8mesh.core.broker.worker_registry import ASKS_S, MAX_OFFLINE_WORKERS, Dialect, WorkerRegistry, WorkerState
+from d8mesh.core.broker.worker_registry import (
+    ASKS_S,
+    MAX_OFFLINE_WORKERS,
+    Dialect,
+    WorkerRegistry,
+    WorkerState,
+)
+from d8mesh.core.protocol.messages import Heartbeat
 from tests.core.wired_broker import WiredBroker, beat
 
 
@@ -30,7 +36,10 @@ def worker_state(name: str, types: str, models: str = "", window: int = 1) -> Wo
 
 def test_a_wished_model_is_honoured_while_somebody_offers_it() -> None:
     registry = WorkerRegistry()
-    llama, other = worker_state("llama", "agent_action", "llama"), worker_state("other", "agent_action", "qwen")
+    llama, other = (
+        worker_state("llama", "agent_action", "llama"),
+        worker_state("other", "agent_action", "qwen"),
+    )
     registry.add(llama)
     registry.add(other)
     key = LaneKey("agent_action", "llama")
@@ -63,7 +72,10 @@ def test_a_wish_is_honoured_in_every_spelling_of_the_name() -> None:
 
 def test_a_strict_wish_waits_for_the_worker_that_has_the_model_even_one_without_room() -> None:
     registry = WorkerRegistry()
-    llama, other = worker_state("llama", "agent_action", "llama"), worker_state("other", "agent_action", "qwen")
+    llama, other = (
+        worker_state("llama", "agent_action", "llama"),
+        worker_state("other", "agent_action", "qwen"),
+    )
     registry.add(llama)
     registry.add(other)
     llama.window, llama.has_asked = 0, False
@@ -81,7 +93,10 @@ def test_a_strict_wish_waits_for_the_worker_that_has_the_model_even_one_without_
 
 def test_a_strict_wish_waits_a_while_for_who_has_just_gone_and_after_a_start() -> None:
     registry = WorkerRegistry()
-    llama, other = worker_state("llama", "agent_action", "llama"), worker_state("other", "agent_action", "qwen")
+    llama, other = (
+        worker_state("llama", "agent_action", "llama"),
+        worker_state("other", "agent_action", "qwen"),
+    )
     registry.add(llama)
     registry.add(other)
     llama.last_heard = 100.0
@@ -198,7 +213,9 @@ def test_nobody_waits_for_ever_for_a_worker_that_wants_nothing(broker: WiredBrok
 
 def test_a_line_of_free_workers_is_searched_so_far_and_no_further() -> None:
     registry = WorkerRegistry()
-    registry.add(worker_state("llama", "agent_action", "llama", window=0))  # busy, and the wish is its own
+    registry.add(
+        worker_state("llama", "agent_action", "llama", window=0)
+    )  # busy, and the wish is its own
     for number in range(SEARCH_WORKERS + 5):
         registry.add(worker_state(f"other{number}", "agent_action", "qwen"))
     assert choose_worker(LaneKey("agent_action", "llama"), registry) is None

@@ -7,14 +7,16 @@ from typing import Any
 import msgspec
 import pytest
 
-from d8mesh.core.protocol import messages as m
 from d8mesh.core.broker.effects import Load, Peer
 from d8mesh.core.broker.returns import MAX_RETURNS
+from d8mesh.core.protocol import messages as m
 from d8mesh.core.protocol.task import TaskState
-from tests.core.wired_broker import WiredBroker, S, beat, failure, result
+from tests.core.wired_broker import S, WiredBroker, beat, failure, result
 
 
-def register(broker: WiredBroker, shim: Peer, worker_id: str = "p", **capabilities: Any) -> m.Answer:
+def register(
+    broker: WiredBroker, shim: Peer, worker_id: str = "p", **capabilities: Any
+) -> m.Answer:
     return broker.ask(
         shim, "poll.register", worker_id=worker_id, worker_type="groq", capabilities=capabilities
     )
@@ -108,7 +110,9 @@ def test_a_full_hand_that_asks_means_that_a_reply_was_lost(broker: WiredBroker) 
     assert task.history.errors == 0
 
 
-def test_one_that_asks_and_never_reports_gets_a_task_so_often_and_no_more(broker: WiredBroker) -> None:
+def test_one_that_asks_and_never_reports_gets_a_task_so_often_and_no_more(
+    broker: WiredBroker,
+) -> None:
     shim = broker.client()
     register(broker, shim)
     (task_id,) = broker.submit(shim, kind="agent_action", max_attempts=1)
@@ -172,7 +176,9 @@ def test_two_slots_hold_two_tasks(broker: WiredBroker) -> None:
     assert broker.task_table.running == 2
 
 
-def test_failures_are_retried_and_late_reports_of_earlier_holders_count(broker: WiredBroker) -> None:
+def test_failures_are_retried_and_late_reports_of_earlier_holders_count(
+    broker: WiredBroker,
+) -> None:
     shim = broker.client()
     register(broker, shim)
     (task_id,) = broker.submit(shim, kind="agent_action")
@@ -219,7 +225,9 @@ def test_unregistering_gives_the_tasks_back_at_once(broker: WiredBroker) -> None
     assert broker.state.registry.worker_states == {}
 
 
-def test_an_attempt_lives_for_the_task_timeout_and_longer_with_heartbeats(broker: WiredBroker) -> None:
+def test_an_attempt_lives_for_the_task_timeout_and_longer_with_heartbeats(
+    broker: WiredBroker,
+) -> None:
     shim = broker.client()
     register(broker, shim)
     (task_id,) = broker.submit(shim, kind="agent_action")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from d8mesh.core.broker import queue
-from d8mesh.core.broker.task_table import TaskTable
 from d8mesh.core.broker.queue import AGEING_PERIOD, KEPT_LANES, UNLIMITED, ReadyQueue
+from d8mesh.core.broker.task_table import TaskTable
 from d8mesh.core.protocol.task import Cancelled, Spec, Submitted
 
 S = "0123456789abcdef"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from d8mesh.core.protocol import messages as m
 from d8mesh.core.broker.effects import Peer
 from d8mesh.core.broker.returns import (
     FREE_RETURNS,
@@ -15,6 +14,7 @@ from d8mesh.core.broker.returns import (
     MAX_RETURNS,
     MAX_UNSTARTED,
 )
+from d8mesh.core.protocol import messages as m
 from d8mesh.core.protocol.task import Requeued, TaskState
 from tests.core.wired_broker import WiredBroker, beat
 
@@ -138,7 +138,9 @@ def test_what_a_worker_loses_again_and_again_fails(broker: WiredBroker) -> None:
     assert broker.task_table.totals.failed == 1
 
 
-def test_what_was_called_back_for_another_costs_nothing_and_does_not_wait(broker: WiredBroker) -> None:
+def test_what_was_called_back_for_another_costs_nothing_and_does_not_wait(
+    broker: WiredBroker,
+) -> None:
     client, worker = broker.client(), broker.worker("a", window=3)
     ids = broker.submit(client, 3)
     held = broker.work(worker)

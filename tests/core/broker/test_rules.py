@@ -17,24 +17,24 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from d8mesh.core.protocol import messages as m
-from d8mesh.core.broker.worker_sessions import OWED_S
 from d8mesh.core.broker.effects import Peer
-from d8mesh.core.broker.task_table import TaskTable
 from d8mesh.core.broker.records import History
 from d8mesh.core.broker.store import Restored
+from d8mesh.core.broker.task_table import TaskTable
+from d8mesh.core.broker.worker_sessions import OWED_S
+from d8mesh.core.protocol import messages as m
 from d8mesh.core.protocol.task import (
     Adopted,
+    Assigned,
     Cancelled,
     Completed,
     Failed,
-    Assigned,
     Pruned,
     Submitted,
     TaskState,
 )
 from d8mesh.edge.sqlite.restore import fill
-from tests.core.wired_broker import WiredBroker, S, beat, failure, hello, result
+from tests.core.wired_broker import S, WiredBroker, beat, failure, hello, result
 
 TYPES = ("echo", "agent_action")
 NAMES = st.sampled_from(("a", "b", "c"))
@@ -71,7 +71,12 @@ def picture(task_table: TaskTable) -> dict[str, object]:
                 history = task.history if task else None
                 told = troubles(history or History())
                 tasks[task_id] = (state, told, task.worker_id if task else "", batch.spec)
-    counts = (task_table.queued, task_table.running, task_table.unfinished_bytes, task_table.kept_finished)
+    counts = (
+        task_table.queued,
+        task_table.running,
+        task_table.unfinished_bytes,
+        task_table.kept_finished,
+    )
     return {"tasks": tasks, "counts": counts, "totals": task_table.totals, "keys": task_table.keys}
 
 
@@ -511,7 +516,12 @@ class Histories(RuleBasedStateMachine):
         totals = broker.task_table.totals
         assert totals.submitted == len(self.accepted)
         assert totals.completed + totals.failed + totals.cancelled == len(self.outcomes)
-        assert broker.task_table.queued == broker.task_table.running == broker.task_table.unfinished_bytes == 0
+        assert (
+            broker.task_table.queued
+            == broker.task_table.running
+            == broker.task_table.unfinished_bytes
+            == 0
+        )
         for task_id, told in self.outcomes.items():
             rows = broker.reader.query("outcomes", ([task_id],))
             wanted = (m.PRUNED_STATE, b"") if task_id in self.pruned else told

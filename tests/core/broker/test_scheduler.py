@@ -9,12 +9,17 @@ from typing import Any
 import msgspec
 import pytest
 
-from d8mesh.core.protocol import messages as m
 from d8mesh.core.broker.effects import Effect, Load, Loaded, Peer
 from d8mesh.core.broker.outcomes import MAX_REASON_CHARS
-from d8mesh.core.broker.scheduler import MAX_RETRY_PAUSE_S, MAX_WISHED_PAUSE_S, READ_PAUSE_S, READ_TRIES
-from d8mesh.core.broker.task_table import TaskTable
+from d8mesh.core.broker.scheduler import (
+    MAX_RETRY_PAUSE_S,
+    MAX_WISHED_PAUSE_S,
+    READ_PAUSE_S,
+    READ_TRIES,
+)
 from d8mesh.core.broker.state import MAX_LOADS, MAX_LOADS_OF_CLIENT
+from d8mesh.core.broker.task_table import TaskTable
+from d8mesh.core.protocol import messages as m
 from d8mesh.core.protocol.task import Requeued, TaskState
 from tests.core.wired_broker import START_AT, WiredBroker, beat, hello
 
@@ -145,7 +150,9 @@ def test_a_failed_attempt_may_wish_for_a_pause_within_bounds(
     told: Any = {"success": False, "error": "x", "retry_after_s": wished, "traceback": "at line 1"}
     payload = msgspec.msgpack.encode(told)
     held = broker.work(worker)
-    broker.say(worker, m.Results(1, 1, list(held), list(held.values()), bytes([m.FAILED]), [payload]))
+    broker.say(
+        worker, m.Results(1, 1, list(held), list(held.values()), bytes([m.FAILED]), [payload])
+    )
     (fact,) = [each for each in broker.facts if isinstance(each, Requeued)]
     assert fact.not_before_at - fact.at == pytest.approx(pause_s)
     broker.say(worker, beat([], 10**6))
@@ -166,7 +173,9 @@ def test_a_failed_attempt_may_wish_for_a_pause_within_bounds(
         broker.say(worker, beat([], 0))
         broker.say(client, m.Watch([]))
         broker.pass_time(1)
-    broker.say(worker, m.Results(2, 1, list(held), list(held.values()), bytes([m.FAILED]), [payload]))
+    broker.say(
+        worker, m.Results(2, 1, list(held), list(held.values()), bytes([m.FAILED]), [payload])
+    )
     full = dict(broker.ask(client, "status", id=task_id, full=True).body)
     told = full["history"]
     assert (full["state"], full["data"], len(told)) == ("failed", b"\x80", 2)
@@ -296,7 +305,9 @@ def test_questions_of_clients_take_no_place_from_the_broker_s_own(broker: WiredB
     client = broker.client()
     (task_id,) = broker.submit(client)
     unanswered = [  # as many as may be under way
-        broker.dispatcher.receive(m.Query(n, "tasks", {}), broker.client(f"{client_n:016}"), broker.now)
+        broker.dispatcher.receive(
+            m.Query(n, "tasks", {}), broker.client(f"{client_n:016}"), broker.now
+        )
         for client_n in range(MAX_LOADS // MAX_LOADS_OF_CLIENT)
         for n in range(MAX_LOADS_OF_CLIENT)
     ]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from d8mesh.core.broker.effects import Load, Peer, Record, Send
+from d8mesh.core.broker.state import BrokerState, Policy
 from d8mesh.core.protocol.messages import Answer, Beat
-from d8mesh.core.broker.state import Policy, BrokerState
 from d8mesh.core.protocol.task import Spec, Submitted
 from d8mesh.core.protocol.tokens import TokenSigner
 from d8mesh.errors import UnknownTaskError

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from d8mesh.core.protocol import messages as m
 from d8mesh.core.broker.effects import Peer
 from d8mesh.core.broker.streaming import CATCH_UP_S
+from d8mesh.core.protocol import messages as m
 from tests.core.wired_broker import WiredBroker
 
 
@@ -28,7 +28,9 @@ def test_what_comes_together_goes_on_together(broker: WiredBroker) -> None:
     ]
 
 
-def test_what_goes_on_together_is_bounded_for_it_may_wait_for_a_slow_reader(broker: WiredBroker) -> None:
+def test_what_goes_on_together_is_bounded_for_it_may_wait_for_a_slow_reader(
+    broker: WiredBroker,
+) -> None:
     client, worker, task_id, token = listened(broker)
     quarter = bytes(m.MAX_STREAM_BYTES // 4)
     broker.say(worker, m.Chunks([task_id] * 6, [token] * 6, list(range(6)), [quarter] * 6))

@@ -6,11 +6,11 @@ import pytest
 
 from d8mesh.core.broker.task_table import TaskTable
 from d8mesh.core.protocol.task import (
+    Assigned,
     Cancelled,
     Completed,
     Due,
     Failed,
-    Assigned,
     Recounted,
     Requeued,
     Spec,

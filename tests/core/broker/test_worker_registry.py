@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from d8mesh.core.broker.effects import Peer
 from d8mesh.core.broker.records import Batch, TaskRecord
-from d8mesh.core.broker.worker_registry import STREAK_BEFORE_HALVING, Dialect, Poll, WorkerRegistry, WorkerState
+from d8mesh.core.broker.worker_registry import (
+    STREAK_BEFORE_HALVING,
+    Dialect,
+    Poll,
+    WorkerRegistry,
+    WorkerState,
+)
 from d8mesh.core.protocol.task import Spec
 
 

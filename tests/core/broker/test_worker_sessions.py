@@ -7,16 +7,16 @@ from typing import Any
 import msgspec
 import pytest
 
-from d8mesh.core.protocol import messages as m
-from d8mesh.core.broker.worker_sessions import MAX_CUTS, OWED_S
 from d8mesh.core.broker.effects import Peer, Send
-from d8mesh.core.broker.scheduler import POISON_LOSSES
 from d8mesh.core.broker.records import History
+from d8mesh.core.broker.scheduler import POISON_LOSSES
 from d8mesh.core.broker.store import Restored
 from d8mesh.core.broker.streaming import TAIL_BYTES
+from d8mesh.core.broker.worker_sessions import MAX_CUTS, OWED_S
+from d8mesh.core.protocol import messages as m
 from d8mesh.core.protocol.task import Requeued, TaskState
 from d8mesh.edge.sqlite.restore import fill
-from tests.core.wired_broker import WiredBroker, S, beat, failure, hello, result
+from tests.core.wired_broker import S, WiredBroker, beat, failure, hello, result
 
 
 def silence(broker: WiredBroker, witness: Peer) -> None:
@@ -64,7 +64,9 @@ def test_a_clone_on_another_machine_needs_another_id(broker: WiredBroker) -> Non
     assert broker.got(clone, m.Refused)[0].code == "worker.id_taken"
 
 
-def test_a_copy_on_the_same_machine_has_the_worker_until_the_first_one_speaks(broker: WiredBroker) -> None:
+def test_a_copy_on_the_same_machine_has_the_worker_until_the_first_one_speaks(
+    broker: WiredBroker,
+) -> None:
     client = broker.client()
     first = broker.worker("w")
     (task_id,) = broker.submit(client)
@@ -181,7 +183,9 @@ def test_after_a_restart_a_worker_goes_on_with_its_attempt(broker: WiredBroker) 
     assert broker.task_table.state_of(task_id) is TaskState.QUEUED
 
 
-def test_after_a_restart_what_nobody_comes_back_with_waits_again_uncounted(broker: WiredBroker) -> None:
+def test_after_a_restart_what_nobody_comes_back_with_waits_again_uncounted(
+    broker: WiredBroker,
+) -> None:
     client = broker.client()
     worker = broker.worker("w")
     (task_id,) = broker.submit(client)
@@ -273,7 +277,9 @@ def test_cuts_of_the_network_use_up_no_attempts(broker: WiredBroker) -> None:
     assert broker.task_table.totals.completed == 1
 
 
-def test_a_loss_is_taken_back_while_the_task_runs_elsewhere_and_others_stay(broker: WiredBroker) -> None:
+def test_a_loss_is_taken_back_while_the_task_runs_elsewhere_and_others_stay(
+    broker: WiredBroker,
+) -> None:
     client, first = broker.client(), broker.worker("w")
     (task_id,) = broker.submit(client)
     held = broker.work(first)
@@ -314,7 +320,9 @@ def test_a_loss_before_the_attempt_that_is_held_stays(broker: WiredBroker) -> No
 
 
 @pytest.mark.parametrize("apart_s", [0.0, 2.0])
-def test_nobody_is_blamed_when_the_whole_mesh_falls_silent(broker: WiredBroker, apart_s: float) -> None:
+def test_nobody_is_blamed_when_the_whole_mesh_falls_silent(
+    broker: WiredBroker, apart_s: float
+) -> None:
     """It is our own network: even what may be lost only once waits again."""
     client = broker.client()
     workers = [broker.worker(name, slots=2) for name in "vw"]
@@ -894,7 +902,9 @@ def test_a_failure_of_an_attempt_that_was_taken_over_counts_once(broker: WiredBr
     assert counted(broker, task_id)[0] == 1
 
 
-def test_a_task_under_which_every_lone_worker_dies_is_not_spared_for_ever(broker: WiredBroker) -> None:
+def test_a_task_under_which_every_lone_worker_dies_is_not_spared_for_ever(
+    broker: WiredBroker,
+) -> None:
     client = broker.client()
     (task_id,) = broker.submit(client, max_attempts=100)
     rounds = 0

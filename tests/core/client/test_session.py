@@ -22,13 +22,13 @@ from d8mesh.core.client.effects import (
     merged,
 )
 from d8mesh.core.client.session import MAX_ASKED, ClientSession
+from d8mesh.core.client.submission import Submission
 from d8mesh.core.protocol.messages import (
     COMPLETED_STATE,
     MAX_BATCH_TASKS,
     UNKNOWN_STATE,
     Accepted,
     Answer,
-    Query,
     Beat,
     ClientHello,
     Goodbye,
@@ -36,6 +36,7 @@ from d8mesh.core.protocol.messages import (
     Listen,
     Message,
     Outcomes,
+    Query,
     Refused,
     Rehello,
     Stream,
@@ -44,7 +45,6 @@ from d8mesh.core.protocol.messages import (
     Watch,
     Welcome,
 )
-from d8mesh.core.client.submission import Submission
 from d8mesh.errors import ProtocolError
 
 SESSION = "0123456789abcdef"

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from d8mesh.core.protocol.messages import COMPLETED_STATE, FAILED_STATE, Group, Refused
 from d8mesh.core.client.submission import Submission
+from d8mesh.core.protocol.messages import COMPLETED_STATE, FAILED_STATE, Group, Refused
 
 SESSION = "0123456789abcdef"
 OTHER = "v" * 16

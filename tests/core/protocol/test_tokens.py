@@ -12,7 +12,9 @@ SECRET = bytes(range(32))
 
 @given(st.integers(0, 2**32 - 1), st.integers(0, 65_535), st.text(min_size=1, max_size=40))
 def test_a_token_says_its_epoch_attempt_and_worker(epoch: int, n: int, worker: str) -> None:
-    token = TokenSigner(SECRET, epoch).token(TokenSigner(SECRET, epoch).heading(worker, n), "task-1")
+    token = TokenSigner(SECRET, epoch).token(
+        TokenSigner(SECRET, epoch).heading(worker, n), "task-1"
+    )
     claim = TokenSigner(SECRET, 1).check(token, "task-1")
     assert claim is not None
     assert claim == (epoch, n, worker_tag(worker))

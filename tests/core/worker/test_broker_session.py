@@ -13,8 +13,8 @@ from d8mesh.core.protocol.messages import (
     SOFT_FRAME_BYTES,
     SUCCEEDED,
 )
+from d8mesh.core.worker.broker_session import BrokerSession, Profile, ResultBatch, hello
 from d8mesh.core.worker.effects import KeptResult, Piece
-from d8mesh.core.worker.broker_session import ResultBatch, BrokerSession, Profile, hello
 
 
 def filled(count: int) -> BrokerSession:
@@ -112,7 +112,7 @@ def test_a_hello_tells_results_of_earlier_runs_that_may_be_this_brokers() -> Non
         mesh="m", worker_id="w", boot_id="b", worker_type="t", machine_id="x", host="h",
         status_port=1, slots=2,
     )  # fmt: skip
-    owed = [KeptResult(broker, f"of {broker}", b"t", SUCCEEDED, b"") for broker in ("a", "b")]
+    owed = [KeptResult(each, f"of {each}", b"t", SUCCEEDED, b"") for each in ("a", "b")]
     assert hello(me, 1, BrokerSession("x", broker_id="a"), owed).held_ids == ["of a"]
     assert hello(me, 1, BrokerSession("x"), owed).held_ids == ["of a", "of b"]
     full = BrokerSession("x", open={f"t{n}": b"" for n in range(MAX_BATCH_TASKS)})

@@ -6,7 +6,6 @@ from itertools import count
 
 import pytest
 
-from d8mesh.core.worker import broker_session
 from d8mesh.core.protocol.messages import (
     SUCCEEDED,
     Beat,
@@ -27,6 +26,8 @@ from d8mesh.core.protocol.messages import (
     WorkerHello,
     WorkGroup,
 )
+from d8mesh.core.worker import broker_session
+from d8mesh.core.worker.broker_session import NO_REASON, Profile
 from d8mesh.core.worker.effects import (
     DROPPED,
     UNAVAILABLE,
@@ -46,7 +47,6 @@ from d8mesh.core.worker.effects import (
     Trouble,
     WorkerEffect,
 )
-from d8mesh.core.worker.broker_session import NO_REASON, Profile
 from d8mesh.core.worker.session import MAX_KEPT_RESULTS, WorkerSession
 
 _numbers = count(1)

@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 
 from d8mesh.config import Config
-from d8mesh.nodes.client import Client
 from d8mesh.doors.rest import api as api_module
 from d8mesh.doors.rest import mesh as mesh_module
-from d8mesh.http.answers import STATUS
 from d8mesh.doors.rest.api import ROUTES, Api
-from tests.nodes.mesh import until
+from d8mesh.http.answers import STATUS
+from d8mesh.nodes.client import Client
 from tests.doors.rest_calls import Rest, rest_in
+from tests.nodes.mesh import until
 
 ROOT = Path(__file__).resolve().parents[2]
 JSON = {"Content-Type": "application/json"}

@@ -7,8 +7,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from d8mesh.errors import InvalidTaskError
 from d8mesh.doors.rest.dialect import decoded, lacks_output, reported, status_body, task_body
+from d8mesh.errors import InvalidTaskError
 
 pack = msgspec.msgpack.encode
 

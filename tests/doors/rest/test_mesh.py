@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from d8mesh.config import Config
-from d8mesh.errors import BrokerUnavailableError
-from d8mesh.nodes.client import Client
 from d8mesh.doors.rest import mesh
 from d8mesh.doors.rest.mesh import Places, require_broker
+from d8mesh.errors import BrokerUnavailableError
+from d8mesh.nodes.client import Client
 
 
 def test_places_are_as_many_as_said() -> None:

@@ -7,8 +7,6 @@ from typing import Any
 import msgspec
 import pytest
 
-from d8mesh.errors import InvalidTaskError, PayloadTooLargeError
-from d8mesh.nodes.client.submissions import digest_of, model_of
 from d8mesh.doors.rest.schemas import (
     Register,
     SubmitBatch,
@@ -20,6 +18,8 @@ from d8mesh.doors.rest.schemas import (
     integer,
     seconds,
 )
+from d8mesh.errors import InvalidTaskError, PayloadTooLargeError
+from d8mesh.nodes.client.submissions import digest_of, model_of
 
 BAD_TASKS: list[tuple[Any, str]] = [
     (None, "the body is null"),

@@ -15,11 +15,11 @@ import pytest
 from werkzeug.test import TestResponse
 
 from d8mesh.core.protocol.messages import Stream
-from d8mesh.handlers import TaskContext
 from d8mesh.doors.rest import streams
 from d8mesh.doors.rest.mesh import MAX_STREAMS
-from tests.nodes.mesh import Mesh, until
+from d8mesh.handlers import TaskContext
 from tests.doors.rest_calls import Rest, rest_in
+from tests.nodes.mesh import Mesh, until
 
 pack = msgspec.msgpack.encode
 

@@ -51,7 +51,9 @@ def test_a_broken_outbox_is_refused_by_who_does_not_mend_it(tmp_path: Path) -> N
 
 def test_a_broken_outbox_is_set_aside_and_what_can_be_read_goes_on(tmp_path: Path) -> None:
     outbox = Outbox(tmp_path)
-    outbox.keep([KeptResult("b", f"task-{n}", n.to_bytes(16, "big"), 1, b"p" * 900) for n in range(200)])
+    outbox.keep(
+        [KeptResult("b", f"task-{n}", n.to_bytes(16, "big"), 1, b"p" * 900) for n in range(200)]
+    )
     outbox.close()
     path = tmp_path / OUTBOX_NAME
     content = bytearray(path.read_bytes())

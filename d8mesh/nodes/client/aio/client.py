@@ -80,11 +80,7 @@ class AsyncClient:
     """
 
     def __init__(
-        self,
-        url: str | None = None,
-        *,
-        config: Config | None = None,
-        endpoint: str | None = None,
+        self, url: str | None = None, *, config: Config | None = None, endpoint: str | None = None
     ) -> None:
         self._node: AsyncNode | None = None
         self._is_closed = False
@@ -238,13 +234,14 @@ class AsyncClient:
                 await node.waits.settled(submission, left_s())
         except WaitTimeoutError as error:
             raise told_whole(error, timeout_s) from None
-        return [AsyncTask(self, submission, at) for submission in submissions for at in range(submission.count)]
+        return [
+            AsyncTask(self, submission, at)
+            for submission in submissions
+            for at in range(submission.count)
+        ]
 
     def map(
-        self,
-        type: str,
-        datas: Iterable[Any] | AsyncIterable[Any],
-        **options: Unpack[MapOptions],
+        self, type: str, datas: Iterable[Any] | AsyncIterable[Any], **options: Unpack[MapOptions]
     ) -> AsyncIterator[Result | TaskError]:
         """Submit a task for each of `datas`, as they are taken; yield the results in order.
 

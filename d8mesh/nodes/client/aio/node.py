@@ -14,15 +14,10 @@ from copy import copy
 from typing import Any, Final
 
 from d8mesh.config import Config
-from d8mesh.core.protocol.messages import Query, Group, Stream
 from d8mesh.core.client.submission import Submission
+from d8mesh.core.protocol.messages import Group, Query, Stream
 from d8mesh.edge.logs import event
-from d8mesh.errors import (
-    BrokerUnavailableError,
-    D8Error,
-    NodeClosedError,
-    WaitTimeoutError,
-)
+from d8mesh.errors import BrokerUnavailableError, D8Error, NodeClosedError, WaitTimeoutError
 from d8mesh.nodes.client import farewell
 from d8mesh.nodes.client.aio.host import LoopHost
 from d8mesh.nodes.client.aio.waits import Signal, Waits
@@ -31,6 +26,9 @@ from d8mesh.nodes.client.dial import Dialler
 from d8mesh.nodes.client.farewell import CLOSE_S, TOLD_AFTER_S, missing_of, tell
 from d8mesh.nodes.client.keeping import KeptOutput
 from d8mesh.nodes.client.listening import listen
+from d8mesh.nodes.client.reasons import Reasons
+from d8mesh.nodes.client.runner import ClientRunner, Slot
+from d8mesh.nodes.client.sessions import new_session
 from d8mesh.nodes.client.submissions import (
     SUBMISSION_TASKS,
     Kind,
@@ -39,11 +37,8 @@ from d8mesh.nodes.client.submissions import (
     check_encodable,
     size_of,
 )
-from d8mesh.nodes.client.timeouts import bounded
-from d8mesh.nodes.client.reasons import Reasons
-from d8mesh.nodes.client.runner import ClientRunner, Slot
-from d8mesh.nodes.client.sessions import new_session
 from d8mesh.nodes.client.submitter import Submitter
+from d8mesh.nodes.client.timeouts import bounded
 
 #: How long a look at why something does not come may hold up who is told that it has not.
 WHY_S: Final = 2.0
@@ -135,7 +130,9 @@ class AsyncNode:
         """
         if not self.waits.has_room(1, len(payload)):
             await self.waits.room(1, len(payload), timeout_s)
-        submission, index = self._submitter.append(kind, payload, timeout_s, is_listened=is_listened)
+        submission, index = self._submitter.append(
+            kind, payload, timeout_s, is_listened=is_listened
+        )
         if index == SUBMISSION_TASKS - 1:  # a long run of submits lets others in between
             await asyncio.sleep(0)
         return submission, index

@@ -8,8 +8,8 @@ import contextvars
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from d8mesh.core.protocol.messages import CANCELLED_STATE, COMPLETED_STATE, FAILED_STATE, Stream
 from d8mesh.core.client.submission import Submission
+from d8mesh.core.protocol.messages import CANCELLED_STATE, COMPLETED_STATE, FAILED_STATE, Stream
 from d8mesh.errors import D8Error, TaskCancelledError, TaskRejectedError, WaitTimeoutError
 from d8mesh.nodes.client.aio.waits import Inbox, Signal
 from d8mesh.nodes.client.handle import ASK_S, Result, readable, result_of

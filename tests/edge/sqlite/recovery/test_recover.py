@@ -13,17 +13,17 @@ from pathlib import Path
 import pytest
 
 from d8mesh.core.protocol.task import (
+    Assigned,
     Cancelled,
     Closed,
     Completed,
     Fact,
     Failed,
-    Assigned,
-    WorkersMissed,
     Pruned,
     Requeued,
     Spec,
     Submitted,
+    WorkersMissed,
     parse_id,
 )
 from d8mesh.edge.sqlite import Journal, Reader
