@@ -21,14 +21,14 @@ from pathlib import Path
 from typing import Final
 
 import psutil
-from d8mesh.http.answers import Response, answer
-from d8mesh.http.guard import Guard, Rejections
-from d8mesh.http.strict import parse_json
 
+from d8mesh.http.answers import Response, answer
 from d8mesh.http.application import Application
 from d8mesh.http.events import SSE, Event, Item, stream
+from d8mesh.http.guard import Guard, Rejections
 from d8mesh.http.request import Request
 from d8mesh.http.routes import Door, Route
+from d8mesh.http.strict import parse_json
 
 SERVERS: Final = ("ours", "uvicorn-h11", "uvicorn-httptools", "hypercorn", "granian")
 HOST: Final = "127.0.0.1"

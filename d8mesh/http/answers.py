@@ -6,12 +6,14 @@ Nothing that goes out is a page or a traceback, whatever came in.
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
 from typing import Final
 
 import msgspec
 
 from d8mesh.core.protocol.json_model import MAX_DEPTH
 from d8mesh.errors import D8Error
+from d8mesh.http.asgi import Send
 
 JSON: Final = "application/json"
 #: What a refused client is told to wait, by code, in whole seconds (HTTP allows no others).
@@ -81,6 +83,8 @@ STATUS: Final[Mapping[str, int]] = {
     "http.not_implemented": 501,
 }
 
+#: What keeps a proxy from holding back a stream or a long poll, and from answering for us.
+_PASSED_ON_AT_ONCE: Final = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 _encoder: Final = msgspec.json.Encoder()
 
 
@@ -126,7 +130,23 @@ class Response:
         content_type: str = JSON,
     ) -> None:
         self.body, self.status = body, status
-        self.headers = {"Content-Type": content_type}
+        self.headers = _PASSED_ON_AT_ONCE | {"Content-Type": content_type}
+
+    async def send(self, send: Send, *, is_head: bool) -> None:
+        """Send all of it, or its head alone."""
+        body, headers = self.body, dict(self.headers)
+        if isinstance(body, bytes):
+            headers["Content-Length"] = str(len(body))
+        raw = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
+        await send({"type": "http.response.start", "status": self.status, "headers": raw})
+        if isinstance(body, bytes):
+            await send({"type": "http.response.body", "body": body})
+            return
+        async with aclosing(body) as parts:
+            if not is_head:
+                async for part in parts:
+                    await send({"type": "http.response.body", "body": part, "more_body": True})
+        await send({"type": "http.response.body", "body": b""})
 
 
 def answer(body: Mapping[str, object], status: int = 200) -> Response:

@@ -35,8 +35,6 @@ LARGE_S: Final = 20.0
 
 #: Names of the only charset of JSON, and of a part of it.
 _UTF_8: Final = frozenset({"utf-8", "utf8", "us-ascii"})
-#: What keeps a proxy from holding back a stream or a long poll, and from answering for us.
-_PASSED_ON_AT_ONCE: Final = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 
 _log: Final = logging.getLogger("d8mesh.http")
 
@@ -88,7 +86,7 @@ class Application:
                 D8Error("something went wrong here; the log says what"),
                 why=type(error).__name__,
             )
-        await _send(request, response, send)
+        await response.send(send, is_head=request.method == "HEAD")
 
     def _match(self, request: Request) -> tuple[Route, dict[str, Any]]:
         if len(request.path) > MAX_PATH_CHARS or len(request.query_string) > MAX_PATH_CHARS:
@@ -211,26 +209,6 @@ def _check_type(request: Request, wanted: str) -> None:
     else:
         return
     raise Refusal("http.media_type", told, headers={"Accept": wanted})
-
-
-async def _send(request: Request, response: Response, send: Send) -> None:
-    """Write an answer; what is streamed is closed in any case."""
-    headers = [
-        (name.encode("latin-1"), value.encode("latin-1"))
-        for name, value in (_PASSED_ON_AT_ONCE | response.headers).items()
-    ]
-    body = response.body
-    if isinstance(body, bytes):
-        headers.append((b"Content-Length", b"%d" % len(body)))
-    await send({"type": "http.response.start", "status": response.status, "headers": headers})
-    if isinstance(body, bytes):
-        await send({"type": "http.response.body", "body": body})
-        return
-    async with contextlib.aclosing(body):
-        if request.method != "HEAD":
-            async for part in body:
-                await send({"type": "http.response.body", "body": part, "more_body": True})
-    await send({"type": "http.response.body", "body": b""})
 
 
 def _too_large(limit: int) -> Refusal:

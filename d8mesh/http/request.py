@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from werkzeug.datastructures import Headers
 from werkzeug.sansio.request import Request as SansIoRequest
 
-from d8mesh.http.asgi import Scope
+from d8mesh.http.asgi import Scope, fields_of
 
 
 class Request(SansIoRequest):
@@ -36,12 +35,3 @@ class Request(SansIoRequest):
             headers=Headers(list(self.fields.items())),
             remote_addr=client[0] if client else "",
         )
-
-
-def fields_of(scope: Scope) -> Mapping[str, str]:
-    """Return the headers by lower-case name; what came twice is joined by a comma."""
-    fields: dict[str, str] = {}
-    for name, value in scope["headers"]:
-        key, text = name.decode("latin-1"), value.decode("latin-1")
-        fields[key] = f"{fields[key]},{text}" if key in fields else text
-    return fields

@@ -15,8 +15,9 @@ from collections.abc import Callable, Sequence
 from email.utils import formatdate
 from typing import Final
 
+from d8mesh.http.answers import Refusal
 from d8mesh.http.asgi import AsgiApplication
-from d8mesh.http.connection import Connection, Refused
+from d8mesh.http.connection import Connection
 from d8mesh.http.guard import Rejections
 
 #: Connections at once: 2,500 streams, 1,000 waits, and as many again that mean no good.
@@ -59,7 +60,7 @@ class Server:
         self._connections: set[Connection] = set()
         self._by_address: Counter[str] = Counter()
         self._next_look: asyncio.TimerHandle | None = None
-        self._date_at, self._standing = 0, b""
+        self._date = (0, b"")
 
     @property
     def ports(self) -> tuple[int, ...]:
@@ -90,24 +91,23 @@ class Server:
 
     # ------------------------------------------------------ called by the connections
 
-    def admit(self, connection: Connection) -> None:
-        """Take a new connection in.
-
-        Raises:
-            Refused: from elsewhere, or one too many.
-        """
+    def admit(self, connection: Connection) -> Refusal | None:
+        """Take a new connection in, or return why not."""
         peer = connection.peer
-        if not self._admits(peer):
-            raise Refused(403, "http.peer", "outside the private networks", is_unread=True)
         count = self._by_address[peer]
-        if count >= MAX_PER_ADDRESS or len(self._connections) >= MAX_CONNECTIONS:
-            of_one = f"{count} of one address, " if count else ""
-            text = f"too many connections are open ({of_one}{len(self._connections)} in all)"
-            raise Refused(429, "access.flood", text, is_unread=True)
-        self._connections.add(connection)
-        self._by_address[peer] += 1
-        if self._next_look is None:
-            self._next_look = self.loop.call_later(LOOK_S, self._look)
+        if not self._admits(peer):
+            refusal = Refusal("http.peer", "outside the private networks")
+        elif count >= MAX_PER_ADDRESS or len(self._connections) >= MAX_CONNECTIONS:
+            of = f"{count} of this address and {len(self._connections)} in all"
+            refusal = Refusal("access.flood", f"too many connections are open: {of}")
+        else:
+            self._connections.add(connection)
+            self._by_address[peer] = count + 1
+            if self._next_look is None:
+                self._next_look = self.loop.call_later(LOOK_S, self._look)
+            return None
+        self.refused(refusal.code, peer, str(refusal))
+        return refusal
 
     def forget(self, connection: Connection) -> None:
         """Learn that a connection has ended."""
@@ -121,13 +121,12 @@ class Server:
         """Count a refusal."""
         self._rejections.add(code, peer, text)
 
-    def standing_headers(self) -> bytes:
-        """Return the headers of every answer."""
-        at = int(time.time())
-        if at != self._date_at:
-            self._date_at = at
-            self._standing = b"Server: d8mesh\r\nDate: " + formatdate(at, usegmt=True).encode()
-        return self._standing
+    def date(self) -> bytes:
+        """Return the time as a Date header has it."""
+        now = int(time.time())
+        if now != self._date[0]:
+            self._date = (now, formatdate(now, usegmt=True).encode("ascii"))
+        return self._date[1]
 
     def _look(self) -> None:
         self._next_look = None
