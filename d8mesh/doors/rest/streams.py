@@ -1,176 +1,274 @@
-"""A task's partial output as server-sent events."""
+"""A task's partial output as events, whatever form they are written in."""
 
 from __future__ import annotations
 
-import queue
+import asyncio
 import random
 import time
-from collections.abc import Callable, Iterator
-from typing import Any, Final
-
-import msgspec
-from werkzeug.wrappers import Request, Response
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from contextlib import ExitStack, aclosing
+from functools import partial
+from typing import Any, Final, TypeAlias
 
 from d8mesh.core.protocol.messages import Stream
 from d8mesh.doors.rest.dialect import decoded
-from d8mesh.doors.rest.mesh import Mesh, Places
-from d8mesh.doors.rest.workers import is_gone
+from d8mesh.doors.waiting import Places
 from d8mesh.errors import D8Error
-from d8mesh.http.answers import Refusal
+from d8mesh.http.answers import Refusal, Response
+from d8mesh.http.events import SSE, Event, Source, stream
+from d8mesh.http.request import Request
+from d8mesh.nodes.client.aio.node import AsyncNode
 from d8mesh.nodes.client.keeping import KeptOutput, Position
 
-#: A comment line after this long without output: proxies and readers see that we live.
+#: Streams open at the same time: each costs some kilobytes, and a turn of its own for a piece.
+MAX_STREAMS: Final = 2500
+#: A comment after this long without output: proxies and readers see that we live.
 ALIVE_S: Final = 5.0
 #: After this long without output it is asked whether the task has been finished meanwhile.
 LOOK_S: Final = 15.0
 #: Messages kept for a reader that is slower than the task; beyond it the stream ends.
 MAX_WAITING: Final = 2000
-EVENT_STREAM: Final = "text/event-stream"
+#: Output kept for who comes later while somebody listens; a worker keeps as much.
+TAIL_BYTES: Final = 65_536
+#: Readers woken in one turn of the loop, so that others are served in between.
+WOKEN_AT_ONCE: Final = 32
 
-_encoder: Final = msgspec.json.Encoder()
-#: Beside newlines some readers (Python's `str.splitlines`, so httpx and requests) end a line at
-#: these too; inside JSON they only stand in texts, where an escape means the same.
-_SEPARATORS: Final = tuple(
-    (char.encode(), b"\\u%04x" % ord(char)) for char in ("\x85", "\u2028", "\u2029")
-)
+#: Returns what there is to tell, and whether that is the end.
+Take: TypeAlias = Callable[[], tuple[list[Stream], bool]]
 
 
 class StreamCalls:
-    """Answers ``GET /api/tasks/{id}/stream``."""
+    """Answers ``GET /api/tasks/{id}/stream``.
+
+    Args:
+        mesh: a client of the broker.
+        status_of: returns the documented status body.
+    """
 
     def __init__(
-        self, mesh: Mesh, places: Places, status_of: Callable[[str], dict[str, Any]]
+        self, mesh: AsyncNode, status_of: Callable[[str], Awaitable[dict[str, Any]]]
     ) -> None:
-        self._mesh = mesh
-        self._places = places
-        self._status_of = status_of
+        self._mesh, self._status_of = mesh, status_of
+        self._places = Places(MAX_STREAMS)
+        self._listened: dict[str, Listened] = {}
+        self._bells = _Bells(mesh.loop)
 
-    def stream(self, request: Request, task_id: str) -> Response:
+    async def stream(self, request: Request, task_id: str) -> Response:
         """Open a stream.
 
         Raises:
             Refusal: too many are open.
             UnknownTaskError: there is no such task.
         """
-        body = self._status_of(task_id)
-        if request.method == "HEAD":
-            return Response(b"", content_type=EVENT_STREAM)
-        if not self._places.take():
+        body = await self._status_of(task_id)
+        if self._places.is_full:
             raise Refusal(
                 "access.flood", "too many streams are open: ask for the status, or come again"
             )
-        events = _Events(self._mesh, task_id, self._status_of, lambda: is_gone(request))
-        response = Response(events.run(body), content_type=EVENT_STREAM)
-        response.headers["Cache-Control"] = "no-store"
-        response.call_on_close(self._places.give_back)
-        response.call_on_close(events.close)
-        return response
+        return stream(self._events(task_id, is_over=bool(body["completed_at"])), SSE)
 
-
-class _Events:
-    """The events of one stream.
-
-    Thread: `_hear` is called by the client's I/O thread, the rest by the request's.
-    """
-
-    def __init__(
-        self,
-        mesh: Mesh,
-        task_id: str,
-        status_of: Callable[[str], dict[str, Any]],
-        is_gone: Callable[[], bool],
-    ) -> None:
-        self._mesh, self._task_id = mesh, task_id
-        self._status_of, self._is_gone = status_of, is_gone
-        self._heard: queue.SimpleQueue[Stream | None] = queue.SimpleQueue()
-        self._is_too_slow = False
-        self._position = Position(is_whole=False)
-        self._stop: Callable[[], None] | None = None
-
-    def run(self, body: dict[str, Any]) -> Iterator[bytes]:
-        """Yield the events until the task is finished or the reader is gone."""
-        kept = self._mesh.outputs.keeping.of(self._task_id)
-        if kept is not None:
-            yield b": listening\n\n"
-            yield from self._all_of(kept)
-            if self._is_gone():
-                return
-        elif not body["completed_at"]:
-            self._stop = self._mesh.outputs.listen(self._task_id, self._hear)
-            yield b": listening\n\n"
-            yield from self._until_finished()
-            if self._is_too_slow or self._is_gone():
-                return
+    async def _events(self, task_id: str, *, is_over: bool) -> Source:
+        """Yield what is heard of a task until it is finished, or its reader is too slow."""
+        reader, kept = Reader(self._mesh.loop), self._mesh.kept_output(task_id)
+        with self._places.one(), ExitStack() as stack:
+            if kept is not None:
+                ring = partial(self._bells.ring, [reader])
+                stack.callback(self._mesh.hear(task_id, lambda _: ring()))
+                source = self._told(task_id, reader, _all_of(kept), Position(is_whole=True))
+            elif not is_over:
+                stack.callback(self._listen(task_id, reader))
+                source = self._told(task_id, reader, reader.take, Position(is_whole=False))
+            else:
+                source = _nothing()
+            async with aclosing(source):
+                async for item in source:
+                    yield item
+        if reader.is_too_slow:
+            return
         try:
-            yield _event("done", self._status_of(self._task_id))
+            yield Event("done", await self._status_of(task_id))
         except D8Error as error:
-            yield _event("done", {"error": str(error), "code": error.code})
+            yield Event("done", {"error": str(error), "code": error.code})
 
-    def close(self) -> None:
-        """Stop listening."""
-        if self._stop is not None:
-            self._stop()
-            self._stop = None
+    def _listen(self, task_id: str, reader: Reader) -> Callable[[], None]:
+        """Let one more read what comes of a task from now on; return what ends that."""
+        listened = self._listened.get(task_id)
+        if listened is None:
+            listened = self._listened[task_id] = Listened(self._bells)
+            listened.stop = self._mesh.listen(task_id, listened.hear)
+        listened.join(reader)
 
-    def _hear(self, stream: Stream | None) -> None:
-        if self._heard.qsize() >= MAX_WAITING:
-            self._is_too_slow = True
-        else:
-            self._heard.put(stream)
+        def leave() -> None:
+            if listened.leave(reader):
+                del self._listened[task_id]
 
-    def _all_of(self, kept: KeptOutput) -> Iterator[bytes]:
-        """Yield all that was heard since the submit, and what comes, to the end."""
-        at, is_over, self._position = 0, False, Position(is_whole=True)
-        next_look = time.monotonic() + LOOK_S
-        while not is_over and not self._is_gone():
-            at, heard, is_over = kept.read(at, ALIVE_S * random.uniform(0.7, 1.0))
-            for stream in heard:
-                yield from self._events_of(stream)
-            if heard or is_over:
+        return leave
+
+    async def _told(self, task_id: str, reader: Reader, take: Take, position: Position) -> Source:
+        yield "listening"
+        next_look, is_over = time.monotonic() + LOOK_S, False
+        while not is_over:
+            heard, is_over = take()
+            for each in heard:
+                for event in _events_of(each, position):
+                    yield event
+            if heard or is_over or await reader.is_rung(ALIVE_S * random.uniform(0.7, 1.0)):
                 continue
-            yield b": alive\n\n"
+            yield "alive"
             if time.monotonic() >= next_look:
-                next_look, is_over = time.monotonic() + LOOK_S, self._is_finished()
+                next_look, is_over = time.monotonic() + LOOK_S, await self._is_finished(task_id)
 
-    def _until_finished(self) -> Iterator[bytes]:
-        next_look = time.monotonic() + LOOK_S
-        while not self._is_too_slow and not self._is_gone():
-            try:
-                stream = self._heard.get(timeout=ALIVE_S * random.uniform(0.7, 1.0))
-            except queue.Empty:
-                yield b": alive\n\n"
-                if time.monotonic() >= next_look:
-                    next_look = time.monotonic() + LOOK_S
-                    if self._is_finished():
-                        return
-                continue
-            if stream is None:
-                return
-            yield from self._events_of(stream)
-
-    def _events_of(self, stream: Stream) -> Iterator[bytes]:
-        known = self._position.next_seq if stream.attempt == self._position.attempt else 0
-        is_restart, missed = self._position.move(stream)
-        if is_restart:
-            yield _event("restart", {"attempt": stream.attempt})
-        if missed:
-            yield _event("missed", {"attempt": stream.attempt, "count": missed})
-        for seq, payload in enumerate(stream.payloads, stream.first_seq):
-            if seq < known:
-                continue  # what a late listener is told may overlap with what came meanwhile
-            value = decoded(payload)
-            name = "text" if isinstance(value, str) else "data"
-            yield _event("chunk", {"attempt": stream.attempt, "seq": seq, name: value})
-
-    def _is_finished(self) -> bool:
+    async def _is_finished(self, task_id: str) -> bool:
         try:
-            return bool(self._status_of(self._task_id)["completed_at"])
+            return bool((await self._status_of(task_id))["completed_at"])
         except D8Error:
             return False  # the broker is away, and the stream goes on when it is back
 
 
-def _event(name: str, body: dict[str, Any]) -> bytes:
-    line = _encoder.encode(body)
-    for separator, escaped in _SEPARATORS:
-        line = line.replace(separator, escaped)
-    return b"event: %s\ndata: %s\n\n" % (name.encode("ascii"), line)
+class Reader:
+    """Who reads one stream: what it was not told yet, and what it is woken by.
+
+    Args:
+        loop: where it waits.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._waiting: list[Stream] = []
+        self._bell: asyncio.Future[bool] | None = None
+        self._is_over = self.is_too_slow = False
+
+    def put(self, heard: Stream | None) -> None:
+        """Have this told; None: it is the end."""
+        if heard is None:
+            self._is_over = True
+        elif len(self._waiting) < MAX_WAITING:
+            self._waiting.append(heard)
+        else:
+            self.is_too_slow = self._is_over = True
+
+    def take(self) -> tuple[list[Stream], bool]:
+        """Return what waits, and whether that is the end."""
+        taken, self._waiting = self._waiting, []
+        return taken, self._is_over
+
+    def ring(self) -> None:
+        """Wake it."""
+        self._resolve(True)
+
+    async def is_rung(self, within_s: float) -> bool:
+        """Wait to be woken; False: nobody did in time."""
+        self._bell = self._loop.create_future()
+        timer = self._loop.call_later(within_s, self._resolve, False)
+        try:
+            return await self._bell
+        finally:
+            timer.cancel()
+
+    def _resolve(self, is_rung: bool) -> None:
+        if self._bell is not None and not self._bell.done():
+            self._bell.set_result(is_rung)
+
+
+class Listened:
+    """A task that is listened to: once, for all who read it.
+
+    Args:
+        bells: wake the readers.
+    """
+
+    def __init__(self, bells: _Bells) -> None:
+        self._bells = bells
+        self._readers: set[Reader] = set()
+        #: the last of what was heard, for who comes later
+        self._tail: deque[Stream] = deque()
+        self._tail_bytes = 0
+        self._is_over = False
+        #: stops listening
+        self.stop: Callable[[], None] = lambda: None
+
+    def join(self, reader: Reader) -> None:
+        """Let one more read."""
+        self._readers.add(reader)
+        for each in self._tail:
+            reader.put(each)
+        if self._is_over:
+            reader.put(None)
+
+    def leave(self, reader: Reader) -> bool:
+        """Let go of a reader; return whether it was the last."""
+        self._readers.discard(reader)
+        if not self._readers:
+            self.stop()
+        return not self._readers
+
+    def hear(self, heard: Stream | None) -> None:
+        """Have this told to all; None: it is the end."""
+        self._is_over = heard is None
+        if heard is not None:
+            self._tail.append(heard)
+            self._tail_bytes += sum(map(len, heard.payloads))
+            while self._tail_bytes > TAIL_BYTES and len(self._tail) > 1:
+                self._tail_bytes -= sum(map(len, self._tail.popleft().payloads))
+        for each in self._readers:
+            each.put(heard)
+        self._bells.ring(self._readers)
+
+
+class _Bells:
+    """Wakes readers, some in each turn of the loop.
+
+    Args:
+        loop: theirs.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._due: deque[Reader] = deque()
+
+    def ring(self, readers: Iterable[Reader]) -> None:
+        """Wake these, in their order, the first of them now if no others are before them."""
+        is_begun = bool(self._due)
+        self._due.extend(readers)
+        if not is_begun:
+            self._ring_some()
+
+    def _ring_some(self) -> None:
+        due = self._due
+        for _ in range(min(WOKEN_AT_ONCE, len(due))):
+            due.popleft().ring()
+        if due:
+            self._loop.call_soon(self._ring_some)
+
+
+def _all_of(kept: KeptOutput) -> Take:
+    """Return what takes what is kept, from the start on."""
+    at = 0
+
+    def take() -> tuple[list[Stream], bool]:
+        nonlocal at
+        at, heard, is_over = kept.read(at, 0.0)
+        return heard, is_over
+
+    return take
+
+
+async def _nothing() -> Source:
+    return
+    yield
+
+
+def _events_of(heard: Stream, position: Position) -> Iterator[Event]:
+    known = position.next_seq if heard.attempt == position.attempt else 0
+    is_restart, missed = position.move(heard)
+    if is_restart:
+        yield Event("restart", {"attempt": heard.attempt})
+    if missed:
+        yield Event("missed", {"attempt": heard.attempt, "count": missed})
+    for seq, payload in enumerate(heard.payloads, heard.first_seq):
+        if seq < known:
+            continue  # what a late listener is told may overlap with what came meanwhile
+        value = decoded(payload)
+        name = "text" if isinstance(value, str) else "data"
+        yield Event("chunk", {"attempt": heard.attempt, "seq": seq, name: value})

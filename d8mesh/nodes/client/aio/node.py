@@ -24,7 +24,7 @@ from d8mesh.nodes.client.aio.waits import Signal, Waits
 from d8mesh.nodes.client.completion_waiters import say_waiting
 from d8mesh.nodes.client.dial import Dialler
 from d8mesh.nodes.client.farewell import CLOSE_S, TOLD_AFTER_S, missing_of, tell
-from d8mesh.nodes.client.keeping import KeptOutput
+from d8mesh.nodes.client.keeping import Keeping, KeptOutput
 from d8mesh.nodes.client.listening import listen
 from d8mesh.nodes.client.reasons import Reasons
 from d8mesh.nodes.client.runner import ClientRunner, Slot
@@ -33,6 +33,7 @@ from d8mesh.nodes.client.submissions import (
     SUBMISSION_TASKS,
     Kind,
     Post,
+    Sent,
     awaiting,
     check_encodable,
     size_of,
@@ -147,6 +148,31 @@ class AsyncNode:
         await self.waits.room(*size_of(groups), timeout_s)
         return self._submitter.enqueue(groups, timeout_s, post)
 
+    async def submit_groups(
+        self,
+        groups: list[Group],
+        *,
+        key: str = "",
+        is_listened: bool = False,
+        timeout_s: float = CLOSE_S,
+    ) -> Sent:
+        """Submit all of these or nothing, and wait until it is acknowledged.
+
+        A full queue is not waited for.
+
+        Raises:
+            TaskRejectedError: refused; nothing was accepted.
+            WaitTimeoutError: no answer within `timeout_s`.
+        """
+        self.check_alive()
+        await self.waits.room(*size_of(groups), timeout_s)
+        post = Post(key, b"", is_listened, is_listened, is_patient=False)
+        submission, index = self._submitter.place(groups, timeout_s, post)
+        await self.waits.settled(submission, timeout_s)
+        indices = range(submission.count) if index is None else [index]
+        ids = [submission.task_id(each) for each in indices]
+        return Sent(ids, submission.is_repeat, submission.warnings)
+
     def next_id(self) -> tuple[str, int]:
         """Return a session and a counter that make an unused task id."""
         return self._session.name, self._submitter.next_n()
@@ -161,6 +187,26 @@ class AsyncNode:
             return place  # its own, on its way: nobody else knows it
         self._runner.do(lambda now: self._session.watch(submission))
         return submission, 0
+
+    async def outcome_of(self, task_id: str, timeout_s: float) -> int | None:
+        """Wait for an acknowledged task's outcome, of anybody's; None: none in time."""
+        self.check_alive()
+        submission = awaiting(task_id)
+        self._runner.do(lambda now: self._session.watch(submission))
+        signal = self.waits.signal(submission, 0)
+        try:
+            await self.waits.other(signal, timeout_s, f"the outcome of {task_id}")
+        except WaitTimeoutError:
+            return None
+        finally:
+            self.waits._forget(submission, 0, signal)
+            self._runner.do(lambda now: self._session.unwatch(submission))
+        return submission.states[0]
+
+    @property
+    def stream_buffer(self) -> Keeping:
+        """What keeps the output of tasks that were submitted with ``listen=True``."""
+        return self._runner.keeping
 
     def listen(self, task_id: str, on_event: Callable[[Stream | None], None]) -> Callable[[], None]:
         """Hear a task's partial output, and None once it is finished; return what stops it."""
