@@ -13,7 +13,7 @@ from d8mesh.core.broker.effects import Peer
 from d8mesh.core.broker.outcomes import MAX_REASON_CHARS, TaskOutcomes, failure_payload
 from d8mesh.core.broker.placement import DOCUMENTED_TYPES
 from d8mesh.core.broker.records import TaskRecord, registration
-from d8mesh.core.broker.returns import LEAVING, MISLAID, Returns
+from d8mesh.core.broker.returns import LEAVING, MISLAID, UNSTARTED, Returns
 from d8mesh.core.broker.scheduler import Scheduler
 from d8mesh.core.broker.state import BrokerState
 from d8mesh.core.broker.worker_registry import Dialect, Poll, WorkerState
@@ -61,6 +61,7 @@ class Polling:
             "poll.heartbeat": self._heartbeat,
             "poll.unregister": self._unregister,
             "poll.next": self._next,
+            "poll.leave": self._leave,
             "poll.report": self._report,
             "poll.refused": self._refused,
         }
@@ -180,6 +181,9 @@ class Polling:
     def _next(self, peer: Peer, request: int, args: Args) -> None:
         broker, worker_state = self._state, self._known(args)
         self._heard(worker_state)
+        waiting = worker_state.poll
+        if waiting is not None and (waiting.peer, waiting.request) == (peer, request):
+            return  # sent again: it waits already
         self._drop_poll(worker_state)
         if worker_state.outstanding and len(worker_state.outstanding) >= worker_state.slots:
             # It asks though its hands are full: a reply or a report got lost on the way.
@@ -194,6 +198,17 @@ class Polling:
         self._waiting[worker_state.worker_id] = worker_state
         worker_state.has_asked, worker_state.asked = True, broker.now
         broker.registry.refresh(worker_state)
+
+    def _leave(self, peer: Peer, request: int, args: Args) -> None:
+        """Who polled has hung up: its poll waits no longer, a task it was just handed goes back."""
+        worker_state = self._known(args)
+        self._drop_poll(worker_state)
+        self._state.registry.refresh(worker_state)
+        task = worker_state.outstanding.get(str(args.get("task_id")))
+        if task is not None:
+            why = f"worker {worker_state.worker_id!r} hung up before it had this"
+            self._returns.take(worker_state.worker_id, [task], why, UNSTARTED)
+        self._state.answer(peer, request, {})
 
     def _report(self, peer: Peer, request: int, args: Args) -> None:
         broker = self._state

@@ -54,6 +54,8 @@ MAX_GROWING: Final = 2
 #: Questions under way at once: more answers than the orchestrator may have waiting for one
 #: client would be dropped, and asked for again much later.
 MAX_ASKED: Final = 256
+#: Beside those: they are answered one by one, as there is something to tell.
+PATIENT: Final = frozenset({"poll.next"})
 #: HELLO is said again after this long without an answer.
 HELLO_S: Final = 3.0
 #: A new link on which nothing was heard for this long is given up: sooner than one that
@@ -103,6 +105,7 @@ class ClientSession:
         self._submissions: list[Submission] = []
         self._singles: dict[str, list[Submission]] = {}
         self._asks: dict[int, tuple[Query, float]] = {}
+        self._patient: set[int] = set()  #: those of `PATIENT` among them
         self._unasked: dict[int, Query] = {}  #: to be asked when others are answered
         self._listening: set[str] = set()
         self._last: Submission | None = None
@@ -181,6 +184,7 @@ class ClientSession:
     def forget_ask(self, request: int) -> list[Output]:
         """The asker waits no longer."""
         self._asks.pop(request, None)
+        self._patient.discard(request)
         self._unasked.pop(request, None)
         return []
 
@@ -211,6 +215,7 @@ class ClientSession:
                 return self._accepted(message, now)
             case Answer():
                 known = self._asks.pop(message.request, None)
+                self._patient.discard(message.request)
                 return [Answered(message.request, message.code, message.body)] if known else []
             case Stream():
                 return [Heard(message)] if message.id in self._listening else []
@@ -389,9 +394,11 @@ class ClientSession:
 
     def _ask_more(self, now: float) -> list[Output]:
         out: list[Output] = []
-        while self._unasked and self._is_up and len(self._asks) < MAX_ASKED:
+        while self._unasked and self._is_up and len(self._asks) - len(self._patient) < MAX_ASKED:
             request = next(iter(self._unasked))
             question = self._unasked.pop(request)
+            if question.what in PATIENT:
+                self._patient.add(request)
             self._asks[request] = (question, now)
             out.append(Transmit(question))
         return out
