@@ -145,9 +145,8 @@ class ServerThread:
 
     def __init__(self, server: Server) -> None:
         self._server = server
-        self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, name="http", daemon=True)
-        self._is_up = threading.Event()
+        self._is_up, self._stop = threading.Event(), asyncio.Event()
         self.ports = server.ports
 
     def start(self) -> None:
@@ -157,21 +156,21 @@ class ServerThread:
 
     def close(self, timeout_s: float = 1.0) -> None:
         """Stop serving; connections are closed, whatever runs there."""
-        if self._thread.is_alive():
-            with contextlib.suppress(RuntimeError):  # it has just ended
-                self._loop.call_soon_threadsafe(self._loop.stop)
-            self._thread.join(timeout_s)
-        else:
-            self._loop.run_until_complete(self._server.close())
-            self._loop.close()
+        if self._thread.ident is None:
+            asyncio.run(self._server.close())
+            return
+        with contextlib.suppress(RuntimeError):  # the loop has ended already
+            self._server.loop.call_soon_threadsafe(self._stop.set)
+        self._thread.join(timeout_s)
 
     def _run(self) -> None:
-        asyncio.set_event_loop(self._loop)
         try:
-            self._loop.run_until_complete(self._server.start())
-            self._is_up.set()
-            self._loop.run_forever()
-            self._loop.run_until_complete(self._server.close())
+            asyncio.run(self._serve())
         finally:
             self._is_up.set()
-            self._loop.close()
+
+    async def _serve(self) -> None:
+        await self._server.start()
+        self._is_up.set()
+        await self._stop.wait()
+        await self._server.close()
