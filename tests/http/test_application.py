@@ -238,6 +238,7 @@ def test_a_body_over_the_limit_is_not_read(rooms: Rooms) -> None:
     told, unread = sent(rooms, 5000)
     assert (told[0]["status"], unread) == (413, 40)
     assert (b"Connection", b"close") in told[0]["headers"]
+    assert rooms.untaken == [(b"", "http.too_large")] * 2
 
 
 def test_a_body_that_is_cut_off_is_nobodys(rooms: Rooms) -> None:
