@@ -35,6 +35,7 @@ LARGE_S: Final = 20.0
 
 #: Names of the only charset of JSON, and of a part of it.
 _UTF_8: Final = frozenset({"utf-8", "utf8", "us-ascii"})
+_AT_ONCE: Final = contextlib.nullcontext()
 
 _log: Final = logging.getLogger("d8mesh.http")
 
@@ -114,14 +115,20 @@ class Application:
             await before(request)
         if request.method in ("GET", "HEAD"):
             return await route.call(request, **values)
+        is_taken = False
         try:
             await self._read(request, receive, route)
-            if len(request.body) <= LARGE_BYTES:
-                await _understand(request, route)
+            async with self._turn() if len(request.body) > LARGE_BYTES else _AT_ONCE:
+                if request.body:
+                    _check_type(request, route.takes)
+                if route.schema is not None:
+                    request.value = await off_loop(len(request.body), route.schema, request.body)
+                is_taken = True
                 return await route.call(request, **values)
-            async with self._place_for_large():
-                await _understand(request, route)
-                return await route.call(request, **values)
+        except (D8Error, Refusal) as error:
+            if not is_taken and route.on_untaken is not None and error.code != "access.flood":
+                await route.on_untaken(request, error, **values)
+            raise
         finally:
             self._held_bytes -= len(request.body)
 
@@ -152,7 +159,8 @@ class Application:
         request.body = b"".join(parts)
 
     @contextlib.asynccontextmanager
-    async def _place_for_large(self) -> AsyncIterator[None]:
+    async def _turn(self) -> AsyncIterator[None]:
+        """Wait for one's turn to work on a large body."""
         try:
             async with asyncio.timeout(LARGE_S):
                 await self._large.acquire()
@@ -179,19 +187,6 @@ class Application:
             status=response.status,
         )
         return response
-
-
-async def _understand(request: Request, route: Route) -> None:
-    """Check the body's type, and make of it what the route's schema says."""
-    try:
-        if request.body:
-            _check_type(request, route.takes)
-        if route.schema is not None:
-            request.value = await off_loop(len(request.body), route.schema, request.body)
-    except (D8Error, Refusal) as error:
-        if route.on_untaken is not None:
-            await route.on_untaken(request, error)
-        raise
 
 
 def _check_type(request: Request, wanted: str) -> None:

@@ -144,6 +144,8 @@ class Connection(asyncio.BufferedProtocol):
             self._headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
+        if self._incoming is not None:
+            return  # of the head that `_feed` made up
         if sum(len(name) + len(value) + 4 for name, value in self._headers) > MAX_HEAD_BYTES:
             raise _large_head()
         if len(self._cycles) > MAX_AHEAD:
@@ -177,9 +179,11 @@ class Connection(asyncio.BufferedProtocol):
             self.pause_reading()
 
     def on_message_complete(self) -> None:
+        if self._parser.should_upgrade():
+            return  # it says so before the body
         assert self._incoming is not None
         self._incoming.complete()
-        self._incoming, self._beside_bytes = None, 0
+        self._incoming, self._beside_bytes, self._is_begun = None, 0, False
 
     # ----------------------------------------------------- called by the cycles
 
@@ -257,17 +261,21 @@ class Connection(asyncio.BufferedProtocol):
 
     # ----------------------------------------------------------------------- inside
 
-    def _feed(self, data: memoryview) -> None:
-        while data:
-            try:
-                self._parser.feed_data(data)
-                return
-            except httptools.HttpParserUpgrade as pause:  # it is not done, and so goes on as it was
-                data = data[pause.args[0] :]
-            except httptools.HttpParserError as error:
-                if isinstance(error.__context__, Refusal):
-                    raise error.__context__ from None
-                raise _bad(str(error)) from error
+    def _feed(self, data: bytes | memoryview) -> None:
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade as pause:
+            # Another protocol is offered (Java's client does, with HTTP/2), and we go on as if it
+            # were not. llhttp has skipped the body: another one reads it, after a head of our own.
+            self._parser = httptools.HttpRequestParser(self)
+            sizes = (b"content-length", b"transfer-encoding")
+            kept = [b"%b: %b\r\n" % each for each in self._headers if each[0] in sizes]
+            self._feed(b"POST / HTTP/1.1\r\n%b\r\n" % b"".join(kept))
+            self._feed(data[pause.args[0] :])
+        except httptools.HttpParserError as error:
+            if isinstance(error.__context__, Refusal):
+                raise error.__context__ from None
+            raise _bad(str(error)) from error
 
     def _refuse(self, refusal: Refusal) -> None:
         """Answer what came before, then say why there will be no more."""

@@ -85,6 +85,8 @@ class RequestCycle:
     async def send(self, message: Message) -> None:
         """Send a part of the answer; nothing if the caller has left."""
         await self._connection.writable()
+        if message.get("more_body"):
+            await self._connection.server.turn()
         if self._is_left:
             return
         if message["type"] == "http.response.start":

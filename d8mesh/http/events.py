@@ -23,12 +23,15 @@ _SEPARATORS: Final = tuple(
 )
 
 
-@dataclass(frozen=True, slots=True)
 class Event:
-    """Something that happened: its name, and a body that JSON has."""
+    """Something that happened: its name, and a body that JSON has; the same for all readers."""
 
-    name: str
-    body: dict[str, Any]
+    __slots__ = ("body", "name", "rendered")
+
+    def __init__(self, name: str, body: dict[str, Any]) -> None:
+        self.name, self.body = name, body
+        #: as it was written, by media type
+        self.rendered: dict[str, bytes] = {}
 
 
 #: A text is a comment.
@@ -38,10 +41,11 @@ Source: TypeAlias = AsyncGenerator[Item, None]
 
 @dataclass(frozen=True, slots=True)
 class EventFormat:
-    """A way to write items: its media type, and the bytes of one item (empty: nothing)."""
+    """A way to write items: its media type, how an event is written, and a comment (%b)."""
 
     media_type: str
-    render: Callable[[Item], bytes]
+    render: Callable[[Event], bytes]
+    comment: bytes = b""
 
 
 def stream(source: Source, form: EventFormat) -> Response:
@@ -55,18 +59,13 @@ def stream(source: Source, form: EventFormat) -> Response:
 async def _written(source: Source, form: EventFormat) -> AsyncGenerator[bytes, None]:
     async with aclosing(source) as items:
         async for item in items:
-            if content := form.render(item):
+            if isinstance(item, Event):
+                content = item.rendered.get(form.media_type)
+                if content is None:
+                    content = item.rendered[form.media_type] = form.render(item)
                 yield content
-
-
-def _sse(item: Item) -> bytes:
-    if isinstance(item, str):
-        return b": %s\n\n" % item.encode()
-    return b"event: %s\ndata: %s\n\n" % (item.name.encode("ascii"), _line(item.body))
-
-
-def _ndjson(item: Item) -> bytes:
-    return b"" if isinstance(item, str) else _line(item.body) + b"\n"
+            elif form.comment:
+                yield form.comment % item.encode()
 
 
 def _line(body: dict[str, Any]) -> bytes:
@@ -77,6 +76,10 @@ def _line(body: dict[str, Any]) -> bytes:
     return line
 
 
+def _sse(event: Event) -> bytes:
+    return b"event: %s\ndata: %s\n\n" % (event.name.encode("ascii"), _line(event.body))
+
+
 #: Server-sent events (the HTML standard, 9.2), and JSON a line.
-SSE: Final = EventFormat("text/event-stream", _sse)
-NDJSON: Final = EventFormat("application/x-ndjson", _ndjson)
+SSE: Final = EventFormat("text/event-stream", _sse, b": %b\n\n")
+NDJSON: Final = EventFormat("application/x-ndjson", lambda event: _line(event.body) + b"\n")

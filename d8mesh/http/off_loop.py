@@ -1,4 +1,4 @@
-"""What would hold up the loop runs on a thread: work on large bodies."""
+"""What would hold up the loop runs on a thread: work on what is large."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Final, TypeVar
 
 _T = TypeVar("_T")
+_From = TypeVar("_From")
 #: Work on fewer bytes takes less than a millisecond or two, which a switch of threads costs too.
 OFF_LOOP_BYTES: Final = 65_536
 #: Python runs one of them at a time anyway; the second is for what waits inside C.
@@ -16,12 +17,12 @@ _THREADS: Final = 2
 _threads: Final = ThreadPoolExecutor(_THREADS, thread_name_prefix="http-large")
 
 
-async def off_loop(size_bytes: int, call: Callable[[bytes], _T], body: bytes) -> _T:
-    """Return what `call` makes of a body: at once, or on a thread if there is much of it.
+async def off_loop(size_bytes: int, call: Callable[[_From], _T], argument: _From) -> _T:
+    """Return what `call` makes of its argument: at once, or on a thread if that is large.
 
     Raises:
         Exception: whatever `call` raises.
     """
     if size_bytes <= OFF_LOOP_BYTES:
-        return call(body)
-    return await asyncio.get_running_loop().run_in_executor(_threads, call, body)
+        return call(argument)
+    return await asyncio.get_running_loop().run_in_executor(_threads, call, argument)

@@ -19,8 +19,8 @@ MAX_BODY_BYTES: Final = 41 * 1024 * 1024
 Call: TypeAlias = Callable[..., Awaitable[Response]]
 #: Makes of a body what the call finds in `request.value`; it may run on a thread.
 Schema: TypeAlias = Callable[[bytes], Any]
-#: Told of a body that could not be taken, before that is answered.
-Untaken: TypeAlias = Callable[[Request, D8Error | Refusal], Awaitable[None]]
+#: ``async def on_untaken(request, error, **values of the rule)``
+Untaken: TypeAlias = Callable[..., Awaitable[None]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,7 +30,7 @@ class Route:
     rule: a path as Werkzeug's rules have it, ``/api/tasks/<task_id>/wait``.
     method: GET serves HEAD too.
     schema: None: the call looks at `request.body`, or at nothing.
-    on_untaken: told when the body is refused, if it was not cut off.
+    on_untaken: told, before that is answered, when the body is refused for what it is.
     takes: the media type of bodies.
     is_light: answers without `Door.before`.
     ends_with_caller: the call is cancelled when its caller leaves; else it runs to its end.

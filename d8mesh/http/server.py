@@ -10,7 +10,7 @@ import contextlib
 import socket
 import threading
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from email.utils import formatdate
 from typing import Final
@@ -28,6 +28,8 @@ MAX_PER_ADDRESS: Final = MAX_CONNECTIONS // 2
 _BACKLOG: Final = 256
 #: How often deadlines are looked at, while there are connections.
 LOOK_S: Final = 0.5
+#: Parts of streams that are written in one turn of the loop: then it looks who else is there.
+_WRITES_PER_TURN: Final = 64
 #: What comes is read into one buffer, a connection at a time.
 _BUFFER_BYTES: Final = 65_536
 
@@ -61,6 +63,8 @@ class Server:
         self._by_address: Counter[str] = Counter()
         self._next_look: asyncio.TimerHandle | None = None
         self._date = (0, b"")
+        self._writes = 0
+        self._writers: deque[asyncio.Future[None]] = deque()
 
     @property
     def ports(self) -> tuple[int, ...]:
@@ -128,6 +132,26 @@ class Server:
             self._date = (now, formatdate(now, usegmt=True).encode("ascii"))
         return self._date[1]
 
+    async def turn(self) -> None:
+        """Wait for one's turn to write a part of a stream: thousands have one at the same time."""
+        if not self._writes:
+            self.loop.call_soon(self._next_turn)
+        if self._writes < _WRITES_PER_TURN:
+            self._writes += 1
+            return
+        self._writers.append(self.loop.create_future())
+        await self._writers[-1]
+
+    def _next_turn(self) -> None:
+        self._writes = 0
+        while self._writers and self._writes < _WRITES_PER_TURN:
+            writer = self._writers.popleft()
+            if not writer.done():
+                writer.set_result(None)
+                self._writes += 1
+        if self._writes:
+            self.loop.call_soon(self._next_turn)
+
     def _look(self) -> None:
         self._next_look = None
         now = self.loop.time()
@@ -145,9 +169,8 @@ class ServerThread:
 
     def __init__(self, server: Server) -> None:
         self._server = server
-        self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, name="http", daemon=True)
-        self._is_up = threading.Event()
+        self._is_up, self._stop = threading.Event(), asyncio.Event()
         self.ports = server.ports
 
     def start(self) -> None:
@@ -157,21 +180,21 @@ class ServerThread:
 
     def close(self, timeout_s: float = 1.0) -> None:
         """Stop serving; connections are closed, whatever runs there."""
-        if self._thread.is_alive():
-            with contextlib.suppress(RuntimeError):  # it has just ended
-                self._loop.call_soon_threadsafe(self._loop.stop)
-            self._thread.join(timeout_s)
-        else:
-            self._loop.run_until_complete(self._server.close())
-            self._loop.close()
+        if self._thread.ident is None:
+            asyncio.run(self._server.close())
+            return
+        with contextlib.suppress(RuntimeError):  # the loop has ended already
+            self._server.loop.call_soon_threadsafe(self._stop.set)
+        self._thread.join(timeout_s)
 
     def _run(self) -> None:
-        asyncio.set_event_loop(self._loop)
         try:
-            self._loop.run_until_complete(self._server.start())
-            self._is_up.set()
-            self._loop.run_forever()
-            self._loop.run_until_complete(self._server.close())
+            asyncio.run(self._serve())
         finally:
             self._is_up.set()
-            self._loop.close()
+
+    async def _serve(self) -> None:
+        await self._server.start()
+        self._is_up.set()
+        await self._stop.wait()
+        await self._server.close()

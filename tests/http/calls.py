@@ -32,6 +32,10 @@ class Answer:
         return self.data.decode("utf-8")
 
     @property
+    def content_type(self) -> str:
+        return self.headers["Content-Type"]
+
+    @property
     def json(self) -> Any:
         return json_module.loads(self.data)
 
@@ -43,18 +47,18 @@ async def call(
     *,
     peer: str = "127.0.0.1",
     headers: Mapping[str, str] | None = None,
-    body: bytes = b"",
-    json: Any = None,
+    body: Any = b"",
 ) -> Answer:
     """Send one request, the body in one piece, and return the whole answer.
 
     Args:
         path: with its query.
-        headers: beside Host, Content-Length, and Content-Type if there is a `json`.
+        headers: beside Host, Content-Length and the Content-Type of JSON.
+        body: what is not bytes is sent as JSON.
     """
     sent = {"host": HOST}
-    if json is not None:
-        body = json_module.dumps(json).encode()
+    if not isinstance(body, bytes):
+        body = json_module.dumps(body).encode()
         sent["content-type"] = "application/json"
     if body:
         sent["content-length"] = str(len(body))
