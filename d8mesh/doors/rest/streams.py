@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import ExitStack, aclosing
 from functools import partial
+from itertools import chain, dropwhile
 from typing import Any, Final, TypeAlias
 
 from d8mesh.core.protocol.messages import Stream
@@ -34,8 +35,10 @@ TAIL_BYTES: Final = 65_536
 #: Readers woken in one turn of the loop, so that others are served in between.
 WOKEN_AT_ONCE: Final = 32
 
+#: The events of one message of the broker's.
+Events: TypeAlias = Iterable[Event]
 #: Returns what there is to tell, and whether that is the end.
-Take: TypeAlias = Callable[[], tuple[list[Stream], bool]]
+Take: TypeAlias = Callable[[], tuple[list[Events], bool]]
 
 
 class StreamCalls:
@@ -75,10 +78,10 @@ class StreamCalls:
             if kept is not None:
                 ring = partial(self._bells.ring, [reader])
                 stack.callback(self._mesh.hear(task_id, lambda _: ring()))
-                source = self._told(task_id, reader, _all_of(kept), Position(is_whole=True))
+                source = self._told(task_id, reader, _all_of(kept))
             elif not is_over:
                 stack.callback(self._listen(task_id, reader))
-                source = self._told(task_id, reader, reader.take, Position(is_whole=False))
+                source = self._told(task_id, reader, reader.take)
             else:
                 source = _nothing()
             async with aclosing(source):
@@ -105,13 +108,13 @@ class StreamCalls:
 
         return leave
 
-    async def _told(self, task_id: str, reader: Reader, take: Take, position: Position) -> Source:
+    async def _told(self, task_id: str, reader: Reader, take: Take) -> Source:
         yield "listening"
         next_look, is_over = time.monotonic() + LOOK_S, False
         while not is_over:
             heard, is_over = take()
-            for each in heard:
-                for event in _events_of(each, position):
+            for events in heard:
+                for event in events:
                     yield event
             if heard or is_over or await reader.is_rung(ALIVE_S * random.uniform(0.7, 1.0)):
                 continue
@@ -135,20 +138,20 @@ class Reader:
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        self._waiting: list[Stream] = []
+        self._waiting: list[Events] = []
         self._bell: asyncio.Future[bool] | None = None
         self._is_over = self.is_too_slow = False
 
-    def put(self, heard: Stream | None) -> None:
-        """Have this told; None: it is the end."""
-        if heard is None:
+    def put(self, events: Events | None) -> None:
+        """Have these told; None: it is the end."""
+        if events is None:
             self._is_over = True
         elif len(self._waiting) < MAX_WAITING:
-            self._waiting.append(heard)
+            self._waiting.append(events)
         else:
             self.is_too_slow = self._is_over = True
 
-    def take(self) -> tuple[list[Stream], bool]:
+    def take(self) -> tuple[list[Events], bool]:
         """Return what waits, and whether that is the end."""
         taken, self._waiting = self._waiting, []
         return taken, self._is_over
@@ -179,10 +182,10 @@ class Listened:
     """
 
     def __init__(self, bells: _Bells) -> None:
-        self._bells = bells
+        self._bells, self._position = bells, Position(is_whole=False)
         self._readers: set[Reader] = set()
-        #: the last of what was heard, for who comes later
-        self._tail: deque[Stream] = deque()
+        #: the last of the current attempt, for who comes later
+        self._tail: deque[tuple[list[Event], int]] = deque()
         self._tail_bytes = 0
         self._is_over = False
         #: stops listening
@@ -191,8 +194,8 @@ class Listened:
     def join(self, reader: Reader) -> None:
         """Let one more read."""
         self._readers.add(reader)
-        for each in self._tail:
-            reader.put(each)
+        told = chain.from_iterable(events for events, _ in self._tail)
+        reader.put(list(dropwhile(lambda event: event.name != "chunk", told)))
         if self._is_over:
             reader.put(None)
 
@@ -205,14 +208,20 @@ class Listened:
 
     def hear(self, heard: Stream | None) -> None:
         """Have this told to all; None: it is the end."""
-        self._is_over = heard is None
-        if heard is not None:
-            self._tail.append(heard)
-            self._tail_bytes += sum(map(len, heard.payloads))
+        events = None if heard is None else list(events_of(heard, self._position))
+        if heard is None or events is None:
+            self._is_over = True
+        else:
+            if events and events[0].name == "restart":
+                self._tail.clear()
+                self._tail_bytes = 0
+            size = sum(map(len, heard.payloads))
+            self._tail.append((events, size))
+            self._tail_bytes += size
             while self._tail_bytes > TAIL_BYTES and len(self._tail) > 1:
-                self._tail_bytes -= sum(map(len, self._tail.popleft().payloads))
+                self._tail_bytes -= self._tail.popleft()[1]
         for each in self._readers:
-            each.put(heard)
+            each.put(events)
         self._bells.ring(self._readers)
 
 
@@ -244,12 +253,12 @@ class _Bells:
 
 def _all_of(kept: KeptOutput) -> Take:
     """Return what takes what is kept, from the start on."""
-    at = 0
+    at, position = 0, Position(is_whole=True)
 
-    def take() -> tuple[list[Stream], bool]:
+    def take() -> tuple[list[Events], bool]:
         nonlocal at
         at, heard, is_over = kept.read(at, 0.0)
-        return heard, is_over
+        return [events_of(each, position) for each in heard], is_over
 
     return take
 
@@ -259,7 +268,8 @@ async def _nothing() -> Source:
     yield
 
 
-def _events_of(heard: Stream, position: Position) -> Iterator[Event]:
+def events_of(heard: Stream, position: Position) -> Iterator[Event]:
+    """Yield the events that a reader at `position` is told."""
     known = position.next_seq if heard.attempt == position.attempt else 0
     is_restart, missed = position.move(heard)
     if is_restart:

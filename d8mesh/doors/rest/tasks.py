@@ -119,7 +119,7 @@ async def _told(body: dict[str, Any], make: Callable[[], dict[str, Any]]) -> Res
     """Answer with what `make` returns: at once, or beside the loop where results are large."""
     bodies = body.get("tasks") or (body,)
     size = sum(len(each.get(name) or b"") for each in bodies for name in ("result", "data"))
-    return await off_loop(size, lambda _: answer(make()), b"")
+    return await off_loop(size, lambda make: answer(make()), make)
 
 
 def _submitted(told: dict[str, Any], wanted: Wanted, sent: Sent) -> Response:

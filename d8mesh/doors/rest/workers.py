@@ -82,13 +82,15 @@ class WorkerCalls:
         report: Report = request.value
         return await self._report(task_id, report.worker_id, report.result)
 
-    async def refuse_report(self, request: Request, error: D8Error | Refusal) -> None:
+    async def refuse_report(
+        self, request: Request, error: D8Error | Refusal, task_id: str = ""
+    ) -> None:
         """End the attempt whose report cannot be taken: its worker knows no other to send.
 
         Left alone the task would be handed to the same worker again, and end in the same way.
         """
         named = named_in(request.body)
-        task_id = _task_in(request.path) or named.get("task_id", "")
+        task_id = task_id or named.get("task_id", "")
         args = {"task_id": task_id, "error": str(error), "worker_id": named.get("worker_id", "")}
         if 1 <= len(task_id) <= MAX_ID_CHARS:
             with contextlib.suppress(D8Error):
@@ -144,9 +146,3 @@ class WorkerCalls:
             task = (await asking)["task"]
             if task is not None:
                 await self._ask("poll.leave", worker_id, {"task_id": task["task_id"]})
-
-
-def _task_in(path: str) -> str:
-    """Return the task that the path of a report names, if it names one."""
-    parts = path.split("/")
-    return parts[3] if parts[2] == "tasks" else ""
