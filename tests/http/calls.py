@@ -12,7 +12,7 @@ from urllib.parse import unquote
 
 from werkzeug.datastructures import Headers
 
-from d8mesh.http.asgi import AsgiApplication, Message
+from d8mesh.http.asgi import AsgiApplication, Message, Scope
 
 _T = TypeVar("_T")
 HOST = "127.0.0.1:7001"
@@ -40,6 +40,36 @@ class Answer:
         return json_module.loads(self.data)
 
 
+def scope_of(
+    method: str,
+    path: str,
+    *,
+    peer: str = "127.0.0.1",
+    headers: Mapping[str, str] | None = None,
+    body: bytes = b"",
+) -> Scope:
+    """Return a request as ASGI has it; see `call`."""
+    sent = {"host": HOST}
+    if body:
+        sent["content-length"] = str(len(body))
+    sent |= {name.lower(): value for name, value in (headers or {}).items()}
+    plain, _, query = path.partition("?")
+    return {
+        "type": "http",
+        "asgi": {"version": "3.0"},
+        "http_version": "1.1",
+        "method": method,
+        "scheme": "http",
+        "path": unquote(plain, errors="replace"),
+        "raw_path": plain.encode(),
+        "query_string": query.encode(),
+        "root_path": "",
+        "headers": [(name.encode(), value.encode("latin-1")) for name, value in sent.items()],
+        "client": (peer, 50_000),
+        "server": None,
+    }
+
+
 async def call(
     application: AsgiApplication,
     method: str,
@@ -56,28 +86,10 @@ async def call(
         headers: beside Host, Content-Length and the Content-Type of JSON.
         body: what is not bytes is sent as JSON.
     """
-    sent = {"host": HOST}
     if not isinstance(body, bytes):
         body = json_module.dumps(body).encode()
-        sent["content-type"] = "application/json"
-    if body:
-        sent["content-length"] = str(len(body))
-    sent |= {name.lower(): value for name, value in (headers or {}).items()}
-    plain, _, query = path.partition("?")
-    scope = {
-        "type": "http",
-        "asgi": {"version": "3.0"},
-        "http_version": "1.1",
-        "method": method,
-        "scheme": "http",
-        "path": unquote(plain, errors="replace"),
-        "raw_path": plain.encode(),
-        "query_string": query.encode(),
-        "root_path": "",
-        "headers": [(name.encode(), value.encode("latin-1")) for name, value in sent.items()],
-        "client": (peer, 50_000),
-        "server": None,
-    }
+        headers = {"content-type": "application/json", **(headers or {})}
+    scope = scope_of(method, path, peer=peer, headers=headers, body=body)
     messages = [{"type": "http.request", "body": body, "more_body": False}]
     told: list[Message] = []
 

@@ -96,11 +96,9 @@ class StreamCalls:
 
     def _listen(self, task_id: str, reader: Reader) -> Callable[[], None]:
         """Let one more read what comes of a task from now on; return what ends that."""
-        listened = self._listened.get(task_id)
-        if listened is None:
-            listened = self._listened[task_id] = Listened(self._bells)
+        listened = self._listened.setdefault(task_id, Listened(self._bells))
+        if listened.join(reader):
             listened.stop = self._mesh.listen(task_id, listened.hear)
-        listened.join(reader)
 
         def leave() -> None:
             if listened.leave(reader):
@@ -191,13 +189,14 @@ class Listened:
         #: stops listening
         self.stop: Callable[[], None] = lambda: None
 
-    def join(self, reader: Reader) -> None:
-        """Let one more read."""
+    def join(self, reader: Reader) -> bool:
+        """Let one more read; return whether it is the first."""
         self._readers.add(reader)
         told = chain.from_iterable(events for events, _ in self._tail)
         reader.put(list(dropwhile(lambda event: event.name != "chunk", told)))
         if self._is_over:
             reader.put(None)
+        return len(self._readers) == 1
 
     def leave(self, reader: Reader) -> bool:
         """Let go of a reader; return whether it was the last."""
