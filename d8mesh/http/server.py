@@ -57,7 +57,8 @@ class Server:
     ) -> None:
         self.application = application
         self.buffer = bytearray(_BUFFER_BYTES)
-        self._sockets, self._admits, self._rejections = sockets, admits, rejections
+        self.rejections = rejections
+        self._sockets, self._admits = sockets, admits
         self._servers: list[asyncio.Server] = []
         self._connections: set[Connection] = set()
         self._by_address: Counter[str] = Counter()
@@ -110,7 +111,7 @@ class Server:
             if self._next_look is None:
                 self._next_look = self.loop.call_later(LOOK_S, self._look)
             return None
-        self.refused(refusal.code, peer, str(refusal))
+        self.rejections.add(refusal.code, peer, str(refusal))
         return refusal
 
     def forget(self, connection: Connection) -> None:
@@ -120,10 +121,6 @@ class Server:
             self._by_address[connection.peer] -= 1
             if not self._by_address[connection.peer]:
                 del self._by_address[connection.peer]
-
-    def refused(self, code: str, peer: str, text: str) -> None:
-        """Count a refusal."""
-        self._rejections.add(code, peer, text)
 
     def date(self) -> bytes:
         """Return the time as a Date header has it."""
