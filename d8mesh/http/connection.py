@@ -36,7 +36,7 @@ BODY_S: Final = 20.0
 BODY_BYTES_PER_S: Final = 32_768
 #: An idle connection is kept open for its next request this long.
 KEEP_ALIVE_S: Final = 75.0
-#: An answer of which nothing could be sent for this long is given up.
+#: An answer is given up when this long no more of it could be sent than at that same rate.
 STUCK_S: Final = 30.0
 #: After refusing a request we listen on, so that the answer is read and not lost to a reset.
 LINGER_S: Final = 2.0
@@ -87,9 +87,9 @@ class Connection(asyncio.BufferedProtocol):
         self._beside_bytes = 0
         #: since when it is waited for what is to come next: a head that has begun, or another
         self._since = self._moved_at = server.loop.time()
-        self._is_begun = self._is_used = self._is_paused = self._is_lost = False
+        self._is_begun = self._is_used = self._is_lost = False
         self._refusal: Refusal | None = None
-        self._drained_until = 0.0
+        self._drained_until = self._paused_at = 0.0
         #: the call of the application for the first of what is asked, and what it waits for
         self._task: asyncio.Task[None] | None = None
         self._waiter: asyncio.Future[None] | None = None
@@ -385,13 +385,13 @@ class Connection(asyncio.BufferedProtocol):
 
     def _is_overdue(self, now: float) -> bool:
         moved = self._written - self._transport.get_write_buffer_size()
-        if moved != self._moved or moved == self._written:
+        if moved == self._written or moved - self._moved > STUCK_S * BODY_BYTES_PER_S:
             self._moved, self._moved_at = moved, now
         if now - self._moved_at > STUCK_S:
             return True
         if self._drained_until:
             return now > self._drained_until
-        if self._is_paused:
+        if self._paused_at:
             return False  # we ourselves hold it up
         if self._incoming is not None:
             allowed_s = BODY_S + self._incoming.received_bytes / BODY_BYTES_PER_S
@@ -412,11 +412,12 @@ class Connection(asyncio.BufferedProtocol):
             self._waiter.set_result(None)
 
     def _pause_reading(self) -> None:
-        self._is_paused = True
+        self._paused_at = self._paused_at or self._server.loop.time()
         self._transport.pause_reading()
 
     def _resume_reading(self) -> None:
         """Read on, unless a request waits for the answer to another."""
-        if self._is_paused and len(self._asked) <= 1:
-            self._is_paused, self._since = False, self._server.loop.time()
+        if self._paused_at and len(self._asked) <= 1:
+            self._since += self._server.loop.time() - self._paused_at
+            self._paused_at = 0.0
             self._transport.resume_reading()

@@ -193,6 +193,17 @@ def test_an_answer_that_nobody_reads_is_given_up(
         assert here.is_gone.wait(PATIENCE_S)
 
 
+def test_an_answer_that_is_read_a_drop_at_a_time_is_given_up(
+    here: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "STUCK_S", 0.6)
+    monkeypatch.setattr(connection, "BODY_BYTES_PER_S", 10**9)
+    with here.connect() as slow:
+        slow.sendall(get("/write"))
+        while not here.is_gone.wait(0.05):
+            slow.recv(10_000)
+
+
 def test_a_refusal_is_read_by_whoever_goes_on_sending(here: Served) -> None:
     status, body = here.told(b"GET / HTTP/1.1\r\nX: " + b"a" * 3_000_000)
     assert (status, body["code"]) == (431, "http.headers_too_large")
