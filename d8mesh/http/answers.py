@@ -85,6 +85,8 @@ STATUS: Final[Mapping[str, int]] = {
 
 #: What keeps a proxy from holding back a stream or a long poll, and from answering for us.
 _PASSED_ON_AT_ONCE: Final = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+#: A large answer is sent in parts, so that a slow reader holds up none but its own.
+PART_BYTES: Final = 65_536
 _encoder: Final = msgspec.json.Encoder()
 
 
@@ -139,10 +141,10 @@ class Response:
             headers["Content-Length"] = str(len(body))
         raw = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
         await send({"type": "http.response.start", "status": self.status, "headers": raw})
-        if isinstance(body, bytes):
+        if isinstance(body, bytes) and len(body) <= PART_BYTES:
             await send({"type": "http.response.body", "body": body})
             return
-        async with aclosing(body) as parts:
+        async with aclosing(_in_parts(body) if isinstance(body, bytes) else body) as parts:
             if not is_head:
                 async for part in parts:
                     await send({"type": "http.response.body", "body": part, "more_body": True})
@@ -170,6 +172,11 @@ def problem(error: D8Error | Refusal) -> Response:
     if error.code in RETRY_AFTER_S:
         response.headers["Retry-After"] = str(RETRY_AFTER_S[error.code])
     return response
+
+
+async def _in_parts(body: bytes) -> AsyncGenerator[bytes, None]:
+    for at in range(0, len(body), PART_BYTES):
+        yield body[at : at + PART_BYTES]
 
 
 def _plain(value: object, depth: int = 0) -> object:

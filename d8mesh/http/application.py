@@ -25,7 +25,7 @@ from d8mesh.http.routes import Door, Route
 
 #: Longest path that is looked at, once it is decoded.
 MAX_PATH_CHARS: Final = 4096
-#: Bytes of bodies that are read or worked on at the same time: what comes beyond is refused.
+#: Bytes of bodies and large answers that are under way at the same time: beyond it is refused.
 MAX_HELD_BYTES: Final = 256 * 1024 * 1024
 #: Bodies larger than this are worked on a few at a time: each costs several times its size.
 LARGE_BYTES: Final = 1_048_576
@@ -87,7 +87,14 @@ class Application:
                 D8Error("something went wrong here; the log says what"),
                 why=type(error).__name__,
             )
-        await response.send(send, is_head=request.method == "HEAD")
+        size = len(response.body) if isinstance(response.body, bytes) else 0
+        if size > LARGE_BYTES and self._held_bytes + size > MAX_HELD_BYTES:
+            response, size = self._told(request, route, _flood("answers")), 0
+        self._held_bytes += size
+        try:
+            await response.send(send, is_head=request.method == "HEAD")
+        finally:
+            self._held_bytes -= size
 
     def _match(self, request: Request) -> tuple[Route, dict[str, Any]]:
         if len(request.path) > MAX_PATH_CHARS or len(request.query_string) > MAX_PATH_CHARS:
@@ -151,7 +158,7 @@ class Application:
                 if size > limit:
                     raise _too_large(limit)
                 if self._held_bytes > MAX_HELD_BYTES and size > OFF_LOOP_BYTES:
-                    raise _flood()
+                    raise _flood("bodies")
                 has_more = message.get("more_body", False)
         except BaseException:
             self._held_bytes -= size
@@ -165,7 +172,7 @@ class Application:
             async with asyncio.timeout(LARGE_S):
                 await self._large.acquire()
         except TimeoutError as error:
-            raise _flood() from error
+            raise _flood("bodies") from error
         try:
             yield
         finally:
@@ -210,8 +217,8 @@ def _too_large(limit: int) -> Refusal:
     return Refusal("http.too_large", f"the body is larger than {limit} bytes", closes=True)
 
 
-def _flood() -> Refusal:
-    return Refusal("access.flood", "too many large bodies at the same time: come again")
+def _flood(what: str) -> Refusal:
+    return Refusal("access.flood", f"too many large {what} at the same time: come again")
 
 
 class _CutOffError(Exception):

@@ -1,4 +1,4 @@
-"""One connection: requests come in, and are answered in turn.
+"""One connection: requests come in, an ASGI application answers them in turn.
 
 Strict where the parser (llhttp, by httptools) is lenient: whoever stands between a client and us
 must not be able to read a request otherwise than we do. What is malformed, too large or too slow
@@ -8,14 +8,23 @@ is refused here, as JSON, and ends the connection.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import deque
 from typing import TYPE_CHECKING, Any, Final
-from urllib.parse import unquote
 
 import httptools
 
 from d8mesh.http.answers import Refusal, problem
-from d8mesh.http.cycle import RequestCycle, head_of
+from d8mesh.http.asgi import Message, Scope
+from d8mesh.http.heads import (
+    MAX_HEAD_BYTES,
+    MAX_URL_BYTES,
+    bad,
+    check_head,
+    head_of,
+    large_head,
+    path_and_query,
+)
 
 if TYPE_CHECKING:
     from d8mesh.http.server import Server
@@ -27,14 +36,10 @@ BODY_S: Final = 20.0
 BODY_BYTES_PER_S: Final = 32_768
 #: An idle connection is kept open for its next request this long.
 KEEP_ALIVE_S: Final = 75.0
-#: An answer of which nothing could be sent for this long is given up.
+#: An answer is given up when this long no more of it could be sent than at that same rate.
 STUCK_S: Final = 30.0
 #: After refusing a request we listen on, so that the answer is read and not lost to a reset.
 LINGER_S: Final = 2.0
-#: Request line and headers together; ours are a few hundred bytes.
-MAX_HEAD_BYTES: Final = 16_384
-#: The address of a request; our longest are ids and a cursor.
-MAX_URL_BYTES: Final = 4096
 #: Bytes beside those of a body in chunks, for each of them: five, if each has a chunk of its own.
 BESIDE_BYTES_PER_BYTE: Final = 6
 #: Requests of one connection that may wait for the answers before theirs.
@@ -43,6 +48,22 @@ MAX_AHEAD: Final = 64
 INPUT_BYTES: Final = 262_144
 #: Output waiting for one slow reader before whoever writes it has to wait.
 OUTPUT_BYTES: Final = 65_536
+
+_log: Final = logging.getLogger("d8mesh.http")
+
+
+class _Asked:
+    """A request, and what has come of its body."""
+
+    __slots__ = ("is_whole", "keeps", "parts", "received_bytes", "scope", "unread_bytes")
+
+    def __init__(self, scope: Scope, *, keeps: bool) -> None:
+        self.scope = scope
+        #: whether the connection may serve another afterwards
+        self.keeps = keeps and scope["http_version"] == "1.1"
+        self.parts: list[bytes] = []
+        self.received_bytes = self.unread_bytes = 0
+        self.is_whole = False
 
 
 class Connection(asyncio.BufferedProtocol):
@@ -55,33 +76,33 @@ class Connection(asyncio.BufferedProtocol):
     _transport: asyncio.Transport
 
     def __init__(self, server: Server) -> None:
-        self.server = server
-        self._client: tuple[str, int] = ("", 0)
+        self._server = server
+        self.peer, self._client = "", ("", 0)
         self._parser: Any = httptools.HttpRequestParser(self)
-        #: what is not answered yet, in order, and the one of them whose body is still coming
-        self._cycles: deque[RequestCycle] = deque()
-        self._incoming: RequestCycle | None = None
+        #: what is not answered, in order, and the one of them whose body is still coming
+        self._asked: deque[_Asked] = deque()
+        self._incoming: _Asked | None = None
         self._url, self._headers = b"", list[tuple[bytes, bytes]]()
         #: bytes of a head that is coming, or beside those of a body
         self._beside_bytes = 0
-        #: whether a head is coming; since when it is waited for what is to come next
-        self._is_begun, self._is_used = False, False
+        #: since when it is waited for what is to come next: a head that has begun, or another
         self._since = self._moved_at = server.loop.time()
+        self._is_begun = self._is_used = self._is_lost = False
         self._refusal: Refusal | None = None
-        self._drained_until = 0.0
-        self._is_paused = False
+        self._drained_until = self._paused_at = 0.0
+        #: the call of the application for the first of what is asked, and what it waits for
+        self._task: asyncio.Task[None] | None = None
+        self._waiter: asyncio.Future[None] | None = None
         self._writable: asyncio.Future[None] | None = None
+        #: its answer: a head that is not sent yet; whether any of it is
+        self._head = b""
+        self._is_told = self._is_started = self._is_chunked = False
         self._written = self._moved = 0
-
-    @property
-    def peer(self) -> str:
-        """The address of the other side."""
-        return self._client[0]
 
     @property
     def is_busy(self) -> bool:
         """True while a request is not answered."""
-        return bool(self._cycles)
+        return bool(self._asked)
 
     # ----------------------------------------------------------- called by asyncio
 
@@ -90,38 +111,38 @@ class Connection(asyncio.BufferedProtocol):
         self._transport = transport
         transport.set_write_buffer_limits(OUTPUT_BYTES)
         self._client = (transport.get_extra_info("peername") or ("", 0))[:2]
-        refusal = self.server.admit(self)
+        self.peer = str(self._client[0])
+        refusal = self._server.admit(self)
         if refusal is not None:
             self._tell(refusal, lingers=False)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self.server.forget(self)
+        self._server.forget(self)
         self._parser = None  # it holds us, too
-        for cycle in self._cycles:
-            cycle.leave()
-        self._cycles.clear()
+        self._leave()
+        self._asked.clear()
         self.resume_writing()
 
     def get_buffer(self, sizehint: int) -> bytearray:
-        return self.server.buffer  # used up in `buffer_updated`, before anyone else is given it
+        return self._server.buffer  # used up in `buffer_updated`, before anyone else is given it
 
     def buffer_updated(self, nbytes: int) -> None:
         if self._parser is None:
             return  # what comes after what was refused
         try:
             self._beside_bytes += nbytes
-            self._feed(memoryview(self.server.buffer)[:nbytes])
+            self._feed(memoryview(self._server.buffer)[:nbytes])
             if self._incoming is not None:
                 most = MAX_HEAD_BYTES + BESIDE_BYTES_PER_BYTE * self._incoming.received_bytes
                 if self._beside_bytes > most:
-                    raise _bad("too much beside the chunks")
+                    raise bad("too much beside the chunks")
             elif self._beside_bytes > MAX_HEAD_BYTES:
-                raise _large_head()
+                raise large_head()
         except Refusal as refusal:
             self._refuse(refusal)
 
     def pause_writing(self) -> None:
-        self._writable = self.server.loop.create_future()
+        self._writable = self._server.loop.create_future()
 
     def resume_writing(self) -> None:
         writable, self._writable = self._writable, None
@@ -132,7 +153,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def on_message_begin(self) -> None:
         self._url, self._headers = b"", []
-        self._is_begun, self._since = True, self.server.loop.time()
+        self._is_begun, self._since = True, self._server.loop.time()
 
     def on_url(self, url: bytes) -> None:
         self._url += url
@@ -147,12 +168,12 @@ class Connection(asyncio.BufferedProtocol):
         if self._incoming is not None:
             return  # of the head that `_feed` made up
         if sum(len(name) + len(value) + 4 for name, value in self._headers) > MAX_HEAD_BYTES:
-            raise _large_head()
-        if len(self._cycles) > MAX_AHEAD:
+            raise large_head()
+        if len(self._asked) > MAX_AHEAD:
             raise Refusal("access.flood", f"{MAX_AHEAD} requests wait for their answers already")
         version = str(self._parser.get_http_version())
-        _check_head(version, self._headers)
-        path, query = _path_and_query(self._url)
+        check_head(version, self._headers)
+        path, query = path_and_query(self._url)
         scope = {
             "type": "http",
             "asgi": {"version": "3.0"},
@@ -163,103 +184,139 @@ class Connection(asyncio.BufferedProtocol):
             "headers": self._headers,
             "client": self._client,
         }
-        self._incoming = RequestCycle(self, scope, keeps=self._parser.should_keep_alive())
-        self._beside_bytes, self._since = 0, self.server.loop.time()
+        self._incoming = _Asked(scope, keeps=self._parser.should_keep_alive())
+        self._beside_bytes, self._since = 0, self._server.loop.time()
         self._is_begun, self._is_used = False, True
-        self._cycles.append(self._incoming)
-        if len(self._cycles) == 1:
-            self._incoming.start()
+        self._asked.append(self._incoming)
+        if len(self._asked) == 1:
+            self._start()
         else:
-            self.pause_reading()
+            self._pause_reading()
 
     def on_body(self, body: bytes) -> None:
-        assert self._incoming is not None
+        asked = self._incoming
+        assert asked is not None
         self._beside_bytes -= len(body)
-        if self._incoming.take(body) > INPUT_BYTES:
-            self.pause_reading()
+        asked.parts.append(body)
+        asked.received_bytes += len(body)
+        asked.unread_bytes += len(body)
+        if asked.unread_bytes > INPUT_BYTES:
+            self._pause_reading()
+        self._wake()
 
     def on_message_complete(self) -> None:
         if self._parser.should_upgrade():
             return  # it says so before the body
         assert self._incoming is not None
-        self._incoming.complete()
+        self._incoming.is_whole = True
         self._incoming, self._beside_bytes, self._is_begun = None, 0, False
+        self._wake()
 
-    # ----------------------------------------------------- called by the cycles
+    # ------------------------------------------------- called by the application (ASGI)
 
-    def pause_reading(self) -> None:
-        """Read no more for now."""
-        self._is_paused = True
-        self._transport.pause_reading()
+    async def _receive(self) -> Message:
+        """Return what has come of the body; after its end, wait for the caller to leave."""
+        if not self._is_lost and self._waits_for_100():
+            self._write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        while not self._is_lost:
+            asked = self._asked[0]
+            if not self._is_told and (asked.parts or asked.is_whole):
+                body = b"".join(asked.parts)
+                asked.parts.clear()
+                asked.unread_bytes, self._is_told = 0, asked.is_whole
+                self._resume_reading()
+                return {"type": "http.request", "body": body, "more_body": not asked.is_whole}
+            self._waiter = self._server.loop.create_future()
+            await self._waiter
+        return {"type": "http.disconnect"}
 
-    def resume_reading(self) -> None:
-        """Read on, unless a request waits for the answer to another."""
-        if self._is_paused and len(self._cycles) <= 1:
-            self._is_paused, self._since = False, self.server.loop.time()
-            self._transport.resume_reading()
+    def _waits_for_100(self) -> bool:
+        """Return whether the caller waits to be told that its body is wanted."""
+        asked = self._asked[0]
+        if asked.is_whole or asked.received_bytes or asked.scope["http_version"] != "1.1":
+            return False
+        return (b"expect", b"100-continue") in asked.scope["headers"]
 
-    async def writable(self) -> None:
-        """Wait while more is on its way than OUTPUT_BYTES."""
+    async def _send(self, message: Message) -> None:
+        """Send a part of the answer; nothing if the caller has left."""
         while self._writable is not None:
             await asyncio.wait((self._writable,))
+        has_more = message.get("more_body", False)
+        if has_more:
+            await self._server.turn()
+        if self._is_lost:
+            return
+        if message["type"] == "http.response.start":
+            self._begin(message["status"], list(message["headers"]))
+            return
+        body: bytes = message.get("body", b"")
+        if self._asked[0].scope["method"] == "HEAD":
+            body = b""
+        elif self._is_chunked:
+            body = b"%x\r\n%b\r\n" % (len(body), body) if body else b""
+            body += b"" if has_more else b"0\r\n\r\n"
+        if self._head or body:
+            self._is_started = True
+            self._write(self._head + body)
+            self._head = b""
+        if not has_more:
+            self._finish()
 
-    def write(self, content: bytes) -> None:
-        """Send."""
-        self._written += len(content)
-        self._transport.write(content)
+    def _begin(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
+        """Make the head, and send it unless the body follows at once."""
+        asked, names = self._asked[0], {name.lower() for name, _ in headers}
+        is_sized = b"content-length" in names
+        self._is_chunked = not is_sized and asked.scope["http_version"] == "1.1"
+        if self._is_chunked:
+            headers.append((b"Transfer-Encoding", b"chunked"))
+        if b"connection" in names or not (is_sized or self._is_chunked):
+            asked.keeps = False
+        if b"connection" not in names and not (asked.keeps and asked.is_whole):
+            headers.append((b"Connection", b"close"))
+        self._head = head_of(status, self._server.date(), headers)
+        if not is_sized:
+            self._write(self._head)
+            self._head, self._is_started = b"", True
 
-    def finish(self, cycle: RequestCycle) -> None:
-        """Go on when a request is answered."""
-        self._cycles.popleft()
-        self._since = self.server.loop.time()
-        if not cycle.keeps or not cycle.is_whole:
-            self._end(lingers=not cycle.is_whole)
-        elif self._cycles:
-            self._cycles[0].start()
-        elif self._refusal is not None:
-            self._tell(self._refusal)
-        self.resume_reading()
+    # ------------------------------------------------------------ one request after another
 
-    def fail(self, cycle: RequestCycle) -> None:
-        """End, for the application has not answered."""
-        if cycle.is_started:
+    def _start(self) -> None:
+        """Have the application called for what was asked first."""
+        self._is_told = self._is_started = False
+        self._task = self._server.loop.create_task(self._serve(self._asked[0]))
+
+    async def _serve(self, asked: _Asked) -> None:
+        try:
+            await self._server.application(asked.scope, self._receive, self._send)
+        except Exception:
+            _log.exception("application failed")
+        if self._is_lost or not self._asked or self._asked[0] is not asked:
+            return
+        if self._is_started:
             self.abort()  # so that its reader knows that this is not all
         else:
-            self._cycles.remove(cycle)
             self._tell(Refusal("d8.error", "an error of ours: see the log"))
 
-    # -------------------------------------------------------- called by the server
+    def _finish(self) -> None:
+        """Go on when a request is answered."""
+        asked = self._asked.popleft()
+        self._since = self._server.loop.time()
+        if not asked.keeps or not asked.is_whole:
+            self._end(lingers=not asked.is_whole)
+        elif self._asked:
+            self._start()
+        elif self._refusal is not None:
+            self._tell(self._refusal)
+        self._resume_reading()
 
-    def abort(self) -> None:
-        """End at once, whatever is under way."""
-        self._transport.abort()
+    def _leave(self) -> None:
+        """Let the application know that nobody waits for its answer."""
+        self._is_lost = True
+        self._wake()
+        if self._task is not None and self._asked and not self._asked[0].scope.get("d8.runs_on"):
+            self._task.cancel()
 
-    def close_overdue(self, now: float) -> None:
-        """End if this connection has used up its time."""
-        if self._is_overdue(now):
-            if self._incoming is not None or self._is_begun:
-                self.server.refused("http.timeout", self.peer, "a request came too slowly")
-            self.abort()
-
-    def _is_overdue(self, now: float) -> bool:
-        moved = self._written - self._transport.get_write_buffer_size()
-        if moved != self._moved or moved == self._written:
-            self._moved, self._moved_at = moved, now
-        if now - self._moved_at > STUCK_S:
-            return True
-        if self._drained_until:
-            return now > self._drained_until
-        if self._is_paused:
-            return False  # we ourselves hold it up
-        if self._incoming is not None:
-            allowed_s = BODY_S + self._incoming.received_bytes / BODY_BYTES_PER_S
-        elif self._cycles:
-            return False
-        else:
-            allowed_s = KEEP_ALIVE_S if self._is_used and not self._is_begun else HEADERS_S
-        return now - self._since > allowed_s
-
-    # ----------------------------------------------------------------------- inside
+    # ------------------------------------------------------------- refusing, and the end
 
     def _feed(self, data: bytes | memoryview) -> None:
         try:
@@ -275,21 +332,23 @@ class Connection(asyncio.BufferedProtocol):
         except httptools.HttpParserError as error:
             if isinstance(error.__context__, Refusal):
                 raise error.__context__ from None
-            raise _bad(str(error)) from error
+            raise bad(str(error)) from error
 
     def _refuse(self, refusal: Refusal) -> None:
         """Answer what came before, then say why there will be no more."""
         self._parser, self._is_begun = None, False
-        self.server.refused(refusal.code, self.peer, str(refusal))
-        cycle, self._incoming = self._incoming, None
-        if cycle is not None:
-            self._cycles.remove(cycle)
-            cycle.leave()
-        if cycle is not None and cycle.is_started:
-            self.abort()
-        elif self._cycles:
+        self._server.rejections.add(refusal.code, self.peer, str(refusal))
+        asked, self._incoming = self._incoming, None
+        if asked is not None and self._asked[0] is asked:
+            self._leave()
+            if self._is_started:
+                self.abort()
+                return
+        if asked is not None:
+            self._asked.remove(asked)
+        if self._asked:
             self._refusal = refusal
-            self.pause_reading()
+            self._pause_reading()
         else:
             self._tell(refusal)
 
@@ -298,52 +357,67 @@ class Connection(asyncio.BufferedProtocol):
         assert isinstance(response.body, bytes)
         response.headers |= {"Content-Length": str(len(response.body)), "Connection": "close"}
         headers = [(name.encode(), value.encode()) for name, value in response.headers.items()]
-        self.write(head_of(response.status, self.server.date(), headers) + response.body)
+        self._write(head_of(response.status, self._server.date(), headers) + response.body)
         self._end(lingers=lingers)
 
     def _end(self, *, lingers: bool) -> None:
         """Close when all is sent; if `lingers`, read on a while and throw it away."""
         self._parser = self._incoming = None
         self._is_begun = False
+        self._asked.clear()
         if not lingers:
             self._transport.close()
         elif not self._transport.is_closing():
-            self._drained_until = self.server.loop.time() + LINGER_S
+            self._drained_until = self._server.loop.time() + LINGER_S
             self._transport.write_eof()
             self._transport.resume_reading()
 
+    def abort(self) -> None:
+        """End at once, whatever is under way."""
+        self._transport.abort()
 
-def _bad(text: str) -> Refusal:
-    return Refusal("http.bad_request", f"Bad Request: {text}")
+    def close_overdue(self, now: float) -> None:
+        """End if this connection has used up its time."""
+        if self._is_overdue(now):
+            if self._incoming is not None or self._is_begun:
+                self._server.rejections.add("http.timeout", self.peer, "a request came too slowly")
+            self.abort()
 
+    def _is_overdue(self, now: float) -> bool:
+        moved = self._written - self._transport.get_write_buffer_size()
+        if moved == self._written or moved - self._moved > STUCK_S * BODY_BYTES_PER_S:
+            self._moved, self._moved_at = moved, now
+        if now - self._moved_at > STUCK_S:
+            return True
+        if self._drained_until:
+            return now > self._drained_until
+        if self._paused_at:
+            return False  # we ourselves hold it up
+        if self._incoming is not None:
+            allowed_s = BODY_S + self._incoming.received_bytes / BODY_BYTES_PER_S
+        elif self._asked:
+            return False
+        else:
+            allowed_s = KEEP_ALIVE_S if self._is_used and not self._is_begun else HEADERS_S
+        return now - self._since > allowed_s
 
-def _large_head() -> Refusal:
-    text = f"the headers are larger than {MAX_HEAD_BYTES} bytes"
-    return Refusal("http.headers_too_large", text)
+    # ----------------------------------------------------------------------- the transport
 
+    def _write(self, content: bytes) -> None:
+        self._written += len(content)
+        self._transport.write(content)
 
-def _check_head(version: str, headers: list[tuple[bytes, bytes]]) -> None:
-    """Refuse what one may read in two ways, and llhttp reads in one.
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
 
-    Raises:
-        Refusal: a version or a coding that we do not speak, or two Hosts.
-    """
-    if version not in ("1.0", "1.1"):
-        raise _bad("expected HTTP/1.1")
-    names = [name for name, _ in headers]
-    if names.count(b"host") > 1:
-        raise _bad("two Hosts")
-    for name, value in headers if b"transfer-encoding" in names else ():
-        if name == b"transfer-encoding" and (version == "1.0" or value.lower() != b"chunked"):
-            raise _bad("Transfer-Encoding: expected chunked, in HTTP/1.1")
+    def _pause_reading(self) -> None:
+        self._paused_at = self._paused_at or self._server.loop.time()
+        self._transport.pause_reading()
 
-
-def _path_and_query(url: bytes) -> tuple[str, bytes]:
-    if not url.startswith(b"/"):  # for a proxy, or no path at all
-        try:
-            parsed = httptools.parse_url(url)
-        except httptools.HttpParserInvalidURLError as error:
-            raise _bad("the address is no path") from error
-        url = (parsed.path or b"/") + b"?" + (parsed.query or b"")
-    path, _, query = url.partition(b"#")[0].partition(b"?")
-    return unquote(path.decode("ascii"), errors="replace"), query
+    def _resume_reading(self) -> None:
+        """Read on, unless a request waits for the answer to another."""
+        if self._paused_at and len(self._asked) <= 1:
+            self._since += self._server.loop.time() - self._paused_at
+            self._paused_at = 0.0
+            self._transport.resume_reading()

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hmac
 import logging
-import threading
 from collections import Counter
 from collections.abc import Collection, Mapping
 from typing import Final
@@ -81,27 +80,21 @@ class Guard:
 
 
 class Rejections:
-    """Counts and logs what was refused; reasons are codes, so there are few of them.
-
-    Thread: any.
-    """
+    """Counts and logs what was refused; reasons are codes, so there are few of them."""
 
     def __init__(self) -> None:
         self._counts: Counter[str] = Counter()
-        self._lock = threading.Lock()
 
     def add(
         self, code: str, peer: str, why: str, *, level: int = logging.INFO, **more: object
     ) -> None:
         """Count one more, and say so in a line of the log."""
-        with self._lock:
-            self._counts[code] += 1
+        self._counts[code] += 1
         event(_log, level, "http.refused", peer=peer, **more, code=code, why=why)
 
     def counts(self) -> dict[str, int]:
         """Return how many of each reason."""
-        with self._lock:
-            return dict(self._counts)
+        return dict(self._counts)
 
 
 def _check_origin(fields: Mapping[str, str], host: str) -> None:

@@ -25,7 +25,10 @@ MAX_CONNECTIONS: Final = 8192
 #: Connections of one address: it cannot take the places of all others.
 MAX_PER_ADDRESS: Final = MAX_CONNECTIONS // 2
 #: Connections waiting to be accepted, and accepted in one turn of the loop.
-_BACKLOG: Final = 256
+_BACKLOG: Final = 1024
+_ACCEPTS_PER_TURN: Final = 128
+#: Turns of the loop in which what was just accepted has come up, and what is closed has learnt it.
+_LAST_TURNS: Final = 8
 #: How often deadlines are looked at, while there are connections.
 LOOK_S: Final = 0.5
 #: Parts of streams that are written in one turn of the loop: then it looks who else is there.
@@ -57,7 +60,8 @@ class Server:
     ) -> None:
         self.application = application
         self.buffer = bytearray(_BUFFER_BYTES)
-        self._sockets, self._admits, self._rejections = sockets, admits, rejections
+        self.rejections = rejections
+        self._sockets, self._admits = sockets, admits
         self._servers: list[asyncio.Server] = []
         self._connections: set[Connection] = set()
         self._by_address: Counter[str] = Counter()
@@ -76,8 +80,9 @@ class Server:
         self.loop = asyncio.get_running_loop()
         for each in self._sockets:
             server = await self.loop.create_server(
-                lambda: Connection(self), sock=each, backlog=_BACKLOG
+                lambda: Connection(self), sock=each, backlog=_ACCEPTS_PER_TURN
             )
+            each.listen(_BACKLOG)  # asyncio takes one number for both
             self._servers.append(server)
 
     async def close(self, grace_s: float = 0.0) -> None:
@@ -89,9 +94,10 @@ class Server:
         until = time.monotonic() + grace_s
         while any(each.is_busy for each in self._connections) and time.monotonic() < until:
             await asyncio.sleep(0.01)
-        for connection in list(self._connections):
-            connection.abort()
-        await asyncio.sleep(0)  # now they have learnt it
+        for _ in range(_LAST_TURNS):
+            for connection in list(self._connections):
+                connection.abort()
+            await asyncio.sleep(0)
 
     # ------------------------------------------------------ called by the connections
 
@@ -110,7 +116,7 @@ class Server:
             if self._next_look is None:
                 self._next_look = self.loop.call_later(LOOK_S, self._look)
             return None
-        self.refused(refusal.code, peer, str(refusal))
+        self.rejections.add(refusal.code, peer, str(refusal))
         return refusal
 
     def forget(self, connection: Connection) -> None:
@@ -120,10 +126,6 @@ class Server:
             self._by_address[connection.peer] -= 1
             if not self._by_address[connection.peer]:
                 del self._by_address[connection.peer]
-
-    def refused(self, code: str, peer: str, text: str) -> None:
-        """Count a refusal."""
-        self._rejections.add(code, peer, text)
 
     def date(self) -> bytes:
         """Return the time as a Date header has it."""

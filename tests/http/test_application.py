@@ -44,6 +44,7 @@ class Rooms:
                     on_untaken=self.not_taken,
                     max_body_bytes=LIMIT,
                 ),
+                Route(rule="/answer", call=self.large),
                 Route(rule="/large", call=self.size, method="POST", max_body_bytes=5_000_000),
                 Route(rule="/raw", call=self.size, method="POST", takes="application/x-raw"),
             ],
@@ -75,6 +76,9 @@ class Rooms:
         if request.value == {"bad": True}:
             raise InvalidTaskError("not by the schema")
         return answer({"took": request.value}, 201)
+
+    async def large(self, request: Request) -> Response:
+        return Response(b"x" * 3_000_000)
 
     async def size(self, request: Request) -> Response:
         return answer({"bytes": len(request.body)})
@@ -252,6 +256,13 @@ def test_bodies_together_are_bounded(rooms: Rooms, monkeypatch: pytest.MonkeyPat
     refused = rooms.call("POST", "/large", body=b"x" * 300_000, headers=headers)
     assert (refused.status_code, refused.headers["Retry-After"]) == (429, "1")
     assert rooms.call("POST", "/large", body=b"x" * 190_000, headers=headers).status_code == 200
+    assert rooms.application._held_bytes == 0
+
+
+def test_large_answers_together_are_bounded(rooms: Rooms, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert len(rooms.call("GET", "/answer").data) == 3_000_000
+    monkeypatch.setattr(module, "MAX_HELD_BYTES", 2_000_000)
+    assert rooms.call("GET", "/answer").status_code == 429
     assert rooms.application._held_bytes == 0
 
 
