@@ -6,10 +6,8 @@ import asyncio
 import random
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import ExitStack, aclosing
-from functools import partial
-from itertools import chain, dropwhile
 from typing import Any, Final, TypeAlias
 
 from d8mesh.core.protocol.messages import Stream
@@ -32,13 +30,13 @@ LOOK_S: Final = 15.0
 MAX_WAITING: Final = 2000
 #: Output kept for who comes later while somebody listens; a worker keeps as much.
 TAIL_BYTES: Final = 65_536
-#: Readers woken in one turn of the loop, so that others are served in between.
-WOKEN_AT_ONCE: Final = 32
+#: Readers woken in one turn of the loop: half a millisecond's work, then others are served.
+WOKEN_AT_ONCE: Final = 8
+#: Messages whose chunks are made once for all readers: those are in step, or nearly.
+MADE_AT_ONCE: Final = 64
 
-#: The events of one message of the broker's.
-Events: TypeAlias = Iterable[Event]
 #: Returns what there is to tell, and whether that is the end.
-Take: TypeAlias = Callable[[], tuple[list[Events], bool]]
+Take: TypeAlias = Callable[[], tuple[list[Stream], bool]]
 
 
 class StreamCalls:
@@ -55,7 +53,7 @@ class StreamCalls:
         self._mesh, self._status_of = mesh, status_of
         self._places = Places(MAX_STREAMS)
         self._listened: dict[str, Listened] = {}
-        self._bells = _Bells(mesh.loop)
+        self._bells, self._chunks = _Bells(mesh.loop), _Chunks()
 
     async def stream(self, request: Request, task_id: str) -> Response:
         """Open a stream.
@@ -76,12 +74,11 @@ class StreamCalls:
         reader, kept = Reader(self._mesh.loop), self._mesh.kept_output(task_id)
         with self._places.one(), ExitStack() as stack:
             if kept is not None:
-                ring = partial(self._bells.ring, [reader])
-                stack.callback(self._mesh.hear(task_id, lambda _: ring()))
-                source = self._told(task_id, reader, _all_of(kept))
+                stack.callback(self._mesh.hear(task_id, lambda _: self._bells.ring(reader)))
+                source = self._told(task_id, reader, _all_of(kept), is_whole=True)
             elif not is_over:
                 stack.callback(self._listen(task_id, reader))
-                source = self._told(task_id, reader, reader.take)
+                source = self._told(task_id, reader, reader.take, is_whole=False)
             else:
                 source = _nothing()
             async with aclosing(source):
@@ -106,13 +103,14 @@ class StreamCalls:
 
         return leave
 
-    async def _told(self, task_id: str, reader: Reader, take: Take) -> Source:
+    async def _told(self, task_id: str, reader: Reader, take: Take, *, is_whole: bool) -> Source:
         yield "listening"
+        position = Position(is_whole=is_whole)
         next_look, is_over = time.monotonic() + LOOK_S, False
         while not is_over:
             heard, is_over = take()
-            for events in heard:
-                for event in events:
+            for each in heard:
+                for event in self._chunks.events_of(each, position):
                     yield event
             if heard or is_over or await reader.is_rung(ALIVE_S * random.uniform(0.7, 1.0)):
                 continue
@@ -136,20 +134,20 @@ class Reader:
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        self._waiting: list[Events] = []
+        self._waiting: list[Stream] = []
         self._bell: asyncio.Future[bool] | None = None
         self._is_over = self.is_too_slow = False
 
-    def put(self, events: Events | None) -> None:
-        """Have these told; None: it is the end."""
-        if events is None:
+    def put(self, heard: Stream | None) -> None:
+        """Have this told; None: it is the end."""
+        if heard is None:
             self._is_over = True
         elif len(self._waiting) < MAX_WAITING:
-            self._waiting.append(events)
+            self._waiting.append(heard)
         else:
             self.is_too_slow = self._is_over = True
 
-    def take(self) -> tuple[list[Events], bool]:
+    def take(self) -> tuple[list[Stream], bool]:
         """Return what waits, and whether that is the end."""
         taken, self._waiting = self._waiting, []
         return taken, self._is_over
@@ -180,10 +178,10 @@ class Listened:
     """
 
     def __init__(self, bells: _Bells) -> None:
-        self._bells, self._position = bells, Position(is_whole=False)
+        self._bells = bells
         self._readers: set[Reader] = set()
-        #: the last of the current attempt, for who comes later
-        self._tail: deque[tuple[list[Event], int]] = deque()
+        #: the last of what was heard, for who comes later
+        self._tail: deque[Stream] = deque()
         self._tail_bytes = 0
         self._is_over = False
         #: stops listening
@@ -192,8 +190,8 @@ class Listened:
     def join(self, reader: Reader) -> bool:
         """Let one more read; return whether it is the first."""
         self._readers.add(reader)
-        told = chain.from_iterable(events for events, _ in self._tail)
-        reader.put(list(dropwhile(lambda event: event.name != "chunk", told)))
+        for each in self._tail:
+            reader.put(each)
         if self._is_over:
             reader.put(None)
         return len(self._readers) == 1
@@ -207,21 +205,15 @@ class Listened:
 
     def hear(self, heard: Stream | None) -> None:
         """Have this told to all; None: it is the end."""
-        events = None if heard is None else list(events_of(heard, self._position))
-        if heard is None or events is None:
-            self._is_over = True
-        else:
-            if events and events[0].name == "restart":
-                self._tail.clear()
-                self._tail_bytes = 0
-            size = sum(map(len, heard.payloads))
-            self._tail.append((events, size))
-            self._tail_bytes += size
+        self._is_over = heard is None
+        if heard is not None:
+            self._tail.append(heard)
+            self._tail_bytes += _size(heard)
             while self._tail_bytes > TAIL_BYTES and len(self._tail) > 1:
-                self._tail_bytes -= self._tail.popleft()[1]
-        for each in self._readers:
-            each.put(events)
-        self._bells.ring(self._readers)
+                self._tail_bytes -= _size(self._tail.popleft())
+        for reader in self._readers:
+            reader.put(heard)
+            self._bells.ring(reader)
 
 
 class _Bells:
@@ -235,29 +227,60 @@ class _Bells:
         self._loop = loop
         self._due: deque[Reader] = deque()
 
-    def ring(self, readers: Iterable[Reader]) -> None:
-        """Wake these, in their order, the first of them now if no others are before them."""
-        is_begun = bool(self._due)
-        self._due.extend(readers)
-        if not is_begun:
-            self._ring_some()
+    def ring(self, reader: Reader) -> None:
+        """Wake this one soon, after those before it."""
+        if not self._due:
+            self._loop.call_soon(self._ring_some)
+        self._due.append(reader)
 
     def _ring_some(self) -> None:
-        due = self._due
-        for _ in range(min(WOKEN_AT_ONCE, len(due))):
-            due.popleft().ring()
-        if due:
+        for _ in range(min(WOKEN_AT_ONCE, len(self._due))):
+            self._due.popleft().ring()
+        if self._due:
             self._loop.call_soon(self._ring_some)
+
+
+class _Chunks:
+    """Makes the chunks of a message once for all who are told it."""
+
+    def __init__(self) -> None:
+        #: the last ones, by the message's identity while it is held here
+        self._made: dict[int, tuple[Stream, list[Event]]] = {}
+
+    def events_of(self, heard: Stream, position: Position) -> Iterator[Event]:
+        """Yield the events that a reader at `position` is told of a message."""
+        known = position.next_seq if heard.attempt == position.attempt else 0
+        is_restart, missed = position.move(heard)
+        if is_restart:
+            yield Event("restart", {"attempt": heard.attempt})
+        if missed:
+            yield Event("missed", {"attempt": heard.attempt, "count": missed})
+        # What a late listener is told may overlap with what came meanwhile.
+        yield from self._of(heard)[max(0, known - heard.first_seq) :]
+
+    def _of(self, heard: Stream) -> list[Event]:
+        made = self._made.get(id(heard))
+        if made is not None:
+            return made[1]
+        chunks = []
+        for seq, payload in enumerate(heard.payloads, heard.first_seq):
+            value = decoded(payload)
+            name = "text" if isinstance(value, str) else "data"
+            chunks.append(Event("chunk", {"attempt": heard.attempt, "seq": seq, name: value}))
+        self._made[id(heard)] = heard, chunks
+        if len(self._made) > MADE_AT_ONCE:
+            del self._made[next(iter(self._made))]
+        return chunks
 
 
 def _all_of(kept: KeptOutput) -> Take:
     """Return what takes what is kept, from the start on."""
-    at, position = 0, Position(is_whole=True)
+    at = 0
 
-    def take() -> tuple[list[Events], bool]:
+    def take() -> tuple[list[Stream], bool]:
         nonlocal at
         at, heard, is_over = kept.read(at, 0.0)
-        return [events_of(each, position) for each in heard], is_over
+        return heard, is_over
 
     return take
 
@@ -267,17 +290,5 @@ async def _nothing() -> Source:
     yield
 
 
-def events_of(heard: Stream, position: Position) -> Iterator[Event]:
-    """Yield the events that a reader at `position` is told."""
-    known = position.next_seq if heard.attempt == position.attempt else 0
-    is_restart, missed = position.move(heard)
-    if is_restart:
-        yield Event("restart", {"attempt": heard.attempt})
-    if missed:
-        yield Event("missed", {"attempt": heard.attempt, "count": missed})
-    for seq, payload in enumerate(heard.payloads, heard.first_seq):
-        if seq < known:
-            continue  # what a late listener is told may overlap with what came meanwhile
-        value = decoded(payload)
-        name = "text" if isinstance(value, str) else "data"
-        yield Event("chunk", {"attempt": heard.attempt, "seq": seq, name: value})
+def _size(heard: Stream) -> int:
+    return sum(map(len, heard.payloads))

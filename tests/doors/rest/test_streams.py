@@ -19,6 +19,7 @@ from d8mesh.core.protocol.messages import Stream
 from d8mesh.doors.rest import streams
 from d8mesh.handlers import TaskContext
 from d8mesh.http.events import SSE, stream
+from d8mesh.nodes.client.keeping import Position
 from tests.doors.rest_calls import Rest, rest_in
 from tests.nodes.mesh import Mesh, until
 
@@ -273,10 +274,10 @@ def test_a_reader_that_is_too_slow_loses_its_stream(monkeypatch: pytest.MonkeyPa
     assert all(name != "done" for name, _ in heard(*told, None))
 
 
-def test_all_readers_of_a_task_are_told_the_same_and_a_late_one_its_last_attempt() -> None:
-    def texts(reader: streams.Reader) -> list[tuple[str, object]]:
-        told, _ = reader.take()
-        return [(each.name, each.body.get("text")) for events in told for each in events]
+def test_a_late_reader_is_told_the_last_of_what_others_heard(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(streams, "TAIL_BYTES", 5)
 
     async def read() -> None:
         loop = asyncio.get_running_loop()
@@ -285,16 +286,24 @@ def test_all_readers_of_a_task_are_told_the_same_and_a_late_one_its_last_attempt
         assert listened.join(first)
         for n in range(3):
             listened.hear(Stream("x", 1, n, [pack(str(n))]))
-        listened.hear(Stream("x", 2, 0, [pack("again")]))
         assert not listened.join(late)
-        listened.hear(Stream("x", 2, 1, [pack("more")]))
-        assert [name for name, _ in texts(first)] == ["chunk"] * 3 + ["restart"] + ["chunk"] * 2
-        assert texts(late) == [("chunk", "again"), ("chunk", "more")]
+        listened.hear(Stream("x", 1, 3, [pack("3")]))
+        assert [each.first_seq for each in first.take()[0]] == [0, 1, 2, 3]
+        assert [each.first_seq for each in late.take()[0]] == [1, 2, 3]
         listened.hear(None)
         assert (first.take()[1], late.take()[1]) == (True, True)
         assert (listened.leave(first), listened.leave(late)) == (False, True)
 
     asyncio.run(read())
+
+
+def test_all_readers_of_a_message_share_its_events() -> None:
+    chunks, heard = streams._Chunks(), Stream("x", 1, 0, [pack("a"), pack("b")])
+    first, again = (list(chunks.events_of(heard, Position(is_whole=True))) for _ in range(2))
+    assert [id(event) for event in first] == [id(event) for event in again]
+    for n in range(2 * streams.MADE_AT_ONCE):
+        list(chunks.events_of(Stream("x", 1, n, [pack(n)]), Position(is_whole=True)))
+    assert len(chunks._made) == streams.MADE_AT_ONCE
 
 
 def test_many_readers_are_woken_some_in_each_turn() -> None:
@@ -303,7 +312,9 @@ def test_many_readers_are_woken_some_in_each_turn() -> None:
         readers = [streams.Reader(loop) for _ in range(2 * streams.WOKEN_AT_ONCE + 1)]
         sleeps = [asyncio.ensure_future(reader.is_rung(30.0)) for reader in readers]
         await asyncio.sleep(0)
-        streams._Bells(loop).ring(readers)
+        bells = streams._Bells(loop)
+        for reader in readers:
+            bells.ring(reader)
         counts = []
         while not all(each.done() for each in sleeps):
             await asyncio.sleep(0)
