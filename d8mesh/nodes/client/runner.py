@@ -273,7 +273,7 @@ class ClientRunner:
             due = min(due, self._cut_since + CUT_S)
         return (
             due
-            if submission is None or submission.give_up is None
+            if submission is None or submission.give_up is None or not self._session.paused_for
             else min(due, submission.give_up)
         )
 
@@ -283,7 +283,11 @@ class ClientRunner:
             submission = self.open
             if submission is None or self._inbox:  # what was sealed before it goes first
                 return []
-            is_overdue = submission.give_up is not None and submission.give_up <= now
+            is_overdue = (
+                bool(self._session.paused_for)
+                and submission.give_up is not None
+                and submission.give_up <= now
+            )
             if not self._session.has_room and not is_overdue:
                 return []
             self.open = None
