@@ -31,7 +31,7 @@ from d8mesh.edge.sqlite import Journal
 from d8mesh.edge.sqlite.outbox import Outbox
 from d8mesh.handlers.echo import echo
 from d8mesh.handlers.results import of_value
-from d8mesh.nodes.client.submissions import cut, group_of, kind_of
+from d8mesh.nodes.client.groups import Template
 
 MESH: Final = "bench"
 SESSION: Final = "0" * 16
@@ -125,14 +125,10 @@ class Rig:
     # ---------------------------------------------------------------------- the client
 
     def _make(self, datas: list[dict[str, str]]) -> list[Submission]:
-        kind = kind_of("echo", "", {})
         made = []
-        for _, payloads in cut("echo", datas):
-            count = len(payloads)
-            submission = Submission(SESSION, self._next_n, [group_of(kind, payloads)], count)
-            submission.states, submission.payloads = bytearray(count), [None] * count
-            submission.missing = count
-            self._next_n += count
+        for group in Template("echo", {}).cut(datas):
+            submission = Submission(SESSION, self._next_n, [group])
+            self._next_n += submission.count
             made.append(submission)
         return made
 

@@ -17,7 +17,7 @@ from d8mesh.program import command_name
 from d8mesh.words import tr, translated
 
 if TYPE_CHECKING:
-    from d8mesh.nodes.client.submissions import SubmitOptions
+    from d8mesh.nodes.client.groups import SubmitOptions
 
 #: An orchestrator that is there acknowledges sooner; who leaves is not held up.
 ACCEPTED_S: Final = 1.0

@@ -33,7 +33,7 @@ from d8mesh.program import command_name
 from d8mesh.words import tr, translated
 
 if TYPE_CHECKING:
-    from d8mesh.nodes.client.submissions import SubmitOptions
+    from d8mesh.nodes.client.groups import SubmitOptions
 
 OK: Final = 0
 FAILED: Final = 1

@@ -140,7 +140,7 @@ def _each(ids: Sequence[str], do: Callable[[str], Body], options: argparse.Names
 
 
 def _show(client: AsksAboutTasks, task_id: str) -> Body:
-    from d8mesh.nodes.client.handle import readable
+    from d8mesh.nodes.client.results import readable
 
     body = readable(client.ask("status", {"id": task_id, "full": True}))
     return _with_data(body)

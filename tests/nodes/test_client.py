@@ -56,8 +56,7 @@ from d8mesh.http.server import Server
 from d8mesh.nodes.client import RESTARTED, Client
 from d8mesh.nodes.client.dial import Dialler
 from d8mesh.nodes.client.futures import wait as wait_for
-from d8mesh.nodes.client.handle import StreamDeduplicator
-from d8mesh.nodes.client.keeping import Missed
+from d8mesh.nodes.client.streams import Missed, StreamDeduplicator
 from tests.http.calls import LoopThread
 from tests.nodes.mesh import PATIENCE_S, Mesh, free_port, mesh_in, until
 
@@ -83,7 +82,7 @@ def connected(mesh: Mesh, port: int) -> Client:
 
 
 def is_waiting_for(client: Client, count: int) -> Callable[[], bool]:
-    return lambda: client.waiters.waiting == count
+    return lambda: client.node.waiters.waiting == count
 
 
 # ------------------------------------------------------------------------ everyday use
@@ -139,7 +138,7 @@ def test_many_threads_share_a_client(mesh: Mesh) -> None:
     for thread in threads:
         thread.join(PATIENCE_S)
     assert sorted(outputs) == list(range(3200))
-    assert client.waiters.waiting == 0
+    assert client.node.waiters.waiting == 0
 
 
 def test_what_was_delivered_is_forgotten(mesh: Mesh) -> None:
@@ -216,7 +215,7 @@ def test_a_wait_that_is_over_leaves_the_task_and_nothing_else(mesh: Mesh) -> Non
         with pytest.raises(WaitTimeoutError):
             task.result(wait_s)
     assert not client.wait_finished(task.id, 0.01)
-    assert client.waiters.waiting == 0
+    assert client.node.waiters.waiting == 0
     echoing(mesh, port)
     assert task.result(PATIENCE_S)["output"] == {"n": 1}
     assert client.wait_finished(task.id, PATIENCE_S)
@@ -835,7 +834,7 @@ def test_a_client_stays_with_the_orchestrator_that_knows_its_tasks(
     with Client(config=mesh.config()) as client:
         assert client.wait_connected(PATIENCE_S)
         mesh.broker("b")
-        until(lambda: len(client._dialler._sightings) == 2)
+        until(lambda: len(client.node.dialler._sightings) == 2)
         task = client.submit("later", {"n": 1})
         task.wait_accepted(PATIENCE_S)
         mesh.stop_broker(*mesh.brokers[0])
@@ -876,7 +875,7 @@ def test_a_task_that_is_listened_to_from_its_submit_on_misses_nothing(mesh: Mesh
     assert (again.id, list(again.stream(PATIENCE_S))) == (late.id, list(range(300)))
     many = client.submit_many("speak", [{"n": 3}] * 5, listen=True)
     assert [list(task.stream(PATIENCE_S)) for task in many] == [[0, 1, 2]] * 5
-    client.outputs.keeping.keep_s = 0.0
+    client.outputs.buffer.keep_s = 0.0
     assert list(tasks[0].stream(PATIENCE_S)) == [Missed(None)]
     with pytest.raises(WaitTimeoutError, match="has not come within"):
         list(client.submit("nobody", {}, listen=True).stream(0.1))
@@ -949,11 +948,11 @@ def test_thousands_of_tasks_are_opened_and_asked_for_at_once(mesh: Mesh) -> None
         assert go_on.wait(PATIENCE_S)
         return []
 
-    other._runner.do(hold)
+    other.node.runner.do(hold)
     assert held.wait(PATIENCE_S)
     tasks = [other.task(task_id) for task_id in ids]
     for task in tasks:
-        other.hub.drop(task.submission, 0)
+        other.node.drop(task.submission, 0)
     go_on.set()
     # Sooner than anything that got lost is said again (RESEND_S, REWATCH_S).
     done, not_done = wait_for(tasks, 9.0)

@@ -38,7 +38,7 @@ class Waiting:
 
 @pytest.fixture
 def submission() -> Submission:
-    return Submission("0" * 16, 0, [], 1)
+    return Submission("0" * 16, 0, [])
 
 
 def test_only_what_is_waited_for_wakes(submission: Submission) -> None:

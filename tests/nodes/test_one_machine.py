@@ -90,7 +90,7 @@ def test_an_address_that_is_out_of_date_harms_nobody(
         )
         address_file.write(tmp_path / ORCHESTRATOR, old)
         with Client(config=mesh.config()) as client:
-            until(lambda: client._dialler._unproven)
+            until(lambda: client.node.dialler._unproven)
             mesh.broker()  # announced by mDNS, and writes elsewhere
             assert client.wait_connected(PATIENCE_S)
             worker = mesh.worker(None)
@@ -110,7 +110,7 @@ def test_an_address_that_led_nowhere_is_left_alone_for_a_while(mesh: Mesh, tmp_p
         )
         address_file.write(tmp_path / ORCHESTRATOR, old)
         client = deaf(mesh)
-        dialler = client._dialler
+        dialler = client.node.dialler
         until(lambda: dialler._unproven)
         dialler.again(0.0)
         assert not dialler._unproven

@@ -17,7 +17,7 @@ import pytest
 
 from d8mesh.config import Config
 from d8mesh.errors import BrokerUnavailableError, WaitTimeoutError
-from d8mesh.nodes.client import Client, completion_waiters, direct_call, listening
+from d8mesh.nodes.client import Client, completion_waiters, direct_call, outputs
 from tests.nodes.mesh import PATIENCE_S, Mesh, free_port, mesh_in, until
 
 
@@ -37,7 +37,7 @@ def away(stack: ExitStack, **options: Any) -> Client:
     """A client that reaches nobody; what it submits is given up at the end."""
     options.setdefault("config", Config(mesh="nobody-here", interfaces=("127.0.0.1",)))
     client = Client(**options)
-    stack.callback(client._end)
+    stack.callback(client.node._end)
     return client
 
 
@@ -104,13 +104,13 @@ def test_who_hears_nothing_is_told_where_it_listened(stack: ExitStack) -> None:
 def test_other_meshes_that_are_heard_are_named(mesh: Mesh, stack: ExitStack) -> None:
     mesh.broker()
     client = away(stack)
-    until(lambda: client._dialler._discovery and client._dialler._discovery.strangers)
+    until(lambda: client.node.dialler._discovery and client.node.dialler._discovery.strangers)
     until(lambda: "(other meshes are there: " in client.trouble)
 
 
 def test_another_mesh_at_the_endpoint_is_the_reason(mesh: Mesh, stack: ExitStack) -> None:
     client = away(stack, endpoint=f"tcp://127.0.0.1:{mesh.broker()}")
-    until(lambda: client._runner.fatal)
+    until(lambda: client.node.runner.fatal)
     assert client.trouble == f"this is mesh {mesh.mesh!r}, not 'nobody-here'"
 
 
@@ -165,7 +165,7 @@ def test_a_full_queue_is_the_reason(mesh: Mesh, stack: ExitStack) -> None:
     client = away(stack, endpoint=f"tcp://127.0.0.1:{port}", config=mesh.config())
     client.submit_many("nobody", [{}] * 2)
     task = client.submit("nobody", {})
-    until(lambda: client._session.paused_for)
+    until(lambda: client.node.session.paused_for)
     assert "TASK_QUEUE_SIZE" in why(lambda: task.wait_accepted(0.5))
     assert "TASK_QUEUE_SIZE" in why(lambda: task.result(0.5))
     assert "TASK_QUEUE_SIZE" in why(lambda: client.flush(0.5))
@@ -175,7 +175,7 @@ def test_a_look_at_a_result_asks_nobody(mesh: Mesh, monkeypatch: pytest.MonkeyPa
     client = mesh.client(mesh.broker())
     task = client.submit("nobody", {})
     task.wait_accepted(PATIENCE_S)
-    monkeypatch.setattr(client._questions, "ask", None)
+    monkeypatch.setattr(client.node.questions, "ask", None)
     for _ in range(3):
         with pytest.raises(WaitTimeoutError, match=r"within 0 s$"):
             task.result(0)
@@ -217,7 +217,7 @@ def test_a_wait_without_progress_is_logged_once_with_its_reason(
 def test_a_task_that_is_at_work_is_no_reason_to_warn(
     mesh: Mesh, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    for module in (completion_waiters, direct_call, listening):
+    for module in (completion_waiters, direct_call, outputs):
         monkeypatch.setattr(module, "STALL_S", 0.2)
     port = mesh.broker()
     go_on = threading.Event()
@@ -253,7 +253,7 @@ client = Client(endpoint="tcp://127.0.0.1:{free_port()}", config=Config())
 try:
     client.submit("echo", {{}}).result(3)
 except TimeoutError:
-    client._end()
+    client.node._end()
 """
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True

@@ -603,7 +603,7 @@ PLANTS: Final = (
     Plant(
         "stay bound to what nobody waits for",
         "d8mesh.core.client.session:ClientSession.abandon",
-        "self._forget(submission)",
+        "self._awaited.forget(submission)",
         "pass",
         CLIENT + "what_is_abandoned_is_neither_sent_nor_awaited",
     ),
@@ -619,7 +619,7 @@ PLANTS: Final = (
         "d8mesh.nodes.client.direct_call:DirectCall._greet",
         "while self._link.receive(STALE_FRAMES):",
         "for frame in self._link.receive(STALE_FRAMES):\n"
-        "        self._receive(frame, Parcel('', 0, [], 1, states=bytearray(1)), '', now)\n"
+        "        self._receive(frame, Submission('', 0, []), '', now)\n"
         "    while False:",
         LINK + "after_a_pause_nothing_old_counts",
     ),

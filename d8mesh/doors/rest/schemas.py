@@ -18,23 +18,18 @@ from msgspec.structs import fields
 from d8mesh.core.protocol.json_model import check_json
 from d8mesh.core.protocol.messages import (
     MAX_BATCH_TASKS,
-    MAX_FRAME_BYTES,
     MAX_NAMES,
-    MAX_PAYLOAD_BYTES,
     MAX_WARNINGS,
     Group,
 )
-from d8mesh.errors import InvalidTaskError, PayloadTooLargeError
+from d8mesh.errors import InvalidTaskError
 from d8mesh.http.strict import parse_json
-from d8mesh.nodes.client.submissions import model_of
+from d8mesh.nodes.client.groups import groups_of
 
 _T = TypeVar("_T")
 Text = Annotated[str, Meta(min_length=1, max_length=128)]
 Object = dict[str, Any]
 
-#: What the envelope of a submit and of its tasks takes of a frame, beside the payloads.
-ENVELOPE_BYTES: Final = 16_384
-ENVELOPE_BYTES_PER_GROUP: Final = 512
 #: Capabilities are kept for every worker and shown in every list.
 MAX_CAPABILITIES_BYTES: Final = 16_384
 #: Of an unknown key, as much as is compared and shown.
@@ -242,53 +237,6 @@ def check_registration(body: Register) -> None:
         )
 
 
-def groups_of(tasks: list[SubmitOne], *, is_batch: bool) -> list[Group]:
-    """Return the tasks as groups of what can share one, in their order.
-
-    Raises:
-        InvalidTaskError: data is not of JSON's model, a type or model is not a usable name.
-        PayloadTooLargeError: the data of one task, or all together, are too large.
-    """
-    groups: list[Group] = []
-    last: tuple[object, ...] | None = None
-    size = ENVELOPE_BYTES
-    for index, task in enumerate(tasks):
-        path = f"tasks[{index}]." if is_batch else ""
-        payload = _payload(task, path)
-        model = model_of(task.type, task.data, path)
-        shared = (
-            task.type,
-            task.priority,
-            model,
-            task.deadline_s,
-            task.max_attempts,
-            task.fenced,
-            task.run_at,
-        )
-        if shared != last:
-            groups.append(
-                Group(
-                    task.type,
-                    task.priority,
-                    [],
-                    model,
-                    task.deadline_s,
-                    task.max_attempts or 0,
-                    task.fenced,
-                    task.run_at,
-                )
-            )
-            last = shared
-            size += ENVELOPE_BYTES_PER_GROUP
-        groups[-1].payloads.append(payload)
-        size += len(payload) + 8
-    if size > MAX_FRAME_BYTES:
-        raise PayloadTooLargeError(
-            f"the tasks take {size} bytes together: at most {MAX_FRAME_BYTES}, submit them in parts"
-        )
-    return groups
-
-
 def idempotency_key(header: str | None) -> str:
     """Return the key of a submit, empty if there is none.
 
@@ -300,19 +248,6 @@ def idempotency_key(header: str | None) -> str:
     if not _KEY.fullmatch(header):
         raise InvalidTaskError("Idempotency-Key: expected 1 to 128 printable ASCII characters")
     return header
-
-
-def _payload(task: SubmitOne, path: str) -> bytes:
-    if not task.type.isprintable():
-        raise InvalidTaskError(f"{path}type: expected printable characters")
-    check_json(task.data, f"{path}data")
-    payload = msgspec.msgpack.encode(task.data)
-    if len(payload) > MAX_PAYLOAD_BYTES:
-        raise PayloadTooLargeError(
-            f"{path}data: {len(payload)} bytes, at most {MAX_PAYLOAD_BYTES}; hand over large "
-            "things as files"
-        )
-    return payload
 
 
 def _told(text: str) -> str:

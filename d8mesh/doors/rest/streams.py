@@ -18,7 +18,8 @@ from d8mesh.http.answers import Refusal, Response
 from d8mesh.http.events import SSE, Event, Source, stream
 from d8mesh.http.request import Request
 from d8mesh.nodes.client.aio.node import AsyncNode
-from d8mesh.nodes.client.keeping import KeptOutput, Position
+from d8mesh.nodes.client.stream_buffer import KeptOutput
+from d8mesh.nodes.client.streams import Position
 
 #: Streams open at the same time: each costs some kilobytes, and a turn of its own for a piece.
 MAX_STREAMS: Final = 2500

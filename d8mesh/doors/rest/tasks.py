@@ -16,7 +16,7 @@ from d8mesh.http.answers import Response, answer
 from d8mesh.http.off_loop import off_loop
 from d8mesh.http.request import Request
 from d8mesh.nodes.client.aio.node import AsyncNode
-from d8mesh.nodes.client.submissions import Sent
+from d8mesh.nodes.client.groups import Sent
 
 #: How long a question may take: the broker answers in milliseconds.
 ASK_S: Final = 10.0

@@ -8,7 +8,7 @@ from collections import deque
 from functools import partial
 from typing import Final
 
-from d8mesh.core.client.effects import Output
+from d8mesh.core.client.effects import Answered, Output
 from d8mesh.core.client.session import ClientSession
 from d8mesh.core.client.submission import Submission
 from d8mesh.core.protocol.messages import Query
@@ -71,7 +71,9 @@ class Cancellations:
             out += self._session.ask(Query(request, "cancel", {"id": self._queue.popleft()}), now)
         return out
 
-    def _answered(self) -> None:
+    def _answered(self, answered: Answered | None) -> None:
+        if answered is None:
+            return  # the client ends: who waits sees that
         self._under_way -= 1
         self._end()
         if self._queue:

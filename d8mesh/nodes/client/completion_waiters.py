@@ -13,8 +13,8 @@ from d8mesh.core.client.submission import Submission
 from d8mesh.core.protocol.messages import SOFT_FRAME_BYTES, Refused
 from d8mesh.edge.logs import event
 from d8mesh.errors import D8Error, NodeClosedError, error_of
+from d8mesh.nodes.client.groups import SUBMISSION_TASKS
 from d8mesh.nodes.client.reasons import Reason
-from d8mesh.nodes.client.submissions import SUBMISSION_TASKS
 from d8mesh.nodes.client.timeouts import bounded, timed_out
 
 #: Tasks and bytes that may wait here to be acknowledged; beyond it `submit` blocks.
@@ -96,21 +96,14 @@ class CompletionWaiters:
     def add(self, submission: Submission, size_bytes: int) -> None:
         """Note a new submission; its outcomes can arrive from now on."""
         self._pending[submission] = size_bytes
-        submission.states, submission.payloads = (
-            bytearray(submission.count),
-            [None] * submission.count,
-        )
-        submission.missing = submission.count if submission.is_watched else 0
 
-    def grow(self, submission: Submission, size_bytes: int) -> bool:
-        """Make a place for one more task in a submission; False if it is full."""
-        size_bytes += self._pending[submission]
+    def grow(self, submission: Submission, payload: bytes) -> bool:
+        """Add one more task to a submission; False if it is full."""
+        size_bytes = self._pending[submission] + len(payload)
         if submission.count >= SUBMISSION_TASKS or size_bytes > SOFT_FRAME_BYTES:
             return False
         self._pending[submission] = size_bytes
-        submission.states.append(0)
-        submission.payloads.append(None)
-        submission.missing += submission.is_watched
+        submission.grow(payload)
         return True
 
     def wait_for_room(self, count: int, size_bytes: int, timeout_s: float | None) -> None:
@@ -273,7 +266,7 @@ class CompletionWaiters:
                     return
                 raise timed_out(what, timeout_s, why)
             if task_id is not None and self.is_stalled(start, now):
-                say_waiting(what, self._look(condition, task_id))
+                log_waiting(what, self._look(condition, task_id))
                 continue
             condition.wait(min(LOOK_S, left_s))
 
@@ -349,7 +342,7 @@ class _Waiters:
         self.wanted: list[Callable[[], bool]] = []
 
 
-def say_waiting(what: str, why: Reason) -> None:
+def log_waiting(what: str, why: Reason) -> None:
     """Log that a wait is long; a task that is at work is no reason to warn."""
     level = logging.INFO if why.is_running else logging.WARNING
     event(_log, level, "still.waiting", what=what, why=why.text)

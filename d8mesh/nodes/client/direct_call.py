@@ -15,20 +15,21 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Final, Protocol, TypeAlias
+from typing import Final, Protocol
 
 from d8mesh.core.client.effects import Connected, Lost, Output, Rejected, Transmit
 from d8mesh.core.client.session import ClientSession
-from d8mesh.core.client.submission import Submission
+from d8mesh.core.client.submission import Outcome, Submission
 from d8mesh.core.protocol.codec import decode_to_client, encode
 from d8mesh.core.protocol.messages import Goodbye, Group, Outcomes
 from d8mesh.edge.logs import event
 from d8mesh.edge.network import Way, first_reachable
 from d8mesh.edge.transport.sockets import DealerLink, SharedContext, Waker
 from d8mesh.errors import BrokerUnavailableError, ProtocolError, TaskRejectedError, WaitTimeoutError
-from d8mesh.nodes.client.completion_waiters import LOOKS_S, STALL_S, CompletionWaiters, say_waiting
+from d8mesh.nodes.client.completion_waiters import LOOKS_S, STALL_S, CompletionWaiters, log_waiting
 from d8mesh.nodes.client.dial import DIAL_S, Dialler
 from d8mesh.nodes.client.reasons import Reason
+from d8mesh.nodes.client.results import Result, result_of
 from d8mesh.nodes.client.runner import CUT_S, DOUBT_PAUSE_S, ClientRunner
 from d8mesh.nodes.client.timeouts import countdown, give_up, timed_out, told_whole
 
@@ -46,9 +47,6 @@ STALE_FRAMES: Final = 1000
 #: How long the thread that went on for a lost direct call may take to end.
 END_S: Final = 3.0
 _log: Final = logging.getLogger("d8mesh.client")
-
-#: How a task ended: one of the states of `core.protocol.messages`, its recorded result, its id.
-Outcome: TypeAlias = tuple[int, bytes, str]
 
 
 class DiallerMaker(Protocol):
@@ -91,15 +89,13 @@ class DirectCall:
         self._link = DealerLink(endpoint, shared)
         self._next_n = 0
         self._cut_since = self._next_doubt = 0.0
-        #: an outcome that the session is told of while the next one is awaited: id, state, when
-        self._untold: tuple[str, int, float] | None = None
+        #: ids and states that the session is told of during the next call; they came at `used`
+        self._untold: tuple[list[str], bytes] | None = None
 
     def submission(self, group: Group) -> Submission:
         """Return a submission with the next task."""
         n, self._next_n = self._next_n, self._next_n + 1
-        submission = Submission(self.session.name, n, [group], 1)
-        submission.states, submission.payloads, submission.missing = bytearray(1), [None], 1
-        return submission
+        return Submission(self.session.name, n, [group])
 
     def call(
         self, submission: Submission, timeout_s: float | None, check_alive: Callable[[], None]
@@ -112,7 +108,7 @@ class DirectCall:
             check_alive: raises when waiting has become useless; called now and then.
 
         Raises:
-            HotlineLostError: the connection was lost; the session has the submission.
+            DirectCallLostError: the connection was lost; the session has the submission.
             TaskRejectedError: it was refused.
             WaitTimeoutError: `timeout_s` is over; nobody waits for the task any more.
         """
@@ -142,7 +138,7 @@ class DirectCall:
                 self._look(now)
                 if now - begun > STALL_S and not is_said:
                     is_said = True
-                    say_waiting(_what(task_id), self._why(task_id))
+                    log_waiting(_what(task_id), self._why(task_id))
             submission.raise_refusal()
             if now >= until:
                 session.abandon(submission)
@@ -191,18 +187,18 @@ class DirectCall:
         try:
             message = decode_to_client(frame)
             if type(message) is Outcomes and message.ids == [task_id] and message.states[0]:
-                self._untold = task_id, message.states[0], now
-                return message.states[0], message.payloads[0], task_id
+                self._untold = message.ids, message.states
+                return Outcome(message.states[0], message.payloads[0])
             self._carry_out(self.session.receive(message, now))
         except ProtocolError as error:
             event(_log, logging.WARNING, "frame.bad", error=str(error))
-        return _outcome_in(submission) if submission.states[0] else None
+        return submission.outcome(0) if submission.states[0] else None
 
     def _tell(self) -> None:
         """Tell the session of the last outcome: nobody waits for that any more."""
         if self._untold is not None:
-            (task_id, state, then), self._untold = self._untold, None
-            self._carry_out(self.session.receive(Outcomes([task_id], bytes([state]), [b""]), then))
+            (ids, states), self._untold = self._untold, None
+            self._carry_out(self.session.receive(Outcomes(ids, states, [b""]), self.used))
 
     def _carry_out(self, outputs: Iterable[Output]) -> None:
         for output in outputs:
@@ -258,8 +254,8 @@ class DirectCalls:
             with self._lock:
                 self._callers -= 1
 
-    def call(self, endpoint: str, group: Group, timeout_s: float | None) -> Outcome | None:
-        """Submit one task and wait for its outcome.
+    def call(self, endpoint: str, group: Group, timeout_s: float | None) -> Result | None:
+        """Submit one task and wait for its result.
 
         Args:
             endpoint: ``tcp://HOST:PORT`` of the broker.
@@ -267,39 +263,42 @@ class DirectCalls:
             timeout_s: how long to wait; None: as long as it takes.
 
         Returns:
-            The outcome; None: no direct call can be made; nothing was submitted.
+            The result; None: no direct call can be made; nothing was submitted.
 
         Raises:
             TaskRejectedError: it was refused.
             WaitTimeoutError: `timeout_s` is over.
+            What else `result_of` raises.
         """
         left_s = countdown(timeout_s)
         direct_call = self._take(endpoint)
         if direct_call is None:
             return None
         is_kept = is_lost = False
+        outcome: Outcome | None = None
         submission = direct_call.submission(group)
         submission.give_up = give_up(timeout_s)
         try:
             outcome = direct_call.call(submission, timeout_s, self._check_alive)
             is_kept = True
-            return outcome
         except (TaskRejectedError, WaitTimeoutError) as error:
             is_kept = True
             error.task_id = submission.task_id(0)
             raise
         except DirectCallLostError as error:
-            event(_log, logging.INFO, "hotline.lost", why=str(error))
+            event(_log, logging.INFO, "direct_call.lost", why=str(error))
             is_lost = True
         finally:  # also on Ctrl-C: what the session was at is unknown then
             if is_kept:
                 self._give_back(direct_call)
             else:
                 self._let_go([direct_call], is_lost=is_lost)
-        try:
-            return self._go_on(direct_call, submission, left_s())
-        except WaitTimeoutError as error:
-            raise told_whole(error, timeout_s) from None
+        if outcome is None:
+            try:
+                outcome = self._go_on(direct_call, submission, left_s())
+            except WaitTimeoutError as error:
+                raise told_whole(error, timeout_s) from None
+        return result_of(outcome.state, outcome.payload, submission, 0)
 
     def close(self) -> None:
         """Close those that are idle; the others follow when their calls end."""
@@ -369,8 +368,7 @@ class DirectCalls:
 
             def check_alive() -> None:
                 self._check_alive()
-                if runner.fatal is not None:
-                    raise runner.fatal
+                runner.check_alive()
 
             waiters = CompletionWaiters(check_alive, self._why)
             runner = ClientRunner(
@@ -380,7 +378,7 @@ class DirectCalls:
             try:
                 waiters.wait_for(
                     submission,
-                    lambda: bool(submission.states[0]) or submission.refusal is not None,
+                    lambda: submission.is_known(0),
                     timeout_s,
                     what=_what(submission.task_id(0)),
                     task_id=submission.task_id(0),
@@ -390,12 +388,8 @@ class DirectCalls:
         finally:
             dialler.close()
         submission.raise_refusal()
-        return _outcome_in(submission)
+        return submission.outcome(0)
 
 
 def _what(task_id: str) -> str:
     return f"the result of {task_id}"
-
-
-def _outcome_in(submission: Submission) -> Outcome:
-    return submission.states[0], submission.payloads[0] or b"", submission.task_id(0)

@@ -8,6 +8,7 @@ from typing import TypeVar
 import pytest
 
 from d8mesh.core.client import session as brain
+from d8mesh.core.client.awaited import REWATCH_S
 from d8mesh.core.client.effects import (
     Answered,
     Arrived,
@@ -73,9 +74,7 @@ def up(now: float = 0.0) -> ClientSession:
 
 
 def submission(first: int, count: int = 1, *, session: str = SESSION) -> Submission:
-    made = Submission(session, first, [Group("echo", 5, [b"\x80"] * count)], count)
-    made.states, made.payloads, made.missing = bytearray(count), [None] * count, count
-    return made
+    return Submission(session, first, [Group("echo", 5, [b"\x80"] * count)])
 
 
 def awaiting(task_id: str) -> Submission:
@@ -393,12 +392,12 @@ def test_what_is_awaited_is_asked_for_again_in_rounds_of_bounded_messages() -> N
     session.receive(outcomes(f"{SESSION}-0"), 0.0)
     asked: list[str] = []
     now = 0.0
-    while now < brain.REWATCH_S + 15:
+    while now < REWATCH_S + 15:
         now += 3.0
         session.receive(Beat(1), now)
         (watch,) = sent(session.tick(now), Watch)
         assert len(watch.ids) <= count
-        if now < brain.REWATCH_S:
+        if now < REWATCH_S:
             assert watch.ids == []
         asked += watch.ids
     assert len(asked) == len(set(asked)) == 3 * count - 1

@@ -14,14 +14,13 @@ from d8mesh.doors.rest.schemas import (
     batch_of,
     check_registration,
     convert,
-    groups_of,
     idempotency_key,
     named_report_of,
     report_of,
     submit_of,
 )
 from d8mesh.errors import InvalidTaskError, PayloadTooLargeError
-from d8mesh.nodes.client.submissions import digest_of, model_of
+from d8mesh.nodes.client.groups import digest_of, groups_of, model_of, size_of
 
 BAD_TASKS: list[tuple[Any, str]] = [
     (None, "the body is null"),
@@ -148,7 +147,7 @@ def test_too_much_data_is_told() -> None:
         groups_of([SubmitOne("t", {"x": "a" * (33 * 1024 * 1024)})], is_batch=False)
     half = SubmitOne("t", {"x": "a" * (17 * 1024 * 1024)})
     with pytest.raises(PayloadTooLargeError, match="together"):
-        groups_of([half, half], is_batch=True)
+        size_of(groups_of([half, half], is_batch=True))
 
 
 def test_the_same_body_has_the_same_digest() -> None:

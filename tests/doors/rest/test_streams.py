@@ -19,7 +19,7 @@ from d8mesh.core.protocol.messages import Stream
 from d8mesh.doors.rest import streams
 from d8mesh.handlers import TaskContext
 from d8mesh.http.events import SSE, stream
-from d8mesh.nodes.client.keeping import Position
+from d8mesh.nodes.client.streams import Position
 from tests.doors.rest_calls import Rest, rest_in
 from tests.nodes.mesh import Mesh, until
 

@@ -27,7 +27,7 @@ from d8mesh.errors import (
     QueueFullError,
     TaskError,
 )
-from d8mesh.nodes.client import Client, farewell, wait
+from d8mesh.nodes.client import Client, closing, wait
 from d8mesh.nodes.client.completion_waiters import MAX_PENDING_TASKS
 from tests.nodes.mesh import PATIENCE_S, Mesh, free_port, mesh_in, until
 
@@ -85,7 +85,7 @@ def test_an_orchestrator_that_comes_later_is_waited_for(mesh: Mesh) -> None:
     client.submit("nobody", {})
     closing = threading.Thread(target=client.close, args=(PATIENCE_S,))
     closing.start()
-    until(lambda: client.waiters._is_shut)
+    until(lambda: client.node.waiters._is_shut)
     mesh.broker(port=port)
     closing.join(PATIENCE_S)
     assert not closing.is_alive()
@@ -98,7 +98,7 @@ def test_what_is_not_acknowledged_is_raised_with_its_ids_and_the_reason() -> Non
     with pytest.raises(NotAcknowledgedError, match=r"^25 tasks are not ack.*and 15 more") as caught:
         client.close(0.3)
     assert caught.value.task_ids == tuple(task.id for task in tasks)
-    assert len(re.findall(ID, str(caught.value))) == farewell.TOLD_IDS
+    assert len(re.findall(ID, str(caught.value))) == closing.SHOWN_IDS
     assert "never connected" in str(caught.value)
     assert "refused" in str(caught.value)
     for twin in (copy.copy(caught.value), copy.deepcopy(caught.value)):
@@ -145,7 +145,7 @@ def test_who_leaves_by_ctrl_c_is_not_held_up() -> None:
 
     with pytest.raises(KeyboardInterrupt):
         use()
-    assert time.monotonic() - begun < farewell.CLOSE_S - 1
+    assert time.monotonic() - begun < closing.CLOSE_S - 1
 
 
 def test_another_mesh_is_not_waited_for(mesh: Mesh) -> None:
@@ -263,7 +263,7 @@ def test_nothing_is_taken_from_the_moment_of_closing() -> None:
     client.submit("nobody", {})
     closing = threading.Thread(target=_close_quietly, args=(client, 1.0))
     closing.start()
-    until(lambda: client.waiters._is_shut)
+    until(lambda: client.node.waiters._is_shut)
     with pytest.raises(NodeClosedError):
         client.submit("nobody", {})
     with pytest.raises(NodeClosedError):
@@ -283,7 +283,7 @@ def test_ctrl_c_ends_the_wait_and_the_client(caplog: pytest.LogCaptureFixture) -
     begun = time.monotonic()
 
     def interrupt() -> None:
-        until(lambda: client.waiters._is_shut)
+        until(lambda: client.node.waiters._is_shut)
         signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
 
     threading.Thread(target=interrupt).start()
@@ -306,7 +306,7 @@ def test_a_listener_may_close_its_client(mesh: Mesh) -> None:
     task = client.submit("echo", {})
     task.wait_accepted(PATIENCE_S)
     client.outputs.listen(task.id, lambda stream: client.close())
-    until(lambda: not client._runner._thread.is_alive())
+    until(lambda: not client.node.runner._thread.is_alive())
 
 
 # ------------------------------------------------------------------- ends of programs
@@ -354,8 +354,8 @@ def test_a_program_that_just_ends_has_its_task_on_the_disk(mesh: Mesh, end: str)
 
 def test_a_program_that_ends_without_an_orchestrator_says_so() -> None:
     program = f"""
-    from d8mesh.nodes.client import farewell
-    farewell.CLOSE_S, farewell.TOLD_AFTER_S = 0.8, 0.2
+    from d8mesh.nodes.client import closing
+    closing.CLOSE_S, closing.PRINT_AFTER_S = 0.8, 0.2
     {OPEN.strip()}
     print(client.submit("nobody", {{}}).id)
     """

@@ -1,6 +1,6 @@
 """The end of a client: nothing that was submitted is lost without a word.
 
-`Farewell` ends one client once. What is open when the interpreter ends is closed then, and what is
+`Closing` ends one client once. What is open when the interpreter ends is closed then, and what is
 missing is said on standard error: nobody could catch an error any more. (A client is never
 collected before: its own thread holds it.)
 """
@@ -30,21 +30,21 @@ CLOSE_S: Final = 10.0
 INTERRUPTED_S: Final = 1.0
 #: Ending takes so long beyond that: whoever closes a client that is being closed waits for it.
 END_S: Final = 8.0
-#: At the end of the interpreter a wait is told after this long.
-TOLD_AFTER_S: Final = 1.0
+#: At the end of the interpreter a wait is shown after this long.
+PRINT_AFTER_S: Final = 1.0
 #: Ids in a message; the error has them all.
-TOLD_IDS: Final = 10
+SHOWN_IDS: Final = 10
 #: Ids of one line of the log, whose values are cut at 200 characters; and lines of one client.
 IDS_OF_A_LINE: Final = 7
 MAX_LINES: Final = 100
 _log: Final = logging.getLogger("d8mesh.client")
 
 
-class Farewell:
+class Closing:
     """Ends one client.
 
     Args:
-        board: knows what is not acknowledged.
+        waiters: knows what is not acknowledged.
         wait_all: waits until all is; False: it is not in time, or never will be.
         why: says why not, for people; takes a short time.
         end: lets all go, without waiting for anything more.
@@ -65,7 +65,7 @@ class Farewell:
         self._is_begun = False
         self._done = threading.Event()
 
-    def say(self, timeout_s: float | None) -> None:
+    def close(self, timeout_s: float | None) -> None:
         """Take nothing more, wait until all is acknowledged, and end; later calls do nothing.
 
         Who calls while another thread is at it waits for that, and is told the same.
@@ -91,7 +91,7 @@ class Farewell:
             missing = missing_of(self._waiters, "the wait was interrupted")
             if missing is not None:
                 error.add_note(f"d8mesh: {missing}")
-                tell(missing)
+                log_missing(missing)
             raise
         finally:
             try:
@@ -105,15 +105,15 @@ class Farewell:
         if error is not None:
             raise error
 
-    def say_beside(self, timeout_s: float, error: BaseException) -> None:
+    def close_beside(self, timeout_s: float, error: BaseException) -> None:
         """End a client while `error` is under way: what is missing becomes a note of it."""
         if isinstance(error, KeyboardInterrupt):
             timeout_s = min(timeout_s, INTERRUPTED_S)
         try:
-            self.say(timeout_s)
+            self.close(timeout_s)
         except NotAcknowledgedError as missing:
             error.add_note(f"d8mesh: {missing}")
-            tell(missing)
+            log_missing(missing)
 
 
 def missing_of(waiters: CompletionWaiters, why: str) -> NotAcknowledgedError | None:
@@ -128,12 +128,12 @@ def missing_of(waiters: CompletionWaiters, why: str) -> NotAcknowledgedError | N
     refusals = [error_of(each.code, each.message) for each in refused]
     count = len(task_ids)
     tasks = "1 task is" if count == 1 else f"{count} tasks are"
-    more = f" and {count - TOLD_IDS} more" if count > TOLD_IDS else ""
-    reasons = [*dict.fromkeys(str(each) for each in refusals[:TOLD_IDS]), *([why] if why else [])]
+    more = f" and {count - SHOWN_IDS} more" if count > SHOWN_IDS else ""
+    reasons = [*dict.fromkeys(str(each) for each in refusals[:SHOWN_IDS]), *([why] if why else [])]
     if waiters.forgotten:
         reasons.append(f"{waiters.forgotten} more were refused long ago: their ids are forgotten")
     because = f". {'; '.join(reasons)}" if reasons else ""
-    shown = ", ".join(task_ids[:TOLD_IDS])
+    shown = ", ".join(task_ids[:SHOWN_IDS])
     error = NotAcknowledgedError(
         f"{tasks} not acknowledged, and may be lost: {shown}{more}{because}", task_ids=task_ids
     )
@@ -142,7 +142,7 @@ def missing_of(waiters: CompletionWaiters, why: str) -> NotAcknowledgedError | N
     return error
 
 
-def tell(error: NotAcknowledgedError) -> None:
+def log_missing(error: NotAcknowledgedError) -> None:
     """Write down what nobody may catch."""
     ids, why = error.task_ids, str(error).partition(". ")[2]
     lines = [ids[n : n + IDS_OF_A_LINE] for n in range(0, len(ids), IDS_OF_A_LINE)]
@@ -154,23 +154,22 @@ def tell(error: NotAcknowledgedError) -> None:
 # ---------------------------------------------------------- the end of the interpreter
 
 
-class Open(Protocol):
+class Closable(Protocol):
     """A client that may still be open when the interpreter ends."""
 
-    @property
-    def waiters(self) -> CompletionWaiters:
-        """Where it is known what is not acknowledged."""
+    #: where it is known what is not acknowledged
+    waiters: CompletionWaiters
 
     def close(self, timeout_s: float = ..., /) -> None:
         """End it."""
 
 
 #: open clients, and the process that each belongs to
-_open: weakref.WeakKeyDictionary[Open, int] = weakref.WeakKeyDictionary()
+_open: weakref.WeakKeyDictionary[Closable, int] = weakref.WeakKeyDictionary()
 _registered: set[int] = set()  # process ids
 
 
-def close_at_exit(client: Open) -> None:
+def close_at_exit(client: Closable) -> None:
     """Have `client` closed when the interpreter ends, if nobody has done so by then."""
     pid = os.getpid()
     _open[client] = pid
@@ -185,7 +184,7 @@ def close_at_exit(client: Open) -> None:
         children.Finalize(None, _close_all, exitpriority=100)
 
 
-def forget(client: Open) -> None:
+def forget(client: Closable) -> None:
     """This one is closed."""
     _open.pop(client, None)
 
@@ -198,14 +197,14 @@ def _close_all() -> None:
     until = time.monotonic() + (INTERRUPTED_S if is_interrupted else CLOSE_S)
     for client in clients:
         client.waiters.shut()
-    first_until = min(until, time.monotonic() + TOLD_AFTER_S)
+    first_until = min(until, time.monotonic() + PRINT_AFTER_S)
     try:
         for client in clients:
             client.waiters.wait_empty(max(0.0, first_until - time.monotonic()))
         count = sum(client.waiters.count for client in clients)
         left_s = until - time.monotonic()
         if count and left_s > 0:
-            say_waiting(count, left_s)
+            print_waiting(count, left_s)
     except KeyboardInterrupt:
         until = 0.0
     for client in clients:
@@ -217,7 +216,7 @@ def _close_all() -> None:
             until = 0.0
 
 
-def say_waiting(count: int, left_s: float) -> None:
+def print_waiting(count: int, left_s: float) -> None:
     """Say why the end of the program takes a while."""
     tasks = "1 task" if count == 1 else f"{count} tasks"
     _say(f"waiting up to {left_s:.0f} s for the acknowledgement of {tasks}; Ctrl-C ends it")

@@ -11,9 +11,9 @@ import pytest
 
 from d8mesh.core.client.submission import Submission
 from d8mesh.core.protocol.messages import Group, Refused, Stream
-from d8mesh.nodes.client import keeping as module
-from d8mesh.nodes.client.handle import RESTARTED
-from d8mesh.nodes.client.keeping import Keeping, Listeners, Missed, Position
+from d8mesh.nodes.client import stream_buffer as module
+from d8mesh.nodes.client.stream_buffer import StreamBuffer
+from d8mesh.nodes.client.streams import RESTARTED, Listeners, Missed, Position
 
 SESSION = "0123456789abcdef"
 
@@ -22,8 +22,8 @@ def stream(seq: int, *texts: str, attempt: int = 1, n: int = 0) -> Stream:
     return Stream(f"{SESSION}-{n}", attempt, seq, [msgspec.msgpack.encode(text) for text in texts])
 
 
-def kept_of(keeping: Keeping, n: int = 0) -> list[Any]:
-    kept, told = keeping.of(f"{SESSION}-{n}"), list[Any]()
+def kept_of(buffer: StreamBuffer, n: int = 0) -> list[Any]:
+    kept, told = buffer.of(f"{SESSION}-{n}"), list[Any]()
     assert kept is not None
     position = Position(is_whole=True)
     _, heard, _ = kept.read(0, 0.0)
@@ -32,33 +32,31 @@ def kept_of(keeping: Keeping, n: int = 0) -> list[Any]:
     return told
 
 
-def new(count: int = 1) -> tuple[Keeping, Listeners, Submission]:
-    listeners: Listeners = {}
-    keeping = Keeping(listeners)
-    submission = Submission(
-        SESSION, 0, [Group("echo", 5, [b"\x80"] * count)], count, is_listened=True
-    )
+def new(count: int = 1) -> tuple[StreamBuffer, Listeners, Submission]:
+    listeners = Listeners()
+    buffer = StreamBuffer(listeners)
+    submission = Submission(SESSION, 0, [Group("echo", 5, [b"\x80"] * count)], is_listened=True)
     for index in range(count):
-        keeping.expect(submission, index)
-    return keeping, listeners, submission
+        buffer.expect(submission, index)
+    return buffer, listeners, submission
 
 
-def ear(listeners: Listeners, n: int = 0) -> Callable[[Stream | None], None]:
-    (hear,) = listeners[f"{SESSION}-{n}"]
+def listener(listeners: Listeners, n: int = 0) -> Callable[[Stream | None], None]:
+    (hear,) = listeners._of[f"{SESSION}-{n}"]
     return hear
 
 
 def test_all_is_there_for_any_number_of_readers_once_each() -> None:
-    keeping, listeners, _ = new()
-    hear = ear(listeners)
+    buffer, listeners, _ = new()
+    hear = listener(listeners)
     for part in (stream(0, "a"), stream(1, "b", "c"), stream(0, "a", "b", "c"), stream(3, "d")):
         hear(part)
     for _ in range(2):
-        assert kept_of(keeping) == ["a", "b", "c", "d"]
+        assert kept_of(buffer) == ["a", "b", "c", "d"]
     hear(stream(0, "x", attempt=2))
     hear(None)
-    assert kept_of(keeping)[4:] == [RESTARTED, "x"]
-    kept = keeping.of(f"{SESSION}-0")
+    assert kept_of(buffer)[4:] == [RESTARTED, "x"]
+    kept = buffer.of(f"{SESSION}-0")
     assert kept is not None
     assert kept.read(99, 0.0) == (4, [], True)
 
@@ -78,50 +76,50 @@ def test_beyond_the_bound_of_a_task_the_oldest_goes_and_that_is_said(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(module, "MAX_TASK_BYTES", 3 * module.PIECE_BYTES)
-    keeping, listeners, _ = new()
+    buffer, listeners, _ = new()
     for seq in range(9):
-        ear(listeners)(stream(seq, str(seq)))
-    assert kept_of(keeping) == [Missed(7), "7", "8"]
+        listener(listeners)(stream(seq, str(seq)))
+    assert kept_of(buffer) == [Missed(7), "7", "8"]
 
 
 def test_beyond_the_bounds_of_all_what_has_ended_first_goes_first(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(module, "MAX_ALL_BYTES", 3 * module.PIECE_BYTES + 10)
-    keeping, listeners, _ = new(4)
-    ears = [ear(listeners, n) for n in range(4)]
+    buffer, listeners, _ = new(4)
+    hears = [listener(listeners, n) for n in range(4)]
     for n in (1, 0, 2):
-        ears[n](stream(0, str(n), n=n))
-    ears[2](None)
-    ears[3](stream(0, "3", n=3))
-    assert [n for n in range(4) if keeping.of(f"{SESSION}-{n}")] == [0, 1, 3]
-    ears[1](stream(1, "more", n=1))
-    assert [n for n in range(4) if keeping.of(f"{SESSION}-{n}")] == [1, 3]
-    ears[0](stream(1, "late"))
+        hears[n](stream(0, str(n), n=n))
+    hears[2](None)
+    hears[3](stream(0, "3", n=3))
+    assert [n for n in range(4) if buffer.of(f"{SESSION}-{n}")] == [0, 1, 3]
+    hears[1](stream(1, "more", n=1))
+    assert [n for n in range(4) if buffer.of(f"{SESSION}-{n}")] == [1, 3]
+    hears[0](stream(1, "late"))
     monkeypatch.setattr(module, "MAX_KEPT_TASKS", 1)
-    assert [n for n in range(4) if keeping.of(f"{SESSION}-{n}")] == [3]
+    assert [n for n in range(4) if buffer.of(f"{SESSION}-{n}")] == [3]
 
 
 def test_what_has_ended_is_kept_for_so_long() -> None:
-    keeping, listeners, _ = new()
-    ear(listeners)(None)
-    assert keeping.keep_s == math.inf
-    assert keeping.of(f"{SESSION}-0") is not None
-    keeping.keep_s = 0.0
-    assert keeping.of(f"{SESSION}-0") is None
+    buffer, listeners, _ = new()
+    listener(listeners)(None)
+    assert buffer.keep_s == math.inf
+    assert buffer.of(f"{SESSION}-0") is not None
+    buffer.keep_s = 0.0
+    assert buffer.of(f"{SESSION}-0") is None
 
 
 def test_what_is_refused_is_not_kept_and_a_repeated_key_keeps_the_first_tasks() -> None:
-    keeping, listeners, submission = new()
+    buffer, listeners, submission = new()
     submission.accept(SESSION, 0, is_repeat=False)
-    keeping.settled(submission)
-    assert keeping.of(f"{SESSION}-0") is not None
+    buffer.settled(submission)
+    assert buffer.of(f"{SESSION}-0") is not None
     submission.accept("v" * 16, 5, is_repeat=True)
     for _ in range(2):
-        keeping.settled(submission)
-        assert keeping.of(f"{SESSION}-0") is None
-        assert list(listeners) == ["v" * 16 + "-5"]
-    keeping, listeners, submission = new()
+        buffer.settled(submission)
+        assert buffer.of(f"{SESSION}-0") is None
+        assert list(listeners.tasks) == ["v" * 16 + "-5"]
+    buffer, listeners, submission = new()
     submission.refuse(Refused(1, "task.invalid", "no"))
-    keeping.settled(submission)
-    assert (keeping.of(f"{SESSION}-0"), listeners) == (None, {})
+    buffer.settled(submission)
+    assert (buffer.of(f"{SESSION}-0"), listeners.tasks) == (None, frozenset())

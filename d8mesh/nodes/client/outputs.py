@@ -5,10 +5,11 @@ from __future__ import annotations
 import queue
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, TypeAlias
+from typing import Any
 
 from d8mesh.core.client.effects import Output
 from d8mesh.core.client.session import ClientSession
+from d8mesh.core.client.submission import Submission, awaiting
 from d8mesh.core.protocol.messages import Stream
 from d8mesh.edge.waits import take
 from d8mesh.nodes.client.completion_waiters import (
@@ -16,43 +17,36 @@ from d8mesh.nodes.client.completion_waiters import (
     LOOKS_S,
     STALL_S,
     CompletionWaiters,
-    say_waiting,
+    log_waiting,
 )
-from d8mesh.nodes.client.handle import StreamDeduplicator, Task
-from d8mesh.nodes.client.keeping import Keeping, KeptOutput, Missed, Position
 from d8mesh.nodes.client.reasons import Reason
 from d8mesh.nodes.client.runner import ClientRunner
-from d8mesh.nodes.client.submissions import awaiting
+from d8mesh.nodes.client.stream_buffer import KeptOutput, StreamBuffer
+from d8mesh.nodes.client.streams import Missed, OnStream, Position, StreamDeduplicator
 from d8mesh.nodes.client.timeouts import bounded, timed_out
-
-#: Called with each `Stream`, and with None once the task is finished.
-OnEvent: TypeAlias = Callable[[Stream | None], None]
 
 
 def listen(
-    runner: ClientRunner, session: ClientSession, task_id: str, on_event: OnEvent
+    runner: ClientRunner, session: ClientSession, task_id: str, on_stream: OnStream
 ) -> Callable[[], None]:
     """Hear a task's partial output; return what stops it. See `Outputs.listen`."""
     submission = awaiting(task_id)
-    hear = StreamDeduplicator(on_event)
+    hear = StreamDeduplicator(on_stream)
+    listeners = runner.listeners
 
     def start(now: float) -> list[Output]:
-        runner.listeners.setdefault(task_id, []).append(hear)
+        listeners.add(task_id, hear)
         runner.on_arrival[submission] = finished
         return session.listen(task_id, is_on=True) + session.watch(submission)
 
     def finished() -> None:
-        heard = runner.listeners.pop(task_id, [])
         session.listen(task_id, is_on=False)  # the orchestrator knows: nothing is sent
-        runner.tell(heard, None)
+        listeners.finish([task_id])
 
     def stop(now: float) -> list[Output]:
         runner.on_arrival.pop(submission, None)
-        heard = runner.listeners.get(task_id, [])
-        if hear in heard:
-            heard.remove(hear)
         out = session.unwatch(submission)
-        if not heard and runner.listeners.pop(task_id, None) is not None:
+        if listeners.remove(task_id, hear):
             out += session.listen(task_id, is_on=False)
         return out
 
@@ -64,7 +58,7 @@ class Outputs:
     """The partial output of the tasks of one client.
 
     Args:
-        session, board, runner: the client's.
+        session, waiters, runner: the client's.
         check_alive: raises when waiting has become useless.
         why: says why a task is not further.
 
@@ -83,42 +77,44 @@ class Outputs:
         self._check_alive, self._why = check_alive, why
 
     @property
-    def keeping(self) -> Keeping:
+    def buffer(self) -> StreamBuffer:
         """What keeps the output of tasks that were submitted with ``listen=True``."""
-        return self._runner.keeping
+        return self._runner.stream_buffer
 
     @property
     def listened(self) -> frozenset[str]:
         """The tasks whose output is listened to."""
-        return frozenset(self._runner.listeners.copy())
+        return self._runner.listeners.tasks
 
-    def listen(self, task_id: str, on_event: OnEvent) -> Callable[[], None]:
+    def listen(self, task_id: str, on_stream: OnStream) -> Callable[[], None]:
         """Hear a task's output; return what stops it.
 
         Args:
             task_id: the task.
-            on_event: called from the I/O thread with each `Stream`, and with None once the task
+            on_stream: called from the I/O thread with each `Stream`, and with None once the task
                 is finished.
         """
-        return listen(self._runner, self._session, task_id, on_event)
+        return listen(self._runner, self._session, task_id, on_stream)
 
-    def of(self, task: Task, timeout_s: float | None) -> Iterator[Any]:
-        """Yield a task's output; see `Task.stream`.
+    def of(self, submission: Submission, index: int, timeout_s: float | None) -> Iterator[Any]:
+        """Yield the output of a task of a submission; see `Task.stream`.
 
         Raises:
             WaitTimeoutError: nothing came for `timeout_s`.
         """
-        wait = _Wait(bounded(timeout_s), self._check_alive, self._why, task.id)
-        if task.submission.is_listened:
-            kept = self.keeping.of(task.id)
+        task_id = submission.task_id(index)
+        wait = _OutputWait(bounded(timeout_s), self._check_alive, self._why, task_id)
+        if submission.is_listened:
+            kept = self.buffer.of(task_id)
             if kept is not None:
                 yield from _read(kept, wait)
-                task.submission.raise_refusal()
+                submission.raise_refusal()
                 return
             yield Missed(None)
-        self._waiters.wait_settled(task.submission, timeout_s)  # before, nobody knows the task
+        self._waiters.wait_settled(submission, timeout_s)  # before, nobody knows the task
+        task_id = submission.task_id(index)  # of a repeated key that of the first time
         events: queue.SimpleQueue[Stream | None] = queue.SimpleQueue()
-        stop, position = self.listen(task.id, events.put), Position(is_whole=False)
+        stop, position = self.listen(task_id, events.put), Position(is_whole=False)
         try:
             while (stream := _next_of(events, wait)) is not None:
                 yield from position.read(stream)
@@ -126,23 +122,24 @@ class Outputs:
             stop()
 
 
-def _read(kept: KeptOutput, wait: _Wait) -> Iterator[Any]:
+def _read(kept: KeptOutput, wait: _OutputWait) -> Iterator[Any]:
     """Yield what is kept of a task's output, and what comes, to its end."""
     position, at = Position(is_whole=True), 0
     wait.begin()
     while True:
-        at, heard, is_over = kept.read(at, wait.look_s)
-        for stream in heard:
+        part = kept.read(at, wait.look_s)
+        at = part.at
+        for stream in part.streams:
             yield from position.read(stream)
-        if is_over:
+        if part.is_over:
             return
-        if heard:
+        if part.streams:
             wait.begin()
         else:
             wait.look()
 
 
-def _next_of(events: queue.SimpleQueue[Stream | None], wait: _Wait) -> Stream | None:
+def _next_of(events: queue.SimpleQueue[Stream | None], wait: _OutputWait) -> Stream | None:
     """Return what is heard next; None: the task is finished."""
     wait.begin()
     while True:
@@ -152,7 +149,7 @@ def _next_of(events: queue.SimpleQueue[Stream | None], wait: _Wait) -> Stream | 
             wait.look()
 
 
-class _Wait:
+class _OutputWait:
     """A wait for the next piece of a task's output, in short looks."""
 
     def __init__(
@@ -191,4 +188,4 @@ class _Wait:
             raise timed_out(what, self._timeout_s, because)
         if waited_s >= STALL_S and not self._is_said:
             self._is_said = True
-            say_waiting(what, self._why(self._task_id))
+            log_waiting(what, self._why(self._task_id))

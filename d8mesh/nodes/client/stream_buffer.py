@@ -10,16 +10,13 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from functools import partial
-from typing import Any, Final
-
-import msgspec
+from typing import Final, NamedTuple
 
 from d8mesh.core.client.submission import Submission
 from d8mesh.core.protocol.messages import Stream
-from d8mesh.nodes.client.handle import RESTARTED, StreamDeduplicator
+from d8mesh.nodes.client.streams import Listeners, StreamDeduplicator
 
 #: Partial output kept of one task, and of all; beyond it the oldest goes.
 MAX_TASK_BYTES: Final = 4 * 1024 * 1024
@@ -29,48 +26,13 @@ MAX_KEPT_TASKS: Final = 10_000
 #: What a piece costs beside its bytes.
 PIECE_BYTES: Final = 200
 
-Listeners = dict[str, list[Callable[[Stream | None], None]]]
 
+class KeptPart(NamedTuple):
+    """What a reader of kept output finds."""
 
-@dataclass(frozen=True, slots=True)
-class Missed:
-    """In `Task.stream`: here pieces of the output are missing; `count` is None if unknown."""
-
-    count: int | None
-
-
-class Position:
-    """Where a reader of a stream is, so that it sees what is missing.
-
-    Args:
-        is_whole: the stream is heard from its first piece on.
-    """
-
-    __slots__ = ("attempt", "is_whole", "next_seq")
-
-    def __init__(self, *, is_whole: bool) -> None:
-        self.is_whole = is_whole
-        self.attempt = self.next_seq = 0
-
-    def move(self, stream: Stream) -> tuple[bool, int]:
-        """Go on behind what was heard; return whether the output begins anew, how many missed."""
-        is_first, is_new = not self.attempt, stream.attempt != self.attempt
-        if is_new:
-            self.attempt, self.next_seq = stream.attempt, 0
-        missed = max(0, stream.first_seq - self.next_seq) if stream.payloads else 0
-        if is_first and not self.is_whole:
-            missed = 0
-        self.next_seq = max(self.next_seq, stream.first_seq + len(stream.payloads))
-        return is_new and not is_first, missed
-
-    def read(self, stream: Stream) -> Iterator[Any]:
-        """Yield what a caller of `Task.stream` sees of this."""
-        is_restart, missed = self.move(stream)
-        if is_restart:
-            yield RESTARTED
-        if missed:
-            yield Missed(missed)
-        yield from map(msgspec.msgpack.decode, stream.payloads)
+    at: int  #: where to read on
+    streams: list[Stream]
+    is_over: bool  #: that is the end
 
 
 class KeptOutput:
@@ -107,12 +69,11 @@ class KeptOutput:
             while self._heard:
                 self._drop()
 
-    def read(self, at: int, timeout_s: float) -> tuple[int, list[Stream], bool]:
+    def read(self, at: int, timeout_s: float) -> KeptPart:
         """Wait for something behind the first `at` that were heard.
 
         Returns:
-            Where to read on, what there is, and whether that is the end. Nothing and no end:
-            the time is over.
+            What there is; nothing and no end: the time is over.
         """
         until = time.monotonic() + timeout_s
         with self._changed:
@@ -120,10 +81,10 @@ class KeptOutput:
                 count = self._gone + len(self._heard)
                 if at < count:
                     skip = max(0, at - self._gone)
-                    return count, list(self._heard)[skip:], self.ended < math.inf
+                    return KeptPart(count, list(self._heard)[skip:], self.ended < math.inf)
                 left_s = until - time.monotonic()
                 if self.ended < math.inf or left_s <= 0:
-                    return count, [], self.ended < math.inf
+                    return KeptPart(count, [], self.ended < math.inf)
                 self._changed.wait(left_s)
 
     def _drop(self) -> None:
@@ -131,13 +92,13 @@ class KeptOutput:
         self._gone += 1
 
 
-class Keeping:
+class StreamBuffer:
     """Keeps the output of a client's tasks.
 
     Args:
         listeners: of the client's runner: who hears which task.
 
-    Thread: `expect` is called under the lock of the client's board, `settled` by the I/O thread,
+    Thread: `expect` is called under the lock of the client's waiters, `settled` by the I/O thread,
     `of` by any.
     """
 
@@ -167,8 +128,7 @@ class Keeping:
             return
         for index in range(submission.count):
             own_id = f"{submission.session}-{submission.first + index}"
-            for hear in self._listeners.pop(own_id, ()):
-                hear(None)  # nothing will come under this id
+            self._listeners.finish([own_id])  # nothing will come under this id
             with self._lock:
                 self._let_go(own_id)
             if submission.accepted_as is not None and self.of(submission.task_id(index)) is None:
@@ -179,7 +139,7 @@ class Keeping:
             self._kept[task_id] = kept
             self._bound()
         hear = StreamDeduplicator(partial(self._hear, task_id, kept))
-        self._listeners.setdefault(task_id, []).append(hear)
+        self._listeners.add(task_id, hear)
 
     def _hear(self, task_id: str, kept: KeptOutput, stream: Stream | None) -> None:
         with self._lock:  # of both: what is let go of just now is counted, or is not

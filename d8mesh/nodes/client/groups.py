@@ -1,16 +1,20 @@
-"""From a caller's data to submissions of the session: checked, encoded, cut to size."""
+"""From a caller's options and data to the groups of a submit: checked, encoded, cut to size.
+
+A group without payloads is what tasks share: their data joins it, or they join another that is
+alike (``==``).
+"""
 
 from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Final, NamedTuple, TypeAlias, TypedDict, cast
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Final, NamedTuple, Protocol, TypedDict, cast
 
 import msgspec
+from msgspec.structs import replace
 
 from d8mesh.config import MODEL_PATTERN
-from d8mesh.core.client.submission import Submission
 from d8mesh.core.protocol.chat import MODEL_TYPES
 from d8mesh.core.protocol.json_model import as_json, packed_json
 from d8mesh.core.protocol.messages import (
@@ -21,8 +25,7 @@ from d8mesh.core.protocol.messages import (
     Group,
 )
 from d8mesh.core.protocol.model_names import STRICT_MARK
-from d8mesh.core.protocol.task import parse_id
-from d8mesh.errors import InvalidTaskError, PayloadTooLargeError
+from d8mesh.errors import InvalidTaskError, PayloadTooLargeError, TaskRejectedError
 from d8mesh.nodes.client.timeouts import bounded
 
 #: Tasks of one submission: a commit of the broker's stays short, its cost is spread thin.
@@ -64,39 +67,33 @@ class Sent(NamedTuple):
     warnings: tuple[str, ...] = ()
 
 
-class Post(NamedTuple):
-    """How a submission is to travel.
+class TaskFields(Protocol):
+    """A task of a REST body, its types and bounds checked; `max_attempts` None: not given."""
 
-    key, digest: the idempotency key and what the body hashes to; is_watched, is_listened: its
-    outcomes, its partial output are wanted; is_patient: it waits for room in a full queue.
-    """
-
-    key: str = ""
-    digest: bytes = b""
-    is_watched: bool = True
-    is_listened: bool = False
-    is_patient: bool = True
+    type: str
+    data: dict[str, Any]
+    priority: int
+    deadline_s: float | None
+    max_attempts: int | None
+    fenced: bool
+    run_at: float | None
 
 
 _OPTIONS: Final = SubmitOptions.__optional_keys__
 
-#: What tasks must share to travel in one group: everything but their data.
-Kind: TypeAlias = tuple[str, int, str, float | None, int, bool, float | None]
 
+def group_of(kind: str, model: str, options: SubmitOptions) -> Group:
+    """Return what tasks of this type, wish for a model and options share.
 
-def kind_of(kind: str, model: str, options: SubmitOptions) -> Kind:
-    """Return what tasks of this type and with these options share.
-
-    ``timeout_s`` among the options becomes `timeout`, as of `patience.takes_timeout_s`.
+    ``timeout_s`` among the options becomes `timeout`, as of `timeouts.takes_timeout_s`.
 
     Raises:
         InvalidTaskError: a type or an option that is not allowed.
     """
-
     if not isinstance(kind, str) or not 1 <= len(kind) <= MAX_TYPE_CHARS:
         raise InvalidTaskError(f"type: saw {kind!r:.80}, expected 1 to {MAX_TYPE_CHARS} characters")
     if not options and kind.isascii():
-        return kind, 5, model, None, 0, False, None
+        return Group(kind, 5, [], model)
     check_encodable(kind, "type")
     named = cast("dict[str, Any]", options)
     if "timeout_s" in named:
@@ -106,15 +103,21 @@ def kind_of(kind: str, model: str, options: SubmitOptions) -> Kind:
         names = ", ".join(sorted(unknown))
         raise InvalidTaskError(f"{names}: no option of a submit; known are {sorted(_OPTIONS)}")
     bounded(options.get("timeout"))
-    return (
+    return Group(
         kind,
         _whole(options, "priority", 5, 1, 10),
+        [],
         model,
         _number(options, "deadline_s", 1e9),
         _whole(options, "max_attempts", 0, 0, 100),
         bool(options.get("fenced")),
         _number(options, "run_at", 1e11),
     )
+
+
+def filled(shared: Group, payloads: list[bytes]) -> Group:
+    """Return the group of tasks with this data that share `shared`."""
+    return replace(shared, payloads=payloads)
 
 
 def _whole(options: SubmitOptions, name: str, default: int, least: int, most: int) -> int:
@@ -147,25 +150,6 @@ def refuse_listening(options: SubmitOptions) -> None:
         )
 
 
-def group_of(kind: Kind, payloads: list[bytes]) -> Group:
-    """Return the group of tasks that share `kind`."""
-    name, priority, model, deadline_s, max_attempts, fenced, run_at = kind
-    return Group(name, priority, payloads, model, deadline_s, max_attempts, fenced, run_at)
-
-
-def kind_in(group: Group) -> Kind:
-    """Return what the tasks of a group share."""
-    return (
-        group.type,
-        group.priority,
-        group.model,
-        group.deadline_s,
-        group.max_attempts,
-        group.is_fenced,
-        group.run_at,
-    )
-
-
 def model_of(kind: str, data: Mapping[str, Any], path: str = "") -> str:
     """Return what the data at `path` wishes for, as `Group.model` has it, or nothing.
 
@@ -191,33 +175,111 @@ def model_of(kind: str, data: Mapping[str, Any], path: str = "") -> str:
     return STRICT_MARK + model if is_strict else model
 
 
-def cut(kind: str, datas: Iterable[Mapping[str, Any]]) -> Iterator[tuple[str, list[bytes]]]:
-    """Yield (model, payloads) of runs of tasks that fit one submission."""
-    payloads: list[bytes] = []
-    size, model = 0, ""
-    for data in datas:
+class Template:
+    """What the tasks of one type with the same options share, for each model that they wish for.
+
+    Raises:
+        InvalidTaskError: a type or an option that is not allowed.
+    """
+
+    def __init__(self, kind: str, options: SubmitOptions) -> None:
+        self._type, self._options = kind, options
+        self._shared = {"": group_of(kind, "", options)}
+        self.timeout_s = options.get("timeout")
+        self.is_listened = bool(options.get("listen"))
+
+    def of(self, data: Mapping[str, Any]) -> tuple[Group, bytes]:
+        """Return what a task shares, and its data.
+
+        Raises:
+            InvalidTaskError, PayloadTooLargeError: it cannot be submitted.
+        """
         payload = encode_data(data)
-        wished = model_of(kind, data)
-        is_full = len(payloads) == SUBMISSION_TASKS or size + len(payload) > SOFT_FRAME_BYTES
-        if payloads and (is_full or wished != model):
-            yield model, payloads
-            payloads, size = [], 0
-        model = wished
-        payloads.append(payload)
-        size += len(payload)
-    if payloads:
-        yield model, payloads
+        return self._of_model(model_of(self._type, data)), payload
+
+    def cut(
+        self,
+        datas: Iterable[Mapping[str, Any]],
+        on_error: Callable[[TaskRejectedError], object] | None = None,
+    ) -> Iterator[Group]:
+        """Yield groups that fit one submission each.
+
+        Args:
+            on_error: called, in order, with the error of a task that cannot be submitted; None:
+                it is raised.
+        """
+        payloads: list[bytes] = []
+        size, model = 0, ""
+        for data in datas:
+            try:
+                payload = encode_data(data)
+                wished = model_of(self._type, data)
+            except TaskRejectedError as error:
+                if on_error is None:
+                    raise
+                if payloads:
+                    yield filled(self._of_model(model), payloads)
+                    payloads, size = [], 0
+                on_error(error)
+                continue
+            is_full = len(payloads) == SUBMISSION_TASKS or size + len(payload) > SOFT_FRAME_BYTES
+            if payloads and (is_full or wished != model):
+                yield filled(self._of_model(model), payloads)
+                payloads, size = [], 0
+            model = wished
+            payloads.append(payload)
+            size += len(payload)
+        if payloads:
+            yield filled(self._of_model(model), payloads)
+
+    def _of_model(self, model: str) -> Group:
+        shared = self._shared.get(model)
+        if shared is None:
+            shared = self._shared[model] = group_of(self._type, model, self._options)
+        return shared
 
 
-def encode_data(data: Mapping[str, Any]) -> bytes:
-    """Return `data` as msgpack, checked to be a JSON object, or made one."""
+def groups_of(tasks: Iterable[TaskFields], *, is_batch: bool) -> list[Group]:
+    """Return the tasks of a REST body as groups of what can share one, in their order.
+
+    Raises:
+        InvalidTaskError: data is not of JSON's model, a type or model is not a usable name.
+        PayloadTooLargeError: the data of one task is too large.
+    """
+    groups: list[Group] = []
+    last: Group | None = None
+    for index, task in enumerate(tasks):
+        path = f"tasks[{index}]." if is_batch else ""
+        if not task.type.isprintable():
+            raise InvalidTaskError(f"{path}type: expected printable characters")
+        payload = encode_data(task.data, path)
+        shared = Group(
+            task.type,
+            task.priority,
+            [],
+            model_of(task.type, task.data, path),
+            task.deadline_s,
+            task.max_attempts or 0,
+            task.fenced,
+            task.run_at,
+        )
+        if shared == last:
+            groups[-1].payloads.append(payload)
+        else:
+            groups.append(filled(shared, [payload]))
+            last = shared
+    return groups
+
+
+def encode_data(data: Mapping[str, Any], path: str = "") -> bytes:
+    """Return the data at `path` as msgpack, checked to be a JSON object, or made one."""
     if type(data) is not dict and not isinstance(data, Mapping):
         raise InvalidTaskError(f"data: saw {type(data).__name__}, expected a dict")
-    payload = packed_json(data, "data")
+    payload = packed_json(data, f"{path}data")
     if len(payload) > MAX_PAYLOAD_BYTES:
         raise PayloadTooLargeError(
-            f"data of {len(payload)} bytes: at most {MAX_PAYLOAD_BYTES}; hand over large things "
-            "as files"
+            f"{path}data: {len(payload)} bytes, at most {MAX_PAYLOAD_BYTES}; hand over large "
+            "things as files"
         )
     return payload
 
@@ -268,18 +330,3 @@ def size_of(groups: Sequence[Group]) -> tuple[int, int]:
 def digest_of(groups: Sequence[Group]) -> bytes:
     """Return what a submit's body hashes to, for its idempotency key."""
     return hashlib.blake2b(msgspec.msgpack.encode(list(groups)), digest_size=16).digest()
-
-
-def awaiting(task_id: str) -> Submission:
-    """Return a submission in which the outcome of any one task can arrive.
-
-    Raises:
-        InvalidTaskError: that is no text.
-        UnknownTaskError: that is no id of a task.
-    """
-    if not isinstance(task_id, str):
-        raise InvalidTaskError(f"task id: saw {task_id!r:.80}, expected a text")
-    key = parse_id(task_id)
-    submission = Submission(key.session, key.n, [], 1, is_accepted=True)
-    submission.states, submission.payloads, submission.missing = bytearray(1), [None], 1
-    return submission
