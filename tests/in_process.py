@@ -40,7 +40,7 @@ class InProcess:
 
     def __init__(self, handlers: Mapping[str, Handler], *, threads: int = 2) -> None:
         self._handlers = handlers
-        self._state = ThreadPoolExecutor(threads)
+        self._threads = ThreadPoolExecutor(threads)
         self.tasks: list[RunningTask] = []
         #: (type, data) of each task, in the order of submitting
         self.submitted: list[tuple[str, Mapping[str, Any]]] = []
@@ -57,7 +57,7 @@ class InProcess:
     ) -> None:
         for task in self.tasks:
             task.cancel()
-        self._state.shutdown()
+        self._threads.shutdown()
 
     def submit_many(
         self, type: str, datas: Sequence[Mapping[str, Any]], *, timeout: float | None = None
@@ -72,7 +72,7 @@ class InProcess:
         context = Context()
         if kind not in self._handlers:
             return RunningTask(Future(), context, f"no worker in the mesh runs {kind}")
-        future = self._state.submit(self._run, kind, data, context)
+        future = self._threads.submit(self._run, kind, data, context)
         return RunningTask(future, context, "")
 
     def _run(self, kind: str, data: Mapping[str, Any], context: Context) -> dict[str, Any]:

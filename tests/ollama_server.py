@@ -170,6 +170,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._show(str(body.get("model")))
         elif owner.behaviour not in ("ok", "cut", "stall", "endless", "error_line"):
             self._misbehave(owner.behaviour)
+        elif self.path == "/api/embed":
+            self._embed(body)
         elif self.path not in ("/api/chat", "/api/generate"):
             self._json({"error": "not found"}, status=404)
         elif body.get("model") in CAPABILITIES:
@@ -208,6 +210,12 @@ class _Handler(BaseHTTPRequestHandler):
             other = ("completion", "tools", "vision") if is_default else ("completion",)
             told["capabilities"] = list(owner.capabilities.get(name, other))
         self._json(told)
+
+    def _embed(self, body: Any) -> None:
+        texts = body["input"]
+        vectors = [[float(len(text)), float(len(text.split()))] for text in texts]
+        count = sum(len(text.split()) for text in texts)
+        self._json({"model": body["model"], "embeddings": vectors, "prompt_eval_count": count})
 
     def _answer(self, body: Any) -> str:
         messages = body.get("messages") or [{"role": "user", "content": body.get("prompt", "")}]

@@ -10,20 +10,23 @@ from typing import Any
 
 import pytest
 
-from d8mesh.backends.ollama import FIRST_TEXT_S, MAX_TEXT_BYTES, STALL_S, OllamaBackend
-from d8mesh.backends.ollama.stream import KEEP_ALIVE
+from d8mesh.backends.ollama import OllamaBackend
+from d8mesh.backends.ollama.chat import KEEP_ALIVE
+from d8mesh.backends.streaming import FIRST_TEXT_S, MAX_TEXT_BYTES, STALL_S
 from d8mesh.config import Config
 from d8mesh.handlers import Handler, chat_fields, genetic
-from d8mesh.handlers.chat_fields import AGENT_FIELDS, CODE_FIELDS, MESSAGE_FIELDS
+from d8mesh.handlers.chat_fields import AGENT_FIELDS, CODE_FIELDS, EMBED_FIELDS, MESSAGE_FIELDS
 from d8mesh.handlers.echo import echo
-from d8mesh.handlers.llm import llm_handlers
+from d8mesh.handlers.llm import embedding_handlers, llm_handlers
 from tests.ollama_server import OllamaServer, default_answer
 from tests.task_context import Context
 
 TEXT = (Path(__file__).resolve().parent.parent / "docs" / "TASKS.md").read_text("utf-8")
 #: What the worker, not the handler, puts into a result.
 BY_WORKER = {"error", "worker_id", "duration_s"}
-TYPES = ("agent_action", "code_generation", "evolution_crossover", "evolution_mutation", "echo")
+TYPES = (
+    "agent_action", "code_generation", "embed", "evolution_crossover", "evolution_mutation", "echo",
+)  # fmt: skip
 
 
 def section(title: str) -> str:
@@ -71,6 +74,7 @@ class Reads(dict[str, Any]):
 @pytest.fixture(scope="module")
 def handlers() -> Iterator[dict[str, Handler]]:
     with OllamaServer() as server:
+        server.models = (*server.models, "nomic-embed-text:latest")
 
         def answer(messages: list[dict[str, Any]]) -> str:
             is_code = str(messages[0]["content"]).startswith("You write")
@@ -82,6 +86,7 @@ def handlers() -> Iterator[dict[str, Handler]]:
         server.answer = answer
         yield {
             **llm_handlers(OllamaBackend(server.url)),
+            **embedding_handlers(OllamaBackend(server.url)),
             "evolution_crossover": genetic.evolution_crossover,
             "evolution_mutation": genetic.evolution_mutation,
             "echo": echo,
@@ -96,6 +101,7 @@ def test_every_built_in_type_has_its_section_and_an_example() -> None:
 def test_the_fields_of_the_language_model_types_are_the_code_s() -> None:
     assert set(table("`agent_action`", "field")) == AGENT_FIELDS
     assert set(table("`code_generation`", "field")) == CODE_FIELDS
+    assert set(table("`embed`", "field")) == EMBED_FIELDS
     assert set(table("`agent_action`", "message")) == MESSAGE_FIELDS
 
 
@@ -108,7 +114,7 @@ def test_the_fields_of_the_genetic_types_are_what_the_code_reads(
     assert data.read == set(table(f"`{kind}`", "field"))
 
 
-@pytest.mark.parametrize("kind", TYPES[:4])
+@pytest.mark.parametrize("kind", TYPES[:5])
 def test_required_fields_are_required_and_others_are_not(
     handlers: dict[str, Handler], kind: str
 ) -> None:

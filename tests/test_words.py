@@ -47,7 +47,9 @@ RAISING = (
     "nodes/client/completion_waiters",
     "nodes/client/runner",
     "backends/ollama/__init__",
-    "backends/ollama/stream",
+    "backends/ollama/chat",
+    "backends/ollama/embed",
+    "backends/streaming",
 )
 ERRORS = frozenset(
     name for name, kind in vars(errors).items()

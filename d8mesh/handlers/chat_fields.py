@@ -13,8 +13,8 @@ import re
 from collections.abc import Mapping
 from typing import Any, Final
 
-from d8mesh.backends import ChatRequest
 from d8mesh.config import MODEL_PATTERN
+from d8mesh.core.protocol.chat import ChatRequest, EmbeddingRequest
 from d8mesh.errors import InvalidTaskError
 from d8mesh.handlers import Data
 
@@ -30,6 +30,8 @@ DEFAULT_LANGUAGE: Final = "python"
 #: The name of a tool, of an option, an id of a call.
 MAX_NAME_CHARS: Final = 256
 MAX_TOP_LOGPROBS: Final = 20
+#: Of a vector; the largest models have 8,192.
+MAX_DIMENSIONS: Final = 65_536
 THINK_LEVELS: Final = ("low", "medium", "high", "max")
 
 _COMMON: Final = frozenset(
@@ -38,6 +40,9 @@ _COMMON: Final = frozenset(
 )  # fmt: skip
 AGENT_FIELDS: Final = _COMMON | {"messages", "tools", "format", "logprobs", "top_logprobs"}
 CODE_FIELDS: Final = _COMMON | {"prompt", "language"}
+EMBED_FIELDS: Final = frozenset(
+    {"model", "model_strict", "input", "dimensions", "options", "truncate", "keep_alive"}
+)
 MESSAGE_FIELDS: Final = frozenset(
     {"role", "content", "thinking", "images", "tool_calls", "tool_name", "tool_call_id"}
 )
@@ -106,6 +111,33 @@ def code_request(data: Data) -> ChatRequest:
     return _request(data, _code_messages(data), {})
 
 
+def embedding_request(data: Data) -> EmbeddingRequest:
+    """Return what an ``embed`` asks.
+
+    Raises:
+        InvalidTaskError: a field is missing or is not what it must be; names the field.
+    """
+    if "input" not in data:
+        raise InvalidTaskError("Missing field: input")
+    wanted = data["input"]
+    texts = [wanted] if isinstance(wanted, str) else wanted
+    if not isinstance(texts, list) or not texts or not all(isinstance(each, str) for each in texts):
+        raise InvalidTaskError("input: expected a text, or a list of one or more texts")
+    if len(texts) > MAX_MESSAGES:
+        raise InvalidTaskError(f"input: {len(texts)} texts, at most {MAX_MESSAGES} in one task")
+    model = _model(data)
+    if model is None:
+        raise InvalidTaskError("Missing field: model (vectors of two models cannot be compared)")
+    given = {
+        "options": _options(data) or None,
+        "truncate": _switch(data, "truncate"),
+        "keep_alive": _keep_alive(data),
+    }
+    more = {field: value for field, value in given.items() if value is not None}
+    dimensions = _whole_number(data, "dimensions", low=1, high=MAX_DIMENSIONS)
+    return EmbeddingRequest(texts=tuple(texts), model=model, dimensions=dimensions, more=more)
+
+
 def ignored_fields(data: Data, known: frozenset[str]) -> list[str]:
     """Return the fields of `data`, and of the messages in it, that mean nothing here, in order."""
     found = {str(field)[:MAX_NAME_CHARS] for field in data if field not in known | OPTION_FIELDS}
@@ -128,15 +160,13 @@ def _request(
     for field in ("truncate", "shift"):
         if (is_on := _switch(data, field)) is not None:
             more[field] = is_on
-    think, keep_alive = data.get("think"), data.get("keep_alive")
+    think, keep_alive = data.get("think"), _keep_alive(data)
     if think is not None:
         if not isinstance(think, bool) and think not in THINK_LEVELS:
             levels = ", ".join(THINK_LEVELS)
             raise InvalidTaskError(f"think: expected true, false or one of {levels}")
         more["think"] = think
     if keep_alive is not None:
-        if isinstance(keep_alive, bool) or not isinstance(keep_alive, int | float | str):
-            raise InvalidTaskError('keep_alive: expected seconds, or a text such as "10m"')
         more["keep_alive"] = keep_alive
     temperature = _number(data, "temperature", low=0, high=MAX_TEMPERATURE)
     options = _options(data)
@@ -342,6 +372,13 @@ def _switch(data: Data, field: str) -> bool | None:
     value = data.get(field)
     if not (value is None or isinstance(value, bool)):
         raise InvalidTaskError(f"{field}: expected true or false")
+    return value
+
+
+def _keep_alive(data: Data) -> float | str | None:
+    value = data.get("keep_alive")
+    if isinstance(value, bool) or not isinstance(value, int | float | str | None):
+        raise InvalidTaskError('keep_alive: expected seconds, or a text such as "10m"')
     return value
 
 

@@ -10,14 +10,17 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from d8mesh.backends import Backend, ChatRequest, Completion
+from d8mesh.backends.backend import Backend, ChatRun
+from d8mesh.core.protocol.chat import ChatRequest, Completion, FinishReason, Piece
 from d8mesh.core.protocol.model_names import plain_name
 from d8mesh.handlers import Data, Handler, TaskContext
 from d8mesh.handlers.chat_fields import (
     AGENT_FIELDS,
     CODE_FIELDS,
+    EMBED_FIELDS,
     agent_request,
     code_request,
+    embedding_request,
     ignored_fields,
 )
 from d8mesh.handlers.thoughts import unfenced
@@ -31,12 +34,13 @@ Warn = Callable[[str], None]
 
 
 def llm_handlers(backend: Backend, *, warn: Warn = lambda text: None) -> dict[str, Handler]:
-    """Return the handlers of the task types that `backend` answers, by type.
+    """Return the handlers of the task types that `backend` answers.
 
-    Their result holds ``success``, ``output`` (the text), ``model`` (which really ran),
-    ``model_requested`` if that is another one, ``tokens_used`` and ``duration_s``; if there
-    are any ``thinking``, ``tool_calls``, ``logprobs`` and ``ignored`` (fields of the data that
-    mean nothing here); and ``truncated`` (true) if the answer ended at its bound of tokens.
+    The result of a chat holds ``success``, ``output`` (the text), ``model`` (which really ran),
+    ``model_requested`` if that is another one, ``tokens_used``, ``usage`` (those of question and
+    answer apart) and ``duration_s``; if there are any ``thinking``, ``tool_calls``, ``logprobs``
+    and ``ignored`` (fields of the data that mean nothing here); and ``truncated`` (true) if the
+    answer ended at its bound of tokens.
 
     Args:
         backend: the service.
@@ -57,6 +61,30 @@ def llm_handlers(backend: Backend, *, warn: Warn = lambda text: None) -> dict[st
     return {"agent_action": agent_action, "code_generation": code_generation}
 
 
+def embedding_handlers(backend: Backend, *, warn: Warn = lambda text: None) -> dict[str, Handler]:
+    """Return the handler of ``embed``: texts in, a vector for each in ``output``.
+
+    Its result holds ``success``, ``output``, ``model``, ``tokens_used`` and ``duration_s``; if
+    there are any ``ignored``. Args as of `llm_handlers`.
+    """
+    once = _once(warn)
+
+    def embed(data: Data, context: TaskContext) -> object:
+        request, started = embedding_request(data), time.monotonic()
+        context.raise_if_cancelled()
+        made = backend.embed(request, deadline_s=context.remaining_s)
+        result: dict[str, object] = {
+            "success": True,
+            "output": [list(vector) for vector in made.vectors],
+            "model": made.model,
+            "tokens_used": made.usage.total,
+            "duration_s": round(time.monotonic() - started, 3),
+        }
+        return _with_ignored(result, ignored_fields(data, EMBED_FIELDS), "embed", once)
+
+    return {"embed": embed}
+
+
 def _once(warn: Warn) -> Warn:
     told: set[str] = set()
 
@@ -71,13 +99,17 @@ def _once(warn: Warn) -> Warn:
 def _answered(
     backend: Backend, request: ChatRequest, context: TaskContext, warn: Warn
 ) -> dict[str, object]:
+    def emit(piece: Piece) -> None:
+        if piece.text:
+            context.emit(piece.text)
+
     started = time.monotonic()
-    completion = backend.chat(
-        request,
-        on_text=context.emit,
+    run = ChatRun(
+        on_piece=emit,
         is_cancelled=lambda: context.is_cancelled,
         deadline_s=context.remaining_s,
     )
+    completion = backend.chat(request, run)
     if request.model and plain_name(request.model) != plain_name(completion.model):
         warn(
             f"tasks wish for the model {request.model!r}, which no worker of the mesh offers: "
@@ -87,11 +119,16 @@ def _answered(
 
 
 def _result(completion: Completion, request: ChatRequest, duration_s: float) -> dict[str, object]:
+    usage = completion.ending.usage
     result: dict[str, object] = {
         "success": True,
         "output": completion.text,
         "model": completion.model,
-        "tokens_used": completion.tokens_used,
+        "tokens_used": usage.total,
+        "usage": {
+            "prompt_tokens": usage.prompt_tokens,
+            "completion_tokens": usage.completion_tokens,
+        },
         "duration_s": round(duration_s, 3),
     }
     if request.model is not None and request.model != completion.model:
@@ -102,7 +139,7 @@ def _result(completion: Completion, request: ChatRequest, duration_s: float) -> 
         result["tool_calls"] = [dict(call) for call in completion.tool_calls]
     if completion.logprobs:
         result["logprobs"] = list(completion.logprobs)
-    if completion.is_cut:
+    if completion.ending.finish_reason is FinishReason.LENGTH:
         result["truncated"] = True
     return result
 

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, Final, Protocol
 
-from d8mesh.backends import Availability
+from d8mesh.backends.backend import Availability
 from d8mesh.core.protocol.addresses import LOOPBACK
 from d8mesh.edge.logs import escape
 from d8mesh.edge.terminal import say_anyway

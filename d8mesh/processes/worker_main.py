@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
-from d8mesh.backends import Availability, Backend
-from d8mesh.backends.ollama import DEFAULT_URLS, OllamaBackend
+from d8mesh.backends import configured
+from d8mesh.backends.backend import Availability, Backend
 from d8mesh.config import PORTS_END, STATUS_PORT_TRIES, Config
 from d8mesh.core.protocol.addresses import LOOPBACK
 from d8mesh.edge import data_folder, logs
@@ -24,7 +24,7 @@ from d8mesh.edge.network import usable_addresses
 from d8mesh.errors import ConfigError, D8Error
 from d8mesh.handlers.echo import echo
 from d8mesh.handlers.genetic import evolution_crossover, evolution_mutation
-from d8mesh.handlers.llm import llm_handlers
+from d8mesh.handlers.llm import embedding_handlers, llm_handlers
 from d8mesh.nodes.worker import Worker
 from d8mesh.processes.console import ANY_ADDRESS, addresses_of
 from d8mesh.processes.failure_console import FailureConsole
@@ -68,14 +68,8 @@ def run(config: Config, options: argparse.Namespace) -> int:
     stop = threading.Event()
     console = WorkerConsole(worker, mesh=config.mesh, url=config.orchestrator_url)
     worker.on_notice(console.network_notice)
-    backend = OllamaBackend(
-        config.ollama_url or DEFAULT_URLS,
-        default_model=config.ollama_model,
-        max_tokens=config.max_tokens,
-        temperature=config.temperature,
-    )
     with _status_page(config, worker, console):
-        probe = Probe(worker, backend, on_change=console.backend, warn=_warner(console))
+        probe = Probe(worker, configured(config), on_change=console.backend, warn=_warner(console))
         threads = [
             threading.Thread(target=probe.run, args=(stop,), name="probe", daemon=True),
             threading.Thread(target=console.run, args=(stop,), name="tell", daemon=True),
@@ -140,10 +134,12 @@ class Probe:
         self._worker, self._backend, self._pause_s = worker, backend, pause_s
         self._on_change = on_change
         self._others = worker.task_types
-        self._llm = llm_handlers(backend, warn=warn)
+        self._chats = llm_handlers(backend, warn=warn)
+        self._embeds = embedding_handlers(backend, warn=warn)
         self._seen: Availability | None = None
-        worker.offer(self._others, backend=_body(Availability(is_up=False, reason="not asked yet")))
-        for name, handler in self._llm.items():
+        unseen = Availability(is_up=False, reason="not asked yet")
+        worker.offer(self._others, backend=_body(backend.name, unseen))
+        for name, handler in (self._chats | self._embeds).items():
             worker.register(name, handler)
 
     def run(self, stop: threading.Event) -> None:
@@ -162,15 +158,21 @@ class Probe:
         why = seen.reason or seen.warning
         models = len(seen.models)
         event(_log, level, "backend", up=seen.is_up, url=seen.url, models=models, why=why)
-        types = (*self._others, *self._llm) if seen.is_up else self._others
-        self._worker.offer(types, seen.models, backend=_body(seen), trouble=seen.reason)
-        self._on_change(seen, tuple(self._llm))
+        chats = tuple(self._chats) if seen.is_up else ()
+        embeds = tuple(self._embeds) if seen.embedders else ()
+        self._worker.offer(
+            (*self._others, *chats, *embeds),
+            (*seen.models, *seen.embedders),
+            backend=_body(self._backend.name, seen),
+            trouble=seen.reason,
+        )
+        self._on_change(seen, tuple(self._chats))
 
 
-def _body(seen: Availability) -> dict[str, object]:
+def _body(name: str, seen: Availability) -> dict[str, object]:
     """Return what the status page says of the service."""
     body: dict[str, object] = {
-        "name": "ollama",
+        "name": name,
         "url": seen.url or None,
         "is_up": seen.is_up,
         "models": list(seen.models),

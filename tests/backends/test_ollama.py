@@ -11,8 +11,17 @@ from collections.abc import Iterator
 
 import pytest
 
-from d8mesh.backends import ChatRequest, Completion, ollama
+from d8mesh.backends import ollama, streaming
+from d8mesh.backends.backend import ChatRun
 from d8mesh.backends.ollama import OllamaBackend
+from d8mesh.core.protocol.chat import (
+    ChatRequest,
+    Completion,
+    EmbeddingRequest,
+    Embeddings,
+    Piece,
+    Usage,
+)
 from d8mesh.errors import (
     BackendDeadlineError,
     BackendError,
@@ -45,10 +54,12 @@ def chat(
     said: list[str] = [] if pieces is None else pieces
     return backend.chat(
         request,
-        on_text=said.append,
-        is_cancelled=lambda: False,
-        deadline_s=deadline_s,
-        stall_s=stall_s,
+        ChatRun(
+            on_piece=lambda piece: said.append(piece.text),
+            is_cancelled=lambda: False,
+            deadline_s=deadline_s,
+            stall_s=stall_s,
+        ),
     )
 
 
@@ -242,10 +253,11 @@ def test_an_answer_comes_in_pieces_and_whole(server: OllamaServer) -> None:
     done = chat(OllamaBackend(server.url, temperature=0.1, max_tokens=5), pieces=pieces)
     assert done.text == "You asked: one two" == "".join(pieces)
     assert len([piece for piece in pieces if piece]) == 4
-    assert (done.model, done.tokens_used, done.load_s) == ("deepseek-r1:8b", 18, 1.5)
+    assert (done.model, done.ending.load_s) == ("deepseek-r1:8b", 1.5)
+    assert done.ending.usage == Usage(prompt_tokens=11, completion_tokens=7)
     asked = server.chats[0]
     assert asked["stream"] is True
-    assert asked["keep_alive"] == ollama.stream.KEEP_ALIVE
+    assert asked["keep_alive"] == ollama.chat.KEEP_ALIVE
     assert asked["options"] == {"temperature": 0.1, "num_predict": 5}
 
 
@@ -270,8 +282,8 @@ def test_no_text_for_too_long_is_a_stall(server: OllamaServer) -> None:
 def test_silence_before_the_first_text_is_a_stall_later_only(
     server: OllamaServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ollama, "STALL_S", 0.1)
-    monkeypatch.setattr(ollama, "FIRST_TEXT_S", 0.6)
+    monkeypatch.setattr(streaming, "STALL_S", 0.1)
+    monkeypatch.setattr(streaming, "FIRST_TEXT_S", 0.6)
     server.behaviour = "silent"
     started = time.monotonic()
     with pytest.raises(BackendStalledError, match=r"no text for 0\.6 s"):
@@ -283,10 +295,12 @@ def test_silence_before_the_first_text_is_a_stall_later_only(
 def test_a_slow_listener_is_no_stall(server: OllamaServer) -> None:
     done = OllamaBackend(server.url).chat(
         ChatRequest(messages=({"role": "user", "content": "one two"},)),
-        on_text=lambda text: time.sleep(0.3),
-        is_cancelled=lambda: False,
-        deadline_s=PATIENCE_S,
-        stall_s=0.2,
+        ChatRun(
+            on_piece=lambda piece: time.sleep(0.3),
+            is_cancelled=lambda: False,
+            deadline_s=PATIENCE_S,
+            stall_s=0.2,
+        ),
     )
     assert done.text == "You asked: one two"
 
@@ -347,24 +361,28 @@ def test_cancelling_closes_the_connection_whatever_it_is_doing(
     with pytest.raises(TaskCancelledError):
         OllamaBackend(server.url).chat(
             ChatRequest(messages=({"role": "user", "content": "x"},)),
-            on_text=lambda text: None,
-            is_cancelled=server.has_begun.is_set,
-            deadline_s=PATIENCE_S,
+            ChatRun(
+                on_piece=lambda piece: None,
+                is_cancelled=server.has_begun.is_set,
+                deadline_s=PATIENCE_S,
+            ),
         )
     assert server.caller_left.wait(PATIENCE_S)
 
 
 def test_an_error_of_the_listener_closes_the_connection(server: OllamaServer) -> None:
-    def refuse(text: str) -> None:
+    def refuse(piece: Piece) -> None:
         raise TaskCancelledError
 
     server.behaviour = "endless"
     with pytest.raises(TaskCancelledError):
         OllamaBackend(server.url).chat(
             ChatRequest(messages=({"role": "user", "content": "x"},)),
-            on_text=refuse,
-            is_cancelled=lambda: False,
-            deadline_s=PATIENCE_S,
+            ChatRun(
+                on_piece=refuse,
+                is_cancelled=lambda: False,
+                deadline_s=PATIENCE_S,
+            ),
         )
     assert server.caller_left.wait(PATIENCE_S)
 
@@ -372,7 +390,7 @@ def test_an_error_of_the_listener_closes_the_connection(server: OllamaServer) ->
 def test_an_answer_without_end_fails_at_its_bound(
     server: OllamaServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ollama, "MAX_TEXT_BYTES", 100_000)
+    monkeypatch.setattr(streaming, "MAX_TEXT_BYTES", 100_000)
     server.behaviour = "endless"
     with pytest.raises(BackendTooLargeError):
         chat(OllamaBackend(server.url))
@@ -402,3 +420,60 @@ def test_no_thread_is_left_after_answers_and_failures(server: OllamaServer) -> N
     while any(thread.name == "ollama-stream" for thread in threading.enumerate()):
         assert time.monotonic() < until
         time.sleep(0.01)
+
+
+# --- embeddings -----------------------------------------------------------------------
+
+
+def embed(backend: OllamaBackend, *texts: str, model: str = "nomic-embed-text") -> Embeddings:
+    return backend.embed(EmbeddingRequest(texts=texts, model=model), deadline_s=PATIENCE_S)
+
+
+def test_each_text_has_its_vector(server: OllamaServer) -> None:
+    server.models = (*server.models, "nomic-embed-text:latest")
+    made = embed(OllamaBackend(server.url), "one", "two words")
+    assert made.vectors == ((3.0, 1.0), (9.0, 2.0))
+    assert (made.model, made.usage) == ("nomic-embed-text:latest", Usage(prompt_tokens=3))
+    asked = next(body for path, _, body in server.requests if path == "/api/embed")
+    assert (asked["model"], asked["input"]) == ("nomic-embed-text:latest", ["one", "two words"])
+
+
+def test_a_machine_without_a_model_to_chat_with_makes_embeddings(server: OllamaServer) -> None:
+    server.models = ("nomic-embed-text:latest",)
+    backend = OllamaBackend(server.url)
+    seen = backend.probe()
+    assert (seen.is_up, seen.embedders) == (False, ("nomic-embed-text:latest",))
+    assert embed(backend, "x").vectors
+
+
+def test_a_model_that_makes_no_embeddings_is_refused_with_those_that_do(
+    server: OllamaServer,
+) -> None:
+    server.models = (*server.models, "nomic-embed-text:latest")
+    with pytest.raises(InvalidTaskError, match=r"makes no embeddings here.*nomic-embed-text"):
+        embed(OllamaBackend(server.url), "x", model="qwen2.5:3b")
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "code"),
+    [("error", "backend.answer"), ("not_json", "backend.answer"), ("busy", "backend.unavailable"),
+     ("wrong_shape", "backend.answer"), ("missing", "backend.answer")],
+)  # fmt: skip
+def test_embeddings_that_fail_have_a_code(server: OllamaServer, behaviour: str, code: str) -> None:
+    server.models = (*server.models, "nomic-embed-text:latest")
+    backend = OllamaBackend(server.url)
+    backend.probe()
+    server.behaviour = behaviour
+    with pytest.raises(BackendError) as caught:
+        embed(backend, "x")
+    assert caught.value.code == code
+
+
+def test_embeddings_have_a_deadline(server: OllamaServer) -> None:
+    server.models = (*server.models, "nomic-embed-text:latest")
+    backend = OllamaBackend(server.url)
+    backend.probe()
+    server.behaviour = "silent"
+    request = EmbeddingRequest(texts=("x",), model="nomic-embed-text")
+    with pytest.raises(BackendDeadlineError):
+        backend.embed(request, deadline_s=0.3)

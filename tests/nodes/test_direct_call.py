@@ -123,7 +123,7 @@ def test_a_failure_is_raised_and_the_connection_is_kept(mesh: Mesh) -> None:
 
 
 def test_calls_of_many_threads_do_not_mix(mesh: Mesh, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(direct_call, "MAX_HOTLINES", 3)
+    monkeypatch.setattr(direct_call, "MAX_DIRECT_CALLS", 3)
     _, counted, client = served(mesh)
     calls = [call_aside(client, "hold", n) for n in range(5)]
     until(lambda: client._submitter._next_n == 2)  # those have gone the shared way

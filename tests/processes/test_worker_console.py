@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from d8mesh.backends import Availability
+from d8mesh.backends.backend import Availability
 from d8mesh.processes import worker_console
 from d8mesh.processes.worker_console import INTERVAL_S, PATIENCE_S, REMIND_S, WorkerConsole
 

@@ -10,13 +10,13 @@ none of Ollama's cloud.
 from __future__ import annotations
 
 import http.client
-import json
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Final
 
-from d8mesh.backends import Availability, ChatRequest, Completion
+from d8mesh.backends.backend import Availability, ChatRun
 from d8mesh.backends.ollama.catalogue import (
     IS_CLOUD,
     IS_EMBEDDING,
@@ -25,17 +25,16 @@ from d8mesh.backends.ollama.catalogue import (
     is_cloud_name,
     is_embedding_name,
 )
-from d8mesh.backends.ollama.stream import LOOK_S, ChatStream, Part, said
-from d8mesh.core.protocol.model_names import plain_name
+from d8mesh.backends.ollama.chat import asked
+from d8mesh.backends.ollama.embed import embeddings
+from d8mesh.backends.streaming import completion, said
+from d8mesh.config import Config
+from d8mesh.core.protocol.chat import ChatRequest, Completion, EmbeddingRequest, Embeddings
+from d8mesh.core.protocol.model_names import matching
 from d8mesh.errors import (
-    BackendAnswerError,
-    BackendDeadlineError,
     BackendError,
-    BackendStalledError,
-    BackendTooLargeError,
     BackendUnavailableError,
     InvalidTaskError,
-    TaskCancelledError,
 )
 
 #: Where an Ollama is looked for when no address is set: D8's own port, then Ollama's.
@@ -44,12 +43,6 @@ DEFAULT_URLS: Final = ("http://localhost:7100", "http://localhost:11434")
 PROBE_S: Final = 3.0
 #: What was offered is asked again after this many seconds.
 PROBE_AGE_S: Final = 30.0
-#: Seconds without a token in the middle of an answer: far slower than any model that fits.
-STALL_S: Final = 60.0
-#: Before the first token a large model may have to come from a slow disk.
-FIRST_TEXT_S: Final = 300.0
-#: An answer, thoughts and all: the longest contexts give a few megabytes, a result must hold it.
-MAX_TEXT_BYTES: Final = 8 * 1024 * 1024
 #: What a model cannot do without a capability.
 _LACKS: Final = {
     "tools": "cannot call tools",
@@ -57,6 +50,16 @@ _LACKS: Final = {
 }
 #: Model names in one sentence.
 MAX_NAMED: Final = 8
+
+
+def backend_of(config: Config) -> OllamaBackend:
+    """Return the Ollama of the settings; it need not be there."""
+    return OllamaBackend(
+        config.ollama_url or DEFAULT_URLS,
+        default_model=config.ollama_model,
+        max_tokens=config.max_tokens,
+        temperature=config.temperature,
+    )
 
 
 class OllamaBackend:
@@ -71,6 +74,8 @@ class OllamaBackend:
 
     Thread: any; each chat has a connection and a reading thread of its own.
     """
+
+    name: Final = "ollama"
 
     def __init__(
         self,
@@ -111,77 +116,62 @@ class OllamaBackend:
         """
         return self._chosen(requested, is_strict=is_strict, needs=needs)[1]
 
-    def chat(
-        self,
-        request: ChatRequest,
-        *,
-        on_text: Callable[[str], None],
-        is_cancelled: Callable[[], bool],
-        deadline_s: float,
-        stall_s: float | None = None,
-    ) -> Completion:
-        """Return Ollama's answer; see `d8mesh.backends.Backend.chat`.
+    def chat(self, request: ChatRequest, run: ChatRun) -> Completion:
+        """Return Ollama's answer; see `Backend.chat` and `streaming.completion`.
 
         Always streamed, so that ending early closes the connection, on which Ollama stops.
-        Without `stall_s` it is `STALL_S`, and `FIRST_TEXT_S` before the first text.
 
         Raises:
             InvalidTaskError: the model is a must and not offered here (not installed, one that
                 cannot chat, or one of Ollama's cloud), or lacks a capability that is needed.
-            TaskCancelledError: `is_cancelled` said so.
             BackendUnavailableError: Ollama is down, busy (503) or has no models.
-            BackendStalledError: no text came for too long.
-            BackendDeadlineError: `deadline_s` are over.
             BackendAnswerError: a redirect, a compressed or broken answer.
-            BackendTooLargeError: more than `MAX_TEXT_BYTES` of text, or noise beside it.
             BackendError: Ollama reports a failure.
         """
         url, model = self._chosen(
             request.model, is_strict=request.is_model_strict, needs=request.needs
         )
-        temperature, tokens = request.temperature, request.max_tokens
-        stream = ChatStream(
-            url,
-            request.messages,
-            model=model,
-            temperature=self._temperature if temperature is None else temperature,
-            max_tokens=self._max_tokens if tokens is None else tokens,
-            more={**request.more, "options": request.options},
+        reader = asked(
+            url, request, model=model, temperature=self._temperature, max_tokens=self._max_tokens
         )
-        answer = _Answer(model)
-        watch = _Watch(deadline_s, stall_s)
         try:
-            while not answer.is_complete:
-                if is_cancelled():
-                    raise TaskCancelledError
-                watch.check_deadline(time.monotonic())
-                part = stream.next(LOOK_S)
-                text = "" if part is None else answer.add(part)
-                if text:
-                    on_text(text)
-                if part is not None and part.is_sign_of_life:
-                    # After the listener has had it: the time that it takes is no silence.
-                    watch.hear(time.monotonic())
-                else:
-                    watch.check_silence(time.monotonic())
+            return completion(reader, model, run)
         except BackendError:
             self._seen = None  # it may have gone, or the model with it
             raise
-        finally:
-            stream.close()
-        return answer.completion()
+
+    def embed(self, request: EmbeddingRequest, *, deadline_s: float) -> Embeddings:
+        """Return Ollama's vectors; see `Backend.embed`."""
+        model = matching(request.model, self._seen_embedders())
+        if model is None:  # it may have been pulled just now
+            self.probe()
+            model = matching(request.model, self._seen_embedders())
+        if model is None:
+            offered = _named(self._seen_embedders()) or "none"
+            raise InvalidTaskError(
+                f"model: {request.model!r} makes no embeddings here; those that do: {offered}"
+            )
+        return embeddings(self.base_url, request, model=model, within_s=deadline_s)
 
     # ------------------------------------------------------------------- private
+
+    def _seen_embedders(self) -> tuple[str, ...]:
+        seen = self._seen
+        if seen is None:
+            return self.probe().embedders
+        if not seen[1].url:
+            raise BackendUnavailableError(seen[1].reason)
+        return seen[1].embedders
 
     def _chosen(
         self, requested: str | None, *, is_strict: bool, needs: frozenset[str]
     ) -> tuple[str, str]:
         """Return the address and the model for what asks for `requested`."""
         offer = self._offer()
-        found = _match(requested or "", offer.models)
+        found = matching(requested or "", offer.models)
         if found is None and requested and is_strict:
             offer = self._offer(is_fresh=True)  # it may have been pulled just now
-            found = _match(requested, offer.models)
+            found = matching(requested, offer.models)
             if found is None:
                 _refuse_unfit(requested, offer)
                 raise InvalidTaskError(
@@ -223,12 +213,13 @@ class OllamaBackend:
 
     def _probe(self) -> Availability:
         found: Availability | None = None
+        spare: Availability | None = None  #: chats with nobody, but makes embeddings
         problems: list[str] = []
         silent: dict[str, str] = {}
         for url in sorted(self.urls, key=lambda url: url != self.base_url):
             try:
                 seen = self._judged(url, self._catalogue.read(url, within_s=PROBE_S))
-            except BackendAnswerError as error:
+            except BackendError as error:
                 problems.append(str(error))
                 continue
             except (OSError, http.client.HTTPException, UnicodeError) as error:
@@ -238,12 +229,11 @@ class OllamaBackend:
                 found = seen
                 break
             problems.append(seen.reason)
+            spare = spare or (seen if seen.embedders else None)
         if found is None:
             problems += [] if problems else [_silence({url: silent[url] for url in self.urls})]
-            found = Availability(is_up=False, reason="; ".join(problems))
-            self.base_url = self.urls[0]
-        else:
-            self.base_url = found.url
+            found = replace(spare or Availability(is_up=False), reason="; ".join(problems))
+        self.base_url = found.url or self.urls[0]
         self._seen = (time.monotonic(), found)
         return found
 
@@ -253,12 +243,15 @@ class OllamaBackend:
             others = "; ".join(f"{name} {why}" for name, why in list(unfit.items())[:MAX_NAMED])
             reason = f"Ollama at {url} has no models to chat with: pull one with `ollama pull NAME`"
             reason += f" ({others})" if others else ""
-            return Availability(is_up=False, url=url, unfit=unfit, reason=reason)
-        default = _match(self._default_model or "", models)
+            return Availability(
+                is_up=False, url=url, embedders=installed.embedders, unfit=unfit, reason=reason
+            )
+        default = matching(self._default_model or "", models)
         return Availability(
             is_up=True,
             url=url,
             models=models,
+            embedders=installed.embedders,
             default=default or models[0],
             loaded=installed.loaded,
             unfit=unfit,
@@ -269,21 +262,13 @@ class OllamaBackend:
     def _missing(self, models: Sequence[str], unfit: Mapping[str, str]) -> str:
         """Say that the default model of the settings is not there."""
         name = str(self._default_model)
-        found = _match(name, tuple(unfit))
+        found = matching(name, tuple(unfit))
         what = "is not installed" if found is None else unfit[found]
         hint = f" To install it: ollama pull {name}" if found is None else ""
         return (
             f"DEEPSEEK_MODEL={name} {what}; {models[0]} answers in its place "
             f"(installed: {_named(models)}).{hint}"
         )
-
-
-def _match(wished: str, models: Sequence[str]) -> str | None:
-    """Return which of `models` is the one that is wished for."""
-    if not wished or wished in models:
-        return wished or None
-    plain = plain_name(wished)
-    return next((name for name in models if plain_name(name) == plain), None)
 
 
 def _lacks(name: str, needs: frozenset[str], offer: Availability) -> str:
@@ -295,7 +280,7 @@ def _lacks(name: str, needs: frozenset[str], offer: Availability) -> str:
 
 def _refuse_unfit(requested: str, offer: Availability) -> None:
     """Say of a model that is a must why it can never answer here."""
-    found = _match(requested, tuple(offer.unfit))
+    found = matching(requested, tuple(offer.unfit))
     why = "" if found is None else offer.unfit[found]
     if not why and is_cloud_name(requested):
         why = IS_CLOUD
@@ -327,71 +312,3 @@ def _why_silent(error: Exception) -> str:
     if isinstance(error, ConnectionRefusedError):
         return "connection refused"
     return said(error)
-
-
-class _Watch:
-    """The two clocks of an answer: its deadline, and the silence since the last text."""
-
-    def __init__(self, deadline_s: float, stall_s: float | None) -> None:
-        self._started = self._heard = time.monotonic()
-        self._deadline_s = deadline_s
-        self._later_s = STALL_S if stall_s is None else stall_s
-        self._patience_s = FIRST_TEXT_S if stall_s is None else stall_s
-
-    def hear(self, now: float) -> None:
-        self._heard, self._patience_s = now, self._later_s
-
-    def check_deadline(self, now: float) -> None:
-        if now - self._started >= self._deadline_s:
-            raise BackendDeadlineError(
-                f"the answer was not complete after {max(self._deadline_s, 0):.0f} s: "
-                "raise deadline_s or TASK_TIMEOUT, or ask for fewer max_tokens"
-            )
-
-    def check_silence(self, now: float) -> None:
-        if now - self._heard >= self._patience_s:
-            raise BackendStalledError(f"Ollama sent no text for {self._patience_s:g} s")
-
-
-class _Answer:
-    """The pieces of an answer so far."""
-
-    def __init__(self, model: str) -> None:
-        self._model = model
-        self._texts: list[str] = []
-        self._thoughts: list[str] = []
-        self._calls: list[Mapping[str, Any]] = []
-        self._logprobs: list[Any] = []
-        self._bytes = 0
-        self._last: Part | None = None
-
-    @property
-    def is_complete(self) -> bool:
-        return self._last is not None
-
-    def add(self, part: Part) -> str:
-        self._bytes += len(part.text.encode("utf-8")) + len(part.thinking.encode("utf-8"))
-        if part.tool_calls or part.logprobs:
-            self._bytes += len(json.dumps([*part.tool_calls, *part.logprobs]))
-        if self._bytes > MAX_TEXT_BYTES:
-            raise BackendTooLargeError(f"Ollama sent more than {MAX_TEXT_BYTES} bytes of text")
-        self._texts.append(part.text)
-        self._thoughts.append(part.thinking)
-        self._calls += part.tool_calls
-        self._logprobs += part.logprobs
-        if part.is_last:
-            self._last = part
-        return part.text
-
-    def completion(self) -> Completion:
-        assert self._last is not None
-        return Completion(
-            text="".join(self._texts),
-            model=self._model,
-            thinking="".join(self._thoughts),
-            tool_calls=tuple(self._calls),
-            logprobs=tuple(self._logprobs),
-            tokens_used=self._last.tokens_used,
-            load_s=self._last.load_s,
-            is_cut=self._last.is_cut,
-        )

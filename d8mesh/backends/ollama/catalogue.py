@@ -18,10 +18,10 @@ from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-from d8mesh.backends.ollama.stream import shut
+from d8mesh.backends.streaming import BUSY, MAX_ERROR_BYTES, error_in, shut
 from d8mesh.config import MODEL_PATTERN
 from d8mesh.core.protocol.model_names import plain_name
-from d8mesh.errors import BackendAnswerError
+from d8mesh.errors import BackendAnswerError, BackendError, BackendUnavailableError
 
 #: The list of a few hundred models takes some 100 KB.
 MAX_PROBE_BYTES: Final = 4 * 1024 * 1024
@@ -54,6 +54,8 @@ class Installed:
     models: tuple[str, ...]
     loaded: tuple[str, ...]
     unfit: Mapping[str, str]
+    #: those that make embeddings
+    embedders: tuple[str, ...]
     #: what each of the models can do, where that is known
     capabilities: Mapping[str, frozenset[str]]
 
@@ -71,14 +73,14 @@ class Catalogue:
         """Ask the Ollama at `url`; takes some `within_s` at most for each of three questions.
 
         Raises:
-            BackendAnswerError: what answers is no Ollama.
+            BackendError: what answers is no Ollama, or busy.
             OSError: nothing answers; so does `http.client.HTTPException`.
         """
         known, self._shown = self._shown, {}  # of one that does not answer nothing is kept:
         # it may come back as a newer one, which tells more
         rows = _rows_in(ask_json(url, "/api/tags", within_s=within_s))
         loaded: Mapping[str, Mapping[str, Any]] = {}
-        with contextlib.suppress(BackendAnswerError):  # older ones, and others like it, lack it
+        with contextlib.suppress(BackendError):  # older ones, and others like it, lack it
             loaded = _rows_in(ask_json(url, "/api/ps", within_s=within_s))
         until = time.monotonic() + within_s
         models: list[str] = []
@@ -97,7 +99,8 @@ class Catalogue:
             else:
                 models.append(name)
                 capabilities[name] = shown.capabilities
-        return Installed(tuple(models), tuple(loaded), unfit, capabilities)
+        embedders = tuple(name for name, why in unfit.items() if why == IS_EMBEDDING)
+        return Installed(tuple(models), tuple(loaded), unfit, embedders, capabilities)
 
 
 def why_not(name: str, shown: Shown, families: tuple[str, ...] = ()) -> str:
@@ -123,12 +126,18 @@ def is_embedding_name(name: str) -> bool:
 
 
 def ask_json(
-    base_url: str, path: str, *, within_s: float, body: Mapping[str, object] | None = None
+    base_url: str,
+    path: str,
+    *,
+    within_s: float,
+    body: Mapping[str, object] | None = None,
+    max_bytes: int = MAX_PROBE_BYTES,
 ) -> Any:
     """Return what a GET (a POST, with `body`) answers, read within bounds of time and size.
 
     Raises:
-        BackendAnswerError: an error status, or no JSON.
+        BackendUnavailableError: it is busy.
+        BackendAnswerError: another error status, or no JSON.
         OSError: nothing answers; so does `http.client.HTTPException`.
     """
     parts = urlsplit(base_url)
@@ -150,16 +159,23 @@ def ask_json(
             headers = {"Accept": "application/json", "Content-Type": "application/json"}
             connection.request("GET" if sent is None else "POST", path, sent, headers)
             response = connection.getresponse()
-            content = response.read(MAX_PROBE_BYTES + 1) if response.status == 200 else b""
+            content = response.read((max_bytes if response.status == 200 else MAX_ERROR_BYTES) + 1)
+        except (OSError, http.client.HTTPException) as error:
+            if is_late.is_set():
+                raise TimeoutError(f"no answer within {within_s:g} s") from error
+            raise
         finally:
             timer.cancel()
         if is_late.is_set():
             raise TimeoutError(f"no answer within {within_s:g} s")
     where = f"{base_url}{path}"
     if response.status != 200:
-        raise BackendAnswerError(f"{where} answered HTTP {response.status}: is it Ollama?")
-    if len(content) > MAX_PROBE_BYTES:
-        raise BackendAnswerError(f"{where} answered with more than {MAX_PROBE_BYTES} bytes")
+        status, why = response.status, error_in(content)
+        if status in BUSY:
+            raise BackendUnavailableError(f"Ollama is busy: {where} answered HTTP {status} ({why})")
+        raise BackendAnswerError(f"{where} answered HTTP {status}: is it Ollama? ({why})")
+    if len(content) > max_bytes:
+        raise BackendAnswerError(f"{where} answered with more than {max_bytes} bytes")
     try:
         return json.loads(content)
     except (ValueError, RecursionError) as error:
@@ -188,7 +204,7 @@ def _asked(url: str, name: str, *, until: float) -> Shown | None:
         return None
     try:
         answer = ask_json(url, "/api/show", within_s=left_s, body={"model": name})
-    except (BackendAnswerError, OSError, http.client.HTTPException):
+    except (BackendError, OSError, http.client.HTTPException):
         return None
     return _shown_in(answer) if isinstance(answer, dict) else None
 

@@ -5,6 +5,7 @@ Source: Ollama, ``types/model/name.go``: ``[host/][namespace/]model[:tag]``, any
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import lru_cache
 from typing import Final
 
@@ -21,6 +22,15 @@ def plain_name(name: str) -> str:
     plain = name.strip().lower().removeprefix(_DEFAULT_HOST).removeprefix(_DEFAULT_NAMESPACE)
     has_tag = ":" in plain.rpartition("/")[2]
     return plain if has_tag else plain + _DEFAULT_TAG
+
+
+def matching(wished: str, models: Iterable[str]) -> str | None:
+    """Return which of `models` is the one that is wished for; None: none is, or none is wished."""
+    if not wished:
+        return None
+    plain = plain_name(wished)
+    found = [name for name in models if name == wished or plain_name(name) == plain]
+    return wished if wished in found else next(iter(found), None)
 
 
 def wish_in(model: str) -> tuple[str, bool]:

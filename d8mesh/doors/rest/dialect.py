@@ -12,9 +12,9 @@ from typing import Any, Final
 
 import msgspec
 
+from d8mesh.core.protocol.chat import MODEL_TYPES
 from d8mesh.core.protocol.json_model import check_json, error_as_text
 from d8mesh.core.protocol.messages import MAX_PAYLOAD_BYTES
-from d8mesh.nodes.client.submissions import MODEL_TYPES
 
 #: Where polling workers put a text that belongs into ``output``.
 OUTPUT_KEYS: Final = ("result", "response")

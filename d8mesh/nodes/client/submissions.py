@@ -11,6 +11,7 @@ import msgspec
 
 from d8mesh.config import MODEL_PATTERN
 from d8mesh.core.client.submission import Submission
+from d8mesh.core.protocol.chat import MODEL_TYPES
 from d8mesh.core.protocol.json_model import as_json, packed_json
 from d8mesh.core.protocol.messages import (
     MAX_BATCH_TASKS,
@@ -26,8 +27,6 @@ from d8mesh.nodes.client.timeouts import bounded
 
 #: Tasks of one submission: a commit of the broker's stays short, its cost is spread thin.
 SUBMISSION_TASKS: Final = 1000
-#: Types whose ``data["model"]`` is a wish that placement honours.
-MODEL_TYPES: Final = frozenset({"agent_action", "code_generation"})
 _MODEL: Final = re.compile(MODEL_PATTERN, re.ASCII)
 MAX_TYPE_CHARS: Final = 128
 MAX_KEY_CHARS: Final = 128

@@ -20,7 +20,7 @@ from d8mesh.nodes.client import Client
 from tests.doors.rest_calls import Rest, rest_in
 from tests.nodes.mesh import until
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 JSON = {"Content-Type": "application/json"}
 
 

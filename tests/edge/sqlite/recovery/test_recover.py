@@ -33,7 +33,7 @@ from d8mesh.errors import JournalBrokenError, JournalError, JournalHeldError
 
 SESSIONS = ("0123456789abcdef", "vvvv456789abcdef")
 PAGE = 4096
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[4]
 #: Damaged files looked at: each page of a small journal is hit by some of them.
 SEEDS = 24
 

@@ -11,7 +11,9 @@ from typing import Any
 
 import pytest
 
-from d8mesh.backends.ollama.stream import MAX_LINE_BYTES, ChatStream, Part, _lines, shown
+from d8mesh.backends.ollama.chat import asked
+from d8mesh.backends.streaming import MAX_LINE_BYTES, lines_of, shown
+from d8mesh.core.protocol.chat import ChatRequest, FinishReason, Piece
 from d8mesh.errors import (
     BackendAnswerError,
     BackendError,
@@ -31,18 +33,13 @@ def server() -> Iterator[OllamaServer]:
         yield running
 
 
-def parts_of(server: OllamaServer, *, model: str = "deepseek-r1:8b") -> list[Part]:
-    stream = ChatStream(
-        server.url,
-        [{"role": "user", "content": "one two"}],
-        model=model,
-        temperature=0.5,
-        max_tokens=10,
-    )
-    parts: list[Part] = []
+def parts_of(server: OllamaServer, *, model: str = "deepseek-r1:8b") -> list[Piece]:
+    request = ChatRequest(messages=({"role": "user", "content": "one two"},))
+    stream = asked(server.url, request, model=model, temperature=0.5, max_tokens=10)
+    parts: list[Piece] = []
     until = time.monotonic() + PATIENCE_S
     try:
-        while not (parts and parts[-1].is_last):
+        while not (parts and parts[-1].ending):
             assert time.monotonic() < until
             part = stream.next(0.5)
             if part is not None:
@@ -55,7 +52,10 @@ def parts_of(server: OllamaServer, *, model: str = "deepseek-r1:8b") -> list[Par
 def test_the_last_piece_carries_the_figures(server: OllamaServer) -> None:
     parts = parts_of(server)
     assert "".join(part.text for part in parts) == "You asked: one two"
-    assert (parts[-1].tokens_used, parts[-1].load_s, parts[-1].is_cut) == (18, 1.5, False)
+    ending = parts[-1].ending
+    assert ending is not None
+    assert (ending.usage.total, ending.load_s) == (18, 1.5)
+    assert ending.finish_reason is FinishReason.STOP
 
 
 @pytest.mark.parametrize(
@@ -92,7 +92,7 @@ def test_misbehaviour_fails_the_answer_with_a_code_and_takes_no_memory(
     assert peak_bytes < MAX_MEMORY_BYTES
     assert not [path for path, _, _ in server.requests if path == "/elsewhere"]
     server.behaviour = "ok"
-    assert parts_of(server)[-1].is_last
+    assert parts_of(server)[-1].ending
 
 
 SEPARATORS = "a\u2028b\u2029c\x85d\x0be\x0cf\x1cg\x1dh\x1ei\rj\r\nk"
@@ -115,7 +115,7 @@ def test_a_long_line_in_the_smallest_pieces_costs_no_more_than_its_length() -> N
     line = b"x" * (MAX_LINE_BYTES - 1)
     pieces = (line[i : i + 1] for i in range(len(line)))
     started = time.process_time()
-    assert list(_lines([b"a\n\n", *pieces, b"\n", b"b"])) == [b"a", line, b"b"]
+    assert list(lines_of("Ollama", [b"a\n\n", *pieces, b"\n", b"b"])) == [b"a", line, b"b"]
     assert time.process_time() - started < 20  # each piece copied anew: minutes
 
 
@@ -151,7 +151,7 @@ def test_a_model_that_is_gone_is_named(server: OllamaServer) -> None:
 def test_closing_before_anything_came_does_not_wait(server: OllamaServer) -> None:
     server.behaviour = "silent"
     started = time.monotonic()
-    stream = ChatStream(server.url, [], model="x", temperature=0.5, max_tokens=1)
+    stream = asked(server.url, ChatRequest(messages=()), model="x", temperature=0.5, max_tokens=1)
     stream.close()
     assert stream.next(0) is None
     assert time.monotonic() - started < PATIENCE_S

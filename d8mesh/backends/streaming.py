@@ -1,0 +1,327 @@
+"""What all backends share: an answer that comes in pieces, its clocks, its bounds, its end.
+
+An answer is read by a thread of its own, over a connection that can be ended at any moment
+(`AnswerReader`); who waits for it looks at the clocks in between (`completion`). Knows no
+service: a backend says what to ask, and what a line of the answer means.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import queue
+import socket
+import struct
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, Final
+
+from d8mesh.backends.backend import ChatRun
+from d8mesh.core.protocol.chat import Completion, Piece, completion_of
+from d8mesh.errors import (
+    BackendAnswerError,
+    BackendDeadlineError,
+    BackendError,
+    BackendStalledError,
+    BackendTooLargeError,
+    BackendUnavailableError,
+    TaskCancelledError,
+)
+
+if TYPE_CHECKING:
+    import httpx
+
+#: Seconds without a token in the middle of an answer: far slower than any model that fits.
+STALL_S: Final = 60.0
+#: Before the first token a large model may have to come from a slow disk.
+FIRST_TEXT_S: Final = 300.0
+#: An answer, thoughts and all: the longest contexts give a few megabytes, a result must hold it.
+MAX_TEXT_BYTES: Final = 8 * 1024 * 1024
+#: All bytes of an answer: each token comes with some 150 bytes around it.
+MAX_WIRE_BYTES: Final = 512 * 1024 * 1024
+#: One line of an answer: one token, or the last line with its figures.
+MAX_LINE_BYTES: Final = 1024 * 1024
+#: What is read, and what is shown, of an error's text.
+MAX_ERROR_BYTES: Final = 4096
+MAX_ERROR_CHARS: Final = 300
+#: HTTP statuses of a service that may answer later.
+BUSY: Final = frozenset({429, 503})
+#: Connecting to a machine on the LAN.
+CONNECT_S: Final = 5.0
+#: Pieces read ahead while a handler is busy with the one before.
+MAX_AHEAD: Final = 256
+#: Closing waits so long for its reading thread, which a shut socket ends at once.
+JOIN_S: Final = 2.0
+#: How often a wait looks whether it is still wanted.
+LOOK_S: Final = 0.1
+
+#: The system's ``struct linger``: on, for 0 seconds.
+_RESET_AT_CLOSE: Final = struct.pack("hh" if sys.platform == "win32" else "ii", 1, 0)
+
+
+def completion(reader: AnswerReader, model: str, run: ChatRun) -> Completion:
+    """Return the whole answer, each piece told as it comes; the reader is closed in any case.
+
+    Args:
+        model: which one answers.
+        run: without `stall_s` it is `STALL_S`, and `FIRST_TEXT_S` before the first text.
+
+    Raises:
+        TaskCancelledError: `is_cancelled` said so.
+        BackendStalledError: no text came for too long.
+        BackendDeadlineError: `deadline_s` are over.
+        BackendTooLargeError: more than `MAX_TEXT_BYTES` of text.
+        BackendError: what the reader came upon.
+    """
+    pieces: list[Piece] = []
+    clocks, size = _Clocks(reader.service, run), 0
+    try:
+        while not (pieces and pieces[-1].ending):
+            if run.is_cancelled():
+                raise TaskCancelledError
+            clocks.check_deadline(time.monotonic())
+            piece = reader.next(LOOK_S)
+            if piece is None or not piece.is_sign_of_life:
+                clocks.check_silence(time.monotonic())
+            if piece is None:
+                continue
+            size += piece.size_bytes
+            if size > MAX_TEXT_BYTES:
+                sent = f"{reader.service} sent more than {MAX_TEXT_BYTES} bytes of text"
+                raise BackendTooLargeError(sent)
+            pieces.append(piece)
+            run.on_piece(piece)
+            if piece.is_sign_of_life:
+                # After the listener has had it: the time that it takes is no silence.
+                clocks.hear(time.monotonic())
+    finally:
+        reader.close()
+    return completion_of(pieces, model)
+
+
+class _Clocks:
+    """The two clocks of an answer: its deadline, and the silence since the last text."""
+
+    def __init__(self, service: str, run: ChatRun) -> None:
+        self._service, self._deadline_s = service, run.deadline_s
+        self._started = self._heard = time.monotonic()
+        self._later_s = STALL_S if run.stall_s is None else run.stall_s
+        self._patience_s = FIRST_TEXT_S if run.stall_s is None else run.stall_s
+
+    def hear(self, now: float) -> None:
+        self._heard, self._patience_s = now, self._later_s
+
+    def check_deadline(self, now: float) -> None:
+        if now - self._started >= self._deadline_s:
+            raise BackendDeadlineError(
+                f"the answer was not complete after {max(self._deadline_s, 0):.0f} s: "
+                "raise deadline_s or TASK_TIMEOUT, or ask for fewer max_tokens"
+            )
+
+    def check_silence(self, now: float) -> None:
+        if now - self._heard >= self._patience_s:
+            raise BackendStalledError(f"{self._service} sent no text for {self._patience_s:g} s")
+
+
+class AnswerReader:
+    """An answer's connection, read by a thread of its own so that it can always be ended.
+
+    Args:
+        service: what it is called in errors.
+        url: where it is, for errors.
+        lines: given this reader, whose `hooks` its client must have; yields the answer's lines.
+        piece_of: what a line means; `TypeError` and the like if it is no line of an answer.
+    """
+
+    def __init__(
+        self,
+        service: str,
+        url: str,
+        *,
+        lines: Callable[[AnswerReader], Iterator[bytes]],
+        piece_of: Callable[[Any], Piece],
+    ) -> None:
+        self.service, self._url = service, url
+        self._lines, self._piece_of = lines, piece_of
+        self._pieces: queue.Queue[Piece | Exception] = queue.Queue(MAX_AHEAD)
+        self._is_closed = threading.Event()
+        self._socket: socket.socket | None = None
+        self._thread = threading.Thread(target=self._read, name="answer-reader", daemon=True)
+        self._thread.start()
+
+    @property
+    def hooks(self) -> dict[str, list[Callable[..., Any]]]:
+        """The event hooks of the httpx client that makes the connection."""
+        return {"request": [self._prepare], "response": [self._guard]}
+
+    def next(self, wait_s: float) -> Piece | None:
+        """Return the next piece, or None if none came within `wait_s`; raise its error."""
+        try:
+            piece = self._pieces.get(timeout=wait_s)
+        except queue.Empty:
+            if self._thread.is_alive() or self._is_closed.is_set() or not self._pieces.empty():
+                return None
+            raise BackendError(f"the thread that reads {self.service}'s answer has died") from None
+        if isinstance(piece, Exception):
+            raise piece
+        return piece
+
+    def close(self) -> None:
+        """End the connection, whatever it is doing; a service then stops generating."""
+        self._is_closed.set()
+        shut(self._socket)
+        self._thread.join(JOIN_S)
+
+    def _read(self) -> None:
+        try:
+            for line in self._lines(self):
+                piece = self._piece_of(json.loads(line))
+                if not self._put(piece) or piece.ending:
+                    return
+            self._put(BackendAnswerError(f"{self.service} ended its answer in the middle"))
+        except Exception as error:
+            self._put(self._translated(error))
+
+    def _put(self, piece: Piece | Exception) -> bool:
+        while not self._is_closed.is_set():
+            with contextlib.suppress(queue.Full):
+                self._pieces.put(piece, timeout=LOOK_S)
+                return True
+        return False
+
+    def _prepare(self, request: httpx.Request) -> None:
+        request.headers["accept-encoding"] = "identity"
+        request.extensions["trace"] = self._note_socket
+
+    def _note_socket(self, event: str, info: Mapping[str, Any]) -> None:
+        if event in ("connection.connect_tcp.complete", "connection.start_tls.complete"):
+            self._socket = info["return_value"].get_extra_info("socket")
+            if self._is_closed.is_set():
+                shut(self._socket)
+
+    def _guard(self, response: httpx.Response) -> None:
+        """Let only a plain answer through."""
+        status, service = response.status_code, self.service
+        if status == 200:
+            encoding = response.headers.get("content-encoding", "identity")
+            if encoding.lower() != "identity":
+                raise BackendAnswerError(f"{service} sent a compressed answer ({encoding[:40]!r})")
+            return
+        if 300 <= status < 400:
+            raise BackendAnswerError(f"{service} redirects (HTTP {status}): is the address right?")
+        reason = f"HTTP {status}: {_error_text(response)}"
+        if status in BUSY:
+            raise BackendUnavailableError(f"{service} is busy ({reason})")
+        raise BackendError(f"{service} failed ({reason})")
+
+    def _translated(self, error: Exception) -> BackendError:
+        """Return the error of ours for what the package, httpx or JSON raised."""
+        if isinstance(error, BackendError):
+            return error
+        import httpx
+
+        ours: BackendError
+        service, told = self.service, said(error)
+        if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout | ConnectionError):
+            ours = BackendUnavailableError(f"{service} does not answer at {self._url}")
+        elif isinstance(error, httpx.HTTPError):
+            ours = BackendAnswerError(f"the connection to {service} broke ({told})")
+        elif isinstance(
+            error, ValueError | TypeError | LookupError | AttributeError | RecursionError
+        ):
+            ours = BackendAnswerError(f"{service} sent something that is not a line of its answers")
+        else:
+            ours = BackendError(f"{service} could not be asked ({told})")
+        ours.__cause__ = error
+        return ours
+
+
+def shut(connection: socket.socket | None) -> None:
+    """Wake whoever reads from `connection`: closing it alone would not.
+
+    Its closing then resets it: a service that is blocked in sending would not see an
+    orderly end.
+    """
+    if connection is not None:
+        with contextlib.suppress(OSError):
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_AT_CLOSE)
+            connection.shutdown(socket.SHUT_RDWR)
+
+
+def _error_text(response: httpx.Response) -> str:
+    found = b""
+    for chunk in response.iter_raw(1024):
+        found += chunk
+        if len(found) >= MAX_ERROR_BYTES:
+            break
+    return error_in(found)
+
+
+def error_in(content: bytes) -> str:
+    """Return what the body of an error says, in one bounded line."""
+    text = content[:MAX_ERROR_BYTES].decode("utf-8", "replace").strip()
+    with contextlib.suppress(ValueError, RecursionError):
+        answer = json.loads(text)
+        text = str(answer["error"]) if isinstance(answer, dict) and "error" in answer else text
+    return shown(text)
+
+
+def lines_of(service: str, chunks: Iterable[bytes]) -> Iterator[bytes]:
+    """Yield the lines that are not empty, split at newlines alone, and bounded."""
+    begun, total = bytearray(), 0  # a line that has not ended grows in place, however it is cut
+    for chunk in chunks:
+        *lines, rest = chunk.split(b"\n")
+        if lines:
+            lines[0] = bytes(begun) + lines[0]
+            begun.clear()
+        begun += rest
+        total += len(chunk)
+        if total > MAX_WIRE_BYTES or len(begun) > MAX_LINE_BYTES:
+            raise BackendTooLargeError(f"{service} sent more than an answer may hold")
+        yield from filter(bytes.strip, lines)
+    if begun.strip():
+        yield bytes(begun)
+
+
+def text_of(value: Any) -> str:
+    """Return a text of the answer without halves of characters, which JSON can write."""
+    if not (value is None or isinstance(value, str)):
+        raise TypeError("a text of the answer is none")
+    return (value or "").encode("utf-8", "replace").decode("utf-8")
+
+
+def rows_of(value: Any) -> tuple[Any, ...]:
+    if not (value is None or isinstance(value, list)):
+        raise TypeError("a list of the answer is none")
+    return tuple(map(_clean, value or ()))
+
+
+def _clean(value: Any) -> Any:
+    """Return what a result can hold: whole characters, finite numbers."""
+    if isinstance(value, str):
+        return text_of(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, list):
+        return [_clean(inner) for inner in value]
+    if isinstance(value, dict):
+        return {text_of(key): _clean(inner) for key, inner in value.items()}
+    return value
+
+
+def whole_number(value: Any) -> int:
+    return min(max(value, 0), 2**53) if isinstance(value, int) else 0
+
+
+def said(error: BaseException) -> str:
+    """Return `error` in one bounded line."""
+    return shown(f"{type(error).__name__}: {error}" if str(error) else type(error).__name__)
+
+
+def shown(text: str) -> str:
+    """Return `text` in one bounded line without control characters."""
+    line = "".join(c if c.isprintable() else " " for c in text[: 4 * MAX_ERROR_CHARS])
+    return " ".join(line.split())[:MAX_ERROR_CHARS] or "no reason given"
