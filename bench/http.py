@@ -123,6 +123,7 @@ def serve(name: str, port: int) -> None:
 
         config = Config()
         config.bind = [f"{HOST}:{port}"]
+        config.keep_alive_max_requests = 10**9
         asyncio.run(hypercorn_serve(application, config))
     else:
         from granian import Granian

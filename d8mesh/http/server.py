@@ -28,7 +28,7 @@ MAX_PER_ADDRESS: Final = MAX_CONNECTIONS // 2
 _BACKLOG: Final = 1024
 _ACCEPTS_PER_TURN: Final = 128
 #: Turns of the loop in which what was just accepted has come up, and what is closed has learnt it.
-_LAST_TURNS: Final = 8
+_LAST_TURNS: Final = 4
 #: How often deadlines are looked at, while there are connections.
 LOOK_S: Final = 0.5
 #: Parts of streams that are written in one turn of the loop: then it looks who else is there.

@@ -215,6 +215,7 @@ def test_whoever_is_refused_and_does_not_leave_is_closed(
     monkeypatch.setattr(connection, "LINGER_S", 0.2)
     with here.connect() as stays:
         stays.sendall(b"GET / HTTP/3.0\r\n\r\n")
+        assert stays.recv(100).startswith(b"HTTP/1.1 400 ")
         eventually(lambda: not here.server._connections)
 
 
