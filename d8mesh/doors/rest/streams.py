@@ -73,18 +73,19 @@ class StreamCalls:
     async def _events(self, task_id: str, *, is_over: bool) -> Source:
         """Yield what is heard of a task until it is finished, or its reader is too slow."""
         reader, kept = Reader(self._mesh.loop), self._mesh.kept_output(task_id)
+        take: Take = reader.take
         with self._places.one(), ExitStack() as stack:
             if kept is not None:
                 stack.callback(self._mesh.hear(task_id, lambda _: self._bells.ring(reader)))
-                source = self._told(task_id, reader, _all_of(kept), is_whole=True)
+                take = _all_of(kept)
             elif not is_over:
                 stack.callback(self._listen(task_id, reader))
-                source = self._told(task_id, reader, reader.take, is_whole=False)
-            else:
-                source = _nothing()
-            async with aclosing(source):
-                async for item in source:
-                    yield item
+            if kept is not None or not is_over:
+                yield "listening"
+                heard = self._heard(task_id, reader, take, Position(is_whole=kept is not None))
+                async with aclosing(heard):
+                    async for item in heard:
+                        yield item
         if reader.is_too_slow:
             return
         try:
@@ -104,9 +105,7 @@ class StreamCalls:
 
         return leave
 
-    async def _told(self, task_id: str, reader: Reader, take: Take, *, is_whole: bool) -> Source:
-        yield "listening"
-        position = Position(is_whole=is_whole)
+    async def _heard(self, task_id: str, reader: Reader, take: Take, position: Position) -> Source:
         next_look, is_over = time.monotonic() + LOOK_S, False
         while not is_over:
             heard, is_over = take()
@@ -284,11 +283,6 @@ def _all_of(kept: KeptOutput) -> Take:
         return heard, is_over
 
     return take
-
-
-async def _nothing() -> Source:
-    return
-    yield
 
 
 def _size(heard: Stream) -> int:

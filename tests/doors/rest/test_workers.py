@@ -354,6 +354,15 @@ def test_a_bad_report_that_names_its_task_in_the_body_ends_that(rest: Rest) -> N
     assert status(rest, task_id)["state"] == "failed"
 
 
+def test_a_report_that_is_too_large_ends_the_attempt(rest: Rest) -> None:
+    rest.register("large", "large_report")
+    task_id = rest.submit("large_report", max_attempts=1)
+    assert poll(rest, "large")["task_id"] == task_id
+    headers = JSON | {"Content-Length": str(42 * 1024 * 1024)}
+    assert rest.post(f"/api/tasks/{task_id}/result", b"{}", headers=headers).status_code == 413
+    assert status(rest, task_id)["state"] == "failed"
+
+
 def test_a_worker_whose_reports_are_refused_is_handed_a_task_so_often_as_it_has_attempts(
     rest: Rest,
 ) -> None:
