@@ -242,8 +242,6 @@ class Connection(asyncio.BufferedProtocol):
         while self._writable is not None:
             await asyncio.wait((self._writable,))
         has_more = message.get("more_body", False)
-        if has_more:
-            await self._server.turn()
         if self._is_lost:
             return
         if message["type"] == "http.response.start":

@@ -10,7 +10,7 @@ import contextlib
 import socket
 import threading
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Sequence
 from email.utils import formatdate
 from typing import Final
@@ -31,8 +31,6 @@ _ACCEPTS_PER_TURN: Final = 128
 _LAST_TURNS: Final = 4
 #: How often deadlines are looked at, while there are connections.
 LOOK_S: Final = 0.5
-#: Parts of streams that are written in one turn of the loop: then it looks who else is there.
-_WRITES_PER_TURN: Final = 64
 #: What comes is read into one buffer, a connection at a time.
 _BUFFER_BYTES: Final = 65_536
 
@@ -67,8 +65,6 @@ class Server:
         self._by_address: Counter[str] = Counter()
         self._next_look: asyncio.TimerHandle | None = None
         self._date = (0, b"")
-        self._writes = 0
-        self._writers: deque[asyncio.Future[None]] = deque()
 
     @property
     def ports(self) -> tuple[int, ...]:
@@ -133,26 +129,6 @@ class Server:
         if now != self._date[0]:
             self._date = (now, formatdate(now, usegmt=True).encode("ascii"))
         return self._date[1]
-
-    async def turn(self) -> None:
-        """Wait for one's turn to write a part of a stream: thousands have one at the same time."""
-        if not self._writes:
-            self.loop.call_soon(self._next_turn)
-        if self._writes < _WRITES_PER_TURN:
-            self._writes += 1
-            return
-        self._writers.append(self.loop.create_future())
-        await self._writers[-1]
-
-    def _next_turn(self) -> None:
-        self._writes = 0
-        while self._writers and self._writes < _WRITES_PER_TURN:
-            writer = self._writers.popleft()
-            if not writer.done():
-                writer.set_result(None)
-                self._writes += 1
-        if self._writes:
-            self.loop.call_soon(self._next_turn)
 
     def _look(self) -> None:
         self._next_look = None
