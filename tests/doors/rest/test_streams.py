@@ -19,6 +19,8 @@ from d8mesh.core.protocol.messages import Stream
 from d8mesh.doors.rest import streams
 from d8mesh.handlers import TaskContext
 from d8mesh.http.events import SSE, stream
+from d8mesh.nodes.client import stream_buffer
+from d8mesh.nodes.client.stream_buffer import KeptOutput
 from d8mesh.nodes.client.streams import Position
 from tests.doors.rest_calls import Rest, rest_in
 from tests.nodes.mesh import Mesh, until
@@ -218,6 +220,24 @@ def test_an_unknown_task_has_no_stream(rest: Rest) -> None:
     assert rest.get("/api/tasks/0123456789abcdef-0/stream").status_code == 404
 
 
+def nobody(listen: Any = None) -> Any:
+    """Return a client that keeps nothing and hears what `listen` tells."""
+    return SimpleNamespace(
+        kept_output=lambda task_id: None,
+        hear=lambda task_id, on_stream: lambda: None,
+        listen=listen,
+        loop=asyncio.get_running_loop(),
+    )
+
+
+async def finished(task_id: str) -> dict[str, Any]:
+    return {"completed_at": 1.0}
+
+
+async def not_finished(task_id: str) -> dict[str, Any]:
+    return {"completed_at": None}
+
+
 def heard(*told: Stream | None) -> list[tuple[str, dict[str, Any]]]:
     """Return the events of a task of which this is heard."""
 
@@ -226,14 +246,8 @@ def heard(*told: Stream | None) -> list[tuple[str, dict[str, Any]]]:
             on_event(each)
         return lambda: None
 
-    async def status(task_id: str) -> dict[str, Any]:
-        return {"completed_at": 1.0}
-
     async def text() -> str:
-        mesh: Any = SimpleNamespace(
-            kept_output=lambda task_id: None, listen=listen, loop=asyncio.get_running_loop()
-        )
-        calls = streams.StreamCalls(mesh, status)
+        calls = streams.StreamCalls(nobody(listen), finished)
         body = stream(calls._events("x", is_over=False), SSE).body
         assert not isinstance(body, bytes)
         return b"".join([part async for part in body]).decode()
@@ -268,48 +282,59 @@ def test_a_text_may_hold_what_some_readers_take_for_the_end_of_a_line() -> None:
     assert chunk == ("chunk", {"attempt": 1, "seq": 0, "text": text})
 
 
-def test_a_reader_that_is_too_slow_loses_its_stream(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(streams, "MAX_WAITING", 2)
-    told = [Stream("x", 1, n, [pack(str(n))]) for n in range(5)]
-    assert all(name != "done" for name, _ in heard(*told, None))
+def test_a_reader_that_is_too_slow_is_told_what_it_missed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stream_buffer, "MAX_TASK_BYTES", 2 * stream_buffer.PIECE_BYTES)
+
+    async def read() -> list[tuple[str, dict[str, Any]]]:
+        kept, calls = KeptOutput(), streams.StreamCalls(nobody(), not_finished)
+        bell = streams._Bell(asyncio.get_running_loop())
+        source = calls._heard("x", kept, Position(is_whole=False), bell)
+        found = []
+        for n in range(5):
+            kept.hear(Stream("x", 1, n, [pack(str(n))]))
+            if not n:
+                found.append(await anext(source))
+        kept.hear(None)
+        found += [item async for item in source]
+        return [(item.name, item.body) for item in found if not isinstance(item, str)]
+
+    assert [(name, body.get("count")) for name, body in asyncio.run(read())] == [
+        ("chunk", None),
+        ("missed", 3),
+        ("chunk", None),
+    ]
 
 
-def test_a_late_reader_is_told_the_last_of_what_others_heard(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(streams, "TAIL_BYTES", 5)
-
+def test_all_readers_of_a_message_share_its_events() -> None:
     async def read() -> None:
-        loop = asyncio.get_running_loop()
-        first, late = streams.Reader(loop), streams.Reader(loop)
-        listened = streams.Listened(streams._Bells(loop))
-        assert listened.join(first)
-        for n in range(3):
-            listened.hear(Stream("x", 1, n, [pack(str(n))]))
-        assert not listened.join(late)
-        listened.hear(Stream("x", 1, 3, [pack("3")]))
-        assert [each.first_seq for each in first.take()[0]] == [0, 1, 2, 3]
-        assert [each.first_seq for each in late.take()[0]] == [1, 2, 3]
-        listened.hear(None)
-        assert (first.take()[1], late.take()[1]) == (True, True)
-        assert (listened.leave(first), listened.leave(late)) == (False, True)
+        calls, heard = streams.StreamCalls(nobody(), not_finished), Stream("x", 1, 0, [pack("a")])
+        first, again = (list(calls._events_of(heard, Position(is_whole=True))) for _ in range(2))
+        assert first == again == [first[0]]
+        other = Stream("x", 1, 0, [pack("b")])
+        (event,) = calls._events_of(other, Position(is_whole=True))
+        assert event.body["text"] == "b"
 
     asyncio.run(read())
 
 
-def test_all_readers_of_a_message_share_its_events() -> None:
-    chunks, heard = streams._Chunks(), Stream("x", 1, 0, [pack("a"), pack("b")])
-    first, again = (list(chunks.events_of(heard, Position(is_whole=True))) for _ in range(2))
-    assert [id(event) for event in first] == [id(event) for event in again]
-    for n in range(2 * streams.MADE_AT_ONCE):
-        list(chunks.events_of(Stream("x", 1, n, [pack(n)]), Position(is_whole=True)))
-    assert len(chunks._made) == streams.MADE_AT_ONCE
+def test_a_late_reader_is_told_what_the_first_has_heard(rest: Rest) -> None:
+    task_id = rest.submit()
+    first = rest.open(f"/api/tasks/{task_id}/stream")
+    next(iter(first))
+    rest.loop.loop.call_soon_threadsafe(
+        rest.client._runner.listeners.hear, Stream(task_id, 1, 4, [pack("heard before")])
+    )
+    assert "heard before" in next(iter(first))
+    late = iter(rest.open(f"/api/tasks/{task_id}/stream"))
+    assert "heard before" in [next(late) for _ in range(2)][1]
+    rest.post(f"/api/tasks/{task_id}/cancel")
+    assert events_in("".join(late))[-1][0] == "done"
 
 
 def test_many_readers_are_woken_some_in_each_turn() -> None:
     async def wake() -> list[int]:
         loop = asyncio.get_running_loop()
-        readers = [streams.Reader(loop) for _ in range(2 * streams.WOKEN_AT_ONCE + 1)]
+        readers = [streams._Bell(loop) for _ in range(2 * streams.WOKEN_AT_ONCE + 1)]
         sleeps = [asyncio.ensure_future(reader.is_rung(30.0)) for reader in readers]
         await asyncio.sleep(0)
         bells = streams._Bells(loop)
