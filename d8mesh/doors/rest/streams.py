@@ -30,6 +30,8 @@ ALIVE_S: Final = 5.0
 LOOK_S: Final = 15.0
 #: Readers woken in one turn of the loop: half a millisecond's work, then others are served.
 WOKEN_AT_ONCE: Final = 8
+#: Messages whose chunks are made once for all readers: those are in step, or nearly.
+MADE_AT_ONCE: Final = 64
 
 
 class StreamCalls:
@@ -47,8 +49,8 @@ class StreamCalls:
         self._places = Places(MAX_STREAMS)
         self._listened: dict[str, _Listened] = {}
         self._bells = _Bells(mesh.loop)
-        #: the chunks that were made last, and of which message: its readers are nearly in step
-        self._made: tuple[Stream | None, list[Event]] = None, []
+        #: the chunks that were made last, by the identity of their message: all its readers share them
+        self._made: dict[int, tuple[Stream, list[Event]]] = {}
 
     async def stream(self, request: Request, task_id: str) -> Response:
         """Open a stream.
@@ -124,10 +126,14 @@ class StreamCalls:
             yield Event("restart", {"attempt": heard.attempt})
         if missed:
             yield Event("missed", {"attempt": heard.attempt, "count": missed})
-        if self._made[0] is not heard:
-            self._made = heard, [_chunk(heard, n) for n in range(len(heard.payloads))]
+        _, chunks = self._made.get(id(heard), (None, None))
+        if chunks is None:
+            chunks = [_chunk(heard, n) for n in range(len(heard.payloads))]
+            self._made[id(heard)] = heard, chunks
+            if len(self._made) > MADE_AT_ONCE:
+                del self._made[next(iter(self._made))]
         # What a late listener is told may overlap with what came meanwhile.
-        yield from self._made[1][max(0, known - heard.first_seq) :]
+        yield from chunks[max(0, known - heard.first_seq) :]
 
     async def _is_finished(self, task_id: str) -> bool:
         try:
