@@ -16,7 +16,7 @@ import msgspec
 
 from d8mesh.core.protocol.messages import MAX_FRAME_BYTES
 from d8mesh.doors.query import seconds
-from d8mesh.doors.waiting import Places, require_broker
+from d8mesh.doors.waiting import Bell, Places, require_broker
 from d8mesh.edge.logs import event
 from d8mesh.edge.transport.sockets import DealerLink, SharedContext
 from d8mesh.errors import ProtocolError
@@ -24,7 +24,7 @@ from d8mesh.http.answers import Refusal, Response
 from d8mesh.http.request import Request
 from d8mesh.http.routes import MAX_BODY_BYTES, Door, Route
 from d8mesh.nodes.client.aio.node import AsyncNode
-from d8mesh.nodes.client.aio.watcher import watcher_on
+from d8mesh.nodes.client.aio.watcher import Watcher, watcher_on
 
 CONTENT_TYPE: Final = "application/x-d8-frames"
 LINK_HEADER: Final = "X-D8-Link"
@@ -94,8 +94,8 @@ class Exchange:
     async def close(self) -> None:
         """Close all links."""
         self._look.cancel()
-        for link_id in list(self._links):
-            self._close(link_id)
+        for link in self._links.values():
+            link.close()
         self._watcher.close()
         await self._loop.run_in_executor(None, self._context.close)  # it sends what is left
 
@@ -107,9 +107,8 @@ class Exchange:
                     "access.flood",
                     f"{MAX_LINKS} links are open: let the broker's port through the firewall",
                 )
-            link = Link(DealerLink(self._endpoint, self._context), self._loop)
-            self._links[link_id] = link
-            self._watcher.add(link.descriptor, link.carry)
+            socket = DealerLink(self._endpoint, self._context)
+            link = self._links[link_id] = Link(socket, self._loop, self._watcher)
             event(_log, logging.INFO, "exchange.link", links=len(self._links))
         link.used_at = self._loop.time()
         return link
@@ -118,12 +117,7 @@ class Exchange:
         self._look = self._loop.call_later(LOOK_S, self._close_idle)
         until = self._loop.time() - IDLE_S
         for link_id in [link_id for link_id, link in self._links.items() if link.used_at < until]:
-            self._close(link_id)
-
-    def _close(self, link_id: str) -> None:
-        link = self._links.pop(link_id)
-        self._watcher.remove(link.descriptor)
-        link.close()
+            self._links.pop(link_id).close()
 
 
 class Link:
@@ -132,22 +126,22 @@ class Link:
     Args:
         socket: its connection to the broker.
         loop: where it is used.
+        watcher: tells there that something has come in.
     """
 
-    def __init__(self, socket: DealerLink, loop: asyncio.AbstractEventLoop) -> None:
-        self._socket, self._loop = socket, loop
+    def __init__(
+        self, socket: DealerLink, loop: asyncio.AbstractEventLoop, watcher: Watcher
+    ) -> None:
+        self._socket, self._loop, self._watcher = socket, loop, watcher
+        self._descriptor, _ = socket.descriptors
+        watcher.add(self._descriptor, self.carry)
         self.used_at = loop.time()
         self.newest_poll = 0
         self._outgoing: deque[bytes] = deque()
         self._incoming: deque[bytes] = deque()
         self._held_bytes = 0
         self._next_carry: asyncio.Handle | None = None
-        self._bell: asyncio.Future[None] | None = None
-
-    @property
-    def descriptor(self) -> int:
-        """What tells that something has come in; see `DealerLink.descriptors`."""
-        return self._socket.descriptors[0]
+        self._bell = Bell(loop)
 
     def put(self, frames: list[bytes]) -> None:
         """Have these sent.
@@ -163,20 +157,14 @@ class Link:
     def begin_poll(self) -> int:
         """Return the number of a new poll; it ends the wait of an older one."""
         self.newest_poll += 1
-        self._ring()
+        self._bell.ring()
         return self.newest_poll
 
     async def wait(self, poll: int, wait_s: float) -> None:
         """Wait until there is something to fetch, or a newer poll."""
-        if self._incoming or not wait_s or self.newest_poll != poll:
-            return
-        self._bell = self._loop.create_future()
-        timer = self._loop.call_later(wait_s, self._ring)
-        try:
-            await self._bell
-        finally:
-            timer.cancel()
-            self.used_at = self._loop.time()
+        if wait_s and not self._incoming and self.newest_poll == poll:
+            await self._bell.is_rung(wait_s)
+        self.used_at = self._loop.time()
 
     def take(self, poll: int) -> list[bytes]:
         """Return what has come in, in order, up to MAX_ANSWER_BYTES; to the newest poll only.
@@ -206,7 +194,7 @@ class Link:
         if self._held_bytes <= MAX_HELD_BYTES and (received := socket.receive(FRAMES_PER_TURN)):
             self._incoming.extend(received)
             self._held_bytes += sum(map(len, received))
-            self._ring()
+            self._bell.ring()
         if self._held_bytes <= MAX_HELD_BYTES and socket.has_input:
             self._next_carry = self._loop.call_soon(self.carry)
         elif self._outgoing:
@@ -216,12 +204,9 @@ class Link:
         """Close the connection; who waits is answered."""
         if self._next_carry is not None:
             self._next_carry.cancel()
-        self._ring()
+        self._watcher.remove(self._descriptor)
+        self._bell.ring()
         self._socket.close()
-
-    def _ring(self) -> None:
-        if self._bell is not None and not self._bell.done():
-            self._bell.set_result(None)
 
 
 def tunnel_door(exchange: Exchange, mesh: AsyncNode, waits: Places) -> Door:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import Iterator
 from typing import Final
@@ -39,6 +40,31 @@ class Places:
             yield is_held
         finally:
             self._free += is_held
+
+
+class Bell:
+    """Wakes one who waits.
+
+    Thread: the loop's.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._rung: asyncio.Future[bool] = loop.create_future()
+
+    def ring(self, is_rung: bool = True) -> None:
+        """Wake him, if he waits."""
+        if not self._rung.done():
+            self._rung.set_result(is_rung)
+
+    async def is_rung(self, within_s: float) -> bool:
+        """Wait to be woken; False: nobody did in time."""
+        self._rung = self._loop.create_future()
+        timer = self._loop.call_later(within_s, self.ring, False)
+        try:
+            return await self._rung
+        finally:
+            timer.cancel()
 
 
 async def require_broker(mesh: AsyncNode, waits: Places) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from d8mesh.config import Config
 from d8mesh.doors import waiting
-from d8mesh.doors.waiting import Places, require_broker
+from d8mesh.doors.waiting import Bell, Places, require_broker
 from d8mesh.errors import BrokerUnavailableError, NodeClosedError
 from d8mesh.nodes.client.aio.node import AsyncNode
 
@@ -21,6 +21,18 @@ def test_places_are_as_many_as_said() -> None:
             assert third is False
     with places.one() as first, places.one() as second:
         assert (first, second, places.is_full) == (True, True, True)
+
+
+def test_a_bell_wakes_who_waits_and_nobody_later() -> None:
+    async def wait() -> None:
+        loop = asyncio.get_running_loop()
+        bell = Bell(loop)
+        bell.ring()
+        assert await bell.is_rung(0.01) is False
+        loop.call_soon(bell.ring)
+        assert await bell.is_rung(30.0) is True
+
+    asyncio.run(wait())
 
 
 def test_a_broker_that_is_away_is_not_waited_for_without_a_place(

@@ -16,12 +16,7 @@ from msgspec import Meta, Struct
 from msgspec.structs import fields
 
 from d8mesh.core.protocol.json_model import check_json
-from d8mesh.core.protocol.messages import (
-    MAX_BATCH_TASKS,
-    MAX_NAMES,
-    MAX_WARNINGS,
-    Group,
-)
+from d8mesh.core.protocol.messages import MAX_BATCH_TASKS, MAX_NAMES, MAX_WARNINGS, Group
 from d8mesh.errors import InvalidTaskError
 from d8mesh.http.strict import parse_json
 from d8mesh.nodes.client.groups import groups_of
@@ -137,9 +132,19 @@ def batch_of(body: bytes) -> Wanted:
 
 
 def registration_of(body: bytes) -> Register:
-    """Return who registers, checked to be shown, kept and polled for."""
+    """Return who registers: a worker that can be shown, kept and polled for."""
     worker = convert(parse_json(body), Register)
-    check_registration(worker)
+    if not worker.worker_id.isprintable() or "/" in worker.worker_id:
+        raise InvalidTaskError("worker_id: expected printable characters without a slash")
+    if not worker.worker_type.isprintable():
+        raise InvalidTaskError("worker_type: expected printable characters")
+    check_json(worker.capabilities, "capabilities")
+    convert(worker.capabilities, Capabilities, path="capabilities.")
+    size = len(msgspec.msgpack.encode(worker.capabilities))
+    if size > MAX_CAPABILITIES_BYTES:
+        raise InvalidTaskError(
+            f"capabilities: {size} bytes, expected at most {MAX_CAPABILITIES_BYTES}"
+        )
     return worker
 
 
@@ -215,26 +220,6 @@ def _without_nulls(value: Any, kind: object) -> Any:
 @cache
 def _optional(kind: type[Struct]) -> frozenset[str]:
     return frozenset(field.name for field in fields(kind) if not field.required)
-
-
-def check_registration(body: Register) -> None:
-    """Make sure that a worker's registration can be shown, kept and polled for.
-
-    Raises:
-        InvalidTaskError: an id with other than printable characters or with a slash, too
-            much in the capabilities, or a field there of a wrong type or out of range.
-    """
-    if not body.worker_id.isprintable() or "/" in body.worker_id:
-        raise InvalidTaskError("worker_id: expected printable characters without a slash")
-    if not body.worker_type.isprintable():
-        raise InvalidTaskError("worker_type: expected printable characters")
-    check_json(body.capabilities, "capabilities")
-    convert(body.capabilities, Capabilities, path="capabilities.")
-    size = len(msgspec.msgpack.encode(body.capabilities))
-    if size > MAX_CAPABILITIES_BYTES:
-        raise InvalidTaskError(
-            f"capabilities: {size} bytes, expected at most {MAX_CAPABILITIES_BYTES}"
-        )
 
 
 def idempotency_key(header: str | None) -> str:

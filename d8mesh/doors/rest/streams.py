@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from d8mesh.core.protocol.messages import Stream
 from d8mesh.doors.rest.dialect import decoded
-from d8mesh.doors.waiting import Places
+from d8mesh.doors.waiting import Bell, Places
 from d8mesh.errors import D8Error
 from d8mesh.http.answers import Refusal, Response
 from d8mesh.http.events import SSE, Event, Source, stream
@@ -49,7 +49,7 @@ class StreamCalls:
         self._places = Places(MAX_STREAMS)
         self._listened: dict[str, _Listened] = {}
         self._bells = _Bells(mesh.loop)
-        #: the chunks that were made last, by the identity of their message: all its readers share them
+        #: the chunks made last, by their message's identity: all its readers share them
         self._made: dict[int, tuple[Stream, list[Event]]] = {}
 
     async def stream(self, request: Request, task_id: str) -> Response:
@@ -74,7 +74,7 @@ class StreamCalls:
             if kept is None and not is_over:
                 kept = self._listen(task_id, stack)
             if kept is not None:
-                bell = _Bell(self._mesh.loop)
+                bell = Bell(self._mesh.loop)
                 stack.callback(self._mesh.hear(task_id, lambda _: self._bells.ring(bell)))
                 yield "listening"
                 heard = self._heard(task_id, kept, position, bell)
@@ -105,7 +105,7 @@ class StreamCalls:
         return listened.kept
 
     async def _heard(
-        self, task_id: str, kept: KeptOutput, position: Position, bell: _Bell
+        self, task_id: str, kept: KeptOutput, position: Position, bell: Bell
     ) -> Source:
         at, is_over, next_look = 0, False, time.monotonic() + LOOK_S
         while not is_over:
@@ -151,36 +151,14 @@ class _Listened:
     readers: int = 0
 
 
-class _Bell:
-    """Wakes one reader."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
-        self._rung: asyncio.Future[bool] = loop.create_future()
-
-    def ring(self, is_rung: bool = True) -> None:
-        """Wake it."""
-        if not self._rung.done():
-            self._rung.set_result(is_rung)
-
-    async def is_rung(self, within_s: float) -> bool:
-        """Wait for the bell; False: it was silent."""
-        self._rung = self._loop.create_future()
-        timer = self._loop.call_later(within_s, self.ring, False)
-        try:
-            return await self._rung
-        finally:
-            timer.cancel()
-
-
 class _Bells:
     """Rings bells, some in each turn of the loop."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        self._due: deque[_Bell] = deque()
+        self._due: deque[Bell] = deque()
 
-    def ring(self, bell: _Bell) -> None:
+    def ring(self, bell: Bell) -> None:
         """Ring this one soon, after those before it."""
         if not self._due:
             self._loop.call_soon(self._ring_some)
