@@ -79,51 +79,44 @@ async def _serve(config: Config, broker: str, bound: socket.socket) -> int:
     guard = Guard(config.allowed_hosts, key=config.mesh_key, allows_public=config.allow_public)
     doors = [rest_door(mesh, waits, rejections), tunnel_door(exchange, mesh, waits)]
     server = Server(Application(doors, guard, rejections), [bound], guard.admits, rejections)
-    stopped = _stopped(asyncio.get_running_loop())
+    alive = mesh.loop.create_task(_until_dead(mesh))
+    _cancel_at_end(alive)
     await server.start()
     (port,) = server.ports
     print(json.dumps({"event": "ready", "port": port}), flush=True)
     event(_log, logging.INFO, "web.up", port=port, broker=broker)
+    await asyncio.wait((alive,))
+    await server.close(DRAIN_S)
+    await exchange.close()
+    with contextlib.suppress(NotAcknowledgedError):  # each request is told by its own answer
+        await mesh.close(CLOSE_S)
+    event(_log, logging.INFO, "web.down", port=port)
+    return 0 if alive.cancelled() else 1
+
+
+async def _until_dead(mesh: AsyncNode) -> None:
+    """Return when the client has ended by itself."""
     try:
-        code = await _end_of(mesh, stopped)
-    finally:
-        await server.close(DRAIN_S)
-        await exchange.close()
-        with contextlib.suppress(NotAcknowledgedError):  # each request is told by its own answer
-            await mesh.close(CLOSE_S)
-        event(_log, logging.INFO, "web.down", port=port)
-    return code
+        await mesh.waits.other(mesh.loop.create_future(), None, "its end")
+    except NodeClosedError:
+        return
+    except D8Error:  # the broker refuses it for good: whoever asks is told why
+        await mesh.loop.create_future()
 
 
-def _stopped(loop: asyncio.AbstractEventLoop) -> asyncio.Future[None]:
-    """Return what is done when this process is to end; soon after it does so, whatever happens."""
-    stopped = loop.create_future()
+def _cancel_at_end(task: asyncio.Task[None]) -> None:
+    """Cancel it when this process is to end; soon after it does so, whatever happens."""
 
-    def stop() -> None:
-        if not stopped.done():
-            stopped.set_result(None)
-
-    def end() -> None:
+    def end(*_: object) -> None:
         last_resort = threading.Timer(END_S, os._exit, (0,))
         last_resort.daemon = True
         last_resort.start()
-        with contextlib.suppress(RuntimeError):  # it has ended
-            loop.call_soon_threadsafe(stop)
+        with contextlib.suppress(RuntimeError):  # the loop has ended
+            task.get_loop().call_soon_threadsafe(task.cancel)
 
     for number in stop_signals():
-        signal.signal(number, lambda *_: end())
+        signal.signal(number, end)
     end_with_parent(end)
-    return stopped
-
-
-async def _end_of(mesh: AsyncNode, stopped: asyncio.Future[None]) -> int:
-    """Wait until this is to end; return 1 if that is because the client has ended by itself."""
-    ended = mesh.loop.create_task(mesh.waits.other(mesh.loop.create_future(), None, "its end"))
-    await asyncio.wait((ended, stopped), return_when=asyncio.FIRST_COMPLETED)
-    if not stopped.done() and not isinstance(ended.exception(), NodeClosedError):
-        await stopped  # the broker refuses the client for good: whoever asks is told why
-    ended.cancel()
-    return 0 if stopped.done() else 1
 
 
 def bind_patiently(host: str, port: int) -> socket.socket:

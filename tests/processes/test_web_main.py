@@ -228,22 +228,19 @@ def test_a_public_address_is_not_listened_on_by_accident(host: str, is_refused: 
         web_main.refuse_public(Config(web_host=host))
 
 
-@pytest.mark.parametrize(("fatal", "code"), [(NodeClosedError(), 1), (ForbiddenError(), 0)])
-def test_a_client_that_has_ended_by_itself_ends_the_process_and_a_refused_one_waits(
-    fatal: D8Error, code: int
+@pytest.mark.parametrize(("fatal", "is_dead"), [(NodeClosedError(), 1), (ForbiddenError(), 0)])
+def test_a_client_that_has_ended_by_itself_ends_the_process_and_a_refused_one_does_not(
+    fatal: D8Error, is_dead: bool
 ) -> None:
-    async def serve() -> int:
+    async def serve() -> bool:
         node = AsyncNode(Config(mesh="test-none"), endpoint="tcp://127.0.0.1:1", url=None)
-        stopped: asyncio.Future[None] = node.loop.create_future()
-        ending = asyncio.ensure_future(web_main._end_of(node, stopped))
+        alive = asyncio.ensure_future(web_main._until_dead(node))
         await asyncio.sleep(0)
         node._runner.fatal = fatal
         node._after_turn()
-        done, _ = await asyncio.wait((ending,), timeout=0.2)
-        assert bool(done) == bool(code)
-        if not done:
-            stopped.set_result(None)
+        done, _ = await asyncio.wait((alive,), timeout=0.2)
+        alive.cancel()
         await node.close(0.0)
-        return await ending
+        return bool(done)
 
-    assert asyncio.run(serve()) == code
+    assert asyncio.run(serve()) == is_dead

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from functools import partial
 from typing import Any, Final
 
 from d8mesh.doors.query import seconds
@@ -13,6 +14,7 @@ from d8mesh.doors.rest.tasks import ASK_S, MAX_ID_CHARS
 from d8mesh.doors.waiting import Places
 from d8mesh.errors import D8Error, UnknownTaskError, UnknownWorkerError
 from d8mesh.http.answers import Refusal, Response, answer
+from d8mesh.http.off_loop import off_loop
 from d8mesh.http.request import Request
 from d8mesh.nodes.client.aio.node import AsyncNode
 
@@ -74,13 +76,11 @@ class WorkerCalls:
 
     async def results(self, request: Request) -> Response:
         """``POST /api/workers/results``"""
-        report: NamedReport = request.value
-        return await self._report(report.task_id, report.worker_id, report.result)
+        return await self._report(request, request.value.task_id)
 
     async def result(self, request: Request, task_id: str) -> Response:
         """``POST /api/tasks/{id}/result``"""
-        report: Report = request.value
-        return await self._report(task_id, report.worker_id, report.result)
+        return await self._report(request, task_id)
 
     async def refuse_report(
         self, request: Request, error: D8Error | Refusal, task_id: str = ""
@@ -89,7 +89,7 @@ class WorkerCalls:
 
         Left alone the task would be handed to the same worker again, and end in the same way.
         """
-        named = named_in(request.body)
+        named = await off_loop(len(request.body), named_in, request.body)
         task_id = task_id or named.get("task_id", "")
         args = {"task_id": task_id, "error": str(error), "worker_id": named.get("worker_id", "")}
         if 1 <= len(task_id) <= MAX_ID_CHARS:
@@ -117,6 +117,7 @@ class WorkerCalls:
         asking = self._polls[worker_id] = asyncio.ensure_future(question)
         try:
             task = (await asyncio.shield(asking))["task"]
+            return await off_loop(0 if task is None else len(task["data"]), _handed, task)
         except asyncio.CancelledError:
             leaving = asyncio.create_task(self._leave(worker_id, asking))
             self._leaving.add(leaving)
@@ -125,15 +126,16 @@ class WorkerCalls:
         finally:
             if self._polls.get(worker_id) is asking:
                 del self._polls[worker_id]
-        return answer({"task": None if task is None else task_body(task)})
 
-    async def _report(self, task_id: str, worker_id: str, result: Any) -> Response:
+    async def _report(self, request: Request, task_id: str) -> Response:
         if len(task_id) > MAX_ID_CHARS:
             raise UnknownTaskError
-        task_type = ""
-        if lacks_output(result):
+        report: Report | NamedReport = request.value
+        task_type, worker_id = "", report.worker_id
+        if lacks_output(report.result):
             task_type = (await self._mesh.ask("status", {"id": task_id}, ASK_S))["type"]
-        is_success, payload = reported(result, worker_id=worker_id, task_type=task_type)
+        pack = partial(reported, worker_id=worker_id, task_type=task_type)
+        is_success, payload = await off_loop(len(request.body), pack, report.result)
         args = {"task_id": task_id, "is_success": is_success, "result": payload}
         await self._ask("poll.report", worker_id, args)
         return answer({"status": "received", "success": True})
@@ -146,3 +148,7 @@ class WorkerCalls:
             task = (await asking)["task"]
             if task is not None:
                 await self._ask("poll.leave", worker_id, {"task_id": task["task_id"]})
+
+
+def _handed(task: dict[str, Any] | None) -> Response:
+    return answer({"task": None if task is None else task_body(task)})
