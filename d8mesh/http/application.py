@@ -5,10 +5,8 @@ Nothing that goes out is a page or a traceback, whatever came in.
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import logging
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from typing import Any, Final
 from urllib.parse import quote
 
@@ -25,18 +23,11 @@ from d8mesh.http.routes import Door, Route
 
 #: Longest path that is looked at, once it is decoded.
 MAX_PATH_CHARS: Final = 4096
-#: Bytes of bodies and large answers that are under way at the same time: beyond it is refused.
+#: Bytes of bodies and answers that are under way at the same time: of what comes beyond that,
+#: what is large is refused.
 MAX_HELD_BYTES: Final = 256 * 1024 * 1024
-#: Bodies larger than this are worked on a few at a time: each costs several times its size.
-LARGE_BYTES: Final = 1_048_576
-MAX_LARGE: Final = 4
-#: How long one may wait for its turn.
-LARGE_S: Final = 20.0
-
 #: Names of the only charset of JSON, and of a part of it.
 _UTF_8: Final = frozenset({"utf-8", "utf8", "us-ascii"})
-_AT_ONCE: Final = contextlib.nullcontext()
-
 _log: Final = logging.getLogger("d8mesh.http")
 
 
@@ -54,7 +45,6 @@ class Application:
         self._first = doors[0]
         self._guard = guard
         self._rejections = rejections
-        self._large = asyncio.Semaphore(MAX_LARGE)
         self._held_bytes = 0
         rules = [
             Rule(route.rule, methods=[route.method], endpoint=route)
@@ -81,14 +71,10 @@ class Application:
             response = self._told(request, route, error)
         except Exception as error:  # no traceback to a caller, whatever it is
             _log.exception("request failed")
-            response = self._told(
-                request,
-                route,
-                D8Error("something went wrong here; the log says what"),
-                why=type(error).__name__,
-            )
+            told = D8Error("something went wrong here; the log says what")
+            response = self._told(request, route, told, why=type(error).__name__)
         size = len(response.body) if isinstance(response.body, bytes) else 0
-        if size > LARGE_BYTES and self._held_bytes + size > MAX_HELD_BYTES:
+        if size > OFF_LOOP_BYTES and self._held_bytes + size > MAX_HELD_BYTES:
             response, size = self._told(request, route, _flood("answers")), 0
         self._held_bytes += size
         try:
@@ -122,25 +108,24 @@ class Application:
             await before(request)
         if request.method in ("GET", "HEAD"):
             return await route.call(request, **values)
-        is_taken = False
+        is_taken, size = False, 0
         try:
-            await self._read(request, receive, route)
-            async with self._turn() if len(request.body) > LARGE_BYTES else _AT_ONCE:
-                if request.body:
-                    _check_type(request, route.takes)
-                if route.schema is not None:
-                    request.value = await off_loop(len(request.body), route.schema, request.body)
-                is_taken = True
-                return await route.call(request, **values)
+            size = await self._read(request, receive, route)
+            if request.body:
+                _check_type(request, route.takes)
+            if route.schema is not None:
+                request.value = await off_loop(size, route.schema, request.body)
+            is_taken = True
+            return await route.call(request, **values)
         except (D8Error, Refusal) as error:
             if not is_taken and route.on_untaken is not None and error.code != "access.flood":
                 await route.on_untaken(request, error, **values)
             raise
         finally:
-            self._held_bytes -= len(request.body)
+            self._held_bytes -= size
 
-    async def _read(self, request: Request, receive: Receive, route: Route) -> None:
-        """Take in the whole body, as much as the route allows."""
+    async def _read(self, request: Request, receive: Receive, route: Route) -> int:
+        """Take in the whole body, as much as the route allows; return its size, which is held."""
         limit = route.max_body_bytes
         if int(request.fields.get("content-length", "0")) > limit:
             raise _too_large(limit)
@@ -164,19 +149,7 @@ class Application:
             self._held_bytes -= size
             raise
         request.body = b"".join(parts)
-
-    @contextlib.asynccontextmanager
-    async def _turn(self) -> AsyncIterator[None]:
-        """Wait for one's turn to work on a large body."""
-        try:
-            async with asyncio.timeout(LARGE_S):
-                await self._large.acquire()
-        except TimeoutError as error:
-            raise _flood("bodies") from error
-        try:
-            yield
-        finally:
-            self._large.release()
+        return size
 
     def _told(
         self, request: Request, route: Route | None, error: D8Error | Refusal, *, why: str = ""

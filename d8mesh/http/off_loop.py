@@ -11,7 +11,7 @@ _T = TypeVar("_T")
 _From = TypeVar("_From")
 #: Work on fewer bytes takes less than a millisecond or two, which a switch of threads costs too.
 OFF_LOOP_BYTES: Final = 65_536
-#: Python runs one of them at a time anyway; the second is for what waits inside C.
+#: Large bodies at a time: each costs several times its size, and Python runs one of them anyway.
 _THREADS: Final = 2
 
 _threads: Final = ThreadPoolExecutor(_THREADS, thread_name_prefix="http-large")

@@ -147,7 +147,9 @@ class ServerThread:
 
     def __init__(self, server: Server) -> None:
         self._server = server
-        self._thread = threading.Thread(target=self._run, name="http", daemon=True)
+        self._thread = threading.Thread(
+            target=lambda: asyncio.run(self._serve()), name="http", daemon=True
+        )
         self._is_up, self._stop = threading.Event(), asyncio.Event()
         self.ports = server.ports
 
@@ -165,14 +167,10 @@ class ServerThread:
             self._server.loop.call_soon_threadsafe(self._stop.set)
         self._thread.join(timeout_s)
 
-    def _run(self) -> None:
+    async def _serve(self) -> None:
         try:
-            asyncio.run(self._serve())
+            await self._server.start()
         finally:
             self._is_up.set()
-
-    async def _serve(self) -> None:
-        await self._server.start()
-        self._is_up.set()
         await self._stop.wait()
         await self._server.close()

@@ -30,7 +30,7 @@ class Noted(Rejections):
 
 
 class Served:
-    """/wait waits until its caller leaves, /write never ends, /body tells what came."""
+    """/wait waits until its caller leaves, /write never ends, /body tells what came, and so on."""
 
     def __init__(self, admits: bool = True) -> None:
         self.refused = Noted()
@@ -45,41 +45,52 @@ class Served:
 
     async def application(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = [(b"Content-Type", b"application/json")]
-        body = b"{}"
-        if scope["path"] == "/wait":
+        path = scope["path"]
+        if path == "/raise":
+            raise ValueError("as it was asked to")
+        if path in ("/write", "/begun"):
+            await send({"type": "http.response.start", "status": 200, "headers": headers})
+            await (self._write(send) if path == "/write" else _body(receive))
+            raise ValueError("as it was asked to")
+        body = await self._answer(scope, receive)
+        if path == "/split":
+            headers.append((b"X", b"a\r\nb: c"))
+        if path != "/parts":
+            headers.append((b"Content-Length", b"%d" % len(body)))
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
+
+    async def _write(self, send: Send) -> None:
+        part = {"type": "http.response.body", "body": b"x" * 65_536, "more_body": True}
+        try:
+            while True:
+                await send(part)
+                await asyncio.sleep(0)
+        finally:
+            self.is_gone.set()
+
+    async def _answer(self, scope: Scope, receive: Receive) -> bytes:
+        path = scope["path"]
+        if path in ("/wait", "/keep", "/late"):
             self.waiting.release()
+        if path == "/wait":
             try:
                 await asyncio.Event().wait()
             finally:
                 self.is_gone.set()
-        if scope["path"] == "/keep":
+        if path == "/keep":
             scope["d8.runs_on"] = True
-            self.waiting.release()
             while (await receive())["type"] != "http.disconnect":
                 pass
             self.is_gone.set()
-        if scope["path"] == "/raise":
-            raise ValueError("as it was asked to")
-        if scope["path"] == "/split":
-            headers.append((b"X", b"a\r\nb: c"))
-        if scope["path"] == "/body":
-            body = await _body(receive)
-        if scope["path"] == "/write":
-            await send({"type": "http.response.start", "status": 200, "headers": headers})
-            try:
-                while True:
-                    part = {"type": "http.response.body", "body": b"x" * 65_536}
-                    await send(part | {"more_body": True})
-                    await asyncio.sleep(0)
-            finally:
-                self.is_gone.set()
-        if scope["path"] == "/scope":
+        if path == "/late":
+            await asyncio.sleep(PATIENCE_S)
+        if path == "/body":
+            return await _body(receive)
+        if path == "/scope":
             told = {name: scope[name] for name in ("method", "path", "http_version")}
-            body = json.dumps(told | {"query": scope["query_string"].decode()}).encode()
-        if scope["path"] != "/parts":
-            headers.append((b"Content-Length", b"%d" % len(body)))
-        await send({"type": "http.response.start", "status": 200, "headers": headers})
-        await send({"type": "http.response.body", "body": body})
+            return json.dumps(told | {"query": scope["query_string"].decode()}).encode()
+        return b"{}"
 
     def connect(self) -> socket.socket:
         return socket.create_connection(("127.0.0.1", self.port), timeout=PATIENCE_S)

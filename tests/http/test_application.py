@@ -266,30 +266,6 @@ def test_large_answers_together_are_bounded(rooms: Rooms, monkeypatch: pytest.Mo
     assert rooms.application._held_bytes == 0
 
 
-def test_large_bodies_are_worked_on_a_few_at_a_time(
-    rooms: Rooms, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "LARGE_S", 0.05)
-    headers = {"Content-Type": "application/json"}
-
-    async def scenario() -> list[int]:
-        for _ in range(module.MAX_LARGE):
-            await rooms.application._large.acquire()
-        found = []
-        for size in (1_100_000, 1000):
-            body = b"x" * size
-            found.append(
-                await call(rooms.application, "POST", "/large", body=body, headers=headers)
-            )
-        rooms.application._large.release()
-        found.append(
-            await call(rooms.application, "POST", "/large", body=b"x" * 1_100_000, headers=headers)
-        )
-        return [each.status_code for each in found]
-
-    assert run(scenario()) == [429, 200, 200]
-
-
 def test_other_scopes_are_not_served(rooms: Rooms) -> None:
     with pytest.raises(NotImplementedError):
         run(rooms.application({"type": "lifespan"}, None, None))  # type: ignore[arg-type]

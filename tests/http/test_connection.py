@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -44,6 +45,36 @@ def test_a_body_larger_than_what_is_read_ahead_is_whole(here: Served) -> None:
     body = b"abcdefgh" * 500_000
     answer = here.say(POST + b"Content-Length: %d\r\n\r\n" % len(body), body)
     assert answer.partition(b"\r\n\r\n")[2] == body
+
+
+def test_a_body_waits_outside_while_the_application_does(
+    here: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "BODY_S", 0.2)
+    monkeypatch.setattr(connection, "BODY_BYTES_PER_S", 10**9)
+    size = 30_000_000
+    with here.connect() as caller:
+        caller.sendall(POST.replace(b"/body", b"/late") + b"Content-Length: %d\r\n\r\n" % size)
+        assert here.waiting.acquire(timeout=PATIENCE_S)
+        caller.settimeout(1.5)
+        with pytest.raises(TimeoutError):
+            caller.sendall(b"x" * size)
+        assert here.refused.noted == []  # it is not the caller who is slow
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_an_answer_that_breaks_off_is_not_taken_for_whole(here: Served) -> None:
+    chunked = POST.replace(b"/body", b"/begun") + b"Transfer-Encoding: chunked\r\n\r\n"
+    for rest in (b"0\r\n\r\n", b"no chunk"):
+        with here.connect() as caller:
+            caller.sendall(chunked)
+            answer = caller.recv(1000)
+            assert b"200 OK" in answer
+            caller.sendall(rest)
+            with contextlib.suppress(ConnectionResetError):
+                while part := caller.recv(1000):
+                    answer += part
+        assert not answer.endswith(b"0\r\n\r\n")
 
 
 def test_each_byte_may_have_a_chunk_of_its_own(here: Served) -> None:
@@ -113,6 +144,7 @@ def test_what_can_be_read_in_two_ways_is_refused(here: Served, request_bytes: by
             431,
             "http.headers_too_large",
         ),
+        (b"GET / HTTP/1.1\r\nX: " + b"a" * 20_000 + b"\r\n\r\n", 431, "http.headers_too_large"),
         (
             POST + b"Transfer-Encoding: chunked\r\n\r\n0\r\nX: " + b"a" * 200_000,
             400,

@@ -34,6 +34,29 @@ def test_the_loop_goes_on_meanwhile() -> None:
     assert asyncio.run(scenario()) == "True"
 
 
+def test_large_things_are_worked_on_a_few_at_a_time() -> None:
+    async def most() -> int:
+        running, seen = [0], [0]
+        lock, both = threading.Lock(), threading.Semaphore(0)
+
+        def work(number: int) -> None:
+            with lock:
+                running[0] += 1
+                seen[0] = max(seen[0], running[0])
+            both.release()
+            if number == 0:
+                for _ in range(2):  # itself and another
+                    assert both.acquire(timeout=20)
+            with lock:
+                running[0] -= 1
+
+        size = OFF_LOOP_BYTES + 1
+        await asyncio.gather(*(off_loop(size, work, number) for number in range(8)))
+        return seen[0]
+
+    assert asyncio.run(most()) == 2
+
+
 def test_what_it_raises_is_raised() -> None:
     with pytest.raises(ValueError, match="invalid literal"):
         asyncio.run(off_loop(OFF_LOOP_BYTES + 1, int, b"x"))
