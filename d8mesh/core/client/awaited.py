@@ -84,6 +84,7 @@ class Awaited:
         touched: dict[int, Submission] = {}
         session, start = self._session, len(self._session) + 1
         submission = self._last
+        first, end = (0, 0) if submission is None else submission.counters
         for task_id, state, payload in zip(
             message.ids, message.states, message.payloads, strict=True
         ):
@@ -94,11 +95,12 @@ class Awaited:
             if not task_id.startswith(session):
                 continue
             n = counter_of(task_id[start:])
-            if submission is None or n - submission.first not in range(submission.count):
+            if submission is None or not first <= n < end:
                 submission = self._find(n)
                 if submission is None:
                     continue
-            if submission.note(n - submission.first, state, payload):
+                first, end = submission.counters
+            if submission.note(n - first, state, payload):
                 touched[id(submission)] = submission
         self._last = submission
         for submission in touched.values():

@@ -41,6 +41,7 @@ class Submission:
     give_up: float | None = None
     is_accepted: bool = False
     count: int = field(init=False)
+    size_bytes: int = field(init=False)  #: of the data
     #: `states[i]` is 0 until the outcome of task i is known, then a state of `messages`
     states: bytearray = field(init=False)
     payloads: list[bytes | None] = field(init=False)
@@ -62,6 +63,7 @@ class Submission:
     def __post_init__(self) -> None:
         # Without groups it is somebody else's task.
         self.count = self.missing = sum([len(each.payloads) for each in self.groups]) or 1
+        self.size_bytes = sum([sum(map(len, each.payloads)) for each in self.groups])
         self.states, self.payloads = bytearray(self.count), [None] * self.count
 
     def grow(self, payload: bytes) -> None:
@@ -71,6 +73,12 @@ class Submission:
         self.payloads.append(None)
         self.count += 1
         self.missing += 1
+        self.size_bytes += len(payload)
+
+    @property
+    def counters(self) -> tuple[int, int]:
+        """The counter of its first task, and the one behind its last."""
+        return self.first, self.first + self.count
 
     def task_id(self, index: int) -> str:
         """Return the id of task `index`."""

@@ -9,7 +9,6 @@ from functools import partial
 from typing import Final
 
 from d8mesh.core.client.effects import Answered, Output
-from d8mesh.core.client.session import ClientSession
 from d8mesh.core.client.submission import Submission
 from d8mesh.core.protocol.messages import Query
 from d8mesh.nodes.client.questions import Questions
@@ -27,8 +26,8 @@ class Cancellations:
     Thread: `add` and `wait` may be called from any; the rest happens on the I/O thread.
     """
 
-    def __init__(self, session: ClientSession, runner: ClientRunner, questions: Questions) -> None:
-        self._session, self._runner, self._questions = session, runner, questions
+    def __init__(self, runner: ClientRunner, questions: Questions) -> None:
+        self._runner, self._questions = runner, questions
         self._changed = threading.Condition(threading.Lock())
         self._count = 0  #: not yet answered, whatever stage they are at
         self._queue: deque[str] = deque()
@@ -68,7 +67,9 @@ class Cancellations:
             self._under_way += 1
             request = self._questions.number()
             self._runner.on_answer[request] = self._answered
-            out += self._session.ask(Query(request, "cancel", {"id": self._queue.popleft()}), now)
+            out += self._runner.session.ask(
+                Query(request, "cancel", {"id": self._queue.popleft()}), now
+            )
         return out
 
     def _answered(self, answered: Answered | None) -> None:

@@ -88,10 +88,7 @@ class Closing:
             if not self._wait_all(timeout_s):
                 why = self._why()
         except BaseException as error:  # Ctrl-C: it stays what is raised
-            missing = missing_of(self._waiters, "the wait was interrupted")
-            if missing is not None:
-                error.add_note(f"d8mesh: {missing}")
-                log_missing(missing)
+            note_missing(error, missing_of(self._waiters, "the wait was interrupted"))
             raise
         finally:
             try:
@@ -112,8 +109,7 @@ class Closing:
         try:
             self.close(timeout_s)
         except NotAcknowledgedError as missing:
-            error.add_note(f"d8mesh: {missing}")
-            log_missing(missing)
+            note_missing(error, missing)
 
 
 def missing_of(waiters: CompletionWaiters, why: str) -> NotAcknowledgedError | None:
@@ -142,9 +138,12 @@ def missing_of(waiters: CompletionWaiters, why: str) -> NotAcknowledgedError | N
     return error
 
 
-def log_missing(error: NotAcknowledgedError) -> None:
-    """Write down what nobody may catch."""
-    ids, why = error.task_ids, str(error).partition(". ")[2]
+def note_missing(error: BaseException, missing: NotAcknowledgedError | None) -> None:
+    """Say what is missing with the error that is under way, and in the log: nobody may catch it."""
+    if missing is None:
+        return
+    error.add_note(f"d8mesh: {missing}")
+    ids, why = missing.task_ids, str(missing).partition(". ")[2]
     lines = [ids[n : n + IDS_OF_A_LINE] for n in range(0, len(ids), IDS_OF_A_LINE)]
     for line in lines[:MAX_LINES]:
         told = {"ids": ",".join(line), "of": len(ids), "why": why}

@@ -10,10 +10,9 @@ from collections.abc import Callable
 from typing import Final
 
 from d8mesh.core.client.submission import Submission
-from d8mesh.core.protocol.messages import SOFT_FRAME_BYTES, Refused
+from d8mesh.core.protocol.messages import Refused
 from d8mesh.edge.logs import event
 from d8mesh.errors import D8Error, NodeClosedError, error_of
-from d8mesh.nodes.client.groups import SUBMISSION_TASKS
 from d8mesh.nodes.client.reasons import Reason
 from d8mesh.nodes.client.timeouts import bounded, timed_out
 
@@ -53,11 +52,11 @@ class CompletionWaiters:
         self._on_change = on_change
         #: raises, too, when it is called by the thread that brings what is waited for
         self.check_may_wait = check_alive
-        self.check_alive, self._why = check_alive, why
+        self.check_alive, self.why = check_alive, why
         self.lock = threading.RLock()
         self._room = threading.Condition(self.lock)
         self._tasks = self._bytes = 0
-        self._pending: dict[Submission, int] = {}
+        self._pending: dict[Submission, None] = {}  #: in their order
         self._waiters: dict[Submission, _Waiters] = {}
         self._refusal: Refused | None = None  #: the first since the last flush
         self._refused: list[Submission] = []  #: some of them are told by now
@@ -93,18 +92,9 @@ class CompletionWaiters:
 
     # ------------------------------------------------------- under the lock, by callers
 
-    def add(self, submission: Submission, size_bytes: int) -> None:
+    def add(self, submission: Submission) -> None:
         """Note a new submission; its outcomes can arrive from now on."""
-        self._pending[submission] = size_bytes
-
-    def grow(self, submission: Submission, payload: bytes) -> bool:
-        """Add one more task to a submission; False if it is full."""
-        size_bytes = self._pending[submission] + len(payload)
-        if submission.count >= SUBMISSION_TASKS or size_bytes > SOFT_FRAME_BYTES:
-            return False
-        self._pending[submission] = size_bytes
-        submission.grow(payload)
-        return True
+        self._pending[submission] = None
 
     def wait_for_room(self, count: int, size_bytes: int, timeout_s: float | None) -> None:
         """Wait until so much fits, and count it as pending.
@@ -274,7 +264,7 @@ class CompletionWaiters:
         """Find out why a wait is not over, letting go of `condition`: answers arrive under it."""
         condition.release()
         try:
-            return self._why(task_id)
+            return self.why(task_id)
         finally:
             condition.acquire()
 
@@ -292,10 +282,10 @@ class CompletionWaiters:
         with self.lock:
             if submission.refusal is not None:
                 self._note_refused(submission, submission.refusal)
-            size = self._pending.pop(submission, None)
-            if size is not None:
+            if submission in self._pending:
+                del self._pending[submission]
                 self._tasks -= submission.count
-                self._bytes -= size
+                self._bytes -= submission.size_bytes
                 self._room.notify_all()
         self.changed(submission)
 

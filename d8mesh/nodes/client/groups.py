@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from typing import Any, Final, NamedTuple, Protocol, TypedDict, cast
 
 import msgspec
@@ -92,15 +93,16 @@ def group_of(kind: str, model: str, options: SubmitOptions) -> Group:
     """
     if not isinstance(kind, str) or not 1 <= len(kind) <= MAX_TYPE_CHARS:
         raise InvalidTaskError(f"type: saw {kind!r:.80}, expected 1 to {MAX_TYPE_CHARS} characters")
-    if not options and kind.isascii():
-        return Group(kind, 5, [], model)
-    check_encodable(kind, "type")
+    is_encodable = kind.isascii()
+    if not options and is_encodable:
+        return _plain_group(kind, model)
+    if not is_encodable:
+        check_encodable(kind, "type")
     named = cast("dict[str, Any]", options)
     if "timeout_s" in named:
         named["timeout"] = named.pop("timeout_s")
-    unknown = options.keys() - _OPTIONS
-    if unknown:
-        names = ", ".join(sorted(unknown))
+    if not options.keys() <= _OPTIONS:
+        names = ", ".join(sorted(options.keys() - _OPTIONS))
         raise InvalidTaskError(f"{names}: no option of a submit; known are {sorted(_OPTIONS)}")
     bounded(options.get("timeout"))
     return Group(
@@ -113,6 +115,12 @@ def group_of(kind: str, model: str, options: SubmitOptions) -> Group:
         bool(options.get("fenced")),
         _number(options, "run_at", 1e11),
     )
+
+
+@lru_cache(256)
+def _plain_group(kind: str, model: str) -> Group:
+    """Return what tasks without options share: the same each time, for it is compared often."""
+    return Group(kind, 5, [], model)
 
 
 def filled(shared: Group, payloads: list[bytes]) -> Group:
@@ -252,7 +260,7 @@ def groups_of(tasks: Iterable[TaskFields], *, is_batch: bool) -> list[Group]:
         path = f"tasks[{index}]." if is_batch else ""
         if not task.type.isprintable():
             raise InvalidTaskError(f"{path}type: expected printable characters")
-        payload = encode_data(task.data, path)
+        payload = encode_data(task.data, f"{path}data")
         shared = Group(
             task.type,
             task.priority,
@@ -271,14 +279,14 @@ def groups_of(tasks: Iterable[TaskFields], *, is_batch: bool) -> list[Group]:
     return groups
 
 
-def encode_data(data: Mapping[str, Any], path: str = "") -> bytes:
+def encode_data(data: Mapping[str, Any], path: str = "data") -> bytes:
     """Return the data at `path` as msgpack, checked to be a JSON object, or made one."""
     if type(data) is not dict and not isinstance(data, Mapping):
         raise InvalidTaskError(f"data: saw {type(data).__name__}, expected a dict")
-    payload = packed_json(data, f"{path}data")
+    payload = packed_json(data, path)
     if len(payload) > MAX_PAYLOAD_BYTES:
         raise PayloadTooLargeError(
-            f"{path}data: {len(payload)} bytes, at most {MAX_PAYLOAD_BYTES}; hand over large "
+            f"{path}: {len(payload)} bytes, at most {MAX_PAYLOAD_BYTES}; hand over large "
             "things as files"
         )
     return payload

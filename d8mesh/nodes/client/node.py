@@ -67,18 +67,16 @@ class ClientNode:
         self.runner = ClientRunner(
             self.session, self.waiters, waker, self.dialler, completions=self.completions
         )
-        self.submitter = Submitter(self.session, self.waiters, self.runner)
-        self.questions = Questions(self.session, self.runner)
-        self.outputs = Outputs(
-            self.session, self.waiters, self.runner, self.check_may_wait, self.reasons.of
-        )
+        self.submitter = Submitter(self.runner)
+        self.questions = Questions(self.runner)
+        self.outputs = Outputs(self.runner)
         self.direct_calls = DirectCalls(
             make_session=make_session,
             make_dialler=make_dialler,
             check_alive=check_alive,
             why=self.reasons.of,
         )
-        self._cancellations = Cancellations(self.session, self.runner, self.questions)
+        self._cancellations = Cancellations(self.runner, self.questions)
         self._closing = Closing(
             self.waiters,
             wait_all=self._wait_all,

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import queue
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from d8mesh.core.client.effects import Output
-from d8mesh.core.client.session import ClientSession
 from d8mesh.core.client.submission import Submission, awaiting
-from d8mesh.core.protocol.messages import Stream
-from d8mesh.edge.waits import take
 from d8mesh.nodes.client.completion_waiters import (
     LOOK_S,
     LOOKS_S,
@@ -19,20 +15,22 @@ from d8mesh.nodes.client.completion_waiters import (
     CompletionWaiters,
     log_waiting,
 )
-from d8mesh.nodes.client.reasons import Reason
 from d8mesh.nodes.client.runner import ClientRunner
-from d8mesh.nodes.client.stream_buffer import KeptOutput, StreamBuffer
+from d8mesh.nodes.client.stream_buffer import NOTHING_KEPT, KeptOutput, StreamBuffer
 from d8mesh.nodes.client.streams import Missed, OnStream, Position, StreamDeduplicator
 from d8mesh.nodes.client.timeouts import bounded, timed_out
 
 
-def listen(
-    runner: ClientRunner, session: ClientSession, task_id: str, on_stream: OnStream
-) -> Callable[[], None]:
-    """Hear a task's partial output; return what stops it. See `Outputs.listen`."""
+def listen(runner: ClientRunner, task_id: str, on_stream: OnStream) -> Callable[[], None]:
+    """Hear a task's partial output; return what stops it.
+
+    Args:
+        on_stream: called from the I/O thread with each `Stream`, and with None once the task is
+            finished.
+    """
     submission = awaiting(task_id)
     hear = StreamDeduplicator(on_stream)
-    listeners = runner.listeners
+    session, listeners = runner.session, runner.listeners
 
     def start(now: float) -> list[Output]:
         listeners.add(task_id, hear)
@@ -57,24 +55,11 @@ def listen(
 class Outputs:
     """The partial output of the tasks of one client.
 
-    Args:
-        session, waiters, runner: the client's.
-        check_alive: raises when waiting has become useless.
-        why: says why a task is not further.
-
     Thread: any.
     """
 
-    def __init__(
-        self,
-        session: ClientSession,
-        waiters: CompletionWaiters,
-        runner: ClientRunner,
-        check_alive: Callable[[], None],
-        why: Callable[[str], Reason],
-    ) -> None:
-        self._session, self._waiters, self._runner = session, waiters, runner
-        self._check_alive, self._why = check_alive, why
+    def __init__(self, runner: ClientRunner) -> None:
+        self._runner, self._waiters = runner, runner.waiters
 
     @property
     def buffer(self) -> StreamBuffer:
@@ -87,14 +72,8 @@ class Outputs:
         return self._runner.listeners.tasks
 
     def listen(self, task_id: str, on_stream: OnStream) -> Callable[[], None]:
-        """Hear a task's output; return what stops it.
-
-        Args:
-            task_id: the task.
-            on_stream: called from the I/O thread with each `Stream`, and with None once the task
-                is finished.
-        """
-        return listen(self._runner, self._session, task_id, on_stream)
+        """Hear a task's output; see `listen`."""
+        return listen(self._runner, task_id, on_stream)
 
     def of(self, submission: Submission, index: int, timeout_s: float | None) -> Iterator[Any]:
         """Yield the output of a task of a submission; see `Task.stream`.
@@ -103,63 +82,43 @@ class Outputs:
             WaitTimeoutError: nothing came for `timeout_s`.
         """
         task_id = submission.task_id(index)
-        wait = _OutputWait(bounded(timeout_s), self._check_alive, self._why, task_id)
+        wait = _OutputWait(bounded(timeout_s), self._waiters, task_id)
+        kept = self._runner.stream_buffer.of(task_id) if submission.is_listened else None
+        if kept is not None:
+            yield from _read(kept, wait, is_whole=True)
+            submission.raise_refusal()
+            return
         if submission.is_listened:
-            kept = self.buffer.of(task_id)
-            if kept is not None:
-                yield from _read(kept, wait)
-                submission.raise_refusal()
-                return
             yield Missed(None)
         self._waiters.wait_settled(submission, timeout_s)  # before, nobody knows the task
-        task_id = submission.task_id(index)  # of a repeated key that of the first time
-        events: queue.SimpleQueue[Stream | None] = queue.SimpleQueue()
-        stop, position = self.listen(task_id, events.put), Position(is_whole=False)
+        kept = KeptOutput()
+        # Of a repeated key the id is now that of the first time.
+        stop = self.listen(submission.task_id(index), kept.hear)
         try:
-            while (stream := _next_of(events, wait)) is not None:
-                yield from position.read(stream)
+            yield from _read(kept, wait, is_whole=False)
         finally:
             stop()
 
 
-def _read(kept: KeptOutput, wait: _OutputWait) -> Iterator[Any]:
+def _read(kept: KeptOutput, wait: _OutputWait, *, is_whole: bool) -> Iterator[Any]:
     """Yield what is kept of a task's output, and what comes, to its end."""
-    position, at = Position(is_whole=True), 0
+    position, part = Position(is_whole=is_whole), NOTHING_KEPT
     wait.begin()
-    while True:
-        part = kept.read(at, wait.look_s)
-        at = part.at
+    while not part.is_over:
+        part = kept.read(part.at, wait.look_s)
         for stream in part.streams:
             yield from position.read(stream)
-        if part.is_over:
-            return
         if part.streams:
             wait.begin()
-        else:
-            wait.look()
-
-
-def _next_of(events: queue.SimpleQueue[Stream | None], wait: _OutputWait) -> Stream | None:
-    """Return what is heard next; None: the task is finished."""
-    wait.begin()
-    while True:
-        try:
-            return take(events, wait.look_s)
-        except queue.Empty:
+        elif not part.is_over:
             wait.look()
 
 
 class _OutputWait:
     """A wait for the next piece of a task's output, in short looks."""
 
-    def __init__(
-        self,
-        timeout_s: float | None,
-        check_alive: Callable[[], None],
-        why: Callable[[str], Reason],
-        task_id: str,
-    ) -> None:
-        self._timeout_s, self._check_alive, self._why = timeout_s, check_alive, why
+    def __init__(self, timeout_s: float | None, waiters: CompletionWaiters, task_id: str) -> None:
+        self._timeout_s, self._waiters = timeout_s, waiters
         self._task_id = task_id
         self.begin()
 
@@ -181,11 +140,11 @@ class _OutputWait:
         Raises:
             WaitTimeoutError: the time is over.
         """
-        self._check_alive()
+        self._waiters.check_may_wait()
         what, waited_s = f"output of {self._task_id}", time.monotonic() - self._begun
         if self._timeout_s is not None and waited_s >= self._timeout_s:
-            because = self._why(self._task_id).text if self._timeout_s >= LOOKS_S else ""
+            because = self._waiters.why(self._task_id).text if self._timeout_s >= LOOKS_S else ""
             raise timed_out(what, self._timeout_s, because)
         if waited_s >= STALL_S and not self._is_said:
             self._is_said = True
-            log_waiting(what, self._why(self._task_id))
+            log_waiting(what, self._waiters.why(self._task_id))

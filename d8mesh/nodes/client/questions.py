@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from d8mesh.core.client.effects import Answered
-from d8mesh.core.client.session import ClientSession
 from d8mesh.core.protocol.messages import Query
 from d8mesh.edge.waits import wait_for
 from d8mesh.errors import BrokerUnavailableError, error_of
@@ -54,14 +53,13 @@ class Questions:
     """Asks for the callers of one client.
 
     Args:
-        session: what asks, on the I/O thread.
-        runner: the I/O thread; it brings the answers.
+        runner: asks on the I/O thread, and brings the answers.
 
     Thread: any.
     """
 
-    def __init__(self, session: ClientSession, runner: ClientRunner) -> None:
-        self._session, self._runner = session, runner
+    def __init__(self, runner: ClientRunner) -> None:
+        self._session, self._runner = runner.session, runner
         self._next_request = itertools.count(1)
 
     def number(self) -> int:

@@ -98,7 +98,7 @@ class ClientRunner:
         completions: Completions | None = None,
         broker_id: str = "",
     ) -> None:
-        self._session, self._waiters = session, waiters
+        self.session, self.waiters = session, waiters
         self._waker, self._dialler = waker, dialler
         self._inbox: deque[Action] = deque()
         self._closing = threading.Event()
@@ -189,7 +189,7 @@ class ClientRunner:
         """Hand the open submission over as it is. Thread: any, under the waiters' lock."""
         submission, self.open = self.open, None
         if submission is not None:
-            self.do(partial(self._session.submit, submission))
+            self.do(partial(self.session.submit, submission))
 
     def close(self, timeout_s: float) -> None:
         """Say goodbye and stop. Thread: any; on the I/O thread it stops later."""
@@ -235,7 +235,7 @@ class ClientRunner:
 
     def turn(self, limit: int) -> None:
         """Take in what has come, at most `limit` messages, and do what is due. Never waits."""
-        session, inbox = self._session, self._inbox
+        session, inbox = self.session, self._inbox
         now = time.monotonic()
         self._take_link(now)
         self._send_unsent()
@@ -262,30 +262,26 @@ class ClientRunner:
 
     def _next_deadline(self) -> float:
         submission = self.open
-        due = min(self._session.next_deadline(), max(self._session.doubt_at, self._next_doubt))
+        due = min(self.session.next_deadline(), max(self.session.doubt_at, self._next_doubt))
         if self._cut_since:
             due = min(due, self._cut_since + CUT_S)
         return (
             due
-            if submission is None or submission.give_up is None or not self._session.paused_for
+            if submission is None or submission.give_up is None or not self.session.paused_for
             else min(due, submission.give_up)
         )
 
     def _take_open(self, now: float) -> list[Output]:
         """Send the open submission as soon as it need not wait: what waits grows a larger one."""
-        with self._waiters.lock:
+        with self.waiters.lock:
             submission = self.open
             if submission is None or self._inbox:  # what was sealed before it goes first
                 return []
-            is_overdue = (
-                bool(self._session.paused_for)
-                and submission.give_up is not None
-                and submission.give_up <= now
-            )
-            if not self._session.has_room and not is_overdue:
+            is_overdue = submission.give_up is not None and submission.give_up <= now
+            if not self.session.has_room and not (is_overdue and self.session.paused_for):
                 return []
             self.open = None
-        return self._session.submit(submission, now)
+        return self.session.submit(submission, now)
 
     def _take_link(self, now: float) -> None:
         """Use the connection that the dialler has made."""
@@ -296,17 +292,17 @@ class ClientRunner:
         self._link = link
         if isinstance(link, DealerLink):
             self._add(link)
-        self._carry_out(self._session.link_up(now))
+        self._carry_out(self.session.link_up(now))
 
     def _mind(self, link: Connection, now: float) -> list[Output]:
         """The connection is broken, or was: what was said meanwhile may be lost."""
         self._unsent.clear()  # the session says it all again, after its greeting
         if link.is_renewed:
             link.is_renewed, self._cut_since = False, 0.0
-            return self._session.link_up(now)
+            return self.session.link_up(now)
         if not self._cut_since:
             self._cut_since = now
-            self._session.link_down()
+            self.session.link_down()
         elif now - self._cut_since >= CUT_S:
             return [Lost(f"the connection has been cut for {CUT_S:g} s")]
         return []
@@ -327,7 +323,7 @@ class ClientRunner:
         link, self._link = self._link, None
         if link is not None:
             self._discard(link)
-        self._session.link_down()
+        self.session.link_down()
         self.connected.clear()
 
     def _let_go(self, link: Connection) -> None:
@@ -340,7 +336,7 @@ class ClientRunner:
             message = decode_to_client(frame)
             if isinstance(message, Refused) and not message.seq:
                 event(_log, logging.WARNING, "refused", code=message.code, why=message.message)
-            return self._session.receive(message, now)
+            return self.session.receive(message, now)
         except ProtocolError as error:
             event(_log, logging.WARNING, "frame.bad", error=str(error))
             return []
@@ -364,7 +360,7 @@ class ClientRunner:
                 case Connected():
                     self._broker_id = output.broker_id
                     self._dialler.proven()
-                    self._waiters.moved()
+                    self.waiters.moved()
                     self.connected.set()
                     event(_log, logging.INFO, "client.up", broker=output.broker_id)
                 case Lost():
@@ -382,7 +378,7 @@ class ClientRunner:
             if text not in self._warned and len(self._warned) < MAX_WARNED:
                 self._warned.add(text)
                 event(_log, logging.WARNING, "submit.warning", why=text)
-        self._waiters.settled(submission)
+        self.waiters.settled(submission)
         for then in self.on_settled.pop(submission, ()):
             then()
         if submission.refusal is not None and self.completions is not None:
@@ -390,7 +386,7 @@ class ClientRunner:
 
     def _stay(self) -> None:
         """Look for the same orchestrator as long as it alone knows what it was told."""
-        self._dialler.only = self._broker_id if self._session.is_bound else ""
+        self._dialler.only = self._broker_id if self.session.is_bound else ""
 
     def _rejected(self, output: Rejected) -> None:
         if self.fatal is None:
@@ -409,7 +405,7 @@ class ClientRunner:
         finished = self.on_arrival.pop(submission, None)
         if finished is not None:
             finished()
-        self._waiters.changed(submission)
+        self.waiters.changed(submission)
         if submission.fresh and self.completions is not None:
             self.completions.arrived(submission)
 

@@ -36,6 +36,9 @@ class KeptPart(NamedTuple):
     is_over: bool  #: that is the end
 
 
+NOTHING_KEPT: Final = KeptPart(0, [], False)
+
+
 class KeptOutput:
     """The output of one task as far as it is kept; any number of readers, each from the start.
 

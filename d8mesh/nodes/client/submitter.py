@@ -10,12 +10,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from d8mesh.core.client.session import ClientSession
 from d8mesh.core.client.submission import Submission, awaiting
-from d8mesh.core.protocol.messages import Group
+from d8mesh.core.protocol.messages import SOFT_FRAME_BYTES, Group
 from d8mesh.errors import WaitTimeoutError
-from d8mesh.nodes.client.completion_waiters import CompletionWaiters
 from d8mesh.nodes.client.groups import (
+    SUBMISSION_TASKS,
     Sent,
     SubmitOptions,
     Template,
@@ -33,17 +32,14 @@ class Submitter:
     A task's place is its submission and its index there.
 
     Args:
-        session: what the submissions are handed to, on the I/O thread.
-        waiters: where they are counted; its lock guards what is here.
-        runner: the I/O thread.
+        runner: hands them to the session on the I/O thread; the lock of its waiters guards what is
+            here.
 
     Thread: any.
     """
 
-    def __init__(
-        self, session: ClientSession, waiters: CompletionWaiters, runner: ClientRunner
-    ) -> None:
-        self._session, self._waiters, self._runner = session, waiters, runner
+    def __init__(self, runner: ClientRunner) -> None:
+        self._session, self._waiters, self._runner = runner.session, runner.waiters, runner
         self._next_n = 0
         #: what the tasks of the open submission share
         self._shared: tuple[Group, float | None, bool, bool] | None = None
@@ -78,15 +74,20 @@ class Submitter:
         with waiters.lock:
             waiters.wait_for_room(1, len(payload), timeout_s)
             submission = runner.open
-            if submission is not None and self._shared == shared:
+            if (
+                submission is not None
+                and self._shared == shared
+                and submission.count < SUBMISSION_TASKS
+                and submission.size_bytes + len(payload) <= SOFT_FRAME_BYTES
+            ):
                 index = submission.count
-                if waiters.grow(submission, payload):
-                    if room_s is not None:  # else it waits for ever, as the others in it do
-                        submission.give_up = give_up(room_s)
-                    self._next_n += 1
-                    if is_listened:
-                        runner.stream_buffer.expect(submission, index)
-                    return submission, index
+                submission.grow(payload)
+                if room_s is not None:  # else it waits for ever, as the others in it do
+                    submission.give_up = give_up(room_s)
+                self._next_n += 1
+                if is_listened:
+                    runner.stream_buffer.expect(submission, index)
+                return submission, index
             runner.seal()
             submission = Submission(
                 self._session.name,
@@ -96,7 +97,7 @@ class Submitter:
                 is_listened=is_listened,
                 give_up=give_up(room_s),
             )
-            self._add(submission, len(payload))
+            self._add(submission)
             runner.open, self._shared = submission, shared
         runner.wake()
         return submission, 0
@@ -134,7 +135,7 @@ class Submitter:
                 is_listened=is_listened,
                 give_up=give_up(timeout_s if is_watched else 0.0),
             )
-            self._add(submission, size)
+            self._add(submission)
             self._runner.do(partial(self._session.submit, submission))
         return submission
 
@@ -193,10 +194,10 @@ class Submitter:
         self._runner.do(lambda now: self._session.watch(submission))
         return submission, 0
 
-    def _add(self, submission: Submission, size_bytes: int) -> None:
+    def _add(self, submission: Submission) -> None:
         """Count a new submission. Under the lock."""
         self._next_n += submission.count
-        self._waiters.add(submission, size_bytes)
+        self._waiters.add(submission)
         if submission.is_listened:
             for index in range(submission.count):
                 self._runner.stream_buffer.expect(submission, index)

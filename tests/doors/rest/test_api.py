@@ -243,16 +243,13 @@ def test_long_addresses_are_414(rest: Rest) -> None:
     assert rest.get("/api/tasks?cursor=" + "x" * 5000).status_code == 414
 
 
-def test_large_bodies_are_read_a_few_at_a_time(rest: Rest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(application, "LARGE_S", 0.05)
+def test_large_bodies_are_bounded_together(rest: Rest, monkeypatch: pytest.MonkeyPatch) -> None:
     body = {"type": "large", "data": {"x": "y" * 1_100_000}}
-    for _ in range(application.MAX_LARGE):
-        rest.loop.run(rest.application._large.acquire())
-    refused = rest.post("/api/tasks/submit", body)
-    assert (refused.status_code, "Retry-After" in refused.headers) == (429, True)
-    rest.submit("small")
-    for _ in range(application.MAX_LARGE):
-        rest.loop.loop.call_soon_threadsafe(rest.application._large.release)
+    with monkeypatch.context() as patch:
+        patch.setattr(application, "MAX_HELD_BYTES", 1_000_000)
+        refused = rest.post("/api/tasks/submit", body)
+        assert (refused.status_code, "Retry-After" in refused.headers) == (429, True)
+        rest.submit("small")
     assert rest.post("/api/tasks/submit", body).status_code == 201
 
 

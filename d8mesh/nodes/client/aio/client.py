@@ -25,7 +25,7 @@ from d8mesh.nodes.client.aio.flow import Feed, each_of, results_of
 from d8mesh.nodes.client.aio.node import AsyncNode
 from d8mesh.nodes.client.aio.task import AsyncTask
 from d8mesh.nodes.client.aio.waits import Inbox
-from d8mesh.nodes.client.closing import CLOSE_S, INTERRUPTED_S, log_missing
+from d8mesh.nodes.client.closing import CLOSE_S, INTERRUPTED_S, note_missing
 from d8mesh.nodes.client.dial import checked
 from d8mesh.nodes.client.groups import (
     SUBMISSION_TASKS,
@@ -100,8 +100,7 @@ class AsyncClient:
         except NotAcknowledgedError as missing:
             if error is None:
                 raise
-            error.add_note(f"d8mesh: {missing}")
-            log_missing(missing)
+            note_missing(error, missing)
 
     def __del__(self) -> None:
         if self._node is not None and not self._is_closed:

@@ -21,8 +21,8 @@ from d8mesh.nodes.client.aio.waits import Signal, Waits, resolve
 from d8mesh.nodes.client.closing import (
     CLOSE_S,
     PRINT_AFTER_S,
-    log_missing,
     missing_of,
+    note_missing,
     print_waiting,
 )
 from d8mesh.nodes.client.completion_waiters import log_waiting
@@ -67,8 +67,8 @@ class AsyncNode:
         self._reasons = Reasons(self._session, self._dialler, self._ask_from_afar, self.check_alive)
         self._one_looks = asyncio.Lock()
         self._runner = ClientRunner(self._session, self.waits.waiters, self._host, self._dialler)
-        self._submitter = Submitter(self._session, self.waits.waiters, self._runner)
-        self._questions = Questions(self._session, self._runner)
+        self._submitter = Submitter(self._runner)
+        self._questions = Questions(self._runner)
         self._host.start(self._runner)
         self._leaving: asyncio.Task[None] | None = None
         self._guard = self._await_loop_end()
@@ -180,7 +180,7 @@ class AsyncNode:
     def listen(self, task_id: str, on_stream: OnStream) -> Callable[[], None]:
         """Hear a task's partial output, and None once it is finished; return what stops it."""
         self.check_alive()
-        return listen(self._runner, self._session, task_id, on_stream)
+        return listen(self._runner, task_id, on_stream)
 
     @property
     def stream_buffer(self) -> StreamBuffer:
@@ -287,10 +287,7 @@ class AsyncNode:
             if waiters.count:
                 why = await self._why("")
         except BaseException as error:  # who waits is told by that, and by the log
-            missing = missing_of(waiters, "the wait was interrupted")
-            if missing is not None:
-                error.add_note(f"d8mesh: {missing}")
-                log_missing(missing)
+            note_missing(error, missing_of(waiters, "the wait was interrupted"))
             raise
         finally:
             self._end()

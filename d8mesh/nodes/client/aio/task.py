@@ -14,7 +14,7 @@ from d8mesh.errors import D8Error, TaskCancelledError, TaskRejectedError, WaitTi
 from d8mesh.nodes.client.aio.node import AsyncNode
 from d8mesh.nodes.client.aio.waits import Inbox, Signal
 from d8mesh.nodes.client.results import Result, is_cancelled_already, readable, result_of
-from d8mesh.nodes.client.stream_buffer import KeptOutput
+from d8mesh.nodes.client.stream_buffer import NOTHING_KEPT, KeptOutput
 from d8mesh.nodes.client.streams import Missed, Position
 from d8mesh.nodes.client.timeouts import ASK_S, bounded, countdown
 
@@ -184,45 +184,33 @@ class AsyncTask:
     async def stream(self, timeout: float | None = None) -> AsyncIterator[Any]:
         """As `Task.stream`."""
         timeout_s = bounded(timeout)
-        node = self._client.node
-        kept = node.kept_output(self.id) if self._submission.is_listened else None
-        if kept is not None:
-            async for piece in self._kept_output(kept, timeout_s):
-                yield piece
-            return
-        if self._submission.is_listened:
-            yield Missed(None)
-        await self.accepted(timeout_s)  # before, nobody knows the task
-        heard: Inbox[Stream | None] = Inbox(node.loop, node.waits)
-        stop, position = node.listen(self.id, heard.put), Position(is_whole=False)
+        node, submission = self._client.node, self._submission
+        kept = node.kept_output(self.id) if submission.is_listened else None
+        is_whole = kept is not None
+        if kept is None:
+            if submission.is_listened:
+                yield Missed(None)
+            await self.accepted(timeout_s)  # before, nobody knows the task
+            kept = KeptOutput()
+        heard: Inbox[None] = Inbox(node.loop, node.waits)
+
+        def hear(stream: Stream | None) -> None:
+            if not is_whole:
+                kept.hear(stream)
+            if heard.is_empty:  # what was heard is kept, once
+                heard.put(None)
+
+        stop = (node.hear if is_whole else node.listen)(self.id, hear)
+        position, part = Position(is_whole=is_whole), NOTHING_KEPT
         try:
-            while stream := await heard.next(timeout_s, f"output of {self.id}", self.id):
-                for piece in position.read(stream):
-                    yield piece
-        finally:
-            stop()
-
-    async def _kept_output(self, kept: KeptOutput, timeout_s: float | None) -> AsyncIterator[Any]:
-        node, position, at = self._client.node, Position(is_whole=True), 0
-        rung: Inbox[None] = Inbox(node.loop, node.waits)
-
-        def ring(stream: Stream | None) -> None:
-            if rung.is_empty:  # what was heard is kept, once
-                rung.put(None)
-
-        stop = node.hear(self.id, ring)
-        try:
-            while True:
-                part = kept.read(at, 0.0)
-                at = part.at
+            while not part.is_over:
+                part = kept.read(part.at, 0.0)
                 for stream in part.streams:
                     for piece in position.read(stream):
                         yield piece
-                if part.is_over:
-                    break
-                if not part.streams:
-                    await rung.next(timeout_s, f"output of {self.id}", self.id)
+                if not part.streams and not part.is_over:
+                    await heard.next(timeout_s, f"output of {self.id}", self.id)
         finally:
             stop()
         with self._named():
-            self._submission.raise_refusal()
+            submission.raise_refusal()
