@@ -12,25 +12,20 @@ from typing import Any, Final
 
 from d8mesh.doors.rest import schemas
 from d8mesh.doors.rest.streams import StreamCalls
-from d8mesh.doors.rest.tasks import TaskCalls
+from d8mesh.doors.rest.tasks import ASK_S, TaskCalls
 from d8mesh.doors.rest.workers import WorkerCalls
 from d8mesh.doors.waiting import Places, require_broker
 from d8mesh.errors import D8Error, NodeClosedError
 from d8mesh.http.answers import Response, answer
 from d8mesh.http.guard import Rejections
 from d8mesh.http.request import Request
-from d8mesh.http.routes import MAX_BODY_BYTES, Door, Route
+from d8mesh.http.routes import MAX_BODY_BYTES, Call, Door, Route, Schema
 from d8mesh.nodes.client.aio.node import AsyncNode
 
 #: How long `/health` waits for the broker before it says so.
 HEALTH_S: Final = 1.0
 #: What `/health` tells of the broker even while it does not answer.
 _LASTING: Final = ("broker_id", "broker_port", "mesh", "version")
-
-_get: Final = partial(Route, method="GET")
-_post: Final = partial(Route, method="POST")
-#: Data and results travel here.
-_post_much: Final = partial(_post, max_body_bytes=MAX_BODY_BYTES)
 
 
 def rest_door(mesh: AsyncNode, waits: Places, rejections: Rejections) -> Door:
@@ -43,44 +38,45 @@ def rest_door(mesh: AsyncNode, waits: Places, rejections: Rejections) -> Door:
     """
     tasks, workers = TaskCalls(mesh, waits), WorkerCalls(mesh, waits)
     streams, health = StreamCalls(mesh, tasks.status_of), HealthCall(mesh, rejections)
-    report = partial(_post_much, on_untaken=workers.refuse_report)
+    stats = partial(_answer_of, mesh, "stats")
+    much = partial(_post, max_body_bytes=MAX_BODY_BYTES)  # data and results travel here
+    report = partial(much, on_untaken=workers.refuse_report)
     routes = (
-        _get(rule="/health", call=health.health, is_light=True),
-        _get(rule="/api/stats", call=workers.stats),
-        _post_much(rule="/api/tasks/submit", call=tasks.submit, schema=schemas.submit_of),
-        _post_much(
-            rule="/api/tasks/submit_batch", call=tasks.submit_batch, schema=schemas.batch_of
-        ),
-        _get(rule="/api/tasks/queue", call=tasks.queue),
-        _get(rule="/api/tasks", call=tasks.listed),
-        _get(rule="/api/tasks/status/<task_id>", call=tasks.status),
-        _get(rule="/api/tasks/<task_id>/wait", call=tasks.wait),
-        _get(rule="/api/tasks/<task_id>/stream", call=streams.stream),
-        _post(rule="/api/tasks/<task_id>/cancel", call=tasks.cancel),
-        _post(rule="/api/tasks/<task_id>/replay", call=tasks.replay),
-        report(rule="/api/tasks/<task_id>/result", call=workers.result, schema=schemas.report_of),
-        report(rule="/api/workers/results", call=workers.results, schema=schemas.named_report_of),
-        _post(rule="/api/workers/register", call=workers.register, schema=schemas.registration_of),
-        _post(
-            rule="/api/workers/unregister",
-            call=workers.unregister_by_body,
-            schema=schemas.worker_id_of,
-        ),
-        _get(rule="/api/workers/list", call=workers.listed),
-        _get(rule="/api/workers/stats", call=workers.stats),
-        _post(
-            rule="/api/workers/<worker_id>/heartbeat",
-            call=workers.heartbeat,
-            schema=schemas.beating_of,
-        ),
-        _post(
-            rule="/api/workers/<worker_id>/unregister",
-            call=workers.unregister,
-            schema=schemas.optional_object_of,
-        ),
-        _get(rule="/api/workers/<worker_id>/tasks", call=workers.poll),
+        _get("/health", health.health, is_light=True),
+        _get("/api/stats", stats),
+        much("/api/tasks/submit", tasks.submit, schemas.submit_of),
+        much("/api/tasks/submit_batch", tasks.submit_batch, schemas.batch_of),
+        _get("/api/tasks/queue", tasks.queue),
+        _get("/api/tasks", tasks.listed),
+        _get("/api/tasks/status/<task_id>", tasks.status),
+        _get("/api/tasks/<task_id>/wait", tasks.wait),
+        _get("/api/tasks/<task_id>/stream", streams.stream),
+        _post("/api/tasks/<task_id>/cancel", tasks.cancel),
+        _post("/api/tasks/<task_id>/replay", tasks.replay),
+        report("/api/tasks/<task_id>/result", workers.result, schemas.report_of),
+        report("/api/workers/results", workers.results, schemas.named_report_of),
+        _post("/api/workers/register", workers.register, schemas.registration_of),
+        _post("/api/workers/unregister", workers.unregister_by_body, schemas.worker_id_of),
+        _get("/api/workers/list", partial(_answer_of, mesh, "workers")),
+        _get("/api/workers/stats", stats),
+        _post("/api/workers/<worker_id>/heartbeat", workers.heartbeat, schemas.beating_of),
+        _post("/api/workers/<worker_id>/unregister", workers.unregister, schemas.object_of),
+        _get("/api/workers/<worker_id>/tasks", workers.poll),
     )
     return Door(name="rest", routes=routes, before=lambda _: require_broker(mesh, waits))
+
+
+def _get(rule: str, call: Call, **more: Any) -> Route:
+    return Route(rule=rule, call=call, **more)
+
+
+def _post(rule: str, call: Call, schema: Schema | None = None, **more: Any) -> Route:
+    return Route(rule=rule, call=call, method="POST", schema=schema, **more)
+
+
+async def _answer_of(mesh: AsyncNode, what: str, request: Request) -> Response:
+    """Answer with what the broker tells of this."""
+    return answer(await mesh.ask(what, {}, ASK_S))
 
 
 class HealthCall:

@@ -153,7 +153,7 @@ def worker_id_of(body: bytes) -> str:
     return convert(parse_json(body), WorkerId).worker_id
 
 
-def optional_object_of(body: bytes) -> Object:
+def object_of(body: bytes) -> Object:
     """Return an object that may be missing or null; it is empty then."""
     value = parse_json(body) if body else None
     return {} if value is None else convert(value, dict)
@@ -161,7 +161,7 @@ def optional_object_of(body: bytes) -> Object:
 
 def beating_of(body: bytes) -> Beating:
     """Return what a heartbeat says."""
-    return convert(optional_object_of(body), Beating)
+    return convert(object_of(body), Beating)
 
 
 def report_of(body: bytes) -> Report:

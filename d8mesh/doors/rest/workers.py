@@ -1,4 +1,4 @@
-"""The calls of polling workers, and those about workers."""
+"""The calls of polling workers."""
 
 from __future__ import annotations
 
@@ -95,14 +95,6 @@ class WorkerCalls:
         if 1 <= len(task_id) <= MAX_ID_CHARS:
             with contextlib.suppress(D8Error):
                 await self._mesh.ask("poll.refused", args, ASK_S)
-
-    async def listed(self, request: Request) -> Response:
-        """``GET /api/workers/list``"""
-        return answer(await self._mesh.ask("workers", {}, ASK_S))
-
-    async def stats(self, request: Request) -> Response:
-        """``GET /api/stats`` and ``GET /api/workers/stats``"""
-        return answer(await self._mesh.ask("stats", {}, ASK_S))
 
     async def _ask(
         self, what: str, worker_id: str, args: dict[str, Any] | None = None, wait_s: float = 0.0
