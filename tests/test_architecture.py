@@ -61,6 +61,17 @@ def test_import_contracts_are_kept() -> None:
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
 
 
+def test_no_import_inside_the_client_is_deferred() -> None:
+    """Where all imports are at the top, the contracts see each circle."""
+    deferred = [
+        f"{name_of(path)}:{node.lineno}"
+        for path in (PACKAGE / "nodes" / "client").rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        if isinstance(node, ast.Import | ast.ImportFrom) and node.col_offset
+    ]
+    assert deferred == []
+
+
 def test_every_module_is_read_in_one_sitting() -> None:
     lengths = {name_of(path): len(path.read_text("utf-8").splitlines()) for path in MODULES}
     assert {name: n for name, n in lengths.items() if n > MAX_MODULE_LINES} == {}

@@ -15,14 +15,16 @@ from typing import Final
 import msgspec
 
 from d8mesh.core.protocol.messages import MAX_FRAME_BYTES
+from d8mesh.core.protocol.route import Route
 from d8mesh.doors.query import seconds
 from d8mesh.doors.waiting import Bell, Places, require_broker
 from d8mesh.edge.logs import event
+from d8mesh.edge.transport.connector import Connector
 from d8mesh.edge.transport.sockets import DealerLink, SharedContext
 from d8mesh.errors import ProtocolError
 from d8mesh.http.answers import Refusal, Response
 from d8mesh.http.request import Request
-from d8mesh.http.routes import MAX_BODY_BYTES, Door, Route
+from d8mesh.http.routes import MAX_BODY_BYTES, Door, HttpRoute
 from d8mesh.nodes.client.aio.node import AsyncNode
 from d8mesh.nodes.client.aio.watcher import Watcher, watcher_on
 
@@ -61,9 +63,9 @@ class Exchange:
     """
 
     def __init__(self, endpoint: str) -> None:
-        self._endpoint = endpoint
         self._loop = asyncio.get_running_loop()
         self._watcher, self._context = watcher_on(self._loop), SharedContext()
+        self._route, self._connector = Route(endpoint), Connector(shared=self._context)
         self._links: dict[str, Link] = {}
         self._look = self._loop.call_later(LOOK_S, self._close_idle)
 
@@ -107,7 +109,7 @@ class Exchange:
                     "access.flood",
                     f"{MAX_LINKS} links are open: let the broker's port through the firewall",
                 )
-            socket = DealerLink(self._endpoint, self._context)
+            socket = self._connector.dealer(self._route)
             link = self._links[link_id] = Link(socket, self._loop, self._watcher)
             event(_log, logging.INFO, "exchange.link", links=len(self._links))
         link.used_at = self._loop.time()
@@ -216,7 +218,7 @@ def tunnel_door(exchange: Exchange, mesh: AsyncNode, waits: Places) -> Door:
         mesh: a client of the same broker, which knows whether it is there.
         waits: the places of waiting requests.
     """
-    route = Route(
+    route = HttpRoute(
         rule="/api/mesh/exchange",
         method="POST",
         call=exchange.exchange,

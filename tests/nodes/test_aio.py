@@ -12,10 +12,12 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from d8mesh import AsyncClient, AsyncTask
 from d8mesh.config import Config
+from d8mesh.core.protocol.messages import COMPLETED_STATE, UNKNOWN_STATE, Group
 from d8mesh.errors import (
     BrokerUnavailableError,
     ConfigError,
@@ -459,6 +461,31 @@ def test_an_idempotency_key_gives_the_same_task_again(mesh: Mesh) -> None:
 
 
 # ------------------------------------------------------------------------ backpressure
+
+
+def test_whole_groups_are_submitted_and_how_they_end_is_asked_for_by_id(mesh: Mesh) -> None:
+    port = mesh.broker()
+    echoing(mesh, port)
+
+    async def program() -> None:
+        async with client_of(mesh, port) as client:
+            mine = client.node
+            group = Group("echo", 5, [msgspec.msgpack.encode({"n": n}) for n in range(2)])
+            sent = await mine.submit_groups([group], key="once", timeout_s=PATIENCE_S)
+            again = await mine.submit_groups([group], key="once", timeout_s=PATIENCE_S)
+            assert (again.ids, sent.is_repeat, again.is_repeat) == (sent.ids, False, True)
+            for n, task_id in enumerate(sent.ids):
+                ended = await mine.outcome_of(task_id, PATIENCE_S)
+                assert ended is not None
+                assert ended.state == COMPLETED_STATE
+                assert msgspec.msgpack.decode(ended.payload)["output"] == {"n": n}
+            alone = await mine.submit_groups([Group("nobody", 5, [b"\x80"])])
+            assert await mine.outcome_of(alone.ids[0], 0.05) is None
+            unknown = await mine.outcome_of("0" * 16 + "-7", PATIENCE_S)
+            assert unknown is not None
+            assert unknown.state == UNKNOWN_STATE
+
+    run(program())
 
 
 def test_a_full_queue_is_waited_for_and_then_said(mesh: Mesh) -> None:

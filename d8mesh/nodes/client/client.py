@@ -20,7 +20,6 @@ from d8mesh.core.protocol.messages import Group
 from d8mesh.edge.installation import config_of, settled
 from d8mesh.errors import WaitTimeoutError
 from d8mesh.nodes.client.closing import CLOSE_S
-from d8mesh.nodes.client.dial import checked
 from d8mesh.nodes.client.executor import TaskExecutor
 from d8mesh.nodes.client.groups import (
     Sent,
@@ -40,6 +39,7 @@ from d8mesh.nodes.client.overview import Stats, WorkerInfo
 from d8mesh.nodes.client.results import Listing, Result
 from d8mesh.nodes.client.submitter import sent_of
 from d8mesh.nodes.client.timeouts import ASK_S, bounded, countdown, takes_timeout_s, told_whole
+from d8mesh.nodes.reconnector.search import checked
 
 
 class Client:
@@ -138,9 +138,9 @@ class Client:
         node = self.node
         node.check_alive()
         with node.direct_calls.caller() as is_one_of_few:
-            endpoint = node.dialler.endpoint
-            if is_one_of_few and node.session.is_up and endpoint.startswith("tcp"):
-                result = node.direct_calls.call(endpoint, filled(shared, [payload]), timeout)
+            route = node.reconnector.route
+            if is_one_of_few and node.session.is_up and route is not None and not route.is_http:
+                result = node.direct_calls.call(route, filled(shared, [payload]), timeout)
                 if result is not None:
                     return result
             left_s = countdown(timeout)

@@ -1,8 +1,8 @@
 """The end of a client: nothing that was submitted is lost without a word.
 
-`Closing` ends one client once. What is open when the interpreter ends is closed then, and what is
-missing is said on standard error: nobody could catch an error any more. (A client is never
-collected before: its own thread holds it.)
+What is open when the interpreter ends is closed then, and what is missing is said on standard
+error: nobody could catch an error any more. (A client is never collected before: its own thread
+holds it.)
 """
 
 from __future__ import annotations
@@ -11,15 +11,12 @@ import atexit
 import logging
 import os
 import sys
-import threading
 import time
 import weakref
-from collections.abc import Callable
 from typing import Final, Protocol
 
 from d8mesh.edge import terminal
 from d8mesh.edge.logs import event
-from d8mesh.edge.waits import wait_for
 from d8mesh.errors import D8Error, NotAcknowledgedError, error_of
 from d8mesh.nodes.client.completion_waiters import CompletionWaiters
 from d8mesh.words import translated
@@ -28,8 +25,6 @@ from d8mesh.words import translated
 CLOSE_S: Final = 10.0
 #: The same after Ctrl-C: who wants to leave is not held up.
 INTERRUPTED_S: Final = 1.0
-#: Ending takes so long beyond that: whoever closes a client that is being closed waits for it.
-END_S: Final = 8.0
 #: At the end of the interpreter a wait is shown after this long.
 PRINT_AFTER_S: Final = 1.0
 #: Ids in a message; the error has them all.
@@ -40,76 +35,11 @@ MAX_LINES: Final = 100
 _log: Final = logging.getLogger("d8mesh.client")
 
 
-class Closing:
-    """Ends one client.
-
-    Args:
-        waiters: knows what is not acknowledged.
-        wait_all: waits until all is; False: it is not in time, or never will be.
-        why: says why not, for people; takes a short time.
-        end: lets all go, without waiting for anything more.
-
-    Thread: any.
-    """
-
-    def __init__(
-        self,
-        waiters: CompletionWaiters,
-        *,
-        wait_all: Callable[[float | None], bool],
-        why: Callable[[], str],
-        end: Callable[[], None],
-    ) -> None:
-        self._waiters, self._wait_all, self._why, self._end = waiters, wait_all, why, end
-        self._lock = threading.Lock()
-        self._is_begun = False
-        self._done = threading.Event()
-
-    def close(self, timeout_s: float | None) -> None:
-        """Take nothing more, wait until all is acknowledged, and end; later calls do nothing.
-
-        Who calls while another thread is at it waits for that, and is told the same.
-
-        Raises:
-            NotAcknowledgedError: something is not acknowledged within `timeout_s`, or was refused
-                and nobody was told so.
-        """
-        if self._done.is_set():
-            return
-        with self._lock:
-            is_first, self._is_begun = not self._is_begun, True
-        if not is_first:
-            wait_for(self._done, None if timeout_s is None else timeout_s + END_S)
-            self._raise_missing("")
-            return
-        self._waiters.shut()
-        why = ""
-        try:
-            if not self._wait_all(timeout_s):
-                why = self._why()
-        except BaseException as error:  # Ctrl-C: it stays what is raised
-            note_missing(error, missing_of(self._waiters, "the wait was interrupted"))
-            raise
-        finally:
-            try:
-                self._end()
-            finally:
-                self._done.set()
-        self._raise_missing(why)
-
-    def _raise_missing(self, why: str) -> None:
-        error = missing_of(self._waiters, why)
-        if error is not None:
-            raise error
-
-    def close_beside(self, timeout_s: float, error: BaseException) -> None:
-        """End a client while `error` is under way: what is missing becomes a note of it."""
-        if isinstance(error, KeyboardInterrupt):
-            timeout_s = min(timeout_s, INTERRUPTED_S)
-        try:
-            self.close(timeout_s)
-        except NotAcknowledgedError as missing:
-            note_missing(error, missing)
+def raise_missing(waiters: CompletionWaiters, why: str) -> None:
+    """Raise what is missing at the end of a client, if anything is; see `missing_of`."""
+    error = missing_of(waiters, why)
+    if error is not None:
+        raise error
 
 
 def missing_of(waiters: CompletionWaiters, why: str) -> NotAcknowledgedError | None:

@@ -6,21 +6,28 @@ event loop.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Final
 
 from d8mesh.config import Config
 from d8mesh.core.client.submission import Submission
+from d8mesh.edge.transport.connector import Connector
 from d8mesh.edge.transport.sockets import Waker
 from d8mesh.edge.waits import wait_for
-from d8mesh.errors import D8Error
+from d8mesh.errors import D8Error, NotAcknowledgedError
 from d8mesh.nodes.client import closing
 from d8mesh.nodes.client.cancellations import Cancellations
-from d8mesh.nodes.client.closing import CLOSE_S, Closing
+from d8mesh.nodes.client.closing import (
+    CLOSE_S,
+    INTERRUPTED_S,
+    missing_of,
+    note_missing,
+    raise_missing,
+)
 from d8mesh.nodes.client.completion_waiters import LOOK_S, CompletionWaiters
 from d8mesh.nodes.client.completions import Completions
-from d8mesh.nodes.client.dial import Dialler
 from d8mesh.nodes.client.direct_call import DirectCalls
 from d8mesh.nodes.client.outputs import Outputs
 from d8mesh.nodes.client.questions import Questions
@@ -29,9 +36,13 @@ from d8mesh.nodes.client.runner import ClientRunner
 from d8mesh.nodes.client.sessions import new_session
 from d8mesh.nodes.client.submitter import Submitter
 from d8mesh.nodes.client.timeouts import countdown
+from d8mesh.nodes.reconnector.reconnector import Reconnector
+from d8mesh.nodes.reconnector.search import Search
 
 #: How long the I/O thread may take to say goodbye.
 END_S: Final = 3.0
+#: Closing takes so long beyond its time-out: who closes a client that is being closed waits for it.
+CLOSING_S: Final = 8.0
 
 
 class ClientNode:
@@ -49,15 +60,17 @@ class ClientNode:
         self, config: Config, *, endpoint: str | None = None, url: str | None = None
     ) -> None:
         make_session = partial(new_session, config.mesh)
-        make_dialler = partial(
-            Dialler, config, endpoint=endpoint, url=url or config.orchestrator_url
-        )
+        given = endpoint or url or config.orchestrator_url
+
+        def make_reconnector(wake: Callable[[], None]) -> Reconnector:
+            return Reconnector(Search(config, given=given), Connector(wake))
+
         waker, check_alive = Waker(), self.check_alive
         self.session = make_session()
-        self.dialler = make_dialler(wake=waker.wake)
+        self.reconnector = make_reconnector(waker.wake)
         self.reasons = Reasons(
             self.session,
-            self.dialler,
+            self.reconnector,
             ask=lambda what, args, timeout_s: self.questions.ask(what, args, timeout_s),
             check_alive=check_alive,
         )
@@ -65,24 +78,19 @@ class ClientNode:
         self.waiters.check_may_wait = self.check_may_wait
         self.completions = Completions()
         self.runner = ClientRunner(
-            self.session, self.waiters, waker, self.dialler, completions=self.completions
+            self.session, self.waiters, waker, self.reconnector, completions=self.completions
         )
         self.submitter = Submitter(self.runner)
         self.questions = Questions(self.runner)
         self.outputs = Outputs(self.runner)
         self.direct_calls = DirectCalls(
             make_session=make_session,
-            make_dialler=make_dialler,
+            make_reconnector=make_reconnector,
             check_alive=check_alive,
             why=self.reasons.of,
         )
         self._cancellations = Cancellations(self.runner, self.questions)
-        self._closing = Closing(
-            self.waiters,
-            wait_all=self._wait_all,
-            why=lambda: self.reasons.of("").text,
-            end=self._end,
-        )
+        self._closing, self._closed = threading.Lock(), threading.Event()
         self.runner.start()
         closing.close_at_exit(self)
 
@@ -160,20 +168,41 @@ class ClientNode:
     # --------------------------------------------------------------------------- the end
 
     def close(self, timeout_s: float | None = CLOSE_S) -> None:
-        """Wait for what was submitted to be acknowledged, say goodbye, and stop; once.
+        """Take nothing more, wait until all is acknowledged, say goodbye, and stop; once.
 
-        In a forked child it does nothing: what was submitted is the parent's.
+        Who calls while another thread is at it waits for that, and is told the same. In a forked
+        child it does nothing: what was submitted is the parent's.
 
         Raises:
             NotAcknowledgedError: see `Client.close`.
         """
-        if not self.runner.is_forked:
-            self._closing.close(0.0 if self.runner.is_caller else timeout_s)
+        if self.runner.is_forked or self._closed.is_set():
+            return
+        timeout_s, why = 0.0 if self.runner.is_caller else timeout_s, ""
+        if not self._closing.acquire(blocking=False):  # it is never released
+            wait_for(self._closed, None if timeout_s is None else timeout_s + CLOSING_S)
+            raise_missing(self.waiters, "")
+            return
+        self.waiters.shut()
+        try:
+            if not self._wait_all(timeout_s):
+                why = self.reasons.of("").text
+        except BaseException as error:  # Ctrl-C: it stays what is raised
+            note_missing(error, missing_of(self.waiters, "the wait was interrupted"))
+            raise
+        finally:
+            try:
+                self._end()
+            finally:
+                self._closed.set()
+        raise_missing(self.waiters, why)
 
     def close_beside(self, error: BaseException) -> None:
         """Close while `error` is under way: what is missing becomes a note of it."""
-        if not self.runner.is_forked:
-            self._closing.close_beside(CLOSE_S, error)
+        try:
+            self.close(INTERRUPTED_S if isinstance(error, KeyboardInterrupt) else CLOSE_S)
+        except NotAcknowledgedError as missing:
+            note_missing(error, missing)
 
     def _wait_all(self, timeout_s: float | None) -> bool:
         """Wait until all is acknowledged, and what was dropped is cancelled.
@@ -193,5 +222,5 @@ class ClientNode:
         self.runner.is_closed = True
         self.direct_calls.close()
         self.runner.close(END_S)
-        self.dialler.close()
+        self.reconnector.close()
         self.waiters.close()

@@ -33,14 +33,15 @@ from d8mesh.core.client.submission import Submission
 from d8mesh.core.protocol.codec import decode_to_client, encode
 from d8mesh.core.protocol.messages import Goodbye, Refused
 from d8mesh.edge.logs import event
+from d8mesh.edge.transport.connector import Connection
 from d8mesh.edge.transport.sockets import DealerLink, Loop, Waker
 from d8mesh.edge.waits import join
 from d8mesh.errors import D8Error, NodeClosedError, ProtocolError, error_of
 from d8mesh.nodes.client.completion_waiters import CompletionWaiters
 from d8mesh.nodes.client.completions import Completions
-from d8mesh.nodes.client.dial import Connection, Dialler
 from d8mesh.nodes.client.stream_buffer import StreamBuffer
 from d8mesh.nodes.client.streams import Listeners
+from d8mesh.nodes.reconnector.reconnector import Reconnector
 
 MESSAGES_PER_TURN: Final = 256
 #: The longest sleep of the loop; it is woken for everything there is to do.
@@ -80,7 +81,7 @@ class ClientRunner:
         session: the brain; nobody else may call it.
         waiters: where callers wait.
         waker: ends a sleep of the thread; or the host.
-        dialler: makes the connections.
+        reconnector: makes the connections.
         completions: what is to be called when tasks are done; None: nothing ever.
         broker_id: of the orchestrator that the session was with so far; empty: none.
 
@@ -93,13 +94,13 @@ class ClientRunner:
         session: ClientSession,
         waiters: CompletionWaiters,
         waker: Waker | Host,
-        dialler: Dialler,
+        reconnector: Reconnector,
         *,
         completions: Completions | None = None,
         broker_id: str = "",
     ) -> None:
         self.session, self.waiters = session, waiters
-        self._waker, self._dialler = waker, dialler
+        self._waker, self._reconnector = waker, reconnector
         self._inbox: deque[Action] = deque()
         self._closing = threading.Event()
         self._link: Connection | None = None
@@ -257,7 +258,7 @@ class ClientRunner:
         if now >= max(session.doubt_at, self._next_doubt):
             self._next_doubt = now + DOUBT_PAUSE_S
             self._stay()
-            self._dialler.doubt()
+            self._reconnector.doubt()
         self._carry_out(out)
 
     def _next_deadline(self) -> float:
@@ -284,8 +285,8 @@ class ClientRunner:
         return self.session.submit(submission, now)
 
     def _take_link(self, now: float) -> None:
-        """Use the connection that the dialler has made."""
-        link = self._dialler.take()
+        """Use the connection that the reconnector has made."""
+        link = self._reconnector.take()
         if link is None:
             return
         self._drop_link()
@@ -359,7 +360,7 @@ class ClientRunner:
                     self.listeners.finish(output.ids)
                 case Connected():
                     self._broker_id = output.broker_id
-                    self._dialler.proven()
+                    self._reconnector.proven()
                     self.waiters.moved()
                     self.connected.set()
                     event(_log, logging.INFO, "client.up", broker=output.broker_id)
@@ -367,7 +368,7 @@ class ClientRunner:
                     event(_log, logging.INFO, "client.lost", why=output.why)
                     self._drop_link()
                     self._stay()
-                    self._dialler.again(output.pause_s)
+                    self._reconnector.again(output.pause_s)
                 case Rejected():
                     self._rejected(output)
 
@@ -386,7 +387,7 @@ class ClientRunner:
 
     def _stay(self) -> None:
         """Look for the same orchestrator as long as it alone knows what it was told."""
-        self._dialler.only = self._broker_id if self.session.is_bound else ""
+        self._reconnector.search.only = self._broker_id if self.session.is_bound else ""
 
     def _rejected(self, output: Rejected) -> None:
         if self.fatal is None:

@@ -26,7 +26,6 @@ from d8mesh.nodes.client.aio.node import AsyncNode
 from d8mesh.nodes.client.aio.task import AsyncTask
 from d8mesh.nodes.client.aio.waits import Inbox
 from d8mesh.nodes.client.closing import CLOSE_S, INTERRUPTED_S, note_missing
-from d8mesh.nodes.client.dial import checked
 from d8mesh.nodes.client.groups import (
     SUBMISSION_TASKS,
     SubmitOptions,
@@ -43,6 +42,7 @@ from d8mesh.nodes.client.mapping import window_of
 from d8mesh.nodes.client.overview import Stats, WorkerInfo
 from d8mesh.nodes.client.results import Listing, Result
 from d8mesh.nodes.client.timeouts import ASK_S, bounded, countdown, told_whole
+from d8mesh.nodes.reconnector.search import checked
 
 #: Tasks that nobody wants any more are cancelled so many at once.
 CANCELLED_AT_ONCE: Final = 64

@@ -15,6 +15,7 @@ from d8mesh.config import Config
 from d8mesh.core.client.submission import Outcome, Submission, awaiting
 from d8mesh.core.protocol.messages import Group
 from d8mesh.edge.logs import event
+from d8mesh.edge.transport.connector import Connector
 from d8mesh.errors import BrokerUnavailableError, D8Error, NodeClosedError, WaitTimeoutError
 from d8mesh.nodes.client.aio.host import LoopHost
 from d8mesh.nodes.client.aio.waits import Signal, Waits, resolve
@@ -24,9 +25,9 @@ from d8mesh.nodes.client.closing import (
     missing_of,
     note_missing,
     print_waiting,
+    raise_missing,
 )
 from d8mesh.nodes.client.completion_waiters import log_waiting
-from d8mesh.nodes.client.dial import Dialler
 from d8mesh.nodes.client.groups import SUBMISSION_TASKS, Sent, size_of
 from d8mesh.nodes.client.outputs import listen
 from d8mesh.nodes.client.questions import Questions, unanswered
@@ -37,6 +38,8 @@ from d8mesh.nodes.client.stream_buffer import KeptOutput, StreamBuffer
 from d8mesh.nodes.client.streams import OnStream
 from d8mesh.nodes.client.submitter import Submitter, sent_of
 from d8mesh.nodes.client.timeouts import ASK_S, bounded
+from d8mesh.nodes.reconnector.reconnector import Reconnector
+from d8mesh.nodes.reconnector.search import Search
 
 #: How long a look at why something does not come may hold up who is told that it has not.
 WHY_S: Final = 2.0
@@ -63,10 +66,16 @@ class AsyncNode:
         self._connecting: set[Signal] = set()
         self.waits = Waits(self.loop, self.check_alive, self._why, self._say)
         self._host = LoopHost(self.loop, self._after_turn)
-        self._dialler = Dialler(config, endpoint=endpoint, url=url, wake=self._host.wake_from_afar)
-        self._reasons = Reasons(self._session, self._dialler, self._ask_from_afar, self.check_alive)
+        self._reconnector = Reconnector(
+            Search(config, given=endpoint or url), Connector(self._host.wake_from_afar)
+        )
+        self._reasons = Reasons(
+            self._session, self._reconnector, self._ask_from_afar, self.check_alive
+        )
         self._one_looks = asyncio.Lock()
-        self._runner = ClientRunner(self._session, self.waits.waiters, self._host, self._dialler)
+        self._runner = ClientRunner(
+            self._session, self.waits.waiters, self._host, self._reconnector
+        )
         self._submitter = Submitter(self._runner)
         self._questions = Questions(self._runner)
         self._host.start(self._runner)
@@ -89,11 +98,6 @@ class AsyncNode:
     def is_connected(self) -> bool:
         """True while an orchestrator answers."""
         return self._session.is_up
-
-    @property
-    def has_input(self) -> bool:
-        """True if something has come in that no turn has taken."""
-        return self._runner.has_input
 
     @property
     def is_over_http(self) -> bool:
@@ -293,9 +297,7 @@ class AsyncNode:
             self._end()
             await self._host.finish()
             await self._guard.aclose()
-        missing = missing_of(waiters, why)
-        if missing is not None:
-            raise missing
+        raise_missing(waiters, why)
 
     def abandon(self) -> None:
         """Nobody has this any more, and nobody closed it: as `leave`, but the loop may go on.
@@ -337,7 +339,7 @@ class AsyncNode:
         self._runner.is_closed = True
         self.waits.fail(self._runner.fatal or NodeClosedError())
         self._host.stop()
-        self._host.have_done(self._dialler.close)
+        self._host.have_done(self._reconnector.close)
 
     async def _await_loop_end(self) -> AsyncGenerator[None, None]:
         """A loop that ends closes its asynchronous generators: so this hears of it."""
