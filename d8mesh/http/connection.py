@@ -36,8 +36,9 @@ BODY_S: Final = 20.0
 BODY_BYTES_PER_S: Final = 32_768
 #: An idle connection is kept open for its next request this long.
 KEEP_ALIVE_S: Final = 75.0
-#: An answer is given up when this long no more of it could be sent than at that same rate.
+#: An answer is given up when in this time no more of it could be sent than that.
 STUCK_S: Final = 30.0
+STUCK_BYTES: Final = 65_536
 #: After refusing a request we listen on, so that the answer is read and not lost to a reset.
 LINGER_S: Final = 2.0
 #: Bytes beside those of a body in chunks, for each of them: five, if each has a chunk of its own.
@@ -383,7 +384,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def _is_overdue(self, now: float) -> bool:
         moved = self._written - self._transport.get_write_buffer_size()
-        if moved == self._written or moved - self._moved > STUCK_S * BODY_BYTES_PER_S:
+        if moved == self._written or moved - self._moved > STUCK_BYTES:
             self._moved, self._moved_at = moved, now
         if now - self._moved_at > STUCK_S:
             return True
