@@ -14,8 +14,9 @@ from urllib.request import ProxyHandler, build_opener
 from d8mesh.apps.capabilities import Worker, models_of, reasons_of, why_lines
 from d8mesh.apps.tables import cut, lines_of, wrapped
 from d8mesh.config import Config
+from d8mesh.core.protocol.addresses import endpoint
 from d8mesh.edge.discovery import Discovery, NodeKind, Sighting
-from d8mesh.edge.network import find_way, usable_addresses
+from d8mesh.edge.network import reachable_host, usable_addresses
 from d8mesh.edge.terminal import as_json, say, width
 from d8mesh.program import command_name
 from d8mesh.words import escaped, tr, translated
@@ -147,9 +148,9 @@ def _heard(config: Config) -> list[str]:
     urls: list[str] = []
     for sighting in heard.values():
         if sighting.web_port is not None:
-            way = find_way(sighting.addresses, sighting.web_port, None, deadline_s=1.0)
-            if way is not None:
-                urls.append(way.endpoint.replace("tcp://", "http://", 1))
+            host = reachable_host(sighting.addresses, sighting.web_port, deadline_s=1.0)
+            if host is not None:
+                urls.append(endpoint(host, sighting.web_port, "http"))
     return urls
 
 

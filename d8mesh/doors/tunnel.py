@@ -18,10 +18,12 @@ import msgspec
 from werkzeug.wrappers import Request, Response
 
 from d8mesh.core.protocol.messages import MAX_FRAME_BYTES
+from d8mesh.core.protocol.route import Route
 from d8mesh.doors.rest.mesh import Places
 from d8mesh.doors.rest.schemas import seconds
 from d8mesh.doors.rest.workers import is_gone
 from d8mesh.edge.logs import event
+from d8mesh.edge.transport.connector import Connector
 from d8mesh.edge.transport.sockets import DealerLink, Loop, SharedContext, Waker
 from d8mesh.errors import BrokerUnavailableError, ProtocolError
 from d8mesh.http.answers import Refusal
@@ -62,7 +64,7 @@ class Exchange:
     """
 
     def __init__(self, endpoint: str, waits: Places) -> None:
-        self._endpoint = endpoint
+        self._route = Route(endpoint)
         self._waits = waits
         self._links: dict[str, _Link] = {}
         self._lock = threading.Lock()
@@ -127,13 +129,14 @@ class Exchange:
 
     def _serve(self) -> None:
         loop, shared = Loop(self._waker), SharedContext()
+        connector = Connector(shared=shared)
         while not self._is_closing:
             loop.wait(_LOOK_S)
             with self._lock:
                 links = list(self._links.items())
             now = time.monotonic()
             for link_id, link in links:
-                if now - link.last_used > IDLE_S or not self._pump(link, loop, shared):
+                if now - link.last_used > IDLE_S or not self._pump(link, loop, connector):
                     with self._lock:
                         self._links.pop(link_id, None)
                     link.disconnect(loop)
@@ -142,11 +145,11 @@ class Exchange:
         shared.close()
         self._waker.close()
 
-    def _pump(self, link: _Link, loop: Loop, shared: SharedContext) -> bool:
+    def _pump(self, link: _Link, loop: Loop, connector: Connector) -> bool:
         """Carry what there is; False if the link cannot go on."""
         if link.socket is None:
             try:
-                link.connect(DealerLink(self._endpoint, shared), loop)
+                link.connect(connector.dealer(self._route), loop)
             except BrokerUnavailableError as error:
                 event(_log, logging.WARNING, "exchange.unconnected", error=str(error))
                 return False

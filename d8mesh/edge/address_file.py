@@ -10,12 +10,13 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Final
 
 from d8mesh.config import NAME_PATTERN
 from d8mesh.core.protocol.addresses import LOOPBACK, is_admissible
+from d8mesh.core.protocol.route import KnownBroker
 
 #: The folder of the orchestrator in the data folder, and the file in it.
 FOLDER: Final = "orchestrator"
@@ -26,22 +27,11 @@ MAX_BYTES: Final = 16_384
 MAX_ADDRESSES: Final = 16
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Written:
-    """What an orchestrator wrote down of itself."""
-
-    broker_id: str
-    mesh: str
-    addresses: tuple[str, ...]
-    port: int
-    web_port: int | None
-
-
-def write(folder: Path, written: Written) -> None:
+def write(folder: Path, own: KnownBroker, mesh: str) -> None:
     """Replace the file in the orchestrator's `folder`; trouble with the disk is no fault."""
     fresh = folder / f"{NAME}.new"
     with contextlib.suppress(OSError):
-        fresh.write_text(json.dumps(asdict(written)), "utf-8")
+        fresh.write_text(json.dumps(asdict(own) | {"mesh": mesh}), "utf-8")
         fresh.replace(folder / NAME)
 
 
@@ -51,7 +41,7 @@ def remove(folder: Path) -> None:
         (folder / NAME).unlink(missing_ok=True)
 
 
-def read(data: Path, mesh: str) -> Written | None:
+def read(data: Path, mesh: str) -> KnownBroker | None:
     """Return what the orchestrator of this data folder and mesh wrote down, if anything sound."""
     with contextlib.suppress(OSError, ValueError, TypeError, KeyError, RecursionError):
         with (data / FOLDER / NAME).open("rb") as file:
@@ -60,9 +50,8 @@ def read(data: Path, mesh: str) -> Written | None:
         if found["mesh"] == mesh and re.fullmatch(NAME_PATTERN, found["broker_id"], re.ASCII):
             texts = [each for each in found["addresses"] if isinstance(each, str)]
             addresses = [LOOPBACK, *filter(is_admissible, texts)]
-            return Written(
+            return KnownBroker(
                 broker_id=found["broker_id"],
-                mesh=mesh,
                 addresses=tuple(dict.fromkeys(addresses))[:MAX_ADDRESSES],
                 port=_port(found["port"]),
                 web_port=None if found["web_port"] is None else _port(found["web_port"]),

@@ -13,36 +13,25 @@ import json
 import re
 import secrets
 import socket
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
 
 import filelock
 
 from d8mesh.config import NAME_PATTERN
+from d8mesh.core.protocol.route import KnownBroker
 from d8mesh.errors import WorkerError
 
 FOLDER: Final = "workers"
 LOCK_NAME: Final = "lock"
 ID_NAME: Final = "id"
-PLACES_NAME: Final = "orchestrators.json"
+BROKERS_NAME: Final = "orchestrators.json"
 #: Workers on one machine and data folder.
 MAX_WORKERS: Final = 256
-#: Addresses remembered; more are forgotten, oldest first.
-MAX_PLACES: Final = 32
+#: Orchestrators remembered; more are forgotten, oldest first.
+MAX_REMEMBERED_BROKERS: Final = 32
 #: The file is tiny; a larger one is not ours.
-MAX_PLACES_BYTES: Final = 65_536
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Where an orchestrator was reached last."""
-
-    broker_id: str
-    address: str
-    port: int
-    web_port: int | None
+MAX_BROKERS_BYTES: Final = 65_536
 
 
 class Identity:
@@ -68,26 +57,34 @@ class Identity:
             raise
 
     @property
-    def places(self) -> list[Place]:
-        """The addresses that worked last, newest first; none if the file is unreadable."""
-        found: list[Place] = []
-        with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
-            with (self.folder / PLACES_NAME).open("rb") as file:
-                rows = json.loads(file.read(MAX_PLACES_BYTES))
-            for row in rows[:MAX_PLACES]:
-                web = row["web_port"]
-                port = int(row["port"])
+    def brokers(self) -> list[KnownBroker]:
+        """The orchestrators reached last, newest first; none if the file is unreadable."""
+        found: list[KnownBroker] = []
+        with contextlib.suppress(OSError, ValueError, TypeError, KeyError, RecursionError):
+            with (self.folder / BROKERS_NAME).open("rb") as file:
+                rows = json.loads(file.read(MAX_BROKERS_BYTES))
+            for row in rows[:MAX_REMEMBERED_BROKERS]:
+                web, port, address = row["web_port"], int(row["port"]), str(row["address"])
                 if 0 < port < 65536:
-                    place = Place(str(row["broker_id"]), str(row["address"]), port, web)
-                    found.append(place)
+                    found.append(KnownBroker(str(row["broker_id"]), (address,), port, web))
         return found
 
-    def remember(self, place: Place) -> None:
-        """Note that an orchestrator was reached there; trouble with the disk is no fault."""
-        rest = [each for each in self.places if each.broker_id != place.broker_id]
-        if place in self.places:
+    def remember(self, reached: KnownBroker) -> None:
+        """Note where an orchestrator was reached; trouble with the disk is no fault."""
+        before = self.brokers
+        if reached in before:
             return
-        self._write(PLACES_NAME, json.dumps([asdict(each) for each in _bounded([place, *rest])]))
+        kept = [reached, *(each for each in before if each.broker_id != reached.broker_id)]
+        rows = [
+            {
+                "broker_id": each.broker_id,
+                "address": each.addresses[0],
+                "port": each.port,
+                "web_port": each.web_port,
+            }
+            for each in kept[:MAX_REMEMBERED_BROKERS]
+        ]
+        self._write(BROKERS_NAME, json.dumps(rows))
 
     def rename(self, worker_id: str) -> None:
         """Keep another id, as somebody else has this one; a name that was given stays given."""
@@ -126,10 +123,6 @@ class Identity:
         with contextlib.suppress(OSError):
             fresh.write_text(text, "utf-8")
             fresh.replace(path)
-
-
-def _bounded(places: Sequence[Place]) -> Sequence[Place]:
-    return places[:MAX_PLACES]
 
 
 def _host() -> str:

@@ -30,6 +30,7 @@ from d8mesh.core.broker.state import Policy
 from d8mesh.core.protocol.addresses import LOOPBACK, is_admissible, is_loopback
 from d8mesh.core.protocol.codec import decode_to_broker, encode
 from d8mesh.core.protocol.messages import Refused
+from d8mesh.core.protocol.route import KnownBroker
 from d8mesh.core.protocol.task import Fact
 from d8mesh.edge import address_file
 from d8mesh.edge.discovery import Announcement, Discovery, NodeKind, Sighting
@@ -172,14 +173,9 @@ class Broker:
     def _write_address(self) -> None:
         """Tell who is on this machine and hears no mDNS."""
         own = [each.address for each in usable_addresses(self._config.interfaces)]
-        written = address_file.Written(
-            broker_id=self._ready.broker_id,
-            mesh=self._config.mesh,
-            addresses=(LOOPBACK, *own),
-            port=self._ready.port,
-            web_port=self._web_port,
-        )
-        address_file.write(self._folder, written)
+        ready = self._ready
+        known = KnownBroker(ready.broker_id, (LOOPBACK, *own), ready.port, self._web_port)
+        address_file.write(self._folder, known, self._config.mesh)
 
     def stop(self) -> None:
         """Let `run` say goodbye and return."""
@@ -307,7 +303,7 @@ class Broker:
 
 
 def _heard_worker(sighting: Sighting) -> None:
-    """Note a worker of the mesh; it dials by itself, but one that cannot is found in the log."""
+    """Note a worker of the mesh; it connects by itself, but one that cannot is found in the log."""
     event(
         _log,
         logging.INFO,

@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 
-from d8mesh.edge.address_file import FOLDER, MAX_BYTES, NAME, Written, read, remove, write
+from d8mesh.core.protocol.route import KnownBroker
+from d8mesh.edge.address_file import FOLDER, MAX_BYTES, NAME, read, remove, write
 
-WRITTEN = Written(
-    broker_id="orch-1", mesh="m", addresses=("127.0.0.1", "10.1.2.3"), port=7010, web_port=7001
-)
+WRITTEN = KnownBroker("orch-1", ("127.0.0.1", "10.1.2.3"), 7010, 7001)
+#: The same as it stands in the file.
+ROW = {**asdict(WRITTEN), "mesh": "m", "addresses": ["127.0.0.1", "10.1.2.3"]}
 
 
 @pytest.fixture
@@ -25,10 +26,11 @@ def folder(tmp_path: Path) -> Path:
 
 def test_what_was_written_is_read_until_it_is_taken_back(folder: Path) -> None:
     assert read(folder.parent, "m") is None
-    write(folder, WRITTEN)
+    write(folder, WRITTEN, "m")
+    assert json.loads((folder / NAME).read_bytes()) == ROW
     assert read(folder.parent, "m") == WRITTEN
     assert read(folder.parent, "other") is None
-    write(folder, replace(WRITTEN, port=7011, web_port=None))
+    write(folder, replace(WRITTEN, port=7011, web_port=None), "m")
     assert read(folder.parent, "m") == replace(WRITTEN, port=7011, web_port=None)
     remove(folder)
     remove(folder)
@@ -37,7 +39,7 @@ def test_what_was_written_is_read_until_it_is_taken_back(folder: Path) -> None:
 
 
 def test_a_folder_that_is_not_there_is_no_fault(tmp_path: Path) -> None:
-    write(tmp_path / "none", WRITTEN)
+    write(tmp_path / "none", WRITTEN, "m")
     remove(tmp_path / "none")
     assert read(tmp_path / "none", "m") is None
 
@@ -57,7 +59,7 @@ def test_a_folder_that_is_not_there_is_no_fault(tmp_path: Path) -> None:
     ],
 )
 def test_what_is_not_sound_is_not_read(folder: Path, change: dict[str, Any]) -> None:
-    (folder / NAME).write_text(json.dumps(asdict(WRITTEN) | change), "utf-8")
+    (folder / NAME).write_text(json.dumps(ROW | change), "utf-8")
     assert read(folder.parent, "m") is None
 
 
@@ -68,7 +70,7 @@ def test_rubbish_is_not_read(folder: Path, text: str) -> None:
 
 
 def test_addresses_elsewhere_are_left_out(folder: Path) -> None:
-    row = asdict(WRITTEN) | {"addresses": ["8.8.8.8", 5, "name", "10.0.0.7"]}
+    row = ROW | {"addresses": ["8.8.8.8", 5, "name", "10.0.0.7"]}
     (folder / NAME).write_text(json.dumps(row), "utf-8")
     found = read(folder.parent, "m")
     assert found is not None

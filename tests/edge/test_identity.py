@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
-from d8mesh.edge.identity import PLACES_NAME, Identity, Place
+from d8mesh.core.protocol.route import KnownBroker
+from d8mesh.edge.identity import BROKERS_NAME, Identity
 from d8mesh.errors import WorkerError
 
 
@@ -53,14 +55,19 @@ def test_another_id_is_kept_but_a_name_that_was_given_stays(tmp_path: Path) -> N
 
 def test_the_last_good_addresses_are_remembered_newest_first(tmp_path: Path) -> None:
     identity = Identity(tmp_path)
-    assert identity.places == []
-    one, two = Place("a", "192.168.0.1", 7010, 7001), Place("b", "192.168.0.2", 7010, None)
-    moved = Place("a", "192.168.0.9", 7010, 7001)
-    for place in (one, two, moved):
-        identity.remember(place)
-    assert identity.places == [moved, two]
-    (identity.folder / PLACES_NAME).write_text("garbage", "utf-8")
-    assert identity.places == []
+    assert identity.brokers == []
+    one = KnownBroker("a", ("192.168.0.1",), 7010, 7001)
+    two = KnownBroker("b", ("192.168.0.2",), 7010, None)
+    moved = KnownBroker("a", ("192.168.0.9",), 7010, 7001)
+    for each in (one, two, moved):
+        identity.remember(each)
+    assert identity.brokers == [moved, two]
+    assert json.loads((identity.folder / BROKERS_NAME).read_bytes())[0] == {
+        "broker_id": "a", "address": "192.168.0.9", "port": 7010, "web_port": 7001
+    }  # fmt: skip
+    for text in ("garbage", "[" * 60_000):
+        (identity.folder / BROKERS_NAME).write_text(text, "utf-8")
+        assert identity.brokers == []
     identity.close()
 
 

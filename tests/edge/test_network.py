@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import errno
-import http.server
 import json
 import os
 import socket
 import sys
-import threading
 import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import platformdirs
 import pytest
@@ -23,10 +20,7 @@ from d8mesh.core.protocol.addresses import host_is_allowed, host_of, is_admissib
 from d8mesh.edge import network
 from d8mesh.edge.network import (
     InterfaceAddress,
-    ask_health,
     bind,
-    find_way,
-    find_way_by_url,
     first_reachable,
     host_name,
     is_taken_unseen,
@@ -39,7 +33,6 @@ from d8mesh.edge.network import (
     usable_addresses,
 )
 from d8mesh.edge.network.machine import MAX_HOST_CHARS
-from d8mesh.errors import BrokerUnavailableError
 
 
 @pytest.fixture
@@ -298,85 +291,3 @@ def test_this_machine_stays_itself() -> None:
     assert machine_id() == machine_id()
     assert len(machine_id()) == 16
     int(machine_id(), 16)
-
-
-class _Health(http.server.BaseHTTPRequestHandler):
-    body: bytes = b""
-    proof: str | None = None
-
-    def do_GET(self) -> None:
-        type(self).proof = self.headers["Authorization"]
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(self.body)))
-        self.end_headers()
-        self.wfile.write(self.body)
-
-    def log_message(self, format: str, *args: Any) -> None:
-        """Stay quiet."""
-
-
-@pytest.fixture
-def health() -> Iterator[tuple[str, int]]:
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Health)
-    thread = threading.Thread(target=server.serve_forever, args=(0.05,))
-    thread.start()
-    port = int(server.server_address[1])
-    yield f"http://127.0.0.1:{port}", port
-    server.shutdown()
-    thread.join()
-    server.server_close()
-
-
-def test_zeromq_is_the_way_while_its_port_lets_us_through(
-    listener: socket.socket, free_port: int, health: tuple[str, int]
-) -> None:
-    broker_port = listener.getsockname()[1]
-    way = find_way(["127.0.0.1"], broker_port, health[1], deadline_s=30)
-    assert way is not None
-    assert (way.endpoint, way.is_http) == (f"tcp://127.0.0.1:{broker_port}", False)
-    way = find_way(["127.0.0.1"], free_port, health[1], deadline_s=30)
-    assert way is not None
-    assert (way.endpoint, way.is_http) == (health[0], True)
-    assert find_way(["127.0.0.1"], free_port, None, deadline_s=30) is None
-
-
-def test_a_url_leads_to_the_broker_that_its_health_names(
-    listener: socket.socket, free_port: int, health: tuple[str, int]
-) -> None:
-    url, broker_port = health[0], listener.getsockname()[1]
-    _Health.body = json.dumps({"broker_port": broker_port}).encode()
-    assert find_way_by_url(url, deadline_s=30).endpoint == f"tcp://127.0.0.1:{broker_port}"
-    _Health.body = json.dumps({"broker_port": free_port}).encode()
-    assert find_way_by_url(url, deadline_s=30).endpoint == url
-
-
-@pytest.mark.parametrize("body", [b"", b"<html>", b"[]", b'{"broker_port": "x"}'])
-def test_what_is_no_orchestrator_is_said_so(body: bytes, health: tuple[str, int]) -> None:
-    _Health.body = body
-    with pytest.raises(BrokerUnavailableError, match="orchestrator"):
-        ask_health(health[0], deadline_s=30)
-
-
-def test_an_orchestrator_with_a_key_is_given_ours(
-    listener: socket.socket, health: tuple[str, int]
-) -> None:
-    url, broker_port = health[0], listener.getsockname()[1]
-    _Health.body = json.dumps({"broker_port": broker_port}).encode()
-    find_way_by_url(url, deadline_s=30, key="0123456789abcdef")
-    assert _Health.proof == "Bearer 0123456789abcdef"
-    find_way_by_url(url, deadline_s=30)
-    assert _Health.proof is None
-
-
-def test_a_key_that_is_missing_or_another_is_said_so(health: tuple[str, int]) -> None:
-    _Health.body = b'{"error": "this mesh has a key", "code": "access.token"}'
-    with pytest.raises(BrokerUnavailableError, match="has a D8_MESH_KEY, set it here too"):
-        ask_health(health[0], deadline_s=30)
-    with pytest.raises(BrokerUnavailableError, match="another D8_MESH_KEY than this") as caught:
-        ask_health(health[0], deadline_s=30, key="0123456789abcdef")
-    assert "0123456789abcdef" not in str(caught.value)
-
-
-def test_a_url_where_nobody_answers_is_said_so(free_port: int) -> None:
-    with pytest.raises(BrokerUnavailableError, match="no orchestrator answers"):
-        ask_health(f"http://127.0.0.1:{free_port}", deadline_s=30)

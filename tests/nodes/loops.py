@@ -48,7 +48,7 @@ def run(
 
 def own_threads() -> set[threading.Thread]:
     """Return the threads that clients have, and not those of brokers and workers beside them."""
-    names = ("d8-dial", "d8-watch", "d8-errand", "exchange")
+    names = ("d8-reconnect", "d8-watch", "d8-errand", "exchange")
     return {each for each in threading.enumerate() if each.name.startswith(names)}
 
 

@@ -47,10 +47,10 @@ from d8mesh.errors import (
 )
 from d8mesh.handlers import TaskContext
 from d8mesh.nodes.client import RESTARTED, Client
-from d8mesh.nodes.client.dial import Dialler
 from d8mesh.nodes.client.futures import wait as wait_for
 from d8mesh.nodes.client.handle import StreamDeduplicator
 from d8mesh.nodes.client.keeping import Missed
+from d8mesh.nodes.reconnector.search import Search
 from tests.nodes.mesh import PATIENCE_S, Mesh, free_port, mesh_in, until
 
 NOBODY = f"{'v' * 16}-0"
@@ -813,20 +813,20 @@ def test_a_client_stays_with_the_orchestrator_that_knows_its_tasks(
     """Another one of the mesh would call them unknown, which is final."""
     mesh.broker("a")
     tries: list[object] = []
-    look = Dialler._try_known
+    look = Search._by_known
 
-    def counted(dialler: Dialler) -> object:
-        tries.append(dialler)
-        return look(dialler)
+    def counted(search: Search) -> object:
+        tries.append(search)
+        return look(search)
 
     with Client(config=mesh.config()) as client:
         assert client.wait_connected(PATIENCE_S)
         mesh.broker("b")
-        until(lambda: len(client._dialler._sightings) == 2)
+        until(lambda: len(client._reconnector.search.known.told) == 2)
         task = client.submit("later", {"n": 1})
         task.wait_accepted(PATIENCE_S)
         mesh.stop_broker(*mesh.brokers[0])
-        monkeypatch.setattr(Dialler, "_try_known", counted)
+        monkeypatch.setattr(Search, "_by_known", counted)
         until(lambda: len(tries) >= 5)
         worker = mesh.worker(mesh.broker("a", port=free_port()))
         worker.register("later", lambda data: data)

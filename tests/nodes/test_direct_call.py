@@ -15,6 +15,7 @@ import pytest
 
 from d8mesh.core.client.submission import Submission
 from d8mesh.core.protocol.messages import Group
+from d8mesh.core.protocol.route import Route
 from d8mesh.errors import (
     InvalidTaskError,
     NodeClosedError,
@@ -75,7 +76,7 @@ def lines_of(client: Client) -> list[DirectCall]:
 
 
 def client_threads() -> Counter[str]:
-    return Counter(t.name for t in threading.enumerate() if t.name in ("d8-client", "d8-dial"))
+    return Counter(t.name for t in threading.enumerate() if t.name in ("d8-client", "d8-reconnect"))
 
 
 def restart(mesh: Mesh, port: int) -> None:
@@ -145,11 +146,11 @@ def test_calls_go_where_the_client_is_now(mesh: Mesh) -> None:
     Counted(mesh, there)
     client = connected(mesh, here)
     client.call("count", {"n": 1}, timeout=PATIENCE_S)
-    endpoint = f"tcp://127.0.0.1:{there}"
+    route = Route(f"tcp://127.0.0.1:{there}")
     group = Group("count", 5, [msgspec.msgpack.encode({"n": 2})])
-    assert client._direct_calls.call(endpoint, group, PATIENCE_S) is not None
+    assert client._direct_calls.call(route, group, PATIENCE_S) is not None
     (line,) = lines_of(client)
-    assert line.endpoint == endpoint
+    assert line.route == route
     assert client._direct_calls._count == 1
 
 

@@ -27,6 +27,8 @@ from d8mesh.core.protocol.messages import (
     Watch,
     Welcome,
 )
+from d8mesh.core.protocol.route import Route
+from d8mesh.edge.transport.connector import Connector
 from d8mesh.edge.transport.sockets import RouterEndpoint, SharedContext
 from d8mesh.errors import WaitTimeoutError
 from d8mesh.nodes.client import direct_call
@@ -86,7 +88,8 @@ def orchestrator() -> Iterator[Orchestrator]:
 @pytest.fixture
 def line(orchestrator: Orchestrator) -> Iterator[DirectCall]:
     shared = SharedContext()
-    line = DirectCall(orchestrator.endpoint, ClientSession(NAME, "m", "host"), shared)
+    session = ClientSession(NAME, "m", "host")
+    line = DirectCall(Route(orchestrator.endpoint), session, Connector(shared=shared))
     try:
         yield line
     finally:

@@ -10,14 +10,15 @@ from pathlib import Path
 import pytest
 import zmq
 
+from d8mesh.config import Config
 from d8mesh.core.protocol.codec import encode
 from d8mesh.core.protocol.messages import Beat, Welcome, Work, WorkGroup
+from d8mesh.core.protocol.route import Route
 from d8mesh.core.worker.broker_session import Profile
 from d8mesh.core.worker.session import WorkerSession
 from d8mesh.edge.identity import Identity
-from d8mesh.edge.network import Way
 from d8mesh.edge.transport.sockets import DealerLink, RouterEndpoint, Waker
-from d8mesh.nodes.worker.finder import Finder
+from d8mesh.nodes.worker.orchestrators import Orchestrators
 from d8mesh.nodes.worker.runner import WorkerRunner
 from d8mesh.nodes.worker.slots import Bell, Slots
 from tests.nodes.mesh import PATIENCE_S
@@ -54,7 +55,7 @@ def runner(tmp_path: Path) -> Iterator[WorkerRunner]:
     runner = WorkerRunner(
         WorkerSession(profile, []),
         slots=Slots(1, {}, identity.worker_id, Bell(waker)),
-        finder=Finder(url=None, places=(), wake=waker.wake),
+        orchestrators=Orchestrators(Config(data_dir=str(tmp_path)), wake=waker.wake),
         identity=identity,
         waker=waker,
         addresses=frozenset,
@@ -78,10 +79,10 @@ def test_a_link_that_another_retires_is_not_read_in_the_same_turn(
     session = runner.session
     links: dict[str, DealerLink] = {}
     peers: dict[str, bytes] = {}
-    way = Way(f"tcp://127.0.0.1:{router.port}")
+    route = Route(f"tcp://127.0.0.1:{router.port}")
     for key in ("first", "second"):
-        links[key] = DealerLink(way.endpoint)
-        runner._connect(key, links[key], way, time.monotonic())
+        links[key] = DealerLink(route.endpoint)
+        runner._connect(key, links[key], route, time.monotonic())
         peers[key] = greeting_of(router)
 
     def say(key: str, message: Welcome | Work | Beat) -> None:

@@ -12,9 +12,11 @@ import pytest
 
 from d8mesh.config import Config
 from d8mesh.core.protocol.announcement import NodeKind, Sighting
-from d8mesh.edge.identity import Place
-from d8mesh.nodes.client.dial import Connection, Dialler
-from d8mesh.nodes.worker.finder import Finder
+from d8mesh.core.protocol.route import KnownBroker
+from d8mesh.edge.transport.connector import Connection, Connector
+from d8mesh.nodes.reconnector.reconnector import Reconnector
+from d8mesh.nodes.reconnector.search import Search
+from d8mesh.nodes.worker.orchestrators import Orchestrators
 from tests.nodes.mesh import PATIENCE_S, mesh_in, until
 
 HEARD = Sighting(
@@ -41,26 +43,26 @@ def port_of(server: socket.socket) -> int:
     return int(server.getsockname()[1])
 
 
-def test_a_worker_asks_whether_it_has_moved_and_stays_if_it_has_not() -> None:
+def test_a_worker_asks_whether_it_has_moved_and_stays_if_it_has_not(tmp_path: Path) -> None:
     old, new = listening(), listening()
-    finder = Finder(url=None, places=(), wake=lambda: None)
+    around = Orchestrators(Config(data_dir=str(tmp_path)), wake=lambda: None)
     try:
-        finder.sighted(replace(HEARD, port=port_of(old)))
-        until(lambda: len(finder.links) == 1)
-        finder.sighted(replace(HEARD, port=port_of(new)))  # it still accepts at the old one
-        until(lambda: finder._pursuits["orch-1"]._doubted == "")
+        around.told(replace(HEARD, port=port_of(old)).broker)
+        until(lambda: len(around.links) == 1)
+        around.told(replace(HEARD, port=port_of(new)).broker)  # it still accepts at the old one
+        until(lambda: not around._reconnectors["orch-1"]._is_doubted)
         old.close()
-        finder.sighted(replace(HEARD, port=port_of(new)))  # nothing new
-        finder.sighted(replace(HEARD, port=port_of(new), web_port=7001))
-        until(lambda: len(finder.links) == 2)
-        assert finder.links[1][2].endpoint == f"tcp://127.0.0.1:{port_of(new)}"
+        around.told(replace(HEARD, port=port_of(new)).broker)  # nothing new
+        around.told(replace(HEARD, port=port_of(new), web_port=7001).broker)
+        until(lambda: len(around.links) == 2)
+        assert around.links[1][2].endpoint == f"tcp://127.0.0.1:{port_of(new)}"
     finally:
-        finder.close()
+        around.close()
         old.close()
         new.close()
 
 
-def test_a_client_goes_where_it_has_moved(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_client_goes_where_it_has_moved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[Callable[[Sighting], None]] = []
     made: list[Connection] = []
 
@@ -74,14 +76,14 @@ def test_a_client_goes_where_it_has_moved(monkeypatch: pytest.MonkeyPatch) -> No
         def close(self) -> None:
             pass
 
-    monkeypatch.setattr("d8mesh.nodes.client.dial.Discovery", Silent)
+    monkeypatch.setattr("d8mesh.nodes.reconnector.search.Discovery", Silent)
     old = listening()
     port = port_of(old)
     new = listening("127.0.0.2", port)
-    dialler = Dialler(Config(), endpoint=None, url=None, wake=lambda: None)
+    reconnector = Reconnector(Search(Config(data_dir=str(tmp_path))), Connector())
 
     def links() -> int:
-        link = dialler.take()
+        link = reconnector.take()
         made.extend([] if link is None else [link])
         return len(made)
 
@@ -93,31 +95,32 @@ def test_a_client_goes_where_it_has_moved(monkeypatch: pytest.MonkeyPatch) -> No
         told[0](replace(HEARD, port=port, addresses=("127.0.0.2",)))
         until(lambda: links() == 2)
     finally:
-        dialler.close()
+        reconnector.close()
         for link in made:
             link.close()
         old.close()
         new.close()
 
 
-def test_where_an_orchestrator_was_is_left_alone_while_another_that_is_joined_answers_there() -> (
-    None
-):
+def test_where_an_orchestrator_was_is_left_alone_while_another_that_is_joined_answers_there(
+    tmp_path: Path,
+) -> None:
     with listening() as server:
-        place = Place("orch-old", "127.0.0.1", port_of(server), None)
-        finder = Finder(url=None, places=[place], wake=lambda: None)
+        old = KnownBroker("orch-old", ("127.0.0.1",), port_of(server), None)
+        config = Config(data_dir=str(tmp_path))
+        around = Orchestrators(config, known=[old], wake=lambda: None)
         try:
-            until(lambda: finder.links)
-            _, link, way = finder.links.popleft()
+            until(lambda: around.links)
+            _, link, route = around.links.popleft()
             link.close()
-            finder.joined = {"orch-new": "orch-new"}
-            finder.leads_to(way.endpoint, "orch-new")
-            assert finder._by_rows("orch-old") is None
-            finder.joined = {}
-            finder.again("orch-old")
-            until(lambda: finder.links)
+            around.joined = {"orch-new": "orch-new"}
+            around.leads_to(route.endpoint, "orch-new")
+            assert around._reconnectors["orch-old"].search.find() is None
+            around.joined = {}
+            around.again("orch-old")
+            until(lambda: around.links)
         finally:
-            finder.close()
+            around.close()
 
 
 def test_an_orchestrator_in_the_place_of_another_is_joined_once(

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from d8mesh.core.client import session
+from d8mesh.core.protocol.route import KnownBroker
 from d8mesh.edge import address_file
 from d8mesh.nodes.client import Client, runner
 from d8mesh.nodes.worker import Worker
@@ -81,16 +82,10 @@ def test_an_address_that_is_out_of_date_harms_nobody(
     monkeypatch.setattr(session, "OPENING_S", 2 * PATIENCE_S)  # who is heard ends it
     monkeypatch.setattr(runner, "CUT_S", 2 * PATIENCE_S)
     with socket.create_server(("127.0.0.1", 0)) as stranger:
-        old = address_file.Written(
-            broker_id="orch-gone",
-            mesh=mesh.mesh,
-            addresses=("127.0.0.1",),
-            port=stranger.getsockname()[1],
-            web_port=None,
-        )
-        address_file.write(tmp_path / ORCHESTRATOR, old)
+        old = KnownBroker("orch-gone", ("127.0.0.1",), stranger.getsockname()[1], None)
+        address_file.write(tmp_path / ORCHESTRATOR, old, mesh.mesh)
         with Client(config=mesh.config()) as client:
-            until(lambda: client._dialler._unproven)
+            until(lambda: client._reconnector.search.unproven)
             mesh.broker()  # announced by mDNS, and writes elsewhere
             assert client.wait_connected(PATIENCE_S)
             worker = mesh.worker(None)
@@ -101,18 +96,12 @@ def test_an_address_that_is_out_of_date_harms_nobody(
 
 def test_an_address_that_led_nowhere_is_left_alone_for_a_while(mesh: Mesh, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as stranger:
-        old = address_file.Written(
-            broker_id="orch-gone",
-            mesh=mesh.mesh,
-            addresses=("127.0.0.1",),
-            port=stranger.getsockname()[1],
-            web_port=None,
-        )
-        address_file.write(tmp_path / ORCHESTRATOR, old)
+        old = KnownBroker("orch-gone", ("127.0.0.1",), stranger.getsockname()[1], None)
+        address_file.write(tmp_path / ORCHESTRATOR, old, mesh.mesh)
         client = deaf(mesh)
-        dialler = client._dialler
-        until(lambda: dialler._unproven)
-        dialler.again(0.0)
-        assert not dialler._unproven
-        assert dialler._by_file() is None
+        reconnector = client._reconnector
+        until(lambda: reconnector.search.unproven)
+        reconnector.again(0.0)
+        assert reconnector.search.unproven is None
+        assert reconnector.search._by_file() is None
         client.close()

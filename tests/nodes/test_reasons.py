@@ -104,7 +104,7 @@ def test_who_hears_nothing_is_told_where_it_listened(stack: ExitStack) -> None:
 def test_other_meshes_that_are_heard_are_named(mesh: Mesh, stack: ExitStack) -> None:
     mesh.broker()
     client = away(stack)
-    until(lambda: client._dialler._discovery and client._dialler._discovery.strangers)
+    until(lambda: (heard := client._reconnector.search._discovery) and heard.strangers)
     until(lambda: "(other meshes are there: " in client.trouble)
 
 

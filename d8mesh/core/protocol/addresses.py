@@ -90,14 +90,10 @@ def is_address(host: str) -> bool:
     return _parse(host) is not None
 
 
-def in_order(addresses: Iterable[str]) -> list[str]:
-    """Return the admissible addresses once each, the likeliest first: loopback, IPv4, IPv6."""
-    usable = dict.fromkeys(address for address in addresses if is_admissible(address))
-    return sorted(usable, key=lambda address: (not is_loopback(address), ":" in address))
-
-
 def candidates(advertised: Iterable[str], *, own: Collection[str]) -> tuple[str, ...]:
-    """Return the addresses to try for a node, the likeliest first, at most MAX_CANDIDATES.
+    """Return the addresses to try for a node, once each, at most MAX_CANDIDATES.
+
+    The likeliest come first: loopback, IPv4, IPv6.
 
     Args:
         advertised: what the node says of itself; what is not admissible is left out.
@@ -105,7 +101,8 @@ def candidates(advertised: Iterable[str], *, own: Collection[str]) -> tuple[str,
             this machine: 127.0.0.1 comes first. Any other's loopback is not ours.
     """
     ours = {parsed for parsed in map(_parse, own) if parsed is not None}
-    ordered = in_order(advertised)
+    usable = dict.fromkeys(address for address in advertised if is_admissible(address))
+    ordered = sorted(usable, key=lambda address: (not is_loopback(address), ":" in address))
     if any(_parse(address) in ours for address in ordered):
         ordered = list(dict.fromkeys([LOOPBACK, *ordered]))
     else:
@@ -113,9 +110,9 @@ def candidates(advertised: Iterable[str], *, own: Collection[str]) -> tuple[str,
     return tuple(ordered[:MAX_CANDIDATES])
 
 
-def endpoint(address: str, port: int) -> str:
-    """Return the ZeroMQ endpoint of an address, as `parse_endpoint` reads it."""
-    return f"tcp://[{address}]:{port}" if ":" in address else f"tcp://{address}:{port}"
+def endpoint(address: str, port: int, scheme: str = "tcp") -> str:
+    """Return the endpoint of an address: ZeroMQ's, as `parse_endpoint` reads it, or a URL."""
+    return f"{scheme}://[{address}]:{port}" if ":" in address else f"{scheme}://{address}:{port}"
 
 
 def parse_endpoint(text: str) -> tuple[str, int]:

@@ -15,6 +15,7 @@ from enum import Enum
 from typing import Final
 
 from d8mesh.config import NAME_PATTERN
+from d8mesh.core.protocol.route import KnownBroker
 from d8mesh.errors import ProtocolError
 
 #: Bytes of a TXT record that is read: ours takes under 400; RFC 6763 recommends below 1300.
@@ -54,6 +55,11 @@ class Sighting:
     port: int
     web_port: int | None
     version: str
+
+    @property
+    def broker(self) -> KnownBroker:
+        """Where it is, as an orchestrator."""
+        return KnownBroker(self.node_id, self.addresses, self.port, self.web_port)
 
 
 def to_txt(announcement: Announcement) -> dict[str, str]:

@@ -87,7 +87,7 @@ class Forget(Struct, frozen=True, gc=False):
 
 
 class Rebuild(Struct, frozen=True, gc=False):
-    """The link is dead: close its transport and dial again."""
+    """The link is dead: close its transport and connect again."""
 
     link: str
     why: str

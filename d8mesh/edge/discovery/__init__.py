@@ -2,8 +2,8 @@
 
 One thread with an event loop of its own. It looks at the interfaces every few seconds and
 starts anew when they change; a network that is absent or broken is said once and tried
-again. Loopback is always among the ways: processes of one machine find each other whatever
-its network cards do. Deliberately not here: dialling what was found.
+again. Loopback is always used: processes of one machine find each other whatever
+its network cards do. Deliberately not here: connecting to what was found.
 
 Names carry the boot id, so they are unique, and `cooperating_responders` skips the probing
 (RFC 6762 section 8.1; zeroconf takes 1.2 s for it). How listening is quick: `listener`.
@@ -46,7 +46,7 @@ _BOOT_DIGITS: Final = 12
 _GOODBYE_S: Final = 2.0
 _CLOSE_S: Final = 3.0
 
-_Place = tuple[tuple[int, str], ...]
+_Cards = tuple[tuple[int, str], ...]
 
 
 class Discovery:
@@ -87,7 +87,7 @@ class Discovery:
         self._zeroconf: AsyncZeroconf | None = None
         self._listener: MulticastListener | None = None
         self._used: frozenset[str] = frozenset()
-        self._place: _Place = ()
+        self._cards: _Cards = ()
         self._next_card_look = 0.0
         self._trouble = ""
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -167,12 +167,12 @@ class Discovery:
         used, now = frozenset(self._addresses()), time.monotonic()
         if used == self._used and now < self._next_card_look:
             return False
-        before, self._place = self._place, _place(used)
+        before, self._cards = self._cards, _cards_of(used)
         self._used, self._next_card_look = used, now + CARD_LOOK_S
-        return before != self._place
+        return before != self._cards
 
     async def _build(self) -> None:
-        addresses = [address for _, address in self._place]
+        addresses = [address for _, address in self._cards]
         if not addresses:
             raise OSError("no usable network interface is up (see D8_INTERFACES)")
         versions = {":" in address for address in addresses}
@@ -200,7 +200,7 @@ class Discovery:
                 continue
             if self._listener is not None:
                 self._listener.own_boots.add(announcement.boot_id)
-            info = _service(announcement, [address for _, address in self._place])
+            info = _service(announcement, [address for _, address in self._cards])
             self._said[kind] = (announcement, info)
             if said is not None and said[1].name == info.name:
                 await zeroconf.async_update_service(info)
@@ -225,7 +225,7 @@ class Discovery:
                     await zeroconf.async_close()
 
 
-def _place(addresses: Collection[str]) -> _Place:
+def _cards_of(addresses: Collection[str]) -> _Cards:
     """Return interface index and address of each, and of loopback if it is up.
 
     The index tells a card that was pulled and plugged in again with the same address.

@@ -3,42 +3,31 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import selectors
 import socket
 import time
 from collections.abc import Sequence
-from typing import Final, NamedTuple, cast
-from urllib.parse import urlsplit
+from typing import NamedTuple, cast
 
-from d8mesh.core.protocol.addresses import endpoint, in_order, is_admissible, is_loopback
+from d8mesh.core.protocol.addresses import MAX_CANDIDATES, candidates, is_admissible, is_loopback
 from d8mesh.edge.network.cards import address_of, is_among, is_bridge, names_of
 from d8mesh.edge.network.machine import host_name, machine_id
 from d8mesh.edge.network.ports import bind, is_taken_unseen, port_holder
 from d8mesh.edge.network.watch import adapters
-from d8mesh.errors import BrokerUnavailableError
 
 __all__ = [
     "InterfaceAddress",
-    "Way",
-    "ask_health",
     "bind",
-    "find_way",
-    "find_way_by_url",
     "first_reachable",
     "host_name",
     "is_taken_unseen",
     "machine_id",
     "own_names",
     "port_holder",
+    "reachable_host",
     "unknown_interfaces",
     "usable_addresses",
 ]
-
-#: Addresses tried side by side for one orchestrator.
-MAX_CANDIDATES: Final = 32
-#: Largest answer of /health that is read.
-MAX_HEALTH_BYTES: Final = 65_536
 
 
 class InterfaceAddress(NamedTuple):
@@ -99,10 +88,20 @@ def own_names() -> frozenset[str]:
     return frozenset(names)
 
 
+def reachable_host(addresses: Sequence[str], port: int, *, deadline_s: float) -> str | None:
+    """Return which address of a node accepts at `port` first; None: none does.
+
+    All are tried side by side, 127.0.0.1 too if one of them is this machine's.
+    """
+    hosts = candidates(addresses, own=own_names())
+    found = first_reachable([(host, port) for host in hosts], deadline_s=deadline_s)
+    return None if found is None else found[0]
+
+
 def first_reachable(
-    candidates: Sequence[tuple[str, int]], *, deadline_s: float
+    targets: Sequence[tuple[str, int]], *, deadline_s: float
 ) -> tuple[str, int] | None:
-    """Return the candidate (address, port) that accepts a TCP connection first, or None.
+    """Return the (address, port) that accepts a TCP connection first, or None.
 
     All are tried side by side, for at most `deadline_s` seconds; of several that accept at
     once the earlier one is taken. No connection is left open. A name among them is looked
@@ -110,8 +109,8 @@ def first_reachable(
     """
     until = time.monotonic() + deadline_s
     with selectors.DefaultSelector() as selector, contextlib.ExitStack() as open_sockets:
-        for rank, (address, port) in enumerate(candidates[:MAX_CANDIDATES]):
-            attempt = _dial(address, port)
+        for rank, (address, port) in enumerate(targets[:MAX_CANDIDATES]):
+            attempt = _attempt(address, port)
             if attempt is not None:
                 open_sockets.enter_context(attempt)
                 selector.register(attempt, selectors.EVENT_WRITE, rank)
@@ -123,107 +122,22 @@ def first_reachable(
                 if attempt.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == 0:
                     accepted.append(key.data)
             if accepted:
-                return candidates[min(accepted)]
+                return targets[min(accepted)]
     return None
 
 
-def _dial(address: str, port: int) -> socket.socket | None:
+def _attempt(address: str, port: int) -> socket.socket | None:
     try:
-        family, kind, proto, _, target = socket.getaddrinfo(address, port, type=socket.SOCK_STREAM)[
-            0
-        ]
-        attempt = socket.socket(family, kind, proto)
+        found = socket.getaddrinfo(address, port, type=socket.SOCK_STREAM)[0]
+        attempt = socket.socket(*found[:3])
     except OSError:
         return None
     attempt.setblocking(False)
     try:
-        attempt.connect(target)
+        attempt.connect(found[4])
     except BlockingIOError:
         pass  # under way: the selector tells when it is decided
     except OSError:
         attempt.close()
         return None
     return attempt
-
-
-class Way(NamedTuple):
-    """How an orchestrator can be reached: ``tcp://…`` (ZeroMQ) or ``http://…`` (exchange)."""
-
-    endpoint: str
-
-    @property
-    def is_http(self) -> bool:
-        """True when only the REST port can be reached."""
-        return self.endpoint.startswith("http")
-
-    @property
-    def place(self) -> tuple[str, int]:
-        """Address (or name) and port that a connection goes to."""
-        parts = urlsplit(self.endpoint)
-        return parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
-
-
-def find_way(
-    addresses: Sequence[str], broker_port: int, web_port: int | None, *, deadline_s: float
-) -> Way | None:
-    """Return the best way to an orchestrator that advertises these addresses.
-
-    All are tried side by side, 127.0.0.1 too if one of them is this machine's. The REST
-    port is taken only when no address lets the broker's port through.
-    """
-    own = own_names()
-    local = ["127.0.0.1"] if any(address in own for address in addresses) else []
-    hosts = in_order([*local, *addresses])
-    found = first_reachable([(host, broker_port) for host in hosts], deadline_s=deadline_s)
-    if found is not None:
-        return Way(endpoint(*found))
-    if web_port is not None:
-        found = first_reachable([(host, web_port) for host in hosts], deadline_s=deadline_s)
-        if found is not None:
-            return Way(endpoint(*found).replace("tcp://", "http://", 1))
-    return None
-
-
-def ask_health(url: str, *, deadline_s: float, key: str | None = None) -> dict[str, object]:
-    """Return the JSON object of ``GET url/health``, whatever its status.
-
-    Args:
-        url: where a person said that an orchestrator is: it is given the key.
-        deadline_s: for each wait.
-        key: D8_MESH_KEY.
-
-    Raises:
-        BrokerUnavailableError: nothing answers there, or not as an orchestrator does.
-    """
-    import http.client  # slow to import, and most processes never need it
-
-    parts = urlsplit(url)
-    kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-    connection = kind(parts.hostname or "", parts.port, timeout=deadline_s)
-    try:
-        proof = {} if key is None else {"Authorization": f"Bearer {key}"}
-        connection.request("GET", "/health", headers={"Accept": "application/json", **proof})
-        body = json.loads(connection.getresponse().read(MAX_HEALTH_BYTES))
-    except (OSError, http.client.HTTPException, ValueError) as error:
-        raise BrokerUnavailableError(f"no orchestrator answers at {url}: {error}") from error
-    finally:
-        connection.close()
-    if isinstance(body, dict) and body.get("code") == "access.token":
-        which = "another D8_MESH_KEY than this machine" if key else "a D8_MESH_KEY, set it here too"
-        raise BrokerUnavailableError(f"the orchestrator at {url} has {which}")
-    if not isinstance(body, dict) or not isinstance(body.get("broker_port"), int):
-        raise BrokerUnavailableError(f"what answers at {url} is no orchestrator")
-    return body
-
-
-def find_way_by_url(url: str, *, deadline_s: float, key: str | None = None) -> Way:
-    """Return the best way to the orchestrator whose REST is at `url`; see `ask_health`.
-
-    Raises:
-        BrokerUnavailableError: nothing answers there, or not as an orchestrator does.
-    """
-    port = ask_health(url, deadline_s=deadline_s, key=key)["broker_port"]
-    assert isinstance(port, int)
-    host = urlsplit(url).hostname or ""
-    found = first_reachable([(host, port)], deadline_s=deadline_s)
-    return Way(url) if found is None else Way(endpoint(*found))

@@ -1,4 +1,4 @@
-"""Why a place cannot be reached, in words for people."""
+"""Why an address cannot be reached, in words for people."""
 
 from __future__ import annotations
 

@@ -15,10 +15,11 @@ import socket
 import sys
 import threading
 from collections.abc import Callable, Sequence
-from typing import Final, Protocol
+from typing import Final
 
 import zmq
 
+from d8mesh.core.protocol.addresses import endpoint
 from d8mesh.core.protocol.messages import MAX_FRAME_BYTES
 from d8mesh.errors import BrokerUnavailableError, D8Error
 
@@ -50,19 +51,6 @@ _AND_MORE: Final = int(zmq.NOBLOCK) | int(zmq.SNDMORE)
 #: A port that the system keeps to itself (EACCES, which zmq.Errno lacks) is as good as taken.
 _TAKEN: Final = (zmq.Errno.EADDRINUSE, errno.EACCES)
 _ZAP_ENDPOINT: Final = "inproc://zeromq.zap.01"
-
-
-class Link(Protocol):
-    """One transport connection to one broker; see also `edge.transport.tunnel`."""
-
-    def send(self, frame: bytes) -> bool:
-        """Send without waiting; False if it could not be taken."""
-
-    def receive(self, limit: int) -> list[bytes]:
-        """Return what has come in, at most `limit` frames; never waits."""
-
-    def close(self) -> None:
-        """Let the connection go, after a short time for what is still to be sent."""
 
 
 class Waker:
@@ -128,8 +116,8 @@ class Loop:
         self._poller = zmq.Poller()
         self._poller.register(self._descriptor, zmq.POLLIN)
         self._monitors: dict[object, DealerLink] = {}
-        for endpoint in endpoints:
-            self.add(endpoint)
+        for each in endpoints:
+            self.add(each)
 
     def add(self, endpoint: RouterEndpoint | DealerLink) -> None:
         """Wait for this one too."""
@@ -290,10 +278,9 @@ class RouterEndpoint:
         """Listen on a port of all addresses, or on none; None if it is taken on one of them."""
         listening: list[str] = []
         for host in hosts:
-            place = f"[{host}]" if ":" in host else host
             self.socket.set(zmq.IPV6, int(host == "*" or ":" in host))  # of the next bind
             try:
-                self.socket.bind(f"tcp://{place}:{port}")
+                self.socket.bind(endpoint(host, port))
             except zmq.ZMQError as error:
                 for each in listening:
                     self.socket.unbind(each)
@@ -326,12 +313,16 @@ class DealerLink:
     Args:
         endpoint: ``tcp://HOST:PORT``.
         shared: whose threads to use; None: some of its own.
+        server_key: the broker's public key, 32 bytes: what is said is encrypted, and another
+            broker cannot answer; None: neither.
 
     When the connection breaks, it is made again to the same address. `is_cut` tells that it
     is broken; `is_renewed` that it was, and that the other side may know nothing of us.
     """
 
-    def __init__(self, endpoint: str, shared: SharedContext | None = None) -> None:
+    def __init__(
+        self, endpoint: str, shared: SharedContext | None = None, server_key: bytes | None = None
+    ) -> None:
         self.is_cut = self.is_renewed = False
         self._owned = zmq.Context() if shared is None else None
         context = self._owned or shared.context  # type: ignore[union-attr]
@@ -345,6 +336,9 @@ class DealerLink:
                 self.socket.set(zmq.RECONNECT_IVL, RECONNECT_MS)
                 self.socket.set(zmq.RECONNECT_IVL_MAX, RECONNECT_MAX_MS)
                 self.socket.set(zmq.CONNECT_TIMEOUT, CONNECT_MS)
+                if server_key is not None:
+                    self.socket.curve_publickey, self.socket.curve_secretkey = zmq.curve_keypair()
+                    self.socket.curve_serverkey = server_key
                 self.monitor: zmq.Socket[bytes] = self.socket.get_monitor_socket(
                     zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
                 )

@@ -142,7 +142,7 @@ class ExchangeLink:
 
 
 class _Line:
-    """One HTTP connection, dialled again when it is needed.
+    """One HTTP connection, made again when it is needed.
 
     Thread: one; only `cut` may be called by another.
     """
@@ -173,7 +173,7 @@ class _Line:
                 return _decoder.decode(content)
         except (OSError, http.client.HTTPException, msgspec.DecodeError, ValueError):
             pass
-        self.close()  # the next request dials again
+        self.close()  # the next request connects again
         return None
 
     def cut(self) -> None:

@@ -15,22 +15,24 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Final, Protocol, TypeAlias
+from typing import Final, TypeAlias
 
 from d8mesh.core.client.effects import Connected, Lost, Output, Rejected, Transmit
 from d8mesh.core.client.session import ClientSession
 from d8mesh.core.client.submission import Submission
 from d8mesh.core.protocol.codec import decode_to_client, encode
 from d8mesh.core.protocol.messages import Goodbye, Group, Outcomes
+from d8mesh.core.protocol.route import Route
 from d8mesh.edge.logs import event
-from d8mesh.edge.network import Way, first_reachable
-from d8mesh.edge.transport.sockets import DealerLink, SharedContext, Waker
+from d8mesh.edge.network import first_reachable
+from d8mesh.edge.transport.connector import Connector
+from d8mesh.edge.transport.sockets import SharedContext, Waker
 from d8mesh.errors import BrokerUnavailableError, ProtocolError, TaskRejectedError, WaitTimeoutError
 from d8mesh.nodes.client.completion_waiters import LOOKS_S, STALL_S, CompletionWaiters, say_waiting
-from d8mesh.nodes.client.dial import DIAL_S, Dialler
 from d8mesh.nodes.client.reasons import Reason
 from d8mesh.nodes.client.runner import CUT_S, DOUBT_PAUSE_S, ClientRunner
 from d8mesh.nodes.client.timeouts import countdown, give_up, timed_out, told_whole
+from d8mesh.nodes.reconnector.reconnector import ACCEPT_S, Reconnector
 
 #: As long as no more threads than this call, each has a direct call; the batches of the shared
 #: session are quicker from six threads on.
@@ -51,13 +53,6 @@ _log: Final = logging.getLogger("d8mesh.client")
 Outcome: TypeAlias = tuple[int, bytes, str]
 
 
-class DiallerMaker(Protocol):
-    """Makes what finds the orchestrator again."""
-
-    def __call__(self, *, wake: Callable[[], None]) -> Dialler:
-        """Return one that calls `wake` when it has made a connection."""
-
-
 class DirectCallLostError(Exception):
     """The connection is of no use any more; the session can go on elsewhere."""
 
@@ -66,29 +61,29 @@ class DirectCall:
     """One connection, and the session on it.
 
     Args:
-        endpoint: ``tcp://HOST:PORT`` of the broker.
+        route: to the broker, by ZeroMQ.
         session: the brain, of nobody else.
-        shared: whose ZeroMQ threads to use.
+        connector: makes the connection.
         why: says why a task is not further; takes a short time.
 
     Raises:
-        BrokerUnavailableError: there is no connecting to `endpoint`.
+        BrokerUnavailableError: there is no connecting along `route`.
 
     Thread: one at a time.
     """
 
     def __init__(
         self,
-        endpoint: str,
+        route: Route,
         session: ClientSession,
-        shared: SharedContext,
+        connector: Connector,
         why: Callable[[str], Reason] = lambda task_id: Reason(""),
     ) -> None:
-        self.endpoint, self.session, self._why = endpoint, session, why
+        self.route, self.session, self._why = route, session, why
         self.broker_id = ""
         #: when an outcome came last, and since when nobody has used it (monotonic seconds)
         self.used, self.idle_since = -math.inf, 0.0
-        self._link = DealerLink(endpoint, shared)
+        self._link = connector.dealer(route)
         self._next_n = 0
         self._cut_since = self._next_doubt = 0.0
         #: an outcome that the session is told of while the next one is awaited: id, state, when
@@ -180,7 +175,7 @@ class DirectCall:
                 raise DirectCallLostError(f"the connection has been cut for {CUT_S:g} s")
         if now >= max(self.session.doubt_at, self._next_doubt):
             self._next_doubt = now + DOUBT_PAUSE_S
-            if first_reachable([Way(self.endpoint).place], deadline_s=DIAL_S) is None:
+            if first_reachable([self.route.address], deadline_s=ACCEPT_S) is None:
                 raise DirectCallLostError("the orchestrator does not answer")
         self._carry_out(self.session.tick(now))
 
@@ -222,7 +217,7 @@ class DirectCalls:
 
     Args:
         make_session: returns a new session.
-        make_dialler: returns what finds the orchestrator again, given what it is to wake.
+        make_reconnector: returns what finds the orchestrator again, given what it is to wake.
         check_alive: raises when waiting has become useless.
         why: says why a task is not further; takes a short time.
 
@@ -233,11 +228,11 @@ class DirectCalls:
         self,
         *,
         make_session: Callable[[], ClientSession],
-        make_dialler: DiallerMaker,
+        make_reconnector: Callable[[Callable[[], None]], Reconnector],
         check_alive: Callable[[], None],
         why: Callable[[str], Reason] = lambda task_id: Reason(""),
     ) -> None:
-        self._make_session, self._make_dialler = make_session, make_dialler
+        self._make_session, self._make_reconnector = make_session, make_reconnector
         self._check_alive, self._why = check_alive, why
         self._lock = threading.Lock()
         self._idle: deque[DirectCall] = deque()  #: the one that was used last at the right
@@ -258,11 +253,11 @@ class DirectCalls:
             with self._lock:
                 self._callers -= 1
 
-    def call(self, endpoint: str, group: Group, timeout_s: float | None) -> Outcome | None:
+    def call(self, route: Route, group: Group, timeout_s: float | None) -> Outcome | None:
         """Submit one task and wait for its outcome.
 
         Args:
-            endpoint: ``tcp://HOST:PORT`` of the broker.
+            route: to the broker, by ZeroMQ.
             group: of one task.
             timeout_s: how long to wait; None: as long as it takes.
 
@@ -274,7 +269,7 @@ class DirectCalls:
             WaitTimeoutError: `timeout_s` is over.
         """
         left_s = countdown(timeout_s)
-        direct_call = self._take(endpoint)
+        direct_call = self._take(route)
         if direct_call is None:
             return None
         is_kept = is_lost = False
@@ -308,11 +303,11 @@ class DirectCalls:
             idle, self._idle = self._idle, deque()
         self._let_go(list(idle))
 
-    def _take(self, endpoint: str) -> DirectCall | None:
-        """Return one to `endpoint` for the caller alone; None: there can be none."""
+    def _take(self, route: Route) -> DirectCall | None:
+        """Return one along `route` for the caller alone; None: there can be none."""
         with self._lock:
             direct_call = self._idle.pop() if self._idle else None
-            if direct_call is not None and direct_call.endpoint == endpoint:
+            if direct_call is not None and direct_call.route == route:
                 return direct_call
             if direct_call is None and self._is_closed:
                 return None
@@ -321,7 +316,7 @@ class DirectCalls:
         try:
             if direct_call is not None:  # the client is elsewhere by now
                 self._let_go([direct_call])
-            return DirectCall(endpoint, self._make_session(), shared, self._why)
+            return DirectCall(route, self._make_session(), Connector(shared=shared), self._why)
         except BaseException as error:  # also Ctrl-C
             self._free(1)
             if isinstance(error, BrokerUnavailableError):
@@ -363,9 +358,9 @@ class DirectCalls:
     ) -> Outcome:
         """Have the session of a lost direct call go on in a runner, to the end of this call."""
         waker = Waker()
-        dialler = self._make_dialler(wake=waker.wake)
+        reconnector = self._make_reconnector(waker.wake)
         try:
-            dialler.only = direct_call.broker_id if direct_call.session.is_bound else ""
+            reconnector.search.only = direct_call.broker_id if direct_call.session.is_bound else ""
 
             def check_alive() -> None:
                 self._check_alive()
@@ -374,7 +369,7 @@ class DirectCalls:
 
             waiters = CompletionWaiters(check_alive, self._why)
             runner = ClientRunner(
-                direct_call.session, waiters, waker, dialler, broker_id=direct_call.broker_id
+                direct_call.session, waiters, waker, reconnector, broker_id=direct_call.broker_id
             )
             runner.start()
             try:
@@ -388,7 +383,7 @@ class DirectCalls:
             finally:
                 runner.close(END_S)
         finally:
-            dialler.close()
+            reconnector.close()
         submission.raise_refusal()
         return _outcome_in(submission)
 

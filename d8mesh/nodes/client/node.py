@@ -9,7 +9,7 @@ and `Client.flush` do), so that single submits too travel in batches.
 from __future__ import annotations
 
 import os
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from copy import copy
 from functools import partial
 from types import TracebackType
@@ -18,13 +18,13 @@ from typing import Any, Final, Unpack, cast
 from d8mesh.config import Config
 from d8mesh.core.protocol.messages import Group
 from d8mesh.edge.installation import config_of, settled
+from d8mesh.edge.transport.connector import Connector
 from d8mesh.edge.transport.sockets import Waker
 from d8mesh.errors import NodeClosedError, WaitTimeoutError
 from d8mesh.nodes.client import farewell
 from d8mesh.nodes.client.cancellations import Cancellations
 from d8mesh.nodes.client.completion_waiters import CompletionWaiters
 from d8mesh.nodes.client.completions import Completions
-from d8mesh.nodes.client.dial import Dialler, checked
 from d8mesh.nodes.client.direct_call import DirectCalls
 from d8mesh.nodes.client.executor import TaskExecutor
 from d8mesh.nodes.client.farewell import Farewell
@@ -51,6 +51,8 @@ from d8mesh.nodes.client.submissions import (
 )
 from d8mesh.nodes.client.submitter import Submitter
 from d8mesh.nodes.client.timeouts import bounded, countdown, takes_timeout_s, told_whole
+from d8mesh.nodes.reconnector.reconnector import Reconnector
+from d8mesh.nodes.reconnector.search import Search, checked
 
 #: How long `close` waits for what was submitted to be acknowledged.
 CLOSE_S: Final = farewell.CLOSE_S
@@ -82,20 +84,22 @@ class Client:
         self._pid = os.getpid()
         self._is_closed = False
         self._waker = Waker()
-        make_dialler = partial(
-            Dialler, config, endpoint=endpoint, url=url or config.orchestrator_url
-        )
-        self._dialler = make_dialler(wake=self._waker.wake)
+        given = endpoint or url or config.orchestrator_url
+
+        def make_reconnector(wake: Callable[[], None]) -> Reconnector:
+            return Reconnector(Search(config, given=given), Connector(wake))
+
+        self._reconnector = make_reconnector(self._waker.wake)
         self._reasons = Reasons(
             self._session,
-            self._dialler,
+            self._reconnector,
             ask=lambda what, args, timeout_s: self._questions.ask(what, args, timeout_s),
             check_alive=self._check_alive,
         )
         self._waiters = CompletionWaiters(self._check_alive, self._reasons.of)
         completions = Completions()
         self._runner = ClientRunner(
-            self._session, self._waiters, self._waker, self._dialler, completions=completions
+            self._session, self._waiters, self._waker, self._reconnector, completions=completions
         )
         self._submitter = Submitter(self._session, self._waiters, self._runner)
         self._questions = Questions(
@@ -116,7 +120,7 @@ class Client:
         )
         self._direct_calls = DirectCalls(
             make_session=make_session,
-            make_dialler=make_dialler,
+            make_reconnector=make_reconnector,
             check_alive=self._check_alive,
             why=self._reasons.of,
         )
@@ -202,9 +206,9 @@ class Client:
         timeout = bounded(options.get("timeout"))
         self._check_alive()
         with self._direct_calls.caller() as is_one_of_few:
-            endpoint = self._dialler.endpoint
-            if is_one_of_few and self._session.is_up and endpoint.startswith("tcp"):
-                outcome = self._direct_calls.call(endpoint, group_of(kind, [payload]), timeout)
+            route = self._reconnector.route
+            if is_one_of_few and self._session.is_up and route is not None and not route.is_http:
+                outcome = self._direct_calls.call(route, group_of(kind, [payload]), timeout)
                 if outcome is not None:
                     return result_of(*outcome)
             left_s = countdown(timeout)
@@ -462,7 +466,7 @@ class Client:
         self._is_closed = True
         self._direct_calls.close()
         self._runner.close(END_S)
-        self._dialler.close()
+        self._reconnector.close()
         self._waiters.close()
 
     # ---------------------------------------------------------- for handles and `web`

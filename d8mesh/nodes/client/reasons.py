@@ -1,6 +1,6 @@
 """Why what a caller waits for has not come: said with the error, and in the log.
 
-A short look, bounded by `LOOK_S`: at the dialler and the session, and where an orchestrator
+A short look, bounded by `LOOK_S`: at the reconnector and the session, and where an orchestrator
 answers at what it says of the task.
 """
 
@@ -11,7 +11,7 @@ from typing import Any, Final, NamedTuple
 
 from d8mesh.core.client.session import ClientSession
 from d8mesh.errors import D8Error, UnknownTaskError
-from d8mesh.nodes.client.dial import Dialler
+from d8mesh.nodes.reconnector.reconnector import Reconnector
 
 #: How long each question may take: an orchestrator that is well answers in milliseconds.
 LOOK_S: Final = 0.5
@@ -31,7 +31,7 @@ class Reasons:
 
     Args:
         session: the client's; it is only looked at.
-        dialler: the client's.
+        reconnector: the client's.
         ask: (what, args, seconds) -> the orchestrator's answer.
         check_alive: raises when waiting has become useless.
 
@@ -41,11 +41,11 @@ class Reasons:
     def __init__(
         self,
         session: ClientSession,
-        dialler: Dialler,
+        reconnector: Reconnector,
         ask: Callable[[str, Mapping[str, object], float], dict[str, Any]],
         check_alive: Callable[[], None],
     ) -> None:
-        self._session, self._dialler, self._ask = session, dialler, ask
+        self._session, self._reconnector, self._ask = session, reconnector, ask
         self._check_alive = check_alive
 
     def trouble(self) -> str:
@@ -56,7 +56,7 @@ class Reasons:
             self._check_alive()
         except D8Error as error:
             return str(error)
-        return self._dialler.trouble()
+        return self._reconnector.trouble()
 
     def of(self, task_id: str) -> Reason:
         """Return why `task_id` is not further; of an empty id, why nothing is acknowledged."""

@@ -31,13 +31,14 @@ from d8mesh.core.client.submission import Submission
 from d8mesh.core.protocol.codec import decode_to_client, encode
 from d8mesh.core.protocol.messages import Goodbye, Refused, Stream
 from d8mesh.edge.logs import event
+from d8mesh.edge.transport.connector import Connection
 from d8mesh.edge.transport.sockets import DealerLink, Loop, Waker
 from d8mesh.edge.waits import join
 from d8mesh.errors import D8Error, NodeClosedError, ProtocolError, error_of
 from d8mesh.nodes.client.completion_waiters import CompletionWaiters
 from d8mesh.nodes.client.completions import Completions
-from d8mesh.nodes.client.dial import Connection, Dialler
 from d8mesh.nodes.client.keeping import Keeping
+from d8mesh.nodes.reconnector.reconnector import Reconnector
 
 MESSAGES_PER_TURN: Final = 256
 #: The longest sleep of the loop; it is woken for everything there is to do.
@@ -108,7 +109,7 @@ class ClientRunner:
         session: the brain; nobody else may call it.
         board: where callers wait.
         waker: ends a sleep of the thread; or the host.
-        dialler: makes the connections.
+        reconnector: makes the connections.
         completions: what is to be called when tasks are done; None: nothing ever.
         broker_id: of the orchestrator that the session was with so far; empty: none.
 
@@ -121,13 +122,13 @@ class ClientRunner:
         session: ClientSession,
         waiters: CompletionWaiters,
         waker: Waker | Host,
-        dialler: Dialler,
+        reconnector: Reconnector,
         *,
         completions: Completions | None = None,
         broker_id: str = "",
     ) -> None:
         self._session, self._waiters = session, waiters
-        self._waker, self._dialler = waker, dialler
+        self._waker, self._reconnector = waker, reconnector
         self._inbox: deque[Action] = deque()
         self._closing = threading.Event()
         self._link: Connection | None = None
@@ -263,7 +264,7 @@ class ClientRunner:
         if now >= max(session.doubt_at, self._next_doubt):
             self._next_doubt = now + DOUBT_PAUSE_S
             self._stay()
-            self._dialler.doubt()
+            self._reconnector.doubt()
         self._carry_out(out)
 
     def _next_deadline(self) -> float:
@@ -290,8 +291,8 @@ class ClientRunner:
         return self._session.submit(submission, now)
 
     def _take_link(self, now: float) -> None:
-        """Use the connection that the dialler has made."""
-        link = self._dialler.take()
+        """Use the connection that the reconnector has made."""
+        link = self._reconnector.take()
         if link is None:
             return
         self._drop_link()
@@ -363,7 +364,7 @@ class ClientRunner:
                     self._heard(output)
                 case Connected():
                     self._broker_id = output.broker_id
-                    self._dialler.proven()
+                    self._reconnector.proven()
                     self._waiters.moved()
                     self.connected.set()
                     event(_log, logging.INFO, "client.up", broker=output.broker_id)
@@ -371,7 +372,7 @@ class ClientRunner:
                     event(_log, logging.INFO, "client.lost", why=output.why)
                     self._drop_link()
                     self._stay()
-                    self._dialler.again(output.pause_s)
+                    self._reconnector.again(output.pause_s)
                 case Rejected():
                     self._rejected(output)
 
@@ -390,7 +391,7 @@ class ClientRunner:
 
     def _stay(self) -> None:
         """Look for the same orchestrator as long as it alone knows what it was told."""
-        self._dialler.only = self._broker_id if self._session.is_bound else ""
+        self._reconnector.search.only = self._broker_id if self._session.is_bound else ""
 
     def _rejected(self, output: Rejected) -> None:
         if self.fatal is None:

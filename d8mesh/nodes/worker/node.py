@@ -10,7 +10,6 @@ import secrets
 import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any, Final, TypeVar
@@ -21,7 +20,6 @@ from d8mesh.core.protocol.messages import MAX_NAMES
 from d8mesh.core.worker.broker_session import Profile
 from d8mesh.core.worker.effects import WorkerEffect
 from d8mesh.core.worker.session import WorkerSession
-from d8mesh.edge import address_file
 from d8mesh.edge.discovery import Announcement, Discovery, NodeKind
 from d8mesh.edge.identity import Identity
 from d8mesh.edge.installation import config_of, settled
@@ -33,8 +31,8 @@ from d8mesh.edge.waits import wait_for
 from d8mesh.errors import ConfigError, HandlerError, NodeClosedError, WorkerError
 from d8mesh.handlers import results
 from d8mesh.handlers.retrying import ANY, Backoff, Retries, Retry
-from d8mesh.nodes.worker.finder import Finder
 from d8mesh.nodes.worker.importable import process_name, prove
+from d8mesh.nodes.worker.orchestrators import Orchestrators
 from d8mesh.nodes.worker.runner import WorkerRunner
 from d8mesh.nodes.worker.slots import Bell, Registered, Slots
 
@@ -229,12 +227,8 @@ class Worker:
         session = WorkerSession(self._profile(identity.worker_id), kept)
         self._waker = waker = Waker()
         slots = Slots(self._slot_count, self._handlers, identity.worker_id, Bell(waker))
-        finder = Finder(
-            url=self._url,
-            places=identity.places,
-            wake=waker.wake,
-            key=config.mesh_key,
-            written=partial(address_file.read, Path(config.data_dir), config.mesh),
+        orchestrators = Orchestrators(
+            config, url=self._url, known=identity.brokers, wake=waker.wake
         )
         self._slots = slots
         if self._on_failure is not None:
@@ -242,12 +236,12 @@ class Worker:
         self._runner = WorkerRunner(
             session,
             slots=slots,
-            finder=finder,
+            orchestrators=orchestrators,
             identity=identity,
             waker=waker,
             addresses=lambda: frozenset(self._addresses()),
         )
-        self._discovery = self._discover(finder, identity.worker_id)
+        self._discovery = self._discover(orchestrators, identity.worker_id)
         self._runner.start()
 
     def wait_joined(self, timeout_s: float) -> bool:
@@ -413,11 +407,11 @@ class Worker:
     def _addresses(self) -> list[str]:
         return [each.address for each in usable_addresses(self._config.interfaces)]
 
-    def _discover(self, finder: Finder, worker_id: str) -> Discovery:
+    def _discover(self, orchestrators: Orchestrators, worker_id: str) -> Discovery:
         discovery = Discovery(
             mesh=self._config.mesh,
             addresses=self._addresses,
-            on_sighting=finder.sighted,
+            on_sighting=lambda sighting: orchestrators.told(sighting.broker),
             browse=(NodeKind.ORCHESTRATOR,),
             on_trouble=self._tell_trouble,
         )

@@ -9,9 +9,9 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Final, TypeAlias
 
-from d8mesh.core.protocol.addresses import parse_endpoint
 from d8mesh.core.protocol.codec import decode_to_worker, encode
 from d8mesh.core.protocol.messages import Received, Results
+from d8mesh.core.protocol.route import Route
 from d8mesh.core.worker.effects import (
     Abort,
     Attempt,
@@ -31,13 +31,13 @@ from d8mesh.core.worker.effects import (
 from d8mesh.core.worker.session import WorkerSession
 from d8mesh.edge.clocks import slept_s
 from d8mesh.edge.failpoints import passed
-from d8mesh.edge.identity import Identity, Place
+from d8mesh.edge.identity import Identity
 from d8mesh.edge.logs import event
-from d8mesh.edge.network import Way
 from d8mesh.edge.sqlite.outbox import Outbox
+from d8mesh.edge.transport.connector import Connection
 from d8mesh.edge.transport.sockets import DealerLink, Loop, Waker
 from d8mesh.errors import ProtocolError, WorkerError
-from d8mesh.nodes.worker.finder import Connection, Finder
+from d8mesh.nodes.worker.orchestrators import Orchestrators
 from d8mesh.nodes.worker.slots import Bell, Slots
 
 #: Messages taken from one link before the others have their turn.
@@ -80,7 +80,7 @@ class WorkerRunner:
     Args:
         session: the brain.
         slots: where attempts run; started and closed here.
-        finder: where connections come from.
+        orchestrators: where connections come from.
         identity: remembers where orchestrators were reached.
         addresses: returns the machine's addresses in use.
 
@@ -92,7 +92,7 @@ class WorkerRunner:
         session: WorkerSession,
         *,
         slots: Slots,
-        finder: Finder,
+        orchestrators: Orchestrators,
         identity: Identity,
         waker: Waker,
         addresses: Callable[[], frozenset[str]],
@@ -104,12 +104,13 @@ class WorkerRunner:
         self.outbox_trouble = ""
         #: what ended it before it was asked to
         self.fatal: Exception | None = None
-        self._slots, self._finder, self._identity = slots, finder, identity
+        self._slots, self._identity = slots, identity
+        self._orchestrators, self._new_links = orchestrators, orchestrators.links
         self._bell: Bell = slots.bell
         self._waker, self._loop = waker, Loop(waker)
         self._addresses = addresses
         self._inbox: deque[Action] = deque()
-        self._links: dict[str, tuple[Connection, Way]] = {}
+        self._links: dict[str, tuple[Connection, Route]] = {}
         self._cut_since: dict[str, float] = {}
         self._outbox: Outbox | None = None
         #: what the outbox did not take, and did not forget: tried again until it does
@@ -176,7 +177,7 @@ class WorkerRunner:
             self._close()
 
     def _close(self) -> None:
-        self._finder.close()
+        self._orchestrators.close()
         for key in list(self._links):
             self._drop(key)
         if self._outbox is not None:
@@ -225,13 +226,13 @@ class WorkerRunner:
         slots, session, bell = self._slots, self.session, self._bell
         due = min(session.next_deadline(), self._next_watch)
         bell.is_asleep = True
-        has_work = slots.ended or slots.pieces or self._inbox or self._finder.links or self._lone
+        has_work = slots.ended or slots.pieces or self._inbox or self._new_links or self._lone
         wait_s = 0.0 if has_work else max(0.0, due - time.monotonic())
         self._loop.wait(wait_s)
         bell.is_asleep = False
         now = time.monotonic()
-        while self._finder.links:
-            self._connect(*self._finder.links.popleft(), now)
+        while self._new_links:
+            self._connect(*self._new_links.popleft(), now)
         while self._inbox:
             self._perform(self._inbox.popleft()(now))
         if slots.ended:  # first: somebody waits for it
@@ -338,18 +339,18 @@ class WorkerRunner:
             return
         self._in_use = in_use
         event(_log, logging.INFO, "interfaces.changed", addresses=",".join(sorted(in_use)))
-        for key, (_, way) in list(self._links.items()):
-            if "127.0.0.1" not in way.endpoint:
+        for key, (_, route) in list(self._links.items()):
+            if "127.0.0.1" not in route.endpoint:
                 self._rebuild(key)
 
     # ------------------------------------------------------------------------ links
 
-    def _connect(self, key: str, link: Connection, way: Way, now: float) -> None:
+    def _connect(self, key: str, link: Connection, route: Route, now: float) -> None:
         """Use a new connection, in place of the one before."""
         if key in self._links:
             self._drop(key)
             self._perform(self.session.link_down(key, now))
-        self._links[key] = (link, way)
+        self._links[key] = (link, route)
         if isinstance(link, DealerLink):
             self._loop.add(link)
         self._perform(self.session.link_up(key, now))
@@ -368,10 +369,11 @@ class WorkerRunner:
             self._rebuild(key)
 
     def _doubt(self, now: float) -> None:
-        """Look for who answers no heartbeat: it may have another address by now."""
+        """Look for who answers no heartbeat, or is new here: it may have another address by now."""
+        self._orchestrators.look()
         for line in self.session.brokers.values():
             if line.is_welcome and now - line.heard > line.heartbeat_s + DOUBT_S:
-                self._finder.doubt(line.key, self.endpoints.get(line.key, ""))
+                self._orchestrators.doubt(line.key)
 
     def _drop(self, key: str) -> None:
         self._cut_since.pop(key, None)
@@ -386,23 +388,21 @@ class WorkerRunner:
             self._drop(key)
         self._perform(self.session.link_down(key, time.monotonic()))
         self._tell_joined()
-        self._finder.again(key)
+        self._orchestrators.again(key)
 
     def _joined(self, key: str, broker_id: str) -> None:
-        _, way = self._links[key]
-        self.endpoints[key] = way.endpoint
-        event(_log, logging.INFO, "worker.joined", broker=broker_id, endpoint=way.endpoint)
-        if not way.is_http:
-            address, port = parse_endpoint(way.endpoint)
-            web_port = self._finder.web_ports.get(broker_id)
-            self._identity.remember(Place(broker_id, address, port, web_port))
+        _, route = self._links[key]
+        self.endpoints[key] = route.endpoint
+        event(_log, logging.INFO, "worker.joined", broker=broker_id, endpoint=route.endpoint)
+        if not route.is_http:
+            self._identity.remember(self._orchestrators.reached(broker_id, route))
         self._tell_joined()
         self.joined.set()
 
     def _tell_joined(self) -> None:
         lines = self.session.brokers.values()
-        self._finder.joined = {line.broker_id: line.key for line in lines if line.is_welcome}
-        if not self._finder.joined:
+        self._orchestrators.joined = {line.broker_id: line.key for line in lines if line.is_welcome}
+        if not self._orchestrators.joined:
             self.joined.clear()
 
     # ----------------------------------------------------------------------- effects
@@ -461,10 +461,10 @@ class WorkerRunner:
             event(_log, logging.WARNING, "worker.cloned", now=has, why=why)
 
     def _retire(self, key: str, broker_id: str) -> None:
-        self._finder.leads_to(self._links[key][1].endpoint, broker_id)
+        self._orchestrators.leads_to(self._links[key][1].endpoint, broker_id)
         self._drop(key)
         self._perform(self.session.forget_link(key))
-        self._finder.again(key)  # it waits while the other link stands
+        self._orchestrators.again(key)  # it waits while the other link stands
 
     def _store(self, effect: Keep | Forget) -> None:
         """Write to the outbox; what it does not take stays in memory and is tried again."""

@@ -15,7 +15,6 @@ from d8mesh.core.protocol.addresses import (
     endpoint,
     host_is_allowed,
     host_of,
-    in_order,
     is_admissible,
     is_loopback,
     parse_endpoint,
@@ -110,7 +109,8 @@ def test_no_text_breaks_the_readers(text: str) -> None:
 
 def test_loopback_comes_first_then_ipv4_then_ipv6() -> None:
     given_addresses = ["fd00::1", "192.168.1.2", "8.8.8.8", "127.0.0.1", "10.0.0.1", "10.0.0.1"]
-    assert in_order(given_addresses) == ["127.0.0.1", "192.168.1.2", "10.0.0.1", "fd00::1"]
+    ordered = ("127.0.0.1", "192.168.1.2", "10.0.0.1", "fd00::1")
+    assert candidates(given_addresses, own=given_addresses) == ordered
 
 
 def test_a_node_on_this_machine_is_tried_on_loopback_first() -> None:

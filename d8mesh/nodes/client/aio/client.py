@@ -27,7 +27,6 @@ from d8mesh.nodes.client.aio.flow import Feed, each_of, results_of
 from d8mesh.nodes.client.aio.node import AsyncNode
 from d8mesh.nodes.client.aio.task import AsyncTask
 from d8mesh.nodes.client.aio.waits import Inbox
-from d8mesh.nodes.client.dial import checked
 from d8mesh.nodes.client.farewell import CLOSE_S, INTERRUPTED_S, tell
 from d8mesh.nodes.client.handle import ASK_S, LISTED_AT_ONCE, Result, Task, readable
 from d8mesh.nodes.client.overview import Stats, WorkerInfo
@@ -44,6 +43,7 @@ from d8mesh.nodes.client.submissions import (
     refuse_listening,
 )
 from d8mesh.nodes.client.timeouts import bounded, countdown, told_whole
+from d8mesh.nodes.reconnector.search import checked
 
 #: How many tasks of one `map` are in flight: enough that no worker waits for the next ones.
 IN_FLIGHT: Final = 20_000

@@ -8,9 +8,9 @@ import threading
 from collections.abc import Callable
 from typing import Any, Final, TypeVar
 
+from d8mesh.edge.transport.connector import Connection
 from d8mesh.edge.transport.sockets import DealerLink
 from d8mesh.nodes.client.aio.watcher import watcher_on
-from d8mesh.nodes.client.dial import Connection
 from d8mesh.nodes.client.runner import ClientRunner
 
 T = TypeVar("T")

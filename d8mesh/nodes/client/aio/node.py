@@ -17,12 +17,12 @@ from d8mesh.config import Config
 from d8mesh.core.client.submission import Submission
 from d8mesh.core.protocol.messages import Group, Query, Stream
 from d8mesh.edge.logs import event
+from d8mesh.edge.transport.connector import Connector
 from d8mesh.errors import BrokerUnavailableError, D8Error, NodeClosedError, WaitTimeoutError
 from d8mesh.nodes.client import farewell
 from d8mesh.nodes.client.aio.host import LoopHost
 from d8mesh.nodes.client.aio.waits import Signal, Waits
 from d8mesh.nodes.client.completion_waiters import say_waiting
-from d8mesh.nodes.client.dial import Dialler
 from d8mesh.nodes.client.farewell import CLOSE_S, TOLD_AFTER_S, missing_of, tell
 from d8mesh.nodes.client.keeping import KeptOutput
 from d8mesh.nodes.client.listening import listen
@@ -39,6 +39,8 @@ from d8mesh.nodes.client.submissions import (
 )
 from d8mesh.nodes.client.submitter import Submitter
 from d8mesh.nodes.client.timeouts import bounded
+from d8mesh.nodes.reconnector.reconnector import Reconnector
+from d8mesh.nodes.reconnector.search import Search
 
 #: How long a look at why something does not come may hold up who is told that it has not.
 WHY_S: Final = 2.0
@@ -68,10 +70,16 @@ class AsyncNode:
         self._connecting: set[Signal] = set()
         self.waits = Waits(self.loop, self.check_alive, self._why, self._say)
         self._host = LoopHost(self.loop, self._after_turn)
-        self._dialler = Dialler(config, endpoint=endpoint, url=url, wake=self._host.wake_from_afar)
-        self._reasons = Reasons(self._session, self._dialler, self._ask_from_afar, self.check_alive)
+        self._reconnector = Reconnector(
+            Search(config, given=endpoint or url), Connector(self._host.wake_from_afar)
+        )
+        self._reasons = Reasons(
+            self._session, self._reconnector, self._ask_from_afar, self.check_alive
+        )
         self._one_looks = asyncio.Lock()
-        self._runner = ClientRunner(self._session, self.waits.waiters, self._host, self._dialler)
+        self._runner = ClientRunner(
+            self._session, self.waits.waiters, self._host, self._reconnector
+        )
         self._submitter = Submitter(self._session, self.waits.waiters, self._runner)
         self._host.start(self._runner)
         self._leaving: asyncio.Task[None] | None = None
@@ -335,7 +343,7 @@ class AsyncNode:
         self._is_closed = True
         self.waits.fail(self._runner.fatal or NodeClosedError())
         self._host.stop()
-        self._host.have_done(self._dialler.close)
+        self._host.have_done(self._reconnector.close)
 
     async def _await_loop_end(self) -> AsyncGenerator[None, None]:
         """A loop that ends closes its asynchronous generators: so this hears of it."""

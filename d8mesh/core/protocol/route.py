@@ -1,0 +1,40 @@
+"""How an orchestrator is reached, and what is known of where one is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+from urllib.parse import urlsplit
+
+
+class Route(NamedTuple):
+    """``tcp://HOST:PORT`` (ZeroMQ), or ``http://HOST:PORT`` (the same frames over REST).
+
+    `broker_id` is who shall answer there, "" for whoever does; `server_key` the broker's public
+    key for CURVE, 32 bytes, None for a connection that is neither encrypted nor proven.
+    """
+
+    endpoint: str
+    broker_id: str = ""
+    server_key: bytes | None = None
+
+    @property
+    def is_http(self) -> bool:
+        """True when it goes through the REST port."""
+        return self.endpoint.startswith(("http://", "https://"))
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Address (or name) and port that a connection goes to."""
+        parts = urlsplit(self.endpoint)
+        return parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
+
+
+@dataclass(frozen=True, slots=True)
+class KnownBroker:
+    """Where an orchestrator says that it is, or was reached; the likeliest address first."""
+
+    broker_id: str
+    addresses: tuple[str, ...]
+    port: int
+    web_port: int | None

@@ -1,0 +1,188 @@
+"""Keeps one orchestrator connected, on a thread of its own."""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+import time
+from collections import deque
+from typing import Final
+
+from d8mesh.core.protocol.route import KnownBroker, Route
+from d8mesh.edge.logs import event
+from d8mesh.edge.network import first_reachable
+from d8mesh.edge.transport.connector import Connection, Connector
+from d8mesh.edge.waits import join
+from d8mesh.errors import BrokerUnavailableError
+from d8mesh.nodes.reconnector.search import Search
+
+#: Pauses between tries to reach an orchestrator, growing, with jitter.
+SHORTEST_PAUSE_S: Final = 0.05
+LONGEST_PAUSE_S: Final = 1.0
+#: How long an orchestrator that answers no heartbeat has to accept a connection.
+ACCEPT_S: Final = 1.0
+#: While only HTTP works, ZeroMQ is tried again this often, then slower.
+UPGRADE_S: Final = 2.0
+MAX_UPGRADE_S: Final = 30.0
+#: Where ZeroMQ worked before, HTTP is not taken sooner: the broker is being started again.
+DOWNGRADE_S: Final = 5.0
+#: How long what was told of why nobody answers stays true.
+TROUBLE_S: Final = 2.0
+#: How long `close` waits for the thread.
+RECONNECTOR_END_S: Final = 3.0
+_log: Final = logging.getLogger("d8mesh.reconnector")
+
+
+class Reconnector:
+    """Finds an orchestrator, connects, and connects again when that link has become useless.
+
+    Args:
+        search: where it is looked for; nobody else may use it.
+        connector: makes the links; it is woken when there is one.
+        links: where new links are put, each with `key` and its route; None: see `take`.
+        key: what the links are told apart by.
+
+    Thread: any.
+    """
+
+    def __init__(
+        self,
+        search: Search,
+        connector: Connector,
+        *,
+        links: deque[tuple[str, Connection, Route]] | None = None,
+        key: str = "",
+    ) -> None:
+        self.search = search
+        #: where the last link leads; None: there was none
+        self.route: Route | None = None
+        self._connector, self._key = connector, key
+        self._links = deque[tuple[str, Connection, Route]]() if links is None else links
+        self._wanted, self._lost, self._stop = (threading.Event() for _ in range(3))
+        self._pause_s = self._lost_at = 0.0
+        self._is_doubted = False
+        #: whether a session ever stood; why none does, and when that was looked at
+        self._was_up = False
+        self._trouble, self._trouble_at = "", -TROUBLE_S
+        self._want()
+        # At once, and not on the thread: a program that ends now can start no more threads.
+        search.listen(self.told)
+        name = f"reconnect-{key[:8]}" if key else "d8-reconnect"
+        self._thread = threading.Thread(target=self._serve, name=name, daemon=True)
+        self._thread.start()
+
+    def take(self) -> Connection | None:
+        """Return a new link, if one has been made."""
+        return self._links.popleft()[1] if self._links else None
+
+    def again(self, pause_s: float = 0.0) -> None:
+        """The link is useless: make another after `pause_s`."""
+        self._pause_s, self._lost_at = pause_s, time.monotonic()
+        self.search.disprove()
+        self._want()
+
+    def proven(self) -> None:
+        """An orchestrator has answered over the last link."""
+        self._was_up, self.search.unproven = True, None
+
+    def doubt(self) -> None:
+        """Make another link if nobody accepts one where the last one leads."""
+        if not self._lost.is_set():
+            self._is_doubted = True
+            self._wanted.set()
+
+    def told(self, broker: KnownBroker) -> None:
+        """Note where an orchestrator is said to be.
+
+        One that says something else than before has moved, perhaps: long before its silence
+        shows it, nobody accepts a connection at the old address.
+        """
+        is_news = self.search.known.add(broker)
+        self.search.news.set()
+        if self.search.unproven is not None:  # this one is known to live
+            self._want()
+        elif is_news:
+            self.doubt()
+
+    def trouble(self) -> str:
+        """Say why no orchestrator answers; takes half a second at most."""
+        now = time.monotonic()
+        if now - self._trouble_at >= TROUBLE_S:
+            lost = "the connection to the orchestrator is lost"
+            why = self.search.trouble(None if self._lost.is_set() else self.route)
+            self._trouble = f"{lost if self._was_up else 'never connected'}: {why}"
+            self._trouble_at = now
+        return self._trouble
+
+    def stop(self) -> None:
+        """Have the thread end soon."""
+        self._stop.set()
+        self._want()
+
+    def close(self) -> None:
+        """Stop looking; let go of what was not taken."""
+        self.stop()
+        join(self._thread, RECONNECTOR_END_S)
+        self.search.close()
+        while self._links:
+            self._links.popleft()[1].close()
+
+    def _want(self) -> None:
+        self._lost.set()
+        self._wanted.set()
+        self.search.news.set()
+
+    def _serve(self) -> None:
+        news, pause_s, upgrade_s = self.search.news, SHORTEST_PAUSE_S, UPGRADE_S
+        while not self._stop.is_set():
+            is_over_http = self.route is not None and self.route.is_http
+            is_wanted = self._wanted.wait(upgrade_s if is_over_http else None)
+            if self._stop.wait(self._pause_s):
+                return
+            self._pause_s = 0.0
+            news.clear()
+            if self._is_doubted and not self._is_gone():
+                continue
+            route = self.search.find()
+            if not is_wanted and (route is None or route.is_http):
+                upgrade_s = min(MAX_UPGRADE_S, upgrade_s * 1.5)
+                continue
+            is_early = self._lost_at > 0 and time.monotonic() - self._lost_at < DOWNGRADE_S
+            if route is not None and route.is_http and not is_over_http and is_early:
+                route = None
+            if route is None or not self._connect(route):
+                news.wait(pause_s * random.uniform(0.5, 1.0))
+                pause_s = min(LONGEST_PAUSE_S, pause_s * 2)
+                continue
+            pause_s, upgrade_s = SHORTEST_PAUSE_S, UPGRADE_S
+            self._stop.wait(SHORTEST_PAUSE_S)  # a link that dies at once is not replaced in a rush
+
+    def _is_gone(self) -> bool:
+        """Ask where the link leads; if somebody accepts, all stays as it is."""
+        assert self.route is not None
+        is_gone = first_reachable([self.route.address], deadline_s=ACCEPT_S) is None
+        self._is_doubted = False
+        if not is_gone:
+            self._wanted.clear()
+            if self._lost.is_set():  # said meanwhile
+                self._wanted.set()
+        return is_gone or self._lost.is_set()
+
+    def _connect(self, route: Route) -> bool:
+        """Make a link and hand it over; False if there can be none."""
+        if route.is_http:
+            why = "the broker's port cannot be reached: open it for full speed"
+            event(_log, logging.WARNING, "exchange.used", url=route.endpoint, why=why)
+        try:
+            link = self._connector.connect(route)
+        except BrokerUnavailableError as error:
+            event(_log, logging.WARNING, "connect.failed", error=str(error))
+            return False
+        self._is_doubted = False
+        self._wanted.clear()  # before: the new link may be lost at once
+        self._lost.clear()
+        self.route = route
+        self._links.append((self._key, link, route))
+        self._connector.wake()
+        return True
