@@ -5,6 +5,7 @@ Nothing that goes out is a page or a traceback, whatever came in.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Sequence
 from typing import Any, Final
@@ -55,18 +56,14 @@ class Application:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request (ASGI)."""
-        if scope["type"] != "http":
-            raise NotImplementedError(f"expected http, saw {scope['type']}")
         request = Request(scope)
         route: Route | None = None
         try:
             self._guard.check(request.remote_addr or "", request.http_version, request.fields)
             route, values = self._match(request)
-            if route.runs_on:
-                scope["d8.runs_on"] = True  # our server cancels calls whose callers have left
+            # Our server cancels calls whose callers have left.
+            scope["d8.runs_on"] = route.method != "GET" and not route.ends_with_caller
             response = await self._call(request, receive, route, values)
-        except _CutOffError:
-            return
         except (D8Error, Refusal) as error:
             response = self._told(request, route, error)
         except Exception as error:  # no traceback to a caller, whatever it is
@@ -135,7 +132,7 @@ class Application:
             while has_more:
                 message = await receive()
                 if message["type"] != "http.request":
-                    raise _CutOffError
+                    raise asyncio.CancelledError  # the caller has left in the middle of it
                 part = message.get("body", b"")
                 parts.append(part)
                 size += len(part)
@@ -175,8 +172,8 @@ def _check_type(request: Request, wanted: str) -> None:
         return  # as nearly all do
     kind, charset = request.mimetype[:60], request.mimetype_params.get("charset", "utf-8")
     if kind != wanted:
-        told = f"the body is {kind!r}" if kind else "the body has no Content-Type"
-        told += f", expected {wanted}"
+        seen = f"is {kind!r}" if kind else "has no Content-Type"
+        told = f"the body {seen}, expected {wanted}"
     elif charset.lower() not in _UTF_8:
         told = f"the body's charset is {charset[:60]!r}, expected utf-8"
     elif coding != "identity":
@@ -192,7 +189,3 @@ def _too_large(limit: int) -> Refusal:
 
 def _flood(what: str) -> Refusal:
     return Refusal("access.flood", f"too many large {what} at the same time: come again")
-
-
-class _CutOffError(Exception):
-    """The caller left in the middle of the body."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 import httptools
@@ -53,18 +54,16 @@ OUTPUT_BYTES: Final = 65_536
 _log: Final = logging.getLogger("d8mesh.http")
 
 
+@dataclass(slots=True, eq=False)
 class _Asked:
-    """A request, and what has come of its body."""
+    """A request, whether the connection may serve another, and what has come of its body."""
 
-    __slots__ = ("is_whole", "keeps", "parts", "received_bytes", "scope", "unread_bytes")
-
-    def __init__(self, scope: Scope, *, keeps: bool) -> None:
-        self.scope = scope
-        #: whether the connection may serve another afterwards
-        self.keeps = keeps and scope["http_version"] == "1.1"
-        self.parts: list[bytes] = []
-        self.received_bytes = self.unread_bytes = 0
-        self.is_whole = False
+    scope: Scope
+    keeps: bool
+    parts: list[bytes] = field(default_factory=list)
+    received_bytes: int = 0
+    unread_bytes: int = 0
+    is_whole: bool = False
 
 
 class Connection(asyncio.BufferedProtocol):
@@ -185,7 +184,7 @@ class Connection(asyncio.BufferedProtocol):
             "headers": self._headers,
             "client": self._client,
         }
-        self._incoming = _Asked(scope, keeps=self._parser.should_keep_alive())
+        self._incoming = _Asked(scope, version == "1.1" and self._parser.should_keep_alive())
         self._beside_bytes, self._since = 0, self._server.loop.time()
         self._is_begun, self._is_used = False, True
         self._asked.append(self._incoming)

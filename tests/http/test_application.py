@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
@@ -46,6 +47,7 @@ class Rooms:
                 ),
                 Route(rule="/answer", call=self.large),
                 Route(rule="/large", call=self.size, method="POST", max_body_bytes=5_000_000),
+                Route(rule="/until-left", call=self.size, method="POST", ends_with_caller=True),
                 Route(rule="/raw", call=self.size, method="POST", takes="application/x-raw"),
             ],
         )
@@ -232,7 +234,8 @@ def sent(rooms: Rooms, size: int, declared: int | None = None) -> tuple[list[Mes
     async def send(message: Message) -> None:
         told.append(message)
 
-    run(rooms.application(scope, receive, send))
+    with contextlib.suppress(asyncio.CancelledError):
+        run(rooms.application(scope, receive, send))
     return told, len(parts)
 
 
@@ -259,13 +262,27 @@ def test_bodies_together_are_bounded(rooms: Rooms, monkeypatch: pytest.MonkeyPat
     assert rooms.application._held_bytes == 0
 
 
+@pytest.mark.parametrize(
+    ("method", "path", "runs_on"),
+    [("GET", "/health", False), ("POST", "/things", True), ("POST", "/until-left", False)],
+)
+def test_what_changes_something_runs_on_unless_it_says_so(
+    rooms: Rooms, method: str, path: str, runs_on: bool
+) -> None:
+    scope = pieces(0)[0] | {"method": method, "path": path}
+
+    async def receive() -> Message:
+        return {"type": "http.request"}
+
+    async def send(message: Message) -> None:
+        pass
+
+    run(rooms.application(scope, receive, send))
+    assert scope["d8.runs_on"] is runs_on
+
+
 def test_large_answers_together_are_bounded(rooms: Rooms, monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(rooms.call("GET", "/answer").data) == 3_000_000
     monkeypatch.setattr(module, "MAX_HELD_BYTES", 2_000_000)
     assert rooms.call("GET", "/answer").status_code == 429
     assert rooms.application._held_bytes == 0
-
-
-def test_other_scopes_are_not_served(rooms: Rooms) -> None:
-    with pytest.raises(NotImplementedError):
-        run(rooms.application({"type": "lifespan"}, None, None))  # type: ignore[arg-type]
