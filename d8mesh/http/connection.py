@@ -67,11 +67,7 @@ class _Asked:
 
 
 class Connection(asyncio.BufferedProtocol):
-    """Serves one connection.
-
-    Args:
-        server: whose application is called, and who is told of what is refused.
-    """
+    """Serves one connection of a server."""
 
     _transport: asyncio.Transport
 

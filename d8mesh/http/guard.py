@@ -39,8 +39,6 @@ class Guard:
         allowed_hosts: names that a Host may have beside this machine's.
         key: what whoever is not on this machine has to show.
         allows_public: admit peers of all networks; it takes a key.
-
-    Thread: any.
     """
 
     def __init__(
@@ -55,12 +53,7 @@ class Guard:
         self._allows_public = allows_public and bool(key)
 
     def check(self, peer: str, http_version: str, fields: Mapping[str, str]) -> None:
-        """Let a request pass or not.
-
-        Args:
-            peer: the address of who asks.
-            http_version: 1.0 knows no Host. Browsers always send one.
-            fields: the headers, by lower-case name.
+        """Let a request pass: HTTP/1.0 needs no Host, for it knows none; browsers always send one.
 
         Raises:
             Refusal: `http.peer`, `http.bad_request`, `http.host`, `http.origin` or
@@ -92,13 +85,7 @@ class Guard:
 
 
 class OwnHosts:
-    """The names and addresses of this machine as they are now, and those of a setting.
-
-    Args:
-        allowed: further names.
-
-    Thread: any.
-    """
+    """The names and addresses of this machine as they are now, and those of a setting."""
 
     def __init__(self, allowed: Collection[str]) -> None:
         self._allowed = allowed
