@@ -5,7 +5,6 @@ Nothing that goes out is a page or a traceback, whatever came in.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Sequence
 from typing import Any, Final
@@ -64,6 +63,8 @@ class Application:
             # Our server cancels calls whose callers have left.
             scope["d8.runs_on"] = route.method != "GET" and not route.ends_with_caller
             response = await self._call(request, receive, route, values)
+        except EOFError:
+            return  # the caller has left in the middle of its body
         except (D8Error, Refusal) as error:
             response = self._told(request, route, error)
         except Exception as error:  # no traceback to a caller, whatever it is
@@ -132,7 +133,7 @@ class Application:
             while has_more:
                 message = await receive()
                 if message["type"] != "http.request":
-                    raise asyncio.CancelledError  # the caller has left in the middle of it
+                    raise EOFError
                 part = message.get("body", b"")
                 parts.append(part)
                 size += len(part)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
@@ -234,8 +233,7 @@ def sent(rooms: Rooms, size: int, declared: int | None = None) -> tuple[list[Mes
     async def send(message: Message) -> None:
         told.append(message)
 
-    with contextlib.suppress(asyncio.CancelledError):
-        run(rooms.application(scope, receive, send))
+    run(rooms.application(scope, receive, send))
     return told, len(parts)
 
 
