@@ -19,7 +19,7 @@ from d8mesh.http.asgi import Receive, Scope, Send
 from d8mesh.http.guard import Guard, Rejections
 from d8mesh.http.off_loop import OFF_LOOP_BYTES, off_loop
 from d8mesh.http.request import Request
-from d8mesh.http.routes import Door, Route
+from d8mesh.http.routes import Door, HttpRoute
 
 #: Longest path that is looked at, once it is decoded.
 MAX_PATH_CHARS: Final = 4096
@@ -56,7 +56,7 @@ class Application:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request (ASGI)."""
         request = Request(scope)
-        route: Route | None = None
+        route: HttpRoute | None = None
         try:
             self._guard.check(request.remote_addr or "", request.http_version, request.fields)
             route, values = self._match(request)
@@ -80,7 +80,7 @@ class Application:
         finally:
             self._held_bytes -= size
 
-    def _match(self, request: Request) -> tuple[Route, dict[str, Any]]:
+    def _match(self, request: Request) -> tuple[HttpRoute, dict[str, Any]]:
         if len(request.path) > MAX_PATH_CHARS or len(request.query_string) > MAX_PATH_CHARS:
             raise Refusal("http.url_too_long", f"at most {MAX_PATH_CHARS} characters")
         try:
@@ -95,11 +95,11 @@ class Application:
         except HTTPException as error:
             path = quote(request.path[:100])
             raise Refusal("http.not_found", f"there is nothing at {path}") from error
-        assert isinstance(route, Route)
+        assert isinstance(route, HttpRoute)
         return route, dict(values)
 
     async def _call(
-        self, request: Request, receive: Receive, route: Route, values: dict[str, Any]
+        self, request: Request, receive: Receive, route: HttpRoute, values: dict[str, Any]
     ) -> Response:
         before = self._doors[id(route)].before
         if before is not None and not route.is_light:
@@ -122,7 +122,7 @@ class Application:
         finally:
             self._held_bytes -= size
 
-    async def _read(self, request: Request, receive: Receive, route: Route) -> int:
+    async def _read(self, request: Request, receive: Receive, route: HttpRoute) -> int:
         """Take in the whole body, as much as the route allows; return its size, which is held."""
         limit = route.max_body_bytes
         if int(request.fields.get("content-length", "0")) > limit:
@@ -150,7 +150,7 @@ class Application:
         return size
 
     def _told(
-        self, request: Request, route: Route | None, error: D8Error | Refusal, *, why: str = ""
+        self, request: Request, route: HttpRoute | None, error: D8Error | Refusal, *, why: str = ""
     ) -> Response:
         """Return the answer that tells of an error, and count it."""
         door = self._first if route is None else self._doors[id(route)]

@@ -24,7 +24,7 @@ Untaken: TypeAlias = Callable[..., Awaitable[None]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Route:
+class HttpRoute:
     """One call of a door.
 
     rule: a path as Werkzeug's rules have it, ``/api/tasks/<task_id>/wait``.
@@ -57,6 +57,6 @@ class Door:
     """
 
     name: str
-    routes: Sequence[Route]
+    routes: Sequence[HttpRoute]
     problem: Callable[[D8Error | Refusal], Response] = problem
     before: Callable[[Request], Awaitable[None]] | None = None

@@ -15,7 +15,7 @@ from d8mesh.http.application import Application
 from d8mesh.http.asgi import Message
 from d8mesh.http.guard import Guard, Rejections
 from d8mesh.http.request import Request
-from d8mesh.http.routes import Door, Route
+from d8mesh.http.routes import Door, HttpRoute
 from d8mesh.http.strict import parse_json
 from tests.http.calls import Answer, call
 
@@ -34,9 +34,9 @@ class Rooms:
             name="rest",
             before=self.before,
             routes=[
-                Route(rule="/health", call=self.hello, is_light=True),
-                Route(rule="/things/<thing>", call=self.thing),
-                Route(
+                HttpRoute(rule="/health", call=self.hello, is_light=True),
+                HttpRoute(rule="/things/<thing>", call=self.thing),
+                HttpRoute(
                     rule="/things",
                     call=self.take,
                     method="POST",
@@ -44,16 +44,16 @@ class Rooms:
                     on_untaken=self.not_taken,
                     max_body_bytes=LIMIT,
                 ),
-                Route(rule="/answer", call=self.large),
-                Route(rule="/large", call=self.size, method="POST", max_body_bytes=5_000_000),
-                Route(rule="/until-left", call=self.size, method="POST", ends_with_caller=True),
-                Route(rule="/raw", call=self.size, method="POST", takes="application/x-raw"),
+                HttpRoute(rule="/answer", call=self.large),
+                HttpRoute(rule="/large", call=self.size, method="POST", max_body_bytes=5_000_000),
+                HttpRoute(rule="/until-left", call=self.size, method="POST", ends_with_caller=True),
+                HttpRoute(rule="/raw", call=self.size, method="POST", takes="application/x-raw"),
             ],
         )
         other = Door(
             name="other",
             problem=lambda error: Response(b"no: " + error.code.encode(), 418),
-            routes=[Route(rule="/other", call=self.fail)],
+            routes=[HttpRoute(rule="/other", call=self.fail)],
         )
         self.application = Application([rest, other], Guard(), self.rejections)
 
