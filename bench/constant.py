@@ -22,7 +22,7 @@ from d8mesh.http.answers import Response
 from d8mesh.http.application import Application
 from d8mesh.http.guard import Guard, Rejections
 from d8mesh.http.request import Request
-from d8mesh.http.routes import Door, Route
+from d8mesh.http.routes import Door, HttpRoute
 from d8mesh.http.server import Server
 
 START_S: Final = 30.0
@@ -38,8 +38,8 @@ async def serve(port: int) -> None:
     """Serve until killed."""
     guard, rejections = Guard(), Rejections()
     routes = [
-        Route(rule="/", call=constant),
-        Route(rule="/constant", call=constant, method="POST"),
+        HttpRoute(rule="/", call=constant),
+        HttpRoute(rule="/constant", call=constant, method="POST"),
     ]
     application = Application([Door(name="constant", routes=routes)], guard, rejections)
     server = Server(application, [bind("127.0.0.1", port)], guard.admits, rejections)

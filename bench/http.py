@@ -27,7 +27,7 @@ from d8mesh.http.application import Application
 from d8mesh.http.events import SSE, Event, Item, stream
 from d8mesh.http.guard import Guard, Rejections
 from d8mesh.http.request import Request
-from d8mesh.http.routes import Door, Route
+from d8mesh.http.routes import Door, HttpRoute
 from d8mesh.http.strict import parse_json
 
 SERVERS: Final = ("ours", "uvicorn-h11", "uvicorn-httptools", "hypercorn", "granian")
@@ -82,17 +82,17 @@ async def _endless() -> AsyncGenerator[Item, None]:
 def _application() -> Application:
     """Return what serves JSON in and out, a wait, and streams."""
     routes = [
-        Route(rule="/health", call=_health, is_light=True),
-        Route(
+        HttpRoute(rule="/health", call=_health, is_light=True),
+        HttpRoute(
             rule="/constant",
             call=_constant,
             method="POST",
             schema=parse_json,
             max_body_bytes=MAX_BODY_BYTES,
         ),
-        Route(rule="/wait", call=_wait),
-        Route(rule="/stream", call=_stream),
-        Route(rule="/write", call=_write),
+        HttpRoute(rule="/wait", call=_wait),
+        HttpRoute(rule="/stream", call=_stream),
+        HttpRoute(rule="/write", call=_write),
     ]
     return Application([Door(name="bench", routes=routes)], Guard(["x"]), Rejections())
 

@@ -26,61 +26,38 @@ RETRY_AFTER_S: Final[Mapping[str, int]] = {
     "disk.low": 5,
 }
 
-#: The status of every code: those of `d8mesh.errors` and those of HTTP itself (`http.*`).
+#: The codes of every status: those of `d8mesh.errors` and those of HTTP itself (`http.*`).
+_CODES: Final[Mapping[int, str]] = {
+    400: "protocol.invalid protocol.version task.rejected task.invalid http.bad_request",
+    401: "access.token",
+    403: "access.forbidden http.host http.origin http.peer",
+    404: "task.unknown worker.unknown http.not_found",
+    405: "http.method",
+    408: "http.timeout",
+    409: "key.conflict task.failed task.cancelled worker.id_taken",
+    410: "task.pruned",
+    411: "http.length",
+    413: "task.too_large http.too_large",
+    414: "http.url_too_long",
+    415: "http.media_type",
+    429: "queue.full access.flood",
+    431: "http.headers_too_large",
+    500: (
+        "d8.error config.invalid core.transition task.error client.wrong_loop "
+        "worker.error worker.outbox_broken worker.handler journal.failed journal.held "
+        "journal.broken"
+    ),
+    501: "http.not_implemented",
+    502: "backend.failed backend.stalled backend.answer backend.too_large",
+    503: (
+        "broker.unavailable node.closed broker.draining task.unacknowledged "
+        "worker.outbox_full backend.unavailable"
+    ),
+    504: "wait.timeout backend.deadline",
+    507: "disk.low",
+}
 STATUS: Final[Mapping[str, int]] = {
-    "d8.error": 500,
-    "config.invalid": 500,
-    "protocol.invalid": 400,
-    "protocol.version": 400,
-    "core.transition": 500,
-    "broker.unavailable": 503,
-    "wait.timeout": 504,
-    "node.closed": 503,
-    "task.error": 500,
-    "task.rejected": 400,
-    "task.invalid": 400,
-    "task.too_large": 413,
-    "queue.full": 429,
-    "disk.low": 507,
-    "broker.draining": 503,
-    "key.conflict": 409,
-    "task.unknown": 404,
-    "task.pruned": 410,
-    "task.unacknowledged": 503,
-    "client.wrong_loop": 500,
-    "task.failed": 409,
-    "task.cancelled": 409,
-    "worker.error": 500,
-    "worker.unknown": 404,
-    "worker.id_taken": 409,
-    "worker.outbox_full": 503,
-    "worker.outbox_broken": 500,
-    "worker.handler": 500,
-    "backend.failed": 502,
-    "backend.unavailable": 503,
-    "backend.stalled": 502,
-    "backend.deadline": 504,
-    "backend.answer": 502,
-    "backend.too_large": 502,
-    "access.forbidden": 403,
-    "journal.failed": 500,
-    "journal.held": 500,
-    "journal.broken": 500,
-    "access.token": 401,
-    "access.flood": 429,
-    "http.bad_request": 400,
-    "http.host": 403,
-    "http.origin": 403,
-    "http.peer": 403,
-    "http.not_found": 404,
-    "http.method": 405,
-    "http.timeout": 408,
-    "http.length": 411,
-    "http.too_large": 413,
-    "http.url_too_long": 414,
-    "http.media_type": 415,
-    "http.headers_too_large": 431,
-    "http.not_implemented": 501,
+    code: status for status, codes in _CODES.items() for code in codes.split()
 }
 
 #: What keeps a proxy from holding back a stream or a long poll, and from answering for us.

@@ -19,7 +19,7 @@ from d8mesh.http.asgi import Receive, Scope, Send
 from d8mesh.http.guard import Guard, Rejections
 from d8mesh.http.off_loop import OFF_LOOP_BYTES, off_loop
 from d8mesh.http.request import Request
-from d8mesh.http.routes import Door, Route
+from d8mesh.http.routes import Door, HttpRoute
 
 #: Longest path that is looked at, once it is decoded.
 MAX_PATH_CHARS: Final = 4096
@@ -55,18 +55,16 @@ class Application:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request (ASGI)."""
-        if scope["type"] != "http":
-            raise NotImplementedError(f"expected http, saw {scope['type']}")
         request = Request(scope)
-        route: Route | None = None
+        route: HttpRoute | None = None
         try:
             self._guard.check(request.remote_addr or "", request.http_version, request.fields)
             route, values = self._match(request)
-            if route.runs_on:
-                scope["d8.runs_on"] = True  # our server cancels calls whose callers have left
+            # Our server cancels calls whose callers have left.
+            scope["d8.runs_on"] = route.method != "GET" and not route.ends_with_caller
             response = await self._call(request, receive, route, values)
-        except _CutOffError:
-            return
+        except EOFError:
+            return  # the caller has left in the middle of its body
         except (D8Error, Refusal) as error:
             response = self._told(request, route, error)
         except Exception as error:  # no traceback to a caller, whatever it is
@@ -82,7 +80,7 @@ class Application:
         finally:
             self._held_bytes -= size
 
-    def _match(self, request: Request) -> tuple[Route, dict[str, Any]]:
+    def _match(self, request: Request) -> tuple[HttpRoute, dict[str, Any]]:
         if len(request.path) > MAX_PATH_CHARS or len(request.query_string) > MAX_PATH_CHARS:
             raise Refusal("http.url_too_long", f"at most {MAX_PATH_CHARS} characters")
         try:
@@ -97,11 +95,11 @@ class Application:
         except HTTPException as error:
             path = quote(request.path[:100])
             raise Refusal("http.not_found", f"there is nothing at {path}") from error
-        assert isinstance(route, Route)
+        assert isinstance(route, HttpRoute)
         return route, dict(values)
 
     async def _call(
-        self, request: Request, receive: Receive, route: Route, values: dict[str, Any]
+        self, request: Request, receive: Receive, route: HttpRoute, values: dict[str, Any]
     ) -> Response:
         before = self._doors[id(route)].before
         if before is not None and not route.is_light:
@@ -124,7 +122,7 @@ class Application:
         finally:
             self._held_bytes -= size
 
-    async def _read(self, request: Request, receive: Receive, route: Route) -> int:
+    async def _read(self, request: Request, receive: Receive, route: HttpRoute) -> int:
         """Take in the whole body, as much as the route allows; return its size, which is held."""
         limit = route.max_body_bytes
         if int(request.fields.get("content-length", "0")) > limit:
@@ -135,7 +133,7 @@ class Application:
             while has_more:
                 message = await receive()
                 if message["type"] != "http.request":
-                    raise _CutOffError
+                    raise EOFError
                 part = message.get("body", b"")
                 parts.append(part)
                 size += len(part)
@@ -152,7 +150,7 @@ class Application:
         return size
 
     def _told(
-        self, request: Request, route: Route | None, error: D8Error | Refusal, *, why: str = ""
+        self, request: Request, route: HttpRoute | None, error: D8Error | Refusal, *, why: str = ""
     ) -> Response:
         """Return the answer that tells of an error, and count it."""
         door = self._first if route is None else self._doors[id(route)]
@@ -175,8 +173,8 @@ def _check_type(request: Request, wanted: str) -> None:
         return  # as nearly all do
     kind, charset = request.mimetype[:60], request.mimetype_params.get("charset", "utf-8")
     if kind != wanted:
-        told = f"the body is {kind!r}" if kind else "the body has no Content-Type"
-        told += f", expected {wanted}"
+        seen = f"is {kind!r}" if kind else "has no Content-Type"
+        told = f"the body {seen}, expected {wanted}"
     elif charset.lower() not in _UTF_8:
         told = f"the body's charset is {charset[:60]!r}, expected utf-8"
     elif coding != "identity":
@@ -192,7 +190,3 @@ def _too_large(limit: int) -> Refusal:
 
 def _flood(what: str) -> Refusal:
     return Refusal("access.flood", f"too many large {what} at the same time: come again")
-
-
-class _CutOffError(Exception):
-    """The caller left in the middle of the body."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 import httptools
@@ -36,8 +37,9 @@ BODY_S: Final = 20.0
 BODY_BYTES_PER_S: Final = 32_768
 #: An idle connection is kept open for its next request this long.
 KEEP_ALIVE_S: Final = 75.0
-#: An answer is given up when this long no more of it could be sent than at that same rate.
+#: An answer is given up when in this time no more of it could be sent than that.
 STUCK_S: Final = 30.0
+STUCK_BYTES: Final = 65_536
 #: After refusing a request we listen on, so that the answer is read and not lost to a reset.
 LINGER_S: Final = 2.0
 #: Bytes beside those of a body in chunks, for each of them: five, if each has a chunk of its own.
@@ -52,26 +54,20 @@ OUTPUT_BYTES: Final = 65_536
 _log: Final = logging.getLogger("d8mesh.http")
 
 
+@dataclass(slots=True, eq=False)
 class _Asked:
-    """A request, and what has come of its body."""
+    """A request, whether the connection may serve another, and what has come of its body."""
 
-    __slots__ = ("is_whole", "keeps", "parts", "received_bytes", "scope", "unread_bytes")
-
-    def __init__(self, scope: Scope, *, keeps: bool) -> None:
-        self.scope = scope
-        #: whether the connection may serve another afterwards
-        self.keeps = keeps and scope["http_version"] == "1.1"
-        self.parts: list[bytes] = []
-        self.received_bytes = self.unread_bytes = 0
-        self.is_whole = False
+    scope: Scope
+    keeps: bool
+    parts: list[bytes] = field(default_factory=list)
+    received_bytes: int = 0
+    unread_bytes: int = 0
+    is_whole: bool = False
 
 
 class Connection(asyncio.BufferedProtocol):
-    """Serves one connection.
-
-    Args:
-        server: whose application is called, and who is told of what is refused.
-    """
+    """Serves one connection of a server."""
 
     _transport: asyncio.Transport
 
@@ -184,7 +180,7 @@ class Connection(asyncio.BufferedProtocol):
             "headers": self._headers,
             "client": self._client,
         }
-        self._incoming = _Asked(scope, keeps=self._parser.should_keep_alive())
+        self._incoming = _Asked(scope, version == "1.1" and self._parser.should_keep_alive())
         self._beside_bytes, self._since = 0, self._server.loop.time()
         self._is_begun, self._is_used = False, True
         self._asked.append(self._incoming)
@@ -383,7 +379,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def _is_overdue(self, now: float) -> bool:
         moved = self._written - self._transport.get_write_buffer_size()
-        if moved == self._written or moved - self._moved > STUCK_S * BODY_BYTES_PER_S:
+        if moved == self._written or moved - self._moved > STUCK_BYTES:
             self._moved, self._moved_at = moved, now
         if now - self._moved_at > STUCK_S:
             return True

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, TypeAlias
 
 import msgspec
@@ -23,15 +23,16 @@ _SEPARATORS: Final = tuple(
 )
 
 
+@dataclass(slots=True, eq=False)
 class Event:
-    """Something that happened: its name, and a body that JSON has; the same for all readers."""
+    """Something that happened: its name, a body that JSON has, and how that was written.
 
-    __slots__ = ("body", "name", "rendered")
+    The same one may be given to many readers: it is written once in each form.
+    """
 
-    def __init__(self, name: str, body: dict[str, Any]) -> None:
-        self.name, self.body = name, body
-        #: as it was written, by media type
-        self.rendered: dict[str, bytes] = {}
+    name: str
+    body: dict[str, Any]
+    rendered: dict[str, bytes] = field(default_factory=dict)
 
 
 #: A text is a comment.

@@ -8,15 +8,27 @@ from __future__ import annotations
 
 import hmac
 import logging
+import time
 from collections import Counter
 from collections.abc import Collection, Mapping
 from typing import Final
 
-from d8mesh.core.protocol.addresses import host_of, is_admissible, is_loopback
+from d8mesh.core.protocol.addresses import (
+    host_is_allowed,
+    host_of,
+    is_address,
+    is_admissible,
+    is_loopback,
+)
 from d8mesh.edge.logs import event
+from d8mesh.edge.network import own_names
 from d8mesh.http.answers import Refusal
-from d8mesh.http.own_hosts import OwnHosts
 
+#: The machine's names and addresses are looked up again after this long.
+NAMES_S: Final = 5.0
+#: They are looked up sooner for a name that is not among them, but not more often than this; for
+#: an address at once, which this machine may have got a moment ago.
+NAMES_AGAIN_S: Final = 0.5
 _log: Final = logging.getLogger("d8mesh.http")
 
 
@@ -27,8 +39,6 @@ class Guard:
         allowed_hosts: names that a Host may have beside this machine's.
         key: what whoever is not on this machine has to show.
         allows_public: admit peers of all networks; it takes a key.
-
-    Thread: any.
     """
 
     def __init__(
@@ -43,12 +53,7 @@ class Guard:
         self._allows_public = allows_public and bool(key)
 
     def check(self, peer: str, http_version: str, fields: Mapping[str, str]) -> None:
-        """Let a request pass or not.
-
-        Args:
-            peer: the address of who asks.
-            http_version: 1.0 knows no Host. Browsers always send one.
-            fields: the headers, by lower-case name.
+        """Let a request pass: HTTP/1.0 needs no Host, for it knows none; browsers always send one.
 
         Raises:
             Refusal: `http.peer`, `http.bad_request`, `http.host`, `http.origin` or
@@ -77,6 +82,23 @@ class Guard:
                 f"{host[:100]!r} is not a name of this machine: ask by its address, or add the "
                 "name to D8_ALLOWED_HOSTS",
             )
+
+
+class OwnHosts:
+    """The names and addresses of this machine as they are now, and those of a setting."""
+
+    def __init__(self, allowed: Collection[str]) -> None:
+        self._allowed = allowed
+        self._names: frozenset[str] = frozenset()
+        self._names_at = float("-inf")
+
+    def __contains__(self, host: str) -> bool:
+        age_s = time.monotonic() - self._names_at
+        if age_s < NAMES_S and host_is_allowed(host, self._names, self._allowed):
+            return True
+        if age_s >= NAMES_AGAIN_S or is_address(host):
+            self._names, self._names_at = own_names(), time.monotonic()
+        return host_is_allowed(host, self._names, self._allowed)
 
 
 class Rejections:

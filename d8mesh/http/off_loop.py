@@ -18,11 +18,7 @@ _threads: Final = ThreadPoolExecutor(_THREADS, thread_name_prefix="http-large")
 
 
 async def off_loop(size_bytes: int, call: Callable[[_From], _T], argument: _From) -> _T:
-    """Return what `call` makes of its argument: at once, or on a thread if that is large.
-
-    Raises:
-        Exception: whatever `call` raises.
-    """
+    """Return what `call` makes of its argument: at once, or on a thread if that is large."""
     if size_bytes <= OFF_LOOP_BYTES:
         return call(argument)
     return await asyncio.get_running_loop().run_in_executor(_threads, call, argument)

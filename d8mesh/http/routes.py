@@ -24,7 +24,7 @@ Untaken: TypeAlias = Callable[..., Awaitable[None]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Route:
+class HttpRoute:
     """One call of a door.
 
     rule: a path as Werkzeug's rules have it, ``/api/tasks/<task_id>/wait``.
@@ -33,8 +33,8 @@ class Route:
     on_untaken: told, before that is answered, when the body is refused for what it is.
     takes: the media type of bodies.
     is_light: answers without `Door.before`.
-    ends_with_caller: the call is cancelled when its caller leaves; else it runs to its end.
-        None: as the method has it, GET ends and others do not.
+    ends_with_caller: the call is cancelled when its caller leaves, as that of a GET always is;
+        else it runs to its end.
     """
 
     rule: str
@@ -45,13 +45,7 @@ class Route:
     takes: str = JSON
     max_body_bytes: int = SMALL_BODY_BYTES
     is_light: bool = False
-    ends_with_caller: bool | None = None
-
-    @property
-    def runs_on(self) -> bool:
-        """True if the call goes on when its caller has left."""
-        ends = self.method == "GET" if self.ends_with_caller is None else self.ends_with_caller
-        return not ends
+    ends_with_caller: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +57,6 @@ class Door:
     """
 
     name: str
-    routes: Sequence[Route]
+    routes: Sequence[HttpRoute]
     problem: Callable[[D8Error | Refusal], Response] = problem
     before: Callable[[Request], Awaitable[None]] | None = None

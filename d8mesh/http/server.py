@@ -36,11 +36,9 @@ _BUFFER_BYTES: Final = 65_536
 
 
 class Server:
-    """Serves an application on bound sockets.
+    """Serves an ASGI application, which is told of no lifespan, on bound sockets of its own.
 
     Args:
-        application: as of ASGI; it is not told of start and end (no lifespan).
-        sockets: as `edge.network.bind` returns them; they are this server's from now on.
         admits: whether a peer of an address may ask at all.
         rejections: told of what never reaches the application.
 

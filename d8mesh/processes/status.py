@@ -49,11 +49,12 @@ class StatusServer:
         *,
         allowed_hosts: Collection[str] = (),
     ) -> None:
+        self._report, self._guard = report, Guard(allowed_hosts)
+        self._rates, self._rejections = _Rates(), Rejections()
         bound = _bind_first("127.0.0.1" if host == "localhost" else host, ports)
-        guard, rejections = Guard(allowed_hosts), Rejections()
-        page = _Page(report, guard, rejections)
-        self._server = ServerThread(Server(page, [bound], guard.admits, rejections))
-        (self.port,) = self._server.ports
+        server = Server(self._serve, [bound], self._guard.admits, self._rejections)
+        self._server = ServerThread(server)
+        (self.port,) = server.ports
 
     def start(self) -> None:
         """Serve on a thread of its own."""
@@ -63,29 +64,16 @@ class StatusServer:
         """Stop serving."""
         self._server.close()
 
-
-class _Page:
-    """The ASGI application."""
-
-    def __init__(
-        self,
-        report: Callable[[], Mapping[str, object]],
-        guard: Guard,
-        rejections: Rejections,
-    ) -> None:
-        self._report, self._guard, self._rejections = report, guard, rejections
-        self._rates = _Rates()
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+        peer = scope["client"][0]
         try:
-            response = self._answer(scope)
+            response = self._answer(peer, scope)
         except Refusal as refusal:
-            self._rejections.add(refusal.code, scope["client"][0], str(refusal))
+            self._rejections.add(refusal.code, peer, str(refusal))
             response = problem(refusal)
         await response.send(send, is_head=scope["method"] == "HEAD")
 
-    def _answer(self, scope: Scope) -> Response:
-        peer = scope["client"][0]
+    def _answer(self, peer: str, scope: Scope) -> Response:
         if not self._rates.allows(peer, time.monotonic()):
             raise Refusal("access.flood", f"at most {PER_SECOND:g} requests a second")
         self._guard.check(peer, scope["http_version"], fields_of(scope))

@@ -15,7 +15,7 @@ from d8mesh.http.application import Application
 from d8mesh.http.asgi import Message
 from d8mesh.http.guard import Guard, Rejections
 from d8mesh.http.request import Request
-from d8mesh.http.routes import Door, Route
+from d8mesh.http.routes import Door, HttpRoute
 from d8mesh.http.strict import parse_json
 from tests.http.calls import Answer, call
 
@@ -34,9 +34,9 @@ class Rooms:
             name="rest",
             before=self.before,
             routes=[
-                Route(rule="/health", call=self.hello, is_light=True),
-                Route(rule="/things/<thing>", call=self.thing),
-                Route(
+                HttpRoute(rule="/health", call=self.hello, is_light=True),
+                HttpRoute(rule="/things/<thing>", call=self.thing),
+                HttpRoute(
                     rule="/things",
                     call=self.take,
                     method="POST",
@@ -44,15 +44,16 @@ class Rooms:
                     on_untaken=self.not_taken,
                     max_body_bytes=LIMIT,
                 ),
-                Route(rule="/answer", call=self.large),
-                Route(rule="/large", call=self.size, method="POST", max_body_bytes=5_000_000),
-                Route(rule="/raw", call=self.size, method="POST", takes="application/x-raw"),
+                HttpRoute(rule="/answer", call=self.large),
+                HttpRoute(rule="/large", call=self.size, method="POST", max_body_bytes=5_000_000),
+                HttpRoute(rule="/until-left", call=self.size, method="POST", ends_with_caller=True),
+                HttpRoute(rule="/raw", call=self.size, method="POST", takes="application/x-raw"),
             ],
         )
         other = Door(
             name="other",
             problem=lambda error: Response(b"no: " + error.code.encode(), 418),
-            routes=[Route(rule="/other", call=self.fail)],
+            routes=[HttpRoute(rule="/other", call=self.fail)],
         )
         self.application = Application([rest, other], Guard(), self.rejections)
 
@@ -259,13 +260,27 @@ def test_bodies_together_are_bounded(rooms: Rooms, monkeypatch: pytest.MonkeyPat
     assert rooms.application._held_bytes == 0
 
 
+@pytest.mark.parametrize(
+    ("method", "path", "runs_on"),
+    [("GET", "/health", False), ("POST", "/things", True), ("POST", "/until-left", False)],
+)
+def test_what_changes_something_runs_on_unless_it_says_so(
+    rooms: Rooms, method: str, path: str, runs_on: bool
+) -> None:
+    scope = pieces(0)[0] | {"method": method, "path": path}
+
+    async def receive() -> Message:
+        return {"type": "http.request"}
+
+    async def send(message: Message) -> None:
+        pass
+
+    run(rooms.application(scope, receive, send))
+    assert scope["d8.runs_on"] is runs_on
+
+
 def test_large_answers_together_are_bounded(rooms: Rooms, monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(rooms.call("GET", "/answer").data) == 3_000_000
     monkeypatch.setattr(module, "MAX_HELD_BYTES", 2_000_000)
     assert rooms.call("GET", "/answer").status_code == 429
     assert rooms.application._held_bytes == 0
-
-
-def test_other_scopes_are_not_served(rooms: Rooms) -> None:
-    with pytest.raises(NotImplementedError):
-        run(rooms.application({"type": "lifespan"}, None, None))  # type: ignore[arg-type]

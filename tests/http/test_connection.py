@@ -229,7 +229,7 @@ def test_an_answer_that_is_read_a_drop_at_a_time_is_given_up(
     here: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(connection, "STUCK_S", 0.6)
-    monkeypatch.setattr(connection, "BODY_BYTES_PER_S", 10**9)
+    monkeypatch.setattr(connection, "STUCK_BYTES", 10**9)
     with here.connect() as slow:
         slow.sendall(get("/write"))
         while not here.is_gone.wait(0.05):

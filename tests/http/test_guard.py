@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
+from d8mesh.http import guard
 from d8mesh.http.answers import Refusal
-from d8mesh.http.guard import Guard, Rejections
+from d8mesh.http.guard import Guard, OwnHosts, Rejections
 
 OWN = "127.0.0.1:7001"
 
@@ -18,12 +19,12 @@ def code_of(
 ) -> str:
     """Return the code of the refusal; what is no setting is a header."""
     settings = {name: more.pop(name) for name in ("key", "allows_public") if name in more}
-    guard = Guard(more.pop("allowed_hosts", ()), **settings)
+    asked = Guard(more.pop("allowed_hosts", ()), **settings)
     fields = {name.replace("_", "-"): str(value) for name, value in more.items()}
     if host is not None:
         fields["host"] = host
     try:
-        guard.check(peer, version, fields)
+        asked.check(peer, version, fields)
     except Refusal as refusal:
         return refusal.code
     return ""
@@ -116,3 +117,30 @@ def test_rejections_are_counted_by_reason() -> None:
     for _ in range(2):
         rejections.add("http.host", "192.168.1.9", "'evil.com' is not a name of this machine")
     assert rejections.counts() == {"http.host": 2}
+
+
+def test_an_address_that_this_machine_just_got_is_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = {"localhost"}
+    monkeypatch.setattr(guard, "own_names", lambda: frozenset(names))
+    ours = OwnHosts(["pool.lan"])
+    assert "localhost" in ours
+    assert "pool.lan" in ours
+    assert "8.7.7.7" not in ours
+    names.update(("8.7.7.7", "2001:db8::7"))
+    assert "8.7.7.7" in ours
+    assert "2001:db8::7" in ours
+    assert "8.7.7.8" not in ours
+
+
+def test_strangers_do_not_make_us_look_again_and_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks: list[int] = []
+
+    def look() -> frozenset[str]:
+        looks.append(1)
+        return frozenset({"localhost"})
+
+    monkeypatch.setattr(guard, "own_names", look)
+    ours = OwnHosts([])
+    for _ in range(100):
+        assert "evil.example" not in ours
+    assert len(looks) <= 2

@@ -1,28 +1,18 @@
-"""Whose calls end with their caller."""
+"""Routes are rows: what they leave out is what most have."""
 
 from __future__ import annotations
 
-import pytest
-
-from d8mesh.http.answers import Response, answer
+from d8mesh.http.answers import Response, answer, problem
 from d8mesh.http.request import Request
-from d8mesh.http.routes import Route
+from d8mesh.http.routes import MAX_BODY_BYTES, SMALL_BODY_BYTES, Door, HttpRoute
 
 
 async def call(request: Request) -> Response:
     return answer({})
 
 
-@pytest.mark.parametrize(
-    ("method", "ends", "runs_on"),
-    [
-        ("GET", None, False),
-        ("POST", None, True),
-        ("GET", False, True),
-        ("POST", True, False),
-    ],
-)
-def test_what_changes_something_runs_on_unless_it_says_so(
-    method: str, ends: bool | None, runs_on: bool
-) -> None:
-    assert Route(rule="/", call=call, method=method, ends_with_caller=ends).runs_on is runs_on
+def test_a_route_takes_small_json_and_a_door_tells_errors_as_json() -> None:
+    route = HttpRoute(rule="/", call=call)
+    assert (route.method, route.takes, route.schema) == ("GET", "application/json", None)
+    assert route.max_body_bytes == SMALL_BODY_BYTES < MAX_BODY_BYTES
+    assert Door(name="d", routes=[route]).problem is problem
