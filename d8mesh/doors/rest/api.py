@@ -19,7 +19,7 @@ from d8mesh.errors import D8Error, NodeClosedError
 from d8mesh.http.answers import Response, answer
 from d8mesh.http.guard import Rejections
 from d8mesh.http.request import Request
-from d8mesh.http.routes import MAX_BODY_BYTES, Call, Door, Route, Schema
+from d8mesh.http.routes import MAX_BODY_BYTES, Call, Door, HttpRoute, Schema
 from d8mesh.nodes.client.aio.node import AsyncNode
 
 #: How long `/health` waits for the broker before it says so.
@@ -66,12 +66,12 @@ def rest_door(mesh: AsyncNode, waits: Places, rejections: Rejections) -> Door:
     return Door(name="rest", routes=routes, before=lambda _: require_broker(mesh, waits))
 
 
-def _get(rule: str, call: Call, **more: Any) -> Route:
-    return Route(rule=rule, call=call, **more)
+def _get(rule: str, call: Call, **more: Any) -> HttpRoute:
+    return HttpRoute(rule=rule, call=call, **more)
 
 
-def _post(rule: str, call: Call, schema: Schema | None = None, **more: Any) -> Route:
-    return Route(rule=rule, call=call, method="POST", schema=schema, **more)
+def _post(rule: str, call: Call, schema: Schema | None = None, **more: Any) -> HttpRoute:
+    return HttpRoute(rule=rule, call=call, method="POST", schema=schema, **more)
 
 
 async def _answer_of(mesh: AsyncNode, what: str, request: Request) -> Response:
