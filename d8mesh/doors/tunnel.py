@@ -31,20 +31,20 @@ from d8mesh.nodes.client.aio.watcher import Watcher, watcher_on
 CONTENT_TYPE: Final = "application/x-d8-frames"
 LINK_HEADER: Final = "X-D8-Link"
 #: The longest a poll may stay open with nothing to say.
-MAX_WAIT_S: Final = 20.0
+MAX_TUNNEL_POLL_S: Final = 20.0
 #: Links at the same time: machines behind a closed port. Each has a connection of its own.
 MAX_LINKS: Final = 200
 #: A link that nobody asked for this long is closed; its peer opens another.
 IDLE_S: Final = 60.0
 #: Bytes kept for a peer that does not fetch them; then its connection is not read from.
-MAX_HELD_BYTES: Final = 64 * 1024 * 1024
+MAX_LINK_HELD_BYTES: Final = 64 * 1024 * 1024
 #: Bytes of frames in one answer, if the first is not larger.
 MAX_ANSWER_BYTES: Final = 40 * 1024 * 1024
 #: Frames in one request, and taken from one connection in one go.
 MAX_FRAMES: Final = 10_000
 FRAMES_PER_TURN: Final = 64
 #: How often idle links are looked for.
-LOOK_S: Final = 5.0
+IDLE_LOOK_S: Final = 5.0
 #: How soon what a connection did not take is tried again.
 UNSENT_S: Final = 0.005
 _ID: Final = re.compile(r"[0-9a-f]{32}", re.ASCII)
@@ -67,7 +67,7 @@ class Exchange:
         self._watcher, self._context = watcher_on(self._loop), SharedContext()
         self._route, self._connector = Route(endpoint), Connector(shared=self._context)
         self._links: dict[str, Link] = {}
-        self._look = self._loop.call_later(LOOK_S, self._close_idle)
+        self._look = self._loop.call_later(IDLE_LOOK_S, self._close_idle)
 
     async def exchange(self, request: Request) -> Response:
         """Answer a request: take its frames and, if it may wait, bring those for its link.
@@ -80,7 +80,7 @@ class Exchange:
             Refusal: the header is not as described, or there are too many links.
             InvalidTaskError: `wait` is no duration.
         """
-        wait_s = seconds(request.args, "wait", default=0.0, most=MAX_WAIT_S, is_cut=True)
+        wait_s = seconds(request.args, "wait", default=0.0, most=MAX_TUNNEL_POLL_S, is_cut=True)
         link_id = request.fields.get(LINK_HEADER.lower(), "")
         if not _ID.fullmatch(link_id):
             raise Refusal("http.bad_request", f"{LINK_HEADER}: expected 32 hex digits")
@@ -116,7 +116,7 @@ class Exchange:
         return link
 
     def _close_idle(self) -> None:
-        self._look = self._loop.call_later(LOOK_S, self._close_idle)
+        self._look = self._loop.call_later(IDLE_LOOK_S, self._close_idle)
         until = self._loop.time() - IDLE_S
         for link_id in [link_id for link_id, link in self._links.items() if link.used_at < until]:
             self._links.pop(link_id).close()
@@ -193,11 +193,13 @@ class Link:
         socket = self._socket
         while self._outgoing and socket.send(self._outgoing[0]):
             self._outgoing.popleft()
-        if self._held_bytes <= MAX_HELD_BYTES and (received := socket.receive(FRAMES_PER_TURN)):
+        if self._held_bytes <= MAX_LINK_HELD_BYTES and (
+            received := socket.receive(FRAMES_PER_TURN)
+        ):
             self._incoming.extend(received)
             self._held_bytes += sum(map(len, received))
             self._bell.ring()
-        if self._held_bytes <= MAX_HELD_BYTES and socket.has_input:
+        if self._held_bytes <= MAX_LINK_HELD_BYTES and socket.has_input:
             self._next_carry = self._loop.call_soon(self.carry)
         elif self._outgoing:
             self._next_carry = self._loop.call_later(UNSENT_S, self.carry)

@@ -41,11 +41,11 @@ KEPT_S: Final = 600.0
 #: An earlier process of ours may need this long to let the port go.
 BIND_PATIENCE_S: Final = 3.0
 #: Ending may take so long; then the process ends whatever its threads are at.
-END_S: Final = 0.8
+WEB_END_S: Final = 0.8
 #: Requests that wait for nothing but the broker's next answer are let end.
-DRAIN_S: Final = 0.2
+WEB_DRAIN_S: Final = 0.2
 #: Goodbye to the broker; what a request has submitted is told by its own answer.
-CLOSE_S: Final = 0.1
+WEB_CLOSE_S: Final = 0.1
 #: Descriptors beside the connections: sockets of ZeroMQ, logs, pipes.
 _SPARE_DESCRIPTORS: Final = 1024
 
@@ -86,10 +86,10 @@ async def _serve(config: Config, broker: str, bound: socket.socket) -> int:
     print(json.dumps({"event": "ready", "port": port}), flush=True)
     event(_log, logging.INFO, "web.up", port=port, broker=broker)
     await asyncio.wait((alive,))
-    await server.close(DRAIN_S)
+    await server.close(WEB_DRAIN_S)
     await exchange.close()
     with contextlib.suppress(NotAcknowledgedError):  # each request is told by its own answer
-        await mesh.close(CLOSE_S)
+        await mesh.close(WEB_CLOSE_S)
     event(_log, logging.INFO, "web.down", port=port)
     return 0 if alive.cancelled() else 1
 
@@ -108,7 +108,7 @@ def _cancel_at_end(task: asyncio.Task[None]) -> None:
     """Cancel it when this process is to end; soon after it does so, whatever happens."""
 
     def end(*_: object) -> None:
-        last_resort = threading.Timer(END_S, os._exit, (0,))
+        last_resort = threading.Timer(WEB_END_S, os._exit, (0,))
         last_resort.daemon = True
         last_resort.start()
         with contextlib.suppress(RuntimeError):  # the loop has ended

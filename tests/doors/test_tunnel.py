@@ -167,7 +167,7 @@ def test_what_comes_is_for_the_newest_poll(rest: Rest) -> None:
 def test_a_peer_that_fetches_nothing_is_not_read_from_and_loses_nothing(
     rest: Rest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tunnel, "MAX_HELD_BYTES", 100)
+    monkeypatch.setattr(tunnel, "MAX_LINK_HELD_BYTES", 100)
     peer = Peer(rest)
     peer.hello()
     for _ in range(200):
@@ -217,7 +217,7 @@ def test_links_are_bounded_and_idle_ones_are_closed(
     rest: Rest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tunnel, "IDLE_S", 0.2)
-    monkeypatch.setattr(tunnel, "LOOK_S", 0.1)
+    monkeypatch.setattr(tunnel, "IDLE_LOOK_S", 0.1)
     rest.loop.loop.call_soon_threadsafe(rest.exchange._close_idle)
 
     def status() -> int:

@@ -28,7 +28,7 @@ Object = dict[str, Any]
 #: Capabilities are kept for every worker and shown in every list.
 MAX_CAPABILITIES_BYTES: Final = 16_384
 #: Of an unknown key, as much as is compared and shown.
-MAX_KEY_CHARS: Final = 64
+SHOWN_KEY_CHARS: Final = 64
 _KEY: Final = re.compile(r"[ -~]{1,128}", re.ASCII)
 _MISSING: Final = re.compile(r"Object missing required field `(\w+)`(?: - at `\$\.?(.*)`)?")
 _AT: Final = re.compile(r"(.*) - at `\$\.?(.*)`", re.DOTALL)
@@ -199,9 +199,9 @@ def unknown_keys(body: dict[str, Any], kind: type[Struct]) -> list[str]:
     known = kind.__struct_fields__
     told = []
     for key in islice((key for key in body if key not in known), MAX_WARNINGS):
-        near = get_close_matches(key[:MAX_KEY_CHARS], known, n=1)
+        near = get_close_matches(key[:SHOWN_KEY_CHARS], known, n=1)
         mean = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
-        told.append(f"unknown key {key[:MAX_KEY_CHARS]!r}: {mean}")
+        told.append(f"unknown key {key[:SHOWN_KEY_CHARS]!r}: {mean}")
     return told
 
 

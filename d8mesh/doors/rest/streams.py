@@ -27,7 +27,7 @@ MAX_STREAMS: Final = 2500
 #: A comment after this long without output: proxies and readers see that we live.
 ALIVE_S: Final = 5.0
 #: After this long without output it is asked whether the task has been finished meanwhile.
-LOOK_S: Final = 15.0
+FINISHED_LOOK_S: Final = 15.0
 #: Readers woken in one turn of the loop: half a millisecond's work, then others are served.
 WOKEN_AT_ONCE: Final = 8
 #: Messages whose chunks are made once for all readers: those are in step, or nearly.
@@ -107,7 +107,7 @@ class StreamCalls:
     async def _heard(
         self, task_id: str, kept: KeptOutput, position: Position, bell: Bell
     ) -> Source:
-        at, is_over, next_look = 0, False, time.monotonic() + LOOK_S
+        at, is_over, next_look = 0, False, time.monotonic() + FINISHED_LOOK_S
         while not is_over:
             at, heard, is_over = kept.read(at, 0.0)
             for each in heard:
@@ -117,7 +117,10 @@ class StreamCalls:
                 continue
             yield "alive"
             if time.monotonic() >= next_look:
-                next_look, is_over = time.monotonic() + LOOK_S, await self._is_finished(task_id)
+                next_look, is_over = (
+                    time.monotonic() + FINISHED_LOOK_S,
+                    await self._is_finished(task_id),
+                )
 
     def _events_of(self, heard: Stream, position: Position) -> Iterator[Event]:
         known = position.next_seq if heard.attempt == position.attempt else 0

@@ -10,7 +10,7 @@ from typing import Any, Final
 from d8mesh.doors.query import seconds
 from d8mesh.doors.rest.dialect import lacks_output, named_in, reported, task_body
 from d8mesh.doors.rest.schemas import Beating, NamedReport, Register, Report
-from d8mesh.doors.rest.tasks import ASK_S, MAX_ID_CHARS
+from d8mesh.doors.rest.tasks import QUESTION_S, MAX_ID_CHARS
 from d8mesh.doors.waiting import Places
 from d8mesh.errors import D8Error, UnknownTaskError, UnknownWorkerError
 from d8mesh.http.answers import Refusal, Response, answer
@@ -94,14 +94,16 @@ class WorkerCalls:
         args = {"task_id": task_id, "error": str(error), "worker_id": named.get("worker_id", "")}
         if 1 <= len(task_id) <= MAX_ID_CHARS:
             with contextlib.suppress(D8Error):
-                await self._mesh.ask("poll.refused", args, ASK_S)
+                await self._mesh.ask("poll.refused", args, QUESTION_S)
 
     async def _ask(
         self, what: str, worker_id: str, args: dict[str, Any] | None = None, wait_s: float = 0.0
     ) -> dict[str, Any]:
         if not 1 <= len(worker_id) <= MAX_ID_CHARS:  # nobody can have registered it
             raise UnknownWorkerError
-        return await self._mesh.ask(what, {"worker_id": worker_id, **(args or {})}, ASK_S + wait_s)
+        return await self._mesh.ask(
+            what, {"worker_id": worker_id, **(args or {})}, QUESTION_S + wait_s
+        )
 
     async def _next(self, worker_id: str, wait_s: float) -> Response:
         """Answer with the worker's next task."""
@@ -125,7 +127,7 @@ class WorkerCalls:
         report: Report | NamedReport = request.value
         task_type, worker_id = "", report.worker_id
         if lacks_output(report.result):
-            task_type = (await self._mesh.ask("status", {"id": task_id}, ASK_S))["type"]
+            task_type = (await self._mesh.ask("status", {"id": task_id}, QUESTION_S))["type"]
         pack = partial(reported, worker_id=worker_id, task_type=task_type)
         is_success, payload = await off_loop(len(request.body), pack, report.result)
         args = {"task_id": task_id, "is_success": is_success, "result": payload}

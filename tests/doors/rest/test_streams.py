@@ -89,7 +89,7 @@ def test_a_task_submitted_with_listen_is_heard_whole_during_and_after(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(streams, "ALIVE_S", 0.05)
-    monkeypatch.setattr(streams, "LOOK_S", 0.1)
+    monkeypatch.setattr(streams, "FINISHED_LOOK_S", 0.1)
     may_end = threading.Event()
 
     def speak(data: Mapping[str, Any], context: TaskContext) -> str:
@@ -177,7 +177,7 @@ def test_a_silent_task_still_shows_that_we_live(
 
 def test_an_end_that_was_missed_is_asked_for(rest: Rest, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(streams, "ALIVE_S", 0.05)
-    monkeypatch.setattr(streams, "LOOK_S", 0.1)
+    monkeypatch.setattr(streams, "FINISHED_LOOK_S", 0.1)
     monkeypatch.setattr(rest.client, "listen", lambda task_id, on_event: lambda: None)
     task_id = rest.submit()
     parts = iter(rest.open(f"/api/tasks/{task_id}/stream"))
