@@ -80,6 +80,7 @@ class ClientNode:
         self.runner = ClientRunner(
             self.session, self.waiters, waker, self.reconnector, completions=self.completions
         )
+        self.waiters.check_alive = self.runner.check_alive  # each submit asks: without a detour
         self.submitter = Submitter(self.runner)
         self.questions = Questions(self.runner)
         self.outputs = Outputs(self.runner)

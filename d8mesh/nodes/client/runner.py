@@ -160,7 +160,7 @@ class ClientRunner:
             raise copy(self.fatal)  # each its own: an error grows with who raises it
         if self.is_closed:
             raise NodeClosedError
-        if self.is_forked:
+        if os.getpid() != self._pid:
             raise NodeClosedError("a client does not survive a fork: make a new one in the child")
 
     @property

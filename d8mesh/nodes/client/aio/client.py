@@ -64,9 +64,7 @@ class AsyncClient:
     """A client of one mesh, for the coroutines of one event loop.
 
     Args:
-        url: ``http://HOST:PORT`` of an orchestrator; None: found by mDNS.
-        config: settings; None: read from the environment (D8_MESH, ORCHESTRATOR_URL, …).
-        endpoint: ``tcp://HOST:PORT`` of a broker, if that is known.
+        url, config, endpoint: as of `Client`.
 
     It begins with ``async with``, or with its first use. Every method raises `WrongLoopError`
     when it is called from elsewhere than the event loop in which it began, and

@@ -76,6 +76,7 @@ class AsyncNode:
         self._runner = ClientRunner(
             self._session, self.waits.waiters, self._host, self._reconnector
         )
+        self.waits.waiters.check_alive = self._runner.check_alive  # without a detour
         self._submitter = Submitter(self._runner)
         self._questions = Questions(self._runner)
         self._host.start(self._runner)
