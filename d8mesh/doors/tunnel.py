@@ -86,11 +86,7 @@ class Exchange:
             raise Refusal("http.bad_request", f"{LINK_HEADER}: expected 32 hex digits")
         link = self._link(link_id)
         link.put(request.value)
-        found: list[bytes] = []
-        if "wait" in request.args:
-            poll = link.begin_poll() if wait_s else link.newest_poll
-            await link.wait(poll, wait_s)
-            found = link.take(poll)
+        found = await link.fetch(wait_s) if "wait" in request.args else []
         return Response(msgspec.msgpack.encode(found), content_type=CONTENT_TYPE)
 
     async def close(self) -> None:
@@ -138,7 +134,7 @@ class Link:
         self._descriptor, _ = socket.descriptors
         watcher.add(self._descriptor, self.carry)
         self.used_at = loop.time()
-        self.newest_poll = 0
+        self.polls = 0
         self._outgoing: deque[bytes] = deque()
         self._incoming: deque[bytes] = deque()
         self._held_bytes = 0
@@ -156,26 +152,22 @@ class Link:
         self._outgoing.extend(frames)
         self.carry()
 
-    def begin_poll(self) -> int:
-        """Return the number of a new poll; it ends the wait of an older one."""
-        self.newest_poll += 1
-        self._bell.ring()
-        return self.newest_poll
+    async def fetch(self, wait_s: float) -> list[bytes]:
+        """Return what has come in, in order, up to MAX_ANSWER_BYTES; if need be, wait for it.
 
-    async def wait(self, poll: int, wait_s: float) -> None:
-        """Wait until there is something to fetch, or a newer poll."""
-        if wait_s and not self._incoming and self.newest_poll == poll:
+        Who waits ends the wait of an older poll, which gets nothing: its asker went on to ask
+        anew, and its connection may lead nowhere.
+        """
+        if wait_s:
+            self.polls += 1
+            self._bell.ring()
+        poll = self.polls
+        if wait_s and not self._incoming:
             await self._bell.is_rung(wait_s)
         self.used_at = self._loop.time()
-
-    def take(self, poll: int) -> list[bytes]:
-        """Return what has come in, in order, up to MAX_ANSWER_BYTES; to the newest poll only.
-
-        The asker of an older one went on to ask anew: its connection may lead nowhere.
-        """
         found: list[bytes] = []
         size = 0
-        while self._incoming and self.newest_poll == poll:
+        while self._incoming and self.polls == poll:
             size += len(self._incoming[0])
             if found and size > MAX_ANSWER_BYTES:
                 break

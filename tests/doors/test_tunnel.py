@@ -137,7 +137,7 @@ def test_what_came_for_who_hung_up_is_for_its_next_request(rest: Rest) -> None:
     peer.hello()
     link = rest.exchange._links[peer.id]
     polling = rest.open("/api/mesh/exchange?wait=20", "POST", headers=headers_of(peer.id))
-    until(lambda: link.newest_poll == 2)
+    until(lambda: link.polls == 2)
     polling.leave()
     peer.send(Watch([]))
     assert [type(each) for each in peer.exchange(wait_s=20)] == [Beat]
@@ -150,14 +150,12 @@ def test_what_comes_is_for_the_newest_poll(rest: Rest) -> None:
     link = rest.exchange._links[peer.id]
 
     async def poll_twice() -> tuple[list[bytes], list[bytes]]:
-        older = link.begin_poll()
-        waiting = asyncio.ensure_future(link.wait(older, PATIENCE_S))
+        older = asyncio.ensure_future(link.fetch(PATIENCE_S))
         await asyncio.sleep(0)
-        newer = link.begin_poll()
-        await waiting  # over at once
+        newer = asyncio.ensure_future(link.fetch(PATIENCE_S))
+        found = await older  # over at once
         link.put([encode(Watch([]))])
-        await link.wait(newer, PATIENCE_S)
-        return link.take(older), link.take(newer)
+        return found, await newer
 
     older, newer = rest.loop.run(poll_twice())
     assert older == []

@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any, Final
 
 from d8mesh.doors.rest import schemas
+from d8mesh.doors.rest.schemas import NamedReport, Report, WorkerId, body_of, report_of
 from d8mesh.doors.rest.streams import StreamCalls
 from d8mesh.doors.rest.tasks import QUESTION_S, TaskCalls
 from d8mesh.doors.rest.workers import WorkerCalls
@@ -53,10 +54,10 @@ def rest_door(mesh: AsyncNode, waits: Places, rejections: Rejections) -> Door:
         _get("/api/tasks/<task_id>/stream", streams.stream),
         _post("/api/tasks/<task_id>/cancel", tasks.cancel),
         _post("/api/tasks/<task_id>/replay", tasks.replay),
-        report("/api/tasks/<task_id>/result", workers.result, schemas.report_of),
-        report("/api/workers/results", workers.results, schemas.named_report_of),
+        report("/api/tasks/<task_id>/result", workers.result, partial(report_of, Report)),
+        report("/api/workers/results", workers.result, partial(report_of, NamedReport)),
         _post("/api/workers/register", workers.register, schemas.registration_of),
-        _post("/api/workers/unregister", workers.unregister_by_body, schemas.worker_id_of),
+        _post("/api/workers/unregister", workers.unregister, partial(body_of, WorkerId)),
         _get("/api/workers/list", partial(_answer_of, mesh, "workers")),
         _get("/api/workers/stats", stats),
         _post("/api/workers/<worker_id>/heartbeat", workers.heartbeat, schemas.beating_of),

@@ -76,6 +76,9 @@ class NamedReport(Struct):
     result: Any
 
 
+_R = TypeVar("_R", Report, NamedReport)
+
+
 class SubmitOne(Struct):
     """``POST /api/tasks/submit``, and one task of a batch."""
 
@@ -133,7 +136,7 @@ def batch_of(body: bytes) -> Wanted:
 
 def registration_of(body: bytes) -> Register:
     """Return who registers: a worker that can be shown, kept and polled for."""
-    worker = convert(parse_json(body), Register)
+    worker = body_of(Register, body)
     if not worker.worker_id.isprintable() or "/" in worker.worker_id:
         raise InvalidTaskError("worker_id: expected printable characters without a slash")
     if not worker.worker_type.isprintable():
@@ -148,9 +151,9 @@ def registration_of(body: bytes) -> Register:
     return worker
 
 
-def worker_id_of(body: bytes) -> str:
-    """Return who is named by a body that names nobody else."""
-    return convert(parse_json(body), WorkerId).worker_id
+def body_of(kind: type[_T], body: bytes) -> _T:
+    """Return a body that is a `kind`."""
+    return convert(parse_json(body), kind)
 
 
 def object_of(body: bytes) -> Object:
@@ -164,16 +167,9 @@ def beating_of(body: bytes) -> Beating:
     return convert(object_of(body), Beating)
 
 
-def report_of(body: bytes) -> Report:
-    """Return a report whose task stands in the path."""
-    report = convert(parse_json(body), Report)
-    check_json(report.result, "result")
-    return report
-
-
-def named_report_of(body: bytes) -> NamedReport:
-    """Return a report that names its task."""
-    report = convert(parse_json(body), NamedReport)
+def report_of(kind: type[_R], body: bytes) -> _R:
+    """Return a report: a `NamedReport`, or a `Report` whose task stands in the path."""
+    report = body_of(kind, body)
     check_json(report.result, "result")
     return report
 

@@ -55,14 +55,11 @@ class WorkerCalls:
         await self._ask("poll.heartbeat", worker_id, named)
         return answer({"status": "ok"})
 
-    async def unregister(self, request: Request, worker_id: str) -> Response:
-        """``POST /api/workers/{id}/unregister``"""
+    async def unregister(self, request: Request, worker_id: str | None = None) -> Response:
+        """``POST /api/workers/{id}/unregister`` and ``POST /api/workers/unregister``"""
+        worker_id = request.value.worker_id if worker_id is None else worker_id
         await self._ask("poll.unregister", worker_id)
         return answer({"status": "unregistered", "success": True})
-
-    async def unregister_by_body(self, request: Request) -> Response:
-        """``POST /api/workers/unregister``"""
-        return await self.unregister(request, request.value)
 
     async def poll(self, request: Request, worker_id: str) -> Response:
         """``GET /api/workers/{id}/tasks``"""
@@ -74,13 +71,20 @@ class WorkerCalls:
         with self._waits.one() as may_wait:
             return await self._next(worker_id, wait_s if may_wait else 0.0)
 
-    async def results(self, request: Request) -> Response:
-        """``POST /api/workers/results``"""
-        return await self._report(request, request.value.task_id)
-
-    async def result(self, request: Request, task_id: str) -> Response:
-        """``POST /api/tasks/{id}/result``"""
-        return await self._report(request, task_id)
+    async def result(self, request: Request, task_id: str | None = None) -> Response:
+        """``POST /api/tasks/{id}/result`` and ``POST /api/workers/results``"""
+        report: Report | NamedReport = request.value
+        task_id = request.value.task_id if task_id is None else task_id
+        if len(task_id) > MAX_ID_CHARS:
+            raise UnknownTaskError
+        task_type, worker_id = "", report.worker_id
+        if lacks_output(report.result):
+            task_type = (await self._mesh.ask("status", {"id": task_id}, QUESTION_S))["type"]
+        pack = partial(reported, worker_id=worker_id, task_type=task_type)
+        is_success, payload = await off_loop(len(request.body), pack, report.result)
+        args = {"task_id": task_id, "is_success": is_success, "result": payload}
+        await self._ask("poll.report", worker_id, args)
+        return answer({"status": "received", "success": True})
 
     async def refuse_report(
         self, request: Request, error: D8Error | Refusal, task_id: str = ""
@@ -120,19 +124,6 @@ class WorkerCalls:
         finally:
             if self._polls.get(worker_id) is asking:
                 del self._polls[worker_id]
-
-    async def _report(self, request: Request, task_id: str) -> Response:
-        if len(task_id) > MAX_ID_CHARS:
-            raise UnknownTaskError
-        report: Report | NamedReport = request.value
-        task_type, worker_id = "", report.worker_id
-        if lacks_output(report.result):
-            task_type = (await self._mesh.ask("status", {"id": task_id}, QUESTION_S))["type"]
-        pack = partial(reported, worker_id=worker_id, task_type=task_type)
-        is_success, payload = await off_loop(len(request.body), pack, report.result)
-        args = {"task_id": task_id, "is_success": is_success, "result": payload}
-        await self._ask("poll.report", worker_id, args)
-        return answer({"status": "received", "success": True})
 
     async def _leave(self, worker_id: str, asking: asyncio.Task[dict[str, Any]]) -> None:
         """Let the broker know that who polled is gone; what it was handed just now goes back."""
