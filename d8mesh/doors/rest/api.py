@@ -13,7 +13,7 @@ from typing import Any, Final
 from d8mesh.doors.rest import schemas
 from d8mesh.doors.rest.schemas import NamedReport, Report, WorkerId, body_of, report_of
 from d8mesh.doors.rest.streams import StreamCalls
-from d8mesh.doors.rest.tasks import QUESTION_S, TaskCalls
+from d8mesh.doors.rest.tasks import BROKER_ASK_S, TaskCalls
 from d8mesh.doors.rest.workers import WorkerCalls
 from d8mesh.doors.waiting import Places, require_broker
 from d8mesh.errors import D8Error, NodeClosedError
@@ -77,7 +77,7 @@ def _post(rule: str, call: Call, schema: Schema | None = None, **more: Any) -> H
 
 async def _answer_of(mesh: AsyncNode, what: str, request: Request) -> Response:
     """Answer with what the broker tells of this."""
-    return answer(await mesh.ask(what, {}, QUESTION_S))
+    return answer(await mesh.ask(what, {}, BROKER_ASK_S))
 
 
 class HealthCall:

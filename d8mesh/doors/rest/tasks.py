@@ -19,7 +19,7 @@ from d8mesh.nodes.client.aio.node import AsyncNode
 from d8mesh.nodes.client.groups import Sent
 
 #: How long a question may take: the broker answers in milliseconds.
-QUESTION_S: Final = 10.0
+BROKER_ASK_S: Final = 10.0
 #: How long a submit may take: its commit waits for the disk.
 SUBMIT_S: Final = 30.0
 MAX_WAIT_S: Final = 60.0
@@ -82,7 +82,7 @@ class TaskCalls:
 
     async def queue(self, request: Request) -> Response:
         """``GET /api/tasks/queue``"""
-        return answer(await self._mesh.ask("queue", _page(request), QUESTION_S))
+        return answer(await self._mesh.ask("queue", _page(request), BROKER_ASK_S))
 
     async def listed(self, request: Request) -> Response:
         """``GET /api/tasks``"""
@@ -90,7 +90,7 @@ class TaskCalls:
         args |= {name: request.args.get(name, "") for name in ("state", "type", "order")}
         if len(str(args["type"])) > MAX_ID_CHARS:
             raise InvalidTaskError(f"type: expected at most {MAX_ID_CHARS} characters")
-        body = await self._mesh.ask("tasks", args, QUESTION_S)
+        body = await self._mesh.ask("tasks", args, BROKER_ASK_S)
         tasks: list[dict[str, Any]] = body["tasks"]
         return await _told(body, lambda: body | {"tasks": [status_body(each) for each in tasks]})
 
@@ -103,7 +103,7 @@ class TaskCalls:
         return status_body(await self._ask("status", task_id))
 
     async def _ask(self, what: str, task_id: str, **more: object) -> dict[str, Any]:
-        return await self._mesh.ask(what, {"id": _id(task_id), **more}, QUESTION_S)
+        return await self._mesh.ask(what, {"id": _id(task_id), **more}, BROKER_ASK_S)
 
     async def _submit(self, request: Request) -> Sent:
         wanted: Wanted = request.value

@@ -10,7 +10,7 @@ from typing import Any, Final
 from d8mesh.doors.query import seconds
 from d8mesh.doors.rest.dialect import lacks_output, named_in, reported, task_body
 from d8mesh.doors.rest.schemas import Beating, NamedReport, Register, Report
-from d8mesh.doors.rest.tasks import MAX_ID_CHARS, QUESTION_S
+from d8mesh.doors.rest.tasks import MAX_ID_CHARS, BROKER_ASK_S
 from d8mesh.doors.waiting import Places
 from d8mesh.errors import D8Error, UnknownTaskError, UnknownWorkerError
 from d8mesh.http.answers import Refusal, Response, answer
@@ -79,7 +79,7 @@ class WorkerCalls:
             raise UnknownTaskError
         task_type, worker_id = "", report.worker_id
         if lacks_output(report.result):
-            task_type = (await self._mesh.ask("status", {"id": task_id}, QUESTION_S))["type"]
+            task_type = (await self._mesh.ask("status", {"id": task_id}, BROKER_ASK_S))["type"]
         pack = partial(reported, worker_id=worker_id, task_type=task_type)
         is_success, payload = await off_loop(len(request.body), pack, report.result)
         args = {"task_id": task_id, "is_success": is_success, "result": payload}
@@ -98,7 +98,7 @@ class WorkerCalls:
         args = {"task_id": task_id, "error": str(error), "worker_id": named.get("worker_id", "")}
         if 1 <= len(task_id) <= MAX_ID_CHARS:
             with contextlib.suppress(D8Error):
-                await self._mesh.ask("poll.refused", args, QUESTION_S)
+                await self._mesh.ask("poll.refused", args, BROKER_ASK_S)
 
     async def _ask(
         self, what: str, worker_id: str, args: dict[str, Any] | None = None, wait_s: float = 0.0
@@ -106,7 +106,7 @@ class WorkerCalls:
         if not 1 <= len(worker_id) <= MAX_ID_CHARS:  # nobody can have registered it
             raise UnknownWorkerError
         return await self._mesh.ask(
-            what, {"worker_id": worker_id, **(args or {})}, QUESTION_S + wait_s
+            what, {"worker_id": worker_id, **(args or {})}, BROKER_ASK_S + wait_s
         )
 
     async def _next(self, worker_id: str, wait_s: float) -> Response:
