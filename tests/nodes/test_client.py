@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import json
 import math
 import os
 import queue
@@ -14,21 +13,22 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
 import pytest
-from werkzeug.serving import make_server
-from werkzeug.wrappers import Request, Response
 
 from d8mesh.config import Config
 from d8mesh.core.client.effects import Output
 from d8mesh.core.client.submission import Submission
 from d8mesh.core.protocol.codec import decode_to_worker, encode
 from d8mesh.core.protocol.messages import SUCCEEDED, Group, Results, Stream, Work, WorkerHello
-from d8mesh.doors.rest.mesh import Places
-from d8mesh.doors.tunnel import Exchange
+from d8mesh.doors.tunnel import Exchange, tunnel_door
+from d8mesh.doors.waiting import Places
+from d8mesh.edge.network import bind
 from d8mesh.edge.transport.sockets import DealerLink
 from d8mesh.errors import (
     BrokerUnavailableError,
@@ -47,10 +47,18 @@ from d8mesh.errors import (
     WaitTimeoutError,
 )
 from d8mesh.handlers import TaskContext
+from d8mesh.http.answers import Response, answer
+from d8mesh.http.application import Application
+from d8mesh.http.guard import Guard, Rejections
+from d8mesh.http.request import Request
+from d8mesh.http.routes import Door as HttpDoor
+from d8mesh.http.routes import HttpRoute
+from d8mesh.http.server import Server
 from d8mesh.nodes.client import RESTARTED, Client
 from d8mesh.nodes.client.futures import wait as wait_for
 from d8mesh.nodes.client.streams import Missed, StreamDeduplicator
 from d8mesh.nodes.reconnector.search import Search
+from tests.http.calls import LoopThread
 from tests.nodes.mesh import PATIENCE_S, Mesh, free_port, mesh_in, until
 
 NOBODY = f"{'v' * 16}-0"
@@ -730,22 +738,28 @@ class Door:
 
     def __init__(self, port: int) -> None:
         self.broker_port, self.shown_port = port, free_port()
-        self.exchange = Exchange(f"tcp://127.0.0.1:{port}", Places(50))
         self.posts = 0
-        self.http = make_server("127.0.0.1", 0, self.application, threaded=True)
-        self.url = f"http://127.0.0.1:{self.http.server_port}"
-        self.threads = [threading.Thread(target=self.http.serve_forever, args=(0.05,))]
-        self.threads[0].start()
+        self.loop = LoopThread()
+        self.loop.run(self._begin())
+        self.url = f"http://127.0.0.1:{self.server.ports[0]}"
         self.listener: socket.socket | None = None
 
-    def application(self, environ: Any, start_response: Any) -> Any:
-        request = Request(environ)
-        if request.path == "/health":
-            response = Response(json.dumps({"broker_port": self.shown_port}))
-        else:
-            self.posts += 1
-            response = self.exchange.exchange(request)
-        return response(environ, start_response)
+    async def _begin(self) -> None:
+        self.exchange = Exchange(f"tcp://127.0.0.1:{self.broker_port}")
+        mesh: Any = SimpleNamespace(is_connected=True)
+        tunnel = tunnel_door(self.exchange, mesh, Places(1))
+        health = HttpDoor(name="health", routes=[HttpRoute(rule="/health", call=self._health)])
+        tunnel = replace(tunnel, before=self._count)
+        application = Application([health, tunnel], Guard(), Rejections())
+        bound = bind("127.0.0.1", 0)
+        self.server = Server(application, [bound], lambda peer: True, Rejections())
+        await self.server.start()
+
+    async def _health(self, request: Request) -> Response:
+        return answer({"broker_port": self.shown_port})
+
+    async def _count(self, request: Request) -> None:
+        self.posts += 1
 
     def open(self) -> None:
         """Let the broker's port through."""
@@ -764,10 +778,9 @@ class Door:
     def close(self) -> None:
         if self.listener is not None:
             self.listener.close()
-        self.exchange.close()
-        self.http.shutdown()
-        self.threads[0].join(PATIENCE_S)
-        self.http.server_close()
+        self.loop.run(self.server.close())
+        self.loop.run(self.exchange.close())
+        self.loop.close()
 
 
 def _carry(source: socket.socket, target: socket.socket) -> None:

@@ -16,7 +16,7 @@ from d8mesh.core.broker.effects import Peer
 from d8mesh.core.broker.outcomes import MAX_REASON_CHARS, TaskOutcomes, failure_payload
 from d8mesh.core.broker.placement import DOCUMENTED_TYPES
 from d8mesh.core.broker.records import TaskRecord, registration
-from d8mesh.core.broker.returns import LEAVING, MISLAID, Returns
+from d8mesh.core.broker.returns import LEAVING, MISLAID, UNSTARTED, Returns
 from d8mesh.core.broker.scheduler import Scheduler
 from d8mesh.core.broker.state import BrokerState, ThankForReport
 from d8mesh.core.broker.store import FinishedStates, OutcomesOf, StoreAnswer, Unreadable
@@ -79,6 +79,8 @@ class Polling:
                 self._unregister(*asked)
             case "poll.next":
                 self._next(*asked)
+            case "poll.leave":
+                self._leave(*asked)
             case "poll.report":
                 self._report(*asked)
             case "poll.refused":
@@ -193,6 +195,9 @@ class Polling:
     def _next(self, peer: Peer, request: int, args: Args) -> None:
         state, worker = self._state, self._known(args)
         self._heard(worker)
+        waiting = worker.poll
+        if waiting is not None and (waiting.peer, waiting.request) == (peer, request):
+            return  # sent again: it waits already
         self._drop_poll(worker)
         if worker.outstanding and len(worker.outstanding) >= worker.slots:
             # It asks though its hands are full: a reply or a report got lost on the way.
@@ -207,6 +212,17 @@ class Polling:
         self._waiting[worker.worker_id] = worker
         worker.has_asked, worker.asked = True, state.now
         state.registry.refresh(worker)
+
+    def _leave(self, peer: Peer, request: int, args: Args) -> None:
+        """Who polled has hung up: its poll waits no longer, a task it was just handed goes back."""
+        worker = self._known(args)
+        self._drop_poll(worker)
+        self._state.registry.refresh(worker)
+        task = worker.outstanding.get(str(args.get("task_id")))
+        if task is not None:
+            why = f"worker {worker.worker_id!r} hung up before it had this"
+            self._returns.take(worker.worker_id, [task], why, UNSTARTED)
+        self._actions.answer(peer, request, {})
 
     def _report(self, peer: Peer, request: int, args: Args) -> None:
         state = self._state

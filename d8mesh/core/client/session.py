@@ -52,6 +52,8 @@ MAX_GROWING: Final = 2
 #: Questions under way at once: more answers than the orchestrator may have waiting for one
 #: client would be dropped, and asked for again much later.
 MAX_ASKED: Final = 256
+#: Beside those: they are answered one by one, as there is something to tell.
+PATIENT: Final = frozenset({"poll.next"})
 #: HELLO is said again after this long without an answer.
 HELLO_S: Final = 3.0
 #: A new link on which nothing was heard for this long is given up: sooner than one that
@@ -95,6 +97,7 @@ class ClientSession:
         #: questions under way, and when each was asked last
         self._asks: dict[int, Query] = {}
         self._asked_at: dict[int, float] = {}
+        self._patient: set[int] = set()  #: those of `PATIENT` among them
         self._unasked: dict[int, Query] = {}  #: to be asked when others are answered
         self._listening: set[str] = set()
 
@@ -338,18 +341,21 @@ class ClientSession:
 
     def _ask_more(self, now: float) -> list[Output]:
         out: list[Output] = []
-        while self._unasked and self._is_up and len(self._asks) < MAX_ASKED:
+        while self._unasked and self._is_up and len(self._asks) - len(self._patient) < MAX_ASKED:
             request = next(iter(self._unasked))
             out.append(self._ask(self._unasked.pop(request), now))
         return out
 
     def _ask(self, question: Query, now: float) -> Transmit:
         self._asks[question.request], self._asked_at[question.request] = question, now
+        if question.what in PATIENT:
+            self._patient.add(question.request)
         return Transmit(question)
 
     def _answered(self, request: int) -> bool:
         """Take a question off the list; return whether it was under way."""
         self._asked_at.pop(request, None)
+        self._patient.discard(request)
         return self._asks.pop(request, None) is not None
 
     def _put_back(self, submission: Submission) -> None:

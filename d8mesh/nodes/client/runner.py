@@ -268,7 +268,7 @@ class ClientRunner:
             due = min(due, self._cut_since + CUT_S)
         return (
             due
-            if submission is None or submission.give_up is None
+            if submission is None or submission.give_up is None or not self.session.paused_for
             else min(due, submission.give_up)
         )
 
@@ -279,7 +279,7 @@ class ClientRunner:
             if submission is None or self._inbox:  # what was sealed before it goes first
                 return []
             is_overdue = submission.give_up is not None and submission.give_up <= now
-            if not self.session.has_room and not is_overdue:
+            if not self.session.has_room and not (is_overdue and self.session.paused_for):
                 return []
             self.open = None
         return self.session.submit(submission, now)

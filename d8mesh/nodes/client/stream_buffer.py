@@ -12,6 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from functools import partial
+from itertools import islice
 from typing import Final, NamedTuple
 
 from d8mesh.core.client.submission import Submission
@@ -82,9 +83,9 @@ class KeptOutput:
         with self._changed:
             while True:
                 count = self._gone + len(self._heard)
-                if at < count:
-                    skip = max(0, at - self._gone)
-                    return KeptPart(count, list(self._heard)[skip:], self.ended < math.inf)
+                if at < count:  # from the right: most readers lack the last one only
+                    lacks = islice(reversed(self._heard), count - at)
+                    return KeptPart(count, [*lacks][::-1], self.ended < math.inf)
                 left_s = until - time.monotonic()
                 if self.ended < math.inf or left_s <= 0:
                     return KeptPart(count, [], self.ended < math.inf)

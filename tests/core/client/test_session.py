@@ -421,6 +421,14 @@ def test_a_question_is_answered_once_and_asked_again_in_doubt() -> None:
     assert session.receive(Answer(4, "", {"a": 1}), 10.7) == []
 
 
+def test_polls_that_wait_hold_up_no_other_question() -> None:
+    session = up()
+    for n in range(1, MAX_ASKED + 1):
+        assert sent(session.ask(Query(n, "poll.next", {}), 0.0), Query)
+    health = Query(1000, "health", {})
+    assert sent(session.ask(health, 0.0), Query) == [health]
+
+
 def test_few_questions_are_under_way_at_once_and_each_answer_brings_the_next() -> None:
     session = up()
     questions = [Query(n, "stats", {}) for n in range(1, MAX_ASKED + 4)]
