@@ -151,7 +151,7 @@ def test_no_proxy_holds_back_a_stream_or_a_wait(rest: Rest) -> None:
     rest.register("w-polling", "w-polling-type")
     for path in (
         f"/api/tasks/{task_id}/stream",
-        f"/api/tasks/{task_id}/wait?timeout=0",
+        f"/api/tasks/{task_id}/wait?timeout_s=0",
         "/api/workers/w-polling/tasks",
         "/api/nowhere",
     ):
