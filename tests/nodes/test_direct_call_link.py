@@ -13,7 +13,7 @@ from typing import Final
 import pytest
 
 from d8mesh.core.client.session import ClientSession
-from d8mesh.core.client.submission import Outcome
+from d8mesh.core.client.submission import TaskOutcome
 from d8mesh.core.protocol.codec import decode_to_broker, encode
 from d8mesh.core.protocol.messages import (
     COMPLETED_STATE,
@@ -112,7 +112,7 @@ def called(line: DirectCall, timeout_s: float | None = PATIENCE_S) -> queue.Queu
     return ended
 
 
-DONE = Outcome(COMPLETED_STATE, RESULT)
+DONE = TaskOutcome(COMPLETED_STATE, RESULT)
 
 
 def outcomes(*numbers: int) -> Outcomes:

@@ -14,7 +14,7 @@ from d8mesh.core.protocol.task import parse_id
 from d8mesh.errors import InvalidTaskError, ProtocolError, error_of
 
 
-class Outcome(NamedTuple):
+class TaskOutcome(NamedTuple):
     """How a task ended: one of the states of `core.protocol.messages`, its recorded result."""
 
     state: int
@@ -99,9 +99,9 @@ class Submission:
         """Return whether the outcome of task `index` is here, or never comes: it was refused."""
         return bool(self.states[index]) or self.refusal is not None
 
-    def outcome(self, index: int) -> Outcome:
+    def outcome(self, index: int) -> TaskOutcome:
         """Return how task `index` ended, as far as that is known."""
-        return Outcome(self.states[index], self.payloads[index] or b"")
+        return TaskOutcome(self.states[index], self.payloads[index] or b"")
 
     def accept(self, session: str, first: int, *, is_repeat: bool) -> None:
         """Note that the tasks are on the orchestrator's disk, under these ids."""

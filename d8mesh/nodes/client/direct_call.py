@@ -19,7 +19,7 @@ from typing import Final
 
 from d8mesh.core.client.effects import Connected, Lost, Output, Rejected, Transmit
 from d8mesh.core.client.session import ClientSession
-from d8mesh.core.client.submission import Outcome, Submission
+from d8mesh.core.client.submission import Submission, TaskOutcome
 from d8mesh.core.protocol.codec import decode_to_client, encode
 from d8mesh.core.protocol.messages import Goodbye, Group, Outcomes
 from d8mesh.core.protocol.route import Route
@@ -94,7 +94,7 @@ class DirectCall:
 
     def call(
         self, submission: Submission, timeout_s: float | None, check_alive: Callable[[], None]
-    ) -> Outcome:
+    ) -> TaskOutcome:
         """Submit a submission and wait for its outcome.
 
         Args:
@@ -177,13 +177,13 @@ class DirectCall:
 
     def _receive(
         self, frame: bytes, submission: Submission, task_id: str, now: float
-    ) -> Outcome | None:
+    ) -> TaskOutcome | None:
         """Take in a frame; return the outcome of the task that is awaited, if it is there."""
         try:
             message = decode_to_client(frame)
             if type(message) is Outcomes and message.ids == [task_id] and message.states[0]:
                 self._untold = message.ids, message.states
-                return Outcome(message.states[0], message.payloads[0])
+                return TaskOutcome(message.states[0], message.payloads[0])
             self._carry_out(self.session.receive(message, now))
         except ProtocolError as error:
             event(_log, logging.WARNING, "frame.bad", error=str(error))
@@ -270,7 +270,7 @@ class DirectCalls:
         if direct_call is None:
             return None
         is_kept = is_lost = False
-        outcome: Outcome | None = None
+        outcome: TaskOutcome | None = None
         submission = direct_call.submission(group)
         submission.give_up = give_up(timeout_s)
         try:
@@ -354,7 +354,7 @@ class DirectCalls:
 
     def _go_on(
         self, direct_call: DirectCall, submission: Submission, timeout_s: float | None
-    ) -> Outcome:
+    ) -> TaskOutcome:
         """Have the session of a lost direct call go on in a runner, to the end of this call."""
         waker = Waker()
         reconnector = self._make_reconnector(waker.wake)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from d8mesh.core.client.submission import Outcome, Submission, awaiting
+from d8mesh.core.client.submission import Submission, TaskOutcome, awaiting
 from d8mesh.core.protocol.messages import COMPLETED_STATE, FAILED_STATE, Group, Refused
 from d8mesh.errors import QueueFullError
 
@@ -65,7 +65,7 @@ def test_the_first_outcome_stands() -> None:
     tasks = submission()
     assert tasks.note(1, COMPLETED_STATE, b"first")
     assert not tasks.note(1, FAILED_STATE, b"second")
-    assert tasks.outcome(1) == Outcome(COMPLETED_STATE, b"first")
+    assert tasks.outcome(1) == TaskOutcome(COMPLETED_STATE, b"first")
     assert tasks.missing == 2
     assert list(tasks.awaited()) == [f"{SESSION}-10", f"{SESSION}-12"]
 

@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any, Final
 
 from d8mesh.config import Config
-from d8mesh.core.client.submission import Outcome, Submission, awaiting
+from d8mesh.core.client.submission import Submission, TaskOutcome, awaiting
 from d8mesh.core.protocol.messages import Group
 from d8mesh.edge.logs import event
 from d8mesh.edge.transport.connector import Connector
@@ -165,7 +165,7 @@ class AsyncNode:
         self.check_alive()
         return self._submitter.watch(task_id)
 
-    async def outcome_of(self, task_id: str, timeout_s: float | None) -> Outcome | None:
+    async def outcome_of(self, task_id: str, timeout_s: float | None) -> TaskOutcome | None:
         """Wait for how anybody's acknowledged task ends; None: it has not within `timeout_s`.
 
         Raises:
