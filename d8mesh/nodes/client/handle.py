@@ -11,6 +11,7 @@ from d8mesh.core.client.submission import Submission, awaiting
 from d8mesh.core.protocol.messages import CANCELLED_STATE
 from d8mesh.errors import D8Error, TaskCancelledError, TaskRejectedError, WaitTimeoutError
 from d8mesh.nodes.client.node import ClientNode
+from d8mesh.nodes.client.outputs import output_of
 from d8mesh.nodes.client.results import Result, is_cancelled_already, readable, result_of
 from d8mesh.nodes.client.timeouts import DEFAULT_QUESTION_S, bounded, countdown, takes_timeout_s
 
@@ -264,7 +265,7 @@ class Task:
         Raises:
             WaitTimeoutError: nothing came for `timeout`.
         """
-        return self.node.outputs.of(self._submission, self._index, timeout)
+        return output_of(self.node.runner, self._submission, self._index, timeout)
 
 
 def unpickled(task_id: str) -> Task:

@@ -6,7 +6,7 @@ soon as it need not wait. Whatever is submitted as a whole travels in a submissi
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any
 
@@ -15,7 +15,6 @@ from d8mesh.core.protocol.messages import SOFT_FRAME_BYTES, Group
 from d8mesh.errors import WaitTimeoutError
 from d8mesh.nodes.client.groups import (
     SUBMISSION_TASKS,
-    Sent,
     SubmitOptions,
     Template,
     digest_of,
@@ -162,26 +161,6 @@ class Submitter:
             raise told_whole(error, template.timeout_s) from None
         return submissions
 
-    def place(
-        self, groups: Sequence[Group], timeout_s: float | None, *, key: str, is_listened: bool
-    ) -> tuple[Submission, int | None]:
-        """Submit these, all or nothing; return their submission, and a single one's place in it.
-
-        A full queue is not waited for, and no outcomes are wanted.
-
-        Raises:
-            As of `enqueue`.
-        """
-        count, _ = size_of(groups)
-        if count == 1 and not key and not is_listened:
-            # It travels with what others submit at the same time.
-            group = groups[0]
-            return self.append(filled(group, []), group.payloads[0], timeout_s, is_watched=False)
-        submission = self.enqueue(
-            list(groups), timeout_s, key=key, is_watched=False, is_listened=is_listened
-        )
-        return submission, None
-
     def watch(self, task_id: str) -> tuple[Submission, int]:
         """Return where the outcome of anybody's task will arrive.
 
@@ -201,10 +180,3 @@ class Submitter:
         if submission.is_listened:
             for index in range(submission.count):
                 self._runner.stream_buffer.expect(submission, index)
-
-
-def sent_of(submission: Submission, index: int | None) -> Sent:
-    """Return what became of tasks that were placed, and acknowledged."""
-    indices = range(submission.count) if index is None else [index]
-    ids = [submission.task_id(each) for each in indices]
-    return Sent(ids, submission.is_repeat, submission.warnings)

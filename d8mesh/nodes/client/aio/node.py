@@ -7,7 +7,7 @@ import concurrent.futures
 import contextlib
 import logging
 import warnings
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping
 from functools import partial
 from typing import Any, Final
 
@@ -28,7 +28,7 @@ from d8mesh.nodes.client.closing import (
     raise_missing,
 )
 from d8mesh.nodes.client.completion_waiters import log_waiting
-from d8mesh.nodes.client.groups import SUBMISSION_TASKS, Sent, size_of
+from d8mesh.nodes.client.groups import SUBMISSION_TASKS, Sent, filled, size_of
 from d8mesh.nodes.client.outputs import listen
 from d8mesh.nodes.client.questions import Questions, unanswered
 from d8mesh.nodes.client.reasons import Reasons
@@ -36,7 +36,7 @@ from d8mesh.nodes.client.runner import ClientRunner
 from d8mesh.nodes.client.sessions import new_session
 from d8mesh.nodes.client.stream_buffer import KeptOutput, StreamBuffer
 from d8mesh.nodes.client.streams import OnStream
-from d8mesh.nodes.client.submitter import Submitter, sent_of
+from d8mesh.nodes.client.submitter import Submitter
 from d8mesh.nodes.client.timeouts import DEFAULT_QUESTION_S, bounded
 from d8mesh.nodes.reconnector.reconnector import Reconnector
 from d8mesh.nodes.reconnector.search import Search
@@ -139,20 +139,35 @@ class AsyncNode:
 
     async def submit_groups(
         self,
-        groups: Sequence[Group],
+        groups: list[Group],
         *,
         key: str = "",
         is_listened: bool = False,
         timeout_s: float | None = DEFAULT_QUESTION_S,
     ) -> Sent:
-        """Submit all of these or nothing; see `Client.submit_groups`."""
+        """Submit all of these or nothing, and wait until it is acknowledged.
+
+        A full queue is not waited for, and no outcomes are wanted.
+
+        Raises:
+            TaskRejectedError: refused; nothing was accepted.
+            WaitTimeoutError: no answer within `timeout_s`.
+        """
         self.check_alive()
-        await self.waits.room(*size_of(groups), timeout_s)
-        submission, index = self._submitter.place(
-            groups, timeout_s, key=key, is_listened=is_listened
-        )
+        count, size_bytes = size_of(groups)
+        await self.waits.room(count, size_bytes, timeout_s)
+        index = 0
+        if count == 1 and not key and not is_listened:
+            # It travels with what others submit at the same time.
+            shared, payload = filled(groups[0], []), groups[0].payloads[0]
+            submission, index = self._submitter.append(shared, payload, timeout_s, is_watched=False)
+        else:
+            submission = self._submitter.enqueue(
+                groups, timeout_s, key=key, is_watched=False, is_listened=is_listened
+            )
         await self.waits.settled(submission, timeout_s)
-        return sent_of(submission, index)
+        ids = [submission.task_id(each) for each in range(index, index + count)]
+        return Sent(ids, submission.is_repeat, submission.warnings)
 
     def next_id(self) -> tuple[str, int]:
         """Return a session and a counter that make an unused task id."""
