@@ -510,7 +510,7 @@ def test_a_pickled_task_opens_itself_where_it_is_unpickled(
     more = pickle.loads(pickle.dumps([task, again]))  # noqa: S301
     assert set(as_completed(more, PATIENCE_S)) == set(more)
     assert more[0].client is again.client  # one for all of them
-    again.client.close()
+    again.node.close()
     later = pickle.loads(pickle.dumps(task))  # noqa: S301
     assert later.result(PATIENCE_S)["output"] == "a"  # through another one
 

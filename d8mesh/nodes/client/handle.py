@@ -26,29 +26,13 @@ class NodeOwner(Protocol):
     def node(self) -> ClientNode:
         """Its session, where they wait."""
 
-    def close(self, timeout: float | None = ...) -> None:
-        """As `Client.close`."""
 
+class TaskHandle:
+    """What every handle of a task knows without waiting."""
 
-class Task:
-    """A handle of one task, used as a `concurrent.futures.Future` is.
-
-    It pickles as its id: unpickled, it opens itself through a client of its process's own when
-    it is first used (`Client()`: the settings of the environment); `Client.task` opens it through
-    another. A copy of a handle is the handle itself.
-
-    Thread: every method may be called from any thread.
-    """
-
-    __slots__ = ("_client", "_index", "_submission")
-
-    #: returns the client that the unpickled handles of this process share; `client` sets it
-    own_client: ClassVar[Callable[[], NodeOwner]]
-
-    def __init__(self, client: NodeOwner | None, submission: Submission, index: int) -> None:
-        self._client = client
-        self._submission = submission
-        self._index = index
+    __slots__ = ("_index", "_submission")
+    _submission: Submission
+    _index: int
 
     @property
     def id(self) -> str:
@@ -61,6 +45,11 @@ class Task:
         return self._submission
 
     @property
+    def index(self) -> int:
+        """Which of its submission's tasks it is."""
+        return self._index
+
+    @property
     def warnings(self) -> tuple[str, ...]:
         """What the orchestrator says of the submit: that no worker offers the type, say.
 
@@ -68,10 +57,55 @@ class Task:
         """
         return self._submission.warnings
 
-    @property
-    def index(self) -> int:
-        """Which of its submission's tasks it is."""
-        return self._index
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.id}>"
+
+    def is_known(self) -> bool:
+        """Return whether the outcome has arrived here, or will not because it was refused."""
+        return self._submission.is_known(self._index)
+
+    def cancelled(self) -> bool:
+        """Return whether it is known here that the task was cancelled."""
+        return self._submission.states[self._index] == CANCELLED_STATE
+
+    def outcome(self) -> Result:
+        """Return, or raise, what is known to have come of the task; see `Task.result`."""
+        submission, index = self._submission, self._index
+        if submission.refusal is not None:
+            with self._named():
+                submission.raise_refusal()
+        payload = submission.payloads[index] or b""
+        return result_of(submission.states[index], payload, submission, index)
+
+    @contextlib.contextmanager
+    def _named(self) -> Iterator[None]:
+        """An error out of this names the task."""
+        try:
+            yield
+        except D8Error as error:
+            error.task_id = self.id
+            raise
+
+
+class Task(TaskHandle):
+    """A handle of one task, used as a `concurrent.futures.Future` is.
+
+    It pickles as its id: unpickled, it opens itself through a client of its process's own when
+    it is first used (`Client()`: the settings of the environment); `Client.task` opens it through
+    another. A copy of a handle is the handle itself.
+
+    Thread: every method may be called from any thread.
+    """
+
+    __slots__ = ("_client",)
+
+    #: returns the client that the unpickled handles of this process share; `client` sets it
+    own_client: ClassVar[Callable[[], NodeOwner]]
+
+    def __init__(self, client: NodeOwner | None, submission: Submission, index: int) -> None:
+        self._client = client
+        self._submission = submission
+        self._index = index
 
     @property
     def client(self) -> NodeOwner:
@@ -85,9 +119,6 @@ class Task:
     def node(self) -> ClientNode:
         """Its client's."""
         return self.client.node
-
-    def __repr__(self) -> str:
-        return f"<Task {self.id}>"
 
     def __reduce__(self) -> tuple[object, ...]:
         return unpickled, (self.id,)
@@ -104,14 +135,7 @@ class Task:
         It does when the outcome has arrived here, when the submit was refused, and when the
         client is closed: then nothing will arrive any more.
         """
-        return self._is_known() or self.node.is_over
-
-    def _is_known(self) -> bool:
-        return self._submission.is_known(self._index)
-
-    def cancelled(self) -> bool:
-        """Return whether it is known here that the task was cancelled."""
-        return self._submission.states[self._index] == CANCELLED_STATE
+        return self.is_known() or self.node.is_over
 
     @takes_timeout_s
     def result(self, timeout: float | None = None) -> Result:
@@ -125,31 +149,26 @@ class Task:
             WaitTimeoutError: `timeout` is over; the task goes on.
             NodeClosedError: the client is closed, and the outcome had not arrived.
         """
-        return self._outcome(timeout)
+        if not self._submission.states[self._index]:
+            self._await(timeout)
+        return self.outcome()
 
     def take(self, timeout_s: float | None) -> Result:
         """Return `result`, and forget it: for handles that nobody else has."""
-        result = self._outcome(timeout_s)
+        if not self._submission.states[self._index]:
+            self._await(timeout_s)
+        result = self.outcome()
         self._submission.payloads[self._index] = None
         return result
 
-    def _outcome(self, timeout_s: float | None) -> Result:
-        submission, index = self._submission, self._index
-        try:
-            if not submission.states[index]:
-                self._wait(timeout_s, f"the result of {self.id}", self.id)
-            if submission.refusal is not None:
-                submission.raise_refusal()
-        except D8Error as error:
-            error.task_id = self.id
-            raise
-        payload = submission.payloads[index] or b""
-        return result_of(submission.states[index], payload, submission, index)
+    def _await(self, timeout_s: float | None) -> None:
+        with self._named():
+            self._wait(timeout_s, f"the result of {self.id}", self.id)
 
     def _wait(self, timeout_s: float | None, what: str, task_id: str | None = None) -> None:
         """Wait until the outcome is known."""
         waiters = self.node.waiters
-        waiters.wait_for(self._submission, self._is_known, timeout_s, what=what, task_id=task_id)
+        waiters.wait_for(self._submission, self.is_known, timeout_s, what=what, task_id=task_id)
 
     @takes_timeout_s
     def exception(self, timeout: float | None = None) -> D8Error | None:
@@ -190,18 +209,12 @@ class Task:
             TaskRejectedError: the submit was refused.
             WaitTimeoutError: `timeout` is over.
         """
-        try:
+        with self._named():
             self.node.waiters.wait_settled(self._submission, timeout)
-        except D8Error as error:
-            error.task_id = self.id
-            raise
 
     def _ask(self, what: str, timeout_s: float, **more: object) -> dict[str, Any]:
-        try:
+        with self._named():
             return self.node.ask(what, {"id": self.id, **more}, timeout_s)
-        except D8Error as error:
-            error.task_id = self.id
-            raise
 
     @takes_timeout_s
     def status(
