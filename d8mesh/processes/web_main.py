@@ -97,7 +97,7 @@ async def _serve(config: Config, broker: str, bound: socket.socket) -> int:
 async def _until_dead(mesh: AsyncNode) -> None:
     """Return when the client has ended by itself."""
     try:
-        await mesh.waits.other(mesh.loop.create_future(), None, "its end")
+        await mesh.waits.until(mesh.loop.create_future(), None, "its end")
     except NodeClosedError:
         return
     except D8Error:  # the broker refuses it for good: whoever asks is told why

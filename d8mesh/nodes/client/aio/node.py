@@ -237,7 +237,7 @@ class AsyncNode:
         ready = self.loop.create_future()
         pending = self._questions.begin(what, args, partial(resolve, ready))
         try:
-            await self.waits.other(ready, timeout_s, f"the answer to {what!r}")
+            await self.waits.until(ready, timeout_s, f"the answer to {what!r}")
         except WaitTimeoutError:
             return None
         finally:
@@ -253,7 +253,7 @@ class AsyncNode:
         connected = self.loop.create_future()
         self._connecting.add(connected)
         try:
-            await self.waits.other(connected, timeout_s, "a connection")
+            await self.waits.until(connected, timeout_s, "a connection")
         except WaitTimeoutError:
             return False
         finally:
