@@ -74,7 +74,7 @@ def run_web(config: Config, options: argparse.Namespace) -> int:
 async def _serve(config: Config, broker: str, bound: socket.socket) -> int:
     """Serve until told to stop; return the exit code: 1 if the client has ended by itself."""
     mesh = AsyncNode(config, endpoint=broker, url=None)
-    mesh.stream_buffer.keep_s = KEPT_S
+    mesh.runner.stream_buffer.keep_s = KEPT_S
     waits, rejections, exchange = Places(MAX_WAITS), Rejections(), Exchange(broker)
     guard = Guard(config.allowed_hosts, key=config.mesh_key, allows_public=config.allow_public)
     doors = [rest_door(mesh, waits, rejections), tunnel_door(exchange, mesh, waits)]

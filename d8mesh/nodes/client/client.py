@@ -21,6 +21,7 @@ from d8mesh.nodes.client.closing import CLOSE_S
 from d8mesh.nodes.client.executor import TaskExecutor
 from d8mesh.nodes.client.groups import (
     SubmitOptions,
+    Template,
     check_key,
     encode_data,
     filled,
@@ -161,11 +162,18 @@ class Client:
             TaskRejectedError: a part was refused; the other parts may have been accepted.
             Others as of `submit`.
         """
-        return [
-            Task(self, submission, index)
-            for submission in self.node.submitter.enqueue_many(type, datas, options)
-            for index in range(submission.count)
-        ]
+        node, template = self.node, Template(type, options)
+        left_s = countdown(template.timeout_s)
+        try:
+            submissions = [
+                node.submitter.enqueue([group], left_s(), is_listened=template.is_listened)
+                for group in template.cut(datas)
+            ]
+            for submission in submissions:
+                node.waiters.wait_settled(submission, left_s())
+        except WaitTimeoutError as error:
+            raise told_whole(error, template.timeout_s) from None
+        return [Task(self, each, index) for each in submissions for index in range(each.count)]
 
     @takes_timeout_s
     def map(

@@ -30,24 +30,14 @@ class NodeOwner(Protocol):
 class TaskHandle:
     """What every handle of a task knows without waiting."""
 
-    __slots__ = ("_index", "_submission")
-    _submission: Submission
-    _index: int
+    __slots__ = ("index", "submission")
+    submission: Submission  #: what it travelled in
+    index: int  #: which of its submission's tasks it is
 
     @property
     def id(self) -> str:
         """The task's id, final from the start; it opens the task in any other process."""
-        return self._submission.task_id(self._index)
-
-    @property
-    def submission(self) -> Submission:
-        """What it travelled in."""
-        return self._submission
-
-    @property
-    def index(self) -> int:
-        """Which of its submission's tasks it is."""
-        return self._index
+        return self.submission.task_id(self.index)
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -55,22 +45,22 @@ class TaskHandle:
 
         Empty before the acknowledgement.
         """
-        return self._submission.warnings
+        return self.submission.warnings
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.id}>"
 
     def is_known(self) -> bool:
         """Return whether the outcome has arrived here, or will not because it was refused."""
-        return self._submission.is_known(self._index)
+        return self.submission.is_known(self.index)
 
     def cancelled(self) -> bool:
         """Return whether it is known here that the task was cancelled."""
-        return self._submission.states[self._index] == CANCELLED_STATE
+        return self.submission.states[self.index] == CANCELLED_STATE
 
     def outcome(self) -> Result:
         """Return, or raise, what is known to have come of the task; see `Task.result`."""
-        submission, index = self._submission, self._index
+        submission, index = self.submission, self.index
         if submission.refusal is not None:
             with self._named():
                 submission.raise_refusal()
@@ -104,15 +94,15 @@ class Task(TaskHandle):
 
     def __init__(self, client: NodeOwner | None, submission: Submission, index: int) -> None:
         self._client = client
-        self._submission = submission
-        self._index = index
+        self.submission = submission
+        self.index = index
 
     @property
     def client(self) -> NodeOwner:
         """The `Client` that it waits with; of an unpickled one that of this process."""
         if self._client is None:
             self._client = Task.own_client()
-            self._client.node.watch(self._submission)
+            self._client.node.watch(self.submission)
         return self._client
 
     @property
@@ -149,16 +139,16 @@ class Task(TaskHandle):
             WaitTimeoutError: `timeout` is over; the task goes on.
             NodeClosedError: the client is closed, and the outcome had not arrived.
         """
-        if not self._submission.states[self._index]:
+        if not self.submission.states[self.index]:
             self._await(timeout)
         return self.outcome()
 
     def take(self, timeout_s: float | None) -> Result:
         """Return `result`, and forget it: for handles that nobody else has."""
-        if not self._submission.states[self._index]:
+        if not self.submission.states[self.index]:
             self._await(timeout_s)
         result = self.outcome()
-        self._submission.payloads[self._index] = None
+        self.submission.payloads[self.index] = None
         return result
 
     def _await(self, timeout_s: float | None) -> None:
@@ -168,7 +158,7 @@ class Task(TaskHandle):
     def _wait(self, timeout_s: float | None, what: str, task_id: str | None = None) -> None:
         """Wait until the outcome is known."""
         waiters = self.node.waiters
-        waiters.wait_for(self._submission, self.is_known, timeout_s, what=what, task_id=task_id)
+        waiters.wait_for(self.submission, self.is_known, timeout_s, what=what, task_id=task_id)
 
     @takes_timeout_s
     def exception(self, timeout: float | None = None) -> D8Error | None:
@@ -199,7 +189,7 @@ class Task(TaskHandle):
 
     def when_done(self, call: Callable[[], object]) -> None:
         """Have `call` called as `add_done_callback` says."""
-        self.node.completions.add(self._submission, self._index, call, self.done)
+        self.node.completions.add(self.submission, self.index, call, self.done)
 
     @takes_timeout_s
     def wait_accepted(self, timeout: float | None = None) -> None:
@@ -210,7 +200,7 @@ class Task(TaskHandle):
             WaitTimeoutError: `timeout` is over.
         """
         with self._named():
-            self.node.waiters.wait_settled(self._submission, timeout)
+            self.node.waiters.wait_settled(self.submission, timeout)
 
     def _ask(self, what: str, timeout_s: float, **more: object) -> dict[str, Any]:
         with self._named():
@@ -248,7 +238,7 @@ class Task(TaskHandle):
         """
         timeout = DEFAULT_QUESTION_S if timeout is None else timeout
         left_s = countdown(timeout)
-        if (is_cancelled := is_cancelled_already(self._submission, self._index)) is not None:
+        if (is_cancelled := is_cancelled_already(self.submission, self.index)) is not None:
             return is_cancelled
         try:
             self.wait_accepted(left_s())
@@ -278,7 +268,7 @@ class Task(TaskHandle):
         Raises:
             WaitTimeoutError: nothing came for `timeout`.
         """
-        return output_of(self.node.runner, self._submission, self._index, timeout)
+        return output_of(self.node.runner, self.submission, self.index, timeout)
 
 
 def unpickled(task_id: str) -> Task:

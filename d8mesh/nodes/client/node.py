@@ -31,8 +31,7 @@ from d8mesh.nodes.client.completions import Completions
 from d8mesh.nodes.client.direct_call import DirectCalls
 from d8mesh.nodes.client.questions import Questions
 from d8mesh.nodes.client.reasons import Reasons
-from d8mesh.nodes.client.runner import ClientRunner
-from d8mesh.nodes.client.sessions import new_session
+from d8mesh.nodes.client.runner import ClientRunner, new_session
 from d8mesh.nodes.client.submitter import Submitter
 from d8mesh.nodes.client.timeouts import countdown
 from d8mesh.nodes.reconnector.reconnector import Reconnector

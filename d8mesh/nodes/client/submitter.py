@@ -6,23 +6,18 @@ soon as it need not wait. Whatever is submitted as a whole travels in a submissi
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
 from functools import partial
-from typing import Any
 
 from d8mesh.core.client.submission import Submission, awaiting
 from d8mesh.core.protocol.messages import SOFT_FRAME_BYTES, Group
-from d8mesh.errors import WaitTimeoutError
 from d8mesh.nodes.client.groups import (
     SUBMISSION_TASKS,
-    SubmitOptions,
-    Template,
     digest_of,
     filled,
     size_of,
 )
 from d8mesh.nodes.client.runner import ClientRunner
-from d8mesh.nodes.client.timeouts import countdown, give_up, told_whole
+from d8mesh.nodes.client.timeouts import give_up
 
 
 class Submitter:
@@ -137,29 +132,6 @@ class Submitter:
             self._add(submission)
             self._runner.do(partial(self._session.submit, submission))
         return submission
-
-    def enqueue_many(
-        self, kind: str, datas: Iterable[Mapping[str, Any]], options: SubmitOptions
-    ) -> list[Submission]:
-        """Submit tasks of one type in as many submissions as it takes; wait until all are settled.
-
-        Raises:
-            TaskRejectedError: one was refused, or something of it is not allowed.
-            WaitTimeoutError: ``options["timeout"]`` is over.
-        """
-        template = Template(kind, options)
-        left_s = countdown(template.timeout_s)
-        submissions: list[Submission] = []
-        try:
-            for group in template.cut(datas):
-                submissions.append(
-                    self.enqueue([group], left_s(), is_listened=template.is_listened)
-                )
-            for submission in submissions:
-                self._waiters.wait_settled(submission, left_s())
-        except WaitTimeoutError as error:
-            raise told_whole(error, template.timeout_s) from None
-        return submissions
 
     def watch(self, task_id: str) -> tuple[Submission, int]:
         """Return where the outcome of anybody's task will arrive.

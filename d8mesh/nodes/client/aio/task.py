@@ -46,8 +46,8 @@ class AsyncTask(TaskHandle):
 
     def __init__(self, client: AsyncNodeOwner, submission: Submission, index: int) -> None:
         self._client = client
-        self._submission = submission
-        self._index = index
+        self.submission = submission
+        self.index = index
         self._callbacks: list[tuple[OnDone, contextvars.Context]] | None = None
 
     def __await__(self) -> Generator[Any, None, Result]:
@@ -68,7 +68,7 @@ class AsyncTask(TaskHandle):
         node = self._client.node
         if self._callbacks is None:
             self._callbacks = []
-            node.waits.signal(self._submission, self._index).add_done_callback(self._call_back)
+            node.waits.signal(self.submission, self.index).add_done_callback(self._call_back)
         self._callbacks.append((callback, context))
 
     def remove_done_callback(self, callback: OnDone) -> int:
@@ -95,7 +95,7 @@ class AsyncTask(TaskHandle):
     async def known(self, timeout_s: float | None) -> None:
         """Wait until `is_known`."""
         with self._named():
-            await self._client.node.waits.finished(self._submission, self._index, timeout_s)
+            await self._client.node.waits.finished(self.submission, self.index, timeout_s)
 
     async def exception(self, timeout: float | None = None) -> D8Error | None:
         """As `Task.exception`."""
@@ -112,9 +112,9 @@ class AsyncTask(TaskHandle):
         """As `Task.wait_accepted`."""
         timeout_s = bounded(timeout)
         with self._named():
-            if not self._submission.is_settled:
-                await self._client.node.waits.settled(self._submission, timeout_s)
-            self._submission.raise_refusal()
+            if not self.submission.is_settled:
+                await self._client.node.waits.settled(self.submission, timeout_s)
+            self.submission.raise_refusal()
 
     async def status(
         self, timeout: float | None = DEFAULT_QUESTION_S, *, full: bool = False
@@ -132,7 +132,7 @@ class AsyncTask(TaskHandle):
         """As `Task.cancel`."""
         timeout = DEFAULT_QUESTION_S if timeout is None else timeout
         left_s = countdown(timeout)
-        if (is_cancelled := is_cancelled_already(self._submission, self._index)) is not None:
+        if (is_cancelled := is_cancelled_already(self.submission, self.index)) is not None:
             return is_cancelled
         try:
             await self.accepted(left_s())
@@ -148,7 +148,7 @@ class AsyncTask(TaskHandle):
     async def stream(self, timeout: float | None = None) -> AsyncIterator[Any]:
         """As `Task.stream`."""
         timeout_s = bounded(timeout)
-        node, submission = self._client.node, self._submission
+        node, submission = self._client.node, self.submission
         kept = node.kept_output(self.id) if submission.is_listened else None
         is_whole = kept is not None
         if kept is None:
