@@ -95,7 +95,7 @@ class Exchange:
         for link in self._links.values():
             link.close()
         self._watcher.close()
-        await self._loop.run_in_executor(None, self._context.close)  # it sends what is left
+        await self._loop.run_in_executor(None, self._context.term)  # it sends what is left
 
     def _link(self, link_id: str) -> Link:
         link = self._links.get(link_id)

@@ -95,7 +95,7 @@ def line(orchestrator: Orchestrator) -> Iterator[DirectCall]:
         yield line
     finally:
         line.close()
-        shared.close()
+        shared.term()
 
 
 def called(line: DirectCall, timeout_s: float | None = PATIENCE_S) -> queue.Queue[object]:

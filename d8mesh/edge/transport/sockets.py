@@ -222,7 +222,8 @@ class RouterEndpoint:
             if address is None:
                 address = self._first(routing_id, part)
             if part.more:
-                self._skip()
+                while get(_NOBLOCK, False).more:
+                    pass
                 received.append((routing_id, address, None))
             else:
                 received.append((routing_id, address, part.bytes))
@@ -254,10 +255,6 @@ class RouterEndpoint:
             self._addresses.clear()  # asked again at the next frame of each
         self._addresses[routing_id] = address
         return address
-
-    def _skip(self) -> None:
-        while self.socket.recv(_NOBLOCK, copy=False).more:
-            pass
 
     def _bind(
         self, hosts: Sequence[str], ports: Sequence[int], is_taken: Callable[[str, int], bool]
@@ -295,15 +292,8 @@ class RouterEndpoint:
 MAX_PEER_ADDRESSES: Final = 16_384
 
 
-class SharedContext:
-    """Lets many `DealerLink` s of one process share ZeroMQ's own threads."""
-
-    def __init__(self) -> None:
-        self.context = zmq.Context()
-
-    def close(self) -> None:
-        """Let the threads go; the links must be closed by now."""
-        self.context.term()
+class SharedContext(zmq.Context[zmq.Socket[bytes]]):
+    """Lets many `DealerLink` s of one process share ZeroMQ's own threads; `term` lets them go."""
 
 
 class DealerLink:
@@ -323,8 +313,8 @@ class DealerLink:
         self, endpoint: str, shared: SharedContext | None = None, server_key: bytes | None = None
     ) -> None:
         self.is_cut = self.is_renewed = False
-        self._owned = zmq.Context() if shared is None else None
-        context = self._owned or shared.context  # type: ignore[union-attr]
+        context = SharedContext() if shared is None else shared
+        self._owned = context if shared is None else None
         with contextlib.ExitStack() as undo:
             if self._owned is not None:
                 undo.callback(self._owned.term)
@@ -417,6 +407,7 @@ def _guard(context: zmq.Context[zmq.Socket[bytes]], allows: Callable[[str], bool
     That is ZAP for the NULL mechanism.
     """
     asked = context.socket(zmq.REP)
+    asked.linger = 0
     asked.bind(_ZAP_ENDPOINT)
 
     def serve() -> None:

@@ -350,7 +350,7 @@ class DirectCalls:
             if self._is_closed and not self._count:
                 shared, self._shared = self._shared, None
         if shared is not None:
-            shared.close()
+            shared.term()
 
     def _go_on(
         self, direct_call: DirectCall, submission: Submission, timeout_s: float | None

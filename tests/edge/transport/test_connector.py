@@ -33,7 +33,7 @@ def test_a_route_of_zeromq_gives_a_link_that_speaks_with_the_broker(is_shared: b
         link.close()
         router.close()
         if shared is not None:
-            shared.close()
+            shared.term()
 
 
 def test_a_route_of_http_gives_a_link_through_the_rest_port() -> None:

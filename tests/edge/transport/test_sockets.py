@@ -139,7 +139,7 @@ def test_two_links_are_two_peers_and_may_share_threads(router: RouterEndpoint) -
     assert len({routing_id for routing_id, _, _ in receive(router, 2)}) == 2
     for link in links:
         link.close()
-    shared.close()
+    shared.term()
 
 
 @pytest.mark.parametrize("parts", [[b""], [b"", b""], [b"a", b"b"], [b"x"] * 200])
