@@ -24,17 +24,13 @@ class Completions:
     """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._calls: dict[Submission, dict[int, list[Call]]] = {}
 
     def add(
         self, submission: Submission, index: int, call: Call, is_done: Callable[[], bool]
     ) -> None:
-        """Have `call` called when task `index` is done: at once, by this thread, if it is now.
-
-        Args:
-            is_done: whether it is.
-        """
+        """Have `call` called when task `index` is done: at once, by this thread, if it is now."""
         if is_done():
             carry_out([call])
             return
@@ -52,7 +48,7 @@ class Completions:
             if call in calls:
                 calls.remove(call)
                 if not calls:
-                    self._drop(submission, [index])
+                    self._take(submission, [index])
 
     def arrived(self, submission: Submission) -> None:
         """Outcomes have come in."""
@@ -74,17 +70,14 @@ class Completions:
 
     def _take(self, submission: Submission, indices: list[int] | tuple[()]) -> list[Call]:
         with self._lock:
-            return self._drop(submission, indices)
-
-    def _drop(self, submission: Submission, indices: list[int] | tuple[()]) -> list[Call]:
-        calls = self._calls.get(submission)
-        if calls is None:
-            return []
-        taken = [call for index in indices for call in calls.pop(index, ())]
-        if not calls:
-            del self._calls[submission]
-            submission.fresh = None  # nobody looks there any more
-        return taken
+            calls = self._calls.get(submission)
+            if calls is None:
+                return []
+            taken = [call for index in indices for call in calls.pop(index, ())]
+            if not calls:
+                del self._calls[submission]
+                submission.fresh = None  # nobody looks there any more
+            return taken
 
 
 def carry_out(calls: list[Call]) -> None:

@@ -152,8 +152,11 @@ class Task(TaskHandle):
         return result
 
     def _await(self, timeout_s: float | None) -> None:
-        with self._named():
+        try:
             self._wait(timeout_s, f"the result of {self.id}", self.id)
+        except D8Error as error:  # not `_named`: that would cost each wait
+            error.task_id = self.id
+            raise
 
     def _wait(self, timeout_s: float | None, what: str, task_id: str | None = None) -> None:
         """Wait until the outcome is known."""

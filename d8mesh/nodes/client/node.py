@@ -108,20 +108,12 @@ class ClientNode:
         return False
 
     def check_may_wait(self) -> None:
-        """Make sure that waiting makes sense.
-
-        Raises:
-            D8Error: it would be in vain, or for ever.
-        """
+        """Raise a `D8Error` if waiting would be in vain, or for ever."""
         self.check_alive()
         self.check_is_elsewhere()
 
     def check_is_elsewhere(self) -> None:
-        """Make sure that this is not a callback, whose thread brings all that it could wait for.
-
-        Raises:
-            D8Error: it is.
-        """
+        """Raise a `D8Error` in a callback, whose thread brings all that it could wait for."""
         if self.runner.is_caller:
             raise D8Error(
                 "this is called by the client's own thread (a callback): to wait here for "
@@ -179,8 +171,11 @@ class ClientNode:
             return
         self.waiters.shut()
         try:
-            if not self._wait_all(timeout_s):
+            left_s = countdown(timeout_s)
+            if not self.waiters.wait_empty(timeout_s):
                 why = self.reasons.of("").text
+            elif self.session.is_up:  # what was dropped is cancelled by then, too
+                self.wait_dropped(left_s())
         except BaseException as error:  # Ctrl-C: it stays what is raised
             note_missing(error, missing_of(self.waiters, "the wait was interrupted"))
             raise
@@ -197,18 +192,6 @@ class ClientNode:
             self.close(INTERRUPTED_S if isinstance(error, KeyboardInterrupt) else CLOSE_S)
         except NotAcknowledgedError as missing:
             note_missing(error, missing)
-
-    def _wait_all(self, timeout_s: float | None) -> bool:
-        """Wait until all is acknowledged, and what was dropped is cancelled.
-
-        Returns:
-            Whether all is acknowledged; False: not in time, or it never will be.
-        """
-        left_s = countdown(timeout_s)
-        is_empty = self.waiters.wait_empty(timeout_s)
-        if is_empty and self.session.is_up:
-            self.wait_dropped(left_s())
-        return is_empty
 
     def _end(self) -> None:
         """Let all go, without waiting for what is missing."""

@@ -271,11 +271,9 @@ class ClientRunner:
         due = min(self.session.next_deadline(), max(self.session.doubt_at, self._next_doubt))
         if self._cut_since:
             due = min(due, self._cut_since + CUT_S)
-        return (
-            due
-            if submission is None or submission.give_up is None or not self.session.paused_for
-            else min(due, submission.give_up)
-        )
+        if submission is not None and submission.give_up is not None and self.session.paused_for:
+            due = min(due, submission.give_up)
+        return due
 
     def _take_open(self, now: float) -> list[Output]:
         """Send the open submission as soon as it need not wait: what waits grows a larger one."""
