@@ -74,11 +74,7 @@ class Awaited:
             self._last = None
 
     def note(self, message: Outcomes) -> list[Submission]:
-        """Take in outcomes; return the submissions that have something new.
-
-        Raises:
-            ProtocolError: an id or a state is none.
-        """
+        """Return the submissions that have something new by this; ProtocolError: no id or state."""
         if 0 in message.states:
             raise ProtocolError("Outcomes: 0 is no state of a task")
         touched: dict[int, Submission] = {}

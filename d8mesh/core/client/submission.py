@@ -116,11 +116,7 @@ class Submission:
         self.groups = []
 
     def raise_refusal(self) -> None:
-        """Raise what it was refused with, if it was.
-
-        Raises:
-            TaskRejectedError: it was.
-        """
+        """Raise what it was refused with, a `TaskRejectedError`, if it was."""
         if self.refusal is not None:
             self.is_told = True
             raise error_of(self.refusal.code, self.refusal.message)
@@ -158,11 +154,7 @@ def awaiting(task_id: str) -> Submission:
 
 
 def counter_of(text: str) -> int:
-    """Return the counter that a task id ends in.
-
-    Raises:
-        ProtocolError: it is none.
-    """
+    """Return the counter that a task id ends in; ProtocolError: it is none."""
     try:
         return int(text)
     except ValueError:

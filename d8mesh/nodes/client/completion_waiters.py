@@ -173,11 +173,7 @@ class CompletionWaiters:
         submission.raise_refusal()
 
     def flush(self, timeout_s: float | None) -> None:
-        """Wait until what is pending now is settled; raise the first refusal since the last flush.
-
-        Raises:
-            WaitTimeoutError: `timeout_s` is over.
-        """
+        """Wait until what is pending now is settled; raise the first refusal since the last."""
         timeout_s = bounded(timeout_s)
         with self.lock:
             mine = set(self._pending)

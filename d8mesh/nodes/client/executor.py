@@ -153,11 +153,7 @@ def _pass_on(task: Task, future: TaskFuture) -> None:
 
 
 def _data_of(fn: object, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Mapping[str, Any]:
-    """Return the data of a task.
-
-    Raises:
-        InvalidTaskError: there is none in what was given.
-    """
+    """Return the data of a task; InvalidTaskError: there is none in what was given."""
     if callable(fn) and not isinstance(fn, Mapping):
         data = fn(*args, **kwargs)
         if not isinstance(data, Mapping):

@@ -147,11 +147,7 @@ def _number(options: SubmitOptions, name: str, most: float) -> float | None:
 
 
 def refuse_listening(options: SubmitOptions) -> None:
-    """Make sure that nobody asks for partial output where there is no task to stream it from.
-
-    Raises:
-        InvalidTaskError: ``listen`` is set.
-    """
+    """Raise InvalidTaskError for ``listen`` where there is no task to stream output from."""
     if options.get("listen"):
         raise InvalidTaskError(
             "listen: here come results only; use submit(..., listen=True) and Task.stream()"
@@ -197,11 +193,7 @@ class Template:
         self.is_listened = bool(options.get("listen"))
 
     def of(self, data: Mapping[str, Any]) -> tuple[Group, bytes]:
-        """Return what a task shares, and its data.
-
-        Raises:
-            InvalidTaskError, PayloadTooLargeError: it cannot be submitted.
-        """
+        """Return what a task shares, and its data; raises what `encode_data` and `model_of` do."""
         payload = encode_data(data)
         return self._of_model(model_of(self._type, data)), payload
 
@@ -293,11 +285,7 @@ def encode_data(data: Mapping[str, Any], path: str = "data") -> bytes:
 
 
 def check_encodable(value: object, what: str) -> bytes:
-    """Return `value` as msgpack; what cannot be sent is found by the caller's thread.
-
-    Raises:
-        InvalidTaskError: a text that is no Unicode (half a surrogate pair), or another type.
-    """
+    """Return `value` as msgpack; InvalidTaskError, on the caller's thread: it cannot be sent."""
     try:
         return msgspec.msgpack.encode(value)
     except (UnicodeEncodeError, TypeError, OverflowError, RecursionError) as error:
@@ -305,11 +293,7 @@ def check_encodable(value: object, what: str) -> bytes:
 
 
 def check_key(key: str) -> None:
-    """Make sure that `key` may be an idempotency key.
-
-    Raises:
-        InvalidTaskError: it is no text of 1 to 128 characters.
-    """
+    """Raise InvalidTaskError unless `key` may be an idempotency key: 1 to 128 characters."""
     if not isinstance(key, str) or not 1 <= len(key) <= MAX_KEY_CHARS:
         raise InvalidTaskError(
             f"idempotency_key: saw {key!r:.80}, expected 1 to {MAX_KEY_CHARS} characters"

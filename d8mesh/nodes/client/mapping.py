@@ -30,13 +30,7 @@ class Mapped:
     out one by one, as it comes.
 
     Args:
-        client: whose tasks they are.
-        kind: the type of the tasks.
-        datas: their data.
-        options: as of `Client.map`.
-
-    Raises:
-        InvalidTaskError: a type or an option that is not allowed.
+        kind, datas, options: as of `Client.map`, and so what is raised for them.
     """
 
     def __init__(
@@ -79,12 +73,7 @@ class Mapped:
         return self.results()
 
     def fill(self) -> None:
-        """Submit as much as may be in flight.
-
-        Raises:
-            InvalidTaskError, PayloadTooLargeError: data that cannot be submitted.
-            WaitTimeoutError: there was no room in time.
-        """
+        """Submit as much as may be in flight; raises what `Client.submit` does."""
         room = self.in_flight - len(self._waiting)
         if self._is_over or room < 1:
             return
@@ -125,11 +114,7 @@ class Mapped:
                 self._node.drop(each.submission, each.index)
 
     def _refill(self) -> bool:
-        """Keep the workers busy: in submissions of a good size, or when nothing else is to do.
-
-        Returns:
-            Whether there is more to come.
-        """
+        """Submit more, in a good size or when nothing else is to do; return whether more comes."""
         if self._is_over:
             return False
         head = self._waiting[0] if self._waiting else None
@@ -171,11 +156,7 @@ class Mapped:
 
 
 def window_of(in_flight: int | None) -> int:
-    """Return how many tasks of a map may be in flight.
-
-    Raises:
-        InvalidTaskError: it is no number of tasks.
-    """
+    """Return how many tasks of a map may be in flight; InvalidTaskError: that is no number."""
     if in_flight is None:
         return IN_FLIGHT
     if type(in_flight) is not int or in_flight < 1:

@@ -55,11 +55,7 @@ def listen(runner: ClientRunner, task_id: str, on_stream: OnStream) -> Callable[
 def output_of(
     runner: ClientRunner, submission: Submission, index: int, timeout_s: float | None
 ) -> Iterator[Any]:
-    """Yield the output of a task of a submission; see `Task.stream`.
-
-    Raises:
-        WaitTimeoutError: nothing came for `timeout_s`.
-    """
+    """Yield the output of a task of a submission; see `Task.stream`."""
     task_id, timeout_s = submission.task_id(index), bounded(timeout_s)
     kept = runner.stream_buffer.of(task_id) if submission.is_listened else None
     if kept is not None:

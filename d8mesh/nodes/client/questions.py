@@ -36,11 +36,7 @@ class PendingAnswer:
         self._on_ready()
 
     def content(self) -> dict[str, Any] | None:
-        """Return what was answered; None: nothing was.
-
-        Raises:
-            D8Error: that is what was answered.
-        """
+        """Return what was answered, or raise it; None: nothing was."""
         answered = self.answered
         if answered is None or not answered.code:
             return None if answered is None else answered.body
@@ -51,9 +47,6 @@ class PendingAnswer:
 
 class Questions:
     """Asks for the callers of one client.
-
-    Args:
-        runner: asks on the I/O thread, and brings the answers.
 
     Thread: any.
     """

@@ -28,12 +28,7 @@ Result: TypeAlias = dict[str, Any]
 
 
 def result_of(state: int, payload: bytes, submission: Submission, index: int) -> Result:
-    """Return the result of a task that completed, or raise what else became of it.
-
-    Args:
-        state, payload: its outcome.
-        submission, index: which task it is.
-    """
+    """Return the result of a task that completed, or raise what else became of it."""
     if state == COMPLETED_STATE:
         result = decoded(payload)
         if result.get("success") is not False:  # nearly all
@@ -88,12 +83,7 @@ def readable(body: dict[str, Any]) -> dict[str, Any]:
 
 
 class Listing:
-    """Where one listing of tasks is: each page is asked for when those before are taken.
-
-    Args:
-        state, kind: of the tasks; empty: all.
-        newest_first: the order.
-    """
+    """Where one listing of tasks is: each page is asked for when those before are taken."""
 
     def __init__(self, state: str | None, kind: str | None, *, newest_first: bool) -> None:
         #: of the next question, ``tasks``

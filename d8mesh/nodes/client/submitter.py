@@ -134,11 +134,7 @@ class Submitter:
         return submission
 
     def watch(self, task_id: str) -> tuple[Submission, int]:
-        """Return where the outcome of anybody's task will arrive.
-
-        Raises:
-            UnknownTaskError: that is no id of a task (InvalidTaskError: and no text).
-        """
+        """Return where the outcome of anybody's task will arrive; raises what `awaiting` does."""
         submission = awaiting(task_id)
         if (place := self._waiters.place_of(task_id)) is not None:
             return place  # its own, on its way: nobody else knows it

@@ -34,11 +34,7 @@ def takes_timeout_s(call: Callable[_P, _T]) -> Callable[_P, _T]:
 
 
 def bounded(timeout_s: float | None) -> float | None:
-    """Return a wait as the operating system takes it; None: without an end.
-
-    Raises:
-        InvalidTaskError: it is no number of seconds.
-    """
+    """Return a wait as the system takes it; InvalidTaskError: no number of seconds, nor None."""
     if timeout_s is None:
         return None
     is_number = isinstance(timeout_s, (int, float)) and not isinstance(timeout_s, bool)
@@ -54,11 +50,7 @@ def give_up(timeout_s: float | None) -> float | None:
 
 
 def countdown(timeout_s: float | None) -> Callable[[], float | None]:
-    """Return what tells how much of `timeout_s` is left.
-
-    Raises:
-        InvalidTaskError: it is no number of seconds.
-    """
+    """Return what tells how much of `timeout_s` is left; raises what `bounded` does."""
     whole_s = bounded(timeout_s)
     if whole_s is None:
         return lambda: None
@@ -75,12 +67,6 @@ def told_whole(error: WaitTimeoutError, timeout_s: float | None) -> WaitTimeoutE
 
 
 def timed_out(what: str, timeout_s: float | None, why: str = "") -> WaitTimeoutError:
-    """Return the error of a wait that is over.
-
-    Args:
-        what: what was waited for.
-        timeout_s: how long.
-        why: why it has not come, for people; may be empty.
-    """
+    """Return the error of a wait for `what` that is over; `why`, for people, may be empty."""
     because = f": {why}" if why else ""
     return WaitTimeoutError(f"{what} has not come within {timeout_s:g} s{because}")

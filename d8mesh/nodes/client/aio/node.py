@@ -51,9 +51,7 @@ class AsyncNode:
     """One session with one mesh, on the running event loop.
 
     Args:
-        config: settings.
-        endpoint: ``tcp://HOST:PORT`` of a broker, if that is known.
-        url: ``http://HOST:PORT`` of an orchestrator, if that is known.
+        config, endpoint, url: as of `ClientNode`.
 
     Thread: the loop's. Finding an orchestrator and closing connections happen on threads of
     their own, for they block.
@@ -169,11 +167,7 @@ class AsyncNode:
         return self._submitter.watch(task_id)
 
     async def outcome_of(self, task_id: str, timeout_s: float | None) -> TaskOutcome | None:
-        """Wait for how anybody's acknowledged task ends; None: it has not within `timeout_s`.
-
-        Raises:
-            UnknownTaskError: that is no id of a task.
-        """
+        """Wait for how anybody's acknowledged task ends; None: it has not within `timeout_s`."""
         submission, session = awaiting(task_id), self._session
         self.check_alive()
         self.runner.do(lambda now: session.watch(submission))

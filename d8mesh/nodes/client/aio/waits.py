@@ -277,11 +277,7 @@ class Inbox(Generic[Item]):
         return not self._items
 
     async def next(self, timeout_s: float | None, what: str, task_id: str | None = None) -> Item:
-        """Wait for the next and take it.
-
-        Raises:
-            WaitTimeoutError: there was none within `timeout_s`.
-        """
+        """Wait for the next and take it; WaitTimeoutError: there was none within `timeout_s`."""
         if not self._items:
             self._signal = self._loop.create_future()
             await self._waits.until(self._signal, timeout_s, what, task_id)
