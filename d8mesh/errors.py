@@ -27,7 +27,6 @@
     ├── WorkerError                 worker.error
     │   ├── UnknownWorkerError      worker.unknown
     │   ├── WorkerIdTakenError      worker.id_taken
-    │   ├── OutboxFullError         worker.outbox_full
     │   ├── OutboxBrokenError       worker.outbox_broken  exit code 4
     │   └── HandlerError            worker.handler
     ├── BackendError                backend.failed
@@ -43,7 +42,7 @@
         └── JournalBrokenError      journal.broken        exit code 4
 
 The docstring of a class is its default message. Codes appear on the wire, in JSON
-answers and in logs; HTTP statuses live in ``doors/rest/api.py``, exit codes in ``cli.py``.
+answers and in logs; HTTP statuses live in ``http/answers.py``, exit codes in ``cli.py``.
 """
 
 from __future__ import annotations
@@ -230,12 +229,6 @@ class WorkerIdTakenError(WorkerError):
     """Another live worker uses this worker id."""
 
     code = "worker.id_taken"
-
-
-class OutboxFullError(WorkerError):
-    """The outbox is full of results that no orchestrator has taken yet."""
-
-    code = "worker.outbox_full"
 
 
 class OutboxBrokenError(WorkerError):

@@ -114,6 +114,36 @@ def test_no_module_is_a_drawer_for_odds_and_ends() -> None:
     assert [name_of(path) for path in MODULES if path.stem in FORBIDDEN_NAMES] == []
 
 
+def test_no_two_classes_share_a_name() -> None:
+    homes: dict[str, list[str]] = {}
+    for path in MODULES:
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.ClassDef):
+                homes.setdefault(node.name, []).append(f"{name_of(path)}:{node.lineno}")
+    assert {name: at for name, at in homes.items() if len(at) > 1} == {}
+
+
+def literals_of(path: Path) -> Iterator[tuple[str, str]]:
+    """Yield the upper-case constants of a module whose value stands there, as it is written."""
+    arithmetic = (ast.BinOp, ast.UnaryOp, ast.Constant, ast.operator, ast.unaryop)
+    for node in ast.parse(path.read_text("utf-8")).body:
+        target = node.targets[0] if isinstance(node, ast.Assign) else None
+        target = node.target if isinstance(node, ast.AnnAssign) else target
+        value = getattr(node, "value", None)
+        if not (isinstance(target, ast.Name) and target.id.isupper() and value is not None):
+            continue
+        if all(isinstance(each, arithmetic) for each in ast.walk(value)):
+            yield target.id, ast.unparse(value)
+
+
+def test_no_constant_of_one_name_has_two_values() -> None:
+    values: dict[str, dict[str, list[str]]] = {}
+    for path in MODULES:
+        for name, value in literals_of(path):
+            values.setdefault(name, {}).setdefault(value, []).append(name_of(path))
+    assert {name: found for name, found in values.items() if len(found) > 1} == {}
+
+
 def test_every_module_says_what_it_is_for() -> None:
     silent = [
         name_of(path)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Protocol, Unpack
 
-from d8mesh.apps.work import LOOK_S, SILENCE_S, reason_of
+from d8mesh.apps.work import OLDEST_WAIT_S, SILENCE_S, reason_of
 from d8mesh.edge.terminal import tell
 from d8mesh.errors import D8Error, TaskRejectedError, WaitTimeoutError
 from d8mesh.program import command_name
@@ -140,8 +140,8 @@ class Silence:
     def look_s(self) -> float:
         """Return how long to wait for something before `look`."""
         if self._until is None:
-            return LOOK_S
-        return max(0.0, min(LOOK_S, self._until - time.monotonic()))
+            return OLDEST_WAIT_S
+        return max(0.0, min(OLDEST_WAIT_S, self._until - time.monotonic()))
 
     def look(self) -> None:
         """Say why nothing comes, if it is time.

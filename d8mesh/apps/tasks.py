@@ -142,21 +142,7 @@ def _each(ids: Sequence[str], do: Callable[[str], Body], options: argparse.Names
 def _show(client: AsksAboutTasks, task_id: str) -> Body:
     from d8mesh.nodes.client.results import readable
 
-    body = readable(client.ask("status", {"id": task_id, "full": True}))
-    return _with_data(body)
-
-
-def _with_data(body: Body) -> Body:
-    """Return a status body with its input decoded, if that came along."""
-    import msgspec
-
-    data = body.get("data")
-    if isinstance(data, bytes):
-        try:
-            body["data"] = msgspec.msgpack.decode(data)
-        except (msgspec.DecodeError, RecursionError):
-            body["data"] = repr(data[:SHOWN_CHARS])
-    return body
+    return readable(client.ask("status", {"id": task_id, "full": True}))
 
 
 def _replay(client: AsksAboutTasks, task_id: str) -> Body:

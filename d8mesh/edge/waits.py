@@ -11,7 +11,7 @@ import time
 from typing import Final
 
 #: The longest time for which Ctrl-C is not seen.
-SLICE_S: Final = 0.5
+CTRL_C_S: Final = 0.5
 
 
 def wait_for(happened: threading.Event, timeout_s: float | None = None) -> bool:
@@ -34,4 +34,4 @@ def join(thread: threading.Thread, timeout_s: float | None = None) -> bool:
 
 
 def _slice(until: float | None) -> float:
-    return SLICE_S if until is None else min(SLICE_S, max(0.0, until - time.monotonic()))
+    return CTRL_C_S if until is None else min(CTRL_C_S, max(0.0, until - time.monotonic()))

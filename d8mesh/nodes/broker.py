@@ -45,7 +45,7 @@ from d8mesh.errors import D8Error, ProtocolError
 MAX_DRAIN: Final = 512
 #: The hand-out of a single task is written after once or twice so long: quick tasks are finished
 #: by then, also a thousand at once, and need no record of who had them.
-OWED_S: Final = 0.1
+ASSIGNMENTS_WRITTEN_S: Final = 0.1
 #: How often the room on the disk is looked at.
 DISK_CHECK_S: Final = 2.0
 #: How often a line sums up what happened.
@@ -252,7 +252,7 @@ class Broker:
         if not self._journal.owes:
             self._owed_until = math.inf
         elif is_due or self._owed_until == math.inf:
-            self._owed_until = now + OWED_S
+            self._owed_until = now + ASSIGNMENTS_WRITTEN_S
 
     def _missed(self, send: Send) -> list[Effect]:
         """A message could not be sent: return what is to be done."""

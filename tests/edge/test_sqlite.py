@@ -422,7 +422,7 @@ def test_a_batch_that_a_key_names_is_pruned_behind_the_others_of_its_submit(
 
 
 def test_registrations_of_polling_workers_stay(journal: Journal) -> None:
-    opened = again(journal, Enrolled("p", "groq", b"\x80", 1.0))
+    opened = again(journal, Enrolled("p", "groq", b"\x80"))
     assert opened.restore().workers["p"].capabilities == b"\x80"
     opened.close()
 

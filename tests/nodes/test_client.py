@@ -43,6 +43,7 @@ from d8mesh.errors import (
     TaskCancelledError,
     TaskFailedError,
     UnknownTaskError,
+    VersionError,
     WaitTimeoutError,
 )
 from d8mesh.handlers import TaskContext
@@ -369,6 +370,15 @@ def test_options_out_of_range_are_refused_with_their_name(options: dict[str, Any
     with Client(endpoint="tcp://127.0.0.1:1") as client:
         with pytest.raises(InvalidTaskError, match=name):
             client.submit(**{"type": "echo", "data": {}, **options})
+
+
+def test_an_orchestrator_of_another_version_is_told_of_as_such(
+    mesh: Mesh, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("d8mesh.core.broker.worker_sessions.VERSIONS", (2,))
+    client = mesh.client(mesh.broker())
+    with pytest.raises(VersionError, match="version 1: spoken here are 2"):
+        client.ask("health", {}, timeout=PATIENCE_S)
 
 
 def test_a_bad_question_is_the_callers_error_and_the_client_lives(mesh: Mesh) -> None:

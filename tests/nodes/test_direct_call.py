@@ -157,7 +157,7 @@ def test_calls_go_where_the_client_is_now(mesh: Mesh) -> None:
 def test_another_orchestrator_in_place_of_the_first_serves_on(
     mesh: Mesh, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(direct_call, "IDLE_S", 0.0)
+    monkeypatch.setattr(direct_call, "GREET_AGAIN_S", 0.0)
     port, _, client = served(mesh)
     client.call("count", {"n": 1}, timeout=PATIENCE_S)
     (line,) = lines_of(client)

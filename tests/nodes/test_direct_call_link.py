@@ -139,7 +139,7 @@ def test_an_outcome_is_found_among_others(line: DirectCall, orchestrator: Orches
 def test_after_a_pause_nothing_old_counts(
     line: DirectCall, orchestrator: Orchestrator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(direct_call, "IDLE_S", 0.0)
+    monkeypatch.setattr(direct_call, "GREET_AGAIN_S", 0.0)
     for n in range(3):
         ended = called(line)
         orchestrator.hear(ClientHello)
@@ -215,7 +215,7 @@ def test_a_long_wait_is_told(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(direct_call, "STALL_S", 0.0)
+    monkeypatch.setattr(direct_call, "QUIET_S", 0.0)
     with caplog.at_level(logging.WARNING, "d8mesh.client"):
         ended = called(line, None)
         orchestrator.hear(ClientHello)

@@ -205,6 +205,7 @@ def test_input_that_raises_ends_it_with_that(client: Client) -> None:
 
 
 def test_options_are_those_of_every_task(client: Client) -> None:
-    client.map("nobody", [{}] * 2, priority=9, deadline_s=500.0, max_attempts=2)
-    for body in client.tasks(type="nobody"):
-        assert body["priority"] == 9
+    results = client.map("nobody", [{}] * 2, priority=9, deadline_s=500.0, max_attempts=2)
+    until(lambda: len(list(client.tasks(type="nobody"))) == 2)
+    assert [body["priority"] for body in client.tasks(type="nobody")] == [9, 9]
+    results.close()

@@ -194,7 +194,7 @@ def waiting(caplog: pytest.LogCaptureFixture) -> list[str]:
 def test_a_wait_without_progress_is_logged_once_with_its_reason(
     mesh: Mesh, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(completion_waiters, "STALL_S", 0.3)
+    monkeypatch.setattr(completion_waiters, "QUIET_S", 0.3)
     port = mesh.broker()
     client = mesh.client(port)
     with caplog.at_level(logging.WARNING, "d8mesh.client"):
@@ -218,7 +218,7 @@ def test_a_task_that_is_at_work_is_no_reason_to_warn(
     mesh: Mesh, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     for module in (completion_waiters, direct_call, outputs):
-        monkeypatch.setattr(module, "STALL_S", 0.2)
+        monkeypatch.setattr(module, "QUIET_S", 0.2)
     port = mesh.broker()
     go_on = threading.Event()
     worker = mesh.worker(port)
@@ -248,7 +248,7 @@ def test_a_plain_program_shows_it_on_the_screen() -> None:
 from d8mesh import Client
 from d8mesh.config import Config
 from d8mesh.nodes.client import completion_waiters
-completion_waiters.STALL_S = 0.2
+completion_waiters.QUIET_S = 0.2
 client = Client(endpoint="tcp://127.0.0.1:{free_port()}", config=Config())
 try:
     client.submit("echo", {{}}).result(3)

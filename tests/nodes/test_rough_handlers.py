@@ -136,7 +136,7 @@ def test_who_emits_faster_than_it_is_passed_on_waits_for_that(
     slots = Slots(1, {}, "w", Bell(waker))
     context = Context(slots, ("link", "t", 60.0, True, "id", bytes(16), b""), time.monotonic())
     pieces = 10
-    chunk = bytes(slots_module.MAX_PIECES_BYTES // 4)
+    chunk = bytes(slots_module.MAX_WAITING_PIECES_BYTES // 4)
 
     def emit() -> None:
         for _ in range(pieces):

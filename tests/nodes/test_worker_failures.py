@@ -9,8 +9,8 @@ import pytest
 
 from d8mesh.core.worker.effects import Attempt
 from d8mesh.nodes.worker.failures import (
+    COUNTED_TOGETHER_S,
     FIRST_IN_ALL,
-    INTERVAL_S,
     MAX_ROWS,
     MAX_TITLE_CHARS,
     SHOWN_PER_TYPE,
@@ -65,7 +65,7 @@ def test_a_flood_is_told_a_few_times_and_then_counted(scene: Scene) -> None:
     assert len(scene.told) == SHOWN_PER_TYPE
     scene.failures.flush()
     assert len(scene.told) == SHOWN_PER_TYPE
-    scene.now += INTERVAL_S
+    scene.now += COUNTED_TOGETHER_S
     scene.failures.flush()
     assert scene.told[SHOWN_PER_TYPE:] == ["… and 312 more failures of resize"]
     scene.fail()

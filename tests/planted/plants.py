@@ -504,7 +504,7 @@ PLANTS: Final = (
     Plant(
         "cancel what nobody asked to cancel",
         "d8mesh.core.broker.worker_sessions:WorkerSessions._given_back",
-        "self._returns.take(worker_state.worker_id, given, why, UNAVAILABLE)",
+        "self._returns.take(worker_state.worker_id, given, why, SERVICE_DOWN)",
         "self._outcomes.cancel([task.id for task in given])",
         SIMULATED,
     ),

@@ -100,22 +100,6 @@ class OllamaBackend:
         with self._lock:
             return self._probe()
 
-    def choose(
-        self,
-        requested: str | None,
-        *,
-        is_strict: bool = False,
-        needs: frozenset[str] = frozenset(),
-    ) -> str:
-        """Return the model that runs what asks for `requested` and `needs` these capabilities.
-
-        Raises:
-            BackendUnavailableError: Ollama is down or has no models.
-            BackendError: none of its models has the capabilities.
-            InvalidTaskError: as `chat`.
-        """
-        return self._chosen(requested, is_strict=is_strict, needs=needs)[1]
-
     def chat(self, request: ChatRequest, run: ChatRun) -> Completion:
         """Return Ollama's answer; see `Backend.chat` and `streaming.completion`.
 

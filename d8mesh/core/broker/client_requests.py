@@ -84,7 +84,7 @@ class ClientRequests:
             return
         client = broker.clients.get(message.session)
         if client is None:
-            client = ClientState(message.session, peer, broker.now, message.host)
+            client = ClientState(message.session, peer, broker.now)
             broker.clients[message.session] = client
         broker.clients_by_routing_id.pop(client.peer.routing_id, None)
         client.peer, client.last_heard = peer, broker.now

@@ -156,14 +156,6 @@ class Dispatcher:
         self.state.loaded(answer.number, answer.rows, answer.error)
         return self.state.take_effects()
 
-    def lost_peer(self, peer: Peer) -> list[Effect]:
-        """The transport knows that this routing id is gone for good."""
-        client = self.state.clients_by_routing_id.get(peer.routing_id)
-        if client is not None:
-            self._client_requests.leave(client)
-            self._polling.forget_peer(peer)
-        return self.state.take_effects()
-
     def undelivered(self, peer: Peer, message: Message) -> list[Effect]:
         """A message could not be sent: its peer is gone, or reads too slowly.
 

@@ -1,4 +1,4 @@
-"""What a brain may ask its loop for. A brain does nothing by itself and hides nothing."""
+"""What the broker's brain asks its loop for: a brain does nothing by itself."""
 
 from __future__ import annotations
 

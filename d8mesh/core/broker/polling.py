@@ -36,7 +36,7 @@ LOAD_S: Final = 2.0
 #: Registrations kept; a flood of made-up ids must not fill the memory.
 MAX_POLLING_WORKERS: Final = 10_000
 #: Tasks that one polling worker may hold at the same time.
-MAX_SLOTS: Final = 64
+MAX_POLLING_SLOTS: Final = 64
 
 Args: TypeAlias = dict[str, object]
 
@@ -147,7 +147,7 @@ class Polling:
         if worker_state is None and len(broker.registry.worker_states) >= MAX_POLLING_WORKERS:
             raise ForbiddenError(f"{MAX_POLLING_WORKERS} workers are registered: no more fit")
         stored = registration(args.get("capabilities") or {}, broker.at)
-        broker.record(Enrolled(worker_id, worker_type, stored, broker.at))
+        broker.record(Enrolled(worker_id, worker_type, stored))
         capabilities, _ = broker.task_table.workers[worker_id].registered()
         worker_state = self._worker_state(worker_id, worker_type, capabilities)
         self._heard(worker_state)
@@ -284,7 +284,9 @@ class Polling:
             worker_state = WorkerState(worker_id, Dialect.POLLING, asked=self._state.now)
             registry.add(worker_state)
         slots = offered.get("slots", 1)
-        worker_state.slots = slots if isinstance(slots, int) and 1 <= slots <= MAX_SLOTS else 1
+        worker_state.slots = (
+            slots if isinstance(slots, int) and 1 <= slots <= MAX_POLLING_SLOTS else 1
+        )
         worker_state.worker_type = worker_type
         types = _names(offered.get("task_types")) or list(DOCUMENTED_TYPES)
         models = _names(offered.get("models")) or _names([offered.get("model")])

@@ -1,6 +1,6 @@
 """What the task table holds: batches, tasks, what went wrong with them, counts.
 
-Plain records; only `core.broker.task_table` changes what a fact may change.
+Plain records; `core.broker.task_table` alone takes facts into them.
 """
 
 from __future__ import annotations
@@ -105,7 +105,6 @@ class TaskRecord:
         "batch",
         "history",
         "id",
-        "index",
         "n",
         "payload",
         "state",
@@ -115,9 +114,8 @@ class TaskRecord:
         "worker_id",
     )
 
-    def __init__(self, batch: Batch, index: int, task_id: str, payload: bytes | None) -> None:
+    def __init__(self, batch: Batch, task_id: str, payload: bytes | None) -> None:
         self.batch = batch
-        self.index = index
         self.id = task_id
         self.payload = payload
         self.state = _QUEUED

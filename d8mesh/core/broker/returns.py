@@ -41,7 +41,7 @@ class ReturnKind(NamedTuple):
 
 
 #: The worker could not run it: its service is busy or down.
-UNAVAILABLE: Final = ReturnKind(SUSPECT, 0, MAX_RETURNS)
+SERVICE_DOWN: Final = ReturnKind(SUSPECT, 0, MAX_RETURNS)
 #: The worker has it not, and has not said what became of it.
 MISLAID: Final = ReturnKind(SUSPECT, FREE_RETURNS, MAX_RETURNS)
 #: The worker did not start it and has room: it was given more than it can take now.

@@ -16,7 +16,6 @@ from d8mesh.core.broker.state import BrokerState
 from d8mesh.core.broker.worker_registry import POLLING, WorkerState
 from d8mesh.core.protocol.messages import SOFT_FRAME_BYTES, Answer, Work, WorkGroup
 from d8mesh.core.protocol.task import AT_ONCE, Assigned, Due, Recounted, Requeued, TaskState, Wait
-from d8mesh.core.protocol.tokens import MAX_ATTEMPT
 
 #: A retry waits a random part of this, doubled for each error before, up to the cap.
 RETRY_PAUSE_S: Final = 0.5
@@ -33,6 +32,7 @@ RETRY_SCAN: Final = 64
 #: Beyond its own timeout an attempt is left to its worker this much longer.
 ATTEMPT_GRACE_S: Final = 30.0
 _MAX_GROUP_TASKS: Final = 1024
+_MAX_HEADINGS: Final = 16_384  # of tokens, by worker and attempt: about 4 MB, then made anew
 
 
 class Scheduler:
@@ -416,7 +416,7 @@ class Scheduler:
     def _heading(self, worker_id: str, n: int) -> bytes:
         heading = self._headings.get((worker_id, n))
         if heading is None:
-            if len(self._headings) > MAX_ATTEMPT:
+            if len(self._headings) > _MAX_HEADINGS:
                 self._headings.clear()
             heading = self._headings[worker_id, n] = self._state.signer.heading(worker_id, n)
         return heading

@@ -56,7 +56,6 @@ class ClientState:
     session: str
     peer: Peer
     last_heard: float
-    host: str = ""
     watched: set[str] = field(default_factory=set)
     listened: set[str] = field(default_factory=set)
     #: its questions to the journal that are under way

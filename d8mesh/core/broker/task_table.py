@@ -1,10 +1,11 @@
 """The state of every unfinished task: the fold of the facts, nothing else.
 
-`TaskTable.apply` is the only thing that changes a task. A task that was never handed out is
-not an object: it is a number in its `Batch` (a hundred thousand queued tasks cost a few
-hundred objects). `TaskTable.draw` and `TaskTable.open_task` make it a `Task` when somebody
-needs it singly. Finished tasks live in the journal only. Deliberately not here: order
-(`queue`), workers (`worker_registry`), who waits for what (`state`).
+`TaskTable.apply` alone takes facts in. What no fact tells and a restart forgets (an attempt's
+token and time, a retry that waits) the other parts of the broker write into the `TaskRecord`. A
+task that was never handed out is not an object: it is a number in its `Batch` (a hundred
+thousand queued tasks cost a few hundred objects). `TaskTable.draw` and `TaskTable.open_task`
+make it a `TaskRecord` when somebody needs it singly. Finished tasks live in the journal only.
+Deliberately not here: order (`queue`), workers (`worker_registry`), who waits for what (`state`).
 """
 
 from __future__ import annotations
@@ -144,7 +145,7 @@ class TaskTable:
             payload = payloads[index]
             size += len(payload)
             payloads[index] = b""
-            task = TaskRecord(batch, index, prefix + str(first + index), payload)
+            task = TaskRecord(batch, prefix + str(first + index), payload)
             tasks[task.id] = task
             drawn.append(task)
             index += 1
@@ -170,7 +171,7 @@ class TaskTable:
 
     def _single(self, batch: Batch, index: int) -> TaskRecord:
         payload = None if batch.payloads is None else batch.payloads[index]
-        task = TaskRecord(batch, index, batch.task_id(index), payload)
+        task = TaskRecord(batch, batch.task_id(index), payload)
         if batch.is_delayed:
             task.state = TaskState.DELAYED
         if batch.payloads is not None:

@@ -63,7 +63,6 @@ class WorkerState:
     #: boot ids that had this worker before
     displaced: tuple[str, ...] = ()
     worker_type: str = ""
-    machine_id: str = ""
     host: str = ""
     status_port: int = 0
     types: frozenset[str] = frozenset()

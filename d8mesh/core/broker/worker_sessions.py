@@ -7,7 +7,7 @@ from typing import Final
 from d8mesh.core.broker.effects import Peer
 from d8mesh.core.broker.outcomes import TaskOutcomes
 from d8mesh.core.broker.records import TaskRecord
-from d8mesh.core.broker.returns import LEAVING, MISLAID, UNAVAILABLE, UNSTARTED, Returns
+from d8mesh.core.broker.returns import LEAVING, MISLAID, SERVICE_DOWN, UNSTARTED, Returns
 from d8mesh.core.broker.scheduler import Scheduler
 from d8mesh.core.broker.state import BrokerState
 from d8mesh.core.broker.streaming import Streaming
@@ -35,7 +35,7 @@ from d8mesh.core.protocol.tokens import Claim, worker_tag
 RECALL_AFTER_S: Final = 0.5
 #: How long the acknowledgement of a result that came alone waits for a hand-out to go with:
 #: many times the way of a quick task, too short for a worker to say anything again.
-OWED_S: Final = 0.02
+RECEIVED_WAIT_S: Final = 0.02
 #: Who is cut off at once was last heard within a heartbeat of each other; one may have got lost.
 CUT_HEARTBEATS: Final = 2
 #: So often a task is spared when it was with who fell silent. A worker that dies under it and comes
@@ -143,7 +143,6 @@ class WorkerSessions:
 
     def _describe(self, worker_state: WorkerState, message: WorkerHello) -> None:
         worker_state.worker_type = message.worker_type
-        worker_state.machine_id = message.machine_id
         worker_state.host = message.host
         worker_state.status_port = message.status_port
         worker_state.slots = max(1, message.slots)
@@ -282,7 +281,7 @@ class WorkerSessions:
 
         A worker that holds one task at a time and was just given its next will soon be
         given another: the acknowledgement goes with that one, or with its next `Beat`. Where
-        tasks come one by one the next one is a moment away: it is waited for, `OWED_S`.
+        tasks come one by one the next one is a moment away: it is waited for, `RECEIVED_WAIT_S`.
         """
         reporting, self._reporting = self._reporting, []
         for worker_state, work_seq in reporting:
@@ -299,7 +298,7 @@ class WorkerSessions:
                 and not worker_state.outstanding
             ):
                 worker_state.owed += results
-                self._scheduler.after(OWED_S, self._say_owed, worker_state)
+                self._scheduler.after(RECEIVED_WAIT_S, self._say_owed, worker_state)
             else:
                 self._say_received(worker_state, results)
 
@@ -365,7 +364,7 @@ class WorkerSessions:
     def _given_back(self, worker_state: WorkerState, given: list[TaskRecord], reason: str) -> None:
         if reason:
             why = f"worker {worker_state.worker_id!r} could not run it: {reason}"
-            self._returns.take(worker_state.worker_id, given, why, UNAVAILABLE)
+            self._returns.take(worker_state.worker_id, given, why, SERVICE_DOWN)
         elif worker_state.recalled:  # we asked for it
             worker_state.recalled = max(0, worker_state.recalled - len(given))
             self._scheduler.requeue(worker_state.worker_id, given, "called back for another worker")

@@ -112,11 +112,6 @@ class ClientSession:
         return self._is_up
 
     @property
-    def is_idle(self) -> bool:
-        """True when nothing is waiting to be accepted or answered."""
-        return not (self._backlog or self._unacknowledged or self._asks or self._unasked)
-
-    @property
     def paused_for(self) -> str:
         """Why the orchestrator takes no more for now; empty: it does."""
         refused = self._full
@@ -277,7 +272,7 @@ class ClientSession:
         self._epoch = message.epoch
         self._heartbeat_s, self._lease_s = message.heartbeat_s, message.lease_s
         self._next_beat = now + self._heartbeat_s
-        out: list[Output] = [Connected(message.epoch, message.broker_id)]
+        out: list[Output] = [Connected(message.broker_id)]
         # Submits first: what is asked about may be among them.
         out += [self._transmit(seq, each, now) for seq, each in self._unacknowledged.items()]
         out += self._pump(now)

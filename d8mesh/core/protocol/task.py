@@ -1,6 +1,6 @@
 """What a task is, what can happen to it, and which fact may follow which state.
 
-The facts are the only things that change a task, in memory (`core.broker.task_table`) and on disk
+The state of tasks is the fold of the facts, in memory (`core.broker.task_table`) and on disk
 (`edge.sqlite`). They come in batches: one fact tells of many tasks in columns.
 """
 
@@ -223,7 +223,6 @@ class Enrolled(Struct, frozen=True, gc=False):
     worker_id: str
     worker_type: str
     capabilities: bytes  #: as `records.registration` makes it
-    at: float
 
 
 class Dismissed(Struct, frozen=True, gc=False):

@@ -10,7 +10,7 @@ from typing import Any, Final
 from d8mesh.doors.query import seconds
 from d8mesh.doors.rest.dialect import lacks_output, named_in, reported, task_body
 from d8mesh.doors.rest.schemas import Beating, NamedReport, Register, Report
-from d8mesh.doors.rest.tasks import MAX_ID_CHARS, BROKER_ASK_S
+from d8mesh.doors.rest.tasks import BROKER_ASK_S, MAX_ID_CHARS
 from d8mesh.doors.waiting import Places
 from d8mesh.errors import D8Error, UnknownTaskError, UnknownWorkerError
 from d8mesh.http.answers import Refusal, Response, answer

@@ -27,11 +27,11 @@ from d8mesh.core.worker.effects import KeptResult
 from d8mesh.edge.sqlite.recovery.pages import Found, Pages, Row, Trees
 from d8mesh.errors import OutboxBrokenError, WorkerError
 
-SCHEMA_VERSION: Final = 2
+OUTBOX_VERSION: Final = 2
 OUTBOX_NAME: Final = "outbox.db"
 LOCK_NAME: Final = "lock"
 #: The log file is folded back into the database at about 4 MB (4 KiB pages).
-CHECKPOINT_PAGES: Final = 1000
+OUTBOX_CHECKPOINT_PAGES: Final = 1000
 #: Rows per statement; apsw takes the interpreter lock for every single one otherwise.
 ROWS_AT_ONCE: Final = 64
 BUSY_MS: Final = 5000
@@ -68,7 +68,7 @@ class Outbox:
         *,
         synchronous: str = "FULL",
         vfs: str = "",
-        checkpoint_pages: int = CHECKPOINT_PAGES,
+        checkpoint_pages: int = OUTBOX_CHECKPOINT_PAGES,
     ) -> None:
         self._path = folder / OUTBOX_NAME
         self._how = (synchronous, vfs, checkpoint_pages)
@@ -114,7 +114,7 @@ class Outbox:
         Raises:
             WorkerError: it does not take anything now.
         """
-        self._commit(lambda: self._db.execute(f"PRAGMA user_version={SCHEMA_VERSION}"))
+        self._commit(lambda: self._db.execute(f"PRAGMA user_version={OUTBOX_VERSION}"))
 
     def load(self) -> list[KeptResult]:
         """Return all results in it.
@@ -146,17 +146,17 @@ class Outbox:
         db.execute("PRAGMA fullfsync=ON")
         db.execute(f"PRAGMA wal_autocheckpoint={checkpoint_pages}")
         version = int(db.pragma("user_version"))
-        if version > SCHEMA_VERSION:
+        if version > OUTBOX_VERSION:
             raise OutboxBrokenError(
                 f"the outbox {self._path} is of version {version}, newer than this d8mesh "
-                f"({SCHEMA_VERSION}): it is not damaged; update d8mesh"
+                f"({OUTBOX_VERSION}): it is not damaged; update d8mesh"
             )
         if version == 0:
-            _at_once(db, lambda: db.execute(f"{_SCHEMA}PRAGMA user_version={SCHEMA_VERSION}"))
+            _at_once(db, lambda: db.execute(f"{_SCHEMA}PRAGMA user_version={OUTBOX_VERSION}"))
         check = db.execute("PRAGMA quick_check(1)").fetchall()
         if check != [("ok",)]:
             raise _broken(self._path, str(check[0][0]))
-        if 0 < version < SCHEMA_VERSION:
+        if 0 < version < OUTBOX_VERSION:
             _migrate(db, self._path, version)
 
     def _insert(self, results: Sequence[KeptResult]) -> None:
@@ -269,7 +269,7 @@ def _is_newer(path: Path) -> bool:
     """Tell it by the file's head: a newer one is not damaged for that."""
     with path.open("rb") as file:
         head = file.read(64)
-    return head.startswith(b"SQLite") and int.from_bytes(head[60:64], "big") > SCHEMA_VERSION
+    return head.startswith(b"SQLite") and int.from_bytes(head[60:64], "big") > OUTBOX_VERSION
 
 
 def _mend(folder: Path) -> Mended:
@@ -357,9 +357,9 @@ def _migrate(db: apsw.Connection, path: Path, version: int) -> None:
     _sync(path.parent)
 
     def change() -> None:
-        for each in range(version, SCHEMA_VERSION):
+        for each in range(version, OUTBOX_VERSION):
             _STEPS[each](db)
-        db.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
+        db.execute(f"PRAGMA user_version={OUTBOX_VERSION}")
 
     _at_once(db, change)
 

@@ -11,13 +11,12 @@ from typing import Final
 from d8mesh.core.client.effects import Answered, Output
 from d8mesh.core.client.submission import Submission
 from d8mesh.core.protocol.messages import Query
+from d8mesh.nodes.client.completion_waiters import LOOK_AROUND_S
 from d8mesh.nodes.client.questions import Questions
 from d8mesh.nodes.client.runner import ClientRunner
 
 #: Cancellations under way at once: the orchestrator is busy with them, and not flooded.
 MAX_UNDER_WAY: Final = 64
-#: Waiting threads look around this often, whatever happens.
-_LOOK_S: Final = 1.0
 
 
 class Cancellations:
@@ -44,10 +43,10 @@ class Cancellations:
         until = None if timeout_s is None else time.monotonic() + timeout_s
         with self._changed:
             while self._count and self._runner.is_running:
-                left_s = _LOOK_S if until is None else until - time.monotonic()
+                left_s = LOOK_AROUND_S if until is None else until - time.monotonic()
                 if left_s <= 0:
                     return False
-                self._changed.wait(min(left_s, _LOOK_S))
+                self._changed.wait(min(left_s, LOOK_AROUND_S))
             return not self._count
 
     def _begin(self, submission: Submission, index: int, now: float) -> list[Output]:

@@ -38,7 +38,13 @@ from d8mesh.nodes.client.outputs import Outputs
 from d8mesh.nodes.client.overview import Stats, WorkerInfo
 from d8mesh.nodes.client.results import Listing, Result
 from d8mesh.nodes.client.submitter import sent_of
-from d8mesh.nodes.client.timeouts import ASK_S, bounded, countdown, takes_timeout_s, told_whole
+from d8mesh.nodes.client.timeouts import (
+    DEFAULT_QUESTION_S,
+    bounded,
+    countdown,
+    takes_timeout_s,
+    told_whole,
+)
 from d8mesh.nodes.reconnector.search import checked
 
 
@@ -214,7 +220,7 @@ class Client:
         *,
         key: str = "",
         is_listened: bool = False,
-        timeout_s: float = ASK_S,
+        timeout_s: float = DEFAULT_QUESTION_S,
     ) -> Sent:
         """Submit all of these or nothing, and wait until it is acknowledged.
 
@@ -257,7 +263,7 @@ class Client:
         return Task(self, *self.node.submitter.watch(known))
 
     @takes_timeout_s
-    def workers(self, *, timeout: float | None = ASK_S) -> list[WorkerInfo]:
+    def workers(self, *, timeout: float | None = DEFAULT_QUESTION_S) -> list[WorkerInfo]:
         """Return the workers that the orchestrator knows.
 
         Raises:
@@ -267,7 +273,7 @@ class Client:
         return cast("list[WorkerInfo]", body["workers"])
 
     @takes_timeout_s
-    def stats(self, *, timeout: float | None = ASK_S) -> Stats:
+    def stats(self, *, timeout: float | None = DEFAULT_QUESTION_S) -> Stats:
         """Return how many workers and tasks there are.
 
         Raises:
@@ -282,7 +288,7 @@ class Client:
         state: str | None = "",
         type: str | None = "",
         newest_first: bool = False,
-        timeout: float | None = ASK_S,
+        timeout: float | None = DEFAULT_QUESTION_S,
     ) -> Iterator[dict[str, Any]]:
         """Yield the status bodies of tasks, as `Task.status` returns them.
 
@@ -301,7 +307,7 @@ class Client:
             yield from listing.bodies(self.ask("tasks", listing.args, timeout=timeout))
 
     @takes_timeout_s
-    def replay(self, task_id: str, *, timeout: float | None = ASK_S) -> Task:
+    def replay(self, task_id: str, *, timeout: float | None = DEFAULT_QUESTION_S) -> Task:
         """Submit a failed or cancelled task anew, under a new id; return its handle.
 
         Raises:
@@ -344,7 +350,7 @@ class Client:
 
     @takes_timeout_s
     def ask(
-        self, what: str, args: Mapping[str, object], *, timeout: float | None = ASK_S
+        self, what: str, args: Mapping[str, object], *, timeout: float | None = DEFAULT_QUESTION_S
     ) -> dict[str, Any]:
         """Ask the orchestrator something (see ``docs/PROTOCOL.md``, Questions).
 
@@ -352,7 +358,7 @@ class Client:
             D8Error: what it answered instead.
             BrokerUnavailableError: no answer within `timeout`.
         """
-        return self.node.ask(what, args, ASK_S if timeout is None else timeout)
+        return self.node.ask(what, args, DEFAULT_QUESTION_S if timeout is None else timeout)
 
     def wait_finished(self, task_id: str, timeout_s: float) -> bool:
         """Wait for an acknowledged task's outcome; return whether it is finished (or unknown)."""

@@ -20,13 +20,14 @@ from d8mesh.nodes.client.timeouts import bounded, timed_out
 MAX_PENDING_TASKS: Final = 50_000
 MAX_PENDING_BYTES: Final = 64 * 1024 * 1024
 #: When nothing has come for so long, it is said in the log, once until something comes.
-STALL_S: Final = 5.0
+QUIET_S: Final = 5.0
 #: A wait shorter than this is a look: why nothing has come is not asked for.
 LOOKS_S: Final = 0.1
 #: Refused submissions that are remembered until somebody is told.
 MAX_REFUSED: Final = 10_000
-#: Waiting threads look around this often, whatever happens.
-LOOK_S: Final = 1.0
+#: Waiting threads look around this often, whatever happens: an endless wait hears no Ctrl-C
+#: on Windows.
+LOOK_AROUND_S: Final = 1.0
 
 _log: Final = logging.getLogger("d8mesh.client")
 
@@ -232,7 +233,7 @@ class CompletionWaiters:
                     self.check_alive()
                 except D8Error:
                     return False
-                self._room.wait(min(LOOK_S, left_s))
+                self._room.wait(min(LOOK_AROUND_S, left_s))
         return True
 
     def _wait(
@@ -248,7 +249,7 @@ class CompletionWaiters:
         while not is_over():
             self.check_may_wait()
             now = time.monotonic()
-            left_s = LOOK_S if timeout_s is None else start + timeout_s - now
+            left_s = LOOK_AROUND_S if timeout_s is None else start + timeout_s - now
             if left_s <= 0:
                 is_look = timeout_s is None or timeout_s < LOOKS_S or task_id is None
                 why = "" if is_look else self._look(condition, task_id or "").text
@@ -258,7 +259,7 @@ class CompletionWaiters:
             if task_id is not None and self.is_stalled(start, now):
                 log_waiting(what, self._look(condition, task_id))
                 continue
-            condition.wait(min(LOOK_S, left_s))
+            condition.wait(min(LOOK_AROUND_S, left_s))
 
     def _look(self, condition: threading.Condition, task_id: str) -> Reason:
         """Find out why a wait is not over, letting go of `condition`: answers arrive under it."""
@@ -270,7 +271,7 @@ class CompletionWaiters:
 
     def is_stalled(self, since: float, now: float) -> bool:
         """Return whether it is to be said that nothing has come for long; True once each time."""
-        if now - max(since, self._moved_at) < STALL_S or self._said_at >= self._moved_at:
+        if now - max(since, self._moved_at) < QUIET_S or self._said_at >= self._moved_at:
             return False
         self._said_at = now
         return True

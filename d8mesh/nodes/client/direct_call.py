@@ -28,7 +28,7 @@ from d8mesh.edge.network import first_reachable
 from d8mesh.edge.transport.connector import Connector
 from d8mesh.edge.transport.sockets import SharedContext, Waker
 from d8mesh.errors import BrokerUnavailableError, ProtocolError, TaskRejectedError, WaitTimeoutError
-from d8mesh.nodes.client.completion_waiters import LOOKS_S, STALL_S, CompletionWaiters, log_waiting
+from d8mesh.nodes.client.completion_waiters import LOOKS_S, QUIET_S, CompletionWaiters, log_waiting
 from d8mesh.nodes.client.reasons import Reason
 from d8mesh.nodes.client.results import Result, result_of
 from d8mesh.nodes.client.runner import CUT_S, DOUBT_PAUSE_S, ClientRunner
@@ -39,15 +39,15 @@ from d8mesh.nodes.reconnector.reconnector import ACCEPT_S, Reconnector
 #: session are quicker from six threads on.
 MAX_DIRECT_CALLS: Final = 4
 #: The clocks, the connection and the client are looked at this often while a call waits.
-LOOK_S: Final = 0.25
+CLOCKS_LOOK_S: Final = 0.25
 #: After a pause of this long the orchestrator is greeted again: it may have forgotten us.
-IDLE_S: Final = 3.0
+GREET_AGAIN_S: Final = 3.0
 #: One that was not used for so long is let go at the next opportunity.
 UNUSED_S: Final = 30.0
 #: Frames taken at once from a connection that was idle.
 STALE_FRAMES: Final = 1000
 #: How long the thread that went on for a lost direct call may take to end.
-END_S: Final = 3.0
+STAND_IN_END_S: Final = 3.0
 _log: Final = logging.getLogger("d8mesh.client")
 
 
@@ -111,8 +111,8 @@ class DirectCall:
         begun = now = time.monotonic()
         is_said = False
         until = math.inf if timeout_s is None else now + timeout_s
-        next_look = now + LOOK_S
-        if now - self.used > IDLE_S:
+        next_look = now + CLOCKS_LOOK_S
+        if now - self.used > GREET_AGAIN_S:
             session.link_down()
             self._carry_out(session.submit(submission, now))  # it waits for the greeting's answer
             self._greet(now)
@@ -128,10 +128,10 @@ class DirectCall:
                 self.used = now
                 return outcome
             if now >= next_look:
-                next_look = now + LOOK_S
+                next_look = now + CLOCKS_LOOK_S
                 check_alive()
                 self._look(now)
-                if now - begun > STALL_S and not is_said:
+                if now - begun > QUIET_S and not is_said:
                     is_said = True
                     log_waiting(_what(task_id), self._why(task_id))
             submission.raise_refusal()
@@ -379,7 +379,7 @@ class DirectCalls:
                     task_id=submission.task_id(0),
                 )
             finally:
-                runner.close(END_S)
+                runner.close(STAND_IN_END_S)
         finally:
             reconnector.close()
         submission.raise_refusal()

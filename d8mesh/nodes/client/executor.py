@@ -9,14 +9,13 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final, TypeVar
 
 from d8mesh.errors import InvalidTaskError, TaskCancelledError, error_of
+from d8mesh.nodes.client.completion_waiters import LOOK_AROUND_S
 from d8mesh.nodes.client.handle import Task
 from d8mesh.nodes.client.node import ClientNode
 from d8mesh.nodes.client.results import Result
 
 #: How long `shutdown` waits for the orchestrator to hear what is cancelled.
-CANCEL_S: Final = 10.0
-#: Waiting threads look around this often: an endless wait hears no Ctrl-C on Windows.
-_LOOK_S: Final = 1.0
+SHUTDOWN_CANCEL_S: Final = 10.0
 
 _T = TypeVar("_T")
 
@@ -116,9 +115,9 @@ class TaskExecutor(concurrent.futures.Executor):
             return
         with self._changed:
             while self._unfinished:
-                self._changed.wait(_LOOK_S)
+                self._changed.wait(LOOK_AROUND_S)
         if cancel_futures:
-            self._node.wait_dropped(CANCEL_S)
+            self._node.wait_dropped(SHUTDOWN_CANCEL_S)
 
     def _ended(self, future: concurrent.futures.Future[Result]) -> None:
         assert isinstance(future, TaskFuture)

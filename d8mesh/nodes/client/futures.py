@@ -8,6 +8,7 @@ from functools import partial
 from typing import Final, NamedTuple
 
 from d8mesh.errors import D8Error, InvalidTaskError, TaskCancelledError, WaitTimeoutError
+from d8mesh.nodes.client.completion_waiters import LOOK_AROUND_S
 from d8mesh.nodes.client.handle import Task
 from d8mesh.nodes.client.timeouts import countdown, takes_timeout_s
 
@@ -15,8 +16,6 @@ from d8mesh.nodes.client.timeouts import countdown, takes_timeout_s
 FIRST_COMPLETED: Final = "FIRST_COMPLETED"
 FIRST_EXCEPTION: Final = "FIRST_EXCEPTION"
 ALL_COMPLETED: Final = "ALL_COMPLETED"
-#: Waiting threads look around this often: an endless wait hears no Ctrl-C on Windows.
-_LOOK_S: Final = 1.0
 #: A wait of this length is long enough to be told why it was in vain.
 _REASON_S: Final = 0.1
 
@@ -138,9 +137,11 @@ class _DoneTasks:
             try:
                 if self._done.empty():
                     self._check_may_wait()
-                task = self._done.get(timeout=_LOOK_S if left is None else min(left, _LOOK_S))
+                task = self._done.get(
+                    timeout=LOOK_AROUND_S if left is None else min(left, LOOK_AROUND_S)
+                )
             except queue.Empty:
-                if left is not None and left <= _LOOK_S:
+                if left is not None and left <= LOOK_AROUND_S:
                     return None
                 continue
             self.running.discard(task)

@@ -12,7 +12,7 @@ from d8mesh.core.protocol.messages import CANCELLED_STATE
 from d8mesh.errors import D8Error, TaskCancelledError, TaskRejectedError, WaitTimeoutError
 from d8mesh.nodes.client.node import ClientNode
 from d8mesh.nodes.client.results import Result, is_cancelled_already, readable, result_of
-from d8mesh.nodes.client.timeouts import ASK_S, bounded, countdown, takes_timeout_s
+from d8mesh.nodes.client.timeouts import DEFAULT_QUESTION_S, bounded, countdown, takes_timeout_s
 
 #: How long `Task.cancel` waits for the outcome beyond the answer: they come together.
 OUTCOME_S: Final = 2.0
@@ -203,7 +203,9 @@ class Task:
             raise
 
     @takes_timeout_s
-    def status(self, timeout: float | None = ASK_S, *, full: bool = False) -> dict[str, Any]:
+    def status(
+        self, timeout: float | None = DEFAULT_QUESTION_S, *, full: bool = False
+    ) -> dict[str, Any]:
         """Return the documented status body, as ``GET /api/tasks/status/{id}`` does.
 
         Args:
@@ -214,12 +216,12 @@ class Task:
             UnknownTaskError: the orchestrator does not know the task.
             BrokerUnavailableError, WaitTimeoutError: no answer within `timeout`.
         """
-        timeout = ASK_S if timeout is None else timeout
+        timeout = DEFAULT_QUESTION_S if timeout is None else timeout
         self.wait_accepted(timeout)  # before, nobody knows the task
         return readable(self._ask("status", timeout, **({"full": True} if full else {})))
 
     @takes_timeout_s
-    def cancel(self, timeout: float | None = ASK_S) -> bool:
+    def cancel(self, timeout: float | None = DEFAULT_QUESTION_S) -> bool:
         """Cancel the task, also a running one; return whether it is cancelled now.
 
         False: it had ended otherwise before. A running handler is told (`TaskContext`), and what
@@ -230,7 +232,7 @@ class Task:
             BrokerUnavailableError, WaitTimeoutError: no answer within `timeout`.
             NodeClosedError: the client is closed.
         """
-        timeout = ASK_S if timeout is None else timeout
+        timeout = DEFAULT_QUESTION_S if timeout is None else timeout
         left_s = countdown(timeout)
         if (is_cancelled := is_cancelled_already(self._submission, self._index)) is not None:
             return is_cancelled

@@ -26,7 +26,7 @@ from d8mesh.nodes.client.closing import (
     note_missing,
     raise_missing,
 )
-from d8mesh.nodes.client.completion_waiters import LOOK_S, CompletionWaiters
+from d8mesh.nodes.client.completion_waiters import LOOK_AROUND_S, CompletionWaiters
 from d8mesh.nodes.client.completions import Completions
 from d8mesh.nodes.client.direct_call import DirectCalls
 from d8mesh.nodes.client.outputs import Outputs
@@ -40,9 +40,9 @@ from d8mesh.nodes.reconnector.reconnector import Reconnector
 from d8mesh.nodes.reconnector.search import Search
 
 #: How long the I/O thread may take to say goodbye.
-END_S: Final = 3.0
+CLIENT_GOODBYE_S: Final = 3.0
 #: Closing takes so long beyond its time-out: who closes a client that is being closed waits for it.
-CLOSING_S: Final = 8.0
+BEYOND_CLOSE_S: Final = 8.0
 
 
 class ClientNode:
@@ -146,7 +146,7 @@ class ClientNode:
             left = left_s()
             if left is not None and left <= 0:
                 return False
-            wait_for(connected, LOOK_S if left is None else min(LOOK_S, left))
+            wait_for(connected, LOOK_AROUND_S if left is None else min(LOOK_AROUND_S, left))
         return True
 
     def watch(self, submission: Submission) -> None:
@@ -181,7 +181,7 @@ class ClientNode:
             return
         timeout_s, why = 0.0 if self.runner.is_caller else timeout_s, ""
         if not self._closing.acquire(blocking=False):  # it is never released
-            wait_for(self._closed, None if timeout_s is None else timeout_s + CLOSING_S)
+            wait_for(self._closed, None if timeout_s is None else timeout_s + BEYOND_CLOSE_S)
             raise_missing(self.waiters, "")
             return
         self.waiters.shut()
@@ -222,6 +222,6 @@ class ClientNode:
         closing.forget(self)
         self.runner.is_closed = True
         self.direct_calls.close()
-        self.runner.close(END_S)
+        self.runner.close(CLIENT_GOODBYE_S)
         self.reconnector.close()
         self.waiters.close()

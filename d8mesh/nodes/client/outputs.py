@@ -9,9 +9,9 @@ from typing import Any
 from d8mesh.core.client.effects import Output
 from d8mesh.core.client.submission import Submission, awaiting
 from d8mesh.nodes.client.completion_waiters import (
-    LOOK_S,
+    LOOK_AROUND_S,
     LOOKS_S,
-    STALL_S,
+    QUIET_S,
     CompletionWaiters,
     log_waiting,
 )
@@ -130,9 +130,9 @@ class _OutputWait:
     def look_s(self) -> float:
         """How long to wait until the next `look`."""
         if self._timeout_s is None:
-            return LOOK_S
+            return LOOK_AROUND_S
         left_s = self._begun + self._timeout_s - time.monotonic()
-        return min(LOOK_S, max(0.0, left_s))
+        return min(LOOK_AROUND_S, max(0.0, left_s))
 
     def look(self) -> None:
         """Nothing came: say so once if that lasts.
@@ -145,6 +145,6 @@ class _OutputWait:
         if self._timeout_s is not None and waited_s >= self._timeout_s:
             because = self._waiters.why(self._task_id).text if self._timeout_s >= LOOKS_S else ""
             raise timed_out(what, self._timeout_s, because)
-        if waited_s >= STALL_S and not self._is_said:
+        if waited_s >= QUIET_S and not self._is_said:
             self._is_said = True
             log_waiting(what, self._waiters.why(self._task_id))

@@ -30,11 +30,11 @@ from d8mesh.nodes.worker.failures import Failures
 from d8mesh.nodes.worker.importable import prove
 
 #: How often a slot that waits for a process looks whether it is cancelled.
-LOOK_S: Final = 0.1
+CANCELLED_LOOK_S: Final = 0.1
 #: A slot whose service is busy or down takes nothing for this long.
 BUSY_PAUSE_S: Final = 1.0
 #: Partial output that waits for the I/O thread; beyond it `emit` waits, but no longer than this.
-MAX_PIECES_BYTES: Final = 16 * 1024 * 1024
+MAX_WAITING_PIECES_BYTES: Final = 16 * 1024 * 1024
 MAX_EMIT_S: Final = 1.0
 #: A type is quick when so many attempts in a row took no longer than this.
 QUICK_S: Final = 0.001
@@ -231,7 +231,7 @@ class Slots:
 
     def has_room_for_pieces(self) -> bool:
         """Tell whether partial output may wait here; `emitting` is held."""
-        return self.pieces_bytes < MAX_PIECES_BYTES
+        return self.pieces_bytes < MAX_WAITING_PIECES_BYTES
 
     def take_pieces(self) -> list[Piece]:
         """Return the partial output that waits here. Thread: the I/O thread."""
@@ -364,7 +364,7 @@ class Slots:
         """Hold the slot for a moment: a task given back at once may come back at once."""
         until = time.monotonic() + BUSY_PAUSE_S
         while time.monotonic() < until and not context.is_cancelled:
-            time.sleep(LOOK_S)
+            time.sleep(CANCELLED_LOOK_S)
 
     def _run_process(
         self, handler: Registered, attempt: Attempt, context: Context, children: dict[str, Child]
@@ -419,7 +419,7 @@ class Slots:
         token = attempt[5]
         while True:
             try:
-                said = child.said.get(timeout=LOOK_S)
+                said = child.said.get(timeout=CANCELLED_LOOK_S)
             except queue.Empty:
                 said = []
             match said:

@@ -250,3 +250,8 @@ def test_names_too_long_to_be_compared_are_not() -> None:
     told = f"no worker in the mesh offers {name + 'x'!r}"
     assert why_nobody(name + "x", registry) == told
     assert why_nobody("r" * placement.MAX_COMPARED_CHARS, registry).endswith("'")  # nor with these
+
+
+def test_where_nobody_is_free_nobody_is_chosen() -> None:
+    registry = WorkerRegistry()
+    assert choose_worker(LaneKey("echo", ""), registry) is None

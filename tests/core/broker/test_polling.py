@@ -117,7 +117,7 @@ def test_a_poll_dies_with_the_process_that_asked(broker: WiredBroker) -> None:
     shim = broker.client()
     register(broker, shim)
     broker.say(shim, m.Query(900, "poll.next", {"worker_id": "p", "wait_s": 50}))
-    broker.perform(broker.dispatcher.lost_peer(shim))
+    broker.say(shim, m.Goodbye("bye"))
     shim = broker.client()
     (task_id,) = broker.submit(shim, kind="agent_action")
     assert broker.task_table.state_of(task_id) is TaskState.QUEUED

@@ -21,7 +21,7 @@ from d8mesh.core.broker.effects import Peer
 from d8mesh.core.broker.records import History
 from d8mesh.core.broker.store import Restored
 from d8mesh.core.broker.task_table import TaskTable
-from d8mesh.core.broker.worker_sessions import OWED_S
+from d8mesh.core.broker.worker_sessions import RECEIVED_WAIT_S
 from d8mesh.core.protocol import messages as m
 from d8mesh.core.protocol.task import (
     Adopted,
@@ -370,7 +370,7 @@ class Histories(RuleBasedStateMachine):
         self.broker.say(hands.peer, message)
         if self.broker.got(hands.peer, m.Rehello):
             return
-        self.broker.pass_time(OWED_S)  # one that came alone waits so long for a hand-out
+        self.broker.pass_time(RECEIVED_WAIT_S)  # one that came alone waits so long for a hand-out
         sent = [message for peer, message, _ in self.broker.sent if peer == hands.peer]
         along = [seq for work in sent if isinstance(work, m.Work) for seq in work.received]
         told = [each.seq for each in self.broker.got(hands.peer, m.Received)]

@@ -415,7 +415,7 @@ def test_of_a_hand_out_in_part_listened_to_the_worker_is_told_which(broker: Wire
 def test_headings_of_tokens_are_kept_but_not_for_ever(
     broker: WiredBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("d8mesh.core.broker.scheduler.MAX_ATTEMPT", 2)
+    monkeypatch.setattr("d8mesh.core.broker.scheduler._MAX_HEADINGS", 2)
     client = broker.client()
     for name in "abcde":
         worker = broker.worker(name)
@@ -437,3 +437,33 @@ def test_payloads_that_cannot_be_read_now_are_asked_for_again(broker: WiredBroke
     assert broker.dispatcher.loaded(Loaded(load.number, [], "disk on fire")) == []
     broker.pass_time(READ_PAUSE_S + 0.5)
     assert list(broker.work(worker)) == [task_id]
+
+
+def test_a_task_of_many_is_not_read_any_more_when_all_are_cancelled_meanwhile(
+    broker: WiredBroker,
+) -> None:
+    broker.task_table._payload_memory_bytes = 0
+    client = broker.client()
+    (task_id,) = broker.submit(client)
+    effects = broker.dispatcher.receive(hello("w"), Peer(b"w"), broker.now)
+    effects += broker.dispatcher.tick(broker.now, broker.at)
+    (load,) = (effect for effect in effects if isinstance(effect, Load))
+    broker.ask(client, "cancel", id=task_id)
+    assert broker.dispatcher.loaded(Loaded(load.number, [([b"\x80"],)])) == []
+    broker.pass_time(READ_PAUSE_S + 0.5)
+    assert broker.work(Peer(b"w")) == {}
+
+
+def test_who_refuses_a_strict_wish_for_good_ends_no_task_that_another_can_run(
+    broker: WiredBroker,
+) -> None:
+    client = broker.client()
+    first = broker.worker("first", models=["llama"])
+    (task_id,) = broker.submit(client, model="=llama:latest")
+    held = broker.work(first)
+    other = broker.worker("other", models=["llama"])
+    refusal = msgspec.msgpack.encode({"success": False, "error": "gone", "retry": False})
+    tokens, kinds = list(held.values()), bytes([m.FAILED])
+    broker.say(first, m.Results(1, 1, list(held), tokens, kinds, [refusal]))
+    broker.pass_time(MAX_RETRY_PAUSE_S)
+    assert list(broker.work(other)) == [task_id]

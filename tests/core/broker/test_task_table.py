@@ -66,7 +66,7 @@ def test_cancelled_ones_are_passed_over_when_drawing(task_table: TaskTable) -> N
     task_table.apply(Cancelled(ids, [0] * 3, [b""] * 3, 0.0))
     (batch,) = task_table.batches()
     assert batch.fresh_count == 1
-    assert [task.index for task in task_table.draw(batch, 9)] == [1]
+    assert [task.id for task in task_table.draw(batch, 9)] == [f"{S}-1"]
     assert batch.fresh_count == 0
     task_table.check()
 

@@ -25,7 +25,7 @@ def test_free_is_the_window_less_what_is_outstanding() -> None:
     registry.add(made)
     batch = Batch("s" * 16, 0, 9, Spec("echo", 5, 3), 0.0, 9, 1)
     for index in range(4):
-        task = TaskRecord(batch, index, batch.task_id(index), b"")
+        task = TaskRecord(batch, batch.task_id(index), b"")
         made.outstanding[task.id] = task
     registry.refresh(made)
     assert made.free == 0

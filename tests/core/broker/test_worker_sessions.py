@@ -7,12 +7,12 @@ from typing import Any
 import msgspec
 import pytest
 
-from d8mesh.core.broker.effects import Peer, Send
+from d8mesh.core.broker.effects import Effect, Peer, Send
 from d8mesh.core.broker.records import History
 from d8mesh.core.broker.scheduler import POISON_LOSSES
 from d8mesh.core.broker.store import Restored
 from d8mesh.core.broker.streaming import TAIL_BYTES
-from d8mesh.core.broker.worker_sessions import MAX_CUTS, OWED_S
+from d8mesh.core.broker.worker_sessions import MAX_CUTS, RECEIVED_WAIT_S
 from d8mesh.core.protocol import messages as m
 from d8mesh.core.protocol.task import Requeued, TaskState
 from d8mesh.edge.sqlite.restore import fill
@@ -414,7 +414,7 @@ def test_results_are_acknowledged_after_the_commit_only(broker: WiredBroker) -> 
     worker = broker.worker("w")
     broker.submit(client)
     broker.finish(worker, broker.work(worker))
-    broker.pass_time(OWED_S)
+    broker.pass_time(RECEIVED_WAIT_S)
     waits = {type(message).__name__: waits for _, message, waits in broker.sent}
     assert waits["Received"] is True
     assert waits["Outcomes"] is True
@@ -466,7 +466,7 @@ def test_the_acknowledgement_of_a_single_result_goes_with_the_hand_out_after_the
         held.append(dict(zip(work.groups[0].ids, work.groups[0].tokens, strict=True)))
         assert broker.got(worker, m.Received) == []
     broker.finish(worker, held[-1], window=1)
-    broker.pass_time(OWED_S)  # nothing is left to go with
+    broker.pass_time(RECEIVED_WAIT_S)  # nothing is left to go with
     assert [each.seq for each in broker.got(worker, m.Received)] == [broker.seq - 1, broker.seq]
 
 
@@ -503,7 +503,7 @@ def test_a_repeat_is_acknowledged_and_changes_nothing(broker: WiredBroker) -> No
     held = broker.work(worker)
     broker.finish(worker, held)
     broker.finish(worker, held, m.FAILED)
-    broker.pass_time(OWED_S)
+    broker.pass_time(RECEIVED_WAIT_S)
     assert len(broker.got(worker, m.Received)) == 2
     assert broker.state.duplicates == 1
     assert broker.ask(client, "status", id=task_id).body["state"] == "completed"
@@ -786,7 +786,8 @@ def test_what_a_moved_session_does_not_hold_was_lost_on_the_way(broker: WiredBro
     assert list(broker.work(moved)) == [task_id]
     assert broker.ask(client, "status", id=task_id).body["attempts"] == 2
     history = broker.task_table.tasks[task_id].history
-    assert history is None or history.errors == 0
+    assert history is not None
+    assert history.errors == 0
 
 
 def test_a_tail_is_bounded_and_goes_when_its_task_ends(broker: WiredBroker) -> None:
@@ -799,7 +800,9 @@ def test_a_tail_is_bounded_and_goes_when_its_task_ends(broker: WiredBroker) -> N
     broker.say(client, m.Listen(task_id, True))
     (tail,) = broker.got(client, m.Stream)
     assert (tail.first_seq, len(tail.payloads)) == (3, 2)
+    broker.say(client, m.Listen(task_id, False))
     broker.finish(worker, held)
+    assert broker.dispatcher._streaming._tails
     for _ in range(12):  # the tail is dropped with the next pruning
         broker.pass_time(2)
         broker.say(worker, beat([], 10))
@@ -884,7 +887,7 @@ def test_a_failure_that_is_told_again_after_a_hello_counts_once(
         broker.restart()
     back = broker.worker("w", held=held)
     broker.finish(back, held, m.FAILED)
-    broker.pass_time(OWED_S)
+    broker.pass_time(RECEIVED_WAIT_S)
     assert broker.got(back, m.Received)
     assert counted(broker, task_id) == (1, set(), {"w": 1})
 
@@ -928,3 +931,16 @@ def test_only_failures_in_a_row_that_are_no_refusals_make_a_worker_get_less(
         (other,) = broker.work(worker).items()
     broker.finish(worker, dict([other]), kind, window=2)
     assert bool(broker.work(worker)) is is_trusted
+
+
+def test_results_of_one_wake_up_are_acknowledged_together(broker: WiredBroker) -> None:
+    worker = broker.worker("w", slots=2)
+    ids = broker.submit(broker.client(), 2)
+    held = broker.work(worker)
+    effects: list[Effect] = []
+    for seq, task_id in enumerate(ids, 1):
+        said = m.Results(seq, 2, [task_id], [held[task_id]], bytes([m.SUCCEEDED]), [result()])
+        effects += broker.dispatcher.receive(said, worker, broker.now)
+    broker.perform([*effects, *broker.dispatcher.tick(broker.now, broker.at)])
+    told = [each.seq for each in broker.got(worker, m.Received)]
+    assert told == [1, 2]

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
+
 from d8mesh.core.client.submission import Outcome, Submission, awaiting
 from d8mesh.core.protocol.messages import COMPLETED_STATE, FAILED_STATE, Group, Refused
+from d8mesh.errors import QueueFullError
 
 SESSION = "0123456789abcdef"
 OTHER = "v" * 16
@@ -65,3 +68,22 @@ def test_the_first_outcome_stands() -> None:
     assert tasks.outcome(1) == Outcome(COMPLETED_STATE, b"first")
     assert tasks.missing == 2
     assert list(tasks.awaited()) == [f"{SESSION}-10", f"{SESSION}-12"]
+
+
+def test_a_refusal_is_raised_to_who_looks_and_an_acceptance_is_not() -> None:
+    tasks = submission()
+    tasks.raise_refusal()
+    assert not tasks.is_told
+    tasks.refuse(Refused(1, "queue.full", "the queue is full"))
+    with pytest.raises(QueueFullError, match="the queue is full"):
+        tasks.raise_refusal()
+    assert tasks.is_told
+
+
+def test_who_looks_at_what_is_new_is_told_of_each_outcome_once() -> None:
+    tasks = submission()
+    assert tasks.note(0, COMPLETED_STATE, b"\x80")
+    tasks.fresh = []
+    assert tasks.note(2, FAILED_STATE, b"\x80")
+    assert not tasks.note(2, FAILED_STATE, b"\x80")
+    assert tasks.fresh == [2]

@@ -110,7 +110,7 @@ def test_unknown_paths_are_404(rest: Rest, path: str) -> None:
     [
         "x",
         "..",
-        "a" * 5000,
+        "a" * 3000,
         "%00",
         "ñ",
         "0123456789abcdef-99999999999999",
@@ -124,7 +124,7 @@ def test_unknown_paths_are_404(rest: Rest, path: str) -> None:
 def test_odd_task_ids_are_404(rest: Rest, task_id: str) -> None:
     for method, path in (("GET", "status/{}"), ("GET", "{}/wait"), ("POST", "{}/cancel")):
         answer = rest.call(method, "/api/tasks/" + path.format(task_id))
-        assert answer.status_code in (404, 414), (path, answer.text)
+        assert answer.status_code == 404, (path, answer.text)
 
 
 def test_an_unknown_task_is_told_as_ever(rest: Rest) -> None:

@@ -41,7 +41,6 @@ MADE_BATCH: Final = 10_000
 MAX_UNKNOWN: Final = 4096
 _COUNTER_MASK: Final = (1 << COUNTER_BITS) - 1
 _UNKNOWN: Final = msgspec.msgpack.encode(Spec("unknown", 5, 1))
-_DIGITS: Final = "0123456789abcdefghijklmnopqrstuv"
 _encode: Final = msgspec.msgpack.Encoder().encode
 
 

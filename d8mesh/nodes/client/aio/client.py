@@ -41,7 +41,7 @@ from d8mesh.nodes.client.handle import Task
 from d8mesh.nodes.client.mapping import window_of
 from d8mesh.nodes.client.overview import Stats, WorkerInfo
 from d8mesh.nodes.client.results import Listing, Result
-from d8mesh.nodes.client.timeouts import ASK_S, bounded, countdown, told_whole
+from d8mesh.nodes.client.timeouts import DEFAULT_QUESTION_S, bounded, countdown, told_whole
 from d8mesh.nodes.reconnector.search import checked
 
 #: Tasks that nobody wants any more are cancelled so many at once.
@@ -280,7 +280,7 @@ class AsyncClient:
         state: str | None = "",
         type: str | None = "",
         newest_first: bool = False,
-        timeout: float | None = ASK_S,
+        timeout: float | None = DEFAULT_QUESTION_S,
     ) -> AsyncIterator[dict[str, Any]]:
         """As `Client.tasks`."""
         listing = Listing(state, type, newest_first=newest_first)
@@ -288,25 +288,27 @@ class AsyncClient:
             for body in listing.bodies(await self.ask("tasks", listing.args, timeout=timeout)):
                 yield body
 
-    async def replay(self, task_id: str, *, timeout: float | None = ASK_S) -> AsyncTask:
+    async def replay(
+        self, task_id: str, *, timeout: float | None = DEFAULT_QUESTION_S
+    ) -> AsyncTask:
         """As `Client.replay`."""
         session, n = self.node.next_id()
         args = {"id": task_id, "session": session, "n": n}
         return self.task(str((await self.ask("replay", args, timeout=timeout))["task_id"]))
 
-    async def workers(self, *, timeout: float | None = ASK_S) -> list[WorkerInfo]:
+    async def workers(self, *, timeout: float | None = DEFAULT_QUESTION_S) -> list[WorkerInfo]:
         """As `Client.workers`."""
         return list((await self.ask("workers", {}, timeout=timeout))["workers"])
 
-    async def stats(self, *, timeout: float | None = ASK_S) -> Stats:
+    async def stats(self, *, timeout: float | None = DEFAULT_QUESTION_S) -> Stats:
         """As `Client.stats`."""
         return cast(Stats, await self.ask("stats", {}, timeout=timeout))
 
     async def ask(
-        self, what: str, args: Mapping[str, object], *, timeout: float | None = ASK_S
+        self, what: str, args: Mapping[str, object], *, timeout: float | None = DEFAULT_QUESTION_S
     ) -> dict[str, Any]:
         """As `Client.ask`."""
-        return await self.node.ask(what, args, ASK_S if timeout is None else timeout)
+        return await self.node.ask(what, args, DEFAULT_QUESTION_S if timeout is None else timeout)
 
     @property
     def is_closed(self) -> bool:

@@ -37,7 +37,7 @@ from d8mesh.nodes.client.sessions import new_session
 from d8mesh.nodes.client.stream_buffer import KeptOutput, StreamBuffer
 from d8mesh.nodes.client.streams import OnStream
 from d8mesh.nodes.client.submitter import Submitter, sent_of
-from d8mesh.nodes.client.timeouts import ASK_S, bounded
+from d8mesh.nodes.client.timeouts import DEFAULT_QUESTION_S, bounded
 from d8mesh.nodes.reconnector.reconnector import Reconnector
 from d8mesh.nodes.reconnector.search import Search
 
@@ -143,7 +143,7 @@ class AsyncNode:
         *,
         key: str = "",
         is_listened: bool = False,
-        timeout_s: float | None = ASK_S,
+        timeout_s: float | None = DEFAULT_QUESTION_S,
     ) -> Sent:
         """Submit all of these or nothing; see `Client.submit_groups`."""
         self.check_alive()

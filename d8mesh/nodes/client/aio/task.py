@@ -16,7 +16,7 @@ from d8mesh.nodes.client.aio.waits import Inbox, Signal
 from d8mesh.nodes.client.results import Result, is_cancelled_already, readable, result_of
 from d8mesh.nodes.client.stream_buffer import NOTHING_KEPT, KeptOutput
 from d8mesh.nodes.client.streams import Missed, Position
-from d8mesh.nodes.client.timeouts import ASK_S, bounded, countdown
+from d8mesh.nodes.client.timeouts import DEFAULT_QUESTION_S, bounded, countdown
 
 #: Called with the task once its outcome is there.
 OnDone: TypeAlias = "Callable[[AsyncTask], object]"
@@ -154,9 +154,11 @@ class AsyncTask:
                 await self._client.node.waits.settled(self._submission, timeout_s)
             self._submission.raise_refusal()
 
-    async def status(self, timeout: float | None = ASK_S, *, full: bool = False) -> dict[str, Any]:
+    async def status(
+        self, timeout: float | None = DEFAULT_QUESTION_S, *, full: bool = False
+    ) -> dict[str, Any]:
         """As `Task.status`."""
-        timeout = ASK_S if timeout is None else timeout
+        timeout = DEFAULT_QUESTION_S if timeout is None else timeout
         await self.accepted(timeout)  # before, nobody knows the task
         return readable(await self._ask("status", timeout, **({"full": True} if full else {})))
 
@@ -164,9 +166,9 @@ class AsyncTask:
         with self._named():
             return await self._client.node.ask(what, {"id": self.id, **more}, timeout_s)
 
-    async def cancel(self, timeout: float | None = ASK_S) -> bool:
+    async def cancel(self, timeout: float | None = DEFAULT_QUESTION_S) -> bool:
         """As `Task.cancel`."""
-        timeout = ASK_S if timeout is None else timeout
+        timeout = DEFAULT_QUESTION_S if timeout is None else timeout
         left_s = countdown(timeout)
         if (is_cancelled := is_cancelled_already(self._submission, self._index)) is not None:
             return is_cancelled

@@ -11,7 +11,12 @@ from typing import Final, Generic, NamedTuple, TypeAlias, TypeVar
 
 from d8mesh.core.client.submission import Submission
 from d8mesh.errors import D8Error, WaitTimeoutError
-from d8mesh.nodes.client.completion_waiters import LOOK_S, LOOKS_S, STALL_S, CompletionWaiters
+from d8mesh.nodes.client.completion_waiters import (
+    LOOK_AROUND_S,
+    LOOKS_S,
+    QUIET_S,
+    CompletionWaiters,
+)
 from d8mesh.nodes.client.timeouts import bounded, countdown, timed_out, told_whole
 
 #: What is waited for: True once it has come, False when the time is over.
@@ -188,7 +193,7 @@ class Waits:
             timer = self._loop.call_later(wait_s, resolve, signal, False)
         self._waits[signal] = _OneWait(time.monotonic(), what, task_id)
         if self._look is None:
-            self._look = self._loop.call_later(STALL_S, self._look_around)
+            self._look = self._loop.call_later(QUIET_S, self._look_around)
         try:
             if await signal:
                 return
@@ -206,7 +211,7 @@ class Waits:
             if wait.task_id is not None:
                 if self.waiters.is_stalled(wait.since, time.monotonic()):
                     self._say(wait.what, wait.task_id)
-                self._look = self._loop.call_later(LOOK_S, self._look_around)
+                self._look = self._loop.call_later(LOOK_AROUND_S, self._look_around)
                 return
 
     def _forget(self, submission: Submission, index: int, signal: Signal) -> None:
