@@ -222,11 +222,11 @@ def _encoded(message: Message) -> bytes:
 def _ended(attempt: Attempt) -> Ended:
     """What a slot does with an attempt (`Slots._serve`), without its thread."""
     started = time.monotonic()
-    link, _, _, _, task_id, token, payload = attempt
-    data = _decode(payload)
+    data = _decode(attempt.payload)
     value = echo(data, None)  # type: ignore[arg-type]  # it does not look at its context
     kind, result = of_value(value, "w", round(time.monotonic() - started, 6))
-    return link, task_id, token, kind, result, time.monotonic() - started
+    took_s = time.monotonic() - started
+    return attempt.link, attempt.id, attempt.token, kind, result, took_s
 
 
 class _Wire:

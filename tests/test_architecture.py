@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from d8mesh.core.broker.records import History, TaskRecord
+
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "d8mesh"
 MIRRORED_LAYERS = (
@@ -170,6 +172,8 @@ def test_tests_mirror_the_package(layer: str) -> None:
     assert missing == []
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_each_module_imports_alone() -> None:
     names = [name_of(path) for path in MODULES if path.stem != "__main__"]
     failed: dict[str, str] = {}
@@ -202,3 +206,18 @@ def test_the_core_stands_without_what_is_outside() -> None:
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE_S
     )
     assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_only_the_task_table_changes_what_the_facts_tell_of_a_task() -> None:
+    """`attempt` is what no fact tells; all else of a task and of its history is."""
+    owned = {*TaskRecord.__slots__, *History.__slots__} - {"attempt"}
+    room = PACKAGE / "core" / "broker"
+    found = [
+        f"{path.name}:{node.lineno} {ast.unparse(node)}"
+        for path in room.glob("*.py")
+        if path.name not in ("task_table.py", "records.py")
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store)
+        if node.attr in owned and ast.unparse(node.value) in ("task", "history", "task.history")
+    ]
+    assert found == []

@@ -22,6 +22,7 @@ MINUTES = 0.35
 NOTHING = ("lost", "dup_results", "wrong", "stuck")
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(240)
 def test_kills_and_pauses_lose_repeat_and_spoil_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["chaos", "--loopback", "--minutes", str(MINUTES), "--seed", "5", "--json"]

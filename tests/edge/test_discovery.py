@@ -18,6 +18,7 @@ from typing import Any, Final
 import pytest
 
 from d8mesh.core.protocol.addresses import LOOPBACK
+from d8mesh.edge import discovery as room
 from d8mesh.edge.discovery import Announcement, Discovery, NodeKind, Sighting
 
 #: Seconds for what takes milliseconds, on a loaded machine.
@@ -170,7 +171,10 @@ def test_a_process_that_is_killed_is_heard_again_when_it_comes_back(
             process.kill()
 
 
-def test_a_network_that_is_absent_is_said_once_and_waited_for(mesh: str, start: Start) -> None:
+def test_a_network_that_is_absent_is_said_once_and_waited_for(
+    mesh: str, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(room, "ADDRESSES_LOOK_S", 0.2)
     there: list[str] = []
     looks = threading.Semaphore(0)
 
@@ -189,7 +193,10 @@ def test_a_network_that_is_absent_is_said_once_and_waited_for(mesh: str, start: 
     assert late.troubles.empty()
 
 
-def test_a_look_that_fails_does_not_end_it(mesh: str, start: Start) -> None:
+def test_a_look_that_fails_does_not_end_it(
+    mesh: str, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(room, "ADDRESSES_LOOK_S", 0.2)
     failures = iter([OSError("no such device")])
 
     def addresses() -> list[str]:

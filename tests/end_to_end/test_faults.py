@@ -91,6 +91,7 @@ def test_children_end_when_their_launcher_dies() -> None:
         until(lambda: not is_alive(broker) and not is_alive(web), "the end of both", 10)
 
 
+@pytest.mark.slow
 def test_a_task_of_a_killed_worker_finishes_on_another(tmp_path: Path) -> None:
     trace = tmp_path / "trace"
     with mesh(workers=0) as running, running.client() as client:

@@ -17,6 +17,7 @@ import pytest
 
 from d8mesh import AsyncClient, AsyncTask
 from d8mesh.config import Config
+from d8mesh.core.client import session
 from d8mesh.core.protocol.messages import COMPLETED_STATE, UNKNOWN_STATE, Group
 from d8mesh.errors import (
     BrokerUnavailableError,
@@ -576,6 +577,7 @@ def test_output_is_streamed_as_it_comes_until_the_task_ends(mesh: Mesh, loop: Fa
             assert [part async for part in task.stream(PATIENCE_S)] == []
             assert [part async for part in client.task(NOBODY).stream(PATIENCE_S)] == []
             silent = await client.submit("nobody")
+            await silent.accepted(PATIENCE_S)
             with pytest.raises(WaitTimeoutError, match="output of"):
                 await anext(silent.stream(0.01))
             assert client.node.waits.count == 0
@@ -627,6 +629,7 @@ def test_a_stream_shows_a_new_attempt(mesh: Mesh) -> None:
     async def program() -> None:
         async with client_of(mesh, port) as client:
             task = await client.submit("twice")
+            await task.accepted(PATIENCE_S)
             heard: list[Any] = []
             listening_here = asyncio.create_task(into(heard, task.stream(PATIENCE_S)))
             await until(lambda: client.node.waits.count == 1)
@@ -894,17 +897,19 @@ def test_a_client_belongs_to_one_loop_and_says_so(mesh: Mesh) -> None:
     run(program())
 
 
-def test_thousands_of_questions_at_once_are_all_answered(mesh: Mesh, loop: Factory) -> None:
+def test_thousands_of_questions_at_once_are_all_answered(
+    mesh: Mesh, loop: Factory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session, "RESEND_S", 2 * PATIENCE_S)  # what got lost is not asked again
     port = mesh.broker()
 
     async def main() -> None:
         async with client_of(mesh, port) as client:
             assert await client.wait_connected(PATIENCE_S)
-            # Sooner than a question that got lost is asked again (RESEND_S).
-            asked = await asyncio.gather(*(client.stats(timeout=9.0) for _ in range(3000)))
+            asked = await asyncio.gather(*(client.stats(timeout=PATIENCE_S) for _ in range(3000)))
             assert len(asked) == 3000
             tasks = await client.submit_many("nobody", [{}] * 3000)
-            assert all(await asyncio.gather(*(task.cancel(9.0) for task in tasks)))
+            assert all(await asyncio.gather(*(task.cancel(PATIENCE_S) for task in tasks)))
 
     run(main(), loop)
 

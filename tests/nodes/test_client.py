@@ -215,6 +215,7 @@ def test_a_wait_that_is_over_leaves_the_task_and_nothing_else(mesh: Mesh) -> Non
     for wait_s in (0, 0.01):
         with pytest.raises(WaitTimeoutError):
             task.result(wait_s)
+    task.wait_accepted(PATIENCE_S)
     assert not client.wait_finished(task.id, 0.01)
     assert client.node.waiters.waiting == 0
     echoing(mesh, port)
@@ -542,6 +543,7 @@ def test_a_stream_shows_a_new_attempt_and_can_be_given_up(mesh: Mesh) -> None:
 
     client = mesh.client(port)
     task = client.submit("twice", {})
+    task.wait_accepted(PATIENCE_S)
     with pytest.raises(WaitTimeoutError):
         next(task.stream(0.01))
     stream = task.stream(PATIENCE_S)
@@ -818,13 +820,13 @@ def test_where_only_http_passes_the_session_goes_on_there_and_moves_up_later(
 
 @pytest.mark.skipif(sys.platform == "win32", reason="multicast on loopback")
 def test_the_mesh_is_found_without_being_told_where(mesh: Mesh) -> None:
-    port = mesh.broker()
+    port = mesh.broker(is_announced=True)
     echoing(mesh, port)
     with Client(config=mesh.config()) as client:
         assert client.submit("echo", {"n": 1}).result(PATIENCE_S)["output"] == {"n": 1}
         mesh.stop_broker(*mesh.brokers[-1])
         task = client.submit("echo", {"n": 2})
-        echoing(mesh, mesh.broker(port=free_port()))
+        echoing(mesh, mesh.broker(is_announced=True))
         assert task.result(PATIENCE_S)["output"] == {"n": 2}
 
 
@@ -833,7 +835,7 @@ def test_a_client_stays_with_the_orchestrator_that_knows_its_tasks(
     mesh: Mesh, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Another one of the mesh would call them unknown, which is final."""
-    mesh.broker("a")
+    mesh.broker("a", is_announced=True)
     tries: list[object] = []
     look = Search._by_known
 
@@ -843,14 +845,14 @@ def test_a_client_stays_with_the_orchestrator_that_knows_its_tasks(
 
     with Client(config=mesh.config()) as client:
         assert client.wait_connected(PATIENCE_S)
-        mesh.broker("b")
+        mesh.broker("b", is_announced=True)
         until(lambda: len(client.node.reconnector.search.known.told) == 2)
         task = client.submit("later", {"n": 1})
         task.wait_accepted(PATIENCE_S)
         mesh.stop_broker(*mesh.brokers[0])
         monkeypatch.setattr(Search, "_by_known", counted)
         until(lambda: len(tries) >= 5)
-        worker = mesh.worker(mesh.broker("a", port=free_port()))
+        worker = mesh.worker(mesh.broker("a", is_announced=True))
         worker.register("later", lambda data: data)
         mesh.run(worker)
         assert task.result(PATIENCE_S)["output"] == {"n": 1}

@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 
 from d8mesh.config import Config
+from d8mesh.core.broker import admission
 from d8mesh.core.protocol.messages import Group
 from d8mesh.errors import (
     ForbiddenError,
@@ -162,11 +163,13 @@ def test_another_mesh_is_not_waited_for(mesh: Mesh) -> None:
 # ------------------------------------------------------------------- what was refused
 
 
-def test_a_full_queue_is_the_reason(mesh: Mesh) -> None:
+def test_a_full_queue_is_the_reason(mesh: Mesh, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(admission._RETRY_S, QueueFullError, PATIENCE_S)  # no try in between
     port = mesh.broker(queue_size=3)
     client = new_client(mesh, port)
     client.submit_many("nobody", [{}] * 3)
     waiting = [client.submit("nobody", {}) for _ in range(2)]
+    until(lambda: client.node.session.paused_for)
     with pytest.raises(NotAcknowledgedError, match="TASK_QUEUE_SIZE") as caught:
         client.close(1.0)
     assert caught.value.task_ids == tuple(task.id for task in waiting)

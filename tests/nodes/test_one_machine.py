@@ -86,7 +86,7 @@ def test_an_address_that_is_out_of_date_harms_nobody(
         address_file.write(tmp_path / ORCHESTRATOR, old, mesh.mesh)
         with Client(config=mesh.config()) as client:
             until(lambda: client.node.reconnector.search.unproven)
-            mesh.broker()  # announced by mDNS, and writes elsewhere
+            mesh.broker(is_announced=True)  # and writes elsewhere
             assert client.wait_connected(PATIENCE_S)
             worker = mesh.worker(None)
             worker.register("echo", lambda data: data)

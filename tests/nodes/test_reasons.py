@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 
 from d8mesh.config import Config
-from d8mesh.errors import BrokerUnavailableError, WaitTimeoutError
+from d8mesh.core.broker import admission
+from d8mesh.errors import BrokerUnavailableError, QueueFullError, WaitTimeoutError
 from d8mesh.nodes.client import Client, completion_waiters, direct_call, outputs
 from tests.nodes.mesh import PATIENCE_S, Mesh, free_port, mesh_in, until
 
@@ -102,7 +103,7 @@ def test_who_hears_nothing_is_told_where_it_listened(stack: ExitStack) -> None:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="multicast on loopback")
 def test_other_meshes_that_are_heard_are_named(mesh: Mesh, stack: ExitStack) -> None:
-    mesh.broker()
+    mesh.broker(is_announced=True)
     client = away(stack)
     until(lambda: (heard := client.node.reconnector.search._discovery) and heard.strangers)
     until(lambda: "(other meshes are there: " in client.trouble)
@@ -160,7 +161,10 @@ def test_workers_that_are_busy_are_the_reason_and_who_works_is_named(mesh: Mesh)
     assert others[-1].result(PATIENCE_S)
 
 
-def test_a_full_queue_is_the_reason(mesh: Mesh, stack: ExitStack) -> None:
+def test_a_full_queue_is_the_reason(
+    mesh: Mesh, stack: ExitStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(admission._RETRY_S, QueueFullError, PATIENCE_S)  # no try in between
     port = mesh.broker(queue_size=2)
     client = away(stack, endpoint=f"tcp://127.0.0.1:{port}", config=mesh.config())
     client.submit_many("nobody", [{}] * 2)

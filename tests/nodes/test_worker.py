@@ -305,7 +305,7 @@ def test_results_outlive_the_broker_and_the_worker(mesh: Mesh) -> None:
 
 
 def test_one_worker_serves_two_orchestrators(mesh: Mesh) -> None:
-    first, second = mesh.broker("o1"), mesh.broker("o2")
+    first, second = (mesh.broker(name, is_announced=True) for name in ("o1", "o2"))
     worker = mesh.worker(None)
     worker.register("echo", lambda data: data["x"])
     mesh.run(worker)

@@ -31,7 +31,7 @@ class Scene:
 
     def fail(self, kind: str = "resize", **result: object) -> None:
         self.count += 1
-        attempt: Attempt = ("link", kind, 60.0, False, f"id-{self.count}", bytes(16), b"")
+        attempt = Attempt("link", kind, 60.0, False, f"id-{self.count}", bytes(16), b"")
         body = {"success": False, "error": "ValueError: bad", **result}
         payload = msgspec.msgpack.encode(body)
         self.failures.note(attempt, number=2, slot="slot-0", payload=payload)
@@ -102,6 +102,6 @@ def test_of_a_long_traceback_both_ends_are_shown() -> None:
 
 @pytest.mark.parametrize("payload", [b"\xc1", b"\x93\x01\x02\x03", b"\x80"])
 def test_a_result_that_says_nothing_is_told_all_the_same(scene: Scene, payload: bytes) -> None:
-    attempt: Attempt = ("link", "t", 60.0, False, "id", bytes(16), b"")
+    attempt = Attempt("link", "t", 60.0, False, "id", bytes(16), b"")
     scene.failures.note(attempt, number=1, slot="slot-0", payload=payload)
     assert scene.told[0].startswith("task id (t, attempt 1) failed")

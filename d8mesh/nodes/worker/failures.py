@@ -97,9 +97,9 @@ class Failures:
             number: which attempt of the task it was, from 1.
             slot: where it ran.
         """
-        if self._is_told(attempt[1]):
+        if self._is_told(attempt.type):
             error, traceback = _reasons(payload)
-            self._tell(FailedAttempt(attempt[4], attempt[1], number, slot, error, traceback))
+            self._tell(FailedAttempt(attempt.id, attempt.type, number, slot, error, traceback))
 
     def flush(self, *, is_last: bool = False) -> None:
         """Tell how many more there were once their interval is over, or now."""

@@ -25,7 +25,7 @@ from d8mesh.edge.identity import Identity
 from d8mesh.edge.installation import config_of, settled
 from d8mesh.edge.logs import event
 from d8mesh.edge.network import host_name, machine_id, usable_addresses
-from d8mesh.edge.sqlite.outbox import Mended, adopt, open_mended
+from d8mesh.edge.sqlite.recovery.mend import Mended, adopt, open_mended
 from d8mesh.edge.transport.sockets import Waker
 from d8mesh.edge.waits import wait_for
 from d8mesh.errors import ConfigError, HandlerError, NodeClosedError, WorkerError

@@ -275,7 +275,7 @@ class WorkerRunner:
         """Give attempts to the slots; one that is alone and quick is kept for this thread."""
         is_alone = self._has_relief and not self._at_work and len(attempts) == 1
         self._at_work += len(attempts)
-        if is_alone and self._slots.is_quick(attempts[0][1]):
+        if is_alone and self._slots.is_quick(attempts[0].type):
             self._lone = attempts[0]
             return
         self._put_lone()
@@ -425,7 +425,7 @@ class WorkerRunner:
                     self._put_lone()
                     given = slots.take_back(effect.link, effect.count)
                     self._at_work -= len(given)
-                    slots.aborted.difference_update([attempt[5] for attempt in given])
+                    slots.aborted.difference_update([attempt.token for attempt in given])
                     self._perform(self.session.taken_back(given, time.monotonic()))
                 case Abort():
                     slots.aborted.update(effect.tokens)

@@ -10,8 +10,9 @@ import pytest
 from d8mesh.core.broker import queue
 from d8mesh.core.broker.client_requests import WHOLE_BATCH_IDS
 from d8mesh.core.broker.effects import Load, Loaded, Peer
+from d8mesh.core.broker.store import TaskDetails, Unreadable
 from d8mesh.core.protocol import messages as m
-from d8mesh.core.protocol.task import Spec
+from d8mesh.core.protocol.task import Spec, TaskState
 from tests.core.wired_broker import S, WiredBroker, result
 
 REPORT: dict[str, object] = {
@@ -379,14 +380,14 @@ def test_what_one_client_awaits_singly_is_bounded(
     ids = broker.submit(client, 3)
     broker.say(other, m.Watch(ids))
     assert broker.state.clients["f" * 16].watched == set(ids[:2])
-    assert broker.state.rejected["watch.too_many"] == 1
+    assert broker.state.metrics.rejected["watch.too_many"] == 1
 
 
 def test_what_the_journal_cannot_answer_is_asked_again_or_refused(broker: WiredBroker) -> None:
     client = broker.client()
-    dispatcher, number = broker.dispatcher, broker.state._next_load
+    dispatcher, number = broker.dispatcher, broker.state.next_load
     dispatcher.receive(m.Watch([f"{S}-77"]), client, broker.now)
-    assert dispatcher.loaded(Loaded(number, [], "disk on fire")) == []
+    assert dispatcher.loaded(Loaded(number, Unreadable("disk on fire"))) == []
     asked: list[tuple[str, dict[str, object]]] = [
         ("tasks", {}),
         ("cancel", {"id": f"{S}-77"}),
@@ -394,9 +395,9 @@ def test_what_the_journal_cannot_answer_is_asked_again_or_refused(broker: WiredB
         ("poll.report", REPORT),
     ]
     for what, args in asked:
-        number = broker.state._next_load
+        number = broker.state.next_load
         dispatcher.receive(m.Query(1, what, args), client, broker.now)
-        broker.perform(dispatcher.loaded(Loaded(number, [], "disk on fire")))
+        broker.perform(dispatcher.loaded(Loaded(number, Unreadable("disk on fire"))))
         (answer,) = broker.got(client, m.Answer)
         assert answer.code, what
         assert answer.body["error"] == "disk on fire"
@@ -467,7 +468,7 @@ def test_what_the_journal_cannot_tell_of_a_task_is_said(broker: WiredBroker) -> 
     ask = m.Query(77, "status", {"id": task_id, "full": True})
     effects = broker.dispatcher.receive(ask, client, broker.now)
     (load,) = [effect for effect in effects if isinstance(effect, Load)]
-    broker.perform(broker.dispatcher.loaded(Loaded(load.number, [], "the disk fails")))
+    broker.perform(broker.dispatcher.loaded(Loaded(load.number, Unreadable("the disk fails"))))
     (answer,) = broker.got(client, m.Answer)
     assert (answer.code, answer.body["error"]) == ("d8.error", "the disk fails")
 
@@ -477,8 +478,8 @@ def test_what_lost_its_data_is_not_replayed(broker: WiredBroker) -> None:
     question = m.Query(7, "replay", {"id": f"{S}-3", "session": S, "n": 9})
     (load,) = broker.dispatcher.receive(question, client, broker.now)
     assert isinstance(load, Load)
-    rows: list[tuple[object, ...]] = [(Spec("echo", 5, 3), b"", 2)]
-    broker.perform(broker.dispatcher.loaded(Loaded(load.number, rows)))
+    lost = TaskDetails(Spec("echo", 5, 3), b"", [], TaskState.FAILED)
+    broker.perform(broker.dispatcher.loaded(Loaded(load.number, lost)))
     (answer,) = broker.got(client, m.Answer)
     assert (answer.request, answer.code) == (7, "task.invalid")
     assert "data was lost" in str(answer.body)

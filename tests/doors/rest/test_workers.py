@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from msgspec import structs
 
 from d8mesh.http.asgi import Message
 from tests.doors.rest_calls import Rest, rest_in
@@ -98,9 +99,9 @@ def test_a_heartbeat_keeps_the_tasks_that_it_names(rest: Rest) -> None:
         assert poll(rest, "naming")["task_id"] == task_id
     tasks = [broker._dispatcher.state.task_table.tasks[task_id] for task_id in ids]
     for task in tasks:
-        task.until = time.monotonic() + 20
+        task.attempt = structs.replace(task.attempt, until=time.monotonic() + 20)
     assert rest.post("/api/workers/naming/heartbeat", {"task_ids": ids[:1]}).status_code == 200
-    assert [task.until > time.monotonic() + 40 for task in tasks] == [True, False]
+    assert [task.attempt.until > time.monotonic() + 40 for task in tasks] == [True, False]
 
 
 @pytest.mark.parametrize("by_body", [False, True])
@@ -165,7 +166,7 @@ def test_a_long_poll_ends_with_its_time(rest: Rest) -> None:
 def test_who_hangs_up_is_handed_no_task(rest: Rest) -> None:
     rest.register("gone", "for_the_gone")
     (broker, _) = rest.mesh.brokers[0]
-    worker = broker._dispatcher.state.registry.worker_states["gone"]
+    worker = broker._dispatcher.state.registry.workers["gone"]
     polling = rest.open("/api/workers/gone/tasks?wait=1e9")
     until(lambda: worker.poll is not None)
     polling.leave()

@@ -149,6 +149,12 @@ class Trees:
         self._usable = pages.page_bytes - _reserved(pages)
         self._seen: set[int] = set()
 
+    def roots(self) -> dict[str, int]:
+        """Return where the trees begin, by the file's own table of contents."""
+        told = (row.values for row in self.rows(1, Found()) if len(row.values) == 5)
+        names = ((name, root) for _, name, _, root, _ in told if isinstance(root, int) and root > 1)
+        return {name: root for name, root in names if isinstance(name, str)}
+
     def rows(self, root: int, found: Found) -> Iterator[Row]:
         """Yield the readable rows of a table, by rising id; `found` tells the rest."""
         yield from self._table(root, LOWEST, HIGHEST, found, 0)
