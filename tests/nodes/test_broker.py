@@ -128,7 +128,7 @@ def test_an_answer_of_the_journal_waits_for_no_hand_out_and_for_no_sweep(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(dispatcher, "SWEEP_S", 3600.0)
-    monkeypatch.setattr(broker, "ASSIGNMENTS_WRITTEN_S", 3600.0)
+    monkeypatch.setattr("d8mesh.core.broker.deferral.DEFERRAL_S", 3600.0)
     running = Running(tmp_path)
     try:
         client, worker = running.client(), running.worker(slots=100)
