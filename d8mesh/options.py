@@ -159,6 +159,7 @@ def evolution(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--fitness",
+        default=FITNESS_DEFAULT,
         metavar="NAME",
         help=f"a built-in fitness function (default: {FITNESS_DEFAULT})",
     )

@@ -17,17 +17,12 @@ from d8mesh.apps.following import (
     tell_it_goes_on,
     tell_silence,
 )
-from d8mesh.apps.work import connect
+from d8mesh.apps.work import connected
 from d8mesh.apps.workers import say_who_is_there
 from d8mesh.config import Config
 from d8mesh.core.protocol.model_names import plain_name
 from d8mesh.edge.terminal import as_json, say, tell
-from d8mesh.errors import (
-    BackendUnavailableError,
-    ConfigError,
-    TaskError,
-    WaitTimeoutError,
-)
+from d8mesh.errors import BackendUnavailableError, ConfigError, TaskError, WaitTimeoutError
 from d8mesh.program import command_name
 from d8mesh.words import tr, translated
 
@@ -56,12 +51,8 @@ def run(config: Config, options: argparse.Namespace) -> int:
         D8Error: no orchestrator or no worker with a model was found, or the answer came not in
             time.
     """
-    from d8mesh.nodes.client import Client
-
     prompt = question(options.prompt)
-    until = None if options.timeout_s is None else time.monotonic() + options.timeout_s
-    with Client(config=config) as client:
-        connect(client, timeout_s=options.timeout_s, on_wait=tell)
+    with connected(config, options.timeout_s) as (client, until):
         return run_with(client, prompt, options, until)
 
 
@@ -83,13 +74,11 @@ def run_with(client: Asks, prompt: str, options: argparse.Namespace, until: floa
     )
     try:
         result = following.result(until, listeners)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, WaitTimeoutError) as error:
         answer.end_line()
         tell_it_goes_on(following.task)
-        raise
-    except WaitTimeoutError as error:
-        answer.end_line()
-        tell_it_goes_on(following.task)
+        if isinstance(error, KeyboardInterrupt):
+            raise
         raise WaitTimeoutError(
             f"there was no whole answer within {options.timeout_s:g} s (--timeout)"
         ) from error
@@ -223,12 +212,5 @@ def _tell_who(result: Mapping[str, Any], wished: str) -> None:
     tokens, seconds = result.get("tokens_used"), result.get("duration_s")
     if wished and model and plain_name(model) != plain_name(wished):
         tell(tr("no worker has {wished}: another model answered", wished=wished))
-    tell(
-        tr(
-            "({model} on {worker}, {seconds} s, {tokens} tokens)",
-            model=model or "?",
-            worker=worker,
-            seconds=seconds,
-            tokens=tokens,
-        )
-    )
+    told = {"model": model or "?", "worker": worker, "seconds": seconds, "tokens": tokens}
+    tell(tr("({model} on {worker}, {seconds} s, {tokens} tokens)", **told))

@@ -112,9 +112,8 @@ _PROBLEMS: Final = (
     ),
 )
 
-#: All problems by name; the first is the default.
+#: All problems by name.
 FITNESS: Final = {problem.name: problem for problem in _PROBLEMS}
-DEFAULT_FITNESS: Final = _PROBLEMS[0].name
 
 
 def has_form_of(value: Any, model: Any) -> bool:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Protocol, Unpack
 
-from d8mesh.apps.work import LOOK_S, SILENCE_S, reason_of
+from d8mesh.apps.work import LOOK_S, SILENCE_S, Pending, reason_of
 from d8mesh.edge.terminal import tell
 from d8mesh.errors import D8Error, TaskRejectedError, WaitTimeoutError
 from d8mesh.program import command_name
@@ -23,21 +23,15 @@ if TYPE_CHECKING:
 ACCEPTED_S: Final = 1.0
 
 
-class Followed(Protocol):
+class Followed(Pending, Protocol):
     """A task that was submitted, and can be heard."""
 
     @property
     def id(self) -> str:
         """Its id."""
 
-    def result(self, timeout: float | None = None) -> Mapping[str, Any]:
-        """Return its result; raise `WaitTimeoutError` or how it ended."""
-
     def wait_accepted(self, timeout: float | None = None) -> None:
         """Wait until it is acknowledged."""
-
-    def status(self, timeout: float | None = None) -> Mapping[str, Any]:
-        """Return its documented status; ``reason`` says why it waits."""
 
     @property
     def warnings(self) -> tuple[str, ...]:

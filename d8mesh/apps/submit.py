@@ -25,7 +25,7 @@ from d8mesh.apps.following import (
     tell_warnings,
     wait,
 )
-from d8mesh.apps.work import connect, outcomes
+from d8mesh.apps.work import connected, outcomes
 from d8mesh.config import Config
 from d8mesh.edge.terminal import as_json, say, tell
 from d8mesh.errors import ConfigError, D8Error, TaskError, WaitTimeoutError
@@ -55,14 +55,10 @@ def run(config: Config, options: argparse.Namespace) -> int:
         ConfigError: the data is no JSON object.
         D8Error: no orchestrator was found, the task was refused or not finished in time.
     """
-    from d8mesh.nodes.client import Client
-
     datas = read(options.data, is_lines=options.lines)
     if options.follow and options.lines:
         raise ConfigError("--follow is for one task: leave out --lines, or take --wait")
-    until = None if options.timeout_s is None else time.monotonic() + options.timeout_s
-    with Client(config=config) as client:
-        connect(client, timeout_s=options.timeout_s, on_wait=tell)
+    with connected(config, options.timeout_s) as (client, until):
         return run_with(client, datas, options, until)
 
 
@@ -70,7 +66,8 @@ def run_with(
     client: Any, datas: Sequence[Data], options: argparse.Namespace, until: float | None
 ) -> int:
     """Do what `run` does with a client that is there."""
-    given: SubmitOptions = {"priority": options.priority, "timeout": _left_s(until)}
+    left_s = None if until is None else max(0.1, until - time.monotonic())
+    given: SubmitOptions = {"priority": options.priority, "timeout": left_s}
     if options.deadline_s is not None:
         given["deadline_s"] = options.deadline_s
     if options.attempts is not None:
@@ -304,7 +301,3 @@ def _many(
 
 def _some(ids: Mapping[str, None]) -> str:
     return ", ".join([*list(ids)[:NAMED], *(["…"] if len(ids) > NAMED else [])])
-
-
-def _left_s(until: float | None) -> float | None:
-    return None if until is None else max(0.1, until - time.monotonic())

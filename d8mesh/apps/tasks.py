@@ -8,9 +8,10 @@ from datetime import datetime
 from itertools import islice
 from typing import Any, Final, Protocol
 
+from d8mesh.apps.following import Followed
 from d8mesh.apps.status import counts_text
 from d8mesh.apps.tables import cut, lines_of, wrapped
-from d8mesh.apps.work import connect
+from d8mesh.apps.work import connected
 from d8mesh.config import Config
 from d8mesh.edge.terminal import as_json, say, tell, visible, width
 from d8mesh.errors import ConfigError, D8Error, InvalidTaskError
@@ -27,14 +28,6 @@ COLUMNS: Final = ("task", "type", "state", "tries", "created", "why")
 Body = dict[str, Any]
 
 
-class Replayed(Protocol):
-    """A task that was submitted anew."""
-
-    @property
-    def id(self) -> str:
-        """Its id."""
-
-
 class AsksAboutTasks(Protocol):
     """What this command needs of a client."""
 
@@ -46,7 +39,7 @@ class AsksAboutTasks(Protocol):
     ) -> Iterator[Body]:
         """Yield the status bodies of tasks, the oldest or the newest first."""
 
-    def replay(self, task_id: str, /) -> Replayed:
+    def replay(self, task_id: str, /) -> Followed:
         """Submit a failed task anew."""
 
 
@@ -57,12 +50,9 @@ def run(config: Config, options: argparse.Namespace) -> int:
         ConfigError: the options do not fit together.
         D8Error: no orchestrator was found.
     """
-    from d8mesh.nodes.client import Client
-
     if options.action == "replay" and bool(options.ids) == options.all_failed:
         raise ConfigError("tasks replay: expected either ids or --all-failed")
-    with Client(config=config) as client:
-        connect(client, timeout_s=options.timeout_s, on_wait=tell)
+    with connected(config, options.timeout_s) as (client, _):
         return run_with(client, options)
 
 
@@ -78,7 +68,8 @@ def run_with(client: AsksAboutTasks, options: argparse.Namespace) -> int:
 
 
 def _list(client: AsksAboutTasks, options: argparse.Namespace) -> int:
-    bodies = _newest(client, options)
+    listed = client.tasks(state=options.state, type=options.type, newest_first=True)
+    bodies = islice(listed, options.limit)  # as many pages are asked for as are shown
     if options.json:
         for body in bodies:
             say(as_json(body))
@@ -104,12 +95,6 @@ def _list(client: AsksAboutTasks, options: argparse.Namespace) -> int:
         for line in wrapped(counts_text(client.ask("stats", {})), width()):
             tell(line)
     return 0
-
-
-def _newest(client: AsksAboutTasks, options: argparse.Namespace) -> Iterable[Body]:
-    """Return the tasks to list, newest first: as many pages are asked for as are shown."""
-    listed = client.tasks(state=options.state, type=options.type, newest_first=True)
-    return islice(listed, options.limit)
 
 
 def _failed(client: AsksAboutTasks, options: argparse.Namespace) -> list[str]:
@@ -140,16 +125,11 @@ def _each(ids: Sequence[str], do: Callable[[str], Body], options: argparse.Names
 
 
 def _show(client: AsksAboutTasks, task_id: str) -> Body:
+    import msgspec
+
     from d8mesh.nodes.client.handle import readable
 
     body = readable(client.ask("status", {"id": task_id, "full": True}))
-    return _with_data(body)
-
-
-def _with_data(body: Body) -> Body:
-    """Return a status body with its input decoded, if that came along."""
-    import msgspec
-
     data = body.get("data")
     if isinstance(data, bytes):
         try:

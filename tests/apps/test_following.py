@@ -42,6 +42,9 @@ class Played:
     def status(self, timeout: float | None = None) -> Mapping[str, Any]:
         return {"reason": "all are busy"}
 
+    def cancel(self) -> bool:
+        raise AssertionError("who stops listening cancels nothing")
+
     def result(self, timeout: float | None = None) -> Mapping[str, Any]:
         if self._refusal is not None:
             raise self._refusal
