@@ -66,7 +66,7 @@ def run(config: Config, options: argparse.Namespace) -> int:
     failures = FailureConsole()
     worker.show_failures(failures.show)
     stop = threading.Event()
-    console = WorkerConsole(worker, mesh=config.mesh, url=config.orchestrator_url)
+    console = WorkerConsole(worker.status, mesh=config.mesh, url=config.orchestrator_url)
     worker.on_notice(console.network_notice)
     with _status_page(config, worker, console):
         probe = Probe(worker, configured(config), on_change=console.backend, warn=_warner(console))
