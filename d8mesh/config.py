@@ -279,10 +279,7 @@ SETTINGS: Final[tuple[Setting, ...]] = (
     Setting("D8_ALLOW_PUBLIC", "allow_public", _switch, "1 or 0"),
     Setting("D8_QUEUE_BYTES", "queue_bytes", _integer(1_000_000, 10**15), "bytes, 1000000 or more"),
     Setting(
-        "D8_DISK_RESERVE_MB",
-        "disk_reserve_mb",
-        _integer(0, 10_000_000),
-        "megabytes, 0 to 10000000",
+        "D8_DISK_RESERVE_MB", "disk_reserve_mb", _integer(0, 10_000_000), "megabytes, 0 to 10000000"
     ),
     Setting("D8_RETENTION_DAYS", "retention_days", _number(0, 36_500), "days, 0 to 36500"),
     Setting(
