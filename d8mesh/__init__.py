@@ -109,25 +109,13 @@ if TYPE_CHECKING:
 
 #: Where the public names live that are no errors.
 _HOMES = {
-    "ALL_COMPLETED": "nodes.client",
-    "AsyncClient": "nodes.client.aio",
-    "AsyncTask": "nodes.client.aio",
-    "Client": "nodes.client",
-    "Config": "config",
-    "DoneAndNotDone": "nodes.client",
-    "FIRST_COMPLETED": "nodes.client",
-    "FIRST_EXCEPTION": "nodes.client",
-    "Missed": "nodes.client",
-    "RESTARTED": "nodes.client",
-    "Reject": "handlers.retrying",
-    "SubmitOptions": "nodes.client",
-    "Task": "nodes.client",
-    "TaskContext": "handlers",
-    "TaskExecutor": "nodes.client",
-    "TaskFuture": "nodes.client",
-    "Worker": "nodes.worker",
-    "as_completed": "nodes.client",
-    "wait": "nodes.client",
+    "config": "Config",
+    "handlers": "TaskContext",
+    "handlers.retrying": "Reject",
+    "nodes.client": "ALL_COMPLETED FIRST_COMPLETED FIRST_EXCEPTION RESTARTED Client DoneAndNotDone "
+    "Missed SubmitOptions Task TaskExecutor TaskFuture as_completed wait",
+    "nodes.client.aio": "AsyncClient AsyncTask",
+    "nodes.worker": "Worker",
 }
 
 
@@ -135,7 +123,8 @@ def __getattr__(name: str) -> object:
     """Import a public name on its first use: loading a part must not load the whole."""
     if name not in __all__:
         raise AttributeError(f"module 'd8mesh' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"d8mesh.{_HOMES.get(name, 'errors')}"), name)
+    home = next((home for home, names in _HOMES.items() if name in names.split()), "errors")
+    return getattr(importlib.import_module(f"d8mesh.{home}"), name)
 
 
 def __dir__() -> list[str]:

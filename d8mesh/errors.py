@@ -1,47 +1,5 @@
 """Every error that d8mesh raises, each with its stable code.
 
-::
-
-    D8Error                         d8.error
-    ├── ConfigError                 config.invalid        (also a ValueError)
-    ├── ProtocolError               protocol.invalid      the *other* side broke the protocol
-    │   └── VersionError            protocol.version
-    ├── IllegalTransitionError      core.transition       *we* broke our own rules: a bug
-    ├── BrokerUnavailableError      broker.unavailable    (also a ConnectionError)
-    ├── WaitTimeoutError            wait.timeout          (also a TimeoutError)
-    ├── NodeClosedError             node.closed
-    ├── WrongLoopError              client.wrong_loop     (also a RuntimeError)
-    ├── TaskError                   task.error
-    │   ├── TaskRejectedError       task.rejected         nothing of the submit was accepted
-    │   │   ├── InvalidTaskError    task.invalid
-    │   │   ├── PayloadTooLargeError task.too_large
-    │   │   ├── QueueFullError      queue.full
-    │   │   ├── DiskLowError        disk.low
-    │   │   ├── DrainingError       broker.draining
-    │   │   └── KeyConflictError    key.conflict
-    │   ├── UnknownTaskError        task.unknown
-    │   │   └── PrunedTaskError     task.pruned
-    │   ├── NotAcknowledgedError    task.unacknowledged   a client ended before all was on disk
-    │   ├── TaskFailedError         task.failed
-    │   └── TaskCancelledError      task.cancelled
-    ├── WorkerError                 worker.error
-    │   ├── UnknownWorkerError      worker.unknown
-    │   ├── WorkerIdTakenError      worker.id_taken
-    │   ├── OutboxFullError         worker.outbox_full
-    │   ├── OutboxBrokenError       worker.outbox_broken  exit code 4
-    │   └── HandlerError            worker.handler
-    ├── BackendError                backend.failed
-    │   ├── BackendUnavailableError backend.unavailable   busy or down: no credit now, not a failure
-    │   ├── BackendStalledError     backend.stalled
-    │   ├── BackendDeadlineError    backend.deadline
-    │   ├── BackendAnswerError      backend.answer        redirected, compressed, not JSON, cut off
-    │   └── BackendTooLargeError    backend.too_large
-    ├── ForbiddenError              access.forbidden
-    ├── FloodError                  access.flood
-    └── JournalError                journal.failed
-        ├── JournalHeldError        journal.held          exit code 3
-        └── JournalBrokenError      journal.broken        exit code 4
-
 The docstring of a class is its default message. Codes appear on the wire, in JSON
 answers and in logs; HTTP statuses live in ``doors/rest/api.py``, exit codes in ``cli.py``.
 """
@@ -88,6 +46,7 @@ class VersionError(ProtocolError, code="protocol.version"):
     """The other side speaks a protocol version that this one does not."""
 
 
+# We broke our own rules, as `ProtocolError` says that the other side did.
 class IllegalTransitionError(D8Error, code="core.transition"):
     """A fact does not fit the state of its task: this is a bug in d8mesh."""
 
@@ -204,6 +163,7 @@ class BackendError(D8Error, code="backend.failed"):
     """The LLM service failed."""
 
 
+# Busy or down: no credit now, and no failure of the task.
 class BackendUnavailableError(BackendError, code="backend.unavailable"):
     """The LLM service does not answer."""
 

@@ -122,7 +122,6 @@ def await_model(
     """Return when a worker of the mesh offers language models; say so while none does.
 
     Args:
-        client: what is asked.
         until: monotonic seconds when waiting is over; at the latest after `NO_WORKER_S`.
         tell_line: told who is there instead.
 

@@ -128,9 +128,6 @@ def evolve(
     """Evolve until a genome is perfect or the generations are over, noting all in `history`.
 
     Args:
-        client: takes the tasks.
-        plan: what to evolve.
-        history: where it is noted.
         until: monotonic seconds when waiting is over; None: when a batch takes `BATCH_S`.
         on_generation: called when one is complete.
         on_silence: told why nothing comes.
@@ -168,7 +165,11 @@ def save(folder: Path, plan: EvolutionPlan, history: EvolutionHistory) -> None:
 def plot(plan: EvolutionPlan, history: EvolutionHistory) -> str:
     """Return an SVG picture of the best and the mean cost of each generation."""
     pygal = _pygal()
-    best, mean = map(_rounded, (history.best_costs, history.mean_costs))
+    # As a picture shows them: pygal never ends on almost equal ones.
+    best, mean = (
+        [float(f"{cost:.6g}") for cost in costs]
+        for costs in (history.best_costs, history.mean_costs)
+    )
     lowest, highest = min(best + mean), max(best + mean)
     is_wide = lowest > 0 and highest / lowest > WIDE
     count = len(history.best_costs)
@@ -202,11 +203,6 @@ def _pygal() -> Any:
     for hook in hooks:
         sys.meta_path.remove(hook)
     return pygal
-
-
-def _rounded(costs: Sequence[float]) -> list[float]:
-    """Return `costs` as a picture shows them: pygal never ends on almost equal ones."""
-    return [float(f"{cost:.6g}") for cost in costs]
 
 
 class _Breeder:
@@ -323,19 +319,18 @@ def _show(
         report = _report(plan, history)
         say(as_json(report | {"folder": str(folder), "duration_s": duration_s}))
         return
-    say(
-        tr(
-            "{problem}: best cost {first} -> {last} in {generations} generations, {tasks} tasks, "
-            "{seconds} s (seed {seed})",
-            problem=plan.problem.name,
-            first=f"{history.best_costs[0]:.6g}",
-            last=f"{history.best_costs[-1]:.6g}",
-            generations=len(history.best_costs) - 1,
-            tasks=history.tasks,
-            seconds=f"{duration_s:.1f}",
-            seed=plan.seed,
-        )
+    told = tr(
+        "{problem}: best cost {first} -> {last} in {generations} generations, {tasks} tasks, "
+        "{seconds} s (seed {seed})",
+        problem=plan.problem.name,
+        first=f"{history.best_costs[0]:.6g}",
+        last=f"{history.best_costs[-1]:.6g}",
+        generations=len(history.best_costs) - 1,
+        tasks=history.tasks,
+        seconds=f"{duration_s:.1f}",
+        seed=plan.seed,
     )
+    say(told)
     if history.failed_tasks:
         tell(tr("{count} tasks gave no genome: their parents went on", count=history.failed_tasks))
     say(tr("saved in {folder}: {files}", folder=folder, files="fitness.svg, evolution.json"))

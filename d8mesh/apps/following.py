@@ -70,9 +70,6 @@ class Following:
     """A task whose partial output is listened to from its submit on.
 
     Args:
-        client: takes it.
-        kind: its type.
-        data: its data.
         options: as `Client.submit` takes them.
     """
 

@@ -162,8 +162,6 @@ def discover(
     Ending early, whatever the reason, cancels what is still under way.
 
     Args:
-        client: takes the tasks.
-        pairs: market and geography.
         lang: ``es`` or ``en``, the language of descriptions; None leaves it to the model.
         until: monotonic seconds when waiting is over; None waits as long as there is a worker
             that can, and `NOBODY_S` for one.
@@ -278,6 +276,7 @@ def _show(folder: Path, plan: NichePlan, findings: Findings, *, is_json: bool) -
     pairs = plan.pairs
     found = sum(findings.is_found(pair) for pair in pairs)
     unusable = sum(findings.is_unusable(pair) for pair in pairs)
+    left = len(pairs) - found - unusable
     ranking = findings.ranking()
     if is_json:
         top = [
@@ -286,21 +285,20 @@ def _show(folder: Path, plan: NichePlan, findings: Findings, *, is_json: bool) -
             for market, geography, niche in ranking[:SHOWN]
         ]  # fmt: skip
         counts = {"pairs": len(pairs), "found": found, "unusable": unusable}
-        counts["unanswered"] = len(pairs) - found - unusable
+        counts["unanswered"] = left
         say(as_json({"folder": str(folder), **counts, "niches": len(ranking), "top": top}))
         return
     for market, geography, niche in ranking[:SHOWN]:
         say(f"{niche.opportunity:5.1f}  {one_line(f'{niche.name} ({market}, {geography})')}")
-    say(
-        tr(
-            "{pairs} pairs: {found} found, {unusable} unusable, {left} unanswered; {count} niches",
-            pairs=len(pairs),
-            found=found,
-            unusable=unusable,
-            left=len(pairs) - found - unusable,
-            count=len(ranking),
-        )
+    told = tr(
+        "{pairs} pairs: {found} found, {unusable} unusable, {left} unanswered; {count} niches",
+        pairs=len(pairs),
+        found=found,
+        unusable=unusable,
+        left=left,
+        count=len(ranking),
     )
+    say(told)
     say(tr("saved in {folder}: {files}", folder=folder, files="niches.json, niches.md, niches.csv"))
     if found < len(pairs):
         say(tr("to go on: the same command with --output {folder}", folder=folder))

@@ -23,13 +23,7 @@ MAX_SAID_CHARS: Final = 2000
 
 
 class Progress:
-    """The progress of `total` steps; a context manager.
-
-    Args:
-        title: what is being done.
-        total: steps.
-        console: where to, if not stderr.
-    """
+    """The progress of `total` steps; a context manager."""
 
     def __init__(self, title: str, total: int, *, console: Console | None = None) -> None:
         self._title, self._total = title, total

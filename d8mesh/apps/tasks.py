@@ -62,7 +62,8 @@ def run_with(client: AsksAboutTasks, options: argparse.Namespace) -> int:
         return _list(client, options)
     if options.action == "replay":
         ids = options.ids or _failed(client, options)
-        return _each(ids, lambda task_id: _replay(client, task_id), options)
+        replay = client.replay
+        return _each(ids, lambda each: {"task_id": replay(each).id, "replay_of": each}, options)
     do = _show if options.action == "show" else _cancel
     return _each(options.ids, lambda task_id: do(client, task_id), options)
 
@@ -137,10 +138,6 @@ def _show(client: AsksAboutTasks, task_id: str) -> Body:
         except (msgspec.DecodeError, RecursionError):
             body["data"] = repr(data[:SHOWN_CHARS])
     return body
-
-
-def _replay(client: AsksAboutTasks, task_id: str) -> Body:
-    return {"task_id": client.replay(task_id).id, "replay_of": task_id}
 
 
 def _cancel(client: AsksAboutTasks, task_id: str) -> Body:

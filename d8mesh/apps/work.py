@@ -129,7 +129,6 @@ def outcomes(
     """Yield how each of `tasks` ended, as they end.
 
     Args:
-        tasks: what was submitted.
         until: monotonic seconds when waiting is over; None waits for ever.
         on_silence: told why nothing comes, once for each reason.
         nobody_s: seconds without a worker in the mesh that can run them, at most; None: any.

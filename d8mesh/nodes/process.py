@@ -104,11 +104,9 @@ class ProcessContext:
         return self._deadline - time.monotonic()
 
     def emit(self, chunk: object) -> None:
-        """Send partial output. What comes after the attempt's end is dropped.
+        """Send partial output (`TaskContext.emit`); after the attempt's end it is dropped.
 
         Raises:
-            InvalidTaskError: it is not of JSON's model.
-            PayloadTooLargeError: it is too large for one chunk.
             HandlerError: this is a process that the handler forked.
         """
         self._parent.tell(["chunk", self._token, results.chunk_of(chunk)])

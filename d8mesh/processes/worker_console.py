@@ -47,10 +47,7 @@ class WorkerConsole:
 
     Args:
         status: returns the body of its status page.
-        mesh: the name of the mesh.
         url: ORCHESTRATOR_URL, if it is set.
-        tell: prints one line.
-        clock: monotonic seconds.
 
     Thread: `run` on its own; the rest from any.
     """
@@ -93,7 +90,6 @@ class WorkerConsole:
         """Say who the worker is, what it offers, and where it looks.
 
         Args:
-            folder: its data folder.
             interfaces: that mDNS uses, for people.
             wanted: the id that it was given, if any; it may have got another.
             host: where its status page can be opened.

@@ -162,8 +162,8 @@ def test_the_requested_model_else_the_default_else_the_first(
     server: OllamaServer, requested: str | None, default: str | None, chosen: str
 ) -> None:
     server.models = ("a:1", "b:1", "c:1", "plain:latest")
-    assert OllamaBackend(server.url, default_model=default).choose(requested) == chosen
-    assert OllamaBackend(server.url, default_model=default).choose(requested) == chosen
+    backend = OllamaBackend(server.url, default_model=default)
+    assert backend._chosen(requested, is_strict=False, needs=frozenset())[1] == chosen
 
 
 def test_without_a_wish_no_embedding_and_no_cloud_model_is_taken(server: OllamaServer) -> None:
@@ -206,14 +206,19 @@ def test_pictures_and_tools_go_to_a_model_that_can_take_them(server: OllamaServe
     picture = ChatRequest(messages=({"role": "user", "content": "x", "images": ["eA=="]},))
     tools = ChatRequest(messages=({"role": "user", "content": "x"},), more={"tools": [{}]})
     assert [*picture.needs, *tools.needs] == ["vision", "tools"]
-    assert backend.choose(None, needs=picture.needs) == "seeing:1b"
-    assert backend.choose("elsewhere:1b", needs=tools.needs) == "calling:1b"
+
+    def chosen(requested: str | None, needs: frozenset[str]) -> str:
+        return backend._chosen(requested, is_strict=False, needs=needs)[1]
+
+    assert chosen(None, picture.needs) == "seeing:1b"
+    assert chosen("elsewhere:1b", tools.needs) == "calling:1b"
     with pytest.raises(InvalidTaskError, match="'plain:1b' cannot see pictures"):
-        backend.choose("plain:1b", needs=picture.needs)
+        chosen("plain:1b", picture.needs)
     with pytest.raises(BackendError, match="none of the models here will do"):
-        backend.choose(None, needs=picture.needs | tools.needs)
+        chosen(None, picture.needs | tools.needs)
     server.capabilities = None  # an older Ollama decides itself
-    assert OllamaBackend(server.url).choose(None, needs=picture.needs) == "plain:1b"
+    backend = OllamaBackend(server.url)
+    assert chosen(None, picture.needs) == "plain:1b"
 
 
 # --- several addresses ------------------------------------------------------------------

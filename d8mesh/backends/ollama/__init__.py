@@ -31,11 +31,7 @@ from d8mesh.backends.streaming import completion, said
 from d8mesh.config import Config
 from d8mesh.core.protocol.chat import ChatRequest, Completion, EmbeddingRequest, Embeddings
 from d8mesh.core.protocol.model_names import matching
-from d8mesh.errors import (
-    BackendError,
-    BackendUnavailableError,
-    InvalidTaskError,
-)
+from d8mesh.errors import BackendError, BackendUnavailableError, InvalidTaskError
 
 #: Where an Ollama is looked for when no address is set: D8's own port, then Ollama's.
 DEFAULT_URLS: Final = ("http://localhost:7100", "http://localhost:11434")
@@ -100,22 +96,6 @@ class OllamaBackend:
         with self._lock:
             return self._probe()
 
-    def choose(
-        self,
-        requested: str | None,
-        *,
-        is_strict: bool = False,
-        needs: frozenset[str] = frozenset(),
-    ) -> str:
-        """Return the model that runs what asks for `requested` and `needs` these capabilities.
-
-        Raises:
-            BackendUnavailableError: Ollama is down or has no models.
-            BackendError: none of its models has the capabilities.
-            InvalidTaskError: as `chat`.
-        """
-        return self._chosen(requested, is_strict=is_strict, needs=needs)[1]
-
     def chat(self, request: ChatRequest, run: ChatRun) -> Completion:
         """Return Ollama's answer; see `Backend.chat` and `streaming.completion`.
 
@@ -126,7 +106,7 @@ class OllamaBackend:
                 cannot chat, or one of Ollama's cloud), or lacks a capability that is needed.
             BackendUnavailableError: Ollama is down, busy (503) or has no models.
             BackendAnswerError: a redirect, a compressed or broken answer.
-            BackendError: Ollama reports a failure.
+            BackendError: Ollama reports a failure, or no model has the capabilities.
         """
         url, model = self._chosen(
             request.model, is_strict=request.is_model_strict, needs=request.needs
