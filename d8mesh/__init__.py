@@ -109,13 +109,17 @@ if TYPE_CHECKING:
 
 #: Where the public names live that are no errors.
 _HOMES = {
-    "config": "Config",
-    "handlers": "TaskContext",
-    "handlers.retrying": "Reject",
-    "nodes.client": "ALL_COMPLETED FIRST_COMPLETED FIRST_EXCEPTION RESTARTED Client DoneAndNotDone "
-    "Missed SubmitOptions Task TaskExecutor TaskFuture as_completed wait",
-    "nodes.client.aio": "AsyncClient AsyncTask",
-    "nodes.worker": "Worker",
+    name: home
+    for home, names in {
+        "config": "Config",
+        "handlers": "TaskContext",
+        "handlers.retrying": "Reject",
+        "nodes.client": "ALL_COMPLETED FIRST_COMPLETED FIRST_EXCEPTION RESTARTED Client Missed "
+        "DoneAndNotDone SubmitOptions Task TaskExecutor TaskFuture as_completed wait",
+        "nodes.client.aio": "AsyncClient AsyncTask",
+        "nodes.worker": "Worker",
+    }.items()
+    for name in names.split()
 }
 
 
@@ -123,8 +127,7 @@ def __getattr__(name: str) -> object:
     """Import a public name on its first use: loading a part must not load the whole."""
     if name not in __all__:
         raise AttributeError(f"module 'd8mesh' has no attribute {name!r}")
-    home = next((home for home, names in _HOMES.items() if name in names.split()), "errors")
-    return getattr(importlib.import_module(f"d8mesh.{home}"), name)
+    return getattr(importlib.import_module(f"d8mesh.{_HOMES.get(name, 'errors')}"), name)
 
 
 def __dir__() -> list[str]:

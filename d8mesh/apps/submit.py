@@ -17,9 +17,8 @@ from d8mesh.apps.following import (
     Followed,
     Following,
     Silence,
-    TaskListeners,
+    TaskListener,
     accept,
-    missing_text,
     tell_it_goes_on,
     tell_silence,
     tell_warnings,
@@ -160,15 +159,8 @@ def _one(task: Followed, options: argparse.Namespace, until: float | None) -> in
 
 def _followed(following: Following, options: argparse.Namespace, until: float | None) -> int:
     task, output = following.task, _Output(is_json=options.json)
-    listeners = TaskListeners(
-        on_accepted=lambda: _tell_submitted(task),
-        on_piece=output.piece,
-        on_restart=output.restarted,
-        on_missed=output.missed,
-        on_silence=output.silent,
-    )
     try:
-        result = following.result(until, listeners)
+        result = following.result(until, output)
     except (KeyboardInterrupt, WaitTimeoutError):
         output.end_line()
         tell_it_goes_on(task)
@@ -190,43 +182,33 @@ def _say_id(task: Followed, options: argparse.Namespace) -> None:
     say(as_json(body) if options.json else task.id)
 
 
-class _Output:
+class _Output(TaskListener):
     """Prints partial output: texts as they are, other values as a line of JSON each."""
 
     def __init__(self, *, is_json: bool) -> None:
         self._is_json = is_json
-        self._is_in_line = False
+
+    def accepted(self, task: Followed) -> None:
+        _tell_submitted(task)
 
     def piece(self, piece: object) -> None:
         if self._is_json:
             say(as_json({"output": piece}))
         elif isinstance(piece, str):
-            say(piece, end="")
-            self._is_in_line = not piece.endswith("\n") if piece else self._is_in_line
+            self.print(piece)
         else:
             self.end_line()
             say(as_json(piece))
 
     def restarted(self) -> None:
-        self.end_line()
         if self._is_json:
             say(as_json({"restarted": True}))
-        tell(tr("that attempt failed: another one begins, what it printed is void"))
+        super().restarted()
 
     def missed(self, count: int | None) -> None:
-        self.end_line()
         if self._is_json:
             say(as_json({"missed": count}))
-        tell(missing_text(count))
-
-    def silent(self, reason: str) -> None:
-        self.end_line()
-        tell_silence(reason)
-
-    def end_line(self) -> None:
-        if self._is_in_line:
-            say("")
-            self._is_in_line = False
+        super().missed(count)
 
 
 def _say_result(task_id: str, result: Mapping[str, Any], options: argparse.Namespace) -> None:
