@@ -104,8 +104,12 @@ class WorkerConsole:
             version=status["version"],
             mesh=self._mesh,
         )
-        if (line := renamed(wanted, self._name)) is not None:
-            self._tell(line)
+        if wanted and wanted != self._name:
+            self._say_tr(
+                "another worker on this machine is called {wanted}: this one is {id}",
+                wanted=wanted,
+                id=self._name,
+            )
         self._say_tr("data in {folder}", folder=folder)
         types = _named(status["task_types"])
         self._say_tr("takes {tasks} at once: {types}", tasks=_tasks(slots), types=types)
@@ -215,7 +219,13 @@ class WorkerConsole:
     def look(self) -> None:
         """Tell what is new since the last look."""
         status, now = self._status(), self._clock()
-        self._look_at_name(status)
+        if status["worker_id"] != self._name:
+            before, self._name = self._name, str(status["worker_id"])
+            self._say_tr(
+                "another worker of the mesh is called {before}: this one goes on as {id}",
+                before=before,
+                id=self._name,
+            )
         self._look_at_orchestrators(status, now)
         for why in [why for why in status["refused"] if why not in self._refused]:
             self._refused.add(why)
@@ -228,16 +238,8 @@ class WorkerConsole:
             self._tell(refused if outbox else taken)
         self._look_at_work(status, now)
 
-    # ------------------------------------------------------------------- private
-
     def _say_tr(self, text: str, /, **values: object) -> None:
         self._tell(tr(text, **values))
-
-    def _look_at_name(self, status: Mapping[str, Any]) -> None:
-        name = str(status["worker_id"])
-        if name != self._name:
-            self._tell(renamed_in_mesh(self._name, name))
-            self._name = name
 
     def _look_at_orchestrators(self, status: Mapping[str, Any], now: float) -> None:
         found = {each["broker_id"]: each["endpoint"] for each in status["orchestrators"]}
@@ -325,26 +327,6 @@ def say_wrapped(text: str) -> None:
                 break_on_hyphens=False,
             )
     say_anyway(line)
-
-
-def renamed(wanted: str | None, worker_id: str) -> str | None:
-    """Return what to say of a worker that could not get the id it was given."""
-    if not wanted or worker_id == wanted:
-        return None
-    return tr(
-        "another worker on this machine is called {wanted}: this one is {id}",
-        wanted=wanted,
-        id=worker_id,
-    )
-
-
-def renamed_in_mesh(before: str, worker_id: str) -> str:
-    """Return what to say of a worker whose id another machine's has already."""
-    return tr(
-        "another worker of the mesh is called {before}: this one goes on as {id}",
-        before=before,
-        id=worker_id,
-    )
 
 
 def _offer(seen: Availability, types: str) -> str:

@@ -133,8 +133,6 @@ class OllamaBackend:
             )
         return embeddings(self.base_url, request, model=model, within_s=deadline_s)
 
-    # ------------------------------------------------------------------- private
-
     def _seen_embedders(self) -> tuple[str, ...]:
         seen = self._seen
         if seen is None:

@@ -115,8 +115,6 @@ class Child:
                 return f"killed by {signal.Signals(-code).name}"
         return f"exit code {code}"
 
-    # ------------------------------------------------------------------------ private
-
     def _end(self) -> None:
         self._watcher.join(KILL_S)
         self._reader.join(LAST_WORDS_S)
