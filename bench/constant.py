@@ -1,46 +1,50 @@
-"""The bare HTTP server to compare REST with: d8mesh's own listener, Werkzeug, and a constant.
+"""The bare HTTP server to compare REST with: d8mesh's own, Werkzeug's routing, and a constant.
 
 Run as a process of its own: ``python -m bench.constant PORT``.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
-import logging
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from typing import Any, Final
+from collections.abc import Iterator
+from typing import Final
 from urllib.request import ProxyHandler, build_opener
-
-from werkzeug.wrappers import Request, Response
 
 from bench.raw_loop import HOME, python
 from d8mesh.apps.demo import free_ports
+from d8mesh.edge.network import bind
 from d8mesh.errors import D8Error
+from d8mesh.http.answers import Response
+from d8mesh.http.application import Application
+from d8mesh.http.guard import Guard, Rejections
+from d8mesh.http.request import Request
+from d8mesh.http.routes import Door, HttpRoute
+from d8mesh.http.server import Server
 
 START_S: Final = 30.0
 CONSTANT: Final = b'{"task_id":"0123456789abcdef-0","status":"submitted"}'
 
 
-def application(environ: dict[str, Any], start_response: Callable[..., Any]) -> Any:
-    """Take the body in and answer a constant."""
-    Request(environ).get_data()
-    response = Response(CONSTANT, status=201, mimetype="application/json")
-    return response(environ, start_response)
+async def constant(request: Request) -> Response:
+    """Answer a constant, whatever came."""
+    return Response(CONSTANT, 201)
 
 
-def serve(port: int) -> None:
-    """Serve with the limits that REST has."""
-    from d8mesh.edge.network import bind
-    from d8mesh.http.server import Listener
-    from d8mesh.processes.web_main import SWITCH_S, limits
-
-    # A generator that is done resets its connections; that is no news here.
-    logging.getLogger("waitress").setLevel(logging.CRITICAL + 1)
-    sys.setswitchinterval(SWITCH_S)
-    Listener(application, bind("127.0.0.1", port), limits(), lambda *_: None).run()
+async def serve(port: int) -> None:
+    """Serve until killed."""
+    guard, rejections = Guard(), Rejections()
+    routes = [
+        HttpRoute(rule="/", call=constant),
+        HttpRoute(rule="/constant", call=constant, method="POST"),
+    ]
+    application = Application([Door(name="constant", routes=routes)], guard, rejections)
+    server = Server(application, [bind("127.0.0.1", port)], guard.admits, rejections)
+    await server.start()
+    await asyncio.Event().wait()
 
 
 @contextlib.contextmanager
@@ -69,4 +73,4 @@ def _await(url: str) -> None:
 
 
 if __name__ == "__main__":
-    serve(int(sys.argv[1]))
+    asyncio.run(serve(int(sys.argv[1])))

@@ -43,7 +43,7 @@ def describe() -> dict[str, Any]:
             "apsw": apsw.apsw_version(),
             "SQLite": apsw.sqlite_lib_version(),
             "msgspec": metadata.version("msgspec"),
-            "waitress": metadata.version("waitress"),
+            "httptools": metadata.version("httptools"),
         },
     }
 

@@ -55,7 +55,7 @@ def measure(plan: Plan) -> Findings:
     found.note(
         "Load comes from one process of our own (`bench/load.py`: raw sockets, keep-alive, closed "
         "loop) on the same cores; its ceiling is measured against a server that does not look at "
-        "what comes. The constant comes from `d8mesh.http.server` with REST's limits."
+        "what comes. The constant comes from `d8mesh.http`, as REST does."
     )
     found.note("A cycle is all requests of a row: two for long polls and for polling workers.")
     with contextlib.ExitStack() as stack:

@@ -31,7 +31,7 @@ from d8mesh.edge.sqlite import Journal
 from d8mesh.edge.sqlite.outbox import Outbox
 from d8mesh.handlers.echo import echo
 from d8mesh.handlers.results import of_value
-from d8mesh.nodes.client.submissions import cut, group_of, kind_of
+from d8mesh.nodes.client.groups import Template
 
 MESH: Final = "bench"
 SESSION: Final = "0" * 16
@@ -125,14 +125,10 @@ class Rig:
     # ---------------------------------------------------------------------- the client
 
     def _make(self, datas: list[dict[str, str]]) -> list[Submission]:
-        kind = kind_of("echo", "", {})
         made = []
-        for _, payloads in cut("echo", datas):
-            count = len(payloads)
-            submission = Submission(SESSION, self._next_n, [group_of(kind, payloads)], count)
-            submission.states, submission.payloads = bytearray(count), [None] * count
-            submission.missing = count
-            self._next_n += count
+        for group in Template("echo", {}).cut(datas):
+            submission = Submission(SESSION, self._next_n, [group])
+            self._next_n += submission.count
             made.append(submission)
         return made
 
@@ -226,11 +222,11 @@ def _encoded(message: Message) -> bytes:
 def _ended(attempt: Attempt) -> Ended:
     """What a slot does with an attempt (`Slots._serve`), without its thread."""
     started = time.monotonic()
-    link, _, _, _, task_id, token, payload = attempt
-    data = _decode(payload)
+    data = _decode(attempt.payload)
     value = echo(data, None)  # type: ignore[arg-type]  # it does not look at its context
     kind, result = of_value(value, "w", round(time.monotonic() - started, 6))
-    return link, task_id, token, kind, result, time.monotonic() - started
+    took_s = time.monotonic() - started
+    return attempt.link, attempt.id, attempt.token, kind, result, took_s
 
 
 class _Wire:

@@ -1,6 +1,7 @@
 """The command line: runs one command, or the menu.
 
-The only reader of the environment and of ``.env``: everything else is given a `Config`.
+Reads ``.env`` and the environment into the `Config` that every command is given; a program that
+uses d8mesh as a library has its environment read by `edge.installation.config_of`.
 Loads a command's own module when it is run, so that starting is quick.
 """
 

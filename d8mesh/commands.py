@@ -180,7 +180,7 @@ COMMANDS: Final[tuple[Command, ...]] = (
     Command(
         name="test",
         runs="d8mesh.cli:run_tests",
-        summary="the tests; what follows goes to pytest",
+        summary="the tests; --all: the long proofs too; what follows goes to pytest",
         group="develop",
         takes_rest=True,
         ignores_settings=True,

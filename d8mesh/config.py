@@ -1,8 +1,8 @@
 """The settings: one frozen `Config`, read from a mapping, validated once.
 
-Reads no environment and no file itself: `cli` hands it the variables (the environment
-over ``.env``). Every variable stands in one row of `SETTINGS`; a test checks that each
-row stands in ``docs/CONFIG.md`` and the other way round.
+Reads no environment and no file itself: it is handed the variables. Every variable stands in
+one row of `SETTINGS`; a test checks that each row stands in ``docs/CONFIG.md`` and the other
+way round.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Every error that d8mesh raises, each with its stable code.
 
 The docstring of a class is its default message. Codes appear on the wire, in JSON
-answers and in logs; HTTP statuses live in ``doors/rest/api.py``, exit codes in ``cli.py``.
+answers and in logs; HTTP statuses live in ``http/answers.py``, exit codes in ``cli.py``.
 """
 
 from __future__ import annotations
@@ -145,10 +145,6 @@ class UnknownWorkerError(WorkerError, LookupError, code="worker.unknown"):
 
 class WorkerIdTakenError(WorkerError, code="worker.id_taken"):
     """Another live worker uses this worker id."""
-
-
-class OutboxFullError(WorkerError, code="worker.outbox_full"):
-    """The outbox is full of results that no orchestrator has taken yet."""
 
 
 class OutboxBrokenError(WorkerError, code="worker.outbox_broken"):

@@ -13,7 +13,7 @@ from d8mesh.words import tr
 #: The last line of the menu.
 EXIT_NUMBER: Final = "9"
 #: Of a wrong answer so much is repeated.
-MAX_ANSWER_CHARS: Final = 40
+REPEATED_CHARS: Final = 40
 
 
 def show(run: Callable[[Sequence[str]], int]) -> int:
@@ -36,7 +36,7 @@ def show(run: Callable[[Sequence[str]], int]) -> int:
         if answer == EXIT_NUMBER:
             return OK
         if answer not in rows:
-            shown = repr(answer[:MAX_ANSWER_CHARS])
+            shown = repr(answer[:REPEATED_CHARS])
             say(tr("{answer} is not in the menu: a number from 1 to 9", answer=shown))
             continue
         try:

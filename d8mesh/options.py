@@ -19,7 +19,7 @@ TASK_ACTIONS: Final = {
     "cancel": ("cancel tasks", "+"),
 }
 #: Seconds that any command can be told to wait: a week.
-MAX_WAIT_S: Final = 604_800
+MAX_TIMEOUT_S: Final = 604_800
 #: A mesh that is there is found sooner; whoever asks what there is should not wait for nothing.
 FIND_S: Final = 6.0
 #: How long one orchestrator may take to answer a question of `status`.
@@ -245,7 +245,7 @@ def _timeout(
     parser.add_argument(
         "--timeout",
         dest="timeout_s",
-        type=_number(0.1, MAX_WAIT_S),
+        type=_number(0.1, MAX_TIMEOUT_S),
         default=default_s,
         metavar="SECONDS",
         help=f"{text} (default: {default})",

@@ -15,6 +15,13 @@ import pytest
 
 from d8mesh.config import SETTINGS
 from tests.loopback import Fence
+from tests.side_by_side import (  # noqa: F401  # hooks that pytest finds here
+    pytest_addoption,
+    pytest_cmdline_main,
+    pytest_collection_modifyitems,
+    pytest_terminal_summary,
+    pytest_testnodedown,
+)
 
 _fence = Fence()
 
@@ -35,6 +42,7 @@ def pytest_configure(config: pytest.Config) -> None:
     folder = tempfile.TemporaryDirectory(prefix="d8-test-", ignore_cleanup_errors=True)
     config.add_cleanup(folder.cleanup)
     ours = {setting.variable for setting in SETTINGS}
+    ours.add("COLUMNS")  # pytest's workers have one, and what is not on a terminal is of any width
     for name in [name for name in os.environ if name in ours or name.startswith("D8_")]:
         del os.environ[name]
     os.environ |= {

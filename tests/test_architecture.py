@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from d8mesh.core.broker.records import History, TaskRecord
+
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "d8mesh"
 MIRRORED_LAYERS = (
@@ -61,6 +63,17 @@ def test_import_contracts_are_kept() -> None:
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
 
 
+def test_no_import_inside_the_client_is_deferred() -> None:
+    """Where all imports are at the top, the contracts see each circle."""
+    deferred = [
+        f"{name_of(path)}:{node.lineno}"
+        for path in (PACKAGE / "nodes" / "client").rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        if isinstance(node, ast.Import | ast.ImportFrom) and node.col_offset
+    ]
+    assert deferred == []
+
+
 def test_every_module_is_read_in_one_sitting() -> None:
     lengths = {name_of(path): len(path.read_text("utf-8").splitlines()) for path in MODULES}
     assert {name: n for name, n in lengths.items() if n > MAX_MODULE_LINES} == {}
@@ -103,6 +116,36 @@ def test_no_module_is_a_drawer_for_odds_and_ends() -> None:
     assert [name_of(path) for path in MODULES if path.stem in FORBIDDEN_NAMES] == []
 
 
+def test_no_two_classes_share_a_name() -> None:
+    homes: dict[str, list[str]] = {}
+    for path in MODULES:
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.ClassDef):
+                homes.setdefault(node.name, []).append(f"{name_of(path)}:{node.lineno}")
+    assert {name: at for name, at in homes.items() if len(at) > 1} == {}
+
+
+def literals_of(path: Path) -> Iterator[tuple[str, str]]:
+    """Yield the upper-case constants of a module whose value stands there, as it is written."""
+    arithmetic = (ast.BinOp, ast.UnaryOp, ast.Constant, ast.operator, ast.unaryop)
+    for node in ast.parse(path.read_text("utf-8")).body:
+        target = node.targets[0] if isinstance(node, ast.Assign) else None
+        target = node.target if isinstance(node, ast.AnnAssign) else target
+        value = getattr(node, "value", None)
+        if not (isinstance(target, ast.Name) and target.id.isupper() and value is not None):
+            continue
+        if all(isinstance(each, arithmetic) for each in ast.walk(value)):
+            yield target.id, ast.unparse(value)
+
+
+def test_no_constant_of_one_name_has_two_values() -> None:
+    values: dict[str, dict[str, list[str]]] = {}
+    for path in MODULES:
+        for name, value in literals_of(path):
+            values.setdefault(name, {}).setdefault(value, []).append(name_of(path))
+    assert {name: found for name, found in values.items() if len(found) > 1} == {}
+
+
 def test_every_module_says_what_it_is_for() -> None:
     silent = [
         name_of(path)
@@ -129,6 +172,8 @@ def test_tests_mirror_the_package(layer: str) -> None:
     assert missing == []
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_each_module_imports_alone() -> None:
     names = [name_of(path) for path in MODULES if path.stem != "__main__"]
     failed: dict[str, str] = {}
@@ -154,10 +199,25 @@ def test_the_core_stands_without_what_is_outside() -> None:
     core = [name_of(path) for path in MODULES if path.is_relative_to(PACKAGE / "core")]
     code = (
         f"import sys, {', '.join(core)}\n"
-        "outside = {'zmq', 'zeroconf', 'werkzeug', 'waitress', 'apsw', 'sqlite3', 'rich'}\n"
+        "outside = {'zmq', 'zeroconf', 'werkzeug', 'httptools', 'apsw', 'sqlite3', 'rich'}\n"
         "print(sorted(outside & set(sys.modules)))"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE_S
     )
     assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_only_the_task_table_changes_what_the_facts_tell_of_a_task() -> None:
+    """`attempt` is what no fact tells; all else of a task and of its history is."""
+    owned = {*TaskRecord.__slots__, *History.__slots__} - {"attempt"}
+    room = PACKAGE / "core" / "broker"
+    found = [
+        f"{path.name}:{node.lineno} {ast.unparse(node)}"
+        for path in room.glob("*.py")
+        if path.name not in ("task_table.py", "records.py")
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store)
+        if node.attr in owned and ast.unparse(node.value) in ("task", "history", "task.history")
+    ]
+    assert found == []

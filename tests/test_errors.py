@@ -50,7 +50,6 @@ TREE = {
     "WorkerError": ("D8Error", "worker.error"),
     "UnknownWorkerError": ("WorkerError", "worker.unknown"),
     "WorkerIdTakenError": ("WorkerError", "worker.id_taken"),
-    "OutboxFullError": ("WorkerError", "worker.outbox_full"),
     "OutboxBrokenError": ("WorkerError", "worker.outbox_broken"),
     "HandlerError": ("WorkerError", "worker.handler"),
     "BackendError": ("D8Error", "backend.failed"),

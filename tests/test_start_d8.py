@@ -224,6 +224,7 @@ def test_the_environments_own_python_goes_straight_on(project: Path) -> None:
     assert SETTING_UP not in out
 
 
+@pytest.mark.slow
 def test_a_changed_project_file_and_a_new_extra_install_again(project: Path) -> None:
     with (project / "pyproject.toml").open("a", encoding="utf-8") as file:
         file.write("# changed\n")
@@ -234,6 +235,7 @@ def test_a_changed_project_file_and_a_new_extra_install_again(project: Path) -> 
     assert SETTING_UP not in start(project, "status")[1]
 
 
+@pytest.mark.slow
 def test_a_half_made_environment_is_mended(project: Path) -> None:
     (project / ".venv" / "d8-installed").unlink()
     for pip in list((project / ".venv").rglob("site-packages/pip*")):
@@ -243,6 +245,7 @@ def test_a_half_made_environment_is_mended(project: Path) -> None:
     assert SETTING_UP in out
 
 
+@pytest.mark.slow
 def test_an_environment_whose_python_is_gone_is_made_anew(project: Path) -> None:
     config = project / ".venv" / "pyvenv.cfg"
     text = config.read_text("utf-8")
@@ -290,6 +293,7 @@ def test_a_python_without_venv_names_the_package(bare: Path, tmp_path: Path) -> 
     assert not (bare / ".venv").exists()
 
 
+@pytest.mark.slow
 def test_a_network_that_is_down_is_told_and_the_next_start_tries_again(bare: Path) -> None:
     text = PYPROJECT.replace("dependencies = []", 'dependencies = ["d8-needs-this"]', 1)
     (bare / "pyproject.toml").write_text(text, "utf-8")

@@ -160,4 +160,4 @@ def test_defaults_and_limits_are_the_code_s() -> None:
     bounds = f"{FIRST_TEXT_S:.0f} s before the first, {STALL_S:.0f} s between two"
     assert bounds in TEXT
     assert f"more than {MAX_TEXT_BYTES // 2**20} MiB" in TEXT
-    assert f"any depth up to {genetic.MAX_DEPTH};" in TEXT
+    assert f"any depth up to {genetic.MAX_NESTING};" in TEXT

@@ -24,6 +24,8 @@ from tests.end_to_end.processes import until
 
 pytest.importorskip("pip", reason="what builds and installs a wheel")
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parent.parent
 #: What a wheel is made of; built elsewhere, as a build leaves folders beside its source.
 SOURCE = ("pyproject.toml", "README.md", "LICENSE", "d8mesh")

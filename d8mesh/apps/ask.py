@@ -29,7 +29,7 @@ FAILED: Final = 1
 #: A worker that has just started finds its Ollama within this time.
 NO_WORKER_S: Final = 12.0
 #: How often the workers are asked for meanwhile.
-LOOK_S: Final = 0.5
+WORKERS_LOOK_S: Final = 0.5
 
 Data = dict[str, Any]
 
@@ -136,7 +136,7 @@ def await_model(
             tell_line(tr("waiting {seconds} s for one to come", seconds=wait_s))
         if time.monotonic() >= last:
             raise BackendUnavailableError("no worker of the mesh has a language model")
-        time.sleep(min(LOOK_S, max(0.0, last - time.monotonic())))
+        time.sleep(min(WORKERS_LOOK_S, max(0.0, last - time.monotonic())))
 
 
 class _PrintedAnswer(TaskListener):

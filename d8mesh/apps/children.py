@@ -19,7 +19,7 @@ from typing import IO, Final
 from d8mesh.processes.parent import ask_to_end, exit_code_of, start_child
 
 #: How long children may take to drain before they are killed.
-END_S: Final = 15.0
+CHILDREN_DRAIN_S: Final = 15.0
 #: Lines of a child's output that are kept for when it fails.
 KEPT_LINES: Final = 50
 
@@ -44,11 +44,6 @@ class RunningCommand:
     def is_running(self) -> bool:
         """True while the process lives."""
         return self.process.poll() is None
-
-    def kill(self) -> None:
-        """End it at once, as a power failure would."""
-        self.process.kill()
-        self.process.wait()
 
     def close_input(self) -> None:
         """Tell it to drain and end."""
@@ -108,7 +103,7 @@ class Children:
 
     def close(self) -> None:
         """Let all drain, the last started first, and wait for them."""
-        deadline = time.monotonic() + END_S
+        deadline = time.monotonic() + CHILDREN_DRAIN_S
         before = _ignore_interrupts()
         try:
             for child in reversed(self._children):

@@ -139,7 +139,7 @@ def _rest(scene: Scene, part: DemoPart) -> None:
     ids = []
     for number in range(part.total):
         body = {"type": "echo", "data": {"text": f"hello {number}"}, "priority": 8}
-        ids.append(_post(scene.url, "/api/tasks/submit", body)["task_id"])
+        ids.append(_submit(scene.url, body)["task_id"])
     until = time.monotonic() + WORK_S
     for number, task_id in enumerate(ids):
         while (status := ask(scene.url, f"/api/tasks/status/{task_id}"))["status"] != "completed":
@@ -267,9 +267,9 @@ def _wait_for_workers(scene: Scene, running: list[RunningCommand]) -> None:
     raise D8Error(f"the workers did not join within {START_S:.0f} s")
 
 
-def _post(url: str, path: str, body: dict[str, object]) -> Any:
+def _submit(url: str, body: dict[str, object]) -> Any:
     request = Request(
-        url + path,
+        url + "/api/tasks/submit",
         json.dumps(body).encode(),
         {"Content-Type": "application/json"},
         method="POST",

@@ -8,14 +8,14 @@ import threading
 from functools import partial
 from typing import Final
 
-from d8mesh.apps.children import END_S, Children
+from d8mesh.apps.children import CHILDREN_DRAIN_S, Children
 from d8mesh.config import Config
 from d8mesh.edge.terminal import say, tell
 from d8mesh.processes.parent import end_with_parent, stop_signals
 from d8mesh.words import tr
 
 #: How often the children are looked at.
-LOOK_S: Final = 0.2
+CHILDREN_LOOK_S: Final = 0.2
 
 
 def run(config: Config, options: argparse.Namespace) -> int:
@@ -31,7 +31,7 @@ def run(config: Config, options: argparse.Namespace) -> int:
             children.start(name, name, on_line=partial(_tell, name))
             for name in ("orchestrator", "worker")
         ]
-        while not stop.wait(LOOK_S):
+        while not stop.wait(CHILDREN_LOOK_S):
             for child in running:
                 if not child.is_running:
                     code = child.wait(1.0)
@@ -41,7 +41,7 @@ def run(config: Config, options: argparse.Namespace) -> int:
         stopping = tr(
             "stopping: the worker finishes the tasks that run, then the orchestrator ends; "
             "{seconds} s at most",
-            seconds=f"{END_S:.0f}",
+            seconds=f"{CHILDREN_DRAIN_S:.0f}",
         )
         say(stopping)
     return 0

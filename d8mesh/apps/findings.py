@@ -24,7 +24,7 @@ JSON_NAME: Final = "niches.json"
 MARKDOWN_NAME: Final = "niches.md"
 CSV_NAME: Final = "niches.csv"
 #: Ten thousand pairs with twenty long niches each.
-MAX_FILE_BYTES: Final = 1_000_000_000
+MAX_FINDINGS_BYTES: Final = 1_000_000_000
 #: A spreadsheet takes a cell that begins so for a formula.
 FORMULA_STARTS: Final = ("=", "+", "-", "@", "\t", "\r")
 
@@ -101,7 +101,7 @@ def load(folder: Path) -> Findings:
     try:
         if not file.exists():
             return Findings()
-        if file.stat().st_size > MAX_FILE_BYTES:
+        if file.stat().st_size > MAX_FINDINGS_BYTES:
             raise D8Error(f"{file} is too large to be a result: choose another --output")
         return Findings(msgspec.json.decode(file.read_bytes(), type=_File).findings)
     except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:

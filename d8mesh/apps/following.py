@@ -9,14 +9,14 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Final, Protocol, Unpack
 
-from d8mesh.apps.work import LOOK_S, SILENCE_S, Pending, reason_of
+from d8mesh.apps.work import OLDEST_WAIT_S, SILENCE_S, Pending, reason_of
 from d8mesh.edge.terminal import say, tell
 from d8mesh.errors import D8Error, TaskRejectedError, WaitTimeoutError
 from d8mesh.program import command_name
 from d8mesh.words import tr, translated
 
 if TYPE_CHECKING:
-    from d8mesh.nodes.client.submissions import SubmitOptions
+    from d8mesh.nodes.client.groups import SubmitOptions
 
 #: An orchestrator that is there acknowledges sooner; who leaves is not held up.
 ACCEPTED_S: Final = 1.0
@@ -156,8 +156,8 @@ class Silence:
     def look_s(self) -> float:
         """Return how long to wait for something before `look`."""
         if self._until is None:
-            return LOOK_S
-        return max(0.0, min(LOOK_S, self._until - time.monotonic()))
+            return OLDEST_WAIT_S
+        return max(0.0, min(OLDEST_WAIT_S, self._until - time.monotonic()))
 
     def look(self) -> None:
         """Say why nothing comes, if it is time.

@@ -21,7 +21,7 @@ CHUNK_BYTES: Final = 65_536
 #: Bytes of one file that are looked through for the newest lines.
 MAX_TAIL_BYTES: Final = 5_000_000
 #: How often the files are looked at while following.
-LOOK_S: Final = 0.3
+FILES_LOOK_S: Final = 0.3
 INTERRUPTED: Final = 130
 #: A line of ours begins so; other lines belong to the one before (a traceback).
 _TIME: Final = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z ")
@@ -56,7 +56,7 @@ def run(config: Config, options: argparse.Namespace) -> int:
             tails += [Tail(file) for file in _named(folder, options.name) if file not in known]
             for line in newest([tail.more() for tail in tails], None):
                 say(line)
-            pause.wait(LOOK_S)
+            pause.wait(FILES_LOOK_S)
     except KeyboardInterrupt:
         return INTERRUPTED
 

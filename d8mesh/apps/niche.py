@@ -43,11 +43,11 @@ MAX_REPEATED_CHARS: Final = 8000
 #: Each is a task of a minute or so: more is a mistake in the file.
 MAX_PAIRS: Final = 10_000
 #: A file of names.
-MAX_FILE_BYTES: Final = 4 * 1024 * 1024
+MAX_NAMES_BYTES: Final = 4 * 1024 * 1024
 #: What was found is written at most once in so many seconds, and at the end.
 SAVE_S: Final = 1.0
 #: Room for three niches, and for the thoughts of a model that thinks aloud.
-MAX_TOKENS: Final = 4000
+NICHE_TOKENS: Final = 4000
 TEMPERATURE: Final = 0.4
 #: The best niches shown at the end; the files have all.
 SHOWN: Final = 5
@@ -204,9 +204,9 @@ def read_plan(file: Path | None) -> NichePlan:
     expected = 'expected {"markets": ["…"], "geographies": ["…"]}'
     try:
         with file.open("rb") as opened:
-            content = opened.read(MAX_FILE_BYTES + 1)
-        if len(content) > MAX_FILE_BYTES:
-            raise ConfigError(f"--markets {file}: larger than {MAX_FILE_BYTES} bytes; {expected}")
+            content = opened.read(MAX_NAMES_BYTES + 1)
+        if len(content) > MAX_NAMES_BYTES:
+            raise ConfigError(f"--markets {file}: larger than {MAX_NAMES_BYTES} bytes; {expected}")
         plan = msgspec.json.decode(content.removeprefix(b"\xef\xbb\xbf"), type=NichePlan)
     except OSError as error:
         raise ConfigError(f"--markets {file}: cannot be read ({error.strerror})") from error
@@ -232,7 +232,7 @@ class _Ask:
     @property
     def data(self) -> dict[str, Any]:
         messages = list(self.messages)
-        return {"messages": messages, "temperature": TEMPERATURE, "max_tokens": MAX_TOKENS}
+        return {"messages": messages, "temperature": TEMPERATURE, "max_tokens": NICHE_TOKENS}
 
     def again(self, answer: str, problem: str) -> _Ask:
         """Return the question with its bad answer and what is wrong with that."""

@@ -17,7 +17,7 @@ from d8mesh.words import tr, translated
 
 #: Plain lines go into logs: at most one in this many seconds, and the last.
 LINE_S: Final = 1.0
-MAX_CHARS: Final = 200
+PROGRESS_LINE_CHARS: Final = 200
 #: Of what is said beside it: a reason may name several workers, each with its own.
 MAX_SAID_CHARS: Final = 2000
 
@@ -73,7 +73,7 @@ class Progress:
         self.say(tr("still waiting: {why}", why=translated(reason)))
 
 
-def one_line(text: str, most: int = MAX_CHARS) -> str:
+def one_line(text: str, most: int = PROGRESS_LINE_CHARS) -> str:
     """Return `text` in one line of at most `most` characters, without control characters."""
     shown = "".join(c if c.isprintable() else " " for c in text[: 4 * most])
     line = " ".join(shown.split())

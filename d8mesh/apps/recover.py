@@ -11,7 +11,8 @@ from typing import Final
 import filelock
 
 from d8mesh.config import Config
-from d8mesh.edge.sqlite.outbox import LOCK_NAME, OUTBOX_NAME, Mended, open_mended
+from d8mesh.edge.sqlite.outbox import LOCK_NAME, OUTBOX_NAME
+from d8mesh.edge.sqlite.recovery.mend import Mended, open_mended
 from d8mesh.edge.sqlite.recovery.recover import Recovered, as_body, recover
 from d8mesh.edge.terminal import as_json, say, tell
 from d8mesh.errors import WorkerError

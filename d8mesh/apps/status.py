@@ -26,7 +26,7 @@ LISTEN_S: Final = 1.5
 #: How long one REST answer may take.
 ANSWER_S: Final = 5.0
 #: Largest answer read: the list of a thousand workers fits.
-MAX_ANSWER_BYTES: Final = 4_000_000
+MAX_LIST_BYTES: Final = 4_000_000
 #: A worker that ended is listed for so long: enough to see which one it was.
 ENDED_SHOWN_S: Final = 600.0
 #: Models and task types named of one worker; `workers` has all.
@@ -109,7 +109,7 @@ def ask(url: str, path: str, *, answer_s: float = ANSWER_S) -> Any:
     opener = build_opener(ProxyHandler({}))  # a LAN address is never behind a proxy
     try:
         with opener.open(url + path, timeout=answer_s) as answer:
-            return json.loads(answer.read(MAX_ANSWER_BYTES))
+            return json.loads(answer.read(MAX_LIST_BYTES))
     except OSError as error:
         body = getattr(error, "read", lambda: b"")()
         try:

@@ -32,14 +32,14 @@ from d8mesh.program import command_name
 from d8mesh.words import tr, translated
 
 if TYPE_CHECKING:
-    from d8mesh.nodes.client.submissions import SubmitOptions
+    from d8mesh.nodes.client.groups import SubmitOptions
 
 OK: Final = 0
 FAILED: Final = 1
 #: Ids named when many tasks go on.
-NAMED: Final = 3
+IDS_NAMED: Final = 3
 #: Of a wrong text so much is repeated.
-SHOWN_CHARS: Final = 60
+SHOWN_TEXT_CHARS: Final = 60
 
 #: Where the data is that stands on the command line itself.
 _ARGUMENT: Final = "the data"
@@ -119,7 +119,7 @@ def _object(text: str, place: str) -> Data:
     except RecursionError as error:
         raise ConfigError(f"{place}: nested too deep") from error
     except ValueError as error:
-        shown = repr(text.strip()[:SHOWN_CHARS])
+        shown = repr(text.strip()[:SHOWN_TEXT_CHARS])
         if place != _ARGUMENT:
             raise ConfigError(f"{place}: expected JSON, saw {shown} ({error})") from error
         raise ConfigError(
@@ -127,7 +127,7 @@ def _object(text: str, place: str) -> Data:
             "away, put the data into a file: @FILE"
         ) from error
     if not isinstance(value, dict):
-        shown = repr(text.strip()[:SHOWN_CHARS])
+        shown = repr(text.strip()[:SHOWN_TEXT_CHARS])
         raise ConfigError(f'{place}: expected a JSON object such as {{"key": 1}}, saw {shown}')
     return value
 
@@ -282,4 +282,4 @@ def _many(
 
 
 def _some(ids: Mapping[str, None]) -> str:
-    return ", ".join([*list(ids)[:NAMED], *(["…"] if len(ids) > NAMED else [])])
+    return ", ".join([*list(ids)[:IDS_NAMED], *(["…"] if len(ids) > IDS_NAMED else [])])

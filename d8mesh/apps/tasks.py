@@ -126,18 +126,9 @@ def _each(ids: Sequence[str], do: Callable[[str], Body], options: argparse.Names
 
 
 def _show(client: AsksAboutTasks, task_id: str) -> Body:
-    import msgspec
+    from d8mesh.nodes.client.results import readable
 
-    from d8mesh.nodes.client.handle import readable
-
-    body = readable(client.ask("status", {"id": task_id, "full": True}))
-    data = body.get("data")
-    if isinstance(data, bytes):
-        try:
-            body["data"] = msgspec.msgpack.decode(data)
-        except (msgspec.DecodeError, RecursionError):
-            body["data"] = repr(data[:SHOWN_CHARS])
-    return body
+    return readable(client.ask("status", {"id": task_id, "full": True}))
 
 
 def _cancel(client: AsksAboutTasks, task_id: str) -> Body:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from d8mesh.nodes.client import Client
 
 #: How long to wait for the oldest task before the others are looked at.
-LOOK_S: Final = 0.25
+OLDEST_WAIT_S: Final = 0.25
 #: Nothing has come for so long: ask why.
 SILENCE_S: Final = 4.0
 #: An orchestrator that is there answers sooner; that none is there is a reason too.
@@ -30,7 +30,7 @@ NOBODY_S: Final = 60.0
 #: How an orchestrator begins the reason of a task that no worker of the mesh can run.
 _NOBODY: Final = "no worker"
 #: A mesh that is there is found within a few seconds.
-CONNECT_S: Final = 30.0
+FIND_MESH_S: Final = 30.0
 #: Cancelling what is left, when a person leaves, takes no longer than this.
 CANCEL_S: Final = 5.0
 
@@ -99,12 +99,12 @@ def connected(config: Config, timeout_s: float | None) -> Iterator[tuple[Client,
 
 
 def connect(client: Connects, *, timeout_s: float | None, on_wait: Callable[[str], None]) -> None:
-    """Wait until `client` has an orchestrator, at most `timeout_s` or `CONNECT_S`.
+    """Wait until `client` has an orchestrator, at most `timeout_s` or `FIND_MESH_S`.
 
     Raises:
         BrokerUnavailableError: none was found.
     """
-    bound_s = CONNECT_S if timeout_s is None else min(timeout_s, CONNECT_S)
+    bound_s = FIND_MESH_S if timeout_s is None else min(timeout_s, FIND_MESH_S)
     # The error says it all: before, it is said only to who waits long.
     early_s = SILENCE_S if bound_s >= 2 * SILENCE_S else bound_s
     if client.wait_connected(early_s):
@@ -177,7 +177,7 @@ def cancel_all(tasks: Sequence[Pending]) -> None:
 
 def _ended(waiting: Mapping[int, Pending]) -> Iterator[Outcome]:
     """Wait a moment for the oldest, then look at all: they end in any order."""
-    wait_s = LOOK_S
+    wait_s = OLDEST_WAIT_S
     for index, task in waiting.items():
         try:
             yield Outcome(index=index, result=task.result(timeout=wait_s))

@@ -16,7 +16,7 @@ from d8mesh.program import command_name
 from d8mesh.words import tr, translated
 
 #: Workers named where there is no language model; `workers` has all.
-NAMED: Final = 64
+WORKERS_NAMED: Final = 64
 
 
 def run(config: Config, options: argparse.Namespace) -> int:
@@ -42,7 +42,7 @@ def say_who_is_there(workers: Sequence[Worker]) -> Iterator[str]:
         return
     reasons = reasons_of(live)
     yield tr("the workers that are there:")
-    for worker in live[:NAMED]:
+    for worker in live[:WORKERS_NAMED]:
         worker_id = str(worker["worker_id"])
         why = reasons.get(worker_id)
         types = ", ".join(types_of(worker)) or "?"

@@ -46,7 +46,7 @@ MAX_WIRE_BYTES: Final = 512 * 1024 * 1024
 MAX_LINE_BYTES: Final = 1024 * 1024
 #: What is read, and what is shown, of an error's text.
 MAX_ERROR_BYTES: Final = 4096
-MAX_ERROR_CHARS: Final = 300
+MAX_SERVICE_ERROR_CHARS: Final = 300
 #: HTTP statuses of a service that may answer later.
 BUSY: Final = frozenset({429, 503})
 #: Connecting to a machine on the LAN.
@@ -56,7 +56,7 @@ MAX_AHEAD: Final = 256
 #: Closing waits so long for its reading thread, which a shut socket ends at once.
 JOIN_S: Final = 2.0
 #: How often a wait looks whether it is still wanted.
-LOOK_S: Final = 0.1
+WANTED_LOOK_S: Final = 0.1
 
 #: The system's ``struct linger``: on, for 0 seconds.
 _RESET_AT_CLOSE: Final = struct.pack("hh" if sys.platform == "win32" else "ii", 1, 0)
@@ -82,7 +82,7 @@ def completion(reader: AnswerReader, model: str, run: ChatRun) -> Completion:
             if run.is_cancelled():
                 raise TaskCancelledError
             clocks.check_deadline(time.monotonic())
-            piece = reader.next(LOOK_S)
+            piece = reader.next(WANTED_LOOK_S)
             if piece is None or not piece.is_sign_of_life:
                 clocks.check_silence(time.monotonic())
             if piece is None:
@@ -187,7 +187,7 @@ class AnswerReader:
     def _put(self, piece: Piece | Exception) -> bool:
         while not self._is_closed.is_set():
             with contextlib.suppress(queue.Full):
-                self._pieces.put(piece, timeout=LOOK_S)
+                self._pieces.put(piece, timeout=WANTED_LOOK_S)
                 return True
         return False
 
@@ -322,5 +322,5 @@ def said(error: BaseException) -> str:
 
 def shown(text: str) -> str:
     """Return `text` in one bounded line without control characters."""
-    line = "".join(c if c.isprintable() else " " for c in text[: 4 * MAX_ERROR_CHARS])
-    return " ".join(line.split())[:MAX_ERROR_CHARS] or "no reason given"
+    line = "".join(c if c.isprintable() else " " for c in text[: 4 * MAX_SERVICE_ERROR_CHARS])
+    return " ".join(line.split())[:MAX_SERVICE_ERROR_CHARS] or "no reason given"

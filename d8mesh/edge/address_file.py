@@ -22,7 +22,7 @@ from d8mesh.core.protocol.route import KnownBroker
 FOLDER: Final = "orchestrator"
 NAME: Final = "address.json"
 #: The file is tiny; a larger one is not ours.
-MAX_BYTES: Final = 16_384
+MAX_ADDRESS_FILE_BYTES: Final = 16_384
 #: Addresses of one machine that are written down and tried.
 MAX_ADDRESSES: Final = 16
 
@@ -45,8 +45,8 @@ def read(data: Path, mesh: str) -> KnownBroker | None:
     """Return what the orchestrator of this data folder and mesh wrote down, if anything sound."""
     with contextlib.suppress(OSError, ValueError, TypeError, KeyError, RecursionError):
         with (data / FOLDER / NAME).open("rb") as file:
-            text = file.read(MAX_BYTES + 1)
-        found = json.loads(text) if len(text) <= MAX_BYTES else {}
+            text = file.read(MAX_ADDRESS_FILE_BYTES + 1)
+        found = json.loads(text) if len(text) <= MAX_ADDRESS_FILE_BYTES else {}
         if found["mesh"] == mesh and re.fullmatch(NAME_PATTERN, found["broker_id"], re.ASCII):
             texts = [each for each in found["addresses"] if isinstance(each, str)]
             addresses = [LOOPBACK, *filter(is_admissible, texts)]

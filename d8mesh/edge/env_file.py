@@ -22,9 +22,9 @@ from d8mesh.config import NAMES
 from d8mesh.errors import ConfigError
 
 #: Larger files are something else.
-MAX_BYTES: Final = 1_000_000
+MAX_ENV_FILE_BYTES: Final = 1_000_000
 #: Lines that are told of; more of them say nothing new.
-MAX_TOLD: Final = 20
+MAX_TOLD_LINES: Final = 20
 _EXPECTED: Final = "expected NAME=value"
 #: Names of variables, ours and those that other programs read from the same file.
 _NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*", re.ASCII)
@@ -55,9 +55,9 @@ def read(file: Path, environment: Mapping[str, str] = MappingProxyType({})) -> d
     wrong = [*_problems(bindings), *_fill(found, bindings, environment)]
     problems = [f"{file}, line {line}: {why}" for line, why in sorted(wrong)]
     if problems:
-        told = problems[:MAX_TOLD]
-        if len(problems) > MAX_TOLD:
-            told.append(f"{file}: {len(problems) - MAX_TOLD} more lines cannot be read")
+        told = problems[:MAX_TOLD_LINES]
+        if len(problems) > MAX_TOLD_LINES:
+            told.append(f"{file}: {len(problems) - MAX_TOLD_LINES} more lines cannot be read")
         raise ConfigError("\n".join(told))
     return found
 
@@ -65,13 +65,13 @@ def read(file: Path, environment: Mapping[str, str] = MappingProxyType({})) -> d
 def _text_of(file: Path) -> str:
     try:
         with file.open("rb") as opened:
-            content = opened.read(MAX_BYTES + 1)
+            content = opened.read(MAX_ENV_FILE_BYTES + 1)
     except OSError as error:
         raise ConfigError(
             f"{file} cannot be read ({error.strerror or error}): make it readable, or remove it"
         ) from error
-    if len(content) > MAX_BYTES:
-        raise ConfigError(f"{file} cannot be read: it is larger than {MAX_BYTES} bytes")
+    if len(content) > MAX_ENV_FILE_BYTES:
+        raise ConfigError(f"{file} cannot be read: it is larger than {MAX_ENV_FILE_BYTES} bytes")
     if content.startswith(_UTF_16) or b"\0" in content:
         before = b"" if content.startswith(_UTF_16) else content[: content.index(b"\0")]
         line = before.count(b"\n") + 1

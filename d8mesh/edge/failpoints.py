@@ -15,9 +15,9 @@ import signal
 from pathlib import Path
 from typing import Final
 
-VARIABLE: Final = "D8_FAILPOINT"
+FAILPOINT_VARIABLE: Final = "D8_FAILPOINT"
 #: What can be named; `passed` refuses others, so that none can be waited for in vain.
-NAMES: Final = frozenset(
+FAILPOINTS: Final = frozenset(
     {
         "broker.restored",
         "broker.received",
@@ -54,7 +54,7 @@ class _Trap:
         self._count = 0
 
     def spring(self, name: str) -> None:
-        assert name in NAMES, name
+        assert name in FAILPOINTS, name
         if self._file is not None:
             try:
                 wanted = self._file.read_text("ascii").strip()
@@ -83,4 +83,4 @@ def _die() -> None:
     os._exit(EXIT)
 
 
-_trap: Final = _Trap(os.environ[VARIABLE]) if os.environ.get(VARIABLE) else None
+_trap: Final = _Trap(os.environ[FAILPOINT_VARIABLE]) if os.environ.get(FAILPOINT_VARIABLE) else None

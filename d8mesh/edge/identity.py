@@ -22,7 +22,7 @@ from d8mesh.config import NAME_PATTERN
 from d8mesh.core.protocol.route import KnownBroker
 from d8mesh.errors import WorkerError
 
-FOLDER: Final = "workers"
+WORKERS_FOLDER: Final = "workers"
 LOCK_NAME: Final = "lock"
 ID_NAME: Final = "id"
 BROKERS_NAME: Final = "orchestrators.json"
@@ -46,7 +46,7 @@ class Identity:
     """
 
     def __init__(self, data: Path, name: str | None = None) -> None:
-        self.workers = data / FOLDER
+        self.workers = data / WORKERS_FOLDER
         self.folder, self._lock, number = _first_free(self.workers)
         self._is_named = bool(name)
         try:

@@ -62,9 +62,9 @@ def say_anyway(text: str) -> None:
             say(text.encode("ascii", "backslashreplace").decode("ascii"))
 
 
-def tell(text: str, *, end: str = "\n") -> None:
+def tell(text: str) -> None:
     """Print words about what happens, on standard error; see `say`."""
-    _tell(sys.stderr, visible(text), end)
+    _tell(sys.stderr, visible(text), "\n")
 
 
 def _tell(stream: TextIO | None, text: str, end: str) -> None:

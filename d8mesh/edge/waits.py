@@ -6,15 +6,12 @@ wait is over: so whoever may be the main thread waits in slices.
 
 from __future__ import annotations
 
-import queue
 import threading
 import time
-from typing import Final, TypeVar
+from typing import Final
 
 #: The longest time for which Ctrl-C is not seen.
-SLICE_S: Final = 0.5
-
-_T = TypeVar("_T")
+CTRL_C_S: Final = 0.5
 
 
 def wait_for(happened: threading.Event, timeout_s: float | None = None) -> bool:
@@ -36,20 +33,5 @@ def join(thread: threading.Thread, timeout_s: float | None = None) -> bool:
     return True
 
 
-def take(source: queue.SimpleQueue[_T], timeout_s: float | None = None) -> _T:
-    """Return the next of a queue, waiting for ever or `timeout_s` long.
-
-    Raises:
-        queue.Empty: nothing came in time.
-    """
-    until = None if timeout_s is None else time.monotonic() + timeout_s
-    while True:
-        try:
-            return source.get(timeout=_slice(until))
-        except queue.Empty:
-            if until is not None and time.monotonic() >= until:
-                raise
-
-
 def _slice(until: float | None) -> float:
-    return SLICE_S if until is None else min(SLICE_S, max(0.0, until - time.monotonic()))
+    return CTRL_C_S if until is None else min(CTRL_C_S, max(0.0, until - time.monotonic()))

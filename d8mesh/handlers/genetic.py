@@ -17,7 +17,7 @@ from d8mesh.errors import InvalidTaskError
 from d8mesh.handlers import Data, TaskContext
 
 #: Objects and lists inside each other; deeper ones are a mistake, or an attack on the stack.
-MAX_DEPTH: Final = 64
+MAX_NESTING: Final = 64
 #: The integers that JSON's model has here: signed and unsigned 64 bits.
 MIN_INTEGER: Final = -(2**63)
 MAX_SIGNED: Final = 2**63 - 1
@@ -132,8 +132,8 @@ def _genome(data: Data, field: str) -> dict[str, Any]:
 
 def _checked(value: Any, path: str, depth: int) -> Any:
     """Return a copy of `value` that holds only what JSON's model has."""
-    if depth > MAX_DEPTH:
-        raise InvalidTaskError(f"{path[:80]}…: nested deeper than {MAX_DEPTH}")
+    if depth > MAX_NESTING:
+        raise InvalidTaskError(f"{path[:80]}…: nested deeper than {MAX_NESTING}")
     if isinstance(value, Mapping):
         for key in value:
             if not isinstance(key, str):

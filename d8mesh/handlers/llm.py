@@ -26,7 +26,7 @@ from d8mesh.handlers.chat_fields import (
 from d8mesh.handlers.thoughts import unfenced
 
 #: Warnings told once; beyond so many different ones, names are being made up.
-MAX_WARNINGS: Final = 1000
+MAX_TOLD_WARNINGS: Final = 1000
 #: Names of ignored fields, as they are shown on a console.
 MAX_IGNORED_CHARS: Final = 200
 
@@ -88,7 +88,7 @@ def _once(warn: Warn) -> Warn:
     told: set[str] = set()
 
     def tell(text: str) -> None:
-        if text not in told and len(told) < MAX_WARNINGS:
+        if text not in told and len(told) < MAX_TOLD_WARNINGS:
             told.add(text)
             warn(text)
 

@@ -22,7 +22,7 @@ from d8mesh.handlers.tracebacks import (
 )
 
 #: The error of a handler that returns a failure and names none.
-NO_REASON: Final = "the handler returned a failure without saying why"
+FAILED_UNSAID: Final = "the handler returned a failure without saying why"
 _encode: Final = msgspec.msgpack.Encoder().encode
 #: Values of these types need no look inside.
 PLAIN: Final = frozenset({str, bool, type(None)})
@@ -43,7 +43,7 @@ def of_value(value: object, worker_id: str, duration_s: float) -> Ending:
         result = {**value, "success": scalar(value["success"]), "worker_id": worker_id}
         result.setdefault("duration_s", duration_s)
         if not result["success"]:
-            result["error"] = error_as_text(result.get("error")) or NO_REASON
+            result["error"] = error_as_text(result.get("error")) or FAILED_UNSAID
             value = result
     else:
         result = {

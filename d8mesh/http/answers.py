@@ -5,14 +5,15 @@ Nothing that goes out is a page or a traceback, whatever came in.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
 from typing import Final
 
 import msgspec
-from werkzeug.wrappers import Response
 
 from d8mesh.core.protocol.json_model import MAX_DEPTH
 from d8mesh.errors import D8Error
+from d8mesh.http.asgi import Send
 
 JSON: Final = "application/json"
 #: What a refused client is told to wait, by code, in whole seconds (HTTP allows no others).
@@ -25,63 +26,44 @@ RETRY_AFTER_S: Final[Mapping[str, int]] = {
     "disk.low": 5,
 }
 
-#: The status of every code: those of `d8mesh.errors` and those of HTTP itself (`http.*`).
+#: The codes of every status: those of `d8mesh.errors` and those of HTTP itself (`http.*`).
+_CODES: Final[Mapping[int, str]] = {
+    400: "protocol.invalid protocol.version task.rejected task.invalid http.bad_request",
+    401: "access.token",
+    403: "access.forbidden http.host http.origin http.peer",
+    404: "task.unknown worker.unknown http.not_found",
+    405: "http.method",
+    408: "http.timeout",
+    409: "key.conflict task.failed task.cancelled worker.id_taken",
+    410: "task.pruned",
+    411: "http.length",
+    413: "task.too_large http.too_large",
+    414: "http.url_too_long",
+    415: "http.media_type",
+    429: "queue.full access.flood",
+    431: "http.headers_too_large",
+    500: (
+        "d8.error config.invalid core.transition task.error client.wrong_loop "
+        "worker.error worker.outbox_broken worker.handler journal.failed journal.held "
+        "journal.broken"
+    ),
+    501: "http.not_implemented",
+    502: "backend.failed backend.stalled backend.answer backend.too_large",
+    503: (
+        "broker.unavailable node.closed broker.draining task.unacknowledged "
+        "worker.outbox_full backend.unavailable"
+    ),
+    504: "wait.timeout backend.deadline",
+    507: "disk.low",
+}
 STATUS: Final[Mapping[str, int]] = {
-    "d8.error": 500,
-    "config.invalid": 500,
-    "protocol.invalid": 400,
-    "protocol.version": 400,
-    "core.transition": 500,
-    "broker.unavailable": 503,
-    "wait.timeout": 504,
-    "node.closed": 503,
-    "task.error": 500,
-    "task.rejected": 400,
-    "task.invalid": 400,
-    "task.too_large": 413,
-    "queue.full": 429,
-    "disk.low": 507,
-    "broker.draining": 503,
-    "key.conflict": 409,
-    "task.unknown": 404,
-    "task.pruned": 410,
-    "task.unacknowledged": 503,
-    "client.wrong_loop": 500,
-    "task.failed": 409,
-    "task.cancelled": 409,
-    "worker.error": 500,
-    "worker.unknown": 404,
-    "worker.id_taken": 409,
-    "worker.outbox_full": 503,
-    "worker.outbox_broken": 500,
-    "worker.handler": 500,
-    "backend.failed": 502,
-    "backend.unavailable": 503,
-    "backend.stalled": 502,
-    "backend.deadline": 504,
-    "backend.answer": 502,
-    "backend.too_large": 502,
-    "access.forbidden": 403,
-    "journal.failed": 500,
-    "journal.held": 500,
-    "journal.broken": 500,
-    "access.token": 401,
-    "access.flood": 429,
-    "http.bad_request": 400,
-    "http.host": 403,
-    "http.origin": 403,
-    "http.peer": 403,
-    "http.not_found": 404,
-    "http.method": 405,
-    "http.timeout": 408,
-    "http.length": 411,
-    "http.too_large": 413,
-    "http.url_too_long": 414,
-    "http.media_type": 415,
-    "http.headers_too_large": 431,
-    "http.not_implemented": 501,
+    code: status for status, codes in _CODES.items() for code in codes.split()
 }
 
+#: What keeps a proxy from holding back a stream or a long poll, and from answering for us.
+_PASSED_ON_AT_ONCE: Final = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+#: A large answer is sent in parts, so that a slow reader holds up none but its own.
+PART_BYTES: Final = 65_536
 _encoder: Final = msgspec.json.Encoder()
 
 
@@ -110,28 +92,68 @@ class Refusal(Exception):
             self.headers["Connection"] = "close"
 
 
+class Response:
+    """What is answered.
+
+    Args:
+        body: all of it, or what makes its parts; that is closed whatever happens.
+    """
+
+    __slots__ = ("body", "headers", "status")
+
+    def __init__(
+        self,
+        body: bytes | AsyncGenerator[bytes, None],
+        status: int = 200,
+        *,
+        content_type: str = JSON,
+    ) -> None:
+        self.body, self.status = body, status
+        self.headers = _PASSED_ON_AT_ONCE | {"Content-Type": content_type}
+
+    async def send(self, send: Send, *, is_head: bool) -> None:
+        """Send all of it, or its head alone."""
+        body, headers = self.body, dict(self.headers)
+        if isinstance(body, bytes):
+            headers["Content-Length"] = str(len(body))
+        raw = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
+        await send({"type": "http.response.start", "status": self.status, "headers": raw})
+        if isinstance(body, bytes) and len(body) <= PART_BYTES:
+            await send({"type": "http.response.body", "body": body})
+            return
+        async with aclosing(_in_parts(body) if isinstance(body, bytes) else body) as parts:
+            if not is_head:
+                async for part in parts:
+                    await send({"type": "http.response.body", "body": part, "more_body": True})
+        await send({"type": "http.response.body", "body": b""})
+
+
 def answer(body: Mapping[str, object], status: int = 200) -> Response:
     """Return a JSON answer; what JSON does not have, in some stranger's data, is told as text."""
     try:
         content = _encoder.encode(body)
     except (TypeError, ValueError, RecursionError):
         content = _encoder.encode(_plain(body))
-    return Response(content, status=status, content_type=JSON)
+    return Response(content, status)
 
 
 def problem(error: D8Error | Refusal) -> Response:
     """Return the answer that tells of an error, with its code's status."""
     body: dict[str, object] = {"error": str(error), "code": error.code}
-    headers: dict[str, str] = {}
-    if isinstance(error, Refusal):
-        headers = error.headers
-    elif isinstance(error.details.get("pruned_at"), (int, float)):
-        body["pruned_at"] = error.details["pruned_at"]
+    pruned_at = None if isinstance(error, Refusal) else error.details.get("pruned_at")
+    if isinstance(pruned_at, (int, float)):
+        body["pruned_at"] = pruned_at
     response = answer(body, STATUS.get(error.code, 500))
-    response.headers.update(headers)
+    if isinstance(error, Refusal):
+        response.headers.update(error.headers)
     if error.code in RETRY_AFTER_S:
         response.headers["Retry-After"] = str(RETRY_AFTER_S[error.code])
     return response
+
+
+async def _in_parts(body: bytes) -> AsyncGenerator[bytes, None]:
+    for at in range(0, len(body), PART_BYTES):
+        yield body[at : at + PART_BYTES]
 
 
 def _plain(value: object, depth: int = 0) -> object:

@@ -20,13 +20,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeAlias
 
 from d8mesh import __version__
 from d8mesh.config import BROKER_PORT_TRIES, PORTS_END, Config
+from d8mesh.core.broker.deferral import Deferral
 from d8mesh.core.broker.dispatcher import Dispatcher
-from d8mesh.core.broker.effects import Effect, Load, Loaded, Peer, Record, Send
+from d8mesh.core.broker.effects import Effect, Fault, Load, Loaded, Peer, Record, Send
 from d8mesh.core.broker.state import Policy
+from d8mesh.core.broker.store import Question, Store, StoreAnswer, Unreadable
 from d8mesh.core.protocol.addresses import LOOPBACK, is_admissible, is_loopback
 from d8mesh.core.protocol.codec import decode_to_broker, encode
 from d8mesh.core.protocol.messages import Refused
@@ -35,17 +37,19 @@ from d8mesh.core.protocol.task import Fact
 from d8mesh.edge import address_file
 from d8mesh.edge.discovery import Announcement, Discovery, NodeKind, Sighting
 from d8mesh.edge.failpoints import passed
-from d8mesh.edge.logs import event
+from d8mesh.edge.logs import event, traced
 from d8mesh.edge.network import is_taken_unseen, usable_addresses
-from d8mesh.edge.sqlite import Journal, Reader
+from d8mesh.edge.sqlite import Journal
 from d8mesh.edge.transport.sockets import Loop, RouterEndpoint, Waker
 from d8mesh.errors import D8Error, ProtocolError
 
 #: Messages taken in before a commit: bounds how long the first of them waits for its answer.
 MAX_DRAIN: Final = 512
-#: The hand-out of a single task is written after once or twice so long: quick tasks are finished
-#: by then, also a thousand at once, and need no record of who had them.
-OWED_S: Final = 0.1
+#: Wake-ups that may wait for their commits; nothing more is received from there on, so memory is
+#: bounded. A commit of 50 ms is far below.
+MAX_HELD: Final = 256
+#: How long a stop waits for what was begun.
+STOP_S: Final = 5.0
 #: How often the room on the disk is looked at.
 DISK_CHECK_S: Final = 2.0
 #: How often a line sums up what happened.
@@ -65,6 +69,26 @@ _PEER_OF: Final = partial(tuple.__new__, Peer)
 _log: Final = logging.getLogger("d8mesh.broker")
 
 
+#: Opens a store in a folder; the store calls the second whenever a commit has become durable.
+OpenStore: TypeAlias = Callable[[Path, Callable[[], None]], Store]
+
+
+def open_journal(folder: Path, wake: Callable[[], None]) -> Store:
+    """Open the journal in a folder: its commits are durable at once, and wake nobody."""
+    del wake
+    return Journal(folder / JOURNAL_NAME)
+
+
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """What stands on a commit that is under way."""
+
+    commit: int  #: its number
+    now: float  #: of its wake-up
+    sends: Sequence[tuple[Send, bytes]]
+    loads: Sequence[Load]
+
+
 @dataclass(frozen=True, slots=True)
 class Ready:
     """What a broker that is up says of itself."""
@@ -81,6 +105,7 @@ class Broker:
         config: the settings.
         folder: where the journal lies.
         web_port: the REST port to announce, None if there is none.
+        open_store: opens what keeps the facts.
 
     Raises:
         JournalHeldError: another orchestrator uses the journal.
@@ -90,9 +115,16 @@ class Broker:
     Thread: made and run on one thread; `stop` may be called from any.
     """
 
-    def __init__(self, config: Config, folder: Path, *, web_port: int | None = None) -> None:
+    def __init__(
+        self,
+        config: Config,
+        folder: Path,
+        *,
+        web_port: int | None = None,
+        open_store: OpenStore = open_journal,
+    ) -> None:
         self._config, self._folder, self._web_port = config, folder, web_port
-        self._journal = Journal(folder / JOURNAL_NAME)
+        self._store = open_store(folder, lambda: self._waker.wake())
         self._waker = Waker()
         ports = range(config.broker_port, min(config.broker_port + BROKER_PORT_TRIES, PORTS_END))
         try:
@@ -103,13 +135,14 @@ class Broker:
                 is_taken=is_taken_unseen,
             )
         except BaseException:
-            self._journal.close()
+            self._store.close()
             raise
         self._loop = Loop(self._waker, self._router)
-        self._questions = _Questions(folder / JOURNAL_NAME, self._waker)
-        restored = self._journal.restore()
+        self._waker_alone = Loop(self._waker)
+        self._questions = _Questions(self._store, self._waker)
+        restored = self._store.restore()
         passed("broker.restored")
-        policy = _policy(config, self._journal.broker_id, self._router.port)
+        policy = _policy(config, self._store.broker_id, self._router.port)
         self._dispatcher = Dispatcher(
             policy, restored, random.random, now=time.monotonic(), at=time.time()
         )
@@ -117,8 +150,11 @@ class Broker:
         self._strikes: OrderedDict[bytes, int] = OrderedDict()
         self._is_stopping = threading.Event()
         self._next_disk_check = self._next_summary = 0.0
-        self._undelivered = 0
-        self._owed_until = math.inf
+        self._is_disk_low = False
+        self._deferral = Deferral()
+        self._begun = 0  #: commits
+        self._held: deque[_Held] = deque()
+        self._now = 0.0  #: of the wake-up
         self._discovery = Discovery(
             mesh=config.mesh,
             addresses=partial(_announced, config),
@@ -161,12 +197,17 @@ class Broker:
                 self._step()
             passed("broker.stopping")
             self._perform(self._dispatcher.drain())
+            self._commit([], is_last=True)
+            until = time.monotonic() + STOP_S
+            while self._held and (left_s := until - time.monotonic()) > 0:
+                self._waker_alone.wait(left_s)
+                self._settle()
         finally:
             address_file.remove(self._folder)
             self._discovery.close()
             self._questions.close()
             self._router.close()
-            self._journal.close()
+            self._store.close()
             self._waker.close()
             event(_log, logging.INFO, "broker.down", port=ready.port)
 
@@ -187,12 +228,19 @@ class Broker:
     def _step(self) -> None:
         """One wake-up: drain, decide, commit, send."""
         dispatcher = self._dispatcher
-        received = self._router.receive(MAX_DRAIN)
+        is_full = len(self._held) >= MAX_HELD
+        received = [] if is_full else self._router.receive(MAX_DRAIN)
         if not received:  # what came during a commit needs no poll, which costs more than this
-            due = min(dispatcher.next_deadline(), self._owed_until)
-            is_readable = self._loop.wait(max(0.0, due - time.monotonic()))
-            received = self._router.receive(MAX_DRAIN, is_readable=is_readable)
-        now = time.monotonic()
+            due = min(dispatcher.next_deadline(), self._deferral.until)
+            left_s = max(0.0, due - time.monotonic())
+            if is_full:
+                self._waker_alone.wait(left_s)
+            else:
+                is_readable = self._loop.wait(left_s)
+                received = self._router.receive(MAX_DRAIN, is_readable=is_readable)
+        now = self._now = time.monotonic()
+        if self._held:
+            self._settle()
         effects: list[Effect] = []
         make_peer = _PEER_OF
         for routing_id, address, frame in received:
@@ -213,13 +261,13 @@ class Broker:
         if effects:
             passed("broker.received")
             self._perform(effects)
-        if now >= self._owed_until:
+        if now >= self._deferral.until:
             self._commit([])
         if now >= self._next_summary:
             self._sum_up(now)
 
     def _perform(self, effects: Sequence[Effect]) -> None:
-        """Send what promises nothing, commit, send the rest, then ask the journal."""
+        """Send what promises nothing, commit; the rest is done once that is durable."""
         facts = [effect.fact for effect in effects if type(effect) is Record]
         sends = [effect for effect in effects if type(effect) is Send]
         follow_ups: list[Effect] = []
@@ -229,39 +277,64 @@ class Broker:
                 follow_ups += self._missed(send)
         # Encoded before the commit: who waits for it shall not wait for this too.
         waiting = [(send, encode(send.message)) for send in sends if send.waits]
+        loads = [effect for effect in effects if type(effect) is Load]
+        for fault in [effect for effect in effects if type(effect) is Fault]:
+            traced(_log, logging.ERROR, "broker.fault", fault.traceback, at=fault.where)
+        begun = time.monotonic()
         if facts:
             passed("broker.before_commit")
             self._commit(facts)
-            passed("broker.after_commit")
-        for send, frame in waiting:
-            if not deliver(send.peer.routing_id, frame):
-                follow_ups += self._missed(send)
-            passed("broker.between_sends")
-        passed("broker.after_sends")
-        for effect in effects:
-            if type(effect) is Load:
-                self._questions.ask(effect)
+        if not self._held and (not facts or self._store.confirmed() == self._begun):
+            if facts:
+                self._dispatcher.committed(time.monotonic() - begun)
+                passed("broker.after_commit")
+            follow_ups += self._go_on(waiting, loads)
+        elif facts or waiting or loads:
+            self._held.append(_Held(self._begun, self._now, waiting, loads))
+            self._dispatcher.set_unconfirmed(self._held[0].now)
         if follow_ups:  # only now: their facts stand on those of this batch
             self._perform(follow_ups)
 
-    def _commit(self, facts: Sequence[Fact]) -> None:
-        """Have the facts on the disk; hand-outs among them are owed for a while."""
-        now = time.monotonic()
-        is_due = now >= self._owed_until
-        self._journal.append(facts, is_due=is_due)
-        if not self._journal.owes:
-            self._owed_until = math.inf
-        elif is_due or self._owed_until == math.inf:
-            self._owed_until = now + OWED_S
+    def _go_on(self, waiting: Sequence[tuple[Send, bytes]], loads: Sequence[Load]) -> list[Effect]:
+        """Send what stands on facts that are durable, and ask what is answered from them."""
+        follow_ups: list[Effect] = []
+        for send, frame in waiting:
+            if not self._router.send(send.peer.routing_id, frame):
+                follow_ups += self._missed(send)
+            passed("broker.between_sends")
+        passed("broker.after_sends")
+        for load in loads:
+            self._questions.ask(load)
+        return follow_ups
+
+    def _commit(self, facts: Sequence[Fact], *, is_last: bool = False) -> None:
+        """Have the facts committed, but for hand-outs that are written later or never."""
+        written = self._deferral.due(facts, time.monotonic())
+        if is_last:
+            written += self._deferral.rest()
+        if written:
+            self._store.append(written)
+            self._begun += 1
+
+    def _settle(self) -> None:
+        """Go on with what waited for commits that are durable by now, in order."""
+        confirmed = self._store.confirmed()
+        follow_ups: list[Effect] = []
+        while self._held and self._held[0].commit <= confirmed:
+            held = self._held.popleft()
+            self._dispatcher.committed(self._now - held.now)
+            follow_ups += self._go_on(held.sends, held.loads)
+        self._dispatcher.set_unconfirmed(self._held[0].now if self._held else math.inf)
+        if follow_ups:
+            self._perform(follow_ups)
 
     def _missed(self, send: Send) -> list[Effect]:
         """A message could not be sent: return what is to be done."""
-        self._undelivered += 1
         return self._dispatcher.undelivered(send.peer, send.message)
 
     def _strike(self, peer: Peer, error: ProtocolError) -> None:
         """Drop a bad frame, count it, and tell its sender the first few times."""
-        self._dispatcher.state.reject(error.code)
+        self._dispatcher.reject(error.code)
         count = self._strikes.pop(peer.routing_id, 0) + 1
         self._strikes[peer.routing_id] = count
         if len(self._strikes) > MAX_STRIKERS:
@@ -274,8 +347,9 @@ class Broker:
     def _check_disk(self, now: float) -> None:
         self._next_disk_check = now + DISK_CHECK_S
         reserve = self._config.disk_reserve_mb * 1_000_000
-        is_low = self._journal.free_bytes() < reserve
-        if is_low != self._dispatcher.state.is_disk_low:
+        is_low = self._store.free_bytes() < reserve
+        if is_low != self._is_disk_low:
+            self._is_disk_low = is_low
             level = logging.WARNING if is_low else logging.INFO
             event(_log, level, "disk.low" if is_low else "disk.ok", reserve_bytes=reserve)
             self._dispatcher.set_disk_low(is_low)
@@ -284,21 +358,19 @@ class Broker:
         first, self._next_summary = not self._next_summary, now + SUMMARY_S
         if first:
             return
-        state = self._dispatcher.state
+        told = self._dispatcher.metrics()
         event(
             _log,
             logging.INFO,
             "broker.summary",
-            queued=state.task_table.queued,
-            running=state.task_table.running,
-            completed=state.task_table.totals.completed,
-            failed=state.task_table.totals.failed,
-            workers=sum(
-                worker_state.is_live for worker_state in state.registry.worker_states.values()
-            ),
-            clients=len(state.clients),
-            rejected=sum(state.rejected.values()),
-            undelivered=self._undelivered,
+            queued=told.queued,
+            running=told.running,
+            completed=told.counted.totals.completed,
+            failed=told.counted.totals.failed,
+            workers=told.workers_online,
+            clients=told.clients,
+            rejected=sum(told.counted.rejected.values()),
+            undelivered=told.counted.undelivered,
         )
 
 
@@ -314,15 +386,13 @@ def _heard_worker(sighting: Sighting) -> None:
 
 
 class _Questions:
-    """The reading side of the journal, on a thread of its own."""
+    """The reading side of the store, on a thread of its own."""
 
-    def __init__(self, path: Path, waker: Waker) -> None:
+    def __init__(self, store: Store, waker: Waker) -> None:
         self.answers: deque[Loaded] = deque()
-        self._waker = waker
+        self._store, self._waker = store, waker
         self._asked: queue.SimpleQueue[Load | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(
-            target=self._serve, args=(path,), name="journal-reader", daemon=True
-        )
+        self._thread = threading.Thread(target=self._serve, name="journal-reader", daemon=True)
         self._thread.start()
 
     def ask(self, load: Load) -> None:
@@ -332,26 +402,20 @@ class _Questions:
         self._asked.put(None)
         self._thread.join(timeout=5.0)
 
-    def _serve(self, path: Path) -> None:
-        reader = Reader(path)
+    def _serve(self) -> None:
+        while (load := self._asked.get()) is not None:
+            self.answers.append(Loaded(load.number, self._answer(load.question)))
+            self._waker.wake()
+
+    def _answer(self, question: Question) -> StoreAnswer:
         try:
-            while (load := self._asked.get()) is not None:
-                self.answers.append(_answer(load, reader.query))
-                self._waker.wake()
-        finally:
-            reader.close()
-
-
-def _answer(
-    load: Load, query: Callable[[str, tuple[object, ...]], list[tuple[object, ...]]]
-) -> Loaded:
-    try:
-        return Loaded(load.number, query(load.what, load.args))
-    except D8Error as error:
-        return Loaded(load.number, [], str(error))
-    except Exception as error:  # a damaged row: the next question may be about a sound one
-        event(_log, logging.ERROR, "journal.unreadable", what=load.what, error=repr(error))
-        return Loaded(load.number, [], f"the journal cannot be read here: {error!r}")
+            return self._store.ask(question)
+        except D8Error as error:
+            return Unreadable(str(error))
+        except Exception as error:  # a damaged row: the next question may be about a sound one
+            what = type(question).__name__
+            event(_log, logging.ERROR, "journal.unreadable", what=what, error=repr(error))
+            return Unreadable(f"the journal cannot be read here: {error!r}")
 
 
 def _listens_on(host: str) -> list[str]:

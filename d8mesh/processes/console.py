@@ -18,7 +18,7 @@ from d8mesh.words import tr
 #: What people call the child processes.
 _NAMES: Final = {"broker": "broker", "web": "REST process"}
 #: Addresses named; a machine with more has them for containers.
-MAX_ADDRESSES: Final = 4
+MAX_NAMED_ADDRESSES: Final = 4
 #: What FLASK_HOST says for all addresses.
 ANY_ADDRESS: Final = ("0.0.0.0", "::")
 
@@ -122,7 +122,7 @@ def addresses_of(config: Config) -> Sequence[str]:
     if host not in ANY_ADDRESS:
         return ["127.0.0.1" if host == "localhost" else host]
     found = [each.address for each in usable_addresses(config.interfaces)]
-    return found[:MAX_ADDRESSES] or ["127.0.0.1"]
+    return found[:MAX_NAMED_ADDRESSES] or ["127.0.0.1"]
 
 
 def ending(code: int) -> str:

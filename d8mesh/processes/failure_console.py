@@ -13,9 +13,9 @@ from typing import Final
 from d8mesh.edge.terminal import say_anyway
 
 #: Texts that wait to be printed; of more the oldest are left out, the log has them.
-MAX_WAITING: Final = 100
+MAX_WAITING_TEXTS: Final = 100
 #: How long the last of them may take when the worker ends.
-END_S: Final = 1.0
+LAST_TEXTS_S: Final = 1.0
 
 
 class FailureConsole:
@@ -26,7 +26,7 @@ class FailureConsole:
 
     def __init__(self, say: Callable[[str], None] = say_anyway) -> None:
         self._say = say
-        self._waiting: deque[str] = deque(maxlen=MAX_WAITING)
+        self._waiting: deque[str] = deque(maxlen=MAX_WAITING_TEXTS)
         self._has_some = threading.Condition()
         self._is_closed = False
         self._thread = threading.Thread(target=self._print, name="failures", daemon=True)
@@ -43,7 +43,7 @@ class FailureConsole:
         with self._has_some:
             self._is_closed = True
             self._has_some.notify()
-        self._thread.join(END_S)
+        self._thread.join(LAST_TEXTS_S)
 
     def _print(self) -> None:
         while True:

@@ -34,7 +34,7 @@ from d8mesh.processes.parent import (
 )
 
 #: Pauses before a child that died is brought back: none, then these, doubling up to a cap.
-FIRST_PAUSE_S: Final = 0.1
+FIRST_RESTART_S: Final = 0.1
 #: The cap for one that had come up: everybody waits for it, and each start costs half a second.
 MAX_PAUSE_S: Final = 1.0
 #: The cap for one that did not even come up (its disk is full): trying more often helps nobody.
@@ -46,7 +46,7 @@ END_S: Final = 10.0
 #: Exit codes of a child that a restart cannot mend.
 FINAL_EXITS: Final = frozenset({2, 3, 4})
 #: The pause between looks at the children; the death of one ends it.
-LOOK_S: Final = 0.2
+CHILDREN_LOOK_S: Final = 0.2
 
 _log: Final = logging.getLogger("d8mesh.orchestrator")
 
@@ -74,7 +74,7 @@ def pause_before_start(deaths: int, *, was_up: bool) -> float:
     """Return seconds to wait before a child is started again that died `deaths` times before."""
     cap_s = MAX_PAUSE_S if was_up else MAX_START_PAUSE_S
     doublings = min(deaths, 10)  # beyond every cap; a night of deaths would overflow a float
-    return min(cap_s, FIRST_PAUSE_S * 2.0**doublings) if deaths else 0.0
+    return min(cap_s, FIRST_RESTART_S * 2.0**doublings) if deaths else 0.0
 
 
 def run_broker(config: Config, options: argparse.Namespace) -> int:
@@ -134,7 +134,7 @@ class _Launcher:
                 code = self._look()
                 if code:
                     break
-                self._news.wait(LOOK_S if self._said else 0.02)
+                self._news.wait(CHILDREN_LOOK_S if self._said else 0.02)
                 self._news.clear()
         finally:
             if self._said and stop.is_set():

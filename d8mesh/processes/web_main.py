@@ -1,12 +1,13 @@
 """The REST process: a client of the broker, behind an HTTP server.
 
-Joins `api` to the listener, the client and the exchange, and ends with its parent. Announces
-nothing: the broker does, and `orchestrator` starts and restarts this process.
+Joins the doors to the server and to a client of the broker, on one event loop, and ends with its
+parent. Announces nothing: the broker does, and `launcher` starts and restarts this process.
 """
 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import contextlib
 import errno
 import json
@@ -22,32 +23,29 @@ from typing import Final
 
 from d8mesh.config import Config
 from d8mesh.core.protocol.addresses import is_admissible
-from d8mesh.doors.rest.api import Api
-from d8mesh.doors.rest.mesh import MAX_STREAMS, MAX_WAITS, Places
-from d8mesh.doors.tunnel import MAX_LINKS, Exchange
+from d8mesh.doors.rest.api import rest_door
+from d8mesh.doors.tunnel import Exchange, tunnel_door
+from d8mesh.doors.waiting import MAX_WAITS, Places
 from d8mesh.edge import logs
 from d8mesh.edge.logs import event
 from d8mesh.edge.network import bind, port_holder
-from d8mesh.errors import ConfigError, D8Error, NotAcknowledgedError
-from d8mesh.http.guard import MAX_BODY_BYTES, Rejections
-from d8mesh.http.server import MAX_CONNECTIONS, Limits, Listener, Refused
-from d8mesh.nodes.client import Client
+from d8mesh.errors import ConfigError, D8Error, NodeClosedError, NotAcknowledgedError
+from d8mesh.http.application import Application
+from d8mesh.http.guard import Guard, Rejections
+from d8mesh.http.server import MAX_CONNECTIONS, Server
+from d8mesh.nodes.client.aio.node import AsyncNode
 from d8mesh.processes.parent import end_with_parent, stop_signals
 
-#: Threads for requests that wait for nothing but the broker's next answer.
-SHORT_THREADS: Final = 32
-#: Largest body where no data or results travel.
-SMALL_BODY_BYTES: Final = 1_048_576
-#: Paths under which data, results and frames travel.
-LARGE_PATHS: Final = ("/api/tasks/", "/api/workers/results", "/api/mesh/exchange")
 #: Partial output of a task submitted with ``"listen": true`` is kept so long after its end.
 KEPT_S: Final = 600.0
 #: An earlier process of ours may need this long to let the port go.
 BIND_PATIENCE_S: Final = 3.0
 #: Ending may take so long; then the process ends whatever its threads are at.
-END_S: Final = 0.8
-#: Many threads that each do little: whoever has an answer should not wait 5 ms for its turn.
-SWITCH_S: Final = 0.001
+WEB_END_S: Final = 0.8
+#: Requests that wait for nothing but the broker's next answer are let end.
+WEB_DRAIN_S: Final = 0.2
+#: Goodbye to the broker; what a request has submitted is told by its own answer.
+WEB_CLOSE_S: Final = 0.1
 #: Descriptors beside the connections: sockets of ZeroMQ, logs, pipes.
 _SPARE_DESCRIPTORS: Final = 1024
 
@@ -69,51 +67,56 @@ def run_web(config: Config, options: argparse.Namespace) -> int:
     logs.setup("web", level=config.log_level, folder=folder, to_stderr=False)
     refuse_public(config)
     _raise_descriptor_limit()
-    sys.setswitchinterval(SWITCH_S)
-    _stay_on_one_core()
     bound = bind_patiently(config.web_host, config.web_port)
-    client = Client(config=config, endpoint=options.broker)
-    client.outputs.keeping.keep_s = KEPT_S
-    waits = Places(MAX_WAITS)
-    exchange = Exchange(options.broker, Places(MAX_LINKS))
-    api = Api(config, client, exchange=exchange, waits=waits)
-    listener = Listener(api, bound, limits(), refusal_log(api.rejections))
-    stop = _Stop(listener)
-    for number in stop_signals():
-        signal.signal(number, lambda *_: stop())
-    end_with_parent(stop)
-    api.on_dead = stop
-    print(json.dumps({"event": "ready", "port": listener.port}), flush=True)
-    event(_log, logging.INFO, "web.up", port=listener.port, broker=options.broker)
+    return asyncio.run(_serve(config, options.broker, bound))
+
+
+async def _serve(config: Config, broker: str, bound: socket.socket) -> int:
+    """Serve until told to stop; return the exit code: 1 if the client has ended by itself."""
+    mesh = AsyncNode(config, endpoint=broker, url=None)
+    mesh.stream_buffer.keep_s = KEPT_S
+    waits, rejections, exchange = Places(MAX_WAITS), Rejections(), Exchange(broker)
+    guard = Guard(config.allowed_hosts, key=config.mesh_key, allows_public=config.allow_public)
+    doors = [rest_door(mesh, waits, rejections), tunnel_door(exchange, mesh, waits)]
+    server = Server(Application(doors, guard, rejections), [bound], guard.admits, rejections)
+    alive = mesh.loop.create_task(_until_dead(mesh))
+    _cancel_at_end(alive)
+    await server.start()
+    (port,) = server.ports
+    print(json.dumps({"event": "ready", "port": port}), flush=True)
+    event(_log, logging.INFO, "web.up", port=port, broker=broker)
+    await asyncio.wait((alive,))
+    await server.close(WEB_DRAIN_S)
+    await exchange.close()
+    with contextlib.suppress(NotAcknowledgedError):  # each request is told by its own answer
+        await mesh.close(WEB_CLOSE_S)
+    event(_log, logging.INFO, "web.down", port=port)
+    return 0 if alive.cancelled() else 1
+
+
+async def _until_dead(mesh: AsyncNode) -> None:
+    """Return when the client has ended by itself."""
     try:
-        listener.run()
-        code = 1 if api.is_dead else 0  # before the client ends on purpose
-    finally:
-        exchange.close()
-        with contextlib.suppress(NotAcknowledgedError):  # each request is told by its own answer
-            client.close(timeout=0.1)
-        event(_log, logging.INFO, "web.down", port=listener.port)
-    return code
+        await mesh.waits.other(mesh.loop.create_future(), None, "its end")
+    except NodeClosedError:
+        return
+    except D8Error:  # the broker refuses it for good: whoever asks is told why
+        await mesh.loop.create_future()
 
 
-def limits() -> Limits:
-    """Return how much the REST listener takes."""
-    return Limits(
-        threads=MAX_WAITS + MAX_STREAMS + MAX_LINKS + SHORT_THREADS,
-        urgent=("/health",),
-        body_bytes=SMALL_BODY_BYTES,
-        large_body_bytes=dict.fromkeys(LARGE_PATHS, MAX_BODY_BYTES),
-    )
+def _cancel_at_end(task: asyncio.Task[None]) -> None:
+    """Cancel it when this process is to end; soon after it does so, whatever happens."""
 
+    def end(*_: object) -> None:
+        last_resort = threading.Timer(WEB_END_S, os._exit, (0,))
+        last_resort.daemon = True
+        last_resort.start()
+        with contextlib.suppress(RuntimeError):  # the loop has ended
+            task.get_loop().call_soon_threadsafe(task.cancel)
 
-def refusal_log(rejections: Rejections) -> Refused:
-    """Return what counts, and tells in the log, what the listener refuses by itself."""
-
-    def refused(code: str, address: str, what: str) -> None:
-        rejections.add(code)
-        event(_log, logging.INFO, "http.refused", peer=address, code=code, why=what)
-
-    return refused
+    for number in stop_signals():
+        signal.signal(number, end)
+    end_with_parent(end)
 
 
 def bind_patiently(host: str, port: int) -> socket.socket:
@@ -155,23 +158,6 @@ def refused_bind(host: str, port: int, error: OSError) -> D8Error:
     return D8Error(f"port {port} on {host} cannot be used ({why}): set FLASK_PORT to another port")
 
 
-class _Stop:
-    """Ends the process once, soon, and surely."""
-
-    def __init__(self, listener: Listener) -> None:
-        self._listener = listener
-        self._is_called = False
-
-    def __call__(self) -> None:
-        if self._is_called:
-            return
-        self._is_called = True
-        last_resort = threading.Timer(END_S, os._exit, (0,))
-        last_resort.daemon = True
-        last_resort.start()
-        self._listener.close(timeout_s=0.0)
-
-
 def refuse_public(config: Config) -> None:
     """Never listen on a public address by accident.
 
@@ -185,17 +171,6 @@ def refuse_public(config: Config) -> None:
             f"FLASK_HOST={host!r} is a public address: expected a private one, or D8_MESH_KEY "
             "and D8_ALLOW_PUBLIC=1"
         )
-
-
-def _stay_on_one_core() -> None:
-    """Keep this process where it is: only one of its threads can run at a time anyway.
-
-    On several cores threads that wait for each other's answers wake across them for Python's
-    one lock: with 32 connections that cost two thirds of all requests (`bench rest`).
-    """
-    if sys.platform == "linux":
-        with contextlib.suppress(OSError):  # where it is forbidden it is only slower
-            os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
 
 
 def _raise_descriptor_limit() -> None:

@@ -24,7 +24,7 @@ from d8mesh.program import command_name
 from d8mesh.words import tr, translated
 
 #: How often an orchestrator is looked for while there is none, to say so.
-LOOK_S: Final = 0.1
+ORCHESTRATOR_LOOK_S: Final = 0.1
 #: The same once it has joined one: an idle worker shall cost nothing.
 LATER_LOOK_S: Final = 2.0
 #: Without an orchestrator for this long, people are told what to check; later again and again.
@@ -213,7 +213,7 @@ class WorkerConsole:
 
     def run(self, stop: threading.Event) -> None:
         """Look until `stop` is set. Thread: its own."""
-        while not stop.wait(LATER_LOOK_S if self._joined else LOOK_S):
+        while not stop.wait(LATER_LOOK_S if self._joined else ORCHESTRATOR_LOOK_S):
             self.look()
 
     def look(self) -> None:

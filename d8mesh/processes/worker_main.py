@@ -34,9 +34,9 @@ from d8mesh.processes.task_modules import load
 from d8mesh.processes.worker_console import WorkerConsole
 
 #: How often Ollama is looked for.
-PROBE_S: Final = 10.0
+PROBE_EVERY_S: Final = 10.0
 #: How long the threads beside the worker may take to end; a probe may just be waiting.
-END_S: Final = 0.5
+PROBE_END_S: Final = 0.5
 #: Interfaces in the line that says where orchestrators are looked for.
 MAX_INTERFACES: Final = 4
 DEFAULT_TYPE: Final = "deepseek"
@@ -98,7 +98,7 @@ def run(config: Config, options: argparse.Namespace) -> int:
             stop.set()
             failures.close()
         for thread in threads:
-            thread.join(END_S)
+            thread.join(PROBE_END_S)
     console.end()
     return 0
 
@@ -115,7 +115,6 @@ class Probe:
         worker: gets the handlers at once and offers them while the service answers.
         on_change: told what it offers, and for which task types, whenever that changes.
         warn: told by the handlers what people should know.
-        pause_s: between two looks.
     """
 
     def __init__(
@@ -125,9 +124,8 @@ class Probe:
         *,
         on_change: Callable[[Availability, tuple[str, ...]], None] = lambda seen, types: None,
         warn: Callable[[str], None] = lambda text: None,
-        pause_s: float = PROBE_S,
     ) -> None:
-        self._worker, self._backend, self._pause_s = worker, backend, pause_s
+        self._worker, self._backend = worker, backend
         self._on_change = on_change
         self._others = worker.task_types
         self._chats = llm_handlers(backend, warn=warn)
@@ -142,7 +140,7 @@ class Probe:
         """Look until `stop` is set. Thread: its own."""
         while not stop.is_set():
             self.look()
-            stop.wait(self._pause_s)
+            stop.wait(PROBE_EVERY_S)
 
     def look(self) -> None:
         """Ask the service once, and offer what it has."""
@@ -209,8 +207,7 @@ def _status_page(config: Config, worker: Worker, console: WorkerConsole) -> Iter
         console.notice(str(error))
     if server is not None:
         worker.show_status_at(server.port)
-        if hasattr(server, "start"):
-            server.start()
+        server.start()
     try:
         yield
     finally:

@@ -22,7 +22,7 @@ LANGUAGES: Final = (ENGLISH, "es")
 #: A finished text is taken for one of the catalogue's only if so many of its letters are fixed.
 MIN_FIXED_LETTERS: Final = 5
 #: Texts within texts (the reason within an error) are looked up so deep.
-MAX_DEPTH: Final = 8
+MAX_TEXT_DEPTH: Final = 8
 #: Characters of a text whose parts are looked up; a longer one is a handler's, and takes time.
 MAX_CHARS: Final = 2000
 #: Finished texts remembered: a table repeats its reasons.
@@ -47,11 +47,6 @@ def use(language: str) -> None:
     _language = language if language in LANGUAGES else ENGLISH
 
 
-def language() -> str:
-    """Return the language in use."""
-    return _language
-
-
 def tr(text: str, /, **values: object) -> str:
     """Return the English `text` in the language in use, its ``{places}`` filled in.
 
@@ -69,7 +64,7 @@ def translated(text: str) -> str:
     """
     if _language == ENGLISH or len(text) > MAX_CHARS:
         return text
-    return catalogue(_language).get(text) or _translated(text, _language, MAX_DEPTH)
+    return catalogue(_language).get(text) or _translated(text, _language, MAX_TEXT_DEPTH)
 
 
 def escaped(text: str, *, keep: str = "") -> str:

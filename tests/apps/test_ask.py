@@ -126,7 +126,7 @@ class WithoutModel:
 
 def test_without_a_model_it_says_who_is_there_and_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "NO_WORKER_S", 0.1)
-    monkeypatch.setattr(module, "LOOK_S", 0.02)
+    monkeypatch.setattr(module, "WORKERS_LOOK_S", 0.02)
     reason = "Ollama has no models"
     client = WithoutModel({"worker_id": "bob", "status": "online", "reason": reason})
     told: list[str] = []
@@ -142,7 +142,7 @@ def test_without_a_model_it_says_who_is_there_and_ends(monkeypatch: pytest.Monke
 
 
 def test_a_worker_that_comes_meanwhile_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "LOOK_S", 0.01)
+    monkeypatch.setattr(module, "WORKERS_LOOK_S", 0.01)
     client = WithoutModel()
 
     def tell(line: str) -> None:
@@ -150,6 +150,7 @@ def test_a_worker_that_comes_meanwhile_is_taken(monkeypatch: pytest.MonkeyPatch)
         client.workers = [{"worker_id": "a", "status": "online", "capabilities": types}]
 
     await_model(client, None, tell_line=tell)
+    assert client.asked == 2
 
 
 @pytest.mark.parametrize(

@@ -29,13 +29,6 @@ def test_all_children_are_ended_in_the_end() -> None:
     assert child.process.returncode == 0
 
 
-def test_a_killed_child_is_gone_at_once() -> None:
-    with Children({}) as children:
-        child = children.start("worker", "worker")
-        child.kill()
-        assert not child.is_running
-
-
 def test_a_child_that_does_not_end_is_killed() -> None:
     with Children({}) as children:
         child = children.start("worker", "worker")

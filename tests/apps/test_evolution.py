@@ -185,7 +185,7 @@ def test_any_costs_can_be_plotted_without_anything_from_elsewhere(costs: list[fl
     history = EvolutionHistory(best_costs=costs, mean_costs=costs)
     picture = plot(EvolutionPlan(problem=FITNESS["sphere"]), history)
     assert ElementTree.fromstring(picture).tag.endswith("svg")
-    assert "<script" not in picture or "src=" not in picture
+    assert "src=" not in picture
     assert "@import" not in picture
 
 

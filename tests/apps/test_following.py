@@ -100,7 +100,7 @@ def test_silence_is_told_once_for_each_reason_until_the_time_is_over(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(module, "SILENCE_S", 0.05)
-    monkeypatch.setattr(module, "LOOK_S", 0.02)
+    monkeypatch.setattr(module, "OLDEST_WAIT_S", 0.02)
     assert followed(Played("a", stays=True), 0.4) == [
         "a", "silence: all are busy", WaitTimeoutError,
     ]  # fmt: skip

@@ -95,6 +95,16 @@ def test_what_stays_bad_is_listed_as_unusable(
     assert len(server.chats) == 2 + 2 * 2
 
 
+def test_an_answer_without_a_text_is_unusable(tmp_path: Path) -> None:
+    def silent(data: Any, context: Any) -> dict[str, Any]:
+        return {"success": True, "output": "", "model": "mute:1b"}
+
+    options = options_of(output=tmp_path)
+    with InProcess({"agent_action": silent}) as mesh:
+        assert run_with(mesh, PLAN, config=Config(), options=options) == 1
+    assert {each.error for each in load(tmp_path).all()} == {"the answer has no text"}
+
+
 def test_nothing_usable_is_a_failure(server: OllamaServer, tmp_path: Path) -> None:
     server.answer = lambda messages: "no"
     assert run_on(server, tmp_path) == 1
@@ -230,6 +240,16 @@ def test_too_many_pairs_are_refused(tmp_path: Path) -> None:
     names = [str(i) for i in range(101)]
     file.write_text(json.dumps({"markets": names, "geographies": names}), "utf-8")
     with pytest.raises(ConfigError, match="10201 pairs, at most 10000"):
+        read_plan(file)
+
+
+def test_a_file_that_is_too_large_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("d8mesh.apps.niche.MAX_NAMES_BYTES", 10)
+    file = tmp_path / "markets.json"
+    file.write_text('{"markets": ["a"], "geographies": ["b"]}', "utf-8")
+    with pytest.raises(ConfigError, match="larger than 10 bytes"):
         read_plan(file)
 
 

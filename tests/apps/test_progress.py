@@ -6,7 +6,7 @@ import io
 
 from rich.console import Console
 
-from d8mesh.apps.progress import MAX_CHARS, Progress, one_line
+from d8mesh.apps.progress import PROGRESS_LINE_CHARS, Progress, one_line
 
 
 def test_elsewhere_than_on_a_terminal_there_are_plain_lines() -> None:
@@ -40,4 +40,4 @@ def test_a_run_without_steps_is_shown_too() -> None:
 
 def test_a_line_is_one_bounded_line() -> None:
     assert one_line("a\r\n\tb\x1b]0;title\x07 c") == "a b ]0;title c"
-    assert len(one_line("x" * 1_000_000)) == MAX_CHARS
+    assert len(one_line("x" * 1_000_000)) == PROGRESS_LINE_CHARS

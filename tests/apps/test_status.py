@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from bench.mesh import mesh
+from d8mesh.apps import status
 from d8mesh.apps.demo import free_ports
 from d8mesh.apps.status import (
     ENDED_SHOWN_S,
@@ -74,6 +75,20 @@ def test_what_is_no_json_is_an_error_of_the_network() -> None:
         with pytest.raises(OSError, match="did not answer with JSON"):
             ask(f"http://127.0.0.1:{server.getsockname()[1]}", "/health")
         thread.join()
+
+
+def test_an_orchestrator_that_tells_only_its_health_is_listed_with_what_is_wrong(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    health = {"mesh": "here", "broker_id": "b", "status": "healthy"}
+
+    def half(url: str, path: str, *, answer_s: float) -> Any:
+        return health if path == "/health" else {}
+
+    monkeypatch.setattr(status, "ask", half)
+    monkeypatch.setattr(status, "_heard", lambda config: [])
+    (found,) = status.look(Config(mesh="here"))
+    assert (found.health, found.workers, found.problem) == (health, [], "'workers'")
 
 
 def worker(name: str, **more: object) -> dict[str, Any]:

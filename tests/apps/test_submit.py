@@ -137,6 +137,21 @@ def test_lines_are_many_tasks(
     assert ended(client, "speak", "-", "--lines", "--wait", "--attempts", "1") == 1
 
 
+def test_lines_that_are_waited_for_too_long_go_on_and_are_named(
+    client: Client, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = io.TextIOWrapper(io.BytesIO(b"{}\n{}\n{}\n{}\n"))
+    monkeypatch.setattr(sys, "stdin", rows)
+    with pytest.raises(WaitTimeoutError, match=r"within 0.3 s \(--timeout\)"):
+        ended(client, "nobody", "-", "--lines", "--wait", "--timeout", "0.3", late=0.0)
+    first, second = capsys.readouterr().err.splitlines()[-2:]
+    assert first.startswith("4 tasks go on without you: ")
+    assert first.endswith(", …")
+    assert second == f"  `{command_name()} tasks list` looks at them"
+    for body in client.tasks(type="nobody"):
+        client.task(body["task_id"]).cancel()
+
+
 @pytest.mark.parametrize(
     ("text", "told"),
     [
@@ -204,6 +219,21 @@ def test_what_was_missed_is_said_where_it_is(capsys: pytest.CaptureFixture[str])
     )  # fmt: skip
     _Output(is_json=True).missed(None)
     assert json.loads(capsys.readouterr().out) == {"missed": None}
+
+
+def test_an_attempt_that_begins_again_makes_what_it_printed_void(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    output = _Output(is_json=False)
+    output.piece("half")
+    output.restarted()
+    output.piece({"n": 1})
+    assert capsys.readouterr() == (
+        'half\n{"n": 1}\n',
+        "that attempt failed: another one begins, what it printed is void\n",
+    )
+    _Output(is_json=True).restarted()
+    assert json.loads(capsys.readouterr().out) == {"restarted": True}
 
 
 # --- as processes ---------------------------------------------------------------------

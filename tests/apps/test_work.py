@@ -61,6 +61,15 @@ def test_silence_is_explained_once_and_the_time_is_kept(monkeypatch: pytest.Monk
     assert reasons == ["no worker in the mesh runs agent_action"]
 
 
+def test_what_nobody_can_run_is_not_waited_for_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(work, "SILENCE_S", 0.05)
+    handlers: dict[str, Handler] = {}
+    with InProcess(handlers) as mesh:
+        tasks = mesh.submit_many("agent_action", [{}, {}])
+        with pytest.raises(WaitTimeoutError, match=r"2 of 2 tasks wait for .* runs agent_action"):
+            list(outcomes(tasks, nobody_s=0.2))
+
+
 def test_no_tasks_have_no_outcomes() -> None:
     assert list(outcomes([])) == []
 

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 
@@ -51,6 +52,17 @@ def chat(
     stall_s: float | None = None,
 ) -> Completion:
     request = ChatRequest(messages=({"role": "user", "content": "one two"},), model=model)
+    return run(backend, request, pieces=pieces, deadline_s=deadline_s, stall_s=stall_s)
+
+
+def run(
+    backend: OllamaBackend,
+    request: ChatRequest,
+    *,
+    pieces: list[str] | None = None,
+    deadline_s: float = PATIENCE_S,
+    stall_s: float | None = None,
+) -> Completion:
     said: list[str] = [] if pieces is None else pieces
     return backend.chat(
         request,
@@ -163,7 +175,7 @@ def test_the_requested_model_else_the_default_else_the_first(
 ) -> None:
     server.models = ("a:1", "b:1", "c:1", "plain:latest")
     backend = OllamaBackend(server.url, default_model=default)
-    assert backend._chosen(requested, is_strict=False, needs=frozenset())[1] == chosen
+    assert chat(backend, model=requested).model == chosen
 
 
 def test_without_a_wish_no_embedding_and_no_cloud_model_is_taken(server: OllamaServer) -> None:
@@ -206,19 +218,14 @@ def test_pictures_and_tools_go_to_a_model_that_can_take_them(server: OllamaServe
     picture = ChatRequest(messages=({"role": "user", "content": "x", "images": ["eA=="]},))
     tools = ChatRequest(messages=({"role": "user", "content": "x"},), more={"tools": [{}]})
     assert [*picture.needs, *tools.needs] == ["vision", "tools"]
-
-    def chosen(requested: str | None, needs: frozenset[str]) -> str:
-        return backend._chosen(requested, is_strict=False, needs=needs)[1]
-
-    assert chosen(None, picture.needs) == "seeing:1b"
-    assert chosen("elsewhere:1b", tools.needs) == "calling:1b"
+    assert run(backend, picture).model == "seeing:1b"
+    assert run(backend, replace(tools, model="elsewhere:1b")).model == "calling:1b"
     with pytest.raises(InvalidTaskError, match="'plain:1b' cannot see pictures"):
-        chosen("plain:1b", picture.needs)
+        run(backend, replace(picture, model="plain:1b"))
     with pytest.raises(BackendError, match="none of the models here will do"):
-        chosen(None, picture.needs | tools.needs)
+        run(backend, replace(picture, more=tools.more))
     server.capabilities = None  # an older Ollama decides itself
-    backend = OllamaBackend(server.url)
-    assert chosen(None, picture.needs) == "plain:1b"
+    assert run(OllamaBackend(server.url), picture).model == "plain:1b"
 
 
 # --- several addresses ------------------------------------------------------------------

@@ -6,6 +6,8 @@ import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+import pytest
+
 from bench import latency, throughput
 from bench.contest import Contest
 from bench.findings import Findings
@@ -63,6 +65,7 @@ def test_throughput_is_related_to_every_peer_that_runs() -> None:
     assert "slow: slow 1.0; after a power cut: nothing" in found.notes
 
 
+@pytest.mark.slow
 def test_latency_is_measured_beside_every_peer_that_runs() -> None:
     found = Findings()
     latency.beside_peers(found, TINY, contest(found))

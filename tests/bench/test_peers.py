@@ -58,6 +58,7 @@ def test_a_script_that_says_nothing_is_not_waited_for(tmp_path: Path) -> None:
             pass
 
 
+@pytest.mark.slow
 def test_an_environment_is_made_once(tmp_path: Path) -> None:
     """What stands there complete is used; pip is not asked again."""
     with pytest.raises(D8Error, match="pip install"):

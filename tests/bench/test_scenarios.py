@@ -33,6 +33,7 @@ def test_throughput_measures_d8mesh_and_both_raw_loops() -> None:
     }
 
 
+@pytest.mark.slow
 def test_one_in_flight_measures_five_ways() -> None:
     found = Findings()
     latency.one_in_flight(found, TINY)
@@ -58,6 +59,7 @@ def test_an_open_loop_counts_from_the_time_a_task_was_due() -> None:
     assert burst == sorted(burst)
 
 
+@pytest.mark.slow
 def test_the_load_generator_reports_rate_and_times_and_can_run_beside() -> None:
     with serving("bench.load", "answer") as blind, serving("bench.constant") as constant:
         job = LoadJob(url=blind, kind="constant", connections=4, seconds=0.5)
@@ -71,6 +73,7 @@ def test_the_load_generator_reports_rate_and_times_and_can_run_beside() -> None:
         assert beside.errors == 0
 
 
+@pytest.mark.slow
 def test_rest_measures_every_kind_of_request() -> None:
     found = Findings()
     with mesh(workers=1) as running:
@@ -89,6 +92,7 @@ def test_rest_measures_every_kind_of_request() -> None:
     assert {(rest.RATES, row, column) for row in rows} <= cells(found)
 
 
+@pytest.mark.slow
 def test_long_queues_are_weighed_and_worked_on() -> None:
     found = Findings()
     backlog.fill_up(found, TINY, 0)
@@ -98,6 +102,7 @@ def test_long_queues_are_weighed_and_worked_on() -> None:
     assert (backlog.COSTS, backlog.CPU, backlog.column(1000)) in cells(found)
 
 
+@pytest.mark.slow
 def test_a_swarm_of_one_slot_workers_serves_both_brokers() -> None:
     found = Findings()
     workers.compare(found, TINY, 7)
@@ -105,6 +110,7 @@ def test_a_swarm_of_one_slot_workers_serves_both_brokers() -> None:
     assert (workers.COSTS, workers.LOOP, workers.column(7)) in cells(found)
 
 
+@pytest.mark.slow
 def test_recovery_is_timed_from_the_kill_to_the_first_task_done() -> None:
     found = Findings()
     with mesh(workers=0) as running:
@@ -118,6 +124,7 @@ def test_recovery_is_timed_from_the_kill_to_the_first_task_done() -> None:
     assert 0 < handed <= done
 
 
+@pytest.mark.slow
 def test_idle_nodes_are_watched() -> None:
     found = Findings()
     start.watch_idle(found, TINY)

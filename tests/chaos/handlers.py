@@ -36,7 +36,7 @@ def run_one(
 def chaos_digest(data: dict[str, object], context: TaskContext) -> object:
     """Run in a mesh worker."""
     assert isinstance(context, Context)
-    epoch = int.from_bytes(context._attempt[5][:4], "big")  # see `core/protocol/tokens`
+    epoch = int.from_bytes(context._attempt.token[:4], "big")  # see `core/protocol/tokens`
     return run_one(data, context.task_id, context.attempt, epoch)
 
 

@@ -22,6 +22,7 @@ MINUTES = 0.35
 NOTHING = ("lost", "dup_results", "wrong", "stuck")
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(240)
 def test_kills_and_pauses_lose_repeat_and_spoil_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["chaos", "--loopback", "--minutes", str(MINUTES), "--seed", "5", "--json"]
@@ -43,7 +44,7 @@ def test_the_same_seed_is_the_same_history_and_has_every_kind_early() -> None:
 
 def test_every_named_point_has_its_turn(tmp_path: Path) -> None:
     points = [point.name for points in POINTS.values() for point in points]
-    assert sorted(points) == sorted(failpoints.NAMES)
+    assert sorted(points) == sorted(failpoints.FAILPOINTS)
     traps = Traps(tmp_path)
     for turn, expected in enumerate(POINTS["worker"]):
         name = f"worker-{turn}"

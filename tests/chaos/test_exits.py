@@ -9,6 +9,7 @@ import pytest
 from tests.chaos import exits
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(180)
 def test_no_program_that_ends_loses_a_task_without_a_word(
     capsys: pytest.CaptureFixture[str],

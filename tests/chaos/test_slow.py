@@ -14,6 +14,7 @@ if not sys.platform.startswith("linux"):
     pytest.skip("processes are looked up in /proc", allow_module_level=True)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(120)
 def test_healthy_clients_get_every_answer_beside_slow_peers(tmp_path: Path) -> None:
     found = measure(tmp_path, seconds=1.0, rounds=1)

@@ -13,6 +13,8 @@ from typing import Any, Final
 import apsw
 import msgspec
 
+from d8mesh.core.broker.store import FinishedStates, OutcomesOf, PageOf, TaskPage
+from d8mesh.core.protocol.messages import FINAL_STATES, PRUNED_STATE
 from d8mesh.edge.sqlite.reader import Reader
 from d8mesh.edge.sqlite.schema import fetch
 from tests.chaos import recovery
@@ -23,7 +25,6 @@ from tests.chaos.handlers import TASK_TYPE
 from tests.chaos.traps import POINTS
 from tests.chaos.wishes import Wish
 
-STATES: Final = {1: "completed", 2: "failed", 3: "cancelled"}
 #: Codes of the failures that the load may see: workers that died under a task too often.
 DEADLY: Final = ("task.poison", "task.attempts")
 #: How many tasks may fail so: some, and this share of all.
@@ -116,11 +117,15 @@ def outcomes_in(journal: Path, ids: list[str]) -> dict[str, tuple[str, Any]]:
     reader = Reader(journal)
     try:
         for start in range(0, len(ids), ASKED):
-            for row in reader.query("outcomes", (ids[start : start + ASKED],)):
-                task_id, state, payload = row
-                assert isinstance(payload, bytes)
-                word = STATES.get(state, "pruned") if isinstance(state, int) else "?"
-                found[str(task_id)] = (word, msgspec.msgpack.decode(payload))
+            some = ids[start : start + ASKED]
+            answer = reader.ask(OutcomesOf(some))
+            assert isinstance(answer, FinishedStates)
+            for task_id, state, payload in zip(some, answer.states, answer.payloads, strict=True):
+                if state == PRUNED_STATE:
+                    found[task_id] = ("pruned", None)
+                elif state in FINAL_STATES:
+                    word = FINAL_STATES[state].value
+                    found[task_id] = (word, msgspec.msgpack.decode(payload))
     finally:
         reader.close()
     return found
@@ -133,11 +138,12 @@ def open_in(journal: Path) -> list[str]:
     cursor = ""
     try:
         while True:
-            head, *rows = reader.query("list", ("open", TASK_TYPE, ASKED, cursor))
-            found += [str(row[0]) for row in rows]
-            if head[0] is None:
+            page = reader.ask(PageOf(ASKED, cursor, TASK_TYPE, is_open=True))
+            assert isinstance(page, TaskPage)
+            found += page.ids
+            if page.next_cursor is None:
                 break
-            cursor = str(head[0])
+            cursor = page.next_cursor
     finally:
         reader.close()
     return found

@@ -11,7 +11,7 @@ import time
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
-from d8mesh.nodes.client.submissions import SubmitOptions
+from d8mesh.nodes.client.groups import SubmitOptions
 
 #: This share of a client's submits is of few tasks with a wish; the rest are plain.
 SHARE: Final = 0.3

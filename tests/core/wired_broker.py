@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from d8mesh.core.broker.deferral import Deferral
 from d8mesh.core.broker.dispatcher import Dispatcher
 from d8mesh.core.broker.effects import Effect, Load, Loaded, Peer, Record, Send
 from d8mesh.core.broker.state import Policy
@@ -18,8 +19,9 @@ from d8mesh.core.broker.store import Restored
 from d8mesh.core.protocol import messages as m
 from d8mesh.core.protocol.codec import decode_to_broker, encode
 from d8mesh.core.protocol.task import Fact
-from d8mesh.edge.sqlite import Journal, Reader
+from d8mesh.edge.sqlite import Journal
 from tests.chaos.verdict import overlaps_in
+from tests.core.invariants import check
 
 S = "0123456789abcdef"
 START_AT = 1_000_000.0
@@ -51,7 +53,7 @@ class WiredBroker:
 
     def _open(self) -> None:
         self.journal = Journal(self.folder / "journal.db", synchronous=self._synchronous)
-        self.reader = Reader(self.folder / "journal.db")
+        self.deferral = Deferral()
         restored: Restored = self.journal.restore()
         policy = Policy(broker_id=self.journal.broker_id, mesh="m", **self.policy)
         self.dispatcher = Dispatcher(
@@ -61,7 +63,7 @@ class WiredBroker:
         self.task_table = self.state.task_table
 
     def close(self) -> None:
-        self.reader.close()
+        self.journal.append(self.deferral.rest())
         self.journal.close()
         assert overlaps_in(self.folder / "journal.db") == 0, "a task has two outcomes"
 
@@ -70,7 +72,7 @@ class WiredBroker:
         self.close()
         self.sent.clear()
         self._open()
-        self.dispatcher.check()
+        check(self.dispatcher)
 
     # ------------------------------------------------------------------ in
 
@@ -78,7 +80,7 @@ class WiredBroker:
         """Send a message, let the loop go round once, check the invariants."""
         received = self.dispatcher.receive(decode_to_broker(encode(message)), peer, self.now)
         self.perform([*received, *self.dispatcher.tick(self.now, self.at)])
-        self.dispatcher.check()
+        check(self.dispatcher)
 
     def pass_time(self, seconds: float, *, step: float = 0.4) -> None:
         """Let time pass in steps, with a tick after each."""
@@ -88,20 +90,20 @@ class WiredBroker:
             self.now += taken
             self.at += taken
             self.perform(self.dispatcher.tick(self.now, self.at))
-        self.dispatcher.check()
+        check(self.dispatcher)
 
     def perform(self, effects: Sequence[Effect]) -> None:
         facts = [effect.fact for effect in effects if isinstance(effect, Record)]
         self.facts += facts
         if facts:
-            self.journal.append(facts, is_due=len(self.facts) % 3 == 0)
+            self.journal.append(self.deferral.due(facts, self.now))
         for effect in effects:
             if isinstance(effect, Send):
                 encode(effect.message)
                 self.sent.append((effect.peer, effect.message, effect.waits))
             elif isinstance(effect, Load):
-                rows = self.reader.query(effect.what, effect.args)
-                self.perform(self.dispatcher.loaded(Loaded(effect.number, rows)))
+                answer = self.journal.ask(effect.question)
+                self.perform(self.dispatcher.loaded(Loaded(effect.number, answer)))
                 self.perform(self.dispatcher.tick(self.now, self.at))
 
     # ----------------------------------------------------------------- out

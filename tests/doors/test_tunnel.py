@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from collections.abc import Iterator
 
 import msgspec
 import pytest
@@ -23,14 +23,13 @@ from d8mesh.core.protocol.messages import (
     Watch,
     Welcome,
 )
-from d8mesh.doors import tunnel as exchange_module
+from d8mesh.doors import tunnel
 from d8mesh.doors.tunnel import CONTENT_TYPE, LINK_HEADER
 from d8mesh.edge.network import bind
 from d8mesh.edge.transport.tunnel import ExchangeLink
-from d8mesh.http.answers import answer
-from d8mesh.http.server import Listener
+from d8mesh.http.asgi import AsgiApplication, Receive, Scope, Send
+from d8mesh.http.server import Server
 from d8mesh.nodes.client import Client
-from d8mesh.processes.web_main import limits
 from tests.doors.rest_calls import Rest, rest_in
 from tests.nodes.mesh import PATIENCE_S, free_port, until
 
@@ -39,6 +38,10 @@ from tests.nodes.mesh import PATIENCE_S, free_port, until
 def rest(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rest]:
     with rest_in(tmp_path_factory.mktemp("rest")) as rest:
         yield rest
+
+
+def headers_of(link_id: str) -> dict[str, str]:
+    return {LINK_HEADER: link_id, "Content-Type": CONTENT_TYPE}
 
 
 class Peer:
@@ -50,18 +53,22 @@ class Peer:
             secrets.choice("0123456789abcdefghijklmnopqrstuv") for _ in range(16)
         )
 
-    def exchange(self, *messages: Message, wait_s: float = 0, **more: Any) -> list[Message]:
+    def exchange(self, *messages: Message, wait_s: float = 0) -> list[Message]:
         answer = self.rest.post(
             f"/api/mesh/exchange?wait={wait_s}",
-            data=msgspec.msgpack.encode([encode(message) for message in messages]),
-            content_type=CONTENT_TYPE,
-            headers={LINK_HEADER: self.id},
-            **more,
+            msgspec.msgpack.encode([encode(message) for message in messages]),
+            headers=headers_of(self.id),
         )
         assert answer.status_code == 200, answer.text
         assert answer.content_type == CONTENT_TYPE
-        frames = msgspec.msgpack.decode(answer.get_data(), type=list[bytes])
+        frames = msgspec.msgpack.decode(answer.data, type=list[bytes])
         return [decode_to_client(frame) for frame in frames]
+
+    def send(self, *messages: Message) -> None:
+        """Send, and fetch nothing."""
+        body = msgspec.msgpack.encode([encode(message) for message in messages])
+        answer = self.rest.post("/api/mesh/exchange", body, headers=headers_of(self.id))
+        assert (answer.status_code, answer.data) == (200, b"\x90")
 
     def hello(self) -> Message:
         hello = ClientHello(1, self.rest.mesh.mesh, self.session, "host")
@@ -120,33 +127,58 @@ def test_a_request_that_may_not_wait_takes_nothing_out_of_turn(rest: Rest) -> No
     peer = Peer(rest)
     peer.hello()
     until(lambda: peer.exchange(Watch([]), wait_s=1))
-    body = msgspec.msgpack.encode([encode(Watch([]))])
-    headers = {LINK_HEADER: peer.id}
     for _ in range(20):
-        answer = rest.post(
-            "/api/mesh/exchange", data=body, content_type=CONTENT_TYPE, headers=headers
-        )
-        assert answer.get_data() == b"\x90"
+        peer.send(Watch([]))
     assert peer.exchange(wait_s=20) != []
 
 
 def test_what_came_for_who_hung_up_is_for_its_next_request(rest: Rest) -> None:
     peer = Peer(rest)
     peer.hello()
-    gone = {"waitress.client_disconnected": lambda: True}
-    assert peer.exchange(Watch([]), wait_s=1, environ=gone) == []
-    assert peer.exchange(wait_s=20) != []
+    link = rest.exchange._links[peer.id]
+    polling = rest.open("/api/mesh/exchange?wait=20", "POST", headers=headers_of(peer.id))
+    until(lambda: link.polls == 2)
+    polling.leave()
+    peer.send(Watch([]))
+    assert [type(each) for each in peer.exchange(wait_s=20)] == [Beat]
 
 
-def test_what_comes_is_for_the_newest_poll() -> None:
+def test_what_comes_is_for_the_newest_poll(rest: Rest) -> None:
     """Nobody may be there any more behind an older one, and nothing tells."""
-    link = exchange_module._Link()
-    older, newer = link.begin_poll(), link.begin_poll()
-    link.wait(older, PATIENCE_S, lambda: False)  # over at once
-    link.wait(newer, 0.0, lambda: False)
-    link._incoming.append(b"frame")
-    assert link.take(older) == []
-    assert link.take(newer) == [b"frame"]
+    peer = Peer(rest)
+    peer.hello()
+    link = rest.exchange._links[peer.id]
+
+    async def poll_twice() -> tuple[list[bytes], list[bytes]]:
+        older = asyncio.ensure_future(link.fetch(PATIENCE_S))
+        await asyncio.sleep(0)
+        newer = asyncio.ensure_future(link.fetch(PATIENCE_S))
+        found = await older  # over at once
+        link.put([encode(Watch([]))])
+        return found, await newer
+
+    older, newer = rest.loop.run(poll_twice())
+    assert older == []
+    assert len(newer) == 1
+
+
+def test_a_peer_that_fetches_nothing_is_not_read_from_and_loses_nothing(
+    rest: Rest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tunnel, "MAX_LINK_HELD_BYTES", 100)
+    peer = Peer(rest)
+    peer.hello()
+    for _ in range(200):
+        peer.send(Watch([]))
+    link = rest.exchange._links[peer.id]
+    assert link._held_bytes < 2 * tunnel.FRAMES_PER_TURN * 100
+    got: list[Message] = []
+
+    def has_all() -> bool:
+        got.extend(peer.exchange(wait_s=1))
+        return len(got) == 200
+
+    until(has_all)
 
 
 @pytest.mark.parametrize("link_id", ["", "x", "A" * 32, "0" * 31, "0" * 33, "../" * 10 + "00"])
@@ -169,10 +201,8 @@ def test_a_link_has_32_hex_digits(rest: Rest, link_id: str) -> None:
     ],
 )
 def test_a_body_is_an_array_of_binaries(rest: Rest, body: bytes) -> None:
-    headers = {LINK_HEADER: secrets.token_hex(16)}
-    answer = rest.post("/api/mesh/exchange", data=body, content_type=CONTENT_TYPE, headers=headers)
+    answer = rest.post("/api/mesh/exchange", body, headers=headers_of(secrets.token_hex(16)))
     assert answer.status_code == 400
-    assert answer.json is not None
     assert answer.json["code"] == "protocol.invalid"
 
 
@@ -184,24 +214,31 @@ def test_a_body_of_another_type_is_415(rest: Rest) -> None:
 def test_links_are_bounded_and_idle_ones_are_closed(
     rest: Rest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(exchange_module, "IDLE_S", 0.2)
-    monkeypatch.setattr(exchange_module, "_LOOK_S", 0.1)
+    monkeypatch.setattr(tunnel, "IDLE_S", 0.2)
+    monkeypatch.setattr(tunnel, "IDLE_LOOK_S", 0.1)
+    rest.loop.loop.call_soon_threadsafe(rest.exchange._close_idle)
 
     def status() -> int:
         headers = {LINK_HEADER: secrets.token_hex(16)}
         return rest.post("/api/mesh/exchange", headers=headers).status_code
 
     until(lambda: status() == 200)
-    monkeypatch.setattr(exchange_module, "MAX_LINKS", 1)
+    monkeypatch.setattr(tunnel, "MAX_LINKS", 1)
     assert 429 in [status() for _ in range(3)]
     until(lambda: status() == 200)  # after the idle ones were closed
 
 
+def served(rest: Rest, application: AsgiApplication) -> Server:
+    """Return a server of it on a free port, in the application's loop."""
+    server = Server(application, [bind("127.0.0.1", 0)], lambda peer: True, rest.rejections)
+    rest.loop.run(server.start())
+    return server
+
+
 def test_a_link_of_the_other_side_works_over_a_real_connection(rest: Rest) -> None:
-    listener = Listener(rest.api, bind("127.0.0.1", 0), limits(), lambda *_: None)
-    listener.start()
+    server = served(rest, rest.application)
     awake = threading.Event()
-    link = ExchangeLink(f"http://127.0.0.1:{listener.port}", awake.set)
+    link = ExchangeLink(f"http://127.0.0.1:{server.ports[0]}", awake.set)
     got: list[bytes] = []
 
     def received() -> list[bytes]:
@@ -219,25 +256,27 @@ def test_a_link_of_the_other_side_works_over_a_real_connection(rest: Rest) -> No
         assert isinstance(decode_to_client(got[0]), Beat)
     finally:
         link.close()
-        listener.close()
+        rest.loop.run(server.close())
 
 
 def test_a_client_that_reaches_this_port_only_gets_its_results(rest: Rest) -> None:
     closed = free_port()  # as a firewall leaves it
 
-    def firewalled(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
-        if environ["PATH_INFO"] != "/health":
-            return rest.api(environ, start_response)
-        body = {"status": "healthy", "broker_port": closed}
-        return answer(body)(environ, start_response)
+    async def firewalled(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["path"] != "/health":
+            await rest.application(scope, receive, send)
+            return
+        content = msgspec.json.encode({"status": "healthy", "broker_port": closed})
+        headers = [(b"Content-Length", str(len(content)).encode())]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": content})
 
-    listener = Listener(firewalled, bind("127.0.0.1", 0), limits(), lambda *_: None)
-    listener.start()
+    server = served(rest, firewalled)
     worker = rest.mesh.worker(rest.port)
     worker.register("double", lambda data, context: data["n"] * 2)
     worker.start()
     try:
-        url = f"http://127.0.0.1:{listener.port}"
+        url = f"http://127.0.0.1:{server.ports[0]}"
         with Client(url, config=rest.mesh.config()) as client:
             tasks = client.submit_many("double", [{"n": n} for n in range(200)])
             assert [task.result(PATIENCE_S)["output"] for task in tasks] == [
@@ -245,4 +284,4 @@ def test_a_client_that_reaches_this_port_only_gets_its_results(rest: Rest) -> No
             ]
     finally:
         worker.stop(drain_s=1.0)
-        listener.close()
+        rest.loop.run(server.close())

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from d8mesh.core.protocol.route import KnownBroker
-from d8mesh.edge.address_file import FOLDER, MAX_BYTES, NAME, read, remove, write
+from d8mesh.edge.address_file import FOLDER, MAX_ADDRESS_FILE_BYTES, NAME, read, remove, write
 
 WRITTEN = KnownBroker("orch-1", ("127.0.0.1", "10.1.2.3"), 7010, 7001)
 #: The same as it stands in the file.
@@ -55,7 +55,7 @@ def test_a_folder_that_is_not_there_is_no_fault(tmp_path: Path) -> None:
         {"web_port": 65_536},
         {"addresses": None},
         {"mesh": ["m"]},
-        {"more": "x" * MAX_BYTES},
+        {"more": "x" * MAX_ADDRESS_FILE_BYTES},
     ],
 )
 def test_what_is_not_sound_is_not_read(folder: Path, change: dict[str, Any]) -> None:

@@ -131,7 +131,7 @@ def test_variables_in_values_are_filled_in_from_above_and_from_the_environment(f
 def test_all_bad_lines_are_told_at_once_within_a_bound(file: Path) -> None:
     assert refusal(file, b"a: 1\nB=2\nc: 3\n").count("\n") == 1
     told = refusal(file, b"junk of some kind\n" * 100).splitlines()
-    assert len(told) == env_file.MAX_TOLD + 1
+    assert len(told) == env_file.MAX_TOLD_LINES + 1
     assert told[-1].endswith("80 more lines cannot be read")
 
 
@@ -156,4 +156,4 @@ def test_what_is_no_utf_8_is_told(file: Path, content: bytes, line: int, why: st
 def test_a_file_that_cannot_be_opened_or_is_too_large_is_told(file: Path) -> None:
     with pytest.raises(ConfigError, match=r"\.env cannot be read \(No such file"):
         env_file.read(file)
-    assert "is larger than" in refusal(file, b"#" * (env_file.MAX_BYTES + 1))
+    assert "is larger than" in refusal(file, b"#" * (env_file.MAX_ENV_FILE_BYTES + 1))

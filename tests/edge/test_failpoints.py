@@ -23,7 +23,7 @@ for number in range(1, 6):
 
 def counted_until_death(wanted: str | None) -> list[str]:
     """Return what a process says that passes two points five times each."""
-    env = {**os.environ} | ({} if wanted is None else {failpoints.VARIABLE: wanted})
+    env = {**os.environ} | ({} if wanted is None else {failpoints.FAILPOINT_VARIABLE: wanted})
     done = subprocess.run(
         [sys.executable, "-c", CODE], cwd=ROOT, env=env, capture_output=True, encoding="utf-8"
     )
@@ -59,6 +59,6 @@ def test_a_file_names_the_next_death_and_is_gone_with_it(tmp_path: Path) -> None
 
 def test_every_name_is_a_point_of_the_code_and_the_other_way_round() -> None:
     code = "".join(path.read_text("utf-8") for path in (ROOT / "d8mesh" / "nodes").rglob("*.py"))
-    for name in failpoints.NAMES:
+    for name in failpoints.FAILPOINTS:
         assert f'passed("{name}")' in code, name
-    assert code.count('passed("') == len(failpoints.NAMES)
+    assert code.count('passed("') == len(failpoints.FAILPOINTS)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from d8mesh.core.protocol.route import KnownBroker
+from d8mesh.edge import identity as identity_module
 from d8mesh.edge.identity import BROKERS_NAME, Identity
 from d8mesh.errors import WorkerError
 
@@ -75,6 +76,17 @@ def test_a_folder_that_cannot_be_made_is_said(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("", "utf-8")
     with pytest.raises(WorkerError, match="D8_DATA_DIR"):
         Identity(tmp_path / "file")
+
+
+def test_more_workers_than_there_are_folders_for_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(identity_module, "MAX_WORKERS", 1)
+    first = Identity(tmp_path)
+    with pytest.raises(WorkerError, match=r"1 workers run on .* already"):
+        Identity(tmp_path)
+    first.close()
+    Identity(tmp_path).close()
 
 
 def test_a_folder_whose_name_is_no_utf_8_is_said(tmp_path: Path) -> None:

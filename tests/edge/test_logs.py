@@ -166,6 +166,17 @@ def test_a_folder_that_cannot_be_written_is_said_and_stops_nothing(
     assert "still.here" in err
 
 
+def test_a_role_with_too_many_processes_logs_to_no_file_and_works(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(logs, "MAX_FILES_PER_ROLE", 0)
+    logs.setup("worker", level="INFO", folder=tmp_path, to_stderr=False)
+    LOGGER.info("still.here")
+    err = capsys.readouterr().err
+    assert "0 processes log as worker already" in err
+    assert "still.here" in err
+
+
 def test_libraries_speak_from_warning_up(tmp_path: Path) -> None:
     logs.setup("worker", level="DEBUG", folder=tmp_path, to_stderr=False)
     logging.getLogger("zeroconf_like").info("chatter")

@@ -2,7 +2,7 @@
 
 ``python mdns_node.py MESH [--announce KIND BOOT PORT] [--browse KIND]… [--on ADDRESS]``
 ends, with its goodbyes, when its standard input does or it gets SIGTERM. A line ``usage``
-on standard input is answered with its CPU seconds, memory and what it ignored.
+on standard input is answered with its CPU seconds and memory.
 """
 
 from __future__ import annotations
@@ -56,7 +56,6 @@ def main() -> None:
         mesh=given.mesh,
         addresses=addresses_of(given.on),
         on_sighting=saw,
-        on_goodbye=lambda kind, node_id, boot_id: say(event="goodbye", id=node_id, boot=boot_id),
         browse=[NodeKind[name] for name in given.browse],
         on_trouble=lambda text: say(event="trouble", text=text),
     )
@@ -77,13 +76,13 @@ def main() -> None:
                 version="1",
             )
         )
-    threading.Thread(target=answer, args=(discovery, stop), daemon=True).start()
+    threading.Thread(target=answer, args=(stop,), daemon=True).start()
     stop.wait()
     discovery.close()
     say(event="closed")
 
 
-def answer(discovery: Discovery, stop: threading.Event) -> None:
+def answer(stop: threading.Event) -> None:
     for line in sys.stdin:
         if line.strip() == "usage":
             say(
@@ -91,7 +90,6 @@ def answer(discovery: Discovery, stop: threading.Event) -> None:
                 cpu_s=time.process_time(),
                 resident_kb=resident_kb(),
                 threads=threading.active_count(),
-                ignored=dict(discovery.rejected),
             )
     stop.set()
 

@@ -21,6 +21,8 @@ from tests.end_to_end.processes import child_running, until
 if sys.platform != "linux":
     pytest.skip("a process is shown another CLOCK_BOOTTIME", allow_module_level=True)
 
+pytestmark = pytest.mark.slow
+
 DAY_S = 86_400.0
 #: Workers are lost after this much silence (`Policy.lease_s`).
 LEASE_S = 10.0

@@ -25,6 +25,8 @@ from tests.end_to_end.processes import PATIENCE_S, until
 if not sys.platform.startswith("linux"):
     pytest.skip("small disks are made with Linux's tmpfs", allow_module_level=True)
 
+pytestmark = pytest.mark.slow
+
 DISK_MB = 48
 RESERVE_MB = 12
 

@@ -91,6 +91,7 @@ def test_children_end_when_their_launcher_dies() -> None:
         until(lambda: not is_alive(broker) and not is_alive(web), "the end of both", 10)
 
 
+@pytest.mark.slow
 def test_a_task_of_a_killed_worker_finishes_on_another(tmp_path: Path) -> None:
     trace = tmp_path / "trace"
     with mesh(workers=0) as running, running.client() as client:
@@ -100,7 +101,7 @@ def test_a_task_of_a_killed_worker_finishes_on_another(tmp_path: Path) -> None:
         until(trace.exists, "the start of the task")
         running.children.start("second", *arguments)
         until(lambda: ask(running.url, "/health")["workers_online"] == 2, "the second worker")
-        first.kill()
+        first.process.kill()
         killed = time.monotonic()
         assert task.result(timeout=60)["output"] == {"done": True}
         assert time.monotonic() - killed < RERUN_S + 3

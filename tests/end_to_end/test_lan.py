@@ -152,6 +152,7 @@ def test_waiting_workers_find_a_fresh_orchestrator(machines: Machines) -> None:
     assert healthy_to_first_task(machines) < JOIN_BOUND_S
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_shut", [False, True], ids=["zeromq", "7001 only"])
 def test_worker_and_client_follow_the_orchestrator_to_a_new_address(
     machines: Machines, is_shut: bool
@@ -198,6 +199,7 @@ def test_with_a_key_a_url_leads_who_has_it_to_the_orchestrator(machines: Machine
     assert "joined" not in stranger.read_text("utf-8")
 
 
+@pytest.mark.slow
 def test_with_only_7001_open_all_work_and_move_up_when_7010_opens(machines: Machines) -> None:
     boss, worker, user = machines.lan.hosts
     machines.start(boss, "orchestrator")

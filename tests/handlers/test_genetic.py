@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from d8mesh.errors import InvalidTaskError
 from d8mesh.handlers.genetic import (
-    MAX_DEPTH,
     MAX_INTEGER,
+    MAX_NESTING,
     MIN_INTEGER,
     evolution_crossover,
     evolution_mutation,
@@ -203,7 +203,7 @@ def test_a_wrong_mutation_names_the_field(data: dict[str, Any], said: str) -> No
 
 def test_a_genome_that_is_too_deep_is_refused() -> None:
     genome: dict[str, Any] = {}
-    for _ in range(MAX_DEPTH + 1):
+    for _ in range(MAX_NESTING + 1):
         genome = {"in": genome}
     with pytest.raises(InvalidTaskError, match="nested deeper"):
         mutated(genome, 0)

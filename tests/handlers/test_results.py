@@ -14,7 +14,7 @@ from d8mesh.core.protocol.messages import FAILED, MAX_PAYLOAD_BYTES, REFUSED, SU
 from d8mesh.errors import InvalidTaskError, PayloadTooLargeError
 from d8mesh.handlers.chat_fields import agent_request
 from d8mesh.handlers.results import (
-    NO_REASON,
+    FAILED_UNSAID,
     chunk_of,
     of_exception,
     of_value,
@@ -46,9 +46,9 @@ def test_an_object_with_a_boolean_success_is_the_result() -> None:
 @pytest.mark.parametrize(
     ("error", "told_as"),
     [
-        ({}, NO_REASON),
-        ({"error": None}, NO_REASON),
-        ({"error": ""}, NO_REASON),
+        ({}, FAILED_UNSAID),
+        ({"error": None}, FAILED_UNSAID),
+        ({"error": ""}, FAILED_UNSAID),
         ({"error": 5}, "5"),
         ({"error": {"code": 7}}, '{"code":7}'),
         ({"error": ValueError("bad")}, '"bad"'),

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import msgspec
 import pytest
 
 from d8mesh import errors
 from d8mesh.errors import PrunedTaskError, QueueFullError, UnknownTaskError
-from d8mesh.http.answers import RETRY_AFTER_S, STATUS, Refusal, answer, problem
+from d8mesh.http.answers import RETRY_AFTER_S, STATUS, Refusal, Response, answer, problem
 
 CODES = sorted(
     {
@@ -18,6 +19,11 @@ CODES = sorted(
         if isinstance(kind, type) and issubclass(kind, errors.D8Error)
     }
 )
+
+
+def told(response: Response) -> Any:
+    assert isinstance(response.body, bytes)
+    return json.loads(response.body)
 
 
 @pytest.mark.parametrize("code", CODES)
@@ -33,33 +39,33 @@ def test_no_status_stands_for_a_code_that_does_not_exist() -> None:
 
 def test_an_error_is_told_with_its_code() -> None:
     response = problem(UnknownTaskError())
-    assert response.status_code == 404
-    assert response.get_json() == {"error": "Task not found", "code": "task.unknown"}
+    assert response.status == 404
+    assert told(response) == {"error": "Task not found", "code": "task.unknown"}
 
 
 def test_a_full_queue_says_when_to_come_again() -> None:
     response = problem(QueueFullError())
-    assert (response.status_code, response.headers["Retry-After"]) == (429, "1")
+    assert (response.status, response.headers["Retry-After"]) == (429, "1")
 
 
 def test_a_pruned_task_says_since_when() -> None:
     error = PrunedTaskError()
     error.details = {"error": "x", "pruned_at": 12.5}
     response = problem(error)
-    assert response.status_code == 410
-    assert response.get_json()["pruned_at"] == 12.5
+    assert response.status == 410
+    assert told(response)["pruned_at"] == 12.5
 
 
 def test_a_refusal_brings_its_headers() -> None:
     response = problem(Refusal("http.method", "no", headers={"Allow": "GET"}, closes=True))
-    assert response.status_code == 405
+    assert response.status == 405
     assert (response.headers["Allow"], response.headers["Connection"]) == ("GET", "close")
 
 
 def test_answers_are_utf8_json() -> None:
     response = answer({"text": "ñ"}, 201)
-    assert response.content_type == "application/json"
-    assert json.loads(response.get_data()) == {"text": "ñ"}
+    assert response.headers["Content-Type"] == "application/json"
+    assert told(response) == {"text": "ñ"}
 
 
 def test_what_json_does_not_have_is_told_as_text() -> None:
@@ -67,6 +73,6 @@ def test_what_json_does_not_have_is_told_as_text() -> None:
     for _ in range(5000):
         deep = [deep]
     strange = {b"key": msgspec.msgpack.Ext(5, b"x"), "deep": deep, "plain": [1.5, None]}
-    body = json.loads(answer({"result": strange}).get_data())
+    body = told(answer({"result": strange}))
     assert body["result"]["plain"] == [1.5, None]
     assert "Ext" in body["result"]["b'key'"]

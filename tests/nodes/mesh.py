@@ -54,10 +54,23 @@ class Mesh:
             broker_port=port,
         )
 
-    def broker(self, name: str = "o", *, port: int | None = None, **settings: Any) -> int:
+    def broker(
+        self,
+        name: str = "o",
+        *,
+        port: int | None = None,
+        is_announced: bool = False,
+        **settings: Any,
+    ) -> int:
+        """Start a broker and return its port.
+
+        Args:
+            is_announced: mDNS tells of it, and its end then takes a quarter of a second more.
+        """
         port = port or free_port()
         made: queue.Queue[Broker] = queue.Queue()
-        config = replace(self.config(port=port), **settings)
+        interface = "127.0.0.1" if is_announced else "no-mdns"
+        config = replace(self.config(port=port, interface=interface), **settings)
 
         def serve() -> None:  # a broker is made and run on one thread
             broker = Broker(config, self._folder / name)

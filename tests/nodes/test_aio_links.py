@@ -72,7 +72,7 @@ def test_what_comes_in_during_a_turn_is_not_left_lying_until_something_else_come
             heard.extend(stream.payloads)
             if len(heard) == 1:  # now in the middle of a turn: more is sent after this
                 say(Stream(task_id, 1, 1, [b"\xa1b"]))
-                while not client.node.has_input:
+                while not client.node._runner.has_input:
                     time.sleep(0.001)
 
         client.node.listen(task_id, hear)
@@ -216,9 +216,9 @@ def test_a_wait_that_is_over_says_why(mesh: Mesh) -> None:
 def test_a_wait_in_which_nothing_comes_is_spoken_of_once(
     mesh: Mesh, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("d8mesh.nodes.client.completion_waiters.STALL_S", 0.1)
-    monkeypatch.setattr("d8mesh.nodes.client.aio.waits.STALL_S", 0.1)
-    monkeypatch.setattr("d8mesh.nodes.client.aio.waits.LOOK_S", 0.05)
+    monkeypatch.setattr("d8mesh.nodes.client.completion_waiters.QUIET_S", 0.1)
+    monkeypatch.setattr("d8mesh.nodes.client.aio.waits.QUIET_S", 0.1)
+    monkeypatch.setattr("d8mesh.nodes.client.aio.waits.LOOK_AROUND_S", 0.05)
     port = mesh.broker()
 
     def said() -> list[str]:

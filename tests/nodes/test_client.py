@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import json
 import math
 import os
 import queue
@@ -14,21 +13,22 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
 import pytest
-from werkzeug.serving import make_server
-from werkzeug.wrappers import Request, Response
 
 from d8mesh.config import Config
 from d8mesh.core.client.effects import Output
 from d8mesh.core.client.submission import Submission
 from d8mesh.core.protocol.codec import decode_to_worker, encode
 from d8mesh.core.protocol.messages import SUCCEEDED, Group, Results, Stream, Work, WorkerHello
-from d8mesh.doors.rest.mesh import Places
-from d8mesh.doors.tunnel import Exchange
+from d8mesh.doors.tunnel import Exchange, tunnel_door
+from d8mesh.doors.waiting import Places
+from d8mesh.edge.network import bind
 from d8mesh.edge.transport.sockets import DealerLink
 from d8mesh.errors import (
     BrokerUnavailableError,
@@ -43,14 +43,22 @@ from d8mesh.errors import (
     TaskCancelledError,
     TaskFailedError,
     UnknownTaskError,
+    VersionError,
     WaitTimeoutError,
 )
 from d8mesh.handlers import TaskContext
+from d8mesh.http.answers import Response, answer
+from d8mesh.http.application import Application
+from d8mesh.http.guard import Guard, Rejections
+from d8mesh.http.request import Request
+from d8mesh.http.routes import Door as HttpDoor
+from d8mesh.http.routes import HttpRoute
+from d8mesh.http.server import Server
 from d8mesh.nodes.client import RESTARTED, Client
 from d8mesh.nodes.client.futures import wait as wait_for
-from d8mesh.nodes.client.handle import StreamDeduplicator
-from d8mesh.nodes.client.keeping import Missed
+from d8mesh.nodes.client.streams import Missed, StreamDeduplicator
 from d8mesh.nodes.reconnector.search import Search
+from tests.http.calls import LoopThread
 from tests.nodes.mesh import PATIENCE_S, Mesh, free_port, mesh_in, until
 
 NOBODY = f"{'v' * 16}-0"
@@ -75,7 +83,7 @@ def connected(mesh: Mesh, port: int) -> Client:
 
 
 def is_waiting_for(client: Client, count: int) -> Callable[[], bool]:
-    return lambda: client.waiters.waiting == count
+    return lambda: client.node.waiters.waiting == count
 
 
 # ------------------------------------------------------------------------ everyday use
@@ -131,7 +139,7 @@ def test_many_threads_share_a_client(mesh: Mesh) -> None:
     for thread in threads:
         thread.join(PATIENCE_S)
     assert sorted(outputs) == list(range(3200))
-    assert client.waiters.waiting == 0
+    assert client.node.waiters.waiting == 0
 
 
 def test_what_was_delivered_is_forgotten(mesh: Mesh) -> None:
@@ -207,8 +215,9 @@ def test_a_wait_that_is_over_leaves_the_task_and_nothing_else(mesh: Mesh) -> Non
     for wait_s in (0, 0.01):
         with pytest.raises(WaitTimeoutError):
             task.result(wait_s)
+    task.wait_accepted(PATIENCE_S)
     assert not client.wait_finished(task.id, 0.01)
-    assert client.waiters.waiting == 0
+    assert client.node.waiters.waiting == 0
     echoing(mesh, port)
     assert task.result(PATIENCE_S)["output"] == {"n": 1}
     assert client.wait_finished(task.id, PATIENCE_S)
@@ -362,6 +371,15 @@ def test_options_out_of_range_are_refused_with_their_name(options: dict[str, Any
     with Client(endpoint="tcp://127.0.0.1:1") as client:
         with pytest.raises(InvalidTaskError, match=name):
             client.submit(**{"type": "echo", "data": {}, **options})
+
+
+def test_an_orchestrator_of_another_version_is_told_of_as_such(
+    mesh: Mesh, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("d8mesh.core.broker.worker_sessions.VERSIONS", (2,))
+    client = mesh.client(mesh.broker())
+    with pytest.raises(VersionError, match="version 1: spoken here are 2"):
+        client.ask("health", {}, timeout=PATIENCE_S)
 
 
 def test_a_bad_question_is_the_callers_error_and_the_client_lives(mesh: Mesh) -> None:
@@ -525,6 +543,7 @@ def test_a_stream_shows_a_new_attempt_and_can_be_given_up(mesh: Mesh) -> None:
 
     client = mesh.client(port)
     task = client.submit("twice", {})
+    task.wait_accepted(PATIENCE_S)
     with pytest.raises(WaitTimeoutError):
         next(task.stream(0.01))
     stream = task.stream(PATIENCE_S)
@@ -719,22 +738,28 @@ class Door:
 
     def __init__(self, port: int) -> None:
         self.broker_port, self.shown_port = port, free_port()
-        self.exchange = Exchange(f"tcp://127.0.0.1:{port}", Places(50))
         self.posts = 0
-        self.http = make_server("127.0.0.1", 0, self.application, threaded=True)
-        self.url = f"http://127.0.0.1:{self.http.server_port}"
-        self.threads = [threading.Thread(target=self.http.serve_forever, args=(0.05,))]
-        self.threads[0].start()
+        self.loop = LoopThread()
+        self.loop.run(self._begin())
+        self.url = f"http://127.0.0.1:{self.server.ports[0]}"
         self.listener: socket.socket | None = None
 
-    def application(self, environ: Any, start_response: Any) -> Any:
-        request = Request(environ)
-        if request.path == "/health":
-            response = Response(json.dumps({"broker_port": self.shown_port}))
-        else:
-            self.posts += 1
-            response = self.exchange.exchange(request)
-        return response(environ, start_response)
+    async def _begin(self) -> None:
+        self.exchange = Exchange(f"tcp://127.0.0.1:{self.broker_port}")
+        mesh: Any = SimpleNamespace(is_connected=True)
+        tunnel = tunnel_door(self.exchange, mesh, Places(1))
+        health = HttpDoor(name="health", routes=[HttpRoute(rule="/health", call=self._health)])
+        tunnel = replace(tunnel, before=self._count)
+        application = Application([health, tunnel], Guard(), Rejections())
+        bound = bind("127.0.0.1", 0)
+        self.server = Server(application, [bound], lambda peer: True, Rejections())
+        await self.server.start()
+
+    async def _health(self, request: Request) -> Response:
+        return answer({"broker_port": self.shown_port})
+
+    async def _count(self, request: Request) -> None:
+        self.posts += 1
 
     def open(self) -> None:
         """Let the broker's port through."""
@@ -753,10 +778,9 @@ class Door:
     def close(self) -> None:
         if self.listener is not None:
             self.listener.close()
-        self.exchange.close()
-        self.http.shutdown()
-        self.threads[0].join(PATIENCE_S)
-        self.http.server_close()
+        self.loop.run(self.server.close())
+        self.loop.run(self.exchange.close())
+        self.loop.close()
 
 
 def _carry(source: socket.socket, target: socket.socket) -> None:
@@ -796,13 +820,13 @@ def test_where_only_http_passes_the_session_goes_on_there_and_moves_up_later(
 
 @pytest.mark.skipif(sys.platform == "win32", reason="multicast on loopback")
 def test_the_mesh_is_found_without_being_told_where(mesh: Mesh) -> None:
-    port = mesh.broker()
+    port = mesh.broker(is_announced=True)
     echoing(mesh, port)
     with Client(config=mesh.config()) as client:
         assert client.submit("echo", {"n": 1}).result(PATIENCE_S)["output"] == {"n": 1}
         mesh.stop_broker(*mesh.brokers[-1])
         task = client.submit("echo", {"n": 2})
-        echoing(mesh, mesh.broker(port=free_port()))
+        echoing(mesh, mesh.broker(is_announced=True))
         assert task.result(PATIENCE_S)["output"] == {"n": 2}
 
 
@@ -811,7 +835,7 @@ def test_a_client_stays_with_the_orchestrator_that_knows_its_tasks(
     mesh: Mesh, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Another one of the mesh would call them unknown, which is final."""
-    mesh.broker("a")
+    mesh.broker("a", is_announced=True)
     tries: list[object] = []
     look = Search._by_known
 
@@ -821,14 +845,14 @@ def test_a_client_stays_with_the_orchestrator_that_knows_its_tasks(
 
     with Client(config=mesh.config()) as client:
         assert client.wait_connected(PATIENCE_S)
-        mesh.broker("b")
-        until(lambda: len(client._reconnector.search.known.told) == 2)
+        mesh.broker("b", is_announced=True)
+        until(lambda: len(client.node.reconnector.search.known.told) == 2)
         task = client.submit("later", {"n": 1})
         task.wait_accepted(PATIENCE_S)
         mesh.stop_broker(*mesh.brokers[0])
         monkeypatch.setattr(Search, "_by_known", counted)
         until(lambda: len(tries) >= 5)
-        worker = mesh.worker(mesh.broker("a", port=free_port()))
+        worker = mesh.worker(mesh.broker("a", is_announced=True))
         worker.register("later", lambda data: data)
         mesh.run(worker)
         assert task.result(PATIENCE_S)["output"] == {"n": 1}
@@ -863,7 +887,7 @@ def test_a_task_that_is_listened_to_from_its_submit_on_misses_nothing(mesh: Mesh
     assert (again.id, list(again.stream(PATIENCE_S))) == (late.id, list(range(300)))
     many = client.submit_many("speak", [{"n": 3}] * 5, listen=True)
     assert [list(task.stream(PATIENCE_S)) for task in many] == [[0, 1, 2]] * 5
-    client.outputs.keeping.keep_s = 0.0
+    client.outputs.buffer.keep_s = 0.0
     assert list(tasks[0].stream(PATIENCE_S)) == [Missed(None)]
     with pytest.raises(WaitTimeoutError, match="has not come within"):
         list(client.submit("nobody", {}, listen=True).stream(0.1))
@@ -936,11 +960,11 @@ def test_thousands_of_tasks_are_opened_and_asked_for_at_once(mesh: Mesh) -> None
         assert go_on.wait(PATIENCE_S)
         return []
 
-    other._runner.do(hold)
+    other.node.runner.do(hold)
     assert held.wait(PATIENCE_S)
     tasks = [other.task(task_id) for task_id in ids]
     for task in tasks:
-        other.hub.drop(task.submission, 0)
+        other.node.drop(task.submission, 0)
     go_on.set()
     # Sooner than anything that got lost is said again (RESEND_S, REWATCH_S).
     done, not_done = wait_for(tasks, 9.0)

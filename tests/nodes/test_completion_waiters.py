@@ -9,7 +9,7 @@ import pytest
 
 from d8mesh.core.client.submission import Submission
 from d8mesh.errors import NodeClosedError, WaitTimeoutError
-from d8mesh.nodes.client.completion_waiters import LOOK_S, CompletionWaiters
+from d8mesh.nodes.client.completion_waiters import LOOK_AROUND_S, CompletionWaiters
 
 PATIENCE_S = 60.0
 
@@ -38,7 +38,7 @@ class Waiting:
 
 @pytest.fixture
 def submission() -> Submission:
-    return Submission("0" * 16, 0, [], 1)
+    return Submission("0" * 16, 0, [])
 
 
 def test_only_what_is_waited_for_wakes(submission: Submission) -> None:
@@ -52,7 +52,9 @@ def test_only_what_is_waited_for_wakes(submission: Submission) -> None:
         waiters.changed(submission)
         time.sleep(0.01)  # room for the thread to run, had it been woken
     spent_s = time.monotonic() - begun
-    assert waiting.own_looks <= before + 1 + spent_s / LOOK_S  # it looks by itself now and then
+    assert (
+        waiting.own_looks <= before + 1 + spent_s / LOOK_AROUND_S
+    )  # it looks by itself now and then
     assert waiters.waiting == 1
     waiting.is_over = True
     waiters.changed(submission)

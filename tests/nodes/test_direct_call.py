@@ -72,7 +72,7 @@ def served(mesh: Mesh) -> tuple[int, Counted, Client]:
 
 
 def lines_of(client: Client) -> list[DirectCall]:
-    return list(client._direct_calls._idle)
+    return list(client.node.direct_calls._idle)
 
 
 def client_threads() -> Counter[str]:
@@ -127,17 +127,17 @@ def test_calls_of_many_threads_do_not_mix(mesh: Mesh, monkeypatch: pytest.Monkey
     monkeypatch.setattr(direct_call, "MAX_DIRECT_CALLS", 3)
     _, counted, client = served(mesh)
     calls = [call_aside(client, "hold", n) for n in range(5)]
-    until(lambda: client._submitter._next_n == 2)  # those have gone the shared way
-    assert client._direct_calls._count == 3
+    until(lambda: client.node.submitter._next_n == 2)  # those have gone the shared way
+    assert client.node.direct_calls._count == 3
     counted.may_end.set()
     for n, (thread, ended) in enumerate(calls):
         thread.join(PATIENCE_S)
         assert ended == [{"n": n}]
     assert counted.runs == Counter(range(5))
-    assert client._direct_calls._count == len(lines_of(client)) == 3
+    assert client.node.direct_calls._count == len(lines_of(client)) == 3
     monkeypatch.setattr(direct_call, "UNUSED_S", 0.0)
     assert client.call("count", {"n": 5}, timeout=PATIENCE_S)["output"] == {"n": 5}
-    assert client._direct_calls._count == len(lines_of(client)) <= 1
+    assert client.node.direct_calls._count == len(lines_of(client)) <= 1
 
 
 def test_calls_go_where_the_client_is_now(mesh: Mesh) -> None:
@@ -148,22 +148,22 @@ def test_calls_go_where_the_client_is_now(mesh: Mesh) -> None:
     client.call("count", {"n": 1}, timeout=PATIENCE_S)
     route = Route(f"tcp://127.0.0.1:{there}")
     group = Group("count", 5, [msgspec.msgpack.encode({"n": 2})])
-    assert client._direct_calls.call(route, group, PATIENCE_S) is not None
+    assert client.node.direct_calls.call(route, group, PATIENCE_S) is not None
     (line,) = lines_of(client)
     assert line.route == route
-    assert client._direct_calls._count == 1
+    assert client.node.direct_calls._count == 1
 
 
 def test_another_orchestrator_in_place_of_the_first_serves_on(
     mesh: Mesh, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(direct_call, "IDLE_S", 0.0)
+    monkeypatch.setattr(direct_call, "GREET_AGAIN_S", 0.0)
     port, _, client = served(mesh)
     client.call("count", {"n": 1}, timeout=PATIENCE_S)
     (line,) = lines_of(client)
     first = line.broker_id
     mesh.stop_broker(*mesh.brokers[-1])
-    until(lambda: not client._session.is_up)
+    until(lambda: not client.node.session.is_up)
     mesh.broker("other", port=port)
     assert client.wait_connected(PATIENCE_S)
     assert client.call("count", {"n": 2}, timeout=PATIENCE_S)["output"] == {"n": 2}
@@ -229,7 +229,7 @@ def test_an_interrupted_call_leaves_nothing_behind(mesh: Mesh) -> None:
     threading.Thread(target=interrupt).start()
     with pytest.raises(KeyboardInterrupt):
         client.call("hold", {"n": 1}, timeout=PATIENCE_S)
-    assert client._direct_calls._count == 0
+    assert client.node.direct_calls._count == 0
     counted.may_end.set()
     assert client.call("count", {"n": 2}, timeout=PATIENCE_S)["output"] == {"n": 2}
     until(lambda: counted.runs[1] == 1)
@@ -245,18 +245,18 @@ def test_closing_the_client_ends_its_calls(mesh: Mesh) -> None:
     counted.may_end.set()
     with pytest.raises(NodeClosedError):
         client.call("count", {"n": 2})
-    assert client._direct_calls._count == 0
+    assert client.node.direct_calls._count == 0
 
 
 def test_what_ends_after_the_close_is_let_go(mesh: Mesh) -> None:
     _, counted, client = served(mesh)
     thread, ended = call_aside(client, "hold", 1)
     assert counted.begun.wait(PATIENCE_S)
-    client._direct_calls.close()
+    client.node.direct_calls.close()
     counted.may_end.set()
     thread.join(PATIENCE_S)
     assert ended == [{"n": 1}]
-    assert (client._direct_calls._count, client._direct_calls._shared) == (0, None)
+    assert (client.node.direct_calls._count, client.node.direct_calls._shared) == (0, None)
     assert client.call("count", {"n": 2}, timeout=PATIENCE_S)["output"] == {"n": 2}
 
 
@@ -288,7 +288,7 @@ def test_a_lost_direct_call_goes_on_elsewhere_and_runs_nothing_twice(
     thread.join(PATIENCE_S)
     assert ended == [{"n": 1}]
     assert counted.runs[1] == 1
-    assert client._direct_calls._count == 0
+    assert client.node.direct_calls._count == 0
     assert client_threads() == threads
     counted.may_end.clear()
     with pytest.raises(WaitTimeoutError, match=r"within 1\.25 s"):

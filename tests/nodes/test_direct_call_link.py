@@ -13,6 +13,7 @@ from typing import Final
 import pytest
 
 from d8mesh.core.client.session import ClientSession
+from d8mesh.core.client.submission import TaskOutcome
 from d8mesh.core.protocol.codec import decode_to_broker, encode
 from d8mesh.core.protocol.messages import (
     COMPLETED_STATE,
@@ -32,7 +33,7 @@ from d8mesh.edge.transport.connector import Connector
 from d8mesh.edge.transport.sockets import RouterEndpoint, SharedContext
 from d8mesh.errors import WaitTimeoutError
 from d8mesh.nodes.client import direct_call
-from d8mesh.nodes.client.direct_call import DirectCall, DirectCallLostError, Outcome
+from d8mesh.nodes.client.direct_call import DirectCall, DirectCallLostError
 from tests.nodes.mesh import PATIENCE_S
 
 NAME: Final = "0123456789abcdef"
@@ -111,8 +112,7 @@ def called(line: DirectCall, timeout_s: float | None = PATIENCE_S) -> queue.Queu
     return ended
 
 
-def done(n: int) -> Outcome:
-    return COMPLETED_STATE, RESULT, f"{NAME}-{n}"
+DONE = TaskOutcome(COMPLETED_STATE, RESULT)
 
 
 def outcomes(*numbers: int) -> Outcomes:
@@ -131,7 +131,7 @@ def test_an_outcome_is_found_among_others(line: DirectCall, orchestrator: Orches
     orchestrator.say(WELCOME)
     orchestrator.hear(Submit)
     orchestrator.say(Accepted(1, NAME, 0), Accepted(2, NAME, 1), outcomes(0), outcomes(0, 1))
-    assert second.get(timeout=PATIENCE_S) == done(1)
+    assert second.get(timeout=PATIENCE_S) == DONE
     line.session.check()
     assert not line.session.is_bound
 
@@ -139,14 +139,14 @@ def test_an_outcome_is_found_among_others(line: DirectCall, orchestrator: Orches
 def test_after_a_pause_nothing_old_counts(
     line: DirectCall, orchestrator: Orchestrator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(direct_call, "IDLE_S", 0.0)
+    monkeypatch.setattr(direct_call, "GREET_AGAIN_S", 0.0)
     for n in range(3):
         ended = called(line)
         orchestrator.hear(ClientHello)
         orchestrator.say(WELCOME)
         orchestrator.hear(Submit)
         orchestrator.say(Accepted(n + 1, NAME, n), outcomes(n), Goodbye("stopped"))
-        assert ended.get(timeout=PATIENCE_S) == done(n)
+        assert ended.get(timeout=PATIENCE_S) == DONE
         assert line._link.socket.poll(int(PATIENCE_S * 1000))
 
 
@@ -206,7 +206,7 @@ def test_a_connection_that_is_made_again_is_gone_on_with(
     orchestrator.say(WELCOME)
     orchestrator.hear(Submit)
     orchestrator.say(Accepted(1, NAME, 0), outcomes(0))
-    assert ended.get(timeout=PATIENCE_S) == done(0)
+    assert ended.get(timeout=PATIENCE_S) == DONE
 
 
 def test_a_long_wait_is_told(
@@ -215,14 +215,14 @@ def test_a_long_wait_is_told(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(direct_call, "STALL_S", 0.0)
+    monkeypatch.setattr(direct_call, "QUIET_S", 0.0)
     with caplog.at_level(logging.WARNING, "d8mesh.client"):
         ended = called(line, None)
         orchestrator.hear(ClientHello)
         orchestrator.say(WELCOME)
         orchestrator.hear(Submit, Watch, Watch)
         orchestrator.say(Beat(1), outcomes(0))
-        assert ended.get(timeout=PATIENCE_S) == done(0)
+        assert ended.get(timeout=PATIENCE_S) == DONE
     assert f"the result of {NAME}-0" in caplog.text
 
 

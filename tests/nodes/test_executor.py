@@ -215,7 +215,7 @@ def test_a_map_that_ends_early_cancels_the_rest(client: Client, gate: Gate) -> N
     with pytest.raises(TimeoutError):
         list(executor.map(n_of, range(20), timeout=0.2))
     executor.shutdown()  # all of them are cancelled, so this does not wait
-    assert client.hub.wait_dropped(PATIENCE_S)
+    assert client.node.wait_dropped(PATIENCE_S)
     assert {body["state"] for body in client.tasks(type="gated")} == {"cancelled"}
 
 

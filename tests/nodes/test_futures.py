@@ -33,7 +33,7 @@ from d8mesh.errors import (
     WaitTimeoutError,
 )
 from d8mesh.nodes.client import Client, Task, completion_waiters
-from d8mesh.nodes.client import handle as handles
+from d8mesh.nodes.client import client as clients
 from d8mesh.nodes.client.cancellations import MAX_UNDER_WAY
 from d8mesh.nodes.client.completions import Completions
 from d8mesh.nodes.client.futures import (
@@ -313,7 +313,7 @@ def test_output_that_was_kept_may_be_read_in_a_callback(client: Client, gate: Ga
 
 def test_a_task_that_ends_while_a_callback_is_left_for_it_is_not_missed() -> None:
     completions, called = Completions(), []
-    submission = Submission("s" * 16, 0, [], 1)
+    submission = Submission("s" * 16, 0, [])
     answers = iter([False, True])  # it ends between the two looks
     completions.add(submission, 0, lambda: called.append(1), lambda: next(answers))
     completions.arrived(submission)  # too late: this one has been called
@@ -349,7 +349,7 @@ def test_callbacks_of_a_client_that_dies_are_called_too(client: Client) -> None:
     def die(now: float) -> list[Any]:
         raise RuntimeError("a fault of ours")
 
-    client._runner.do(die)
+    client.node.runner.do(die)
     assert ended.wait(PATIENCE_S)
     assert task.done()
     with pytest.raises(NodeClosedError, match="a fault of ours"):
@@ -402,7 +402,7 @@ def test_a_wait_for_many_that_is_over_says_so_and_leaves_nothing(
     next(left)
     del left  # as a `break` out of the loop does
     assert wait(tasks, timeout=0) == ({tasks[2]}, {tasks[0], tasks[1]})
-    assert client.hub._completions._calls == {}
+    assert client.node.completions._calls == {}
     for bad in ("5", float("nan")):
         with pytest.raises(InvalidTaskError, match="timeout: saw"):
             wait(tasks, bad)  # type: ignore[arg-type]
@@ -437,8 +437,8 @@ def test_what_is_dropped_is_cancelled_however_many_and_whenever(
     tasks = [client.submit("nobody") for _ in range(3 * MAX_UNDER_WAY)]  # hardly sent by now
     tasks += client.submit_many("nobody", [{}] * 50)
     for task in tasks:
-        client.hub.drop(task.submission, task.index)
-    assert client.hub.wait_dropped(PATIENCE_S)
+        client.node.drop(task.submission, task.index)
+    assert client.node.wait_dropped(PATIENCE_S)
     assert all(task.status()["state"] == "cancelled" for task in tasks)
 
 
@@ -447,7 +447,7 @@ def test_what_was_dropped_before_the_client_is_closed_is_cancelled(mesh: Mesh, p
         assert client.wait_connected(PATIENCE_S)
         tasks = [client.submit("nobody") for _ in range(300)]
         for task in tasks:
-            client.hub.drop(task.submission, task.index)
+            client.node.drop(task.submission, task.index)
     other = mesh.client(port)
     assert {body["state"] for body in other.tasks()} == {"cancelled"}
 
@@ -487,8 +487,8 @@ def environment(
     try:
         yield
     finally:
-        if handles._own is not None:
-            handles._own.close()
+        if clients._own is not None:
+            clients._own.close()
         health.close()
 
 
@@ -597,7 +597,7 @@ def test_waiting_for_many_costs_the_same_for_each(client: Client, gate: Gate) ->
     tasks = client.submit_many("nobody", [{}] * 10_000)
     begun = time.monotonic()
     for task in tasks:
-        client.hub.when_done(task.submission, task.index, gate.open_all, task.done)
-        client.hub.never_mind(task.submission, task.index, gate.open_all)
+        task.when_done(gate.open_all)
+        client.node.completions.discard(task.submission, task.index, gate.open_all)
     assert time.monotonic() - begun < PATIENCE_S / 3
-    assert client.hub._completions._calls == {}
+    assert client.node.completions._calls == {}

@@ -64,7 +64,6 @@ def where(client: Client, **data: Any) -> str:
 
 def test_a_lone_quick_attempt_runs_on_the_io_thread(mesh: Mesh) -> None:
     _, client = started(mesh, slots=2)
-    assert where(client) in (IO_THREAD, "slot-0", "slot-1")
     assert any(where(client) == IO_THREAD for _ in range(QUICK_IN_A_ROW * 50))
     many = {task.result(PATIENCE_S)["output"] for task in client.submit_many("which", [{}] * 200)}
     assert IO_THREAD not in many

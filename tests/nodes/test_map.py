@@ -65,7 +65,7 @@ def test_endless_input_is_taken_as_results_are_taken(client: Client) -> None:
         assert next(results)["output"] == {"n": n}
         assert n < source.taken <= n + 11
     results.close()
-    assert client.hub.wait_dropped(PATIENCE_S)
+    assert client.node.wait_dropped(PATIENCE_S)
     health = client.ask("health", {})
     assert health["tasks_pending"] + health["tasks_in_progress"] == 0
 
@@ -137,7 +137,7 @@ def test_the_first_error_ends_it_and_cancels_what_is_in_flight(client: Client) -
     with pytest.raises(TaskFailedError, match="2 is even"):
         next(results)
     assert list(results) == []
-    assert client.hub.wait_dropped(PATIENCE_S)
+    assert client.node.wait_dropped(PATIENCE_S)
 
 
 def test_a_break_out_of_the_loop_cancels_what_is_in_flight(client: Client) -> None:
@@ -145,7 +145,7 @@ def test_a_break_out_of_the_loop_cancels_what_is_in_flight(client: Client) -> No
     results = client.map("nobody", datas, timeout=0.3)
     with pytest.raises(WaitTimeoutError, match=r"^the result of \S+ has not come within 0\.3 s"):
         next(results)
-    assert client.hub.wait_dropped(PATIENCE_S)
+    assert client.node.wait_dropped(PATIENCE_S)
     assert client.stats()["tasks"]["pending"] == 0
     client.map("nobody", datas)  # of one that nobody has begun to iterate all is left
     assert client.stats()["tasks"]["pending"] == 3000
@@ -187,7 +187,7 @@ def test_what_is_wrong_is_told_by_the_call(client: Client, more: Any, said: str)
     datas = more.pop("datas", [{"n": 1}])
     with pytest.raises(InvalidTaskError, match=said):
         client.map("nobody", datas, **more)
-    assert client.hub.wait_dropped(PATIENCE_S)
+    assert client.node.wait_dropped(PATIENCE_S)
     assert client.stats()["tasks"]["pending"] == 0
 
 
@@ -205,6 +205,7 @@ def test_input_that_raises_ends_it_with_that(client: Client) -> None:
 
 
 def test_options_are_those_of_every_task(client: Client) -> None:
-    client.map("nobody", [{}] * 2, priority=9, deadline_s=500.0, max_attempts=2)
-    for body in client.tasks(type="nobody"):
-        assert body["priority"] == 9
+    results = client.map("nobody", [{}] * 2, priority=9, deadline_s=500.0, max_attempts=2)
+    until(lambda: len(list(client.tasks(type="nobody"))) == 2)
+    assert [body["priority"] for body in client.tasks(type="nobody")] == [9, 9]
+    results.close()

@@ -85,8 +85,8 @@ def test_an_address_that_is_out_of_date_harms_nobody(
         old = KnownBroker("orch-gone", ("127.0.0.1",), stranger.getsockname()[1], None)
         address_file.write(tmp_path / ORCHESTRATOR, old, mesh.mesh)
         with Client(config=mesh.config()) as client:
-            until(lambda: client._reconnector.search.unproven)
-            mesh.broker()  # announced by mDNS, and writes elsewhere
+            until(lambda: client.node.reconnector.search.unproven)
+            mesh.broker(is_announced=True)  # and writes elsewhere
             assert client.wait_connected(PATIENCE_S)
             worker = mesh.worker(None)
             worker.register("echo", lambda data: data)
@@ -99,7 +99,7 @@ def test_an_address_that_led_nowhere_is_left_alone_for_a_while(mesh: Mesh, tmp_p
         old = KnownBroker("orch-gone", ("127.0.0.1",), stranger.getsockname()[1], None)
         address_file.write(tmp_path / ORCHESTRATOR, old, mesh.mesh)
         client = deaf(mesh)
-        reconnector = client._reconnector
+        reconnector = client.node.reconnector
         until(lambda: reconnector.search.unproven)
         reconnector.again(0.0)
         assert reconnector.search.unproven is None

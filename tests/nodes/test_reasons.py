@@ -16,8 +16,9 @@ from typing import Any
 import pytest
 
 from d8mesh.config import Config
-from d8mesh.errors import BrokerUnavailableError, WaitTimeoutError
-from d8mesh.nodes.client import Client, completion_waiters, direct_call, listening
+from d8mesh.core.broker import admission
+from d8mesh.errors import BrokerUnavailableError, QueueFullError, WaitTimeoutError
+from d8mesh.nodes.client import Client, completion_waiters, direct_call, outputs
 from tests.nodes.mesh import PATIENCE_S, Mesh, free_port, mesh_in, until
 
 
@@ -37,7 +38,7 @@ def away(stack: ExitStack, **options: Any) -> Client:
     """A client that reaches nobody; what it submits is given up at the end."""
     options.setdefault("config", Config(mesh="nobody-here", interfaces=("127.0.0.1",)))
     client = Client(**options)
-    stack.callback(client._end)
+    stack.callback(client.node._end)
     return client
 
 
@@ -102,15 +103,15 @@ def test_who_hears_nothing_is_told_where_it_listened(stack: ExitStack) -> None:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="multicast on loopback")
 def test_other_meshes_that_are_heard_are_named(mesh: Mesh, stack: ExitStack) -> None:
-    mesh.broker()
+    mesh.broker(is_announced=True)
     client = away(stack)
-    until(lambda: (heard := client._reconnector.search._discovery) and heard.strangers)
+    until(lambda: (heard := client.node.reconnector.search._discovery) and heard.strangers)
     until(lambda: "(other meshes are there: " in client.trouble)
 
 
 def test_another_mesh_at_the_endpoint_is_the_reason(mesh: Mesh, stack: ExitStack) -> None:
     client = away(stack, endpoint=f"tcp://127.0.0.1:{mesh.broker()}")
-    until(lambda: client._runner.fatal)
+    until(lambda: client.node.runner.fatal)
     assert client.trouble == f"this is mesh {mesh.mesh!r}, not 'nobody-here'"
 
 
@@ -160,12 +161,15 @@ def test_workers_that_are_busy_are_the_reason_and_who_works_is_named(mesh: Mesh)
     assert others[-1].result(PATIENCE_S)
 
 
-def test_a_full_queue_is_the_reason(mesh: Mesh, stack: ExitStack) -> None:
+def test_a_full_queue_is_the_reason(
+    mesh: Mesh, stack: ExitStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(admission._RETRY_S, QueueFullError, PATIENCE_S)  # no try in between
     port = mesh.broker(queue_size=2)
     client = away(stack, endpoint=f"tcp://127.0.0.1:{port}", config=mesh.config())
     client.submit_many("nobody", [{}] * 2)
     task = client.submit("nobody", {})
-    until(lambda: client._session.paused_for)
+    until(lambda: client.node.session.paused_for)
     assert "TASK_QUEUE_SIZE" in why(lambda: task.wait_accepted(0.5))
     assert "TASK_QUEUE_SIZE" in why(lambda: task.result(0.5))
     assert "TASK_QUEUE_SIZE" in why(lambda: client.flush(0.5))
@@ -175,7 +179,7 @@ def test_a_look_at_a_result_asks_nobody(mesh: Mesh, monkeypatch: pytest.MonkeyPa
     client = mesh.client(mesh.broker())
     task = client.submit("nobody", {})
     task.wait_accepted(PATIENCE_S)
-    monkeypatch.setattr(client._questions, "ask", None)
+    monkeypatch.setattr(client.node.questions, "ask", None)
     for _ in range(3):
         with pytest.raises(WaitTimeoutError, match=r"within 0 s$"):
             task.result(0)
@@ -194,7 +198,7 @@ def waiting(caplog: pytest.LogCaptureFixture) -> list[str]:
 def test_a_wait_without_progress_is_logged_once_with_its_reason(
     mesh: Mesh, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(completion_waiters, "STALL_S", 0.3)
+    monkeypatch.setattr(completion_waiters, "QUIET_S", 0.3)
     port = mesh.broker()
     client = mesh.client(port)
     with caplog.at_level(logging.WARNING, "d8mesh.client"):
@@ -217,8 +221,8 @@ def test_a_wait_without_progress_is_logged_once_with_its_reason(
 def test_a_task_that_is_at_work_is_no_reason_to_warn(
     mesh: Mesh, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    for module in (completion_waiters, direct_call, listening):
-        monkeypatch.setattr(module, "STALL_S", 0.2)
+    for module in (completion_waiters, direct_call, outputs):
+        monkeypatch.setattr(module, "QUIET_S", 0.2)
     port = mesh.broker()
     go_on = threading.Event()
     worker = mesh.worker(port)
@@ -248,12 +252,12 @@ def test_a_plain_program_shows_it_on_the_screen() -> None:
 from d8mesh import Client
 from d8mesh.config import Config
 from d8mesh.nodes.client import completion_waiters
-completion_waiters.STALL_S = 0.2
+completion_waiters.QUIET_S = 0.2
 client = Client(endpoint="tcp://127.0.0.1:{free_port()}", config=Config())
 try:
     client.submit("echo", {{}}).result(3)
 except TimeoutError:
-    client._end()
+    client.node._end()
 """
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True

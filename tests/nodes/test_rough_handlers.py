@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from d8mesh.core.worker.effects import Attempt
 from d8mesh.edge.child import Child
 from d8mesh.edge.transport.sockets import Waker
 from d8mesh.errors import TaskFailedError
@@ -48,6 +49,9 @@ def test_an_error_that_raises_when_it_is_looked_at_is_a_failure_and_costs_no_slo
         with pytest.raises(TaskFailedError) as caught:
             client.submit("faceless", {"name": name}, max_attempts=1).result(PATIENCE_S)
         assert name in str(caught.value.result["error"])
+
+
+ATTEMPT = Attempt("link", "t", 60.0, True, "id", bytes(16), b"")
 
 
 def once_forked(data: dict[str, Any]) -> int:
@@ -104,7 +108,7 @@ def test_what_a_thread_left_over_emits_into_nothing_piles_up_nowhere(tmp_path: P
 def test_pieces_that_many_threads_emit_are_numbered_once_each_and_in_order() -> None:
     waker = Waker()
     slots = Slots(1, {}, "w", Bell(waker))
-    context = Context(slots, ("link", "t", 60.0, True, "id", bytes(16), b""), time.monotonic())
+    context = Context(slots, ATTEMPT, time.monotonic())
 
     def emit(context: TaskContext) -> None:
         for _ in range(2000):
@@ -134,9 +138,9 @@ def test_who_emits_faster_than_it_is_passed_on_waits_for_that(
     monkeypatch.setattr(slots_module, "MAX_EMIT_S", PATIENCE_S)
     waker = Waker()
     slots = Slots(1, {}, "w", Bell(waker))
-    context = Context(slots, ("link", "t", 60.0, True, "id", bytes(16), b""), time.monotonic())
+    context = Context(slots, ATTEMPT, time.monotonic())
     pieces = 10
-    chunk = bytes(slots_module.MAX_PIECES_BYTES // 4)
+    chunk = bytes(slots_module.MAX_WAITING_PIECES_BYTES // 4)
 
     def emit() -> None:
         for _ in range(pieces):

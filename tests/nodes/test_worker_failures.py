@@ -9,8 +9,8 @@ import pytest
 
 from d8mesh.core.worker.effects import Attempt
 from d8mesh.nodes.worker.failures import (
+    COUNTED_TOGETHER_S,
     FIRST_IN_ALL,
-    INTERVAL_S,
     MAX_ROWS,
     MAX_TITLE_CHARS,
     SHOWN_PER_TYPE,
@@ -31,7 +31,7 @@ class Scene:
 
     def fail(self, kind: str = "resize", **result: object) -> None:
         self.count += 1
-        attempt: Attempt = ("link", kind, 60.0, False, f"id-{self.count}", bytes(16), b"")
+        attempt = Attempt("link", kind, 60.0, False, f"id-{self.count}", bytes(16), b"")
         body = {"success": False, "error": "ValueError: bad", **result}
         payload = msgspec.msgpack.encode(body)
         self.failures.note(attempt, number=2, slot="slot-0", payload=payload)
@@ -65,7 +65,7 @@ def test_a_flood_is_told_a_few_times_and_then_counted(scene: Scene) -> None:
     assert len(scene.told) == SHOWN_PER_TYPE
     scene.failures.flush()
     assert len(scene.told) == SHOWN_PER_TYPE
-    scene.now += INTERVAL_S
+    scene.now += COUNTED_TOGETHER_S
     scene.failures.flush()
     assert scene.told[SHOWN_PER_TYPE:] == ["… and 312 more failures of resize"]
     scene.fail()
@@ -102,6 +102,6 @@ def test_of_a_long_traceback_both_ends_are_shown() -> None:
 
 @pytest.mark.parametrize("payload", [b"\xc1", b"\x93\x01\x02\x03", b"\x80"])
 def test_a_result_that_says_nothing_is_told_all_the_same(scene: Scene, payload: bytes) -> None:
-    attempt: Attempt = ("link", "t", 60.0, False, "id", bytes(16), b"")
+    attempt = Attempt("link", "t", 60.0, False, "id", bytes(16), b"")
     scene.failures.note(attempt, number=1, slot="slot-0", payload=payload)
     assert scene.told[0].startswith("task id (t, attempt 1) failed")

@@ -30,6 +30,8 @@ class Plant:
 POLLING: Final = "tests/core/broker/test_polling.py::test_"
 RETURNS: Final = "tests/core/broker/test_returns.py::test_"
 WORKER_SESSIONS: Final = "tests/core/broker/test_worker_sessions.py::test_"
+JOINING: Final = "tests/core/broker/test_joining.py::test_"
+RESTART: Final = "tests/core/broker/test_restart.py::test_"
 DISPATCHER: Final = "tests/core/broker/test_dispatcher.py::test_"
 SCHEDULER: Final = "tests/core/broker/test_scheduler.py::test_"
 WORKER: Final = "tests/core/worker/test_session.py::test_"
@@ -38,9 +40,11 @@ CLIENT: Final = "tests/core/client/test_session.py::test_"
 DIRECT_CALL: Final = "tests/nodes/test_direct_call.py::test_"
 LINK: Final = "tests/nodes/test_direct_call_link.py::test_"
 SIMULATED: Final = "tests/simulation/test_simulation.py::test_no_history_breaks_a_promise[0]"
+STORE: Final = "tests/core/broker/test_store.py::test_"
+IN_FLIGHT: Final = "tests/nodes/test_commits_in_flight.py::test_"
 POWER_CUT: Final = (
     "tests/power_cut/test_power_cut.py::"
-    "test_whatever_the_disk_kept_every_acknowledged_commit_is_there[journal]"
+    "test_whatever_the_disk_kept_every_acknowledged_commit_is_there[journal-20]"
 )
 PROMISES: Final = (
     "tests/core/broker/test_client_requests.py::test_answers_that_promise_wait_for_the_commit"
@@ -50,8 +54,8 @@ PLANTS: Final = (
     Plant(
         "acknowledge a submit before its commit",
         "d8mesh.core.broker.admission:Admission.submit",
-        "broker.send(client.peer, accepted, waits=True)",
-        "broker.send(client.peer, accepted, waits=False)",
+        "self._actions.send(client.peer, accepted, waits=True)",
+        "self._actions.send(client.peer, accepted, waits=False)",
         WORKER_SESSIONS + "results_are_acknowledged_after_the_commit_only",
     ),
     Plant(
@@ -63,37 +67,81 @@ PLANTS: Final = (
     ),
     Plant(
         "let a worker drop its result before the commit of the other",
-        "d8mesh.core.broker.worker_sessions:WorkerSessions.hello",
-        "waits=True,",
-        "waits=False,",
+        "d8mesh.core.broker.joining:Joining.hello",
+        "waits=True)",
+        "waits=False)",
         WORKER_SESSIONS + "a_worker_is_told_to_drop_a_result_after_the_commit_of_the_other_only",
     ),
     Plant(
-        "write the hand-outs of a commit that failed",
+        "go on with a journal that knows what a failed commit has not written",
         "d8mesh.edge.sqlite.journal:Journal.append",
-        "self._late, self._young, self._old = [], {}, {}",
+        "self._has_failed = True",
         "pass",
-        "tests/edge/test_sqlite.py::test_a_hand_out_of_a_commit_that_failed_is_never_written",
+        STORE + "a_commit_that_fails_leaves_nothing_and_nothing_comes_after_it[journal]",
+    ),
+    Plant(
+        "write the hand-out of a task that has ended",
+        "d8mesh.core.broker.deferral:Deferral.due",
+        "old.pop(task_id, None)",
+        "pass",
+        "tests/core/broker/test_deferral.py::"
+        "test_that_of_a_task_which_has_ended_by_then_is_never_written[1-Completed]",
+    ),
+    Plant(
+        "promise what is not durable yet",
+        "d8mesh.nodes.broker:Broker._perform",
+        "self._store.confirmed() == self._begun",
+        "True",
+        IN_FLIGHT + "the_loop_goes_on_and_acknowledgements_wait",
+    ),
+    Plant(
+        "acknowledge a result with a hand-out while its commit is in flight",
+        "d8mesh.core.broker.scheduler:Scheduler._flush",
+        "if owed and self._state.unconfirmed_since < math.inf:",
+        "if False:",
+        IN_FLIGHT + "a_hand_out_acknowledges_no_result_that_is_not_durable",
+    ),
+    Plant(
+        "acknowledge a result with a hand-out whatever the store is at",
+        "d8mesh.core.broker.scheduler:Scheduler._flush",
+        "if owed and self._state.unconfirmed_since < math.inf:",
+        "if False:",
+        "tests/simulation/test_simulation.py::"
+        "test_no_history_breaks_a_promise_while_commits_are_in_flight[2]",
+    ),
+    Plant(
+        "hand out before a welcome whose commit is in flight",
+        "d8mesh.core.broker.actions:Actions.tell",
+        "min(self._state.now, self._state.unconfirmed_since)",
+        "self._state.now",
+        IN_FLIGHT + "nothing_overtakes_the_welcome_of_a_worker",
+    ),
+    Plant(
+        "answer a question from before a commit in flight",
+        "d8mesh.nodes.broker:Broker._perform",
+        "loads = [effect for effect in effects if type(effect) is Load]",
+        "loads = [self._questions.ask(effect) for effect in effects if type(effect) is Load][:0]",
+        IN_FLIGHT + "questions_are_answered_from_what_is_durable",
     ),
     Plant(
         "write a hand-out only when another commit comes",
         "d8mesh.nodes.broker:Broker._step",
-        "now >= self._owed_until",
+        "now >= self._deferral.until",
         "False",
         "tests/nodes/test_broker.py::test_who_has_what_is_noted_without_another_commit[True]",
     ),
     Plant(
         "hand out before the welcome that waits",
-        "d8mesh.core.broker.state:BrokerState.tell",
-        "waits=worker_state.welcomed == self.now",
+        "d8mesh.core.broker.actions:Actions.tell",
+        "waits=worker.welcomed >= not_durable_since",
         "waits=False",
         WORKER_SESSIONS + "a_worker_is_told_to_drop_a_result_after_the_commit_of_the_other_only",
     ),
     Plant(
         "acknowledge a result with a hand-out that goes before its commit",
         "d8mesh.core.broker.worker_sessions:WorkerSessions.results",
-        "worker_state.results.append(message.seq)",
-        "worker_state.owed.append(message.seq)",
+        "worker.results.append(message.seq)",
+        "worker.owed.append(message.seq)",
         WORKER_SESSIONS
         + "the_acknowledgement_of_a_single_result_goes_with_the_hand_out_after_the_next",
     ),
@@ -107,7 +155,7 @@ PLANTS: Final = (
     Plant(
         "accept a stale failure",
         "d8mesh.core.broker.worker_sessions:WorkerSessions._unusual_result",
-        "task.token == token and ",
+        "task.attempt.token == token and ",
         "",
         WORKER_SESSIONS + "a_stale_failure_is_refused",
     ),
@@ -128,20 +176,20 @@ PLANTS: Final = (
     Plant(
         "count a task twice that stands twice in a message",
         "d8mesh.core.broker.worker_sessions:WorkerSessions.results",
-        'task.token = b""',
+        "done.add(task_id)",
         "pass",
         WORKER_SESSIONS + "the_same_task_twice_in_one_message_counts_once",
     ),
     Plant(
         "read a heartbeat older than a hand-out as a denial",
         "d8mesh.core.broker.worker_sessions:WorkerSessions.heartbeat",
-        "(is_quiet or task.work_seq <= message.work_seq) and ",
+        "(is_quiet or task.attempt.work_seq <= message.work_seq) and ",
         "",
         WORKER_SESSIONS + "a_hand_out_that_never_arrived_is_found_by_the_heartbeat",
     ),
     Plant(
         "never miss a hand-out",
-        "d8mesh.core.broker.worker_sessions:WorkerSessions._mislaid",
+        "d8mesh.core.broker.returns:Returns.mislaid",
         "if lost:",
         "if False:",
         WORKER_SESSIONS + "a_hand_out_that_never_arrived_is_found_by_the_heartbeat",
@@ -149,27 +197,27 @@ PLANTS: Final = (
     Plant(
         "leases on the wall clock",
         "d8mesh.core.broker.worker_sessions:WorkerSessions.sweep",
-        "broker.now - worker_state.last_heard >",
-        "broker.at - worker_state.last_heard_at >",
+        "state.now - worker.last_heard >",
+        "state.at - worker.last_heard_at >",
         "tests/core/broker/test_dispatcher.py::test_a_jump_of_the_wall_clock_changes_no_lease_and_no_deadline",
     ),
     Plant(
         "blame a lost worker for tasks it had not started",
-        "d8mesh.core.broker.worker_sessions:WorkerSessions.lose",
-        "held[: worker_state.slots]",
+        "d8mesh.core.broker.returns:Returns.lose",
+        "held[: worker.slots]",
         "held[:]",
         WORKER_SESSIONS + "only_the_running_attempts_of_a_lost_worker_are_blamed",
     ),
     Plant(
         "count the loss of a worker that comes back with the attempt",
-        "d8mesh.core.broker.worker_sessions:WorkerSessions.hello",
-        "self._unblame(worker_state, message)",
+        "d8mesh.core.broker.joining:Joining.hello",
+        "self._unblame(worker, message)",
         "pass",
         WORKER_SESSIONS + "cuts_of_the_network_use_up_no_attempts",
     ),
     Plant(
         "take back losses of before the attempt that is held",
-        "d8mesh.core.broker.worker_sessions:WorkerSessions._unblame",
+        "d8mesh.core.broker.joining:Joining._unblame",
         " and n >= claim.n",
         "",
         WORKER_SESSIONS + "a_loss_before_the_attempt_that_is_held_stays",
@@ -177,13 +225,13 @@ PLANTS: Final = (
     Plant(
         "blame all workers for a cut of our own network",
         "d8mesh.core.broker.worker_sessions:WorkerSessions.sweep",
-        "self._is_cut_off(worker_state) and",
+        "self._is_cut_off(worker) and",
         "False and",
         WORKER_SESSIONS + "nobody_is_blamed_when_the_whole_mesh_falls_silent",
     ),
     Plant(
         "never blame the last worker for its death",
-        "d8mesh.core.broker.scheduler:Scheduler.blame",
+        "d8mesh.core.broker.returns:Returns.blame",
         "if ids:",
         "if False:",
         WORKER_SESSIONS
@@ -199,8 +247,8 @@ PLANTS: Final = (
     Plant(
         "let giving back cost an attempt",
         "d8mesh.core.broker.worker_sessions:WorkerSessions._given_back",
-        "self._returns.take(worker_state.worker_id, given, why, kind)",
-        "self._scheduler.requeue(worker_state.worker_id, given, why, is_counted=True)",
+        "self._returns.take(worker.worker_id, given, why, kind)",
+        "self._scheduler.requeue(worker.worker_id, given, why, is_counted=True)",
         WORKER_SESSIONS + "released_attempts_wait_again_and_cost_nothing",
     ),
     Plant(
@@ -233,15 +281,15 @@ PLANTS: Final = (
     ),
     Plant(
         "forget what a worker came back with",
-        "d8mesh.core.broker.worker_sessions:WorkerSessions._take_over",
-        "worker_state.outstanding[task_id] = task",
+        "d8mesh.core.broker.joining:Joining._take_over",
+        "worker.outstanding[task_id] = task",
         "pass",
-        WORKER_SESSIONS + "an_attempt_that_is_held_outlives_a_restart",
+        JOINING + "an_attempt_that_is_held_outlives_a_restart",
     ),
     Plant(
         "retry where it failed",
         "d8mesh.core.broker.placement:suits_retry",
-        "if task.history is None or worker_state.worker_id not in task.history.failed_on:",
+        "if task.history is None or worker.worker_id not in task.history.failed_on:",
         "if True:",
         SCHEDULER + "a_failure_is_retried_after_a_pause_on_a_worker_that_has_not_failed_it",
     ),
@@ -255,7 +303,7 @@ PLANTS: Final = (
     Plant(
         "hand out more than the window",
         "d8mesh.core.broker.scheduler:Scheduler._give",
-        "min(worker_state.free, most)",
+        "min(worker.free, most)",
         "most",
         SCHEDULER + "a_window_is_never_exceeded",
     ),
@@ -268,7 +316,7 @@ PLANTS: Final = (
     ),
     Plant(
         "never use attempts up",
-        "d8mesh.core.broker.scheduler:Scheduler._is_used_up",
+        "d8mesh.core.broker.returns:Returns._is_used_up",
         "errors + 1 >= task.batch.spec.max_attempts",
         "False",
         SCHEDULER + "attempts_are_counted_and_the_last_error_is_the_result",
@@ -304,7 +352,7 @@ PLANTS: Final = (
     Plant(
         "forget a cancellation on disk",
         "d8mesh.edge.sqlite.journal:Journal._cancelled",
-        'self._insert("outcomes", self._runs(fact, state=CANCELLED, worker=None), width=7)',
+        'self._insert("outcomes", self._runs(fact, state=CANCELLED_STATE, worker=None), width=7)',
         "pass",
         "tests/core/broker/test_client_requests.py::test_a_cancelled_task_is_told_and_stays_cancelled",
     ),
@@ -313,19 +361,19 @@ PLANTS: Final = (
         "d8mesh.edge.sqlite.journal:Journal.restore",
         'meta["epoch"] + 1',
         'meta["epoch"] + 0',
-        "tests/edge/test_sqlite.py::test_the_epoch_rises_with_every_start",
+        STORE + "the_epoch_rises_with_every_start_and_the_identity_stays[journal]",
     ),
     Plant(
         "let a result be overwritten in memory",
-        "d8mesh.core.broker.task_table:TaskTable._finish_fresh",
-        "if self.state_of(task_id) is None:",
-        "if False:",
+        "d8mesh.core.broker.task_table:TaskTable._take_fresh",
+        "if place is None or self.state_of(task_id) is None:",
+        "if place is None:",
         "tests/core/broker/test_task_table.py::test_a_finished_task_cannot_be_finished_again",
     ),
     Plant(
         "hand the next task to a polling worker whose reply was lost",
         "d8mesh.core.broker.polling:Polling._next",
-        "if worker_state.outstanding and len(worker_state.outstanding) >= worker_state.slots:",
+        "if worker.outstanding and len(worker.outstanding) >= worker.slots:",
         "if False:",
         "tests/core/broker/test_polling.py::test_a_full_hand_that_asks_means_that_a_reply_was_lost",
     ),
@@ -354,34 +402,34 @@ PLANTS: Final = (
     Plant(
         "count credit by what a worker asks for, not by what it was given",
         "d8mesh.core.broker.scheduler:Scheduler._hand",
-        "outstanding[task_id] = task",
+        "outstanding[task.id] = task",
         "pass",
         SCHEDULER + "a_window_is_never_exceeded",
     ),
     Plant(
         "let a task take down one worker after another",
-        "d8mesh.core.broker.scheduler:Scheduler._is_used_up",
+        "d8mesh.core.broker.returns:Returns._is_used_up",
         "return is_loss and",
         "return False and",
         WORKER_SESSIONS + "a_task_that_took_three_workers_down_is_poison",
     ),
     Plant(
         "let a worker go on with what is finished",
-        "d8mesh.core.broker.worker_sessions:WorkerSessions._take_over",
+        "d8mesh.core.broker.joining:Joining._take_over",
         "dropped.append(task_id)",
         "pass",
-        WORKER_SESSIONS + "held_attempts_of_finished_tasks_are_dropped",
+        JOINING + "held_attempts_of_finished_tasks_are_dropped",
     ),
     Plant(
         "let a hand-out outlive the submit that its commit lost",
-        "d8mesh.core.broker.worker_sessions:WorkerSessions._take_over",
+        "d8mesh.core.broker.joining:Joining._take_over",
         "dropped.append(task_id)",
         "dropped += [task_id] if broker.task_table.accepted.get(task_id[:16]) else []",
-        WORKER_SESSIONS + "a_hand_out_whose_submit_never_reached_the_disk_is_dropped",
+        JOINING + "a_hand_out_whose_submit_never_reached_the_disk_is_dropped",
     ),
     Plant(
         "take up an attempt of a fenced task that had ended",
-        "d8mesh.core.broker.worker_sessions:WorkerSessions._take_over",
+        "d8mesh.core.broker.joining:Joining._take_over",
         " or _is_fenced_off(task, claim, token)",
         "",
         WORKER_SESSIONS + "an_ended_attempt_of_a_fenced_task_is_not_taken_up_again",
@@ -389,7 +437,7 @@ PLANTS: Final = (
     Plant(
         "pass on what an earlier attempt says",
         "d8mesh.core.broker.streaming:Streaming.take",
-        "if task is None or task.token != token:",
+        "if task is None or task.attempt.token != token:",
         "if task is None:",
         WORKER_SESSIONS + "what_an_earlier_attempt_says_is_not_passed_on",
     ),
@@ -424,30 +472,30 @@ PLANTS: Final = (
     Plant(
         "tell of a cancellation before its commit",
         "d8mesh.core.broker.client_requests:ClientRequests._cancel",
-        "self._state.answer(peer, request, answer, waits=True)",
-        "self._state.answer(peer, request, answer)",
+        "self._actions.answer(peer, request, answer, waits=True)",
+        "self._actions.answer(peer, request, answer)",
         PROMISES,
     ),
     Plant(
         "name a replay before its commit",
-        "d8mesh.core.broker.client_requests:ClientRequests._replay",
-        'self._state.answer(peer, request, {"task_id": f"{session}-{n}"}, waits=True)',
-        'self._state.answer(peer, request, {"task_id": f"{session}-{n}"})',
+        "d8mesh.core.broker.client_requests:ClientRequests._replay_source",
+        "self._actions.answer(asked.peer, asked.request, task, waits=True)",
+        "self._actions.answer(asked.peer, asked.request, task)",
         PROMISES,
     ),
     Plant(
         "thank for a polling worker's report before its commit",
         "d8mesh.core.broker.polling:Polling._report",
-        "broker.answer(peer, request, {}, waits=True)",
+        "self._actions.answer(peer, request, {}, waits=True)",
         "broker.answer(peer, request, {})",
         PROMISES,
     ),
     Plant(
         "fail what a worker that is back holds the result of",
-        "d8mesh.core.broker.worker_sessions:WorkerSessions._leave_held",
-        "if task is not None and task.token == token:",
+        "d8mesh.core.broker.joining:Joining._held",
+        "if task is not None and task.attempt.token == token:",
         "if False:",
-        WORKER_SESSIONS + "what_a_worker_finished_before_it_was_started_again_is_no_loss",
+        JOINING + "what_a_worker_finished_before_it_was_started_again_is_no_loss",
     ),
     Plant(
         "wait for ever for a worker that wants nothing",
@@ -466,7 +514,7 @@ PLANTS: Final = (
     ),
     Plant(
         "take batches in that were finished and not closed",
-        "d8mesh.core.broker.dispatcher:Dispatcher._restore",
+        "d8mesh.core.broker.restart:Restart._restore",
         "if len(finished) < batch.count:",
         "if True:",
         "tests/core/broker/test_dispatcher.py::"
@@ -474,102 +522,125 @@ PLANTS: Final = (
     ),
     Plant(
         "wait anew after each start for a worker that is away",
-        "d8mesh.core.broker.dispatcher:Dispatcher._give_up_orphans",
+        "d8mesh.core.broker.restart:Restart.give_up",
         "lease_s - self._waited.get(worker_id, 0.0)",
         "lease_s",
-        DISPATCHER + "a_broker_that_dies_again_and_again_gives_a_dead_worker_up",
+        RESTART + "a_broker_that_dies_again_and_again_gives_a_dead_worker_up",
     ),
     Plant(
         "wait less after a start for a worker that was back since",
         "d8mesh.core.broker.dispatcher:Dispatcher.tick",
-        "if not self._noted <= self._orphans.keys():",
+        "if not self._restart.is_noted:",
         "if False:",
-        DISPATCHER + "a_worker_that_was_back_has_its_whole_grace_after_the_next_start",
+        RESTART + "a_worker_that_was_back_has_its_whole_grace_after_the_next_start",
     ),
     Plant(
         "end the list of open tasks at finished batches that are not closed",
-        "d8mesh.edge.sqlite.reader:Reader._list_batches",
-        "if len(batches) <= limit:",
-        "if True:",
-        "tests/edge/test_sqlite.py::"
-        "test_open_tasks_are_listed_behind_finished_batches_that_are_not_closed",
+        "d8mesh.edge.sqlite.reader:Reader._in_batch",
+        "row = held.first if is_back else held.end - 1",
+        "return",
+        STORE + "open_tasks_are_listed_behind_finished_batches_that_are_not_closed[journal-1]",
     ),
     Plant(
         "ask without a pause for what cannot be read",
         "d8mesh.core.broker.scheduler:Scheduler._page_in",
-        "if tries and self._state.now < not_before:",
-        "if False:",
+        "tries and self._state.now < not_before",
+        "False",
         SCHEDULER + "tasks_whose_data_cannot_be_read_fail_in_the_end_and_block_nobody",
     ),
     Plant(
         "cancel what nobody asked to cancel",
         "d8mesh.core.broker.worker_sessions:WorkerSessions._given_back",
-        "self._returns.take(worker_state.worker_id, given, why, UNAVAILABLE)",
+        "self._returns.take(worker.worker_id, given, why, SERVICE_DOWN)",
         "self._outcomes.cancel([task.id for task in given])",
         SIMULATED,
     ),
     Plant(
         "let a deadline pass too early",
-        "d8mesh.core.broker.scheduler:Scheduler.after",
-        "self._state.now + pause_s",
-        "self._state.now + pause_s / 10",
+        "d8mesh.core.broker.state:BrokerState.after",
+        "self.now + pause_s",
+        "self.now + pause_s / 10",
         SIMULATED,
     ),
     Plant(
         "accept another deadline than was asked for",
         "d8mesh.core.broker.admission:Admission._spec",
-        "broker.at + group.deadline_s",
-        "broker.at + group.deadline_s / 10",
+        "state.at + group.deadline_s",
+        "state.at + group.deadline_s / 10",
         SIMULATED,
     ),
     Plant(
         "use attempts up before they are used",
-        "d8mesh.core.broker.scheduler:Scheduler._is_used_up",
+        "d8mesh.core.broker.returns:Returns._is_used_up",
         "errors + 1 >= task.batch.spec.max_attempts",
         "errors + 2 >= task.batch.spec.max_attempts",
         SIMULATED,
     ),
     Plant(
         "call everything poison that has used its attempts up",
-        "d8mesh.core.broker.scheduler:Scheduler._fail_used_up",
+        "d8mesh.core.broker.returns:Returns._fail_used_up",
         "is_loss and _takes_down(task, worker_id) >= POISON_LOSSES",
         "True",
         SIMULATED,
     ),
     Plant(
         "fail for a reason of its own",
-        "d8mesh.core.broker.scheduler:Scheduler.attempt_failed",
-        "self._outcomes.fail(worker_state_id, [task.id], [told.recorded(payload)], why=why)",
+        "d8mesh.core.broker.returns:Returns.attempt_failed",
+        "self._outcomes.fail(worker_id, [task.id], [told.recorded(payload)], why=why)",
         'self._outcomes.fail_for([task.id], code="task.failed", why=why)',
         SIMULATED,
     ),
     Plant(
         "blame a worker that is heard of",
         "d8mesh.core.broker.worker_sessions:WorkerSessions.sweep",
-        "worker_state.last_heard > broker.policy.lease_s",
-        "worker_state.last_heard > broker.policy.heartbeat_s / 2",
+        "worker.last_heard > state.policy.lease_s",
+        "worker.last_heard > state.policy.heartbeat_s / 2",
         SIMULATED,
     ),
     Plant(
         "acknowledge a failure and forget it",
         "d8mesh.core.broker.worker_sessions:WorkerSessions._unusual_result",
-        "self._scheduler.attempt_failed(name, task, claim.n, payload, is_final=is_final)",
+        "self._returns.attempt_failed(name, task, claim.n, payload, is_final=is_final)",
         "pass",
         SIMULATED,
     ),
     Plant(
         "thank for a polling worker's failure and forget it",
         "d8mesh.core.broker.polling:Polling._report",
-        "self._scheduler.attempt_failed(worker_id, task, task.n, payload, is_final=False)",
+        "self._returns.attempt_failed(worker_id, task, task.n, payload, is_final=False)",
         "pass",
         POLLING + "failures_are_retried_and_late_reports_of_earlier_holders_count",
     ),
     Plant(
+        "empty the hands before the outcome is recorded",
+        "d8mesh.core.broker.outcomes:TaskOutcomes._end",
+        "    self._actions.record(fact)\n",
+        "    self._state.registry.workers[by].outstanding.clear()\n"
+        "    self._actions.record(fact)\n",
+        "tests/core/broker/test_outcomes.py::"
+        "test_an_outcome_that_cannot_be_recorded_takes_nothing_from_anybody",
+    ),
+    Plant(
+        "tell a fault of ours as the caller's",
+        "d8mesh.core.broker.dispatcher:Dispatcher._refuse",
+        "self._actions.tell_fault(where, error)",
+        "pass",
+        "tests/core/broker/test_dispatcher.py::"
+        "test_a_fault_of_ours_is_logged_and_told_as_no_fault_of_the_caller",
+    ),
+    Plant(
+        "draw a random number that nobody can replay",
+        "d8mesh.core.broker.returns:Returns.attempt_failed",
+        "self._actions.draw()",
+        "__import__('random').random()",
+        SIMULATED,
+    ),
+    Plant(
         "acknowledge the result of a fenced task and forget it",
         "d8mesh.core.broker.worker_sessions:WorkerSessions.results",
-        "others.append(index)\n            continue",
-        "others.append(index)\n            continue\n        if task.batch.spec.is_fenced:\n"
-        "            continue",
+        "others.append(index)\n        else:",
+        "others.append(index)\n        elif task.batch.spec.is_fenced:\n            continue\n"
+        "        else:",
         SIMULATED,
     ),
     Plant(
@@ -603,7 +674,7 @@ PLANTS: Final = (
     Plant(
         "stay bound to what nobody waits for",
         "d8mesh.core.client.session:ClientSession.abandon",
-        "self._forget(submission)",
+        "self._awaited.forget(submission)",
         "pass",
         CLIENT + "what_is_abandoned_is_neither_sent_nor_awaited",
     ),
@@ -619,7 +690,7 @@ PLANTS: Final = (
         "d8mesh.nodes.client.direct_call:DirectCall._greet",
         "while self._link.receive(STALE_FRAMES):",
         "for frame in self._link.receive(STALE_FRAMES):\n"
-        "        self._receive(frame, Parcel('', 0, [], 1, states=bytearray(1)), '', now)\n"
+        "        self._receive(frame, Submission('', 0, []), '', now)\n"
         "    while False:",
         LINK + "after_a_pause_nothing_old_counts",
     ),

@@ -18,7 +18,16 @@ from typing import Final
 
 import apsw
 
-from d8mesh.core.broker.store import Restored
+from d8mesh.core.broker.store import (
+    BatchPayloads,
+    FinishedStates,
+    OutcomesOf,
+    PayloadsOf,
+    Question,
+    Restored,
+    StoreAnswer,
+)
+from d8mesh.core.protocol.messages import PRUNED_STATE
 from d8mesh.core.protocol.task import (
     Assigned,
     AssignmentsSettled,
@@ -72,7 +81,7 @@ class Recording:
 def record_journal(folder: Path, *, seed: int, commits: int, synchronous: str) -> Recording:
     """Run the journal's workload under the recorder."""
     recorder = Recorder()
-    work = _JournalWork(random.Random(seed))
+    work = JournalWork(random.Random(seed))
     recording = Recording(recorder.entries, [work.state])
 
     def opened() -> Journal:
@@ -107,25 +116,31 @@ def read_journal(folder: Path) -> State:
     finally:
         journal.close()
     _check_integrity(folder / JOURNAL_NAME)
+    reader = Reader(folder / JOURNAL_NAME)
+    try:
+        return state_of(restored, reader.ask)
+    finally:
+        reader.close()
+
+
+def state_of(restored: Restored, ask: Callable[[Question], StoreAnswer]) -> State:
+    """Return what a store holds: by what a start goes on from, and by its answers."""
     state: State = {}
     for session, ranges in restored.accepted.items():
         for first, count in ranges:
             state |= {f"{session}-{n}": b"" for n in range(first, first + count)}
-    reader = Reader(folder / JOURNAL_NAME)
-    try:
-        for task_id, code, payload in reader.query("outcomes", (list(state),)):
-            if code in _OUTCOMES:
-                assert isinstance(payload, bytes)
-                state[str(task_id)] = _OUTCOMES[code] + payload
-            else:
-                del state[str(task_id)]  # pruned
-        state |= _rest_of(restored, reader)
-    finally:
-        reader.close()
+    ids = list(state)
+    ended = ask(OutcomesOf(ids))
+    assert isinstance(ended, FinishedStates)
+    for task_id, code, payload in zip(ids, ended.states, ended.payloads, strict=True):
+        if code in _OUTCOMES:
+            state[task_id] = _OUTCOMES[code] + payload
+        elif code == PRUNED_STATE:
+            del state[task_id]
     open_ids = _open_ids(restored)
     if open_ids != {i for i, outcome in state.items() if not outcome}:
         raise AssertionError("recovery does not know the same unfinished tasks as the tables")
-    return state
+    return state | _rest_of(restored, ask)
 
 
 def _open_ids(restored: Restored) -> set[str]:
@@ -136,7 +151,7 @@ def _open_ids(restored: Restored) -> set[str]:
     }
 
 
-def _rest_of(restored: Restored, reader: Reader) -> State:
+def _rest_of(restored: Restored, ask: Callable[[Question], StoreAnswer]) -> State:
     """Return what belongs to unfinished tasks, the keys and the counts, each under its name.
 
     What is left of tasks that are finished counts for nothing: a start passes it over.
@@ -147,9 +162,9 @@ def _rest_of(restored: Restored, reader: Reader) -> State:
     for key, what in restored.keys.items():
         state[f"key {key}"] = _told(what)
     for batch, _ in restored.batches:
-        ((payloads,),) = reader.query("payloads", (batch.session, batch.first))
-        assert isinstance(payloads, list)
-        state[f"batch {batch.task_id(0)}"] = _digest(batch.spec, payloads)
+        found = ask(PayloadsOf(batch.session, batch.first))
+        assert isinstance(found, BatchPayloads)
+        state[f"batch {batch.task_id(0)}"] = _digest(batch.spec, found.payloads)
     for task_id, holder in restored.in_flight.items():
         if task_id in open_ids:
             state[f"in hand {task_id}"] = _told(holder)
@@ -245,7 +260,7 @@ def _kept(dice: random.Random) -> KeptResult:
     )
 
 
-class _JournalWork:
+class JournalWork:
     """Draws the facts of one commit after the other, and knows what they add up to."""
 
     def __init__(self, dice: random.Random) -> None:

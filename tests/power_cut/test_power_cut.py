@@ -7,13 +7,16 @@ import pytest
 from tests.power_cut.run import cut_power
 from tests.power_cut.subjects import SUBJECTS
 
-IMAGES = 60
+IMAGES = [20, pytest.param(200, marks=pytest.mark.slow)]
 
 
+@pytest.mark.parametrize("images", IMAGES)
 @pytest.mark.parametrize("subject", SUBJECTS)
-def test_whatever_the_disk_kept_every_acknowledged_commit_is_there(subject: str) -> None:
-    report = cut_power(subject, images=IMAGES, seed=7, commits=150)
-    assert report.images == IMAGES
+def test_whatever_the_disk_kept_every_acknowledged_commit_is_there(
+    subject: str, images: int
+) -> None:
+    report = cut_power(subject, images=images, seed=7, commits=150)
+    assert report.images == images
     assert not report.faults, report.examples
 
 

@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from d8mesh.processes.failure_console import MAX_WAITING, FailureConsole
+from d8mesh.processes.failure_console import MAX_WAITING_TEXTS, FailureConsole
 
 PATIENCE_S = 30.0
 
@@ -34,11 +34,11 @@ def test_a_terminal_that_is_stopped_holds_nobody_up() -> None:
     console = FailureConsole(say)
     console.show("first")
     assert is_stopped.wait(PATIENCE_S)
-    for n in range(10 * MAX_WAITING):
+    for n in range(10 * MAX_WAITING_TEXTS):
         console.show(str(n))
     goes_on.set()
     console.close()
-    assert said == ["first", *map(str, range(9 * MAX_WAITING, 10 * MAX_WAITING))]
+    assert said == ["first", *map(str, range(9 * MAX_WAITING_TEXTS, 10 * MAX_WAITING_TEXTS))]
 
 
 def test_a_console_that_cannot_be_written_is_written_again_when_it_can(

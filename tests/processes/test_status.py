@@ -15,6 +15,7 @@ import pytest
 
 from d8mesh.edge.network import bind
 from d8mesh.errors import D8Error
+from d8mesh.http import guard
 from d8mesh.processes import status
 from d8mesh.processes.status import StatusServer
 
@@ -101,7 +102,7 @@ def test_a_forwarded_address_counts_for_nothing(
     page: StatusServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert ask(page, X_Forwarded_For="8.8.8.8", X_Forwarded_Host="evil.example.com")[0] == 200
-    monkeypatch.setattr(status, "is_admissible", lambda address: False)
+    monkeypatch.setattr(guard, "is_admissible", lambda address: False)
     assert ask(page, X_Forwarded_For="127.0.0.1")[0] == 403
 
 
@@ -136,7 +137,7 @@ def test_no_free_port_is_said_with_the_variable() -> None:
 def test_the_page_is_small() -> None:
     code = (
         "import sys, d8mesh.processes.status\n"
-        "print([m for m in ('werkzeug', 'zmq', 'http.server', 'asyncio') if m in sys.modules])"
+        "print([m for m in ('werkzeug', 'zmq', 'http.server', 'httpx') if m in sys.modules])"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True

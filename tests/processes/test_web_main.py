@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import http.client
 import json
@@ -20,7 +21,8 @@ import pytest
 
 from d8mesh.config import Config
 from d8mesh.edge.network import bind
-from d8mesh.errors import ConfigError, D8Error
+from d8mesh.errors import ConfigError, D8Error, ForbiddenError, NodeClosedError
+from d8mesh.nodes.client.aio.node import AsyncNode
 from d8mesh.processes import web_main
 from tests.nodes.mesh import PATIENCE_S, Mesh, free_port, mesh_in, until
 
@@ -226,11 +228,19 @@ def test_a_public_address_is_not_listened_on_by_accident(host: str, is_refused: 
         web_main.refuse_public(Config(web_host=host))
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the system alone decides")
-def test_the_rest_process_keeps_to_one_core() -> None:
-    before = os.sched_getaffinity(0)
-    try:
-        web_main._stay_on_one_core()
-        assert len(os.sched_getaffinity(0)) == 1
-    finally:
-        os.sched_setaffinity(0, before)
+@pytest.mark.parametrize(("fatal", "is_dead"), [(NodeClosedError(), 1), (ForbiddenError(), 0)])
+def test_a_client_that_has_ended_by_itself_ends_the_process_and_a_refused_one_does_not(
+    fatal: D8Error, is_dead: bool
+) -> None:
+    async def serve() -> bool:
+        node = AsyncNode(Config(mesh="test-none"), endpoint="tcp://127.0.0.1:1", url=None)
+        alive = asyncio.ensure_future(web_main._until_dead(node))
+        await asyncio.sleep(0)
+        node._runner.fatal = fatal
+        node._after_turn()
+        done, _ = await asyncio.wait((alive,), timeout=0.2)
+        alive.cancel()
+        await node.close(0.0)
+        return bool(done)
+
+    assert asyncio.run(serve()) == is_dead

@@ -14,8 +14,7 @@ from typing import Final, NoReturn
 import msgspec
 
 from d8mesh.core.broker.dispatcher import STANDSTILL_S
-from d8mesh.core.broker.returns import MAX_RETURNS, MAX_UNSTARTED
-from d8mesh.core.broker.scheduler import POISON_LOSSES
+from d8mesh.core.broker.returns import MAX_RETURNS, MAX_UNSTARTED, POISON_LOSSES
 from d8mesh.core.broker.state import Policy
 from d8mesh.core.protocol.messages import REFUSED, SUCCEEDED, Group, Message, Results, Work
 from d8mesh.core.protocol.task import SUSPECT, Cancelled, Failed, Recounted, Requeued, Submitted

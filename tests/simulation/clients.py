@@ -10,7 +10,7 @@ import msgspec
 
 from d8mesh.core.client.effects import Answered, Arrived, Lost, Output, Rejected, Settled, Transmit
 from d8mesh.core.client.session import ClientSession
-from d8mesh.core.client.submission import Submission
+from d8mesh.core.client.submission import Submission, awaiting
 from d8mesh.core.protocol import messages as m
 from d8mesh.core.protocol.codec import decode_to_client, encode
 from tests.simulation.causes import Wish
@@ -132,10 +132,8 @@ class SimClient:
         )
 
     def _submission(self, groups: list[m.Group]) -> Submission:
-        count = sum(len(group.payloads) for group in groups)
-        submission = Submission(self._line.session_id, self._next, groups, count)
-        submission.states, submission.payloads = bytearray(count), [None] * count
-        self._next += count
+        submission = Submission(self._line.session_id, self._next, groups)
+        self._next += submission.count
         return submission
 
     def _send(self, submission: Submission) -> None:
@@ -183,9 +181,7 @@ class SimClient:
                 self._send(again)
 
     def _await(self, task_id: str) -> None:
-        session, _, n = task_id.partition("-")
-        single = Submission(session, int(n), [], 1, is_accepted=True, missing=1)
-        single.states, single.payloads = bytearray(1), [None]
+        single = awaiting(task_id)
         self.submissions.append(single)
         self._line.perform(self._line.session.watch(single))
 

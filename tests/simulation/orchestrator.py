@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import math
+from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from d8mesh.core.broker.dispatcher import Dispatcher
+from d8mesh.core.broker.deferral import DEFERRAL_S, Deferral
 from d8mesh.core.broker.effects import Effect, Load, Loaded, Peer, Record, Send
 from d8mesh.core.broker.state import Policy
 from d8mesh.core.protocol import messages as m
 from d8mesh.core.protocol.codec import decode_to_broker, encode
 from d8mesh.core.protocol.task import Fact, TaskState
-from d8mesh.edge.sqlite import Journal, Reader
+from d8mesh.edge.sqlite import Journal
+from tests.core.invariants import check
+from tests.simulation.recording import Recording
 from tests.simulation.safety import Owed
 
 if TYPE_CHECKING:
@@ -57,6 +61,8 @@ class Orchestrator:
             max_attempts=rng.choice((3, 6)),
             retention_count=rng.choice((20, 10**6)),
         )
+        #: how long after it was begun a commit is durable, as across a network
+        self.latency_s = 0.0
         self._steps_to_live: int | None = None
         self._is_to_tear = False
         #: what a crash in the middle of a commit left of the files
@@ -70,19 +76,26 @@ class Orchestrator:
     def _open(self) -> None:
         world = self.world
         self.journal = Journal(self._file, synchronous="OFF")
-        self.reader = Reader(self._file)
+        self._deferral, self._deferral_now = Deferral(), 0.0
+        #: commits under way: when they are durable, and their facts
+        self._in_flight: deque[tuple[float, list[Fact]]] = deque()
+        self._begun = 0
+        #: the commits that are waited for, the time of the wake-up, and what waits
+        self._held: deque[tuple[int, float, list[Send | Load]]] = deque()
         restored = self.journal.restore()
         self.life = restored.epoch
-        self.dispatcher = Dispatcher(
-            self._policy, restored, world.rng.random, now=world.now, at=world.at
-        )
-        self.dispatcher.state.task_table._payload_memory_bytes = self._payload_memory_bytes
+        start = (self._policy, restored, world.now, world.at)
+        self._recording = Recording(start, world.rng.random, self._payload_memory_bytes)
+        self.dispatcher = self._recording.brain
         world.safety.restored(self.dispatcher)
 
     def close(self) -> None:
-        """Let the files go."""
-        self.reader.close()
+        """Let the files go; what the brain did in this life can be replayed."""
         self.journal.close()
+        try:
+            self._recording.prove()
+        except AssertionError as error:
+            self.world.safety.fail(self.name, f"a replay comes to something else: {error}")
 
     def crash(self) -> None:
         """Die, at once, in the middle of a commit or at some effect; be back a little later."""
@@ -100,8 +113,6 @@ class Orchestrator:
         self._inbox.clear()
         self._owed.clear()
         self._owed_answers.clear()
-        for owed in (self.journal._late, self.journal._young, self.journal._old):
-            owed.clear()  # a close would write them
         self.close()
         for file, content in self._torn.items():
             file.write_bytes(content)
@@ -122,22 +133,23 @@ class Orchestrator:
         inbox, self._inbox = self._inbox, []
         effects: list[Effect] = []
         world.safety.causes.ticked(self.name)
-        for routing_id, frame in inbox:
-            message, peer = decode_to_broker(frame), Peer(routing_id, "10.0.0.1")
-            self._listen(message, peer)
-            effects += self.dispatcher.receive(message, peer, world.now)
-        effects += self.dispatcher.tick(world.now, world.at)
         try:
+            effects += self._settle()
+            for routing_id, frame in inbox:
+                message, peer = decode_to_broker(frame), Peer(routing_id, "10.0.0.1")
+                self._listen(message, peer)
+                effects += self._recording.call("receive", message, peer, world.now)
+            effects += self._recording.call("tick", world.now, world.at)
             self.perform(effects)
         except Died:
             world.counts.faults["broker died at an effect"] += 1
             self._die()
         if world.rng.random() < 0.05:
-            self.dispatcher.check()
+            check(self.dispatcher)
 
     def _listen(self, message: m.ToBroker, peer: Peer) -> None:
         """Note who was heard, and what will be owed for what was said."""
-        causes, worker_state = (
+        causes, worker = (
             self.world.safety.causes,
             self.dispatcher.state.registry.by_peer(peer),
         )
@@ -153,8 +165,8 @@ class Orchestrator:
                 self._owed_answers[peer.routing_id, message.request] = self._owed_report(args)
             case _:
                 pass
-        if worker_state is not None and not isinstance(message, m.Goodbye):
-            causes.heard(self.name, worker_state.worker_id)
+        if worker is not None and not isinstance(message, m.Goodbye):
+            causes.heard(self.name, worker.worker_id)
 
     def _owed_for(self, message: m.Results) -> Owed:
         """Return what must be on disk before these results are acknowledged.
@@ -167,7 +179,7 @@ class Orchestrator:
         task_table, owed = self.dispatcher.state.task_table, Owed()
         for task_id, token, kind in zip(message.ids, message.tokens, message.kinds, strict=True):
             task = task_table.tasks.get(task_id)
-            is_current = task is not None and task.token == token
+            is_current = task is not None and task.attempt.token == token
             self._owe(owed, task_id, is_success=kind == m.SUCCEEDED, is_current=is_current)
         return owed
 
@@ -203,17 +215,33 @@ class Orchestrator:
             if not send.waits or not self.commits_before_sending:
                 follow_ups += self._send(send)
         if facts:
-            self._commit(facts)
-        for send in sends:
-            if send.waits and self.commits_before_sending:
-                follow_ups += self._send(send)
-        for effect in effects:
-            if isinstance(effect, Load):
-                self._live()
-                rows = self.reader.query(effect.what, effect.args)
-                follow_ups += self.dispatcher.loaded(Loaded(effect.number, rows))
+            self._in_flight.append((self.world.now + self.latency_s, facts))
+            self._begun += 1
+        held = [each for each in sends if each.waits and self.commits_before_sending]
+        loads = [effect for effect in effects if isinstance(effect, Load)]
+        self._held.append((self._begun, self.world.now, [*held, *loads]))
+        follow_ups += self._settle()
         if follow_ups:
             self.perform(follow_ups)
+
+    def _settle(self) -> list[Effect]:
+        """Commit what is due, and go on with what waited for that."""
+        while self._in_flight and self._in_flight[0][0] <= self.world.now:
+            self._commit(self._in_flight.popleft()[1])
+        confirmed = self._begun - len(self._in_flight)
+        follow_ups: list[Effect] = []
+        while self._held and self._held[0][0] <= confirmed:
+            for each in self._held.popleft()[2]:
+                if isinstance(each, Send):
+                    follow_ups += self._send(each)
+                    continue
+                self._live()
+                answer = self.journal.ask(each.question)
+                follow_ups += self._recording.call("loaded", Loaded(each.number, answer))
+        since = self._held[0][1] if self._held else math.inf
+        if since != self.dispatcher.state.unconfirmed_since:
+            self._recording.call("set_unconfirmed", since)
+        return follow_ups
 
     def _live(self) -> None:
         if self._steps_to_live is not None:
@@ -226,7 +254,9 @@ class Orchestrator:
         if self._is_to_tear:
             self._tear(facts)
             raise Died
-        self.journal.append(facts, is_due=self.world.rng.random() < DUE)
+        if self.world.rng.random() < DUE:
+            self._deferral_now += DEFERRAL_S
+        self.journal.append(self._deferral.due(facts, self._deferral_now))
         self.world.safety.committed(self.name, facts)
         self._live()
 
@@ -234,7 +264,7 @@ class Orchestrator:
         """Write a commit of which the disk gets only a part: nothing of it may be seen again."""
         log = self._file.with_name(self._file.name + "-wal")
         file_before, before = self._file.read_bytes(), log.read_bytes()
-        self.journal.append(facts)
+        self.journal.append(self._deferral.due(facts, self._deferral_now))
         after = log.read_bytes()
         if self._file.read_bytes() != file_before or after == before:
             self.world.safety.committed(self.name, facts)  # moved over after it was whole, or empty
@@ -260,7 +290,7 @@ class Orchestrator:
             self.world.safety.told(self.name, send.message, each)
         deliver = self.routes.get(send.peer.routing_id)
         if deliver is None:
-            return self.dispatcher.undelivered(send.peer, send.message)
+            return self._recording.call("undelivered", send.peer, send.message)
         deliver(encode(send.message))
         return []
 

@@ -23,6 +23,7 @@ from d8mesh.core.protocol.task import (
     Requeued,
     Submitted,
 )
+from tests.core.invariants import check
 from tests.simulation.causes import Causes
 
 _ENDS: Final = {Completed: 1, Failed: 2, Cancelled: 3}
@@ -167,7 +168,7 @@ class Safety:
     def restored(self, dispatcher: Dispatcher) -> None:
         """An orchestrator has started: it must know all that it had accepted."""
         name, task_table = dispatcher.state.policy.broker_id, dispatcher.state.task_table
-        dispatcher.check()
+        check(dispatcher)
         for task_id, home in self._home.items():
             if home != name:
                 continue

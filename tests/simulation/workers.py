@@ -109,7 +109,7 @@ class SimWorker:
         if ended:
             self._perform(self.session.finished(ended, now))
         running = [each for _, each in self._running]
-        overran = (e.attempt[5] for e in running if now - e.started > e.attempt[2])
+        overran = (e.attempt.token for e in running if now - e.started > e.attempt.timeout_s)
         world.safety.causes.broken.update(overran)
         self._perform(self.session.watch(running, now))
         self._perform(self.session.tick(now))
@@ -122,7 +122,7 @@ class SimWorker:
         while self._ready and len(self._running) < self._slots:
             attempt = self._ready.pop(0)
             world.counts.executions += 1
-            world.safety.note(attempt[4], f"{self.name} starts an attempt")
+            world.safety.note(attempt.id, f"{self.name} starts an attempt")
             takes_s = world.rng.random() * (0.1 if world.is_kind else self._pace_s)
             if not world.is_kind and world.rng.random() < 0.01:
                 world.counts.faults["handler hangs"] += 1
@@ -130,7 +130,8 @@ class SimWorker:
             self._running.append((world.now + takes_s, Running(attempt, world.now)))
 
     def _end(self, running: Running) -> Ended:
-        link, _, _, _, task_id, token, payload = running.attempt
+        attempt = running.attempt
+        link, task_id, token = attempt.link, attempt.id, attempt.token
         rng, world = self.world.rng, self.world
         lasted_s = world.now - running.started
         if token in self._aborted:
@@ -144,7 +145,7 @@ class SimWorker:
             result = msgspec.msgpack.encode({"success": False, "error": "bad luck"})
             world.safety.causes.broken.add(token)
         else:
-            kind, result = m.SUCCEEDED, self._result(payload)
+            kind, result = m.SUCCEEDED, self._result(attempt.payload)
             world.safety.produced.add((task_id, result))
         world.safety.note(task_id, f"{self.name} ends it: {('failed', 'done', 'refused')[kind]}")
         return (link, task_id, token, kind, result, lasted_s)
@@ -175,7 +176,7 @@ class SimWorker:
                 self._aborted.update(effect.tokens)
                 # A handler that hangs notices that it is cancelled.
                 self._running = [
-                    (self.world.now if running.attempt[5] in self._aborted else until, running)
+                    (self.world.now if running.attempt.token in self._aborted else until, running)
                     for until, running in self._running
                 ]
             case TakeBack():
@@ -193,10 +194,10 @@ class SimWorker:
                 pass
 
     def _take_back(self, effect: TakeBack) -> None:
-        mine = [a for a in self._ready if a[0] == effect.link]
+        mine = [a for a in self._ready if a.link == effect.link]
         mine = mine[max(0, len(mine) - effect.count) :] if effect.count else []
-        tokens = {attempt[5] for attempt in mine}
-        self._ready = [attempt for attempt in self._ready if attempt[5] not in tokens]
+        tokens = {attempt.token for attempt in mine}
+        self._ready = [attempt for attempt in self._ready if attempt.token not in tokens]
         self._aborted -= tokens
         self._perform(self.session.taken_back(mine[::-1], self.world.now))
 

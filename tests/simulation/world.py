@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Final, TypeAlias
 
 from d8mesh.core.protocol import messages as m
+from tests.core.invariants import check
 from tests.simulation.clients import SimClient, SimPoller
 from tests.simulation.orchestrator import Orchestrator
 from tests.simulation.safety import Safety
@@ -221,6 +222,6 @@ class World:
             for kept in worker.outbox.values():
                 safety.fail(kept.task_id, "its result stays in the outbox for ever")
         for orchestrator in self.orchestrators:
-            orchestrator.dispatcher.check()
+            check(orchestrator.dispatcher)
             task_table = orchestrator.dispatcher.state.task_table
             assert task_table.queued == task_table.running == task_table.unfinished_bytes == 0

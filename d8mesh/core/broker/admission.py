@@ -8,10 +8,11 @@ from typing import Final
 from msgspec import structs
 
 from d8mesh.core.broker import placement
+from d8mesh.core.broker.actions import Actions
 from d8mesh.core.broker.scheduler import Scheduler
 from d8mesh.core.broker.state import MAX_LISTENED, BrokerState, ClientState
 from d8mesh.core.protocol.messages import MAX_WARNINGS, Accepted, Group, Refused, Submit
-from d8mesh.core.protocol.task import MAX_SESSIONS, Spec, Submitted
+from d8mesh.core.protocol.task import Spec, Submitted
 from d8mesh.errors import (
     DiskLowError,
     DrainingError,
@@ -32,15 +33,16 @@ DISK_RETRY_S: Final = 5.0  # the disk is looked at every few seconds
 class Admission:
     """Accepts submits into a pool."""
 
-    def __init__(self, broker: BrokerState, scheduler: Scheduler) -> None:
-        self._state = broker
+    def __init__(self, state: BrokerState, actions: Actions, scheduler: Scheduler) -> None:
+        self._state = state
+        self._actions = actions
         self._scheduler = scheduler
 
     def submit(self, client: ClientState, message: Submit) -> None:
         """Accept the tasks of `message`, or refuse them as a whole with the reason."""
-        broker = self._state
+        state = self._state
         count = size = 0
-        serving, is_offered = broker.registry.serving, True
+        serving, is_offered = state.registry.serving, True
         for group in message.groups:
             is_offered = is_offered and group.type in serving
             count += len(group.payloads)
@@ -52,21 +54,21 @@ class Admission:
                 if message.is_listened and len(client.listened) + count > MAX_LISTENED:
                     raise FloodError(f"a client listens to {MAX_LISTENED} tasks at the same time")
         except TaskRejectedError as error:
-            broker.reject(error.code)
+            state.metrics.reject(error.code)
             retry_s = _RETRY_S.get(type(error), 0.0)
-            broker.send(client.peer, Refused(message.seq, error.code, str(error), retry_s))
+            self._actions.send(client.peer, Refused(message.seq, error.code, str(error), retry_s))
             return
         except (ForbiddenError, FloodError) as error:
-            broker.reject(error.code)
+            state.metrics.reject(error.code)
             retry_s = FULL_RETRY_S if isinstance(error, FloodError) else 0.0
-            broker.send(client.peer, Refused(message.seq, error.code, str(error), retry_s))
+            self._actions.send(client.peer, Refused(message.seq, error.code, str(error), retry_s))
             return
         if repeat is None:
             self._accept(client, message, count)
         accepted = repeat or Accepted(message.seq, message.session, message.first)
         if not is_offered:
             accepted = structs.replace(accepted, warnings=self._warnings(message))
-        broker.send(client.peer, accepted, waits=True)
+        self._actions.send(client.peer, accepted, waits=True)
 
     def _warnings(self, message: Submit) -> list[str]:
         """Return what people should know of tasks that are accepted: nobody may run them."""
@@ -85,9 +87,9 @@ class Admission:
         key: tuple[str, bytes, int] = ("", b"", 0),
     ) -> int:
         """Record one batch and let it wait for its turn; return its place in the order."""
-        broker = self._state
-        broker.record(Submitted(session, first, spec, payloads, broker.at, *key))
-        batch = broker.task_table.batch_at(session, first)
+        state = self._state
+        self._actions.record(Submitted(session, first, spec, payloads, state.at, *key))
+        batch = state.task_table.batch_at(session, first)
         assert batch is not None  # it has just been taken in
         self._scheduler.enqueue(batch)
         return batch.order
@@ -113,13 +115,13 @@ class Admission:
                 self._state.listen(client, task_id)
 
     def _spec(self, group: Group) -> Spec:
-        broker = self._state
+        state = self._state
         return Spec(
             type=group.type,
             priority=group.priority,
-            max_attempts=group.max_attempts or broker.policy.max_attempts,
+            max_attempts=group.max_attempts or state.policy.max_attempts,
             model=group.model,
-            deadline_at=None if group.deadline_s is None else broker.at + group.deadline_s,
+            deadline_at=None if group.deadline_s is None else state.at + group.deadline_s,
             run_at=group.run_at,  # if that is past, the tick knows: it has the clock anew
             is_fenced=group.is_fenced,
         )
@@ -154,19 +156,19 @@ class Admission:
             DrainingError, DiskLowError, QueueFullError: as they say.
             TaskRejectedError: the journal has no row ids for another session.
         """
-        broker = self._state
-        if broker.is_draining:
+        state = self._state
+        if state.is_draining:
             raise DrainingError
-        if broker.is_disk_low:
+        if state.is_disk_low:
             raise DiskLowError
-        task_table, policy = broker.task_table, broker.policy
+        task_table, policy = state.task_table, state.policy
         if (
             session not in task_table.accepted
-            and len(task_table.accepted) + task_table.forgotten_sessions >= MAX_SESSIONS
+            and len(task_table.accepted) + task_table.forgotten_sessions >= task_table.max_sessions
         ):
             raise TaskRejectedError(
-                f"the journal has named {MAX_SESSIONS} clients, and no more fit: start the "
-                "orchestrator with a new data folder"
+                f"the journal has named {task_table.max_sessions} clients, and no more fit: start "
+                "the orchestrator with a new data folder"
             )
         if task_table.queued + count > policy.queue_size:
             raise QueueFullError(

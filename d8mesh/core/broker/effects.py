@@ -1,4 +1,4 @@
-"""What a brain may ask its loop for. A brain does nothing by itself and hides nothing."""
+"""What the broker's brain asks its loop for: a brain does nothing by itself."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import NamedTuple, TypeAlias
 
 from msgspec import Struct
 
+from d8mesh.core.broker.store import Question, StoreAnswer
 from d8mesh.core.protocol.messages import Message
 from d8mesh.core.protocol.task import Fact
 
@@ -33,22 +34,24 @@ class Record(Struct, frozen=True, gc=False):
 
 
 class Load(Struct, frozen=True, gc=False):
-    """Fetch from the journal what memory lacks; answered by `Loaded` with the same number.
-
-    `what` is one of the journal's queries, `args` its arguments.
-    """
+    """Ask the store what memory lacks; answered by `Loaded` with the same number."""
 
     number: int
-    what: str
-    args: tuple[object, ...]
+    question: Question
 
 
 class Loaded(Struct, frozen=True, gc=False):
-    """The answer to a `Load`; `error` is empty when `rows` hold the answer."""
+    """The answer to a `Load`."""
 
     number: int
-    rows: list[tuple[object, ...]]
-    error: str = ""
+    answer: StoreAnswer
 
 
-Effect: TypeAlias = Send | Record | Load
+class Fault(Struct, frozen=True, gc=False):
+    """Log that something of ours went wrong; who asked was told that, and no more."""
+
+    where: str
+    traceback: str
+
+
+Effect: TypeAlias = Send | Record | Load | Fault

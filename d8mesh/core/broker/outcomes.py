@@ -1,4 +1,4 @@
-"""How tasks end: record the outcome once, free the worker, tell who awaits it.
+"""How tasks end: record the outcome once, then free the worker and tell who awaits it.
 
 Every way to a final state goes through here.
 """
@@ -10,9 +10,11 @@ from typing import Final, TypeAlias
 
 import msgspec
 
+from d8mesh.core.broker.actions import Actions
 from d8mesh.core.broker.effects import Peer
-from d8mesh.core.broker.records import Batch
+from d8mesh.core.broker.records import Batch, TaskRecord
 from d8mesh.core.broker.state import BrokerState
+from d8mesh.core.broker.streaming import Streaming
 from d8mesh.core.protocol.json_model import error_as_text
 from d8mesh.core.protocol.messages import (
     CANCELLED_STATE,
@@ -35,25 +37,34 @@ MAX_TRACEBACK_CHARS: Final = 8000
 class TaskOutcomes:
     """Completes, fails and cancels tasks of a pool."""
 
-    def __init__(self, broker: BrokerState) -> None:
-        self._state = broker
+    def __init__(self, state: BrokerState, actions: Actions, streaming: Streaming) -> None:
+        self._state = state
+        self._actions = actions
+        self._streaming = streaming
         #: session -> what has ended since it was last told
         self._told: dict[str, _Told] = {}
 
     def complete(
-        self, worker_id: str, ids: list[str], ns: list[int], payloads: list[bytes]
+        self,
+        worker_id: str,
+        ids: list[str],
+        ns: list[int],
+        payloads: list[bytes],
+        tasks: Sequence[TaskRecord | None] | None = None,
     ) -> None:
-        """Record successes of `worker_id`; every id is unfinished and stands once."""
-        self._settle(ids, COMPLETED_STATE, payloads, worker_id)
-        self._state.record(Completed(worker_id, ids, ns, payloads, self._state.at))
-        self._forget_emptied()
+        """Record successes of `worker_id`; every id is unfinished and stands once.
+
+        Args:
+            tasks: what the task table has under these ids, if that is known.
+        """
+        fact = Completed(worker_id, ids, ns, payloads, self._state.at)
+        self._end(fact, COMPLETED_STATE, worker_id, tasks)
 
     def fail(self, worker_id: str, ids: list[str], payloads: list[bytes], *, why: str) -> None:
         """Record final failures; `worker_id` is empty when no worker is to blame."""
         ns = self._attempts(ids)
-        self._settle(ids, FAILED_STATE, payloads, worker_id)
-        self._state.record(Failed(worker_id, ids, ns, payloads, self._state.at, why))
-        self._forget_emptied()
+        fact = Failed(worker_id, ids, ns, payloads, self._state.at, why)
+        self._end(fact, FAILED_STATE, worker_id)
 
     def fail_for(self, ids: list[str], *, code: str, why: str, worker_id: str = "") -> None:
         """Record final failures that no worker reported, with a result made here.
@@ -67,72 +78,114 @@ class TaskOutcomes:
     def cancel(self, ids: list[str]) -> None:
         """Record the cancellation of unfinished tasks and stop those that run."""
         payloads = [failure_payload("cancelled", "task.cancelled")] * len(ids)
-        ns = self._attempts(ids)
-        self._settle(ids, CANCELLED_STATE, payloads, "")
-        self._state.record(Cancelled(ids, ns, payloads, self._state.at))
-        self._forget_emptied()
+        fact = Cancelled(ids, self._attempts(ids), payloads, self._state.at)
+        self._end(fact, CANCELLED_STATE, "")
 
     def _attempts(self, ids: list[str]) -> list[int]:
         tasks = self._state.task_table.tasks
         return [tasks[task_id].n if task_id in tasks else 0 for task_id in ids]
 
-    def _settle(self, ids: list[str], state: int, payloads: Sequence[bytes], by: str) -> None:
-        """Note who is to be told, and take the tasks out of the hands that hold them."""
-        broker = self._state
-        tasks, worker_states = broker.task_table.tasks, broker.registry.worker_states
-        watching, told = broker.batch_watchers, self._told
+    def _end(
+        self,
+        fact: Completed | Failed | Cancelled,
+        code: int,
+        by: str,
+        tasks: Sequence[TaskRecord | None] | None = None,
+    ) -> None:
+        """Let tasks end; then take them out of the hands that hold them, and note whom to tell."""
+        state, ids, payloads = self._state, fact.ids, fact.payloads
+        fresh: dict[str, Batch] = {}
+        if tasks is None:
+            tasks = list(map(state.task_table.tasks.get, ids))
+            fresh = self._fresh(ids, tasks)
+        self._actions.record(fact)
+        workers = state.registry.workers
         stops: dict[str, list[str]] = {}
+        #: where in the columns each run of tasks of one batch begins
+        runs: list[tuple[int, Batch]] = []
         batch: Batch | None = None
-        mine: _Told | None = None
-        is_singly_awaited = bool(broker.task_watchers or broker.listeners)
-        for index, task_id in enumerate(ids):  # a strict zip costs more than the rest of a pass
-            payload, task = payloads[index], tasks.get(task_id)
-            if task is not None:
-                home = task.batch
-                worker_state = worker_states.get(task.worker_id) if task.worker_id else None
-                was_held = (
-                    worker_state is not None
-                    and worker_state.outstanding.pop(task_id, None) is not None
-                )
-                if was_held and task.worker_id != by:
-                    stops.setdefault(task.worker_id, []).append(task_id)
+        for index, task in enumerate(tasks):  # the path of every task
+            if task is None:
+                home = fresh[ids[index]]
             else:
-                found = broker.task_table.find(task_id)
-                assert found is not None  # callers checked that the task is unfinished
-                home = found[0]
+                home = task.batch
+                worker = workers.get(task.worker_id) if task.worker_id else None
+                was_held = worker is not None and worker.outstanding.pop(task.id, None) is not None
+                if was_held and task.worker_id != by:
+                    stops.setdefault(task.worker_id, []).append(task.id)
             if home is not batch:
                 batch = home
-                watcher = watching.get(home.order)
-                mine = None if watcher is None else told.setdefault(watcher, ([], [], []))
-            if mine is not None:
-                mine[0].append(task_id)
-                mine[1].append(state)
-                mine[2].append(payload)
-            if is_singly_awaited:
-                self._tell_single(task_id, state, payload, watching.get(home.order))
+                runs.append((index, home))
+        if len(runs) == 1:
+            self._note(runs[0][1], code, ids, payloads, tasks)
+        else:
+            ends = [start for start, _ in runs[1:]]
+            for (start, home), end in zip(runs, [*ends, len(ids)], strict=True):
+                self._note(home, code, ids[start:end], payloads[start:end], tasks[start:end])
         if stops:
-            self._stop(stops, "cancelled" if state == CANCELLED_STATE else "no longer wanted")
+            self._stop(stops, "cancelled" if code == CANCELLED_STATE else "no longer wanted")
+        for emptied in state.task_table.take_emptied():
+            state.batch_watchers.pop(emptied.order, None)
+            state.closed.append((emptied.session, emptied.first))
 
-    def _tell_single(self, task_id: str, state: int, payload: bytes, watcher: str | None) -> None:
-        broker = self._state
-        for session in broker.task_watchers.pop(task_id, ()):
-            broker.clients[session].watched.discard(task_id)
+    def _note(
+        self,
+        batch: Batch,
+        code: int,
+        ids: list[str],
+        payloads: list[bytes],
+        tasks: Sequence[TaskRecord | None],
+    ) -> None:
+        """Note whom to tell of tasks of one batch that have ended, and how long they ran.
+
+        What one message told of a batch is taken as one hand-out.
+        """
+        state = self._state
+        watcher = state.batch_watchers.get(batch.order)
+        if watcher is not None:
+            mine = self._told.setdefault(watcher, ([], [], []))
+            mine[0].extend(ids)
+            mine[1].extend([code] * len(ids))
+            mine[2].extend(payloads)
+        if state.task_watchers or state.listeners:
+            for task_id, payload, task in zip(ids, payloads, tasks, strict=True):
+                self._tell_single(task_id, code, payload, watcher)
+                self._end_stream(task_id, task)
+        first = tasks[0]
+        if code == COMPLETED_STATE and first is not None and first.attempt.since:
+            kind = batch.spec.type
+            runs = state.metrics.run_s.get(kind) or state.metrics.runs_of(kind)
+            runs.fresh.append((state.now - first.attempt.since, len(ids)))
+
+    def _fresh(self, ids: list[str], tasks: Sequence[TaskRecord | None]) -> dict[str, Batch]:
+        """Return the batches of those that are no objects."""
+        find = self._state.task_table.find
+        places = {i: find(i) for i, task in zip(ids, tasks, strict=True) if task is None}
+        return {task_id: place[0] for task_id, place in places.items() if place is not None}
+
+    def _tell_single(self, task_id: str, code: int, payload: bytes, watcher: str | None) -> None:
+        state = self._state
+        for session in state.task_watchers.pop(task_id, ()):
+            state.clients[session].watched.discard(task_id)
             if session != watcher:
                 mine = self._told.setdefault(session, ([], [], []))
                 mine[0].append(task_id)
-                mine[1].append(state)
+                mine[1].append(code)
                 mine[2].append(payload)
-        if listening := broker.listeners.pop(task_id, None):
-            broker.say_last(task_id, listening)
+
+    def _end_stream(self, task_id: str, task: TaskRecord | None) -> None:
+        if listening := self._state.listeners.pop(task_id, None):
+            if task is not None:
+                self._streaming.say_last(task, listening)
             for session in listening:
-                broker.clients[session].listened.discard(task_id)
+                self._state.clients[session].listened.discard(task_id)
 
     def _stop(self, stops: dict[str, list[str]], reason: str) -> None:
         for worker_id, ids in stops.items():
-            worker_state = self._state.registry.worker_states[worker_id]
-            if worker_state.is_live and worker_state.peer.routing_id and worker_state.boot_id:
-                self._state.tell(worker_state, Stop(ids, reason))
-            self._state.registry.refresh(worker_state)
+            worker = self._state.registry.workers[worker_id]
+            if worker.is_live and worker.peer.routing_id and worker.boot_id:
+                self._actions.tell(worker, Stop(ids, reason))
+            self._state.registry.refresh(worker)
 
     def tell_all(self) -> None:
         """Tell everybody what has ended: once for all that came in together."""
@@ -157,12 +210,8 @@ class TaskOutcomes:
     def _send_part(
         self, peer: Peer, ids: list[str], states: bytes, payloads: Sequence[bytes], part: slice
     ) -> None:
-        self._state.send(peer, Outcomes(ids[part], states[part], list(payloads[part])), waits=True)
-
-    def _forget_emptied(self) -> None:
-        for batch in self._state.task_table.take_emptied():
-            self._state.batch_watchers.pop(batch.order, None)
-            self._state.closed.append((batch.session, batch.first))
+        outcomes = Outcomes(ids[part], states[part], list(payloads[part]))
+        self._actions.send(peer, outcomes, waits=True)
 
 
 def failure_payload(why: str, code: str, worker_id: str = "") -> bytes:

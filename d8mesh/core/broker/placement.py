@@ -47,24 +47,24 @@ SEARCH_WORKERS: Final = 64
 MAX_TOLD: Final = 3
 
 
-def can_run(worker_state: WorkerState, key: LaneKey, registry: WorkerRegistry) -> bool:
+def can_run(worker: WorkerState, key: LaneKey, registry: WorkerRegistry) -> bool:
     """Return whether `worker` may be given tasks of this lane now."""
-    if key.type not in worker_state.types:
+    if key.type not in worker.types:
         return False
-    if key.model and not _suits_wish(worker_state, key, registry):
+    if key.model and not _suits_wish(worker, key, registry):
         return False
-    if key.type in MESH_FIRST_TYPES and worker_state.dialect is Dialect.POLLING:
+    if key.type in MESH_FIRST_TYPES and worker.dialect is Dialect.POLLING:
         others: Iterable[WorkerState] = registry.serving.get(key.type, {}).values()
         return all(other.dialect is Dialect.POLLING for other in others)
     return True
 
 
-def _suits_wish(worker_state: WorkerState, key: LaneKey, registry: WorkerRegistry) -> bool:
+def _suits_wish(worker: WorkerState, key: LaneKey, registry: WorkerRegistry) -> bool:
     name, is_strict = wish_in(key.model)
     offering = registry.offering.get(name, {})
-    if worker_state.worker_id in offering:
+    if worker.worker_id in offering:
         return True
-    if is_strict and (worker_state.dialect is Dialect.POLLING or registry.is_expected(name)):
+    if is_strict and (worker.dialect is Dialect.POLLING or registry.is_expected(name)):
         return False
     return not any(
         key.type in other.types and (is_strict or other.may_have_room)
@@ -90,15 +90,13 @@ def choose_worker(
         return None
     second: WorkerState | None = None
     gave_back = () if task is None or task.history is None else task.history.returned_by
-    for count, worker_state in enumerate(line.values()):
+    for count, worker in enumerate(line.values()):
         if count >= SEARCH_WORKERS:
             break
-        if can_run(worker_state, key, registry) and (
-            task is None or suits_retry(worker_state, task, registry)
-        ):
-            if worker_state.worker_id not in gave_back:
-                return worker_state
-            second = second or worker_state
+        if can_run(worker, key, registry) and (task is None or suits_retry(worker, task, registry)):
+            if worker.worker_id not in gave_back:
+                return worker
+            second = second or worker
     return second
 
 
@@ -110,13 +108,13 @@ def choose_workers(key: LaneKey, registry: WorkerRegistry, most: int) -> list[Wo
     """
     if not key.model and key.type not in MESH_FIRST_TYPES:  # all who are in line will do
         return list(islice(registry.free.get(key.type, {}).values(), most))
-    worker_state = choose_worker(key, registry)
-    return [] if worker_state is None else [worker_state]
+    worker = choose_worker(key, registry)
+    return [] if worker is None else [worker]
 
 
-def suits_retry(worker_state: WorkerState, task: TaskRecord, registry: WorkerRegistry) -> bool:
+def suits_retry(worker: WorkerState, task: TaskRecord, registry: WorkerRegistry) -> bool:
     """Return whether `worker` may retry `task`: it has not failed it, or nobody else is left."""
-    if task.history is None or worker_state.worker_id not in task.history.failed_on:
+    if task.history is None or worker.worker_id not in task.history.failed_on:
         return True
     failed_on = task.history.failed_on
     key = LaneKey(task.batch.spec.type, task.batch.spec.model)
@@ -128,8 +126,8 @@ def suits_retry(worker_state: WorkerState, task: TaskRecord, registry: WorkerReg
 
 def share(waiting: int, kind: str, registry: WorkerRegistry) -> int:
     """Return how many of `waiting` tasks each free worker of a type should get at once."""
-    worker_states = len(registry.free.get(kind, ())) or 1
-    return max(1, -(-waiting // worker_states))
+    workers = len(registry.free.get(kind, ())) or 1
+    return max(1, -(-waiting // workers))
 
 
 def why_waiting(key: LaneKey, registry: WorkerRegistry, *, is_one_of_many: bool = False) -> str:
@@ -149,11 +147,11 @@ def why_waiting(key: LaneKey, registry: WorkerRegistry, *, is_one_of_many: bool 
             if registry.is_expected(name):
                 return f"no worker has the model {name!r} now; one may come back any moment"
             return f"only polling workers are there, and none has the model {name!r}"
-    if any(worker_state.is_free for worker_state in serving.values()):
+    if any(worker.is_free for worker in serving.values()):
         return ""
     count = len(serving)
     who = "the one worker that offers it is" if count == 1 else f"all {count} workers are"
-    if all(worker_state.is_busy for worker_state in serving.values()):
+    if all(worker.is_busy for worker in serving.values()):
         return f"{who} busy"
     return f"{who} busy, or {'does' if count == 1 else 'do'} not ask for tasks now"
 
@@ -194,22 +192,19 @@ def _nearest(kind: str, registry: WorkerRegistry) -> str:
 
 def _who_is_there(registry: WorkerRegistry) -> str:
     """Say which live workers are there for tasks of other types only, and why, if they tell."""
-    live = [
-        worker_state for worker_state in registry.worker_states.values() if worker_state.is_live
-    ]
+    live = [worker for worker in registry.workers.values() if worker.is_live]
     if not live:
         return ""
-    live.sort(key=lambda worker_state: not worker_state.trouble)
+    live.sort(key=lambda worker: not worker.trouble)
     told = [
-        f"{worker_state.worker_id}: {worker_state.trouble or _offer_of(worker_state)}"
-        for worker_state in live[:MAX_TOLD]
+        f"{worker.worker_id}: {worker.trouble or _offer_of(worker)}" for worker in live[:MAX_TOLD]
     ]
     more = f"; and {len(live) - MAX_TOLD} more" if len(live) > MAX_TOLD else ""
     count = f"{len(live)} worker{'' if len(live) == 1 else 's'}"
     return f" ({count} there; {'; '.join(told)}{more})"
 
 
-def _offer_of(worker_state: WorkerState) -> str:
-    types = sorted(worker_state.types)
+def _offer_of(worker: WorkerState) -> str:
+    types = sorted(worker.types)
     more = ", …" if len(types) > MAX_TOLD else ""
     return f"offers {', '.join(types[:MAX_TOLD]) or 'nothing'}{more}"

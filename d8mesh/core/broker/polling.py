@@ -6,18 +6,22 @@ silent while they run and show no tokens (`promises.md` rule 5).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
 from typing import Final, TypeAlias
 
+from msgspec import structs
+
+from d8mesh.core.broker.actions import Actions
 from d8mesh.core.broker.effects import Peer
 from d8mesh.core.broker.outcomes import MAX_REASON_CHARS, TaskOutcomes, failure_payload
 from d8mesh.core.broker.placement import DOCUMENTED_TYPES
 from d8mesh.core.broker.records import TaskRecord, registration
-from d8mesh.core.broker.returns import LEAVING, MISLAID, Returns
+from d8mesh.core.broker.returns import LEAVING, MISLAID, UNSTARTED, Returns
 from d8mesh.core.broker.scheduler import Scheduler
-from d8mesh.core.broker.state import BrokerState
+from d8mesh.core.broker.state import BrokerState, ThankForReport
+from d8mesh.core.broker.store import FinishedStates, OutcomesOf, StoreAnswer, Unreadable
 from d8mesh.core.broker.worker_registry import Dialect, Poll, WorkerState
-from d8mesh.core.protocol.messages import MAX_NAMES
+from d8mesh.core.protocol.messages import MAX_NAMES, UNKNOWN_STATE, Query
 from d8mesh.core.protocol.task import Dismissed, Enrolled, TaskState
 from d8mesh.errors import (
     D8Error,
@@ -36,7 +40,7 @@ LOAD_S: Final = 2.0
 #: Registrations kept; a flood of made-up ids must not fill the memory.
 MAX_POLLING_WORKERS: Final = 10_000
 #: Tasks that one polling worker may hold at the same time.
-MAX_SLOTS: Final = 64
+MAX_POLLING_SLOTS: Final = 64
 
 Args: TypeAlias = dict[str, object]
 
@@ -46,196 +50,221 @@ class Polling:
 
     def __init__(
         self,
-        broker: BrokerState,
+        state: BrokerState,
+        actions: Actions,
         scheduler: Scheduler,
         task_outcomes: TaskOutcomes,
         returns: Returns,
     ) -> None:
-        self._state = broker
+        self._state = state
+        self._actions = actions
         self._returns = returns
         self._scheduler = scheduler
         self._outcomes = task_outcomes
         self._waiting: dict[str, WorkerState] = {}
-        self.asks: dict[str, Callable[[Peer, int, Args], None]] = {
-            "poll.register": self._register,
-            "poll.heartbeat": self._heartbeat,
-            "poll.unregister": self._unregister,
-            "poll.next": self._next,
-            "poll.report": self._report,
-            "poll.refused": self._refused,
-        }
+
+    def ask(self, peer: Peer, message: Query) -> None:
+        """Answer a question.
+
+        Raises:
+            D8Error: it cannot be answered, as the error says.
+        """
+        asked = (peer, message.request, message.args)
+        match message.what:
+            case "poll.register":
+                self._register(*asked)
+            case "poll.heartbeat":
+                self._heartbeat(*asked)
+            case "poll.unregister":
+                self._unregister(*asked)
+            case "poll.next":
+                self._next(*asked)
+            case "poll.leave":
+                self._leave(*asked)
+            case "poll.report":
+                self._report(*asked)
+            case "poll.refused":
+                self._refused(*asked)
+            case _:
+                raise ForbiddenError(f"{message.what!r} is no question")
 
     def restore(self) -> None:
         """Give the registered workers of the journal their workers, offline until they speak."""
         for worker_id, record in self._state.task_table.workers.items():
             if record.capabilities is not None:
                 capabilities, at = record.registered()
-                worker_state = self._worker_state(worker_id, record.worker_type, capabilities)
-                worker_state.last_heard_at = at  # of its later signs of life nothing is stored
-                self._state.registry.leave(worker_state)
+                worker = self._worker(worker_id, record.worker_type, capabilities)
+                worker.last_heard_at = at  # of its later signs of life nothing is stored
+                self._state.registry.leave(worker)
 
     def settle(self) -> None:
         """Answer the polls whose time is over with no task; called after each assignment."""
-        for worker_id, worker_state in list(self._waiting.items()):
-            poll = worker_state.poll
+        for worker_id, worker in list(self._waiting.items()):
+            poll = worker.poll
             if poll is None:
                 del self._waiting[worker_id]
-            elif self._is_over(worker_state, poll):
-                worker_state.poll = None
+            elif self._is_over(worker, poll):
+                worker.poll = None
                 del self._waiting[worker_id]
-                self._state.answer(poll.peer, poll.request, {"task": None})
-                self._state.registry.refresh(worker_state)
+                self._actions.answer(poll.peer, poll.request, {"task": None})
+                self._state.registry.refresh(worker)
 
-    def _is_over(self, worker_state: WorkerState, poll: Poll) -> bool:
+    def _is_over(self, worker: WorkerState, poll: Poll) -> bool:
         """Return whether a poll waits no longer; once tasks for it are being loaded, for these."""
         if poll.until > self._state.now and not poll.is_loading:
             return False
-        is_loading = self._scheduler.is_loading(worker_state.types)
+        is_loading = self._scheduler.is_loading(worker.types)
         if poll.is_loading or not is_loading:
             return not is_loading or poll.until <= self._state.now
         poll.is_loading, poll.until = True, self._state.now + LOAD_S
         return False
 
-    def next_deadline(self) -> float | None:
+    def next_deadline(self) -> float:
         """Return when the next waiting poll is to be answered."""
-        return min((s.poll.until for s in self._waiting.values() if s.poll), default=None)
+        return min((s.poll.until for s in self._waiting.values() if s.poll), default=math.inf)
 
     def forget_peer(self, peer: Peer) -> None:
         """The asker is gone: its polls wait no longer."""
-        for worker_state in self._waiting.values():
-            if (
-                worker_state.poll is not None
-                and worker_state.poll.peer.routing_id == peer.routing_id
-            ):
-                worker_state.poll = None
-                self._state.registry.refresh(worker_state)
+        for worker in self._waiting.values():
+            if worker.poll is not None and worker.poll.peer.routing_id == peer.routing_id:
+                worker.poll = None
+                self._state.registry.refresh(worker)
 
-    def sweep(self, worker_state: WorkerState) -> None:
+    def sweep(self, worker: WorkerState) -> None:
         """Look at one polling worker: the time of each attempt, silence.
 
         A worker that speaks may have never got an attempt whose answer was lost: what it
         says otherwise does not keep that.
         """
-        broker = self._state
-        is_silent = broker.now > worker_state.last_heard + broker.policy.polling_timeout_s
-        is_lost = is_silent and worker_state.poll is None
-        over = [task for task in worker_state.outstanding.values() if broker.now > task.until]
+        state = self._state
+        is_silent = state.now > worker.last_heard + state.policy.polling_timeout_s
+        is_lost = is_silent and worker.poll is None
+        over = [task for task in worker.outstanding.values() if state.now > task.attempt.until]
         if over:
             why = "worker lost" if is_lost else "timed out"
-            self._scheduler.requeue(
-                worker_state.worker_id, over, why, is_counted=True, is_loss=is_lost
-            )
-        if worker_state.poll is not None:
+            self._returns.requeue(worker.worker_id, over, why, is_counted=True, is_loss=is_lost)
+        if worker.poll is not None:
             return
-        worker_state.note_asking(broker.now)
-        if is_silent and not worker_state.outstanding:
-            broker.registry.leave(worker_state)
+        worker.note_asking(state.now)
+        if is_silent and not worker.outstanding:
+            state.registry.leave(worker)
 
     # ----------------------------------------------------------------- the questions
 
     def _register(self, peer: Peer, request: int, args: Args) -> None:
-        broker = self._state
+        state = self._state
         worker_id, worker_type = _text(args, "worker_id"), _text(args, "worker_type")
-        worker_state = broker.registry.worker_states.get(worker_id)
-        if (
-            worker_state is not None
-            and worker_state.dialect is Dialect.MESH
-            and worker_state.is_live
-        ):
+        worker = state.registry.workers.get(worker_id)
+        if worker is not None and worker.dialect is Dialect.MESH and worker.is_live:
             raise WorkerIdTakenError(f"{worker_id!r} is the id of a mesh worker at work")
-        if worker_state is None and len(broker.registry.worker_states) >= MAX_POLLING_WORKERS:
+        if worker is None and len(state.registry.workers) >= MAX_POLLING_WORKERS:
             raise ForbiddenError(f"{MAX_POLLING_WORKERS} workers are registered: no more fit")
-        stored = registration(args.get("capabilities") or {}, broker.at)
-        broker.record(Enrolled(worker_id, worker_type, stored, broker.at))
-        capabilities, _ = broker.task_table.workers[worker_id].registered()
-        worker_state = self._worker_state(worker_id, worker_type, capabilities)
-        self._heard(worker_state)
-        broker.answer(peer, request, {}, waits=True)
+        stored = registration(args.get("capabilities") or {}, state.at)
+        self._actions.record(Enrolled(worker_id, worker_type, stored))
+        capabilities, _ = state.task_table.workers[worker_id].registered()
+        worker = self._worker(worker_id, worker_type, capabilities)
+        self._heard(worker)
+        self._actions.answer(peer, request, {}, waits=True)
 
     def _heartbeat(self, peer: Peer, request: int, args: Args) -> None:
         """The attempts that it names live on; one slot has one, and need not name it."""
-        worker_state = self._known(args)
-        self._heard(worker_state)
+        worker = self._known(args)
+        self._heard(worker)
         named = args.get("task_ids")
         if not isinstance(named, list):
-            named = list(worker_state.outstanding) if worker_state.slots == 1 else []
+            named = list(worker.outstanding) if worker.slots == 1 else []
         until = self._state.now + self._state.policy.polling_timeout_s
         for task_id in named:
-            task = worker_state.outstanding.get(task_id) if isinstance(task_id, str) else None
+            task = worker.outstanding.get(task_id) if isinstance(task_id, str) else None
             if task is not None:
-                task.until = max(task.until, until)
-        self._state.answer(peer, request, {})
+                again = max(task.attempt.until, until)
+                task.attempt = structs.replace(task.attempt, until=again)
+        self._actions.answer(peer, request, {})
 
     def _unregister(self, peer: Peer, request: int, args: Args) -> None:
-        worker_state = self._known(args)
-        self._drop_poll(worker_state)
-        if worker_state.outstanding:
-            tasks = list(worker_state.outstanding.values())
-            why = f"its worker {worker_state.worker_id!r} left"
-            self._returns.take(worker_state.worker_id, tasks, why, LEAVING)
-        self._state.record(Dismissed(worker_state.worker_id))
-        self._state.registry.remove(worker_state)
-        self._state.answer(peer, request, {}, waits=True)
+        worker = self._known(args)
+        self._drop_poll(worker)
+        if worker.outstanding:
+            tasks = list(worker.outstanding.values())
+            why = f"its worker {worker.worker_id!r} left"
+            self._returns.take(worker.worker_id, tasks, why, LEAVING)
+        self._actions.record(Dismissed(worker.worker_id))
+        self._state.registry.remove(worker)
+        self._actions.answer(peer, request, {}, waits=True)
 
     def _next(self, peer: Peer, request: int, args: Args) -> None:
-        broker, worker_state = self._state, self._known(args)
-        self._heard(worker_state)
-        self._drop_poll(worker_state)
-        if worker_state.outstanding and len(worker_state.outstanding) >= worker_state.slots:
+        state, worker = self._state, self._known(args)
+        self._heard(worker)
+        waiting = worker.poll
+        if waiting is not None and (waiting.peer, waiting.request) == (peer, request):
+            return  # sent again: it waits already
+        self._drop_poll(worker)
+        if worker.outstanding and len(worker.outstanding) >= worker.slots:
             # It asks though its hands are full: a reply or a report got lost on the way.
-            tasks = list(worker_state.outstanding.values())
-            name = worker_state.worker_id
+            tasks = list(worker.outstanding.values())
+            name = worker.worker_id
             why = f"worker {name!r} asked for another; no report of this one was taken"
-            self._returns.take(worker_state.worker_id, tasks, why, MISLAID)
+            self._returns.take(worker.worker_id, tasks, why, MISLAID)
         wait_s = args.get("wait_s")
         if not isinstance(wait_s, (int, float)) or not wait_s >= 0.0:  # NaN is not either
             wait_s = 0.0
-        worker_state.poll = Poll(peer, request, broker.now + min(float(wait_s), MAX_WAIT_S))
-        self._waiting[worker_state.worker_id] = worker_state
-        worker_state.has_asked, worker_state.asked = True, broker.now
-        broker.registry.refresh(worker_state)
+        worker.poll = Poll(peer, request, state.now + min(float(wait_s), MAX_WAIT_S))
+        self._waiting[worker.worker_id] = worker
+        worker.has_asked, worker.asked = True, state.now
+        state.registry.refresh(worker)
+
+    def _leave(self, peer: Peer, request: int, args: Args) -> None:
+        """Who polled has hung up: its poll waits no longer, a task it was just handed goes back."""
+        worker = self._known(args)
+        self._drop_poll(worker)
+        self._state.registry.refresh(worker)
+        task = worker.outstanding.get(str(args.get("task_id")))
+        if task is not None:
+            why = f"worker {worker.worker_id!r} hung up before it had this"
+            self._returns.take(worker.worker_id, [task], why, UNSTARTED)
+        self._actions.answer(peer, request, {})
 
     def _report(self, peer: Peer, request: int, args: Args) -> None:
-        broker = self._state
+        state = self._state
         task_id, worker_id = _text(args, "task_id"), _text(args, "worker_id")
         payload, is_success = args.get("result"), args.get("is_success") is True
         if not isinstance(payload, bytes):
             raise InvalidTaskError("result: expected bytes")
-        worker_state = broker.registry.worker_states.get(worker_id)
-        if worker_state is not None and worker_state.dialect is Dialect.POLLING:
-            self._heard(worker_state)
-        if broker.task_table.state_of(task_id) is None:
-            self._report_finished(peer, request, task_id)
+        worker = state.registry.workers.get(worker_id)
+        if worker is not None and worker.dialect is Dialect.POLLING:
+            self._heard(worker)
+        if state.task_table.state_of(task_id) is None:
+            self._actions.ask_for(peer, OutcomesOf([task_id]), ThankForReport(peer, request))
             return
-        task = broker.task_table.tasks.get(task_id)
+        task = state.task_table.tasks.get(task_id)
         if task is None or not self._has_held(worker_id, task):
             raise ForbiddenError(f"{task_id} was not given to worker {worker_id!r}")
         is_holder = task.state is TaskState.RUNNING and task.worker_id == worker_id
         if is_success:
             if is_holder or not task.batch.spec.is_fenced:
                 self._outcomes.complete(worker_id, [task_id], [task.n], [payload])
-                if worker_state is not None:
-                    worker_state.failures_in_a_row = 0
+                if worker is not None:
+                    worker.failures_in_a_row = 0
         elif is_holder:
-            self._scheduler.attempt_failed(worker_id, task, task.n, payload, is_final=False)
-        broker.answer(peer, request, {}, waits=True)
+            self._returns.attempt_failed(worker_id, task, task.n, payload, is_final=False)
+        self._actions.answer(peer, request, {}, waits=True)
 
     def _refused(self, peer: Peer, request: int, args: Args) -> None:
         """A report could not be taken: the attempt has failed, of whom it was, if that is known.
 
         One that names no worker is the holder's; one of somebody else changes nothing.
         """
-        broker = self._state
+        state = self._state
         task_id, error = _text(args, "task_id"), str(args.get("error") or "")[:MAX_REASON_CHARS]
-        task = broker.task_table.tasks.get(task_id)
+        task = state.task_table.tasks.get(task_id)
         holder = "" if task is None else task.worker_id
-        worker_state = broker.registry.worker_states.get(holder)
-        is_polling = worker_state is not None and worker_state.dialect is Dialect.POLLING
+        worker = state.registry.workers.get(holder)
+        is_polling = worker is not None and worker.dialect is Dialect.POLLING
         if task is not None and is_polling and args.get("worker_id") in (None, "", holder):
             why = f"the worker's report could not be taken: {error}"
             payload = failure_payload(why, "task.report", holder)
-            self._scheduler.attempt_failed(holder, task, task.n, payload, is_final=False)
-        broker.answer(peer, request, {}, waits=True)
+            self._returns.attempt_failed(holder, task, task.n, payload, is_final=False)
+        self._actions.answer(peer, request, {}, waits=True)
 
     @staticmethod
     def _has_held(worker_id: str, task: TaskRecord) -> bool:
@@ -243,55 +272,52 @@ class Polling:
             task.history is not None and worker_id in task.history.holders
         )
 
-    def _report_finished(self, peer: Peer, request: int, task_id: str) -> None:
-        """A report for a finished task changes nothing; for an unknown one it is an error."""
+    def thank(self, asked: ThankForReport, answer: StoreAnswer) -> None:
+        """A report for a finished task changes nothing; for an unknown one it is an error.
 
-        def then(rows: list[tuple[object, ...]], error: str) -> None:
-            if error:
-                self._state.refuse(peer, request, D8Error(error))
-            elif not rows:
-                self._state.refuse(peer, request, UnknownTaskError())
-            else:
-                self._state.duplicates += 1
-                self._state.answer(peer, request, {})
-
-        self._state.load_for(peer, "outcomes", ([task_id],), then)
+        Raises:
+            UnknownTaskError, D8Error: as they say.
+        """
+        if isinstance(answer, Unreadable):
+            raise D8Error(answer.why)
+        if not isinstance(answer, FinishedStates) or answer.states[0] == UNKNOWN_STATE:
+            raise UnknownTaskError
+        self._state.metrics.duplicates += 1
+        self._actions.answer(asked.peer, asked.request, {})
 
     # ------------------------------------------------------------------------ workers
 
-    def _worker_state(
-        self, worker_id: str, worker_type: str, offered: dict[str, object]
-    ) -> WorkerState:
+    def _worker(self, worker_id: str, worker_type: str, offered: dict[str, object]) -> WorkerState:
         """Return the worker's worker, made or brought up to date."""
         registry = self._state.registry
-        worker_state = registry.worker_states.get(worker_id)
-        if worker_state is None or worker_state.dialect is not Dialect.POLLING:
-            worker_state = WorkerState(worker_id, Dialect.POLLING, asked=self._state.now)
-            registry.add(worker_state)
+        worker = registry.workers.get(worker_id)
+        if worker is None or worker.dialect is not Dialect.POLLING:
+            worker = WorkerState(worker_id, Dialect.POLLING, asked=self._state.now)
+            registry.add(worker)
         slots = offered.get("slots", 1)
-        worker_state.slots = slots if isinstance(slots, int) and 1 <= slots <= MAX_SLOTS else 1
-        worker_state.worker_type = worker_type
+        worker.slots = slots if isinstance(slots, int) and 1 <= slots <= MAX_POLLING_SLOTS else 1
+        worker.worker_type = worker_type
         types = _names(offered.get("task_types")) or list(DOCUMENTED_TYPES)
         models = _names(offered.get("models")) or _names([offered.get("model")])
-        registry.offer(worker_state, types, models)
-        return worker_state
+        registry.offer(worker, types, models)
+        return worker
 
     def _known(self, args: Args) -> WorkerState:
-        worker_state = self._state.registry.worker_states.get(_text(args, "worker_id"))
-        if worker_state is None or worker_state.dialect is not Dialect.POLLING:
+        worker = self._state.registry.workers.get(_text(args, "worker_id"))
+        if worker is None or worker.dialect is not Dialect.POLLING:
             raise UnknownWorkerError
-        return worker_state
+        return worker
 
-    def _heard(self, worker_state: WorkerState) -> None:
-        worker_state.last_heard, worker_state.last_heard_at = self._state.now, self._state.at
-        if not worker_state.is_live:
-            self._state.registry.rejoin(worker_state)
+    def _heard(self, worker: WorkerState) -> None:
+        worker.last_heard, worker.last_heard_at = self._state.now, self._state.at
+        if not worker.is_live:
+            self._state.registry.rejoin(worker)
 
-    def _drop_poll(self, worker_state: WorkerState) -> None:
+    def _drop_poll(self, worker: WorkerState) -> None:
         """Answer an older waiting poll of the same worker with no task."""
-        if worker_state.poll is not None:
-            self._state.answer(worker_state.poll.peer, worker_state.poll.request, {"task": None})
-            worker_state.poll = None
+        if worker.poll is not None:
+            self._actions.answer(worker.poll.peer, worker.poll.request, {"task": None})
+            worker.poll = None
 
 
 def _text(args: Args, name: str) -> str:

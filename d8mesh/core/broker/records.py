@@ -1,6 +1,6 @@
 """What the task table holds: batches, tasks, what went wrong with them, counts.
 
-Plain records; only `core.broker.task_table` changes what a fact may change.
+Plain records; `core.broker.task_table` alone takes facts into them.
 """
 
 from __future__ import annotations
@@ -63,8 +63,9 @@ class History:
     failures: set[tuple[str, int]] = field(default_factory=set)
     #: worker -> how many of the errors and losses were there
     failed_on: Counter[str] = field(default_factory=Counter)
+    #: polling workers that have had it
     holders: set[str] = field(default_factory=set)
-    #: how often a worker fell silent with it and nobody was heard; told by no fact
+    #: how often a worker fell silent with it and nobody was heard
     cuts: int = 0
     #: when it may run again (Unix seconds, 0: now), and how long that was away when it was said
     not_before_at: float = 0.0
@@ -97,37 +98,52 @@ class History:
             self.returned_by.add(worker_id)
 
 
+class RunningAttempt(msgspec.Struct, frozen=True, gc=False):
+    """What is known of an attempt while it runs; no fact tells it and no store keeps it.
+
+    A task has another one when its attempt is handed out, or when something of it changes.
+    """
+
+    #: what its result must show; empty: handed out before our start, and not seen since
+    token: bytes = b""
+    #: when it is overdue, and when it was handed out (monotonic seconds)
+    until: float = 0.0
+    since: float = 0.0
+    #: the number of its hand-out within the worker's session
+    work_seq: int = 0
+
+
+NO_ATTEMPT: Final = RunningAttempt()
+
+
 class TaskRecord:
-    """One unfinished task that is, or was, in somebody's hands."""
+    """One unfinished task that is, or was, in somebody's hands.
+
+    All but `attempt` is what the facts tell: only the task table changes it.
+    """
 
     __slots__ = (
         "assignment",
+        "attempt",
         "batch",
         "history",
         "id",
-        "index",
         "n",
         "payload",
         "state",
-        "token",
-        "until",
-        "work_seq",
         "worker_id",
     )
 
-    def __init__(self, batch: Batch, index: int, task_id: str, payload: bytes | None) -> None:
+    def __init__(self, batch: Batch, task_id: str, payload: bytes | None) -> None:
         self.batch = batch
-        self.index = index
         self.id = task_id
         self.payload = payload
         self.state = _QUEUED
         self.n = 0  #: attempts handed out so far; the current attempt's number
         self.worker_id = ""  #: who has the current attempt
-        self.token = b""  #: what its result must show
         self.assignment = 0  #: number of the hand-out it went with
-        self.until = 0.0  #: when the attempt is overdue (monotonic seconds)
-        self.work_seq = 0  #: that hand-out's number within the worker's session
         self.history: History | None = None
+        self.attempt = NO_ATTEMPT
 
     def remember(self) -> History:
         """Return the history, made on first use."""

@@ -5,57 +5,60 @@ Payloads stay msgpack bytes; the asker decodes them.
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Callable
 from typing import Final
 
+import msgspec
+
 from d8mesh.core.broker import placement
+from d8mesh.core.broker.metrics import Snapshot, copy_of
 from d8mesh.core.broker.queue import LaneKey
 from d8mesh.core.broker.records import Batch, History
 from d8mesh.core.broker.state import BrokerState
+from d8mesh.core.broker.store import FinishedTask, PastAttempt
 from d8mesh.core.broker.worker_registry import Dialect, WorkerState
 from d8mesh.core.protocol.task import TaskState
 
 Body = dict[str, object]
 
-#: How the journal stores final states, beside the names they have here.
-FINAL_STATES: Final = {1: TaskState.COMPLETED, 2: TaskState.FAILED, 3: TaskState.CANCELLED}
 
-
-def unfinished(broker: BrokerState, task_id: str, *, is_single: bool = False) -> Body | None:
+def unfinished(state: BrokerState, task_id: str, *, is_single: bool = False) -> Body | None:
     """Return the status body of an unfinished task, or None if it is finished or unknown.
 
     Args:
         is_single: tell how many go before it too, and which type is the nearest to one that
             nobody offers; both take a look at much.
     """
-    state = broker.task_table.state_of(task_id)
-    found = broker.task_table.find(task_id)
-    if state is None or found is None:
+    stage = state.task_table.state_of(task_id)
+    found = state.task_table.find(task_id)
+    if stage is None or found is None:
         return None
     batch, index = found
-    task = broker.task_table.tasks.get(task_id)
-    body = _body(task_id, batch, state)
+    task = state.task_table.tasks.get(task_id)
+    body = _body(task_id, batch, stage)
     if task is not None:
         body["attempts"] = task.n
         body["assigned_to"] = task.worker_id or None
-    reason = _reason(broker, batch, task_id, state, is_single=is_single)
+    reason = _reason(state, batch, task_id, stage, is_single=is_single)
     if (
         is_single
-        and state is TaskState.QUEUED
-        and placement.is_offered(batch.spec.type, broker.registry)
+        and stage is TaskState.QUEUED
+        and placement.is_offered(batch.spec.type, state.registry)
     ):
-        count, is_more = broker.queue.ahead_of(batch, index)
+        count, is_more = state.queue.ahead_of(batch, index)
         ahead = f"{'more than ' if is_more else ''}{count} waiting before it" if count else ""
         reason = "; ".join(part for part in (reason, ahead) if part) or None
     body["reason"] = reason
     return body
 
 
-def _body(task_id: str, batch: Batch, state: TaskState) -> Body:
+def _body(task_id: str, batch: Batch, stage: TaskState) -> Body:
     return {
         "task_id": task_id,
         "type": batch.spec.type,
-        "status": state.documented,
-        "state": state.value,
+        "status": stage.documented,
+        "state": stage.value,
         "priority": batch.spec.priority,
         "assigned_to": None,
         "created_at": batch.at,
@@ -68,23 +71,23 @@ def _body(task_id: str, batch: Batch, state: TaskState) -> Body:
 
 
 def _reason(
-    broker: BrokerState, batch: Batch, task_id: str, state: TaskState, *, is_single: bool
+    state: BrokerState, batch: Batch, task_id: str, stage: TaskState, *, is_single: bool
 ) -> str | None:
     """Say why a task is not further than it is."""
-    task = broker.task_table.tasks.get(task_id)
+    task = state.task_table.tasks.get(task_id)
     history = None if task is None else task.history
-    if state is TaskState.RUNNING and task is not None:
-        worker_state = broker.registry.worker_states.get(task.worker_id)
-        if worker_state is None or task_id not in worker_state.outstanding:
+    if stage is TaskState.RUNNING and task is not None:
+        worker = state.registry.workers.get(task.worker_id)
+        if worker is None or task_id not in worker.outstanding:
             return f"waiting for worker {task.worker_id!r} to come back"
         return None if history is None else _trouble(history) or None
-    if state is TaskState.DELAYED:
+    if stage is TaskState.DELAYED:
         if history is not None and _trouble(history):
-            left_s = max(0.0, history.not_before_at - broker.at)
+            left_s = max(0.0, history.not_before_at - state.at)
             return f"waiting to be tried again in {left_s:.1f} s; {_trouble(history)}"
         return f"to be run at {batch.spec.run_at}"
     key = LaneKey(batch.spec.type, batch.spec.model)
-    why = placement.why_waiting(key, broker.registry, is_one_of_many=not is_single)
+    why = placement.why_waiting(key, state.registry, is_one_of_many=not is_single)
     if history is not None and _trouble(history):
         why = "; ".join(part for part in (why, _trouble(history)) if part)
     return why or None
@@ -99,79 +102,82 @@ def _trouble(history: History) -> str:
     return f"given back {history.returns} times, the last time: {history.last_return}"
 
 
-def finished(row: tuple[object, ...]) -> Body:
-    """Return the status body of a finished task from the journal's row.
-
-    Args:
-        row: id, type, priority, created_at, state (1 completed, 2 failed, 3 cancelled),
-            attempts, worker id or None, completed_at, result (msgpack) or None, reason or
-            None, replay_of or "", history (a list of dicts).
-    """
-    (task_id, kind, priority, created_at, code, n, worker_id, at, payload, why, origin, past) = row
-    assert isinstance(code, int)
-    state = FINAL_STATES[code]
+def finished(task: FinishedTask) -> Body:
+    """Return the status body of a finished task."""
     return {
-        "task_id": task_id,
-        "type": kind,
-        "status": state.documented,
-        "state": state.value,
-        "priority": priority,
-        "assigned_to": worker_id,
-        "created_at": created_at,
-        "completed_at": at,
-        "result": payload,
-        "attempts": n,
-        "reason": why,
-        "replay_of": origin or None,
-        "history": past,
+        "task_id": task.id,
+        "type": task.spec.type,
+        "status": task.state.documented,
+        "state": task.state.value,
+        "priority": task.spec.priority,
+        "assigned_to": task.worker_id,
+        "created_at": task.created_at,
+        "completed_at": task.at,
+        "result": task.payload,
+        "attempts": task.n,
+        "reason": task.why,
+        "replay_of": task.spec.replay_of or None,
+        "history": history(task.past),
     }
 
 
-def health(broker: BrokerState) -> Body:
+def history(past: list[PastAttempt]) -> list[Body]:
+    """Return what went wrong with a task, as it is told."""
+    return [msgspec.to_builtins(each) for each in past]
+
+
+def snapshot(state: BrokerState) -> Snapshot:
+    """Return how the broker stands now."""
+    workers = state.registry.workers.values()
+    closed_for = "the disk is nearly full" if state.is_disk_low else None
+    return Snapshot(
+        queued=state.task_table.queued,
+        running=state.task_table.running,
+        workers=len(workers),
+        workers_online=sum(worker.is_live for worker in workers),
+        workers_busy=sum(worker.is_live and worker.is_busy for worker in workers),
+        clients=len(state.clients),
+        closed_for="shutting down" if state.is_draining else closed_for,
+        counted=copy_of(state.metrics),
+    )
+
+
+def health(state: BrokerState) -> Body:
     """Return the body of the ``health`` question."""
-    worker_states = broker.registry.worker_states.values()
-    reason = None
-    if broker.is_draining:
-        reason = "shutting down"
-    elif broker.is_disk_low:
-        reason = "the disk is nearly full"
+    now, policy = snapshot(state), state.policy
     return {
-        "workers_online": sum(worker_state.is_live for worker_state in worker_states),
-        "tasks_pending": broker.task_table.queued,
-        "tasks_in_progress": broker.task_table.running,
-        "is_accepting": reason is None,
-        "reason": reason,
-        "epoch": broker.epoch,
-        "broker_id": broker.policy.broker_id,
-        "broker_port": broker.policy.broker_port,
-        "mesh": broker.policy.mesh,
-        "version": broker.policy.version,
-        "rejected": dict(broker.rejected),
-        "duplicates": broker.duplicates,
+        "workers_online": now.workers_online,
+        "tasks_pending": now.queued,
+        "tasks_in_progress": now.running,
+        "is_accepting": now.closed_for is None,
+        "reason": now.closed_for,
+        "epoch": state.epoch,
+        "broker_id": policy.broker_id,
+        "broker_port": policy.broker_port,
+        "mesh": policy.mesh,
+        "version": policy.version,
+        "rejected": now.counted.rejected,
+        "duplicates": now.counted.duplicates,
     }
 
 
-def stats(broker: BrokerState) -> Body:
+def stats(state: BrokerState) -> Body:
     """Return the documented body of ``/api/stats``; the counts are lifetime counts."""
-    worker_states = list(broker.registry.worker_states.values())
-    by_type: dict[str, int] = {}
-    for worker_state in worker_states:
-        by_type[worker_state.worker_type] = by_type.get(worker_state.worker_type, 0) + 1
-    totals, task_table = broker.task_table.totals, broker.task_table
+    now = snapshot(state)
+    totals = now.counted.totals
     tried = totals.completed + totals.failed
+    by_type = Counter(worker.worker_type for worker in state.registry.workers.values())
     return {
         "workers": {
-            "total": len(worker_states),
-            "online": sum(worker_state.is_live for worker_state in worker_states),
-            "busy": sum(
-                worker_state.is_live and worker_state.is_busy for worker_state in worker_states
-            ),
-            "by_type": by_type,
+            "total": now.workers,
+            "online": now.workers_online,
+            "busy": now.workers_busy,
+            "by_type": dict(by_type),
         },
         "tasks": {
-            "total": tried + totals.cancelled + task_table.queued + task_table.running,
-            "pending": task_table.queued,
-            "assigned": task_table.running,
+            "total": tried + totals.cancelled + now.queued + now.running,
+            "pending": now.queued,
+            "assigned": now.running,
             "completed": totals.completed,
             "failed": totals.failed,
             "cancelled": totals.cancelled,
@@ -184,37 +190,54 @@ def stats(broker: BrokerState) -> Body:
     }
 
 
-def workers(broker: BrokerState) -> Body:
+def queue(state: BrokerState, listed: list[Body]) -> Body:
+    """Return the body of the ``queue`` question, but for its cursor, from status bodies."""
+    keys = ("task_id", "type", "priority", "status", "created_at", "state")
+    totals, task_table = state.task_table.totals, state.task_table
+    return {
+        "queue": [{key: body[key] for key in keys} for body in listed],
+        "pending": task_table.queued,
+        "assigned": task_table.running,
+        "completed": totals.completed,
+        "failed": totals.failed,
+        "cancelled": totals.cancelled,
+    }
+
+
+def workers(state: BrokerState) -> Body:
     """Return the documented body of ``/api/workers/list``."""
-    listed = [
-        _worker(broker, worker_state) for worker_state in broker.registry.worker_states.values()
-    ]
+    listed = [_worker(state, worker) for worker in state.registry.workers.values()]
     return {"workers": listed, "total": len(listed)}
 
 
-def _worker(broker: BrokerState, worker_state: WorkerState) -> Body:
-    record = broker.task_table.workers.get(worker_state.worker_id)
-    capabilities: object = {
-        "task_types": sorted(worker_state.types),
-        "models": sorted(worker_state.models),
-    }
-    if worker_state.dialect is Dialect.POLLING and record is not None and record.capabilities:
+def _worker(state: BrokerState, worker: WorkerState) -> Body:
+    record = state.task_table.workers.get(worker.worker_id)
+    capabilities: object = {"task_types": sorted(worker.types), "models": sorted(worker.models)}
+    if worker.dialect is Dialect.POLLING and record is not None and record.capabilities:
         capabilities, _ = record.registered()
-    status = "offline" if not worker_state.is_live else "busy" if worker_state.is_busy else "online"
+    status = "offline" if not worker.is_live else "busy" if worker.is_busy else "online"
     return {
-        "worker_id": worker_state.worker_id,
-        "worker_type": worker_state.worker_type,
+        "worker_id": worker.worker_id,
+        "worker_type": worker.worker_type,
         "status": status,
-        "last_heartbeat": worker_state.last_heard_at,
+        "last_heartbeat": worker.last_heard_at,
         "tasks_completed": 0 if record is None else record.completed,
         "tasks_failed": 0 if record is None else record.failed,
         "capabilities": capabilities,
-        "dialect": worker_state.dialect.value,
-        "host": worker_state.host,
-        "address": worker_state.peer.address,
-        "status_port": worker_state.status_port or None,
-        "slots": worker_state.slots,
-        "running": min(len(worker_state.outstanding), worker_state.slots),
-        "stuck": worker_state.stuck,
-        "reason": (worker_state.is_live and worker_state.trouble) or None,
+        "dialect": worker.dialect.value,
+        "host": worker.host,
+        "address": worker.peer.address,
+        "status_port": worker.status_port or None,
+        "slots": worker.slots,
+        "running": min(len(worker.outstanding), worker.slots),
+        "stuck": worker.stuck,
+        "reason": (worker.is_live and worker.trouble) or None,
     }
+
+
+#: Questions that are answered with how things stand, whatever is asked along with them.
+OF_NOW: Final[dict[str, Callable[[BrokerState], Body]]] = {
+    "health": health,
+    "stats": stats,
+    "workers": workers,
+}

@@ -1,21 +1,41 @@
-"""Attempts that end without an error: given back, or lost between broker and worker.
+"""Attempts that end without an outcome: their tasks wait again, or have failed.
 
-They cost a task no attempt, else an orderly shutdown would use them up. But what comes back
+Errors, and losses of the worker, use up a task's attempts. What is given back, or lost between
+broker and worker, costs none, else an orderly shutdown would use them up. But what comes back
 again and again would go round for ever, unseen: so the pause before the next try grows, the
 reason is kept for who asks, and beyond a bound it is an error like any other.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from typing import Final, NamedTuple
 
-from d8mesh.core.broker.outcomes import MAX_REASON_CHARS
-from d8mesh.core.broker.records import TaskRecord
-from d8mesh.core.broker.scheduler import Scheduler
-from d8mesh.core.broker.state import BrokerState
-from d8mesh.core.protocol.task import ORDERLY, SUSPECT, Wait
+from d8mesh.core.broker import placement
+from d8mesh.core.broker.actions import Actions
+from d8mesh.core.broker.outcomes import MAX_REASON_CHARS, Failure, TaskOutcomes
+from d8mesh.core.broker.queue import LaneKey
+from d8mesh.core.broker.records import History, TaskRecord
+from d8mesh.core.broker.state import BrokerState, Retry
+from d8mesh.core.broker.worker_registry import WorkerState
+from d8mesh.core.protocol.task import (
+    AT_ONCE,
+    ORDERLY,
+    SUSPECT,
+    Due,
+    Recounted,
+    Requeued,
+    TaskState,
+    Wait,
+)
 
+#: A retry waits a random part of this, doubled for each error before, up to the cap.
+RETRY_PAUSE_S: Final = 0.5
+MAX_RETRY_PAUSE_S: Final = 30.0
+#: The longest pause that a failed attempt may wish for before the next: a day.
+MAX_WISHED_PAUSE_S: Final = 86_400.0
+#: A task that took this many different workers down is poison.
+POISON_LOSSES: Final = 3
 #: The pause before the next try, doubled for each time before, up to the cap; between a half
 #: and the whole of it is waited.
 RETURN_PAUSE_S: Final = 1.0
@@ -41,7 +61,7 @@ class ReturnKind(NamedTuple):
 
 
 #: The worker could not run it: its service is busy or down.
-UNAVAILABLE: Final = ReturnKind(SUSPECT, 0, MAX_RETURNS)
+SERVICE_DOWN: Final = ReturnKind(SUSPECT, 0, MAX_RETURNS)
 #: The worker has it not, and has not said what became of it.
 MISLAID: Final = ReturnKind(SUSPECT, FREE_RETURNS, MAX_RETURNS)
 #: The worker did not start it and has room: it was given more than it can take now.
@@ -51,11 +71,14 @@ LEAVING: Final = ReturnKind(ORDERLY, FREE_RETURNS, MAX_LEFT)
 
 
 class Returns:
-    """Takes attempts back into a pool."""
+    """Takes attempts back from workers."""
 
-    def __init__(self, broker: BrokerState, scheduler: Scheduler) -> None:
-        self._state = broker
-        self._scheduler = scheduler
+    def __init__(self, state: BrokerState, actions: Actions, task_outcomes: TaskOutcomes) -> None:
+        self._state = state
+        self._actions = actions
+        self._outcomes = task_outcomes
+
+    # ------------------------------------------------------------------ at no cost
 
     def take(self, worker_id: str, tasks: Iterable[TaskRecord], why: str, kind: ReturnKind) -> None:
         """Let tasks wait again, each for as long as is due; what came back too often has failed.
@@ -67,19 +90,202 @@ class Returns:
         why = why[:MAX_REASON_CHARS]
         by_pause: dict[float, list[TaskRecord]] = {}
         for task in tasks:
-            history = task.remember()
+            history = task.history or History()
             before = history.suspect_returns if kind.returned == SUSPECT else history.returns
             if before + 1 >= kind.most:
                 told = f"given back {before + 1} times, the last time: {why}"[:MAX_REASON_CHARS]
                 wait = Wait(MAX_RETURN_PAUSE_S * self._part())
-                self._scheduler.requeue(worker_id, [task], told, is_counted=True, wait=wait)
+                self.requeue(worker_id, [task], told, is_counted=True, wait=wait)
                 continue
             doublings = history.returns - kind.free
             ceiling = min(MAX_RETURN_PAUSE_S, RETURN_PAUSE_S * 2.0 ** min(doublings, 10))
             by_pause.setdefault(ceiling if doublings >= 0 else 0.0, []).append(task)
         for ceiling, again in by_pause.items():
             pause_s = ceiling * self._part() if ceiling else 0.0
-            self._scheduler.requeue(worker_id, again, why, wait=Wait(pause_s, kind.returned))
+            self.requeue(worker_id, again, why, wait=Wait(pause_s, kind.returned))
+
+    def mislaid(self, worker: WorkerState, lost: list[TaskRecord]) -> None:
+        """The worker should hold these and does not: the hand-out got lost, or they did there."""
+        if lost:
+            why = f"worker {worker.worker_id!r} did not get or keep it"
+            self.take(worker.worker_id, lost, why, MISLAID)
+
+    # ------------------------------------------------------------ errors and losses
+
+    def requeue(
+        self,
+        worker_id: str,
+        tasks: Iterable[TaskRecord],
+        why: str,
+        *,
+        is_counted: bool = False,
+        is_loss: bool = False,
+        wait: Wait = AT_ONCE,
+    ) -> None:
+        """Take attempts back from a worker; counted ones use up the tasks' attempts.
+
+        Tasks whose attempts are used up fail instead, with `why` as their error. The others wait
+        as `wait` says.
+        """
+        state = self._state
+        again: list[TaskRecord] = []
+        for task in tasks:
+            if is_counted and self._is_used_up(task, worker_id, is_loss):
+                self._fail_used_up(task, worker_id, why, is_loss)
+            else:
+                again.append(task)
+        ids = [task.id for task in again]
+        state.metrics.losses += len(ids) * is_loss
+        state.metrics.returned += len(ids) * (not is_counted)
+        if ids:
+            self._actions.record(
+                Requeued(
+                    worker_id,
+                    ids,
+                    [task.n for task in again],
+                    why,
+                    state.at,
+                    is_counted=is_counted,
+                    is_loss=is_loss,
+                    not_before_at=state.at + wait.pause_s if wait.pause_s else 0.0,
+                    returned=wait.returned,
+                    is_cut=wait.is_cut,
+                )
+            )
+        for task in again:
+            if wait.pause_s:
+                state.after(wait.pause_s, Retry(task.id))
+            else:
+                state.queue.put_task(task)
+        self._take_back(worker_id, ids)
+
+    def resume(self, task: TaskRecord) -> None:
+        """Let a task of before our start wait: for its turn, or for its time first."""
+        is_late = task.state is TaskState.DELAYED and not task.batch.is_delayed
+        if is_late and task.history is not None:
+            left_s = task.history.not_before_at - self._state.at
+            pause_s = min(left_s, task.history.pause_s)  # clocks are set back
+            self._state.after(pause_s, Retry(task.id))
+        else:
+            self._state.queue.put_task(task)
+
+    def retry(self, task_id: str) -> None:
+        """The pause of a task is over, if it still waits."""
+        task = self._state.task_table.tasks.get(task_id)
+        if task is not None and task.state is TaskState.DELAYED:
+            self._actions.record(Due([task_id], []))
+            self._state.queue.put_task(task)
+
+    def lose(
+        self,
+        worker: WorkerState,
+        why: str,
+        *,
+        is_counted: bool = False,
+        is_cut: bool = False,
+        kept: Container[str] = (),
+    ) -> None:
+        """Take all from a worker and mark it offline.
+
+        A loss counts only for the attempts that can have been running: the oldest, one
+        per slot. Those behind them were waiting and are not to blame.
+
+        Args:
+            is_cut: nobody was heard: it is not counted yet.
+            kept: tasks that are not lost.
+        """
+        held = [task for task in worker.outstanding.values() if task.id not in kept]
+        blamed, rest = held[: worker.slots], held[worker.slots :]
+        wait = AT_ONCE._replace(is_cut=is_cut)
+        self.requeue(
+            worker.worker_id, blamed, why, is_counted=is_counted, is_loss=is_counted, wait=wait
+        )
+        self.requeue(worker.worker_id, rest, why)
+        self._state.registry.leave(worker)
+
+    def blame(self, worker_id: str, attempts: dict[str, int], why: str) -> None:
+        """Count what was taken back uncounted: it was lost with its worker after all.
+
+        A task whose attempts are used up by that fails, unless another worker has it already.
+        """
+        ids: list[str] = []
+        for task_id in attempts:
+            task = self._state.task_table.tasks.get(task_id)
+            if task is None:
+                continue
+            is_running = task.state is TaskState.RUNNING
+            if not is_running and self._is_used_up(task, worker_id, is_loss=True):
+                self._fail_used_up(task, worker_id, why, is_loss=True)
+            else:
+                ids.append(task_id)
+        if ids:
+            ns = [attempts[task_id] for task_id in ids]
+            self._actions.record(Recounted(worker_id, ids, ns, is_loss=True))
+
+    def attempt_failed(
+        self, worker_id: str, task: TaskRecord, n: int, payload: bytes, *, is_final: bool
+    ) -> None:
+        """Attempt `n` ended in an error: queue the task again after a pause, or fail it.
+
+        The pause is what the result wishes for (``retry_after_s``), else a growing one.
+        """
+        state = self._state
+        told = Failure.of(payload)
+        why, holder = told.text, task.worker_id
+        state.metrics.errors += 1
+        is_final = is_final or told.is_final
+        key = LaneKey(task.batch.spec.type, task.batch.spec.model)
+        if is_final and placement.is_offered_elsewhere(worker_id, key, state.registry):
+            is_final = False  # it refused a strict wish for a model that another worker has
+        if is_final or self._is_used_up(task, worker_id, is_loss=False):
+            self._outcomes.fail(worker_id, [task.id], [told.recorded(payload)], why=why)
+            self._take_back(holder, [])
+            return
+        errors = 0 if task.history is None else task.history.errors
+        if told.pause_s is None:
+            pause_s = min(MAX_RETRY_PAUSE_S, RETRY_PAUSE_S * 2**errors) * self._actions.draw()
+        else:
+            pause_s = min(told.pause_s, MAX_WISHED_PAUSE_S)
+        self._actions.record(
+            Requeued(
+                worker_id,
+                [task.id],
+                [n],  # of one that was taken over a later one may have been handed out
+                why,
+                state.at,
+                is_counted=True,
+                not_before_at=state.at + pause_s,
+                traceback=told.traceback_text,
+            )
+        )
+        state.after(pause_s, Retry(task.id))
+        self._take_back(holder, [task.id])
+
+    def _take_back(self, worker_id: str, ids: list[str]) -> None:
+        """The worker holds these no more, nor those that have ended just now."""
+        worker = self._state.registry.workers.get(worker_id)
+        if worker is not None:
+            for task_id in ids:
+                worker.outstanding.pop(task_id, None)
+            self._state.registry.refresh(worker)
+
+    def _is_used_up(self, task: TaskRecord, worker_id: str, is_loss: bool) -> bool:
+        history = task.history
+        errors = 0 if history is None else history.errors
+        if errors + 1 >= task.batch.spec.max_attempts:
+            return True
+        return is_loss and _takes_down(task, worker_id) >= POISON_LOSSES
+
+    def _fail_used_up(self, task: TaskRecord, worker_id: str, why: str, is_loss: bool) -> None:
+        is_poison = is_loss and _takes_down(task, worker_id) >= POISON_LOSSES
+        code = "task.poison" if is_poison else "task.attempts"
+        self._outcomes.fail_for([task.id], code=code, why=why, worker_id=worker_id)
 
     def _part(self) -> float:
-        return 0.5 + self._state.draw() / 2
+        return 0.5 + self._actions.draw() / 2
+
+
+def _takes_down(task: TaskRecord, worker_id: str) -> int:
+    """Return how many workers a task has taken down, this one being the last."""
+    losses = () if task.history is None else task.history.losses
+    return len({worker_id, *(name for name, _ in losses)})

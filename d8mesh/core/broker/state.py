@@ -1,33 +1,30 @@
-"""What the parts of the dispatcher share: the collections, the policy, and the way out.
+"""What the parts of the dispatcher share: the collections, the policy, the clock, what comes later.
 
-`record` is the only way a fact comes about: it changes the task table and asks for its commit.
+All of it is data: what goes on when a time has come, or the store has answered, has a name.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
 from dataclasses import dataclass, field
+from heapq import heappush
 from typing import Final, TypeAlias
 
-from d8mesh.core.broker.effects import Effect, Load, Peer, Record, Send
+from msgspec import Struct
+
+from d8mesh.core.broker.effects import Peer
+from d8mesh.core.broker.metrics import Metrics
 from d8mesh.core.broker.queue import ReadyQueue
 from d8mesh.core.broker.task_table import TaskTable
-from d8mesh.core.broker.worker_registry import WorkerRegistry, WorkerState
-from d8mesh.core.protocol.messages import Answer, Message
-from d8mesh.core.protocol.task import Fact
-from d8mesh.core.protocol.tokens import TokenSigner
-from d8mesh.errors import D8Error, FloodError
-
-#: Questions of clients to the journal that may be under way, and those of one client: more than
-#: the REST process has threads.
-MAX_LOADS: Final = 10_000
-MAX_LOADS_OF_CLIENT: Final = 1000
+from d8mesh.core.broker.worker_registry import WorkerRegistry
+from d8mesh.core.protocol.messages import Welcome
+from d8mesh.errors import FloodError
 
 #: Tasks that one client may listen to at the same time: bounds its part of the memory.
 MAX_LISTENED: Final = 200_000
 
-#: What is done with the answer of the journal: rows, or an error.
-Then: TypeAlias = Callable[[list[tuple[object, ...]], str], None]
+#: Beyond its own timeout an attempt is left to its worker this much longer.
+ATTEMPT_GRACE_S: Final = 30.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +45,105 @@ class Policy:
     retention_s: float = 7 * 86_400.0
     retention_count: int = 1_000_000
 
+    @property
+    def full_time_s(self) -> float:
+        """How far ahead a fresh attempt without a deadline is overdue."""
+        return self.task_timeout_s + ATTEMPT_GRACE_S
+
+
+class Retry(Struct, frozen=True, gc=False):
+    """The pause of a task is over."""
+
+    task_id: str
+
+
+class PassDeadline(Struct, frozen=True, gc=False):
+    """The tasks of a batch that are not finished are too late."""
+
+    session: str
+    first: int
+
+
+class SayOwed(Struct, frozen=True, gc=False):
+    """No hand-out came with which a worker's results could be acknowledged."""
+
+    worker_id: str
+
+
+class CatchUp(Struct, frozen=True, gc=False):
+    """Who could not be sent partial output is sent what is kept."""
+
+
+Timer: TypeAlias = Retry | PassDeadline | SayOwed | CatchUp
+
+
+class PageIn(Struct, frozen=True, gc=False):
+    """Take the payloads of a batch into memory."""
+
+    session: str
+    first: int
+
+
+class Prune(Struct, frozen=True, gc=False):
+    """Forget finished batches."""
+
+
+class TellOutcomes(Struct, frozen=True, gc=False):
+    """Tell a client how tasks ended."""
+
+    session: str
+    ids: list[str]
+
+
+class ThankForReport(Struct, frozen=True, gc=False):
+    """A polling worker reported a task that is not open."""
+
+    peer: Peer
+    request: int
+
+
+class ShowTask(Struct, frozen=True):
+    """Answer with how a finished task stands, and with `more`; `is_brief`: its state only."""
+
+    peer: Peer
+    request: int
+    id: str
+    more: dict[str, object] = {}
+    is_brief: bool = False
+
+
+class ShowDetails(Struct, frozen=True, gc=False):
+    """Answer with how a task stands, its input and all that went wrong."""
+
+    peer: Peer
+    request: int
+    id: str
+
+
+class ShowPage(Struct, frozen=True, gc=False):
+    """Answer with a page of tasks, those in a state only; `is_queue`: as the queue's."""
+
+    peer: Peer
+    request: int
+    cursor: str
+    state: str = ""
+    is_queue: bool = False
+
+
+class Replay(Struct, frozen=True, gc=False):
+    """Submit a finished task again, as number `n` of a session."""
+
+    peer: Peer
+    request: int
+    id: str
+    session: str
+    n: int
+
+
+#: What a client waits for; a fault on the way is told to it.
+Reply: TypeAlias = ThankForReport | ShowTask | ShowDetails | ShowPage | Replay
+Continuation: TypeAlias = PageIn | Prune | TellOutcomes | Reply
+
 
 @dataclass(slots=True, eq=False)
 class ClientState:
@@ -56,10 +152,9 @@ class ClientState:
     session: str
     peer: Peer
     last_heard: float
-    host: str = ""
     watched: set[str] = field(default_factory=set)
     listened: set[str] = field(default_factory=set)
-    #: its questions to the journal that are under way
+    #: its questions to the store that are under way
     loads: int = 0
 
 
@@ -68,10 +163,7 @@ class BrokerState:
     """Everything the dispatcher's parts work on."""
 
     policy: Policy
-    signer: TokenSigner
     epoch: int
-    #: returns a random number in [0, 1); seeded in tests
-    draw: Callable[[], float]
     task_table: TaskTable = field(default_factory=TaskTable)
     queue: ReadyQueue = field(default_factory=ReadyQueue)
     registry: WorkerRegistry = field(default_factory=WorkerRegistry)
@@ -88,16 +180,28 @@ class BrokerState:
     next_assignment: int = 1
     #: batches whose last task has finished, not yet told to the journal
     closed: list[tuple[str, int]] = field(default_factory=list)
-    #: sends the listeners of a task (id, sessions) what they missed, before they hear of the end
-    say_last: Callable[[str, set[str]], None] = field(default=lambda task_id, sessions: None)
+    #: what is to be gone on with, and when (monotonic): a heap; the second number keeps the order
+    timers: list[tuple[float, int, Timer]] = field(default_factory=list)
+    timer_count: int = 0
+    #: when the oldest wake-up was whose facts are not durable yet; what is to be sent at once
+    #: may promise nothing that stands on them
+    unconfirmed_since: float = math.inf
     is_draining: bool = False
     is_disk_low: bool = False
-    #: refusals by reason, for the counters
-    rejected: dict[str, int] = field(default_factory=dict)
-    duplicates: int = 0
-    _out: list[Effect] = field(default_factory=list)
-    _loads: dict[int, Then] = field(default_factory=dict)
-    _next_load: int = 1
+    #: number of a question to the store -> what goes on with the answer, and the session of the
+    #: client for whom it was asked
+    loads: dict[int, tuple[Continuation, str]] = field(default_factory=dict)
+    next_load: int = 1
+    metrics: Metrics = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.metrics = Metrics(totals=self.task_table.totals)
+
+    def welcome(self, version: int, dropped: list[str]) -> Welcome:
+        """Return the answer to a HELLO."""
+        us = self.policy
+        times = (us.heartbeat_s, us.lease_s)
+        return Welcome(version, self.epoch, us.broker_id, *times, dropped)
 
     def listen(self, client: ClientState, task_id: str) -> None:
         """Let a client hear a task that is not finished, also one that is yet to come.
@@ -110,63 +214,7 @@ class BrokerState:
         client.listened.add(task_id)
         self.listeners.setdefault(task_id, set()).add(client.session)
 
-    def record(self, fact: Fact) -> None:
-        """Let `fact` happen: in the task table now, on disk with this batch."""
-        self.task_table.apply(fact)
-        self._out.append(Record(fact))
-
-    def send(self, peer: Peer, message: Message, *, waits: bool = False) -> None:
-        """Send `message`; `waits`: it promises something, so only after the commit."""
-        self._out.append(Send(peer, message, waits))
-
-    def tell(self, worker_state: WorkerState, message: Message) -> None:
-        """Send a worker something that promises nothing; its `Welcome` goes before it."""
-        self.send(worker_state.peer, message, waits=worker_state.welcomed == self.now)
-
-    def answer(
-        self, peer: Peer, request: int, body: dict[str, object], *, waits: bool = False
-    ) -> None:
-        """Answer an `Query`."""
-        self.send(peer, Answer(request, "", body), waits=waits)
-
-    def refuse(self, peer: Peer, request: int, error: D8Error, **more: object) -> None:
-        """Answer an `Query` with an error."""
-        self.send(peer, Answer(request, error.code, {"error": str(error), **more}))
-
-    def load(self, what: str, args: tuple[object, ...], then: Then) -> None:
-        """Ask the journal; `then(rows, error)` is called when the answer is there."""
-        number, self._next_load = self._next_load, self._next_load + 1
-        self._loads[number] = then
-        self._out.append(Load(number, what, args))
-
-    def load_for(self, peer: Peer, what: str, args: tuple[object, ...], then: Then) -> None:
-        """Ask the journal for a client, which `peer` is: a part of what is under way at most.
-
-        Raises:
-            FloodError: the client, or all together, have asked too much at the same time.
-        """
-        client = self.clients_by_routing_id[peer.routing_id]
-        if client.loads >= MAX_LOADS_OF_CLIENT or len(self._loads) >= MAX_LOADS:
-            raise FloodError
-        client.loads += 1
-
-        def answered(rows: list[tuple[object, ...]], error: str) -> None:
-            client.loads -= 1
-            then(rows, error)
-
-        self.load(what, args, answered)
-
-    def loaded(self, number: int, rows: list[tuple[object, ...]], error: str) -> None:
-        """Hand an answer of the journal to who asked."""
-        then = self._loads.pop(number, None)
-        if then is not None:
-            then(rows, error)
-
-    def reject(self, reason: str) -> None:
-        """Count a refusal."""
-        self.rejected[reason] = self.rejected.get(reason, 0) + 1
-
-    def take_effects(self) -> list[Effect]:
-        """Return what has been asked for since the last call."""
-        out, self._out = self._out, []
-        return out
+    def after(self, pause_s: float, timer: Timer) -> None:
+        """Go on with `timer` in a later tick, `pause_s` from now."""
+        self.timer_count += 1
+        heappush(self.timers, (self.now + pause_s, self.timer_count, timer))

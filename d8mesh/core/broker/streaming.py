@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from typing import Final
 
+from d8mesh.core.broker.actions import Actions
 from d8mesh.core.broker.effects import Peer
 from d8mesh.core.broker.records import TaskRecord
-from d8mesh.core.broker.scheduler import Scheduler
-from d8mesh.core.broker.state import BrokerState
+from d8mesh.core.broker.state import BrokerState, CatchUp
 from d8mesh.core.protocol.messages import MAX_BATCH_TASKS, MAX_STREAM_BYTES, Chunks, Stream
 
 #: Chunks of one running task that late listeners still get.
@@ -23,14 +23,13 @@ CATCH_UP_S: Final = 0.05
 class Streaming:
     """Passes the partial output of a pool's tasks on."""
 
-    def __init__(self, broker: BrokerState, scheduler: Scheduler) -> None:
-        self._state = broker
-        self._scheduler = scheduler
+    def __init__(self, state: BrokerState, actions: Actions) -> None:
+        self._state = state
+        self._actions = actions
         #: task id -> attempt, number of the first piece kept, the pieces, their bytes
         self._tails: dict[str, tuple[int, int, list[bytes], int]] = {}
         #: (session, task id) of who missed something that may be kept still
         self._behind: set[tuple[str, str]] = set()
-        broker.say_last = self._say_last
 
     def take(self, message: Chunks) -> None:
         """Pass output on: what came together of a task goes on together."""
@@ -41,7 +40,7 @@ class Streaming:
             message.ids, message.tokens, message.seqs, message.payloads, strict=True
         ):
             task = tasks.get(task_id)
-            if task is None or task.token != token:
+            if task is None or task.attempt.token != token:
                 continue
             self._keep_tail(task, seq, payload)
             run, size = runs.get(task_id), sizes.get(task_id, 0) + len(payload)
@@ -67,8 +66,24 @@ class Streaming:
         client = self._state.clients_by_routing_id.get(peer.routing_id)
         if client is not None and stream.id in client.listened:
             if not self._behind:
-                self._scheduler.after(CATCH_UP_S, self._catch_up)
+                self._state.after(CATCH_UP_S, CatchUp())
             self._behind.add((client.session, stream.id))
+
+    def catch_up(self) -> None:
+        """Send what is kept to who could not be sent something."""
+        state, behind, self._behind = self._state, self._behind, set()
+        for session, task_id in sorted(behind):
+            task, client = state.task_table.tasks.get(task_id), state.clients.get(session)
+            if task is not None and client is not None and task_id in client.listened:
+                self._actions.send(client.peer, self.tail(task))
+
+    def say_last(self, task: TaskRecord, sessions: set[str]) -> None:
+        """A task is finished; who is behind has a last chance, before the outcome."""
+        for session in sorted(sessions):
+            if (session, task.id) in self._behind:
+                self._behind.discard((session, task.id))
+                self._actions.send(self._state.clients[session].peer, self.tail(task))
+        self._tails.pop(task.id, None)
 
     def forget_tails(self) -> None:
         """Drop the tails of tasks that are finished."""
@@ -76,26 +91,10 @@ class Streaming:
             del self._tails[task_id]
 
     def _send(self, run: Stream) -> None:
-        broker = self._state
-        for session in broker.listeners.get(run.id, ()):
+        state = self._state
+        for session in state.listeners.get(run.id, ()):
             if not self._behind or (session, run.id) not in self._behind:
-                broker.send(broker.clients[session].peer, run)
-
-    def _catch_up(self) -> None:
-        broker, behind, self._behind = self._state, self._behind, set()
-        for session, task_id in sorted(behind):
-            task, client = broker.task_table.tasks.get(task_id), broker.clients.get(session)
-            if task is not None and client is not None and task_id in client.listened:
-                broker.send(client.peer, self.tail(task))
-
-    def _say_last(self, task_id: str, sessions: set[str]) -> None:
-        """The task is finished; who is behind has a last chance, before the outcome."""
-        task = self._state.task_table.tasks.get(task_id)
-        for session in sorted(sessions):
-            if (session, task_id) in self._behind and task is not None:
-                self._behind.discard((session, task_id))
-                self._state.send(self._state.clients[session].peer, self.tail(task))
-        self._tails.pop(task_id, None)
+                self._actions.send(state.clients[session].peer, run)
 
     def _keep_tail(self, task: TaskRecord, seq: int, payload: bytes) -> None:
         attempt, first, kept, size = self._tails.get(task.id, (task.n, seq, [], 0))

@@ -1,20 +1,31 @@
 """The state of every unfinished task: the fold of the facts, nothing else.
 
-`TaskTable.apply` is the only thing that changes a task. A task that was never handed out is
-not an object: it is a number in its `Batch` (a hundred thousand queued tasks cost a few
-hundred objects). `TaskTable.draw` and `TaskTable.open_task` make it a `Task` when somebody
-needs it singly. Finished tasks live in the journal only. Deliberately not here: order
-(`queue`), workers (`worker_registry`), who waits for what (`state`).
+`TaskTable.apply` is the only thing that changes what is known of a task; beside it stands its
+`RunningAttempt`, of which no fact tells. A task that was never handed out is not an object: it
+is a number in its `Batch` (a hundred thousand queued tasks cost a few hundred objects).
+`TaskTable.draw` and `TaskTable.open_task` make it a `TaskRecord` when somebody needs it singly.
+Finished tasks live in the journal only. Deliberately not here: order (`queue`), workers
+(`worker_registry`), who waits for what (`state`).
 """
 
 from __future__ import annotations
 
+import sys
 from bisect import bisect_right, insort
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from itertools import repeat
 from typing import Final
 
-from d8mesh.core.broker.records import Batch, Ranges, TaskRecord, Totals, WorkerRecord
+from d8mesh.core.broker.records import (
+    NO_ATTEMPT,
+    Batch,
+    History,
+    Ranges,
+    TaskRecord,
+    Totals,
+    WorkerRecord,
+)
 from d8mesh.core.protocol.task import (
     Adopted,
     Assigned,
@@ -45,7 +56,7 @@ PAYLOAD_MEMORY_BYTES: Final = 96 * 1024 * 1024
 
 _QUEUED: Final = TaskState.QUEUED
 _RUNNING: Final = TaskState.RUNNING
-#: What a running task becomes: looked up once, not for every task.
+#: What an unfinished task becomes, whatever it is: looked up once, not for every task.
 _ENDS: Final[dict[type[TaskFact], TaskState]] = {
     fact: next_state(_RUNNING, fact) for fact in (Completed, Failed, Cancelled)
 }
@@ -58,6 +69,7 @@ class TaskTable:
         self.tasks: dict[str, TaskRecord] = {}
         self.accepted: dict[str, Ranges] = {}
         self.forgotten_sessions = 0  #: that the journal names, and whose tasks it forgot
+        self.max_sessions = sys.maxsize  #: that the journal can name
         self.keys: dict[str, tuple[bytes, str, int, int]] = {}
         #: (session, first) of a batch -> the key that it came with
         self._key_of: dict[tuple[str, int], str] = {}
@@ -144,7 +156,7 @@ class TaskTable:
             payload = payloads[index]
             size += len(payload)
             payloads[index] = b""
-            task = TaskRecord(batch, index, prefix + str(first + index), payload)
+            task = TaskRecord(batch, prefix + str(first + index), payload)
             tasks[task.id] = task
             drawn.append(task)
             index += 1
@@ -159,6 +171,7 @@ class TaskTable:
         """Put the payloads of a batch, one for each of its tasks, back into memory."""
         if batch.payloads is not None:
             return
+        payloads = list(payloads)  # the answer of the store stays as it was
         for index in range(batch.count):
             if index < batch.fresh or index in batch.gone:
                 task = self.tasks.get(batch.task_id(index))
@@ -170,7 +183,7 @@ class TaskTable:
 
     def _single(self, batch: Batch, index: int) -> TaskRecord:
         payload = None if batch.payloads is None else batch.payloads[index]
-        task = TaskRecord(batch, index, batch.task_id(index), payload)
+        task = TaskRecord(batch, batch.task_id(index), payload)
         if batch.is_delayed:
             task.state = TaskState.DELAYED
         if batch.payloads is not None:
@@ -183,7 +196,7 @@ class TaskTable:
     # ------------------------------------------------------------------- the facts
 
     def apply(self, fact: Fact) -> None:
-        """Change the state as `fact` tells.
+        """Change the state as `fact` tells; one that raises changes nothing.
 
         Raises:
             IllegalTransitionError: a task of the fact is not in a state that allows it.
@@ -245,58 +258,83 @@ class TaskTable:
         batch.unfinished = batch.count - len(batch.gone)
         self._take_in(batch)
 
+    def restore_task(
+        self, task_id: str, n: int, history: History, at: float | None
+    ) -> TaskRecord | None:
+        """Take in what the journal knows of a task beyond its batch.
+
+        Args:
+            at: Unix seconds, by which it may have to wait still; None: it is in flight.
+
+        Returns:
+            The task, None if it is finished.
+        """
+        task = self.open_task(task_id)
+        if task is None:
+            return None
+        task.n, task.history = n, history
+        if at is not None and history.not_before_at > at and task.state is _QUEUED:
+            task.state = TaskState.DELAYED
+        return task
+
     def _due(self, fact: Due) -> None:
-        for task_id in fact.ids:
-            task = self._must_have(task_id)
-            task.state = next_state(task.state, Due)
+        for task, after in self._moved(fact.ids, Due):
+            task.state = after
         for session, first in fact.batches:
             batch = self.batch_at(session, first)
             if batch is not None:
                 batch.is_delayed = False
 
-    def _handed_out(self, fact: Assigned) -> None:
-        tasks, worker_id, number, ns = self.tasks, fact.worker_id, fact.number, fact.ns
-        for index, task_id in enumerate(fact.ids):
-            task = tasks.get(task_id) or self._must_have(task_id)
+    def _assigned(self, fact: Assigned) -> None:
+        try:
+            tasks = list(map(self.tasks.__getitem__, fact.ids))
+        except KeyError:
+            tasks = [task for task, _ in self._moved(fact.ids, Assigned)]
+        for task in tasks:
             if task.state is not _QUEUED:
-                next_state(task.state, Assigned)
+                before = task.state
+                for moved in tasks:
+                    if moved.state is _RUNNING and not moved.worker_id:
+                        moved.state = _QUEUED
+                next_state(before, Assigned)
             task.state = _RUNNING
-            task.n = ns[index]
+        worker_id, number = fact.worker_id, fact.number
+        for task, n in zip(tasks, fact.ns, strict=True):
+            task.n = n
             task.worker_id = worker_id
             task.assignment = number
-        self.queued -= len(fact.ids)
-        self.running += len(fact.ids)
+        for task in tasks if fact.is_needed else ():
+            task.remember().holders.add(worker_id)
+        self.queued -= len(tasks)
+        self.running += len(tasks)
 
     def _adopted(self, fact: Adopted) -> None:
-        for task_id, n in zip(fact.ids, fact.ns, strict=True):
-            task = self._must_have(task_id)
+        for (task, after), n in zip(self._moved(fact.ids, Adopted), fact.ns, strict=True):
             if task.state is not _RUNNING:
                 self.queued -= 1
                 self.running += 1
-            task.state = next_state(task.state, Adopted)
+            task.state = after
             task.n, task.worker_id = max(n, task.n), fact.worker_id
+            if fact.is_needed:
+                task.remember().holders.add(fact.worker_id)
 
     def _requeued(self, fact: Requeued) -> None:
-        for task_id, n in zip(fact.ids, fact.ns, strict=True):
-            task = self._must_have(task_id)
-            task.state = next_state(task.state, Requeued)
+        for (task, after), n in zip(self._moved(fact.ids, Requeued), fact.ns, strict=True):
+            task.state = TaskState.DELAYED if fact.not_before_at else after
             self.running -= 1
             self.queued += 1
-            task.worker_id, task.token = "", b""
+            task.worker_id, task.attempt = "", NO_ATTEMPT
             history = task.remember()
             if fact.is_counted:
                 history.count(fact.worker_id, n, fact.why, is_loss=fact.is_loss)
             else:
                 history.give_back(fact.worker_id, fact.why, fact.returned)
+            history.cuts += fact.is_cut
             history.not_before_at = fact.not_before_at
             history.pause_s = max(0.0, fact.not_before_at - fact.at)
-            if fact.not_before_at:
-                task.state = TaskState.DELAYED
 
     def _recounted(self, fact: Recounted) -> None:
-        for task_id, n in zip(fact.ids, fact.ns, strict=True):
-            task = self._must_have(task_id)
-            task.state = next_state(task.state, Recounted)
+        for (task, _), n in zip(self._moved(fact.ids, Recounted), fact.ns, strict=True):
             history, loss = task.remember(), (fact.worker_id, n)
             if fact.is_loss:
                 history.errors += 1
@@ -323,18 +361,20 @@ class TaskTable:
         self.totals.cancelled += len(fact.ids)
 
     def _finish(self, ids: list[str], fact: type[TaskFact]) -> None:
-        tasks, running = self.tasks, 0
-        for task_id in ids:
-            task = tasks.pop(task_id, None)
+        taken = list(map(self.tasks.pop, ids, repeat(None)))
+        try:
+            fresh = self._take_fresh(ids, taken) if not all(taken) else {}
+        except UnknownTaskError:
+            self.tasks.update((task.id, task) for task in taken if task is not None)
+            raise
+        end, running = _ENDS[fact], 0
+        for index, task in enumerate(taken):
             if task is None:
-                batch = self._finish_fresh(task_id)
+                batch = fresh[ids[index]]
             else:
                 batch = task.batch
-                if task.state is _RUNNING:
-                    running += 1
-                    task.state = _ENDS[fact]
-                else:
-                    task.state = next_state(task.state, fact)
+                running += task.state is _RUNNING
+                task.state = end
             batch.unfinished -= 1
             self.unfinished_bytes -= batch.size_bytes // batch.count
             if not batch.unfinished:
@@ -343,17 +383,22 @@ class TaskTable:
         self.queued -= len(ids) - running
         self.kept_finished += len(ids)
 
-    def _finish_fresh(self, task_id: str) -> Batch:
-        if self.state_of(task_id) is None:
-            raise UnknownTaskError(f"{task_id} is finished or was never submitted")
-        found = self.find(task_id)
-        assert found is not None  # state_of has just seen it
-        batch, index = found
-        batch.gone.add(index)
-        if batch.payloads is not None:
-            self.loaded_bytes -= len(batch.payloads[index])
-            batch.payloads[index] = b""
-        return batch
+    def _take_fresh(self, ids: list[str], taken: list[TaskRecord | None]) -> dict[str, Batch]:
+        """Take those out of their batches that were no objects; return the batches."""
+        found: dict[str, tuple[Batch, int]] = {}
+        for task_id, task in zip(ids, taken, strict=True):
+            if task is not None:
+                continue
+            place = None if task_id in found else self.find(task_id)
+            if place is None or self.state_of(task_id) is None:
+                raise UnknownTaskError(f"{task_id} is finished or was never submitted")
+            found[task_id] = place
+        for batch, index in found.values():
+            batch.gone.add(index)
+            if batch.payloads is not None:
+                self.loaded_bytes -= len(batch.payloads[index])
+                batch.payloads[index] = b""
+        return {task_id: batch for task_id, (batch, _) in found.items()}
 
     def _close(self, batch: Batch) -> None:
         self.unfinished_bytes -= batch.size_bytes - batch.size_bytes // batch.count * batch.count
@@ -386,16 +431,21 @@ class TaskTable:
             record = self.workers[worker_id] = WorkerRecord()
         return record
 
-    def _must_have(self, task_id: str) -> TaskRecord:
-        task = self.open_task(task_id)
-        if task is None:
-            raise UnknownTaskError(f"{task_id} is finished or was never submitted")
-        return task
+    def _moved(self, ids: list[str], fact: type[TaskFact]) -> list[tuple[TaskRecord, TaskState]]:
+        """Return the tasks, made objects, each with the state after `fact`; all or none."""
+        after: dict[str, TaskState] = {}
+        for task_id in ids:
+            before = after.get(task_id) or self.state_of(task_id)
+            if before is None:
+                raise UnknownTaskError(f"{task_id} is finished or was never submitted")
+            after[task_id] = next_state(before, fact)
+        tasks = [(self.open_task(task_id), after[task_id]) for task_id in ids]
+        return [(task, state) for task, state in tasks if task is not None]
 
     _apply: Final[dict[type, Callable[..., None]]] = {
         Submitted: _submitted,
         Due: _due,
-        Assigned: _handed_out,
+        Assigned: _assigned,
         Adopted: _adopted,
         Requeued: _requeued,
         Recounted: _recounted,
@@ -409,22 +459,6 @@ class TaskTable:
         AssignmentsSettled: _unchanged,
         WorkersMissed: _unchanged,
     }
-
-    def check(self) -> None:
-        """Assert what must hold between the collections (for tests; walks everything)."""
-        running = sum(task.state is _RUNNING for task in self.tasks.values())
-        unfinished = sum(batch.unfinished for batch in self.batches())
-        assert running == self.running, (running, self.running)
-        assert unfinished == self.queued + self.running, (unfinished, self.queued, self.running)
-        loaded = sum(sum(map(len, batch.payloads or ())) for batch in self.batches())
-        assert loaded == self.loaded_bytes, (loaded, self.loaded_bytes)
-        for batch in self.batches():
-            assert 0 < batch.unfinished <= batch.count
-            assert all(index >= batch.fresh for index in batch.gone), (batch.fresh, batch.gone)
-        for task_id, task in self.tasks.items():
-            assert task.id == task_id
-            assert not task.state.is_final
-            assert (task.state is _RUNNING) == bool(task.worker_id), task_id
 
 
 def _first_of(item: tuple[int, Batch]) -> int:

@@ -63,7 +63,6 @@ class WorkerState:
     #: boot ids that had this worker before
     displaced: tuple[str, ...] = ()
     worker_type: str = ""
-    machine_id: str = ""
     host: str = ""
     status_port: int = 0
     types: frozenset[str] = frozenset()
@@ -87,6 +86,9 @@ class WorkerState:
     results: list[int] = field(default_factory=list)
     #: numbers of those that are on disk, to be acknowledged with the next hand-out
     owed: list[int] = field(default_factory=list)
+    #: when the last of them was, and whether a timer for them runs
+    owed_since: float = 0.0
+    is_owed_timed: bool = False
     failures_in_a_row: int = 0
     outstanding: dict[str, TaskRecord] = field(default_factory=dict)
     #: how many attempts it was asked to give back and has not yet
@@ -138,7 +140,7 @@ class WorkerRegistry:
     """All workers, and the indexes over them."""
 
     def __init__(self) -> None:
-        self.worker_states: dict[str, WorkerState] = {}
+        self.workers: dict[str, WorkerState] = {}
         self._by_routing_id: dict[bytes, WorkerState] = {}
         #: type -> free workers, first in line first
         self.free: dict[str, dict[str, WorkerState]] = {}
@@ -157,46 +159,46 @@ class WorkerRegistry:
         """Return the mesh worker behind a routing id."""
         return self._by_routing_id.get(peer.routing_id)
 
-    def add(self, worker_state: WorkerState) -> None:
+    def add(self, worker: WorkerState) -> None:
         """Take in a worker (replacing one of the same worker id)."""
-        old = self.worker_states.pop(worker_state.worker_id, None)
+        old = self.workers.pop(worker.worker_id, None)
         if old is not None:
             self.leave(old)
-        self.worker_states[worker_state.worker_id] = worker_state
-        self._index(worker_state)
+        self.workers[worker.worker_id] = worker
+        self._index(worker)
         self._bound_offline()
 
-    def move(self, worker_state: WorkerState, peer: Peer) -> None:
+    def move(self, worker: WorkerState, peer: Peer) -> None:
         """The mesh worker's session goes on under another routing id."""
-        self._by_routing_id.pop(worker_state.peer.routing_id, None)
-        worker_state.peer = peer
-        self._by_routing_id[peer.routing_id] = worker_state
+        self._by_routing_id.pop(worker.peer.routing_id, None)
+        worker.peer = peer
+        self._by_routing_id[peer.routing_id] = worker
 
-    def offer(self, worker_state: WorkerState, types: Iterable[str], models: Iterable[str]) -> None:
+    def offer(self, worker: WorkerState, types: Iterable[str], models: Iterable[str]) -> None:
         """Change what a worker offers."""
-        self._unindex(worker_state)
-        worker_state.types, worker_state.models = frozenset(types), frozenset(models)
-        self._index(worker_state)
+        self._unindex(worker)
+        worker.types, worker.models = frozenset(types), frozenset(models)
+        self._index(worker)
 
-    def leave(self, worker_state: WorkerState) -> None:
+    def leave(self, worker: WorkerState) -> None:
         """The worker is gone; the worker stays listed as offline."""
-        if worker_state.is_live and worker_state.models:
-            self.absent |= {plain_name(model) for model in worker_state.models}
-        self._unindex(worker_state)
-        worker_state.is_live = False
-        worker_state.poll = None
-        if self._by_routing_id.get(worker_state.peer.routing_id) is worker_state:
-            del self._by_routing_id[worker_state.peer.routing_id]
+        if worker.is_live and worker.models:
+            self.absent |= {plain_name(model) for model in worker.models}
+        self._unindex(worker)
+        worker.is_live = False
+        worker.poll = None
+        if self._by_routing_id.get(worker.peer.routing_id) is worker:
+            del self._by_routing_id[worker.peer.routing_id]
 
-    def rejoin(self, worker_state: WorkerState) -> None:
+    def rejoin(self, worker: WorkerState) -> None:
         """A worker that was offline speaks again."""
-        worker_state.is_live = True
-        self._index(worker_state)
+        worker.is_live = True
+        self._index(worker)
 
-    def remove(self, worker_state: WorkerState) -> None:
+    def remove(self, worker: WorkerState) -> None:
         """Forget a worker altogether."""
-        self.leave(worker_state)
-        self.worker_states.pop(worker_state.worker_id, None)
+        self.leave(worker)
+        self.workers.pop(worker.worker_id, None)
 
     def note_absent(self, heard_after: float, *, is_young: bool) -> None:
         """Bring up to date which models may be back soon.
@@ -205,91 +207,70 @@ class WorkerRegistry:
             heard_after: workers that have gone count if they were heard after this (monotonic).
             is_young: the broker itself has not been there for long.
         """
-        gone = [
-            s for s in self.worker_states.values() if not s.is_live and s.last_heard > heard_after
-        ]
-        self.absent = frozenset(
-            plain_name(model) for worker_state in gone for model in worker_state.models
-        )
+        gone = [s for s in self.workers.values() if not s.is_live and s.last_heard > heard_after]
+        self.absent = frozenset(plain_name(model) for worker in gone for model in worker.models)
         self.is_young = is_young
 
     def is_expected(self, model: str) -> bool:
         """Return whether a worker with `model` (a plain name) may join at any moment."""
         return self.is_young or model in self.absent
 
-    def refresh(self, worker_state: WorkerState) -> None:
+    def refresh(self, worker: WorkerState) -> None:
         """Bring the index of free workers up to date after a change of the worker's free count."""
-        is_free = worker_state.free > 0
-        if is_free is worker_state.is_free:
+        is_free = worker.free > 0
+        if is_free is worker.is_free:
             return
-        worker_state.is_free, free = is_free, self.free
-        for kind in worker_state.types:
+        worker.is_free, free = is_free, self.free
+        for kind in worker.types:
             line = free.get(kind)
             if not is_free:
-                _discard(free, kind, worker_state)
+                _discard(free, kind, worker)
             elif line is None:
-                free[kind] = {worker_state.worker_id: worker_state}
+                free[kind] = {worker.worker_id: worker}
             else:
-                line[worker_state.worker_id] = worker_state
+                line[worker.worker_id] = worker
 
-    def to_the_end(self, worker_state: WorkerState, kind: str) -> None:
+    def to_the_end(self, worker: WorkerState, kind: str) -> None:
         """Put a free worker last in line for its type, so that all get their share."""
         line = self.free.get(kind)
-        if line and worker_state.worker_id in line:
-            line[worker_state.worker_id] = line.pop(worker_state.worker_id)
+        if line and worker.worker_id in line:
+            line[worker.worker_id] = line.pop(worker.worker_id)
 
-    def _index(self, worker_state: WorkerState) -> None:
-        if not worker_state.is_live:
+    def _index(self, worker: WorkerState) -> None:
+        if not worker.is_live:
             return
-        if worker_state.dialect is Dialect.MESH and worker_state.peer.routing_id:
-            self._by_routing_id[worker_state.peer.routing_id] = worker_state
+        if worker.dialect is Dialect.MESH and worker.peer.routing_id:
+            self._by_routing_id[worker.peer.routing_id] = worker
         self.nearest.clear()
-        for kind in worker_state.types:
-            self.serving.setdefault(kind, {})[worker_state.worker_id] = worker_state
-        for model in map(plain_name, worker_state.models):
-            self.offering.setdefault(model, {})[worker_state.worker_id] = worker_state
-        worker_state.is_free = False
-        self.refresh(worker_state)
+        for kind in worker.types:
+            self.serving.setdefault(kind, {})[worker.worker_id] = worker
+        for model in map(plain_name, worker.models):
+            self.offering.setdefault(model, {})[worker.worker_id] = worker
+        worker.is_free = False
+        self.refresh(worker)
 
-    def _unindex(self, worker_state: WorkerState) -> None:
+    def _unindex(self, worker: WorkerState) -> None:
         self.nearest.clear()
-        for kind in worker_state.types:
-            _discard(self.serving, kind, worker_state)
-            _discard(self.free, kind, worker_state)
-        for model in map(plain_name, worker_state.models):
-            _discard(self.offering, model, worker_state)
-        worker_state.is_free = False
+        for kind in worker.types:
+            _discard(self.serving, kind, worker)
+            _discard(self.free, kind, worker)
+        for model in map(plain_name, worker.models):
+            _discard(self.offering, model, worker)
+        worker.is_free = False
 
     def _bound_offline(self) -> None:
-        if len(self.worker_states) <= MAX_OFFLINE_WORKERS:
+        if len(self.workers) <= MAX_OFFLINE_WORKERS:
             return
-        gone = [
-            s for s in self.worker_states.values() if not s.is_live and s.dialect is Dialect.MESH
-        ]
-        for worker_state in sorted(gone, key=lambda worker_state: worker_state.last_heard)[
+        gone = [s for s in self.workers.values() if not s.is_live and s.dialect is Dialect.MESH]
+        for worker in sorted(gone, key=lambda worker: worker.last_heard)[
             : -MAX_OFFLINE_WORKERS or None
         ]:
-            del self.worker_states[worker_state.worker_id]
-
-    def check(self) -> None:
-        """Assert that the indexes agree with the workers (for tests)."""
-        for kind, line in self.free.items():
-            assert line, kind
-            for worker_state in line.values():
-                assert worker_state.is_live, worker_state.worker_id
-                assert kind in worker_state.types, worker_state.worker_id
-                assert worker_state.free > 0, worker_state.worker_id
-        for worker_state in self.worker_states.values():
-            assert worker_state.is_free == (worker_state.free > 0), worker_state.worker_id
-            for kind in worker_state.types if worker_state.free else ():
-                assert self.free[kind][worker_state.worker_id] is worker_state
+            del self.workers[worker.worker_id]
 
 
-def _discard(
-    index: dict[str, dict[str, WorkerState]], name: str, worker_state: WorkerState
-) -> None:
+def _discard(index: dict[str, dict[str, WorkerState]], name: str, worker: WorkerState) -> None:
     line = index.get(name)
-    if line is not None and line.get(worker_state.worker_id) is worker_state:
-        del line[worker_state.worker_id]
+    if line is not None and line.get(worker.worker_id) is worker:
+        del line[worker.worker_id]
         if not line:
             del index[name]

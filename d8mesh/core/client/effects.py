@@ -53,7 +53,6 @@ class Silent(Struct, frozen=True):
 class Connected(Struct, frozen=True):
     """The session stands."""
 
-    epoch: int
     broker_id: str
 
 

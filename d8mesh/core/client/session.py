@@ -6,11 +6,10 @@ doubt it is asked for again by id.
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections import deque
-from collections.abc import Iterator
 from typing import Final, assert_never
 
+from d8mesh.core.client.awaited import Awaited
 from d8mesh.core.client.effects import (
     Answered,
     Arrived,
@@ -24,7 +23,7 @@ from d8mesh.core.client.effects import (
     Transmit,
     parts_of,
 )
-from d8mesh.core.client.submission import Submission, counter_of
+from d8mesh.core.client.submission import Submission
 from d8mesh.core.protocol.messages import (
     VERSIONS,
     Accepted,
@@ -44,7 +43,6 @@ from d8mesh.core.protocol.messages import (
     Watch,
     Welcome,
 )
-from d8mesh.errors import ProtocolError
 
 #: Submits under way at once: enough that the broker never waits for the next one.
 MAX_UNACKNOWLEDGED: Final = 8
@@ -54,6 +52,8 @@ MAX_GROWING: Final = 2
 #: Questions under way at once: more answers than the orchestrator may have waiting for one
 #: client would be dropped, and asked for again much later.
 MAX_ASKED: Final = 256
+#: Beside those: they are answered one by one, as there is something to tell.
+PATIENT: Final = frozenset({"poll.next"})
 #: HELLO is said again after this long without an answer.
 HELLO_S: Final = 3.0
 #: A new link on which nothing was heard for this long is given up: sooner than one that
@@ -65,8 +65,6 @@ DOUBT_S: Final = 1.5
 LEAVING_S: Final = 0.5
 #: An unanswered submit or question is sent again after this long.
 RESEND_S: Final = 10.0
-#: What is awaited is asked for again this often: outcomes may be dropped under pressure.
-REWATCH_S: Final = 30.0
 #: While the queue is full: how often it is looked whose time to wait for room is over.
 EXPIRY_S: Final = 0.25
 #: Before the first Welcome tells them: the documented lease and heartbeat.
@@ -88,24 +86,20 @@ class ClientSession:
         self._is_linked = self._is_up = False
         self._epoch = -1
         self._heartbeat_s, self._lease_s = _HEARTBEAT_S, _LEASE_S
-        self._linked_at = self._heard = self._said_hello = self._next_beat = self._next_rewatch = (
-            0.0
-        )
+        self._linked_at = self._heard = self._said_hello = self._next_beat = 0.0
         self._next_seq = 1
         self._backlog: deque[Submission] = deque()
         self._unacknowledged: dict[int, Submission] = {}
         self._allowed = MAX_UNACKNOWLEDGED
         self._paused_until = self._next_expiry = 0.0
         self._full: Refused | None = None  #: why the backlog is paused
-        self._round: Iterator[list[str]] = iter(())
-        #: submissions whose outcomes are awaited, by first counter
-        self._firsts: list[int] = []
-        self._submissions: list[Submission] = []
-        self._singles: dict[str, list[Submission]] = {}
-        self._asks: dict[int, tuple[Query, float]] = {}
+        self._awaited = Awaited(session)
+        #: questions under way, and when each was asked last
+        self._asks: dict[int, Query] = {}
+        self._asked_at: dict[int, float] = {}
+        self._patient: set[int] = set()  #: those of `PATIENT` among them
         self._unasked: dict[int, Query] = {}  #: to be asked when others are answered
         self._listening: set[str] = set()
-        self._last: Submission | None = None
 
     @property
     def name(self) -> str:
@@ -116,11 +110,6 @@ class ClientSession:
     def is_up(self) -> bool:
         """True while the broker answers."""
         return self._is_up
-
-    @property
-    def is_idle(self) -> bool:
-        """True when nothing is waiting to be accepted or answered."""
-        return not (self._backlog or self._unacknowledged or self._asks or self._unasked)
 
     @property
     def paused_for(self) -> str:
@@ -141,7 +130,7 @@ class ClientSession:
         """Queue a submission of this session for sending, in its order."""
         self._backlog.append(submission)
         if submission.is_watched:
-            self._await(submission)
+            self._awaited.add(submission)
         if submission.is_listened:  # output may come before the acknowledgement
             self._listening.update(submission.task_id(index) for index in range(submission.count))
         return self._pump(now)
@@ -152,26 +141,17 @@ class ClientSession:
             self._backlog.remove(submission)
         for seq in [seq for seq, other in self._unacknowledged.items() if other is submission]:
             del self._unacknowledged[seq]
-        self._forget(submission)
+        self._awaited.forget(submission)
 
     def watch(self, submission: Submission) -> list[Output]:
         """Await the one task of `submission`, which may be anybody's."""
-        task_id = submission.task_id(0)
-        self._singles.setdefault(task_id, []).append(submission)
-        return [Transmit(Watch([task_id]))] if self._is_up else []
+        ids = self._awaited.add_singles(submission)
+        return [Transmit(Watch(ids))] if self._is_up else []
 
     def unwatch(self, submission: Submission) -> list[Output]:
         """Await it no longer."""
-        task_id = submission.task_id(0)
-        waiting = self._singles.get(task_id, [])
-        if submission not in waiting:
-            return []
-        waiting.remove(submission)
-        if waiting:
-            return []
-        del self._singles[task_id]
-        is_own = task_id.startswith(self._session) and self._find(submission.first) is not None
-        return [Transmit(Unwatch([task_id]))] if self._is_up and not is_own else []
+        task_id = self._awaited.remove_single(submission)
+        return [Transmit(Unwatch([task_id]))] if self._is_up and task_id else []
 
     def ask(self, question: Query, now: float) -> list[Output]:
         """Ask the broker; `Answered` brings the answer, after reconnects too."""
@@ -180,7 +160,7 @@ class ClientSession:
 
     def forget_ask(self, request: int) -> list[Output]:
         """The asker waits no longer."""
-        self._asks.pop(request, None)
+        self._answered(request)
         self._unasked.pop(request, None)
         return []
 
@@ -210,8 +190,9 @@ class ClientSession:
             case Accepted():
                 return self._accepted(message, now)
             case Answer():
-                known = self._asks.pop(message.request, None)
-                return [Answered(message.request, message.code, message.body)] if known else []
+                if self._answered(message.request):
+                    return [Answered(message.request, message.code, message.body)]
+                return []
             case Stream():
                 return [Heard(message)] if message.id in self._listening else []
             case Refused():
@@ -240,14 +221,13 @@ class ClientSession:
             return out + (self._hello(now) if now - self._said_hello >= HELLO_S else [])
         if now >= self._next_beat:
             self._next_beat = now + self._heartbeat_s
-            out.append(Transmit(Watch(self._look_again(now))))
+            out.append(Transmit(Watch(self._awaited.next_part(now))))
         for seq, submission in self._unacknowledged.items():
             if now - submission.sent > RESEND_S:
                 out.append(self._transmit(seq, submission, now))
-        for request, (question, asked) in self._asks.items():
-            if now - asked > RESEND_S:
-                self._asks[request] = (question, now)
-                out.append(Transmit(question))
+        for request, question in self._asks.items():
+            if now - self._asked_at[request] > RESEND_S:
+                out.append(self._ask(question, now))
         return out + self._ask_more(now) + self._pump(now)
 
     @property
@@ -267,16 +247,15 @@ class ClientSession:
 
     def check(self) -> None:
         """Assert what must hold between the collections (for tests)."""
-        assert self._firsts == sorted(submission.first for submission in self._submissions)
-        for submission in self._submissions:
-            assert 0 < submission.missing == submission.states.count(0), submission.first
+        self._awaited.check()
+        assert self._asks.keys() == self._asked_at.keys()
         assert len(self._unacknowledged) <= MAX_UNACKNOWLEDGED
 
     @property
     def is_bound(self) -> bool:
         """True while another orchestrator would not know what this one was told or asked."""
         is_told = self._unacknowledged or self._asks or self._unasked
-        return bool(is_told) or any(submission.is_accepted for submission in self._submissions)
+        return bool(is_told) or self._awaited.is_accepted
 
     @property
     def _patience_s(self) -> float:
@@ -293,15 +272,13 @@ class ClientSession:
         self._epoch = message.epoch
         self._heartbeat_s, self._lease_s = message.heartbeat_s, message.lease_s
         self._next_beat = now + self._heartbeat_s
-        out: list[Output] = [Connected(message.epoch, message.broker_id)]
+        out: list[Output] = [Connected(message.broker_id)]
         # Submits first: what is asked about may be among them.
         out += [self._transmit(seq, each, now) for seq, each in self._unacknowledged.items()]
         out += self._pump(now)
         out += self._rewatch(now)
         out += [Transmit(Listen(task_id, True)) for task_id in sorted(self._listening)]
-        for request, (question, _) in self._asks.items():
-            self._asks[request] = (question, now)
-            out.append(Transmit(question))
+        out += [self._ask(question, now) for question in self._asks.values()]
         return out + self._ask_more(now)
 
     def _beat(self, message: Beat, now: float) -> list[Output]:
@@ -341,32 +318,7 @@ class ClientSession:
         return out + self._pump(now)
 
     def _outcomes(self, message: Outcomes) -> list[Output]:
-        if 0 in message.states:
-            raise ProtocolError("Outcomes: 0 is no state of a task")
-        touched: dict[int, Submission] = {}
-        session, start = self._session, len(self._session) + 1
-        submission = self._last
-        for task_id, state, payload in zip(
-            message.ids, message.states, message.payloads, strict=True
-        ):
-            if self._singles and task_id in self._singles:
-                for single in self._singles.pop(task_id):
-                    single.note(single.index_of(task_id), state, payload)
-                    touched[id(single)] = single
-            if not task_id.startswith(session):
-                continue
-            n = counter_of(task_id[start:])
-            if submission is None or n - submission.first not in range(submission.count):
-                submission = self._find(n)
-                if submission is None:
-                    continue
-            if submission.note(n - submission.first, state, payload):
-                touched[id(submission)] = submission
-        self._last = submission
-        for submission in touched.values():
-            if not submission.missing:
-                self._forget(submission)
-        out: list[Output] = [Arrived(submission) for submission in touched.values()]
+        out: list[Output] = [Arrived(each) for each in self._awaited.note(message)]
         if self._listening and (ended := self._listening.intersection(message.ids)):
             self._listening -= ended
             out.insert(0, Silent(sorted(ended)))
@@ -389,12 +341,22 @@ class ClientSession:
 
     def _ask_more(self, now: float) -> list[Output]:
         out: list[Output] = []
-        while self._unasked and self._is_up and len(self._asks) < MAX_ASKED:
+        while self._unasked and self._is_up and len(self._asks) - len(self._patient) < MAX_ASKED:
             request = next(iter(self._unasked))
-            question = self._unasked.pop(request)
-            self._asks[request] = (question, now)
-            out.append(Transmit(question))
+            out.append(self._ask(self._unasked.pop(request), now))
         return out
+
+    def _ask(self, question: Query, now: float) -> Transmit:
+        self._asks[question.request], self._asked_at[question.request] = question, now
+        if question.what in PATIENT:
+            self._patient.add(question.request)
+        return Transmit(question)
+
+    def _answered(self, request: int) -> bool:
+        """Take a question off the list; return whether it was under way."""
+        self._asked_at.pop(request, None)
+        self._patient.discard(request)
+        return self._asks.pop(request, None) is not None
 
     def _put_back(self, submission: Submission) -> None:
         """Have a submission wait again, at its place in the order."""
@@ -418,7 +380,7 @@ class ClientSession:
         submission.refuse(refusal)
         if submission.is_listened:
             self._listening -= {submission.task_id(index) for index in range(submission.count)}
-        self._forget(submission)
+        self._awaited.forget(submission)
         return Settled(submission)
 
     def _transmit(self, seq: int, submission: Submission, now: float) -> Transmit:
@@ -436,32 +398,10 @@ class ClientSession:
             )
         )
 
-    def _await(self, submission: Submission) -> None:
-        submission.missing = submission.count
-        at = bisect_right(self._firsts, submission.first)
-        self._firsts.insert(at, submission.first)
-        self._submissions.insert(at, submission)
-
-    def _find(self, n: int) -> Submission | None:
-        at = bisect_right(self._firsts, n) - 1
-        if at < 0:
-            return None
-        submission = self._submissions[at]
-        return submission if n < submission.first + submission.count else None
-
-    def _forget(self, submission: Submission) -> None:
-        at = bisect_right(self._firsts, submission.first) - 1
-        if at >= 0 and self._submissions[at] is submission:
-            del self._firsts[at], self._submissions[at]
-        if self._last is submission:
-            self._last = None
-
     def _watch_elsewhere(self, submission: Submission) -> list[Output]:
         """A repeated key: its tasks are those of the first time, await them there."""
-        self._forget(submission)
-        ids = [submission.task_id(index) for index in range(submission.count)]
-        for task_id in ids:
-            self._singles.setdefault(task_id, []).append(submission)
+        self._awaited.forget(submission)
+        ids = self._awaited.add_singles(submission)
         return [Transmit(Watch(part)) for part in parts_of(ids)]
 
     def _listen_elsewhere(self, submission: Submission) -> list[Output]:
@@ -474,21 +414,4 @@ class ClientSession:
 
     def _rewatch(self, now: float) -> list[Output]:
         """Ask for all that is awaited: what was sent meanwhile may be lost."""
-        self._next_rewatch = now + REWATCH_S
-        self._round = iter(())
-        return [Transmit(Watch(part)) for part in parts_of(self._awaited())]
-
-    def _look_again(self, now: float) -> list[str]:
-        """Return the next part of what is awaited: in rounds, REWATCH_S apart or slower."""
-        ids = next(self._round, None)
-        if ids is None and now >= self._next_rewatch:
-            self._next_rewatch = now + REWATCH_S
-            self._round = parts_of(self._awaited())
-            ids = next(self._round, None)
-        return ids or []
-
-    def _awaited(self) -> Iterator[str]:
-        yield from list(self._singles)
-        for submission in list(self._submissions):
-            if submission.is_accepted:
-                yield from submission.awaited()
+        return [Transmit(Watch(part)) for part in self._awaited.all_parts(now)]

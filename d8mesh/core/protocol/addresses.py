@@ -8,6 +8,7 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Collection, Iterable
+from functools import lru_cache
 from typing import Final
 
 from d8mesh.errors import ConfigError
@@ -167,6 +168,7 @@ def host_is_allowed(host: str, own_names: Collection[str], allowed: Collection[s
     return is_admissible(host) or (found.version == _SHARED.version and found in _SHARED)
 
 
+@lru_cache(maxsize=1024)  # the same few are asked about with every request
 def _parse(address: str) -> _IpAddress | None:
     text = address[1:-1] if address[:1] == "[" and address[-1:] == "]" else address
     try:

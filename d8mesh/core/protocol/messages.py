@@ -15,7 +15,7 @@ from typing import Annotated, Final, TypeAlias
 
 from msgspec import Meta, Struct
 
-from d8mesh.core.protocol.task import MAX_COUNTER
+from d8mesh.core.protocol.task import MAX_COUNTER, TaskState
 
 #: The protocol versions spoken here, newest first; HELLO carries the one it wants.
 VERSIONS: Final = (1,)
@@ -56,6 +56,12 @@ FAILED, SUCCEEDED, REFUSED = 0, 1, 2  # REFUSED: failed in a way that a retry ca
 
 #: How a task stands, one byte each in `Outcomes.states`.
 COMPLETED_STATE, FAILED_STATE, CANCELLED_STATE, UNKNOWN_STATE, PRUNED_STATE = 1, 2, 3, 4, 5
+#: What those of tasks that ended mean.
+FINAL_STATES: Final = {
+    COMPLETED_STATE: TaskState.COMPLETED,
+    FAILED_STATE: TaskState.FAILED,
+    CANCELLED_STATE: TaskState.CANCELLED,
+}
 
 
 class _Frame(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, gc=False):

@@ -1,6 +1,6 @@
 """What a task is, what can happen to it, and which fact may follow which state.
 
-The facts are the only things that change a task, in memory (`core.broker.task_table`) and on disk
+The state of tasks is the fold of the facts, in memory (`core.broker.task_table`) and on disk
 (`edge.sqlite`). They come in batches: one fact tells of many tasks in columns.
 """
 
@@ -16,10 +16,8 @@ from msgspec import Struct
 
 from d8mesh.errors import IllegalTransitionError, UnknownTaskError
 
-#: Largest counter of a task id; with the journal's 23 bits of session it fits an SQLite row id.
+#: Largest counter of a task id: with the number of a session it shall fit 63 bits.
 MAX_COUNTER: Final = 2**40 - 1
-#: Sessions one journal can name: those row ids are signed 64-bit integers.
-MAX_SESSIONS: Final = 2**23 - 1
 #: ``SESSION-N``; see `core.protocol.messages`.
 _ID: Final = re.compile(r"([0-9a-v]{16})-(0|[1-9][0-9]{0,12})", re.ASCII)
 
@@ -82,6 +80,7 @@ class Wait(NamedTuple):
 
     pause_s: float = 0.0
     returned: int = UNRETURNED
+    is_cut: bool = False
 
 
 AT_ONCE: Final = Wait()
@@ -148,11 +147,15 @@ class Assigned(Struct, frozen=True, gc=False):
 
 
 class Adopted(Struct, frozen=True, gc=False):
-    """A worker came back holding these attempts, and they go on there."""
+    """A worker came back holding these attempts, and they go on there.
+
+    `is_needed`: as of `Assigned`.
+    """
 
     worker_id: str
     ids: list[str]
     ns: list[int]
+    is_needed: bool = False
 
 
 class Requeued(Struct, frozen=True, gc=False):
@@ -161,6 +164,7 @@ class Requeued(Struct, frozen=True, gc=False):
     `is_counted`: an error or the loss of the worker, which use up attempts; `is_loss`: the
     worker vanished with them. `not_before_at`: when they may run again (Unix seconds, 0: now).
     `returned`: one of UNRETURNED, ORDERLY, SUSPECT. `traceback`: of the handler's error, if told.
+    `is_cut`: the worker fell silent with them and nobody was heard; not stored.
     """
 
     worker_id: str
@@ -173,6 +177,7 @@ class Requeued(Struct, frozen=True, gc=False):
     not_before_at: float = 0.0
     returned: int = 0
     traceback: str = ""
+    is_cut: bool = False
 
 
 class Recounted(Struct, frozen=True, gc=False):
@@ -223,7 +228,6 @@ class Enrolled(Struct, frozen=True, gc=False):
     worker_id: str
     worker_type: str
     capabilities: bytes  #: as `records.registration` makes it
-    at: float
 
 
 class Dismissed(Struct, frozen=True, gc=False):

@@ -1,7 +1,7 @@
 """The worker's brain: one session with each orchestrator, and the slots shared among them.
 
-Pure: no sockets, clock, threads or disk. Attempts travel as plain tuples in columns
-(`core.worker.effects`), so that a task costs a dict insert and a few appends here.
+Pure: no sockets, clock, threads or disk. Attempts are made of whole columns at once, so that a
+task costs a dict insert and a few appends here.
 """
 
 from __future__ import annotations
@@ -196,7 +196,7 @@ class WorkerSession:
             held.update(zip(ids, group.tokens, strict=True))
             shared = (broker.key, group.type, group.timeout_s, group.is_listened)
             columns = (ids, group.tokens, group.payloads)
-            attempts += zip(*map(repeat, shared), *columns, strict=False)
+            attempts += map(Attempt, *map(repeat, shared), *columns)
         effects.append(Start(attempts))
         excess = self._taken() - self.flow.room - self.flow.prefetch - len(self.brokers)
         if self.is_draining:
@@ -297,7 +297,8 @@ class WorkerSession:
     def taken_back(self, attempts: Sequence[Attempt], now: float) -> list[WorkerEffect]:
         """These had not started and are given back."""
         given: dict[tuple[str, bytes | None], list[tuple[str, bytes]]] = {}
-        for link, _, _, _, task_id, token, _ in attempts:
+        for attempt in attempts:
+            link, task_id, token = attempt.link, attempt.id, attempt.token
             broker = self.brokers.get(link)
             if self._abandoned.pop(token, None) is not None or broker is None:
                 continue
@@ -330,19 +331,19 @@ class WorkerSession:
         effects: list[WorkerEffect] = []
         ended: list[Ended] = []
         for attempt, started in running:
-            link, _, timeout_s, _, task_id, token, _ = attempt
+            timeout_s, token = attempt.timeout_s, attempt.token
             if now - started <= timeout_s + OVERDUE_S or token in self._abandoned:
                 continue
             duration_s = round(now - started, 3)
             error = f"TimeoutError: not finished after {timeout_s:g} s"
             payload = failure(self.profile.worker_id, error, duration_s)
-            ended.append((link, task_id, token, FAILED, payload, duration_s))
+            ended.append((attempt.link, attempt.id, token, FAILED, payload, duration_s))
             effects.append(Abort([token]))
         if ended:
             effects += self.finished(ended, now)
-            self._abandoned.update((row[2], row[0]) for row in ended)
+            self._abandoned.update((token, link) for link, _, token, *_ in ended)
         self.running = len(running)
-        stuck = sum(row.attempt[5] in self._abandoned for row in running)
+        stuck = sum(row.attempt.token in self._abandoned for row in running)
         if stuck != self.flow.stuck:
             self.flow.stuck = stuck
             effects += self._offer(now)

@@ -13,7 +13,7 @@ from typing import Any, Final
 import msgspec
 
 from d8mesh.core.protocol.chat import MODEL_TYPES
-from d8mesh.core.protocol.json_model import check_json, error_as_text
+from d8mesh.core.protocol.json_model import error_as_text
 from d8mesh.core.protocol.messages import MAX_PAYLOAD_BYTES
 
 #: Where polling workers put a text that belongs into ``output``.
@@ -77,14 +77,10 @@ def reported(result: object, *, worker_id: str, task_type: str) -> tuple[bool, b
     """Return whether a reported result is a success, and its payload in the clients' form.
 
     Args:
-        result: anything that JSON has; what is no object is a failure.
+        result: anything of JSON's model; what is no object is a failure.
         worker_id: who reports.
         task_type: of the task, if `lacks_output`; else it does not matter.
-
-    Raises:
-        InvalidTaskError: it is nested too deeply.
     """
-    check_json(result, "result")
     if not isinstance(result, dict):
         result = {"success": False, "error": "the worker reported no object as its result"}
     is_success = result.get("success") is True

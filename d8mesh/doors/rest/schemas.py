@@ -1,42 +1,34 @@
-"""Bodies of requests: their fields, their bounds, and how what is wrong is told."""
+"""Bodies of requests: their fields, their bounds, and how what is wrong is told.
+
+Each call's schema makes of a body's bytes, in one go, what the call works with.
+"""
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Mapping
 from difflib import get_close_matches
 from functools import cache
 from itertools import islice
-from typing import Annotated, Any, Final, TypeVar
+from typing import Annotated, Any, Final, NamedTuple, TypeVar
 
 import msgspec
 from msgspec import Meta, Struct
 from msgspec.structs import fields
 
 from d8mesh.core.protocol.json_model import check_json
-from d8mesh.core.protocol.messages import (
-    MAX_BATCH_TASKS,
-    MAX_FRAME_BYTES,
-    MAX_NAMES,
-    MAX_PAYLOAD_BYTES,
-    MAX_WARNINGS,
-    Group,
-)
-from d8mesh.errors import InvalidTaskError, PayloadTooLargeError
-from d8mesh.nodes.client.submissions import model_of
+from d8mesh.core.protocol.messages import MAX_BATCH_TASKS, MAX_NAMES, MAX_WARNINGS, Group
+from d8mesh.errors import InvalidTaskError
+from d8mesh.http.strict import parse_json
+from d8mesh.nodes.client.groups import groups_of
 
 _T = TypeVar("_T")
 Text = Annotated[str, Meta(min_length=1, max_length=128)]
 Object = dict[str, Any]
 
-#: What the envelope of a submit and of its tasks takes of a frame, beside the payloads.
-ENVELOPE_BYTES: Final = 16_384
-ENVELOPE_BYTES_PER_GROUP: Final = 512
 #: Capabilities are kept for every worker and shown in every list.
 MAX_CAPABILITIES_BYTES: Final = 16_384
 #: Of an unknown key, as much as is compared and shown.
-MAX_KEY_CHARS: Final = 64
+SHOWN_KEY_CHARS: Final = 64
 _KEY: Final = re.compile(r"[ -~]{1,128}", re.ASCII)
 _MISSING: Final = re.compile(r"Object missing required field `(\w+)`(?: - at `\$\.?(.*)`)?")
 _AT: Final = re.compile(r"(.*) - at `\$\.?(.*)`", re.DOTALL)
@@ -76,12 +68,15 @@ class Report(Struct):
     result: Any
 
 
-class ReportOf(Struct):
+class NamedReport(Struct):
     """``POST /api/workers/results``."""
 
     task_id: Text
     worker_id: Text
     result: Any
+
+
+_R = TypeVar("_R", Report, NamedReport)
 
 
 class SubmitOne(Struct):
@@ -97,10 +92,86 @@ class SubmitOne(Struct):
     listen: bool = False
 
 
+SUBMIT_KEYS: Final = frozenset(SubmitOne.__struct_fields__)
+
+
 class SubmitBatch(Struct):
     """``POST /api/tasks/submit_batch``."""
 
     tasks: Annotated[list[SubmitOne], Meta(min_length=1, max_length=MAX_BATCH_TASKS)]
+
+
+class Wanted(NamedTuple):
+    """What a submit asks for: its tasks, whether their output is kept, what nobody reads in it."""
+
+    groups: list[Group]
+    is_listened: bool
+    warnings: list[str]
+
+
+def submit_of(body: bytes) -> Wanted:
+    """Return what ``POST /api/tasks/submit`` asks for.
+
+    Raises:
+        InvalidTaskError, PayloadTooLargeError: it is not as described; so do all that follow.
+    """
+    value = parse_json(body)
+    task = convert(value, SubmitOne)
+    return Wanted(groups_of([task], is_batch=False), task.listen, unknown_keys(value, SubmitOne))
+
+
+def batch_of(body: bytes) -> Wanted:
+    """Return what ``POST /api/tasks/submit_batch`` asks for."""
+    value = parse_json(body)
+    tasks = convert(value, SubmitBatch).tasks
+    warnings = unknown_keys(value, SubmitBatch)
+    for each in value["tasks"]:
+        if not SUBMIT_KEYS.issuperset(each):
+            warnings += unknown_keys(each, SubmitOne)
+    groups = groups_of(tasks, is_batch=True)
+    if len({task.listen for task in tasks}) > 1:
+        raise InvalidTaskError("listen: expected the same of all tasks of a batch")
+    return Wanted(groups, tasks[0].listen, warnings)
+
+
+def registration_of(body: bytes) -> Register:
+    """Return who registers: a worker that can be shown, kept and polled for."""
+    worker = body_of(Register, body)
+    if not worker.worker_id.isprintable() or "/" in worker.worker_id:
+        raise InvalidTaskError("worker_id: expected printable characters without a slash")
+    if not worker.worker_type.isprintable():
+        raise InvalidTaskError("worker_type: expected printable characters")
+    check_json(worker.capabilities, "capabilities")
+    convert(worker.capabilities, Capabilities, path="capabilities.")
+    size = len(msgspec.msgpack.encode(worker.capabilities))
+    if size > MAX_CAPABILITIES_BYTES:
+        raise InvalidTaskError(
+            f"capabilities: {size} bytes, expected at most {MAX_CAPABILITIES_BYTES}"
+        )
+    return worker
+
+
+def body_of(kind: type[_T], body: bytes) -> _T:
+    """Return a body that is a `kind`."""
+    return convert(parse_json(body), kind)
+
+
+def object_of(body: bytes) -> Object:
+    """Return an object that may be missing or null; it is empty then."""
+    value = parse_json(body) if body else None
+    return {} if value is None else convert(value, dict)
+
+
+def beating_of(body: bytes) -> Beating:
+    """Return what a heartbeat says."""
+    return convert(object_of(body), Beating)
+
+
+def report_of(kind: type[_R], body: bytes) -> _R:
+    """Return a report: a `NamedReport`, or a `Report` whose task stands in the path."""
+    report = body_of(kind, body)
+    check_json(report.result, "result")
+    return report
 
 
 def convert(value: object, kind: type[_T], *, path: str = "") -> _T:
@@ -124,9 +195,9 @@ def unknown_keys(body: dict[str, Any], kind: type[Struct]) -> list[str]:
     known = kind.__struct_fields__
     told = []
     for key in islice((key for key in body if key not in known), MAX_WARNINGS):
-        near = get_close_matches(key[:MAX_KEY_CHARS], known, n=1)
+        near = get_close_matches(key[:SHOWN_KEY_CHARS], known, n=1)
         mean = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
-        told.append(f"unknown key {key[:MAX_KEY_CHARS]!r}: {mean}")
+        told.append(f"unknown key {key[:SHOWN_KEY_CHARS]!r}: {mean}")
     return told
 
 
@@ -147,73 +218,6 @@ def _optional(kind: type[Struct]) -> frozenset[str]:
     return frozenset(field.name for field in fields(kind) if not field.required)
 
 
-def check_registration(body: Register) -> None:
-    """Make sure that a worker's registration can be shown, kept and polled for.
-
-    Raises:
-        InvalidTaskError: an id with other than printable characters or with a slash, too
-            much in the capabilities, or a field there of a wrong type or out of range.
-    """
-    if not body.worker_id.isprintable() or "/" in body.worker_id:
-        raise InvalidTaskError("worker_id: expected printable characters without a slash")
-    if not body.worker_type.isprintable():
-        raise InvalidTaskError("worker_type: expected printable characters")
-    check_json(body.capabilities, "capabilities")
-    convert(body.capabilities, Capabilities, path="capabilities.")
-    size = len(msgspec.msgpack.encode(body.capabilities))
-    if size > MAX_CAPABILITIES_BYTES:
-        raise InvalidTaskError(
-            f"capabilities: {size} bytes, expected at most {MAX_CAPABILITIES_BYTES}"
-        )
-
-
-def groups_of(tasks: list[SubmitOne], *, is_batch: bool) -> list[Group]:
-    """Return the tasks as groups of what can share one, in their order.
-
-    Raises:
-        InvalidTaskError: data is not of JSON's model, a type or model is not a usable name.
-        PayloadTooLargeError: the data of one task, or all together, are too large.
-    """
-    groups: list[Group] = []
-    last: tuple[object, ...] | None = None
-    size = ENVELOPE_BYTES
-    for index, task in enumerate(tasks):
-        path = f"tasks[{index}]." if is_batch else ""
-        payload = _payload(task, path)
-        model = model_of(task.type, task.data, path)
-        shared = (
-            task.type,
-            task.priority,
-            model,
-            task.deadline_s,
-            task.max_attempts,
-            task.fenced,
-            task.run_at,
-        )
-        if shared != last:
-            groups.append(
-                Group(
-                    task.type,
-                    task.priority,
-                    [],
-                    model,
-                    task.deadline_s,
-                    task.max_attempts or 0,
-                    task.fenced,
-                    task.run_at,
-                )
-            )
-            last = shared
-            size += ENVELOPE_BYTES_PER_GROUP
-        groups[-1].payloads.append(payload)
-        size += len(payload) + 8
-    if size > MAX_FRAME_BYTES:
-        raise PayloadTooLargeError(
-            f"the tasks take {size} bytes together: at most {MAX_FRAME_BYTES}, submit them in parts"
-        )
-    return groups
-
-
 def idempotency_key(header: str | None) -> str:
     """Return the key of a submit, empty if there is none.
 
@@ -225,74 +229,6 @@ def idempotency_key(header: str | None) -> str:
     if not _KEY.fullmatch(header):
         raise InvalidTaskError("Idempotency-Key: expected 1 to 128 printable ASCII characters")
     return header
-
-
-def seconds(
-    query: Mapping[str, str], name: str, *, default: float, most: float, is_cut: bool = False
-) -> float:
-    """Return a duration from the query.
-
-    Args:
-        default: what a missing one means.
-        most: the largest, in seconds.
-        is_cut: whether a larger one counts as the largest, instead of being refused.
-
-    Raises:
-        InvalidTaskError: it is no such number.
-    """
-    text = query.get(name)
-    if text is None:
-        return default
-    try:
-        is_plain = len(text) <= 32 and text.isascii() and "_" not in text  # Python's, not HTTP's
-        value = float(text) if is_plain else math.nan
-    except ValueError:
-        value = math.nan
-    if not 0 <= value <= (math.inf if is_cut else most):  # also false for NaN
-        raise InvalidTaskError(f"{name}: saw {text[:32]!r}, expected seconds, 0 to {most:g}")
-    return min(value, most)
-
-
-def integer(query: Mapping[str, str], name: str, *, default: int, most: int) -> int:
-    """Return a number from 1 to `most` from the query.
-
-    Raises:
-        InvalidTaskError: it is no such number.
-    """
-    text = query.get(name)
-    if text is None:
-        return default
-    if not (text.isascii() and text.isdigit() and len(text) <= 9 and 1 <= int(text) <= most):
-        raise InvalidTaskError(f"{name}: saw {text[:32]!r}, expected a number, 1 to {most}")
-    return int(text)
-
-
-def flag(query: Mapping[str, str], name: str) -> bool:
-    """Return a yes or no from the query; a missing one is a no.
-
-    Raises:
-        InvalidTaskError: it is neither.
-    """
-    text = query.get(name, "").lower()
-    if text not in _FLAGS:
-        raise InvalidTaskError(f"{name}: saw {text[:32]!r}, expected 1 or 0")
-    return _FLAGS[text]
-
-
-_FLAGS: Final = {"1": True, "true": True, "0": False, "false": False, "": False}
-
-
-def _payload(task: SubmitOne, path: str) -> bytes:
-    if not task.type.isprintable():
-        raise InvalidTaskError(f"{path}type: expected printable characters")
-    check_json(task.data, f"{path}data")
-    payload = msgspec.msgpack.encode(task.data)
-    if len(payload) > MAX_PAYLOAD_BYTES:
-        raise PayloadTooLargeError(
-            f"{path}data: {len(payload)} bytes, at most {MAX_PAYLOAD_BYTES}; hand over large "
-            "things as files"
-        )
-    return payload
 
 
 def _told(text: str) -> str:

@@ -1,176 +1,180 @@
-"""A task's partial output as server-sent events."""
+"""A task's partial output as events, whatever form they are written in."""
 
 from __future__ import annotations
 
-import queue
+import asyncio
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import ExitStack, aclosing
+from dataclasses import dataclass
 from typing import Any, Final
-
-import msgspec
-from werkzeug.wrappers import Request, Response
 
 from d8mesh.core.protocol.messages import Stream
 from d8mesh.doors.rest.dialect import decoded
-from d8mesh.doors.rest.mesh import Mesh, Places
-from d8mesh.doors.rest.workers import is_gone
+from d8mesh.doors.waiting import Bell, Places
 from d8mesh.errors import D8Error
-from d8mesh.http.answers import Refusal
-from d8mesh.nodes.client.keeping import KeptOutput, Position
+from d8mesh.http.answers import Refusal, Response
+from d8mesh.http.events import SSE, Event, Source, stream
+from d8mesh.http.request import Request
+from d8mesh.nodes.client.aio.node import AsyncNode
+from d8mesh.nodes.client.stream_buffer import KeptOutput
+from d8mesh.nodes.client.streams import Position
 
-#: A comment line after this long without output: proxies and readers see that we live.
+#: Streams open at the same time: each costs some kilobytes, and a turn of its own for a piece.
+MAX_STREAMS: Final = 2500
+#: A comment after this long without output: proxies and readers see that we live.
 ALIVE_S: Final = 5.0
 #: After this long without output it is asked whether the task has been finished meanwhile.
-LOOK_S: Final = 15.0
-#: Messages kept for a reader that is slower than the task; beyond it the stream ends.
-MAX_WAITING: Final = 2000
-EVENT_STREAM: Final = "text/event-stream"
-
-_encoder: Final = msgspec.json.Encoder()
-#: Beside newlines some readers (Python's `str.splitlines`, so httpx and requests) end a line at
-#: these too; inside JSON they only stand in texts, where an escape means the same.
-_SEPARATORS: Final = tuple(
-    (char.encode(), b"\\u%04x" % ord(char)) for char in ("\x85", "\u2028", "\u2029")
-)
+FINISHED_LOOK_S: Final = 15.0
+#: Readers woken in one turn of the loop: half a millisecond's work, then others are served.
+WOKEN_AT_ONCE: Final = 8
+#: Messages whose chunks are made once for all readers: those are in step, or nearly.
+MADE_AT_ONCE: Final = 64
 
 
 class StreamCalls:
-    """Answers ``GET /api/tasks/{id}/stream``."""
+    """Answers ``GET /api/tasks/{id}/stream``.
+
+    Args:
+        mesh: a client of the broker.
+        status_of: returns the documented status body.
+    """
 
     def __init__(
-        self, mesh: Mesh, places: Places, status_of: Callable[[str], dict[str, Any]]
+        self, mesh: AsyncNode, status_of: Callable[[str], Awaitable[dict[str, Any]]]
     ) -> None:
-        self._mesh = mesh
-        self._places = places
-        self._status_of = status_of
+        self._mesh, self._status_of = mesh, status_of
+        self._places = Places(MAX_STREAMS)
+        self._listened: dict[str, _Listened] = {}
+        self._bells = _Bells(mesh.loop)
+        #: the chunks made last, by their message's identity: all its readers share them
+        self._made: dict[int, tuple[Stream, list[Event]]] = {}
 
-    def stream(self, request: Request, task_id: str) -> Response:
+    async def stream(self, request: Request, task_id: str) -> Response:
         """Open a stream.
 
         Raises:
             Refusal: too many are open.
             UnknownTaskError: there is no such task.
         """
-        body = self._status_of(task_id)
-        if request.method == "HEAD":
-            return Response(b"", content_type=EVENT_STREAM)
-        if not self._places.take():
+        body = await self._status_of(task_id)
+        if self._places.is_full:
             raise Refusal(
                 "access.flood", "too many streams are open: ask for the status, or come again"
             )
-        events = _Events(self._mesh, task_id, self._status_of, lambda: is_gone(request))
-        response = Response(events.run(body), content_type=EVENT_STREAM)
-        response.headers["Cache-Control"] = "no-store"
-        response.call_on_close(self._places.give_back)
-        response.call_on_close(events.close)
-        return response
+        return stream(self._events(task_id, is_over=bool(body["completed_at"])), SSE)
 
-
-class _Events:
-    """The events of one stream.
-
-    Thread: `_hear` is called by the client's I/O thread, the rest by the request's.
-    """
-
-    def __init__(
-        self,
-        mesh: Mesh,
-        task_id: str,
-        status_of: Callable[[str], dict[str, Any]],
-        is_gone: Callable[[], bool],
-    ) -> None:
-        self._mesh, self._task_id = mesh, task_id
-        self._status_of, self._is_gone = status_of, is_gone
-        self._heard: queue.SimpleQueue[Stream | None] = queue.SimpleQueue()
-        self._is_too_slow = False
-        self._position = Position(is_whole=False)
-        self._stop: Callable[[], None] | None = None
-
-    def run(self, body: dict[str, Any]) -> Iterator[bytes]:
-        """Yield the events until the task is finished or the reader is gone."""
-        kept = self._mesh.outputs.keeping.of(self._task_id)
-        if kept is not None:
-            yield b": listening\n\n"
-            yield from self._all_of(kept)
-            if self._is_gone():
-                return
-        elif not body["completed_at"]:
-            self._stop = self._mesh.outputs.listen(self._task_id, self._hear)
-            yield b": listening\n\n"
-            yield from self._until_finished()
-            if self._is_too_slow or self._is_gone():
-                return
+    async def _events(self, task_id: str, *, is_over: bool) -> Source:
+        """Yield what is heard of a task until it is finished."""
+        kept = self._mesh.kept_output(task_id)
+        position = Position(is_whole=kept is not None)
+        with self._places.one(), ExitStack() as stack:
+            if kept is None and not is_over:
+                kept = self._listen(task_id, stack)
+            if kept is not None:
+                bell = Bell(self._mesh.loop)
+                stack.callback(self._mesh.hear(task_id, lambda _: self._bells.ring(bell)))
+                yield "listening"
+                heard = self._heard(task_id, kept, position, bell)
+                async with aclosing(heard):
+                    async for item in heard:
+                        yield item
         try:
-            yield _event("done", self._status_of(self._task_id))
+            yield Event("done", await self._status_of(task_id))
         except D8Error as error:
-            yield _event("done", {"error": str(error), "code": error.code})
+            yield Event("done", {"error": str(error), "code": error.code})
 
-    def close(self) -> None:
-        """Stop listening."""
-        if self._stop is not None:
-            self._stop()
-            self._stop = None
+    def _listen(self, task_id: str, stack: ExitStack) -> KeptOutput:
+        """Return what keeps a task's output from now on, as long as somebody reads it."""
+        listened = self._listened.get(task_id)
+        if listened is None:
+            kept = KeptOutput()
+            listened = _Listened(kept, self._mesh.listen(task_id, kept.hear))
+            self._listened[task_id] = listened
+        listened.readers += 1
 
-    def _hear(self, stream: Stream | None) -> None:
-        if self._heard.qsize() >= MAX_WAITING:
-            self._is_too_slow = True
-        else:
-            self._heard.put(stream)
+        def leave() -> None:
+            listened.readers -= 1
+            if not listened.readers:
+                listened.stop()
+                del self._listened[task_id]
 
-    def _all_of(self, kept: KeptOutput) -> Iterator[bytes]:
-        """Yield all that was heard since the submit, and what comes, to the end."""
-        at, is_over, self._position = 0, False, Position(is_whole=True)
-        next_look = time.monotonic() + LOOK_S
-        while not is_over and not self._is_gone():
-            at, heard, is_over = kept.read(at, ALIVE_S * random.uniform(0.7, 1.0))
-            for stream in heard:
-                yield from self._events_of(stream)
-            if heard or is_over:
+        stack.callback(leave)
+        return listened.kept
+
+    async def _heard(
+        self, task_id: str, kept: KeptOutput, position: Position, bell: Bell
+    ) -> Source:
+        at, is_over, next_look = 0, False, time.monotonic() + FINISHED_LOOK_S
+        while not is_over:
+            at, heard, is_over = kept.read(at, 0.0)
+            for each in heard:
+                for event in self._events_of(each, position):
+                    yield event
+            if heard or is_over or await bell.is_rung(ALIVE_S * random.uniform(0.7, 1.0)):
                 continue
-            yield b": alive\n\n"
+            yield "alive"
             if time.monotonic() >= next_look:
-                next_look, is_over = time.monotonic() + LOOK_S, self._is_finished()
+                next_look, is_over = (
+                    time.monotonic() + FINISHED_LOOK_S,
+                    await self._is_finished(task_id),
+                )
 
-    def _until_finished(self) -> Iterator[bytes]:
-        next_look = time.monotonic() + LOOK_S
-        while not self._is_too_slow and not self._is_gone():
-            try:
-                stream = self._heard.get(timeout=ALIVE_S * random.uniform(0.7, 1.0))
-            except queue.Empty:
-                yield b": alive\n\n"
-                if time.monotonic() >= next_look:
-                    next_look = time.monotonic() + LOOK_S
-                    if self._is_finished():
-                        return
-                continue
-            if stream is None:
-                return
-            yield from self._events_of(stream)
-
-    def _events_of(self, stream: Stream) -> Iterator[bytes]:
-        known = self._position.next_seq if stream.attempt == self._position.attempt else 0
-        is_restart, missed = self._position.move(stream)
+    def _events_of(self, heard: Stream, position: Position) -> Iterator[Event]:
+        known = position.next_seq if heard.attempt == position.attempt else 0
+        is_restart, missed = position.move(heard)
         if is_restart:
-            yield _event("restart", {"attempt": stream.attempt})
+            yield Event("restart", {"attempt": heard.attempt})
         if missed:
-            yield _event("missed", {"attempt": stream.attempt, "count": missed})
-        for seq, payload in enumerate(stream.payloads, stream.first_seq):
-            if seq < known:
-                continue  # what a late listener is told may overlap with what came meanwhile
-            value = decoded(payload)
-            name = "text" if isinstance(value, str) else "data"
-            yield _event("chunk", {"attempt": stream.attempt, "seq": seq, name: value})
+            yield Event("missed", {"attempt": heard.attempt, "count": missed})
+        _, chunks = self._made.get(id(heard), (None, None))
+        if chunks is None:
+            chunks = [_chunk(heard, n) for n in range(len(heard.payloads))]
+            self._made[id(heard)] = heard, chunks
+            if len(self._made) > MADE_AT_ONCE:
+                del self._made[next(iter(self._made))]
+        # What a late listener is told may overlap with what came meanwhile.
+        yield from chunks[max(0, known - heard.first_seq) :]
 
-    def _is_finished(self) -> bool:
+    async def _is_finished(self, task_id: str) -> bool:
         try:
-            return bool(self._status_of(self._task_id)["completed_at"])
+            return bool((await self._status_of(task_id))["completed_at"])
         except D8Error:
             return False  # the broker is away, and the stream goes on when it is back
 
 
-def _event(name: str, body: dict[str, Any]) -> bytes:
-    line = _encoder.encode(body)
-    for separator, escaped in _SEPARATORS:
-        line = line.replace(separator, escaped)
-    return b"event: %s\ndata: %s\n\n" % (name.encode("ascii"), line)
+@dataclass(slots=True)
+class _Listened:
+    """A task that is listened to once, for all who read it; what ends that."""
+
+    kept: KeptOutput
+    stop: Callable[[], None]
+    readers: int = 0
+
+
+class _Bells:
+    """Rings bells, some in each turn of the loop."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._due: deque[Bell] = deque()
+
+    def ring(self, bell: Bell) -> None:
+        """Ring this one soon, after those before it."""
+        if not self._due:
+            self._loop.call_soon(self._ring_some)
+        self._due.append(bell)
+
+    def _ring_some(self) -> None:
+        for _ in range(min(WOKEN_AT_ONCE, len(self._due))):
+            self._due.popleft().ring()
+        if self._due:
+            self._loop.call_soon(self._ring_some)
+
+
+def _chunk(heard: Stream, n: int) -> Event:
+    value = decoded(heard.payloads[n])
+    name = "text" if isinstance(value, str) else "data"
+    return Event("chunk", {"attempt": heard.attempt, "seq": heard.first_seq + n, name: value})

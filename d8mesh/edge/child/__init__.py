@@ -21,12 +21,12 @@ import msgspec
 
 from d8mesh.edge.child.frames import READ_BYTES, Pipes, Unpacker, packed, write_all
 from d8mesh.edge.child.group import NEW_GROUP, ProcessGroup
-from d8mesh.edge.child.parent import CUT_OFF
+from d8mesh.edge.child.parent import EXIT_CUT_OFF
 
 #: How long a child that was killed may take to be gone.
 KILL_S: Final = 5.0
 #: How long a child may take to end when it is told to.
-CLOSE_S: Final = 1.0
+CHILD_END_S: Final = 1.0
 #: What a child said before its death has come in after this long, or never will.
 LAST_WORDS_S: Final = 0.2
 #: A frame up to this size fits into the empty pipe of an idle child: writing it cannot wait.
@@ -96,7 +96,7 @@ class Child:
         """Let the child end, and see that it does."""
         if self._writer is None or not self._writer.is_alive():
             self._close_tasks()
-        self._watcher.join(CLOSE_S)
+        self._watcher.join(CHILD_END_S)
         self.kill()
 
     @property
@@ -108,7 +108,7 @@ class Child:
     def ending(self) -> str:
         """How it ended, in words."""
         code = self.exit_code
-        if code == CUT_OFF:
+        if code == EXIT_CUT_OFF:
             return f"exit code {code}: its connection to the worker was closed, by the handler?"
         if code is not None and code < 0:
             with contextlib.suppress(ValueError):

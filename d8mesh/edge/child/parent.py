@@ -21,7 +21,7 @@ from d8mesh.edge.child.group import end_own_group
 from d8mesh.errors import HandlerError
 
 #: The exit code of a child whose handler closed the descriptors of this conversation.
-CUT_OFF: Final = 71
+EXIT_CUT_OFF: Final = 71
 #: How often a child looks whether its parent lives, beside waiting for the pipe's end:
 #: a process that the parent forked may hold that open.
 LOOK_MS: Final = 500
@@ -101,7 +101,7 @@ class Parent:
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(Exception):  # closed, full or gone
                 stream.flush()
-        os._exit(CUT_OFF)
+        os._exit(EXIT_CUT_OFF)
 
 
 def _opened(reading: int, writing: int) -> tuple[int, int]:

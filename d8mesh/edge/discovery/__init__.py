@@ -19,8 +19,7 @@ import re
 import socket
 import threading
 import time
-from collections import Counter
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 from typing import Final
 
 import ifaddr
@@ -35,7 +34,7 @@ from d8mesh.edge.discovery.listener import DiscoveryReport, MulticastListener
 __all__ = ["Announcement", "Discovery", "NodeKind", "Sighting"]
 
 #: The addresses are looked at this often.
-LOOK_S: Final = 3.0
+ADDRESSES_LOOK_S: Final = 3.0
 #: And the cards they belong to this often: that one came back with the same address is noticed
 #: then. To ask the system for them takes a millisecond.
 CARD_LOOK_S: Final = 10.0
@@ -57,8 +56,6 @@ class Discovery:
         addresses: returns the addresses of this machine to use, asked every few seconds.
         on_sighting: called for each node heard, when what it says has changed, and again
             now and then (`listener.RETELL_S`) while it is heard. Never for ourselves.
-        on_goodbye: called with kind, node id and boot id when a node takes its announcement
-            back. Close no working connection for it: anybody can send goodbyes.
         browse: which kinds to look for.
         on_trouble: called with a sentence for people; the same one is said once.
 
@@ -73,15 +70,13 @@ class Discovery:
         mesh: str,
         addresses: Callable[[], Collection[str]],
         on_sighting: Callable[[Sighting], None] = lambda sighting: None,
-        on_goodbye: Callable[[NodeKind, str, str], None] = lambda kind, node_id, boot_id: None,
         browse: Collection[NodeKind] = (),
         on_trouble: Callable[[str], None] = lambda text: None,
     ) -> None:
         self._mesh = mesh
         self._addresses = addresses
         self._kinds = tuple(dict.fromkeys(browse))
-        self._counts: Counter[str] = Counter()
-        self._report = DiscoveryReport(on_sighting, on_goodbye, on_trouble, self._counts)
+        self._report = DiscoveryReport(on_sighting, on_trouble)
         self._own: dict[NodeKind, Announcement] = {}
         self._said: dict[NodeKind, tuple[Announcement, ServiceInfo]] = {}
         self._zeroconf: AsyncZeroconf | None = None
@@ -94,11 +89,6 @@ class Discovery:
         self._wake = asyncio.Event()
         self._is_closing = False
         self._thread = threading.Thread(target=self._run, name="discovery", daemon=True)
-
-    @property
-    def rejected(self) -> Mapping[str, int]:
-        """How much was ignored, by reason: txt, address, full, unresolved."""
-        return dict(self._counts)
 
     @property
     def strangers(self) -> tuple[str, ...]:
@@ -142,7 +132,7 @@ class Discovery:
                 self._wake.clear()
                 await self._look()
                 with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(0 if self._is_closing else LOOK_S):
+                    async with asyncio.timeout(0 if self._is_closing else ADDRESSES_LOOK_S):
                         await self._wake.wait()
         finally:
             await self._tear_down(is_goodbye=True)

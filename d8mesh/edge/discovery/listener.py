@@ -22,7 +22,6 @@ import random
 import socket
 import struct
 import time
-from collections import Counter
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import Final
@@ -50,7 +49,7 @@ SILENT_S: Final = 150.0
 #: A node that is heard again, unchanged, is told again after this time.
 RETELL_S: Final = 30.0
 #: Names that wait to be looked at; more are dropped and come back with a later question.
-MAX_WAITING: Final = 1024
+MAX_WAITING_NAMES: Final = 1024
 #: Names looked at in one turn, and how far turns are apart: a storm can't take the machine.
 MAX_PER_TURN: Final = 64
 TURN_S: Final = 0.1
@@ -79,9 +78,7 @@ class DiscoveryReport:
     """Where it is told what was heard."""
 
     on_sighting: Callable[[Sighting], None]
-    on_goodbye: Callable[[NodeKind, str, str], None]
     on_trouble: Callable[[str], None]
-    counts: Counter[str]
     #: other meshes that were heard, at most `MAX_STRANGERS`
     strangers: set[str] = field(default_factory=set)
 
@@ -187,10 +184,8 @@ class MulticastListener(RecordUpdateListener):  # zeroconf insists on this base 
 
     def _note(self, name: str, kind: NodeKind, *, is_gone: bool) -> None:
         key = name.lower()
-        if key in self._waiting or len(self._waiting) < MAX_WAITING:
+        if key in self._waiting or len(self._waiting) < MAX_WAITING_NAMES:
             self._waiting[key] = (name, kind, is_gone)
-        else:
-            self._report.counts["full"] += 1
 
     def _take_turn(self) -> None:
         loop = asyncio.get_running_loop()
@@ -207,24 +202,19 @@ class MulticastListener(RecordUpdateListener):  # zeroconf insists on this base 
                 self._turn = loop.call_at(self._next_turn, self._take_turn)
 
     def _forget(self, key: str, kind: NodeKind) -> None:
-        known = self._known[kind].pop(key, None)
-        if known is not None:
+        """A goodbye: only that a return is news. Anybody can send one, so nothing is closed."""
+        if self._known[kind].pop(key, None) is not None:
             self._servers = {s: each for s, each in self._servers.items() if each[0] != key}
-            self._report.on_goodbye(kind, known.sighting.node_id, known.sighting.boot_id)
 
     def _look_at(self, name: str, kind: NodeKind) -> None:
         try:
             info = ServiceInfo(kind.value, name)
         except ZeroconfError:
-            self._reject("txt", f"the mDNS name {name!a:.80} is none of ours")
+            self._complain(f"the mDNS name {name!a:.80} is none of ours")
             return
         if info.load_from_cache(self._zeroconf):
             self._judge(info, kind)
-        elif name.lower() in self._resolving:
-            return
-        elif len(self._resolving) >= MAX_RESOLVING:
-            self._report.counts["full"] += 1
-        else:
+        elif name.lower() not in self._resolving and len(self._resolving) < MAX_RESOLVING:
             task = asyncio.get_running_loop().create_task(self._resolve(info, kind))
             self._resolving[name.lower()] = task
 
@@ -236,7 +226,6 @@ class MulticastListener(RecordUpdateListener):  # zeroconf insists on this base 
                     if await info.async_request(self._zeroconf, RESOLVE_MS):
                         self._judge(info, kind)
                         return
-            self._report.counts["unresolved"] += 1
         finally:
             self._resolving.pop(info.name.lower(), None)
 
@@ -249,7 +238,7 @@ class MulticastListener(RecordUpdateListener):  # zeroconf insists on this base 
         try:
             sighting = from_txt(kind, info.text or b"", port=info.port or 0, addresses=usable)
         except ProtocolError as error:
-            self._reject("txt", f"{info.name!a:.80} ignored: {error}")
+            self._complain(f"{info.name!a:.80} ignored: {error}")
             return
         if sighting.mesh != self._mesh:
             if len(self._report.strangers) < MAX_STRANGERS:
@@ -259,8 +248,7 @@ class MulticastListener(RecordUpdateListener):  # zeroconf insists on this base 
             return
         for address in advertised:
             if not is_admissible(address):
-                text = f"address {address} of {info.name!a:.80} ignored: not a private one"
-                self._reject("address", text)
+                self._complain(f"address {address} of {info.name!a:.80} ignored: not a private one")
         if usable:
             self._tell(info, sighting)
 
@@ -269,7 +257,6 @@ class MulticastListener(RecordUpdateListener):  # zeroconf insists on this base 
         of_kind = self._known[sighting.kind]
         known = of_kind.pop(key, None)
         if known is None and len(of_kind) >= MAX_KNOWN and not self._make_room(of_kind, now):
-            self._report.counts["full"] += 1
             return
         is_news = known is None or known.sighting != sighting or now - known.told >= RETELL_S
         told = now if known is None or is_news else known.told
@@ -287,8 +274,7 @@ class MulticastListener(RecordUpdateListener):  # zeroconf insists on this base 
         self._servers = {s: each for s, each in self._servers.items() if each[0] != silent}
         return True
 
-    def _reject(self, reason: str, text: str) -> None:
-        self._report.counts[reason] += 1
+    def _complain(self, text: str) -> None:
         if text not in self._complaints and len(self._complaints) < MAX_COMPLAINTS:
             self._complaints.add(text)
             self._report.on_trouble(text)

@@ -16,7 +16,7 @@ from typing import Final
 MAX_HOST_CHARS: Final = 100
 #: The stored id, in the user's data folder: not in D8_DATA_DIR, which each process may have its
 #: own of.
-ID_NAME: Final = "machine-id"
+MACHINE_ID_NAME: Final = "machine-id"
 
 
 def host_name() -> str:
@@ -62,10 +62,10 @@ def _kept_id() -> str:
         return ""
     import platformdirs  # slow to import
 
-    file = platformdirs.user_data_path("d8mesh", appauthor=False) / ID_NAME
+    file = platformdirs.user_data_path("d8mesh", appauthor=False) / MACHINE_ID_NAME
     with contextlib.suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)
-        fresh = file.with_name(f"{ID_NAME}.{os.getpid()}")
+        fresh = file.with_name(f"{MACHINE_ID_NAME}.{os.getpid()}")
         fresh.write_text(secrets.token_hex(16), "ascii")  # whole before it has its name
         with contextlib.suppress(OSError):  # it is there already
             os.link(fresh, file)

@@ -13,7 +13,7 @@ from typing import Final
 
 #: A program on this machine that listens accepts within a millisecond; without one the answer is
 #: a refusal at once.
-PROBE_S: Final = 0.25
+PORT_ACCEPT_S: Final = 0.25
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -62,7 +62,7 @@ def is_taken_unseen(host: str, port: int) -> bool:
     hosts = ("127.0.0.1", "::1") if host in ("0.0.0.0", "::", "*") else (host,)
     for each in hosts:
         with contextlib.suppress(OSError):
-            with socket.create_connection((each, port), timeout=PROBE_S):
+            with socket.create_connection((each, port), timeout=PORT_ACCEPT_S):
                 return True
     return False
 

@@ -13,7 +13,7 @@ import secrets
 import shutil
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -22,60 +22,41 @@ from typing import Any, Final
 import apsw
 import msgspec
 
-from d8mesh.core.broker.store import Restored
-from d8mesh.core.protocol.task import (
-    MAX_SESSIONS,
-    Assigned,
-    AssignmentsSettled,
-    Cancelled,
-    Closed,
-    Completed,
-    Dismissed,
-    Enrolled,
-    Fact,
-    Failed,
-    Pruned,
-    Recounted,
-    Requeued,
-    Submitted,
-    WorkersMissed,
-)
-from d8mesh.edge.sqlite import log_file, restore
-from d8mesh.edge.sqlite.migrate import migrate
+from d8mesh.core.broker.store import Question, Restored, StoreAnswer
+from d8mesh.core.protocol import task
+from d8mesh.core.protocol.messages import CANCELLED_STATE, COMPLETED_STATE, FAILED_STATE
+from d8mesh.edge.sqlite import restore
+from d8mesh.edge.sqlite.files import at_once, connect, keep_log, lengthen_log
+from d8mesh.edge.sqlite.migrate import STEPS, migrate
 from d8mesh.edge.sqlite.place import (
     Lock,
     broken,
     refusal,
     refuse_half_recovered,
     refuse_network_disk,
+    version_of,
 )
+from d8mesh.edge.sqlite.reader import Reader
 from d8mesh.edge.sqlite.schema import (
-    CANCELLED,
     CHUNKS,
-    COMPLETED,
     COUNTER_BITS,
-    FAILED,
     FAILURE_COLUMNS,
+    MAX_SESSIONS,
     MAX_TOMBSTONES,
     SCHEMA,
     SCHEMA_VERSION,
     WAITED,
-    Runs,
     Value,
-    at_once,
     completed_sql,
     insert_sql,
+    runs,
 )
-from d8mesh.errors import JournalBrokenError, JournalError
+from d8mesh.errors import JournalError
 
 #: The log file is folded back into the database at about 16 MB (4 KiB pages).
 CHECKPOINT_PAGES: Final = 4000
 #: Files up to this size are checked page by page at a start; larger ones would take minutes.
 QUICK_CHECK_BYTES: Final = 64 * 1024 * 1024
-#: What ends tasks.
-ENDS: Final = (Completed, Failed, Cancelled)
-#: How long a statement waits for a checkpoint of another connection.
-BUSY_MS: Final = 5000
 _encode: Final = msgspec.msgpack.Encoder().encode
 
 
@@ -102,11 +83,9 @@ class Journal:
         checkpoint_pages: int = CHECKPOINT_PAGES,
     ) -> None:
         self.path = path
-        #: hand-outs that are not written yet: of several tasks; of single ones by task, those
-        #: since the last time that was due and those before it
-        self._late: list[Assigned] = []
-        self._young: dict[str, Assigned] = {}
-        self._old: dict[str, Assigned] = {}
+        self._confirmed = 0
+        self._has_failed = False
+        self._reader: Reader | None = None
         path.parent.mkdir(parents=True, exist_ok=True)
         self._lock = Lock(path.with_name(path.name + ".lock"))
         #: the copy of the file as it was, if it was of an older version
@@ -129,63 +108,41 @@ class Journal:
 
     # -------------------------------------------------------------------- writing
 
-    def append(self, facts: Sequence[Fact], *, is_due: bool = False) -> None:
+    def append(self, facts: Sequence[task.Fact]) -> None:
         """Write the facts and commit; when this returns they are on the disk.
 
-        Args:
-            facts: what happened.
-            is_due: hand-outs that have waited since the last time this was so are written too.
-
         Raises:
-            JournalError: nothing of it was written; the file must be opened anew.
+            JournalError: nothing of it was written, now or before; the file must be opened anew.
         """
+        if self._has_failed:
+            raise JournalError(f"{self.path.name} is not written any more: a commit failed")
         kinds: defaultdict[type, list[Any]] = defaultdict(list)
         for fact in facts:
             kinds[type(fact)].append(fact)
-        kinds[Assigned] = self._take_turns(kinds, is_due=is_due)
-        if not any(kinds.values()):
-            return
         try:
             self._write("BEGIN IMMEDIATE")
             for kind, write in _WRITERS.items():
                 if kinds.get(kind):
                     write(self, kinds[kind])
             self._write("COMMIT")
-        except apsw.Error as error:
-            self._late, self._young, self._old = [], {}, {}  # their tasks may be nobody's
+        except (apsw.Error, JournalError) as error:
+            self._has_failed = True  # what is remembered of the file may not be in it
             with contextlib.suppress(apsw.Error):
                 self._db.execute("ROLLBACK")
             raise JournalError(f"cannot write {self.path.name}: {error}") from error
+        self._confirmed += 1
 
-    @property
-    def owes(self) -> bool:
-        """Whether hand-outs wait to be written."""
-        return bool(self._late or self._young or self._old)
+    def confirmed(self) -> int:
+        """Return how many commits are on the disk: all that were begun."""
+        return self._confirmed
 
-    def _take_turns(self, kinds: dict[type, list[Any]], *, is_due: bool) -> list[Assigned]:
-        """Return the hand-outs to be written now; the others' turn comes later.
+    def ask(self, question: Question) -> StoreAnswer:
+        """Answer from what is on the disk; see `Reader`."""
+        if self._reader is None:
+            self._reader = Reader(self.path)
+        return self._reader.ask(question)
 
-        A hand-out is awaited by nobody, and that of a single task is worth nothing once the task
-        is finished: most are by then. Without it a task may run once more after a crash.
-        """
-        now, self._late = self._late, []
-        for fact in kinds.get(Assigned, ()):
-            if fact.is_needed:
-                now.append(fact)
-            elif len(fact.ids) == 1:
-                self._young[fact.ids[0]] = fact
-            else:
-                self._late.append(fact)
-        if self._young or self._old:
-            for task_id in _ended(kinds):
-                self._young.pop(task_id, None)
-                self._old.pop(task_id, None)
-        if is_due:
-            now += self._old.values()
-            self._old, self._young = self._young, {}
-        return now
-
-    def _submitted(self, facts: list[Submitted]) -> None:
+    def _submitted(self, facts: list[task.Submitted]) -> None:
         encode = _encode
         values: list[Value] = []
         count = 0
@@ -203,14 +160,14 @@ class Journal:
         self._insert("batches", values, width=9)
         self._write("UPDATE totals SET submitted = submitted + ? WHERE id = 1", (count,))
 
-    def _handed_out(self, facts: list[Assigned]) -> None:
+    def _handed_out(self, facts: list[task.Assigned]) -> None:
         values: list[Value] = []
         for fact in facts:
             tasks = _encode((self._rows_of(fact.ids), fact.ns))
             values += (fact.number, self._worker(fact.worker_id), fact.at, tasks)
         self._insert("handouts", values, width=4)
 
-    def _requeued(self, facts: list[Requeued]) -> None:
+    def _requeued(self, facts: list[task.Requeued]) -> None:
         values: list[Value] = []
         for fact in facts:
             worker = self._worker(fact.worker_id)
@@ -221,7 +178,7 @@ class Journal:
                 values += (row, n, worker, fact.at, *flags, *rest)
         self._insert("failures", values, width=FAILURE_COLUMNS)
 
-    def _recounted(self, facts: list[Recounted]) -> None:
+    def _recounted(self, facts: list[task.Recounted]) -> None:
         for fact in facts:
             worker, is_loss = self._worker(fact.worker_id), int(fact.is_loss)
             for row, n in zip(self._rows_of(fact.ids), fact.ns, strict=True):
@@ -232,7 +189,7 @@ class Journal:
                     (is_loss, is_loss, row, n, worker, is_loss),
                 )
 
-    def _completed(self, facts: list[Completed]) -> None:
+    def _completed(self, facts: list[task.Completed]) -> None:
         values: list[Value] = []
         done: dict[int, int] = {}
         workers, sids, encode = self._workers, self._sids, _encode
@@ -242,18 +199,19 @@ class Journal:
             done[worker] = done.get(worker, 0) + len(ids)
             if len(ids) == 1:  # what workers with one slot send, by the hundred
                 row = (sids[ids[0][:16]] << COUNTER_BITS) + int(ids[0][17:])
-                values += (row, 1, COMPLETED, fact.ns[0], worker, fact.at, encode(fact.payloads))
+                values += (row, 1, COMPLETED_STATE, fact.ns[0], worker, fact.at)
+                values.append(encode(fact.payloads))
             else:
-                values += self._runs(fact, state=COMPLETED, worker=worker)
+                values += self._runs(fact, state=COMPLETED_STATE, worker=worker)
         self._insert("outcomes", values, width=7)
         total = sum(done.values())
         self._write("UPDATE totals SET completed = completed + ? WHERE id = 1", (total,))
         self._in_chunks(completed_sql, list(chain.from_iterable(done.items())), width=2)
 
-    def _failed(self, facts: list[Failed]) -> None:
+    def _failed(self, facts: list[task.Failed]) -> None:
         for fact in facts:
             worker = self._worker(fact.worker_id) if fact.worker_id else None
-            self._insert("outcomes", self._runs(fact, state=FAILED, worker=worker), width=7)
+            self._insert("outcomes", self._runs(fact, state=FAILED_STATE, worker=worker), width=7)
             values: list[Value] = []
             for row, n in zip(self._rows_of(fact.ids), fact.ns, strict=True):
                 values += (row, n, worker, fact.at, 1, 0, fact.why, 0, 0.0, None)
@@ -265,44 +223,35 @@ class Journal:
                     "UPDATE workers SET failed = failed + ? WHERE worker = ?", (count, worker)
                 )
 
-    def _cancelled(self, facts: list[Cancelled]) -> None:
+    def _cancelled(self, facts: list[task.Cancelled]) -> None:
         for fact in facts:
-            self._insert("outcomes", self._runs(fact, state=CANCELLED, worker=None), width=7)
+            self._insert("outcomes", self._runs(fact, state=CANCELLED_STATE, worker=None), width=7)
             self._write("UPDATE totals SET cancelled = cancelled + ?", (len(fact.ids),))
 
     def _runs(
-        self, fact: Completed | Failed | Cancelled, *, state: int, worker: int | None
+        self, fact: task.Completed | task.Failed | task.Cancelled, *, state: int, worker: int | None
     ) -> list[Value]:
         """Return rows of `outcomes`, one for each run of consecutive tasks and equal attempt."""
-        rows, ns, payloads = self._rows_of(fact.ids), fact.ns, fact.payloads
-        encode = _encode
-        if len(rows) == 1:
-            return [rows[0], 1, state, ns[0], worker, fact.at, encode(payloads)]
+        rows, ns = self._rows_of(fact.ids), fact.ns
         values: list[Value] = []
-        for start, end in Runs(rows, self._batch_starts).slices(len(rows)):
-            while start < end:  # nearly always once: attempts of one run differ seldom
-                n = ns[start]
-                stop = start + 1
-                while stop < end and ns[stop] == n:
-                    stop += 1
-                values += (rows[start], stop - start, state, n, worker, fact.at)
-                values.append(encode(payloads[start:stop]))
-                start = stop
+        for start, end in runs(rows, ns, self._batch_starts):
+            values += (rows[start], end - start, state, ns[start], worker, fact.at)
+            values.append(_encode(fact.payloads[start:end]))
         return values
 
-    def _enrolled(self, facts: list[Enrolled]) -> None:
+    def _enrolled(self, facts: list[task.Enrolled]) -> None:
         for fact in facts:
             self._write(
                 "UPDATE workers SET type = ?, capabilities = ? WHERE worker = ?",
                 (fact.worker_type, fact.capabilities, self._worker(fact.worker_id)),
             )
 
-    def _dismissed(self, facts: list[Dismissed]) -> None:
+    def _dismissed(self, facts: list[task.Dismissed]) -> None:
         for fact in facts:
             worker = self._worker(fact.worker_id)
             self._write("UPDATE workers SET capabilities = NULL WHERE worker = ?", (worker,))
 
-    def _closed(self, facts: list[Closed]) -> None:
+    def _closed(self, facts: list[task.Closed]) -> None:
         for fact in facts:
             firsts = [self._row_of(session, first) for session, first in fact.batches]
             self._batch_starts.difference_update(firsts)
@@ -311,14 +260,14 @@ class Journal:
                 marks = ",".join("?" * len(part))
                 self._write(f"UPDATE batches SET is_done = 1 WHERE first IN ({marks})", part)
 
-    def _settled(self, facts: list[AssignmentsSettled]) -> None:
+    def _settled(self, facts: list[task.AssignmentsSettled]) -> None:
         self._write("DELETE FROM handouts WHERE number < ?", (facts[-1].below,))
 
-    def _missed(self, facts: list[WorkersMissed]) -> None:
+    def _missed(self, facts: list[task.WorkersMissed]) -> None:
         waited = _encode(dict(zip(facts[-1].worker_ids, facts[-1].waited_s, strict=True)))
         self._write("INSERT OR REPLACE INTO meta VALUES (?, ?)", (WAITED, waited))
 
-    def _pruned(self, facts: list[Pruned]) -> None:
+    def _pruned(self, facts: list[task.Pruned]) -> None:
         for fact in facts:
             for session, n, count in fact.batches:
                 first = self._row_of(session, n)
@@ -347,7 +296,7 @@ class Journal:
             meta = dict(self._db.execute("SELECT name, value FROM meta"))
             epoch = meta["epoch"] + 1
             self._db.execute("UPDATE meta SET value = ? WHERE name = 'epoch'", (epoch,))
-            restored = Restored(epoch, meta["secret"])
+            restored = Restored(epoch, meta["secret"], max_sessions=MAX_SESSIONS)
             restore.fill(self._db, restored)
         except restore.UNREADABLE as error:
             raise refusal(self.path, error) from error
@@ -370,28 +319,22 @@ class Journal:
 
         A log that stayed would be laid over whatever is put in the file's place: a backup.
         """
-        with contextlib.suppress(apsw.Error, JournalError):
-            self.append([], is_due=True)
-            self.append([], is_due=True)
-            log_file.keep(self._db, is_kept=False)
+        if self._reader is not None:
+            self._reader.close()
+        with contextlib.suppress(apsw.Error):
+            keep_log(self._db, is_kept=False)
             self._db.close()
         self._lock.close()
 
     def _open(self, synchronous: str, vfs: str, checkpoint_pages: int) -> apsw.Connection:
         try:
-            db = apsw.Connection(str(self.path), vfs=vfs or None)
-            db.set_busy_timeout(BUSY_MS)
-            db.execute("PRAGMA journal_mode = WAL").fetchall()
-            db.execute(f"PRAGMA synchronous = {synchronous}")
-            db.execute("PRAGMA fullfsync = ON")
-            db.execute("PRAGMA checkpoint_fullfsync = ON")
-            db.execute(f"PRAGMA wal_autocheckpoint = {checkpoint_pages}").fetchall()
+            db = connect(self.path, synchronous, vfs, checkpoint_pages)
             # Without a table: new, or the power went while it was made, before any promise.
             if not db.execute("SELECT count(*) FROM sqlite_master").fetchall()[0][0]:
                 self._create(db)
             self._check(db)
-            log_file.keep(db)
-            log_file.lengthen(self.path, vfs, checkpoint_pages)
+            keep_log(db)
+            lengthen_log(self.path, vfs, checkpoint_pages)
         except (apsw.Error, OSError) as error:
             raise refusal(self.path, error) from error
         return db
@@ -412,21 +355,16 @@ class Journal:
         db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
 
     def _check(self, db: apsw.Connection) -> None:
-        found = db.execute("SELECT value FROM meta WHERE name = 'schema'").fetchall()
-        version = found[0][0] if found else None
-        if not isinstance(version, int) or version < 1:
+        version = version_of(db, self.path)
+        if version < 1:
             raise broken(self.path, "it names no version")
-        if version > SCHEMA_VERSION:
-            raise JournalBrokenError(
-                f"{self.path} has schema version {version}, this d8mesh knows {SCHEMA_VERSION}: "
-                "it is not damaged; use the d8mesh that wrote it, or a newer one"
-            )
         if self.path.stat().st_size <= QUICK_CHECK_BYTES:
             verdict = db.execute("PRAGMA quick_check(1)").fetchall()[0][0]
             if verdict != "ok":
                 raise broken(self.path, str(verdict))
         if version < SCHEMA_VERSION:
-            self.copy = migrate(db, self.path, version)
+            mark = f"UPDATE meta SET value = {SCHEMA_VERSION} WHERE name = 'schema'"
+            self.copy = migrate(db, self.path, version, STEPS, mark)
 
     # --------------------------------------------------------------------- helpers
 
@@ -471,27 +409,20 @@ class Journal:
         return number
 
 
-def _ended(kinds: dict[type, list[Any]]) -> Iterator[str]:
-    """Yield the ids of the tasks that these facts end."""
-    for kind in ENDS:
-        for fact in kinds.get(kind, ()):
-            yield from fact.ids
-
-
 #: What each fact writes, in the order of writing within a commit. Facts that only tell
 #: memory something (Due, Adopted) are not here.
 _WRITERS: Final[dict[type, Callable[..., None]]] = {
-    Submitted: Journal._submitted,
-    Assigned: Journal._handed_out,
-    Requeued: Journal._requeued,
-    Recounted: Journal._recounted,
-    Completed: Journal._completed,
-    Failed: Journal._failed,
-    Cancelled: Journal._cancelled,
-    Enrolled: Journal._enrolled,
-    Dismissed: Journal._dismissed,
-    Closed: Journal._closed,
-    AssignmentsSettled: Journal._settled,
-    WorkersMissed: Journal._missed,
-    Pruned: Journal._pruned,
+    task.Submitted: Journal._submitted,
+    task.Assigned: Journal._handed_out,
+    task.Requeued: Journal._requeued,
+    task.Recounted: Journal._recounted,
+    task.Completed: Journal._completed,
+    task.Failed: Journal._failed,
+    task.Cancelled: Journal._cancelled,
+    task.Enrolled: Journal._enrolled,
+    task.Dismissed: Journal._dismissed,
+    task.Closed: Journal._closed,
+    task.AssignmentsSettled: Journal._settled,
+    task.WorkersMissed: Journal._missed,
+    task.Pruned: Journal._pruned,
 }

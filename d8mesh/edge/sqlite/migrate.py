@@ -1,54 +1,58 @@
-"""An older journal brought up to date: a copy beside it first, then one transaction.
+"""An older file brought up to date: a copy beside it first, then one transaction.
 
-To change the tables: raise `SCHEMA_VERSION`, change `SCHEMA`, add a step here, and keep a
-file of the old version in the tests.
+To change the tables of the journal: raise `SCHEMA_VERSION`, change `SCHEMA`, add a step here, and
+keep a file of the old version in the tests.
 """
 
 from __future__ import annotations
 
-import os
-import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeAlias
 
 import apsw
 import msgspec
 
-from d8mesh.edge.sqlite.schema import SCHEMA_VERSION, at_once, fetch
+from d8mesh.edge.sqlite.files import at_once, beside, sync
+from d8mesh.edge.sqlite.schema import fetch
+
+#: version -> the step to the next one, within a transaction
+Steps: TypeAlias = Mapping[int, Callable[[apsw.Connection], None]]
 
 
-def migrate(db: apsw.Connection, path: Path, version: int) -> Path:
+def migrate(db: apsw.Connection, path: Path, version: int, steps: Steps, mark: str) -> Path:
     """Bring the file from `version` to the current one; return where the copy lies.
 
     Args:
         db: the open file; nothing else uses it.
         path: where it lies.
+        version: of it.
+        steps: from each older version.
+        mark: the statement that notes the current version in the file.
 
     Raises:
         apsw.Error: a full disk, or a damaged file; the file is as it was.
         OSError: the copy could not be made safe; the file is as it was.
         KeyError: there is no way from this version.
     """
-    steps = [STEPS[each] for each in range(version, SCHEMA_VERSION)]
+    todo = [steps[each] for each in range(version, max(steps) + 1)]
     stamp = time.strftime("%Y%m%d-%H%M%S")
     copy = path.with_name(f"{path.stem}-v{version}-{stamp}{path.suffix}")
-    part = copy.with_name(copy.name + ".part")
+    part = beside(copy, ".part")
     part.unlink(missing_ok=True)
     try:
         db.execute("VACUUM INTO ?", (str(part),))
-        _sync(part)
+        sync(part)
         part.replace(copy)
-        if sys.platform != "win32":  # folders cannot be synced there
-            _sync(copy.parent)
+        sync(copy.parent)
     except BaseException:  # also on Ctrl-C: nothing half done may lie there
         part.unlink(missing_ok=True)
         raise
     with at_once(db):
-        for step in steps:
+        for step in todo:
             step(db)
-        db.execute("UPDATE meta SET value = ? WHERE name = 'schema'", (SCHEMA_VERSION,))
+        db.execute(mark)
     return copy
 
 
@@ -89,13 +93,4 @@ def _one_of(*payloads: apsw.SQLiteValue) -> bytes:
     return msgspec.msgpack.encode(payloads)
 
 
-#: version -> the step to the next one, within a transaction
-STEPS: Final[Mapping[int, Callable[[apsw.Connection], None]]] = {1: _from_1, 2: _from_2}
-
-
-def _sync(path: Path) -> None:
-    number = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
-    try:
-        os.fsync(number)
-    finally:
-        os.close(number)
+STEPS: Final[Steps] = {1: _from_1, 2: _from_2}

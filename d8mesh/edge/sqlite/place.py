@@ -15,7 +15,7 @@ from typing import Final
 import apsw
 import filelock
 
-from d8mesh.edge.sqlite.schema import NOTE_SUFFIX
+from d8mesh.edge.sqlite.schema import NOTE_SUFFIX, SCHEMA_VERSION, fetch
 from d8mesh.errors import JournalBrokenError, JournalError, JournalHeldError
 from d8mesh.program import command_name
 
@@ -109,6 +109,22 @@ def broken(path: Path, why: str) -> JournalBrokenError:
         f"--data {folder}` saves what can be read of it; or put a backup in its place, "
         f"and remove {path.name}-wal and {path.name}-shm"
     )
+
+
+def version_of(db: apsw.Connection, path: Path) -> int:
+    """Return the schema version that a journal names, 0 if it names none.
+
+    Raises:
+        JournalBrokenError: it is newer than what is known here.
+    """
+    found = fetch(db, "SELECT value FROM meta WHERE name = 'schema'")
+    version = found[0][0] if found and isinstance(found[0][0], int) else 0
+    if version > SCHEMA_VERSION:
+        raise JournalBrokenError(
+            f"{path} has schema version {version}, this d8mesh knows {SCHEMA_VERSION}: "
+            "it is not damaged; use the d8mesh that wrote it, or a newer one"
+        )
+    return version
 
 
 def refuse_half_recovered(path: Path) -> None:

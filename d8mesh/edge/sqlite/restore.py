@@ -10,7 +10,7 @@ import msgspec
 from d8mesh.core.broker.records import Batch, History, Totals, WorkerRecord
 from d8mesh.core.broker.store import Restored
 from d8mesh.core.protocol.task import Spec
-from d8mesh.edge.sqlite.schema import WAITED, fetch, split_row
+from d8mesh.edge.sqlite.schema import WAITED, covering, fetch, split_row
 
 #: What damage raises: a file too large to be looked at page by page at a start shows it here.
 UNREADABLE: Final = (
@@ -98,7 +98,7 @@ def _hands(db: apsw.Connection, restored: Restored, names: dict[int, str]) -> No
         f" FROM batches b CROSS JOIN failures f ON {_WITHIN.format('f.row')}"
         " WHERE b.is_done = 0 ORDER BY f.rowid",
     ):
-        if _is_finished(db, row):
+        if covering(db, "outcomes", row) is not None:
             continue
         session, counter = split_row(row, names)
         task_id = f"{session}-{counter}"
@@ -117,12 +117,3 @@ def _hands(db: apsw.Connection, restored: Restored, names: dict[int, str]) -> No
         restored.in_flight[f"{session}-{counter}"] = (n, workers[worker])
     for (waited,) in fetch(db, "SELECT value FROM meta WHERE name = ?", (WAITED,)):
         restored.waited = msgspec.msgpack.decode(waited, type=dict[str, float])
-
-
-def _is_finished(db: apsw.Connection, row: int) -> bool:
-    found = fetch(
-        db,
-        "SELECT first + count FROM outcomes WHERE first <= ? ORDER BY first DESC LIMIT 1",
-        (row,),
-    )
-    return bool(found) and bool(row < found[0][0])

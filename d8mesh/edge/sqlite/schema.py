@@ -9,7 +9,6 @@ doing, the key refuses only a second run from the same task on.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Container, Iterator, Sequence
 from functools import cache
 from typing import Any, Final, TypeAlias
@@ -21,6 +20,8 @@ SCHEMA_VERSION: Final = 3
 NOTE_SUFFIX: Final = ".recovering"
 #: A task id's counter takes the low 40 bits of its row id, its session's number the rest.
 COUNTER_BITS: Final = 40
+#: Sessions that one journal can name: row ids are signed 64-bit integers.
+MAX_SESSIONS: Final = 2 ** (63 - COUNTER_BITS) - 1
 #: Tombstones of pruned batches kept, so that their tasks answer "pruned" and not "unknown".
 MAX_TOMBSTONES: Final = 1_000_000
 #: In `meta`: how long workers were waited for that are not back since a start, worker -> seconds.
@@ -66,7 +67,6 @@ CREATE TABLE pruned(
 
 #: Rows per multi-row statement, largest first: `executemany` retakes the GIL for every row.
 CHUNKS: Final = (256, 32, 4, 1)
-COMPLETED, FAILED, CANCELLED = 1, 2, 3
 #: Columns of `failures`.
 FAILURE_COLUMNS: Final = 10
 
@@ -90,6 +90,15 @@ def completed_sql(rows: int) -> str:
     )
 
 
+def covering(
+    db: apsw.Connection, table: str, row: int, columns: str = "first"
+) -> tuple[Any, ...] | None:
+    """Return columns of the batch, run or tombstone that holds the task `row`; None without one."""
+    sql = f"SELECT first + count, {columns} FROM {table} WHERE first <= ? ORDER BY first DESC"
+    found = fetch(db, sql + " LIMIT 1", (row,))
+    return found[0][1:] if found and row < found[0][0] else None
+
+
 def split_row(row: int, names: dict[int, str]) -> tuple[str, int]:
     """Return the session and counter of a row id; `names` maps session numbers."""
     return names[row >> COUNTER_BITS], row & (1 << COUNTER_BITS) - 1
@@ -100,32 +109,17 @@ def fetch(db: apsw.Connection, sql: str, values: Sequence[Value] = ()) -> list[t
     return db.execute(sql, values).fetchall()
 
 
-@contextlib.contextmanager
-def at_once(db: apsw.Connection) -> Iterator[None]:
-    """Make changes in one transaction; what is raised is what went wrong first."""
-    db.execute("BEGIN IMMEDIATE")
-    try:
-        yield
-        db.execute("COMMIT")
-    except BaseException:  # also on Ctrl-C: no transaction may stay open
-        with contextlib.suppress(apsw.Error):  # SQLite may have rolled it back itself
-            db.execute("ROLLBACK")
-        raise
-
-
-class Runs:
-    """Consecutive row ids that came together, and where in their columns each run begins."""
-
-    def __init__(self, rows: Sequence[int], breaks: Container[int]) -> None:
-        """Cut `rows`, in the order given, wherever one is not the next or starts a batch."""
-        self.starts: list[int] = []
-        expected = -1
-        for index, row in enumerate(rows):
-            if row != expected or row in breaks:
-                self.starts.append(index)
-            expected = row + 1
-
-    def slices(self, count: int) -> Iterator[tuple[int, int]]:
-        """Yield (start, end) of each run in columns of `count`."""
-        ends = [*self.starts[1:], count] if self.starts else []
-        yield from zip(self.starts, ends, strict=True)
+def runs(
+    rows: Sequence[int], ns: Sequence[int], breaks: Container[int]
+) -> Iterator[tuple[int, int]]:
+    """Yield (start, end) of each run: rows that follow each other, of one attempt number, and
+    none of `breaks` but the first."""
+    start, expected, n = 0, rows[0] if rows else 0, ns[0] if ns else 0
+    for index, row in enumerate(rows):
+        if row != expected or ns[index] != n or row in breaks:
+            if index:
+                yield start, index
+            start, n = index, ns[index]
+        expected = row + 1
+    if rows:
+        yield start, len(rows)

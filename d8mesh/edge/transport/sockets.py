@@ -251,7 +251,7 @@ class RouterEndpoint:
             address = str(part.get("Peer-Address")).removeprefix("::ffff:")
         except zmq.ZMQError:
             address = ""
-        if len(self._addresses) >= MAX_ADDRESSES:
+        if len(self._addresses) >= MAX_PEER_ADDRESSES:
             self._addresses.clear()  # asked again at the next frame of each
         self._addresses[routing_id] = address
         return address
@@ -293,7 +293,7 @@ class RouterEndpoint:
 
 
 #: Connections whose address is remembered.
-MAX_ADDRESSES: Final = 16_384
+MAX_PEER_ADDRESSES: Final = 16_384
 
 
 class SharedContext:

@@ -32,14 +32,14 @@ PATH: Final = "/api/mesh/exchange"
 #: How long the other side may hold a poll open with nothing to say.
 POLL_S: Final = 20
 #: Frames waiting to be sent, or to be received; more are refused, or left where they are.
-MAX_WAITING: Final = 1000
+MAX_WAITING_FRAMES: Final = 1000
 #: Bytes of frames put into one request: below the largest body that is taken there.
-MAX_BODY_BYTES: Final = 40 * 1024 * 1024
+MAX_TUNNEL_BODY_BYTES: Final = 40 * 1024 * 1024
 #: Largest answer that is read.
-MAX_ANSWER_BYTES: Final = 80 * 1024 * 1024
+MAX_TUNNEL_ANSWER_BYTES: Final = 80 * 1024 * 1024
 #: The pause after a failed request, and between looks whether frames have been taken.
 PAUSE_S: Final = 0.5
-LOOK_S: Final = 0.05
+TAKEN_LOOK_S: Final = 0.05
 #: How long a connection and an answer may take, beside the poll's own time.
 SLACK_S: Final = 10
 
@@ -72,7 +72,7 @@ class ExchangeLink:
 
     def send(self, frame: bytes) -> bool:
         """Send without waiting; False if too much waits already."""
-        if len(self._waiting) >= MAX_WAITING:
+        if len(self._waiting) >= MAX_WAITING_FRAMES:
             return False
         with self._has_work:
             self._waiting.append(frame)
@@ -115,8 +115,8 @@ class ExchangeLink:
     def _poll_all(self) -> None:
         is_in_doubt = False
         while not self._stop.is_set():
-            if len(self._received) >= MAX_WAITING:
-                self._stop.wait(LOOK_S)
+            if len(self._received) >= MAX_WAITING_FRAMES:
+                self._stop.wait(TAKEN_LOOK_S)
                 continue
             # After a failure the first poll returns at once: the session shall not wait.
             received = self._poller.exchange([], wait_s=0 if is_in_doubt else POLL_S)
@@ -135,7 +135,9 @@ class ExchangeLink:
     def _take(self) -> list[bytes]:
         frames: list[bytes] = []
         size = 0
-        while self._waiting and (not frames or size + len(self._waiting[0]) <= MAX_BODY_BYTES):
+        while self._waiting and (
+            not frames or size + len(self._waiting[0]) <= MAX_TUNNEL_BODY_BYTES
+        ):
             frames.append(self._waiting.popleft())
             size += len(frames[-1]) + 5  # its length is written before it
         return frames
@@ -166,10 +168,10 @@ class _Line:
         try:
             connection.request("POST", target, msgspec.msgpack.encode(frames), self._headers)
             answer = connection.getresponse()
-            content = answer.read(MAX_ANSWER_BYTES + 1)
+            content = answer.read(MAX_TUNNEL_ANSWER_BYTES + 1)
             if answer.status in _REFUSALS and frames:
                 return []
-            if answer.status == http.HTTPStatus.OK and len(content) <= MAX_ANSWER_BYTES:
+            if answer.status == http.HTTPStatus.OK and len(content) <= MAX_TUNNEL_ANSWER_BYTES:
                 return _decoder.decode(content)
         except (OSError, http.client.HTTPException, msgspec.DecodeError, ValueError):
             pass

@@ -1,5 +1,6 @@
 """The Python client of a mesh, the handles of its tasks, and what waits for many of them."""
 
+from d8mesh.nodes.client.client import Client
 from d8mesh.nodes.client.executor import TaskExecutor, TaskFuture
 from d8mesh.nodes.client.futures import (
     ALL_COMPLETED,
@@ -9,10 +10,10 @@ from d8mesh.nodes.client.futures import (
     as_completed,
     wait,
 )
-from d8mesh.nodes.client.handle import RESTARTED, Restarted, Result, Task
-from d8mesh.nodes.client.keeping import Missed
-from d8mesh.nodes.client.node import Client
-from d8mesh.nodes.client.submissions import SubmitOptions
+from d8mesh.nodes.client.groups import SubmitOptions
+from d8mesh.nodes.client.handle import Task
+from d8mesh.nodes.client.results import Result
+from d8mesh.nodes.client.streams import RESTARTED, Missed, Restarted
 
 __all__ = [
     "ALL_COMPLETED",

@@ -8,17 +8,15 @@ from collections import deque
 from functools import partial
 from typing import Final
 
-from d8mesh.core.client.effects import Output
-from d8mesh.core.client.session import ClientSession
+from d8mesh.core.client.effects import Answered, Output
 from d8mesh.core.client.submission import Submission
 from d8mesh.core.protocol.messages import Query
+from d8mesh.nodes.client.completion_waiters import LOOK_AROUND_S
 from d8mesh.nodes.client.questions import Questions
 from d8mesh.nodes.client.runner import ClientRunner
 
 #: Cancellations under way at once: the orchestrator is busy with them, and not flooded.
 MAX_UNDER_WAY: Final = 64
-#: Waiting threads look around this often, whatever happens.
-_LOOK_S: Final = 1.0
 
 
 class Cancellations:
@@ -27,8 +25,8 @@ class Cancellations:
     Thread: `add` and `wait` may be called from any; the rest happens on the I/O thread.
     """
 
-    def __init__(self, session: ClientSession, runner: ClientRunner, questions: Questions) -> None:
-        self._session, self._runner, self._questions = session, runner, questions
+    def __init__(self, runner: ClientRunner, questions: Questions) -> None:
+        self._runner, self._questions = runner, questions
         self._changed = threading.Condition(threading.Lock())
         self._count = 0  #: not yet answered, whatever stage they are at
         self._queue: deque[str] = deque()
@@ -45,10 +43,10 @@ class Cancellations:
         until = None if timeout_s is None else time.monotonic() + timeout_s
         with self._changed:
             while self._count and self._runner.is_running:
-                left_s = _LOOK_S if until is None else until - time.monotonic()
+                left_s = LOOK_AROUND_S if until is None else until - time.monotonic()
                 if left_s <= 0:
                     return False
-                self._changed.wait(min(left_s, _LOOK_S))
+                self._changed.wait(min(left_s, LOOK_AROUND_S))
             return not self._count
 
     def _begin(self, submission: Submission, index: int, now: float) -> list[Output]:
@@ -68,10 +66,14 @@ class Cancellations:
             self._under_way += 1
             request = self._questions.number()
             self._runner.on_answer[request] = self._answered
-            out += self._session.ask(Query(request, "cancel", {"id": self._queue.popleft()}), now)
+            out += self._runner.session.ask(
+                Query(request, "cancel", {"id": self._queue.popleft()}), now
+            )
         return out
 
-    def _answered(self) -> None:
+    def _answered(self, answered: Answered | None) -> None:
+        if answered is None:
+            return  # the client ends: who waits sees that
         self._under_way -= 1
         self._end()
         if self._queue:

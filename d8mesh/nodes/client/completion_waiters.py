@@ -10,24 +10,24 @@ from collections.abc import Callable
 from typing import Final
 
 from d8mesh.core.client.submission import Submission
-from d8mesh.core.protocol.messages import SOFT_FRAME_BYTES, Refused
+from d8mesh.core.protocol.messages import Refused
 from d8mesh.edge.logs import event
 from d8mesh.errors import D8Error, NodeClosedError, error_of
 from d8mesh.nodes.client.reasons import Reason
-from d8mesh.nodes.client.submissions import SUBMISSION_TASKS
 from d8mesh.nodes.client.timeouts import bounded, timed_out
 
 #: Tasks and bytes that may wait here to be acknowledged; beyond it `submit` blocks.
 MAX_PENDING_TASKS: Final = 50_000
 MAX_PENDING_BYTES: Final = 64 * 1024 * 1024
 #: When nothing has come for so long, it is said in the log, once until something comes.
-STALL_S: Final = 5.0
+QUIET_S: Final = 5.0
 #: A wait shorter than this is a look: why nothing has come is not asked for.
 LOOKS_S: Final = 0.1
 #: Refused submissions that are remembered until somebody is told.
 MAX_REFUSED: Final = 10_000
-#: Waiting threads look around this often, whatever happens.
-LOOK_S: Final = 1.0
+#: Waiting threads look around this often, whatever happens: an endless wait hears no Ctrl-C
+#: on Windows.
+LOOK_AROUND_S: Final = 1.0
 
 _log: Final = logging.getLogger("d8mesh.client")
 
@@ -53,11 +53,11 @@ class CompletionWaiters:
         self._on_change = on_change
         #: raises, too, when it is called by the thread that brings what is waited for
         self.check_may_wait = check_alive
-        self.check_alive, self._why = check_alive, why
+        self.check_alive, self.why = check_alive, why
         self.lock = threading.RLock()
         self._room = threading.Condition(self.lock)
         self._tasks = self._bytes = 0
-        self._pending: dict[Submission, int] = {}
+        self._pending: dict[Submission, None] = {}  #: in their order
         self._waiters: dict[Submission, _Waiters] = {}
         self._refusal: Refused | None = None  #: the first since the last flush
         self._refused: list[Submission] = []  #: some of them are told by now
@@ -93,25 +93,9 @@ class CompletionWaiters:
 
     # ------------------------------------------------------- under the lock, by callers
 
-    def add(self, submission: Submission, size_bytes: int) -> None:
+    def add(self, submission: Submission) -> None:
         """Note a new submission; its outcomes can arrive from now on."""
-        self._pending[submission] = size_bytes
-        submission.states, submission.payloads = (
-            bytearray(submission.count),
-            [None] * submission.count,
-        )
-        submission.missing = submission.count if submission.is_watched else 0
-
-    def grow(self, submission: Submission, size_bytes: int) -> bool:
-        """Make a place for one more task in a submission; False if it is full."""
-        size_bytes += self._pending[submission]
-        if submission.count >= SUBMISSION_TASKS or size_bytes > SOFT_FRAME_BYTES:
-            return False
-        self._pending[submission] = size_bytes
-        submission.states.append(0)
-        submission.payloads.append(None)
-        submission.missing += submission.is_watched
-        return True
+        self._pending[submission] = None
 
     def wait_for_room(self, count: int, size_bytes: int, timeout_s: float | None) -> None:
         """Wait until so much fits, and count it as pending.
@@ -249,7 +233,7 @@ class CompletionWaiters:
                     self.check_alive()
                 except D8Error:
                     return False
-                self._room.wait(min(LOOK_S, left_s))
+                self._room.wait(min(LOOK_AROUND_S, left_s))
         return True
 
     def _wait(
@@ -265,7 +249,7 @@ class CompletionWaiters:
         while not is_over():
             self.check_may_wait()
             now = time.monotonic()
-            left_s = LOOK_S if timeout_s is None else start + timeout_s - now
+            left_s = LOOK_AROUND_S if timeout_s is None else start + timeout_s - now
             if left_s <= 0:
                 is_look = timeout_s is None or timeout_s < LOOKS_S or task_id is None
                 why = "" if is_look else self._look(condition, task_id or "").text
@@ -273,21 +257,21 @@ class CompletionWaiters:
                     return
                 raise timed_out(what, timeout_s, why)
             if task_id is not None and self.is_stalled(start, now):
-                say_waiting(what, self._look(condition, task_id))
+                log_waiting(what, self._look(condition, task_id))
                 continue
-            condition.wait(min(LOOK_S, left_s))
+            condition.wait(min(LOOK_AROUND_S, left_s))
 
     def _look(self, condition: threading.Condition, task_id: str) -> Reason:
         """Find out why a wait is not over, letting go of `condition`: answers arrive under it."""
         condition.release()
         try:
-            return self._why(task_id)
+            return self.why(task_id)
         finally:
             condition.acquire()
 
     def is_stalled(self, since: float, now: float) -> bool:
         """Return whether it is to be said that nothing has come for long; True once each time."""
-        if now - max(since, self._moved_at) < STALL_S or self._said_at >= self._moved_at:
+        if now - max(since, self._moved_at) < QUIET_S or self._said_at >= self._moved_at:
             return False
         self._said_at = now
         return True
@@ -299,10 +283,10 @@ class CompletionWaiters:
         with self.lock:
             if submission.refusal is not None:
                 self._note_refused(submission, submission.refusal)
-            size = self._pending.pop(submission, None)
-            if size is not None:
+            if submission in self._pending:
+                del self._pending[submission]
                 self._tasks -= submission.count
-                self._bytes -= size
+                self._bytes -= submission.size_bytes
                 self._room.notify_all()
         self.changed(submission)
 
@@ -349,7 +333,7 @@ class _Waiters:
         self.wanted: list[Callable[[], bool]] = []
 
 
-def say_waiting(what: str, why: Reason) -> None:
+def log_waiting(what: str, why: Reason) -> None:
     """Log that a wait is long; a task that is at work is no reason to warn."""
     level = logging.INFO if why.is_running else logging.WARNING
     event(_log, level, "still.waiting", what=what, why=why.text)

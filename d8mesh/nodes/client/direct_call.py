@@ -15,11 +15,11 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Final, TypeAlias
+from typing import Final
 
 from d8mesh.core.client.effects import Connected, Lost, Output, Rejected, Transmit
 from d8mesh.core.client.session import ClientSession
-from d8mesh.core.client.submission import Submission
+from d8mesh.core.client.submission import Submission, TaskOutcome
 from d8mesh.core.protocol.codec import decode_to_client, encode
 from d8mesh.core.protocol.messages import Goodbye, Group, Outcomes
 from d8mesh.core.protocol.route import Route
@@ -28,8 +28,9 @@ from d8mesh.edge.network import first_reachable
 from d8mesh.edge.transport.connector import Connector
 from d8mesh.edge.transport.sockets import SharedContext, Waker
 from d8mesh.errors import BrokerUnavailableError, ProtocolError, TaskRejectedError, WaitTimeoutError
-from d8mesh.nodes.client.completion_waiters import LOOKS_S, STALL_S, CompletionWaiters, say_waiting
+from d8mesh.nodes.client.completion_waiters import LOOKS_S, QUIET_S, CompletionWaiters, log_waiting
 from d8mesh.nodes.client.reasons import Reason
+from d8mesh.nodes.client.results import Result, result_of
 from d8mesh.nodes.client.runner import CUT_S, DOUBT_PAUSE_S, ClientRunner
 from d8mesh.nodes.client.timeouts import countdown, give_up, timed_out, told_whole
 from d8mesh.nodes.reconnector.reconnector import ACCEPT_S, Reconnector
@@ -38,19 +39,16 @@ from d8mesh.nodes.reconnector.reconnector import ACCEPT_S, Reconnector
 #: session are quicker from six threads on.
 MAX_DIRECT_CALLS: Final = 4
 #: The clocks, the connection and the client are looked at this often while a call waits.
-LOOK_S: Final = 0.25
+CLOCKS_LOOK_S: Final = 0.25
 #: After a pause of this long the orchestrator is greeted again: it may have forgotten us.
-IDLE_S: Final = 3.0
+GREET_AGAIN_S: Final = 3.0
 #: One that was not used for so long is let go at the next opportunity.
 UNUSED_S: Final = 30.0
 #: Frames taken at once from a connection that was idle.
 STALE_FRAMES: Final = 1000
 #: How long the thread that went on for a lost direct call may take to end.
-END_S: Final = 3.0
+STAND_IN_END_S: Final = 3.0
 _log: Final = logging.getLogger("d8mesh.client")
-
-#: How a task ended: one of the states of `core.protocol.messages`, its recorded result, its id.
-Outcome: TypeAlias = tuple[int, bytes, str]
 
 
 class DirectCallLostError(Exception):
@@ -86,19 +84,17 @@ class DirectCall:
         self._link = connector.dealer(route)
         self._next_n = 0
         self._cut_since = self._next_doubt = 0.0
-        #: an outcome that the session is told of while the next one is awaited: id, state, when
-        self._untold: tuple[str, int, float] | None = None
+        #: ids and states that the session is told of during the next call; they came at `used`
+        self._untold: tuple[list[str], bytes] | None = None
 
     def submission(self, group: Group) -> Submission:
         """Return a submission with the next task."""
         n, self._next_n = self._next_n, self._next_n + 1
-        submission = Submission(self.session.name, n, [group], 1)
-        submission.states, submission.payloads, submission.missing = bytearray(1), [None], 1
-        return submission
+        return Submission(self.session.name, n, [group])
 
     def call(
         self, submission: Submission, timeout_s: float | None, check_alive: Callable[[], None]
-    ) -> Outcome:
+    ) -> TaskOutcome:
         """Submit a submission and wait for its outcome.
 
         Args:
@@ -107,7 +103,7 @@ class DirectCall:
             check_alive: raises when waiting has become useless; called now and then.
 
         Raises:
-            HotlineLostError: the connection was lost; the session has the submission.
+            DirectCallLostError: the connection was lost; the session has the submission.
             TaskRejectedError: it was refused.
             WaitTimeoutError: `timeout_s` is over; nobody waits for the task any more.
         """
@@ -115,8 +111,8 @@ class DirectCall:
         begun = now = time.monotonic()
         is_said = False
         until = math.inf if timeout_s is None else now + timeout_s
-        next_look = now + LOOK_S
-        if now - self.used > IDLE_S:
+        next_look = now + CLOCKS_LOOK_S
+        if now - self.used > GREET_AGAIN_S:
             session.link_down()
             self._carry_out(session.submit(submission, now))  # it waits for the greeting's answer
             self._greet(now)
@@ -132,12 +128,12 @@ class DirectCall:
                 self.used = now
                 return outcome
             if now >= next_look:
-                next_look = now + LOOK_S
+                next_look = now + CLOCKS_LOOK_S
                 check_alive()
                 self._look(now)
-                if now - begun > STALL_S and not is_said:
+                if now - begun > QUIET_S and not is_said:
                     is_said = True
-                    say_waiting(_what(task_id), self._why(task_id))
+                    log_waiting(_what(task_id), self._why(task_id))
             submission.raise_refusal()
             if now >= until:
                 session.abandon(submission)
@@ -181,23 +177,23 @@ class DirectCall:
 
     def _receive(
         self, frame: bytes, submission: Submission, task_id: str, now: float
-    ) -> Outcome | None:
+    ) -> TaskOutcome | None:
         """Take in a frame; return the outcome of the task that is awaited, if it is there."""
         try:
             message = decode_to_client(frame)
             if type(message) is Outcomes and message.ids == [task_id] and message.states[0]:
-                self._untold = task_id, message.states[0], now
-                return message.states[0], message.payloads[0], task_id
+                self._untold = message.ids, message.states
+                return TaskOutcome(message.states[0], message.payloads[0])
             self._carry_out(self.session.receive(message, now))
         except ProtocolError as error:
             event(_log, logging.WARNING, "frame.bad", error=str(error))
-        return _outcome_in(submission) if submission.states[0] else None
+        return submission.outcome(0) if submission.states[0] else None
 
     def _tell(self) -> None:
         """Tell the session of the last outcome: nobody waits for that any more."""
         if self._untold is not None:
-            (task_id, state, then), self._untold = self._untold, None
-            self._carry_out(self.session.receive(Outcomes([task_id], bytes([state]), [b""]), then))
+            (ids, states), self._untold = self._untold, None
+            self._carry_out(self.session.receive(Outcomes(ids, states, [b""]), self.used))
 
     def _carry_out(self, outputs: Iterable[Output]) -> None:
         for output in outputs:
@@ -253,8 +249,8 @@ class DirectCalls:
             with self._lock:
                 self._callers -= 1
 
-    def call(self, route: Route, group: Group, timeout_s: float | None) -> Outcome | None:
-        """Submit one task and wait for its outcome.
+    def call(self, route: Route, group: Group, timeout_s: float | None) -> Result | None:
+        """Submit one task and wait for its result.
 
         Args:
             route: to the broker, by ZeroMQ.
@@ -262,39 +258,42 @@ class DirectCalls:
             timeout_s: how long to wait; None: as long as it takes.
 
         Returns:
-            The outcome; None: no direct call can be made; nothing was submitted.
+            The result; None: no direct call can be made; nothing was submitted.
 
         Raises:
             TaskRejectedError: it was refused.
             WaitTimeoutError: `timeout_s` is over.
+            What else `result_of` raises.
         """
         left_s = countdown(timeout_s)
         direct_call = self._take(route)
         if direct_call is None:
             return None
         is_kept = is_lost = False
+        outcome: TaskOutcome | None = None
         submission = direct_call.submission(group)
         submission.give_up = give_up(timeout_s)
         try:
             outcome = direct_call.call(submission, timeout_s, self._check_alive)
             is_kept = True
-            return outcome
         except (TaskRejectedError, WaitTimeoutError) as error:
             is_kept = True
             error.task_id = submission.task_id(0)
             raise
         except DirectCallLostError as error:
-            event(_log, logging.INFO, "hotline.lost", why=str(error))
+            event(_log, logging.INFO, "direct_call.lost", why=str(error))
             is_lost = True
         finally:  # also on Ctrl-C: what the session was at is unknown then
             if is_kept:
                 self._give_back(direct_call)
             else:
                 self._let_go([direct_call], is_lost=is_lost)
-        try:
-            return self._go_on(direct_call, submission, left_s())
-        except WaitTimeoutError as error:
-            raise told_whole(error, timeout_s) from None
+        if outcome is None:
+            try:
+                outcome = self._go_on(direct_call, submission, left_s())
+            except WaitTimeoutError as error:
+                raise told_whole(error, timeout_s) from None
+        return result_of(outcome.state, outcome.payload, submission, 0)
 
     def close(self) -> None:
         """Close those that are idle; the others follow when their calls end."""
@@ -355,7 +354,7 @@ class DirectCalls:
 
     def _go_on(
         self, direct_call: DirectCall, submission: Submission, timeout_s: float | None
-    ) -> Outcome:
+    ) -> TaskOutcome:
         """Have the session of a lost direct call go on in a runner, to the end of this call."""
         waker = Waker()
         reconnector = self._make_reconnector(waker.wake)
@@ -364,8 +363,7 @@ class DirectCalls:
 
             def check_alive() -> None:
                 self._check_alive()
-                if runner.fatal is not None:
-                    raise runner.fatal
+                runner.check_alive()
 
             waiters = CompletionWaiters(check_alive, self._why)
             runner = ClientRunner(
@@ -375,22 +373,18 @@ class DirectCalls:
             try:
                 waiters.wait_for(
                     submission,
-                    lambda: bool(submission.states[0]) or submission.refusal is not None,
+                    lambda: submission.is_known(0),
                     timeout_s,
                     what=_what(submission.task_id(0)),
                     task_id=submission.task_id(0),
                 )
             finally:
-                runner.close(END_S)
+                runner.close(STAND_IN_END_S)
         finally:
             reconnector.close()
         submission.raise_refusal()
-        return _outcome_in(submission)
+        return submission.outcome(0)
 
 
 def _what(task_id: str) -> str:
     return f"the result of {task_id}"
-
-
-def _outcome_in(submission: Submission) -> Outcome:
-    return submission.states[0], submission.payloads[0] or b"", submission.task_id(0)

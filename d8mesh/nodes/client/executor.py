@@ -6,19 +6,16 @@ import concurrent.futures
 import contextlib
 import threading
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import Any, Final, TypeVar
 
 from d8mesh.errors import InvalidTaskError, TaskCancelledError, error_of
-from d8mesh.nodes.client.handle import Result, Task
-from d8mesh.nodes.client.submissions import SubmitOptions
-
-if TYPE_CHECKING:
-    from d8mesh.nodes.client.node import Client
+from d8mesh.nodes.client.completion_waiters import LOOK_AROUND_S
+from d8mesh.nodes.client.handle import Task
+from d8mesh.nodes.client.node import ClientNode
+from d8mesh.nodes.client.results import Result
 
 #: How long `shutdown` waits for the orchestrator to hear what is cancelled.
-CANCEL_S: Final = 10.0
-#: Waiting threads look around this often: an endless wait hears no Ctrl-C on Windows.
-_LOOK_S: Final = 1.0
+SHUTDOWN_CANCEL_S: Final = 10.0
 
 _T = TypeVar("_T")
 
@@ -42,7 +39,7 @@ class TaskFuture(concurrent.futures.Future[Result]):
 
     def _seen(self, look: Callable[[float | None], _T], timeout_s: float | None) -> _T:
         if not self.done():
-            self.task.client.hub.check_is_elsewhere()
+            self.task.node.check_is_elsewhere()
         try:
             return look(timeout_s)
         finally:
@@ -60,15 +57,14 @@ class TaskExecutor(concurrent.futures.Executor):
     ``submit(None, {"path": "a.jpg"})``, ``map(None, datas)``.
 
     Args:
-        client: what submits; `shutdown` does not close it.
-        kind: the type of the tasks.
-        options: as of `Client.submit`, for all of them.
+        node: the client's; `shutdown` does not close it.
+        submit: submits a task of the type with this data.
 
     Thread: any.
     """
 
-    def __init__(self, client: Client, kind: str, options: SubmitOptions) -> None:
-        self._client, self._type, self._options = client, kind, options
+    def __init__(self, node: ClientNode, submit: Callable[[Mapping[str, Any]], Task]) -> None:
+        self._node, self._submit = node, submit
         self._changed = threading.Condition(threading.Lock())
         self._unfinished: set[TaskFuture] = set()
         self._is_shut = False
@@ -93,7 +89,7 @@ class TaskExecutor(concurrent.futures.Executor):
                 raise RuntimeError("cannot schedule new futures after shutdown")
             self._unfinished.add(future)
         try:
-            future.task = task = self._client.submit(self._type, data, **self._options)
+            future.task = task = self._submit(data)
         except BaseException:
             self._finished(future)
             raise
@@ -119,15 +115,15 @@ class TaskExecutor(concurrent.futures.Executor):
             return
         with self._changed:
             while self._unfinished:
-                self._changed.wait(_LOOK_S)
+                self._changed.wait(LOOK_AROUND_S)
         if cancel_futures:
-            self._client.hub.wait_dropped(CANCEL_S)
+            self._node.wait_dropped(SHUTDOWN_CANCEL_S)
 
     def _ended(self, future: concurrent.futures.Future[Result]) -> None:
         assert isinstance(future, TaskFuture)
         if future.cancelled():
             future.set_running_or_notify_cancel()  # now `concurrent.futures.wait` sees it too
-            self._client.hub.drop(future.task.submission, future.task.index)
+            self._node.drop(future.task.submission, future.task.index)
         self._finished(future)
 
     def _finished(self, future: TaskFuture) -> None:

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Final, NamedTuple
 
 from d8mesh.errors import D8Error, InvalidTaskError, TaskCancelledError, WaitTimeoutError
+from d8mesh.nodes.client.completion_waiters import LOOK_AROUND_S
 from d8mesh.nodes.client.handle import Task
 from d8mesh.nodes.client.timeouts import countdown, takes_timeout_s
 
@@ -15,8 +16,6 @@ from d8mesh.nodes.client.timeouts import countdown, takes_timeout_s
 FIRST_COMPLETED: Final = "FIRST_COMPLETED"
 FIRST_EXCEPTION: Final = "FIRST_EXCEPTION"
 ALL_COMPLETED: Final = "ALL_COMPLETED"
-#: Waiting threads look around this often: an endless wait hears no Ctrl-C on Windows.
-_LOOK_S: Final = 1.0
 #: A wait of this length is long enough to be told why it was in vain.
 _REASON_S: Final = 0.1
 
@@ -43,18 +42,18 @@ def as_completed(tasks: Iterable[Task], timeout: float | None = None) -> Iterato
         WaitTimeoutError: (when the next task is asked for) `timeout` is over.
     """
     left_s = countdown(timeout)
-    return _yielded(_Race(tasks), left_s, timeout)
+    return _yielded(_DoneTasks(tasks), left_s, timeout)
 
 
 def _yielded(
-    race: _Race, left_s: Callable[[], float | None], timeout_s: float | None
+    ended: _DoneTasks, left_s: Callable[[], float | None], timeout_s: float | None
 ) -> Iterator[Task]:
-    count = len(race.running)
-    with race:
-        while race.running:
-            task = race.next(left_s)
+    count = len(ended.running)
+    with ended:
+        while ended.running:
+            task = ended.next(left_s)
             if task is None:
-                raise _overdue(race, count, timeout_s)
+                raise _overdue(ended, count, timeout_s)
             yield task
 
 
@@ -82,16 +81,16 @@ def wait(
         )
     left_s = countdown(timeout)
     done: set[Task] = set()
-    with _Race(tasks) as race:
+    with _DoneTasks(tasks) as ended:
         is_over = False
-        while race.running:
-            task = race.next((lambda: 0.0) if is_over else left_s)
+        while ended.running:
+            task = ended.next((lambda: 0.0) if is_over else left_s)
             if task is None:
                 break
             done.add(task)
             is_over = is_over or return_when == FIRST_COMPLETED
             is_over = is_over or (return_when == FIRST_EXCEPTION and _has_failed(task))
-        return DoneAndNotDone(done, race.running)
+        return DoneAndNotDone(done, ended.running)
 
 
 def _has_failed(task: Task) -> bool:
@@ -103,7 +102,7 @@ def _has_failed(task: Task) -> bool:
         return False
 
 
-class _Race:
+class _DoneTasks:
     """Tasks, and the queue of those that are done; each costs the same, however many they are."""
 
     def __init__(self, tasks: Iterable[Task]) -> None:
@@ -115,17 +114,17 @@ class _Race:
                     "of an executor there is concurrent.futures, for an AsyncClient asyncio)"
                 )
         self._done: queue.SimpleQueue[Task] = queue.SimpleQueue()
-        self._hubs = {task.client.hub for task in self.running}
+        self._nodes = {task.node for task in self.running}
         self._calls = {task: partial(self._done.put, task) for task in self.running}
         for task, call in self._calls.items():
-            task.client.hub.when_done(task.submission, task.index, call, task.done)
+            task.when_done(call)
 
-    def __enter__(self) -> _Race:
+    def __enter__(self) -> _DoneTasks:
         return self
 
     def __exit__(self, *_: object) -> None:
         for task in self.running:
-            task.client.hub.never_mind(task.submission, task.index, self._calls[task])
+            task.node.completions.discard(task.submission, task.index, self._calls[task])
 
     def next(self, left_s: Callable[[], float | None]) -> Task | None:
         """Wait for the next one that is done; None: there is none in time.
@@ -138,9 +137,11 @@ class _Race:
             try:
                 if self._done.empty():
                     self._check_may_wait()
-                task = self._done.get(timeout=_LOOK_S if left is None else min(left, _LOOK_S))
+                task = self._done.get(
+                    timeout=LOOK_AROUND_S if left is None else min(left, LOOK_AROUND_S)
+                )
             except queue.Empty:
-                if left is not None and left <= _LOOK_S:
+                if left is not None and left <= LOOK_AROUND_S:
                     return None
                 continue
             self.running.discard(task)
@@ -148,15 +149,15 @@ class _Race:
             return task
 
     def _check_may_wait(self) -> None:
-        for hub in self._hubs:
-            hub.check_is_elsewhere()
+        for node in self._nodes:
+            node.check_is_elsewhere()
 
 
-def _overdue(race: _Race, count: int, timeout_s: float | None) -> WaitTimeoutError:
+def _overdue(ended: _DoneTasks, count: int, timeout_s: float | None) -> WaitTimeoutError:
     """Return the error of tasks that are not done in time; one of them says why."""
-    task = next(iter(race.running))
+    task = next(iter(ended.running))
     overdue = WaitTimeoutError(
-        f"{len(race.running)} of {count} tasks are not done within {timeout_s:g} s, one of them "
+        f"{len(ended.running)} of {count} tasks are not done within {timeout_s:g} s, one of them "
         f"{task.id}"
     )
     try:

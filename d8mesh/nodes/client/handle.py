@@ -3,53 +3,30 @@
 from __future__ import annotations
 
 import contextlib
-import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import Any, ClassVar, Final, Protocol
 
-import msgspec
+from d8mesh.core.client.submission import Submission, awaiting
+from d8mesh.core.protocol.messages import CANCELLED_STATE
+from d8mesh.errors import D8Error, TaskCancelledError, TaskRejectedError, WaitTimeoutError
+from d8mesh.nodes.client.node import ClientNode
+from d8mesh.nodes.client.results import Result, is_cancelled_already, readable, result_of
+from d8mesh.nodes.client.timeouts import DEFAULT_QUESTION_S, bounded, countdown, takes_timeout_s
 
-from d8mesh.core.client.submission import Submission
-from d8mesh.core.protocol.messages import (
-    CANCELLED_STATE,
-    COMPLETED_STATE,
-    FAILED_STATE,
-    PRUNED_STATE,
-    Stream,
-)
-from d8mesh.errors import (
-    D8Error,
-    PrunedTaskError,
-    TaskCancelledError,
-    TaskFailedError,
-    TaskRejectedError,
-    UnknownTaskError,
-    WaitTimeoutError,
-)
-from d8mesh.nodes.client.submissions import awaiting
-from d8mesh.nodes.client.timeouts import bounded, countdown, takes_timeout_s
-
-if TYPE_CHECKING:
-    from d8mesh.nodes.client.node import Client
-
-#: Tasks of one page of a listing.
-LISTED_AT_ONCE: Final = 200
-#: A question's time when the caller names none.
-ASK_S: Final = 30.0
 #: How long `Task.cancel` waits for the outcome beyond the answer: they come together.
 OUTCOME_S: Final = 2.0
-Result: TypeAlias = dict[str, Any]
 
 
-class Restarted:
-    """In `Task.stream`: a new attempt began; forget what came before."""
+class NodeOwner(Protocol):
+    """What a `Client` is to the handles of its tasks."""
 
-    def __repr__(self) -> str:
-        return "RESTARTED"
+    @property
+    def node(self) -> ClientNode:
+        """Its session, where they wait."""
 
-
-RESTARTED: Final = Restarted()
+    def close(self, timeout: float | None = ...) -> None:
+        """As `Client.close`."""
 
 
 class Task:
@@ -64,7 +41,10 @@ class Task:
 
     __slots__ = ("_client", "_index", "_submission")
 
-    def __init__(self, client: Client | None, submission: Submission, index: int) -> None:
+    #: returns the client that the unpickled handles of this process share; `client` sets it
+    own_client: ClassVar[Callable[[], NodeOwner]]
+
+    def __init__(self, client: NodeOwner | None, submission: Submission, index: int) -> None:
         self._client = client
         self._submission = submission
         self._index = index
@@ -93,11 +73,17 @@ class Task:
         return self._index
 
     @property
-    def client(self) -> Client:
-        """The client that it waits with; of an unpickled one that of this process."""
+    def client(self) -> NodeOwner:
+        """The `Client` that it waits with; of an unpickled one that of this process."""
         if self._client is None:
-            self._client = opened(self._submission)
+            self._client = Task.own_client()
+            self._client.node.watch(self._submission)
         return self._client
+
+    @property
+    def node(self) -> ClientNode:
+        """Its client's."""
+        return self.client.node
 
     def __repr__(self) -> str:
         return f"<Task {self.id}>"
@@ -117,10 +103,10 @@ class Task:
         It does when the outcome has arrived here, when the submit was refused, and when the
         client is closed: then nothing will arrive any more.
         """
-        return self._is_known() or self.client.hub.is_over
+        return self._is_known() or self.node.is_over
 
     def _is_known(self) -> bool:
-        return bool(self._submission.states[self._index]) or self._submission.refusal is not None
+        return self._submission.is_known(self._index)
 
     def cancelled(self) -> bool:
         """Return whether it is known here that the task was cancelled."""
@@ -150,21 +136,19 @@ class Task:
         submission, index = self._submission, self._index
         try:
             if not submission.states[index]:
-                what = f"the result of {self.id}"
-                self.client.hub.wait_for(
-                    submission, self._is_known, timeout_s, what=what, task_id=self.id
-                )
+                self._wait(timeout_s, f"the result of {self.id}", self.id)
             if submission.refusal is not None:
                 submission.raise_refusal()
         except D8Error as error:
             error.task_id = self.id
             raise
         payload = submission.payloads[index] or b""
-        if submission.states[index] == COMPLETED_STATE:
-            result = _decoded(payload)
-            if result.get("success") is not False:  # nearly all
-                return result
-        return result_of(submission.states[index], payload, self.id)
+        return result_of(submission.states[index], payload, submission, index)
+
+    def _wait(self, timeout_s: float | None, what: str, task_id: str | None = None) -> None:
+        """Wait until the outcome is known."""
+        waiters = self.node.waiters
+        waiters.wait_for(self._submission, self._is_known, timeout_s, what=what, task_id=task_id)
 
     @takes_timeout_s
     def exception(self, timeout: float | None = None) -> D8Error | None:
@@ -191,7 +175,11 @@ class Task:
         has to be quick, and must not wait for anything of the same client. What it raises is
         logged. When the client is closed before the outcome has come, it is called too.
         """
-        self.client.hub.when_done(self._submission, self._index, partial(fn, self), self.done)
+        self.when_done(partial(fn, self))
+
+    def when_done(self, call: Callable[[], object]) -> None:
+        """Have `call` called as `add_done_callback` says."""
+        self.node.completions.add(self._submission, self._index, call, self.done)
 
     @takes_timeout_s
     def wait_accepted(self, timeout: float | None = None) -> None:
@@ -201,24 +189,23 @@ class Task:
             TaskRejectedError: the submit was refused.
             WaitTimeoutError: `timeout` is over.
         """
-        self._settle(timeout)
-
-    def _settle(self, timeout_s: float | None) -> None:
         try:
-            self.client.hub.wait_settled(self._submission, timeout_s)
+            self.node.waiters.wait_settled(self._submission, timeout)
         except D8Error as error:
             error.task_id = self.id
             raise
 
     def _ask(self, what: str, timeout_s: float, **more: object) -> dict[str, Any]:
         try:
-            return self.client.ask(what, {"id": self.id, **more}, timeout=timeout_s)
+            return self.node.ask(what, {"id": self.id, **more}, timeout_s)
         except D8Error as error:
             error.task_id = self.id
             raise
 
     @takes_timeout_s
-    def status(self, timeout: float | None = ASK_S, *, full: bool = False) -> dict[str, Any]:
+    def status(
+        self, timeout: float | None = DEFAULT_QUESTION_S, *, full: bool = False
+    ) -> dict[str, Any]:
         """Return the documented status body, as ``GET /api/tasks/status/{id}`` does.
 
         Args:
@@ -229,12 +216,12 @@ class Task:
             UnknownTaskError: the orchestrator does not know the task.
             BrokerUnavailableError, WaitTimeoutError: no answer within `timeout`.
         """
-        timeout = ASK_S if timeout is None else timeout
-        self._settle(timeout)  # before, nobody knows the task
+        timeout = DEFAULT_QUESTION_S if timeout is None else timeout
+        self.wait_accepted(timeout)  # before, nobody knows the task
         return readable(self._ask("status", timeout, **({"full": True} if full else {})))
 
     @takes_timeout_s
-    def cancel(self, timeout: float | None = ASK_S) -> bool:
+    def cancel(self, timeout: float | None = DEFAULT_QUESTION_S) -> bool:
         """Cancel the task, also a running one; return whether it is cancelled now.
 
         False: it had ended otherwise before. A running handler is told (`TaskContext`), and what
@@ -245,29 +232,22 @@ class Task:
             BrokerUnavailableError, WaitTimeoutError: no answer within `timeout`.
             NodeClosedError: the client is closed.
         """
-        timeout = ASK_S if timeout is None else timeout
+        timeout = DEFAULT_QUESTION_S if timeout is None else timeout
         left_s = countdown(timeout)
-        if self._submission.refusal is not None:
-            return False
-        state = self._submission.states[self._index]
-        if state in (COMPLETED_STATE, FAILED_STATE, CANCELLED_STATE):
-            return state == CANCELLED_STATE
-        if state:
-            result_of(state, b"", self.id)
+        if (is_cancelled := is_cancelled_already(self._submission, self._index)) is not None:
+            return is_cancelled
         try:
-            self._settle(left_s())
+            self.wait_accepted(left_s())
         except TaskRejectedError:
             return False
-        answer = self._ask("cancel", timeout)
-        if answer["state"] == "cancelled":
-            # Its outcome is on the way: `cancelled` is to be true when this returns.
-            left = left_s()
+        if self._ask("cancel", timeout)["state"] != "cancelled":
+            return False
+        # Its outcome is on the way: `cancelled` is to be true when this returns.
+        left = left_s()
+        with contextlib.suppress(WaitTimeoutError):
             wait_s = OUTCOME_S if left is None else min(left, OUTCOME_S)
-            with contextlib.suppress(WaitTimeoutError):
-                what = f"the outcome of {self.id}"
-                self.client.hub.wait_for(self._submission, self._is_known, wait_s, what=what)
-            return True
-        return False
+            self._wait(wait_s, f"the outcome of {self.id}")
+        return True
 
     @takes_timeout_s
     def stream(self, timeout: float | None = None) -> Iterator[Any]:
@@ -284,117 +264,9 @@ class Task:
         Raises:
             WaitTimeoutError: nothing came for `timeout`.
         """
-        return self.client.outputs.of(self, timeout)
-
-
-class StreamDeduplicator:
-    """Passes a task's partial output on, once: reconnects and late starts bring some again.
-
-    Args:
-        on_event: called with each `Stream`, and with None once the task is finished.
-    """
-
-    def __init__(self, on_event: Callable[[Stream | None], None]) -> None:
-        self._on_event = on_event
-        self._attempt = self._next_seq = 0
-
-    def __call__(self, stream: Stream | None) -> None:
-        """Take in what was heard."""
-        if stream is None:
-            self._on_event(None)
-            return
-        if stream.attempt != self._attempt:
-            self._attempt, self._next_seq = stream.attempt, 0
-        elif not stream.payloads:
-            return  # that this attempt began is known
-        known = self._next_seq - stream.first_seq
-        if known > 0:
-            if known >= len(stream.payloads):
-                return
-            first_seq = self._next_seq
-            stream = Stream(stream.id, stream.attempt, first_seq, stream.payloads[known:])
-        self._next_seq = stream.first_seq + len(stream.payloads)
-        self._on_event(stream)
-
-
-def listed(
-    ask: Callable[[dict[str, object]], dict[str, Any]], wanted: Mapping[str, object]
-) -> Iterator[dict[str, Any]]:
-    """Yield the status bodies of a listing, page by page as they are taken."""
-    cursor = ""
-    while True:
-        page = ask({**wanted, "limit": LISTED_AT_ONCE, "cursor": cursor})
-        yield from map(readable, page["tasks"])
-        cursor = page["next_cursor"] or ""
-        if not cursor:
-            return
-
-
-def readable(body: dict[str, Any]) -> dict[str, Any]:
-    """Return a status body with its result, and its data if that is there, decoded."""
-    for name in ("result", "data"):
-        payload = body.get(name)
-        if isinstance(payload, bytes):
-            body[name] = _decoded(payload)
-    return body
-
-
-def _decoded(payload: bytes) -> Result:
-    """Return a recorded result; one that a worker has made wrong is told as a failure."""
-    try:
-        result = msgspec.msgpack.decode(payload)
-    except (msgspec.DecodeError, RecursionError):
-        result = None
-    if isinstance(result, dict):
-        return result
-    return {"success": False, "error": "the worker's result is no object"}
-
-
-def result_of(state: int, payload: bytes, task_id: str) -> Result:
-    """Return the result of a completed task, or raise what else became of it."""
-    if state == COMPLETED_STATE:
-        result = _decoded(payload)
-        if result.get("success") is not False:
-            return result
-        raise _about(task_id, _failed(result))
-    if state == FAILED_STATE:
-        raise _about(task_id, _failed(_decoded(payload)))
-    if state == CANCELLED_STATE:
-        raise _about(task_id, TaskCancelledError())
-    if state == PRUNED_STATE:
-        raise _about(task_id, PrunedTaskError())
-    raise _about(task_id, UnknownTaskError(f"the orchestrator does not know {task_id}"))
-
-
-def _failed(result: Result) -> TaskFailedError:
-    return TaskFailedError(str(result.get("error") or "failed"), result=result)
-
-
-def _about(task_id: str, error: D8Error) -> D8Error:
-    error.task_id = task_id
-    return error
-
-
-# ---------------------------------------------------------------------- unpickled ones
+        return self.node.outputs.of(self._submission, self._index, timeout)
 
 
 def unpickled(task_id: str) -> Task:
     """Return a handle that opens itself when it is first used."""
     return Task(None, awaiting(task_id), 0)
-
-
-_lock: Final = threading.Lock()
-_own: Client | None = None
-
-
-def opened(submission: Submission) -> Client:
-    """Have this process's own client watch a task of an unpickled handle; return it."""
-    from d8mesh.nodes.client.node import Client  # it makes handles, so it is above
-
-    global _own
-    with _lock:
-        if _own is None or _own.hub.is_over:  # closed by somebody, or this is a child of a fork
-            _own = Client()
-        client = _own
-    client.hub.watch(submission)
-    return client

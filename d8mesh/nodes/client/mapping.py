@@ -5,28 +5,18 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Generator, Iterable, Mapping, Sized
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
-from d8mesh.core.protocol.messages import SOFT_FRAME_BYTES
 from d8mesh.errors import InvalidTaskError, TaskError, TaskRejectedError, WaitTimeoutError
-from d8mesh.nodes.client.handle import Result, Task
-from d8mesh.nodes.client.submissions import (
+from d8mesh.nodes.client.groups import (
     SUBMISSION_TASKS,
-    Kind,
-    Post,
     SubmitOptions,
-    cut,
-    encode_data,
-    group_of,
-    kind_of,
-    model_of,
+    Template,
     refuse_listening,
 )
-from d8mesh.nodes.client.submitter import Submitter
+from d8mesh.nodes.client.handle import NodeOwner, Task
+from d8mesh.nodes.client.results import Result
 from d8mesh.nodes.client.timeouts import countdown, told_whole
-
-if TYPE_CHECKING:
-    from d8mesh.nodes.client.node import Client
 
 #: Tasks of one `map` that are submitted and whose results nobody has taken yet: enough that the
 #: fastest workers never wait, and few enough that an endless input does not fill the mesh.
@@ -41,7 +31,6 @@ class Mapped:
 
     Args:
         client: whose tasks they are.
-        submitter: makes the submissions.
         kind: the type of the tasks.
         datas: their data.
         options: as of `Client.map`.
@@ -52,18 +41,16 @@ class Mapped:
 
     def __init__(
         self,
-        client: Client,
-        submitter: Submitter,
+        client: NodeOwner,
         kind: str,
         datas: Iterable[Mapping[str, Any]],
         options: SubmitOptions,
     ) -> None:
         refuse_listening(options)
-        self._client, self._submitter, self._type = client, submitter, kind
+        self._client, self._node = client, client.node
         self._timeout_s = options.get("timeout")
         self._left_s = countdown(self._timeout_s)
-        self._options: SubmitOptions = {**options, "timeout": None}
-        self._kinds: dict[str, Kind] = {"": kind_of(kind, "", self._options)}
+        self._template = Template(kind, {**options, "timeout": None})
         try:
             self._datas = iter(datas)
         except TypeError:
@@ -74,8 +61,6 @@ class Mapped:
         self.keeps_errors = False
         #: in order; an error stands for a task that could not be submitted
         self._waiting: deque[Task | TaskError] = deque()
-        self._payloads: list[bytes] = []
-        self._size, self._model = 0, ""
 
     def start(self) -> Generator[Result | TaskError, None, None]:
         """Submit the first tasks; return what yields the outcomes. Raises: as of `fill`."""
@@ -105,13 +90,16 @@ class Mapped:
             return
         datas = islice(self._datas, room)
         try:
-            if self._is_at_hand and not self.keeps_errors:
-                for model, payloads in cut(self._type, datas):
-                    self._submit(model, payloads)
+            if self._is_at_hand:
+                on_error = self._waiting.append if self.keeps_errors else None
+                for group in self._template.cut(datas, on_error):
+                    submission = self._node.submitter.enqueue([group], self._left_s())
+                    self._waiting += [
+                        Task(self._client, submission, index) for index in range(submission.count)
+                    ]
             else:
                 for data in datas:
-                    self._take(data)
-                self._flush()
+                    self._append(data)
         except WaitTimeoutError as error:
             raise told_whole(error, self._timeout_s) from None
         self._is_over = len(self._waiting) < self.in_flight  # each of the datas is one of them
@@ -134,7 +122,7 @@ class Mapped:
         waiting, self._waiting, self._is_over = self._waiting, deque(), True
         for each in waiting:
             if isinstance(each, Task):
-                self._client.hub.drop(each.submission, each.index)
+                self._node.drop(each.submission, each.index)
 
     def _refill(self) -> bool:
         """Keep the workers busy: in submissions of a good size, or when nothing else is to do.
@@ -169,47 +157,17 @@ class Mapped:
                 raise
             return error
 
-    def _take(self, data: Mapping[str, Any]) -> None:
+    def _append(self, data: Mapping[str, Any]) -> None:
+        """Submit one task with whatever else is submitted at the same time."""
         try:
-            payload = encode_data(data)
-            model = model_of(self._type, data)
+            shared, payload = self._template.of(data)
         except TaskRejectedError as error:
             if not self.keeps_errors:
                 raise
-            self._flush()
             self._waiting.append(error)
             return
-        if not self._is_at_hand:
-            place = self._submitter.append(self._kind(model), payload, self._timeout_s)
-            self._waiting.append(Task(self._client, *place))
-            return
-        is_full = (
-            len(self._payloads) == SUBMISSION_TASKS or self._size + len(payload) > SOFT_FRAME_BYTES
-        )
-        if is_full or model != self._model:
-            self._flush()
-        self._model = model
-        self._payloads.append(payload)
-        self._size += len(payload)
-
-    def _flush(self) -> None:
-        """Submit what has been taken, as a submission."""
-        payloads, self._payloads, self._size = self._payloads, [], 0
-        if payloads:
-            self._submit(self._model, payloads)
-
-    def _submit(self, model: str, payloads: list[bytes]) -> None:
-        group = group_of(self._kind(model), payloads)
-        submission = self._submitter.enqueue([group], self._left_s(), Post())
-        self._waiting.extend(
-            Task(self._client, submission, index) for index in range(submission.count)
-        )
-
-    def _kind(self, model: str) -> Kind:
-        kind = self._kinds.get(model)
-        if kind is None:
-            kind = self._kinds[model] = kind_of(self._type, model, self._options)
-        return kind
+        place = self._node.submitter.append(shared, payload, self._timeout_s)
+        self._waiting.append(Task(self._client, *place))
 
 
 def window_of(in_flight: int | None) -> int:

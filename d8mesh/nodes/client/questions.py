@@ -7,63 +7,118 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from d8mesh.core.client.session import ClientSession
+from d8mesh.core.client.effects import Answered
 from d8mesh.core.protocol.messages import Query
 from d8mesh.edge.waits import wait_for
-from d8mesh.errors import BrokerUnavailableError
-from d8mesh.nodes.client.runner import ClientRunner, Slot
-from d8mesh.nodes.client.submissions import check_encodable
+from d8mesh.errors import BrokerUnavailableError, error_of
+from d8mesh.nodes.client.groups import check_encodable
+from d8mesh.nodes.client.runner import ClientRunner
 from d8mesh.nodes.client.timeouts import bounded
+
+
+class PendingAnswer:
+    """A question that was asked, and its answer once that is there.
+
+    Args:
+        request: the question's number.
+        on_ready: called when there is an answer, or will be none.
+    """
+
+    __slots__ = ("_on_ready", "answered", "request")
+
+    def __init__(self, request: int, on_ready: Callable[[], object]) -> None:
+        self.request, self._on_ready = request, on_ready
+        self.answered: Answered | None = None
+
+    def arrived(self, answered: Answered | None) -> None:
+        """Take in the answer; None: there will be none."""
+        self.answered = answered
+        self._on_ready()
+
+    def content(self) -> dict[str, Any] | None:
+        """Return what was answered; None: nothing was.
+
+        Raises:
+            D8Error: that is what was answered.
+        """
+        answered = self.answered
+        if answered is None or not answered.code:
+            return None if answered is None else answered.body
+        error = error_of(answered.code, str(answered.body.get("error") or answered.code))
+        error.details = answered.body
+        raise error
 
 
 class Questions:
     """Asks for the callers of one client.
 
     Args:
-        session: what asks, on the I/O thread.
-        runner: the I/O thread; it brings the answers.
-        check_alive: raises when waiting has become useless.
-        trouble: says why no orchestrator answers, for people; empty: one does.
+        runner: asks on the I/O thread, and brings the answers.
 
     Thread: any.
     """
 
-    def __init__(
-        self,
-        session: ClientSession,
-        runner: ClientRunner,
-        check_alive: Callable[[], None],
-        trouble: Callable[[], str],
-    ) -> None:
-        self._session, self._runner, self._check_alive = session, runner, check_alive
-        self._trouble = trouble
+    def __init__(self, runner: ClientRunner) -> None:
+        self._session, self._runner = runner.session, runner
         self._next_request = itertools.count(1)
 
     def number(self) -> int:
         """Return a number that no question has had."""
         return next(self._next_request)
 
-    def ask(self, what: str, args: Mapping[str, object], timeout_s: float) -> dict[str, Any]:
-        """Ask and wait; see `Client.ask`."""
-        wait_s = bounded(timeout_s)
-        self._check_alive()
-        request = self.number()
-        question = Query(request, what, dict(args))
+    def begin(
+        self, what: str, args: Mapping[str, object], on_ready: Callable[[], object]
+    ) -> PendingAnswer:
+        """Ask; `end` has to follow, whatever becomes of it.
+
+        Args:
+            on_ready: called by the I/O thread when there is an answer, or will be none.
+
+        Raises:
+            InvalidTaskError: this cannot be sent.
+            NodeClosedError: the client is closed.
+        """
+        self._runner.check_alive()
+        pending = PendingAnswer(self.number(), on_ready)
+        question = Query(pending.request, what, dict(args))
         check_encodable(question, what)
-        ready = threading.Event()
-        slot = self._runner.answers[request] = Slot(ready)
+        self._runner.on_answer[pending.request] = pending.arrived
         self._runner.do(lambda now: self._session.ask(question, now))
+        return pending
+
+    def end(self, pending: PendingAnswer) -> None:
+        """Nobody waits for the answer any more."""
+        self._runner.on_answer.pop(pending.request, None)
+        if pending.answered is None:
+            self._runner.do(lambda now: self._session.forget_ask(pending.request))
+
+    def ask(
+        self,
+        what: str,
+        args: Mapping[str, object],
+        timeout_s: float,
+        trouble: Callable[[], str] = lambda: "",
+    ) -> dict[str, Any]:
+        """Ask and wait; see `Client.ask`.
+
+        Args:
+            trouble: says why no orchestrator answers, for people; empty: one does.
+        """
+        wait_s = bounded(timeout_s)
+        ready = threading.Event()
+        pending = self.begin(what, args, ready.set)
         try:
             wait_for(ready, wait_s)
-            if not slot.is_answered:
-                self._check_alive()
-                why = self._trouble() if wait_s else ""
-                raise BrokerUnavailableError(
-                    f"no orchestrator answered {what!r} within {timeout_s:g} s"
-                    + (f": {why}" if why else "")
-                )
         finally:
-            self._runner.answers.pop(request, None)
-            if not slot.is_answered:
-                self._runner.do(lambda now: self._session.forget_ask(request))
-        return slot.content()
+            self.end(pending)
+        content = pending.content()
+        if content is None:
+            self._runner.check_alive()
+            raise unanswered(what, timeout_s, trouble() if wait_s else "")
+        return content
+
+
+def unanswered(what: str, timeout_s: float, why: str) -> BrokerUnavailableError:
+    """Return the error of a question that nobody answered; `why` may be empty."""
+    text = f"no orchestrator answered {what!r} within {timeout_s:g} s"
+    return BrokerUnavailableError(f"{text}: {why}" if why else text)

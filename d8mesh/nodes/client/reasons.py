@@ -1,7 +1,7 @@
 """Why what a caller waits for has not come: said with the error, and in the log.
 
-A short look, bounded by `LOOK_S`: at the reconnector and the session, and where an orchestrator
-answers at what it says of the task.
+A short look, bounded by `REASON_QUESTION_S`: at the reconnector and the session, and where an
+orchestrator answers at what it says of the task.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from d8mesh.errors import D8Error, UnknownTaskError
 from d8mesh.nodes.reconnector.reconnector import Reconnector
 
 #: How long each question may take: an orchestrator that is well answers in milliseconds.
-LOOK_S: Final = 0.5
+REASON_QUESTION_S: Final = 0.5
 #: Characters of a reason: it may hold an error of a handler's.
-MAX_CHARS: Final = 500
+MAX_WHY_CHARS: Final = 500
 
 
 class Reason(NamedTuple):
@@ -68,17 +68,19 @@ class Reasons:
                 return Reason(f"the orchestrator takes no more for now: {refused}")
             return Reason("the orchestrator answers, but has not acknowledged it yet")
         try:
-            return self._of_task(self._ask("status", {"id": task_id}, LOOK_S))
+            return self._of_task(self._ask("status", {"id": task_id}, REASON_QUESTION_S))
         except UnknownTaskError:
             if refused:
                 return Reason(f"it is not accepted yet: {refused}")
             return Reason("it is not acknowledged yet")
         except D8Error:
             trouble = self.trouble()
-            return Reason(trouble or f"the orchestrator did not answer within {LOOK_S:g} s")
+            return Reason(
+                trouble or f"the orchestrator did not answer within {REASON_QUESTION_S:g} s"
+            )
 
     def _of_task(self, body: Mapping[str, Any]) -> Reason:
-        state, said = str(body.get("state")), str(body.get("reason") or "")[:MAX_CHARS]
+        state, said = str(body.get("state")), str(body.get("reason") or "")[:MAX_WHY_CHARS]
         if state == "running":
             worker = f"worker {body.get('assigned_to')!r} has it"
             return Reason(f"{worker}; {said}" if said else worker, is_running=not said)
@@ -91,7 +93,7 @@ class Reasons:
     def _load(self) -> str:
         """Return how much there is to do, and who does it."""
         try:
-            stats = self._ask("stats", {}, LOOK_S)
+            stats = self._ask("stats", {}, REASON_QUESTION_S)
             workers, tasks = stats["workers"], stats["tasks"]
             return (
                 f"workers online: {workers['online']}, busy: {workers['busy']}; "

@@ -6,12 +6,14 @@ On a thread of its own, or in turns that somebody else's loop takes (`Host`).
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
+from copy import copy
 from functools import partial
-from typing import Any, Final, Protocol, TypeAlias
+from typing import Final, Protocol, TypeAlias
 
 from d8mesh.core.client.effects import (
     Answered,
@@ -29,7 +31,7 @@ from d8mesh.core.client.effects import (
 from d8mesh.core.client.session import ClientSession
 from d8mesh.core.client.submission import Submission
 from d8mesh.core.protocol.codec import decode_to_client, encode
-from d8mesh.core.protocol.messages import Goodbye, Refused, Stream
+from d8mesh.core.protocol.messages import Goodbye, Refused
 from d8mesh.edge.logs import event
 from d8mesh.edge.transport.connector import Connection
 from d8mesh.edge.transport.sockets import DealerLink, Loop, Waker
@@ -37,7 +39,8 @@ from d8mesh.edge.waits import join
 from d8mesh.errors import D8Error, NodeClosedError, ProtocolError, error_of
 from d8mesh.nodes.client.completion_waiters import CompletionWaiters
 from d8mesh.nodes.client.completions import Completions
-from d8mesh.nodes.client.keeping import Keeping
+from d8mesh.nodes.client.stream_buffer import StreamBuffer
+from d8mesh.nodes.client.streams import Listeners
 from d8mesh.nodes.reconnector.reconnector import Reconnector
 
 MESSAGES_PER_TURN: Final = 256
@@ -71,43 +74,12 @@ class Host(Protocol):
         """Wait for this one no longer, and close it."""
 
 
-class Flag(Protocol):
-    """Whatever an asker waits on: a `threading.Event`, or asyncio's."""
-
-    def set(self) -> None:
-        """Let the asker look."""
-
-
-class Slot:
-    """Where the answer to a question arrives."""
-
-    __slots__ = ("body", "code", "is_answered", "ready")
-
-    def __init__(self, ready: Flag) -> None:
-        self.ready = ready
-        self.is_answered = False
-        self.code = ""
-        self.body: dict[str, Any] = {}
-
-    def content(self) -> dict[str, Any]:
-        """Return what was answered.
-
-        Raises:
-            D8Error: that is what was answered.
-        """
-        if self.code:
-            error = error_of(self.code, str(self.body.get("error") or self.code))
-            error.details = self.body
-            raise error
-        return self.body
-
-
 class ClientRunner:
     """Runs a session: on a thread of its own (`start`), or in turns that a host takes (`turn`).
 
     Args:
         session: the brain; nobody else may call it.
-        board: where callers wait.
+        waiters: where callers wait.
         waker: ends a sleep of the thread; or the host.
         reconnector: makes the connections.
         completions: what is to be called when tasks are done; None: nothing ever.
@@ -127,7 +99,7 @@ class ClientRunner:
         completions: Completions | None = None,
         broker_id: str = "",
     ) -> None:
-        self._session, self._waiters = session, waiters
+        self.session, self.waiters = session, waiters
         self._waker, self._reconnector = waker, reconnector
         self._inbox: deque[Action] = deque()
         self._closing = threading.Event()
@@ -135,20 +107,23 @@ class ClientRunner:
         self._unsent: deque[bytes] = deque()
         self._cut_since = self._next_doubt = 0.0
         self._broker_id = broker_id
-        self.answers: dict[int, Slot] = {}
-        self.listeners: dict[str, list[Callable[[Stream | None], None]]] = {}
-        self.keeping = Keeping(self.listeners)
+        self.listeners = Listeners()
+        self.stream_buffer = StreamBuffer(self.listeners)
         self._warned: set[str] = set()
         #: what to do when the outcome of a submission arrives
         self.on_arrival: dict[Submission, Callable[[], None]] = {}
-        #: the same for the acknowledgement of a submission, and for the answer to a question
+        #: the same for the acknowledgement of a submission
         self.on_settled: dict[Submission, list[Callable[[], None]]] = {}
-        self.on_answer: dict[int, Callable[[], None]] = {}
+        #: what takes the answer to a question; None: there will be none
+        self.on_answer: dict[int, Callable[[Answered | None], None]] = {}
         #: what is to be called when tasks are done
         self.completions = completions
-        #: the submission that callers still add to; the board's lock guards it
+        #: the submission that callers still add to; the waiters' lock guards it
         self.open: Submission | None = None
         self.fatal: D8Error | None = None
+        #: its client is closed
+        self.is_closed = False
+        self._pid = os.getpid()
         self.connected = threading.Event()
         self._add: Callable[[DealerLink], None]
         self._discard: Callable[[Connection], None]
@@ -168,6 +143,25 @@ class ClientRunner:
     def has_input(self) -> bool:
         """True if something has come in that no turn has taken."""
         return isinstance(self._link, DealerLink) and self._link.has_input
+
+    @property
+    def is_forked(self) -> bool:
+        """True in the child of a fork: all of this is the parent's."""
+        return os.getpid() != self._pid
+
+    def check_alive(self) -> None:
+        """Make sure that something can still come.
+
+        Raises:
+            NodeClosedError: the client is closed, or this is the child of a fork.
+            D8Error: the orchestrator refuses this client for good.
+        """
+        if self.fatal is not None:
+            raise copy(self.fatal)  # each its own: an error grows with who raises it
+        if self.is_closed:
+            raise NodeClosedError
+        if os.getpid() != self._pid:
+            raise NodeClosedError("a client does not survive a fork: make a new one in the child")
 
     @property
     def is_running(self) -> bool:
@@ -193,10 +187,10 @@ class ClientRunner:
         self._waker.wake()
 
     def seal(self) -> None:
-        """Hand the open submission over: it stays as it is. Thread: any, under the board's lock."""
+        """Hand the open submission over as it is. Thread: any, under the waiters' lock."""
         submission, self.open = self.open, None
         if submission is not None:
-            self.do(partial(self._session.submit, submission))
+            self.do(partial(self.session.submit, submission))
 
     def close(self, timeout_s: float) -> None:
         """Say goodbye and stop. Thread: any; on the I/O thread it stops later."""
@@ -242,7 +236,7 @@ class ClientRunner:
 
     def turn(self, limit: int) -> None:
         """Take in what has come, at most `limit` messages, and do what is due. Never waits."""
-        session, inbox = self._session, self._inbox
+        session, inbox = self.session, self._inbox
         now = time.monotonic()
         self._take_link(now)
         self._send_unsent()
@@ -269,26 +263,26 @@ class ClientRunner:
 
     def _next_deadline(self) -> float:
         submission = self.open
-        due = min(self._session.next_deadline(), max(self._session.doubt_at, self._next_doubt))
+        due = min(self.session.next_deadline(), max(self.session.doubt_at, self._next_doubt))
         if self._cut_since:
             due = min(due, self._cut_since + CUT_S)
         return (
             due
-            if submission is None or submission.give_up is None
+            if submission is None or submission.give_up is None or not self.session.paused_for
             else min(due, submission.give_up)
         )
 
     def _take_open(self, now: float) -> list[Output]:
         """Send the open submission as soon as it need not wait: what waits grows a larger one."""
-        with self._waiters.lock:
+        with self.waiters.lock:
             submission = self.open
             if submission is None or self._inbox:  # what was sealed before it goes first
                 return []
             is_overdue = submission.give_up is not None and submission.give_up <= now
-            if not self._session.has_room and not is_overdue:
+            if not self.session.has_room and not (is_overdue and self.session.paused_for):
                 return []
             self.open = None
-        return self._session.submit(submission, now)
+        return self.session.submit(submission, now)
 
     def _take_link(self, now: float) -> None:
         """Use the connection that the reconnector has made."""
@@ -299,17 +293,17 @@ class ClientRunner:
         self._link = link
         if isinstance(link, DealerLink):
             self._add(link)
-        self._carry_out(self._session.link_up(now))
+        self._carry_out(self.session.link_up(now))
 
     def _mind(self, link: Connection, now: float) -> list[Output]:
         """The connection is broken, or was: what was said meanwhile may be lost."""
         self._unsent.clear()  # the session says it all again, after its greeting
         if link.is_renewed:
             link.is_renewed, self._cut_since = False, 0.0
-            return self._session.link_up(now)
+            return self.session.link_up(now)
         if not self._cut_since:
             self._cut_since = now
-            self._session.link_down()
+            self.session.link_down()
         elif now - self._cut_since >= CUT_S:
             return [Lost(f"the connection has been cut for {CUT_S:g} s")]
         return []
@@ -330,7 +324,7 @@ class ClientRunner:
         link, self._link = self._link, None
         if link is not None:
             self._discard(link)
-        self._session.link_down()
+        self.session.link_down()
         self.connected.clear()
 
     def _let_go(self, link: Connection) -> None:
@@ -343,7 +337,7 @@ class ClientRunner:
             message = decode_to_client(frame)
             if isinstance(message, Refused) and not message.seq:
                 event(_log, logging.WARNING, "refused", code=message.code, why=message.message)
-            return self._session.receive(message, now)
+            return self.session.receive(message, now)
         except ProtocolError as error:
             event(_log, logging.WARNING, "frame.bad", error=str(error))
             return []
@@ -359,13 +353,15 @@ class ClientRunner:
                 case Settled():
                     self._settled(output.submission)
                 case Answered():
-                    self._answered(output)
-                case Heard() | Silent():
-                    self._heard(output)
+                    self.on_answer.pop(output.request, _nobody)(output)
+                case Heard():
+                    self.listeners.hear(output.stream)
+                case Silent():
+                    self.listeners.finish(output.ids)
                 case Connected():
                     self._broker_id = output.broker_id
                     self._reconnector.proven()
-                    self._waiters.moved()
+                    self.waiters.moved()
                     self.connected.set()
                     event(_log, logging.INFO, "client.up", broker=output.broker_id)
                 case Lost():
@@ -378,12 +374,12 @@ class ClientRunner:
 
     def _settled(self, submission: Submission) -> None:
         if submission.is_listened:
-            self.keeping.settled(submission)
+            self.stream_buffer.settled(submission)
         for text in submission.warnings:
             if text not in self._warned and len(self._warned) < MAX_WARNED:
                 self._warned.add(text)
                 event(_log, logging.WARNING, "submit.warning", why=text)
-        self._waiters.settled(submission)
+        self.waiters.settled(submission)
         for then in self.on_settled.pop(submission, ()):
             then()
         if submission.refusal is not None and self.completions is not None:
@@ -391,7 +387,7 @@ class ClientRunner:
 
     def _stay(self) -> None:
         """Look for the same orchestrator as long as it alone knows what it was told."""
-        self._reconnector.search.only = self._broker_id if self._session.is_bound else ""
+        self._reconnector.search.only = self._broker_id if self.session.is_bound else ""
 
     def _rejected(self, output: Rejected) -> None:
         if self.fatal is None:
@@ -401,41 +397,19 @@ class ClientRunner:
 
     def _release_askers(self) -> None:
         """Let who waits for an answer look around: there will be none."""
-        for slot in list(self.answers.values()):
-            slot.ready.set()
+        for then in list(self.on_answer.values()):
+            then(None)
         if self.completions is not None:
             self.completions.release()
-
-    def _answered(self, output: Answered) -> None:
-        then = self.on_answer.pop(output.request, None)
-        if then is not None:
-            then()
-        slot = self.answers.get(output.request)
-        if slot is not None:
-            slot.code, slot.body, slot.is_answered = output.code, output.body, True
-            slot.ready.set()
-
-    def _heard(self, output: Heard | Silent) -> None:
-        if isinstance(output, Heard):
-            self.tell(self.listeners.get(output.stream.id, ()), output.stream)
-            return
-        for task_id in output.ids:
-            self.tell(self.listeners.pop(task_id, ()), None)
-
-    def tell(
-        self, listeners: Iterable[Callable[[Stream | None], None]], stream: Stream | None
-    ) -> None:
-        """Call these; whatever they raise is theirs and stops nobody else."""
-        for heard in list(listeners):
-            try:
-                heard(stream)
-            except Exception as error:
-                event(_log, logging.ERROR, "listener.raised", error=repr(error))
 
     def _arrived(self, submission: Submission) -> None:
         finished = self.on_arrival.pop(submission, None)
         if finished is not None:
             finished()
-        self._waiters.changed(submission)
+        self.waiters.changed(submission)
         if submission.fresh and self.completions is not None:
             self.completions.arrived(submission)
+
+
+def _nobody(answered: Answered | None) -> None:
+    """Who asked waits no longer."""

@@ -10,55 +10,50 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from d8mesh.core.client.session import ClientSession
-from d8mesh.core.client.submission import Submission
-from d8mesh.core.protocol.messages import Group
+from d8mesh.core.client.submission import Submission, awaiting
+from d8mesh.core.protocol.messages import SOFT_FRAME_BYTES, Group
 from d8mesh.errors import WaitTimeoutError
-from d8mesh.nodes.client.completion_waiters import CompletionWaiters
-from d8mesh.nodes.client.runner import ClientRunner
-from d8mesh.nodes.client.submissions import (
-    Kind,
-    Post,
+from d8mesh.nodes.client.groups import (
+    SUBMISSION_TASKS,
+    Sent,
     SubmitOptions,
-    cut,
+    Template,
     digest_of,
-    group_of,
-    kind_in,
-    kind_of,
+    filled,
     size_of,
 )
+from d8mesh.nodes.client.runner import ClientRunner
 from d8mesh.nodes.client.timeouts import countdown, give_up, told_whole
 
 
 class Submitter:
-    """Makes the submissions of one client, and numbers their tasks.
+    """Makes the submissions of one client, numbers their tasks, and finds a task's place.
+
+    A task's place is its submission and its index there.
 
     Args:
-        session: what the submissions are handed to, on the I/O thread.
-        board: where they are counted; its lock guards what is here.
-        runner: the I/O thread.
+        runner: hands them to the session on the I/O thread; the lock of its waiters guards what is
+            here.
 
     Thread: any.
     """
 
-    def __init__(
-        self, session: ClientSession, waiters: CompletionWaiters, runner: ClientRunner
-    ) -> None:
-        self._session, self._waiters, self._runner = session, waiters, runner
+    def __init__(self, runner: ClientRunner) -> None:
+        self._session, self._waiters, self._runner = runner.session, runner.waiters, runner
         self._next_n = 0
         #: what the tasks of the open submission share
-        self._open_sort: tuple[Kind, float | None, bool, bool] | None = None
+        self._shared: tuple[Group, float | None, bool, bool] | None = None
 
-    def next_n(self) -> int:
-        """Return a counter that no task has."""
+    def next_id(self) -> tuple[str, int]:
+        """Return a session and a counter that make an unused task id."""
         with self._waiters.lock:
             self._runner.seal()  # the open submission's counters must stay consecutive
             n, self._next_n = self._next_n, self._next_n + 1
-        return n
+        return self._session.name, n
 
     def append(
         self,
-        kind: Kind,
+        group: Group,
         payload: bytes,
         timeout_s: float | None,
         is_watched: bool = True,
@@ -66,61 +61,81 @@ class Submitter:
     ) -> tuple[Submission, int]:
         """Put one task into the open submission, or begin a new one; return its place.
 
+        Args:
+            group: what it shares with others, without payloads.
+
         Raises:
             WaitTimeoutError: there was no room within `timeout_s`.
         """
         waiters, runner = self._waiters, self._runner
-        sort = (kind, timeout_s, is_watched, is_listened)
+        shared = (group, timeout_s, is_watched, is_listened)
         # What nobody watches (the shim) is refused at once when the queue is full.
-        patience_s = timeout_s if is_watched else 0.0
+        room_s = timeout_s if is_watched else 0.0
         with waiters.lock:
             waiters.wait_for_room(1, len(payload), timeout_s)
             submission = runner.open
             if (
                 submission is not None
-                and self._open_sort == sort
-                and waiters.grow(submission, len(payload))
+                and self._shared == shared
+                and submission.count < SUBMISSION_TASKS
+                and submission.size_bytes + len(payload) <= SOFT_FRAME_BYTES
             ):
                 index = submission.count
-                submission.count += 1
-                submission.groups[0].payloads.append(payload)
-                if patience_s is not None:  # else it waits for ever, as the others in it do
-                    submission.give_up = give_up(patience_s)
+                submission.grow(payload)
+                if room_s is not None:  # else it waits for ever, as the others in it do
+                    submission.give_up = give_up(room_s)
                 self._next_n += 1
                 if is_listened:
-                    runner.keeping.expect(submission, index)
+                    runner.stream_buffer.expect(submission, index)
                 return submission, index
             runner.seal()
-            group = group_of(kind, [payload])
-            submission = self._new_submission(
-                [group], 1, len(payload), patience_s, is_watched=is_watched
+            submission = Submission(
+                self._session.name,
+                self._next_n,
+                [filled(group, [payload])],
+                is_watched=is_watched,
+                is_listened=is_listened,
+                give_up=give_up(room_s),
             )
-            submission.is_listened = is_listened
-            if is_listened:
-                runner.keeping.expect(submission, 0)
-            runner.open, self._open_sort = submission, sort
+            self._add(submission)
+            runner.open, self._shared = submission, shared
         runner.wake()
         return submission, 0
 
-    def enqueue(self, groups: list[Group], timeout_s: float | None, post: Post) -> Submission:
+    def enqueue(
+        self,
+        groups: list[Group],
+        timeout_s: float | None,
+        *,
+        key: str = "",
+        is_watched: bool = True,
+        is_listened: bool = False,
+    ) -> Submission:
         """Submit these as one submission.
+
+        Args:
+            is_watched: the outcomes are wanted; else it does not wait for room in a full queue.
 
         Raises:
             InvalidTaskError, PayloadTooLargeError: no message can carry them.
             WaitTimeoutError: there was no room within `timeout_s`.
         """
         count, size = size_of(groups)
+        digest = digest_of(groups) if key else b""
         with self._waiters.lock:
             self._waiters.wait_for_room(count, size, timeout_s)
             self._runner.seal()
-            patience_s = timeout_s if post.is_patient else 0.0
-            submission = self._new_submission(
-                groups, count, size, patience_s, is_watched=post.is_watched
+            submission = Submission(
+                self._session.name,
+                self._next_n,
+                groups,
+                key,
+                digest,
+                is_watched=is_watched or is_listened,
+                is_listened=is_listened,
+                give_up=give_up(timeout_s if is_watched else 0.0),
             )
-            submission.key, submission.is_listened = post.key, post.is_listened
-            submission.digest = post.digest or (digest_of(groups) if post.key else b"")
-            for index in range(count if post.is_listened else 0):
-                self._runner.keeping.expect(submission, index)
+            self._add(submission)
             self._runner.do(partial(self._session.submit, submission))
         return submission
 
@@ -133,46 +148,63 @@ class Submitter:
             TaskRejectedError: one was refused, or something of it is not allowed.
             WaitTimeoutError: ``options["timeout"]`` is over.
         """
-        timeout_s = options.get("timeout")
-        left_s = countdown(timeout_s)
-        post = Post(is_listened=bool(options.get("listen")))
+        template = Template(kind, options)
+        left_s = countdown(template.timeout_s)
         submissions: list[Submission] = []
         try:
-            for model, payloads in cut(kind, datas):
-                group = group_of(kind_of(kind, model, options), payloads)
-                submissions.append(self.enqueue([group], left_s(), post))
+            for group in template.cut(datas):
+                submissions.append(
+                    self.enqueue([group], left_s(), is_listened=template.is_listened)
+                )
             for submission in submissions:
                 self._waiters.wait_settled(submission, left_s())
         except WaitTimeoutError as error:
-            raise told_whole(error, timeout_s) from None
+            raise told_whole(error, template.timeout_s) from None
         return submissions
 
     def place(
-        self, groups: Sequence[Group], timeout_s: float | None, post: Post
+        self, groups: Sequence[Group], timeout_s: float | None, *, key: str, is_listened: bool
     ) -> tuple[Submission, int | None]:
         """Submit these, all or nothing; return their submission, and a single one's place in it.
+
+        A full queue is not waited for, and no outcomes are wanted.
 
         Raises:
             As of `enqueue`.
         """
         count, _ = size_of(groups)
-        if count == 1 and not post.key and not post.is_listened:
+        if count == 1 and not key and not is_listened:
             # It travels with what others submit at the same time.
-            kind, payload = kind_in(groups[0]), groups[0].payloads[0]
-            return self.append(kind, payload, timeout_s, post.is_watched)
-        return self.enqueue(list(groups), timeout_s, post), None
+            group = groups[0]
+            return self.append(filled(group, []), group.payloads[0], timeout_s, is_watched=False)
+        submission = self.enqueue(
+            list(groups), timeout_s, key=key, is_watched=False, is_listened=is_listened
+        )
+        return submission, None
 
-    def _new_submission(
-        self,
-        groups: list[Group],
-        count: int,
-        size: int,
-        timeout_s: float | None,
-        *,
-        is_watched: bool,
-    ) -> Submission:
-        first, self._next_n = self._next_n, self._next_n + count
-        submission = Submission(self._session.name, first, groups, count, is_watched=is_watched)
-        submission.give_up = give_up(timeout_s)
-        self._waiters.add(submission, size)
-        return submission
+    def watch(self, task_id: str) -> tuple[Submission, int]:
+        """Return where the outcome of anybody's task will arrive.
+
+        Raises:
+            UnknownTaskError: that is no id of a task (InvalidTaskError: and no text).
+        """
+        submission = awaiting(task_id)
+        if (place := self._waiters.place_of(task_id)) is not None:
+            return place  # its own, on its way: nobody else knows it
+        self._runner.do(lambda now: self._session.watch(submission))
+        return submission, 0
+
+    def _add(self, submission: Submission) -> None:
+        """Count a new submission. Under the lock."""
+        self._next_n += submission.count
+        self._waiters.add(submission)
+        if submission.is_listened:
+            for index in range(submission.count):
+                self._runner.stream_buffer.expect(submission, index)
+
+
+def sent_of(submission: Submission, index: int | None) -> Sent:
+    """Return what became of tasks that were placed, and acknowledged."""
+    indices = range(submission.count) if index is None else [index]
+    ids = [submission.task_id(each) for each in indices]
+    return Sent(ids, submission.is_repeat, submission.warnings)

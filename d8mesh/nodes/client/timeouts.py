@@ -11,6 +11,8 @@ from typing import Any, Final, ParamSpec, TypeVar
 
 from d8mesh.errors import InvalidTaskError, WaitTimeoutError
 
+#: A question's time when the caller names none.
+DEFAULT_QUESTION_S: Final = 30.0
 #: A submission gives up this long before its submitter does, who so learns why.
 EARLY_S: Final = 0.5
 _WITHIN: Final = re.compile(r" has not come within \S+ s\b")

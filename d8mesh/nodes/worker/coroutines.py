@@ -21,9 +21,9 @@ from d8mesh.errors import HandlerError, TaskCancelledError
 from d8mesh.handlers.forks import FORKS, end_copy
 
 #: How often a slot that waits for a coroutine looks whether it is cancelled.
-LOOK_S: Final = 0.1
+CANCELLED_LOOK_S: Final = 0.1
 #: How long the loop's thread may take to end.
-END_S: Final = 1.0
+LOOP_END_S: Final = 1.0
 
 _log: Final = logging.getLogger("d8mesh.worker")
 #: the run that a coroutine, and all it starts or schedules, belongs to
@@ -47,7 +47,7 @@ class Coroutines:
             if self._served is None or not self._served.begin(run):
                 self._served = _Loop()
                 self._served.begin(run)
-        while not run.is_over.wait(LOOK_S):
+        while not run.is_over.wait(CANCELLED_LOOK_S):
             if is_cancelled():
                 run.end(TaskCancelledError())
         if run.error is None:
@@ -156,7 +156,7 @@ class _Loop:
         self._is_closing = True
         with contextlib.suppress(RuntimeError):
             self._loop.call_soon_threadsafe(self._stop)
-        self._thread.join(END_S)
+        self._thread.join(LOOP_END_S)
         if not self._thread.is_alive():
             type(self._loop).close(self._loop)
 

@@ -21,7 +21,7 @@ from d8mesh.handlers.tracebacks import bounded
 from d8mesh.words import tr, translated
 
 #: Seconds in which failures are counted together.
-INTERVAL_S: Final = 10.0
+COUNTED_TOGETHER_S: Final = 10.0
 #: Failures of one type told in an interval: enough to see that they are all alike.
 SHOWN_PER_TYPE: Final = 5
 #: Failures of all types told in an interval, a screen or two: beyond them only the first of a
@@ -35,7 +35,7 @@ MAX_ROWS: Final = 30
 HEAD_ROWS: Final = 8
 #: Characters of an error and of a type in the first line of a block.
 MAX_TITLE_CHARS: Final = 300
-MAX_TYPE_CHARS: Final = 60
+SHOWN_TYPE_CHARS: Final = 60
 
 _OTHERS: Final = "other types"
 _log: Final = logging.getLogger("d8mesh.worker")
@@ -57,7 +57,7 @@ class FailedAttempt:
         title = tr(
             "task {id} ({kind}, attempt {attempt}) failed: {why}",
             id=self.task_id,
-            kind=_short(self.task_type, MAX_TYPE_CHARS),
+            kind=_short(self.task_type, SHOWN_TYPE_CHARS),
             attempt=self.attempt,
             why=translated(_short(self.error, MAX_TITLE_CHARS)) or tr("no reason is given"),
         )
@@ -94,9 +94,9 @@ class Failures:
             number: which attempt of the task it was, from 1.
             slot: where it ran.
         """
-        if self._is_told(attempt[1]):
+        if self._is_told(attempt.type):
             error, traceback = _reasons(payload)
-            self._tell(FailedAttempt(attempt[4], attempt[1], number, slot, error, traceback))
+            self._tell(FailedAttempt(attempt.id, attempt.type, number, slot, error, traceback))
 
     def flush(self, *, is_last: bool = False) -> None:
         """Tell how many more there were once their interval is over, or now."""
@@ -104,13 +104,13 @@ class Failures:
             if self._since is None:
                 return
             took_s = self._clock() - self._since
-            if took_s < INTERVAL_S and not is_last:
+            if took_s < COUNTED_TOGETHER_S and not is_last:
                 return
             more, self._more = self._more, {}
             self._since, self._told, self._told_in_all = None, {}, 0
         for kind, count in more.items():
             event(_log, logging.WARNING, "tasks.failed", type=kind, more=count, within_s=took_s)
-            shown = tr(kind) if kind == _OTHERS else _short(kind, MAX_TYPE_CHARS)
+            shown = tr(kind) if kind == _OTHERS else _short(kind, SHOWN_TYPE_CHARS)
             if count == 1:
                 self.on_told(tr("… and 1 more failure of {kind}", kind=shown))
             else:

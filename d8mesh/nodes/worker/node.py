@@ -25,7 +25,7 @@ from d8mesh.edge.identity import Identity
 from d8mesh.edge.installation import config_of, settled
 from d8mesh.edge.logs import event
 from d8mesh.edge.network import host_name, machine_id, usable_addresses
-from d8mesh.edge.sqlite.outbox import Mended, adopt, open_mended
+from d8mesh.edge.sqlite.recovery.mend import Mended, adopt, open_mended
 from d8mesh.edge.transport.sockets import Waker
 from d8mesh.edge.waits import wait_for
 from d8mesh.errors import ConfigError, HandlerError, NodeClosedError, WorkerError
@@ -39,16 +39,16 @@ from d8mesh.nodes.worker.slots import Bell, Registered, Slots
 #: The first signal gives running tasks this long.
 DRAIN_S: Final = 25.0
 #: Beyond the drain, how long the goodbyes may take.
-END_S: Final = 5.0
+WORKER_GOODBYE_S: Final = 5.0
 #: How often `Worker.run` looks whether the worker lives. Elsewhere than on Windows a signal
 #: ends the pause.
-LOOK_S: Final = 0.5 if sys.platform == "win32" else 2.0
+ALIVE_LOOK_S: Final = 0.5 if sys.platform == "win32" else 2.0
 #: More threads than this on one machine are a mistake.
 MAX_SLOTS: Final = 1024
 #: What the mesh is told of a worker's trouble; the protocol has room for 1000.
 MAX_TROUBLE_CHARS: Final = 600
 #: A worker whose type nobody named.
-DEFAULT_TYPE: Final = "python"
+UNNAMED_TYPE: Final = "python"
 
 _log: Final = logging.getLogger("d8mesh.worker")
 _H = TypeVar("_H", bound=Callable[..., object])
@@ -87,7 +87,7 @@ class Worker:
         self._url = url or self._config.orchestrator_url
         self._slot_count = count
         self._name = name or self._config.worker_id
-        self.worker_type = worker_type or self._config.worker_type or DEFAULT_TYPE
+        self.worker_type = worker_type or self._config.worker_type or UNNAMED_TYPE
         self._handlers: dict[str, Registered] = {}
         self._offered: tuple[str, ...] | None = None
         self._models: tuple[str, ...] = ()
@@ -102,7 +102,6 @@ class Worker:
         self._identity: Identity | None = None
         self._discovery: Discovery | None = None
         self._slots: Slots | None = None
-        self._waker: Waker | None = None
         self._boot_id = secrets.token_hex(8)
         self._on_failure: Callable[[str], None] | None = None
 
@@ -225,7 +224,7 @@ class Worker:
             raise
         self._identity = identity
         session = WorkerSession(self._profile(identity.worker_id), kept)
-        self._waker = waker = Waker()
+        waker = Waker()
         slots = Slots(self._slot_count, self._handlers, identity.worker_id, Bell(waker))
         orchestrators = Orchestrators(
             config, url=self._url, known=identity.brokers, wake=waker.wake
@@ -254,7 +253,7 @@ class Worker:
         if runner is None or slots is None:
             return
         runner.stop(drain_s)
-        wait_for(runner.ended, drain_s + END_S)
+        wait_for(runner.ended, drain_s + WORKER_GOODBYE_S)
         if self._discovery is not None:
             self._discovery.close()
         slots.close(1.0)
@@ -291,7 +290,7 @@ class Worker:
             on_start()
             while not runner.ended.is_set():
                 with contextlib.suppress(queue.Empty):
-                    self._stops.get(timeout=LOOK_S)
+                    self._stops.get(timeout=ALIVE_LOOK_S)
                     on_drain(self._running_count(), DRAIN_S)
                     break
             self.stop()

@@ -41,13 +41,13 @@ from d8mesh.nodes.worker.orchestrators import Orchestrators
 from d8mesh.nodes.worker.slots import Bell, Slots
 
 #: Messages taken from one link before the others have their turn.
-MESSAGES_PER_TURN: Final = 64
+MESSAGES_PER_LINK: Final = 64
 #: How often the slots are looked at.
 WATCH_S: Final = 0.5
 #: The same with nothing running: only the links and the clocks are looked at.
 IDLE_WATCH_S: Final = 1.5
 #: The interfaces are looked at this often.
-LOOK_S: Final = 3.0
+INTERFACES_LOOK_S: Final = 3.0
 #: A broken connection may take so long to be made again; then other addresses are tried too.
 CUT_S: Final = 2.0
 #: A heartbeat unanswered for this long: it is asked whether the orchestrator has moved.
@@ -239,7 +239,7 @@ class WorkerRunner:
                 self._mind(key, link, now)
             if key not in self._links:  # what came over another one has retired it
                 continue
-            for frame in link.receive(MESSAGES_PER_TURN):
+            for frame in link.receive(MESSAGES_PER_LINK):
                 self._receive(frame, key, now)
         if self._lone is not None:
             self._run_lone()
@@ -272,7 +272,7 @@ class WorkerRunner:
         """Give attempts to the slots; one that is alone and quick is kept for this thread."""
         is_alone = self._has_relief and not self._at_work and len(attempts) == 1
         self._at_work += len(attempts)
-        if is_alone and self._slots.is_quick(attempts[0][1]):
+        if is_alone and self._slots.is_quick(attempts[0].type):
             self._lone = attempts[0]
             return
         self._put_lone()
@@ -330,7 +330,7 @@ class WorkerRunner:
             self._perform(self.session.woke(now))
         if now < self._next_look:
             return
-        self._next_look = now + LOOK_S
+        self._next_look = now + INTERFACES_LOOK_S
         in_use = self._addresses()
         if in_use == self._in_use:
             return
@@ -422,7 +422,7 @@ class WorkerRunner:
                     self._put_lone()
                     given = slots.take_back(effect.link, effect.count)
                     self._at_work -= len(given)
-                    slots.aborted.difference_update([attempt[5] for attempt in given])
+                    slots.aborted.difference_update([attempt.token for attempt in given])
                     self._perform(self.session.taken_back(given, time.monotonic()))
                 case Abort():
                     slots.aborted.update(effect.tokens)

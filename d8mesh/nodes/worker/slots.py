@@ -30,11 +30,11 @@ from d8mesh.nodes.worker.failures import Failures
 from d8mesh.nodes.worker.importable import prove
 
 #: How often a slot that waits for a process looks whether it is cancelled.
-LOOK_S: Final = 0.1
+CANCELLED_LOOK_S: Final = 0.1
 #: A slot whose service is busy or down takes nothing for this long.
 BUSY_PAUSE_S: Final = 1.0
 #: Partial output that waits for the I/O thread; beyond it `emit` waits, but no longer than this.
-MAX_PIECES_BYTES: Final = 16 * 1024 * 1024
+MAX_WAITING_PIECES_BYTES: Final = 16 * 1024 * 1024
 MAX_EMIT_S: Final = 1.0
 #: A type is quick when so many attempts in a row took no longer than this.
 QUICK_S: Final = 0.001
@@ -76,23 +76,23 @@ class Context:
     def __init__(self, slots: Slots, attempt: Attempt, started: float) -> None:
         self._slots = slots
         self._attempt = attempt
-        self._deadline = started + attempt[2]
+        self._deadline = started + attempt.timeout_s
         self._chunks = 0
 
     @property
     def task_id(self) -> str:
         """The id of the task."""
-        return self._attempt[4]
+        return self._attempt.id
 
     @property
     def attempt(self) -> int:
         """Which attempt this is, from 1."""
-        return max(1, int.from_bytes(self._attempt[5][4:6], "big"))
+        return max(1, int.from_bytes(self._attempt.token[4:6], "big"))
 
     @property
     def is_cancelled(self) -> bool:
         """True once the attempt is no longer wanted."""
-        return self._attempt[5] in self._slots.aborted
+        return self._attempt.token in self._slots.aborted
 
     @property
     def remaining_s(self) -> float:
@@ -106,13 +106,13 @@ class Context:
 
     def pass_on(self, payload: bytes) -> None:
         """Send partial output that is packed already."""
-        link, _, _, is_listened, task_id, token, _ = self._attempt
-        slots = self._slots
-        is_heard = is_listened or task_id in slots.listened
+        attempt, slots = self._attempt, self._slots
+        is_heard = attempt.is_listened or attempt.id in slots.listened
         with slots.emitting:  # its number is its place, whatever threads emit
             if is_heard:
                 slots.emitting.wait_for(slots.has_room_for_pieces, MAX_EMIT_S)
-                slots.pieces.append((link, task_id, token, self._chunks, payload))
+                piece = (attempt.link, attempt.id, attempt.token, self._chunks, payload)
+                slots.pieces.append(piece)
                 slots.pieces_bytes += len(payload)
             self._chunks += 1
         if is_heard:
@@ -208,10 +208,10 @@ class Slots:
             pass
         for place in places:
             self._ready.put(place)
-        own = [attempt for attempt in waiting if attempt[0] == link]
+        own = [attempt for attempt in waiting if attempt.link == link]
         given = own[max(0, len(own) - count) :] if count else []
-        tokens = {attempt[5] for attempt in given}
-        self.put([attempt for attempt in waiting if attempt[5] not in tokens])
+        tokens = {attempt.token for attempt in given}
+        self.put([attempt for attempt in waiting if attempt.token not in tokens])
         return given[::-1]
 
     def heed(self, task_ids: Iterable[str], *, is_on: bool) -> None:
@@ -223,7 +223,7 @@ class Slots:
 
     def has_room_for_pieces(self) -> bool:
         """Tell whether partial output may wait here; `emitting` is held."""
-        return self.pieces_bytes < MAX_PIECES_BYTES
+        return self.pieces_bytes < MAX_WAITING_PIECES_BYTES
 
     def take_pieces(self) -> list[Piece]:
         """Return the partial output that waits here. Thread: the I/O thread."""
@@ -242,12 +242,12 @@ class Slots:
         """Tell of handlers that are past their time, before the session gives them up."""
         self.failures.flush()
         for number, running in enumerate(self._current):
-            if running is None or running.attempt[5] in self.aborted:
+            if running is None or running.attempt.token in self.aborted:
                 continue
             attempt, started = running
-            handler = self._handlers.get(attempt[1])
+            handler = self._handlers.get(attempt.type)
             is_own = handler is not None and handler.function is not None
-            if now - started > attempt[2] + OVERDUE_S and not is_own:
+            if now - started > attempt.timeout_s + OVERDUE_S and not is_own:
                 self._tell_overdue(number, attempt, started)
 
     def close(self, timeout_s: float) -> None:
@@ -280,7 +280,7 @@ class Slots:
     def _run(self, number: int, attempt: Attempt, children: dict[str, Child]) -> None:
         clock = time.monotonic
         started = clock()
-        link, kind_of_task, _, _, task_id, token, payload = attempt
+        kind_of_task, token = attempt.type, attempt.token
         self._current[number] = Running(attempt, started)
         context = Context(self, attempt, started)
         handler = self._handlers.get(kind_of_task)
@@ -293,7 +293,7 @@ class Slots:
             kind, result = self._run_process(handler, attempt, context, children)
         else:
             try:
-                data = _decode(payload)
+                data = _decode(attempt.payload)
                 value = handler.call(data, context) if handler.takes_context else handler.call(data)
                 if type(value) not in _VALUES and inspect.isawaitable(value):
                     waited = cast("Awaitable[object]", value)
@@ -312,7 +312,7 @@ class Slots:
             self._quick[kind_of_task] = self._quick.get(kind_of_task, 0) + 1 if is_quick else 0
         if kind != SUCCEEDED and kind >= 0:
             self._note(number, attempt, context, result)
-        self.ended.append((link, task_id, token, kind, result, took_s))
+        self.ended.append((attempt.link, attempt.id, token, kind, result, took_s))
         self._current[number] = None
 
     def _note(self, number: int, attempt: Attempt, context: Context, result: bytes) -> None:
@@ -326,8 +326,8 @@ class Slots:
         if number < len(self._threads):
             frame = sys._current_frames().get(self._threads[number].ident or 0)
             where = "" if frame is None else tracebacks.stack_text(frame)
-        text = f"TimeoutError: not finished after {attempt[2]:g} s"
-        _, result = results.of_error(text, self.worker_id, attempt[2], traceback=where)
+        text = f"TimeoutError: not finished after {attempt.timeout_s:g} s"
+        _, result = results.of_error(text, self.worker_id, attempt.timeout_s, traceback=where)
         self._note(number, attempt, Context(self, attempt, started), result)
 
     def _raised(
@@ -356,7 +356,7 @@ class Slots:
         """Hold the slot for a moment: a task given back at once may come back at once."""
         until = time.monotonic() + BUSY_PAUSE_S
         while time.monotonic() < until and not context.is_cancelled:
-            time.sleep(LOOK_S)
+            time.sleep(CANCELLED_LOOK_S)
 
     def _run_process(
         self, handler: Registered, attempt: Attempt, context: Context, children: dict[str, Child]
@@ -369,7 +369,7 @@ class Slots:
         ending = self._await_child(child, attempt, context)
         if ending is None:
             child.kill()
-            took_s = round(attempt[2] - context.remaining_s, 6)
+            took_s = round(attempt.timeout_s - context.remaining_s, 6)
             text = f"the handler's process ended ({child.ending})"
             return results.of_error(text, self.worker_id, took_s)
         return ending
@@ -386,12 +386,12 @@ class Slots:
         function = handler.function
         assert function is not None
         frame: list[object] = [
-            attempt[5],
-            attempt[4],
+            attempt.token,
+            attempt.id,
             context.attempt,
             context.remaining_s,
             self.worker_id,
-            attempt[6],
+            attempt.payload,
             handler.retries.named(),
         ]
         child = children.pop(function, None)
@@ -408,10 +408,10 @@ class Slots:
         self, child: Child, attempt: Attempt, context: Context
     ) -> results.Ending | None:
         """Return how the attempt ended; None: the child did. Frames of others are dropped."""
-        token = attempt[5]
+        token = attempt.token
         while True:
             try:
-                said = child.said.get(timeout=LOOK_S)
+                said = child.said.get(timeout=CANCELLED_LOOK_S)
             except queue.Empty:
                 said = []
             match said:
@@ -430,5 +430,5 @@ class Slots:
                 return DROPPED, b""
             if context.remaining_s <= 0:
                 child.kill()
-                text = f"TimeoutError: not finished after {attempt[2]:g} s"
-                return results.of_error(text, self.worker_id, attempt[2])
+                text = f"TimeoutError: not finished after {attempt.timeout_s:g} s"
+                return results.of_error(text, self.worker_id, attempt.timeout_s)

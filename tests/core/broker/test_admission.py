@@ -116,8 +116,8 @@ def test_an_idempotency_key_lives_as_long_as_any_of_its_tasks(tmp_path: Path) ->
 def test_a_session_that_the_journal_cannot_name_is_refused(
     broker: WiredBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("d8mesh.core.broker.admission.MAX_SESSIONS", 2)
     monkeypatch.setattr("d8mesh.edge.sqlite.journal.MAX_SESSIONS", 2)
+    broker.restart()
     client, worker = broker.client(), broker.worker("w")
     (failed,) = broker.submit(client, max_attempts=1)
     broker.finish(worker, broker.work(worker), m.FAILED)

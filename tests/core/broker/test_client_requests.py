@@ -10,7 +10,9 @@ import pytest
 from d8mesh.core.broker import queue
 from d8mesh.core.broker.client_requests import WHOLE_BATCH_IDS
 from d8mesh.core.broker.effects import Load, Loaded, Peer
+from d8mesh.core.broker.store import TaskDetails, Unreadable
 from d8mesh.core.protocol import messages as m
+from d8mesh.core.protocol.task import Spec, TaskState
 from tests.core.wired_broker import S, WiredBroker, result
 
 REPORT: dict[str, object] = {
@@ -83,15 +85,12 @@ def test_a_silent_client_is_forgotten_and_may_come_back(broker: WiredBroker) -> 
     assert broker.got(client, m.Outcomes)[0].ids == [task_id]
 
 
-def test_a_goodbye_and_a_lost_peer_end_a_client(broker: WiredBroker) -> None:
+def test_a_goodbye_ends_a_client_and_no_other(broker: WiredBroker) -> None:
     client = broker.client()
+    broker.say(Peer(b"nobody"), m.Goodbye("x"))
+    assert list(broker.state.clients_by_routing_id) == [client.routing_id]
     broker.say(client, m.Goodbye("bye"))
     assert broker.state.clients == {}
-    client = broker.client()
-    broker.perform(broker.dispatcher.lost_peer(client))
-    assert broker.state.clients == {}
-    broker.say(Peer(b"nobody"), m.Goodbye("x"))
-    assert broker.dispatcher.lost_peer(Peer(b"nobody")) == []
 
 
 def test_a_wrong_client_hello_is_refused(broker: WiredBroker) -> None:
@@ -381,14 +380,14 @@ def test_what_one_client_awaits_singly_is_bounded(
     ids = broker.submit(client, 3)
     broker.say(other, m.Watch(ids))
     assert broker.state.clients["f" * 16].watched == set(ids[:2])
-    assert broker.state.rejected["watch.too_many"] == 1
+    assert broker.state.metrics.rejected["watch.too_many"] == 1
 
 
 def test_what_the_journal_cannot_answer_is_asked_again_or_refused(broker: WiredBroker) -> None:
     client = broker.client()
-    dispatcher, number = broker.dispatcher, broker.state._next_load
+    dispatcher, number = broker.dispatcher, broker.state.next_load
     dispatcher.receive(m.Watch([f"{S}-77"]), client, broker.now)
-    assert dispatcher.loaded(Loaded(number, [], "disk on fire")) == []
+    assert dispatcher.loaded(Loaded(number, Unreadable("disk on fire"))) == []
     asked: list[tuple[str, dict[str, object]]] = [
         ("tasks", {}),
         ("cancel", {"id": f"{S}-77"}),
@@ -396,9 +395,9 @@ def test_what_the_journal_cannot_answer_is_asked_again_or_refused(broker: WiredB
         ("poll.report", REPORT),
     ]
     for what, args in asked:
-        number = broker.state._next_load
+        number = broker.state.next_load
         dispatcher.receive(m.Query(1, what, args), client, broker.now)
-        broker.perform(dispatcher.loaded(Loaded(number, [], "disk on fire")))
+        broker.perform(dispatcher.loaded(Loaded(number, Unreadable("disk on fire"))))
         (answer,) = broker.got(client, m.Answer)
         assert answer.code, what
         assert answer.body["error"] == "disk on fire"
@@ -469,6 +468,29 @@ def test_what_the_journal_cannot_tell_of_a_task_is_said(broker: WiredBroker) -> 
     ask = m.Query(77, "status", {"id": task_id, "full": True})
     effects = broker.dispatcher.receive(ask, client, broker.now)
     (load,) = [effect for effect in effects if isinstance(effect, Load)]
-    broker.perform(broker.dispatcher.loaded(Loaded(load.number, [], "the disk fails")))
+    broker.perform(broker.dispatcher.loaded(Loaded(load.number, Unreadable("the disk fails"))))
     (answer,) = broker.got(client, m.Answer)
     assert (answer.code, answer.body["error"]) == ("d8.error", "the disk fails")
+
+
+def test_what_lost_its_data_is_not_replayed(broker: WiredBroker) -> None:
+    client = broker.client()
+    question = m.Query(7, "replay", {"id": f"{S}-3", "session": S, "n": 9})
+    (load,) = broker.dispatcher.receive(question, client, broker.now)
+    assert isinstance(load, Load)
+    lost = TaskDetails(Spec("echo", 5, 3), b"", [], TaskState.FAILED)
+    broker.perform(broker.dispatcher.loaded(Loaded(load.number, lost)))
+    (answer,) = broker.got(client, m.Answer)
+    assert (answer.request, answer.code) == (7, "task.invalid")
+    assert "data was lost" in str(answer.body)
+    assert broker.task_table.state_of(f"{S}-9") is None
+
+
+def test_to_unwatch_what_nobody_watches_changes_nothing(broker: WiredBroker) -> None:
+    client, other = broker.client(), broker.client("f" * 16)
+    (task_id,) = broker.submit(client)
+    broker.say(client, m.Watch([task_id]))
+    broker.say(other, m.Unwatch([task_id, f"{S}-77"]))
+    worker = broker.worker("w")
+    broker.finish(worker, broker.work(worker))
+    assert broker.got(client, m.Outcomes)[0].ids == [task_id]

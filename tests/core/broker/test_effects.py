@@ -13,4 +13,4 @@ def test_a_send_waits_for_the_commit_unless_told_otherwise() -> None:
 
 def test_a_peer_is_its_routing_id_address_and_key() -> None:
     assert Peer(b"x") == (b"x", "", None)
-    assert Loaded(1, []).error == ""
+    assert Loaded(1, None).answer is None

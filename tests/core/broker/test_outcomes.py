@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import msgspec
+import pytest
 
 from d8mesh.core.broker.outcomes import Failure, failure_payload
 from d8mesh.core.protocol import messages as m
-from tests.core.wired_broker import WiredBroker
+from d8mesh.errors import UnknownTaskError
+from tests.core.wired_broker import S, WiredBroker, result
 
 
 def test_large_outcomes_are_cut_into_frames(broker: WiredBroker) -> None:
@@ -69,3 +71,17 @@ def test_a_polling_worker_is_not_told_that_its_task_was_cancelled(broker: WiredB
     assert broker.ask(client, "poll.next", worker_id="p").body["task"]
     assert broker.ask(client, "cancel", id=task_id).body["state"] == "cancelled"
     assert not [message for _, message, _ in broker.sent if isinstance(message, m.Stop)]
+
+
+def test_an_outcome_that_cannot_be_recorded_takes_nothing_from_anybody(
+    broker: WiredBroker,
+) -> None:
+    client, worker = broker.client(), broker.worker("w")
+    (task_id,) = broker.submit(client, is_watched=True)
+    before = broker.dispatcher.dump()
+    payloads = [result()] * 2
+    with pytest.raises(UnknownTaskError):
+        broker.dispatcher._outcomes.complete("w", [task_id, f"{S}-77"], [1, 1], payloads)
+    assert broker.dispatcher.dump() == before
+    broker.finish(worker, broker.work(worker))
+    assert [each.ids for each in broker.got(client, m.Outcomes)] == [[task_id]]

@@ -24,10 +24,11 @@ from d8mesh.core.broker.worker_registry import (
     WorkerState,
 )
 from d8mesh.core.protocol.messages import Heartbeat
+from tests.core.invariants import check_registry
 from tests.core.wired_broker import WiredBroker, beat
 
 
-def worker_state(name: str, types: str, models: str = "", window: int = 1) -> WorkerState:
+def worker(name: str, types: str, models: str = "", window: int = 1) -> WorkerState:
     made = WorkerState(name, Dialect.MESH, Peer(name.encode()), window=window)
     made.types = frozenset(types.split())
     made.models = frozenset(models.split())
@@ -37,8 +38,8 @@ def worker_state(name: str, types: str, models: str = "", window: int = 1) -> Wo
 def test_a_wished_model_is_honoured_while_somebody_offers_it() -> None:
     registry = WorkerRegistry()
     llama, other = (
-        worker_state("llama", "agent_action", "llama"),
-        worker_state("other", "agent_action", "qwen"),
+        worker("llama", "agent_action", "llama"),
+        worker("other", "agent_action", "qwen"),
     )
     registry.add(llama)
     registry.add(other)
@@ -50,13 +51,13 @@ def test_a_wished_model_is_honoured_while_somebody_offers_it() -> None:
     assert choose_worker(key, registry) is None  # it waits for the busy one
     registry.leave(llama)
     assert choose_worker(key, registry) is other
-    registry.check()
+    check_registry(registry)
 
 
 def test_a_model_of_a_worker_without_the_type_does_not_count() -> None:
     registry = WorkerRegistry()
-    registry.add(worker_state("a", "agent_action"))
-    registry.add(worker_state("b", "code_generation", "llama"))
+    registry.add(worker("a", "agent_action"))
+    registry.add(worker("b", "code_generation", "llama"))
     chosen = choose_worker(LaneKey("agent_action", "llama"), registry)
     assert chosen is not None
     assert chosen.worker_id == "a"
@@ -64,8 +65,8 @@ def test_a_model_of_a_worker_without_the_type_does_not_count() -> None:
 
 def test_a_wish_is_honoured_in_every_spelling_of_the_name() -> None:
     registry = WorkerRegistry()
-    registry.add(worker_state("other", "agent_action", "qwen"))
-    llama = worker_state("llama", "agent_action", "llama3:latest")
+    registry.add(worker("other", "agent_action", "qwen"))
+    llama = worker("llama", "agent_action", "llama3:latest")
     registry.add(llama)
     assert choose_worker(LaneKey("agent_action", "Llama3"), registry) is llama
 
@@ -73,8 +74,8 @@ def test_a_wish_is_honoured_in_every_spelling_of_the_name() -> None:
 def test_a_strict_wish_waits_for_the_worker_that_has_the_model_even_one_without_room() -> None:
     registry = WorkerRegistry()
     llama, other = (
-        worker_state("llama", "agent_action", "llama"),
-        worker_state("other", "agent_action", "qwen"),
+        worker("llama", "agent_action", "llama"),
+        worker("other", "agent_action", "qwen"),
     )
     registry.add(llama)
     registry.add(other)
@@ -94,8 +95,8 @@ def test_a_strict_wish_waits_for_the_worker_that_has_the_model_even_one_without_
 def test_a_strict_wish_waits_a_while_for_who_has_just_gone_and_after_a_start() -> None:
     registry = WorkerRegistry()
     llama, other = (
-        worker_state("llama", "agent_action", "llama"),
-        worker_state("other", "agent_action", "qwen"),
+        worker("llama", "agent_action", "llama"),
+        worker("other", "agent_action", "qwen"),
     )
     registry.add(llama)
     registry.add(other)
@@ -116,7 +117,7 @@ def test_a_strict_wish_waits_a_while_for_who_has_just_gone_and_after_a_start() -
 
 def test_a_strict_wish_never_goes_to_a_polling_worker_without_the_model() -> None:
     registry = WorkerRegistry()
-    old = worker_state("old", "agent_action", "qwen")
+    old = worker("old", "agent_action", "qwen")
     old.dialect = Dialect.POLLING
     registry.add(old)
     assert not can_run(old, LaneKey("agent_action", "=llama"), registry)
@@ -132,18 +133,18 @@ def test_a_task_that_nobody_offers_is_told_why_the_workers_there_cannot() -> Non
     assert why_waiting(key, registry) == (
         "no worker in the mesh offers 'agent_action': no worker is there"
     )
-    registry.add(worker_state("pi", "echo noop"))
+    registry.add(worker("pi", "echo noop"))
     for name in "ab":
-        made = worker_state(name, "echo")
+        made = worker(name, "echo")
         made.trouble = f"Ollama of {name} does not answer"
         registry.add(made)
-    registry.leave(registry.worker_states["a"])
+    registry.leave(registry.workers["a"])
     assert why_waiting(key, registry) == (
         "no worker in the mesh offers 'agent_action' "
         "(2 workers there; b: Ollama of b does not answer; pi: offers echo, noop)"
     )
     for name in "cde":
-        registry.add(worker_state(name, "a b c d"))
+        registry.add(worker(name, "a b c d"))
     assert why_waiting(key, registry).endswith("c: offers a, b, c, …; and 2 more)")
 
 
@@ -151,7 +152,7 @@ def test_the_reason_for_waiting_is_told() -> None:
     registry = WorkerRegistry()
     key = LaneKey("echo", "")
     assert "no worker" in why_waiting(key, registry)
-    busy = worker_state("a", "echo", window=0)
+    busy = worker("a", "echo", window=0)
     registry.add(busy)
     assert "busy" in why_waiting(key, registry)
     busy.window = 1
@@ -162,7 +163,7 @@ def test_the_reason_for_waiting_is_told() -> None:
 def test_shares_are_even_and_at_least_one() -> None:
     registry = WorkerRegistry()
     for name in "abc":
-        registry.add(worker_state(name, "echo"))
+        registry.add(worker(name, "echo"))
     assert [share(n, "echo", registry) for n in (0, 1, 3, 4, 300)] == [1, 1, 1, 2, 100]
     assert share(5, "nobody", registry) == 5
 
@@ -170,12 +171,12 @@ def test_shares_are_even_and_at_least_one() -> None:
 def test_workers_that_left_are_listed_but_not_for_ever() -> None:
     registry = WorkerRegistry()
     for number in range(MAX_OFFLINE_WORKERS + 50):
-        gone = worker_state(f"w{number}", "echo")
+        gone = worker(f"w{number}", "echo")
         gone.last_heard = number
         registry.add(gone)
         registry.leave(gone)
-    assert len(registry.worker_states) <= MAX_OFFLINE_WORKERS + 1
-    assert f"w{MAX_OFFLINE_WORKERS + 49}" in registry.worker_states
+    assert len(registry.workers) <= MAX_OFFLINE_WORKERS + 1
+    assert f"w{MAX_OFFLINE_WORKERS + 49}" in registry.workers
 
 
 def test_a_stuck_retry_does_not_idle_a_worker(broker: WiredBroker) -> None:
@@ -214,15 +215,15 @@ def test_nobody_waits_for_ever_for_a_worker_that_wants_nothing(broker: WiredBrok
 def test_a_line_of_free_workers_is_searched_so_far_and_no_further() -> None:
     registry = WorkerRegistry()
     registry.add(
-        worker_state("llama", "agent_action", "llama", window=0)
+        worker("llama", "agent_action", "llama", window=0)
     )  # busy, and the wish is its own
     for number in range(SEARCH_WORKERS + 5):
-        registry.add(worker_state(f"other{number}", "agent_action", "qwen"))
+        registry.add(worker(f"other{number}", "agent_action", "qwen"))
     assert choose_worker(LaneKey("agent_action", "llama"), registry) is None
 
 
 def test_a_worker_gets_only_what_it_offers() -> None:
-    registry, echo = WorkerRegistry(), worker_state("w", "echo")
+    registry, echo = WorkerRegistry(), worker("w", "echo")
     registry.add(echo)
     assert not can_run(echo, LaneKey("agent_action", ""), registry)
 
@@ -231,7 +232,7 @@ def test_the_nearest_type_is_looked_for_once_and_of_so_many_at_most(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     registry = WorkerRegistry()
-    registry.add(worker_state("a", "resize"))
+    registry.add(worker("a", "resize"))
     assert why_nobody("resize", registry) == ""
     monkeypatch.setattr(placement, "MAX_COMPARED", 1)
     monkeypatch.setattr(placement, "MAX_NEAREST", 1)
@@ -239,14 +240,19 @@ def test_the_nearest_type_is_looked_for_once_and_of_so_many_at_most(
         assert "did you mean 'resize'" in why_nobody("rezise", registry)
         assert "did you mean 'resize'" in why_nobody("resizes", registry)
     assert registry.nearest == {"rezise": "resize"}
-    registry.add(worker_state("b", "resizes"))
+    registry.add(worker("b", "resizes"))
     assert why_nobody("resizes", registry) == ""
     assert registry.nearest == {}
 
 
 def test_names_too_long_to_be_compared_are_not() -> None:
     registry, name = WorkerRegistry(), "r" * (placement.MAX_COMPARED_CHARS + 1)
-    registry.add(worker_state("a", name, "resize"))
+    registry.add(worker("a", name, "resize"))
     told = f"no worker in the mesh offers {name + 'x'!r}"
     assert why_nobody(name + "x", registry) == told
     assert why_nobody("r" * placement.MAX_COMPARED_CHARS, registry).endswith("'")  # nor with these
+
+
+def test_where_nobody_is_free_nobody_is_chosen() -> None:
+    registry = WorkerRegistry()
+    assert choose_worker(LaneKey("echo", ""), registry) is None

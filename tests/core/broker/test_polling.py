@@ -80,11 +80,44 @@ def test_a_waiting_poll_ends_with_nothing(broker: WiredBroker) -> None:
     assert [a.request for a in broker.got(shim, m.Answer)] == [901, 902]
 
 
+def test_a_poll_that_is_sent_again_waits_on(broker: WiredBroker) -> None:
+    shim = broker.client()
+    register(broker, shim, task_types=["echo"])
+    question = m.Query(900, "poll.next", {"worker_id": "p", "wait_s": 20})
+    broker.say(shim, question)
+    broker.say(shim, question)
+    assert broker.got(shim, m.Answer) == []
+    broker.submit(shim)
+    (answer,) = broker.got(shim, m.Answer)
+    assert (answer.request, answer.body["task"] is not None) == (900, True)
+
+
+def test_who_hangs_up_is_handed_nothing_and_gives_back_what_was_on_its_way(
+    broker: WiredBroker,
+) -> None:
+    shim = broker.client()
+    register(broker, shim, task_types=["echo"])
+    broker.say(shim, m.Query(900, "poll.next", {"worker_id": "p", "wait_s": 20}))
+    broker.say(shim, m.Query(901, "poll.leave", {"worker_id": "p"}))
+    told = [(answer.request, answer.body) for answer in broker.got(shim, m.Answer)]
+    assert told == [(900, {"task": None}), (901, {})]
+    (task_id,) = broker.submit(shim)
+    assert broker.task_table.state_of(task_id) is TaskState.QUEUED
+    assert taken(poll(broker, shim)) == task_id
+    assert broker.ask(shim, "poll.leave", worker_id="p", task_id=task_id).code == ""
+    assert broker.task_table.state_of(task_id) is TaskState.QUEUED
+    register(broker, shim, "other", task_types=["echo"])
+    assert taken(poll(broker, shim, "other")) == task_id
+    assert broker.ask(shim, "poll.leave", worker_id="p", task_id=task_id).code == ""
+    assert broker.task_table.state_of(task_id) is TaskState.RUNNING  # another's
+    assert broker.ask(shim, "poll.leave", worker_id="stranger").code == "worker.unknown"
+
+
 def test_a_poll_dies_with_the_process_that_asked(broker: WiredBroker) -> None:
     shim = broker.client()
     register(broker, shim)
     broker.say(shim, m.Query(900, "poll.next", {"worker_id": "p", "wait_s": 50}))
-    broker.perform(broker.dispatcher.lost_peer(shim))
+    broker.say(shim, m.Goodbye("gone"))
     shim = broker.client()
     (task_id,) = broker.submit(shim, kind="agent_action")
     assert broker.task_table.state_of(task_id) is TaskState.QUEUED
@@ -222,7 +255,7 @@ def test_unregistering_gives_the_tasks_back_at_once(broker: WiredBroker) -> None
     assert broker.task_table.state_of(task_id) is TaskState.QUEUED
     assert broker.ask(shim, "workers").body["total"] == 0
     broker.restart()
-    assert broker.state.registry.worker_states == {}
+    assert broker.state.registry.workers == {}
 
 
 def test_an_attempt_lives_for_the_task_timeout_and_longer_with_heartbeats(
@@ -400,7 +433,7 @@ def test_odd_capabilities_do_no_harm(
 ) -> None:
     shim = broker.client()
     assert register(broker, shim, **capabilities).code == ""
-    assert len(broker.state.registry.worker_states["p"].types) == types
+    assert len(broker.state.registry.workers["p"].types) == types
     told = broker.ask(shim, "workers").body["workers"]
     assert told[0]["capabilities"] == msgspec.msgpack.decode(msgspec.msgpack.encode(capabilities))  # type: ignore[index]
 
@@ -441,7 +474,7 @@ def test_an_idle_worker_unregisters_and_comes_back_after_silence(broker: WiredBr
     for _ in range(8):
         broker.pass_time(10)
         broker.say(shim, m.Watch([]))
-    assert not broker.state.registry.worker_states["p"].is_live
+    assert not broker.state.registry.workers["p"].is_live
     register(broker, shim, task_types=["echo"])
     broker.submit(shim)
     assert taken(poll(broker, shim))

@@ -33,7 +33,7 @@ def test_a_batch_counts_its_fresh_tasks() -> None:
 
 def test_a_history_is_made_when_something_happens() -> None:
     batch = Batch("s" * 16, 0, 1, Spec("echo", 5, 3), 0.0, 5, 1)
-    task = TaskRecord(batch, 0, batch.task_id(0), b"")
+    task = TaskRecord(batch, batch.task_id(0), b"")
     assert task.history is None
     assert task.remember() is task.remember()
 

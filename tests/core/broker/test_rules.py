@@ -13,15 +13,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 from d8mesh.core.broker.effects import Peer
 from d8mesh.core.broker.records import History
-from d8mesh.core.broker.store import Restored
+from d8mesh.core.broker.store import FinishedStates, OutcomesOf, Restored
 from d8mesh.core.broker.task_table import TaskTable
-from d8mesh.core.broker.worker_sessions import OWED_S
+from d8mesh.core.broker.worker_sessions import RECEIVED_WAIT_S
 from d8mesh.core.protocol import messages as m
 from d8mesh.core.protocol.task import (
     Adopted,
@@ -370,7 +378,7 @@ class Histories(RuleBasedStateMachine):
         self.broker.say(hands.peer, message)
         if self.broker.got(hands.peer, m.Rehello):
             return
-        self.broker.pass_time(OWED_S)  # one that came alone waits so long for a hand-out
+        self.broker.pass_time(RECEIVED_WAIT_S)  # one that came alone waits so long for a hand-out
         sent = [message for peer, message, _ in self.broker.sent if peer == hands.peer]
         along = [seq for work in sent if isinstance(work, m.Work) for seq in work.received]
         told = [each.seq for each in self.broker.got(hands.peer, m.Received)]
@@ -471,7 +479,7 @@ class Histories(RuleBasedStateMachine):
         assert restored.totals == task_table.totals
         assert restored.kept_finished == task_table.kept_finished
         assert restored.keys == task_table.keys
-        assert restored.waited.keys() == self.broker.dispatcher._noted
+        assert restored.waited.keys() == self.broker.dispatcher._restart._noted
         for task_id, task in task_table.tasks.items():
             history = task.history or History()
             _, stored = restored.troubled.get(task_id, (0, History()))
@@ -479,9 +487,8 @@ class Histories(RuleBasedStateMachine):
         running = {i for i, task in task_table.tasks.items() if task.state is TaskState.RUNNING}
         held = {i: hand for i, hand in restored.in_flight.items() if i in in_file}
         assert held.keys() <= running
-        journal = self.broker.journal
-        owed = {i for fact in journal._late for i in fact.ids} | journal._young.keys()
-        owed |= journal._old.keys()
+        rest = self.broker.deferral.rest()
+        owed = {i for fact in rest if isinstance(fact, Assigned) for i in fact.ids}
         assert running - held.keys() <= self.adopted | owed
         for task_id, (_, worker_id) in held.items():
             if task_id not in self.adopted:
@@ -523,9 +530,9 @@ class Histories(RuleBasedStateMachine):
             == 0
         )
         for task_id, told in self.outcomes.items():
-            rows = broker.reader.query("outcomes", ([task_id],))
-            wanted = (m.PRUNED_STATE, b"") if task_id in self.pruned else told
-            assert rows == [(task_id, *wanted)]
+            state, payload = (m.PRUNED_STATE, b"") if task_id in self.pruned else told
+            answer = broker.journal.ask(OutcomesOf([task_id]))
+            assert answer == FinishedStates(bytes([state]), [payload])
 
     def _read_all(self) -> bool:
         self._read_facts()
@@ -539,3 +546,9 @@ Histories.TestCase.settings = settings(
     suppress_health_check=list(HealthCheck),
 )
 TestHistories = Histories.TestCase
+
+
+@pytest.mark.slow
+def test_many_more_histories() -> None:
+    many = settings(Histories.TestCase.settings, max_examples=200)
+    run_state_machine_as_test(Histories, settings=many)

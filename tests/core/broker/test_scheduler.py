@@ -9,19 +9,16 @@ from typing import Any
 import msgspec
 import pytest
 
-from d8mesh.core.broker.effects import Effect, Load, Loaded, Peer
+from d8mesh.core.broker.actions import MAX_LOADS, MAX_LOADS_OF_CLIENT
+from d8mesh.core.broker.effects import Load, Loaded, Peer
 from d8mesh.core.broker.outcomes import MAX_REASON_CHARS
-from d8mesh.core.broker.scheduler import (
-    MAX_RETRY_PAUSE_S,
-    MAX_WISHED_PAUSE_S,
-    READ_PAUSE_S,
-    READ_TRIES,
-)
-from d8mesh.core.broker.state import MAX_LOADS, MAX_LOADS_OF_CLIENT
+from d8mesh.core.broker.returns import MAX_RETRY_PAUSE_S, MAX_WISHED_PAUSE_S
+from d8mesh.core.broker.scheduler import READ_PAUSE_S, READ_TRIES
+from d8mesh.core.broker.store import BatchPayloads, PayloadsOf, Question, StoreAnswer, Unreadable
 from d8mesh.core.broker.task_table import TaskTable
 from d8mesh.core.protocol import messages as m
 from d8mesh.core.protocol.task import Requeued, TaskState
-from tests.core.wired_broker import START_AT, WiredBroker, beat, hello
+from tests.core.wired_broker import START_AT, S, WiredBroker, beat, hello
 
 
 def test_high_priorities_go_first_and_every_16th_to_the_oldest_below(broker: WiredBroker) -> None:
@@ -250,21 +247,16 @@ def test_tasks_whose_data_cannot_be_read_fail_in_the_end_and_block_nobody(
     bad = broker.submit(client, 2)
     (good,) = broker.submit(client)
     broker.restart()
-    read, take = broker.reader.query, broker.dispatcher.loaded
+    read = broker.journal.ask
     asked: list[float] = []
 
-    def query(what: str, args: tuple[object, ...]) -> list[tuple[object, ...]]:
-        if what == "payloads" and args[1] == 0:
+    def ask(question: Question) -> StoreAnswer:
+        if question == PayloadsOf(S, 0):
             asked.append(broker.now)
-            return [("damaged",)]
-        return read(what, args)
+            return Unreadable("disk on fire")
+        return read(question)
 
-    def loaded(answer: Loaded) -> list[Effect]:
-        is_bad = answer.rows == [("damaged",)]
-        return take(Loaded(answer.number, [], "disk on fire") if is_bad else answer)
-
-    monkeypatch.setattr(broker.reader, "query", query)
-    monkeypatch.setattr(broker.dispatcher, "loaded", loaded)
+    monkeypatch.setattr(broker.journal, "ask", ask)
     worker = broker.worker("w", window=9)
     for _ in range(30):
         broker.pass_time(1)
@@ -277,9 +269,11 @@ def test_tasks_whose_data_cannot_be_read_fail_in_the_end_and_block_nobody(
     assert "cannot be read" in str(body)
 
 
-@pytest.mark.parametrize("rows", [[], [([b"\x80"],)], [([b"\x80"] * 3,)]])
+@pytest.mark.parametrize(
+    "answer", [None, BatchPayloads([b"\x80"]), BatchPayloads([b"\x80"] * 3)], ids=str
+)
 def test_data_that_is_missing_or_not_that_of_all_its_tasks_cannot_be_read(
-    broker: WiredBroker, rows: list[tuple[object, ...]]
+    broker: WiredBroker, answer: StoreAnswer
 ) -> None:
     client = broker.client()
     ids = broker.submit(client, 2)
@@ -291,7 +285,7 @@ def test_data_that_is_missing_or_not_that_of_all_its_tasks_cannot_be_read(
             loads = [e for e in dispatcher.tick(broker.now, broker.at) if isinstance(e, Load)]
             asked += len(loads)
             for load in loads:
-                broker.perform(dispatcher.loaded(Loaded(load.number, rows)))
+                broker.perform(dispatcher.loaded(Loaded(load.number, answer)))
         broker.now += READ_PAUSE_S
         broker.at += READ_PAUSE_S
     assert asked == READ_TRIES
@@ -311,7 +305,7 @@ def test_questions_of_clients_take_no_place_from_the_broker_s_own(broker: WiredB
         for client_n in range(MAX_LOADS // MAX_LOADS_OF_CLIENT)
         for n in range(MAX_LOADS_OF_CLIENT)
     ]
-    assert len(broker.state._loads) == len(unanswered) == MAX_LOADS
+    assert len(broker.state.loads) == len(unanswered) == MAX_LOADS
     assert list(broker.work(broker.worker("w"))) == [task_id]
 
 
@@ -415,7 +409,7 @@ def test_of_a_hand_out_in_part_listened_to_the_worker_is_told_which(broker: Wire
 def test_headings_of_tokens_are_kept_but_not_for_ever(
     broker: WiredBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("d8mesh.core.broker.scheduler.MAX_ATTEMPT", 2)
+    monkeypatch.setattr("d8mesh.core.broker.scheduler._MAX_HEADINGS", 2)
     client = broker.client()
     for name in "abcde":
         worker = broker.worker(name)
@@ -434,6 +428,36 @@ def test_payloads_that_cannot_be_read_now_are_asked_for_again(broker: WiredBroke
     effects = broker.dispatcher.receive(hello("w"), worker, broker.now)
     effects += broker.dispatcher.tick(broker.now, broker.at)
     (load,) = (effect for effect in effects if isinstance(effect, Load))
-    assert broker.dispatcher.loaded(Loaded(load.number, [], "disk on fire")) == []
+    assert broker.dispatcher.loaded(Loaded(load.number, Unreadable("disk on fire"))) == []
     broker.pass_time(READ_PAUSE_S + 0.5)
     assert list(broker.work(worker)) == [task_id]
+
+
+def test_a_task_of_many_is_not_read_any_more_when_all_are_cancelled_meanwhile(
+    broker: WiredBroker,
+) -> None:
+    broker.task_table._payload_memory_bytes = 0
+    client = broker.client()
+    (task_id,) = broker.submit(client)
+    effects = broker.dispatcher.receive(hello("w"), Peer(b"w"), broker.now)
+    effects += broker.dispatcher.tick(broker.now, broker.at)
+    (load,) = (effect for effect in effects if isinstance(effect, Load))
+    broker.ask(client, "cancel", id=task_id)
+    assert broker.dispatcher.loaded(Loaded(load.number, BatchPayloads([b"\x80"]))) == []
+    broker.pass_time(READ_PAUSE_S + 0.5)
+    assert broker.work(Peer(b"w")) == {}
+
+
+def test_who_refuses_a_strict_wish_for_good_ends_no_task_that_another_can_run(
+    broker: WiredBroker,
+) -> None:
+    client = broker.client()
+    first = broker.worker("first", models=["llama"])
+    (task_id,) = broker.submit(client, model="=llama:latest")
+    held = broker.work(first)
+    other = broker.worker("other", models=["llama"])
+    refusal = msgspec.msgpack.encode({"success": False, "error": "gone", "retry": False})
+    tokens, kinds = list(held.values()), bytes([m.FAILED])
+    broker.say(first, m.Results(1, 1, list(held), tokens, kinds, [refusal]))
+    broker.pass_time(MAX_RETRY_PAUSE_S)
+    assert list(broker.work(other)) == [task_id]

@@ -6,10 +6,12 @@ import pytest
 
 from d8mesh.core.broker.task_table import TaskTable
 from d8mesh.core.protocol.task import (
+    Adopted,
     Assigned,
     Cancelled,
     Completed,
     Due,
+    Fact,
     Failed,
     Recounted,
     Requeued,
@@ -17,7 +19,8 @@ from d8mesh.core.protocol.task import (
     Submitted,
     TaskState,
 )
-from d8mesh.errors import IllegalTransitionError, UnknownTaskError
+from d8mesh.errors import D8Error, IllegalTransitionError, UnknownTaskError
+from tests.core.invariants import check_table
 
 S = "0123456789abcdef"
 SPEC = Spec("echo", 5, 3)
@@ -41,7 +44,7 @@ def test_waiting_tasks_are_numbers_until_they_are_drawn(task_table: TaskTable) -
     drawn = task_table.draw(batch, 2)
     assert [task.id for task in drawn] == [f"{S}-0", f"{S}-1"]
     assert task_table.queued == 4
-    task_table.check()
+    check_table(task_table)
 
 
 def test_a_finished_task_cannot_be_finished_again(task_table: TaskTable) -> None:
@@ -66,9 +69,9 @@ def test_cancelled_ones_are_passed_over_when_drawing(task_table: TaskTable) -> N
     task_table.apply(Cancelled(ids, [0] * 3, [b""] * 3, 0.0))
     (batch,) = task_table.batches()
     assert batch.fresh_count == 1
-    assert [task.index for task in task_table.draw(batch, 9)] == [1]
+    assert [task.id for task in task_table.draw(batch, 9)] == [f"{S}-1"]
     assert batch.fresh_count == 0
-    task_table.check()
+    check_table(task_table)
 
 
 def test_an_emptied_batch_is_told_once(task_table: TaskTable) -> None:
@@ -87,7 +90,7 @@ def test_a_requeued_task_waits_with_its_history(task_table: TaskTable) -> None:
     history = task_table.tasks[f"{S}-0"].history
     assert history is not None
     assert (history.errors, history.losses, history.failed_on) == (1, {("w", 1)}, {"w": 1})
-    task_table.check()
+    check_table(task_table)
 
 
 def test_whether_an_attempt_was_lost_may_turn_out_later(task_table: TaskTable) -> None:
@@ -99,7 +102,7 @@ def test_whether_an_attempt_was_lost_may_turn_out_later(task_table: TaskTable) -
     task_table.apply(Recounted("w", [f"{S}-0"], [1], is_loss=False))
     assert (history.errors, history.losses, list(history.failed_on)) == (0, set(), [])
     assert task_table.state_of(f"{S}-0") is TaskState.QUEUED
-    task_table.check()
+    check_table(task_table)
 
 
 def test_batches_are_found_among_others_of_the_session() -> None:
@@ -128,7 +131,7 @@ def test_payloads_beyond_the_memory_are_left_on_disk_and_loaded_back() -> None:
     task_table.load(second, [b"?"] * 3)  # already there
     assert [each.payload for each in task_table.draw(second, 9)] == [b"a", b"c"]
     assert first.payloads is not None
-    task_table.check()
+    check_table(task_table)
 
 
 def test_a_batch_that_ended_before_its_time_is_not_due_any_more(task_table: TaskTable) -> None:
@@ -141,5 +144,46 @@ def test_a_task_whose_payload_is_on_disk_only_can_be_cancelled() -> None:
     task_table = TaskTable(payload_memory_bytes=0)
     task_table.apply(submitted(0, 2))
     task_table.apply(Cancelled([f"{S}-0"], [0], [b""], 1.0))
-    task_table.check()
+    check_table(task_table)
     assert task_table.queued == 1
+
+
+def _raising() -> list[tuple[Fact, type[D8Error]]]:
+    known, unknown = f"{S}-0", f"{S}-9"
+    ids, ns, nothing = [known, unknown], [1, 1], [b"", b""]
+    twice = [f"{S}-2"] * 2
+    return [
+        (Completed("w", ids, ns, nothing, 1.0), UnknownTaskError),
+        (Completed("w", [known, known], ns, nothing, 1.0), UnknownTaskError),
+        (Failed("", twice, ns, nothing, 1.0, "why"), UnknownTaskError),
+        (Cancelled(["nonsense", known], ns, nothing, 1.0), UnknownTaskError),
+        (Requeued("w", ids, ns, "why", 1.0), UnknownTaskError),
+        (Requeued("w", [known, known], ns, "why", 1.0), IllegalTransitionError),
+        (Assigned(2, "v", [f"{S}-1", known], ns, 1.0), IllegalTransitionError),
+        (Assigned(2, "v", [f"{S}-1", f"{S}-1"], ns, 1.0), IllegalTransitionError),
+        (Adopted("w", ids, ns), UnknownTaskError),
+        (Recounted("w", ids, ns, is_loss=True), UnknownTaskError),
+        (Due([f"{S}-1", known], []), IllegalTransitionError),
+    ]
+
+
+@pytest.mark.parametrize(("fact", "error"), _raising())
+def test_a_fact_that_raises_leaves_the_state_as_it_was(
+    task_table: TaskTable, fact: Fact, error: type[D8Error]
+) -> None:
+    (batch,) = task_table.batches()
+    task_table.draw(batch, 2)
+    task_table.apply(Assigned(1, "w", [f"{S}-0"], [1], 0.0))
+
+    def seen() -> object:
+        tasks = {
+            task.id: (task.state, task.n, task.worker_id) for task in task_table.tasks.values()
+        }
+        counts = (task_table.queued, task_table.running, task_table.loaded_bytes)
+        return tasks, counts, task_table.totals.completed, batch.unfinished, set(batch.gone)
+
+    before = seen()
+    with pytest.raises(error):
+        task_table.apply(fact)
+    assert seen() == before
+    check_table(task_table)

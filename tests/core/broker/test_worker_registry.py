@@ -12,30 +12,31 @@ from d8mesh.core.broker.worker_registry import (
     WorkerState,
 )
 from d8mesh.core.protocol.task import Spec
+from tests.core.invariants import check_registry
 
 
-def worker_state(name: str = "w", window: int = 4) -> WorkerState:
+def worker(name: str = "w", window: int = 4) -> WorkerState:
     made = WorkerState(name, Dialect.MESH, Peer(name.encode()), slots=4, window=window)
     made.types = frozenset({"echo"})
     return made
 
 
 def test_free_is_the_window_less_what_is_outstanding() -> None:
-    registry, made = WorkerRegistry(), worker_state()
+    registry, made = WorkerRegistry(), worker()
     registry.add(made)
     batch = Batch("s" * 16, 0, 9, Spec("echo", 5, 3), 0.0, 9, 1)
     for index in range(4):
-        task = TaskRecord(batch, index, batch.task_id(index), b"")
+        task = TaskRecord(batch, batch.task_id(index), b"")
         made.outstanding[task.id] = task
     registry.refresh(made)
     assert made.free == 0
     assert "echo" not in registry.free
     assert made.is_busy
-    registry.check()
+    check_registry(registry)
 
 
 def test_a_streak_of_failures_halves_the_share_but_never_to_nothing() -> None:
-    made = worker_state()
+    made = worker()
     shares = []
     for failures in range(STREAK_BEFORE_HALVING + 4):
         made.failures_in_a_row = failures
@@ -53,7 +54,7 @@ def test_a_polling_worker_is_free_while_it_asks() -> None:
 
 
 def test_workers_are_found_by_their_connection_until_they_leave() -> None:
-    registry, made = WorkerRegistry(), worker_state()
+    registry, made = WorkerRegistry(), worker()
     registry.add(made)
     assert registry.by_peer(Peer(b"w")) is made
     registry.move(made, Peer(b"moved"))
@@ -65,24 +66,24 @@ def test_workers_are_found_by_their_connection_until_they_leave() -> None:
     registry.leave(made)
     assert registry.serving == registry.offering == registry.free == {}
     registry.rejoin(made)
-    registry.check()
+    check_registry(registry)
     registry.remove(made)
-    assert registry.worker_states == {}
+    assert registry.workers == {}
 
 
 def test_free_workers_take_turns() -> None:
     registry = WorkerRegistry()
     for name in "abc":
-        registry.add(worker_state(name))
-    registry.to_the_end(registry.worker_states["a"], "echo")
-    registry.to_the_end(registry.worker_states["a"], "nothing")
+        registry.add(worker(name))
+    registry.to_the_end(registry.workers["a"], "echo")
+    registry.to_the_end(registry.workers["a"], "nothing")
     assert list(registry.free["echo"]) == ["b", "c", "a"]
 
 
 def test_a_new_worker_takes_the_place_of_an_old_one() -> None:
-    registry, old, new = WorkerRegistry(), worker_state(), worker_state()
+    registry, old, new = WorkerRegistry(), worker(), worker()
     registry.add(old)
     registry.add(new)
-    assert registry.worker_states["w"] is new
+    assert registry.workers["w"] is new
     assert not old.is_live
-    registry.check()
+    check_registry(registry)

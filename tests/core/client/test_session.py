@@ -8,6 +8,7 @@ from typing import TypeVar
 import pytest
 
 from d8mesh.core.client import session as brain
+from d8mesh.core.client.awaited import REWATCH_S
 from d8mesh.core.client.effects import (
     Answered,
     Arrived,
@@ -21,7 +22,7 @@ from d8mesh.core.client.effects import (
     Transmit,
     merged,
 )
-from d8mesh.core.client.session import MAX_ASKED, ClientSession
+from d8mesh.core.client.session import DOUBT_S, MAX_ASKED, ClientSession
 from d8mesh.core.client.submission import Submission
 from d8mesh.core.protocol.messages import (
     COMPLETED_STATE,
@@ -73,9 +74,7 @@ def up(now: float = 0.0) -> ClientSession:
 
 
 def submission(first: int, count: int = 1, *, session: str = SESSION) -> Submission:
-    made = Submission(session, first, [Group("echo", 5, [b"\x80"] * count)], count)
-    made.states, made.payloads, made.missing = bytearray(count), [None] * count, count
-    return made
+    return Submission(session, first, [Group("echo", 5, [b"\x80"] * count)])
 
 
 def awaiting(task_id: str) -> Submission:
@@ -219,7 +218,9 @@ def test_a_refusal_for_good_settles_and_nothing_is_awaited() -> None:
     assert session.receive(refusal, 0.0) == [Settled(mine)]
     assert mine.refusal is refusal
     assert sent(session.receive(Beat(2), 0.0), Watch) == []
-    assert session.is_idle
+    session.link_down()
+    session.link_up(1.0)
+    assert sent(session.receive(welcome(), 1.0), Submit) == []
 
 
 def test_a_full_queue_is_probed_by_one_submit_and_the_order_stays() -> None:
@@ -393,12 +394,12 @@ def test_what_is_awaited_is_asked_for_again_in_rounds_of_bounded_messages() -> N
     session.receive(outcomes(f"{SESSION}-0"), 0.0)
     asked: list[str] = []
     now = 0.0
-    while now < brain.REWATCH_S + 15:
+    while now < REWATCH_S + 15:
         now += 3.0
         session.receive(Beat(1), now)
         (watch,) = sent(session.tick(now), Watch)
         assert len(watch.ids) <= count
-        if now < brain.REWATCH_S:
+        if now < REWATCH_S:
             assert watch.ids == []
         asked += watch.ids
     assert len(asked) == len(set(asked)) == 3 * count - 1
@@ -420,6 +421,14 @@ def test_a_question_is_answered_once_and_asked_again_in_doubt() -> None:
     assert session.receive(Answer(4, "", {"a": 1}), 10.7) == []
 
 
+def test_polls_that_wait_hold_up_no_other_question() -> None:
+    session = up()
+    for n in range(1, MAX_ASKED + 1):
+        assert sent(session.ask(Query(n, "poll.next", {}), 0.0), Query)
+    health = Query(1000, "health", {})
+    assert sent(session.ask(health, 0.0), Query) == [health]
+
+
 def test_few_questions_are_under_way_at_once_and_each_answer_brings_the_next() -> None:
     session = up()
     questions = [Query(n, "stats", {}) for n in range(1, MAX_ASKED + 4)]
@@ -436,7 +445,6 @@ def test_few_questions_are_under_way_at_once_and_each_answer_brings_the_next() -
     session.forget_ask(1)
     assert sent(session.tick(1.1), Query) == [questions[-1]]
     assert session.is_bound
-    assert not session.is_idle
 
 
 def test_what_is_awaited_one_by_one_is_asked_for_together() -> None:
@@ -457,7 +465,6 @@ def test_an_answer_nobody_waits_for_is_dropped() -> None:
     session.ask(Query(4, "stats", {}), 0.0)
     session.forget_ask(4)
     assert session.receive(Answer(4, "", {}), 0.0) == []
-    assert session.is_idle
 
 
 def test_output_is_heard_while_somebody_listens() -> None:
@@ -517,3 +524,15 @@ def test_the_warnings_of_a_submit_are_kept_with_it() -> None:
     (submit,) = sent(session.submit(mine, 1.0), Submit)
     session.receive(Accepted(submit.seq, SESSION, 0, False, ["nobody"]), 1.0)
     assert mine.warnings == ("nobody",)
+
+
+def test_a_session_tells_its_name_what_holds_it_up_and_when_to_doubt() -> None:
+    session = new()
+    assert (session.name, session.paused_for) == (SESSION, "")
+    assert session.doubt_at == float("inf")
+    session.link_up(5.0)
+    session.receive(welcome(), 5.0)
+    assert session.doubt_at == 5.0 + 3.0 + DOUBT_S
+    session.submit(submission(0), 5.0)
+    session.receive(Refused(1, "queue.full", "the queue is full", 1.0), 5.0)
+    assert session.paused_for == "the queue is full"

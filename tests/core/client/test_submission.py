@@ -2,23 +2,40 @@
 
 from __future__ import annotations
 
-from d8mesh.core.client.submission import Submission
+import pytest
+
+from d8mesh.core.client.submission import Submission, TaskOutcome, awaiting
 from d8mesh.core.protocol.messages import COMPLETED_STATE, FAILED_STATE, Group, Refused
+from d8mesh.errors import QueueFullError
 
 SESSION = "0123456789abcdef"
 OTHER = "v" * 16
 
 
 def submission(count: int = 3, first: int = 10) -> Submission:
-    made = Submission(SESSION, first, [Group("echo", 5, [b"\x80"] * count)], count)
-    made.states, made.payloads, made.missing = bytearray(count), [None] * count, count
-    return made
+    return Submission(SESSION, first, [Group("echo", 5, [b"\x80"] * count)])
 
 
 def test_ids_count_on_from_the_first() -> None:
     tasks = submission()
     assert [tasks.task_id(n) for n in range(3)] == [f"{SESSION}-{n}" for n in (10, 11, 12)]
     assert [tasks.index_of(tasks.task_id(n)) for n in range(3)] == [0, 1, 2]
+
+
+def test_a_submission_that_grows_has_a_place_for_each_outcome() -> None:
+    tasks = submission(1)
+    tasks.grow(b"\x81")
+    assert tasks.groups[0].payloads == [b"\x80", b"\x81"]
+    assert tasks.note(1, COMPLETED_STATE, b"second")
+    assert not tasks.is_known(0)
+    assert tasks.is_known(1)
+    assert (tasks.count, tasks.missing, len(tasks.payloads)) == (2, 1, 2)
+
+
+def test_the_outcome_of_anybodys_task_has_a_place() -> None:
+    task = awaiting(f"{OTHER}-7")
+    assert (task.task_id(0), task.count, task.missing) == (f"{OTHER}-7", 1, 1)
+    assert task.is_accepted
 
 
 def test_an_acceptance_frees_the_data() -> None:
@@ -48,5 +65,25 @@ def test_the_first_outcome_stands() -> None:
     tasks = submission()
     assert tasks.note(1, COMPLETED_STATE, b"first")
     assert not tasks.note(1, FAILED_STATE, b"second")
-    assert (tasks.states[1], tasks.payloads[1], tasks.missing) == (COMPLETED_STATE, b"first", 2)
+    assert tasks.outcome(1) == TaskOutcome(COMPLETED_STATE, b"first")
+    assert tasks.missing == 2
     assert list(tasks.awaited()) == [f"{SESSION}-10", f"{SESSION}-12"]
+
+
+def test_a_refusal_is_raised_to_who_looks_and_an_acceptance_is_not() -> None:
+    tasks = submission()
+    tasks.raise_refusal()
+    assert not tasks.is_told
+    tasks.refuse(Refused(1, "queue.full", "the queue is full"))
+    with pytest.raises(QueueFullError, match="the queue is full"):
+        tasks.raise_refusal()
+    assert tasks.is_told
+
+
+def test_who_looks_at_what_is_new_is_told_of_each_outcome_once() -> None:
+    tasks = submission()
+    assert tasks.note(0, COMPLETED_STATE, b"\x80")
+    tasks.fresh = []
+    assert tasks.note(2, FAILED_STATE, b"\x80")
+    assert not tasks.note(2, FAILED_STATE, b"\x80")
+    assert tasks.fresh == [2]

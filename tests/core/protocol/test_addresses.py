@@ -15,6 +15,7 @@ from d8mesh.core.protocol.addresses import (
     endpoint,
     host_is_allowed,
     host_of,
+    is_address,
     is_admissible,
     is_loopback,
     parse_endpoint,
@@ -262,3 +263,9 @@ def test_the_machine_of_a_container_may_be_asked_by_its_private_address(host: st
 )
 def test_a_foreign_host_is_refused(host: str) -> None:
     assert not host_is_allowed(host, OWN, ["d8.example.org"])
+
+
+def test_a_name_is_no_address() -> None:
+    assert is_address("10.0.0.1")
+    assert is_address("[fe80::1%eth0]")
+    assert not is_address("localhost")

@@ -15,6 +15,7 @@ from d8mesh.core.protocol.announcement import (
     from_txt,
     to_txt,
 )
+from d8mesh.core.protocol.route import KnownBroker
 from d8mesh.errors import ProtocolError
 
 NAMES = st.from_regex(NAME_PATTERN, fullmatch=True).filter(str.isascii)
@@ -110,3 +111,18 @@ def test_a_port_that_is_none_is_refused(port: int) -> None:
 
 def test_strings_without_a_name_are_passed_over() -> None:
     assert read(["=odd", *GOOD]) == read(GOOD)
+
+
+@pytest.mark.parametrize("web_port", [7001, None])
+def test_the_record_has_the_rest_port_if_there_is_one(web_port: int | None) -> None:
+    said = Announcement(
+        kind=NodeKind.WORKER, node_id="n1", boot_id="b1", mesh="d8", port=7010, web_port=web_port,
+        version="1.0",
+    )  # fmt: skip
+    pairs = {"id": "n1", "boot": "b1", "mesh": "d8", "version": "1.0"}
+    assert to_txt(said) == (pairs if web_port is None else pairs | {"web": "7001"})
+    assert read([f"{key}={value}" for key, value in to_txt(said).items()]).web_port == web_port
+
+
+def test_a_sighting_says_where_its_orchestrator_is() -> None:
+    assert read(GOOD).broker == KnownBroker("n1", ("10.0.0.1",), 7010, 7001)

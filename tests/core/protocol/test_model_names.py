@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from d8mesh.core.protocol.model_names import plain_name, wish_in
+from d8mesh.core.protocol.model_names import matching, plain_name, wish_in
 
 
 @pytest.mark.parametrize(
@@ -33,3 +33,10 @@ def test_the_tag_is_behind_the_last_slash() -> None:
 def test_a_mark_makes_a_wish_a_must() -> None:
     assert wish_in("llama3") == ("llama3:latest", False)
     assert wish_in("=llama3:8b") == ("llama3:8b", True)
+
+
+def test_a_wished_model_is_found_in_any_spelling_its_own_first() -> None:
+    assert matching("", ["llama3"]) is None
+    assert matching("qwen", ["llama3"]) is None
+    assert matching("Llama3", ["qwen", "library/llama3", "llama3:latest"]) == "library/llama3"
+    assert matching("llama3:latest", ["library/llama3", "llama3:latest"]) == "llama3:latest"

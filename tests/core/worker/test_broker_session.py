@@ -127,3 +127,14 @@ def test_dropping_leaves_batches_of_others_alone() -> None:
     gone = broker.drop({"t0"})
     assert (gone.ids, broker.unacknowledged, broker.waiting[0].ids) == (["t0"], {}, ["t9"])
     assert other.ids == ["t0", "t1"]
+
+
+def test_the_first_reason_why_a_session_fell_counts_and_of_none_there_is_none() -> None:
+    never = BrokerSession("a")
+    never.lose("refused")
+    assert never.lost == ""
+    known = BrokerSession("a", is_welcome=True)
+    known.broker_id = "orch-1"
+    known.lose("silence")
+    known.lose("closed")
+    assert (known.lost, known.is_welcome) == ("silence", False)

@@ -92,7 +92,7 @@ def _started(effects: list[WorkerEffect]) -> list[Attempt]:
 
 
 def _ended(attempts: list[Attempt], duration_s: float = 0.00001) -> list[Ended]:
-    return [(a[0], a[4], a[5], SUCCEEDED, b"\x80", duration_s) for a in attempts]
+    return [(a.link, a.id, a.token, SUCCEEDED, b"\x80", duration_s) for a in attempts]
 
 
 def test_results_are_held_until_they_are_received() -> None:
@@ -101,7 +101,7 @@ def test_results_are_held_until_they_are_received() -> None:
     attempts = _started(session.receive(_work(2), "a", 1.0))
     (results,) = _sent(session.finished(_ended(attempts), 1.0))
     assert isinstance(results, Results)
-    assert results.ids == [a[4] for a in attempts]
+    assert results.ids == [a.id for a in attempts]
     (hello,) = _sent(session.receive(Rehello(""), "a", 2.0))
     assert isinstance(hello, WorkerHello)
     assert hello.held_ids == results.ids
@@ -148,10 +148,10 @@ def test_expensive_results_and_those_without_a_broker_are_on_the_disk_first() ->
     effects = session.finished(_ended(dear, 1.5), 1.0)
     assert [type(e) for e in effects] == [Keep, SendOn]
     seq = next(m.seq for m in _sent(effects) if isinstance(m, Results))
-    assert session.receive(Received(seq), "a", 1.0) == [Forget([dear[0][5]])]
+    assert session.receive(Received(seq), "a", 1.0) == [Forget([dear[0].token])]
     (saved,) = session.link_down("a", 2.0)  # the cheap one too: nobody acknowledged it
     assert isinstance(saved, Keep)
-    assert [row.token for row in saved.results] == [cheap[0][5]]
+    assert [row.token for row in saved.results] == [cheap[0].token]
     (kept,) = session.finished(_ended(late), 2.0)
     assert isinstance(kept, Keep)
 
@@ -216,14 +216,14 @@ def test_what_was_not_asked_for_and_cannot_start_is_given_back() -> None:
     given = _started(effects)[-take.count :]
     (release,) = _sent(session.taken_back(given, 1.0))
     assert isinstance(release, Release)
-    assert release.ids == [a[4] for a in given]
+    assert release.ids == [a.id for a in given]
 
 
 def test_a_stopped_attempt_is_aborted_and_its_end_is_not_told() -> None:
     session = _session()
     _join(session)
     (attempt,) = _started(session.receive(_work(1), "a", 1.0))
-    assert session.receive(Stop([attempt[4]], "cancelled"), "a", 1.0) == [Abort([attempt[5]])]
+    assert session.receive(Stop([attempt.id], "cancelled"), "a", 1.0) == [Abort([attempt.token])]
     session.watch([Running(attempt, 0.0)], 1.0)
     assert session.stuck == 1
     assert not _sent(session.finished(_ended([attempt]), 1.0))
@@ -237,7 +237,7 @@ def test_an_overdue_attempt_fails_and_its_slot_stays_taken() -> None:
     (attempt,) = _started(session.receive(_work(1, timeout_s=5.0), "a", 1.0))
     assert not session.watch([Running(attempt, 1.0)], 6.0)
     effects = session.watch([Running(attempt, 1.0)], 7.0)
-    assert Abort([attempt[5]]) in effects
+    assert Abort([attempt.token]) in effects
     results = next(m for m in _sent(effects) if isinstance(m, Results))
     assert results.kinds == b"\0"
     assert (session.stuck, session.failed) == (1, 1)
@@ -249,9 +249,9 @@ def test_dropped_attempts_are_stopped_and_dropped_results_forgotten() -> None:
     running, done = _started(session.receive(_work(2), "a", 1.0))
     session.finished(_ended([done], 2.0), 1.0)
     session.receive(Rehello(""), "a", 1.0)
-    effects = session.receive(_welcome(dropped=[running[4], done[4]]), "a", 1.0)
-    assert Abort([running[5]]) in effects
-    assert Forget([done[5]]) in effects
+    effects = session.receive(_welcome(dropped=[running.id, done.id]), "a", 1.0)
+    assert Abort([running.token]) in effects
+    assert Forget([done.token]) in effects
     assert not [m for m in _sent(effects) if isinstance(m, Results)]
 
 
@@ -285,14 +285,14 @@ def test_the_link_that_stays_says_what_the_retired_one_held() -> None:
     effects = session.receive(_welcome("a"), "a", 1.0)
     assert Retire("a", "a") in effects
     (hello,) = [m for m in _sent(effects, "tcp://a") if isinstance(m, WorkerHello)]
-    assert (hello.held_ids, hello.held_tokens) == ([attempt[4]], [attempt[5]])
+    assert (hello.held_ids, hello.held_tokens) == ([attempt.id], [attempt.token])
     session.forget_link("a")
     (results,) = [
         m
         for m in _sent(session.receive(_welcome("a"), "tcp://a", 1.0), "tcp://a")
         if isinstance(m, Results)
     ]
-    assert results.ids == [attempt[4]]
+    assert results.ids == [attempt.id]
 
 
 def test_of_two_links_to_one_broker_the_one_with_work_stays() -> None:
@@ -306,7 +306,7 @@ def test_of_two_links_to_one_broker_the_one_with_work_stays() -> None:
     assert Retire("tcp://a", "a") in effects
     assert not [effect for effect in effects if isinstance(effect, Abort)]
     (hello,) = [m for m in _sent(effects, "a") if isinstance(m, WorkerHello)]
-    assert hello.held_ids == [attempt[4]]
+    assert hello.held_ids == [attempt.id]
 
 
 def test_a_drain_gives_back_what_waits_and_says_goodbye() -> None:
@@ -361,7 +361,7 @@ def test_what_a_link_unknown_here_says_or_does_is_nothing() -> None:
     attempt = ("x", "0000000000000000-1", b"t" * 16)
     assert session.finished([(*attempt, SUCCEEDED, b"\x80", 0.1)], 0.0) == []
     assert session.chunks([(*attempt, 0, b"x")]) == []
-    assert session.taken_back([("x", "noop", 1.0, False, *attempt[1:], b"")], 0.0) == []
+    assert session.taken_back([Attempt("x", "noop", 1.0, False, *attempt[1:], b"")], 0.0) == []
 
 
 def test_results_of_a_forgotten_link_go_to_the_same_broker_over_another() -> None:
@@ -371,12 +371,12 @@ def test_results_of_a_forgotten_link_go_to_the_same_broker_over_another() -> Non
     session.link_down("a", 1.5)
     session.finished(_ended(attempts[:1]), 2.0)
     effects = session.forget_link("a")
-    assert effects == [Abort([attempts[1][5]])]  # the result was on the disk already
+    assert effects == [Abort([attempts[1].token])]  # the result was on the disk already
     session.link_up("other", 3.0)
     effects = session.receive(_welcome("a"), "other", 3.0)
     (results,) = (message for message in _sent(effects) if isinstance(message, Results))
-    assert results.ids == [attempts[0][4]]
-    assert Forget([attempts[0][5]]) in session.receive(Received(results.seq), "other", 3.0)
+    assert results.ids == [attempts[0].id]
+    assert Forget([attempts[0].token]) in session.receive(Received(results.seq), "other", 3.0)
 
 
 def test_a_session_that_breaks_while_it_is_being_renewed_is_lost_too() -> None:
@@ -403,8 +403,8 @@ def test_what_the_broker_wants_of_the_slots_is_passed_on() -> None:
     _join(session)
     assert session.receive(Recall(3), "a", 1.0) == [TakeBack("a", 3)]
     (one,) = _started(session.receive(_work(1), "a", 1.0))
-    listening = Listening([one[4], "has-ended"], True)  # of the other nothing may be remembered
-    assert session.receive(listening, "a", 1.0) == [Listened([one[4]], True)]
+    listening = Listening([one.id, "has-ended"], True)  # of the other nothing may be remembered
+    assert session.receive(listening, "a", 1.0) == [Listened([one.id], True)]
     assert session.receive(Stop(["not-held"], "x"), "a", 1.0) == []
 
 
@@ -428,7 +428,7 @@ def test_a_task_handed_out_anew_replaces_the_older_attempt() -> None:
     (old,) = _started(session.receive(work, "a", 1.0))
     again = Work(2, [replace_tokens(work.groups[0], b"n" * 16)])
     effects = session.receive(again, "a", 2.0)
-    assert Abort([old[5]]) in effects
+    assert Abort([old.token]) in effects
     assert not _sent(session.finished(_ended([old]), 2.0))
     (results,) = _sent(session.finished(_ended(_started(effects)), 2.0))
     assert isinstance(results, Results)
@@ -467,12 +467,12 @@ def test_a_busy_service_gives_the_attempt_back_and_a_cancelled_one_tells_nothing
     _join(session)
     one, two = _started(session.receive(_work(2), "a", 1.0))
     ended = [
-        (one[0], one[4], one[5], UNAVAILABLE, b"HTTP 503", 0.1),
-        (two[0], two[4], two[5], DROPPED, b"", 0.1),
+        (one.link, one.id, one.token, UNAVAILABLE, b"HTTP 503", 0.1),
+        (two.link, two.id, two.token, DROPPED, b"", 0.1),
     ]
     (release,) = _sent(session.finished(ended, 1.0))
     assert isinstance(release, Release)
-    assert (release.ids, release.reason) == ([one[4]], "HTTP 503")
+    assert (release.ids, release.reason) == ([one.id], "HTTP 503")
     assert session.is_idle
 
 
@@ -482,11 +482,11 @@ def test_what_is_given_back_together_is_told_apart_by_its_reason() -> None:
     attempts = _started(session.receive(_work(3), "a", 1.0))
     reasons = (b"x", b"", b"x")
     ended = [
-        (a[0], a[4], a[5], UNAVAILABLE, reason, 0.1)
+        (a.link, a.id, a.token, UNAVAILABLE, reason, 0.1)
         for a, reason in zip(attempts, reasons, strict=True)
     ]
     told = [m for m in _sent(session.finished(ended, 1.0)) if isinstance(m, Release)]
-    ids = [a[4] for a in attempts]
+    ids = [a.id for a in attempts]
     assert [(m.ids, m.reason) for m in told] == [([ids[0], ids[2]], "x"), ([ids[1]], NO_REASON)]
 
 
@@ -505,7 +505,7 @@ def test_of_what_is_taken_back_only_what_is_still_held_is_released() -> None:
     session = _session()
     _join(session)
     one, two = _started(session.receive(_work(2), "a", 1.0))
-    session.receive(Stop([one[4]], "cancelled"), "a", 1.0)
+    session.receive(Stop([one.id], "cancelled"), "a", 1.0)
     session.finished(_ended([two]), 1.0)
     assert not _sent(session.taken_back([one, two], 1.0))
 
@@ -514,10 +514,10 @@ def test_partial_output_travels_together_and_only_of_what_is_held() -> None:
     session = _session()
     _join(session)
     one, two = _started(session.receive(_work(2), "a", 1.0))
-    pieces = [(a[0], a[4], a[5], 0, b"x") for a in (one, two)]
+    pieces = [(a.link, a.id, a.token, 0, b"x") for a in (one, two)]
     (chunks,) = _sent(session.chunks(pieces))
     assert isinstance(chunks, Chunks)
-    assert chunks.ids == [one[4], two[4]]
+    assert chunks.ids == [one.id, two.id]
     session.finished(_ended([one, two]), 1.0)
     assert session.chunks(pieces) == []
 
@@ -527,7 +527,7 @@ def test_output_made_while_the_broker_is_away_is_passed_on_before_the_result() -
     _join(session)
     (one,) = _started(session.receive(_work(1), "a", 1.0))
     session.link_down("a", 1.0)
-    assert session.chunks([("a", one[4], one[5], n, b"x") for n in range(3)]) == []
+    assert session.chunks([("a", one.id, one.token, n, b"x") for n in range(3)]) == []
     session.finished(_ended([one]), 2.0)
     session.link_up("a", 3.0)
     chunks, results = _sent(session.receive(_welcome(epoch=2), "a", 3.0))
@@ -545,7 +545,7 @@ def test_of_output_for_a_broker_that_is_away_the_newest_is_kept(
     _join(session)
     (one,) = _started(session.receive(_work(1), "a", 1.0))
     session.link_down("a", 1.0)
-    session.chunks([("a", one[4], one[5], n, b"x" * 10) for n in range(9)])
+    session.chunks([("a", one.id, one.token, n, b"x" * 10) for n in range(9)])
     session.link_up("a", 3.0)
     told = _sent(session.receive(_welcome(), "a", 3.0))
     assert [m.seqs for m in told if isinstance(m, Chunks)] == [[7], [8]]  # in messages that fit
@@ -599,9 +599,9 @@ def test_the_end_of_an_attempt_that_was_replaced_leaves_its_successor_alone() ->
     session = _session()
     _join(session)
     (attempt,) = _started(session.receive(_work(1), "a", 1.0))
-    late = (attempt[0], attempt[4], b"o" * 16, SUCCEEDED, b"\x80", 0.1)
+    late = (attempt.link, attempt.id, b"o" * 16, SUCCEEDED, b"\x80", 0.1)
     session.finished([late], 1.0)
-    assert session.brokers["a"].open == {attempt[4]: attempt[5]}
+    assert session.brokers["a"].open == {attempt.id: attempt.token}
 
 
 def test_work_of_a_broker_that_has_not_said_who_it_is_is_not_held() -> None:
@@ -621,12 +621,12 @@ def test_results_for_one_broker_are_not_given_to_another_at_its_address() -> Non
     session.finished(_ended([done]), 2.0)
     session.link_up("a", 3.0)
     effects = session.receive(_welcome("stranger"), "a", 3.0)
-    assert Abort([running[5]]) in effects
+    assert Abort([running.token]) in effects
     assert not [message for message in _sent(effects) if isinstance(message, Results)]
     session.link_up("b", 4.0)
     effects = session.receive(_welcome("a"), "b", 4.0)
     (results,) = (message for message in _sent(effects) if isinstance(message, Results))
-    assert results.ids == [done[4]]
+    assert results.ids == [done.id]
 
 
 def replace_tokens(group: WorkGroup, token: bytes) -> WorkGroup:

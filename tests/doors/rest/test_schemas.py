@@ -8,18 +8,20 @@ import msgspec
 import pytest
 
 from d8mesh.doors.rest.schemas import (
+    NamedReport,
     Register,
+    Report,
     SubmitBatch,
     SubmitOne,
-    check_registration,
+    batch_of,
     convert,
-    groups_of,
     idempotency_key,
-    integer,
-    seconds,
+    registration_of,
+    report_of,
+    submit_of,
 )
 from d8mesh.errors import InvalidTaskError, PayloadTooLargeError
-from d8mesh.nodes.client.submissions import digest_of, model_of
+from d8mesh.nodes.client.groups import digest_of, groups_of, model_of, size_of
 
 BAD_TASKS: list[tuple[Any, str]] = [
     (None, "the body is null"),
@@ -101,9 +103,9 @@ def test_a_missing_field_is_told_as_ever() -> None:
 )
 def test_a_registration_can_be_shown_and_kept(field: str, value: Any) -> None:
     body = {"worker_id": "w", "worker_type": "t", "capabilities": {}}
-    check_registration(convert(body, Register))
+    registration_of(msgspec.json.encode(body))
     with pytest.raises(InvalidTaskError, match=f"{field}: "):
-        check_registration(convert(body | {field.partition(".")[0]: value}, Register))
+        registration_of(msgspec.json.encode(body | {field.partition(".")[0]: value}))
 
 
 @pytest.mark.parametrize(
@@ -117,7 +119,7 @@ def test_a_registration_can_be_shown_and_kept(field: str, value: Any) -> None:
 )
 def test_what_a_worker_may_say_of_itself_passes(capabilities: dict[str, Any]) -> None:
     body = {"worker_id": "w", "worker_type": "t", "capabilities": capabilities}
-    check_registration(convert(body, Register))
+    registration_of(msgspec.json.encode(body))
 
 
 def test_tasks_that_are_alike_share_a_group_and_keep_their_order() -> None:
@@ -146,7 +148,7 @@ def test_too_much_data_is_told() -> None:
         groups_of([SubmitOne("t", {"x": "a" * (33 * 1024 * 1024)})], is_batch=False)
     half = SubmitOne("t", {"x": "a" * (17 * 1024 * 1024)})
     with pytest.raises(PayloadTooLargeError, match="together"):
-        groups_of([half, half], is_batch=True)
+        size_of(groups_of([half, half], is_batch=True))
 
 
 def test_the_same_body_has_the_same_digest() -> None:
@@ -164,14 +166,19 @@ def test_idempotency_keys_are_printable() -> None:
             idempotency_key(bad)
 
 
-def test_numbers_of_a_query_are_checked() -> None:
-    assert seconds({}, "wait", default=30, most=60) == 30
-    assert seconds({"wait": "1.5"}, "wait", default=0, most=60) == 1.5
-    assert seconds({"wait": "900"}, "wait", default=0, most=60, is_cut=True) == 60
-    for bad in ("-1", "nan", "x", "", "1e999", "٣", "61", "1_0"):
-        with pytest.raises(InvalidTaskError, match="wait: "):
-            seconds({"wait": bad}, "wait", default=0, most=60)
-    assert integer({"limit": "7"}, "limit", default=100, most=1000) == 7
-    for bad in ("0", "1001", "-1", "1.5", "٣", "", "9" * 30):
-        with pytest.raises(InvalidTaskError, match="limit: "):
-            integer({"limit": bad}, "limit", default=100, most=1000)
+@pytest.mark.parametrize("kind", [Report, NamedReport])
+def test_a_result_nested_too_deeply_is_refused(kind: Any) -> None:
+    body = b'{"task_id": "t", "worker_id": "w", "result": {"output": %s1%s}}'
+    assert report_of(kind, body % (b"[" * 50, b"]" * 50)).worker_id == "w"
+    with pytest.raises(InvalidTaskError, match="nested"):
+        report_of(kind, body % (b"[" * 200, b"]" * 200))
+
+
+def test_a_submit_is_one_schema_with_its_warnings() -> None:
+    wanted = submit_of(b'{"type": "t", "data": {"n": 1}, "listen": true, "prio": 2}')
+    assert [group.payloads for group in wanted.groups] == [[msgspec.msgpack.encode({"n": 1})]]
+    assert wanted.is_listened
+    assert wanted.warnings == ["unknown key 'prio': did you mean 'priority'?"]
+    body = b'{"tasks": [{"type": "t", "data": {}}, {"type": "t", "data": {}, "listen": true}]}'
+    with pytest.raises(InvalidTaskError, match="listen"):
+        batch_of(body)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import itertools
 import json
 import threading
 from collections.abc import Iterator, Mapping
@@ -12,12 +14,15 @@ from typing import Any
 
 import msgspec
 import pytest
-from werkzeug.test import TestResponse
 
 from d8mesh.core.protocol.messages import Stream
 from d8mesh.doors.rest import streams
-from d8mesh.doors.rest.mesh import MAX_STREAMS
+from d8mesh.doors.waiting import Bell
 from d8mesh.handlers import TaskContext
+from d8mesh.http.events import SSE, stream
+from d8mesh.nodes.client import stream_buffer
+from d8mesh.nodes.client.stream_buffer import KeptOutput
+from d8mesh.nodes.client.streams import Position
 from tests.doors.rest_calls import Rest, rest_in
 from tests.nodes.mesh import Mesh, until
 
@@ -42,13 +47,6 @@ def events_in(text: str) -> list[tuple[str, dict[str, Any]]]:
     return found
 
 
-def parts_of(answer: TestResponse) -> Iterator[str]:
-    """Yield what comes in, and close the stream at its end."""
-    for part in answer.response:
-        yield part.decode() if isinstance(part, bytes) else part
-    answer.close()
-
-
 def test_a_task_is_heard_from_its_first_output_to_its_end(tmp_path: Path) -> None:
     may_go_on = threading.Event()
 
@@ -67,11 +65,11 @@ def test_a_task_is_heard_from_its_first_output_to_its_end(tmp_path: Path) -> Non
         worker.register("speak", speak)
         mesh.run(worker)
         task_id = rest.submit("speak")
-        answer = rest.get(f"/api/tasks/{task_id}/stream")
+        answer = rest.open(f"/api/tasks/{task_id}/stream")
         assert answer.status_code == 200
-        assert answer.mimetype == "text/event-stream"
+        assert answer.headers["Content-Type"] == "text/event-stream"
         text = ""
-        for part in parts_of(answer):
+        for part in answer:
             text += part
             if '"step"' in text and "uno" in text:
                 may_go_on.set()
@@ -91,7 +89,7 @@ def test_a_task_submitted_with_listen_is_heard_whole_during_and_after(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(streams, "ALIVE_S", 0.05)
-    monkeypatch.setattr(streams, "LOOK_S", 0.1)
+    monkeypatch.setattr(streams, "FINISHED_LOOK_S", 0.1)
     may_end = threading.Event()
 
     def speak(data: Mapping[str, Any], context: TaskContext) -> str:
@@ -108,12 +106,11 @@ def test_a_task_submitted_with_listen_is_heard_whole_during_and_after(
         worker.register("speak", speak)
         mesh.run(worker)
         task_id = rest.submit("speak", listen=True)
-        kept = rest.client.outputs.keeping.of(task_id)
+        kept = rest.client.kept_output(task_id)
         assert kept is not None
         until(lambda: sum(len(part.payloads) for part in kept.read(0, 0.0)[1]) == 100)
-        answer = rest.get(f"/api/tasks/{task_id}/stream")
         text = ""
-        for part in parts_of(answer):
+        for part in rest.open(f"/api/tasks/{task_id}/stream"):
             text += part
             if ": alive" in text:
                 may_end.set()
@@ -123,7 +120,6 @@ def test_a_task_submitted_with_listen_is_heard_whole_during_and_after(
             assert (done[0], done[1]["result"]["output"]) == ("done", "end")
         batch = {"tasks": [{"type": "speak", "data": {}, "listen": True}] * 2}
         body = rest.post("/api/tasks/submit_batch", batch).json
-        assert body is not None
         for each in body["task_ids"]:
             assert len(events_in(rest.get(f"/api/tasks/{each}/stream").text)) == 101
         del batch["tasks"][0]["listen"]
@@ -141,8 +137,7 @@ def test_a_piece_that_is_missing_is_an_event() -> None:
 def test_a_finished_task_is_done_at_once(rest: Rest) -> None:
     task_id = rest.submit()
     rest.post(f"/api/tasks/{task_id}/cancel")
-    with rest.get(f"/api/tasks/{task_id}/stream") as answer:
-        ((name, body),) = events_in(answer.get_data(as_text=True))
+    ((name, body),) = events_in(rest.get(f"/api/tasks/{task_id}/stream").text)
     assert (name, body["state"]) == ("done", "cancelled")
 
 
@@ -151,21 +146,20 @@ def test_no_proxy_holds_back_a_stream_or_a_wait(rest: Rest) -> None:
     rest.register("w-polling", "w-polling-type")
     for path in (
         f"/api/tasks/{task_id}/stream",
-        f"/api/tasks/{task_id}/wait?timeout=0",
+        f"/api/tasks/{task_id}/wait?timeout_s=0",
         "/api/workers/w-polling/tasks",
         "/api/nowhere",
     ):
-        answer = rest.get(path)
+        answer = rest.open(path)
         assert answer.headers["X-Accel-Buffering"] == "no", path
         assert answer.headers["Cache-Control"] == "no-store", path
-        answer.close()
+        answer.leave()
     rest.post(f"/api/tasks/{task_id}/cancel")
 
 
 def test_cancelling_ends_the_stream(rest: Rest) -> None:
     task_id = rest.submit()
-    answer = rest.get(f"/api/tasks/{task_id}/stream")
-    parts = parts_of(answer)
+    parts = iter(rest.open(f"/api/tasks/{task_id}/stream"))
     assert next(parts) == ": listening\n\n"
     rest.post(f"/api/tasks/{task_id}/cancel")
     assert events_in("".join(parts))[-1][1]["state"] == "cancelled"
@@ -175,46 +169,74 @@ def test_a_silent_task_still_shows_that_we_live(
     rest: Rest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(streams, "ALIVE_S", 0.05)
-    answer = rest.get(f"/api/tasks/{rest.submit()}/stream")
-    parts = parts_of(answer)
+    answer = rest.open(f"/api/tasks/{rest.submit()}/stream")
+    parts = iter(answer)
     assert [next(parts) for _ in range(3)][1:] == [": alive\n\n"] * 2
-    answer.close()
+    answer.leave()
 
 
 def test_an_end_that_was_missed_is_asked_for(rest: Rest, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(streams, "ALIVE_S", 0.05)
-    monkeypatch.setattr(streams, "LOOK_S", 0.1)
-    monkeypatch.setattr(rest.client.outputs, "listen", lambda task_id, on_event: lambda: None)
+    monkeypatch.setattr(streams, "FINISHED_LOOK_S", 0.1)
+    monkeypatch.setattr(rest.client, "listen", lambda task_id, on_event: lambda: None)
     task_id = rest.submit()
-    answer = rest.get(f"/api/tasks/{task_id}/stream")
-    parts = parts_of(answer)
+    parts = iter(rest.open(f"/api/tasks/{task_id}/stream"))
     next(parts)
     rest.post(f"/api/tasks/{task_id}/cancel")
     assert events_in("".join(parts))[-1][0] == "done"
 
 
-def test_who_is_gone_is_not_streamed_to(rest: Rest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(streams, "ALIVE_S", 0.05)
-    gone = {"waitress.client_disconnected": lambda: True}
-    with rest.get(f"/api/tasks/{rest.submit()}/stream", environ=gone) as answer:
-        assert events_in(answer.get_data(as_text=True)) == []
-
-
-def test_streams_are_bounded_and_their_places_come_back(rest: Rest) -> None:
+def test_who_is_gone_is_listened_for_no_longer(rest: Rest) -> None:
     task_id = rest.submit()
+    listeners = rest.mesh.brokers[0][0]._dispatcher.state.listeners
     path = f"/api/tasks/{task_id}/stream"
-    for _ in range(2):
-        answers = [rest.get(path) for _ in range(MAX_STREAMS)]
-        assert {answer.status_code for answer in answers} == {200}
-        refused = rest.get(path)
-        assert refused.status_code == 429
-        assert refused.headers["Retry-After"]
-        for answer in answers:
-            answer.close()
+    first, second = rest.open(path), rest.open(path)
+    for each in (first, second):
+        next(iter(each))
+    until(lambda: task_id in listeners)
+    first.leave()
+    rest.get("/health")
+    assert task_id in listeners
+    second.leave()
+    until(lambda: task_id not in listeners)
+
+
+def test_streams_are_bounded_and_their_places_come_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(streams, "MAX_STREAMS", 20)
+    with rest_in(tmp_path) as rest:
+        path = f"/api/tasks/{rest.submit()}/stream"
+        for _ in range(2):
+            answers = [rest.open(path) for _ in range(streams.MAX_STREAMS)]
+            assert {next(iter(answer)) for answer in answers} == {": listening\n\n"}
+            refused = rest.get(path)
+            assert refused.status_code == 429
+            assert refused.headers["Retry-After"]
+            for answer in answers:
+                answer.leave()
 
 
 def test_an_unknown_task_has_no_stream(rest: Rest) -> None:
     assert rest.get("/api/tasks/0123456789abcdef-0/stream").status_code == 404
+
+
+def nobody(listen: Any = None) -> Any:
+    """Return a client that keeps nothing and hears what `listen` tells."""
+    return SimpleNamespace(
+        kept_output=lambda task_id: None,
+        hear=lambda task_id, on_stream: lambda: None,
+        listen=listen,
+        loop=asyncio.get_running_loop(),
+    )
+
+
+async def finished(task_id: str) -> dict[str, Any]:
+    return {"completed_at": 1.0}
+
+
+async def not_finished(task_id: str) -> dict[str, Any]:
+    return {"completed_at": None}
 
 
 def heard(*told: Stream | None) -> list[tuple[str, dict[str, Any]]]:
@@ -225,14 +247,13 @@ def heard(*told: Stream | None) -> list[tuple[str, dict[str, Any]]]:
             on_event(each)
         return lambda: None
 
-    keeping = SimpleNamespace(of=lambda task_id: None)  # nothing is kept
-    mesh: Any = SimpleNamespace(outputs=SimpleNamespace(keeping=keeping, listen=listen))
+    async def text() -> str:
+        calls = streams.StreamCalls(nobody(listen), finished)
+        body = stream(calls._events("x", is_over=False), SSE).body
+        assert not isinstance(body, bytes)
+        return b"".join([part async for part in body]).decode()
 
-    def status(task_id: str) -> dict[str, Any]:
-        return {"completed_at": 1.0}
-
-    events = streams._Events(mesh, "x", status, lambda: False)
-    return events_in(b"".join(events.run({"completed_at": None})).decode())
+    return events_in(asyncio.run(text()))
 
 
 def test_a_new_attempt_is_a_restart_and_repeats_are_left_out() -> None:
@@ -262,7 +283,71 @@ def test_a_text_may_hold_what_some_readers_take_for_the_end_of_a_line() -> None:
     assert chunk == ("chunk", {"attempt": 1, "seq": 0, "text": text})
 
 
-def test_a_reader_that_is_too_slow_loses_its_stream(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(streams, "MAX_WAITING", 2)
-    told = [Stream("x", 1, n, [pack(str(n))]) for n in range(5)]
-    assert all(name != "done" for name, _ in heard(*told, None))
+def test_a_reader_that_is_too_slow_is_told_what_it_missed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stream_buffer, "MAX_TASK_BYTES", 2 * stream_buffer.PIECE_BYTES)
+
+    async def read() -> list[tuple[str, dict[str, Any]]]:
+        kept, calls = KeptOutput(), streams.StreamCalls(nobody(), not_finished)
+        bell = Bell(asyncio.get_running_loop())
+        source = calls._heard("x", kept, Position(is_whole=False), bell)
+        found = []
+        for n in range(5):
+            kept.hear(Stream("x", 1, n, [pack(str(n))]))
+            if not n:
+                found.append(await anext(source))
+        kept.hear(None)
+        found += [item async for item in source]
+        return [(item.name, item.body) for item in found if not isinstance(item, str)]
+
+    assert [(name, body.get("count")) for name, body in asyncio.run(read())] == [
+        ("chunk", None),
+        ("missed", 3),
+        ("chunk", None),
+    ]
+
+
+def test_all_readers_of_a_message_share_its_events() -> None:
+    async def read() -> None:
+        calls, heard = streams.StreamCalls(nobody(), not_finished), Stream("x", 1, 0, [pack("a")])
+        first, again = (list(calls._events_of(heard, Position(is_whole=True))) for _ in range(2))
+        assert first == again == [first[0]]
+        other = Stream("x", 1, 0, [pack("b")])
+        (event,) = calls._events_of(other, Position(is_whole=True))
+        assert event.body["text"] == "b"
+
+    asyncio.run(read())
+
+
+def test_a_late_reader_is_told_what_the_first_has_heard(rest: Rest) -> None:
+    task_id = rest.submit()
+    first = rest.open(f"/api/tasks/{task_id}/stream")
+    next(iter(first))
+    rest.loop.loop.call_soon_threadsafe(
+        rest.client._runner.listeners.hear, Stream(task_id, 1, 4, [pack("heard before")])
+    )
+    assert "heard before" in next(iter(first))
+    late = iter(rest.open(f"/api/tasks/{task_id}/stream"))
+    assert "heard before" in [next(late) for _ in range(2)][1]
+    rest.post(f"/api/tasks/{task_id}/cancel")
+    assert events_in("".join(late))[-1][0] == "done"
+
+
+def test_many_readers_are_woken_some_in_each_turn() -> None:
+    async def wake() -> list[int]:
+        loop = asyncio.get_running_loop()
+        readers = [Bell(loop) for _ in range(2 * streams.WOKEN_AT_ONCE + 1)]
+        sleeps = [asyncio.ensure_future(reader.is_rung(30.0)) for reader in readers]
+        await asyncio.sleep(0)
+        bells = streams._Bells(loop)
+        for reader in readers:
+            bells.ring(reader)
+        counts = []
+        while not all(each.done() for each in sleeps):
+            await asyncio.sleep(0)
+            counts.append(sum(each.done() for each in sleeps))
+        assert all(each.result() for each in sleeps)
+        return counts
+
+    counts = asyncio.run(wake())
+    steps = [after - before for before, after in itertools.pairwise([0, *counts])]
+    assert max(steps) <= streams.WOKEN_AT_ONCE

@@ -5,12 +5,13 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
 
-from d8mesh.doors.rest import tasks as tasks_module
 from tests.doors.rest_calls import Rest, rest_in
+from tests.nodes.mesh import until
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +29,7 @@ def status(rest: Rest, task_id: str) -> dict[str, Any]:
 def finish(rest: Rest, kind: str, result: Any) -> str:
     """Run one task of this type as a polling worker."""
     rest.register("finisher", kind)
-    task = rest.get("/api/workers/finisher/tasks?wait=20").json["task"]  # type: ignore[index]
+    task = rest.get("/api/workers/finisher/tasks?wait=20").json["task"]
     report = {"worker_id": "finisher", "result": result}
     assert rest.post(f"/api/tasks/{task['task_id']}/result", report).status_code == 200
     return str(task["task_id"])
@@ -38,7 +39,6 @@ def test_a_submitted_task_is_pending_and_says_why(rest: Rest) -> None:
     begun = time.time()
     answer = rest.post("/api/tasks/submit", {"type": "lonely", "data": {"a": 1}, "priority": 7})
     assert answer.status_code == 201
-    assert answer.json is not None
     assert answer.json["status"] == "submitted"
     assert answer.json["message"]
     body = status(rest, answer.json["task_id"])
@@ -54,7 +54,6 @@ def test_keys_that_nobody_reads_and_types_that_nobody_offers_are_warned_of(rest:
     body = {"type": "rezise", "data": {}, "prioritty": 9, "zzz": 1}
     answer = rest.post("/api/tasks/submit", body)
     assert answer.status_code == 201
-    assert answer.json is not None
     first, second, third = answer.json["warnings"]
     assert first == "unknown key 'prioritty': did you mean 'priority'?"
     assert second.startswith("unknown key 'zzz': known are type, data, priority")
@@ -62,13 +61,11 @@ def test_keys_that_nobody_reads_and_types_that_nobody_offers_are_warned_of(rest:
     assert "did you mean 'resize'" in status(rest, answer.json["task_id"])["reason"]
     batch = {"tasks": [{"type": "resize", "data": {}, "prio": 1}] * 3, "task": []}
     answer = rest.post("/api/tasks/submit_batch", batch)
-    assert answer.json is not None
     assert answer.json["warnings"] == [
         "unknown key 'task': did you mean 'tasks'?",
         "unknown key 'prio': did you mean 'priority'?",
     ]
     answer = rest.post("/api/tasks/submit", {"type": "resize", "data": {}})
-    assert answer.json is not None
     assert "warnings" not in answer.json
 
 
@@ -77,7 +74,6 @@ def test_a_null_is_a_field_that_is_not_given(rest: Rest) -> None:
     task = {"type": "nulls", "data": {"a": None}, **dict.fromkeys(names)}
     answer = rest.post("/api/tasks/submit", task)
     assert answer.status_code == 201, answer.text
-    assert answer.json is not None
     assert status(rest, answer.json["task_id"])["priority"] == 5
     assert rest.post("/api/tasks/submit_batch", {"tasks": [task, task]}).status_code == 201
     capabilities = {"task_types": None, "models": None, "slots": None}
@@ -97,13 +93,12 @@ def test_the_whole_of_a_task_has_tracebacks_for_this_machine_alone(rest: Rest) -
         task = None
         while task is None:
             answer = rest.get("/api/workers/full/tasks?wait=20")
-            assert answer.json is not None
             task = answer.json["task"]
         result = {"success": False, "error": "no", "traceback": "line 1", "retry_after_s": 0}
         rest.post(f"/api/tasks/{task_id}/result", {"worker_id": "full", "result": result})
     path = f"/api/tasks/status/{task_id}"
     near = rest.get(f"{path}?full=1").json
-    far = rest.get(f"{path}?full=true", environ={"REMOTE_ADDR": "192.168.1.9"}).json
+    far = rest.get(f"{path}?full=true", peer="192.168.1.9").json
     bare = rest.get(path).json
     assert near is not None
     assert far is not None
@@ -157,7 +152,6 @@ def test_a_batch_is_accepted_in_order(rest: Rest) -> None:
     tasks = [{"type": f"lonely{n % 2}", "data": {"n": n}} for n in range(10)]
     answer = rest.post("/api/tasks/submit_batch", {"tasks": tasks})
     assert answer.status_code == 201
-    assert answer.json is not None
     ids = answer.json["task_ids"]
     assert len(set(ids)) == 10
     assert [status(rest, each)["type"] for each in ids] == [task["type"] for task in tasks]
@@ -167,7 +161,6 @@ def test_a_batch_of_ten_thousand_fits(rest: Rest) -> None:
     tasks = [{"type": "many", "data": {"n": n}} for n in range(10_000)]
     answer = rest.post("/api/tasks/submit_batch", {"tasks": tasks})
     assert answer.status_code == 201, answer.text
-    assert answer.json is not None
     assert len(answer.json["task_ids"]) == 10_000
 
 
@@ -200,8 +193,6 @@ def test_a_full_queue_is_429_with_a_time_to_come_again(tmp_path: Any) -> None:
     from tests.nodes.mesh import PATIENCE_S, Mesh, free_port
 
     made: list[Broker] = []
-    from contextlib import ExitStack
-
     with ExitStack() as stack:
         mesh = Mesh(tmp_path, stack)
         config = replace(mesh.config(port=free_port()), queue_size=3)
@@ -222,7 +213,6 @@ def test_a_full_queue_is_429_with_a_time_to_come_again(tmp_path: Any) -> None:
         answer = rest.post("/api/tasks/submit", {"type": "t", "data": {}})
         assert answer.status_code == 429
         assert int(answer.headers["Retry-After"]) >= 1
-        assert answer.json is not None
         assert answer.json["code"] == "queue.full"
         health = rest.get("/health").json
         assert health is not None
@@ -252,7 +242,6 @@ def test_replaying_makes_a_new_task_linked_to_the_old(rest: Rest) -> None:
     rest.post(f"/api/tasks/{task_id}/cancel")
     answer = rest.post(f"/api/tasks/{task_id}/replay")
     assert answer.status_code == 201
-    assert answer.json is not None
     assert answer.json["task_id"] != task_id
     body = status(rest, answer.json["task_id"])
     assert (body["replay_of"], body["state"]) == (task_id, "queued")
@@ -278,7 +267,6 @@ def test_waiting_ends_with_the_time_and_the_status_so_far(rest: Rest) -> None:
     for query in ("timeout_s=0", "timeout_s=0.1"):
         answer = rest.get(f"/api/tasks/{task_id}/wait?{query}")
         assert answer.status_code == 200
-        assert answer.json is not None
         assert answer.json["state"] == "queued"
     for bad in ("61", "-1", "x", "nan", ""):
         answer = rest.get(f"/api/tasks/{task_id}/wait?timeout_s={bad}")
@@ -288,26 +276,40 @@ def test_waiting_ends_with_the_time_and_the_status_so_far(rest: Rest) -> None:
 
 def test_a_wait_without_a_place_is_answered_at_once(rest: Rest) -> None:
     task_id = rest.submit()
-    places = 0
-    while rest.waits.take():
-        places += 1
-    try:
+    with ExitStack() as places:
+        while not rest.waits.is_full:
+            places.enter_context(rest.waits.one())
         begun = time.monotonic()
         answer = rest.get(f"/api/tasks/{task_id}/wait?timeout_s=60")
         assert answer.status_code == 200
         assert time.monotonic() - begun < 10
-    finally:
-        for _ in range(places):
-            rest.waits.give_back()
 
 
-def test_a_waiter_that_hung_up_waits_no_longer(rest: Rest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tasks_module, "SLICE_S", 0.1)
+def test_a_waiter_that_hung_up_waits_no_longer(rest: Rest) -> None:
     task_id = rest.submit()
-    begun = time.monotonic()
-    gone = {"waitress.client_disconnected": lambda: time.monotonic() > begun + 0.3}
-    rest.get(f"/api/tasks/{task_id}/wait?timeout_s=60", environ=gone)
-    assert time.monotonic() - begun < 30
+    waiting = rest.open(f"/api/tasks/{task_id}/wait?timeout_s=60")
+    until(lambda: task_id in rest.mesh.brokers[0][0]._dispatcher.state.task_watchers)
+    waiting.leave()
+    until(lambda: task_id not in rest.mesh.brokers[0][0]._dispatcher.state.task_watchers)
+    with rest.waits.one() as is_free:
+        assert is_free
+
+
+def test_a_wait_is_one_question_once_its_task_is_finished(
+    rest: Rest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    ask = rest.client.ask
+
+    async def noted(what: str, *args: Any) -> dict[str, Any]:
+        asked.append(what)
+        return await ask(what, *args)
+
+    task_id = rest.submit()
+    rest.post(f"/api/tasks/{task_id}/cancel")
+    monkeypatch.setattr(rest.client, "ask", noted)
+    answer = rest.get(f"/api/tasks/{task_id}/wait?timeout_s=60")
+    assert (answer.json["state"], asked) == ("cancelled", ["status"])
 
 
 def test_the_queue_is_listed_in_pages_with_whole_counts(rest: Rest) -> None:
@@ -333,7 +335,7 @@ def test_tasks_are_listed_by_state_and_type(rest: Rest) -> None:
     body = rest.get("/api/tasks?type=listed_type&state=queued").json
     assert body is not None
     assert [task["task_id"] for task in body["tasks"]] == [task_id]
-    assert rest.get("/api/tasks?type=listed_type&state=completed").json["tasks"] == []  # type: ignore[index]
+    assert rest.get("/api/tasks?type=listed_type&state=completed").json["tasks"] == []
     finish(rest, "listed_type", {"success": True, "output": [1]})
     body = rest.get("/api/tasks?type=listed_type").json
     assert body is not None

@@ -8,6 +8,7 @@ import apsw
 import msgspec
 import pytest
 
+from d8mesh.core.broker.store import DetailsOf, FinishedStates, OutcomesOf, TaskDetails
 from d8mesh.core.protocol.task import SUSPECT, Completed, Requeued, Spec, Submitted
 from d8mesh.edge.sqlite import Journal, Reader
 from d8mesh.edge.sqlite.migrate import STEPS
@@ -90,14 +91,8 @@ def test_a_journal_of_version_1_is_copied_and_goes_on(old: Path) -> None:
     journal.append([Completed("w", [f"{S}-2", f"{S}-3"], [1, 1], [b"r2", b"r3"], 3.0)])
     reader = Reader(old)
     ids = [f"{S}-{n}" for n in range(6)]
-    told = reader.query("outcomes", (ids,))
-    assert told == [
-        (f"{S}-0", 1, b"r0"),
-        (f"{S}-1", 1, b"r1"),
-        (f"{S}-2", 1, b"r2"),
-        (f"{S}-3", 1, b"r3"),
-        (f"{S}-4", 2, b"r4"),
-    ]
+    told = [b"r0", b"r1", b"r2", b"r3", b"r4", b""]
+    assert reader.ask(OutcomesOf(ids)) == FinishedStates(bytes([1, 1, 1, 1, 2, 4]), told)
     reader.close()
     journal.close()
     again = Journal(old)
@@ -144,11 +139,12 @@ def test_a_journal_of_version_2_keeps_what_went_wrong(tmp_path: Path) -> None:
     ((n, history),) = journal.restore().troubled.values()
     assert (n, history.errors, history.suspect_returns, history.not_before_at) == (2, 1, 1, 9.0)
     reader = Reader(path)
-    ((payload, past),) = reader.query("full", (task_id,))
+    details = reader.ask(DetailsOf(task_id))
     reader.close()
     journal.close()
-    assert payload == b"x"
-    assert [(each["error"], each["pause_s"]) for each in past] == [("broke", 0.0), ("busy", 7.0)]  # type: ignore[attr-defined]
+    assert isinstance(details, TaskDetails)
+    assert details.payload == b"x"
+    assert [(each.error, each.pause_s) for each in details.past] == [("broke", 0.0), ("busy", 7.0)]
 
 
 def test_old_rows_of_what_went_wrong_are_read_from_a_damaged_file(tmp_path: Path) -> None:

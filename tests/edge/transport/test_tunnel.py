@@ -173,8 +173,8 @@ def test_many_frames_waiting_are_few_requests(server: Server) -> None:
 
 def test_too_much_waiting_is_refused() -> None:
     with woken_by("http://127.0.0.1:1") as here:
-        taken = sum(here.link.send(b"x") for _ in range(2 * tunnel.MAX_WAITING))
-        assert tunnel.MAX_WAITING <= taken < 2 * tunnel.MAX_WAITING
+        taken = sum(here.link.send(b"x") for _ in range(2 * tunnel.MAX_WAITING_FRAMES))
+        assert tunnel.MAX_WAITING_FRAMES <= taken < 2 * tunnel.MAX_WAITING_FRAMES
 
 
 @pytest.mark.parametrize("fault", [None, (503, b""), (200, b"nonsense"), (200, b"\x91\x01")])
@@ -213,7 +213,7 @@ def test_frames_that_are_refused_as_they_are_hold_nobody_up(server: Server) -> N
 def test_what_nobody_takes_is_left_on_the_other_side(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tunnel, "MAX_WAITING", 10)
+    monkeypatch.setattr(tunnel, "MAX_WAITING_FRAMES", 10)
     with woken_by(server.url) as here:
         server.give(*[b"x"] * 10)
         server.wait(lambda: not server.to_give)
@@ -231,6 +231,7 @@ def test_closing_sends_what_waits_and_ends_the_threads(server: Server) -> None:
         server.wait(lambda: server.polls == 1)
         here.link.send(b"goodbye")
     server.wait(lambda: server.taken == [b"goodbye"])
+    assert mine
     for thread in mine:
         thread.join(PATIENCE_S)
         assert not thread.is_alive()
@@ -240,6 +241,8 @@ def test_closing_ends_with_nobody_there() -> None:
     before = set(threading.enumerate())
     with woken_by("http://127.0.0.1:1") as here:
         here.link.send(b"x")
-    for thread in set(threading.enumerate()) - before:
+        mine = set(threading.enumerate()) - before
+    assert mine
+    for thread in mine:
         thread.join(PATIENCE_S)
         assert not thread.is_alive()

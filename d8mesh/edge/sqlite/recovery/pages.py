@@ -19,7 +19,9 @@ Value: TypeAlias = int | float | str | bytes | None
 LOWEST: Final = -(2**63) - 1
 HIGHEST: Final = 2**63 - 1
 #: Levels of a tree: with two children a page, 40 levels are more than any file can hold.
-MAX_DEPTH: Final = 40
+MAX_LEVELS: Final = 40
+#: Bytes of a page where the file's own head cannot be read: SQLite's default.
+DEFAULT_PAGE_BYTES: Final = 4096
 #: Bytes of one row, as SQLite bounds it.
 MAX_ROW_BYTES: Final = 1_000_000_000
 
@@ -68,18 +70,16 @@ class Pages:
     Args:
         database: the bytes of the file.
         log: those of the ``-wal`` file; empty if there is none.
-        page_bytes: of a page where the file's own head cannot be read.
     """
 
-    def __init__(
-        self, database: Sequence[int] | memoryview, log: memoryview, *, page_bytes: int = 4096
-    ) -> None:
+    def __init__(self, database: Sequence[int] | memoryview, log: memoryview) -> None:
         self._database = memoryview(database)  # type: ignore[arg-type]
         self._log = log
         #: frames of the log behind a break: of commits that are not whole, or of none
         self.ignored_frames = 0
         head = bytes(self._database[:100])
         self.has_head = head.startswith(_MAGIC) and len(head) == 100
+        page_bytes = DEFAULT_PAGE_BYTES
         if self.has_head:
             told = struct.unpack_from(">H", head, 16)[0]
             told = 65536 if told == 1 else told
@@ -148,6 +148,12 @@ class Trees:
         self._pages = pages
         self._usable = pages.page_bytes - _reserved(pages)
         self._seen: set[int] = set()
+
+    def roots(self) -> dict[str, int]:
+        """Return where the trees begin, by the file's own table of contents."""
+        told = (row.values for row in self.rows(1, Found()) if len(row.values) == 5)
+        names = ((name, root) for _, name, _, root, _ in told if isinstance(root, int) and root > 1)
+        return {name: root for name, root in names if isinstance(name, str)}
 
     def rows(self, root: int, found: Found) -> Iterator[Row]:
         """Yield the readable rows of a table, by rising id; `found` tells the rest."""
@@ -249,7 +255,7 @@ class Trees:
         page = self._pages.page(number)
         head = 100 if number == 1 else 0
         found.pages += 1
-        if page is None or number in self._seen or depth > MAX_DEPTH or page[head] not in kinds:
+        if page is None or number in self._seen or depth > MAX_LEVELS or page[head] not in kinds:
             found.damaged_pages.append(number)
             return None, head
         self._seen.add(number)

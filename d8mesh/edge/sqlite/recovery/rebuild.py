@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import secrets
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,16 +19,16 @@ import apsw
 import msgspec
 
 from d8mesh.core.broker.outcomes import failure_payload
+from d8mesh.core.protocol.messages import CANCELLED_STATE, FAILED_STATE
 from d8mesh.core.protocol.task import Spec
 from d8mesh.edge.sqlite.recovery.salvage import Saved
 from d8mesh.edge.sqlite.schema import (
-    CANCELLED,
     COUNTER_BITS,
-    FAILED,
     SCHEMA,
     SCHEMA_VERSION,
     WAITED,
     Value,
+    covering,
     fetch,
 )
 
@@ -53,7 +54,7 @@ class Losses:
     results: list[int] = field(default_factory=list)
     reasons: list[int] = field(default_factory=list)
     renamed_sessions: list[str] = field(default_factory=list)
-    contradictory: dict[str, int] = field(default_factory=dict)
+    contradictory: Counter[str] = field(default_factory=Counter)
     has_new_identity: bool = False
 
 
@@ -86,7 +87,7 @@ class Builder:
             case "outcomes":
                 self._outcome(saved)
             case "handouts":
-                self._scheduler(saved)
+                self._assignment(saved)
             case "keys":
                 self._insert("keys", saved.values)
                 self._hint(_number(saved.values[2]), min(_number(saved.values[3]), MADE_BATCH))
@@ -151,7 +152,7 @@ class Builder:
             self.db.execute("INSERT OR REPLACE INTO bad VALUES (?, ?)", (row, values[2]))
         self._hint(_number(values[0]), min(count, MADE_BATCH))
 
-    def _scheduler(self, saved: Saved) -> None:
+    def _assignment(self, saved: Saved) -> None:
         if saved.missing_bytes or _attempts(saved.values[3]) is None:
             self._contradicts("handouts")
             return
@@ -159,16 +160,16 @@ class Builder:
         for row in _attempts(saved.values[3]) or {}:
             self._hint(row, 1)
 
-    def _contradicts(self, table: str) -> None:
-        self.losses.contradictory[table] = self.losses.contradictory.get(table, 0) + 1
+    def _contradicts(self, table: str, count: int = 1) -> None:
+        self.losses.contradictory[table] += count
 
     # -------------------------------------------------------------------- at the end
 
     def finish(self, *, are_batches_whole: bool, are_sessions_whole: bool) -> None:
         """Make it a journal that can be started from: nothing in it contradicts the rest."""
         self._meta()
-        self._disentangle("batches", self._ranges("batches"))
-        self._disentangle("outcomes", self._ranges("outcomes"))
+        self._disentangle("batches")
+        self._disentangle("outcomes")
         self._drop_pruned()
         if not are_batches_whole:
             self._make_batches()
@@ -214,10 +215,10 @@ class Builder:
     def _ranges(self, table: str) -> list[tuple[int, int]]:
         return fetch(self.db, f"SELECT first, count FROM {table} ORDER BY first")
 
-    def _disentangle(self, table: str, ranges: list[tuple[int, int]]) -> None:
+    def _disentangle(self, table: str) -> None:
         """Drop what reaches into the one before, or over the end of its session."""
         end = -1
-        for first, count in ranges:
+        for first, count in self._ranges(table):
             if first < end or (first & _COUNTER_MASK) + count > _COUNTER_MASK:
                 self.db.execute(f"DELETE FROM {table} WHERE first = ?", (first,))
                 self._contradicts(table)
@@ -235,17 +236,10 @@ class Builder:
 
     def _make_batches(self) -> None:
         """Make batches for the tasks hinted at that no batch has, and note them as lost."""
-        covers = "SELECT first + count FROM {} WHERE first <= ? ORDER BY first DESC LIMIT 1"
         start = end = -1
         missing: list[tuple[int, int]] = []
         for (row,) in fetch(self.db, "SELECT row FROM hints ORDER BY row"):
-            if any(
-                found and row < found[0][0]
-                for found in (
-                    fetch(self.db, covers.format("batches"), (row,)),
-                    fetch(self.db, covers.format("pruned"), (row,)),
-                )
-            ):
+            if covering(self.db, "batches", row) or covering(self.db, "pruned", row):
                 continue
             if row != end or row - start >= MADE_BATCH:
                 missing.append((start, end))
@@ -266,21 +260,15 @@ class Builder:
             " (SELECT max(first) FROM batches WHERE first <= outcomes.first)"
             " AND outcomes.first + outcomes.count <= b.first + b.count)"
         )
-        if self.db.changes():
-            self.losses.contradictory["outcomes"] = (
-                self.losses.contradictory.get("outcomes", 0) + self.db.changes()
-            )
+        self._contradicts("outcomes", self.db.changes())
 
     def _name_sessions(self, *, are_whole: bool) -> None:
         """Give the sessions whose names are lost new ones: their tasks go on under these."""
         known = {sid for (sid,) in fetch(self.db, "SELECT sid FROM sessions")}
         used = {
-            row[0]
-            for row in fetch(
-                self.db,
-                f"SELECT first >> {COUNTER_BITS} FROM batches UNION"
-                f" SELECT first >> {COUNTER_BITS} FROM pruned",
-            )
+            first >> COUNTER_BITS
+            for table in ("batches", "pruned")
+            for first, _ in self._ranges(table)
         }
         top = max(known, default=0)
         limit = top if are_whole else top + MAX_UNKNOWN
@@ -293,9 +281,7 @@ class Builder:
         highest = max([top, *(sid for sid in used if sid <= limit)], default=0)
         for sid in range(1, highest + 1):  # their numbers are dense: the next is the count + 1
             if sid not in known:
-                name = "".join(
-                    secrets.choice("0123456789abcdefghijklmnopqrstuv") for _ in range(16)
-                )
+                name = "".join(secrets.choice(_DIGITS) for _ in range(16))
                 self.db.execute("INSERT INTO sessions VALUES (?, ?)", (sid, name))
                 if sid in used:
                     self.losses.renamed_sessions.append(name)
@@ -318,28 +304,21 @@ class Builder:
         for first, count, is_done in batches:
             open_rows = list(self._open(first, count))
             ends: dict[str, list[int]] = {}
-            lost = {
-                row[0]
-                for row in fetch(
-                    self.db,
-                    "SELECT row FROM lost WHERE row >= ? AND row < ?",
-                    (first, first + count),
-                )
-            }
+            within = "SELECT row FROM lost WHERE row >= ? AND row < ?"
+            lost = {row for (row,) in fetch(self.db, within, (first, first + count))}
             for row in open_rows:
                 if row in bad or is_done:
-                    state = bad.get(row, FAILED)
-                    why = REASON_LOST if row in bad and state == FAILED else RESULT_LOST
-                    ends.setdefault("cancelled" if state == CANCELLED else why, []).append(row)
+                    state = bad.get(row, FAILED_STATE)
+                    why = REASON_LOST if row in bad and state == FAILED_STATE else RESULT_LOST
+                    why = "cancelled" if state == CANCELLED_STATE else why
+                    ends.setdefault(why, []).append(row)
                 elif row in lost:
                     ends.setdefault(DATA_LOST, []).append(row)
             for why, rows in ends.items():
                 self._end(rows, why)
             is_over = len(open_rows) == sum(map(len, ends.values()))
             if is_over != bool(is_done):
-                self.db.execute(
-                    "UPDATE batches SET is_done = ? WHERE first = ?", (int(is_over), first)
-                )
+                self.db.execute("UPDATE batches SET is_done = ? WHERE first = ?", (is_over, first))
 
     def _open(self, first: int, count: int) -> Iterator[int]:
         """Yield the rows of a batch that have no outcome."""
@@ -355,7 +334,7 @@ class Builder:
 
     def _end(self, rows: list[int], why: str) -> None:
         is_cancelled = why == "cancelled"
-        state = CANCELLED if is_cancelled else FAILED
+        state = CANCELLED_STATE if is_cancelled else FAILED_STATE
         payload = _encode([failure_payload(why, "task.cancelled" if is_cancelled else CODE)])
         lists = {DATA_LOST: self.losses.data, RESULT_LOST: self.losses.results}
         for row in rows:
@@ -375,18 +354,16 @@ class Builder:
         workers = {row[0] for row in fetch(self.db, "SELECT worker FROM workers")}
         for number, worker, blob in fetch(self.db, "SELECT number, worker, tasks FROM handouts"):
             attempts = _attempts(blob) or {}
-            still = {row: n for row, n in attempts.items() if self._is_open(row)}
+            still = {
+                row: n
+                for row, n in attempts.items()
+                if covering(self.db, "batches", row) and not covering(self.db, "outcomes", row)
+            }
             if worker not in workers or not still:
                 self.db.execute("DELETE FROM handouts WHERE number = ?", (number,))
             elif len(still) < len(attempts):
                 tasks = _encode((list(still), list(still.values())))
                 self.db.execute("UPDATE handouts SET tasks = ? WHERE number = ?", (tasks, number))
-
-    def _is_open(self, row: int) -> bool:
-        last = "SELECT first + count FROM {} WHERE first <= ? ORDER BY first DESC LIMIT 1"
-        batch = fetch(self.db, last.format("batches"), (row,))
-        done = fetch(self.db, last.format("outcomes"), (row,))
-        return bool(batch and row < batch[0][0]) and not (done and row < done[0][0])
 
 
 def _number(value: Value) -> int:

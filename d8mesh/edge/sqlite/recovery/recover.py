@@ -7,8 +7,6 @@ move a note lies in the folder: a start finds it and refuses, the next `recover`
 from __future__ import annotations
 
 import json
-import os
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -18,17 +16,22 @@ from typing import Final
 import apsw
 
 from d8mesh.core.broker.store import Restored
+from d8mesh.core.protocol.messages import (
+    CANCELLED_STATE,
+    COMPLETED_STATE,
+    FAILED_STATE,
+    FINAL_STATES,
+)
 from d8mesh.edge.sqlite import restore
-from d8mesh.edge.sqlite.place import Lock
+from d8mesh.edge.sqlite.files import SIDES, beside, swap, sync
+from d8mesh.edge.sqlite.place import Lock, version_of
 from d8mesh.edge.sqlite.recovery.rebuild import Builder
 from d8mesh.edge.sqlite.recovery.salvage import TABLES, Salvage
 from d8mesh.edge.sqlite.schema import COUNTER_BITS, NOTE_SUFFIX, SCHEMA_VERSION, fetch, split_row
-from d8mesh.errors import JournalBrokenError, JournalError
+from d8mesh.errors import JournalError
 
 #: Ids named one by one in the report; more are counted.
 NAMED_IDS: Final = 10_000
-_FINAL: Final = {1: "completed", 2: "failed", 3: "cancelled"}
-_SIDES: Final = ("", "-wal", "-shm")
 
 
 @dataclass(slots=True)
@@ -91,7 +94,7 @@ def recover(path: Path, say: Callable[[str], None]) -> Recovered:
             say("an interrupted recovery was completed")
             return _reported(moved)
         say("looking at the file")
-        if _is_sound(path):
+        if _read(path) is not None:
             return Recovered(str(path), "sound")
         return _recover(path, note, say)
     except (apsw.Error, OSError) as error:
@@ -102,8 +105,8 @@ def recover(path: Path, say: Callable[[str], None]) -> Recovered:
 
 def _recover(path: Path, note: Path, say: Callable[[str], None]) -> Recovered:
     fresh = path.with_name(path.name + ".new")
-    for side in (*_SIDES, "-journal"):
-        _beside(fresh, side).unlink(missing_ok=True)
+    for side in (*SIDES, "-journal"):
+        beside(fresh, side).unlink(missing_ok=True)
     salvage, builder = Salvage(path, say), Builder(fresh)
     try:
         for row in salvage.rows():
@@ -119,7 +122,7 @@ def _recover(path: Path, note: Path, say: Callable[[str], None]) -> Recovered:
     builder.close()
     say("checking the new journal")
     _validate(fresh, report)
-    _sync(fresh)
+    sync(fresh)
     stamp = time.strftime("%Y%m%d-%H%M%S")
     aside = path.with_name(f"{path.stem}-broken-{stamp}{path.suffix}")
     report.moved_to = str(aside)
@@ -127,7 +130,7 @@ def _recover(path: Path, note: Path, say: Callable[[str], None]) -> Recovered:
     told.write_text(json.dumps(as_body(report), ensure_ascii=False, indent=1), "utf-8")
     part = note.with_name(note.name + ".part")
     part.write_text(json.dumps({"aside": aside.name}), "utf-8")
-    _sync(part)
+    sync(part)
     part.replace(note)
     _swap(path, note)
     return report
@@ -142,17 +145,11 @@ def _swap(path: Path, note: Path) -> Path:
     """Move the old files aside and the new one in; can be repeated. Return where they went."""
     aside = path.with_name(json.loads(note.read_text("utf-8"))["aside"])
     fresh = path.with_name(path.name + ".new")
-    _sync(path.parent)
+    sync(path.parent)
     if fresh.exists():
-        for side in reversed(_SIDES):
-            source = _beside(path, side)
-            if source.exists():
-                source.replace(_beside(aside, side))
-        _sync(path.parent)
-        fresh.replace(path)
-        _sync(path.parent)
+        swap(path, fresh, aside)
     note.unlink()
-    _sync(path.parent)
+    sync(path.parent)
     return aside
 
 
@@ -163,62 +160,40 @@ def _reported(aside: Path) -> Recovered:
     return Recovered(**body)
 
 
-def _beside(path: Path, side: str) -> Path:
-    return path.with_name(path.name + side)
+def _read(path: Path) -> tuple[Restored, dict[int, int]] | None:
+    """Return what a start would find, and how many ended how; None if it would not start.
 
-
-def _sync(path: Path) -> None:
-    """Have a file, or the entries of a folder, on the disk."""
-    if path.is_dir() and sys.platform == "win32":
-        return  # folders cannot be opened there; the file system logs their entries
-    number = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
-    try:
-        os.fsync(number)
-    finally:
-        os.close(number)
-
-
-def _is_sound(path: Path) -> bool:
-    """Tell whether the file would start, every page of it looked at, without changing it."""
+    Looks at every page, and changes nothing.
+    """
+    restored, counts = Restored(0, b""), dict[int, int]()
     try:
         db = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY)
     except apsw.Error:
-        return False
+        return None
     try:
         db.set_busy_timeout(1000)
-        found = fetch(db, "SELECT value FROM meta WHERE name = 'schema'")
-        version = found[0][0] if found else None
-        if isinstance(version, int) and version > SCHEMA_VERSION:
-            raise JournalBrokenError(
-                f"{path} has schema version {version}, this d8mesh knows {SCHEMA_VERSION}: it is "
-                "not broken, update d8mesh"
-            )
-        if fetch(db, "PRAGMA integrity_check(1)") != [("ok",)]:
-            return False
-        if version != SCHEMA_VERSION:
-            return isinstance(version, int)  # a start migrates it
-        restore.fill(db, Restored(0, b""))
+        version = version_of(db, path)
+        if fetch(db, "PRAGMA integrity_check(1)") != [("ok",)] or not version:
+            return None
+        if version == SCHEMA_VERSION:  # a start migrates an older one
+            restore.fill(db, restored)
+            counts = dict(fetch(db, "SELECT state, sum(count) FROM outcomes GROUP BY state"))
     except restore.UNREADABLE:
-        return False
+        return None
     finally:
         db.close()
-    return True
+    return restored, counts
 
 
 def _validate(fresh: Path, report: Recovered) -> None:
     """Read the new file as a start would, and count what is in it."""
-    if not _is_sound(fresh):
+    found = _read(fresh)
+    if found is None:
         raise JournalError(f"{fresh} was made and is not sound: please report this")
-    db = apsw.Connection(str(fresh), flags=apsw.SQLITE_OPEN_READONLY)
-    try:
-        restored = Restored(0, b"")
-        restore.fill(db, restored)
-        counts = fetch(db, "SELECT state, sum(count) FROM outcomes GROUP BY state")
-    finally:
-        db.close()
+    restored, counts = found
     report.queued = sum(batch.count - len(done) for batch, done in restored.batches)
-    for state, count in counts:
-        setattr(report, _FINAL[state], count)
+    for state, count in counts.items():
+        setattr(report, FINAL_STATES[state].value, count)
     if not report.tables["outcomes"].damaged and not report.tables["outcomes"].unreadable:
         return
     report.may_run_again = report.queued
@@ -263,7 +238,7 @@ def _finish(path: Path, salvage: Salvage, builder: Builder) -> Recovered:
         state = tables[name]
         kept = fetch(builder.db, f"SELECT count(*) FROM {name}")[0][0]
         damaged = state.unfit + state.cut + state.found.damaged_cells
-        damaged += losses.contradictory.get(name, 0)
+        damaged += losses.contradictory[name]
         unreadable = [(max(gap.low + 1, 0), gap.high) for gap in state.found.gaps if gap.high >= 0]
         if not state.has_root:
             unreadable = [(0, 2**63 - 1)]
@@ -294,20 +269,19 @@ def _set_totals(builder: Builder) -> None:
     had = fetch(db, "SELECT submitted, completed, failed, cancelled, pruned FROM totals")
     gone = fetch(db, "SELECT coalesce(sum(count), 0) FROM pruned")[0][0]
     known = fetch(db, "SELECT coalesce(sum(count), 0) FROM batches")[0][0]
-    counts = {1: 0, 2: 0, 3: 0}
-    counts |= dict(fetch(db, "SELECT state, sum(count) FROM outcomes GROUP BY state"))
+    counts = dict(fetch(db, "SELECT state, sum(count) FROM outcomes GROUP BY state"))
+    kept = [counts.get(code, 0) for code in (COMPLETED_STATE, FAILED_STATE, CANCELLED_STATE)]
     submitted, completed, failed, cancelled, pruned = (
-        had[0] if had else (0, counts[1] + gone, counts[2], counts[3], gone)
+        had[0] if had else (0, kept[0] + gone, kept[1], kept[2], gone)
     )
-    completed, failed = max(completed, counts[1]), max(failed, counts[2])
-    cancelled = max(cancelled, counts[3])
-    excess = completed + failed + cancelled - pruned - sum(counts.values())
+    completed, failed, cancelled = map(max, (completed, failed, cancelled), kept)
+    excess = completed + failed + cancelled - pruned - sum(kept)
     if excess < 0:
         completed -= excess
     else:  # what it had counted and is not there any more
-        cut = min(excess, completed - counts[1])
+        cut = min(excess, completed - kept[0])
         completed -= cut
-        failed -= min(excess - cut, failed - counts[2])
+        failed -= min(excess - cut, failed - kept[1])
     values = (max(submitted, known + pruned), completed, failed, cancelled, pruned)
     db.execute("DELETE FROM totals")
     db.execute("INSERT INTO totals VALUES (1, ?, ?, ?, ?, ?)", values)

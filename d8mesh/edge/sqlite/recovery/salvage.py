@@ -7,13 +7,14 @@ may not open at all, and opening it would change it.
 from __future__ import annotations
 
 import contextlib
-import mmap
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from d8mesh.core.protocol.messages import FINAL_STATES
+from d8mesh.edge.sqlite.files import beside, mapped
 from d8mesh.edge.sqlite.recovery.pages import Found, Pages, Row, Trees, Value
 from d8mesh.edge.sqlite.schema import WAITED
 
@@ -94,12 +95,12 @@ class Salvage:
             OSError: the disk does not give the file.
         """
         with contextlib.ExitStack() as stack:
-            database = _mapped(self._path, stack)
-            log = _mapped(self._path.with_name(self._path.name + "-wal"), stack)
+            database = mapped(self._path, stack)
+            log = mapped(beside(self._path, "-wal"), stack)
             pages = Pages(database, log)
             self.ignored_frames = pages.ignored_frames
             trees = Trees(pages)
-            roots = _roots(trees)
+            roots = trees.roots()
             for name in INDEXES.keys() | set(TABLES):
                 self.tables[INDEXES.get(name, name)].has_root = name in roots
             for name, label in INDEXES.items():
@@ -148,24 +149,6 @@ class Salvage:
                         break
 
 
-def _mapped(path: Path, stack: contextlib.ExitStack) -> memoryview:
-    if not path.exists() or not path.stat().st_size:
-        return memoryview(b"")
-    file = stack.enter_context(path.open("rb"))
-    return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-
-
-def _roots(trees: Trees) -> dict[str, int]:
-    """Return where the trees begin, by the file's own table of contents."""
-    roots: dict[str, int] = {}
-    for row in trees.rows(1, Found()):
-        if len(row.values) == 5 and isinstance(row.values[1], str):
-            root = row.values[3]
-            if isinstance(root, int) and root > 1:
-                roots[row.values[1]] = root
-    return roots
-
-
 def _with_id(table: str, row: Row) -> list[Value]:
     """Put the row's id in the column that stands for it, and what older rows lack at their end."""
     if table == "failures" and len(row.values) == OLD_FAILURE_COLUMNS:
@@ -212,7 +195,7 @@ _TESTS: Final[dict[str, Callable[[Value], bool]]] = {
     "t": lambda value: isinstance(value, str),
     "s": lambda value: isinstance(value, str) and _SESSION.fullmatch(value) is not None,
     "f": lambda value: value in (0, 1),
-    "o": lambda value: value in (1, 2, 3),
+    "o": lambda value: value in FINAL_STATES,
     "*": lambda value: True,
 }
 

@@ -10,13 +10,11 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Mapping
-from functools import partial
 from typing import Any, Final, Unpack, cast
 
 from d8mesh.config import Config
 from d8mesh.edge.installation import config_of, settled
 from d8mesh.errors import (
-    InvalidTaskError,
     NodeClosedError,
     NotAcknowledgedError,
     TaskError,
@@ -27,26 +25,25 @@ from d8mesh.nodes.client.aio.flow import Feed, each_of, results_of
 from d8mesh.nodes.client.aio.node import AsyncNode
 from d8mesh.nodes.client.aio.task import AsyncTask
 from d8mesh.nodes.client.aio.waits import Inbox
-from d8mesh.nodes.client.farewell import CLOSE_S, INTERRUPTED_S, tell
-from d8mesh.nodes.client.handle import ASK_S, LISTED_AT_ONCE, Result, Task, readable
-from d8mesh.nodes.client.overview import Stats, WorkerInfo
-from d8mesh.nodes.client.submissions import (
+from d8mesh.nodes.client.closing import CLOSE_S, INTERRUPTED_S, note_missing
+from d8mesh.nodes.client.groups import (
     SUBMISSION_TASKS,
-    Post,
     SubmitOptions,
+    Template,
     check_key,
-    cut,
     encode_data,
+    filled,
     group_of,
-    kind_of,
     model_of,
     refuse_listening,
 )
-from d8mesh.nodes.client.timeouts import bounded, countdown, told_whole
+from d8mesh.nodes.client.handle import Task
+from d8mesh.nodes.client.mapping import window_of
+from d8mesh.nodes.client.overview import Stats, WorkerInfo
+from d8mesh.nodes.client.results import Listing, Result
+from d8mesh.nodes.client.timeouts import DEFAULT_QUESTION_S, bounded, countdown, told_whole
 from d8mesh.nodes.reconnector.search import checked
 
-#: How many tasks of one `map` are in flight: enough that no worker waits for the next ones.
-IN_FLIGHT: Final = 20_000
 #: Tasks that nobody wants any more are cancelled so many at once.
 CANCELLED_AT_ONCE: Final = 64
 
@@ -67,9 +64,7 @@ class AsyncClient:
     """A client of one mesh, for the coroutines of one event loop.
 
     Args:
-        url: ``http://HOST:PORT`` of an orchestrator; None: found by mDNS.
-        config: settings; None: read from the environment (D8_MESH, ORCHESTRATOR_URL, …).
-        endpoint: ``tcp://HOST:PORT`` of a broker, if that is known.
+        url, config, endpoint: as of `Client`.
 
     It begins with ``async with``, or with its first use. Every method raises `WrongLoopError`
     when it is called from elsewhere than the event loop in which it began, and
@@ -103,8 +98,7 @@ class AsyncClient:
         except NotAcknowledgedError as missing:
             if error is None:
                 raise
-            error.add_note(f"d8mesh: {missing}")
-            tell(missing)
+            note_missing(error, missing)
 
     def __del__(self) -> None:
         if self._node is not None and not self._is_closed:
@@ -144,51 +138,27 @@ class AsyncClient:
         idempotency_key: str | None = None,
         **options: Unpack[SubmitOptions],
     ) -> AsyncTask:
-        """Submit one task and return its handle; its id is final, its acknowledgement on its way.
-
-        Waits only while there is no room, and with a key.
-
-        Args:
-            type: which handler is to run it.
-            data: a JSON object: text keys, 64-bit integers, finite floats.
-            idempotency_key: the same key and body give the same task (1 to 128 characters);
-                waits for the acknowledgement, which says which task that is.
-            options: see `SubmitOptions`.
-
-        Raises:
-            InvalidTaskError: `data` or an option is not as described.
-            PayloadTooLargeError: `data` is larger than 32 MB.
-            WaitTimeoutError: there was no room within `timeout`.
-        """
+        """As `Client.submit`; waits only while there is no room, and with a key."""
         node = self.node
         data = {} if data is None else data
         payload = encode_data(data)
-        kind = kind_of(type, model_of(type, data), options)
-        timeout_s = options.get("timeout")
+        shared = group_of(type, model_of(type, data), options)
+        timeout_s, is_listened = options.get("timeout"), bool(options.get("listen"))
         if not idempotency_key:
-            is_listened = bool(options.get("listen"))
-            place = await node.append(kind, payload, timeout_s, is_listened=is_listened)
+            place = await node.append(shared, payload, timeout_s, is_listened=is_listened)
             return AsyncTask(self, *place)
         check_key(idempotency_key)
         left_s = countdown(timeout_s)
-        post = Post(idempotency_key, is_listened=bool(options.get("listen")))
-        submission = await node.enqueue([group_of(kind, [payload])], timeout_s, post)
+        submission = await node.enqueue(
+            [filled(shared, [payload])], timeout_s, key=idempotency_key, is_listened=is_listened
+        )
         await node.waits.settled(submission, left_s())
         return AsyncTask(self, submission, 0)
 
     async def call(
         self, type: str, data: Mapping[str, Any] | None = None, **options: Unpack[SubmitOptions]
     ) -> Result:
-        """Submit one task and wait for its result: `submit` and `AsyncTask.result` in one.
-
-        Args:
-            type, data: as of `submit`.
-            options: as of `submit`, but `timeout` is how long to wait for the result.
-
-        Raises:
-            As of `submit` and of `AsyncTask.result`. After a `WaitTimeoutError`, which names the
-            task, it goes on if the orchestrator has it by then; `task` opens it.
-        """
+        """As `Client.call`."""
         refuse_listening(options)
         timeout_s = options.get("timeout")
         left_s = countdown(timeout_s)
@@ -204,23 +174,17 @@ class AsyncClient:
         datas: Iterable[Mapping[str, Any]] | AsyncIterable[Mapping[str, Any]],
         **options: Unpack[SubmitOptions],
     ) -> list[AsyncTask]:
-        """Submit many tasks of one type; return their handles once all are acknowledged.
-
-        Raises:
-            TaskRejectedError: a part was refused; the other parts may have been accepted.
-            Others as of `submit`.
-        """
-        node, timeout_s = self.node, options.get("timeout")
-        left_s = countdown(timeout_s)
-        kind_of(type, "", options)  # said before the first is taken
+        """As `Client.submit_many`."""
+        node, template = self.node, Template(type, options)
+        left_s = countdown(template.timeout_s)
         submissions = []
         portion: list[Mapping[str, Any]] = []
-        post = Post(is_listened=bool(options.get("listen")))
 
         async def enqueue() -> None:
-            for model, payloads in cut(type, portion):
-                group = group_of(kind_of(type, model, options), payloads)
-                submissions.append(await node.enqueue([group], left_s(), post))
+            for group in template.cut(portion):
+                submissions.append(
+                    await node.enqueue([group], left_s(), is_listened=template.is_listened)
+                )
             portion.clear()
             await asyncio.sleep(0)  # a long run of submits lets others in between
 
@@ -233,7 +197,7 @@ class AsyncClient:
             for submission in submissions:
                 await node.waits.settled(submission, left_s())
         except WaitTimeoutError as error:
-            raise told_whole(error, timeout_s) from None
+            raise told_whole(error, template.timeout_s) from None
         return [
             AsyncTask(self, submission, at)
             for submission in submissions
@@ -243,35 +207,22 @@ class AsyncClient:
     def map(
         self, type: str, datas: Iterable[Any] | AsyncIterable[Any], **options: Unpack[MapOptions]
     ) -> AsyncIterator[Result | TaskError]:
-        """Submit a task for each of `datas`, as they are taken; yield the results in order.
+        """As `Client.map`, but the tasks are submitted as their results are taken.
 
-        The source may be longer than memory: it is read ahead by `in_flight` tasks. When the
-        results end early, by an error or because nobody takes them, what is in flight is
-        cancelled.
-
-        Raises:
-            Whatever `AsyncTask.result` raises, at the first task that did not succeed (without
-            `return_exceptions`); what the source raises, after what came before it.
-            WaitTimeoutError: `timeout` is over.
+        The source may be longer than memory: it is read ahead by `in_flight` tasks. What it raises
+        comes after what came before it.
         """
         timeout_s = options.pop("timeout", None)
         return_exceptions = options.pop("return_exceptions", False)
-        in_flight = options.pop("in_flight", IN_FLIGHT)
+        in_flight = window_of(options.pop("in_flight", None))
         each_as = cast(SubmitOptions, options)
         refuse_listening(each_as)
-        kinds = {"": kind_of(type, "", each_as)}
-        if in_flight.__class__ is not int or in_flight < 1:
-            raise InvalidTaskError(f"in_flight: saw {in_flight!r:.80}, expected 1 or more")
+        template = Template(type, each_as)
         left_s = countdown(timeout_s)
         node = self.node
 
         async def submit(data: Any) -> AsyncTask:
-            payload = encode_data(data)
-            model = model_of(type, data)
-            kind = kinds.get(model)
-            if kind is None:
-                kind = kinds[model] = kind_of(type, model, each_as)
-            return AsyncTask(self, *await node.append(kind, payload, None))
+            return AsyncTask(self, *await node.append(*template.of(data), None))
 
         feed = Feed(datas, submit, in_flight, keeps_errors=return_exceptions)
         self._feeders.add(feed.feeder)
@@ -313,25 +264,13 @@ class AsyncClient:
                 task.remove_done_callback(finished.put)
 
     async def flush(self, timeout: float | None = None) -> None:
-        """Wait until everything submitted so far is acknowledged.
-
-        Raises:
-            TaskRejectedError: a part of what was submitted since the last flush was refused.
-            WaitTimeoutError: `timeout` is over.
-        """
+        """As `Client.flush`."""
         await self.node.waits.flush(timeout)
 
     # -------------------------------------------------------------------- the others
 
     def task(self, task_id: str | Task | AsyncTask) -> AsyncTask:
-        """Return a handle of a task that was submitted anywhere.
-
-        Args:
-            task_id: its id, or another handle of it.
-
-        Raises:
-            UnknownTaskError: that is no id of a task (InvalidTaskError: and no text).
-        """
+        """As `Client.task`."""
         known = task_id.id if isinstance(task_id, (Task, AsyncTask)) else task_id
         return AsyncTask(self, *self.node.watch(known))
 
@@ -341,69 +280,35 @@ class AsyncClient:
         state: str | None = "",
         type: str | None = "",
         newest_first: bool = False,
-        timeout: float | None = ASK_S,
+        timeout: float | None = DEFAULT_QUESTION_S,
     ) -> AsyncIterator[dict[str, Any]]:
-        """Yield the status bodies of tasks, as `AsyncTask.status` returns them.
+        """As `Client.tasks`."""
+        listing = Listing(state, type, newest_first=newest_first)
+        while not listing.is_over:
+            for body in listing.bodies(await self.ask("tasks", listing.args, timeout=timeout)):
+                yield body
 
-        Args:
-            state: queued, delayed, running, completed, failed, cancelled; empty: all.
-            type: of one task type only; empty: of all.
-            newest_first: those that were submitted last come first; else the oldest do.
-            timeout: of each page.
-
-        Raises:
-            InvalidTaskError: there is no such state.
-            BrokerUnavailableError: no answer within `timeout`.
-        """
-        ask = partial(self.ask, "tasks", timeout=timeout)
-        wanted = {"state": state or "", "type": type or "", "limit": LISTED_AT_ONCE, "cursor": ""}
-        wanted |= {"order": "newest"} if newest_first else {}
-        while True:
-            page = await ask(wanted)
-            for body in page["tasks"]:
-                yield readable(body)
-            wanted["cursor"] = page["next_cursor"] or ""
-            if not wanted["cursor"]:
-                return
-
-    async def replay(self, task_id: str, *, timeout: float | None = ASK_S) -> AsyncTask:
-        """Submit a failed or cancelled task anew, under a new id; return its handle.
-
-        Raises:
-            InvalidTaskError: it is not finished, completed, or its data is lost.
-            UnknownTaskError: the orchestrator does not know it, or no longer.
-            BrokerUnavailableError: no answer within `timeout`.
-        """
+    async def replay(
+        self, task_id: str, *, timeout: float | None = DEFAULT_QUESTION_S
+    ) -> AsyncTask:
+        """As `Client.replay`."""
         session, n = self.node.next_id()
         args = {"id": task_id, "session": session, "n": n}
         return self.task(str((await self.ask("replay", args, timeout=timeout))["task_id"]))
 
-    async def workers(self, *, timeout: float | None = ASK_S) -> list[WorkerInfo]:
-        """Return the workers that the orchestrator knows, offline ones too.
-
-        Raises:
-            BrokerUnavailableError: no answer within `timeout`.
-        """
+    async def workers(self, *, timeout: float | None = DEFAULT_QUESTION_S) -> list[WorkerInfo]:
+        """As `Client.workers`."""
         return list((await self.ask("workers", {}, timeout=timeout))["workers"])
 
-    async def stats(self, *, timeout: float | None = ASK_S) -> Stats:
-        """Return how many workers and tasks there are, and how the tasks ended.
-
-        Raises:
-            BrokerUnavailableError: no answer within `timeout`.
-        """
+    async def stats(self, *, timeout: float | None = DEFAULT_QUESTION_S) -> Stats:
+        """As `Client.stats`."""
         return cast(Stats, await self.ask("stats", {}, timeout=timeout))
 
     async def ask(
-        self, what: str, args: Mapping[str, object], *, timeout: float | None = ASK_S
+        self, what: str, args: Mapping[str, object], *, timeout: float | None = DEFAULT_QUESTION_S
     ) -> dict[str, Any]:
-        """Ask the orchestrator something (see ``docs/PROTOCOL.md``, Questions).
-
-        Raises:
-            D8Error: what it answered instead.
-            BrokerUnavailableError: no answer within `timeout`.
-        """
-        return await self.node.ask(what, args, ASK_S if timeout is None else timeout)
+        """As `Client.ask`."""
+        return await self.node.ask(what, args, DEFAULT_QUESTION_S if timeout is None else timeout)
 
     @property
     def is_closed(self) -> bool:
@@ -412,27 +317,22 @@ class AsyncClient:
 
     @property
     def is_connected(self) -> bool:
-        """True while an orchestrator answers."""
+        """As `Client.is_connected`."""
         return self._node is not None and self._node.is_connected
 
     @property
     def is_over_http(self) -> bool:
-        """True while only the REST port can be reached."""
+        """As `Client.is_over_http`."""
         return self._node is not None and self._node.is_over_http
 
     async def wait_connected(self, timeout: float | None = None) -> bool:
-        """Wait until an orchestrator answers; return whether one does."""
+        """As `Client.wait_connected`."""
         return await self.node.wait_connected(timeout)
 
     async def close(self, timeout: float | None = CLOSE_S) -> None:
-        """Wait for what was submitted to be acknowledged, say goodbye, and let all go.
+        """As `Client.close`; ``async with`` calls it at its end.
 
-        ``async with`` calls it at its end. Whoever still waits for something gets a
-        `NodeClosedError`; tasks go on.
-
-        Raises:
-            NotAcknowledgedError: not all was acknowledged within `timeout`, or it was refused and
-                nobody was told so; it has the ids.
+        Whoever still waits for something gets a `NodeClosedError`; tasks go on.
         """
         timeout_s = bounded(timeout)
         if self._is_closed:

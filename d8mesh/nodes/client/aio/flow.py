@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 
 from d8mesh.errors import NodeClosedError, TaskError, WaitTimeoutError
 from d8mesh.nodes.client.aio.task import AsyncTask
-from d8mesh.nodes.client.handle import Result
+from d8mesh.nodes.client.results import Result
 from d8mesh.nodes.client.timeouts import told_whole
 
 Datas: TypeAlias = "Iterable[dict[str, Any]] | AsyncIterable[dict[str, Any]]"

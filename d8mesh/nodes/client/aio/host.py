@@ -16,7 +16,7 @@ from d8mesh.nodes.client.runner import ClientRunner
 T = TypeVar("T")
 #: Messages taken in one turn: a turn holds up everything else on the loop, and each message may
 #: carry a thousand outcomes.
-MESSAGES_PER_TURN: Final = 32
+MESSAGES_PER_LOOP_TURN: Final = 32
 
 
 class LoopHost:
@@ -123,7 +123,7 @@ class LoopHost:
         if runner is None:
             return
         try:
-            runner.turn(MESSAGES_PER_TURN)
+            runner.turn(MESSAGES_PER_LOOP_TURN)
             is_more = runner.has_input  # also what came in while something was sent
         except Exception as error:
             runner.died(error)

@@ -5,47 +5,46 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextlib
-import itertools
 import logging
-import os
 import warnings
-from collections.abc import AsyncGenerator, Callable, Mapping
-from copy import copy
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Final
 
 from d8mesh.config import Config
-from d8mesh.core.client.submission import Submission
-from d8mesh.core.protocol.messages import Group, Query, Stream
+from d8mesh.core.client.submission import Submission, TaskOutcome, awaiting
+from d8mesh.core.protocol.messages import Group
 from d8mesh.edge.logs import event
 from d8mesh.edge.transport.connector import Connector
 from d8mesh.errors import BrokerUnavailableError, D8Error, NodeClosedError, WaitTimeoutError
-from d8mesh.nodes.client import farewell
 from d8mesh.nodes.client.aio.host import LoopHost
-from d8mesh.nodes.client.aio.waits import Signal, Waits
-from d8mesh.nodes.client.completion_waiters import say_waiting
-from d8mesh.nodes.client.farewell import CLOSE_S, TOLD_AFTER_S, missing_of, tell
-from d8mesh.nodes.client.keeping import KeptOutput
-from d8mesh.nodes.client.listening import listen
-from d8mesh.nodes.client.reasons import Reasons
-from d8mesh.nodes.client.runner import ClientRunner, Slot
-from d8mesh.nodes.client.sessions import new_session
-from d8mesh.nodes.client.submissions import (
-    SUBMISSION_TASKS,
-    Kind,
-    Post,
-    awaiting,
-    check_encodable,
-    size_of,
+from d8mesh.nodes.client.aio.waits import Signal, Waits, resolve
+from d8mesh.nodes.client.closing import (
+    CLOSE_S,
+    PRINT_AFTER_S,
+    missing_of,
+    note_missing,
+    print_waiting,
+    raise_missing,
 )
-from d8mesh.nodes.client.submitter import Submitter
-from d8mesh.nodes.client.timeouts import bounded
+from d8mesh.nodes.client.completion_waiters import log_waiting
+from d8mesh.nodes.client.groups import SUBMISSION_TASKS, Sent, size_of
+from d8mesh.nodes.client.outputs import listen
+from d8mesh.nodes.client.questions import Questions, unanswered
+from d8mesh.nodes.client.reasons import Reasons
+from d8mesh.nodes.client.runner import ClientRunner
+from d8mesh.nodes.client.sessions import new_session
+from d8mesh.nodes.client.stream_buffer import KeptOutput, StreamBuffer
+from d8mesh.nodes.client.streams import OnStream
+from d8mesh.nodes.client.submitter import Submitter, sent_of
+from d8mesh.nodes.client.timeouts import DEFAULT_QUESTION_S, bounded
 from d8mesh.nodes.reconnector.reconnector import Reconnector
 from d8mesh.nodes.reconnector.search import Search
 
 #: How long a look at why something does not come may hold up who is told that it has not.
 WHY_S: Final = 2.0
 #: How long the end of a loop waits, once that was told, for what nobody waited for.
-UNCLOSED_S: Final = CLOSE_S - TOLD_AFTER_S
+UNCLOSED_S: Final = CLOSE_S - PRINT_AFTER_S
 _log: Final = logging.getLogger("d8mesh.client")
 
 
@@ -63,10 +62,7 @@ class AsyncNode:
 
     def __init__(self, config: Config, *, endpoint: str | None, url: str | None) -> None:
         self.loop = asyncio.get_running_loop()
-        self._pid = os.getpid()
         self._session = new_session(config.mesh)
-        self._is_closed = False
-        self._next_request = itertools.count(1)
         self._connecting: set[Signal] = set()
         self.waits = Waits(self.loop, self.check_alive, self._why, self._say)
         self._host = LoopHost(self.loop, self._after_turn)
@@ -80,7 +76,9 @@ class AsyncNode:
         self._runner = ClientRunner(
             self._session, self.waits.waiters, self._host, self._reconnector
         )
-        self._submitter = Submitter(self._session, self.waits.waiters, self._runner)
+        self.waits.waiters.check_alive = self._runner.check_alive  # without a detour
+        self._submitter = Submitter(self._runner)
+        self._questions = Questions(self._runner)
         self._host.start(self._runner)
         self._leaving: asyncio.Task[None] | None = None
         self._guard = self._await_loop_end()
@@ -90,12 +88,12 @@ class AsyncNode:
     @property
     def is_forked(self) -> bool:
         """True in the child of a fork: all of this is the parent's."""
-        return os.getpid() != self._pid
+        return self._runner.is_forked
 
     @property
     def is_closed(self) -> bool:
         """True once nothing can come any more."""
-        return self._is_closed
+        return self._runner.is_closed
 
     @property
     def is_connected(self) -> bool:
@@ -103,92 +101,105 @@ class AsyncNode:
         return self._session.is_up
 
     @property
-    def has_input(self) -> bool:
-        """True if something has come in that no turn has taken."""
-        return self._runner.has_input
-
-    @property
     def is_over_http(self) -> bool:
         """True while only the REST port can be reached."""
         return self._runner.is_over_http
 
     def check_alive(self) -> None:
-        """Raise what makes everything useless.
-
-        Raises:
-            NodeClosedError: it is closed, or this is the child of a fork.
-            D8Error: the orchestrator refuses this client for good.
-        """
-        if self._runner.fatal is not None:
-            raise copy(self._runner.fatal)  # each its own: an error grows with who raises it
-        if self._is_closed:
-            raise NodeClosedError
-        if self.is_forked:
-            raise NodeClosedError("a client does not survive a fork: make a new one in the child")
+        """Make sure that something can still come; see `ClientRunner.check_alive`."""
+        self._runner.check_alive()
 
     # ------------------------------------------------------------------- submitting
 
     async def append(
-        self, kind: Kind, payload: bytes, timeout_s: float | None, *, is_listened: bool = False
+        self, group: Group, payload: bytes, timeout_s: float | None, *, is_listened: bool = False
     ) -> tuple[Submission, int]:
-        """Put one task into the submission that is open; return its place.
-
-        Raises:
-            WaitTimeoutError: there was no room within `timeout_s`.
-        """
+        """Put one task into the open submission; see `Submitter.append`."""
         if not self.waits.has_room(1, len(payload)):
             await self.waits.room(1, len(payload), timeout_s)
         submission, index = self._submitter.append(
-            kind, payload, timeout_s, is_listened=is_listened
+            group, payload, timeout_s, is_listened=is_listened
         )
         if index == SUBMISSION_TASKS - 1:  # a long run of submits lets others in between
             await asyncio.sleep(0)
         return submission, index
 
-    async def enqueue(self, groups: list[Group], timeout_s: float | None, post: Post) -> Submission:
-        """Submit these as one submission.
-
-        Raises:
-            As `append`; InvalidTaskError, PayloadTooLargeError: no message can carry them.
-        """
+    async def enqueue(
+        self,
+        groups: list[Group],
+        timeout_s: float | None,
+        *,
+        key: str = "",
+        is_listened: bool = False,
+    ) -> Submission:
+        """Submit these as one submission; see `Submitter.enqueue`."""
         self.check_alive()
         await self.waits.room(*size_of(groups), timeout_s)
-        return self._submitter.enqueue(groups, timeout_s, post)
+        return self._submitter.enqueue(groups, timeout_s, key=key, is_listened=is_listened)
+
+    async def submit_groups(
+        self,
+        groups: Sequence[Group],
+        *,
+        key: str = "",
+        is_listened: bool = False,
+        timeout_s: float | None = DEFAULT_QUESTION_S,
+    ) -> Sent:
+        """Submit all of these or nothing; see `Client.submit_groups`."""
+        self.check_alive()
+        await self.waits.room(*size_of(groups), timeout_s)
+        submission, index = self._submitter.place(
+            groups, timeout_s, key=key, is_listened=is_listened
+        )
+        await self.waits.settled(submission, timeout_s)
+        return sent_of(submission, index)
 
     def next_id(self) -> tuple[str, int]:
         """Return a session and a counter that make an unused task id."""
-        return self._session.name, self._submitter.next_n()
+        return self._submitter.next_id()
 
     # ----------------------------------------------------------------------- asking
 
     def watch(self, task_id: str) -> tuple[Submission, int]:
-        """Return where the outcome of anybody's task will arrive."""
+        """Return where the outcome of anybody's task will arrive; see `Submitter.watch`."""
         self.check_alive()
-        submission = awaiting(task_id)
-        if (place := self.waits.waiters.place_of(task_id)) is not None:
-            return place  # its own, on its way: nobody else knows it
-        self._runner.do(lambda now: self._session.watch(submission))
-        return submission, 0
+        return self._submitter.watch(task_id)
 
-    def listen(self, task_id: str, on_event: Callable[[Stream | None], None]) -> Callable[[], None]:
+    async def outcome_of(self, task_id: str, timeout_s: float | None) -> TaskOutcome | None:
+        """Wait for how anybody's acknowledged task ends; None: it has not within `timeout_s`.
+
+        Raises:
+            UnknownTaskError: that is no id of a task.
+        """
+        submission, session = awaiting(task_id), self._session
+        self.check_alive()
+        self._runner.do(lambda now: session.watch(submission))
+        try:
+            await self.waits.finished(submission, 0, timeout_s, is_reason_wanted=False)
+        except WaitTimeoutError:
+            return None
+        finally:
+            self._runner.do(lambda now: session.unwatch(submission))
+        return submission.outcome(0)
+
+    def listen(self, task_id: str, on_stream: OnStream) -> Callable[[], None]:
         """Hear a task's partial output, and None once it is finished; return what stops it."""
         self.check_alive()
-        return listen(self._runner, self._session, task_id, on_event)
+        return listen(self._runner, task_id, on_stream)
+
+    @property
+    def stream_buffer(self) -> StreamBuffer:
+        """What keeps the output of tasks that were submitted with ``listen=True``."""
+        return self._runner.stream_buffer
 
     def kept_output(self, task_id: str) -> KeptOutput | None:
         """Return what is kept of the output of a task that was submitted with ``listen=True``."""
-        return self._runner.keeping.of(task_id)
+        return self._runner.stream_buffer.of(task_id)
 
-    def hear(self, task_id: str, on_event: Callable[[Stream | None], None]) -> Callable[[], None]:
+    def hear(self, task_id: str, on_stream: OnStream) -> Callable[[], object]:
         """Be told what comes in of a task that is listened to already; return what stops it."""
-        listeners = self._runner.listeners
-        listeners.setdefault(task_id, []).append(on_event)
-
-        def stop() -> None:
-            with contextlib.suppress(ValueError):
-                listeners.get(task_id, []).remove(on_event)
-
-        return stop
+        self._runner.listeners.add(task_id, on_stream)
+        return partial(self._runner.listeners.remove, task_id, on_stream)
 
     async def ask(self, what: str, args: Mapping[str, object], timeout_s: float) -> dict[str, Any]:
         """Ask the orchestrator something.
@@ -202,30 +213,21 @@ class AsyncNode:
             return answer
         self.check_alive()
         why = await self._look(self._reasons.trouble) if timeout_s else ""
-        raise BrokerUnavailableError(
-            f"no orchestrator answered {what!r} within {timeout_s:g} s" + (why and f": {why}")
-        )
+        raise unanswered(what, timeout_s, why)
 
     async def _answer(
         self, what: str, args: Mapping[str, object], timeout_s: float | None
     ) -> dict[str, Any] | None:
         """Return the answer to a question; None: there was none in time."""
-        self.check_alive()
-        request = next(self._next_request)
-        question = Query(request, what, dict(args))
-        check_encodable(question, what)
-        answered = self.loop.create_future()
-        slot = self._runner.answers[request] = Slot(_Flag(answered))
-        self._runner.do(lambda now: self._session.ask(question, now))
+        ready = self.loop.create_future()
+        pending = self._questions.begin(what, args, partial(resolve, ready))
         try:
-            await self.waits.other(answered, timeout_s, f"the answer to {what!r}")
+            await self.waits.other(ready, timeout_s, f"the answer to {what!r}")
         except WaitTimeoutError:
             return None
         finally:
-            self._runner.answers.pop(request, None)
-            if not slot.is_answered:
-                self._runner.do(lambda now: self._session.forget_ask(request))
-        return slot.content() if slot.is_answered else None
+            self._questions.end(pending)
+        return pending.content()
 
     async def wait_connected(self, timeout_s: float | None) -> bool:
         """Wait until an orchestrator answers; return whether one does."""
@@ -257,13 +259,13 @@ class AsyncNode:
             return ""
 
     def _say(self, what: str, task_id: str) -> None:
-        self._host.have_done(lambda: say_waiting(what, self._reasons.of(task_id)))
+        self._host.have_done(lambda: log_waiting(what, self._reasons.of(task_id)))
 
     def _ask_from_afar(
         self, what: str, args: Mapping[str, object], timeout_s: float
     ) -> dict[str, Any]:
         """Ask from another thread."""
-        if self._is_closed:
+        if self.is_closed:
             raise NodeClosedError
         answer = asyncio.run_coroutine_threadsafe(self._answer(what, args, timeout_s), self.loop)
         with contextlib.suppress(TimeoutError, concurrent.futures.CancelledError):
@@ -290,18 +292,13 @@ class AsyncNode:
             if waiters.count:
                 why = await self._why("")
         except BaseException as error:  # who waits is told by that, and by the log
-            missing = missing_of(waiters, "the wait was interrupted")
-            if missing is not None:
-                error.add_note(f"d8mesh: {missing}")
-                tell(missing)
+            note_missing(error, missing_of(waiters, "the wait was interrupted"))
             raise
         finally:
             self._end()
             await self._host.finish()
             await self._guard.aclose()
-        missing = missing_of(waiters, why)
-        if missing is not None:
-            raise missing
+        raise_missing(waiters, why)
 
     def abandon(self) -> None:
         """Nobody has this any more, and nobody closed it: as `leave`, but the loop may go on.
@@ -326,7 +323,7 @@ class AsyncNode:
 
     def leave(self) -> None:
         """Let all go, and say that nobody closed this: what it waits for may be lost."""
-        if self._is_closed or self.is_forked:
+        if self.is_closed or self.is_forked:
             return
         with contextlib.suppress(RuntimeError):  # a program that ends can start no more threads
             self._end()
@@ -338,9 +335,9 @@ class AsyncNode:
         warnings.warn(text, ResourceWarning, source=self, stacklevel=2)
 
     def _end(self) -> None:
-        if self._is_closed:
+        if self.is_closed:
             return
-        self._is_closed = True
+        self._runner.is_closed = True
         self.waits.fail(self._runner.fatal or NodeClosedError())
         self._host.stop()
         self._host.have_done(self._reconnector.close)
@@ -357,15 +354,15 @@ class AsyncNode:
     async def _wait_unclosed(self) -> None:
         """Nobody has closed this: wait, as `close` does, for what was submitted to be on disk."""
         waiters = self.waits.waiters
-        if self._is_closed or self.is_forked or not waiters.count:
+        if self.is_closed or self.is_forked or not waiters.count:
             return
         waiters.shut()
         with contextlib.suppress(D8Error):
             self.check_alive()
             with contextlib.suppress(WaitTimeoutError):
-                await self.waits.emptied(TOLD_AFTER_S)
+                await self.waits.emptied(PRINT_AFTER_S)
             if waiters.count:
-                farewell.say_waiting(waiters.count, UNCLOSED_S)
+                print_waiting(waiters.count, UNCLOSED_S)
                 await self.waits.emptied(UNCLOSED_S)
 
     def _after_turn(self) -> None:
@@ -373,16 +370,4 @@ class AsyncNode:
             self.waits.fail(self._runner.fatal)
         elif self._connecting and self._runner.connected.is_set():
             for each in self._connecting:
-                if not each.done():
-                    each.set_result(True)
-
-
-class _Flag:
-    """Sets a future when an answer is there."""
-
-    def __init__(self, future: Signal) -> None:
-        self._future = future
-
-    def set(self) -> None:
-        if not self._future.done():
-            self._future.set_result(True)
+                resolve(each)

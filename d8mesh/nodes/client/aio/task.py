@@ -6,21 +6,32 @@ import asyncio
 import contextlib
 import contextvars
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 from d8mesh.core.client.submission import Submission
-from d8mesh.core.protocol.messages import CANCELLED_STATE, COMPLETED_STATE, FAILED_STATE, Stream
+from d8mesh.core.protocol.messages import CANCELLED_STATE, Stream
 from d8mesh.errors import D8Error, TaskCancelledError, TaskRejectedError, WaitTimeoutError
+from d8mesh.nodes.client.aio.node import AsyncNode
 from d8mesh.nodes.client.aio.waits import Inbox, Signal
-from d8mesh.nodes.client.handle import ASK_S, Result, readable, result_of
-from d8mesh.nodes.client.keeping import KeptOutput, Missed, Position
-from d8mesh.nodes.client.timeouts import bounded, countdown
-
-if TYPE_CHECKING:
-    from d8mesh.nodes.client.aio.client import AsyncClient
+from d8mesh.nodes.client.results import Result, is_cancelled_already, readable, result_of
+from d8mesh.nodes.client.stream_buffer import NOTHING_KEPT, KeptOutput
+from d8mesh.nodes.client.streams import Missed, Position
+from d8mesh.nodes.client.timeouts import DEFAULT_QUESTION_S, bounded, countdown
 
 #: Called with the task once its outcome is there.
 OnDone: TypeAlias = "Callable[[AsyncTask], object]"
+
+
+class AsyncNodeOwner(Protocol):
+    """What a task's client is to its handles: as long as there is one, it is not collected."""
+
+    @property
+    def node(self) -> AsyncNode:
+        """The session on the loop that runs here; see `AsyncClient.node`."""
+
+    @property
+    def is_closed(self) -> bool:
+        """True once it is closed: nothing can come any more."""
 
 
 class AsyncTask:
@@ -32,7 +43,7 @@ class AsyncTask:
 
     __slots__ = ("__weakref__", "_callbacks", "_client", "_index", "_submission")
 
-    def __init__(self, client: AsyncClient, submission: Submission, index: int) -> None:
+    def __init__(self, client: AsyncNodeOwner, submission: Submission, index: int) -> None:
         self._client = client
         self._submission = submission
         self._index = index
@@ -40,15 +51,12 @@ class AsyncTask:
 
     @property
     def id(self) -> str:
-        """The task's id, final from the start; it opens the task in any other process."""
+        """As `Task.id`."""
         return self._submission.task_id(self._index)
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What the orchestrator says of the submit: that no worker offers the type, say.
-
-        Empty before the acknowledgement.
-        """
+        """As `Task.warnings`."""
         return self._submission.warnings
 
     def __repr__(self) -> str:
@@ -58,19 +66,15 @@ class AsyncTask:
         return self.result().__await__()
 
     def done(self) -> bool:
-        """Return whether awaiting it returns or raises at once.
-
-        It does when the outcome has arrived here, when the submit was refused, and when the
-        client is closed: then nothing will arrive any more.
-        """
+        """Return whether awaiting it returns or raises at once; see `Task.done`."""
         return self.is_known() or self._client.is_closed
 
     def is_known(self) -> bool:
         """Return whether the outcome has arrived here, or will not because it was refused."""
-        return bool(self._submission.states[self._index]) or self._submission.refusal is not None
+        return self._submission.is_known(self._index)
 
     def cancelled(self) -> bool:
-        """Return whether it is known here that the task was cancelled."""
+        """As `Task.cancelled`."""
         return self._submission.states[self._index] == CANCELLED_STATE
 
     def add_done_callback(
@@ -102,16 +106,7 @@ class AsyncTask:
             signal.get_loop().call_soon(callback, self, context=context)
 
     async def result(self, timeout: float | None = None) -> Result:
-        """Wait for the recorded result and return it: an object with ``success`` true.
-
-        Raises:
-            TaskFailedError: the task failed; the error carries its ``result``.
-            TaskCancelledError: the task was cancelled.
-            TaskRejectedError: the submit was refused; nothing was accepted.
-            UnknownTaskError: the orchestrator does not know the task.
-            WaitTimeoutError: `timeout` is over; the task goes on.
-            NodeClosedError: the client is closed, and the outcome had not arrived.
-        """
+        """As `Task.result`."""
         timeout_s = bounded(timeout)
         if not self.is_known():
             await self.known(timeout_s)
@@ -137,16 +132,11 @@ class AsyncTask:
         if submission.refusal is not None:
             with self._named():
                 submission.raise_refusal()
-        return result_of(submission.states[index], submission.payloads[index] or b"", self.id)
+        payload = submission.payloads[index] or b""
+        return result_of(submission.states[index], payload, submission, index)
 
     async def exception(self, timeout: float | None = None) -> D8Error | None:
-        """Wait for the outcome; return what `result` raises, None if it returns.
-
-        Raises:
-            TaskCancelledError: the task was cancelled.
-            WaitTimeoutError: `timeout` is over; the task goes on.
-            InvalidTaskError: `timeout` is no number of seconds.
-        """
+        """As `Task.exception`."""
         bounded(timeout)
         try:
             await self.result(timeout)
@@ -157,61 +147,36 @@ class AsyncTask:
         return None
 
     async def accepted(self, timeout: float | None = None) -> None:
-        """Wait until the task is acknowledged: safely on the orchestrator's disk.
-
-        Raises:
-            TaskRejectedError: the submit was refused.
-            WaitTimeoutError: `timeout` is over.
-        """
+        """As `Task.wait_accepted`."""
         timeout_s = bounded(timeout)
         with self._named():
             if not self._submission.is_settled:
                 await self._client.node.waits.settled(self._submission, timeout_s)
             self._submission.raise_refusal()
 
-    async def status(self, timeout: float | None = ASK_S, *, full: bool = False) -> dict[str, Any]:
-        """Return the documented status body, as ``GET /api/tasks/status/{id}`` does.
-
-        Args:
-            full: with ``data``, the task's input, and ``history``, all that went wrong so far.
-
-        Raises:
-            TaskRejectedError: the submit was refused.
-            UnknownTaskError: the orchestrator does not know the task.
-            BrokerUnavailableError, WaitTimeoutError: no answer within `timeout`.
-        """
-        timeout = ASK_S if timeout is None else timeout
+    async def status(
+        self, timeout: float | None = DEFAULT_QUESTION_S, *, full: bool = False
+    ) -> dict[str, Any]:
+        """As `Task.status`."""
+        timeout = DEFAULT_QUESTION_S if timeout is None else timeout
         await self.accepted(timeout)  # before, nobody knows the task
         return readable(await self._ask("status", timeout, **({"full": True} if full else {})))
 
     async def _ask(self, what: str, timeout_s: float, **more: object) -> dict[str, Any]:
         with self._named():
-            return await self._client.ask(what, {"id": self.id, **more}, timeout=timeout_s)
+            return await self._client.node.ask(what, {"id": self.id, **more}, timeout_s)
 
-    async def cancel(self, timeout: float | None = ASK_S) -> bool:
-        """Cancel the task, also a running one; return whether it is cancelled now.
-
-        False: it had ended otherwise before. A running handler is told (`TaskContext`), and what
-        it still returns is dropped.
-
-        Raises:
-            UnknownTaskError: the orchestrator does not know the task.
-            BrokerUnavailableError, WaitTimeoutError: no answer within `timeout`.
-            NodeClosedError: the client is closed.
-        """
-        timeout = ASK_S if timeout is None else timeout
+    async def cancel(self, timeout: float | None = DEFAULT_QUESTION_S) -> bool:
+        """As `Task.cancel`."""
+        timeout = DEFAULT_QUESTION_S if timeout is None else timeout
         left_s = countdown(timeout)
-        if self._submission.refusal is not None:
-            return False
-        state = self._submission.states[self._index]
-        if state in (COMPLETED_STATE, FAILED_STATE, CANCELLED_STATE):
-            return state == CANCELLED_STATE
+        if (is_cancelled := is_cancelled_already(self._submission, self._index)) is not None:
+            return is_cancelled
         try:
             await self.accepted(left_s())
         except TaskRejectedError:
             return False
-        answer = await self._ask("cancel", timeout)
-        if answer["state"] != "cancelled":
+        if (await self._ask("cancel", timeout))["state"] != "cancelled":
             return False
         # Its outcome is on the way: `cancelled` is to be true when this returns.
         with contextlib.suppress(WaitTimeoutError):
@@ -219,59 +184,35 @@ class AsyncTask:
         return True
 
     async def stream(self, timeout: float | None = None) -> AsyncIterator[Any]:
-        """Yield partial output as it comes, until the task is finished.
-
-        Of a task that was submitted with ``listen=True`` from the first piece on.
-
-        Yields:
-            Texts or JSON values as the handler emitted them; `RESTARTED` when a new
-            attempt begins; a `Missed` where pieces are missing.
-
-        Raises:
-            WaitTimeoutError: nothing came for `timeout`.
-        """
+        """As `Task.stream`."""
         timeout_s = bounded(timeout)
-        kept = self._client.node.kept_output(self.id) if self._submission.is_listened else None
-        if kept is not None:
-            async for piece in self._kept_output(kept, timeout_s):
-                yield piece
-            return
-        if self._submission.is_listened:
-            yield Missed(None)
-        await self.accepted(timeout_s)  # before, nobody knows the task
-        node = self._client.node
-        heard: Inbox[Stream | None] = Inbox(node.loop, node.waits)
-        stop, position = node.listen(self.id, heard.put), Position(is_whole=False)
+        node, submission = self._client.node, self._submission
+        kept = node.kept_output(self.id) if submission.is_listened else None
+        is_whole = kept is not None
+        if kept is None:
+            if submission.is_listened:
+                yield Missed(None)
+            await self.accepted(timeout_s)  # before, nobody knows the task
+            kept = KeptOutput()
+        heard: Inbox[None] = Inbox(node.loop, node.waits)
+
+        def hear(stream: Stream | None) -> None:
+            if not is_whole:
+                kept.hear(stream)
+            if heard.is_empty:  # what was heard is kept, once
+                heard.put(None)
+
+        stop = (node.hear if is_whole else node.listen)(self.id, hear)
+        position, part = Position(is_whole=is_whole), NOTHING_KEPT
         try:
-            while True:
-                stream = await heard.next(timeout_s, f"output of {self.id}", self.id)
-                if stream is None:
-                    return
-                for piece in position.read(stream):
-                    yield piece
-        finally:
-            stop()
-
-    async def _kept_output(self, kept: KeptOutput, timeout_s: float | None) -> AsyncIterator[Any]:
-        node, position, at = self._client.node, Position(is_whole=True), 0
-        rung: Inbox[None] = Inbox(node.loop, node.waits)
-
-        def ring(stream: Stream | None) -> None:
-            if rung.is_empty:  # what was heard is kept, once
-                rung.put(None)
-
-        stop = node.hear(self.id, ring)
-        try:
-            while True:
-                at, streams, is_over = kept.read(at, 0.0)
-                for stream in streams:
+            while not part.is_over:
+                part = kept.read(part.at, 0.0)
+                for stream in part.streams:
                     for piece in position.read(stream):
                         yield piece
-                if is_over:
-                    break
-                if not streams:
-                    await rung.next(timeout_s, f"output of {self.id}", self.id)
+                if not part.streams and not part.is_over:
+                    await heard.next(timeout_s, f"output of {self.id}", self.id)
         finally:
             stop()
         with self._named():
-            self._submission.raise_refusal()
+            submission.raise_refusal()

@@ -7,11 +7,16 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable
 from copy import copy
-from typing import Final, Generic, TypeAlias, TypeVar
+from typing import Final, Generic, NamedTuple, TypeAlias, TypeVar
 
 from d8mesh.core.client.submission import Submission
 from d8mesh.errors import D8Error, WaitTimeoutError
-from d8mesh.nodes.client.completion_waiters import LOOK_S, LOOKS_S, STALL_S, CompletionWaiters
+from d8mesh.nodes.client.completion_waiters import (
+    LOOK_AROUND_S,
+    LOOKS_S,
+    QUIET_S,
+    CompletionWaiters,
+)
 from d8mesh.nodes.client.timeouts import bounded, countdown, timed_out, told_whole
 
 #: What is waited for: True once it has come, False when the time is over.
@@ -21,6 +26,22 @@ Item = TypeVar("Item")
 ACKNOWLEDGED: Final = -1
 #: An event loop's clocks take no more.
 LONGEST_S: Final = 1e8
+
+
+class _OneWait(NamedTuple):
+    """Since when one waits (monotonic seconds), for what, and whose outcome it is."""
+
+    since: float
+    what: str
+    task_id: str | None
+
+
+class _RoomWait(NamedTuple):
+    """One who waits for room."""
+
+    tasks: int
+    size_bytes: int
+    signal: Signal
 
 
 class Waits:
@@ -46,12 +67,12 @@ class Waits:
         self.waiters = CompletionWaiters(check_alive, on_change=self._changed)
         #: of each submission, by task or `ACKNOWLEDGED`
         self._waiting: dict[Submission, dict[int, list[Signal]]] = {}
-        self._for_room: deque[tuple[int, int, Signal]] = deque()
+        self._for_room: deque[_RoomWait] = deque()
         #: who was woken because there is room, and has not used it yet; how many tasks and bytes
         self._promises: set[Signal] = set()
         self._promised = self._promised_bytes = 0
-        #: the waits, the oldest first: since when, for what, and whose outcome it is
-        self._waits: dict[Signal, tuple[float, str, str | None]] = {}
+        #: the oldest first
+        self._waits: dict[Signal, _OneWait] = {}
         self._look: asyncio.TimerHandle | None = None
 
     @property
@@ -61,11 +82,23 @@ class Waits:
 
     # ----------------------------------------------------------------------- waiting
 
-    async def finished(self, submission: Submission, index: int, timeout_s: float | None) -> None:
-        """Wait until it is known how task `index` ended, or that its submit was refused."""
-        what = f"the result of {submission.task_id(index)}"
-        if not submission.states[index] and submission.refusal is None:
-            await self._of(submission, index, timeout_s, what, submission.task_id(index))
+    async def finished(
+        self,
+        submission: Submission,
+        index: int,
+        timeout_s: float | None,
+        *,
+        is_reason_wanted: bool = True,
+    ) -> None:
+        """Wait until it is known how task `index` ended, or that its submit was refused.
+
+        Args:
+            is_reason_wanted: that it does not come is said, and why.
+        """
+        if not submission.is_known(index):
+            task_id = submission.task_id(index)
+            asked_of = task_id if is_reason_wanted else None
+            await self._of(submission, index, timeout_s, f"the result of {task_id}", asked_of)
 
     async def settled(self, submission: Submission, timeout_s: float | None) -> None:
         """Wait until a submission is acknowledged; raise what it was refused with."""
@@ -79,7 +112,7 @@ class Waits:
         if self.has_room(count, size_bytes):
             return
         signal = self._loop.create_future()
-        self._for_room.append((count, size_bytes, signal))
+        self._for_room.append(_RoomWait(count, size_bytes, signal))
         try:
             await self._until(signal, timeout_s, "room for more tasks", "")
         finally:
@@ -157,10 +190,10 @@ class Waits:
         timer = None
         if timeout_s is not None:
             wait_s = min(max(timeout_s, 0.0), LONGEST_S)
-            timer = self._loop.call_later(wait_s, _resolve, signal, False)
-        self._waits[signal] = time.monotonic(), what, task_id
+            timer = self._loop.call_later(wait_s, resolve, signal, False)
+        self._waits[signal] = _OneWait(time.monotonic(), what, task_id)
         if self._look is None:
-            self._look = self._loop.call_later(STALL_S, self._look_around)
+            self._look = self._loop.call_later(QUIET_S, self._look_around)
         try:
             if await signal:
                 return
@@ -174,11 +207,11 @@ class Waits:
     def _look_around(self) -> None:
         """Have it said once when nothing has come for long."""
         self._look = None
-        for since, what, task_id in self._waits.values():
-            if task_id is not None:
-                if self.waiters.is_stalled(since, time.monotonic()):
-                    self._say(what, task_id)
-                self._look = self._loop.call_later(LOOK_S, self._look_around)
+        for wait in self._waits.values():
+            if wait.task_id is not None:
+                if self.waiters.is_stalled(wait.since, time.monotonic()):
+                    self._say(wait.what, wait.task_id)
+                self._look = self._loop.call_later(LOOK_AROUND_S, self._look_around)
                 return
 
     def _forget(self, submission: Submission, index: int, signal: Signal) -> None:
@@ -201,7 +234,7 @@ class Waits:
         if waiting:
             for index in [index for index in waiting if _has_come(submission, index)]:
                 for signal in waiting.pop(index):
-                    _resolve(signal)
+                    resolve(signal)
             if not waiting:
                 del self._waiting[submission]
         if self._for_room and submission.is_settled:
@@ -210,11 +243,11 @@ class Waits:
     def _make_room(self) -> None:
         """Wake who waits for room, in their order, as many as fit."""
         while self._for_room:
-            count, size_bytes, signal = self._for_room[0]
+            tasks, size_bytes, signal = self._for_room[0]
             if not signal.done():
-                if not self._fits(count, size_bytes):
+                if not self._fits(tasks, size_bytes):
                     return
-                self._promised += count
+                self._promised += tasks
                 self._promised_bytes += size_bytes
                 self._promises.add(signal)
                 signal.set_result(True)
@@ -228,7 +261,7 @@ class Waits:
         """End every wait with `error`: there is no sense in waiting any more."""
         waiting = [each for of_one in self._waiting.values() for each in of_one.values()]
         signals = [signal for each in waiting for signal in each]
-        signals += [signal for _, _, signal in self._for_room]
+        signals += [each.signal for each in self._for_room]
         for signal in [*signals, *self._waits]:
             if not signal.done():
                 signal.set_exception(copy(error))  # each its own: it names what was waited for
@@ -249,7 +282,7 @@ class Inbox(Generic[Item]):
         """Add one."""
         self._items.append(item)
         if self._signal is not None:
-            _resolve(self._signal)
+            resolve(self._signal)
 
     @property
     def is_empty(self) -> bool:
@@ -269,11 +302,10 @@ class Inbox(Generic[Item]):
 
 
 def _has_come(submission: Submission, index: int) -> bool:
-    if submission.refusal is not None:
-        return True
-    return submission.is_accepted if index == ACKNOWLEDGED else bool(submission.states[index])
+    return submission.is_settled if index == ACKNOWLEDGED else submission.is_known(index)
 
 
-def _resolve(signal: Signal, has_come: bool = True) -> None:
+def resolve(signal: Signal, has_come: bool = True) -> None:
+    """End a wait, if it is not over: what is waited for has come, or the time is over."""
     if not signal.done():
         signal.set_result(has_come)

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Final, Protocol
 
 #: How long `close` waits for the thread.
-END_S: Final = 3.0
+WATCHER_END_S: Final = 3.0
 #: Read at once of what woke the thread.
 BYTES: Final = 4096
 
@@ -110,7 +110,7 @@ class WatchingThread:
             self._is_stopped = True
         self._nudge()
         self._is_dealt_with.set()
-        self._thread.join(END_S)
+        self._thread.join(WATCHER_END_S)
 
     def _nudge(self) -> None:
         with contextlib.suppress(OSError):  # full: it is nudged; or closed
@@ -165,7 +165,7 @@ class WatchingThread:
             self._loop.call_soon_threadsafe(self._tell, ready)
         except RuntimeError:
             return False
-        while not self._is_dealt_with.wait(END_S):
+        while not self._is_dealt_with.wait(WATCHER_END_S):
             if self._loop.is_closed() or self._is_stopped:
                 return False
         return True

@@ -12,6 +12,15 @@ from pathlib import Path
 
 import pytest
 
+from d8mesh.core.broker.store import (
+    BatchPayloads,
+    EndOf,
+    FinishedTask,
+    PageOf,
+    PayloadsOf,
+    TaskPage,
+)
+from d8mesh.core.protocol.messages import FINAL_STATES
 from d8mesh.core.protocol.task import (
     Assigned,
     Cancelled,
@@ -33,6 +42,7 @@ from d8mesh.errors import JournalBrokenError, JournalError, JournalHeldError
 
 SESSIONS = ("0123456789abcdef", "vvvv456789abcdef")
 PAGE = 4096
+CODES = {state: code for code, state in FINAL_STATES.items()}
 ROOT = Path(__file__).parents[4]
 #: Damaged files looked at: each page of a small journal is hit by some of them.
 SEEDS = 24
@@ -133,19 +143,17 @@ def read(path: Path) -> tuple[dict[str, bytes], dict[str, tuple[int, bytes]]]:
     reader = Reader(path)
     queued: dict[str, bytes] = {}
     for batch, finished in restored.batches:
-        (payloads,) = reader.query("payloads", (batch.session, batch.first))[0]
-        assert isinstance(payloads, list)
+        answer = reader.ask(PayloadsOf(batch.session, batch.first))
+        assert isinstance(answer, BatchPayloads)
         for index in set(range(batch.count)) - set(finished):
-            queued[batch.task_id(index)] = payloads[index]
+            queued[batch.task_id(index)] = answer.payloads[index]
     outcomes: dict[str, tuple[int, bytes]] = {}
-    cursor: object = ""
+    cursor: str | None = ""
     while cursor is not None:
-        head, *rows = reader.query("list", ("", "", 1000, cursor))
-        cursor = head[0]
-        for row in rows:
-            if row[4] is not None:
-                assert isinstance(row[8], bytes)
-                outcomes[str(row[0])] = (int(str(row[4])), row[8])
+        page = reader.ask(PageOf(1000, cursor))
+        assert isinstance(page, TaskPage)
+        cursor = page.next_cursor
+        outcomes |= {task.id: (CODES[task.state], task.payload) for task in page.finished.values()}
     totals = restored.totals
     assert restored.kept_finished == len(outcomes)
     assert totals.submitted >= len(queued) + len(outcomes)
@@ -345,7 +353,7 @@ def test_a_journal_in_use_and_a_newer_one_are_refused(tmp_path: Path) -> None:
     journal.append([])
     journal._db.execute("UPDATE meta SET value = ? WHERE name = 'schema'", (SCHEMA_VERSION + 1,))
     journal.close()
-    with pytest.raises(JournalBrokenError, match="not broken, update"):
+    with pytest.raises(JournalBrokenError, match="not damaged; use"):
         recover(path, silent)
 
 
@@ -394,10 +402,10 @@ def test_the_report_says_which_tasks_are_lost_and_why(tmp_path: Path) -> None:
     told = json.loads(Path(report.moved_to).with_suffix(".json").read_text("utf-8"))
     assert told["lost_data"] == report.lost_data
     reader = Reader(path)
-    ((*_, why, _, history),) = reader.query("task", (report.lost_data[0],))
-    assert why == "the task's data could not be read from the damaged journal"
-    assert isinstance(history, list)
-    assert len(history) == 1
+    task = reader.ask(EndOf(report.lost_data[0]))
+    assert isinstance(task, FinishedTask)
+    assert task.why == "the task's data could not be read from the damaged journal"
+    assert len(task.past) == 1
     reader.close()
 
 

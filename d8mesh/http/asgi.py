@@ -1,0 +1,21 @@
+"""What ASGI (https://asgi.readthedocs.io) calls its types, and the headers of its requests."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from typing import Any, TypeAlias
+
+Scope: TypeAlias = MutableMapping[str, Any]
+Message: TypeAlias = MutableMapping[str, Any]
+Receive: TypeAlias = Callable[[], Awaitable[Message]]
+Send: TypeAlias = Callable[[Message], Awaitable[None]]
+AsgiApplication: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+
+def fields_of(scope: Scope) -> Mapping[str, str]:
+    """Return the headers by lower-case name; what came twice is joined by a comma."""
+    fields: dict[str, str] = {}
+    for name, value in scope["headers"]:
+        key, text = name.decode("latin-1"), value.decode("latin-1")
+        fields[key] = f"{fields[key]},{text}" if key in fields else text
+    return fields

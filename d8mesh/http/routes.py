@@ -1,0 +1,62 @@
+"""What a door is made of: its routes, and the form in which it tells errors."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, TypeAlias
+
+from d8mesh.errors import D8Error
+from d8mesh.http.answers import JSON, Refusal, Response, problem
+from d8mesh.http.request import Request
+
+#: Largest body where no data or results travel.
+SMALL_BODY_BYTES: Final = 1_048_576
+#: Largest body of all: a batch of frames as `edge.transport.tunnel` cuts them, and its envelope.
+MAX_BODY_BYTES: Final = 41 * 1024 * 1024
+
+#: ``async def call(request, **values of the rule) -> Response``
+Call: TypeAlias = Callable[..., Awaitable[Response]]
+#: Makes of a body what the call finds in `request.value`; it may run on a thread.
+Schema: TypeAlias = Callable[[bytes], Any]
+#: ``async def on_untaken(request, error, **values of the rule)``
+Untaken: TypeAlias = Callable[..., Awaitable[None]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HttpRoute:
+    """One call of a door.
+
+    rule: a path as Werkzeug's rules have it, ``/api/tasks/<task_id>/wait``.
+    method: GET serves HEAD too.
+    schema: None: the call looks at `request.body`, or at nothing.
+    on_untaken: told, before that is answered, when the body is refused for what it is.
+    takes: the media type of bodies.
+    is_light: answers without `Door.before`.
+    ends_with_caller: the call is cancelled when its caller leaves, as that of a GET always is;
+        else it runs to its end.
+    """
+
+    rule: str
+    call: Call
+    method: str = "GET"
+    schema: Schema | None = None
+    on_untaken: Untaken | None = None
+    takes: str = JSON
+    max_body_bytes: int = SMALL_BODY_BYTES
+    is_light: bool = False
+    ends_with_caller: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Door:
+    """Some routes and how they fail.
+
+    problem: the answer that tells of an error.
+    before: awaited before each call that is not light; what it raises is the answer.
+    """
+
+    name: str
+    routes: Sequence[HttpRoute]
+    problem: Callable[[D8Error | Refusal], Response] = problem
+    before: Callable[[Request], Awaitable[None]] | None = None

@@ -1,0 +1,137 @@
+"""A server on a real socket with a small ASGI application, for tests."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import socket
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+from d8mesh.edge.network import bind
+from d8mesh.http.asgi import Receive, Scope, Send
+from d8mesh.http.guard import Rejections
+from d8mesh.http.server import Server, ServerThread
+
+PATIENCE_S = 20.0
+
+
+class Noted(Rejections):
+    """Rejections as they came."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.noted: list[tuple[str, str]] = []
+
+    def add(self, code: str, peer: str, why: str, **more: Any) -> None:
+        self.noted.append((code, peer))
+
+
+class Served:
+    """/wait waits until its caller leaves, /write never ends, /body tells what came, and so on."""
+
+    def __init__(self, admits: bool = True) -> None:
+        self.refused = Noted()
+        self.is_gone = threading.Event()
+        self.waiting = threading.Semaphore(0)
+        self.server = Server(
+            self.application, [bind("127.0.0.1", 0)], lambda peer: admits, self.refused
+        )
+        self.thread = ServerThread(self.server)
+        (self.port,) = self.thread.ports
+        self.thread.start()
+
+    async def application(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers = [(b"Content-Type", b"application/json")]
+        path = scope["path"]
+        if path == "/raise":
+            raise ValueError("as it was asked to")
+        if path in ("/write", "/begun"):
+            await send({"type": "http.response.start", "status": 200, "headers": headers})
+            await (self._write(send) if path == "/write" else _body(receive))
+            raise ValueError("as it was asked to")
+        body = await self._answer(scope, receive)
+        if path == "/split":
+            headers.append((b"X", b"a\r\nb: c"))
+        if path != "/parts":
+            headers.append((b"Content-Length", b"%d" % len(body)))
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
+
+    async def _write(self, send: Send) -> None:
+        part = {"type": "http.response.body", "body": b"x" * 65_536, "more_body": True}
+        try:
+            while True:
+                await send(part)
+                await asyncio.sleep(0)
+        finally:
+            self.is_gone.set()
+
+    async def _answer(self, scope: Scope, receive: Receive) -> bytes:
+        path = scope["path"]
+        if path in ("/wait", "/keep", "/late"):
+            self.waiting.release()
+        if path == "/wait":
+            try:
+                await asyncio.Event().wait()
+            finally:
+                self.is_gone.set()
+        if path == "/keep":
+            scope["d8.runs_on"] = True
+            while (await receive())["type"] != "http.disconnect":
+                pass
+            self.is_gone.set()
+        if path == "/late":
+            await asyncio.sleep(PATIENCE_S)
+        if path == "/body":
+            return await _body(receive)
+        if path == "/scope":
+            told = {name: scope[name] for name in ("method", "path", "http_version")}
+            return json.dumps(told | {"query": scope["query_string"].decode()}).encode()
+        return b"{}"
+
+    def connect(self) -> socket.socket:
+        return socket.create_connection(("127.0.0.1", self.port), timeout=PATIENCE_S)
+
+    def say(self, *parts: bytes) -> bytes:
+        """Send raw bytes; return all that comes until the connection is closed."""
+        with self.connect() as connection:
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                for part in parts:
+                    connection.sendall(part)
+            answer = b""
+            while part := connection.recv(65_536):
+                answer += part
+        return answer
+
+    def told(self, *parts: bytes) -> tuple[int, Any]:
+        """Send raw bytes; return the status and the JSON body of the only answer."""
+        head, _, body = self.say(*parts).partition(b"\r\n\r\n")
+        assert b"application/json" in head
+        return int(head.split()[1]), json.loads(body)
+
+
+@contextlib.contextmanager
+def served(*, admits: bool = True) -> Iterator[Served]:
+    found = Served(admits)
+    try:
+        yield found
+    finally:
+        found.thread.close(PATIENCE_S)
+
+
+def get(path: str) -> bytes:
+    return f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode()
+
+
+async def _body(receive: Receive) -> bytes:
+    parts, has_more = [], True
+    while has_more:
+        message = await receive()
+        if message["type"] != "http.request":
+            break
+        parts.append(message["body"])
+        has_more = message["more_body"]
+    return b"".join(parts)

@@ -1,0 +1,286 @@
+"""From a request to an answer: who may ask, what is matched, read, called, and how it fails."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+import pytest
+
+from d8mesh.errors import D8Error, InvalidTaskError, UnknownTaskError
+from d8mesh.http import application as module
+from d8mesh.http.answers import Refusal, Response, answer
+from d8mesh.http.application import Application
+from d8mesh.http.asgi import Message
+from d8mesh.http.guard import Guard, Rejections
+from d8mesh.http.request import Request
+from d8mesh.http.routes import Door, HttpRoute
+from d8mesh.http.strict import parse_json
+from tests.http.calls import Answer, call
+
+_T = TypeVar("_T")
+LIMIT = 1000
+
+
+class Rooms:
+    """An application with two doors, and what its calls saw."""
+
+    def __init__(self) -> None:
+        self.untaken: list[tuple[bytes, str]] = []
+        self.asked_before = 0
+        self.rejections = Rejections()
+        rest = Door(
+            name="rest",
+            before=self.before,
+            routes=[
+                HttpRoute(rule="/health", call=self.hello, is_light=True),
+                HttpRoute(rule="/things/<thing>", call=self.thing),
+                HttpRoute(
+                    rule="/things",
+                    call=self.take,
+                    method="POST",
+                    schema=parse_json,
+                    on_untaken=self.not_taken,
+                    max_body_bytes=LIMIT,
+                ),
+                HttpRoute(rule="/answer", call=self.large),
+                HttpRoute(rule="/large", call=self.size, method="POST", max_body_bytes=5_000_000),
+                HttpRoute(rule="/until-left", call=self.size, method="POST", ends_with_caller=True),
+                HttpRoute(rule="/raw", call=self.size, method="POST", takes="application/x-raw"),
+            ],
+        )
+        other = Door(
+            name="other",
+            problem=lambda error: Response(b"no: " + error.code.encode(), 418),
+            routes=[HttpRoute(rule="/other", call=self.fail)],
+        )
+        self.application = Application([rest, other], Guard(), self.rejections)
+
+    async def before(self, request: Request) -> None:
+        self.asked_before += 1
+
+    async def not_taken(self, request: Request, error: D8Error | Refusal) -> None:
+        self.untaken.append((request.body, error.code))
+
+    async def hello(self, request: Request) -> Response:
+        return answer({"hello": request.args.get("name", "")})
+
+    async def thing(self, request: Request, thing: str) -> Response:
+        if thing == "broken":
+            raise RuntimeError("secret detail")
+        if thing == "none":
+            raise UnknownTaskError
+        return answer({"thing": thing})
+
+    async def take(self, request: Request) -> Response:
+        if request.value == {"bad": True}:
+            raise InvalidTaskError("not by the schema")
+        return answer({"took": request.value}, 201)
+
+    async def large(self, request: Request) -> Response:
+        return Response(b"x" * 3_000_000)
+
+    async def size(self, request: Request) -> Response:
+        return answer({"bytes": len(request.body)})
+
+    async def fail(self, request: Request) -> Response:
+        raise UnknownTaskError
+
+    def call(self, method: str, path: str, **more: Any) -> Answer:
+        return run(call(self.application, method, path, **more))
+
+
+def run(work: Coroutine[Any, Any, _T]) -> _T:
+    return asyncio.run(work)
+
+
+@pytest.fixture
+def rooms() -> Rooms:
+    return Rooms()
+
+
+def test_a_call_is_given_its_values_and_the_query(rooms: Rooms) -> None:
+    assert rooms.call("GET", "/things/a%20b").json == {"thing": "a b"}
+    assert rooms.call("GET", "/health?name=%C3%B1").json == {"hello": "ñ"}
+
+
+def test_only_what_is_not_light_waits_for_what_comes_before(rooms: Rooms) -> None:
+    rooms.call("GET", "/health")
+    assert rooms.asked_before == 0
+    rooms.call("GET", "/things/x")
+    assert rooms.asked_before == 1
+
+
+def test_the_guard_stands_before_every_path(rooms: Rooms) -> None:
+    for path in ("/health", "/nothing"):
+        refused = rooms.call("GET", path, headers={"Host": "evil.com"})
+        assert (refused.status_code, refused.json["code"]) == (403, "http.host")
+    assert rooms.call("GET", "/health", peer="8.8.8.8").status_code == 403
+    assert rooms.rejections.counts() == {"http.host": 2, "http.peer": 1}
+
+
+def test_what_is_not_there_is_a_404_and_what_may_not_be_asked_so_a_405(rooms: Rooms) -> None:
+    assert rooms.call("GET", "/nothing").json["code"] == "http.not_found"
+    refused = rooms.call("DELETE", "/things")
+    assert (refused.status_code, refused.headers["Allow"]) == (405, "POST")
+    assert rooms.call("POST", "/health").headers["Allow"] == "GET, HEAD"
+    assert rooms.call("GET", "/" + "x" * 5000).status_code == 414
+    assert rooms.call("GET", "/health?" + "x" * 5000).status_code == 414
+
+
+def test_nothing_that_is_answered_may_be_stored_on_the_way(rooms: Rooms) -> None:
+    for path in ("/health", "/nothing"):
+        headers = rooms.call("GET", path).headers
+        assert (headers["Cache-Control"], headers["X-Accel-Buffering"]) == ("no-store", "no")
+
+
+def test_a_head_is_answered_where_a_get_is(rooms: Rooms) -> None:
+    found = rooms.call("HEAD", "/health")
+    assert (found.status_code, found.data) == (200, b"")
+    assert int(found.headers["Content-Length"]) > 0
+
+
+def test_an_error_is_told_in_the_form_of_its_door(rooms: Rooms) -> None:
+    assert rooms.call("GET", "/things/none").json["code"] == "task.unknown"
+    other = rooms.call("GET", "/other")
+    assert (other.status_code, other.data) == (418, b"no: task.unknown")
+
+
+def test_an_error_of_ours_is_told_without_its_traceback(rooms: Rooms) -> None:
+    found = rooms.call("GET", "/things/broken")
+    assert (found.status_code, found.json["code"]) == (500, "d8.error")
+    assert "secret" not in found.text
+
+
+def test_a_body_is_what_the_schema_makes_of_it(rooms: Rooms) -> None:
+    assert rooms.call("POST", "/things", body={"a": [1]}).json == {"took": {"a": [1]}}
+    large = {"x": "y" * 900}
+    assert rooms.call("POST", "/things", body=large).json == {"took": large}
+    assert rooms.untaken == []
+
+
+def test_a_body_that_is_refused_is_told_to_its_route_first(rooms: Rooms) -> None:
+    assert rooms.call("POST", "/things", body=b"{}").json["code"] == "http.media_type"
+    headers = {"Content-Type": "application/json"}
+    refused = rooms.call("POST", "/things", body=b"{", headers=headers)
+    assert refused.json["code"] == "task.invalid"
+    assert rooms.untaken == [(b"{}", "http.media_type"), (b"{", "task.invalid")]
+    assert rooms.call("POST", "/things", body={"bad": True}).json["code"] == "task.invalid"
+    assert len(rooms.untaken) == 2
+
+
+@pytest.mark.parametrize(
+    ("headers", "said"),
+    [
+        ({}, "the body has no Content-Type, expected application/json"),
+        ({"Content-Type": "text/plain"}, "the body is 'text/plain', expected application/json"),
+        ({"Content-Type": "application/json; charset=latin1"}, "charset is 'latin1'"),
+        (
+            {"Content-Type": "application/json", "Content-Encoding": "gzip"},
+            "Content-Encoding is 'gzip', expected none",
+        ),
+    ],
+)
+def test_a_body_in_other_clothes_is_told_what_it_is(
+    rooms: Rooms, headers: dict[str, str], said: str
+) -> None:
+    refused = rooms.call("POST", "/things", body=b"{}", headers=headers)
+    assert (refused.status_code, refused.headers["Accept"]) == (415, "application/json")
+    assert said in refused.json["error"]
+
+
+def test_names_of_utf_8_and_of_no_encoding_pass(rooms: Rooms) -> None:
+    for charset in ("UTF-8", '"utf-8"', "utf8", "us-ascii"):
+        headers = {"Content-Type": f"application/json; charset={charset}"}
+        assert rooms.call("POST", "/things", body=b"{}", headers=headers).status_code == 201
+    headers = {"Content-Type": "application/json", "Content-Encoding": "identity"}
+    assert rooms.call("POST", "/things", body=b"{}", headers=headers).status_code == 201
+
+
+def test_each_route_takes_its_own_media_type(rooms: Rooms) -> None:
+    headers = {"Content-Type": "application/x-raw"}
+    assert rooms.call("POST", "/raw", body=b"abc", headers=headers).json == {"bytes": 3}
+    assert rooms.call("POST", "/raw", body={}).status_code == 415
+    assert rooms.call("POST", "/raw").json == {"bytes": 0}
+
+
+def pieces(size: int, declared: int | None = None) -> tuple[dict[str, Any], list[Message]]:
+    fields = [(b"host", b"127.0.0.1"), (b"content-type", b"application/json")]
+    if declared is not None:
+        fields.append((b"content-length", b"%d" % declared))
+    scope = {
+        "type": "http",
+        "http_version": "1.1",
+        "method": "POST",
+        "path": "/things",
+        "query_string": b"",
+        "headers": fields,
+        "client": ("127.0.0.1", 1),
+    }
+    parts = [{"type": "http.request", "body": b"x" * 100, "more_body": True}] * (size // 100)
+    return scope, [*parts, {"type": "http.disconnect"}]
+
+
+def sent(rooms: Rooms, size: int, declared: int | None = None) -> tuple[list[Message], int]:
+    """Send that many bytes and leave; return what was answered, and how much was not read."""
+    scope, parts = pieces(size, declared)
+    told: list[Message] = []
+
+    async def receive() -> Message:
+        return parts.pop(0)
+
+    async def send(message: Message) -> None:
+        told.append(message)
+
+    run(rooms.application(scope, receive, send))
+    return told, len(parts)
+
+
+def test_a_body_over_the_limit_is_not_read(rooms: Rooms) -> None:
+    told, unread = sent(rooms, 5000, declared=LIMIT + 1)
+    assert (told[0]["status"], unread) == (413, 51)
+    told, unread = sent(rooms, 5000)
+    assert (told[0]["status"], unread) == (413, 40)
+    assert (b"Connection", b"close") in told[0]["headers"]
+    assert rooms.untaken == [(b"", "http.too_large")] * 2
+
+
+def test_a_body_that_is_cut_off_is_nobodys(rooms: Rooms) -> None:
+    assert sent(rooms, 300) == ([], 0)
+    assert rooms.untaken == []
+
+
+def test_bodies_together_are_bounded(rooms: Rooms, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_HELD_BYTES", 200_000)
+    headers = {"Content-Type": "application/json"}
+    refused = rooms.call("POST", "/large", body=b"x" * 300_000, headers=headers)
+    assert (refused.status_code, refused.headers["Retry-After"]) == (429, "1")
+    assert rooms.call("POST", "/large", body=b"x" * 190_000, headers=headers).status_code == 200
+    assert rooms.application._held_bytes == 0
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "runs_on"),
+    [("GET", "/health", False), ("POST", "/things", True), ("POST", "/until-left", False)],
+)
+def test_what_changes_something_runs_on_unless_it_says_so(
+    rooms: Rooms, method: str, path: str, runs_on: bool
+) -> None:
+    scope = pieces(0)[0] | {"method": method, "path": path}
+
+    async def receive() -> Message:
+        return {"type": "http.request"}
+
+    async def send(message: Message) -> None:
+        pass
+
+    run(rooms.application(scope, receive, send))
+    assert scope["d8.runs_on"] is runs_on
+
+
+def test_large_answers_together_are_bounded(rooms: Rooms, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert len(rooms.call("GET", "/answer").data) == 3_000_000
+    monkeypatch.setattr(module, "MAX_HELD_BYTES", 2_000_000)
+    assert rooms.call("GET", "/answer").status_code == 429
+    assert rooms.application._held_bytes == 0
