@@ -73,9 +73,7 @@ def look(
     """Return the orchestrators of the mesh that answer: by mDNS, by URL, on this machine.
 
     Args:
-        config: the settings.
         on_stranger: told in words of an orchestrator of another mesh.
-        answer_s: how long each answer may take.
     """
     urls = dict.fromkeys([config.orchestrator_url or "", f"http://127.0.0.1:{config.web_port}"])
     found: dict[str, Orchestrator] = {}
@@ -165,13 +163,7 @@ def say_nobody(config: Config) -> None:
 
 
 def lines(each: Orchestrator, now: float, *, is_all: bool = False) -> Iterator[str]:
-    """Yield what there is to say of one orchestrator.
-
-    Args:
-        each: what it said.
-        now: Unix seconds.
-        is_all: workers that ended long ago too.
-    """
+    """Yield what there is to say of one orchestrator at `now`, in Unix seconds."""
     health = each.health
     state = tr(str(health.get("status")))
     why = f" ({escaped(translated(str(health['reason'])))})" if health.get("reason") else ""
@@ -219,13 +211,7 @@ def counts_text(stats: Mapping[str, Any]) -> str:
 def parted(
     workers: Sequence[dict[str, Any]], now: float, *, is_all: bool = False
 ) -> tuple[list[dict[str, Any]], int]:
-    """Return the workers to list, by id, and how many ended too long ago for that.
-
-    Args:
-        workers: as an orchestrator lists them.
-        now: Unix seconds.
-        is_all: list all.
-    """
+    """Return the workers to list, by id, and how many ended too long before `now` for that."""
     shown = [worker for worker in workers if is_all or not _is_long_gone(worker, now)]
     return sorted(shown, key=lambda each: str(each["worker_id"])), len(workers) - len(shown)
 

@@ -43,7 +43,6 @@ def llm_handlers(backend: Backend, *, warn: Warn = lambda text: None) -> dict[st
     answer ended at its bound of tokens.
 
     Args:
-        backend: the service.
         warn: told what people should know, each sentence once: another model than the one
             wished for has answered, or data was ignored.
     """

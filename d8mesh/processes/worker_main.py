@@ -66,10 +66,15 @@ def run(config: Config, options: argparse.Namespace) -> int:
     failures = FailureConsole()
     worker.show_failures(failures.show)
     stop = threading.Event()
-    console = WorkerConsole(worker, mesh=config.mesh, url=config.orchestrator_url)
+    console = WorkerConsole(worker.status, mesh=config.mesh, url=config.orchestrator_url)
     worker.on_notice(console.network_notice)
+
+    def warn(text: str) -> None:
+        event(_log, logging.WARNING, "llm", note=text)
+        console.notice(text)
+
     with _status_page(config, worker, console):
-        probe = Probe(worker, configured(config), on_change=console.backend, warn=_warner(console))
+        probe = Probe(worker, configured(config), on_change=console.backend, warn=warn)
         threads = [
             threading.Thread(target=probe.run, args=(stop,), name="probe", daemon=True),
             threading.Thread(target=console.run, args=(stop,), name="tell", daemon=True),
@@ -98,14 +103,6 @@ def run(config: Config, options: argparse.Namespace) -> int:
     return 0
 
 
-def _warner(console: WorkerConsole) -> Callable[[str], None]:
-    def warn(text: str) -> None:
-        event(_log, logging.WARNING, "llm", note=text)
-        console.notice(text)
-
-    return warn
-
-
 def _interfaces(config: Config) -> str:
     found = usable_addresses(config.interfaces)
     return ", ".join(f"{each.interface} ({each.address})" for each in found[:MAX_INTERFACES])
@@ -116,7 +113,6 @@ class Probe:
 
     Args:
         worker: gets the handlers at once and offers them while the service answers.
-        backend: the service.
         on_change: told what it offers, and for which task types, whenever that changes.
         warn: told by the handlers what people should know.
     """

@@ -31,11 +31,7 @@ from d8mesh.backends.streaming import completion, said
 from d8mesh.config import Config
 from d8mesh.core.protocol.chat import ChatRequest, Completion, EmbeddingRequest, Embeddings
 from d8mesh.core.protocol.model_names import matching
-from d8mesh.errors import (
-    BackendError,
-    BackendUnavailableError,
-    InvalidTaskError,
-)
+from d8mesh.errors import BackendError, BackendUnavailableError, InvalidTaskError
 
 #: Where an Ollama is looked for when no address is set: D8's own port, then Ollama's.
 DEFAULT_URLS: Final = ("http://localhost:7100", "http://localhost:11434")
@@ -110,7 +106,7 @@ class OllamaBackend:
                 cannot chat, or one of Ollama's cloud), or lacks a capability that is needed.
             BackendUnavailableError: Ollama is down, busy (503) or has no models.
             BackendAnswerError: a redirect, a compressed or broken answer.
-            BackendError: Ollama reports a failure.
+            BackendError: Ollama reports a failure, or no model has the capabilities.
         """
         url, model = self._chosen(
             request.model, is_strict=request.is_model_strict, needs=request.needs
@@ -136,8 +132,6 @@ class OllamaBackend:
                 f"model: {request.model!r} makes no embeddings here; those that do: {offered}"
             )
         return embeddings(self.base_url, request, model=model, within_s=deadline_s)
-
-    # ------------------------------------------------------------------- private
 
     def _seen_embedders(self) -> tuple[str, ...]:
         seen = self._seen

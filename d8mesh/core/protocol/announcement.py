@@ -44,17 +44,10 @@ class Announcement:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Sighting:
+class Sighting(Announcement):
     """A node that was heard; `addresses` in the order to try them, none of them tried."""
 
-    kind: NodeKind
-    node_id: str
-    boot_id: str
-    mesh: str
     addresses: tuple[str, ...]
-    port: int
-    web_port: int | None
-    version: str
 
     @property
     def broker(self) -> KnownBroker:

@@ -269,16 +269,8 @@ class WorkersMissed(Struct, frozen=True, gc=False):
 TaskFact: TypeAlias = (
     Due | Assigned | Adopted | Requeued | Recounted | Completed | Failed | Cancelled
 )
-Fact: TypeAlias = (
-    Submitted
-    | TaskFact
-    | Enrolled
-    | Dismissed
-    | Closed
-    | Pruned
-    | AssignmentsSettled
-    | WorkersMissed
-)
+_OtherFact: TypeAlias = Closed | Pruned | AssignmentsSettled | WorkersMissed
+Fact: TypeAlias = Submitted | TaskFact | Enrolled | Dismissed | _OtherFact
 
 _Q, _D, _R = TaskState.QUEUED, TaskState.DELAYED, TaskState.RUNNING
 

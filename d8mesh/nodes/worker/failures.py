@@ -74,9 +74,6 @@ class FailedAttempt:
 class Failures:
     """Tells failures, and counts those beyond the bounds.
 
-    Args:
-        clock: monotonic seconds.
-
     Thread: any.
     """
 
