@@ -14,6 +14,7 @@ from d8mesh.core.broker.state import MAX_LISTENED, BrokerState, ClientState
 from d8mesh.core.protocol.messages import MAX_WARNINGS, Accepted, Group, Refused, Submit
 from d8mesh.core.protocol.task import Spec, Submitted
 from d8mesh.errors import (
+    D8Error,
     DiskLowError,
     DrainingError,
     FloodError,
@@ -53,14 +54,9 @@ class Admission:
                 self.check_room(count, size, session=client.session)
                 if message.is_listened and len(client.listened) + count > MAX_LISTENED:
                     raise FloodError(f"a client listens to {MAX_LISTENED} tasks at the same time")
-        except TaskRejectedError as error:
+        except (TaskRejectedError, ForbiddenError, FloodError) as error:
             state.metrics.reject(error.code)
             retry_s = _RETRY_S.get(type(error), 0.0)
-            self._actions.send(client.peer, Refused(message.seq, error.code, str(error), retry_s))
-            return
-        except (ForbiddenError, FloodError) as error:
-            state.metrics.reject(error.code)
-            retry_s = FULL_RETRY_S if isinstance(error, FloodError) else 0.0
             self._actions.send(client.peer, Refused(message.seq, error.code, str(error), retry_s))
             return
         if repeat is None:
@@ -182,7 +178,8 @@ class Admission:
             )
 
 
-_RETRY_S: Final[dict[type[TaskRejectedError], float]] = {
+_RETRY_S: Final[dict[type[D8Error], float]] = {
+    FloodError: FULL_RETRY_S,
     QueueFullError: FULL_RETRY_S,
     DrainingError: DRAINING_RETRY_S,
     DiskLowError: DISK_RETRY_S,

@@ -362,9 +362,8 @@ class Dispatcher:
         self._restart.give_up(self._last_tick)
         state.metrics.fold()
         is_young = state.now - self._started < state.policy.lease_s
-        state.registry.note_absent(
-            state.now - ABSENT_LEASES * state.policy.lease_s, is_young=is_young
-        )
+        heard_after = state.now - ABSENT_LEASES * state.policy.lease_s
+        state.registry.note_absent(heard_after, is_young=is_young)
         if not state.task_table.queued:  # what lies in the lanes is cancelled, or past its deadline
             state.queue.lanes.clear()
         if state.now >= self._next_settle:

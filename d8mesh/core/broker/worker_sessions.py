@@ -85,7 +85,8 @@ class WorkerSessions:
         tasks: list[TaskRecord] = []
         ns: list[int] = []
         others: list[int] = []
-        is_twice, done = len(ids) > 1 and len(set(ids)) != len(ids), set[str]()
+        done: set[str] = set()
+        is_twice = len(ids) > 1 and len(set(ids)) != len(ids)
         for index, task_id in enumerate(ids):
             task = find(task_id)
             if (
