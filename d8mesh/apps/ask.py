@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, Final, Protocol
 
 from d8mesh.apps.capabilities import LLM_TYPE, can
@@ -108,14 +108,11 @@ def question(words: list[str]) -> str:
     return prompt
 
 
-def await_model(
-    client: Asks, until: float | None, *, tell_line: Callable[[str], None] = tell
-) -> None:
+def await_model(client: Asks, until: float | None) -> None:
     """Return when a worker of the mesh offers language models; say so while none does.
 
     Args:
         until: monotonic seconds when waiting is over; at the latest after `NO_WORKER_S`.
-        tell_line: told who is there instead.
 
     Raises:
         BackendUnavailableError: there is none.
@@ -129,11 +126,11 @@ def await_model(
             return
         if not is_told:
             is_told = True
-            tell_line(tr("no worker of the mesh has a language model now"))
+            tell(tr("no worker of the mesh has a language model now"))
             for line in say_who_is_there(workers):
-                tell_line(line)
+                tell(line)
             wait_s = f"{max(0.0, last - time.monotonic()):.0f}"
-            tell_line(tr("waiting {seconds} s for one to come", seconds=wait_s))
+            tell(tr("waiting {seconds} s for one to come", seconds=wait_s))
         if time.monotonic() >= last:
             raise BackendUnavailableError("no worker of the mesh has a language model")
         time.sleep(min(WORKERS_LOOK_S, max(0.0, last - time.monotonic())))

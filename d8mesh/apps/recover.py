@@ -101,7 +101,6 @@ def _line(state: OutboxState) -> str:
 
 
 def _words(journal: Recovered) -> Iterator[str]:
-    """Yield the report, line by line."""
     if journal.outcome == "missing":
         yield f"There is no journal at {journal.journal}."
         return

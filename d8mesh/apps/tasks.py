@@ -144,7 +144,6 @@ def _cancel(client: AsksAboutTasks, task_id: str) -> Body:
 
 
 def _words(body: Body) -> str:
-    """Return one body for people."""
     if "error" in body:
         why = translated(str(body["error"]))
         return tr("{id}: {what}", id=body["task_id"], what=why)

@@ -164,7 +164,6 @@ class Probe:
 
 
 def _body(name: str, seen: Availability) -> dict[str, object]:
-    """Return what the status page says of the service."""
     body: dict[str, object] = {
         "name": name,
         "url": seen.url or None,
@@ -197,19 +196,15 @@ def _refuse_cloud(kind: str, config: Config) -> None:
 def _status_page(config: Config, worker: Worker, console: WorkerConsole) -> Iterator[None]:
     """Serve the status page; without a free port the worker works all the same."""
     ports = range(config.status_port, min(config.status_port + STATUS_PORT_TRIES, PORTS_END))
-    server: StatusServer | None = None
-    try:
-        server = StatusServer(
-            config.web_host, ports, worker.status, allowed_hosts=config.allowed_hosts
-        )
-    except (OSError, D8Error) as error:
-        event(_log, logging.WARNING, "status.none", error=str(error))
-        console.notice(str(error))
-    if server is not None:
-        worker.show_status_at(server.port)
-        server.start()
-    try:
+    hosts = config.allowed_hosts
+    with contextlib.ExitStack() as at_end:
+        try:
+            server = StatusServer(config.web_host, ports, worker.status, allowed_hosts=hosts)
+        except (OSError, D8Error) as error:
+            event(_log, logging.WARNING, "status.none", error=str(error))
+            console.notice(str(error))
+        else:
+            at_end.callback(server.close)
+            worker.show_status_at(server.port)
+            server.start()
         yield
-    finally:
-        if server is not None:
-            server.close()

@@ -100,13 +100,6 @@ class OllamaBackend:
         """Return Ollama's answer; see `Backend.chat` and `streaming.completion`.
 
         Always streamed, so that ending early closes the connection, on which Ollama stops.
-
-        Raises:
-            InvalidTaskError: the model is a must and not offered here (not installed, one that
-                cannot chat, or one of Ollama's cloud), or lacks a capability that is needed.
-            BackendUnavailableError: Ollama is down, busy (503) or has no models.
-            BackendAnswerError: a redirect, a compressed or broken answer.
-            BackendError: Ollama reports a failure, or no model has the capabilities.
         """
         url, model = self._chosen(
             request.model, is_strict=request.is_model_strict, needs=request.needs
@@ -238,7 +231,6 @@ class OllamaBackend:
         )
 
     def _missing(self, models: Sequence[str], unfit: Mapping[str, str]) -> str:
-        """Say that the default model of the settings is not there."""
         name = str(self._default_model)
         found = matching(name, tuple(unfit))
         what = "is not installed" if found is None else unfit[found]

@@ -160,7 +160,6 @@ class Child:
         self.said.put(frame)
 
     def _watch(self) -> None:
-        """Wait for its end."""
         self._group.wait()
         self._has_said_all.wait(LAST_WORDS_S)
         self.said.put(None)

@@ -148,7 +148,6 @@ class Failures:
 
 
 def _reasons(payload: bytes) -> tuple[str, str]:
-    """Return error and traceback of a result object."""
     try:
         result: Any = msgspec.msgpack.decode(payload)
     except msgspec.DecodeError:

@@ -63,7 +63,6 @@ def prove(handler: Callable[..., Any], function: str) -> None:
 
 
 def _found(function: str) -> Any:
-    """Return what goes by this name here."""
     module, _, path = function.partition(":")
     found: Any = sys.modules.get(module, _MISSING)
     for name in path.split("."):
@@ -77,7 +76,6 @@ def _is_being_imported(module: str) -> bool:
 
 
 def _kind(handler: object) -> str:
-    """Return in words what something is."""
     name = str(getattr(handler, "__qualname__", ""))
     if inspect.ismethod(handler):
         return f"the bound method {name}"
