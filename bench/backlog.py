@@ -85,7 +85,9 @@ def fill(client: Client, count: int) -> None:
     """Queue `count` tasks that nobody watches."""
     while count > 0:
         size = min(count, MAX_BATCH_TASKS)
-        client.submit_groups([Group("echo", 5, [PAYLOAD] * size)], timeout_s=STALL_S)
+        groups = [Group("echo", 5, [PAYLOAD] * size)]
+        submission = client.node.submitter.enqueue(groups, STALL_S, is_watched=False)
+        client.node.waiters.wait_settled(submission, STALL_S)
         count -= size
 
 

@@ -105,7 +105,9 @@ def lay_out(running: Mesh, count: int) -> None:
     with running.client() as client:
         for start in range(0, count, MAX_BATCH_TASKS):
             size = min(count - start, MAX_BATCH_TASKS)
-            client.submit_groups([Group(POLLED_TYPE, 5, [b"\x80"] * size)])
+            groups = [Group(POLLED_TYPE, 5, [b"\x80"] * size)]
+            client.node.submitter.enqueue(groups, None, is_watched=False)
+        client.flush()
 
 
 def _relate(found: Findings) -> None:

@@ -74,7 +74,7 @@ def run_web(config: Config, options: argparse.Namespace) -> int:
 async def _serve(config: Config, broker: str, bound: socket.socket) -> int:
     """Serve until told to stop; return the exit code: 1 if the client has ended by itself."""
     mesh = AsyncNode(config, endpoint=broker, url=None)
-    mesh.stream_buffer.keep_s = KEPT_S
+    mesh.runner.stream_buffer.keep_s = KEPT_S
     waits, rejections, exchange = Places(MAX_WAITS), Rejections(), Exchange(broker)
     guard = Guard(config.allowed_hosts, key=config.mesh_key, allows_public=config.allow_public)
     doors = [rest_door(mesh, waits, rejections), tunnel_door(exchange, mesh, waits)]
@@ -97,7 +97,7 @@ async def _serve(config: Config, broker: str, bound: socket.socket) -> int:
 async def _until_dead(mesh: AsyncNode) -> None:
     """Return when the client has ended by itself."""
     try:
-        await mesh.waits.other(mesh.loop.create_future(), None, "its end")
+        await mesh.waits.until(mesh.loop.create_future(), None, "its end")
     except NodeClosedError:
         return
     except D8Error:  # the broker refuses it for good: whoever asks is told why

@@ -72,7 +72,7 @@ def test_what_comes_in_during_a_turn_is_not_left_lying_until_something_else_come
             heard.extend(stream.payloads)
             if len(heard) == 1:  # now in the middle of a turn: more is sent after this
                 say(Stream(task_id, 1, 1, [b"\xa1b"]))
-                while not client.node._runner.has_input:
+                while not client.node.runner.has_input:
                     time.sleep(0.001)
 
         client.node.listen(task_id, hear)

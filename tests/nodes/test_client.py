@@ -56,6 +56,7 @@ from d8mesh.http.routes import HttpRoute
 from d8mesh.http.server import Server
 from d8mesh.nodes.client import RESTARTED, Client
 from d8mesh.nodes.client.futures import wait as wait_for
+from d8mesh.nodes.client.outputs import listen as listen_to
 from d8mesh.nodes.client.streams import Missed, StreamDeduplicator
 from d8mesh.nodes.reconnector.search import Search
 from tests.http.calls import LoopThread
@@ -216,11 +217,9 @@ def test_a_wait_that_is_over_leaves_the_task_and_nothing_else(mesh: Mesh) -> Non
         with pytest.raises(WaitTimeoutError):
             task.result(wait_s)
     task.wait_accepted(PATIENCE_S)
-    assert not client.wait_finished(task.id, 0.01)
     assert client.node.waiters.waiting == 0
     echoing(mesh, port)
     assert task.result(PATIENCE_S)["output"] == {"n": 1}
-    assert client.wait_finished(task.id, PATIENCE_S)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), "x", True, [1]])
@@ -302,7 +301,6 @@ def test_unknown_tasks_are_said_to_be_unknown(mesh: Mesh) -> None:
     ):
         with pytest.raises(UnknownTaskError):
             what(PATIENCE_S)
-    assert client.wait_finished(NOBODY, PATIENCE_S)
     for text in ("", "x", "../../etc", "v" * 16, f"{'v' * 16}--1", f"{'V' * 16}-1"):
         with pytest.raises(UnknownTaskError):
             client.task(text)
@@ -395,12 +393,14 @@ def test_a_bad_question_is_the_callers_error_and_the_client_lives(mesh: Mesh) ->
 def test_groups_are_taken_all_or_none_within_what_a_message_may_carry(mesh: Mesh) -> None:
     client = connected(mesh, mesh.broker())
     groups = [Group("a", 5, [b"\x80"] * 2), Group("b", 5, [b"\x80"])]
-    ids, is_repeat, _ = client.submit_groups(groups)
-    assert len(set(ids)) == 3
-    assert not is_repeat
+    enqueue = client.node.submitter.enqueue
+    submission = enqueue(groups, PATIENCE_S, is_watched=False)
+    client.flush(PATIENCE_S)
+    assert submission.count == 3
+    assert not submission.is_repeat
     for groups in ([], [Group("a", 5, [])], [Group("a", 5, [b"\x80"] * 10_001)]):
         with pytest.raises(InvalidTaskError):
-            client.submit_groups(groups)
+            enqueue(groups, PATIENCE_S)
     assert client.ask("health", {})["tasks_pending"] == 3
 
 
@@ -415,9 +415,11 @@ def test_tasks_that_many_threads_submit_at_once_are_each_acknowledged_as_their_o
         for n in range(5):
             kind = "other" if n == 2 else "echo"  # of another kind: it cannot travel with them
             payload = msgspec.msgpack.encode({"n": number * 5 + n})
-            (task_id,), is_repeat, _ = client.submit_groups([Group(kind, 5, [payload])])
-            assert not is_repeat
-            told[task_id] = number * 5 + n
+            place = client.node.submitter.append(
+                Group(kind, 5, []), payload, PATIENCE_S, is_watched=False
+            )
+            client.node.waiters.wait_settled(place[0], PATIENCE_S)
+            told[place[0].task_id(place[1])] = number * 5 + n
 
     threads = [threading.Thread(target=submit, args=(number,)) for number in range(16)]
     for thread in threads:
@@ -451,8 +453,9 @@ def test_a_full_queue_is_waited_for_and_then_said(mesh: Mesh) -> None:
     port = mesh.broker(queue_size=10)
     client = connected(mesh, port)
     client.submit_many("echo", [{}] * 10)
+    at_once, _ = client.node.submitter.append(Group("echo", 5, []), b"\x80", None, is_watched=False)
     with pytest.raises(QueueFullError, match="TASK_QUEUE_SIZE"):
-        client.submit_groups([Group("echo", 5, [b"\x80"])])
+        client.node.waiters.wait_settled(at_once, PATIENCE_S)
     with pytest.raises(QueueFullError):
         client.submit_many("echo", [{}], timeout=1.0)
     task = client.submit("echo", {}, timeout=0.6)
@@ -501,13 +504,13 @@ def test_output_is_streamed_to_all_who_listen_each_part_once(mesh: Mesh) -> None
 
     threads = [threading.Thread(target=listen, args=(mine,)) for mine in heard]
     threads[0].start()
-    until(lambda: client.outputs.listened)
-    stop = client.outputs.listen(task.id, hear)
+    until(lambda: client.node.runner.listeners.tasks)
+    stop = listen_to(client.node.runner, task.id, hear)
     until(lambda: b"\xa6part 1" in b"".join(p for s in parts if s for p in s.payloads))
     stop()
     threads[1].start()
     again: list[Stream | None] = []
-    client.outputs.listen(task.id, again.append)
+    listen_to(client.node.runner, task.id, again.append)
     until(lambda: again and heard[1])  # who comes late is told what there was
     go_on.set()
     assert task.result(PATIENCE_S)["output"] == "said"
@@ -550,7 +553,7 @@ def test_a_stream_shows_a_new_attempt_and_can_be_given_up(mesh: Mesh) -> None:
     heard: list[Any] = []
     thread = threading.Thread(target=lambda: heard.extend(stream))
     thread.start()
-    until(lambda: task.id in client.outputs.listened)
+    until(lambda: task.id in client.node.runner.listeners.tasks)
     mesh.run(worker)
     until(lambda: task.status()["status"] != "pending")
     listening.set()
@@ -568,8 +571,8 @@ def test_a_listener_that_raises_harms_nobody(mesh: Mesh) -> None:
     def broken(stream: Stream | None) -> None:
         raise RuntimeError
 
-    client.outputs.listen(task.id, broken)
-    client.outputs.listen(task.id, ended.append)
+    listen_to(client.node.runner, task.id, broken)
+    listen_to(client.node.runner, task.id, ended.append)
     echoing(mesh, port)
     until(lambda: ended == [None])
     assert client.submit("echo", {"n": 2}).result(PATIENCE_S)["output"] == {"n": 2}
@@ -686,7 +689,7 @@ def test_closing_waits_for_acknowledgements_and_ends_who_still_waits(mesh: Mesh)
     waits: list[Callable[[], object]] = [
         lambda: tasks[0].result(),
         lambda: list(tasks[1].stream()),
-        lambda: client.wait_finished(tasks[2].id, PATIENCE_S),
+        lambda: client.task(tasks[2].id).result(),
     ]
     threads = [threading.Thread(target=wait, args=(what,)) for what in waits]
     for thread in threads:
@@ -887,7 +890,7 @@ def test_a_task_that_is_listened_to_from_its_submit_on_misses_nothing(mesh: Mesh
     assert (again.id, list(again.stream(PATIENCE_S))) == (late.id, list(range(300)))
     many = client.submit_many("speak", [{"n": 3}] * 5, listen=True)
     assert [list(task.stream(PATIENCE_S)) for task in many] == [[0, 1, 2]] * 5
-    client.outputs.buffer.keep_s = 0.0
+    client.node.runner.stream_buffer.keep_s = 0.0
     assert list(tasks[0].stream(PATIENCE_S)) == [Missed(None)]
     with pytest.raises(WaitTimeoutError, match="has not come within"):
         list(client.submit("nobody", {}, listen=True).stream(0.1))

@@ -30,6 +30,7 @@ from d8mesh.errors import (
 )
 from d8mesh.nodes.client import Client, closing, wait
 from d8mesh.nodes.client.completion_waiters import MAX_PENDING_TASKS
+from d8mesh.nodes.client.outputs import listen
 from tests.nodes.mesh import PATIENCE_S, Mesh, free_port, mesh_in, until
 
 ID = r"[0-9a-v]{16}-\d+"
@@ -68,7 +69,9 @@ def test_every_way_of_submitting_is_waited_for(mesh: Mesh) -> None:
     client.submit("nobody", {}, priority=9)  # of another kind: the first submission is sealed
     submits: list[Callable[[], object]] = [
         lambda: client.submit_many("nobody", [{}, {}]),
-        lambda: client.submit_groups([Group("a", 5, [b"\x80"]), Group("b", 5, [b"\x80"])]),
+        lambda: client.node.submitter.enqueue(
+            [Group("a", 5, [b"\x80"]), Group("b", 5, [b"\x80"])], PATIENCE_S, is_watched=False
+        ),
         lambda: client.submit("nobody", {}, idempotency_key="k"),
     ]
     threads = [threading.Thread(target=submit) for submit in submits]
@@ -308,7 +311,7 @@ def test_a_listener_may_close_its_client(mesh: Mesh) -> None:
     client = new_client(mesh, port)
     task = client.submit("echo", {})
     task.wait_accepted(PATIENCE_S)
-    client.outputs.listen(task.id, lambda stream: client.close())
+    listen(client.node.runner, task.id, lambda stream: client.close())
     until(lambda: not client.node.runner._thread.is_alive())
 
 

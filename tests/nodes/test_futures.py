@@ -20,7 +20,6 @@ from werkzeug.serving import make_server
 from werkzeug.wrappers import Request, Response
 
 from d8mesh.core.client.submission import Submission
-from d8mesh.core.protocol.messages import Group
 from d8mesh.errors import (
     D8Error,
     InvalidTaskError,
@@ -245,7 +244,6 @@ def test_a_callback_that_waits_for_its_own_client_is_told_so(client: Client, gat
 WAITS: dict[str, Callable[[Client, Task], object]] = {
     "a key": lambda client, _: client.submit("echo", idempotency_key="a"),
     "many": lambda client, _: client.submit_many("echo", [{}]),
-    "groups": lambda client, _: client.submit_groups([Group("echo", 5, [b"\x80"])]),
     "map": lambda client, _: list(client.map("echo", [{}])),
     "as_completed": lambda _, other: next(as_completed([other])),
     "wait": lambda _, other: wait([other]),
@@ -512,7 +510,7 @@ def test_a_pickled_task_opens_itself_where_it_is_unpickled(
     more = pickle.loads(pickle.dumps([task, again]))  # noqa: S301
     assert set(as_completed(more, PATIENCE_S)) == set(more)
     assert more[0].client is again.client  # one for all of them
-    again.client.close()
+    again.node.close()
     later = pickle.loads(pickle.dumps(task))  # noqa: S301
     assert later.result(PATIENCE_S)["output"] == "a"  # through another one
 

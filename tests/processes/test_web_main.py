@@ -236,7 +236,7 @@ def test_a_client_that_has_ended_by_itself_ends_the_process_and_a_refused_one_do
         node = AsyncNode(Config(mesh="test-none"), endpoint="tcp://127.0.0.1:1", url=None)
         alive = asyncio.ensure_future(web_main._until_dead(node))
         await asyncio.sleep(0)
-        node._runner.fatal = fatal
+        node.runner.fatal = fatal
         node._after_turn()
         done, _ = await asyncio.wait((alive,), timeout=0.2)
         alive.cancel()

@@ -82,8 +82,11 @@ class ClientSession:
     """
 
     def __init__(self, session: str, mesh: str, host: str) -> None:
-        self._session, self._mesh, self._host = session, mesh, host
-        self._is_linked = self._is_up = False
+        #: its 16 characters, with which the ids of its tasks begin
+        self.name = session
+        self._mesh, self._host = mesh, host
+        #: the broker answers
+        self.is_up = self._is_linked = False
         self._epoch = -1
         self._heartbeat_s, self._lease_s = _HEARTBEAT_S, _LEASE_S
         self._linked_at = self._heard = self._said_hello = self._next_beat = 0.0
@@ -102,16 +105,6 @@ class ClientSession:
         self._listening: set[str] = set()
 
     @property
-    def name(self) -> str:
-        """Its 16 characters, with which the ids of its tasks begin."""
-        return self._session
-
-    @property
-    def is_up(self) -> bool:
-        """True while the broker answers."""
-        return self._is_up
-
-    @property
     def paused_for(self) -> str:
         """Why the orchestrator takes no more for now; empty: it does."""
         refused = self._full
@@ -122,7 +115,7 @@ class ClientSession:
         """True when a submission that may still grow should be sent now."""
         most = min(MAX_GROWING, self._allowed)
         is_free = not self._backlog and len(self._unacknowledged) < most
-        return self._is_up and is_free and self._full is None
+        return self.is_up and is_free and self._full is None
 
     # --------------------------------------------------------------- what is wanted
 
@@ -146,12 +139,12 @@ class ClientSession:
     def watch(self, submission: Submission) -> list[Output]:
         """Await the one task of `submission`, which may be anybody's."""
         ids = self._awaited.add_singles(submission)
-        return [Transmit(Watch(ids))] if self._is_up else []
+        return [Transmit(Watch(ids))] if self.is_up else []
 
     def unwatch(self, submission: Submission) -> list[Output]:
         """Await it no longer."""
         task_id = self._awaited.remove_single(submission)
-        return [Transmit(Unwatch([task_id]))] if self._is_up and task_id else []
+        return [Transmit(Unwatch([task_id]))] if self.is_up and task_id else []
 
     def ask(self, question: Query, now: float) -> list[Output]:
         """Ask the broker; `Answered` brings the answer, after reconnects too."""
@@ -167,19 +160,19 @@ class ClientSession:
     def listen(self, task_id: str, *, is_on: bool) -> list[Output]:
         """Start or stop hearing a task's partial output."""
         (self._listening.add if is_on else self._listening.discard)(task_id)
-        return [Transmit(Listen(task_id, is_on))] if self._is_up else []
+        return [Transmit(Listen(task_id, is_on))] if self.is_up else []
 
     # ------------------------------------------------------------------- the link
 
     def link_up(self, now: float) -> list[Output]:
         """A new transport connection stands: open, or go on with, the session."""
-        self._is_linked, self._is_up = True, False
+        self._is_linked, self.is_up = True, False
         self._linked_at = self._heard = now
         return self._hello(now)
 
     def link_down(self) -> None:
         """The transport connection is gone."""
-        self._is_linked = self._is_up = False
+        self._is_linked = self.is_up = False
 
     def receive(self, message: ToClient, now: float) -> list[Output]:
         """Take in one message of the broker."""
@@ -202,7 +195,7 @@ class ClientSession:
             case Beat():
                 return self._beat(message, now)
             case Rehello():
-                self._is_up = False
+                self.is_up = False
                 return self._hello(now)
             case Goodbye():
                 return [Lost(message.reason, LEAVING_S)]
@@ -217,7 +210,7 @@ class ClientSession:
         silence_s = now - self._heard
         if silence_s > self._patience_s:
             return [*out, Lost(f"the orchestrator has been silent for {silence_s:.0f} s")]
-        if not self._is_up:
+        if not self.is_up:
             return out + (self._hello(now) if now - self._said_hello >= HELLO_S else [])
         if now >= self._next_beat:
             self._next_beat = now + self._heartbeat_s
@@ -233,7 +226,7 @@ class ClientSession:
     @property
     def doubt_at(self) -> float:
         """When a heartbeat should have been answered."""
-        return self._heard + self._heartbeat_s + DOUBT_S if self._is_up else float("inf")
+        return self._heard + self._heartbeat_s + DOUBT_S if self.is_up else float("inf")
 
     def next_deadline(self) -> float:
         """Return when `tick` has something to do next."""
@@ -242,7 +235,7 @@ class ClientSession:
             dues += [self._next_expiry, self._paused_until]
         if self._is_linked:
             dues.append(self._heard + self._patience_s)
-            dues.append(self._next_beat if self._is_up else self._said_hello + HELLO_S)
+            dues.append(self._next_beat if self.is_up else self._said_hello + HELLO_S)
         return min(dues, default=float("inf"))
 
     def check(self) -> None:
@@ -265,10 +258,10 @@ class ClientSession:
 
     def _hello(self, now: float) -> list[Output]:
         self._said_hello = now
-        return [Transmit(ClientHello(VERSIONS[0], self._mesh, self._session, self._host))]
+        return [Transmit(ClientHello(VERSIONS[0], self._mesh, self.name, self._host))]
 
     def _welcome(self, message: Welcome, now: float) -> list[Output]:
-        self._is_up = True
+        self.is_up = True
         self._epoch = message.epoch
         self._heartbeat_s, self._lease_s = message.heartbeat_s, message.lease_s
         self._next_beat = now + self._heartbeat_s
@@ -290,7 +283,7 @@ class ClientSession:
     def _refused(self, message: Refused, now: float) -> list[Output]:
         submission = self._unacknowledged.pop(message.seq, None) if message.seq else None
         if submission is None:
-            if not self._is_up and message.seq == 0 and not message.retry_after_s:
+            if not self.is_up and message.seq == 0 and not message.retry_after_s:
                 return [Rejected(message.code, message.message)]
             return []
         if message.retry_after_s and (submission.give_up is None or now < submission.give_up):
@@ -329,7 +322,7 @@ class ClientSession:
     def _pump(self, now: float) -> list[Output]:
         """Send from the backlog what may be under way."""
         out: list[Output] = []
-        if not self._is_up or now < self._paused_until:
+        if not self.is_up or now < self._paused_until:
             return out
         self._paused_until, self._full = 0.0, None
         while self._backlog and len(self._unacknowledged) < self._allowed:
@@ -341,7 +334,7 @@ class ClientSession:
 
     def _ask_more(self, now: float) -> list[Output]:
         out: list[Output] = []
-        while self._unasked and self._is_up and len(self._asks) - len(self._patient) < MAX_ASKED:
+        while self._unasked and self.is_up and len(self._asks) - len(self._patient) < MAX_ASKED:
             request = next(iter(self._unasked))
             out.append(self._ask(self._unasked.pop(request), now))
         return out

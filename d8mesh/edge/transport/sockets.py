@@ -177,7 +177,7 @@ class RouterEndpoint:
         is_taken: Callable[[str, int], bool] = lambda host, port: False,
     ) -> None:
         self._context = zmq.Context()
-        self._gate = _Gate(self._context, is_admissible)
+        _guard(self._context, is_admissible)
         self.socket = self._context.socket(zmq.ROUTER)
         self._alone = [(self.socket, _READABLE)]
         _configure(self.socket)
@@ -242,7 +242,6 @@ class RouterEndpoint:
     def close(self) -> None:
         """Let the port go."""
         self.socket.close(LINGER_MS)
-        self._gate.close()
         self._context.term()
 
     def _first(self, routing_id: bytes, part: zmq.Frame) -> str:
@@ -412,45 +411,27 @@ class DealerLink:
             self._owned.term()
 
 
-class _Gate:
-    """ZAP for the NULL mechanism: refuses peers by address before they are heard."""
+def _guard(context: zmq.Context[zmq.Socket[bytes]], allows: Callable[[str], bool]) -> None:
+    """Have peers refused by their address before they are heard, until `context` is terminated.
 
-    def __init__(
-        self, context: zmq.Context[zmq.Socket[bytes]], allows: Callable[[str], bool]
-    ) -> None:
-        self._socket = context.socket(zmq.REP)
-        self._socket.bind(_ZAP_ENDPOINT)
-        self._allows = allows
-        self._thread = threading.Thread(target=self._serve, name="zap", daemon=True)
-        self._control = context.socket(zmq.PAIR)
-        self._stop = context.socket(zmq.PAIR)
-        self._control.bind("inproc://d8.zap.stop")
-        self._stop.connect("inproc://d8.zap.stop")
-        self._thread.start()
+    That is ZAP for the NULL mechanism.
+    """
+    asked = context.socket(zmq.REP)
+    asked.bind(_ZAP_ENDPOINT)
 
-    def close(self) -> None:
-        self._stop.send(b"")
-        self._thread.join(timeout=5.0)
-        self._stop.close(0)
+    def serve() -> None:
+        with asked, contextlib.suppress(zmq.ContextTerminated):
+            while True:
+                parts = asked.recv_multipart()
+                version, request, address = parts[0], parts[1], parts[3].decode("ascii", "replace")
+                try:
+                    is_allowed = allows(address.removeprefix("::ffff:"))
+                except Exception:  # without this thread nobody could connect at all
+                    is_allowed = False
+                status = (b"200", b"OK") if is_allowed else (b"400", b"not a private network")
+                asked.send_multipart((version, request, *status, b"", b""))
 
-    def _serve(self) -> None:
-        poller = zmq.Poller()
-        poller.register(self._socket, zmq.POLLIN)
-        poller.register(self._control, zmq.POLLIN)
-        while True:
-            ready = dict(poller.poll())
-            if self._control in ready:
-                break
-            parts = self._socket.recv_multipart()
-            version, request, address = parts[0], parts[1], parts[3].decode("ascii", "replace")
-            try:
-                is_allowed = self._allows(address.removeprefix("::ffff:"))
-            except Exception:  # without this thread nobody could connect at all
-                is_allowed = False
-            status = (b"200", b"OK") if is_allowed else (b"400", b"not a private network")
-            self._socket.send_multipart((version, request, *status, b"", b""))
-        self._socket.close(0)
-        self._control.close(0)
+    threading.Thread(target=serve, name="zap", daemon=True).start()
 
 
 def _plain_send(handle: zmq.Socket[bytes]) -> Callable[..., object]:

@@ -10,20 +10,18 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from types import TracebackType
 from typing import Any, Final, Unpack, cast
 
 from d8mesh.config import Config
-from d8mesh.core.client.submission import awaiting
-from d8mesh.core.protocol.messages import Group
 from d8mesh.edge.installation import config_of, settled
 from d8mesh.errors import WaitTimeoutError
 from d8mesh.nodes.client.closing import CLOSE_S
 from d8mesh.nodes.client.executor import TaskExecutor
 from d8mesh.nodes.client.groups import (
-    Sent,
     SubmitOptions,
+    Template,
     check_key,
     encode_data,
     filled,
@@ -34,10 +32,8 @@ from d8mesh.nodes.client.groups import (
 from d8mesh.nodes.client.handle import Task
 from d8mesh.nodes.client.mapping import Mapped, window_of
 from d8mesh.nodes.client.node import ClientNode
-from d8mesh.nodes.client.outputs import Outputs
 from d8mesh.nodes.client.overview import Stats, WorkerInfo
 from d8mesh.nodes.client.results import Listing, Result
-from d8mesh.nodes.client.submitter import sent_of
 from d8mesh.nodes.client.timeouts import (
     DEFAULT_QUESTION_S,
     bounded,
@@ -166,11 +162,18 @@ class Client:
             TaskRejectedError: a part was refused; the other parts may have been accepted.
             Others as of `submit`.
         """
-        return [
-            Task(self, submission, index)
-            for submission in self.node.submitter.enqueue_many(type, datas, options)
-            for index in range(submission.count)
-        ]
+        node, template = self.node, Template(type, options)
+        left_s = countdown(template.timeout_s)
+        try:
+            submissions = [
+                node.submitter.enqueue([group], left_s(), is_listened=template.is_listened)
+                for group in template.cut(datas)
+            ]
+            for submission in submissions:
+                node.waiters.wait_settled(submission, left_s())
+        except WaitTimeoutError as error:
+            raise told_whole(error, template.timeout_s) from None
+        return [Task(self, each, index) for each in submissions for index in range(each.count)]
 
     @takes_timeout_s
     def map(
@@ -213,29 +216,6 @@ class Client:
         """
         group_of(type, "", options)
         return TaskExecutor(self.node, lambda data: self.submit(type, data, **options))
-
-    def submit_groups(
-        self,
-        groups: Sequence[Group],
-        *,
-        key: str = "",
-        is_listened: bool = False,
-        timeout_s: float = DEFAULT_QUESTION_S,
-    ) -> Sent:
-        """Submit all of these or nothing, and wait until it is acknowledged.
-
-        A full queue is not waited for.
-
-        Raises:
-            TaskRejectedError: refused; nothing was accepted.
-            WaitTimeoutError: no answer within `timeout_s`.
-        """
-        node = self.node
-        submission, index = node.submitter.place(
-            groups, timeout_s, key=key, is_listened=is_listened
-        )
-        node.waiters.wait_settled(submission, timeout_s)
-        return sent_of(submission, index)
 
     @takes_timeout_s
     def flush(self, timeout: float | None = None) -> None:
@@ -315,13 +295,9 @@ class Client:
             UnknownTaskError: the orchestrator does not know it, or no longer.
             BrokerUnavailableError: no answer within `timeout`.
         """
-        session, n = self.next_id()
+        session, n = self.node.submitter.next_id()
         args = {"id": task_id, "session": session, "n": n}
         return self.task(str(self.ask("replay", args, timeout=timeout)["task_id"]))
-
-    def next_id(self) -> tuple[str, int]:
-        """Return a session and a counter that make an unused task id."""
-        return self.node.submitter.next_id()
 
     @property
     def is_connected(self) -> bool:
@@ -360,20 +336,6 @@ class Client:
         """
         return self.node.ask(what, args, DEFAULT_QUESTION_S if timeout is None else timeout)
 
-    def wait_finished(self, task_id: str, timeout_s: float) -> bool:
-        """Wait for an acknowledged task's outcome; return whether it is finished (or unknown)."""
-        submission, node = awaiting(task_id), self.node
-        node.watch(submission)
-        try:
-            node.waiters.wait_for(
-                submission, lambda: submission.is_known(0), timeout_s, what=task_id
-            )
-        except WaitTimeoutError:
-            return False
-        finally:
-            node.unwatch(submission)
-        return True
-
     @takes_timeout_s
     def close(self, timeout: float | None = CLOSE_S) -> None:
         """Wait for what was submitted to be acknowledged, say goodbye, and stop.
@@ -386,11 +348,6 @@ class Client:
                 and nobody was told; it has the ids. The client is closed.
         """
         self.node.close(bounded(timeout))
-
-    @property
-    def outputs(self) -> Outputs:
-        """The partial output of its tasks."""
-        return self.node.outputs
 
 
 _lock: Final = threading.Lock()

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
-import math
 import threading
 import time
 from collections.abc import Callable
@@ -223,18 +223,9 @@ class CompletionWaiters:
 
     def wait_empty(self, timeout_s: float | None) -> bool:
         """Wait until all is acknowledged or refused; False: it is not, or never will be."""
-        until = math.inf if timeout_s is None else time.monotonic() + timeout_s
-        with self.lock:
-            while self._pending:
-                left_s = until - time.monotonic()
-                if left_s <= 0:
-                    return False
-                try:
-                    self.check_alive()
-                except D8Error:
-                    return False
-                self._room.wait(min(LOOK_AROUND_S, left_s))
-        return True
+        with self.lock, contextlib.suppress(D8Error):
+            self._wait(self._room, lambda: not self._pending, timeout_s, "the end", None)
+        return not self._pending
 
     def _wait(
         self,

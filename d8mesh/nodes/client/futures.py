@@ -136,7 +136,8 @@ class _DoneTasks:
             left = left_s()
             try:
                 if self._done.empty():
-                    self._check_may_wait()
+                    for node in self._nodes:
+                        node.check_is_elsewhere()
                 task = self._done.get(
                     timeout=LOOK_AROUND_S if left is None else min(left, LOOK_AROUND_S)
                 )
@@ -147,10 +148,6 @@ class _DoneTasks:
             self.running.discard(task)
             self._calls.pop(task, None)
             return task
-
-    def _check_may_wait(self) -> None:
-        for node in self._nodes:
-            node.check_is_elsewhere()
 
 
 def _overdue(ended: _DoneTasks, count: int, timeout_s: float | None) -> WaitTimeoutError:

@@ -11,6 +11,7 @@ from d8mesh.core.client.submission import Submission, awaiting
 from d8mesh.core.protocol.messages import CANCELLED_STATE
 from d8mesh.errors import D8Error, TaskCancelledError, TaskRejectedError, WaitTimeoutError
 from d8mesh.nodes.client.node import ClientNode
+from d8mesh.nodes.client.outputs import output_of
 from d8mesh.nodes.client.results import Result, is_cancelled_already, readable, result_of
 from d8mesh.nodes.client.timeouts import DEFAULT_QUESTION_S, bounded, countdown, takes_timeout_s
 
@@ -25,11 +26,58 @@ class NodeOwner(Protocol):
     def node(self) -> ClientNode:
         """Its session, where they wait."""
 
-    def close(self, timeout: float | None = ...) -> None:
-        """As `Client.close`."""
+
+class TaskHandle:
+    """What every handle of a task knows without waiting."""
+
+    __slots__ = ("index", "submission")
+    submission: Submission  #: what it travelled in
+    index: int  #: which of its submission's tasks it is
+
+    @property
+    def id(self) -> str:
+        """The task's id, final from the start; it opens the task in any other process."""
+        return self.submission.task_id(self.index)
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What the orchestrator says of the submit: that no worker offers the type, say.
+
+        Empty before the acknowledgement.
+        """
+        return self.submission.warnings
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.id}>"
+
+    def is_known(self) -> bool:
+        """Return whether the outcome has arrived here, or will not because it was refused."""
+        return self.submission.is_known(self.index)
+
+    def cancelled(self) -> bool:
+        """Return whether it is known here that the task was cancelled."""
+        return self.submission.states[self.index] == CANCELLED_STATE
+
+    def outcome(self) -> Result:
+        """Return, or raise, what is known to have come of the task; see `Task.result`."""
+        submission, index = self.submission, self.index
+        if submission.refusal is not None:
+            with self._named():
+                submission.raise_refusal()
+        payload = submission.payloads[index] or b""
+        return result_of(submission.states[index], payload, submission, index)
+
+    @contextlib.contextmanager
+    def _named(self) -> Iterator[None]:
+        """An error out of this names the task."""
+        try:
+            yield
+        except D8Error as error:
+            error.task_id = self.id
+            raise
 
 
-class Task:
+class Task(TaskHandle):
     """A handle of one task, used as a `concurrent.futures.Future` is.
 
     It pickles as its id: unpickled, it opens itself through a client of its process's own when
@@ -39,54 +87,28 @@ class Task:
     Thread: every method may be called from any thread.
     """
 
-    __slots__ = ("_client", "_index", "_submission")
+    __slots__ = ("_client",)
 
     #: returns the client that the unpickled handles of this process share; `client` sets it
     own_client: ClassVar[Callable[[], NodeOwner]]
 
     def __init__(self, client: NodeOwner | None, submission: Submission, index: int) -> None:
         self._client = client
-        self._submission = submission
-        self._index = index
-
-    @property
-    def id(self) -> str:
-        """The task's id, final from the start; it opens the task in any other process."""
-        return self._submission.task_id(self._index)
-
-    @property
-    def submission(self) -> Submission:
-        """What it travelled in."""
-        return self._submission
-
-    @property
-    def warnings(self) -> tuple[str, ...]:
-        """What the orchestrator says of the submit: that no worker offers the type, say.
-
-        Empty before the acknowledgement.
-        """
-        return self._submission.warnings
-
-    @property
-    def index(self) -> int:
-        """Which of its submission's tasks it is."""
-        return self._index
+        self.submission = submission
+        self.index = index
 
     @property
     def client(self) -> NodeOwner:
         """The `Client` that it waits with; of an unpickled one that of this process."""
         if self._client is None:
             self._client = Task.own_client()
-            self._client.node.watch(self._submission)
+            self._client.node.watch(self.submission)
         return self._client
 
     @property
     def node(self) -> ClientNode:
         """Its client's."""
         return self.client.node
-
-    def __repr__(self) -> str:
-        return f"<Task {self.id}>"
 
     def __reduce__(self) -> tuple[object, ...]:
         return unpickled, (self.id,)
@@ -103,14 +125,7 @@ class Task:
         It does when the outcome has arrived here, when the submit was refused, and when the
         client is closed: then nothing will arrive any more.
         """
-        return self._is_known() or self.node.is_over
-
-    def _is_known(self) -> bool:
-        return self._submission.is_known(self._index)
-
-    def cancelled(self) -> bool:
-        """Return whether it is known here that the task was cancelled."""
-        return self._submission.states[self._index] == CANCELLED_STATE
+        return self.is_known() or self.node.is_over
 
     @takes_timeout_s
     def result(self, timeout: float | None = None) -> Result:
@@ -124,31 +139,26 @@ class Task:
             WaitTimeoutError: `timeout` is over; the task goes on.
             NodeClosedError: the client is closed, and the outcome had not arrived.
         """
-        return self._outcome(timeout)
+        if not self.submission.states[self.index]:
+            self._await(timeout)
+        return self.outcome()
 
     def take(self, timeout_s: float | None) -> Result:
         """Return `result`, and forget it: for handles that nobody else has."""
-        result = self._outcome(timeout_s)
-        self._submission.payloads[self._index] = None
+        if not self.submission.states[self.index]:
+            self._await(timeout_s)
+        result = self.outcome()
+        self.submission.payloads[self.index] = None
         return result
 
-    def _outcome(self, timeout_s: float | None) -> Result:
-        submission, index = self._submission, self._index
-        try:
-            if not submission.states[index]:
-                self._wait(timeout_s, f"the result of {self.id}", self.id)
-            if submission.refusal is not None:
-                submission.raise_refusal()
-        except D8Error as error:
-            error.task_id = self.id
-            raise
-        payload = submission.payloads[index] or b""
-        return result_of(submission.states[index], payload, submission, index)
+    def _await(self, timeout_s: float | None) -> None:
+        with self._named():
+            self._wait(timeout_s, f"the result of {self.id}", self.id)
 
     def _wait(self, timeout_s: float | None, what: str, task_id: str | None = None) -> None:
         """Wait until the outcome is known."""
         waiters = self.node.waiters
-        waiters.wait_for(self._submission, self._is_known, timeout_s, what=what, task_id=task_id)
+        waiters.wait_for(self.submission, self.is_known, timeout_s, what=what, task_id=task_id)
 
     @takes_timeout_s
     def exception(self, timeout: float | None = None) -> D8Error | None:
@@ -179,7 +189,7 @@ class Task:
 
     def when_done(self, call: Callable[[], object]) -> None:
         """Have `call` called as `add_done_callback` says."""
-        self.node.completions.add(self._submission, self._index, call, self.done)
+        self.node.completions.add(self.submission, self.index, call, self.done)
 
     @takes_timeout_s
     def wait_accepted(self, timeout: float | None = None) -> None:
@@ -189,18 +199,12 @@ class Task:
             TaskRejectedError: the submit was refused.
             WaitTimeoutError: `timeout` is over.
         """
-        try:
-            self.node.waiters.wait_settled(self._submission, timeout)
-        except D8Error as error:
-            error.task_id = self.id
-            raise
+        with self._named():
+            self.node.waiters.wait_settled(self.submission, timeout)
 
     def _ask(self, what: str, timeout_s: float, **more: object) -> dict[str, Any]:
-        try:
+        with self._named():
             return self.node.ask(what, {"id": self.id, **more}, timeout_s)
-        except D8Error as error:
-            error.task_id = self.id
-            raise
 
     @takes_timeout_s
     def status(
@@ -234,7 +238,7 @@ class Task:
         """
         timeout = DEFAULT_QUESTION_S if timeout is None else timeout
         left_s = countdown(timeout)
-        if (is_cancelled := is_cancelled_already(self._submission, self._index)) is not None:
+        if (is_cancelled := is_cancelled_already(self.submission, self.index)) is not None:
             return is_cancelled
         try:
             self.wait_accepted(left_s())
@@ -264,7 +268,7 @@ class Task:
         Raises:
             WaitTimeoutError: nothing came for `timeout`.
         """
-        return self.node.outputs.of(self._submission, self._index, timeout)
+        return output_of(self.node.runner, self.submission, self.index, timeout)
 
 
 def unpickled(task_id: str) -> Task:

@@ -29,11 +29,9 @@ from d8mesh.nodes.client.closing import (
 from d8mesh.nodes.client.completion_waiters import LOOK_AROUND_S, CompletionWaiters
 from d8mesh.nodes.client.completions import Completions
 from d8mesh.nodes.client.direct_call import DirectCalls
-from d8mesh.nodes.client.outputs import Outputs
 from d8mesh.nodes.client.questions import Questions
 from d8mesh.nodes.client.reasons import Reasons
-from d8mesh.nodes.client.runner import ClientRunner
-from d8mesh.nodes.client.sessions import new_session
+from d8mesh.nodes.client.runner import ClientRunner, new_session
 from d8mesh.nodes.client.submitter import Submitter
 from d8mesh.nodes.client.timeouts import countdown
 from d8mesh.nodes.reconnector.reconnector import Reconnector
@@ -83,7 +81,6 @@ class ClientNode:
         self.waiters.check_alive = self.runner.check_alive  # each submit asks: without a detour
         self.submitter = Submitter(self.runner)
         self.questions = Questions(self.runner)
-        self.outputs = Outputs(self.runner)
         self.direct_calls = DirectCalls(
             make_session=make_session,
             make_reconnector=make_reconnector,
@@ -152,10 +149,6 @@ class ClientNode:
     def watch(self, submission: Submission) -> None:
         """Have the outcome of another's task arrive in `submission`."""
         self.runner.do(lambda now: self.session.watch(submission))
-
-    def unwatch(self, submission: Submission) -> None:
-        """Await it no longer."""
-        self.runner.do(lambda now: self.session.unwatch(submission))
 
     def drop(self, submission: Submission, index: int) -> None:
         """Cancel a task that nobody wants any more; return at once."""

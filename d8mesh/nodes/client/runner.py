@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
 import threading
 import time
 from collections import deque
@@ -33,6 +34,7 @@ from d8mesh.core.client.submission import Submission
 from d8mesh.core.protocol.codec import decode_to_client, encode
 from d8mesh.core.protocol.messages import Goodbye, Refused
 from d8mesh.edge.logs import event
+from d8mesh.edge.network import host_name
 from d8mesh.edge.transport.connector import Connection
 from d8mesh.edge.transport.sockets import DealerLink, Loop, Waker
 from d8mesh.edge.waits import join
@@ -56,6 +58,9 @@ MAX_UNSENT: Final = 100_000
 UNSENT_S: Final = 0.005
 #: Different warnings of the orchestrator that are logged, once each.
 MAX_WARNED: Final = 1000
+#: Of a session's name.
+_NAME_LETTERS: Final = "0123456789abcdefghijklmnopqrstuv"
+_NAME_CHARS: Final = 16
 _log: Final = logging.getLogger("d8mesh.client")
 
 Action: TypeAlias = Callable[[float], list[Output]]
@@ -413,3 +418,9 @@ class ClientRunner:
 
 def _nobody(answered: Answered | None) -> None:
     """Who asked waits no longer."""
+
+
+def new_session(mesh: str) -> ClientSession:
+    """Return a session with a name that nobody has had before: drawn at random."""
+    name = "".join(secrets.choice(_NAME_LETTERS) for _ in range(_NAME_CHARS))
+    return ClientSession(name, mesh, host_name())

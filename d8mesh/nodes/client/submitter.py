@@ -6,24 +6,18 @@ soon as it need not wait. Whatever is submitted as a whole travels in a submissi
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any
 
 from d8mesh.core.client.submission import Submission, awaiting
 from d8mesh.core.protocol.messages import SOFT_FRAME_BYTES, Group
-from d8mesh.errors import WaitTimeoutError
 from d8mesh.nodes.client.groups import (
     SUBMISSION_TASKS,
-    Sent,
-    SubmitOptions,
-    Template,
     digest_of,
     filled,
     size_of,
 )
 from d8mesh.nodes.client.runner import ClientRunner
-from d8mesh.nodes.client.timeouts import countdown, give_up, told_whole
+from d8mesh.nodes.client.timeouts import give_up
 
 
 class Submitter:
@@ -139,49 +133,6 @@ class Submitter:
             self._runner.do(partial(self._session.submit, submission))
         return submission
 
-    def enqueue_many(
-        self, kind: str, datas: Iterable[Mapping[str, Any]], options: SubmitOptions
-    ) -> list[Submission]:
-        """Submit tasks of one type in as many submissions as it takes; wait until all are settled.
-
-        Raises:
-            TaskRejectedError: one was refused, or something of it is not allowed.
-            WaitTimeoutError: ``options["timeout"]`` is over.
-        """
-        template = Template(kind, options)
-        left_s = countdown(template.timeout_s)
-        submissions: list[Submission] = []
-        try:
-            for group in template.cut(datas):
-                submissions.append(
-                    self.enqueue([group], left_s(), is_listened=template.is_listened)
-                )
-            for submission in submissions:
-                self._waiters.wait_settled(submission, left_s())
-        except WaitTimeoutError as error:
-            raise told_whole(error, template.timeout_s) from None
-        return submissions
-
-    def place(
-        self, groups: Sequence[Group], timeout_s: float | None, *, key: str, is_listened: bool
-    ) -> tuple[Submission, int | None]:
-        """Submit these, all or nothing; return their submission, and a single one's place in it.
-
-        A full queue is not waited for, and no outcomes are wanted.
-
-        Raises:
-            As of `enqueue`.
-        """
-        count, _ = size_of(groups)
-        if count == 1 and not key and not is_listened:
-            # It travels with what others submit at the same time.
-            group = groups[0]
-            return self.append(filled(group, []), group.payloads[0], timeout_s, is_watched=False)
-        submission = self.enqueue(
-            list(groups), timeout_s, key=key, is_watched=False, is_listened=is_listened
-        )
-        return submission, None
-
     def watch(self, task_id: str) -> tuple[Submission, int]:
         """Return where the outcome of anybody's task will arrive.
 
@@ -201,10 +152,3 @@ class Submitter:
         if submission.is_listened:
             for index in range(submission.count):
                 self._runner.stream_buffer.expect(submission, index)
-
-
-def sent_of(submission: Submission, index: int | None) -> Sent:
-    """Return what became of tasks that were placed, and acknowledged."""
-    indices = range(submission.count) if index is None else [index]
-    ids = [submission.task_id(each) for each in indices]
-    return Sent(ids, submission.is_repeat, submission.warnings)

@@ -323,7 +323,7 @@ def test_a_late_reader_is_told_what_the_first_has_heard(rest: Rest) -> None:
     first = rest.open(f"/api/tasks/{task_id}/stream")
     next(iter(first))
     rest.loop.loop.call_soon_threadsafe(
-        rest.client._runner.listeners.hear, Stream(task_id, 1, 4, [pack("heard before")])
+        rest.client.runner.listeners.hear, Stream(task_id, 1, 4, [pack("heard before")])
     )
     assert "heard before" in next(iter(first))
     late = iter(rest.open(f"/api/tasks/{task_id}/stream"))

@@ -323,7 +323,7 @@ class AsyncClient:
     @property
     def is_over_http(self) -> bool:
         """As `Client.is_over_http`."""
-        return self._node is not None and self._node.is_over_http
+        return self._node is not None and self._node.runner.is_over_http
 
     async def wait_connected(self, timeout: float | None = None) -> bool:
         """As `Client.wait_connected`."""
@@ -343,7 +343,7 @@ class AsyncClient:
         if node is None:
             self._is_closed = True
             return
-        if node.is_forked:
+        if node.runner.is_forked:
             return
         left_s = countdown(timeout_s)
         try:

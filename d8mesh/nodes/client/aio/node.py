@@ -7,7 +7,7 @@ import concurrent.futures
 import contextlib
 import logging
 import warnings
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping
 from functools import partial
 from typing import Any, Final
 
@@ -28,15 +28,14 @@ from d8mesh.nodes.client.closing import (
     raise_missing,
 )
 from d8mesh.nodes.client.completion_waiters import log_waiting
-from d8mesh.nodes.client.groups import SUBMISSION_TASKS, Sent, size_of
+from d8mesh.nodes.client.groups import SUBMISSION_TASKS, Sent, filled, size_of
 from d8mesh.nodes.client.outputs import listen
 from d8mesh.nodes.client.questions import Questions, unanswered
 from d8mesh.nodes.client.reasons import Reasons
-from d8mesh.nodes.client.runner import ClientRunner
-from d8mesh.nodes.client.sessions import new_session
-from d8mesh.nodes.client.stream_buffer import KeptOutput, StreamBuffer
+from d8mesh.nodes.client.runner import ClientRunner, new_session
+from d8mesh.nodes.client.stream_buffer import KeptOutput
 from d8mesh.nodes.client.streams import OnStream
-from d8mesh.nodes.client.submitter import Submitter, sent_of
+from d8mesh.nodes.client.submitter import Submitter
 from d8mesh.nodes.client.timeouts import DEFAULT_QUESTION_S, bounded
 from d8mesh.nodes.reconnector.reconnector import Reconnector
 from d8mesh.nodes.reconnector.search import Search
@@ -73,41 +72,30 @@ class AsyncNode:
             self._session, self._reconnector, self._ask_from_afar, self.check_alive
         )
         self._one_looks = asyncio.Lock()
-        self._runner = ClientRunner(
-            self._session, self.waits.waiters, self._host, self._reconnector
-        )
-        self.waits.waiters.check_alive = self._runner.check_alive  # without a detour
-        self._submitter = Submitter(self._runner)
-        self._questions = Questions(self._runner)
-        self._host.start(self._runner)
+        #: what drives the session
+        self.runner = ClientRunner(self._session, self.waits.waiters, self._host, self._reconnector)
+        self.waits.waiters.check_alive = self.runner.check_alive  # without a detour
+        self._submitter = Submitter(self.runner)
+        self._questions = Questions(self.runner)
+        self._host.start(self.runner)
         self._leaving: asyncio.Task[None] | None = None
         self._guard = self._await_loop_end()
         with contextlib.suppress(StopIteration):  # it comes to its `yield` without waiting
             self._guard.__anext__().send(None)
 
     @property
-    def is_forked(self) -> bool:
-        """True in the child of a fork: all of this is the parent's."""
-        return self._runner.is_forked
-
-    @property
     def is_closed(self) -> bool:
         """True once nothing can come any more."""
-        return self._runner.is_closed
+        return self.runner.is_closed
 
     @property
     def is_connected(self) -> bool:
         """True while an orchestrator answers."""
         return self._session.is_up
 
-    @property
-    def is_over_http(self) -> bool:
-        """True while only the REST port can be reached."""
-        return self._runner.is_over_http
-
     def check_alive(self) -> None:
         """Make sure that something can still come; see `ClientRunner.check_alive`."""
-        self._runner.check_alive()
+        self.runner.check_alive()
 
     # ------------------------------------------------------------------- submitting
 
@@ -139,20 +127,35 @@ class AsyncNode:
 
     async def submit_groups(
         self,
-        groups: Sequence[Group],
+        groups: list[Group],
         *,
         key: str = "",
         is_listened: bool = False,
         timeout_s: float | None = DEFAULT_QUESTION_S,
     ) -> Sent:
-        """Submit all of these or nothing; see `Client.submit_groups`."""
+        """Submit all of these or nothing, and wait until it is acknowledged.
+
+        A full queue is not waited for, and no outcomes are wanted.
+
+        Raises:
+            TaskRejectedError: refused; nothing was accepted.
+            WaitTimeoutError: no answer within `timeout_s`.
+        """
         self.check_alive()
-        await self.waits.room(*size_of(groups), timeout_s)
-        submission, index = self._submitter.place(
-            groups, timeout_s, key=key, is_listened=is_listened
-        )
+        count, size_bytes = size_of(groups)
+        await self.waits.room(count, size_bytes, timeout_s)
+        index = 0
+        if count == 1 and not key and not is_listened:
+            # It travels with what others submit at the same time.
+            shared, payload = filled(groups[0], []), groups[0].payloads[0]
+            submission, index = self._submitter.append(shared, payload, timeout_s, is_watched=False)
+        else:
+            submission = self._submitter.enqueue(
+                groups, timeout_s, key=key, is_watched=False, is_listened=is_listened
+            )
         await self.waits.settled(submission, timeout_s)
-        return sent_of(submission, index)
+        ids = [submission.task_id(each) for each in range(index, index + count)]
+        return Sent(ids, submission.is_repeat, submission.warnings)
 
     def next_id(self) -> tuple[str, int]:
         """Return a session and a counter that make an unused task id."""
@@ -173,33 +176,28 @@ class AsyncNode:
         """
         submission, session = awaiting(task_id), self._session
         self.check_alive()
-        self._runner.do(lambda now: session.watch(submission))
+        self.runner.do(lambda now: session.watch(submission))
         try:
             await self.waits.finished(submission, 0, timeout_s, is_reason_wanted=False)
         except WaitTimeoutError:
             return None
         finally:
-            self._runner.do(lambda now: session.unwatch(submission))
+            self.runner.do(lambda now: session.unwatch(submission))
         return submission.outcome(0)
 
     def listen(self, task_id: str, on_stream: OnStream) -> Callable[[], None]:
         """Hear a task's partial output, and None once it is finished; return what stops it."""
         self.check_alive()
-        return listen(self._runner, task_id, on_stream)
-
-    @property
-    def stream_buffer(self) -> StreamBuffer:
-        """What keeps the output of tasks that were submitted with ``listen=True``."""
-        return self._runner.stream_buffer
+        return listen(self.runner, task_id, on_stream)
 
     def kept_output(self, task_id: str) -> KeptOutput | None:
         """Return what is kept of the output of a task that was submitted with ``listen=True``."""
-        return self._runner.stream_buffer.of(task_id)
+        return self.runner.stream_buffer.of(task_id)
 
     def hear(self, task_id: str, on_stream: OnStream) -> Callable[[], object]:
         """Be told what comes in of a task that is listened to already; return what stops it."""
-        self._runner.listeners.add(task_id, on_stream)
-        return partial(self._runner.listeners.remove, task_id, on_stream)
+        self.runner.listeners.add(task_id, on_stream)
+        return partial(self.runner.listeners.remove, task_id, on_stream)
 
     async def ask(self, what: str, args: Mapping[str, object], timeout_s: float) -> dict[str, Any]:
         """Ask the orchestrator something.
@@ -222,7 +220,7 @@ class AsyncNode:
         ready = self.loop.create_future()
         pending = self._questions.begin(what, args, partial(resolve, ready))
         try:
-            await self.waits.other(ready, timeout_s, f"the answer to {what!r}")
+            await self.waits.until(ready, timeout_s, f"the answer to {what!r}")
         except WaitTimeoutError:
             return None
         finally:
@@ -238,7 +236,7 @@ class AsyncNode:
         connected = self.loop.create_future()
         self._connecting.add(connected)
         try:
-            await self.waits.other(connected, timeout_s, "a connection")
+            await self.waits.until(connected, timeout_s, "a connection")
         except WaitTimeoutError:
             return False
         finally:
@@ -323,7 +321,7 @@ class AsyncNode:
 
     def leave(self) -> None:
         """Let all go, and say that nobody closed this: what it waits for may be lost."""
-        if self.is_closed or self.is_forked:
+        if self.is_closed or self.runner.is_forked:
             return
         with contextlib.suppress(RuntimeError):  # a program that ends can start no more threads
             self._end()
@@ -337,8 +335,8 @@ class AsyncNode:
     def _end(self) -> None:
         if self.is_closed:
             return
-        self._runner.is_closed = True
-        self.waits.fail(self._runner.fatal or NodeClosedError())
+        self.runner.is_closed = True
+        self.waits.fail(self.runner.fatal or NodeClosedError())
         self._host.stop()
         self._host.have_done(self._reconnector.close)
 
@@ -354,7 +352,7 @@ class AsyncNode:
     async def _wait_unclosed(self) -> None:
         """Nobody has closed this: wait, as `close` does, for what was submitted to be on disk."""
         waiters = self.waits.waiters
-        if self.is_closed or self.is_forked or not waiters.count:
+        if self.is_closed or self.runner.is_forked or not waiters.count:
             return
         waiters.shut()
         with contextlib.suppress(D8Error):
@@ -366,8 +364,8 @@ class AsyncNode:
                 await self.waits.emptied(UNCLOSED_S)
 
     def _after_turn(self) -> None:
-        if self._runner.fatal is not None:
-            self.waits.fail(self._runner.fatal)
-        elif self._connecting and self._runner.connected.is_set():
+        if self.runner.fatal is not None:
+            self.waits.fail(self.runner.fatal)
+        elif self._connecting and self.runner.connected.is_set():
             for each in self._connecting:
                 resolve(each)

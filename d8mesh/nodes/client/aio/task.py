@@ -5,15 +5,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
-from collections.abc import AsyncIterator, Callable, Generator, Iterator
+from collections.abc import AsyncIterator, Callable, Generator
 from typing import Any, Protocol, TypeAlias
 
 from d8mesh.core.client.submission import Submission
-from d8mesh.core.protocol.messages import CANCELLED_STATE, Stream
+from d8mesh.core.protocol.messages import Stream
 from d8mesh.errors import D8Error, TaskCancelledError, TaskRejectedError, WaitTimeoutError
 from d8mesh.nodes.client.aio.node import AsyncNode
 from d8mesh.nodes.client.aio.waits import Inbox, Signal
-from d8mesh.nodes.client.results import Result, is_cancelled_already, readable, result_of
+from d8mesh.nodes.client.handle import TaskHandle
+from d8mesh.nodes.client.results import Result, is_cancelled_already, readable
 from d8mesh.nodes.client.stream_buffer import NOTHING_KEPT, KeptOutput
 from d8mesh.nodes.client.streams import Missed, Position
 from d8mesh.nodes.client.timeouts import DEFAULT_QUESTION_S, bounded, countdown
@@ -34,33 +35,20 @@ class AsyncNodeOwner(Protocol):
         """True once it is closed: nothing can come any more."""
 
 
-class AsyncTask:
+class AsyncTask(TaskHandle):
     """A handle of one task. ``await task`` gives its result, as often as it is awaited.
 
     Each wait is a wait of its own: cancelling it, or its time-out, leaves the task and all
     other waits alone. `cancel` cancels the task.
     """
 
-    __slots__ = ("__weakref__", "_callbacks", "_client", "_index", "_submission")
+    __slots__ = ("__weakref__", "_callbacks", "_client")
 
     def __init__(self, client: AsyncNodeOwner, submission: Submission, index: int) -> None:
         self._client = client
-        self._submission = submission
-        self._index = index
+        self.submission = submission
+        self.index = index
         self._callbacks: list[tuple[OnDone, contextvars.Context]] | None = None
-
-    @property
-    def id(self) -> str:
-        """As `Task.id`."""
-        return self._submission.task_id(self._index)
-
-    @property
-    def warnings(self) -> tuple[str, ...]:
-        """As `Task.warnings`."""
-        return self._submission.warnings
-
-    def __repr__(self) -> str:
-        return f"<AsyncTask {self.id}>"
 
     def __await__(self) -> Generator[Any, None, Result]:
         return self.result().__await__()
@@ -68,14 +56,6 @@ class AsyncTask:
     def done(self) -> bool:
         """Return whether awaiting it returns or raises at once; see `Task.done`."""
         return self.is_known() or self._client.is_closed
-
-    def is_known(self) -> bool:
-        """Return whether the outcome has arrived here, or will not because it was refused."""
-        return self._submission.is_known(self._index)
-
-    def cancelled(self) -> bool:
-        """As `Task.cancelled`."""
-        return self._submission.states[self._index] == CANCELLED_STATE
 
     def add_done_callback(
         self, callback: OnDone, *, context: contextvars.Context | None = None
@@ -88,7 +68,7 @@ class AsyncTask:
         node = self._client.node
         if self._callbacks is None:
             self._callbacks = []
-            node.waits.signal(self._submission, self._index).add_done_callback(self._call_back)
+            node.waits.signal(self.submission, self.index).add_done_callback(self._call_back)
         self._callbacks.append((callback, context))
 
     def remove_done_callback(self, callback: OnDone) -> int:
@@ -115,25 +95,7 @@ class AsyncTask:
     async def known(self, timeout_s: float | None) -> None:
         """Wait until `is_known`."""
         with self._named():
-            await self._client.node.waits.finished(self._submission, self._index, timeout_s)
-
-    @contextlib.contextmanager
-    def _named(self) -> Iterator[None]:
-        """An error out of this names the task."""
-        try:
-            yield
-        except D8Error as error:
-            error.task_id = self.id
-            raise
-
-    def outcome(self) -> Result:
-        """Return, or raise, what is known to have come of the task; see `result`."""
-        submission, index = self._submission, self._index
-        if submission.refusal is not None:
-            with self._named():
-                submission.raise_refusal()
-        payload = submission.payloads[index] or b""
-        return result_of(submission.states[index], payload, submission, index)
+            await self._client.node.waits.finished(self.submission, self.index, timeout_s)
 
     async def exception(self, timeout: float | None = None) -> D8Error | None:
         """As `Task.exception`."""
@@ -150,9 +112,9 @@ class AsyncTask:
         """As `Task.wait_accepted`."""
         timeout_s = bounded(timeout)
         with self._named():
-            if not self._submission.is_settled:
-                await self._client.node.waits.settled(self._submission, timeout_s)
-            self._submission.raise_refusal()
+            if not self.submission.is_settled:
+                await self._client.node.waits.settled(self.submission, timeout_s)
+            self.submission.raise_refusal()
 
     async def status(
         self, timeout: float | None = DEFAULT_QUESTION_S, *, full: bool = False
@@ -170,7 +132,7 @@ class AsyncTask:
         """As `Task.cancel`."""
         timeout = DEFAULT_QUESTION_S if timeout is None else timeout
         left_s = countdown(timeout)
-        if (is_cancelled := is_cancelled_already(self._submission, self._index)) is not None:
+        if (is_cancelled := is_cancelled_already(self.submission, self.index)) is not None:
             return is_cancelled
         try:
             await self.accepted(left_s())
@@ -186,7 +148,7 @@ class AsyncTask:
     async def stream(self, timeout: float | None = None) -> AsyncIterator[Any]:
         """As `Task.stream`."""
         timeout_s = bounded(timeout)
-        node, submission = self._client.node, self._submission
+        node, submission = self._client.node, self.submission
         kept = node.kept_output(self.id) if submission.is_listened else None
         is_whole = kept is not None
         if kept is None:

@@ -65,8 +65,8 @@ class Waits:
     ) -> None:
         self._loop, self._why, self._say = loop, why, say
         self.waiters = CompletionWaiters(check_alive, on_change=self._changed)
-        #: of each submission, by task or `ACKNOWLEDGED`
-        self._waiting: dict[Submission, dict[int, list[Signal]]] = {}
+        #: of each submission, for which task or `ACKNOWLEDGED`
+        self._waiting: dict[Submission, dict[Signal, int]] = {}
         self._for_room: deque[_RoomWait] = deque()
         #: who was woken because there is room, and has not used it yet; how many tasks and bytes
         self._promises: set[Signal] = set()
@@ -114,7 +114,7 @@ class Waits:
         signal = self._loop.create_future()
         self._for_room.append(_RoomWait(count, size_bytes, signal))
         try:
-            await self._until(signal, timeout_s, "room for more tasks", "")
+            await self.until(signal, timeout_s, "room for more tasks", "")
         finally:
             if signal in self._promises:  # from now on it is used, or given up
                 self._promises.discard(signal)
@@ -143,16 +143,10 @@ class Waits:
             if not submission.is_settled:
                 await self._of(submission, ACKNOWLEDGED, left_s(), what, task_id)
 
-    async def other(
-        self, signal: Signal, timeout_s: float | None, what: str, task_id: str | None = None
-    ) -> None:
-        """Wait for what `signal` stands for; it ends with the client too."""
-        await self._until(signal, timeout_s, what, task_id)
-
     def signal(self, submission: Submission, index: int) -> Signal:
         """Return a future that is done with the outcome of a task, or an acknowledgement."""
         signal = self._loop.create_future()
-        self._waiting.setdefault(submission, {}).setdefault(index, []).append(signal)
+        self._waiting.setdefault(submission, {})[signal] = index
         return signal
 
     async def _of(
@@ -165,17 +159,17 @@ class Waits:
     ) -> None:
         signal = self.signal(submission, index)
         try:
-            await self._until(signal, timeout_s, what, task_id)
+            await self.until(signal, timeout_s, what, task_id)
         except WaitTimeoutError:
             if not _has_come(submission, index):  # it may have, while it was asked why not
                 raise
         finally:
-            self._forget(submission, index, signal)
+            self._forget(submission, signal)
 
-    async def _until(
-        self, signal: Signal, timeout_s: float | None, what: str, task_id: str | None
+    async def until(
+        self, signal: Signal, timeout_s: float | None, what: str, task_id: str | None = None
     ) -> None:
-        """Wait for `signal`, which is of this wait alone.
+        """Wait for `signal`, which is of this wait alone; it ends with the client too.
 
         Args:
             what: what is waited for, for people.
@@ -214,29 +208,23 @@ class Waits:
                 self._look = self._loop.call_later(LOOK_AROUND_S, self._look_around)
                 return
 
-    def _forget(self, submission: Submission, index: int, signal: Signal) -> None:
+    def _forget(self, submission: Submission, signal: Signal) -> None:
         """A wait is over: by what has come, it is forgotten already, or it was given up."""
-        waiting = self._waiting.get(submission)
-        signals = waiting and waiting.get(index)
-        if not waiting or not signals or signal not in signals:
-            return
-        signals.remove(signal)
-        if not signals:
-            del waiting[index]
+        waiting = self._waiting.get(submission, {})
+        waiting.pop(signal, None)
         if not waiting:
-            del self._waiting[submission]
+            self._waiting.pop(submission, None)
 
     # ------------------------------------------------------------- what has happened
 
     def _changed(self, submission: Submission) -> None:
         """Wake who waits for what this submission has now."""
-        waiting = self._waiting.get(submission)
-        if waiting:
-            for index in [index for index in waiting if _has_come(submission, index)]:
-                for signal in waiting.pop(index):
-                    resolve(signal)
-            if not waiting:
-                del self._waiting[submission]
+        waiting = self._waiting.get(submission, {})
+        for signal in [each for each, index in waiting.items() if _has_come(submission, index)]:
+            del waiting[signal]
+            resolve(signal)
+        if not waiting:
+            self._waiting.pop(submission, None)
         if self._for_room and submission.is_settled:
             self._make_room()
 
@@ -259,8 +247,7 @@ class Waits:
 
     def fail(self, error: D8Error) -> None:
         """End every wait with `error`: there is no sense in waiting any more."""
-        waiting = [each for of_one in self._waiting.values() for each in of_one.values()]
-        signals = [signal for each in waiting for signal in each]
+        signals = [signal for each in self._waiting.values() for signal in each]
         signals += [each.signal for each in self._for_room]
         for signal in [*signals, *self._waits]:
             if not signal.done():
@@ -297,7 +284,7 @@ class Inbox(Generic[Item]):
         """
         if not self._items:
             self._signal = self._loop.create_future()
-            await self._waits.other(self._signal, timeout_s, what, task_id)
+            await self._waits.until(self._signal, timeout_s, what, task_id)
         return self._items.popleft()
 
 
