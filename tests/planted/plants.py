@@ -54,8 +54,8 @@ PLANTS: Final = (
     Plant(
         "acknowledge a submit before its commit",
         "d8mesh.core.broker.admission:Admission.submit",
-        "self._actions.send(client.peer, accepted, waits=True)",
-        "self._actions.send(client.peer, accepted, waits=False)",
+        "self._state.send(client.peer, accepted, waits=True)",
+        "self._state.send(client.peer, accepted, waits=False)",
         WORKER_SESSIONS + "results_are_acknowledged_after_the_commit_only",
     ),
     Plant(
@@ -111,9 +111,9 @@ PLANTS: Final = (
     ),
     Plant(
         "hand out before a welcome whose commit is in flight",
-        "d8mesh.core.broker.actions:Actions.tell",
-        "min(self._state.now, self._state.unconfirmed_since)",
-        "self._state.now",
+        "d8mesh.core.broker.state:BrokerState.tell",
+        "min(self.now, self.unconfirmed_since)",
+        "self.now",
         IN_FLIGHT + "nothing_overtakes_the_welcome_of_a_worker",
     ),
     Plant(
@@ -132,7 +132,7 @@ PLANTS: Final = (
     ),
     Plant(
         "hand out before the welcome that waits",
-        "d8mesh.core.broker.actions:Actions.tell",
+        "d8mesh.core.broker.state:BrokerState.tell",
         "waits=worker.welcomed >= not_durable_since",
         "waits=False",
         WORKER_SESSIONS + "a_worker_is_told_to_drop_a_result_after_the_commit_of_the_other_only",
@@ -472,21 +472,21 @@ PLANTS: Final = (
     Plant(
         "tell of a cancellation before its commit",
         "d8mesh.core.broker.client_requests:ClientRequests._cancel",
-        "self._actions.answer(peer, request, answer, waits=True)",
-        "self._actions.answer(peer, request, answer)",
+        "self._state.answer(peer, request, answer, waits=True)",
+        "self._state.answer(peer, request, answer)",
         PROMISES,
     ),
     Plant(
         "name a replay before its commit",
         "d8mesh.core.broker.client_requests:ClientRequests._replay_source",
-        "self._actions.answer(asked.peer, asked.request, task, waits=True)",
-        "self._actions.answer(asked.peer, asked.request, task)",
+        "self._state.answer(asked.peer, asked.request, task, waits=True)",
+        "self._state.answer(asked.peer, asked.request, task)",
         PROMISES,
     ),
     Plant(
         "thank for a polling worker's report before its commit",
         "d8mesh.core.broker.polling:Polling._report",
-        "self._actions.answer(peer, request, {}, waits=True)",
+        "self._state.answer(peer, request, {}, waits=True)",
         "broker.answer(peer, request, {})",
         PROMISES,
     ),
@@ -614,16 +614,15 @@ PLANTS: Final = (
     Plant(
         "empty the hands before the outcome is recorded",
         "d8mesh.core.broker.outcomes:TaskOutcomes._end",
-        "    self._actions.record(fact)\n",
-        "    self._state.registry.workers[by].outstanding.clear()\n"
-        "    self._actions.record(fact)\n",
+        "    self._state.record(fact)\n",
+        "    self._state.registry.workers[by].outstanding.clear()\n    self._state.record(fact)\n",
         "tests/core/broker/test_outcomes.py::"
         "test_an_outcome_that_cannot_be_recorded_takes_nothing_from_anybody",
     ),
     Plant(
         "tell a fault of ours as the caller's",
         "d8mesh.core.broker.dispatcher:Dispatcher._refuse",
-        "self._actions.tell_fault(where, error)",
+        "self.state.tell_fault(where, error)",
         "pass",
         "tests/core/broker/test_dispatcher.py::"
         "test_a_fault_of_ours_is_logged_and_told_as_no_fault_of_the_caller",
@@ -631,7 +630,7 @@ PLANTS: Final = (
     Plant(
         "draw a random number that nobody can replay",
         "d8mesh.core.broker.returns:Returns.attempt_failed",
-        "self._actions.draw()",
+        "self._state.draw()",
         "__import__('random').random()",
         SIMULATED,
     ),

@@ -6,7 +6,6 @@ from typing import Final
 
 from msgspec import structs
 
-from d8mesh.core.broker.actions import Actions
 from d8mesh.core.broker.effects import Peer
 from d8mesh.core.broker.records import RunningAttempt, TaskRecord
 from d8mesh.core.broker.returns import Returns
@@ -23,9 +22,8 @@ MAX_DISPLACED: Final = 8
 class Joining:
     """Lets mesh workers join."""
 
-    def __init__(self, state: BrokerState, actions: Actions, returns: Returns) -> None:
+    def __init__(self, state: BrokerState, returns: Returns) -> None:
         self._state = state
-        self._actions = actions
         self._returns = returns
 
     def hello(self, message: WorkerHello, peer: Peer) -> None:
@@ -37,7 +35,7 @@ class Joining:
             refusal = Refused(0, "worker.id_taken", f"{message.worker_id!r} is at work elsewhere")
         if refusal is not None:
             state.metrics.reject(refusal.code)
-            self._actions.send(peer, refusal)
+            self._state.send(peer, refusal)
             return
         if old is not None and old.boot_id == message.boot_id and old.dialect is Dialect.MESH:
             worker = old
@@ -64,7 +62,7 @@ class Joining:
         worker.work_seq = 0
         worker.owed.clear()  # it says again what it has not heard of
         # what is dropped for an outcome may go when that is on disk
-        self._actions.send(peer, state.welcome(message.version, dropped), waits=True)
+        self._state.send(peer, state.welcome(message.version, dropped), waits=True)
         worker.welcomed = state.now
         state.registry.refresh(worker)
 
@@ -108,7 +106,7 @@ class Joining:
             task = state.task_table.tasks.get(task_id)
             if task is None or task.history is None or not task.history.losses:
                 continue
-            claim = self._actions.signer.check(token, task_id)
+            claim = self._state.signer.check(token, task_id)
             if claim is not None:
                 losses = sorted(task.history.losses)
                 own = [
@@ -117,7 +115,7 @@ class Joining:
                 back.update(((task_id, n), None) for n in own)
         if back:
             ids, ns = [task_id for task_id, _ in back], [n for _, n in back]
-            self._actions.record(Recounted(worker.worker_id, ids, ns, is_loss=False))
+            self._state.record(Recounted(worker.worker_id, ids, ns, is_loss=False))
 
     def _take_over(self, worker: WorkerState, message: WorkerHello) -> list[str]:
         """Adopt the held attempts that still hold; queue the others of the worker again.
@@ -134,7 +132,7 @@ class Joining:
         kept: set[str] = set()
         adopted: dict[str, tuple[int, bytes]] = {}
         for task_id, token in zip(message.held_ids, message.held_tokens, strict=True):
-            claim = self._actions.signer.check(token, task_id)
+            claim = self._state.signer.check(token, task_id)
             task = state.task_table.open_task(task_id) if claim is not None else None
             if claim is None or task is None or _is_fenced_off(task, claim, token):
                 dropped.append(task_id)
@@ -155,7 +153,7 @@ class Joining:
                 task.attempt = RunningAttempt(token)
         if adopted:
             ns = [n for n, _ in adopted.values()]
-            self._actions.record(Adopted(worker.worker_id, list(adopted), ns))
+            self._state.record(Adopted(worker.worker_id, list(adopted), ns))
         for task_id, (_, token) in adopted.items():
             task = state.task_table.tasks[task_id]
             task.attempt = RunningAttempt(token, until)

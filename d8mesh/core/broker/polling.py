@@ -11,7 +11,6 @@ from typing import Final, TypeAlias
 
 from msgspec import structs
 
-from d8mesh.core.broker.actions import Actions
 from d8mesh.core.broker.effects import Peer
 from d8mesh.core.broker.outcomes import MAX_REASON_CHARS, TaskOutcomes, failure_payload
 from d8mesh.core.broker.placement import DOCUMENTED_TYPES
@@ -51,13 +50,11 @@ class Polling:
     def __init__(
         self,
         state: BrokerState,
-        actions: Actions,
         scheduler: Scheduler,
         task_outcomes: TaskOutcomes,
         returns: Returns,
     ) -> None:
         self._state = state
-        self._actions = actions
         self._returns = returns
         self._scheduler = scheduler
         self._outcomes = task_outcomes
@@ -106,7 +103,7 @@ class Polling:
             elif self._is_over(worker, poll):
                 worker.poll = None
                 del self._waiting[worker_id]
-                self._actions.answer(poll.peer, poll.request, {"task": None})
+                self._state.answer(poll.peer, poll.request, {"task": None})
                 self._state.registry.refresh(worker)
 
     def _is_over(self, worker: WorkerState, poll: Poll) -> bool:
@@ -160,11 +157,11 @@ class Polling:
         if worker is None and len(state.registry.workers) >= MAX_POLLING_WORKERS:
             raise ForbiddenError(f"{MAX_POLLING_WORKERS} workers are registered: no more fit")
         stored = registration(args.get("capabilities") or {}, state.at)
-        self._actions.record(Enrolled(worker_id, worker_type, stored))
+        self._state.record(Enrolled(worker_id, worker_type, stored))
         capabilities, _ = state.task_table.workers[worker_id].registered()
         worker = self._worker(worker_id, worker_type, capabilities)
         self._heard(worker)
-        self._actions.answer(peer, request, {}, waits=True)
+        self._state.answer(peer, request, {}, waits=True)
 
     def _heartbeat(self, peer: Peer, request: int, args: Args) -> None:
         """The attempts that it names live on; one slot has one, and need not name it."""
@@ -179,7 +176,7 @@ class Polling:
             if task is not None:
                 again = max(task.attempt.until, until)
                 task.attempt = structs.replace(task.attempt, until=again)
-        self._actions.answer(peer, request, {})
+        self._state.answer(peer, request, {})
 
     def _unregister(self, peer: Peer, request: int, args: Args) -> None:
         worker = self._known(args)
@@ -188,9 +185,9 @@ class Polling:
             tasks = list(worker.outstanding.values())
             why = f"its worker {worker.worker_id!r} left"
             self._returns.take(worker.worker_id, tasks, why, LEAVING)
-        self._actions.record(Dismissed(worker.worker_id))
+        self._state.record(Dismissed(worker.worker_id))
         self._state.registry.remove(worker)
-        self._actions.answer(peer, request, {}, waits=True)
+        self._state.answer(peer, request, {}, waits=True)
 
     def _next(self, peer: Peer, request: int, args: Args) -> None:
         state, worker = self._state, self._known(args)
@@ -222,7 +219,7 @@ class Polling:
         if task is not None:
             why = f"worker {worker.worker_id!r} hung up before it had this"
             self._returns.take(worker.worker_id, [task], why, UNSTARTED)
-        self._actions.answer(peer, request, {})
+        self._state.answer(peer, request, {})
 
     def _report(self, peer: Peer, request: int, args: Args) -> None:
         state = self._state
@@ -234,7 +231,7 @@ class Polling:
         if worker is not None and worker.dialect is Dialect.POLLING:
             self._heard(worker)
         if state.task_table.state_of(task_id) is None:
-            self._actions.ask_for(peer, OutcomesOf([task_id]), ThankForReport(peer, request))
+            self._state.ask_for(peer, OutcomesOf([task_id]), ThankForReport(peer, request))
             return
         task = state.task_table.tasks.get(task_id)
         if task is None or not self._has_held(worker_id, task):
@@ -247,7 +244,7 @@ class Polling:
                     worker.failures_in_a_row = 0
         elif is_holder:
             self._returns.attempt_failed(worker_id, task, task.n, payload, is_final=False)
-        self._actions.answer(peer, request, {}, waits=True)
+        self._state.answer(peer, request, {}, waits=True)
 
     def _refused(self, peer: Peer, request: int, args: Args) -> None:
         """A report could not be taken: the attempt has failed, of whom it was, if that is known.
@@ -264,7 +261,7 @@ class Polling:
             why = f"the worker's report could not be taken: {error}"
             payload = failure_payload(why, "task.report", holder)
             self._returns.attempt_failed(holder, task, task.n, payload, is_final=False)
-        self._actions.answer(peer, request, {}, waits=True)
+        self._state.answer(peer, request, {}, waits=True)
 
     @staticmethod
     def _has_held(worker_id: str, task: TaskRecord) -> bool:
@@ -283,7 +280,7 @@ class Polling:
         if not isinstance(answer, FinishedStates) or answer.states[0] == UNKNOWN_STATE:
             raise UnknownTaskError
         self._state.metrics.duplicates += 1
-        self._actions.answer(asked.peer, asked.request, {})
+        self._state.answer(asked.peer, asked.request, {})
 
     # ------------------------------------------------------------------------ workers
 
@@ -316,7 +313,7 @@ class Polling:
     def _drop_poll(self, worker: WorkerState) -> None:
         """Answer an older waiting poll of the same worker with no task."""
         if worker.poll is not None:
-            self._actions.answer(worker.poll.peer, worker.poll.request, {"task": None})
+            self._state.answer(worker.poll.peer, worker.poll.request, {"task": None})
             worker.poll = None
 
 

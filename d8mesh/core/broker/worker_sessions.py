@@ -5,7 +5,6 @@ from __future__ import annotations
 from itertools import takewhile
 from typing import Final
 
-from d8mesh.core.broker.actions import Actions
 from d8mesh.core.broker.outcomes import TaskOutcomes
 from d8mesh.core.broker.records import TaskRecord
 from d8mesh.core.broker.returns import LEAVING, SERVICE_DOWN, UNSTARTED, Returns
@@ -34,13 +33,11 @@ class WorkerSessions:
     def __init__(
         self,
         state: BrokerState,
-        actions: Actions,
         task_outcomes: TaskOutcomes,
         returns: Returns,
         streaming: Streaming,
     ) -> None:
         self._state = state
-        self._actions = actions
         self._streaming = streaming
         self._returns = returns
         self._outcomes = task_outcomes
@@ -73,7 +70,7 @@ class WorkerSessions:
         if worker.types != set(message.task_types) or worker.models != set(message.models):
             self._state.registry.offer(worker, message.task_types, message.models)
         self._say_received(worker, [])
-        self._actions.tell(worker, m.Beat(self._state.epoch))
+        self._state.tell(worker, m.Beat(self._state.epoch))
         self._state.registry.refresh(worker)
 
     def results(self, worker: WorkerState, message: m.Results) -> None:
@@ -154,7 +151,7 @@ class WorkerSessions:
     def _say_received(self, worker: WorkerState, results: list[int]) -> None:
         owed, worker.owed = worker.owed, []
         for seq in (*owed, *results):
-            self._actions.send(worker.peer, m.Received(seq), waits=True)
+            self._state.send(worker.peer, m.Received(seq), waits=True)
 
     def _unusual_result(self, worker: WorkerState, message: m.Results, index: int) -> None:
         """A failure, a repeat, or a late result of an earlier attempt."""
@@ -162,7 +159,7 @@ class WorkerSessions:
         task_id, token = message.ids[index], message.tokens[index]
         kind, payload = message.kinds[index], message.payloads[index]
         name = worker.worker_id
-        claim = self._actions.signer.check(token, task_id)
+        claim = self._state.signer.check(token, task_id)
         if claim is None:
             state.metrics.reject("token.invalid")
             return
@@ -239,7 +236,7 @@ class WorkerSessions:
         excess = len(worker.outstanding) - worker.slots
         if excess > 0 and self._somebody_idles(worker):
             worker.recalled = excess
-            self._actions.tell(worker, m.Recall(excess))
+            self._state.tell(worker, m.Recall(excess))
         else:
             worker.recalled = 0
 
