@@ -67,7 +67,7 @@ PLANTS: Final = (
     ),
     Plant(
         "let a worker drop its result before the commit of the other",
-        "d8mesh.core.broker.joining:Joining.hello",
+        "d8mesh.core.broker.worker_sessions:WorkerSessions.hello",
         "waits=True)",
         "waits=False)",
         WORKER_SESSIONS + "a_worker_is_told_to_drop_a_result_after_the_commit_of_the_other_only",
@@ -210,14 +210,14 @@ PLANTS: Final = (
     ),
     Plant(
         "count the loss of a worker that comes back with the attempt",
-        "d8mesh.core.broker.joining:Joining.hello",
+        "d8mesh.core.broker.worker_sessions:WorkerSessions.hello",
         "self._unblame(worker, message)",
         "pass",
         WORKER_SESSIONS + "cuts_of_the_network_use_up_no_attempts",
     ),
     Plant(
         "take back losses of before the attempt that is held",
-        "d8mesh.core.broker.joining:Joining._unblame",
+        "d8mesh.core.broker.worker_sessions:WorkerSessions._unblame",
         " and n >= claim.n",
         "",
         WORKER_SESSIONS + "a_loss_before_the_attempt_that_is_held_stays",
@@ -281,7 +281,7 @@ PLANTS: Final = (
     ),
     Plant(
         "forget what a worker came back with",
-        "d8mesh.core.broker.joining:Joining._take_over",
+        "d8mesh.core.broker.worker_sessions:WorkerSessions._take_over",
         "worker.outstanding[task_id] = task",
         "pass",
         JOINING + "an_attempt_that_is_held_outlives_a_restart",
@@ -415,21 +415,21 @@ PLANTS: Final = (
     ),
     Plant(
         "let a worker go on with what is finished",
-        "d8mesh.core.broker.joining:Joining._take_over",
+        "d8mesh.core.broker.worker_sessions:WorkerSessions._take_over",
         "dropped.append(task_id)",
         "pass",
         JOINING + "held_attempts_of_finished_tasks_are_dropped",
     ),
     Plant(
         "let a hand-out outlive the submit that its commit lost",
-        "d8mesh.core.broker.joining:Joining._take_over",
+        "d8mesh.core.broker.worker_sessions:WorkerSessions._take_over",
         "dropped.append(task_id)",
         "dropped += [task_id] if broker.task_table.accepted.get(task_id[:16]) else []",
         JOINING + "a_hand_out_whose_submit_never_reached_the_disk_is_dropped",
     ),
     Plant(
         "take up an attempt of a fenced task that had ended",
-        "d8mesh.core.broker.joining:Joining._take_over",
+        "d8mesh.core.broker.worker_sessions:WorkerSessions._take_over",
         " or _is_fenced_off(task, claim, token)",
         "",
         WORKER_SESSIONS + "an_ended_attempt_of_a_fenced_task_is_not_taken_up_again",
@@ -492,7 +492,7 @@ PLANTS: Final = (
     ),
     Plant(
         "fail what a worker that is back holds the result of",
-        "d8mesh.core.broker.joining:Joining._held",
+        "d8mesh.core.broker.worker_sessions:WorkerSessions._held",
         "if task is not None and task.attempt.token == token:",
         "if False:",
         JOINING + "what_a_worker_finished_before_it_was_started_again_is_no_loss",

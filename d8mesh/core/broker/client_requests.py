@@ -7,7 +7,6 @@ from typing import Final, TypeAlias, assert_never
 from d8mesh.core.broker import reports, store
 from d8mesh.core.broker.admission import Admission
 from d8mesh.core.broker.effects import Peer
-from d8mesh.core.broker.joining import refuse_hello
 from d8mesh.core.broker.outcomes import TaskOutcomes
 from d8mesh.core.broker.state import (
     BrokerState,
@@ -19,6 +18,7 @@ from d8mesh.core.broker.state import (
     TellOutcomes,
 )
 from d8mesh.core.broker.streaming import Streaming
+from d8mesh.core.broker.worker_sessions import refuse_hello
 from d8mesh.core.protocol import messages as m
 from d8mesh.core.protocol.task import MAX_COUNTER, Spec, TaskState, parse_id
 from d8mesh.errors import (
@@ -48,14 +48,10 @@ class ClientRequests:
     """Serves the clients of a pool."""
 
     def __init__(
-        self,
-        state: BrokerState,
-        task_outcomes: TaskOutcomes,
-        admission: Admission,
-        streaming: Streaming,
+        self, state: BrokerState, outcomes: TaskOutcomes, admission: Admission, streaming: Streaming
     ) -> None:
         self._state = state
-        self._outcomes = task_outcomes
+        self._outcomes = outcomes
         self._streaming = streaming
         self._admission = admission
 

@@ -2,7 +2,7 @@
 
 `Dispatcher.receive` takes one message, `tick` hands out what waits and does what is due;
 both return effects. The parts, each with one concern: `admission` (submits), `scheduler`
-(assignment), `returns` (retries), `outcomes`, `joining` and `worker_sessions` (mesh workers),
+(assignment), `returns` (retries), `outcomes`, `worker_sessions` (mesh workers),
 `polling` (REST workers), `client_requests` (clients), `restart`. They share the `BrokerState`.
 """
 
@@ -19,7 +19,6 @@ from d8mesh.core.broker import reports
 from d8mesh.core.broker.admission import Admission
 from d8mesh.core.broker.client_requests import ClientRequests
 from d8mesh.core.broker.effects import Effect, Loaded, Peer
-from d8mesh.core.broker.joining import Joining
 from d8mesh.core.broker.metrics import Snapshot
 from d8mesh.core.broker.outcomes import TaskOutcomes
 from d8mesh.core.broker.polling import Polling
@@ -94,7 +93,6 @@ class Dispatcher:
         self._outcomes = outcomes = TaskOutcomes(state, streaming)
         self._returns = returns = Returns(state, outcomes)
         self._scheduler = scheduler = Scheduler(state, outcomes)
-        self._joining = Joining(state, returns)
         self._worker_sessions = WorkerSessions(state, outcomes, returns, streaming)
         self._polling = Polling(state, scheduler, outcomes, returns)
         self._admission = admission = Admission(state, scheduler)
@@ -127,7 +125,7 @@ class Dispatcher:
                 if peer.routing_id in state.clients_by_routing_id:
                     self._forbid(peer, "a client cannot become a worker")
                 else:
-                    self._joining.hello(message, peer)
+                    self._worker_sessions.hello(message, peer)
                     worker = state.registry.by_peer(peer)
                     if worker is not None and worker.worker_id == message.worker_id:
                         self._restart.settle(message.worker_id)

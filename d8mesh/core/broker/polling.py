@@ -48,16 +48,12 @@ class Polling:
     """Serves the polling workers of a pool."""
 
     def __init__(
-        self,
-        state: BrokerState,
-        scheduler: Scheduler,
-        task_outcomes: TaskOutcomes,
-        returns: Returns,
+        self, state: BrokerState, scheduler: Scheduler, outcomes: TaskOutcomes, returns: Returns
     ) -> None:
         self._state = state
         self._returns = returns
         self._scheduler = scheduler
-        self._outcomes = task_outcomes
+        self._outcomes = outcomes
         self._waiting: dict[str, WorkerState] = {}
 
     def ask(self, peer: Peer, message: Query) -> None:

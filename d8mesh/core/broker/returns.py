@@ -72,9 +72,9 @@ LEAVING: Final = ReturnKind(ORDERLY, FREE_RETURNS, MAX_LEFT)
 class Returns:
     """Takes attempts back from workers."""
 
-    def __init__(self, state: BrokerState, task_outcomes: TaskOutcomes) -> None:
+    def __init__(self, state: BrokerState, outcomes: TaskOutcomes) -> None:
         self._state = state
-        self._outcomes = task_outcomes
+        self._outcomes = outcomes
 
     # ------------------------------------------------------------------ at no cost
 

@@ -30,9 +30,9 @@ _MAX_HEADINGS: Final = 16_384  # of tokens, by worker and attempt: about 4 MB, t
 class Scheduler:
     """Assigns waiting tasks to free workers; one `assign` per wake-up of the loop."""
 
-    def __init__(self, state: BrokerState, task_outcomes: TaskOutcomes) -> None:
+    def __init__(self, state: BrokerState, outcomes: TaskOutcomes) -> None:
         self._state = state
-        self._outcomes = task_outcomes
+        self._outcomes = outcomes
         self._alarms: list[tuple[float, int, Batch]] = []  # run_at, by the wall clock
         #: worker id -> what it is given in this pass, and the bytes of that
         self._groups: dict[str, tuple[list[WorkGroup], int]] = {}
