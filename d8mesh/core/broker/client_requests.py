@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final, TypeAlias, assert_never
+
+from msgspec import structs
 
 from d8mesh.core.broker import reports, store
 from d8mesh.core.broker.admission import Admission
@@ -22,7 +25,6 @@ from d8mesh.core.broker.worker_sessions import refuse_hello
 from d8mesh.core.protocol import messages as m
 from d8mesh.core.protocol.task import MAX_COUNTER, Spec, TaskState, parse_id
 from d8mesh.errors import (
-    D8Error,
     DrainingError,
     FloodError,
     ForbiddenError,
@@ -192,33 +194,18 @@ class ClientRequests:
         Raises:
             D8Error: it cannot be answered, as the error says.
         """
-        asked, report = (peer, message.request, message.args), reports.OF_NOW.get(message.what)
-        match message.what:
-            case _ if report is not None:
-                self._state.answer(peer, message.request, report(self._state))
-            case "status":
-                self._status(*asked)
-            case "queue":
-                self._queue(*asked)
-            case "tasks":
-                self._tasks(*asked)
-            case "cancel":
-                self._cancel(*asked)
-            case "replay":
-                self._replay(*asked)
-            case _:
-                raise ForbiddenError(f"{message.what!r} is no question")
+        request, answer = message.request, _QUESTIONS.get(message.what)
+        if (report := reports.OF_NOW.get(message.what)) is not None:
+            self._state.answer(peer, request, report(self._state))
+        elif answer is not None:
+            answer(self, peer, request, message.args)
+        else:
+            raise ForbiddenError(f"{message.what!r} is no question")
 
     def go_on(
         self, asked: ShowTask | ShowDetails | ShowPage | Replay, answer: store.StoreAnswer
     ) -> None:
-        """Answer a question with what the store says.
-
-        Raises:
-            D8Error: it cannot be answered, as the error says.
-        """
-        if isinstance(answer, store.Unreadable):
-            raise D8Error(answer.why)
+        """Answer a question with what the store says; raises as `ask`."""
         match asked:
             case ShowTask():
                 self._show_task(asked, answer)
@@ -354,14 +341,7 @@ class ClientRequests:
         if accepted is not None and accepted.overlap(n, 1):
             return  # asked twice: the answer is the same
         self._admission.check_room(1, len(payload), session=session)
-        again = Spec(
-            type=spec.type,
-            priority=spec.priority,
-            max_attempts=spec.max_attempts,
-            model=spec.model,
-            is_fenced=spec.is_fenced,
-            replay_of=asked.id,
-        )
+        again = structs.replace(spec, deadline_at=None, run_at=None, replay_of=asked.id)
         self._admission.take(session, n, again, [payload])
 
 
@@ -398,3 +378,12 @@ def _remove(index: dict[str, set[str]], task_id: str, session: str) -> None:
         sessions.discard(session)
         if not sessions:
             del index[task_id]
+
+
+_QUESTIONS: Final[dict[str, Callable[[ClientRequests, Peer, int, Args], None]]] = {
+    "status": ClientRequests._status,
+    "queue": ClientRequests._queue,
+    "tasks": ClientRequests._tasks,
+    "cancel": ClientRequests._cancel,
+    "replay": ClientRequests._replay,
+}

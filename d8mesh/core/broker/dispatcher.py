@@ -15,11 +15,9 @@ from typing import Final, assert_never
 
 from msgspec import structs
 
-from d8mesh.core.broker import reports
 from d8mesh.core.broker.admission import Admission
 from d8mesh.core.broker.client_requests import ClientRequests
 from d8mesh.core.broker.effects import Effect, Loaded, Peer
-from d8mesh.core.broker.metrics import Snapshot
 from d8mesh.core.broker.outcomes import TaskOutcomes
 from d8mesh.core.broker.polling import Polling
 from d8mesh.core.broker.restart import Restart
@@ -40,7 +38,7 @@ from d8mesh.core.broker.state import (
     ThankForReport,
     Timer,
 )
-from d8mesh.core.broker.store import OldBatches, PrunableBatches, Restored, StoreAnswer
+from d8mesh.core.broker.store import OldBatches, PrunableBatches, Restored, StoreAnswer, Unreadable
 from d8mesh.core.broker.streaming import Streaming
 from d8mesh.core.broker.worker_registry import Dialect
 from d8mesh.core.broker.worker_sessions import WorkerSessions
@@ -206,25 +204,13 @@ class Dispatcher:
         alarm, poll = self._scheduler.next_alarm(), self._polling.next_deadline()
         return min(timer, alarm, poll, self._next_sweep)
 
-    def reject(self, code: str) -> None:
-        """Count a refusal that the loop gave."""
-        self.state.metrics.reject(code)
-
     def committed(self, took_s: float) -> None:
         """Count a commit that took so long."""
         self.state.metrics.commit_s.fresh.append((took_s, 1))
 
-    def metrics(self) -> Snapshot:
-        """Return how the broker stands now."""
-        return reports.snapshot(self.state)
-
     def set_unconfirmed(self, since: float) -> None:
         """Take in that facts of wake-ups from then on are not durable; `math.inf`: all are."""
         self.state.unconfirmed_since = since
-
-    def set_disk_low(self, is_low: bool) -> None:
-        """Say whether there is room for new tasks on the disk."""
-        self.state.is_disk_low = is_low
 
     def drain(self) -> list[Effect]:
         """Take nothing new and hand nothing out; say goodbye to all."""
@@ -321,6 +307,8 @@ class Dispatcher:
 
     def _reply(self, then: Reply, answer: StoreAnswer) -> None:
         try:
+            if isinstance(answer, Unreadable):
+                raise D8Error(answer.why)
             if isinstance(then, ThankForReport):
                 self._polling.thank(then, answer)
             else:

@@ -7,6 +7,7 @@ silent while they run and show no tokens (`promises.md` rule 5).
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Final, TypeAlias
 
 from msgspec import structs
@@ -18,12 +19,11 @@ from d8mesh.core.broker.records import TaskRecord, registration
 from d8mesh.core.broker.returns import LEAVING, MISLAID, UNSTARTED, Returns
 from d8mesh.core.broker.scheduler import Scheduler
 from d8mesh.core.broker.state import BrokerState, ThankForReport
-from d8mesh.core.broker.store import FinishedStates, OutcomesOf, StoreAnswer, Unreadable
+from d8mesh.core.broker.store import FinishedStates, OutcomesOf, StoreAnswer
 from d8mesh.core.broker.worker_registry import Dialect, Poll, WorkerState
 from d8mesh.core.protocol.messages import MAX_NAMES, UNKNOWN_STATE, Query
 from d8mesh.core.protocol.task import Dismissed, Enrolled, TaskState
 from d8mesh.errors import (
-    D8Error,
     ForbiddenError,
     InvalidTaskError,
     UnknownTaskError,
@@ -62,24 +62,10 @@ class Polling:
         Raises:
             D8Error: it cannot be answered, as the error says.
         """
-        asked = (peer, message.request, message.args)
-        match message.what:
-            case "poll.register":
-                self._register(*asked)
-            case "poll.heartbeat":
-                self._heartbeat(*asked)
-            case "poll.unregister":
-                self._unregister(*asked)
-            case "poll.next":
-                self._next(*asked)
-            case "poll.leave":
-                self._leave(*asked)
-            case "poll.report":
-                self._report(*asked)
-            case "poll.refused":
-                self._refused(*asked)
-            case _:
-                raise ForbiddenError(f"{message.what!r} is no question")
+        answer = _QUESTIONS.get(message.what)
+        if answer is None:
+            raise ForbiddenError(f"{message.what!r} is no question")
+        answer(self, peer, message.request, message.args)
 
     def restore(self) -> None:
         """Give the registered workers of the journal their workers, offline until they speak."""
@@ -269,10 +255,8 @@ class Polling:
         """A report for a finished task changes nothing; for an unknown one it is an error.
 
         Raises:
-            UnknownTaskError, D8Error: as they say.
+            UnknownTaskError: as it says.
         """
-        if isinstance(answer, Unreadable):
-            raise D8Error(answer.why)
         if not isinstance(answer, FinishedStates) or answer.states[0] == UNKNOWN_STATE:
             raise UnknownTaskError
         self._state.metrics.duplicates += 1
@@ -324,3 +308,14 @@ def _names(value: object) -> list[str]:
     if not isinstance(value, list):
         return []
     return [v for v in value[:MAX_NAMES] if isinstance(v, str) and 1 <= len(v) <= 128]
+
+
+_QUESTIONS: Final[dict[str, Callable[[Polling, Peer, int, Args], None]]] = {
+    "poll.register": Polling._register,
+    "poll.heartbeat": Polling._heartbeat,
+    "poll.unregister": Polling._unregister,
+    "poll.next": Polling._next,
+    "poll.leave": Polling._leave,
+    "poll.report": Polling._report,
+    "poll.refused": Polling._refused,
+}

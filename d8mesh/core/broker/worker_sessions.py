@@ -190,12 +190,8 @@ class WorkerSessions:
     def heartbeat(self, worker: WorkerState, message: m.Heartbeat) -> None:
         """Renew the lease; hand-outs that the worker should hold and does not are lost."""
         self._heard(worker)
-        worker.window, worker.running, worker.stuck = (
-            message.window,
-            message.running,
-            message.stuck,
-        )
-        worker.trouble = message.trouble
+        worker.window, worker.trouble = message.window, message.trouble
+        worker.running, worker.stuck = message.running, message.stuck
         if worker.outstanding:
             held = set(message.held_ids)
             # After a whole lease even the last hand-out has arrived, or never will.
@@ -397,12 +393,10 @@ class WorkerSessions:
         if is_loopback(worker.peer.address):
             return False
         if self._last_word[0] != state.now:  # once for all that fall silent at once
-            mesh = [
-                each for each in state.registry.workers.values() if each.dialect is Dialect.MESH
-            ]
-            heard = [(each.peer, each.last_heard) for each in mesh]
-            heard += [(each.peer, each.last_heard) for each in state.clients.values()]
-            outside = [at for peer, at in heard if not is_loopback(peer.address)]
+            workers = state.registry.workers.values()
+            everybody = [(w.peer, w.last_heard) for w in workers if w.dialect is Dialect.MESH]
+            everybody += [(client.peer, client.last_heard) for client in state.clients.values()]
+            outside = [heard for peer, heard in everybody if not is_loopback(peer.address)]
             self._last_word = (state.now, max(outside))
         return self._last_word[1] <= worker.last_heard + CUT_HEARTBEATS * state.policy.heartbeat_s
 
