@@ -153,11 +153,7 @@ COMMANDS: Final[tuple[Command, ...]] = (
         group="look",
         choices=(Choice(1, "Status"),),
     ),
-    Command(
-        name="workers",
-        summary="the workers: what each can do, and why not",
-        group="look",
-    ),
+    Command(name="workers", summary="the workers: what each can do, and why not", group="look"),
     Command(
         name="tasks",
         summary="list, show, replay and cancel tasks",

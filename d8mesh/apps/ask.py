@@ -9,12 +9,7 @@ from collections.abc import Mapping
 from typing import Any, Final, Protocol
 
 from d8mesh.apps.capabilities import LLM_TYPE, can
-from d8mesh.apps.following import (
-    Following,
-    Submits,
-    TaskListener,
-    tell_it_goes_on,
-)
+from d8mesh.apps.following import Following, Submits, TaskListener, tell_it_goes_on
 from d8mesh.apps.work import connected
 from d8mesh.apps.workers import say_who_is_there
 from d8mesh.config import Config

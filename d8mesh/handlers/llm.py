@@ -104,9 +104,7 @@ def _answered(
 
     started = time.monotonic()
     run = ChatRun(
-        on_piece=emit,
-        is_cancelled=lambda: context.is_cancelled,
-        deadline_s=context.remaining_s,
+        on_piece=emit, is_cancelled=lambda: context.is_cancelled, deadline_s=context.remaining_s
     )
     completion = backend.chat(request, run)
     if request.model and plain_name(request.model) != plain_name(completion.model):

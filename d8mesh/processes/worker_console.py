@@ -80,12 +80,7 @@ class WorkerConsole:
     # ------------------------------------------------------------------- what happens
 
     def begin(
-        self,
-        *,
-        folder: object,
-        interfaces: str,
-        wanted: str | None = None,
-        host: str = LOOPBACK,
+        self, *, folder: object, interfaces: str, wanted: str | None = None, host: str = LOOPBACK
     ) -> None:
         """Say who the worker is, what it offers, and where it looks.
 
