@@ -17,7 +17,7 @@ import msgspec
 from d8mesh.core.protocol.messages import MAX_FRAME_BYTES
 from d8mesh.core.protocol.route import Route
 from d8mesh.doors.query import seconds
-from d8mesh.doors.waiting import Bell, Places, require_broker
+from d8mesh.doors.waiting import Doorbell, Places, require_broker
 from d8mesh.edge.logs import event
 from d8mesh.edge.transport.connector import Connector
 from d8mesh.edge.transport.sockets import DealerLink, SharedContext
@@ -139,7 +139,7 @@ class Link:
         self._incoming: deque[bytes] = deque()
         self._held_bytes = 0
         self._next_carry: asyncio.Handle | None = None
-        self._bell = Bell(loop)
+        self._bell = Doorbell(loop)
 
     def put(self, frames: list[bytes]) -> None:
         """Have these sent.

@@ -42,7 +42,7 @@ class Places:
             self._free += is_held
 
 
-class Bell:
+class Doorbell:
     """Wakes one who waits.
 
     Thread: the loop's.

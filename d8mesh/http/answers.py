@@ -49,10 +49,7 @@ _CODES: Final[Mapping[int, str]] = {
     ),
     501: "http.not_implemented",
     502: "backend.failed backend.stalled backend.answer backend.too_large",
-    503: (
-        "broker.unavailable node.closed broker.draining task.unacknowledged "
-        "worker.outbox_full backend.unavailable"
-    ),
+    503: ("broker.unavailable node.closed broker.draining task.unacknowledged backend.unavailable"),
     504: "wait.timeout backend.deadline",
     507: "disk.low",
 }

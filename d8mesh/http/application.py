@@ -22,7 +22,7 @@ from d8mesh.http.request import Request
 from d8mesh.http.routes import Door, HttpRoute
 
 #: Longest path that is looked at, once it is decoded.
-MAX_PATH_CHARS: Final = 4096
+MAX_ADDRESS_CHARS: Final = 4096
 #: Bytes of bodies and answers that are under way at the same time: of what comes beyond that,
 #: what is large is refused.
 MAX_HELD_BYTES: Final = 256 * 1024 * 1024
@@ -81,8 +81,8 @@ class Application:
             self._held_bytes -= size
 
     def _match(self, request: Request) -> tuple[HttpRoute, dict[str, Any]]:
-        if len(request.path) > MAX_PATH_CHARS or len(request.query_string) > MAX_PATH_CHARS:
-            raise Refusal("http.url_too_long", f"at most {MAX_PATH_CHARS} characters")
+        if len(request.path) > MAX_ADDRESS_CHARS or len(request.query_string) > MAX_ADDRESS_CHARS:
+            raise Refusal("http.url_too_long", f"at most {MAX_ADDRESS_CHARS} characters")
         try:
             route, values = self._matcher.match(request.path, method=request.method)
         except MethodNotAllowed as error:

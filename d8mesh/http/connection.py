@@ -45,7 +45,7 @@ LINGER_S: Final = 2.0
 #: Bytes beside those of a body in chunks, for each of them: five, if each has a chunk of its own.
 BESIDE_BYTES_PER_BYTE: Final = 6
 #: Requests of one connection that may wait for the answers before theirs.
-MAX_AHEAD: Final = 64
+MAX_REQUESTS_AHEAD: Final = 64
 #: Bytes of a body that wait for the application before no more is read.
 INPUT_BYTES: Final = 262_144
 #: Output waiting for one slow reader before whoever writes it has to wait.
@@ -165,8 +165,10 @@ class Connection(asyncio.BufferedProtocol):
             return  # of the head that `_feed` made up
         if sum(len(name) + len(value) + 4 for name, value in self._headers) > MAX_HEAD_BYTES:
             raise large_head()
-        if len(self._asked) > MAX_AHEAD:
-            raise Refusal("access.flood", f"{MAX_AHEAD} requests wait for their answers already")
+        if len(self._asked) > MAX_REQUESTS_AHEAD:
+            raise Refusal(
+                "access.flood", f"{MAX_REQUESTS_AHEAD} requests wait for their answers already"
+            )
         version = str(self._parser.get_http_version())
         check_head(version, self._headers)
         path, query = path_and_query(self._url)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from d8mesh.http import connection
-from d8mesh.http.connection import MAX_AHEAD
+from d8mesh.http.connection import MAX_REQUESTS_AHEAD
 from d8mesh.http.heads import MAX_HEAD_BYTES
 from tests.http.served import PATIENCE_S, Served, get, served
 
@@ -177,8 +177,8 @@ def test_what_follows_a_good_request_is_refused_after_its_answer(here: Served) -
 
 
 def test_too_many_requests_ahead_of_their_answers_are_refused(here: Served) -> None:
-    answer = here.say(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n" * (MAX_AHEAD + 10))
-    assert (answer.count(b"200 OK"), answer.count(b" 429 ")) == (MAX_AHEAD + 1, 1)
+    answer = here.say(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n" * (MAX_REQUESTS_AHEAD + 10))
+    assert (answer.count(b"200 OK"), answer.count(b" 429 ")) == (MAX_REQUESTS_AHEAD + 1, 1)
 
 
 def test_an_upgrade_is_not_done_and_the_request_is_answered(here: Served) -> None:

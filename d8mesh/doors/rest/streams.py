@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from d8mesh.core.protocol.messages import Stream
 from d8mesh.doors.rest.dialect import decoded
-from d8mesh.doors.waiting import Bell, Places
+from d8mesh.doors.waiting import Doorbell, Places
 from d8mesh.errors import D8Error
 from d8mesh.http.answers import Refusal, Response
 from d8mesh.http.events import SSE, Event, Source, stream
@@ -74,7 +74,7 @@ class StreamCalls:
             if kept is None and not is_over:
                 kept = self._listen(task_id, stack)
             if kept is not None:
-                bell = Bell(self._mesh.loop)
+                bell = Doorbell(self._mesh.loop)
                 stack.callback(self._mesh.hear(task_id, lambda _: self._bells.ring(bell)))
                 yield "listening"
                 heard = self._heard(task_id, kept, position, bell)
@@ -105,7 +105,7 @@ class StreamCalls:
         return listened.kept
 
     async def _heard(
-        self, task_id: str, kept: KeptOutput, position: Position, bell: Bell
+        self, task_id: str, kept: KeptOutput, position: Position, bell: Doorbell
     ) -> Source:
         at, is_over, next_look = 0, False, time.monotonic() + FINISHED_LOOK_S
         while not is_over:
@@ -159,9 +159,9 @@ class _Bells:
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        self._due: deque[Bell] = deque()
+        self._due: deque[Doorbell] = deque()
 
-    def ring(self, bell: Bell) -> None:
+    def ring(self, bell: Doorbell) -> None:
         """Ring this one soon, after those before it."""
         if not self._due:
             self._loop.call_soon(self._ring_some)
