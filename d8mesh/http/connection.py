@@ -58,9 +58,8 @@ class _Asked:
 
     scope: Scope
     keeps: bool
-    parts: list[bytes] = field(default_factory=list)
+    unread: bytearray = field(default_factory=bytearray)
     received_bytes: int = 0
-    unread_bytes: int = 0
     is_whole: bool = False
 
 
@@ -189,10 +188,9 @@ class Connection(asyncio.BufferedProtocol):
         asked = self._incoming
         assert asked is not None
         self._beside_bytes = 0
-        asked.parts.append(body)
+        asked.unread += body
         asked.received_bytes += len(body)
-        asked.unread_bytes += len(body)
-        if asked.unread_bytes > INPUT_BYTES:
+        if len(asked.unread) > INPUT_BYTES:
             self._pause_reading()
         self._wake()
 
@@ -212,10 +210,9 @@ class Connection(asyncio.BufferedProtocol):
             self._write(b"HTTP/1.1 100 Continue\r\n\r\n")
         while not self._is_lost:
             asked = self._asked[0]
-            if not self._is_told and (asked.parts or asked.is_whole):
-                body = b"".join(asked.parts)
-                asked.parts.clear()
-                asked.unread_bytes, self._is_told = 0, asked.is_whole
+            if not self._is_told and (asked.unread or asked.is_whole):
+                body, self._is_told = bytes(asked.unread), asked.is_whole
+                asked.unread.clear()
                 self._resume_reading()
                 return {"type": "http.request", "body": body, "more_body": not asked.is_whole}
             self._waiter = self._server.loop.create_future()
@@ -227,10 +224,8 @@ class Connection(asyncio.BufferedProtocol):
         asked = self._asked[0]
         if asked.is_whole or asked.received_bytes or asked.scope["http_version"] != "1.1":
             return False
-        return any(
-            name == b"expect" and value.lower() == b"100-continue"
-            for name, value in asked.scope["headers"]
-        )
+        headers = [(name, value.lower()) for name, value in asked.scope["headers"]]
+        return (b"expect", b"100-continue") in headers
 
     async def _send(self, message: Message) -> None:
         """Send a part of the answer; nothing if the caller has left."""
