@@ -38,10 +38,6 @@ _BUFFER_BYTES: Final = 65_536
 class Server:
     """Serves an ASGI application, which is told of no lifespan, on bound sockets of its own.
 
-    Args:
-        admits: whether a peer of an address may ask at all.
-        rejections: told of what never reaches the application.
-
     Thread: all of it in one loop.
     """
 

@@ -50,9 +50,8 @@ from d8mesh.handlers import TaskContext
 from d8mesh.http.answers import Response, answer
 from d8mesh.http.application import Application
 from d8mesh.http.guard import Guard, Rejections
-from d8mesh.http.request import Request
 from d8mesh.http.routes import Door as HttpDoor
-from d8mesh.http.routes import HttpRoute
+from d8mesh.http.routes import HttpRoute, Request
 from d8mesh.http.server import Server
 from d8mesh.nodes.client import RESTARTED, Client
 from d8mesh.nodes.client.futures import wait as wait_for
@@ -751,7 +750,7 @@ class Door:
         self.exchange = Exchange(f"tcp://127.0.0.1:{self.broker_port}")
         mesh: Any = SimpleNamespace(is_connected=True)
         tunnel = tunnel_door(self.exchange, mesh, Places(1))
-        health = HttpDoor(name="health", routes=[HttpRoute(rule="/health", call=self._health)])
+        health = HttpDoor(routes=[HttpRoute(rule="/health", call=self._health)])
         tunnel = replace(tunnel, before=self._count)
         application = Application([health, tunnel], Guard(), Rejections())
         bound = bind("127.0.0.1", 0)

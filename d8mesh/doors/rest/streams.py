@@ -17,7 +17,7 @@ from d8mesh.doors.waiting import Doorbell, Places
 from d8mesh.errors import D8Error
 from d8mesh.http.answers import Refusal, Response
 from d8mesh.http.events import SSE, Event, Source, stream
-from d8mesh.http.request import Request
+from d8mesh.http.routes import Request
 from d8mesh.nodes.client.aio.node import AsyncNode
 from d8mesh.nodes.client.stream_buffer import KeptOutput
 from d8mesh.nodes.client.streams import Position
@@ -35,12 +35,7 @@ MADE_AT_ONCE: Final = 64
 
 
 class StreamCalls:
-    """Answers ``GET /api/tasks/{id}/stream``.
-
-    Args:
-        mesh: a client of the broker.
-        status_of: returns the documented status body.
-    """
+    """Answers ``GET /api/tasks/{id}/stream``; `status_of` returns the documented status body."""
 
     def __init__(
         self, mesh: AsyncNode, status_of: Callable[[str], Awaitable[dict[str, Any]]]
@@ -53,12 +48,7 @@ class StreamCalls:
         self._made: dict[int, tuple[Stream, list[Event]]] = {}
 
     async def stream(self, request: Request, task_id: str) -> Response:
-        """Open a stream.
-
-        Raises:
-            Refusal: too many are open.
-            UnknownTaskError: there is no such task.
-        """
+        """Open a stream, unless too many are open."""
         body = await self._status_of(task_id)
         if self._places.is_full:
             raise Refusal(
