@@ -21,8 +21,7 @@ from d8mesh.errors import D8Error
 from d8mesh.http.answers import Response
 from d8mesh.http.application import Application
 from d8mesh.http.guard import Guard, Rejections
-from d8mesh.http.request import Request
-from d8mesh.http.routes import Door, HttpRoute
+from d8mesh.http.routes import Door, HttpRoute, Request
 from d8mesh.http.server import Server
 
 START_S: Final = 30.0
@@ -41,7 +40,7 @@ async def serve(port: int) -> None:
         HttpRoute(rule="/", call=constant),
         HttpRoute(rule="/constant", call=constant, method="POST"),
     ]
-    application = Application([Door(name="constant", routes=routes)], guard, rejections)
+    application = Application([Door(routes=routes)], guard, rejections)
     server = Server(application, [bind("127.0.0.1", port)], guard.admits, rejections)
     await server.start()
     await asyncio.Event().wait()

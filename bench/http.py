@@ -26,8 +26,7 @@ from d8mesh.http.answers import Response, answer
 from d8mesh.http.application import Application
 from d8mesh.http.events import SSE, Event, Item, stream
 from d8mesh.http.guard import Guard, Rejections
-from d8mesh.http.request import Request
-from d8mesh.http.routes import Door, HttpRoute
+from d8mesh.http.routes import Door, HttpRoute, Request
 from d8mesh.http.strict import parse_json
 
 SERVERS: Final = ("ours", "uvicorn-h11", "uvicorn-httptools", "hypercorn", "granian")
@@ -94,7 +93,7 @@ def _application() -> Application:
         HttpRoute(rule="/stream", call=_stream),
         HttpRoute(rule="/write", call=_write),
     ]
-    return Application([Door(name="bench", routes=routes)], Guard(["x"]), Rejections())
+    return Application([Door(routes=routes)], Guard(["x"]), Rejections())
 
 
 application = _application()

@@ -109,25 +109,17 @@ if TYPE_CHECKING:
 
 #: Where the public names live that are no errors.
 _HOMES = {
-    "ALL_COMPLETED": "nodes.client",
-    "AsyncClient": "nodes.client.aio",
-    "AsyncTask": "nodes.client.aio",
-    "Client": "nodes.client",
-    "Config": "config",
-    "DoneAndNotDone": "nodes.client",
-    "FIRST_COMPLETED": "nodes.client",
-    "FIRST_EXCEPTION": "nodes.client",
-    "Missed": "nodes.client",
-    "RESTARTED": "nodes.client",
-    "Reject": "handlers.retrying",
-    "SubmitOptions": "nodes.client",
-    "Task": "nodes.client",
-    "TaskContext": "handlers",
-    "TaskExecutor": "nodes.client",
-    "TaskFuture": "nodes.client",
-    "Worker": "nodes.worker",
-    "as_completed": "nodes.client",
-    "wait": "nodes.client",
+    name: home
+    for home, names in {
+        "config": "Config",
+        "handlers": "TaskContext",
+        "handlers.retrying": "Reject",
+        "nodes.client": "ALL_COMPLETED FIRST_COMPLETED FIRST_EXCEPTION RESTARTED Client Missed "
+        "DoneAndNotDone SubmitOptions Task TaskExecutor TaskFuture as_completed wait",
+        "nodes.client.aio": "AsyncClient AsyncTask",
+        "nodes.worker": "Worker",
+    }.items()
+    for name in names.split()
 }
 
 

@@ -108,7 +108,9 @@ def _run(arguments: Sequence[str]) -> int:
         if not command.is_internal and not getattr(options, "with_parent", False):
             for warning in (*config.warnings, *_of_interfaces(config)):
                 terminal.tell(tr("warning: {why}", why=translated(warning)))
-        _keep_logs_off_the_screen()
+        log = logging.getLogger("d8mesh")
+        if not log.hasHandlers():  # Python would print what concerns logs, and people are told
+            log.addHandler(logging.NullHandler())
         return _load(command)(config, options)
     except D8Error as error:
         tell_error(error)
@@ -119,14 +121,6 @@ def _run(arguments: Sequence[str]) -> int:
     finally:  # the menu goes on: what this command set is not the next one's
         os.environ.clear()
         os.environ.update(before)
-
-
-def _keep_logs_off_the_screen() -> None:
-    """Commands say in words what concerns people: lines for a log go into logs, where one is."""
-
-    log = logging.getLogger("d8mesh")
-    if not log.hasHandlers():  # Python would print warnings
-        log.addHandler(logging.NullHandler())
 
 
 def tell_error(error: D8Error) -> None:

@@ -56,11 +56,10 @@ class Command:
     """One command: what runs it, what it takes, and where it stands in the menu."""
 
     name: str
-    #: ``module:function``, imported when the command is run
-    handler: str
+    #: ``module:function``; "": `run` of the app of this name
+    runs: str = ""
     summary: str = ""
     group: str = ""
-    add_arguments: Callable[[argparse.ArgumentParser], None] = lambda parser: None
     choices: tuple[Choice, ...] = ()
     #: option -> variable: the option is another way to give that setting
     settings: tuple[tuple[str, str], ...] = ()
@@ -72,6 +71,15 @@ class Command:
     examples: tuple[str, ...] = ()
 
     @property
+    def handler(self) -> str:
+        """``module:function``, imported when the command is run."""
+        return self.runs or f"d8mesh.apps.{self.name}:run"
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Add what it takes: the function of its name in `options`, if there is one."""
+        getattr(options, self.name, lambda parser: None)(parser)
+
+    @property
     def is_internal(self) -> bool:
         """Tell whether only d8mesh itself starts this command, as a child process."""
         return self.name.startswith("_")
@@ -80,26 +88,24 @@ class Command:
 COMMANDS: Final[tuple[Command, ...]] = (
     Command(
         name="up",
-        handler="d8mesh.apps.everything:run",
+        runs="d8mesh.apps.everything:run",
         summary="everything on this machine: an orchestrator and a worker",
         group="run",
         choices=(Choice(8, "Everything on this machine"),),
     ),
     Command(
         name="orchestrator",
-        handler="d8mesh.processes.launcher:run",
+        runs="d8mesh.processes.launcher:run",
         summary="the broker and the REST of this mesh",
         group="run",
-        add_arguments=options.orchestrator,
         choices=(Choice(4, "Orchestrator"),),
         settings=(("port", "FLASK_PORT"), ("data", "D8_DATA_DIR")),
     ),
     Command(
         name="worker",
-        handler="d8mesh.processes.worker_main:run",
+        runs="d8mesh.processes.worker_main:run",
         summary="a worker: finds every orchestrator of its mesh",
         group="run",
-        add_arguments=options.worker,
         choices=(
             Choice(5, "Worker Groq", ("--type", "groq"), is_to_come=True),
             Choice(6, "Worker Gemini", ("--type", "gemini"), is_to_come=True),
@@ -110,24 +116,19 @@ COMMANDS: Final[tuple[Command, ...]] = (
     ),
     Command(
         name="demo",
-        handler="d8mesh.apps.demo:run",
         summary="an orchestrator and two workers at work, with a live picture",
         group="run",
     ),
     Command(
         name="ask",
-        handler="d8mesh.apps.ask:run",
         summary="ask a model of the mesh, and print its answer as it comes",
         group="work",
-        add_arguments=options.ask,
         examples=('ask "What is a Raspberry Pi?"', "ask --model qwen2.5:3b - < question.txt"),
     ),
     Command(
         name="submit",
-        handler="d8mesh.apps.submit:run",
         summary="submit a task; print its id, or wait for its result",
         group="work",
-        add_arguments=options.submit,
         examples=(
             """submit echo '{"text": "hello"}' --wait""",
             "submit resize @job.json --follow --timeout 60",
@@ -136,63 +137,45 @@ COMMANDS: Final[tuple[Command, ...]] = (
     ),
     Command(
         name="niche",
-        handler="d8mesh.apps.niche:run",
         summary="Niche Discovery over the mesh",
         group="work",
-        add_arguments=options.niche,
         choices=(Choice(2, "Niche Discovery"),),
     ),
     Command(
         name="evolution",
-        handler="d8mesh.apps.evolution:run",
         summary="evolve a population over the mesh",
         group="work",
-        add_arguments=options.evolution,
         choices=(Choice(3, "Evolution"),),
     ),
     Command(
         name="status",
-        handler="d8mesh.apps.status:run",
         summary="what runs in the mesh now",
         group="look",
-        add_arguments=options.status,
         choices=(Choice(1, "Status"),),
     ),
-    Command(
-        name="workers",
-        handler="d8mesh.apps.workers:run",
-        summary="the workers: what each can do, and why not",
-        group="look",
-        add_arguments=options.workers,
-    ),
+    Command(name="workers", summary="the workers: what each can do, and why not", group="look"),
     Command(
         name="tasks",
-        handler="d8mesh.apps.tasks:run",
         summary="list, show, replay and cancel tasks",
         group="look",
-        add_arguments=options.tasks,
         examples=("tasks list --state failed", "tasks replay --all-failed"),
     ),
     Command(
         name="logs",
-        handler="d8mesh.apps.logs:run",
         summary="the newest lines of this machine's logs, and where they are",
         group="look",
-        add_arguments=options.logs,
         settings=(("data", "D8_DATA_DIR"),),
         examples=("logs worker --lines 20", "logs --follow"),
     ),
     Command(
         name="recover",
-        handler="d8mesh.apps.recover:run",
         summary="save what can be read of a damaged journal or outbox",
         group="look",
-        add_arguments=options.recover,
         settings=(("data", "D8_DATA_DIR"),),
     ),
     Command(
         name="test",
-        handler="d8mesh.cli:run_tests",
+        runs="d8mesh.cli:run_tests",
         summary="the tests; --all: the long proofs too; what follows goes to pytest",
         group="develop",
         takes_rest=True,
@@ -200,14 +183,14 @@ COMMANDS: Final[tuple[Command, ...]] = (
     ),
     Command(
         name="bench",
-        handler="bench.run:run",
+        runs="bench.run:run",
         summary="measure: bench throughput",
         group="develop",
         takes_rest=True,
     ),
     Command(
         name="chaos",
-        handler="tests.chaos.run:run",
+        runs="tests.chaos.run:run",
         summary="kill, pause and cut off parts of a mesh at work: chaos --minutes 3",
         group="develop",
         takes_rest=True,
@@ -215,13 +198,13 @@ COMMANDS: Final[tuple[Command, ...]] = (
     ),
     Command(
         name="simulate",
-        handler="tests.simulation.run:run",
+        runs="tests.simulation.run:run",
         summary="the brains in a seeded world of faults: simulate --seeds 1000",
         group="develop",
         takes_rest=True,
         ignores_settings=True,
     ),
-    Command(name="_broker", handler="d8mesh.processes.launcher:run_broker", takes_rest=True),
-    Command(name="_web", handler="d8mesh.processes.launcher:run_web", takes_rest=True),
-    Command(name="_process", handler="d8mesh.nodes.process:run", takes_rest=True),
+    Command(name="_broker", runs="d8mesh.processes.launcher:run_broker", takes_rest=True),
+    Command(name="_web", runs="d8mesh.processes.launcher:run_web", takes_rest=True),
+    Command(name="_process", runs="d8mesh.nodes.process:run", takes_rest=True),
 )

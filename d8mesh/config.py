@@ -171,11 +171,6 @@ def _url(default_port: int) -> Parser:
     return parse
 
 
-def _foreign(text: str) -> str:
-    """Take what another program's variable holds: it stops nothing here."""
-    return text
-
-
 def _names(pattern: str, *, is_printable: bool = False) -> Parser:
     def parse(text: str) -> tuple[str, ...]:
         names = tuple(part.strip() for part in text.split(",") if part.strip())
@@ -220,7 +215,7 @@ SETTINGS: Final[tuple[Setting, ...]] = (
     Setting("ORCHESTRATOR_URL", "orchestrator_url", _url(7001), _URL_TEXT),
     Setting("DEEPSEEK_BASE_URL", "ollama_url", _url(7100), _URL_TEXT),
     Setting("DEEPSEEK_MODEL", "ollama_model", _matching(MODEL_PATTERN), _MODEL_TEXT),
-    Setting("OLLAMA_HOST", "ollama_listen", _foreign, "anything: it is Ollama's own variable"),
+    Setting("OLLAMA_HOST", "ollama_listen", str, "anything: it is Ollama's own variable"),
     Setting("WORKER_STATUS_PORT", "status_port", _PORT, _PORT_TEXT),
     Setting("WORKER_ID", "worker_id", _NAME, _NAME_TEXT),
     Setting("WORKER_TYPE", "worker_type", _NAME, _NAME_TEXT),
@@ -279,10 +274,7 @@ SETTINGS: Final[tuple[Setting, ...]] = (
     Setting("D8_ALLOW_PUBLIC", "allow_public", _switch, "1 or 0"),
     Setting("D8_QUEUE_BYTES", "queue_bytes", _integer(1_000_000, 10**15), "bytes, 1000000 or more"),
     Setting(
-        "D8_DISK_RESERVE_MB",
-        "disk_reserve_mb",
-        _integer(0, 10_000_000),
-        "megabytes, 0 to 10000000",
+        "D8_DISK_RESERVE_MB", "disk_reserve_mb", _integer(0, 10_000_000), "megabytes, 0 to 10000000"
     ),
     Setting("D8_RETENTION_DAYS", "retention_days", _number(0, 36_500), "days, 0 to 36500"),
     Setting(

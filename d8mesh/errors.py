@@ -1,46 +1,5 @@
 """Every error that d8mesh raises, each with its stable code.
 
-::
-
-    D8Error                         d8.error
-    ├── ConfigError                 config.invalid        (also a ValueError)
-    ├── ProtocolError               protocol.invalid      the *other* side broke the protocol
-    │   └── VersionError            protocol.version
-    ├── IllegalTransitionError      core.transition       *we* broke our own rules: a bug
-    ├── BrokerUnavailableError      broker.unavailable    (also a ConnectionError)
-    ├── WaitTimeoutError            wait.timeout          (also a TimeoutError)
-    ├── NodeClosedError             node.closed
-    ├── WrongLoopError              client.wrong_loop     (also a RuntimeError)
-    ├── TaskError                   task.error
-    │   ├── TaskRejectedError       task.rejected         nothing of the submit was accepted
-    │   │   ├── InvalidTaskError    task.invalid
-    │   │   ├── PayloadTooLargeError task.too_large
-    │   │   ├── QueueFullError      queue.full
-    │   │   ├── DiskLowError        disk.low
-    │   │   ├── DrainingError       broker.draining
-    │   │   └── KeyConflictError    key.conflict
-    │   ├── UnknownTaskError        task.unknown
-    │   │   └── PrunedTaskError     task.pruned
-    │   ├── NotAcknowledgedError    task.unacknowledged   a client ended before all was on disk
-    │   ├── TaskFailedError         task.failed
-    │   └── TaskCancelledError      task.cancelled
-    ├── WorkerError                 worker.error
-    │   ├── UnknownWorkerError      worker.unknown
-    │   ├── WorkerIdTakenError      worker.id_taken
-    │   ├── OutboxBrokenError       worker.outbox_broken  exit code 4
-    │   └── HandlerError            worker.handler
-    ├── BackendError                backend.failed
-    │   ├── BackendUnavailableError backend.unavailable   busy or down: no credit now, not a failure
-    │   ├── BackendStalledError     backend.stalled
-    │   ├── BackendDeadlineError    backend.deadline
-    │   ├── BackendAnswerError      backend.answer        redirected, compressed, not JSON, cut off
-    │   └── BackendTooLargeError    backend.too_large
-    ├── ForbiddenError              access.forbidden
-    ├── FloodError                  access.flood
-    └── JournalError                journal.failed
-        ├── JournalHeldError        journal.held          exit code 3
-        └── JournalBrokenError      journal.broken        exit code 4
-
 The docstring of a class is its default message. Codes appear on the wire, in JSON
 answers and in logs; HTTP statuses live in ``http/answers.py``, exit codes in ``cli.py``.
 """
@@ -62,6 +21,10 @@ class D8Error(Exception):
     #: the task it is about; empty: none, or not one alone
     task_id: str = ""
 
+    def __init_subclass__(cls, *, code: str = "", **more: object) -> None:
+        super().__init_subclass__(**more)
+        cls.code = code or cls.code  # a class without one of its own is told by its parent's
+
     def __init__(self, message: str | None = None) -> None:
         super().__init__(message or (type(self).__doc__ or "").strip())
 
@@ -71,118 +34,81 @@ class D8Error(Exception):
         return _remade, (type(self), self.args, state)
 
 
-class ConfigError(D8Error, ValueError):
+class ConfigError(D8Error, ValueError, code="config.invalid"):
     """A setting has a value that is not allowed."""
 
-    code = "config.invalid"
 
-
-class ProtocolError(D8Error):
+class ProtocolError(D8Error, code="protocol.invalid"):
     """The other side sent something that the protocol does not allow."""
 
-    code = "protocol.invalid"
 
-
-class VersionError(ProtocolError):
+class VersionError(ProtocolError, code="protocol.version"):
     """The other side speaks a protocol version that this one does not."""
 
-    code = "protocol.version"
 
-
-class IllegalTransitionError(D8Error):
+# We broke our own rules, as `ProtocolError` says that the other side did.
+class IllegalTransitionError(D8Error, code="core.transition"):
     """A fact does not fit the state of its task: this is a bug in d8mesh."""
 
-    code = "core.transition"
 
-
-class BrokerUnavailableError(D8Error, ConnectionError):
+class BrokerUnavailableError(D8Error, ConnectionError, code="broker.unavailable"):
     """No orchestrator answers: is one running, and is ORCHESTRATOR_URL right?"""
 
-    code = "broker.unavailable"
 
-
-class WaitTimeoutError(D8Error, TimeoutError):
+class WaitTimeoutError(D8Error, TimeoutError, code="wait.timeout"):
     """The time to wait is over; the task goes on and can be waited for again."""
 
-    code = "wait.timeout"
 
-
-class NodeClosedError(D8Error):
+class NodeClosedError(D8Error, code="node.closed"):
     """This client or worker has been closed: make a new one."""
 
-    code = "node.closed"
 
-
-class WrongLoopError(D8Error, RuntimeError):
+class WrongLoopError(D8Error, RuntimeError, code="client.wrong_loop"):
     """An AsyncClient is used by coroutines of the one event loop that it began in."""
 
-    code = "client.wrong_loop"
 
-
-class TaskError(D8Error):
+class TaskError(D8Error, code="task.error"):
     """Something is wrong with a task."""
 
-    code = "task.error"
 
-
-class TaskRejectedError(TaskError):
+class TaskRejectedError(TaskError, code="task.rejected"):
     """The task was refused; nothing of the submit was accepted."""
 
-    code = "task.rejected"
 
-
-class InvalidTaskError(TaskRejectedError, ValueError):
+class InvalidTaskError(TaskRejectedError, ValueError, code="task.invalid"):
     """The task is not well formed."""
 
-    code = "task.invalid"
 
-
-class PayloadTooLargeError(TaskRejectedError):
+class PayloadTooLargeError(TaskRejectedError, code="task.too_large"):
     """The data of the task is larger than the limit."""
 
-    code = "task.too_large"
 
-
-class QueueFullError(TaskRejectedError):
+class QueueFullError(TaskRejectedError, code="queue.full"):
     """The queue is full: wait for tasks to finish, or raise TASK_QUEUE_SIZE."""
 
-    code = "queue.full"
 
-
-class DiskLowError(TaskRejectedError):
+class DiskLowError(TaskRejectedError, code="disk.low"):
     """The orchestrator's disk is nearly full: no new tasks until there is room."""
 
-    code = "disk.low"
 
-
-class DrainingError(TaskRejectedError):
+class DrainingError(TaskRejectedError, code="broker.draining"):
     """The orchestrator is shutting down and takes no new tasks."""
 
-    code = "broker.draining"
 
-
-class KeyConflictError(TaskRejectedError):
+class KeyConflictError(TaskRejectedError, code="key.conflict"):
     """The idempotency key was used before with another body."""
 
-    code = "key.conflict"
 
-
-class UnknownTaskError(TaskError, LookupError):
+class UnknownTaskError(TaskError, LookupError, code="task.unknown"):
     """Task not found"""
 
-    code = "task.unknown"
 
-
-class PrunedTaskError(UnknownTaskError):
+class PrunedTaskError(UnknownTaskError, code="task.pruned"):
     """The task is finished and was pruned by the retention rules."""
 
-    code = "task.pruned"
 
-
-class NotAcknowledgedError(TaskError):
+class NotAcknowledgedError(TaskError, code="task.unacknowledged"):
     """Tasks that were submitted are not acknowledged: they may be lost."""
-
-    code = "task.unacknowledged"
 
     def __init__(self, message: str | None = None, *, task_ids: Sequence[str] = ()) -> None:
         super().__init__(message)
@@ -190,10 +116,8 @@ class NotAcknowledgedError(TaskError):
         self.task_ids: tuple[str, ...] = tuple(task_ids)
 
 
-class TaskFailedError(TaskError):
+class TaskFailedError(TaskError, code="task.failed"):
     """The task failed."""
-
-    code = "task.failed"
 
     def __init__(
         self, message: str | None = None, *, result: Mapping[str, object] | None = None
@@ -207,106 +131,73 @@ class TaskFailedError(TaskError):
         return MappingProxyType(self._result)
 
 
-class TaskCancelledError(TaskError):
+class TaskCancelledError(TaskError, code="task.cancelled"):
     """The task was cancelled."""
 
-    code = "task.cancelled"
 
-
-class WorkerError(D8Error):
+class WorkerError(D8Error, code="worker.error"):
     """Something is wrong with a worker."""
 
-    code = "worker.error"
 
-
-class UnknownWorkerError(WorkerError, LookupError):
+class UnknownWorkerError(WorkerError, LookupError, code="worker.unknown"):
     """Worker not registered: register again"""
 
-    code = "worker.unknown"
 
-
-class WorkerIdTakenError(WorkerError):
+class WorkerIdTakenError(WorkerError, code="worker.id_taken"):
     """Another live worker uses this worker id."""
 
-    code = "worker.id_taken"
 
-
-class OutboxBrokenError(WorkerError):
+class OutboxBrokenError(WorkerError, code="worker.outbox_broken"):
     """The outbox is damaged or of a newer version."""
 
-    code = "worker.outbox_broken"
 
-
-class HandlerError(WorkerError):
+class HandlerError(WorkerError, code="worker.handler"):
     """A handler could not be registered or run."""
 
-    code = "worker.handler"
 
-
-class BackendError(D8Error):
+class BackendError(D8Error, code="backend.failed"):
     """The LLM service failed."""
 
-    code = "backend.failed"
 
-
-class BackendUnavailableError(BackendError):
+# Busy or down: no credit now, and no failure of the task.
+class BackendUnavailableError(BackendError, code="backend.unavailable"):
     """The LLM service does not answer."""
 
-    code = "backend.unavailable"
 
-
-class BackendStalledError(BackendError):
+class BackendStalledError(BackendError, code="backend.stalled"):
     """The LLM service stopped sending in the middle of an answer."""
 
-    code = "backend.stalled"
 
-
-class BackendDeadlineError(BackendError):
+class BackendDeadlineError(BackendError, code="backend.deadline"):
     """The LLM service was still answering when the attempt's time was over."""
 
-    code = "backend.deadline"
 
-
-class BackendAnswerError(BackendError):
+class BackendAnswerError(BackendError, code="backend.answer"):
     """The LLM service sent something that is not an answer of its kind."""
 
-    code = "backend.answer"
 
-
-class BackendTooLargeError(BackendError):
+class BackendTooLargeError(BackendError, code="backend.too_large"):
     """The LLM service sent more than an answer may hold."""
 
-    code = "backend.too_large"
 
-
-class ForbiddenError(D8Error):
+class ForbiddenError(D8Error, code="access.forbidden"):
     """This peer may not do that."""
 
-    code = "access.forbidden"
 
-
-class FloodError(D8Error):
+class FloodError(D8Error, code="access.flood"):
     """Too many questions at the same time: ask again a little later."""
 
-    code = "access.flood"
 
-
-class JournalError(D8Error):
+class JournalError(D8Error, code="journal.failed"):
     """The journal could not be written or read."""
 
-    code = "journal.failed"
 
-
-class JournalHeldError(JournalError):
+class JournalHeldError(JournalError, code="journal.held"):
     """Another orchestrator uses this journal."""
 
-    code = "journal.held"
 
-
-class JournalBrokenError(JournalError):
+class JournalBrokenError(JournalError, code="journal.broken"):
     """The journal is damaged or of a newer version."""
-
-    code = "journal.broken"
 
 
 def _taken(value: object) -> object:

@@ -17,11 +17,7 @@ REPEATED_CHARS: Final = 40
 
 
 def show(run: Callable[[Sequence[str]], int]) -> int:
-    """Show the menu until 9 or the end of the input; a failed command comes back to it.
-
-    Args:
-        run: runs a command with its arguments and returns the exit code.
-    """
+    """Show the menu until 9 or the end of the input; a failed command comes back to it."""
     rows = {
         str(choice.number): (_text(choice), (command.name, *choice.arguments))
         for command in COMMANDS
@@ -43,7 +39,10 @@ def show(run: Callable[[Sequence[str]], int]) -> int:
             shown = repr(answer[:REPEATED_CHARS])
             say(tr("{answer} is not in the menu: a number from 1 to 9", answer=shown))
             continue
-        code = _run(run, rows[answer][1])
+        try:
+            code = run(rows[answer][1])
+        except KeyboardInterrupt:
+            code = INTERRUPTED
         if code != OK:
             say(tr("(ended with code {code})", code=code))
 
@@ -51,10 +50,3 @@ def show(run: Callable[[Sequence[str]], int]) -> int:
 def _text(choice: Choice) -> str:
     text = tr(choice.text)
     return f"{text} {tr('(not yet in this version)')}" if choice.is_to_come else text
-
-
-def _run(run: Callable[[Sequence[str]], int], arguments: Sequence[str]) -> int:
-    try:
-        return run(arguments)
-    except KeyboardInterrupt:
-        return INTERRUPTED

@@ -37,10 +37,9 @@ def orchestrator(parser: argparse.ArgumentParser) -> None:
 
 def worker(parser: argparse.ArgumentParser) -> None:
     """Add what `worker` takes."""
-    parser.add_argument(
-        "--type", help="deepseek or a name of your own (default: WORKER_TYPE, else deepseek)"
-    )
-    parser.add_argument(
+    add = parser.add_argument
+    add("--type", help="deepseek or a name of your own (default: WORKER_TYPE, else deepseek)")
+    add(
         "--tasks",
         action="append",
         default=[],
@@ -48,73 +47,53 @@ def worker(parser: argparse.ArgumentParser) -> None:
         help="a Python module (my.handlers) or file (./my/handlers.py) with a function "
         "register(worker); may be given again (default: only the built-in task types)",
     )
-    parser.add_argument(
+    add(
         "--slots",
         type=_count(1, 4096),
         metavar="N",
         help="tasks at the same time (default: as many as processors, 2 at least)",
     )
-    parser.add_argument(
-        "--name", help="the id of this worker (default: WORKER_ID, else made once and kept)"
-    )
+    add("--name", help="the id of this worker (default: WORKER_ID, else made once and kept)")
 
 
 def ask(parser: argparse.ArgumentParser) -> None:
     """Add what `ask` takes."""
-    parser.add_argument(
+    add = parser.add_argument
+    add(
         "prompt",
         nargs="*",
         metavar="PROMPT",
         help="the question; `-` stands for what is piped in, and so does no prompt at all",
     )
-    parser.add_argument(
-        "--model", default="", metavar="NAME", help="a model's name (default: the worker's own)"
-    )
-    parser.add_argument(
-        "--system", default="", metavar="TEXT", help="instructions for the model (default: none)"
-    )
+    add("--model", default="", metavar="NAME", help="a model's name (default: the worker's own)")
+    add("--system", default="", metavar="TEXT", help="instructions for the model (default: none)")
     _timeout(parser, "give up waiting after so many seconds", "as long as it takes")
-    parser.add_argument(
-        "--json", action="store_true", help="one JSON object with the whole result, at the end"
-    )
+    add("--json", action="store_true", help="one JSON object with the whole result, at the end")
 
 
 def submit(parser: argparse.ArgumentParser) -> None:
     """Add what `submit` takes."""
-    parser.add_argument("type", metavar="TYPE", help="the task type, as `workers` lists them")
-    parser.add_argument(
+    add = parser.add_argument
+    add("type", metavar="TYPE", help="the task type, as `workers` lists them")
+    add(
         "data",
         nargs="?",
         default="{}",
         metavar="JSON|-|@FILE",
         help="the data, a JSON object; `-`: from standard input; @FILE: from a file (default: {})",
     )
-    parser.add_argument(
-        "--lines", action="store_true", help="the data is many tasks, one JSON object on each line"
-    )
-    parser.add_argument(
-        "--wait", action="store_true", help="wait for the result and print it; code 1 if it failed"
-    )
-    parser.add_argument(
-        "--follow",
-        action="store_true",
-        help="as --wait, and print partial output as it comes",
-    )
-    parser.add_argument(
-        "--priority",
-        type=_count(1, 10),
-        default=5,
-        metavar="1..10",
-        help="higher comes first (default: 5)",
-    )
-    parser.add_argument(
+    add("--lines", action="store_true", help="the data is many tasks, one JSON object on each line")
+    add("--wait", action="store_true", help="wait for the result and print it; code 1 if it failed")
+    add("--follow", action="store_true", help="as --wait, and print partial output as it comes")
+    _number_option(parser, "--priority", _count(1, 10), "1..10", 5, "higher comes first")
+    add(
         "--deadline",
         dest="deadline_s",
         type=_number(0.001, 1e9),
         metavar="SECONDS",
         help="the task fails if it is not finished so many seconds from now (default: none)",
     )
-    parser.add_argument(
+    add(
         "--attempts",
         type=_count(1, 100),
         metavar="N",
@@ -143,32 +122,16 @@ def niche(parser: argparse.ArgumentParser) -> None:
 
 def evolution(parser: argparse.ArgumentParser) -> None:
     """Add what `evolution` takes."""
-    parser.add_argument(
-        "--population",
-        type=_count(2, 100_000),
-        default=24,
-        metavar="N",
-        help="genomes of a generation (default: 24)",
-    )
-    parser.add_argument(
-        "--generations",
-        type=_count(1, 100_000),
-        default=10,
-        metavar="N",
-        help="generations (default: 10)",
-    )
+    _number_option(parser, "--population", _count(2, 100_000), "N", 24, "genomes of a generation")
+    _number_option(parser, "--generations", _count(1, 100_000), "N", 10, "generations")
     parser.add_argument(
         "--fitness",
+        default=FITNESS_DEFAULT,
         metavar="NAME",
         help=f"a built-in fitness function (default: {FITNESS_DEFAULT})",
     )
-    parser.add_argument(
-        "--mutation-rate",
-        type=_number(0, 1),
-        default=0.2,
-        metavar="0..1",
-        help="how much of a genome is changed (default: 0.2)",
-    )
+    rate = _number(0, 1)
+    _number_option(parser, "--mutation-rate", rate, "0..1", 0.2, "how much of a genome is changed")
     parser.add_argument(
         "--seed", type=int, help="the same seed gives the same run (default: by chance)"
     )
@@ -192,13 +155,8 @@ def tasks(parser: argparse.ArgumentParser) -> None:
                 help=f"of this only: {', '.join(TASK_STATES)} (default: all)",
                 metavar="STATE",
             )
-            action.add_argument(
-                "--limit",
-                type=_count(1, 1_000_000),
-                default=LISTED,
-                metavar="N",
-                help=f"tasks at most (default: {LISTED})",
-            )
+            most = _count(1, 1_000_000)
+            _number_option(action, "--limit", most, "N", LISTED, "tasks at most")
         if name == "replay":
             action.add_argument("--all-failed", action="store_true", help="all that have failed")
         if ids != "+":
@@ -221,21 +179,17 @@ def workers(parser: argparse.ArgumentParser) -> None:
 
 def logs(parser: argparse.ArgumentParser) -> None:
     """Add what `logs` takes."""
-    parser.add_argument(
+    add = parser.add_argument
+    add(
         "name",
         nargs="?",
         default="",
         metavar="NAME",
         help="whose: orchestrator, broker, web, worker, worker-2, … (default: all)",
     )
-    parser.add_argument(
-        "--lines",
-        type=_count(1, 100_000),
-        default=LOG_LINES,
-        metavar="N",
-        help=f"the newest lines, over all of them (default: {LOG_LINES})",
-    )
-    parser.add_argument("--follow", action="store_true", help="go on with what comes, until Ctrl-C")
+    newest = "the newest lines, over all of them"
+    _number_option(parser, "--lines", _count(1, 100_000), "N", LOG_LINES, newest)
+    add("--follow", action="store_true", help="go on with what comes, until Ctrl-C")
     _data(parser)
 
 
@@ -261,6 +215,18 @@ def _output(parser: argparse.ArgumentParser, room: str) -> None:
     )
 
 
+def _number_option(
+    parser: argparse.ArgumentParser,
+    name: str,
+    parse: Callable[[str], float],
+    shown: str,
+    default: float,
+    text: str,
+) -> None:
+    help_text = f"{text} (default: {default:g})"
+    parser.add_argument(name, type=parse, default=default, metavar=shown, help=help_text)
+
+
 def _json(parser: argparse.ArgumentParser, text: str) -> None:
     parser.add_argument("--json", action="store_true", help=text)
 
@@ -268,10 +234,7 @@ def _json(parser: argparse.ArgumentParser, text: str) -> None:
 def _looking(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--all", action="store_true", help="also the workers that ended longer ago")
     _timeout(
-        parser,
-        "an orchestrator may take so many seconds for an answer",
-        f"{ANSWER_S:g}",
-        ANSWER_S,
+        parser, "an orchestrator may take so many seconds for an answer", f"{ANSWER_S:g}", ANSWER_S
     )
 
 

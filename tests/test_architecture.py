@@ -221,3 +221,19 @@ def test_only_the_task_table_changes_what_the_facts_tell_of_a_task() -> None:
         if node.attr in owned and ast.unparse(node.value) in ("task", "history", "task.history")
     ]
     assert found == []
+
+
+def test_a_backend_knows_what_all_share_and_no_other_backend() -> None:
+    shared = {"d8mesh.backends.backend", "d8mesh.backends.streaming"}
+    room = PACKAGE / "backends"
+    for path in room.rglob("*.py"):
+        if path == room / "__init__.py":
+            continue
+        own = ".".join(name_of(path).split(".")[:3])
+        known = {
+            node.module
+            for node in ast.walk(ast.parse(path.read_text("utf-8")))
+            if isinstance(node, ast.ImportFrom)
+            and (node.module or "").startswith("d8mesh.backends")
+        }
+        assert {each for each in known if not f"{each}.".startswith(f"{own}.")} <= shared, own

@@ -518,7 +518,7 @@ def test_a_missing_package_is_told_with_what_to_do(
     (tmp_path / "needy.py").write_text("import no_such_package\n", "utf-8")
     monkeypatch.syspath_prepend(str(tmp_path))
     with pytest.raises(errors.D8Error, match="no_such_package is not installed: start with"):
-        cli._load(Command(name="needy", handler="needy:run"))
+        cli._load(Command(name="needy", runs="needy:run"))
 
 
 def test_the_command_line_starts_without_loading_the_network() -> None:

@@ -20,6 +20,8 @@ MODULES = sorted(path for path in PACKAGE.rglob("*.py") if "__pycache__" not in 
 OTHERS = [language for language in LANGUAGES if language != words.ENGLISH]
 #: Who prints by itself: the terminal, and children that tell their parent one line of JSON.
 PRINTERS = frozenset({"edge/terminal.py", "processes/launcher.py", "processes/web_main.py"})
+#: Calls that translate what they are given.
+TRANSLATING = frozenset({"tr", "_say_tr"})
 #: Calls that print for people.
 PRINTING = frozenset({"say", "tell", "print", "on_wait", "on_silence", "advance"})
 #: What is behind the menu: all that these print is said through `tr`.
@@ -68,7 +70,7 @@ def said() -> set[str]:
     found = set()
     for path in MODULES:
         for call in calls_of(path):
-            if name_of(call) == "tr" and isinstance(call.args[0], ast.Constant):
+            if name_of(call) in TRANSLATING and isinstance(call.args[0], ast.Constant):
                 found.add(str(call.args[0].value))
     return found | named()
 

@@ -5,29 +5,17 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, Final, Protocol
 
 from d8mesh.apps.capabilities import LLM_TYPE, can
-from d8mesh.apps.following import (
-    Following,
-    Submits,
-    TaskListeners,
-    missing_text,
-    tell_it_goes_on,
-    tell_silence,
-)
-from d8mesh.apps.work import connect
+from d8mesh.apps.following import Following, Submits, TaskListener, tell_it_goes_on
+from d8mesh.apps.work import connected
 from d8mesh.apps.workers import say_who_is_there
 from d8mesh.config import Config
 from d8mesh.core.protocol.model_names import plain_name
 from d8mesh.edge.terminal import as_json, say, tell
-from d8mesh.errors import (
-    BackendUnavailableError,
-    ConfigError,
-    TaskError,
-    WaitTimeoutError,
-)
+from d8mesh.errors import BackendUnavailableError, ConfigError, TaskError, WaitTimeoutError
 from d8mesh.program import command_name
 from d8mesh.words import tr, translated
 
@@ -56,12 +44,8 @@ def run(config: Config, options: argparse.Namespace) -> int:
         D8Error: no orchestrator or no worker with a model was found, or the answer came not in
             time.
     """
-    from d8mesh.nodes.client import Client
-
     prompt = question(options.prompt)
-    until = None if options.timeout_s is None else time.monotonic() + options.timeout_s
-    with Client(config=config) as client:
-        connect(client, timeout_s=options.timeout_s, on_wait=tell)
+    with connected(config, options.timeout_s) as (client, until):
         return run_with(client, prompt, options, until)
 
 
@@ -75,21 +59,13 @@ def run_with(client: Asks, prompt: str, options: argparse.Namespace, until: floa
     answer = _PrintedAnswer(is_quiet=options.json)
     following = Following(client, LLM_TYPE, data)
     task_id = following.task.id
-    listeners = TaskListeners(
-        on_piece=answer.piece,
-        on_restart=answer.restarted,
-        on_missed=answer.missed,
-        on_silence=answer.silent,
-    )
     try:
-        result = following.result(until, listeners)
-    except KeyboardInterrupt:
+        result = following.result(until, answer)
+    except (KeyboardInterrupt, WaitTimeoutError) as error:
         answer.end_line()
         tell_it_goes_on(following.task)
-        raise
-    except WaitTimeoutError as error:
-        answer.end_line()
-        tell_it_goes_on(following.task)
+        if isinstance(error, KeyboardInterrupt):
+            raise
         raise WaitTimeoutError(
             f"there was no whole answer within {options.timeout_s:g} s (--timeout)"
         ) from error
@@ -127,15 +103,11 @@ def question(words: list[str]) -> str:
     return prompt
 
 
-def await_model(
-    client: Asks, until: float | None, *, tell_line: Callable[[str], None] = tell
-) -> None:
+def await_model(client: Asks, until: float | None) -> None:
     """Return when a worker of the mesh offers language models; say so while none does.
 
     Args:
-        client: what is asked.
         until: monotonic seconds when waiting is over; at the latest after `NO_WORKER_S`.
-        tell_line: told who is there instead.
 
     Raises:
         BackendUnavailableError: there is none.
@@ -149,73 +121,47 @@ def await_model(
             return
         if not is_told:
             is_told = True
-            tell_line(tr("no worker of the mesh has a language model now"))
+            tell(tr("no worker of the mesh has a language model now"))
             for line in say_who_is_there(workers):
-                tell_line(line)
+                tell(line)
             wait_s = f"{max(0.0, last - time.monotonic()):.0f}"
-            tell_line(tr("waiting {seconds} s for one to come", seconds=wait_s))
+            tell(tr("waiting {seconds} s for one to come", seconds=wait_s))
         if time.monotonic() >= last:
             raise BackendUnavailableError("no worker of the mesh has a language model")
         time.sleep(min(WORKERS_LOOK_S, max(0.0, last - time.monotonic())))
 
 
-class _PrintedAnswer:
+class _PrintedAnswer(TaskListener):
     """Prints an answer as it comes, each part once."""
 
     def __init__(self, *, is_quiet: bool) -> None:
         self._is_quiet = is_quiet
         self._said = ""
         self._is_whole = True
-        #: the last line on the screen has not ended
-        self._is_open = False
 
     def piece(self, piece: object) -> None:
         if isinstance(piece, str):
             self._said += piece
             if not self._is_quiet:
-                self._print(piece)
-
-    def silent(self, reason: str) -> None:
-        self._close_line()
-        tell_silence(reason)
+                self.print(piece)
 
     def restarted(self) -> None:
-        self.end_line()
-        self._is_whole = True
-        tell(tr("that attempt failed: another one begins, what it printed is void"))
+        super().restarted()
+        self._said, self._is_whole = "", True
 
     def missed(self, count: int | None) -> None:
-        """Say it here: the whole answer comes only if the model ends it."""
-        self._close_line()
+        super().missed(count)  # here: the whole answer comes only if the model ends it
         self._is_whole = False
-        tell(missing_text(count))
 
     def whole(self, text: str) -> None:
         """Print what of the whole answer was not heard."""
         if self._is_whole and text.startswith(self._said):
-            rest = text[len(self._said) :]
-            self._said = text
-            self._print(rest)
+            self.print(text[len(self._said) :])
         elif not self._is_whole or text.strip() != self._said.strip():
             self.end_line()
             tell(tr("(a part was not heard; the whole answer:)"))
-            self._print(text)
-            self._said = text
+            self.print(text)
         self.end_line()
-
-    def end_line(self) -> None:
-        self._close_line()
-        self._said = ""
-
-    def _print(self, text: str) -> None:
-        if text:
-            say(text, end="")
-            self._is_open = not text.endswith("\n")
-
-    def _close_line(self) -> None:
-        if self._is_open:
-            say("")
-            self._is_open = False
 
 
 def _tell_who(result: Mapping[str, Any], wished: str) -> None:
@@ -223,12 +169,5 @@ def _tell_who(result: Mapping[str, Any], wished: str) -> None:
     tokens, seconds = result.get("tokens_used"), result.get("duration_s")
     if wished and model and plain_name(model) != plain_name(wished):
         tell(tr("no worker has {wished}: another model answered", wished=wished))
-    tell(
-        tr(
-            "({model} on {worker}, {seconds} s, {tokens} tokens)",
-            model=model or "?",
-            worker=worker,
-            seconds=seconds,
-            tokens=tokens,
-        )
-    )
+    told = {"model": model or "?", "worker": worker, "seconds": seconds, "tokens": tokens}
+    tell(tr("({model} on {worker}, {seconds} s, {tokens} tokens)", **told))

@@ -36,11 +36,7 @@ def can(worker: Worker, kind: str) -> bool:
 
 
 def reasons_of(workers: Iterable[Worker]) -> dict[str, str]:
-    """Return worker id -> why it has no language model, of the live ones that say it.
-
-    Args:
-        workers: as an orchestrator lists them.
-    """
+    """Return worker id -> why it has no language model, of the live ones that say it."""
     return {
         str(worker["worker_id"]): str(worker["reason"])
         for worker in workers

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections import deque
@@ -17,7 +16,7 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import IO, Final
 
-from d8mesh.edge.installation import HERE
+from d8mesh.processes.parent import ask_to_end, exit_code_of, start_child
 
 #: How long children may take to drain before they are killed.
 CHILDREN_DRAIN_S: Final = 15.0
@@ -48,17 +47,12 @@ class RunningCommand:
 
     def close_input(self) -> None:
         """Tell it to drain and end."""
-        if self.process.stdin is not None:
-            with contextlib.suppress(OSError):
-                self.process.stdin.close()
+        ask_to_end(self.process)
 
     def wait(self, timeout_s: float) -> int:
         """Wait for its end, killing it when `timeout_s` is over; return its exit code."""
         try:
-            return self.process.wait(timeout_s)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            return self.process.wait()
+            return exit_code_of(self.process, timeout_s)
         finally:
             self._pump.join(1.0)
             if self.process.stdout is not None:
@@ -102,19 +96,7 @@ class Children:
         `on_line` is called, on a thread of its own, with each line that the child says.
         """
         given = [f"--set={key}={value}" for key, value in {**self._settings, **settings}.items()]
-        process = subprocess.Popen(
-            HERE.command(*arguments, "--with-parent", *given),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            encoding="utf-8",
-            errors="replace",
-            cwd=HERE.start_folder,
-            # A Ctrl-C is for us; what it means for the children we decide.
-            process_group=None if sys.platform == "win32" else 0,
-            creationflags=_NEW_GROUP,
-        )
+        process = start_child(*arguments, "--with-parent", *given, stderr=subprocess.STDOUT)
         child = RunningCommand(name, process, on_line)
         self._children.append(child)
         return child
@@ -139,9 +121,3 @@ def _ignore_interrupts() -> signal.Handlers | None:
         return None
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     return before if isinstance(before, signal.Handlers) else signal.default_int_handler  # type: ignore[return-value]
-
-
-if sys.platform == "win32":
-    _NEW_GROUP: Final = subprocess.CREATE_NEW_PROCESS_GROUP
-else:
-    _NEW_GROUP: Final = 0

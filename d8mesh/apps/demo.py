@@ -69,7 +69,7 @@ class Scene:
 def run(config: Config, options: argparse.Namespace) -> int:
     """Run the demo; exit code 0 when every task brought its result."""
     del options
-    console = Console()
+    console = Console(highlight=False)
     with tempfile.TemporaryDirectory(prefix="d8-demo-", ignore_cleanup_errors=True) as folder:
         rest_port, broker_port, status_port = free_ports(3)
         mesh = f"demo-{secrets.token_hex(3)}"
@@ -91,12 +91,11 @@ def run(config: Config, options: argparse.Namespace) -> int:
             running += [children.start(f"worker {n + 1}", "worker") for n in range(WORKERS)]
             console.print(
                 f"Starting an orchestrator and {WORKERS} workers; they find each other by mDNS "
-                f"(mesh {mesh}) …",
-                highlight=False,
+                f"(mesh {mesh}) …"
             )
             _wait_for_workers(scene, running)
             took_s = time.monotonic() - started
-            console.print(f"All there after {took_s:.1f} s. Now some work:", highlight=False)
+            console.print(f"All there after {took_s:.1f} s. Now some work:")
             mine = Config(mesh=mesh, interfaces=("127.0.0.1",), data_dir=folder)
             _work(console, scene, mine)
             _summary(console, scene, took_s)
@@ -188,7 +187,7 @@ def _watch(console: Console, scene: Scene, stop: threading.Event) -> None:
             for part in list(scene.parts):
                 if part.done == part.total and part.name not in told:
                     told.add(part.name)
-                    console.print(f"  {part.name}: {part.done} done", highlight=False)
+                    console.print(f"  {part.name}: {part.done} done")
         return
     with Live(_picture(scene), console=console, refresh_per_second=4) as live:
         while not stop.wait(REFRESH_S):
@@ -228,18 +227,17 @@ def _summary(console: Console, scene: Scene, took_s: float) -> None:
     tasks = scene.stats.get("tasks", {})
     console.print(
         f"\nDone: {tasks.get('completed', 0)} tasks completed, {tasks.get('failed', 0)} failed; "
-        f"the mesh stood {took_s:.1f} s after the start.",
-        highlight=False,
+        f"the mesh stood {took_s:.1f} s after the start."
     )
     for part in scene.parts:
         rate = part.total / part.seconds if part.seconds else 0.0
         line = f"  {part.name}: {part.total} in {part.seconds:.2f} s ({rate:,.0f}/s)"
-        console.print(line, highlight=False)
+        console.print(line)
     for worker in scene.workers:
         line = f"  {worker['worker_id']}: {worker['tasks_completed']} tasks"
         console.print(Text(escaped(line)))
     if not any(part.name.startswith("Ollama") for part in scene.parts):
-        console.print("  (no Ollama answered, so no prompts were run)", highlight=False)
+        console.print("  (no Ollama answered, so no prompts were run)")
 
 
 # --------------------------------------------------------------------------- starting up

@@ -35,21 +35,15 @@ def run(config: Config, options: argparse.Namespace) -> int:
             for child in running:
                 if not child.is_running:
                     code = child.wait(1.0)
-                    tell(
-                        tr(
-                            "the {name} has ended (exit code {code}); stopping the rest",
-                            name=tr(child.name),
-                            code=code,
-                        )
-                    )
+                    ended = {"name": tr(child.name), "code": code}
+                    tell(tr("the {name} has ended (exit code {code}); stopping the rest", **ended))
                     return code or 1
-        say(
-            tr(
-                "stopping: the worker finishes the tasks that run, then the orchestrator ends; "
-                "{seconds} s at most",
-                seconds=f"{CHILDREN_DRAIN_S:.0f}",
-            )
+        stopping = tr(
+            "stopping: the worker finishes the tasks that run, then the orchestrator ends; "
+            "{seconds} s at most",
+            seconds=f"{CHILDREN_DRAIN_S:.0f}",
         )
+        say(stopping)
     return 0
 
 

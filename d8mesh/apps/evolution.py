@@ -21,18 +21,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from d8mesh.apps.fitness import DEFAULT_FITNESS, FITNESS, Genome, Problem, has_form_of
-from d8mesh.apps.progress import Progress, one_line, tell_why
-from d8mesh.apps.results import given_folder, new_folder, write_whole
-from d8mesh.apps.work import SubmitsMany, cancel_all, connect, outcomes
+from d8mesh.apps.fitness import FITNESS, Genome, Problem, has_form_of
+from d8mesh.apps.progress import Progress, one_line
+from d8mesh.apps.results import result_folder, write_whole
+from d8mesh.apps.work import SubmitsMany, cancel_all, connected, outcomes
 from d8mesh.config import Config
 from d8mesh.edge.terminal import as_json, say, tell
 from d8mesh.errors import ConfigError, D8Error
 from d8mesh.words import tr
 
-DEFAULT_POPULATION: Final = 24
-DEFAULT_GENERATIONS: Final = 10
-DEFAULT_MUTATION_RATE: Final = 0.2
 #: One of so many is kept as it is: the best is never lost.
 ELITE_SHARE: Final = 10
 #: Parents are the best of so many taken by chance.
@@ -53,20 +50,10 @@ class EvolutionPlan:
     """What to evolve, and how."""
 
     problem: Problem
-    population: int = DEFAULT_POPULATION
-    generations: int = DEFAULT_GENERATIONS
-    mutation_rate: float = DEFAULT_MUTATION_RATE
+    population: int = 24
+    generations: int = 10
+    mutation_rate: float = 0.2
     seed: int = 0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EvolutionListeners:
-    """Who is told what happens while a population evolves."""
-
-    #: a generation is complete
-    on_generation: Callable[[], None] = lambda: None
-    #: nothing comes, for this reason
-    on_silence: Callable[[str], None] = lambda reason: None
 
 
 @dataclass(slots=True)
@@ -94,13 +81,9 @@ def run(config: Config, options: argparse.Namespace) -> int:
         ConfigError: no such fitness function.
         D8Error: no orchestrator was found, nobody worked, or the results can't be written.
     """
-    from d8mesh.nodes.client import Client
-
-    plan, began = _plan(options), time.monotonic()
-    with Client(config=config) as client:
-        timeout_s = getattr(options, "timeout_s", None)
-        connect(client, timeout_s=timeout_s, on_wait=tell)
-        return run_with(client, plan, config=config, options=options, began=began)
+    plan = _plan(options)
+    with connected(config, options.timeout_s) as (client, until):
+        return run_with(client, plan, config=config, options=options, until=until)
 
 
 def run_with(
@@ -109,14 +92,11 @@ def run_with(
     *,
     config: Config,
     options: argparse.Namespace,
-    began: float | None = None,
+    until: float | None = None,
 ) -> int:
-    """Do what `run` does with a client that is there; ``--timeout`` counts from `began`."""
-    output: Path | None = getattr(options, "output", None)
-    folder = given_folder(output) if output else new_folder(Path(config.data_dir) / "evolution")
-    timeout_s: float | None = getattr(options, "timeout_s", None)
+    """Do what `run` does with a client that is there; waiting is over at `until`."""
+    folder = result_folder(options.output, Path(config.data_dir) / "evolution")
     history, started, code = EvolutionHistory(), time.monotonic(), 0
-    until = None if timeout_s is None else (started if began is None else began) + timeout_s
     title = tr("Evolution ({problem})", problem=plan.problem.name)
     try:
         with Progress(title, plan.generations) as progress:
@@ -126,46 +106,41 @@ def run_with(
                     cost = f"{history.best_costs[-1]:.6g}"
                     progress.advance(tr("best cost {cost}", cost=cost))
 
-            listeners = EvolutionListeners(
-                on_generation=advance, on_silence=lambda why: tell_why(progress, why)
-            )
-            evolve(client, plan, history=history, until=until, listeners=listeners)
+            evolve(client, plan, history, until, on_generation=advance, on_silence=progress.why)
     except KeyboardInterrupt:
         code = INTERRUPTED
     finally:
         if history.best_costs:
             save(folder, plan, history)
-    _show(folder, plan, history, started=started, is_json=getattr(options, "json", False))
+    _show(folder, plan, history, started=started, is_json=options.json)
     return code
 
 
 def evolve(
     client: SubmitsMany,
     plan: EvolutionPlan,
-    *,
     history: EvolutionHistory,
     until: float | None = None,
-    listeners: EvolutionListeners | None = None,
+    *,
+    on_generation: Callable[[], None] = lambda: None,
+    on_silence: Callable[[str], None] = lambda reason: None,
 ) -> None:
     """Evolve until a genome is perfect or the generations are over, noting all in `history`.
 
     Args:
-        client: takes the tasks.
-        plan: what to evolve.
-        history: where it is noted.
         until: monotonic seconds when waiting is over; None: when a batch takes `BATCH_S`.
-        listeners: told as things happen.
+        on_generation: called when one is complete.
+        on_silence: told why nothing comes.
 
     Raises:
         WaitTimeoutError: `until` has come, or a batch of tasks did not end within `BATCH_S`.
     """
-    told = listeners or EvolutionListeners()
     chance = random.Random(plan.seed)
     first = [plan.problem.new(chance) for _ in range(plan.population)]
     ranked = _ranked(plan.problem, first)
     history.add(ranked)
-    told.on_generation()
-    breeder = _Breeder(client, plan, history, until, told.on_silence)
+    on_generation()
+    breeder = _Breeder(client, plan, history, until, on_silence)
     for _ in range(plan.generations):
         if ranked[0][0] <= SOLVED:
             return
@@ -174,7 +149,7 @@ def evolve(
         parents = [(_chosen(ranked, chance), _chosen(ranked, chance)) for _ in range(wanted)]
         ranked = _ranked(plan.problem, [*elite, *breeder.children(parents, chance)])
         history.add(ranked)
-        told.on_generation()
+        on_generation()
 
 
 def save(folder: Path, plan: EvolutionPlan, history: EvolutionHistory) -> None:
@@ -190,7 +165,11 @@ def save(folder: Path, plan: EvolutionPlan, history: EvolutionHistory) -> None:
 def plot(plan: EvolutionPlan, history: EvolutionHistory) -> str:
     """Return an SVG picture of the best and the mean cost of each generation."""
     pygal = _pygal()
-    best, mean = map(_rounded, (history.best_costs, history.mean_costs))
+    # As a picture shows them: pygal never ends on almost equal ones.
+    best, mean = (
+        [float(f"{cost:.6g}") for cost in costs]
+        for costs in (history.best_costs, history.mean_costs)
+    )
     lowest, highest = min(best + mean), max(best + mean)
     is_wide = lowest > 0 and highest / lowest > WIDE
     count = len(history.best_costs)
@@ -224,11 +203,6 @@ def _pygal() -> Any:
     for hook in hooks:
         sys.meta_path.remove(hook)
     return pygal
-
-
-def _rounded(costs: Sequence[float]) -> list[float]:
-    """Return `costs` as a picture shows them: pygal never ends on almost equal ones."""
-    return [float(f"{cost:.6g}") for cost in costs]
 
 
 class _Breeder:
@@ -303,19 +277,18 @@ def _chosen(ranked: Sequence[tuple[float, Genome]], chance: random.Random) -> Ge
 
 
 def _plan(options: argparse.Namespace) -> EvolutionPlan:
-    name = getattr(options, "fitness", None) or DEFAULT_FITNESS
+    name = options.fitness
     if name not in FITNESS:
         known = "; ".join(f"{each.name}: {each.summary}" for each in FITNESS.values())
         near = difflib.get_close_matches(name.lower(), FITNESS, n=1)
         hint = f" did you mean {near[0]}?" if near else ""
         raise ConfigError(f"--fitness {one_line(name)!r} is not known:{hint} There are {known}")
-    seed = getattr(options, "seed", None)
     return EvolutionPlan(
         problem=FITNESS[name],
-        population=getattr(options, "population", DEFAULT_POPULATION),
-        generations=getattr(options, "generations", DEFAULT_GENERATIONS),
-        mutation_rate=getattr(options, "mutation_rate", DEFAULT_MUTATION_RATE),
-        seed=secrets.randbelow(MAX_SEED) if seed is None else seed,
+        population=options.population,
+        generations=options.generations,
+        mutation_rate=options.mutation_rate,
+        seed=secrets.randbelow(MAX_SEED) if options.seed is None else options.seed,
     )
 
 
@@ -346,19 +319,18 @@ def _show(
         report = _report(plan, history)
         say(as_json(report | {"folder": str(folder), "duration_s": duration_s}))
         return
-    say(
-        tr(
-            "{problem}: best cost {first} -> {last} in {generations} generations, {tasks} tasks, "
-            "{seconds} s (seed {seed})",
-            problem=plan.problem.name,
-            first=f"{history.best_costs[0]:.6g}",
-            last=f"{history.best_costs[-1]:.6g}",
-            generations=len(history.best_costs) - 1,
-            tasks=history.tasks,
-            seconds=f"{duration_s:.1f}",
-            seed=plan.seed,
-        )
+    told = tr(
+        "{problem}: best cost {first} -> {last} in {generations} generations, {tasks} tasks, "
+        "{seconds} s (seed {seed})",
+        problem=plan.problem.name,
+        first=f"{history.best_costs[0]:.6g}",
+        last=f"{history.best_costs[-1]:.6g}",
+        generations=len(history.best_costs) - 1,
+        tasks=history.tasks,
+        seconds=f"{duration_s:.1f}",
+        seed=plan.seed,
     )
+    say(told)
     if history.failed_tasks:
         tell(tr("{count} tasks gave no genome: their parents went on", count=history.failed_tasks))
     say(tr("saved in {folder}: {files}", folder=folder, files="fitness.svg, evolution.json"))

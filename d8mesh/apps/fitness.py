@@ -50,10 +50,6 @@ def _numbers(low: float, high: float) -> Callable[[random.Random], Genome]:
     return new
 
 
-def _sphere(genome: Genome) -> float:
-    return float(sum(x * x for x in genome["x"]))
-
-
 def _rastrigin(genome: Genome) -> float:
     waves = (x * x - 10 * math.cos(2 * math.pi * x) + 10 for x in genome["x"])
     return max(float(sum(waves)), 0.0)  # rounding may leave it just below
@@ -63,10 +59,6 @@ def _rosenbrock(genome: Genome) -> float:
     xs = genome["x"]
     pairs = itertools.pairwise(xs)
     return float(sum(100 * (b - a * a) * (b - a * a) + (1 - a) * (1 - a) for a, b in pairs))
-
-
-def _new_bits(chance: random.Random) -> Genome:
-    return {"bits": [chance.random() < 0.5 for _ in range(BITS)]}
 
 
 def _new_text(chance: random.Random) -> Genome:
@@ -84,7 +76,7 @@ _PROBLEMS: Final = (
         name="sphere",
         summary="the sum of squares of five numbers: one smooth valley",
         new=_numbers(-5.12, 5.12),
-        raw_cost=_sphere,
+        raw_cost=lambda genome: float(sum(x * x for x in genome["x"])),
     ),
     Problem(
         name="rastrigin",
@@ -101,7 +93,7 @@ _PROBLEMS: Final = (
     Problem(
         name="onemax",
         summary=f"switch on all of {BITS} bits",
-        new=_new_bits,
+        new=lambda chance: {"bits": [chance.random() < 0.5 for _ in range(BITS)]},
         raw_cost=lambda genome: float(sum(not bit for bit in genome["bits"])),
     ),
     Problem(
@@ -112,9 +104,8 @@ _PROBLEMS: Final = (
     ),
 )
 
-#: All problems by name; the first is the default.
+#: All problems by name.
 FITNESS: Final = {problem.name: problem for problem in _PROBLEMS}
-DEFAULT_FITNESS: Final = _PROBLEMS[0].name
 
 
 def has_form_of(value: Any, model: Any) -> bool:

@@ -7,11 +7,10 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Protocol, Unpack
 
-from d8mesh.apps.work import OLDEST_WAIT_S, SILENCE_S, reason_of
-from d8mesh.edge.terminal import tell
+from d8mesh.apps.work import OLDEST_WAIT_S, SILENCE_S, Pending, reason_of
+from d8mesh.edge.terminal import say, tell
 from d8mesh.errors import D8Error, TaskRejectedError, WaitTimeoutError
 from d8mesh.program import command_name
 from d8mesh.words import tr, translated
@@ -23,21 +22,15 @@ if TYPE_CHECKING:
 ACCEPTED_S: Final = 1.0
 
 
-class Followed(Protocol):
+class Followed(Pending, Protocol):
     """A task that was submitted, and can be heard."""
 
     @property
     def id(self) -> str:
         """Its id."""
 
-    def result(self, timeout: float | None = None) -> Mapping[str, Any]:
-        """Return its result; raise `WaitTimeoutError` or how it ended."""
-
     def wait_accepted(self, timeout: float | None = None) -> None:
         """Wait until it is acknowledged."""
-
-    def status(self, timeout: float | None = None) -> Mapping[str, Any]:
-        """Return its documented status; ``reason`` says why it waits."""
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -56,29 +49,52 @@ class Submits(Protocol):
         """Submit one task."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TaskListeners:
-    """Who is told what happens to a task."""
+class TaskListener:
+    """Hears what happens to a task, and says it beside the output that it prints."""
 
-    #: it is on the orchestrator's disk
-    on_accepted: Callable[[], None] = lambda: None
-    #: a piece of partial output
-    on_piece: Callable[[Any], None] = lambda piece: None
-    #: the attempt failed and another one begins: what was heard is void
-    on_restart: Callable[[], None] = lambda: None
-    #: here so many pieces are missing; None: nobody knows how many
-    on_missed: Callable[[int | None], None] = lambda count: None
-    #: nothing comes, for this reason
-    on_silence: Callable[[str], None] = lambda reason: None
+    _is_in_line = False  #: the last line on the screen has not ended
+
+    def accepted(self, task: Followed) -> None:
+        """It is on the orchestrator's disk."""
+
+    def piece(self, piece: Any) -> None:
+        """A piece of partial output came."""
+
+    def restarted(self) -> None:
+        """The attempt failed and another one begins: what was heard is void."""
+        self.end_line()
+        tell(tr("that attempt failed: another one begins, what it printed is void"))
+
+    def missed(self, count: int | None) -> None:
+        """Here so many pieces are missing; None: nobody knows how many."""
+        self.end_line()
+        if count is None:
+            tell(tr("a part of the output is missing here"))
+        else:
+            tell(tr("a part of the output is missing here ({count} pieces)", count=count))
+
+    def silent(self, reason: str) -> None:
+        """Nothing comes, for this reason."""
+        self.end_line()
+        tell_silence(reason)
+
+    def print(self, text: str) -> None:
+        """Print a part of the output, where the part before has ended."""
+        if text:
+            say(text, end="")
+            self._is_in_line = not text.endswith("\n")
+
+    def end_line(self) -> None:
+        """Begin a new line, if the last one has not ended."""
+        if self._is_in_line:
+            say("")
+            self._is_in_line = False
 
 
 class Following:
     """A task whose partial output is listened to from its submit on.
 
     Args:
-        client: takes it.
-        kind: its type.
-        data: its data.
         options: as `Client.submit` takes them.
     """
 
@@ -90,20 +106,20 @@ class Following:
         self._pieces: queue.SimpleQueue[tuple[Any] | None] = queue.SimpleQueue()
         threading.Thread(target=self._listen, name="follow", daemon=True).start()
 
-    def result(self, until: float | None, listeners: TaskListeners) -> Mapping[str, Any]:
+    def result(self, until: float | None, listener: TaskListener) -> Mapping[str, Any]:
         """Tell of what happens until the task has ended; return its result.
 
         Args:
             until: monotonic seconds when waiting is over; None waits for ever.
-            listeners: told on the caller's thread.
+            listener: told on the caller's thread.
 
         Raises:
             WaitTimeoutError: `until` has come; the task goes on.
             TaskError: as of `Task.result`.
         """
-        silence = Silence(self.task, until, listeners.on_silence)
+        silence = Silence(self.task, until, listener.silent)
         accept(self.task, silence)
-        listeners.on_accepted()
+        listener.accepted(self.task)
         while True:
             try:
                 piece = self._pieces.get(timeout=silence.look_s())
@@ -113,7 +129,7 @@ class Following:
             silence.heard()
             if piece is None:
                 break
-            _pass_on(piece[0], listeners)
+            _pass_on(piece[0], listener)
         return wait(self.task, silence)
 
     def _listen(self) -> None:
@@ -213,19 +229,12 @@ def tell_silence(reason: str) -> None:
     tell(tr("still waiting: {why}", why=translated(reason)))
 
 
-def missing_text(count: int | None) -> str:
-    """Return in words that output is missing."""
-    if count is None:
-        return tr("a part of the output is missing here")
-    return tr("a part of the output is missing here ({count} pieces)", count=count)
-
-
-def _pass_on(piece: object, listeners: TaskListeners) -> None:
+def _pass_on(piece: object, listener: TaskListener) -> None:
     from d8mesh.nodes.client import RESTARTED, Missed  # slow to import; it is there by now
 
     if isinstance(piece, Missed):
-        listeners.on_missed(piece.count)
+        listener.missed(piece.count)
     elif piece is RESTARTED:
-        listeners.on_restart()
+        listener.restarted()
     else:
-        listeners.on_piece(piece)
+        listener.piece(piece)

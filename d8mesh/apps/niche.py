@@ -20,11 +20,11 @@ from msgspec import Meta
 from d8mesh.apps import work
 from d8mesh.apps.answers import Name, niches_in
 from d8mesh.apps.findings import Finding, Findings, load, save
-from d8mesh.apps.progress import Progress, one_line, tell_why
-from d8mesh.apps.results import given_folder, new_folder
-from d8mesh.apps.work import Outcome, SubmitsMany, cancel_all, connect, outcomes
+from d8mesh.apps.progress import Progress, one_line
+from d8mesh.apps.results import result_folder
+from d8mesh.apps.work import Outcome, SubmitsMany, cancel_all, connected, outcomes
 from d8mesh.config import Config
-from d8mesh.edge.terminal import as_json, say, tell
+from d8mesh.edge.terminal import as_json, say
 from d8mesh.errors import BackendAnswerError, ConfigError, WaitTimeoutError
 from d8mesh.words import tr, translated
 
@@ -88,16 +88,6 @@ class NichePlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return list(dict.fromkeys(pairs))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NicheListeners:
-    """Who is told what happens while niches are discovered."""
-
-    #: a pair is settled, found or unusable
-    on_settled: Callable[[Finding], None] = lambda finding: None
-    #: nothing comes, for this reason
-    on_silence: Callable[[str], None] = lambda reason: None
-
-
 def run(config: Config, options: argparse.Namespace) -> int:
     """Ask the mesh for niches and save them; return the exit code: 1 if none is usable.
 
@@ -107,13 +97,9 @@ def run(config: Config, options: argparse.Namespace) -> int:
         ConfigError: the file of markets is not one.
         D8Error: no orchestrator was found, or the results can't be read or written.
     """
-    from d8mesh.nodes.client import Client
-
-    plan, began = read_plan(getattr(options, "markets", None)), time.monotonic()
-    with Client(config=config) as client:
-        timeout_s = getattr(options, "timeout_s", None)
-        connect(client, timeout_s=timeout_s, on_wait=tell)
-        return run_with(client, plan, config=config, options=options, began=began)
+    plan = read_plan(options.markets)
+    with connected(config, options.timeout_s) as (client, until):
+        return run_with(client, plan, config=config, options=options, until=until)
 
 
 def run_with(
@@ -122,47 +108,41 @@ def run_with(
     *,
     config: Config,
     options: argparse.Namespace,
-    began: float | None = None,
+    until: float | None = None,
 ) -> int:
-    """Do what `run` does with a client that is there; ``--timeout`` counts from `began`."""
-    output: Path | None = getattr(options, "output", None)
-    folder = given_folder(output) if output else new_folder(Path(config.data_dir) / "niche")
-    timeout_s: float | None = getattr(options, "timeout_s", None)
-    began = time.monotonic() if began is None else began
-    until = None if timeout_s is None else began + timeout_s
-    findings = load(folder)
+    """Do what `run` does with a client that is there; waiting is over at `until`."""
+    folder = result_folder(options.output, Path(config.data_dir) / "niche")
+    findings, saved_at = load(folder), 0.0
     is_interrupted, problem = False, ""
     asked = [pair for pair in plan.pairs if not findings.is_found(pair)]
     with Progress("Niche Discovery", len(asked)) as progress:
         if len(asked) < len(plan.pairs):
             known = len(plan.pairs) - len(asked)
             progress.say(tr("{count} pairs were found before: not asked again", count=known))
-        saver = _Saver(folder, findings)
 
         def settle(finding: Finding) -> None:
-            saver.note(finding)
+            nonlocal saved_at
+            findings.put(finding)
+            if time.monotonic() - saved_at >= SAVE_S:  # not for each answer of thousands
+                saved_at = time.monotonic()
+                save(folder, findings)
             pair = f"{finding.market}, {finding.geography}"
             progress.advance(tr("{id}: {what}", id=pair, what=finding.summary))
 
-        listeners = NicheListeners(
-            on_settled=settle, on_silence=lambda why: tell_why(progress, why)
-        )
         try:
-            discover(client, asked, lang=config.lang, until=until, listeners=listeners)
+            discover(client, asked, config.lang, until, on_settled=settle, on_silence=progress.why)
         except KeyboardInterrupt:
             is_interrupted = True
         except WaitTimeoutError as error:
-            waits = (
-                tr("--timeout SECONDS waits longer")
-                if timeout_s is None
-                else tr("--timeout SECONDS was {seconds} s", seconds=f"{timeout_s:g}")
-            )
+            waits = tr("--timeout SECONDS waits longer")
+            if options.timeout_s is not None:
+                waits = tr("--timeout SECONDS was {seconds} s", seconds=f"{options.timeout_s:g}")
             problem = tr("given up: {why}. {waits}", why=translated(str(error)), waits=waits)
         finally:
             save(folder, findings)
     if problem:
         progress.say(problem)
-    _show(folder, plan, findings, is_json=getattr(options, "json", False))
+    _show(folder, plan, findings, is_json=options.json)
     if is_interrupted:
         return INTERRUPTED
     return 0 if any(findings.is_found(pair) for pair in plan.pairs) else NOTHING_USABLE
@@ -171,27 +151,26 @@ def run_with(
 def discover(
     client: SubmitsMany,
     pairs: Sequence[tuple[str, str]],
-    *,
     lang: str | None = None,
     until: float | None = None,
-    listeners: NicheListeners | None = None,
+    *,
+    on_settled: Callable[[Finding], None] = lambda finding: None,
+    on_silence: Callable[[str], None] = lambda reason: None,
 ) -> None:
     """Ask for niches of each of `pairs` (market, geography), bad answers twice.
 
     Ending early, whatever the reason, cancels what is still under way.
 
     Args:
-        client: takes the tasks.
-        pairs: market and geography.
         lang: ``es`` or ``en``, the language of descriptions; None leaves it to the model.
         until: monotonic seconds when waiting is over; None waits as long as there is a worker
             that can, and `NOBODY_S` for one.
-        listeners: told as things happen.
+        on_settled: told of each pair when it is found, or unusable.
+        on_silence: told why nothing comes.
 
     Raises:
         WaitTimeoutError: `until` has come, or nobody can answer.
     """
-    told = listeners or NicheListeners()
     asks = [_Ask(pair=pair, messages=_messages(pair, lang)) for pair in pairs]
     for round_number in range(1, MAX_ASKS + 1):
         if not asks:
@@ -202,12 +181,10 @@ def discover(
         again: list[_Ask] = []
         try:
             nobody_s = work.NOBODY_S if until is None else None
-            for outcome in outcomes(
-                tasks, until=until, on_silence=told.on_silence, nobody_s=nobody_s
-            ):
+            for outcome in outcomes(tasks, until=until, on_silence=on_silence, nobody_s=nobody_s):
                 finding, answer = _judged(asks[outcome.index], outcome)
                 if finding.is_found or not answer or round_number == MAX_ASKS:
-                    told.on_settled(finding)
+                    on_settled(finding)
                 else:
                     again.append(asks[outcome.index].again(answer, finding.error))
         except BaseException:
@@ -295,25 +272,11 @@ def _judged(ask: _Ask, outcome: Outcome) -> tuple[Finding, str]:
 # --- keeping and showing --------------------------------------------------------------
 
 
-class _Saver:
-    """Writes what is found, but not for each answer of thousands."""
-
-    def __init__(self, folder: Path, findings: Findings) -> None:
-        self._folder, self._findings = folder, findings
-        self._saved: float | None = None
-
-    def note(self, finding: Finding) -> None:
-        self._findings.put(finding)
-        now = time.monotonic()
-        if self._saved is None or now - self._saved >= SAVE_S:
-            self._saved = now
-            save(self._folder, self._findings)
-
-
 def _show(folder: Path, plan: NichePlan, findings: Findings, *, is_json: bool) -> None:
     pairs = plan.pairs
     found = sum(findings.is_found(pair) for pair in pairs)
     unusable = sum(findings.is_unusable(pair) for pair in pairs)
+    left = len(pairs) - found - unusable
     ranking = findings.ranking()
     if is_json:
         top = [
@@ -322,21 +285,20 @@ def _show(folder: Path, plan: NichePlan, findings: Findings, *, is_json: bool) -
             for market, geography, niche in ranking[:SHOWN]
         ]  # fmt: skip
         counts = {"pairs": len(pairs), "found": found, "unusable": unusable}
-        counts["unanswered"] = len(pairs) - found - unusable
+        counts["unanswered"] = left
         say(as_json({"folder": str(folder), **counts, "niches": len(ranking), "top": top}))
         return
     for market, geography, niche in ranking[:SHOWN]:
         say(f"{niche.opportunity:5.1f}  {one_line(f'{niche.name} ({market}, {geography})')}")
-    say(
-        tr(
-            "{pairs} pairs: {found} found, {unusable} unusable, {left} unanswered; {count} niches",
-            pairs=len(pairs),
-            found=found,
-            unusable=unusable,
-            left=len(pairs) - found - unusable,
-            count=len(ranking),
-        )
+    told = tr(
+        "{pairs} pairs: {found} found, {unusable} unusable, {left} unanswered; {count} niches",
+        pairs=len(pairs),
+        found=found,
+        unusable=unusable,
+        left=left,
+        count=len(ranking),
     )
+    say(told)
     say(tr("saved in {folder}: {files}", folder=folder, files="niches.json, niches.md, niches.csv"))
     if found < len(pairs):
         say(tr("to go on: the same command with --output {folder}", folder=folder))

@@ -6,7 +6,6 @@ What comes from the mesh is shown in one bounded line, without control character
 from __future__ import annotations
 
 import time
-from types import TracebackType
 from typing import Final
 
 from rich.console import Console
@@ -24,13 +23,7 @@ MAX_SAID_CHARS: Final = 2000
 
 
 class Progress:
-    """The progress of `total` steps; a context manager.
-
-    Args:
-        title: what is being done.
-        total: steps.
-        console: where to, if not stderr.
-    """
+    """The progress of `total` steps; a context manager."""
 
     def __init__(self, title: str, total: int, *, console: Console | None = None) -> None:
         self._title, self._total = title, total
@@ -54,12 +47,7 @@ class Progress:
             self._bar.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._bar is not None:
             self._bar.stop()
 
@@ -80,10 +68,9 @@ class Progress:
         is_plain = not self._console.is_terminal
         self._console.print(Text(one_line(line, MAX_SAID_CHARS)), soft_wrap=is_plain)
 
-
-def tell_why(progress: Progress, reason: str) -> None:
-    """Show why nothing comes."""
-    progress.say(tr("still waiting: {why}", why=translated(reason)))
+    def why(self, reason: str) -> None:
+        """Show why nothing comes."""
+        self.say(tr("still waiting: {why}", why=translated(reason)))
 
 
 def one_line(text: str, most: int = PROGRESS_LINE_CHARS) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -42,8 +42,7 @@ def run(config: Config, options: argparse.Namespace) -> int:
         JournalError: the disk is full, or does not give the file.
     """
     data = Path(config.data_dir)
-    on_step: Callable[[str], None] = _quiet if options.json else _progress
-    journal = recover(data / JOURNAL, on_step)
+    journal = recover(data / JOURNAL, lambda text: None if options.json else tell(f"  {text} …"))
     outboxes = list(_outboxes(data / "workers"))
     if options.json:
         say(as_json({"journal": as_body(journal), "outboxes": [_body(o) for o in outboxes]}))
@@ -102,7 +101,6 @@ def _line(state: OutboxState) -> str:
 
 
 def _words(journal: Recovered) -> Iterator[str]:
-    """Yield the report, line by line."""
     if journal.outcome == "missing":
         yield f"There is no journal at {journal.journal}."
         return
@@ -153,11 +151,3 @@ def _lost(what: str, ids: list[str]) -> Iterator[str]:
     if ids:
         more = f" and {len(ids) - TOLD} more" if len(ids) > TOLD else ""
         yield f"{len(ids)} tasks: {what}: {', '.join(ids[:TOLD])}{more}"
-
-
-def _progress(text: str) -> None:
-    tell(f"  {text} …")
-
-
-def _quiet(text: str) -> None:
-    del text

@@ -33,12 +33,13 @@ def new_folder(parent: Path) -> Path:
     raise D8Error(f"{parent} has {MAX_RUNS} folders of this second: try again")
 
 
-def given_folder(folder: Path) -> Path:
-    """Make `folder` unless it is there, and return it.
+def result_folder(given: Path | None, parent: Path) -> Path:
+    """Return the folder `given`, made unless it is there; without one, a new one in `parent`.
 
     Raises:
         D8Error: it could not be made, or is no folder.
     """
+    folder = given or new_folder(parent)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -47,7 +46,7 @@ class Orchestrator:
 def run(config: Config, options: argparse.Namespace) -> int:
     """Print the state of the mesh; exit code 1 when no healthy orchestrator answers."""
     strangers: list[str] = []
-    answer_s = getattr(options, "timeout_s", None) or ANSWER_S
+    answer_s = options.timeout_s or ANSWER_S
     found = look(config, strangers.append, answer_s=answer_s)
     is_healthy = any(each.health.get("status") == "healthy" for each in found)
     if options.json:
@@ -57,7 +56,7 @@ def run(config: Config, options: argparse.Namespace) -> int:
     if not found:
         say_nobody(config)
     for each in found:
-        for line in lines(each, time.time(), is_all=getattr(options, "all", False)):
+        for line in lines(each, time.time(), is_all=options.all):
             say(line)
     for stranger in strangers:
         say(stranger)
@@ -73,9 +72,7 @@ def look(
     """Return the orchestrators of the mesh that answer: by mDNS, by URL, on this machine.
 
     Args:
-        config: the settings.
         on_stranger: told in words of an orchestrator of another mesh.
-        answer_s: how long each answer may take.
     """
     urls = dict.fromkeys([config.orchestrator_url or "", f"http://127.0.0.1:{config.web_port}"])
     found: dict[str, Orchestrator] = {}
@@ -130,23 +127,17 @@ def _of_another_mesh(url: str, health: Mapping[str, Any], mesh: str) -> str:
 def _heard(config: Config) -> list[str]:
     """Return the REST addresses of orchestrators heard by mDNS within a short time."""
     heard: dict[str, Sighting] = {}
-    lock = threading.Lock()
-
-    def sighted(sighting: Sighting) -> None:
-        with lock:
-            heard[sighting.node_id] = sighting
-
     discovery = Discovery(
         mesh=config.mesh,
         addresses=lambda: [a.address for a in usable_addresses(config.interfaces)],
-        on_sighting=sighted,
+        on_sighting=lambda sighting: heard.update({sighting.node_id: sighting}),
         browse=(NodeKind.ORCHESTRATOR,),
     )
     discovery.start()
-    threading.Event().wait(LISTEN_S)
+    time.sleep(LISTEN_S)
     discovery.close()
     urls: list[str] = []
-    for sighting in heard.values():
+    for sighting in list(heard.values()):
         if sighting.web_port is not None:
             host = reachable_host(sighting.addresses, sighting.web_port, deadline_s=1.0)
             if host is not None:
@@ -165,13 +156,7 @@ def say_nobody(config: Config) -> None:
 
 
 def lines(each: Orchestrator, now: float, *, is_all: bool = False) -> Iterator[str]:
-    """Yield what there is to say of one orchestrator.
-
-    Args:
-        each: what it said.
-        now: Unix seconds.
-        is_all: workers that ended long ago too.
-    """
+    """Yield what there is to say of one orchestrator at `now`, in Unix seconds."""
     health = each.health
     state = tr(str(health.get("status")))
     why = f" ({escaped(translated(str(health['reason'])))})" if health.get("reason") else ""
@@ -219,13 +204,7 @@ def counts_text(stats: Mapping[str, Any]) -> str:
 def parted(
     workers: Sequence[dict[str, Any]], now: float, *, is_all: bool = False
 ) -> tuple[list[dict[str, Any]], int]:
-    """Return the workers to list, by id, and how many ended too long ago for that.
-
-    Args:
-        workers: as an orchestrator lists them.
-        now: Unix seconds.
-        is_all: list all.
-    """
+    """Return the workers to list, by id, and how many ended too long before `now` for that."""
     shown = [worker for worker in workers if is_all or not _is_long_gone(worker, now)]
     return sorted(shown, key=lambda each: str(each["worker_id"])), len(workers) - len(shown)
 

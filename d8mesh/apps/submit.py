@@ -17,15 +17,14 @@ from d8mesh.apps.following import (
     Followed,
     Following,
     Silence,
-    TaskListeners,
+    TaskListener,
     accept,
-    missing_text,
     tell_it_goes_on,
     tell_silence,
     tell_warnings,
     wait,
 )
-from d8mesh.apps.work import connect, outcomes
+from d8mesh.apps.work import connected, outcomes
 from d8mesh.config import Config
 from d8mesh.edge.terminal import as_json, say, tell
 from d8mesh.errors import ConfigError, D8Error, TaskError, WaitTimeoutError
@@ -55,14 +54,10 @@ def run(config: Config, options: argparse.Namespace) -> int:
         ConfigError: the data is no JSON object.
         D8Error: no orchestrator was found, the task was refused or not finished in time.
     """
-    from d8mesh.nodes.client import Client
-
     datas = read(options.data, is_lines=options.lines)
     if options.follow and options.lines:
         raise ConfigError("--follow is for one task: leave out --lines, or take --wait")
-    until = None if options.timeout_s is None else time.monotonic() + options.timeout_s
-    with Client(config=config) as client:
-        connect(client, timeout_s=options.timeout_s, on_wait=tell)
+    with connected(config, options.timeout_s) as (client, until):
         return run_with(client, datas, options, until)
 
 
@@ -70,7 +65,8 @@ def run_with(
     client: Any, datas: Sequence[Data], options: argparse.Namespace, until: float | None
 ) -> int:
     """Do what `run` does with a client that is there."""
-    given: SubmitOptions = {"priority": options.priority, "timeout": _left_s(until)}
+    left_s = None if until is None else max(0.1, until - time.monotonic())
+    given: SubmitOptions = {"priority": options.priority, "timeout": left_s}
     if options.deadline_s is not None:
         given["deadline_s"] = options.deadline_s
     if options.attempts is not None:
@@ -163,15 +159,8 @@ def _one(task: Followed, options: argparse.Namespace, until: float | None) -> in
 
 def _followed(following: Following, options: argparse.Namespace, until: float | None) -> int:
     task, output = following.task, _Output(is_json=options.json)
-    listeners = TaskListeners(
-        on_accepted=lambda: _tell_submitted(task),
-        on_piece=output.piece,
-        on_restart=output.restarted,
-        on_missed=output.missed,
-        on_silence=output.silent,
-    )
     try:
-        result = following.result(until, listeners)
+        result = following.result(until, output)
     except (KeyboardInterrupt, WaitTimeoutError):
         output.end_line()
         tell_it_goes_on(task)
@@ -193,43 +182,33 @@ def _say_id(task: Followed, options: argparse.Namespace) -> None:
     say(as_json(body) if options.json else task.id)
 
 
-class _Output:
+class _Output(TaskListener):
     """Prints partial output: texts as they are, other values as a line of JSON each."""
 
     def __init__(self, *, is_json: bool) -> None:
         self._is_json = is_json
-        self._is_in_line = False
+
+    def accepted(self, task: Followed) -> None:
+        _tell_submitted(task)
 
     def piece(self, piece: object) -> None:
         if self._is_json:
             say(as_json({"output": piece}))
         elif isinstance(piece, str):
-            say(piece, end="")
-            self._is_in_line = not piece.endswith("\n") if piece else self._is_in_line
+            self.print(piece)
         else:
             self.end_line()
             say(as_json(piece))
 
     def restarted(self) -> None:
-        self.end_line()
         if self._is_json:
             say(as_json({"restarted": True}))
-        tell(tr("that attempt failed: another one begins, what it printed is void"))
+        super().restarted()
 
     def missed(self, count: int | None) -> None:
-        self.end_line()
         if self._is_json:
             say(as_json({"missed": count}))
-        tell(missing_text(count))
-
-    def silent(self, reason: str) -> None:
-        self.end_line()
-        tell_silence(reason)
-
-    def end_line(self) -> None:
-        if self._is_in_line:
-            say("")
-            self._is_in_line = False
+        super().missed(count)
 
 
 def _say_result(task_id: str, result: Mapping[str, Any], options: argparse.Namespace) -> None:
@@ -304,7 +283,3 @@ def _many(
 
 def _some(ids: Mapping[str, None]) -> str:
     return ", ".join([*list(ids)[:IDS_NAMED], *(["…"] if len(ids) > IDS_NAMED else [])])
-
-
-def _left_s(until: float | None) -> float | None:
-    return None if until is None else max(0.1, until - time.monotonic())

@@ -8,9 +8,10 @@ from datetime import datetime
 from itertools import islice
 from typing import Any, Final, Protocol
 
+from d8mesh.apps.following import Followed
 from d8mesh.apps.status import counts_text
 from d8mesh.apps.tables import cut, lines_of, wrapped
-from d8mesh.apps.work import connect
+from d8mesh.apps.work import connected
 from d8mesh.config import Config
 from d8mesh.edge.terminal import as_json, say, tell, visible, width
 from d8mesh.errors import ConfigError, D8Error, InvalidTaskError
@@ -27,14 +28,6 @@ COLUMNS: Final = ("task", "type", "state", "tries", "created", "why")
 Body = dict[str, Any]
 
 
-class Replayed(Protocol):
-    """A task that was submitted anew."""
-
-    @property
-    def id(self) -> str:
-        """Its id."""
-
-
 class AsksAboutTasks(Protocol):
     """What this command needs of a client."""
 
@@ -46,7 +39,7 @@ class AsksAboutTasks(Protocol):
     ) -> Iterator[Body]:
         """Yield the status bodies of tasks, the oldest or the newest first."""
 
-    def replay(self, task_id: str, /) -> Replayed:
+    def replay(self, task_id: str, /) -> Followed:
         """Submit a failed task anew."""
 
 
@@ -57,12 +50,9 @@ def run(config: Config, options: argparse.Namespace) -> int:
         ConfigError: the options do not fit together.
         D8Error: no orchestrator was found.
     """
-    from d8mesh.nodes.client import Client
-
     if options.action == "replay" and bool(options.ids) == options.all_failed:
         raise ConfigError("tasks replay: expected either ids or --all-failed")
-    with Client(config=config) as client:
-        connect(client, timeout_s=options.timeout_s, on_wait=tell)
+    with connected(config, options.timeout_s) as (client, _):
         return run_with(client, options)
 
 
@@ -72,13 +62,15 @@ def run_with(client: AsksAboutTasks, options: argparse.Namespace) -> int:
         return _list(client, options)
     if options.action == "replay":
         ids = options.ids or _failed(client, options)
-        return _each(ids, lambda task_id: _replay(client, task_id), options)
+        replay = client.replay
+        return _each(ids, lambda each: {"task_id": replay(each).id, "replay_of": each}, options)
     do = _show if options.action == "show" else _cancel
     return _each(options.ids, lambda task_id: do(client, task_id), options)
 
 
 def _list(client: AsksAboutTasks, options: argparse.Namespace) -> int:
-    bodies = _newest(client, options)
+    listed = client.tasks(state=options.state, type=options.type, newest_first=True)
+    bodies = islice(listed, options.limit)  # as many pages are asked for as are shown
     if options.json:
         for body in bodies:
             say(as_json(body))
@@ -104,12 +96,6 @@ def _list(client: AsksAboutTasks, options: argparse.Namespace) -> int:
         for line in wrapped(counts_text(client.ask("stats", {})), width()):
             tell(line)
     return 0
-
-
-def _newest(client: AsksAboutTasks, options: argparse.Namespace) -> Iterable[Body]:
-    """Return the tasks to list, newest first: as many pages are asked for as are shown."""
-    listed = client.tasks(state=options.state, type=options.type, newest_first=True)
-    return islice(listed, options.limit)
 
 
 def _failed(client: AsksAboutTasks, options: argparse.Namespace) -> list[str]:
@@ -145,10 +131,6 @@ def _show(client: AsksAboutTasks, task_id: str) -> Body:
     return readable(client.ask("status", {"id": task_id, "full": True}))
 
 
-def _replay(client: AsksAboutTasks, task_id: str) -> Body:
-    return {"task_id": client.replay(task_id).id, "replay_of": task_id}
-
-
 def _cancel(client: AsksAboutTasks, task_id: str) -> Body:
     """Cancel it; one that had ended otherwise could not be.
 
@@ -162,7 +144,6 @@ def _cancel(client: AsksAboutTasks, task_id: str) -> Body:
 
 
 def _words(body: Body) -> str:
-    """Return one body for people."""
     if "error" in body:
         why = translated(str(body["error"]))
         return tr("{id}: {what}", id=body["task_id"], what=why)

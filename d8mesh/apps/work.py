@@ -9,10 +9,15 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
+from d8mesh.config import Config
+from d8mesh.edge.terminal import tell
 from d8mesh.errors import BrokerUnavailableError, D8Error, TaskError, WaitTimeoutError
 from d8mesh.words import tr, translated
+
+if TYPE_CHECKING:
+    from d8mesh.nodes.client import Client
 
 #: How long to wait for the oldest task before the others are looked at.
 OLDEST_WAIT_S: Final = 0.25
@@ -41,13 +46,6 @@ class Pending(Protocol):
 
     def cancel(self) -> bool:
         """Cancel it; return whether it is cancelled now."""
-
-
-class Asked(Protocol):
-    """A task whose state can be asked for."""
-
-    def status(self, timeout: float | None = None) -> Mapping[str, Any]:
-        """Return its documented status; ``reason`` says why it waits."""
 
 
 class SubmitsMany(Protocol):
@@ -83,6 +81,23 @@ class Outcome:
     error: str = ""
 
 
+@contextlib.contextmanager
+def connected(config: Config, timeout_s: float | None) -> Iterator[tuple[Client, float | None]]:
+    """Yield a client that has found an orchestrator, and when `timeout_s` are over.
+
+    That is told in monotonic seconds, None for never; the search is part of the time.
+
+    Raises:
+        BrokerUnavailableError: none was found.
+    """
+    from d8mesh.nodes.client import Client  # slow to import
+
+    until = None if timeout_s is None else time.monotonic() + timeout_s
+    with Client(config=config) as client:
+        connect(client, timeout_s=timeout_s, on_wait=tell)
+        yield client, until
+
+
 def connect(client: Connects, *, timeout_s: float | None, on_wait: Callable[[str], None]) -> None:
     """Wait until `client` has an orchestrator, at most `timeout_s` or `FIND_MESH_S`.
 
@@ -114,7 +129,6 @@ def outcomes(
     """Yield how each of `tasks` ended, as they end.
 
     Args:
-        tasks: what was submitted.
         until: monotonic seconds when waiting is over; None waits for ever.
         on_silence: told why nothing comes, once for each reason.
         nobody_s: seconds without a worker in the mesh that can run them, at most; None: any.
@@ -174,7 +188,7 @@ def _ended(waiting: Mapping[int, Pending]) -> Iterator[Outcome]:
         wait_s = 0.0
 
 
-def reason_of(task: Asked) -> str:
+def reason_of(task: Pending) -> str:
     """Return why nothing comes of a task, as far as anybody knows."""
     try:
         return str(task.status(timeout=WHY_S).get("reason") or "")

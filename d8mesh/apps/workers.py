@@ -53,21 +53,20 @@ def say_who_is_there(workers: Sequence[Worker]) -> Iterator[str]:
 def _print(orchestrator: Orchestrator, *, is_all: bool) -> None:
     shown, hidden = parted(orchestrator.workers, time.time(), is_all=is_all)
     columns = ("worker", "host", "type", "state", "slots", "done", "failures", "models", "types")
-    rows = []
-    for worker in shown:
-        rows.append(
-            (
-                str(worker["worker_id"]),
-                str(worker.get("host") or worker.get("address") or ""),
-                str(worker.get("worker_type", "")),
-                tr(state_of(worker)),
-                f"{worker.get('running', '?')}/{worker.get('slots', '?')}",
-                str(worker.get("tasks_completed", "")),
-                str(worker.get("tasks_failed", "")),
-                ", ".join(models_of(worker)),
-                ", ".join(types_of(worker)),
-            )
+    rows = [
+        (
+            str(worker["worker_id"]),
+            str(worker.get("host") or worker.get("address") or ""),
+            str(worker.get("worker_type", "")),
+            tr(state_of(worker)),
+            f"{worker.get('running', '?')}/{worker.get('slots', '?')}",
+            str(worker.get("tasks_completed", "")),
+            str(worker.get("tasks_failed", "")),
+            ", ".join(models_of(worker)),
+            ", ".join(types_of(worker)),
         )
+        for worker in shown
+    ]
     for line in lines_of([tr(name) for name in columns], rows, width=width()):
         say(line)
     if not rows and not hidden:

@@ -66,7 +66,6 @@ def completion(reader: AnswerReader, model: str, run: ChatRun) -> Completion:
     """Return the whole answer, each piece told as it comes; the reader is closed in any case.
 
     Args:
-        model: which one answers.
         run: without `stall_s` it is `STALL_S`, and `FIRST_TEXT_S` before the first text.
 
     Raises:

@@ -1,4 +1,4 @@
-"""What stands behind the question mark of an address."""
+"""What stands behind the question mark of an address; what is wrong there is refused."""
 
 from __future__ import annotations
 
@@ -14,16 +14,7 @@ _FLAGS: Final = {"1": True, "true": True, "0": False, "false": False, "": False}
 def seconds(
     query: Mapping[str, str], name: str, *, default: float, most: float, is_cut: bool = False
 ) -> float:
-    """Return a duration from the query.
-
-    Args:
-        default: what a missing one means.
-        most: the largest, in seconds.
-        is_cut: whether a larger one counts as the largest, instead of being refused.
-
-    Raises:
-        InvalidTaskError: it is no such number.
-    """
+    """Return a duration; if `is_cut`, a larger one than `most` counts as that."""
     text = query.get(name)
     if text is None:
         return default
@@ -38,11 +29,7 @@ def seconds(
 
 
 def integer(query: Mapping[str, str], name: str, *, default: int, most: int) -> int:
-    """Return a number from 1 to `most` from the query.
-
-    Raises:
-        InvalidTaskError: it is no such number.
-    """
+    """Return a number from 1 to `most`."""
     text = query.get(name)
     if text is None:
         return default
@@ -52,11 +39,7 @@ def integer(query: Mapping[str, str], name: str, *, default: int, most: int) -> 
 
 
 def flag(query: Mapping[str, str], name: str) -> bool:
-    """Return a yes or no from the query; a missing one is a no.
-
-    Raises:
-        InvalidTaskError: it is neither.
-    """
+    """Return a yes or no; a missing one is a no."""
     text = query.get(name, "").lower()
     if text not in _FLAGS:
         raise InvalidTaskError(f"{name}: saw {text[:32]!r}, expected 1 or 0")

@@ -17,14 +17,13 @@ import msgspec
 from d8mesh.core.protocol.messages import MAX_FRAME_BYTES
 from d8mesh.core.protocol.route import Route
 from d8mesh.doors.query import seconds
-from d8mesh.doors.waiting import Bell, Places, require_broker
+from d8mesh.doors.waiting import Doorbell, Places, require_broker
 from d8mesh.edge.logs import event
 from d8mesh.edge.transport.connector import Connector
 from d8mesh.edge.transport.sockets import DealerLink, SharedContext
 from d8mesh.errors import ProtocolError
 from d8mesh.http.answers import Refusal, Response
-from d8mesh.http.request import Request
-from d8mesh.http.routes import MAX_BODY_BYTES, Door, HttpRoute
+from d8mesh.http.routes import MAX_BODY_BYTES, Door, HttpRoute, Request
 from d8mesh.nodes.client.aio.node import AsyncNode
 from d8mesh.nodes.client.aio.watcher import Watcher, watcher_on
 
@@ -54,13 +53,7 @@ _log: Final = logging.getLogger("d8mesh.exchange")
 
 
 class Exchange:
-    """Carries frames between requests and the broker; made in a running loop.
-
-    Args:
-        endpoint: ``tcp://HOST:PORT`` of the broker.
-
-    Thread: the loop's.
-    """
+    """Carries frames between requests and the broker; made in a running loop, and used there."""
 
     def __init__(self, endpoint: str) -> None:
         self._loop = asyncio.get_running_loop()
@@ -75,10 +68,6 @@ class Exchange:
         A request without ``wait`` brings none back: answers to two requests of a link may
         overtake each other, and the order of frames must not depend on that. Who leaves
         meanwhile has taken none: they stay for the next request.
-
-        Raises:
-            Refusal: the header is not as described, or there are too many links.
-            InvalidTaskError: `wait` is no duration.
         """
         wait_s = seconds(request.args, "wait", default=0.0, most=MAX_TUNNEL_POLL_S, is_cut=True)
         link_id = request.fields.get(LINK_HEADER.lower(), "")
@@ -119,13 +108,7 @@ class Exchange:
 
 
 class Link:
-    """One peer's link.
-
-    Args:
-        socket: its connection to the broker.
-        loop: where it is used.
-        watcher: tells there that something has come in.
-    """
+    """One peer's link: its connection to the broker, and what waits on both sides."""
 
     def __init__(
         self, socket: DealerLink, loop: asyncio.AbstractEventLoop, watcher: Watcher
@@ -139,14 +122,10 @@ class Link:
         self._incoming: deque[bytes] = deque()
         self._held_bytes = 0
         self._next_carry: asyncio.Handle | None = None
-        self._bell = Bell(loop)
+        self._bell = Doorbell(loop)
 
     def put(self, frames: list[bytes]) -> None:
-        """Have these sent.
-
-        Raises:
-            Refusal: too many wait already.
-        """
+        """Have these sent, unless too many wait already."""
         if frames and len(self._outgoing) >= MAX_FRAMES:
             raise Refusal("access.flood", "the broker takes no more frames for now")
         self._outgoing.extend(frames)
@@ -206,30 +185,21 @@ class Link:
 
 
 def tunnel_door(exchange: Exchange, mesh: AsyncNode, waits: Places) -> Door:
-    """Return the door of the frames.
-
-    Args:
-        mesh: a client of the same broker, which knows whether it is there.
-        waits: the places of waiting requests.
-    """
+    """Return the door of the frames; `mesh` knows whether the broker is there."""
     route = HttpRoute(
-        rule="/api/mesh/exchange",
+        "/api/mesh/exchange",
+        exchange.exchange,
+        frames_of,
         method="POST",
-        call=exchange.exchange,
-        schema=frames_of,
         takes=CONTENT_TYPE,
         max_body_bytes=MAX_BODY_BYTES,
         ends_with_caller=True,
     )
-    return Door(name="tunnel", routes=(route,), before=lambda _: require_broker(mesh, waits))
+    return Door(routes=(route,), before=lambda _: require_broker(mesh, waits))
 
 
 def frames_of(body: bytes) -> list[bytes]:
-    """Return the frames of a body.
-
-    Raises:
-        ProtocolError: it is no array of frames, or they are too many or too large.
-    """
+    """Return the frames of a body, if they are neither too many nor too large."""
     if not body:
         return []
     try:

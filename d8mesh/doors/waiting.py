@@ -1,4 +1,7 @@
-"""How many requests may wait, and for what: a place each, and a broker that is away."""
+"""How many requests may wait, and for what: a place each, and a broker that is away.
+
+All of it in the thread of the loop.
+"""
 
 from __future__ import annotations
 
@@ -18,10 +21,7 @@ AWAY_S: Final = 3.0
 
 
 class Places:
-    """A bounded number of something, taken without waiting.
-
-    Thread: the loop's.
-    """
+    """A bounded number of something, taken without waiting."""
 
     def __init__(self, count: int) -> None:
         self._free = count
@@ -42,11 +42,8 @@ class Places:
             self._free += is_held
 
 
-class Bell:
-    """Wakes one who waits.
-
-    Thread: the loop's.
-    """
+class Doorbell:
+    """Wakes one who waits."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop

@@ -44,7 +44,6 @@ def read(file: Path, environment: Mapping[str, str] = MappingProxyType({})) -> d
     """Return the variables of the file.
 
     Args:
-        file: it.
         environment: what `${NAME}` in a value stands for, beside the variables further up.
 
     Raises:

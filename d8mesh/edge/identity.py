@@ -38,7 +38,6 @@ class Identity:
     """One worker's locked folder.
 
     Args:
-        data: the data folder.
         name: the id wanted (WORKER_ID), None for the stored one. A second process with the
             same name gets a suffix.
 

@@ -45,7 +45,6 @@ def setup(role: str, *, level: str, folder: Path | None, to_stderr: bool) -> Non
             second process of the same role writes to ``ROLE-2.log``, and so on.
         level: of our own lines; libraries log from WARNING up whatever this is.
         folder: where the files go, made if missing; None for no file.
-        to_stderr: whether lines also go to stderr.
     """
     _tear_down()
     once = Once()

@@ -82,19 +82,12 @@ def agent_request(data: Data) -> ChatRequest:
         InvalidTaskError: a field is missing or is not what it must be; names the field.
     """
     _refuse_elsewhere(data, AGENT_FIELDS)
-    more: dict[str, Any] = {}
-    if data.get("tools") is not None:
-        more["tools"] = _tools(data["tools"])
-    wanted = data.get("format")
-    if wanted not in (None, ""):
-        if wanted != "json" and not isinstance(wanted, Mapping):
-            raise InvalidTaskError('format: expected "json" or a JSON schema (an object)')
-        more["format"] = wanted
-    if (is_wanted := _switch(data, "logprobs")) is not None:
-        more["logprobs"] = is_wanted
-    top = _whole_number(data, "top_logprobs", low=0, high=MAX_TOP_LOGPROBS)
-    if top is not None:
-        more["top_logprobs"] = top
+    more = {
+        "tools": None if data.get("tools") is None else _tools(data["tools"]),
+        "format": _format(data),
+        "logprobs": _switch(data, "logprobs"),
+        "top_logprobs": _whole_number(data, "top_logprobs", low=0, high=MAX_TOP_LOGPROBS),
+    }
     return _request(data, _messages(data), more)
 
 
@@ -128,14 +121,14 @@ def embedding_request(data: Data) -> EmbeddingRequest:
     model = _model(data)
     if model is None:
         raise InvalidTaskError("Missing field: model (vectors of two models cannot be compared)")
-    given = {
+    more = {
         "options": _options(data) or None,
         "truncate": _switch(data, "truncate"),
         "keep_alive": _keep_alive(data),
     }
-    more = {field: value for field, value in given.items() if value is not None}
     dimensions = _whole_number(data, "dimensions", low=1, high=MAX_DIMENSIONS)
-    return EmbeddingRequest(texts=tuple(texts), model=model, dimensions=dimensions, more=more)
+    given = _given(more)
+    return EmbeddingRequest(texts=tuple(texts), model=model, dimensions=dimensions, more=given)
 
 
 def ignored_fields(data: Data, known: frozenset[str]) -> list[str]:
@@ -157,17 +150,11 @@ def _request(
     is_strict = _switch(data, "model_strict") or False
     if is_strict and model is None:
         raise InvalidTaskError("model_strict: there is no model in the data that is a must")
-    for field in ("truncate", "shift"):
-        if (is_on := _switch(data, field)) is not None:
-            more[field] = is_on
-    think, keep_alive = data.get("think"), _keep_alive(data)
-    if think is not None:
-        if not isinstance(think, bool) and think not in THINK_LEVELS:
-            levels = ", ".join(THINK_LEVELS)
-            raise InvalidTaskError(f"think: expected true, false or one of {levels}")
-        more["think"] = think
-    if keep_alive is not None:
-        more["keep_alive"] = keep_alive
+    more |= {field: _switch(data, field) for field in ("truncate", "shift")}
+    more |= {"keep_alive": _keep_alive(data), "think": data.get("think")}
+    if not (isinstance(more["think"], bool | None) or more["think"] in THINK_LEVELS):
+        levels = ", ".join(THINK_LEVELS)
+        raise InvalidTaskError(f"think: expected true, false or one of {levels}")
     temperature = _number(data, "temperature", low=0, high=MAX_TEMPERATURE)
     options = _options(data)
     if "temperature" in options:
@@ -183,7 +170,7 @@ def _request(
         temperature=temperature,
         max_tokens=max_tokens,
         options={k: v for k, v in options.items() if k not in ("temperature", "num_predict")},
-        more=more,
+        more=_given(more),
     )
 
 
@@ -375,11 +362,22 @@ def _switch(data: Data, field: str) -> bool | None:
     return value
 
 
+def _format(data: Data) -> object:
+    wanted = data.get("format")
+    if wanted not in (None, "", "json") and not isinstance(wanted, Mapping):
+        raise InvalidTaskError('format: expected "json" or a JSON schema (an object)')
+    return None if wanted == "" else wanted
+
+
 def _keep_alive(data: Data) -> float | str | None:
     value = data.get("keep_alive")
     if isinstance(value, bool) or not isinstance(value, int | float | str | None):
         raise InvalidTaskError('keep_alive: expected seconds, or a text such as "10m"')
     return value
+
+
+def _given(more: Mapping[str, Any]) -> dict[str, Any]:
+    return {field: value for field, value in more.items() if value is not None}
 
 
 def _is_name(value: object) -> bool:

@@ -43,7 +43,6 @@ def llm_handlers(backend: Backend, *, warn: Warn = lambda text: None) -> dict[st
     answer ended at its bound of tokens.
 
     Args:
-        backend: the service.
         warn: told what people should know, each sentence once: another model than the one
             wished for has answered, or data was ignored.
     """
@@ -105,9 +104,7 @@ def _answered(
 
     started = time.monotonic()
     run = ChatRun(
-        on_piece=emit,
-        is_cancelled=lambda: context.is_cancelled,
-        deadline_s=context.remaining_s,
+        on_piece=emit, is_cancelled=lambda: context.is_cancelled, deadline_s=context.remaining_s
     )
     completion = backend.chat(request, run)
     if request.model and plain_name(request.model) != plain_name(completion.model):

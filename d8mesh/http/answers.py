@@ -49,10 +49,7 @@ _CODES: Final[Mapping[int, str]] = {
     ),
     501: "http.not_implemented",
     502: "backend.failed backend.stalled backend.answer backend.too_large",
-    503: (
-        "broker.unavailable node.closed broker.draining task.unacknowledged "
-        "worker.outbox_full backend.unavailable"
-    ),
+    503: ("broker.unavailable node.closed broker.draining task.unacknowledged backend.unavailable"),
     504: "wait.timeout backend.deadline",
     507: "disk.low",
 }
@@ -64,40 +61,22 @@ STATUS: Final[Mapping[str, int]] = {
 _PASSED_ON_AT_ONCE: Final = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 #: A large answer is sent in parts, so that a slow reader holds up none but its own.
 PART_BYTES: Final = 65_536
+#: Headers of an answer after which the connection is of no further use.
+CLOSES: Final[Mapping[str, str]] = {"Connection": "close"}
+_NONE: Final[Mapping[str, str]] = {}
 _encoder: Final = msgspec.json.Encoder()
 
 
 class Refusal(Exception):
-    """A request is refused before it reaches the mesh.
+    """A request is refused, with a key of `STATUS`, before it reaches the mesh."""
 
-    Args:
-        code: a key of `STATUS`.
-        text: what was seen, what was expected.
-        headers: more headers of the answer.
-        closes: whether the connection is of no further use.
-    """
-
-    def __init__(
-        self,
-        code: str,
-        text: str,
-        *,
-        headers: Mapping[str, str] | None = None,
-        closes: bool = False,
-    ) -> None:
+    def __init__(self, code: str, text: str, *, headers: Mapping[str, str] = _NONE) -> None:
         super().__init__(text)
-        self.code = code
-        self.headers = dict(headers or {})
-        if closes:
-            self.headers["Connection"] = "close"
+        self.code, self.headers = code, headers
 
 
 class Response:
-    """What is answered.
-
-    Args:
-        body: all of it, or what makes its parts; that is closed whatever happens.
-    """
+    """What is answered: all of it, or what makes its parts, which is closed in any case."""
 
     __slots__ = ("body", "headers", "status")
 
@@ -144,8 +123,7 @@ def problem(error: D8Error | Refusal) -> Response:
     if isinstance(pruned_at, (int, float)):
         body["pruned_at"] = pruned_at
     response = answer(body, STATUS.get(error.code, 500))
-    if isinstance(error, Refusal):
-        response.headers.update(error.headers)
+    response.headers |= error.headers if isinstance(error, Refusal) else _NONE
     if error.code in RETRY_AFTER_S:
         response.headers["Retry-After"] = str(RETRY_AFTER_S[error.code])
     return response

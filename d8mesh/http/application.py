@@ -1,7 +1,4 @@
-"""The ASGI application: guards, matches, reads, calls, answers; the doors say what.
-
-Nothing that goes out is a page or a traceback, whatever came in.
-"""
+"""The ASGI application: guards, matches, reads, calls, answers; the doors say what."""
 
 from __future__ import annotations
 
@@ -14,15 +11,14 @@ from werkzeug.exceptions import HTTPException, MethodNotAllowed
 from werkzeug.routing import Map, Rule
 
 from d8mesh.errors import D8Error
-from d8mesh.http.answers import Refusal, Response
+from d8mesh.http.answers import CLOSES, Refusal, Response
 from d8mesh.http.asgi import Receive, Scope, Send
 from d8mesh.http.guard import Guard, Rejections
 from d8mesh.http.off_loop import OFF_LOOP_BYTES, off_loop
-from d8mesh.http.request import Request
-from d8mesh.http.routes import Door, HttpRoute
+from d8mesh.http.routes import Door, HttpRoute, Request
 
 #: Longest path that is looked at, once it is decoded.
-MAX_PATH_CHARS: Final = 4096
+MAX_ADDRESS_CHARS: Final = 4096
 #: Bytes of bodies and answers that are under way at the same time: of what comes beyond that,
 #: what is large is refused.
 MAX_HELD_BYTES: Final = 256 * 1024 * 1024
@@ -32,22 +28,15 @@ _log: Final = logging.getLogger("d8mesh.http")
 
 
 class Application:
-    """Serves doors.
-
-    Args:
-        doors: in the form of the first it is told that there is no such path.
-        guard: who may ask at all.
-        rejections: counts and logs what is refused.
-    """
+    """Serves doors; in the form of the first it is told that there is no such path."""
 
     def __init__(self, doors: Sequence[Door], guard: Guard, rejections: Rejections) -> None:
-        self._doors = {id(route): door for door in doors for route in door.routes}
         self._first = doors[0]
         self._guard = guard
         self._rejections = rejections
         self._held_bytes = 0
         rules = [
-            Rule(route.rule, methods=[route.method], endpoint=route)
+            Rule(route.rule, methods=[route.method], endpoint=(door, route))
             for door in doors
             for route in door.routes
         ]
@@ -56,35 +45,37 @@ class Application:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request (ASGI)."""
         request = Request(scope)
-        route: HttpRoute | None = None
+        door = self._first
         try:
             self._guard.check(request.remote_addr or "", request.http_version, request.fields)
-            route, values = self._match(request)
+            (door, route), values = self._match(request)
             # Our server cancels calls whose callers have left.
             scope["d8.runs_on"] = route.method != "GET" and not route.ends_with_caller
+            if door.before is not None and not route.is_light:
+                await door.before(request)
             response = await self._call(request, receive, route, values)
         except EOFError:
             return  # the caller has left in the middle of its body
         except (D8Error, Refusal) as error:
-            response = self._told(request, route, error)
+            response = self._told(request, door, error)
         except Exception as error:  # no traceback to a caller, whatever it is
             _log.exception("request failed")
             told = D8Error("something went wrong here; the log says what")
-            response = self._told(request, route, told, why=type(error).__name__)
+            response = self._told(request, door, told, why=type(error).__name__)
         size = len(response.body) if isinstance(response.body, bytes) else 0
         if size > OFF_LOOP_BYTES and self._held_bytes + size > MAX_HELD_BYTES:
-            response, size = self._told(request, route, _flood("answers")), 0
+            response, size = self._told(request, door, _flood("answers")), 0
         self._held_bytes += size
         try:
             await response.send(send, is_head=request.method == "HEAD")
         finally:
             self._held_bytes -= size
 
-    def _match(self, request: Request) -> tuple[HttpRoute, dict[str, Any]]:
-        if len(request.path) > MAX_PATH_CHARS or len(request.query_string) > MAX_PATH_CHARS:
-            raise Refusal("http.url_too_long", f"at most {MAX_PATH_CHARS} characters")
+    def _match(self, request: Request) -> tuple[tuple[Door, HttpRoute], dict[str, Any]]:
+        if len(request.path) > MAX_ADDRESS_CHARS or len(request.query_string) > MAX_ADDRESS_CHARS:
+            raise Refusal("http.url_too_long", f"at most {MAX_ADDRESS_CHARS} characters")
         try:
-            route, values = self._matcher.match(request.path, method=request.method)
+            return self._matcher.match(request.path, method=request.method)  # type: ignore[return-value]
         except MethodNotAllowed as error:
             allowed = ", ".join(sorted(error.valid_methods or ()))
             raise Refusal(
@@ -95,15 +86,10 @@ class Application:
         except HTTPException as error:
             path = quote(request.path[:100])
             raise Refusal("http.not_found", f"there is nothing at {path}") from error
-        assert isinstance(route, HttpRoute)
-        return route, dict(values)
 
     async def _call(
         self, request: Request, receive: Receive, route: HttpRoute, values: dict[str, Any]
     ) -> Response:
-        before = self._doors[id(route)].before
-        if before is not None and not route.is_light:
-            await before(request)
         if request.method in ("GET", "HEAD"):
             return await route.call(request, **values)
         is_taken, size = False, 0
@@ -150,10 +136,9 @@ class Application:
         return size
 
     def _told(
-        self, request: Request, route: HttpRoute | None, error: D8Error | Refusal, *, why: str = ""
+        self, request: Request, door: Door, error: D8Error | Refusal, *, why: str = ""
     ) -> Response:
         """Return the answer that tells of an error, and count it."""
-        door = self._first if route is None else self._doors[id(route)]
         response = door.problem(error)
         self._rejections.add(
             error.code,
@@ -185,7 +170,7 @@ def _check_type(request: Request, wanted: str) -> None:
 
 
 def _too_large(limit: int) -> Refusal:
-    return Refusal("http.too_large", f"the body is larger than {limit} bytes", closes=True)
+    return Refusal("http.too_large", f"the body is larger than {limit} bytes", headers=CLOSES)
 
 
 def _flood(what: str) -> Refusal:

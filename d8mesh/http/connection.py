@@ -42,10 +42,8 @@ STUCK_S: Final = 30.0
 STUCK_BYTES: Final = 65_536
 #: After refusing a request we listen on, so that the answer is read and not lost to a reset.
 LINGER_S: Final = 2.0
-#: Bytes beside those of a body in chunks, for each of them: five, if each has a chunk of its own.
-BESIDE_BYTES_PER_BYTE: Final = 6
 #: Requests of one connection that may wait for the answers before theirs.
-MAX_AHEAD: Final = 64
+MAX_REQUESTS_AHEAD: Final = 64
 #: Bytes of a body that wait for the application before no more is read.
 INPUT_BYTES: Final = 262_144
 #: Output waiting for one slow reader before whoever writes it has to wait.
@@ -60,9 +58,8 @@ class _Asked:
 
     scope: Scope
     keeps: bool
-    parts: list[bytes] = field(default_factory=list)
+    unread: bytearray = field(default_factory=bytearray)
     received_bytes: int = 0
-    unread_bytes: int = 0
     is_whole: bool = False
 
 
@@ -79,7 +76,7 @@ class Connection(asyncio.BufferedProtocol):
         self._asked: deque[_Asked] = deque()
         self._incoming: _Asked | None = None
         self._url, self._headers = b"", list[tuple[bytes, bytes]]()
-        #: bytes of a head that is coming, or beside those of a body
+        #: bytes of a head that is coming, or since the last ones of a body
         self._beside_bytes = 0
         #: since when it is waited for what is to come next: a head that has begun, or another
         self._since = self._moved_at = server.loop.time()
@@ -128,12 +125,8 @@ class Connection(asyncio.BufferedProtocol):
         try:
             self._beside_bytes += nbytes
             self._feed(memoryview(self._server.buffer)[:nbytes])
-            if self._incoming is not None:
-                most = MAX_HEAD_BYTES + BESIDE_BYTES_PER_BYTE * self._incoming.received_bytes
-                if self._beside_bytes > most:
-                    raise bad("too much beside the chunks")
-            elif self._beside_bytes > MAX_HEAD_BYTES:
-                raise large_head()
+            if self._beside_bytes > MAX_HEAD_BYTES:  # the parser puts them together
+                raise large_head() if self._incoming is None else bad("too much beside the chunks")
         except Refusal as refusal:
             self._refuse(refusal)
 
@@ -165,8 +158,10 @@ class Connection(asyncio.BufferedProtocol):
             return  # of the head that `_feed` made up
         if sum(len(name) + len(value) + 4 for name, value in self._headers) > MAX_HEAD_BYTES:
             raise large_head()
-        if len(self._asked) > MAX_AHEAD:
-            raise Refusal("access.flood", f"{MAX_AHEAD} requests wait for their answers already")
+        if len(self._asked) > MAX_REQUESTS_AHEAD:
+            raise Refusal(
+                "access.flood", f"{MAX_REQUESTS_AHEAD} requests wait for their answers already"
+            )
         version = str(self._parser.get_http_version())
         check_head(version, self._headers)
         path, query = path_and_query(self._url)
@@ -192,11 +187,10 @@ class Connection(asyncio.BufferedProtocol):
     def on_body(self, body: bytes) -> None:
         asked = self._incoming
         assert asked is not None
-        self._beside_bytes -= len(body)
-        asked.parts.append(body)
+        self._beside_bytes = 0
+        asked.unread += body
         asked.received_bytes += len(body)
-        asked.unread_bytes += len(body)
-        if asked.unread_bytes > INPUT_BYTES:
+        if len(asked.unread) > INPUT_BYTES:
             self._pause_reading()
         self._wake()
 
@@ -216,10 +210,9 @@ class Connection(asyncio.BufferedProtocol):
             self._write(b"HTTP/1.1 100 Continue\r\n\r\n")
         while not self._is_lost:
             asked = self._asked[0]
-            if not self._is_told and (asked.parts or asked.is_whole):
-                body = b"".join(asked.parts)
-                asked.parts.clear()
-                asked.unread_bytes, self._is_told = 0, asked.is_whole
+            if not self._is_told and (asked.unread or asked.is_whole):
+                body, self._is_told = bytes(asked.unread), asked.is_whole
+                asked.unread.clear()
                 self._resume_reading()
                 return {"type": "http.request", "body": body, "more_body": not asked.is_whole}
             self._waiter = self._server.loop.create_future()
@@ -231,7 +224,8 @@ class Connection(asyncio.BufferedProtocol):
         asked = self._asked[0]
         if asked.is_whole or asked.received_bytes or asked.scope["http_version"] != "1.1":
             return False
-        return (b"expect", b"100-continue") in asked.scope["headers"]
+        headers = [(name, value.lower()) for name, value in asked.scope["headers"]]
+        return (b"expect", b"100-continue") in headers
 
     async def _send(self, message: Message) -> None:
         """Send a part of the answer; nothing if the caller has left."""
@@ -263,9 +257,9 @@ class Connection(asyncio.BufferedProtocol):
         self._is_chunked = not is_sized and asked.scope["http_version"] == "1.1"
         if self._is_chunked:
             headers.append((b"Transfer-Encoding", b"chunked"))
-        if b"connection" in names or not (is_sized or self._is_chunked):
-            asked.keeps = False
-        if b"connection" not in names and not (asked.keeps and asked.is_whole):
+        asked.keeps &= asked.is_whole and b"connection" not in names
+        asked.keeps &= is_sized or self._is_chunked
+        if not asked.keeps and b"connection" not in names:
             headers.append((b"Connection", b"close"))
         self._head = head_of(status, self._server.date(), headers)
         if not is_sized:
@@ -294,14 +288,14 @@ class Connection(asyncio.BufferedProtocol):
     def _finish(self) -> None:
         """Go on when a request is answered."""
         asked = self._asked.popleft()
+        self._resume_reading()
         self._since = self._server.loop.time()
-        if not asked.keeps or not asked.is_whole:
+        if not asked.keeps:
             self._end(lingers=not asked.is_whole)
         elif self._asked:
             self._start()
         elif self._refusal is not None:
             self._tell(self._refusal)
-        self._resume_reading()
 
     def _leave(self) -> None:
         """Let the application know that nobody waits for its answer."""
@@ -384,6 +378,8 @@ class Connection(asyncio.BufferedProtocol):
         if now - self._moved_at > STUCK_S:
             return True
         if self._drained_until:
+            if moved < self._written:  # else whoever reads slowly loses the end
+                self._drained_until = now + LINGER_S
             return now > self._drained_until
         if self._paused_at:
             return False  # we ourselves hold it up

@@ -1,7 +1,6 @@
 """Streams of events: what a source yields, and how it is written.
 
-A source is an async iterator of `Event`s and of comments, which only tell that we live. It knows
-nothing of the form in which it is read.
+A source knows nothing of the form in which it is read.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ class Event:
     rendered: dict[str, bytes] = field(default_factory=dict)
 
 
-#: A text is a comment.
+#: A text is a comment, which only tells that we live.
 Item: TypeAlias = Event | str
 Source: TypeAlias = AsyncGenerator[Item, None]
 
@@ -50,10 +49,7 @@ class EventFormat:
 
 
 def stream(source: Source, form: EventFormat) -> Response:
-    """Return the answer that writes a source until it ends, or its reader leaves.
-
-    The source's `aclose` is awaited in any case.
-    """
+    """Return the answer that writes a source, which is closed in any case."""
     return Response(_written(source, form), content_type=form.media_type)
 
 

@@ -22,7 +22,7 @@ from d8mesh.core.protocol.addresses import (
 )
 from d8mesh.edge.logs import event
 from d8mesh.edge.network import own_names
-from d8mesh.http.answers import Refusal
+from d8mesh.http.answers import CLOSES, Refusal
 
 #: The machine's names and addresses are looked up again after this long.
 NAMES_S: Final = 5.0
@@ -35,10 +35,7 @@ _log: Final = logging.getLogger("d8mesh.http")
 class Guard:
     """Refuses requests before anything reads them.
 
-    Args:
-        allowed_hosts: names that a Host may have beside this machine's.
-        key: what whoever is not on this machine has to show.
-        allows_public: admit peers of all networks; it takes a key.
+    key: what whoever is not on this machine has to show; only with one `allows_public` counts.
     """
 
     def __init__(
@@ -53,14 +50,9 @@ class Guard:
         self._allows_public = allows_public and bool(key)
 
     def check(self, peer: str, http_version: str, fields: Mapping[str, str]) -> None:
-        """Let a request pass: HTTP/1.0 needs no Host, for it knows none; browsers always send one.
-
-        Raises:
-            Refusal: `http.peer`, `http.bad_request`, `http.host`, `http.origin` or
-                `access.token`.
-        """
+        """Refuse a request or let it pass: only HTTP/1.0, which knows none, needs no Host."""
         if not self.admits(peer):
-            raise Refusal("http.peer", "only private networks may ask here", closes=True)
+            raise Refusal("http.peer", "only private networks may ask here", headers=CLOSES)
         header = fields.get("host", "")
         if http_version != "1.0" or "host" in fields:
             self._check_host(header)
@@ -120,12 +112,9 @@ class Rejections:
 
 
 def _check_origin(fields: Mapping[str, str], host: str) -> None:
-    origin = fields.get("origin")
-    if origin is not None:
-        scheme, found, place = origin.partition("://")
-        if scheme not in ("http", "https") or not found or place.lower() != host.lower():
-            raise Refusal("http.origin", "requests of web pages from elsewhere are refused")
-    if fields.get("sec-fetch-site", "").lower() == "cross-site":
+    scheme, found, place = fields.get("origin", f"http://{host}").partition("://")
+    is_ours = scheme in ("http", "https") and found and place.lower() == host.lower()
+    if not is_ours or fields.get("sec-fetch-site", "").lower() == "cross-site":
         raise Refusal("http.origin", "requests of web pages from elsewhere are refused")
 
 

@@ -32,11 +32,7 @@ def large_head() -> Refusal:
 
 
 def check_head(version: str, headers: list[tuple[bytes, bytes]]) -> None:
-    """Refuse what one may read in two ways, and llhttp reads in one.
-
-    Raises:
-        Refusal: a version or a coding that we do not speak, or two Hosts.
-    """
+    """Refuse what one may read in two ways, and llhttp reads in one."""
     if version not in ("1.0", "1.1"):
         raise bad("expected HTTP/1.1")
     names = [name for name, _ in headers]
@@ -48,11 +44,7 @@ def check_head(version: str, headers: list[tuple[bytes, bytes]]) -> None:
 
 
 def path_and_query(url: bytes) -> tuple[str, bytes]:
-    """Return the path, decoded, and the query of a request's address.
-
-    Raises:
-        Refusal: it has none.
-    """
+    """Return the path, decoded, and the query of a request's address, or refuse it."""
     if not url.startswith(b"/"):  # for a proxy, or no path at all
         try:
             parsed = httptools.parse_url(url)
@@ -64,11 +56,7 @@ def path_and_query(url: bytes) -> tuple[str, bytes]:
 
 
 def head_of(status: int, date: bytes, headers: list[tuple[bytes, bytes]]) -> bytes:
-    """Return the head of an answer.
-
-    Raises:
-        ValueError: a header has a line break.
-    """
+    """Return the head of an answer; no header may have a line break."""
     fields = b"".join([b"\r\n%b: %b" % header for header in headers])
     if fields.count(b"\n") != len(headers) or fields.count(b"\r") != len(headers):
         raise ValueError(f"a header has a line break: {headers!r:.200}")

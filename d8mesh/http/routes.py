@@ -1,4 +1,4 @@
-"""What a door is made of: its routes, and the form in which it tells errors."""
+"""What a door is made of: its routes, the requests that they are given, and how it tells errors."""
 
 from __future__ import annotations
 
@@ -6,9 +6,12 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
 
+from werkzeug.datastructures import Headers
+from werkzeug.sansio.request import Request as SansIoRequest
+
 from d8mesh.errors import D8Error
 from d8mesh.http.answers import JSON, Refusal, Response, problem
-from d8mesh.http.request import Request
+from d8mesh.http.asgi import Scope, fields_of
 
 #: Largest body where no data or results travel.
 SMALL_BODY_BYTES: Final = 1_048_576
@@ -23,13 +26,39 @@ Schema: TypeAlias = Callable[[bytes], Any]
 Untaken: TypeAlias = Callable[..., Awaitable[None]]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+class Request(SansIoRequest):
+    """One request; `args`, `headers`, `mimetype` and the like are Werkzeug's.
+
+    fields: the headers by lower-case name.
+    body: what came with it, whole and within the route's limit.
+    value: what the route's schema made of it.
+    """
+
+    body: bytes = b""
+    value: Any = None
+
+    def __init__(self, scope: Scope) -> None:
+        self.http_version: str = scope["http_version"]
+        self.fields = fields_of(scope)
+        client = scope.get("client")
+        super().__init__(
+            method=scope["method"],
+            scheme="http",
+            server=None,
+            root_path="",
+            path=scope["path"],
+            query_string=scope["query_string"],
+            headers=Headers(list(self.fields.items())),
+            remote_addr=client[0] if client else "",
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class HttpRoute:
     """One call of a door.
 
     rule: a path as Werkzeug's rules have it, ``/api/tasks/<task_id>/wait``.
     method: GET serves HEAD too.
-    schema: None: the call looks at `request.body`, or at nothing.
     on_untaken: told, before that is answered, when the body is refused for what it is.
     takes: the media type of bodies.
     is_light: answers without `Door.before`.
@@ -39,8 +68,8 @@ class HttpRoute:
 
     rule: str
     call: Call
-    method: str = "GET"
     schema: Schema | None = None
+    method: str = "GET"
     on_untaken: Untaken | None = None
     takes: str = JSON
     max_body_bytes: int = SMALL_BODY_BYTES
@@ -48,15 +77,13 @@ class HttpRoute:
     ends_with_caller: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Door:
     """Some routes and how they fail.
 
-    problem: the answer that tells of an error.
     before: awaited before each call that is not light; what it raises is the answer.
     """
 
-    name: str
     routes: Sequence[HttpRoute]
     problem: Callable[[D8Error | Refusal], Response] = problem
     before: Callable[[Request], Awaitable[None]] | None = None

@@ -30,17 +30,13 @@ _ACCEPTS_PER_TURN: Final = 128
 #: Turns of the loop in which what was just accepted has come up, and what is closed has learnt it.
 _LAST_TURNS: Final = 4
 #: How often deadlines are looked at, while there are connections.
-LOOK_S: Final = 0.5
+DEADLINES_LOOK_S: Final = 0.5
 #: What comes is read into one buffer, a connection at a time.
 _BUFFER_BYTES: Final = 65_536
 
 
 class Server:
     """Serves an ASGI application, which is told of no lifespan, on bound sockets of its own.
-
-    Args:
-        admits: whether a peer of an address may ask at all.
-        rejections: told of what never reaches the application.
 
     Thread: all of it in one loop.
     """
@@ -108,7 +104,7 @@ class Server:
             self._connections.add(connection)
             self._by_address[peer] = count + 1
             if self._next_look is None:
-                self._next_look = self.loop.call_later(LOOK_S, self._look)
+                self._next_look = self.loop.call_later(DEADLINES_LOOK_S, self._look)
             return None
         self.rejections.add(refusal.code, peer, str(refusal))
         return refusal
@@ -134,7 +130,7 @@ class Server:
         for connection in list(self._connections):
             connection.close_overdue(now)
         if self._connections:
-            self._next_look = self.loop.call_later(LOOK_S, self._look)
+            self._next_look = self.loop.call_later(DEADLINES_LOOK_S, self._look)
 
 
 class ServerThread:

@@ -27,6 +27,7 @@ from d8mesh.config import BROKER_PORT_TRIES, PORTS_END, Config
 from d8mesh.core.broker.deferral import Deferral
 from d8mesh.core.broker.dispatcher import Dispatcher
 from d8mesh.core.broker.effects import Effect, Fault, Load, Loaded, Peer, Record, Send
+from d8mesh.core.broker.reports import snapshot
 from d8mesh.core.broker.state import Policy
 from d8mesh.core.broker.store import Question, Store, StoreAnswer, Unreadable
 from d8mesh.core.protocol.addresses import LOOPBACK, is_admissible, is_loopback
@@ -150,7 +151,6 @@ class Broker:
         self._strikes: OrderedDict[bytes, int] = OrderedDict()
         self._is_stopping = threading.Event()
         self._next_disk_check = self._next_summary = 0.0
-        self._is_disk_low = False
         self._deferral = Deferral()
         self._begun = 0  #: commits
         self._held: deque[_Held] = deque()
@@ -334,7 +334,7 @@ class Broker:
 
     def _strike(self, peer: Peer, error: ProtocolError) -> None:
         """Drop a bad frame, count it, and tell its sender the first few times."""
-        self._dispatcher.reject(error.code)
+        self._dispatcher.state.metrics.reject(error.code)
         count = self._strikes.pop(peer.routing_id, 0) + 1
         self._strikes[peer.routing_id] = count
         if len(self._strikes) > MAX_STRIKERS:
@@ -347,18 +347,17 @@ class Broker:
     def _check_disk(self, now: float) -> None:
         self._next_disk_check = now + DISK_CHECK_S
         reserve = self._config.disk_reserve_mb * 1_000_000
-        is_low = self._store.free_bytes() < reserve
-        if is_low != self._is_disk_low:
-            self._is_disk_low = is_low
+        state, is_low = self._dispatcher.state, self._store.free_bytes() < reserve
+        if is_low != state.is_disk_low:
+            state.is_disk_low = is_low
             level = logging.WARNING if is_low else logging.INFO
             event(_log, level, "disk.low" if is_low else "disk.ok", reserve_bytes=reserve)
-            self._dispatcher.set_disk_low(is_low)
 
     def _sum_up(self, now: float) -> None:
         first, self._next_summary = not self._next_summary, now + SUMMARY_S
         if first:
             return
-        told = self._dispatcher.metrics()
+        told = snapshot(self._dispatcher.state)
         event(
             _log,
             logging.INFO,

@@ -58,8 +58,9 @@ def run(config: Config, options: argparse.Namespace) -> int:
         token, task_id, attempt, left_s, worker_id, payload, retries = parent.frames.get()
         deadline = time.monotonic() + left_s
         context = ProcessContext(task_id, attempt, deadline, parent=parent, token=token)
-        call = _Call(handler, takes_context, payload, of_names(*retries))
-        parent.tell(["end", token, *call.run(context, worker_id)])
+        made = of_names(*retries)
+        ending = _ending(handler, takes_context, payload, context, worker_id, made)
+        parent.tell(["end", token, *ending])
 
 
 def load(function: str) -> Callable[..., object]:
@@ -104,11 +105,9 @@ class ProcessContext:
         return self._deadline - time.monotonic()
 
     def emit(self, chunk: object) -> None:
-        """Send partial output. What comes after the attempt's end is dropped.
+        """Send partial output (`TaskContext.emit`); after the attempt's end it is dropped.
 
         Raises:
-            InvalidTaskError: it is not of JSON's model.
-            PayloadTooLargeError: it is too large for one chunk.
             HandlerError: this is a process that the handler forked.
         """
         self._parent.tell(["chunk", self._token, results.chunk_of(chunk)])
@@ -117,40 +116,37 @@ class ProcessContext:
         """Do nothing: a cancelled process is gone."""
 
 
-class _Call:
-    """One call of the handler."""
-
-    def __init__(
-        self, handler: Callable[..., object], takes_context: bool, payload: bytes, retries: Retries
-    ) -> None:
-        self._handler, self._takes_context, self._payload = handler, takes_context, payload
-        self._retries = retries
-
-    def run(self, context: ProcessContext, worker_id: str) -> results.Ending:
-        """Return how it ended, whatever is raised."""
-        started = time.monotonic()
-        raised: BaseException | None = None
-        ending: results.Ending | None = None
-        try:
-            data = msgspec.msgpack.decode(self._payload)
-            handler = self._handler
-            value = handler(data, context) if self._takes_context else handler(data)
-            if inspect.isawaitable(value):
-                value = asyncio.run(_awaited(value))
-            ending = results.of_value(value, worker_id, _since(started))
-        except BaseException as error:
-            raised = error
-        if os.getpid() != context.process_id:  # the handler forked, and ended twice
-            end_copy(raised)
-        try:
-            if isinstance(raised, BackendUnavailableError):
-                return UNAVAILABLE, tracebacks.message_of(raised).encode("utf-8", "replace")
-            if ending is None:
-                assert raised is not None
-                ending = results.of_exception(raised, worker_id, _since(started))
-            return self._retries.applied(ending, raised, context.attempt)
-        except BaseException as error:
-            return results.of_untellable(raised or error, worker_id, _since(started))
+def _ending(
+    handler: Callable[..., object],
+    takes_context: bool,
+    payload: bytes,
+    context: ProcessContext,
+    worker_id: str,
+    retries: Retries,
+) -> results.Ending:
+    """Return how a call of the handler ended, whatever is raised."""
+    started = time.monotonic()
+    raised: BaseException | None = None
+    ending: results.Ending | None = None
+    try:
+        data = msgspec.msgpack.decode(payload)
+        value = handler(data, context) if takes_context else handler(data)
+        if inspect.isawaitable(value):
+            value = asyncio.run(_awaited(value))
+        ending = results.of_value(value, worker_id, _since(started))
+    except BaseException as error:
+        raised = error
+    if os.getpid() != context.process_id:  # the handler forked, and ended twice
+        end_copy(raised)
+    try:
+        if isinstance(raised, BackendUnavailableError):
+            return UNAVAILABLE, tracebacks.message_of(raised).encode("utf-8", "replace")
+        if ending is None:
+            assert raised is not None
+            ending = results.of_exception(raised, worker_id, _since(started))
+        return retries.applied(ending, raised, context.attempt)
+    except BaseException as error:
+        return results.of_untellable(raised or error, worker_id, _since(started))
 
 
 async def _awaited(value: Awaitable[object]) -> object:

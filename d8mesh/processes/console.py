@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from d8mesh.config import Config
-from d8mesh.core.protocol.addresses import is_loopback
+from d8mesh.core.protocol.addresses import endpoint, is_loopback
 from d8mesh.edge.network import usable_addresses
 from d8mesh.edge.terminal import say as print_line
 from d8mesh.program import command_name
@@ -24,35 +24,27 @@ ANY_ADDRESS: Final = ("0.0.0.0", "::")
 
 
 class OrchestratorConsole:
-    """Says what happens to an orchestrator.
-
-    Args:
-        config: its settings.
-        folder: its data folder, whole.
-        say: prints a line.
-    """
+    """Says what happens to an orchestrator."""
 
     def __init__(
         self, config: Config, folder: Path, *, say: Callable[[str], None] = print_line
     ) -> None:
-        self._config, self._folder, self._say = config, folder, say
+        self._config, self._folder, self._print = config, folder, say
         self._fell_at: dict[str, float] = {}
 
     def started(self, broker_id: str, *, web_port: int, broker_port: int) -> None:
         """Say where the orchestrator is, and how others come to it."""
         mesh = self._config.mesh
-        self._say(
-            tr(
-                "orchestrator {id} of mesh {mesh}: REST on port {web}, workers on port {broker}; "
-                "Ctrl-C stops it",
-                id=broker_id,
-                mesh=mesh,
-                web=web_port,
-                broker=broker_port,
-            )
+        self._say_tr(
+            "orchestrator {id} of mesh {mesh}: REST on port {web}, workers on port {broker}; "
+            "Ctrl-C stops it",
+            id=broker_id,
+            mesh=mesh,
+            web=web_port,
+            broker=broker_port,
         )
         addresses = addresses_of(self._config)
-        urls = [url_of(address, web_port) for address in addresses]
+        urls = [endpoint(address, web_port, "http") for address in addresses]
         self._row(tr("open"), *(f"{url}/health" for url in urls))
         self._row(tr("other machines"), *self._hints(addresses[0], urls[0]))
         self._row(tr("data"), str(self._folder))
@@ -62,23 +54,19 @@ class OrchestratorConsole:
         """Say that a child process has ended by itself and comes back."""
         self._fell_at.setdefault(name, time.monotonic())
         when = tr("at once") if pause_s < 0.05 else tr("in {seconds} s", seconds=f"{pause_s:.1f}")
-        self._say(
-            tr(
-                "the {child} ended ({why}): it is started again {when}",
-                child=tr(_NAMES.get(name, name)),
-                why=ending(code),
-                when=when,
-            )
+        self._say_tr(
+            "the {child} ended ({why}): it is started again {when}",
+            child=tr(_NAMES.get(name, name)),
+            why=ending(code),
+            when=when,
         )
 
     def gave_up(self, name: str, code: int) -> None:
         """Say that a child process has ended in a way that another start does not mend."""
-        self._say(
-            tr(
-                "the {child} ended ({why}), and starting it again would not help",
-                child=tr(_NAMES.get(name, name)),
-                why=ending(code),
-            )
+        self._say_tr(
+            "the {child} ended ({why}), and starting it again would not help",
+            child=tr(_NAMES.get(name, name)),
+            why=ending(code),
         )
 
     def rose(self, name: str) -> None:
@@ -86,27 +74,23 @@ class OrchestratorConsole:
         fell_at = self._fell_at.pop(name, None)
         if fell_at is not None:
             away = f"{time.monotonic() - fell_at:.1f}"
-            self._say(
-                tr(
-                    "the {child} is back after {seconds} s",
-                    child=tr(_NAMES.get(name, name)),
-                    seconds=away,
-                )
+            self._say_tr(
+                "the {child} is back after {seconds} s",
+                child=tr(_NAMES.get(name, name)),
+                seconds=away,
             )
 
     def stopping(self, within_s: float) -> None:
         """Say what a stop waits for."""
-        self._say(
-            tr(
-                "stopping: REST requests under way are answered and what was accepted is written, "
-                "{seconds} s at most; workers go on and come back to the next start",
-                seconds=f"{within_s:.0f}",
-            )
+        self._say_tr(
+            "stopping: REST requests under way are answered and what was accepted is written, "
+            "{seconds} s at most; workers go on and come back to the next start",
+            seconds=f"{within_s:.0f}",
         )
 
     def stopped(self) -> None:
         """Say that it has ended."""
-        self._say(tr("orchestrator stopped"))
+        self._say_tr("orchestrator stopped")
 
     def _hints(self, address: str, url: str) -> Iterator[str]:
         if is_loopback(address):
@@ -123,9 +107,12 @@ class OrchestratorConsole:
         hint = f"{own_mesh}ORCHESTRATOR_URL={url} {program} worker"
         yield tr("or, where it is not found by itself: {command}", command=hint)
 
+    def _say_tr(self, text: str, /, **values: object) -> None:
+        self._print(tr(text, **values))
+
     def _row(self, name: str, *values: str) -> None:
         for value in values:
-            self._say(f"  {name + ':' if name else '':16} {value}")
+            self._print(f"  {name + ':' if name else '':16} {value}")
             name = ""
 
 
@@ -136,11 +123,6 @@ def addresses_of(config: Config) -> Sequence[str]:
         return ["127.0.0.1" if host == "localhost" else host]
     found = [each.address for each in usable_addresses(config.interfaces)]
     return found[:MAX_NAMED_ADDRESSES] or ["127.0.0.1"]
-
-
-def url_of(address: str, port: int) -> str:
-    """Return ``http://ADDRESS:PORT``."""
-    return f"http://[{address}]:{port}" if ":" in address else f"http://{address}:{port}"
 
 
 def ending(code: int) -> str:

@@ -14,7 +14,6 @@ import logging
 import queue
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -24,10 +23,15 @@ from typing import Final
 
 from d8mesh.config import Config
 from d8mesh.edge import data_folder, logs
-from d8mesh.edge.installation import HERE
 from d8mesh.edge.logs import event
 from d8mesh.processes.console import OrchestratorConsole
-from d8mesh.processes.parent import end_with_parent, stop_signals
+from d8mesh.processes.parent import (
+    ask_to_end,
+    end_with_parent,
+    exit_code_of,
+    start_child,
+    stop_signals,
+)
 
 #: Pauses before a child that died is brought back: none, then these, doubling up to a cap.
 FIRST_RESTART_S: Final = 0.1
@@ -43,11 +47,6 @@ END_S: Final = 10.0
 FINAL_EXITS: Final = frozenset({2, 3, 4})
 #: The pause between looks at the children; the death of one ends it.
 CHILDREN_LOOK_S: Final = 0.2
-
-if sys.platform == "win32":
-    _NEW_GROUP: Final = subprocess.CREATE_NEW_PROCESS_GROUP
-else:
-    _NEW_GROUP: Final = 0
 
 _log: Final = logging.getLogger("d8mesh.orchestrator")
 
@@ -66,7 +65,7 @@ def run(config: Config, options: argparse.Namespace) -> int:
     stop = threading.Event()
     for number in stop_signals():
         signal.signal(number, lambda *_: stop.set())
-    if getattr(options, "with_parent", False):
+    if options.with_parent:
         end_with_parent(stop.set)
     return launcher.run(stop)
 
@@ -181,17 +180,7 @@ class _Launcher:
         return 0
 
     def _start(self, child: _Child, now: float) -> None:
-        child.process = subprocess.Popen(
-            HERE.command(*child.arguments),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            encoding="utf-8",
-            cwd=HERE.start_folder,
-            # A Ctrl-C reaches the whole group; the launcher alone decides what it means.
-            process_group=None if sys.platform == "win32" else 0,
-            creationflags=_NEW_GROUP,
-        )
+        child.process = start_child(*child.arguments)
         child.started, child.is_up = now, False
         threading.Thread(
             target=_pump, args=(child.process, child.lines, self._news), daemon=True
@@ -205,7 +194,7 @@ class _Launcher:
             self._web.arguments = ["_web", "--broker", f"tcp://127.0.0.1:{self._port}"]
             if self._web.process is not None:
                 self._web.is_replaced = True
-                _ask_to_end(self._web.process)
+                ask_to_end(self._web.process)
         self._broker_id = told["broker_id"]
 
     def _web_ready(self, line: str) -> None:
@@ -218,22 +207,9 @@ class _Launcher:
         """End the children: REST first, so that nobody is told of a broker that has gone."""
         deadline = time.monotonic() + END_S
         for child in (self._web, self._broker):
-            process = child.process
-            if process is None:
-                continue
-            _ask_to_end(process)
-            try:
-                process.wait(max(0.1, deadline - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-
-
-def _ask_to_end(process: subprocess.Popen[str]) -> None:
-    """Let a child drain and end: not by a signal, which on Windows would end it in mid-sentence."""
-    assert process.stdin is not None
-    with contextlib.suppress(OSError):
-        process.stdin.close()
+            if child.process is not None:
+                ask_to_end(child.process)
+                exit_code_of(child.process, max(0.1, deadline - time.monotonic()))
 
 
 def _pump(

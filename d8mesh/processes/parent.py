@@ -1,13 +1,59 @@
-"""Ending when told to: by a signal, or by the end of the parent, whose pipe standard input is."""
+"""A command of d8mesh as a child: started, asked to end, and how it hears of that.
+
+It ends by a signal, or by the end of its standard input, which is a pipe of its parent's.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import signal
+import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from typing import Any, Final
+
+from d8mesh.edge.installation import HERE
+
+if sys.platform == "win32":
+    _NEW_GROUP: Final[dict[str, Any]] = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
+else:
+    _NEW_GROUP: Final[dict[str, Any]] = {"process_group": 0}
+
+
+def start_child(*arguments: str, stderr: int | None = None) -> subprocess.Popen[str]:
+    """Start ``d8mesh arguments`` with pipes of ours as its standard input and output.
+
+    A Ctrl-C is for us alone; what it means for the child we decide.
+    """
+    return subprocess.Popen(
+        HERE.command(*arguments),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=stderr,
+        text=True,
+        encoding="utf-8",
+        errors="replace",
+        cwd=HERE.start_folder,
+        **_NEW_GROUP,
+    )
+
+
+def ask_to_end(process: subprocess.Popen[str]) -> None:
+    """Let a child drain and end: not by a signal, which on Windows would end it in mid-sentence."""
+    assert process.stdin is not None
+    with contextlib.suppress(OSError):
+        process.stdin.close()
+
+
+def exit_code_of(process: subprocess.Popen[str], timeout_s: float) -> int:
+    """Return a child's exit code as soon as it has ended; it is killed when `timeout_s` is over."""
+    try:
+        return process.wait(timeout_s)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        return process.wait()
 
 
 def stop_signals() -> tuple[signal.Signals, ...]:

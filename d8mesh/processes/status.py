@@ -23,7 +23,7 @@ from d8mesh.http.server import Server, ServerThread
 BURST: Final = 200
 PER_SECOND: Final = 50.0
 #: Addresses remembered; the one silent for longest is forgotten.
-MAX_ADDRESSES: Final = 1024
+MAX_ASKERS: Final = 1024
 
 
 class StatusServer:
@@ -97,7 +97,7 @@ class _Rates:
         tokens = min(float(BURST), tokens + (now - at) * PER_SECOND)
         is_allowed = tokens >= 1
         self._buckets[address] = (tokens - 1 if is_allowed else tokens, now)
-        if len(self._buckets) > MAX_ADDRESSES:
+        if len(self._buckets) > MAX_ASKERS:
             self._buckets.popitem(last=False)
         return is_allowed
 

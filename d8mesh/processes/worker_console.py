@@ -13,13 +13,13 @@ import textwrap
 import threading
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from d8mesh.backends.backend import Availability
 from d8mesh.core.protocol.addresses import LOOPBACK
+from d8mesh.core.protocol.addresses import endpoint as url_of
 from d8mesh.edge.logs import escape
 from d8mesh.edge.terminal import say_anyway
-from d8mesh.processes.console import url_of
 from d8mesh.program import command_name
 from d8mesh.words import tr, translated
 
@@ -42,40 +42,26 @@ _INDENT: Final = "  "
 _REPLACED: Final = "another orchestrator answers there now"
 
 
-class Told(Protocol):
-    """What the console needs of a worker."""
-
-    @property
-    def worker_id(self) -> str:
-        """The id it goes by."""
-
-    def status(self) -> dict[str, Any]:
-        """Return the body of its status page."""
-
-
 class WorkerConsole:
     """Tells people what happens to a worker.
 
     Args:
-        worker: asked for its status.
-        mesh: the name of the mesh.
+        status: returns the body of its status page.
         url: ORCHESTRATOR_URL, if it is set.
-        tell: prints one line.
-        clock: monotonic seconds.
 
     Thread: `run` on its own; the rest from any.
     """
 
     def __init__(
         self,
-        worker: Told,
+        status: Callable[[], Mapping[str, Any]],
         *,
         mesh: str,
         url: str | None = None,
         tell: Callable[[str], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._worker, self._mesh, self._url = worker, mesh, url
+        self._status, self._mesh, self._url = status, mesh, url
         self._tell = tell or say_wrapped
         self._clock = clock
         self._name = ""
@@ -94,41 +80,37 @@ class WorkerConsole:
     # ------------------------------------------------------------------- what happens
 
     def begin(
-        self,
-        *,
-        folder: object,
-        interfaces: str,
-        wanted: str | None = None,
-        host: str = LOOPBACK,
+        self, *, folder: object, interfaces: str, wanted: str | None = None, host: str = LOOPBACK
     ) -> None:
         """Say who the worker is, what it offers, and where it looks.
 
         Args:
-            folder: its data folder.
             interfaces: that mDNS uses, for people.
             wanted: the id that it was given, if any; it may have got another.
             host: where its status page can be opened.
         """
-        status = self._worker.status()
+        status = self._status()
         self._name = str(status["worker_id"])
         kind, slots = status["worker_type"], status["slots"]
-        self._tell(
-            tr(
-                "worker {id} ({kind}), d8mesh {version}, mesh {mesh}",
-                id=self._name,
-                kind=kind,
-                version=status["version"],
-                mesh=self._mesh,
-            )
+        self._say_tr(
+            "worker {id} ({kind}), d8mesh {version}, mesh {mesh}",
+            id=self._name,
+            kind=kind,
+            version=status["version"],
+            mesh=self._mesh,
         )
-        if (line := renamed(wanted, self._name)) is not None:
-            self._tell(line)
-        self._tell(tr("data in {folder}", folder=folder))
+        if wanted and wanted != self._name:
+            self._say_tr(
+                "another worker on this machine is called {wanted}: this one is {id}",
+                wanted=wanted,
+                id=self._name,
+            )
+        self._say_tr("data in {folder}", folder=folder)
         types = _named(status["task_types"])
-        self._tell(tr("takes {tasks} at once: {types}", tasks=_tasks(slots), types=types))
+        self._say_tr("takes {tasks} at once: {types}", tasks=_tasks(slots), types=types)
         if status["status_port"]:
-            url = url_of(host, status["status_port"])
-            self._tell(tr("status page: {url}", url=f"{url}/health"))
+            url = url_of(host, status["status_port"], "http")
+            self._say_tr("status page: {url}", url=f"{url}/health")
         self._tell(self._where_it_looks(interfaces))
         now = self._clock()
         self._alone_since, self._remind_at = now, now + PATIENCE_S
@@ -159,7 +141,7 @@ class WorkerConsole:
             if self._early is not None:
                 self._early.append(text)
                 return
-        self._tell(tr("note: {text}", text=translated(text)))
+        self._say_tr("note: {text}", text=translated(text))
 
     def network_notice(self, text: str) -> None:
         """Say what is wrong with finding others, such as that mDNS does not work here."""
@@ -174,12 +156,10 @@ class WorkerConsole:
         if not seen.is_up:
             if before is None or before.reason != seen.reason:
                 why = translated(seen.reason)
-                self._tell(
-                    tr(
-                        "no language model here, so {types} are not offered: {why}",
-                        types=types,
-                        why=why,
-                    )
+                self._say_tr(
+                    "no language model here, so {types} are not offered: {why}",
+                    types=types,
+                    why=why,
                 )
             return
         is_same = before is not None and before.is_up and before.url == seen.url
@@ -191,7 +171,7 @@ class WorkerConsole:
                 told = tr("{model} is not offered: it {why}", model=name, why=translated(why))
                 self._tell(_INDENT + told)
         if seen.warning and (before is None or before.warning != seen.warning):
-            self._tell(tr("note: {text}", text=translated(seen.warning)))
+            self._say_tr("note: {text}", text=translated(seen.warning))
 
     def drain(self, running: int, drain_s: float) -> None:
         """Say that the worker was told to stop."""
@@ -199,21 +179,19 @@ class WorkerConsole:
             left = tr("1 task still runs and gets")
             if running > 1:
                 left = tr("{count} tasks still run and get", count=running)
-            self._tell(
-                tr(
-                    "draining: {left} up to {seconds} s, nothing new is taken; "
-                    "Ctrl-C again stops at once",
-                    left=left,
-                    seconds=f"{drain_s:.0f}",
-                )
+            self._say_tr(
+                "draining: {left} up to {seconds} s, nothing new is taken; "
+                "Ctrl-C again stops at once",
+                left=left,
+                seconds=f"{drain_s:.0f}",
             )
         else:
-            self._tell(tr("stopping: no task runs here; what has not started is given back"))
+            self._say_tr("stopping: no task runs here; what has not started is given back")
         self._drain_at = self._clock() + DRAIN_TELL_S
 
     def end(self) -> None:
         """Say what it has done."""
-        status = self._worker.status()
+        status = self._status()
         done, failed = int(status["tasks_completed"]), int(status["tasks_failed"])
         running = int(status["running"])
         told = tr(
@@ -235,12 +213,18 @@ class WorkerConsole:
 
     def look(self) -> None:
         """Tell what is new since the last look."""
-        status, now = self._worker.status(), self._clock()
-        self._look_at_name(status)
+        status, now = self._status(), self._clock()
+        if status["worker_id"] != self._name:
+            before, self._name = self._name, str(status["worker_id"])
+            self._say_tr(
+                "another worker of the mesh is called {before}: this one goes on as {id}",
+                before=before,
+                id=self._name,
+            )
         self._look_at_orchestrators(status, now)
         for why in [why for why in status["refused"] if why not in self._refused]:
             self._refused.add(why)
-            self._tell(tr("an orchestrator refuses this worker: {why}", why=translated(why)))
+            self._say_tr("an orchestrator refuses this worker: {why}", why=translated(why))
         outbox = str(status["outbox"] or "")
         if outbox != self._outbox:
             self._outbox = outbox
@@ -249,17 +233,12 @@ class WorkerConsole:
             self._tell(refused if outbox else taken)
         self._look_at_work(status, now)
 
-    # ------------------------------------------------------------------- private
-
-    def _look_at_name(self, status: Mapping[str, Any]) -> None:
-        name = str(status["worker_id"])
-        if name != self._name:
-            self._tell(renamed_in_mesh(self._name, name))
-            self._name = name
+    def _say_tr(self, text: str, /, **values: object) -> None:
+        self._tell(tr(text, **values))
 
     def _look_at_orchestrators(self, status: Mapping[str, Any], now: float) -> None:
         found = {each["broker_id"]: each["endpoint"] for each in status["orchestrators"]}
-        found = {broker_id: endpoint for broker_id, endpoint in found.items() if endpoint}
+        found = {broker_id: place for broker_id, place in found.items() if place}
         whys = {each["broker_id"]: each["why"] for each in status["lost"]}
         for broker_id, endpoint in self._joined.items():
             if broker_id not in found and endpoint in found.values():
@@ -268,14 +247,12 @@ class WorkerConsole:
             if broker_id in whys and broker_id not in found:
                 del self._joined[broker_id]
                 self._lost[broker_id] = now
-                self._tell(
-                    tr(
-                        "lost {orchestrator} at {endpoint}: {why}. Looking for it; what runs "
-                        "goes on and its results are kept",
-                        orchestrator=broker_id,
-                        endpoint=endpoint,
-                        why=translated(str(whys[broker_id])),
-                    )
+                self._say_tr(
+                    "lost {orchestrator} at {endpoint}: {why}. Looking for it; what runs "
+                    "goes on and its results are kept",
+                    orchestrator=broker_id,
+                    endpoint=endpoint,
+                    why=translated(str(whys[broker_id])),
                 )
                 if not self._joined:
                     self._alone_since, self._remind_at = now, now + PATIENCE_S
@@ -310,7 +287,7 @@ class WorkerConsole:
         if self._drain_at is not None:
             if running and now >= self._drain_at:
                 self._drain_at = now + DRAIN_TELL_S
-                self._tell(tr("draining: {tasks} still running", tasks=_tasks(running)))
+                self._say_tr("draining: {tasks} still running", tasks=_tasks(running))
             return
         if now < self._count_at:
             return
@@ -319,14 +296,12 @@ class WorkerConsole:
         done, failed = (new - old for new, old in zip(counted, self._counted, strict=True))
         self._counted = counted
         if done or failed:
-            self._tell(
-                tr(
-                    "in the last {seconds} s: {done} done, {failed} failed, {running} running",
-                    seconds=f"{took_s:.0f}",
-                    done=done,
-                    failed=failed,
-                    running=running,
-                )
+            self._say_tr(
+                "in the last {seconds} s: {done} done, {failed} failed, {running} running",
+                seconds=f"{took_s:.0f}",
+                done=done,
+                failed=failed,
+                running=running,
             )
 
 
@@ -347,26 +322,6 @@ def say_wrapped(text: str) -> None:
                 break_on_hyphens=False,
             )
     say_anyway(line)
-
-
-def renamed(wanted: str | None, worker_id: str) -> str | None:
-    """Return what to say of a worker that could not get the id it was given."""
-    if not wanted or worker_id == wanted:
-        return None
-    return tr(
-        "another worker on this machine is called {wanted}: this one is {id}",
-        wanted=wanted,
-        id=worker_id,
-    )
-
-
-def renamed_in_mesh(before: str, worker_id: str) -> str:
-    """Return what to say of a worker whose id another machine's has already."""
-    return tr(
-        "another worker of the mesh is called {before}: this one goes on as {id}",
-        before=before,
-        id=worker_id,
-    )
 
 
 def _offer(seen: Availability, types: str) -> str:

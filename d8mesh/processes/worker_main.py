@@ -66,10 +66,15 @@ def run(config: Config, options: argparse.Namespace) -> int:
     failures = FailureConsole()
     worker.show_failures(failures.show)
     stop = threading.Event()
-    console = WorkerConsole(worker, mesh=config.mesh, url=config.orchestrator_url)
+    console = WorkerConsole(worker.status, mesh=config.mesh, url=config.orchestrator_url)
     worker.on_notice(console.network_notice)
+
+    def warn(text: str) -> None:
+        event(_log, logging.WARNING, "llm", note=text)
+        console.notice(text)
+
     with _status_page(config, worker, console):
-        probe = Probe(worker, configured(config), on_change=console.backend, warn=_warner(console))
+        probe = Probe(worker, configured(config), on_change=console.backend, warn=warn)
         threads = [
             threading.Thread(target=probe.run, args=(stop,), name="probe", daemon=True),
             threading.Thread(target=console.run, args=(stop,), name="tell", daemon=True),
@@ -98,14 +103,6 @@ def run(config: Config, options: argparse.Namespace) -> int:
     return 0
 
 
-def _warner(console: WorkerConsole) -> Callable[[str], None]:
-    def warn(text: str) -> None:
-        event(_log, logging.WARNING, "llm", note=text)
-        console.notice(text)
-
-    return warn
-
-
 def _interfaces(config: Config) -> str:
     found = usable_addresses(config.interfaces)
     return ", ".join(f"{each.interface} ({each.address})" for each in found[:MAX_INTERFACES])
@@ -116,7 +113,6 @@ class Probe:
 
     Args:
         worker: gets the handlers at once and offers them while the service answers.
-        backend: the service.
         on_change: told what it offers, and for which task types, whenever that changes.
         warn: told by the handlers what people should know.
     """
@@ -168,7 +164,6 @@ class Probe:
 
 
 def _body(name: str, seen: Availability) -> dict[str, object]:
-    """Return what the status page says of the service."""
     body: dict[str, object] = {
         "name": name,
         "url": seen.url or None,
@@ -201,19 +196,15 @@ def _refuse_cloud(kind: str, config: Config) -> None:
 def _status_page(config: Config, worker: Worker, console: WorkerConsole) -> Iterator[None]:
     """Serve the status page; without a free port the worker works all the same."""
     ports = range(config.status_port, min(config.status_port + STATUS_PORT_TRIES, PORTS_END))
-    server: StatusServer | None = None
-    try:
-        server = StatusServer(
-            config.web_host, ports, worker.status, allowed_hosts=config.allowed_hosts
-        )
-    except (OSError, D8Error) as error:
-        event(_log, logging.WARNING, "status.none", error=str(error))
-        console.notice(str(error))
-    if server is not None:
-        worker.show_status_at(server.port)
-        server.start()
-    try:
+    hosts = config.allowed_hosts
+    with contextlib.ExitStack() as at_end:
+        try:
+            server = StatusServer(config.web_host, ports, worker.status, allowed_hosts=hosts)
+        except (OSError, D8Error) as error:
+            event(_log, logging.WARNING, "status.none", error=str(error))
+            console.notice(str(error))
+        else:
+            at_end.callback(server.close)
+            worker.show_status_at(server.port)
+            server.start()
         yield
-    finally:
-        if server is not None:
-            server.close()

@@ -71,7 +71,6 @@ def escaped(text: str, *, keep: str = "") -> str:
     """Return `text` with characters that could drive a terminal written as escapes.
 
     Args:
-        text: whatever somebody else wrote.
         keep: characters that stay, as a line's end in a text of several lines.
     """
     return _HARMFUL.sub(

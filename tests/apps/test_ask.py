@@ -46,7 +46,7 @@ def client(ollama: OllamaServer) -> Iterator[Client]:
         running.workers.append(running.children.start("w", "worker", settings=settings))
         running.await_workers(1)
         with running.client() as connected:
-            await_model(connected, None, tell_line=lambda line: None)
+            await_model(connected, None)
             yield connected
 
 
@@ -130,8 +130,9 @@ def test_without_a_model_it_says_who_is_there_and_ends(monkeypatch: pytest.Monke
     reason = "Ollama has no models"
     client = WithoutModel({"worker_id": "bob", "status": "online", "reason": reason})
     told: list[str] = []
+    monkeypatch.setattr(module, "tell", told.append)
     with pytest.raises(BackendUnavailableError, match="no worker of the mesh has a language model"):
-        await_model(client, None, tell_line=told.append)
+        await_model(client, None)
     assert told == [
         "no worker of the mesh has a language model now",
         "the workers that are there:",
@@ -149,7 +150,8 @@ def test_a_worker_that_comes_meanwhile_is_taken(monkeypatch: pytest.MonkeyPatch)
         types = {"task_types": ["agent_action"]}
         client.workers = [{"worker_id": "a", "status": "online", "capabilities": types}]
 
-    await_model(client, None, tell_line=tell)
+    monkeypatch.setattr(module, "tell", tell)
+    await_model(client, None)
     assert client.asked == 2
 
 

@@ -15,12 +15,13 @@ import pytest
 from d8mesh import words
 from d8mesh.apps import evolution
 from d8mesh.apps.evolution import EvolutionHistory, EvolutionPlan, evolve, plot, run, run_with
-from d8mesh.apps.fitness import DEFAULT_FITNESS, FITNESS, WORST
+from d8mesh.apps.fitness import FITNESS, WORST
 from d8mesh.config import Config
 from d8mesh.errors import ConfigError, WaitTimeoutError
 from d8mesh.handlers import Data, Handler, TaskContext
 from d8mesh.handlers.genetic import evolution_crossover, evolution_mutation
 from d8mesh.options import FITNESS_DEFAULT
+from d8mesh.options import evolution as add_arguments
 from tests.in_process import InProcess
 
 HANDLERS: dict[str, Handler] = {
@@ -95,13 +96,12 @@ def test_a_task_that_fails_or_lies_leaves_the_parent() -> None:
 
 
 def test_a_timeout_bounds_the_whole_run_and_says_why_it_waited(tmp_path: Path) -> None:
-    options = argparse.Namespace(output=tmp_path, timeout_s=0.3)
-    plan = EvolutionPlan(problem=FITNESS["sphere"], population=4)
+    plan, soon = EvolutionPlan(problem=FITNESS["sphere"], population=4), time.monotonic() + 0.3
     with (
         InProcess({}) as mesh,
         pytest.raises(WaitTimeoutError, match="no worker in the mesh runs evolution_crossover"),
     ):
-        run_with(mesh, plan, config=Config(), options=options)
+        run_with(mesh, plan, config=Config(), options=options(tmp_path), until=soon)
     assert (tmp_path / "evolution.json").exists()
 
 
@@ -116,16 +116,9 @@ def test_nobody_at_work_ends_with_an_error_and_what_there_was_is_saved(
 
 
 def test_the_time_to_wait_is_the_persons_to_say(tmp_path: Path) -> None:
-    plan = EvolutionPlan(problem=FITNESS["sphere"], population=4)
+    plan, soon = EvolutionPlan(problem=FITNESS["sphere"], population=4), time.monotonic() + 0.3
     with InProcess({}) as mesh, pytest.raises(WaitTimeoutError):
-        run_with(mesh, plan, config=Config(), options=options(tmp_path, timeout_s=0.3))
-
-
-def test_the_search_for_an_orchestrator_is_part_of_the_time(tmp_path: Path) -> None:
-    plan, began = EvolutionPlan(problem=FITNESS["sphere"], population=4), time.monotonic() - 60.0
-    given = options(tmp_path, timeout_s=60.0)
-    with InProcess({}) as mesh, pytest.raises(WaitTimeoutError):
-        run_with(mesh, plan, config=Config(), options=given, began=began)
+        run_with(mesh, plan, config=Config(), options=options(tmp_path), until=soon)
 
 
 def test_a_run_is_told_in_spanish_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -142,8 +135,10 @@ def test_a_run_is_told_in_spanish_too(tmp_path: Path, capsys: pytest.CaptureFixt
     assert told.err.startswith("Evolución (sphere): ")
 
 
-def options(folder: Path, **more: Any) -> argparse.Namespace:
-    return argparse.Namespace(output=folder, **more)
+def options(folder: Path | None = None, **more: Any) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    return argparse.Namespace(**vars(parser.parse_args([])) | {"output": folder, **more})
 
 
 def test_a_run_saves_its_numbers_and_a_picture(
@@ -165,14 +160,10 @@ def test_a_run_saves_its_numbers_and_a_picture(
 def test_a_run_in_json_is_one_object(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     plan = EvolutionPlan(problem=FITNESS["text"], population=4, generations=1)
     with InProcess(HANDLERS) as mesh:
-        run_with(mesh, plan, config=Config(data_dir=str(tmp_path)), options=options_json())
+        run_with(mesh, plan, config=Config(data_dir=str(tmp_path)), options=options(json=True))
     report = json.loads(capsys.readouterr().out)
     assert report["fitness"] == "text"
     assert Path(report["folder"]).parent == tmp_path / "evolution"
-
-
-def options_json() -> argparse.Namespace:
-    return argparse.Namespace(json=True)
 
 
 def test_ctrl_c_saves_what_there_is(tmp_path: Path) -> None:
@@ -200,10 +191,10 @@ def test_any_costs_can_be_plotted_without_anything_from_elsewhere(costs: list[fl
 
 def test_an_unknown_fitness_lists_the_known_ones() -> None:
     with pytest.raises(ConfigError, match=r"'nope' is not known.*sphere.*text"):
-        run(Config(), argparse.Namespace(fitness="nope"))
+        run(Config(), options(fitness="nope"))
     with pytest.raises(ConfigError, match=r"did you mean rastrigin\?"):
-        run(Config(), argparse.Namespace(fitness="Rastrigan"))
-    assert FITNESS_DEFAULT == DEFAULT_FITNESS, "what the help says"
+        run(Config(), options(fitness="Rastrigan"))
+    assert FITNESS_DEFAULT in FITNESS
 
 
 def test_plotting_leaves_the_import_machinery_as_it_was() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from d8mesh.apps import following as module
-from d8mesh.apps.following import Following, TaskListeners, tell_it_goes_on
+from d8mesh.apps.following import Following, TaskListener, tell_it_goes_on
 from d8mesh.errors import NodeClosedError, TaskFailedError, TaskRejectedError, WaitTimeoutError
 from d8mesh.nodes.client import RESTARTED, Missed
 
@@ -42,6 +42,9 @@ class Played:
     def status(self, timeout: float | None = None) -> Mapping[str, Any]:
         return {"reason": "all are busy"}
 
+    def cancel(self) -> bool:
+        raise AssertionError("who stops listening cancels nothing")
+
     def result(self, timeout: float | None = None) -> Mapping[str, Any]:
         if self._refusal is not None:
             raise self._refusal
@@ -50,15 +53,23 @@ class Played:
 
 def followed(task: Played, within_s: float | None = None) -> list[Any]:
     heard: list[Any] = []
-    listeners = TaskListeners(
-        on_piece=heard.append,
-        on_restart=lambda: heard.append("restarted"),
-        on_missed=lambda count: heard.append(("missed", count)),
-        on_silence=lambda reason: heard.append(f"silence: {reason}"),
-    )
+
+    class Listener(TaskListener):
+        def piece(self, piece: Any) -> None:
+            heard.append(piece)
+
+        def restarted(self) -> None:
+            heard.append("restarted")
+
+        def missed(self, count: int | None) -> None:
+            heard.append(("missed", count))
+
+        def silent(self, reason: str) -> None:
+            heard.append(f"silence: {reason}")
+
     until = None if within_s is None else time.monotonic() + within_s
     try:
-        Following(task, "speak", {}).result(until, listeners)
+        Following(task, "speak", {}).result(until, Listener())
     except (WaitTimeoutError, TaskFailedError, TaskRejectedError) as error:
         heard.append(type(error))
     finally:

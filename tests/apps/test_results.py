@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from d8mesh.apps.results import given_folder, new_folder, write_whole
+from d8mesh.apps.results import new_folder, result_folder, write_whole
 from d8mesh.errors import D8Error
 
 
@@ -17,9 +17,9 @@ def test_each_run_gets_a_folder_of_its_own(tmp_path: Path) -> None:
 
 
 def test_a_given_folder_is_made_or_taken_as_it_is(tmp_path: Path) -> None:
-    folder = given_folder(tmp_path / "a" / "b")
+    folder = result_folder(tmp_path / "a" / "b", tmp_path)
     (folder / "kept").touch()
-    assert (given_folder(folder) / "kept").exists()
+    assert (result_folder(folder, tmp_path) / "kept").exists()
 
 
 def test_a_file_is_replaced_and_no_draft_is_left(tmp_path: Path) -> None:
@@ -32,7 +32,7 @@ def test_a_file_is_replaced_and_no_draft_is_left(tmp_path: Path) -> None:
 def test_what_cannot_be_written_says_what_to_do(tmp_path: Path) -> None:
     (tmp_path / "taken").touch()
     with pytest.raises(D8Error, match="choose another --output"):
-        given_folder(tmp_path / "taken")
+        result_folder(tmp_path / "taken", tmp_path)
     with pytest.raises(D8Error, match="choose another --output"):
         new_folder(tmp_path / "taken" / "niche")
     (tmp_path / "folder").mkdir()

@@ -25,29 +25,36 @@ from d8mesh.apps.status import (
     run,
 )
 from d8mesh.config import Config
+from d8mesh.options import status as add_arguments
 from d8mesh.program import command_name
 
 NOW = 1_800_000_000.0
+
+
+def options_of(*arguments: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    return parser.parse_args(arguments)
 
 
 def test_a_mesh_is_found_by_mdns_and_told(capsys: pytest.CaptureFixture[str]) -> None:
     with mesh(workers=1) as running:
         (other,) = free_ports(1)
         config = Config(mesh=running.config.mesh, interfaces=("127.0.0.1",), web_port=other)
-        assert run(config, argparse.Namespace(json=True)) == 0
+        assert run(config, options_of("--json")) == 0
         told = json.loads(capsys.readouterr().out)
         (orchestrator,) = told["orchestrators"]
         assert orchestrator["url"] == running.url
         assert orchestrator["health"]["status"] == "healthy"
         assert [worker["status"] for worker in orchestrator["workers"]] == ["online"]
-        assert run(config, argparse.Namespace(json=False)) == 0
+        assert run(config, options_of()) == 0
         shown = capsys.readouterr().out
         assert "healthy" in shown
         assert "0 pending" in shown
         another = Config(mesh="another", interfaces=("127.0.0.1",), web_port=other)
         assert look(another) == []
         named = dataclasses.replace(another, orchestrator_url=running.url)
-        assert run(named, argparse.Namespace(json=False)) == 1
+        assert run(named, options_of()) == 1
         shown = " ".join(capsys.readouterr().out.split())
         assert f"{running.url} is of mesh '{config.mesh}', not 'another' (D8_MESH)" in shown
 
@@ -57,7 +64,7 @@ def test_without_an_orchestrator_it_says_how_to_start_one(
 ) -> None:
     (nowhere,) = free_ports(1)
     config = Config(mesh="nobody", interfaces=("127.0.0.1",), web_port=nowhere)
-    assert run(config, argparse.Namespace(json=False)) == 1
+    assert run(config, options_of()) == 1
     assert f"{command_name()} orchestrator" in " ".join(capsys.readouterr().out.split())
 
 

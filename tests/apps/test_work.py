@@ -8,7 +8,8 @@ import time
 import pytest
 
 from d8mesh.apps import work
-from d8mesh.apps.work import cancel_all, connect, outcomes
+from d8mesh.apps.work import cancel_all, connect, connected, outcomes
+from d8mesh.config import Config
 from d8mesh.errors import BrokerUnavailableError, WaitTimeoutError
 from d8mesh.handlers import Data, Handler, TaskContext
 from d8mesh.handlers.echo import echo
@@ -90,6 +91,16 @@ def test_an_orchestrator_that_is_there_needs_no_words() -> None:
     said: list[str] = []
     connect(Looking(1), timeout_s=None, on_wait=said.append)
     assert said == []
+
+
+def test_the_search_for_an_orchestrator_is_part_of_the_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    began: list[float] = []
+    monkeypatch.setattr(work, "connect", lambda *_, **__: began.append(time.monotonic()))
+    with connected(Config(orchestrator_url="http://127.0.0.1:9"), 60.0) as (_, until):
+        assert until is not None
+        assert until - 60.0 <= began[0]
 
 
 def test_one_that_comes_later_is_waited_for_and_said() -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from d8mesh.config import Config
 from d8mesh.doors import waiting
-from d8mesh.doors.waiting import Bell, Places, require_broker
+from d8mesh.doors.waiting import Doorbell, Places, require_broker
 from d8mesh.errors import BrokerUnavailableError, NodeClosedError
 from d8mesh.nodes.client.aio.node import AsyncNode
 
@@ -26,7 +26,7 @@ def test_places_are_as_many_as_said() -> None:
 def test_a_bell_wakes_who_waits_and_nobody_later() -> None:
     async def wait() -> None:
         loop = asyncio.get_running_loop()
-        bell = Bell(loop)
+        bell = Doorbell(loop)
         bell.ring()
         assert await bell.is_rung(0.01) is False
         loop.call_soon(bell.ring)

@@ -16,6 +16,7 @@ from d8mesh.http.guard import Rejections
 from d8mesh.http.server import Server, ServerThread
 
 PATIENCE_S = 20.0
+LARGE_BYTES = 150_000
 
 
 class Noted(Rejections):
@@ -48,8 +49,11 @@ class Served:
         path = scope["path"]
         if path == "/raise":
             raise ValueError("as it was asked to")
-        if path in ("/write", "/begun"):
+        if path in ("/write", "/begun", "/ended"):
             await send({"type": "http.response.start", "status": 200, "headers": headers})
+            if path == "/ended":
+                await send({"type": "http.response.body", "body": await _body(receive)})
+                return
             await (self._write(send) if path == "/write" else _body(receive))
             raise ValueError("as it was asked to")
         body = await self._answer(scope, receive)
@@ -85,6 +89,10 @@ class Served:
             self.is_gone.set()
         if path == "/late":
             await asyncio.sleep(PATIENCE_S)
+        if path == "/soon":
+            await asyncio.sleep(0.5)
+        if path == "/large":
+            return b"x" * LARGE_BYTES
         if path == "/body":
             return await _body(receive)
         if path == "/scope":

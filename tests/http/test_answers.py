@@ -10,7 +10,7 @@ import pytest
 
 from d8mesh import errors
 from d8mesh.errors import PrunedTaskError, QueueFullError, UnknownTaskError
-from d8mesh.http.answers import RETRY_AFTER_S, STATUS, Refusal, Response, answer, problem
+from d8mesh.http.answers import CLOSES, RETRY_AFTER_S, STATUS, Refusal, Response, answer, problem
 
 CODES = sorted(
     {
@@ -57,7 +57,7 @@ def test_a_pruned_task_says_since_when() -> None:
 
 
 def test_a_refusal_brings_its_headers() -> None:
-    response = problem(Refusal("http.method", "no", headers={"Allow": "GET"}, closes=True))
+    response = problem(Refusal("http.method", "no", headers={"Allow": "GET", **CLOSES}))
     assert response.status == 405
     assert (response.headers["Allow"], response.headers["Connection"]) == ("GET", "close")
 

@@ -14,8 +14,7 @@ from d8mesh.http.answers import Refusal, Response, answer
 from d8mesh.http.application import Application
 from d8mesh.http.asgi import Message
 from d8mesh.http.guard import Guard, Rejections
-from d8mesh.http.request import Request
-from d8mesh.http.routes import Door, HttpRoute
+from d8mesh.http.routes import Door, HttpRoute, Request
 from d8mesh.http.strict import parse_json
 from tests.http.calls import Answer, call
 
@@ -31,7 +30,6 @@ class Rooms:
         self.asked_before = 0
         self.rejections = Rejections()
         rest = Door(
-            name="rest",
             before=self.before,
             routes=[
                 HttpRoute(rule="/health", call=self.hello, is_light=True),
@@ -51,7 +49,6 @@ class Rooms:
             ],
         )
         other = Door(
-            name="other",
             problem=lambda error: Response(b"no: " + error.code.encode(), 418),
             routes=[HttpRoute(rule="/other", call=self.fail)],
         )

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import json
+import socket
 import time
 from collections.abc import Callable, Iterator
 
 import pytest
 
 from d8mesh.http import connection
-from d8mesh.http.connection import MAX_AHEAD
+from d8mesh.http.connection import MAX_REQUESTS_AHEAD
 from d8mesh.http.heads import MAX_HEAD_BYTES
-from tests.http.served import PATIENCE_S, Served, get, served
+from d8mesh.http.server import DEADLINES_LOOK_S
+from tests.http.served import LARGE_BYTES, PATIENCE_S, Served, get, served
 
 POST = b"POST /body HTTP/1.1\r\nHost: h\r\nConnection: close\r\n"
 
@@ -151,6 +153,15 @@ def test_what_can_be_read_in_two_ways_is_refused(here: Served, request_bytes: by
             "http.bad_request",
         ),
         (
+            POST
+            + b"Transfer-Encoding: chunked\r\n\r\n186a0\r\n"
+            + b"x" * 100_000
+            + b"\r\n0\r\nX: "
+            + b"a" * 200_000,
+            400,
+            "http.bad_request",
+        ),
+        (
             POST + b"Transfer-Encoding: chunked\r\n\r\n1;" + b"a" * 200_000,
             400,
             "http.bad_request",
@@ -177,8 +188,8 @@ def test_what_follows_a_good_request_is_refused_after_its_answer(here: Served) -
 
 
 def test_too_many_requests_ahead_of_their_answers_are_refused(here: Served) -> None:
-    answer = here.say(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n" * (MAX_AHEAD + 10))
-    assert (answer.count(b"200 OK"), answer.count(b" 429 ")) == (MAX_AHEAD + 1, 1)
+    answer = here.say(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n" * (MAX_REQUESTS_AHEAD + 10))
+    assert (answer.count(b"200 OK"), answer.count(b" 429 ")) == (MAX_REQUESTS_AHEAD + 1, 1)
 
 
 def test_an_upgrade_is_not_done_and_the_request_is_answered(here: Served) -> None:
@@ -259,6 +270,9 @@ def test_the_body_is_asked_for_when_it_is_wanted(here: Served) -> None:
         asking.sendall(b"hello")
         assert asking.recv(1000).endswith(b"hello")
     assert b"100 Continue" not in here.say(POST.replace(b"/body", b"/scope") + head)
+    with here.connect() as shouting:
+        shouting.sendall(POST + head.replace(b"100-c", b"100-C"))
+        assert shouting.recv(100).startswith(b"HTTP/1.1 100 ")
 
 
 def test_an_answer_before_the_body_has_come_ends_the_connection(here: Served) -> None:
@@ -266,6 +280,42 @@ def test_an_answer_before_the_body_has_come_ends_the_connection(here: Served) ->
     answer = here.say(head + b"x" * 3_000_000)
     assert b"200 OK" in answer
     assert b"Connection: close" in answer
+
+
+def test_a_connection_that_is_said_to_be_closed_is_closed(here: Served) -> None:
+    with here.connect() as caller:
+        caller.sendall(b"POST /ended HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\n")
+        assert b"Connection: close" in caller.recv(1000)
+        caller.sendall(b"end")
+        while caller.recv(1000):
+            pass
+
+
+def test_who_reads_slowly_gets_all_of_an_answer_before_the_body_has_come(
+    here: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "LINGER_S", 0.01)
+    here.server._sockets[0].setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 8192)
+    with socket.socket() as slow:
+        slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8192)
+        slow.settimeout(PATIENCE_S)
+        slow.connect(("127.0.0.1", here.port))
+        slow.sendall(b"POST /large HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n")
+        time.sleep(2 * DEADLINES_LOOK_S)
+        answer = b""
+        while part := slow.recv(65_536):
+            answer += part
+    assert answer.count(b"x") >= LARGE_BYTES
+
+
+def test_a_request_that_waits_for_the_answer_before_has_no_more_time_for_it(here: Served) -> None:
+    with here.connect() as caller:
+        ahead = b"GET /soon HTTP/1.1\r\nHost: x\r\n\r\n"
+        caller.sendall(ahead + POST + b"Content-Length: 5\r\n\r\n")
+        assert b"200 OK" in caller.recv(1000)
+        (found,) = here.server._connections
+        eventually(lambda: not found._paused_at)
+        assert found._since <= here.server.loop.time()
 
 
 def test_an_answer_of_unknown_length_is_sent_in_chunks(here: Served) -> None:

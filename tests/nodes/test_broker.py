@@ -14,7 +14,7 @@ import msgpack
 import pytest
 
 from d8mesh.config import Config
-from d8mesh.core.broker import dispatcher
+from d8mesh.core.broker import deferral, dispatcher
 from d8mesh.core.protocol import messages as m
 from d8mesh.core.protocol.codec import decode_to_client, encode
 from d8mesh.edge.network import usable_addresses
@@ -129,7 +129,7 @@ def test_an_answer_of_the_journal_waits_for_no_hand_out_and_for_no_sweep(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(dispatcher, "SWEEP_S", 3600.0)
-    monkeypatch.setattr(broker, "ASSIGNMENTS_WRITTEN_S", 3600.0)
+    monkeypatch.setattr(deferral, "DEFERRAL_S", 3600.0)
     running = Running(tmp_path)
     try:
         client, worker = running.client(), running.worker(slots=100)

@@ -50,9 +50,8 @@ from d8mesh.handlers import TaskContext
 from d8mesh.http.answers import Response, answer
 from d8mesh.http.application import Application
 from d8mesh.http.guard import Guard, Rejections
-from d8mesh.http.request import Request
 from d8mesh.http.routes import Door as HttpDoor
-from d8mesh.http.routes import HttpRoute
+from d8mesh.http.routes import HttpRoute, Request
 from d8mesh.http.server import Server
 from d8mesh.nodes.client import RESTARTED, Client
 from d8mesh.nodes.client.futures import wait as wait_for
@@ -374,7 +373,7 @@ def test_options_out_of_range_are_refused_with_their_name(options: dict[str, Any
 def test_an_orchestrator_of_another_version_is_told_of_as_such(
     mesh: Mesh, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("d8mesh.core.broker.worker_sessions.VERSIONS", (2,))
+    monkeypatch.setattr("d8mesh.core.broker.joining.VERSIONS", (2,))
     client = mesh.client(mesh.broker())
     with pytest.raises(VersionError, match="version 1: spoken here are 2"):
         client.ask("health", {}, timeout=PATIENCE_S)
@@ -751,7 +750,7 @@ class Door:
         self.exchange = Exchange(f"tcp://127.0.0.1:{self.broker_port}")
         mesh: Any = SimpleNamespace(is_connected=True)
         tunnel = tunnel_door(self.exchange, mesh, Places(1))
-        health = HttpDoor(name="health", routes=[HttpRoute(rule="/health", call=self._health)])
+        health = HttpDoor(routes=[HttpRoute(rule="/health", call=self._health)])
         tunnel = replace(tunnel, before=self._count)
         application = Application([health, tunnel], Guard(), Rejections())
         bound = bind("127.0.0.1", 0)

@@ -54,8 +54,8 @@ PLANTS: Final = (
     Plant(
         "acknowledge a submit before its commit",
         "d8mesh.core.broker.admission:Admission.submit",
-        "self._actions.send(client.peer, accepted, waits=True)",
-        "self._actions.send(client.peer, accepted, waits=False)",
+        "self._state.send(client.peer, accepted, waits=True)",
+        "self._state.send(client.peer, accepted, waits=False)",
         WORKER_SESSIONS + "results_are_acknowledged_after_the_commit_only",
     ),
     Plant(
@@ -67,7 +67,7 @@ PLANTS: Final = (
     ),
     Plant(
         "let a worker drop its result before the commit of the other",
-        "d8mesh.core.broker.joining:Joining.hello",
+        "d8mesh.core.broker.worker_sessions:WorkerSessions.hello",
         "waits=True)",
         "waits=False)",
         WORKER_SESSIONS + "a_worker_is_told_to_drop_a_result_after_the_commit_of_the_other_only",
@@ -111,9 +111,9 @@ PLANTS: Final = (
     ),
     Plant(
         "hand out before a welcome whose commit is in flight",
-        "d8mesh.core.broker.actions:Actions.tell",
-        "min(self._state.now, self._state.unconfirmed_since)",
-        "self._state.now",
+        "d8mesh.core.broker.state:BrokerState.tell",
+        "min(self.now, self.unconfirmed_since)",
+        "self.now",
         IN_FLIGHT + "nothing_overtakes_the_welcome_of_a_worker",
     ),
     Plant(
@@ -132,7 +132,7 @@ PLANTS: Final = (
     ),
     Plant(
         "hand out before the welcome that waits",
-        "d8mesh.core.broker.actions:Actions.tell",
+        "d8mesh.core.broker.state:BrokerState.tell",
         "waits=worker.welcomed >= not_durable_since",
         "waits=False",
         WORKER_SESSIONS + "a_worker_is_told_to_drop_a_result_after_the_commit_of_the_other_only",
@@ -210,14 +210,14 @@ PLANTS: Final = (
     ),
     Plant(
         "count the loss of a worker that comes back with the attempt",
-        "d8mesh.core.broker.joining:Joining.hello",
+        "d8mesh.core.broker.worker_sessions:WorkerSessions.hello",
         "self._unblame(worker, message)",
         "pass",
         WORKER_SESSIONS + "cuts_of_the_network_use_up_no_attempts",
     ),
     Plant(
         "take back losses of before the attempt that is held",
-        "d8mesh.core.broker.joining:Joining._unblame",
+        "d8mesh.core.broker.worker_sessions:WorkerSessions._unblame",
         " and n >= claim.n",
         "",
         WORKER_SESSIONS + "a_loss_before_the_attempt_that_is_held_stays",
@@ -281,7 +281,7 @@ PLANTS: Final = (
     ),
     Plant(
         "forget what a worker came back with",
-        "d8mesh.core.broker.joining:Joining._take_over",
+        "d8mesh.core.broker.worker_sessions:WorkerSessions._take_over",
         "worker.outstanding[task_id] = task",
         "pass",
         JOINING + "an_attempt_that_is_held_outlives_a_restart",
@@ -415,21 +415,21 @@ PLANTS: Final = (
     ),
     Plant(
         "let a worker go on with what is finished",
-        "d8mesh.core.broker.joining:Joining._take_over",
+        "d8mesh.core.broker.worker_sessions:WorkerSessions._take_over",
         "dropped.append(task_id)",
         "pass",
         JOINING + "held_attempts_of_finished_tasks_are_dropped",
     ),
     Plant(
         "let a hand-out outlive the submit that its commit lost",
-        "d8mesh.core.broker.joining:Joining._take_over",
+        "d8mesh.core.broker.worker_sessions:WorkerSessions._take_over",
         "dropped.append(task_id)",
         "dropped += [task_id] if broker.task_table.accepted.get(task_id[:16]) else []",
         JOINING + "a_hand_out_whose_submit_never_reached_the_disk_is_dropped",
     ),
     Plant(
         "take up an attempt of a fenced task that had ended",
-        "d8mesh.core.broker.joining:Joining._take_over",
+        "d8mesh.core.broker.worker_sessions:WorkerSessions._take_over",
         " or _is_fenced_off(task, claim, token)",
         "",
         WORKER_SESSIONS + "an_ended_attempt_of_a_fenced_task_is_not_taken_up_again",
@@ -472,27 +472,27 @@ PLANTS: Final = (
     Plant(
         "tell of a cancellation before its commit",
         "d8mesh.core.broker.client_requests:ClientRequests._cancel",
-        "self._actions.answer(peer, request, answer, waits=True)",
-        "self._actions.answer(peer, request, answer)",
+        "self._state.answer(peer, request, answer, waits=True)",
+        "self._state.answer(peer, request, answer)",
         PROMISES,
     ),
     Plant(
         "name a replay before its commit",
         "d8mesh.core.broker.client_requests:ClientRequests._replay_source",
-        "self._actions.answer(asked.peer, asked.request, task, waits=True)",
-        "self._actions.answer(asked.peer, asked.request, task)",
+        "self._state.answer(asked.peer, asked.request, task, waits=True)",
+        "self._state.answer(asked.peer, asked.request, task)",
         PROMISES,
     ),
     Plant(
         "thank for a polling worker's report before its commit",
         "d8mesh.core.broker.polling:Polling._report",
-        "self._actions.answer(peer, request, {}, waits=True)",
+        "self._state.answer(peer, request, {}, waits=True)",
         "broker.answer(peer, request, {})",
         PROMISES,
     ),
     Plant(
         "fail what a worker that is back holds the result of",
-        "d8mesh.core.broker.joining:Joining._held",
+        "d8mesh.core.broker.worker_sessions:WorkerSessions._held",
         "if task is not None and task.attempt.token == token:",
         "if False:",
         JOINING + "what_a_worker_finished_before_it_was_started_again_is_no_loss",
@@ -614,16 +614,15 @@ PLANTS: Final = (
     Plant(
         "empty the hands before the outcome is recorded",
         "d8mesh.core.broker.outcomes:TaskOutcomes._end",
-        "    self._actions.record(fact)\n",
-        "    self._state.registry.workers[by].outstanding.clear()\n"
-        "    self._actions.record(fact)\n",
+        "    self._state.record(fact)\n",
+        "    self._state.registry.workers[by].outstanding.clear()\n    self._state.record(fact)\n",
         "tests/core/broker/test_outcomes.py::"
         "test_an_outcome_that_cannot_be_recorded_takes_nothing_from_anybody",
     ),
     Plant(
         "tell a fault of ours as the caller's",
         "d8mesh.core.broker.dispatcher:Dispatcher._refuse",
-        "self._actions.tell_fault(where, error)",
+        "self.state.tell_fault(where, error)",
         "pass",
         "tests/core/broker/test_dispatcher.py::"
         "test_a_fault_of_ours_is_logged_and_told_as_no_fault_of_the_caller",
@@ -631,7 +630,7 @@ PLANTS: Final = (
     Plant(
         "draw a random number that nobody can replay",
         "d8mesh.core.broker.returns:Returns.attempt_failed",
-        "self._actions.draw()",
+        "self._state.draw()",
         "__import__('random').random()",
         SIMULATED,
     ),

@@ -11,7 +11,7 @@ from d8mesh import words
 from d8mesh.config import Config
 from d8mesh.edge.network import InterfaceAddress
 from d8mesh.processes import console as module
-from d8mesh.processes.console import OrchestratorConsole, addresses_of, ending, url_of
+from d8mesh.processes.console import OrchestratorConsole, addresses_of, ending
 from d8mesh.program import command_name
 
 
@@ -78,7 +78,6 @@ def test_addresses_are_those_it_listens_on(monkeypatch: pytest.MonkeyPatch) -> N
     with_addresses(monkeypatch)
     assert addresses_of(Config()) == ["127.0.0.1"]
     assert addresses_of(Config(web_host="192.168.1.7")) == ["192.168.1.7"]
-    assert url_of("fd00::5", 7001) == "http://[fd00::5]:7001"
 
 
 def test_a_child_that_fell_and_rose_is_told_with_why_and_how_long(tmp_path: Path) -> None:

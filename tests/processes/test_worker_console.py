@@ -41,12 +41,8 @@ class Scene:
             "tasks_failed": 0,
         }
         self.console = WorkerConsole(
-            self, mesh="d8", url=url, tell=self.lines.append, clock=lambda: self.now
+            self.status, mesh="d8", url=url, tell=self.lines.append, clock=lambda: self.now
         )
-
-    @property
-    def worker_id(self) -> str:
-        return str(self.body["worker_id"])
 
     def status(self) -> dict[str, Any]:
         return dict(self.body)

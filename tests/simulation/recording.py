@@ -12,6 +12,7 @@ from d8mesh.core.broker.dispatcher import Dispatcher
 from d8mesh.core.broker.effects import Effect
 from d8mesh.core.broker.state import Policy
 from d8mesh.core.broker.store import Restored
+from tests.core.plain_state import dump
 
 
 class Recording:
@@ -52,7 +53,7 @@ class Recording:
             again = getattr(fresh, name)(*args)
             assert again == effects, (name, args, again, effects)
         pack = msgspec.msgpack.encode
-        assert pack(fresh.dump()) == pack(self.brain.dump())
+        assert pack(dump(fresh)) == pack(dump(self.brain))
 
     def _brain(
         self, start: tuple[Policy, Restored, float, float], draw: Callable[[], float]

@@ -31,11 +31,7 @@ from d8mesh.backends.streaming import completion, said
 from d8mesh.config import Config
 from d8mesh.core.protocol.chat import ChatRequest, Completion, EmbeddingRequest, Embeddings
 from d8mesh.core.protocol.model_names import matching
-from d8mesh.errors import (
-    BackendError,
-    BackendUnavailableError,
-    InvalidTaskError,
-)
+from d8mesh.errors import BackendError, BackendUnavailableError, InvalidTaskError
 
 #: Where an Ollama is looked for when no address is set: D8's own port, then Ollama's.
 DEFAULT_URLS: Final = ("http://localhost:7100", "http://localhost:11434")
@@ -104,13 +100,6 @@ class OllamaBackend:
         """Return Ollama's answer; see `Backend.chat` and `streaming.completion`.
 
         Always streamed, so that ending early closes the connection, on which Ollama stops.
-
-        Raises:
-            InvalidTaskError: the model is a must and not offered here (not installed, one that
-                cannot chat, or one of Ollama's cloud), or lacks a capability that is needed.
-            BackendUnavailableError: Ollama is down, busy (503) or has no models.
-            BackendAnswerError: a redirect, a compressed or broken answer.
-            BackendError: Ollama reports a failure.
         """
         url, model = self._chosen(
             request.model, is_strict=request.is_model_strict, needs=request.needs
@@ -136,8 +125,6 @@ class OllamaBackend:
                 f"model: {request.model!r} makes no embeddings here; those that do: {offered}"
             )
         return embeddings(self.base_url, request, model=model, within_s=deadline_s)
-
-    # ------------------------------------------------------------------- private
 
     def _seen_embedders(self) -> tuple[str, ...]:
         seen = self._seen
@@ -244,7 +231,6 @@ class OllamaBackend:
         )
 
     def _missing(self, models: Sequence[str], unfit: Mapping[str, str]) -> str:
-        """Say that the default model of the settings is not there."""
         name = str(self._default_model)
         found = matching(name, tuple(unfit))
         what = "is not installed" if found is None else unfit[found]

@@ -8,12 +8,12 @@ from typing import Final
 from msgspec import structs
 
 from d8mesh.core.broker import placement
-from d8mesh.core.broker.actions import Actions
 from d8mesh.core.broker.scheduler import Scheduler
 from d8mesh.core.broker.state import MAX_LISTENED, BrokerState, ClientState
 from d8mesh.core.protocol.messages import MAX_WARNINGS, Accepted, Group, Refused, Submit
 from d8mesh.core.protocol.task import Spec, Submitted
 from d8mesh.errors import (
+    D8Error,
     DiskLowError,
     DrainingError,
     FloodError,
@@ -33,9 +33,8 @@ DISK_RETRY_S: Final = 5.0  # the disk is looked at every few seconds
 class Admission:
     """Accepts submits into a pool."""
 
-    def __init__(self, state: BrokerState, actions: Actions, scheduler: Scheduler) -> None:
+    def __init__(self, state: BrokerState, scheduler: Scheduler) -> None:
         self._state = state
-        self._actions = actions
         self._scheduler = scheduler
 
     def submit(self, client: ClientState, message: Submit) -> None:
@@ -53,22 +52,17 @@ class Admission:
                 self.check_room(count, size, session=client.session)
                 if message.is_listened and len(client.listened) + count > MAX_LISTENED:
                     raise FloodError(f"a client listens to {MAX_LISTENED} tasks at the same time")
-        except TaskRejectedError as error:
+        except (TaskRejectedError, ForbiddenError, FloodError) as error:
             state.metrics.reject(error.code)
             retry_s = _RETRY_S.get(type(error), 0.0)
-            self._actions.send(client.peer, Refused(message.seq, error.code, str(error), retry_s))
-            return
-        except (ForbiddenError, FloodError) as error:
-            state.metrics.reject(error.code)
-            retry_s = FULL_RETRY_S if isinstance(error, FloodError) else 0.0
-            self._actions.send(client.peer, Refused(message.seq, error.code, str(error), retry_s))
+            self._state.send(client.peer, Refused(message.seq, error.code, str(error), retry_s))
             return
         if repeat is None:
             self._accept(client, message, count)
         accepted = repeat or Accepted(message.seq, message.session, message.first)
         if not is_offered:
             accepted = structs.replace(accepted, warnings=self._warnings(message))
-        self._actions.send(client.peer, accepted, waits=True)
+        self._state.send(client.peer, accepted, waits=True)
 
     def _warnings(self, message: Submit) -> list[str]:
         """Return what people should know of tasks that are accepted: nobody may run them."""
@@ -88,7 +82,7 @@ class Admission:
     ) -> int:
         """Record one batch and let it wait for its turn; return its place in the order."""
         state = self._state
-        self._actions.record(Submitted(session, first, spec, payloads, state.at, *key))
+        self._state.record(Submitted(session, first, spec, payloads, state.at, *key))
         batch = state.task_table.batch_at(session, first)
         assert batch is not None  # it has just been taken in
         self._scheduler.enqueue(batch)
@@ -182,7 +176,8 @@ class Admission:
             )
 
 
-_RETRY_S: Final[dict[type[TaskRejectedError], float]] = {
+_RETRY_S: Final[dict[type[D8Error], float]] = {
+    FloodError: FULL_RETRY_S,
     QueueFullError: FULL_RETRY_S,
     DrainingError: DRAINING_RETRY_S,
     DiskLowError: DISK_RETRY_S,

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final, TypeAlias, assert_never
 
+from msgspec import structs
+
 from d8mesh.core.broker import reports, store
-from d8mesh.core.broker.actions import Actions
 from d8mesh.core.broker.admission import Admission
 from d8mesh.core.broker.effects import Peer
-from d8mesh.core.broker.joining import refuse_hello
 from d8mesh.core.broker.outcomes import TaskOutcomes
 from d8mesh.core.broker.state import (
     BrokerState,
@@ -20,10 +21,10 @@ from d8mesh.core.broker.state import (
     TellOutcomes,
 )
 from d8mesh.core.broker.streaming import Streaming
+from d8mesh.core.broker.worker_sessions import refuse_hello
 from d8mesh.core.protocol import messages as m
 from d8mesh.core.protocol.task import MAX_COUNTER, Spec, TaskState, parse_id
 from d8mesh.errors import (
-    D8Error,
     DrainingError,
     FloodError,
     ForbiddenError,
@@ -49,16 +50,10 @@ class ClientRequests:
     """Serves the clients of a pool."""
 
     def __init__(
-        self,
-        state: BrokerState,
-        actions: Actions,
-        task_outcomes: TaskOutcomes,
-        admission: Admission,
-        streaming: Streaming,
+        self, state: BrokerState, outcomes: TaskOutcomes, admission: Admission, streaming: Streaming
     ) -> None:
         self._state = state
-        self._actions = actions
-        self._outcomes = task_outcomes
+        self._outcomes = outcomes
         self._streaming = streaming
         self._admission = admission
 
@@ -70,7 +65,7 @@ class ClientRequests:
         refusal = refuse_hello(message.version, message.mesh, state)
         if refusal is not None:
             state.metrics.reject(refusal.code)
-            self._actions.send(peer, refusal)
+            self._state.send(peer, refusal)
             return
         client = state.clients.get(message.session)
         if client is None:
@@ -79,7 +74,7 @@ class ClientRequests:
         state.clients_by_routing_id.pop(client.peer.routing_id, None)
         client.peer, client.last_heard = peer, state.now
         state.clients_by_routing_id[peer.routing_id] = client
-        self._actions.send(peer, state.welcome(message.version, []))
+        self._state.send(peer, state.welcome(message.version, []))
 
     def leave(self, client: ClientState) -> None:
         """Forget a client; its tasks go on, and what it awaits it may ask for again."""
@@ -101,7 +96,7 @@ class ClientRequests:
     def watch(self, client: ClientState, message: m.Watch) -> None:
         """Send the outcomes of these tasks, now or when they come; empty: a sign of life."""
         state = self._state
-        self._actions.send(client.peer, m.Beat(state.epoch))
+        self._state.send(client.peer, m.Beat(state.epoch))
         finished: list[str] = []
         unknown: list[str] = []
         per_batch: dict[int, list[str]] = {}
@@ -156,7 +151,7 @@ class ClientRequests:
             self._tell_worker(task.worker_id, task_id, is_on=True)
         tail = self._streaming.tail(task)
         if tail.payloads:
-            self._actions.send(client.peer, tail)
+            self._state.send(client.peer, tail)
 
     def _stop_listening(self, client: ClientState, task_id: str) -> None:
         client.listened.discard(task_id)
@@ -168,7 +163,7 @@ class ClientRequests:
     def _tell_worker(self, worker_id: str, task_id: str, *, is_on: bool) -> None:
         worker = self._state.registry.workers.get(worker_id)
         if worker is not None and worker.is_live and worker.boot_id:
-            self._actions.tell(worker, m.Listening([task_id], is_on))
+            self._state.tell(worker, m.Listening([task_id], is_on))
 
     def _watch_singly(self, client: ClientState, ids: list[str]) -> None:
         for task_id in ids:
@@ -180,7 +175,7 @@ class ClientRequests:
 
     def _tell_finished(self, client: ClientState, ids: list[str]) -> None:
         try:
-            self._actions.ask_for(
+            self._state.ask_for(
                 client.peer, store.OutcomesOf(ids), TellOutcomes(client.session, ids)
             )
         except FloodError as error:
@@ -199,33 +194,18 @@ class ClientRequests:
         Raises:
             D8Error: it cannot be answered, as the error says.
         """
-        asked, report = (peer, message.request, message.args), reports.OF_NOW.get(message.what)
-        match message.what:
-            case _ if report is not None:
-                self._actions.answer(peer, message.request, report(self._state))
-            case "status":
-                self._status(*asked)
-            case "queue":
-                self._queue(*asked)
-            case "tasks":
-                self._tasks(*asked)
-            case "cancel":
-                self._cancel(*asked)
-            case "replay":
-                self._replay(*asked)
-            case _:
-                raise ForbiddenError(f"{message.what!r} is no question")
+        request, answer = message.request, _QUESTIONS.get(message.what)
+        if (report := reports.OF_NOW.get(message.what)) is not None:
+            self._state.answer(peer, request, report(self._state))
+        elif answer is not None:
+            answer(self, peer, request, message.args)
+        else:
+            raise ForbiddenError(f"{message.what!r} is no question")
 
     def go_on(
         self, asked: ShowTask | ShowDetails | ShowPage | Replay, answer: store.StoreAnswer
     ) -> None:
-        """Answer a question with what the store says.
-
-        Raises:
-            D8Error: it cannot be answered, as the error says.
-        """
-        if isinstance(answer, store.Unreadable):
-            raise D8Error(answer.why)
+        """Answer a question with what the store says; raises as `ask`."""
         match asked:
             case ShowTask():
                 self._show_task(asked, answer)
@@ -242,7 +222,7 @@ class ClientRequests:
         task_id = _id(args, "id")
         if args.get("full") is True:
             asked = ShowDetails(peer, request, task_id)
-            self._actions.ask_for(peer, store.DetailsOf(task_id), asked)
+            self._state.ask_for(peer, store.DetailsOf(task_id), asked)
         else:
             self._tell_status(ShowTask(peer, request, task_id))
 
@@ -250,9 +230,9 @@ class ClientRequests:
         """Answer from memory, or ask the store for what is finished."""
         body = reports.unfinished(self._state, asked.id, is_single=True)
         if body is None:
-            self._actions.ask_for(asked.peer, store.EndOf(asked.id), asked)
+            self._state.ask_for(asked.peer, store.EndOf(asked.id), asked)
         else:
-            self._actions.answer(asked.peer, asked.request, body | asked.more)
+            self._state.answer(asked.peer, asked.request, body | asked.more)
 
     def _show_details(self, asked: ShowDetails, answer: store.StoreAnswer) -> None:
         more: Args = {"data": None, "history": []}
@@ -267,20 +247,20 @@ class ClientRequests:
         body = reports.finished(answer)
         if asked.is_brief:
             body = {"task_id": asked.id, "state": body["state"]}
-        self._actions.answer(asked.peer, asked.request, body | asked.more)
+        self._state.answer(asked.peer, asked.request, body | asked.more)
 
     def _refuse_missing(self, asked: ShowTask | Replay, answer: store.StoreAnswer) -> None:
         """Refuse a question about a finished task that is unknown or pruned."""
         if isinstance(answer, store.PrunedTask):
             error = PrunedTaskError()
-            self._actions.refuse(asked.peer, asked.request, error, pruned_at=answer.at)
+            self._state.refuse(asked.peer, asked.request, error, pruned_at=answer.at)
         else:
-            self._actions.refuse(asked.peer, asked.request, UnknownTaskError())
+            self._state.refuse(asked.peer, asked.request, UnknownTaskError())
 
     def _queue(self, peer: Peer, request: int, args: Args) -> None:
         question = _page(args | {"type": "", "order": ""}, is_open=True)
         asked = ShowPage(peer, request, question.cursor, is_queue=True)
-        self._actions.ask_for(peer, question, asked)
+        self._state.ask_for(peer, question, asked)
 
     def _tasks(self, peer: Peer, request: int, args: Args) -> None:
         wanted = args.get("state") or ""
@@ -290,12 +270,12 @@ class ClientRequests:
         state = TaskState(wanted) if wanted else None
         is_open = state is not None and not state.is_final
         question = _page(args, state=None if is_open else state, is_open=is_open)
-        self._actions.ask_for(peer, question, ShowPage(peer, request, question.cursor, wanted))
+        self._state.ask_for(peer, question, ShowPage(peer, request, question.cursor, wanted))
 
     def _show_page(self, asked: ShowPage, answer: store.StoreAnswer) -> None:
         if not isinstance(answer, store.TaskPage):
             saw = f"cursor: saw {asked.cursor[:40]!r}, expected a next_cursor of this listing"
-            self._actions.refuse(asked.peer, asked.request, InvalidTaskError(saw))
+            self._state.refuse(asked.peer, asked.request, InvalidTaskError(saw))
             return
         state, bodies = self._state, list[Args]()
         for task_id in answer.ids:
@@ -308,17 +288,17 @@ class ClientRequests:
         if asked.is_queue:
             told = reports.queue(state, bodies)
         told["next_cursor"] = answer.next_cursor
-        self._actions.answer(asked.peer, asked.request, told)
+        self._state.answer(asked.peer, asked.request, told)
 
     def _cancel(self, peer: Peer, request: int, args: Args) -> None:
         task_id = _id(args, "id")
         if self._state.task_table.state_of(task_id) is None:
             asked = ShowTask(peer, request, task_id, is_brief=True)
-            self._actions.ask_for(peer, store.EndOf(task_id), asked)
+            self._state.ask_for(peer, store.EndOf(task_id), asked)
             return
         self._outcomes.cancel([task_id])
         answer: Args = {"task_id": task_id, "state": TaskState.CANCELLED.value}
-        self._actions.answer(peer, request, answer, waits=True)
+        self._state.answer(peer, request, answer, waits=True)
 
     def _replay(self, peer: Peer, request: int, args: Args) -> None:
         state, task_id = self._state, _id(args, "id")
@@ -333,7 +313,7 @@ class ClientRequests:
         if state.task_table.state_of(task_id) is not None:
             raise InvalidTaskError(f"{task_id} is not finished: only what failed can be replayed")
         asked = Replay(peer, request, task_id, client.session, n)
-        self._actions.ask_for(peer, store.DetailsOf(task_id), asked)
+        self._state.ask_for(peer, store.DetailsOf(task_id), asked)
 
     def _replay_source(self, asked: Replay, answer: store.StoreAnswer) -> None:
         if not isinstance(answer, store.TaskDetails) or answer.state is None:
@@ -345,7 +325,7 @@ class ClientRequests:
         elif not answer.payload:
             why = f"{asked.id}: its data was lost, there is nothing to replay"
         if why:
-            self._actions.refuse(asked.peer, asked.request, InvalidTaskError(why))
+            self._state.refuse(asked.peer, asked.request, InvalidTaskError(why))
             return
         try:
             self._accept_replay(asked, answer.spec, answer.payload)
@@ -353,7 +333,7 @@ class ClientRequests:
             self._state.metrics.reject(refusal.code)
             raise
         task: Args = {"task_id": f"{asked.session}-{asked.n}"}
-        self._actions.answer(asked.peer, asked.request, task, waits=True)
+        self._state.answer(asked.peer, asked.request, task, waits=True)
 
     def _accept_replay(self, asked: Replay, spec: Spec, payload: bytes) -> None:
         session, n = asked.session, asked.n
@@ -361,14 +341,7 @@ class ClientRequests:
         if accepted is not None and accepted.overlap(n, 1):
             return  # asked twice: the answer is the same
         self._admission.check_room(1, len(payload), session=session)
-        again = Spec(
-            type=spec.type,
-            priority=spec.priority,
-            max_attempts=spec.max_attempts,
-            model=spec.model,
-            is_fenced=spec.is_fenced,
-            replay_of=asked.id,
-        )
+        again = structs.replace(spec, deadline_at=None, run_at=None, replay_of=asked.id)
         self._admission.take(session, n, again, [payload])
 
 
@@ -405,3 +378,12 @@ def _remove(index: dict[str, set[str]], task_id: str, session: str) -> None:
         sessions.discard(session)
         if not sessions:
             del index[task_id]
+
+
+_QUESTIONS: Final[dict[str, Callable[[ClientRequests, Peer, int, Args], None]]] = {
+    "status": ClientRequests._status,
+    "queue": ClientRequests._queue,
+    "tasks": ClientRequests._tasks,
+    "cancel": ClientRequests._cancel,
+    "replay": ClientRequests._replay,
+}

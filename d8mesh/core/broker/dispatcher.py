@@ -2,7 +2,7 @@
 
 `Dispatcher.receive` takes one message, `tick` hands out what waits and does what is due;
 both return effects. The parts, each with one concern: `admission` (submits), `scheduler`
-(assignment), `returns` (retries), `outcomes`, `joining` and `worker_sessions` (mesh workers),
+(assignment), `returns` (retries), `outcomes`, `worker_sessions` (mesh workers),
 `polling` (REST workers), `client_requests` (clients), `restart`. They share the `BrokerState`.
 """
 
@@ -15,14 +15,9 @@ from typing import Final, assert_never
 
 from msgspec import structs
 
-from d8mesh.core.broker import reports
-from d8mesh.core.broker.actions import Actions
 from d8mesh.core.broker.admission import Admission
 from d8mesh.core.broker.client_requests import ClientRequests
-from d8mesh.core.broker.dump import dump
 from d8mesh.core.broker.effects import Effect, Loaded, Peer
-from d8mesh.core.broker.joining import Joining
-from d8mesh.core.broker.metrics import Snapshot
 from d8mesh.core.broker.outcomes import TaskOutcomes
 from d8mesh.core.broker.polling import Polling
 from d8mesh.core.broker.restart import Restart
@@ -43,7 +38,7 @@ from d8mesh.core.broker.state import (
     ThankForReport,
     Timer,
 )
-from d8mesh.core.broker.store import OldBatches, PrunableBatches, Restored, StoreAnswer
+from d8mesh.core.broker.store import OldBatches, PrunableBatches, Restored, StoreAnswer, Unreadable
 from d8mesh.core.broker.streaming import Streaming
 from d8mesh.core.broker.worker_registry import Dialect
 from d8mesh.core.broker.worker_sessions import WorkerSessions
@@ -90,24 +85,22 @@ class Dispatcher:
         now: float = 0.0,
         at: float = 0.0,
     ) -> None:
-        state = self.state = BrokerState(policy, restored.epoch, now=now, at=at)
-        self._actions = Actions(state, TokenSigner(restored.secret, restored.epoch), draw)
-        can = (state, self._actions)
-        self._streaming = streaming = Streaming(*can)
-        self._outcomes = outcomes = TaskOutcomes(*can, streaming)
-        self._returns = returns = Returns(*can, outcomes)
-        self._scheduler = scheduler = Scheduler(*can, outcomes)
-        self._joining = Joining(*can, returns)
-        self._worker_sessions = WorkerSessions(*can, outcomes, returns, streaming)
-        self._polling = Polling(*can, scheduler, outcomes, returns)
-        self._admission = admission = Admission(*can, scheduler)
-        self._client_requests = ClientRequests(*can, outcomes, admission, streaming)
+        signer = TokenSigner(restored.secret, restored.epoch)
+        state = self.state = BrokerState(policy, restored.epoch, signer, draw, now=now, at=at)
+        self._streaming = streaming = Streaming(state)
+        self._outcomes = outcomes = TaskOutcomes(state, streaming)
+        self._returns = returns = Returns(state, outcomes)
+        self._scheduler = scheduler = Scheduler(state, outcomes)
+        self._worker_sessions = WorkerSessions(state, outcomes, returns, streaming)
+        self._polling = Polling(state, scheduler, outcomes, returns)
+        self._admission = admission = Admission(state, scheduler)
+        self._client_requests = ClientRequests(state, outcomes, admission, streaming)
         self._next_sweep = self._last_tick = self._started = now
         self._started_at = at
         self._next_prune = now + PRUNE_S
         self._next_settle = now + SETTLE_S
         self._settled = 0
-        self._restart = Restart(*can, restored, scheduler, returns, self._polling)
+        self._restart = Restart(state, restored, scheduler, returns, self._polling)
 
     # ----------------------------------------------------------------- the loop's calls
 
@@ -130,7 +123,7 @@ class Dispatcher:
                 if peer.routing_id in state.clients_by_routing_id:
                     self._forbid(peer, "a client cannot become a worker")
                 else:
-                    self._joining.hello(message, peer)
+                    self._worker_sessions.hello(message, peer)
                     worker = state.registry.by_peer(peer)
                     if worker is not None and worker.worker_id == message.worker_id:
                         self._restart.settle(message.worker_id)
@@ -143,7 +136,7 @@ class Dispatcher:
                 self._goodbye(peer)
             case _:
                 assert_never(message)
-        return self._actions.take()
+        return self.state.take()
 
     def loaded(self, answer: Loaded) -> list[Effect]:
         """Take in an answer of the store."""
@@ -154,7 +147,7 @@ class Dispatcher:
             client.loads = max(0, client.loads - 1)  # it may have left and be back
         if then is not None:
             self._answered(then, answer.answer)
-        return self._actions.take()
+        return self.state.take()
 
     def undelivered(self, peer: Peer, message: m.Message) -> list[Effect]:
         """A message could not be sent: its peer is gone, or reads too slowly.
@@ -174,7 +167,7 @@ class Dispatcher:
             if tasks:
                 why = f"it could not be sent to worker {worker.worker_id!r}"
                 self._returns.take(worker.worker_id, tasks, why, MISLAID)
-        return self._actions.take()
+        return self.state.take()
 
     def tick(self, now: float, at: float) -> list[Effect]:
         """Do what is due, then hand out what waits; called at each wake-up of the loop.
@@ -202,7 +195,7 @@ class Dispatcher:
         self._worker_sessions.acknowledge()
         if len(state.closed) >= CLOSED_AT_ONCE:
             self._close_finished()
-        return self._actions.take()
+        return self.state.take()
 
     def next_deadline(self) -> float:
         """Return when `tick` has something to do next, if nothing comes in before."""
@@ -211,25 +204,13 @@ class Dispatcher:
         alarm, poll = self._scheduler.next_alarm(), self._polling.next_deadline()
         return min(timer, alarm, poll, self._next_sweep)
 
-    def reject(self, code: str) -> None:
-        """Count a refusal that the loop gave."""
-        self.state.metrics.reject(code)
-
     def committed(self, took_s: float) -> None:
         """Count a commit that took so long."""
         self.state.metrics.commit_s.fresh.append((took_s, 1))
 
-    def metrics(self) -> Snapshot:
-        """Return how the broker stands now."""
-        return reports.snapshot(self.state)
-
     def set_unconfirmed(self, since: float) -> None:
         """Take in that facts of wake-ups from then on are not durable; `math.inf`: all are."""
         self.state.unconfirmed_since = since
-
-    def set_disk_low(self, is_low: bool) -> None:
-        """Say whether there is room for new tasks on the disk."""
-        self.state.is_disk_low = is_low
 
     def drain(self) -> list[Effect]:
         """Take nothing new and hand nothing out; say goodbye to all."""
@@ -237,14 +218,10 @@ class Dispatcher:
         state.is_draining = True
         for worker in list(state.registry.workers.values()):
             if worker.dialect is Dialect.MESH and worker.is_live:
-                self._actions.send(worker.peer, m.Goodbye("the orchestrator is shutting down"))
+                self.state.send(worker.peer, m.Goodbye("the orchestrator is shutting down"))
         for client in state.clients.values():
-            self._actions.send(client.peer, m.Goodbye("the orchestrator is shutting down"))
-        return self._actions.take()
-
-    def dump(self) -> dict[str, object]:
-        """Return the whole state as plain data; see `core.broker.dump`."""
-        return dump(self, self.state)
+            self.state.send(client.peer, m.Goodbye("the orchestrator is shutting down"))
+        return self.state.take()
 
     # ------------------------------------------------------------------- who may say what
 
@@ -291,11 +268,11 @@ class Dispatcher:
             self._forbid(peer, "workers and clients have verbs of their own")
         else:
             state.metrics.reject("session.unknown")
-            self._actions.send(peer, m.Rehello("no session under this connection: say HELLO"))
+            self.state.send(peer, m.Rehello("no session under this connection: say HELLO"))
 
     def _forbid(self, peer: Peer, why: str) -> None:
         self.state.metrics.reject("access.forbidden")
-        self._actions.send(peer, m.Refused(0, "access.forbidden", why))
+        self.state.send(peer, m.Refused(0, "access.forbidden", why))
 
     def _goodbye(self, peer: Peer) -> None:
         worker = self.state.registry.by_peer(peer)
@@ -330,6 +307,8 @@ class Dispatcher:
 
     def _reply(self, then: Reply, answer: StoreAnswer) -> None:
         try:
+            if isinstance(answer, Unreadable):
+                raise D8Error(answer.why)
             if isinstance(then, ThankForReport):
                 self._polling.thank(then, answer)
             else:
@@ -340,9 +319,9 @@ class Dispatcher:
     def _refuse(self, peer: Peer, request: int, error: Exception, where: str) -> str:
         """Tell who asked why there is no answer; a fault of ours is logged, and only named."""
         if not isinstance(error, D8Error) or isinstance(error, IllegalTransitionError):
-            self._actions.tell_fault(where, error)
+            self.state.tell_fault(where, error)
             error = D8Error("the orchestrator failed to answer; its log says why")
-        self._actions.refuse(peer, request, error)
+        self.state.refuse(peer, request, error)
         return error.code
 
     # -------------------------------------------------------------------------- the clock
@@ -362,9 +341,8 @@ class Dispatcher:
         self._restart.give_up(self._last_tick)
         state.metrics.fold()
         is_young = state.now - self._started < state.policy.lease_s
-        state.registry.note_absent(
-            state.now - ABSENT_LEASES * state.policy.lease_s, is_young=is_young
-        )
+        heard_after = state.now - ABSENT_LEASES * state.policy.lease_s
+        state.registry.note_absent(heard_after, is_young=is_young)
         if not state.task_table.queued:  # what lies in the lanes is cancelled, or past its deadline
             state.queue.lanes.clear()
         if state.now >= self._next_settle:
@@ -406,12 +384,12 @@ class Dispatcher:
         running = [task.assignment for task in state.task_table.tasks.values() if task.worker_id]
         below = min(running, default=state.next_assignment)
         if below > self._settled:
-            self._actions.record(AssignmentsSettled(below))
+            self.state.record(AssignmentsSettled(below))
             self._settled = below
 
     def _close_finished(self) -> None:
         if self.state.closed:
-            self._actions.record(Closed(self.state.closed))
+            self.state.record(Closed(self.state.closed))
             self.state.closed = []
 
     def _prune(self) -> None:
@@ -420,13 +398,13 @@ class Dispatcher:
         # A wall clock that jumps ahead while we run makes nothing older than it is.
         steady_at = self._started_at + state.now - self._started
         before_at = min(state.at, steady_at) - state.policy.retention_s
-        self._actions.ask(PrunableBatches(before_at, excess, PRUNE_BATCHES), Prune())
+        self.state.ask(PrunableBatches(before_at, excess, PRUNE_BATCHES), Prune())
 
     def _forget(self, answer: StoreAnswer) -> None:
         """Forget what the store names as prunable."""
         state = self.state
         batches = answer.batches if isinstance(answer, OldBatches) else []
         if batches:
-            self._actions.record(Pruned(batches, state.at))
+            self.state.record(Pruned(batches, state.at))
         is_more = len(batches) == PRUNE_BATCHES  # the next step at the next sweep
         self._next_prune = state.now + (0.0 if is_more else PRUNE_S)

@@ -79,6 +79,11 @@ class Metrics(msgspec.Struct, kw_only=True):
         for histogram in (self.queue_wait_s, self.commit_s, *self.run_s.values()):
             histogram.fold()
 
+    def copy(self) -> Metrics:
+        """Return what is counted by now."""
+        self.fold()
+        return msgspec.convert(msgspec.to_builtins(self), Metrics)
+
 
 class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     """How the broker stands at a moment."""
@@ -92,9 +97,3 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     #: why nothing is accepted; None: it is
     closed_for: str | None
     counted: Metrics
-
-
-def copy_of(metrics: Metrics) -> Metrics:
-    """Return the metrics as they are now."""
-    metrics.fold()
-    return msgspec.convert(msgspec.to_builtins(metrics), Metrics)

@@ -10,7 +10,6 @@ from typing import Final, TypeAlias
 
 import msgspec
 
-from d8mesh.core.broker.actions import Actions
 from d8mesh.core.broker.effects import Peer
 from d8mesh.core.broker.records import Batch, TaskRecord
 from d8mesh.core.broker.state import BrokerState
@@ -37,9 +36,8 @@ MAX_TRACEBACK_CHARS: Final = 8000
 class TaskOutcomes:
     """Completes, fails and cancels tasks of a pool."""
 
-    def __init__(self, state: BrokerState, actions: Actions, streaming: Streaming) -> None:
+    def __init__(self, state: BrokerState, streaming: Streaming) -> None:
         self._state = state
-        self._actions = actions
         self._streaming = streaming
         #: session -> what has ended since it was last told
         self._told: dict[str, _Told] = {}
@@ -98,7 +96,7 @@ class TaskOutcomes:
         if tasks is None:
             tasks = list(map(state.task_table.tasks.get, ids))
             fresh = self._fresh(ids, tasks)
-        self._actions.record(fact)
+        self._state.record(fact)
         workers = state.registry.workers
         stops: dict[str, list[str]] = {}
         #: where in the columns each run of tasks of one batch begins
@@ -184,7 +182,7 @@ class TaskOutcomes:
         for worker_id, ids in stops.items():
             worker = self._state.registry.workers[worker_id]
             if worker.is_live and worker.peer.routing_id and worker.boot_id:
-                self._actions.tell(worker, Stop(ids, reason))
+                self._state.tell(worker, Stop(ids, reason))
             self._state.registry.refresh(worker)
 
     def tell_all(self) -> None:
@@ -211,7 +209,7 @@ class TaskOutcomes:
         self, peer: Peer, ids: list[str], states: bytes, payloads: Sequence[bytes], part: slice
     ) -> None:
         outcomes = Outcomes(ids[part], states[part], list(payloads[part]))
-        self._actions.send(peer, outcomes, waits=True)
+        self._state.send(peer, outcomes, waits=True)
 
 
 def failure_payload(why: str, code: str, worker_id: str = "") -> bytes:

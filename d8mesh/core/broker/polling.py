@@ -7,11 +7,11 @@ silent while they run and show no tokens (`promises.md` rule 5).
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Final, TypeAlias
 
 from msgspec import structs
 
-from d8mesh.core.broker.actions import Actions
 from d8mesh.core.broker.effects import Peer
 from d8mesh.core.broker.outcomes import MAX_REASON_CHARS, TaskOutcomes, failure_payload
 from d8mesh.core.broker.placement import DOCUMENTED_TYPES
@@ -19,12 +19,11 @@ from d8mesh.core.broker.records import TaskRecord, registration
 from d8mesh.core.broker.returns import LEAVING, MISLAID, UNSTARTED, Returns
 from d8mesh.core.broker.scheduler import Scheduler
 from d8mesh.core.broker.state import BrokerState, ThankForReport
-from d8mesh.core.broker.store import FinishedStates, OutcomesOf, StoreAnswer, Unreadable
+from d8mesh.core.broker.store import FinishedStates, OutcomesOf, StoreAnswer
 from d8mesh.core.broker.worker_registry import Dialect, Poll, WorkerState
 from d8mesh.core.protocol.messages import MAX_NAMES, UNKNOWN_STATE, Query
 from d8mesh.core.protocol.task import Dismissed, Enrolled, TaskState
 from d8mesh.errors import (
-    D8Error,
     ForbiddenError,
     InvalidTaskError,
     UnknownTaskError,
@@ -49,18 +48,12 @@ class Polling:
     """Serves the polling workers of a pool."""
 
     def __init__(
-        self,
-        state: BrokerState,
-        actions: Actions,
-        scheduler: Scheduler,
-        task_outcomes: TaskOutcomes,
-        returns: Returns,
+        self, state: BrokerState, scheduler: Scheduler, outcomes: TaskOutcomes, returns: Returns
     ) -> None:
         self._state = state
-        self._actions = actions
         self._returns = returns
         self._scheduler = scheduler
-        self._outcomes = task_outcomes
+        self._outcomes = outcomes
         self._waiting: dict[str, WorkerState] = {}
 
     def ask(self, peer: Peer, message: Query) -> None:
@@ -69,24 +62,10 @@ class Polling:
         Raises:
             D8Error: it cannot be answered, as the error says.
         """
-        asked = (peer, message.request, message.args)
-        match message.what:
-            case "poll.register":
-                self._register(*asked)
-            case "poll.heartbeat":
-                self._heartbeat(*asked)
-            case "poll.unregister":
-                self._unregister(*asked)
-            case "poll.next":
-                self._next(*asked)
-            case "poll.leave":
-                self._leave(*asked)
-            case "poll.report":
-                self._report(*asked)
-            case "poll.refused":
-                self._refused(*asked)
-            case _:
-                raise ForbiddenError(f"{message.what!r} is no question")
+        answer = _QUESTIONS.get(message.what)
+        if answer is None:
+            raise ForbiddenError(f"{message.what!r} is no question")
+        answer(self, peer, message.request, message.args)
 
     def restore(self) -> None:
         """Give the registered workers of the journal their workers, offline until they speak."""
@@ -106,7 +85,7 @@ class Polling:
             elif self._is_over(worker, poll):
                 worker.poll = None
                 del self._waiting[worker_id]
-                self._actions.answer(poll.peer, poll.request, {"task": None})
+                self._state.answer(poll.peer, poll.request, {"task": None})
                 self._state.registry.refresh(worker)
 
     def _is_over(self, worker: WorkerState, poll: Poll) -> bool:
@@ -160,11 +139,11 @@ class Polling:
         if worker is None and len(state.registry.workers) >= MAX_POLLING_WORKERS:
             raise ForbiddenError(f"{MAX_POLLING_WORKERS} workers are registered: no more fit")
         stored = registration(args.get("capabilities") or {}, state.at)
-        self._actions.record(Enrolled(worker_id, worker_type, stored))
+        self._state.record(Enrolled(worker_id, worker_type, stored))
         capabilities, _ = state.task_table.workers[worker_id].registered()
         worker = self._worker(worker_id, worker_type, capabilities)
         self._heard(worker)
-        self._actions.answer(peer, request, {}, waits=True)
+        self._state.answer(peer, request, {}, waits=True)
 
     def _heartbeat(self, peer: Peer, request: int, args: Args) -> None:
         """The attempts that it names live on; one slot has one, and need not name it."""
@@ -179,7 +158,7 @@ class Polling:
             if task is not None:
                 again = max(task.attempt.until, until)
                 task.attempt = structs.replace(task.attempt, until=again)
-        self._actions.answer(peer, request, {})
+        self._state.answer(peer, request, {})
 
     def _unregister(self, peer: Peer, request: int, args: Args) -> None:
         worker = self._known(args)
@@ -188,9 +167,9 @@ class Polling:
             tasks = list(worker.outstanding.values())
             why = f"its worker {worker.worker_id!r} left"
             self._returns.take(worker.worker_id, tasks, why, LEAVING)
-        self._actions.record(Dismissed(worker.worker_id))
+        self._state.record(Dismissed(worker.worker_id))
         self._state.registry.remove(worker)
-        self._actions.answer(peer, request, {}, waits=True)
+        self._state.answer(peer, request, {}, waits=True)
 
     def _next(self, peer: Peer, request: int, args: Args) -> None:
         state, worker = self._state, self._known(args)
@@ -222,7 +201,7 @@ class Polling:
         if task is not None:
             why = f"worker {worker.worker_id!r} hung up before it had this"
             self._returns.take(worker.worker_id, [task], why, UNSTARTED)
-        self._actions.answer(peer, request, {})
+        self._state.answer(peer, request, {})
 
     def _report(self, peer: Peer, request: int, args: Args) -> None:
         state = self._state
@@ -234,7 +213,7 @@ class Polling:
         if worker is not None and worker.dialect is Dialect.POLLING:
             self._heard(worker)
         if state.task_table.state_of(task_id) is None:
-            self._actions.ask_for(peer, OutcomesOf([task_id]), ThankForReport(peer, request))
+            self._state.ask_for(peer, OutcomesOf([task_id]), ThankForReport(peer, request))
             return
         task = state.task_table.tasks.get(task_id)
         if task is None or not self._has_held(worker_id, task):
@@ -247,7 +226,7 @@ class Polling:
                     worker.failures_in_a_row = 0
         elif is_holder:
             self._returns.attempt_failed(worker_id, task, task.n, payload, is_final=False)
-        self._actions.answer(peer, request, {}, waits=True)
+        self._state.answer(peer, request, {}, waits=True)
 
     def _refused(self, peer: Peer, request: int, args: Args) -> None:
         """A report could not be taken: the attempt has failed, of whom it was, if that is known.
@@ -264,7 +243,7 @@ class Polling:
             why = f"the worker's report could not be taken: {error}"
             payload = failure_payload(why, "task.report", holder)
             self._returns.attempt_failed(holder, task, task.n, payload, is_final=False)
-        self._actions.answer(peer, request, {}, waits=True)
+        self._state.answer(peer, request, {}, waits=True)
 
     @staticmethod
     def _has_held(worker_id: str, task: TaskRecord) -> bool:
@@ -276,14 +255,12 @@ class Polling:
         """A report for a finished task changes nothing; for an unknown one it is an error.
 
         Raises:
-            UnknownTaskError, D8Error: as they say.
+            UnknownTaskError: as it says.
         """
-        if isinstance(answer, Unreadable):
-            raise D8Error(answer.why)
         if not isinstance(answer, FinishedStates) or answer.states[0] == UNKNOWN_STATE:
             raise UnknownTaskError
         self._state.metrics.duplicates += 1
-        self._actions.answer(asked.peer, asked.request, {})
+        self._state.answer(asked.peer, asked.request, {})
 
     # ------------------------------------------------------------------------ workers
 
@@ -316,7 +293,7 @@ class Polling:
     def _drop_poll(self, worker: WorkerState) -> None:
         """Answer an older waiting poll of the same worker with no task."""
         if worker.poll is not None:
-            self._actions.answer(worker.poll.peer, worker.poll.request, {"task": None})
+            self._state.answer(worker.poll.peer, worker.poll.request, {"task": None})
             worker.poll = None
 
 
@@ -331,3 +308,14 @@ def _names(value: object) -> list[str]:
     if not isinstance(value, list):
         return []
     return [v for v in value[:MAX_NAMES] if isinstance(v, str) and 1 <= len(v) <= 128]
+
+
+_QUESTIONS: Final[dict[str, Callable[[Polling, Peer, int, Args], None]]] = {
+    "poll.register": Polling._register,
+    "poll.heartbeat": Polling._heartbeat,
+    "poll.unregister": Polling._unregister,
+    "poll.next": Polling._next,
+    "poll.leave": Polling._leave,
+    "poll.report": Polling._report,
+    "poll.refused": Polling._refused,
+}

@@ -12,13 +12,13 @@ from typing import Final
 import msgspec
 
 from d8mesh.core.broker import placement
-from d8mesh.core.broker.metrics import Snapshot, copy_of
+from d8mesh.core.broker.metrics import Snapshot
 from d8mesh.core.broker.queue import LaneKey
 from d8mesh.core.broker.records import Batch, History
 from d8mesh.core.broker.state import BrokerState
 from d8mesh.core.broker.store import FinishedTask, PastAttempt
 from d8mesh.core.broker.worker_registry import Dialect, WorkerState
-from d8mesh.core.protocol.task import TaskState
+from d8mesh.core.protocol.task import Spec, TaskState
 
 Body = dict[str, object]
 
@@ -36,7 +36,7 @@ def unfinished(state: BrokerState, task_id: str, *, is_single: bool = False) -> 
         return None
     batch, index = found
     task = state.task_table.tasks.get(task_id)
-    body = _body(task_id, batch, stage)
+    body = _body(task_id, batch.spec, stage, batch.at)
     if task is not None:
         body["attempts"] = task.n
         body["assigned_to"] = task.worker_id or None
@@ -53,20 +53,20 @@ def unfinished(state: BrokerState, task_id: str, *, is_single: bool = False) -> 
     return body
 
 
-def _body(task_id: str, batch: Batch, stage: TaskState) -> Body:
+def _body(task_id: str, spec: Spec, stage: TaskState, created_at: float) -> Body:
     return {
         "task_id": task_id,
-        "type": batch.spec.type,
+        "type": spec.type,
         "status": stage.documented,
         "state": stage.value,
-        "priority": batch.spec.priority,
+        "priority": spec.priority,
         "assigned_to": None,
-        "created_at": batch.at,
+        "created_at": created_at,
         "completed_at": None,
         "result": None,
         "attempts": 0,
         "reason": None,
-        "replay_of": batch.spec.replay_of or None,
+        "replay_of": spec.replay_of or None,
     }
 
 
@@ -104,19 +104,12 @@ def _trouble(history: History) -> str:
 
 def finished(task: FinishedTask) -> Body:
     """Return the status body of a finished task."""
-    return {
-        "task_id": task.id,
-        "type": task.spec.type,
-        "status": task.state.documented,
-        "state": task.state.value,
-        "priority": task.spec.priority,
+    return _body(task.id, task.spec, task.state, task.created_at) | {
         "assigned_to": task.worker_id,
-        "created_at": task.created_at,
         "completed_at": task.at,
         "result": task.payload,
         "attempts": task.n,
         "reason": task.why,
-        "replay_of": task.spec.replay_of or None,
         "history": history(task.past),
     }
 
@@ -138,7 +131,7 @@ def snapshot(state: BrokerState) -> Snapshot:
         workers_busy=sum(worker.is_live and worker.is_busy for worker in workers),
         clients=len(state.clients),
         closed_for="shutting down" if state.is_draining else closed_for,
-        counted=copy_of(state.metrics),
+        counted=state.metrics.copy(),
     )
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from d8mesh.core.broker.actions import Actions
 from d8mesh.core.broker.polling import Polling
 from d8mesh.core.broker.records import RunningAttempt
 from d8mesh.core.broker.returns import Returns
@@ -36,14 +35,12 @@ class Restart:
     def __init__(
         self,
         state: BrokerState,
-        actions: Actions,
         restored: Restored,
         scheduler: Scheduler,
         returns: Returns,
         polling: Polling,
     ) -> None:
         self._state = state
-        self._actions = actions
         self._scheduler = scheduler
         self._returns = returns
         self._polling = polling
@@ -95,7 +92,7 @@ class Restart:
 
     def _note(self, waited_s: float) -> None:
         waited = {each: self._waited.get(each, 0.0) + waited_s for each in self._orphans}
-        self._actions.record(WorkersMissed(list(waited), list(waited.values())))
+        self._state.record(WorkersMissed(list(waited), list(waited.values())))
         self._noted, self.is_noted = set(waited), True
         self._next_note = self._state.now + WAIT_STEP_LEASES * self._state.policy.lease_s
 

@@ -12,7 +12,6 @@ from collections.abc import Container, Iterable
 from typing import Final, NamedTuple
 
 from d8mesh.core.broker import placement
-from d8mesh.core.broker.actions import Actions
 from d8mesh.core.broker.outcomes import MAX_REASON_CHARS, Failure, TaskOutcomes
 from d8mesh.core.broker.queue import LaneKey
 from d8mesh.core.broker.records import History, TaskRecord
@@ -73,10 +72,9 @@ LEAVING: Final = ReturnKind(ORDERLY, FREE_RETURNS, MAX_LEFT)
 class Returns:
     """Takes attempts back from workers."""
 
-    def __init__(self, state: BrokerState, actions: Actions, task_outcomes: TaskOutcomes) -> None:
+    def __init__(self, state: BrokerState, outcomes: TaskOutcomes) -> None:
         self._state = state
-        self._actions = actions
-        self._outcomes = task_outcomes
+        self._outcomes = outcomes
 
     # ------------------------------------------------------------------ at no cost
 
@@ -138,7 +136,7 @@ class Returns:
         state.metrics.losses += len(ids) * is_loss
         state.metrics.returned += len(ids) * (not is_counted)
         if ids:
-            self._actions.record(
+            self._state.record(
                 Requeued(
                     worker_id,
                     ids,
@@ -173,7 +171,7 @@ class Returns:
         """The pause of a task is over, if it still waits."""
         task = self._state.task_table.tasks.get(task_id)
         if task is not None and task.state is TaskState.DELAYED:
-            self._actions.record(Due([task_id], []))
+            self._state.record(Due([task_id], []))
             self._state.queue.put_task(task)
 
     def lose(
@@ -220,7 +218,7 @@ class Returns:
                 ids.append(task_id)
         if ids:
             ns = [attempts[task_id] for task_id in ids]
-            self._actions.record(Recounted(worker_id, ids, ns, is_loss=True))
+            self._state.record(Recounted(worker_id, ids, ns, is_loss=True))
 
     def attempt_failed(
         self, worker_id: str, task: TaskRecord, n: int, payload: bytes, *, is_final: bool
@@ -243,10 +241,10 @@ class Returns:
             return
         errors = 0 if task.history is None else task.history.errors
         if told.pause_s is None:
-            pause_s = min(MAX_RETRY_PAUSE_S, RETRY_PAUSE_S * 2**errors) * self._actions.draw()
+            pause_s = min(MAX_RETRY_PAUSE_S, RETRY_PAUSE_S * 2**errors) * self._state.draw()
         else:
             pause_s = min(told.pause_s, MAX_WISHED_PAUSE_S)
-        self._actions.record(
+        self._state.record(
             Requeued(
                 worker_id,
                 [task.id],
@@ -282,7 +280,7 @@ class Returns:
         self._outcomes.fail_for([task.id], code=code, why=why, worker_id=worker_id)
 
     def _part(self) -> float:
-        return 0.5 + self._actions.draw() / 2
+        return 0.5 + self._state.draw() / 2
 
 
 def _takes_down(task: TaskRecord, worker_id: str) -> int:

@@ -9,7 +9,6 @@ from itertools import accumulate
 from typing import Final
 
 from d8mesh.core.broker import placement
-from d8mesh.core.broker.actions import Actions
 from d8mesh.core.broker.outcomes import TaskOutcomes
 from d8mesh.core.broker.queue import Lane
 from d8mesh.core.broker.records import Batch, RunningAttempt, TaskRecord
@@ -31,10 +30,9 @@ _MAX_HEADINGS: Final = 16_384  # of tokens, by worker and attempt: about 4 MB, t
 class Scheduler:
     """Assigns waiting tasks to free workers; one `assign` per wake-up of the loop."""
 
-    def __init__(self, state: BrokerState, actions: Actions, task_outcomes: TaskOutcomes) -> None:
+    def __init__(self, state: BrokerState, outcomes: TaskOutcomes) -> None:
         self._state = state
-        self._actions = actions
-        self._outcomes = task_outcomes
+        self._outcomes = outcomes
         self._alarms: list[tuple[float, int, Batch]] = []  # run_at, by the wall clock
         #: worker id -> what it is given in this pass, and the bytes of that
         self._groups: dict[str, tuple[list[WorkGroup], int]] = {}
@@ -60,7 +58,7 @@ class Scheduler:
         state = self._state
         singles = [state.task_table.tasks.get(batch.task_id(index)) for index in batch.gone]
         waiting = [task for task in singles if task and task.state is TaskState.DELAYED]
-        self._actions.record(Due([task.id for task in waiting], [(batch.session, batch.first)]))
+        self._state.record(Due([task.id for task in waiting], [(batch.session, batch.first)]))
         state.queue.put_batch(batch)
         for task in waiting:
             state.queue.put_task(task)
@@ -188,7 +186,7 @@ class Scheduler:
         self, lane: Lane, shares: Iterable[tuple[WorkerState, list[TaskRecord]]], timeout_s: float
     ) -> None:
         """Let tasks of one batch go to workers, each its own."""
-        state, kind, sign = self._state, lane.key.type, self._actions.signer.token
+        state, kind, sign = self._state, lane.key.type, self._state.signer.token
         listeners, until = state.listeners, state.now + timeout_s + ATTEMPT_GRACE_S
         for worker, tasks in shares:  # the path of every task
             number, worker_id = state.next_assignment, worker.worker_id
@@ -206,7 +204,7 @@ class Scheduler:
                 tokens.append(sign(heading, task_id))
                 payloads.append(task.payload or b"")
             is_polling = worker.dialect is POLLING
-            self._actions.record(Assigned(number, worker_id, ids, ns, state.at, is_polling))
+            self._state.record(Assigned(number, worker_id, ids, ns, state.at, is_polling))
             state.next_assignment = number + 1
             state.metrics.assigned += len(ids)
             outstanding, work_seq = worker.outstanding, worker.work_seq + 1
@@ -239,9 +237,9 @@ class Scheduler:
         owed, worker.owed = worker.owed, []
         if owed and self._state.unconfirmed_since < math.inf:  # the hand-out shall not wait
             for seq in owed:
-                self._actions.send(worker.peer, Received(seq), waits=True)
+                self._state.send(worker.peer, Received(seq), waits=True)
             owed = []
-        self._actions.tell(worker, Work(worker.work_seq, groups, owed))
+        self._state.tell(worker, Work(worker.work_seq, groups, owed))
 
     def _answer_poll(self, worker: WorkerState, task: TaskRecord) -> None:
         poll, worker.poll = worker.poll, None
@@ -253,14 +251,14 @@ class Scheduler:
             "priority": task.batch.spec.priority,
             "attempt": task.n,
         }
-        self._actions.send(poll.peer, Answer(poll.request, "", {"task": body}))
+        self._state.send(poll.peer, Answer(poll.request, "", {"task": body}))
 
     def _heading(self, worker_id: str, n: int) -> bytes:
         heading = self._headings.get((worker_id, n))
         if heading is None:
             if len(self._headings) > _MAX_HEADINGS:
                 self._headings.clear()
-            heading = self._headings[worker_id, n] = self._actions.signer.heading(worker_id, n)
+            heading = self._headings[worker_id, n] = self._state.signer.heading(worker_id, n)
         return heading
 
     def _timeout_s(self, batch: Batch) -> float:
@@ -273,7 +271,7 @@ class Scheduler:
             is_paused = tries and self._state.now < not_before
             if batch.payloads is None and place not in self._loading and not is_paused:
                 self._loading[place] = batch.spec.type
-                self._actions.ask(PayloadsOf(*place), PageIn(*place))
+                self._state.ask(PayloadsOf(*place), PageIn(*place))
 
     def page_in(self, asked: PageIn, answer: StoreAnswer) -> None:
         """Take payloads into memory that were asked for."""

@@ -6,22 +6,31 @@ All of it is data: what goes on when a time has come, or the store has answered,
 from __future__ import annotations
 
 import math
+import traceback
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from heapq import heappush
 from typing import Final, TypeAlias
 
 from msgspec import Struct
 
-from d8mesh.core.broker.effects import Peer
+from d8mesh.core.broker.effects import Effect, Fault, Load, Peer, Record, Send
 from d8mesh.core.broker.metrics import Metrics
 from d8mesh.core.broker.queue import ReadyQueue
+from d8mesh.core.broker.store import Question
 from d8mesh.core.broker.task_table import TaskTable
-from d8mesh.core.broker.worker_registry import WorkerRegistry
-from d8mesh.core.protocol.messages import Welcome
-from d8mesh.errors import FloodError
+from d8mesh.core.broker.worker_registry import WorkerRegistry, WorkerState
+from d8mesh.core.protocol.messages import Answer, Message, Welcome
+from d8mesh.core.protocol.task import Fact
+from d8mesh.core.protocol.tokens import TokenSigner
+from d8mesh.errors import D8Error, FloodError
 
 #: Tasks that one client may listen to at the same time: bounds its part of the memory.
 MAX_LISTENED: Final = 200_000
+#: Questions of clients to the store that may be under way, and those of one client: more than
+#: the REST process has threads.
+MAX_LOADS: Final = 10_000
+MAX_LOADS_OF_CLIENT: Final = 1000
 
 #: Beyond its own timeout an attempt is left to its worker this much longer.
 ATTEMPT_GRACE_S: Final = 30.0
@@ -160,10 +169,17 @@ class ClientState:
 
 @dataclass(slots=True, eq=False)
 class BrokerState:
-    """Everything the dispatcher's parts work on."""
+    """Everything the dispatcher's parts work on, and how they let things happen, send and ask.
+
+    What is to be done are the effects that the present call of the brain returns; between two
+    calls there is none. All but `signer` and `draw` is data.
+    """
 
     policy: Policy
     epoch: int
+    signer: TokenSigner
+    #: returns a random number in [0, 1)
+    draw: Callable[[], float]
     task_table: TaskTable = field(default_factory=TaskTable)
     queue: ReadyQueue = field(default_factory=ReadyQueue)
     registry: WorkerRegistry = field(default_factory=WorkerRegistry)
@@ -193,6 +209,7 @@ class BrokerState:
     loads: dict[int, tuple[Continuation, str]] = field(default_factory=dict)
     next_load: int = 1
     metrics: Metrics = field(init=False)
+    effects: list[Effect] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.metrics = Metrics(totals=self.task_table.totals)
@@ -218,3 +235,66 @@ class BrokerState:
         """Go on with `timer` in a later tick, `pause_s` from now."""
         self.timer_count += 1
         heappush(self.timers, (self.now + pause_s, self.timer_count, timer))
+
+    # ------------------------------------------------------- effects of the present call
+
+    def record(self, fact: Fact) -> None:
+        """Let `fact` happen: in the task table now, on disk with this batch.
+
+        Raises:
+            IllegalTransitionError, UnknownTaskError: it cannot; nothing has happened.
+        """
+        self.task_table.apply(fact)
+        self.effects.append(Record(fact))
+
+    def send(self, peer: Peer, message: Message, *, waits: bool = False) -> None:
+        """Send `message`; `waits`: it promises something, so only after the commit."""
+        self.effects.append(Send(peer, message, waits))
+
+    def tell(self, worker: WorkerState, message: Message) -> None:
+        """Send a worker something that promises nothing; its `Welcome` goes before it."""
+        not_durable_since = min(self.now, self.unconfirmed_since)
+        self.send(worker.peer, message, waits=worker.welcomed >= not_durable_since)
+
+    def answer(
+        self, peer: Peer, request: int, body: dict[str, object], *, waits: bool = False
+    ) -> None:
+        """Answer a `Query`."""
+        self.send(peer, Answer(request, "", body), waits=waits)
+
+    def refuse(self, peer: Peer, request: int, error: D8Error, **more: object) -> None:
+        """Answer a `Query` with an error."""
+        self.send(peer, Answer(request, error.code, {"error": str(error), **more}))
+
+    def ask(self, question: Question, then: Continuation, session: str = "") -> None:
+        """Ask the store, and go on with `then` when it has answered.
+
+        Args:
+            session: of the client for whom it is asked.
+        """
+        number, self.next_load = self.next_load, self.next_load + 1
+        self.loads[number] = (then, session)
+        self.effects.append(Load(number, question))
+
+    def ask_for(self, peer: Peer, question: Question, then: Continuation) -> None:
+        """Ask the store for a client, which `peer` is: a part of what is under way at most.
+
+        Raises:
+            FloodError: the client, or all together, have asked too much at the same time.
+        """
+        client = self.clients_by_routing_id.get(peer.routing_id)
+        if client is None:
+            return  # it left before the question led to this one
+        if client.loads >= MAX_LOADS_OF_CLIENT or len(self.loads) >= MAX_LOADS:
+            raise FloodError
+        client.loads += 1
+        self.ask(question, then, client.session)
+
+    def tell_fault(self, where: str, error: Exception) -> None:
+        """Have a fault of ours told in the log."""
+        self.effects.append(Fault(where, "".join(traceback.format_exception(error))))
+
+    def take(self) -> list[Effect]:
+        """Return what is to be done; the call of the brain ends with that."""
+        effects, self.effects = self.effects, []
+        return effects

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import Final
 
-from d8mesh.core.broker.actions import Actions
 from d8mesh.core.broker.effects import Peer
 from d8mesh.core.broker.records import TaskRecord
 from d8mesh.core.broker.state import BrokerState, CatchUp
@@ -23,9 +22,8 @@ CATCH_UP_S: Final = 0.05
 class Streaming:
     """Passes the partial output of a pool's tasks on."""
 
-    def __init__(self, state: BrokerState, actions: Actions) -> None:
+    def __init__(self, state: BrokerState) -> None:
         self._state = state
-        self._actions = actions
         #: task id -> attempt, number of the first piece kept, the pieces, their bytes
         self._tails: dict[str, tuple[int, int, list[bytes], int]] = {}
         #: (session, task id) of who missed something that may be kept still
@@ -75,14 +73,14 @@ class Streaming:
         for session, task_id in sorted(behind):
             task, client = state.task_table.tasks.get(task_id), state.clients.get(session)
             if task is not None and client is not None and task_id in client.listened:
-                self._actions.send(client.peer, self.tail(task))
+                self._state.send(client.peer, self.tail(task))
 
     def say_last(self, task: TaskRecord, sessions: set[str]) -> None:
         """A task is finished; who is behind has a last chance, before the outcome."""
         for session in sorted(sessions):
             if (session, task.id) in self._behind:
                 self._behind.discard((session, task.id))
-                self._actions.send(self._state.clients[session].peer, self.tail(task))
+                self._state.send(self._state.clients[session].peer, self.tail(task))
         self._tails.pop(task.id, None)
 
     def forget_tails(self) -> None:
@@ -94,7 +92,7 @@ class Streaming:
         state = self._state
         for session in state.listeners.get(run.id, ()):
             if not self._behind or (session, run.id) not in self._behind:
-                self._actions.send(state.clients[session].peer, run)
+                self._state.send(state.clients[session].peer, run)
 
     def _keep_tail(self, task: TaskRecord, seq: int, payload: bytes) -> None:
         attempt, first, kept, size = self._tails.get(task.id, (task.n, seq, [], 0))

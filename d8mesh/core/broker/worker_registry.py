@@ -262,9 +262,8 @@ class WorkerRegistry:
         if len(self.workers) <= MAX_OFFLINE_WORKERS:
             return
         gone = [s for s in self.workers.values() if not s.is_live and s.dialect is Dialect.MESH]
-        for worker in sorted(gone, key=lambda worker: worker.last_heard)[
-            : -MAX_OFFLINE_WORKERS or None
-        ]:
+        gone.sort(key=lambda worker: worker.last_heard)
+        for worker in gone[: -MAX_OFFLINE_WORKERS or None]:
             del self.workers[worker.worker_id]
 
 

@@ -1,20 +1,24 @@
-"""What mesh workers say once they have joined: they live, hand in results, give back, leave."""
+"""What mesh workers say: they join, live, hand in results, give back, leave, and come back."""
 
 from __future__ import annotations
 
 from itertools import takewhile
 from typing import Final
 
-from d8mesh.core.broker.actions import Actions
+from msgspec import structs
+
+from d8mesh.core.broker.effects import Peer
 from d8mesh.core.broker.outcomes import TaskOutcomes
-from d8mesh.core.broker.records import TaskRecord
+from d8mesh.core.broker.records import RunningAttempt, TaskRecord
 from d8mesh.core.broker.returns import LEAVING, SERVICE_DOWN, UNSTARTED, Returns
 from d8mesh.core.broker.state import BrokerState, SayOwed
 from d8mesh.core.broker.streaming import Streaming
 from d8mesh.core.broker.worker_registry import Dialect, WorkerState
 from d8mesh.core.protocol import messages as m
 from d8mesh.core.protocol.addresses import is_loopback
-from d8mesh.core.protocol.task import TaskState
+from d8mesh.core.protocol.messages import VERSIONS
+from d8mesh.core.protocol.task import Adopted, Recounted, TaskState
+from d8mesh.core.protocol.tokens import Claim, worker_tag
 
 #: Prefetched tasks are called back when their worker made no progress for this long.
 RECALL_AFTER_S: Final = 0.5
@@ -26,40 +30,168 @@ CUT_HEARTBEATS: Final = 2
 #: So often a task is spared when it was with who fell silent. A worker that dies under it and comes
 #: back under another id, alone on its network, looks like a cut every time.
 MAX_CUTS: Final = 10
+#: Earlier starts of a worker that are told from a new one, if they prove to be alive still.
+MAX_DISPLACED: Final = 8
 
 
 class WorkerSessions:
-    """Serves the mesh workers that have joined."""
+    """Serves the mesh workers."""
 
     def __init__(
-        self,
-        state: BrokerState,
-        actions: Actions,
-        task_outcomes: TaskOutcomes,
-        returns: Returns,
-        streaming: Streaming,
+        self, state: BrokerState, outcomes: TaskOutcomes, returns: Returns, streaming: Streaming
     ) -> None:
         self._state = state
-        self._actions = actions
         self._streaming = streaming
         self._returns = returns
-        self._outcomes = task_outcomes
+        self._outcomes = outcomes
         #: workers whose results came in with this wake-up, and how far their hand-outs were
         self._reporting: list[tuple[WorkerState, int]] = []
         #: when that was found out, and when somebody beyond this machine was last heard
         self._last_word = (-1.0, -1.0)
+
+    # --------------------------------------------------------------------- joining
+
+    def hello(self, message: m.WorkerHello, peer: Peer) -> None:
+        """Let a worker join, or come back with what it still holds."""
+        state = self._state
+        refusal = refuse_hello(message.version, message.mesh, state)
+        old = state.registry.workers.get(message.worker_id)
+        if refusal is None and old is not None and self._is_taken(old, message, peer):
+            refusal = m.Refused(0, "worker.id_taken", f"{message.worker_id!r} is at work elsewhere")
+        if refusal is not None:
+            state.metrics.reject(refusal.code)
+            self._state.send(peer, refusal)
+            return
+        if old is not None and old.boot_id == message.boot_id and old.dialect is Dialect.MESH:
+            worker = old
+            state.registry.leave(worker)
+            state.registry.move(worker, peer)
+            worker.is_live = True
+            worker.unsure = {}
+        else:
+            if old is not None:
+                why, held = "its worker was started again", self._held(message)
+                self._returns.lose(old, why, is_counted=old.is_live, kept=held)
+                named = set(message.held_ids)
+                unsure = {i: n for i, n in old.unsure.items() if i not in named}
+                self._returns.blame(old.worker_id, unsure, why)
+            worker = WorkerState(message.worker_id, Dialect.MESH, peer, message.boot_id)
+            if old is not None and old.boot_id:
+                worker.displaced = (*old.displaced, old.boot_id)[-MAX_DISPLACED:]
+        self._describe(worker, message)
+        worker.has_asked, worker.asked = True, state.now
+        state.registry.add(worker) if worker is not old else state.registry.rejoin(worker)
+        state.registry.offer(worker, message.task_types, message.models)
+        self._unblame(worker, message)
+        dropped = self._take_over(worker, message)
+        worker.work_seq = 0
+        worker.owed.clear()  # it says again what it has not heard of
+        # what is dropped for an outcome may go when that is on disk
+        self._state.send(peer, state.welcome(message.version, dropped), waits=True)
+        worker.welcomed = state.now
+        state.registry.refresh(worker)
+
+    def _held(self, message: m.WorkerHello) -> set[str]:
+        """Return the tasks of which the worker holds the current attempt."""
+        tasks, held = self._state.task_table.tasks, set[str]()
+        for task_id, token in zip(message.held_ids, message.held_tokens, strict=True):
+            task = tasks.get(task_id)
+            if task is not None and task.attempt.token == token:
+                held.add(task_id)
+        return held
+
+    def _is_taken(self, old: WorkerState, message: m.WorkerHello, peer: Peer) -> bool:
+        """A live worker of that id beside this one: a clone, which needs another id.
+
+        On one machine the newer is taken for a restart of the older, until that speaks again.
+        """
+        if not old.is_live or old.boot_id == message.boot_id or old.dialect is Dialect.POLLING:
+            return False
+        if message.boot_id in old.displaced:
+            return True
+        is_fresh = self._state.now - old.last_heard < self._state.policy.heartbeat_s * 1.5
+        return is_fresh and old.peer.address != peer.address
+
+    def _describe(self, worker: WorkerState, message: m.WorkerHello) -> None:
+        worker.worker_type = message.worker_type
+        worker.host = message.host
+        worker.status_port = message.status_port
+        worker.slots = max(1, message.slots)
+        worker.window, worker.trouble = message.window, message.trouble
+        self._heard(worker)
+
+    def _unblame(self, worker: WorkerState, message: m.WorkerHello) -> None:
+        """Count no loss of what the worker still holds: it was cut off and lives.
+
+        It has held an attempt since that was handed out, so also when a later number was lost.
+        """
+        state = self._state
+        back: dict[tuple[str, int], None] = {}
+        for task_id, token in zip(message.held_ids, message.held_tokens, strict=True):
+            task = state.task_table.tasks.get(task_id)
+            if task is None or task.history is None or not task.history.losses:
+                continue
+            claim = self._state.signer.check(token, task_id)
+            if claim is not None:
+                losses = sorted(task.history.losses)
+                own = [
+                    n for worker_id, n in losses if worker_id == worker.worker_id and n >= claim.n
+                ]
+                back.update(((task_id, n), None) for n in own)
+        if back:
+            ids, ns = [task_id for task_id, _ in back], [n for _, n in back]
+            self._state.record(Recounted(worker.worker_id, ids, ns, is_loss=False))
+
+    def _take_over(self, worker: WorkerState, message: m.WorkerHello) -> list[str]:
+        """Adopt the held attempts that still hold; queue the others of the worker again.
+
+        Returns:
+            The held ids whose tasks are finished or unknown, for the worker to drop. It drops
+            all it holds under an id, so none of which another attempt still holds.
+        """
+        state, held = self._state, set(message.held_ids)
+        lost = [task for task in worker.outstanding.values() if task.id not in held]
+        self._returns.mislaid(worker, lost)
+        until = state.now + state.policy.task_timeout_s
+        dropped: list[str] = []
+        kept: set[str] = set()
+        adopted: dict[str, tuple[int, bytes]] = {}
+        for task_id, token in zip(message.held_ids, message.held_tokens, strict=True):
+            claim = self._state.signer.check(token, task_id)
+            task = state.task_table.open_task(task_id) if claim is not None else None
+            if claim is None or task is None or _is_fenced_off(task, claim, token):
+                dropped.append(task_id)
+                continue
+            kept.add(task_id)
+            if _counts_already(task, claim):
+                continue
+            attempt = task.attempt
+            if task_id in worker.outstanding:
+                again = max(attempt.until, until)
+                task.attempt = structs.replace(attempt, until=again, work_seq=0)
+            elif task_id in adopted:
+                continue  # two attempts of one task: either may finish it
+            elif task.state is not TaskState.RUNNING or task.worker_id in ("", worker.worker_id):
+                adopted[task_id] = (claim.n, token)
+            elif not attempt.token and _is_current(task, claim, token):
+                # handed out before our restart: now in another's outbox
+                task.attempt = RunningAttempt(token)
+        if adopted:
+            ns = [n for n, _ in adopted.values()]
+            self._state.record(Adopted(worker.worker_id, list(adopted), ns))
+        for task_id, (_, token) in adopted.items():
+            task = state.task_table.tasks[task_id]
+            task.attempt = RunningAttempt(token, until)
+            worker.outstanding[task_id] = task
+        return [task_id for task_id in dropped if task_id not in kept]
 
     # ---------------------------------------------------------------------- living
 
     def heartbeat(self, worker: WorkerState, message: m.Heartbeat) -> None:
         """Renew the lease; hand-outs that the worker should hold and does not are lost."""
         self._heard(worker)
-        worker.window, worker.running, worker.stuck = (
-            message.window,
-            message.running,
-            message.stuck,
-        )
-        worker.trouble = message.trouble
+        worker.window, worker.trouble = message.window, message.trouble
+        worker.running, worker.stuck = message.running, message.stuck
         if worker.outstanding:
             held = set(message.held_ids)
             # After a whole lease even the last hand-out has arrived, or never will.
@@ -73,7 +205,7 @@ class WorkerSessions:
         if worker.types != set(message.task_types) or worker.models != set(message.models):
             self._state.registry.offer(worker, message.task_types, message.models)
         self._say_received(worker, [])
-        self._actions.tell(worker, m.Beat(self._state.epoch))
+        self._state.tell(worker, m.Beat(self._state.epoch))
         self._state.registry.refresh(worker)
 
     def results(self, worker: WorkerState, message: m.Results) -> None:
@@ -85,7 +217,8 @@ class WorkerSessions:
         tasks: list[TaskRecord] = []
         ns: list[int] = []
         others: list[int] = []
-        is_twice, done = len(ids) > 1 and len(set(ids)) != len(ids), set[str]()
+        done: set[str] = set()
+        is_twice = len(ids) > 1 and len(set(ids)) != len(ids)
         for index, task_id in enumerate(ids):
             task = find(task_id)
             if (
@@ -153,7 +286,7 @@ class WorkerSessions:
     def _say_received(self, worker: WorkerState, results: list[int]) -> None:
         owed, worker.owed = worker.owed, []
         for seq in (*owed, *results):
-            self._actions.send(worker.peer, m.Received(seq), waits=True)
+            self._state.send(worker.peer, m.Received(seq), waits=True)
 
     def _unusual_result(self, worker: WorkerState, message: m.Results, index: int) -> None:
         """A failure, a repeat, or a late result of an earlier attempt."""
@@ -161,7 +294,7 @@ class WorkerSessions:
         task_id, token = message.ids[index], message.tokens[index]
         kind, payload = message.kinds[index], message.payloads[index]
         name = worker.worker_id
-        claim = self._actions.signer.check(token, task_id)
+        claim = self._state.signer.check(token, task_id)
         if claim is None:
             state.metrics.reject("token.invalid")
             return
@@ -238,7 +371,7 @@ class WorkerSessions:
         excess = len(worker.outstanding) - worker.slots
         if excess > 0 and self._somebody_idles(worker):
             worker.recalled = excess
-            self._actions.tell(worker, m.Recall(excess))
+            self._state.tell(worker, m.Recall(excess))
         else:
             worker.recalled = 0
 
@@ -260,12 +393,10 @@ class WorkerSessions:
         if is_loopback(worker.peer.address):
             return False
         if self._last_word[0] != state.now:  # once for all that fall silent at once
-            mesh = [
-                each for each in state.registry.workers.values() if each.dialect is Dialect.MESH
-            ]
-            heard = [(each.peer, each.last_heard) for each in mesh]
-            heard += [(each.peer, each.last_heard) for each in state.clients.values()]
-            outside = [at for peer, at in heard if not is_loopback(peer.address)]
+            workers = state.registry.workers.values()
+            everybody = [(w.peer, w.last_heard) for w in workers if w.dialect is Dialect.MESH]
+            everybody += [(client.peer, client.last_heard) for client in state.clients.values()]
+            outside = [heard for peer, heard in everybody if not is_loopback(peer.address)]
             self._last_word = (state.now, max(outside))
         return self._last_word[1] <= worker.last_heard + CUT_HEARTBEATS * state.policy.heartbeat_s
 
@@ -284,3 +415,33 @@ class WorkerSessions:
 def _is_spared(task: TaskRecord) -> bool:
     """One more time a silence with this task is taken for a cut: it may be what kills workers."""
     return task.history is None or task.history.cuts < MAX_CUTS
+
+
+def _counts_already(task: TaskRecord, claim: Claim) -> bool:
+    """The failure of this attempt was told before, whoever has it in an outbox by now."""
+    told = () if task.history is None else task.history.failures
+    return any(n == claim.n and worker_tag(name) == claim.worker_tag for name, n in told)
+
+
+def _is_fenced_off(task: TaskRecord, claim: Claim, token: bytes) -> bool:
+    """An attempt of a fenced task that ended here, or after which another was handed out."""
+    if not task.batch.spec.is_fenced or claim.n > task.n:  # larger: its hand-out was not stored
+        return False
+    return not _is_current(task, claim, token)
+
+
+def _is_current(task: TaskRecord, claim: Claim, token: bytes) -> bool:
+    """The attempt that runs; after a restart its token is not known, but what it says is."""
+    if task.state is not TaskState.RUNNING or task.attempt.token:
+        return task.attempt.token == token
+    return (claim.n, claim.worker_tag) == (task.n, worker_tag(task.worker_id))
+
+
+def refuse_hello(version: int, mesh: str, state: BrokerState) -> m.Refused | None:
+    """Return why a HELLO is refused, or None."""
+    if version not in VERSIONS:
+        spoken = ", ".join(map(str, VERSIONS))
+        return m.Refused(0, "protocol.version", f"version {version}: spoken here are {spoken}")
+    if mesh != state.policy.mesh:
+        return m.Refused(0, "access.forbidden", f"this is mesh {state.policy.mesh!r}, not {mesh!r}")
+    return None

@@ -48,14 +48,6 @@ def _decoder(kind: type[_M], *, name: str) -> Decode[_M]:
     return decode
 
 
-def _results_agree(message: m.Results) -> bool:
-    return len(message.ids) == len(message.tokens) == len(message.kinds) == len(message.payloads)
-
-
-def _chunks_agree(message: m.Chunks) -> bool:
-    return len(message.ids) == len(message.tokens) == len(message.seqs) == len(message.payloads)
-
-
 def _submit_is_bounded(message: m.Submit) -> bool:
     count = 0
     for group in message.groups:
@@ -63,10 +55,6 @@ def _submit_is_bounded(message: m.Submit) -> bool:
             return False
         count += len(group.payloads)
     return count <= m.MAX_BATCH_TASKS
-
-
-def _work_agrees(message: m.Work) -> bool:
-    return all(len(g.ids) == len(g.tokens) == len(g.payloads) for g in message.groups)
 
 
 #: Messages whose last field came later: their tag and the field's name. Without it they are what
@@ -77,13 +65,13 @@ _LATER: Final[dict[type, tuple[object, str]]] = {
 }
 
 _COLUMNS: Final[dict[type, Callable[..., bool]]] = {
-    m.Results: _results_agree,
-    m.Chunks: _chunks_agree,
+    m.Results: lambda it: len(it.ids) == len(it.tokens) == len(it.kinds) == len(it.payloads),
+    m.Chunks: lambda it: len(it.ids) == len(it.tokens) == len(it.seqs) == len(it.payloads),
     m.Submit: _submit_is_bounded,
-    m.Work: _work_agrees,
-    m.Release: lambda message: len(message.ids) == len(message.tokens),
-    m.WorkerHello: lambda message: len(message.held_ids) == len(message.held_tokens),
-    m.Outcomes: lambda message: len(message.ids) == len(message.states) == len(message.payloads),
+    m.Work: lambda it: all(len(g.ids) == len(g.tokens) == len(g.payloads) for g in it.groups),
+    m.Release: lambda it: len(it.ids) == len(it.tokens),
+    m.WorkerHello: lambda it: len(it.held_ids) == len(it.held_tokens),
+    m.Outcomes: lambda it: len(it.ids) == len(it.states) == len(it.payloads),
 }
 
 #: What a broker, a worker and a client may receive.

@@ -365,24 +365,10 @@ class Answer(_Frame, frozen=True, tag=63):
     body: dict[str, object]
 
 
-ToBroker: TypeAlias = (
-    Goodbye
-    | WorkerHello
-    | Heartbeat
-    | Results
-    | Release
-    | Chunks
-    | ClientHello
-    | Submit
-    | Watch
-    | Unwatch
-    | Listen
-    | Query
-)
-ToWorker: TypeAlias = (
-    Goodbye | Welcome | Rehello | Refused | Beat | Work | Received | Stop | Listening | Recall
-)
-ToClient: TypeAlias = (
-    Goodbye | Welcome | Rehello | Refused | Beat | Accepted | Outcomes | Stream | Answer
-)
+_FromWorker: TypeAlias = WorkerHello | Heartbeat | Results | Release | Chunks
+_FromClient: TypeAlias = ClientHello | Submit | Watch | Unwatch | Listen | Query
+_ToBoth: TypeAlias = Goodbye | Welcome | Rehello | Refused | Beat
+ToBroker: TypeAlias = Goodbye | _FromWorker | _FromClient
+ToWorker: TypeAlias = _ToBoth | Work | Received | Stop | Listening | Recall
+ToClient: TypeAlias = _ToBoth | Accepted | Outcomes | Stream | Answer
 Message: TypeAlias = ToBroker | ToWorker | ToClient

@@ -146,19 +146,24 @@ class Assigned(Struct, frozen=True, gc=False):
     is_needed: bool = False
 
 
-class Adopted(Struct, frozen=True, gc=False):
+class _OfWorker(Struct, frozen=True, gc=False):
+    """What attempts `ns[i]` of `ids[i]` at a worker came to."""
+
+    worker_id: str
+    ids: list[str]
+    ns: list[int]
+
+
+class Adopted(_OfWorker, frozen=True, gc=False):
     """A worker came back holding these attempts, and they go on there.
 
     `is_needed`: as of `Assigned`.
     """
 
-    worker_id: str
-    ids: list[str]
-    ns: list[int]
     is_needed: bool = False
 
 
-class Requeued(Struct, frozen=True, gc=False):
+class Requeued(_OfWorker, frozen=True, gc=False):
     """The attempts ended without an outcome and the tasks wait again.
 
     `is_counted`: an error or the loss of the worker, which use up attempts; `is_loss`: the
@@ -167,9 +172,6 @@ class Requeued(Struct, frozen=True, gc=False):
     `is_cut`: the worker fell silent with them and nobody was heard; not stored.
     """
 
-    worker_id: str
-    ids: list[str]
-    ns: list[int]
     why: str
     at: float
     is_counted: bool = False
@@ -180,34 +182,25 @@ class Requeued(Struct, frozen=True, gc=False):
     is_cut: bool = False
 
 
-class Recounted(Struct, frozen=True, gc=False):
+class Recounted(_OfWorker, frozen=True, gc=False):
     """It turned out whether attempts that were taken back were lost with their worker.
 
     `is_loss`: they were, and use up attempts now; else it never died, and they do no longer.
     """
 
-    worker_id: str
-    ids: list[str]
-    ns: list[int]
     is_loss: bool
 
 
-class Completed(Struct, frozen=True, gc=False):
+class Completed(_OfWorker, frozen=True, gc=False):
     """Attempts `ns[i]` succeeded; `payloads[i]` is the recorded result."""
 
-    worker_id: str
-    ids: list[str]
-    ns: list[int]
     payloads: list[bytes]
     at: float
 
 
-class Failed(Struct, frozen=True, gc=False):
+class Failed(_OfWorker, frozen=True, gc=False):
     """The tasks have failed for good; `payloads` are the recorded results."""
 
-    worker_id: str
-    ids: list[str]
-    ns: list[int]
     payloads: list[bytes]
     at: float
     why: str
@@ -269,16 +262,8 @@ class WorkersMissed(Struct, frozen=True, gc=False):
 TaskFact: TypeAlias = (
     Due | Assigned | Adopted | Requeued | Recounted | Completed | Failed | Cancelled
 )
-Fact: TypeAlias = (
-    Submitted
-    | TaskFact
-    | Enrolled
-    | Dismissed
-    | Closed
-    | Pruned
-    | AssignmentsSettled
-    | WorkersMissed
-)
+_OtherFact: TypeAlias = Closed | Pruned | AssignmentsSettled | WorkersMissed
+Fact: TypeAlias = Submitted | TaskFact | Enrolled | Dismissed | _OtherFact
 
 _Q, _D, _R = TaskState.QUEUED, TaskState.DELAYED, TaskState.RUNNING
 

@@ -125,16 +125,5 @@ class Trouble(Struct, frozen=True, gc=False):
     text: str
 
 
-WorkerEffect: TypeAlias = (
-    SendOn
-    | Start
-    | Abort
-    | TakeBack
-    | Listened
-    | Keep
-    | Forget
-    | Rebuild
-    | Joined
-    | Retire
-    | Trouble
-)
+_OfAttempts: TypeAlias = Start | Abort | TakeBack | Listened | Keep | Forget
+WorkerEffect: TypeAlias = _OfAttempts | SendOn | Rebuild | Joined | Retire | Trouble

@@ -19,11 +19,7 @@ LONGEST_SAMPLE_S: Final = 1.0
 
 
 class FlowControl:
-    """Measures how long tasks take, and shares what is free among the orchestrators.
-
-    Args:
-        slots: how many attempts run at once.
-    """
+    """Measures how long tasks take, and shares what is free among the orchestrators."""
 
     def __init__(self, slots: int) -> None:
         self.slots = slots

@@ -455,8 +455,6 @@ class WorkerSession:
                 effects.append(self._heartbeat(broker, now))
         return effects
 
-    # ------------------------------------------------------------------------ private
-
     def _abandon(self, broker: BrokerSession, ids: Iterable[str]) -> list[WorkerEffect]:
         """Let attempts go: their slots stay taken until they end, and nothing is told."""
         tokens = [token for task_id in ids if (token := broker.open.pop(task_id, None)) is not None]

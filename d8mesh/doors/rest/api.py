@@ -19,8 +19,7 @@ from d8mesh.doors.waiting import Places, require_broker
 from d8mesh.errors import D8Error, NodeClosedError
 from d8mesh.http.answers import Response, answer
 from d8mesh.http.guard import Rejections
-from d8mesh.http.request import Request
-from d8mesh.http.routes import MAX_BODY_BYTES, Call, Door, HttpRoute, Schema
+from d8mesh.http.routes import MAX_BODY_BYTES, Door, HttpRoute, Request
 from d8mesh.nodes.client.aio.node import AsyncNode
 
 #: How long `/health` waits for the broker before it says so.
@@ -30,49 +29,36 @@ _LASTING: Final = ("broker_id", "broker_port", "mesh", "version")
 
 
 def rest_door(mesh: AsyncNode, waits: Places, rejections: Rejections) -> Door:
-    """Return the door.
-
-    Args:
-        mesh: a client of the broker.
-        waits: the places of waiting requests.
-        rejections: what `/health` tells of what was refused here.
-    """
+    """Return the door; `/health` tells of the rejections."""
     tasks, workers = TaskCalls(mesh, waits), WorkerCalls(mesh, waits)
     streams, health = StreamCalls(mesh, tasks.status_of), HealthCall(mesh, rejections)
     stats = partial(_answer_of, mesh, "stats")
-    much = partial(_post, max_body_bytes=MAX_BODY_BYTES)  # data and results travel here
+    get, post = HttpRoute, partial(HttpRoute, method="POST")
+    much = partial(post, max_body_bytes=MAX_BODY_BYTES)  # data and results travel here
     report = partial(much, on_untaken=workers.refuse_report)
     routes = (
-        _get("/health", health.health, is_light=True),
-        _get("/api/stats", stats),
+        get("/health", health.health, is_light=True),
+        get("/api/stats", stats),
         much("/api/tasks/submit", tasks.submit, schemas.submit_of),
         much("/api/tasks/submit_batch", tasks.submit_batch, schemas.batch_of),
-        _get("/api/tasks/queue", tasks.queue),
-        _get("/api/tasks", tasks.listed),
-        _get("/api/tasks/status/<task_id>", tasks.status),
-        _get("/api/tasks/<task_id>/wait", tasks.wait),
-        _get("/api/tasks/<task_id>/stream", streams.stream),
-        _post("/api/tasks/<task_id>/cancel", tasks.cancel),
-        _post("/api/tasks/<task_id>/replay", tasks.replay),
+        get("/api/tasks/queue", tasks.queue),
+        get("/api/tasks", tasks.listed),
+        get("/api/tasks/status/<task_id>", tasks.status),
+        get("/api/tasks/<task_id>/wait", tasks.wait),
+        get("/api/tasks/<task_id>/stream", streams.stream),
+        post("/api/tasks/<task_id>/cancel", tasks.cancel),
+        post("/api/tasks/<task_id>/replay", tasks.replay),
         report("/api/tasks/<task_id>/result", workers.result, partial(report_of, Report)),
         report("/api/workers/results", workers.result, partial(report_of, NamedReport)),
-        _post("/api/workers/register", workers.register, schemas.registration_of),
-        _post("/api/workers/unregister", workers.unregister, partial(body_of, WorkerId)),
-        _get("/api/workers/list", partial(_answer_of, mesh, "workers")),
-        _get("/api/workers/stats", stats),
-        _post("/api/workers/<worker_id>/heartbeat", workers.heartbeat, schemas.beating_of),
-        _post("/api/workers/<worker_id>/unregister", workers.unregister, schemas.object_of),
-        _get("/api/workers/<worker_id>/tasks", workers.poll),
+        post("/api/workers/register", workers.register, schemas.registration_of),
+        post("/api/workers/unregister", workers.unregister, partial(body_of, WorkerId)),
+        get("/api/workers/list", partial(_answer_of, mesh, "workers")),
+        get("/api/workers/stats", stats),
+        post("/api/workers/<worker_id>/heartbeat", workers.heartbeat, schemas.beating_of),
+        post("/api/workers/<worker_id>/unregister", workers.unregister, schemas.object_of),
+        get("/api/workers/<worker_id>/tasks", workers.poll),
     )
-    return Door(name="rest", routes=routes, before=lambda _: require_broker(mesh, waits))
-
-
-def _get(rule: str, call: Call, **more: Any) -> HttpRoute:
-    return HttpRoute(rule=rule, call=call, **more)
-
-
-def _post(rule: str, call: Call, schema: Schema | None = None, **more: Any) -> HttpRoute:
-    return HttpRoute(rule=rule, call=call, method="POST", schema=schema, **more)
+    return Door(routes=routes, before=lambda _: require_broker(mesh, waits))
 
 
 async def _answer_of(mesh: AsyncNode, what: str, request: Request) -> Response:
@@ -81,12 +67,7 @@ async def _answer_of(mesh: AsyncNode, what: str, request: Request) -> Response:
 
 
 class HealthCall:
-    """Answers ``GET /health``.
-
-    Args:
-        mesh: a client of the broker.
-        rejections: what was refused here.
-    """
+    """Answers ``GET /health``."""
 
     def __init__(self, mesh: AsyncNode, rejections: Rejections) -> None:
         self._mesh, self._rejections = mesh, rejections

@@ -37,11 +37,7 @@ def task_body(task: dict[str, Any]) -> dict[str, Any]:
 
 
 def status_body(body: dict[str, Any], *, has_tracebacks: bool = False) -> dict[str, Any]:
-    """Return a status body with its result, and its data if that is there, decoded.
-
-    Args:
-        has_tracebacks: leave the tracebacks of failed attempts in; they tell of a worker's files.
-    """
+    """Return a status body, decoded, without the tracebacks, which tell of a worker's files."""
     for name in ("result", "data"):
         payload = body.get(name)
         if isinstance(payload, bytes):
@@ -76,10 +72,7 @@ def lacks_output(result: object) -> bool:
 def reported(result: object, *, worker_id: str, task_type: str) -> tuple[bool, bytes]:
     """Return whether a reported result is a success, and its payload in the clients' form.
 
-    Args:
-        result: anything of JSON's model; what is no object is a failure.
-        worker_id: who reports.
-        task_type: of the task, if `lacks_output`; else it does not matter.
+    What is no object is a failure; `task_type` matters if `lacks_output`.
     """
     if not isinstance(result, dict):
         result = {"success": False, "error": "the worker reported no object as its result"}

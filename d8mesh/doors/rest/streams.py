@@ -13,11 +13,11 @@ from typing import Any, Final
 
 from d8mesh.core.protocol.messages import Stream
 from d8mesh.doors.rest.dialect import decoded
-from d8mesh.doors.waiting import Bell, Places
+from d8mesh.doors.waiting import Doorbell, Places
 from d8mesh.errors import D8Error
 from d8mesh.http.answers import Refusal, Response
 from d8mesh.http.events import SSE, Event, Source, stream
-from d8mesh.http.request import Request
+from d8mesh.http.routes import Request
 from d8mesh.nodes.client.aio.node import AsyncNode
 from d8mesh.nodes.client.stream_buffer import KeptOutput
 from d8mesh.nodes.client.streams import Position
@@ -35,12 +35,7 @@ MADE_AT_ONCE: Final = 64
 
 
 class StreamCalls:
-    """Answers ``GET /api/tasks/{id}/stream``.
-
-    Args:
-        mesh: a client of the broker.
-        status_of: returns the documented status body.
-    """
+    """Answers ``GET /api/tasks/{id}/stream``; `status_of` returns the documented status body."""
 
     def __init__(
         self, mesh: AsyncNode, status_of: Callable[[str], Awaitable[dict[str, Any]]]
@@ -53,12 +48,7 @@ class StreamCalls:
         self._made: dict[int, tuple[Stream, list[Event]]] = {}
 
     async def stream(self, request: Request, task_id: str) -> Response:
-        """Open a stream.
-
-        Raises:
-            Refusal: too many are open.
-            UnknownTaskError: there is no such task.
-        """
+        """Open a stream, unless too many are open."""
         body = await self._status_of(task_id)
         if self._places.is_full:
             raise Refusal(
@@ -74,7 +64,7 @@ class StreamCalls:
             if kept is None and not is_over:
                 kept = self._listen(task_id, stack)
             if kept is not None:
-                bell = Bell(self._mesh.loop)
+                bell = Doorbell(self._mesh.loop)
                 stack.callback(self._mesh.hear(task_id, lambda _: self._bells.ring(bell)))
                 yield "listening"
                 heard = self._heard(task_id, kept, position, bell)
@@ -105,7 +95,7 @@ class StreamCalls:
         return listened.kept
 
     async def _heard(
-        self, task_id: str, kept: KeptOutput, position: Position, bell: Bell
+        self, task_id: str, kept: KeptOutput, position: Position, bell: Doorbell
     ) -> Source:
         at, is_over, next_look = 0, False, time.monotonic() + FINISHED_LOOK_S
         while not is_over:
@@ -159,9 +149,9 @@ class _Bells:
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        self._due: deque[Bell] = deque()
+        self._due: deque[Doorbell] = deque()
 
-    def ring(self, bell: Bell) -> None:
+    def ring(self, bell: Doorbell) -> None:
         """Ring this one soon, after those before it."""
         if not self._due:
             self._loop.call_soon(self._ring_some)

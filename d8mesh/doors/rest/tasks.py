@@ -14,7 +14,7 @@ from d8mesh.doors.waiting import Places
 from d8mesh.errors import InvalidTaskError, UnknownTaskError
 from d8mesh.http.answers import Response, answer
 from d8mesh.http.off_loop import off_loop
-from d8mesh.http.request import Request
+from d8mesh.http.routes import Request
 from d8mesh.nodes.client.aio.node import AsyncNode
 from d8mesh.nodes.client.groups import Sent
 
@@ -31,12 +31,7 @@ MAX_ID_CHARS: Final = 128
 
 
 class TaskCalls:
-    """Answers ``/api/tasks…`` but for results and streams.
-
-    Args:
-        mesh: a client of the broker.
-        waits: the places of waiting requests.
-    """
+    """Answers ``/api/tasks…`` but for results and streams."""
 
     def __init__(self, mesh: AsyncNode, waits: Places) -> None:
         self._mesh, self._waits = mesh, waits
@@ -45,8 +40,7 @@ class TaskCalls:
         """``POST /api/tasks/submit``"""
         sent = await self._submit(request)
         (task_id,) = sent.ids
-        told: dict[str, Any] = {"task_id": task_id, "status": "submitted"}
-        told["message"] = f"Task {task_id} submitted"
+        told = {"task_id": task_id, "status": "submitted", "message": f"Task {task_id} submitted"}
         return _submitted(told, request.value, sent)
 
     async def submit_batch(self, request: Request) -> Response:
@@ -95,11 +89,7 @@ class TaskCalls:
         return await _told(body, lambda: body | {"tasks": [status_body(each) for each in tasks]})
 
     async def status_of(self, task_id: str) -> dict[str, Any]:
-        """Return the documented status body.
-
-        Raises:
-            UnknownTaskError: there is no such task; `PrunedTaskError`: there was one.
-        """
+        """Return the documented status body."""
         return status_body(await self._ask("status", task_id))
 
     async def _ask(self, what: str, task_id: str, **more: object) -> dict[str, Any]:

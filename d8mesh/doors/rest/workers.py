@@ -15,7 +15,7 @@ from d8mesh.doors.waiting import Places
 from d8mesh.errors import D8Error, UnknownTaskError, UnknownWorkerError
 from d8mesh.http.answers import Refusal, Response, answer
 from d8mesh.http.off_loop import off_loop
-from d8mesh.http.request import Request
+from d8mesh.http.routes import Request
 from d8mesh.nodes.client.aio.node import AsyncNode
 
 #: The longest a poll may wait; a longer wish is cut.
@@ -23,12 +23,7 @@ MAX_POLL_S: Final = 60.0
 
 
 class WorkerCalls:
-    """Answers ``/api/workers/…`` and the reports of results.
-
-    Args:
-        mesh: a client of the broker.
-        waits: the places of waiting requests.
-    """
+    """Answers ``/api/workers/…`` and the reports of results."""
 
     def __init__(self, mesh: AsyncNode, waits: Places) -> None:
         self._mesh, self._waits = mesh, waits

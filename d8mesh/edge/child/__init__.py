@@ -115,8 +115,6 @@ class Child:
                 return f"killed by {signal.Signals(-code).name}"
         return f"exit code {code}"
 
-    # ------------------------------------------------------------------------ private
-
     def _end(self) -> None:
         self._watcher.join(KILL_S)
         self._reader.join(LAST_WORDS_S)
@@ -162,34 +160,24 @@ class Child:
         self.said.put(frame)
 
     def _watch(self) -> None:
-        """Wait for its end."""
         self._group.wait()
         self._has_said_all.wait(LAST_WORDS_S)
         self.said.put(None)
 
 
 def _start(function: str, pipes: Pipes) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "d8mesh", "_process", function]
+    passed: tuple[int, ...] = (pipes.tasks_read, pipes.said_write)
+    inherited: dict[str, Any] = {"pass_fds": passed}
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
     if sys.platform == "win32":
         import msvcrt
 
-        handles = [msvcrt.get_osfhandle(each) for each in (pipes.tasks_read, pipes.said_write)]
-        for handle in handles:
+        passed = tuple(msvcrt.get_osfhandle(each) for each in passed)
+        for handle in passed:
             os.set_handle_inheritable(handle, True)
-        information = subprocess.STARTUPINFO(lpAttributeList={"handle_list": handles})
-        return subprocess.Popen(
-            [*command, *map(str, handles)],
-            stdin=subprocess.DEVNULL,
-            env=environment,
-            startupinfo=information,
-            **NEW_GROUP,
-        )
-    passed = (pipes.tasks_read, pipes.said_write)
+        handles = {"handle_list": list(passed)}
+        inherited = {"startupinfo": subprocess.STARTUPINFO(lpAttributeList=handles)}
+    command = [sys.executable, "-m", "d8mesh", "_process", function, *map(str, passed)]
     return subprocess.Popen(
-        [*command, *map(str, passed)],
-        stdin=subprocess.DEVNULL,
-        env=environment,
-        pass_fds=passed,
-        **NEW_GROUP,
+        command, stdin=subprocess.DEVNULL, env=environment, **inherited, **NEW_GROUP
     )

@@ -219,7 +219,6 @@ class MulticastListener(RecordUpdateListener):  # zeroconf insists on this base 
             self._resolving[name.lower()] = task
 
     async def _resolve(self, info: ServiceInfo, kind: NodeKind) -> None:
-        """Ask for what did not come along with a name."""
         try:
             for _ in range(RESOLVE_TRIES):
                 with contextlib.suppress(OSError, ZeroconfError):

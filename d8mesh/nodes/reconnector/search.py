@@ -213,7 +213,6 @@ class Search:
         return f"{shown}{why}"
 
     def _trouble_around(self) -> str:
-        """Say what mDNS has brought."""
         mesh = self._config.mesh
         for broker_id in [self.only] if self.only else list(self.known.told):
             for each in self.known.told.get(broker_id, ()):

@@ -74,9 +74,6 @@ class FailedAttempt:
 class Failures:
     """Tells failures, and counts those beyond the bounds.
 
-    Args:
-        clock: monotonic seconds.
-
     Thread: any.
     """
 
@@ -151,7 +148,6 @@ class Failures:
 
 
 def _reasons(payload: bytes) -> tuple[str, str]:
-    """Return error and traceback of a result object."""
     try:
         result: Any = msgspec.msgpack.decode(payload)
     except msgspec.DecodeError:

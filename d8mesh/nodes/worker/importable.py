@@ -44,7 +44,9 @@ def prove(handler: Callable[..., Any], function: str) -> None:
         HandlerError: it would get nothing, or something else.
     """
     found = _found(function)
-    if found is handler or (_is_of_class(handler) and found == handler):
+    # Of a class method each look at the class makes an equal one.
+    is_of_class = inspect.ismethod(handler) and inspect.isclass(handler.__self__)
+    if found is handler or (is_of_class and found == handler):
         return
     if found is _MISSING:
         why = "there is nothing of that name"
@@ -61,7 +63,6 @@ def prove(handler: Callable[..., Any], function: str) -> None:
 
 
 def _found(function: str) -> Any:
-    """Return what goes by this name here."""
     module, _, path = function.partition(":")
     found: Any = sys.modules.get(module, _MISSING)
     for name in path.split("."):
@@ -74,13 +75,7 @@ def _is_being_imported(module: str) -> bool:
     return bool(getattr(spec, "_initializing", False))
 
 
-def _is_of_class(handler: object) -> bool:
-    """Tell a class method, of which each look at the class makes an equal one."""
-    return inspect.ismethod(handler) and inspect.isclass(handler.__self__)
-
-
 def _kind(handler: object) -> str:
-    """Return in words what something is."""
     name = str(getattr(handler, "__qualname__", ""))
     if inspect.ismethod(handler):
         return f"the bound method {name}"

@@ -361,8 +361,6 @@ class Worker:
         """Tell the mesh where the status page is; call it before `start`."""
         self._status_port = port
 
-    # ------------------------------------------------------------------- private
-
     def _types(self) -> tuple[str, ...]:
         registered = sorted(self._handlers)
         if self._offered is None:

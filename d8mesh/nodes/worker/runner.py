@@ -78,10 +78,7 @@ class WorkerRunner:
     all, another thread becomes the I/O thread (`_relieve`), and this one ends with the attempt.
 
     Args:
-        session: the brain.
         slots: where attempts run; started and closed here.
-        orchestrators: where connections come from.
-        identity: remembers where orchestrators were reached.
         addresses: returns the machine's addresses in use.
 
     Thread: `do`, `stop` and the events may be used from any.

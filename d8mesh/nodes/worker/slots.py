@@ -100,13 +100,7 @@ class Context:
         return self._deadline - time.monotonic()
 
     def emit(self, chunk: object) -> None:
-        """Send partial output to whoever listens right now.
-
-        Raises:
-            TaskCancelledError: the task was cancelled: stop.
-            InvalidTaskError: it is not of JSON's model.
-            PayloadTooLargeError: it is too large for one chunk.
-        """
+        """Send partial output to whoever listens right now; see `TaskContext.emit`."""
         self.raise_if_cancelled()
         self.pass_on(results.chunk_of(chunk))
 
@@ -134,10 +128,8 @@ class Slots:
     """The threads, what waits for them, and what they have finished.
 
     Args:
-        count: how many attempts run at once.
         handlers: by task type; may be added to at any time.
         worker_id: goes into the results; may change.
-        bell: rung when something has ended.
 
     Thread: `start_all` to `close` on the I/O thread; the rest runs on the slots' own.
     """

@@ -7,10 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from d8mesh.core.broker.actions import MAX_LOADS_OF_CLIENT
 from d8mesh.core.broker.dispatcher import PRUNE_S, SETTLE_S, STANDSTILL_S, SWEEP_S
 from d8mesh.core.broker.effects import Fault, Load, Loaded, Peer, Send
-from d8mesh.core.broker.state import Policy
+from d8mesh.core.broker.state import MAX_LOADS_OF_CLIENT, Policy
 from d8mesh.core.broker.store import Unreadable
 from d8mesh.core.broker.task_table import TaskTable
 from d8mesh.core.protocol import messages as m
@@ -136,7 +135,7 @@ def test_questions_to_the_journal_are_bounded_and_failures_told(broker: WiredBro
 def test_what_one_client_asks_of_the_journal_is_bounded_and_what_all_do(
     broker: WiredBroker, monkeypatch: pytest.MonkeyPatch, others: int
 ) -> None:
-    monkeypatch.setattr("d8mesh.core.broker.actions.MAX_LOADS", MAX_LOADS_OF_CLIENT + others)
+    monkeypatch.setattr("d8mesh.core.broker.state.MAX_LOADS", MAX_LOADS_OF_CLIENT + others)
     client, other, third = (broker.client(name * 16) for name in "abc")
     ask = m.Query(1, "status", {"id": f"{S}-5"})
     asked = [broker.dispatcher.receive(ask, client, 0.0) for _ in range(MAX_LOADS_OF_CLIENT + 1)]

@@ -6,6 +6,7 @@ import msgspec
 
 from d8mesh.core.broker.metrics import BOUNDS_S, MAX_TYPES, OTHER_TYPES, Metrics
 from d8mesh.core.broker.records import Totals
+from d8mesh.core.broker.reports import snapshot
 from d8mesh.core.protocol import messages as m
 from tests.core.wired_broker import WiredBroker
 
@@ -32,10 +33,10 @@ def test_a_snapshot_holds_what_was_counted_and_stays_as_it_is(broker: WiredBroke
     broker.submit(client, 2)
     broker.pass_time(3.0)
     broker.finish(worker, broker.work(worker), window=1)
-    broker.dispatcher.reject("some.code")
+    broker.state.metrics.reject("some.code")
     broker.dispatcher.undelivered(client, m.Beat(1))
     broker.dispatcher.committed(0.01)
-    told = broker.dispatcher.metrics()
+    told = snapshot(broker.state)
     assert (told.queued, told.running, told.workers_online, told.clients) == (0, 1, 1, 1)
     counted = told.counted
     assert (counted.assigned, counted.totals.completed, counted.undelivered) == (2, 1, 1)
@@ -44,7 +45,7 @@ def test_a_snapshot_holds_what_was_counted_and_stays_as_it_is(broker: WiredBroke
     assert counted.run_s["echo"].total_s == 3.0
     assert counted.commit_s.total_s == 0.01
     msgspec.msgpack.encode(told)
-    broker.dispatcher.reject("some.code")
+    broker.state.metrics.reject("some.code")
     assert counted.rejected == {"some.code": 1}
 
 
@@ -55,9 +56,9 @@ def test_what_comes_back_is_counted_by_its_cause(broker: WiredBroker) -> None:
     broker.pass_time(2.0)
     held = broker.work(worker)
     broker.say(worker, m.Release(1, list(held), list(held.values()), "busy"))
-    counted = broker.dispatcher.metrics().counted
+    counted = snapshot(broker.state).counted
     assert (counted.errors, counted.returned, counted.losses) == (1, 1, 0)
     broker.pass_time(3.0)
     broker.say(client, m.Watch([]))  # who is heard here shows that the worker is lost
     broker.pass_time(10.0, step=2.0)
-    assert broker.dispatcher.metrics().counted.assigned == 3
+    assert snapshot(broker.state).counted.assigned == 3

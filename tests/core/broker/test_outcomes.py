@@ -8,6 +8,7 @@ import pytest
 from d8mesh.core.broker.outcomes import Failure, failure_payload
 from d8mesh.core.protocol import messages as m
 from d8mesh.errors import UnknownTaskError
+from tests.core.plain_state import dump
 from tests.core.wired_broker import S, WiredBroker, result
 
 
@@ -78,10 +79,10 @@ def test_an_outcome_that_cannot_be_recorded_takes_nothing_from_anybody(
 ) -> None:
     client, worker = broker.client(), broker.worker("w")
     (task_id,) = broker.submit(client, is_watched=True)
-    before = broker.dispatcher.dump()
+    before = dump(broker.dispatcher)
     payloads = [result()] * 2
     with pytest.raises(UnknownTaskError):
         broker.dispatcher._outcomes.complete("w", [task_id, f"{S}-77"], [1, 1], payloads)
-    assert broker.dispatcher.dump() == before
+    assert dump(broker.dispatcher) == before
     broker.finish(worker, broker.work(worker))
     assert [each.ids for each in broker.got(client, m.Outcomes)] == [[task_id]]

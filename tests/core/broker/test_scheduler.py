@@ -9,11 +9,11 @@ from typing import Any
 import msgspec
 import pytest
 
-from d8mesh.core.broker.actions import MAX_LOADS, MAX_LOADS_OF_CLIENT
 from d8mesh.core.broker.effects import Load, Loaded, Peer
 from d8mesh.core.broker.outcomes import MAX_REASON_CHARS
 from d8mesh.core.broker.returns import MAX_RETRY_PAUSE_S, MAX_WISHED_PAUSE_S
 from d8mesh.core.broker.scheduler import READ_PAUSE_S, READ_TRIES
+from d8mesh.core.broker.state import MAX_LOADS, MAX_LOADS_OF_CLIENT
 from d8mesh.core.broker.store import BatchPayloads, PayloadsOf, Question, StoreAnswer, Unreadable
 from d8mesh.core.broker.task_table import TaskTable
 from d8mesh.core.protocol import messages as m

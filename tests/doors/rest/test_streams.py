@@ -17,7 +17,7 @@ import pytest
 
 from d8mesh.core.protocol.messages import Stream
 from d8mesh.doors.rest import streams
-from d8mesh.doors.waiting import Bell
+from d8mesh.doors.waiting import Doorbell
 from d8mesh.handlers import TaskContext
 from d8mesh.http.events import SSE, stream
 from d8mesh.nodes.client import stream_buffer
@@ -288,7 +288,7 @@ def test_a_reader_that_is_too_slow_is_told_what_it_missed(monkeypatch: pytest.Mo
 
     async def read() -> list[tuple[str, dict[str, Any]]]:
         kept, calls = KeptOutput(), streams.StreamCalls(nobody(), not_finished)
-        bell = Bell(asyncio.get_running_loop())
+        bell = Doorbell(asyncio.get_running_loop())
         source = calls._heard("x", kept, Position(is_whole=False), bell)
         found = []
         for n in range(5):
@@ -335,7 +335,7 @@ def test_a_late_reader_is_told_what_the_first_has_heard(rest: Rest) -> None:
 def test_many_readers_are_woken_some_in_each_turn() -> None:
     async def wake() -> list[int]:
         loop = asyncio.get_running_loop()
-        readers = [Bell(loop) for _ in range(2 * streams.WOKEN_AT_ONCE + 1)]
+        readers = [Doorbell(loop) for _ in range(2 * streams.WOKEN_AT_ONCE + 1)]
         sleeps = [asyncio.ensure_future(reader.is_rung(30.0)) for reader in readers]
         await asyncio.sleep(0)
         bells = streams._Bells(loop)

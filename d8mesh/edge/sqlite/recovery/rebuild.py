@@ -97,14 +97,13 @@ class Builder:
             case "session names":
                 self._insert("sessions", saved.values[::-1])
             case "worker names":
-                values: list[Value] = [saved.values[1], saved.values[0], 0, 0, "", None]
-                self.db.execute("INSERT OR IGNORE INTO workers VALUES (?,?,?,?,?,?)", values)
+                self._insert("workers", [*saved.values[::-1], 0, 0, "", None])
             case "workers":
                 self.db.execute("INSERT OR REPLACE INTO workers VALUES (?,?,?,?,?,?)", saved.values)
             case "batch starts":
                 self._hint(_number(saved.values[0]), 1)
             case "bad outcomes":
-                self.db.execute("INSERT OR IGNORE INTO bad VALUES (?, ?)", saved.values[::-1])
+                self._insert("bad", saved.values[::-1])
             case table:
                 self._insert(table, saved.values)
 
@@ -114,7 +113,7 @@ class Builder:
 
     def _hint(self, row: int, count: int) -> None:
         for each in range(row, row + count):
-            self.db.execute("INSERT OR IGNORE INTO hints VALUES (?)", (each,))
+            self._insert("hints", [each])
 
     def _batch(self, saved: Saved) -> None:
         """Keep a batch; of tasks whose data is cut off, only that they were."""
@@ -135,7 +134,7 @@ class Builder:
             payloads = []  # its own counts deny them
         kept = payloads[:count]
         for row in range(first + len(kept), first + count):
-            self.db.execute("INSERT OR IGNORE INTO lost VALUES (?)", (row,))
+            self._insert("lost", [row])
         kept += [b""] * (count - len(kept))
         size = sum(map(len, kept))
         self._insert("batches", [*values[:6], size, values[7], _encode(kept)])
@@ -247,11 +246,10 @@ class Builder:
             end = row + 1
         for first, stop in [*missing, (start, end)]:
             if stop > first:
-                payloads = _encode([b""] * (stop - first))
-                values = (None, first, stop - first, _UNKNOWN, "unknown", self._at, 0, 0, payloads)
-                self._insert("batches", list(values))
+                what = (_UNKNOWN, "unknown", self._at, 0, 0, _encode([b""] * (stop - first)))
+                self._insert("batches", [None, first, stop - first, *what])
                 for row in range(first, stop):
-                    self.db.execute("INSERT OR IGNORE INTO lost VALUES (?)", (row,))
+                    self._insert("lost", [row])
 
     def _fit_outcomes(self) -> None:
         """Drop outcomes that belong to no batch or reach over its end."""

@@ -5,26 +5,30 @@ from __future__ import annotations
 from collections import deque
 from enum import Enum
 
-from d8mesh.core.broker.actions import Actions
+from d8mesh.core.broker.dispatcher import Dispatcher
 from d8mesh.core.broker.records import Batch, TaskRecord
 from d8mesh.core.broker.state import BrokerState, ClientState
 from d8mesh.core.broker.worker_registry import WorkerState
 
+#: What the state has to work with and is no data.
+NO_DATA = ("signer", "draw")
 
-def dump(brain: object, state: BrokerState) -> dict[str, object]:
+
+def dump(brain: Dispatcher) -> dict[str, object]:
     """Return all that the brain and its parts know, as what msgpack can encode.
 
     Raises:
         TypeError: something is no data.
     """
-    parts = {name: part for name, part in vars(brain).items() if hasattr(part, "_actions")}
+    state = brain.state
+    parts = {name: part for name, part in vars(brain).items() if hasattr(part, "_state")}
     own = {
         name: {key: _plain(each) for key, each in vars(part).items() if not _is_shared(each)}
         for name, part in (parts | {"brain": brain}).items()
     }
     table = state.task_table
     return own | {
-        "state": _fields(state),
+        "state": _fields(state, without=NO_DATA),
         "tasks": {task_id: _fields(task) for task_id, task in table.tasks.items()},
         "batches": [_fields(batch) for batch in table.batches()],
         "workers": [_fields(worker) for worker in state.registry.workers.values()],
@@ -33,7 +37,7 @@ def dump(brain: object, state: BrokerState) -> dict[str, object]:
 
 
 def _is_shared(value: object) -> bool:
-    return isinstance(value, BrokerState | Actions) or hasattr(value, "_actions")
+    return isinstance(value, BrokerState) or hasattr(value, "_state")
 
 
 def _plain(value: object) -> object:
@@ -61,10 +65,9 @@ def _plain(value: object) -> object:
             return _fields(value)
 
 
-def _fields(value: object) -> dict[str, object]:
+def _fields(value: object, without: tuple[str, ...] = ()) -> dict[str, object]:
     if callable(value):
         raise TypeError(f"{value!r} is no data")
     names = getattr(value, "__struct_fields__", getattr(value, "__slots__", None))
-    return {
-        name: _plain(getattr(value, name)) for name in (vars(value) if names is None else names)
-    }
+    names = vars(value) if names is None else names
+    return {name: _plain(getattr(value, name)) for name in names if name not in without}
