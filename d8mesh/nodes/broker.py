@@ -147,7 +147,8 @@ class Broker:
         self._dispatcher = Dispatcher(
             policy, restored, random.random, now=time.monotonic(), at=time.time()
         )
-        self._ready = Ready(policy.broker_id, self._router.port, restored.epoch)
+        #: what is told to whoever started this broker
+        self.ready = Ready(policy.broker_id, self._router.port, restored.epoch)
         self._strikes: OrderedDict[bytes, int] = OrderedDict()
         self._is_stopping = threading.Event()
         self._next_disk_check = self._next_summary = 0.0
@@ -174,11 +175,6 @@ class Broker:
             )
         )
 
-    @property
-    def ready(self) -> Ready:
-        """What is told to whoever started this broker."""
-        return self._ready
-
     def run(self) -> None:
         """Serve until `stop`.
 
@@ -190,7 +186,7 @@ class Broker:
         # What lives from here on is mostly tasks, which hold no cycles: collect seldom.
         gc.freeze()
         gc.set_threshold(GC_ALLOCATIONS, 20, 50)
-        ready = self._ready
+        ready = self.ready
         event(_log, logging.INFO, "broker.up", port=ready.port, epoch=ready.epoch)
         try:
             while not self._is_stopping.is_set():
@@ -214,7 +210,7 @@ class Broker:
     def _write_address(self) -> None:
         """Tell who is on this machine and hears no mDNS."""
         own = [each.address for each in usable_addresses(self._config.interfaces)]
-        ready = self._ready
+        ready = self.ready
         known = KnownBroker(ready.broker_id, (LOOPBACK, *own), ready.port, self._web_port)
         address_file.write(self._folder, known, self._config.mesh)
 

@@ -26,6 +26,7 @@ from d8mesh.core.broker.scheduler import Scheduler
 from d8mesh.core.broker.state import (
     BrokerState,
     CatchUp,
+    ClientState,
     Continuation,
     PageIn,
     PassDeadline,
@@ -40,7 +41,7 @@ from d8mesh.core.broker.state import (
 )
 from d8mesh.core.broker.store import OldBatches, PrunableBatches, Restored, StoreAnswer, Unreadable
 from d8mesh.core.broker.streaming import Streaming
-from d8mesh.core.broker.worker_registry import Dialect
+from d8mesh.core.broker.worker_registry import Dialect, WorkerState
 from d8mesh.core.broker.worker_sessions import WorkerSessions
 from d8mesh.core.protocol import messages as m
 from d8mesh.core.protocol.task import AssignmentsSettled, Closed, Pruned
@@ -62,9 +63,6 @@ SETTLE_S: Final = 3.0
 CLOSED_AT_ONCE: Final = 256
 #: Batches pruned in one step, so that a step does not disturb dispatch.
 PRUNE_BATCHES: Final = 200
-
-ToWorkers = m.Heartbeat | m.Release | m.Chunks
-ToClients = m.Submit | m.Watch | m.Unwatch | m.Listen | m.Query
 
 
 class Dispatcher:
@@ -109,33 +107,31 @@ class Dispatcher:
         state = self.state
         state.at += now - state.now
         state.now = now
+        worker = state.registry.by_peer(peer)
+        client = state.clients_by_routing_id.get(peer.routing_id)
+        if client is not None:
+            client.last_heard = now
         match message:
-            case m.Results():  # the way of every task
-                if (worker := state.registry.by_peer(peer)) is not None:
-                    self._worker_sessions.results(worker, message)
-                else:
-                    self._unknown(peer)
-            case m.Heartbeat() | m.Release() | m.Chunks():
-                self._from_worker(message, peer)
-            case m.Submit() | m.Watch() | m.Unwatch() | m.Listen() | m.Query():
-                self._from_client(message, peer)
-            case m.WorkerHello():
-                if peer.routing_id in state.clients_by_routing_id:
-                    self._forbid(peer, "a client cannot become a worker")
-                else:
-                    self._worker_sessions.hello(message, peer)
-                    worker = state.registry.by_peer(peer)
-                    if worker is not None and worker.worker_id == message.worker_id:
-                        self._restart.settle(message.worker_id)
-            case m.ClientHello():
-                if state.registry.by_peer(peer) is not None:
-                    self._forbid(peer, "a worker cannot become a client")
-                else:
-                    self._client_requests.hello(message, peer)
-            case m.Goodbye():
-                self._goodbye(peer)
+            case m.Results() if worker:  # the way of every task
+                self._worker_sessions.results(worker, message)
+            case m.Submit() if client:
+                self._admission.submit(client, message)
+            case m.Heartbeat() if worker:
+                self._worker_sessions.heartbeat(worker, message)
+            case m.Release() if worker:
+                self._worker_sessions.release(worker, message)
+            case m.Chunks() if worker:
+                self._worker_sessions.chunks(worker, message)
+            case m.Watch() if client:
+                self._client_requests.watch(client, message)
+            case m.Unwatch() if client:
+                self._client_requests.unwatch(client, message.ids)
+            case m.Listen() if client:
+                self._client_requests.listen(client, message)
+            case m.Query() if client:
+                self._ask(peer, message)
             case _:
-                assert_never(message)
+                self._come_or_go(message, peer, worker, client)
         return self.state.take()
 
     def loaded(self, answer: Loaded) -> list[Effect]:
@@ -223,65 +219,43 @@ class Dispatcher:
             self.state.send(client.peer, m.Goodbye("the orchestrator is shutting down"))
         return self.state.take()
 
-    # ------------------------------------------------------------------- who may say what
-
-    def _from_worker(self, message: ToWorkers, peer: Peer) -> None:
-        worker = self.state.registry.by_peer(peer)
-        if worker is None:
-            self._unknown(peer)
-            return
-        match message:
-            case m.Heartbeat():
-                self._worker_sessions.heartbeat(worker, message)
-            case m.Release():
-                self._worker_sessions.release(worker, message)
-            case m.Chunks():
-                self._worker_sessions.chunks(worker, message)
-            case _:
-                assert_never(message)
-
-    def _from_client(self, message: ToClients, peer: Peer) -> None:
-        client = self.state.clients_by_routing_id.get(peer.routing_id)
-        if client is None:
-            self._unknown(peer)
-            return
-        client.last_heard = self.state.now
-        match message:
-            case m.Submit():
-                self._admission.submit(client, message)
-            case m.Watch():
-                self._client_requests.watch(client, message)
-            case m.Unwatch():
-                self._client_requests.unwatch(client, message.ids)
-            case m.Listen():
-                self._client_requests.listen(client, message)
-            case m.Query():
-                self._ask(peer, message)
-            case _:
-                assert_never(message)
-
-    def _unknown(self, peer: Peer) -> None:
-        """Nobody said HELLO under this routing id, or a worker speaks a client's verbs."""
+    def _come_or_go(
+        self,
+        message: m.ToBroker,
+        peer: Peer,
+        worker: WorkerState | None,
+        client: ClientState | None,
+    ) -> None:
+        """Take in what opens or ends a session; anything else is not said by who may say it."""
         state = self.state
-        is_known = state.registry.by_peer(peer) or peer.routing_id in state.clients_by_routing_id
-        if is_known:
-            self._forbid(peer, "workers and clients have verbs of their own")
-        else:
-            state.metrics.reject("session.unknown")
-            self.state.send(peer, m.Rehello("no session under this connection: say HELLO"))
+        match message:
+            case m.WorkerHello() if client:
+                self._forbid(peer, "a client cannot become a worker")
+            case m.WorkerHello():
+                self._worker_sessions.hello(message, peer)
+                joined = state.registry.by_peer(peer)
+                if joined is not None and joined.worker_id == message.worker_id:
+                    self._restart.settle(message.worker_id)
+            case m.ClientHello() if worker:
+                self._forbid(peer, "a worker cannot become a client")
+            case m.ClientHello():
+                self._client_requests.hello(message, peer)
+            case m.Goodbye() if worker:
+                self._worker_sessions.goodbye(worker)
+            case m.Goodbye() if client:
+                self._client_requests.leave(client)
+                self._polling.forget_peer(peer)
+            case m.Goodbye():
+                pass  # nobody leaves
+            case _ if worker or client:
+                self._forbid(peer, "workers and clients have verbs of their own")
+            case _:
+                state.metrics.reject("session.unknown")
+                state.send(peer, m.Rehello("no session under this connection: say HELLO"))
 
     def _forbid(self, peer: Peer, why: str) -> None:
         self.state.metrics.reject("access.forbidden")
         self.state.send(peer, m.Refused(0, "access.forbidden", why))
-
-    def _goodbye(self, peer: Peer) -> None:
-        worker = self.state.registry.by_peer(peer)
-        client = self.state.clients_by_routing_id.get(peer.routing_id)
-        if worker is not None:
-            self._worker_sessions.goodbye(worker)
-        elif client is not None:
-            self._client_requests.leave(client)
-            self._polling.forget_peer(peer)
 
     # ---------------------------------------------------------------------- the questions
 
