@@ -12,7 +12,6 @@ import contextlib
 import json
 import logging
 import queue
-import signal
 import subprocess
 import sys
 import threading
@@ -26,8 +25,9 @@ from d8mesh.config import Config
 from d8mesh.edge import data_folder, logs
 from d8mesh.edge.installation import HERE
 from d8mesh.edge.logs import event
+from d8mesh.edge.network import bind
 from d8mesh.processes.console import OrchestratorConsole
-from d8mesh.processes.parent import end_with_parent, stop_signals
+from d8mesh.processes.parent import end_when_told
 
 #: Pauses before a child that died is brought back: none, then these, doubling up to a cap.
 FIRST_RESTART_S: Final = 0.1
@@ -53,21 +53,13 @@ _log: Final = logging.getLogger("d8mesh.orchestrator")
 
 
 def run(config: Config, options: argparse.Namespace) -> int:
-    """Run an orchestrator until it is told to stop; return the exit code.
-
-    Raises:
-        ConfigError: the data folder cannot be used.
-        D8Error: the REST port is taken.
-    """
+    """Run an orchestrator until it is told to stop; return the exit code."""
     data_folder.require(Path(config.data_dir), "orchestrator", "logs")
     logs.setup("orchestrator", level=config.log_level, folder=_logs(config), to_stderr=False)
     _refuse_taken_port(config)
     launcher = _Launcher(config)
     stop = threading.Event()
-    for number in stop_signals():
-        signal.signal(number, lambda *_: stop.set())
-    if getattr(options, "with_parent", False):
-        end_with_parent(stop.set)
+    end_when_told(stop.set, with_parent=getattr(options, "with_parent", False))
     return launcher.run(stop)
 
 
@@ -85,9 +77,7 @@ def run_broker(config: Config, options: argparse.Namespace) -> int:
     arguments = _child_arguments(options.rest)
     logs.setup("broker", level=config.log_level, folder=_logs(config), to_stderr=False)
     broker = Broker(config, _journal(config).parent, web_port=arguments.web_port)
-    for number in stop_signals():
-        signal.signal(number, lambda *_: broker.stop())
-    end_with_parent(broker.stop)
+    end_when_told(broker.stop)
     print(json.dumps({"event": "ready", **asdict(broker.ready)}), flush=True)
     broker.run()
     return 0
@@ -97,8 +87,7 @@ def run_web(config: Config, options: argparse.Namespace) -> int:
     """Be the REST process."""
     from d8mesh.processes import web_main
 
-    arguments = _child_arguments(options.rest)
-    return web_main.run_web(config, arguments)
+    return web_main.run_web(config, _child_arguments(options.rest).broker)
 
 
 @dataclass(slots=True, eq=False)
@@ -266,14 +255,7 @@ def _logs(config: Config) -> Path:
 
 
 def _refuse_taken_port(config: Config) -> None:
-    """Say at once who holds the REST port: the child could only die of it.
-
-    Raises:
-        JournalHeldError: it is another orchestrator on this very journal.
-        D8Error: somebody else has it, or the address is not this machine's.
-    """
-    from d8mesh.edge.network import bind  # the launcher starts quicker without it
-
+    """Say at once who holds the REST port: the child could only die of it."""
     host = "127.0.0.1" if config.web_host == "localhost" else config.web_host
     try:
         bind(host, config.web_port).close()
