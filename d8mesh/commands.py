@@ -222,6 +222,6 @@ COMMANDS: Final[tuple[Command, ...]] = (
         ignores_settings=True,
     ),
     Command(name="_broker", handler="d8mesh.processes.launcher:run_broker", takes_rest=True),
-    Command(name="_web", handler="d8mesh.processes.launcher:run_web", takes_rest=True),
+    Command(name="_web", handler="d8mesh.processes.web_main:run_web", takes_rest=True),
     Command(name="_process", handler="d8mesh.nodes.process:run", takes_rest=True),
 )

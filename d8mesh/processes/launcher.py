@@ -16,7 +16,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Final
@@ -44,11 +44,6 @@ FINAL_EXITS: Final = frozenset({2, 3, 4})
 #: The pause between looks at the children; the death of one ends it.
 CHILDREN_LOOK_S: Final = 0.2
 
-if sys.platform == "win32":
-    _NEW_GROUP: Final = subprocess.CREATE_NEW_PROCESS_GROUP
-else:
-    _NEW_GROUP: Final = 0
-
 _log: Final = logging.getLogger("d8mesh.orchestrator")
 
 
@@ -57,10 +52,9 @@ def run(config: Config, options: argparse.Namespace) -> int:
     data_folder.require(Path(config.data_dir), "orchestrator", "logs")
     logs.setup("orchestrator", level=config.log_level, folder=_logs(config), to_stderr=False)
     _refuse_taken_port(config)
-    launcher = _Launcher(config)
     stop = threading.Event()
     end_when_told(stop.set, with_parent=getattr(options, "with_parent", False))
-    return launcher.run(stop)
+    return _Launcher(config).run(stop)
 
 
 def pause_before_start(deaths: int, *, was_up: bool) -> float:
@@ -74,20 +68,13 @@ def run_broker(config: Config, options: argparse.Namespace) -> int:
     """Be the broker process; says on standard output when it is up."""
     from d8mesh.nodes.broker import Broker  # the launcher starts quicker without it
 
-    arguments = _child_arguments(options.rest)
+    web_port = int(options.rest[1]) if options.rest else None  # after --web-port
     logs.setup("broker", level=config.log_level, folder=_logs(config), to_stderr=False)
-    broker = Broker(config, _journal(config).parent, web_port=arguments.web_port)
+    broker = Broker(config, _journal(config).parent, web_port=web_port)
     end_when_told(broker.stop)
     print(json.dumps({"event": "ready", **asdict(broker.ready)}), flush=True)
     broker.run()
     return 0
-
-
-def run_web(config: Config, options: argparse.Namespace) -> int:
-    """Be the REST process."""
-    from d8mesh.processes import web_main
-
-    return web_main.run_web(config, _child_arguments(options.rest).broker)
 
 
 @dataclass(slots=True, eq=False)
@@ -121,7 +108,9 @@ class _Launcher:
         code = 0
         try:
             while not stop.is_set():
-                code = self._look()
+                code = self._tend(self._broker, self._ready)
+                if not code and self._port:
+                    code = self._tend(self._web, self._web_ready)
                 if code:
                     break
                 self._news.wait(CHILDREN_LOOK_S if self._said else 0.02)
@@ -134,12 +123,8 @@ class _Launcher:
             self._console.stopped()
         return code
 
-    def _look(self) -> int:
-        """Start what is not running; return an exit code if there is no use in going on."""
-        code = self._tend(self._broker, self._ready)
-        return code or (self._tend(self._web, self._web_ready) if self._port else 0)
-
     def _tend(self, child: _Child, tell: Callable[[str], None]) -> int:
+        """Start it if it is not running; return an exit code if there is no use in going on."""
         while not child.lines.empty():
             child.is_up = True
             self._console.rose(child.name)
@@ -179,7 +164,7 @@ class _Launcher:
             cwd=HERE.start_folder,
             # A Ctrl-C reaches the whole group; the launcher alone decides what it means.
             process_group=None if sys.platform == "win32" else 0,
-            creationflags=_NEW_GROUP,
+            creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
         )
         child.started, child.is_up = now, False
         threading.Thread(
@@ -237,13 +222,6 @@ def _pump(
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(END_S)
     news.set()
-
-
-def _child_arguments(rest: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--broker", default="")
-    parser.add_argument("--web-port", type=int, default=None)
-    return parser.parse_args(rest)
 
 
 def _journal(config: Config) -> Path:

@@ -6,6 +6,7 @@ parent. Announces nothing: the broker does, and `launcher` starts and restarts t
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import contextlib
 import errno
@@ -50,16 +51,9 @@ _SPARE_DESCRIPTORS: Final = 1024
 _log: Final = logging.getLogger("d8mesh.web")
 
 
-def run_web(config: Config, broker: str) -> int:
-    """Serve REST until told to stop, or until the parent is gone.
-
-    Args:
-        broker: its ``tcp://HOST:PORT``.
-
-    Raises:
-        ConfigError: FLASK_HOST is a public address.
-        D8Error: the port cannot be used.
-    """
+def run_web(config: Config, options: argparse.Namespace) -> int:
+    """Serve REST until told to stop, or until the parent is gone: ``--broker tcp://HOST:PORT``."""
+    _, broker = options.rest
     folder = Path(config.data_dir) / "logs"
     logs.setup("web", level=config.log_level, folder=folder, to_stderr=False)
     refuse_public(config)
@@ -121,10 +115,9 @@ def bind_patiently(host: str, port: int) -> socket.socket:
         try:
             return bind("127.0.0.1" if host == "localhost" else host, port)
         except OSError as error:
-            if time.monotonic() < until:
-                time.sleep(0.1)
-                continue
-            raise refused_bind(host, port, error) from error
+            if time.monotonic() >= until:
+                raise refused_bind(host, port, error) from error
+        time.sleep(0.1)
 
 
 def refused_bind(host: str, port: int, error: OSError) -> D8Error:
