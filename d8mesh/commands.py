@@ -205,6 +205,6 @@ COMMANDS: Final[tuple[Command, ...]] = (
         ignores_settings=True,
     ),
     Command(name="_broker", runs="d8mesh.processes.launcher:run_broker", takes_rest=True),
-    Command(name="_web", runs="d8mesh.processes.launcher:run_web", takes_rest=True),
+    Command(name="_web", runs="d8mesh.processes.web_main:run_web", takes_rest=True),
     Command(name="_process", runs="d8mesh.nodes.process:run", takes_rest=True),
 )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import signal
 import threading
 from functools import partial
 from typing import Final
@@ -11,7 +10,7 @@ from typing import Final
 from d8mesh.apps.children import CHILDREN_DRAIN_S, Children
 from d8mesh.config import Config
 from d8mesh.edge.terminal import say, tell
-from d8mesh.processes.parent import end_with_parent, stop_signals
+from d8mesh.processes.parent import end_when_told
 from d8mesh.words import tr
 
 #: How often the children are looked at.
@@ -22,10 +21,7 @@ def run(config: Config, options: argparse.Namespace) -> int:
     """Run both until Ctrl-C, or until one ends; return the exit code."""
     del config  # the children inherit the settings
     stop = threading.Event()
-    for number in stop_signals():
-        signal.signal(number, lambda *_: stop.set())
-    if options.with_parent:
-        end_with_parent(stop.set)
+    end_when_told(stop.set, with_parent=options.with_parent)
     with Children({}) as children:
         running = [
             children.start(name, name, on_line=partial(_tell, name))

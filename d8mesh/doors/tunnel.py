@@ -144,8 +144,7 @@ class Link:
         if wait_s and not self._incoming:
             await self._bell.is_rung(wait_s)
         self.used_at = self._loop.time()
-        found: list[bytes] = []
-        size = 0
+        found, size = list[bytes](), 0
         while self._incoming and self.polls == poll:
             size += len(self._incoming[0])
             if found and size > MAX_ANSWER_BYTES:

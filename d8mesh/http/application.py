@@ -92,13 +92,13 @@ class Application:
     ) -> Response:
         if request.method in ("GET", "HEAD"):
             return await route.call(request, **values)
-        is_taken, size = False, 0
+        is_taken = False
         try:
-            size = await self._read(request, receive, route)
+            await self._read(request, receive, route)
             if request.body:
                 _check_type(request, route.takes)
             if route.schema is not None:
-                request.value = await off_loop(size, route.schema, request.body)
+                request.value = await off_loop(len(request.body), route.schema, request.body)
             is_taken = True
             return await route.call(request, **values)
         except (D8Error, Refusal) as error:
@@ -106,34 +106,28 @@ class Application:
                 await route.on_untaken(request, error, **values)
             raise
         finally:
-            self._held_bytes -= size
+            self._held_bytes -= request.received_bytes
 
-    async def _read(self, request: Request, receive: Receive, route: HttpRoute) -> int:
-        """Take in the whole body, as much as the route allows; return its size, which is held."""
+    async def _read(self, request: Request, receive: Receive, route: HttpRoute) -> None:
+        """Take in the whole body, as much as the route allows; it counts as held from then on."""
         limit = route.max_body_bytes
         if int(request.fields.get("content-length", "0")) > limit:
             raise _too_large(limit)
         parts: list[bytes] = []
-        size, has_more = 0, True
-        try:
-            while has_more:
-                message = await receive()
-                if message["type"] != "http.request":
-                    raise EOFError
-                part = message.get("body", b"")
-                parts.append(part)
-                size += len(part)
-                self._held_bytes += len(part)
-                if size > limit:
-                    raise _too_large(limit)
-                if self._held_bytes > MAX_HELD_BYTES and size > OFF_LOOP_BYTES:
-                    raise _flood("bodies")
-                has_more = message.get("more_body", False)
-        except BaseException:
-            self._held_bytes -= size
-            raise
+        has_more = True
+        while has_more:
+            message = await receive()
+            if message["type"] != "http.request":
+                raise EOFError
+            parts.append(message.get("body", b""))
+            request.received_bytes += len(parts[-1])
+            self._held_bytes += len(parts[-1])
+            if request.received_bytes > limit:
+                raise _too_large(limit)
+            if self._held_bytes > MAX_HELD_BYTES and request.received_bytes > OFF_LOOP_BYTES:
+                raise _flood("bodies")
+            has_more = message.get("more_body", False)
         request.body = b"".join(parts)
-        return size
 
     def _told(
         self, request: Request, door: Door, error: D8Error | Refusal, *, why: str = ""

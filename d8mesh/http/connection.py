@@ -206,7 +206,7 @@ class Connection(asyncio.BufferedProtocol):
 
     async def _receive(self) -> Message:
         """Return what has come of the body; after its end, wait for the caller to leave."""
-        if not self._is_lost and self._waits_for_100():
+        if self._waits_for_100():
             self._write(b"HTTP/1.1 100 Continue\r\n\r\n")
         while not self._is_lost:
             asked = self._asked[0]
@@ -221,11 +221,11 @@ class Connection(asyncio.BufferedProtocol):
 
     def _waits_for_100(self) -> bool:
         """Return whether the caller waits to be told that its body is wanted."""
-        asked = self._asked[0]
-        if asked.is_whole or asked.received_bytes or asked.scope["http_version"] != "1.1":
+        asked = None if self._is_lost else self._asked[0]
+        if asked is None or asked.is_whole or asked.received_bytes:
             return False
         headers = [(name, value.lower()) for name, value in asked.scope["headers"]]
-        return (b"expect", b"100-continue") in headers
+        return asked.scope["http_version"] == "1.1" and (b"expect", b"100-continue") in headers
 
     async def _send(self, message: Message) -> None:
         """Send a part of the answer; nothing if the caller has left."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, TypeAlias
+from typing import Any, Final
 
 from werkzeug.datastructures import Headers
 from werkzeug.sansio.request import Request as SansIoRequest
@@ -18,13 +18,6 @@ SMALL_BODY_BYTES: Final = 1_048_576
 #: Largest body of all: a batch of frames as `edge.transport.tunnel` cuts them, and its envelope.
 MAX_BODY_BYTES: Final = 41 * 1024 * 1024
 
-#: ``async def call(request, **values of the rule) -> Response``
-Call: TypeAlias = Callable[..., Awaitable[Response]]
-#: Makes of a body what the call finds in `request.value`; it may run on a thread.
-Schema: TypeAlias = Callable[[bytes], Any]
-#: ``async def on_untaken(request, error, **values of the rule)``
-Untaken: TypeAlias = Callable[..., Awaitable[None]]
-
 
 class Request(SansIoRequest):
     """One request; `args`, `headers`, `mimetype` and the like are Werkzeug's.
@@ -35,6 +28,7 @@ class Request(SansIoRequest):
     """
 
     body: bytes = b""
+    received_bytes: int = 0
     value: Any = None
 
     def __init__(self, scope: Scope) -> None:
@@ -58,8 +52,11 @@ class HttpRoute:
     """One call of a door.
 
     rule: a path as Werkzeug's rules have it, ``/api/tasks/<task_id>/wait``.
+    call: ``async def call(request, **values of the rule) -> Response``
+    schema: makes of a body what the call finds in `request.value`; it may run on a thread.
     method: GET serves HEAD too.
-    on_untaken: told, before that is answered, when the body is refused for what it is.
+    on_untaken: ``(request, error, **values of the rule)``; told, before that is answered, when
+        the body is refused for what it is.
     takes: the media type of bodies.
     is_light: answers without `Door.before`.
     ends_with_caller: the call is cancelled when its caller leaves, as that of a GET always is;
@@ -67,10 +64,10 @@ class HttpRoute:
     """
 
     rule: str
-    call: Call
-    schema: Schema | None = None
+    call: Callable[..., Awaitable[Response]]
+    schema: Callable[[bytes], Any] | None = None
     method: str = "GET"
-    on_untaken: Untaken | None = None
+    on_untaken: Callable[..., Awaitable[None]] | None = None
     takes: str = JSON
     max_body_bytes: int = SMALL_BODY_BYTES
     is_light: bool = False

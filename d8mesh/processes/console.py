@@ -24,7 +24,7 @@ ANY_ADDRESS: Final = ("0.0.0.0", "::")
 
 
 class OrchestratorConsole:
-    """Says what happens to an orchestrator."""
+    """Says what happens to an orchestrator, whose data is in a folder."""
 
     def __init__(
         self, config: Config, folder: Path, *, say: Callable[[str], None] = print_line

@@ -19,38 +19,30 @@ LAST_TEXTS_S: Final = 1.0
 
 
 class FailureConsole:
-    """Prints what it is shown, in order.
-
-    Thread: any.
-    """
+    """Prints what it is shown, in order, by whatever thread."""
 
     def __init__(self, say: Callable[[str], None] = say_anyway) -> None:
         self._say = say
         self._waiting: deque[str] = deque(maxlen=MAX_WAITING_TEXTS)
-        self._has_some = threading.Condition()
+        self._calls = threading.Semaphore(0)
         self._is_closed = False
         self._thread = threading.Thread(target=self._print, name="failures", daemon=True)
         self._thread.start()
 
     def show(self, text: str) -> None:
         """Print this when its turn comes; returns at once."""
-        with self._has_some:
-            self._waiting.append(text)
-            self._has_some.notify()
+        self._waiting.append(text)
+        self._calls.release()
 
     def close(self) -> None:
         """Print what waits, if that is possible soon, and end."""
-        with self._has_some:
-            self._is_closed = True
-            self._has_some.notify()
+        self._is_closed = True
+        self._calls.release()
         self._thread.join(LAST_TEXTS_S)
 
     def _print(self) -> None:
-        while True:
-            with self._has_some:
-                while not self._waiting:
-                    if self._is_closed:
-                        return
-                    self._has_some.wait()
-                text = self._waiting.popleft()
-            self._say(text)
+        while self._calls.acquire():
+            if self._waiting:
+                self._say(self._waiting.popleft())
+            elif self._is_closed:
+                return

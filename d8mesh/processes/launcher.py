@@ -12,11 +12,10 @@ import contextlib
 import json
 import logging
 import queue
-import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Final
@@ -24,14 +23,9 @@ from typing import Final
 from d8mesh.config import Config
 from d8mesh.edge import data_folder, logs
 from d8mesh.edge.logs import event
+from d8mesh.edge.network import bind
 from d8mesh.processes.console import OrchestratorConsole
-from d8mesh.processes.parent import (
-    ask_to_end,
-    end_with_parent,
-    exit_code_of,
-    start_child,
-    stop_signals,
-)
+from d8mesh.processes.parent import ask_to_end, end_when_told, exit_code_of, start_child
 
 #: Pauses before a child that died is brought back: none, then these, doubling up to a cap.
 FIRST_RESTART_S: Final = 0.1
@@ -52,22 +46,13 @@ _log: Final = logging.getLogger("d8mesh.orchestrator")
 
 
 def run(config: Config, options: argparse.Namespace) -> int:
-    """Run an orchestrator until it is told to stop; return the exit code.
-
-    Raises:
-        ConfigError: the data folder cannot be used.
-        D8Error: the REST port is taken.
-    """
+    """Run an orchestrator until it is told to stop; return the exit code."""
     data_folder.require(Path(config.data_dir), "orchestrator", "logs")
     logs.setup("orchestrator", level=config.log_level, folder=_logs(config), to_stderr=False)
     _refuse_taken_port(config)
-    launcher = _Launcher(config)
     stop = threading.Event()
-    for number in stop_signals():
-        signal.signal(number, lambda *_: stop.set())
-    if options.with_parent:
-        end_with_parent(stop.set)
-    return launcher.run(stop)
+    end_when_told(stop.set, with_parent=options.with_parent)
+    return _Launcher(config).run(stop)
 
 
 def pause_before_start(deaths: int, *, was_up: bool) -> float:
@@ -81,23 +66,13 @@ def run_broker(config: Config, options: argparse.Namespace) -> int:
     """Be the broker process; says on standard output when it is up."""
     from d8mesh.nodes.broker import Broker  # the launcher starts quicker without it
 
-    arguments = _child_arguments(options.rest)
+    web_port = int(options.rest[1]) if options.rest else None  # after --web-port
     logs.setup("broker", level=config.log_level, folder=_logs(config), to_stderr=False)
-    broker = Broker(config, _journal(config).parent, web_port=arguments.web_port)
-    for number in stop_signals():
-        signal.signal(number, lambda *_: broker.stop())
-    end_with_parent(broker.stop)
+    broker = Broker(config, _journal(config).parent, web_port=web_port)
+    end_when_told(broker.stop)
     print(json.dumps({"event": "ready", **asdict(broker.ready)}), flush=True)
     broker.run()
     return 0
-
-
-def run_web(config: Config, options: argparse.Namespace) -> int:
-    """Be the REST process."""
-    from d8mesh.processes import web_main
-
-    arguments = _child_arguments(options.rest)
-    return web_main.run_web(config, arguments)
 
 
 @dataclass(slots=True, eq=False)
@@ -131,7 +106,9 @@ class _Launcher:
         code = 0
         try:
             while not stop.is_set():
-                code = self._look()
+                code = self._tend(self._broker, self._ready)
+                if not code and self._port:
+                    code = self._tend(self._web, self._web_ready)
                 if code:
                     break
                 self._news.wait(CHILDREN_LOOK_S if self._said else 0.02)
@@ -144,12 +121,8 @@ class _Launcher:
             self._console.stopped()
         return code
 
-    def _look(self) -> int:
-        """Start what is not running; return an exit code if there is no use in going on."""
-        code = self._tend(self._broker, self._ready)
-        return code or (self._tend(self._web, self._web_ready) if self._port else 0)
-
     def _tend(self, child: _Child, tell: Callable[[str], None]) -> int:
+        """Start it if it is not running; return an exit code if there is no use in going on."""
         while not child.lines.empty():
             child.is_up = True
             self._console.rose(child.name)
@@ -226,13 +199,6 @@ def _pump(
     news.set()
 
 
-def _child_arguments(rest: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--broker", default="")
-    parser.add_argument("--web-port", type=int, default=None)
-    return parser.parse_args(rest)
-
-
 def _journal(config: Config) -> Path:
     return Path(config.data_dir) / "orchestrator" / "journal.db"
 
@@ -242,14 +208,7 @@ def _logs(config: Config) -> Path:
 
 
 def _refuse_taken_port(config: Config) -> None:
-    """Say at once who holds the REST port: the child could only die of it.
-
-    Raises:
-        JournalHeldError: it is another orchestrator on this very journal.
-        D8Error: somebody else has it, or the address is not this machine's.
-    """
-    from d8mesh.edge.network import bind  # the launcher starts quicker without it
-
+    """Say at once who holds the REST port: the child could only die of it."""
     host = "127.0.0.1" if config.web_host == "localhost" else config.web_host
     try:
         bind(host, config.web_port).close()

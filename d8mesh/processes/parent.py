@@ -66,6 +66,14 @@ def stop_signals() -> tuple[signal.Signals, ...]:
     return (signal.SIGINT, getattr(signal, other))
 
 
+def end_when_told(stop: Callable[[], None], *, with_parent: bool = True) -> None:
+    """Call `stop` when a signal asks for it, or, if that is wanted, when the parent ends."""
+    for number in stop_signals():
+        signal.signal(number, lambda *_: stop())
+    if with_parent:
+        end_with_parent(stop)
+
+
 def end_with_parent(stop: Callable[[], None]) -> None:
     """Call `stop` when standard input, a pipe of the parent's, comes to its end."""
 

@@ -26,19 +26,15 @@ PER_SECOND: Final = 50.0
 MAX_ASKERS: Final = 1024
 
 
-class StatusServer:
+class StatusServer(ServerThread):
     """Shows what `report` returns, on the first free one of `ports`.
 
     Args:
-        host: the address to listen on, or ``localhost``.
-        ports: tried in turn.
-        report: the documented body; 200 if its ``status`` is ``healthy``, else 503.
-        allowed_hosts: as of D8_ALLOWED_HOSTS.
+        report: the documented body; 200 if its ``status`` is ``healthy``, else 503. It is called
+            from this server's thread.
 
     Raises:
         D8Error: no port is free.
-
-    Thread: `report` is called from this server's; the rest from any.
     """
 
     def __init__(
@@ -52,19 +48,10 @@ class StatusServer:
         self._report, self._guard = report, Guard(allowed_hosts)
         self._rates, self._rejections = _Rates(), Rejections()
         bound = _bind_first("127.0.0.1" if host == "localhost" else host, ports)
-        server = Server(self._serve, [bound], self._guard.admits, self._rejections)
-        self._server = ServerThread(server)
-        (self.port,) = server.ports
+        super().__init__(Server(self._show, [bound], self._guard.admits, self._rejections))
+        (self.port,) = self.ports
 
-    def start(self) -> None:
-        """Serve on a thread of its own."""
-        self._server.start()
-
-    def close(self) -> None:
-        """Stop serving."""
-        self._server.close()
-
-    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _show(self, scope: Scope, receive: Receive, send: Send) -> None:
         peer = scope["client"][0]
         try:
             response = self._answer(peer, scope)
@@ -93,8 +80,8 @@ class _Rates:
 
     def allows(self, address: str, now: float) -> bool:
         """Take a token; False if there is none."""
-        tokens, at = self._buckets.pop(address, (float(BURST), now))
-        tokens = min(float(BURST), tokens + (now - at) * PER_SECOND)
+        tokens, at = self._buckets.pop(address, (BURST, now))
+        tokens = min(BURST, tokens + (now - at) * PER_SECOND)
         is_allowed = tokens >= 1
         self._buckets[address] = (tokens - 1 if is_allowed else tokens, now)
         if len(self._buckets) > MAX_ASKERS:

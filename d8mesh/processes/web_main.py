@@ -13,7 +13,6 @@ import errno
 import json
 import logging
 import os
-import signal
 import socket
 import sys
 import threading
@@ -34,7 +33,7 @@ from d8mesh.http.application import Application
 from d8mesh.http.guard import Guard, Rejections
 from d8mesh.http.server import MAX_CONNECTIONS, Server
 from d8mesh.nodes.client.aio.node import AsyncNode
-from d8mesh.processes.parent import end_with_parent, stop_signals
+from d8mesh.processes.parent import end_when_told
 
 #: Partial output of a task submitted with ``"listen": true`` is kept so long after its end.
 KEPT_S: Final = 600.0
@@ -53,22 +52,14 @@ _log: Final = logging.getLogger("d8mesh.web")
 
 
 def run_web(config: Config, options: argparse.Namespace) -> int:
-    """Serve REST until told to stop, or until the parent is gone.
-
-    Args:
-        config: the settings.
-        options: `options.broker` is the ``tcp://HOST:PORT`` of the broker.
-
-    Raises:
-        ConfigError: FLASK_HOST is a public address.
-        D8Error: the port cannot be used.
-    """
+    """Serve REST until told to stop, or until the parent is gone: ``--broker tcp://HOST:PORT``."""
+    _, broker = options.rest
     folder = Path(config.data_dir) / "logs"
     logs.setup("web", level=config.log_level, folder=folder, to_stderr=False)
     refuse_public(config)
     _raise_descriptor_limit()
     bound = bind_patiently(config.web_host, config.web_port)
-    return asyncio.run(_serve(config, options.broker, bound))
+    return asyncio.run(_serve(config, broker, bound))
 
 
 async def _serve(config: Config, broker: str, bound: socket.socket) -> int:
@@ -107,34 +98,26 @@ async def _until_dead(mesh: AsyncNode) -> None:
 def _cancel_at_end(task: asyncio.Task[None]) -> None:
     """Cancel it when this process is to end; soon after it does so, whatever happens."""
 
-    def end(*_: object) -> None:
+    def end() -> None:
         last_resort = threading.Timer(WEB_END_S, os._exit, (0,))
         last_resort.daemon = True
         last_resort.start()
         with contextlib.suppress(RuntimeError):  # the loop has ended
             task.get_loop().call_soon_threadsafe(task.cancel)
 
-    for number in stop_signals():
-        signal.signal(number, end)
-    end_with_parent(end)
+    end_when_told(end)
 
 
 def bind_patiently(host: str, port: int) -> socket.socket:
-    """Return a socket bound to the port, waiting a little for an earlier process to end.
-
-    Raises:
-        ConfigError: the address is not this machine's.
-        D8Error: the port is taken.
-    """
+    """Return a socket bound to the port, waiting a little for an earlier process to end."""
     until = time.monotonic() + BIND_PATIENCE_S
     while True:
         try:
             return bind("127.0.0.1" if host == "localhost" else host, port)
         except OSError as error:
-            if time.monotonic() < until:
-                time.sleep(0.1)
-                continue
-            raise refused_bind(host, port, error) from error
+            if time.monotonic() >= until:
+                raise refused_bind(host, port, error) from error
+        time.sleep(0.1)
 
 
 def refused_bind(host: str, port: int, error: OSError) -> D8Error:
@@ -159,11 +142,7 @@ def refused_bind(host: str, port: int, error: OSError) -> D8Error:
 
 
 def refuse_public(config: Config) -> None:
-    """Never listen on a public address by accident.
-
-    Raises:
-        ConfigError: FLASK_HOST is one, and no key keeps strangers out.
-    """
+    """Never listen on a public address by accident: it takes a key, which keeps strangers out."""
     host = config.web_host
     is_any = host in ("0.0.0.0", "::", "localhost")
     if not is_any and not is_admissible(host) and not (config.mesh_key and config.allow_public):

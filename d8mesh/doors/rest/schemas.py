@@ -7,13 +7,11 @@ from __future__ import annotations
 
 import re
 from difflib import get_close_matches
-from functools import cache
 from itertools import islice
 from typing import Annotated, Any, Final, NamedTuple, TypeVar
 
 import msgspec
 from msgspec import Meta, Struct
-from msgspec.structs import fields
 
 from d8mesh.core.protocol.json_model import check_json
 from d8mesh.core.protocol.messages import MAX_BATCH_TASKS, MAX_NAMES, MAX_WARNINGS, Group
@@ -110,11 +108,7 @@ class Wanted(NamedTuple):
 
 
 def submit_of(body: bytes) -> Wanted:
-    """Return what ``POST /api/tasks/submit`` asks for.
-
-    Raises:
-        InvalidTaskError, PayloadTooLargeError: it is not as described; so do all that follow.
-    """
+    """Return what ``POST /api/tasks/submit`` asks for."""
     value = parse_json(body)
     task = convert(value, SubmitOne)
     return Wanted(groups_of([task], is_batch=False), task.listen, unknown_keys(value, SubmitOne))
@@ -175,12 +169,9 @@ def report_of(kind: type[_R], body: bytes) -> _R:
 
 
 def convert(value: object, kind: type[_T], *, path: str = "") -> _T:
-    """Return `value`, which stands at `path` of a body, as a `kind`.
+    """Return `value`, which stands at `path` of a body, as a `kind`, or name what is wrong there.
 
     A null means that a field is not given, if it need not be.
-
-    Raises:
-        InvalidTaskError: a field is missing, of a wrong type or out of range; it is named.
     """
     if not isinstance(value, dict):
         raise InvalidTaskError(f"the body is {_name(value)}, expected an object")
@@ -205,7 +196,8 @@ def _without_nulls(value: Any, kind: object) -> Any:
     """Return an object without the nulls of fields that may be left out."""
     if not isinstance(value, dict) or not (isinstance(kind, type) and issubclass(kind, Struct)):
         return value
-    optional = _optional(kind)
+    known, defaults = kind.__struct_fields__, kind.__struct_defaults__
+    optional = known[len(known) - len(defaults) :]
     if any(item is None and key in optional for key, item in value.items()):
         value = {k: item for k, item in value.items() if item is not None or k not in optional}
     if kind is SubmitBatch and isinstance(tasks := value.get("tasks"), list):
@@ -213,17 +205,8 @@ def _without_nulls(value: Any, kind: object) -> Any:
     return value
 
 
-@cache
-def _optional(kind: type[Struct]) -> frozenset[str]:
-    return frozenset(field.name for field in fields(kind) if not field.required)
-
-
 def idempotency_key(header: str | None) -> str:
-    """Return the key of a submit, empty if there is none.
-
-    Raises:
-        InvalidTaskError: it is not 1 to 128 printable characters.
-    """
+    """Return the key of a submit, empty if there is none."""
     if header is None:
         return ""
     if not _KEY.fullmatch(header):
@@ -233,14 +216,11 @@ def idempotency_key(header: str | None) -> str:
 
 def _told(text: str) -> str:
     """Return msgspec's message in the words of the contract, the field first."""
-    missing = _MISSING.fullmatch(text)
-    if missing is not None:
+    if missing := _MISSING.fullmatch(text):
         name, path = missing.groups()
         return f"Missing field: {path + '.' if path else ''}{name}"
     placed = _AT.fullmatch(text)
-    if placed is None:
-        return text[:300]
-    return f"{placed[2]}: {placed[1]}"[:300]
+    return (f"{placed[2]}: {placed[1]}" if placed else text)[:300]
 
 
 def _name(value: object) -> str:

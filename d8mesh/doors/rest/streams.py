@@ -107,10 +107,8 @@ class StreamCalls:
                 continue
             yield "alive"
             if time.monotonic() >= next_look:
-                next_look, is_over = (
-                    time.monotonic() + FINISHED_LOOK_S,
-                    await self._is_finished(task_id),
-                )
+                next_look = time.monotonic() + FINISHED_LOOK_S
+                is_over = await self._is_finished(task_id)
 
     def _events_of(self, heard: Stream, position: Position) -> Iterator[Event]:
         known = position.next_seq if heard.attempt == position.attempt else 0

@@ -16,7 +16,6 @@ from d8mesh.http.answers import Response, answer
 from d8mesh.http.off_loop import off_loop
 from d8mesh.http.routes import Request
 from d8mesh.nodes.client.aio.node import AsyncNode
-from d8mesh.nodes.client.groups import Sent
 
 #: How long a question may take: the broker answers in milliseconds.
 BROKER_ASK_S: Final = 10.0
@@ -38,15 +37,16 @@ class TaskCalls:
 
     async def submit(self, request: Request) -> Response:
         """``POST /api/tasks/submit``"""
-        sent = await self._submit(request)
-        (task_id,) = sent.ids
-        told = {"task_id": task_id, "status": "submitted", "message": f"Task {task_id} submitted"}
-        return _submitted(told, request.value, sent)
+
+        def told(ids: list[str]) -> dict[str, Any]:
+            message = f"Task {ids[0]} submitted"
+            return {"task_id": ids[0], "status": "submitted", "message": message}
+
+        return await self._submit(request, told)
 
     async def submit_batch(self, request: Request) -> Response:
         """``POST /api/tasks/submit_batch``"""
-        sent = await self._submit(request)
-        return _submitted({"task_ids": sent.ids, "status": "submitted"}, request.value, sent)
+        return await self._submit(request, lambda ids: {"task_ids": ids, "status": "submitted"})
 
     async def status(self, request: Request, task_id: str) -> Response:
         """``GET /api/tasks/status/{id}``"""
@@ -95,14 +95,20 @@ class TaskCalls:
     async def _ask(self, what: str, task_id: str, **more: object) -> dict[str, Any]:
         return await self._mesh.ask(what, {"id": _id(task_id), **more}, BROKER_ASK_S)
 
-    async def _submit(self, request: Request) -> Sent:
+    async def _submit(
+        self, request: Request, told: Callable[[list[str]], dict[str, Any]]
+    ) -> Response:
+        """Submit, and answer with the ids, and with each warning once, if there are any."""
         wanted: Wanted = request.value
-        return await self._mesh.submit_groups(
+        sent = await self._mesh.submit_groups(
             wanted.groups,
             key=idempotency_key(request.fields.get("idempotency-key")),
             is_listened=wanted.is_listened,
             timeout_s=SUBMIT_S,
         )
+        warnings = list(dict.fromkeys([*wanted.warnings, *sent.warnings]))[:MAX_WARNINGS]
+        body = told(sent.ids) | ({"warnings": warnings} if warnings else {})
+        return answer(body, 200 if sent.is_repeat else 201)
 
 
 async def _told(body: dict[str, Any], make: Callable[[], dict[str, Any]]) -> Response:
@@ -110,13 +116,6 @@ async def _told(body: dict[str, Any], make: Callable[[], dict[str, Any]]) -> Res
     bodies = body.get("tasks") or (body,)
     size = sum(len(each.get(name) or b"") for each in bodies for name in ("result", "data"))
     return await off_loop(size, lambda make: answer(make()), make)
-
-
-def _submitted(told: dict[str, Any], wanted: Wanted, sent: Sent) -> Response:
-    """Answer a submit, with its warnings, each text once, if there are any."""
-    warnings = list(dict.fromkeys([*wanted.warnings, *sent.warnings]))[:MAX_WARNINGS]
-    told |= {"warnings": warnings} if warnings else {}
-    return answer(told, 200 if sent.is_repeat else 201)
 
 
 def _id(task_id: str) -> str:
