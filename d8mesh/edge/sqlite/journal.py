@@ -64,10 +64,7 @@ class Journal:
     """The writing connection.
 
     Args:
-        path: the database file; its folder is made.
-        synchronous: FULL; anything else only for showing that it loses.
-        vfs: SQLite's way to the disk; empty: the usual one.
-        checkpoint_pages: the log file is folded back when it has this many pages.
+        path: the database file; its folder is made. For the others see `files.connect`.
 
     Raises:
         JournalHeldError: another process has it open.

@@ -41,10 +41,7 @@ class Outbox:
     """The results in one folder. The caller holds the folder's lock (`edge.identity`).
 
     Args:
-        folder: where the file lies; made if missing.
-        synchronous: FULL; anything else only for showing that it loses.
-        vfs: SQLite's way to the disk; empty: the usual one.
-        checkpoint_pages: the log file is folded back when it has this many pages.
+        folder: where the file lies; made if missing. For the others see `files.connect`.
 
     Raises:
         OutboxBrokenError: the file is damaged or of a newer version.

@@ -27,7 +27,8 @@ MAX_ROW_BYTES: Final = 1_000_000_000
 
 _LEAF, _INNER, _INDEX_LEAF, _INDEX_INNER = 0x0D, 0x05, 0x0A, 0x02
 _MAGIC: Final = b"SQLite format 3\x00"
-_INTEGER_BYTES: Final = (0, 1, 2, 3, 4, 6, 8)
+#: Of a column by its kind: NULL, integers, a real, the numbers 0 and 1.
+_WIDTHS: Final = (0, 1, 2, 3, 4, 6, 8, 8, 0, 0)
 
 
 class Row(NamedTuple):
@@ -146,7 +147,9 @@ class Trees:
 
     def __init__(self, pages: Pages) -> None:
         self._pages = pages
-        self._usable = pages.page_bytes - _reserved(pages)
+        head = pages.page(1) if pages.has_head else None
+        reserved = 0 if head is None or head[20] >= 128 else head[20]
+        self._usable = pages.page_bytes - reserved
         self._seen: set[int] = set()
 
     def roots(self) -> dict[str, int]:
@@ -171,13 +174,12 @@ class Trees:
         Args:
             kind: ``table`` or ``index``.
         """
-        wanted = _LEAF if kind == "table" else _INDEX_LEAF
-        free = self._free()
+        with_id, free = kind == "table", self._free()
+        wanted = _LEAF if with_id else _INDEX_LEAF
         for number in range(2, self._pages.count + 1):
             page = self._pages.page(number)
             if number in self._seen or number in free or page is None or page[0] != wanted:
                 continue
-            with_id = kind == "table"
             last = LOWEST
             for at in self._cells(page, 0):
                 try:
@@ -330,11 +332,6 @@ class Trees:
         return free
 
 
-def _reserved(pages: Pages) -> int:
-    head = pages.page(1)
-    return head[20] if pages.has_head and head is not None and head[20] < 128 else 0
-
-
 def _inner_cell(page: memoryview, at: int) -> tuple[int, int]:
     key, _ = _varint(page, at + 4)
     return _u32(page, at), key - ((key >> 63) << 64)
@@ -384,13 +381,9 @@ def _values(data: bytes, size: int) -> list[Value]:
 
 
 def _width(kind: int) -> int:
-    if kind < 7:
-        return _INTEGER_BYTES[kind]
-    if kind == 7:
-        return 8
     if kind in (10, 11):
         raise _DamagedError
-    return 0 if kind < 12 else (kind - 12) // 2
+    return _WIDTHS[kind] if kind < 10 else (kind - 12) // 2
 
 
 def _value(kind: int, data: bytes) -> Value:

@@ -227,11 +227,7 @@ class Builder:
     def _drop_pruned(self) -> None:
         """What was pruned may still lie on pages that were not used again."""
         for table in ("batches", "outcomes"):
-            self.db.execute(
-                f"DELETE FROM {table} WHERE EXISTS (SELECT 1 FROM pruned p WHERE p.first ="
-                f" (SELECT max(first) FROM pruned WHERE first <= {table}.first)"
-                f" AND {table}.first < p.first + p.count)"
-            )
+            self.db.execute(f"DELETE FROM {table} WHERE {_within('pruned', f'{table}.first')}")
 
     def _make_batches(self) -> None:
         """Make batches for the tasks hinted at that no batch has, and note them as lost."""
@@ -253,11 +249,8 @@ class Builder:
 
     def _fit_outcomes(self) -> None:
         """Drop outcomes that belong to no batch or reach over its end."""
-        self.db.execute(
-            "DELETE FROM outcomes WHERE NOT EXISTS (SELECT 1 FROM batches b WHERE b.first ="
-            " (SELECT max(first) FROM batches WHERE first <= outcomes.first)"
-            " AND outcomes.first + outcomes.count <= b.first + b.count)"
-        )
+        is_within = _within("batches", "outcomes.first", " + outcomes.count - 1")
+        self.db.execute(f"DELETE FROM outcomes WHERE NOT {is_within}")
         self._contradicts("outcomes", self.db.changes())
 
     def _name_sessions(self, *, are_whole: bool) -> None:
@@ -343,12 +336,8 @@ class Builder:
 
     def _fit_rest(self) -> None:
         """Drop what speaks of tasks that are not there, or that are finished."""
-        inside = "EXISTS (SELECT 1 FROM batches b WHERE b.first = (SELECT max(first) FROM batches"
         for table, row in (("failures", "row"), ("keys", "first")):
-            self.db.execute(
-                f"DELETE FROM {table} WHERE NOT {inside} WHERE first <= {table}.{row})"
-                f" AND {table}.{row} < b.first + b.count)"
-            )
+            self.db.execute(f"DELETE FROM {table} WHERE NOT {_within('batches', f'{table}.{row}')}")
         workers = {row[0] for row in fetch(self.db, "SELECT worker FROM workers")}
         for number, worker, blob in fetch(self.db, "SELECT number, worker, tasks FROM handouts"):
             attempts = _attempts(blob) or {}
@@ -362,6 +351,14 @@ class Builder:
             elif len(still) < len(attempts):
                 tasks = _encode((list(still), list(still.values())))
                 self.db.execute("UPDATE handouts SET tasks = ? WHERE number = ?", (tasks, number))
+
+
+def _within(table: str, row: str, to_last: str = "") -> str:
+    """Return the SQL for: the tasks from `row` on are in a batch, run or tombstone of `table`."""
+    return (
+        f"EXISTS (SELECT 1 FROM {table} w WHERE w.first = (SELECT max(first) FROM {table}"
+        f" WHERE first <= {row}) AND {row}{to_last} < w.first + w.count)"
+    )
 
 
 def _number(value: Value) -> int:

@@ -39,6 +39,8 @@ INDEXES: Final = {
     "bad_outcomes": "bad outcomes",
 }
 META_NAMES: Final = frozenset({"schema", "epoch", "secret", "broker_id", "created_at", WAITED})
+#: Those of which the first column is the row's id.
+_BY_ID: Final = frozenset(TABLES) - {"failures"}
 #: Rows of `failures` that were written before it had its last three columns.
 OLD_FAILURE_COLUMNS: Final = 7
 _SESSION: Final = re.compile(r"[0-9a-v]{16}", re.ASCII)
@@ -153,23 +155,20 @@ def _with_id(table: str, row: Row) -> list[Value]:
     """Put the row's id in the column that stands for it, and what older rows lack at their end."""
     if table == "failures" and len(row.values) == OLD_FAILURE_COLUMNS:
         return [*row.values, 0, 0.0, None]
-    if table in _FORMS and _FORMS[table].startswith("I"):
-        return [row.rowid, *row.values[1:]]
-    return row.values
+    return [row.rowid, *row.values[1:]] if table in _BY_ID else row.values
 
 
-#: What the columns hold. I: the row's id, i: a number that is not negative, r: a real or whole
-#: number, b: bytes, t: text, s: a session's name, f: 0 or 1, o: an outcome's state,
-#: ?: may be empty, *: anything.
+#: What the columns hold. i: a number that is not negative, r: a real or whole number, b: bytes,
+#: t: text, s: a session's name, f: 0 or 1, o: an outcome's state, ?: may be empty, *: anything.
 _FORMS: Final = {
-    "sessions": "Is",
-    "workers": "Itiitb?",
-    "totals": "Iiiiii",
-    "pruned": "Iiir",
-    "batches": "Iiibtrifb",
-    "outcomes": "Iioii?rb",
+    "sessions": "is",
+    "workers": "itiitb?",
+    "totals": "iiiiii",
+    "pruned": "iiir",
+    "batches": "iiibtrifb",
+    "outcomes": "iioii?rb",
     "failures": "iii?rfftirt?",
-    "handouts": "Iirb",
+    "handouts": "iirb",
     "meta": "t*",
     "keys": "tbii",
     "session names": "si",
@@ -179,18 +178,9 @@ _FORMS: Final = {
 }
 
 
-def _is_real(value: Value) -> bool:
-    return isinstance(value, (int, float))
-
-
-def _is_count(value: Value) -> bool:
-    return isinstance(value, int) and value >= 0
-
-
 _TESTS: Final[dict[str, Callable[[Value], bool]]] = {
-    "I": lambda value: isinstance(value, int) and value >= 0,
-    "i": _is_count,
-    "r": _is_real,
+    "i": lambda value: isinstance(value, int) and value >= 0,
+    "r": lambda value: isinstance(value, (int, float)),
     "b": lambda value: isinstance(value, bytes),
     "t": lambda value: isinstance(value, str),
     "s": lambda value: isinstance(value, str) and _SESSION.fullmatch(value) is not None,
@@ -213,9 +203,4 @@ def _fits(table: str, values: list[Value], *, is_cut: bool) -> bool:
     return table != "meta" or values[0] in META_NAMES
 
 
-def _parsed(form: str) -> list[tuple[str, bool]]:
-    found = re.findall(r"([^?])(\??)", form)
-    return [(kind, bool(mark)) for kind, mark in found]
-
-
-_PARSED: Final = {table: _parsed(form) for table, form in _FORMS.items()}
+_PARSED: Final = {table: re.findall(r"([^?])(\??)", form) for table, form in _FORMS.items()}
