@@ -64,6 +64,16 @@ def test_a_body_waits_outside_while_the_application_does(
         assert here.refused.noted == []  # it is not the caller who is slow
 
 
+def test_a_body_that_nobody_asked_for_is_kept_as_little_of_as_can_be(here: Served) -> None:
+    with here.connect() as caller:
+        caller.sendall(b"GET /wait HTTP/1.1\r\nHost: h\r\nContent-Length: 900000\r\n\r\n")
+        assert here.waiting.acquire(timeout=PATIENCE_S)
+        caller.sendall(b"x" * 400_000)
+        (found,) = here.server._connections
+        eventually(lambda: bool(found._paused_at))
+        assert len(found._asked[0].unread) <= 131_072
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_an_answer_that_breaks_off_is_not_taken_for_whole(here: Served) -> None:
     chunked = POST.replace(b"/body", b"/begun") + b"Transfer-Encoding: chunked\r\n\r\n"
