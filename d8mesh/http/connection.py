@@ -8,7 +8,9 @@ is refused here, as JSON, and ends the connection.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import socket
 from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
@@ -102,6 +104,8 @@ class Connection(asyncio.BufferedProtocol):
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
         transport.set_write_buffer_limits(WAITING_BYTES)
+        with contextlib.suppress(OSError):  # reset already; asyncio does this for its own sockets
+            transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._client = (transport.get_extra_info("peername") or ("", 0))[:2]
         self.peer = str(self._client[0])
         refusal = self._server.admit(self)

@@ -192,6 +192,15 @@ def test_two_requests_in_one_packet_are_both_answered_in_order(here: Served) -> 
     assert answer.index(b"one") < answer.index(b"two")
 
 
+def test_no_part_of_an_answer_waits_until_the_one_before_is_acknowledged(here: Served) -> None:
+    with here.connect() as caller:
+        caller.sendall(b"GET /scope HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert b"200 OK" in caller.recv(1000)
+        (found,) = here.server._connections
+        ours = found._transport.get_extra_info("socket")
+        assert ours.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
 def test_what_follows_a_good_request_is_refused_after_its_answer(here: Served) -> None:
     answer = here.say(b"GET /scope HTTP/1.1\r\nHost: x\r\n\r\nGET / HTTP/3.0\r\n\r\n")
     assert answer.index(b"200 OK") < answer.index(b"400 Bad Request")
