@@ -65,12 +65,7 @@ class Doorbell:
 
 
 async def require_broker(mesh: AsyncNode, waits: Places) -> None:
-    """Wait a short time for a broker that is away.
-
-    Raises:
-        BrokerUnavailableError: it has not come back, or too many wait already.
-        NodeClosedError: the client has ended.
-    """
+    """Wait a short time for a broker that is away, unless too many do; raise if it stays so."""
     if mesh.is_connected:
         return
     with waits.one() as may_wait:

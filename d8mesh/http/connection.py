@@ -8,7 +8,9 @@ is refused here, as JSON, and ends the connection.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import socket
 from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
@@ -44,10 +46,9 @@ STUCK_BYTES: Final = 65_536
 LINGER_S: Final = 2.0
 #: Requests of one connection that may wait for the answers before theirs.
 MAX_REQUESTS_AHEAD: Final = 64
-#: Bytes of a body that wait for the application before no more is read.
-INPUT_BYTES: Final = 262_144
-#: Output waiting for one slow reader before whoever writes it has to wait.
-OUTPUT_BYTES: Final = 65_536
+#: Bytes of a body that wait for the application before no more is read, and of an answer that
+#: wait for its reader before whoever writes it has to: thousands of connections may do both.
+WAITING_BYTES: Final = 65_536
 
 _log: Final = logging.getLogger("d8mesh.http")
 
@@ -102,7 +103,9 @@ class Connection(asyncio.BufferedProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
-        transport.set_write_buffer_limits(OUTPUT_BYTES)
+        transport.set_write_buffer_limits(WAITING_BYTES)
+        with contextlib.suppress(OSError):  # reset already; asyncio does this for its own sockets
+            transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._client = (transport.get_extra_info("peername") or ("", 0))[:2]
         self.peer = str(self._client[0])
         refusal = self._server.admit(self)
@@ -190,7 +193,7 @@ class Connection(asyncio.BufferedProtocol):
         self._beside_bytes = 0
         asked.unread += body
         asked.received_bytes += len(body)
-        if len(asked.unread) > INPUT_BYTES:
+        if len(asked.unread) > WAITING_BYTES:
             self._pause_reading()
         self._wake()
 

@@ -134,10 +134,7 @@ class Server:
 
 
 class ServerThread:
-    """A server in a loop and a thread of its own.
-
-    Thread: any; the application is called in the server's.
-    """
+    """A server in a loop and a thread of its own, where the application is called."""
 
     def __init__(self, server: Server) -> None:
         self._server = server

@@ -64,6 +64,16 @@ def test_a_body_waits_outside_while_the_application_does(
         assert here.refused.noted == []  # it is not the caller who is slow
 
 
+def test_a_body_that_nobody_asked_for_is_kept_as_little_of_as_can_be(here: Served) -> None:
+    with here.connect() as caller:
+        caller.sendall(b"GET /wait HTTP/1.1\r\nHost: h\r\nContent-Length: 900000\r\n\r\n")
+        assert here.waiting.acquire(timeout=PATIENCE_S)
+        caller.sendall(b"x" * 400_000)
+        (found,) = here.server._connections
+        eventually(lambda: bool(found._paused_at))
+        assert len(found._asked[0].unread) <= 131_072
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_an_answer_that_breaks_off_is_not_taken_for_whole(here: Served) -> None:
     chunked = POST.replace(b"/body", b"/begun") + b"Transfer-Encoding: chunked\r\n\r\n"
@@ -180,6 +190,15 @@ def test_two_requests_in_one_packet_are_both_answered_in_order(here: Served) -> 
     answer = here.say(first + POST + b"Content-Length: 3\r\n\r\ntwo")
     assert answer.count(b"200 OK") == 2
     assert answer.index(b"one") < answer.index(b"two")
+
+
+def test_no_part_of_an_answer_waits_until_the_one_before_is_acknowledged(here: Served) -> None:
+    with here.connect() as caller:
+        caller.sendall(b"GET /scope HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert b"200 OK" in caller.recv(1000)
+        (found,) = here.server._connections
+        ours = found._transport.get_extra_info("socket")
+        assert ours.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
 def test_what_follows_a_good_request_is_refused_after_its_answer(here: Served) -> None:
