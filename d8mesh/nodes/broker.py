@@ -371,13 +371,8 @@ class Broker:
 
 def _heard_worker(sighting: Sighting) -> None:
     """Note a worker of the mesh; it connects by itself, but one that cannot is found in the log."""
-    event(
-        _log,
-        logging.INFO,
-        "worker.heard",
-        worker=sighting.node_id,
-        addresses=",".join(sighting.addresses),
-    )
+    addresses = ",".join(sighting.addresses)
+    event(_log, logging.INFO, "worker.heard", worker=sighting.node_id, addresses=addresses)
 
 
 class _Questions:

@@ -35,6 +35,9 @@ from d8mesh.core.broker.state import (
     Reply,
     Retry,
     SayOwed,
+    ShowDetails,
+    ShowPage,
+    ShowTask,
     TellOutcomes,
     ThankForReport,
     Timer,
@@ -283,10 +286,17 @@ class Dispatcher:
         try:
             if isinstance(answer, Unreadable):
                 raise D8Error(answer.why)
-            if isinstance(then, ThankForReport):
-                self._polling.thank(then, answer)
-            else:
-                self._client_requests.go_on(then, answer)
+            match then:
+                case ThankForReport():
+                    self._polling.thank(then, answer)
+                case ShowTask():
+                    self._client_requests.show_task(then, answer)
+                case ShowDetails():
+                    self._client_requests.show_details(then, answer)
+                case ShowPage():
+                    self._client_requests.show_page(then, answer)
+                case _:
+                    self._client_requests.replay_source(then, answer)
         except Exception as error:
             self._refuse(then.peer, then.request, error, type(then).__name__)
 

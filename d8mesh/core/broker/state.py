@@ -104,46 +104,42 @@ class TellOutcomes(Struct, frozen=True, gc=False):
     ids: list[str]
 
 
-class ThankForReport(Struct, frozen=True, gc=False):
+class Asked(Struct, frozen=True):
+    """A question that waits for the store, and who waits for the answer."""
+
+    peer: Peer
+    request: int
+
+
+class ThankForReport(Asked, frozen=True):
     """A polling worker reported a task that is not open."""
 
-    peer: Peer
-    request: int
 
-
-class ShowTask(Struct, frozen=True):
+class ShowTask(Asked, frozen=True):
     """Answer with how a finished task stands, and with `more`; `is_brief`: its state only."""
 
-    peer: Peer
-    request: int
     id: str
     more: dict[str, object] = {}
     is_brief: bool = False
 
 
-class ShowDetails(Struct, frozen=True, gc=False):
+class ShowDetails(Asked, frozen=True):
     """Answer with how a task stands, its input and all that went wrong."""
 
-    peer: Peer
-    request: int
     id: str
 
 
-class ShowPage(Struct, frozen=True, gc=False):
+class ShowPage(Asked, frozen=True):
     """Answer with a page of tasks, those in a state only; `is_queue`: as the queue's."""
 
-    peer: Peer
-    request: int
     cursor: str
     state: str = ""
     is_queue: bool = False
 
 
-class Replay(Struct, frozen=True, gc=False):
+class Replay(Asked, frozen=True):
     """Submit a finished task again, as number `n` of a session."""
 
-    peer: Peer
-    request: int
     id: str
     session: str
     n: int

@@ -13,7 +13,7 @@ from __future__ import annotations
 import sys
 from bisect import bisect_right, insort
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from itertools import repeat
 from typing import Final
 
@@ -121,12 +121,6 @@ class TaskTable:
         found = self.find(task_id)
         assert found is not None  # state_of has just seen it
         return self._single(*found)
-
-    def batches(self) -> Iterator[Batch]:
-        """Yield the open batches, in no particular order."""
-        for held in self._batches.values():
-            for _, batch in held:
-                yield batch
 
     def batch_at(self, session: str, first: int) -> Batch | None:
         """Return the open batch that starts at `first`."""

@@ -127,18 +127,13 @@ def _recover(path: Path, note: Path, say: Callable[[str], None]) -> Recovered:
     aside = path.with_name(f"{path.stem}-broken-{stamp}{path.suffix}")
     report.moved_to = str(aside)
     told = aside.with_suffix(".json")
-    told.write_text(json.dumps(as_body(report), ensure_ascii=False, indent=1), "utf-8")
+    told.write_text(json.dumps(asdict(report), ensure_ascii=False, indent=1), "utf-8")
     part = note.with_name(note.name + ".part")
     part.write_text(json.dumps({"aside": aside.name}), "utf-8")
     sync(part)
     part.replace(note)
     _swap(path, note)
     return report
-
-
-def as_body(report: Recovered) -> dict[str, object]:
-    """Return the report as it is written and told to programs."""
-    return asdict(report)
 
 
 def _swap(path: Path, note: Path) -> Path:
