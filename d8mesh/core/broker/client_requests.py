@@ -174,10 +174,9 @@ class ClientRequests:
             self._state.task_watchers.setdefault(task_id, set()).add(client.session)
 
     def _tell_finished(self, client: ClientState, ids: list[str]) -> None:
+        then = TellOutcomes(client.session, ids)
         try:
-            self._state.ask_for(
-                client.peer, store.OutcomesOf(ids), TellOutcomes(client.session, ids)
-            )
+            self._state.ask_for(client.peer, store.OutcomesOf(ids), then)
         except FloodError as error:
             self._state.metrics.reject(error.code)  # the client asks again later
 

@@ -187,7 +187,7 @@ class Dispatcher:
             self._next_sweep = now + SWEEP_S
             self._sweep()
         if not self._restart.is_noted:
-            self._restart.note_back(now)
+            self._restart.note(now)
         self._scheduler.assign()
         self._polling.settle()
         self._outcomes.tell_all()

@@ -66,12 +66,7 @@ class Found:
 
 
 class Pages:
-    """The pages of a database with those that its log has committed laid over them.
-
-    Args:
-        database: the bytes of the file.
-        log: those of the ``-wal`` file; empty if there is none.
-    """
+    """The pages of a database with those that its log, empty if there is none, has committed."""
 
     def __init__(self, database: Sequence[int] | memoryview, log: memoryview) -> None:
         self._database = memoryview(database)  # type: ignore[arg-type]

@@ -75,9 +75,7 @@ class Recovered:
 def recover(path: Path, say: Callable[[str], None]) -> Recovered:
     """Make a journal that can be read out of one that cannot; a sound one is left alone.
 
-    Args:
-        path: the journal.
-        say: is told of progress, in words.
+    `say` is told of progress, in words.
 
     Raises:
         JournalHeldError: an orchestrator uses it.

@@ -77,12 +77,7 @@ class TableState:
 
 
 class Salvage:
-    """One damaged journal.
-
-    Args:
-        path: the database; its log is looked for beside it.
-        say: is told of progress, in words.
-    """
+    """One damaged journal; its log is looked for beside it. `say` is told of progress."""
 
     def __init__(self, path: Path, say: Callable[[str], None]) -> None:
         self._path, self._say = path, say
