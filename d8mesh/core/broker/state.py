@@ -17,7 +17,7 @@ from msgspec import Struct
 from d8mesh.core.broker.effects import Effect, Fault, Load, Peer, Record, Send
 from d8mesh.core.broker.metrics import Metrics
 from d8mesh.core.broker.queue import ReadyQueue
-from d8mesh.core.broker.store import Question
+from d8mesh.core.broker.store import PayloadsOf, PrunableBatches, Question
 from d8mesh.core.broker.task_table import TaskTable
 from d8mesh.core.broker.worker_registry import WorkerRegistry, WorkerState
 from d8mesh.core.protocol.messages import Answer, Message, Welcome
@@ -86,17 +86,6 @@ class CatchUp(Struct, frozen=True, gc=False):
 Timer: TypeAlias = Retry | PassDeadline | SayOwed | CatchUp
 
 
-class PageIn(Struct, frozen=True, gc=False):
-    """Take the payloads of a batch into memory."""
-
-    session: str
-    first: int
-
-
-class Prune(Struct, frozen=True, gc=False):
-    """Forget finished batches."""
-
-
 class TellOutcomes(Struct, frozen=True, gc=False):
     """Tell a client how tasks ended."""
 
@@ -147,7 +136,9 @@ class Replay(Asked, frozen=True):
 
 #: What a client waits for; a fault on the way is told to it.
 Reply: TypeAlias = ThankForReport | ShowTask | ShowDetails | ShowPage | Replay
-Continuation: TypeAlias = PageIn | Prune | TellOutcomes | Reply
+#: The broker's own questions say by themselves what goes on: payloads come into memory, batches
+#: are forgotten.
+Continuation: TypeAlias = PayloadsOf | PrunableBatches | TellOutcomes | Reply
 
 
 @dataclass(slots=True, eq=False)
