@@ -54,7 +54,6 @@ class _DamagedError(Exception):
 class Found:
     """What a walk over one tree saw beside the rows."""
 
-    pages: int = 0
     damaged_pages: list[int] = field(default_factory=list)
     damaged_cells: int = 0
     gaps: list[Gap] = field(default_factory=list)
@@ -251,7 +250,6 @@ class Trees:
     ) -> tuple[memoryview | None, int]:
         page = self._pages.page(number)
         head = 100 if number == 1 else 0
-        found.pages += 1
         if page is None or number in self._seen or depth > MAX_LEVELS or page[head] not in kinds:
             found.damaged_pages.append(number)
             return None, head
