@@ -93,18 +93,18 @@ class TellOutcomes(Struct, frozen=True, gc=False):
     ids: list[str]
 
 
-class Asked(Struct, frozen=True):
+class ClientAsked(Struct, frozen=True):
     """A question that waits for the store, and who waits for the answer."""
 
     peer: Peer
     request: int
 
 
-class ThankForReport(Asked, frozen=True):
+class ThankForReport(ClientAsked, frozen=True):
     """A polling worker reported a task that is not open."""
 
 
-class ShowTask(Asked, frozen=True):
+class ShowTask(ClientAsked, frozen=True):
     """Answer with how a finished task stands, and with `more`; `is_brief`: its state only."""
 
     id: str
@@ -112,13 +112,13 @@ class ShowTask(Asked, frozen=True):
     is_brief: bool = False
 
 
-class ShowDetails(Asked, frozen=True):
+class ShowDetails(ClientAsked, frozen=True):
     """Answer with how a task stands, its input and all that went wrong."""
 
     id: str
 
 
-class ShowPage(Asked, frozen=True):
+class ShowPage(ClientAsked, frozen=True):
     """Answer with a page of tasks, those in a state only; `is_queue`: as the queue's."""
 
     cursor: str
@@ -126,7 +126,7 @@ class ShowPage(Asked, frozen=True):
     is_queue: bool = False
 
 
-class Replay(Asked, frozen=True):
+class Replay(ClientAsked, frozen=True):
     """Submit a finished task again, as number `n` of a session."""
 
     id: str
