@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
 
@@ -13,7 +13,7 @@ import filelock
 from d8mesh.config import Config
 from d8mesh.edge.sqlite.outbox import LOCK_NAME, OUTBOX_NAME
 from d8mesh.edge.sqlite.recovery.mend import Mended, open_mended
-from d8mesh.edge.sqlite.recovery.recover import Recovered, as_body, recover
+from d8mesh.edge.sqlite.recovery.recover import Recovered, recover
 from d8mesh.edge.terminal import as_json, say, tell
 from d8mesh.errors import WorkerError
 
@@ -45,7 +45,7 @@ def run(config: Config, options: argparse.Namespace) -> int:
     journal = recover(data / JOURNAL, lambda text: None if options.json else tell(f"  {text} …"))
     outboxes = list(_outboxes(data / "workers"))
     if options.json:
-        say(as_json({"journal": as_body(journal), "outboxes": [_body(o) for o in outboxes]}))
+        say(as_json({"journal": asdict(journal), "outboxes": [_body(o) for o in outboxes]}))
     else:
         say("\n".join([*_words(journal), *(_line(each) for each in outboxes)]))
     if journal.outcome == "missing" and not outboxes:

@@ -103,10 +103,8 @@ class Broker:
     """One orchestrator's broker.
 
     Args:
-        config: the settings.
         folder: where the journal lies.
         web_port: the REST port to announce, None if there is none.
-        open_store: opens what keeps the facts.
 
     Raises:
         JournalHeldError: another orchestrator uses the journal.
@@ -270,7 +268,7 @@ class Broker:
         deliver = self._router.send  # never waits
         for send in sends:
             if not send.waits and not deliver(send.peer.routing_id, encode(send.message)):
-                follow_ups += self._missed(send)
+                follow_ups += self._dispatcher.undelivered(send.peer, send.message)
         # Encoded before the commit: who waits for it shall not wait for this too.
         waiting = [(send, encode(send.message)) for send in sends if send.waits]
         loads = [effect for effect in effects if type(effect) is Load]
@@ -296,7 +294,7 @@ class Broker:
         follow_ups: list[Effect] = []
         for send, frame in waiting:
             if not self._router.send(send.peer.routing_id, frame):
-                follow_ups += self._missed(send)
+                follow_ups += self._dispatcher.undelivered(send.peer, send.message)
             passed("broker.between_sends")
         passed("broker.after_sends")
         for load in loads:
@@ -323,10 +321,6 @@ class Broker:
         self._dispatcher.set_unconfirmed(self._held[0].now if self._held else math.inf)
         if follow_ups:
             self._perform(follow_ups)
-
-    def _missed(self, send: Send) -> list[Effect]:
-        """A message could not be sent: return what is to be done."""
-        return self._dispatcher.undelivered(send.peer, send.message)
 
     def _strike(self, peer: Peer, error: ProtocolError) -> None:
         """Drop a bad frame, count it, and tell its sender the first few times."""
@@ -371,13 +365,8 @@ class Broker:
 
 def _heard_worker(sighting: Sighting) -> None:
     """Note a worker of the mesh; it connects by itself, but one that cannot is found in the log."""
-    event(
-        _log,
-        logging.INFO,
-        "worker.heard",
-        worker=sighting.node_id,
-        addresses=",".join(sighting.addresses),
-    )
+    addresses = ",".join(sighting.addresses)
+    event(_log, logging.INFO, "worker.heard", worker=sighting.node_id, addresses=addresses)
 
 
 class _Questions:

@@ -7,6 +7,7 @@ from d8mesh.core.broker.records import NO_ATTEMPT
 from d8mesh.core.broker.task_table import TaskTable
 from d8mesh.core.broker.worker_registry import WorkerRegistry
 from d8mesh.core.protocol.task import TaskState
+from tests.core.plain_state import batches_of
 
 
 def check(brain: Dispatcher) -> None:
@@ -29,12 +30,12 @@ def check(brain: Dispatcher) -> None:
 def check_table(table: TaskTable) -> None:
     """Assert what must hold in a task table."""
     running = sum(task.state is TaskState.RUNNING for task in table.tasks.values())
-    unfinished = sum(batch.unfinished for batch in table.batches())
+    unfinished = sum(batch.unfinished for batch in batches_of(table))
     assert running == table.running, (running, table.running)
     assert unfinished == table.queued + table.running, (unfinished, table.queued, table.running)
-    loaded = sum(sum(map(len, batch.payloads or ())) for batch in table.batches())
+    loaded = sum(sum(map(len, batch.payloads or ())) for batch in batches_of(table))
     assert loaded == table.loaded_bytes, (loaded, table.loaded_bytes)
-    for batch in table.batches():
+    for batch in batches_of(table):
         assert 0 < batch.unfinished <= batch.count
         assert all(index >= batch.fresh for index in batch.gone), (batch.fresh, batch.gone)
     for task_id, task in table.tasks.items():

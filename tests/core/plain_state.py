@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterator
 from enum import Enum
 
 from d8mesh.core.broker.dispatcher import Dispatcher
 from d8mesh.core.broker.records import Batch, TaskRecord
 from d8mesh.core.broker.state import BrokerState, ClientState
+from d8mesh.core.broker.task_table import TaskTable
 from d8mesh.core.broker.worker_registry import WorkerState
+
+
+def batches_of(table: TaskTable) -> Iterator[Batch]:
+    """Yield the open batches, in no particular order."""
+    for held in table._batches.values():
+        for _, batch in held:
+            yield batch
+
 
 #: What the state has to work with and is no data.
 NO_DATA = ("signer", "draw")
@@ -30,7 +40,7 @@ def dump(brain: Dispatcher) -> dict[str, object]:
     return own | {
         "state": _fields(state, without=NO_DATA),
         "tasks": {task_id: _fields(task) for task_id, task in table.tasks.items()},
-        "batches": [_fields(batch) for batch in table.batches()],
+        "batches": [_fields(batch) for batch in batches_of(table)],
         "workers": [_fields(worker) for worker in state.registry.workers.values()],
         "clients": [_fields(client) for client in state.clients.values()],
     }

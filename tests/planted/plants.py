@@ -478,7 +478,7 @@ PLANTS: Final = (
     ),
     Plant(
         "name a replay before its commit",
-        "d8mesh.core.broker.client_requests:ClientRequests._replay_source",
+        "d8mesh.core.broker.client_requests:ClientRequests.replay_source",
         "self._state.answer(asked.peer, asked.request, task, waits=True)",
         "self._state.answer(asked.peer, asked.request, task)",
         PROMISES,

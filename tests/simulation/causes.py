@@ -51,17 +51,19 @@ class _Held:
     """An attempt in the hands of a worker: since when, and since when by its broker's waking."""
 
     worker_id: str
+    n: int
     since: float
     waking_since: float
 
 
 @dataclass(frozen=True, slots=True)
 class _Error:
-    """A counted error; `boot_id` is that of the worker that was lost with the attempt."""
+    """A counted error; `boot_id` is that of the worker that was lost with attempt `n`."""
 
     worker_id: str
     is_loss: bool
     boot_id: str = ""
+    n: int = 0
 
 
 class Causes:
@@ -142,14 +144,18 @@ class Causes:
         """A broker read a word of a worker that has a worker."""
         self._heard[broker, worker_id] = self.now
 
-    def joined(self, broker: str, worker_id: str, boot_id: str, held: list[str]) -> None:
-        """A worker said HELLO; what it holds since before is not lost, whatever was thought."""
+    def joined(self, broker: str, worker_id: str, boot_id: str, held: dict[str, int]) -> None:
+        """A worker said HELLO; an attempt that it holds since before is not lost after all.
+
+        Args:
+            held: task id -> which attempt of it.
+        """
         if self._boots.get((broker, worker_id)) == boot_id:
-            for task_id in held:
+            for task_id, n in held.items():
                 self._errors[task_id] = [
                     error
                     for error in self._errors.get(task_id, [])
-                    if (error.worker_id, error.boot_id) != (worker_id, boot_id)
+                    if (error.worker_id, error.boot_id, error.n) != (worker_id, boot_id, n)
                 ]
         self._boots[broker, worker_id] = boot_id
 
@@ -171,7 +177,8 @@ class Causes:
                 due_at = self._due[task_id][1]
                 self._due[task_id] = (self.now + due_at - at, due_at)
             if task_id in self._held:
-                self.handed_out(broker, task_id, self._held[task_id].worker_id)
+                held = self._held[task_id]
+                self.handed_out(broker, task_id, held.worker_id, held.n)
 
     # ------------------------------------------------------------- what is on the disk
 
@@ -189,12 +196,12 @@ class Causes:
         ):
             self._fail(task_id, f"was accepted as {spec} and is to be {wish}")
 
-    def handed_out(self, broker: str, task_id: str, worker_id: str) -> None:
+    def handed_out(self, broker: str, task_id: str, worker_id: str, n: int) -> None:
         """A worker has an attempt from now on."""
         run_at = self.wishes[task_id].run_at
         if run_at is not None and self._latest_at < run_at - ROUNDING_S:
             self._fail(task_id, f"is to run at {run_at} and was handed out at {self.at}")
-        self._held[task_id] = _Held(worker_id, self.now, self.now - self._still_s[broker])
+        self._held[task_id] = _Held(worker_id, n, self.now, self.now - self._still_s[broker])
 
     def requeued(self, broker: str, fact: Requeued) -> None:
         """Attempts have ended without an outcome."""
@@ -276,8 +283,10 @@ class Causes:
         # With the HELLO of a new start goes what an earlier one held: that is lost for good.
         if not is_loss:
             self._returns.pop(task_id, None)
+        held = self._held.get(task_id)
+        n = 0 if held is None else held.n
         boot_id = "" if why == _RESTARTED else self._boots.get((broker, worker_id), "")
-        self._errors.setdefault(task_id, []).append(_Error(worker_id, is_loss, boot_id))
+        self._errors.setdefault(task_id, []).append(_Error(worker_id, is_loss, boot_id, n))
 
     def _result_of(self, task_id: str, worker_id: str, why: str) -> bytes:
         """Return the result of an attempt that failed so at this worker; one not counted first."""

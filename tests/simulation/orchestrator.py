@@ -155,7 +155,14 @@ class Orchestrator:
         )
         match message:
             case m.WorkerHello():
-                held = list(message.held_ids)
+                claims = map(
+                    self.dispatcher.state.signer.check, message.held_tokens, message.held_ids
+                )
+                held = {
+                    task_id: claim.n
+                    for task_id, claim in zip(message.held_ids, claims, strict=True)
+                    if claim is not None
+                }
                 causes.heard(self.name, message.worker_id)
                 causes.joined(self.name, message.worker_id, message.boot_id, held)
                 return

@@ -109,11 +109,11 @@ class Safety:
             match fact:
                 case Assigned():
                     self._current[task_id] = n
-                    self.causes.handed_out(name, task_id, fact.worker_id)
+                    self.causes.handed_out(name, task_id, fact.worker_id, n)
                     self.note(task_id, f"handed out to {fact.worker_id}, attempt {n}")
                 case Adopted():
                     self._current[task_id] = max(n, self._current.get(task_id, 0))
-                    self.causes.handed_out(name, task_id, fact.worker_id)
+                    self.causes.handed_out(name, task_id, fact.worker_id, n)
                     self.note(task_id, f"goes on at {fact.worker_id}")
                 case Requeued():
                     self._current.pop(task_id, None)

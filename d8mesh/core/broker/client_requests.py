@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final, TypeAlias, assert_never
+from typing import Final, TypeAlias
 
 from msgspec import structs
 
@@ -174,10 +174,9 @@ class ClientRequests:
             self._state.task_watchers.setdefault(task_id, set()).add(client.session)
 
     def _tell_finished(self, client: ClientState, ids: list[str]) -> None:
+        then = TellOutcomes(client.session, ids)
         try:
-            self._state.ask_for(
-                client.peer, store.OutcomesOf(ids), TellOutcomes(client.session, ids)
-            )
+            self._state.ask_for(client.peer, store.OutcomesOf(ids), then)
         except FloodError as error:
             self._state.metrics.reject(error.code)  # the client asks again later
 
@@ -202,22 +201,6 @@ class ClientRequests:
         else:
             raise ForbiddenError(f"{message.what!r} is no question")
 
-    def go_on(
-        self, asked: ShowTask | ShowDetails | ShowPage | Replay, answer: store.StoreAnswer
-    ) -> None:
-        """Answer a question with what the store says; raises as `ask`."""
-        match asked:
-            case ShowTask():
-                self._show_task(asked, answer)
-            case ShowDetails():
-                self._show_details(asked, answer)
-            case ShowPage():
-                self._show_page(asked, answer)
-            case Replay():
-                self._replay_source(asked, answer)
-            case _:
-                assert_never(asked)
-
     def _status(self, peer: Peer, request: int, args: Args) -> None:
         task_id = _id(args, "id")
         if args.get("full") is True:
@@ -234,13 +217,15 @@ class ClientRequests:
         else:
             self._state.answer(asked.peer, asked.request, body | asked.more)
 
-    def _show_details(self, asked: ShowDetails, answer: store.StoreAnswer) -> None:
+    def show_details(self, asked: ShowDetails, answer: store.StoreAnswer) -> None:
+        """Answer with how a task stands and all that is kept of it."""
         more: Args = {"data": None, "history": []}
         if isinstance(answer, store.TaskDetails):
             more = {"data": answer.payload or None, "history": reports.history(answer.past)}
         self._tell_status(ShowTask(asked.peer, asked.request, asked.id, more))
 
-    def _show_task(self, asked: ShowTask, answer: store.StoreAnswer) -> None:
+    def show_task(self, asked: ShowTask, answer: store.StoreAnswer) -> None:
+        """Answer with a finished task."""
         if not isinstance(answer, store.FinishedTask):
             self._refuse_missing(asked, answer)
             return
@@ -272,7 +257,8 @@ class ClientRequests:
         question = _page(args, state=None if is_open else state, is_open=is_open)
         self._state.ask_for(peer, question, ShowPage(peer, request, question.cursor, wanted))
 
-    def _show_page(self, asked: ShowPage, answer: store.StoreAnswer) -> None:
+    def show_page(self, asked: ShowPage, answer: store.StoreAnswer) -> None:
+        """Answer with a page of a listing."""
         if not isinstance(answer, store.TaskPage):
             saw = f"cursor: saw {asked.cursor[:40]!r}, expected a next_cursor of this listing"
             self._state.refuse(asked.peer, asked.request, InvalidTaskError(saw))
@@ -315,7 +301,8 @@ class ClientRequests:
         asked = Replay(peer, request, task_id, client.session, n)
         self._state.ask_for(peer, store.DetailsOf(task_id), asked)
 
-    def _replay_source(self, asked: Replay, answer: store.StoreAnswer) -> None:
+    def replay_source(self, asked: Replay, answer: store.StoreAnswer) -> None:
+        """Submit again what the store has of a task; raises as `ask`."""
         if not isinstance(answer, store.TaskDetails) or answer.state is None:
             self._refuse_missing(asked, answer)
             return

@@ -15,6 +15,7 @@ from typing import Final, assert_never
 
 from msgspec import structs
 
+from d8mesh.core.broker import store
 from d8mesh.core.broker.admission import Admission
 from d8mesh.core.broker.client_requests import ClientRequests
 from d8mesh.core.broker.effects import Effect, Loaded, Peer
@@ -28,18 +29,18 @@ from d8mesh.core.broker.state import (
     CatchUp,
     ClientState,
     Continuation,
-    PageIn,
     PassDeadline,
     Policy,
-    Prune,
     Reply,
     Retry,
     SayOwed,
+    ShowDetails,
+    ShowPage,
+    ShowTask,
     TellOutcomes,
     ThankForReport,
     Timer,
 )
-from d8mesh.core.broker.store import OldBatches, PrunableBatches, Restored, StoreAnswer, Unreadable
 from d8mesh.core.broker.streaming import Streaming
 from d8mesh.core.broker.worker_registry import Dialect, WorkerState
 from d8mesh.core.broker.worker_sessions import WorkerSessions
@@ -77,7 +78,7 @@ class Dispatcher:
     def __init__(
         self,
         policy: Policy,
-        restored: Restored,
+        restored: store.Restored,
         draw: Callable[[], float],
         *,
         now: float = 0.0,
@@ -184,7 +185,7 @@ class Dispatcher:
             self._next_sweep = now + SWEEP_S
             self._sweep()
         if not self._restart.is_noted:
-            self._restart.note_back(now)
+            self._restart.note(now)
         self._scheduler.assign()
         self._polling.settle()
         self._outcomes.tell_all()
@@ -268,25 +269,32 @@ class Dispatcher:
             code = self._refuse(peer, message.request, error, message.what)
             self.state.metrics.reject(code)
 
-    def _answered(self, then: Continuation, answer: StoreAnswer) -> None:
+    def _answered(self, then: Continuation, answer: store.StoreAnswer) -> None:
         match then:
-            case PageIn():
+            case store.PayloadsOf():
                 self._scheduler.page_in(then, answer)
-            case Prune():
+            case store.PrunableBatches():
                 self._forget(answer)
             case TellOutcomes():
                 self._client_requests.tell_outcomes(then, answer)
             case _:
                 self._reply(then, answer)
 
-    def _reply(self, then: Reply, answer: StoreAnswer) -> None:
+    def _reply(self, then: Reply, answer: store.StoreAnswer) -> None:
         try:
-            if isinstance(answer, Unreadable):
+            if isinstance(answer, store.Unreadable):
                 raise D8Error(answer.why)
-            if isinstance(then, ThankForReport):
-                self._polling.thank(then, answer)
-            else:
-                self._client_requests.go_on(then, answer)
+            match then:
+                case ThankForReport():
+                    self._polling.thank(then, answer)
+                case ShowTask():
+                    self._client_requests.show_task(then, answer)
+                case ShowDetails():
+                    self._client_requests.show_details(then, answer)
+                case ShowPage():
+                    self._client_requests.show_page(then, answer)
+                case _:
+                    self._client_requests.replay_source(then, answer)
         except Exception as error:
             self._refuse(then.peer, then.request, error, type(then).__name__)
 
@@ -372,12 +380,13 @@ class Dispatcher:
         # A wall clock that jumps ahead while we run makes nothing older than it is.
         steady_at = self._started_at + state.now - self._started
         before_at = min(state.at, steady_at) - state.policy.retention_s
-        self.state.ask(PrunableBatches(before_at, excess, PRUNE_BATCHES), Prune())
+        question = store.PrunableBatches(before_at, excess, PRUNE_BATCHES)
+        self.state.ask(question, question)
 
-    def _forget(self, answer: StoreAnswer) -> None:
+    def _forget(self, answer: store.StoreAnswer) -> None:
         """Forget what the store names as prunable."""
         state = self.state
-        batches = answer.batches if isinstance(answer, OldBatches) else []
+        batches = answer.batches if isinstance(answer, store.OldBatches) else []
         if batches:
             self.state.record(Pruned(batches, state.at))
         is_more = len(batches) == PRUNE_BATCHES  # the next step at the next sweep

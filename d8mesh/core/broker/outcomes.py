@@ -141,10 +141,7 @@ class TaskOutcomes:
         state = self._state
         watcher = state.batch_watchers.get(batch.order)
         if watcher is not None:
-            mine = self._told.setdefault(watcher, ([], [], []))
-            mine[0].extend(ids)
-            mine[1].extend([code] * len(ids))
-            mine[2].extend(payloads)
+            self._tell_later(watcher, code, ids, payloads)
         if state.task_watchers or state.listeners:
             for task_id, payload, task in zip(ids, payloads, tasks, strict=True):
                 self._tell_single(task_id, code, payload, watcher)
@@ -166,10 +163,13 @@ class TaskOutcomes:
         for session in state.task_watchers.pop(task_id, ()):
             state.clients[session].watched.discard(task_id)
             if session != watcher:
-                mine = self._told.setdefault(session, ([], [], []))
-                mine[0].append(task_id)
-                mine[1].append(code)
-                mine[2].append(payload)
+                self._tell_later(session, code, [task_id], [payload])
+
+    def _tell_later(self, session: str, code: int, ids: list[str], payloads: list[bytes]) -> None:
+        mine = self._told.setdefault(session, ([], [], []))
+        mine[0].extend(ids)
+        mine[1].extend([code] * len(ids))
+        mine[2].extend(payloads)
 
     def _end_stream(self, task_id: str, task: TaskRecord | None) -> None:
         if listening := self._state.listeners.pop(task_id, None):

@@ -116,34 +116,22 @@ class RunningAttempt(msgspec.Struct, frozen=True, gc=False):
 NO_ATTEMPT: Final = RunningAttempt()
 
 
+@dataclass(slots=True, eq=False)
 class TaskRecord:
     """One unfinished task that is, or was, in somebody's hands.
 
     All but `attempt` is what the facts tell: only the task table changes it.
     """
 
-    __slots__ = (
-        "assignment",
-        "attempt",
-        "batch",
-        "history",
-        "id",
-        "n",
-        "payload",
-        "state",
-        "worker_id",
-    )
-
-    def __init__(self, batch: Batch, task_id: str, payload: bytes | None) -> None:
-        self.batch = batch
-        self.id = task_id
-        self.payload = payload
-        self.state = _QUEUED
-        self.n = 0  #: attempts handed out so far; the current attempt's number
-        self.worker_id = ""  #: who has the current attempt
-        self.assignment = 0  #: number of the hand-out it went with
-        self.history: History | None = None
-        self.attempt = NO_ATTEMPT
+    batch: Batch
+    id: str
+    payload: bytes | None
+    state: TaskState = _QUEUED
+    n: int = 0  #: attempts handed out so far; the current attempt's number
+    worker_id: str = ""  #: who has the current attempt
+    assignment: int = 0  #: number of the hand-out it went with
+    history: History | None = None
+    attempt: RunningAttempt = NO_ATTEMPT
 
     def remember(self) -> History:
         """Return the history, made on first use."""

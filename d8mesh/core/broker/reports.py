@@ -75,22 +75,21 @@ def _reason(
 ) -> str | None:
     """Say why a task is not further than it is."""
     task = state.task_table.tasks.get(task_id)
-    history = None if task is None else task.history
+    history = History() if task is None or task.history is None else task.history
+    trouble = _trouble(history)
     if stage is TaskState.RUNNING and task is not None:
         worker = state.registry.workers.get(task.worker_id)
         if worker is None or task_id not in worker.outstanding:
             return f"waiting for worker {task.worker_id!r} to come back"
-        return None if history is None else _trouble(history) or None
+        return trouble or None
     if stage is TaskState.DELAYED:
-        if history is not None and _trouble(history):
+        if trouble:
             left_s = max(0.0, history.not_before_at - state.at)
-            return f"waiting to be tried again in {left_s:.1f} s; {_trouble(history)}"
+            return f"waiting to be tried again in {left_s:.1f} s; {trouble}"
         return f"to be run at {batch.spec.run_at}"
     key = LaneKey(batch.spec.type, batch.spec.model)
     why = placement.why_waiting(key, state.registry, is_one_of_many=not is_single)
-    if history is not None and _trouble(history):
-        why = "; ".join(part for part in (why, _trouble(history)) if part)
-    return why or None
+    return "; ".join(part for part in (why, trouble) if part) or None
 
 
 def _trouble(history: History) -> str:

@@ -84,13 +84,11 @@ class Restart:
             if waited_s >= grace_s:
                 self._give_up(worker_id, ids, "its worker did not come back")
         if self._orphans and state.now >= self._next_note:
-            self._note(waited_s)
+            self.note(last_tick)
 
-    def note_back(self, last_tick: float) -> None:
-        """Note who is waited for after some are back: their next grace is whole."""
-        self._note(last_tick - self._waiting_since)
-
-    def _note(self, waited_s: float) -> None:
+    def note(self, last_tick: float) -> None:
+        """Note who is waited for, not who is back: their next grace is whole."""
+        waited_s = last_tick - self._waiting_since
         waited = {each: self._waited.get(each, 0.0) + waited_s for each in self._orphans}
         self._state.record(WorkersMissed(list(waited), list(waited.values())))
         self._noted, self.is_noted = set(waited), True

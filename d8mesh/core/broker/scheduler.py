@@ -12,7 +12,7 @@ from d8mesh.core.broker import placement
 from d8mesh.core.broker.outcomes import TaskOutcomes
 from d8mesh.core.broker.queue import Lane
 from d8mesh.core.broker.records import Batch, RunningAttempt, TaskRecord
-from d8mesh.core.broker.state import ATTEMPT_GRACE_S, BrokerState, PageIn, PassDeadline
+from d8mesh.core.broker.state import ATTEMPT_GRACE_S, BrokerState, PassDeadline
 from d8mesh.core.broker.store import BatchPayloads, PayloadsOf, StoreAnswer, Unreadable
 from d8mesh.core.broker.worker_registry import POLLING, WorkerState
 from d8mesh.core.protocol.messages import SOFT_FRAME_BYTES, Answer, Received, Work, WorkGroup
@@ -271,9 +271,10 @@ class Scheduler:
             is_paused = tries and self._state.now < not_before
             if batch.payloads is None and place not in self._loading and not is_paused:
                 self._loading[place] = batch.spec.type
-                self._state.ask(PayloadsOf(*place), PageIn(*place))
+                question = PayloadsOf(*place)
+                self._state.ask(question, question)
 
-    def page_in(self, asked: PageIn, answer: StoreAnswer) -> None:
+    def page_in(self, asked: PayloadsOf, answer: StoreAnswer) -> None:
         """Take payloads into memory that were asked for."""
         place = (asked.session, asked.first)
         batch = self._state.task_table.batch_at(*place)

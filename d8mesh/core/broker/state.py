@@ -17,7 +17,7 @@ from msgspec import Struct
 from d8mesh.core.broker.effects import Effect, Fault, Load, Peer, Record, Send
 from d8mesh.core.broker.metrics import Metrics
 from d8mesh.core.broker.queue import ReadyQueue
-from d8mesh.core.broker.store import Question
+from d8mesh.core.broker.store import PayloadsOf, PrunableBatches, Question
 from d8mesh.core.broker.task_table import TaskTable
 from d8mesh.core.broker.worker_registry import WorkerRegistry, WorkerState
 from d8mesh.core.protocol.messages import Answer, Message, Welcome
@@ -86,17 +86,6 @@ class CatchUp(Struct, frozen=True, gc=False):
 Timer: TypeAlias = Retry | PassDeadline | SayOwed | CatchUp
 
 
-class PageIn(Struct, frozen=True, gc=False):
-    """Take the payloads of a batch into memory."""
-
-    session: str
-    first: int
-
-
-class Prune(Struct, frozen=True, gc=False):
-    """Forget finished batches."""
-
-
 class TellOutcomes(Struct, frozen=True, gc=False):
     """Tell a client how tasks ended."""
 
@@ -104,46 +93,42 @@ class TellOutcomes(Struct, frozen=True, gc=False):
     ids: list[str]
 
 
-class ThankForReport(Struct, frozen=True, gc=False):
+class ClientAsked(Struct, frozen=True):
+    """A question that waits for the store, and who waits for the answer."""
+
+    peer: Peer
+    request: int
+
+
+class ThankForReport(ClientAsked, frozen=True):
     """A polling worker reported a task that is not open."""
 
-    peer: Peer
-    request: int
 
-
-class ShowTask(Struct, frozen=True):
+class ShowTask(ClientAsked, frozen=True):
     """Answer with how a finished task stands, and with `more`; `is_brief`: its state only."""
 
-    peer: Peer
-    request: int
     id: str
     more: dict[str, object] = {}
     is_brief: bool = False
 
 
-class ShowDetails(Struct, frozen=True, gc=False):
+class ShowDetails(ClientAsked, frozen=True):
     """Answer with how a task stands, its input and all that went wrong."""
 
-    peer: Peer
-    request: int
     id: str
 
 
-class ShowPage(Struct, frozen=True, gc=False):
+class ShowPage(ClientAsked, frozen=True):
     """Answer with a page of tasks, those in a state only; `is_queue`: as the queue's."""
 
-    peer: Peer
-    request: int
     cursor: str
     state: str = ""
     is_queue: bool = False
 
 
-class Replay(Struct, frozen=True, gc=False):
+class Replay(ClientAsked, frozen=True):
     """Submit a finished task again, as number `n` of a session."""
 
-    peer: Peer
-    request: int
     id: str
     session: str
     n: int
@@ -151,7 +136,9 @@ class Replay(Struct, frozen=True, gc=False):
 
 #: What a client waits for; a fault on the way is told to it.
 Reply: TypeAlias = ThankForReport | ShowTask | ShowDetails | ShowPage | Replay
-Continuation: TypeAlias = PageIn | Prune | TellOutcomes | Reply
+#: The broker's own questions say by themselves what goes on: payloads come into memory, batches
+#: are forgotten.
+Continuation: TypeAlias = PayloadsOf | PrunableBatches | TellOutcomes | Reply
 
 
 @dataclass(slots=True, eq=False)

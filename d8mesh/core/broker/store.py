@@ -202,17 +202,10 @@ class Unreadable(Struct, frozen=True, gc=False):
 
 
 Question: TypeAlias = PayloadsOf | OutcomesOf | EndOf | DetailsOf | PageOf | PrunableBatches
-TaskAnswer: TypeAlias = FinishedTask | TaskDetails | PrunedTask
-StoreAnswer: TypeAlias = (
-    BatchPayloads
-    | FinishedStates
-    | TaskAnswer
-    | TaskPage
-    | BadCursor
-    | OldBatches
-    | Unreadable
-    | None
+TaskAnswer: TypeAlias = (
+    FinishedStates | FinishedTask | TaskDetails | PrunedTask | TaskPage | BadCursor
 )
+StoreAnswer: TypeAlias = BatchPayloads | TaskAnswer | OldBatches | Unreadable | None
 
 
 @dataclass(slots=True)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import sys
 from bisect import bisect_right, insort
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from itertools import repeat
 from typing import Final
 
@@ -26,28 +26,8 @@ from d8mesh.core.broker.records import (
     Totals,
     WorkerRecord,
 )
-from d8mesh.core.protocol.task import (
-    Adopted,
-    Assigned,
-    AssignmentsSettled,
-    Cancelled,
-    Closed,
-    Completed,
-    Dismissed,
-    Due,
-    Enrolled,
-    Fact,
-    Failed,
-    Pruned,
-    Recounted,
-    Requeued,
-    Submitted,
-    TaskFact,
-    TaskState,
-    WorkersMissed,
-    next_state,
-    parse_id,
-)
+from d8mesh.core.protocol import task as facts
+from d8mesh.core.protocol.task import Fact, TaskFact, TaskState, next_state, parse_id
 from d8mesh.errors import UnknownTaskError
 
 #: Payloads kept in memory for tasks that wait; beyond it they are paged from the journal. A
@@ -58,7 +38,7 @@ _QUEUED: Final = TaskState.QUEUED
 _RUNNING: Final = TaskState.RUNNING
 #: What an unfinished task becomes, whatever it is: looked up once, not for every task.
 _ENDS: Final[dict[type[TaskFact], TaskState]] = {
-    fact: next_state(_RUNNING, fact) for fact in (Completed, Failed, Cancelled)
+    fact: next_state(_RUNNING, fact) for fact in (facts.Completed, facts.Failed, facts.Cancelled)
 }
 
 
@@ -121,12 +101,6 @@ class TaskTable:
         found = self.find(task_id)
         assert found is not None  # state_of has just seen it
         return self._single(*found)
-
-    def batches(self) -> Iterator[Batch]:
-        """Yield the open batches, in no particular order."""
-        for held in self._batches.values():
-            for _, batch in held:
-                yield batch
 
     def batch_at(self, session: str, first: int) -> Batch | None:
         """Return the open batch that starts at `first`."""
@@ -209,7 +183,7 @@ class TaskTable:
         emptied, self._emptied = self._emptied, []
         return emptied
 
-    def _submitted(self, fact: Submitted) -> None:
+    def _submitted(self, fact: facts.Submitted) -> None:
         count = len(fact.payloads)
         size = sum(map(len, fact.payloads))
         self._order += 1
@@ -277,26 +251,26 @@ class TaskTable:
             task.state = TaskState.DELAYED
         return task
 
-    def _due(self, fact: Due) -> None:
-        for task, after in self._moved(fact.ids, Due):
+    def _due(self, fact: facts.Due) -> None:
+        for task, after in self._moved(fact.ids, facts.Due):
             task.state = after
         for session, first in fact.batches:
             batch = self.batch_at(session, first)
             if batch is not None:
                 batch.is_delayed = False
 
-    def _assigned(self, fact: Assigned) -> None:
+    def _assigned(self, fact: facts.Assigned) -> None:
         try:
             tasks = list(map(self.tasks.__getitem__, fact.ids))
         except KeyError:
-            tasks = [task for task, _ in self._moved(fact.ids, Assigned)]
+            tasks = [task for task, _ in self._moved(fact.ids, facts.Assigned)]
         for task in tasks:
             if task.state is not _QUEUED:
                 before = task.state
                 for moved in tasks:
                     if moved.state is _RUNNING and not moved.worker_id:
                         moved.state = _QUEUED
-                next_state(before, Assigned)
+                next_state(before, facts.Assigned)
             task.state = _RUNNING
         worker_id, number = fact.worker_id, fact.number
         for task, n in zip(tasks, fact.ns, strict=True):
@@ -308,8 +282,8 @@ class TaskTable:
         self.queued -= len(tasks)
         self.running += len(tasks)
 
-    def _adopted(self, fact: Adopted) -> None:
-        for (task, after), n in zip(self._moved(fact.ids, Adopted), fact.ns, strict=True):
+    def _adopted(self, fact: facts.Adopted) -> None:
+        for (task, after), n in zip(self._moved(fact.ids, facts.Adopted), fact.ns, strict=True):
             if task.state is not _RUNNING:
                 self.queued -= 1
                 self.running += 1
@@ -318,8 +292,8 @@ class TaskTable:
             if fact.is_needed:
                 task.remember().holders.add(fact.worker_id)
 
-    def _requeued(self, fact: Requeued) -> None:
-        for (task, after), n in zip(self._moved(fact.ids, Requeued), fact.ns, strict=True):
+    def _requeued(self, fact: facts.Requeued) -> None:
+        for (task, after), n in zip(self._moved(fact.ids, facts.Requeued), fact.ns, strict=True):
             task.state = TaskState.DELAYED if fact.not_before_at else after
             self.running -= 1
             self.queued += 1
@@ -333,8 +307,8 @@ class TaskTable:
             history.not_before_at = fact.not_before_at
             history.pause_s = max(0.0, fact.not_before_at - fact.at)
 
-    def _recounted(self, fact: Recounted) -> None:
-        for (task, _), n in zip(self._moved(fact.ids, Recounted), fact.ns, strict=True):
+    def _recounted(self, fact: facts.Recounted) -> None:
+        for (task, _), n in zip(self._moved(fact.ids, facts.Recounted), fact.ns, strict=True):
             history, loss = task.remember(), (fact.worker_id, n)
             if fact.is_loss:
                 history.errors += 1
@@ -345,19 +319,19 @@ class TaskTable:
                 history.failed_on -= Counter([fact.worker_id])  # keeps no zeros
                 history.losses.discard(loss)
 
-    def _completed(self, fact: Completed) -> None:
-        self._finish(fact.ids, Completed)
+    def _completed(self, fact: facts.Completed) -> None:
+        self._finish(fact.ids, facts.Completed)
         self.totals.completed += len(fact.ids)
         self._record(fact.worker_id).completed += len(fact.ids)
 
-    def _failed(self, fact: Failed) -> None:
-        self._finish(fact.ids, Failed)
+    def _failed(self, fact: facts.Failed) -> None:
+        self._finish(fact.ids, facts.Failed)
         self.totals.failed += len(fact.ids)
         if fact.worker_id:
             self._record(fact.worker_id).failed += len(fact.ids)
 
-    def _cancelled(self, fact: Cancelled) -> None:
-        self._finish(fact.ids, Cancelled)
+    def _cancelled(self, fact: facts.Cancelled) -> None:
+        self._finish(fact.ids, facts.Cancelled)
         self.totals.cancelled += len(fact.ids)
 
     def _finish(self, ids: list[str], fact: type[TaskFact]) -> None:
@@ -408,21 +382,21 @@ class TaskTable:
             del self._batches[batch.session]
         self._emptied.append(batch)
 
-    def _enrolled(self, fact: Enrolled) -> None:
+    def _enrolled(self, fact: facts.Enrolled) -> None:
         record = self._record(fact.worker_id)
         record.worker_type, record.capabilities = fact.worker_type, fact.capabilities
 
-    def _dismissed(self, fact: Dismissed) -> None:
+    def _dismissed(self, fact: facts.Dismissed) -> None:
         self._record(fact.worker_id).capabilities = None
 
-    def _pruned(self, fact: Pruned) -> None:
+    def _pruned(self, fact: facts.Pruned) -> None:
         for session, first, count in fact.batches:
             self.kept_finished -= count
             key = self._key_of.pop((session, first), None)
             if key is not None:
                 del self.keys[key]
 
-    def _unchanged(self, fact: Closed | AssignmentsSettled | WorkersMissed) -> None:
+    def _unchanged(self, fact: Fact) -> None:
         """These facts tell the journal what the task table knows by itself, or has no use for."""
 
     def _record(self, worker_id: str) -> WorkerRecord:
@@ -443,21 +417,21 @@ class TaskTable:
         return [(task, state) for task, state in tasks if task is not None]
 
     _apply: Final[dict[type, Callable[..., None]]] = {
-        Submitted: _submitted,
-        Due: _due,
-        Assigned: _assigned,
-        Adopted: _adopted,
-        Requeued: _requeued,
-        Recounted: _recounted,
-        Completed: _completed,
-        Failed: _failed,
-        Cancelled: _cancelled,
-        Enrolled: _enrolled,
-        Dismissed: _dismissed,
-        Closed: _unchanged,
-        Pruned: _pruned,
-        AssignmentsSettled: _unchanged,
-        WorkersMissed: _unchanged,
+        facts.Submitted: _submitted,
+        facts.Due: _due,
+        facts.Assigned: _assigned,
+        facts.Adopted: _adopted,
+        facts.Requeued: _requeued,
+        facts.Recounted: _recounted,
+        facts.Completed: _completed,
+        facts.Failed: _failed,
+        facts.Cancelled: _cancelled,
+        facts.Enrolled: _enrolled,
+        facts.Dismissed: _dismissed,
+        facts.Closed: _unchanged,
+        facts.Pruned: _pruned,
+        facts.AssignmentsSettled: _unchanged,
+        facts.WorkersMissed: _unchanged,
     }
 
 

@@ -22,13 +22,10 @@ Steps: TypeAlias = Mapping[int, Callable[[apsw.Connection], None]]
 
 
 def migrate(db: apsw.Connection, path: Path, version: int, steps: Steps, mark: str) -> Path:
-    """Bring the file from `version` to the current one; return where the copy lies.
+    """Bring the file `path` from `version` to the current one; return where the copy lies.
 
     Args:
         db: the open file; nothing else uses it.
-        path: where it lies.
-        version: of it.
-        steps: from each older version.
         mark: the statement that notes the current version in the file.
 
     Raises:

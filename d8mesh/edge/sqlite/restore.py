@@ -13,14 +13,7 @@ from d8mesh.core.protocol.task import Spec
 from d8mesh.edge.sqlite.schema import WAITED, covering, fetch, split_row
 
 #: What damage raises: a file too large to be looked at page by page at a start shows it here.
-UNREADABLE: Final = (
-    apsw.Error,
-    KeyError,
-    IndexError,
-    TypeError,
-    ValueError,
-    msgspec.MsgspecError,
-)
+UNREADABLE: Final = (apsw.Error, KeyError, IndexError, TypeError, ValueError, msgspec.MsgspecError)
 
 #: Of what belongs to an open batch. CROSS JOIN keeps SQLite from walking through all that is
 #: finished instead: a start must not take longer the more there is of it.

@@ -494,3 +494,19 @@ def test_to_unwatch_what_nobody_watches_changes_nothing(broker: WiredBroker) -> 
     worker = broker.worker("w")
     broker.finish(worker, broker.work(worker))
     assert broker.got(client, m.Outcomes)[0].ids == [task_id]
+
+
+def test_a_cursor_that_no_listing_gave_is_refused(broker: WiredBroker) -> None:
+    answer = broker.ask(broker.client(), "tasks", cursor="nowhere")
+    assert answer.code == "task.invalid"
+    assert "'nowhere'" in str(answer.body["error"])
+
+
+def test_who_listened_to_a_task_that_never_ran_listens_no_more(broker: WiredBroker) -> None:
+    client = broker.client()
+    (task_id,) = broker.submit(client)
+    broker.say(client, m.Listen(task_id, True))
+    assert broker.state.listeners == {task_id: {S}}
+    broker.ask(client, "cancel", id=task_id)
+    assert broker.state.listeners == {}
+    assert broker.state.clients[S].listened == set()

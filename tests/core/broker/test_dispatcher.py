@@ -15,13 +15,14 @@ from d8mesh.core.broker.task_table import TaskTable
 from d8mesh.core.protocol import messages as m
 from d8mesh.core.protocol.task import Closed, Pruned, TaskState
 from tests.core.invariants import check_table
+from tests.core.plain_state import batches_of
 from tests.core.wired_broker import S, WiredBroker, beat, hello
 
 
 def picture(task_table: TaskTable) -> dict[str, object]:
     """Return all that a task table knows of unfinished tasks, in comparable form."""
     tasks: dict[str, object] = {}
-    for batch in task_table.batches():
+    for batch in batches_of(task_table):
         for index in range(batch.count):
             task_id = batch.task_id(index)
             state = task_table.state_of(task_id)

@@ -62,3 +62,8 @@ def test_what_comes_back_is_counted_by_its_cause(broker: WiredBroker) -> None:
     broker.say(client, m.Watch([]))  # who is heard here shows that the worker is lost
     broker.pass_time(10.0, step=2.0)
     assert snapshot(broker.state).counted.assigned == 3
+
+
+def test_the_runs_of_a_type_are_measured_in_one_place() -> None:
+    metrics = Metrics(totals=Totals())
+    assert metrics.runs_of("echo") is metrics.runs_of("echo")

@@ -478,3 +478,7 @@ def test_an_idle_worker_unregisters_and_comes_back_after_silence(broker: WiredBr
     register(broker, shim, task_types=["echo"])
     broker.submit(shim)
     assert taken(poll(broker, shim))
+
+
+def test_a_poll_of_no_known_name_is_refused(broker: WiredBroker) -> None:
+    assert broker.ask(broker.client(), "poll.everything").code == "access.forbidden"

@@ -42,6 +42,7 @@ from d8mesh.core.protocol.task import (
     TaskState,
 )
 from d8mesh.edge.sqlite.restore import fill
+from tests.core.plain_state import batches_of
 from tests.core.wired_broker import S, WiredBroker, beat, failure, hello, result
 
 TYPES = ("echo", "agent_action")
@@ -70,7 +71,7 @@ def troubles(history: History) -> tuple[object, ...]:
 def picture(task_table: TaskTable) -> dict[str, object]:
     """Return all that a task table knows, in comparable form."""
     tasks: dict[str, object] = {}
-    for batch in task_table.batches():
+    for batch in batches_of(task_table):
         for index in range(batch.count):
             task_id = batch.task_id(index)
             state = task_table.state_of(task_id)
@@ -470,7 +471,7 @@ class Histories(RuleBasedStateMachine):
         }
         in_memory = {
             batch.task_id(index)
-            for batch in task_table.batches()
+            for batch in batches_of(task_table)
             for index in range(batch.count)
             if task_table.state_of(batch.task_id(index)) is not None
         }

@@ -18,6 +18,7 @@ from d8mesh.core.broker.store import BatchPayloads, PayloadsOf, Question, StoreA
 from d8mesh.core.broker.task_table import TaskTable
 from d8mesh.core.protocol import messages as m
 from d8mesh.core.protocol.task import Requeued, TaskState
+from tests.core.plain_state import batches_of
 from tests.core.wired_broker import START_AT, S, WiredBroker, beat, hello
 
 
@@ -228,7 +229,7 @@ def test_payloads_on_disk_are_paged_in_when_their_turn_comes(broker: WiredBroker
     client = broker.client()
     payloads = [bytes([0xDA, 0, 97]) + b"x" * 97 for _ in range(6)]
     ids = [broker.submit(client, payloads=[payload])[0] for payload in payloads]
-    on_disk = [batch for batch in broker.task_table.batches() if batch.payloads is None]
+    on_disk = [batch for batch in batches_of(broker.task_table) if batch.payloads is None]
     assert len(on_disk) == 4
     worker = broker.worker("w", slots=6)
     got = {

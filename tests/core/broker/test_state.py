@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from d8mesh.core.broker.effects import Load, Peer, Record, Send
-from d8mesh.core.broker.state import BrokerState, CatchUp, PageIn, Policy, Retry
+from d8mesh.core.broker.state import BrokerState, CatchUp, Policy, Retry, TellOutcomes
 from d8mesh.core.broker.store import PayloadsOf
 from d8mesh.core.protocol.messages import Answer, Beat
 from d8mesh.core.protocol.task import Spec, Submitted
@@ -52,7 +52,7 @@ def test_answers_and_refusals_go_to_who_asked(state: BrokerState) -> None:
 
 
 def test_a_question_is_numbered_and_what_goes_on_is_kept_as_data(state: BrokerState) -> None:
-    question, then = PayloadsOf("0123456789abcdef", 0), PageIn("0123456789abcdef", 0)
+    question, then = PayloadsOf("0123456789abcdef", 0), TellOutcomes("0123456789abcdef", [])
     state.ask(question, then)
     assert state.take() == [Load(1, question)]
     assert state.loads == {1: (then, "")}

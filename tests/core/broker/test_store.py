@@ -54,6 +54,7 @@ from d8mesh.core.protocol.task import (
 from d8mesh.edge.sqlite import Journal
 from d8mesh.errors import JournalError, JournalHeldError
 from tests.core.invariants import check
+from tests.core.plain_state import batches_of
 from tests.memory_store import MemoryDisk, MemoryStore
 from tests.power_cut.subjects import JournalWork, state_of
 
@@ -145,7 +146,7 @@ def lost(number: int, n: int, *, worker: str = "w") -> Requeued:
 def test_an_empty_store_is_a_start_from_nothing(kept: Kept) -> None:
     brain = Dispatcher(Policy(broker_id="o", mesh="m"), kept.restart(), lambda: 0.5)
     check(brain)
-    assert not list(brain.state.task_table.batches())
+    assert not list(batches_of(brain.state.task_table))
 
 
 def test_two_starts_share_nothing() -> None:

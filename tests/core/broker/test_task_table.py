@@ -21,6 +21,7 @@ from d8mesh.core.protocol.task import (
 )
 from d8mesh.errors import D8Error, IllegalTransitionError, UnknownTaskError
 from tests.core.invariants import check_table
+from tests.core.plain_state import batches_of
 
 S = "0123456789abcdef"
 SPEC = Spec("echo", 5, 3)
@@ -40,7 +41,7 @@ def task_table() -> TaskTable:
 def test_waiting_tasks_are_numbers_until_they_are_drawn(task_table: TaskTable) -> None:
     assert task_table.tasks == {}
     assert task_table.state_of(f"{S}-3") is TaskState.QUEUED
-    (batch,) = task_table.batches()
+    (batch,) = batches_of(task_table)
     drawn = task_table.draw(batch, 2)
     assert [task.id for task in drawn] == [f"{S}-0", f"{S}-1"]
     assert task_table.queued == 4
@@ -67,7 +68,7 @@ def test_a_task_cannot_be_handed_out_twice(task_table: TaskTable) -> None:
 def test_cancelled_ones_are_passed_over_when_drawing(task_table: TaskTable) -> None:
     ids = [f"{S}-0", f"{S}-2", f"{S}-3"]
     task_table.apply(Cancelled(ids, [0] * 3, [b""] * 3, 0.0))
-    (batch,) = task_table.batches()
+    (batch,) = batches_of(task_table)
     assert batch.fresh_count == 1
     assert [task.id for task in task_table.draw(batch, 9)] == [f"{S}-1"]
     assert batch.fresh_count == 0
@@ -79,7 +80,7 @@ def test_an_emptied_batch_is_told_once(task_table: TaskTable) -> None:
     task_table.apply(Failed("", ids, [0] * 4, [b""] * 4, 0.0, "why"))
     assert [batch.first for batch in task_table.take_emptied()] == [0]
     assert task_table.take_emptied() == []
-    assert list(task_table.batches()) == []
+    assert list(batches_of(task_table)) == []
     assert task_table.find(ids[0]) is None
     assert task_table.unfinished_bytes == task_table.loaded_bytes == 0
 
@@ -121,7 +122,7 @@ def test_payloads_beyond_the_memory_are_left_on_disk_and_loaded_back() -> None:
     task_table = TaskTable(payload_memory_bytes=3)
     task_table.apply(submitted(0, 3))
     task_table.apply(submitted(3, 3))
-    first, second = sorted(task_table.batches(), key=lambda batch: batch.first)
+    first, second = sorted(batches_of(task_table), key=lambda batch: batch.first)
     assert second.payloads is None
     task = task_table.open_task(f"{S}-4")
     assert task is not None
@@ -171,7 +172,7 @@ def _raising() -> list[tuple[Fact, type[D8Error]]]:
 def test_a_fact_that_raises_leaves_the_state_as_it_was(
     task_table: TaskTable, fact: Fact, error: type[D8Error]
 ) -> None:
-    (batch,) = task_table.batches()
+    (batch,) = batches_of(task_table)
     task_table.draw(batch, 2)
     task_table.apply(Assigned(1, "w", [f"{S}-0"], [1], 0.0))
 

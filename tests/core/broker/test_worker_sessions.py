@@ -693,3 +693,40 @@ def test_results_of_one_wake_up_are_acknowledged_together(broker: WiredBroker) -
     broker.perform([*effects, *broker.dispatcher.tick(broker.now, broker.at)])
     told = [each.seq for each in broker.got(worker, m.Received)]
     assert told == [1, 2]
+
+
+def test_an_acknowledgement_waits_its_whole_time_when_a_hand_out_took_the_one_before(
+    broker: WiredBroker,
+) -> None:
+    client, worker = broker.client(), broker.worker("w", window=4)
+    broker.submit(client)
+    broker.finish(worker, broker.work(worker))
+    broker.submit(client)  # takes the acknowledgement with it; its timer runs on
+    broker.pass_time(RECEIVED_WAIT_S / 2)
+    broker.finish(worker, broker.work(worker))
+    broker.pass_time(RECEIVED_WAIT_S * 3 / 4)
+    assert broker.got(worker, m.Received) == []
+    broker.pass_time(RECEIVED_WAIT_S / 4)
+    assert [each.seq for each in broker.got(worker, m.Received)] == [broker.seq]
+
+
+def test_a_worker_that_is_forgotten_is_owed_nothing(broker: WiredBroker) -> None:
+    client, worker = broker.client(), broker.worker("w", window=4)
+    broker.submit(client)
+    broker.finish(worker, broker.work(worker))
+    broker.state.registry.remove(broker.state.registry.workers["w"])
+    broker.pass_time(RECEIVED_WAIT_S)
+    assert broker.got(worker, m.Received) == []
+
+
+def test_a_hand_out_waits_for_no_commit_and_what_is_owed_does(broker: WiredBroker) -> None:
+    client, worker = broker.client(), broker.worker("w", window=4)
+    broker.submit(client)
+    broker.finish(worker, broker.work(worker))
+    broker.sent.clear()
+    broker.dispatcher.set_unconfirmed(broker.now)
+    broker.now += RECEIVED_WAIT_S / 2
+    broker.submit(client)
+    mine = [(message, waits) for peer, message, waits in broker.sent if peer == worker]
+    assert (m.Received(broker.seq - 1), True) in mine
+    assert [message.received for message, _ in mine if isinstance(message, m.Work)] == [[]]

@@ -6,7 +6,7 @@ import pytest
 
 from d8mesh.core.client.submission import Submission, TaskOutcome, awaiting
 from d8mesh.core.protocol.messages import COMPLETED_STATE, FAILED_STATE, Group, Refused
-from d8mesh.errors import QueueFullError
+from d8mesh.errors import InvalidTaskError, QueueFullError
 
 SESSION = "0123456789abcdef"
 OTHER = "v" * 16
@@ -87,3 +87,8 @@ def test_who_looks_at_what_is_new_is_told_of_each_outcome_once() -> None:
     assert tasks.note(2, FAILED_STATE, b"\x80")
     assert not tasks.note(2, FAILED_STATE, b"\x80")
     assert tasks.fresh == [2]
+
+
+def test_an_id_that_is_no_text_is_refused() -> None:
+    with pytest.raises(InvalidTaskError, match="task id: saw 7, expected a text"):
+        awaiting(7)  # type: ignore[arg-type]

@@ -54,7 +54,6 @@ class _DamagedError(Exception):
 class Found:
     """What a walk over one tree saw beside the rows."""
 
-    pages: int = 0
     damaged_pages: list[int] = field(default_factory=list)
     damaged_cells: int = 0
     gaps: list[Gap] = field(default_factory=list)
@@ -66,12 +65,7 @@ class Found:
 
 
 class Pages:
-    """The pages of a database with those that its log has committed laid over them.
-
-    Args:
-        database: the bytes of the file.
-        log: those of the ``-wal`` file; empty if there is none.
-    """
+    """The pages of a database with those that its log, empty if there is none, has committed."""
 
     def __init__(self, database: Sequence[int] | memoryview, log: memoryview) -> None:
         self._database = memoryview(database)  # type: ignore[arg-type]
@@ -256,7 +250,6 @@ class Trees:
     ) -> tuple[memoryview | None, int]:
         page = self._pages.page(number)
         head = 100 if number == 1 else 0
-        found.pages += 1
         if page is None or number in self._seen or depth > MAX_LEVELS or page[head] not in kinds:
             found.damaged_pages.append(number)
             return None, head

@@ -59,11 +59,7 @@ class Losses:
 
 
 class Builder:
-    """The new file while it is made; `close` leaves it without a log, on the disk.
-
-    Args:
-        path: where it is to be; must not exist.
-    """
+    """The new file, which must not exist, while it is made; `close` leaves it without a log."""
 
     def __init__(self, path: Path) -> None:
         self.losses = Losses()

@@ -75,9 +75,7 @@ class Recovered:
 def recover(path: Path, say: Callable[[str], None]) -> Recovered:
     """Make a journal that can be read out of one that cannot; a sound one is left alone.
 
-    Args:
-        path: the journal.
-        say: is told of progress, in words.
+    `say` is told of progress, in words.
 
     Raises:
         JournalHeldError: an orchestrator uses it.
@@ -127,18 +125,13 @@ def _recover(path: Path, note: Path, say: Callable[[str], None]) -> Recovered:
     aside = path.with_name(f"{path.stem}-broken-{stamp}{path.suffix}")
     report.moved_to = str(aside)
     told = aside.with_suffix(".json")
-    told.write_text(json.dumps(as_body(report), ensure_ascii=False, indent=1), "utf-8")
+    told.write_text(json.dumps(asdict(report), ensure_ascii=False, indent=1), "utf-8")
     part = note.with_name(note.name + ".part")
     part.write_text(json.dumps({"aside": aside.name}), "utf-8")
     sync(part)
     part.replace(note)
     _swap(path, note)
     return report
-
-
-def as_body(report: Recovered) -> dict[str, object]:
-    """Return the report as it is written and told to programs."""
-    return asdict(report)
 
 
 def _swap(path: Path, note: Path) -> Path:

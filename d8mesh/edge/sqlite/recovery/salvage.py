@@ -65,8 +65,6 @@ class TableState:
     unfit: int = 0
     #: rows whose last column is cut off
     cut: int = 0
-    #: rows found on pages that nothing leads to any more
-    strays: int = 0
     has_root: bool = True
     found: Found = field(default_factory=Found)
 
@@ -77,12 +75,7 @@ class TableState:
 
 
 class Salvage:
-    """One damaged journal.
-
-    Args:
-        path: the database; its log is looked for beside it.
-        say: is told of progress, in words.
-    """
+    """One damaged journal; its log is looked for beside it. `say` is told of progress."""
 
     def __init__(self, path: Path, say: Callable[[str], None]) -> None:
         self._path, self._say = path, say
@@ -145,7 +138,6 @@ class Salvage:
                     )
                     if is_missing and _fits(table, values, is_cut=row.missing_bytes > 0):
                         state.rows += 1
-                        state.strays += 1
                         state.cut += row.missing_bytes > 0
                         yield Saved(table, values, row.missing_bytes)
                         break
