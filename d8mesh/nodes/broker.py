@@ -151,9 +151,9 @@ class Broker:
         self.ready = Ready(policy.broker_id, self._router.port, restored.epoch)
         self._strikes: OrderedDict[bytes, int] = OrderedDict()
         self._is_stopping = threading.Event()
-        self._next_disk_check = self._next_summary = 0.0
+        self._next_disk_check, self._next_summary = 0.0, time.monotonic() + SUMMARY_S
         self._deferral = Deferral()
-        self._begun = 0  #: commits
+        self._begun = self._measured = 0  #: commits: their number, the last held one measured
         self._held: deque[_Held] = deque()
         self._now = 0.0  #: of the wake-up
         self._discovery = Discovery(
@@ -270,19 +270,20 @@ class Broker:
         deliver = self._router.send  # never waits
         for send in sends:
             if not send.waits and not deliver(send.peer.routing_id, encode(send.message)):
-                follow_ups += self._missed(send)
+                follow_ups += self._dispatcher.undelivered(send.peer, send.message)
         # Encoded before the commit: who waits for it shall not wait for this too.
         waiting = [(send, encode(send.message)) for send in sends if send.waits]
         loads = [effect for effect in effects if type(effect) is Load]
         for fault in [effect for effect in effects if type(effect) is Fault]:
             traced(_log, logging.ERROR, "broker.fault", fault.traceback, at=fault.where)
-        begun = time.monotonic()
+        begun, number = time.monotonic(), self._begun
         if facts:
             passed("broker.before_commit")
             self._commit(facts)
         if not self._held and (not facts or self._store.confirmed() == self._begun):
-            if facts:
+            if self._begun > number:
                 self._dispatcher.committed(time.monotonic() - begun)
+            if facts:
                 passed("broker.after_commit")
             follow_ups += self._go_on(waiting, loads)
         elif facts or waiting or loads:
@@ -296,7 +297,7 @@ class Broker:
         follow_ups: list[Effect] = []
         for send, frame in waiting:
             if not self._router.send(send.peer.routing_id, frame):
-                follow_ups += self._missed(send)
+                follow_ups += self._dispatcher.undelivered(send.peer, send.message)
             passed("broker.between_sends")
         passed("broker.after_sends")
         for load in loads:
@@ -318,15 +319,13 @@ class Broker:
         follow_ups: list[Effect] = []
         while self._held and self._held[0].commit <= confirmed:
             held = self._held.popleft()
-            self._dispatcher.committed(self._now - held.now)
+            if held.commit > self._measured:  # others stand on the same
+                self._dispatcher.committed(self._now - held.now)
+            self._measured = held.commit
             follow_ups += self._go_on(held.sends, held.loads)
         self._dispatcher.set_unconfirmed(self._held[0].now if self._held else math.inf)
         if follow_ups:
             self._perform(follow_ups)
-
-    def _missed(self, send: Send) -> list[Effect]:
-        """A message could not be sent: return what is to be done."""
-        return self._dispatcher.undelivered(send.peer, send.message)
 
     def _strike(self, peer: Peer, error: ProtocolError) -> None:
         """Drop a bad frame, count it, and tell its sender the first few times."""
@@ -350,9 +349,7 @@ class Broker:
             event(_log, level, "disk.low" if is_low else "disk.ok", reserve_bytes=reserve)
 
     def _sum_up(self, now: float) -> None:
-        first, self._next_summary = not self._next_summary, now + SUMMARY_S
-        if first:
-            return
+        self._next_summary = now + SUMMARY_S
         told = snapshot(self._dispatcher.state)
         event(
             _log,
@@ -371,13 +368,8 @@ class Broker:
 
 def _heard_worker(sighting: Sighting) -> None:
     """Note a worker of the mesh; it connects by itself, but one that cannot is found in the log."""
-    event(
-        _log,
-        logging.INFO,
-        "worker.heard",
-        worker=sighting.node_id,
-        addresses=",".join(sighting.addresses),
-    )
+    addresses = ",".join(sighting.addresses)
+    event(_log, logging.INFO, "worker.heard", worker=sighting.node_id, addresses=addresses)
 
 
 class _Questions:
