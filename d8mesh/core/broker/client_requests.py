@@ -47,7 +47,7 @@ Args: TypeAlias = dict[str, object]
 
 
 class ClientRequests:
-    """Serves the clients of a pool."""
+    """Serves the clients."""
 
     def __init__(
         self, state: BrokerState, outcomes: TaskOutcomes, admission: Admission, streaming: Streaming
@@ -175,9 +175,8 @@ class ClientRequests:
 
     def _tell_finished(self, client: ClientState, ids: list[str]) -> None:
         try:
-            self._state.ask_for(
-                client.peer, store.OutcomesOf(ids), TellOutcomes(client.session, ids)
-            )
+            asked = TellOutcomes(client.session, ids)
+            self._state.ask_for(client.peer, store.OutcomesOf(ids), asked)
         except FloodError as error:
             self._state.metrics.reject(error.code)  # the client asks again later
 
