@@ -149,9 +149,9 @@ class Broker:
         self.ready = Ready(policy.broker_id, self._router.port, restored.epoch)
         self._strikes: OrderedDict[bytes, int] = OrderedDict()
         self._is_stopping = threading.Event()
-        self._next_disk_check = self._next_summary = 0.0
+        self._next_disk_check, self._next_summary = 0.0, time.monotonic() + SUMMARY_S
         self._deferral = Deferral()
-        self._begun = 0  #: commits
+        self._begun = self._measured = 0  #: commits: their number, the last held one measured
         self._held: deque[_Held] = deque()
         self._now = 0.0  #: of the wake-up
         self._discovery = Discovery(
@@ -274,13 +274,14 @@ class Broker:
         loads = [effect for effect in effects if type(effect) is Load]
         for fault in [effect for effect in effects if type(effect) is Fault]:
             traced(_log, logging.ERROR, "broker.fault", fault.traceback, at=fault.where)
-        begun = time.monotonic()
+        begun, number = time.monotonic(), self._begun
         if facts:
             passed("broker.before_commit")
             self._commit(facts)
         if not self._held and (not facts or self._store.confirmed() == self._begun):
-            if facts:
+            if self._begun > number:
                 self._dispatcher.committed(time.monotonic() - begun)
+            if facts:
                 passed("broker.after_commit")
             follow_ups += self._go_on(waiting, loads)
         elif facts or waiting or loads:
@@ -316,7 +317,9 @@ class Broker:
         follow_ups: list[Effect] = []
         while self._held and self._held[0].commit <= confirmed:
             held = self._held.popleft()
-            self._dispatcher.committed(self._now - held.now)
+            if held.commit > self._measured:  # others stand on the same
+                self._dispatcher.committed(self._now - held.now)
+            self._measured = held.commit
             follow_ups += self._go_on(held.sends, held.loads)
         self._dispatcher.set_unconfirmed(self._held[0].now if self._held else math.inf)
         if follow_ups:
@@ -344,9 +347,7 @@ class Broker:
             event(_log, level, "disk.low" if is_low else "disk.ok", reserve_bytes=reserve)
 
     def _sum_up(self, now: float) -> None:
-        first, self._next_summary = not self._next_summary, now + SUMMARY_S
-        if first:
-            return
+        self._next_summary = now + SUMMARY_S
         told = snapshot(self._dispatcher.state)
         event(
             _log,

@@ -12,6 +12,6 @@ from tests.core.wired_broker import WiredBroker
 
 @pytest.fixture
 def broker(tmp_path: Path) -> Iterator[WiredBroker]:
-    desktop = WiredBroker(tmp_path)
-    yield desktop
-    desktop.close()
+    wired = WiredBroker(tmp_path)
+    yield wired
+    wired.close()

@@ -7,10 +7,17 @@ import asyncio
 import pytest
 
 from d8mesh.config import Config
+from d8mesh.core.broker.state import MAX_LOADS, MAX_LOADS_OF_CLIENT
 from d8mesh.doors import waiting
+from d8mesh.doors.rest.streams import MAX_STREAMS
 from d8mesh.doors.waiting import Doorbell, Places, require_broker
 from d8mesh.errors import BrokerUnavailableError, NodeClosedError
 from d8mesh.nodes.client.aio.node import AsyncNode
+
+
+def test_all_who_may_wait_may_ask_the_broker_at_the_same_moment() -> None:
+    """They all ask as one client: what they wait for may end for all at once."""
+    assert waiting.MAX_WAITS + MAX_STREAMS < MAX_LOADS_OF_CLIENT < MAX_LOADS
 
 
 def test_places_are_as_many_as_said() -> None:

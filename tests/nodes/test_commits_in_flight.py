@@ -11,7 +11,7 @@ import pytest
 
 from d8mesh.core.protocol import messages as m
 from d8mesh.core.protocol.codec import decode_to_client, decode_to_worker, encode
-from d8mesh.core.protocol.task import Submitted
+from d8mesh.core.protocol.task import Assigned, Submitted
 from d8mesh.edge.transport.sockets import DealerLink
 from d8mesh.nodes import broker
 from tests.memory_store import MemoryDisk, MemoryStore
@@ -232,6 +232,27 @@ def test_no_more_is_taken_in_than_may_be_in_flight(
         assert [until(client, m.Accepted).seq for _ in range(6)] == list(range(6))
     finally:
         slow.stop()
+
+
+def test_a_commit_is_measured_once_and_nothing_else_is(slow: Slow) -> None:
+    """Neither hand-outs that are written later nor what only waits for a commit are commits."""
+    running = slow.running
+    client = running.client()
+    submit(client, 1, 0)
+    until(running.worker(), m.Work)  # nothing but a hand-out is recorded
+    slow.close_gate()
+    submit_only(client, 2, 1)
+    settle(client)
+    for request in (5, 6):  # its answer waits for the commit
+        client.send(encode(m.Query(request, "status", {"id": f"{S}-9"})))
+        settle(client)
+    slow.gate.set()
+    assert [until(client, m.Answer).request for _ in range(2)] == [5, 6]
+    slow.stop()
+    measured = running.broker._dispatcher.state.metrics.copy().commit_s
+    assert sum(measured.counts) == len(
+        [facts for facts in slow.disk.commits if {type(fact) for fact in facts} != {Assigned}]
+    )
 
 
 def test_commits_across_a_network_overlap(tmp_path: Path) -> None:

@@ -248,7 +248,7 @@ PLANTS: Final = (
         "let giving back cost an attempt",
         "d8mesh.core.broker.worker_sessions:WorkerSessions._given_back",
         "self._returns.take(worker.worker_id, given, why, kind)",
-        "self._scheduler.requeue(worker.worker_id, given, why, is_counted=True)",
+        "self._returns.requeue(worker.worker_id, given, why, is_counted=True)",
         WORKER_SESSIONS + "released_attempts_wait_again_and_cost_nothing",
     ),
     Plant(
@@ -424,7 +424,7 @@ PLANTS: Final = (
         "let a hand-out outlive the submit that its commit lost",
         "d8mesh.core.broker.worker_sessions:WorkerSessions._take_over",
         "dropped.append(task_id)",
-        "dropped += [task_id] if broker.task_table.accepted.get(task_id[:16]) else []",
+        "dropped += [task_id] if state.task_table.accepted.get(task_id[:16]) else []",
         JOINING + "a_hand_out_whose_submit_never_reached_the_disk_is_dropped",
     ),
     Plant(
@@ -487,7 +487,7 @@ PLANTS: Final = (
         "thank for a polling worker's report before its commit",
         "d8mesh.core.broker.polling:Polling._report",
         "self._state.answer(peer, request, {}, waits=True)",
-        "broker.answer(peer, request, {})",
+        "self._state.answer(peer, request, {})",
         PROMISES,
     ),
     Plant(
@@ -678,7 +678,7 @@ PLANTS: Final = (
         CLIENT + "what_is_abandoned_is_neither_sent_nor_awaited",
     ),
     Plant(
-        "give a direct_call with an unknown past to the next call",
+        "give a direct connection with an unknown past to the next call",
         "d8mesh.nodes.client.direct_call:DirectCalls.call",
         "self._let_go([direct_call], is_lost=is_lost)",
         "self._give_back(direct_call)",

@@ -31,7 +31,7 @@ DISK_RETRY_S: Final = 5.0  # the disk is looked at every few seconds
 
 
 class Admission:
-    """Accepts submits into a pool."""
+    """Accepts submits, or says why not."""
 
     def __init__(self, state: BrokerState, scheduler: Scheduler) -> None:
         self._state = state

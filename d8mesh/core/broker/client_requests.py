@@ -47,7 +47,7 @@ Args: TypeAlias = dict[str, object]
 
 
 class ClientRequests:
-    """Serves the clients of a pool."""
+    """Serves the clients."""
 
     def __init__(
         self, state: BrokerState, outcomes: TaskOutcomes, admission: Admission, streaming: Streaming

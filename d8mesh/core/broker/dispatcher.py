@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from heapq import heappop
+from heapq import heapify, heappop
 from typing import Final, assert_never
 
 from msgspec import structs
@@ -62,6 +62,8 @@ SETTLE_S: Final = 3.0
 #: Finished batches that are noted as closed at once, or all when hand-outs are settled: a single
 #: task's outcome shall not change two more pages of the journal. A restart sees it by itself.
 CLOSED_AT_ONCE: Final = 256
+#: Clocks beyond this many, and twice as many as were of use the last time, are looked through.
+FEW_TIMERS: Final = 10_000
 #: Batches pruned in one step, so that a step does not disturb dispatch.
 PRUNE_BATCHES: Final = 200
 
@@ -98,7 +100,7 @@ class Dispatcher:
         self._started_at = at
         self._next_prune = now + PRUNE_S
         self._next_settle = now + SETTLE_S
-        self._settled = 0
+        self._settled = self._useful_timers = 0
         self._restart = Restart(state, restored, scheduler, returns, self._polling)
 
     # ----------------------------------------------------------------- the loop's calls
@@ -327,6 +329,10 @@ class Dispatcher:
         state.registry.note_absent(heard_after, is_young=is_young)
         if not state.task_table.queued:  # what lies in the lanes is cancelled, or past its deadline
             state.queue.lanes.clear()
+        if len(state.timers) > max(FEW_TIMERS, 2 * self._useful_timers):
+            state.timers = [each for each in state.timers if self._is_of_use(each[2])]
+            heapify(state.timers)
+            self._useful_timers = len(state.timers)
         if state.now >= self._next_settle:
             self._next_settle = state.now + SETTLE_S
             self._settle_assignments()
@@ -348,6 +354,13 @@ class Dispatcher:
                 self._streaming.catch_up()
             case _:
                 assert_never(timer)
+
+    def _is_of_use(self, timer: Timer) -> bool:
+        """Return whether what a clock is for is still there: a deadline may be years away."""
+        table = self.state.task_table
+        if isinstance(timer, PassDeadline):
+            return table.batch_at(timer.session, timer.first) is not None
+        return not isinstance(timer, Retry) or timer.task_id in table.tasks
 
     def _forgive(self, now: float) -> None:
         """The broker was stopped or starved: leases start anew, attempts get the time back."""

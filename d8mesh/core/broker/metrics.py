@@ -59,7 +59,7 @@ class Metrics(msgspec.Struct, kw_only=True):
     queue_wait_s: Histogram = msgspec.field(default_factory=Histogram)
     #: from a hand-out to the recorded success, by task type
     run_s: dict[str, Histogram] = {}
-    #: from the wake-up of the loop to the end of its commit
+    #: how long a commit took; one that was in flight from the wake-up of the loop on
     commit_s: Histogram = msgspec.field(default_factory=Histogram)
 
     def reject(self, code: str) -> None:

@@ -34,7 +34,7 @@ MAX_TRACEBACK_CHARS: Final = 8000
 
 
 class TaskOutcomes:
-    """Completes, fails and cancels tasks of a pool."""
+    """Completes, fails and cancels tasks."""
 
     def __init__(self, state: BrokerState, streaming: Streaming) -> None:
         self._state = state

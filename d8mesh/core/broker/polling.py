@@ -31,7 +31,7 @@ from d8mesh.errors import (
     WorkerIdTakenError,
 )
 
-#: The longest a poll may wait; the shim cuts longer wishes.
+#: The longest a poll may wait; longer wishes are cut.
 MAX_WAIT_S: Final = 60.0
 #: Beyond its time a poll waits this long for tasks that are being read from the disk: who asks
 #: every five seconds shall not lose five.
@@ -45,7 +45,7 @@ Args: TypeAlias = dict[str, object]
 
 
 class Polling:
-    """Serves the polling workers of a pool."""
+    """Serves the polling workers."""
 
     def __init__(
         self, state: BrokerState, scheduler: Scheduler, outcomes: TaskOutcomes, returns: Returns
@@ -163,10 +163,9 @@ class Polling:
     def _unregister(self, peer: Peer, request: int, args: Args) -> None:
         worker = self._known(args)
         self._drop_poll(worker)
-        if worker.outstanding:
-            tasks = list(worker.outstanding.values())
-            why = f"its worker {worker.worker_id!r} left"
-            self._returns.take(worker.worker_id, tasks, why, LEAVING)
+        tasks = list(worker.outstanding.values())
+        why = f"its worker {worker.worker_id!r} left"
+        self._returns.take(worker.worker_id, tasks, why, LEAVING)
         self._state.record(Dismissed(worker.worker_id))
         self._state.registry.remove(worker)
         self._state.answer(peer, request, {}, waits=True)
@@ -265,7 +264,7 @@ class Polling:
     # ------------------------------------------------------------------------ workers
 
     def _worker(self, worker_id: str, worker_type: str, offered: dict[str, object]) -> WorkerState:
-        """Return the worker's worker, made or brought up to date."""
+        """Return the polling worker of that id, made or brought up to date."""
         registry = self._state.registry
         worker = registry.workers.get(worker_id)
         if worker is None or worker.dialect is not Dialect.POLLING:

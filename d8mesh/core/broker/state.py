@@ -28,9 +28,9 @@ from d8mesh.errors import D8Error, FloodError
 #: Tasks that one client may listen to at the same time: bounds its part of the memory.
 MAX_LISTENED: Final = 200_000
 #: Questions of clients to the store that may be under way, and those of one client: more than
-#: the REST process has threads.
+#: requests may wait in the REST process, for what may end for all at once.
 MAX_LOADS: Final = 10_000
-MAX_LOADS_OF_CLIENT: Final = 1000
+MAX_LOADS_OF_CLIENT: Final = 5000
 
 #: Beyond its own timeout an attempt is left to its worker this much longer.
 ATTEMPT_GRACE_S: Final = 30.0

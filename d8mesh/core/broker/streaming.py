@@ -20,7 +20,7 @@ CATCH_UP_S: Final = 0.05
 
 
 class Streaming:
-    """Passes the partial output of a pool's tasks on."""
+    """Passes the partial output of tasks on."""
 
     def __init__(self, state: BrokerState) -> None:
         self._state = state

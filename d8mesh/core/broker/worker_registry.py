@@ -1,6 +1,6 @@
-"""The workers as the dispatcher knows them: workers, and who is free for what.
+"""The workers as the dispatcher knows them, and who is free for what.
 
-A `WorkerState` is a worker's place at this orchestrator: mesh workers (ZeroMQ) and polling
+A `WorkerState` is what is known of a worker at this orchestrator: mesh workers (ZeroMQ) and polling
 workers (REST) alike. The indexes answer "who is free for this type" without walking all.
 """
 
@@ -149,7 +149,6 @@ class WorkerRegistry:
         self.offering: dict[str, dict[str, WorkerState]] = {}
         #: type that nobody offers -> the most similar one that is offered, as far as looked for
         self.nearest: dict[str, str] = {}
-
         #: plain names of models whose workers have just gone, and whether the broker has just come:
         #: a worker with any model may be about to join again
         self.absent: frozenset[str] = frozenset()
@@ -181,7 +180,7 @@ class WorkerRegistry:
         self._index(worker)
 
     def leave(self, worker: WorkerState) -> None:
-        """The worker is gone; the worker stays listed as offline."""
+        """The worker is gone; it stays listed as offline."""
         if worker.is_live and worker.models:
             self.absent |= {plain_name(model) for model in worker.models}
         self._unindex(worker)
@@ -207,7 +206,7 @@ class WorkerRegistry:
             heard_after: workers that have gone count if they were heard after this (monotonic).
             is_young: the broker itself has not been there for long.
         """
-        gone = [s for s in self.workers.values() if not s.is_live and s.last_heard > heard_after]
+        gone = [w for w in self.workers.values() if not w.is_live and w.last_heard > heard_after]
         self.absent = frozenset(plain_name(model) for worker in gone for model in worker.models)
         self.is_young = is_young
 
@@ -261,7 +260,7 @@ class WorkerRegistry:
     def _bound_offline(self) -> None:
         if len(self.workers) <= MAX_OFFLINE_WORKERS:
             return
-        gone = [s for s in self.workers.values() if not s.is_live and s.dialect is Dialect.MESH]
+        gone = [w for w in self.workers.values() if not w.is_live and w.dialect is Dialect.MESH]
         gone.sort(key=lambda worker: worker.last_heard)
         for worker in gone[: -MAX_OFFLINE_WORKERS or None]:
             del self.workers[worker.worker_id]

@@ -133,11 +133,9 @@ class WorkerSessions:
                 continue
             claim = self._state.signer.check(token, task_id)
             if claim is not None:
-                losses = sorted(task.history.losses)
-                own = [
-                    n for worker_id, n in losses if worker_id == worker.worker_id and n >= claim.n
-                ]
-                back.update(((task_id, n), None) for n in own)
+                for worker_id, n in sorted(task.history.losses):
+                    if worker_id == worker.worker_id and n >= claim.n:
+                        back[task_id, n] = None
         if back:
             ids, ns = [task_id for task_id, _ in back], [n for _, n in back]
             self._state.record(Recounted(worker.worker_id, ids, ns, is_loss=False))
@@ -365,8 +363,7 @@ class WorkerSessions:
                 self._returns.lose(worker, "worker lost", is_counted=True)
             return
         if overdue := list(takewhile(self._is_overdue, worker.outstanding.values())):
-            why = "timed out"
-            self._returns.requeue(worker.worker_id, overdue, why, is_counted=True)
+            self._returns.requeue(worker.worker_id, overdue, "timed out", is_counted=True)
         worker.note_asking(state.now)
         excess = len(worker.outstanding) - worker.slots
         if excess > 0 and self._somebody_idles(worker):

@@ -48,7 +48,7 @@ class FlowControl:
         self.prefetch = min(wanted, max(2 * self.prefetch, self.slots), MAX_PREFETCH)
 
     def window(self, broker: BrokerSession, brokers: Collection[BrokerSession], now: float) -> int:
-        """Return how many attempts this line's broker may have outstanding here in total."""
+        """Return how many attempts a broker may have outstanding here in total."""
         room = self.room
         if not room:
             return 0

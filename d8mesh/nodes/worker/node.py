@@ -308,19 +308,19 @@ class Worker:
         """Return the body of the status page; ``status`` is "healthy" or "unhealthy"."""
         runner = self._runner
         session = None if runner is None else runner.session
-        lines = [] if session is None else list(session.brokers.values())
+        sessions = [] if session is None else list(session.brokers.values())
         endpoints = {} if runner is None else runner.endpoints
         orchestrators = [
-            {"broker_id": line.broker_id, "endpoint": endpoints.get(line.key, "")}
-            for line in lines
-            if line.is_welcome
+            {"broker_id": each.broker_id, "endpoint": endpoints.get(each.key, "")}
+            for each in sessions
+            if each.is_welcome
         ]
         lost = [
-            {"broker_id": line.broker_id, "why": line.lost}
-            for line in lines
-            if line.lost and line.broker_id and not line.is_welcome
+            {"broker_id": each.broker_id, "why": each.lost}
+            for each in sessions
+            if each.lost and each.broker_id and not each.is_welcome
         ]
-        refusals = (line.refusal for line in lines if line.refusal and not line.is_welcome)
+        refusals = (each.refusal for each in sessions if each.refusal and not each.is_welcome)
         refused = list(dict.fromkeys(refusals))
         reasons: list[str] = []
         if not orchestrators:

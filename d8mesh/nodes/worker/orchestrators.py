@@ -1,6 +1,6 @@
 """Every orchestrator of the mesh, and a `Reconnector` for each, so that none holds up another.
 
-Known are those that mDNS brings, that were reached last, that this machine's orchestrator file
+Known are those that mDNS brings, that were reached last, that this machine's address file
 names (where nothing is heard by mDNS), and ORCHESTRATOR_URL, which adds one.
 """
 
@@ -65,7 +65,7 @@ class Orchestrators:
             reconnector.told(broker)
 
     def look(self) -> None:
-        """Take in what this machine's orchestrator wrote down, when that has changed."""
+        """Take in what this machine's address file says, when that has changed."""
         written = address_file.read(Path(self._config.data_dir), self._config.mesh)
         if written is not None and written != self._written:
             self._written = written

@@ -368,9 +368,9 @@ class WorkerRunner:
     def _doubt(self, now: float) -> None:
         """Look for who answers no heartbeat, or is new here: it may have another address by now."""
         self._orchestrators.look()
-        for line in self.session.brokers.values():
-            if line.is_welcome and now - line.heard > line.heartbeat_s + DOUBT_S:
-                self._orchestrators.doubt(line.key)
+        for each in self.session.brokers.values():
+            if each.is_welcome and now - each.heard > each.heartbeat_s + DOUBT_S:
+                self._orchestrators.doubt(each.key)
 
     def _drop(self, key: str) -> None:
         self._cut_since.pop(key, None)
@@ -397,8 +397,8 @@ class WorkerRunner:
         self.joined.set()
 
     def _tell_joined(self) -> None:
-        lines = self.session.brokers.values()
-        self._orchestrators.joined = {line.broker_id: line.key for line in lines if line.is_welcome}
+        sessions = self.session.brokers.values()
+        self._orchestrators.joined = {s.broker_id: s.key for s in sessions if s.is_welcome}
         if not self._orchestrators.joined:
             self.joined.clear()
 

@@ -122,6 +122,23 @@ def test_a_jump_of_the_wall_clock_changes_no_time_that_is_left_for_a_hand_out(
     assert work.groups[0].timeout_s == pytest.approx(90.0)
 
 
+def test_clocks_of_what_has_ended_are_forgotten(
+    broker: WiredBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A deadline may be years away, and its task done within a moment."""
+    monkeypatch.setattr("d8mesh.core.broker.dispatcher.FEW_TIMERS", 10)
+    client, worker = broker.client(), broker.worker("w", window=1)
+    (late,) = broker.submit(client, 1, deadline_s=50.0)
+    broker.finish(worker, broker.work(worker), m.FAILED, window=0)  # tried again after a pause
+    for _ in range(100):
+        (task_id,) = broker.submit(client, 1, deadline_s=1e9)
+        assert broker.ask(client, "cancel", id=task_id).code == ""
+    broker.pass_time(1.0)
+    assert 1 <= len(broker.state.timers) <= 22
+    broker.pass_time(60.0, step=1.0)
+    assert broker.ask(broker.client(), "status", id=late).body["state"] == "failed"
+
+
 def test_questions_to_the_journal_are_bounded_and_failures_told(broker: WiredBroker) -> None:
     client = broker.client()
     broker.dispatcher.receive(m.Query(1, "status", {"id": f"{S}-5"}), client, broker.now)

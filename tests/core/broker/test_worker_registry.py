@@ -1,4 +1,4 @@
-"""Seats and their indexes."""
+"""Workers and their indexes."""
 
 from __future__ import annotations
 
