@@ -42,7 +42,7 @@ KEEP_ALIVE_S: Final = 75.0
 #: An answer is given up when in this time no more of it could be sent than that.
 STUCK_S: Final = 30.0
 STUCK_BYTES: Final = 65_536
-#: After refusing a request we listen on, so that the answer is read and not lost to a reset.
+#: After a refusal we listen on until nothing came for so long: a reset would hide the answer.
 LINGER_S: Final = 2.0
 #: Requests of one connection that may wait for the answers before theirs.
 MAX_REQUESTS_AHEAD: Final = 64
@@ -123,8 +123,9 @@ class Connection(asyncio.BufferedProtocol):
         return self._server.buffer  # used up in `buffer_updated`, before anyone else is given it
 
     def buffer_updated(self, nbytes: int) -> None:
-        if self._parser is None:
-            return  # what comes after what was refused
+        if self._parser is None:  # what comes after what was refused
+            self._drained_until = min(self._server.loop.time() + LINGER_S, self._since + BODY_S)
+            return
         try:
             self._beside_bytes += nbytes
             self._feed(memoryview(self._server.buffer)[:nbytes])
@@ -359,7 +360,8 @@ class Connection(asyncio.BufferedProtocol):
         if not lingers:
             self._transport.close()
         elif not self._transport.is_closing():
-            self._drained_until = self._server.loop.time() + LINGER_S
+            self._since = self._server.loop.time()
+            self._drained_until = self._since + LINGER_S
             self._transport.write_eof()
             self._transport.resume_reading()
 
@@ -384,12 +386,10 @@ class Connection(asyncio.BufferedProtocol):
             if moved < self._written:  # else whoever reads slowly loses the end
                 self._drained_until = now + LINGER_S
             return now > self._drained_until
-        if self._paused_at:
+        if self._paused_at or (self._asked and self._incoming is None):
             return False  # we ourselves hold it up
         if self._incoming is not None:
             allowed_s = BODY_S + self._incoming.received_bytes / BODY_BYTES_PER_S
-        elif self._asked:
-            return False
         else:
             allowed_s = KEEP_ALIVE_S if self._is_used and not self._is_begun else HEADERS_S
         return now - self._since > allowed_s

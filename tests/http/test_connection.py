@@ -271,6 +271,33 @@ def test_a_refusal_is_read_by_whoever_goes_on_sending(here: Served) -> None:
     assert (status, body["code"]) == (431, "http.headers_too_large")
 
 
+def test_a_refusal_is_read_by_whoever_sends_for_longer_than_we_linger(
+    here: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "LINGER_S", 2 * DEADLINES_LOOK_S)
+    with here.connect() as slow:
+        slow.sendall(b"POST /scope HTTP/1.1\r\nHost: x\r\nContent-Length: 9000000\r\n\r\n")
+        until = time.monotonic() + 5 * DEADLINES_LOOK_S
+        while time.monotonic() < until:
+            slow.sendall(b"x" * 1000)
+            time.sleep(DEADLINES_LOOK_S / 10)
+        assert slow.recv(1000).startswith(b"HTTP/1.1 200 ")
+        eventually(lambda: not here.server._connections)
+
+
+def test_whoever_is_refused_and_sends_forever_is_closed(
+    here: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "BODY_S", DEADLINES_LOOK_S)
+    with here.connect() as stays, contextlib.suppress(ConnectionError):
+        stays.sendall(b"GET / HTTP/3.0\r\n\r\n")
+        until = time.monotonic() + PATIENCE_S
+        while time.monotonic() < until:
+            stays.sendall(b"x" * 1000)
+            time.sleep(DEADLINES_LOOK_S / 10)
+        pytest.fail("it may still send")
+
+
 def test_whoever_is_refused_and_does_not_leave_is_closed(
     here: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
