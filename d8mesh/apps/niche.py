@@ -70,7 +70,7 @@ Answer with JSON of exactly this form:
 {{"niches": [{{"name": "…", "description": "…", "demand": 0, "growth": 0, "feasibility": 0, \
 "competition": 0}}]}}"""
 _AGAIN: Final = "That cannot be used: {problem}. Answer again with the JSON object alone."
-_LANGUAGES: Final = {"es": " in Spanish", "en": " in English"}
+_IN_LANGUAGE: Final = {"es": " in Spanish", "en": " in English"}
 
 _Names = Annotated[list[Name], Meta(min_length=1)]
 
@@ -245,7 +245,7 @@ class _Ask:
 
 def _messages(pair: tuple[str, str], lang: str | None) -> tuple[dict[str, str], ...]:
     market, geography = pair
-    language = _LANGUAGES.get(lang or "", "")
+    language = _IN_LANGUAGE.get(lang or "", "")
     question = _QUESTION.format(market=market, geography=geography, language=language)
     return ({"role": "system", "content": _SYSTEM}, {"role": "user", "content": question})
 

@@ -27,8 +27,8 @@ Object = dict[str, Any]
 MAX_CAPABILITIES_BYTES: Final = 16_384
 #: Of an unknown key, as much as is compared and shown.
 SHOWN_KEY_CHARS: Final = 64
-_KEY: Final = re.compile(r"[ -~]{1,128}", re.ASCII)
-_MISSING: Final = re.compile(r"Object missing required field `(\w+)`(?: - at `\$\.?(.*)`)?")
+_IDEMPOTENCY_KEY: Final = re.compile(r"[ -~]{1,128}", re.ASCII)
+_MISSING_FIELD: Final = re.compile(r"Object missing required field `(\w+)`(?: - at `\$\.?(.*)`)?")
 _AT: Final = re.compile(r"(.*) - at `\$\.?(.*)`", re.DOTALL)
 
 
@@ -209,14 +209,14 @@ def idempotency_key(header: str | None) -> str:
     """Return the key of a submit, empty if there is none."""
     if header is None:
         return ""
-    if not _KEY.fullmatch(header):
+    if not _IDEMPOTENCY_KEY.fullmatch(header):
         raise InvalidTaskError("Idempotency-Key: expected 1 to 128 printable ASCII characters")
     return header
 
 
 def _told(text: str) -> str:
     """Return msgspec's message in the words of the contract, the field first."""
-    if missing := _MISSING.fullmatch(text):
+    if missing := _MISSING_FIELD.fullmatch(text):
         name, path = missing.groups()
         return f"Missing field: {path + '.' if path else ''}{name}"
     placed = _AT.fullmatch(text)
