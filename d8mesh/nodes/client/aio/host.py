@@ -13,7 +13,7 @@ from d8mesh.edge.transport.sockets import DealerLink
 from d8mesh.nodes.client.aio.watcher import watcher_on
 from d8mesh.nodes.client.runner import ClientRunner
 
-_T = TypeVar("T")
+_T = TypeVar("_T")
 #: Messages taken in one turn: a turn holds up everything else on the loop, and each message may
 #: carry a thousand outcomes.
 MESSAGES_PER_LOOP_TURN: Final = 32
