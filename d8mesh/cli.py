@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Final, cast
 
 from d8mesh import menu, words
-from d8mesh.commands import BAD_USAGE, FAILED, HUNG_UP, INTERRUPTED, OK, Command, Handler
+from d8mesh.commands import BAD_USAGE, FAILED, HUNG_UP, INTERRUPTED, OK, Command, CommandHandler
 from d8mesh.config import Config
 from d8mesh.edge import terminal
 from d8mesh.edge.installation import Installation
@@ -149,7 +149,7 @@ def _of_interfaces(config: Config) -> list[str]:
     return [f"D8_INTERFACES names {name!r}, which this machine does not have" for name in unknown]
 
 
-def _load(command: Command) -> Handler:
+def _load(command: Command) -> CommandHandler:
     module_name, _, function = command.handler.partition(":")
     package = module_name.partition(".")[0]
     if package in _OF_CHECKOUT:
@@ -157,7 +157,7 @@ def _load(command: Command) -> Handler:
             raise D8Error(f"{package}/ is not installed: run this command in the source")
         sys.path.insert(0, str(_CHECKOUT))
     try:
-        return cast(Handler, getattr(importlib.import_module(module_name), function))
+        return cast(CommandHandler, getattr(importlib.import_module(module_name), function))
     except ModuleNotFoundError as error:
         if not error.name or error.name.partition(".")[0] in ("d8mesh", *_OF_CHECKOUT):
             raise

@@ -11,7 +11,7 @@ from d8mesh import options
 from d8mesh.config import Config
 
 #: A command's handler: given the settings and the parsed options, returns an exit code.
-Handler = Callable[[Config, argparse.Namespace], int]
+CommandHandler = Callable[[Config, argparse.Namespace], int]
 
 OK: Final = 0
 FAILED: Final = 1

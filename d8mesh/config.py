@@ -197,13 +197,13 @@ NAME_PATTERN: Final = r"[A-Za-z0-9_][A-Za-z0-9_.:@+-]{0,127}"
 _PART: Final = r"[A-Za-z0-9_][A-Za-z0-9_.@+-]*"
 #: The name of a model, ``library/name:tag``: no URL, no way up, no option.
 MODEL_PATTERN: Final = rf"(?=.{{1,128}}\Z){_PART}(?:[:/]{_PART})*"
-_NAME: Final = _matching(NAME_PATTERN)
+_IS_NAME: Final = _matching(NAME_PATTERN)
 _PORT: Final = _integer(1, 65535)
 _PORT_TEXT: Final = "a port, 1 to 65535"
 _NAME_TEXT: Final = "1 to 128 of A-Z a-z 0-9 _ . : @ + -, starting with a letter, digit or _"
 #: A card: "Ethernet 2", "vEthernet (WSL)", "LAN-Verbindung* 3"; a `;` is a comma meant.
 _CARD: Final = r"[^,;]{1,128}"
-_KEY: Final = _matching(r"[!-~]{8,256}")
+_IS_KEY: Final = _matching(r"[!-~]{8,256}")
 _KEY_TEXT: Final = "a key, 8 to 256 printable characters without blanks"
 _MODEL_TEXT: Final = "a model name such as deepseek-r1:8b"
 _URL_TEXT: Final = "http://HOST:PORT, HOST:PORT or HOST"
@@ -217,11 +217,11 @@ SETTINGS: Final[tuple[Setting, ...]] = (
     Setting("DEEPSEEK_MODEL", "ollama_model", _matching(MODEL_PATTERN), _MODEL_TEXT),
     Setting("OLLAMA_HOST", "ollama_listen", str, "anything: it is Ollama's own variable"),
     Setting("WORKER_STATUS_PORT", "status_port", _PORT, _PORT_TEXT),
-    Setting("WORKER_ID", "worker_id", _NAME, _NAME_TEXT),
-    Setting("WORKER_TYPE", "worker_type", _NAME, _NAME_TEXT),
-    Setting("GROQ_API_KEY", "groq_api_key", _KEY, _KEY_TEXT, True),
+    Setting("WORKER_ID", "worker_id", _IS_NAME, _NAME_TEXT),
+    Setting("WORKER_TYPE", "worker_type", _IS_NAME, _NAME_TEXT),
+    Setting("GROQ_API_KEY", "groq_api_key", _IS_KEY, _KEY_TEXT, True),
     Setting("GROQ_MODEL", "groq_model", _matching(MODEL_PATTERN), _MODEL_TEXT),
-    Setting("GEMINI_API_KEY", "gemini_api_key", _KEY, _KEY_TEXT, True),
+    Setting("GEMINI_API_KEY", "gemini_api_key", _IS_KEY, _KEY_TEXT, True),
     Setting("GEMINI_MODEL", "gemini_model", _matching(MODEL_PATTERN), _MODEL_TEXT),
     Setting("MAX_TOKENS", "max_tokens", _integer(1, 10_000_000), "tokens, 1 to 10000000"),
     Setting("TEMPERATURE", "temperature", _number(0, 2), "a number, 0 to 2"),

@@ -28,7 +28,7 @@ FORBIDDEN_NAMES = frozenset(
 #: The public Python calls, and protocols of them, say `timeout`, in seconds, as
 #: `concurrent.futures` does.
 PUBLIC_CALLS = (
-    "d8mesh.nodes.client.", "d8mesh.apps.work", "d8mesh.apps.following", "d8mesh.doors.rest.mesh",
+    "d8mesh.nodes.client.", "d8mesh.apps.work", "d8mesh.apps.following",
 )  # fmt: skip
 #: Seconds for the slowest of these checks on a loaded small machine.
 PATIENCE_S = 110
@@ -116,34 +116,30 @@ def test_no_module_is_a_drawer_for_odds_and_ends() -> None:
     assert [name_of(path) for path in MODULES if path.stem in FORBIDDEN_NAMES] == []
 
 
-def test_no_two_classes_share_a_name() -> None:
-    homes: dict[str, list[str]] = {}
-    for path in MODULES:
-        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
-            if isinstance(node, ast.ClassDef):
-                homes.setdefault(node.name, []).append(f"{name_of(path)}:{node.lineno}")
-    assert {name: at for name, at in homes.items() if len(at) > 1} == {}
-
-
-def literals_of(path: Path) -> Iterator[tuple[str, str]]:
-    """Yield the upper-case constants of a module whose value stands there, as it is written."""
-    arithmetic = (ast.BinOp, ast.UnaryOp, ast.Constant, ast.operator, ast.unaryop)
-    for node in ast.parse(path.read_text("utf-8")).body:
+def names_of(path: Path) -> Iterator[tuple[str, str]]:
+    """Yield what a module calls by a capital: classes, each a meaning of its own, and the
+    constants, aliases and type variables with their values, as they are written.
+    """
+    tree = ast.parse(path.read_text("utf-8"))
+    for each in ast.walk(tree):
+        if isinstance(each, ast.ClassDef):
+            yield each.name.lstrip("_"), f"class in {name_of(path)}:{each.lineno}"
+    for node in tree.body:
         target = node.targets[0] if isinstance(node, ast.Assign) else None
         target = node.target if isinstance(node, ast.AnnAssign) else target
         value = getattr(node, "value", None)
-        if not (isinstance(target, ast.Name) and target.id.isupper() and value is not None):
-            continue
-        if all(isinstance(each, arithmetic) for each in ast.walk(value)):
-            yield target.id, ast.unparse(value)
+        if isinstance(target, ast.Name) and value is not None:
+            yield target.id.lstrip("_"), ast.unparse(value)
 
 
-def test_no_constant_of_one_name_has_two_values() -> None:
-    values: dict[str, dict[str, list[str]]] = {}
+def test_no_name_has_two_meanings() -> None:
+    """An underscore before it does not make another name of it."""
+    meanings: dict[str, dict[str, list[str]]] = {}
     for path in MODULES:
-        for name, value in literals_of(path):
-            values.setdefault(name, {}).setdefault(value, []).append(name_of(path))
-    assert {name: found for name, found in values.items() if len(found) > 1} == {}
+        for name, value in names_of(path):
+            if name[:1].isupper():
+                meanings.setdefault(name, {}).setdefault(value, []).append(name_of(path))
+    assert {name: found for name, found in meanings.items() if len(found) > 1} == {}
 
 
 def test_every_module_says_what_it_is_for() -> None:

@@ -21,7 +21,7 @@ MAX_ANSWER_CHARS: Final = 200_000
 #: A model was asked for three.
 MAX_NICHES: Final = 20
 
-Name: TypeAlias = Annotated[str, Meta(min_length=1, max_length=200)]
+NicheName: TypeAlias = Annotated[str, Meta(min_length=1, max_length=200)]
 Description: TypeAlias = Annotated[str, Meta(min_length=1, max_length=4000)]
 Score: TypeAlias = Annotated[float, Meta(ge=0, le=100)]
 
@@ -31,7 +31,7 @@ _START: Final = re.compile(r"[\[{]")
 class Niche(msgspec.Struct, frozen=True, kw_only=True):
     """One niche; scores from 0 to 100. Only much `competition` is bad."""
 
-    name: Name
+    name: NicheName
     description: Description
     demand: Score
     growth: Score

@@ -26,13 +26,13 @@ NO_WORKER_S: Final = 12.0
 #: How often the workers are asked for meanwhile.
 WORKERS_LOOK_S: Final = 0.5
 
-Data = dict[str, Any]
+TaskData = dict[str, Any]
 
 
 class Asks(Submits, Protocol):
     """What this command needs of a client."""
 
-    def ask(self, what: str, args: Mapping[str, object], /) -> Data:
+    def ask(self, what: str, args: Mapping[str, object], /) -> TaskData:
         """Ask the orchestrator something."""
 
 
@@ -53,7 +53,7 @@ def run_with(client: Asks, prompt: str, options: argparse.Namespace, until: floa
     """Do what `run` does with a client that is there."""
     await_model(client, until)
     messages = [{"role": "system", "content": options.system}] if options.system else []
-    data: Data = {"messages": [*messages, {"role": "user", "content": prompt}]}
+    data: TaskData = {"messages": [*messages, {"role": "user", "content": prompt}]}
     if options.model:
         data["model"] = options.model
     answer = _PrintedAnswer(is_quiet=options.json)

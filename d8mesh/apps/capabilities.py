@@ -13,20 +13,20 @@ LLM_TYPE: Final = "agent_action"
 #: Workers named that have the same reason.
 NAMED: Final = 4
 
-Worker = Mapping[str, Any]
+ListedWorker = Mapping[str, Any]
 
 
-def models_of(worker: Worker) -> list[str]:
+def models_of(worker: ListedWorker) -> list[str]:
     """Return the names of the models that a worker has."""
     return _listed(worker, "models")
 
 
-def types_of(worker: Worker) -> list[str]:
+def types_of(worker: ListedWorker) -> list[str]:
     """Return the task types that a worker offers."""
     return _listed(worker, "task_types")
 
 
-def can(worker: Worker, kind: str) -> bool:
+def can(worker: ListedWorker, kind: str) -> bool:
     """Tell whether a live worker may be given tasks of `kind`."""
     if worker.get("status") == "offline":
         return False
@@ -35,7 +35,7 @@ def can(worker: Worker, kind: str) -> bool:
     return kind in types or (worker.get("dialect") == "polling" and not types)
 
 
-def reasons_of(workers: Iterable[Worker]) -> dict[str, str]:
+def reasons_of(workers: Iterable[ListedWorker]) -> dict[str, str]:
     """Return worker id -> why it has no language model, of the live ones that say it."""
     return {
         str(worker["worker_id"]): str(worker["reason"])
@@ -58,7 +58,7 @@ def why_lines(reasons: Mapping[str, str], width: int | None, *, indent: str = ""
         )
 
 
-def _listed(worker: Worker, key: str) -> list[str]:
+def _listed(worker: ListedWorker, key: str) -> list[str]:
     capabilities = worker.get("capabilities")
     names = capabilities.get(key) if isinstance(capabilities, Mapping) else None
     return [str(name) for name in names] if isinstance(names, list) else []

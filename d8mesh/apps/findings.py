@@ -28,8 +28,8 @@ MAX_FINDINGS_BYTES: Final = 1_000_000_000
 #: A spreadsheet takes a cell that begins so for a formula.
 FORMULA_STARTS: Final = ("=", "+", "-", "@", "\t", "\r")
 
-_COLUMNS: Final = ("opportunity", "name", "market", "geography", "demand", "growth",
-                   "feasibility", "competition", "description", "model")  # fmt: skip
+_CSV_COLUMNS: Final = ("opportunity", "name", "market", "geography", "demand", "growth",
+                       "feasibility", "competition", "description", "model")  # fmt: skip
 
 
 class Finding(msgspec.Struct, frozen=True, kw_only=True):
@@ -142,7 +142,7 @@ def table(findings: Findings) -> str:
     models = {(each.market, each.geography): each.model for each in findings.all()}
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(_COLUMNS)
+    writer.writerow(_CSV_COLUMNS)
     for market, geography, niche in findings.ranking():
         scores = (niche.demand, niche.growth, niche.feasibility, niche.competition)
         texts = (niche.name, market, geography, niche.description, models[market, geography])

@@ -18,7 +18,7 @@ import msgspec
 from msgspec import Meta
 
 from d8mesh.apps import work
-from d8mesh.apps.answers import Name, niches_in
+from d8mesh.apps.answers import NicheName, niches_in
 from d8mesh.apps.findings import Finding, Findings, load, save
 from d8mesh.apps.progress import Progress, one_line
 from d8mesh.apps.results import result_folder
@@ -70,16 +70,16 @@ Answer with JSON of exactly this form:
 {{"niches": [{{"name": "…", "description": "…", "demand": 0, "growth": 0, "feasibility": 0, \
 "competition": 0}}]}}"""
 _AGAIN: Final = "That cannot be used: {problem}. Answer again with the JSON object alone."
-_LANGUAGES: Final = {"es": " in Spanish", "en": " in English"}
+_IN_LANGUAGE: Final = {"es": " in Spanish", "en": " in English"}
 
-_Names = Annotated[list[Name], Meta(min_length=1)]
+_NicheNames = Annotated[list[NicheName], Meta(min_length=1)]
 
 
 class NichePlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What to ask: each market in each geography."""
 
-    markets: _Names
-    geographies: _Names
+    markets: _NicheNames
+    geographies: _NicheNames
 
     @property
     def pairs(self) -> list[tuple[str, str]]:
@@ -245,7 +245,7 @@ class _Ask:
 
 def _messages(pair: tuple[str, str], lang: str | None) -> tuple[dict[str, str], ...]:
     market, geography = pair
-    language = _LANGUAGES.get(lang or "", "")
+    language = _IN_LANGUAGE.get(lang or "", "")
     question = _QUESTION.format(market=market, geography=geography, language=language)
     return ({"role": "system", "content": _SYSTEM}, {"role": "user", "content": question})
 

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 from urllib.request import ProxyHandler, build_opener
 
-from d8mesh.apps.capabilities import Worker, models_of, reasons_of, why_lines
+from d8mesh.apps.capabilities import ListedWorker, models_of, reasons_of, why_lines
 from d8mesh.apps.tables import cut, lines_of, wrapped
 from d8mesh.config import Config
 from d8mesh.core.protocol.addresses import endpoint
@@ -209,14 +209,14 @@ def parted(
     return sorted(shown, key=lambda each: str(each["worker_id"])), len(workers) - len(shown)
 
 
-def _is_long_gone(worker: Worker, now: float) -> bool:
+def _is_long_gone(worker: ListedWorker, now: float) -> bool:
     at = worker.get("last_heartbeat")
     if worker.get("status") != "offline" or not isinstance(at, (int, float)):
         return False
     return now - at > ENDED_SHOWN_S
 
 
-def workers_table(workers: Sequence[Worker]) -> tuple[list[str], list[list[str]]]:
+def workers_table(workers: Sequence[ListedWorker]) -> tuple[list[str], list[list[str]]]:
     """Return the names of the columns, and a row for each worker."""
     columns = [tr(each) for each in ("worker", "type", "state", "slots", "done", "failures")]
     rows = [
@@ -234,6 +234,6 @@ def workers_table(workers: Sequence[Worker]) -> tuple[list[str], list[list[str]]
     return [*columns, tr("models")], rows
 
 
-def state_of(worker: Worker) -> str:
+def state_of(worker: ListedWorker) -> str:
     """Return online, busy or offline."""
     return str(worker.get("status", "?"))

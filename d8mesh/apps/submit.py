@@ -44,7 +44,7 @@ SHOWN_TEXT_CHARS: Final = 60
 #: Where the data is that stands on the command line itself.
 _ARGUMENT: Final = "the data"
 
-Data = dict[str, Any]
+TaskData = dict[str, Any]
 
 
 def run(config: Config, options: argparse.Namespace) -> int:
@@ -62,7 +62,7 @@ def run(config: Config, options: argparse.Namespace) -> int:
 
 
 def run_with(
-    client: Any, datas: Sequence[Data], options: argparse.Namespace, until: float | None
+    client: Any, datas: Sequence[TaskData], options: argparse.Namespace, until: float | None
 ) -> int:
     """Do what `run` does with a client that is there."""
     left_s = None if until is None else max(0.1, until - time.monotonic())
@@ -82,7 +82,7 @@ def run_with(
         raise _late(error, options) from error
 
 
-def read(argument: str, *, is_lines: bool = False) -> list[Data]:
+def read(argument: str, *, is_lines: bool = False) -> list[TaskData]:
     """Return the data that the command line names: itself, ``-`` or ``@FILE``.
 
     Raises:
@@ -113,7 +113,7 @@ def _decoded(content: bytes, place: str) -> str:
         raise ConfigError(f"{place}: expected UTF-8 (byte {error.start + 1} is not)") from error
 
 
-def _object(text: str, place: str) -> Data:
+def _object(text: str, place: str) -> TaskData:
     try:
         value = json.loads(text, parse_constant=_refuse_constant)
     except RecursionError as error:
@@ -158,7 +158,7 @@ def _one(task: Followed, options: argparse.Namespace, until: float | None) -> in
 
 
 def _followed(following: Following, options: argparse.Namespace, until: float | None) -> int:
-    task, output = following.task, _Output(is_json=options.json)
+    task, output = following.task, _FollowedOutput(is_json=options.json)
     try:
         result = following.result(until, output)
     except (KeyboardInterrupt, WaitTimeoutError):
@@ -182,7 +182,7 @@ def _say_id(task: Followed, options: argparse.Namespace) -> None:
     say(as_json(body) if options.json else task.id)
 
 
-class _Output(TaskListener):
+class _FollowedOutput(TaskListener):
     """Prints partial output: texts as they are, other values as a line of JSON each."""
 
     def __init__(self, *, is_json: bool) -> None:
@@ -244,7 +244,7 @@ def _late(error: WaitTimeoutError, options: argparse.Namespace) -> D8Error:
 
 def _many(
     client: Any,
-    datas: Sequence[Data],
+    datas: Sequence[TaskData],
     options: argparse.Namespace,
     until: float | None,
     given: SubmitOptions,
@@ -263,7 +263,7 @@ def _many(
         for outcome in outcomes(tasks, until=until, on_silence=tell_silence):
             task_id = ids[outcome.index]
             left.pop(task_id, None)
-            body: Data = {"task_id": task_id, "line": outcome.index + 1}
+            body: TaskData = {"task_id": task_id, "line": outcome.index + 1}
             if outcome.result is None:
                 code = FAILED
                 body |= {"state": "failed", "error": outcome.error}

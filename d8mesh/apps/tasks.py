@@ -25,18 +25,18 @@ SHOWN_CHARS: Final = 2000
 
 COLUMNS: Final = ("task", "type", "state", "tries", "created", "why")
 
-Body = dict[str, Any]
+TaskBody = dict[str, Any]
 
 
 class AsksAboutTasks(Protocol):
     """What this command needs of a client."""
 
-    def ask(self, what: str, args: Mapping[str, object], /) -> Body:
+    def ask(self, what: str, args: Mapping[str, object], /) -> TaskBody:
         """Ask the orchestrator something."""
 
     def tasks(
         self, *, state: str = "", type: str = "", newest_first: bool = False
-    ) -> Iterator[Body]:
+    ) -> Iterator[TaskBody]:
         """Yield the status bodies of tasks, the oldest or the newest first."""
 
     def replay(self, task_id: str, /) -> Followed:
@@ -106,7 +106,7 @@ def _failed(client: AsksAboutTasks, options: argparse.Namespace) -> list[str]:
     return [task_id for task_id in failed if task_id not in done]
 
 
-def _each(ids: Sequence[str], do: Callable[[str], Body], options: argparse.Namespace) -> int:
+def _each(ids: Sequence[str], do: Callable[[str], TaskBody], options: argparse.Namespace) -> int:
     """Do it for each id; one that cannot be is told and does not stop the others."""
     code = 0
     for task_id in ids:
@@ -125,13 +125,13 @@ def _each(ids: Sequence[str], do: Callable[[str], Body], options: argparse.Names
     return code
 
 
-def _show(client: AsksAboutTasks, task_id: str) -> Body:
+def _show(client: AsksAboutTasks, task_id: str) -> TaskBody:
     from d8mesh.nodes.client.results import readable
 
     return readable(client.ask("status", {"id": task_id, "full": True}))
 
 
-def _cancel(client: AsksAboutTasks, task_id: str) -> Body:
+def _cancel(client: AsksAboutTasks, task_id: str) -> TaskBody:
     """Cancel it; one that had ended otherwise could not be.
 
     Raises:
@@ -143,7 +143,7 @@ def _cancel(client: AsksAboutTasks, task_id: str) -> Body:
     return body
 
 
-def _words(body: Body) -> str:
+def _words(body: TaskBody) -> str:
     if "error" in body:
         why = translated(str(body["error"]))
         return tr("{id}: {what}", id=body["task_id"], what=why)
@@ -157,7 +157,7 @@ def _words(body: Body) -> str:
     return "\n".join(_full(body))
 
 
-def _full(body: Body) -> Iterator[str]:
+def _full(body: TaskBody) -> Iterator[str]:
     """Yield all that is known of a task, line by line."""
     yield _state(body)
     for key, name in (("type", "type"), ("priority", "priority"), ("attempts", "attempts")):
@@ -231,11 +231,11 @@ def _shown(value: object) -> str:
     return f"{text[:SHOWN_CHARS]}… {more}"
 
 
-def _state(body: Body) -> str:
+def _state(body: TaskBody) -> str:
     return tr("{id}: {what}", id=body["task_id"], what=tr(str(body["state"])))
 
 
-def _why(body: Body) -> str:
+def _why(body: TaskBody) -> str:
     result = body.get("result")
     error = result.get("error") if isinstance(result, dict) else None
     why = str(body.get("reason") or error or "")

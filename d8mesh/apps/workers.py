@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Final
 
-from d8mesh.apps.capabilities import Worker, models_of, reasons_of, types_of, why_lines
+from d8mesh.apps.capabilities import ListedWorker, models_of, reasons_of, types_of, why_lines
 from d8mesh.apps.status import ANSWER_S, Orchestrator, look, parted, say_nobody, state_of
 from d8mesh.apps.tables import lines_of
 from d8mesh.config import Config
@@ -34,7 +34,7 @@ def run(config: Config, options: argparse.Namespace) -> int:
     return 0
 
 
-def say_who_is_there(workers: Sequence[Worker]) -> Iterator[str]:
+def say_who_is_there(workers: Sequence[ListedWorker]) -> Iterator[str]:
     """Yield a line for each live worker: what it can do, and why it has no language model."""
     live = [worker for worker in workers if worker.get("status") != "offline"]
     if not live:

@@ -46,7 +46,7 @@ FRAMES_PER_TURN: Final = 64
 IDLE_LOOK_S: Final = 5.0
 #: How soon what a connection did not take is tried again.
 UNSENT_S: Final = 0.005
-_ID: Final = re.compile(r"[0-9a-f]{32}", re.ASCII)
+_LINK_ID: Final = re.compile(r"[0-9a-f]{32}", re.ASCII)
 
 _decoder: Final = msgspec.msgpack.Decoder(list[bytes])
 _log: Final = logging.getLogger("d8mesh.exchange")
@@ -71,7 +71,7 @@ class Exchange:
         """
         wait_s = seconds(request.args, "wait", default=0.0, most=MAX_TUNNEL_POLL_S, is_cut=True)
         link_id = request.fields.get(LINK_HEADER.lower(), "")
-        if not _ID.fullmatch(link_id):
+        if not _LINK_ID.fullmatch(link_id):
             raise Refusal("http.bad_request", f"{LINK_HEADER}: expected 32 hex digits")
         link = self._link(link_id)
         link.put(request.value)

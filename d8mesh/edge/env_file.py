@@ -27,7 +27,7 @@ MAX_ENV_FILE_BYTES: Final = 1_000_000
 MAX_TOLD_LINES: Final = 20
 _EXPECTED: Final = "expected NAME=value"
 #: Names of variables, ours and those that other programs read from the same file.
-_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*", re.ASCII)
+_VARIABLE_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*", re.ASCII)
 #: An assignment that stands inside a quoted value of several lines: the quote was forgotten.
 _SWALLOWED: Final = re.compile(r"\s*(?:export\s+)?[A-Z_][A-Z0-9_]*\s*=(?!=*\s*$)", re.ASCII)
 #: Other languages' ways to write an assignment, and what each is.
@@ -136,7 +136,7 @@ def _wrong_with(binding: Binding, shown: str) -> str:
             return f"{_EXPECTED}, {what}"
     head, sign, value = (part.strip() for part in name.partition("="))
     head = head.strip("'")
-    if not _NAME.fullmatch(head):
+    if not _VARIABLE_NAME.fullmatch(head):
         return f"{_EXPECTED}, {'saw no name before the `=`' if sign else 'saw something else'}"
     named = head if head in NAMES else "a name"
     if not sign:

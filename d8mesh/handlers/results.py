@@ -27,10 +27,10 @@ _encode: Final = msgspec.msgpack.Encoder().encode
 #: Values of these types need no look inside.
 PLAIN: Final = frozenset({str, bool, type(None)})
 
-Ending = tuple[int, bytes]
+AttemptEnd = tuple[int, bytes]
 
 
-def of_value(value: object, worker_id: str, duration_s: float) -> Ending:
+def of_value(value: object, worker_id: str, duration_s: float) -> AttemptEnd:
     """Return how an attempt ends whose handler returned `value`.
 
     An object with a boolean ``success`` is the result itself (a failure's ``error`` is filled
@@ -80,7 +80,7 @@ def _is_verdict(value: object) -> bool:
     return type(value) is bool or (value is not None and type(scalar(value)) is bool)
 
 
-def of_exception(error: BaseException, worker_id: str, duration_s: float) -> Ending:
+def of_exception(error: BaseException, worker_id: str, duration_s: float) -> AttemptEnd:
     """Return how an attempt ends whose handler raised.
 
     What d8mesh's own handlers say in words, and a `Reject`, carries no traceback.
@@ -96,7 +96,7 @@ def of_exception(error: BaseException, worker_id: str, duration_s: float) -> End
     )
 
 
-def of_untellable(error: BaseException, worker_id: str, duration_s: float) -> Ending:
+def of_untellable(error: BaseException, worker_id: str, duration_s: float) -> AttemptEnd:
     """Return how an attempt ends whose handler raised what raises when it is looked at."""
     text = f"{name_of(error)}: nothing more can be told of it, for it raises when it is looked at"
     return of_error(text, worker_id, duration_s)
@@ -111,7 +111,7 @@ def _is_said(error: BaseException) -> bool:
 
 def of_error(
     text: str, worker_id: str, duration_s: float, *, is_final: bool = False, traceback: str = ""
-) -> Ending:
+) -> AttemptEnd:
     """Return how a failed attempt ends; `is_final`: trying again would not help."""
     result = {
         "success": False,

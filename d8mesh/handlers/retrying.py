@@ -33,12 +33,12 @@ class Reject(Exception):
 
 
 #: All errors, none, those of these classes, or those for which it returns true.
-Retry: TypeAlias = (
+RetryRule: TypeAlias = (
     bool | type[BaseException] | tuple[type[BaseException], ...] | Callable[[BaseException], bool]
 )
 #: Seconds before the next attempt, or what returns them for the attempt that failed (from 1).
 Backoff: TypeAlias = float | Callable[[int], float] | None
-Ending: TypeAlias = tuple[int, bytes]
+AttemptEnd: TypeAlias = tuple[int, bytes]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,7 @@ class Retries:
         HandlerError: `retry` or `backoff` is none of what it may be.
     """
 
-    retry: Retry = True
+    retry: RetryRule = True
     backoff: Backoff = None
 
     def __post_init__(self) -> None:
@@ -62,7 +62,7 @@ class Retries:
         if self.backoff is not None and not callable(self.backoff):
             seconds(self.backoff)
 
-    def applied(self, ending: Ending, error: BaseException | None, attempt: int) -> Ending:
+    def applied(self, ending: AttemptEnd, error: BaseException | None, attempt: int) -> AttemptEnd:
         """Return how a failed attempt ends, with what was decided of the next.
 
         Args:

@@ -35,7 +35,7 @@ _OURS: Final = (
 _THEIRS: Final = ("/asyncio/", "/threading.py", "<frozen importlib", "/importlib/__init__.py")
 _PACKAGE: Final = Path(__file__).parents[1]
 _HIDDEN: Final = "its traceback cannot be shown"
-_NAME: Final = type.__dict__["__name__"]
+_TYPE_NAME: Final = type.__dict__["__name__"]
 
 
 def error_text(error: BaseException) -> str:
@@ -86,7 +86,7 @@ def bounded(text: str) -> str:
 
 def name_of(error: BaseException) -> str:
     """Return the name of its class, which a class of its own cannot falsify or refuse."""
-    return str(_NAME.__get__(type(error)))
+    return str(_TYPE_NAME.__get__(type(error)))
 
 
 def message_of(error: BaseException) -> str:

@@ -13,7 +13,7 @@ import msgspec
 
 from d8mesh.core.protocol.json_model import MAX_DEPTH
 from d8mesh.errors import D8Error
-from d8mesh.http.asgi import Send
+from d8mesh.http.asgi import AsgiSend
 
 JSON: Final = "application/json"
 #: What a refused client is told to wait, by code, in whole seconds (HTTP allows no others).
@@ -90,7 +90,7 @@ class Response:
         self.body, self.status = body, status
         self.headers = _PASSED_ON_AT_ONCE | {"Content-Type": content_type}
 
-    async def send(self, send: Send, *, is_head: bool) -> None:
+    async def send(self, send: AsgiSend, *, is_head: bool) -> None:
         """Send all of it, or its head alone."""
         body, headers = self.body, dict(self.headers)
         if isinstance(body, bytes):

@@ -12,7 +12,7 @@ from werkzeug.routing import Map, Rule
 
 from d8mesh.errors import D8Error
 from d8mesh.http.answers import CLOSES, Refusal, Response
-from d8mesh.http.asgi import Receive, Scope, Send
+from d8mesh.http.asgi import AsgiSend, Receive, Scope
 from d8mesh.http.guard import Guard, Rejections
 from d8mesh.http.off_loop import OFF_LOOP_BYTES, off_loop
 from d8mesh.http.routes import Door, HttpRoute, Request
@@ -42,7 +42,7 @@ class Application:
         ]
         self._matcher = Map(rules, strict_slashes=False, merge_slashes=False).bind("d8")
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: AsgiSend) -> None:
         """Serve one request (ASGI)."""
         request = Request(scope)
         door = self._first

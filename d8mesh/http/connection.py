@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 import httptools
 
 from d8mesh.http.answers import Refusal, problem
-from d8mesh.http.asgi import Message, Scope
+from d8mesh.http.asgi import AsgiMessage, Scope
 from d8mesh.http.heads import (
     MAX_HEAD_BYTES,
     MAX_URL_BYTES,
@@ -64,7 +64,7 @@ class _Asked:
     is_whole: bool = False
 
 
-class Connection(asyncio.BufferedProtocol):
+class HttpConnection(asyncio.BufferedProtocol):
     """Serves one connection of a server."""
 
     _transport: asyncio.Transport
@@ -208,7 +208,7 @@ class Connection(asyncio.BufferedProtocol):
 
     # ------------------------------------------------- called by the application (ASGI)
 
-    async def _receive(self) -> Message:
+    async def _receive(self) -> AsgiMessage:
         """Return what has come of the body; after its end, wait for the caller to leave."""
         if self._waits_for_100():
             self._write(b"HTTP/1.1 100 Continue\r\n\r\n")
@@ -231,7 +231,7 @@ class Connection(asyncio.BufferedProtocol):
         headers = [(name, value.lower()) for name, value in asked.scope["headers"]]
         return asked.scope["http_version"] == "1.1" and (b"expect", b"100-continue") in headers
 
-    async def _send(self, message: Message) -> None:
+    async def _send(self, message: AsgiMessage) -> None:
         """Send a part of the answer; nothing if the caller has left."""
         while self._writable is not None:
             await asyncio.wait((self._writable,))

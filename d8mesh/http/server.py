@@ -17,7 +17,7 @@ from typing import Final
 
 from d8mesh.http.answers import Refusal
 from d8mesh.http.asgi import AsgiApplication
-from d8mesh.http.connection import Connection
+from d8mesh.http.connection import HttpConnection
 from d8mesh.http.guard import Rejections
 
 #: Connections at once: 2,500 streams, 1,000 waits, and as many again that mean no good.
@@ -55,7 +55,7 @@ class Server:
         self.rejections = rejections
         self._sockets, self._admits = sockets, admits
         self._servers: list[asyncio.Server] = []
-        self._connections: set[Connection] = set()
+        self._connections: set[HttpConnection] = set()
         self._by_address: Counter[str] = Counter()
         self._next_look: asyncio.TimerHandle | None = None
         self._date = (0, b"")
@@ -70,7 +70,7 @@ class Server:
         self.loop = asyncio.get_running_loop()
         for each in self._sockets:
             server = await self.loop.create_server(
-                lambda: Connection(self), sock=each, backlog=_ACCEPTS_PER_TURN
+                lambda: HttpConnection(self), sock=each, backlog=_ACCEPTS_PER_TURN
             )
             each.listen(_BACKLOG)  # asyncio takes one number for both
             self._servers.append(server)
@@ -91,7 +91,7 @@ class Server:
 
     # ------------------------------------------------------ called by the connections
 
-    def admit(self, connection: Connection) -> Refusal | None:
+    def admit(self, connection: HttpConnection) -> Refusal | None:
         """Take a new connection in, or return why not."""
         peer = connection.peer
         count = self._by_address[peer]
@@ -109,7 +109,7 @@ class Server:
         self.rejections.add(refusal.code, peer, str(refusal))
         return refusal
 
-    def forget(self, connection: Connection) -> None:
+    def forget(self, connection: HttpConnection) -> None:
         """Learn that a connection has ended."""
         if connection in self._connections:
             self._connections.remove(connection)

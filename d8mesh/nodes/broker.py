@@ -138,7 +138,7 @@ class Broker:
             raise
         self._loop = Loop(self._waker, self._router)
         self._waker_alone = Loop(self._waker)
-        self._questions = _Questions(self._store, self._waker)
+        self._questions = _StoreReader(self._store, self._waker)
         restored = self._store.restore()
         passed("broker.restored")
         policy = _policy(config, self._store.broker_id, self._router.port)
@@ -370,7 +370,7 @@ def _heard_worker(sighting: Sighting) -> None:
     event(_log, logging.INFO, "worker.heard", worker=sighting.node_id, addresses=addresses)
 
 
-class _Questions:
+class _StoreReader:
     """The reading side of the store, on a thread of its own."""
 
     def __init__(self, store: Store, waker: Waker) -> None:

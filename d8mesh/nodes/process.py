@@ -123,11 +123,11 @@ def _ending(
     context: ProcessContext,
     worker_id: str,
     retries: Retries,
-) -> results.Ending:
+) -> results.AttemptEnd:
     """Return how a call of the handler ended, whatever is raised."""
     started = time.monotonic()
     raised: BaseException | None = None
-    ending: results.Ending | None = None
+    ending: results.AttemptEnd | None = None
     try:
         data = msgspec.msgpack.decode(payload)
         value = handler(data, context) if takes_context else handler(data)

@@ -16,7 +16,7 @@ from d8mesh.program import command_name
 from d8mesh.words import tr
 
 #: What people call the child processes.
-_NAMES: Final = {"broker": "broker", "web": "REST process"}
+_SHOWN_NAMES: Final = {"broker": "broker", "web": "REST process"}
 #: Addresses named; a machine with more has them for containers.
 MAX_NAMED_ADDRESSES: Final = 4
 #: What FLASK_HOST says for all addresses.
@@ -56,7 +56,7 @@ class OrchestratorConsole:
         when = tr("at once") if pause_s < 0.05 else tr("in {seconds} s", seconds=f"{pause_s:.1f}")
         self._say_tr(
             "the {child} ended ({why}): it is started again {when}",
-            child=tr(_NAMES.get(name, name)),
+            child=tr(_SHOWN_NAMES.get(name, name)),
             why=ending(code),
             when=when,
         )
@@ -65,7 +65,7 @@ class OrchestratorConsole:
         """Say that a child process has ended in a way that another start does not mend."""
         self._say_tr(
             "the {child} ended ({why}), and starting it again would not help",
-            child=tr(_NAMES.get(name, name)),
+            child=tr(_SHOWN_NAMES.get(name, name)),
             why=ending(code),
         )
 
@@ -76,7 +76,7 @@ class OrchestratorConsole:
             away = f"{time.monotonic() - fell_at:.1f}"
             self._say_tr(
                 "the {child} is back after {seconds} s",
-                child=tr(_NAMES.get(name, name)),
+                child=tr(_SHOWN_NAMES.get(name, name)),
                 seconds=away,
             )
 

@@ -1,4 +1,4 @@
-"""The orchestrator's processes: a launcher that keeps a broker and a REST shim alive.
+"""The orchestrator's processes: a launcher that keeps a broker and a web process alive.
 
 The launcher starts both as children, brings back what dies with growing pauses, and ends
 them when it is told to. A child ends within a second of its parent's death: it watches its
@@ -76,7 +76,7 @@ def run_broker(config: Config, options: argparse.Namespace) -> int:
 
 
 @dataclass(slots=True, eq=False)
-class _Child:
+class _KeptAlive:
     """One child process, and when it may be started again."""
 
     name: str
@@ -96,8 +96,8 @@ class _Launcher:
 
     def __init__(self, config: Config) -> None:
         self._console = OrchestratorConsole(config, Path(config.data_dir).absolute())
-        self._broker = _Child("broker", ["_broker", "--web-port", str(config.web_port)])
-        self._web = _Child("web", [])
+        self._broker = _KeptAlive("broker", ["_broker", "--web-port", str(config.web_port)])
+        self._web = _KeptAlive("web", [])
         self._port = 0
         self._said = False
         self._news = threading.Event()
@@ -121,7 +121,7 @@ class _Launcher:
             self._console.stopped()
         return code
 
-    def _tend(self, child: _Child, tell: Callable[[str], None]) -> int:
+    def _tend(self, child: _KeptAlive, tell: Callable[[str], None]) -> int:
         """Start it if it is not running; return an exit code if there is no use in going on."""
         while not child.lines.empty():
             child.is_up = True
@@ -152,7 +152,7 @@ class _Launcher:
             self._start(child, now)
         return 0
 
-    def _start(self, child: _Child, now: float) -> None:
+    def _start(self, child: _KeptAlive, now: float) -> None:
         child.process = start_child(*child.arguments)
         child.started, child.is_up = now, False
         threading.Thread(

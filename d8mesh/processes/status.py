@@ -15,7 +15,7 @@ from typing import Final
 from d8mesh.edge.network import bind, port_holder
 from d8mesh.errors import D8Error
 from d8mesh.http.answers import Refusal, Response, answer, problem
-from d8mesh.http.asgi import Receive, Scope, Send, fields_of
+from d8mesh.http.asgi import AsgiSend, Receive, Scope, fields_of
 from d8mesh.http.guard import Guard, Rejections
 from d8mesh.http.server import Server, ServerThread
 
@@ -51,7 +51,7 @@ class StatusServer(ServerThread):
         super().__init__(Server(self._show, [bound], self._guard.admits, self._rejections))
         (self.port,) = self.ports
 
-    async def _show(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _show(self, scope: Scope, receive: Receive, send: AsgiSend) -> None:
         peer = scope["client"][0]
         try:
             response = self._answer(peer, scope)

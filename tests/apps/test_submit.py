@@ -17,7 +17,7 @@ import pytest
 
 from bench.mesh import Mesh as Processes
 from bench.mesh import mesh
-from d8mesh.apps.submit import _Output, read, run_with
+from d8mesh.apps.submit import _FollowedOutput, read, run_with
 from d8mesh.apps.work import reason_of
 from d8mesh.core.protocol.task import parse_id
 from d8mesh.errors import ConfigError, WaitTimeoutError
@@ -208,7 +208,7 @@ def test_who_follows_hears_all_from_the_first_piece_on(
 
 
 def test_what_was_missed_is_said_where_it_is(capsys: pytest.CaptureFixture[str]) -> None:
-    output = _Output(is_json=False)
+    output = _FollowedOutput(is_json=False)
     output.piece("a")
     output.missed(3)
     output.piece("b")
@@ -217,14 +217,14 @@ def test_what_was_missed_is_said_where_it_is(capsys: pytest.CaptureFixture[str])
     assert (told.out, told.err) == (
         "a\nb\n", "a part of the output is missing here (3 pieces)\n",
     )  # fmt: skip
-    _Output(is_json=True).missed(None)
+    _FollowedOutput(is_json=True).missed(None)
     assert json.loads(capsys.readouterr().out) == {"missed": None}
 
 
 def test_an_attempt_that_begins_again_makes_what_it_printed_void(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    output = _Output(is_json=False)
+    output = _FollowedOutput(is_json=False)
     output.piece("half")
     output.restarted()
     output.piece({"n": 1})
@@ -232,7 +232,7 @@ def test_an_attempt_that_begins_again_makes_what_it_printed_void(
         'half\n{"n": 1}\n',
         "that attempt failed: another one begins, what it printed is void\n",
     )
-    _Output(is_json=True).restarted()
+    _FollowedOutput(is_json=True).restarted()
     assert json.loads(capsys.readouterr().out) == {"restarted": True}
 
 

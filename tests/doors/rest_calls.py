@@ -13,7 +13,7 @@ from d8mesh.doors.rest.api import rest_door
 from d8mesh.doors.tunnel import Exchange, tunnel_door
 from d8mesh.doors.waiting import MAX_WAITS, Places
 from d8mesh.http.application import Application
-from d8mesh.http.asgi import Message
+from d8mesh.http.asgi import AsgiMessage
 from d8mesh.http.guard import Guard, Rejections
 from d8mesh.nodes.client.aio.node import AsyncNode
 from tests.http.calls import Answer, LoopThread, call, scope_of
@@ -97,11 +97,11 @@ class Opened:
     """A call whose answer comes in parts, and whose caller may leave."""
 
     def __init__(self, rest: Rest, method: str, path: str, **more: Any) -> None:
-        self._told: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
+        self._told: queue.SimpleQueue[AsgiMessage | None] = queue.SimpleQueue()
         scope = scope_of(method, path, **more)
         calling = self._call(rest.application, scope, more.get("body", b""))
         self._call_of = asyncio.run_coroutine_threadsafe(calling, rest.loop.loop)
-        self._start: Message | None = None
+        self._start: AsgiMessage | None = None
 
     @property
     def status_code(self) -> int:
@@ -132,10 +132,10 @@ class Opened:
     async def _call(self, application: Application, scope: Any, body: bytes) -> None:
         messages = [{"type": "http.request", "body": body, "more_body": False}]
 
-        async def receive() -> Message:
+        async def receive() -> AsgiMessage:
             return messages.pop()
 
-        async def send(message: Message) -> None:
+        async def send(message: AsgiMessage) -> None:
             self._told.put(message)
 
         try:

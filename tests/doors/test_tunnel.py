@@ -27,7 +27,7 @@ from d8mesh.doors import tunnel
 from d8mesh.doors.tunnel import CONTENT_TYPE, LINK_HEADER
 from d8mesh.edge.network import bind
 from d8mesh.edge.transport.tunnel import ExchangeLink
-from d8mesh.http.asgi import AsgiApplication, Receive, Scope, Send
+from d8mesh.http.asgi import AsgiApplication, AsgiSend, Receive, Scope
 from d8mesh.http.server import Server
 from d8mesh.nodes.client import Client
 from tests.doors.rest_calls import Rest, rest_in
@@ -262,7 +262,7 @@ def test_a_link_of_the_other_side_works_over_a_real_connection(rest: Rest) -> No
 def test_a_client_that_reaches_this_port_only_gets_its_results(rest: Rest) -> None:
     closed = free_port()  # as a firewall leaves it
 
-    async def firewalled(scope: Scope, receive: Receive, send: Send) -> None:
+    async def firewalled(scope: Scope, receive: Receive, send: AsgiSend) -> None:
         if scope["path"] != "/health":
             await rest.application(scope, receive, send)
             return

@@ -12,7 +12,7 @@ from urllib.parse import unquote
 
 from werkzeug.datastructures import Headers
 
-from d8mesh.http.asgi import AsgiApplication, Message, Scope
+from d8mesh.http.asgi import AsgiApplication, AsgiMessage, Scope
 
 _T = TypeVar("_T")
 HOST = "127.0.0.1:7001"
@@ -91,15 +91,15 @@ async def call(
         headers = {"content-type": "application/json", **(headers or {})}
     scope = scope_of(method, path, peer=peer, headers=headers, body=body)
     messages = [{"type": "http.request", "body": body, "more_body": False}]
-    told: list[Message] = []
+    told: list[AsgiMessage] = []
 
-    async def receive() -> Message:
+    async def receive() -> AsgiMessage:
         if messages:
             return messages.pop()
         await asyncio.Event().wait()  # the caller does not leave
         raise AssertionError
 
-    async def send(message: Message) -> None:
+    async def send(message: AsgiMessage) -> None:
         told.append(message)
 
     await application(scope, receive, send)

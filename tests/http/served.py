@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from d8mesh.edge.network import bind
-from d8mesh.http.asgi import Receive, Scope, Send
+from d8mesh.http.asgi import AsgiSend, Receive, Scope
 from d8mesh.http.guard import Rejections
 from d8mesh.http.server import Server, ServerThread
 
@@ -44,7 +44,7 @@ class Served:
         (self.port,) = self.thread.ports
         self.thread.start()
 
-    async def application(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def application(self, scope: Scope, receive: Receive, send: AsgiSend) -> None:
         headers = [(b"Content-Type", b"application/json")]
         path = scope["path"]
         if path == "/raise":
@@ -64,7 +64,7 @@ class Served:
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": body})
 
-    async def _write(self, send: Send) -> None:
+    async def _write(self, send: AsgiSend) -> None:
         part = {"type": "http.response.body", "body": b"x" * 65_536, "more_body": True}
         try:
             while True:

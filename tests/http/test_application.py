@@ -12,7 +12,7 @@ from d8mesh.errors import D8Error, InvalidTaskError, UnknownTaskError
 from d8mesh.http import application as module
 from d8mesh.http.answers import Refusal, Response, answer
 from d8mesh.http.application import Application
-from d8mesh.http.asgi import Message
+from d8mesh.http.asgi import AsgiMessage
 from d8mesh.http.guard import Guard, Rejections
 from d8mesh.http.routes import Door, HttpRoute, Request
 from d8mesh.http.strict import parse_json
@@ -202,7 +202,7 @@ def test_each_route_takes_its_own_media_type(rooms: Rooms) -> None:
     assert rooms.call("POST", "/raw").json == {"bytes": 0}
 
 
-def pieces(size: int, declared: int | None = None) -> tuple[dict[str, Any], list[Message]]:
+def pieces(size: int, declared: int | None = None) -> tuple[dict[str, Any], list[AsgiMessage]]:
     fields = [(b"host", b"127.0.0.1"), (b"content-type", b"application/json")]
     if declared is not None:
         fields.append((b"content-length", b"%d" % declared))
@@ -219,15 +219,15 @@ def pieces(size: int, declared: int | None = None) -> tuple[dict[str, Any], list
     return scope, [*parts, {"type": "http.disconnect"}]
 
 
-def sent(rooms: Rooms, size: int, declared: int | None = None) -> tuple[list[Message], int]:
+def sent(rooms: Rooms, size: int, declared: int | None = None) -> tuple[list[AsgiMessage], int]:
     """Send that many bytes and leave; return what was answered, and how much was not read."""
     scope, parts = pieces(size, declared)
-    told: list[Message] = []
+    told: list[AsgiMessage] = []
 
-    async def receive() -> Message:
+    async def receive() -> AsgiMessage:
         return parts.pop(0)
 
-    async def send(message: Message) -> None:
+    async def send(message: AsgiMessage) -> None:
         told.append(message)
 
     run(rooms.application(scope, receive, send))
@@ -266,10 +266,10 @@ def test_what_changes_something_runs_on_unless_it_says_so(
 ) -> None:
     scope = pieces(0)[0] | {"method": method, "path": path}
 
-    async def receive() -> Message:
+    async def receive() -> AsgiMessage:
         return {"type": "http.request"}
 
-    async def send(message: Message) -> None:
+    async def send(message: AsgiMessage) -> None:
         pass
 
     run(rooms.application(scope, receive, send))

@@ -31,7 +31,7 @@ from d8mesh.errors import (
     WorkerIdTakenError,
 )
 
-#: The longest a poll may wait; longer wishes are cut.
+#: The longest a poll may wait; the REST door cuts longer wishes.
 MAX_WAIT_S: Final = 60.0
 #: Beyond its time a poll waits this long for tasks that are being read from the disk: who asks
 #: every five seconds shall not lose five.
@@ -62,7 +62,7 @@ class Polling:
         Raises:
             D8Error: it cannot be answered, as the error says.
         """
-        answer = _QUESTIONS.get(message.what)
+        answer = _POLL_QUESTIONS.get(message.what)
         if answer is None:
             raise ForbiddenError(f"{message.what!r} is no question")
         answer(self, peer, message.request, message.args)
@@ -309,7 +309,7 @@ def _names(value: object) -> list[str]:
     return [v for v in value[:MAX_NAMES] if isinstance(v, str) and 1 <= len(v) <= 128]
 
 
-_QUESTIONS: Final[dict[str, Callable[[Polling, Peer, int, Args], None]]] = {
+_POLL_QUESTIONS: Final[dict[str, Callable[[Polling, Peer, int, Args], None]]] = {
     "poll.register": Polling._register,
     "poll.heartbeat": Polling._heartbeat,
     "poll.unregister": Polling._unregister,

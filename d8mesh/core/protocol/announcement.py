@@ -20,7 +20,7 @@ from d8mesh.errors import ProtocolError
 
 #: Bytes of a TXT record that is read: ours takes under 400; RFC 6763 recommends below 1300.
 MAX_TXT_BYTES: Final = 1300
-_NAME: Final = re.compile(NAME_PATTERN, re.ASCII)
+_PEER_NAME: Final = re.compile(NAME_PATTERN, re.ASCII)
 
 
 class NodeKind(Enum):
@@ -80,7 +80,7 @@ def from_txt(kind: NodeKind, txt: bytes, *, port: int, addresses: tuple[str, ...
     """
     pairs = _pairs(txt)
     for key in ("id", "boot", "mesh", "version"):
-        if not _NAME.fullmatch(pairs.get(key, "")):
+        if not _PEER_NAME.fullmatch(pairs.get(key, "")):
             raise ProtocolError(f"TXT {key}={pairs.get(key)!a:.80}: expected {NAME_PATTERN}")
     if not 0 < port < 65536:
         raise ProtocolError(f"port {port}: expected 1 to 65535")

@@ -40,7 +40,7 @@ def _decoder(kind: type[_M], *, name: str) -> Decode[_M]:
             message = decoder.decode(frame)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, OverflowError) as error:
             raise ProtocolError(f"not a message to a {name}: {error}") from error
-        check = _COLUMNS.get(type(message))
+        check = _COLUMN_CHECKS.get(type(message))
         if check is not None and not check(message):
             raise ProtocolError(f"{type(message).__name__}: columns of unequal lengths")
         return message
@@ -64,7 +64,7 @@ _LATER: Final[dict[type, tuple[object, str]]] = {
     for kind in (m.WorkerHello, m.Heartbeat, m.Release, m.Submit, m.Accepted)
 }
 
-_COLUMNS: Final[dict[type, Callable[..., bool]]] = {
+_COLUMN_CHECKS: Final[dict[type, Callable[..., bool]]] = {
     m.Results: lambda it: len(it.ids) == len(it.tokens) == len(it.kinds) == len(it.payloads),
     m.Chunks: lambda it: len(it.ids) == len(it.tokens) == len(it.seqs) == len(it.payloads),
     m.Submit: _submit_is_bounded,

@@ -19,7 +19,7 @@ from d8mesh.errors import IllegalTransitionError, UnknownTaskError
 #: Largest counter of a task id: with the number of a session it shall fit 63 bits.
 MAX_COUNTER: Final = 2**40 - 1
 #: ``SESSION-N``; see `core.protocol.messages`.
-_ID: Final = re.compile(r"([0-9a-v]{16})-(0|[1-9][0-9]{0,12})", re.ASCII)
+_TASK_ID: Final = re.compile(r"([0-9a-v]{16})-(0|[1-9][0-9]{0,12})", re.ASCII)
 
 
 class TaskState(Enum):
@@ -99,7 +99,7 @@ def parse_id(task_id: str) -> TaskKey:
     Raises:
         UnknownTaskError: it is not of the form ``SESSION-N``, or no counter goes that far.
     """
-    match = _ID.fullmatch(task_id)
+    match = _TASK_ID.fullmatch(task_id)
     if match is None or (n := int(match[2])) > MAX_COUNTER:
         raise UnknownTaskError
     return TaskKey(match[1], n)

@@ -12,7 +12,7 @@ from d8mesh.core.protocol.messages import Message
 #: hundred thousand a second are made; it is taken apart by name in one place.
 Ended: TypeAlias = tuple[str, str, bytes, int, bytes, float]
 #: One piece of partial output: link, task id, token, number within the attempt, payload.
-Piece: TypeAlias = tuple[str, str, bytes, int, bytes]
+OutputPiece: TypeAlias = tuple[str, str, bytes, int, bytes]
 #: The kind of an attempt that ended with nothing to report: it was cancelled.
 DROPPED: Final = -1
 #: The kind of an attempt whose service is busy or down: given back, no failure.

@@ -48,7 +48,7 @@ from d8mesh.core.worker.effects import (
     Keep,
     KeptResult,
     Listened,
-    Piece,
+    OutputPiece,
     Rebuild,
     Retire,
     Running,
@@ -307,7 +307,7 @@ class WorkerSession:
                 given.setdefault((link, None), []).append((task_id, token))
         return self._give_back(given, now)
 
-    def chunks(self, pieces: Iterable[Piece]) -> list[WorkerEffect]:
+    def chunks(self, pieces: Iterable[OutputPiece]) -> list[WorkerEffect]:
         """Pass partial output on; without a session it is kept for the next, as much as fits."""
         touched: dict[str, BrokerSession] = {}
         for link, task_id, token, number, payload in pieces:

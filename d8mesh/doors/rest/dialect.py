@@ -19,7 +19,7 @@ from d8mesh.core.protocol.messages import MAX_PAYLOAD_BYTES
 #: Where polling workers put a text that belongs into ``output``.
 OUTPUT_KEYS: Final = ("result", "response")
 
-_NAMES: Final = re.compile(r'"(task_id|worker_id)"\s*:\s*"([^"\\]{1,128})"')
+_REPORTED: Final = re.compile(r'"(task_id|worker_id)"\s*:\s*"([^"\\]{1,128})"')
 _decoder: Final = msgspec.msgpack.Decoder()
 
 
@@ -100,7 +100,7 @@ def named_in(body: bytes) -> dict[str, str]:
     try:
         found = json.loads(text)
     except (ValueError, RecursionError):
-        found = dict(_NAMES.findall(text))
+        found = dict(_REPORTED.findall(text))
     if not isinstance(found, dict):
         return {}
     names = {name: found.get(name) for name in ("task_id", "worker_id")}

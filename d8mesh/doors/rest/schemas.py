@@ -20,29 +20,29 @@ from d8mesh.http.strict import parse_json
 from d8mesh.nodes.client.groups import groups_of
 
 _T = TypeVar("_T")
-Text = Annotated[str, Meta(min_length=1, max_length=128)]
+ShortText = Annotated[str, Meta(min_length=1, max_length=128)]
 Object = dict[str, Any]
 
 #: Capabilities are kept for every worker and shown in every list.
 MAX_CAPABILITIES_BYTES: Final = 16_384
 #: Of an unknown key, as much as is compared and shown.
 SHOWN_KEY_CHARS: Final = 64
-_KEY: Final = re.compile(r"[ -~]{1,128}", re.ASCII)
-_MISSING: Final = re.compile(r"Object missing required field `(\w+)`(?: - at `\$\.?(.*)`)?")
+_IDEMPOTENCY_KEY: Final = re.compile(r"[ -~]{1,128}", re.ASCII)
+_MISSING_FIELD: Final = re.compile(r"Object missing required field `(\w+)`(?: - at `\$\.?(.*)`)?")
 _AT: Final = re.compile(r"(.*) - at `\$\.?(.*)`", re.DOTALL)
 
 
 class Capabilities(Struct):
     """What decides which tasks a worker gets; other keys are as older workers have them."""
 
-    task_types: Annotated[list[Text], Meta(max_length=MAX_NAMES)] | None = None
+    task_types: Annotated[list[ShortText], Meta(max_length=MAX_NAMES)] | None = None
 
 
 class Register(Struct):
     """``POST /api/workers/register``; other keys are of no interest."""
 
-    worker_id: Text
-    worker_type: Text
+    worker_id: ShortText
+    worker_type: ShortText
     capabilities: Object
     status: str | None = None
 
@@ -50,27 +50,27 @@ class Register(Struct):
 class Beating(Struct):
     """``POST /api/workers/{id}/heartbeat``, if it has a body."""
 
-    task_ids: list[Text] | None = None
+    task_ids: list[ShortText] | None = None
 
 
 class WorkerId(Struct):
     """``POST /api/workers/unregister``."""
 
-    worker_id: Text
+    worker_id: ShortText
 
 
 class Report(Struct):
     """``POST /api/tasks/{id}/result``; the result may be anything, and no object is a failure."""
 
-    worker_id: Text
+    worker_id: ShortText
     result: Any
 
 
 class NamedReport(Struct):
     """``POST /api/workers/results``."""
 
-    task_id: Text
-    worker_id: Text
+    task_id: ShortText
+    worker_id: ShortText
     result: Any
 
 
@@ -80,7 +80,7 @@ _R = TypeVar("_R", Report, NamedReport)
 class SubmitOne(Struct):
     """``POST /api/tasks/submit``, and one task of a batch."""
 
-    type: Text
+    type: ShortText
     data: Object
     priority: Annotated[int, Meta(ge=1, le=10)] = 5
     deadline_s: Annotated[float, Meta(gt=0, le=1e9)] | None = None
@@ -209,14 +209,14 @@ def idempotency_key(header: str | None) -> str:
     """Return the key of a submit, empty if there is none."""
     if header is None:
         return ""
-    if not _KEY.fullmatch(header):
+    if not _IDEMPOTENCY_KEY.fullmatch(header):
         raise InvalidTaskError("Idempotency-Key: expected 1 to 128 printable ASCII characters")
     return header
 
 
 def _told(text: str) -> str:
     """Return msgspec's message in the words of the contract, the field first."""
-    if missing := _MISSING.fullmatch(text):
+    if missing := _MISSING_FIELD.fullmatch(text):
         name, path = missing.groups()
         return f"Missing field: {path + '.' if path else ''}{name}"
     placed = _AT.fullmatch(text)

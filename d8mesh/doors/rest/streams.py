@@ -42,7 +42,7 @@ class StreamCalls:
     ) -> None:
         self._mesh, self._status_of = mesh, status_of
         self._places = Places(MAX_STREAMS)
-        self._listened: dict[str, _Listened] = {}
+        self._listened: dict[str, _Reading] = {}
         self._bells = _Bells(mesh.loop)
         #: the chunks made last, by their message's identity: all its readers share them
         self._made: dict[int, tuple[Stream, list[Event]]] = {}
@@ -81,7 +81,7 @@ class StreamCalls:
         listened = self._listened.get(task_id)
         if listened is None:
             kept = KeptOutput()
-            listened = _Listened(kept, self._mesh.listen(task_id, kept.hear))
+            listened = _Reading(kept, self._mesh.listen(task_id, kept.hear))
             self._listened[task_id] = listened
         listened.readers += 1
 
@@ -134,7 +134,7 @@ class StreamCalls:
 
 
 @dataclass(slots=True)
-class _Listened:
+class _Reading:
     """A task that is listened to once, for all who read it; what ends that."""
 
     kept: KeptOutput

@@ -43,7 +43,7 @@ _MAX_HOST_BYTES: Final = 40
 _BOOT_DIGITS: Final = 12
 #: Goodbyes take 0.25 s (three of them); a network that hangs may not hold the process.
 _GOODBYE_S: Final = 2.0
-_CLOSE_S: Final = 3.0
+_THREAD_END_S: Final = 3.0
 
 _Cards = tuple[tuple[int, str], ...]
 
@@ -109,7 +109,7 @@ class Discovery:
         self._is_closing = True
         self._nudge()
         if self._thread.is_alive() and self._thread is not threading.current_thread():
-            self._thread.join(_CLOSE_S)
+            self._thread.join(_THREAD_END_S)
 
     def _nudge(self) -> None:
         loop = self._loop

@@ -67,7 +67,7 @@ START_QUESTIONS_S: Final = (1.0, 2.0, 4.0)
 LONELY_S: Final = 10.0
 QUESTION_S: Final = 60.0
 #: Random pause before a multicast question (RFC 6762 section 5.2).
-_PAUSE_S: Final = (0.02, 0.12)
+_BEFORE_QUERY_S: Final = (0.02, 0.12)
 _MAX_PACKET_BYTES: Final = 8966
 _MDNS: Final = ("224.0.0.251", 5353)
 _A, _PTR, _TXT, _AAAA, _SRV, _IN = 1, 12, 16, 28, 33, 1
@@ -302,7 +302,7 @@ class MulticastListener(RecordUpdateListener):  # zeroconf insists on this base 
         )
         for transport in self._transports:
             transport.sendto(question, _MDNS)
-        await asyncio.sleep(random.uniform(*_PAUSE_S))
+        await asyncio.sleep(random.uniform(*_BEFORE_QUERY_S))
         now = current_time_millis()
         out = DNSOutgoing(0)
         for name in self._kinds:

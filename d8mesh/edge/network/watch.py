@@ -22,7 +22,7 @@ import ifaddr
 #: Asked this often even if no change was told: some sandboxes have netlink and never tell.
 RELOOK_S: Final = 10.0
 #: Multicast groups of rtnetlink: links, IPv4 addresses, IPv6 addresses (linux/rtnetlink.h).
-_GROUPS: Final = 0x1 | 0x10 | 0x100
+_NETLINK_GROUPS: Final = 0x1 | 0x10 | 0x100
 #: Bytes of one datagram of notices; what is cut off does not matter.
 _NOTICE_BYTES: Final = 65_536
 
@@ -93,7 +93,7 @@ def _subscribe() -> socket.socket | None:
         bell = socket.socket(
             socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK, socket.NETLINK_ROUTE
         )
-        bell.bind((0, _GROUPS))
+        bell.bind((0, _NETLINK_GROUPS))
         return bell
     if bell is not None:
         bell.close()

@@ -27,7 +27,7 @@ OUTBOX_CHECKPOINT_PAGES: Final = 1000
 #: Rows per statement; apsw takes the interpreter lock for every single one otherwise.
 ROWS_AT_ONCE: Final = 64
 
-_SCHEMA: Final = """
+_OUTBOX_SCHEMA: Final = """
 CREATE TABLE results(
     token BLOB PRIMARY KEY, broker TEXT NOT NULL, task TEXT NOT NULL, kind INTEGER NOT NULL,
     payload BLOB NOT NULL, crc INTEGER NOT NULL);
@@ -136,12 +136,12 @@ class Outbox:
             )
         if version == 0:
             with at_once(db):
-                db.execute(_SCHEMA + _MARK)
+                db.execute(_OUTBOX_SCHEMA + _MARK)
         check = db.execute("PRAGMA quick_check(1)").fetchall()
         if check != [("ok",)]:
             raise _broken(self._path, str(check[0][0]))
         if 0 < version < OUTBOX_VERSION:
-            migrate(db, self._path, version, _STEPS, _MARK)
+            migrate(db, self._path, version, _OUTBOX_STEPS, _MARK)
 
     def _insert(self, results: Sequence[KeptResult]) -> None:
         for start in range(0, len(results), ROWS_AT_ONCE):
@@ -183,4 +183,4 @@ def _crc_of(*payloads: apsw.SQLiteValue) -> int:
     return crc32(payload)
 
 
-_STEPS: Final[Steps] = {1: _from_1}
+_OUTBOX_STEPS: Final[Steps] = {1: _from_1}

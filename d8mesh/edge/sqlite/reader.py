@@ -23,7 +23,7 @@ SCAN_ROWS: Final = 20_000
 PAGE_BYTES: Final = 8 * 1024 * 1024
 #: Beyond any number of a batch and of a task in it.
 _PAST_ALL: Final = 2**62
-_CODES: Final = {state: code for code, state in FINAL_STATES.items()}
+_STATE_CODES: Final = {state: code for code, state in FINAL_STATES.items()}
 
 _RUN: Final = """
 SELECT o.first, o.first + o.count, b.spec, b.at, o.state, o.n, w.name, o.at, o.payloads
@@ -171,7 +171,7 @@ class Reader:
         assert question.state is not None
         where = " WHERE o.first >= ? AND o.first + o.count > ? AND o.state = ?"
         where += " AND b.type = ?" if question.type else ""
-        values: list[Value] = [self._run_before(after), after, _CODES[question.state]]
+        values: list[Value] = [self._run_before(after), after, _STATE_CODES[question.state]]
         values += [question.type] if question.type else []
         for run in self._runs(where + " ORDER BY o.first", values):
             for row in range(max(run.first, after), run.end):

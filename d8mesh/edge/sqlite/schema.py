@@ -28,7 +28,6 @@ MAX_TOMBSTONES: Final = 1_000_000
 #: A file without it has none.
 WAITED: Final = "waited"
 Value: TypeAlias = int | float | str | bytes | None
-Row: TypeAlias = tuple[object, ...]
 
 SCHEMA: Final = """
 CREATE TABLE meta(name TEXT PRIMARY KEY, value) WITHOUT ROWID;

@@ -47,7 +47,7 @@ _decoder: Final = msgspec.msgpack.Decoder(list[bytes])
 
 
 class ExchangeLink:
-    """One link to one broker through its REST shim; the same calls as a `DealerLink`.
+    """One link to one broker through its REST port; the same calls as a `DealerLink`.
 
     Args:
         url: ``http://HOST:PORT`` of the orchestrator.

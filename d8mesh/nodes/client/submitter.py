@@ -63,7 +63,7 @@ class Submitter:
         """
         waiters, runner = self._waiters, self._runner
         shared = (group, timeout_s, is_watched, is_listened)
-        # What nobody watches (the shim) is refused at once when the queue is full.
+        # What nobody watches (REST) is refused at once when the queue is full.
         room_s = timeout_s if is_watched else 0.0
         with waiters.lock:
             waiters.wait_for_room(1, len(payload), timeout_s)

@@ -15,7 +15,7 @@ from d8mesh.errors import InvalidTaskError, WaitTimeoutError
 DEFAULT_QUESTION_S: Final = 30.0
 #: A submission gives up this long before its submitter does, who so learns why.
 EARLY_S: Final = 0.5
-_WITHIN: Final = re.compile(r" has not come within \S+ s\b")
+_WITHIN_S: Final = re.compile(r" has not come within \S+ s\b")
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -60,7 +60,7 @@ def countdown(timeout_s: float | None) -> Callable[[], float | None]:
 
 def told_whole(error: WaitTimeoutError, timeout_s: float | None) -> WaitTimeoutError:
     """Return the error of a wait that was a part of one: the whole is told, not the rest."""
-    text = _WITHIN.sub(f" has not come within {timeout_s:g} s", str(error), count=1)
+    text = _WITHIN_S.sub(f" has not come within {timeout_s:g} s", str(error), count=1)
     whole = WaitTimeoutError(text)
     whole.task_id = error.task_id
     return whole

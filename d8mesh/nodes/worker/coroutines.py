@@ -38,14 +38,14 @@ class Coroutines:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._served: _Loop | None = None
+        self._served: _HandlerLoop | None = None
 
     def run(self, awaitable: Awaitable[object], is_cancelled: Callable[[], bool]) -> object:
         """Return what the awaitable returns, or raise what it raises; cancel it when told so."""
         run = _CoroutineRun(awaitable)
         with self._lock:
             if self._served is None or not self._served.begin(run):
-                self._served = _Loop()
+                self._served = _HandlerLoop()
                 self._served.begin(run)
         while not run.is_over.wait(CANCELLED_LOOK_S):
             if is_cancelled():
@@ -123,7 +123,7 @@ class _CoroutineRun:
                 self.is_over.set()
 
 
-class _Loop:
+class _HandlerLoop:
     """An event loop and its thread; used until it is closed or broken."""
 
     def __init__(self) -> None:

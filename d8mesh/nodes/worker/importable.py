@@ -11,7 +11,7 @@ from typing import Any, Final
 from d8mesh.errors import HandlerError
 
 _ADVICE: Final = "give register() a function at the top of a module, as it stands there"
-_MISSING: Final = object()
+_ABSENT: Final = object()
 
 
 def process_name(handler: Callable[..., Any]) -> str:
@@ -48,7 +48,7 @@ def prove(handler: Callable[..., Any], function: str) -> None:
     is_of_class = inspect.ismethod(handler) and inspect.isclass(handler.__self__)
     if found is handler or (is_of_class and found == handler):
         return
-    if found is _MISSING:
+    if found is _ABSENT:
         why = "there is nothing of that name"
     else:
         why = f"that is {_kind(found)}"
@@ -64,9 +64,9 @@ def prove(handler: Callable[..., Any], function: str) -> None:
 
 def _found(function: str) -> Any:
     module, _, path = function.partition(":")
-    found: Any = sys.modules.get(module, _MISSING)
+    found: Any = sys.modules.get(module, _ABSENT)
     for name in path.split("."):
-        found = getattr(found, name, _MISSING)
+        found = getattr(found, name, _ABSENT)
     return found
 
 

@@ -30,7 +30,7 @@ from d8mesh.edge.transport.sockets import Waker
 from d8mesh.edge.waits import wait_for
 from d8mesh.errors import ConfigError, HandlerError, NodeClosedError, WorkerError
 from d8mesh.handlers import results
-from d8mesh.handlers.retrying import ANY, Backoff, Retries, Retry
+from d8mesh.handlers.retrying import ANY, Backoff, Retries, RetryRule
 from d8mesh.nodes.worker.importable import process_name, prove
 from d8mesh.nodes.worker.orchestrators import Orchestrators
 from d8mesh.nodes.worker.runner import WorkerRunner
@@ -108,7 +108,7 @@ class Worker:
     # ------------------------------------------------------------------ handlers
 
     def task(
-        self, name: str, *, process: bool = False, retry: Retry = True, backoff: Backoff = None
+        self, name: str, *, process: bool = False, retry: RetryRule = True, backoff: Backoff = None
     ) -> Callable[[_H], _H]:
         """Return a decorator that registers the function for tasks of type `name`."""
 
@@ -124,7 +124,7 @@ class Worker:
         handler: Callable[..., Any],
         *,
         process: bool = False,
-        retry: Retry = True,
+        retry: RetryRule = True,
         backoff: Backoff = None,
     ) -> None:
         """Run tasks of type `name` with `handler` (``f(data)`` or ``f(data, context)``).

@@ -58,7 +58,7 @@ SLEPT_S: Final = 5.0
 #: below a heartbeat's pause.
 RELIEF_S: Final = 0.25
 
-Action: TypeAlias = Callable[[float], list[WorkerEffect]]
+WorkerAction: TypeAlias = Callable[[float], list[WorkerEffect]]
 _log: Final = logging.getLogger("d8mesh.worker")
 
 
@@ -106,7 +106,7 @@ class WorkerRunner:
         self._bell: Bell = slots.bell
         self._waker, self._loop = waker, Loop(waker)
         self._addresses = addresses
-        self._inbox: deque[Action] = deque()
+        self._inbox: deque[WorkerAction] = deque()
         self._links: dict[str, tuple[Connection, Route]] = {}
         self._cut_since: dict[str, float] = {}
         self._outbox: Outbox | None = None
@@ -136,7 +136,7 @@ class WorkerRunner:
         threading.Thread(target=self._serve, name="worker-io", daemon=True).start()
         self._has_relief = self._start_relief()
 
-    def do(self, action: Action) -> None:
+    def do(self, action: WorkerAction) -> None:
         """Have the I/O thread do something with the session."""
         self._inbox.append(action)
         self._waker.wake()

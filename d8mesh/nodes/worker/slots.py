@@ -17,7 +17,7 @@ from typing import Final, cast
 import msgspec
 
 from d8mesh.core.protocol.messages import FAILED, SUCCEEDED
-from d8mesh.core.worker.effects import DROPPED, UNAVAILABLE, Attempt, Ended, Piece, Running
+from d8mesh.core.worker.effects import DROPPED, UNAVAILABLE, Attempt, Ended, OutputPiece, Running
 from d8mesh.core.worker.session import OVERDUE_S
 from d8mesh.edge.child import Child
 from d8mesh.edge.transport.sockets import Waker
@@ -140,7 +140,7 @@ class Slots:
         self.worker_id = worker_id
         self.bell = bell
         self.ended: deque[Ended] = deque()
-        self.pieces: deque[Piece] = deque()
+        self.pieces: deque[OutputPiece] = deque()
         self.pieces_bytes = 0
         #: guards the pieces; notified when they have been taken
         self.emitting = threading.Condition(threading.Lock())
@@ -225,7 +225,7 @@ class Slots:
         """Tell whether partial output may wait here; `emitting` is held."""
         return self.pieces_bytes < MAX_WAITING_PIECES_BYTES
 
-    def take_pieces(self) -> list[Piece]:
+    def take_pieces(self) -> list[OutputPiece]:
         """Return the partial output that waits here. Thread: the I/O thread."""
         with self.emitting:
             taken = list(self.pieces)
@@ -332,7 +332,7 @@ class Slots:
 
     def _raised(
         self, error: BaseException, handler: Registered, context: Context, started: float
-    ) -> results.Ending:
+    ) -> results.AttemptEnd:
         """Return how an attempt ends whose handler raised, whatever the error is made of."""
         if len(FORKS) != self._forks:
             end_copy(error)
@@ -343,7 +343,7 @@ class Slots:
             took_s = round(time.monotonic() - started, 6)
             return results.of_untellable(error, self.worker_id, took_s)
 
-    def _failed(self, error: BaseException, context: Context, started: float) -> results.Ending:
+    def _failed(self, error: BaseException, context: Context, started: float) -> results.AttemptEnd:
         is_cancel = isinstance(error, (TaskCancelledError, asyncio.CancelledError))
         if is_cancel and context.is_cancelled:
             return DROPPED, b""
@@ -360,7 +360,7 @@ class Slots:
 
     def _run_process(
         self, handler: Registered, attempt: Attempt, context: Context, children: dict[str, Child]
-    ) -> results.Ending:
+    ) -> results.AttemptEnd:
         """Run one attempt in this slot's child for the handler; kill it when time is over."""
         try:
             child = self._child_for(handler, attempt, context, children)
@@ -406,7 +406,7 @@ class Slots:
 
     def _await_child(
         self, child: Child, attempt: Attempt, context: Context
-    ) -> results.Ending | None:
+    ) -> results.AttemptEnd | None:
         """Return how the attempt ended; None: the child did. Frames of others are dropped."""
         token = attempt.token
         while True:

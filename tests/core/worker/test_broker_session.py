@@ -14,7 +14,7 @@ from d8mesh.core.protocol.messages import (
     SUCCEEDED,
 )
 from d8mesh.core.worker.broker_session import BrokerSession, Profile, ResultBatch, hello
-from d8mesh.core.worker.effects import KeptResult, Piece
+from d8mesh.core.worker.effects import KeptResult, OutputPiece
 
 
 def filled(count: int) -> BrokerSession:
@@ -38,7 +38,7 @@ def test_a_largest_result_after_small_ones_travels_alone() -> None:
     assert [batch.ids for batch in broker.waiting] == [["t0", "t1", "t2"], ["large"]]
 
 
-def pieces(*sizes: int) -> list[Piece]:
+def pieces(*sizes: int) -> list[OutputPiece]:
     task_id, token = "0123456789abcdef-1234567890123", bytes(16)
     return [("a", task_id, token, n, bytes(size)) for n, size in enumerate(sizes)]
 

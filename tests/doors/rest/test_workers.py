@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from msgspec import structs
 
-from d8mesh.http.asgi import Message
+from d8mesh.http.asgi import AsgiMessage
 from tests.doors.rest_calls import Rest, rest_in
 from tests.http.calls import scope_of
 from tests.nodes.mesh import until
@@ -390,15 +390,15 @@ def test_a_report_that_was_cut_off_on_its_way_ends_nothing_and_may_come_again(re
     path = f"/api/tasks/{task_id}/result"
     report = b'{"worker_id": "cut", "result": {"success": true}}'
     scope = scope_of("POST", path, headers=JSON, body=report)
-    coming: list[Message] = [
+    coming: list[AsgiMessage] = [
         {"type": "http.disconnect"},
         {"type": "http.request", "body": report[:20], "more_body": True},
     ]
 
-    async def receive() -> Message:
+    async def receive() -> AsgiMessage:
         return coming.pop()
 
-    async def send(message: Message) -> None:
+    async def send(message: AsgiMessage) -> None:
         raise AssertionError("nobody is there")
 
     async def cut_off() -> None:

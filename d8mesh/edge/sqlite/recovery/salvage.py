@@ -45,7 +45,7 @@ _BY_ID: Final = frozenset(TABLES) - {"failures"}
 OLD_FAILURE_COLUMNS: Final = 7
 _SESSION: Final = re.compile(r"[0-9a-v]{16}", re.ASCII)
 #: Rows between two words of progress.
-_STEP: Final = 50_000
+_ROWS_TOLD: Final = 50_000
 
 
 class Saved(NamedTuple):
@@ -119,7 +119,7 @@ class Salvage:
                 continue
             state.rows += 1
             state.cut += row.missing_bytes > 0
-            if state.rows % _STEP == 0:
+            if state.rows % _ROWS_TOLD == 0:
                 self._say(f"reading {table}: {state.rows} rows")
             yield Saved(table, values, row.missing_bytes)
 

@@ -13,7 +13,7 @@ from d8mesh.nodes.client.results import Result
 from d8mesh.nodes.client.timeouts import told_whole
 
 Datas: TypeAlias = "Iterable[dict[str, Any]] | AsyncIterable[dict[str, Any]]"
-Submit: TypeAlias = Callable[[Any], Awaitable[AsyncTask]]
+Submitting: TypeAlias = Callable[[Any], Awaitable[AsyncTask]]
 
 
 async def each_of(datas: Iterable[Any] | AsyncIterable[Any]) -> AsyncIterator[Any]:
@@ -38,7 +38,7 @@ class Feed:
         keeps_errors: an error takes the place of a task that could not be submitted.
     """
 
-    def __init__(self, datas: Datas, submit: Submit, most: int, *, keeps_errors: bool) -> None:
+    def __init__(self, datas: Datas, submit: Submitting, most: int, *, keeps_errors: bool) -> None:
         self._datas, self._submit, self._most = datas, submit, most
         self.keeps_errors = keeps_errors
         self._tasks: deque[AsyncTask | TaskError] = deque()

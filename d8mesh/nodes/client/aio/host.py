@@ -13,7 +13,7 @@ from d8mesh.edge.transport.sockets import DealerLink
 from d8mesh.nodes.client.aio.watcher import watcher_on
 from d8mesh.nodes.client.runner import ClientRunner
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 #: Messages taken in one turn: a turn holds up everything else on the loop, and each message may
 #: carry a thousand outcomes.
 MESSAGES_PER_LOOP_TURN: Final = 32
@@ -78,13 +78,13 @@ class LoopHost:
                 self._watcher.remove(descriptor)
         self.have_done(link.close)
 
-    def have_done(self, work: Callable[[], T]) -> asyncio.Future[T | None]:
+    def have_done(self, work: Callable[[], _T]) -> asyncio.Future[_T | None]:
         """Have something done that may block, on a thread; `finish` waits for it.
 
         Returns:
             What is done with what `work` returns; with None if it raised.
         """
-        done: asyncio.Future[T | None] = self._loop.create_future()
+        done: asyncio.Future[_T | None] = self._loop.create_future()
 
         def run() -> None:
             result = None

@@ -21,7 +21,7 @@ from d8mesh.nodes.client.timeouts import bounded, countdown, timed_out, told_who
 
 #: What is waited for: True once it has come, False when the time is over.
 Signal: TypeAlias = "asyncio.Future[bool]"
-Item = TypeVar("Item")
+_Element = TypeVar("_Element")
 #: In the place of a task's index: the acknowledgement of the submission.
 ACKNOWLEDGED: Final = -1
 #: An event loop's clocks take no more.
@@ -257,15 +257,15 @@ class Waits:
             self._look.cancel()
 
 
-class Inbox(Generic[Item]):
+class Inbox(Generic[_Element]):
     """What arrives for one coroutine that takes it piece by piece."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, waits: Waits) -> None:
         self._loop, self._waits = loop, waits
-        self._items: deque[Item] = deque()
+        self._items: deque[_Element] = deque()
         self._signal: Signal | None = None
 
-    def put(self, item: Item) -> None:
+    def put(self, item: _Element) -> None:
         """Add one."""
         self._items.append(item)
         if self._signal is not None:
@@ -276,7 +276,9 @@ class Inbox(Generic[Item]):
         """True if there is none to take."""
         return not self._items
 
-    async def next(self, timeout_s: float | None, what: str, task_id: str | None = None) -> Item:
+    async def next(
+        self, timeout_s: float | None, what: str, task_id: str | None = None
+    ) -> _Element:
         """Wait for the next and take it; WaitTimeoutError: there was none within `timeout_s`."""
         if not self._items:
             self._signal = self._loop.create_future()
