@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from d8mesh.core.broker.dispatcher import PRUNE_S, SETTLE_S, STANDSTILL_S, SWEEP_S
@@ -130,13 +131,20 @@ def test_clocks_of_what_has_ended_are_forgotten(
     client, worker = broker.client(), broker.worker("w", window=1)
     (late,) = broker.submit(client, 1, deadline_s=50.0)
     broker.finish(worker, broker.work(worker), m.FAILED, window=0)  # tried again after a pause
+    (waiting,) = broker.submit(client, 1)
+    later = broker.worker("later", window=1)
+    (token,) = broker.work(later).values()
+    failed = msgspec.msgpack.encode({"success": False, "error": "no", "retry_after_s": 30.0})
+    broker.say(later, m.Results(1, 0, [waiting], [token], bytes([m.FAILED]), [failed]))
     for _ in range(100):
         (task_id,) = broker.submit(client, 1, deadline_s=1e9)
         assert broker.ask(client, "cancel", id=task_id).code == ""
     broker.pass_time(1.0)
     assert 1 <= len(broker.state.timers) <= 22
     broker.pass_time(60.0, step=1.0)
-    assert broker.ask(broker.client(), "status", id=late).body["state"] == "failed"
+    asking = broker.client()
+    assert broker.ask(asking, "status", id=late).body["state"] == "failed"
+    assert list(broker.work(broker.worker("able", window=1))) == [waiting]  # its pause is over
 
 
 def test_questions_to_the_journal_are_bounded_and_failures_told(broker: WiredBroker) -> None:
