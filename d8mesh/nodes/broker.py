@@ -395,12 +395,10 @@ class _StoreReader:
     def _answer(self, question: Question) -> StoreAnswer:
         try:
             return self._store.ask(question)
-        except D8Error as error:
-            return Unreadable(str(error))
         except Exception as error:  # a damaged row: the next question may be about a sound one
-            what = type(question).__name__
+            what, is_known = type(question).__name__, isinstance(error, D8Error)
             event(_log, logging.ERROR, "journal.unreadable", what=what, error=repr(error))
-            return Unreadable(f"the journal cannot be read here: {error!r}")
+            return Unreadable(str(error) if is_known else "the journal cannot be read here")
 
 
 def _listens_on(host: str) -> list[str]:

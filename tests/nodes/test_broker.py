@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import socket
 import time
 from collections.abc import Iterator
@@ -15,13 +16,15 @@ import pytest
 
 from d8mesh.config import Config
 from d8mesh.core.broker import deferral, dispatcher
+from d8mesh.core.broker.store import Question, StoreAnswer
 from d8mesh.core.protocol import messages as m
 from d8mesh.core.protocol.codec import decode_to_client, encode
 from d8mesh.edge.network import usable_addresses
 from d8mesh.edge.sqlite import files
-from d8mesh.errors import JournalBrokenError, JournalHeldError
+from d8mesh.errors import JournalBrokenError, JournalError, JournalHeldError
 from d8mesh.nodes import broker
 from d8mesh.nodes.broker import ANSWERED_STRIKES, JOURNAL_NAME, Broker
+from tests.memory_store import MemoryDisk, MemoryStore
 from tests.nodes.mesh import mesh_in
 from tests.nodes.running import PATIENCE_S, Running, S, health, submit, until
 
@@ -140,6 +143,34 @@ def test_an_answer_of_the_journal_waits_for_no_hand_out_and_for_no_sweep(
         until(client, m.Answer)  # nothing else wakes the broker within the hour
     finally:
         running.stop()
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (JournalError("cannot read the journal: disk I/O error"), "disk I/O error"),
+        (KeyError("a name of ours"), "the journal cannot be read here"),
+    ],
+    ids=["of the disk", "of ours"],
+)
+def test_what_the_store_cannot_read_is_logged_and_no_fault_of_ours_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, error: Exception, told: str
+) -> None:
+    class Unreadable(MemoryStore):
+        def ask(self, question: Question) -> StoreAnswer:
+            raise error
+
+    running = Running(tmp_path, lambda folder, wake: Unreadable(MemoryDisk(), wake))
+    try:
+        client = running.client()
+        with caplog.at_level(logging.ERROR, "d8mesh.broker"):
+            client.send(encode(m.Query(10, "status", {"id": f"{S}-0"})))
+            answer = until(client, m.Answer)
+    finally:
+        running.stop()
+    assert told in str(answer.body["error"])
+    assert "a name of ours" not in str(answer.body)
+    assert "journal.unreadable" in caplog.text
 
 
 def test_a_restart_goes_on_where_it_was(tmp_path: Path) -> None:

@@ -148,7 +148,7 @@ class Admission:
 
         Raises:
             DrainingError, DiskLowError, QueueFullError: as they say.
-            TaskRejectedError: the journal has no row ids for another session.
+            TaskRejectedError: the store has no row ids for another session.
         """
         state = self._state
         if state.is_draining:

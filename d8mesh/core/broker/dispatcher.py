@@ -60,7 +60,7 @@ PRUNE_S: Final = 20.0
 #: How often settled hand-outs and batches are forgotten: bounds what a restart looks through.
 SETTLE_S: Final = 3.0
 #: Finished batches that are noted as closed at once, or all when hand-outs are settled: a single
-#: task's outcome shall not change two more pages of the journal. A restart sees it by itself.
+#: task's outcome shall not change two more pages of the file. A restart sees it by itself.
 CLOSED_AT_ONCE: Final = 256
 #: Clocks beyond this many, and twice as many as were of use the last time, are looked through.
 FEW_TIMERS: Final = 10_000
@@ -73,7 +73,7 @@ class Dispatcher:
 
     Args:
         policy: the numbers the rules use.
-        restored: what the journal holds.
+        restored: what the store holds.
         draw: returns a random number in [0, 1).
     """
 

@@ -28,7 +28,7 @@ class Send(Struct, frozen=True, gc=False):
 
 
 class Record(Struct, frozen=True, gc=False):
-    """Commit `fact` to the journal with this batch."""
+    """Commit `fact` to the store with this batch."""
 
     fact: Fact
 

@@ -68,7 +68,7 @@ class Polling:
         answer(self, peer, message.request, message.args)
 
     def restore(self) -> None:
-        """Give the registered workers of the journal their workers, offline until they speak."""
+        """Take in the workers that the store has as registered, offline until they speak."""
         for worker_id, record in self._state.task_table.workers.items():
             if record.capabilities is not None:
                 capabilities, at = record.registered()

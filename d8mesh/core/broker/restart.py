@@ -29,7 +29,7 @@ class Restart:
     """Restores the state, and waits for the workers of before.
 
     Args:
-        restored: what the journal holds.
+        restored: what the store holds.
     """
 
     def __init__(
@@ -47,12 +47,12 @@ class Restart:
         #: worker id -> what it had at our start, until it is back or has been waited for enough
         self._orphans: dict[str, list[str]] = {}
         self._waited = restored.waited
-        #: the workers that the journal says are waited for
+        #: the workers that the store says are waited for
         self._noted = set(restored.waited)
         self._waiting_since = state.now
         self._next_note = state.now + WAIT_STEP_LEASES * state.policy.lease_s
         self._restore(restored)
-        #: False when some of those are back that the journal says are waited for
+        #: False when some of those are back that the store says are waited for
         self.is_noted = self._noted <= self._orphans.keys()
 
     def forgive(self, gap_s: float) -> None:
@@ -108,7 +108,7 @@ class Restart:
         del self._orphans[worker_id]
         self.is_noted = self._noted <= self._orphans.keys()
 
-    # --------------------------------------------------------------------- the journal's
+    # ----------------------------------------------------------------------- the store's
 
     def _restore(self, restored: Restored) -> None:
         state, task_table = self._state, self._state.task_table

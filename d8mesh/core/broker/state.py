@@ -181,7 +181,7 @@ class BrokerState:
     now: float = 0.0
     at: float = 0.0
     next_assignment: int = 1
-    #: batches whose last task has finished, not yet told to the journal
+    #: batches whose last task has finished, not yet told to the store
     closed: list[tuple[str, int]] = field(default_factory=list)
     #: what is to be gone on with, and when (monotonic): a heap; the second number keeps the order
     timers: list[tuple[float, int, Timer]] = field(default_factory=list)

@@ -4,7 +4,7 @@
 `RunningAttempt`, of which no fact tells. A task that was never handed out is not an object: it
 is a number in its `Batch` (a hundred thousand queued tasks cost a few hundred objects).
 `TaskTable.draw` and `TaskTable.open_task` make it a `TaskRecord` when somebody needs it singly.
-Finished tasks live in the journal only. Deliberately not here: order (`queue`), workers
+Finished tasks live in the store only. Deliberately not here: order (`queue`), workers
 (`worker_registry`), who waits for what (`state`).
 """
 
@@ -30,7 +30,7 @@ from d8mesh.core.protocol import task as facts
 from d8mesh.core.protocol.task import Fact, TaskFact, TaskState, next_state, parse_id
 from d8mesh.errors import UnknownTaskError
 
-#: Payloads kept in memory for tasks that wait; beyond it they are paged from the journal. A
+#: Payloads kept in memory for tasks that wait; beyond it they are paged from the store. A
 #: million small tasks stay in memory; ten million leave the broker below 300 MB.
 PAYLOAD_MEMORY_BYTES: Final = 96 * 1024 * 1024
 
@@ -48,8 +48,8 @@ class TaskTable:
     def __init__(self, *, payload_memory_bytes: int = PAYLOAD_MEMORY_BYTES) -> None:
         self.tasks: dict[str, TaskRecord] = {}
         self.accepted: dict[str, Ranges] = {}
-        self.forgotten_sessions = 0  #: that the journal names, and whose tasks it forgot
-        self.max_sessions = sys.maxsize  #: that the journal can name
+        self.forgotten_sessions = 0  #: that the store names, and whose tasks it forgot
+        self.max_sessions = sys.maxsize  #: that the store can name
         self.keys: dict[str, tuple[bytes, str, int, int]] = {}
         #: (session, first) of a batch -> the key that it came with
         self._key_of: dict[tuple[str, int], str] = {}
@@ -224,7 +224,7 @@ class TaskTable:
         self.unfinished_bytes += batch.size_bytes - batch.size_bytes // batch.count * finished
 
     def restore(self, batch: Batch, finished: Iterable[int]) -> None:
-        """Take in a batch as the journal has it, but for the tasks that are `finished`."""
+        """Take in a batch as the store has it, but for the tasks that are `finished`."""
         self._order += 1
         batch.order = self._order
         batch.is_delayed = batch.spec.run_at is not None
@@ -235,7 +235,7 @@ class TaskTable:
     def restore_task(
         self, task_id: str, n: int, history: History, at: float | None
     ) -> TaskRecord | None:
-        """Take in what the journal knows of a task beyond its batch.
+        """Take in what the store knows of a task beyond its batch.
 
         Args:
             at: Unix seconds, by which it may have to wait still; None: it is in flight.
@@ -397,7 +397,7 @@ class TaskTable:
                 del self.keys[key]
 
     def _unchanged(self, fact: Fact) -> None:
-        """These facts tell the journal what the task table knows by itself, or has no use for."""
+        """These facts tell the store what the task table knows by itself, or has no use for."""
 
     def _record(self, worker_id: str) -> WorkerRecord:
         record = self.workers.get(worker_id)

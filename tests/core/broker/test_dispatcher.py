@@ -147,7 +147,7 @@ def test_clocks_of_what_has_ended_are_forgotten(
     assert list(broker.work(broker.worker("able", window=1))) == [waiting]  # its pause is over
 
 
-def test_questions_to_the_journal_are_bounded_and_failures_told(broker: WiredBroker) -> None:
+def test_what_the_store_cannot_answer_is_told_to_who_asked(broker: WiredBroker) -> None:
     client = broker.client()
     broker.dispatcher.receive(m.Query(1, "status", {"id": f"{S}-5"}), client, broker.now)
     number = broker.state.next_load - 1
