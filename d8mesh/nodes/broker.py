@@ -69,7 +69,6 @@ JOURNAL_NAME: Final = "journal.db"
 _PEER_OF: Final = partial(tuple.__new__, Peer)
 _log: Final = logging.getLogger("d8mesh.broker")
 
-
 #: Opens a store in a folder; the store calls the second whenever a commit has become durable.
 OpenStore: TypeAlias = Callable[[Path, Callable[[], None]], Store]
 
@@ -150,7 +149,7 @@ class Broker:
         #: what is told to whoever started this broker
         self.ready = Ready(policy.broker_id, self._router.port, restored.epoch)
         self._strikes: OrderedDict[bytes, int] = OrderedDict()
-        self._is_stopping = threading.Event()
+        self._is_stopping, self._is_disk_low = threading.Event(), False
         self._next_disk_check = self._next_summary = 0.0
         self._deferral = Deferral()
         self._begun = 0  #: commits
@@ -270,7 +269,7 @@ class Broker:
         deliver = self._router.send  # never waits
         for send in sends:
             if not send.waits and not deliver(send.peer.routing_id, encode(send.message)):
-                follow_ups += self._missed(send)
+                follow_ups += self._dispatcher.undelivered(send.peer, send.message)
         # Encoded before the commit: who waits for it shall not wait for this too.
         waiting = [(send, encode(send.message)) for send in sends if send.waits]
         loads = [effect for effect in effects if type(effect) is Load]
@@ -296,7 +295,7 @@ class Broker:
         follow_ups: list[Effect] = []
         for send, frame in waiting:
             if not self._router.send(send.peer.routing_id, frame):
-                follow_ups += self._missed(send)
+                follow_ups += self._dispatcher.undelivered(send.peer, send.message)
             passed("broker.between_sends")
         passed("broker.after_sends")
         for load in loads:
@@ -324,13 +323,9 @@ class Broker:
         if follow_ups:
             self._perform(follow_ups)
 
-    def _missed(self, send: Send) -> list[Effect]:
-        """A message could not be sent: return what is to be done."""
-        return self._dispatcher.undelivered(send.peer, send.message)
-
     def _strike(self, peer: Peer, error: ProtocolError) -> None:
         """Drop a bad frame, count it, and tell its sender the first few times."""
-        self._dispatcher.state.metrics.reject(error.code)
+        self._dispatcher.reject(error.code)
         count = self._strikes.pop(peer.routing_id, 0) + 1
         self._strikes[peer.routing_id] = count
         if len(self._strikes) > MAX_STRIKERS:
@@ -343,9 +338,10 @@ class Broker:
     def _check_disk(self, now: float) -> None:
         self._next_disk_check = now + DISK_CHECK_S
         reserve = self._config.disk_reserve_mb * 1_000_000
-        state, is_low = self._dispatcher.state, self._store.free_bytes() < reserve
-        if is_low != state.is_disk_low:
-            state.is_disk_low = is_low
+        is_low = self._store.free_bytes() < reserve
+        if is_low != self._is_disk_low:
+            self._is_disk_low = is_low
+            self._dispatcher.set_disk_low(is_low)
             level = logging.WARNING if is_low else logging.INFO
             event(_log, level, "disk.low" if is_low else "disk.ok", reserve_bytes=reserve)
 
@@ -371,13 +367,8 @@ class Broker:
 
 def _heard_worker(sighting: Sighting) -> None:
     """Note a worker of the mesh; it connects by itself, but one that cannot is found in the log."""
-    event(
-        _log,
-        logging.INFO,
-        "worker.heard",
-        worker=sighting.node_id,
-        addresses=",".join(sighting.addresses),
-    )
+    addresses = ",".join(sighting.addresses)
+    event(_log, logging.INFO, "worker.heard", worker=sighting.node_id, addresses=addresses)
 
 
 class _StoreReader:

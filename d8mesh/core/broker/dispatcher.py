@@ -208,6 +208,14 @@ class Dispatcher:
         """Take in that facts of wake-ups from then on are not durable; `math.inf`: all are."""
         self.state.unconfirmed_since = since
 
+    def set_disk_low(self, is_low: bool) -> None:
+        """Take in whether the disk is nearly full: no submit is accepted while it is."""
+        self.state.is_disk_low = is_low
+
+    def reject(self, code: str) -> None:
+        """Count a frame that was no message."""
+        self.state.metrics.reject(code)
+
     def drain(self) -> list[Effect]:
         """Take nothing new and hand nothing out; say goodbye to all."""
         state = self.state
