@@ -16,7 +16,7 @@ from typing import Final, NamedTuple
 from d8mesh.core.broker.records import Batch, TaskRecord
 from d8mesh.core.protocol.task import TaskState
 
-#: Every 16th hand-out goes below the highest priority (`promises.md` rule 4).
+#: Every 16th hand-out goes below the highest priority (`docs/RELIABILITY.md`, rule 4).
 AGEING_PERIOD: Final = 16
 UNLIMITED: Final = 2**31
 #: Lanes kept though they are empty: where tasks come one by one, the next is of the same type.
