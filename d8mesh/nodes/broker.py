@@ -59,7 +59,7 @@ SUMMARY_S: Final = 60.0
 ANSWERED_STRIKES: Final = 3
 #: Connections whose bad frames are remembered.
 MAX_STRIKERS: Final = 4096
-#: Objects made between two collections: a hand-out of a batch makes thousands at once.
+#: Objects made between two collections: an assignment of a batch makes thousands at once.
 GC_ALLOCATIONS: Final = 50_000
 #: What FLASK_HOST says for all addresses.
 _ALL_ADDRESSES: Final = ("0.0.0.0", "::")
@@ -303,7 +303,7 @@ class Broker:
         return follow_ups
 
     def _commit(self, facts: Sequence[Fact], *, is_last: bool = False) -> None:
-        """Have the facts committed, but for hand-outs that are written later or never."""
+        """Have the facts committed, but for assignments that are written later or never."""
         written = self._deferral.due(facts, time.monotonic())
         if is_last:
             written += self._deferral.rest()

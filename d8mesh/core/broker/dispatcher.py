@@ -56,9 +56,9 @@ STANDSTILL_S: Final = 2.0
 ABSENT_LEASES: Final = 2
 #: How often finished tasks are pruned.
 PRUNE_S: Final = 20.0
-#: How often settled hand-outs and batches are forgotten: bounds what a restart looks through.
+#: How often settled assignments and batches are forgotten: bounds what a restart looks through.
 SETTLE_S: Final = 3.0
-#: Finished batches that are noted as closed at once, or all when hand-outs are settled: a single
+#: Finished batches that are noted as closed at once, or all when assignments are settled: a single
 #: task's outcome shall not change two more pages of the journal. A restart sees it by itself.
 CLOSED_AT_ONCE: Final = 256
 #: Batches pruned in one step, so that a step does not disturb dispatch.
@@ -148,7 +148,7 @@ class Dispatcher:
     def undelivered(self, peer: Peer, message: m.Message) -> list[Effect]:
         """A message could not be sent: its peer is gone, or reads too slowly.
 
-        Hand-outs wait for another worker, uncounted; this one gets none until it speaks again.
+        Assignments wait for another worker, uncounted; this one gets none until it speaks again.
         What a client missed it asks for again.
         """
         self.state.metrics.undelivered += 1

@@ -109,7 +109,7 @@ class RunningAttempt(msgspec.Struct, frozen=True, gc=False):
     #: when it is overdue, and when it was handed out (monotonic seconds)
     until: float = 0.0
     since: float = 0.0
-    #: the number of its hand-out within the worker's session
+    #: the number of its assignment within the worker's session
     work_seq: int = 0
 
 
@@ -141,7 +141,7 @@ class TaskRecord:
         self.state = _QUEUED
         self.n = 0  #: attempts handed out so far; the current attempt's number
         self.worker_id = ""  #: who has the current attempt
-        self.assignment = 0  #: number of the hand-out it went with
+        self.assignment = 0  #: number of the assignment it went with
         self.history: History | None = None
         self.attempt = NO_ATTEMPT
 
