@@ -39,7 +39,7 @@ SHARES: Final = (0.1, 0.5, 0.9)
 PEAK_TASKS: Final = 40_000
 #: Single measurements kept of each row and round, for the plot.
 KEPT: Final = 2000
-#: How much lower the priority of the shim and of the load generator is (os.nice).
+#: How much lower the priority of the REST process and of the load generator is (os.nice).
 NICE: Final = 10
 CONNECTIONS: Final = 32
 RESULT_S: Final = 60.0

@@ -6,6 +6,7 @@ import ast
 import subprocess
 import sys
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -233,3 +234,25 @@ def test_a_backend_knows_what_all_share_and_no_other_backend() -> None:
             and (node.module or "").startswith("d8mesh.backends")
         }
         assert {each for each in known if not f"{each}.".startswith(f"{own}.")} <= shared, own
+
+
+def imports_of(path: Path) -> Iterator[str]:
+    """Yield the modules of ours that a module names in an import, wherever that stands."""
+    known = {name_of(each) for each in MODULES}
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            for alias in node.names:
+                whole = f"{node.module}.{alias.name}"
+                yield from {whole if whole in known else node.module} & known
+        elif isinstance(node, ast.Import):
+            yield from {alias.name for alias in node.names} & known
+
+
+def test_no_imports_make_a_circle_not_even_for_types_or_inside_functions() -> None:
+    """But by way of `d8mesh` itself, which loads its names lazily."""
+    graph = {
+        name_of(path): {each for each in imports_of(path) if each != "d8mesh"}
+        for path in MODULES
+        if name_of(path) != "d8mesh"
+    }
+    TopologicalSorter(graph).prepare()  # raises a CycleError that names the circle

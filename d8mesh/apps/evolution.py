@@ -24,7 +24,7 @@ from typing import Any, Final
 from d8mesh.apps.fitness import FITNESS, Genome, Problem, has_form_of
 from d8mesh.apps.progress import Progress, one_line
 from d8mesh.apps.results import result_folder, write_whole
-from d8mesh.apps.work import SubmitsMany, cancel_all, connected, outcomes
+from d8mesh.apps.work import INTERRUPTED, SubmitsMany, cancel_all, connected, outcomes
 from d8mesh.config import Config
 from d8mesh.edge.terminal import as_json, say, tell
 from d8mesh.errors import ConfigError, D8Error
@@ -42,7 +42,6 @@ BATCH_S: Final = 120.0
 WIDE: Final = 50.0
 #: Seeds fit every language's integers.
 MAX_SEED: Final = 2**31
-INTERRUPTED: Final = 130
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

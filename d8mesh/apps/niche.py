@@ -22,7 +22,7 @@ from d8mesh.apps.answers import NicheName, niches_in
 from d8mesh.apps.findings import Finding, Findings, load, save
 from d8mesh.apps.progress import Progress, one_line
 from d8mesh.apps.results import result_folder
-from d8mesh.apps.work import Outcome, SubmitsMany, cancel_all, connected, outcomes
+from d8mesh.apps.work import INTERRUPTED, Outcome, SubmitsMany, cancel_all, connected, outcomes
 from d8mesh.config import Config
 from d8mesh.edge.terminal import as_json, say
 from d8mesh.errors import BackendAnswerError, ConfigError, WaitTimeoutError
@@ -52,7 +52,6 @@ TEMPERATURE: Final = 0.4
 #: The best niches shown at the end; the files have all.
 SHOWN: Final = 5
 NOTHING_USABLE: Final = 1
-INTERRUPTED: Final = 130
 
 _SYSTEM: Final = (
     "You are a market analyst. You answer with one JSON object and nothing else: "

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 OLDEST_WAIT_S: Final = 0.25
 #: Nothing has come for so long: ask why.
 SILENCE_S: Final = 4.0
+INTERRUPTED: Final = 130
 #: An orchestrator that is there answers sooner; that none is there is a reason too.
 WHY_S: Final = 2.0
 #: No worker of the mesh can run the tasks for so long: a person should not wait for it unasked.

@@ -21,14 +21,13 @@ from d8mesh.doors.waiting import Doorbell, Places, require_broker
 from d8mesh.edge.logs import event
 from d8mesh.edge.transport.connector import Connector
 from d8mesh.edge.transport.sockets import DealerLink, SharedContext
+from d8mesh.edge.transport.tunnel import CONTENT_TYPE, LINK_HEADER, PATH
 from d8mesh.errors import ProtocolError
 from d8mesh.http.answers import Refusal, Response
 from d8mesh.http.routes import MAX_BODY_BYTES, Door, HttpRoute, Request
 from d8mesh.nodes.client.aio.node import AsyncNode
 from d8mesh.nodes.client.aio.watcher import Watcher, watcher_on
 
-CONTENT_TYPE: Final = "application/x-d8-frames"
-LINK_HEADER: Final = "X-D8-Link"
 #: The longest a poll may stay open with nothing to say.
 MAX_TUNNEL_POLL_S: Final = 20.0
 #: Links at the same time: machines behind a closed port. Each has a connection of its own.
@@ -186,7 +185,7 @@ class Link:
 def tunnel_door(exchange: Exchange, mesh: AsyncNode, waits: Places) -> Door:
     """Return the door of the frames; `mesh` knows whether the broker is there."""
     route = HttpRoute(
-        "/api/mesh/exchange",
+        PATH,
         exchange.exchange,
         frames_of,
         method="POST",

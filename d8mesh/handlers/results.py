@@ -11,7 +11,7 @@ import msgspec
 from d8mesh.core.protocol.json_model import as_json, check_json, error_as_text, packed_json, scalar
 from d8mesh.core.protocol.messages import FAILED, MAX_PAYLOAD_BYTES, REFUSED, SUCCEEDED
 from d8mesh.errors import BackendError, InvalidTaskError, PayloadTooLargeError
-from d8mesh.handlers.retrying import Reject
+from d8mesh.handlers.retrying import AttemptEnd, Reject
 from d8mesh.handlers.tracebacks import (
     MAX_ERROR_CHARS,
     error_text,
@@ -26,8 +26,6 @@ FAILED_UNSAID: Final = "the handler returned a failure without saying why"
 _encode: Final = msgspec.msgpack.Encoder().encode
 #: Values of these types need no look inside.
 PLAIN: Final = frozenset({str, bool, type(None)})
-
-AttemptEnd = tuple[int, bytes]
 
 
 def of_value(value: object, worker_id: str, duration_s: float) -> AttemptEnd:

@@ -38,6 +38,7 @@ RetryRule: TypeAlias = (
 )
 #: Seconds before the next attempt, or what returns them for the attempt that failed (from 1).
 Backoff: TypeAlias = float | Callable[[int], float] | None
+#: A state of `core.protocol.messages`, and the result that is recorded.
 AttemptEnd: TypeAlias = tuple[int, bytes]
 
 

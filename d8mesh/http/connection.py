@@ -13,12 +13,13 @@ import logging
 import socket
 from collections import deque
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final, Protocol
 
 import httptools
 
 from d8mesh.http.answers import Refusal, problem
-from d8mesh.http.asgi import AsgiMessage, Scope
+from d8mesh.http.asgi import AsgiApplication, AsgiMessage, Scope
+from d8mesh.http.guard import Rejections
 from d8mesh.http.heads import (
     MAX_HEAD_BYTES,
     MAX_URL_BYTES,
@@ -28,9 +29,6 @@ from d8mesh.http.heads import (
     large_head,
     path_and_query,
 )
-
-if TYPE_CHECKING:
-    from d8mesh.http.server import Server
 
 #: A connection says something, and all headers are in, by then.
 HEADERS_S: Final = 10.0
@@ -53,6 +51,19 @@ WAITING_BYTES: Final = 65_536
 _log: Final = logging.getLogger("d8mesh.http")
 
 
+class ServesConnections(Protocol):
+    """What a connection needs of its server, which says what each is for."""
+
+    loop: asyncio.AbstractEventLoop
+    application: AsgiApplication
+    buffer: bytearray
+    rejections: Rejections
+
+    def admit(self, connection: HttpConnection) -> Refusal | None: ...
+    def forget(self, connection: HttpConnection) -> None: ...
+    def date(self) -> bytes: ...
+
+
 @dataclass(slots=True, eq=False)
 class _Asked:
     """A request, whether the connection may serve another, and what has come of its body."""
@@ -69,7 +80,7 @@ class HttpConnection(asyncio.BufferedProtocol):
 
     _transport: asyncio.Transport
 
-    def __init__(self, server: Server) -> None:
+    def __init__(self, server: ServesConnections) -> None:
         self._server = server
         self.peer, self._client = "", ("", 0)
         self._parser: Any = httptools.HttpRequestParser(self)

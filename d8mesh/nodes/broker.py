@@ -59,7 +59,7 @@ SUMMARY_S: Final = 60.0
 ANSWERED_STRIKES: Final = 3
 #: Connections whose bad frames are remembered.
 MAX_STRIKERS: Final = 4096
-#: Objects made between two collections: a hand-out of a batch makes thousands at once.
+#: Objects made between two collections: an assignment of a batch makes thousands at once.
 GC_ALLOCATIONS: Final = 50_000
 #: What FLASK_HOST says for all addresses.
 _ALL_ADDRESSES: Final = ("0.0.0.0", "::")
@@ -68,7 +68,6 @@ JOURNAL_NAME: Final = "journal.db"
 #: From (routing id, address, key) to a `Peer`, without the call that a `NamedTuple` makes of it.
 _PEER_OF: Final = partial(tuple.__new__, Peer)
 _log: Final = logging.getLogger("d8mesh.broker")
-
 
 #: Opens a store in a folder; the store calls the second whenever a commit has become durable.
 OpenStore: TypeAlias = Callable[[Path, Callable[[], None]], Store]
@@ -148,7 +147,7 @@ class Broker:
         #: what is told to whoever started this broker
         self.ready = Ready(policy.broker_id, self._router.port, restored.epoch)
         self._strikes: OrderedDict[bytes, int] = OrderedDict()
-        self._is_stopping = threading.Event()
+        self._is_stopping, self._is_disk_low = threading.Event(), False
         self._next_disk_check, self._next_summary = 0.0, time.monotonic() + SUMMARY_S
         self._deferral = Deferral()
         self._begun = self._measured = 0  #: commits: their number, the last held one measured
@@ -303,7 +302,7 @@ class Broker:
         return follow_ups
 
     def _commit(self, facts: Sequence[Fact], *, is_last: bool = False) -> None:
-        """Have the facts committed, but for hand-outs that are written later or never."""
+        """Have the facts committed, but for assignments that are written later or never."""
         written = self._deferral.due(facts, time.monotonic())
         if is_last:
             written += self._deferral.rest()
@@ -327,7 +326,7 @@ class Broker:
 
     def _strike(self, peer: Peer, error: ProtocolError) -> None:
         """Drop a bad frame, count it, and tell its sender the first few times."""
-        self._dispatcher.state.metrics.reject(error.code)
+        self._dispatcher.reject(error.code)
         count = self._strikes.pop(peer.routing_id, 0) + 1
         self._strikes[peer.routing_id] = count
         if len(self._strikes) > MAX_STRIKERS:
@@ -340,9 +339,10 @@ class Broker:
     def _check_disk(self, now: float) -> None:
         self._next_disk_check = now + DISK_CHECK_S
         reserve = self._config.disk_reserve_mb * 1_000_000
-        state, is_low = self._dispatcher.state, self._store.free_bytes() < reserve
-        if is_low != state.is_disk_low:
-            state.is_disk_low = is_low
+        is_low = self._store.free_bytes() < reserve
+        if is_low != self._is_disk_low:
+            self._is_disk_low = is_low
+            self._dispatcher.set_disk_low(is_low)
             level = logging.WARNING if is_low else logging.INFO
             event(_log, level, "disk.low" if is_low else "disk.ok", reserve_bytes=reserve)
 

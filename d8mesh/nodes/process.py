@@ -29,7 +29,7 @@ from d8mesh.edge.child.parent import Parent
 from d8mesh.errors import BackendUnavailableError, HandlerError
 from d8mesh.handlers import results, tracebacks
 from d8mesh.handlers.forks import end_copy
-from d8mesh.handlers.retrying import Retries, of_names
+from d8mesh.handlers.retrying import AttemptEnd, Retries, of_names
 
 
 def run(config: Config, options: argparse.Namespace) -> int:
@@ -123,11 +123,11 @@ def _ending(
     context: ProcessContext,
     worker_id: str,
     retries: Retries,
-) -> results.AttemptEnd:
+) -> AttemptEnd:
     """Return how a call of the handler ended, whatever is raised."""
     started = time.monotonic()
     raised: BaseException | None = None
-    ending: results.AttemptEnd | None = None
+    ending: AttemptEnd | None = None
     try:
         data = msgspec.msgpack.decode(payload)
         value = handler(data, context) if takes_context else handler(data)

@@ -24,9 +24,8 @@ from d8mesh.core.protocol.messages import (
     Welcome,
 )
 from d8mesh.doors import tunnel
-from d8mesh.doors.tunnel import CONTENT_TYPE, LINK_HEADER
 from d8mesh.edge.network import bind
-from d8mesh.edge.transport.tunnel import ExchangeLink
+from d8mesh.edge.transport.tunnel import CONTENT_TYPE, LINK_HEADER, ExchangeLink
 from d8mesh.http.asgi import AsgiApplication, AsgiSend, Receive, Scope
 from d8mesh.http.server import Server
 from d8mesh.nodes.client import Client

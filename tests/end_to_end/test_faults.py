@@ -19,7 +19,7 @@ if not sys.platform.startswith("linux"):
     pytest.skip("processes are looked up in /proc", allow_module_level=True)
 
 TASKS = 5000
-#: A dead worker's task must finish elsewhere within this (`promises.md`).
+#: A dead worker's task must finish elsewhere within this (`docs/RELIABILITY.md`).
 RERUN_S = 15.0
 
 

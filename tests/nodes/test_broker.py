@@ -94,7 +94,7 @@ def test_a_worker_that_vanishes_with_its_connection_loses_nothing(running: Runni
     until(worker, m.Work)
     worker.close()
     running.links.remove(worker)
-    submit(client, 2, 1, 5)  # hand-outs to the gone connection come back
+    submit(client, 2, 1, 5)  # assignments to the gone connection come back
     again = running.worker("w", slots=9, boot_id="another")  # so nothing waits for its lease
     given: set[str] = set()
     while len(given) < 6:
@@ -138,7 +138,7 @@ def test_an_answer_of_the_journal_waits_for_no_hand_out_and_for_no_sweep(
         client, worker = running.client(), running.worker(slots=100)
         submit(client, 1, 0, 2)
         until(worker, m.Work)
-        submit(client, 10, 10)  # from here on its hand-out is owed
+        submit(client, 10, 10)  # from here on its assignment is owed
         client.send(encode(m.Query(10, "tasks", {"limit": 1})))
         until(client, m.Answer)  # nothing else wakes the broker within the hour
     finally:

@@ -126,7 +126,7 @@ def test_the_loop_goes_on_and_acknowledgements_wait(slow: Slow) -> None:
 
 
 def test_a_hand_out_acknowledges_no_result_that_is_not_durable(slow: Slow) -> None:
-    """A worker with one slot hears of its results with later hand-outs."""
+    """A worker with one slot hears of its results with later assignments."""
     client, worker = slow.running.client(), slow.running.worker()
     submit(client, 1, 0, 4)
     work = until(worker, m.Work)

@@ -80,7 +80,7 @@ PLANTS: Final = (
         STORE + "a_commit_that_fails_leaves_nothing_and_nothing_comes_after_it[journal]",
     ),
     Plant(
-        "write the hand-out of a task that has ended",
+        "write the assignment of a task that has ended",
         "d8mesh.core.broker.deferral:Deferral.due",
         "old.pop(task_id, None)",
         "pass",
@@ -95,14 +95,14 @@ PLANTS: Final = (
         IN_FLIGHT + "the_loop_goes_on_and_acknowledgements_wait",
     ),
     Plant(
-        "acknowledge a result with a hand-out while its commit is in flight",
+        "acknowledge a result with an assignment while its commit is in flight",
         "d8mesh.core.broker.scheduler:Scheduler._flush",
         "if owed and self._state.unconfirmed_since < math.inf:",
         "if False:",
         IN_FLIGHT + "a_hand_out_acknowledges_no_result_that_is_not_durable",
     ),
     Plant(
-        "acknowledge a result with a hand-out whatever the store is at",
+        "acknowledge a result with an assignment whatever the store is at",
         "d8mesh.core.broker.scheduler:Scheduler._flush",
         "if owed and self._state.unconfirmed_since < math.inf:",
         "if False:",
@@ -124,7 +124,7 @@ PLANTS: Final = (
         IN_FLIGHT + "questions_are_answered_from_what_is_durable",
     ),
     Plant(
-        "write a hand-out only when another commit comes",
+        "write an assignment only when another commit comes",
         "d8mesh.nodes.broker:Broker._step",
         "now >= self._deferral.until",
         "False",
@@ -138,7 +138,7 @@ PLANTS: Final = (
         WORKER_SESSIONS + "a_worker_is_told_to_drop_a_result_after_the_commit_of_the_other_only",
     ),
     Plant(
-        "acknowledge a result with a hand-out that goes before its commit",
+        "acknowledge a result with an assignment that goes before its commit",
         "d8mesh.core.broker.worker_sessions:WorkerSessions.results",
         "worker.results.append(message.seq)",
         "worker.owed.append(message.seq)",
@@ -181,14 +181,14 @@ PLANTS: Final = (
         WORKER_SESSIONS + "the_same_task_twice_in_one_message_counts_once",
     ),
     Plant(
-        "read a heartbeat older than a hand-out as a denial",
+        "read a heartbeat older than an assignment as a denial",
         "d8mesh.core.broker.worker_sessions:WorkerSessions.heartbeat",
         "(is_quiet or task.attempt.work_seq <= message.work_seq) and ",
         "",
         WORKER_SESSIONS + "a_hand_out_that_never_arrived_is_found_by_the_heartbeat",
     ),
     Plant(
-        "never miss a hand-out",
+        "never miss an assignment",
         "d8mesh.core.broker.returns:Returns.mislaid",
         "if lost:",
         "if False:",
@@ -322,7 +322,7 @@ PLANTS: Final = (
         SCHEDULER + "attempts_are_counted_and_the_last_error_is_the_result",
     ),
     Plant(
-        "lose a hand-out that could not be sent",
+        "lose an assignment that could not be sent",
         "d8mesh.core.broker.dispatcher:Dispatcher.undelivered",
         "if tasks:",
         "if False:",
@@ -421,7 +421,7 @@ PLANTS: Final = (
         JOINING + "held_attempts_of_finished_tasks_are_dropped",
     ),
     Plant(
-        "let a hand-out outlive the submit that its commit lost",
+        "let an assignment outlive the submit that its commit lost",
         "d8mesh.core.broker.worker_sessions:WorkerSessions._take_over",
         "dropped.append(task_id)",
         "dropped += [task_id] if state.task_table.accepted.get(task_id[:16]) else []",

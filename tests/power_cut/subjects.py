@@ -271,7 +271,7 @@ class JournalWork:
         self._batches: dict[tuple[str, int, int], bytes] = {}
         self._keys: dict[str, tuple[bytes, str, int, int]] = {}
         self._number = 0
-        #: task id -> number of its hand-out, attempt, worker
+        #: task id -> number of its assignment, attempt, worker
         self._held: dict[str, tuple[int, int, str]] = {}
         self._attempts: Counter[str] = Counter()
         self._trouble: dict[str, tuple[int, int, set[tuple[str, int]], list[str]]] = {}

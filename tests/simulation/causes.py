@@ -119,7 +119,7 @@ class Causes:
     def says(self, worker_id: str, message: Message) -> None:
         """A mesh worker says this: of results, a failure must be one, and counts once.
 
-        A hand-out that comes twice is run twice, and may end in either way.
+        An assignment that comes twice is run twice, and may end in either way.
         """
         if not isinstance(message, Results):
             return

@@ -222,7 +222,7 @@ class SimPoller:
         self.world = world
         self.name = f"p{number}"
         self.paused_until = 0.0
-        self._line = Line(world, f"{self.name}-shim")
+        self._line = Line(world, f"{self.name}-web")
         self._pace_s = world.rng.choice((0.1, 1.0, 5.0))
         #: with two it polls on where an answer was lost: nothing but the time of the attempt helps
         self._slots = 1 + number % 2
@@ -232,7 +232,7 @@ class SimPoller:
         self._until = 0.0
 
     def crash(self) -> None:
-        """The worker dies and is started again; the shim stays, or dies too."""
+        """The worker dies and is started again; the web process stays, or dies too."""
         self._asked, self._is_registered, self._task = None, False, None
         self.paused_until = self.world.now + self.world.rng.random() * 10
         if self.world.rng.random() < 0.3:
@@ -240,7 +240,7 @@ class SimPoller:
             self._line.begin()
 
     def tick(self) -> None:
-        """One wake-up of the shim, and of the worker if it is there."""
+        """One wake-up of the web process, and of the worker if it is there."""
         self._line.tick()
         outputs, self._line.outputs = self._line.outputs, []
         if self.world.now < self.paused_until:

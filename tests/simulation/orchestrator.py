@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 #: Of all crashes: at once, and in the middle of the next commit; the rest at some effect.
 AT_ONCE: Final = 0.3
 TORN: Final = 0.2
-#: Of all commits: with these the hand-outs that have waited are due.
+#: Of all commits: with these the assignments that have waited are due.
 DUE: Final = 0.3
 #: A disk writes this much or nothing.
 SECTOR_BYTES: Final = 512
@@ -178,8 +178,8 @@ class Orchestrator:
     def _owed_for(self, message: m.Results) -> Owed:
         """Return what must be on disk before these results are acknowledged.
 
-        A hand-out may go before its task's commit: after a crash in between its result comes to a
-        broker that has not heard of the task, drops it, and owes nothing for it, though the submit
+        An assignment may go before its task's commit: after a crash in between its result comes to
+        a broker that does not know the task, drops it, and owes nothing for it, though the submit
         may be said again a moment later. Of what is stale only a success of a task that is not
         fenced is owed.
         """

@@ -216,7 +216,7 @@ class Safety:
         """A worker is told to forget what it holds of a task, maybe its only result.
 
         What was accepted a moment ago can have been unknown to the same wake-up when the worker
-        came: an early hand-out of before a crash.
+        came: an early assignment of before a crash.
         """
         is_own = self._home.get(task_id) == name and self._accepted_at[task_id] < self.now
         if is_own and task_id not in self.fenced and task_id not in self.outcomes:

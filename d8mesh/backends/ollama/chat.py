@@ -94,6 +94,5 @@ def _piece_of(answer: Any) -> Piece:
         ending = Ending(
             FinishReason.LENGTH if is_cut else FinishReason.STOP,
             Usage(*(whole_number(answer.get(key)) for key in ("prompt_eval_count", "eval_count"))),
-            whole_number(answer.get("load_duration")) / 1e9,
         )
     return Piece(text, thinking, calls, logprobs, ending)

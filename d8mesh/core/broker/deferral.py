@@ -1,4 +1,4 @@
-"""Which hand-outs are written later: nobody awaits their record.
+"""Which assignments are written later: nobody awaits their record.
 
 That of a single task is worth nothing once the task is finished, and most are by then. Without
 it a task may run once more after a crash.
@@ -12,18 +12,18 @@ from typing import Final
 
 from d8mesh.core.protocol.task import Assigned, Cancelled, Completed, Fact, Failed
 
-#: The hand-out of a single task is written after once or twice so long: quick tasks are finished
+#: The assignment of a single task is written after once or twice so long: quick tasks are finished
 #: by then, also a thousand at once.
 DEFERRAL_S: Final = 0.1
 
 
 class Deferral:
-    """Keeps the hand-outs whose turn comes later; one `due` per commit of the loop."""
+    """Keeps the assignments whose turn comes later; one `due` per commit of the loop."""
 
     def __init__(self) -> None:
         #: when something must be written though nothing else is (monotonic seconds)
         self.until = math.inf
-        #: hand-outs of several tasks: they go with the next commit
+        #: assignments of several tasks: they go with the next commit
         self._late: list[Assigned] = []
         #: those of single tasks by task: since the last time that was due, and before it
         self._young: dict[str, Assigned] = {}

@@ -57,10 +57,10 @@ STANDSTILL_S: Final = 2.0
 ABSENT_LEASES: Final = 2
 #: How often finished tasks are pruned.
 PRUNE_S: Final = 20.0
-#: How often settled hand-outs and batches are forgotten: bounds what a restart looks through.
+#: How often settled assignments and batches are forgotten: bounds what a restart looks through.
 SETTLE_S: Final = 3.0
-#: Finished batches that are noted as closed at once, or all when hand-outs are settled: a single
-#: task's outcome shall not change two more pages of the file. A restart sees it by itself.
+#: Finished batches that are noted as closed at once, or all when assignments are settled: a single
+#: task's outcome shall not change two more pages of the journal. A restart sees it by itself.
 CLOSED_AT_ONCE: Final = 256
 #: Clocks beyond this many, and twice as many as were of use the last time, are looked through.
 FEW_TIMERS: Final = 10_000
@@ -151,7 +151,7 @@ class Dispatcher:
     def undelivered(self, peer: Peer, message: m.Message) -> list[Effect]:
         """A message could not be sent: its peer is gone, or reads too slowly.
 
-        Hand-outs wait for another worker, uncounted; this one gets none until it speaks again.
+        Assignments wait for another worker, uncounted; this one gets none until it speaks again.
         What a client missed it asks for again.
         """
         self.state.metrics.undelivered += 1
@@ -210,6 +210,14 @@ class Dispatcher:
     def set_unconfirmed(self, since: float) -> None:
         """Take in that facts of wake-ups from then on are not durable; `math.inf`: all are."""
         self.state.unconfirmed_since = since
+
+    def set_disk_low(self, is_low: bool) -> None:
+        """Take in whether the disk is nearly full: no submit is accepted while it is."""
+        self.state.is_disk_low = is_low
+
+    def reject(self, code: str) -> None:
+        """Count a frame that was no message."""
+        self.state.metrics.reject(code)
 
     def drain(self) -> list[Effect]:
         """Take nothing new and hand nothing out; say goodbye to all."""

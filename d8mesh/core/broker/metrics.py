@@ -55,9 +55,9 @@ class Metrics(msgspec.Struct, kw_only=True):
     returned: int = 0
     errors: int = 0
     losses: int = 0
-    #: from a submit (or its `run_at`) to the first hand-out
+    #: from a submit (or its `run_at`) to the first assignment
     queue_wait_s: Histogram = msgspec.field(default_factory=Histogram)
-    #: from a hand-out to the recorded success, by task type
+    #: from an assignment to the recorded success, by task type
     run_s: dict[str, Histogram] = {}
     #: how long a commit took; one that was in flight from the wake-up of the loop on
     commit_s: Histogram = msgspec.field(default_factory=Histogram)

@@ -136,7 +136,7 @@ class TaskOutcomes:
     ) -> None:
         """Note whom to tell of tasks of one batch that have ended, and how long they ran.
 
-        What one message told of a batch is taken as one hand-out.
+        What one message told of a batch is taken as one assignment.
         """
         state = self._state
         watcher = state.batch_watchers.get(batch.order)

@@ -1,7 +1,7 @@
 """The polling dialect: workers that register, poll and report over REST.
 
 They get leases, retries and the rest like mesh workers; what differs is that they are
-silent while they run and show no tokens (`promises.md` rule 5).
+silent while they run and show no tokens (`docs/RELIABILITY.md`, rule 5).
 """
 
 from __future__ import annotations

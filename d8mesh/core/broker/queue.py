@@ -1,7 +1,7 @@
 """The order in which waiting tasks are handed out: lanes, priorities, ageing.
 
 A lane holds the waiting tasks of one type and wished model. Within all lanes priority 10
-goes first, except that every 16th hand-out goes to the oldest task below the highest
+goes first, except that every 16th assignment goes to the oldest task below the highest
 priority, so that low ones do not starve: no clock, O(priorities), the same after a restart.
 An index over the task table: it changes no task.
 """
@@ -16,7 +16,7 @@ from typing import Final, NamedTuple
 from d8mesh.core.broker.records import Batch, TaskRecord
 from d8mesh.core.protocol.task import TaskState
 
-#: Every 16th hand-out goes below the highest priority (`promises.md` rule 4).
+#: Every 16th assignment goes below the highest priority (`docs/RELIABILITY.md`, rule 4).
 AGEING_PERIOD: Final = 16
 UNLIMITED: Final = 2**31
 #: Lanes kept though they are empty: where tasks come one by one, the next is of the same type.
@@ -185,7 +185,7 @@ class ReadyQueue:
             # What was there had gone; looking has cleared its bit: look again.
 
     def handed_out(self, count: int, *, is_aged: bool) -> None:
-        """Count hand-outs for the ageing rule."""
+        """Count assignments for the ageing rule."""
         self._since_aged = 0 if is_aged else min(self._since_aged + count, AGEING_PERIOD)
 
     @staticmethod

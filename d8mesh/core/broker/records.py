@@ -109,7 +109,7 @@ class RunningAttempt(msgspec.Struct, frozen=True, gc=False):
     #: when it is overdue, and when it was handed out (monotonic seconds)
     until: float = 0.0
     since: float = 0.0
-    #: the number of its hand-out within the worker's session
+    #: the number of its assignment within the worker's session
     work_seq: int = 0
 
 

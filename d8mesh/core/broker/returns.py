@@ -103,7 +103,7 @@ class Returns:
             self.requeue(worker_id, again, why, wait=Wait(pause_s, kind.returned))
 
     def mislaid(self, worker: WorkerState, lost: list[TaskRecord]) -> None:
-        """The worker should hold these and does not: the hand-out got lost, or they did there."""
+        """The worker should hold these and does not: the assignment got lost, or they did there."""
         if lost:
             why = f"worker {worker.worker_id!r} did not get or keep it"
             self.take(worker.worker_id, lost, why, MISLAID)

@@ -235,7 +235,7 @@ class Scheduler:
         worker.work_seq += 1
         worker.last_assignment = self._state.now
         owed, worker.owed = worker.owed, []
-        if owed and self._state.unconfirmed_since < math.inf:  # the hand-out shall not wait
+        if owed and self._state.unconfirmed_since < math.inf:  # the assignment shall not wait
             for seq in owed:
                 self._state.send(worker.peer, Received(seq), waits=True)
             owed = []
@@ -306,7 +306,7 @@ class Scheduler:
 
 
 def _by_listening(group: WorkGroup, listeners: Container[str]) -> Iterable[WorkGroup]:
-    """Part a group: to be told with the hand-out is the only way to miss nothing."""
+    """Part a group: to be told with the assignment is the only way to miss nothing."""
     flags = [task_id in listeners for task_id in group.ids]
     if not any(flags):
         return (group,)

@@ -74,7 +74,7 @@ class PassDeadline(Struct, frozen=True, gc=False):
 
 
 class SayOwed(Struct, frozen=True, gc=False):
-    """No hand-out came with which a worker's results could be acknowledged."""
+    """No assignment came with which a worker's results could be acknowledged."""
 
     worker_id: str
 

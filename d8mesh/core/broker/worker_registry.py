@@ -84,7 +84,7 @@ class WorkerState:
     last_assignment: float = 0.0
     #: numbers of its `Results` that came in with this wake-up
     results: list[int] = field(default_factory=list)
-    #: numbers of those that are on disk, to be acknowledged with the next hand-out
+    #: numbers of those that are on disk, to be acknowledged with the next assignment
     owed: list[int] = field(default_factory=list)
     #: when the last of them was, and whether a timer for them runs
     owed_since: float = 0.0

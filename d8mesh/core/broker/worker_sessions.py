@@ -22,7 +22,7 @@ from d8mesh.core.protocol.tokens import Claim, worker_tag
 
 #: Prefetched tasks are called back when their worker made no progress for this long.
 RECALL_AFTER_S: Final = 0.5
-#: How long the acknowledgement of a result that came alone waits for a hand-out to go with:
+#: How long the acknowledgement of a result that came alone waits for an assignment to go with:
 #: many times the way of a quick task, too short for a worker to say anything again.
 RECEIVED_WAIT_S: Final = 0.02
 #: Who is cut off at once was last heard within a heartbeat of each other; one may have got lost.
@@ -44,7 +44,7 @@ class WorkerSessions:
         self._streaming = streaming
         self._returns = returns
         self._outcomes = outcomes
-        #: workers whose results came in with this wake-up, and how far their hand-outs were
+        #: workers whose results came in with this wake-up, and how far their assignments were
         self._reporting: list[tuple[WorkerState, int]] = []
         #: when that was found out, and when somebody beyond this machine was last heard
         self._last_word = (-1.0, -1.0)
@@ -186,13 +186,13 @@ class WorkerSessions:
     # ---------------------------------------------------------------------- living
 
     def heartbeat(self, worker: WorkerState, message: m.Heartbeat) -> None:
-        """Renew the lease; hand-outs that the worker should hold and does not are lost."""
+        """Renew the lease; assignments that the worker should hold and does not are lost."""
         self._heard(worker)
         worker.window, worker.trouble = message.window, message.trouble
         worker.running, worker.stuck = message.running, message.stuck
         if worker.outstanding:
             held = set(message.held_ids)
-            # After a whole lease even the last hand-out has arrived, or never will.
+            # After a whole lease even the last assignment has arrived, or never will.
             is_quiet = self._state.now - worker.last_assignment > self._state.policy.lease_s
             lost = [
                 task
@@ -265,14 +265,14 @@ class WorkerSessions:
                 self._say_received(worker, results)
 
     def say_owed(self, worker_id: str) -> None:
-        """Acknowledge what no hand-out came to go with."""
+        """Acknowledge what no assignment came to go with."""
         worker = self._state.registry.workers.get(worker_id)
         if worker is None:
             return
         worker.is_owed_timed = False
         if worker.owed and worker.is_live:
             left_s = worker.owed_since + RECEIVED_WAIT_S - self._state.now
-            if left_s > 0.0:  # a hand-out went with what was owed then
+            if left_s > 0.0:  # an assignment went with what was owed then
                 self._owe(worker, left_s)
             else:
                 self._say_received(worker, [])
@@ -375,7 +375,7 @@ class WorkerSessions:
     def _is_overdue(self, task: TaskRecord) -> bool:
         """Return whether a mesh worker kept a task far beyond its time without a word about it.
 
-        Hand-outs are looked at in their order, so a later one with a shorter time may wait
+        Assignments are looked at in their order, so a later one with a shorter time may wait
         for those before it; its worker has a timer of its own anyway.
         """
         return task.attempt.until <= self._state.now
@@ -422,7 +422,7 @@ def _counts_already(task: TaskRecord, claim: Claim) -> bool:
 
 def _is_fenced_off(task: TaskRecord, claim: Claim, token: bytes) -> bool:
     """An attempt of a fenced task that ended here, or after which another was handed out."""
-    if not task.batch.spec.is_fenced or claim.n > task.n:  # larger: its hand-out was not stored
+    if not task.batch.spec.is_fenced or claim.n > task.n:  # larger: its assignment was not stored
         return False
     return not _is_current(task, claim, token)
 

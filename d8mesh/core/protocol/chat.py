@@ -72,8 +72,6 @@ class Ending:
 
     finish_reason: FinishReason = FinishReason.STOP
     usage: Usage = Usage()
-    #: seconds spent on loading the model, of all the time it took
-    load_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

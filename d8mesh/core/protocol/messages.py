@@ -106,7 +106,7 @@ class WorkerHello(_Frame, frozen=True, tag=10):
 
 
 class Heartbeat(_Frame, frozen=True, tag=11):
-    """A worker lives. `held_ids` is all it holds, complete up to hand-out number `work_seq`."""
+    """A worker lives. `held_ids` is all it holds, complete up to assignment number `work_seq`."""
 
     work_seq: Count
     window: Window

@@ -133,7 +133,7 @@ class Due(Struct, frozen=True, gc=False):
 
 
 class Assigned(Struct, frozen=True, gc=False):
-    """Attempts `ns[i]` of `ids[i]` went to a worker; `number` counts the hand-outs of all time.
+    """Attempts `ns[i]` of `ids[i]` went to a worker; `number` counts the assignments of all time.
 
     `is_needed`: the worker has no token, so its report is known by this record only.
     """
@@ -243,7 +243,7 @@ class Pruned(Struct, frozen=True, gc=False):
 
 
 class AssignmentsSettled(Struct, frozen=True, gc=False):
-    """No hand-out numbered below `below` is still running."""
+    """No assignment numbered below `below` is still running."""
 
     below: int
 

@@ -31,9 +31,9 @@ from d8mesh.errors import BrokerUnavailableError, ProtocolError, TaskRejectedErr
 from d8mesh.nodes.client.completion_waiters import LOOKS_S, QUIET_S, CompletionWaiters, log_waiting
 from d8mesh.nodes.client.reasons import Reason
 from d8mesh.nodes.client.results import Result, result_of
-from d8mesh.nodes.client.runner import CUT_S, DOUBT_PAUSE_S, ClientRunner
+from d8mesh.nodes.client.runner import DOUBT_PAUSE_S, ClientRunner
 from d8mesh.nodes.client.timeouts import countdown, give_up, timed_out, told_whole
-from d8mesh.nodes.reconnector.reconnector import ACCEPT_S, Reconnector
+from d8mesh.nodes.reconnector.reconnector import ACCEPT_S, CUT_S, Reconnector
 
 #: As long as no more threads than this call, each has a direct call; the batches of the shared
 #: session are quicker from six threads on.

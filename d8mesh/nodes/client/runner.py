@@ -43,13 +43,11 @@ from d8mesh.nodes.client.completion_waiters import CompletionWaiters
 from d8mesh.nodes.client.completions import Completions
 from d8mesh.nodes.client.stream_buffer import StreamBuffer
 from d8mesh.nodes.client.streams import Listeners
-from d8mesh.nodes.reconnector.reconnector import Reconnector
+from d8mesh.nodes.reconnector.reconnector import CUT_S, Reconnector
 
 MESSAGES_PER_TURN: Final = 256
 #: The longest sleep of the loop; it is woken for everything there is to do.
 MAX_SLEEP_S: Final = 3600.0
-#: A broken connection may take so long to be made again; then other addresses are tried too.
-CUT_S: Final = 2.0
 #: How often it is asked whether an orchestrator that falls silent has moved.
 DOUBT_PAUSE_S: Final = 2.0
 #: Messages that the connection's own queue (a thousand) does not take wait here, in their order;

@@ -25,6 +25,8 @@ ACCEPT_S: Final = 1.0
 #: While only HTTP works, ZeroMQ is tried again this often, then slower.
 UPGRADE_S: Final = 2.0
 MAX_UPGRADE_S: Final = 30.0
+#: A broken connection may take so long to be made again; then other addresses are tried too.
+CUT_S: Final = 2.0
 #: Where ZeroMQ worked before, HTTP is not taken sooner: the broker is being started again.
 DOWNGRADE_S: Final = 5.0
 #: How long what was told of why nobody answers stays true.

@@ -37,6 +37,7 @@ from d8mesh.edge.sqlite.outbox import Outbox
 from d8mesh.edge.transport.connector import Connection
 from d8mesh.edge.transport.sockets import DealerLink, Loop, Waker
 from d8mesh.errors import ProtocolError, WorkerError
+from d8mesh.nodes.reconnector.reconnector import CUT_S
 from d8mesh.nodes.worker.orchestrators import Orchestrators
 from d8mesh.nodes.worker.slots import Bell, Slots
 
@@ -48,8 +49,6 @@ WATCH_S: Final = 0.5
 IDLE_WATCH_S: Final = 1.5
 #: The interfaces are looked at this often.
 INTERFACES_LOOK_S: Final = 3.0
-#: A broken connection may take so long to be made again; then other addresses are tried too.
-CUT_S: Final = 2.0
 #: A heartbeat unanswered for this long: it is asked whether the orchestrator has moved.
 DOUBT_S: Final = 1.5
 #: A machine that slept longer than this has dead connections.

@@ -24,7 +24,7 @@ from d8mesh.edge.transport.sockets import Waker
 from d8mesh.errors import BackendUnavailableError, TaskCancelledError
 from d8mesh.handlers import results, tracebacks
 from d8mesh.handlers.forks import FORKS, end_copy
-from d8mesh.handlers.retrying import ANY, Retries
+from d8mesh.handlers.retrying import ANY, AttemptEnd, Retries
 from d8mesh.nodes.worker.coroutines import Coroutines
 from d8mesh.nodes.worker.failures import Failures
 from d8mesh.nodes.worker.importable import prove
@@ -332,7 +332,7 @@ class Slots:
 
     def _raised(
         self, error: BaseException, handler: Registered, context: Context, started: float
-    ) -> results.AttemptEnd:
+    ) -> AttemptEnd:
         """Return how an attempt ends whose handler raised, whatever the error is made of."""
         if len(FORKS) != self._forks:
             end_copy(error)
@@ -343,7 +343,7 @@ class Slots:
             took_s = round(time.monotonic() - started, 6)
             return results.of_untellable(error, self.worker_id, took_s)
 
-    def _failed(self, error: BaseException, context: Context, started: float) -> results.AttemptEnd:
+    def _failed(self, error: BaseException, context: Context, started: float) -> AttemptEnd:
         is_cancel = isinstance(error, (TaskCancelledError, asyncio.CancelledError))
         if is_cancel and context.is_cancelled:
             return DROPPED, b""
@@ -360,7 +360,7 @@ class Slots:
 
     def _run_process(
         self, handler: Registered, attempt: Attempt, context: Context, children: dict[str, Child]
-    ) -> results.AttemptEnd:
+    ) -> AttemptEnd:
         """Run one attempt in this slot's child for the handler; kill it when time is over."""
         try:
             child = self._child_for(handler, attempt, context, children)
@@ -404,9 +404,7 @@ class Slots:
         children[function] = child
         return child
 
-    def _await_child(
-        self, child: Child, attempt: Attempt, context: Context
-    ) -> results.AttemptEnd | None:
+    def _await_child(self, child: Child, attempt: Attempt, context: Context) -> AttemptEnd | None:
         """Return how the attempt ended; None: the child did. Frames of others are dropped."""
         token = attempt.token
         while True:

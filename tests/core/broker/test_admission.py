@@ -156,12 +156,12 @@ def test_a_full_disk_or_a_drain_refuses_and_a_repeat_is_still_acknowledged(
 ) -> None:
     client = broker.client()
     submit(broker, client, 1, 0)
-    broker.state.is_disk_low = True
+    broker.dispatcher.set_disk_low(True)
     refused = submit(broker, client, 2, 1)
     assert isinstance(refused, m.Refused)
     assert refused.code == "disk.low"
     assert isinstance(submit(broker, client, 3, 0), m.Accepted)
-    broker.state.is_disk_low = False
+    broker.dispatcher.set_disk_low(False)
     assert isinstance(submit(broker, client, 4, 1), m.Accepted)
     broker.perform(broker.dispatcher.drain())
     refused = submit(broker, client, 5, 2)

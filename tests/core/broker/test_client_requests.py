@@ -161,7 +161,7 @@ def test_a_replay_needs_room_as_a_submit_does(broker: WiredBroker, cause: str, c
         broker.state.policy = replace(broker.state.policy, queue_size=1)
         broker.submit(client)
     elif cause == "disk":
-        broker.state.is_disk_low = True
+        broker.dispatcher.set_disk_low(True)
     else:
         broker.state.is_draining = True
     assert broker.ask(client, "replay", id=task_id, session=S, n=500_000).code == code

@@ -1,4 +1,4 @@
-"""Which hand-outs are written at once, later, or never."""
+"""Which assignments are written at once, later, or never."""
 
 from __future__ import annotations
 

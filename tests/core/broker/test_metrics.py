@@ -33,7 +33,7 @@ def test_a_snapshot_holds_what_was_counted_and_stays_as_it_is(broker: WiredBroke
     broker.submit(client, 2)
     broker.pass_time(3.0)
     broker.finish(worker, broker.work(worker), window=1)
-    broker.state.metrics.reject("some.code")
+    broker.dispatcher.reject("some.code")
     broker.dispatcher.undelivered(client, m.Beat(1))
     broker.dispatcher.committed(0.01)
     told = snapshot(broker.state)
@@ -45,7 +45,7 @@ def test_a_snapshot_holds_what_was_counted_and_stays_as_it_is(broker: WiredBroke
     assert counted.run_s["echo"].total_s == 3.0
     assert counted.commit_s.total_s == 0.01
     msgspec.msgpack.encode(told)
-    broker.state.metrics.reject("some.code")
+    broker.dispatcher.reject("some.code")
     assert counted.rejected == {"some.code": 1}
 
 

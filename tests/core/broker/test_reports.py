@@ -38,7 +38,7 @@ def test_the_success_rate_is_zero_when_nothing_has_finished(broker: WiredBroker)
 def test_health_says_why_nothing_is_accepted(broker: WiredBroker) -> None:
     client = broker.client()
     assert broker.ask(client, "health").body["is_accepting"] is True
-    broker.state.is_disk_low = True
+    broker.dispatcher.set_disk_low(True)
     body = broker.ask(client, "health").body
     assert (body["is_accepting"], body["reason"]) == (False, "the disk is nearly full")
     broker.perform(broker.dispatcher.drain())

@@ -225,7 +225,7 @@ class Histories(RuleBasedStateMachine):
     @precondition(lambda self: self.hands)
     @rule(data=st.data(), is_lost=st.sampled_from((False, False, True)))
     def take(self, data: st.DataObject, is_lost: bool) -> None:
-        """Hand-outs arrive, or get lost on the way."""
+        """Assignments arrive, or get lost on the way."""
         _, hands = self._worker(data)
         for stop in self.broker.got(hands.peer, m.Stop):
             for task_id in stop.ids:
@@ -287,7 +287,7 @@ class Histories(RuleBasedStateMachine):
     @precondition(lambda self: self.hands)
     @rule(data=st.data())
     def unreachable(self, data: st.DataObject) -> None:
-        """The transport gives hand-outs back that it could not send."""
+        """The transport gives assignments back that it could not send."""
         _, hands = self._worker(data)
         for work in self.broker.got(hands.peer, m.Work):
             self.broker.perform(self.broker.dispatcher.undelivered(hands.peer, work))
@@ -379,7 +379,7 @@ class Histories(RuleBasedStateMachine):
         self.broker.say(hands.peer, message)
         if self.broker.got(hands.peer, m.Rehello):
             return
-        self.broker.pass_time(RECEIVED_WAIT_S)  # one that came alone waits so long for a hand-out
+        self.broker.pass_time(RECEIVED_WAIT_S)  # one that came alone waits so long
         sent = [message for peer, message, _ in self.broker.sent if peer == hands.peer]
         along = [seq for work in sent if isinstance(work, m.Work) for seq in work.received]
         told = [each.seq for each in self.broker.got(hands.peer, m.Received)]

@@ -1,4 +1,4 @@
-"""Hand-outs, retries and deadlines."""
+"""Assignments, retries and deadlines."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ def test_a_streak_of_failures_halves_the_share_but_never_to_nothing() -> None:
 def test_a_polling_worker_is_free_while_it_asks() -> None:
     made = WorkerState("p", Dialect.POLLING)
     assert made.free == 0
-    made.poll = Poll(Peer(b"shim"), 1, 0.0)
+    made.poll = Poll(Peer(b"web"), 1, 0.0)
     assert made.free == 1
     made.is_live = False
     assert made.free == 0

@@ -40,7 +40,7 @@ def test_a_hand_out_that_never_arrived_is_found_by_the_heartbeat(broker: WiredBr
     worker = broker.worker("w")
     (task_id,) = broker.submit(client)
     assert broker.work(worker)
-    broker.say(worker, beat([], 0))  # sent before the hand-out arrived: no denial
+    broker.say(worker, beat([], 0))  # sent before the assignment arrived: no denial
     assert broker.work(worker) == {}
     broker.say(worker, beat([], 1))
     assert list(broker.work(worker)) == [task_id]

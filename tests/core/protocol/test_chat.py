@@ -16,7 +16,7 @@ from d8mesh.core.protocol.chat import (
 
 def test_the_pieces_of_an_answer_make_the_whole() -> None:
     call = {"function": {"name": "add"}}
-    ending = Ending(FinishReason.LENGTH, Usage(3, 4), load_s=0.5)
+    ending = Ending(FinishReason.LENGTH, Usage(3, 4))
     pieces = [
         Piece(thinking="h"), Piece("a", "m", logprobs=({"token": "a"},)),
         Piece("b", tool_calls=(call,)), Piece(ending=ending),

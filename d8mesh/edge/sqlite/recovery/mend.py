@@ -13,19 +13,17 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
 from zlib import crc32
 
 import apsw
 import filelock
 
+from d8mesh.core.protocol.tokens import TOKEN_BYTES
 from d8mesh.core.worker.effects import KeptResult
 from d8mesh.edge.sqlite.files import beside, mapped, swap, sync
 from d8mesh.edge.sqlite.outbox import LOCK_NAME, OUTBOX_NAME, OUTBOX_VERSION, Outbox
 from d8mesh.edge.sqlite.recovery.pages import Found, Pages, Row, Trees
 from d8mesh.errors import OutboxBrokenError, WorkerError
-
-_TOKEN_BYTES: Final = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +115,7 @@ def _kept(row: Row) -> KeptResult | None:
     if (
         row.missing_bytes
         or not isinstance(token, bytes)
-        or len(token) != _TOKEN_BYTES
+        or len(token) != TOKEN_BYTES
         or not isinstance(broker, str)
         or not isinstance(task, str)
         or not isinstance(kind, int)

@@ -363,7 +363,7 @@ def _number(value: Value) -> int:
 
 
 def _attempts(blob: Any) -> dict[int, int] | None:
-    """Return row -> attempt of a hand-out, or None if it makes no sense."""
+    """Return row -> attempt of an assignment, or None if it makes no sense."""
     try:
         rows, ns = msgspec.msgpack.decode(blob or b"", type=tuple[list[int], list[int]])
         return dict(zip(rows, ns, strict=True))
