@@ -380,6 +380,8 @@ class TaskTable:
         del held[bisect_right(held, batch.first, key=_first_of) - 1]
         if not held:
             del self._batches[batch.session]
+        if batch.gone:  # its lane, or the clock of its `run_at`, may hold it for long
+            batch.gone, batch.payloads, batch.fresh = set(), [], batch.count
         self._emptied.append(batch)
 
     def _enrolled(self, fact: facts.Enrolled) -> None:

@@ -295,6 +295,19 @@ def test_data_that_is_missing_or_not_that_of_all_its_tasks_cannot_be_read(
     assert "its data cannot be read" in str(body)
 
 
+def test_of_a_batch_that_was_cancelled_long_before_its_time_next_to_nothing_is_kept(
+    broker: WiredBroker,
+) -> None:
+    client = broker.client()
+    for task_id in broker.submit(client, 100, run_at=broker.at + 1e8):
+        assert broker.ask(client, "cancel", id=task_id).code == ""
+    ((_, _, batch),) = broker.dispatcher._scheduler._alarms
+    assert (batch.gone, batch.payloads, batch.fresh_count) == (set(), [], 0)
+    broker.at += 1e8
+    broker.pass_time(1.0)
+    assert (broker.dispatcher._scheduler._alarms, broker.task_table.queued) == ([], 0)
+
+
 def test_questions_of_clients_take_no_place_from_the_broker_s_own(broker: WiredBroker) -> None:
     broker.task_table._payload_memory_bytes = 0
     client = broker.client()
