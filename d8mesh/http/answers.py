@@ -36,7 +36,6 @@ _CODES: Final[Mapping[int, str]] = {
     408: "http.timeout",
     409: "key.conflict task.failed task.cancelled worker.id_taken",
     410: "task.pruned",
-    411: "http.length",
     413: "task.too_large http.too_large",
     414: "http.url_too_long",
     415: "http.media_type",
@@ -47,7 +46,6 @@ _CODES: Final[Mapping[int, str]] = {
         "worker.error worker.outbox_broken worker.handler journal.failed journal.held "
         "journal.broken"
     ),
-    501: "http.not_implemented",
     502: "backend.failed backend.stalled backend.answer backend.too_large",
     503: ("broker.unavailable node.closed broker.draining task.unacknowledged backend.unavailable"),
     504: "wait.timeout backend.deadline",

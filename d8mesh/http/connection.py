@@ -190,7 +190,7 @@ class HttpConnection(asyncio.BufferedProtocol):
             "headers": self._headers,
             "client": self._client,
         }
-        self._incoming = _Asked(scope, version == "1.1" and self._parser.should_keep_alive())
+        self._incoming = _Asked(scope, self._parser.should_keep_alive())
         self._beside_bytes, self._since = 0, self._server.loop.time()
         self._is_begun, self._is_used = False, True
         self._asked.append(self._incoming)
@@ -268,14 +268,14 @@ class HttpConnection(asyncio.BufferedProtocol):
     def _begin(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
         """Make the head, and send it unless the body follows at once."""
         asked, names = self._asked[0], {name.lower() for name, _ in headers}
-        is_sized = b"content-length" in names
-        self._is_chunked = not is_sized and asked.scope["http_version"] == "1.1"
+        is_sized, version = b"content-length" in names, asked.scope["http_version"]
+        self._is_chunked = not is_sized and version == "1.1"
         if self._is_chunked:
             headers.append((b"Transfer-Encoding", b"chunked"))
         asked.keeps &= asked.is_whole and b"connection" not in names
         asked.keeps &= is_sized or self._is_chunked
-        if not asked.keeps and b"connection" not in names:
-            headers.append((b"Connection", b"close"))
+        if b"connection" not in names and not (asked.keeps and version == "1.1"):
+            headers.append((b"Connection", b"keep-alive" if asked.keeps else b"close"))
         self._head = head_of(status, self._server.date(), headers)
         if not is_sized:
             self._write(self._head)

@@ -337,6 +337,15 @@ def test_a_connection_that_is_said_to_be_closed_is_closed(here: Served) -> None:
             pass
 
 
+def test_an_old_client_that_asks_for_it_keeps_its_connection(here: Served) -> None:
+    with here.connect() as caller:
+        for _ in range(2):
+            caller.sendall(b"GET /scope HTTP/1.0\r\nConnection: Keep-Alive\r\n\r\n")
+            assert b"Connection: keep-alive\r\n" in caller.recv(1000)
+    for path in (b"/scope", b"/parts HTTP/1.0\r\nConnection: keep-alive\r\nX:"):
+        assert b"Connection: close\r\n" in here.say(b"GET " + path + b" HTTP/1.0\r\n\r\n")
+
+
 def test_who_reads_slowly_gets_all_of_an_answer_before_the_body_has_come(
     here: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -125,6 +125,7 @@ class WorkerCalls:
         with contextlib.suppress(D8Error):
             if worker_id not in self._polls:  # else a newer poll has ended this one
                 await self._ask("poll.leave", worker_id)
+        with contextlib.suppress(D8Error):
             task = (await asking)["task"]
             if task is not None:
                 await self._ask("poll.leave", worker_id, {"task_id": task["task_id"]})

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from msgspec import structs
 
+from d8mesh.errors import BrokerUnavailableError
 from d8mesh.http.asgi import AsgiMessage
 from tests.doors.rest_calls import Rest, rest_in
 from tests.http.calls import scope_of
@@ -176,27 +177,31 @@ def test_who_hangs_up_is_handed_no_task(rest: Rest) -> None:
     assert poll(rest, "gone")["task_id"] == task_id
 
 
+@pytest.mark.parametrize("is_told", [True, False])
 def test_a_task_that_was_on_its_way_to_who_hung_up_goes_back(
-    rest: Rest, monkeypatch: pytest.MonkeyPatch
+    rest: Rest, monkeypatch: pytest.MonkeyPatch, is_told: bool
 ) -> None:
-    rest.register("quick", "for_the_quick")
+    worker_id, kind = f"quick_{is_told}", f"for_the_quick_{is_told}"
+    rest.register(worker_id, kind)
     ask, has_left = rest.client.ask, threading.Event()
 
-    async def late(what: str, *args: Any) -> dict[str, Any]:
-        answer = await ask(what, *args)
+    async def late(what: str, args: dict[str, Any], *more: Any) -> dict[str, Any]:
+        if what == "poll.leave" and "task_id" not in args and not is_told:
+            raise BrokerUnavailableError("away just now")
+        answer = await ask(what, args, *more)
         while what == "poll.next" and not has_left.is_set():
             await asyncio.sleep(0.01)
         return answer
 
     monkeypatch.setattr(rest.client, "ask", late)
-    polling = rest.open("/api/workers/quick/tasks?wait=60")
-    task_id = rest.submit("for_the_quick", max_attempts=1)
+    polling = rest.open(f"/api/workers/{worker_id}/tasks?wait=60")
+    task_id = rest.submit(kind, max_attempts=1)
     until(lambda: status(rest, task_id)["status"] == "assigned")
     polling.leave()
     has_left.set()
     until(lambda: status(rest, task_id)["status"] == "pending")
     monkeypatch.undo()
-    assert poll(rest, "quick")["task_id"] == task_id  # no attempt was used up
+    assert poll(rest, worker_id)["task_id"] == task_id  # no attempt was used up
 
 
 @pytest.mark.parametrize("path", ["/api/tasks/{}/result", "/api/workers/results"])
