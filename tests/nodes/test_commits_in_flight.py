@@ -235,11 +235,11 @@ def test_no_more_is_taken_in_than_may_be_in_flight(
 
 
 def test_a_commit_is_measured_once_and_nothing_else_is(slow: Slow) -> None:
-    """Neither hand-outs that are written later nor what only waits for a commit are commits."""
+    """Neither assignments that are written later nor what only waits for a commit are commits."""
     running = slow.running
     client = running.client()
     submit(client, 1, 0)
-    until(running.worker(), m.Work)  # nothing but a hand-out is recorded
+    until(running.worker(), m.Work)  # nothing but an assignment is recorded
     slow.close_gate()
     submit_only(client, 2, 1)
     settle(client)

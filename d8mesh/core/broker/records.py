@@ -129,7 +129,7 @@ class TaskRecord:
     state: TaskState = _QUEUED
     n: int = 0  #: attempts handed out so far; the current attempt's number
     worker_id: str = ""  #: who has the current attempt
-    assignment: int = 0  #: number of the hand-out it went with
+    assignment: int = 0  #: number of the one it went with
     history: History | None = None
     attempt: RunningAttempt = NO_ATTEMPT
 
