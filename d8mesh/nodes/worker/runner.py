@@ -359,6 +359,8 @@ class WorkerRunner:
             self._perform(self.session.link_up(key, now))
         elif key not in self._cut_since:
             self._cut_since[key] = now
+            for frame in link.receive(MESSAGES_PER_LINK):  # a goodbye may lie before the cut
+                self._receive(frame, key, now)
             self._perform(self.session.link_down(key, now))
         elif now - self._cut_since[key] > CUT_S:
             event(_log, logging.INFO, "link.lost", link=key, why=f"cut for {CUT_S:g} s")
