@@ -12,7 +12,7 @@ import pytest
 from d8mesh.core.client.submission import Submission
 from d8mesh.core.protocol.messages import Group, Refused, Stream
 from d8mesh.nodes.client import stream_buffer as module
-from d8mesh.nodes.client.stream_buffer import StreamBuffer
+from d8mesh.nodes.client.stream_buffer import KeptOutput, StreamBuffer
 from d8mesh.nodes.client.streams import RESTARTED, Listeners, Missed, Position
 
 SESSION = "0123456789abcdef"
@@ -80,6 +80,22 @@ def test_beyond_the_bound_of_a_task_the_oldest_goes_and_that_is_said(
     for seq in range(9):
         listener(listeners)(stream(seq, str(seq)))
     assert kept_of(buffer) == [Missed(7), "7", "8"]
+
+
+def test_one_live_reader_may_be_far_behind_and_what_he_has_read_takes_no_room(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "MAX_TASK_BYTES", 3 * module.PIECE_BYTES)
+    kept = KeptOutput(has_one_reader=True)
+    for seq in range(9):
+        kept.hear(stream(seq, str(seq)))
+    part = kept.read(0, 0.0)
+    assert [each.first_seq for each in part.streams] == list(range(9))
+    assert kept.size_bytes == 0
+    kept.hear(stream(9, "9"))
+    kept.hear(None)
+    last = kept.read(part.at, 0.0)
+    assert ([each.first_seq for each in last.streams], last.is_over) == ([9], True)
 
 
 def test_beyond_the_bounds_of_all_what_has_ended_first_goes_first(

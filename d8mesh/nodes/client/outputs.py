@@ -65,7 +65,7 @@ def output_of(
     if submission.is_listened:
         yield Missed(None)
     runner.waiters.wait_settled(submission, timeout_s)  # before, nobody knows the task
-    kept = KeptOutput()
+    kept = KeptOutput(has_one_reader=True)
     # Of a repeated key the id is now that of the first time.
     stop = listen(runner, submission.task_id(index), kept.hear)
     try:

@@ -42,11 +42,17 @@ NOTHING_KEPT: Final = KeptPart(0, [], False)
 class KeptOutput:
     """The output of one task as far as it is kept; any number of readers, each from the start.
 
+    Args:
+        has_one_reader: what is read is let go of, so there is room for far more that is not.
+
     Thread: `hear` is called by the I/O thread, `read` by any.
     """
 
-    def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
-        self._now = now
+    def __init__(
+        self, now: Callable[[], float] = time.monotonic, *, has_one_reader: bool = False
+    ) -> None:
+        self._now, self._has_one_reader = now, has_one_reader
+        self._most_bytes = MAX_ALL_BYTES if has_one_reader else MAX_TASK_BYTES
         self._changed = threading.Condition()
         self._heard: deque[Stream] = deque()
         #: how many of `_heard` went
@@ -63,7 +69,7 @@ class KeptOutput:
             else:
                 self._heard.append(stream)
                 self.size_bytes += _size(stream)
-                while self.size_bytes > MAX_TASK_BYTES and len(self._heard) > 1:
+                while self.size_bytes > self._most_bytes and len(self._heard) > 1:
                     self._drop()
             self._changed.notify_all()
 
@@ -84,8 +90,10 @@ class KeptOutput:
             while True:
                 count = self._gone + len(self._heard)
                 if at < count:  # from the right: most readers lack the last one only
-                    lacks = islice(reversed(self._heard), count - at)
-                    return KeptPart(count, [*lacks][::-1], self.ended < math.inf)
+                    lacks = [*islice(reversed(self._heard), count - at)][::-1]
+                    while self._has_one_reader and self._heard:
+                        self._drop()
+                    return KeptPart(count, lacks, self.ended < math.inf)
                 left_s = until - time.monotonic()
                 if self.ended < math.inf or left_s <= 0:
                     return KeptPart(count, [], self.ended < math.inf)

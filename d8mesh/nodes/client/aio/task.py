@@ -155,7 +155,7 @@ class AsyncTask(TaskHandle):
             if submission.is_listened:
                 yield Missed(None)
             await self.accepted(timeout_s)  # before, nobody knows the task
-            kept = KeptOutput()
+            kept = KeptOutput(has_one_reader=True)
         heard: Inbox[None] = Inbox(node.loop, node.waits)
 
         def hear(stream: Stream | None) -> None:
