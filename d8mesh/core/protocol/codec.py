@@ -71,6 +71,8 @@ _COLUMN_CHECKS: Final[dict[type, Callable[..., bool]]] = {
     m.Work: lambda it: all(len(g.ids) == len(g.tokens) == len(g.payloads) for g in it.groups),
     m.Release: lambda it: len(it.ids) == len(it.tokens),
     m.WorkerHello: lambda it: len(it.held_ids) == len(it.held_tokens),
+    m.Services: lambda it: len(it.held_ids) == len(it.held_services) == len(it.held_models),
+    m.Placed: lambda it: len(it.ids) == len(it.placements),
     m.Outcomes: lambda it: len(it.ids) == len(it.states) == len(it.payloads),
 }
 

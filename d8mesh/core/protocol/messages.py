@@ -36,6 +36,11 @@ MAX_NAMES: Final = 1000
 MAX_WARNINGS: Final = 20
 #: Most attempts a worker may hold at once: bounds a heartbeat's list.
 MAX_WINDOW: Final = 4096
+#: LLM services one worker may reach, and requests of the last minute it tells of each model.
+MAX_SERVICES: Final = 64
+MAX_RECENT: Final = 1000
+#: Of what a task wishes for, as `core.protocol.wish` writes it.
+MAX_WISH_CHARS: Final = 1000
 
 Name: TypeAlias = Annotated[str, Meta(min_length=1, max_length=128)]
 Text: TypeAlias = Annotated[str, Meta(max_length=1000)]
@@ -153,6 +158,95 @@ class Chunks(_Frame, frozen=True, tag=14):
     payloads: Payloads
 
 
+class Budget(_Frame, frozen=True):
+    """What an account with a service in the cloud allows, and what this worker has used of it.
+
+    A bound of 0 is none. A minute is any 60 seconds. `recent` is, of each request that this worker
+    sent in the last minute, how many seconds ago that was, and its tokens; `day_requests` and
+    `day_tokens` count what it sent since the day began that ends in `day_left_s`. For
+    `blocked_s` from now nothing may be sent: `blocked_why`.
+    """
+
+    minute_requests: Count = 0
+    minute_tokens: Count = 0
+    day_requests_bound: Count = 0
+    day_tokens_bound: Count = 0
+    recent: Annotated[list[tuple[Seconds, Count]], Meta(max_length=MAX_RECENT)] = []
+    day_requests: Count = 0
+    day_tokens: Count = 0
+    day_left_s: Seconds = 0.0
+    blocked_s: Seconds = 0.0
+    blocked_why: Text = ""
+
+
+class OfferedModel(_Frame, frozen=True):
+    """A model that a service has installed, and how it did so far; 0 where nothing is known.
+
+    `name` is what the service calls it, `can` what it is capable of, in Ollama's words
+    (completion, tools, vision, insert, thinking, embedding); empty: the service does not tell.
+    `slots` is how many requests it has proved to answer at the same time, and one to try if
+    that is not settled. `requests`, `prompt_tokens` and `output_tokens` count since the worker's
+    start. `paused` says why it gets no request until a probe has succeeded; empty: it gets them.
+    """
+
+    name: Name
+    digest: Annotated[str, Meta(max_length=128)] = ""
+    can: Annotated[list[Name], Meta(max_length=20)] = []
+    size_bytes: Count = 0
+    is_loaded: bool = False
+    slots: Window = 1
+    load_s: Seconds = 0.0
+    prompt_tokens_per_s: Seconds = 0.0
+    output_tokens_per_s: Seconds = 0.0
+    requests: Count = 0
+    prompt_tokens: Count = 0
+    output_tokens: Count = 0
+    paused: Text = ""
+    budget: Budget | None = None
+
+
+class OfferedService(_Frame, frozen=True):
+    """An LLM service that a worker reaches.
+
+    `id` is the same at all workers that reach the same one (an Ollama: machine id and port, or
+    address and port; in the cloud: provider and a hash of the key). `kind` is its row in
+    `backends.BACKENDS`. `slots` bounds the requests of all its models together (0: no bound).
+    `default` runs what wishes for no model. `why`: the reason if it offers nothing now.
+    """
+
+    id: Name
+    kind: Name
+    machine: Text
+    url: Text
+    is_cloud: bool
+    slots: Window
+    default: Annotated[str, Meta(max_length=128)]
+    models: Annotated[list[OfferedModel], Meta(max_length=MAX_NAMES)]
+    why: Text = ""
+
+
+class Services(_Frame, frozen=True, tag=15):
+    """All LLM services that a worker reaches, and the task types that they answer.
+
+    Said after each `Welcome` and whenever more changes than `Measured` says. Tasks of these types
+    come with a `Placed` from then on, beside the worker's window: the services' slots
+    bound them. `held_ids[i]` runs at the service `held_services[i]` with `held_models[i]`.
+    """
+
+    types: Names
+    services: Annotated[list[OfferedService], Meta(max_length=MAX_SERVICES)]
+    held_ids: Ids
+    held_services: Annotated[list[Name], Meta(max_length=MAX_BATCH_TASKS)]
+    held_models: Annotated[list[Name], Meta(max_length=MAX_BATCH_TASKS)]
+
+
+class Measured(_Frame, frozen=True, tag=16):
+    """Models of one service, as they are now: each replaces what was said of its name."""
+
+    service: Name
+    models: Annotated[list[OfferedModel], Meta(max_length=MAX_NAMES)]
+
+
 # ---------------------------------------------------------------- client to broker
 
 
@@ -168,15 +262,15 @@ class ClientHello(_Frame, frozen=True, tag=20):
 class Group(_Frame, frozen=True):
     """Tasks of one submit that share everything but their data.
 
-    `model` is a preference (see the documented task types), with `=` before it a condition;
-    `run_at` Unix seconds, `deadline_s` counts from acceptance, `max_attempts` 0 means the
-    orchestrator's default.
+    `model` is what `core.protocol.wish` reads: the name of a model is a preference (see the
+    documented task types), with `=` before it a condition. `run_at` Unix seconds, `deadline_s`
+    counts from acceptance, `max_attempts` 0 means the orchestrator's default.
     """
 
     type: Name
     priority: Annotated[int, Meta(ge=1, le=10)]
     payloads: Payloads
-    model: Annotated[str, Meta(max_length=129)] = ""
+    model: Annotated[str, Meta(max_length=MAX_WISH_CHARS)] = ""
     deadline_s: Seconds | None = None
     max_attempts: Annotated[int, Meta(ge=0, le=100)] = 0
     is_fenced: bool = False
@@ -320,6 +414,32 @@ class Recall(_Frame, frozen=True, tag=54):
     count: Count
 
 
+class Placement(_Frame, frozen=True):
+    """Where an attempt is to run: a service of the worker's and a model there.
+
+    `options` load the model: the same for it in the whole pool. `waiting`: how many more tasks
+    wait for it; it had better stay loaded.
+    """
+
+    service: Name
+    model: Name
+    waiting: Count = 0
+    options: dict[str, object] = {}
+
+
+class Placed(_Frame, frozen=True, tag=55):
+    """`ids[i]`, which the next `Work` brings, is to run at `placements[i]`."""
+
+    ids: Ids
+    placements: Annotated[list[Placement], Meta(max_length=MAX_BATCH_TASKS)]
+
+
+class Warm(_Frame, frozen=True, tag=56):
+    """Load a model: tasks for it will come."""
+
+    placement: Placement
+
+
 # ---------------------------------------------------------------- broker to client
 
 
@@ -365,10 +485,10 @@ class Answer(_Frame, frozen=True, tag=63):
     body: dict[str, object]
 
 
-_FromWorker: TypeAlias = WorkerHello | Heartbeat | Results | Release | Chunks
+_FromWorker: TypeAlias = WorkerHello | Heartbeat | Results | Release | Chunks | Services | Measured
 _FromClient: TypeAlias = ClientHello | Submit | Watch | Unwatch | Listen | Query
 _ToBoth: TypeAlias = Goodbye | Welcome | Rehello | Refused | Beat
 ToBroker: TypeAlias = Goodbye | _FromWorker | _FromClient
-ToWorker: TypeAlias = _ToBoth | Work | Received | Stop | Listening | Recall
+ToWorker: TypeAlias = _ToBoth | Work | Received | Stop | Listening | Recall | Placed | Warm
 ToClient: TypeAlias = _ToBoth | Accepted | Outcomes | Stream | Answer
 Message: TypeAlias = ToBroker | ToWorker | ToClient
