@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
+from d8mesh.backends.backend import FIRST_TOKEN_S, TOKEN_GAP_S
 from d8mesh.backends.ollama import OllamaBackend
-from d8mesh.backends.ollama.chat import KEEP_ALIVE
-from d8mesh.backends.streaming import FIRST_TEXT_S, MAX_TEXT_BYTES, STALL_S
+from d8mesh.backends.ollama.bodies import KEEP_ALIVE
+from d8mesh.backends.streaming import MAX_TEXT_BYTES
 from d8mesh.config import Config
 from d8mesh.handlers import Handler, chat_fields, genetic
 from d8mesh.handlers.chat_fields import AGENT_FIELDS, CODE_FIELDS, EMBED_FIELDS, MESSAGE_FIELDS
@@ -157,7 +158,7 @@ def test_defaults_and_limits_are_the_code_s() -> None:
         chat_fields.DEFAULT_LANGUAGE,
         f"1 to {chat_fields.MAX_LANGUAGE_CHARS} characters",
     ]
-    bounds = f"{FIRST_TEXT_S:.0f} s before the first, {STALL_S:.0f} s between two"
+    bounds = f"{FIRST_TOKEN_S:.0f} s before the first, {TOKEN_GAP_S:.0f} s between two"
     assert bounds in TEXT
     assert f"more than {MAX_TEXT_BYTES // 2**20} MiB" in TEXT
     assert f"any depth up to {genetic.MAX_NESTING};" in TEXT

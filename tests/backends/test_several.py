@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
-from d8mesh.backends.backend import Availability, ChatRun
+from d8mesh.backends.backend import Availability, ChatRun, ModelInfo
 from d8mesh.backends.several import Several
-from d8mesh.core.protocol.chat import ChatRequest, Completion, EmbeddingRequest, Embeddings, Piece
+from d8mesh.core.protocol.chat import (
+    ChatRequest,
+    Completion,
+    EmbeddingRequest,
+    Embeddings,
+    JsonObject,
+    Piece,
+)
 
 
 class Constant:
@@ -14,6 +23,7 @@ class Constant:
 
     def __init__(self, name: str, seen: Availability) -> None:
         self.name, self.seen = name, seen
+        self.kind, self.is_cloud, self.url = name, False, seen.url
 
     def probe(self) -> Availability:
         return self.seen
@@ -22,14 +32,21 @@ class Constant:
         run.on_piece(Piece(self.name))
         return Completion(text=self.name, model=request.model or self.seen.default)
 
-    def embed(self, request: EmbeddingRequest, *, deadline_s: float) -> Embeddings:
+    def embed(self, request: EmbeddingRequest, run: ChatRun) -> Embeddings:
         return Embeddings(vectors=((1.0,),) * len(request.texts), model=self.name)
+
+    def check(self, model: ModelInfo, *, within_s: float) -> None:
+        """Do nothing."""
+
+    def load(self, model: str, options: JsonObject, *, within_s: float) -> None:
+        """Do nothing."""
 
 
 def up(*models: str, embedders: tuple[str, ...] = ()) -> Availability:
     return Availability(is_up=True, models=models, default=models[0], embedders=embedders)
 
 
+RUN = ChatRun(is_cancelled=lambda: False, deadline_s=1.0)
 DOWN = Availability(is_up=False, reason="it is off")
 
 
@@ -37,7 +54,7 @@ def asked(several: Several, model: str | None) -> str:
     pieces: list[Piece] = []
     done = several.chat(
         ChatRequest(messages=(), model=model),
-        ChatRun(on_piece=pieces.append, is_cancelled=lambda: False, deadline_s=1.0),
+        replace(RUN, on_piece=pieces.append),
     )
     assert [piece.text for piece in pieces] == [done.text]
     return done.text
@@ -62,7 +79,7 @@ def test_who_is_down_is_passed_over_and_warned_of() -> None:
 
 def test_together_they_offer_each_model_once() -> None:
     several = Several([Constant("one", up("a", "b")), Constant("two", up("b", "c"))])
-    assert (several.name, several.probe().models) == ("one+two", ("a", "b", "c"))
+    assert (several.kind, several.probe().models) == ("one+two", ("a", "b", "c"))
 
 
 def test_all_down_is_down_with_every_reason() -> None:
@@ -72,4 +89,4 @@ def test_all_down_is_down_with_every_reason() -> None:
 
 def test_embeddings_come_from_who_has_the_model() -> None:
     several = Several([Constant("one", up("a")), Constant("two", up("b", embedders=("e",)))])
-    assert several.embed(EmbeddingRequest(texts=("x",), model="e"), deadline_s=1.0).model == "two"
+    assert several.embed(EmbeddingRequest(texts=("x",), model="e"), RUN).model == "two"
