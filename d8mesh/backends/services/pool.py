@@ -160,6 +160,8 @@ class ServicePool:
                 self._tell_all()
                 return
             now = service.offered()
+            if self.named(now.id) is not service:
+                return  # not asked yet, or another way to a service that is there
             said = self._said.get(now.id)
             if said is None or _is_another(said, now):
                 self._tell_all()
@@ -176,9 +178,11 @@ class ServicePool:
                 self._told.measured(now.id, models)
 
     def _tell_all(self) -> None:
-        offers = {each.id: each for each in map(Service.offered, self.services) if each.id}
-        self._said = offers
-        self._told.offer(tuple(offers.values()))
+        self._said = {}
+        for service in self.services:
+            if service.id:
+                self._said.setdefault(service.id, service.offered())
+        self._told.offer(tuple(self._said.values()))
 
     # ------------------------------------------------------------------ asked
 
