@@ -217,6 +217,13 @@ _PART: Final = r"[A-Za-z0-9_][A-Za-z0-9_.@+-]*"
 #: The name of a model, ``library/name:tag``: no URL, no way up, no option.
 MODEL_PATTERN: Final = rf"(?=.{{1,128}}\Z){_PART}(?:[:/]{_PART})*"
 _IS_NAME: Final = _matching(NAME_PATTERN)
+
+
+def is_model_name(text: str) -> bool:
+    """Return whether a model may be called so."""
+    return re.fullmatch(MODEL_PATTERN, text, re.ASCII) is not None
+
+
 _PORT: Final = _integer(1, 65535)
 _PORT_TEXT: Final = "a port, 1 to 65535"
 _NAME_TEXT: Final = "1 to 128 of A-Z a-z 0-9 _ . : @ + -, starting with a letter, digit or _"
