@@ -24,6 +24,7 @@ from d8mesh.backends.backend import ChatRun
 from d8mesh.core.protocol.chat import Completion, Piece, completion_of
 from d8mesh.errors import (
     BackendAnswerError,
+    BackendBusyError,
     BackendDeadlineError,
     BackendError,
     BackendStalledError,
@@ -296,7 +297,7 @@ def refusal_error(service: str, refusal: RefusedAnswer) -> BackendError:
             f"{service} redirects (HTTP {refusal.status}): is the address right?"
         )
     if refusal.status in BUSY:
-        return BackendUnavailableError(f"{service} is busy ({refusal.reason})")
+        return BackendBusyError(f"{service} is busy ({refusal.reason})")
     return BackendError(f"{service} failed ({refusal.reason})")
 
 

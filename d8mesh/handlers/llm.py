@@ -97,6 +97,8 @@ def embedding_handlers(
             result["model_requested"] = request.model
         if made.extra:
             result["extra"] = dict(made.extra)
+        if made.ignored:
+            result["ignored"] = list(made.ignored)
         return _with_ignored(result, data, EMBED_FIELDS, "embed", once)
 
     return {"embed": embed}
@@ -107,8 +109,8 @@ def is_worth_retrying(error: BaseException) -> bool:
 
     An answer that used up its bound of tokens before it began would do so again.
     """
-    is_result = isinstance(error, TaskFailedError) and isinstance(error.result, dict)
-    return not (is_result and error.result.get("finish_reason") == FinishReason.LENGTH)
+    result = error.result if isinstance(error, TaskFailedError) else {}
+    return result.get("finish_reason") != FinishReason.LENGTH
 
 
 def _once(warn: Warn) -> Warn:
@@ -151,7 +153,7 @@ def _run(context: TaskContext) -> ChatRun:
     return ChatRun(
         is_cancelled=lambda: context.is_cancelled,
         deadline_s=context.remaining_s,
-        placement=getattr(context, "placement", None),
+        placement=context.placement,
     )
 
 
@@ -168,10 +170,8 @@ def _lacking(completion: Completion, request: ChatRequest) -> str:
     if completion.text or completion.tool_calls:
         return ""
     if completion.ending.finish_reason is FinishReason.LENGTH:
-        spent = "thinking used" if completion.thinking else "something that is no text used"
-        return (
-            f"{spent} all tokens before the answer began: raise max_tokens, or set think to false"
-        )
+        spent = "thinking" if completion.thinking else "something that is no text"
+        return f"{spent} used all tokens before the answer began: raise max_tokens, or think less"
     if completion.thinking:
         return "the model thought and then answered nothing"
     return "the answer is empty, though a format is asked for" if request.more.get("format") else ""
@@ -201,6 +201,7 @@ def _result(completion: Completion, request: ChatRequest, duration_s: float) -> 
         "logprobs": list(completion.logprobs),
         "context": extra.pop("context", None),
         "extra": extra,
+        "ignored": list(completion.ignored),
     }
     return result | {name: value for name, value in more.items() if value}
 
@@ -234,5 +235,7 @@ def _with_ignored(
     if reloading:
         warn(f"{kind}: not used: {', '.join(reloading)}")
     if unknown or reloading:
-        result["ignored"] = [*unknown, *reloading]
+        by_service = result.get("ignored")
+        dropped = by_service if isinstance(by_service, list) else []
+        result["ignored"] = [*dropped, *unknown, *reloading]
     return result

@@ -18,9 +18,9 @@ from d8mesh.backends.streaming import MAX_LINE_BYTES, AnswerReader, lines_of, sh
 from d8mesh.core.protocol.chat import ChatRequest, FinishReason, Piece
 from d8mesh.errors import (
     BackendAnswerError,
+    BackendBusyError,
     BackendError,
     BackendTooLargeError,
-    BackendUnavailableError,
 )
 from tests.ollama_server import OllamaServer
 
@@ -68,7 +68,7 @@ def test_the_last_piece_carries_the_figures(server: OllamaServer) -> None:
 @pytest.mark.parametrize(
     ("behaviour", "kind", "code"),
     [
-        ("busy", BackendUnavailableError, "backend.unavailable"),
+        ("busy", BackendBusyError, "backend.busy"),
         ("compressed", BackendAnswerError, "backend.answer"),
         ("cut", BackendAnswerError, "backend.answer"),
         ("deep_json", BackendAnswerError, "backend.answer"),

@@ -24,7 +24,7 @@ from d8mesh.backends.streaming import shown as shown_text
 from d8mesh.config import MODEL_PATTERN
 from d8mesh.core.protocol.chat import EMBEDDING
 from d8mesh.core.protocol.model_names import plain_name
-from d8mesh.errors import BackendAnswerError, BackendError, BackendUnavailableError
+from d8mesh.errors import BackendAnswerError, BackendBusyError, BackendError
 
 #: The list of a few hundred models takes some 100 KB.
 MAX_PROBE_BYTES: Final = 4 * 1024 * 1024
@@ -156,7 +156,7 @@ def ask_json(
     """Return what a GET (a POST, with `body`) answers, read within bounds of time and size.
 
     Raises:
-        BackendUnavailableError: it is busy.
+        BackendBusyError: it is busy.
         BackendAnswerError: another error status, or no JSON.
         OSError: nothing answers; so does `http.client.HTTPException`.
     """
@@ -192,7 +192,7 @@ def ask_json(
     if response.status != 200:
         status, why = response.status, error_in(content)
         if status in BUSY:
-            raise BackendUnavailableError(f"Ollama is busy: {where} answered HTTP {status} ({why})")
+            raise BackendBusyError(f"Ollama is busy: {where} answered HTTP {status} ({why})")
         raise BackendAnswerError(f"{where} answered HTTP {status}: is it Ollama? ({why})")
     if len(content) > max_bytes:
         raise BackendAnswerError(f"{where} answered with more than {max_bytes} bytes")

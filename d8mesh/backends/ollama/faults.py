@@ -1,4 +1,4 @@
-"""What Ollama's refusals mean: busy, a request that can never be answered, or a failure.
+"""What Ollama's refusals mean: busy, no room, never to be answered, or a failure.
 
 Its statuses do not say it: a full machine answers 500 as well as 503, and what a client did wrong
 may be a 500 too. Its words do.
@@ -10,12 +10,24 @@ import re
 from typing import Final
 
 from d8mesh.backends.streaming import BUSY, RefusedAnswer, shown
-from d8mesh.errors import BackendError, BackendUnavailableError, D8Error, InvalidTaskError
+from d8mesh.errors import (
+    BackendBusyError,
+    BackendError,
+    BackendMemoryError,
+    D8Error,
+    InvalidTaskError,
+)
 
 #: What it is called in what people read.
 SERVICE: Final = "Ollama"
 _BUSY_WORDS: Final = re.compile(
     r"llm busy|no slots available|maximum pending requests|server busy", re.IGNORECASE
+)
+#: The model does not fit into the machine's memory beside what is there.
+_MEMORY_WORDS: Final = re.compile(
+    r"requires more system memory|out of memory|cudaMalloc failed|unable to allocate|"
+    r"insufficient memory",
+    re.IGNORECASE,
 )
 #: The same request fails everywhere.
 _WRONG_WORDS: Final = re.compile(
@@ -35,7 +47,7 @@ _NO_MODEL_WORDS: Final = re.compile(r"manifest: file does not exist|invalid mode
 def refused(refusal: RefusedAnswer) -> D8Error:
     """Return the error for an answer with another status than 200."""
     if refusal.status in BUSY:
-        return BackendUnavailableError(f"{SERVICE} is busy ({refusal.reason})")
+        return BackendBusyError(f"{SERVICE} is busy ({refusal.reason})")
     return failed(refusal.reason)
 
 
@@ -48,7 +60,9 @@ def failed(text: str) -> D8Error:
     """Return the error for what Ollama says of its failure, before an answer or inside of it."""
     reason = shown(text)
     if _BUSY_WORDS.search(reason):
-        return BackendUnavailableError(f"{SERVICE} is busy ({reason})")
+        return BackendBusyError(f"{SERVICE} is busy ({reason})")
+    if _MEMORY_WORDS.search(reason):
+        return BackendMemoryError(f"{SERVICE} has no room for the model ({reason})")
     if _TOO_LONG_WORDS.search(reason):
         return InvalidTaskError(
             f"longer than the context of the model, and truncate is false ({reason}): let it be "
