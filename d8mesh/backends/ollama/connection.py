@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import httpx
 
 #: The answer of which nothing is read but whether it came.
-_NOTHING: Final = b"null"
+_NO_BODY: Final = b"null"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,4 +88,4 @@ def _whole(response: httpx.Response, max_bytes: int) -> bytes:
         found += chunk
         if len(found) > max_bytes:
             raise BackendTooLargeError(f"{SERVICE} sent more than {max_bytes} bytes")
-    return bytes(found) if found.strip() else _NOTHING
+    return bytes(found) if found.strip() else _NO_BODY
