@@ -118,9 +118,9 @@ def _target(pool: ServicePool, data: Data, context: TaskContext) -> Service:
     placement = context.placement
     where = placement.service if placement is not None else str(data.get("machine") or "")
     able = [each for each in pool.services if each.managed is not None]
-    named = [
-        each for each in able if where.lower() in (each.id.lower(), each.machine.lower())
-    ] or ([each for each in able if each.is_local] if not where else [])
+    named = [each for each in able if where.lower() in (each.id.lower(), each.machine.lower())] or (
+        [each for each in able if each.is_local] if not where else []
+    )
     up = [each for each in named if each.seen.url]
     if up:
         return up[0]
