@@ -287,7 +287,7 @@ class Service:
         return OfferedModel(
             name=info.name,
             digest=info.digest,
-            can=sorted(info.can or self.seen.capabilities.get(info.name, ())),
+            can=sorted(info.can or self.seen.capabilities.get(info.name, frozenset())),
             size_bytes=info.size_bytes,
             is_loaded=info.is_loaded or info.name in self.seen.loaded,
             slots=figures.slots,
