@@ -130,6 +130,22 @@ class Lane:
                     return count, True
         return count, False
 
+    def waiting(self) -> tuple[int, bool]:
+        """Return how many tasks of this lane wait, and whether there may be more, as `ahead_of`."""
+        count, looked = 0, 0
+        for priority in range(10, 0, -1):
+            for task in self._retried.get(priority, ()):
+                count += task.state is TaskState.QUEUED
+                looked += 1
+                if looked >= COUNTED_BATCHES:
+                    return count, True
+            for batch in self._fresh.get(priority, ()):
+                count += batch.fresh_count if batch.unfinished else 0
+                looked += 1
+                if looked >= COUNTED_BATCHES:
+                    return count, True
+        return count, False
+
     def _settle(self, priority: int) -> None:
         if not self._fresh.get(priority) and not self._retried.get(priority):
             self.mask &= ~(1 << priority)

@@ -17,6 +17,7 @@ from msgspec import Struct
 from d8mesh.core.broker.effects import Effect, Fault, Load, Peer, Record, Send
 from d8mesh.core.broker.metrics import Metrics
 from d8mesh.core.broker.queue import ReadyQueue
+from d8mesh.core.broker.standings import KnowsServices, NoServices
 from d8mesh.core.broker.store import PayloadsOf, PrunableBatches, Question
 from d8mesh.core.broker.task_table import TaskTable
 from d8mesh.core.broker.worker_registry import WorkerRegistry, WorkerState
@@ -105,11 +106,15 @@ class ThankForReport(ClientAsked, frozen=True):
 
 
 class ShowTask(ClientAsked, frozen=True):
-    """Answer with how a finished task stands, and with `more`; `is_brief`: its state only."""
+    """Answer with how a finished task stands, and with `more`.
+
+    `is_brief`: its state only; `is_explained`: why it ran where it ran.
+    """
 
     id: str
     more: dict[str, object] = {}
     is_brief: bool = False
+    is_explained: bool = False
 
 
 class ShowDetails(ClientAsked, frozen=True):
@@ -170,6 +175,7 @@ class BrokerState:
     task_table: TaskTable = field(default_factory=TaskTable)
     queue: ReadyQueue = field(default_factory=ReadyQueue)
     registry: WorkerRegistry = field(default_factory=WorkerRegistry)
+    services: KnowsServices = field(default_factory=NoServices)
     clients: dict[str, ClientState] = field(default_factory=dict)
     clients_by_routing_id: dict[bytes, ClientState] = field(default_factory=dict)
     #: order of a batch -> session that awaits all of it
