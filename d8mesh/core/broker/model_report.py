@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
+from d8mesh.core.broker.obstacles import MANAGED_KINDS
 from d8mesh.core.broker.standings import BudgetLeft, ModelView, ServiceView
 from d8mesh.core.broker.state import BrokerState
 from d8mesh.core.protocol.model_names import plain_name
@@ -121,6 +122,7 @@ def _service(view: ServiceView) -> Body:
         "machine": view.machine,
         "url": view.url,
         "is_cloud": view.is_cloud,
+        "is_managed": view.kind in MANAGED_KINDS,
         "state": _state(view),
         "reason": view.why or None,
         "slots": view.slots or None,

@@ -133,6 +133,7 @@ class ListedModel(TypedDict):
 class ListedService(TypedDict):
     """A service that answers with language models.
 
+    is_managed: its models can be pulled and removed.
     state: ``online``, ``down`` (it offers nothing: `reason`), ``away`` (no worker reaches it).
     slots: requests that it answers at once, over all its models; None: no such bound.
     workers: those that reach it.
@@ -144,6 +145,7 @@ class ListedService(TypedDict):
     machine: str
     url: str
     is_cloud: bool
+    is_managed: bool
     state: str
     reason: str | None
     slots: int | None
