@@ -19,8 +19,8 @@ from rich.progress import (
 from rich.progress import Progress as Bar
 from rich.text import Text
 
-from d8mesh.apps.models import size_text
 from d8mesh.apps.progress import one_line
+from d8mesh.apps.tables import size_text
 from d8mesh.edge.terminal import as_json, say, tell
 from d8mesh.words import tr, translated
 

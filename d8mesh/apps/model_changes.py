@@ -16,7 +16,7 @@ from d8mesh.apps import model_places
 from d8mesh.apps.change_display import ChangeDisplay, display_for
 from d8mesh.apps.following import Followed, Silence, Submits, accept, tell_it_goes_on, wait
 from d8mesh.apps.model_places import Listed, Overview, Room
-from d8mesh.apps.models import size_text
+from d8mesh.apps.tables import size_text
 from d8mesh.apps.work import OLDEST_WAIT_S, cancel_all
 from d8mesh.edge.terminal import tell
 from d8mesh.errors import (

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from d8mesh.apps.models import size_text
+from d8mesh.apps.tables import size_text
 from d8mesh.core.protocol.model_names import plain_name
 from d8mesh.errors import BackendUnavailableError, ConfigError
 from d8mesh.words import tr

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, Protocol
 
-from d8mesh.apps.tables import lines_of, wrapped
+from d8mesh.apps.tables import lines_of, size_text, wrapped
 from d8mesh.apps.work import connected
 from d8mesh.config import Config
 from d8mesh.edge.terminal import as_json, say, width
@@ -218,12 +218,3 @@ def _left(left: Listed) -> Iterator[str]:
         yield tr("{count} requests today", count=left["day_requests"])
     if left["day_tokens"] is not None:
         yield tr("{count} tokens today", count=left["day_tokens"])
-
-
-def size_text(size_bytes: float | None) -> str:
-    """Return a size for people, in the units in which Ollama tells sizes."""
-    if not size_bytes:
-        return "-"
-    if size_bytes < 1e9:
-        return f"{size_bytes / 1e6:.0f} MB"
-    return f"{size_bytes / 1e9:.1f} GB"
