@@ -25,7 +25,7 @@ from d8mesh.edge.terminal import as_json, say, tell
 from d8mesh.words import tr, translated
 
 #: Plain lines go into logs: of each machine at most one in this many seconds.
-LINE_S: Final = 2.0
+STEP_LINE_S: Final = 2.0
 
 Step = Mapping[str, Any]
 
@@ -115,7 +115,7 @@ class ChangeLines:
 
     def step(self, label: str, step: Step) -> None:
         now = time.monotonic()
-        if now - self._said_at.get(label, -LINE_S) < LINE_S:
+        if now - self._said_at.get(label, -STEP_LINE_S) < LINE_S:
             return
         self._said_at[label] = now
         tell(tr("{id}: {what}", id=label, what=step_text(step)))

@@ -12,7 +12,7 @@ from d8mesh.errors import BackendUnavailableError, ConfigError
 from d8mesh.words import tr
 
 #: Of machines that are there so many are named.
-NAMED: Final = 12
+MACHINES_NAMED: Final = 12
 
 Listed = Mapping[str, Any]
 
@@ -92,7 +92,7 @@ def _is_meant(service: Listed, word: str) -> bool:
 def _unknown(overview: Overview, word: str) -> str:
     others = [each for each in overview.services if _is_meant(each, word)]
     there = sorted({str(each["machine"]) for each in overview.managed})
-    listed = ", ".join(there[:NAMED]) + (", …" if len(there) > NAMED else "")
+    listed = ", ".join(there[:MACHINES_NAMED]) + (", …" if len(there) > NAMED else "")
     if others:
         return f"--on {word}: the models of {others[0]['kind']} cannot be changed there"
     if not there:

@@ -73,7 +73,11 @@ def _lacks(standing: Standing) -> str:
 
 
 def _too_large(standing: Standing) -> str:
-    return f"the model does not fit there: {standing.why}" if standing.why else "it does not fit"
+    return (
+        f"the model does not fit there: {standing.why}"
+        if standing.why
+        else "the model does not fit there"
+    )
 
 
 def _paused(standing: Standing) -> str:
