@@ -115,7 +115,7 @@ class ChangeLines:
 
     def step(self, label: str, step: Step) -> None:
         now = time.monotonic()
-        if now - self._said_at.get(label, -STEP_LINE_S) < LINE_S:
+        if now - self._said_at.get(label, -STEP_LINE_S) < STEP_LINE_S:
             return
         self._said_at[label] = now
         tell(tr("{id}: {what}", id=label, what=step_text(step)))

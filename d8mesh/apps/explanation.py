@@ -13,10 +13,8 @@ from d8mesh.words import escaped, tr, translated
 #: Attempts of which all candidates are told: the last ones.
 ATTEMPTS_TOLD: Final = 3
 
-Told = Mapping[str, Any]
 
-
-def explanation_lines(body: Told) -> Iterator[str]:
+def explanation_lines(body: Mapping[str, Any]) -> Iterator[str]:
     """Yield an explanation as `GET /api/tasks/{id}/explain` gives it, line by line."""
     columns = width()
     yield tr("{id}: {what}", id=body["task_id"], what=tr(str(body["state"])))
@@ -40,7 +38,7 @@ def _line(text: str, columns: int | None, *, indent: str = "  ") -> list[str]:
     return wrapped(escaped(text), columns, indent=indent)
 
 
-def _candidate(each: Told) -> str:
+def _candidate(each: Mapping[str, Any]) -> str:
     who = str(each["machine"] or each.get("service") or each.get("worker"))
     if each.get("worker"):
         who = tr("worker {id}", id=each["worker"])
@@ -53,7 +51,7 @@ def _candidate(each: Told) -> str:
     return told
 
 
-def _remedy(each: Told) -> str:
+def _remedy(each: Mapping[str, Any]) -> str:
     text = translated(each["text"])
     if not each["command"]:
         return text
@@ -62,7 +60,7 @@ def _remedy(each: Told) -> str:
     )
 
 
-def _attempt(attempt: Told, columns: int | None) -> Iterator[str]:
+def _attempt(attempt: Mapping[str, Any], columns: int | None) -> Iterator[str]:
     told = tr(
         "attempt {attempt} went to {service} with {model}; then stood:",
         attempt=attempt["attempt"],

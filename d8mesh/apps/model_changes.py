@@ -15,7 +15,7 @@ from typing import Any, Final, Protocol
 from d8mesh.apps import model_places
 from d8mesh.apps.change_display import ChangeDisplay, display_for
 from d8mesh.apps.following import Followed, Silence, Submits, accept, tell_it_goes_on, wait
-from d8mesh.apps.model_places import Listed, Overview, Room
+from d8mesh.apps.model_places import Facts, Overview, Room
 from d8mesh.apps.tables import size_text
 from d8mesh.apps.work import OLDEST_WAIT_S, cancel_all
 from d8mesh.edge.terminal import tell
@@ -84,7 +84,7 @@ def run_with(client: Manages, options: argparse.Namespace, until: float | None) 
 # --- where ----------------------------------------------------------------------------
 
 
-def _to_pull(client: Manages, overview: Overview, options: argparse.Namespace) -> list[Listed]:
+def _to_pull(client: Manages, overview: Overview, options: argparse.Namespace) -> list[Facts]:
     name = options.name
     if options.on:
         return model_places.named(overview, options.on)
@@ -110,11 +110,11 @@ def _to_pull(client: Manages, overview: Overview, options: argparse.Namespace) -
     return [target]
 
 
-def _unknown_room(service: Listed) -> Room:
+def _unknown_room(service: Facts) -> Room:
     return Room()
 
 
-def _room_of(client: Manages, name: str, size_bytes: int, service: Listed) -> Room:
+def _room_of(client: Manages, name: str, size_bytes: int, service: Facts) -> Room:
     """Ask a service whether a model fits; if it does not say so soon, that is not known."""
     data = {"model": name, "machine": service["id"], "size_bytes": size_bytes}
     task = client.submit(FIT, data, deadline_s=2 * FIT_S)
@@ -132,7 +132,7 @@ def _room_of(client: Manages, name: str, size_bytes: int, service: Listed) -> Ro
     )
 
 
-def _to_remove(overview: Overview, options: argparse.Namespace) -> list[Listed]:
+def _to_remove(overview: Overview, options: argparse.Namespace) -> list[Facts]:
     name = options.name
     having = [each for each in overview.managed if overview.place_of(each, name) is not None]
     if options.on:
@@ -145,7 +145,7 @@ def _to_remove(overview: Overview, options: argparse.Namespace) -> list[Listed]:
     return having
 
 
-def _is_sure(targets: Sequence[Listed], options: argparse.Namespace) -> bool:
+def _is_sure(targets: Sequence[Facts], options: argparse.Namespace) -> bool:
     """Return whether a person at a terminal means to remove a model everywhere."""
     if not options.all or options.yes or not sys.stdin.isatty():
         return True
@@ -155,7 +155,7 @@ def _is_sure(targets: Sequence[Listed], options: argparse.Namespace) -> bool:
     return input().strip().lower() in YES
 
 
-def _labels(targets: Sequence[Listed]) -> list[str]:
+def _labels(targets: Sequence[Facts]) -> list[str]:
     """Return what each service is called: its machine, and its id where that has several."""
     machines = [str(each["machine"]) for each in targets]
     return [

@@ -14,7 +14,7 @@ from d8mesh.words import tr
 #: Of machines that are there so many are named.
 MACHINES_NAMED: Final = 12
 
-Listed = Mapping[str, Any]
+Facts = Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,18 +31,18 @@ class Room:
 class Overview:
     """What the orchestrator tells of models and services."""
 
-    models: Sequence[Listed]
-    services: Sequence[Listed]
+    models: Sequence[Facts]
+    services: Sequence[Facts]
 
     @property
-    def managed(self) -> list[Listed]:
+    def managed(self) -> list[Facts]:
         """The services whose models can be changed."""
         return [each for each in self.services if each["is_managed"]]
 
-    def place_of(self, service: Listed, name: str) -> Listed | None:
+    def place_of(self, service: Facts, name: str) -> Facts | None:
         """Return what is known of a model at a service; None: it does not have it."""
         plain = plain_name(name)
-        places: list[Listed] = [each for model in self.models for each in model["places"]]
+        places: list[Facts] = [each for model in self.models for each in model["places"]]
         for place in places:
             if place["service"] == service["id"] and plain_name(place["name"]) == plain:
                 return place
@@ -58,7 +58,7 @@ class Overview:
         ]
         return max(sizes, default=0)
 
-    def largest_at(self, service: Listed) -> int:
+    def largest_at(self, service: Facts) -> int:
         """Return the size of the largest model that a service has answered with."""
         sizes = [
             int(model["size_bytes"] or 0)
@@ -69,13 +69,13 @@ class Overview:
         return max(sizes, default=0)
 
 
-def named(overview: Overview, words: Iterable[str]) -> list[Listed]:
+def named(overview: Overview, words: Iterable[str]) -> list[Facts]:
     """Return the services on the machines that a person names.
 
     Raises:
         ConfigError: there is no such machine; those that are there are named.
     """
-    found: dict[str, Listed] = {}
+    found: dict[str, Facts] = {}
     for word in words:
         matching = [each for each in overview.managed if _is_meant(each, word)]
         if not matching:
@@ -84,7 +84,7 @@ def named(overview: Overview, words: Iterable[str]) -> list[Listed]:
     return list(found.values())
 
 
-def _is_meant(service: Listed, word: str) -> bool:
+def _is_meant(service: Facts, word: str) -> bool:
     names = (service["machine"], service["id"], service["url"], *service["workers"])
     return word.casefold() in {str(name).casefold() for name in names}
 
@@ -92,7 +92,7 @@ def _is_meant(service: Listed, word: str) -> bool:
 def _unknown(overview: Overview, word: str) -> str:
     others = [each for each in overview.services if _is_meant(each, word)]
     there = sorted({str(each["machine"]) for each in overview.managed})
-    listed = ", ".join(there[:MACHINES_NAMED]) + (", …" if len(there) > NAMED else "")
+    listed = ", ".join(there[:MACHINES_NAMED]) + (", …" if len(there) > MACHINES_NAMED else "")
     if others:
         return f"--on {word}: the models of {others[0]['kind']} cannot be changed there"
     if not there:
@@ -100,7 +100,7 @@ def _unknown(overview: Overview, word: str) -> str:
     return f"--on {word}: no such machine; there are: {listed}"
 
 
-def online(overview: Overview) -> list[Listed]:
+def online(overview: Overview) -> list[Facts]:
     """Return all services whose models can be changed now.
 
     Raises:
@@ -115,15 +115,15 @@ def online(overview: Overview) -> list[Listed]:
 
 
 def fitting(
-    overview: Overview, name: str, room_of: Callable[[Listed], Room]
-) -> tuple[list[Listed], list[str]]:
+    overview: Overview, name: str, room_of: Callable[[Facts], Room]
+) -> tuple[list[Facts], list[str]]:
     """Return the services that a model fits, the best first, and why it does not fit the others.
 
     Args:
         room_of: asks a service.
     """
     size = overview.size_of(name)
-    ranked: list[tuple[tuple[object, ...], Listed]] = []
+    ranked: list[tuple[tuple[object, ...], Facts]] = []
     told: list[str] = []
     for service in online(overview):
         room = room_of(service)
@@ -141,8 +141,8 @@ def fitting(
 
 
 def best(
-    overview: Overview, name: str, room_of: Callable[[Listed], Room]
-) -> tuple[Listed, str] | None:
+    overview: Overview, name: str, room_of: Callable[[Facts], Room]
+) -> tuple[Facts, str] | None:
     """Return the service that a model fits best, and why that one; None: it fits nowhere."""
     candidates = []
     for service in online(overview):
@@ -155,7 +155,7 @@ def best(
     return service, _why_best(overview, service, name, room, is_only=len(candidates) == 1)
 
 
-def _rank(overview: Overview, service: Listed, name: str, room: Room) -> tuple[object, ...]:
+def _rank(overview: Overview, service: Facts, name: str, room: Room) -> tuple[object, ...]:
     """Return what is compared: who has it not, has most memory, has run the largest, has room."""
     has_it = overview.place_of(service, name) is not None
     return (
@@ -169,7 +169,7 @@ def _rank(overview: Overview, service: Listed, name: str, room: Room) -> tuple[o
     )
 
 
-def _why_best(overview: Overview, service: Listed, name: str, room: Room, *, is_only: bool) -> str:
+def _why_best(overview: Overview, service: Facts, name: str, room: Room, *, is_only: bool) -> str:
     if is_only:
         return tr("it is the only one that can take it")
     if room.memory_bytes:

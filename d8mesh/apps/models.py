@@ -15,10 +15,11 @@ from d8mesh.words import tr, translated
 
 OK: Final = 0
 
-Listed = Mapping[str, Any]
 
 #: Capabilities that most models have: a table says the others.
-COMMON: Final = frozenset({"completion"})
+TAKEN_FOR_GRANTED: Final = frozenset({"completion"})
+
+Facts = Mapping[str, Any]
 
 
 class AsksAboutModels(Protocol):
@@ -54,7 +55,7 @@ def run_with(client: AsksAboutModels, options: argparse.Namespace) -> int:
     return OK
 
 
-def lines(body: Listed, columns: int | None) -> Iterator[str]:
+def lines(body: Facts, columns: int | None) -> Iterator[str]:
     """Yield what is to be said of all models and services, in lines of so many columns."""
     models, services = body["models"], body["services"]
     if not services:
@@ -73,7 +74,7 @@ def lines(body: Listed, columns: int | None) -> Iterator[str]:
 
 
 def service_lines(
-    services: Sequence[Listed], columns: int | None, *, indent: str = ""
+    services: Sequence[Facts], columns: int | None, *, indent: str = ""
 ) -> Iterator[str]:
     """Yield a table of services, and why those that offer nothing do not."""
     yield from lines_of(*_services_table(services), width=columns, indent=indent)
@@ -86,7 +87,7 @@ def service_lines(
 # --- models ---------------------------------------------------------------------------
 
 
-def _models_table(models: Sequence[Listed]) -> tuple[list[str], list[list[str]]]:
+def _models_table(models: Sequence[Facts]) -> tuple[list[str], list[list[str]]]:
     names = ("model", "size", "loaded", "installed", "can also", "tokens/s", "slots", "waiting")
     rows = [
         [
@@ -94,7 +95,7 @@ def _models_table(models: Sequence[Listed]) -> tuple[list[str], list[list[str]]]
             size_text(model["size_bytes"]),
             _places(model, is_loaded=True) or "-",
             _places(model, is_loaded=False) or "-",
-            " ".join(each for each in model["can"] if each not in COMMON) or "-",
+            " ".join(each for each in model["can"] if each not in TAKEN_FOR_GRANTED) or "-",
             _speed(model["places"]),
             f"{model['in_flight']}/{model['slots']}",
             str(model["waiting"]),
@@ -104,13 +105,13 @@ def _models_table(models: Sequence[Listed]) -> tuple[list[str], list[list[str]]]
     return [tr(name) for name in names], rows
 
 
-def _places(model: Listed, *, is_loaded: bool) -> str:
+def _places(model: Facts, *, is_loaded: bool) -> str:
     """Return where a model is loaded, or is only installed."""
     places = [each for each in model["places"] if each["is_loaded"] is is_loaded]
     return ", ".join(dict.fromkeys(_marked(each) for each in places))
 
 
-def _marked(place: Listed) -> str:
+def _marked(place: Facts) -> str:
     marks = [
         tr(mark)
         for mark, is_so in (
@@ -124,7 +125,7 @@ def _marked(place: Listed) -> str:
     return f"{place['machine']} ({', '.join(marks)})" if marks else str(place["machine"])
 
 
-def _speed(places: Iterable[Listed]) -> str:
+def _speed(places: Iterable[Facts]) -> str:
     """Return how many tokens a second the places give, the slowest and the quickest."""
     known = sorted(p["output_tokens_per_s"] for p in places if p["output_tokens_per_s"])
     if not known:
@@ -133,7 +134,7 @@ def _speed(places: Iterable[Listed]) -> str:
     return low if low == high else f"{low}-{high}"
 
 
-def _notes(models: Sequence[Listed], for_any: int, columns: int | None) -> Iterator[str]:
+def _notes(models: Sequence[Facts], for_any: int, columns: int | None) -> Iterator[str]:
     """Yield what is worth saying of single models, and who waits for whichever."""
     for model in models:
         if len(model["names"]) > 1:
@@ -147,7 +148,7 @@ def _notes(models: Sequence[Listed], for_any: int, columns: int | None) -> Itera
         yield tr("{count} tasks wait for whichever model", count=for_any)
 
 
-def _paused(model: Listed, place: Listed) -> str:
+def _paused(model: Facts, place: Facts) -> str:
     told = {"model": model["name"], "machine": place["machine"], "why": translated(place["paused"])}
     if place["probed_in_s"] is None:
         return tr("{model} on {machine} is paused: {why}", **told)
@@ -160,7 +161,7 @@ def _paused(model: Listed, place: Listed) -> str:
 # --- services -------------------------------------------------------------------------
 
 
-def _services_table(services: Sequence[Listed]) -> tuple[list[str], list[list[str]]]:
+def _services_table(services: Sequence[Facts]) -> tuple[list[str], list[list[str]]]:
     names = ("machine", "service", "state", "running", "models", "default", "address")
     rows = [
         [
@@ -177,20 +178,20 @@ def _services_table(services: Sequence[Listed]) -> tuple[list[str], list[list[st
     return [tr(name) for name in names], rows
 
 
-def _kind(service: Listed) -> str:
+def _kind(service: Facts) -> str:
     return f"{service['kind']} ({tr('cloud')})" if service["is_cloud"] else str(service["kind"])
 
 
-def _place(service: Listed) -> str:
+def _place(service: Facts) -> str:
     return f"{service['machine']} ({service['kind']})"
 
 
-def _running(service: Listed) -> str:
+def _running(service: Facts) -> str:
     bound = f"/{service['slots']}" if service["slots"] else ""
     return f"{service['in_flight']}{bound}"
 
 
-def _budgets(models: Sequence[Listed], columns: int | None) -> Iterator[str]:
+def _budgets(models: Sequence[Facts], columns: int | None) -> Iterator[str]:
     """Yield what accounts in the cloud still allow."""
     for model in models:
         for place in model["places"]:
@@ -206,7 +207,7 @@ def _budgets(models: Sequence[Listed], columns: int | None) -> Iterator[str]:
                 yield from wrapped(told, columns)
 
 
-def _left(left: Listed) -> Iterator[str]:
+def _left(left: Facts) -> Iterator[str]:
     if left["blocked_s"]:
         why, seconds = translated(left["blocked_why"]), f"{left['blocked_s']:.0f}"
         yield tr("nothing for {seconds} s: {why}", seconds=seconds, why=why)

@@ -127,14 +127,18 @@ def test_each_state_is_said_in_spanish(obstacle: Obstacle | None, more: dict[str
         (
             NO_WISH,
             [standing(Obstacle.PAUSED, why="a", until_s=8.0), standing(Obstacle.FULL, "nas")],
-            "none of 2 services can take it now: "
-            "pi5: paused: a; tried again in 8.0 s; nas: busy with 2 of 2 slots",
+            (
+                "none of 2 services can take it now: "
+                "pi5: paused: a; tried again in 8.0 s; nas: busy with 2 of 2 slots"
+            ),
         ),
         (
             QWEN,
             [standing(Obstacle.CLOUD_FORBIDDEN, "groq", is_cloud=True)],
-            "no service with the model 'qwen2.5:3b' may have it: "
-            "groq: in the cloud, where this task may not go",
+            (
+                "no service with the model 'qwen2.5:3b' may have it: "
+                "groq: in the cloud, where this task may not go"
+            ),
         ),
         (
             Wish(machine="nas"),
