@@ -11,9 +11,9 @@ from typing import Final
 
 import msgspec
 
-from d8mesh.core.broker import obstacles, placement
+from d8mesh.core.broker import obstacles, placement, service_views
 from d8mesh.core.broker.obstacles import Remedy, duration
-from d8mesh.core.broker.queue import LaneKey
+from d8mesh.core.broker.queue import LaneKey, lane_key
 from d8mesh.core.broker.records import Batch, History, TaskRecord
 from d8mesh.core.broker.standings import Decision, Obstacle, Standing
 from d8mesh.core.broker.state import BrokerState
@@ -36,9 +36,9 @@ def waits_for_service(state: BrokerState, spec: Spec) -> bool:
     return state.services.answers(spec.type)
 
 
-def why_waiting(state: BrokerState, spec: Spec, history: History | None = None) -> str:
+def why_waiting(state: BrokerState, spec: Spec, task: TaskRecord | None = None) -> str:
     """Return in one sentence why a task waits that services answer; empty: it need not."""
-    standings = state.services.standings(spec, history, state.now)
+    standings = service_views.standings(state, spec, _failed_at(task))
     return obstacles.reason(parse_wish(spec.model), standings)
 
 
@@ -58,9 +58,8 @@ def unfinished(state: BrokerState, task_id: str, summary: str) -> Body:
     body["waited_s"] = max(0.0, state.at - (batch.spec.run_at or batch.at))
     if stage is TaskState.RUNNING and task is not None:
         return body | {"why": list(_running(state, task)), "attempts": _attempts(state, task_id)}
-    history = task.history if task is not None else None
-    why = list(_waiting(state, batch, index, stage, history))
-    candidates, remedies = _who_could(state, batch.spec, history)
+    why = list(_waiting(state, batch, index, stage, task))
+    candidates, remedies = _who_could(state, batch.spec, task)
     if stage is TaskState.DELAYED:
         remedies = []
     return body | {
@@ -69,6 +68,10 @@ def unfinished(state: BrokerState, task_id: str, summary: str) -> Body:
         "remedies": [{"text": each.text, "command": each.command or None} for each in remedies],
         "attempts": _attempts(state, task_id),
     }
+
+
+def _failed_at(task: TaskRecord | None) -> frozenset[str]:
+    return frozenset() if task is None else task.failed_at
 
 
 def _body(task_id: str, spec: Spec, stage: TaskState, summary: str) -> Body:
@@ -89,9 +92,9 @@ def _body(task_id: str, spec: Spec, stage: TaskState, summary: str) -> Body:
 
 
 def _waiting(
-    state: BrokerState, batch: Batch, index: int, stage: TaskState, history: History | None
+    state: BrokerState, batch: Batch, index: int, stage: TaskState, task: TaskRecord | None
 ) -> Iterator[str]:
-    spec = batch.spec
+    spec, history = batch.spec, None if task is None else task.history
     if stage is TaskState.DELAYED:
         yield from _delayed(state, spec, history)
     else:
@@ -159,12 +162,14 @@ def _trouble(history: History | None) -> Iterator[str]:
 
 
 def _who_could(
-    state: BrokerState, spec: Spec, history: History | None
+    state: BrokerState, spec: Spec, task: TaskRecord | None
 ) -> tuple[list[Body], list[Remedy]]:
     """Return who could run a task, or why not, and what would help."""
-    standings = state.services.standings(spec, history, state.now)
+    standings: list[Standing] = []
+    if state.services.answers(spec.type):
+        standings = service_views.standings(state, spec, _failed_at(task))
     told = [_candidate(each) for each in standings]
-    workers = list(_workers(state, spec, history))
+    workers = list(_workers(state, spec, None if task is None else task.history))
     told += workers
     remedies = obstacles.remedies(parse_wish(spec.model), standings) if standings else []
     if not standings:
@@ -190,12 +195,9 @@ def _candidate(standing: Standing) -> Body:
 
 def _workers(state: BrokerState, spec: Spec, history: History | None) -> Iterator[Body]:
     """Yield the workers that run such tasks by themselves, without a service of theirs."""
-    key = LaneKey(spec.type, spec.model)
-    by_services = {worker for view in state.services.views(state.now) for worker in view.workers}
+    key = lane_key(spec)
     for worker in state.registry.workers.values():
-        if spec.type not in worker.types:
-            continue
-        if worker.worker_id in by_services and state.services.answers(spec.type):
+        if spec.type not in worker.types or spec.type in worker.placed_types:
             continue
         word, text = _state_of(state, worker, key, history)
         yield {

@@ -11,7 +11,9 @@ from dataclasses import dataclass, field
 
 import msgspec
 
+from d8mesh.core.broker import service_views
 from d8mesh.core.broker.obstacles import MANAGED_KINDS
+from d8mesh.core.broker.queue import COUNTED_BATCHES
 from d8mesh.core.broker.standings import BudgetLeft, ModelView, ServiceView
 from d8mesh.core.broker.state import BrokerState
 from d8mesh.core.protocol.model_names import plain_name
@@ -37,7 +39,7 @@ class _Model:
 
 def models(state: BrokerState) -> Body:
     """Return the body of the ``models`` question."""
-    views = sorted(state.services.views(state.now), key=lambda view: (view.machine, view.id))
+    views = sorted(service_views.views(state), key=lambda view: (view.machine, view.id))
     grouped = _grouped(views)
     waiting, unnamed = _waiting(state)
     bodies = [_model(model, waiting) for model in grouped]
@@ -66,7 +68,7 @@ def _waiting(state: BrokerState) -> tuple[dict[str, int], int]:
     for key, lane in state.queue.lanes.items():
         if not lane.mask or not state.services.answers(key.type):
             continue
-        count, _ = lane.waiting()
+        count = lane.count(1, COUNTED_BATCHES)
         wished = parse_wish(key.model).models
         if not wished:
             for_any += count

@@ -13,8 +13,8 @@ import msgspec
 
 from d8mesh.core.broker import explain, model_report, placement
 from d8mesh.core.broker.metrics import Snapshot
-from d8mesh.core.broker.queue import LaneKey
-from d8mesh.core.broker.records import Batch, History
+from d8mesh.core.broker.queue import lane_key
+from d8mesh.core.broker.records import Batch, History, TaskRecord
 from d8mesh.core.broker.state import BrokerState
 from d8mesh.core.broker.store import FinishedTask, PastAttempt
 from d8mesh.core.broker.worker_registry import Dialect, WorkerState
@@ -90,14 +90,14 @@ def _reason(
             left_s = max(0.0, history.not_before_at - state.at)
             return f"waiting to be tried again in {left_s:.1f} s; {trouble}"
         return f"to be run at {batch.spec.run_at}"
-    why = _why_queued(state, batch.spec, history, is_single=is_single)
+    why = _why_queued(state, batch.spec, task, is_single=is_single)
     return "; ".join(part for part in (why, trouble) if part) or None
 
 
-def _why_queued(state: BrokerState, spec: Spec, history: History, *, is_single: bool) -> str:
+def _why_queued(state: BrokerState, spec: Spec, task: TaskRecord | None, *, is_single: bool) -> str:
     if explain.waits_for_service(state, spec):
-        return explain.why_waiting(state, spec, history)
-    key = LaneKey(spec.type, spec.model)
+        return explain.why_waiting(state, spec, task)
+    key = lane_key(spec)
     return placement.why_waiting(key, state.registry, is_one_of_many=not is_single)
 
 
