@@ -86,6 +86,9 @@ class Weighed:
     #: the same without loading
     run_s: float = 0.0
     room: int = 0
+    #: the same before what the pace taught, and whether by measured speeds
+    raw_s: float = 0.0
+    is_measured: bool = False
     until_s: float | None = None
     why: str = ""
 
@@ -315,6 +318,7 @@ def _weigh_tier(
         expected = estimate(model, ask.wish, means[model.plain])
         room = model.room(now)
         each = Weighed(model, None, expected.load_s + expected.run_s, expected.run_s, room)
+        each.raw_s, each.is_measured = expected.raw_s, expected.is_measured
         _find_obstacle(each, ask, may_leave, now)
         weighed.append(each)
     fresh = [each for each in weighed if each.model.service.id not in ask.failed_at]

@@ -115,7 +115,10 @@ class ServiceScheduler:
         placement = Placement(model.service.id, model.name, waiting, options)
         self._scheduler.hand_placed(task, worker, placement)
         chosen = next(each for each in weighed if each.model is model)
-        flight = Flight(worker, model.service.id, model.name, state.now, chosen.estimate_s)
+        flight = Flight(
+            worker, model.service.id, model.name, state.now, chosen.estimate_s,
+            chosen.raw_s, chosen.is_measured, not model.is_loaded,
+        )  # fmt: skip
         services.begin(task.id, flight)
         if model.budget is not None:
             tokens = ask_of(state, spec, task.batch.at).tokens

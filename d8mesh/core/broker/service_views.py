@@ -39,12 +39,16 @@ def ask_of(
 def standings(
     state: BrokerState,
     spec: Spec,
-    accepted_at: float | None = None,
     failed_at: frozenset[str] = frozenset(),
+    accepted_at: float | None = None,
 ) -> list[Standing]:
     """Return how each service stands to a task of this spec that waits.
 
     One for each model that the wish may mean, and one without a model for each other service.
+
+    Args:
+        failed_at: services where attempts of it ended badly.
+        accepted_at: Unix seconds; None: just now.
     """
     table, cloud = state.services, state.policy.cloud
     ask = ask_of(state, spec, state.at if accepted_at is None else accepted_at, failed_at)

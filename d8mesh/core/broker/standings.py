@@ -7,12 +7,8 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Protocol
 
 from msgspec import Struct
-
-from d8mesh.core.broker.records import History
-from d8mesh.core.protocol.task import Spec
 
 
 class Obstacle(StrEnum):
@@ -139,39 +135,3 @@ class ServiceView(Struct, frozen=True, kw_only=True):
     #: the reason if it offers nothing now
     why: str = ""
     models: tuple[ModelView, ...] = ()
-
-
-class KnowsServices(Protocol):
-    """What is asked of the one who knows the services."""
-
-    def answers(self, kind: str, /) -> bool:
-        """Return whether services answer tasks of this type."""
-
-    def views(self, now: float, /) -> list[ServiceView]:
-        """Return every service that is known, those that are away too."""
-
-    def standings(self, spec: Spec, history: History | None, now: float, /) -> list[Standing]:
-        """Return how each service stands to a task that waits."""
-
-    def decisions_of(self, task_id: str, /) -> tuple[Decision, ...]:
-        """Return what is kept of where a task's attempts were placed, the oldest first."""
-
-
-class NoServices:
-    """Knows of none."""
-
-    def answers(self, kind: str, /) -> bool:
-        """Return False."""
-        return False
-
-    def views(self, now: float, /) -> list[ServiceView]:
-        """Return none."""
-        return []
-
-    def standings(self, spec: Spec, history: History | None, now: float, /) -> list[Standing]:
-        """Return none."""
-        return []
-
-    def decisions_of(self, task_id: str, /) -> tuple[Decision, ...]:
-        """Return none."""
-        return ()

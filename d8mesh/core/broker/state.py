@@ -111,11 +111,15 @@ class ThankForReport(ClientAsked, frozen=True):
 
 
 class ShowTask(ClientAsked, frozen=True):
-    """Answer with how a finished task stands, and with `more`; `is_brief`: its state only."""
+    """Answer with how a finished task stands, and with `more`.
+
+    `is_brief`: its state only; `is_explained`: why it ran where it ran.
+    """
 
     id: str
     more: dict[str, object] = {}
     is_brief: bool = False
+    is_explained: bool = False
 
 
 class ShowDetails(ClientAsked, frozen=True):
