@@ -13,7 +13,7 @@ import msgspec
 
 from d8mesh.core.broker import placement
 from d8mesh.core.broker.metrics import Snapshot
-from d8mesh.core.broker.queue import LaneKey
+from d8mesh.core.broker.queue import lane_key
 from d8mesh.core.broker.records import Batch, History
 from d8mesh.core.broker.state import BrokerState
 from d8mesh.core.broker.store import FinishedTask, PastAttempt
@@ -87,7 +87,7 @@ def _reason(
             left_s = max(0.0, history.not_before_at - state.at)
             return f"waiting to be tried again in {left_s:.1f} s; {trouble}"
         return f"to be run at {batch.spec.run_at}"
-    key = LaneKey(batch.spec.type, batch.spec.model)
+    key = lane_key(batch.spec)
     why = placement.why_waiting(key, state.registry, is_one_of_many=not is_single)
     return "; ".join(part for part in (why, trouble) if part) or None
 

@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 
 from d8mesh.core.broker import placement
 from d8mesh.core.broker.outcomes import MAX_REASON_CHARS, Failure, TaskOutcomes
-from d8mesh.core.broker.queue import LaneKey
+from d8mesh.core.broker.queue import lane_key
 from d8mesh.core.broker.records import History, TaskRecord
 from d8mesh.core.broker.state import BrokerState, Retry
 from d8mesh.core.broker.worker_registry import WorkerState
@@ -150,6 +150,7 @@ class Returns:
                     is_cut=wait.is_cut,
                 )
             )
+            self._land(ids, None)
         for task in again:
             if wait.pause_s:
                 state.after(wait.pause_s, Retry(task.id))
@@ -199,7 +200,7 @@ class Returns:
             worker.worker_id, blamed, why, is_counted=is_counted, is_loss=is_counted, wait=wait
         )
         self.requeue(worker.worker_id, rest, why)
-        self._state.registry.leave(worker)
+        self._state.part_with(worker)
 
     def blame(self, worker_id: str, attempts: dict[str, int], why: str) -> None:
         """Count what was taken back uncounted: it was lost with its worker after all.
@@ -232,7 +233,7 @@ class Returns:
         why, holder = told.text, task.worker_id
         state.metrics.errors += 1
         is_final = is_final or told.is_final
-        key = LaneKey(task.batch.spec.type, task.batch.spec.model)
+        key = lane_key(task.batch.spec)
         if is_final and placement.is_offered_elsewhere(worker_id, key, state.registry):
             is_final = False  # it refused a strict wish for a model that another worker has
         if is_final or self._is_used_up(task, worker_id, is_loss=False):
@@ -257,7 +258,13 @@ class Returns:
             )
         )
         state.after(pause_s, Retry(task.id))
+        self._land([task.id], False)
         self._take_back(holder, [task.id])
+
+    def _land(self, ids: list[str], is_success: bool | None) -> None:
+        """Placed attempts have ended."""
+        for task_id in ids if self._state.services.flights else ():
+            self._state.services.end(task_id, self._state.now, is_success=is_success)
 
     def _take_back(self, worker_id: str, ids: list[str]) -> None:
         """The worker holds these no more, nor those that have ended just now."""
