@@ -11,10 +11,10 @@ from typing import Final
 
 import msgspec
 
-from d8mesh.core.broker import placement
+from d8mesh.core.broker import explain, model_report, placement
 from d8mesh.core.broker.metrics import Snapshot
 from d8mesh.core.broker.queue import LaneKey
-from d8mesh.core.broker.records import Batch, History
+from d8mesh.core.broker.records import Batch, History, TaskRecord
 from d8mesh.core.broker.state import BrokerState
 from d8mesh.core.broker.store import FinishedTask, PastAttempt
 from d8mesh.core.broker.worker_registry import Dialect, WorkerState
@@ -44,7 +44,10 @@ def unfinished(state: BrokerState, task_id: str, *, is_single: bool = False) -> 
     if (
         is_single
         and stage is TaskState.QUEUED
-        and placement.is_offered(batch.spec.type, state.registry)
+        and (
+            placement.is_offered(batch.spec.type, state.registry)
+            or explain.waits_for_service(state, batch.spec)
+        )
     ):
         count, is_more = state.queue.ahead_of(batch, index)
         ahead = f"{'more than ' if is_more else ''}{count} waiting before it" if count else ""
@@ -87,9 +90,15 @@ def _reason(
             left_s = max(0.0, history.not_before_at - state.at)
             return f"waiting to be tried again in {left_s:.1f} s; {trouble}"
         return f"to be run at {batch.spec.run_at}"
-    key = LaneKey.of(batch.spec)
-    why = placement.why_waiting(key, state.registry, is_one_of_many=not is_single)
+    why = _why_queued(state, batch.spec, task, is_single=is_single)
     return "; ".join(part for part in (why, trouble) if part) or None
+
+
+def _why_queued(state: BrokerState, spec: Spec, task: TaskRecord | None, *, is_single: bool) -> str:
+    if explain.waits_for_service(state, spec):
+        return explain.why_waiting(state, spec, task)
+    key = LaneKey.of(spec)
+    return placement.why_waiting(key, state.registry, is_one_of_many=not is_single)
 
 
 def _trouble(history: History) -> str:
@@ -99,6 +108,14 @@ def _trouble(history: History) -> str:
     if history.returns < 2:
         return f"given back: {history.last_return}"
     return f"given back {history.returns} times, the last time: {history.last_return}"
+
+
+def explained(state: BrokerState, task_id: str) -> Body | None:
+    """Return why an unfinished task is not further, or None if it is finished or unknown."""
+    status = unfinished(state, task_id, is_single=True)
+    if status is None:
+        return None
+    return explain.unfinished(state, task_id, str(status["reason"] or ""))
 
 
 def finished(task: FinishedTask) -> Body:
@@ -232,4 +249,5 @@ OF_NOW: Final[dict[str, Callable[[BrokerState], Body]]] = {
     "health": health,
     "stats": stats,
     "workers": workers,
+    "models": model_report.models,
 }
