@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from d8mesh.core.broker import routing
+from d8mesh.core.broker import routing, service_views
 from d8mesh.core.broker.queue import Lane
 from d8mesh.core.broker.records import Batch, TaskRecord
 from d8mesh.core.broker.routing import Ask, Weighed
@@ -129,6 +129,7 @@ class ServiceScheduler:
         decision = Decision(
             task_id=task.id, attempt=task.n, service=model.service.id, model=model.name,
             at=state.at, waited_s=waited_s,
+            candidates=tuple(service_views.standing_of(each, state.now) for each in weighed),
         )  # fmt: skip
         services.note_decision(decision)
 
