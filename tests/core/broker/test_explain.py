@@ -42,7 +42,7 @@ def test_busy_workers_are_told_with_their_slots_and_who_goes_before(broker: Wire
     broker.pass_time(4)
     told = explained(broker, last)
     assert told["summary"] == "the one worker that offers it is busy; 3 waiting before it"
-    assert told["why"] == ["it waits for 4.0 s so far", "3 of its kind go before it"]
+    assert told["why"] == ["it has waited 4.0 s so far"]
     (worker,) = told["candidates"]
     assert (worker["worker"], worker["state"]) == ("w", "full")
     assert worker["text"] == "busy with 2 of 2 slots"
@@ -76,7 +76,8 @@ def test_the_pause_after_a_failure_is_told_with_the_error(broker: WiredBroker) -
     told = explained(broker, task_id)
     assert told["state"] == "delayed"
     assert told["why"][0].startswith("it pauses after what went wrong, and is tried again in 0.")
-    assert "attempts that failed so far: 1, the last time: broken" in told["why"]
+    assert "attempts that failed so far: 1" in told["why"]
+    assert "last error: broken" in told["summary"]
     assert told["candidates"][0]["state"] == "failed_before"
 
 
