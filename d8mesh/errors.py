@@ -164,6 +164,11 @@ class BackendUnavailableError(BackendError, code="backend.unavailable"):
     """The LLM service does not answer."""
 
 
+# The budget that travels with the service's offer says for how long.
+class BackendLimitError(BackendUnavailableError, code="backend.limit"):
+    """The account with the LLM service allows no more now."""
+
+
 class BackendStalledError(BackendError, code="backend.stalled"):
     """The LLM service stopped sending in the middle of an answer."""
 

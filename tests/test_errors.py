@@ -54,6 +54,7 @@ TREE = {
     "HandlerError": ("WorkerError", "worker.handler"),
     "BackendError": ("D8Error", "backend.failed"),
     "BackendUnavailableError": ("BackendError", "backend.unavailable"),
+    "BackendLimitError": ("BackendUnavailableError", "backend.limit"),
     "BackendStalledError": ("BackendError", "backend.stalled"),
     "BackendDeadlineError": ("BackendError", "backend.deadline"),
     "BackendAnswerError": ("BackendError", "backend.answer"),

@@ -47,7 +47,10 @@ _CODES: Final[Mapping[int, str]] = {
         "journal.broken"
     ),
     502: "backend.failed backend.stalled backend.answer backend.too_large",
-    503: ("broker.unavailable node.closed broker.draining task.unacknowledged backend.unavailable"),
+    503: (
+        "broker.unavailable node.closed broker.draining task.unacknowledged backend.unavailable"
+        " backend.limit"
+    ),
     504: "wait.timeout backend.deadline",
     507: "disk.low",
 }
