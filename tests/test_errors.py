@@ -55,6 +55,8 @@ TREE = {
     "BackendError": ("D8Error", "backend.failed"),
     "BackendUnavailableError": ("BackendError", "backend.unavailable"),
     "BackendLimitError": ("BackendUnavailableError", "backend.limit"),
+    "BackendBusyError": ("BackendUnavailableError", "backend.busy"),
+    "BackendMemoryError": ("BackendError", "backend.memory"),
     "BackendStalledError": ("BackendError", "backend.stalled"),
     "BackendDeadlineError": ("BackendError", "backend.deadline"),
     "BackendAnswerError": ("BackendError", "backend.answer"),

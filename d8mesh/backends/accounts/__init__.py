@@ -7,24 +7,6 @@
 from __future__ import annotations
 
 import hashlib
-from pathlib import Path
-from typing import Protocol
-
-from d8mesh.core.protocol.messages import Budget
-
-
-class Accounted(Protocol):
-    """What a backend with an account has beside `Backend`."""
-
-    @property
-    def service_id(self) -> str:
-        """The same for all who use this key: `service_id_of`."""
-
-    def budget(self, model: str) -> Budget | None:
-        """Return what the account allows for `model`, and what was used of it here."""
-
-    def keep_in(self, folder: Path) -> None:
-        """Keep what is used in `folder`, which is this worker's alone; take up what is there."""
 
 
 def service_id_of(provider: str, key: str) -> str:

@@ -32,6 +32,7 @@ from d8mesh.core.protocol.chat import (
 from d8mesh.core.protocol.messages import Budget
 from d8mesh.core.protocol.model_names import matching
 from d8mesh.errors import (
+    BackendBusyError,
     BackendError,
     BackendLimitError,
     BackendUnavailableError,
@@ -50,6 +51,8 @@ MAX_REFUSALS: Final = 4
 CHECK_TOKENS: Final = 16
 #: Model names in one sentence.
 MAX_NAMES_TOLD: Final = 8
+#: A cloud answers several at once; how many an account may ask is bounded by its budget.
+CLOUD_SLOTS: Final = 4
 #: Added to what a service asks to wait: its clock and ours differ.
 WAIT_MARGIN_S: Final = 0.5
 
@@ -107,15 +110,20 @@ class OpenAIBackend:
 
     @property
     def service_id(self) -> str:
-        """See `Accounted.service_id`; "" without an account."""
+        """The same for all who use this key; "" without an account."""
         return "" if self._account is None else self._account.service_id
 
+    @property
+    def slots_hint(self) -> int:
+        """How many requests at once a model gets before that is measured."""
+        return 1 if self._account is None else CLOUD_SLOTS
+
     def budget(self, model: str) -> Budget | None:
-        """See `Accounted.budget`; None without an account."""
+        """Return what the account allows and what was used of it; None: there is no bound."""
         return None if self._account is None else self._account.budget(model)
 
     def keep_in(self, folder: Path) -> None:
-        """See `Accounted.keep_in`."""
+        """Keep what is used of the account in this worker's own folder; take up what is there."""
         if self._account is not None:
             self._account.keep_in(folder / f"{self._account.service_id}.json")
 
@@ -391,7 +399,7 @@ class OpenAIBackend:
     def _not_now(self, model: str, fault: ServiceFault, text: str) -> D8Error:
         title, account = self._provider.title, self._account
         if account is None or not model:
-            return BackendUnavailableError(f"{title} is busy ({text})")
+            return BackendBusyError(f"{title} is busy ({text})")
         wait_s = None if fault.wait_s is None else fault.wait_s + WAIT_MARGIN_S
         if not fault.is_limit:
             account.block_shortly(model, f"{title} is overloaded: {text}", for_s=wait_s)

@@ -14,7 +14,8 @@ from itertools import islice
 from typing import Final, NamedTuple
 
 from d8mesh.core.broker.records import Batch, TaskRecord
-from d8mesh.core.protocol.task import TaskState
+from d8mesh.core.protocol.task import Spec, TaskState
+from d8mesh.core.protocol.wish import lane_part
 
 #: Every 16th assignment goes below the highest priority (`docs/RELIABILITY.md`, rule 4).
 AGEING_PERIOD: Final = 16
@@ -32,7 +33,13 @@ class LaneKey(NamedTuple):
     """What tasks of one lane share: all that decides who can run them."""
 
     type: str
+    #: of the wish, what decides who may run it: what helps to choose differs from task to task
     model: str
+
+    @classmethod
+    def of(cls, spec: Spec) -> LaneKey:
+        """Return where tasks of this spec wait."""
+        return cls(spec.type, lane_part(spec.model))
 
 
 class Turn(NamedTuple):
@@ -144,7 +151,7 @@ class ReadyQueue:
 
     def ahead_of(self, batch: Batch, index: int) -> tuple[int, bool]:
         """Return how many tasks of its type and model go before one; see `Lane.ahead_of`."""
-        lane = self.lanes.get(LaneKey(batch.spec.type, batch.spec.model))
+        lane = self.lanes.get(LaneKey.of(batch.spec))
         return (0, False) if lane is None else lane.ahead_of(batch, index)
 
     def put_batch(self, batch: Batch) -> None:
@@ -202,7 +209,7 @@ class ReadyQueue:
         return best
 
     def _lane(self, batch: Batch) -> Lane:
-        key = LaneKey(batch.spec.type, batch.spec.model)
+        key = LaneKey.of(batch.spec)
         lane = self.lanes.get(key)
         if lane is None:
             lane = self.lanes[key] = Lane(key)

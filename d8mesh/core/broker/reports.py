@@ -87,7 +87,7 @@ def _reason(
             left_s = max(0.0, history.not_before_at - state.at)
             return f"waiting to be tried again in {left_s:.1f} s; {trouble}"
         return f"to be run at {batch.spec.run_at}"
-    key = LaneKey(batch.spec.type, batch.spec.model)
+    key = LaneKey.of(batch.spec)
     why = placement.why_waiting(key, state.registry, is_one_of_many=not is_single)
     return "; ".join(part for part in (why, trouble) if part) or None
 

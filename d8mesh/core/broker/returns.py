@@ -232,7 +232,7 @@ class Returns:
         why, holder = told.text, task.worker_id
         state.metrics.errors += 1
         is_final = is_final or told.is_final
-        key = LaneKey(task.batch.spec.type, task.batch.spec.model)
+        key = LaneKey.of(task.batch.spec)
         if is_final and placement.is_offered_elsewhere(worker_id, key, state.registry):
             is_final = False  # it refused a strict wish for a model that another worker has
         if is_final or self._is_used_up(task, worker_id, is_loss=False):

@@ -70,7 +70,9 @@ class ChatRequest:
     #: if there is one it is asked, and there are no messages
     prompt: Prompt | None = None
     model: str | None = None
-    #: no other model than `model` will do
+    #: those that may run it if `model` is not there, in order
+    fallbacks: tuple[str, ...] = ()
+    #: no other model than `model`, and `fallbacks`, will do
     is_model_strict: bool = False
     temperature: float | None = None
     max_tokens: int | None = None

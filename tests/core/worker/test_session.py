@@ -47,7 +47,8 @@ from d8mesh.core.worker.effects import (
     Trouble,
     WorkerEffect,
 )
-from d8mesh.core.worker.session import MAX_KEPT_RESULTS, WorkerSession
+from d8mesh.core.worker.kept_results import MAX_KEPT_RESULTS
+from d8mesh.core.worker.session import WorkerSession
 
 _numbers = count(1)
 
@@ -314,7 +315,7 @@ def test_a_drain_gives_back_what_waits_and_says_goodbye() -> None:
     _join(session)
     attempts = _started(session.receive(_work(2), "a", 1.0))
     effects = session.drain(2.0)
-    assert TakeBack("a", 2) in effects
+    assert TakeBack("a", 2, is_of_all=True) in effects
     beat = next(m for m in _sent(effects) if isinstance(m, Heartbeat))
     assert beat.window == 0
     session.taken_back(attempts[1:], 2.0)
