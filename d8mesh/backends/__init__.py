@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Final
 
-from d8mesh.backends import ollama
+from d8mesh.backends import ollama, openai
 from d8mesh.backends.backend import Backend
 from d8mesh.config import Config
 
@@ -25,6 +25,9 @@ def _ollamas(config: Config) -> list[Backend]:
 #: none.
 BACKENDS: Final[Mapping[str, Callable[[Config], Sequence[Backend]]]] = {
     "ollama": _ollamas,
+    "openai": openai.servers_of,
+    "groq": openai.groq_of,
+    "gemini": openai.gemini_of,
 }
 
 
