@@ -60,6 +60,8 @@ class Config:
     broker_port: int = 7010
     #: "" for the default of `edge.installation`, which also makes it absolute
     data_dir: str = ""
+    #: its GGUF files are models; "" for none
+    models_dir: str = ""
     interfaces: tuple[str, ...] = ()
     lang: str | None = None
     mesh_key: str | None = field(default=None, repr=False)
@@ -251,6 +253,9 @@ SETTINGS: Final[tuple[Setting, ...]] = (
     ),
     Setting("D8_BROKER_PORT", "broker_port", _PORT, _PORT_TEXT),
     Setting("D8_DATA_DIR", "data_dir", _folder, "a folder, in UTF-8 without control characters"),
+    Setting(
+        "D8_MODELS_DIR", "models_dir", _folder, "a folder, in UTF-8 without control characters"
+    ),
     Setting(
         "D8_INTERFACES",
         "interfaces",

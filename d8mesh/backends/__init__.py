@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Final
 
-from d8mesh.backends import ollama
+from d8mesh.backends import embedded, ollama
 from d8mesh.backends.backend import Backend
 from d8mesh.backends.several import Several
 from d8mesh.config import Config
@@ -13,6 +13,7 @@ from d8mesh.config import Config
 #: By name: makes the backend of the settings, or None where they do not configure it.
 BACKENDS: Final[Mapping[str, Callable[[Config], Backend | None]]] = {
     "ollama": ollama.backend_of,
+    "embedded": embedded.backend_of,
 }
 
 
