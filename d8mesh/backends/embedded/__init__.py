@@ -55,6 +55,8 @@ CONTEXT_TOKENS: Final = 4096
 MAX_CONTEXT_TOKENS: Final = 131_072
 #: The most threads that load options may ask for.
 MAX_THREADS: Final = 512
+#: The value of D8_MODELS_DIR for no embedded model at all.
+NO_MODELS: Final = "none"
 #: Where a worker has no LLM service at all.
 HINT: Final = f"a small model without any service: {GET_RUNTIME} and {GET_WEIGHTS}"
 #: Model names in one sentence.
@@ -67,8 +69,8 @@ T = TypeVar("T")
 
 
 def backend_of(config: Config) -> EmbeddedBackend | None:
-    """Return the backend; None where nobody has asked for one: no folder, no package."""
-    if not config.models_dir and not has_runtime():
+    """Return the backend; None where it is not wanted, or nobody has asked for one."""
+    if config.models_dir == NO_MODELS or not (config.models_dir or has_runtime()):
         return None
     return EmbeddedBackend(
         Path(config.models_dir).expanduser() if config.models_dir else None,

@@ -131,8 +131,8 @@ class ModelHost:
             wanted = threads or self._threads_if_others(process)
             if wanted is None or wanted == process.order.threads:
                 return Lent(process, 0.0)
-        if process is not None:
-            process.end()
+        if self._process is not None:  # also one that has died by itself
+            self._process.end()
         wanted = wanted or threads_now()
         self._looked_at = time.monotonic()
         order = Order(
