@@ -162,9 +162,7 @@ class Meters:
             meter.first_token(run, self._clock())
         self._on_change()
 
-    def ended(
-        self, meter: ModelMeter, run: int, error: BaseException | None, spent: Spent
-    ) -> None:
+    def ended(self, meter: ModelMeter, run: int, error: BaseException | None, spent: Spent) -> None:
         """Note the end of a request, and tell of it before anybody else hears of the error."""
         end = RunEnd.ANSWERED if error is None else end_of(error)
         why = "" if error is None else reason_of(error)

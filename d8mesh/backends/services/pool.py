@@ -86,9 +86,7 @@ class ServicePool:
 
     def add(self, backend: Backend) -> Service | None:
         """Look after one more service; None: there are too many."""
-        service = Service(
-            backend, clocks=self._clocks, on_change=self._tell, clock=self._clock
-        )
+        service = Service(backend, clocks=self._clocks, on_change=self._tell, clock=self._clock)
         with self._lock:
             if len(self.services) >= MAX_SERVICES:
                 return None
@@ -135,9 +133,7 @@ class ServicePool:
             thread.join()
 
     def _start(self, service: Service, stop: threading.Event) -> None:
-        threading.Thread(
-            target=self._keep, args=(service, stop), name="probe", daemon=True
-        ).start()
+        threading.Thread(target=self._keep, args=(service, stop), name="probe", daemon=True).start()
 
     def _keep(self, service: Service, stop: threading.Event) -> None:
         while not stop.is_set() and service in self.services:
@@ -218,7 +214,7 @@ class ServicePool:
         if service is None:
             known = ", ".join(each.id for each in self.services) or "none"
             raise BackendUnavailableError(
-                f"the service {placement.service} is not reached from here (those that are: {known})"
+                f"the service {placement.service} is not reached from here; those that are: {known}"
             )
         return service
 
