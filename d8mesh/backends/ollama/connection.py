@@ -40,6 +40,8 @@ class OllamaRequest:
     method: str = "POST"
     #: the answer is one text of at most so many bytes; 0: it comes in lines
     whole_bytes: int = 0
+    #: of one line, if it comes in lines
+    line_bytes: int = MAX_LINE_BYTES
 
 
 def asking(question: OllamaRequest, piece_of: Callable[[Any], PartT]) -> AnswerReader[PartT]:
@@ -50,7 +52,9 @@ def asking(question: OllamaRequest, piece_of: Callable[[Any], PartT]) -> AnswerR
             if question.whole_bytes:
                 yield _whole(response, question.whole_bytes)
             else:
-                yield from lines_of(SERVICE, response.iter_raw(), max_line_bytes=MAX_LINE_BYTES)
+                yield from lines_of(
+                    SERVICE, response.iter_raw(), max_line_bytes=question.line_bytes
+                )
 
     return AnswerReader(SERVICE, question.url, lines=lines, piece_of=piece_of, refused=refused)
 
