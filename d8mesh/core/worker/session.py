@@ -420,7 +420,8 @@ class WorkerSession:
     def _hello(self, broker: BrokerSession, now: float) -> SendOn:
         broker.is_welcome = False
         broker.next_hello, broker.next_heartbeat = now + HELLO_S, now + broker.heartbeat_s
-        broker.window = window = self._window(broker, now)
+        # What services answer comes placed, once the broker knows them: until then nothing comes.
+        broker.window = window = 0 if self.services.is_any else self._window(broker, now)
         return SendOn(broker.key, hello(self.profile, window, broker, self._kept.owed()))
 
     def _tell_services(self, now: float) -> list[WorkerEffect]:
