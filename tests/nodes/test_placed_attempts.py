@@ -378,3 +378,21 @@ def test_what_the_machine_has_no_thread_for_goes_back(
     assert (release.ids, release.reason) == ([task], slots.NO_THREAD.decode())
     broker.hand_out("chat", placement=SPOT)
     assert broker.result()["output"] == "done"
+
+
+def test_an_older_orchestrator_that_knows_no_services_is_served_as_before(
+    mesh: Mesh, broker: ScriptedBroker
+) -> None:
+    worker = mesh.worker(broker.port)
+    worker.register("chat", lambda data, context: str(context.placement))
+    worker.offer_services(["chat"], [SERVICE])
+    worker.start()
+    mesh.at_end(lambda: worker.stop(drain_s=1.0))
+    hello = broker.until(m.WorkerHello)
+    assert (hello.task_types, hello.window) == (["chat"], 0)
+    broker.until(m.Services)
+    broker.send(m.Refused(0, "protocol.error", "not a message to a broker"))
+    while broker.until(m.Heartbeat).window == 0:
+        pass
+    broker.hand_out("chat")
+    assert broker.result()["output"] == "None"

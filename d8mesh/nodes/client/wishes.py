@@ -50,7 +50,7 @@ def wish_of(kind: str, data: Mapping[str, Any], path: str = "", *, is_one: bool 
         return Wish(models=_model(data, path), machine=_machine(data, path)).text()
     models, is_strict = _models(data, path)
     conversation, prompt_tokens, output_tokens = _hints(data) if is_one else ("", 0, 0)
-    return Wish(
+    wish = Wish(
         models=models,
         is_strict=is_strict,
         cloud=_cloud(data, path),
@@ -59,7 +59,11 @@ def wish_of(kind: str, data: Mapping[str, Any], path: str = "", *, is_one: bool 
         conversation=conversation,
         prompt_tokens=prompt_tokens,
         output_tokens=output_tokens,
-    ).text()
+    )
+    try:
+        return wish.text()
+    except InvalidTaskError as error:  # of its names: too long together
+        raise InvalidTaskError(f"{path}data.{error}") from None
 
 
 # --- which models, and where ------------------------------------------------------------
