@@ -222,6 +222,12 @@ class Worker:
         """The id it goes by; "" before `start`."""
         return "" if self._runner is None else self._runner.session.profile.worker_id
 
+    @property
+    def folder(self) -> Path:
+        """The folder that is this worker's alone; not before `start`."""
+        assert self._identity is not None
+        return self._identity.folder
+
     def start(self) -> None:
         """Begin to look for orchestrators and to take tasks; returns at once.
 
