@@ -398,9 +398,7 @@ def test_an_older_orchestrator_that_knows_no_services_is_served_as_before(
     assert broker.result()["output"] == "None"
 
 
-def serve(
-    mesh: Mesh, port: int, *services: m.OfferedService, slots: int = 1
-) -> tuple[Worker, Gate]:
+def serve(mesh: Mesh, port: int, service: m.OfferedService, slots: int = 1) -> tuple[Worker, Gate]:
     """Run a worker that answers chats with this service."""
     worker, gate = mesh.worker(port, slots=slots), Gate()
     worker.register("agent_action", gate)
