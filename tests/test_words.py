@@ -84,7 +84,7 @@ def named() -> set[str]:
         "worker", "host", "type", "state", "slots", "done", "failures", "models", "types",
         "task", "tries", "created", "why", "priority", "attempts", "ended", "replay of",
         "input", "history", "result", "traceback", "broker", "REST process", "orchestrator",
-        "model", "size", "loaded", "installed", "can also", "tokens/s", "waiting",
+        "model", "size", "loaded", "installed", "can", "tokens/s", "waiting",
         "machine", "service", "default", "address", "cloud", "loading", "paused", "down", "away",
     }  # fmt: skip
 

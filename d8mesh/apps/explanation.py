@@ -29,7 +29,9 @@ def explanation_lines(body: Mapping[str, Any]) -> Iterator[str]:
     if body["remedies"]:
         yield from _line(tr("what would have it run:"), columns)
         for each in body["remedies"]:
-            yield from _line(_remedy(each), columns, indent="    ")
+            yield from _line(translated(each["text"]), columns, indent="    ")
+            if each["command"]:  # in one line: it is to be copied
+                yield f"      {command_name()} {escaped(each['command'])}"
     for attempt in body["attempts"][-ATTEMPTS_TOLD:]:
         yield from _attempt(attempt, columns)
 
@@ -51,20 +53,11 @@ def _candidate(each: Mapping[str, Any]) -> str:
     return told
 
 
-def _remedy(each: Mapping[str, Any]) -> str:
-    text = translated(each["text"])
-    if not each["command"]:
-        return text
-    return tr(
-        "{what}: `{program} {command}`", what=text, program=command_name(), command=each["command"]
-    )
-
-
 def _attempt(attempt: Mapping[str, Any], columns: int | None) -> Iterator[str]:
     told = tr(
-        "attempt {attempt} went to {service} with {model}; then stood:",
+        "attempt {attempt} went to {machine} with {model}; how all stood then:",
         attempt=attempt["attempt"],
-        service=attempt["service"],
+        machine=attempt["machine"] or attempt["service"],
         model=attempt["model"],
     )
     yield from _line(told, columns)

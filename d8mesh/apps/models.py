@@ -88,7 +88,7 @@ def service_lines(
 
 
 def _models_table(models: Sequence[Facts]) -> tuple[list[str], list[list[str]]]:
-    names = ("model", "size", "loaded", "installed", "can also", "tokens/s", "slots", "waiting")
+    names = ("model", "size", "loaded", "installed", "can", "tokens/s", "slots", "waiting")
     rows = [
         [
             model["name"],
@@ -107,7 +107,11 @@ def _models_table(models: Sequence[Facts]) -> tuple[list[str], list[list[str]]]:
 
 def _places(model: Facts, *, is_loaded: bool) -> str:
     """Return where a model is loaded, or is only installed."""
-    places = [each for each in model["places"] if each["is_loaded"] is is_loaded]
+    places = [  # in the cloud nothing is loaded for us
+        each
+        for each in model["places"]
+        if (each["is_loaded"] and not each["is_cloud"]) is is_loaded
+    ]
     return ", ".join(dict.fromkeys(_marked(each) for each in places))
 
 

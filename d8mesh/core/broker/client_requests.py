@@ -274,9 +274,9 @@ class ClientRequests:
             saw = f"cursor: saw {asked.cursor[:40]!r}, expected a next_cursor of this listing"
             self._state.refuse(asked.peer, asked.request, InvalidTaskError(saw))
             return
-        state, bodies = self._state, list[Args]()
+        state, bodies, reasons = self._state, list[Args](), reports.Reasons()
         for task_id in answer.ids:
-            body = reports.unfinished(state, task_id)
+            body = reports.unfinished(state, task_id, reasons=reasons)
             if body is None and (task := answer.finished.get(task_id)) is not None:
                 body = reports.finished(task)
             if body is not None and asked.state in ("", body["state"]):

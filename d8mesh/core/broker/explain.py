@@ -98,10 +98,10 @@ def _waiting(
     if stage is TaskState.DELAYED:
         yield from _delayed(state, spec, history)
     else:
-        yield f"it waits for {duration(max(0.0, state.at - (spec.run_at or batch.at)))} so far"
+        yield f"it has waited {duration(max(0.0, state.at - (spec.run_at or batch.at)))} so far"
         count, is_more = state.queue.ahead_of(batch, index)
-        before = f"{'more than ' if is_more else ''}{count} of its kind go before it"
-        yield before if count or is_more else "none of its kind goes before it"
+        if not count and not is_more:  # else the summary says how many
+            yield "none of its kind goes before it"
     if state.is_draining:
         yield "the orchestrator is shutting down and hands out nothing"
     if state.services.answers(spec.type):
@@ -148,14 +148,13 @@ _CLOUD: Final = {
 
 
 def _trouble(history: History | None) -> Iterator[str]:
-    """Yield what went wrong with an unfinished task."""
+    """Yield how often things went wrong with an unfinished task; its status says what did."""
     if history is None:
         return
     if history.errors:
-        yield f"attempts that failed so far: {history.errors}, the last time: {history.last_error}"
+        yield f"attempts that failed so far: {history.errors}"
     if history.returns:
-        last = history.last_return
-        yield f"given back so far: {history.returns}" + (f", the last time: {last}" if last else "")
+        yield f"given back so far: {history.returns}"
 
 
 # ------------------------------------------------------------------------ who could run it
@@ -279,6 +278,7 @@ def _attempts(state: BrokerState, task_id: str) -> list[Body]:
         {
             "attempt": each.attempt,
             "service": each.service,
+            "machine": _machine_of(each),
             "model": each.model,
             "at": each.at,
             "waited_s": each.waited_s,
@@ -288,16 +288,20 @@ def _attempts(state: BrokerState, task_id: str) -> list[Body]:
     ]
 
 
+def _machine_of(decision: Decision) -> str | None:
+    standing = _standing_of(decision)
+    return None if standing is None else standing.machine
+
+
+def _standing_of(decision: Decision) -> Standing | None:
+    """Return how the one stood that an attempt was placed at, as far as that was kept."""
+    place = (decision.service, decision.model)
+    return next((s for s in decision.candidates if (s.service, s.model) == place), None)
+
+
 def _chosen(decision: Decision) -> Iterator[str]:
     """Yield why an attempt was placed where it was."""
-    standing = next(
-        (
-            each
-            for each in decision.candidates
-            if (each.service, each.model) == (decision.service, decision.model)
-        ),
-        None,
-    )
+    standing = _standing_of(decision)
     if standing is None:
         yield f"it went to the model {decision.model!r}; who else could have had it is not known"
         return

@@ -147,7 +147,13 @@ def reason(wish: Wish, standings: Sequence[Standing]) -> str:
     if not there:
         return f"no worker is there that reaches {_services(fitting)}{model}"
     kinds = {each.obstacle for each in there}
-    if kinds <= {Obstacle.FULL, Obstacle.RESERVED, Obstacle.HELD_BACK}:
+    if kinds <= {Obstacle.FULL, Obstacle.HELD_BACK} and Obstacle.HELD_BACK in kinds:
+        return (
+            f"the quicker services{model} are busy, and done with it sooner than one that is free"
+        )
+    if kinds <= {Obstacle.FULL, Obstacle.RESERVED} and Obstacle.RESERVED in kinds:
+        return f"the last free slots{model} are kept for urgent tasks"
+    if kinds <= {Obstacle.FULL}:
         count = len({each.service for each in there})
         if count == 1:
             return f"the one service{model} is busy"

@@ -9,6 +9,7 @@ import pytest
 
 from d8mesh.core.broker.explain import RanAt
 from d8mesh.core.protocol import messages as m
+from tests.core.llm_services import host, model, placed, service
 from tests.core.wired_broker import S, WiredBroker
 
 
@@ -16,6 +17,10 @@ def explained(broker: WiredBroker, task_id: str) -> dict[str, Any]:
     answer = broker.ask(broker.client("f" * 16), "explain", id=task_id)
     assert answer.code == "", answer.body
     return answer.body
+
+
+def status(broker: WiredBroker, task_id: str) -> dict[str, Any]:
+    return broker.ask(broker.client("e" * 16), "status", id=task_id).body
 
 
 def test_a_type_that_nobody_offers_is_told_with_who_would_run_it(broker: WiredBroker) -> None:
@@ -37,7 +42,7 @@ def test_busy_workers_are_told_with_their_slots_and_who_goes_before(broker: Wire
     broker.pass_time(4)
     told = explained(broker, last)
     assert told["summary"] == "the one worker that offers it is busy; 3 waiting before it"
-    assert told["why"] == ["it waits for 4.0 s so far", "3 of its kind go before it"]
+    assert told["why"] == ["it has waited 4.0 s so far"]
     (worker,) = told["candidates"]
     assert (worker["worker"], worker["state"]) == ("w", "full")
     assert worker["text"] == "busy with 2 of 2 slots"
@@ -71,7 +76,8 @@ def test_the_pause_after_a_failure_is_told_with_the_error(broker: WiredBroker) -
     told = explained(broker, task_id)
     assert told["state"] == "delayed"
     assert told["why"][0].startswith("it pauses after what went wrong, and is tried again in 0.")
-    assert "attempts that failed so far: 1, the last time: broken" in told["why"]
+    assert "attempts that failed so far: 1" in told["why"]
+    assert "last error: broken" in told["summary"]
     assert told["candidates"][0]["state"] == "failed_before"
 
 
@@ -177,3 +183,87 @@ def test_a_result_that_cannot_be_read_tells_nothing(broker: WiredBroker) -> None
     broker.say(worker, m.Results(78, 4, [task_id], [held[task_id]], b"\1", [b"\xc1"]))
     assert explained(broker, task_id)["state"] == "completed"
     assert RanAt().model is None
+
+
+# --------------------------------------------------------------- what services answer
+
+
+def test_a_full_service_is_told_with_its_slots(broker: WiredBroker) -> None:
+    host(broker, "w", [service("a", [model("m", slots=2)]), service("b", [model("n")])])
+    client = broker.client()
+    broker.submit(client, 3, kind="agent_action", model="=m")
+    (task_id,) = broker.submit(client, kind="agent_action", model="=m")
+    told = explained(broker, task_id)
+    assert told["summary"] == "the one service with the model 'm' is busy; 1 waiting before it"
+    assert "it asks for the model 'm' and takes no other" in told["why"]
+    full, other = told["candidates"]
+    assert (full["machine"], full["state"]) == ("machine-a", "full")
+    assert full["text"].startswith("busy with 2 of 2 slots")
+    assert (other["machine"], other["text"]) == ("machine-b", "the model is not installed there")
+    assert told["remedies"] == [
+        {"text": "install m on machine-b", "command": "models pull m --on machine-b"}
+    ]
+    assert status(broker, task_id)["reason"] == told["summary"], "one source"
+
+
+def test_a_model_that_lacks_what_is_needed_is_told(broker: WiredBroker) -> None:
+    host(broker, "w", [service("a", [model("m", can=["completion"])])])
+    (task_id,) = broker.submit(broker.client(), kind="agent_action", model="=m;needs=tools")
+    told = explained(broker, task_id)
+    assert "the model must be capable of tools" in told["why"]
+    assert [each["text"] for each in told["candidates"]] == ["the model there lacks tools"]
+
+
+def test_the_cloud_that_is_not_allowed_is_told_with_how_to_allow_it(broker: WiredBroker) -> None:
+    cloud = service("g", [model("big")], kind="groq", is_cloud=True, machine="groq")
+    host(broker, "w", [cloud])
+    (task_id,) = broker.submit(broker.client(), kind="agent_action", model="=big;cloud=never")
+    told = explained(broker, task_id)
+    assert "its data may not leave the LAN" in told["why"]
+    assert [each["state"] for each in told["candidates"]] == ["cloud_forbidden"]
+    assert told["remedies"][0]["text"].startswith('allow the cloud (groq): submit it with "cloud"')
+
+
+def test_a_paused_model_is_told_with_its_reason(broker: WiredBroker) -> None:
+    host(broker, "w", [service("a", [model("m", paused="it crashed")])])
+    (task_id,) = broker.submit(broker.client(), kind="agent_action", model="=m")
+    told = explained(broker, task_id)
+    assert [each["state"] for each in told["candidates"]] == ["paused"]
+    assert told["summary"].startswith("machine-a with the model 'm': paused: it crashed; ")
+
+
+def test_where_a_placed_task_ran_is_told_with_who_else_could_have(broker: WiredBroker) -> None:
+    slow = model("m", output_tokens_per_s=10.0)
+    worker = host(broker, "w", [service("a", [model("m")]), service("b", [slow])])
+    (task_id,) = broker.submit(broker.client(), kind="agent_action", model="=m#c.100.50")
+    assert placed(broker, worker) == {task_id: ("a", "m")}
+    running = explained(broker, task_id)
+    assert running["why"][1].startswith("it went to machine-a with the model 'm', which would be")
+    broker.pass_time(3)
+    broker.finish(worker, broker.work(worker))
+    told = explained(broker, task_id)
+    assert told["waited_s"] == pytest.approx(0.0)
+    assert told["why"][0].startswith(
+        "it went to machine-a with the model 'm', which would be done with it first, in about 0."
+    )
+    (attempt,) = told["attempts"]
+    assert (attempt["attempt"], attempt["service"]) == (1, "a")
+    assert {each["machine"] for each in attempt["candidates"]} == {"machine-a", "machine-b"}
+
+
+def test_the_only_one_that_could_begin_is_told_as_that(broker: WiredBroker) -> None:
+    host(broker, "w", [service("a", [model("m")])])
+    (task_id,) = broker.submit(broker.client(), kind="agent_action")
+    told = explained(broker, task_id)
+    assert told["why"][1] == (
+        "it went to machine-a with the model 'm', the only one that could begin with it then"
+    )
+
+
+def test_nobody_is_there_for_a_model(broker: WiredBroker) -> None:
+    worker = host(broker, "w", [service("a", [model("m")])])
+    broker.say(worker, m.Goodbye("x"))
+    (task_id,) = broker.submit(broker.client(), kind="agent_action")
+    told = explained(broker, task_id)
+    assert told["summary"].startswith("no worker in the mesh offers 'agent_action'")
+    assert told["remedies"][0]["command"] == "worker"

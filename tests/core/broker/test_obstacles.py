@@ -116,6 +116,19 @@ def test_each_state_is_said_in_spanish(obstacle: Obstacle | None, more: dict[str
         ),
         (
             QWEN,
+            [standing(Obstacle.FULL), standing(Obstacle.HELD_BACK, "nas")],
+            (
+                "the quicker services with the model 'qwen2.5:3b' are busy, "
+                "and done with it sooner than one that is free"
+            ),
+        ),
+        (
+            NO_WISH,
+            [standing(Obstacle.FULL), standing(Obstacle.RESERVED, "nas")],
+            "the last free slots are kept for urgent tasks",
+        ),
+        (
+            QWEN,
             [standing(Obstacle.AWAY), standing(Obstacle.NOT_INSTALLED, "nas")],
             "no worker is there that reaches the service on pi5 with the model 'qwen2.5:3b'",
         ),
