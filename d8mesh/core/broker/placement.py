@@ -24,7 +24,8 @@ from typing import Final
 from d8mesh.core.broker.queue import LaneKey
 from d8mesh.core.broker.records import TaskRecord
 from d8mesh.core.broker.worker_registry import Dialect, WorkerRegistry, WorkerState
-from d8mesh.core.protocol.model_names import wish_in
+from d8mesh.core.protocol.model_names import plain_name, wish_in
+from d8mesh.core.protocol.wish import parse_wish
 
 #: Types that older polling workers accept but cannot run.
 MESH_FIRST_TYPES: Final = frozenset({"evolution_crossover"})
@@ -79,6 +80,15 @@ def is_offered_elsewhere(worker_id: str, key: LaneKey, registry: WorkerRegistry)
         key.type in other.types and other.worker_id != worker_id
         for other in registry.offering.get(name, {}).values()
     )
+
+
+def is_offered_by_slots(key: LaneKey, registry: WorkerRegistry) -> bool:
+    """Return whether a worker that runs tasks of this type in its own slots has the model."""
+    names = [plain_name(name) for name in parse_wish(key.model).models]
+    offering = [registry.offering.get(name, {}).values() for name in names] or [
+        registry.serving.get(key.type, {}).values()
+    ]
+    return any(key.type in worker.own_types for workers in offering for worker in workers)
 
 
 def choose_worker(

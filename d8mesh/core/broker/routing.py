@@ -55,6 +55,8 @@ MEMORY_BYTES_PER_S: Final = 50e9
 PROMPT_SPEEDUP: Final = 10.0
 LOAD_BYTES_PER_S: Final = 500e6
 MODEL_BYTES: Final = 5e9
+#: Models that a refusal names.
+MAX_NAMED_MODELS: Final = 20
 #: Slots looked at one by one to tell when a line is through; more are taken as a flow.
 EXACT_SLOTS: Final = 64
 
@@ -172,6 +174,30 @@ def is_at(service: ServiceState, machine: str) -> bool:
     for worker, _ in service.told.values():
         names |= {worker.worker_id.lower(), worker.host.lower()}
     return wanted in names
+
+
+def why_never(table: ServiceTable, wish: Wish) -> str:
+    """Return why no service will ever run a wish as things are, for people; empty: one may."""
+    models = [model for service in table.services.values() for model in service.models.values()]
+    if not models or tiers(table, wish, is_expected=False):
+        return ""
+    if wish.machine and not any(is_at(model.service, wish.machine) for model in models):
+        return ""  # it may come
+    names = {plain_name(name) for name in wish.models}
+    named = [model for model in models if model.plain in names]
+    if wish.is_strict and not named:
+        listed = list(dict.fromkeys(model.name for model in models))
+        more = f" and {len(listed) - MAX_NAMED_MODELS} more"
+        told = ", ".join(listed[:MAX_NAMED_MODELS])
+        told += more if len(listed) > MAX_NAMED_MODELS else ""
+        return (
+            f"model_strict: the model {wish.models[0]!r} is not installed here, and no "
+            f"worker of the mesh offers it; installed: {told}"
+        )
+    needs = ", ".join(sorted(wish.needs))
+    if named:
+        return f"model: {named[0].name!r} cannot do all that this needs: {needs}"
+    return f"none of the models of the mesh can do all that this needs: {needs}"
 
 
 # ------------------------------------------------------------------------- how long
