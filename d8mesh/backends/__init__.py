@@ -16,7 +16,7 @@ BACKENDS: Final[Mapping[str, Callable[[Config], Backend | None]]] = {
 }
 
 
-def configured(config: Config) -> Backend:
+def configured(config: Config) -> Backend | Several:
     """Return what answers with these settings: one backend, or several as one."""
     made = [each for make in BACKENDS.values() if (each := make(config)) is not None]
     return made[0] if len(made) == 1 else Several(made)

@@ -4,9 +4,41 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Final, Protocol
 
-from d8mesh.core.protocol.chat import ChatRequest, Completion, EmbeddingRequest, Embeddings, Piece
+from d8mesh.core.protocol.chat import (
+    ChatRequest,
+    Completion,
+    EmbeddingRequest,
+    Embeddings,
+    JsonObject,
+    Piece,
+)
+from d8mesh.core.protocol.messages import Placement
+
+#: Before the first token a large model may have to come from a slow disk.
+FIRST_TOKEN_S: Final = 300.0
+#: Seconds without a token in the middle of an answer: far slower than any model that fits.
+TOKEN_GAP_S: Final = 60.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelInfo:
+    """One model of an LLM service."""
+
+    #: as the service calls it
+    name: str
+    #: the same at all services that have the same files; "" where none is told
+    digest: str = ""
+    size_bytes: int = 0
+    #: what it is capable of, in Ollama's words; empty: the service does not tell
+    can: frozenset[str] = frozenset()
+    #: it is in memory: it answers without loading first
+    is_loaded: bool = False
+    #: tokens that it was loaded for (``num_ctx``); 0: not loaded, or not told
+    context_length: int = 0
+    #: when its files changed, in the service's own form
+    changed_at: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,63 +58,138 @@ class Availability:
     loaded: tuple[str, ...] = field(default=(), compare=False)
     #: what each of them can do, by the service's words; empty where it does not tell
     capabilities: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    #: what is known of each model and each embedder, by name
+    details: Mapping[str, ModelInfo] = field(default_factory=dict, compare=False)
     #: installed ones that are not offered, and why
     unfit: Mapping[str, str] = field(default_factory=dict)
+    #: of the service's program; "" where it does not tell
+    version: str = field(default="", compare=False)
     #: why it is not up, for people; "" if it is
     reason: str = ""
     #: what people should know and mend though it is up; "" if there is nothing
     warning: str = ""
 
 
+def _unheard(piece: Piece) -> None:
+    """Hear a piece and do nothing."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChatRun:
-    """Who hears an answer while it grows, and how long it may take."""
+    """How a request is run: who hears the answer grow, how long it may take, and where."""
 
     #: called with each piece; what it raises ends the answer
-    on_piece: Callable[[Piece], None]
+    on_piece: Callable[[Piece], None] = _unheard
     #: asked several times a second
     is_cancelled: Callable[[], bool]
     #: seconds from now until the answer must be complete
     deadline_s: float
-    #: seconds without text that end it; None for the backend's own bounds
-    stall_s: float | None = None
+    #: seconds without anything that end it before the first token, and between two
+    first_token_s: float = FIRST_TOKEN_S
+    token_gap_s: float = TOKEN_GAP_S
+    #: where the broker wants it to run, with which load options; None: it does not say
+    placement: Placement | None = None
 
 
-class Backend(Protocol):
-    """An LLM service on this machine or elsewhere."""
-
-    @property
-    def name(self) -> str:
-        """What the service is called: its row in `BACKENDS`."""
-
-    def probe(self) -> Availability:
-        """Ask the service what it offers; never raises, takes a few seconds at most."""
+class LlmService(Protocol):
+    """What answers requests: a backend, or a pool of them that chooses by `ChatRun.placement`."""
 
     def chat(self, request: ChatRequest, run: ChatRun) -> Completion:
         """Return the answer to `request`, telling each piece of it as it comes.
 
         Args:
-            request: the conversation; a model that is not offered is replaced, unless it is a
-                must.
+            request: the conversation, or the prompt; a model that is not offered is replaced,
+                unless it is a must, or a placement says which model runs.
             run: who hears it, and how long it may take.
 
         Raises:
             InvalidTaskError: the model is a must and not there, or lacks a capability that is
-                needed.
+                needed; or the service can never answer this.
             TaskCancelledError: `run.is_cancelled` said so.
             BackendUnavailableError: the service is down or busy; another may do it now.
             BackendError: the service failed; its subclasses say how.
         """
 
-    def embed(self, request: EmbeddingRequest, *, deadline_s: float) -> Embeddings:
+    def embed(self, request: EmbeddingRequest, run: ChatRun) -> Embeddings:
         """Return a vector for each text.
 
         Args:
             request: the texts; its model is a must.
-            deadline_s: seconds from now until they must be there.
+            run: how long it may take; there are no pieces.
 
         Raises:
             InvalidTaskError: the model is not there or makes no embeddings.
+            TaskCancelledError: `run.is_cancelled` said so.
             BackendUnavailableError: the service is down or busy; another may do it now.
             BackendError: the service failed; its subclasses say how.
+        """
+
+
+class Backend(LlmService, Protocol):
+    """An LLM service on this machine or elsewhere."""
+
+    @property
+    def kind(self) -> str:
+        """What kind of service it is: its row in `BACKENDS`."""
+
+    @property
+    def is_cloud(self) -> bool:
+        """Whether what it is asked leaves the LAN."""
+
+    @property
+    def url(self) -> str:
+        """Where it is; "" if it has no address."""
+
+    def probe(self) -> Availability:
+        """Ask the service what it offers; never raises, takes a few seconds at most."""
+
+    def check(self, model: ModelInfo, *, within_s: float) -> None:
+        """Make `model` do what it is capable of, once: one token, or one vector.
+
+        Raises:
+            BackendError: it does not; its subclasses say how.
+        """
+
+    def load(self, model: str, options: JsonObject, *, within_s: float) -> None:
+        """Bring `model` into memory with these load options.
+
+        Raises:
+            BackendError: it does not come there; its subclasses say how.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class PullProgress:
+    """How far a model has come."""
+
+    #: what is being done, in the service's words
+    status: str
+    #: of all files together; the first never goes back, the second may grow
+    completed_bytes: int = 0
+    total_bytes: int = 0
+
+
+class Managed(Protocol):
+    """A service whose models can be pulled and removed."""
+
+    def pull(
+        self,
+        name: str,
+        on_progress: Callable[[PullProgress], None],
+        is_cancelled: Callable[[], bool],
+    ) -> None:
+        """Install a model, or bring it up to date; what was loaded before is not loaded again.
+
+        Raises:
+            TaskCancelledError: `is_cancelled` said so.
+            InvalidTaskError: there is no such model.
+            BackendError: it cannot be had now.
+        """
+
+    def remove(self, name: str) -> None:
+        """Delete a model from the service's disk.
+
+        Raises:
+            InvalidTaskError: there is no such model.
+            BackendError: it cannot be removed now.
         """

@@ -23,22 +23,22 @@ class Several:
         self._seen: list[Availability] = []
 
     @property
-    def name(self) -> str:
+    def kind(self) -> str:
         """The names of all of them."""
-        return "+".join(backend.name for backend in self._backends)
+        return "+".join(backend.kind for backend in self._backends)
 
     def probe(self) -> Availability:
         """Ask each what it offers; takes as long as all of them together."""
         self._seen = [backend.probe() for backend in self._backends]
-        return together([backend.name for backend in self._backends], self._seen)
+        return together([backend.kind for backend in self._backends], self._seen)
 
     def chat(self, request: ChatRequest, run: ChatRun) -> Completion:
         """Return the answer of the backend that suits; see `Backend.chat`."""
         return self._suiting(request.model).chat(request, run)
 
-    def embed(self, request: EmbeddingRequest, *, deadline_s: float) -> Embeddings:
+    def embed(self, request: EmbeddingRequest, run: ChatRun) -> Embeddings:
         """Return the vectors of the backend that suits; see `Backend.embed`."""
-        return self._suiting(request.model).embed(request, deadline_s=deadline_s)
+        return self._suiting(request.model).embed(request, run)
 
     def _suiting(self, model: str | None) -> Backend:
         if not self._seen:

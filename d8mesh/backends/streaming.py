@@ -16,8 +16,9 @@ import struct
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeVar
 
 from d8mesh.backends.backend import ChatRun
 from d8mesh.core.protocol.chat import Completion, Piece, completion_of
@@ -28,16 +29,13 @@ from d8mesh.errors import (
     BackendStalledError,
     BackendTooLargeError,
     BackendUnavailableError,
+    D8Error,
     TaskCancelledError,
 )
 
 if TYPE_CHECKING:
     import httpx
 
-#: Seconds without a token in the middle of an answer: far slower than any model that fits.
-STALL_S: Final = 60.0
-#: Before the first token a large model may have to come from a slow disk.
-FIRST_TEXT_S: Final = 300.0
 #: An answer, thoughts and all: the longest contexts give a few megabytes, a result must hold it.
 MAX_TEXT_BYTES: Final = 8 * 1024 * 1024
 #: All bytes of an answer: each token comes with some 150 bytes around it.
@@ -62,70 +60,106 @@ WANTED_LOOK_S: Final = 0.1
 _RESET_AT_CLOSE: Final = struct.pack("hh" if sys.platform == "win32" else "ii", 1, 0)
 
 
-def completion(reader: AnswerReader, model: str, run: ChatRun) -> Completion:
+class Part(Protocol):
+    """What a line of an answer means."""
+
+    @property
+    def ending(self) -> object:
+        """Something true if it is the last."""
+
+    @property
+    def is_sign_of_life(self) -> bool:
+        """Whether the service has got further."""
+
+
+P = TypeVar("P", bound=Part)
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """An answer with another HTTP status than 200."""
+
+    status: int
+    #: by their names in lower case
+    headers: Mapping[str, str]
+    #: the beginning of it
+    body: bytes
+
+    @property
+    def reason(self) -> str:
+        """What it says, in one bounded line."""
+        return f"HTTP {self.status}: {error_in(self.body)}"
+
+
+def completion(
+    reader: AnswerReader[Piece], model: str, run: ChatRun, *, max_pieces: int | None = None
+) -> Completion:
     """Return the whole answer, each piece told as it comes; the reader is closed in any case.
 
     Args:
-        run: without `stall_s` it is `STALL_S`, and `FIRST_TEXT_S` before the first text.
+        max_pieces: of something that the model said; more come only if the service passes over
+            its bound of tokens.
 
     Raises:
         TaskCancelledError: `is_cancelled` said so.
-        BackendStalledError: no text came for too long.
+        BackendStalledError: nothing came for too long.
         BackendDeadlineError: `deadline_s` are over.
-        BackendTooLargeError: more than `MAX_TEXT_BYTES` of text.
+        BackendTooLargeError: more than `MAX_TEXT_BYTES` of text, or than `max_pieces`.
         BackendError: what the reader came upon.
     """
     pieces: list[Piece] = []
-    clocks, size = _Clocks(reader.service, run), 0
-    try:
-        while not (pieces and pieces[-1].ending):
-            if run.is_cancelled():
-                raise TaskCancelledError
-            clocks.check_deadline(time.monotonic())
-            piece = reader.next(WANTED_LOOK_S)
-            if piece is None or not piece.is_sign_of_life:
-                clocks.check_silence(time.monotonic())
-            if piece is None:
-                continue
+    count = size = 0
+    with contextlib.closing(parts(reader, run)) as coming:
+        for piece in coming:
+            count += piece.is_sign_of_life
             size += piece.size_bytes
             if size > MAX_TEXT_BYTES:
                 sent = f"{reader.service} sent more than {MAX_TEXT_BYTES} bytes of text"
                 raise BackendTooLargeError(sent)
+            if max_pieces is not None and count > max_pieces:
+                raise BackendTooLargeError(
+                    f"{reader.service} generates without end: more tokens than it was asked for"
+                )
             pieces.append(piece)
             run.on_piece(piece)
-            if piece.is_sign_of_life:
-                # After the listener has had it: the time that it takes is no silence.
-                clocks.hear(time.monotonic())
-    finally:
-        reader.close()
     return completion_of(pieces, model)
 
 
-class _Clocks:
-    """The two clocks of an answer: its deadline, and the silence since the last text."""
+def parts(reader: AnswerReader[P], run: ChatRun) -> Generator[P, None, None]:
+    """Yield what comes until the last; the one place where the clocks of an answer are looked at.
 
-    def __init__(self, service: str, run: ChatRun) -> None:
-        self._service, self._deadline_s = service, run.deadline_s
-        self._started = self._heard = time.monotonic()
-        self._later_s = STALL_S if run.stall_s is None else run.stall_s
-        self._patience_s = FIRST_TEXT_S if run.stall_s is None else run.stall_s
+    The time that the taker of a part needs is no silence. The reader is closed in any case.
 
-    def hear(self, now: float) -> None:
-        self._heard, self._patience_s = now, self._later_s
+    Raises:
+        TaskCancelledError: `is_cancelled` said so.
+        BackendStalledError: no sign of life for `first_token_s`, later for `token_gap_s`.
+        BackendDeadlineError: `deadline_s` are over.
+        BackendError: what the reader came upon.
+    """
+    started = heard = time.monotonic()
+    patience_s, part = run.first_token_s, None
+    try:
+        while part is None or not part.ending:
+            if run.is_cancelled():
+                raise TaskCancelledError
+            if time.monotonic() - started >= run.deadline_s:
+                raise BackendDeadlineError(
+                    f"the answer was not complete after {max(run.deadline_s, 0):.0f} s: "
+                    "raise deadline_s or TASK_TIMEOUT, or ask for fewer max_tokens"
+                )
+            part = reader.next(WANTED_LOOK_S)
+            is_alive = part is not None and part.is_sign_of_life
+            if not is_alive and time.monotonic() - heard >= patience_s:
+                raise BackendStalledError(f"{reader.service} sent nothing for {patience_s:g} s")
+            if part is not None:
+                yield part
+            if is_alive:
+                heard, patience_s = time.monotonic(), run.token_gap_s
+    finally:
+        reader.close()
 
-    def check_deadline(self, now: float) -> None:
-        if now - self._started >= self._deadline_s:
-            raise BackendDeadlineError(
-                f"the answer was not complete after {max(self._deadline_s, 0):.0f} s: "
-                "raise deadline_s or TASK_TIMEOUT, or ask for fewer max_tokens"
-            )
 
-    def check_silence(self, now: float) -> None:
-        if now - self._heard >= self._patience_s:
-            raise BackendStalledError(f"{self._service} sent no text for {self._patience_s:g} s")
-
-
-class AnswerReader:
+class AnswerReader(Generic[P]):
     """An answer's connection, read by a thread of its own so that it can always be ended.
 
     Args:
@@ -133,6 +167,7 @@ class AnswerReader:
         url: where it is, for errors.
         lines: given this reader, whose `hooks` its client must have; yields the answer's lines.
         piece_of: what a line means; `TypeError` and the like if it is no line of an answer.
+        refused: the error that a status other than 200 means; None: as `refusal_error` says.
     """
 
     def __init__(
@@ -140,12 +175,15 @@ class AnswerReader:
         service: str,
         url: str,
         *,
-        lines: Callable[[AnswerReader], Iterator[bytes]],
-        piece_of: Callable[[Any], Piece],
+        lines: Callable[[AnswerReader[P]], Iterator[bytes]],
+        piece_of: Callable[[Any], P],
+        refused: Callable[[Refusal], D8Error] | None = None,
     ) -> None:
         self.service, self._url = service, url
-        self._lines, self._piece_of = lines, piece_of
-        self._pieces: queue.Queue[Piece | Exception] = queue.Queue(MAX_AHEAD)
+        self._lines, self._piece_of, self._refused = lines, piece_of, refused
+        #: how the service refused to answer, if it did
+        self.refusal: Refusal | None = None
+        self._pieces: queue.Queue[P | Exception] = queue.Queue(MAX_AHEAD)
         self._is_closed = threading.Event()
         self._socket: socket.socket | None = None
         self._thread = threading.Thread(target=self._read, name="answer-reader", daemon=True)
@@ -156,7 +194,7 @@ class AnswerReader:
         """The event hooks of the httpx client that makes the connection."""
         return {"request": [self._prepare], "response": [self._guard]}
 
-    def next(self, wait_s: float) -> Piece | None:
+    def next(self, wait_s: float) -> P | None:
         """Return the next piece, or None if none came within `wait_s`; raise its error."""
         try:
             piece = self._pieces.get(timeout=wait_s)
@@ -184,7 +222,7 @@ class AnswerReader:
         except Exception as error:
             self._put(self._translated(error))
 
-    def _put(self, piece: Piece | Exception) -> bool:
+    def _put(self, piece: P | Exception) -> bool:
         while not self._is_closed.is_set():
             with contextlib.suppress(queue.Full):
                 self._pieces.put(piece, timeout=WANTED_LOOK_S)
@@ -209,16 +247,15 @@ class AnswerReader:
             if encoding.lower() != "identity":
                 raise BackendAnswerError(f"{service} sent a compressed answer ({encoding[:40]!r})")
             return
-        if 300 <= status < 400:
-            raise BackendAnswerError(f"{service} redirects (HTTP {status}): is the address right?")
-        reason = f"HTTP {status}: {_error_text(response)}"
-        if status in BUSY:
-            raise BackendUnavailableError(f"{service} is busy ({reason})")
-        raise BackendError(f"{service} failed ({reason})")
+        headers = {name.lower(): value for name, value in response.headers.items()}
+        self.refusal = Refusal(status, headers, _beginning(response))
+        if self._refused is not None and not 300 <= status < 400:
+            raise self._refused(self.refusal)
+        raise refusal_error(service, self.refusal)
 
-    def _translated(self, error: Exception) -> BackendError:
+    def _translated(self, error: Exception) -> D8Error:
         """Return the error of ours for what the package, httpx or JSON raised."""
-        if isinstance(error, BackendError):
+        if isinstance(error, D8Error):
             return error
         import httpx
 
@@ -250,13 +287,24 @@ def shut(connection: socket.socket | None) -> None:
             connection.shutdown(socket.SHUT_RDWR)
 
 
-def _error_text(response: httpx.Response) -> str:
+def refusal_error(service: str, refusal: Refusal) -> BackendError:
+    """Return what a status other than 200 means, where a service says no more than HTTP does."""
+    if 300 <= refusal.status < 400:
+        return BackendAnswerError(
+            f"{service} redirects (HTTP {refusal.status}): is the address right?"
+        )
+    if refusal.status in BUSY:
+        return BackendUnavailableError(f"{service} is busy ({refusal.reason})")
+    return BackendError(f"{service} failed ({refusal.reason})")
+
+
+def _beginning(response: httpx.Response) -> bytes:
     found = b""
     for chunk in response.iter_raw(1024):
         found += chunk
         if len(found) >= MAX_ERROR_BYTES:
             break
-    return error_in(found)
+    return found[:MAX_ERROR_BYTES]
 
 
 def error_in(content: bytes) -> str:
@@ -268,7 +316,9 @@ def error_in(content: bytes) -> str:
     return shown(text)
 
 
-def lines_of(service: str, chunks: Iterable[bytes]) -> Iterator[bytes]:
+def lines_of(
+    service: str, chunks: Iterable[bytes], *, max_line_bytes: int = MAX_LINE_BYTES
+) -> Iterator[bytes]:
     """Yield the lines that are not empty, split at newlines alone, and bounded."""
     begun, total = bytearray(), 0  # a line that has not ended grows in place, however it is cut
     for chunk in chunks:
@@ -278,7 +328,7 @@ def lines_of(service: str, chunks: Iterable[bytes]) -> Iterator[bytes]:
             begun.clear()
         begun += rest
         total += len(chunk)
-        if total > MAX_WIRE_BYTES or len(begun) > MAX_LINE_BYTES:
+        if total > MAX_WIRE_BYTES or len(begun) > max_line_bytes:
             raise BackendTooLargeError(f"{service} sent more than an answer may hold")
         yield from filter(bytes.strip, lines)
     if begun.strip():

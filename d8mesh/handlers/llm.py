@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Final
 
-from d8mesh.backends.backend import Backend, ChatRun
+from d8mesh.backends.backend import ChatRun, LlmService
 from d8mesh.core.protocol.chat import ChatRequest, Completion, FinishReason, Piece
 from d8mesh.core.protocol.model_names import plain_name
 from d8mesh.handlers import Data, Handler, TaskContext
@@ -33,7 +34,7 @@ MAX_IGNORED_CHARS: Final = 200
 Warn = Callable[[str], None]
 
 
-def llm_handlers(backend: Backend, *, warn: Warn = lambda text: None) -> dict[str, Handler]:
+def llm_handlers(backend: LlmService, *, warn: Warn = lambda text: None) -> dict[str, Handler]:
     """Return the handlers of the task types that `backend` answers.
 
     The result of a chat holds ``success``, ``output`` (the text), ``model`` (which really ran),
@@ -60,7 +61,9 @@ def llm_handlers(backend: Backend, *, warn: Warn = lambda text: None) -> dict[st
     return {"agent_action": agent_action, "code_generation": code_generation}
 
 
-def embedding_handlers(backend: Backend, *, warn: Warn = lambda text: None) -> dict[str, Handler]:
+def embedding_handlers(
+    backend: LlmService, *, warn: Warn = lambda text: None
+) -> dict[str, Handler]:
     """Return the handler of ``embed``: texts in, a vector for each in ``output``.
 
     Its result holds ``success``, ``output``, ``model``, ``tokens_used`` and ``duration_s``; if
@@ -71,7 +74,7 @@ def embedding_handlers(backend: Backend, *, warn: Warn = lambda text: None) -> d
     def embed(data: Data, context: TaskContext) -> object:
         request, started = embedding_request(data), time.monotonic()
         context.raise_if_cancelled()
-        made = backend.embed(request, deadline_s=context.remaining_s)
+        made = backend.embed(request, _run(context))
         result: dict[str, object] = {
             "success": True,
             "output": [list(vector) for vector in made.vectors],
@@ -96,23 +99,28 @@ def _once(warn: Warn) -> Warn:
 
 
 def _answered(
-    backend: Backend, request: ChatRequest, context: TaskContext, warn: Warn
+    backend: LlmService, request: ChatRequest, context: TaskContext, warn: Warn
 ) -> dict[str, object]:
     def emit(piece: Piece) -> None:
         if piece.text:
             context.emit(piece.text)
 
     started = time.monotonic()
-    run = ChatRun(
-        on_piece=emit, is_cancelled=lambda: context.is_cancelled, deadline_s=context.remaining_s
-    )
-    completion = backend.chat(request, run)
+    completion = backend.chat(request, replace(_run(context), on_piece=emit))
     if request.model and plain_name(request.model) != plain_name(completion.model):
         warn(
             f"tasks wish for the model {request.model!r}, which no worker of the mesh offers: "
             f"{completion.model!r} answers in its place"
         )
     return _result(completion, request, time.monotonic() - started)
+
+
+def _run(context: TaskContext) -> ChatRun:
+    return ChatRun(
+        is_cancelled=lambda: context.is_cancelled,
+        deadline_s=context.remaining_s,
+        placement=getattr(context, "placement", None),
+    )
 
 
 def _result(completion: Completion, request: ChatRequest, duration_s: float) -> dict[str, object]:

@@ -16,6 +16,7 @@ from typing import Final
 
 from d8mesh.backends import configured
 from d8mesh.backends.backend import Availability, Backend
+from d8mesh.backends.several import Several
 from d8mesh.config import PORTS_END, STATUS_PORT_TRIES, Config
 from d8mesh.core.protocol.addresses import LOOPBACK
 from d8mesh.edge import data_folder, logs
@@ -120,7 +121,7 @@ class Probe:
     def __init__(
         self,
         worker: Worker,
-        backend: Backend,
+        backend: Backend | Several,
         *,
         on_change: Callable[[Availability, tuple[str, ...]], None] = lambda seen, types: None,
         warn: Callable[[str], None] = lambda text: None,
@@ -132,7 +133,7 @@ class Probe:
         self._embeds = embedding_handlers(backend, warn=warn)
         self._seen: Availability | None = None
         unseen = Availability(is_up=False, reason="not asked yet")
-        worker.offer(self._others, backend=_body(backend.name, unseen))
+        worker.offer(self._others, backend=_body(backend.kind, unseen))
         for name, handler in (self._chats | self._embeds).items():
             worker.register(name, handler)
 
@@ -157,7 +158,7 @@ class Probe:
         self._worker.offer(
             (*self._others, *chats, *embeds),
             (*seen.models, *seen.embedders),
-            backend=_body(self._backend.name, seen),
+            backend=_body(self._backend.kind, seen),
             trouble=seen.reason,
         )
         self._on_change(seen, tuple(self._chats))

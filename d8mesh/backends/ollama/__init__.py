@@ -71,7 +71,8 @@ class OllamaBackend:
     Thread: any; each chat has a connection and a reading thread of its own.
     """
 
-    name: Final = "ollama"
+    kind: Final = "ollama"
+    is_cloud: Final = False
 
     def __init__(
         self,
@@ -113,7 +114,7 @@ class OllamaBackend:
             self._seen = None  # it may have gone, or the model with it
             raise
 
-    def embed(self, request: EmbeddingRequest, *, deadline_s: float) -> Embeddings:
+    def embed(self, request: EmbeddingRequest, run: ChatRun) -> Embeddings:
         """Return Ollama's vectors; see `Backend.embed`."""
         model = matching(request.model, self._seen_embedders())
         if model is None:  # it may have been pulled just now
@@ -124,7 +125,7 @@ class OllamaBackend:
             raise InvalidTaskError(
                 f"model: {request.model!r} makes no embeddings here; those that do: {offered}"
             )
-        return embeddings(self.base_url, request, model=model, within_s=deadline_s)
+        return embeddings(self.base_url, request, model=model, within_s=run.deadline_s)
 
     def _seen_embedders(self) -> tuple[str, ...]:
         seen = self._seen

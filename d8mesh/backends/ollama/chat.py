@@ -35,7 +35,7 @@ KEEP_ALIVE: Final = "15m"
 
 def asked(
     url: str, request: ChatRequest, *, model: str, temperature: float, max_tokens: int
-) -> AnswerReader:
+) -> AnswerReader[Piece]:
     """Begin a chat with `model` at `url`; the request's own temperature and bound go before."""
     own = (request.temperature, request.max_tokens)
     options = dict(request.options)
@@ -50,7 +50,7 @@ def asked(
         "stream": True,
     }
 
-    def lines(reader: AnswerReader) -> Iterator[bytes]:
+    def lines(reader: AnswerReader[Piece]) -> Iterator[bytes]:
         try:
             import httpx
             from ollama import Client

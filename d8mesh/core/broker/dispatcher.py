@@ -88,7 +88,9 @@ class Dispatcher:
         at: float = 0.0,
     ) -> None:
         signer = TokenSigner(restored.secret, restored.epoch)
-        state = self.state = BrokerState(policy, restored.epoch, signer, draw, now=now, at=at)
+        state = self.state = BrokerState(
+            policy, restored.epoch, signer, draw, now=now, at=at, started_at=at
+        )
         self._streaming = streaming = Streaming(state)
         self._outcomes = outcomes = TaskOutcomes(state, streaming)
         self._returns = returns = Returns(state, outcomes)

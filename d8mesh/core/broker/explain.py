@@ -13,7 +13,7 @@ import msgspec
 
 from d8mesh.core.broker import obstacles, placement, service_views
 from d8mesh.core.broker.obstacles import Remedy, duration
-from d8mesh.core.broker.queue import LaneKey, lane_key
+from d8mesh.core.broker.queue import LaneKey
 from d8mesh.core.broker.records import Batch, History, TaskRecord
 from d8mesh.core.broker.standings import Decision, Obstacle, Standing
 from d8mesh.core.broker.state import BrokerState
@@ -194,7 +194,7 @@ def _candidate(standing: Standing) -> Body:
 
 def _workers(state: BrokerState, spec: Spec, history: History | None) -> Iterator[Body]:
     """Yield the workers that run such tasks by themselves, without a service of theirs."""
-    key = lane_key(spec)
+    key = LaneKey.of(spec)
     for worker in state.registry.workers.values():
         if spec.type not in worker.types or spec.type in worker.placed_types:
             continue

@@ -99,9 +99,7 @@ class TaskOutcomes:
         self._state.record(fact)
         workers = state.registry.workers
         if state.services.flights:
-            is_success = (
-                True if code == COMPLETED_STATE else False if code == FAILED_STATE else None
-            )
+            is_success = True if code == COMPLETED_STATE else None
             for task_id in ids:
                 state.services.end(task_id, state.now, is_success=is_success)
         stops: dict[str, list[str]] = {}

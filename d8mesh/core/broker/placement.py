@@ -21,7 +21,7 @@ from difflib import get_close_matches
 from itertools import islice
 from typing import Final
 
-from d8mesh.core.broker.queue import LaneKey, lane_key
+from d8mesh.core.broker.queue import LaneKey
 from d8mesh.core.broker.records import TaskRecord
 from d8mesh.core.broker.worker_registry import Dialect, WorkerRegistry, WorkerState
 from d8mesh.core.protocol.model_names import wish_in
@@ -117,7 +117,7 @@ def suits_retry(worker: WorkerState, task: TaskRecord, registry: WorkerRegistry)
     if task.history is None or worker.worker_id not in task.history.failed_on:
         return True
     failed_on = task.history.failed_on
-    key = lane_key(task.batch.spec)
+    key = LaneKey.of(task.batch.spec)
     return not any(
         other.may_have_room and other.worker_id not in failed_on and can_run(other, key, registry)
         for other in registry.serving.get(key.type, {}).values()

@@ -33,12 +33,13 @@ class LaneKey(NamedTuple):
     """What tasks of one lane share: all that decides who can run them."""
 
     type: str
+    #: of the wish, what decides who may run it: what helps to choose differs from task to task
     model: str
 
-
-def lane_key(spec: Spec) -> LaneKey:
-    """Return the lane of tasks of a spec."""
-    return LaneKey(spec.type, lane_part(spec.model))
+    @classmethod
+    def of(cls, spec: Spec) -> LaneKey:
+        """Return where tasks of this spec wait."""
+        return cls(spec.type, lane_part(spec.model))
 
 
 class Turn(NamedTuple):
@@ -166,7 +167,7 @@ class ReadyQueue:
 
     def ahead_of(self, batch: Batch, index: int) -> tuple[int, bool]:
         """Return how many tasks of its type and model go before one; see `Lane.ahead_of`."""
-        lane = self.lanes.get(lane_key(batch.spec))
+        lane = self.lanes.get(LaneKey.of(batch.spec))
         return (0, False) if lane is None else lane.ahead_of(batch, index)
 
     def put_batch(self, batch: Batch) -> None:
@@ -224,7 +225,7 @@ class ReadyQueue:
         return best
 
     def _lane(self, batch: Batch) -> Lane:
-        key = lane_key(batch.spec)
+        key = LaneKey.of(batch.spec)
         lane = self.lanes.get(key)
         if lane is None:
             lane = self.lanes[key] = Lane(key)

@@ -13,7 +13,7 @@ import msgspec
 
 from d8mesh.core.broker import explain, model_report, placement
 from d8mesh.core.broker.metrics import Snapshot
-from d8mesh.core.broker.queue import lane_key
+from d8mesh.core.broker.queue import LaneKey
 from d8mesh.core.broker.records import Batch, History, TaskRecord
 from d8mesh.core.broker.state import BrokerState
 from d8mesh.core.broker.store import FinishedTask, PastAttempt
@@ -109,12 +109,12 @@ def _why_queued(
         if of_many is None:
             return explain.why_waiting(state, spec, task)
         failed_at = frozenset[str]() if task is None else task.failed_at
-        alike = (*lane_key(spec), spec.priority, failed_at)
+        alike = (*LaneKey.of(spec), spec.priority, failed_at)
         if alike not in of_many:
             of_many[alike] = explain.why_waiting(state, spec, task)
         return of_many[alike]
     is_one_of_many = of_many is not None
-    return placement.why_waiting(lane_key(spec), state.registry, is_one_of_many=is_one_of_many)
+    return placement.why_waiting(LaneKey.of(spec), state.registry, is_one_of_many=is_one_of_many)
 
 
 def _trouble(history: History) -> str:

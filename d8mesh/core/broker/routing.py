@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from heapq import heapify, heapreplace
 from typing import Final, NamedTuple
 
-from d8mesh.core.broker.services import ModelState, ServiceTable
+from d8mesh.core.broker.services import ModelState, ServiceState, ServiceTable
 from d8mesh.core.broker.standings import Obstacle
 from d8mesh.core.protocol.model_names import plain_name
 from d8mesh.core.protocol.wish import Cloud, Wish
@@ -44,6 +44,8 @@ PAUSED_LONG_S: Final = 60.0
 #: What a request takes where nothing is known of its kind.
 PROMPT_TOKENS: Final = 200
 OUTPUT_TOKENS: Final = 200
+#: The longest answer of a task that says nothing of it, as the handlers bound it.
+LONGEST_ANSWER_TOKENS: Final = 2000
 #: Of a machine that nothing is known of: bytes read from memory for each token of an answer, which
 #: is all of the model's, tokens of a prompt for one of an answer, and bytes loaded from its disk.
 MEMORY_BYTES_PER_S: Final = 50e9
@@ -66,6 +68,12 @@ class Ask(NamedTuple):
     #: a model of the wish that nobody has now may be back at any moment
     is_expected: bool = False
 
+    @property
+    def tokens(self) -> int:
+        """What an account counts of it when it is sent: the longest answer that is asked for."""
+        prompt = self.wish.prompt_tokens or PROMPT_TOKENS
+        return prompt + (self.wish.output_tokens or LONGEST_ANSWER_TOKENS)
+
 
 @dataclass(slots=True, eq=False)
 class Weighed:
@@ -78,6 +86,9 @@ class Weighed:
     #: the same without loading
     run_s: float = 0.0
     room: int = 0
+    #: the same before what the pace taught, and whether by measured speeds
+    raw_s: float = 0.0
+    is_measured: bool = False
     until_s: float | None = None
     why: str = ""
 
@@ -135,7 +146,7 @@ def _suits(model: ModelState, wish: Wish) -> bool:
     can = model.info.can
     if wish.needs and can and not wish.needs <= set(can):
         return False
-    return not wish.machine or is_at(model, wish.machine)
+    return not wish.machine or is_at(model.service, wish.machine)
 
 
 def _chats(model: ModelState, wish: Wish) -> bool:
@@ -146,9 +157,9 @@ def _is_sure(model: ModelState, wish: Wish) -> bool:
     return wish.needs <= set(model.info.can)
 
 
-def is_at(model: ModelState, machine: str) -> bool:
-    """Return whether a model is at the machine, worker or service of that name."""
-    service, wanted = model.service, machine.lower()
+def is_at(service: ServiceState, machine: str) -> bool:
+    """Return whether a service is at the machine, worker or service of that name."""
+    wanted = machine.lower()
     names = {service.id.lower(), service.machine.lower()}
     for worker, _ in service.told.values():
         names |= {worker.worker_id.lower(), worker.host.lower()}
@@ -267,17 +278,21 @@ def _slots(each: Weighed, now: float) -> list[tuple[float, float]]:
 
 
 def weigh(table: ServiceTable, ask: Ask, cloud: Cloud, now: float) -> list[Weighed]:
-    """Return the candidates of the tier that counts, each with what stands against it alone."""
+    """Return the candidates of the tier that counts, each with what stands against it alone.
+
+    Where no tier has any that is worth waiting for, those of all.
+    """
     may_leave = ask.wish.cloud or cloud
-    weighed: list[Weighed] = []
+    all_weighed: list[Weighed] = []
     found = tiers(table, ask.wish, is_expected=ask.is_expected)
     if not ask.wish.is_strict and ask.wish.models and _is_long_paused(found, now):
         found.append(_defaults(table, ask.wish))
     for tier in found:
         weighed = _weigh_tier(table, tier, ask, may_leave, now)
         if any(each.obstacle in _USABLE for each in weighed):
-            break
-    return weighed
+            return weighed
+        all_weighed += weighed
+    return all_weighed
 
 
 #: What may pass by itself within one request: such a candidate is worth waiting for.
@@ -303,7 +318,8 @@ def _weigh_tier(
         expected = estimate(model, ask.wish, means[model.plain])
         room = model.room(now)
         each = Weighed(model, None, expected.load_s + expected.run_s, expected.run_s, room)
-        _find_obstacle(each, may_leave, now)
+        each.raw_s, each.is_measured = expected.raw_s, expected.is_measured
+        _find_obstacle(each, ask, may_leave, now)
         weighed.append(each)
     fresh = [each for each in weighed if each.model.service.id not in ask.failed_at]
     if ask.failed_at and any(each.obstacle in _USABLE for each in fresh):
@@ -313,14 +329,19 @@ def _weigh_tier(
     return weighed
 
 
-def _find_obstacle(each: Weighed, may_leave: Cloud, now: float) -> None:
-    model = each.model
+def _find_obstacle(each: Weighed, ask: Ask, may_leave: Cloud, now: float) -> None:
+    model, budget = each.model, each.model.budget
     if model.service.is_cloud and may_leave is Cloud.NEVER:
         each.obstacle = Obstacle.CLOUD_FORBIDDEN
     elif not model.reach:
         each.obstacle, each.why = Obstacle.PAUSED, model.paused
     elif now < model.own_pause_until:
         each.obstacle, each.until_s = Obstacle.PAUSED, model.own_pause_until - now
+    elif budget is not None and not budget.fits(ask.tokens):
+        each.obstacle = Obstacle.DOES_NOT_FIT
+        each.why = f"about {ask.tokens} tokens are more than its account allows in a minute"
+    elif budget is not None and (wait_s := budget.free_in_s(ask.tokens, now)) > 0.0:
+        each.obstacle, each.until_s, each.why = Obstacle.BUDGET_USED, wait_s, budget.why(now)
     elif not each.room:
         is_loading = not model.is_loaded and (model.in_flight or now < model.warming_until)
         each.obstacle = Obstacle.LOADING if is_loading else Obstacle.FULL

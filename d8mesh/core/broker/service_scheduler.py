@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Final
 
-from d8mesh.core.broker import routing, service_views
+from d8mesh.core.broker import routing
 from d8mesh.core.broker.queue import Lane
 from d8mesh.core.broker.records import Batch, TaskRecord
-from d8mesh.core.broker.routing import Ask, Weighed
+from d8mesh.core.broker.routing import Weighed
 from d8mesh.core.broker.scheduler import RETRY_SCAN, Scheduler
+from d8mesh.core.broker.service_views import COUNTED_WAITING, ask_of, standing_of
 from d8mesh.core.broker.services import Flight, ModelState
 from d8mesh.core.broker.standings import Decision
 from d8mesh.core.broker.state import BrokerState
@@ -18,8 +19,8 @@ from d8mesh.core.protocol.wish import parse_wish
 #: A model that is loaded ahead must be there after its loading time so often, and this much.
 WARM_FACTOR: Final = 2.0
 WARM_GRACE_S: Final = 5.0
-#: Waiting tasks of one line that are counted one batch at a time.
-COUNTED_WAITING: Final = 256
+#: Candidates that are remembered with a decision.
+MAX_CANDIDATES: Final = 8
 
 
 class ServiceScheduler:
@@ -96,16 +97,11 @@ class ServiceScheduler:
         self, lane: Lane, batch: Batch, failed_at: frozenset[str] = frozenset()
     ) -> tuple[ModelState, list[Weighed]] | None:
         state = self._state
-        ask = self._ask(lane, batch, failed_at)
+        ask = ask_of(state, batch.spec, batch.at, failed_at)
         choice = routing.choose(state.services, ask, state.policy.cloud, state.now)
         if choice.warmed is not None:
             self._warm(choice.warmed)
         return None if choice.taken is None else (choice.taken.model, choice.weighed)
-
-    def _ask(self, lane: Lane, batch: Batch, failed_at: frozenset[str]) -> Ask:
-        wish = parse_wish(batch.spec.model)
-        waiting = lane.count(batch.spec.priority, COUNTED_WAITING)
-        return Ask(wish, batch.spec.priority, failed_at, waiting)
 
     def _place(
         self, lane: Lane, task: TaskRecord, model: ModelState, weighed: list[Weighed]
@@ -119,17 +115,25 @@ class ServiceScheduler:
         placement = Placement(model.service.id, model.name, waiting, options)
         self._scheduler.hand_placed(task, worker, placement)
         chosen = next(each for each in weighed if each.model is model)
-        flight = Flight(worker, model.service.id, model.name, state.now, chosen.estimate_s)
+        flight = Flight(
+            worker, model.service.id, model.name, state.now, chosen.estimate_s,
+            chosen.raw_s, chosen.is_measured, not model.is_loaded,
+        )  # fmt: skip
         services.begin(task.id, flight)
+        if model.budget is not None:
+            tokens = ask_of(state, spec, task.batch.at).tokens
+            model.budget.place(worker.worker_id, tokens, state.now)
         state.registry.refresh(worker)
         services.note_conversation(wish.conversation, model)
         if spec.priority >= routing.INTERACTIVE_PRIORITY:
             services.interactive[model.plain] = state.now
+        nearest = sorted(weighed, key=lambda each: (each is not chosen, each.estimate_s))
+        nearest = nearest[:MAX_CANDIDATES]
         waited_s = max(0.0, state.at - max(task.batch.at, spec.run_at or 0.0))
         decision = Decision(
             task_id=task.id, attempt=task.n, service=model.service.id, model=model.name,
             at=state.at, waited_s=waited_s,
-            candidates=tuple(service_views.standing_of(each, state.now) for each in weighed),
+            candidates=tuple(standing_of(each, state.now) for each in nearest),
         )  # fmt: skip
         services.note_decision(decision)
 

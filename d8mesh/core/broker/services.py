@@ -8,11 +8,13 @@ room; who gets it is `core.broker.routing`'s.
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
 from msgspec import Struct, structs
 
+from d8mesh.core.broker.budgets import BudgetBook
 from d8mesh.core.broker.standings import Decision
 from d8mesh.core.broker.worker_registry import WorkerState
 from d8mesh.core.protocol.messages import Measured, OfferedModel, OfferedService, Services
@@ -74,6 +76,8 @@ class ModelState:
     own_pause_until: float = 0.0
     #: somebody was asked to load it, until that must have come to an end (monotonic)
     warming_until: float = 0.0
+    #: what its account allows, None: no account
+    budget: BudgetBook | None = None
     #: really taken time to expected time; 0: no sample
     pace: float = 0.0
     is_pace_measured: bool = False
@@ -132,6 +136,8 @@ class ServiceTable:
         self.services: dict[str, ServiceState] = {}
         #: task types that live workers answer by services -> how many such workers
         self.types: dict[str, int] = {}
+        #: (service, model) -> what its account allows: kept while nobody reaches it, too
+        self._budgets: dict[tuple[str, str], BudgetBook] = {}
         self._types_of: dict[str, frozenset[str]] = {}
         #: task id -> its placed attempt
         self.flights: dict[str, Flight] = {}
@@ -168,6 +174,7 @@ class ServiceTable:
             self.services[service_id] = service
             service.told.pop(worker.worker_id, None)
             service.told[worker.worker_id] = (worker, told)
+            self._tell_budgets(service_id, worker.worker_id, told.models, now)
             self._merge(service, now)
         self._reindex()
 
@@ -182,6 +189,7 @@ class ServiceTable:
         models.update((model.name, model) for model in message.models)
         told = structs.replace(told, models=list(models.values()))
         service.told[worker.worker_id] = (worker, told)
+        self._tell_budgets(service.id, worker.worker_id, message.models, now)
         self._merge(service, now)
         if before != [(m.name, m.digest, m.can, m.is_loaded) for m in told.models]:
             self._reindex()
@@ -201,6 +209,14 @@ class ServiceTable:
         if types:
             self._types_of[worker_id] = types
 
+    def _tell_budgets(
+        self, service_id: str, worker_id: str, models: Iterable[OfferedModel], now: float
+    ) -> None:
+        for model in models:
+            if model.budget is not None:
+                book = self._budgets.setdefault((service_id, model.name), BudgetBook())
+                book.tell(worker_id, model.budget, now)
+
     def _merge(self, service: ServiceState, now: float) -> None:
         """Make one of what the workers tell of a service; the newest word is the last one."""
         self.is_stirred = True
@@ -218,7 +234,7 @@ class ServiceTable:
             for model in told.models:
                 offers.setdefault(model.name, []).append((worker, model))
         for name in [name for name in service.models if name not in offers]:
-            self._drop(service.models[name], now)
+            self._drop(service.models[name], None if offers else now)
         for name, offered in offers.items():
             self._merge_model(service, name, offered, now)
 
@@ -247,6 +263,7 @@ class ServiceTable:
             flights = service.flights.values()
             model.in_flight = sum(flight.model == name for flight in flights)
         model.info = info
+        model.budget = None if info.budget is None else self._budgets.get((service.id, name))
         model.reach = {w.worker_id: w for w, offer in offered if not offer.paused}
         paused = "" if model.reach else newest.paused
         model.paused_since = now if paused and not model.paused else model.paused_since
@@ -254,10 +271,15 @@ class ServiceTable:
         if not newest.paused and model.own_pause_until:
             model.own_pause_until, model.streak, model.pauses = 0.0, 0, 0
 
-    def _drop(self, model: ModelState, now: float) -> None:
-        """A service has not got a model any more; what runs there ends by itself."""
+    def _drop(self, model: ModelState, gone_since: float | None) -> None:
+        """A service has not got a model any more; what runs there ends by itself.
+
+        Args:
+            gone_since: the service is gone altogether, maybe to be back; None: it was removed.
+        """
         del model.service.models[model.name]
-        self.gone[model.plain] = now
+        if gone_since is not None:
+            self.gone[model.plain] = gone_since
 
     def _go(self, service: ServiceState, now: float) -> None:
         for model in list(service.models.values()):
@@ -319,7 +341,7 @@ class ServiceTable:
         model.in_flight -= 1
         if is_success:
             self._has_answered(model, flight, now)
-        elif is_success is False:
+        elif is_success is False and model.info.budget is None:  # an account's bound is no fault
             self._has_failed(model, now)
 
     def _has_answered(self, model: ModelState, flight: Flight, now: float) -> None:

@@ -191,6 +191,8 @@ class BrokerState:
     listeners: dict[str, set[str]] = field(default_factory=dict)
     now: float = 0.0
     at: float = 0.0
+    #: when this start was (Unix seconds)
+    started_at: float = 0.0
     next_assignment: int = 1
     #: batches whose last task has finished, not yet told to the store
     closed: list[tuple[str, int]] = field(default_factory=list)

@@ -14,11 +14,20 @@ from typing import Final
 
 #: A JSON object, as it was sent.
 JsonObject = Mapping[str, object]
-#: Task types whose ``data["model"]`` is a wish that placement honours.
-MODEL_TYPES: Final = frozenset({"agent_action", "code_generation", "embed"})
+#: Task types that LLM services answer: ``data["model"]`` is a wish that placement honours.
+MODEL_TYPES: Final = frozenset({"agent_action", "code_generation", "embed", "generate"})
 #: What a model must be capable of, as Ollama calls it.
 VISION: Final = "vision"
 TOOLS: Final = "tools"
+INSERT: Final = "insert"
+THINKING: Final = "thinking"
+COMPLETION: Final = "completion"
+EMBEDDING: Final = "embedding"
+#: Ollama's options that a model is loaded with: another value loads it anew, so there is one set
+#: for each model in the whole pool, and no task changes it.
+LOAD_OPTIONS: Final = frozenset(
+    {"draft_num_predict", "main_gpu", "num_batch", "num_ctx", "num_gpu", "num_thread", "use_mmap"}
+)
 
 
 class FinishReason(StrEnum):
@@ -30,27 +39,67 @@ class FinishReason(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Prompt:
+    """A text to go on with, instead of a conversation."""
+
+    text: str = ""
+    #: what stands behind the gap that the model is to fill; needs `INSERT`
+    suffix: str = ""
+    #: base64 of each picture
+    images: tuple[str, ...] = ()
+    #: in place of the model's own; None: its own
+    system: str | None = None
+    template: str | None = None
+    #: of the answer before, as it came there
+    context: tuple[int, ...] = ()
+    #: the text goes to the model as it is, without a template
+    is_raw: bool = False
+
+    @property
+    def is_plain(self) -> bool:
+        """True if a conversation can say the same: `ChatRequest.conversation` does."""
+        return not (self.suffix or self.template is not None or self.context or self.is_raw)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ChatRequest:
-    """A conversation to go on with; None leaves the choice to the backend."""
+    """A conversation to go on with, or a prompt; None leaves the choice to the backend."""
 
     #: objects with ``role``, ``content`` and what else a message of Ollama's may carry
-    messages: tuple[JsonObject, ...]
+    messages: tuple[JsonObject, ...] = ()
+    #: if there is one it is asked, and there are no messages
+    prompt: Prompt | None = None
     model: str | None = None
     #: no other model than `model` will do
     is_model_strict: bool = False
     temperature: float | None = None
     max_tokens: int | None = None
-    #: how the model generates, by the names of Ollama's options
+    #: how the model generates, by the names of Ollama's options; none of `LOAD_OPTIONS`
     options: JsonObject = field(default_factory=dict)
-    #: what else is handed on as it is: tools, format, think, …
+    #: what else is handed on as it is: tools, format, think, keep_alive, truncate, logprobs, …
     more: JsonObject = field(default_factory=dict)
 
     @property
     def needs(self) -> frozenset[str]:
-        """What the model must be capable of: `VISION`, `TOOLS`."""
+        """What the model must be capable of: `VISION`, `TOOLS`, `INSERT`."""
         has_images = any(message.get("images") for message in self.messages)
-        wanted = ((VISION, has_images), (TOOLS, bool(self.more.get("tools"))))
+        wanted = (
+            (VISION, has_images or bool(self.prompt and self.prompt.images)),
+            (TOOLS, bool(self.more.get("tools"))),
+            (INSERT, bool(self.prompt and self.prompt.suffix)),
+        )
         return frozenset(name for name, is_needed in wanted if is_needed)
+
+    @property
+    def conversation(self) -> tuple[JsonObject, ...]:
+        """The messages, or those that say the same as the prompt; see `Prompt.is_plain`."""
+        if self.prompt is None:
+            return self.messages
+        asked: dict[str, object] = {"role": "user", "content": self.prompt.text}
+        if self.prompt.images:
+            asked["images"] = list(self.prompt.images)
+        system = self.prompt.system
+        return (*([{"role": "system", "content": system}] if system else []), asked)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,11 +108,23 @@ class Usage:
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    #: those of the prompt that the service still had in memory; they are counted in it
+    cached_tokens: int = 0
 
     @property
     def total(self) -> int:
         """Of the question and the answer together."""
         return self.prompt_tokens + self.completion_tokens
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timing:
+    """Seconds that a request took at the service, by its own account; 0 where it does not tell."""
+
+    load_s: float = 0.0
+    prompt_s: float = 0.0
+    output_s: float = 0.0
+    total_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +133,20 @@ class Ending:
 
     finish_reason: FinishReason = FinishReason.STOP
     usage: Usage = Usage()
+    timing: Timing = Timing()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Origin:
+    """Which LLM service gave an answer."""
+
+    #: its id in the pool
+    service: str
+    #: the machine that it runs on, for people
+    machine: str
+    #: its kind: a row of `BACKENDS`
+    backend: str
+    is_cloud: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +161,8 @@ class Piece:
     #: of the tokens of the answer, if they were asked for
     logprobs: tuple[object, ...] = ()
     ending: Ending | None = None
+    #: fields of the service's answer that have no place here, as they came
+    extra: JsonObject = field(default_factory=dict)
 
     @property
     def is_sign_of_life(self) -> bool:
@@ -95,7 +172,7 @@ class Piece:
     @property
     def size_bytes(self) -> int:
         """How much of a result it takes, about."""
-        others = [*self.tool_calls, *self.logprobs]
+        others = [*self.tool_calls, *self.logprobs, *([self.extra] if self.extra else ())]
         size = len(self.text.encode()) + len(self.thinking.encode())
         return size + (len(json.dumps(others)) if others else 0)
 
@@ -111,6 +188,10 @@ class Completion:
     tool_calls: tuple[JsonObject, ...] = ()
     logprobs: tuple[object, ...] = ()
     ending: Ending = Ending()
+    #: fields of the service's answer that have no place here: the last of each name
+    extra: JsonObject = field(default_factory=dict)
+    #: who answered; None where no pool was asked
+    origin: Origin | None = None
 
 
 def completion_of(pieces: Sequence[Piece], model: str) -> Completion:
@@ -128,6 +209,7 @@ def completion_of(pieces: Sequence[Piece], model: str) -> Completion:
         tool_calls=calls,
         logprobs=tuple(each for piece in pieces for each in piece.logprobs),
         ending=ending,
+        extra={name: value for piece in pieces for name, value in piece.extra.items()},
     )
 
 
@@ -140,6 +222,8 @@ class EmbeddingRequest:
     model: str
     #: None: the model's own
     dimensions: int | None = None
+    #: by the names of Ollama's options; none of `LOAD_OPTIONS`
+    options: JsonObject = field(default_factory=dict)
     more: JsonObject = field(default_factory=dict)
 
 
@@ -150,3 +234,6 @@ class Embeddings:
     vectors: tuple[tuple[float, ...], ...]
     model: str
     usage: Usage = Usage()
+    timing: Timing = Timing()
+    extra: JsonObject = field(default_factory=dict)
+    origin: Origin | None = None
