@@ -25,6 +25,8 @@ BROKER_PORT_TRIES: Final = 10
 STATUS_PORT_TRIES: Final = 11
 #: One more than the last port there is.
 PORTS_END: Final = 65_536
+#: LLM services named in one variable: a worker tells of 64 at most.
+MAX_HOSTS: Final = 32
 #: What older D8 files carry; far too small for a night's batch.
 LEGACY_QUEUE_SIZE: Final = 1000
 
@@ -41,6 +43,11 @@ class Config:
     ollama_url: str | None = None
     ollama_model: str | None = None
     ollama_listen: str = "0.0.0.0:7100"
+    ollama_hosts: tuple[str, ...] = ()
+    ollama_mdns: bool = False
+    ollama_serve: bool = True
+    first_token_s: float = 300.0
+    token_gap_s: float = 60.0
     status_port: int = 7200
     worker_id: str | None = None
     worker_type: str | None = None
@@ -171,6 +178,18 @@ def _url(default_port: int) -> Parser:
     return parse
 
 
+def _urls(default_port: int) -> Parser:
+    one = _url(default_port)
+
+    def parse(text: str) -> tuple[str, ...]:
+        parts = [part.strip() for part in text.split(",") if part.strip()]
+        if not 0 < len(parts) <= MAX_HOSTS:
+            raise ValueError(text)
+        return tuple(dict.fromkeys(str(one(part)) for part in parts))
+
+    return parse
+
+
 def _names(pattern: str, *, is_printable: bool = False) -> Parser:
     def parse(text: str) -> tuple[str, ...]:
         names = tuple(part.strip() for part in text.split(",") if part.strip())
@@ -198,6 +217,13 @@ _PART: Final = r"[A-Za-z0-9_][A-Za-z0-9_.@+-]*"
 #: The name of a model, ``library/name:tag``: no URL, no way up, no option.
 MODEL_PATTERN: Final = rf"(?=.{{1,128}}\Z){_PART}(?:[:/]{_PART})*"
 _IS_NAME: Final = _matching(NAME_PATTERN)
+
+
+def is_model_name(text: str) -> bool:
+    """Return whether a model may be called so."""
+    return re.fullmatch(MODEL_PATTERN, text, re.ASCII) is not None
+
+
 _PORT: Final = _integer(1, 65535)
 _PORT_TEXT: Final = "a port, 1 to 65535"
 _NAME_TEXT: Final = "1 to 128 of A-Z a-z 0-9 _ . : @ + -, starting with a letter, digit or _"
@@ -207,6 +233,7 @@ _IS_KEY: Final = _matching(r"[!-~]{8,256}")
 _KEY_TEXT: Final = "a key, 8 to 256 printable characters without blanks"
 _MODEL_TEXT: Final = "a model name such as deepseek-r1:8b"
 _URL_TEXT: Final = "http://HOST:PORT, HOST:PORT or HOST"
+_URLS_TEXT: Final = "up to 32 of http://HOST:PORT, HOST:PORT or HOST, separated by commas"
 _SECONDS_TEXT: Final = "seconds, {} to {}"
 
 SETTINGS: Final[tuple[Setting, ...]] = (
@@ -216,6 +243,13 @@ SETTINGS: Final[tuple[Setting, ...]] = (
     Setting("DEEPSEEK_BASE_URL", "ollama_url", _url(7100), _URL_TEXT),
     Setting("DEEPSEEK_MODEL", "ollama_model", _matching(MODEL_PATTERN), _MODEL_TEXT),
     Setting("OLLAMA_HOST", "ollama_listen", str, "anything: it is Ollama's own variable"),
+    Setting("D8_OLLAMA_HOSTS", "ollama_hosts", _urls(11434), _URLS_TEXT),
+    Setting("D8_OLLAMA_MDNS", "ollama_mdns", _switch, "1 or 0"),
+    Setting("D8_OLLAMA_SERVE", "ollama_serve", _switch, "1 or 0"),
+    Setting(
+        "D8_FIRST_TOKEN_S", "first_token_s", _number(1, 86_400), _SECONDS_TEXT.format(1, 86400)
+    ),
+    Setting("D8_TOKEN_GAP_S", "token_gap_s", _number(1, 86_400), _SECONDS_TEXT.format(1, 86400)),
     Setting("WORKER_STATUS_PORT", "status_port", _PORT, _PORT_TEXT),
     Setting("WORKER_ID", "worker_id", _IS_NAME, _NAME_TEXT),
     Setting("WORKER_TYPE", "worker_type", _IS_NAME, _NAME_TEXT),

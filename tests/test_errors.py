@@ -54,6 +54,8 @@ TREE = {
     "HandlerError": ("WorkerError", "worker.handler"),
     "BackendError": ("D8Error", "backend.failed"),
     "BackendUnavailableError": ("BackendError", "backend.unavailable"),
+    "BackendBusyError": ("BackendUnavailableError", "backend.busy"),
+    "BackendMemoryError": ("BackendError", "backend.memory"),
     "BackendStalledError": ("BackendError", "backend.stalled"),
     "BackendDeadlineError": ("BackendError", "backend.deadline"),
     "BackendAnswerError": ("BackendError", "backend.answer"),

@@ -144,9 +144,7 @@ class ModelMeter:
         self._pause_s = PAUSE_S
         if self.paused:
             self._probe_at = now  # it does answer: the next probe need not wait
-        if spent.load_s >= LOADED_ANEW_S:
-            self.load_s = (self.load_s + spent.load_s) / 2 if self.load_s else spent.load_s
-            self.gauge.reloaded()
+        self.loaded(spent.load_s)
         if seen.is_streamed:
             self._measure_streamed(seen, now, spent)
         else:
@@ -176,6 +174,12 @@ class ModelMeter:
         waited_s = now - seen.began
         is_mute = seen.first is None and seen.is_streamed
         return is_mute and waited_s >= LATE_SILENCE_S and self._heard < seen.began
+
+    def loaded(self, load_s: float) -> None:
+        """Note how long loading took; next to nothing means that it was in memory before."""
+        if load_s >= LOADED_ANEW_S:
+            self.load_s = (self.load_s + load_s) / 2 if self.load_s else load_s
+            self.gauge.reloaded()
 
     # ------------------------------------------------------------------ pauses
 

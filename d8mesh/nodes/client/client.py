@@ -26,7 +26,6 @@ from d8mesh.nodes.client.groups import (
     encode_data,
     filled,
     group_of,
-    model_of,
     refuse_listening,
 )
 from d8mesh.nodes.client.handle import Task
@@ -41,6 +40,7 @@ from d8mesh.nodes.client.timeouts import (
     takes_timeout_s,
     told_whole,
 )
+from d8mesh.nodes.client.wishes import wish_of
 from d8mesh.nodes.reconnector.search import checked
 
 
@@ -104,7 +104,7 @@ class Client:
         """
         data = {} if data is None else data
         payload = encode_data(data)
-        shared = group_of(type, model_of(type, data), options)
+        shared = group_of(type, wish_of(type, data, is_one=True), options)
         timeout, is_listened = options.get("timeout"), bool(options.get("listen"))
         node = self.node
         if not idempotency_key:
@@ -135,7 +135,7 @@ class Client:
         data = {} if data is None else data
         refuse_listening(options)
         payload = encode_data(data)
-        shared = group_of(type, model_of(type, data), options)
+        shared = group_of(type, wish_of(type, data, is_one=True), options)
         timeout = bounded(options.get("timeout"))
         node = self.node
         node.check_alive()

@@ -34,7 +34,6 @@ from d8mesh.nodes.client.groups import (
     encode_data,
     filled,
     group_of,
-    model_of,
     refuse_listening,
 )
 from d8mesh.nodes.client.handle import Task
@@ -42,6 +41,7 @@ from d8mesh.nodes.client.mapping import window_of
 from d8mesh.nodes.client.overview import Explanation, Models, Stats, WorkerInfo
 from d8mesh.nodes.client.results import Listing, Result
 from d8mesh.nodes.client.timeouts import DEFAULT_QUESTION_S, bounded, countdown, told_whole
+from d8mesh.nodes.client.wishes import wish_of
 from d8mesh.nodes.reconnector.search import checked
 
 #: Tasks that nobody wants any more are cancelled so many at once.
@@ -142,7 +142,7 @@ class AsyncClient:
         node = self.node
         data = {} if data is None else data
         payload = encode_data(data)
-        shared = group_of(type, model_of(type, data), options)
+        shared = group_of(type, wish_of(type, data, is_one=True), options)
         timeout_s, is_listened = options.get("timeout"), bool(options.get("listen"))
         if not idempotency_key:
             place = await node.append(shared, payload, timeout_s, is_listened=is_listened)
