@@ -39,7 +39,7 @@ def service(machine: str, **more: Any) -> Facts:
 
 def overview() -> Facts:
     """Return a mesh with a bit of everything."""
-    paused = {"paused": "model requires more system memory", "probed_in_s": 12.0}
+    paused: Facts = {"paused": "model requires more system memory", "probed_in_s": 12.0}
     left = {
         "minute_requests": 12, "minute_tokens": 4000, "day_requests": 900, "day_tokens": None,
         "blocked_s": 0.0, "blocked_why": "",
