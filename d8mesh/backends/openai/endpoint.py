@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from d8mesh.backends.openai.answers import END, events
 from d8mesh.backends.openai.faults import ServiceFault, fault_in
-from d8mesh.backends.streaming import CONNECT_S, AnswerReader, Part, Refusal, lines_of, said
+from d8mesh.backends.streaming import CONNECT_S, AnswerReader, Part, RefusedAnswer, lines_of, said
 from d8mesh.errors import BackendError, BackendTooLargeError, D8Error
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ class Endpoint:
                     hearing.headers({k.lower(): v for k, v in response.headers.items()})
                     yield from self._lines(response)
 
-        def refused(refusal: Refusal) -> D8Error:
+        def refused(refusal: RefusedAnswer) -> D8Error:
             return hearing.failed(fault_in(refusal.status, refusal.headers, refusal.body))
 
         return AnswerReader(self.title, self.url, lines=lines, piece_of=piece_of, refused=refused)
