@@ -17,7 +17,7 @@ from d8mesh.backends.services import RequestClocks, Service, ServicePool, Told
 from d8mesh.config import Config
 from d8mesh.core.protocol.messages import OfferedModel, OfferedService
 from d8mesh.edge.logs import event
-from d8mesh.handlers.llm import embedding_handlers, llm_handlers
+from d8mesh.handlers.llm import embedding_handlers, is_worth_retrying, llm_handlers
 from d8mesh.handlers.model_admin import admin_handlers
 from d8mesh.nodes.worker import Worker
 from d8mesh.processes.services_console import ServicesConsole
@@ -59,7 +59,9 @@ class LlmServices:
         self._types: tuple[str, ...] = ()
         unseen = Availability(is_up=False, reason="not asked yet")
         worker.offer(self._others, backend=_body(self.pool.services, unseen))
-        for name, handler in (self._chats | self._embeds | self._changes).items():
+        for name, handler in (self._chats | self._embeds).items():
+            worker.register(name, handler, retry=is_worth_retrying)
+        for name, handler in self._changes.items():
             worker.register(name, handler)
         worker.on_warm(self.pool.warm)
 

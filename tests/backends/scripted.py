@@ -21,7 +21,9 @@ from d8mesh.core.protocol.chat import (
 TOLD = Ending(usage=Usage(10, 20), timing=Timing(prompt_s=0.1, output_s=2.0))
 
 
-def up(*models: str, embedders: tuple[str, ...] = (), url: str = "", **more: object) -> Availability:
+def up(
+    *models: str, embedders: tuple[str, ...] = (), url: str = "", **more: object
+) -> Availability:
     names = (*models, *embedders)
     return Availability(
         is_up=bool(models),

@@ -6,7 +6,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -45,9 +44,9 @@ def config_at(port: int, **more: object) -> Config:
 
 
 @pytest.fixture
-def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("PATH", put_on_path(tmp_path / "programs"))
-    yield tmp_path
+    return tmp_path
 
 
 def test_it_is_started_where_the_worker_looks_and_ends_with_it(path: Path) -> None:

@@ -17,6 +17,7 @@ from d8mesh.backends.services.changes import (
 )
 from d8mesh.errors import BackendBusyError, InvalidTaskError
 from tests.backends.scripted import ManagedBackend, ScriptedBackend, up
+from tests.end_to_end.processes import until
 
 
 def service_of(backend: ScriptedBackend) -> Service:
@@ -65,9 +66,9 @@ def test_one_change_at_a_time() -> None:
         target=pull_model, args=(service, "new:1b", lambda each: None, lambda: False)
     )
     first.start()
+    until(service.changing.locked, "the first pull to begin")
     with pytest.raises(BackendBusyError, match="being changed right now"):
-        while True:  # the first may not have begun yet
-            remove_model(service, "nothing")
+        remove_model(service, "a")
     backend.waits.set()
     first.join(30)
 

@@ -33,7 +33,9 @@ class Scene:
         self.seen: list[str] = []
         self.is_new = threading.Event()
         self.backends = [
-            ScriptedBackend(url_of(i), replace(seen, url=url_of(i) if seen.is_up else ""), kind=kind)
+            ScriptedBackend(
+                url_of(i), replace(seen, url=url_of(i) if seen.is_up else ""), kind=kind
+            )
             for i, (seen, kind) in enumerate(zip(offers, kinds or ["ollama"] * len(offers)))
         ]
         told = Told(offer=self.offer, measured=self.measure, seen=self.saw)

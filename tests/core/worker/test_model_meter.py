@@ -64,6 +64,7 @@ def test_a_request_beside_others_is_no_measure_of_reading() -> None:
 
 def slots_after_waiting(meter: ModelMeter, *, prompt_tokens: int) -> int:
     """Let requests of that length get their first tokens late beside others."""
+    slots = 0
     for turn in range(2):
         start = 100.0 * (turn + 1)
         first = meter.began(start)
