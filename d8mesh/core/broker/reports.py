@@ -238,7 +238,8 @@ def workers(state: BrokerState) -> Body:
 
 def _worker(state: BrokerState, worker: WorkerState) -> Body:
     record = state.task_table.workers.get(worker.worker_id)
-    capabilities: object = {"task_types": sorted(worker.types), "models": sorted(worker.models)}
+    types = sorted(worker.types | worker.placed_types)
+    capabilities: object = {"task_types": types, "models": sorted(worker.models)}
     if worker.dialect is Dialect.POLLING and record is not None and record.capabilities:
         capabilities, _ = record.registered()
     status = "offline" if not worker.is_live else "busy" if worker.is_busy else "online"
@@ -255,7 +256,8 @@ def _worker(state: BrokerState, worker: WorkerState) -> Body:
         "address": worker.peer.address,
         "status_port": worker.status_port or None,
         "slots": worker.slots,
-        "running": min(len(worker.outstanding), worker.slots),
+        "running": min(len(worker.outstanding) - worker.placed, worker.slots),
+        "placed": worker.placed,
         "stuck": worker.stuck,
         "reason": (worker.is_live and worker.trouble) or None,
     }
