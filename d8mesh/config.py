@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import ipaddress
+import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -29,6 +30,13 @@ PORTS_END: Final = 65_536
 MAX_HOSTS: Final = 32
 #: What older D8 files carry; far too small for a night's batch.
 LEGACY_QUEUE_SIZE: Final = 1000
+
+#: What D8_LOAD_OPTIONS sets: Ollama's options that a model is loaded with.
+LOADING_OPTIONS: Final = frozenset(
+    {"draft_num_predict", "main_gpu", "num_batch", "num_ctx", "num_gpu", "num_thread", "use_mmap"}
+)
+#: What D8_CLOUD_LIMITS bounds.
+CLOUD_BOUNDS: Final = ("minute_requests", "minute_tokens", "day_requests", "day_tokens")
 
 Parser = Callable[[str], object]
 
@@ -53,8 +61,13 @@ class Config:
     worker_type: str | None = None
     groq_api_key: str | None = field(default=None, repr=False)
     groq_model: str | None = None
+    groq_base_url: str = "https://api.groq.com/openai/v1"
     gemini_api_key: str | None = field(default=None, repr=False)
     gemini_model: str | None = None
+    gemini_base_url: str = "https://generativelanguage.googleapis.com/v1beta/openai"
+    openai_hosts: tuple[str, ...] = ()
+    openai_key: str | None = field(default=None, repr=False)
+    cloud_limits: tuple[tuple[str, str, int], ...] = ()
     max_tokens: int = 2000
     temperature: float = 0.7
     heartbeat_timeout_s: float = 60.0
@@ -67,6 +80,8 @@ class Config:
     broker_port: int = 7010
     #: "" for the default of `edge.installation`, which also makes it absolute
     data_dir: str = ""
+    #: its GGUF files are models; "" for the model of its package alone; "none" for none at all
+    models_dir: str = ""
     interfaces: tuple[str, ...] = ()
     lang: str | None = None
     mesh_key: str | None = field(default=None, repr=False)
@@ -76,6 +91,9 @@ class Config:
     disk_reserve_mb: int = 200
     retention_days: float = 7.0
     retention_count: int = 1_000_000
+    cloud: str = "never"
+    #: model, "" for all -> the options that it is loaded with
+    load_options: Mapping[str, Mapping[str, int | bool]] | None = None
     #: things worth saying that do not stop the program, one line each
     warnings: tuple[str, ...] = ()
 
@@ -178,9 +196,21 @@ def _url(default_port: int) -> Parser:
     return parse
 
 
-def _urls(default_port: int) -> Parser:
-    one = _url(default_port)
+def _base_url(default_path: str) -> Parser:
+    """Take the address of an API, with its path; without one it is `default_path`."""
 
+    def parse(text: str) -> str:
+        text = text if "://" in text else f"http://{text}"
+        parts = urlsplit(text)
+        path = parts.path.rstrip("/")
+        if not re.fullmatch(r"(?:/[A-Za-z0-9._~-]+)*", path) or parts.query or parts.fragment:
+            raise ValueError(text)
+        return f"{_url(80)(f'{parts.scheme}://{parts.netloc}')}{path or default_path}"
+
+    return parse
+
+
+def _urls(one: Parser) -> Parser:
     def parse(text: str) -> tuple[str, ...]:
         parts = [part.strip() for part in text.split(",") if part.strip()]
         if not 0 < len(parts) <= MAX_HOSTS:
@@ -188,6 +218,47 @@ def _urls(default_port: int) -> Parser:
         return tuple(dict.fromkeys(str(one(part)) for part in parts))
 
     return parse
+
+
+def _limits(text: str) -> tuple[tuple[str, str, int], ...]:
+    """Take ``groq:minute_requests=30,day_requests=1000;gemini/MODEL:minute_tokens=250000``."""
+    found: list[tuple[str, str, int]] = []
+    for row in filter(None, map(str.strip, text.split(";"))):
+        who, _, bounds = row.rpartition(":")
+        if not re.fullmatch(rf"(?:groq|gemini)(?:/{MODEL_PATTERN})?", who):
+            raise ValueError(text)
+        for bound in bounds.split(","):
+            name, _, number = bound.strip().partition("=")
+            if name not in CLOUD_BOUNDS or not re.fullmatch(r"[0-9]{1,15}", number):
+                raise ValueError(text)
+            found.append((who, name, int(number)))
+    if not found:
+        raise ValueError(text)
+    return tuple(found)
+
+
+def _load_options(text: str) -> dict[str, dict[str, int | bool]]:
+    """Take ``{"num_ctx": 8192, "MODEL": {"num_ctx": 4096}}``: for all models, and for one."""
+    try:
+        told = json.loads(text)
+    except RecursionError:
+        raise ValueError(text) from None
+    if not isinstance(told, dict):
+        raise ValueError(text)
+    found: dict[str, dict[str, int | bool]] = {}
+    for name, value in told.items():
+        if isinstance(value, dict):
+            if not re.fullmatch(MODEL_PATTERN, name, re.ASCII):
+                raise ValueError(text)
+            found.setdefault(name, {}).update(value)
+        else:
+            found.setdefault("", {})[name] = value
+    for options in found.values():
+        if not LOADING_OPTIONS.issuperset(options):
+            raise ValueError(text)
+        if not all(isinstance(value, int) and abs(value) < 2**31 for value in options.values()):
+            raise ValueError(text)
+    return found
 
 
 def _names(pattern: str, *, is_printable: bool = False) -> Parser:
@@ -233,6 +304,16 @@ _IS_KEY: Final = _matching(r"[!-~]{8,256}")
 _KEY_TEXT: Final = "a key, 8 to 256 printable characters without blanks"
 _MODEL_TEXT: Final = "a model name such as deepseek-r1:8b"
 _URL_TEXT: Final = "http://HOST:PORT, HOST:PORT or HOST"
+_API_TEXT: Final = "the address of an API, with its path, such as {}"
+_CLOUD_TEXT: Final = "never, overflow or yes"
+_LOAD_OPTIONS_TEXT: Final = (
+    'a JSON object such as {"num_ctx": 8192, "MODEL": {"num_ctx": 4096}}, of num_ctx, num_batch, '
+    "num_gpu, main_gpu, use_mmap, num_thread and draft_num_predict"
+)
+_LIMITS_TEXT: Final = (
+    "groq or gemini, or groq/MODEL, with a colon and bounds, separated by semicolons: "
+    "groq:minute_requests=30,minute_tokens=8000,day_requests=1000,day_tokens=200000"
+)
 _URLS_TEXT: Final = "up to 32 of http://HOST:PORT, HOST:PORT or HOST, separated by commas"
 _SECONDS_TEXT: Final = "seconds, {} to {}"
 
@@ -243,7 +324,7 @@ SETTINGS: Final[tuple[Setting, ...]] = (
     Setting("DEEPSEEK_BASE_URL", "ollama_url", _url(7100), _URL_TEXT),
     Setting("DEEPSEEK_MODEL", "ollama_model", _matching(MODEL_PATTERN), _MODEL_TEXT),
     Setting("OLLAMA_HOST", "ollama_listen", str, "anything: it is Ollama's own variable"),
-    Setting("D8_OLLAMA_HOSTS", "ollama_hosts", _urls(11434), _URLS_TEXT),
+    Setting("D8_OLLAMA_HOSTS", "ollama_hosts", _urls(_url(11434)), _URLS_TEXT),
     Setting("D8_OLLAMA_MDNS", "ollama_mdns", _switch, "1 or 0"),
     Setting("D8_OLLAMA_SERVE", "ollama_serve", _switch, "1 or 0"),
     Setting(
@@ -255,8 +336,20 @@ SETTINGS: Final[tuple[Setting, ...]] = (
     Setting("WORKER_TYPE", "worker_type", _IS_NAME, _NAME_TEXT),
     Setting("GROQ_API_KEY", "groq_api_key", _IS_KEY, _KEY_TEXT, True),
     Setting("GROQ_MODEL", "groq_model", _matching(MODEL_PATTERN), _MODEL_TEXT),
+    Setting(
+        "GROQ_BASE_URL",
+        "groq_base_url",
+        _base_url("/openai/v1"),
+        _API_TEXT.format("https://HOST/openai/v1"),
+    ),
     Setting("GEMINI_API_KEY", "gemini_api_key", _IS_KEY, _KEY_TEXT, True),
     Setting("GEMINI_MODEL", "gemini_model", _matching(MODEL_PATTERN), _MODEL_TEXT),
+    Setting(
+        "GEMINI_BASE_URL",
+        "gemini_base_url",
+        _base_url("/v1beta/openai"),
+        _API_TEXT.format("https://HOST/v1beta/openai"),
+    ),
     Setting("MAX_TOKENS", "max_tokens", _integer(1, 10_000_000), "tokens, 1 to 10000000"),
     Setting("TEMPERATURE", "temperature", _number(0, 2), "a number, 0 to 2"),
     Setting(
@@ -286,6 +379,12 @@ SETTINGS: Final[tuple[Setting, ...]] = (
     Setting("D8_BROKER_PORT", "broker_port", _PORT, _PORT_TEXT),
     Setting("D8_DATA_DIR", "data_dir", _folder, "a folder, in UTF-8 without control characters"),
     Setting(
+        "D8_MODELS_DIR",
+        "models_dir",
+        _folder,
+        "a folder, in UTF-8 without control characters, or none",
+    ),
+    Setting(
         "D8_INTERFACES",
         "interfaces",
         _names(_CARD, is_printable=True),
@@ -305,6 +404,16 @@ SETTINGS: Final[tuple[Setting, ...]] = (
         _names(r"[A-Za-z0-9.:\[\]-]{1,253}"),
         "host names, separated by commas",
     ),
+    Setting(
+        "D8_OPENAI_HOSTS",
+        "openai_hosts",
+        _urls(_base_url("/v1")),
+        "addresses of APIs, separated by commas, such as http://HOST:8000/v1 or HOST:8000",
+    ),
+    Setting("D8_OPENAI_KEY", "openai_key", _IS_KEY, _KEY_TEXT, True),
+    Setting("D8_CLOUD", "cloud", _matching(r"never|overflow|yes", lower=True), _CLOUD_TEXT),
+    Setting("D8_LOAD_OPTIONS", "load_options", _load_options, _LOAD_OPTIONS_TEXT),
+    Setting("D8_CLOUD_LIMITS", "cloud_limits", _limits, _LIMITS_TEXT),
     Setting("D8_ALLOW_PUBLIC", "allow_public", _switch, "1 or 0"),
     Setting("D8_QUEUE_BYTES", "queue_bytes", _integer(1_000_000, 10**15), "bytes, 1000000 or more"),
     Setting(

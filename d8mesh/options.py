@@ -58,6 +58,13 @@ def worker(parser: argparse.ArgumentParser) -> None:
     add("--name", help="the id of this worker (default: WORKER_ID, else made once and kept)")
 
 
+def demo(parser: argparse.ArgumentParser) -> None:
+    """Add what `demo` takes."""
+    parser.add_argument(
+        "--no-llm", action="store_true", help="no prompts: no model is looked for or installed"
+    )
+
+
 def ask(parser: argparse.ArgumentParser) -> None:
     """Add what `ask` takes."""
     add = parser.add_argument

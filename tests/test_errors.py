@@ -54,6 +54,7 @@ TREE = {
     "HandlerError": ("WorkerError", "worker.handler"),
     "BackendError": ("D8Error", "backend.failed"),
     "BackendUnavailableError": ("BackendError", "backend.unavailable"),
+    "BackendLimitError": ("BackendUnavailableError", "backend.limit"),
     "BackendBusyError": ("BackendUnavailableError", "backend.busy"),
     "BackendMemoryError": ("BackendError", "backend.memory"),
     "BackendStalledError": ("BackendError", "backend.stalled"),

@@ -49,7 +49,7 @@ _CODES: Final[Mapping[int, str]] = {
     502: "backend.failed backend.memory backend.stalled backend.answer backend.too_large",
     503: (
         "broker.unavailable node.closed broker.draining task.unacknowledged backend.unavailable "
-        "backend.busy"
+        "backend.busy backend.limit"
     ),
     504: "wait.timeout backend.deadline",
     507: "disk.low",

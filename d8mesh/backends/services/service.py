@@ -49,7 +49,7 @@ TOKEN_BYTES: Final = 4
 class HasAccount(Protocol):
     """A backend that an account stands behind."""
 
-    #: names the account, the same for all workers that use it
+    #: names the account, the same for all workers that use it; "" for none: its place does
     service_id: str
     #: requests at once that a model gets before it was measured
     slots_hint: int
@@ -103,7 +103,8 @@ class Service:
     @property
     def id(self) -> str:
         """What it is called in the mesh; known after the first look."""
-        return self.backend.service_id if isinstance(self.backend, HasAccount) else self._place.id
+        own = self.backend.service_id if isinstance(self.backend, HasAccount) else ""
+        return own or self._place.id
 
     @property
     def machine(self) -> str:

@@ -25,7 +25,7 @@ from typing import Final
 from d8mesh.core.broker.queue import LaneKey
 from d8mesh.core.broker.records import TaskRecord
 from d8mesh.core.broker.worker_registry import Dialect, WorkerRegistry, WorkerState
-from d8mesh.core.protocol.model_names import wish_in
+from d8mesh.core.protocol.model_names import plain_name, wish_in
 from d8mesh.core.protocol.wish import SERVICE_TYPES, parse_wish
 
 #: Types that older polling workers accept but cannot run.
@@ -51,7 +51,7 @@ MAX_TOLD: Final = 3
 
 def can_run(worker: WorkerState, key: LaneKey, registry: WorkerRegistry) -> bool:
     """Return whether `worker` may be given tasks of this lane now."""
-    if key.type not in worker.types:
+    if key.type not in worker.own_types:
         return False
     if key.model and not _suits_wish(worker, key, registry):
         return False
@@ -74,7 +74,7 @@ def _suits_wish(worker: WorkerState, key: LaneKey, registry: WorkerRegistry) -> 
     if is_strict and (worker.dialect is Dialect.POLLING or registry.is_expected(name)):
         return False
     return not any(
-        key.type in other.types
+        other.answers(key.type)
         and (is_strict or other.may_have_room)
         and (not machine or other.is_at(machine))
         for other in offering.values()
@@ -85,9 +85,18 @@ def is_offered_elsewhere(worker_id: str, key: LaneKey, registry: WorkerRegistry)
     """Return whether another worker has the model that this lane must have."""
     name, is_strict = wish_in(key.model) if key.model else ("", False)
     return is_strict and any(
-        key.type in other.types and other.worker_id != worker_id
+        other.answers(key.type) and other.worker_id != worker_id
         for other in registry.offering.get(name, {}).values()
     )
+
+
+def is_offered_by_slots(key: LaneKey, registry: WorkerRegistry) -> bool:
+    """Return whether a worker that runs tasks of this type in its own slots has the model."""
+    names = [plain_name(name) for name in parse_wish(key.model).models]
+    offering = [registry.offering.get(name, {}).values() for name in names] or [
+        registry.serving.get(key.type, {}).values()
+    ]
+    return any(key.type in worker.own_types for workers in offering for worker in workers)
 
 
 def choose_worker(

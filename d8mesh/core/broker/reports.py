@@ -238,8 +238,8 @@ def workers(state: BrokerState) -> Body:
 
 def _worker(state: BrokerState, worker: WorkerState) -> Body:
     record = state.task_table.workers.get(worker.worker_id)
-    types = sorted(worker.types | worker.placed_types)
-    capabilities: object = {"task_types": types, "models": sorted(worker.models)}
+    types = worker.types | worker.placed_types
+    capabilities: object = {"task_types": sorted(types), "models": sorted(worker.models)}
     if worker.dialect is Dialect.POLLING and record is not None and record.capabilities:
         capabilities, _ = record.registered()
     status = "offline" if not worker.is_live else "busy" if worker.is_busy else "online"

@@ -143,6 +143,10 @@ class WorkerState:
             self.asked = now
         self.has_asked = now - self.asked < ASKS_S
 
+    def answers(self, kind: str) -> bool:
+        """Return whether it runs tasks of a type, by its slots or by services."""
+        return kind in self.types or kind in self.placed_types
+
     def is_at(self, machine: str) -> bool:
         """Return whether this is the machine or worker, or reaches the service, of that name."""
         name = machine.lower()
