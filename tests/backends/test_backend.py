@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
+from d8mesh.backends.several import Several
 
 from d8mesh import backends
 from d8mesh.backends import BACKENDS, configured
 from d8mesh.backends.backend import Availability, Backend
-from d8mesh.backends.several import Several
 from d8mesh.config import Config
 
 #: Nobody listens there.

@@ -98,7 +98,7 @@ class Account:
         self._provider, self._limits, self._day = provider, limits, day
         self.service_id = service_id
         self._clock, self._wall = clocks.now, clocks.at
-        self._minute_s, self._span_s = minute_s, minute_s * (1 + LATE_S / MINUTE_S)
+        self._span_s = minute_s + LATE_S * minute_s / MINUTE_S
         self._models: dict[str, ModelUse] = {}
         self._path: Path | None = None
         self._lock = threading.Lock()

@@ -14,7 +14,7 @@ from d8mesh.backends.accounts.bounds import bounds_of
 from d8mesh.backends.backend import Availability, ChatRun, ModelInfo
 from d8mesh.backends.openai import listing
 from d8mesh.backends.openai.answers import Assembly
-from d8mesh.backends.openai.bodies import Body, chat_body, embedding_body, refused_fields
+from d8mesh.backends.openai.bodies import AskedBody, chat_body, embedding_body, refused_fields
 from d8mesh.backends.openai.endpoint import Endpoint, Hearing, Whole
 from d8mesh.backends.openai.faults import Period, ServiceFault, bounds_in, fault_of, used_up_in
 from d8mesh.backends.openai.providers import Provider
@@ -56,7 +56,7 @@ CLOUD_SLOTS: Final = 4
 #: Added to what a service asks to wait: its clock and ours differ.
 WAIT_MARGIN_S: Final = 0.5
 
-_Answer = TypeVar("_Answer", Completion, Embeddings)
+_Made = TypeVar("_Made", Completion, Embeddings)
 
 
 class OpenAIBackend:
@@ -238,7 +238,7 @@ class OpenAIBackend:
             max_tokens=self._config.max_tokens,
         )
 
-        def ask(body: Body, heard: Hearing) -> tuple[Completion, int]:
+        def ask(body: AskedBody, heard: Hearing) -> tuple[Completion, int]:
             assembly = Assembly(self._provider, heard.failed)
             reader = self._endpoint.ask(
                 body.path, body.fields, piece_of=assembly.piece_of, hearing=heard
@@ -261,7 +261,7 @@ class OpenAIBackend:
         body = embedding_body(self._provider, request, model=self._ids.get(model, model))
         count = len(request.texts)
 
-        def ask(body: Body, heard: Hearing) -> tuple[Embeddings, int]:
+        def ask(body: AskedBody, heard: Hearing) -> tuple[Embeddings, int]:
             reader = self._endpoint.ask(body.path, body.fields, piece_of=Whole, hearing=heard)
             answer = next(parts(reader, run)).answer
             fault = fault_of(answer)
@@ -333,8 +333,8 @@ class OpenAIBackend:
         self._seen = None
 
     def _booked(
-        self, model: str, body: Body, ask: Callable[[Body, Hearing], tuple[_Answer, int]]
-    ) -> _Answer:
+        self, model: str, body: AskedBody, ask: Callable[[AskedBody, Hearing], tuple[_Made, int]]
+    ) -> _Made:
         """Ask, within what the account allows; without the fields that the service refuses."""
         body = body.without(self._refused.get(model, frozenset()))
         for _ in range(MAX_REFUSALS):
