@@ -75,6 +75,8 @@ class Config:
     broker_port: int = 7010
     #: "" for the default of `edge.installation`, which also makes it absolute
     data_dir: str = ""
+    #: its GGUF files are models; "" for the model of its package alone; "none" for none at all
+    models_dir: str = ""
     interfaces: tuple[str, ...] = ()
     lang: str | None = None
     mesh_key: str | None = field(default=None, repr=False)
@@ -339,6 +341,12 @@ SETTINGS: Final[tuple[Setting, ...]] = (
     ),
     Setting("D8_BROKER_PORT", "broker_port", _PORT, _PORT_TEXT),
     Setting("D8_DATA_DIR", "data_dir", _folder, "a folder, in UTF-8 without control characters"),
+    Setting(
+        "D8_MODELS_DIR",
+        "models_dir",
+        _folder,
+        "a folder, in UTF-8 without control characters, or none",
+    ),
     Setting(
         "D8_INTERFACES",
         "interfaces",

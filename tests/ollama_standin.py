@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import os
 import sys
 import threading
 import time
@@ -214,6 +215,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--num-parallel", type=int, default=1, help="slots of each model")
     parser.add_argument("--max-loaded", type=int, default=3, help="models in memory at once")
     parser.add_argument("--keep-alive-s", type=float, default=300.0)
+    parser.add_argument("--with-parent", action="store_true", help="end with standard input")
     parser.add_argument("--fault", choices=[each.value for each in Kind], help="of every model")
     return parser.parse_args()
 
@@ -221,6 +223,7 @@ def _options() -> argparse.Namespace:
 async def _run(options: argparse.Namespace) -> None:
     named = vars(options).copy()
     port, models, fault = named.pop("port"), named.pop("models"), named.pop("fault")
+    is_child = named.pop("with_parent")
     installed = [Model(name=name) for name in models] if models else list(MODELS)
     ollama = Ollama(Settings(models=installed, **named))
     if fault:
@@ -228,7 +231,14 @@ async def _run(options: argparse.Namespace) -> None:
     server = await serve(ollama, port, set())
     port = server.sockets[0].getsockname()[1]
     print(f"speaking Ollama's API at http://{LOOPBACK}:{port}; Ctrl-C ends it", flush=True)
+    if is_child:
+        threading.Thread(target=_end_with_parent, daemon=True).start()
     await server.serve_forever()
+
+
+def _end_with_parent() -> None:
+    sys.stdin.buffer.read()
+    os._exit(0)
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from rich.table import Table
 from rich.text import Text
 
 from d8mesh.apps.children import Children, RunningCommand
+from d8mesh.apps.prompts import PromptModel, ask_all, model_for
 from d8mesh.apps.status import ask, counts_text, workers_table
 from d8mesh.config import Config
 from d8mesh.edge.terminal import tell
@@ -38,7 +39,6 @@ WORKERS: Final = 2
 ECHOES: Final = 100_000
 MUTATIONS: Final = 5_000
 REST_TASKS: Final = 20
-PROMPTS: Final = ("Name three fruits.", "What is a Raspberry Pi, in one sentence?")
 #: How long the processes may take to start and find each other.
 START_S: Final = 60.0
 #: How long a part of the work may take: an LLM on a small machine is slow.
@@ -68,8 +68,8 @@ class Scene:
 
 def run(config: Config, options: argparse.Namespace) -> int:
     """Run the demo; exit code 0 when every task brought its result."""
-    del options
     console = Console(highlight=False)
+    model = PromptModel(why_not="--no-llm") if options.no_llm else model_for(config, tell)
     with tempfile.TemporaryDirectory(prefix="d8-demo-", ignore_cleanup_errors=True) as folder:
         rest_port, broker_port, status_port = free_ports(3)
         mesh = f"demo-{secrets.token_hex(3)}"
@@ -97,29 +97,30 @@ def run(config: Config, options: argparse.Namespace) -> int:
             took_s = time.monotonic() - started
             console.print(f"All there after {took_s:.1f} s. Now some work:")
             mine = Config(mesh=mesh, interfaces=("127.0.0.1",), data_dir=folder)
-            _work(console, scene, mine)
+            with Client(config=mine) as client:
+                _work(console, scene, client)
+                if model.name:
+                    ask_all(client, model, within_s=WORK_S)
             _summary(console, scene, took_s)
-    del config
+            if not model.name:
+                console.print(Text(escaped(f"  (no prompts were run: {model.why_not})")))
     return 0
 
 
 # ------------------------------------------------------------------------------ the work
 
 
-def _work(console: Console, scene: Scene, config: Config) -> None:
+def _work(console: Console, scene: Scene, client: Client) -> None:
     """Do all parts, with a live picture on a terminal and plain lines elsewhere."""
     stop = threading.Event()
     watcher = threading.Thread(target=_watch, args=(console, scene, stop), daemon=True)
     watcher.start()
     try:
-        with Client(config=config) as client:
-            if not client.wait_connected(START_S):
-                raise BrokerUnavailableError("the client did not find the demo's orchestrator")
-            _part(scene, "REST: submit and poll", REST_TASKS, lambda part: _rest(scene, part))
-            _part(scene, "client: echo", ECHOES, lambda part: _echo(client, part))
-            _part(scene, "client: mutations", MUTATIONS, lambda part: _mutate(client, part))
-            if any((w.get("capabilities") or {}).get("models") for w in scene.workers):
-                _part(scene, "Ollama: prompts", len(PROMPTS), lambda part: _prompt(client, part))
+        if not client.wait_connected(START_S):
+            raise BrokerUnavailableError("the client did not find the demo's orchestrator")
+        _part(scene, "REST: submit and poll", REST_TASKS, lambda part: _rest(scene, part))
+        _part(scene, "client: echo", ECHOES, lambda part: _echo(client, part))
+        _part(scene, "client: mutations", MUTATIONS, lambda part: _mutate(client, part))
     finally:
         stop.set()
         join(watcher)
@@ -165,12 +166,6 @@ def _mutate(client: Client, part: DemoPart) -> None:
     for result in client.map("evolution_mutation", [data] * part.total, timeout=WORK_S):
         if result["genome"].keys() != genome.keys():
             raise D8Error(f"a mutation lost a key: {result}")
-        part.done += 1
-
-
-def _prompt(client: Client, part: DemoPart) -> None:
-    datas = [{"messages": [{"role": "user", "content": text}]} for text in PROMPTS]
-    for _ in client.map("agent_action", datas, timeout=WORK_S):
         part.done += 1
 
 
@@ -224,6 +219,7 @@ def _table(workers: list[dict[str, Any]]) -> Table:
 
 
 def _summary(console: Console, scene: Scene, took_s: float) -> None:
+    _look(scene)
     tasks = scene.stats.get("tasks", {})
     console.print(
         f"\nDone: {tasks.get('completed', 0)} tasks completed, {tasks.get('failed', 0)} failed; "
@@ -236,8 +232,6 @@ def _summary(console: Console, scene: Scene, took_s: float) -> None:
     for worker in scene.workers:
         line = f"  {worker['worker_id']}: {worker['tasks_completed']} tasks"
         console.print(Text(escaped(line)))
-    if not any(part.name.startswith("Ollama") for part in scene.parts):
-        console.print("  (no Ollama answered, so no prompts were run)")
 
 
 # --------------------------------------------------------------------------- starting up

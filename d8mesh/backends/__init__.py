@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Final
 
-from d8mesh.backends import ollama, openai
+from d8mesh.backends import embedded, ollama, openai
 from d8mesh.backends.backend import Backend
 from d8mesh.config import Config
 
@@ -21,6 +21,11 @@ def _ollamas(config: Config) -> list[Backend]:
     return [ollama.backend_of(config), *others]
 
 
+def _embedded(config: Config) -> list[Backend]:
+    made = embedded.backend_of(config)
+    return [] if made is None else [made]
+
+
 #: By kind: makes the backends of the settings, one for each service; none where they configure
 #: none.
 BACKENDS: Final[Mapping[str, Callable[[Config], Sequence[Backend]]]] = {
@@ -28,6 +33,7 @@ BACKENDS: Final[Mapping[str, Callable[[Config], Sequence[Backend]]]] = {
     "openai": openai.servers_of,
     "groq": openai.groq_of,
     "gemini": openai.gemini_of,
+    "embedded": _embedded,
 }
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import repeat
-from typing import Final
+from typing import Final, assert_never
 
 from d8mesh.core.protocol.messages import (
     FAILED,
@@ -193,6 +193,8 @@ class WorkerSession:
                 broker.next_hello = now + HELLO_S
                 left = f"the orchestrator left: {reason}"
                 return [*self._kept.save(broker), Trouble(broker.key, "broker.draining", left)]
+            case _:
+                assert_never(message)
 
     def _work(self, message: Work, broker: BrokerSession, now: float) -> list[WorkerEffect]:
         placing, broker.placing = broker.placing, {}

@@ -31,7 +31,7 @@ from d8mesh.nodes.client.groups import (
 from d8mesh.nodes.client.handle import Task
 from d8mesh.nodes.client.mapping import Mapped, window_of
 from d8mesh.nodes.client.node import ClientNode
-from d8mesh.nodes.client.overview import Stats, WorkerInfo
+from d8mesh.nodes.client.overview import Explanation, Models, Stats, WorkerInfo
 from d8mesh.nodes.client.results import Listing, Result
 from d8mesh.nodes.client.timeouts import (
     DEFAULT_QUESTION_S,
@@ -260,6 +260,25 @@ class Client:
             BrokerUnavailableError: no answer within `timeout`.
         """
         return cast("Stats", self.ask("stats", {}, timeout=timeout))
+
+    @takes_timeout_s
+    def models(self, *, timeout: float | None = DEFAULT_QUESTION_S) -> Models:
+        """Return every language model of the mesh: where it is, where loaded, who waits for it.
+
+        Raises:
+            BrokerUnavailableError: no answer within `timeout`.
+        """
+        return cast("Models", self.ask("models", {}, timeout=timeout))
+
+    @takes_timeout_s
+    def explain(self, task_id: str, *, timeout: float | None = DEFAULT_QUESTION_S) -> Explanation:
+        """Return why a task waits and what would run it, or why it ran where it ran.
+
+        Raises:
+            UnknownTaskError: the orchestrator does not know it, or no longer.
+            BrokerUnavailableError: no answer within `timeout`.
+        """
+        return cast("Explanation", self.ask("explain", {"id": task_id}, timeout=timeout))
 
     @takes_timeout_s
     def tasks(

@@ -38,7 +38,7 @@ from d8mesh.nodes.client.groups import (
 )
 from d8mesh.nodes.client.handle import Task
 from d8mesh.nodes.client.mapping import window_of
-from d8mesh.nodes.client.overview import Stats, WorkerInfo
+from d8mesh.nodes.client.overview import Explanation, Models, Stats, WorkerInfo
 from d8mesh.nodes.client.results import Listing, Result
 from d8mesh.nodes.client.timeouts import DEFAULT_QUESTION_S, bounded, countdown, told_whole
 from d8mesh.nodes.client.wishes import wish_of
@@ -303,6 +303,16 @@ class AsyncClient:
     async def stats(self, *, timeout: float | None = DEFAULT_QUESTION_S) -> Stats:
         """As `Client.stats`."""
         return cast(Stats, await self.ask("stats", {}, timeout=timeout))
+
+    async def models(self, *, timeout: float | None = DEFAULT_QUESTION_S) -> Models:
+        """As `Client.models`."""
+        return cast(Models, await self.ask("models", {}, timeout=timeout))
+
+    async def explain(
+        self, task_id: str, *, timeout: float | None = DEFAULT_QUESTION_S
+    ) -> Explanation:
+        """As `Client.explain`."""
+        return cast(Explanation, await self.ask("explain", {"id": task_id}, timeout=timeout))
 
     async def ask(
         self, what: str, args: Mapping[str, object], *, timeout: float | None = DEFAULT_QUESTION_S
