@@ -31,6 +31,9 @@ INTERACTIVE_PRIORITY: Final = 8
 #: As long after such a request batch work leaves slots of its model free, this part at most.
 INTERACTIVE_S: Final = 60.0
 RESERVED_PART: Final = 0.1
+#: A model stays in use for so long after its last request: none is loaded that may push it out
+#: where somebody else runs what is waited for.
+IN_USE_S: Final = 60.0
 #: Estimates that differ by less are equal.
 EQUAL_PART: Final = 0.1
 #: A conversation stays where it was unless that is so much fuller than another (of its slots).
@@ -91,6 +94,12 @@ class Weighed:
     is_measured: bool = False
     until_s: float | None = None
     why: str = ""
+
+
+    @property
+    def load_s(self) -> float:
+        """How long its model takes to load first; 0: it is loaded."""
+        return self.estimate_s - self.run_s
 
 
 class Choice(NamedTuple):
@@ -265,13 +274,17 @@ def _slots(each: Weighed, now: float) -> list[tuple[float, float]]:
     """Return of each slot when it is free, and how long a request takes there."""
     model, run_s = each.model, max(each.run_s, 1e-3)
     bound = max(1, model.bound(now))
-    loading = max(0.0, model.warming_until - now) if not model.is_loaded else 0.0
+    if not model.is_loaded:  # what waits for the load is in its slots then, too
+        left_s = model.loaded_by - now
+        left_s = left_s if left_s > 0.0 else each.load_s - left_s
+        slots = max(1, model.info.slots)
+        return [(left_s + run_s * (n < model.in_flight), run_s) for n in range(slots)]
     found: list[tuple[float, float]] = []
     for flight in model.service.flights.values():
         if flight.model == model.name and len(found) < bound:
             taken, expected = now - flight.since, flight.expected_s or run_s
             found.append((expected - taken if taken < expected else taken, run_s))
-    return found + [(loading, run_s)] * (bound - len(found))
+    return found + [(0.0, run_s)] * (bound - len(found))
 
 
 # ------------------------------------------------------------------------------- who
@@ -297,6 +310,10 @@ def weigh(table: ServiceTable, ask: Ask, cloud: Cloud, now: float) -> list[Weigh
 
 #: What may pass by itself within one request: such a candidate is worth waiting for.
 _USABLE: Final = (None, Obstacle.FULL, Obstacle.LOADING, Obstacle.CLOUD_OVERFLOW_ONLY)
+
+
+#: What has slots that requests run in, or could.
+_AT_WORK: Final = (None, Obstacle.FULL)
 
 
 def _is_long_paused(found: list[list[ModelState]], now: float) -> bool:
@@ -343,8 +360,7 @@ def _find_obstacle(each: Weighed, ask: Ask, may_leave: Cloud, now: float) -> Non
     elif budget is not None and (wait_s := budget.free_in_s(ask.tokens, now)) > 0.0:
         each.obstacle, each.until_s, each.why = Obstacle.BUDGET_USED, wait_s, budget.why(now)
     elif not each.room:
-        is_loading = not model.is_loaded and (model.in_flight or now < model.warming_until)
-        each.obstacle = Obstacle.LOADING if is_loading else Obstacle.FULL
+        each.obstacle = Obstacle.LOADING if model.is_loading(now) else Obstacle.FULL
     elif model.service.is_cloud and may_leave is Cloud.OVERFLOW:
         each.obstacle = Obstacle.CLOUD_OVERFLOW_ONLY
 
@@ -398,11 +414,13 @@ def _reserve(table: ServiceTable, weighed: list[Weighed], ask: Ask, now: float) 
     latest = max(table.interactive.get(each.model.plain, -INTERACTIVE_S) for each in weighed)
     if now - latest >= INTERACTIVE_S:
         return
-    kept = int(sum(each.model.bound(now) for each in weighed) * RESERVED_PART)
-    free = [each for each in weighed if each.obstacle is None]
-    if sum(each.room for each in free) <= kept:
-        for each in free:
+    ready = [each for each in weighed if each.obstacle in _AT_WORK and not each.load_s]
+    ready.sort(key=lambda each: (each.run_s, each.model.service.id))
+    kept = int(sum(each.model.bound(now) for each in ready) * RESERVED_PART)
+    for each in ready:  # on the fastest
+        if each.room <= kept and each.obstacle is None:
             each.obstacle = Obstacle.RESERVED
+        kept -= min(kept, each.model.bound(now))
 
 
 def _verdict(each: Weighed, weighed: list[Weighed], ask: Ask, now: float) -> Obstacle | None:
@@ -416,12 +434,13 @@ def _verdict(each: Weighed, weighed: list[Weighed], ask: Ask, now: float) -> Obs
     if not others:
         return None
     done_s = line_done_s(others, ask.waiting, now)
-    load_s = each.estimate_s - each.run_s
-    if not load_s:
+    if not each.load_s:
         return None if each.estimate_s <= done_s else Obstacle.HELD_BACK
+    if _pushes_out(each.model, now):
+        return Obstacle.HELD_BACK
     if each.estimate_s <= line_done_s(others, 1, now):
         return None
-    if _is_to_warm(each, others, ask, now) and load_s <= done_s:
+    if _is_to_warm(each, others, ask, now) and each.load_s <= done_s:
         return Obstacle.LOADING
     has_tried = each.model.warming_until > 0.0
     return None if has_tried and each.estimate_s <= done_s else Obstacle.HELD_BACK
@@ -431,7 +450,15 @@ def _is_running(other: Weighed, now: float) -> bool:
     """Return whether a candidate works on the line, or will as soon as it has loaded."""
     if other.obstacle not in (Obstacle.FULL, Obstacle.LOADING):
         return False
-    return other.model.is_loaded or now < other.model.warming_until
+    return other.model.is_loaded or other.model.is_loading(now)
+
+
+def _pushes_out(model: ModelState, now: float) -> bool:
+    """Return whether loading a model may push another out that is in use."""
+    loaded = [m for m in model.service.models.values() if m.info.is_loaded or m.is_loading(now)]
+    if len(loaded) < model.service.most_loaded:
+        return False
+    return any(other.in_flight or now - other.used < IN_USE_S for other in loaded)
 
 
 def _is_to_warm(each: Weighed, others: list[Weighed], ask: Ask, now: float) -> bool:

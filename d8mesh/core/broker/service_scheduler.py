@@ -16,9 +16,6 @@ from d8mesh.core.broker.state import BrokerState
 from d8mesh.core.protocol.messages import Placement, Warm
 from d8mesh.core.protocol.wish import parse_wish
 
-#: A model that is loaded ahead must be there after its loading time so often, and this much.
-WARM_FACTOR: Final = 2.0
-WARM_GRACE_S: Final = 5.0
 #: Candidates that are remembered with a decision.
 MAX_CANDIDATES: Final = 8
 
@@ -119,6 +116,8 @@ class ServiceScheduler:
             worker, model.service.id, model.name, state.now, chosen.estimate_s,
             chosen.raw_s, chosen.is_measured, not model.is_loaded,
         )  # fmt: skip
+        if not model.is_loaded:
+            model.load(chosen.load_s, state.now)
         services.begin(task.id, flight)
         if model.budget is not None:
             tokens = ask_of(state, spec, task.batch.at).tokens
@@ -142,7 +141,6 @@ class ServiceScheduler:
         worker = self._state.services.worker_for(model)
         if worker is None:
             return
-        load_s = warmed.estimate_s - warmed.run_s
-        model.warming_until = self._state.now + load_s * WARM_FACTOR + WARM_GRACE_S
+        model.load(warmed.load_s, self._state.now)
         options = self._state.policy.load_options
         self._state.tell(worker, Warm(Placement(model.service.id, model.name, 1, options)))

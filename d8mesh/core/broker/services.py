@@ -7,6 +7,7 @@ room; who gets it is `core.broker.routing`'s.
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -33,6 +34,9 @@ MAX_PLACED_OF_WORKER: Final = 256
 #: Conversations and decisions that are remembered; about 10 MB.
 MAX_CONVERSATIONS: Final = 10_000
 MAX_DECISIONS: Final = 10_000
+#: A model that is loaded must be there after the time that takes, so many times, and this much.
+WARM_FACTOR: Final = 2.0
+WARM_GRACE_S: Final = 5.0
 #: How much the newest sample counts for how long requests really take.
 PACE_WEIGHT: Final = 0.2
 
@@ -74,8 +78,12 @@ class ModelState:
     pauses: int = 0
     #: the broker's own pause (monotonic); while one is open one attempt at a time shows
     own_pause_until: float = 0.0
-    #: somebody was asked to load it, until that must have come to an end (monotonic)
+    #: it is being loaded: when it is expected there, and when that must have come to an end
+    #: (monotonic); 0: nobody was asked to load it since it was loaded last
+    loaded_by: float = 0.0
     warming_until: float = 0.0
+    #: when the last request came to it (monotonic)
+    used: float = -math.inf
     #: what its account allows, None: no account
     budget: BudgetBook | None = None
     #: really taken time to expected time; 0: no sample
@@ -86,6 +94,15 @@ class ModelState:
     def is_loaded(self) -> bool:
         """It can begin at once; in the cloud nothing is loaded for us."""
         return self.info.is_loaded or self.service.is_cloud
+
+    def is_loading(self, now: float) -> bool:
+        """Return whether it will be loaded soon: it was asked for."""
+        return not self.is_loaded and now < self.warming_until
+
+    def load(self, load_s: float, now: float) -> None:
+        """Note that it is asked for and takes so long to load."""
+        self.loaded_by = now + load_s
+        self.warming_until = self.loaded_by + load_s * (WARM_FACTOR - 1.0) + WARM_GRACE_S
 
     def bound(self, now: float) -> int:
         """Return how many attempts may run at once; 0: none may begin."""
@@ -105,9 +122,7 @@ class ModelState:
         room = self.bound(now) - self.in_flight
         if self.service.slots:
             room = min(room, self.service.slots - len(self.service.flights))
-        if room > 0 and not self.is_loaded and now < self.warming_until:
-            return 0
-        return max(0, room)
+        return 0 if room < 0 or self.is_loading(now) else room
 
 
 @dataclass(slots=True, eq=False)
@@ -122,6 +137,8 @@ class ServiceState:
     slots: int = 0
     default: str = ""
     why: str = ""
+    #: the most models that were seen loaded at the same time
+    most_loaded: int = 0
     models: dict[str, ModelState] = field(default_factory=dict)
     #: worker id -> what it told last, and who that is; the newest last
     told: dict[str, tuple[WorkerState, OfferedService]] = field(default_factory=dict)
@@ -237,6 +254,8 @@ class ServiceTable:
             self._drop(service.models[name], None if offers else now)
         for name, offered in offers.items():
             self._merge_model(service, name, offered, now)
+        loaded = sum(model.info.is_loaded for model in service.models.values())
+        service.most_loaded = max(service.most_loaded, loaded)
 
     def _merge_model(
         self,
@@ -263,6 +282,8 @@ class ServiceTable:
             flights = service.flights.values()
             model.in_flight = sum(flight.model == name for flight in flights)
         model.info = info
+        if info.is_loaded:
+            model.loaded_by = model.warming_until = 0.0
         model.budget = None if info.budget is None else self._budgets.get((service.id, name))
         model.reach = {w.worker_id: w for w, offer in offered if not offer.paused}
         paused = "" if model.reach else newest.paused
@@ -319,6 +340,7 @@ class ServiceTable:
         model = service.models.get(flight.model)
         if model is not None:
             model.in_flight += 1
+            model.used = flight.since
 
     def end(self, task_id: str, now: float, *, is_success: bool | None = None) -> None:
         """A placed attempt has ended, if there was one.
