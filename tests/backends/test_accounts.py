@@ -52,10 +52,27 @@ def account_of(hands: Hands, *limits: tuple[str, int], day: Day = Day.UTC) -> Ac
 
 
 def taken(account: Account, tokens: int = 1, *, model: str = "m") -> Booking | None:
+    """Send a request that arrives at once; None: it may not be sent."""
     try:
-        return account.begin(model, tokens)
+        booking = account.begin(model, tokens)
     except BackendLimitError:
         return None
+    account.arrived(booking)
+    return booking
+
+
+def test_a_request_counts_from_when_the_service_has_it_for_certain() -> None:
+    hands = Hands()
+    account = account_of(hands, ("minute_requests", 1))
+    booking = account.begin("m", 1)
+    hands.turn(SPAN_S + 5)  # a slow connection
+    assert account.budget("m").recent == [(0.0, 1)]
+    assert taken(account) is None
+    account.arrived(booking)
+    hands.turn(SPAN_S - 1)
+    assert taken(account) is None
+    hands.turn(1)
+    assert taken(account)
 
 
 # --- any minute, any day
@@ -127,7 +144,7 @@ def test_a_refusal_says_why_and_for_how_long() -> None:
     with pytest.raises(BackendLimitError, match="all 1 requests of this minute") as caught:
         account.begin("m", 1)
     assert isinstance(caught.value, BackendUnavailableError)  # no attempt is burnt
-    assert "50 s" in str(caught.value)
+    assert "49 s" in str(caught.value)
     hands.turn(SPAN_S - 12)
     assert taken(account)
 

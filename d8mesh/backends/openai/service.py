@@ -341,37 +341,42 @@ class OpenAIBackend:
             faults: list[ServiceFault] = []
             booking = None if self._account is None else self._account.begin(model, body.tokens)
             try:
-                answer, tokens = ask(body, self._hearing(model, faults))
-            except BackendError:
-                if booking is not None and faults and self._account is not None:
-                    self._account.give_back(booking)
+                answer, tokens = ask(body, self._hearing(model, faults, booking))
+            except BaseException as error:
+                self._settle(booking, 0 if faults else None)
+                if not isinstance(error, BackendError):
+                    raise
                 names = refused_fields(faults[0], body) if faults else frozenset()
                 if not names:
                     raise
                 self._refused[model] = self._refused.get(model, frozenset()) | names
                 body = body.without(names)
             else:
-                self._settle(booking, tokens)
+                self._settle(booking, tokens or None)
                 return answer
         raise BackendError(f"{self._provider.title} refuses one field after another")
 
-    def _settle(self, booking: Booking | None, tokens: int) -> None:
+    def _settle(self, booking: Booking | None, tokens: int | None) -> None:
+        """Correct what a request took; None: nobody knows."""
         if booking is not None and self._account is not None:
-            self._account.settle(booking, tokens or booking.tokens)
+            self._account.settle(booking, booking.tokens if tokens is None else tokens)
 
-    def _hearing(self, model: str, faults: list[ServiceFault]) -> Hearing:
+    def _hearing(self, model: str, faults: list[ServiceFault], booking: Booking | None) -> Hearing:
         def failed(fault: ServiceFault) -> D8Error:
             faults.append(fault)
             return self._error(model, fault)
 
-        return Hearing(failed=failed, headers=lambda headers: self._learn(model, headers))
+        def headers(headers: Mapping[str, str]) -> None:
+            if booking is not None and self._account is not None:
+                self._account.arrived(booking)
+                self._learn(self._account, model, headers)
 
-    def _learn(self, model: str, headers: Mapping[str, str]) -> None:
-        if self._account is None:
-            return
-        self._account.learn(model, bounds_in(headers))
+        return Hearing(failed=failed, headers=headers)
+
+    def _learn(self, account: Account, model: str, headers: Mapping[str, str]) -> None:
+        account.learn(model, bounds_in(headers))
         if (used_up := used_up_in(headers)) is not None:
-            self._account.block(model, *used_up)
+            account.block(model, *used_up)
 
     # --- what its refusals mean
 

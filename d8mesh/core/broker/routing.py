@@ -95,7 +95,6 @@ class Weighed:
     until_s: float | None = None
     why: str = ""
 
-
     @property
     def load_s(self) -> float:
         """How long its model takes to load first; 0: it is loaded."""
