@@ -414,12 +414,12 @@ def _reserve(table: ServiceTable, weighed: list[Weighed], ask: Ask, now: float) 
     if now - latest >= INTERACTIVE_S:
         return
     ready = [each for each in weighed if each.obstacle in _AT_WORK and not each.load_s]
-    ready.sort(key=lambda each: (each.run_s, each.model.service.id))
     kept = int(sum(each.model.bound(now) for each in ready) * RESERVED_PART)
-    for each in ready:  # on the fastest
-        if each.room <= kept and each.obstacle is None:
-            each.obstacle = Obstacle.RESERVED
-        kept -= min(kept, each.model.bound(now))
+    fastest = min((each.run_s for each in ready), default=0.0) * (1 + EQUAL_PART)
+    best = [each for each in ready if each.run_s <= fastest]
+    if sum(each.room for each in best) <= kept:
+        for each in best:
+            each.obstacle = each.obstacle or Obstacle.RESERVED
 
 
 def _verdict(each: Weighed, weighed: list[Weighed], ask: Ask, now: float) -> Obstacle | None:

@@ -49,20 +49,21 @@ class ServiceScheduler:
             if turn is None:
                 break
             lane = turn.lane
-            is_given = self._give(lane, turn.priority)
-            if not is_given and not turn.is_aged:
-                is_given = any(
-                    self._give(lane, lower)
-                    for lower in range(turn.priority - 1, 0, -1)
-                    if lane.mask & 1 << lower
-                )
-            if is_given:
+            if self._give(lane, turn.priority):
+                is_given = True
                 queue.handed_out(1, is_aged=turn.is_aged)
+            elif is_given := self._give_other(lane, turn.priority):
+                queue.handed_out(1, is_aged=False)
             else:
                 lane.is_fed = False
             if not is_given or not lane.mask:
                 lanes.remove(lane)
         self._scheduler.flush()
+
+    def _give_other(self, lane: Lane, priority: int) -> bool:
+        """What has its turn cannot go anywhere now: no slot shall be free for it."""
+        others = (each for each in range(10, 0, -1) if each != priority and lane.mask & 1 << each)
+        return any(self._give(lane, each) for each in others)
 
     def _give(self, lane: Lane, priority: int) -> bool:
         for task in lane.retried(priority, RETRY_SCAN):
