@@ -18,7 +18,7 @@ import msgspec
 from msgspec import Meta
 
 from d8mesh.apps import work
-from d8mesh.apps.answers import NicheName, niches_in
+from d8mesh.apps.answers import NICHE_SCHEMA, NicheName, niches_in
 from d8mesh.apps.findings import Finding, Findings, load, save
 from d8mesh.apps.progress import Progress, one_line
 from d8mesh.apps.results import result_folder
@@ -66,8 +66,8 @@ numbers from 0 to 100: demand (how many want it), growth (how fast that grows), 
 feasibility (how easily a small company can offer it) and competition (how many offer it already).
 
 Answer with JSON of exactly this form:
-{{"niches": [{{"name": "…", "description": "…", "demand": 0, "growth": 0, "feasibility": 0, \
-"competition": 0}}]}}"""
+{{"niches": [{{"name": "…", "description": "…", "demand": NUMBER, "growth": NUMBER, \
+"feasibility": NUMBER, "competition": NUMBER}}]}}"""
 _AGAIN: Final = "That cannot be used: {problem}. Answer again with the JSON object alone."
 _IN_LANGUAGE: Final = {"es": " in Spanish", "en": " in English"}
 
@@ -231,7 +231,12 @@ class _Ask:
     @property
     def data(self) -> dict[str, Any]:
         messages = list(self.messages)
-        return {"messages": messages, "temperature": TEMPERATURE, "max_tokens": NICHE_TOKENS}
+        return {
+            "messages": messages,
+            "format": NICHE_SCHEMA,
+            "temperature": TEMPERATURE,
+            "max_tokens": NICHE_TOKENS,
+        }
 
     def again(self, answer: str, problem: str) -> _Ask:
         """Return the question with its bad answer and what is wrong with that."""
