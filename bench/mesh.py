@@ -6,9 +6,10 @@ import contextlib
 import secrets
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final
 
 from bench.processes import Node, child_of, node
@@ -54,9 +55,10 @@ class Mesh:
         found += [node(each.process.pid, each.name) for each in self.workers]
         return found
 
-    def add_worker(self) -> RunningCommand:
-        """Start one more worker, without waiting for it."""
-        child = self.children.start(f"worker {len(self.workers) + 1}", "worker")
+    def add_worker(self, settings: Mapping[str, str] = MappingProxyType({})) -> RunningCommand:
+        """Start one more worker with `settings` of its own, without waiting for it."""
+        name = f"worker {len(self.workers) + 1}"
+        child = self.children.start(name, "worker", settings=settings)
         self.workers.append(child)
         return child
 

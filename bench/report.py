@@ -18,6 +18,7 @@ TITLES: Final = {
     "workers": "Many workers",
     "recovery": "Recovery",
     "start": "Start and idling",
+    "llm": "LLM requests on unequal machines",
     "hot_path": "The hot path: where each microsecond of a task goes",
 }
 

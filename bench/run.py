@@ -29,6 +29,7 @@ SCENARIOS: Final = {
     "workers": "broker CPU per task with 1 to 2,000 workers",
     "recovery": "kill -9 with 100,000 and 1,000,000 queued, until the first task is done",
     "start": "cold start to first task, idle memory and idle CPU of each node",
+    "llm": "LLM requests on unequal machines, over the best possible schedule",
     "hot_path": "where each microsecond of a task goes",
 }
 #: The issue's names for two of them.

@@ -156,9 +156,15 @@ COMMANDS: Final[tuple[Command, ...]] = (
     Command(name="workers", summary="the workers: what each can do, and why not", group="look"),
     Command(
         name="tasks",
-        summary="list, show, replay and cancel tasks",
+        summary="list, show, explain, replay and cancel tasks",
         group="look",
-        examples=("tasks list --state failed", "tasks replay --all-failed"),
+        examples=("tasks list --state failed", "tasks explain ID", "tasks replay --all-failed"),
+    ),
+    Command(
+        name="models",
+        summary="the language models of the mesh; pull and remove them",
+        group="look",
+        examples=("models", "models pull qwen2.5:3b", "models remove qwen2.5:3b --on pi5"),
     ),
     Command(
         name="logs",

@@ -25,8 +25,13 @@ BROKER_PORT_TRIES: Final = 10
 STATUS_PORT_TRIES: Final = 11
 #: One more than the last port there is.
 PORTS_END: Final = 65_536
+#: LLM services named in one variable: a worker tells of 64 at most.
+MAX_HOSTS: Final = 32
 #: What older D8 files carry; far too small for a night's batch.
 LEGACY_QUEUE_SIZE: Final = 1000
+
+#: What D8_CLOUD_LIMITS bounds.
+CLOUD_BOUNDS: Final = ("minute_requests", "minute_tokens", "day_requests", "day_tokens")
 
 Parser = Callable[[str], object]
 
@@ -41,13 +46,23 @@ class Config:
     ollama_url: str | None = None
     ollama_model: str | None = None
     ollama_listen: str = "0.0.0.0:7100"
+    ollama_hosts: tuple[str, ...] = ()
+    ollama_mdns: bool = False
+    ollama_serve: bool = True
+    first_token_s: float = 300.0
+    token_gap_s: float = 60.0
     status_port: int = 7200
     worker_id: str | None = None
     worker_type: str | None = None
     groq_api_key: str | None = field(default=None, repr=False)
     groq_model: str | None = None
+    groq_base_url: str = "https://api.groq.com/openai/v1"
     gemini_api_key: str | None = field(default=None, repr=False)
     gemini_model: str | None = None
+    gemini_base_url: str = "https://generativelanguage.googleapis.com/v1beta/openai"
+    openai_hosts: tuple[str, ...] = ()
+    openai_key: str | None = field(default=None, repr=False)
+    cloud_limits: tuple[tuple[str, str, int], ...] = ()
     max_tokens: int = 2000
     temperature: float = 0.7
     heartbeat_timeout_s: float = 60.0
@@ -173,6 +188,47 @@ def _url(default_port: int) -> Parser:
     return parse
 
 
+def _base_url(default_path: str) -> Parser:
+    """Take the address of an API, with its path; without one it is `default_path`."""
+
+    def parse(text: str) -> str:
+        text = text if "://" in text else f"http://{text}"
+        parts = urlsplit(text)
+        path = parts.path.rstrip("/")
+        if not re.fullmatch(r"(?:/[A-Za-z0-9._~-]+)*", path) or parts.query or parts.fragment:
+            raise ValueError(text)
+        return f"{_url(80)(f'{parts.scheme}://{parts.netloc}')}{path or default_path}"
+
+    return parse
+
+
+def _urls(one: Parser) -> Parser:
+    def parse(text: str) -> tuple[str, ...]:
+        parts = [part.strip() for part in text.split(",") if part.strip()]
+        if not 0 < len(parts) <= MAX_HOSTS:
+            raise ValueError(text)
+        return tuple(dict.fromkeys(str(one(part)) for part in parts))
+
+    return parse
+
+
+def _limits(text: str) -> tuple[tuple[str, str, int], ...]:
+    """Take ``groq:minute_requests=30,day_requests=1000;gemini/MODEL:minute_tokens=250000``."""
+    found: list[tuple[str, str, int]] = []
+    for row in filter(None, map(str.strip, text.split(";"))):
+        who, _, bounds = row.rpartition(":")
+        if not re.fullmatch(rf"(?:groq|gemini)(?:/{MODEL_PATTERN})?", who):
+            raise ValueError(text)
+        for bound in bounds.split(","):
+            name, _, number = bound.strip().partition("=")
+            if name not in CLOUD_BOUNDS or not re.fullmatch(r"[0-9]{1,15}", number):
+                raise ValueError(text)
+            found.append((who, name, int(number)))
+    if not found:
+        raise ValueError(text)
+    return tuple(found)
+
+
 def _names(pattern: str, *, is_printable: bool = False) -> Parser:
     def parse(text: str) -> tuple[str, ...]:
         names = tuple(part.strip() for part in text.split(",") if part.strip())
@@ -200,6 +256,13 @@ _PART: Final = r"[A-Za-z0-9_][A-Za-z0-9_.@+-]*"
 #: The name of a model, ``library/name:tag``: no URL, no way up, no option.
 MODEL_PATTERN: Final = rf"(?=.{{1,128}}\Z){_PART}(?:[:/]{_PART})*"
 _IS_NAME: Final = _matching(NAME_PATTERN)
+
+
+def is_model_name(text: str) -> bool:
+    """Return whether a model may be called so."""
+    return re.fullmatch(MODEL_PATTERN, text, re.ASCII) is not None
+
+
 _PORT: Final = _integer(1, 65535)
 _PORT_TEXT: Final = "a port, 1 to 65535"
 _NAME_TEXT: Final = "1 to 128 of A-Z a-z 0-9 _ . : @ + -, starting with a letter, digit or _"
@@ -209,6 +272,12 @@ _IS_KEY: Final = _matching(r"[!-~]{8,256}")
 _KEY_TEXT: Final = "a key, 8 to 256 printable characters without blanks"
 _MODEL_TEXT: Final = "a model name such as deepseek-r1:8b"
 _URL_TEXT: Final = "http://HOST:PORT, HOST:PORT or HOST"
+_API_TEXT: Final = "the address of an API, with its path, such as {}"
+_LIMITS_TEXT: Final = (
+    "groq or gemini, or groq/MODEL, with a colon and bounds, separated by semicolons: "
+    "groq:minute_requests=30,minute_tokens=8000,day_requests=1000,day_tokens=200000"
+)
+_URLS_TEXT: Final = "up to 32 of http://HOST:PORT, HOST:PORT or HOST, separated by commas"
 _SECONDS_TEXT: Final = "seconds, {} to {}"
 
 SETTINGS: Final[tuple[Setting, ...]] = (
@@ -218,13 +287,32 @@ SETTINGS: Final[tuple[Setting, ...]] = (
     Setting("DEEPSEEK_BASE_URL", "ollama_url", _url(7100), _URL_TEXT),
     Setting("DEEPSEEK_MODEL", "ollama_model", _matching(MODEL_PATTERN), _MODEL_TEXT),
     Setting("OLLAMA_HOST", "ollama_listen", str, "anything: it is Ollama's own variable"),
+    Setting("D8_OLLAMA_HOSTS", "ollama_hosts", _urls(_url(11434)), _URLS_TEXT),
+    Setting("D8_OLLAMA_MDNS", "ollama_mdns", _switch, "1 or 0"),
+    Setting("D8_OLLAMA_SERVE", "ollama_serve", _switch, "1 or 0"),
+    Setting(
+        "D8_FIRST_TOKEN_S", "first_token_s", _number(1, 86_400), _SECONDS_TEXT.format(1, 86400)
+    ),
+    Setting("D8_TOKEN_GAP_S", "token_gap_s", _number(1, 86_400), _SECONDS_TEXT.format(1, 86400)),
     Setting("WORKER_STATUS_PORT", "status_port", _PORT, _PORT_TEXT),
     Setting("WORKER_ID", "worker_id", _IS_NAME, _NAME_TEXT),
     Setting("WORKER_TYPE", "worker_type", _IS_NAME, _NAME_TEXT),
     Setting("GROQ_API_KEY", "groq_api_key", _IS_KEY, _KEY_TEXT, True),
     Setting("GROQ_MODEL", "groq_model", _matching(MODEL_PATTERN), _MODEL_TEXT),
+    Setting(
+        "GROQ_BASE_URL",
+        "groq_base_url",
+        _base_url("/openai/v1"),
+        _API_TEXT.format("https://HOST/openai/v1"),
+    ),
     Setting("GEMINI_API_KEY", "gemini_api_key", _IS_KEY, _KEY_TEXT, True),
     Setting("GEMINI_MODEL", "gemini_model", _matching(MODEL_PATTERN), _MODEL_TEXT),
+    Setting(
+        "GEMINI_BASE_URL",
+        "gemini_base_url",
+        _base_url("/v1beta/openai"),
+        _API_TEXT.format("https://HOST/v1beta/openai"),
+    ),
     Setting("MAX_TOKENS", "max_tokens", _integer(1, 10_000_000), "tokens, 1 to 10000000"),
     Setting("TEMPERATURE", "temperature", _number(0, 2), "a number, 0 to 2"),
     Setting(
@@ -279,6 +367,14 @@ SETTINGS: Final[tuple[Setting, ...]] = (
         _names(r"[A-Za-z0-9.:\[\]-]{1,253}"),
         "host names, separated by commas",
     ),
+    Setting(
+        "D8_OPENAI_HOSTS",
+        "openai_hosts",
+        _urls(_base_url("/v1")),
+        "addresses of APIs, separated by commas, such as http://HOST:8000/v1 or HOST:8000",
+    ),
+    Setting("D8_OPENAI_KEY", "openai_key", _IS_KEY, _KEY_TEXT, True),
+    Setting("D8_CLOUD_LIMITS", "cloud_limits", _limits, _LIMITS_TEXT),
     Setting("D8_ALLOW_PUBLIC", "allow_public", _switch, "1 or 0"),
     Setting("D8_QUEUE_BYTES", "queue_bytes", _integer(1_000_000, 10**15), "bytes, 1000000 or more"),
     Setting(

@@ -164,6 +164,20 @@ class BackendUnavailableError(BackendError, code="backend.unavailable"):
     """The LLM service does not answer."""
 
 
+# The budget that travels with the service's offer says for how long.
+class BackendLimitError(BackendUnavailableError, code="backend.limit"):
+    """The account with the LLM service allows no more now."""
+
+
+# As one that is down, but nothing is wrong with it: it is asked again soon.
+class BackendBusyError(BackendUnavailableError, code="backend.busy"):
+    """The LLM service answers as many requests as it can."""
+
+
+class BackendMemoryError(BackendError, code="backend.memory"):
+    """The model does not fit into the memory of the machine of the LLM service."""
+
+
 class BackendStalledError(BackendError, code="backend.stalled"):
     """The LLM service stopped sending in the middle of an answer."""
 

@@ -15,6 +15,7 @@ TASK_STATES: Final = ("queued", "delayed", "running", "completed", "failed", "ca
 TASK_ACTIONS: Final = {
     "list": ("tasks, newest first", ""),
     "show": ("all that is known of tasks: input, result, traceback, history", "+"),
+    "explain": ("why tasks wait and what would run them, or why they ran where they ran", "+"),
     "replay": ("submit failed or cancelled tasks anew, under new ids", "*"),
     "cancel": ("cancel tasks", "+"),
 }
@@ -172,6 +173,23 @@ def tasks(parser: argparse.ArgumentParser) -> None:
         _json(action, "one JSON object a line")
 
 
+def models(parser: argparse.ArgumentParser) -> None:
+    """Add what `models` takes."""
+    _timeout(parser, "look for an orchestrator for so many seconds", f"{FIND_S:g}", FIND_S)
+    _json(parser, "one JSON object, for programs")
+    actions = parser.add_subparsers(dest="action", metavar="ACTION")
+    pull = _change(actions, "pull", "install a model on machines of the mesh")
+    where = pull.add_mutually_exclusive_group()
+    _on(where, "the one that it fits best")
+    where.add_argument("--all", action="store_true", help="on every machine with an Ollama")
+    where.add_argument("--fit", action="store_true", help="on every machine that has room for it")
+    remove = _change(actions, "remove", "remove a model from machines of the mesh")
+    where = remove.add_mutually_exclusive_group()
+    _on(where, "the only one that has it")
+    where.add_argument("--all", action="store_true", help="from every machine that has it")
+    remove.add_argument("--yes", action="store_true", help="--all asks no question")
+
+
 def status(parser: argparse.ArgumentParser) -> None:
     """Add what `status` takes."""
     _looking(parser)
@@ -236,6 +254,28 @@ def _number_option(
 
 def _json(parser: argparse.ArgumentParser, text: str) -> None:
     parser.add_argument("--json", action="store_true", help=text)
+
+
+def _change(
+    actions: argparse._SubParsersAction[argparse.ArgumentParser], name: str, text: str
+) -> argparse.ArgumentParser:
+    """Add an action that changes where a model is installed."""
+    action: argparse.ArgumentParser = actions.add_parser(name, help=text, description=text)
+    action.add_argument("name", metavar="NAME", help="the model's name, as Ollama knows it")
+    _timeout(action, "give up waiting after so many seconds", "as long as it takes")
+    more = "one JSON object a line, for programs"
+    action.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help=more)
+    return action
+
+
+def _on(group: argparse._MutuallyExclusiveGroup, default: str) -> None:
+    group.add_argument(
+        "--on",
+        action="append",
+        default=[],
+        metavar="MACHINE",
+        help=f"a machine, worker or service; may be given again (default: {default})",
+    )
 
 
 def _looking(parser: argparse.ArgumentParser) -> None:

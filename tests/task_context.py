@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import threading
 
+from d8mesh.core.protocol.messages import Placement
 from d8mesh.errors import TaskCancelledError
 
 
 class Context:
     """What a handler may ask and tell; keeps what it told."""
 
-    def __init__(self, *, remaining_s: float = 60.0) -> None:
+    def __init__(self, *, remaining_s: float = 60.0, placement: Placement | None = None) -> None:
         self.task_id = "task-1"
         self.attempt = 1
+        self.placement = placement
         self.remaining_s = remaining_s
         self.emitted: list[object] = []
         self.has_emitted = threading.Event()

@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 
+from d8mesh.backends.backend import FIRST_TOKEN_S, TOKEN_GAP_S
 from d8mesh.backends.ollama import OllamaBackend
-from d8mesh.backends.ollama.chat import KEEP_ALIVE
-from d8mesh.backends.streaming import FIRST_TEXT_S, MAX_TEXT_BYTES, STALL_S
+from d8mesh.backends.ollama.bodies import KEEP_ALIVE
+from d8mesh.backends.streaming import MAX_TEXT_BYTES
 from d8mesh.config import Config
-from d8mesh.handlers import Handler, chat_fields, genetic
-from d8mesh.handlers.chat_fields import AGENT_FIELDS, CODE_FIELDS, EMBED_FIELDS, MESSAGE_FIELDS
+from d8mesh.handlers import Handler, chat_fields, genetic, message_fields
+from d8mesh.handlers.chat_fields import AGENT_FIELDS, CODE_FIELDS, EMBED_FIELDS, GENERATE_FIELDS
 from d8mesh.handlers.echo import echo
 from d8mesh.handlers.llm import embedding_handlers, llm_handlers
 from tests.ollama_server import OllamaServer, default_answer
@@ -25,7 +26,8 @@ TEXT = (Path(__file__).resolve().parent.parent / "docs" / "TASKS.md").read_text(
 #: What the worker, not the handler, puts into a result.
 BY_WORKER = {"error", "worker_id", "duration_s"}
 TYPES = (
-    "agent_action", "code_generation", "embed", "evolution_crossover", "evolution_mutation", "echo",
+    "agent_action", "code_generation", "generate", "embed", "evolution_crossover",
+    "evolution_mutation", "echo",
 )  # fmt: skip
 
 
@@ -102,7 +104,8 @@ def test_the_fields_of_the_language_model_types_are_the_code_s() -> None:
     assert set(table("`agent_action`", "field")) == AGENT_FIELDS
     assert set(table("`code_generation`", "field")) == CODE_FIELDS
     assert set(table("`embed`", "field")) == EMBED_FIELDS
-    assert set(table("`agent_action`", "message")) == MESSAGE_FIELDS
+    assert set(table("`generate`", "field")) == GENERATE_FIELDS
+    assert set(table("`agent_action`", "message")) == message_fields.MESSAGE_FIELDS
 
 
 @pytest.mark.parametrize("kind", ["evolution_crossover", "evolution_mutation"])
@@ -114,7 +117,7 @@ def test_the_fields_of_the_genetic_types_are_what_the_code_reads(
     assert data.read == set(table(f"`{kind}`", "field"))
 
 
-@pytest.mark.parametrize("kind", TYPES[:5])
+@pytest.mark.parametrize("kind", TYPES[:6])
 def test_required_fields_are_required_and_others_are_not(
     handlers: dict[str, Handler], kind: str
 ) -> None:
@@ -140,24 +143,24 @@ def test_every_example_runs_and_its_result_has_the_documented_fields(
 
 
 def test_defaults_and_limits_are_the_code_s() -> None:
-    for kind in ("`agent_action`", "`code_generation`"):
+    for kind in ("`agent_action`", "`code_generation`", "`generate`"):
         rows = table(kind, "field")
         assert rows["temperature"][1] == f"`TEMPERATURE` ({Config().temperature})"
         assert rows["max_tokens"][1] == f"`MAX_TOKENS` ({Config().max_tokens})"
         assert rows["keep_alive"][1] == KEEP_ALIVE.replace("m", " m")
     rows = table("`agent_action`", "field")
-    assert rows["messages"][2] == f"1 to {chat_fields.MAX_MESSAGES:,}"
+    assert rows["messages"][2] == f"1 to {message_fields.MAX_MESSAGES:,}"
     assert rows["max_tokens"][2].startswith(f"1 to {chat_fields.MAX_TOKENS:,};")
     assert rows["temperature"][2] == f"0 to {chat_fields.MAX_TEMPERATURE:g}"
     assert rows["top_logprobs"][2].startswith(f"0 to {chat_fields.MAX_TOP_LOGPROBS} ")
     assert ", ".join(chat_fields.THINK_LEVELS) in rows["think"][2]
-    assert ", ".join(chat_fields.ROLES) in table("`agent_action`", "message")["role"][1]
+    assert ", ".join(message_fields.ROLES) in table("`agent_action`", "message")["role"][1]
     rows = table("`code_generation`", "field")
     assert rows["language"][1:] == [
         chat_fields.DEFAULT_LANGUAGE,
         f"1 to {chat_fields.MAX_LANGUAGE_CHARS} characters",
     ]
-    bounds = f"{FIRST_TEXT_S:.0f} s before the first, {STALL_S:.0f} s between two"
+    bounds = f"{FIRST_TOKEN_S:.0f} s before the first, {TOKEN_GAP_S:.0f} s between two"
     assert bounds in TEXT
     assert f"more than {MAX_TEXT_BYTES // 2**20} MiB" in TEXT
     assert f"any depth up to {genetic.MAX_NESTING};" in TEXT

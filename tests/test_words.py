@@ -29,7 +29,8 @@ BEHIND_THE_MENU = (
     "cli", "menu", "apps/status", "apps/workers", "apps/capabilities", "apps/tasks", "apps/logs",
     "apps/ask", "apps/submit", "apps/following", "apps/work", "apps/everything",
     "processes/console", "processes/launcher", "apps/niche", "apps/evolution", "apps/progress",
-    "processes/worker_main",
+    "processes/worker_main", "apps/models", "apps/model_changes", "apps/model_places",
+    "apps/change_display", "apps/explanation",
 )  # fmt: skip
 #: Errors that commands of the menu end with, or that are warned of: each has its entry.
 RAISING = (
@@ -83,6 +84,8 @@ def named() -> set[str]:
         "worker", "host", "type", "state", "slots", "done", "failures", "models", "types",
         "task", "tries", "created", "why", "priority", "attempts", "ended", "replay of",
         "input", "history", "result", "traceback", "broker", "REST process", "orchestrator",
+        "model", "size", "loaded", "installed", "can", "tokens/s", "waiting",
+        "machine", "service", "default", "address", "cloud", "loading", "paused", "down", "away",
     }  # fmt: skip
 
 

@@ -86,6 +86,15 @@ def shown_width(text: str) -> int:
     )
 
 
+def size_text(size_bytes: float | None) -> str:
+    """Return a size for people, in the units in which Ollama tells sizes."""
+    if not size_bytes:
+        return "-"
+    if size_bytes < 1e9:
+        return f"{size_bytes / 1e6:.0f} MB"
+    return f"{size_bytes / 1e9:.1f} GB"
+
+
 def _block(columns: Sequence[str], row: Sequence[str], *, width: int, indent: str) -> Iterator[str]:
     """Yield one row as lines: its name, then what is filled in of the rest, packed."""
     yield cut(indent + row[0], width)

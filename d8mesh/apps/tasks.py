@@ -8,6 +8,7 @@ from datetime import datetime
 from itertools import islice
 from typing import Any, Final, Protocol
 
+from d8mesh.apps.explanation import explanation_lines
 from d8mesh.apps.following import Followed
 from d8mesh.apps.status import counts_text
 from d8mesh.apps.tables import cut, lines_of, wrapped
@@ -64,6 +65,8 @@ def run_with(client: AsksAboutTasks, options: argparse.Namespace) -> int:
         ids = options.ids or _failed(client, options)
         replay = client.replay
         return _each(ids, lambda each: {"task_id": replay(each).id, "replay_of": each}, options)
+    if options.action == "explain":
+        return _each(options.ids, lambda each: client.ask("explain", {"id": each}), options)
     do = _show if options.action == "show" else _cancel
     return _each(options.ids, lambda task_id: do(client, task_id), options)
 
@@ -147,6 +150,8 @@ def _words(body: TaskBody) -> str:
     if "error" in body:
         why = translated(str(body["error"]))
         return tr("{id}: {what}", id=body["task_id"], what=why)
+    if "remedies" in body:
+        return "\n".join(explanation_lines(body))
     if "type" not in body:
         origin = body.get("replay_of")
         return (

@@ -24,6 +24,7 @@ from d8mesh.backends.backend import ChatRun
 from d8mesh.core.protocol.chat import Completion, Piece, completion_of
 from d8mesh.errors import (
     BackendAnswerError,
+    BackendBusyError,
     BackendDeadlineError,
     BackendError,
     BackendStalledError,
@@ -72,11 +73,11 @@ class Part(Protocol):
         """Whether the service has got further."""
 
 
-P = TypeVar("P", bound=Part)
+PartT = TypeVar("PartT", bound=Part)
 
 
 @dataclass(frozen=True, slots=True)
-class Refusal:
+class RefusedAnswer:
     """An answer with another HTTP status than 200."""
 
     status: int
@@ -125,7 +126,7 @@ def completion(
     return completion_of(pieces, model)
 
 
-def parts(reader: AnswerReader[P], run: ChatRun) -> Generator[P, None, None]:
+def parts(reader: AnswerReader[PartT], run: ChatRun) -> Generator[PartT, None, None]:
     """Yield what comes until the last; the one place where the clocks of an answer are looked at.
 
     The time that the taker of a part needs is no silence. The reader is closed in any case.
@@ -159,7 +160,7 @@ def parts(reader: AnswerReader[P], run: ChatRun) -> Generator[P, None, None]:
         reader.close()
 
 
-class AnswerReader(Generic[P]):
+class AnswerReader(Generic[PartT]):
     """An answer's connection, read by a thread of its own so that it can always be ended.
 
     Args:
@@ -167,7 +168,8 @@ class AnswerReader(Generic[P]):
         url: where it is, for errors.
         lines: given this reader, whose `hooks` its client must have; yields the answer's lines.
         piece_of: what a line means; `TypeError` and the like if it is no line of an answer.
-        refused: the error that a status other than 200 means; None: as `refusal_error` says.
+        refused: the error that a status other than 200 means; None: as `refusal_error` says. Its
+            `details` then name the status.
     """
 
     def __init__(
@@ -175,15 +177,13 @@ class AnswerReader(Generic[P]):
         service: str,
         url: str,
         *,
-        lines: Callable[[AnswerReader[P]], Iterator[bytes]],
-        piece_of: Callable[[Any], P],
-        refused: Callable[[Refusal], D8Error] | None = None,
+        lines: Callable[[AnswerReader[PartT]], Iterator[bytes]],
+        piece_of: Callable[[Any], PartT],
+        refused: Callable[[RefusedAnswer], D8Error] | None = None,
     ) -> None:
         self.service, self._url = service, url
         self._lines, self._piece_of, self._refused = lines, piece_of, refused
-        #: how the service refused to answer, if it did
-        self.refusal: Refusal | None = None
-        self._pieces: queue.Queue[P | Exception] = queue.Queue(MAX_AHEAD)
+        self._pieces: queue.Queue[PartT | Exception] = queue.Queue(MAX_AHEAD)
         self._is_closed = threading.Event()
         self._socket: socket.socket | None = None
         self._thread = threading.Thread(target=self._read, name="answer-reader", daemon=True)
@@ -194,7 +194,7 @@ class AnswerReader(Generic[P]):
         """The event hooks of the httpx client that makes the connection."""
         return {"request": [self._prepare], "response": [self._guard]}
 
-    def next(self, wait_s: float) -> P | None:
+    def next(self, wait_s: float) -> PartT | None:
         """Return the next piece, or None if none came within `wait_s`; raise its error."""
         try:
             piece = self._pieces.get(timeout=wait_s)
@@ -222,7 +222,7 @@ class AnswerReader(Generic[P]):
         except Exception as error:
             self._put(self._translated(error))
 
-    def _put(self, piece: P | Exception) -> bool:
+    def _put(self, piece: PartT | Exception) -> bool:
         while not self._is_closed.is_set():
             with contextlib.suppress(queue.Full):
                 self._pieces.put(piece, timeout=WANTED_LOOK_S)
@@ -248,10 +248,13 @@ class AnswerReader(Generic[P]):
                 raise BackendAnswerError(f"{service} sent a compressed answer ({encoding[:40]!r})")
             return
         headers = {name.lower(): value for name, value in response.headers.items()}
-        self.refusal = Refusal(status, headers, _beginning(response))
-        if self._refused is not None and not 300 <= status < 400:
-            raise self._refused(self.refusal)
-        raise refusal_error(service, self.refusal)
+        refusal = RefusedAnswer(status, headers, _beginning(response))
+        if self._refused is None or 300 <= status < 400:
+            error: D8Error = refusal_error(service, refusal)
+        else:
+            error = self._refused(refusal)
+        error.details = {"status": status}
+        raise error
 
     def _translated(self, error: Exception) -> D8Error:
         """Return the error of ours for what the package, httpx or JSON raised."""
@@ -287,14 +290,14 @@ def shut(connection: socket.socket | None) -> None:
             connection.shutdown(socket.SHUT_RDWR)
 
 
-def refusal_error(service: str, refusal: Refusal) -> BackendError:
+def refusal_error(service: str, refusal: RefusedAnswer) -> BackendError:
     """Return what a status other than 200 means, where a service says no more than HTTP does."""
     if 300 <= refusal.status < 400:
         return BackendAnswerError(
             f"{service} redirects (HTTP {refusal.status}): is the address right?"
         )
     if refusal.status in BUSY:
-        return BackendUnavailableError(f"{service} is busy ({refusal.reason})")
+        return BackendBusyError(f"{service} is busy ({refusal.reason})")
     return BackendError(f"{service} failed ({refusal.reason})")
 
 
@@ -342,6 +345,11 @@ def text_of(value: Any) -> str:
     return (value or "").encode("utf-8", "replace").decode("utf-8")
 
 
+def clean_object(value: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an object of the answer as a result can hold it."""
+    return {text_of(key): _clean(inner) for key, inner in value.items()}
+
+
 def rows_of(value: Any) -> tuple[Any, ...]:
     if not (value is None or isinstance(value, list)):
         raise TypeError("a list of the answer is none")
@@ -357,7 +365,7 @@ def _clean(value: Any) -> Any:
     if isinstance(value, list):
         return [_clean(inner) for inner in value]
     if isinstance(value, dict):
-        return {text_of(key): _clean(inner) for key, inner in value.items()}
+        return clean_object(value)
     return value
 
 

@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Protocol
 
+from d8mesh.core.protocol.messages import Placement
+
 #: An object of JSON's model: text keys, 64-bit integers, finite floats.
 Data = Mapping[str, Any]
 
@@ -24,6 +26,13 @@ class TaskContext(Protocol):
     @property
     def attempt(self) -> int:
         """Which attempt this is, from 1."""
+
+    @property
+    def placement(self) -> Placement | None:
+        """The LLM service, and the model there, that the orchestrator chose for this attempt.
+
+        None for types that services do not answer, and from an orchestrator that does not choose.
+        """
 
     @property
     def is_cancelled(self) -> bool:

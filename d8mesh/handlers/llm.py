@@ -1,28 +1,33 @@
-"""``agent_action`` and ``code_generation``: tasks that a language model answers.
+"""The tasks that LLM services do: ``agent_action``, ``code_generation``, ``generate``, ``embed``.
 
-Knows no service: it is given a `Backend`. While the answer grows its pieces are emitted,
-so that whoever listens sees them, and a cancelled task stops the model.
+Knows no service: it is given one, or a pool of them. While an answer grows its pieces are
+emitted, so that whoever listens sees them, and a cancelled task stops the model.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Final
 
 from d8mesh.backends.backend import ChatRun, LlmService
-from d8mesh.core.protocol.chat import ChatRequest, Completion, FinishReason, Piece
+from d8mesh.core.protocol.chat import ChatRequest, Completion, FinishReason, Origin, Piece, Timing
 from d8mesh.core.protocol.model_names import plain_name
+from d8mesh.errors import TaskFailedError
 from d8mesh.handlers import Data, Handler, TaskContext
 from d8mesh.handlers.chat_fields import (
     AGENT_FIELDS,
     CODE_FIELDS,
     EMBED_FIELDS,
+    GENERATE_FIELDS,
     agent_request,
     code_request,
     embedding_request,
+    generate_request,
     ignored_fields,
+    reloading_fields,
+    wants_pieces,
 )
 from d8mesh.handlers.thoughts import unfenced
 
@@ -32,16 +37,17 @@ MAX_TOLD_WARNINGS: Final = 1000
 MAX_IGNORED_CHARS: Final = 200
 
 Warn = Callable[[str], None]
+Result = dict[str, object]
 
 
-def llm_handlers(backend: LlmService, *, warn: Warn = lambda text: None) -> dict[str, Handler]:
-    """Return the handlers of the task types that `backend` answers.
+def llm_handlers(service: LlmService, *, warn: Warn = lambda text: None) -> dict[str, Handler]:
+    """Return the handlers of the task types that `service` answers with text.
 
-    The result of a chat holds ``success``, ``output`` (the text), ``model`` (which really ran),
-    ``model_requested`` if that is another one, ``tokens_used``, ``usage`` (those of question and
-    answer apart) and ``duration_s``; if there are any ``thinking``, ``tool_calls``, ``logprobs``
-    and ``ignored`` (fields of the data that mean nothing here); and ``truncated`` (true) if the
-    answer ended at its bound of tokens.
+    The result holds ``success``, ``output`` (the text), ``model`` (which really ran),
+    ``model_requested`` if that is another one, ``finish_reason``, ``tokens_used``, ``usage``,
+    ``timing`` and ``duration_s``; where it ran, if a pool was asked; if there are any ``thinking``,
+    ``tool_calls``, ``logprobs``, ``context``, ``extra`` and ``ignored``; and ``truncated`` (true)
+    if the answer ended at its bound of tokens. What is no answer is a failure that holds the same.
 
     Args:
         warn: told what people should know, each sentence once: another model than the one
@@ -50,41 +56,61 @@ def llm_handlers(backend: LlmService, *, warn: Warn = lambda text: None) -> dict
     once = _once(warn)
 
     def agent_action(data: Data, context: TaskContext) -> object:
-        result = _answered(backend, agent_request(data), context, once)
-        return _with_ignored(result, ignored_fields(data, AGENT_FIELDS), "agent_action", once)
+        result = _answered(service, agent_request(data), data, context, once)
+        return _with_ignored(result, data, AGENT_FIELDS, "agent_action", once)
 
     def code_generation(data: Data, context: TaskContext) -> object:
-        result = _answered(backend, code_request(data), context, once)
+        result = _answered(service, code_request(data), data, context, once)
         result["output"] = unfenced(str(result["output"]))
-        return _with_ignored(result, ignored_fields(data, CODE_FIELDS), "code_generation", once)
+        return _with_ignored(result, data, CODE_FIELDS, "code_generation", once)
 
-    return {"agent_action": agent_action, "code_generation": code_generation}
+    def generate(data: Data, context: TaskContext) -> object:
+        result = _answered(service, generate_request(data), data, context, once)
+        return _with_ignored(result, data, GENERATE_FIELDS, "generate", once)
+
+    return {"agent_action": agent_action, "code_generation": code_generation, "generate": generate}
 
 
 def embedding_handlers(
-    backend: LlmService, *, warn: Warn = lambda text: None
+    service: LlmService, *, warn: Warn = lambda text: None
 ) -> dict[str, Handler]:
     """Return the handler of ``embed``: texts in, a vector for each in ``output``.
 
-    Its result holds ``success``, ``output``, ``model``, ``tokens_used`` and ``duration_s``; if
-    there are any ``ignored``. Args as of `llm_handlers`.
+    Its result holds ``success``, ``output``, ``model``, ``tokens_used`` and ``duration_s``; where
+    it ran, if a pool was asked; if there are any ``ignored``. Args as of `llm_handlers`.
     """
     once = _once(warn)
 
     def embed(data: Data, context: TaskContext) -> object:
         request, started = embedding_request(data), time.monotonic()
         context.raise_if_cancelled()
-        made = backend.embed(request, _run(context))
-        result: dict[str, object] = {
+        made = service.embed(request, _run(context))
+        result: Result = {
             "success": True,
             "output": [list(vector) for vector in made.vectors],
             "model": made.model,
             "tokens_used": made.usage.total,
             "duration_s": round(time.monotonic() - started, 3),
+            **_where(made.origin),
         }
-        return _with_ignored(result, ignored_fields(data, EMBED_FIELDS), "embed", once)
+        if request.model != made.model:
+            result["model_requested"] = request.model
+        if made.extra:
+            result["extra"] = dict(made.extra)
+        if made.ignored:
+            result["ignored"] = list(made.ignored)
+        return _with_ignored(result, data, EMBED_FIELDS, "embed", once)
 
     return {"embed": embed}
+
+
+def is_worth_retrying(error: BaseException) -> bool:
+    """Return whether a failed task of these types may end better another time.
+
+    An answer that used up its bound of tokens before it began would do so again.
+    """
+    result = error.result if isinstance(error, TaskFailedError) else {}
+    return result.get("finish_reason") != FinishReason.LENGTH
 
 
 def _once(warn: Warn) -> Warn:
@@ -99,60 +125,117 @@ def _once(warn: Warn) -> Warn:
 
 
 def _answered(
-    backend: LlmService, request: ChatRequest, context: TaskContext, warn: Warn
-) -> dict[str, object]:
+    service: LlmService, request: ChatRequest, data: Data, context: TaskContext, warn: Warn
+) -> Result:
+    are_objects = wants_pieces(data)
+
     def emit(piece: Piece) -> None:
-        if piece.text:
+        if are_objects and (told := _told(piece)):
+            context.emit(told)
+        elif piece.text and not are_objects:
             context.emit(piece.text)
 
     started = time.monotonic()
-    completion = backend.chat(request, replace(_run(context), on_piece=emit))
-    if request.model and plain_name(request.model) != plain_name(completion.model):
+    completion = service.chat(request, replace(_run(context), on_piece=emit))
+    is_another = request.model and plain_name(request.model) != plain_name(completion.model)
+    if is_another and not request.is_model_strict:
         warn(
             f"tasks wish for the model {request.model!r}, which no worker of the mesh offers: "
             f"{completion.model!r} answers in its place"
         )
-    return _result(completion, request, time.monotonic() - started)
+    result = _result(completion, request, time.monotonic() - started)
+    if lacking := _lacking(completion, request):
+        result |= {"success": False, "error": lacking}
+    return result
 
 
 def _run(context: TaskContext) -> ChatRun:
     return ChatRun(
         is_cancelled=lambda: context.is_cancelled,
         deadline_s=context.remaining_s,
-        placement=getattr(context, "placement", None),
+        placement=context.placement,
     )
 
 
-def _result(completion: Completion, request: ChatRequest, duration_s: float) -> dict[str, object]:
-    usage = completion.ending.usage
-    result: dict[str, object] = {
+def _told(piece: Piece) -> Result:
+    """Return a piece as partial output."""
+    found: Result = {"text": piece.text, "thinking": piece.thinking}
+    found["tool_calls"] = [dict(call) for call in piece.tool_calls]
+    found["logprobs"] = list(piece.logprobs)
+    return {name: value for name, value in found.items() if value}
+
+
+def _lacking(completion: Completion, request: ChatRequest) -> str:
+    """Say why this is no answer; "" if it is one."""
+    if completion.text or completion.tool_calls:
+        return ""
+    if completion.ending.finish_reason is FinishReason.LENGTH:
+        spent = "thinking" if completion.thinking else "something that is no text"
+        return f"{spent} used all tokens before the answer began: raise max_tokens, or think less"
+    if completion.thinking:
+        return "the model thought and then answered nothing"
+    return "the answer is empty, though a format is asked for" if request.more.get("format") else ""
+
+
+def _result(completion: Completion, request: ChatRequest, duration_s: float) -> Result:
+    ending, extra = completion.ending, dict(completion.extra)
+    result: Result = {
         "success": True,
         "output": completion.text,
         "model": completion.model,
-        "tokens_used": usage.total,
-        "usage": {
-            "prompt_tokens": usage.prompt_tokens,
-            "completion_tokens": usage.completion_tokens,
-        },
+        "finish_reason": str(ending.finish_reason),
+        "tokens_used": ending.usage.total,
+        "usage": _usage(completion),
         "duration_s": round(duration_s, 3),
+        **_where(completion.origin),
     }
     if request.model is not None and request.model != completion.model:
         result["model_requested"] = request.model
-    if completion.thinking:
-        result["thinking"] = completion.thinking
-    if completion.tool_calls:
-        result["tool_calls"] = [dict(call) for call in completion.tool_calls]
-    if completion.logprobs:
-        result["logprobs"] = list(completion.logprobs)
-    if completion.ending.finish_reason is FinishReason.LENGTH:
+    if ending.timing != Timing():
+        result["timing"] = asdict(ending.timing)
+    if ending.finish_reason is FinishReason.LENGTH:
         result["truncated"] = True
-    return result
+    more: Result = {
+        "thinking": completion.thinking,
+        "tool_calls": [dict(call) for call in completion.tool_calls],
+        "logprobs": list(completion.logprobs),
+        "context": extra.pop("context", None),
+        "extra": extra,
+        "ignored": list(completion.ignored),
+    }
+    return result | {name: value for name, value in more.items() if value}
+
+
+def _usage(completion: Completion) -> Result:
+    usage = completion.ending.usage
+    told: Result = {
+        "prompt_tokens": usage.prompt_tokens,
+        "completion_tokens": usage.completion_tokens,
+    }
+    return told | ({"cached_tokens": usage.cached_tokens} if usage.cached_tokens else {})
+
+
+def _where(origin: Origin | None) -> Result:
+    if origin is None:
+        return {}
+    found: Result = {
+        "machine": origin.machine,
+        "service": origin.service,
+        "backend": origin.backend,
+    }
+    return found | ({"is_cloud": True} if origin.is_cloud else {})
 
 
 def _with_ignored(
-    result: dict[str, object], ignored: list[str], kind: str, warn: Warn
-) -> dict[str, object]:
-    if ignored:
-        result["ignored"] = ignored
-        warn(f"{kind} has no such fields in its data: {', '.join(ignored)[:MAX_IGNORED_CHARS]}")
+    result: Result, data: Data, known: frozenset[str], kind: str, warn: Warn
+) -> Result:
+    unknown, reloading = ignored_fields(data, known), reloading_fields(data)
+    if unknown:
+        warn(f"{kind} has no such fields in its data: {', '.join(unknown)[:MAX_IGNORED_CHARS]}")
+    if reloading:
+        warn(f"{kind}: not used: {', '.join(reloading)}")
+    if unknown or reloading:
+        by_service = result.get("ignored")
+        dropped = by_service if isinstance(by_service, list) else []
+        result["ignored"] = [*dropped, *unknown, *reloading]
     return result

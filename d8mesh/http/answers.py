@@ -46,8 +46,11 @@ _CODES: Final[Mapping[int, str]] = {
         "worker.error worker.outbox_broken worker.handler journal.failed journal.held "
         "journal.broken"
     ),
-    502: "backend.failed backend.stalled backend.answer backend.too_large",
-    503: ("broker.unavailable node.closed broker.draining task.unacknowledged backend.unavailable"),
+    502: "backend.failed backend.memory backend.stalled backend.answer backend.too_large",
+    503: (
+        "broker.unavailable node.closed broker.draining task.unacknowledged backend.unavailable "
+        "backend.busy backend.limit"
+    ),
     504: "wait.timeout backend.deadline",
     507: "disk.low",
 }

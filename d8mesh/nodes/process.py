@@ -1,10 +1,10 @@
 """A handler in a process of its own: the hidden command ``_process MODULE:FUNCTION IN OUT``.
 
 What the parent sends through its pipe: [token, task id, attempt, seconds left, worker id, data,
-retries]. What goes back, with the token of the attempt that it is of: ["chunk", token, payload]
-while it runs and ["end", token, kind, payload] after; or ["broken", text, traceback] once, if
-there is nothing that could run. Standard input is empty; everything that the handler prints
-goes to standard error.
+retries, placement or nil]. What goes back, with the token of the attempt that it is of: ["chunk",
+token, payload] while it runs and ["end", token, kind, payload] after; or ["broken", text,
+traceback] once, if there is nothing that could run. Standard input is empty; everything that the
+handler prints goes to standard error.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from typing import Any
 import msgspec
 
 from d8mesh.config import Config
+from d8mesh.core.protocol.messages import Placement
 from d8mesh.core.worker.effects import UNAVAILABLE
 from d8mesh.edge.child.parent import Parent
 from d8mesh.errors import BackendUnavailableError, HandlerError
@@ -55,9 +56,10 @@ def run(config: Config, options: argparse.Namespace) -> int:
     parent = parent or Parent(pipes)
     takes_context = results.takes_context(handler)
     while True:
-        token, task_id, attempt, left_s, worker_id, payload, retries = parent.frames.get()
+        token, task_id, attempt, left_s, worker_id, payload, retries, place = parent.frames.get()
         deadline = time.monotonic() + left_s
         context = ProcessContext(task_id, attempt, deadline, parent=parent, token=token)
+        context.placement = None if place is None else msgspec.convert(place, Placement)
         made = of_names(*retries)
         ending = _ending(handler, takes_context, payload, context, worker_id, made)
         parent.tell(["end", token, *ending])
@@ -90,6 +92,7 @@ class ProcessContext:
     ) -> None:
         self.task_id = task_id
         self.attempt = attempt
+        self.placement: Placement | None = None
         self.process_id = os.getpid()
         self._deadline = deadline
         self._parent, self._token = parent, token

@@ -15,7 +15,6 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-from d8mesh.backends.backend import Availability
 from d8mesh.core.protocol.addresses import LOOPBACK
 from d8mesh.core.protocol.addresses import endpoint as url_of
 from d8mesh.edge.logs import escape
@@ -72,8 +71,6 @@ class WorkerConsole:
         self._alone_since = self._remind_at = 0.0
         self._counted, self._count_at = (0, 0), 0.0
         self._drain_at: float | None = None
-        self._backend: Availability | None = None
-        self._had_model = False
         self._lock = threading.Lock()
         self._early: list[str] | None = []
 
@@ -149,29 +146,9 @@ class WorkerConsole:
         hint = tr("; ORCHESTRATOR_URL=http://ADDRESS:7001 names an orchestrator")
         self.notice(translated(text) + ("" if is_said else hint))
 
-    def backend(self, seen: Availability, task_types: tuple[str, ...]) -> None:
-        """Say what the language-model service offers, when that has changed."""
-        before, self._backend = self._backend, seen
-        types = tr(" and ").join(task_types)
-        if not seen.is_up:
-            if before is None or before.reason != seen.reason:
-                why = translated(seen.reason)
-                self._say_tr(
-                    "no language model here, so {types} are not offered: {why}",
-                    types=types,
-                    why=why,
-                )
-            return
-        is_same = before is not None and before.is_up and before.url == seen.url
-        if before is None or not is_same or before.models != seen.models:
-            back = tr("back: ") if self._had_model and not is_same else ""
-            self._had_model = True
-            self._tell(back + _offer(seen, types))
-            for name, why in list(seen.unfit.items())[:MAX_NAMED]:
-                told = tr("{model} is not offered: it {why}", model=name, why=translated(why))
-                self._tell(_INDENT + told)
-        if seen.warning and (before is None or before.warning != seen.warning):
-            self._say_tr("note: {text}", text=translated(seen.warning))
+    def say(self, text: str) -> None:
+        """Say a finished line."""
+        self._tell(text)
 
     def drain(self, running: int, drain_s: float) -> None:
         """Say that the worker was told to stop."""
@@ -322,14 +299,6 @@ def say_wrapped(text: str) -> None:
                 break_on_hyphens=False,
             )
     say_anyway(line)
-
-
-def _offer(seen: Availability, types: str) -> str:
-    others = [name for name in seen.models if name != seen.default]
-    told = tr(
-        "Ollama at {url}: {types} with {model}", url=seen.url, types=types, model=seen.default
-    )
-    return told + (tr("; others: {models}", models=_named(others)) if others else "")
 
 
 def _joined(worker_id: str, broker_id: str, endpoint: str, *, after_s: float | None) -> str:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
+from d8mesh.backends.several import Several
 
 from d8mesh import backends
 from d8mesh.backends import BACKENDS, configured
 from d8mesh.backends.backend import Availability, Backend
-from d8mesh.backends.several import Several
 from d8mesh.config import Config
 
 #: Nobody listens there.
@@ -19,7 +19,7 @@ def test_a_probe_of_a_service_that_is_not_there_says_so_and_raises_nothing(name:
     backend = BACKENDS[name](NOWHERE)
     assert backend is not None
     seen = backend.probe()
-    assert (backend.name, seen.is_up, seen.models) == (name, False, ())
+    assert (backend.kind, seen.is_up, seen.models) == (name, False, ())
     assert "127.0.0.1:9" in seen.reason
 
 
@@ -27,7 +27,7 @@ def test_one_configured_backend_is_used_as_it_is_and_more_as_one(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     alone = configured(NOWHERE)
-    assert alone.name == "ollama"
+    assert alone.kind == "ollama"
 
     def second(config: Config) -> Backend | None:
         return BACKENDS["ollama"](config)
@@ -37,7 +37,7 @@ def test_one_configured_backend_is_used_as_it_is_and_more_as_one(
     )
     both = configured(NOWHERE)
     assert isinstance(both, Several)
-    assert both.name == "ollama+ollama"
+    assert both.kind == "ollama+ollama"
 
 
 def test_what_is_in_memory_changes_nothing_of_what_is_offered() -> None:

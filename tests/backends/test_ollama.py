@@ -15,6 +15,7 @@ import pytest
 from d8mesh.backends import ollama, streaming
 from d8mesh.backends.backend import ChatRun
 from d8mesh.backends.ollama import OllamaBackend
+from d8mesh.backends.ollama.bodies import KEEP_ALIVE
 from d8mesh.core.protocol.chat import (
     ChatRequest,
     Completion,
@@ -43,13 +44,20 @@ def server() -> Iterator[OllamaServer]:
         yield running
 
 
+QUESTION = ChatRequest(messages=({"role": "user", "content": "one two"},))
+
+
+def run_of() -> ChatRun:
+    return ChatRun(is_cancelled=lambda: False, deadline_s=PATIENCE_S)
+
+
 def chat(
     backend: OllamaBackend,
     *,
     model: str | None = None,
     pieces: list[str] | None = None,
     deadline_s: float = PATIENCE_S,
-    stall_s: float | None = None,
+    stall_s: float = PATIENCE_S,
 ) -> Completion:
     request = ChatRequest(messages=({"role": "user", "content": "one two"},), model=model)
     return run(backend, request, pieces=pieces, deadline_s=deadline_s, stall_s=stall_s)
@@ -61,7 +69,7 @@ def run(
     *,
     pieces: list[str] | None = None,
     deadline_s: float = PATIENCE_S,
-    stall_s: float | None = None,
+    stall_s: float = PATIENCE_S,
 ) -> Completion:
     said: list[str] = [] if pieces is None else pieces
     return backend.chat(
@@ -70,7 +78,8 @@ def run(
             on_piece=lambda piece: said.append(piece.text),
             is_cancelled=lambda: False,
             deadline_s=deadline_s,
-            stall_s=stall_s,
+            first_token_s=stall_s,
+            token_gap_s=stall_s,
         ),
     )
 
@@ -269,7 +278,7 @@ def test_an_answer_comes_in_pieces_and_whole(server: OllamaServer) -> None:
     assert done.ending.usage == Usage(prompt_tokens=11, completion_tokens=7)
     asked = server.chats[0]
     assert asked["stream"] is True
-    assert asked["keep_alive"] == ollama.chat.KEEP_ALIVE
+    assert asked["keep_alive"] == KEEP_ALIVE
     assert asked["options"] == {"temperature": 0.1, "num_predict": 5}
 
 
@@ -286,20 +295,19 @@ def test_the_environment_redirects_nothing_and_adds_no_key(
 
 def test_no_text_for_too_long_is_a_stall(server: OllamaServer) -> None:
     server.behaviour = "stall"
-    with pytest.raises(BackendStalledError, match=r"no text for 0\.3 s"):
+    with pytest.raises(BackendStalledError, match=r"nothing for 0\.3 s"):
         chat(OllamaBackend(server.url), stall_s=0.3)
     assert server.caller_left.wait(PATIENCE_S)
 
 
 def test_silence_before_the_first_text_is_a_stall_later_only(
-    server: OllamaServer, monkeypatch: pytest.MonkeyPatch
+    server: OllamaServer,
 ) -> None:
-    monkeypatch.setattr(streaming, "STALL_S", 0.1)
-    monkeypatch.setattr(streaming, "FIRST_TEXT_S", 0.6)
     server.behaviour = "silent"
     started = time.monotonic()
-    with pytest.raises(BackendStalledError, match=r"no text for 0\.6 s"):
-        chat(OllamaBackend(server.url))
+    clocks = replace(run_of(), first_token_s=0.6, token_gap_s=0.1)
+    with pytest.raises(BackendStalledError, match=r"nothing for 0\.6 s"):
+        OllamaBackend(server.url).chat(QUESTION, clocks)
     assert time.monotonic() - started >= 0.6
     assert server.caller_left.wait(PATIENCE_S)
 
@@ -311,7 +319,7 @@ def test_a_slow_listener_is_no_stall(server: OllamaServer) -> None:
             on_piece=lambda piece: time.sleep(0.3),
             is_cancelled=lambda: False,
             deadline_s=PATIENCE_S,
-            stall_s=0.2,
+            token_gap_s=0.2,
         ),
     )
     assert done.text == "You asked: one two"
@@ -438,7 +446,7 @@ def test_no_thread_is_left_after_answers_and_failures(server: OllamaServer) -> N
 
 
 def embed(backend: OllamaBackend, *texts: str, model: str = "nomic-embed-text") -> Embeddings:
-    return backend.embed(EmbeddingRequest(texts=texts, model=model), deadline_s=PATIENCE_S)
+    return backend.embed(EmbeddingRequest(texts=texts, model=model), run_of())
 
 
 def test_each_text_has_its_vector(server: OllamaServer) -> None:
@@ -468,8 +476,8 @@ def test_a_model_that_makes_no_embeddings_is_refused_with_those_that_do(
 
 @pytest.mark.parametrize(
     ("behaviour", "code"),
-    [("error", "backend.answer"), ("not_json", "backend.answer"), ("busy", "backend.unavailable"),
-     ("wrong_shape", "backend.answer"), ("missing", "backend.answer")],
+    [("error", "backend.failed"), ("not_json", "backend.answer"), ("busy", "backend.busy"),
+     ("wrong_shape", "backend.answer"), ("missing", "backend.failed")],
 )  # fmt: skip
 def test_embeddings_that_fail_have_a_code(server: OllamaServer, behaviour: str, code: str) -> None:
     server.models = (*server.models, "nomic-embed-text:latest")
@@ -488,4 +496,4 @@ def test_embeddings_have_a_deadline(server: OllamaServer) -> None:
     server.behaviour = "silent"
     request = EmbeddingRequest(texts=("x",), model="nomic-embed-text")
     with pytest.raises(BackendDeadlineError):
-        backend.embed(request, deadline_s=0.3)
+        backend.embed(request, replace(run_of(), deadline_s=0.3))

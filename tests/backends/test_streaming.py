@@ -11,14 +11,16 @@ from typing import Any
 
 import pytest
 
-from d8mesh.backends.ollama.chat import asked
-from d8mesh.backends.streaming import MAX_LINE_BYTES, lines_of, shown
+from d8mesh.backends.ollama.bodies import Defaults, Loading, question_of
+from d8mesh.backends.ollama.chat import AnswerLines
+from d8mesh.backends.ollama.connection import OllamaRequest, asking
+from d8mesh.backends.streaming import MAX_LINE_BYTES, AnswerReader, lines_of, shown
 from d8mesh.core.protocol.chat import ChatRequest, FinishReason, Piece
 from d8mesh.errors import (
     BackendAnswerError,
+    BackendBusyError,
     BackendError,
     BackendTooLargeError,
-    BackendUnavailableError,
 )
 from tests.ollama_server import OllamaServer
 
@@ -33,9 +35,14 @@ def server() -> Iterator[OllamaServer]:
         yield running
 
 
+def asked(server: OllamaServer, request: ChatRequest, model: str) -> AnswerReader[Piece]:
+    path, body = question_of(request, Loading(model=model), Defaults())
+    return asking(OllamaRequest(url=server.url, path=path, body=body), AnswerLines().piece_of)
+
+
 def parts_of(server: OllamaServer, *, model: str = "deepseek-r1:8b") -> list[Piece]:
     request = ChatRequest(messages=({"role": "user", "content": "one two"},))
-    stream = asked(server.url, request, model=model, temperature=0.5, max_tokens=10)
+    stream = asked(server, request, model)
     parts: list[Piece] = []
     until = time.monotonic() + PATIENCE_S
     try:
@@ -61,7 +68,7 @@ def test_the_last_piece_carries_the_figures(server: OllamaServer) -> None:
 @pytest.mark.parametrize(
     ("behaviour", "kind", "code"),
     [
-        ("busy", BackendUnavailableError, "backend.unavailable"),
+        ("busy", BackendBusyError, "backend.busy"),
         ("compressed", BackendAnswerError, "backend.answer"),
         ("cut", BackendAnswerError, "backend.answer"),
         ("deep_json", BackendAnswerError, "backend.answer"),
@@ -151,7 +158,7 @@ def test_a_model_that_is_gone_is_named(server: OllamaServer) -> None:
 def test_closing_before_anything_came_does_not_wait(server: OllamaServer) -> None:
     server.behaviour = "silent"
     started = time.monotonic()
-    stream = asked(server.url, ChatRequest(messages=()), model="x", temperature=0.5, max_tokens=1)
+    stream = asked(server, ChatRequest(messages=()), "x")
     stream.close()
     assert stream.next(0) is None
     assert time.monotonic() - started < PATIENCE_S

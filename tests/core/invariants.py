@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 from d8mesh.core.broker.dispatcher import Dispatcher
 from d8mesh.core.broker.records import NO_ATTEMPT
+from d8mesh.core.broker.state import BrokerState
 from d8mesh.core.broker.task_table import TaskTable
 from d8mesh.core.broker.worker_registry import WorkerRegistry
 from d8mesh.core.protocol.task import TaskState
@@ -20,11 +23,36 @@ def check(brain: Dispatcher) -> None:
             assert state.task_table.tasks.get(task_id) is task, task_id
             assert task.worker_id == worker.worker_id, task_id
             assert task.attempt is not NO_ATTEMPT, task_id
+    check_services(state)
     known = set(state.clients)
     assert all(client.session == session for session, client in state.clients.items())
     for sessions in (*state.task_watchers.values(), *state.listeners.values()):
         assert sessions
         assert sessions <= known, sessions
+
+
+def check_services(state: BrokerState) -> None:
+    """Assert that what is in flight at services are the placed attempts that run."""
+    table, tasks = state.services, state.task_table.tasks
+    placed = {
+        task_id: (task.attempt.service, task.attempt.model, task.worker_id)
+        for task_id, task in tasks.items()
+        if task.attempt.service
+    }
+    flights = {i: (f.service, f.model, f.worker.worker_id) for i, f in table.flights.items()}
+    assert flights == placed, (flights, placed)
+    per_worker = Counter(flight.worker.worker_id for flight in table.flights.values())
+    for worker in state.registry.workers.values():
+        assert worker.placed == per_worker[worker.worker_id], worker.worker_id
+    assert sum(len(service.flights) for service in table.services.values()) == len(flights)
+    for service in table.services.values():
+        assert service.told or service.flights, service.id
+        for model in service.models.values():
+            mine = [f for f in service.flights.values() if f.model == model.name]
+            assert len(mine) == model.in_flight, (service.id, model.name)
+            assert all(worker.is_live for worker in model.reach.values()), service.id
+    kinds = Counter(kind for types in table._types_of.values() for kind in types)
+    assert dict(kinds) == table.types
 
 
 def check_table(table: TaskTable) -> None:
@@ -50,9 +78,9 @@ def check_registry(registry: WorkerRegistry) -> None:
         assert line, kind
         for worker in line.values():
             assert worker.is_live, worker.worker_id
-            assert kind in worker.types, worker.worker_id
+            assert kind in worker.own_types, worker.worker_id
             assert worker.free > 0, worker.worker_id
     for worker in registry.workers.values():
         assert worker.is_free == (worker.free > 0), worker.worker_id
-        for kind in worker.types if worker.free else ():
+        for kind in worker.own_types if worker.free else ():
             assert registry.free[kind][worker.worker_id] is worker

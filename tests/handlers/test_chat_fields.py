@@ -115,7 +115,7 @@ def test_what_other_interfaces_say_is_handed_on_or_named() -> None:
     ]
     data = {"messages": told, "top_p": 0.9, "seed": 7, "stop": ["x"], "options": {"num_ctx": 10}}
     request = agent_request(data)
-    assert request.options == {"num_ctx": 10, "top_p": 0.9, "seed": 7, "stop": ["x"]}
+    assert request.options == {"top_p": 0.9, "seed": 7, "stop": ["x"]}
     assert request.messages[0] == {"role": "user", "content": "hi"}
     assert request.messages[1]["tool_name"] == "answer"
     assert ignored_fields(data, AGENT_FIELDS) == ["messages[].name", "messages[].timestamp"]

@@ -15,8 +15,8 @@ from d8mesh.errors import (
     InvalidTaskError,
     TaskCancelledError,
 )
-from d8mesh.handlers.chat_fields import MAX_MESSAGES
 from d8mesh.handlers.llm import llm_handlers
+from d8mesh.handlers.message_fields import MAX_MESSAGES
 from d8mesh.handlers.thoughts import unfenced
 from tests.ollama_server import OllamaServer
 from tests.task_context import Context
@@ -222,7 +222,6 @@ def test_tools_format_options_and_the_rest_reach_the_service(server: OllamaServe
         "think": "low",
         "keep_alive": "1m",
         "truncate": False,
-        "shift": True,
         "logprobs": True,
         "top_logprobs": 3,
     }

@@ -102,6 +102,10 @@ class Mesh:
         assert worker.wait_joined(PATIENCE_S)
         return worker
 
+    def at_end(self, call: Callable[[], object]) -> None:
+        """Call this at the end of the test."""
+        self._stack.callback(call)
+
     def client(self, port: int) -> Client:
         client = Client(endpoint=f"tcp://127.0.0.1:{port}", config=self.config())
         self._stack.callback(client.close)

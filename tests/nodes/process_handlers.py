@@ -221,3 +221,9 @@ def fail(data: dict[str, Any]) -> None:
 
 def is_key_error(error: BaseException) -> bool:
     return isinstance(error, KeyError)
+
+
+def where_placed(data: dict[str, Any], context: TaskContext) -> list[object]:
+    place = context.placement
+    assert place is not None
+    return [os.getpid(), place.service, place.model, place.waiting, place.options]

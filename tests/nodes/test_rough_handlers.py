@@ -97,7 +97,7 @@ def test_what_a_thread_left_over_emits_into_nothing_piles_up_nowhere(tmp_path: P
     emitted = tmp_path / "emitted"
     child = Child("tests.nodes.process_handlers:leaves_a_flood")
     data = msgspec.msgpack.encode(str(emitted))
-    child.tell([bytes(16), "id", 1, 60.0, "w", data, [True, None]])
+    child.tell([bytes(16), "id", 1, 60.0, "w", data, [True, None], None])
     try:
         until(emitted.exists)
         assert child.said.qsize() < FEW

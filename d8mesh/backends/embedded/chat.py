@@ -14,7 +14,7 @@ from typing import Any, Final
 from d8mesh.backends.embedded.process import ModelProcess
 from d8mesh.backends.streaming import (
     AnswerReader,
-    Refusal,
+    RefusedAnswer,
     error_in,
     lines_of,
     rows_of,
@@ -110,7 +110,7 @@ def posted(
         yield from lines_of(SERVICE, response.iter_raw(), **bounds)
 
 
-def refused(refusal: Refusal, *, is_must: bool) -> D8Error:
+def refused(refusal: RefusedAnswer, *, is_must: bool) -> D8Error:
     """Return what another status than 200 means.
 
     A prompt that is too long may fit another model: where no other will do it is final.

@@ -3,35 +3,48 @@
 The package is imported when the first chat begins (it costs 20 MB and a fifth of a
 second); probing is plain HTTP. Only the configured addresses are spoken to, without
 redirects, proxies or keys from the environment, and everything that comes back is
-bounded: a service that misbehaves fails a task, never the worker. Pulls no models, and uses
-none of Ollama's cloud.
+bounded: a service that misbehaves fails a task, never the worker. Uses none of Ollama's cloud.
 """
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Final
+from typing import Final, TypeVar
 
-from d8mesh.backends.backend import Availability, ChatRun
-from d8mesh.backends.ollama.catalogue import (
-    IS_CLOUD,
-    IS_EMBEDDING,
-    Catalogue,
-    Installed,
-    is_cloud_name,
-    is_embedding_name,
-)
-from d8mesh.backends.ollama.chat import asked
+from d8mesh.backends.backend import Availability, ChatRun, ModelInfo, PullProgress
+from d8mesh.backends.ollama import models
+from d8mesh.backends.ollama.bodies import Defaults, Loading, max_output_tokens, question_of
+from d8mesh.backends.ollama.catalogue import Catalogue, Installed
+from d8mesh.backends.ollama.chat import AnswerLines
+from d8mesh.backends.ollama.connection import OllamaRequest, asking
 from d8mesh.backends.ollama.embed import embeddings
+from d8mesh.backends.ollama.faults import SERVICE, is_not_found
+from d8mesh.backends.ollama.selection import MAX_NAMED, chosen, named, placed, wished
 from d8mesh.backends.streaming import completion, said
 from d8mesh.config import Config
-from d8mesh.core.protocol.chat import ChatRequest, Completion, EmbeddingRequest, Embeddings
+from d8mesh.core.protocol.chat import (
+    COMPLETION,
+    EMBEDDING,
+    LOAD_OPTIONS,
+    ChatRequest,
+    Completion,
+    EmbeddingRequest,
+    Embeddings,
+    JsonObject,
+)
+from d8mesh.core.protocol.messages import Placement
 from d8mesh.core.protocol.model_names import matching
-from d8mesh.errors import BackendError, BackendUnavailableError, InvalidTaskError
+from d8mesh.errors import (
+    BackendAnswerError,
+    BackendError,
+    BackendUnavailableError,
+    InvalidTaskError,
+)
 
 #: Where an Ollama is looked for when no address is set: D8's own port, then Ollama's.
 DEFAULT_URLS: Final = ("http://localhost:7100", "http://localhost:11434")
@@ -39,13 +52,13 @@ DEFAULT_URLS: Final = ("http://localhost:7100", "http://localhost:11434")
 PROBE_S: Final = 3.0
 #: What was offered is asked again after this many seconds.
 PROBE_AGE_S: Final = 30.0
-#: What a model cannot do without a capability.
-_LACKS: Final = {
-    "tools": "cannot call tools",
-    "vision": "cannot see pictures and would pass over them in silence",
-}
-#: Model names in one sentence.
-MAX_NAMED: Final = 8
+#: What a model is asked to see whether it generates, or makes vectors.
+CHECK_TEXT: Final = "1"
+#: Pieces that may come beyond the bound of tokens: a token may be told in two.
+SPARE_PIECES: Final = 64
+
+
+A = TypeVar("A")
 
 
 def backend_of(config: Config) -> OllamaBackend:
@@ -86,11 +99,17 @@ class OllamaBackend:
         #: the address in use; one that answers is kept until it does not
         self.base_url = self.urls[0]
         self._default_model = default_model
-        self._max_tokens = max_tokens
-        self._temperature = temperature
+        self._defaults = Defaults(temperature=temperature, max_tokens=max_tokens)
+        #: the load options that the last placement gave, by model
+        self._options: dict[str, dict[str, object]] = {}
         self._seen: tuple[float, Availability] | None = None
         self._catalogue = Catalogue()
         self._lock = threading.Lock()
+
+    @property
+    def url(self) -> str:
+        """The address in use."""
+        return self.base_url
 
     def probe(self) -> Availability:
         """Ask Ollama what it offers; never raises, takes a few `PROBE_S` at most."""
@@ -98,67 +117,150 @@ class OllamaBackend:
             return self._probe()
 
     def chat(self, request: ChatRequest, run: ChatRun) -> Completion:
-        """Return Ollama's answer; see `Backend.chat` and `streaming.completion`.
+        """Return Ollama's answer; see `LlmService.chat` and `streaming.completion`.
 
         Always streamed, so that ending early closes the connection, on which Ollama stops.
         """
-        url, model = self._chosen(
-            request.model, is_strict=request.is_model_strict, needs=request.needs
-        )
-        reader = asked(
-            url, request, model=model, temperature=self._temperature, max_tokens=self._max_tokens
-        )
-        try:
-            return completion(reader, model, run)
-        except BackendError:
-            self._seen = None  # it may have gone, or the model with it
-            raise
+        if request.more.get("tools"):  # a call comes whole: nothing is heard while it is made
+            run = replace(run, token_gap_s=max(run.token_gap_s, run.first_token_s))
+        most = 2 * max_output_tokens(request, self._defaults) + SPARE_PIECES
+
+        def ask(run: ChatRun) -> Completion:
+            url, loading = self._chat_target(request, run.placement)
+            path, body = question_of(request, loading, self._defaults)
+            reader = asking(OllamaRequest(url=url, path=path, body=body), AnswerLines().piece_of)
+            with self._doubted():
+                return completion(reader, loading.model, run, max_pieces=most)
+
+        return self._asked(ask, run)
 
     def embed(self, request: EmbeddingRequest, run: ChatRun) -> Embeddings:
-        """Return Ollama's vectors; see `Backend.embed`."""
-        model = matching(request.model, self._seen_embedders())
+        """Return Ollama's vectors; see `LlmService.embed`."""
+
+        def ask(run: ChatRun) -> Embeddings:
+            model = self._embedder(request.model, run.placement)
+            loading = self._loading(model, run.placement)
+            with self._doubted():
+                return embeddings(self.base_url, request, loading, run)
+
+        return self._asked(ask, run)
+
+    def _asked(self, ask: Callable[[ChatRun], A], run: ChatRun) -> A:
+        """Return what `ask` does; a model that is not found though listed is asked once more."""
+        started = time.monotonic()
+        try:
+            return ask(run)
+        except BackendError as error:
+            if not is_not_found(error):
+                raise
+        return ask(replace(run, deadline_s=run.deadline_s - (time.monotonic() - started)))
+
+    @contextlib.contextmanager
+    def _doubted(self) -> Iterator[None]:
+        """Forget what was there if the service fails: it may have gone, or the model with it."""
+        try:
+            yield
+        except BackendError:
+            self._seen = None
+            raise
+
+    def check(self, model: ModelInfo, *, within_s: float) -> None:
+        """Make `model` say one token, or make one vector if that is what it is capable of."""
+        loading = self._loading(model.name, None)
+        within = ChatRun(is_cancelled=lambda: False, deadline_s=within_s, first_token_s=within_s)
+        if EMBEDDING in model.can and COMPLETION not in model.can:
+            request = EmbeddingRequest(texts=(CHECK_TEXT,), model=model.name)
+            embeddings(self.base_url, request, loading, within)
+            return
+        asked = ChatRequest(messages=({"role": "user", "content": CHECK_TEXT},), max_tokens=1)
+        path, body = question_of(asked, loading, self._defaults)
+        question = OllamaRequest(url=self.base_url, path=path, body=body)
+        done = completion(
+            asking(question, AnswerLines().piece_of),
+            model.name,
+            within,
+            max_pieces=SPARE_PIECES,
+        )
+        if not (done.text or done.thinking or done.ending.usage.completion_tokens):
+            raise BackendAnswerError(f"{SERVICE}: {model.name} was asked for one token, made none")
+
+    def load(self, model: str, options: JsonObject, *, within_s: float) -> None:
+        """Bring `model` into memory; in the form that it has if it is there."""
+        placement = Placement(service="", model=model, options=dict(options))
+        is_embedder = matching(model, self._seen_embedders()) is not None
+        loading = self._loading(model, placement)
+        models.load(self.base_url, loading, is_embedder=is_embedder, within_s=within_s)
+
+    def pull(
+        self,
+        name: str,
+        on_progress: Callable[[PullProgress], None],
+        is_cancelled: Callable[[], bool],
+    ) -> None:
+        """Install a model; see `Managed.pull`."""
+        models.pull(self.base_url, name, on_progress, is_cancelled)
+        self._seen = None
+
+    def remove(self, name: str) -> None:
+        """Delete a model; see `Managed.remove`."""
+        models.remove(self.base_url, name)
+        self._seen = None
+
+    # --- which model, and how it is loaded
+
+    def _chat_target(
+        self, request: ChatRequest, placement: Placement | None
+    ) -> tuple[str, Loading]:
+        """Return the address and the model for a request."""
+        offer = self._offer()
+        if placement is not None:
+            model = placed(placement.model, offer.models, offer.url)
+        else:
+            if request.is_model_strict and wished(request, offer) is None:
+                offer = self._offer(is_fresh=True)  # it may have been pulled just now
+            model = chosen(request, offer)
+        return offer.url, self._loading(model, placement)
+
+    def _embedder(self, name: str, placement: Placement | None) -> str:
+        if placement is not None:
+            return placed(placement.model, self._seen_embedders(), self.base_url)
+        model = matching(name, self._seen_embedders())
         if model is None:  # it may have been pulled just now
             self.probe()
-            model = matching(request.model, self._seen_embedders())
+            model = matching(name, self._seen_embedders())
         if model is None:
-            offered = _named(self._seen_embedders()) or "none"
+            offered = named(self._seen_embedders()) or "none"
             raise InvalidTaskError(
-                f"model: {request.model!r} makes no embeddings here; those that do: {offered}"
+                f"model: {name!r} makes no embeddings here; those that do: {offered}"
             )
-        return embeddings(self.base_url, request, model=model, within_s=run.deadline_s)
+        return model
 
     def _seen_embedders(self) -> tuple[str, ...]:
         seen = self._seen
-        if seen is None:
-            return self.probe().embedders
-        if not seen[1].url:
-            raise BackendUnavailableError(seen[1].reason)
-        return seen[1].embedders
+        offer = self.probe() if seen is None else seen[1]
+        if not offer.url:
+            raise BackendUnavailableError(offer.reason)
+        return offer.embedders
 
-    def _chosen(
-        self, requested: str | None, *, is_strict: bool, needs: frozenset[str]
-    ) -> tuple[str, str]:
-        """Return the address and the model for what asks for `requested`."""
-        offer = self._offer()
-        found = matching(requested or "", offer.models)
-        if found is None and requested and is_strict:
-            offer = self._offer(is_fresh=True)  # it may have been pulled just now
-            found = matching(requested, offer.models)
-            if found is None:
-                _refuse_unfit(requested, offer)
-                raise InvalidTaskError(
-                    f"model_strict: the model {requested!r} is not installed here, and no "
-                    f"worker of the mesh offers it; installed: {_named(offer.models)}"
-                )
-        if found is not None:
-            if lacks := _lacks(found, needs, offer):
-                raise InvalidTaskError(f"model: {found!r} {lacks}")
-            return offer.url, found
-        able = [name for name in (offer.default, *offer.models) if not _lacks(name, needs, offer)]
-        if not able:
-            lacks = _lacks(offer.default, needs, offer)
-            raise BackendError(f"none of the models here will do: {offer.default!r} {lacks}")
-        return offer.url, able[0]
+    def _loading(self, model: str, placement: Placement | None) -> Loading:
+        """Return how `model` is to be loaded: the context that it has is kept.
+
+        Without a placement it is as the last one said.
+        """
+        if placement is None:
+            options = self._options.get(model, {})
+        else:
+            options = {k: v for k, v in placement.options.items() if k in LOAD_OPTIONS}
+            self._options[model] = options
+        seen = self._seen
+        info = None if seen is None else seen[1].details.get(model)
+        if info is not None and info.is_loaded and info.context_length:
+            options = {**options, "num_ctx": info.context_length}
+        return Loading(
+            model=model, options=options, waiting=0 if placement is None else placement.waiting
+        )
+
+    # --- what is there
 
     def _offer(self, *, is_fresh: bool = False) -> Availability:
         """Return what is there, asked for now or not long ago."""
@@ -216,7 +318,13 @@ class OllamaBackend:
             reason = f"Ollama at {url} has no models to chat with: pull one with `ollama pull NAME`"
             reason += f" ({others})" if others else ""
             return Availability(
-                is_up=False, url=url, embedders=installed.embedders, unfit=unfit, reason=reason
+                is_up=False,
+                url=url,
+                embedders=installed.embedders,
+                unfit=unfit,
+                details=installed.details,
+                version=installed.version,
+                reason=reason,
             )
         default = matching(self._default_model or "", models)
         return Availability(
@@ -228,6 +336,8 @@ class OllamaBackend:
             loaded=installed.loaded,
             unfit=unfit,
             capabilities=installed.capabilities,
+            details=installed.details,
+            version=installed.version,
             warning="" if default or not self._default_model else self._missing(models, unfit),
         )
 
@@ -238,35 +348,8 @@ class OllamaBackend:
         hint = f" To install it: ollama pull {name}" if found is None else ""
         return (
             f"DEEPSEEK_MODEL={name} {what}; {models[0]} answers in its place "
-            f"(installed: {_named(models)}).{hint}"
+            f"(installed: {named(models)}).{hint}"
         )
-
-
-def _lacks(name: str, needs: frozenset[str], offer: Availability) -> str:
-    """Say what a model cannot do of what is needed; "" if it can, or does not tell."""
-    has = offer.capabilities.get(name)
-    missing = sorted(needs - has) if has else []
-    return _LACKS[missing[0]] if missing else ""
-
-
-def _refuse_unfit(requested: str, offer: Availability) -> None:
-    """Say of a model that is a must why it can never answer here."""
-    found = matching(requested, tuple(offer.unfit))
-    why = "" if found is None else offer.unfit[found]
-    if not why and is_cloud_name(requested):
-        why = IS_CLOUD
-    if not why and is_embedding_name(requested):
-        why = IS_EMBEDDING
-    if why:
-        raise InvalidTaskError(
-            f"model_strict: the model {requested!r} {why}; "
-            f"models to chat with: {_named(offer.models)}"
-        )
-
-
-def _named(models: Sequence[str]) -> str:
-    more = f" and {len(models) - MAX_NAMED} more" if len(models) > MAX_NAMED else ""
-    return ", ".join(models[:MAX_NAMED]) + more
 
 
 def _silence(places: Mapping[str, str]) -> str:

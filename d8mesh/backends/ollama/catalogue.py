@@ -18,14 +18,19 @@ from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-from d8mesh.backends.streaming import BUSY, MAX_ERROR_BYTES, error_in, shut
+from d8mesh.backends.backend import ModelInfo
+from d8mesh.backends.streaming import BUSY, MAX_ERROR_BYTES, error_in, shut, whole_number
+from d8mesh.backends.streaming import shown as shown_text
 from d8mesh.config import MODEL_PATTERN
+from d8mesh.core.protocol.chat import EMBEDDING
 from d8mesh.core.protocol.model_names import plain_name
-from d8mesh.errors import BackendAnswerError, BackendError, BackendUnavailableError
+from d8mesh.errors import BackendAnswerError, BackendBusyError, BackendError
 
 #: The list of a few hundred models takes some 100 KB.
 MAX_PROBE_BYTES: Final = 4 * 1024 * 1024
-MAX_MODELS: Final = 500
+MAX_INSTALLED: Final = 500
+#: Of a digest, a date, a version.
+MAX_TOLD_CHARS: Final = 128
 
 IS_CLOUD: Final = "runs in Ollama's cloud: its prompts would leave this network"
 IS_EMBEDDING: Final = "makes embeddings: it cannot chat"
@@ -58,6 +63,9 @@ class Installed:
     embedders: tuple[str, ...]
     #: what each of the models can do, where that is known
     capabilities: Mapping[str, frozenset[str]]
+    #: of the models and the embedders
+    details: Mapping[str, ModelInfo]
+    version: str
 
 
 class Catalogue:
@@ -68,24 +76,30 @@ class Catalogue:
 
     def __init__(self) -> None:
         self._shown: dict[tuple[str, str, str], Shown] = {}
+        self._versions: dict[str, str] = {}
 
     def read(self, url: str, *, within_s: float) -> Installed:
-        """Ask the Ollama at `url`; takes some `within_s` at most for each of three questions.
+        """Ask the Ollama at `url`; takes some `within_s` at most for each of four questions.
 
         Raises:
             BackendError: what answers is no Ollama, or busy.
             OSError: nothing answers; so does `http.client.HTTPException`.
         """
+        versions, self._versions = self._versions, {}
         known, self._shown = self._shown, {}  # of one that does not answer nothing is kept:
         # it may come back as a newer one, which tells more
         rows = _rows_in(ask_json(url, "/api/tags", within_s=within_s))
         loaded: Mapping[str, Mapping[str, Any]] = {}
         with contextlib.suppress(BackendError):  # older ones, and others like it, lack it
             loaded = _rows_in(ask_json(url, "/api/ps", within_s=within_s))
+        version = versions.get(url) or _version(url, within_s=within_s)
+        self._versions[url] = version
+        in_memory = {plain_name(name): row for name, row in loaded.items()}
         until = time.monotonic() + within_s
         models: list[str] = []
         unfit: dict[str, str] = {}
         capabilities: dict[str, frozenset[str]] = {}
+        details: dict[str, ModelInfo] = {}
         for name, row in rows.items():
             key = (url, name, str(row.get("digest") or row.get("modified_at")))
             shown = _shown_in(row)
@@ -96,11 +110,17 @@ class Catalogue:
             why = why_not(name, shown, _families_in(row))
             if why:
                 unfit[name] = why
+                can = shown.capabilities or frozenset({EMBEDDING})
             else:
+                can = shown.capabilities
                 models.append(name)
                 capabilities[name] = shown.capabilities
+            if why in ("", IS_EMBEDDING):
+                details[name] = _info(name, can, row, in_memory.get(plain_name(name)))
         embedders = tuple(name for name, why in unfit.items() if why == IS_EMBEDDING)
-        return Installed(tuple(models), tuple(loaded), unfit, embedders, capabilities)
+        return Installed(
+            tuple(models), tuple(loaded), unfit, embedders, capabilities, details, version
+        )
 
 
 def why_not(name: str, shown: Shown, families: tuple[str, ...] = ()) -> str:
@@ -136,7 +156,7 @@ def ask_json(
     """Return what a GET (a POST, with `body`) answers, read within bounds of time and size.
 
     Raises:
-        BackendUnavailableError: it is busy.
+        BackendBusyError: it is busy.
         BackendAnswerError: another error status, or no JSON.
         OSError: nothing answers; so does `http.client.HTTPException`.
     """
@@ -172,7 +192,7 @@ def ask_json(
     if response.status != 200:
         status, why = response.status, error_in(content)
         if status in BUSY:
-            raise BackendUnavailableError(f"Ollama is busy: {where} answered HTTP {status} ({why})")
+            raise BackendBusyError(f"Ollama is busy: {where} answered HTTP {status} ({why})")
         raise BackendAnswerError(f"{where} answered HTTP {status}: is it Ollama? ({why})")
     if len(content) > max_bytes:
         raise BackendAnswerError(f"{where} answered with more than {max_bytes} bytes")
@@ -192,9 +212,39 @@ def _rows_in(answer: Any) -> dict[str, Mapping[str, Any]]:
         name = (row.get("model") or row.get("name")) if isinstance(row, dict) else None
         if isinstance(name, str) and re.fullmatch(MODEL_PATTERN, name):
             found.setdefault(name, row)
-        if len(found) == MAX_MODELS:
+        if len(found) == MAX_INSTALLED:
             break
     return found
+
+
+def _info(
+    name: str,
+    can: frozenset[str],
+    row: Mapping[str, Any],
+    in_memory: Mapping[str, Any] | None,
+) -> ModelInfo:
+    return ModelInfo(
+        name=name,
+        digest=_text(row.get("digest")),
+        size_bytes=whole_number(row.get("size")),
+        can=can,
+        is_loaded=in_memory is not None,
+        context_length=whole_number((in_memory or {}).get("context_length")),
+        changed_at=_text(row.get("modified_at")),
+    )
+
+
+def _text(value: object) -> str:
+    return shown_text(value)[:MAX_TOLD_CHARS] if isinstance(value, str) and value else ""
+
+
+def _version(url: str, *, within_s: float) -> str:
+    """Return which Ollama it is; "" if that cannot be known now."""
+    try:
+        answer = ask_json(url, "/api/version", within_s=within_s)
+    except (BackendError, OSError, http.client.HTTPException):
+        return ""
+    return _text(answer.get("version")) if isinstance(answer, dict) else ""
 
 
 def _asked(url: str, name: str, *, until: float) -> Shown | None:

@@ -1,98 +1,91 @@
-"""One chat with Ollama: what is asked, and what a line of its answer means.
-
-The ``ollama`` package gives the connection. Its own reading and writing of messages is passed
-by: it splits lines at U+2028 and the like, which may stand inside a text, reads images from files
-of this machine if they are called like one, and drops fields that it does not know.
-"""
+"""What a line of Ollama's answer to a chat or a prompt means."""
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Mapping
+from typing import Any, Final
 
-from d8mesh.backends.streaming import (
-    CONNECT_S,
-    AnswerReader,
-    lines_of,
-    rows_of,
-    said,
-    shown,
-    text_of,
-    whole_number,
-)
-from d8mesh.core.protocol.chat import ChatRequest, Ending, FinishReason, Piece, Usage
-from d8mesh.errors import BackendError
+from d8mesh.backends.ollama.faults import SERVICE, failed
+from d8mesh.backends.streaming import clean_object, rows_of, text_of, whole_number
+from d8mesh.core.protocol.chat import Ending, FinishReason, JsonObject, Piece, Timing, Usage
+from d8mesh.errors import BackendAnswerError
 
-if TYPE_CHECKING:
-    import httpx
-
-#: What it is called in what people read.
-SERVICE: Final = "Ollama"
-#: Ollama keeps the model loaded for so long after an answer: the next task finds it there.
-KEEP_ALIVE: Final = "15m"
+_NS_PER_S: Final = 1_000_000_000
+#: Fields of a line that have a place in a `Piece`, or say what is known.
+_PLACED_FIELDS: Final = frozenset(
+    {"created_at", "done", "done_reason", "eval_count", "eval_duration", "load_duration",
+     "logprobs", "message", "model", "prompt_eval_cached_count", "prompt_eval_count",
+     "prompt_eval_duration", "response", "thinking", "tool_calls", "total_duration"}
+)  # fmt: skip
+_PLACED_OF_MESSAGE: Final = frozenset({"role", "content", "thinking", "tool_calls"})
+#: Ends of an answer to a request that asked nothing.
+_NO_ANSWER: Final = frozenset({"load", "unload"})
 
 
-def asked(
-    url: str, request: ChatRequest, *, model: str, temperature: float, max_tokens: int
-) -> AnswerReader[Piece]:
-    """Begin a chat with `model` at `url`; the request's own temperature and bound go before."""
-    own = (request.temperature, request.max_tokens)
-    options = dict(request.options)
-    options["temperature"] = temperature if own[0] is None else own[0]
-    options["num_predict"] = max_tokens if own[1] is None else own[1]
-    body: dict[str, Any] = {
-        "keep_alive": KEEP_ALIVE,
-        **request.more,
-        "model": model,
-        "messages": [dict(message) for message in request.messages],
-        "options": options,
-        "stream": True,
-    }
+class AnswerLines:
+    """The lines of one answer; calls of tools are numbered through it, which Ollama may not do."""
 
-    def lines(reader: AnswerReader[Piece]) -> Iterator[bytes]:
-        try:
-            import httpx
-            from ollama import Client
-        except Exception as error:  # whatever an import may raise: it must not do so unheard
-            raise BackendError(f"the ollama package cannot be imported ({said(error)})") from error
-        hooks = reader.hooks
-        hooks["request"].append(_without_key)
-        client = Client(
-            url,
-            follow_redirects=False,
-            trust_env=False,
-            verify=url.startswith("https"),
-            timeout=httpx.Timeout(None, connect=CONNECT_S),
-            event_hooks=hooks,
+    def __init__(self) -> None:
+        self._calls = 0
+
+    def piece_of(self, answer: Any) -> Piece:
+        """Return what a line says; `TypeError` and the like if it is none of an answer."""
+        if (error := answer.get("error")) is not None:
+            raise failed(str(error))
+        message, extra = answer.get("message"), _unknown(answer, _PLACED_FIELDS)
+        if message is None:  # of a prompt
+            said, text = answer, answer["response"]
+        else:
+            said, text = message, message.get("content")
+            if unknown := _unknown(message, _PLACED_OF_MESSAGE):
+                extra = {**extra, "message": unknown}
+        return Piece(
+            text_of(text),
+            text_of(said.get("thinking")),
+            self._numbered(rows_of(said.get("tool_calls"))),
+            rows_of(answer.get("logprobs")),
+            _ending(answer),
+            extra,
         )
-        with contextlib.closing(client):
-            http: httpx.Client = client._client
-            with http.stream("POST", "/api/chat", json=body) as response:
-                yield from lines_of(SERVICE, response.iter_raw())
 
-    return AnswerReader(SERVICE, url, lines=lines, piece_of=_piece_of)
-
-
-def _without_key(request: httpx.Request) -> None:
-    request.headers.pop("authorization", None)  # the package adds OLLAMA_API_KEY by itself
+    def _numbered(self, calls: tuple[Any, ...]) -> tuple[JsonObject, ...]:
+        found: list[JsonObject] = []
+        for call in calls:
+            function = call["function"]
+            found.append({**call, "function": {**function, "index": self._calls}})
+            self._calls += 1
+        return tuple(found)
 
 
-def _piece_of(answer: Any) -> Piece:
-    """Return one line of an answer; `TypeError` and the like if it is none."""
-    if (error := answer.get("error")) is not None:
-        raise BackendError(f"{SERVICE} failed ({shown(str(error))})")
-    message = answer["message"]
-    text, thinking = text_of(message.get("content")), text_of(message.get("thinking"))
-    calls = rows_of(message.get("tool_calls"))
-    if not all(isinstance(call, dict) for call in calls):
-        raise TypeError("a call of a tool is no object")
-    logprobs = rows_of(answer.get("logprobs"))
-    ending = None
-    if answer.get("done") is True:
-        is_cut = answer.get("done_reason") == "length"
-        ending = Ending(
-            FinishReason.LENGTH if is_cut else FinishReason.STOP,
-            Usage(*(whole_number(answer.get(key)) for key in ("prompt_eval_count", "eval_count"))),
-        )
-    return Piece(text, thinking, calls, logprobs, ending)
+def timing_of(answer: Mapping[str, Any]) -> Timing:
+    """Return what took how long, by the figures of an answer's end."""
+
+    def seconds(field: str) -> float:
+        return whole_number(answer.get(field)) / _NS_PER_S
+
+    return Timing(
+        load_s=seconds("load_duration"),
+        prompt_s=seconds("prompt_eval_duration"),
+        output_s=seconds("eval_duration"),
+        total_s=seconds("total_duration"),
+    )
+
+
+def _ending(answer: Mapping[str, Any]) -> Ending | None:
+    """Return the end if the line is the last: only ``done: true`` is, and nothing else will do."""
+    if answer.get("done") is not True:
+        return None
+    reason = answer.get("done_reason")
+    if reason in _NO_ANSWER:
+        raise BackendAnswerError(f"{SERVICE} answered nothing: it says that it did {reason!r}")
+    counts = ("prompt_eval_count", "eval_count", "prompt_eval_cached_count")
+    return Ending(
+        FinishReason.LENGTH if reason == "length" else FinishReason.STOP,
+        Usage(*(whole_number(answer.get(count)) for count in counts)),
+        timing_of(answer),
+    )
+
+
+def _unknown(answer: Mapping[str, Any], known: frozenset[str]) -> JsonObject:
+    found = answer.keys() - known
+    return clean_object({key: answer[key] for key in answer if key in found}) if found else {}

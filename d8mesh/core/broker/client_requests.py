@@ -7,7 +7,7 @@ from typing import Final, TypeAlias
 
 from msgspec import structs
 
-from d8mesh.core.broker import reports, store
+from d8mesh.core.broker import explain, reports, store
 from d8mesh.core.broker.admission import Admission
 from d8mesh.core.broker.effects import Peer
 from d8mesh.core.broker.outcomes import TaskOutcomes
@@ -232,7 +232,18 @@ class ClientRequests:
         body = reports.finished(answer)
         if asked.is_brief:
             body = {"task_id": asked.id, "state": body["state"]}
+        if asked.is_explained:
+            body = explain.finished(self._state, answer)
         self._state.answer(asked.peer, asked.request, body | asked.more)
+
+    def _explain(self, peer: Peer, request: int, args: Args) -> None:
+        task_id = _id(args, "id")
+        body = reports.explained(self._state, task_id)
+        if body is not None:
+            self._state.answer(peer, request, body)
+            return
+        asked = ShowTask(peer, request, task_id, is_explained=True)
+        self._state.ask_for(peer, store.EndOf(task_id), asked)
 
     def _refuse_missing(self, asked: ShowTask | Replay, answer: store.StoreAnswer) -> None:
         """Refuse a question about a finished task that is unknown or pruned."""
@@ -263,9 +274,9 @@ class ClientRequests:
             saw = f"cursor: saw {asked.cursor[:40]!r}, expected a next_cursor of this listing"
             self._state.refuse(asked.peer, asked.request, InvalidTaskError(saw))
             return
-        state, bodies = self._state, list[Args]()
+        state, bodies, reasons = self._state, list[Args](), reports.Reasons()
         for task_id in answer.ids:
-            body = reports.unfinished(state, task_id)
+            body = reports.unfinished(state, task_id, reasons=reasons)
             if body is None and (task := answer.finished.get(task_id)) is not None:
                 body = reports.finished(task)
             if body is not None and asked.state in ("", body["state"]):
@@ -371,6 +382,7 @@ _QUESTIONS: Final[dict[str, Callable[[ClientRequests, Peer, int, Args], None]]] 
     "status": ClientRequests._status,
     "queue": ClientRequests._queue,
     "tasks": ClientRequests._tasks,
+    "explain": ClientRequests._explain,
     "cancel": ClientRequests._cancel,
     "replay": ClientRequests._replay,
 }

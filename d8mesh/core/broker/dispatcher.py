@@ -24,6 +24,7 @@ from d8mesh.core.broker.polling import Polling
 from d8mesh.core.broker.restart import Restart
 from d8mesh.core.broker.returns import MISLAID, Returns
 from d8mesh.core.broker.scheduler import Scheduler
+from d8mesh.core.broker.service_scheduler import ServiceScheduler
 from d8mesh.core.broker.state import (
     BrokerState,
     CatchUp,
@@ -87,11 +88,14 @@ class Dispatcher:
         at: float = 0.0,
     ) -> None:
         signer = TokenSigner(restored.secret, restored.epoch)
-        state = self.state = BrokerState(policy, restored.epoch, signer, draw, now=now, at=at)
+        state = self.state = BrokerState(
+            policy, restored.epoch, signer, draw, now=now, at=at, started_at=at
+        )
         self._streaming = streaming = Streaming(state)
         self._outcomes = outcomes = TaskOutcomes(state, streaming)
         self._returns = returns = Returns(state, outcomes)
         self._scheduler = scheduler = Scheduler(state, outcomes)
+        self._service_scheduler = ServiceScheduler(state, scheduler)
         self._worker_sessions = WorkerSessions(state, outcomes, returns, streaming)
         self._polling = Polling(state, scheduler, outcomes, returns)
         self._admission = admission = Admission(state, scheduler)
@@ -125,6 +129,10 @@ class Dispatcher:
                 self._worker_sessions.release(worker, message)
             case m.Chunks() if worker:
                 self._worker_sessions.chunks(worker, message)
+            case m.Measured() if worker:
+                self._worker_sessions.measured(worker, message)
+            case m.Services() if worker:
+                self._worker_sessions.services(worker, message)
             case m.Watch() if client:
                 self._client_requests.watch(client, message)
             case m.Unwatch() if client:
@@ -160,6 +168,7 @@ class Dispatcher:
             self._streaming.undelivered(peer, message)
         elif worker is not None and isinstance(message, m.Work):
             worker.window = 0  # every word of a mesh worker says its window anew
+            worker.is_mute = True
             self.state.registry.refresh(worker)
             ids = [task_id for group in message.groups for task_id in group.ids]
             tasks = [worker.outstanding[i] for i in ids if i in worker.outstanding]
@@ -188,6 +197,7 @@ class Dispatcher:
             self._sweep()
         if not self._restart.is_noted:
             self._restart.note(now)
+        self._service_scheduler.assign()
         self._scheduler.assign()
         self._polling.settle()
         self._outcomes.tell_all()
@@ -331,10 +341,12 @@ class Dispatcher:
             if self._client_requests.is_silent(client):
                 self._client_requests.leave(client)
         self._restart.give_up(self._last_tick)
+        self._service_scheduler.look_again()
         state.metrics.fold()
         is_young = state.now - self._started < state.policy.lease_s
         heard_after = state.now - ABSENT_LEASES * state.policy.lease_s
         state.registry.note_absent(heard_after, is_young=is_young)
+        state.services.forget_gone(heard_after)
         if not state.task_table.queued:  # what lies in the lanes is cancelled, or past its deadline
             state.queue.lanes.clear()
         if len(state.timers) > max(FEW_TIMERS, 2 * self._useful_timers):

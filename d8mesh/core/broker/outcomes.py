@@ -98,6 +98,10 @@ class TaskOutcomes:
             fresh = self._fresh(ids, tasks)
         self._state.record(fact)
         workers = state.registry.workers
+        if state.services.flights:
+            is_success = True if code == COMPLETED_STATE else None
+            for task_id in ids:
+                state.services.end(task_id, state.now, is_success=is_success)
         stops: dict[str, list[str]] = {}
         #: where in the columns each run of tasks of one batch begins
         runs: list[tuple[int, Batch]] = []

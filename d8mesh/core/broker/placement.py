@@ -117,7 +117,7 @@ def suits_retry(worker: WorkerState, task: TaskRecord, registry: WorkerRegistry)
     if task.history is None or worker.worker_id not in task.history.failed_on:
         return True
     failed_on = task.history.failed_on
-    key = LaneKey(task.batch.spec.type, task.batch.spec.model)
+    key = LaneKey.of(task.batch.spec)
     return not any(
         other.may_have_room and other.worker_id not in failed_on and can_run(other, key, registry)
         for other in registry.serving.get(key.type, {}).values()

@@ -14,7 +14,8 @@ from itertools import islice
 from typing import Final, NamedTuple
 
 from d8mesh.core.broker.records import Batch, TaskRecord
-from d8mesh.core.protocol.task import TaskState
+from d8mesh.core.protocol.task import Spec, TaskState
+from d8mesh.core.protocol.wish import lane_part
 
 #: Every 16th assignment goes below the highest priority (`docs/RELIABILITY.md`, rule 4).
 AGEING_PERIOD: Final = 16
@@ -32,7 +33,13 @@ class LaneKey(NamedTuple):
     """What tasks of one lane share: all that decides who can run them."""
 
     type: str
+    #: of the wish, what decides who may run it: what helps to choose differs from task to task
     model: str
+
+    @classmethod
+    def of(cls, spec: Spec) -> LaneKey:
+        """Return where tasks of this spec wait."""
+        return cls(spec.type, lane_part(spec.model))
 
 
 class Turn(NamedTuple):
@@ -47,11 +54,12 @@ class Turn(NamedTuple):
 class Lane:
     """Waiting tasks of one `LaneKey`, by priority; retried ones apart from fresh batches."""
 
-    __slots__ = ("_fresh", "_retried", "key", "mask")
+    __slots__ = ("_fresh", "_retried", "is_fed", "key", "mask")
 
     def __init__(self, key: LaneKey) -> None:
         self.key = key
         self.mask = 0  #: bit p is set when priority p has tasks
+        self.is_fed = False  #: a task came since somebody last looked for a place for all
         # By priority, made when needed: types come from callers, and most use one priority.
         self._fresh: defaultdict[int, deque[Batch]] = defaultdict(deque)
         self._retried: defaultdict[int, deque[TaskRecord]] = defaultdict(deque)
@@ -59,11 +67,13 @@ class Lane:
     def put_batch(self, batch: Batch) -> None:
         """Queue the fresh tasks of `batch` behind those of their priority."""
         self._fresh[batch.spec.priority].append(batch)
+        self.is_fed = True
         self.mask |= 1 << batch.spec.priority
 
     def put_task(self, task: TaskRecord) -> None:
         """Queue a task that waits again; it goes before fresh ones of its priority."""
         self._retried[task.batch.spec.priority].append(task)
+        self.is_fed = True
         self.mask |= 1 << task.batch.spec.priority
 
     def retried(self, priority: int, limit: int) -> list[TaskRecord]:
@@ -130,6 +140,19 @@ class Lane:
                     return count, True
         return count, False
 
+    def count(self, priority: int, looked: int) -> int:
+        """Return how many tasks of a priority or a higher one wait.
+
+        Batches beyond the first `looked` of each priority count as one task each.
+        """
+        found = 0
+        for each in range(priority, 11):
+            if self.mask & 1 << each:
+                retried, fresh = self._retried.get(each, ()), self._fresh.get(each, ())
+                found += len(retried) + max(0, len(fresh) - looked)
+                found += sum(batch.fresh_count for batch in islice(fresh, looked))
+        return found
+
     def _settle(self, priority: int) -> None:
         if not self._fresh.get(priority) and not self._retried.get(priority):
             self.mask &= ~(1 << priority)
@@ -144,7 +167,7 @@ class ReadyQueue:
 
     def ahead_of(self, batch: Batch, index: int) -> tuple[int, bool]:
         """Return how many tasks of its type and model go before one; see `Lane.ahead_of`."""
-        lane = self.lanes.get(LaneKey(batch.spec.type, batch.spec.model))
+        lane = self.lanes.get(LaneKey.of(batch.spec))
         return (0, False) if lane is None else lane.ahead_of(batch, index)
 
     def put_batch(self, batch: Batch) -> None:
@@ -202,7 +225,7 @@ class ReadyQueue:
         return best
 
     def _lane(self, batch: Batch) -> Lane:
-        key = LaneKey(batch.spec.type, batch.spec.model)
+        key = LaneKey.of(batch.spec)
         lane = self.lanes.get(key)
         if lane is None:
             lane = self.lanes[key] = Lane(key)

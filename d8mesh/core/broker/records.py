@@ -111,6 +111,9 @@ class RunningAttempt(msgspec.Struct, frozen=True, gc=False):
     since: float = 0.0
     #: the number of its assignment within the worker's session
     work_seq: int = 0
+    #: the LLM service and its model that it was placed at; empty: the worker's own slots run it
+    service: str = ""
+    model: str = ""
 
 
 NO_ATTEMPT: Final = RunningAttempt()
@@ -120,7 +123,7 @@ NO_ATTEMPT: Final = RunningAttempt()
 class TaskRecord:
     """One unfinished task that is, or was, in somebody's hands.
 
-    All but `attempt` is what the facts tell: only the task table changes it.
+    All but `attempt` and `failed_at` is what the facts tell: only the task table changes it.
     """
 
     batch: Batch
@@ -132,6 +135,8 @@ class TaskRecord:
     assignment: int = 0  #: number of the one it went with
     history: History | None = None
     attempt: RunningAttempt = NO_ATTEMPT
+    #: LLM services where attempts of it ended badly
+    failed_at: frozenset[str] = frozenset()
 
     def remember(self) -> History:
         """Return the history, made on first use."""

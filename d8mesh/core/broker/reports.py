@@ -11,10 +11,10 @@ from typing import Final
 
 import msgspec
 
-from d8mesh.core.broker import placement
+from d8mesh.core.broker import explain, model_report, placement
 from d8mesh.core.broker.metrics import Snapshot
 from d8mesh.core.broker.queue import LaneKey
-from d8mesh.core.broker.records import Batch, History
+from d8mesh.core.broker.records import Batch, History, TaskRecord
 from d8mesh.core.broker.state import BrokerState
 from d8mesh.core.broker.store import FinishedTask, PastAttempt
 from d8mesh.core.broker.worker_registry import Dialect, WorkerState
@@ -23,12 +23,19 @@ from d8mesh.core.protocol.task import Spec, TaskState
 Body = dict[str, object]
 
 
-def unfinished(state: BrokerState, task_id: str, *, is_single: bool = False) -> Body | None:
+#: Why tasks wait that share all that decides it: a page of a listing has many of them.
+Reasons = dict[tuple[str, str, int, frozenset[str]], str]
+
+
+def unfinished(
+    state: BrokerState, task_id: str, *, is_single: bool = False, reasons: Reasons | None = None
+) -> Body | None:
     """Return the status body of an unfinished task, or None if it is finished or unknown.
 
     Args:
         is_single: tell how many go before it too, and which type is the nearest to one that
             nobody offers; both take a look at much.
+        reasons: those that were found out just now.
     """
     stage = state.task_table.state_of(task_id)
     found = state.task_table.find(task_id)
@@ -40,11 +47,15 @@ def unfinished(state: BrokerState, task_id: str, *, is_single: bool = False) -> 
     if task is not None:
         body["attempts"] = task.n
         body["assigned_to"] = task.worker_id or None
-    reason = _reason(state, batch, task_id, stage, is_single=is_single)
+    of_many = None if is_single else {} if reasons is None else reasons
+    reason = _reason(state, batch, task_id, stage, of_many)
     if (
         is_single
         and stage is TaskState.QUEUED
-        and placement.is_offered(batch.spec.type, state.registry)
+        and (
+            placement.is_offered(batch.spec.type, state.registry)
+            or explain.waits_for_service(state, batch.spec)
+        )
     ):
         count, is_more = state.queue.ahead_of(batch, index)
         ahead = f"{'more than ' if is_more else ''}{count} waiting before it" if count else ""
@@ -71,9 +82,9 @@ def _body(task_id: str, spec: Spec, stage: TaskState, created_at: float) -> Body
 
 
 def _reason(
-    state: BrokerState, batch: Batch, task_id: str, stage: TaskState, *, is_single: bool
+    state: BrokerState, batch: Batch, task_id: str, stage: TaskState, of_many: Reasons | None
 ) -> str | None:
-    """Say why a task is not further than it is."""
+    """Say why a task is not further than it is; `of_many`: it is told of among many."""
     task = state.task_table.tasks.get(task_id)
     history = History() if task is None or task.history is None else task.history
     trouble = _trouble(history)
@@ -87,9 +98,23 @@ def _reason(
             left_s = max(0.0, history.not_before_at - state.at)
             return f"waiting to be tried again in {left_s:.1f} s; {trouble}"
         return f"to be run at {batch.spec.run_at}"
-    key = LaneKey(batch.spec.type, batch.spec.model)
-    why = placement.why_waiting(key, state.registry, is_one_of_many=not is_single)
+    why = _why_queued(state, batch.spec, task, of_many)
     return "; ".join(part for part in (why, trouble) if part) or None
+
+
+def _why_queued(
+    state: BrokerState, spec: Spec, task: TaskRecord | None, of_many: Reasons | None
+) -> str:
+    if explain.waits_for_service(state, spec):
+        if of_many is None:
+            return explain.why_waiting(state, spec, task)
+        failed_at = frozenset[str]() if task is None else task.failed_at
+        alike = (*LaneKey.of(spec), spec.priority, failed_at)
+        if alike not in of_many:
+            of_many[alike] = explain.why_waiting(state, spec, task)
+        return of_many[alike]
+    is_one_of_many = of_many is not None
+    return placement.why_waiting(LaneKey.of(spec), state.registry, is_one_of_many=is_one_of_many)
 
 
 def _trouble(history: History) -> str:
@@ -99,6 +124,14 @@ def _trouble(history: History) -> str:
     if history.returns < 2:
         return f"given back: {history.last_return}"
     return f"given back {history.returns} times, the last time: {history.last_return}"
+
+
+def explained(state: BrokerState, task_id: str) -> Body | None:
+    """Return why an unfinished task is not further, or None if it is finished or unknown."""
+    status = unfinished(state, task_id, is_single=True)
+    if status is None:
+        return None
+    return explain.unfinished(state, task_id, str(status["reason"] or ""))
 
 
 def finished(task: FinishedTask) -> Body:
@@ -232,4 +265,5 @@ OF_NOW: Final[dict[str, Callable[[BrokerState], Body]]] = {
     "health": health,
     "stats": stats,
     "workers": workers,
+    "models": model_report.models,
 }

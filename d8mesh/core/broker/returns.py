@@ -87,6 +87,10 @@ class Returns:
         """
         why = why[:MAX_REASON_CHARS]
         by_pause: dict[float, list[TaskRecord]] = {}
+        tasks = list(tasks)
+        moving = [t for t in tasks if t.attempt.service and t.attempt.service not in t.failed_at]
+        if kind is SERVICE_DOWN:
+            self._land(tasks, is_success=False)
         for task in tasks:
             history = task.history or History()
             before = history.suspect_returns if kind.returned == SUSPECT else history.returns
@@ -94,6 +98,9 @@ class Returns:
                 told = f"given back {before + 1} times, the last time: {why}"[:MAX_REASON_CHARS]
                 wait = Wait(MAX_RETURN_PAUSE_S * self._part())
                 self.requeue(worker_id, [task], told, is_counted=True, wait=wait)
+                continue
+            if kind is SERVICE_DOWN and task in moving:  # another service may take it at once
+                by_pause.setdefault(0.0, []).append(task)
                 continue
             doublings = history.returns - kind.free
             ceiling = min(MAX_RETURN_PAUSE_S, RETURN_PAUSE_S * 2.0 ** min(doublings, 10))
@@ -127,6 +134,8 @@ class Returns:
         """
         state = self._state
         again: list[TaskRecord] = []
+        tasks = list(tasks)
+        self._land(tasks, is_success=False if is_counted and not is_loss else None)
         for task in tasks:
             if is_counted and self._is_used_up(task, worker_id, is_loss):
                 self._fail_used_up(task, worker_id, why, is_loss)
@@ -199,7 +208,7 @@ class Returns:
             worker.worker_id, blamed, why, is_counted=is_counted, is_loss=is_counted, wait=wait
         )
         self.requeue(worker.worker_id, rest, why)
-        self._state.registry.leave(worker)
+        self._state.part_with(worker)
 
     def blame(self, worker_id: str, attempts: dict[str, int], why: str) -> None:
         """Count what was taken back uncounted: it was lost with its worker after all.
@@ -232,9 +241,10 @@ class Returns:
         why, holder = told.text, task.worker_id
         state.metrics.errors += 1
         is_final = is_final or told.is_final
-        key = LaneKey(task.batch.spec.type, task.batch.spec.model)
+        key = LaneKey.of(task.batch.spec)
         if is_final and placement.is_offered_elsewhere(worker_id, key, state.registry):
             is_final = False  # it refused a strict wish for a model that another worker has
+        self._land([task], is_success=None if is_final else False)
         if is_final or self._is_used_up(task, worker_id, is_loss=False):
             self._outcomes.fail(worker_id, [task.id], [told.recorded(payload)], why=why)
             self._take_back(holder, [])
@@ -258,6 +268,14 @@ class Returns:
         )
         state.after(pause_s, Retry(task.id))
         self._take_back(holder, [task.id])
+
+    def _land(self, tasks: Iterable[TaskRecord], *, is_success: bool | None) -> None:
+        """Placed attempts end here; where one ended badly the task goes last from now on."""
+        services = self._state.services
+        for task in tasks if services.flights else ():
+            services.end(task.id, self._state.now, is_success=is_success)
+            if is_success is False and task.attempt.service:
+                task.failed_at |= {task.attempt.service}
 
     def _take_back(self, worker_id: str, ids: list[str]) -> None:
         """The worker holds these no more, nor those that have ended just now."""

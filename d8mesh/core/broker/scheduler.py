@@ -8,14 +8,24 @@ from collections.abc import Container, Iterable
 from itertools import accumulate
 from typing import Final
 
-from d8mesh.core.broker import placement
+from msgspec import structs
+
+from d8mesh.core.broker import placement as placing
 from d8mesh.core.broker.outcomes import TaskOutcomes
 from d8mesh.core.broker.queue import Lane
 from d8mesh.core.broker.records import Batch, RunningAttempt, TaskRecord
 from d8mesh.core.broker.state import ATTEMPT_GRACE_S, BrokerState, PassDeadline
 from d8mesh.core.broker.store import BatchPayloads, PayloadsOf, StoreAnswer, Unreadable
 from d8mesh.core.broker.worker_registry import POLLING, WorkerState
-from d8mesh.core.protocol.messages import SOFT_FRAME_BYTES, Answer, Received, Work, WorkGroup
+from d8mesh.core.protocol.messages import (
+    SOFT_FRAME_BYTES,
+    Answer,
+    Placed,
+    Placement,
+    Received,
+    Work,
+    WorkGroup,
+)
 from d8mesh.core.protocol.task import Assigned, Due, TaskState
 
 #: Payloads that cannot be read are asked for so often, with that pause, until their tasks fail.
@@ -36,6 +46,8 @@ class Scheduler:
         self._alarms: list[tuple[float, int, Batch]] = []  # run_at, by the wall clock
         #: worker id -> what it is given in this pass, and the bytes of that
         self._groups: dict[str, tuple[list[WorkGroup], int]] = {}
+        #: worker id -> where what it is given in this pass is to run, as far as that is said
+        self._placements: dict[str, Placed] = {}
         self._headings: dict[tuple[str, int], bytes] = {}
         #: session and first of a batch whose payloads were asked for -> its type
         self._loading: dict[tuple[str, int], str] = {}
@@ -118,8 +130,26 @@ class Scheduler:
             if not given or not turn.lane.mask or turn.lane.key.type not in state.registry.free:
                 lanes.remove(turn.lane)
         state.queue.drop_empty()
+        self.flush()
+
+    def flush(self) -> None:
+        """Send what was given in this pass."""
         for worker_id in list(self._groups):
-            self._flush(state.registry.workers[worker_id])
+            self._flush(self._state.registry.workers[worker_id])
+
+    def hand_placed(self, task: TaskRecord, worker: WorkerState, placement: Placement) -> None:
+        """Let a task go to a worker that runs it at a service."""
+        placed = self._placements.setdefault(worker.worker_id, Placed([], []))
+        placed.ids.append(task.id)
+        placed.placements.append(placement)
+        kind, timeout_s = task.batch.spec.type, self._timeout_s(task.batch)
+        self._hand(kind, [(worker, [task])], timeout_s)
+        service, model = placement.service, placement.model
+        task.attempt = structs.replace(task.attempt, service=service, model=model)
+
+    def page_in_soon(self, batches: Iterable[Batch]) -> None:
+        """Ask for payloads that are not in memory; see `page_in`."""
+        self._page_in(batches)
 
     def is_loading(self, types: Container[str]) -> bool:
         """Return whether payloads of tasks of one of these types are being read."""
@@ -140,10 +170,10 @@ class Scheduler:
             if task.payload is None:
                 self._page_in([task.batch])
                 continue
-            worker = placement.choose_worker(lane.key, state.registry, task)
+            worker = placing.choose_worker(lane.key, state.registry, task)
             if worker is not None:
                 lane.take_retried(task)
-                self._hand(lane, [(worker, [task])], self._timeout_s(task.batch))
+                self._hand(lane.key.type, [(worker, [task])], self._timeout_s(task.batch))
                 return 1
         head = lane.head(priority)
         if head is None:
@@ -155,7 +185,7 @@ class Scheduler:
         most = min(self._share(lane.key.type), fitting, _MAX_GROUP_TASKS)
         given, left, timeout_s = 0, min(limit, head.fresh_count), self._timeout_s(head)
         while given < left:  # until then the turn stays with this batch
-            workers = placement.choose_workers(lane.key, state.registry, left - given)
+            workers = placing.choose_workers(lane.key, state.registry, left - given)
             if not workers:
                 break
             rooms = [min(worker.free, most) for worker in workers]
@@ -166,7 +196,7 @@ class Scheduler:
                 for worker, room, end in zip(workers, rooms, ends, strict=True)
                 if end - room < len(tasks)
             ]
-            self._hand(lane, shares, timeout_s)
+            self._hand(lane.key.type, shares, timeout_s)
             given += len(tasks)
             run_at = head.spec.run_at
             since_at = head.at if run_at is None else max(head.at, run_at)
@@ -179,14 +209,14 @@ class Scheduler:
         """The even share of a type, fixed for one pass: what is left must not shrink it."""
         if kind not in self._shares:
             waiting = self._state.task_table.queued
-            self._shares[kind] = placement.share(waiting, kind, self._state.registry)
+            self._shares[kind] = placing.share(waiting, kind, self._state.registry)
         return self._shares[kind]
 
     def _hand(
-        self, lane: Lane, shares: Iterable[tuple[WorkerState, list[TaskRecord]]], timeout_s: float
+        self, kind: str, shares: Iterable[tuple[WorkerState, list[TaskRecord]]], timeout_s: float
     ) -> None:
         """Let tasks of one batch go to workers, each its own."""
-        state, kind, sign = self._state, lane.key.type, self._state.signer.token
+        state, sign = self._state, self._state.signer.token
         listeners, until = state.listeners, state.now + timeout_s + ATTEMPT_GRACE_S
         for worker, tasks in shares:  # the path of every task
             number, worker_id = state.next_assignment, worker.worker_id
@@ -239,6 +269,9 @@ class Scheduler:
             for seq in owed:
                 self._state.send(worker.peer, Received(seq), waits=True)
             owed = []
+        placed = self._placements.pop(worker.worker_id, None)
+        if placed is not None:
+            self._state.tell(worker, placed)
         self._state.tell(worker, Work(worker.work_seq, groups, owed))
 
     def _answer_poll(self, worker: WorkerState, task: TaskRecord) -> None:
@@ -287,6 +320,7 @@ class Scheduler:
         self._unreadable.pop(place, None)
         if batch is not None:
             self._state.task_table.load(batch, payloads)
+            self._state.services.is_stirred = True
 
     def _unread(self, batch: Batch, error: str) -> None:
         """Try again after a pause; in the end its tasks fail, lest they block those behind."""

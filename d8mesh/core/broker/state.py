@@ -17,12 +17,14 @@ from msgspec import Struct
 from d8mesh.core.broker.effects import Effect, Fault, Load, Peer, Record, Send
 from d8mesh.core.broker.metrics import Metrics
 from d8mesh.core.broker.queue import ReadyQueue
+from d8mesh.core.broker.services import ServiceTable
 from d8mesh.core.broker.store import PayloadsOf, PrunableBatches, Question
 from d8mesh.core.broker.task_table import TaskTable
 from d8mesh.core.broker.worker_registry import WorkerRegistry, WorkerState
 from d8mesh.core.protocol.messages import Answer, Message, Welcome
 from d8mesh.core.protocol.task import Fact
 from d8mesh.core.protocol.tokens import TokenSigner
+from d8mesh.core.protocol.wish import Cloud
 from d8mesh.errors import D8Error, FloodError
 
 #: Tasks that one client may listen to at the same time: bounds its part of the memory.
@@ -53,6 +55,10 @@ class Policy:
     queue_bytes: int = 4_000_000_000
     retention_s: float = 7 * 86_400.0
     retention_count: int = 1_000_000
+    #: whether tasks that do not say may go to LLM services in the cloud
+    cloud: Cloud = Cloud.NEVER
+    #: with these models are loaded, the same in the whole mesh; see `D8_LOAD_OPTIONS`
+    load_options: dict[str, object] = field(default_factory=dict)
 
     @property
     def full_time_s(self) -> float:
@@ -105,11 +111,15 @@ class ThankForReport(ClientAsked, frozen=True):
 
 
 class ShowTask(ClientAsked, frozen=True):
-    """Answer with how a finished task stands, and with `more`; `is_brief`: its state only."""
+    """Answer with how a finished task stands, and with `more`.
+
+    `is_brief`: its state only; `is_explained`: why it ran where it ran.
+    """
 
     id: str
     more: dict[str, object] = {}
     is_brief: bool = False
+    is_explained: bool = False
 
 
 class ShowDetails(ClientAsked, frozen=True):
@@ -170,6 +180,7 @@ class BrokerState:
     task_table: TaskTable = field(default_factory=TaskTable)
     queue: ReadyQueue = field(default_factory=ReadyQueue)
     registry: WorkerRegistry = field(default_factory=WorkerRegistry)
+    services: ServiceTable = field(default_factory=ServiceTable)
     clients: dict[str, ClientState] = field(default_factory=dict)
     clients_by_routing_id: dict[bytes, ClientState] = field(default_factory=dict)
     #: order of a batch -> session that awaits all of it
@@ -180,6 +191,8 @@ class BrokerState:
     listeners: dict[str, set[str]] = field(default_factory=dict)
     now: float = 0.0
     at: float = 0.0
+    #: when this start was (Unix seconds)
+    started_at: float = 0.0
     next_assignment: int = 1
     #: batches whose last task has finished, not yet told to the store
     closed: list[tuple[str, int]] = field(default_factory=list)
@@ -222,6 +235,13 @@ class BrokerState:
         """Go on with `timer` in a later tick, `pause_s` from now."""
         self.timer_count += 1
         heappush(self.timers, (self.now + pause_s, self.timer_count, timer))
+
+    def part_with(self, worker: WorkerState) -> None:
+        """A worker is gone: from the registry, and from the services that it reached."""
+        if worker.placed_types:
+            self.services.leave(worker, self.now)
+            self.registry.place(worker, ())
+        self.registry.leave(worker)
 
     # ------------------------------------------------------- effects of the present call
 

@@ -67,6 +67,12 @@ class WorkerState:
     status_port: int = 0
     types: frozenset[str] = frozenset()
     models: frozenset[str] = frozenset()
+    #: types that it answers by LLM services: those the broker places, beside its window
+    placed_types: frozenset[str] = frozenset()
+    #: how many of `outstanding` are placed
+    placed: int = 0
+    #: something could not be sent to it; it has not spoken since
+    is_mute: bool = False
     slots: int = 1
     window: int = 0
     is_live: bool = True
@@ -112,8 +118,13 @@ class WorkerState:
         if self.failures_in_a_row >= STREAK_BEFORE_HALVING:
             halvings = min(self.failures_in_a_row - STREAK_BEFORE_HALVING + 1, MAX_HALVINGS)
             window = min(window, max(1, self.slots >> halvings)) if window else 0
-        room = window - len(self.outstanding)
+        room = window - len(self.outstanding) + self.placed
         return room if room > 0 else 0
+
+    @property
+    def own_types(self) -> frozenset[str]:
+        """The types of tasks that its slots run."""
+        return self.types - self.placed_types if self.placed_types else self.types
 
     @property
     def may_have_room(self) -> bool:
@@ -179,6 +190,14 @@ class WorkerRegistry:
         worker.types, worker.models = frozenset(types), frozenset(models)
         self._index(worker)
 
+    def place(self, worker: WorkerState, types: Iterable[str]) -> None:
+        """Change which types a worker answers by services."""
+        placed = frozenset(types)
+        if placed != worker.placed_types:
+            self._unindex(worker)
+            worker.placed_types = placed
+            self._index(worker)
+
     def leave(self, worker: WorkerState) -> None:
         """The worker is gone; it stays listed as offline."""
         if worker.is_live and worker.models:
@@ -220,7 +239,7 @@ class WorkerRegistry:
         if is_free is worker.is_free:
             return
         worker.is_free, free = is_free, self.free
-        for kind in worker.types:
+        for kind in worker.own_types:
             line = free.get(kind)
             if not is_free:
                 _discard(free, kind, worker)
@@ -241,7 +260,7 @@ class WorkerRegistry:
         if worker.dialect is Dialect.MESH and worker.peer.routing_id:
             self._by_routing_id[worker.peer.routing_id] = worker
         self.nearest.clear()
-        for kind in worker.types:
+        for kind in worker.types | worker.placed_types:
             self.serving.setdefault(kind, {})[worker.worker_id] = worker
         for model in map(plain_name, worker.models):
             self.offering.setdefault(model, {})[worker.worker_id] = worker
@@ -250,7 +269,7 @@ class WorkerRegistry:
 
     def _unindex(self, worker: WorkerState) -> None:
         self.nearest.clear()
-        for kind in worker.types:
+        for kind in worker.types | worker.placed_types:
             _discard(self.serving, kind, worker)
             _discard(self.free, kind, worker)
         for model in map(plain_name, worker.models):

@@ -11,6 +11,7 @@ from d8mesh.core.broker.effects import Peer
 from d8mesh.core.broker.outcomes import TaskOutcomes
 from d8mesh.core.broker.records import RunningAttempt, TaskRecord
 from d8mesh.core.broker.returns import LEAVING, SERVICE_DOWN, UNSTARTED, Returns
+from d8mesh.core.broker.services import Flight
 from d8mesh.core.broker.state import BrokerState, SayOwed
 from d8mesh.core.broker.streaming import Streaming
 from d8mesh.core.broker.worker_registry import Dialect, WorkerState
@@ -183,6 +184,28 @@ class WorkerSessions:
             worker.outstanding[task_id] = task
         return [task_id for task_id in dropped if task_id not in kept]
 
+    def services(self, worker: WorkerState, message: m.Services) -> None:
+        """Take in the LLM services that a worker reaches, and what it still runs there."""
+        state = self._state
+        self._heard(worker)
+        state.services.tell(worker, message, state.now)
+        state.registry.place(worker, message.types if message.services else ())
+        for task_id, service, model in zip(
+            message.held_ids, message.held_services, message.held_models, strict=True
+        ):
+            task = worker.outstanding.get(task_id)
+            if task is not None and (task.attempt.service, task.attempt.model) != (service, model):
+                state.services.end(task_id, state.now)
+                task.attempt = structs.replace(task.attempt, service=service, model=model)
+                flight = Flight(worker, service, model, task.attempt.since or state.now)
+                state.services.begin(task_id, flight)
+        state.registry.refresh(worker)
+
+    def measured(self, worker: WorkerState, message: m.Measured) -> None:
+        """Take in how models of a service are now."""
+        self._heard(worker)
+        self._state.services.measured(worker, message, self._state.now)
+
     # ---------------------------------------------------------------------- living
 
     def heartbeat(self, worker: WorkerState, message: m.Heartbeat) -> None:
@@ -349,7 +372,7 @@ class WorkerSessions:
         """A drained worker leaves; what it may still hold waits again, uncounted."""
         held = list(worker.outstanding.values())
         self._returns.take(worker.worker_id, held, f"its worker {worker.worker_id!r} left", LEAVING)
-        self._state.registry.leave(worker)
+        self._state.part_with(worker)
 
     def sweep(self, worker: WorkerState) -> None:
         """Look at one mesh worker: lease, overdue attempts, prefetched ones nobody starts."""
@@ -365,7 +388,7 @@ class WorkerSessions:
         if overdue := list(takewhile(self._is_overdue, worker.outstanding.values())):
             self._returns.requeue(worker.worker_id, overdue, "timed out", is_counted=True)
         worker.note_asking(state.now)
-        excess = len(worker.outstanding) - worker.slots
+        excess = len(worker.outstanding) - worker.placed - worker.slots
         if excess > 0 and self._somebody_idles(worker):
             worker.recalled = excess
             self._state.tell(worker, m.Recall(excess))
@@ -407,6 +430,7 @@ class WorkerSessions:
 
     def _heard(self, worker: WorkerState) -> None:
         worker.last_heard, worker.last_heard_at = self._state.now, self._state.at
+        worker.is_mute = False
 
 
 def _is_spared(task: TaskRecord) -> bool:

@@ -70,7 +70,9 @@ class ChatRequest:
     #: if there is one it is asked, and there are no messages
     prompt: Prompt | None = None
     model: str | None = None
-    #: no other model than `model` will do
+    #: those that may run it if `model` is not there, in order
+    fallbacks: tuple[str, ...] = ()
+    #: no other model than `model`, and `fallbacks`, will do
     is_model_strict: bool = False
     temperature: float | None = None
     max_tokens: int | None = None
@@ -163,11 +165,13 @@ class Piece:
     ending: Ending | None = None
     #: fields of the service's answer that have no place here, as they came
     extra: JsonObject = field(default_factory=dict)
+    #: it gets further, though there is nothing to tell yet: the arguments of a long call
+    is_working: bool = False
 
     @property
     def is_sign_of_life(self) -> bool:
         """True if the model has said something, though it may be no text."""
-        return bool(self.text or self.thinking or self.tool_calls)
+        return bool(self.text or self.thinking or self.tool_calls or self.is_working)
 
     @property
     def size_bytes(self) -> int:
@@ -192,6 +196,8 @@ class Completion:
     extra: JsonObject = field(default_factory=dict)
     #: who answered; None where no pool was asked
     origin: Origin | None = None
+    #: fields of the request that the service does not take
+    ignored: tuple[str, ...] = ()
 
 
 def completion_of(pieces: Sequence[Piece], model: str) -> Completion:
@@ -237,3 +243,5 @@ class Embeddings:
     timing: Timing = Timing()
     extra: JsonObject = field(default_factory=dict)
     origin: Origin | None = None
+    #: fields of the request that the service does not take
+    ignored: tuple[str, ...] = ()

@@ -34,5 +34,9 @@ def matching(wished: str, models: Iterable[str]) -> str | None:
 
 
 def wish_in(model: str) -> tuple[str, bool]:
-    """Return the plain name that `Group.model` (not empty) wishes for, and if it is a must."""
-    return plain_name(model.removeprefix(STRICT_MARK)), model.startswith(STRICT_MARK)
+    """Return the plain name that `Group.model` (not empty) wishes for first, and if it is a must.
+
+    `core.protocol.wish` reads all of it.
+    """
+    first = model.partition(";")[0].partition("|")[0]
+    return plain_name(first.removeprefix(STRICT_MARK)), model.startswith(STRICT_MARK)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
 import msgspec
+from msgspec.structs import replace
 
 from d8mesh.core.protocol.messages import (
     MAX_BATCH_TASKS,
@@ -15,9 +16,10 @@ from d8mesh.core.protocol.messages import (
     SOFT_FRAME_BYTES,
     VERSIONS,
     Chunks,
+    Placement,
     WorkerHello,
 )
-from d8mesh.core.worker.effects import KeptResult
+from d8mesh.core.worker.effects import Attempt, KeptResult
 
 #: Until the first Welcome tells them: the documented heartbeat and lease.
 HEARTBEAT_S: Final = 3.0
@@ -108,6 +110,10 @@ class BrokerSession:
     lease_s: float = LEASE_S
     #: attempts waiting or running: id -> token, oldest first
     open: dict[str, bytes] = field(default_factory=dict)
+    #: those of them that run at a service, beside the slots, and where
+    placed: dict[str, Placement] = field(default_factory=dict)
+    #: where attempts are to run that the next `Work` brings
+    placing: dict[str, Placement] = field(default_factory=dict)
     #: results on their way, by the number of their message
     unacknowledged: dict[int, ResultBatch] = field(default_factory=dict)
     #: results that wait for a session
@@ -164,6 +170,43 @@ class BrokerSession:
             size += len(payload)
         if message.ids:
             yield message
+
+    @property
+    def in_slots(self) -> int:
+        """How many attempts wait or run in slots."""
+        return len(self.open) - len(self.placed)
+
+    def place(
+        self, attempts: Iterable[Attempt], placing: Mapping[str, Placement]
+    ) -> tuple[list[Attempt], list[Attempt]]:
+        """Return which of these, which are open, are for the slots, and which for a service."""
+        in_slots, placed = list[Attempt](), list[Attempt]()
+        for attempt in attempts:
+            placement = placing.get(attempt.id)
+            if placement is None:
+                in_slots.append(attempt)
+            else:
+                placed.append(replace(attempt, placement=placement))
+                self.placed[attempt.id] = placement
+        return in_slots, placed
+
+    def close(self, task_id: str, token: bytes) -> bool:
+        """Strike this attempt, if it is open, off; return whether it was."""
+        if self.open.get(task_id) != token:
+            return False
+        del self.open[task_id]
+        self.placed.pop(task_id, None)
+        return True
+
+    def take_open(self, ids: Iterable[str]) -> list[bytes]:
+        """Strike the attempts of these tasks off; return the tokens of those that were open."""
+        tokens: list[bytes] = []
+        for task_id in ids:
+            token = self.open.pop(task_id, None)
+            if token is not None:
+                tokens.append(token)
+                self.placed.pop(task_id, None)
+        return tokens
 
     @property
     def is_idle(self) -> bool:

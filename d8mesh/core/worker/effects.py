@@ -6,7 +6,7 @@ from typing import Final, NamedTuple, TypeAlias
 
 from msgspec import Struct
 
-from d8mesh.core.protocol.messages import Message
+from d8mesh.core.protocol.messages import Message, Placement
 
 #: One attempt that ended: link, task id, token, kind, payload, duration_s. A plain tuple, as a
 #: hundred thousand a second are made; it is taken apart by name in one place.
@@ -29,6 +29,8 @@ class Attempt(Struct, frozen=True, gc=False):
     id: str
     token: bytes
     payload: bytes
+    #: None: it runs in a slot
+    placement: Placement | None = None
 
 
 class KeptResult(NamedTuple):
@@ -61,6 +63,18 @@ class Start(Struct, frozen=True, gc=False):
     attempts: list[Attempt]
 
 
+class StartPlaced(Struct, frozen=True, gc=False):
+    """Run these at their services, now and beside the slots; each ends in `finished`, once."""
+
+    attempts: list[Attempt]
+
+
+class WarmUp(Struct, frozen=True, gc=False):
+    """Load a model at a service: tasks for it will come."""
+
+    placement: Placement
+
+
 class Abort(Struct, frozen=True, gc=False):
     """Cancel the attempts with these tokens; they still end in `finished`."""
 
@@ -70,11 +84,12 @@ class Abort(Struct, frozen=True, gc=False):
 class TakeBack(Struct, frozen=True, gc=False):
     """Take up to `count` attempts of `link` that have not started, newest first.
 
-    Answered by `taken_back`.
+    Answered by `taken_back`. `is_of_all`: also those that wait to run at a service.
     """
 
     link: str
     count: int
+    is_of_all: bool = False
 
 
 class Listened(Struct, frozen=True, gc=False):
@@ -125,5 +140,6 @@ class Trouble(Struct, frozen=True, gc=False):
     text: str
 
 
-_OfAttempts: TypeAlias = Start | Abort | TakeBack | Listened | Keep | Forget
-WorkerEffect: TypeAlias = _OfAttempts | SendOn | Rebuild | Joined | Retire | Trouble
+_OfAttempts: TypeAlias = Start | StartPlaced | WarmUp | Abort | TakeBack | Listened
+_OfResults: TypeAlias = Keep | Forget
+WorkerEffect: TypeAlias = _OfAttempts | _OfResults | SendOn | Rebuild | Joined | Retire | Trouble

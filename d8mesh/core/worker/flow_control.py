@@ -48,12 +48,12 @@ class FlowControl:
         self.prefetch = min(wanted, max(2 * self.prefetch, self.slots), MAX_PREFETCH)
 
     def window(self, broker: BrokerSession, brokers: Collection[BrokerSession], now: float) -> int:
-        """Return how many attempts a broker may have outstanding here in total."""
+        """Return how many attempts a broker may have outstanding in slots here, in total."""
         room = self.room
         if not room:
             return 0
-        own = len(broker.open)
-        busy = sum(len(each.open) for each in brokers)
+        own = broker.in_slots
+        busy = sum(each.in_slots for each in brokers)
         live = sum(each.is_welcome for each in brokers if each is not broker)
         if busy == own and (own or not live):
             return min(MAX_WINDOW, room + self.prefetch)
@@ -64,5 +64,5 @@ class FlowControl:
         broker.starved_since = 0.0
         if not own:
             return min(MAX_WINDOW, free)
-        active = sum(bool(each.open) for each in brokers)
+        active = sum(each.in_slots > 0 for each in brokers)
         return min(MAX_WINDOW, min(own, room) + free + self.prefetch // active)

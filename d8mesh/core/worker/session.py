@@ -18,6 +18,7 @@ from d8mesh.core.protocol.messages import (
     Goodbye,
     Heartbeat,
     Listening,
+    Placed,
     Recall,
     Received,
     Refused,
@@ -26,14 +27,13 @@ from d8mesh.core.protocol.messages import (
     Results,
     Stop,
     ToWorker,
+    Warm,
     Welcome,
     Work,
 )
 from d8mesh.core.worker.broker_session import (
-    NEVER,
     BrokerSession,
     Profile,
-    ResultBatch,
     failure,
     hello,
     reason_in,
@@ -43,9 +43,7 @@ from d8mesh.core.worker.effects import (
     Abort,
     Attempt,
     Ended,
-    Forget,
     Joined,
-    Keep,
     KeptResult,
     Listened,
     OutputPiece,
@@ -54,11 +52,15 @@ from d8mesh.core.worker.effects import (
     Running,
     SendOn,
     Start,
+    StartPlaced,
     TakeBack,
     Trouble,
+    WarmUp,
     WorkerEffect,
 )
 from d8mesh.core.worker.flow_control import FlowControl
+from d8mesh.core.worker.kept_results import KeptResults
+from d8mesh.core.worker.service_offer import ServiceOffer
 
 #: HELLO is said again after this long without an answer.
 HELLO_S: Final = 3.0
@@ -73,9 +75,6 @@ EXPENSIVE_S: Final = 1.0
 MAX_IN_FLIGHT: Final = 2
 #: Beyond its timeout an attempt has this long to end by itself.
 OVERDUE_S: Final = 0.5
-#: Unacknowledged results: beyond either bound no new work is taken.
-MAX_KEPT_RESULTS: Final = 50_000
-MAX_KEPT_BYTES: Final = 256 * 1024 * 1024
 
 
 class WorkerSession:
@@ -92,14 +91,11 @@ class WorkerSession:
         self.flow = FlowControl(profile.slots)
         self.is_draining = False
         self.completed = self.failed = self.running = 0
-        self._abandoned: dict[bytes, str] = {}  # token -> link: still in a slot, not wanted
-        self._on_disk: set[bytes] = {row.token for row in kept}
-        self._orphans: dict[str, list[KeptResult]] = {}  # by broker id, of links that are gone
-        self._kept_count = len(kept)
-        self._kept_bytes = sum(len(row.payload) for row in kept)
+        self._abandoned: dict[bytes, str] = {}  # token -> link: still running, not wanted
+        self._kept = KeptResults(kept)
+        #: the LLM services; what changes there is told by a `tick`
+        self.services = ServiceOffer()
         self._seq = 0
-        for row in kept:
-            self._orphans.setdefault(row.broker_id, []).append(row)
 
     @property
     def stuck(self) -> int:
@@ -109,7 +105,7 @@ class WorkerSession:
     @property
     def is_outbox_full(self) -> bool:
         """True when too many results await their acknowledgement."""
-        return self._kept_count >= MAX_KEPT_RESULTS or self._kept_bytes >= MAX_KEPT_BYTES
+        return self._kept.is_full
 
     @property
     def is_idle(self) -> bool:
@@ -118,7 +114,8 @@ class WorkerSession:
 
     def next_deadline(self) -> float:
         """Return when `tick` has something to do next (monotonic); far away if never."""
-        return min([broker.next_deadline(RESEND_S) for broker in self.brokers.values()] or [NEVER])
+        dues = [broker.next_deadline(RESEND_S) for broker in self.brokers.values()]
+        return min([self.services.due, *dues])
 
     # -------------------------------------------------------------------- transports
 
@@ -135,7 +132,7 @@ class WorkerSession:
             return []
         broker.is_up = False
         broker.lose("the connection broke")
-        return self._save(broker) + self._offer(now, but=broker)
+        return self._kept.save(broker) + self._offer(now, but=broker)
 
     def forget_link(self, link: str) -> list[WorkerEffect]:
         """The link will not come back; its attempts are cancelled, its results stay owed."""
@@ -160,6 +157,28 @@ class WorkerSession:
                 return self._work(message, broker, now)
             case Received(seq=seq):
                 return self._received(seq, broker, now)
+            case Placed():
+                broker.placing = dict(zip(message.ids, message.placements, strict=True))
+                return []
+            case Warm(placement=placement):
+                return [] if self.is_draining else [WarmUp(placement)]
+            case Stop(ids=ids):
+                return self._abandon(broker, ids)
+            case Recall(count=count):
+                return [TakeBack(link, count)]
+            case Listening(ids=ids, is_on=is_on):
+                return [Listened([each for each in ids if each in broker.open], is_on)]
+            case _:
+                return self._of_link(message, broker, now)
+
+    def _of_link(
+        self,
+        message: Goodbye | Welcome | Rehello | Refused | Beat,
+        broker: BrokerSession,
+        now: float,
+    ) -> list[WorkerEffect]:
+        """Take in how a session stands."""
+        match message:
             case Beat(epoch=epoch):
                 is_new = broker.is_welcome and epoch != broker.epoch
                 return [self._hello(broker, now)] if is_new else []
@@ -169,21 +188,16 @@ class WorkerSession:
                 return [self._hello(broker, now)]
             case Refused():
                 return self._refused(message, broker, now)
-            case Stop(ids=ids):
-                return self._abandon(broker, ids)
-            case Recall(count=count):
-                return [TakeBack(link, count)]
-            case Listening(ids=ids, is_on=is_on):
-                return [Listened([each for each in ids if each in broker.open], is_on)]
             case Goodbye(reason=reason):
                 broker.lose(f"it left: {reason}")
                 broker.next_hello = now + HELLO_S
-                left = Trouble(link, "broker.draining", f"the orchestrator left: {reason}")
-                return [*self._save(broker), left]
+                left = f"the orchestrator left: {reason}"
+                return [*self._kept.save(broker), Trouble(broker.key, "broker.draining", left)]
             case _:
                 assert_never(message)
 
     def _work(self, message: Work, broker: BrokerSession, now: float) -> list[WorkerEffect]:
+        placing, broker.placing = broker.placing, {}
         if not broker.broker_id:
             return []  # nobody has said yet whose it is; the next HELLO tells that it is not held
         broker.work_seq = message.seq
@@ -197,7 +211,11 @@ class WorkerSession:
             shared = (broker.key, group.type, group.timeout_s, group.is_listened)
             columns = (ids, group.tokens, group.payloads)
             attempts += map(Attempt, *map(repeat, shared), *columns)
-        effects.append(Start(attempts))
+        if placing:
+            attempts, placed = broker.place(attempts, placing)
+            effects += self.taken_back(placed, now) if self.is_draining else [StartPlaced(placed)]
+        if attempts:
+            effects.append(Start(attempts))
         excess = self._taken() - self.flow.room - self.flow.prefetch - len(self.brokers)
         if self.is_draining:
             effects.append(TakeBack(broker.key, len(attempts)))
@@ -218,6 +236,7 @@ class WorkerSession:
         if broker.broker_id not in ("", message.broker_id):  # another lives at this address now
             effects += self._strand(broker)
         broker.is_welcome, broker.work_seq, broker.lost = True, 0, ""
+        broker.placing = {}
         broker.broker_id, broker.epoch = message.broker_id, message.epoch
         broker.heartbeat_s = max(0.1, message.heartbeat_s)
         broker.lease_s = max(broker.heartbeat_s * 2, message.lease_s)
@@ -225,10 +244,11 @@ class WorkerSession:
             broker.next_heartbeat = now + broker.heartbeat_s
         if message.dropped_ids:
             effects += self._abandon(broker, message.dropped_ids)
-            effects += self._forget([broker.drop(set(message.dropped_ids))])
-        for row in self._orphans.pop(broker.broker_id, ()):
-            broker.collect(row.task_id, row.token, row.kind, row.payload)
+            effects += self._kept.forget([broker.drop(set(message.dropped_ids))])
+        self._kept.hand_over(broker)
         broker.take_back_unacknowledged(now + 1)
+        if self.services.is_any:
+            effects.append(self.services.told_to(broker, now))
         return effects + self._pass_on(broker) + self._flush(broker, now) + self._offer(now)
 
     def _refused(self, message: Refused, broker: BrokerSession, now: float) -> list[WorkerEffect]:
@@ -247,7 +267,7 @@ class WorkerSession:
         if batch is None:
             return []
         was_full = self.is_outbox_full
-        effects = self._forget([batch]) + self._flush(broker, now)
+        effects = self._kept.forget([batch]) + self._flush(broker, now)
         return effects + (self._offer(now) if was_full else [])
 
     # ----------------------------------------------------------------- what the slots say
@@ -263,15 +283,18 @@ class WorkerSession:
             broker = brokers.get(link)
             if (abandoned and abandoned.pop(token, None) is not None) or broker is None:
                 continue
+            is_placed = False
             if broker.open.get(task_id) == token:
                 del broker.open[task_id]
+                is_placed = bool(broker.placed) and broker.placed.pop(task_id, None) is not None
             touched[link] = broker
             if kind < 0:
                 if kind == UNAVAILABLE:
                     given.setdefault((link, payload), []).append((task_id, token))
                 continue
-            total_s += duration_s
-            measured += 1
+            if not is_placed:
+                total_s += duration_s
+                measured += 1
             results += 1
             completed += kind == SUCCEEDED
             size += len(payload)
@@ -280,13 +303,9 @@ class WorkerSession:
             broker.collect(task_id, token, kind, payload)
         self.completed += completed
         self.failed += results - completed
-        self._kept_count += results
-        self._kept_bytes += size
+        self._kept.count(results, size)
         self.flow.measure(total_s, measured)
-        effects: list[WorkerEffect] = []
-        if keep:
-            self._on_disk.update(row.token for row in keep)
-            effects.append(Keep(keep))
+        effects = self._kept.keep(keep)
         for broker in touched.values():
             effects += self._flush(broker, now)
         effects += self._give_back(given, now)
@@ -302,8 +321,7 @@ class WorkerSession:
             broker = self.brokers.get(link)
             if self._abandoned.pop(token, None) is not None or broker is None:
                 continue
-            if broker.open.get(task_id) == token:
-                del broker.open[task_id]
+            if broker.close(task_id, token):
                 given.setdefault((link, None), []).append((task_id, token))
         return self._give_back(given, now)
 
@@ -343,7 +361,7 @@ class WorkerSession:
             effects += self.finished(ended, now)
             self._abandoned.update((token, link) for link, _, token, *_ in ended)
         self.running = len(running)
-        stuck = sum(row.attempt.token in self._abandoned for row in running)
+        stuck = sum(each.placement is None and each.token in self._abandoned for each, _ in running)
         if stuck != self.flow.stuck:
             self.flow.stuck = stuck
             effects += self._offer(now)
@@ -360,7 +378,7 @@ class WorkerSession:
 
     def tick(self, now: float) -> list[WorkerEffect]:
         """Do what is due."""
-        effects: list[WorkerEffect] = []
+        effects = self._tell_services(now) if self.services.is_any else []
         for broker in self.brokers.values():
             if not broker.is_up:
                 continue
@@ -381,9 +399,9 @@ class WorkerSession:
     def drain(self, now: float) -> list[WorkerEffect]:
         """Take nothing new and give back what has not started."""
         self.is_draining = True
-        told = self._offer(now)
+        told = self._offer(now) + self._tell_services(now)
         return told + [
-            TakeBack(broker.key, len(broker.open))
+            TakeBack(broker.key, len(broker.open), is_of_all=True)
             for broker in self.brokers.values()
             if broker.open
         ]
@@ -392,7 +410,7 @@ class WorkerSession:
         """Say goodbye; what is unacknowledged goes to the disk first."""
         effects: list[WorkerEffect] = []
         for broker in self.brokers.values():
-            effects += self._save(broker)
+            effects += self._kept.save(broker)
             if broker.is_welcome:
                 effects.append(SendOn(broker.key, Goodbye(reason)))
         return effects
@@ -402,9 +420,12 @@ class WorkerSession:
     def _hello(self, broker: BrokerSession, now: float) -> SendOn:
         broker.is_welcome = False
         broker.next_hello, broker.next_heartbeat = now + HELLO_S, now + broker.heartbeat_s
-        owed = [row for rows in self._orphans.values() for row in rows]
         broker.window = window = self._window(broker, now)
-        return SendOn(broker.key, hello(self.profile, window, broker, owed))
+        return SendOn(broker.key, hello(self.profile, window, broker, self._kept.owed()))
+
+    def _tell_services(self, now: float) -> list[WorkerEffect]:
+        is_open = not (self.is_draining or self.is_outbox_full or self.flow.is_disk_bad)
+        return self.services.tell(self.brokers.values(), now, is_open=is_open)
 
     def _heartbeat(self, broker: BrokerSession, now: float) -> SendOn:
         broker.next_heartbeat = now + broker.heartbeat_s
@@ -450,14 +471,14 @@ class WorkerSession:
                 continue
             window = self._window(broker, now)
             if (window == 0) != (broker.window == 0) or (
-                not broker.open and window > broker.window
+                not broker.in_slots and window > broker.window
             ):
                 effects.append(self._heartbeat(broker, now))
         return effects
 
     def _abandon(self, broker: BrokerSession, ids: Iterable[str]) -> list[WorkerEffect]:
         """Let attempts go: their slots stay taken until they end, and nothing is told."""
-        tokens = [token for task_id in ids if (token := broker.open.pop(task_id, None)) is not None]
+        tokens = broker.take_open(ids)
         if not tokens:
             return []
         self._abandoned.update(zip(tokens, repeat(broker.key), strict=False))
@@ -465,32 +486,11 @@ class WorkerSession:
 
     def _strand(self, broker: BrokerSession) -> list[WorkerEffect]:
         """This link leads to its broker no more: results wait for another, attempts go."""
-        effects = self._save(broker)
-        own = self._orphans.setdefault(broker.broker_id, [])
-        own += broker.results()
-        broker.unacknowledged, broker.waiting = {}, []
+        effects = self._kept.strand(broker)
         return effects + self._abandon(broker, list(broker.open))
 
-    def _save(self, broker: BrokerSession) -> list[WorkerEffect]:
-        """Put results that are only in memory on the disk too."""
-        on_disk = self._on_disk
-        rows = [row for row in broker.results() if row.token not in on_disk]
-        on_disk.update(row.token for row in rows)
-        return [Keep(rows)] if rows else []
-
-    def _forget(self, batches: Iterable[ResultBatch]) -> list[WorkerEffect]:
-        """These results need not be kept any longer."""
-        tokens: list[bytes] = []
-        for batch in batches:
-            self._kept_bytes -= batch.size
-            self._kept_count -= len(batch.ids)
-            if self._on_disk:
-                tokens += [token for token in batch.tokens if token in self._on_disk]
-        self._on_disk.difference_update(tokens)
-        return [Forget(tokens)] if tokens else []
-
     def _taken(self) -> int:
-        return sum(len(broker.open) for broker in self.brokers.values())
+        return sum(broker.in_slots for broker in self.brokers.values())
 
     def _window(self, broker: BrokerSession, now: float) -> int:
         self.flow.is_closed = self.is_draining or self.is_outbox_full

@@ -64,6 +64,10 @@ class TaskCalls:
         body = await self._ask("status", task_id)
         return await _told(body, lambda: status_body(body))
 
+    async def explain(self, request: Request, task_id: str) -> Response:
+        """``GET /api/tasks/{id}/explain``"""
+        return answer(await self._ask("explain", task_id))
+
     async def cancel(self, request: Request, task_id: str) -> Response:
         """``POST /api/tasks/{id}/cancel``"""
         return answer(await self._ask("cancel", task_id))

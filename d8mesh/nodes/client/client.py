@@ -26,13 +26,12 @@ from d8mesh.nodes.client.groups import (
     encode_data,
     filled,
     group_of,
-    model_of,
     refuse_listening,
 )
 from d8mesh.nodes.client.handle import Task
 from d8mesh.nodes.client.mapping import Mapped, window_of
 from d8mesh.nodes.client.node import ClientNode
-from d8mesh.nodes.client.overview import Stats, WorkerInfo
+from d8mesh.nodes.client.overview import Explanation, Models, Stats, WorkerInfo
 from d8mesh.nodes.client.results import Listing, Result
 from d8mesh.nodes.client.timeouts import (
     DEFAULT_QUESTION_S,
@@ -41,6 +40,7 @@ from d8mesh.nodes.client.timeouts import (
     takes_timeout_s,
     told_whole,
 )
+from d8mesh.nodes.client.wishes import wish_of
 from d8mesh.nodes.reconnector.search import checked
 
 
@@ -104,7 +104,7 @@ class Client:
         """
         data = {} if data is None else data
         payload = encode_data(data)
-        shared = group_of(type, model_of(type, data), options)
+        shared = group_of(type, wish_of(type, data, is_one=True), options)
         timeout, is_listened = options.get("timeout"), bool(options.get("listen"))
         node = self.node
         if not idempotency_key:
@@ -135,7 +135,7 @@ class Client:
         data = {} if data is None else data
         refuse_listening(options)
         payload = encode_data(data)
-        shared = group_of(type, model_of(type, data), options)
+        shared = group_of(type, wish_of(type, data, is_one=True), options)
         timeout = bounded(options.get("timeout"))
         node = self.node
         node.check_alive()
@@ -260,6 +260,25 @@ class Client:
             BrokerUnavailableError: no answer within `timeout`.
         """
         return cast("Stats", self.ask("stats", {}, timeout=timeout))
+
+    @takes_timeout_s
+    def models(self, *, timeout: float | None = DEFAULT_QUESTION_S) -> Models:
+        """Return every language model of the mesh: where it is, where loaded, who waits for it.
+
+        Raises:
+            BrokerUnavailableError: no answer within `timeout`.
+        """
+        return cast("Models", self.ask("models", {}, timeout=timeout))
+
+    @takes_timeout_s
+    def explain(self, task_id: str, *, timeout: float | None = DEFAULT_QUESTION_S) -> Explanation:
+        """Return why a task waits and what would run it, or why it ran where it ran.
+
+        Raises:
+            UnknownTaskError: the orchestrator does not know it, or no longer.
+            BrokerUnavailableError: no answer within `timeout`.
+        """
+        return cast("Explanation", self.ask("explain", {"id": task_id}, timeout=timeout))
 
     @takes_timeout_s
     def tasks(

@@ -7,7 +7,6 @@ alike (``==``).
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, Final, NamedTuple, Protocol, TypedDict, cast
@@ -15,9 +14,7 @@ from typing import Any, Final, NamedTuple, Protocol, TypedDict, cast
 import msgspec
 from msgspec.structs import replace
 
-from d8mesh.config import MODEL_PATTERN
-from d8mesh.core.protocol.chat import MODEL_TYPES
-from d8mesh.core.protocol.json_model import as_json, packed_json
+from d8mesh.core.protocol.json_model import packed_json
 from d8mesh.core.protocol.messages import (
     MAX_BATCH_TASKS,
     MAX_FRAME_BYTES,
@@ -25,13 +22,12 @@ from d8mesh.core.protocol.messages import (
     SOFT_FRAME_BYTES,
     Group,
 )
-from d8mesh.core.protocol.model_names import STRICT_MARK
 from d8mesh.errors import InvalidTaskError, PayloadTooLargeError, TaskRejectedError
 from d8mesh.nodes.client.timeouts import bounded
+from d8mesh.nodes.client.wishes import wish_of
 
 #: Tasks of one submission: a commit of the broker's stays short, its cost is spread thin.
 SUBMISSION_TASKS: Final = 1000
-_MODEL: Final = re.compile(MODEL_PATTERN, re.ASCII)
 MAX_TYPE_CHARS: Final = 128
 MAX_KEY_CHARS: Final = 128
 #: The most that a payload's length, and a group's own fields, take in a frame.
@@ -154,31 +150,6 @@ def refuse_listening(options: SubmitOptions) -> None:
         )
 
 
-def model_of(kind: str, data: Mapping[str, Any], path: str = "") -> str:
-    """Return what the data at `path` wishes for, as `Group.model` has it, or nothing.
-
-    Raises:
-        InvalidTaskError: the wish is no name of a model, or ``model_strict`` no boolean.
-    """
-    if not isinstance(kind, str) or kind not in MODEL_TYPES:
-        return ""
-    model, is_strict = data.get("model"), data.get("model_strict")
-    if not (is_strict is None or isinstance(is_strict, bool)):
-        raise InvalidTaskError(
-            f"{path}data.model_strict: saw {str(is_strict)[:60]!r}, expected true or false"
-        )
-    if model is None or model == "":
-        return ""
-    if type(model) is not str:
-        model = as_json(model, f"{path}data.model")
-    if not isinstance(model, str) or not _MODEL.fullmatch(model):
-        raise InvalidTaskError(
-            f"{path}data.model: saw {str(model)[:60]!r}, expected a model name such as "
-            "deepseek-r1:8b"
-        )
-    return STRICT_MARK + model if is_strict else model
-
-
 class Template:
     """What the tasks of one type with the same options share, for each model that they wish for.
 
@@ -193,9 +164,9 @@ class Template:
         self.is_listened = bool(options.get("listen"))
 
     def of(self, data: Mapping[str, Any]) -> tuple[Group, bytes]:
-        """Return what a task shares, and its data; raises what `encode_data` and `model_of` do."""
+        """Return what a task shares, and its data; raises what `encode_data` and `wish_of` do."""
         payload = encode_data(data)
-        return self._of_model(model_of(self._type, data)), payload
+        return self._of_model(wish_of(self._type, data)), payload
 
     def cut(
         self,
@@ -213,7 +184,7 @@ class Template:
         for data in datas:
             try:
                 payload = encode_data(data)
-                wished = model_of(self._type, data)
+                wished = wish_of(self._type, data)
             except TaskRejectedError as error:
                 if on_error is None:
                     raise
@@ -243,7 +214,8 @@ def groups_of(tasks: Iterable[TaskFields], *, is_batch: bool) -> list[Group]:
     """Return the tasks of a REST body as groups of what can share one, in their order.
 
     Raises:
-        InvalidTaskError: data is not of JSON's model, a type or model is not a usable name.
+        InvalidTaskError: data is not of JSON's model, a type is not a usable name, or what is
+            wished for is not well formed.
         PayloadTooLargeError: the data of one task is too large.
     """
     groups: list[Group] = []
@@ -257,7 +229,7 @@ def groups_of(tasks: Iterable[TaskFields], *, is_batch: bool) -> list[Group]:
             task.type,
             task.priority,
             [],
-            model_of(task.type, task.data, path),
+            wish_of(task.type, task.data, path, is_one=not is_batch),
             task.deadline_s,
             task.max_attempts or 0,
             task.fenced,

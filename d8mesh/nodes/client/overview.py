@@ -1,4 +1,4 @@
-"""What `Client.workers` and `Client.stats` return."""
+"""What `Client.workers`, `Client.stats`, `Client.models` and `Client.explain` return."""
 
 from __future__ import annotations
 
@@ -73,3 +73,120 @@ class Stats(TypedDict):
     workers: WorkerCounts
     tasks: TaskCounts
     performance: Performance
+
+
+class ListedPlace(TypedDict):
+    """A model at one service.
+
+    service, machine, kind: which service, on which machine, and of which kind it is (``ollama``).
+    is_cloud: what is sent there leaves the LAN.
+    state: of the service: ``online``, ``down`` (it offers nothing), or ``away``.
+    name: what the model is called there.
+    is_loaded, is_loading: in memory, or on its way there.
+    slots, in_flight: how many requests it answers at once, and answers now.
+    load_s, prompt_tokens_per_s, output_tokens_per_s: measured; None: not yet.
+    requests: how many it has answered since its worker's start.
+    paused: why it gets none until a probe succeeds, which comes in `probed_in_s`; else None.
+    budget: what its account still allows, if there is one.
+    """
+
+    service: str
+    machine: str
+    kind: str
+    is_cloud: bool
+    state: str
+    name: str
+    is_loaded: bool
+    is_loading: bool
+    slots: int
+    in_flight: int
+    load_s: float | None
+    prompt_tokens_per_s: float | None
+    output_tokens_per_s: float | None
+    requests: int
+    paused: str | None
+    probed_in_s: float | None
+    budget: dict[str, Any] | None
+
+
+class ListedModel(TypedDict):
+    """One model, wherever it is.
+
+    name, names: what it is called most, and all that it is called: aliases have one digest.
+    can: what it is capable of, in Ollama's words; empty: nobody tells.
+    is_cloud: it is in the cloud only.
+    slots, in_flight, waiting: over all services; `waiting` are the tasks that ask for it.
+    """
+
+    name: str
+    names: list[str]
+    digest: str | None
+    size_bytes: int | None
+    can: list[str]
+    is_cloud: bool
+    slots: int
+    in_flight: int
+    waiting: int
+    places: list[ListedPlace]
+
+
+class ListedService(TypedDict):
+    """A service that answers with language models.
+
+    is_managed: its models can be pulled and removed.
+    state: ``online``, ``down`` (it offers nothing: `reason`), ``away`` (no worker reaches it).
+    slots: requests that it answers at once, over all its models; None: no such bound.
+    workers: those that reach it.
+    models: the names of its models.
+    """
+
+    id: str
+    kind: str
+    machine: str
+    url: str
+    is_cloud: bool
+    is_managed: bool
+    state: str
+    reason: str | None
+    slots: int | None
+    in_flight: int
+    default: str | None
+    workers: list[str]
+    models: list[str]
+
+
+class Models(TypedDict):
+    """The language models of the mesh, and how many tasks wait for whichever."""
+
+    models: list[ListedModel]
+    services: list[ListedService]
+    waiting_for_any: int
+
+
+class ListedRemedy(TypedDict):
+    """What would have a task run, in words, and the command of d8mesh that does it, if any."""
+
+    text: str
+    command: str | None
+
+
+class Explanation(TypedDict):
+    """Why a task is where it is.
+
+    summary: in one sentence; empty: nothing is in its way.
+    waited_s: how long it has waited, of a finished one how long it did; None: not known.
+    why: sentences.
+    candidates: who could run it, each with its ``state``, in words its ``text``.
+    remedies: what would have it run.
+    attempts: where its attempts were placed and who else could have had them then.
+    """
+
+    task_id: str
+    type: str
+    state: str
+    summary: str
+    waited_s: float | None
+    why: list[str]
+    candidates: list[dict[str, Any]]
+    remedies: list[ListedRemedy]
+    attempts: list[dict[str, Any]]

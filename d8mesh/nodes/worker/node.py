@@ -9,6 +9,7 @@ import queue
 import secrets
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import FrameType
@@ -16,7 +17,7 @@ from typing import Any, Final, TypeVar
 
 from d8mesh import __version__
 from d8mesh.config import Config
-from d8mesh.core.protocol.messages import MAX_NAMES
+from d8mesh.core.protocol.messages import MAX_NAMES, OfferedModel, OfferedService, Placement
 from d8mesh.core.worker.broker_session import Profile
 from d8mesh.core.worker.effects import WorkerEffect
 from d8mesh.core.worker.session import WorkerSession
@@ -35,6 +36,7 @@ from d8mesh.nodes.worker.importable import process_name, prove
 from d8mesh.nodes.worker.orchestrators import Orchestrators
 from d8mesh.nodes.worker.runner import WorkerRunner
 from d8mesh.nodes.worker.slots import Bell, Registered, Slots
+from d8mesh.nodes.worker.warmer import Warmer
 
 #: The first signal gives running tasks this long.
 DRAIN_S: Final = 25.0
@@ -93,6 +95,8 @@ class Worker:
         self._models: tuple[str, ...] = ()
         self._backend: dict[str, object] = {}
         self._trouble = ""
+        self._services: tuple[tuple[str, ...], tuple[OfferedService, ...]] = ((), ())
+        self._warmer = Warmer()
         self._on_notice: Callable[[str], None] = lambda text: None
         self._status_port = 0
         #: whoever asks `run` to end puts something in: of all queues and events only this kind
@@ -177,6 +181,27 @@ class Worker:
         self._trouble = trouble[:MAX_TROUBLE_CHARS]
         self._announce_offer()
 
+    def offer_services(self, types: Iterable[str], services: Iterable[OfferedService]) -> None:
+        """Change which LLM services it reaches, and the types they answer.
+
+        Tasks of these types come with `TaskContext.placement` then, and run beside the slots; their
+        handlers are registered as all are. Without a service none of it is told. Thread: any.
+        """
+        offered = self._services = (tuple(types), tuple(services))
+        self._change(lambda session, now: session.services.offer(*offered, now))
+
+    def measured(self, service: str, models: Iterable[OfferedModel]) -> None:
+        """Change models of the service with this id: each replaces what was said of its name.
+
+        What a handler's thread says here is told before what its attempt ends in. Thread: any.
+        """
+        said = tuple(models)
+        self._change(lambda session, now: session.services.measured(service, said, now))
+
+    def on_warm(self, load: Callable[[Placement], None]) -> None:
+        """Have `load` called, on a thread of its own, when a model had better be loaded."""
+        self._warmer.load = load
+
     def show_failures(self, show: Callable[[str], None]) -> None:
         """Have failed attempts shown as texts of several lines; call it before `start`.
 
@@ -196,6 +221,12 @@ class Worker:
     def worker_id(self) -> str:
         """The id it goes by; "" before `start`."""
         return "" if self._runner is None else self._runner.session.profile.worker_id
+
+    @property
+    def folder(self) -> Path:
+        """The folder that is this worker's alone; not before `start`."""
+        assert self._identity is not None
+        return self._identity.folder
 
     def start(self) -> None:
         """Begin to look for orchestrators and to take tasks; returns at once.
@@ -240,6 +271,8 @@ class Worker:
             waker=waker,
             addresses=lambda: frozenset(self._addresses()),
         )
+        self._runner.on_warm = self._warmer.warm_up
+        session.services.offer(*self._services, time.monotonic())
         self._discovery = self._discover(orchestrators, identity.worker_id)
         self._runner.start()
 
@@ -368,16 +401,20 @@ class Worker:
         return tuple(name for name in registered if name in self._offered)
 
     def _announce_offer(self) -> None:
+        offered = self._types(), self._models, self._trouble
+        self._change(lambda session, now: session.offer(*offered))
+
+    def _change(self, change: Callable[[WorkerSession, float], None]) -> None:
+        """Change what the session offers, once there is one, and tell what is due."""
         runner = self._runner
         if runner is None:
             return
-        types, models, trouble = self._types(), self._models, self._trouble
 
-        def change(now: float) -> list[WorkerEffect]:
-            runner.session.offer(types, models, trouble)
+        def act(now: float) -> list[WorkerEffect]:
+            change(runner.session, now)
             return runner.session.tick(now)
 
-        runner.do(change)
+        runner.do(act)
 
     def _profile(self, worker_id: str) -> Profile:
         return Profile(

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Final, TypeAlias
 
 from d8mesh.core.protocol.codec import decode_to_worker, encode
-from d8mesh.core.protocol.messages import Received, Results
+from d8mesh.core.protocol.messages import Placement, Received, Results
 from d8mesh.core.protocol.route import Route
 from d8mesh.core.worker.effects import (
     Abort,
@@ -18,14 +18,15 @@ from d8mesh.core.worker.effects import (
     Forget,
     Joined,
     Keep,
-    KeptResult,
     Listened,
     Rebuild,
     Retire,
     SendOn,
     Start,
+    StartPlaced,
     TakeBack,
     Trouble,
+    WarmUp,
     WorkerEffect,
 )
 from d8mesh.core.worker.session import WorkerSession
@@ -33,12 +34,12 @@ from d8mesh.edge.clocks import slept_s
 from d8mesh.edge.failpoints import passed
 from d8mesh.edge.identity import Identity
 from d8mesh.edge.logs import event
-from d8mesh.edge.sqlite.outbox import Outbox
 from d8mesh.edge.transport.connector import Connection
 from d8mesh.edge.transport.sockets import DealerLink, Loop, Waker
-from d8mesh.errors import ProtocolError, WorkerError
+from d8mesh.errors import ProtocolError
 from d8mesh.nodes.reconnector.reconnector import CUT_S
 from d8mesh.nodes.worker.orchestrators import Orchestrators
+from d8mesh.nodes.worker.outbox_writer import OutboxWriter
 from d8mesh.nodes.worker.slots import Bell, Slots
 
 #: Messages taken from one link before the others have their turn.
@@ -97,9 +98,10 @@ class WorkerRunner:
         self.joined = threading.Event()
         self.ended = threading.Event()
         self.endpoints: dict[str, str] = {}
-        self.outbox_trouble = ""
         #: what ended it before it was asked to
         self.fatal: Exception | None = None
+        #: called when a model had better be loaded; must not wait
+        self.on_warm: Callable[[Placement], None] = lambda placement: None
         self._slots, self._identity = slots, identity
         self._orchestrators, self._new_links = orchestrators, orchestrators.links
         self._bell: Bell = slots.bell
@@ -108,10 +110,7 @@ class WorkerRunner:
         self._inbox: deque[WorkerAction] = deque()
         self._links: dict[str, tuple[Connection, Route]] = {}
         self._cut_since: dict[str, float] = {}
-        self._outbox: Outbox | None = None
-        #: what the outbox did not take, and did not forget: tried again until it does
-        self._unkept: dict[bytes, KeptResult] = {}
-        self._unforgotten: set[bytes] = set()
+        self._outbox = OutboxWriter(identity.folder)
         self._stop_at: float | None = None
         self._next_watch = self._next_look = 0.0
         self._in_use = addresses()
@@ -128,6 +127,11 @@ class WorkerRunner:
         self._keeper = 0
         self._is_lending = threading.Event()
         self._has_relief = False
+
+    @property
+    def outbox_trouble(self) -> str:
+        """Why results cannot be kept on the disk; empty: they can."""
+        return self._outbox.trouble
 
     def start(self) -> None:
         """Begin."""
@@ -156,7 +160,7 @@ class WorkerRunner:
         """Be the I/O thread, to the end or until another is."""
         self._keeper = threading.get_ident()
         try:
-            self._outbox = self._outbox or Outbox(self._identity.folder)
+            self._outbox.open()
             while not self._is_over():
                 self._turn()
             passed("worker.stopping")
@@ -176,8 +180,7 @@ class WorkerRunner:
         self._orchestrators.close()
         for key in list(self._links):
             self._drop(key)
-        if self._outbox is not None:
-            self._outbox.close()
+        self._outbox.close()
         self._waker.close()
         self.ended.set()
         self._is_lending.set()
@@ -229,8 +232,7 @@ class WorkerRunner:
         now = time.monotonic()
         while self._new_links:
             self._connect(*self._new_links.popleft(), now)
-        while self._inbox:
-            self._perform(self._inbox.popleft()(now))
+        self._act(now)
         if slots.ended:  # first: somebody waits for it
             self._hand_in(now)
         for key, (link, _) in list(self._links.items()):
@@ -254,11 +256,17 @@ class WorkerRunner:
             self._doubt(now)
         self._perform(session.tick(now))
 
+    def _act(self, now: float) -> None:
+        """Do what others have asked for."""
+        while self._inbox:
+            self._perform(self._inbox.popleft()(now))
+
     def _hand_in(self, now: float) -> None:
         slots = self._slots
         passed("worker.finished")
         take = slots.ended.popleft
         ended = [take() for _ in range(len(slots.ended))]
+        self._act(now)  # that a service is paused is said before what failed there is given back
         self._at_work -= len(ended)
         if slots.aborted:
             slots.aborted.difference_update([row[2] for row in ended])
@@ -276,6 +284,9 @@ class WorkerRunner:
             return
         self._put_lone()
         self._slots.put(attempts)
+        self._watch_soon()
+
+    def _watch_soon(self) -> None:
         self._next_watch = min(self._next_watch, time.monotonic() + WATCH_S)
 
     def _put_lone(self) -> None:
@@ -323,7 +334,8 @@ class WorkerRunner:
     def _look(self, now: float) -> None:
         """Notice that the machine slept, that there is room again, or other interfaces."""
         if self.outbox_trouble:
-            self._write()
+            self._outbox.write()
+            self._mind_outbox()
         before, self._slept_s = self._slept_s, slept_s()
         if self._slept_s - before > SLEPT_S:
             self._perform(self.session.woke(now))
@@ -338,6 +350,10 @@ class WorkerRunner:
         for key, (_, route) in list(self._links.items()):
             if "127.0.0.1" not in route.endpoint:
                 self._rebuild(key)
+
+    def _mind_outbox(self) -> None:
+        """While results cannot be kept no more tasks are taken."""
+        self.session.flow.is_disk_bad = bool(self._outbox.trouble)
 
     # ------------------------------------------------------------------------ links
 
@@ -413,6 +429,11 @@ class WorkerRunner:
                 case Start():
                     passed("worker.handed_out")
                     self._begin(effect.attempts)
+                case StartPlaced():
+                    passed("worker.handed_out")
+                    self._at_work += len(effect.attempts)
+                    slots.put_placed(effect.attempts)
+                    self._watch_soon()
                 case SendOn():
                     held = self._links.get(effect.link)
                     if held is not None:
@@ -421,7 +442,7 @@ class WorkerRunner:
                             passed("worker.results_sent")
                 case TakeBack():
                     self._put_lone()
-                    given = slots.take_back(effect.link, effect.count)
+                    given = slots.take_back(effect.link, effect.count, is_of_all=effect.is_of_all)
                     self._at_work -= len(given)
                     slots.aborted.difference_update([attempt.token for attempt in given])
                     self._perform(self.session.taken_back(given, time.monotonic()))
@@ -430,13 +451,16 @@ class WorkerRunner:
                 case Listened():
                     slots.heed(effect.ids, is_on=effect.is_on)
                 case Keep() | Forget():
-                    self._store(effect)
+                    self._outbox.store(effect)
+                    self._mind_outbox()
                 case _:
                     self._tend(effect)
 
-    def _tend(self, effect: Rebuild | Joined | Retire | Trouble) -> None:
-        """Do what the brain asks for a link."""
+    def _tend(self, effect: WarmUp | Rebuild | Joined | Retire | Trouble) -> None:
+        """Do what the brain asks for a service or a link."""
         match effect:
+            case WarmUp():
+                self.on_warm(effect.placement)
             case Rebuild():
                 event(_log, logging.INFO, "link.lost", link=effect.link, why=effect.why)
                 self._rebuild(effect.link)
@@ -463,36 +487,3 @@ class WorkerRunner:
         self._drop(key)
         self._perform(self.session.forget_link(key))
         self._orchestrators.again(key)  # it waits while the other link stands
-
-    def _store(self, effect: Keep | Forget) -> None:
-        """Write to the outbox; what it does not take stays in memory and is tried again."""
-        if isinstance(effect, Keep):
-            self._unkept.update((row.token, row) for row in effect.results)
-        else:
-            for token in effect.tokens:
-                if self._unkept.pop(token, None) is None:
-                    self._unforgotten.add(token)
-        if not self.outbox_trouble:  # else its time comes: see `_look`
-            self._write()
-
-    def _write(self) -> None:
-        """Have the outbox as it should be; while that fails no more tasks are taken."""
-        assert self._outbox is not None
-        try:
-            if self.outbox_trouble:
-                self._outbox.probe()
-            if self._unkept:
-                self._outbox.keep(list(self._unkept.values()))
-                self._unkept.clear()
-                passed("worker.outbox_written")
-            if self._unforgotten:
-                self._outbox.forget(list(self._unforgotten))
-                self._unforgotten.clear()
-            why = ""
-        except WorkerError as error:
-            why = str(error)
-        if bool(why) != bool(self.outbox_trouble):
-            level, name = (logging.ERROR, "outbox.failed") if why else (logging.INFO, "outbox.ok")
-            event(_log, level, name, error=why)
-        self.outbox_trouble = why
-        self.session.flow.is_disk_bad = bool(why)

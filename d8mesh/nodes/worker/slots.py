@@ -16,7 +16,7 @@ from typing import Final, cast
 
 import msgspec
 
-from d8mesh.core.protocol.messages import FAILED, SUCCEEDED
+from d8mesh.core.protocol.messages import FAILED, SUCCEEDED, Placement
 from d8mesh.core.worker.effects import DROPPED, UNAVAILABLE, Attempt, Ended, OutputPiece, Running
 from d8mesh.core.worker.session import OVERDUE_S
 from d8mesh.edge.child import Child
@@ -28,6 +28,7 @@ from d8mesh.handlers.retrying import ANY, AttemptEnd, Retries
 from d8mesh.nodes.worker.coroutines import Coroutines
 from d8mesh.nodes.worker.failures import Failures
 from d8mesh.nodes.worker.importable import prove
+from d8mesh.nodes.worker.placed_threads import MAX_PLACED_THREADS, PlacedThreads
 
 #: How often a slot that waits for a process looks whether it is cancelled.
 CANCELLED_LOOK_S: Final = 0.1
@@ -39,6 +40,8 @@ MAX_EMIT_S: Final = 1.0
 #: A type is quick when so many attempts in a row took no longer than this.
 QUICK_S: Final = 0.001
 QUICK_IN_A_ROW: Final = 20
+#: Why an attempt is given back that no thread can be started for.
+NO_THREAD: Final = b"this machine can start no more threads"
 
 _decode: Final = msgspec.msgpack.Decoder().decode
 #: Values of these types are no awaitables: asking each would cost the hot path more.
@@ -88,6 +91,11 @@ class Context:
     def attempt(self) -> int:
         """Which attempt this is, from 1."""
         return max(1, int.from_bytes(self._attempt.token[4:6], "big"))
+
+    @property
+    def placement(self) -> Placement | None:
+        """The service that the orchestrator chose for it, if it is one that services answer."""
+        return self._attempt.placement
 
     @property
     def is_cancelled(self) -> bool:
@@ -149,8 +157,8 @@ class Slots:
         self._handlers = handlers
         #: an event: wait for it, in place of an attempt; None: end
         self._ready: queue.SimpleQueue[Attempt | threading.Event | None] = queue.SimpleQueue()
-        #: what each thread is at; the last is the I/O thread, see `run_here`
-        self._current: list[Running | None] = [None] * (count + 1)
+        #: what each thread is at: the slots, the I/O thread (see `run_here`), those beside them
+        self._current: list[Running | None] = [None] * (count + 1 + MAX_PLACED_THREADS)
         self._quick: dict[str, int] = {}
         self._coroutines = Coroutines()
         self.failures = Failures()
@@ -161,6 +169,7 @@ class Slots:
             threading.Thread(target=self._serve, args=(number,), name=f"slot-{number}", daemon=True)
             for number in range(count)
         ]
+        self._placed = PlacedThreads(self._run_placed)
 
     def start_all(self) -> None:
         """Start the threads."""
@@ -172,6 +181,13 @@ class Slots:
         put = self._ready.put
         for attempt in attempts:
             put(attempt)
+
+    def put_placed(self, attempts: Iterable[Attempt]) -> None:
+        """Run these now, beside the slots; give back what there can be no thread for."""
+        for attempt in attempts:
+            if not self._placed.put(attempt):
+                ended = (attempt.link, attempt.id, attempt.token, UNAVAILABLE, NO_THREAD, 0.0)
+                self.ended.append(ended)
 
     def is_quick(self, kind_of_task: str) -> bool:
         """Tell whether an attempt of this type may run on the I/O thread.
@@ -193,8 +209,12 @@ class Slots:
         self._ready.put(is_free)
         return is_free
 
-    def take_back(self, link: str, count: int) -> list[Attempt]:
-        """Return up to `count` attempts of `link` that have not started, newest first."""
+    def take_back(self, link: str, count: int, *, is_of_all: bool = False) -> list[Attempt]:
+        """Return up to `count` attempts of `link` that have not started, newest first.
+
+        Args:
+            is_of_all: also all those of `link` that wait to run at a service.
+        """
         waiting: list[Attempt] = []
         places: list[threading.Event] = []
         try:
@@ -212,7 +232,7 @@ class Slots:
         given = own[max(0, len(own) - count) :] if count else []
         tokens = {attempt.token for attempt in given}
         self.put([attempt for attempt in waiting if attempt.token not in tokens])
-        return given[::-1]
+        return given[::-1] + (self._placed.take_back(link) if is_of_all else [])
 
     def heed(self, task_ids: Iterable[str], *, is_on: bool) -> None:
         """Pass partial output of these tasks on, or no longer."""
@@ -258,6 +278,7 @@ class Slots:
         for thread in self._threads:
             if thread.ident is not None:
                 thread.join(max(0.0, until - time.monotonic()))
+        self._placed.close(until)
         self._is_over = True  # what still runs in a process ends now
         self._coroutines.close()
         self.failures.flush(is_last=True)
@@ -276,6 +297,11 @@ class Slots:
                 bell.ring()
         for child in children.values():
             child.close()
+
+    def _run_placed(self, number: int, attempt: Attempt, children: dict[str, Child]) -> None:
+        self._run(len(self._threads) + 1 + number, attempt, children)
+        if self.bell.is_asleep:
+            self.bell.ring()
 
     def _run(self, number: int, attempt: Attempt, children: dict[str, Child]) -> None:
         clock = time.monotonic
@@ -316,16 +342,22 @@ class Slots:
         self._current[number] = None
 
     def _note(self, number: int, attempt: Attempt, context: Context, result: bytes) -> None:
-        slot = f"slot-{number}" if number < len(self._threads) else "io"
+        thread = self._thread_at(number)
+        slot = "io" if thread is None else thread.name
         with contextlib.suppress(Exception):  # of a log handler, or of who is told
             self.failures.note(attempt, number=context.attempt, slot=slot, payload=result)
 
+    def _thread_at(self, number: int) -> threading.Thread | None:
+        """Return the thread with that place in `_current`; None: the I/O thread, or it ended."""
+        if number < len(self._threads):
+            return self._threads[number]
+        return self._placed.threads.get(number - len(self._threads) - 1)
+
     def _tell_overdue(self, number: int, attempt: Attempt, started: float) -> None:
         """Tell of a handler that goes on, and where it is."""
-        where = ""
-        if number < len(self._threads):
-            frame = sys._current_frames().get(self._threads[number].ident or 0)
-            where = "" if frame is None else tracebacks.stack_text(frame)
+        thread = self._thread_at(number)
+        frame = None if thread is None else sys._current_frames().get(thread.ident or 0)
+        where = "" if frame is None else tracebacks.stack_text(frame)
         text = f"TimeoutError: not finished after {attempt.timeout_s:g} s"
         _, result = results.of_error(text, self.worker_id, attempt.timeout_s, traceback=where)
         self._note(number, attempt, Context(self, attempt, started), result)
@@ -348,12 +380,17 @@ class Slots:
         if is_cancel and context.is_cancelled:
             return DROPPED, b""
         if isinstance(error, BackendUnavailableError):
-            self._aborted_or_pause(context)
+            self._pause(context)
             return UNAVAILABLE, tracebacks.message_of(error).encode("utf-8", "replace")
         return results.of_exception(error, self.worker_id, round(time.monotonic() - started, 6))
 
-    def _aborted_or_pause(self, context: Context) -> None:
-        """Hold the slot for a moment: a task given back at once may come back at once."""
+    def _pause(self, context: Context) -> None:
+        """Hold the slot for a moment: a task given back at once may come back at once.
+
+        One that was placed comes back to another service, or when this one is well.
+        """
+        if context.placement is not None:
+            return
         until = time.monotonic() + BUSY_PAUSE_S
         while time.monotonic() < until and not context.is_cancelled:
             time.sleep(CANCELLED_LOOK_S)
@@ -393,6 +430,7 @@ class Slots:
             self.worker_id,
             attempt.payload,
             handler.retries.named(),
+            attempt.placement,
         ]
         child = children.pop(function, None)
         if child is None or not child.tell(frame):
@@ -417,7 +455,7 @@ class Slots:
                     return None
                 case ["end", own, int(kind), bytes(result)] if own == token:
                     if kind == UNAVAILABLE:
-                        self._aborted_or_pause(context)
+                        self._pause(context)
                     return kind, result
                 case ["chunk", own, bytes(payload)] if own == token:
                     context.pass_on(payload)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from d8mesh.backends.embedded.chat import _chat_form, _message, _Pieces, refused
-from d8mesh.backends.streaming import Refusal
+from d8mesh.backends.streaming import RefusedAnswer
 from d8mesh.core.protocol.chat import Ending, FinishReason, Timing, Usage
 from d8mesh.errors import BackendError, BackendUnavailableError, InvalidTaskError
 
@@ -81,6 +81,6 @@ def test_how_the_answer_is_to_look_is_told_in_llama_cpps_words() -> None:
 )
 def test_a_refusal_says_what_llama_cpp_said(status: int, kind: type[Exception]) -> None:
     body = b'{"error":{"code":0,"message":"no way","type":"x"}}'
-    error = refused(Refusal(status, {}, body), is_must=False)
+    error = refused(RefusedAnswer(status, {}, body), is_must=False)
     assert type(error) is kind
     assert "no way" in str(error)

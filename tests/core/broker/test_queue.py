@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from d8mesh.core.broker import queue
-from d8mesh.core.broker.queue import AGEING_PERIOD, KEPT_LANES, UNLIMITED, ReadyQueue
+from d8mesh.core.broker.queue import AGEING_PERIOD, KEPT_LANES, UNLIMITED, LaneKey, ReadyQueue
 from d8mesh.core.broker.task_table import TaskTable
 from d8mesh.core.protocol.task import Cancelled, Spec, Submitted
 
@@ -122,3 +122,15 @@ def test_retried_tasks_go_before_fresh_ones_and_the_look_at_them_is_bounded(
     assert other.ahead_of(third, 0) == (1, False)  # not in the lane: the deadline may have passed
     _, empty = filled()
     assert empty.ahead_of(third, 0) == (0, False)
+
+
+def test_what_only_helps_to_choose_makes_no_lane_of_its_own() -> None:
+    task_table, queue = TaskTable(), ReadyQueue()
+    wishes = [f"=m:1b;needs=tools{hints}" for hints in ("", "#0123.10.0", "#fedc.900.64")]
+    for first, wish in enumerate(wishes):
+        task_table.apply(Submitted(S, first, Spec("a", 5, 3, wish), [b"x"], 0.0))
+        batch = task_table.batch_at(S, first)
+        assert batch is not None
+        queue.put_batch(batch)
+        assert queue.ahead_of(batch, 0) == (first, False)
+    assert list(queue.lanes) == [LaneKey("a", "=m:1b;needs=tools")]

@@ -13,14 +13,21 @@ from d8mesh.core.protocol.messages import (
     Goodbye,
     Heartbeat,
     Listening,
+    Measured,
     Message,
+    OfferedModel,
+    OfferedService,
+    Placed,
+    Placement,
     Recall,
     Received,
     Refused,
     Rehello,
     Release,
     Results,
+    Services,
     Stop,
+    Warm,
     Welcome,
     Work,
     WorkerHello,
@@ -43,11 +50,15 @@ from d8mesh.core.worker.effects import (
     Running,
     SendOn,
     Start,
+    StartPlaced,
     TakeBack,
     Trouble,
+    WarmUp,
     WorkerEffect,
 )
-from d8mesh.core.worker.session import MAX_KEPT_RESULTS, WorkerSession
+from d8mesh.core.worker.kept_results import MAX_KEPT_RESULTS
+from d8mesh.core.worker.service_offer import TOLD_TOGETHER_S
+from d8mesh.core.worker.session import WorkerSession
 
 _numbers = count(1)
 
@@ -314,7 +325,7 @@ def test_a_drain_gives_back_what_waits_and_says_goodbye() -> None:
     _join(session)
     attempts = _started(session.receive(_work(2), "a", 1.0))
     effects = session.drain(2.0)
-    assert TakeBack("a", 2) in effects
+    assert TakeBack("a", 2, is_of_all=True) in effects
     beat = next(m for m in _sent(effects) if isinstance(m, Heartbeat))
     assert beat.window == 0
     session.taken_back(attempts[1:], 2.0)
@@ -627,6 +638,206 @@ def test_results_for_one_broker_are_not_given_to_another_at_its_address() -> Non
     effects = session.receive(_welcome("a"), "b", 4.0)
     (results,) = (message for message in _sent(effects) if isinstance(message, Results))
     assert results.ids == [done.id]
+
+
+SPOT = Placement("m1:11434", "m:1b", 3)
+
+
+def _placed(effects: list[WorkerEffect]) -> list[Attempt]:
+    return [attempt for e in effects if isinstance(e, StartPlaced) for attempt in e.attempts]
+
+
+def _place(session: WorkerSession, tasks: int = 1, link: str = "a", others: int = 0) -> Work:
+    """Say where the tasks run; return the work that brings them, and others, on the way."""
+    work = _work(tasks + others)
+    ids = work.groups[0].ids[:tasks]
+    assert session.receive(Placed(ids, [SPOT] * tasks), link, 1.0) == []
+    return work
+
+
+def _offered() -> OfferedService:
+    return OfferedService("m1:11434", "ollama", "pi", "", False, 0, "m:1b", [OfferedModel("m:1b")])
+
+
+def test_a_placed_attempt_runs_beside_the_slots_and_the_window_stays() -> None:
+    session = _session(slots=2)
+    _join(session)
+    effects = session.receive(_place(session, 3, others=1), "a", 1.0)
+    (other,), placed = _started(effects), _placed(effects)
+    assert [attempt.placement for attempt in placed] == [SPOT] * 3
+    assert other.placement is None
+    (beat,) = _sent(session.tick(5.0))
+    assert isinstance(beat, Heartbeat)
+    assert beat.window == 2
+    assert beat.held_ids == [*(attempt.id for attempt in placed), other.id]
+    (results,) = _sent(session.finished(_ended(placed, 8.0), 9.0))
+    assert isinstance(results, Results)
+    assert results.window == 2
+    session.receive(Received(results.seq), "a", 9.0)
+    session.finished(_ended([other]), 9.0)
+    assert not session.brokers["a"].placed
+
+
+def test_how_long_services_take_does_not_change_what_is_fetched_ahead() -> None:
+    session = _session(slots=2)
+    _join(session)
+    quick = _started(session.receive(_work(50), "a", 1.0))
+    session.finished(_ended(quick), 1.0)
+    ahead = session.flow.prefetch
+    assert ahead > 0
+    session.finished(_ended(_placed(session.receive(_place(session), "a", 1.0)), 60.0), 61.0)
+    assert session.flow.prefetch == ahead
+
+
+def test_work_without_a_placed_before_it_is_for_the_slots() -> None:
+    session = _session()
+    _join(session)
+    (first,) = _placed(session.receive(_place(session), "a", 1.0))
+    (second,) = _started(session.receive(_work(1), "a", 1.0))  # it was of the work before
+    assert (first.placement, second.placement) == (SPOT, None)
+    work = _place(session)
+    assert session.receive(Placed(["0000000000000000-0"], [SPOT]), "a", 1.0) == []
+    assert _started(session.receive(work, "a", 1.0))  # a later one is in place of the earlier
+    work = _place(session)
+    session.link_up("a", 2.0)
+    session.receive(_welcome(), "a", 2.0)
+    assert _started(session.receive(work, "a", 2.0))  # of the session before
+
+
+def test_placed_attempts_of_others_leave_each_broker_its_slots() -> None:
+    session = _session(slots=1)
+    _join(session, "a")
+    _join(session, "b")
+    effects = session.receive(_place(session, 5, link="a"), "a", 1.0)
+    assert not [each for each in effects if isinstance(each, TakeBack)]
+    assert {broker.window for broker in session.brokers.values()} == {1}
+    effects = session.receive(_work(1), "b", 1.0)
+    assert not [each for each in effects if isinstance(each, TakeBack)]
+
+
+def test_a_placed_attempt_that_is_stopped_or_dropped_or_replaced_is_aborted() -> None:
+    session = _session()
+    _join(session)
+    stopped, dropped = _placed(session.receive(_place(session, 2), "a", 1.0))
+    assert session.receive(Stop([stopped.id], "cancelled"), "a", 1.0) == [Abort([stopped.token])]
+    session.link_up("a", 2.0)
+    assert Abort([dropped.token]) in session.receive(_welcome(dropped=[dropped.id]), "a", 2.0)
+    work = _place(session)
+    (older,) = _placed(session.receive(work, "a", 3.0))
+    again = Work(2, [replace_tokens(work.groups[0], b"n" * 16)])
+    effects = session.receive(again, "a", 4.0)
+    assert Abort([older.token]) in effects
+    assert _started(effects)
+    broker = session.brokers["a"]
+    assert (list(broker.open.values()), broker.placed) == ([b"n" * 16], {})
+
+
+def test_a_placed_attempt_past_its_time_fails_and_no_slot_is_stuck() -> None:
+    session = _session(slots=2)
+    _join(session)
+    (attempt,) = _placed(session.receive(_place(session), "a", 1.0))
+    running = [Running(attempt, 1.0)]
+    assert session.watch(running, 30.0) == []
+    assert session.running == 1
+    effects = session.watch(running, 62.0)
+    assert Abort([attempt.token]) in effects
+    (results,) = _sent(effects)
+    assert isinstance(results, Results)
+    assert (results.window, session.stuck) == (2, 0)
+
+
+def test_what_its_service_could_not_do_is_given_back_with_the_reason() -> None:
+    session = _session()
+    _join(session)
+    (attempt,) = _placed(session.receive(_place(session), "a", 1.0))
+    ended = (attempt.link, attempt.id, attempt.token, UNAVAILABLE, b"HTTP 503", 0.0)
+    (release,) = _sent(session.finished([ended], 1.0))
+    assert isinstance(release, Release)
+    assert (release.ids, release.reason, release.window) == ([attempt.id], "HTTP 503", 2)
+    assert session.is_idle
+
+
+def test_partial_output_and_listening_are_of_placed_attempts_too() -> None:
+    session = _session()
+    _join(session)
+    (attempt,) = _placed(session.receive(_place(session), "a", 1.0))
+    heed = Listening([attempt.id, "0000000000000000-0"], True)
+    assert session.receive(heed, "a", 1.0) == [Listened([attempt.id], True)]
+    (chunks,) = _sent(session.chunks([(attempt.link, attempt.id, attempt.token, 0, b"x")]))
+    assert isinstance(chunks, Chunks)
+
+
+def test_a_drain_lets_placed_attempts_end_and_takes_no_more() -> None:
+    session = _session()
+    session.services.offer(["agent_action"], [_offered()], 0.0)
+    _join(session)
+    session.tick(1.0)
+    (runs,) = _placed(session.receive(_place(session), "a", 1.0))
+    late = _place(session)
+    effects = session.drain(2.0)
+    assert TakeBack("a", 1, is_of_all=True) in effects
+    (services,) = (each for each in _sent(effects) if isinstance(each, Services))
+    assert (services.services, services.held_ids) == ([], [runs.id])
+    effects = session.receive(late, "a", 2.0)
+    assert not _placed(effects)
+    (release,) = (each for each in _sent(effects) if isinstance(each, Release))
+    assert (release.ids, release.reason, release.window) == (late.groups[0].ids, "", 0)
+    assert session.receive(Warm(SPOT), "a", 2.0) == []
+    assert not session.is_idle
+    session.finished(_ended([runs]), 3.0)
+
+
+def test_services_are_told_after_each_welcome_with_what_runs_there() -> None:
+    session = _session()
+    session.services.offer(["agent_action"], [_offered()], 0.0)
+    session.link_up("a", 0.0)
+    (services,) = (e for e in _sent(session.receive(_welcome(), "a", 0.0)) if type(e) is Services)
+    assert (services.types, services.services) == (["agent_action"], [_offered()])
+    (attempt,) = _placed(session.receive(_place(session), "a", 1.0))
+    session.link_down("a", 2.0)
+    assert session.tick(2.0) == []
+    session.link_up("a", 3.0)
+    told = _sent(session.receive(_welcome(epoch=2), "a", 3.0))
+    assert told == [
+        Services(["agent_action"], [_offered()], [attempt.id], [SPOT.service], [SPOT.model])
+    ]
+
+
+def test_a_worker_without_services_says_nothing_of_them() -> None:
+    session = _session()
+    session.link_up("a", 0.0)
+    assert _sent(session.receive(_welcome(), "a", 0.0)) == []
+    assert _sent(session.tick(0.1)) == []
+
+
+def test_what_changes_at_a_service_is_told_when_it_is_due() -> None:
+    session = _session()
+    session.services.offer(["agent_action"], [_offered()], 0.0)
+    _join(session)
+    session.tick(0.1)
+    session.services.measured("m1:11434", [OfferedModel("m:1b", slots=2)], 1.0)
+    assert session.next_deadline() == 1.0 + TOLD_TOGETHER_S
+    assert _sent(session.tick(1.0)) == []
+    told = _sent(session.tick(session.next_deadline()))
+    assert told == [Measured("m1:11434", [OfferedModel("m:1b", slots=2)])]
+    assert session.next_deadline() > 2.0
+
+
+def test_a_worker_that_cannot_keep_results_offers_no_services() -> None:
+    session = _session()
+    session.services.offer(["agent_action"], [_offered()], 0.0)
+    _join(session)
+    session.tick(0.1)
+    session.flow.is_disk_bad = True
+    assert _sent(session.tick(1.0)) == [Services([], [], [], [], [])]
+    session.flow.is_disk_bad = False
+    assert _sent(session.tick(2.0)) == [Services(["agent_action"], [_offered()], [], [], [])]
+
+
+def test_a_model_that_had_better_be_loaded_is_warmed_up() -> None:
+    session = _session()
+    _join(session)
+    assert session.receive(Warm(SPOT), "a", 1.0) == [WarmUp(SPOT)]
 
 
 def replace_tokens(group: WorkGroup, token: bytes) -> WorkGroup:

@@ -21,7 +21,8 @@ from d8mesh.doors.rest.schemas import (
     submit_of,
 )
 from d8mesh.errors import InvalidTaskError, PayloadTooLargeError
-from d8mesh.nodes.client.groups import digest_of, groups_of, model_of, size_of
+from d8mesh.nodes.client.groups import digest_of, groups_of, size_of
+from d8mesh.nodes.client.wishes import wish_of
 
 BAD_TASKS: list[tuple[Any, str]] = [
     (None, "the body is null"),
@@ -137,10 +138,10 @@ def test_the_model_of_an_llm_task_is_a_wish() -> None:
 
 
 def test_a_wish_that_is_a_must_is_marked() -> None:
-    assert model_of("agent_action", {"model": "llama", "model_strict": True}) == "=llama"
-    assert model_of("agent_action", {"model": "llama", "model_strict": False}) == "llama"
-    assert model_of("agent_action", {"model_strict": True}) == ""
-    assert model_of("echo", {"model": "llama", "model_strict": True}) == ""
+    assert wish_of("agent_action", {"model": "llama", "model_strict": True}) == "=llama"
+    assert wish_of("agent_action", {"model": "llama", "model_strict": False}) == "llama"
+    assert wish_of("agent_action", {"model_strict": True}) == ""
+    assert wish_of("echo", {"model": "llama", "model_strict": True}) == ""
 
 
 def test_too_much_data_is_told() -> None:

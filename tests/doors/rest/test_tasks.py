@@ -364,3 +364,27 @@ def test_pages_of_large_results_end_early(rest: Rest) -> None:
 )
 def test_bad_pages_are_refused(rest: Rest, query: str) -> None:
     assert rest.get(f"/api/tasks?{query}").status_code == 400
+
+
+def test_why_a_task_waits_is_explained(rest: Rest) -> None:
+    task_id = rest.submit("nobody_explains")
+    answer = rest.get(f"/api/tasks/{task_id}/explain")
+    assert answer.status_code == 200
+    told = answer.json
+    assert (told["task_id"], told["state"]) == (task_id, "queued")
+    assert told["summary"] == status(rest, task_id)["reason"]
+    assert told["remedies"][0]["text"] == "start a worker that offers 'nobody_explains'"
+
+
+def test_where_a_finished_task_ran_is_explained(rest: Rest) -> None:
+    rest.submit("explained")
+    task_id = finish(rest, "explained", {"success": True, "duration_s": 0.0})
+    told = rest.get(f"/api/tasks/{task_id}/explain").json
+    assert (told["state"], told["summary"]) == ("completed", "it completed")
+    assert told["why"][0] == "the last to have it was worker 'finisher'"
+
+
+def test_an_unknown_task_has_no_explanation(rest: Rest) -> None:
+    for task_id in ("0123456789abcdef-999", "nonsense", "x" * 200):
+        answer = rest.get(f"/api/tasks/{task_id}/explain")
+        assert (answer.status_code, answer.json["error"]) == (404, "Task not found")

@@ -34,14 +34,14 @@ from d8mesh.nodes.client.groups import (
     encode_data,
     filled,
     group_of,
-    model_of,
     refuse_listening,
 )
 from d8mesh.nodes.client.handle import Task
 from d8mesh.nodes.client.mapping import window_of
-from d8mesh.nodes.client.overview import Stats, WorkerInfo
+from d8mesh.nodes.client.overview import Explanation, Models, Stats, WorkerInfo
 from d8mesh.nodes.client.results import Listing, Result
 from d8mesh.nodes.client.timeouts import DEFAULT_QUESTION_S, bounded, countdown, told_whole
+from d8mesh.nodes.client.wishes import wish_of
 from d8mesh.nodes.reconnector.search import checked
 
 #: Tasks that nobody wants any more are cancelled so many at once.
@@ -142,7 +142,7 @@ class AsyncClient:
         node = self.node
         data = {} if data is None else data
         payload = encode_data(data)
-        shared = group_of(type, model_of(type, data), options)
+        shared = group_of(type, wish_of(type, data, is_one=True), options)
         timeout_s, is_listened = options.get("timeout"), bool(options.get("listen"))
         if not idempotency_key:
             place = await node.append(shared, payload, timeout_s, is_listened=is_listened)
@@ -303,6 +303,16 @@ class AsyncClient:
     async def stats(self, *, timeout: float | None = DEFAULT_QUESTION_S) -> Stats:
         """As `Client.stats`."""
         return cast(Stats, await self.ask("stats", {}, timeout=timeout))
+
+    async def models(self, *, timeout: float | None = DEFAULT_QUESTION_S) -> Models:
+        """As `Client.models`."""
+        return cast(Models, await self.ask("models", {}, timeout=timeout))
+
+    async def explain(
+        self, task_id: str, *, timeout: float | None = DEFAULT_QUESTION_S
+    ) -> Explanation:
+        """As `Client.explain`."""
+        return cast(Explanation, await self.ask("explain", {"id": task_id}, timeout=timeout))
 
     async def ask(
         self, what: str, args: Mapping[str, object], *, timeout: float | None = DEFAULT_QUESTION_S

@@ -1,0 +1,134 @@
+"""The connection to one OpenAI-compatible service: what is sent, and which lines come back.
+
+The key goes to the configured address and nowhere else: there are no redirects, no proxies and no
+credentials of the environment.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ssl
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+from d8mesh.backends.openai.answers import END, events
+from d8mesh.backends.openai.faults import ServiceFault, fault_in
+from d8mesh.backends.streaming import CONNECT_S, AnswerReader, Part, RefusedAnswer, lines_of, said
+from d8mesh.errors import BackendError, BackendTooLargeError, D8Error
+
+if TYPE_CHECKING:
+    import httpx
+
+#: An answer in one piece: a thousand vectors of 1,024 numbers, 20 characters each, and some room.
+MAX_BODY_BYTES: Final = 32 * 1024 * 1024
+#: What is shown in place of a key.
+HIDDEN: Final = "(hidden)"
+_EVENTS: Final = "text/event-stream"
+
+P = TypeVar("P", bound=Part)
+
+
+@dataclass(frozen=True, slots=True)
+class Whole:
+    """An answer that is read in one piece."""
+
+    answer: Any
+    ending: bool = True
+    is_sign_of_life: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hearing:
+    """Who is told what comes beside the answer."""
+
+    #: the error of ours for what the service refused
+    failed: Callable[[ServiceFault], D8Error]
+    #: the headers of an answer that is none
+    headers: Callable[[Mapping[str, str]], None] = lambda headers: None
+
+
+class Endpoint:
+    """Where a service is, and how it is asked.
+
+    Args:
+        title: what it is called in what people read.
+        url: with its path, such as ``https://HOST/v1``.
+        key: sent as ``Authorization: Bearer``; None: none is.
+    """
+
+    def __init__(self, title: str, url: str, key: str | None) -> None:
+        self.title, self.url, self._key = title, url.rstrip("/"), key
+        self._tls: ssl.SSLContext | None = None
+        self._lock = threading.Lock()
+
+    def ask(
+        self,
+        path: str,
+        body: Mapping[str, Any] | None,
+        *,
+        piece_of: Callable[[Any], P],
+        hearing: Hearing,
+    ) -> AnswerReader[P]:
+        """Begin a POST of `body`, or a GET; the parts are those of a stream, or all and `END`.
+
+        A `path` that is a whole URL must be of this service.
+        """
+        url = path if path.startswith("http") else self.url + path
+
+        def lines(reader: AnswerReader[P]) -> Iterator[bytes]:
+            with contextlib.closing(self._client(reader.hooks)) as client:
+                method = "GET" if body is None else "POST"
+                with client.stream(method, url, json=body) as response:
+                    hearing.headers({k.lower(): v for k, v in response.headers.items()})
+                    yield from self._lines(response)
+
+        def refused(refusal: RefusedAnswer) -> D8Error:
+            return hearing.failed(fault_in(refusal.status, refusal.headers, refusal.body))
+
+        return AnswerReader(self.title, self.url, lines=lines, piece_of=piece_of, refused=refused)
+
+    def redacted(self, text: str) -> str:
+        """Return a service's words without the key, which some repeat."""
+        return text.replace(self._key, HIDDEN) if self._key else text
+
+    def _client(self, hooks: dict[str, list[Callable[..., Any]]]) -> httpx.Client:
+        try:
+            import httpx
+        except Exception as error:  # whatever an import may raise: it must not do so unheard
+            raise BackendError(f"httpx cannot be imported ({said(error)})") from error
+        headers = {"Accept": f"application/json, {_EVENTS}"}
+        if self._key:
+            headers["Authorization"] = f"Bearer {self._key}"
+        return httpx.Client(
+            headers=headers,
+            follow_redirects=False,
+            trust_env=False,
+            verify=self._context() if self.url.startswith("https") else False,
+            timeout=httpx.Timeout(None, connect=CONNECT_S),
+            event_hooks=hooks,
+        )
+
+    def _context(self) -> ssl.SSLContext:
+        """Return what proves the other side; made once, as reading all roots takes its time."""
+        with self._lock:
+            if self._tls is None:
+                self._tls = ssl.create_default_context()
+            return self._tls
+
+    def _lines(self, response: httpx.Response) -> Iterator[bytes]:
+        kind = response.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if kind == _EVENTS:
+            yield from events(lines_of(self.title, response.iter_raw()))
+            return
+        content = bytearray()
+        for chunk in response.iter_raw():
+            content += chunk
+            if len(content) > MAX_BODY_BYTES:
+                raise BackendTooLargeError(f"{self.title} sent more than an answer may hold")
+        if content.lstrip().startswith((b"data:", b":")):  # a stream under another name
+            yield from events(lines_of(self.title, [bytes(content)]))
+            return
+        yield bytes(content)
+        yield END

@@ -1,0 +1,141 @@
+"""What a service has: its list of models, and what each of them is for.
+
+Lists tell little: most have a name and no more. What is not for chats is known by its name.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from d8mesh.backends.backend import ModelInfo
+from d8mesh.backends.openai.providers import Provider
+from d8mesh.backends.streaming import whole_number
+from d8mesh.config import MODEL_PATTERN
+from d8mesh.core.protocol.chat import COMPLETION, EMBEDDING
+from d8mesh.errors import BackendAnswerError
+
+#: Models of one service that are looked at.
+MAX_LISTED: Final = 500
+NO_CHAT: Final = "is not for chats"
+SWITCHED_OFF: Final = "is switched off by its provider"
+#: Names of models for vectors, and of models for speech, pictures, moderation.
+_VECTORS: Final = re.compile(r"embed|(?:\A|/)(?:bge|gte|e5|all-minilm|multilingual-e5)[-_]")
+_OTHERS: Final = re.compile(
+    r"whisper|tts\b|-tts|orpheus|speech|audio|prompt-guard|llama-guard|rerank"
+    r"|imagen|veo|lyria|\baqa\b|-image|-live|robotics|computer-use"
+)
+#: Whose list tells only what is on its disk, loaded or not; `LOAD_STATES` tells more.
+_LM_STUDIO: Final = "organization_owner"
+LOAD_STATES: Final = "/api/v0/models"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelList:
+    """What a service has, in its order."""
+
+    #: by the names that are told to others: what the service itself calls them
+    ids: Mapping[str, str]
+    chats: tuple[str, ...]
+    embedders: tuple[str, ...]
+    details: Mapping[str, ModelInfo]
+    unfit: Mapping[str, str]
+    #: `LOAD_STATES` would tell which of them are loaded
+    has_load_states: bool
+
+
+def model_list(provider: Provider, answer: Any, states: Mapping[str, str]) -> ModelList:
+    """Return what is in the answer to ``/models``.
+
+    Args:
+        states: which are loaded, by id, where that is known: "loaded".
+
+    Raises:
+        BackendAnswerError: it is no list of models.
+    """
+    ids: dict[str, str] = {}
+    unfit: dict[str, str] = {}
+    details: dict[str, ModelInfo] = {}
+    rows = list(_rows(answer))
+    for row in rows[:MAX_LISTED]:
+        told = str(row["id"])
+        name = _name(provider, told)
+        if not re.fullmatch(MODEL_PATTERN, name) or name in ids:
+            continue
+        ids[name] = told
+        why = _why_not(provider, row, name)
+        if why:
+            unfit[name] = why
+        else:
+            details[name] = _info(row, name, states.get(told, ""))
+    embedders = tuple(name for name, info in details.items() if EMBEDDING in info.can)
+    return ModelList(
+        ids=ids,
+        chats=tuple(name for name in details if name not in embedders),
+        embedders=embedders,
+        details=details,
+        unfit=unfit,
+        has_load_states=any(row.get("owned_by") == _LM_STUDIO for row in rows),
+    )
+
+
+def load_states(answer: Any) -> dict[str, str]:
+    """Return which models LM Studio has loaded; empty if the answer is none of it."""
+    rows = answer.get("data") if isinstance(answer, Mapping) else None
+    return {
+        str(row["id"]): str(row.get("state"))
+        for row in (rows if isinstance(rows, list) else ())
+        if isinstance(row, Mapping) and row.get("id")
+    }
+
+
+def _rows(answer: Any) -> Iterator[Mapping[str, Any]]:
+    if not isinstance(answer, Mapping) or "data" not in answer:
+        raise BackendAnswerError("the list of models has not the form of OpenAI's")
+    rows = answer["data"] or ()  # some say null where there are none
+    if not isinstance(rows, list | tuple):
+        raise BackendAnswerError("the list of models has not the form of OpenAI's")
+    for row in rows:
+        if isinstance(row, Mapping) and isinstance(row.get("id"), str) and row["id"]:
+            yield row
+
+
+def _name(provider: Provider, told: str) -> str:
+    """Return a name that can travel; llama.cpp may tell the path of a file."""
+    name = told.removeprefix(provider.prefix)
+    if re.fullmatch(MODEL_PATTERN, name):
+        return name
+    return re.split(r"[/\\]", name)[-1].removesuffix(".gguf").replace(" ", "-")
+
+
+def _why_not(provider: Provider, row: Mapping[str, Any], name: str) -> str:
+    if row.get("active") is False:
+        return SWITCHED_OFF
+    plain = name.lower()
+    is_vectors = _VECTORS.search(plain) is not None
+    if is_vectors and not provider.has_embeddings:
+        return NO_CHAT
+    return NO_CHAT if not is_vectors and _OTHERS.search(plain) else ""
+
+
+def _info(row: Mapping[str, Any], name: str, state: str) -> ModelInfo:
+    meta, status = row.get("meta"), row.get("status")
+    told = status.get("value") if isinstance(status, Mapping) else state
+    files = meta if isinstance(meta, Mapping) else {}
+    context = row.get("max_model_len") or row.get("context_window") or files.get("n_ctx")
+    is_vectors = _VECTORS.search(name.lower()) is not None
+    return ModelInfo(
+        name=name,
+        size_bytes=whole_number(files.get("size")),
+        # Only what is sure: an empty set would mean that nothing is known, also not of chats.
+        can=frozenset({EMBEDDING}) if is_vectors else frozenset(),
+        is_loaded=told in ("", "loaded"),
+        context_length=whole_number(context),
+    )
+
+
+def is_chat(info: ModelInfo) -> bool:
+    """Return whether a model is asked for a token, not for a vector, to see that it works."""
+    return not info.can or COMPLETION in info.can

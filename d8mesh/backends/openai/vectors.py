@@ -1,0 +1,46 @@
+"""Vectors in OpenAI's form: as numbers or base64, in any order."""
+
+from __future__ import annotations
+
+import base64
+import math
+import struct
+from typing import Any
+
+from d8mesh.backends.streaming import rows_of, whole_number
+from d8mesh.core.protocol.chat import Usage
+from d8mesh.errors import BackendAnswerError
+
+
+def vectors_in(title: str, answer: Any, count: int) -> tuple[tuple[tuple[float, ...], ...], Usage]:
+    """Return a vector for each of `count` texts, and what they took.
+
+    Raises:
+        BackendAnswerError: there are not so many, or they are none.
+    """
+    try:
+        rows = rows_of(answer.get("data"))
+        places = [row.get("index") for row in rows]
+        if sorted(place for place in places if type(place) is int) == list(range(len(rows))):
+            rows = tuple(sorted(rows, key=lambda row: row["index"]))
+        vectors = tuple(_vector(row["embedding"]) for row in rows)
+        usage = answer.get("usage")
+        tokens = whole_number(usage.get("prompt_tokens")) if isinstance(usage, dict) else 0
+    except (TypeError, LookupError, ValueError, AttributeError, struct.error) as error:
+        raise BackendAnswerError(f"{title} sent something that is no embedding") from error
+    if len(vectors) != count:
+        raise BackendAnswerError(f"{title} sent {len(vectors)} embeddings for {count} texts")
+    if not all(map(_is_sound, vectors)):
+        raise BackendAnswerError(f"{title} sent an embedding that is empty or holds no numbers")
+    return vectors, Usage(tokens)
+
+
+def _vector(told: Any) -> tuple[float, ...]:
+    if isinstance(told, str):  # little-endian float32
+        content = base64.b64decode(told, validate=True)
+        return tuple(each for (each,) in struct.iter_unpack("<f", content))
+    return tuple(math.nan if each is None else float(each) for each in told)
+
+
+def _is_sound(vector: tuple[float, ...]) -> bool:
+    return bool(vector) and all(map(math.isfinite, vector))

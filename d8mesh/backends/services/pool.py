@@ -1,0 +1,310 @@
+"""All LLM services of one worker: looked after side by side, told of, and asked.
+
+Each service has a thread of its own that probes it, so that one that hangs delays no other. A
+request goes where its placement says; without one (somebody asks this worker directly, or an
+orchestrator that knows no services) the pool chooses.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+from msgspec import structs
+
+from d8mesh.backends.backend import Availability, Backend, ChatRun
+from d8mesh.backends.services.service import RequestClocks, Service
+from d8mesh.core.protocol.chat import ChatRequest, Completion, EmbeddingRequest, Embeddings
+from d8mesh.core.protocol.messages import (
+    MAX_SERVICES,
+    OfferedModel,
+    OfferedService,
+    Placement,
+)
+from d8mesh.errors import BackendUnavailableError
+
+#: How often a service is asked what it offers.
+PROBE_EVERY_S: Final = 10.0
+#: Looks at one service are at least so far apart, whatever happens.
+PROBE_APART_S: Final = 0.2
+#: A figure that has changed by less is not told again.
+WORTH_TELLING: Final = 0.05
+#: What a model of this kind answers is a makeshift: it gets no request that others can have.
+MAKESHIFT: Final = "embedded"
+#: What `OfferedModel` says in figures; of all else each change is told.
+_FIGURES: Final = (
+    "load_s",
+    "prompt_tokens_per_s",
+    "output_tokens_per_s",
+    "requests",
+    "prompt_tokens",
+    "output_tokens",
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Told:
+    """Who is told what changes. Called from any thread; must not wait."""
+
+    #: the services, or what they are: all of them
+    offer: Callable[[Sequence[OfferedService]], None] = lambda services: None
+    #: models of one service, as they are now
+    measured: Callable[[str, Sequence[OfferedModel]], None] = lambda service, models: None
+    #: people should know: a service, and what it offered before
+    seen: Callable[[Service, Availability], None] = lambda service, before: None
+
+
+class ServicePool:
+    """The services of one worker.
+
+    Args:
+        backends: one for each; more can come and go later.
+
+    Thread: any.
+    """
+
+    def __init__(
+        self,
+        backends: Iterable[Backend],
+        *,
+        told: Told | None = None,
+        clocks: RequestClocks | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._told, self._clocks, self._clock = told or Told(), clocks, clock
+        self._lock = threading.Lock()
+        self._said: dict[str, OfferedService] = {}
+        self._stop: threading.Event | None = None
+        self.services: tuple[Service, ...] = ()
+        for backend in backends:
+            self.add(backend)
+
+    # ------------------------------------------------------------------ who is there
+
+    def add(self, backend: Backend) -> Service | None:
+        """Look after one more service; None: there are too many."""
+        service = Service(backend, clocks=self._clocks, on_change=self._tell, clock=self._clock)
+        with self._lock:
+            if len(self.services) >= MAX_SERVICES:
+                return None
+            self.services = (*self.services, service)
+            stop = self._stop
+        if stop is not None:
+            self._start(service, stop)
+        return service
+
+    def drop(self, service: Service) -> None:
+        """Forget a service: it is reached from here no longer."""
+        with self._lock:
+            self.services = tuple(each for each in self.services if each is not service)
+        service.needs_look.set()
+        self._tell(service)
+
+    def named(self, service_id: str) -> Service | None:
+        """Return the service of this id; None: it is not reached from here."""
+        return next((each for each in self.services if each.id == service_id), None)
+
+    # ------------------------------------------------------------------ kept in sight
+
+    def start(self, stop: threading.Event) -> None:
+        """Keep all of them in sight until `stop` is set, each by a thread of its own."""
+        with self._lock:
+            self._stop, services = stop, self.services
+        for service in services:
+            self._start(service, stop)
+
+    def wake(self) -> None:
+        """Have all of them looked at now."""
+        for service in self.services:
+            service.needs_look.set()
+
+    def look(self) -> None:
+        """Look at each of them once, side by side; takes as long as the slowest."""
+        threads = [
+            threading.Thread(target=self._look, args=(each,), name="probe", daemon=True)
+            for each in self.services
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+    def _start(self, service: Service, stop: threading.Event) -> None:
+        threading.Thread(target=self._keep, args=(service, stop), name="probe", daemon=True).start()
+
+    def _keep(self, service: Service, stop: threading.Event) -> None:
+        while not stop.is_set() and service in self.services:
+            self._look(service)
+            if stop.wait(PROBE_APART_S):
+                return
+            service.needs_look.wait(service.next_look_s(PROBE_EVERY_S))
+
+    def _look(self, service: Service) -> None:
+        before = service.seen
+        if service.look():
+            self._told.seen(service, before)
+
+    # ------------------------------------------------------------------ told
+
+    def _tell(self, service: Service) -> None:
+        """Tell what has changed of a service, if that is worth it."""
+        with self._lock:
+            if service not in self.services:
+                self._tell_all()
+                return
+            now = service.offered()
+            if self.named(now.id) is not service:
+                return  # not asked yet, or another way to a service that is there
+            said = self._said.get(now.id)
+            if said is None or _is_another(said, now):
+                self._tell_all()
+                return
+            models = [
+                model
+                for model, before in zip(now.models, said.models, strict=True)
+                if _is_worth_telling(before, model)
+            ]
+            if models:
+                news = {model.name: model for model in models}
+                kept = [news.get(each.name, each) for each in said.models]
+                self._said[now.id] = structs.replace(now, models=kept)
+                self._told.measured(now.id, models)
+
+    def _tell_all(self) -> None:
+        self._said = {}
+        for service in self.services:
+            if service.id:
+                self._said.setdefault(service.id, service.offered())
+        self._told.offer(tuple(self._said.values()))
+
+    # ------------------------------------------------------------------ asked
+
+    def chat(self, request: ChatRequest, run: ChatRun) -> Completion:
+        """Return the answer of the service that `run` names, or of one that suits.
+
+        Raises:
+            BackendUnavailableError: that service is not reached from here, or none answers now.
+            D8Error: see `LlmService.chat`.
+        """
+        service = self._placed(run.placement) or self._suiting(request.model)
+        return service.chat(request, run)
+
+    def embed(self, request: EmbeddingRequest, run: ChatRun) -> Embeddings:
+        """Return the vectors of the service that `run` names, or of one that suits."""
+        service = self._placed(run.placement) or self._suiting(request.model)
+        return service.embed(request, run)
+
+    def warm(self, placement: Placement) -> None:
+        """Load a model at the service that `placement` names.
+
+        Raises:
+            BackendError: it does not come into memory, or the service is not reached from here.
+        """
+        service = self._placed(placement)
+        assert service is not None
+        service.warm(placement)
+
+    def _placed(self, placement: Placement | None) -> Service | None:
+        if placement is None:
+            return None
+        service = self.named(placement.service)
+        if service is None:
+            known = ", ".join(each.id for each in self.services) or "none"
+            raise BackendUnavailableError(
+                f"the service {placement.service} is not reached from here; those that are: {known}"
+            )
+        return service
+
+    def _suiting(self, wished: str | None) -> Service:
+        """Return the service for what asks for `wished`: of those that have it the freest."""
+        if all(each.seen.reason == "not asked yet" for each in self.services):
+            self.look()
+        up = [each for each in self.services if each.is_useful and not each.backend.is_cloud]
+        having = [each for each in up if wished and each.has(wished)]
+        able = having or _without_makeshift(up)
+        free = [each for each in able if not each.paused(_model_of(each, wished))]
+        if able and not free:
+            whys = "; ".join(dict.fromkeys(each.paused(_model_of(each, wished)) for each in able))
+            raise BackendUnavailableError(f"paused until a probe succeeds: {whys}")
+        if not free:
+            whys = "; ".join(each.seen.reason for each in self.services if each.seen.reason)
+            raise BackendUnavailableError(whys or "no LLM service is configured here")
+        return min(free, key=lambda each: each.load_of(_model_of(each, wished)))
+
+    def together(self) -> Availability:
+        """Return what all of them offer as one, each model once."""
+        return together(self.services)
+
+    def report(self) -> list[dict[str, object]]:
+        """Return all of them for the status page."""
+        return [each.report() for each in self.services]
+
+
+def together(services: Sequence[Service]) -> Availability:
+    """Return what several services offer as one: each model once, in order of the services.
+
+    Those that are down are no reason while another is up, but a warning.
+    """
+    up = [each.seen for each in services if each.seen.is_up]
+    useful = [each.seen for each in services if each.is_useful]
+    several = len(services) > 1
+    reasons = [_told_of(each, several) for each in services if each.seen.reason]
+    warnings = [each.warning for each in up if each.warning]
+    first = up[0] if up else Availability(is_up=False)
+    models = tuple(dict.fromkeys(name for each in up for name in each.models))
+    return replace(
+        first,
+        is_up=bool(up),
+        url=", ".join(each.url for each in useful if each.url),
+        models=models,
+        embedders=tuple(dict.fromkeys(name for each in useful for name in each.embedders)),
+        default=next((each.default for each in up if each.default), ""),
+        loaded=tuple(dict.fromkeys(name for each in useful for name in each.loaded)),
+        unfit={
+            name: why
+            for each in services
+            for name, why in each.seen.unfit.items()
+            if name not in models
+        },
+        reason="" if up else "; ".join(reasons) or "no LLM service is configured here",
+        warning="; ".join([*warnings, *reasons]) if up else "",
+    )
+
+
+def _told_of(service: Service, is_named: bool) -> str:
+    kind, reason = service.backend.kind, service.seen.reason
+    return f"{kind}: {reason}" if is_named else reason
+
+
+def _model_of(service: Service, wished: str | None) -> str:
+    return service.has(wished or "") or service.seen.default
+
+
+def _without_makeshift(services: Sequence[Service]) -> Sequence[Service]:
+    """Return those that run what wishes for no model: the makeshift only where it is all."""
+    up = [each for each in services if each.seen.is_up]
+    return [each for each in up if each.backend.kind != MAKESHIFT] or up
+
+
+def _is_another(before: OfferedService, now: OfferedService) -> bool:
+    """Tell whether more has changed than `Measured` can say."""
+
+    def plain(service: OfferedService) -> tuple[object, ...]:
+        models = tuple((m.name, m.digest, tuple(m.can), m.size_bytes) for m in service.models)
+        return (service.kind, service.machine, service.url, service.default, service.why, models)
+
+    return plain(before) != plain(now)
+
+
+def _is_worth_telling(before: OfferedModel, now: OfferedModel) -> bool:
+    same = {name: getattr(now, name) for name in _FIGURES}
+    if structs.replace(before, **same) != now:
+        return True
+    for name in _FIGURES:
+        old, new = getattr(before, name), getattr(now, name)
+        if abs(new - old) > WORTH_TELLING * old:
+            return True
+    return False

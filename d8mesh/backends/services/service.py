@@ -1,0 +1,334 @@
+"""One LLM service that a worker reaches: what it offers, how it does, and the way of a request.
+
+Every request is measured. A model that fails is paused at once, and asked a small question again
+and again until it answers. Deliberately not here: which service answers a request, and who is told
+of all this.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Final, Protocol, cast, runtime_checkable
+
+from d8mesh.backends.backend import (
+    FIRST_TOKEN_S,
+    TOKEN_GAP_S,
+    Availability,
+    Backend,
+    ChatRun,
+    Managed,
+    ModelInfo,
+)
+from d8mesh.backends.services.meters import MAX_WHY_CHARS, Meters
+from d8mesh.backends.services.whereabouts import Whereabouts, whereabouts
+from d8mesh.core.protocol.chat import (
+    ChatRequest,
+    Completion,
+    EmbeddingRequest,
+    Embeddings,
+    Origin,
+    Piece,
+)
+from d8mesh.core.protocol.messages import Budget, OfferedModel, OfferedService, Placement
+from d8mesh.core.protocol.model_names import matching
+from d8mesh.errors import BackendError
+
+#: One token of a model that is in memory; one that is not gets its loading time beside.
+CHECK_S: Final = 60.0
+#: That a name stands for another address now is noticed after so long.
+PLACE_AGE_S: Final = 60.0
+#: UTF-8 bytes of a token, about.
+TOKEN_BYTES: Final = 4
+
+
+@runtime_checkable
+class HasAccount(Protocol):
+    """A backend that an account stands behind."""
+
+    #: names the account, the same for all workers that use it; "" for none: its place does
+    service_id: str
+    #: requests at once that a model gets before it was measured
+    slots_hint: int
+
+    def budget(self, model: str) -> Budget | None:
+        """Return what the account allows now; None: there is no bound."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestClocks:
+    """How long every request may be silent."""
+
+    #: seconds until the first token
+    first_token_s: float = FIRST_TOKEN_S
+    #: seconds between two
+    token_gap_s: float = TOKEN_GAP_S
+
+
+class Service:
+    """One LLM service.
+
+    Args:
+        backend: what speaks with it.
+        on_change: told whenever something of it has changed, in the middle of requests too.
+
+    Thread: `look` one at a time; the rest any.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        *,
+        clocks: RequestClocks | None = None,
+        on_change: Callable[[Service], None] = lambda service: None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.backend = backend
+        self.seen = Availability(is_up=False, reason="not asked yet")
+        #: somebody should look at it now
+        self.needs_look = threading.Event()
+        #: held while one of its models is pulled or removed
+        self.changing = threading.Lock()
+        self._clocks, self._clock = clocks or RequestClocks(), clock
+        self._on_change = on_change
+        self._meters = Meters(self._changed, clock=clock)
+        self._place = Whereabouts("", "", is_local=False)
+        self._placed_url, self._placed_at = "", float("-inf")
+
+    # ------------------------------------------------------------------ what it is
+
+    @property
+    def id(self) -> str:
+        """What it is called in the mesh; known after the first look."""
+        own = self.backend.service_id if isinstance(self.backend, HasAccount) else ""
+        return own or self._place.id
+
+    @property
+    def machine(self) -> str:
+        """Where it runs, for people."""
+        return self._place.machine
+
+    @property
+    def is_local(self) -> bool:
+        """True if it runs on this machine."""
+        return self._place.is_local
+
+    @property
+    def managed(self) -> Managed | None:
+        """What installs and removes its models; None: that cannot be done from here."""
+        return cast(Managed, self.backend) if hasattr(self.backend, "pull") else None
+
+    @property
+    def is_useful(self) -> bool:
+        """True if it answers anything now."""
+        return self.seen.is_up or bool(self.seen.embedders)
+
+    @property
+    def installed(self) -> Mapping[str, ModelInfo]:
+        """The models that it offers, by name."""
+        seen = self.seen
+        return {
+            name: seen.details.get(name) or ModelInfo(name=name)
+            for name in (*seen.models, *seen.embedders)
+        }
+
+    def has(self, model: str) -> str | None:
+        """Return its own name for `model`; None: it does not have it."""
+        return matching(model, self.installed)
+
+    # ------------------------------------------------------------------ in sight
+
+    def look(self) -> bool:
+        """Ask what it offers, and paused models whether they answer again; takes a while.
+
+        Returns:
+            Whether what people should know of it has changed.
+        """
+        self.needs_look.clear()
+        before, seen = self.seen, self.backend.probe()
+        self._find_place(seen)
+        self.seen = seen
+        if self.is_useful:  # else it may come back, and what was measured of it still holds
+            anew = [
+                name
+                for name, info in self.installed.items()
+                if name in before.details and before.details[name].digest != info.digest
+            ]
+            hint = self.backend.slots_hint if isinstance(self.backend, HasAccount) else 1
+            self._meters.keep(self.installed, anew=anew, slots=max(1, hint))
+            if not before.is_up:
+                self._meters.came_back()
+            self._changed()
+            for name in self._meters.due():
+                self._check(name)
+        self._changed()
+        return before != seen
+
+    def next_look_s(self, every_s: float) -> float:
+        """Return in how many seconds it should be looked at, though nothing happens."""
+        return self._meters.next_change_s(every_s) if self.is_useful else every_s
+
+    def _find_place(self, seen: Availability) -> None:
+        url, now = seen.url or self.backend.url, self._clock()
+        if url != self._placed_url or now - self._placed_at >= PLACE_AGE_S:
+            self._place = whereabouts(url, self.backend.kind)
+            self._placed_url, self._placed_at = url, now
+
+    def _check(self, name: str) -> None:
+        info = self.installed.get(name)
+        if info is None:
+            return
+        failed: BackendError | None = None
+        try:
+            self.backend.check(info, within_s=CHECK_S + 2 * self._meters.load_s(name))
+        except BackendError as error:
+            failed = error
+        self._meters.probed(name, failed)
+
+    def _changed(self) -> None:
+        self._on_change(self)
+
+    # ------------------------------------------------------------------ requests
+
+    def chat(self, request: ChatRequest, run: ChatRun) -> Completion:
+        """Return the answer of this service; see `Backend.chat`."""
+        placed, model = self._placed(run, request.model)
+        measured = self._meters.measured(model, prompt_tokens=_tokens_of(request))
+
+        def hear(piece: Piece) -> None:
+            if piece.is_sign_of_life:
+                measured.hear()
+            run.on_piece(piece)
+
+        with self._looked_at_after_failure(), measured:
+            done = self.backend.chat(request, replace(placed, on_piece=hear))
+            measured.answered(done.ending.usage, done.ending.timing)
+        return replace(done, origin=self._origin())
+
+    def embed(self, request: EmbeddingRequest, run: ChatRun) -> Embeddings:
+        """Return the vectors of this service; see `Backend.embed`."""
+        placed, model = self._placed(run, request.model)
+        tokens = sum(map(len, request.texts)) // TOKEN_BYTES
+        measured = self._meters.measured(model, prompt_tokens=tokens, is_streamed=False)
+        with self._looked_at_after_failure(), measured:
+            made = self.backend.embed(request, placed)
+            measured.answered(made.usage, made.timing)
+        return replace(made, origin=self._origin())
+
+    def warm(self, placement: Placement) -> None:
+        """Load a model: tasks for it will come.
+
+        Raises:
+            BackendError: it does not come into memory.
+        """
+        began, within_s = self._clock(), self._clocks.first_token_s
+        with self._looked_at_after_failure():
+            try:
+                self.backend.load(placement.model, placement.options, within_s=within_s)
+            except BackendError as error:
+                self._meters.failed(placement.model, error)
+                raise
+            self._meters.loaded(placement.model, self._clock() - began)
+        self.needs_look.set()  # to tell that it is loaded
+
+    @contextlib.contextmanager
+    def _looked_at_after_failure(self) -> Iterator[None]:
+        """Have the service looked at soon after an error of its own: it may be down."""
+        try:
+            yield
+        except BackendError:
+            self.needs_look.set()
+            raise
+
+    def _placed(self, run: ChatRun, wished: str | None) -> tuple[ChatRun, str]:
+        model = run.placement.model if run.placement else self.has(wished or "")
+        placed = replace(
+            run,
+            first_token_s=self._clocks.first_token_s,
+            token_gap_s=self._clocks.token_gap_s,
+        )
+        return placed, model or self.seen.default
+
+    def _origin(self) -> Origin:
+        kind, is_cloud = self.backend.kind, self.backend.is_cloud
+        return Origin(service=self.id, machine=self.machine, backend=kind, is_cloud=is_cloud)
+
+    # ------------------------------------------------------------------ what is told
+
+    def load_of(self, model: str) -> tuple[bool, float]:
+        """Return whether `model` is paused, and how full its slots are."""
+        figures = self._meters.figures(model)
+        return bool(figures.paused), figures.in_flight / max(figures.slots, 1)
+
+    def paused(self, model: str) -> str:
+        """Return why `model` gets nothing now; "" if it may be asked."""
+        return self._meters.figures(model).paused
+
+    def offered(self) -> OfferedService:
+        """Return what the mesh is told of it."""
+        seen, backend = self.seen, self.backend
+        why = "" if self.is_useful else seen.reason
+        return OfferedService(
+            id=self.id or f"{backend.kind}:{backend.url}",
+            kind=backend.kind,
+            machine=self.machine,
+            url=seen.url or backend.url,
+            is_cloud=backend.is_cloud,
+            slots=0,
+            default=seen.default,
+            models=[] if why else [self._offered(info) for info in self.installed.values()],
+            why=why[:MAX_WHY_CHARS],
+        )
+
+    def _offered(self, info: ModelInfo) -> OfferedModel:
+        figures, backend = self._meters.figures(info.name), self.backend
+        return OfferedModel(
+            name=info.name,
+            digest=info.digest,
+            can=sorted(info.can or self.seen.capabilities.get(info.name, frozenset())),
+            size_bytes=info.size_bytes,
+            is_loaded=info.is_loaded or info.name in self.seen.loaded,
+            slots=figures.slots,
+            load_s=figures.load_s,
+            prompt_tokens_per_s=figures.prompt_tokens_per_s,
+            output_tokens_per_s=figures.output_tokens_per_s,
+            requests=figures.requests,
+            prompt_tokens=figures.prompt_tokens,
+            output_tokens=figures.output_tokens,
+            paused=figures.paused,
+            budget=backend.budget(info.name) if isinstance(backend, HasAccount) else None,
+        )
+
+    def report(self) -> dict[str, object]:
+        """Return it for the status page."""
+        told = self.offered()
+        return {
+            "id": told.id,
+            "kind": told.kind,
+            "machine": told.machine,
+            "url": told.url or None,
+            "is_up": not told.why,
+            "why": told.why or self.seen.warning or None,
+            "default_model": told.default or None,
+            "models": [
+                {
+                    "name": model.name,
+                    "is_loaded": model.is_loaded,
+                    "slots": model.slots,
+                    "running": self._meters.figures(model.name).in_flight,
+                    "output_tokens_per_s": round(model.output_tokens_per_s, 1),
+                    "requests": model.requests,
+                    "paused": model.paused or None,
+                }
+                for model in told.models
+            ],
+        }
+
+
+def _tokens_of(request: ChatRequest) -> int:
+    """Return about how many tokens the question has."""
+    size = sum(len(str(message.get("content") or "")) for message in request.conversation)
+    return size // TOKEN_BYTES

@@ -1,0 +1,144 @@
+"""How many requests a model answers at the same time: found out by trying, for no service tells.
+
+While all the slots that are known are generating one more is offered. Whether that was one too
+many shows by its first token: it comes while all the others still generate, or as soon as without
+them, or only after one of them has ended.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+#: What was found out holds so long; then one more is tried again. A model that is loaded anew is
+#: tried at once.
+SETTLED_S: Final = 600.0
+#: An answer that comes whole beside others may take so many times as long as alone.
+FAIR: Final = 1.5
+#: A service that says that it is full gets no more for so long, and each time twice as long.
+FULL_S: Final = 1.0
+FULL_MOST_S: Final = 30.0
+
+
+@dataclass(slots=True)
+class SlotRun:
+    """One request that is being answered."""
+
+    began: float
+    prompt_tokens: int
+    #: False: it answers all at once, so nothing shows when it begins
+    is_streamed: bool
+    #: others that were being answered when it began
+    beside: int
+    first: float | None = None
+    #: when the first of the others ended, and how many were generating until then
+    freed: float | None = None
+    generated: int = 0
+
+    @property
+    def is_generating(self) -> bool:
+        """True if it takes a slot for certain, or nothing will show it."""
+        return self.first is not None or not self.is_streamed
+
+
+class SlotGauge:
+    """The slots of one model at one service; `now` is monotonic seconds.
+
+    Args:
+        usual_s: of a request that is alone: seconds to its first token, or (not streamed) to its
+            end; 0 where that is not known yet.
+    """
+
+    def __init__(self, usual_s: Callable[[SlotRun], float]) -> None:
+        #: so many answered at the same time
+        self.proved = 1
+        self._usual_s = usual_s
+        self._runs: dict[int, SlotRun] = {}
+        self._settled_until = self._full_until = 0.0
+        self._full_s = FULL_S
+
+    @property
+    def in_flight(self) -> int:
+        """Requests that have begun and not ended."""
+        return len(self._runs)
+
+    def run(self, number: int) -> SlotRun:
+        """Return a request that is being answered."""
+        return self._runs[number]
+
+    def slots(self, now: float) -> int:
+        """Return how many requests may be there at once: what is proved, and one to try."""
+        if now < self._full_until:
+            return min(self.proved, self.in_flight)
+        is_open = now >= self._settled_until and self._generating() >= self.proved
+        return self.proved + is_open
+
+    def begin(self, number: int, now: float, *, prompt_tokens: int, is_streamed: bool) -> None:
+        """Count a request in."""
+        self._runs[number] = SlotRun(now, prompt_tokens, is_streamed, len(self._runs))
+
+    def first_token(self, number: int, now: float) -> None:
+        """Note that it generates, and what that shows."""
+        run = self._runs[number]
+        run.first = now
+        generating = sum(each.first is not None for each in self._runs.values())
+        if generating > self.proved:
+            self.proved = generating  # as many as do so now have proved to do so at once
+        if run.freed is None or not run.beside:
+            return
+        usual_s, waited_s = self._usual_s(run), run.freed - run.began
+        if not usual_s or waited_s < usual_s / 2:
+            return  # the other ended too soon: nothing is shown
+        if now - run.began >= usual_s + waited_s / 2:
+            self._settle(max(run.generated, generating), now)
+        else:
+            self.proved = max(self.proved, run.generated + 1)
+
+    def end(self, number: int, now: float, *, is_answered: bool) -> None:
+        """Count a request out.
+
+        Args:
+            is_answered: it ended by itself; what was cancelled or failed proves nothing.
+        """
+        generating, ended = self._generating(), self._runs.pop(number)
+        for run in self._runs.values():
+            if run.freed is None and ended.is_generating:
+                run.freed, run.generated = now, generating
+        if is_answered:
+            self._full_s = FULL_S
+            if not ended.is_streamed and ended.beside >= self.proved:
+                self._judge_whole(ended, now)
+
+    def full(self, number: int, now: float) -> None:
+        """Count a request out that was refused because the service is full."""
+        del self._runs[number]
+        self._settle(max(1, min(self.proved, self.in_flight)), now)
+        self._full_until = now + self._full_s
+        self._full_s = min(2 * self._full_s, FULL_MOST_S)
+
+    def reloaded(self) -> None:
+        """Forget what was found out not to go: the model was loaded anew."""
+        self._settled_until = 0.0
+
+    def next_change(self, now: float) -> float | None:
+        """Return when `slots` changes by itself, though nothing happens; None: never."""
+        return self._full_until if now < self._full_until else None
+
+    def _generating(self) -> int:
+        return sum(run.is_generating for run in self._runs.values())
+
+    def _judge_whole(self, ended: SlotRun, now: float) -> None:
+        """Judge one that answered all at once: it was as fast as alone, or it had to wait."""
+        usual_s = self._usual_s(ended)
+        together_s = (now if ended.freed is None else ended.freed) - ended.began
+        if not usual_s or together_s < usual_s / 2:
+            return
+        if now - ended.began <= FAIR * usual_s:
+            self.proved = ended.beside + 1
+        else:
+            self._settle(self.proved, now)
+
+    def _settle(self, count: int, now: float) -> None:
+        self.proved = count
+        self._settled_until = now + SETTLED_S

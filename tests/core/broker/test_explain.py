@@ -1,0 +1,269 @@
+"""Why a task is where it is: told in sentences, and never guessed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import pytest
+
+from d8mesh.core.broker.explain import RanAt
+from d8mesh.core.protocol import messages as m
+from tests.core.llm_services import host, model, placed, service
+from tests.core.wired_broker import S, WiredBroker
+
+
+def explained(broker: WiredBroker, task_id: str) -> dict[str, Any]:
+    answer = broker.ask(broker.client("f" * 16), "explain", id=task_id)
+    assert answer.code == "", answer.body
+    return answer.body
+
+
+def status(broker: WiredBroker, task_id: str) -> dict[str, Any]:
+    return broker.ask(broker.client("e" * 16), "status", id=task_id).body
+
+
+def test_a_type_that_nobody_offers_is_told_with_who_would_run_it(broker: WiredBroker) -> None:
+    broker.worker("w", types=("resize",))
+    (task_id,) = broker.submit(broker.client(), kind="resise")
+    told = explained(broker, task_id)
+    assert "no worker in the mesh offers 'resise'; did you mean 'resize'?" in told["summary"]
+    assert told["candidates"] == []
+    assert told["remedies"] == [
+        {"text": "start a worker that offers 'resise'", "command": "worker --tasks MODULE"}
+    ]
+
+
+def test_busy_workers_are_told_with_their_slots_and_who_goes_before(broker: WiredBroker) -> None:
+    client = broker.client()
+    broker.worker("w", slots=2)
+    broker.submit(client, 5)
+    (last,) = broker.submit(client)
+    broker.pass_time(4)
+    told = explained(broker, last)
+    assert told["summary"] == "the one worker that offers it is busy; 3 waiting before it"
+    assert told["why"] == ["it has waited 4.0 s so far"]
+    (worker,) = told["candidates"]
+    assert (worker["worker"], worker["state"]) == ("w", "full")
+    assert worker["text"] == "busy with 2 of 2 slots"
+    assert told["remedies"] == [{"text": "start one more worker", "command": "worker"}]
+
+
+def test_a_worker_that_is_away_is_told_with_when_it_was_heard(broker: WiredBroker) -> None:
+    client, worker = broker.client(), broker.worker("w")
+    broker.say(worker, m.Goodbye("x"))
+    (task_id,) = broker.submit(client)
+    broker.pass_time(30)
+    told = explained(broker, task_id)
+    assert [each["text"] for each in told["candidates"]] == ["away, last heard of 30 s ago"]
+    assert told["remedies"][0] == {"text": "start a worker on host", "command": "worker"}
+
+
+def test_a_task_for_a_later_time_is_told_with_its_time(broker: WiredBroker) -> None:
+    broker.worker("w")
+    (task_id,) = broker.submit(broker.client(), run_at=broker.at + 300)
+    told = explained(broker, task_id)
+    assert told["state"] == "delayed"
+    assert told["why"][0] == "it was submitted for a later time, in 5 min"
+    assert told["remedies"] == []
+
+
+def test_the_pause_after_a_failure_is_told_with_the_error(broker: WiredBroker) -> None:
+    client, worker = broker.client(), broker.worker("w")
+    (task_id,) = broker.submit(client)
+    broker.draw = lambda: 0.9
+    broker.finish(worker, broker.work(worker), m.FAILED)
+    told = explained(broker, task_id)
+    assert told["state"] == "delayed"
+    assert told["why"][0].startswith("it pauses after what went wrong, and is tried again in 0.")
+    assert "attempts that failed so far: 1" in told["why"]
+    assert "last error: broken" in told["summary"]
+    assert told["candidates"][0]["state"] == "failed_before"
+
+
+def test_a_running_task_is_told_with_its_worker(broker: WiredBroker) -> None:
+    broker.worker("w")
+    (task_id,) = broker.submit(broker.client(), deadline_s=60.0)
+    broker.pass_time(3)
+    told = explained(broker, task_id)
+    assert told["state"] == "running"
+    assert told["why"] == [
+        "worker 'w' has it since 3.0 s, as attempt 1: it runs there, or is about to"
+    ]
+
+
+def test_a_worker_whose_return_is_awaited_is_told(broker: WiredBroker) -> None:
+    broker.worker("w")
+    (task_id,) = broker.submit(broker.client())
+    broker.pass_time(1)
+    broker.restart()
+    told = explained(broker, task_id)
+    assert told["why"] == ["it ran on worker 'w', which is away; its return is waited for"]
+
+
+def test_a_deadline_is_told_while_the_task_waits(broker: WiredBroker) -> None:
+    (task_id,) = broker.submit(broker.client(), deadline_s=60.0)
+    assert "it fails if it is not finished in 60 s" in explained(broker, task_id)["why"]
+
+
+def test_a_finished_task_says_who_had_it_and_what_is_not_known(broker: WiredBroker) -> None:
+    client, worker = broker.client(), broker.worker("w")
+    (task_id,) = broker.submit(client)
+    broker.pass_time(2)
+    broker.finish(worker, broker.work(worker))
+    told = explained(broker, task_id)
+    assert (told["state"], told["summary"]) == ("completed", "it completed")
+    assert told["waited_s"] is None
+    assert told["why"] == [
+        "the last to have it was worker 'w'",
+        "from its submit to its end it took 2.0 s; how much of that it waited is not known",
+        "it was never given back and never failed",
+    ]
+
+
+def test_a_result_tells_where_it_ran_and_how_long(broker: WiredBroker) -> None:
+    client, worker = broker.client(), broker.worker("w", types=("agent_action",))
+    (task_id,) = broker.submit(client, kind="agent_action")
+    broker.pass_time(8)
+    held = broker.work(worker)
+    body = {
+        "success": True,
+        "output": "x",
+        "model": "small",
+        "model_requested": "big",
+        "machine": "nas",
+        "is_cloud": True,
+        "duration_s": 3.0,
+    }
+    payload = msgspec.msgpack.encode(body)
+    broker.say(worker, m.Results(77, 4, [task_id], [held[task_id]], b"\1", [payload]))
+    told = explained(broker, task_id)
+    assert told["waited_s"] == pytest.approx(5.0)
+    assert told["why"] == [
+        "it ran on nas with the model 'small', worker 'w'",
+        "who else could have run it is not known any more",
+        "that is in the cloud: its data left the LAN",
+        "it asked for the model 'big', which nobody had then",
+        "it waited 5.0 s, its last attempt took 3.0 s",
+        "it was never given back and never failed",
+    ]
+
+
+def test_a_task_that_failed_says_why_and_how_often(broker: WiredBroker) -> None:
+    client, worker = broker.client(), broker.worker("w")
+    (task_id,) = broker.submit(client, max_attempts=2)
+    broker.finish(worker, broker.work(worker), m.FAILED)
+    broker.pass_time(5)
+    broker.finish(worker, broker.work(worker), m.FAILED)
+    told = explained(broker, task_id)
+    assert told["summary"] == "it failed: broken"
+    assert "attempts that failed: 2, the last time: broken" in told["why"]
+
+
+def test_what_was_never_begun_says_so(broker: WiredBroker) -> None:
+    client = broker.client()
+    (task_id,) = broker.submit(client)
+    broker.pass_time(4)
+    broker.ask(client, "cancel", id=task_id)
+    told = explained(broker, task_id)
+    assert told["summary"] == "it was cancelled"
+    assert told["why"] == ["it was never begun; that was so for 4.0 s"]
+
+
+def test_an_unknown_task_is_refused(broker: WiredBroker) -> None:
+    client = broker.client()
+    assert broker.ask(client, "explain", id=f"{S}-77").code == "task.unknown"
+    assert broker.ask(client, "explain", id="no id").code == "task.unknown"
+
+
+def test_a_result_that_cannot_be_read_tells_nothing(broker: WiredBroker) -> None:
+    client, worker = broker.client(), broker.worker("w")
+    (task_id,) = broker.submit(client)
+    held = broker.work(worker)
+    broker.say(worker, m.Results(78, 4, [task_id], [held[task_id]], b"\1", [b"\xc1"]))
+    assert explained(broker, task_id)["state"] == "completed"
+    assert RanAt().model is None
+
+
+# --------------------------------------------------------------- what services answer
+
+
+def test_a_full_service_is_told_with_its_slots(broker: WiredBroker) -> None:
+    host(broker, "w", [service("a", [model("m", slots=2)]), service("b", [model("n")])])
+    client = broker.client()
+    broker.submit(client, 3, kind="agent_action", model="=m")
+    (task_id,) = broker.submit(client, kind="agent_action", model="=m")
+    told = explained(broker, task_id)
+    assert told["summary"] == "the one service with the model 'm' is busy; 1 waiting before it"
+    assert "it asks for the model 'm' and takes no other" in told["why"]
+    full, other = told["candidates"]
+    assert (full["machine"], full["state"]) == ("machine-a", "full")
+    assert full["text"].startswith("busy with 2 of 2 slots")
+    assert (other["machine"], other["text"]) == ("machine-b", "the model is not installed there")
+    assert told["remedies"] == [
+        {"text": "install m on machine-b", "command": "models pull m --on machine-b"}
+    ]
+    assert status(broker, task_id)["reason"] == told["summary"], "one source"
+
+
+def test_a_model_that_lacks_what_is_needed_is_told(broker: WiredBroker) -> None:
+    host(broker, "w", [service("a", [model("m", can=["completion"])])])
+    (task_id,) = broker.submit(broker.client(), kind="agent_action", model="=m;needs=tools")
+    told = explained(broker, task_id)
+    assert "the model must be capable of tools" in told["why"]
+    assert [each["text"] for each in told["candidates"]] == ["the model there lacks tools"]
+
+
+def test_the_cloud_that_is_not_allowed_is_told_with_how_to_allow_it(broker: WiredBroker) -> None:
+    cloud = service("g", [model("big")], kind="groq", is_cloud=True, machine="groq")
+    host(broker, "w", [cloud])
+    (task_id,) = broker.submit(broker.client(), kind="agent_action", model="=big;cloud=never")
+    told = explained(broker, task_id)
+    assert "its data may not leave the LAN" in told["why"]
+    assert [each["state"] for each in told["candidates"]] == ["cloud_forbidden"]
+    assert told["remedies"][0]["text"].startswith('allow the cloud (groq): submit it with "cloud"')
+
+
+def test_a_paused_model_is_told_with_its_reason(broker: WiredBroker) -> None:
+    host(broker, "w", [service("a", [model("m", paused="it crashed")])])
+    (task_id,) = broker.submit(broker.client(), kind="agent_action", model="=m")
+    told = explained(broker, task_id)
+    assert [each["state"] for each in told["candidates"]] == ["paused"]
+    assert told["summary"].startswith("machine-a with the model 'm': paused: it crashed; ")
+
+
+def test_where_a_placed_task_ran_is_told_with_who_else_could_have(broker: WiredBroker) -> None:
+    slow = model("m", output_tokens_per_s=10.0)
+    worker = host(broker, "w", [service("a", [model("m")]), service("b", [slow])])
+    (task_id,) = broker.submit(broker.client(), kind="agent_action", model="=m#c.100.50")
+    assert placed(broker, worker) == {task_id: ("a", "m")}
+    running = explained(broker, task_id)
+    assert running["why"][1].startswith("it went to machine-a with the model 'm', which would be")
+    broker.pass_time(3)
+    broker.finish(worker, broker.work(worker))
+    told = explained(broker, task_id)
+    assert told["waited_s"] == pytest.approx(0.0)
+    assert told["why"][0].startswith(
+        "it went to machine-a with the model 'm', which would be done with it first, in about 0."
+    )
+    (attempt,) = told["attempts"]
+    assert (attempt["attempt"], attempt["service"]) == (1, "a")
+    assert {each["machine"] for each in attempt["candidates"]} == {"machine-a", "machine-b"}
+
+
+def test_the_only_one_that_could_begin_is_told_as_that(broker: WiredBroker) -> None:
+    host(broker, "w", [service("a", [model("m")])])
+    (task_id,) = broker.submit(broker.client(), kind="agent_action")
+    told = explained(broker, task_id)
+    assert told["why"][1] == (
+        "it went to machine-a with the model 'm', the only one that could begin with it then"
+    )
+
+
+def test_nobody_is_there_for_a_model(broker: WiredBroker) -> None:
+    worker = host(broker, "w", [service("a", [model("m")])])
+    broker.say(worker, m.Goodbye("x"))
+    (task_id,) = broker.submit(broker.client(), kind="agent_action")
+    told = explained(broker, task_id)
+    assert told["summary"].startswith("no worker in the mesh offers 'agent_action'")
+    assert told["remedies"][0]["command"] == "worker"

@@ -1,0 +1,188 @@
+"""How many requests a model answers at once is found out, not assumed."""
+
+from __future__ import annotations
+
+import heapq
+import random
+
+import pytest
+
+from d8mesh.core.worker.slot_gauge import (
+    FULL_MOST_S,
+    FULL_S,
+    SETTLED_S,
+    SlotGauge,
+    SlotRun,
+)
+
+USUAL_S = 0.4
+
+
+class Requests:
+    """Requests at a gauge, by number."""
+
+    def __init__(self, usual_s: float = USUAL_S) -> None:
+        self.gauge, self.usual_s = SlotGauge(self.usual), usual_s
+        self.count = 0
+
+    def begin(self, now: float, *, is_streamed: bool = True) -> int:
+        self.count += 1
+        self.gauge.begin(self.count, now, prompt_tokens=10, is_streamed=is_streamed)
+        return self.count
+
+    def generating(self, now: float) -> int:
+        number = self.begin(now)
+        self.gauge.first_token(number, now + 0.1)
+        return number
+
+    def end(self, number: int, now: float, *, is_answered: bool = True) -> None:
+        self.gauge.end(number, now, is_answered=is_answered)
+
+    def usual(self, run: SlotRun) -> float:
+        return self.usual_s
+
+
+def test_one_more_is_offered_while_all_known_slots_generate() -> None:
+    asked = Requests()
+    assert asked.gauge.slots(0) == 1
+    first = asked.begin(0)
+    assert asked.gauge.slots(0.1) == 1  # it may still be loading
+    asked.gauge.first_token(first, 0.2)
+    assert asked.gauge.slots(0.3) == 2
+    second = asked.begin(0.3)
+    assert asked.gauge.slots(0.4) == 2  # one at a time is tried
+    asked.gauge.first_token(second, 0.6)
+    assert (asked.gauge.proved, asked.gauge.slots(0.7)) == (2, 3)
+    asked.end(first, 1)
+    assert asked.gauge.slots(1.1) == 2
+
+
+def test_who_waited_in_vain_beside_an_answer_shows_the_bound_for_a_while() -> None:
+    asked = Requests()
+    first = asked.generating(0)
+    second = asked.begin(0.2)
+    asked.end(first, 1.2)
+    asked.gauge.first_token(second, 1.2 + USUAL_S)
+    assert (asked.gauge.proved, asked.gauge.slots(2)) == (1, 1)
+    assert asked.gauge.slots(2 + SETTLED_S) == 2
+    asked.gauge.reloaded()
+    assert asked.gauge.slots(2) == 2
+
+
+def test_a_first_token_that_did_not_wait_for_the_end_beside_it_proves_a_slot() -> None:
+    asked = Requests()
+    first = asked.generating(0)
+    second = asked.begin(0.2)
+    asked.end(first, 0.2 + 0.8 * USUAL_S)
+    asked.gauge.first_token(second, 0.2 + USUAL_S)
+    assert (asked.gauge.proved, asked.gauge.in_flight) == (2, 1)
+
+
+@pytest.mark.parametrize("usual_s", [USUAL_S, 0.0])
+def test_an_end_that_came_too_soon_shows_nothing(usual_s: float) -> None:
+    asked = Requests(usual_s)
+    first = asked.generating(0)
+    second = asked.begin(0.2)
+    asked.end(first, 0.3)
+    asked.gauge.first_token(second, 0.3 + USUAL_S)
+    assert (asked.gauge.proved, asked.gauge.slots(1)) == (1, 2)
+
+
+def test_a_machine_that_came_back_with_fewer_slots_is_noticed() -> None:
+    asked = Requests()
+    running = [asked.generating(0.1 * turn) for turn in range(4)]
+    assert asked.gauge.proved == 4
+    for number in running:
+        asked.end(number, 5)
+    first = asked.generating(10)
+    waiting = [asked.begin(10.2) for _ in range(3)]
+    asked.end(first, 20)
+    asked.gauge.first_token(waiting[0], 20 + USUAL_S)
+    assert (asked.gauge.proved, asked.gauge.slots(21)) == (1, 1)
+
+
+def test_the_end_of_what_had_no_slot_shows_nothing() -> None:
+    asked = Requests()
+    first = asked.begin(0)
+    second = asked.begin(0)
+    asked.end(first, 100, is_answered=False)
+    asked.gauge.first_token(second, 200)
+    assert (asked.gauge.proved, asked.gauge.slots(200)) == (1, 2)
+
+
+def test_a_full_service_gets_no_more_for_a_moment_that_grows() -> None:
+    asked = Requests()
+    running = [asked.generating(0.1 * turn) for turn in range(3)]
+    assert asked.gauge.next_change(1) is None
+    asked.gauge.full(asked.begin(1), 1)
+    assert (asked.gauge.proved, asked.gauge.slots(1)) == (3, 3)
+    for number in running:
+        asked.end(number, 1, is_answered=False)
+    now = 1 + FULL_S
+    assert asked.gauge.next_change(1.5) == now
+    for turn in range(9):  # others fill it
+        asked.gauge.full(asked.begin(now), now)
+        assert (asked.gauge.proved, asked.gauge.slots(now)) == (1, 0)
+        now += min(FULL_S * 2 ** (turn + 1), FULL_MOST_S)
+        assert asked.gauge.slots(now) == 1
+    asked.end(asked.generating(now), now + 1)
+    asked.gauge.full(asked.begin(now), now)
+    assert asked.gauge.slots(now + FULL_S) == 1
+
+
+def test_answers_that_come_whole_show_it_by_how_long_they_take() -> None:
+    asked = Requests(usual_s=1.0)
+    first = asked.begin(0, is_streamed=False)
+    assert asked.gauge.slots(0) == 2  # nothing will show that it has begun
+    second = asked.begin(0, is_streamed=False)
+    asked.end(first, 1.1)
+    asked.end(second, 1.2)
+    assert asked.gauge.proved == 2
+    three = [asked.begin(2, is_streamed=False) for _ in range(3)]
+    for turn, number in enumerate(three):
+        asked.end(number, 3 + turn)
+    assert asked.gauge.proved == 2
+    asked.begin(7, is_streamed=False)
+    asked.begin(7, is_streamed=False)
+    assert asked.gauge.slots(7) == 2
+    assert asked.gauge.slots(5 + SETTLED_S) == 3
+
+
+def test_whole_answers_that_hardly_ran_side_by_side_show_nothing() -> None:
+    asked = Requests(usual_s=1.0)
+    first = asked.begin(0, is_streamed=False)
+    second = asked.begin(0.9, is_streamed=False)
+    asked.end(first, 1)
+    asked.end(second, 2)
+    assert asked.gauge.proved == 1
+    asked = Requests(usual_s=0.0)
+    both = [asked.begin(0, is_streamed=False) for _ in range(2)]
+    asked.end(both[1], 1)
+    asked.end(both[0], 1)
+    assert asked.gauge.proved == 1
+
+
+@pytest.mark.parametrize("truth", [1, 2, 4, 7])
+@pytest.mark.parametrize("seed", range(4))
+def test_the_slots_of_a_service_are_found(truth: int, seed: int) -> None:
+    """A service with so many slots and a line before them, kept as full as the gauge says."""
+    draw, asked = random.Random(seed), Requests(usual_s=0.3)
+    events: list[tuple[float, int, str]] = []
+    line: list[int] = []
+    busy, now, done = 0, 0.0, 0
+    while done < 60:
+        while asked.gauge.in_flight < asked.gauge.slots(now):
+            line.append(asked.begin(now))
+        while line and busy < truth:
+            number, busy = line.pop(0), busy + 1
+            speaks = now + 0.3 * draw.uniform(0.9, 1.1)
+            heapq.heappush(events, (speaks, number, "speaks"))
+            heapq.heappush(events, (speaks + draw.uniform(1, 3), number, "ends"))
+        now, number, what = heapq.heappop(events)
+        if what == "speaks":
+            asked.gauge.first_token(number, now)
+        else:
+            asked.end(number, now)
+            busy, done = busy - 1, done + 1
+    assert asked.gauge.proved == truth
+    assert asked.gauge.slots(now) == truth

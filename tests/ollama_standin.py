@@ -1,0 +1,246 @@
+"""A stand-in Ollama: the real HTTP API at the speed of a machine of your choice, without models.
+
+For tests (``with OllamaStandin(loaded=["qwen2.5:3b"]) as standin``) and by hand::
+
+    python tests/ollama_standin.py --port 7100 --tokens-per-s 20 --speed 0.25
+
+It loads, evicts, reloads and queues as Ollama does, paces its tokens, sees when a client leaves,
+and has each fault of `tests.standin.faults` at will: by `OllamaStandin.fault`, or
+``curl -d '{"fault": {"kind": "stall", "after": 3}}' localhost:7100/_standin``.
+``GET /_standin`` tells what it has seen.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final
+
+if __package__ in (None, ""):  # run as a program
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from tests.standin.counters import Counters
+from tests.standin.faults import EVERY_MODEL, Kind
+from tests.standin.http import Connection
+from tests.standin.machine import Model
+from tests.standin.ollama import MODELS, Ollama, Settings
+
+LOOPBACK: Final = "127.0.0.1"
+#: Connections that may come at the same instant.
+BACKLOG: Final = 2048
+#: How long a call from another thread may take.
+CALL_S: Final = 20.0
+LOOK_S: Final = 0.005
+
+
+class OllamaStandin:
+    """One stand-in on loopback, in a thread of its own; a context manager.
+
+    Args:
+        port: 0 for a free one; the same again after `stop` and `start`.
+        models: installed ones, as `Model` or as names of models for chats.
+        settings: see `Settings`.
+    """
+
+    def __init__(
+        self, *, port: int = 0, models: Sequence[Model | str] = MODELS, **settings: Any
+    ) -> None:
+        made = [each if isinstance(each, Model) else Model(name=each) for each in models]
+        self._settings = Settings(models=made, **settings)
+        self.port = port
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+        self._server: asyncio.Server | None = None
+        self._connections: set[Connection] = set()
+        self._ollama: Ollama | None = None
+
+    def __enter__(self) -> OllamaStandin:
+        self._thread.start()
+        self.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.stop()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(CALL_S)
+        self._loop.close()
+
+    @property
+    def url(self) -> str:
+        """Where it listens."""
+        return f"http://{LOOPBACK}:{self.port}"
+
+    def start(self) -> None:
+        """Listen; with nothing in memory but what is `loaded` at the start, and counters at 0."""
+        self._call(self._start())
+
+    def stop(self) -> None:
+        """Be gone as a machine that is switched off: all connections break."""
+        self._call(self._stop())
+
+    @property
+    def ollama(self) -> Ollama:
+        """What the event loop owns: look, do not touch."""
+        assert self._ollama is not None
+        return self._ollama
+
+    @property
+    def counters(self) -> Counters:
+        """What was seen since the start or the last `reset`."""
+        return self.ollama.counters
+
+    @property
+    def chats(self) -> list[Any]:
+        """The bodies of all chat requests."""
+        return [body for path, _, body in list(self.counters.bodies) if path == "/api/chat"]
+
+    @property
+    def reloads(self) -> int:
+        """Loads of models that were loaded, for the sake of other options."""
+        return self.ollama.machine.reloads.total()
+
+    @property
+    def running(self) -> int:
+        """Requests that hold a slot now."""
+        return sum(each.running for each in list(self.ollama.machine.residents))
+
+    @property
+    def loaded(self) -> list[str]:
+        """Models that are in memory, by name."""
+        return [each.name for each in list(self.ollama.machine.residents) if not each.is_loading]
+
+    def fault(
+        self,
+        kind: Kind | str,
+        model: str = EVERY_MODEL,
+        *,
+        after: int = 2,
+        times: int | None = None,
+    ) -> None:
+        """Have a fault from the next request on.
+
+        Args:
+            kind: of `Kind`; ``ok``: none.
+            model: its name with tag; `EVERY_MODEL`: all that have no fault of their own.
+            after: pieces that come before (`STALL`, `CUT`, `NO_DONE`, `ERROR_LINE`).
+            times: requests that it meets; None: all.
+        """
+        told = {"kind": str(kind), "model": model, "after": after, "times": times}
+        self.change(fault=told)
+
+    def mend(self) -> None:
+        """Have no fault any more; who is stuck stays stuck."""
+        self.change(mend=True)
+
+    def reset(self) -> None:
+        """Begin all counters at 0."""
+        self.change(reset=True)
+
+    def set_speed(self, speed: float) -> None:
+        """Be faster or slower from the next token on."""
+        self.change(settings={"speed": speed})
+
+    def change(self, **told: Any) -> None:
+        """Change what ``POST /_standin`` can change."""
+        self._call(self._change(told))
+
+    def wait_until(self, is_so: Callable[[], bool], *, within_s: float = 20.0) -> None:
+        """Wait for something that the stand-in sees.
+
+        Raises:
+            TimeoutError: it did not come in time.
+        """
+        until = time.monotonic() + within_s
+        while not is_so():
+            if time.monotonic() > until:
+                raise TimeoutError(f"not within {within_s:g} s; seen: {self.ollama.told()}")
+            time.sleep(LOOK_S)
+
+    async def _change(self, told: dict[str, Any]) -> None:
+        self.ollama.change(told)
+
+    async def _start(self) -> None:
+        self._ollama = Ollama(self._settings)
+        self._server = await serve(self._ollama, self.port, self._connections)
+        self.port = self._server.sockets[0].getsockname()[1]
+
+    async def _stop(self) -> None:
+        if self._server is None or self._ollama is None:
+            return
+        self._server.close()
+        self._ollama.is_closing = True
+        for each in list(self._connections):
+            each.abort()
+        await asyncio.sleep(0)
+        self._server = None
+        tasks = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _call(self, work: Any) -> None:
+        asyncio.run_coroutine_threadsafe(work, self._loop).result(CALL_S)
+
+
+async def serve(ollama: Ollama, port: int, connections: set[Connection]) -> asyncio.Server:
+    """Listen on loopback."""
+    loop = asyncio.get_running_loop()
+    return await loop.create_server(
+        lambda: Connection(ollama.handle, connections), LOOPBACK, port, backlog=BACKLOG
+    )
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Speak Ollama's API on loopback, for trying.")
+    parser.add_argument("--port", type=int, default=7100)
+    parser.add_argument("--models", nargs="+", metavar="NAME", help="installed ones")
+    parser.add_argument("--loaded", nargs="*", default=[], metavar="NAME", help="in memory already")
+    parser.add_argument("--speed", type=float, default=1.0, help="times the speeds below")
+    parser.add_argument("--tokens-per-s", type=float, default=50.0, help="0: all at once")
+    parser.add_argument("--prompt-tokens-per-s", type=float, default=1000.0)
+    parser.add_argument("--load-s", type=float, default=0.0, help="seconds that a load takes")
+    parser.add_argument("--num-parallel", type=int, default=1, help="slots of each model")
+    parser.add_argument("--max-loaded", type=int, default=3, help="models in memory at once")
+    parser.add_argument("--keep-alive-s", type=float, default=300.0)
+    parser.add_argument("--with-parent", action="store_true", help="end with standard input")
+    parser.add_argument("--fault", choices=[each.value for each in Kind], help="of every model")
+    return parser.parse_args()
+
+
+async def _run(options: argparse.Namespace) -> None:
+    named = vars(options).copy()
+    port, models, fault = named.pop("port"), named.pop("models"), named.pop("fault")
+    is_child = named.pop("with_parent")
+    installed = [Model(name=name) for name in models] if models else list(MODELS)
+    ollama = Ollama(Settings(models=installed, **named))
+    if fault:
+        ollama.faults.put(fault)
+    server = await serve(ollama, port, set())
+    port = server.sockets[0].getsockname()[1]
+    print(f"speaking Ollama's API at http://{LOOPBACK}:{port}; Ctrl-C ends it", flush=True)
+    if is_child:
+        threading.Thread(target=_end_with_parent, daemon=True).start()
+    await server.serve_forever()
+
+
+def _end_with_parent() -> None:
+    sys.stdin.buffer.read()
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    with contextlib.suppress(KeyboardInterrupt):
+        asyncio.run(_run(_options()))

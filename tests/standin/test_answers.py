@@ -1,0 +1,164 @@
+"""What the stand-in answers when nothing is wrong: the facts of Ollama's API."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from datetime import datetime
+
+import pytest
+
+from tests.ollama_standin import OllamaStandin
+from tests.standin.calls import ask, call, get, post, text_of
+from tests.standin.machine import Model
+
+CHAT, THINKER, EMBEDDER = "qwen2.5:3b", "deepseek-r1:8b", "nomic-embed-text"
+WEATHER = {
+    "type": "function",
+    "function": {
+        "name": "weather",
+        "parameters": {"type": "object", "properties": {"city": {"type": "string"}}},
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def url() -> Iterator[str]:
+    with OllamaStandin(num_parallel=4) as standin:
+        yield standin.url
+
+
+def test_a_chat_repeats_the_question_word_by_word(url: str) -> None:
+    lines = ask(url, CHAT, "one two").lines
+    assert text_of(lines) == "You asked: one two"
+    assert [line["message"]["content"] for line in lines] == ["You", " asked:", " one", " two", ""]
+    assert (lines[-1]["prompt_eval_count"], lines[-1]["eval_count"]) == (2, 4)
+    assert datetime.fromisoformat(lines[0]["created_at"]).tzinfo is not None
+
+
+def test_as_many_words_as_wished_come_and_no_more_than_allowed(url: str) -> None:
+    lines = ask(url, CHAT, "say 30 words").lines
+    assert (len(lines), lines[-1]["done_reason"]) == (31, "stop")
+    lines = ask(url, CHAT, "say 30 words", options={"num_predict": 5}).lines
+    assert (len(lines), lines[-1]["done_reason"]) == (6, "length")
+
+
+def test_the_model_is_echoed_as_it_was_spelled(url: str) -> None:
+    for name in (EMBEDDER, f"library/{EMBEDDER}:latest", EMBEDDER.upper()):
+        assert post(url, "/api/embed", {"model": name, "input": "x"}).json["model"] == name
+
+
+def test_a_thinking_model_thinks_before_it_speaks_unless_told_not_to(url: str) -> None:
+    lines = ask(url, THINKER, "hello").lines
+    kinds = ["thinking" in line["message"] for line in lines[:-1]]
+    assert kinds == sorted(kinds, reverse=True)
+    assert any(kinds)
+    assert not any(
+        "thinking" in line["message"] for line in ask(url, THINKER, "x", think=False).lines
+    )
+    refused = ask(url, CHAT, "hello", think=True)
+    assert (refused.status, refused.json) == (400, {"error": f'"{CHAT}" does not support thinking'})
+
+
+def test_a_tool_that_the_question_names_is_called_with_an_object(url: str) -> None:
+    lines = ask(url, CHAT, "use weather", tools=[WEATHER]).lines
+    (called,) = [each for line in lines for each in line["message"].get("tool_calls", ())]
+    assert called["function"] == {"index": 0, "name": "weather", "arguments": {"city": "a"}}
+    assert lines[-1]["done_reason"] == "stop"
+    refused = post(url, "/api/generate", {"model": EMBEDDER, "prompt": "x"})
+    assert refused.json["error"] == f'"{EMBEDDER}" does not support generate'
+
+
+def test_a_schema_is_kept_to(url: str) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"n": {"type": "integer"}, "kind": {"enum": ["a", "b"]}},
+    }
+    answered = ask(url, CHAT, "hello", format=schema, stream=False).json
+    assert json.loads(answered["message"]["content"]) == {"n": 1, "kind": "a"}
+    assert json.loads(text_of(ask(url, CHAT, "hello", format="json").lines))
+    assert ask(url, CHAT, "hello", format="xml").status == 500
+
+
+def test_log_probabilities_come_with_each_token(url: str) -> None:
+    lines = ask(url, CHAT, "hi", logprobs=True, top_logprobs=2).lines
+    assert [each["token"] for line in lines for each in line.get("logprobs", ())] == [
+        *("You", " asked:", " hi"),
+    ]
+    assert len(lines[0]["logprobs"][0]["top_logprobs"]) == 2
+    assert ask(url, CHAT, "hi", top_logprobs=21).status == 400
+
+
+def test_generate_answers_in_its_own_form(url: str) -> None:
+    lines = post(url, "/api/generate", {"model": CHAT, "prompt": "hi"}).lines
+    assert "".join(line["response"] for line in lines) == "You asked: hi"
+    assert lines[-1]["context"]
+    assert (
+        "context"
+        not in post(url, "/api/generate", {"model": CHAT, "prompt": "x", "raw": True}).lines[-1]
+    )
+    refused = post(url, "/api/generate", {"model": CHAT, "prompt": "x", "raw": True, "system": "y"})
+    assert refused.json["error"] == "raw mode does not support template, system, or context"
+    refused = post(url, "/api/generate", {"model": CHAT, "prompt": "x", "suffix": "y"})
+    assert refused.json["error"] == f'"{CHAT}" does not support insert'
+
+
+def test_vectors_have_length_1_and_stand_in_the_order_of_their_texts(url: str) -> None:
+    told = post(url, "/api/embed", {"model": EMBEDDER, "input": ["a b", "c"]}).json
+    again = post(url, "/api/embed", {"model": EMBEDDER, "input": ["c", "a b"]}).json
+    assert told["embeddings"] == again["embeddings"][::-1]
+    assert sum(x * x for x in told["embeddings"][0]) == pytest.approx(1)
+    assert told["prompt_eval_count"] == 3
+    assert post(url, "/api/embed", {"model": EMBEDDER, "input": ""}).json["embeddings"] == []
+    assert post(url, "/api/embed", {"model": EMBEDDER, "input": 3}).json == {
+        "error": "invalid input type"
+    }
+    assert post(url, "/api/embeddings", {"model": EMBEDDER, "prompt": "c"}).json == {
+        "embedding": told["embeddings"][1]
+    }
+
+
+def test_an_overlong_text_is_an_error_only_where_it_may_not_be_cut(url: str) -> None:
+    body = {"model": EMBEDDER, "input": "x " * 5000}
+    assert post(url, "/api/embed", body).status == 200
+    refused = post(url, "/api/embed", body | {"truncate": False})
+    assert refused.json == {"error": "the input length exceeds the context length"}
+
+
+def test_a_chat_model_is_refused_to_an_embedder_and_tools_to_who_has_none() -> None:
+    plain = Model(name="plain:1b", can=("completion",))
+    with OllamaStandin(models=[plain]) as standin:
+        refused = ask(standin.url, "plain:1b", "hi", tools=[WEATHER])
+    assert refused.json["error"] == "registry.ollama.ai/library/plain:1b does not support tools"
+
+
+def test_two_names_of_one_model_share_its_digest_and_its_memory() -> None:
+    model = Model(name="a:1b", aliases=("b:latest",))
+    with OllamaStandin(models=[model]) as standin:
+        rows = get(standin.url, "/api/tags").json["models"]
+        assert {row["name"] for row in rows} == {"a:1b", "b:latest"}
+        assert len({row["digest"] for row in rows}) == 1
+        for name in ("a:1b", "b"):
+            ask(standin.url, name, "hi")
+        assert standin.ollama.machine.loads == {"a:1b": 1}
+
+
+def test_a_pull_tells_its_progress_and_a_delete_takes_the_model_away() -> None:
+    with OllamaStandin(library=["new"], pull_s=0) as standin:
+        lines = post(standin.url, "/api/pull", {"model": "new"}).lines
+        assert lines[0] == {"status": "pulling manifest"}
+        assert lines[-1] == {"status": "success"}
+        seen = [line["completed"] for line in lines if "completed" in line]
+        assert seen == sorted(seen)
+        assert seen[-1] == next(line["total"] for line in lines if "total" in line)
+        assert ask(standin.url, "new", "hi").status == 200
+        assert post(standin.url, "/api/pull", {"model": "new", "stream": False}).json == {
+            "status": "success"
+        }
+        assert "error" in post(standin.url, "/api/pull", {"model": "none"}).lines[-1]
+        post(standin.url, "/api/copy", {"source": "new", "destination": "other"})
+        assert ask(standin.url, "other", "hi").status == 200
+        for name in ("new", "other"):
+            assert call(standin.url, "DELETE", "/api/delete", {"model": name}).body == b""
+        assert ask(standin.url, "new", "hi").status == 404
+        assert standin.loaded == []
