@@ -24,7 +24,8 @@ def demo(*options: str) -> str:
         encoding="utf-8",
         timeout=PATIENCE_S,
         stdin=subprocess.DEVNULL,
-        env=os.environ | {"DEEPSEEK_BASE_URL": NO_OLLAMA, "D8_NO_INSTALL": "1"},
+        env=os.environ
+        | {"DEEPSEEK_BASE_URL": NO_OLLAMA, "D8_NO_INSTALL": "1", "D8_MODELS_DIR": ""},
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return " ".join(done.stdout.split())
@@ -64,7 +65,8 @@ def test_without_a_model_it_goes_on_and_says_why() -> None:
         encoding="utf-8",
         timeout=PATIENCE_S,
         stdin=subprocess.DEVNULL,
-        env=os.environ | {"DEEPSEEK_BASE_URL": NO_OLLAMA, "D8_NO_INSTALL": "1"},
+        env=os.environ
+        | {"DEEPSEEK_BASE_URL": NO_OLLAMA, "D8_NO_INSTALL": "1", "D8_MODELS_DIR": ""},
     )
     assert done.returncode == 0, done.stdout + done.stderr
     told = " ".join(done.stdout.split())
