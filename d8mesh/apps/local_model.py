@@ -34,7 +34,7 @@ FETCH_S: Final = 3600.0
 PIP_ANSWER_S: Final = 15
 PIP_RETRIES: Final = 1
 #: pip's last words.
-MAX_WHY_CHARS: Final = 300
+MAX_PIP_CHARS: Final = 300
 #: What pip says when it could not reach its index, or found nothing there.
 _NOT_FETCHED: Final = ("No matching distribution", "Could not find a version")
 #: Settings of pip and Python that would send packages elsewhere than into this environment.
@@ -71,7 +71,7 @@ def install(say: Callable[[str], None]) -> None:
     try:
         size = _installed(wanted)
     except (OSError, subprocess.SubprocessError, NotInstalledError) as error:
-        why = " ".join(str(error).split())[-MAX_WHY_CHARS:]
+        why = " ".join(str(error).split())[-MAX_PIP_CHARS:]
         raise NotInstalledError(f"{why}; {by_hand}") from error
     importlib.invalidate_caches()
     if missing():
