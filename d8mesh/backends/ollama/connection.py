@@ -59,6 +59,12 @@ def asking(question: OllamaRequest, piece_of: Callable[[Any], PartT]) -> AnswerR
     return AnswerReader(SERVICE, question.url, lines=lines, piece_of=piece_of, refused=refused)
 
 
+def import_package() -> None:
+    """Import what the first request needs, half a second's work, before there is one."""
+    with contextlib.suppress(Exception):  # a request says what is wrong with it
+        from ollama import Client  # noqa: F401
+
+
 @contextlib.contextmanager
 def _answer(reader: AnswerReader[PartT], question: OllamaRequest) -> Iterator[httpx.Response]:
     try:
