@@ -60,7 +60,7 @@ def test_a_value_of_its_kind_is_taken(
 def test_a_value_of_another_kind_is_refused_by_its_field(
     ask: Callable[[dict[str, Any]], object], value: object
 ) -> None:
-    with pytest.raises(InvalidTaskError, match="^x: expected"):
+    with pytest.raises(InvalidTaskError, match=r"^x: expected"):
         ask({"x": value})
 
 

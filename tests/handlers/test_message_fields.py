@@ -45,7 +45,8 @@ def test_base64_may_be_folded_and_a_call_be_without_arguments() -> None:
 
 
 def test_no_messages_and_too_many_are_refused() -> None:
-    for data in ({}, {"messages": []}, {"messages": [{}] * (MAX_MESSAGES + 1)}):
+    wrong: list[dict[str, Any]] = [{}, {"messages": []}, {"messages": [{}] * (MAX_MESSAGES + 1)}]
+    for data in wrong:
         with pytest.raises(InvalidTaskError, match="messages"):
             messages_of(data)
 
