@@ -25,7 +25,7 @@ CONVERSATION_DIGITS: Final = 16
 #: The longest answer that is believed to be wished for.
 MAX_OUTPUT_TOKENS: Final = 10_000_000
 #: Wishes whose text is remembered: many tasks wish for the same.
-REMEMBERED: Final = 256
+REMEMBERED_WISHES: Final = 256
 
 _WISHING: Final = MODEL_TYPES | SERVICE_TYPES
 _MODEL: Final = re.compile(MODEL_PATTERN, re.ASCII)
@@ -48,14 +48,13 @@ def wish_of(kind: str, data: Mapping[str, Any], path: str = "", *, is_one: bool 
     if kind in SERVICE_TYPES:
         return Wish(models=_model(data, path), machine=_machine(data, path)).text()
     models, is_strict = _models(data, path)
-    wish = _wish(models, is_strict, _cloud(data, path), _needs(kind, data), _machine(data, path))
+    lane = models, is_strict, _cloud(data, path), _needs(kind, data), _machine(data, path)
     try:
-        return _text(wish) if not is_one else replace(wish, **_hints(data)).text()
+        return replace(_wish(*lane), **_hints(data)).text() if is_one else _text(*lane)
     except InvalidTaskError as error:  # of its names: too long together
         raise InvalidTaskError(f"{path}data.{error}") from None
 
 
-@lru_cache(REMEMBERED)
 def _wish(
     models: tuple[str, ...],
     is_strict: bool,
@@ -66,9 +65,15 @@ def _wish(
     return Wish(models=models, is_strict=is_strict, cloud=cloud, needs=needs, machine=machine)
 
 
-@lru_cache(REMEMBERED)
-def _text(wish: Wish) -> str:
-    return wish.text()
+@lru_cache(REMEMBERED_WISHES)
+def _text(
+    models: tuple[str, ...],
+    is_strict: bool,
+    cloud: Cloud | None,
+    needs: frozenset[str],
+    machine: str,
+) -> str:
+    return _wish(models, is_strict, cloud, needs, machine).text()
 
 
 # --- which models, and where ------------------------------------------------------------
