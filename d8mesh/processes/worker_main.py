@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-from d8mesh.backends import BACKENDS, configured
+from d8mesh.backends import configured
 from d8mesh.config import PORTS_END, STATUS_PORT_TRIES, Config
 from d8mesh.core.protocol.addresses import LOOPBACK
 from d8mesh.edge import data_folder, logs
@@ -162,8 +162,6 @@ def _require_key(kind: str, config: Config) -> None:
     variable, key = variables[kind]
     if not key:
         raise ConfigError(f"--type {kind}: {variable} is not set: put your key into .env")
-    if kind not in BACKENDS:
-        raise ConfigError(f"--type {kind}: this d8mesh has no backend for it ({variable} is set)")
 
 
 @contextlib.contextmanager
