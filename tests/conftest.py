@@ -52,6 +52,7 @@ def pytest_configure(config: pytest.Config) -> None:
         "FLASK_HOST": "127.0.0.1",
         "D8_DATA_DIR": folder.name,
         "D8_MESH": f"test-{secrets.token_hex(4)}",
+        "D8_MODELS_DIR": "none",  # who wants the embedded model says so
     }
     _fence.raise_up()
     config.add_cleanup(_fence.take_down)
