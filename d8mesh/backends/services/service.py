@@ -98,6 +98,8 @@ class Service:
         self._place = Whereabouts("", "", is_local=False)
         self._placed_url, self._placed_at = "", float("-inf")
         self._is_ready = False
+        #: models that have answered since it was looked at: they are in memory
+        self._answered: set[str] = set()
 
     # ------------------------------------------------------------------ what it is
 
@@ -155,6 +157,7 @@ class Service:
             self._is_ready = True
             getattr(self.backend, "prepare", lambda: None)()
         self.seen = seen
+        self._answered.clear()
         if self.is_useful:  # else it may come back, and what was measured of it still holds
             anew = [
                 name
@@ -204,6 +207,7 @@ class Service:
 
         def hear(piece: Piece) -> None:
             if piece.is_sign_of_life:
+                self._answered.add(model)
                 measured.hear()
             run.on_piece(piece)
 
@@ -219,6 +223,7 @@ class Service:
         measured = self._meters.measured(model, prompt_tokens=tokens, is_streamed=False)
         with self._looked_at_after_failure(), measured:
             made = self.backend.embed(request, placed)
+            self._answered.add(model)
             measured.answered(made.usage, made.timing)
         return replace(made, origin=self._origin())
 
@@ -236,6 +241,8 @@ class Service:
                 self._meters.failed(placement.model, error)
                 raise
             self._meters.loaded(placement.model, self._clock() - began)
+            self._answered.add(placement.model)
+            self._changed()
         self.needs_look.set()  # to tell that it is loaded
 
     @contextlib.contextmanager
@@ -294,7 +301,7 @@ class Service:
             digest=info.digest,
             can=sorted(info.can or self.seen.capabilities.get(info.name, frozenset())),
             size_bytes=info.size_bytes,
-            is_loaded=info.is_loaded or info.name in self.seen.loaded,
+            is_loaded=self._is_loaded(info),
             slots=figures.slots,
             load_s=figures.load_s,
             prompt_tokens_per_s=figures.prompt_tokens_per_s,
@@ -305,6 +312,9 @@ class Service:
             paused=figures.paused,
             budget=backend.budget(info.name) if isinstance(backend, HasAccount) else None,
         )
+
+    def _is_loaded(self, info: ModelInfo) -> bool:
+        return info.is_loaded or info.name in self.seen.loaded or info.name in self._answered
 
     def report(self) -> dict[str, object]:
         """Return it for the status page."""
