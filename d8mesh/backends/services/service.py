@@ -37,7 +37,8 @@ from d8mesh.core.protocol.messages import Budget, OfferedModel, OfferedService, 
 from d8mesh.core.protocol.model_names import matching
 from d8mesh.errors import BackendError
 
-#: One token of a model that is in memory; one that is not gets its loading time beside.
+#: One token of a model that is in memory, or as long as any first token may take; one that is not
+#: in memory gets its loading time beside.
 CHECK_S: Final = 60.0
 #: That a name stands for another address now is noticed after so long.
 PLACE_AGE_S: Final = 60.0
@@ -88,6 +89,8 @@ class Service:
     ) -> None:
         self.backend = backend
         self.seen = Availability(is_up=False, reason="not asked yet")
+        #: False until it was looked at
+        self.is_asked = False
         #: somebody should look at it now
         self.needs_look = threading.Event()
         #: held while one of its models is pulled or removed
@@ -156,7 +159,7 @@ class Service:
         if seen.is_up and not self._is_ready:
             self._is_ready = True
             getattr(self.backend, "prepare", lambda: None)()
-        self.seen = seen
+        self.seen, self.is_asked = seen, True
         self._answered.clear()
         if self.is_useful:  # else it may come back, and what was measured of it still holds
             anew = [
@@ -189,8 +192,9 @@ class Service:
         if info is None:
             return
         failed: BackendError | None = None
+        within_s = min(CHECK_S, self._clocks.first_token_s) + 2 * self._meters.load_s(name)
         try:
-            self.backend.check(info, within_s=CHECK_S + 2 * self._meters.load_s(name))
+            self.backend.check(info, within_s=within_s)
         except BackendError as error:
             failed = error
         self._meters.probed(name, failed)
