@@ -173,8 +173,11 @@ class ServiceTable:
         self.by_digest: dict[str, list[ModelState]] = {}
         #: what a wish needs -> the models that may run it, as `routing.tiers` found them
         self.tiers: dict[tuple[object, ...], list[list[ModelState]]] = {}
-        #: something changed that may let a waiting task begin
+        #: the text of a wish -> all of these, as `routing.concerned` found them
+        self.concerned: dict[str, frozenset[ModelState]] = {}
+        #: something changed that may let any waiting task begin, or one that these models run
         self.is_stirred = False
+        self.stirred: set[ModelState] = set()
         #: plain name of a model whose last worker has gone -> when (monotonic)
         self.gone: dict[str, float] = {}
         #: conversation -> service and model that had its last request
@@ -321,6 +324,7 @@ class ServiceTable:
 
     def _reindex(self) -> None:
         self.tiers.clear()
+        self.concerned.clear()
         self.by_name, self.by_digest = {}, {}
         for service_id in sorted(self.services):
             for model in self.services[service_id].models.values():
@@ -362,7 +366,6 @@ class ServiceTable:
         flight = self.flights.pop(task_id, None)
         if flight is None:
             return
-        self.is_stirred = True
         flight.worker.placed -= 1
         service = self.services[flight.service]
         del service.flights[task_id]
@@ -372,6 +375,7 @@ class ServiceTable:
                 del self.services[service.id]
             return
         model.in_flight -= 1
+        self.stirred.update(service.models.values() if service.slots else (model,))
         if is_success:
             self._has_answered(model, flight, now)
         elif is_success is False and model.info.budget is None:  # an account's bound is no fault
