@@ -33,9 +33,13 @@ INTERACTIVE_PRIORITY: Final = 8
 #: As long after such a request batch work leaves slots of its model free, this part at most.
 INTERACTIVE_S: Final = 60.0
 RESERVED_PART: Final = 0.1
-#: A model stays in use for so long after its last request: none is loaded that may push it out
-#: where somebody else runs what is waited for.
+#: A model stays in use for so long after its last request: where a service is full none is loaded
+#: that may push it out, if somebody else runs what is waited for and nobody else has that one
+#: loaded, or fewer than so many others do and people wait for it at screens.
 IN_USE_S: Final = 60.0
+HOMES_KEPT: Final = 2
+#: A service that was full is taken to be so for this long.
+FULL_S: Final = 600.0
 #: Estimates that differ by less are equal.
 EQUAL_PART: Final = 0.1
 #: A conversation stays where it was unless that is so much fuller than another (of its slots).
@@ -436,7 +440,8 @@ def choose(table: ServiceTable, ask: Ask, cloud: Cloud, now: float) -> Choice:
     warmed: Weighed | None = None
     free = [each for each in weighed if each.obstacle is None]
     free.sort(key=lambda each: (each.estimate_s, each.model.service.id, each.model.name))
-    line = _Line([each for each in weighed if _is_running(each, now)], ask.waiting, now)
+    running = [each for each in weighed if _is_running(each, now)]
+    line = _Line(table, running, ask.waiting, now)
     for each in free:
         verdict = _verdict(each, line, now)
         if verdict is None:
@@ -488,7 +493,10 @@ def _reserve(table: ServiceTable, weighed: list[Weighed], ask: Ask, now: float) 
 class _Line:
     """The line of a task, and those that work on it: how soon they would be through with it."""
 
-    def __init__(self, running: list[Weighed], waiting: int, now: float) -> None:
+    def __init__(
+        self, table: ServiceTable, running: list[Weighed], waiting: int, now: float
+    ) -> None:
+        self.table = table
         self._running = sorted(running, key=lambda each: each.run_s)
         self.waiting = waiting
         self._now = now
@@ -522,7 +530,7 @@ def _verdict(each: Weighed, line: _Line, now: float) -> Obstacle | None:
             return None
         line.too_slow_s = each.estimate_s
         return Obstacle.HELD_BACK
-    if _pushes_out(each.model, now):
+    if _pushes_out(line.table, each.model, now):
         return Obstacle.HELD_BACK
     if each.estimate_s <= line.done_s(others, 1):
         return None
@@ -540,12 +548,24 @@ def _is_running(other: Weighed, now: float) -> bool:
     return other.model.is_loaded or other.model.is_loading(now)
 
 
-def _pushes_out(model: ModelState, now: float) -> bool:
-    """Return whether loading a model may push another out that is in use."""
-    loaded = [m for m in model.service.models.values() if m.info.is_loaded or m.is_loading(now)]
-    if len(loaded) < model.service.most_loaded:
+def _pushes_out(table: ServiceTable, model: ModelState, now: float) -> bool:
+    """Return whether loading a model may push another out that somebody needs there."""
+    service = model.service
+    if now - service.was_full > FULL_S:
         return False
-    return any(other.in_flight or now - other.used < IN_USE_S for other in loaded)
+    loaded = [m for m in service.models.values() if m.info.is_loaded or m.is_loading(now)]
+    return len(loaded) >= service.most_loaded and any(
+        _is_needed(table, other, now) for other in loaded
+    )
+
+
+def _is_needed(table: ServiceTable, model: ModelState, now: float) -> bool:
+    """Return whether a model is in use and hardly anybody else has it loaded."""
+    if not model.in_flight and now - model.used >= IN_USE_S:
+        return False
+    others = sum(m.is_loaded and bool(m.reach) for m in table.by_name.get(model.plain, ())) - 1
+    is_asked = now - table.interactive.get(model.plain, -math.inf) < INTERACTIVE_S
+    return others < (HOMES_KEPT if is_asked else 1)
 
 
 def _is_to_warm(each: Weighed, others: list[Weighed], waiting: int, now: float) -> bool:
