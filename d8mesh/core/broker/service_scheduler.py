@@ -130,7 +130,7 @@ class ServiceScheduler:
     ) -> None:
         state, services, spec = self._state, self._state.services, task.batch.spec
         wish = parse_wish(spec.model)
-        worker = services.worker_for(model)
+        worker = model.worker()
         assert worker is not None  # a candidate without one has no room
         waiting = lane.count(1, COUNTED_WAITING)
         options = state.policy.options_of(model.name)
@@ -163,7 +163,7 @@ class ServiceScheduler:
 
     def _warm(self, warmed: Weighed) -> None:
         model = warmed.model
-        worker = self._state.services.worker_for(model)
+        worker = model.worker()
         if worker is None:
             return
         model.load(warmed.load_s, self._state.now)

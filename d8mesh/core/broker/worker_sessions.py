@@ -207,6 +207,8 @@ class WorkerSessions:
         """All services of a worker are told, and what it still runs there."""
         state = self._state
         state.services.tell(worker, message, state.now)
+        names = (name for each in message.services for name in (each.id, each.machine))
+        worker.places = frozenset(name.lower() for name in names)
         state.registry.place(worker, message.types if message.services else ())
         for task_id, service, model in zip(
             message.held_ids, message.held_services, message.held_models, strict=True
