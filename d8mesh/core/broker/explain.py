@@ -168,7 +168,9 @@ def _who_could(
     """Return who could run a task, or why not, and what would help."""
     spec = batch.spec
     standings: list[Standing] = []
-    if state.services.answers(spec.type):
+    # A service that is down answers nothing, and can be started.
+    is_known = spec.type in MODEL_TYPES and bool(state.services.services)
+    if is_known or state.services.answers(spec.type):
         standings = _standings(state, batch, task)
     told = [_candidate(each) for each in standings]
     workers = list(_workers(state, spec, None if task is None else task.history))

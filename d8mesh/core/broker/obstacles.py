@@ -150,7 +150,8 @@ def reason(wish: Wish, standings: Sequence[Standing]) -> str:
         return f"no worker is there that reaches {_services(fitting)}{model}"
     kinds = {each.obstacle for each in there}
     if kinds <= {Obstacle.FULL, Obstacle.HELD_BACK} and Obstacle.HELD_BACK in kinds:
-        return f"the quicker services{model} are busy, and will still be done with it sooner than one that is free"
+        rest = "will still be done with it sooner than one that is free"
+        return f"the quicker services{model} are busy, and {rest}"
     if kinds <= {Obstacle.FULL, Obstacle.RESERVED} and Obstacle.RESERVED in kinds:
         return f"the last free slots{model} are kept for urgent tasks"
     if kinds <= {Obstacle.FULL}:

@@ -50,8 +50,8 @@ class Obstacle(StrEnum):
 class Standing(Struct, frozen=True, kw_only=True):
     """How one model of one service stands to a task that waits; `model` is "" if it has none.
 
-    `until_s`: seconds until that may change by itself, None: nobody knows. `estimate_s`: seconds that
-    the task would take there from its beginning, loading included; None where it cannot be run.
+    `until_s`: seconds until that may change by itself, None: nobody knows. `estimate_s`: seconds
+    that the task would take there, loading included; None where it cannot be run.
     """
 
     service: str

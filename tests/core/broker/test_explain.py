@@ -9,7 +9,7 @@ import pytest
 
 from d8mesh.core.broker.explain import RanAt
 from d8mesh.core.protocol import messages as m
-from tests.core.llm_services import host, model, placed, service
+from tests.core.llm_services import host, model, offer, placed, service
 from tests.core.wired_broker import S, WiredBroker
 
 
@@ -267,3 +267,32 @@ def test_nobody_is_there_for_a_model(broker: WiredBroker) -> None:
     told = explained(broker, task_id)
     assert told["summary"].startswith("no worker in the mesh offers 'agent_action'")
     assert told["remedies"][0]["command"] == "worker"
+
+
+def test_a_service_that_is_down_is_to_be_started(broker: WiredBroker) -> None:
+    down = service("a", [], why="Ollama does not answer at http://pi5:11434")
+    offer(broker, broker.worker("w"), [down], kinds=())
+    (task_id,) = broker.submit(broker.client(), kind="agent_action", model="m")
+    told = explained(broker, task_id)
+    (candidate,) = told["candidates"]
+    assert candidate["text"] == (
+        "it offers nothing now: Ollama does not answer at http://pi5:11434"
+    )
+    assert told["remedies"][0] == {"text": "start the service on machine-a", "command": None}
+
+
+def test_a_pull_waits_for_who_reaches_the_machine(broker: WiredBroker) -> None:
+    client, kinds = broker.client(), ("model_pull",)
+    here = broker.worker("w", types=kinds)
+    offer(broker, here, [service("a")], kinds=())
+    (task_id,) = broker.submit(client, kind="model_pull", model="m;on=machine-b")
+    told = explained(broker, task_id)
+    assert told["summary"].startswith("no worker that offers 'model_pull' reaches 'machine-b'")
+    assert "it may run on 'machine-b' only" in told["why"]
+    assert [each["text"] for each in told["candidates"]] == [
+        "not the machine that the task asks for"
+    ]
+    there = broker.worker("v", types=kinds)
+    offer(broker, there, [service("b", [model("other")])], kinds=())
+    assert list(broker.work(there)) == [task_id]
+    assert broker.work(here) == {}
