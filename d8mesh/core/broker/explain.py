@@ -392,11 +392,10 @@ def _told_of_end(
         yield from _chosen(decision)
     elif isinstance(ran.machine, str) and isinstance(ran.model, str):
         yield f"it ran on {ran.machine} with the model {ran.model!r}, worker {task.worker_id!r}"
-        yield "who else could have run it is not known any more"
     elif task.worker_id:
         yield f"the last to have it was worker {task.worker_id!r}"
-        if state.services.answers(task.spec.type):
-            yield "who else could have run it is not known any more"
+    if decision is None and task.spec.type in MODEL_TYPES:
+        yield "who else could have run it is not known any more"
     if ran.is_cloud is True:
         yield "that is in the cloud: its data left the LAN"
     if isinstance(ran.model_requested, str) and ran.model_requested:

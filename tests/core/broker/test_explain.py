@@ -436,3 +436,16 @@ def test_why_it_went_there_is_what_was_decided(
     assert explained(broker, task_id)["why"][1] == text
     broker.finish(worker, broker.work(worker))
     assert explained(broker, task_id)["why"][0] == text
+
+
+def test_a_task_that_was_cancelled_while_it_waited_again_has_no_last_worker(
+    broker: WiredBroker,
+) -> None:
+    client, worker = broker.client(), broker.worker("w")
+    (task_id,) = broker.submit(client)
+    held = broker.work(worker)
+    broker.say(worker, m.Release(0, [task_id], [held[task_id]], "full"))
+    broker.ask(client, "cancel", id=task_id)
+    told = explained(broker, task_id)
+    assert told["summary"] == "it was cancelled"
+    assert any(each.startswith("given back: 1, the last time: ") for each in told["why"])
