@@ -674,17 +674,18 @@ def test_bounds_are_learnt_from_headers(groq: CloudServer) -> None:
 
 
 def test_what_was_used_is_known_after_a_restart(groq: CloudServer, tmp_path: Path) -> None:
-    limits = (("groq", "day_requests", 2),)
+    limits, folder = (("groq", "day_requests", 2),), tmp_path / "1"
+    folder.mkdir()
     for _ in range(2):
         backend = backend_of(groq, cloud_limits=limits)
-        backend.keep_in(tmp_path)
+        backend.keep_in(folder)
         chat(backend, model="qwen/qwen3-32b")
     backend = backend_of(groq, cloud_limits=limits)
-    backend.keep_in(tmp_path)
+    backend.keep_in(folder)
     with pytest.raises(BackendLimitError, match="all 2 requests of the day"):
         chat(backend, model="qwen/qwen3-32b")
     assert len(groq.asked) == 2
-    text = "".join(path.read_text("utf-8") for path in tmp_path.iterdir())
+    text = "".join(path.read_text("utf-8") for path in folder.iterdir())
     assert groq.key not in text
 
 
