@@ -172,6 +172,9 @@ class ChangeBars:
         self._console.print(Text(told))
 
     def done(self, label: str, text: str) -> None:
+        total = self._bar.tasks[self._rows[label]].total
+        if total is not None:
+            self._bar.update(self._rows[label], completed=total)
         self._end(label, text)
         self._endings.append(tr("{id}: {what}", id=label, what=text))
 

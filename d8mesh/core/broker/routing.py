@@ -38,6 +38,8 @@ IN_USE_S: Final = 60.0
 EQUAL_PART: Final = 0.1
 #: A conversation stays where it was unless that is so much fuller than another (of its slots).
 AFFINITY_LOAD: Final = 0.5
+#: The kind of service whose small model answers only what wishes for none and nobody else can.
+LAST_RESORT_KIND: Final = "embedded"
 #: A model is loaded ahead if so many tasks wait for each slot that has it.
 WARM_LINE: Final = 3
 #: A task that may go to the cloud if the LAN is full goes if it would wait longer than this.
@@ -55,6 +57,10 @@ MEMORY_BYTES_PER_S: Final = 50e9
 PROMPT_SPEEDUP: Final = 10.0
 LOAD_BYTES_PER_S: Final = 500e6
 MODEL_BYTES: Final = 5e9
+#: Wishes whose candidates are remembered until something changes.
+MAX_FOUND: Final = 10_000
+#: Models that a refusal names.
+MAX_NAMED_MODELS: Final = 20
 #: Slots looked at one by one to tell when a line is through; more are taken as a flow.
 EXACT_SLOTS: Final = 64
 
@@ -118,10 +124,17 @@ def tiers(table: ServiceTable, wish: Wish, *, is_expected: bool) -> list[list[Mo
     Args:
         is_expected: a wish that is no must waits for its model too.
     """
-    found = [_named(table, name, wish) for name in wish.models]
-    if not wish.models or (not wish.is_strict and not is_expected and not any(found)):
-        found.append(_defaults(table, wish))
-    return [tier for tier in found if tier]
+    key = (wish.models, wish.is_strict, wish.needs, wish.machine, is_expected)
+    found = table.tiers.get(key)
+    if found is None:
+        found = [_named(table, name, wish) for name in wish.models]
+        if not wish.models or (not wish.is_strict and not is_expected and not any(found)):
+            found += _defaults(table, wish)
+        found = [tier for tier in found if tier]
+        if len(table.tiers) > MAX_FOUND:
+            table.tiers.clear()
+        table.tiers[key] = found
+    return found
 
 
 def _named(table: ServiceTable, name: str, wish: Wish) -> list[ModelState]:
@@ -136,7 +149,7 @@ def _named(table: ServiceTable, name: str, wish: Wish) -> list[ModelState]:
     return list(by_service.values())
 
 
-def _defaults(table: ServiceTable, wish: Wish) -> list[ModelState]:
+def _defaults(table: ServiceTable, wish: Wish) -> list[list[ModelState]]:
     """Return what runs without a wish: defaults, and what is loaded; else what can do it."""
     found: list[ModelState] = []
     for service in table.services.values():
@@ -147,7 +160,8 @@ def _defaults(table: ServiceTable, wish: Wish) -> list[ModelState]:
             if model.name == service.default or (model.info.is_loaded and _chats(model, wish))
         ]
         found += ready or ([model for model in able if _is_sure(model, wish)] if wish.needs else [])
-    return found
+    last = [model for model in found if model.service.kind == LAST_RESORT_KIND]
+    return [[model for model in found if model not in last], last]
 
 
 def _suits(model: ModelState, wish: Wish) -> bool:
@@ -172,6 +186,30 @@ def is_at(service: ServiceState, machine: str) -> bool:
     for worker, _ in service.told.values():
         names |= {worker.worker_id.lower(), worker.host.lower()}
     return wanted in names
+
+
+def why_never(table: ServiceTable, wish: Wish) -> str:
+    """Return why no service will ever run a wish as things are, for people; empty: one may."""
+    models = [model for service in table.services.values() for model in service.models.values()]
+    if not models or tiers(table, wish, is_expected=False):
+        return ""
+    if wish.machine and not any(is_at(model.service, wish.machine) for model in models):
+        return ""  # it may come
+    names = {plain_name(name) for name in wish.models}
+    named = [model for model in models if model.plain in names]
+    if wish.is_strict and not named:
+        listed = list(dict.fromkeys(model.name for model in models))
+        more = f" and {len(listed) - MAX_NAMED_MODELS} more"
+        told = ", ".join(listed[:MAX_NAMED_MODELS])
+        told += more if len(listed) > MAX_NAMED_MODELS else ""
+        return (
+            f"model_strict: the model {wish.models[0]!r} is not installed here, and no "
+            f"worker of the mesh offers it; installed: {told}"
+        )
+    needs = ", ".join(sorted(wish.needs))
+    if named:
+        return f"model: {named[0].name!r} cannot do all that this needs: {needs}"
+    return f"none of the models of the mesh can do all that this needs: {needs}"
 
 
 # ------------------------------------------------------------------------- how long
@@ -298,7 +336,7 @@ def weigh(table: ServiceTable, ask: Ask, cloud: Cloud, now: float) -> list[Weigh
     all_weighed: list[Weighed] = []
     found = tiers(table, ask.wish, is_expected=ask.is_expected)
     if not ask.wish.is_strict and ask.wish.models and _is_long_paused(found, now):
-        found.append(_defaults(table, ask.wish))
+        found = [*found, *_defaults(table, ask.wish)]
     for tier in found:
         weighed = _weigh_tier(table, tier, ask, may_leave, now)
         if any(each.obstacle in _USABLE for each in weighed):
@@ -358,7 +396,7 @@ def _find_obstacle(each: Weighed, ask: Ask, may_leave: Cloud, now: float) -> Non
         each.why = f"about {ask.tokens} tokens are more than its account allows in a minute"
     elif budget is not None and (wait_s := budget.free_in_s(ask.tokens, now)) > 0.0:
         each.obstacle, each.until_s, each.why = Obstacle.BUDGET_USED, wait_s, budget.why(now)
-    elif not each.room:
+    elif not each.room or model.worker() is None:
         each.obstacle = Obstacle.LOADING if model.is_loading(now) else Obstacle.FULL
     elif model.service.is_cloud and may_leave is Cloud.OVERFLOW:
         each.obstacle = Obstacle.CLOUD_OVERFLOW_ONLY

@@ -95,6 +95,16 @@ class ModelState:
         """It can begin at once; in the cloud nothing is loaded for us."""
         return self.info.is_loaded or self.service.is_cloud
 
+    def worker(self) -> WorkerState | None:
+        """Return the worker through which it is asked: always the same while that lives.
+
+        Only who sees all requests of a service can measure it.
+        """
+        for worker in self.reach.values():
+            if worker.is_live and not worker.is_mute and worker.placed < MAX_PLACED_OF_WORKER:
+                return worker
+        return None
+
     def is_loading(self, now: float) -> bool:
         """Return whether it will be loaded soon: it was asked for."""
         return not self.is_loaded and now < self.warming_until
@@ -161,8 +171,8 @@ class ServiceTable:
         #: plain name -> models of that name, and digest -> models of that content
         self.by_name: dict[str, list[ModelState]] = {}
         self.by_digest: dict[str, list[ModelState]] = {}
-        #: counts changes of what is offered: what was found by it holds until the next
-        self.version = 0
+        #: what a wish needs -> the models that may run it, as `routing.tiers` found them
+        self.tiers: dict[tuple[object, ...], list[list[ModelState]]] = {}
         #: something changed that may let a waiting task begin
         self.is_stirred = False
         #: plain name of a model whose last worker has gone -> when (monotonic)
@@ -285,7 +295,8 @@ class ServiceTable:
         if info.is_loaded:
             model.loaded_by = model.warming_until = 0.0
         model.budget = None if info.budget is None else self._budgets.get((service.id, name))
-        model.reach = {w.worker_id: w for w, offer in offered if not offer.paused}
+        reach = {w.worker_id: w for w, offer in offered if not offer.paused}
+        model.reach = dict(sorted(reach.items()))
         paused = "" if model.reach else newest.paused
         model.paused_since = now if paused and not model.paused else model.paused_since
         model.paused = paused
@@ -309,7 +320,7 @@ class ServiceTable:
             del self.services[service.id]
 
     def _reindex(self) -> None:
-        self.version += 1
+        self.tiers.clear()
         self.by_name, self.by_digest = {}, {}
         for service_id in sorted(self.services):
             for model in self.services[service_id].models.values():
@@ -383,17 +394,6 @@ class ServiceTable:
             pause_s = min(MAX_OWN_PAUSE_S, OWN_PAUSE_S * 2.0 ** min(model.pauses, 10))
             model.own_pause_until, model.streak = now + pause_s, 0
             model.pauses += 1
-
-    def worker_for(self, model: ModelState) -> WorkerState | None:
-        """Return the worker through which a model is asked: always the same while it lives.
-
-        Only who sees all requests of a service can measure it.
-        """
-        for worker_id in sorted(model.reach):
-            worker = model.reach[worker_id]
-            if worker.is_live and not worker.is_mute and worker.placed < MAX_PLACED_OF_WORKER:
-                return worker
-        return None
 
     # ------------------------------------------------------------------ what is remembered
 

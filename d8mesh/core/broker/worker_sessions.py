@@ -195,11 +195,20 @@ class WorkerSessions:
                 self._place(worker, task, before[task_id].service, before[task_id].model)
         return [task_id for task_id in dropped if task_id not in kept]
 
-    def services(self, worker: WorkerState, message: m.Services) -> None:
-        """Take in the LLM services that a worker reaches, and what it still runs there."""
-        state = self._state
+    def take_offer(self, worker: WorkerState, message: m.Services | m.Measured) -> None:
+        """Take in the LLM services that a worker reaches, or how models there are now."""
         self._heard(worker)
+        if isinstance(message, m.Services):
+            self._take_services(worker, message)
+        else:
+            self._state.services.measured(worker, message, self._state.now)
+
+    def _take_services(self, worker: WorkerState, message: m.Services) -> None:
+        """All services of a worker are told, and what it still runs there."""
+        state = self._state
         state.services.tell(worker, message, state.now)
+        names = (name for each in message.services for name in (each.id, each.machine))
+        worker.places = frozenset(name.lower() for name in names)
         state.registry.place(worker, message.types if message.services else ())
         for task_id, service, model in zip(
             message.held_ids, message.held_services, message.held_models, strict=True
@@ -216,11 +225,6 @@ class WorkerSessions:
         task.attempt = structs.replace(task.attempt, service=service, model=model)
         flight = Flight(worker, service, model, task.attempt.since or state.now)
         state.services.begin(task.id, flight)
-
-    def measured(self, worker: WorkerState, message: m.Measured) -> None:
-        """Take in how models of a service are now."""
-        self._heard(worker)
-        self._state.services.measured(worker, message, self._state.now)
 
     # ---------------------------------------------------------------------- living
 

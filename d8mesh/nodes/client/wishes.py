@@ -10,11 +10,9 @@ from typing import Any, Final, TypeGuard
 from d8mesh.config import MODEL_PATTERN
 from d8mesh.core.protocol.chat import MODEL_TYPES, TOOLS, VISION
 from d8mesh.core.protocol.json_model import as_json
-from d8mesh.core.protocol.wish import MAX_MODELS, Cloud, Wish
+from d8mesh.core.protocol.wish import MAX_MODELS, SERVICE_TYPES, Cloud, Wish
 from d8mesh.errors import InvalidTaskError
 
-#: Types that a service answers as a whole: they may name a machine, and a model is only named.
-SERVICE_TYPES: Final = frozenset({"model_pull", "model_remove"})
 #: What a model must be capable of, as Ollama calls it, beside what `core.protocol.chat` names.
 INSERT: Final = "insert"
 EMBEDDING: Final = "embedding"
