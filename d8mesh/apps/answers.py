@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import chain
 from typing import Annotated, Any, Final, TypeAlias
 
@@ -24,6 +24,42 @@ MAX_NICHES: Final = 20
 NicheName: TypeAlias = Annotated[str, Meta(min_length=1, max_length=200)]
 Description: TypeAlias = Annotated[str, Meta(min_length=1, max_length=4000)]
 Score: TypeAlias = Annotated[float, Meta(ge=0, le=100)]
+
+#: What a model that keeps to schemas is held to: tighter than what is taken, so that a small one
+#: comes to an end, and a large one has room.
+ASKED_NICHES: Final = 3
+ASKED_NAME_CHARS: Final = 80
+ASKED_DESCRIPTION_CHARS: Final = 300
+SCORES: Final = ("demand", "growth", "feasibility", "competition")
+#: The form of an answer, as a JSON schema; scores are whole numbers, which every grammar bounds.
+NICHE_SCHEMA: Final[dict[str, Any]] = {
+    "type": "object",
+    "properties": {
+        "niches": {
+            "type": "array",
+            "minItems": ASKED_NICHES,
+            "maxItems": ASKED_NICHES,
+            "items": {
+                "type": "object",
+                "properties": {
+                    "name": {"type": "string", "minLength": 3, "maxLength": ASKED_NAME_CHARS},
+                    "description": {
+                        "type": "string",
+                        "minLength": 10,
+                        "maxLength": ASKED_DESCRIPTION_CHARS,
+                    },
+                    **{
+                        score: {"type": "integer", "minimum": 0, "maximum": 100} for score in SCORES
+                    },
+                },
+                "required": ["name", "description", *SCORES],
+                "additionalProperties": False,
+            },
+        }
+    },
+    "required": ["niches"],
+    "additionalProperties": False,
+}
 
 _START: Final = re.compile(r"[\[{]")
 
@@ -48,7 +84,8 @@ def niches_in(answer: str) -> tuple[Niche, ...]:
     """Return the niches of a model's `answer`: one or more.
 
     Text around the JSON, thoughts and fences are passed over; a number written as text
-    counts as the number. A wrong niche beside right ones is left out.
+    counts as the number. A wrong niche beside right ones is left out: one without a name or a
+    description in words, or that was named before.
 
     Raises:
         BackendAnswerError: there are none; the message says what is wrong, for people
@@ -66,9 +103,11 @@ def niches_in(answer: str) -> tuple[Niche, ...]:
             except msgspec.ValidationError as error:
                 problem = f"a niche has not the form that was asked for: {error}"
                 continue
-            if niche.name.strip():
-                name, description = _whole(niche.name), _whole(niche.description)
-                niches.append(msgspec.structs.replace(niche, name=name, description=description))
+            if wrong := _nonsense(niche, niches):
+                problem = wrong
+                continue
+            name, description = _whole(niche.name), _whole(niche.description)
+            niches.append(msgspec.structs.replace(niche, name=name, description=description))
         if niches:
             return tuple(niches)
         if not rows and problem.startswith("there is no"):
@@ -90,6 +129,17 @@ def _values_in(text: str) -> Iterator[Any]:
             at = start.end()
             continue
         yield value
+
+
+def _nonsense(niche: Niche, before: Sequence[Niche]) -> str:
+    """Return what is wrong with a niche of the right form; "" if it says something."""
+    if not any(map(str.isalpha, niche.name)):
+        return "a niche has no name in words"
+    if not any(map(str.isalpha, niche.description)):
+        return f"the niche {niche.name!r} has no description in words"
+    if any(niche.name.strip().casefold() == each.name.strip().casefold() for each in before):
+        return f"the niche {niche.name!r} stands there twice"
+    return ""
 
 
 def _refuse(constant: str) -> Any:

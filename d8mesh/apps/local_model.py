@@ -31,10 +31,10 @@ ABOUT_BYTES: Final = 126_700_000
 #: On a line of 1 Mbit/s it takes 17 minutes.
 FETCH_S: Final = 3600.0
 #: Who is offline hears of it soon.
-ANSWER_S: Final = 15
-RETRIES: Final = 1
+PIP_ANSWER_S: Final = 15
+PIP_RETRIES: Final = 1
 #: pip's last words.
-MAX_WHY_CHARS: Final = 300
+MAX_PIP_CHARS: Final = 300
 #: What pip says when it could not reach its index, or found nothing there.
 _NOT_FETCHED: Final = ("No matching distribution", "Could not find a version")
 #: Settings of pip and Python that would send packages elsewhere than into this environment.
@@ -71,7 +71,7 @@ def install(say: Callable[[str], None]) -> None:
     try:
         size = _installed(wanted)
     except (OSError, subprocess.SubprocessError, NotInstalledError) as error:
-        why = " ".join(str(error).split())[-MAX_WHY_CHARS:]
+        why = " ".join(str(error).split())[-MAX_PIP_CHARS:]
         raise NotInstalledError(f"{why}; {by_hand}") from error
     importlib.invalidate_caches()
     if missing():
@@ -90,7 +90,7 @@ def _installed(packages: list[str]) -> int:
 
 def _pip(*arguments: str) -> None:
     quiet = ("--quiet", "--no-input", "--disable-pip-version-check")
-    bounds = (f"--timeout={ANSWER_S}", f"--retries={RETRIES}")
+    bounds = (f"--timeout={PIP_ANSWER_S}", f"--retries={PIP_RETRIES}")
     done = subprocess.run(
         [sys.executable, "-m", "pip", *quiet, *bounds, *arguments],
         stdin=subprocess.DEVNULL,

@@ -18,10 +18,19 @@ import msgspec
 from msgspec import Meta
 
 from d8mesh.apps import work
-from d8mesh.apps.answers import NicheName, niches_in
-from d8mesh.apps.findings import Finding, Findings, load, save
+from d8mesh.apps.answers import NICHE_SCHEMA, NicheName, niches_in
+from d8mesh.apps.findings import (
+    CSV_NAME,
+    JSON_NAME,
+    MARKDOWN_NAME,
+    Finding,
+    Findings,
+    load,
+    save,
+)
+from d8mesh.apps.niche_report import HTML_NAME, page
 from d8mesh.apps.progress import Progress, one_line
-from d8mesh.apps.results import result_folder
+from d8mesh.apps.results import result_folder, write_whole
 from d8mesh.apps.work import INTERRUPTED, Outcome, SubmitsMany, cancel_all, connected, outcomes
 from d8mesh.config import Config
 from d8mesh.edge.terminal import as_json, say
@@ -52,6 +61,7 @@ TEMPERATURE: Final = 0.4
 #: The best niches shown at the end; the files have all.
 SHOWN: Final = 5
 NOTHING_USABLE: Final = 1
+FILES: Final = (HTML_NAME, JSON_NAME, MARKDOWN_NAME, CSV_NAME)
 
 _SYSTEM: Final = (
     "You are a market analyst. You answer with one JSON object and nothing else: "
@@ -66,8 +76,8 @@ numbers from 0 to 100: demand (how many want it), growth (how fast that grows), 
 feasibility (how easily a small company can offer it) and competition (how many offer it already).
 
 Answer with JSON of exactly this form:
-{{"niches": [{{"name": "…", "description": "…", "demand": 0, "growth": 0, "feasibility": 0, \
-"competition": 0}}]}}"""
+{{"niches": [{{"name": "…", "description": "…", "demand": NUMBER, "growth": NUMBER, \
+"feasibility": NUMBER, "competition": NUMBER}}]}}"""
 _AGAIN: Final = "That cannot be used: {problem}. Answer again with the JSON object alone."
 _IN_LANGUAGE: Final = {"es": " in Spanish", "en": " in English"}
 
@@ -139,6 +149,7 @@ def run_with(
             problem = tr("given up: {why}. {waits}", why=translated(str(error)), waits=waits)
         finally:
             save(folder, findings)
+            write_whole(folder / HTML_NAME, page(findings, plan.pairs, lang=config.lang or "en"))
     if problem:
         progress.say(problem)
     _show(folder, plan, findings, is_json=options.json)
@@ -170,14 +181,14 @@ def discover(
     Raises:
         WaitTimeoutError: `until` has come, or nobody can answer.
     """
-    asks = [_Ask(pair=pair, messages=_messages(pair, lang)) for pair in pairs]
+    asks = [_PairQuestion(pair=pair, messages=_messages(pair, lang)) for pair in pairs]
     for round_number in range(1, MAX_ASKS + 1):
         if not asks:
             return
         left_s = None if until is None else max(until - time.monotonic(), 0.0)
         datas = [ask.data for ask in asks]
         tasks = client.submit_many("agent_action", datas, timeout=left_s)
-        again: list[_Ask] = []
+        again: list[_PairQuestion] = []
         try:
             nobody_s = work.NOBODY_S if until is None else None
             for outcome in outcomes(tasks, until=until, on_silence=on_silence, nobody_s=nobody_s):
@@ -222,7 +233,7 @@ def read_plan(file: Path | None) -> NichePlan:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Ask:
+class _PairQuestion:
     """One question, and what was said about it before."""
 
     pair: tuple[str, str]
@@ -231,15 +242,20 @@ class _Ask:
     @property
     def data(self) -> dict[str, Any]:
         messages = list(self.messages)
-        return {"messages": messages, "temperature": TEMPERATURE, "max_tokens": NICHE_TOKENS}
+        return {
+            "messages": messages,
+            "format": NICHE_SCHEMA,
+            "temperature": TEMPERATURE,
+            "max_tokens": NICHE_TOKENS,
+        }
 
-    def again(self, answer: str, problem: str) -> _Ask:
+    def again(self, answer: str, problem: str) -> _PairQuestion:
         """Return the question with its bad answer and what is wrong with that."""
         more = (
             {"role": "assistant", "content": answer[:MAX_REPEATED_CHARS]},
             {"role": "user", "content": _AGAIN.format(problem=problem)},
         )
-        return _Ask(pair=self.pair, messages=(*self.messages, *more))
+        return _PairQuestion(pair=self.pair, messages=(*self.messages, *more))
 
 
 def _messages(pair: tuple[str, str], lang: str | None) -> tuple[dict[str, str], ...]:
@@ -249,7 +265,7 @@ def _messages(pair: tuple[str, str], lang: str | None) -> tuple[dict[str, str], 
     return ({"role": "system", "content": _SYSTEM}, {"role": "user", "content": question})
 
 
-def _judged(ask: _Ask, outcome: Outcome) -> tuple[Finding, str]:
+def _judged(ask: _PairQuestion, outcome: Outcome) -> tuple[Finding, str]:
     """Return what came of `ask`, and the answer's text; "" if there was none."""
     market, geography = ask.pair
     result = outcome.result
@@ -298,6 +314,6 @@ def _show(folder: Path, plan: NichePlan, findings: Findings, *, is_json: bool) -
         count=len(ranking),
     )
     say(told)
-    say(tr("saved in {folder}: {files}", folder=folder, files="niches.json, niches.md, niches.csv"))
+    say(tr("saved in {folder}: {files}", folder=folder, files=", ".join(FILES)))
     if found < len(pairs):
         say(tr("to go on: the same command with --output {folder}", folder=folder))

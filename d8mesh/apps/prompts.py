@@ -22,9 +22,9 @@ PROMPTS: Final = (
 ANSWER_TOKENS: Final = 120
 #: Small models go astray at the usual one.
 CALM: Final = 0.2
-INDENT: Final = "    "
+ANSWER_INDENT: Final = "    "
 #: Lines are not made narrower than this, whatever the terminal says.
-MIN_COLUMNS: Final = 20
+MIN_ANSWER_COLUMNS: Final = 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,7 +88,7 @@ class _GrowingAnswer(TaskListener):
 
     def __init__(self) -> None:
         columns = width()
-        self._columns = None if columns is None else max(columns, MIN_COLUMNS)
+        self._columns = None if columns is None else max(columns, MIN_ANSWER_COLUMNS)
         self._said = ""
         self._word = ""
         self._at = 0
@@ -137,8 +137,8 @@ class _GrowingAnswer(TaskListener):
             self.print("\n")
             self._at, word = 0, word.lstrip()
         if not self._at:
-            self.print(INDENT)
-            self._at, word = len(INDENT), word.lstrip()
+            self.print(ANSWER_INDENT)
+            self._at, word = len(ANSWER_INDENT), word.lstrip()
         self.print(word)
         self._at += len(word)
 
@@ -149,7 +149,7 @@ def _say_fitted(indent: str, text: str) -> None:
     if columns is not None:
         text = textwrap.fill(
             text,
-            max(columns, MIN_COLUMNS),
+            max(columns, MIN_ANSWER_COLUMNS),
             initial_indent=indent,
             subsequent_indent=indent,
             break_long_words=False,

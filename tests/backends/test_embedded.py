@@ -243,7 +243,7 @@ def test_two_requests_are_answered_at_once_where_there_are_two_threads(
 
     def ask(number: int) -> None:
         run = run_of(lambda piece: times[number].append(time.monotonic()), placement=place)
-        answers.append(backend.chat(replace(STORY, max_tokens=60), run))
+        answers.append(backend.chat(replace(STORY, max_tokens=40), run))
 
     backend.load(MODEL, {"num_thread": 2, "num_ctx": 1024}, within_s=PATIENCE_S)
     both = [threading.Thread(target=ask, args=(number,)) for number in times]
@@ -334,7 +334,7 @@ def test_the_child_ends_with_a_parent_that_is_killed() -> None:
 def test_without_the_packages_there_is_nothing_and_the_reason_says_what_to_install(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setitem(sys.modules, "xllamacpp", None)  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "xllamacpp", None)
     assert backend_of(Config()) is None
     backend = backend_of(Config(models_dir=str(tmp_path)))
     assert backend is not None

@@ -17,9 +17,9 @@ from typing import Final, TypeVar
 
 from d8mesh.backends.backend import Availability, ChatRun, ModelInfo
 from d8mesh.backends.embedded.catalogue import GgufFiles, GgufModel, Shelf
-from d8mesh.backends.embedded.chat import SERVICE, asked
+from d8mesh.backends.embedded.chat import LLAMA_CPP, asked
 from d8mesh.backends.embedded.embed import embedded
-from d8mesh.backends.embedded.host import IDLE_S, Lent, ModelHost
+from d8mesh.backends.embedded.host import MODEL_IDLE_S, Lent, ModelHost
 from d8mesh.backends.embedded.packages import (
     GET_RUNTIME,
     GET_WEIGHTS,
@@ -56,21 +56,21 @@ MAX_CONTEXT_TOKENS: Final = 131_072
 #: The most threads that load options may ask for.
 MAX_THREADS: Final = 512
 #: The value of D8_MODELS_DIR for no embedded model at all.
-NO_MODELS: Final = "none"
+NO_MODELS_DIR: Final = "none"
 #: Where a worker has no LLM service at all.
 HINT: Final = f"a small model without any service: {GET_RUNTIME} and {GET_WEIGHTS}"
 #: Model names in one sentence.
-MAX_TOLD: Final = 8
+MAX_TOLD_FILES: Final = 8
 
 #: What a broken connection looks like.
 _BROKEN: Final = (BackendAnswerError, BackendUnavailableError)
 
-T = TypeVar("T")
+Made = TypeVar("Made")
 
 
 def backend_of(config: Config) -> EmbeddedBackend | None:
     """Return the backend; None where it is not wanted, or nobody has asked for one."""
-    if config.models_dir == NO_MODELS or not (config.models_dir or has_runtime()):
+    if config.models_dir == NO_MODELS_DIR or not (config.models_dir or has_runtime()):
         return None
     return EmbeddedBackend(
         Path(config.models_dir).expanduser() if config.models_dir else None,
@@ -101,7 +101,7 @@ class EmbeddedBackend:
         *,
         max_tokens: int = 2000,
         temperature: float = 0.7,
-        idle_s: float = IDLE_S,
+        idle_s: float = MODEL_IDLE_S,
     ) -> None:
         self._files = GgufFiles(folder)
         self._lock = threading.Lock()
@@ -127,16 +127,16 @@ class EmbeddedBackend:
     def probe(self) -> Availability:
         """Look what is there; never raises."""
         shelf = self._look()
-        told = [f"{name} {why}" for name, why in list(shelf.unfit.items())[:MAX_TOLD]]
+        told = [f"{name} {why}" for name, why in list(shelf.unfit.items())[:MAX_TOLD_FILES]]
         warning = "; ".join([*([shelf.problem] if shelf.problem else ()), *told])
         if not has_runtime():
-            return Availability(is_up=False, reason=f"{SERVICE} is not installed: {GET_RUNTIME}")
+            return Availability(is_up=False, reason=f"{LLAMA_CPP} is not installed: {GET_RUNTIME}")
         details = {name: self._info(model) for name, model in shelf.models.items()}
         embedders = tuple(n for n, model in shelf.models.items() if model.head.is_embedder)
         models = tuple(name for name in details if name not in embedders)
         reason = ""
         if not models:
-            reason = f"{SERVICE} has no model to chat with: put a GGUF file into D8_MODELS_DIR, "
+            reason = f"{LLAMA_CPP} has no model to chat with: put a GGUF file into D8_MODELS_DIR, "
             reason += f"or {GET_WEIGHTS}"
             reason += f" ({warning})" if warning else ""
         return Availability(
@@ -217,7 +217,7 @@ class EmbeddedBackend:
         prompt = request.prompt
         if prompt is not None and not (prompt.is_plain or prompt.is_raw):
             raise InvalidTaskError(
-                f"{SERVICE} takes a prompt as it is (raw) or as a message: no suffix, template "
+                f"{LLAMA_CPP} takes a prompt as it is (raw) or as a message: no suffix, template "
                 "or context of an answer before"
             )
         shelf = self._usable()
@@ -240,7 +240,7 @@ class EmbeddedBackend:
 
     def _usable(self) -> Shelf:
         if not has_runtime():
-            raise BackendUnavailableError(f"{SERVICE} is not installed: {GET_RUNTIME}")
+            raise BackendUnavailableError(f"{LLAMA_CPP} is not installed: {GET_RUNTIME}")
         return self._look()
 
     def _look(self) -> Shelf:
@@ -262,7 +262,7 @@ class EmbeddedBackend:
 
     # --- asking it --------------------------------------------------------------------
 
-    def _run(self, model: GgufModel, run: ChatRun, ask: Callable[[Lent], T]) -> T:
+    def _run(self, model: GgufModel, run: ChatRun, ask: Callable[[Lent], Made]) -> Made:
         """Ask the child that has `model`; one that hangs or has died is gone afterwards."""
         options = run.placement.options if run.placement is not None else {}
         until = time.monotonic() + run.deadline_s
@@ -286,9 +286,11 @@ class EmbeddedBackend:
                 self._files.refuse(model, f"cannot be loaded: {error}")
             raise BackendUnavailableError(f"{model.path.name} cannot be loaded: {error}") from error
         except OSError as error:
-            raise BackendUnavailableError(f"{SERVICE} cannot be started ({said(error)})") from error
+            raise BackendUnavailableError(
+                f"{LLAMA_CPP} cannot be started ({said(error)})"
+            ) from error
 
-    def _survived(self, process: ModelProcess, ask: Callable[[], T]) -> T:
+    def _survived(self, process: ModelProcess, ask: Callable[[], Made]) -> Made:
         try:
             return ask()
         except BackendStalledError:
@@ -297,11 +299,11 @@ class EmbeddedBackend:
         except BackendError as error:
             if process.is_ended:
                 raise BackendUnavailableError(
-                    f"{SERVICE} was ended, because another answer hung"
+                    f"{LLAMA_CPP} was ended, because another answer hung"
                 ) from error
             if isinstance(error, _BROKEN) and process.has_died():
                 raise BackendError(
-                    f"{SERVICE} died while it answered ({process.ending})"
+                    f"{LLAMA_CPP} died while it answered ({process.ending})"
                 ) from error
             raise
 

@@ -20,13 +20,13 @@ from d8mesh.config import MODEL_PATTERN
 from d8mesh.core.protocol.chat import COMPLETION, EMBEDDING, THINKING, TOOLS
 
 #: Files of the folder that are looked at; more models than any machine runs.
-MAX_FILES: Final = 256
+MAX_GGUF_FILES: Final = 256
 #: What could not be loaded is tried again after so long: memory may have been short.
 REFUSED_S: Final = 600.0
 #: The second and later files of a model in parts: the first names them.
 _LATER_PART: Final = re.compile(r"-(?!00001)\d{5}-of-\d{5}$")
 #: Architectures of the eyes and ears of other models.
-_NO_MODELS: Final = frozenset({"clip"})
+_MODEL_PARTS: Final = frozenset({"clip"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,7 +87,7 @@ class GgufFiles:
         problem, paths = "", []
         if self._folder is not None:
             try:
-                paths = sorted(self._folder.iterdir())[:MAX_FILES]
+                paths = sorted(self._folder.iterdir())[:MAX_GGUF_FILES]
             except OSError as error:
                 problem = f"D8_MODELS_DIR={self._folder} cannot be read ({error.strerror})"
         shelf = Shelf(problem=problem)
@@ -137,6 +137,6 @@ def _head_or_why(path: Path) -> GgufHead | str:
         head = read_head(path)
     except NotGgufError as error:
         return str(error)
-    if head.architecture in _NO_MODELS:
+    if head.architecture in _MODEL_PARTS:
         return "is a part of another model"
     return head

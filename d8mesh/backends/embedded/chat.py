@@ -34,11 +34,11 @@ from d8mesh.core.protocol.chat import (
 from d8mesh.errors import BackendError, BackendUnavailableError, D8Error, InvalidTaskError
 
 #: What it is called in what people read.
-SERVICE: Final = "llama.cpp"
+LLAMA_CPP: Final = "llama.cpp"
 #: Connecting on loopback.
 CONNECT_S: Final = 5.0
 #: Options of Ollama -> what llama.cpp calls them.
-OPTIONS: Final[Mapping[str, str]] = {
+LLAMA_OPTIONS: Final[Mapping[str, str]] = {
     name: name
     for name in (
         "seed", "top_k", "top_p", "min_p", "typical_p", "repeat_last_n", "repeat_penalty",
@@ -46,8 +46,8 @@ OPTIONS: Final[Mapping[str, str]] = {
         "mirostat_eta",
     )
 } | {"num_keep": "n_keep"}  # fmt: skip
-_DATA: Final = b"data:"
-_REASONS: Final = {"length": FinishReason.LENGTH, "tool_calls": FinishReason.TOOL_CALLS}
+_EVENT_DATA: Final = b"data:"
+_FINISHES: Final = {"length": FinishReason.LENGTH, "tool_calls": FinishReason.TOOL_CALLS}
 #: llama.cpp's word for a prompt that is longer than the model was loaded for.
 _TOO_LONG: Final = b"exceed_context_size_error"
 
@@ -62,7 +62,11 @@ def asked(
         "max_tokens": max_tokens if own[1] is None else own[1],
         "stream": True,
         "stream_options": {"include_usage": True},
-        **{OPTIONS[name]: value for name, value in request.options.items() if name in OPTIONS},
+        **{
+            LLAMA_OPTIONS[name]: value
+            for name, value in request.options.items()
+            if name in LLAMA_OPTIONS
+        },
     }
     prompt = request.prompt
     if prompt is not None and prompt.is_raw:
@@ -76,11 +80,11 @@ def asked(
     def lines(reader: AnswerReader[Piece]) -> Iterator[bytes]:
         for line in posted(process, path, body, reader.hooks):
             data = line.strip()
-            if data.startswith(_DATA):  # others are comments that keep the connection open
-                yield data[len(_DATA) :]
+            if data.startswith(_EVENT_DATA):  # others are comments that keep the connection open
+                yield data[len(_EVENT_DATA) :]
 
     return AnswerReader(
-        SERVICE,
+        LLAMA_CPP,
         process.url,
         lines=lines,
         piece_of=_Pieces().piece_of,
@@ -107,7 +111,7 @@ def posted(
         headers={"Authorization": f"Bearer {process.key}"},
     )
     with contextlib.closing(client), client.stream("POST", path, json=body) as response:
-        yield from lines_of(SERVICE, response.iter_raw(), **bounds)
+        yield from lines_of(LLAMA_CPP, response.iter_raw(), **bounds)
 
 
 def refused(refusal: RefusedAnswer, *, is_must: bool) -> D8Error:
@@ -120,10 +124,10 @@ def refused(refusal: RefusedAnswer, *, is_must: bool) -> D8Error:
         kind = InvalidTaskError if is_must else BackendError
         return kind(f"the prompt is too long for this model here: {said}")
     if refusal.status == 400:
-        return InvalidTaskError(f"{SERVICE} cannot answer this: {said}")
+        return InvalidTaskError(f"{LLAMA_CPP} cannot answer this: {said}")
     if refusal.status in (429, 503):
-        return BackendUnavailableError(f"{SERVICE} is busy ({said})")
-    return BackendError(f"{SERVICE} failed (HTTP {refusal.status}: {said})")
+        return BackendUnavailableError(f"{LLAMA_CPP} is busy ({said})")
+    return BackendError(f"{LLAMA_CPP} failed (HTTP {refusal.status}: {said})")
 
 
 def _error_text(body: bytes) -> str:
@@ -202,7 +206,7 @@ class _Pieces:
         """Return what a chunk says; `TypeError` and the like if it is none."""
         if (error := chunk.get("error")) is not None:
             said = error.get("message") if isinstance(error, dict) else error
-            raise BackendError(f"{SERVICE} failed ({shown(str(said))})")
+            raise BackendError(f"{LLAMA_CPP} failed ({shown(str(said))})")
         choices = rows_of(chunk.get("choices"))
         if not choices:
             return Piece(ending=self._ending(chunk))
@@ -212,7 +216,7 @@ class _Pieces:
             self._add(part)
         calls: tuple[JsonObject, ...] = ()
         if (reason := choice.get("finish_reason")) is not None:
-            self._reason = _REASONS.get(reason, FinishReason.STOP)
+            self._reason = _FINISHES.get(reason, FinishReason.STOP)
             calls = tuple(_whole(call) for _, call in sorted(self._calls.items()))
             self._calls = {}
         logprobs = choice.get("logprobs") or {}

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any, Final
 
 from d8mesh.backends.backend import ChatRun
-from d8mesh.backends.embedded.chat import SERVICE, posted, refused
+from d8mesh.backends.embedded.chat import LLAMA_CPP, posted, refused
 from d8mesh.backends.embedded.process import ModelProcess
 from d8mesh.backends.streaming import AnswerReader, parts, whole_number
 from d8mesh.core.protocol.chat import EmbeddingRequest, Embeddings, Usage
@@ -20,7 +20,7 @@ MAX_VECTORS_BYTES: Final = 24 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
-class _Vectors:
+class _LlamaVectors:
     """The one line of the answer."""
 
     rows: tuple[tuple[float, ...], ...]
@@ -33,13 +33,13 @@ def embedded(process: ModelProcess, request: EmbeddingRequest, run: ChatRun) -> 
     """Return a vector for each text; see `Backend.embed`."""
     body: dict[str, object] = {"input": list(request.texts)}
 
-    def lines(reader: AnswerReader[_Vectors]) -> Iterator[bytes]:
+    def lines(reader: AnswerReader[_LlamaVectors]) -> Iterator[bytes]:
         yield from posted(
             process, "/v1/embeddings", body, reader.hooks, max_line_bytes=MAX_VECTORS_BYTES
         )
 
     reader = AnswerReader(
-        SERVICE,
+        LLAMA_CPP,
         process.url,
         lines=lines,
         piece_of=_vectors,
@@ -48,7 +48,7 @@ def embedded(process: ModelProcess, request: EmbeddingRequest, run: ChatRun) -> 
     made = list(parts(reader, run))[-1]
     if len(made.rows) != len(request.texts):
         raise BackendAnswerError(
-            f"{SERVICE} sent {len(made.rows)} embeddings for {len(request.texts)} texts"
+            f"{LLAMA_CPP} sent {len(made.rows)} embeddings for {len(request.texts)} texts"
         )
     vectors = tuple(_cut(row, request.dimensions) for row in made.rows)
     return Embeddings(vectors=vectors, model=process.model, usage=Usage(made.prompt_tokens))
@@ -62,7 +62,7 @@ def _cut(row: tuple[float, ...], dimensions: int | None) -> tuple[float, ...]:
     return tuple(number / length for number in row[:dimensions])
 
 
-def _vectors(answer: Any) -> _Vectors:
+def _vectors(answer: Any) -> _LlamaVectors:
     rows = sorted(answer["data"], key=lambda row: row["index"])
     vectors = tuple(tuple(map(float, row["embedding"])) for row in rows)
-    return _Vectors(vectors, whole_number((answer.get("usage") or {}).get("prompt_tokens")))
+    return _LlamaVectors(vectors, whole_number((answer.get("usage") or {}).get("prompt_tokens")))

@@ -10,17 +10,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Final
 
-MAGIC: Final = b"GGUF"
+GGUF_MAGIC: Final = b"GGUF"
 #: Version 1 had 32-bit lengths; nothing reads it any more.
-VERSIONS: Final = (2, 3)
+GGUF_VERSIONS: Final = (2, 3)
 #: A head holds the whole vocabulary: the largest have 300,000 words and as many merges.
-MAX_ITEMS: Final = 4_000_000
-MAX_KEYS: Final = 65_536
+MAX_GGUF_ITEMS: Final = 4_000_000
+MAX_GGUF_KEYS: Final = 65_536
 MAX_KEY_BYTES: Final = 65_535
 #: A chat template; the longest known has 20 KB.
-MAX_TEXT_BYTES: Final = 1024 * 1024
+MAX_TEMPLATE_BYTES: Final = 1024 * 1024
 #: Lists inside lists: none is known.
-MAX_DEPTH: Final = 4
+MAX_GGUF_DEPTH: Final = 4
 
 #: ``struct`` letter by number of the type; 8 is a text, 9 a list.
 _SCALARS: Final = {
@@ -55,13 +55,13 @@ def read_head(path: Path) -> GgufHead:
         OSError: it cannot be read.
     """
     with path.open("rb") as file:
-        if file.read(4) != MAGIC:
+        if file.read(4) != GGUF_MAGIC:
             raise NotGgufError("is not a GGUF file")
         (version,) = _unpacked(file, "<I")
-        if version not in VERSIONS:
+        if version not in GGUF_VERSIONS:
             raise NotGgufError(f"is a GGUF file of version {version}; known are 2 and 3")
         _, keys = _unpacked(file, "<QQ")
-        if keys > MAX_KEYS:
+        if keys > MAX_GGUF_KEYS:
             raise NotGgufError("is a damaged GGUF file")
         found: dict[str, object] = {}
         for _ in range(keys):
@@ -88,11 +88,11 @@ def _value(file: BinaryIO, kind: int, depth: int) -> object:
     if kind in _SCALARS:
         return _unpacked(file, "<" + _SCALARS[kind])[0]
     if kind == _TEXT:
-        return _text(file, MAX_TEXT_BYTES)
-    if kind != _LIST or depth == MAX_DEPTH:
+        return _text(file, MAX_TEMPLATE_BYTES)
+    if kind != _LIST or depth == MAX_GGUF_DEPTH:
         raise NotGgufError("is a damaged GGUF file")
     inner, count = _unpacked(file, "<IQ")
-    if count > MAX_ITEMS:
+    if count > MAX_GGUF_ITEMS:
         raise NotGgufError("is a damaged GGUF file")
     if inner in _SCALARS:
         _skip(file, count * struct.calcsize("<" + _SCALARS[inner]))
@@ -114,7 +114,7 @@ def _text(file: BinaryIO, max_bytes: int) -> str:
 
 def _skip(file: BinaryIO, size: int) -> None:
     """Pass over `size` bytes; small ones are read, which does not empty the buffer."""
-    if size > MAX_ITEMS * 8:
+    if size > MAX_GGUF_ITEMS * 8:
         raise NotGgufError("is a damaged GGUF file")
     _exactly(file, size)
 

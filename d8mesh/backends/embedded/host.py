@@ -21,9 +21,9 @@ from d8mesh.backends.embedded.server import Order
 from d8mesh.backends.streaming import WANTED_LOOK_S
 
 #: A model that nobody asked for so long leaves memory.
-IDLE_S: Final = 600.0
+MODEL_IDLE_S: Final = 600.0
 #: A child that is idle is asked whether it answers before it is trusted with a request.
-HEALTH_S: Final = 5.0
+CHILD_HEALTH_S: Final = 5.0
 #: So often it is looked whether other cores are free than when the model was loaded ...
 FOLLOW_S: Final = 60.0
 #: ... and it is loaded anew for that only if it took no longer.
@@ -56,7 +56,7 @@ class ModelHost:
     Thread: any.
     """
 
-    def __init__(self, *, idle_s: float = IDLE_S) -> None:
+    def __init__(self, *, idle_s: float = MODEL_IDLE_S) -> None:
         self._idle_s = idle_s
         self._changed = threading.Condition()
         self._line: deque[object] = deque()
@@ -127,7 +127,7 @@ class ModelHost:
             return Lent(process, 0.0)
         self._wait(lambda: not self._users, check)
         wanted = threads
-        if process is not None and _has(process, model) and process.is_answering(HEALTH_S):
+        if process is not None and _has(process, model) and process.is_answering(CHILD_HEALTH_S):
             wanted = threads or self._threads_if_others(process)
             if wanted is None or wanted == process.order.threads:
                 return Lent(process, 0.0)

@@ -30,9 +30,9 @@ LOAD_WITHIN_S: Final = 600.0
 #: A child that is killed is gone within this, or hangs in the kernel.
 GONE_S: Final = 5.0
 #: Its last lines are kept for when it fails.
-KEPT_LINES: Final = 8
+LAST_LINES: Final = 8
 #: One line of them.
-MAX_LINE_CHARS: Final = 2000
+MAX_LOG_LINE_CHARS: Final = 2000
 #: After a broken connection the end of the process is seen within this.
 END_SEEN_S: Final = 1.0
 _KEY_BYTES: Final = 24
@@ -64,7 +64,7 @@ class ModelProcess:
         self.is_ended = False
         self._began = time.monotonic()
         self._said: queue.SimpleQueue[str | None] = queue.SimpleQueue()
-        self._last: deque[str] = deque(maxlen=KEPT_LINES)
+        self._last: deque[str] = deque(maxlen=LAST_LINES)
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
         self._process = subprocess.Popen(
             [sys.executable, "-m", "d8mesh.backends.embedded.server"],
@@ -184,7 +184,7 @@ class ModelProcess:
 
     def _keep(self) -> None:
         with _closing(self._process.stderr) as stream:
-            while line := stream.readline(MAX_LINE_CHARS):
+            while line := stream.readline(MAX_LOG_LINE_CHARS):
                 if line.strip():
                     self._last.append(line.decode("utf-8", "replace").strip())
 

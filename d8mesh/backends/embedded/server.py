@@ -18,6 +18,8 @@ from typing import Final, NoReturn
 
 import msgspec
 
+from d8mesh.edge.terminal import tell
+
 #: llama.cpp says errors, and no more.
 VERBOSITY: Final = 1
 #: Tokens read at once: llama.cpp's own default; a prompt's part of it is not cancelled.
@@ -41,12 +43,12 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
 
 def main() -> int:
     """Load the model, say where it answers, and serve until the parent is gone."""
-    said = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    said = os.dup(1)
     os.dup2(2, 1)  # what llama.cpp prints is not for the parent to read
     try:
         order = msgspec.json.decode(sys.stdin.buffer.readline(), type=Order)
     except msgspec.DecodeError:
-        print("this command is started by a worker, for its embedded model", file=sys.stderr)
+        tell("this command is started by a worker, for its embedded model")
         return 2
     threading.Thread(target=_end_with_parent, name="parent-watch", daemon=True).start()
     with contextlib.suppress(OSError):  # Linux has it
@@ -54,9 +56,9 @@ def main() -> int:
     try:
         server, url = _served(order)
     except Exception as error:  # whatever llama.cpp or its import may raise is told
-        print(json.dumps({"error": f"{type(error).__name__}: {error}"}), file=said, flush=True)
+        os.write(said, _line(error=f"{type(error).__name__}: {error}"))
         return 1
-    print(json.dumps({"url": url}), file=said, flush=True)
+    os.write(said, _line(url=url))
     threading.Event().wait()
     del server
     return 0
@@ -84,6 +86,11 @@ def _served(order: Order) -> tuple[object, str]:
     params.verbosity = VERBOSITY
     server = xllamacpp.Server(params)
     return server, str(server.listening_address)
+
+
+def _line(**told: str) -> bytes:
+    """Return a line for the parent; short enough for a pipe to take it whole."""
+    return json.dumps(told).encode() + b"\n"
 
 
 def _end_with_parent() -> NoReturn:

@@ -256,7 +256,8 @@ def _worker(state: BrokerState, worker: WorkerState) -> Body:
         "address": worker.peer.address,
         "status_port": worker.status_port or None,
         "slots": worker.slots,
-        "running": min(len(worker.outstanding), worker.slots),
+        "running": min(len(worker.outstanding) - worker.placed, worker.slots),
+        "placed": worker.placed,
         "stuck": worker.stuck,
         "reason": (worker.is_live and worker.trouble) or None,
     }

@@ -15,7 +15,7 @@ UINT32, TEXT, LIST = 4, 8, 9
 
 def head(values: Mapping[str, object], *, version: int = 3) -> bytes:
     """Return the head of a GGUF file without tensors."""
-    made = gguf.MAGIC + struct.pack("<IQQ", version, 0, len(values))
+    made = gguf.GGUF_MAGIC + struct.pack("<IQQ", version, 0, len(values))
     return made + b"".join(text(key) + value(each) for key, each in values.items())
 
 
@@ -47,6 +47,6 @@ def make_embedder(source: Path, target: Path) -> None:
             file.read(8 * dimensions + 4 + 8)
         end = file.tell()
     more = text("llama.pooling_type") + value(1)
-    begun = gguf.MAGIC + struct.pack("<IQQ", 3, tensors, keys + 1) + more + content[24:end]
+    begun = gguf.GGUF_MAGIC + struct.pack("<IQQ", 3, tensors, keys + 1) + more + content[24:end]
     data = content[-(-end // ALIGNMENT) * ALIGNMENT :]
     target.write_bytes(begun + bytes(-len(begun) % ALIGNMENT) + data)

