@@ -14,6 +14,7 @@ import pytest
 from d8mesh.backends.backend import ChatRun, ModelInfo
 from d8mesh.backends.openai import gemini_of, groq_of, servers_of
 from d8mesh.backends.openai.service import OpenAIBackend
+from d8mesh.backends.services import ServicePool, Told
 from d8mesh.config import Config
 from d8mesh.core.protocol.chat import (
     ChatRequest,
@@ -24,7 +25,7 @@ from d8mesh.core.protocol.chat import (
     Prompt,
     Usage,
 )
-from d8mesh.core.protocol.messages import Placement
+from d8mesh.core.protocol.messages import OfferedModel, Placement
 from d8mesh.errors import (
     BackendAnswerError,
     BackendError,
@@ -750,3 +751,54 @@ def test_a_key_alone_offers_no_cloud() -> None:
     assert gemini_of(replace(config, worker_type="groq")) == []
     assert groq_of(Config(worker_type="groq")) == []
     assert servers_of(Config()) == []
+
+
+# --- as one of a worker's services
+
+
+def test_a_pool_tells_of_a_budget_when_it_is_used_and_not_as_time_passes(groq: CloudServer) -> None:
+    measured: list[tuple[str, list[OfferedModel]]] = []
+    backend = backend_of(groq)
+    told = Told(measured=lambda service, models: measured.append((service, list(models))))
+    pool = ServicePool([backend], told=told)
+    pool.look()
+    (offered,) = (service.offered() for service in pool.services)
+    assert (offered.id, offered.is_cloud) == (backend.service_id, True)
+    for _ in range(3):
+        pool.look()
+    assert measured == []
+    there = Placement(service=offered.id, model="qwen/qwen3-32b")
+    done = pool.chat(ChatRequest(messages=QUESTION), run_of(placement=there))
+    assert done.origin is not None
+    assert (done.origin.backend, done.origin.is_cloud) == ("groq", True)
+    service, models = measured[-1]
+    assert service == backend.service_id
+    (budget,) = (model.budget for model in models if model.name == "qwen/qwen3-32b")
+    assert budget is not None
+    assert budget.day_requests == 1
+
+
+def test_a_429_pauses_no_model_and_is_told_before_the_task_goes_back(groq: CloudServer) -> None:
+    measured: list[OfferedModel] = []
+    told = Told(measured=lambda service, models: measured.extend(models))
+    backend = backend_of(groq)
+    pool = ServicePool([backend], told=told)
+    pool.look()
+    groq.prepared = [minute_over("groq", "qwen/qwen3-32b", "tokens", 6000, 30.0)]
+    there = Placement(service=backend.service_id, model="qwen/qwen3-32b")
+    with pytest.raises(BackendLimitError):
+        pool.chat(ChatRequest(messages=QUESTION), run_of(placement=there))
+    last = measured[-1]
+    assert last.budget is not None
+    assert last.budget.blocked_s > 25
+    assert last.paused == ""
+
+
+def test_a_server_of_the_lan_has_the_id_of_its_place_and_no_budget(lan: CloudServer) -> None:
+    pool = ServicePool([backend_of(lan)])
+    pool.look()
+    (offered,) = (service.offered() for service in pool.services)
+    assert offered.id.endswith(f":{lan.port}")
+    assert offered.why == ""
+    assert not offered.is_cloud
+    assert {model.budget for model in offered.models} == {None}
