@@ -111,7 +111,7 @@ def test_models_are_read_from_the_service_and_those_for_other_things_left_out(
     seen = backend_of(groq).probe()
     assert seen.models == ("openai/gpt-oss-120b", "qwen/qwen3-32b")
     assert sorted(seen.unfit) == ["retired-8b", "whisper-large-v3"]
-    assert seen.details["qwen/qwen3-32b"].is_loaded
+    assert seen.loaded == ()  # what wishes for no model gets the default, not any of them
 
 
 def test_the_prefix_of_gemini_is_taken_off_and_models_for_vectors_told_apart(
@@ -159,7 +159,8 @@ def test_lm_studio_says_which_models_are_loaded() -> None:
         seen = backend_of(server).probe()
         assert seen.models == ("qwen3-4b",)
         assert seen.embedders == ("text-embedding-nomic-embed-text-v1.5",)
-        assert seen.loaded == ()
+        assert seen.loaded == ("text-embedding-nomic-embed-text-v1.5",)  # of which it says nothing
+        assert seen.details["qwen3-4b"].can == {"completion", "vision", "tools"}
 
 
 @pytest.mark.parametrize("data", [None, []])
