@@ -102,6 +102,7 @@ def mesh(*, workers: int, folder: Path | None = None) -> Iterator[Mesh]:
             "WORKER_STATUS_PORT": str(status),
             "ORCHESTRATOR_URL": "",
             "WORKER_ID": "",
+            "D8_OLLAMA_SERVE": "0",
             "TASK_QUEUE_SIZE": "100000000",
             "D8_QUEUE_BYTES": "100000000000",
         }

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import ipaddress
+import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -30,6 +31,10 @@ MAX_HOSTS: Final = 32
 #: What older D8 files carry; far too small for a night's batch.
 LEGACY_QUEUE_SIZE: Final = 1000
 
+#: What D8_LOAD_OPTIONS sets: Ollama's options that a model is loaded with.
+LOADING_OPTIONS: Final = frozenset(
+    {"draft_num_predict", "main_gpu", "num_batch", "num_ctx", "num_gpu", "num_thread", "use_mmap"}
+)
 #: What D8_CLOUD_LIMITS bounds.
 CLOUD_BOUNDS: Final = ("minute_requests", "minute_tokens", "day_requests", "day_tokens")
 
@@ -86,6 +91,9 @@ class Config:
     disk_reserve_mb: int = 200
     retention_days: float = 7.0
     retention_count: int = 1_000_000
+    cloud: str = "never"
+    #: model, "" for all -> the options that it is loaded with
+    load_options: Mapping[str, Mapping[str, int | bool]] | None = None
     #: things worth saying that do not stop the program, one line each
     warnings: tuple[str, ...] = ()
 
@@ -229,6 +237,30 @@ def _limits(text: str) -> tuple[tuple[str, str, int], ...]:
     return tuple(found)
 
 
+def _load_options(text: str) -> dict[str, dict[str, int | bool]]:
+    """Take ``{"num_ctx": 8192, "MODEL": {"num_ctx": 4096}}``: for all models, and for one."""
+    try:
+        told = json.loads(text)
+    except RecursionError:
+        raise ValueError(text) from None
+    if not isinstance(told, dict):
+        raise ValueError(text)
+    found: dict[str, dict[str, int | bool]] = {}
+    for name, value in told.items():
+        if isinstance(value, dict):
+            if not re.fullmatch(MODEL_PATTERN, name, re.ASCII):
+                raise ValueError(text)
+            found.setdefault(name, {}).update(value)
+        else:
+            found.setdefault("", {})[name] = value
+    for options in found.values():
+        if not LOADING_OPTIONS.issuperset(options):
+            raise ValueError(text)
+        if not all(isinstance(value, int) and abs(value) < 2**31 for value in options.values()):
+            raise ValueError(text)
+    return found
+
+
 def _names(pattern: str, *, is_printable: bool = False) -> Parser:
     def parse(text: str) -> tuple[str, ...]:
         names = tuple(part.strip() for part in text.split(",") if part.strip())
@@ -273,6 +305,11 @@ _KEY_TEXT: Final = "a key, 8 to 256 printable characters without blanks"
 _MODEL_TEXT: Final = "a model name such as deepseek-r1:8b"
 _URL_TEXT: Final = "http://HOST:PORT, HOST:PORT or HOST"
 _API_TEXT: Final = "the address of an API, with its path, such as {}"
+_CLOUD_TEXT: Final = "never, overflow or yes"
+_LOAD_OPTIONS_TEXT: Final = (
+    'a JSON object such as {"num_ctx": 8192, "MODEL": {"num_ctx": 4096}}, of num_ctx, num_batch, '
+    "num_gpu, main_gpu, use_mmap, num_thread and draft_num_predict"
+)
 _LIMITS_TEXT: Final = (
     "groq or gemini, or groq/MODEL, with a colon and bounds, separated by semicolons: "
     "groq:minute_requests=30,minute_tokens=8000,day_requests=1000,day_tokens=200000"
@@ -374,6 +411,8 @@ SETTINGS: Final[tuple[Setting, ...]] = (
         "addresses of APIs, separated by commas, such as http://HOST:8000/v1 or HOST:8000",
     ),
     Setting("D8_OPENAI_KEY", "openai_key", _IS_KEY, _KEY_TEXT, True),
+    Setting("D8_CLOUD", "cloud", _matching(r"never|overflow|yes", lower=True), _CLOUD_TEXT),
+    Setting("D8_LOAD_OPTIONS", "load_options", _load_options, _LOAD_OPTIONS_TEXT),
     Setting("D8_CLOUD_LIMITS", "cloud_limits", _limits, _LIMITS_TEXT),
     Setting("D8_ALLOW_PUBLIC", "allow_public", _switch, "1 or 0"),
     Setting("D8_QUEUE_BYTES", "queue_bytes", _integer(1_000_000, 10**15), "bytes, 1000000 or more"),

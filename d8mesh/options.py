@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Final
 
 TASK_STATES: Final = ("queued", "delayed", "running", "completed", "failed", "cancelled")
+CLOUD_WORDS: Final = ("never", "overflow", "yes")
 #: What `tasks` can do, in words, and how many ids that takes.
 TASK_ACTIONS: Final = {
     "list": ("tasks, newest first", ""),
@@ -73,7 +74,23 @@ def ask(parser: argparse.ArgumentParser) -> None:
         metavar="PROMPT",
         help="the question; `-` stands for what is piped in, and so does no prompt at all",
     )
-    add("--model", default="", metavar="NAME", help="a model's name (default: the worker's own)")
+    which = parser.add_mutually_exclusive_group()
+    help_text = "a model's name (default: the service's own)"
+    which.add_argument("--model", default="", metavar="NAME", help=help_text)
+    which.add_argument(
+        "--models",
+        type=_names,
+        default=[],
+        metavar="NAMES",
+        help="models, the first that can begin answers: a,b (default: any)",
+    )
+    add(
+        "--cloud",
+        choices=CLOUD_WORDS,
+        metavar="WHEN",
+        help="may the question leave the LAN: never, overflow (only if no machine of the LAN can "
+        "begin soon) or yes (default: D8_CLOUD of the orchestrator)",
+    )
     add("--system", default="", metavar="TEXT", help="instructions for the model (default: none)")
     _timeout(parser, "give up waiting after so many seconds", "as long as it takes")
     add("--json", action="store_true", help="one JSON object with the whole result, at the end")
@@ -297,6 +314,13 @@ def _timeout(
         metavar="SECONDS",
         help=f"{text} (default: {default})",
     )
+
+
+def _names(text: str) -> list[str]:
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    if not names:
+        raise argparse.ArgumentTypeError(f"expected names with commas between, not {text!r}")
+    return names
 
 
 def _count(low: int, high: int) -> Callable[[str], int]:

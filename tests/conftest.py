@@ -47,6 +47,7 @@ def pytest_configure(config: pytest.Config) -> None:
         del os.environ[name]
     os.environ |= {
         "D8_NO_ENV_FILE": "1",
+        "D8_OLLAMA_SERVE": "0",
         "D8_INTERFACES": "127.0.0.1",
         "FLASK_HOST": "127.0.0.1",
         "D8_DATA_DIR": folder.name,

@@ -238,7 +238,10 @@ class _Handler(BaseHTTPRequestHandler):
         words = self._answer(body).split(" ")
         if owner.extra or owner.logprobs:
             part = self._part(body, "")
-            part["message"] |= owner.extra
+            if "message" in part:
+                part["message"] |= owner.extra
+            else:  # a prompt calls no tools
+                part |= {name: it for name, it in owner.extra.items() if name != "tool_calls"}
             self._line(part | ({"logprobs": owner.logprobs} if owner.logprobs else {}))
         for i, word in enumerate(words):
             self._line(self._part(body, word if i == 0 else f" {word}"))

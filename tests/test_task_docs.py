@@ -138,7 +138,9 @@ def test_every_example_runs_and_its_result_has_the_documented_fields(
     assert result["success"] is True
     documented = {*table("Every result", "result"), *table(f"`{kind}`", "result")}
     assert set(result) <= documented
-    may_be_missing = {"model_requested", "truncated", "ignored"} | BY_WORKER
+    by_pool = {"machine", "service", "backend", "is_cloud"}
+    may_be_missing = by_pool | BY_WORKER | {"model_requested", "truncated", "ignored"}
+    may_be_missing |= {"context", "extra"}
     assert documented - may_be_missing <= set(result)
 
 

@@ -51,7 +51,11 @@ RAISING = (
     "nodes/client/runner",
     "backends/ollama/__init__",
     "backends/ollama/chat",
+    "backends/ollama/connection",
     "backends/ollama/embed",
+    "backends/ollama/faults",
+    "backends/ollama/models",
+    "backends/ollama/selection",
     "backends/streaming",
 )
 ERRORS = frozenset(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final, Protocol
 
 from d8mesh.apps.capabilities import LLM_TYPE, can
@@ -52,10 +52,7 @@ def run(config: Config, options: argparse.Namespace) -> int:
 def run_with(client: Asks, prompt: str, options: argparse.Namespace, until: float | None) -> int:
     """Do what `run` does with a client that is there."""
     await_model(client, until)
-    messages = [{"role": "system", "content": options.system}] if options.system else []
-    data: TaskData = {"messages": [*messages, {"role": "user", "content": prompt}]}
-    if options.model:
-        data["model"] = options.model
+    data = data_of(prompt, options)
     answer = _PrintedAnswer(is_quiet=options.json)
     following = Following(client, LLM_TYPE, data)
     task_id = following.task.id
@@ -79,8 +76,18 @@ def run_with(client: Asks, prompt: str, options: argparse.Namespace, until: floa
         say(as_json({"task_id": task_id, **result}))
     else:
         answer.whole(str(result.get("output") or ""))
-    _tell_who(result, options.model)
+    _tell_who(result, options.models or [name for name in (options.model,) if name])
     return OK
+
+
+def data_of(prompt: str, options: argparse.Namespace) -> TaskData:
+    """Return the task's data."""
+    messages = [{"role": "system", "content": options.system}] if options.system else []
+    wish = {"model": options.model, "models": options.models, "cloud": options.cloud}
+    return {
+        "messages": [*messages, {"role": "user", "content": prompt}],
+        **{name: value for name, value in wish.items() if value},
+    }
 
 
 def question(words: list[str]) -> str:
@@ -164,10 +171,13 @@ class _PrintedAnswer(TaskListener):
         self.end_line()
 
 
-def _tell_who(result: Mapping[str, Any], wished: str) -> None:
+def _tell_who(result: Mapping[str, Any], wished: Sequence[str]) -> None:
     model, worker = str(result.get("model") or ""), str(result.get("worker_id") or "?")
     tokens, seconds = result.get("tokens_used"), result.get("duration_s")
-    if wished and model and plain_name(model) != plain_name(wished):
-        tell(tr("no worker has {wished}: another model answered", wished=wished))
+    if wished and model and plain_name(model) not in map(plain_name, wished):
+        names = ", ".join(wished)
+        tell(tr("no worker has {wished}: another model answered", wished=names))
+    if result.get("is_cloud") is True:
+        tell(tr("answered in the cloud, by {machine}", machine=result.get("machine") or "?"))
     told = {"model": model or "?", "worker": worker, "seconds": seconds, "tokens": tokens}
     tell(tr("({model} on {worker}, {seconds} s, {tokens} tokens)", **told))

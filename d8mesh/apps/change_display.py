@@ -17,6 +17,7 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 from rich.progress import Progress as Bar
+from rich.table import Column
 from rich.text import Text
 
 from d8mesh.apps.progress import one_line
@@ -26,6 +27,9 @@ from d8mesh.words import tr, translated
 
 #: Plain lines go into logs: of each machine at most one in this many seconds.
 STEP_LINE_S: Final = 2.0
+
+#: Narrower terminals are shown no speeds and times.
+WIDE_COLUMNS: Final = 80
 
 Step = Mapping[str, Any]
 
@@ -136,13 +140,14 @@ class ChangeBars:
 
     def __init__(self, console: Console) -> None:
         self._console = console
+        note = Column(no_wrap=True, overflow="ellipsis")
+        is_wide = console.width >= WIDE_COLUMNS
         self._bar = Bar(
             TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=24),
-            DownloadColumn(),
-            TransferSpeedColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}", markup=False),
+            BarColumn(bar_width=24 if is_wide else 10),
+            DownloadColumn(table_column=Column(no_wrap=True)),
+            *((TransferSpeedColumn(), TimeRemainingColumn()) if is_wide else ()),
+            TextColumn("{task.fields[note]}", markup=False, table_column=note),
             console=console,
         )
         self._rows: dict[str, TaskID] = {}
@@ -172,6 +177,9 @@ class ChangeBars:
         self._console.print(Text(told))
 
     def done(self, label: str, text: str) -> None:
+        total = self._bar.tasks[self._rows[label]].total
+        if total is not None:
+            self._bar.update(self._rows[label], completed=total)
         self._end(label, text)
         self._endings.append(tr("{id}: {what}", id=label, what=text))
 

@@ -7,9 +7,9 @@ import contextlib
 import queue
 import sys
 import threading
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Final, Protocol
 
 from d8mesh.apps import model_places
@@ -30,8 +30,11 @@ from d8mesh.words import tr, translated
 
 OK: Final = 0
 FAILED: Final = 1
-PULL, REMOVE, FIT = "model_pull", "model_remove", "model_fit"
-#: A worker says at once whether a model fits; an old one never does.
+PULL, REMOVE = "model_pull", "model_remove"
+#: A pull may take longer than an attempt may (`TASK_TIMEOUT`): the next one goes on with what is
+#: there. So many are an hour and a half of downloading.
+ATTEMPTS: Final = 20
+#: A worker says at once whether a model fits.
 FIT_S: Final = 5.0
 YES: Final = frozenset({"y", "yes", "s", "si", "sí"})
 
@@ -72,7 +75,7 @@ def run_with(client: Manages, options: argparse.Namespace, until: float | None) 
     kind = PULL if options.action == "pull" else REMOVE
     display = display_for(options.name, is_json=options.json)
     datas = [{"model": options.name, "machine": target["id"]} for target in targets]
-    tasks = [client.submit(kind, data, listen=True) for data in datas]
+    tasks = [client.submit(kind, d, listen=True, max_attempts=ATTEMPTS) for d in datas]
     changes = [
         _change(task, label, until, display)
         for task, label in zip(tasks, _labels(targets), strict=True)
@@ -90,11 +93,9 @@ def _to_pull(client: Manages, overview: Overview, options: argparse.Namespace) -
         return model_places.named(overview, options.on)
     if options.all:
         return model_places.online(overview)
-    types = client.ask("workers", {})["workers"]
-    can_ask = any(FIT in (worker["capabilities"].get("task_types") or ()) for worker in types)
-    room_of = partial(_room_of, client, name, overview.size_of(name)) if can_ask else _unknown_room
+    rooms = _rooms(client, name, overview)
     if options.fit:
-        targets, left_out = model_places.fitting(overview, name, room_of)
+        targets, left_out = model_places.fitting(overview, name, rooms)
         for line in left_out:
             tell(translated(line))
         if not targets:
@@ -102,7 +103,7 @@ def _to_pull(client: Manages, overview: Overview, options: argparse.Namespace) -
                 f"no machine is known to have room for {name}: `models pull {name} --on MACHINE`"
             )
         return targets
-    found = model_places.best(overview, name, room_of)
+    found = model_places.best(overview, name, rooms)
     if found is None:
         raise BackendUnavailableError(f"{name} fits on no machine that is there")
     target, why = found
@@ -110,25 +111,32 @@ def _to_pull(client: Manages, overview: Overview, options: argparse.Namespace) -
     return [target]
 
 
-def _unknown_room(service: Facts) -> Room:
-    return Room()
+def _rooms(client: Manages, name: str, overview: Overview) -> dict[str, Room]:
+    """Ask all services whether a model fits; of those that do not say so soon nobody knows."""
+    size_bytes = overview.size_of(name)
+    asked = {"model": name, "check": True, "size_bytes": size_bytes}
+    tasks = {
+        str(service["id"]): client.submit(
+            PULL, {**asked, "machine": service["id"]}, deadline_s=2 * FIT_S
+        )
+        for service in model_places.online(overview)
+    }
+    until = time.monotonic() + FIT_S
+    return {where: _room_in(task, until, size_bytes) for where, task in tasks.items()}
 
 
-def _room_of(client: Manages, name: str, size_bytes: int, service: Facts) -> Room:
-    """Ask a service whether a model fits; if it does not say so soon, that is not known."""
-    data = {"model": name, "machine": service["id"], "size_bytes": size_bytes}
-    task = client.submit(FIT, data, deadline_s=2 * FIT_S)
+def _room_in(task: Followed, until: float, size_bytes: int) -> Room:
     try:
-        told = task.result(FIT_S)["output"]
+        told = task.result(max(0.0, until - time.monotonic()))
     except D8Error:
         with contextlib.suppress(D8Error):
             task.cancel()
         return Room()
+    free, memory = told.get("disk_free_bytes"), told.get("memory_bytes")
+    is_known = bool(size_bytes) and (free is not None or memory is not None)
+    fits = told.get("fits") if is_known else None
     return Room(
-        fits=told.get("fits"),
-        why=str(told.get("why") or ""),
-        disk_free_bytes=told.get("disk_free_bytes"),
-        memory_bytes=told.get("memory_bytes"),
+        fits=fits, why=str(told.get("why") or ""), disk_free_bytes=free, memory_bytes=memory
     )
 
 
@@ -187,8 +195,7 @@ def _follow(changes: Sequence[_Change], options: argparse.Namespace, display: Ch
             change, piece = _next(events, left)
             if piece is not None:
                 change.silence.heard()
-                if isinstance(piece, Mapping):
-                    display.step(change.label, piece)
+                _show(change, piece, display)
                 continue
             left.remove(change)
             if not _ended(change, options, display):
@@ -202,6 +209,15 @@ def _follow(changes: Sequence[_Change], options: argparse.Namespace, display: Ch
             tell_it_goes_on(change.task)
         raise
     return code
+
+
+def _show(change: _Change, piece: object, display: ChangeDisplay) -> None:
+    from d8mesh.nodes.client import RESTARTED  # slow to import; it is there by now
+
+    if isinstance(piece, Mapping):
+        display.step(change.label, piece)
+    elif piece is RESTARTED:
+        display.say(change.label, tr("another attempt begins, with what is there already"))
 
 
 def _listen(change: _Change, events: queue.SimpleQueue[tuple[_Change, object]]) -> None:
@@ -229,20 +245,20 @@ def _ended(change: _Change, options: argparse.Namespace, display: ChangeDisplay)
     except TaskError as error:
         display.failed(change.label, str(error), error.code)
         return False
-    output = result.get("output")
-    display.done(change.label, _done(options, output if isinstance(output, Mapping) else {}))
+    display.done(change.label, _done(options, result))
     return True
 
 
-def _done(options: argparse.Namespace, output: Mapping[str, Any]) -> str:
+def _done(options: argparse.Namespace, result: Mapping[str, Any]) -> str:
+    model = str(result.get("model") or options.name)
     if options.action == "remove":
-        return tr("{model} is removed", model=options.name)
-    plain = options.name
-    sizes = [
-        int(each.get("size_bytes") or 0)
-        for each in output.get("installed") or ()
-        if isinstance(each, Mapping) and each.get("name") == plain
-    ]
-    if sizes and sizes[0]:
-        return tr("{model} is installed ({size})", model=plain, size=size_text(sizes[0]))
-    return tr("{model} is installed", model=plain)
+        was_there = result.get("was_there") is not False
+        return (
+            tr("{model} is removed", model=model)
+            if was_there
+            else tr("it had no {model}", model=model)
+        )
+    size = result.get("size_bytes")
+    if isinstance(size, int) and size:
+        return tr("{model} is installed ({size})", model=model, size=size_text(size))
+    return tr("{model} is installed", model=model)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -115,18 +115,18 @@ def online(overview: Overview) -> list[Facts]:
 
 
 def fitting(
-    overview: Overview, name: str, room_of: Callable[[Facts], Room]
+    overview: Overview, name: str, rooms: Mapping[str, Room]
 ) -> tuple[list[Facts], list[str]]:
     """Return the services that a model fits, the best first, and why it does not fit the others.
 
     Args:
-        room_of: asks a service.
+        rooms: what services said, by their ids.
     """
     size = overview.size_of(name)
     ranked: list[tuple[tuple[object, ...], Facts]] = []
     told: list[str] = []
     for service in online(overview):
-        room = room_of(service)
+        room = rooms.get(str(service["id"]), Room())
         has_run_as_large = bool(size) and overview.largest_at(service) >= size
         if room.fits is False:
             why = room.why or tr("it does not fit")
@@ -140,13 +140,11 @@ def fitting(
     return [service for _, service in ranked], told
 
 
-def best(
-    overview: Overview, name: str, room_of: Callable[[Facts], Room]
-) -> tuple[Facts, str] | None:
+def best(overview: Overview, name: str, rooms: Mapping[str, Room]) -> tuple[Facts, str] | None:
     """Return the service that a model fits best, and why that one; None: it fits nowhere."""
     candidates = []
     for service in online(overview):
-        room = room_of(service)
+        room = rooms.get(str(service["id"]), Room())
         if room.fits is not False:
             candidates.append((_rank(overview, service, name, room), service, room))
     if not candidates:

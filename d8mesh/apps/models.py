@@ -84,6 +84,29 @@ def service_lines(
             yield from wrapped(told, columns, indent=indent)
 
 
+def loaded_lines(body: Facts, columns: int | None, *, indent: str = "") -> Iterator[str]:
+    """Yield the services in short: how each is, what it runs and what it has loaded."""
+    loaded: dict[str, list[str]] = {}
+    for model in body.get("models") or ():
+        for place in model["places"]:
+            if place["is_loaded"] and not place["is_cloud"]:
+                loaded.setdefault(place["service"], []).append(place["name"])
+    services = body.get("services") or ()
+    names = ("machine", "service", "state", "running", "loaded")
+    rows = [
+        [
+            str(service["machine"]),
+            _kind(service),
+            tr(service["state"]),
+            _running(service),
+            ", ".join(loaded.get(service["id"], ())) or "-",
+        ]
+        for service in services
+    ]
+    if rows:
+        yield from lines_of([tr(name) for name in names], rows, width=columns, indent=indent)
+
+
 # --- models ---------------------------------------------------------------------------
 
 

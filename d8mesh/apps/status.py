@@ -11,6 +11,7 @@ from typing import Any, Final
 from urllib.request import ProxyHandler, build_opener
 
 from d8mesh.apps.capabilities import ListedWorker, models_of, reasons_of, why_lines
+from d8mesh.apps.models import loaded_lines
 from d8mesh.apps.tables import cut, lines_of, wrapped
 from d8mesh.config import Config
 from d8mesh.core.protocol.addresses import endpoint
@@ -40,6 +41,8 @@ class Orchestrator:
     health: dict[str, Any]
     stats: dict[str, Any] = field(default_factory=dict)
     workers: list[dict[str, Any]] = field(default_factory=list)
+    #: its language models and the services that have them; {}: it does not tell
+    models: dict[str, Any] = field(default_factory=dict)
     problem: str = ""
 
 
@@ -93,6 +96,8 @@ def look(
         try:
             each.stats = ask(url, "/api/stats", answer_s=answer_s)
             each.workers = ask(url, "/api/workers/list", answer_s=answer_s)["workers"]
+            models = ask(url, "/api/models", answer_s=answer_s)
+            each.models = models if "services" in models else {}
         except (OSError, ValueError, KeyError) as error:
             each.problem = str(error)
         found[str(health.get("broker_id"))] = each
@@ -168,6 +173,8 @@ def lines(each: Orchestrator, now: float, *, is_all: bool = False) -> Iterator[s
         yield "  " + tr("error: {why}", why=translated(each.problem))
     shown, hidden = parted(each.workers, now, is_all=is_all)
     for line in lines_of(*workers_table(shown), width=columns, indent="  ") if shown else ():
+        yield line if columns is None else cut(line, columns)
+    for line in loaded_lines(each.models, columns, indent="  "):
         yield line if columns is None else cut(line, columns)
     if not shown and not hidden:
         yield "  " + tr("no workers: start one with `{program} worker`", program=command_name())

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import Final
 
 from d8mesh.apps.capabilities import ListedWorker, models_of, reasons_of, types_of, why_lines
+from d8mesh.apps.models import loaded_lines
 from d8mesh.apps.status import ANSWER_S, Orchestrator, look, parted, say_nobody, state_of
 from d8mesh.apps.tables import lines_of
 from d8mesh.config import Config
@@ -74,4 +75,6 @@ def _print(orchestrator: Orchestrator, *, is_all: bool) -> None:
     if hidden:
         say(tr("and {count} that ended longer ago (--all shows them)", count=hidden))
     for line in why_lines(reasons_of(shown), width()):
+        say(line)
+    for line in loaded_lines(orchestrator.models, width()):
         say(line)

@@ -37,7 +37,7 @@ MAX_TOLD_WARNINGS: Final = 1000
 MAX_IGNORED_CHARS: Final = 200
 
 Warn = Callable[[str], None]
-Result = dict[str, object]
+LlmResult = dict[str, object]
 
 
 def llm_handlers(service: LlmService, *, warn: Warn = lambda text: None) -> dict[str, Handler]:
@@ -85,7 +85,7 @@ def embedding_handlers(
         request, started = embedding_request(data), time.monotonic()
         context.raise_if_cancelled()
         made = service.embed(request, _run(context))
-        result: Result = {
+        result: LlmResult = {
             "success": True,
             "output": [list(vector) for vector in made.vectors],
             "model": made.model,
@@ -126,7 +126,7 @@ def _once(warn: Warn) -> Warn:
 
 def _answered(
     service: LlmService, request: ChatRequest, data: Data, context: TaskContext, warn: Warn
-) -> Result:
+) -> LlmResult:
     are_objects = wants_pieces(data)
 
     def emit(piece: Piece) -> None:
@@ -157,9 +157,9 @@ def _run(context: TaskContext) -> ChatRun:
     )
 
 
-def _told(piece: Piece) -> Result:
+def _told(piece: Piece) -> LlmResult:
     """Return a piece as partial output."""
-    found: Result = {"text": piece.text, "thinking": piece.thinking}
+    found: LlmResult = {"text": piece.text, "thinking": piece.thinking}
     found["tool_calls"] = [dict(call) for call in piece.tool_calls]
     found["logprobs"] = list(piece.logprobs)
     return {name: value for name, value in found.items() if value}
@@ -177,9 +177,9 @@ def _lacking(completion: Completion, request: ChatRequest) -> str:
     return "the answer is empty, though a format is asked for" if request.more.get("format") else ""
 
 
-def _result(completion: Completion, request: ChatRequest, duration_s: float) -> Result:
+def _result(completion: Completion, request: ChatRequest, duration_s: float) -> LlmResult:
     ending, extra = completion.ending, dict(completion.extra)
-    result: Result = {
+    result: LlmResult = {
         "success": True,
         "output": completion.text,
         "model": completion.model,
@@ -195,7 +195,7 @@ def _result(completion: Completion, request: ChatRequest, duration_s: float) -> 
         result["timing"] = asdict(ending.timing)
     if ending.finish_reason is FinishReason.LENGTH:
         result["truncated"] = True
-    more: Result = {
+    more: LlmResult = {
         "thinking": completion.thinking,
         "tool_calls": [dict(call) for call in completion.tool_calls],
         "logprobs": list(completion.logprobs),
@@ -206,19 +206,19 @@ def _result(completion: Completion, request: ChatRequest, duration_s: float) -> 
     return result | {name: value for name, value in more.items() if value}
 
 
-def _usage(completion: Completion) -> Result:
+def _usage(completion: Completion) -> LlmResult:
     usage = completion.ending.usage
-    told: Result = {
+    told: LlmResult = {
         "prompt_tokens": usage.prompt_tokens,
         "completion_tokens": usage.completion_tokens,
     }
     return told | ({"cached_tokens": usage.cached_tokens} if usage.cached_tokens else {})
 
 
-def _where(origin: Origin | None) -> Result:
+def _where(origin: Origin | None) -> LlmResult:
     if origin is None:
         return {}
-    found: Result = {
+    found: LlmResult = {
         "machine": origin.machine,
         "service": origin.service,
         "backend": origin.backend,
@@ -227,8 +227,8 @@ def _where(origin: Origin | None) -> Result:
 
 
 def _with_ignored(
-    result: Result, data: Data, known: frozenset[str], kind: str, warn: Warn
-) -> Result:
+    result: LlmResult, data: Data, known: frozenset[str], kind: str, warn: Warn
+) -> LlmResult:
     unknown, reloading = ignored_fields(data, known), reloading_fields(data)
     if unknown:
         warn(f"{kind} has no such fields in its data: {', '.join(unknown)[:MAX_IGNORED_CHARS]}")

@@ -35,6 +35,7 @@ from d8mesh.core.protocol.codec import decode_to_broker, encode
 from d8mesh.core.protocol.messages import Refused
 from d8mesh.core.protocol.route import KnownBroker
 from d8mesh.core.protocol.task import Fact
+from d8mesh.core.protocol.wish import Cloud
 from d8mesh.edge import address_file
 from d8mesh.edge.discovery import Announcement, Discovery, NodeKind, Sighting
 from d8mesh.edge.failpoints import passed
@@ -432,4 +433,6 @@ def _policy(config: Config, broker_id: str, port: int) -> Policy:
         queue_bytes=config.queue_bytes,
         retention_s=config.retention_days * 86_400,
         retention_count=config.retention_count,
+        cloud=Cloud(config.cloud),
+        load_options={name: dict(each) for name, each in (config.load_options or {}).items()},
     )

@@ -17,7 +17,7 @@ from d8mesh.backends.services import RequestClocks, Service, ServicePool, Told
 from d8mesh.config import Config
 from d8mesh.core.protocol.messages import OfferedModel, OfferedService
 from d8mesh.edge.logs import event
-from d8mesh.handlers.llm import embedding_handlers, llm_handlers
+from d8mesh.handlers.llm import embedding_handlers, is_worth_retrying, llm_handlers
 from d8mesh.handlers.model_admin import admin_handlers
 from d8mesh.nodes.worker import Worker
 from d8mesh.processes.services_console import ServicesConsole
@@ -56,9 +56,12 @@ class LlmServices:
         self._chats = llm_handlers(self.pool, warn=warn)
         self._embeds = embedding_handlers(self.pool, warn=warn)
         self._changes = admin_handlers(self.pool)
+        self._types: tuple[str, ...] = ()
         unseen = Availability(is_up=False, reason="not asked yet")
         worker.offer(self._others, backend=_body(self.pool.services, unseen))
-        for name, handler in (self._chats | self._embeds | self._changes).items():
+        for name, handler in (self._chats | self._embeds).items():
+            worker.register(name, handler, retry=is_worth_retrying)
+        for name, handler in self._changes.items():
             worker.register(name, handler)
         worker.on_warm(self.pool.warm)
 
@@ -82,7 +85,9 @@ class LlmServices:
 
     def report(self) -> dict[str, object]:
         """Return the worker's status page, with its services."""
-        return self._worker.status() | {"services": self.pool.report()}
+        body = self._worker.status()
+        types = sorted({*self._worker.task_types, *self._types})
+        return body | {"task_types": types, "services": self.pool.report()}
 
     # ------------------------------------------------------------------ what changes
 
@@ -91,6 +96,7 @@ class LlmServices:
         is_managed = any(each.managed is not None and each.seen.url for each in self.pool.services)
         changes = tuple(self._changes) if is_managed else ()
         types = (*(self._chats if seen.is_up else ()), *(self._embeds if seen.embedders else ()))
+        self._types = types
         self._worker.offer(
             (*self._others, *changes),
             (*seen.models, *seen.embedders),

@@ -124,6 +124,7 @@ class OllamaServe:
         program = self._program
         if program is not None and not program.is_running:
             self._tell_ended(program)
+            program.close()
             self._program = None
         return self._program is not None
 

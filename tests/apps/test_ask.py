@@ -13,7 +13,7 @@ import pytest
 
 from bench.mesh import mesh
 from d8mesh.apps import ask as module
-from d8mesh.apps.ask import await_model, question, run_with
+from d8mesh.apps.ask import await_model, data_of, question, run_with
 from d8mesh.apps.demo import free_ports
 from d8mesh.errors import BackendUnavailableError, ConfigError, WaitTimeoutError
 from d8mesh.nodes.client import Client
@@ -59,6 +59,18 @@ def test_the_answer_goes_out_and_who_gave_it_is_said_beside(
     assert told.out == ANSWER.replace("\x1b", "\\x1b") + "\n"
     assert told.err.splitlines()[-1].startswith("(deepseek-r1:8b on anna, ")
     assert [m["content"] for m in ollama.chats[-1]["messages"]] == ["Sé breve", "Hola"]
+
+
+def test_a_question_says_which_models_will_do_and_where_it_may_go() -> None:
+    options = options_of("--models", "big, m:latest", "--cloud", "overflow", "x")
+    assert data_of("Hola", options) == {
+        "messages": [{"role": "user", "content": "Hola"}],
+        "models": ["big", "m:latest"],
+        "cloud": "overflow",
+    }
+    for wrong in (("--cloud", "maybe"), ("--models", ","), ("--models", "a", "--model", "b")):
+        with pytest.raises(SystemExit):
+            options_of(*wrong)
 
 
 def test_the_model_is_as_wished_or_that_is_said(

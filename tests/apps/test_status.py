@@ -27,6 +27,7 @@ from d8mesh.apps.status import (
 from d8mesh.config import Config
 from d8mesh.options import status as add_arguments
 from d8mesh.program import command_name
+from tests.apps.listed_models import overview
 
 NOW = 1_800_000_000.0
 
@@ -121,6 +122,20 @@ def test_cancelled_tasks_are_counted_apart() -> None:
     assert counts({"tasks": older}) == {**{k: older[k] for k in older if k != "total"},
                                         "cancelled": 0}  # fmt: skip
     assert counts_text({}) == "tasks: unknown"
+
+
+def test_services_are_told_in_short_with_what_they_have_loaded() -> None:
+    health = {"broker_id": "b", "status": "healthy"}
+    each = Orchestrator("http://10.0.0.1:7001", health, {}, [worker("w")], overview())
+    shown = list(lines(each, NOW))
+    at = next(n for n, line in enumerate(shown) if line.split()[:1] == ["machine"])
+    assert [line.split() for line in shown[at : at + 5]] == [
+        ["machine", "service", "state", "running", "loaded"],
+        ["pi5", "ollama", "online", "2", "qwen2.5:3b"],
+        ["nas", "ollama", "online", "0", "-"],
+        ["attic", "ollama", "down", "0", "-"],
+        ["groq", "groq", "(cloud)", "online", "0", "-"],
+    ]
 
 
 def test_workers_that_ended_fade_out() -> None:

@@ -307,7 +307,7 @@ def test_the_signature_of_a_thought_comes_back_with_its_call(gemini: CloudServer
 
 
 def test_calls_without_ids_get_some_and_results_find_theirs_by_name(groq: CloudServer) -> None:
-    calls = [{"function": {"name": name, "arguments": {}}} for name in ("a", "b")]
+    calls: list[Any] = [{"function": {"name": name, "arguments": {}}} for name in ("a", "b")]
     messages = (
         *QUESTION,
         {"role": "assistant", "content": "", "tool_calls": calls},
@@ -331,7 +331,7 @@ def test_parallel_calls_with_one_index_are_told_apart(gemini: CloudServer) -> No
 
     last = 'data: {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}'
     gemini.events = [part("1", "a"), part("2", "b"), part("", "c"), last, "data: [DONE]"]
-    calls: Any = chat(backend_of(gemini)).tool_calls
+    calls: list[Any] = list(chat(backend_of(gemini)).tool_calls)
     assert [call["function"]["name"] for call in calls] == ["a", "b", "c"]
     assert [call["function"]["index"] for call in calls] == [0, 1, 2]
 

@@ -8,6 +8,7 @@ from enum import Enum
 
 from d8mesh.core.broker.dispatcher import Dispatcher
 from d8mesh.core.broker.records import Batch, TaskRecord
+from d8mesh.core.broker.services import ModelState
 from d8mesh.core.broker.state import BrokerState, ClientState
 from d8mesh.core.broker.task_table import TaskTable
 from d8mesh.core.broker.worker_registry import WorkerState
@@ -41,6 +42,11 @@ def dump(brain: Dispatcher) -> dict[str, object]:
         "state": _fields(state, without=NO_DATA),
         "tasks": {task_id: _fields(task) for task_id, task in table.tasks.items()},
         "batches": [_fields(batch) for batch in batches_of(table)],
+        "models": [
+            _fields(model, without=("service",))
+            for service in state.services.services.values()
+            for model in service.models.values()
+        ],
         "workers": [_fields(worker) for worker in state.registry.workers.values()],
         "clients": [_fields(client) for client in state.clients.values()],
     }
@@ -65,6 +71,8 @@ def _plain(value: object) -> object:
             return value.worker_id
         case ClientState():
             return value.session
+        case ModelState():
+            return [value.service.id, value.name]
         case dict():  # the order counts: of who is next
             return [[_plain(key), _plain(each)] for key, each in value.items()]
         case list() | tuple() | deque():

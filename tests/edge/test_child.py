@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 import time
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -10,6 +12,7 @@ import pytest
 from d8mesh.edge.child import Child
 from d8mesh.edge.child.frames import LENGTH, Unpacker, packed
 from d8mesh.edge.child.parent import Parent
+from d8mesh.edge.child.program import Program
 from d8mesh.errors import HandlerError
 
 PATIENCE_S = 60.0
@@ -66,3 +69,33 @@ def test_a_child_ends_when_it_is_closed() -> None:
     child = Child("tests.nodes.process_handlers:no_such_function")
     child.close()
     assert child.exit_code is not None
+
+
+def test_a_program_of_others_ends_with_what_it_has_started(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    code = (
+        "import subprocess, sys, time\n"
+        "subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])\n"
+        "import os; print('said', os.environ['SAID'], flush=True); time.sleep(600)"
+    )
+    program = Program([sys.executable, "-c", code], env={"SAID": "so"}, log=log)
+    until = time.monotonic() + PATIENCE_S
+    while program.last_line() != "said so":
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    assert program.is_running
+    program.close()
+    assert (program.is_running, program.exit_code is None) == (False, False)
+
+
+def test_a_program_that_ends_by_itself_has_its_code_and_its_last_words(tmp_path: Path) -> None:
+    code = "import sys; print('first'); print('no disk'); sys.exit(3)"
+    program = Program([sys.executable, "-c", code], env={}, log=tmp_path / "log")
+    until = time.monotonic() + PATIENCE_S
+    while program.is_running:
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    assert (program.exit_code, program.last_line()) == (3, "no disk")
+    program.close()
+    (tmp_path / "log").unlink()
+    assert program.last_line() == ""

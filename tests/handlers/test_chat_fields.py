@@ -6,12 +6,16 @@ from typing import Any
 
 import pytest
 
+from d8mesh.core.protocol.chat import Prompt
 from d8mesh.errors import InvalidTaskError
 from d8mesh.handlers.chat_fields import (
     AGENT_FIELDS,
     agent_request,
     code_request,
+    embedding_request,
+    generate_request,
     ignored_fields,
+    reloading_fields,
 )
 
 QUESTION: dict[str, Any] = {"messages": [{"role": "user", "content": "How are you?"}]}
@@ -62,6 +66,18 @@ def test_what_a_message_cannot_carry_is_refused(message: dict[str, Any], said: s
         ({"model_strict": "yes"}, "model_strict: expected true or false"),
         ({"model_strict": True}, "model_strict: there is no model"),
         ({"top_logprobs": 21}, "top_logprobs: expected"),
+        ({"keep_alive": "10"}, "keep_alive: expected seconds, or a text"),
+        ({"models": []}, "models: expected a list of 1 to 16 names"),
+        ({"models": "a"}, "models: expected a list"),
+        ({"models": ["a", ""]}, "models: expected a list"),
+        ({"models": ["../x"]}, "models: expected the name of a model"),
+        ({"models": ["a"], "model": "b"}, "models: name the model there, or in model"),
+        ({"cloud": "maybe"}, "cloud: expected one of never, overflow, yes"),
+        ({"cloud": True}, "cloud: expected one of"),
+        ({"machine": 1}, "machine: expected the name"),
+        ({"machine": ""}, "machine: expected the name"),
+        ({"pieces": "yes"}, "pieces: expected true or false"),
+        ({"shift": "no"}, "shift: expected true or false"),
     ],
 )
 def test_what_cannot_be_handed_on_is_refused(data: dict[str, Any], said: str) -> None:
@@ -119,3 +135,62 @@ def test_what_other_interfaces_say_is_handed_on_or_named() -> None:
     assert request.messages[0] == {"role": "user", "content": "hi"}
     assert request.messages[1]["tool_name"] == "answer"
     assert ignored_fields(data, AGENT_FIELDS) == ["messages[].name", "messages[].timestamp"]
+
+
+# --- prompts ----------------------------------------------------------------------------
+
+
+def test_all_of_a_prompt_is_handed_on() -> None:
+    request = generate_request(
+        {"prompt": "a", "suffix": "b", "images": ["aGVsbG8="], "system": "c", "template": "d",
+         "context": [1, 2], "format": "json", "think": True, "logprobs": True, "seed": 3,
+         "truncate": False}
+    )  # fmt: skip
+    assert request.prompt == Prompt(
+        text="a", suffix="b", images=("aGVsbG8=",), system="c", template="d", context=(1, 2)
+    )
+    assert request.needs == {"vision", "insert"}
+    assert request.options == {"seed": 3}
+    assert request.more == {"format": "json", "think": True, "logprobs": True, "truncate": False}
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        ({}, "Missing field: prompt"),
+        ({"prompt": ""}, "prompt: expected a text that is not empty"),
+        ({"prompt": 1}, "prompt: expected a text"),
+        ({"prompt": "x", "suffix": 1}, "suffix: expected a text"),
+        ({"prompt": "x", "context": ["1"]}, "context: expected the list of integers"),
+        ({"prompt": "x", "context": [True]}, "context: expected the list of integers"),
+        ({"prompt": "x", "raw": True, "system": "y"}, "raw: .* without system"),
+        ({"prompt": "x", "raw": 1}, "raw: expected true or false"),
+        ({"prompt": "x", "images": ["/etc/passwd"]}, r"images\[0\]: expected a picture"),
+        ({"prompt": "x", "messages": []}, "messages: generate has no such field"),
+        ({"prompt": "x", "n": 2}, "n: expected here: several tasks"),
+    ],
+)
+def test_a_wrong_generate_names_the_field(data: dict[str, Any], said: str) -> None:
+    with pytest.raises(InvalidTaskError, match=said):
+        generate_request(data)
+
+
+# --- models and places ------------------------------------------------------------------
+
+
+def test_models_go_in_order_and_no_others_will_do() -> None:
+    request = agent_request(QUESTION | {"models": ["a", "b", "c"], "cloud": "overflow"})
+    assert (request.model, request.fallbacks) == ("a", ("b", "c"))
+    assert request.is_model_strict
+
+
+def test_load_options_reach_no_request_wherever_they_stand() -> None:
+    data = QUESTION | {"num_ctx": "many", "options": {"num_batch": {}, "top_k": 3}, "shift": True}
+    request = agent_request(data)
+    assert (request.options, request.more) == ({"top_k": 3}, {})
+    assert [each.partition(" ")[0] for each in reloading_fields(data)] == [
+        "num_ctx", "options.num_batch", "shift",
+    ]  # fmt: skip
+    assert ignored_fields(data, AGENT_FIELDS) == []
+    embedded = embedding_request({"model": "e", "input": "x", "options": {"num_ctx": 1, "seed": 1}})
+    assert embedded.options == {"seed": 1}

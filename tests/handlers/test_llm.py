@@ -4,21 +4,34 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from d8mesh.backends.backend import ChatRun
 from d8mesh.backends.ollama import OllamaBackend
+from d8mesh.core.protocol.chat import (
+    ChatRequest,
+    Completion,
+    EmbeddingRequest,
+    Embeddings,
+    Origin,
+)
+from d8mesh.core.protocol.messages import Placement
 from d8mesh.errors import (
     BackendDeadlineError,
     BackendError,
     InvalidTaskError,
     TaskCancelledError,
+    TaskFailedError,
 )
-from d8mesh.handlers.llm import llm_handlers
+from d8mesh.handlers.llm import embedding_handlers, is_worth_retrying, llm_handlers
 from d8mesh.handlers.message_fields import MAX_MESSAGES
 from d8mesh.handlers.thoughts import unfenced
 from tests.ollama_server import OllamaServer
+from tests.ollama_standin import OllamaStandin
+from tests.standin.faults import Kind
 from tests.task_context import Context
 
 PATIENCE_S = 30
@@ -294,3 +307,164 @@ def test_a_model_that_can_never_chat_here_is_refused_as_a_must_and_replaced_as_a
     assert server.chats == []
     result = run(server, "agent_action", QUESTION | {"model": wished})
     assert (result["model"], result["model_requested"]) == ("qwen2.5:3b", wished)
+
+
+# --- prompts ----------------------------------------------------------------------------
+
+
+def placed(standin: OllamaStandin, kind: str, data: dict[str, Any], context: Context) -> Any:
+    return llm_handlers(OllamaBackend(standin.url))[kind](data, context)
+
+
+def test_a_prompt_is_gone_on_with_and_its_context_comes_back() -> None:
+    context = Context()
+    with OllamaStandin() as standin:
+        data = {"prompt": "say 3 words", "system": "be brief", "context": [1, 2]}
+        result = placed(standin, "generate", data, context)
+        assert result["output"] == "".join(map(str, context.emitted))
+        assert len(result["output"].split()) == 3
+        assert result["finish_reason"] == "stop"
+        assert result["context"]
+        assert "extra" not in result
+        path, _, body = standin.counters.bodies[-1]
+        raw = placed(standin, "generate", {"prompt": "say 1 words", "raw": True}, Context())
+    assert (path, body["system"], body["context"]) == ("/api/generate", "be brief", [1, 2])
+    assert "context" not in raw
+
+
+# --- partial output ---------------------------------------------------------------------
+
+
+def test_pieces_are_objects_with_thoughts_calls_and_probabilities() -> None:
+    tool = {"type": "function", "function": {"name": "add"}}
+    asked = {"messages": [{"role": "user", "content": "say 2 words"}], "model": "deepseek-r1:8b"}
+    probable = asked | {"logprobs": True, "top_logprobs": 1, "pieces": True}
+    calling = asked | {"messages": [{"role": "user", "content": "add"}], "tools": [tool]}
+    with OllamaStandin() as standin:
+        context = Context()
+        result = placed(standin, "agent_action", probable, context)
+        pieces: list[Any] = context.emitted
+        assert "".join(each.get("thinking", "") for each in pieces) == result["thinking"] != ""
+        assert "".join(each.get("text", "") for each in pieces) == result["output"]
+        told = [row for each in pieces for row in each.get("logprobs", [])]
+        assert told == result["logprobs"] != []
+        assert all(pieces)
+        context = Context()
+        result = placed(standin, "agent_action", calling | {"pieces": True}, context)
+        called: list[Any] = context.emitted
+        assert [call for each in called for call in each.get("tool_calls", [])] == (
+            result["tool_calls"]
+        )
+        assert result["finish_reason"] == "tool_calls"
+        context = Context()
+        result = placed(standin, "agent_action", asked, context)
+        assert "".join(map(str, context.emitted)) == result["output"]
+
+
+# --- no answer --------------------------------------------------------------------------
+
+
+def test_thoughts_that_used_all_tokens_are_a_failure_that_says_so_and_holds_them() -> None:
+    asked = {"messages": [{"role": "user", "content": "x"}], "model": "deepseek-r1:8b"}
+    with OllamaStandin() as standin:
+        standin.fault(Kind.EMPTY)
+        result = placed(standin, "agent_action", asked | {"max_tokens": 9}, Context())
+    assert result["success"] is False
+    assert result["error"].startswith("thinking used all tokens before the answer began")
+    assert (result["finish_reason"], result["truncated"], result["output"]) == ("length", True, "")
+    assert result["thinking"]
+    assert result["usage"]["completion_tokens"] == 9
+    failure = TaskFailedError(result["error"], result=result)
+    assert not is_worth_retrying(failure)
+    assert is_worth_retrying(BackendError("x"))
+
+
+@pytest.mark.parametrize(
+    ("asked", "extra", "said"),
+    [
+        ({"format": "json"}, {}, "empty, though a format is asked for"),
+        ({}, {"thinking": "hm"}, "thought and then answered nothing"),
+    ],
+)
+def test_an_answer_without_text_is_a_failure_where_one_must_be_there(
+    server: OllamaServer, asked: dict[str, Any], extra: dict[str, Any], said: str
+) -> None:
+    server.answer = lambda messages: ""
+    server.extra = extra
+    result = run(server, "agent_action", QUESTION | asked)
+    assert (result["success"], said in result["error"]) == (False, True)
+    failure = TaskFailedError(result["error"], result=result)
+    assert is_worth_retrying(failure)
+
+
+def test_an_answer_may_be_empty(server: OllamaServer) -> None:
+    server.answer = lambda messages: ""
+    assert run(server, "agent_action", QUESTION)["success"] is True
+
+
+# --- where it ran -----------------------------------------------------------------------
+
+
+class Elsewhere:
+    """A pool whose services are in the cloud, and pass over a field."""
+
+    origin = Origin(service="groq-1", machine="api.groq.com", backend="groq", is_cloud=True)
+
+    def chat(self, request: ChatRequest, run: ChatRun) -> Completion:
+        assert run.placement is not None
+        model = run.placement.model
+        return Completion(text="x", model=model, origin=self.origin, ignored=("logprobs",))
+
+    def embed(self, request: EmbeddingRequest, run: ChatRun) -> Embeddings:
+        assert run.placement is not None
+        local = replace(self.origin, is_cloud=False)
+        vectors = ((1.0,),) * len(request.texts)
+        return Embeddings(vectors=vectors, model=run.placement.model, origin=local)
+
+
+def test_a_result_says_where_it_ran_and_what_another_model_was_asked_for() -> None:
+    context = Context(placement=Placement(service="groq-1", model="big"))
+    handlers = llm_handlers(Elsewhere()) | embedding_handlers(Elsewhere())
+    result: Any = handlers["agent_action"](
+        QUESTION | {"models": ["small", "big"], "cloud": "yes", "stream": True}, context
+    )
+    assert {key: result[key] for key in ("machine", "service", "backend", "is_cloud")} == {
+        "machine": "api.groq.com", "service": "groq-1", "backend": "groq", "is_cloud": True,
+    }  # fmt: skip
+    assert (result["model"], result["model_requested"]) == ("big", "small")
+    assert result["ignored"] == ["logprobs", "stream"]
+    made: Any = handlers["embed"]({"model": "small", "input": "x"}, context)
+    assert (made["service"], made["model_requested"]) == ("groq-1", "small")
+    assert "is_cloud" not in made
+
+
+def test_models_that_the_caller_named_are_no_surprise() -> None:
+    told: list[str] = []
+    handlers = llm_handlers(Elsewhere(), warn=told.append)
+    context = Context(placement=Placement(service="groq-1", model="big"))
+    handlers["agent_action"](QUESTION | {"models": ["small", "big"]}, context)
+    assert told == []
+
+
+# --- load options -----------------------------------------------------------------------
+
+
+def test_options_that_would_load_a_model_anew_are_named_with_what_to_set_instead(
+    server: OllamaServer,
+) -> None:
+    told: list[str] = []
+    data = QUESTION | {"num_ctx": 8, "shift": False, "options": {"num_gpu": 1, "seed": 2}}
+    handlers = llm_handlers(OllamaBackend(server.url), warn=told.append)
+    result: Any = handlers["agent_action"](data, Context())
+    assert [each.partition(" ")[0] for each in result["ignored"]] == [
+        "num_ctx", "options.num_gpu", "shift",
+    ]  # fmt: skip
+    assert "D8_LOAD_OPTIONS" in result["ignored"][0]
+    assert len(told) == 1
+    assert server.chats[0]["options"].keys() == {"seed", "temperature", "num_predict"}
+    assert "shift" not in server.chats[0]
+
+
+def test_what_the_service_says_beyond_the_vocabulary_is_handed_on(server: OllamaServer) -> None:
+    server.extra = {"mood": "good"}
+    assert run(server, "agent_action", QUESTION)["extra"] == {"message": {"mood": "good"}}

@@ -378,3 +378,91 @@ def test_what_the_machine_has_no_thread_for_goes_back(
     assert (release.ids, release.reason) == ([task], slots.NO_THREAD.decode())
     broker.hand_out("chat", placement=SPOT)
     assert broker.result()["output"] == "done"
+
+
+def test_an_older_orchestrator_that_knows_no_services_is_served_as_before(
+    mesh: Mesh, broker: ScriptedBroker
+) -> None:
+    worker = mesh.worker(broker.port)
+    worker.register("chat", lambda data, context: str(context.placement))
+    worker.offer_services(["chat"], [SERVICE])
+    worker.start()
+    mesh.at_end(lambda: worker.stop(drain_s=1.0))
+    hello = broker.until(m.WorkerHello)
+    assert (hello.task_types, hello.window) == (["chat"], 0)
+    broker.until(m.Services)
+    broker.send(m.Refused(0, "protocol.error", "not a message to a broker"))
+    while broker.until(m.Heartbeat).window == 0:
+        pass
+    broker.hand_out("chat")
+    assert broker.result()["output"] == "None"
+
+
+def serve(mesh: Mesh, port: int, service: m.OfferedService, slots: int = 1) -> tuple[Worker, Gate]:
+    """Run a worker that answers chats with this service."""
+    worker, gate = mesh.worker(port, slots=slots), Gate()
+    worker.register("agent_action", gate)
+    worker.register("echo", lambda data: data["x"])
+    worker.offer_services(["agent_action"], [service])
+    worker.offer(["echo"])
+    mesh.run(worker)
+    return worker, gate
+
+
+def test_a_real_orchestrator_places_as_many_as_the_services_have_slots(mesh: Mesh) -> None:
+    port = mesh.broker()
+    many = m.OfferedModel("m:1b", is_loaded=True, slots=3, requests=1, output_tokens=9)
+    service = m.OfferedService("m1:11434", "ollama", "pi", "", False, 0, "m:1b", [many])
+    _, gate = serve(mesh, port, service)
+    client = mesh.client(port)
+    tasks = [client.submit("agent_action", {"model": "m:1b"}) for _ in range(5)]
+    gate.await_begun(3)
+    assert client.call("echo", {"x": 1}, timeout=PATIENCE_S)["output"] == 1
+    assert len(gate.contexts) == 3
+    placements = [context.placement for context in gate.contexts]
+    assert all(each and (each.service, each.model) == ("m1:11434", "m:1b") for each in placements)
+    gate.go.set()
+    for task in tasks:
+        assert task.result(PATIENCE_S)["output"] == "done"
+
+
+def test_what_runs_at_a_service_goes_on_while_a_real_orchestrator_is_started_anew(
+    mesh: Mesh,
+) -> None:
+    port = mesh.broker()
+    _, gate = serve(mesh, port, SERVICE, slots=4)
+    client = mesh.client(port)
+    first, second = (client.submit("agent_action", {}) for _ in range(2))
+    gate.await_begun()
+    mesh.stop_broker(*mesh.brokers[0])
+    mesh.broker(port=port)
+    assert client.call("echo", {"x": 1}, timeout=PATIENCE_S)["output"] == 1
+    assert len(gate.contexts) == 1  # its slot is known to be taken
+    gate.go.set()
+    for task in (first, second):
+        assert task.result(PATIENCE_S)["output"] == "done"
+    assert len({context.task_id for context in gate.contexts}) == len(gate.contexts) == 2
+
+
+def test_two_real_orchestrators_place_at_one_worker(mesh: Mesh) -> None:
+    ports = [mesh.broker(name, is_announced=True) for name in ("o1", "o2")]
+    worker, gate = mesh.worker(None, slots=1), Gate()
+    worker.register("agent_action", gate)
+    worker.offer_services(["agent_action"], [SERVICE])
+    worker.offer([])
+    mesh.run(worker)
+    until(lambda: len(worker.status()["orchestrators"]) == 2)  # type: ignore[arg-type]
+    tasks = [mesh.client(port).submit("agent_action", {}) for port in ports]
+    gate.await_begun(2)
+    gate.go.set()
+    for task in tasks:
+        assert task.result(PATIENCE_S)["output"] == "done"
+
+
+def test_a_placed_task_is_cancelled_by_who_submitted_it(mesh: Mesh) -> None:
+    port = mesh.broker()
+    worker, gate = serve(mesh, port, SERVICE)
+    task = mesh.client(port).submit("agent_action", {})
+    gate.await_begun()
+    assert task.cancel()
+    until(lambda: worker.status()["running"] == 0)

@@ -11,11 +11,9 @@ from typing import Any
 
 import pytest
 
-from d8mesh.backends.backend import Availability
 from d8mesh.processes import worker_console
 from d8mesh.processes.worker_console import INTERVAL_S, PATIENCE_S, REMIND_S, WorkerConsole
 
-TYPES = ("agent_action", "code_generation")
 AT = {"broker_id": "orch-1", "endpoint": "tcp://10.0.0.1:7010"}
 
 
@@ -167,38 +165,6 @@ def test_refusals_a_full_outbox_and_another_name_are_told(scene: Scene) -> None:
     assert scene.said(worker_id="bob-1") == [
         "another worker of the mesh is called bob: this one goes on as bob-1"
     ]
-
-
-def test_the_language_model_is_told_at_the_start_and_when_it_changes(scene: Scene) -> None:
-    def told(seen: Availability) -> list[str]:
-        scene.lines.clear()
-        scene.console.backend(seen, TYPES)
-        return list(scene.lines)
-
-    down = Availability(is_up=False, reason="Ollama does not answer")
-    assert told(down) == [
-        (
-            "no language model here, so agent_action and code_generation are not offered: "
-            "Ollama does not answer"
-        )
-    ]
-    assert told(down) == []
-    up = Availability(
-        is_up=True,
-        url="http://here",
-        models=("a", "b"),
-        default="b",
-        unfit={"nomic-embed-text": "makes embeddings: it cannot chat"},
-        warning="DEEPSEEK_MODEL=c is not installed",
-    )
-    assert told(up) == [
-        "Ollama at http://here: agent_action and code_generation with b; others: a",
-        "  nomic-embed-text is not offered: it makes embeddings: it cannot chat",
-        "note: DEEPSEEK_MODEL=c is not installed",
-    ]
-    assert told(up) == []
-    assert len(told(down)) == 1
-    assert told(up)[0].startswith("back: Ollama at http://here")
 
 
 def test_a_machine_without_mdns_is_told_what_helps(scene: Scene) -> None:

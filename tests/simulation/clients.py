@@ -92,6 +92,8 @@ class SimClient:
     def __init__(self, world: World, number: int) -> None:
         self.world = world
         self.name = f"c{number}"
+        #: the types and wishes of what it submits, in turn
+        self.kinds: tuple[tuple[str, str], ...] = (("echo", ""),)
         self.submissions: list[Submission] = []
         self.paused_until = 0.0
         self._line = Line(world, self.name)
@@ -121,10 +123,12 @@ class SimClient:
         for _ in range(count):
             world.counts.tasks += 1
             payloads.append(msgspec.msgpack.encode(f"task {world.counts.tasks}"))
+        kind, model = self.kinds[world.counts.tasks % len(self.kinds)]
         return m.Group(
-            "echo",
+            kind,
             rng.randint(1, 10),
             payloads,
+            model,
             deadline_s=rng.uniform(1, 60) if rng.random() < 0.1 else None,
             max_attempts=rng.choice((0, 0, 1)),
             is_fenced=rng.random() < 0.1,

@@ -25,6 +25,7 @@ from d8mesh.core.worker.effects import (
     Running,
     SendOn,
     Start,
+    StartPlaced,
     TakeBack,
     WorkerEffect,
 )
@@ -45,6 +46,8 @@ class SimWorker:
         self.name = f"w{number}"
         self.paused_until = 0.0
         self.outbox: dict[bytes, KeptResult] = {}
+        #: the types that services answer, and those that it reaches: set by `offer`
+        self._offered: tuple[tuple[str, ...], tuple[m.OfferedService, ...]] = ((), ())
         self._slots = rng.randint(1, 3)
         self._pace_s = rng.choice((0.05, 0.5, 2.0, 6.0))
         self._boots = 0
@@ -65,8 +68,14 @@ class SimWorker:
         self._running: list[tuple[float, Running]] = []
         self._aborted: set[bytes] = set()
         self._inbox: list[tuple[str, bytes]] = []
+        self.session.services.offer(*self._offered, self.world.now)
         for orchestrator in self.world.orchestrators:
             self._dial(orchestrator, self._boots)
+
+    def offer(self, types: Sequence[str], services: Sequence[m.OfferedService]) -> None:
+        """Reach these services from now on, and answer these types with them."""
+        self._offered = (tuple(types), tuple(services))
+        self.session.services.offer(*self._offered, self.world.now)
 
     def _dial(self, orchestrator: Orchestrator, boot: int) -> None:
         if boot != self._boots:
@@ -106,6 +115,8 @@ class SimWorker:
         self._start()
         ended = [self._end(running) for until, running in self._running if until <= now]
         self._running = [each for each in self._running if each[0] > now]
+        if self.session.services.due <= now:  # told before what failed there is given back
+            self._perform(self.session.tick(now))
         if ended:
             self._perform(self.session.finished(ended, now))
         running = [each for _, each in self._running]
@@ -118,16 +129,21 @@ class SimWorker:
             self._die()
 
     def _start(self) -> None:
+        while self._ready and self._in_slots() < self._slots:
+            self._begin(self._ready.pop(0))
+
+    def _in_slots(self) -> int:
+        return sum(running.attempt.placement is None for _, running in self._running)
+
+    def _begin(self, attempt: Attempt) -> None:
         world = self.world
-        while self._ready and len(self._running) < self._slots:
-            attempt = self._ready.pop(0)
-            world.counts.executions += 1
-            world.safety.note(attempt.id, f"{self.name} starts an attempt")
-            takes_s = world.rng.random() * (0.1 if world.is_kind else self._pace_s)
-            if not world.is_kind and world.rng.random() < 0.01:
-                world.counts.faults["handler hangs"] += 1
-                takes_s += 60.0
-            self._running.append((world.now + takes_s, Running(attempt, world.now)))
+        world.counts.executions += 1
+        world.safety.note(attempt.id, f"{self.name} starts an attempt")
+        takes_s = world.rng.random() * (0.1 if world.is_kind else self._pace_s)
+        if not world.is_kind and world.rng.random() < 0.01:
+            world.counts.faults["handler hangs"] += 1
+            takes_s += 60.0
+        self._running.append((world.now + takes_s, Running(attempt, world.now)))
 
     def _end(self, running: Running) -> Ended:
         attempt = running.attempt
@@ -139,6 +155,7 @@ class SimWorker:
             return (link, task_id, token, DROPPED, b"", lasted_s)
         luck = 0.0 if world.is_kind else rng.random()
         if luck > 0.98:
+            self._pause(attempt.placement)
             return (link, task_id, token, UNAVAILABLE, b"busy", lasted_s)
         if luck > 0.9:
             kind = m.REFUSED if luck > 0.97 else m.FAILED
@@ -149,6 +166,19 @@ class SimWorker:
             world.safety.produced.add((task_id, result))
         world.safety.note(task_id, f"{self.name} ends it: {('failed', 'done', 'refused')[kind]}")
         return (link, task_id, token, kind, result, lasted_s)
+
+    def _pause(self, placement: m.Placement | None) -> None:
+        """A service could not: its model is paused, and well again after a while."""
+        if placement is None:
+            return
+        session, world = self.session, self.world
+        name, model = placement.service, placement.model
+        session.services.measured(name, [m.OfferedModel(model, paused="busy")], world.now)
+
+        def probe() -> None:
+            session.services.measured(name, [m.OfferedModel(model)], world.now)
+
+        world.after(world.rng.random() * 5, probe)
 
     def _result(self, payload: bytes) -> bytes:
         output = msgspec.msgpack.decode(payload)
@@ -170,8 +200,8 @@ class SimWorker:
                 self.world.safety.causes.says(self.name, effect.message)
                 if wire is not None:
                     wire.send(encode(effect.message))
-            case Start():
-                self._ready += effect.attempts
+            case Start() | StartPlaced():
+                self._take(effect)
             case Abort():
                 self._aborted.update(effect.tokens)
                 # A handler that hangs notices that it is cancelled.
@@ -192,6 +222,13 @@ class SimWorker:
                 self.world.safety.fail(self.name, "two links to one orchestrator")
             case _:
                 pass
+
+    def _take(self, effect: Start | StartPlaced) -> None:
+        if isinstance(effect, Start):
+            self._ready += effect.attempts
+        else:
+            for attempt in effect.attempts:
+                self._begin(attempt)
 
     def _take_back(self, effect: TakeBack) -> None:
         mine = [a for a in self._ready if a.link == effect.link]

@@ -6,6 +6,7 @@ last line, and what tells it of this worker.
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -22,8 +23,8 @@ from d8mesh.errors import BackendError, BackendLimitError
 
 #: What services count a minute by: any of so many seconds.
 MINUTE_S: Final = 60.0
-#: A request counts so much longer here: it may have come to the service later than it was sent.
-LATE_S: Final = 2.0
+#: A minute is taken for so much longer here: no two clocks go alike.
+LATE_S: Final = 1.0
 #: Models of one account that are remembered; more are names that were made up.
 MAX_ACCOUNT_MODELS: Final = 200
 #: What was estimated as larger than a whole minute by this much can never fit; else it may.
@@ -50,9 +51,11 @@ class Booking:
     """One request that was sent, or is about to be."""
 
     model: str
-    #: monotonic seconds
-    sent: float
+    #: monotonic seconds: when it was sent, and once the service has answered, when that was:
+    #: it counts there from some moment between the two
+    since: float
     tokens: int
+    has_arrived: bool = False
 
 
 @dataclass(slots=True)
@@ -98,7 +101,7 @@ class Account:
         self._provider, self._limits, self._day = provider, limits, day
         self.service_id = service_id
         self._clock, self._wall = clocks.now, clocks.at
-        self._minute_s, self._span_s = minute_s, minute_s * (1 + LATE_S / MINUTE_S)
+        self._span_s = minute_s + LATE_S * minute_s / MINUTE_S
         self._models: dict[str, ModelUse] = {}
         self._path: Path | None = None
         self._lock = threading.Lock()
@@ -127,18 +130,20 @@ class Account:
             self._save()
             return booking
 
-    def settle(self, booking: Booking, tokens: int) -> None:
-        """Correct what a request took; the service has answered it."""
+    def arrived(self, booking: Booking) -> None:
+        """Note that the service has a request for certain by now; it counts from here on."""
         with self._lock:
+            self._arrived(booking)
+
+    def settle(self, booking: Booking, tokens: int) -> None:
+        """Correct what a request took; the service has answered it, or nobody waits any more."""
+        with self._lock:
+            self._arrived(booking)
             use = self._use(booking.model)
             use.day_tokens = max(0, use.day_tokens + tokens - booking.tokens)
             booking.tokens = tokens
-            use.overloads = 0 if tokens else use.overloads
+            use.overloads = 0 if tokens else use.overloads  # 0: it was refused
             self._save()
-
-    def give_back(self, booking: Booking) -> None:
-        """Take a request's tokens back: the service refused it. It counts as a request."""
-        self.settle(booking, 0)
 
     # --- learning
 
@@ -192,7 +197,7 @@ class Account:
                 minute_tokens=bounds.minute_tokens,
                 day_requests_bound=bounds.day_requests,
                 day_tokens_bound=bounds.day_tokens,
-                recent=[(max(0.0, now - b.sent), b.tokens) for b in use.recent[-MAX_RECENT:]],
+                recent=[(_age_s(each, now), each.tokens) for each in use.recent[-MAX_RECENT:]],
                 day_requests=use.day_requests,
                 day_tokens=use.day_tokens,
                 day_left_s=max(0.0, use.day_ends_at - at),
@@ -211,9 +216,10 @@ class Account:
             for model, each in kept.models.items():
                 use = self._use(model)
                 use.recent += [
-                    Booking(model, now - max(0.0, at - sent_at), n) for sent_at, n in each.recent
+                    Booking(model, now - max(0.0, at - since_at), n, has_arrived=True)
+                    for since_at, n in each.recent
                 ]
-                use.recent.sort(key=lambda booking: booking.sent)
+                use.recent.sort(key=_since)
                 if each.day_ends_at > at:
                     use.day_ends_at = each.day_ends_at
                     use.day_requests += each.day_requests
@@ -230,7 +236,7 @@ class Account:
         now, at = self._clock(), self._wall()
         models = {
             model: ledger.KeptUse(
-                recent=[(max(0.0, at - (now - each.sent)), each.tokens) for each in use.recent],
+                recent=[(max(0.0, at - _age_s(each, now)), each.tokens) for each in use.recent],
                 day_ends_at=use.day_ends_at,
                 day_requests=use.day_requests,
                 day_tokens=use.day_tokens,
@@ -253,12 +259,16 @@ class Account:
             del self._models[next(iter(self._models))]
         use = self._models.setdefault(model, ModelUse())
         now, at = self._clock(), self._wall()
-        while use.recent and now - use.recent[0].sent >= self._span_s:
-            use.recent.pop(0)
+        use.recent = [each for each in use.recent if _age_s(each, now) < self._span_s]
         if at >= use.day_ends_at:
             use.day_ends_at = day_end_at(self._day, at)
             use.day_requests = use.day_tokens = 0
         return use
+
+    def _arrived(self, booking: Booking) -> None:
+        if not booking.has_arrived:
+            booking.since, booking.has_arrived = self._clock(), True
+            self._use(booking.model).recent.sort(key=_since)
 
     def _bounds(self, model: str, use: ModelUse) -> Bounds:
         given = set_bounds(self._limits, self._provider, model)
@@ -290,7 +300,7 @@ class Account:
         recent = use.recent
         if bounds.minute_requests and len(recent) >= bounds.minute_requests:
             first = recent[len(recent) - bounds.minute_requests]
-            return self._span_s - (now - first.sent), (
+            return self._span_s - _age_s(first, now), (
                 f"all {bounds.minute_requests} requests of this minute are used up"
             )
         over = sum(each.tokens for each in recent) + tokens - bounds.minute_tokens
@@ -298,10 +308,19 @@ class Account:
             for each in recent:
                 over -= each.tokens
                 if over <= 0:
-                    return self._span_s - (now - each.sent), (
+                    return self._span_s - _age_s(each, now), (
                         f"the {bounds.minute_tokens} tokens of this minute are used up"
                     )
         return 0.0, ""
+
+
+def _since(booking: Booking) -> float:
+    return booking.since if booking.has_arrived else math.inf
+
+
+def _age_s(booking: Booking, now: float) -> float:
+    """Return for how long a request counts already; none, while it may be under way."""
+    return max(0.0, now - booking.since) if booking.has_arrived else 0.0
 
 
 def _kept_until_at(at: float, left_s: float) -> float:

@@ -21,7 +21,7 @@ from d8mesh.backends.ollama import models
 from d8mesh.backends.ollama.bodies import Defaults, Loading, max_output_tokens, question_of
 from d8mesh.backends.ollama.catalogue import Catalogue, Installed
 from d8mesh.backends.ollama.chat import AnswerLines
-from d8mesh.backends.ollama.connection import OllamaRequest, asking
+from d8mesh.backends.ollama.connection import OllamaRequest, asking, import_package
 from d8mesh.backends.ollama.embed import embeddings
 from d8mesh.backends.ollama.faults import SERVICE, is_not_found
 from d8mesh.backends.ollama.selection import MAX_NAMED, chosen, named, placed, wished
@@ -54,6 +54,9 @@ PROBE_S: Final = 3.0
 PROBE_AGE_S: Final = 30.0
 #: What a model is asked to see whether it generates, or makes vectors.
 CHECK_TEXT: Final = "1"
+#: The last line of an answer to a prompt may hold the context: some 8 bytes for each of a million
+#: tokens.
+MAX_LAST_LINE_BYTES: Final = 8 * 1024 * 1024
 #: Pieces that may come beyond the bound of tokens: a token may be told in two.
 SPARE_PIECES: Final = 64
 
@@ -116,6 +119,10 @@ class OllamaBackend:
         with self._lock:
             return self._probe()
 
+    def prepare(self) -> None:
+        """Make ready for the first request, once Ollama answers."""
+        import_package()
+
     def chat(self, request: ChatRequest, run: ChatRun) -> Completion:
         """Return Ollama's answer; see `LlmService.chat` and `streaming.completion`.
 
@@ -128,7 +135,8 @@ class OllamaBackend:
         def ask(run: ChatRun) -> Completion:
             url, loading = self._chat_target(request, run.placement)
             path, body = question_of(request, loading, self._defaults)
-            reader = asking(OllamaRequest(url=url, path=path, body=body), AnswerLines().piece_of)
+            asked = OllamaRequest(url=url, path=path, body=body, line_bytes=MAX_LAST_LINE_BYTES)
+            reader = asking(asked, AnswerLines().piece_of)
             with self._doubted():
                 return completion(reader, loading.model, run, max_pieces=most)
 
@@ -166,7 +174,7 @@ class OllamaBackend:
 
     def check(self, model: ModelInfo, *, within_s: float) -> None:
         """Make `model` say one token, or make one vector if that is what it is capable of."""
-        loading = self._loading(model.name, None)
+        loading = self._loading(model.name, None, model)
         within = ChatRun(is_cancelled=lambda: False, deadline_s=within_s, first_token_s=within_s)
         if EMBEDDING in model.can and COMPLETION not in model.can:
             request = EmbeddingRequest(texts=(CHECK_TEXT,), model=model.name)
@@ -242,10 +250,12 @@ class OllamaBackend:
             raise BackendUnavailableError(offer.reason)
         return offer.embedders
 
-    def _loading(self, model: str, placement: Placement | None) -> Loading:
+    def _loading(
+        self, model: str, placement: Placement | None, info: ModelInfo | None = None
+    ) -> Loading:
         """Return how `model` is to be loaded: the context that it has is kept.
 
-        Without a placement it is as the last one said.
+        Without a placement it is as the last one said; without `info` as it was seen last.
         """
         if placement is None:
             options = self._options.get(model, {})
@@ -253,7 +263,8 @@ class OllamaBackend:
             options = {k: v for k, v in placement.options.items() if k in LOAD_OPTIONS}
             self._options[model] = options
         seen = self._seen
-        info = None if seen is None else seen[1].details.get(model)
+        if info is None and seen is not None:
+            info = seen[1].details.get(model)
         if info is not None and info.is_loaded and info.context_length:
             options = {**options, "num_ctx": info.context_length}
         return Loading(

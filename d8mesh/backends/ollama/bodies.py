@@ -15,9 +15,9 @@ from d8mesh.core.protocol.keep_alive import keep_alive_s
 
 #: Ollama keeps the model loaded for so long after an answer: the next task finds it there.
 KEEP_ALIVE: Final = "15m"
-_KEPT_S: Final = 900.0
+_USUAL_KEPT_S: Final = 900.0
 #: No answer is longer, whatever a task says: the longest contexts that machines of a LAN hold.
-MAX_OUTPUT_TOKENS: Final = 262_144
+MOST_TOKENS: Final = 262_144
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,7 +41,7 @@ class Loading:
     def kept(self, wished: object) -> object:
         """Return the ``keep_alive`` to send: while others wait no shorter one than the usual."""
         wished_s = keep_alive_s(wished)
-        if wished_s is None or (self.waiting and wished_s < _KEPT_S):
+        if wished_s is None or (self.waiting and wished_s < _USUAL_KEPT_S):
             return KEEP_ALIVE
         return wished
 
@@ -49,7 +49,7 @@ class Loading:
 def max_output_tokens(request: ChatRequest, defaults: Defaults) -> int:
     """Return the bound of the answer; there always is one."""
     own = request.max_tokens
-    return min(defaults.max_tokens if own is None else own, MAX_OUTPUT_TOKENS)
+    return min(defaults.max_tokens if own is None else own, MOST_TOKENS)
 
 
 def question_of(

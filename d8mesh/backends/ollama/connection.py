@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import httpx
 
 #: The answer of which nothing is read but whether it came.
-_NOTHING: Final = b"null"
+_NO_BODY: Final = b"null"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +40,8 @@ class OllamaRequest:
     method: str = "POST"
     #: the answer is one text of at most so many bytes; 0: it comes in lines
     whole_bytes: int = 0
+    #: of one line, if it comes in lines
+    line_bytes: int = MAX_LINE_BYTES
 
 
 def asking(question: OllamaRequest, piece_of: Callable[[Any], PartT]) -> AnswerReader[PartT]:
@@ -50,9 +52,17 @@ def asking(question: OllamaRequest, piece_of: Callable[[Any], PartT]) -> AnswerR
             if question.whole_bytes:
                 yield _whole(response, question.whole_bytes)
             else:
-                yield from lines_of(SERVICE, response.iter_raw(), max_line_bytes=MAX_LINE_BYTES)
+                yield from lines_of(
+                    SERVICE, response.iter_raw(), max_line_bytes=question.line_bytes
+                )
 
     return AnswerReader(SERVICE, question.url, lines=lines, piece_of=piece_of, refused=refused)
+
+
+def import_package() -> None:
+    """Import what the first request needs, half a second's work, before there is one."""
+    with contextlib.suppress(Exception):  # a request says what is wrong with it
+        from ollama import Client  # noqa: F401
 
 
 @contextlib.contextmanager
@@ -88,4 +98,4 @@ def _whole(response: httpx.Response, max_bytes: int) -> bytes:
         found += chunk
         if len(found) > max_bytes:
             raise BackendTooLargeError(f"{SERVICE} sent more than {max_bytes} bytes")
-    return bytes(found) if found.strip() else _NOTHING
+    return bytes(found) if found.strip() else _NO_BODY

@@ -42,9 +42,7 @@ def _cloud(
     provider: Provider, config: Config, row: tuple[str, str | None, str | None]
 ) -> list[OpenAIBackend]:
     url, key, model = row
-    is_asked_for = (
-        config.worker_type == provider.kind or getattr(config, "cloud", "never") != "never"
-    )
+    is_asked_for = config.worker_type == provider.kind or config.cloud != "never"
     if key is None or not is_asked_for:
         return []
     account = Account(

@@ -49,7 +49,7 @@ TOKENS_PER_IMAGE: Final = 1000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Body:
+class AskedBody:
     """A request as it is sent."""
 
     path: str
@@ -59,11 +59,11 @@ class Body:
     #: about how many tokens the account is charged with
     tokens: int
 
-    def without(self, names: frozenset[str]) -> Body:
+    def without(self, names: frozenset[str]) -> AskedBody:
         """Return it without fields that the service has refused by name."""
         gone = [name for name in self.fields if name in names]
         named = {DROPPABLE[name] for name in gone} - {""}
-        return Body(
+        return AskedBody(
             path=self.path,
             fields={name: value for name, value in self.fields.items() if name not in gone},
             ignored=tuple(sorted({*self.ignored, *named})),
@@ -73,7 +73,7 @@ class Body:
 
 def chat_body(
     provider: Provider, request: ChatRequest, *, model: str, temperature: float, max_tokens: int
-) -> Body:
+) -> AskedBody:
     """Return a chat, or a completion where the request needs one.
 
     Raises:
@@ -102,10 +102,10 @@ def chat_body(
     if provider.has_usage_option and fields["stream"]:
         fields["stream_options"] = {"include_usage": True}
     tokens = _prompt_tokens(request) + (bound if provider.counts_max_tokens else 0)
-    return Body(path=path, fields=fields, ignored=tuple(sorted(ignored)), tokens=tokens)
+    return AskedBody(path=path, fields=fields, ignored=tuple(sorted(ignored)), tokens=tokens)
 
 
-def embedding_body(provider: Provider, request: EmbeddingRequest, *, model: str) -> Body:
+def embedding_body(provider: Provider, request: EmbeddingRequest, *, model: str) -> AskedBody:
     """Return what asks for vectors.
 
     Raises:
@@ -123,7 +123,7 @@ def embedding_body(provider: Provider, request: EmbeddingRequest, *, model: str)
     ignored = {*(f"options.{name}" for name in request.options)}
     ignored |= {name for name in request.more if name not in _ONLY_LOCAL}
     size = sum(len(text.encode("utf-8", "replace")) for text in request.texts)
-    return Body(
+    return AskedBody(
         path="/embeddings",
         fields=fields,
         ignored=tuple(sorted(ignored)),
@@ -131,7 +131,7 @@ def embedding_body(provider: Provider, request: EmbeddingRequest, *, model: str)
     )
 
 
-def refused_fields(fault: ServiceFault, body: Body) -> frozenset[str]:
+def refused_fields(fault: ServiceFault, body: AskedBody) -> frozenset[str]:
     """Return which fields of `body` a service refuses by name; it can do without them.
 
     Many say only what they do not know ("Unknown name \"seed\"", "'logprobs' is not supported").

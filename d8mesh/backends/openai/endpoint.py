@@ -11,23 +11,21 @@ import ssl
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final
 
 from d8mesh.backends.openai.answers import END, events
 from d8mesh.backends.openai.faults import ServiceFault, fault_in
-from d8mesh.backends.streaming import CONNECT_S, AnswerReader, Part, RefusedAnswer, lines_of, said
+from d8mesh.backends.streaming import CONNECT_S, AnswerReader, PartT, RefusedAnswer, lines_of, said
 from d8mesh.errors import BackendError, BackendTooLargeError, D8Error
 
 if TYPE_CHECKING:
     import httpx
 
 #: An answer in one piece: a thousand vectors of 1,024 numbers, 20 characters each, and some room.
-MAX_BODY_BYTES: Final = 32 * 1024 * 1024
+MAX_WHOLE_BYTES: Final = 32 * 1024 * 1024
 #: What is shown in place of a key.
-HIDDEN: Final = "(hidden)"
+KEY_SHOWN_AS: Final = "(hidden)"
 _EVENTS: Final = "text/event-stream"
-
-P = TypeVar("P", bound=Part)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,16 +66,16 @@ class Endpoint:
         path: str,
         body: Mapping[str, Any] | None,
         *,
-        piece_of: Callable[[Any], P],
+        piece_of: Callable[[Any], PartT],
         hearing: Hearing,
-    ) -> AnswerReader[P]:
+    ) -> AnswerReader[PartT]:
         """Begin a POST of `body`, or a GET; the parts are those of a stream, or all and `END`.
 
         A `path` that is a whole URL must be of this service.
         """
         url = path if path.startswith("http") else self.url + path
 
-        def lines(reader: AnswerReader[P]) -> Iterator[bytes]:
+        def lines(reader: AnswerReader[PartT]) -> Iterator[bytes]:
             with contextlib.closing(self._client(reader.hooks)) as client:
                 method = "GET" if body is None else "POST"
                 with client.stream(method, url, json=body) as response:
@@ -91,7 +89,7 @@ class Endpoint:
 
     def redacted(self, text: str) -> str:
         """Return a service's words without the key, which some repeat."""
-        return text.replace(self._key, HIDDEN) if self._key else text
+        return text.replace(self._key, KEY_SHOWN_AS) if self._key else text
 
     def _client(self, hooks: dict[str, list[Callable[..., Any]]]) -> httpx.Client:
         try:
@@ -125,7 +123,7 @@ class Endpoint:
         content = bytearray()
         for chunk in response.iter_raw():
             content += chunk
-            if len(content) > MAX_BODY_BYTES:
+            if len(content) > MAX_WHOLE_BYTES:
                 raise BackendTooLargeError(f"{self.title} sent more than an answer may hold")
         if content.lstrip().startswith((b"data:", b":")):  # a stream under another name
             yield from events(lines_of(self.title, [bytes(content)]))

@@ -18,7 +18,7 @@ from typing import Any, Final
 from d8mesh.backends.streaming import shown
 
 #: Longer than any provider makes one wait for a minute's end; what says more is a day's end.
-MAX_WAIT_S: Final = 2 * 86_400.0
+MAX_TOLD_WAIT_S: Final = 2 * 86_400.0
 #: Groq: ``2m59.56s``, ``7.66s``, ``1h2m3s``, ``250ms``.
 _SPAN: Final = re.compile(r"(\d+(?:\.\d+)?)(ms|us|h|m|s)")
 _UNITS_S: Final = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001, "us": 0.000001}
@@ -244,4 +244,4 @@ def _gemini_bounds(violations: list[Mapping[str, Any]]) -> dict[str, int]:
 def _bounded(seconds: float) -> float:
     if not seconds >= 0:  # also true for NaN
         raise ValueError(seconds)
-    return min(seconds, MAX_WAIT_S)
+    return min(seconds, MAX_TOLD_WAIT_S)

@@ -23,7 +23,7 @@ NO_CHAT: Final = "is not for chats"
 SWITCHED_OFF: Final = "is switched off by its provider"
 #: Names of models for vectors, and of models for speech, pictures, moderation.
 _VECTORS: Final = re.compile(r"embed|(?:\A|/)(?:bge|gte|e5|all-minilm|multilingual-e5)[-_]")
-_OTHERS: Final = re.compile(
+_NOT_FOR_CHATS: Final = re.compile(
     r"whisper|tts\b|-tts|orpheus|speech|audio|prompt-guard|llama-guard|rerank"
     r"|imagen|veo|lyria|\baqa\b|-image|-live|robotics|computer-use"
 )
@@ -117,7 +117,7 @@ def _why_not(provider: Provider, row: Mapping[str, Any], name: str) -> str:
     is_vectors = _VECTORS.search(plain) is not None
     if is_vectors and not provider.has_embeddings:
         return NO_CHAT
-    return NO_CHAT if not is_vectors and _OTHERS.search(plain) else ""
+    return NO_CHAT if not is_vectors and _NOT_FOR_CHATS.search(plain) else ""
 
 
 def _info(row: Mapping[str, Any], name: str, state: str) -> ModelInfo:

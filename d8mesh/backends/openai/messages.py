@@ -14,7 +14,7 @@ from d8mesh.backends.openai.providers import Provider
 from d8mesh.core.protocol.chat import JsonObject
 
 #: How base64 of a picture begins, and what it then is.
-_KINDS: Final = {"iVBOR": "png", "/9j/": "jpeg", "R0lGOD": "gif", "UklGR": "webp"}
+_PICTURES: Final = {"iVBOR": "png", "/9j/": "jpeg", "R0lGOD": "gif", "UklGR": "webp"}
 _JPEG: Final = "jpeg"
 #: Fields of a message that have a place in OpenAI's form; ``thinking`` of earlier answers has none,
 #: and no model needs it.
@@ -95,7 +95,7 @@ def _answered(message: JsonObject, open_calls: list[tuple[str, str]]) -> str:
 def _parts(text: str, images: Iterable[str]) -> list[dict[str, Any]]:
     parts: list[dict[str, Any]] = [{"type": "text", "text": text}] if text else []
     for image in images:
-        kind = next((kind for head, kind in _KINDS.items() if image.startswith(head)), _JPEG)
+        kind = next((kind for head, kind in _PICTURES.items() if image.startswith(head)), _JPEG)
         url = f"data:image/{kind};base64,{image}"
         parts.append({"type": "image_url", "image_url": {"url": url}})
     return parts

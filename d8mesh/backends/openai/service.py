@@ -14,7 +14,7 @@ from d8mesh.backends.accounts.bounds import bounds_of
 from d8mesh.backends.backend import Availability, ChatRun, ModelInfo
 from d8mesh.backends.openai import listing
 from d8mesh.backends.openai.answers import Assembly
-from d8mesh.backends.openai.bodies import Body, chat_body, embedding_body, refused_fields
+from d8mesh.backends.openai.bodies import AskedBody, chat_body, embedding_body, refused_fields
 from d8mesh.backends.openai.endpoint import Endpoint, Hearing, Whole
 from d8mesh.backends.openai.faults import Period, ServiceFault, bounds_in, fault_of, used_up_in
 from d8mesh.backends.openai.providers import Provider
@@ -56,7 +56,7 @@ CLOUD_SLOTS: Final = 4
 #: Added to what a service asks to wait: its clock and ours differ.
 WAIT_MARGIN_S: Final = 0.5
 
-_Answer = TypeVar("_Answer", Completion, Embeddings)
+_Made = TypeVar("_Made", Completion, Embeddings)
 
 
 class OpenAIBackend:
@@ -238,7 +238,7 @@ class OpenAIBackend:
             max_tokens=self._config.max_tokens,
         )
 
-        def ask(body: Body, heard: Hearing) -> tuple[Completion, int]:
+        def ask(body: AskedBody, heard: Hearing) -> tuple[Completion, int]:
             assembly = Assembly(self._provider, heard.failed)
             reader = self._endpoint.ask(
                 body.path, body.fields, piece_of=assembly.piece_of, hearing=heard
@@ -261,7 +261,7 @@ class OpenAIBackend:
         body = embedding_body(self._provider, request, model=self._ids.get(model, model))
         count = len(request.texts)
 
-        def ask(body: Body, heard: Hearing) -> tuple[Embeddings, int]:
+        def ask(body: AskedBody, heard: Hearing) -> tuple[Embeddings, int]:
             reader = self._endpoint.ask(body.path, body.fields, piece_of=Whole, hearing=heard)
             answer = next(parts(reader, run)).answer
             fault = fault_of(answer)
@@ -333,45 +333,50 @@ class OpenAIBackend:
         self._seen = None
 
     def _booked(
-        self, model: str, body: Body, ask: Callable[[Body, Hearing], tuple[_Answer, int]]
-    ) -> _Answer:
+        self, model: str, body: AskedBody, ask: Callable[[AskedBody, Hearing], tuple[_Made, int]]
+    ) -> _Made:
         """Ask, within what the account allows; without the fields that the service refuses."""
         body = body.without(self._refused.get(model, frozenset()))
         for _ in range(MAX_REFUSALS):
             faults: list[ServiceFault] = []
             booking = None if self._account is None else self._account.begin(model, body.tokens)
             try:
-                answer, tokens = ask(body, self._hearing(model, faults))
-            except BackendError:
-                if booking is not None and faults and self._account is not None:
-                    self._account.give_back(booking)
+                answer, tokens = ask(body, self._hearing(model, faults, booking))
+            except BaseException as error:
+                self._settle(booking, 0 if faults else None)
+                if not isinstance(error, BackendError):
+                    raise
                 names = refused_fields(faults[0], body) if faults else frozenset()
                 if not names:
                     raise
                 self._refused[model] = self._refused.get(model, frozenset()) | names
                 body = body.without(names)
             else:
-                self._settle(booking, tokens)
+                self._settle(booking, tokens or None)
                 return answer
         raise BackendError(f"{self._provider.title} refuses one field after another")
 
-    def _settle(self, booking: Booking | None, tokens: int) -> None:
+    def _settle(self, booking: Booking | None, tokens: int | None) -> None:
+        """Correct what a request took; None: nobody knows."""
         if booking is not None and self._account is not None:
-            self._account.settle(booking, tokens or booking.tokens)
+            self._account.settle(booking, booking.tokens if tokens is None else tokens)
 
-    def _hearing(self, model: str, faults: list[ServiceFault]) -> Hearing:
+    def _hearing(self, model: str, faults: list[ServiceFault], booking: Booking | None) -> Hearing:
         def failed(fault: ServiceFault) -> D8Error:
             faults.append(fault)
             return self._error(model, fault)
 
-        return Hearing(failed=failed, headers=lambda headers: self._learn(model, headers))
+        def headers(headers: Mapping[str, str]) -> None:
+            if booking is not None and self._account is not None:
+                self._account.arrived(booking)
+                self._learn(self._account, model, headers)
 
-    def _learn(self, model: str, headers: Mapping[str, str]) -> None:
-        if self._account is None:
-            return
-        self._account.learn(model, bounds_in(headers))
+        return Hearing(failed=failed, headers=headers)
+
+    def _learn(self, account: Account, model: str, headers: Mapping[str, str]) -> None:
+        account.learn(model, bounds_in(headers))
         if (used_up := used_up_in(headers)) is not None:
-            self._account.block(model, *used_up)
+            account.block(model, *used_up)
 
     # --- what its refusals mean
 

@@ -97,6 +97,7 @@ class Service:
         self._meters = Meters(self._changed, clock=clock)
         self._place = Whereabouts("", "", is_local=False)
         self._placed_url, self._placed_at = "", float("-inf")
+        self._is_ready = False
 
     # ------------------------------------------------------------------ what it is
 
@@ -150,6 +151,9 @@ class Service:
         self.needs_look.clear()
         before, seen = self.seen, self.backend.probe()
         self._find_place(seen)
+        if seen.is_up and not self._is_ready:
+            self._is_ready = True
+            getattr(self.backend, "prepare", lambda: None)()
         self.seen = seen
         if self.is_useful:  # else it may come back, and what was measured of it still holds
             anew = [

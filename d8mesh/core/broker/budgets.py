@@ -1,9 +1,8 @@
 """What accounts with services in the cloud allow, and what of that is used.
 
-A bound for a minute holds for any sixty seconds, counted over all workers that use the account.
-What we placed is counted from the moment it is placed; what workers tell that they sent is the
-better word of the two, as it knows of other orchestrators and of what was before our start. Of
-what a worker told and what we placed with it the larger counts, so neither is forgotten.
+A bound for a minute holds for any sixty seconds, counted over all workers that use the account. A
+request counts from the moment it is placed; once its worker has told of it, as that tells it. What
+workers tell covers other orchestrators, and what was before our start.
 """
 
 from __future__ import annotations
@@ -16,40 +15,53 @@ from typing import Final
 from d8mesh.core.broker.standings import BudgetLeft
 from d8mesh.core.protocol.messages import Budget
 
-#: A window of this much is kept free of more than is allowed: between the placing of a request and
-#: its arrival at the service lies the way there, of which we know only that it is short.
 MINUTE_S: Final = 60.0
+#: A minute is taken for so much longer: between the placing of a request and its arrival at the
+#: service lies the way there, of which we know only that it is short; from where its worker told
+#: that it was sent, less.
 BUDGET_MARGIN_S: Final = 3.0
-WINDOW_S: Final = MINUTE_S + BUDGET_MARGIN_S
-#: What was placed so shortly before a worker told of itself may not be in what it told.
-ON_THE_WAY_S: Final = 1.0
+SENT_MARGIN_S: Final = 0.5
 
 
 @dataclass(slots=True, eq=False)
 class _Share:
-    """What one worker has used: as it told, and as we placed it."""
+    """What one worker has used: as it told, and what we placed with it since.
+
+    Both are when each request counts no more (monotonic), and its tokens.
+    """
 
     told: Budget
     told_since: float
-    #: when each request was sent (monotonic), and its tokens
     recent: list[tuple[float, int]]
     placed: deque[tuple[float, int]] = field(default_factory=deque)
 
+    def tell(self, budget: Budget, now: float) -> None:
+        """Take in what the worker tells now: of what we placed that is what was sent meanwhile."""
+        before = len([until for until, _ in self.recent if until - SENT_MARGIN_S > now])
+        if budget.day_requests or self.told.day_requests:
+            sent = budget.day_requests - self.told.day_requests
+            sent = sent if sent >= 0 else budget.day_requests  # a new day has begun
+        else:
+            sent = len(budget.recent) - before
+        for _ in range(min(sent, len(self.placed))):
+            self.placed.popleft()
+        self.told, self.told_since = budget, now
+        self.recent = _recent(budget, now)
+
     def used(self, now: float) -> list[tuple[float, int]]:
         """Return what counts of the last minute."""
-        since = now - WINDOW_S
-        told = [each for each in self.recent if each[0] > since]
-        ours = [each for each in self.placed if each[0] > since]
-        later = [each for each in ours if each[0] > self.told_since - ON_THE_WAY_S]
-        return max(told + later, ours, key=len)
+        return [each for each in (*self.recent, *self.placed) if each[0] > now]
 
     def day(self, now: float) -> tuple[int, int]:
         """Return requests and tokens since the day of the account began."""
         is_over = now >= self.told_since + self.told.day_left_s
-        since = self.told_since + self.told.day_left_s if is_over else self.told_since
-        later = [tokens for at, tokens in self.placed if at > since - ON_THE_WAY_S]
-        before = (0, 0) if is_over else (self.told.day_requests, self.told.day_tokens)
-        return (before[0] + len(later), before[1] + sum(later))
+        told = (0, 0) if is_over else (self.told.day_requests, self.told.day_tokens)
+        later = [tokens for until, tokens in self.placed if until > now]
+        return (told[0] + len(later), told[1] + sum(later))
+
+
+def _recent(budget: Budget, now: float) -> list[tuple[float, int]]:
+    return [(now - ago_s + MINUTE_S + SENT_MARGIN_S, tokens) for ago_s, tokens in budget.recent]
 
 
 class BudgetBook:
@@ -60,21 +72,20 @@ class BudgetBook:
 
     def tell(self, worker_id: str, budget: Budget, now: float) -> None:
         """Take in what a worker tells of the account."""
-        recent = [(now - ago_s, tokens) for ago_s, tokens in budget.recent]
         share = self._shares.get(worker_id)
         if share is None:
-            self._shares[worker_id] = _Share(budget, now, recent)
+            self._shares[worker_id] = _Share(budget, now, _recent(budget, now))
         else:
-            share.told, share.told_since, share.recent = budget, now, recent
+            share.tell(budget, now)
 
     def place(self, worker_id: str, tokens: int, now: float) -> None:
         """Count a request that is placed now."""
         share = self._shares.get(worker_id)
         if share is None:
             share = self._shares[worker_id] = _Share(Budget(), now, [])
-        while share.placed and share.placed[0][0] <= min(now - WINDOW_S, share.told_since):
+        while share.placed and share.placed[0][0] <= now:
             share.placed.popleft()
-        share.placed.append((now, tokens))
+        share.placed.append((now + MINUTE_S + BUDGET_MARGIN_S, tokens))
 
     def fits(self, tokens: int) -> bool:
         """Return whether a request of so many tokens can ever go there."""
@@ -88,14 +99,14 @@ class BudgetBook:
         used = sorted(each for share in shares for each in share.used(now))
         most = _least(share.told.minute_requests for share in shares)
         if most and len(used) >= most:
-            waits.append(used[len(used) - most][0] + WINDOW_S - now)
+            waits.append(used[len(used) - most][0] - now)
         room = _least(share.told.minute_tokens for share in shares)
         over = sum(each for _, each in used) + tokens - room
-        for at, each in used if room else ():
+        for until, each in used if room else ():
             if over <= 0:
                 break
             over -= each
-            waits.append(at + WINDOW_S - now)
+            waits.append(until - now)
         return max(*waits, self._day_wait_s(tokens, now), 0.0)
 
     def _day_wait_s(self, tokens: int, now: float) -> float:

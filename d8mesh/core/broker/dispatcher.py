@@ -95,7 +95,7 @@ class Dispatcher:
         self._outcomes = outcomes = TaskOutcomes(state, streaming)
         self._returns = returns = Returns(state, outcomes)
         self._scheduler = scheduler = Scheduler(state, outcomes)
-        self._service_scheduler = ServiceScheduler(state, scheduler)
+        self._service_scheduler = ServiceScheduler(state, scheduler, outcomes)
         self._worker_sessions = WorkerSessions(state, outcomes, returns, streaming)
         self._polling = Polling(state, scheduler, outcomes, returns)
         self._admission = admission = Admission(state, scheduler)
@@ -129,10 +129,8 @@ class Dispatcher:
                 self._worker_sessions.release(worker, message)
             case m.Chunks() if worker:
                 self._worker_sessions.chunks(worker, message)
-            case m.Measured() if worker:
-                self._worker_sessions.measured(worker, message)
-            case m.Services() if worker:
-                self._worker_sessions.services(worker, message)
+            case m.Measured() | m.Services() if worker:
+                self._worker_sessions.take_offer(worker, message)
             case m.Watch() if client:
                 self._client_requests.watch(client, message)
             case m.Unwatch() if client:

@@ -21,7 +21,7 @@ from d8mesh.core.broker.store import MAX_PAST_ATTEMPTS, FinishedTask
 from d8mesh.core.broker.worker_registry import Dialect, WorkerState
 from d8mesh.core.protocol.chat import MODEL_TYPES
 from d8mesh.core.protocol.task import Spec, TaskState
-from d8mesh.core.protocol.wish import Cloud, Wish, parse_wish
+from d8mesh.core.protocol.wish import SERVICE_TYPES, Cloud, Wish, parse_wish
 
 Body = dict[str, object]
 
@@ -36,10 +36,14 @@ def waits_for_service(state: BrokerState, spec: Spec) -> bool:
     return state.services.answers(spec.type)
 
 
-def why_waiting(state: BrokerState, spec: Spec, task: TaskRecord | None = None) -> str:
+def why_waiting(state: BrokerState, batch: Batch, task: TaskRecord | None = None) -> str:
     """Return in one sentence why a task waits that services answer; empty: it need not."""
-    standings = service_views.standings(state, spec, _failed_at(task))
-    return obstacles.reason(parse_wish(spec.model), standings)
+    return obstacles.reason(parse_wish(batch.spec.model), _standings(state, batch, task))
+
+
+def _standings(state: BrokerState, batch: Batch, task: TaskRecord | None) -> list[Standing]:
+    failed_at = frozenset[str]() if task is None else task.failed_at
+    return service_views.standings(state, batch.spec, failed_at, batch.at)
 
 
 def unfinished(state: BrokerState, task_id: str, summary: str) -> Body:
@@ -59,7 +63,7 @@ def unfinished(state: BrokerState, task_id: str, summary: str) -> Body:
     if stage is TaskState.RUNNING and task is not None:
         return body | {"why": list(_running(state, task)), "attempts": _attempts(state, task_id)}
     why = list(_waiting(state, batch, index, stage, task))
-    candidates, remedies = _who_could(state, batch.spec, task)
+    candidates, remedies = _who_could(state, batch, task)
     if stage is TaskState.DELAYED:
         remedies = []
     return body | {
@@ -68,10 +72,6 @@ def unfinished(state: BrokerState, task_id: str, summary: str) -> Body:
         "remedies": [{"text": each.text, "command": each.command or None} for each in remedies],
         "attempts": _attempts(state, task_id),
     }
-
-
-def _failed_at(task: TaskRecord | None) -> frozenset[str]:
-    return frozenset() if task is None else task.failed_at
 
 
 def _body(task_id: str, spec: Spec, stage: TaskState, summary: str) -> Body:
@@ -104,7 +104,7 @@ def _waiting(
             yield "none of its kind goes before it"
     if state.is_draining:
         yield "the orchestrator is shutting down and hands out nothing"
-    if state.services.answers(spec.type):
+    if state.services.answers(spec.type) or spec.type in SERVICE_TYPES:
         yield from _wished(spec.type, parse_wish(spec.model))
     yield from _trouble(history)
     if spec.deadline_at is not None:
@@ -124,13 +124,15 @@ def _delayed(state: BrokerState, spec: Spec, history: History | None) -> Iterato
 
 def _wished(kind: str, wish: Wish) -> Iterator[str]:
     """Yield what a task wishes for, as far as that keeps it from running anywhere."""
-    if len(wish.models) > 1:
+    if kind not in MODEL_TYPES:
+        pass
+    elif len(wish.models) > 1:
         yield f"it asks for the first of these models that can begin: {', '.join(wish.models)}"
     elif wish.models and wish.is_strict:
         yield f"it asks for the model {wish.models[0]!r} and takes no other"
     elif wish.models:
         yield f"it asks for the model {wish.models[0]!r}, another answers if nobody has that"
-    elif kind in MODEL_TYPES:
+    else:
         yield "it asks for no model: each service answers with its own"
     if wish.needs:
         yield f"the model must be capable of {', '.join(sorted(wish.needs))}"
@@ -161,12 +163,13 @@ def _trouble(history: History | None) -> Iterator[str]:
 
 
 def _who_could(
-    state: BrokerState, spec: Spec, task: TaskRecord | None
+    state: BrokerState, batch: Batch, task: TaskRecord | None
 ) -> tuple[list[Body], list[Remedy]]:
     """Return who could run a task, or why not, and what would help."""
+    spec = batch.spec
     standings: list[Standing] = []
     if state.services.answers(spec.type):
-        standings = service_views.standings(state, spec, _failed_at(task))
+        standings = _standings(state, batch, task)
     told = [_candidate(each) for each in standings]
     workers = list(_workers(state, spec, None if task is None else task.history))
     told += workers
@@ -216,6 +219,9 @@ def _state_of(
     if not worker.is_live:
         ago_s = state.at - worker.last_heard_at
         return "away", f"away, last heard of {duration(ago_s)} ago"
+    machine = parse_wish(key.model).machine
+    if machine and not worker.is_at(machine):
+        return "elsewhere", "not the machine that the task asks for"
     if not placement.can_run(worker, key, state.registry):
         return "not_suited", "it is not one that may have it: another has the model, or is first"
     if history is not None and worker.worker_id in history.failed_on:

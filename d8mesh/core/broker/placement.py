@@ -6,6 +6,7 @@
 - A strict wish waits for the workers that offer the model, with or without room, and for those
   that have just gone. If there is none, a mesh worker gets the task and refuses it, naming what
   it has; a polling one would not know that.
+- A wish for a machine is a must: only who is there, or reaches a service there, gets the task.
 - ``evolution_crossover`` goes to mesh workers while there are any: polling workers of the
   older system take it and fail at once.
 - A retry goes to a worker that has not failed the task, if a live one is left that may have
@@ -24,7 +25,8 @@ from typing import Final
 from d8mesh.core.broker.queue import LaneKey
 from d8mesh.core.broker.records import TaskRecord
 from d8mesh.core.broker.worker_registry import Dialect, WorkerRegistry, WorkerState
-from d8mesh.core.protocol.model_names import wish_in
+from d8mesh.core.protocol.model_names import plain_name, wish_in
+from d8mesh.core.protocol.wish import SERVICE_TYPES, parse_wish
 
 #: Types that older polling workers accept but cannot run.
 MESH_FIRST_TYPES: Final = frozenset({"evolution_crossover"})
@@ -49,7 +51,7 @@ MAX_TOLD: Final = 3
 
 def can_run(worker: WorkerState, key: LaneKey, registry: WorkerRegistry) -> bool:
     """Return whether `worker` may be given tasks of this lane now."""
-    if key.type not in worker.types:
+    if key.type not in worker.own_types:
         return False
     if key.model and not _suits_wish(worker, key, registry):
         return False
@@ -60,6 +62,11 @@ def can_run(worker: WorkerState, key: LaneKey, registry: WorkerRegistry) -> bool
 
 
 def _suits_wish(worker: WorkerState, key: LaneKey, registry: WorkerRegistry) -> bool:
+    machine = parse_wish(key.model).machine
+    if machine and not worker.is_at(machine):
+        return False
+    if key.type in SERVICE_TYPES:
+        return True
     name, is_strict = wish_in(key.model)
     offering = registry.offering.get(name, {})
     if worker.worker_id in offering:
@@ -67,7 +74,9 @@ def _suits_wish(worker: WorkerState, key: LaneKey, registry: WorkerRegistry) -> 
     if is_strict and (worker.dialect is Dialect.POLLING or registry.is_expected(name)):
         return False
     return not any(
-        key.type in other.types and (is_strict or other.may_have_room)
+        other.answers(key.type)
+        and (is_strict or other.may_have_room)
+        and (not machine or other.is_at(machine))
         for other in offering.values()
     )
 
@@ -76,9 +85,18 @@ def is_offered_elsewhere(worker_id: str, key: LaneKey, registry: WorkerRegistry)
     """Return whether another worker has the model that this lane must have."""
     name, is_strict = wish_in(key.model) if key.model else ("", False)
     return is_strict and any(
-        key.type in other.types and other.worker_id != worker_id
+        other.answers(key.type) and other.worker_id != worker_id
         for other in registry.offering.get(name, {}).values()
     )
+
+
+def is_offered_by_slots(key: LaneKey, registry: WorkerRegistry) -> bool:
+    """Return whether a worker that runs tasks of this type in its own slots has the model."""
+    names = [plain_name(name) for name in parse_wish(key.model).models]
+    offering = [registry.offering.get(name, {}).values() for name in names] or [
+        registry.serving.get(key.type, {}).values()
+    ]
+    return any(key.type in worker.own_types for workers in offering for worker in workers)
 
 
 def choose_worker(
@@ -142,6 +160,9 @@ def why_waiting(key: LaneKey, registry: WorkerRegistry, *, is_one_of_many: bool 
         return told + _who_is_there(registry)
     if key.model:
         name, _ = wish_in(key.model)
+        machine = parse_wish(key.model).machine
+        if machine and not any(worker.is_at(machine) for worker in serving.values()):
+            return f"no worker that offers {key.type!r} reaches {machine!r}"
         serving = {i: s for i, s in serving.items() if _suits_wish(s, key, registry)}
         if not serving:
             if registry.is_expected(name):

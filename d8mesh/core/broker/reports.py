@@ -24,7 +24,7 @@ Body = dict[str, object]
 
 
 #: Why tasks wait that share all that decides it: a page of a listing has many of them.
-Reasons = dict[tuple[str, str, int, frozenset[str]], str]
+Reasons = dict[tuple[str, str, int, bool, frozenset[str]], str]
 
 
 def unfinished(
@@ -98,23 +98,24 @@ def _reason(
             left_s = max(0.0, history.not_before_at - state.at)
             return f"waiting to be tried again in {left_s:.1f} s; {trouble}"
         return f"to be run at {batch.spec.run_at}"
-    why = _why_queued(state, batch.spec, task, of_many)
+    why = _why_queued(state, batch, task, of_many)
     return "; ".join(part for part in (why, trouble) if part) or None
 
 
 def _why_queued(
-    state: BrokerState, spec: Spec, task: TaskRecord | None, of_many: Reasons | None
+    state: BrokerState, batch: Batch, task: TaskRecord | None, of_many: Reasons | None
 ) -> str:
-    if explain.waits_for_service(state, spec):
-        if of_many is None:
-            return explain.why_waiting(state, spec, task)
-        failed_at = frozenset[str]() if task is None else task.failed_at
-        alike = (*LaneKey.of(spec), spec.priority, failed_at)
-        if alike not in of_many:
-            of_many[alike] = explain.why_waiting(state, spec, task)
-        return of_many[alike]
-    is_one_of_many = of_many is not None
-    return placement.why_waiting(LaneKey.of(spec), state.registry, is_one_of_many=is_one_of_many)
+    key = LaneKey.of(batch.spec)
+    if not explain.waits_for_service(state, batch.spec):
+        is_one_of_many = of_many is not None
+        return placement.why_waiting(key, state.registry, is_one_of_many=is_one_of_many)
+    if of_many is None:
+        return explain.why_waiting(state, batch, task)
+    failed_at = frozenset[str]() if task is None else task.failed_at
+    alike = (*key, batch.spec.priority, batch.at < state.started_at, failed_at)
+    if alike not in of_many:
+        of_many[alike] = explain.why_waiting(state, batch, task)
+    return of_many[alike]
 
 
 def _trouble(history: History) -> str:
@@ -237,7 +238,8 @@ def workers(state: BrokerState) -> Body:
 
 def _worker(state: BrokerState, worker: WorkerState) -> Body:
     record = state.task_table.workers.get(worker.worker_id)
-    capabilities: object = {"task_types": sorted(worker.types), "models": sorted(worker.models)}
+    types = worker.types | worker.placed_types
+    capabilities: object = {"task_types": sorted(types), "models": sorted(worker.models)}
     if worker.dialect is Dialect.POLLING and record is not None and record.capabilities:
         capabilities, _ = record.registered()
     status = "offline" if not worker.is_live else "busy" if worker.is_busy else "online"
@@ -254,7 +256,8 @@ def _worker(state: BrokerState, worker: WorkerState) -> Body:
         "address": worker.peer.address,
         "status_port": worker.status_port or None,
         "slots": worker.slots,
-        "running": min(len(worker.outstanding), worker.slots),
+        "running": min(len(worker.outstanding) - worker.placed, worker.slots),
+        "placed": worker.placed,
         "stuck": worker.stuck,
         "reason": (worker.is_live and worker.trouble) or None,
     }

@@ -202,7 +202,7 @@ class Returns:
             kept: tasks that are not lost.
         """
         held = [task for task in worker.outstanding.values() if task.id not in kept]
-        blamed, rest = held[: worker.slots], held[worker.slots :]
+        blamed, rest = running_and_waiting(worker, held)
         wait = AT_ONCE._replace(is_cut=is_cut)
         self.requeue(
             worker.worker_id, blamed, why, is_counted=is_counted, is_loss=is_counted, wait=wait
@@ -299,6 +299,18 @@ class Returns:
 
     def _part(self) -> float:
         return 0.5 + self._state.draw() / 2
+
+
+def running_and_waiting(
+    worker: WorkerState, held: list[TaskRecord]
+) -> tuple[list[TaskRecord], list[TaskRecord]]:
+    """Part what a worker holds into what can have been running and what cannot.
+
+    Of its own the oldest ran, one per slot; what is placed at a service runs at once.
+    """
+    placed = [task for task in held if task.attempt.service]
+    own = [task for task in held if not task.attempt.service] if placed else held
+    return placed + own[: worker.slots], own[worker.slots :]
 
 
 def _takes_down(task: TaskRecord, worker_id: str) -> int:

@@ -31,10 +31,15 @@ INTERACTIVE_PRIORITY: Final = 8
 #: As long after such a request batch work leaves slots of its model free, this part at most.
 INTERACTIVE_S: Final = 60.0
 RESERVED_PART: Final = 0.1
+#: A model stays in use for so long after its last request: none is loaded that may push it out
+#: where somebody else runs what is waited for.
+IN_USE_S: Final = 60.0
 #: Estimates that differ by less are equal.
 EQUAL_PART: Final = 0.1
 #: A conversation stays where it was unless that is so much fuller than another (of its slots).
 AFFINITY_LOAD: Final = 0.5
+#: The kind of service whose small model answers only what wishes for none and nobody else can.
+LAST_RESORT_KIND: Final = "embedded"
 #: A model is loaded ahead if so many tasks wait for each slot that has it.
 WARM_LINE: Final = 3
 #: A task that may go to the cloud if the LAN is full goes if it would wait longer than this.
@@ -52,6 +57,10 @@ MEMORY_BYTES_PER_S: Final = 50e9
 PROMPT_SPEEDUP: Final = 10.0
 LOAD_BYTES_PER_S: Final = 500e6
 MODEL_BYTES: Final = 5e9
+#: Wishes whose candidates are remembered until something changes.
+MAX_FOUND: Final = 10_000
+#: Models that a refusal names.
+MAX_NAMED_MODELS: Final = 20
 #: Slots looked at one by one to tell when a line is through; more are taken as a flow.
 EXACT_SLOTS: Final = 64
 
@@ -92,6 +101,11 @@ class Weighed:
     until_s: float | None = None
     why: str = ""
 
+    @property
+    def load_s(self) -> float:
+        """How long its model takes to load first; 0: it is loaded."""
+        return self.estimate_s - self.run_s
+
 
 class Choice(NamedTuple):
     """Who gets a task, who is to load its model meanwhile, and all that were weighed."""
@@ -110,10 +124,17 @@ def tiers(table: ServiceTable, wish: Wish, *, is_expected: bool) -> list[list[Mo
     Args:
         is_expected: a wish that is no must waits for its model too.
     """
-    found = [_named(table, name, wish) for name in wish.models]
-    if not wish.models or (not wish.is_strict and not is_expected and not any(found)):
-        found.append(_defaults(table, wish))
-    return [tier for tier in found if tier]
+    key = (wish.models, wish.is_strict, wish.needs, wish.machine, is_expected)
+    found = table.tiers.get(key)
+    if found is None:
+        found = [_named(table, name, wish) for name in wish.models]
+        if not wish.models or (not wish.is_strict and not is_expected and not any(found)):
+            found += _defaults(table, wish)
+        found = [tier for tier in found if tier]
+        if len(table.tiers) > MAX_FOUND:
+            table.tiers.clear()
+        table.tiers[key] = found
+    return found
 
 
 def _named(table: ServiceTable, name: str, wish: Wish) -> list[ModelState]:
@@ -128,7 +149,7 @@ def _named(table: ServiceTable, name: str, wish: Wish) -> list[ModelState]:
     return list(by_service.values())
 
 
-def _defaults(table: ServiceTable, wish: Wish) -> list[ModelState]:
+def _defaults(table: ServiceTable, wish: Wish) -> list[list[ModelState]]:
     """Return what runs without a wish: defaults, and what is loaded; else what can do it."""
     found: list[ModelState] = []
     for service in table.services.values():
@@ -139,7 +160,8 @@ def _defaults(table: ServiceTable, wish: Wish) -> list[ModelState]:
             if model.name == service.default or (model.info.is_loaded and _chats(model, wish))
         ]
         found += ready or ([model for model in able if _is_sure(model, wish)] if wish.needs else [])
-    return found
+    last = [model for model in found if model.service.kind == LAST_RESORT_KIND]
+    return [[model for model in found if model not in last], last]
 
 
 def _suits(model: ModelState, wish: Wish) -> bool:
@@ -164,6 +186,30 @@ def is_at(service: ServiceState, machine: str) -> bool:
     for worker, _ in service.told.values():
         names |= {worker.worker_id.lower(), worker.host.lower()}
     return wanted in names
+
+
+def why_never(table: ServiceTable, wish: Wish) -> str:
+    """Return why no service will ever run a wish as things are, for people; empty: one may."""
+    models = [model for service in table.services.values() for model in service.models.values()]
+    if not models or tiers(table, wish, is_expected=False):
+        return ""
+    if wish.machine and not any(is_at(model.service, wish.machine) for model in models):
+        return ""  # it may come
+    names = {plain_name(name) for name in wish.models}
+    named = [model for model in models if model.plain in names]
+    if wish.is_strict and not named:
+        listed = list(dict.fromkeys(model.name for model in models))
+        more = f" and {len(listed) - MAX_NAMED_MODELS} more"
+        told = ", ".join(listed[:MAX_NAMED_MODELS])
+        told += more if len(listed) > MAX_NAMED_MODELS else ""
+        return (
+            f"model_strict: the model {wish.models[0]!r} is not installed here, and no "
+            f"worker of the mesh offers it; installed: {told}"
+        )
+    needs = ", ".join(sorted(wish.needs))
+    if named:
+        return f"model: {named[0].name!r} cannot do all that this needs: {needs}"
+    return f"none of the models of the mesh can do all that this needs: {needs}"
 
 
 # ------------------------------------------------------------------------- how long
@@ -265,13 +311,17 @@ def _slots(each: Weighed, now: float) -> list[tuple[float, float]]:
     """Return of each slot when it is free, and how long a request takes there."""
     model, run_s = each.model, max(each.run_s, 1e-3)
     bound = max(1, model.bound(now))
-    loading = max(0.0, model.warming_until - now) if not model.is_loaded else 0.0
+    if not model.is_loaded:  # what waits for the load is in its slots then, too
+        left_s = model.loaded_by - now
+        left_s = left_s if left_s > 0.0 else each.load_s - left_s
+        slots = max(1, model.info.slots)
+        return [(left_s + run_s * (n < model.in_flight), run_s) for n in range(slots)]
     found: list[tuple[float, float]] = []
     for flight in model.service.flights.values():
         if flight.model == model.name and len(found) < bound:
             taken, expected = now - flight.since, flight.expected_s or run_s
             found.append((expected - taken if taken < expected else taken, run_s))
-    return found + [(loading, run_s)] * (bound - len(found))
+    return found + [(0.0, run_s)] * (bound - len(found))
 
 
 # ------------------------------------------------------------------------------- who
@@ -286,7 +336,7 @@ def weigh(table: ServiceTable, ask: Ask, cloud: Cloud, now: float) -> list[Weigh
     all_weighed: list[Weighed] = []
     found = tiers(table, ask.wish, is_expected=ask.is_expected)
     if not ask.wish.is_strict and ask.wish.models and _is_long_paused(found, now):
-        found.append(_defaults(table, ask.wish))
+        found = [*found, *_defaults(table, ask.wish)]
     for tier in found:
         weighed = _weigh_tier(table, tier, ask, may_leave, now)
         if any(each.obstacle in _USABLE for each in weighed):
@@ -297,6 +347,10 @@ def weigh(table: ServiceTable, ask: Ask, cloud: Cloud, now: float) -> list[Weigh
 
 #: What may pass by itself within one request: such a candidate is worth waiting for.
 _USABLE: Final = (None, Obstacle.FULL, Obstacle.LOADING, Obstacle.CLOUD_OVERFLOW_ONLY)
+
+
+#: What has slots that requests run in, or could.
+_AT_WORK: Final = (None, Obstacle.FULL)
 
 
 def _is_long_paused(found: list[list[ModelState]], now: float) -> bool:
@@ -342,9 +396,8 @@ def _find_obstacle(each: Weighed, ask: Ask, may_leave: Cloud, now: float) -> Non
         each.why = f"about {ask.tokens} tokens are more than its account allows in a minute"
     elif budget is not None and (wait_s := budget.free_in_s(ask.tokens, now)) > 0.0:
         each.obstacle, each.until_s, each.why = Obstacle.BUDGET_USED, wait_s, budget.why(now)
-    elif not each.room:
-        is_loading = not model.is_loaded and (model.in_flight or now < model.warming_until)
-        each.obstacle = Obstacle.LOADING if is_loading else Obstacle.FULL
+    elif not each.room or model.worker() is None:
+        each.obstacle = Obstacle.LOADING if model.is_loading(now) else Obstacle.FULL
     elif model.service.is_cloud and may_leave is Cloud.OVERFLOW:
         each.obstacle = Obstacle.CLOUD_OVERFLOW_ONLY
 
@@ -398,11 +451,13 @@ def _reserve(table: ServiceTable, weighed: list[Weighed], ask: Ask, now: float) 
     latest = max(table.interactive.get(each.model.plain, -INTERACTIVE_S) for each in weighed)
     if now - latest >= INTERACTIVE_S:
         return
-    kept = int(sum(each.model.bound(now) for each in weighed) * RESERVED_PART)
-    free = [each for each in weighed if each.obstacle is None]
-    if sum(each.room for each in free) <= kept:
-        for each in free:
-            each.obstacle = Obstacle.RESERVED
+    ready = [each for each in weighed if each.obstacle in _AT_WORK and not each.load_s]
+    kept = int(sum(each.model.bound(now) for each in ready) * RESERVED_PART)
+    fastest = min((each.run_s for each in ready), default=0.0) * (1 + EQUAL_PART)
+    best = [each for each in ready if each.run_s <= fastest]
+    if sum(each.room for each in best) <= kept:
+        for each in best:
+            each.obstacle = each.obstacle or Obstacle.RESERVED
 
 
 def _verdict(each: Weighed, weighed: list[Weighed], ask: Ask, now: float) -> Obstacle | None:
@@ -416,12 +471,13 @@ def _verdict(each: Weighed, weighed: list[Weighed], ask: Ask, now: float) -> Obs
     if not others:
         return None
     done_s = line_done_s(others, ask.waiting, now)
-    load_s = each.estimate_s - each.run_s
-    if not load_s:
+    if not each.load_s:
         return None if each.estimate_s <= done_s else Obstacle.HELD_BACK
+    if _pushes_out(each.model, now):
+        return Obstacle.HELD_BACK
     if each.estimate_s <= line_done_s(others, 1, now):
         return None
-    if _is_to_warm(each, others, ask, now) and load_s <= done_s:
+    if _is_to_warm(each, others, ask, now) and each.load_s <= done_s:
         return Obstacle.LOADING
     has_tried = each.model.warming_until > 0.0
     return None if has_tried and each.estimate_s <= done_s else Obstacle.HELD_BACK
@@ -431,7 +487,15 @@ def _is_running(other: Weighed, now: float) -> bool:
     """Return whether a candidate works on the line, or will as soon as it has loaded."""
     if other.obstacle not in (Obstacle.FULL, Obstacle.LOADING):
         return False
-    return other.model.is_loaded or now < other.model.warming_until
+    return other.model.is_loaded or other.model.is_loading(now)
+
+
+def _pushes_out(model: ModelState, now: float) -> bool:
+    """Return whether loading a model may push another out that is in use."""
+    loaded = [m for m in model.service.models.values() if m.info.is_loaded or m.is_loading(now)]
+    if len(loaded) < model.service.most_loaded:
+        return False
+    return any(other.in_flight or now - other.used < IN_USE_S for other in loaded)
 
 
 def _is_to_warm(each: Weighed, others: list[Weighed], ask: Ask, now: float) -> bool:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Final
 
+from d8mesh.core.broker import placement as placing
 from d8mesh.core.broker import routing
+from d8mesh.core.broker.outcomes import TaskOutcomes
 from d8mesh.core.broker.queue import Lane
 from d8mesh.core.broker.records import Batch, TaskRecord
 from d8mesh.core.broker.routing import Weighed
@@ -14,11 +16,9 @@ from d8mesh.core.broker.services import Flight, ModelState
 from d8mesh.core.broker.standings import Decision
 from d8mesh.core.broker.state import BrokerState
 from d8mesh.core.protocol.messages import Placement, Warm
+from d8mesh.core.protocol.task import TaskState
 from d8mesh.core.protocol.wish import parse_wish
 
-#: A model that is loaded ahead must be there after its loading time so often, and this much.
-WARM_FACTOR: Final = 2.0
-WARM_GRACE_S: Final = 5.0
 #: Candidates that are remembered with a decision.
 MAX_CANDIDATES: Final = 8
 
@@ -26,9 +26,10 @@ MAX_CANDIDATES: Final = 8
 class ServiceScheduler:
     """Assigns waiting tasks to services with room; one `assign` per wake-up of the loop."""
 
-    def __init__(self, state: BrokerState, scheduler: Scheduler) -> None:
+    def __init__(self, state: BrokerState, scheduler: Scheduler, outcomes: TaskOutcomes) -> None:
         self._state = state
         self._scheduler = scheduler
+        self._outcomes = outcomes
 
     def look_again(self) -> None:
         """Time has passed: who was passed over may have its turn now."""
@@ -52,22 +53,25 @@ class ServiceScheduler:
             if turn is None:
                 break
             lane = turn.lane
-            is_given = self._give(lane, turn.priority)
-            if not is_given and not turn.is_aged:
-                is_given = any(
-                    self._give(lane, lower)
-                    for lower in range(turn.priority - 1, 0, -1)
-                    if lane.mask & 1 << lower
-                )
-            if is_given:
+            if self._give(lane, turn.priority):
+                is_given = True
                 queue.handed_out(1, is_aged=turn.is_aged)
+            elif is_given := self._give_other(lane, turn.priority):
+                queue.handed_out(1, is_aged=False)
             else:
                 lane.is_fed = False
             if not is_given or not lane.mask:
                 lanes.remove(lane)
         self._scheduler.flush()
 
+    def _give_other(self, lane: Lane, priority: int) -> bool:
+        """What has its turn cannot go anywhere now: no slot shall be free for it."""
+        others = (each for each in range(10, 0, -1) if each != priority and lane.mask & 1 << each)
+        return any(self._give(lane, each) for each in others)
+
     def _give(self, lane: Lane, priority: int) -> bool:
+        if self._refuse(lane, priority):
+            return True
         for task in lane.retried(priority, RETRY_SCAN):
             if task.payload is None:
                 self._scheduler.page_in_soon([task.batch])
@@ -93,6 +97,24 @@ class ServiceScheduler:
             lane.head(priority)
         return True
 
+    def _refuse(self, lane: Lane, priority: int) -> bool:
+        """Fail the next task if nobody can ever run it; return whether it was one of those."""
+        state = self._state
+        task = next(iter(lane.retried(priority, 1)), None)
+        batch = lane.head(priority) if task is None else task.batch
+        if batch is None or (not (wish := parse_wish(batch.spec.model)).models and not wish.needs):
+            return False
+        if state.services.gone or placing.is_offered_by_slots(lane.key, state.registry):
+            return False
+        ask = ask_of(state, batch.spec, batch.at)
+        why = "" if ask.is_expected else routing.why_never(state.services, wish)
+        if not why:
+            return False
+        ids = [batch.task_id(index) for index in range(batch.count)]
+        waiting = [each for each in ids if state.task_table.state_of(each) is TaskState.QUEUED]
+        self._outcomes.fail_for(waiting, code="task.invalid", why=why)
+        return True
+
     def _choose(
         self, lane: Lane, batch: Batch, failed_at: frozenset[str] = frozenset()
     ) -> tuple[ModelState, list[Weighed]] | None:
@@ -108,10 +130,10 @@ class ServiceScheduler:
     ) -> None:
         state, services, spec = self._state, self._state.services, task.batch.spec
         wish = parse_wish(spec.model)
-        worker = services.worker_for(model)
+        worker = model.worker()
         assert worker is not None  # a candidate without one has no room
         waiting = lane.count(1, COUNTED_WAITING)
-        options = state.policy.load_options
+        options = state.policy.options_of(model.name)
         placement = Placement(model.service.id, model.name, waiting, options)
         self._scheduler.hand_placed(task, worker, placement)
         chosen = next(each for each in weighed if each.model is model)
@@ -119,6 +141,8 @@ class ServiceScheduler:
             worker, model.service.id, model.name, state.now, chosen.estimate_s,
             chosen.raw_s, chosen.is_measured, not model.is_loaded,
         )  # fmt: skip
+        if not model.is_loaded:
+            model.load(chosen.load_s, state.now)
         services.begin(task.id, flight)
         if model.budget is not None:
             tokens = ask_of(state, spec, task.batch.at).tokens
@@ -139,10 +163,9 @@ class ServiceScheduler:
 
     def _warm(self, warmed: Weighed) -> None:
         model = warmed.model
-        worker = self._state.services.worker_for(model)
+        worker = model.worker()
         if worker is None:
             return
-        load_s = warmed.estimate_s - warmed.run_s
-        model.warming_until = self._state.now + load_s * WARM_FACTOR + WARM_GRACE_S
-        options = self._state.policy.load_options
+        model.load(warmed.load_s, self._state.now)
+        options = self._state.policy.options_of(model.name)
         self._state.tell(worker, Warm(Placement(model.service.id, model.name, 1, options)))

@@ -156,7 +156,7 @@ def _model_view(model: ModelState, now: float) -> ModelView:
         can=tuple(info.can),
         size_bytes=info.size_bytes,
         is_loaded=model.is_loaded,
-        is_loading=not model.is_loaded and (bool(model.in_flight) or now < model.warming_until),
+        is_loading=model.is_loading(now),
         slots=info.slots,
         in_flight=model.in_flight,
         load_s=info.load_s,

@@ -7,6 +7,7 @@ room; who gets it is `core.broker.routing`'s.
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -33,6 +34,9 @@ MAX_PLACED_OF_WORKER: Final = 256
 #: Conversations and decisions that are remembered; about 10 MB.
 MAX_CONVERSATIONS: Final = 10_000
 MAX_DECISIONS: Final = 10_000
+#: A model that is loaded must be there after the time that takes, so many times, and this much.
+WARM_FACTOR: Final = 2.0
+WARM_GRACE_S: Final = 5.0
 #: How much the newest sample counts for how long requests really take.
 PACE_WEIGHT: Final = 0.2
 
@@ -74,8 +78,12 @@ class ModelState:
     pauses: int = 0
     #: the broker's own pause (monotonic); while one is open one attempt at a time shows
     own_pause_until: float = 0.0
-    #: somebody was asked to load it, until that must have come to an end (monotonic)
+    #: it is being loaded: when it is expected there, and when that must have come to an end
+    #: (monotonic); 0: nobody was asked to load it since it was loaded last
+    loaded_by: float = 0.0
     warming_until: float = 0.0
+    #: when the last request came to it (monotonic)
+    used: float = -math.inf
     #: what its account allows, None: no account
     budget: BudgetBook | None = None
     #: really taken time to expected time; 0: no sample
@@ -86,6 +94,25 @@ class ModelState:
     def is_loaded(self) -> bool:
         """It can begin at once; in the cloud nothing is loaded for us."""
         return self.info.is_loaded or self.service.is_cloud
+
+    def worker(self) -> WorkerState | None:
+        """Return the worker through which it is asked: always the same while that lives.
+
+        Only who sees all requests of a service can measure it.
+        """
+        for worker in self.reach.values():
+            if worker.is_live and not worker.is_mute and worker.placed < MAX_PLACED_OF_WORKER:
+                return worker
+        return None
+
+    def is_loading(self, now: float) -> bool:
+        """Return whether it will be loaded soon: it was asked for."""
+        return not self.is_loaded and now < self.warming_until
+
+    def load(self, load_s: float, now: float) -> None:
+        """Note that it is asked for and takes so long to load."""
+        self.loaded_by = now + load_s
+        self.warming_until = self.loaded_by + load_s * (WARM_FACTOR - 1.0) + WARM_GRACE_S
 
     def bound(self, now: float) -> int:
         """Return how many attempts may run at once; 0: none may begin."""
@@ -105,9 +132,7 @@ class ModelState:
         room = self.bound(now) - self.in_flight
         if self.service.slots:
             room = min(room, self.service.slots - len(self.service.flights))
-        if room > 0 and not self.is_loaded and now < self.warming_until:
-            return 0
-        return max(0, room)
+        return 0 if room < 0 or self.is_loading(now) else room
 
 
 @dataclass(slots=True, eq=False)
@@ -122,6 +147,8 @@ class ServiceState:
     slots: int = 0
     default: str = ""
     why: str = ""
+    #: the most models that were seen loaded at the same time
+    most_loaded: int = 0
     models: dict[str, ModelState] = field(default_factory=dict)
     #: worker id -> what it told last, and who that is; the newest last
     told: dict[str, tuple[WorkerState, OfferedService]] = field(default_factory=dict)
@@ -144,8 +171,8 @@ class ServiceTable:
         #: plain name -> models of that name, and digest -> models of that content
         self.by_name: dict[str, list[ModelState]] = {}
         self.by_digest: dict[str, list[ModelState]] = {}
-        #: counts changes of what is offered: what was found by it holds until the next
-        self.version = 0
+        #: what a wish needs -> the models that may run it, as `routing.tiers` found them
+        self.tiers: dict[tuple[object, ...], list[list[ModelState]]] = {}
         #: something changed that may let a waiting task begin
         self.is_stirred = False
         #: plain name of a model whose last worker has gone -> when (monotonic)
@@ -237,6 +264,8 @@ class ServiceTable:
             self._drop(service.models[name], None if offers else now)
         for name, offered in offers.items():
             self._merge_model(service, name, offered, now)
+        loaded = sum(model.info.is_loaded for model in service.models.values())
+        service.most_loaded = max(service.most_loaded, loaded)
 
     def _merge_model(
         self,
@@ -263,8 +292,11 @@ class ServiceTable:
             flights = service.flights.values()
             model.in_flight = sum(flight.model == name for flight in flights)
         model.info = info
+        if info.is_loaded:
+            model.loaded_by = model.warming_until = 0.0
         model.budget = None if info.budget is None else self._budgets.get((service.id, name))
-        model.reach = {w.worker_id: w for w, offer in offered if not offer.paused}
+        reach = {w.worker_id: w for w, offer in offered if not offer.paused}
+        model.reach = dict(sorted(reach.items()))
         paused = "" if model.reach else newest.paused
         model.paused_since = now if paused and not model.paused else model.paused_since
         model.paused = paused
@@ -288,7 +320,7 @@ class ServiceTable:
             del self.services[service.id]
 
     def _reindex(self) -> None:
-        self.version += 1
+        self.tiers.clear()
         self.by_name, self.by_digest = {}, {}
         for service_id in sorted(self.services):
             for model in self.services[service_id].models.values():
@@ -319,6 +351,7 @@ class ServiceTable:
         model = service.models.get(flight.model)
         if model is not None:
             model.in_flight += 1
+            model.used = flight.since
 
     def end(self, task_id: str, now: float, *, is_success: bool | None = None) -> None:
         """A placed attempt has ended, if there was one.
@@ -361,17 +394,6 @@ class ServiceTable:
             pause_s = min(MAX_OWN_PAUSE_S, OWN_PAUSE_S * 2.0 ** min(model.pauses, 10))
             model.own_pause_until, model.streak = now + pause_s, 0
             model.pauses += 1
-
-    def worker_for(self, model: ModelState) -> WorkerState | None:
-        """Return the worker through which a model is asked: always the same while it lives.
-
-        Only who sees all requests of a service can measure it.
-        """
-        for worker_id in sorted(model.reach):
-            worker = model.reach[worker_id]
-            if worker.is_live and not worker.is_mute and worker.placed < MAX_PLACED_OF_WORKER:
-                return worker
-        return None
 
     # ------------------------------------------------------------------ what is remembered
 

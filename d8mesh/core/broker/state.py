@@ -22,6 +22,7 @@ from d8mesh.core.broker.store import PayloadsOf, PrunableBatches, Question
 from d8mesh.core.broker.task_table import TaskTable
 from d8mesh.core.broker.worker_registry import WorkerRegistry, WorkerState
 from d8mesh.core.protocol.messages import Answer, Message, Welcome
+from d8mesh.core.protocol.model_names import matching
 from d8mesh.core.protocol.task import Fact
 from d8mesh.core.protocol.tokens import TokenSigner
 from d8mesh.core.protocol.wish import Cloud
@@ -57,13 +58,19 @@ class Policy:
     retention_count: int = 1_000_000
     #: whether tasks that do not say may go to LLM services in the cloud
     cloud: Cloud = Cloud.NEVER
-    #: with these models are loaded, the same in the whole mesh; see `D8_LOAD_OPTIONS`
-    load_options: dict[str, object] = field(default_factory=dict)
+    #: model, "" for all -> the options that it is loaded with, the same in the whole mesh
+    load_options: dict[str, dict[str, int | bool]] = field(default_factory=dict)
 
     @property
     def full_time_s(self) -> float:
         """How far ahead a fresh attempt without a deadline is overdue."""
         return self.task_timeout_s + ATTEMPT_GRACE_S
+
+    def options_of(self, model: str) -> dict[str, object]:
+        """Return the options that a model is loaded with."""
+        found: dict[str, object] = dict(self.load_options.get("", {}))
+        own = matching(model, [name for name in self.load_options if name])
+        return found | self.load_options[own] if own is not None else found
 
 
 class Retry(Struct, frozen=True, gc=False):

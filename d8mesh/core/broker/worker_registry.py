@@ -69,6 +69,8 @@ class WorkerState:
     models: frozenset[str] = frozenset()
     #: types that it answers by LLM services: those the broker places, beside its window
     placed_types: frozenset[str] = frozenset()
+    #: ids and machines of the services that it reaches, in small letters
+    places: frozenset[str] = frozenset()
     #: how many of `outstanding` are placed
     placed: int = 0
     #: something could not be sent to it; it has not spoken since
@@ -140,6 +142,15 @@ class WorkerState:
         if self.dialect is not POLLING and (self.window > 0 or self.outstanding):
             self.asked = now
         self.has_asked = now - self.asked < ASKS_S
+
+    def answers(self, kind: str) -> bool:
+        """Return whether it runs tasks of a type, by its slots or by services."""
+        return kind in self.types or kind in self.placed_types
+
+    def is_at(self, machine: str) -> bool:
+        """Return whether this is the machine or worker, or reaches the service, of that name."""
+        name = machine.lower()
+        return name in (self.worker_id.lower(), self.host.lower()) or name in self.places
 
     @property
     def is_busy(self) -> bool:

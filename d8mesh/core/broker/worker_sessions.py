@@ -10,7 +10,13 @@ from msgspec import structs
 from d8mesh.core.broker.effects import Peer
 from d8mesh.core.broker.outcomes import TaskOutcomes
 from d8mesh.core.broker.records import RunningAttempt, TaskRecord
-from d8mesh.core.broker.returns import LEAVING, SERVICE_DOWN, UNSTARTED, Returns
+from d8mesh.core.broker.returns import (
+    LEAVING,
+    SERVICE_DOWN,
+    UNSTARTED,
+    Returns,
+    running_and_waiting,
+)
 from d8mesh.core.broker.services import Flight
 from d8mesh.core.broker.state import BrokerState, SayOwed
 from d8mesh.core.broker.streaming import Streaming
@@ -174,37 +180,51 @@ class WorkerSessions:
                 adopted[task_id] = (claim.n, token)
             elif not attempt.token and _is_current(task, claim, token):
                 # handed out before our restart: now in another's outbox
+                state.services.end(task_id, state.now)
                 task.attempt = RunningAttempt(token)
+        before = {task_id: state.task_table.tasks[task_id].attempt for task_id in adopted}
         if adopted:
             ns = [n for n, _ in adopted.values()]
             self._state.record(Adopted(worker.worker_id, list(adopted), ns))
         for task_id, (_, token) in adopted.items():
             task = state.task_table.tasks[task_id]
+            state.services.end(task_id, state.now)
             task.attempt = RunningAttempt(token, until)
             worker.outstanding[task_id] = task
+            if before[task_id].token == token and before[task_id].service:
+                self._place(worker, task, before[task_id].service, before[task_id].model)
         return [task_id for task_id in dropped if task_id not in kept]
 
-    def services(self, worker: WorkerState, message: m.Services) -> None:
-        """Take in the LLM services that a worker reaches, and what it still runs there."""
-        state = self._state
+    def take_offer(self, worker: WorkerState, message: m.Services | m.Measured) -> None:
+        """Take in the LLM services that a worker reaches, or how models there are now."""
         self._heard(worker)
+        if isinstance(message, m.Services):
+            self._take_services(worker, message)
+        else:
+            self._state.services.measured(worker, message, self._state.now)
+
+    def _take_services(self, worker: WorkerState, message: m.Services) -> None:
+        """All services of a worker are told, and what it still runs there."""
+        state = self._state
         state.services.tell(worker, message, state.now)
+        names = (name for each in message.services for name in (each.id, each.machine))
+        worker.places = frozenset(name.lower() for name in names)
         state.registry.place(worker, message.types if message.services else ())
         for task_id, service, model in zip(
             message.held_ids, message.held_services, message.held_models, strict=True
         ):
             task = worker.outstanding.get(task_id)
             if task is not None and (task.attempt.service, task.attempt.model) != (service, model):
-                state.services.end(task_id, state.now)
-                task.attempt = structs.replace(task.attempt, service=service, model=model)
-                flight = Flight(worker, service, model, task.attempt.since or state.now)
-                state.services.begin(task_id, flight)
+                self._place(worker, task, service, model)
         state.registry.refresh(worker)
 
-    def measured(self, worker: WorkerState, message: m.Measured) -> None:
-        """Take in how models of a service are now."""
-        self._heard(worker)
-        self._state.services.measured(worker, message, self._state.now)
+    def _place(self, worker: WorkerState, task: TaskRecord, service: str, model: str) -> None:
+        """An attempt is found to run at a service."""
+        state = self._state
+        state.services.end(task.id, state.now)
+        task.attempt = structs.replace(task.attempt, service=service, model=model)
+        flight = Flight(worker, service, model, task.attempt.since or state.now)
+        state.services.begin(task.id, flight)
 
     # ---------------------------------------------------------------------- living
 
@@ -326,9 +346,9 @@ class WorkerSessions:
             return
         task = state.task_table.tasks.get(task_id)
         if task is not None and task.attempt.token == token and task.state is TaskState.RUNNING:
-            is_final = kind == m.REFUSED
+            is_final, is_placed = kind == m.REFUSED, bool(task.attempt.service)
             self._returns.attempt_failed(name, task, claim.n, payload, is_final=is_final)
-            if not is_final:  # what it refuses is the task's fault, not its own
+            if not is_final and not is_placed:  # what it refuses is the task's fault, not its own
                 worker.failures_in_a_row += 1
         elif kind == m.SUCCEEDED and not found[0].spec.is_fenced:
             self._outcomes.complete(name, [task_id], [claim.n], [payload])
@@ -378,7 +398,7 @@ class WorkerSessions:
         """Look at one mesh worker: lease, overdue attempts, prefetched ones nobody starts."""
         state = self._state
         if state.now - worker.last_heard > state.policy.lease_s:
-            blamed = list(worker.outstanding.values())[: worker.slots]
+            blamed, _ = running_and_waiting(worker, list(worker.outstanding.values()))
             if self._is_cut_off(worker) and all(map(_is_spared, blamed)):
                 self._returns.lose(worker, "nobody was heard", is_cut=True)
                 worker.unsure = {task.id: task.n for task in blamed}
@@ -422,7 +442,7 @@ class WorkerSessions:
 
     def _somebody_idles(self, worker: WorkerState) -> bool:
         """Another free worker with nothing to do, while this one is at the same tasks."""
-        newest = next(reversed(worker.outstanding.values()))
+        newest = next(t for t in reversed(worker.outstanding.values()) if not t.attempt.service)
         if newest.attempt.until - self._state.now > self._state.policy.full_time_s - RECALL_AFTER_S:
             return False  # handed out just now
         line = self._state.registry.free.get(newest.batch.spec.type, {})

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Final
 
+from d8mesh.config import LOADING_OPTIONS
+
 #: A JSON object, as it was sent.
 JsonObject = Mapping[str, object]
 #: Task types that LLM services answer: ``data["model"]`` is a wish that placement honours.
@@ -25,9 +27,7 @@ COMPLETION: Final = "completion"
 EMBEDDING: Final = "embedding"
 #: Ollama's options that a model is loaded with: another value loads it anew, so there is one set
 #: for each model in the whole pool, and no task changes it.
-LOAD_OPTIONS: Final = frozenset(
-    {"draft_num_predict", "main_gpu", "num_batch", "num_ctx", "num_gpu", "num_thread", "use_mmap"}
-)
+LOAD_OPTIONS: Final = LOADING_OPTIONS
 
 
 class FinishReason(StrEnum):

@@ -21,6 +21,8 @@ from d8mesh.core.protocol.messages import MAX_WISH_CHARS
 from d8mesh.core.protocol.model_names import STRICT_MARK
 from d8mesh.errors import InvalidTaskError
 
+#: Task types that change a service: `Wish.machine` says which; `Wish.models` need not be there.
+SERVICE_TYPES: Final = frozenset({"model_pull", "model_remove"})
 #: Models of one wish: more are no wish.
 MAX_MODELS: Final = 16
 #: Of the text that names a conversation.

@@ -52,6 +52,8 @@ class FlowControl:
         room = self.room
         if not room:
             return 0
+        if len(brokers) == 1:  # as the rules below have it too
+            return min(MAX_WINDOW, room + self.prefetch)
         own = broker.in_slots
         busy = sum(each.in_slots for each in brokers)
         live = sum(each.is_welcome for each in brokers if each is not broker)

@@ -39,7 +39,7 @@ class KeptResults:
         self._size_bytes += size_bytes
 
     def keep(self, rows: list[KeptResult]) -> list[WorkerEffect]:
-        """Put results on the disk, those that a link has already included."""
+        """Put results on the disk."""
         self._on_disk.update(row.token for row in rows)
         return [Keep(rows)] if rows else []
 

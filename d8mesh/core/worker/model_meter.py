@@ -151,13 +151,13 @@ class ModelMeter:
             took_s = max(now - seen.began - spent.load_s, 0.0)
             self._prompt.add(spent.prompt_tokens, spent.prompt_s or took_s)
             if not seen.beside and seen.freed is None:
-                self._whole_s = _blended(self._whole_s, took_s)
+                self._whole_s = _quickest(self._whole_s, took_s)
 
     def _measure_streamed(self, seen: SlotRun, now: float, spent: Spent) -> None:
         first = now if seen.first is None else seen.first
         reading_s = max(first - seen.began - spent.load_s, 0.0)
         if not seen.beside:  # others may have had to wait for a slot
-            self._first_s = _blended(self._first_s, reading_s)
+            self._first_s = _quickest(self._first_s, reading_s)
         self._prompt.add(spent.prompt_tokens, spent.prompt_s or (0 if seen.beside else reading_s))
         self._output.add(spent.output_tokens, spent.output_s or now - first)
 
@@ -215,5 +215,6 @@ class ModelMeter:
         self._pause_s = min(2 * self._pause_s, PAUSE_MOST_S)
 
 
-def _blended(before: float, now: float) -> float:
-    return KEPT * before + (1 - KEPT) * now if before else now
+def _quickest(before: float, now: float) -> float:
+    """Return what is usual: the quickest, as far as it is not long ago."""
+    return KEPT * before + (1 - KEPT) * now if 0 < before < now else now

@@ -1,7 +1,8 @@
 """What a worker tells of its LLM services, and what of that is still to be told.
 
-Small changes are told together, after a pause, as `Measured`. A model that is paused is told at
-once: what failed there is given back after it and must not come again.
+Small changes are told together, after a pause, as `Measured`. Told at once are other types, before
+they are offered to be run in slots, and a model that is paused: what failed there is given back
+after it and must not come again.
 """
 
 from __future__ import annotations
@@ -44,8 +45,8 @@ class ServiceOffer:
         self._changed: dict[str, dict[str, None]] = {}
 
     def offer(self, types: Iterable[str], services: Iterable[OfferedService], now: float) -> None:
-        """Change all of it; it is told together with what else changes soon."""
-        before = self._models
+        """Change all of it; it is told with what else changes soon, other types at once."""
+        before, answered = self._models, self._types
         self._types = tuple(types)[:MAX_NAMES]
         self._services = {each.id: each for each in list(services)[:MAX_SERVICES]}
         self._models = {
@@ -56,7 +57,7 @@ class ServiceOffer:
             return
         self.is_any = self._is_all_new = True
         self._changed.clear()
-        is_urgent = any(
+        is_urgent = answered != self._types or any(
             _is_newly_paused(model, before.get(service, {}))
             for service, models in self._models.items()
             for model, _ in models.values()

@@ -115,7 +115,8 @@ class WorkerSession:
     def next_deadline(self) -> float:
         """Return when `tick` has something to do next (monotonic); far away if never."""
         dues = [broker.next_deadline(RESEND_S) for broker in self.brokers.values()]
-        return min([self.services.due, *dues])
+        dues.append(self.services.due)
+        return min(dues)
 
     # -------------------------------------------------------------------- transports
 
@@ -216,10 +217,10 @@ class WorkerSession:
             effects += self.taken_back(placed, now) if self.is_draining else [StartPlaced(placed)]
         if attempts:
             effects.append(Start(attempts))
-        excess = self._taken() - self.flow.room - self.flow.prefetch - len(self.brokers)
         if self.is_draining:
             effects.append(TakeBack(broker.key, len(attempts)))
         elif len(self.brokers) > 1:
+            excess = self._taken() - self.flow.room - self.flow.prefetch - len(self.brokers)
             if excess > 0:
                 effects.append(TakeBack(broker.key, min(excess, len(attempts))))
             effects += self._offer(now, but=broker)
@@ -278,23 +279,22 @@ class WorkerSession:
         touched: dict[str, BrokerSession] = {}
         keep: list[KeptResult] = []
         given: dict[tuple[str, bytes | None], list[tuple[str, bytes]]] = {}
-        total_s, measured, results, completed, size = 0.0, 0, 0, 0, 0
+        total_s, elsewhere, results, completed, size = 0.0, 0, 0, 0, 0
         for link, task_id, token, kind, payload, duration_s in ended:
             broker = brokers.get(link)
             if (abandoned and abandoned.pop(token, None) is not None) or broker is None:
                 continue
-            is_placed = False
             if broker.open.get(task_id) == token:
                 del broker.open[task_id]
-                is_placed = bool(broker.placed) and broker.placed.pop(task_id, None) is not None
+                if broker.placed and broker.placed.pop(task_id, None) is not None and kind >= 0:
+                    elsewhere += 1
+                    total_s -= duration_s
             touched[link] = broker
             if kind < 0:
                 if kind == UNAVAILABLE:
                     given.setdefault((link, payload), []).append((task_id, token))
                 continue
-            if not is_placed:
-                total_s += duration_s
-                measured += 1
+            total_s += duration_s
             results += 1
             completed += kind == SUCCEEDED
             size += len(payload)
@@ -304,8 +304,8 @@ class WorkerSession:
         self.completed += completed
         self.failed += results - completed
         self._kept.count(results, size)
-        self.flow.measure(total_s, measured)
-        effects = self._kept.keep(keep)
+        self.flow.measure(total_s, results - elsewhere)
+        effects = self._kept.keep(keep) if keep else []
         for broker in touched.values():
             effects += self._flush(broker, now)
         effects += self._give_back(given, now)
@@ -420,7 +420,8 @@ class WorkerSession:
     def _hello(self, broker: BrokerSession, now: float) -> SendOn:
         broker.is_welcome = False
         broker.next_hello, broker.next_heartbeat = now + HELLO_S, now + broker.heartbeat_s
-        broker.window = window = self._window(broker, now)
+        # What services answer comes placed, once the broker knows them: until then nothing comes.
+        broker.window = window = 0 if self.services.is_any else self._window(broker, now)
         return SendOn(broker.key, hello(self.profile, window, broker, self._kept.owed()))
 
     def _tell_services(self, now: float) -> list[WorkerEffect]:

@@ -1,8 +1,8 @@
 """How many requests a model answers at the same time: found out by trying, for no service tells.
 
 While all the slots that are known are generating one more is offered. Whether that was one too
-many shows by its first token: it comes while all the others still generate, or as soon as without
-them, or only after one of them has ended.
+many shows by its first token: it comes while all the others still generate, or only after one of
+them has ended, and late.
 """
 
 from __future__ import annotations
@@ -14,6 +14,10 @@ from typing import Final
 #: What was found out holds so long; then one more is tried again. A model that is loaded anew is
 #: tried at once.
 SETTLED_S: Final = 600.0
+#: A first token that takes so many times as long as alone has waited for its slot. Beside others
+#: reading takes longer too, so it must happen more than once in a row.
+LATE: Final = 2.0
+VAIN_TIMES: Final = 2
 #: An answer that comes whole beside others may take so many times as long as alone.
 FAIR: Final = 1.5
 #: A service that says that it is full gets no more for so long, and each time twice as long.
@@ -57,6 +61,8 @@ class SlotGauge:
         self._runs: dict[int, SlotRun] = {}
         self._settled_until = self._full_until = 0.0
         self._full_s = FULL_S
+        #: first tokens in a row that have waited for a slot
+        self._vain = 0
 
     @property
     def in_flight(self) -> int:
@@ -84,16 +90,15 @@ class SlotGauge:
         run.first = now
         generating = sum(each.first is not None for each in self._runs.values())
         if generating > self.proved:
-            self.proved = generating  # as many as do so now have proved to do so at once
-        if run.freed is None or not run.beside:
+            self._prove(generating)  # as many as do so now have proved to do so at once
+        usual_s = self._usual_s(run)
+        if run.freed is None or not run.beside or not usual_s:
             return
-        usual_s, waited_s = self._usual_s(run), run.freed - run.began
-        if not usual_s or waited_s < usual_s / 2:
-            return  # the other ended too soon: nothing is shown
-        if now - run.began >= usual_s + waited_s / 2:
-            self._settle(max(run.generated, generating), now)
-        else:
-            self.proved = max(self.proved, run.generated + 1)
+        is_late = now - run.began >= LATE * usual_s
+        if is_late and run.freed - run.began >= usual_s:  # else that end came too soon to tell
+            self._vain += 1
+            if self._vain >= VAIN_TIMES:
+                self._settle(max(run.generated, generating), now)
 
     def end(self, number: int, now: float, *, is_answered: bool) -> None:
         """Count a request out.
@@ -135,10 +140,13 @@ class SlotGauge:
         if not usual_s or together_s < usual_s / 2:
             return
         if now - ended.began <= FAIR * usual_s:
-            self.proved = ended.beside + 1
+            self._prove(ended.beside + 1)
         else:
             self._settle(self.proved, now)
 
+    def _prove(self, count: int) -> None:
+        self.proved, self._vain = count, 0
+
     def _settle(self, count: int, now: float) -> None:
-        self.proved = count
+        self.proved, self._vain = count, 0
         self._settled_until = now + SETTLED_S

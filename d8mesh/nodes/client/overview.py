@@ -18,6 +18,7 @@ class WorkerInfo(TypedDict):
     host, address: its machine's name, and where it connects from.
     status_port: of its status page; None: it has none.
     slots, running: how many tasks it runs at once, and runs now.
+    placed: how many more its language-model services answer now, beside the slots.
     stuck: slots that a handler does not give back.
     reason: why it offers less than it could: its language-model service is not there, say.
     """
@@ -35,6 +36,7 @@ class WorkerInfo(TypedDict):
     status_port: int | None
     slots: int
     running: int
+    placed: int
     stuck: int
     reason: str | None
 

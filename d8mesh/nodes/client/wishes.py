@@ -8,16 +8,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final, TypeGuard
 
 from d8mesh.config import MODEL_PATTERN
-from d8mesh.core.protocol.chat import MODEL_TYPES, TOOLS, VISION
+from d8mesh.core.protocol.chat import EMBEDDING, INSERT, MODEL_TYPES, TOOLS, VISION
 from d8mesh.core.protocol.json_model import as_json
-from d8mesh.core.protocol.wish import MAX_MODELS, Cloud, Wish
+from d8mesh.core.protocol.wish import MAX_MODELS, SERVICE_TYPES, Cloud, Wish
 from d8mesh.errors import InvalidTaskError
 
-#: Types that a service answers as a whole: they may name a machine, and a model is only named.
-SERVICE_TYPES: Final = frozenset({"model_pull", "model_remove"})
-#: What a model must be capable of, as Ollama calls it, beside what `core.protocol.chat` names.
-INSERT: Final = "insert"
-EMBEDDING: Final = "embedding"
 EMBED_TYPE: Final = "embed"
 #: Of the name of a machine, a worker or a service.
 MAX_MACHINE_CHARS: Final = 128
@@ -50,7 +45,7 @@ def wish_of(kind: str, data: Mapping[str, Any], path: str = "", *, is_one: bool 
         return Wish(models=_model(data, path), machine=_machine(data, path)).text()
     models, is_strict = _models(data, path)
     conversation, prompt_tokens, output_tokens = _hints(data) if is_one else ("", 0, 0)
-    return Wish(
+    wish = Wish(
         models=models,
         is_strict=is_strict,
         cloud=_cloud(data, path),
@@ -59,7 +54,11 @@ def wish_of(kind: str, data: Mapping[str, Any], path: str = "", *, is_one: bool 
         conversation=conversation,
         prompt_tokens=prompt_tokens,
         output_tokens=output_tokens,
-    ).text()
+    )
+    try:
+        return wish.text()
+    except InvalidTaskError as error:  # of its names: too long together
+        raise InvalidTaskError(f"{path}data.{error}") from None
 
 
 # --- which models, and where ------------------------------------------------------------

@@ -7,12 +7,10 @@ import logging
 import os
 import queue
 import secrets
-import signal
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from types import FrameType
 from typing import Any, Final, TypeVar
 
 from d8mesh import __version__
@@ -35,6 +33,7 @@ from d8mesh.handlers.retrying import ANY, Backoff, Retries, RetryRule
 from d8mesh.nodes.worker.importable import process_name, prove
 from d8mesh.nodes.worker.orchestrators import Orchestrators
 from d8mesh.nodes.worker.runner import WorkerRunner
+from d8mesh.nodes.worker.signals import signals_told_to
 from d8mesh.nodes.worker.slots import Bell, Registered, Slots
 from d8mesh.nodes.worker.warmer import Warmer
 
@@ -315,7 +314,7 @@ class Worker:
 
         Thread: the main thread.
         """
-        with _signals(self._stops):
+        with signals_told_to(self._stops):
             if self._runner is None:
                 self.start()
             runner = self._runner
@@ -475,29 +474,3 @@ def _tell_mended(mended: Mended) -> None:
         unreadable_pages=mended.damaged_pages,
         hint="the tasks of lost results are run again",
     )
-
-
-@contextlib.contextmanager
-def _signals(stops: queue.SimpleQueue[None]) -> Iterator[None]:
-    """Let the first signal be told to `stops` and the second end the process."""
-    is_first = True
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        nonlocal is_first
-        del frame
-        if not is_first:
-            os._exit(128 + number)
-        is_first = False
-        stops.put(None)
-
-    names = ("SIGINT", "SIGTERM", "SIGBREAK")
-    before = {
-        number: signal.signal(number, handle)
-        for name in names
-        if (number := getattr(signal, name, None)) is not None
-    }
-    try:
-        yield
-    finally:
-        for number, old in before.items():
-            signal.signal(number, old)

@@ -62,18 +62,34 @@ def test_a_request_beside_others_is_no_measure_of_reading() -> None:
     assert (meter.prompt_tokens_per_s, meter.output_tokens_per_s) == (0, 10)
 
 
-@pytest.mark.parametrize(("prompt_tokens", "proved"), [(10, 1), (500, 2)])
+def slots_after_waiting(meter: ModelMeter, *, prompt_tokens: int) -> int:
+    """Let requests of that length get their first tokens late beside others."""
+    slots = 0
+    for turn in range(2):
+        start = 100.0 * (turn + 1)
+        first = meter.began(start)
+        meter.first_token(first, start + 1)
+        second = meter.began(start + 1, prompt_tokens=prompt_tokens)
+        meter.ended(first, start + 5, RunEnd.ANSWERED, spent=Spent(output_tokens=10))
+        meter.first_token(second, start + 6)
+        slots = meter.slots(start + 7)
+        meter.ended(second, start + 8, RunEnd.OURS)
+    return slots
+
+
+@pytest.mark.parametrize(("prompt_tokens", "slots"), [(10, 1), (900, 2)])
 def test_a_long_question_gets_its_time_before_it_counts_as_waiting(
-    prompt_tokens: int, proved: int
+    prompt_tokens: int, slots: int
 ) -> None:
     meter = ModelMeter()
     answered(meter, 0, Spent(prompt_tokens=100, output_tokens=50))  # 100 tokens/s
-    first = meter.began(10)
-    meter.first_token(first, 11)
-    second = meter.began(11, prompt_tokens=prompt_tokens)
-    meter.ended(first, 15, RunEnd.ANSWERED, spent=Spent(output_tokens=10))
-    meter.first_token(second, 16)
-    assert meter.gauge.proved == proved
+    assert slots_after_waiting(meter, prompt_tokens=prompt_tokens) == slots
+
+
+def test_without_the_speed_of_reading_the_usual_time_counts() -> None:
+    meter = ModelMeter()
+    answered(meter, 0, Spent(output_tokens=50))
+    assert slots_after_waiting(meter, prompt_tokens=9000) == 1
 
 
 def test_before_anything_is_known_waiting_shows_nothing() -> None:
@@ -86,15 +102,12 @@ def test_before_anything_is_known_waiting_shows_nothing() -> None:
     assert meter.slots(2) == 2
 
 
-def test_without_the_speed_of_reading_the_usual_time_counts() -> None:
+def test_one_slow_start_is_not_taken_for_what_is_usual() -> None:
     meter = ModelMeter()
-    answered(meter, 0, Spent(output_tokens=50))
-    first = meter.began(10)
-    meter.first_token(first, 11)
-    second = meter.began(11, prompt_tokens=9000)
-    meter.ended(first, 15, RunEnd.ANSWERED)
-    meter.first_token(second, 16)
-    assert meter.slots(17) == 1
+    answered(meter, 0, Spent(output_tokens=5), first_s=30)
+    answered(meter, 40, Spent(output_tokens=5), first_s=1)
+    assert slots_after_waiting(meter, prompt_tokens=0) == 1
+    answered(meter, 500, Spent(output_tokens=5), first_s=2)
 
 
 def test_whole_answers_are_measured_alone_and_judged_together() -> None:

@@ -50,6 +50,7 @@ def test_who_never_had_a_service_says_nothing_of_services() -> None:
 
 def test_all_of_it_is_told_to_all_who_are_there_and_once() -> None:
     offer = ServiceOffer()
+    offer.offer(["agent_action"], [], 1.0)
     offer.offer(["agent_action"], [service("s", M)], 1.0)
     assert offer.due == 1.0 + TOLD_TOGETHER_S
     up, down = brokers("a", "b"), BrokerSession("c")
@@ -95,6 +96,12 @@ def test_a_model_that_is_paused_is_told_at_once_and_once() -> None:
     assert told(offer, 3.0) == []
     offer.offer(["agent_action"], [service("s", M, OfferedModel("n", paused="x"))], 3.0)
     assert [type(each) for each in told(offer, 3.0)] == [Services]
+
+
+def test_other_types_are_told_at_once() -> None:
+    offer = offering(service("s", M))
+    offer.offer(["agent_action", "embed"], [service("s", M)], 2.0)
+    assert told(offer, 2.0) == [Services(["agent_action", "embed"], [service("s", M)], [], [], [])]
 
 
 def test_a_change_that_all_of_it_has_anyway_is_not_told_twice() -> None:

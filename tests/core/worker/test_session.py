@@ -790,22 +790,28 @@ def test_a_drain_lets_placed_attempts_end_and_takes_no_more() -> None:
 def test_services_are_told_after_each_welcome_with_what_runs_there() -> None:
     session = _session()
     session.services.offer(["agent_action"], [_offered()], 0.0)
-    session.link_up("a", 0.0)
-    (services,) = (e for e in _sent(session.receive(_welcome(), "a", 0.0)) if type(e) is Services)
-    assert (services.types, services.services) == (["agent_action"], [_offered()])
+    (hello,) = _sent(session.link_up("a", 0.0))
+    assert isinstance(hello, WorkerHello)
+    assert hello.window == 0  # nothing comes that is not placed, before the services are known
+    services, beat = _sent(session.receive(_welcome(), "a", 0.0))
+    assert services == Services(["agent_action"], [_offered()], [], [], [])
+    assert isinstance(beat, Heartbeat)
+    assert beat.window == 2
     (attempt,) = _placed(session.receive(_place(session), "a", 1.0))
     session.link_down("a", 2.0)
     assert session.tick(2.0) == []
     session.link_up("a", 3.0)
-    told = _sent(session.receive(_welcome(epoch=2), "a", 3.0))
-    assert told == [
-        Services(["agent_action"], [_offered()], [attempt.id], [SPOT.service], [SPOT.model])
-    ]
+    told, _ = _sent(session.receive(_welcome(epoch=2), "a", 3.0))
+    assert told == Services(
+        ["agent_action"], [_offered()], [attempt.id], [SPOT.service], [SPOT.model]
+    )
 
 
 def test_a_worker_without_services_says_nothing_of_them() -> None:
     session = _session()
-    session.link_up("a", 0.0)
+    (hello,) = _sent(session.link_up("a", 0.0))
+    assert isinstance(hello, WorkerHello)
+    assert hello.window == 2
     assert _sent(session.receive(_welcome(), "a", 0.0)) == []
     assert _sent(session.tick(0.1)) == []
 

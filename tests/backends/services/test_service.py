@@ -1,0 +1,189 @@
+"""One service: what it offers, how it is asked, and how it comes back."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from d8mesh.backends.backend import ModelInfo
+from d8mesh.backends.services import RequestClocks, Service
+from d8mesh.core.protocol.chat import Piece
+from d8mesh.core.protocol.messages import Budget, Placement
+from d8mesh.edge.network import machine_id
+from d8mesh.errors import BackendError, BackendMemoryError, BackendStalledError, InvalidTaskError
+from tests.backends.scripted import DOWN, ScriptedBackend, question, run_at, texts, up
+
+URL = "http://127.0.0.1:7100"
+
+
+class Scene:
+    """A service with a clock, and how often it told of a change."""
+
+    def __init__(self, backend: ScriptedBackend | None = None) -> None:
+        self.now, self.changes = 100.0, 0
+        self.backend = backend or ScriptedBackend(URL, up("a", "b", embedders=("e",), url=URL))
+        self.service = Service(
+            self.backend,
+            clocks=RequestClocks(first_token_s=7.0, token_gap_s=3.0),
+            on_change=self.changed,
+            clock=lambda: self.now,
+        )
+        self.service.look()
+
+    def changed(self, service: Service) -> None:
+        assert service.backend is self.backend
+        self.changes += 1
+
+    def paused(self, model: str = "a") -> str:
+        return self.service.paused(model)
+
+    def fail(self, error: BaseException) -> None:
+        self.backend.fails = error
+        with pytest.raises(type(error)):
+            self.service.chat(question("a"), run_at())
+        self.backend.fails = None
+
+
+@pytest.fixture
+def scene() -> Scene:
+    return Scene()
+
+
+def test_what_is_told_of_it_is_what_its_probe_says(scene: Scene) -> None:
+    told = scene.service.offered()
+    assert (told.id, told.kind, told.url) == (f"{machine_id()}:7100", "ollama", URL)
+    assert (told.default, told.why, told.is_cloud) == ("a", "", False)
+    assert [(each.name, each.digest, each.slots) for each in told.models] == [
+        ("a", "sha-a", 1),
+        ("b", "sha-b", 1),
+        ("e", "sha-e", 1),
+    ]
+
+
+def test_one_that_is_down_offers_nothing_and_says_why(scene: Scene) -> None:
+    scene.backend.seen = DOWN
+    assert scene.service.look() is True
+    assert scene.service.look() is False
+    told = scene.service.offered()
+    assert (told.why, told.models) == ("it is off", [])
+    assert told.id == f"{machine_id()}:7100"
+    assert scene.service.next_look_s(10) == 10
+
+
+def test_what_was_measured_holds_while_it_is_away(scene: Scene) -> None:
+    scene.service.chat(question("a"), run_at())
+    scene.backend.seen = DOWN
+    scene.service.look()
+    scene.backend.seen = up("a", url=URL)
+    scene.service.look()
+    (told,) = scene.service.offered().models
+    assert told.requests == 1
+
+
+def test_a_model_of_other_files_is_measured_anew(scene: Scene) -> None:
+    scene.service.chat(question("a"), run_at())
+    details = {"a": ModelInfo(name="a", digest="other"), "b": ModelInfo(name="b", digest="sha-b")}
+    scene.backend.seen = replace(up("a", "b", url=URL), details=details)
+    scene.service.look()
+    assert scene.service.offered().models[0].requests == 0
+
+
+def test_an_answer_says_where_it_ran_and_was_heard_by_the_caller(scene: Scene) -> None:
+    pieces: list[Piece] = []
+    done = scene.service.chat(question("A:latest"), run_at(on_piece=pieces.append))
+    assert [piece.text for piece in pieces] == [URL]
+    assert done.origin is not None
+    assert (done.origin.service, done.origin.backend) == (scene.service.id, "ollama")
+    (told, _, _) = scene.service.offered().models
+    assert (told.requests, told.prompt_tokens, told.output_tokens) == (1, 10, 20)
+    assert told.output_tokens_per_s == 10
+    made = scene.service.embed(texts("e"), run_at())
+    assert made.origin == done.origin
+    assert scene.service.offered().models[2].requests == 1
+
+
+def test_each_request_gets_the_clocks_of_the_settings(scene: Scene) -> None:
+    placement = Placement(service=scene.service.id, model="b")
+    scene.service.chat(question("a"), run_at(placement=placement))
+    (run,) = scene.backend.asked
+    assert (run.first_token_s, run.token_gap_s, run.placement) == (7.0, 3.0, placement)
+    assert scene.service.offered().models[1].requests == 1
+
+
+def test_a_model_that_failed_is_paused_until_it_answers_a_small_question(scene: Scene) -> None:
+    scene.fail(BackendStalledError("no token for 60 s"))
+    assert scene.paused() == "no token for 60 s"
+    assert scene.paused("b") == ""
+    assert scene.service.needs_look.is_set()
+    scene.service.look()
+    assert scene.backend.checked == []  # not yet
+    assert scene.service.next_look_s(10) == pytest.approx(1)
+    scene.now += 1
+    scene.backend.check_fails = BackendError("still broken")
+    scene.service.look()
+    assert (scene.paused(), scene.backend.checked) == ("still broken", ["a"])
+    scene.backend.check_fails = None
+    scene.now += 2
+    scene.service.look()
+    assert (scene.paused(), scene.backend.checked) == ("", ["a", "a"])
+
+
+def test_a_mistake_of_the_caller_pauses_nothing(scene: Scene) -> None:
+    scene.fail(InvalidTaskError("no such format"))
+    assert scene.paused() == ""
+    assert not scene.service.needs_look.is_set()
+
+
+def test_a_paused_model_that_is_gone_is_not_asked(scene: Scene) -> None:
+    scene.fail(BackendError("broken"))
+    scene.now += 5
+    scene.backend.seen = up("b", url=URL)
+    scene.service.look()
+    assert scene.backend.checked == []
+
+
+def test_a_model_is_loaded_ahead_with_its_options(scene: Scene) -> None:
+    placement = Placement(service=scene.service.id, model="a", options={"num_ctx": 4096})
+    scene.service.warm(placement)
+    assert scene.backend.loaded == [("a", {"num_ctx": 4096})]
+    assert scene.service.needs_look.is_set()
+    scene.backend.fails = BackendMemoryError("no room for it")
+    with pytest.raises(BackendMemoryError):
+        scene.service.warm(placement)
+    assert scene.paused() == "no room for it"
+
+
+class AccountBackend(ScriptedBackend):
+    """One that an account stands behind."""
+
+    is_cloud = True
+    service_id, slots_hint = "groq-1234", 4
+
+    def budget(self, model: str) -> Budget | None:
+        return Budget(minute_requests=30)
+
+
+def test_an_account_names_the_service_and_bounds_it() -> None:
+    scene = Scene(AccountBackend("https://10.9.9.9", up("a"), kind="groq"))
+    told = scene.service.offered()
+    assert (told.id, told.is_cloud) == ("groq-1234", True)
+    assert told.models[0].slots == 4
+    assert told.models[0].budget == Budget(minute_requests=30)
+
+
+def test_the_status_page_has_each_model_with_what_runs_and_what_is_paused(scene: Scene) -> None:
+    scene.fail(BackendError("broken"))
+    report = scene.service.report()
+    assert (report["is_up"], report["why"], report["default_model"]) == (True, None, "a")
+    models = report["models"]
+    assert isinstance(models, list)
+    assert models[0] == {
+        "name": "a",
+        "is_loaded": False,
+        "slots": 1,
+        "running": 0,
+        "output_tokens_per_s": 0.0,
+        "requests": 0,
+        "paused": "broken",
+    }

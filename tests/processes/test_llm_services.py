@@ -1,0 +1,109 @@
+"""A worker offers what its services have, as long as they answer."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import pytest
+
+from d8mesh.backends.backend import Availability
+from d8mesh.backends.services import Service
+from d8mesh.config import Config
+from d8mesh.nodes.worker import Worker
+from d8mesh.processes.llm_services import LlmServices
+from d8mesh.processes.services_console import ServicesConsole
+from tests.backends.scripted import DOWN, ManagedBackend, ScriptedBackend, up
+
+URL = "http://127.0.0.1:7100"
+
+
+class ClosedBackend(ScriptedBackend):
+    """One that keeps files and has something to end."""
+
+    kept: Path | None = None
+    is_closed = False
+
+    def keep_in(self, folder: Path) -> None:
+        self.kept = folder
+
+    def close(self) -> None:
+        self.is_closed = True
+
+
+class Scene:
+    """A worker that was not started, with services."""
+
+    def __init__(self, *backends: ScriptedBackend) -> None:
+        self.worker, self.lines = Worker(config=Config()), list[str]()
+        self.worker.register("own", lambda data: data)
+        self.seen: list[str] = []
+        self.services = LlmServices(
+            self.worker,
+            backends,
+            config=Config(first_token_s=9.0, token_gap_s=4.0),
+            console=ServicesConsole(self.lines.append),
+            on_seen=self.saw,
+        )
+
+    def saw(self, service: Service) -> None:
+        self.seen.append(service.backend.url)
+
+    def look(self) -> None:
+        self.services.pool.look()
+
+
+def test_its_own_types_are_offered_at_once_and_those_of_services_when_they_answer() -> None:
+    backend = ManagedBackend(URL, DOWN)
+    scene = Scene(backend)
+    assert scene.worker.task_types == ("own",)
+    scene.look()
+    assert scene.services.report()["reason"] is not None
+    assert scene.services.report()["task_types"] == ["own"]
+    backend.seen = up("a", embedders=("e",), url=URL)
+    scene.look()
+    assert scene.worker.task_types == ("model_pull", "model_remove", "own")
+    report = scene.services.report()
+    assert {"agent_action", "code_generation", "embed", "own"} < set(report["task_types"])  # type: ignore[call-overload]
+    assert report["models"] == ["a", "e"]
+    assert scene.seen == [URL, URL]
+    assert scene.lines[-1].startswith(f"Ollama at {URL}: ")
+    backend.seen = Availability(is_up=False, embedders=("e",), url=URL, reason="no chats")
+    scene.look()
+    assert "agent_action" not in scene.services.report()["task_types"]  # type: ignore[operator]
+    assert "embed" in scene.services.report()["task_types"]  # type: ignore[operator]
+
+
+def test_a_service_that_manages_no_models_brings_no_such_tasks() -> None:
+    scene = Scene(ScriptedBackend(URL, up("a", url=URL)))
+    scene.look()
+    assert scene.worker.task_types == ("own",)
+
+
+def test_the_status_page_names_each_service_and_what_is_wrong(tmp_path: Path) -> None:
+    first, second = ScriptedBackend(URL, up("a", url=URL)), ClosedBackend("", DOWN, kind="embedded")
+    scene = Scene(first, second)
+    scene.look()
+    scene.services.keep_in(tmp_path)
+    scene.services.close()
+    assert (second.kept, second.is_closed) == (tmp_path, True)
+    report = scene.services.report()
+    backend, services = report["backend"], report["services"]
+    assert isinstance(backend, dict)
+    assert isinstance(services, list)
+    assert (backend["name"], backend["is_up"]) == ("ollama+embedded", True)
+    assert backend["reason"] == "embedded: it is off"
+    assert [(each["kind"], each["is_up"]) for each in services] == [
+        ("ollama", True),
+        ("embedded", False),
+    ]
+
+
+@pytest.mark.timeout(60)
+def test_it_looks_until_it_is_stopped() -> None:
+    scene, stop = Scene(ScriptedBackend(URL, up("a", url=URL))), threading.Event()
+    scene.services.start(stop)
+    while not scene.seen:
+        stop.wait(0.01)
+    stop.set()
+    scene.services.pool.wake()

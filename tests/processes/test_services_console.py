@@ -1,0 +1,108 @@
+"""What a worker's console says of its LLM services: each thing once, when it happens."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from d8mesh import words
+from d8mesh.backends.backend import Availability
+from d8mesh.backends.services import Service
+from d8mesh.backends.services.pool import together
+from d8mesh.core.protocol.messages import OfferedModel
+from d8mesh.processes.services_console import ServicesConsole
+from tests.backends.scripted import DOWN, ScriptedBackend, up
+
+TYPES = ("agent_action", "code_generation")
+URL = "http://here:7100"
+
+
+class Scene:
+    """Services whose offers are set by hand, and what is said of them."""
+
+    def __init__(self, *kinds: str) -> None:
+        self.lines: list[str] = []
+        self.console = ServicesConsole(self.lines.append)
+        self.services = [Service(ScriptedBackend(URL, DOWN, kind=kind)) for kind in kinds]
+
+    def said(self, seen: Availability, number: int = 0) -> list[str]:
+        self.lines.clear()
+        service = self.services[number]
+        before, service.seen = service.seen, seen
+        self.console.changed(service, before, together(self.services), types=TYPES)
+        return list(self.lines)
+
+    def heard(self, **more: str) -> list[str]:
+        self.lines.clear()
+        self.console.heard("id", "pi", [OfferedModel(name="m:1b", **more), OfferedModel(name="n")])
+        return list(self.lines)
+
+
+def test_what_a_service_offers_is_told_at_the_start_and_when_it_changes() -> None:
+    scene = Scene("ollama")
+    down = Availability(is_up=False, reason="Ollama does not answer")
+    assert scene.said(down) == [
+        "no language model here, so agent_action and code_generation are not offered: "
+        "Ollama does not answer"
+    ]
+    assert scene.said(down) == []
+    there = up(
+        "b",
+        "a",
+        url=URL,
+        unfit={"nomic-embed-text": "makes embeddings: it cannot chat"},
+        warning="DEEPSEEK_MODEL=c is not installed",
+    )
+    assert scene.said(there) == [
+        f"Ollama at {URL}: agent_action and code_generation with b; others: a",
+        "  nomic-embed-text is not offered: it makes embeddings: it cannot chat",
+        "note: DEEPSEEK_MODEL=c is not installed",
+    ]
+    assert scene.said(there) == []
+    assert len(scene.said(down)) == 1
+    assert scene.said(there)[0].startswith("back: Ollama at ")
+
+
+def test_one_of_several_that_is_down_is_a_note() -> None:
+    scene = Scene("ollama", "embedded")
+    unasked = Availability(is_up=False, reason="not asked yet")
+    scene.services[1].seen = unasked
+    assert scene.said(DOWN) == []  # the other one may have a model
+    assert scene.said(up("tiny"), 1) == [
+        "llama.cpp in this worker: agent_action and code_generation with tiny"
+    ]
+    assert scene.said(Availability(is_up=False, reason="it broke")) == ["note: it broke"]
+
+
+def test_many_models_are_counted() -> None:
+    (line,) = Scene("ollama").said(up(*(f"m{number}" for number in range(12)), url=URL))
+    assert line.endswith("with m0; others: m1, m2, m3, m4, m5, m6, m7, m8 and 3 more")
+
+
+def test_a_pause_and_its_end_are_told_once() -> None:
+    scene = Scene("ollama")
+    assert scene.heard() == []
+    assert scene.heard(paused="it sent no token for 60 s") == [
+        "m:1b at pi gets no tasks until it answers a probe: it sent no token for 60 s"
+    ]
+    assert scene.heard(paused="again") == []
+    assert scene.heard() == ["m:1b at pi answers again"]
+
+
+@pytest.fixture
+def _spanish() -> Iterator[None]:
+    words.use("es")
+    yield
+    words.use("en")
+
+
+@pytest.mark.usefixtures("_spanish")
+def test_it_speaks_spanish() -> None:
+    scene = Scene("embedded")
+    assert scene.said(up("tiny")) == [
+        "llama.cpp en este worker: agent_action y code_generation con tiny"
+    ]
+    assert scene.heard(paused="x") == [
+        "m:1b en pi no recibe tareas hasta que conteste a una prueba: x"
+    ]
