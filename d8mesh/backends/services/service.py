@@ -74,7 +74,8 @@ class Service:
 
     Args:
         backend: what speaks with it.
-        on_change: told whenever something of it has changed, in the middle of requests too.
+        on_change: told whenever something of it has changed, in the middle of requests too: of
+            which model, None for all of it.
 
     Thread: `look` one at a time; the rest any.
     """
@@ -84,11 +85,12 @@ class Service:
         backend: Backend,
         *,
         clocks: RequestClocks | None = None,
-        on_change: Callable[[Service], None] = lambda service: None,
+        on_change: Callable[[Service, str | None], None] = lambda service, model: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.backend = backend
         self.seen = Availability(is_up=False, reason="not asked yet")
+        self._installed: tuple[Availability, dict[str, ModelInfo]] = (self.seen, {})
         #: False until it was looked at
         self.is_asked = False
         #: somebody should look at it now
@@ -135,11 +137,14 @@ class Service:
     @property
     def installed(self) -> Mapping[str, ModelInfo]:
         """The models that it offers, by name."""
-        seen = self.seen
-        return {
-            name: seen.details.get(name) or ModelInfo(name=name)
-            for name in (*seen.models, *seen.embedders)
-        }
+        seen, (of, known) = self.seen, self._installed
+        if of is not seen:
+            known = {
+                name: seen.details.get(name) or ModelInfo(name=name)
+                for name in (*seen.models, *seen.embedders)
+            }
+            self._installed = (seen, known)
+        return known
 
     def has(self, model: str) -> str | None:
         """Return its own name for `model`; None: it does not have it."""
@@ -199,8 +204,8 @@ class Service:
             failed = error
         self._meters.probed(name, failed)
 
-    def _changed(self) -> None:
-        self._on_change(self)
+    def _changed(self, model: str | None = None) -> None:
+        self._on_change(self, model)
 
     # ------------------------------------------------------------------ requests
 
@@ -246,7 +251,7 @@ class Service:
                 raise
             self._meters.loaded(placement.model, self._clock() - began)
             self._answered.add(placement.model)
-            self._changed()
+            self._changed(placement.model)
         self.needs_look.set()  # to tell that it is loaded
 
     @contextlib.contextmanager
@@ -297,6 +302,11 @@ class Service:
             models=[] if why else [self._offered(info) for info in self.installed.values()],
             why=why[:MAX_WHY_CHARS],
         )
+
+    def offered_model(self, name: str) -> OfferedModel | None:
+        """Return what the mesh is told of one model; None: it is not there."""
+        info = self.installed.get(name)
+        return None if info is None else self._offered(info)
 
     def _offered(self, info: ModelInfo) -> OfferedModel:
         figures, backend = self._meters.figures(info.name), self.backend

@@ -45,7 +45,8 @@ class Scene:
         self.meters = Meters(self.changed, clock=lambda: self.now)
         self.meters.keep(["m"], anew=[])
 
-    def changed(self) -> None:
+    def changed(self, name: str) -> None:
+        assert name == "m"
         self.told.append(self.meters.figures("m"))
 
     def answered(self) -> None:
@@ -102,6 +103,8 @@ def test_models_that_are_gone_are_forgotten_and_new_ones_begin_anew() -> None:
 
 def test_a_model_that_nobody_knows_is_measured_nowhere() -> None:
     scene = Scene()
+    scene.meters = Meters(lambda name: None, clock=lambda: scene.now)
+    scene.meters.keep(["m"], anew=[])
     with scene.meters.measured("unknown") as run:
         run.hear()
     scene.meters.probed("unknown")
