@@ -13,10 +13,10 @@ from d8mesh.core.worker.model_meter import NOTHING, ModelMeter, RunEnd, Spent
 from d8mesh.errors import BackendError, D8Error
 
 #: Of a reason, as much as travels with each offer.
-MAX_WHY_CHARS: Final = 300
+MAX_PAUSED_CHARS: Final = 300
 #: What errors mean, by their code, for who sends requests there; all other errors of a service are
 #: its own failures.
-_ENDS: Final[Mapping[str, RunEnd]] = {
+_RUN_ENDS: Final[Mapping[str, RunEnd]] = {
     "backend.busy": RunEnd.FULL,
     "backend.deadline": RunEnd.LATE,
     "backend.limit": RunEnd.OURS,
@@ -29,13 +29,13 @@ def end_of(error: BaseException) -> RunEnd:
     """Return what an error says of the service; a caller's mistake or cancelling says nothing."""
     if not isinstance(error, BackendError):
         return RunEnd.OURS
-    return _ENDS.get(error.code, RunEnd.FAILED)
+    return _RUN_ENDS.get(error.code, RunEnd.FAILED)
 
 
 def reason_of(error: BaseException) -> str:
     """Return why a model is paused, in one bounded sentence."""
     told = str(error) if isinstance(error, D8Error) else f"{type(error).__name__}: {error}"
-    return told[:MAX_WHY_CHARS] or type(error).__name__
+    return told[:MAX_PAUSED_CHARS] or type(error).__name__
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,7 +144,7 @@ class Meters:
                 requests=meter.requests,
                 prompt_tokens=meter.prompt_tokens,
                 output_tokens=meter.output_tokens,
-                paused=meter.paused[:MAX_WHY_CHARS],
+                paused=meter.paused[:MAX_PAUSED_CHARS],
             )
 
     def measured(

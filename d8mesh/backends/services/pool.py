@@ -47,7 +47,7 @@ _FIGURES: Final = (
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Told:
+class PoolListener:
     """Who is told what changes. Called from any thread; must not wait."""
 
     #: the services, or what they are: all of them
@@ -80,11 +80,11 @@ class ServicePool:
         self,
         backends: Iterable[Backend],
         *,
-        told: Told | None = None,
+        told: PoolListener | None = None,
         clocks: RequestClocks | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._told, self._clocks, self._clock = told or Told(), clocks, clock
+        self._told, self._clocks, self._clock = told or PoolListener(), clocks, clock
         self._lock = threading.Lock()
         self._said: dict[str, _Said] = {}
         self._stop: threading.Event | None = None

@@ -23,7 +23,7 @@ from d8mesh.backends.backend import (
     Managed,
     ModelInfo,
 )
-from d8mesh.backends.services.meters import MAX_WHY_CHARS, Meters
+from d8mesh.backends.services.meters import MAX_PAUSED_CHARS, Meters
 from d8mesh.backends.services.whereabouts import Whereabouts, whereabouts
 from d8mesh.core.protocol.chat import (
     ChatRequest,
@@ -43,7 +43,7 @@ CHECK_S: Final = 60.0
 #: That a name stands for another address now is noticed after so long.
 PLACE_AGE_S: Final = 60.0
 #: UTF-8 bytes of a token, about.
-TOKEN_BYTES: Final = 4
+BYTES_PER_TOKEN: Final = 4
 
 
 @runtime_checkable
@@ -228,7 +228,7 @@ class Service:
     def embed(self, request: EmbeddingRequest, run: ChatRun) -> Embeddings:
         """Return the vectors of this service; see `Backend.embed`."""
         placed, model = self._placed(run, request.model)
-        tokens = sum(map(len, request.texts)) // TOKEN_BYTES
+        tokens = sum(map(len, request.texts)) // BYTES_PER_TOKEN
         measured = self._meters.measured(model, prompt_tokens=tokens, is_streamed=False)
         with self._looked_at_after_failure(), measured:
             made = self.backend.embed(request, placed)
@@ -300,7 +300,7 @@ class Service:
             slots=0,
             default=seen.default,
             models=[] if why else [self._offered(info) for info in self.installed.values()],
-            why=why[:MAX_WHY_CHARS],
+            why=why[:MAX_PAUSED_CHARS],
         )
 
     def offered_model(self, name: str) -> OfferedModel | None:
@@ -359,4 +359,4 @@ class Service:
 def _tokens_of(request: ChatRequest) -> int:
     """Return about how many tokens the question has."""
     size = sum(len(str(message.get("content") or "")) for message in request.conversation)
-    return size // TOKEN_BYTES
+    return size // BYTES_PER_TOKEN

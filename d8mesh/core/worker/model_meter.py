@@ -14,8 +14,8 @@ from typing import Final
 from d8mesh.core.worker.slot_gauge import SlotGauge, SlotRun
 
 #: Seconds from a failure to the first probe; each failed one doubles them up to the second bound.
-PAUSE_S: Final = 1.0
-PAUSE_MOST_S: Final = 60.0
+FIRST_PAUSE_S: Final = 1.0
+MODEL_PAUSE_MOST_S: Final = 60.0
 #: A model that does not fit will not fit in a minute either: somebody must make room.
 NO_ROOM_PAUSE_S: Final = 600.0
 #: A model that was in memory reports a few milliseconds of loading.
@@ -81,7 +81,7 @@ class ModelMeter:
         self._prompt, self._output = _Rate(), _Rate()
         self._first_s = self._whole_s = 0.0
         self._number = 0
-        self._pause_s, self._probe_at = PAUSE_S, 0.0
+        self._pause_s, self._probe_at = FIRST_PAUSE_S, 0.0
         self._heard = float("-inf")
 
     @property
@@ -141,7 +141,7 @@ class ModelMeter:
         self.requests += 1
         self.prompt_tokens += spent.prompt_tokens
         self.output_tokens += spent.output_tokens
-        self._pause_s = PAUSE_S
+        self._pause_s = FIRST_PAUSE_S
         if self.paused:
             self._probe_at = now  # it does answer: the next probe need not wait
         self.loaded(spent.load_s)
@@ -212,7 +212,7 @@ class ModelMeter:
     def _fail(self, now: float, why: str, *, is_long: bool) -> None:
         self.paused = why or "it failed"
         self._probe_at = now + (NO_ROOM_PAUSE_S if is_long else self._pause_s)
-        self._pause_s = min(2 * self._pause_s, PAUSE_MOST_S)
+        self._pause_s = min(2 * self._pause_s, MODEL_PAUSE_MOST_S)
 
 
 def _quickest(before: float, now: float) -> float:

@@ -16,13 +16,13 @@ from typing import Final
 SETTLED_S: Final = 600.0
 #: A first token that takes so many times as long as alone has waited for its slot. Beside others
 #: reading takes longer too, so it must happen more than once in a row.
-LATE: Final = 2.0
+LATE_TIMES: Final = 2.0
 VAIN_TIMES: Final = 2
 #: An answer that comes whole beside others may take so many times as long as alone.
 FAIR: Final = 1.5
 #: A service that says that it is full gets no more for so long, and each time twice as long.
-FULL_S: Final = 1.0
-FULL_MOST_S: Final = 30.0
+BUSY_S: Final = 1.0
+BUSY_MOST_S: Final = 30.0
 
 
 @dataclass(slots=True)
@@ -60,7 +60,7 @@ class SlotGauge:
         self._usual_s = usual_s
         self._runs: dict[int, SlotRun] = {}
         self._settled_until = self._full_until = 0.0
-        self._full_s = FULL_S
+        self._full_s = BUSY_S
         #: first tokens in a row that have waited for a slot
         self._vain = 0
 
@@ -94,7 +94,7 @@ class SlotGauge:
         usual_s = self._usual_s(run)
         if run.freed is None or not run.beside or not usual_s:
             return
-        is_late = now - run.began >= LATE * usual_s
+        is_late = now - run.began >= LATE_TIMES * usual_s
         if is_late and run.freed - run.began >= usual_s:  # else that end came too soon to tell
             self._vain += 1
             if self._vain >= VAIN_TIMES:
@@ -111,7 +111,7 @@ class SlotGauge:
             if run.freed is None and ended.is_generating:
                 run.freed, run.generated = now, generating
         if is_answered:
-            self._full_s = FULL_S
+            self._full_s = BUSY_S
             if not ended.is_streamed and ended.beside >= self.proved:
                 self._judge_whole(ended, now)
 
@@ -120,7 +120,7 @@ class SlotGauge:
         del self._runs[number]
         self._settle(max(1, min(self.proved, self.in_flight)), now)
         self._full_until = now + self._full_s
-        self._full_s = min(2 * self._full_s, FULL_MOST_S)
+        self._full_s = min(2 * self._full_s, BUSY_MOST_S)
 
     def reloaded(self) -> None:
         """Forget what was found out not to go: the model was loaded anew."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from d8mesh import errors
-from d8mesh.backends.services.meters import MAX_WHY_CHARS, Figures, Meters, end_of, reason_of
+from d8mesh.backends.services.meters import MAX_PAUSED_CHARS, Figures, Meters, end_of, reason_of
 from d8mesh.core.protocol.chat import Timing, Usage
 from d8mesh.core.worker.model_meter import RunEnd
 
@@ -33,7 +33,7 @@ def test_an_error_tells_whose_fault_it_is(error: BaseException, end: RunEnd) -> 
 def test_a_reason_is_one_bounded_sentence() -> None:
     assert reason_of(errors.BackendError("it broke")) == "it broke"
     assert reason_of(ValueError("x")) == "ValueError: x"
-    assert len(reason_of(errors.BackendError("x" * 999))) == MAX_WHY_CHARS
+    assert len(reason_of(errors.BackendError("x" * 999))) == MAX_PAUSED_CHARS
 
 
 class Scene:

@@ -8,8 +8,8 @@ import random
 import pytest
 
 from d8mesh.core.worker.slot_gauge import (
-    FULL_MOST_S,
-    FULL_S,
+    BUSY_MOST_S,
+    BUSY_S,
     SETTLED_S,
     SlotGauge,
     SlotRun,
@@ -130,16 +130,16 @@ def test_a_full_service_gets_no_more_for_a_moment_that_grows() -> None:
     assert (asked.gauge.proved, asked.gauge.slots(1)) == (3, 3)
     for number in running:
         asked.end(number, 1, is_answered=False)
-    now = 1 + FULL_S
+    now = 1 + BUSY_S
     assert asked.gauge.next_change(1.5) == now
     for turn in range(9):  # others fill it
         asked.gauge.full(asked.begin(now), now)
         assert (asked.gauge.proved, asked.gauge.slots(now)) == (1, 0)
-        now += min(FULL_S * 2 ** (turn + 1), FULL_MOST_S)
+        now += min(BUSY_S * 2 ** (turn + 1), BUSY_MOST_S)
         assert asked.gauge.slots(now) == 1
     asked.end(asked.generating(now), now + 1)
     asked.gauge.full(asked.begin(now), now)
-    assert asked.gauge.slots(now + FULL_S) == 1
+    assert asked.gauge.slots(now + BUSY_S) == 1
 
 
 def test_answers_that_come_whole_show_it_by_how_long_they_take() -> None:
