@@ -20,6 +20,10 @@ MODEL_PAUSE_MOST_S: Final = 60.0
 NO_ROOM_PAUSE_S: Final = 600.0
 #: A model that was in memory reports a few milliseconds of loading.
 LOADED_ANEW_S: Final = 0.25
+#: Answers that take less in all, and so little of it for their output, are short: see
+#: `SlotGauge.is_short`.
+SHORT_S: Final = 1.0
+SHORT_OUTPUT: Final = 0.2
 #: Of all that was measured so much is kept with each request: about the last five count.
 KEPT: Final = 0.8
 #: Nothing at all for so long until the caller's own deadline: the service may be dead.
@@ -157,6 +161,8 @@ class ModelMeter:
         first = now if seen.first is None else seen.first
         reading_s = max(first - seen.began - spent.load_s, 0.0)
         if not seen.beside:  # others may have had to wait for a slot
+            whole_s = now - seen.began - spent.load_s
+            self.gauge.is_short = whole_s < SHORT_S and now - first <= SHORT_OUTPUT * whole_s
             self._first_s = _quickest(self._first_s, reading_s)
         self._prompt.add(spent.prompt_tokens, spent.prompt_s or (0 if seen.beside else reading_s))
         self._output.add(spent.output_tokens, spent.output_s or now - first)

@@ -102,6 +102,21 @@ def test_before_anything_is_known_waiting_shows_nothing() -> None:
     assert meter.slots(2) == 2
 
 
+@pytest.mark.parametrize(
+    ("first_s", "whole_s", "is_short"), [(0.3, 0.31, True), (0.1, 0.5, False), (3.0, 3.01, False)]
+)
+def test_answers_that_hardly_generate_are_known(
+    first_s: float, whole_s: float, is_short: bool
+) -> None:
+    meter = ModelMeter()
+    for start in (0.0, 10.0):
+        run = meter.began(start)
+        assert meter.slots(start) == (2 if is_short and start else 1)
+        meter.first_token(run, start + first_s)
+        meter.ended(run, start + whole_s, RunEnd.ANSWERED, spent=Spent(output_tokens=1))
+    assert meter.gauge.is_short is is_short
+
+
 def test_one_slow_start_is_not_taken_for_what_is_usual() -> None:
     meter = ModelMeter()
     answered(meter, 0, Spent(output_tokens=5), first_s=30)

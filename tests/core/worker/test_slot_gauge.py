@@ -176,25 +176,29 @@ def test_whole_answers_that_hardly_ran_side_by_side_show_nothing() -> None:
 
 @pytest.mark.parametrize("truth", [1, 2, 4, 7])
 @pytest.mark.parametrize("seed", range(4))
-def test_the_slots_of_a_service_are_found(truth: int, seed: int) -> None:
+@pytest.mark.parametrize("is_short", [True, False])
+def test_the_slots_of_a_service_are_found(truth: int, seed: int, is_short: bool) -> None:
     """A service with so many slots and a line before them, kept as full as the gauge says."""
     draw, asked = random.Random(seed), Requests(usual_s=0.3)
+    asked.gauge.is_short = is_short
+    output_s = (0.0, 0.01) if is_short else (1.0, 3.0)
     events: list[tuple[float, int, str]] = []
     line: list[int] = []
     busy, now, done = 0, 0.0, 0
-    while done < 60:
+    while done < (200 if is_short else 60):
         while asked.gauge.in_flight < asked.gauge.slots(now):
             line.append(asked.begin(now))
         while line and busy < truth:
             number, busy = line.pop(0), busy + 1
             speaks = now + 0.3 * draw.uniform(0.9, 1.1)
             heapq.heappush(events, (speaks, number, "speaks"))
-            heapq.heappush(events, (speaks + draw.uniform(1, 3), number, "ends"))
+            heapq.heappush(events, (speaks + draw.uniform(*output_s), number, "ends"))
         now, number, what = heapq.heappop(events)
         if what == "speaks":
             asked.gauge.first_token(number, now)
         else:
             asked.end(number, now)
             busy, done = busy - 1, done + 1
-    assert asked.gauge.proved == truth
+    # Of many short ones one or the other ends so soon that it is no proof.
+    assert truth - (is_short and truth > 4) <= asked.gauge.proved <= truth
     assert asked.gauge.slots(now) <= truth + 1
