@@ -13,7 +13,7 @@ from d8mesh.core.broker.routing import Weighed
 from d8mesh.core.broker.scheduler import RETRY_SCAN, Scheduler
 from d8mesh.core.broker.service_views import COUNTED_WAITING, ask_of, standing_of
 from d8mesh.core.broker.services import Flight, ModelState
-from d8mesh.core.broker.standings import Decision
+from d8mesh.core.broker.standings import Decision, Obstacle
 from d8mesh.core.broker.state import BrokerState
 from d8mesh.core.protocol.messages import Placement, Warm
 from d8mesh.core.protocol.task import TaskState
@@ -161,7 +161,11 @@ class ServiceScheduler:
         services.note_conversation(wish.conversation, model)
         if spec.priority >= routing.INTERACTIVE_PRIORITY:
             services.interactive[model.plain] = state.now
-        nearest = sorted(weighed, key=lambda each: (each is not chosen, each.estimate_s))
+        free = (None, Obstacle.HELD_BACK)  # who could have begun with it is remembered first
+        nearest = sorted(
+            weighed,
+            key=lambda each: (each is not chosen, each.obstacle not in free, each.estimate_s),
+        )
         nearest = nearest[:MAX_CANDIDATES]
         waited_s = max(0.0, state.at - max(task.batch.at, spec.run_at or 0.0))
         decision = Decision(
