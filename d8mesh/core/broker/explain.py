@@ -324,7 +324,7 @@ def _chosen(decision: Decision) -> Iterator[str]:
         yield f"{where}, the only one that could begin with it then"
     elif (own_s := standing.estimate_s) is None:
         yield f"{where}; how long it would take was not known"
-    elif all(each.estimate_s is None or each.estimate_s >= own_s for each in others):
+    elif all(each.estimate_s is None or each.estimate_s > own_s for each in others):
         yield f"{where}, which would be done with it first, in about {duration(own_s)}"
     else:
         yield f"{where}, done in about {duration(own_s)}; others would have been about as quick"
