@@ -107,8 +107,12 @@ class Account:
         self._path: Path | None = None
         self._siblings: Siblings | None = None
         self._lock = threading.Lock()
-        #: what people should know, "" if there is nothing
-        self.notice = ""
+        self._file_notice = self._disk_notice = ""
+
+    @property
+    def notice(self) -> str:
+        """What people should know; "" if there is nothing."""
+        return "; ".join(filter(None, (self._file_notice, self._disk_notice)))
 
     # --- asking
 
@@ -215,7 +219,7 @@ class Account:
         """Keep what is used in the file `path`, and take up what is there."""
         kept, notice = ledger.read(path)
         with self._lock:
-            self._path, self.notice, self._siblings = path, notice, Siblings(path)
+            self._path, self._file_notice, self._siblings = path, notice, Siblings(path)
             now, at = self._clock(), self._wall()
             for model, each in kept.models.items():
                 use = self._use(model)
@@ -253,7 +257,9 @@ class Account:
         try:
             ledger.write(self._path, ledger.KeptAccount(models))
         except OSError as error:
-            self.notice = f"what is used of the account cannot be written down ({error})"
+            self._disk_notice = f"what is used of the account cannot be written down ({error})"
+        else:
+            self._disk_notice = ""
 
     # --- counting
 
