@@ -24,8 +24,9 @@ from d8mesh.errors import BackendError, BackendLimitError
 
 #: What services count a minute by: any of so many seconds.
 MINUTE_S: Final = 60.0
-#: A minute is taken for so much longer here: no two clocks go alike.
-LATE_S: Final = 1.0
+#: A minute is taken for so much longer here, as no two clocks go alike; for less than orchestrators
+#: take it for: what they place is not to be given back.
+LATE_S: Final = 0.25
 #: Models of one account that are remembered; more are names that were made up.
 MAX_ACCOUNT_MODELS: Final = 200
 #: What was estimated as larger than a whole minute by this much can never fit; else it may.
