@@ -47,8 +47,6 @@ class Choice:
     number: int
     text: str
     arguments: tuple[str, ...] = ()
-    #: there is nothing behind it in this version but the words that say so
-    is_to_come: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,8 +105,8 @@ COMMANDS: Final[tuple[Command, ...]] = (
         summary="a worker: finds every orchestrator of its mesh",
         group="run",
         choices=(
-            Choice(5, "Worker Groq", ("--type", "groq"), is_to_come=True),
-            Choice(6, "Worker Gemini", ("--type", "gemini"), is_to_come=True),
+            Choice(5, "Worker Groq", ("--type", "groq")),
+            Choice(6, "Worker Gemini", ("--type", "gemini")),
             Choice(7, "Worker DeepSeek", ("--type", "deepseek")),
         ),
         settings=(("type", "WORKER_TYPE"), ("name", "WORKER_ID")),

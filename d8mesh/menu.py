@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from d8mesh import __version__
-from d8mesh.commands import COMMANDS, INTERRUPTED, OK, Choice
+from d8mesh.commands import COMMANDS, INTERRUPTED, OK
 from d8mesh.edge.terminal import say
 from d8mesh.words import tr
 
@@ -19,7 +19,7 @@ REPEATED_CHARS: Final = 40
 def show(run: Callable[[Sequence[str]], int]) -> int:
     """Show the menu until 9 or the end of the input; a failed command comes back to it."""
     rows = {
-        str(choice.number): (_text(choice), (command.name, *choice.arguments))
+        str(choice.number): (tr(choice.text), (command.name, *choice.arguments))
         for command in COMMANDS
         for choice in command.choices
     }
@@ -45,8 +45,3 @@ def show(run: Callable[[Sequence[str]], int]) -> int:
             code = INTERRUPTED
         if code != OK:
             say(tr("(ended with code {code})", code=code))
-
-
-def _text(choice: Choice) -> str:
-    text = tr(choice.text)
-    return f"{text} {tr('(not yet in this version)')}" if choice.is_to_come else text

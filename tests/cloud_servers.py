@@ -191,7 +191,8 @@ class _Handler(BaseHTTPRequestHandler):
         if owner.prepared_lists:
             self._prepared(owner.prepared_lists.pop(0))
         elif self.path.endswith("/api/v0/models") and owner.kind == "lmstudio":
-            rows = [{**row, "state": "not-loaded"} for row in owner.models]
+            told = {"state": "not-loaded", "type": "vlm", "capabilities": ["tool_use"]}
+            rows = [{**row, **told} for row in owner.models if "embed" not in str(row["id"])]
             self._json({"data": rows, "object": "list"})
         elif self.path.endswith("/models"):
             self._list()

@@ -32,11 +32,11 @@ def _serve() -> int:
         print(why, file=sys.stderr, flush=True)
         return 1
     sys.path.insert(0, str(ROOT))
-    from tests.ollama_server import OllamaServer
+    from tests.ollama_standin import OllamaStandin
 
-    models = tuple(filter(None, os.environ.get("FAKE_OLLAMA_MODELS", "qwen2.5:3b").split(",")))
+    models = list(filter(None, os.environ.get("FAKE_OLLAMA_MODELS", "qwen2.5:3b").split(",")))
     port = int(os.environ["OLLAMA_HOST"].rpartition(":")[2])
-    with OllamaServer(port=port, models=models):
+    with OllamaStandin(port=port, models=models):
         print(f"Listening on {os.environ['OLLAMA_HOST']}", flush=True)
         threading.Event().wait()
     return 0

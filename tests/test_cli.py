@@ -463,16 +463,6 @@ def test_no_text_names_the_launcher_where_another_command_was_started() -> None:
     assert named == []
 
 
-def test_rows_of_the_menu_that_are_to_come_say_so(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    choose(monkeypatch, "9")
-    main([])
-    rows = capsys.readouterr().out.splitlines()
-    marked = [row.strip() for row in rows if "not yet in this version" in row]
-    assert [row[:2] for row in marked] == ["5.", "6."]
-
-
 def test_everything_the_menu_says_is_spanish_errors_too(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

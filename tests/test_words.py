@@ -57,6 +57,8 @@ RAISING = (
     "backends/ollama/models",
     "backends/ollama/selection",
     "backends/streaming",
+    "backends/openai/service",
+    "backends/openai/listing",
 )
 ERRORS = frozenset(
     name for name, kind in vars(errors).items()

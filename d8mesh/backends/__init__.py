@@ -11,13 +11,14 @@ from d8mesh.backends.backend import Backend
 from d8mesh.config import Config
 
 
+def ollama_at(config: Config, url: str) -> Backend:
+    """Return the Ollama of another host: DEEPSEEK_MODEL is not expected there."""
+    return ollama.backend_of(replace(config, ollama_url=url, ollama_model=None))
+
+
 def _ollamas(config: Config) -> list[Backend]:
     """Return the Ollama of this machine (or of DEEPSEEK_BASE_URL), and those of other hosts."""
-    others = [
-        ollama.backend_of(replace(config, ollama_url=url, ollama_model=None))
-        for url in config.ollama_hosts
-        if url != config.ollama_url
-    ]
+    others = [ollama_at(config, url) for url in config.ollama_hosts if url != config.ollama_url]
     return [ollama.backend_of(config), *others]
 
 

@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-from d8mesh.backends import BACKENDS, configured
+from d8mesh.backends import configured, ollama_at
 from d8mesh.config import PORTS_END, STATUS_PORT_TRIES, Config
 from d8mesh.core.protocol.addresses import LOOPBACK
 from d8mesh.edge import data_folder, logs
@@ -24,6 +24,7 @@ from d8mesh.errors import ConfigError, D8Error
 from d8mesh.handlers.echo import echo
 from d8mesh.handlers.genetic import evolution_crossover, evolution_mutation
 from d8mesh.nodes.worker import Worker
+from d8mesh.processes.announced_ollamas import AnnouncedOllamas
 from d8mesh.processes.console import ANY_ADDRESS, addresses_of
 from d8mesh.processes.failure_console import FailureConsole
 from d8mesh.processes.llm_services import LlmServices
@@ -117,6 +118,14 @@ class _Beside:
             tell=console.say,
             on_started=self.services.pool.wake,
         )
+        self._announced: AnnouncedOllamas | None = None
+        if config.ollama_mdns and config.worker_type not in ACCOUNT_TYPES:
+            self._announced = AnnouncedOllamas(
+                self.services.pool,
+                make=lambda url: ollama_at(config, url),
+                addresses=lambda: [each.address for each in usable_addresses(config.interfaces)],
+                tell=console.say,
+            )
         looks: list[Callable[[threading.Event], None]] = [console.run]
         if config.worker_type not in ACCOUNT_TYPES:
             looks.append(self._serve.run)
@@ -129,12 +138,16 @@ class _Beside:
         """Begin; the worker has its folder by now."""
         self.services.keep_in(self._worker.folder)
         self.services.start(self._stop)
+        if self._announced is not None:
+            self._announced.start()
         for thread in self._threads:
             thread.start()
 
     def close(self) -> None:
         """End all of it."""
         self._stop.set()
+        if self._announced is not None:
+            self._announced.close()
         self._fetch.close(BESIDE_END_S)
         self._serve.close()
         self.services.close()
@@ -162,8 +175,6 @@ def _require_key(kind: str, config: Config) -> None:
     variable, key = variables[kind]
     if not key:
         raise ConfigError(f"--type {kind}: {variable} is not set: put your key into .env")
-    if kind not in BACKENDS:
-        raise ConfigError(f"--type {kind}: this d8mesh has no backend for it ({variable} is set)")
 
 
 @contextlib.contextmanager

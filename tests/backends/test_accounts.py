@@ -303,6 +303,12 @@ def test_an_id_names_the_key_and_does_not_tell_it() -> None:
 # --- restarts
 
 
+def file_in(data: Path) -> Path:
+    """Return where a worker keeps its account: in a folder of its own, beside those of others."""
+    (data / "1").mkdir(exist_ok=True)
+    return data / "1" / "account.json"
+
+
 def restarted(hands: Hands, path: Path, *limits: tuple[str, int]) -> Account:
     account = account_of(hands, *limits)
     account.keep_in(path)
@@ -310,7 +316,7 @@ def restarted(hands: Hands, path: Path, *limits: tuple[str, int]) -> Account:
 
 
 def test_a_restart_forgets_nothing(tmp_path: Path) -> None:
-    hands, path = Hands(), tmp_path / "account.json"
+    hands, path = Hands(), file_in(tmp_path)
     limits = (("minute_requests", 2), ("day_requests", 3))
     first = restarted(hands, path, *limits)
     taken(first, 10)
@@ -331,14 +337,14 @@ def test_a_restart_forgets_nothing(tmp_path: Path) -> None:
 
 
 def test_a_day_that_is_over_is_over_after_a_restart_too(tmp_path: Path) -> None:
-    hands, path = Hands(), tmp_path / "account.json"
+    hands, path = Hands(), file_in(tmp_path)
     taken(restarted(hands, path, ("day_requests", 1)))
     hands.turn(DAY_S)
     assert taken(restarted(hands, path, ("day_requests", 1)))
 
 
 def test_what_was_used_before_the_folder_was_known_counts(tmp_path: Path) -> None:
-    hands, path = Hands(), tmp_path / "account.json"
+    hands, path = Hands(), file_in(tmp_path)
     taken(restarted(hands, path))
     account = account_of(hands)
     taken(account)
@@ -348,13 +354,13 @@ def test_what_was_used_before_the_folder_was_known_counts(tmp_path: Path) -> Non
 
 
 def test_what_is_for_good_is_asked_again_after_a_restart(tmp_path: Path) -> None:
-    hands, path = Hands(), tmp_path / "account.json"
+    hands, path = Hands(), file_in(tmp_path)
     restarted(hands, path).block("m", FOR_GOOD_S, "not in the tier")
     assert restarted(hands, path).budget("m").blocked_s == 0
 
 
 def test_a_clock_that_was_set_back_makes_nothing_younger_than_now(tmp_path: Path) -> None:
-    hands, path = Hands(), tmp_path / "account.json"
+    hands, path = Hands(), file_in(tmp_path)
     taken(restarted(hands, path))
     hands.at -= 7200
     assert restarted(hands, path).budget("m").recent == [(0.0, 1)]
@@ -376,11 +382,11 @@ def test_a_clock_that_was_set_back_makes_nothing_younger_than_now(tmp_path: Path
 def test_a_damaged_file_is_put_aside_and_told_and_begun_anew(
     tmp_path: Path, content: bytes
 ) -> None:
-    hands, path = Hands(), tmp_path / "account.json"
+    hands, path = Hands(), file_in(tmp_path)
     path.write_bytes(content)
     account = restarted(hands, path)
     assert "begun anew" in account.notice
-    assert (tmp_path / "account.json.damaged").read_bytes() == content
+    assert path.with_name("account.json.damaged").read_bytes() == content
     assert taken(account)
     assert restarted(hands, path).budget("m").day_requests == 1
 
@@ -392,12 +398,39 @@ def test_a_disk_that_takes_nothing_is_told_and_stops_nothing(tmp_path: Path) -> 
 
 
 def test_the_file_is_whole_at_any_moment(tmp_path: Path) -> None:
-    hands, path = Hands(), tmp_path / "account.json"
+    hands, path = Hands(), file_in(tmp_path)
     account = restarted(hands, path)
     for i in range(20):
         taken(account, i)
         assert json.loads(path.read_text("utf-8"))["version"] == 1
-    assert [each.name for each in tmp_path.iterdir()] == ["account.json"]
+    assert [each.name for each in path.parent.iterdir()] == ["account.json"]
+
+
+def test_workers_of_one_machine_know_what_the_others_used_also_one_that_is_not_back(
+    tmp_path: Path,
+) -> None:
+    hands, limits = Hands(), (("minute_requests", 3), ("day_requests", 4))
+    paths = [tmp_path / str(i) / "account.json" for i in range(2)]
+    for path in paths:
+        path.parent.mkdir()
+    first, second = (restarted(hands, path, *limits) for path in paths)
+    assert taken(first)
+    assert taken(second)
+    assert taken(first)
+    assert taken(second) is None
+    told = second.budget("m")
+    assert len(told.recent) == 1  # who adds up gets each request once
+    assert told.blocked_s == SPAN_S
+    assert "this minute" in told.blocked_why
+    hands.turn(SPAN_S)
+    assert taken(second)
+    assert "of the day" in restarted(hands, paths[0], *limits).budget("m").blocked_why
+    second.block("m", 9999.0, "it said so")
+    with pytest.raises(BackendLimitError, match="it said so"):
+        first.begin("m", 1)
+    paths[1].write_bytes(b"{")
+    hands.turn(DAY_S)
+    assert taken(first)
 
 
 def test_names_that_are_made_up_fill_no_memory() -> None:

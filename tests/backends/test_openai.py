@@ -14,6 +14,7 @@ import pytest
 from d8mesh.backends.backend import ChatRun, ModelInfo
 from d8mesh.backends.openai import gemini_of, groq_of, servers_of
 from d8mesh.backends.openai.service import OpenAIBackend
+from d8mesh.backends.services import ServicePool, Told
 from d8mesh.config import Config
 from d8mesh.core.protocol.chat import (
     ChatRequest,
@@ -24,7 +25,7 @@ from d8mesh.core.protocol.chat import (
     Prompt,
     Usage,
 )
-from d8mesh.core.protocol.messages import Placement
+from d8mesh.core.protocol.messages import OfferedModel, Placement
 from d8mesh.errors import (
     BackendAnswerError,
     BackendError,
@@ -110,7 +111,7 @@ def test_models_are_read_from_the_service_and_those_for_other_things_left_out(
     seen = backend_of(groq).probe()
     assert seen.models == ("openai/gpt-oss-120b", "qwen/qwen3-32b")
     assert sorted(seen.unfit) == ["retired-8b", "whisper-large-v3"]
-    assert seen.details["qwen/qwen3-32b"].is_loaded
+    assert seen.loaded == ()  # what wishes for no model gets the default, not any of them
 
 
 def test_the_prefix_of_gemini_is_taken_off_and_models_for_vectors_told_apart(
@@ -158,7 +159,8 @@ def test_lm_studio_says_which_models_are_loaded() -> None:
         seen = backend_of(server).probe()
         assert seen.models == ("qwen3-4b",)
         assert seen.embedders == ("text-embedding-nomic-embed-text-v1.5",)
-        assert seen.loaded == ()
+        assert seen.loaded == ("text-embedding-nomic-embed-text-v1.5",)  # of which it says nothing
+        assert seen.details["qwen3-4b"].can == {"completion", "vision", "tools"}
 
 
 @pytest.mark.parametrize("data", [None, []])
@@ -417,7 +419,7 @@ def test_a_placement_says_which_model_runs(groq: CloudServer) -> None:
     done = backend.chat(ChatRequest(messages=QUESTION), run_of(placement=there))
     assert done.model == "qwen/qwen3-32b"
     gone = replace_model(there, "gone-7b")
-    with pytest.raises(BackendUnavailableError, match="not there"):
+    with pytest.raises(BackendUnavailableError, match="any more"):
         backend.chat(ChatRequest(messages=QUESTION), run_of(placement=gone))
 
 
@@ -674,17 +676,18 @@ def test_bounds_are_learnt_from_headers(groq: CloudServer) -> None:
 
 
 def test_what_was_used_is_known_after_a_restart(groq: CloudServer, tmp_path: Path) -> None:
-    limits = (("groq", "day_requests", 2),)
+    limits, folder = (("groq", "day_requests", 2),), tmp_path / "1"
+    folder.mkdir()
     for _ in range(2):
         backend = backend_of(groq, cloud_limits=limits)
-        backend.keep_in(tmp_path)
+        backend.keep_in(folder)
         chat(backend, model="qwen/qwen3-32b")
     backend = backend_of(groq, cloud_limits=limits)
-    backend.keep_in(tmp_path)
+    backend.keep_in(folder)
     with pytest.raises(BackendLimitError, match="all 2 requests of the day"):
         chat(backend, model="qwen/qwen3-32b")
     assert len(groq.asked) == 2
-    text = "".join(path.read_text("utf-8") for path in tmp_path.iterdir())
+    text = "".join(path.read_text("utf-8") for path in folder.iterdir())
     assert groq.key not in text
 
 
@@ -749,3 +752,54 @@ def test_a_key_alone_offers_no_cloud() -> None:
     assert gemini_of(replace(config, worker_type="groq")) == []
     assert groq_of(Config(worker_type="groq")) == []
     assert servers_of(Config()) == []
+
+
+# --- as one of a worker's services
+
+
+def test_a_pool_tells_of_a_budget_when_it_is_used_and_not_as_time_passes(groq: CloudServer) -> None:
+    measured: list[tuple[str, list[OfferedModel]]] = []
+    backend = backend_of(groq)
+    told = Told(measured=lambda service, models: measured.append((service, list(models))))
+    pool = ServicePool([backend], told=told)
+    pool.look()
+    (offered,) = (service.offered() for service in pool.services)
+    assert (offered.id, offered.is_cloud) == (backend.service_id, True)
+    for _ in range(3):
+        pool.look()
+    assert measured == []
+    there = Placement(service=offered.id, model="qwen/qwen3-32b")
+    done = pool.chat(ChatRequest(messages=QUESTION), run_of(placement=there))
+    assert done.origin is not None
+    assert (done.origin.backend, done.origin.is_cloud) == ("groq", True)
+    service, models = measured[-1]
+    assert service == backend.service_id
+    (budget,) = (model.budget for model in models if model.name == "qwen/qwen3-32b")
+    assert budget is not None
+    assert budget.day_requests == 1
+
+
+def test_a_429_pauses_no_model_and_is_told_before_the_task_goes_back(groq: CloudServer) -> None:
+    measured: list[OfferedModel] = []
+    told = Told(measured=lambda service, models: measured.extend(models))
+    backend = backend_of(groq)
+    pool = ServicePool([backend], told=told)
+    pool.look()
+    groq.prepared = [minute_over("groq", "qwen/qwen3-32b", "tokens", 6000, 30.0)]
+    there = Placement(service=backend.service_id, model="qwen/qwen3-32b")
+    with pytest.raises(BackendLimitError):
+        pool.chat(ChatRequest(messages=QUESTION), run_of(placement=there))
+    last = measured[-1]
+    assert last.budget is not None
+    assert last.budget.blocked_s > 25
+    assert last.paused == ""
+
+
+def test_a_server_of_the_lan_has_the_id_of_its_place_and_no_budget(lan: CloudServer) -> None:
+    pool = ServicePool([backend_of(lan)])
+    pool.look()
+    (offered,) = (service.offered() for service in pool.services)
+    assert offered.id.endswith(f":{lan.port}")
+    assert offered.why == ""
+    assert not offered.is_cloud
+    assert {model.budget for model in offered.models} == {None}

@@ -16,10 +16,12 @@ from pathlib import Path
 from typing import Any, Final
 
 import pytest
+from zeroconf import ServiceInfo, Zeroconf
 
 from d8mesh.core.protocol.addresses import LOOPBACK
 from d8mesh.edge import discovery as room
 from d8mesh.edge.discovery import Announcement, Discovery, NodeKind, Sighting
+from d8mesh.edge.discovery.announced import OLLAMA_TYPE, AnnouncedServices
 
 #: Seconds for what takes milliseconds, on a loaded machine.
 PATIENCE_S: Final = 20.0
@@ -390,3 +392,40 @@ def test_a_callback_that_raises_does_not_end_it(mesh: str, start: Start) -> None
             assert heard.get(timeout=PATIENCE_S) == boot
     finally:
         discovery.close()
+
+
+def test_an_announced_ollama_is_heard_and_its_goodbye_too() -> None:
+    heard: queue.Queue[Collection[str]] = queue.Queue()
+    listener = AnnouncedServices(addresses=lambda: [LOOPBACK], on_change=heard.put)
+    listener.start()
+    name = f"ollama-{secrets.token_hex(4)}"
+    said = Zeroconf(interfaces=[LOOPBACK])
+    try:
+        info = ServiceInfo(
+            OLLAMA_TYPE,
+            f"{name}.{OLLAMA_TYPE}",
+            port=11434,
+            server=f"{name}.local.",
+            parsed_addresses=["8.8.8.8", LOOPBACK],
+        )
+        said.register_service(info)
+        url = f"http://{LOOPBACK}:11434"
+        while url not in heard.get(timeout=PATIENCE_S):
+            pass
+        said.unregister_service(info)
+        while url in heard.get(timeout=PATIENCE_S):
+            pass
+    finally:
+        said.close()
+        listener.close()
+
+
+def test_where_no_network_is_up_the_listener_says_so_once() -> None:
+    troubles: queue.Queue[str] = queue.Queue()
+    listener = AnnouncedServices(
+        addresses=lambda: [], on_change=lambda urls: None, on_trouble=troubles.put
+    )
+    listener.start()
+    assert "no usable network interface" in troubles.get(timeout=PATIENCE_S)
+    listener.close()
+    assert troubles.empty()

@@ -10,10 +10,19 @@ import pytest
 from d8mesh.backends.backend import Availability
 from d8mesh.backends.services import Service
 from d8mesh.config import Config
+from d8mesh.edge.network import host_name
+from d8mesh.errors import BackendError
 from d8mesh.nodes.worker import Worker
 from d8mesh.processes.llm_services import LlmServices
 from d8mesh.processes.services_console import ServicesConsole
-from tests.backends.scripted import DOWN, ManagedBackend, ScriptedBackend, up
+from tests.backends.scripted import (
+    DOWN,
+    ManagedBackend,
+    ScriptedBackend,
+    question,
+    run_at,
+    up,
+)
 
 URL = "http://127.0.0.1:7100"
 
@@ -46,38 +55,48 @@ class Scene:
             on_seen=self.saw,
         )
 
-    def saw(self, service: Service) -> None:
+    def saw(self, service: Service) -> bool:
         self.seen.append(service.backend.url)
+        return False
 
     def look(self) -> None:
         self.services.pool.look()
+
+    def types(self) -> list[str]:
+        listed = self.services.report()["task_types"]
+        assert isinstance(listed, list)
+        return listed
+
+    def windowed(self) -> list[str]:
+        """Return the types that come by the worker's slots."""
+        return list(self.worker.task_types)
 
 
 def test_its_own_types_are_offered_at_once_and_those_of_services_when_they_answer() -> None:
     backend = ManagedBackend(URL, DOWN)
     scene = Scene(backend)
-    assert scene.worker.task_types == ("own",)
+    assert scene.windowed() == ["own"]
     scene.look()
     assert scene.services.report()["reason"] is not None
-    assert scene.services.report()["task_types"] == ["own"]
+    assert scene.types() == ["own"]
     backend.seen = up("a", embedders=("e",), url=URL)
     scene.look()
-    assert scene.worker.task_types == ("model_pull", "model_remove", "own")
+    assert scene.windowed() == ["model_pull", "model_remove", "own"]
     report = scene.services.report()
-    assert {"agent_action", "code_generation", "embed", "own"} < set(report["task_types"])  # type: ignore[call-overload]
+    assert {"agent_action", "code_generation", "embed", "own"} < set(scene.types())
     assert report["models"] == ["a", "e"]
     assert scene.seen == [URL, URL]
     assert scene.lines[-1].startswith(f"Ollama at {URL}: ")
     backend.seen = Availability(is_up=False, embedders=("e",), url=URL, reason="no chats")
     scene.look()
-    assert "agent_action" not in scene.services.report()["task_types"]  # type: ignore[operator]
-    assert "embed" in scene.services.report()["task_types"]  # type: ignore[operator]
+    assert "agent_action" not in scene.types()
+    assert "embed" in scene.types()
 
 
 def test_a_service_that_manages_no_models_brings_no_such_tasks() -> None:
     scene = Scene(ScriptedBackend(URL, up("a", url=URL)))
     scene.look()
-    assert scene.worker.task_types == ("own",)
+    assert scene.windowed() == ["own"]
 
 
 def test_the_status_page_names_each_service_and_what_is_wrong(tmp_path: Path) -> None:
@@ -97,6 +116,20 @@ def test_the_status_page_names_each_service_and_what_is_wrong(tmp_path: Path) ->
         ("ollama", True),
         ("embedded", False),
     ]
+
+
+def test_a_paused_model_is_told_with_the_place_that_tells_it_from_others() -> None:
+    def paused(*urls: str) -> str:
+        backends = [ScriptedBackend(url, up("a", url=url)) for url in urls]
+        scene = Scene(*backends)
+        scene.look()
+        backends[0].fails = BackendError("HTTP 500")
+        with pytest.raises(BackendError):
+            scene.services.pool.services[0].chat(question("a"), run_at())
+        return scene.lines[-1]
+
+    assert paused(URL).startswith(f"a at {host_name()} gets no tasks")
+    assert paused(URL, "http://127.0.0.1:7101").startswith(f"a at {URL} gets no tasks")
 
 
 @pytest.mark.timeout(60)

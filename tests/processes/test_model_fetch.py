@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 
 from d8mesh.backends.backend import PullProgress
 from d8mesh.backends.services import Service
@@ -77,11 +78,16 @@ class FlakyBackend(ManagedBackend):
 
     tries = 0
 
-    def pull(self, *arguments: object) -> None:  # type: ignore[override]
+    def pull(
+        self,
+        name: str,
+        on_progress: Callable[[PullProgress], None],
+        is_cancelled: Callable[[], bool],
+    ) -> None:
         self.tries += 1
         if self.tries == 1:
             raise BackendUnavailableError("it went away")
-        super().pull(*arguments)  # type: ignore[arg-type]
+        super().pull(name, on_progress, is_cancelled)
 
 
 def test_one_that_went_away_is_tried_again_when_it_is_back() -> None:
@@ -90,7 +96,12 @@ def test_one_that_went_away_is_tried_again_when_it_is_back() -> None:
     scene.service = Service(scene.backend)
     scene.look()
     until(lambda: len(scene.lines) == 2, "the failure")
-    until(lambda: (scene.look(), scene.service.has("new:1b"))[1] is not None, "the second try")
+
+    def is_there() -> bool:
+        scene.look()
+        return scene.service.has("new:1b") is not None
+
+    until(is_there, "the second try")
 
 
 def test_a_worker_that_ends_stops_pulling() -> None:

@@ -27,6 +27,7 @@ from d8mesh.core.worker.effects import (
     Start,
     StartPlaced,
     TakeBack,
+    WarmUp,
     WorkerEffect,
 )
 from d8mesh.core.worker.session import WorkerSession
@@ -169,16 +170,23 @@ class SimWorker:
 
     def _pause(self, placement: m.Placement | None) -> None:
         """A service could not: its model is paused, and well again after a while."""
-        if placement is None:
-            return
-        session, world = self.session, self.world
-        name, model = placement.service, placement.model
-        session.services.measured(name, [m.OfferedModel(model, paused="busy")], world.now)
+        if placement is not None:
+            self._measured(placement, m.OfferedModel(placement.model, paused="busy"))
+            self._load(placement)
 
-        def probe() -> None:
-            session.services.measured(name, [m.OfferedModel(model)], world.now)
+    def _load(self, placement: m.Placement) -> None:
+        """Have a model loaded after a while, and well."""
+        loaded = m.OfferedModel(placement.model, is_loaded=True, slots=2)
+        boot = self._boots
 
-        world.after(world.rng.random() * 5, probe)
+        def tell() -> None:
+            if boot == self._boots:
+                self._measured(placement, loaded)
+
+        self.world.after(self.world.rng.random() * 5, tell)
+
+    def _measured(self, placement: m.Placement, model: m.OfferedModel) -> None:
+        self.session.services.measured(placement.service, [model], self.world.now)
 
     def _result(self, payload: bytes) -> bytes:
         output = msgspec.msgpack.decode(payload)
@@ -202,6 +210,8 @@ class SimWorker:
                     wire.send(encode(effect.message))
             case Start() | StartPlaced():
                 self._take(effect)
+            case WarmUp():
+                self._load(effect.placement)
             case Abort():
                 self._aborted.update(effect.tokens)
                 # A handler that hangs notices that it is cancelled.
@@ -211,17 +221,21 @@ class SimWorker:
                 ]
             case TakeBack():
                 self._take_back(effect)
-            case Keep():
-                self.outbox.update({kept.token: kept for kept in effect.results})
-            case Forget():
-                for token in effect.tokens:
-                    self.outbox.pop(token, None)
+            case Keep() | Forget():
+                self._store(effect)
             case Rebuild():
                 self._rebuild(effect.link)
             case Retire():
                 self.world.safety.fail(self.name, "two links to one orchestrator")
             case _:
                 pass
+
+    def _store(self, effect: Keep | Forget) -> None:
+        if isinstance(effect, Keep):
+            self.outbox.update({kept.token: kept for kept in effect.results})
+        else:
+            for token in effect.tokens:
+                self.outbox.pop(token, None)
 
     def _take(self, effect: Start | StartPlaced) -> None:
         if isinstance(effect, Start):

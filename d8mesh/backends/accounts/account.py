@@ -17,6 +17,7 @@ from typing import Final
 from d8mesh.backends.accounts import ledger
 from d8mesh.backends.accounts.bounds import Bounds, bounds_of, set_bounds
 from d8mesh.backends.accounts.days import DAY_S, Day, day_end_at
+from d8mesh.backends.accounts.siblings import Siblings
 from d8mesh.config import CLOUD_BOUNDS
 from d8mesh.core.protocol.messages import MAX_RECENT, Budget
 from d8mesh.errors import BackendError, BackendLimitError
@@ -104,6 +105,7 @@ class Account:
         self._span_s = minute_s + LATE_S * minute_s / MINUTE_S
         self._models: dict[str, ModelUse] = {}
         self._path: Path | None = None
+        self._siblings: Siblings | None = None
         self._lock = threading.Lock()
         #: what people should know, "" if there is nothing
         self.notice = ""
@@ -191,7 +193,9 @@ class Account:
         with self._lock:
             use, now, at = self._use(model), self._clock(), self._wall()
             bounds = self._bounds(model, use)
-            blocked_s = max(0.0, use.blocked_until - now)
+            # What others of this machine have used is not in the figures, which orchestrators
+            # add up, but it may be the reason why nothing can be sent.
+            blocked_s, why = self._wait(model, use, 1)
             return Budget(
                 minute_requests=bounds.minute_requests,
                 minute_tokens=bounds.minute_tokens,
@@ -202,7 +206,7 @@ class Account:
                 day_tokens=use.day_tokens,
                 day_left_s=max(0.0, use.day_ends_at - at),
                 blocked_s=blocked_s,
-                blocked_why=use.blocked_why if blocked_s else "",
+                blocked_why=why,
             )
 
     # --- keeping
@@ -211,7 +215,7 @@ class Account:
         """Keep what is used in the file `path`, and take up what is there."""
         kept, notice = ledger.read(path)
         with self._lock:
-            self._path, self.notice = path, notice
+            self._path, self.notice, self._siblings = path, notice, Siblings(path)
             now, at = self._clock(), self._wall()
             for model, each in kept.models.items():
                 use = self._use(model)
@@ -289,29 +293,59 @@ class Account:
 
     def _wait(self, model: str, use: ModelUse, tokens: int) -> tuple[float, str]:
         """Return for how long nothing of this size may be sent, and why; 0 if it may now."""
-        now, bounds = self._clock(), self._bounds(model, use)
-        if use.blocked_until > now:
-            return use.blocked_until - now, use.blocked_why
+        bounds, all_used = self._bounds(model, use), self._all_used(model, use)
+        if all_used.blocked_s > 0:
+            return all_used.blocked_s, all_used.blocked_why
         left_s = max(0.0, use.day_ends_at - self._wall())
-        if bounds.day_requests and use.day_requests >= bounds.day_requests:
+        if bounds.day_requests and all_used.day_requests >= bounds.day_requests:
             return left_s, f"all {bounds.day_requests} requests of the day are used up"
-        if bounds.day_tokens and use.day_tokens + tokens > bounds.day_tokens:
+        if bounds.day_tokens and all_used.day_tokens + tokens > bounds.day_tokens:
             return left_s, f"the {bounds.day_tokens} tokens of the day are used up"
-        recent = use.recent
+        recent = all_used.recent
         if bounds.minute_requests and len(recent) >= bounds.minute_requests:
-            first = recent[len(recent) - bounds.minute_requests]
-            return self._span_s - _age_s(first, now), (
-                f"all {bounds.minute_requests} requests of this minute are used up"
-            )
-        over = sum(each.tokens for each in recent) + tokens - bounds.minute_tokens
-        if bounds.minute_tokens and over > 0:
-            for each in recent:
-                over -= each.tokens
-                if over <= 0:
-                    return self._span_s - _age_s(each, now), (
-                        f"the {bounds.minute_tokens} tokens of this minute are used up"
-                    )
+            age_s, _ = recent[len(recent) - bounds.minute_requests]
+            why = f"all {bounds.minute_requests} requests of this minute are used up"
+            return self._span_s - age_s, why
+        over = sum(n for _, n in recent) + tokens - bounds.minute_tokens
+        for age_s, n in recent if bounds.minute_tokens and over > 0 else ():
+            over -= n
+            if over <= 0:
+                why = f"the {bounds.minute_tokens} tokens of this minute are used up"
+                return self._span_s - age_s, why
         return 0.0, ""
+
+    def _all_used(self, model: str, use: ModelUse) -> _AllUsed:
+        """Return what this worker and the others of this machine have used."""
+        now, at = self._clock(), self._wall()
+        found = _AllUsed(
+            [(_age_s(each, now), each.tokens) for each in use.recent],
+            use.day_requests,
+            use.day_tokens,
+            use.blocked_until - now,
+            use.blocked_why,
+        )
+        for other in self._siblings.used(model) if self._siblings is not None else ():
+            ages = [(max(0.0, at - since_at), n) for since_at, n in other.recent]
+            found.recent += [each for each in ages if each[0] < self._span_s]
+            if other.day_ends_at > at:
+                found.day_requests += other.day_requests
+                found.day_tokens += other.day_tokens
+            if other.blocked_until_at - at > found.blocked_s:
+                found.blocked_s, found.blocked_why = other.blocked_until_at - at, other.blocked_why
+        found.recent.sort(reverse=True)  # the oldest first
+        return found
+
+
+@dataclass(slots=True)
+class _AllUsed:
+    """What was used of one model's bounds."""
+
+    #: of each request, how long ago that was, and its tokens; the oldest first
+    recent: list[tuple[float, int]]
+    day_requests: int
+    day_tokens: int
+    blocked_s: float
+    blocked_why: str
 
 
 def _since(booking: Booking) -> float:

@@ -49,13 +49,7 @@ class KeptAccount(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 def read(path: Path) -> tuple[KeptAccount, str]:
     """Return what the file holds, and what people should know of it; "" if that is nothing."""
     try:
-        with path.open("rb") as file:
-            content = file.read(MAX_LEDGER_BYTES + 1)
-        if len(content) > MAX_LEDGER_BYTES:
-            raise ValueError("it is too large")
-        kept = msgspec.json.decode(content, type=KeptAccount)
-        if kept.version != VERSION:
-            raise ValueError(f"it has the version {kept.version}, not {VERSION}")
+        kept = decoded(path)
     except FileNotFoundError:
         return KeptAccount({}), ""
     except (OSError, ValueError, RecursionError) as error:  # msgspec's errors are ValueErrors
@@ -64,6 +58,23 @@ def read(path: Path) -> tuple[KeptAccount, str]:
         told = f"{path.name}, which says what was used of the account, cannot be read ({error})"
         return KeptAccount({}), f"{told}: begun anew, what was used today is not known"
     return kept, ""
+
+
+def decoded(path: Path) -> KeptAccount:
+    """Return what the file holds.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is none of ours; so does `RecursionError`.
+    """
+    with path.open("rb") as file:
+        content = file.read(MAX_LEDGER_BYTES + 1)
+    if len(content) > MAX_LEDGER_BYTES:
+        raise ValueError("it is too large")
+    kept = msgspec.json.decode(content, type=KeptAccount)
+    if kept.version != VERSION:
+        raise ValueError(f"it has the version {kept.version}, not {VERSION}")
+    return kept
 
 
 def write(path: Path, kept: KeptAccount) -> None:

@@ -7,16 +7,11 @@ obeyed. What it is asked and answers is bounded as `backends.streaming` says.
 
 from __future__ import annotations
 
-from typing import Final
-
 from d8mesh.backends.accounts import service_id_of
 from d8mesh.backends.accounts.account import Account
 from d8mesh.backends.openai.providers import GEMINI, GROQ, LAN, Provider
 from d8mesh.backends.openai.service import OpenAIBackend
 from d8mesh.config import Config
-
-#: A worker of such a type serves this provider alone, and was started to do so.
-CLOUD_TYPES: Final = {"groq": GROQ, "gemini": GEMINI}
 
 
 def groq_of(config: Config) -> list[OpenAIBackend]:

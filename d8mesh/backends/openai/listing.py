@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from d8mesh.backends.backend import ModelInfo
 from d8mesh.backends.openai.providers import Provider
 from d8mesh.backends.streaming import whole_number
 from d8mesh.config import MODEL_PATTERN
-from d8mesh.core.protocol.chat import COMPLETION, EMBEDDING
+from d8mesh.core.protocol.chat import COMPLETION, EMBEDDING, TOOLS, VISION
 from d8mesh.errors import BackendAnswerError
 
 #: Models of one service that are looked at.
@@ -27,7 +27,7 @@ _NOT_FOR_CHATS: Final = re.compile(
     r"whisper|tts\b|-tts|orpheus|speech|audio|prompt-guard|llama-guard|rerank"
     r"|imagen|veo|lyria|\baqa\b|-image|-live|robotics|computer-use"
 )
-#: Whose list tells only what is on its disk, loaded or not; `LOAD_STATES` tells more.
+#: Whose list tells only what is on its disk, loaded or not; `LOAD_STATES` tells more of it.
 _LM_STUDIO: Final = "organization_owner"
 LOAD_STATES: Final = "/api/v0/models"
 
@@ -46,11 +46,13 @@ class ModelList:
     has_load_states: bool
 
 
-def model_list(provider: Provider, answer: Any, states: Mapping[str, str]) -> ModelList:
+def model_list(
+    provider: Provider, answer: Any, details_by_id: Mapping[str, Mapping[str, Any]]
+) -> ModelList:
     """Return what is in the answer to ``/models``.
 
     Args:
-        states: which are loaded, by id, where that is known: "loaded".
+        details_by_id: of `load_states`, where there is that; else empty.
 
     Raises:
         BackendAnswerError: it is no list of models.
@@ -69,7 +71,9 @@ def model_list(provider: Provider, answer: Any, states: Mapping[str, str]) -> Mo
         if why:
             unfit[name] = why
         else:
-            details[name] = _info(row, name, states.get(told, ""))
+            info = _info(row, name, details_by_id.get(told, {}))
+            # In the cloud nothing is loaded for us: what wishes for no model gets the default.
+            details[name] = replace(info, is_loaded=False) if provider.is_cloud else info
     embedders = tuple(name for name, info in details.items() if EMBEDDING in info.can)
     return ModelList(
         ids=ids,
@@ -81,11 +85,11 @@ def model_list(provider: Provider, answer: Any, states: Mapping[str, str]) -> Mo
     )
 
 
-def load_states(answer: Any) -> dict[str, str]:
-    """Return which models LM Studio has loaded; empty if the answer is none of it."""
+def load_states(answer: Any) -> dict[str, Mapping[str, Any]]:
+    """Return what LM Studio tells of its models, by id; empty if the answer is none of it."""
     rows = answer.get("data") if isinstance(answer, Mapping) else None
     return {
-        str(row["id"]): str(row.get("state"))
+        str(row["id"]): row
         for row in (rows if isinstance(rows, list) else ())
         if isinstance(row, Mapping) and row.get("id")
     }
@@ -120,22 +124,26 @@ def _why_not(provider: Provider, row: Mapping[str, Any], name: str) -> str:
     return NO_CHAT if not is_vectors and _NOT_FOR_CHATS.search(plain) else ""
 
 
-def _info(row: Mapping[str, Any], name: str, state: str) -> ModelInfo:
+def _info(row: Mapping[str, Any], name: str, more: Mapping[str, Any]) -> ModelInfo:
     meta, status = row.get("meta"), row.get("status")
-    told = status.get("value") if isinstance(status, Mapping) else state
+    told = status.get("value") if isinstance(status, Mapping) else more.get("state", "")
     files = meta if isinstance(meta, Mapping) else {}
     context = row.get("max_model_len") or row.get("context_window") or files.get("n_ctx")
-    is_vectors = _VECTORS.search(name.lower()) is not None
     return ModelInfo(
         name=name,
         size_bytes=whole_number(files.get("size")),
-        # Only what is sure: an empty set would mean that nothing is known, also not of chats.
-        can=frozenset({EMBEDDING}) if is_vectors else frozenset(),
+        can=_can(name, more),
         is_loaded=told in ("", "loaded"),
         context_length=whole_number(context),
     )
 
 
-def is_chat(info: ModelInfo) -> bool:
-    """Return whether a model is asked for a token, not for a vector, to see that it works."""
-    return not info.can or COMPLETION in info.can
+def _can(name: str, more: Mapping[str, Any]) -> frozenset[str]:
+    """Return what a model is capable of; empty where nobody tells."""
+    kind, told = more.get("type"), more.get("capabilities")
+    if kind == "embeddings" or _VECTORS.search(name.lower()):
+        return frozenset({EMBEDDING})
+    if kind not in ("llm", "vlm"):
+        return frozenset()
+    found = {COMPLETION} | ({VISION} if kind == "vlm" else set())
+    return frozenset(found | ({TOOLS} if isinstance(told, list) and "tool_use" in told else set()))

@@ -310,9 +310,9 @@ class OpenAIBackend:
         if run.placement is not None:
             if (placed := matching(run.placement.model, offer.models)) is None:
                 self._forget()
-                why = self._gone.get(run.placement.model, "it is not there any more")
+                why = self._gone.get(run.placement.model, "it is gone from the list")
                 raise BackendUnavailableError(
-                    f"{self._provider.title}: {run.placement.model!r}: {why}"
+                    f"{self._provider.title} has no model {run.placement.model!r} any more ({why})"
                 )
             return placed
         found = matching(request.model or "", offer.models)
@@ -390,7 +390,7 @@ class OpenAIBackend:
             return BackendUnavailableError(f"{title} refuses the key: check {variable} ({text})")
         if fault.is_too_large:
             return BackendError(
-                f"{title}, {model}: this request can never fit into what the account allows: lower "
+                f"this request can never fit into what {title} allows of {model}: lower "
                 f"max_tokens, or ask another model ({text})"
             )
         if fault.is_limit or fault.is_overload:
@@ -419,7 +419,7 @@ class OpenAIBackend:
             account.block_shortly(model, text)
         else:
             account.block(model, wait_s, text)
-        return BackendLimitError(f"{title}, {model}: {text}")
+        return BackendLimitError(f"{title} allows no more of {model} now ({text})")
 
 
 def _named(models: tuple[str, ...]) -> str:

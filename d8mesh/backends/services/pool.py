@@ -20,6 +20,7 @@ from d8mesh.backends.services.service import RequestClocks, Service
 from d8mesh.core.protocol.chat import ChatRequest, Completion, EmbeddingRequest, Embeddings
 from d8mesh.core.protocol.messages import (
     MAX_SERVICES,
+    Budget,
     OfferedModel,
     OfferedService,
     Placement,
@@ -220,7 +221,7 @@ class ServicePool:
 
     def _suiting(self, wished: str | None) -> Service:
         """Return the service for what asks for `wished`: of those that have it the freest."""
-        if all(each.seen.reason == "not asked yet" for each in self.services):
+        if not any(each.is_asked for each in self.services):
             self.look()
         up = [each for each in self.services if each.is_useful and not each.backend.is_cloud]
         having = [each for each in up if wished and each.has(wished)]
@@ -301,10 +302,22 @@ def _is_another(before: OfferedService, now: OfferedService) -> bool:
 
 def _is_worth_telling(before: OfferedModel, now: OfferedModel) -> bool:
     same = {name: getattr(now, name) for name in _FIGURES}
-    if structs.replace(before, **same) != now:
+    if structs.replace(before, **same, budget=_lasting(before)) != structs.replace(
+        now, budget=_lasting(now)
+    ):
         return True
     for name in _FIGURES:
         old, new = getattr(before, name), getattr(now, name)
         if abs(new - old) > WORTH_TELLING * old:
             return True
     return False
+
+
+def _lasting(model: OfferedModel) -> Budget | None:
+    """Return of a budget what does not change by the passing of time alone.
+
+    Each request of the last minute is one of the day's too.
+    """
+    if model.budget is None:
+        return None
+    return structs.replace(model.budget, recent=[], day_left_s=0.0, blocked_s=0.0)

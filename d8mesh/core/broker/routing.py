@@ -16,24 +16,30 @@ first. `weigh` finds both, for the scheduler that hands out and for who asks why
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from heapq import heapify, heapreplace
+from itertools import takewhile
 from typing import Final, NamedTuple
 
 from d8mesh.core.broker.services import ModelState, ServiceState, ServiceTable
 from d8mesh.core.broker.standings import Obstacle
 from d8mesh.core.protocol.model_names import plain_name
-from d8mesh.core.protocol.wish import Cloud, Wish
+from d8mesh.core.protocol.wish import Cloud, Wish, parse_wish
 
 #: Who submits with this priority or a higher one waits at a screen.
 INTERACTIVE_PRIORITY: Final = 8
 #: As long after such a request batch work leaves slots of its model free, this part at most.
 INTERACTIVE_S: Final = 60.0
 RESERVED_PART: Final = 0.1
-#: A model stays in use for so long after its last request: none is loaded that may push it out
-#: where somebody else runs what is waited for.
+#: A model stays in use for so long after its last request: where a service is full none is loaded
+#: that may push it out, if somebody else runs what is waited for and nobody else has that one
+#: loaded, or fewer than so many others do and people wait for it at screens.
 IN_USE_S: Final = 60.0
+HOMES_KEPT: Final = 2
+#: A service that was full is taken to be so for this long.
+FULL_S: Final = 600.0
 #: Estimates that differ by less are equal.
 EQUAL_PART: Final = 0.1
 #: A conversation stays where it was unless that is so much fuller than another (of its slots).
@@ -190,8 +196,10 @@ def is_at(service: ServiceState, machine: str) -> bool:
 
 def why_never(table: ServiceTable, wish: Wish) -> str:
     """Return why no service will ever run a wish as things are, for people; empty: one may."""
+    if tiers(table, wish, is_expected=False):
+        return ""
     models = [model for service in table.services.values() for model in service.models.values()]
-    if not models or tiers(table, wish, is_expected=False):
+    if not models:
         return ""
     if wish.machine and not any(is_at(model.service, wish.machine) for model in models):
         return ""  # it may come
@@ -402,6 +410,26 @@ def _find_obstacle(each: Weighed, ask: Ask, may_leave: Cloud, now: float) -> Non
         each.obstacle = Obstacle.CLOUD_OVERFLOW_ONLY
 
 
+def has_room(table: ServiceTable, ask: Ask, now: float) -> bool:
+    """Return whether a candidate has room, whatever else stands against it: a quick look."""
+    found = tiers(table, ask.wish, is_expected=ask.is_expected)
+    is_there = any(model.room(now) for tier in found for model in tier)
+    return is_there or (not ask.wish.is_strict and _is_long_paused(found, now))
+
+
+def concerned(table: ServiceTable, text: str) -> frozenset[ModelState]:
+    """Return the models that may run a wish, whatever stands against them now."""
+    found = table.concerned.get(text)
+    if found is None:
+        wish = parse_wish(text)
+        named = tiers(table, wish, is_expected=False)
+        found = frozenset(model for tier in named for model in tier)
+        if len(table.concerned) > MAX_FOUND:
+            table.concerned.clear()
+        table.concerned[text] = found
+    return found
+
+
 def choose(table: ServiceTable, ask: Ask, cloud: Cloud, now: float) -> Choice:
     """Return which candidate gets a task now, if any."""
     weighed = weigh(table, ask, cloud, now)
@@ -412,8 +440,10 @@ def choose(table: ServiceTable, ask: Ask, cloud: Cloud, now: float) -> Choice:
     warmed: Weighed | None = None
     free = [each for each in weighed if each.obstacle is None]
     free.sort(key=lambda each: (each.estimate_s, each.model.service.id, each.model.name))
+    running = [each for each in weighed if _is_running(each, now)]
+    line = _Line(table, running, ask.waiting, now)
     for each in free:
-        verdict = _verdict(each, weighed, ask, now)
+        verdict = _verdict(each, line, now)
         if verdict is None:
             equals = [
                 other
@@ -460,24 +490,52 @@ def _reserve(table: ServiceTable, weighed: list[Weighed], ask: Ask, now: float) 
             each.obstacle = each.obstacle or Obstacle.RESERVED
 
 
-def _verdict(each: Weighed, weighed: list[Weighed], ask: Ask, now: float) -> Obstacle | None:
+class _Line:
+    """The line of a task, and those that work on it: how soon they would be through with it."""
+
+    def __init__(
+        self, table: ServiceTable, running: list[Weighed], waiting: int, now: float
+    ) -> None:
+        self.table = table
+        self._running = sorted(running, key=lambda each: each.run_s)
+        self.waiting = waiting
+        self._now = now
+        #: (how many of the fastest work on it, tasks) -> seconds
+        self._done_s: dict[tuple[int, int], float] = {}
+        #: no candidate that has it loaded and is as slow as this, or slower, is to have the task
+        self.too_slow_s = math.inf
+
+    def faster_than(self, estimate_s: float) -> list[Weighed]:
+        """Return those that run a task in clearly less time than this."""
+        bound = estimate_s * (1 - EQUAL_PART)
+        return list(takewhile(lambda each: each.run_s < bound, self._running))
+
+    def done_s(self, others: Sequence[Weighed], waiting: int) -> float:
+        """Return in how many seconds those of `faster_than` would have done so many tasks."""
+        key = (len(others), waiting)
+        if key not in self._done_s:
+            self._done_s[key] = line_done_s(others, waiting, self._now)
+        return self._done_s[key]
+
+
+def _verdict(each: Weighed, line: _Line, now: float) -> Obstacle | None:
     """Return why a candidate that is free had better not get the task, None if it had."""
-    others = [
-        other
-        for other in weighed
-        if other.run_s < each.estimate_s * (1 - EQUAL_PART) and _is_running(other, now)
-    ]
-    others = [other for other in others if other is not each]
+    if not each.load_s and each.estimate_s >= line.too_slow_s:
+        return Obstacle.HELD_BACK
+    others = line.faster_than(each.estimate_s)
     if not others:
         return None
-    done_s = line_done_s(others, ask.waiting, now)
     if not each.load_s:
-        return None if each.estimate_s <= done_s else Obstacle.HELD_BACK
-    if _pushes_out(each.model, now):
+        if each.estimate_s <= line.done_s(others, line.waiting):
+            return None
+        line.too_slow_s = each.estimate_s
         return Obstacle.HELD_BACK
-    if each.estimate_s <= line_done_s(others, 1, now):
+    if _pushes_out(line.table, each.model, now):
+        return Obstacle.HELD_BACK
+    if each.estimate_s <= line.done_s(others, 1):
         return None
-    if _is_to_warm(each, others, ask, now) and each.load_s <= done_s:
+    done_s = line.done_s(others, line.waiting)
+    if _is_to_warm(each, others, line.waiting, now) and each.load_s <= done_s:
         return Obstacle.LOADING
     has_tried = each.model.warming_until > 0.0
     return None if has_tried and each.estimate_s <= done_s else Obstacle.HELD_BACK
@@ -490,20 +548,32 @@ def _is_running(other: Weighed, now: float) -> bool:
     return other.model.is_loaded or other.model.is_loading(now)
 
 
-def _pushes_out(model: ModelState, now: float) -> bool:
-    """Return whether loading a model may push another out that is in use."""
-    loaded = [m for m in model.service.models.values() if m.info.is_loaded or m.is_loading(now)]
-    if len(loaded) < model.service.most_loaded:
+def _pushes_out(table: ServiceTable, model: ModelState, now: float) -> bool:
+    """Return whether loading a model may push another out that somebody needs there."""
+    service = model.service
+    if now - service.was_full > FULL_S:
         return False
-    return any(other.in_flight or now - other.used < IN_USE_S for other in loaded)
+    loaded = [m for m in service.models.values() if m.info.is_loaded or m.is_loading(now)]
+    return len(loaded) >= service.most_loaded and any(
+        _is_needed(table, other, now) for other in loaded
+    )
 
 
-def _is_to_warm(each: Weighed, others: list[Weighed], ask: Ask, now: float) -> bool:
+def _is_needed(table: ServiceTable, model: ModelState, now: float) -> bool:
+    """Return whether a model is in use and hardly anybody else has it loaded."""
+    if not model.in_flight and now - model.used >= IN_USE_S:
+        return False
+    others = sum(m.is_loaded and bool(m.reach) for m in table.by_name.get(model.plain, ())) - 1
+    is_asked = now - table.interactive.get(model.plain, -math.inf) < INTERACTIVE_S
+    return others < (HOMES_KEPT if is_asked else 1)
+
+
+def _is_to_warm(each: Weighed, others: list[Weighed], waiting: int, now: float) -> bool:
     model = each.model
     if model.warming_until or model.service.flights:
         return False
     slots = sum(max(1, other.model.bound(now)) for other in others)
-    return ask.waiting >= WARM_LINE * slots
+    return waiting >= WARM_LINE * slots
 
 
 def _of_equals(table: ServiceTable, equals: list[Weighed], ask: Ask, now: float) -> Weighed:

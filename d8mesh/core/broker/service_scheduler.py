@@ -13,7 +13,7 @@ from d8mesh.core.broker.routing import Weighed
 from d8mesh.core.broker.scheduler import RETRY_SCAN, Scheduler
 from d8mesh.core.broker.service_views import COUNTED_WAITING, ask_of, standing_of
 from d8mesh.core.broker.services import Flight, ModelState
-from d8mesh.core.broker.standings import Decision
+from d8mesh.core.broker.standings import Decision, Obstacle
 from d8mesh.core.broker.state import BrokerState
 from d8mesh.core.protocol.messages import Placement, Warm
 from d8mesh.core.protocol.task import TaskState
@@ -40,14 +40,15 @@ class ServiceScheduler:
         """Hand out what waits for services, in the order of the queue."""
         state = self._state
         services, queue = state.services, state.queue
-        if not services.types or state.is_draining:
+        if not services.types or state.is_draining or not state.task_table.queued:
             return
         lanes = [
             lane
             for key, lane in queue.lanes.items()
-            if lane.mask and key.type in services.types and (services.is_stirred or lane.is_fed)
+            if lane.mask and key.type in services.types and (lane.is_fed or self._is_moved(lane))
         ]
         services.is_stirred = False
+        services.stirred.clear()
         while lanes:
             turn = queue.choose(lanes)
             if turn is None:
@@ -62,7 +63,15 @@ class ServiceScheduler:
                 lane.is_fed = False
             if not is_given or not lane.mask:
                 lanes.remove(lane)
+        queue.drop_empty()
         self._scheduler.flush()
+
+    def _is_moved(self, lane: Lane) -> bool:
+        """Return whether something has changed at the services that a lane waits for."""
+        services = self._state.services
+        return services.is_stirred or not services.stirred.isdisjoint(
+            routing.concerned(services, lane.key.model)
+        )
 
     def _give_other(self, lane: Lane, priority: int) -> bool:
         """What has its turn cannot go anywhere now: no slot shall be free for it."""
@@ -104,11 +113,10 @@ class ServiceScheduler:
         batch = lane.head(priority) if task is None else task.batch
         if batch is None or (not (wish := parse_wish(batch.spec.model)).models and not wish.needs):
             return False
-        if state.services.gone or placing.is_offered_by_slots(lane.key, state.registry):
+        why = routing.why_never(state.services, wish)
+        if not why or state.services.gone or ask_of(state, batch.spec, batch.at).is_expected:
             return False
-        ask = ask_of(state, batch.spec, batch.at)
-        why = "" if ask.is_expected else routing.why_never(state.services, wish)
-        if not why:
+        if placing.is_offered_by_slots(lane.key, state.registry):
             return False
         ids = [batch.task_id(index) for index in range(batch.count)]
         waiting = [each for each in ids if state.task_table.state_of(each) is TaskState.QUEUED]
@@ -120,6 +128,8 @@ class ServiceScheduler:
     ) -> tuple[ModelState, list[Weighed]] | None:
         state = self._state
         ask = ask_of(state, batch.spec, batch.at, failed_at)
+        if not routing.has_room(state.services, ask, state.now):
+            return None
         choice = routing.choose(state.services, ask, state.policy.cloud, state.now)
         if choice.warmed is not None:
             self._warm(choice.warmed)
@@ -151,7 +161,11 @@ class ServiceScheduler:
         services.note_conversation(wish.conversation, model)
         if spec.priority >= routing.INTERACTIVE_PRIORITY:
             services.interactive[model.plain] = state.now
-        nearest = sorted(weighed, key=lambda each: (each is not chosen, each.estimate_s))
+        free = (None, Obstacle.HELD_BACK)  # who could have begun with it is remembered first
+        nearest = sorted(
+            weighed,
+            key=lambda each: (each is not chosen, each.obstacle not in free, each.estimate_s),
+        )
         nearest = nearest[:MAX_CANDIDATES]
         waited_s = max(0.0, state.at - max(task.batch.at, spec.run_at or 0.0))
         decision = Decision(

@@ -37,6 +37,8 @@ MAX_DECISIONS: Final = 10_000
 #: A model that is loaded must be there after the time that takes, so many times, and this much.
 WARM_FACTOR: Final = 2.0
 WARM_GRACE_S: Final = 5.0
+#: A model that goes within this time of another's coming made room for that.
+EVICTION_S: Final = 5.0
 #: How much the newest sample counts for how long requests really take.
 PACE_WEIGHT: Final = 0.2
 
@@ -82,6 +84,7 @@ class ModelState:
     #: (monotonic); 0: nobody was asked to load it since it was loaded last
     loaded_by: float = 0.0
     warming_until: float = 0.0
+    loaded_since: float = -math.inf
     #: when the last request came to it (monotonic)
     used: float = -math.inf
     #: what its account allows, None: no account
@@ -147,8 +150,10 @@ class ServiceState:
     slots: int = 0
     default: str = ""
     why: str = ""
-    #: the most models that were seen loaded at the same time
+    #: how many models it holds at once, as was seen when one had to make room; until then, and
+    #: when that is long ago (monotonic), it is taken to have room for another
     most_loaded: int = 0
+    was_full: float = -math.inf
     models: dict[str, ModelState] = field(default_factory=dict)
     #: worker id -> what it told last, and who that is; the newest last
     told: dict[str, tuple[WorkerState, OfferedService]] = field(default_factory=dict)
@@ -173,8 +178,11 @@ class ServiceTable:
         self.by_digest: dict[str, list[ModelState]] = {}
         #: what a wish needs -> the models that may run it, as `routing.tiers` found them
         self.tiers: dict[tuple[object, ...], list[list[ModelState]]] = {}
-        #: something changed that may let a waiting task begin
+        #: the text of a wish -> all of these, as `routing.concerned` found them
+        self.concerned: dict[str, frozenset[ModelState]] = {}
+        #: something changed that may let any waiting task begin, or one that these models run
         self.is_stirred = False
+        self.stirred: set[ModelState] = set()
         #: plain name of a model whose last worker has gone -> when (monotonic)
         self.gone: dict[str, float] = {}
         #: conversation -> service and model that had its last request
@@ -256,6 +264,7 @@ class ServiceTable:
         bounds = [told.slots for _, told in service.told.values()]
         service.slots = 0 if 0 in bounds else max(bounds)
         service.why = newest.why if all(told.why for _, told in service.told.values()) else ""
+        before = [model for model in service.models.values() if model.info.is_loaded]
         offers: dict[str, list[tuple[WorkerState, OfferedModel]]] = {}
         for worker, told in service.told.values():
             for model in told.models:
@@ -264,8 +273,23 @@ class ServiceTable:
             self._drop(service.models[name], None if offers else now)
         for name, offered in offers.items():
             self._merge_model(service, name, offered, now)
-        loaded = sum(model.info.is_loaded for model in service.models.values())
-        service.most_loaded = max(service.most_loaded, loaded)
+        self._note_fullness(service, before, now)
+
+    def _note_fullness(self, service: ServiceState, before: list[ModelState], now: float) -> None:
+        """Learn how many models a service holds: one went as another came."""
+        models = service.models.values()
+        loaded = sum(model.info.is_loaded for model in models)
+        is_coming = any(
+            model.is_loading(now)
+            or (model.info.is_loaded and now - model.loaded_since < EVICTION_S)
+            for model in models
+        )
+        has_gone = any(not model.info.is_loaded for model in before)
+        if has_gone and is_coming:
+            loading = sum(model.is_loading(now) for model in models)
+            service.most_loaded, service.was_full = max(1, loaded + loading), now
+        elif loaded > service.most_loaded:
+            service.most_loaded = loaded
 
     def _merge_model(
         self,
@@ -291,6 +315,8 @@ class ServiceTable:
             model = service.models[name] = ModelState(service, name, plain_name(name), info)
             flights = service.flights.values()
             model.in_flight = sum(flight.model == name for flight in flights)
+        if info.is_loaded and not model.info.is_loaded:
+            model.loaded_since = now
         model.info = info
         if info.is_loaded:
             model.loaded_by = model.warming_until = 0.0
@@ -321,6 +347,7 @@ class ServiceTable:
 
     def _reindex(self) -> None:
         self.tiers.clear()
+        self.concerned.clear()
         self.by_name, self.by_digest = {}, {}
         for service_id in sorted(self.services):
             for model in self.services[service_id].models.values():
@@ -362,7 +389,6 @@ class ServiceTable:
         flight = self.flights.pop(task_id, None)
         if flight is None:
             return
-        self.is_stirred = True
         flight.worker.placed -= 1
         service = self.services[flight.service]
         del service.flights[task_id]
@@ -372,6 +398,7 @@ class ServiceTable:
                 del self.services[service.id]
             return
         model.in_flight -= 1
+        self.stirred.update(service.models.values() if service.slots else (model,))
         if is_success:
             self._has_answered(model, flight, now)
         elif is_success is False and model.info.budget is None:  # an account's bound is no fault

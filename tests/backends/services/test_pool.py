@@ -33,11 +33,11 @@ class Scene:
         self.seen: list[str] = []
         self.is_new = threading.Event()
         self.backends = [
-            ScriptedBackend(
-                url_of(i), replace(seen, url=url_of(i) if seen.is_up else ""), kind=kind
-            )
-            for i, (seen, kind) in enumerate(zip(offers, kinds or ["ollama"] * len(offers)))
+            ScriptedBackend(url_of(i), replace(seen, url=url_of(i) if seen.is_up else ""))
+            for i, seen in enumerate(offers)
         ]
+        for backend, kind in zip(self.backends, kinds, strict=False):
+            backend.kind = kind
         told = Told(offer=self.offer, measured=self.measure, seen=self.saw)
         self.pool = ServicePool(self.backends, told=told)
 
