@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from d8mesh.apps import work
+from d8mesh.apps.answers import NICHE_SCHEMA
 from d8mesh.apps.findings import load
 from d8mesh.apps.niche import NichePlan, read_plan, run, run_with
 from d8mesh.backends.embedded import EmbeddedBackend
@@ -95,6 +96,38 @@ def test_every_market_in_every_geography_is_asked_and_saved(
     assert "4 pairs: 4 found, 0 unusable" in said.out
     assert str(tmp_path) in said.out
     assert "4/4" in said.err
+
+
+def test_no_more_questions_are_under_way_than_was_said(
+    server: OllamaServer, tmp_path: Path
+) -> None:
+    class Counted(InProcess):
+        """Counts the tasks that have not ended."""
+
+        most = 0
+
+        def submit_many(self, *args: Any, **more: Any) -> Any:
+            given = super().submit_many(*args, **more)
+            under_way.extend(given)
+            now = sum(not task._future.done() for task in under_way)
+            self.most = max(self.most, now)
+            return given
+
+    under_way: list[Any] = []
+    mesh = Counted(llm_handlers(OllamaBackend(server.url)), threads=4)
+    with mesh:
+        options = options_of(output=tmp_path, at_once=2)
+        assert run_with(mesh, PLAN, config=Config(), options=options) == 0
+    assert len(under_way) == 4
+    assert mesh.most <= 2
+    assert "4 found" in (tmp_path / "niches.html").read_text("utf-8")
+
+
+def test_what_is_asked_says_which_form_the_answer_must_have(
+    server: OllamaServer, tmp_path: Path
+) -> None:
+    assert run_on(server, tmp_path) == 0
+    assert all(body["format"] == NICHE_SCHEMA for body in server.chats)
 
 
 def test_a_bad_answer_is_asked_for_again_with_what_is_wrong(
