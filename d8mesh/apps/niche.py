@@ -13,13 +13,10 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Final
-
-import msgspec
-from msgspec import Meta
+from typing import Any, Final
 
 from d8mesh.apps import work
-from d8mesh.apps.answers import NICHE_SCHEMA, NicheName, niches_in
+from d8mesh.apps.answers import NICHE_SCHEMA, niches_in
 from d8mesh.apps.findings import (
     CSV_NAME,
     JSON_NAME,
@@ -29,6 +26,7 @@ from d8mesh.apps.findings import (
     load,
     save,
 )
+from d8mesh.apps.niche_plan import NichePlan, read_plan
 from d8mesh.apps.niche_report import HTML_NAME, page
 from d8mesh.apps.progress import Progress, one_line
 from d8mesh.apps.results import result_folder, write_whole
@@ -43,27 +41,15 @@ from d8mesh.apps.work import (
 )
 from d8mesh.config import Config
 from d8mesh.edge.terminal import as_json, say
-from d8mesh.errors import BackendAnswerError, ConfigError, WaitTimeoutError
+from d8mesh.errors import BackendAnswerError, WaitTimeoutError
 from d8mesh.words import tr, translated
 
-DEFAULT_MARKETS: Final = (
-    "pet care",
-    "elder care at home",
-    "remote work",
-    "repair and reuse",
-    "learning languages",
-)
-DEFAULT_GEOGRAPHIES: Final = ("Spain", "Mexico", "United States")
 #: A bad answer is asked for once more.
 MAX_ASKS: Final = 2
 #: Questions under way at the same time: enough for a hundred machines, and no flood.
-AT_ONCE: Final = 100
+QUESTIONS_AT_ONCE: Final = 100
 #: Of a bad answer the model sees so much again.
 MAX_REPEATED_CHARS: Final = 8000
-#: Each is a task of a minute or so: more is a mistake in the file.
-MAX_PAIRS: Final = 10_000
-#: A file of names.
-MAX_NAMES_BYTES: Final = 4 * 1024 * 1024
 #: What was found is written at most once in so many seconds, and at the end.
 SAVE_S: Final = 1.0
 #: Room for three niches, and for the thoughts of a model that thinks aloud.
@@ -91,21 +77,6 @@ Answer with JSON of exactly this form:
 "feasibility": NUMBER, "competition": NUMBER}}]}}"""
 _AGAIN: Final = "That cannot be used: {problem}. Answer again with the JSON object alone."
 _IN_LANGUAGE: Final = {"es": " in Spanish", "en": " in English"}
-
-_NicheNames = Annotated[list[NicheName], Meta(min_length=1)]
-
-
-class NichePlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What to ask: each market in each geography."""
-
-    markets: _NicheNames
-    geographies: _NicheNames
-
-    @property
-    def pairs(self) -> list[tuple[str, str]]:
-        """Every market with every geography, each pair once, in order."""
-        pairs = ((m.strip(), g.strip()) for m in self.markets for g in self.geographies)
-        return list(dict.fromkeys(pairs))
 
 
 def run(config: Config, options: argparse.Namespace) -> int:
@@ -181,7 +152,7 @@ def discover(
     questions: Sequence[PairQuestion],
     until: float | None = None,
     *,
-    at_once: int = AT_ONCE,
+    at_once: int = QUESTIONS_AT_ONCE,
     on_settled: Callable[[Finding], None] = lambda finding: None,
     on_silence: Callable[[str], None] = lambda reason: None,
 ) -> None:
@@ -228,32 +199,6 @@ def discover(
     except BaseException:
         cancel_all([task for _, task in running])
         raise
-
-
-def read_plan(file: Path | None) -> NichePlan:
-    """Return the plan of a JSON file with markets and geographies, or the default one.
-
-    Raises:
-        ConfigError: the file can't be read, or is not of that form.
-    """
-    if file is None:
-        return NichePlan(markets=list(DEFAULT_MARKETS), geographies=list(DEFAULT_GEOGRAPHIES))
-    expected = 'expected {"markets": ["…"], "geographies": ["…"]}'
-    try:
-        with file.open("rb") as opened:
-            content = opened.read(MAX_NAMES_BYTES + 1)
-        if len(content) > MAX_NAMES_BYTES:
-            raise ConfigError(f"--markets {file}: larger than {MAX_NAMES_BYTES} bytes; {expected}")
-        plan = msgspec.json.decode(content.removeprefix(b"\xef\xbb\xbf"), type=NichePlan)
-    except OSError as error:
-        raise ConfigError(f"--markets {file}: cannot be read ({error.strerror})") from error
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ConfigError(f"--markets {file}: {one_line(str(error))}; {expected}") from error
-    if not all(name.strip() for name in [*plan.markets, *plan.geographies]):
-        raise ConfigError(f"--markets {file}: a name is empty; {expected}")
-    if len(plan.pairs) > MAX_PAIRS:
-        raise ConfigError(f"--markets {file}: {len(plan.pairs)} pairs, at most {MAX_PAIRS}")
-    return plan
 
 
 # --- asking ---------------------------------------------------------------------------

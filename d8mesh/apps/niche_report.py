@@ -40,7 +40,7 @@ th, td {{ text-align: left; vertical-align: top; padding: .35rem .6rem; }}
 th, td {{ border-bottom: 1px solid var(--line); }}
 td {{ overflow-wrap: anywhere; }}
 .number {{ text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }}
-.bars {{ display: grid; grid-template-columns: minmax(8rem, 22rem) 1fr 3rem; }}
+.bars {{ display: grid; grid-template-columns: minmax(8rem, 1fr) minmax(4rem, 2fr) 3rem; }}
 .bars {{ gap: .4rem .8rem; align-items: center; }}
 .bar {{ background: var(--line); border-radius: 3px; }}
 .bar i {{ display: block; height: 1.1rem; background: var(--bar); border-radius: 3px; }}

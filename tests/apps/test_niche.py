@@ -15,7 +15,8 @@ import pytest
 from d8mesh.apps import work
 from d8mesh.apps.answers import NICHE_SCHEMA
 from d8mesh.apps.findings import load
-from d8mesh.apps.niche import NichePlan, read_plan, run, run_with
+from d8mesh.apps.niche import run, run_with
+from d8mesh.apps.niche_plan import NichePlan
 from d8mesh.backends.embedded import EmbeddedBackend
 from d8mesh.backends.ollama import OllamaBackend
 from d8mesh.config import Config
@@ -257,62 +258,6 @@ def test_the_results_go_to_a_folder_of_the_data_folder(
     folder = Path(json.loads(capsys.readouterr().out)["folder"])
     assert folder.parent == tmp_path / "niche"
     assert (folder / "niches.json").exists()
-
-
-# --- the file of markets --------------------------------------------------------------
-
-
-def test_a_file_gives_markets_and_geographies_and_each_pair_once(tmp_path: Path) -> None:
-    file = tmp_path / "markets.json"
-    content = '{"markets": ["pets", " pets ", "ñandú"], "geographies": ["Perú"]}'
-    file.write_bytes(b"\xef\xbb\xbf" + content.encode())
-    assert read_plan(file).pairs == [("pets", "Perú"), ("ñandú", "Perú")]
-
-
-def test_without_a_file_there_are_defaults() -> None:
-    assert len(read_plan(None).pairs) == 15
-
-
-@pytest.mark.parametrize(
-    "content",
-    [
-        "",
-        "[]",
-        "not json",
-        '{"markets": ["a"]}',
-        '{"markets": [], "geographies": ["a"]}',
-        '{"markets": "a", "geographies": ["a"]}',
-        '{"markets": [1], "geographies": ["a"]}',
-        '{"markets": [" "], "geographies": ["a"]}',
-        '{"markets": ["a"], "geographies": ["b"], "other": 1}',
-        json.dumps({"markets": ["x" * 201], "geographies": ["a"]}),
-        "[" * 100_000,
-        "\xff\xfe",
-    ],
-)
-def test_a_wrong_file_says_what_was_expected(tmp_path: Path, content: str) -> None:
-    file = tmp_path / "markets.json"
-    file.write_text(content, encoding="latin-1")
-    with pytest.raises(ConfigError, match=r'expected \{"markets"'):
-        read_plan(file)
-
-
-def test_too_many_pairs_are_refused(tmp_path: Path) -> None:
-    file = tmp_path / "markets.json"
-    names = [str(i) for i in range(101)]
-    file.write_text(json.dumps({"markets": names, "geographies": names}), "utf-8")
-    with pytest.raises(ConfigError, match="10201 pairs, at most 10000"):
-        read_plan(file)
-
-
-def test_a_file_that_is_too_large_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("d8mesh.apps.niche.MAX_NAMES_BYTES", 10)
-    file = tmp_path / "markets.json"
-    file.write_text('{"markets": ["a"], "geographies": ["b"]}', "utf-8")
-    with pytest.raises(ConfigError, match="larger than 10 bytes"):
-        read_plan(file)
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
