@@ -17,6 +17,8 @@ from d8mesh.errors import D8Error
 #: Tokens per second of a machine of speed 1.
 TOKENS_PER_S: Final = 40.0
 SLOTS: Final = 4
+#: Of each question: "say 20 words".
+PROMPT_WORDS: Final = 3
 _SAID: Final = re.compile(r"http://[\d.]+:(\d+)")
 
 
@@ -27,6 +29,7 @@ class Machine:
     Args:
         speed: times `TOKENS_PER_S`; 0: all tokens at once.
         loaded: models in memory at the start.
+        prompt_s: from a slot to the first token, at speed 1.
     """
 
     models: tuple[str, ...]
@@ -34,6 +37,7 @@ class Machine:
     speed: float = 1.0
     slots: int = SLOTS
     load_s: float = 0.0
+    prompt_s: float = 0.0
 
     def request_s(self, tokens: int) -> float:
         """Return how long an answer takes that has a slot."""
@@ -54,7 +58,8 @@ def _started(machine: Machine) -> Iterator[subprocess.Popen[str]]:
         *(sys.executable, "-m", "tests.ollama_standin", "--with-parent", "--port", "0"),
         *("--models", *machine.models, "--loaded", *machine.loaded),
         *("--tokens-per-s", str(TOKENS_PER_S if machine.speed else 0)),
-        *("--prompt-tokens-per-s", "0", "--speed", str(machine.speed or 1)),
+        *("--prompt-tokens-per-s", str(PROMPT_WORDS / machine.prompt_s if machine.prompt_s else 0)),
+        *("--speed", str(machine.speed or 1)),
         *("--load-s", str(machine.load_s), "--num-parallel", str(machine.slots)),
     ]
     pipe = subprocess.PIPE

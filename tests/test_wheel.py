@@ -20,6 +20,7 @@ import pytest
 
 from d8mesh import __version__
 from d8mesh.apps.demo import free_ports
+from d8mesh.backends.embedded import packages
 from tests.end_to_end.processes import until
 
 pytest.importorskip("pip", reason="what builds and installs a wheel")
@@ -131,6 +132,17 @@ def test_the_wheel_holds_the_package_and_nothing_of_the_checkout(installed: Inst
     assert done.returncode == 0, done.stderr
     assert not Path(done.stdout.strip()).is_relative_to(ROOT)
     assert Path(done.stdout.strip()).is_relative_to(installed.scripts.parent)
+
+
+def test_the_extra_local_names_the_runtime_of_the_embedded_model_and_no_more(
+    installed: Installed,
+) -> None:
+    code = "from importlib.metadata import requires; print(*requires('d8mesh'), sep='\\n')"
+    done = installed.run([installed.python, "-c", code])
+    assert done.returncode == 0, done.stderr
+    rows = [row.split(";") for row in done.stdout.splitlines() if "local" in row.partition(";")[2]]
+    assert [need.strip() for need, _ in rows] == [packages.RUNTIME]
+    assert "llm" not in done.stdout.replace(packages.RUNTIME, "")
 
 
 def test_the_installed_command_says_its_version_and_its_help(installed: Installed) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from d8mesh.apps.tables import wrapped
@@ -24,8 +24,7 @@ def explanation_lines(body: Mapping[str, Any]) -> Iterator[str]:
         yield from _line(translated(sentence), columns)
     if body["candidates"]:
         yield from _line(tr("who could run it:"), columns)
-        for each in body["candidates"]:
-            yield from _line(_candidate(each), columns, indent="    ")
+        yield from _candidates(body["candidates"], columns)
     if body["remedies"]:
         yield from _line(tr("what would have it run:"), columns)
         for each in body["remedies"]:
@@ -40,8 +39,19 @@ def _line(text: str, columns: int | None, *, indent: str = "  ") -> list[str]:
     return wrapped(escaped(text), columns, indent=indent)
 
 
-def _candidate(each: Mapping[str, Any]) -> str:
-    who = str(each["machine"] or each.get("service") or each.get("worker"))
+def _candidates(listed: Sequence[Mapping[str, Any]], columns: int | None) -> Iterator[str]:
+    """Yield how each stands; services of one machine are told apart by their ids."""
+    machines: dict[str, set[str]] = {}
+    for each in listed:
+        machines.setdefault(str(each["machine"]), set()).add(str(each.get("service")))
+    for each in listed:
+        who = str(each["machine"] or each.get("service"))
+        if len(machines[str(each["machine"])]) > 1:
+            who = f"{who} ({each.get('service')})"
+        yield from _line(_candidate(each, who), columns, indent="    ")
+
+
+def _candidate(each: Mapping[str, Any], who: str) -> str:
     if each.get("worker"):
         who = tr("worker {id}", id=each["worker"])
     elif each.get("model"):
@@ -49,7 +59,7 @@ def _candidate(each: Mapping[str, Any]) -> str:
     told = tr("{id}: {what}", id=who, what=translated(each["text"]))
     if each.get("estimate_s") is not None:
         seconds = f"{each['estimate_s']:.1f}"
-        told += " " + tr("(it would be done in about {seconds} s)", seconds=seconds)
+        told += " " + tr("(about {seconds} s there)", seconds=seconds)
     return told
 
 
@@ -61,5 +71,4 @@ def _attempt(attempt: Mapping[str, Any], columns: int | None) -> Iterator[str]:
         model=attempt["model"],
     )
     yield from _line(told, columns)
-    for each in attempt["candidates"]:
-        yield from _line(_candidate(each), columns, indent="    ")
+    yield from _candidates(attempt["candidates"], columns)

@@ -148,7 +148,7 @@ def _to_remove(overview: Overview, options: argparse.Namespace) -> list[Facts]:
     if not having:
         raise BackendUnavailableError(f"no machine has {name}, or none whose models can be changed")
     if len(having) > 1 and not options.all:
-        machines = ", ".join(sorted(str(each["machine"]) for each in having))
+        machines = ", ".join(sorted(_labels(having)))
         raise ConfigError(f"{name} is on {machines}: say which with --on, or --all")
     return having
 

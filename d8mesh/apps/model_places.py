@@ -134,7 +134,9 @@ def fitting(
         elif room.fits or has_run_as_large:
             ranked.append((_rank(overview, service, name, room), service))
         else:
-            what = tr("it is not known whether it fits")
+            what = tr("it is not known how large it is: no machine has it")
+            if size:
+                what = tr("it is not known whether it fits")
             told.append(tr("{id}: {what}", id=service["machine"], what=what))
     ranked.sort(key=lambda pair: pair[0])
     return [service for _, service in ranked], told
@@ -171,8 +173,8 @@ def _why_best(overview: Overview, service: Facts, name: str, room: Room, *, is_o
     if is_only:
         return tr("it is the only one that can take it")
     if room.memory_bytes:
-        return tr("it has the most memory: {size}", size=size_text(room.memory_bytes))
+        return tr("no other has more memory: {size}", size=size_text(room.memory_bytes))
     largest = overview.largest_at(service)
     if largest:
-        return tr("it has run the largest model so far: {size}", size=size_text(largest))
+        return tr("no other has run a larger model: {size}", size=size_text(largest))
     return tr("nothing is known of their memory: the first by name")

@@ -33,7 +33,7 @@ class LlmServices:
         backends: one for each service.
         console: says what people should know.
         warn: told by the handlers what people should know.
-        on_seen: told of each service whose offer has changed.
+        on_seen: told of each service whose offer has changed; true: it mends what is missing.
 
     Thread: any.
     """
@@ -46,7 +46,7 @@ class LlmServices:
         config: Config,
         console: ServicesConsole,
         warn: Callable[[str], None] = lambda text: None,
-        on_seen: Callable[[Service], None] = lambda service: None,
+        on_seen: Callable[[Service], bool] = lambda service: False,
     ) -> None:
         self._worker, self._console, self._on_seen = worker, console, on_seen
         told = Told(offer=self._offer, measured=self._measured, seen=self._seen)
@@ -105,12 +105,11 @@ class LlmServices:
         )
         self._worker.offer_services(types, services)
         for service in services:
-            self._console.heard(service.id, service.machine, service.models)
+            self._heard(service.id, service.models)
 
     def _measured(self, service_id: str, models: Sequence[OfferedModel]) -> None:
         self._worker.measured(service_id, models)
-        service = self.pool.named(service_id)
-        self._console.heard(service_id, "" if service is None else service.machine, models)
+        self._heard(service_id, models)
 
     def _seen(self, service: Service, before: Availability) -> None:
         seen = service.seen
@@ -127,9 +126,22 @@ class LlmServices:
             models=len(seen.models),
             why=why,
         )
-        together = self.pool.together()
-        self._console.changed(service, before, together, types=tuple(self._chats))
-        self._on_seen(service)
+        is_being_mended = self._on_seen(service)
+        self._console.changed(
+            service,
+            before,
+            self.pool.services,
+            types=tuple(self._chats),
+            is_being_mended=is_being_mended,
+        )
+
+    def _heard(self, service_id: str, models: Sequence[OfferedModel]) -> None:
+        service = self.pool.named(service_id)
+        if service is None:
+            return
+        beside = [each for each in self.pool.services if each.machine == service.machine]
+        where = service.machine if len(beside) == 1 else service.seen.url or service.id
+        self._console.heard(service_id, where, models)
 
 
 def _body(services: Sequence[Service], seen: Availability) -> dict[str, object]:

@@ -29,22 +29,29 @@ class ModelFetch:
         self._model, self._tell = model, tell
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
+        self._service: Service | None = None
         self._lock = threading.Lock()
 
-    def seen(self, service: Service) -> None:
-        """Begin to pull if this Ollama of this machine lacks the model; only the first time."""
+    def seen(self, service: Service) -> bool:
+        """Begin to pull if this Ollama of this machine lacks the model; only the first time.
+
+        Returns:
+            Whether it is being pulled there.
+        """
         name, seen = self._model, service.seen
         if name is None or not (seen.url and service.is_local and service.managed is not None):
-            return
+            return False
         if service.has(name) is not None or name in seen.unfit:
-            return
+            return False
         with self._lock:
             if self._thread is not None or self._stop.is_set():
-                return
+                return service is self._service
+            self._service = service
             self._thread = threading.Thread(
                 target=self._pull, args=(service, name), name="pull", daemon=True
             )
         self._thread.start()
+        return True
 
     def close(self, wait_s: float) -> None:
         """Stop pulling; what has come stays."""

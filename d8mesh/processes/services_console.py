@@ -36,7 +36,8 @@ class ServicesConsole:
     def __init__(self, tell: Callable[[str], None]) -> None:
         self._tell = tell
         self._lock = threading.Lock()
-        self._no_model = ""
+        #: by the service's identity: why it is down, as it was said
+        self._told_down: dict[int, str] = {}
         self._had: set[str] = set()
         self._paused: dict[tuple[str, str], str] = {}
 
@@ -44,47 +45,56 @@ class ServicesConsole:
         self,
         service: Service,
         before: Availability,
-        together: Availability,
+        services: Sequence[Service],
         *,
         types: Sequence[str],
+        is_being_mended: bool = False,
     ) -> None:
         """Say what a service offers, when that has changed.
 
         Args:
-            together: what all services offer.
+            services: all that there are, with this one.
             types: the task types that a language model answers.
+            is_being_mended: what it warns of is being seen to.
         """
-        seen, named = service.seen, tr(" and ").join(types)
         with self._lock:
-            if not seen.is_up:
-                self._down(service, together, named)
-                return
-            self._no_model = ""
-            is_same = before.is_up and before.url == seen.url
-            if not is_same or before.models != seen.models:
-                back = tr("back: ") if seen.url in self._had and not is_same else ""
-                self._had.add(seen.url)
-                self._tell(back + _offer_of(service, named))
-                for name, why in list(seen.unfit.items())[:MAX_SHOWN]:
-                    told = tr("{model} is not offered: it {why}", model=name, why=translated(why))
-                    self._tell(_BELOW + told)
-            if seen.warning and before.warning != seen.warning:
-                self._tell(tr("note: {text}", text=translated(seen.warning)))
+            seen = service.seen
+            if seen.is_up:
+                self._told_down.pop(id(service), None)
+                self._say_offer(service, before, _listed(types))
+                if seen.warning and before.warning != seen.warning and not is_being_mended:
+                    self._tell(tr("note: {text}", text=translated(seen.warning)))
+            self._say_who_is_down(services, _listed(types))
 
-    def _down(self, service: Service, together: Availability, types: str) -> None:
-        if together.is_up:
-            self._no_model = ""
-            why = translated(service.seen.reason)
-            self._tell(tr("note: {text}", text=why))
-        elif together.reason != self._no_model and "not asked yet" not in together.reason:
-            self._no_model = together.reason
-            self._tell(
-                tr(
-                    "no language model here, so {types} are not offered: {why}",
-                    types=types,
-                    why=translated(together.reason),
-                )
-            )
+    def _say_offer(self, service: Service, before: Availability, types: str) -> None:
+        seen = service.seen
+        is_same = before.is_up and before.url == seen.url
+        if is_same and before.models == seen.models:
+            return
+        back = tr("back: ") if seen.url in self._had and not is_same else ""
+        self._had.add(seen.url)
+        self._tell(back + _offer_of(service, types))
+        for name, why in list(seen.unfit.items())[:MAX_SHOWN]:
+            told = tr("{model} is not offered: it {why}", model=name, why=translated(why))
+            self._tell(_BELOW + told)
+
+    def _say_who_is_down(self, services: Sequence[Service], types: str) -> None:
+        """Say of each that is down why, once all have been asked; what is all down in one line."""
+        down = [each for each in services if not each.seen.is_up]
+        if any(not each.is_asked for each in down):
+            return
+        news = [each for each in down if self._told_down.get(id(each)) != each.seen.reason]
+        self._told_down |= {id(each): each.seen.reason for each in news}
+        if not news:
+            return
+        if len(down) < len(services):
+            for each in news:
+                self._tell(tr("note: {text}", text=translated(each.seen.reason)))
+            return
+        why = translated("; ".join(dict.fromkeys(each.seen.reason for each in down)))
+        self._tell(
+            tr("no language model here, so {types} are not offered: {why}", types=types, why=why)
+        )
 
     def heard(self, service: str, machine: str, models: Iterable[OfferedModel]) -> None:
         """Say which models are paused, and which answer again."""
@@ -115,10 +125,16 @@ def _offer_of(service: Service, types: str) -> str:
     place = tr("{kind} at {url}", kind=kind, url=seen.url) if seen.url else tr(kind)
     others = [name for name in seen.models if name != seen.default]
     told = tr("{place}: {types} with {model}", place=place, types=types, model=seen.default)
-    return told + (tr("; others: {models}", models=_listed(others)) if others else "")
+    return told + (tr("; others: {models}", models=_shortened(others)) if others else "")
 
 
-def _listed(names: Sequence[str]) -> str:
+def _shortened(names: Sequence[str]) -> str:
     more = len(names) - MAX_SHOWN
     told = ", ".join(names[:MAX_SHOWN])
     return told + (tr(" and {count} more", count=more) if more > 0 else "")
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Return names as a sentence has them: commas, and a word before the last."""
+    *first, last = names
+    return (", ".join(first) + tr(" and ") if first else "") + last

@@ -39,7 +39,7 @@ def test_a_waiting_task_is_told_with_who_could_and_what_would() -> None:
         "  it has waited 12 s so far",
         "  it asks for the model 'm' and takes no other",
         "  who could run it:",
-        "    pi5, m: busy with 2 of 2 slots (it would be done in about 14.2 s)",
+        "    pi5, m: busy with 2 of 2 slots (about 14.2 s there)",
         "    worker w: away, last heard of 5 min ago",
         "  what would have it run:",
         "    install m on nas",
@@ -58,6 +58,14 @@ def test_an_attempt_is_told_with_how_all_stood_then() -> None:
         "  attempt 1 went to pi5 with m; how all stood then:",
         "    pi5, m: free, it could have the task now",
     ]
+
+
+def test_services_of_one_machine_are_told_apart() -> None:
+    stood = {"machine": "pi5", "model": "m", "text": "busy with 1 of 1 slots"}
+    both = [stood | {"service": "x:1"}, stood | {"service": "x:2"}]
+    told = list(explanation_lines(WAITS | {"candidates": both}))
+    assert "    pi5 (x:1), m: busy with 1 of 1 slots" in told
+    assert "    pi5 (x:2), m: busy with 1 of 1 slots" in told
 
 
 def test_it_is_told_in_spanish() -> None:

@@ -113,7 +113,7 @@ def test_without_a_place_it_goes_where_it_fits_best(
 ) -> None:
     assert pool.run("pull", "m") == 0
     assert "m" in pool.nas.models
-    assert "on nas: it has the most memory: 32.0 GB" in capsys.readouterr().err
+    assert "on nas: no other has more memory: 32.0 GB" in capsys.readouterr().err
 
 
 def test_all_machines_get_it_at_once_and_json_says_how_far(
@@ -145,7 +145,7 @@ def test_where_nothing_is_known_of_its_size_it_is_put_nowhere(
 ) -> None:
     with pytest.raises(BackendUnavailableError, match="no machine is known to have room for new"):
         pool.run("pull", "new", "--fit")
-    assert "nas: it is not known whether it fits" in capsys.readouterr().err
+    assert "nas: it is not known how large it is: no machine has it" in capsys.readouterr().err
 
 
 def test_a_refusal_is_told_and_ends_in_1(pool: Pool, capsys: pytest.CaptureFixture[str]) -> None:

@@ -91,7 +91,7 @@ def test_the_best_is_the_one_with_most_memory() -> None:
     found = best(seen(), "new", rooms)
     assert found is not None
     target, why = found
-    assert (target["machine"], why) == ("nas", "it has the most memory: 32.0 GB")
+    assert (target["machine"], why) == ("nas", "no other has more memory: 32.0 GB")
 
 
 def test_the_best_has_it_not_yet() -> None:
@@ -113,7 +113,7 @@ def test_why_the_best_is_that_is_told_truly() -> None:
     assert largest is not None
     assert (largest[0]["machine"], largest[1]) == (
         "pi5",
-        "it has run the largest model so far: 3.0 GB",
+        "no other has run a larger model: 3.0 GB",
     )
     nothing = best(seen(models=[]), "m", {})
     assert nothing is not None

@@ -15,6 +15,7 @@ import pytest
 from d8mesh.apps import work
 from d8mesh.apps.findings import load
 from d8mesh.apps.niche import NichePlan, read_plan, run, run_with
+from d8mesh.backends.embedded import EmbeddedBackend
 from d8mesh.backends.ollama import OllamaBackend
 from d8mesh.config import Config
 from d8mesh.errors import ConfigError, D8Error
@@ -22,6 +23,7 @@ from d8mesh.handlers.llm import llm_handlers
 from d8mesh.options import niche as add_arguments
 from tests.in_process import InProcess
 from tests.ollama_server import OllamaServer, default_answer
+from tests.real_model import MODEL, needs_model
 
 PLAN = NichePlan(markets=["pets", "books"], geographies=["Spain", "Peru"])
 
@@ -42,6 +44,33 @@ def run_on(server: OllamaServer, folder: Path, *, plan: NichePlan = PLAN, **more
     options = options_of(output=folder, **more)
     with InProcess(llm_handlers(OllamaBackend(server.url))) as mesh:
         return run_with(mesh, plan, config=Config(lang="es"), options=options)
+
+
+@needs_model
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(
+    ("markets", "geographies"),
+    [
+        (["pet care"], ["Spain"]),
+        pytest.param(["pets", "repair"], ["Spain", "Mexico", "Peru"], marks=pytest.mark.slow),
+    ],
+)
+def test_every_answer_of_a_small_model_is_valid(
+    markets: list[str], geographies: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    backend = EmbeddedBackend(None)
+    plan = NichePlan(markets=markets, geographies=geographies)
+    try:
+        with InProcess(llm_handlers(backend)) as mesh:
+            done = run_with(mesh, plan, config=Config(), options=options_of(output=tmp_path))
+    finally:
+        backend.close()
+    assert done == 0
+    count = len(plan.pairs)
+    told = f"{count} pairs: {count} found, 0 unusable, 0 unanswered"
+    assert told in capsys.readouterr().out
+    assert told in (tmp_path / "niches.html").read_text("utf-8")
+    assert {each.model for each in load(tmp_path).all()} == {MODEL}
 
 
 def first_question(messages: list[dict[str, Any]]) -> str:

@@ -22,32 +22,6 @@ QUESTION: dict[str, Any] = {"messages": [{"role": "user", "content": "How are yo
 
 
 @pytest.mark.parametrize(
-    ("message", "said"),
-    [
-        ({"audio": "x"}, r"messages\[0\]\.audio: a message has no such field"),
-        ({"images": ["/etc/passwd"]}, r"messages\[0\]\.images\[0\]: expected a picture"),
-        ({"images": ["http://x/y.png"]}, r"images\[0\]: expected a picture"),
-        ({"images": "x"}, r"images: expected a list"),
-        ({"images": [""]}, r"images\[0\]: expected a picture"),
-        ({"tool_calls": [{"name": "x"}]}, r"tool_calls: expected a list"),
-        ({"tool_calls": [{"function": {"name": "x", "arguments": "{"}}]}, r"tool_calls: expected"),
-        ({"tool_calls": [{"function": {"name": "x", "arguments": '{"a": NaN}'}}]}, "tool_calls:"),
-        (
-            {"tool_calls": [{"function": {"name": "x", "arguments": '{"a": "\\ud83d"}'}}]},
-            "tool_calls:",
-        ),
-        ({"tool_calls": [{"function": {"name": "x", "arguments": '{"a": 1e999}'}}]}, "tool_calls:"),
-        ({"thinking": 1}, r"thinking: expected a text"),
-        ({"content": [{"type": "text"}]}, r"content: expected a text"),
-        ({"content": None}, r"content: expected a text"),
-    ],
-)
-def test_what_a_message_cannot_carry_is_refused(message: dict[str, Any], said: str) -> None:
-    with pytest.raises(InvalidTaskError, match=said):
-        agent_request({"messages": [{"role": "user", "content": "x"} | message]})
-
-
-@pytest.mark.parametrize(
     ("data", "said"),
     [
         ({"stop": ["x"], "options": {"stop": "y"}}, "stop: given twice, in the data and in"),
@@ -100,14 +74,6 @@ def test_null_is_the_same_as_nothing() -> None:
 
 def test_a_language_may_be_null() -> None:
     assert code_request({"prompt": "x", "language": None}) == code_request({"prompt": "x"})
-
-
-def test_base64_may_be_folded_and_a_call_be_without_arguments() -> None:
-    call = {"function": {"name": "now"}}
-    message = {"role": "assistant", "images": ["aGVs\r\nbG8=\n"], "tool_calls": [call]}
-    (checked,) = agent_request({"messages": [message]}).messages
-    assert checked["images"] == ["aGVsbG8="]
-    assert checked["tool_calls"] == [{"function": {"name": "now", "arguments": {}}}]
 
 
 def test_whether_the_answer_streams_changes_nothing_and_stops_nothing() -> None:

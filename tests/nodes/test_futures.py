@@ -599,3 +599,15 @@ def test_waiting_for_many_costs_the_same_for_each(client: Client, gate: Gate) ->
         client.node.completions.discard(task.submission, task.index, gate.open_all)
     assert time.monotonic() - begun < PATIENCE_S / 3
     assert client.node.completions._calls == {}
+
+
+def test_a_task_is_explained_and_models_are_told(client: Client) -> None:
+    task = client.submit("nobody_explains_this")
+    task.wait_accepted(PATIENCE_S)
+    told = client.explain(task.id)
+    assert told["summary"] == task.status()["reason"]
+    assert told["remedies"][0]["text"] == "start a worker that offers 'nobody_explains_this'"
+    task.cancel()
+    assert client.models()["models"] == []
+    with pytest.raises(UnknownTaskError):
+        client.explain("0123456789abcdef-99")

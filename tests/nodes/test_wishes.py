@@ -191,7 +191,7 @@ def test_a_client_is_told_what_is_wrong_before_anything_is_sent(mesh: Mesh) -> N
 
 def test_a_task_with_every_kind_of_wish_reaches_a_worker_as_it_was_given(mesh: Mesh) -> None:
     port = mesh.broker()
-    worker = mesh.worker(port)
+    worker = mesh.worker(port, name="pi")
     worker.register("agent_action", lambda data: msgspec.json.encode(data).decode())
     mesh.run(worker)
     data = {

@@ -10,10 +10,19 @@ import pytest
 from d8mesh.backends.backend import Availability
 from d8mesh.backends.services import Service
 from d8mesh.config import Config
+from d8mesh.edge.network import host_name
+from d8mesh.errors import BackendError
 from d8mesh.nodes.worker import Worker
 from d8mesh.processes.llm_services import LlmServices
 from d8mesh.processes.services_console import ServicesConsole
-from tests.backends.scripted import DOWN, ManagedBackend, ScriptedBackend, up
+from tests.backends.scripted import (
+    DOWN,
+    ManagedBackend,
+    ScriptedBackend,
+    question,
+    run_at,
+    up,
+)
 
 URL = "http://127.0.0.1:7100"
 
@@ -46,8 +55,9 @@ class Scene:
             on_seen=self.saw,
         )
 
-    def saw(self, service: Service) -> None:
+    def saw(self, service: Service) -> bool:
         self.seen.append(service.backend.url)
+        return False
 
     def look(self) -> None:
         self.services.pool.look()
@@ -106,6 +116,20 @@ def test_the_status_page_names_each_service_and_what_is_wrong(tmp_path: Path) ->
         ("ollama", True),
         ("embedded", False),
     ]
+
+
+def test_a_paused_model_is_told_with_the_place_that_tells_it_from_others() -> None:
+    def paused(*urls: str) -> str:
+        backends = [ScriptedBackend(url, up("a", url=url)) for url in urls]
+        scene = Scene(*backends)
+        scene.look()
+        backends[0].fails = BackendError("HTTP 500")
+        with pytest.raises(BackendError):
+            scene.services.pool.services[0].chat(question("a"), run_at())
+        return scene.lines[-1]
+
+    assert paused(URL).startswith(f"a at {host_name()} gets no tasks")
+    assert paused(URL, "http://127.0.0.1:7101").startswith(f"a at {URL} gets no tasks")
 
 
 @pytest.mark.timeout(60)

@@ -9,7 +9,6 @@ import pytest
 from d8mesh import words
 from d8mesh.backends.backend import Availability
 from d8mesh.backends.services import Service
-from d8mesh.backends.services.pool import together
 from d8mesh.core.protocol.messages import OfferedModel
 from d8mesh.processes.services_console import ServicesConsole
 from tests.backends.scripted import DOWN, ScriptedBackend, up
@@ -29,8 +28,8 @@ class Scene:
     def said(self, seen: Availability, number: int = 0) -> list[str]:
         self.lines.clear()
         service = self.services[number]
-        before, service.seen = service.seen, seen
-        self.console.changed(service, before, together(self.services), types=TYPES)
+        before, service.seen, service.is_asked = service.seen, seen, True
+        self.console.changed(service, before, self.services, types=TYPES)
         return list(self.lines)
 
     def heard(self, paused: str = "") -> list[str]:
@@ -64,15 +63,29 @@ def test_what_a_service_offers_is_told_at_the_start_and_when_it_changes() -> Non
     assert scene.said(there)[0].startswith("back: Ollama at ")
 
 
-def test_one_of_several_that_is_down_is_a_note() -> None:
+def test_one_of_several_that_is_down_is_a_note_once_all_were_asked() -> None:
     scene = Scene("ollama", "embedded")
-    unasked = Availability(is_up=False, reason="not asked yet")
-    scene.services[1].seen = unasked
     assert scene.said(DOWN) == []  # the other one may have a model
     assert scene.said(up("tiny"), 1) == [
-        "llama.cpp in this worker: agent_action and code_generation with tiny"
+        "llama.cpp in this worker: agent_action and code_generation with tiny",
+        "note: it is off",
     ]
+    assert scene.said(DOWN) == []
     assert scene.said(Availability(is_up=False, reason="it broke")) == ["note: it broke"]
+    assert len(scene.said(up("a", url=URL))) == 1
+    assert scene.said(DOWN) == ["note: it is off"]
+    (line,) = scene.said(Availability(is_up=False, reason="no room"), 1)
+    assert line.endswith("are not offered: it is off; no room")
+
+
+def test_what_is_being_mended_is_no_warning() -> None:
+    scene, seen = Scene("ollama"), up("a", url=URL, warning="new:1b is not installed")
+    service = scene.services[0]
+    before, service.seen, service.is_asked = service.seen, seen, True
+    scene.console.changed(
+        service, before, scene.services, types=("one", "two", "three"), is_being_mended=True
+    )
+    assert scene.lines == [f"Ollama at {URL}: one, two and three with a"]
 
 
 def test_many_models_are_counted() -> None:

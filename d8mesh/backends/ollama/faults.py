@@ -6,6 +6,7 @@ may be a 500 too. Its words do.
 
 from __future__ import annotations
 
+import json
 import re
 from typing import Final
 
@@ -31,8 +32,9 @@ _MEMORY_WORDS: Final = re.compile(
 )
 #: The same request fails everywhere.
 _WRONG_WORDS: Final = re.compile(
-    r"does not support|illegal base64|invalid (?:input type|format|image|option)|"
-    r"must be of type|valid JSON Schema|missing unit in duration|top_logprobs must",
+    r"does not support (?:chat|generat|complet|insert|think|tool|embed|vision|image)|"
+    r"illegal base64|invalid (?:input type|format|image|option)|must be of type|"
+    r"valid JSON Schema|missing unit in duration|top_logprobs must",
     re.IGNORECASE,
 )
 #: It is longer than the context, and must not be cut.
@@ -48,12 +50,24 @@ def refused(refusal: RefusedAnswer) -> D8Error:
     """Return the error for an answer with another status than 200."""
     if refusal.status in BUSY:
         return BackendBusyError(f"{SERVICE} is busy ({refusal.reason})")
-    return failed(refusal.reason)
+    error = failed(refusal.reason)
+    if type(error) is BackendError and refusal.status == 400 and _is_said(refusal.body):
+        return InvalidTaskError(f"{SERVICE} refuses this ({refusal.reason})")
+    return error
 
 
 def is_not_found(error: D8Error) -> bool:
     """Return whether the model, or the path, was not found."""
     return error.details.get("status") == 404
+
+
+def _is_said(body: bytes) -> bool:
+    """Return whether it is Ollama that refuses, and not something on the way to it."""
+    try:
+        answer = json.loads(body)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(answer, dict) and isinstance(answer.get("error"), str)
 
 
 def failed(text: str) -> D8Error:

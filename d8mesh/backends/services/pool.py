@@ -221,7 +221,7 @@ class ServicePool:
 
     def _suiting(self, wished: str | None) -> Service:
         """Return the service for what asks for `wished`: of those that have it the freest."""
-        if all(each.seen.reason == "not asked yet" for each in self.services):
+        if not any(each.is_asked for each in self.services):
             self.look()
         up = [each for each in self.services if each.is_useful and not each.backend.is_cloud]
         having = [each for each in up if wished and each.has(wished)]

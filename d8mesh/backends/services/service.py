@@ -37,7 +37,8 @@ from d8mesh.core.protocol.messages import Budget, OfferedModel, OfferedService, 
 from d8mesh.core.protocol.model_names import matching
 from d8mesh.errors import BackendError
 
-#: One token of a model that is in memory; one that is not gets its loading time beside.
+#: One token of a model that is in memory, or as long as any first token may take; one that is not
+#: in memory gets its loading time beside.
 CHECK_S: Final = 60.0
 #: That a name stands for another address now is noticed after so long.
 PLACE_AGE_S: Final = 60.0
@@ -88,6 +89,8 @@ class Service:
     ) -> None:
         self.backend = backend
         self.seen = Availability(is_up=False, reason="not asked yet")
+        #: False until it was looked at
+        self.is_asked = False
         #: somebody should look at it now
         self.needs_look = threading.Event()
         #: held while one of its models is pulled or removed
@@ -98,6 +101,8 @@ class Service:
         self._place = Whereabouts("", "", is_local=False)
         self._placed_url, self._placed_at = "", float("-inf")
         self._is_ready = False
+        #: models that have answered since it was looked at: they are in memory
+        self._answered: set[str] = set()
 
     # ------------------------------------------------------------------ what it is
 
@@ -154,7 +159,8 @@ class Service:
         if seen.is_up and not self._is_ready:
             self._is_ready = True
             getattr(self.backend, "prepare", lambda: None)()
-        self.seen = seen
+        self.seen, self.is_asked = seen, True
+        self._answered.clear()
         if self.is_useful:  # else it may come back, and what was measured of it still holds
             anew = [
                 name
@@ -186,8 +192,9 @@ class Service:
         if info is None:
             return
         failed: BackendError | None = None
+        within_s = min(CHECK_S, self._clocks.first_token_s) + 2 * self._meters.load_s(name)
         try:
-            self.backend.check(info, within_s=CHECK_S + 2 * self._meters.load_s(name))
+            self.backend.check(info, within_s=within_s)
         except BackendError as error:
             failed = error
         self._meters.probed(name, failed)
@@ -204,6 +211,7 @@ class Service:
 
         def hear(piece: Piece) -> None:
             if piece.is_sign_of_life:
+                self._answered.add(model)
                 measured.hear()
             run.on_piece(piece)
 
@@ -219,6 +227,7 @@ class Service:
         measured = self._meters.measured(model, prompt_tokens=tokens, is_streamed=False)
         with self._looked_at_after_failure(), measured:
             made = self.backend.embed(request, placed)
+            self._answered.add(model)
             measured.answered(made.usage, made.timing)
         return replace(made, origin=self._origin())
 
@@ -236,6 +245,8 @@ class Service:
                 self._meters.failed(placement.model, error)
                 raise
             self._meters.loaded(placement.model, self._clock() - began)
+            self._answered.add(placement.model)
+            self._changed()
         self.needs_look.set()  # to tell that it is loaded
 
     @contextlib.contextmanager
@@ -294,7 +305,7 @@ class Service:
             digest=info.digest,
             can=sorted(info.can or self.seen.capabilities.get(info.name, frozenset())),
             size_bytes=info.size_bytes,
-            is_loaded=info.is_loaded or info.name in self.seen.loaded,
+            is_loaded=self._is_loaded(info),
             slots=figures.slots,
             load_s=figures.load_s,
             prompt_tokens_per_s=figures.prompt_tokens_per_s,
@@ -305,6 +316,9 @@ class Service:
             paused=figures.paused,
             budget=backend.budget(info.name) if isinstance(backend, HasAccount) else None,
         )
+
+    def _is_loaded(self, info: ModelInfo) -> bool:
+        return info.is_loaded or info.name in self.seen.loaded or info.name in self._answered
 
     def report(self) -> dict[str, object]:
         """Return it for the status page."""

@@ -116,10 +116,9 @@ def _delayed(state: BrokerState, spec: Spec, history: History | None) -> Iterato
     if history is not None and history.not_before_at > state.at:
         pause_s = history.not_before_at - state.at
         yield f"it pauses after what went wrong, and is tried again in {duration(pause_s)}"
-    elif spec.run_at is not None and spec.run_at > state.at:
-        yield f"it was submitted for a later time, in {duration(spec.run_at - state.at)}"
     else:
-        yield "its time has come, it is queued now"
+        left_s = (spec.run_at or state.at) - state.at
+        yield f"it was submitted for a later time, in {duration(left_s)}"
 
 
 def _wished(kind: str, wish: Wish) -> Iterator[str]:
@@ -168,10 +167,12 @@ def _who_could(
     """Return who could run a task, or why not, and what would help."""
     spec = batch.spec
     standings: list[Standing] = []
-    if state.services.answers(spec.type):
+    # A service that is down answers nothing, and can be started.
+    is_known = spec.type in MODEL_TYPES and bool(state.services.services)
+    if is_known or state.services.answers(spec.type):
         standings = _standings(state, batch, task)
     told = [_candidate(each) for each in standings]
-    workers = list(_workers(state, spec, None if task is None else task.history))
+    workers = list(_workers(state, spec, task))
     told += workers
     remedies = obstacles.remedies(parse_wish(spec.model), standings) if standings else []
     if not standings:
@@ -195,13 +196,13 @@ def _candidate(standing: Standing) -> Body:
     }
 
 
-def _workers(state: BrokerState, spec: Spec, history: History | None) -> Iterator[Body]:
+def _workers(state: BrokerState, spec: Spec, task: TaskRecord | None) -> Iterator[Body]:
     """Yield the workers that run such tasks by themselves, without a service of theirs."""
     key = LaneKey.of(spec)
     for worker in state.registry.workers.values():
         if spec.type not in worker.types or spec.type in worker.placed_types:
             continue
-        word, text = _state_of(state, worker, key, history)
+        word, text = _state_of(state, worker, key, task)
         yield {
             "worker": worker.worker_id,
             "machine": worker.host or worker.peer.address,
@@ -213,7 +214,7 @@ def _workers(state: BrokerState, spec: Spec, history: History | None) -> Iterato
 
 
 def _state_of(
-    state: BrokerState, worker: WorkerState, key: LaneKey, history: History | None
+    state: BrokerState, worker: WorkerState, key: LaneKey, task: TaskRecord | None
 ) -> tuple[str, str]:
     """Return how a worker stands to a task, as a word and as a sentence."""
     if not worker.is_live:
@@ -223,8 +224,10 @@ def _state_of(
     if machine and not worker.is_at(machine):
         return "elsewhere", "not the machine that the task asks for"
     if not placement.can_run(worker, key, state.registry):
-        return "not_suited", "it is not one that may have it: another has the model, or is first"
-    if history is not None and worker.worker_id in history.failed_on:
+        if key.type in placement.MESH_FIRST_TYPES and worker.dialect is Dialect.POLLING:
+            return "not_suited", "mesh workers go before it with tasks of this type"
+        return "not_suited", "it does not have the model that the task asks for"
+    if task is not None and not placement.suits_retry(worker, task, state.registry):
         return "failed_before", "it failed this task before, others are tried first"
     count = min(len(worker.outstanding), worker.slots)
     if worker.is_free:
@@ -347,8 +350,7 @@ def finished(state: BrokerState, task: FinishedTask) -> Body:
     ran = _ran_at(task.payload)
     began_at = _began_at(state, task, ran)
     body = _body(task.id, task.spec, task.state, _ended(task))
-    due_at = max(task.created_at, task.spec.run_at or 0.0)
-    body["waited_s"] = None if began_at is None else max(0.0, began_at - due_at)
+    body["waited_s"] = None if began_at is None else max(0.0, began_at - _due_at(task))
     body["why"] = list(_told_of_end(state, task, ran, began_at))
     body["attempts"] = _attempts(state, task.id)
     return body
@@ -367,15 +369,21 @@ def _began_at(state: BrokerState, task: FinishedTask, ran: RanAt) -> float | Non
     decision = _last_decision(state, task.id, task.n)
     if decision is not None:
         return decision.at
-    if isinstance(ran.duration_s, (int, float)) and task.state is TaskState.COMPLETED:
-        return task.at - ran.duration_s
-    return None
+    took_s, most_s = ran.duration_s, task.at - _due_at(task)
+    if task.state is not TaskState.COMPLETED or not isinstance(took_s, (int, float)):
+        return None
+    return task.at - took_s if 0 <= took_s <= most_s else None
+
+
+def _due_at(task: FinishedTask) -> float:
+    """Return when the task could first have been run (Unix seconds)."""
+    return max(task.created_at, task.spec.run_at or 0.0)
 
 
 def _told_of_end(
     state: BrokerState, task: FinishedTask, ran: RanAt, began_at: float | None
 ) -> Iterator[str]:
-    due_at = max(task.created_at, task.spec.run_at or 0.0)
+    due_at = _due_at(task)
     if not task.n:
         yield f"it was never begun; that was so for {duration(task.at - due_at)}"
         return
@@ -384,15 +392,14 @@ def _told_of_end(
         yield from _chosen(decision)
     elif isinstance(ran.machine, str) and isinstance(ran.model, str):
         yield f"it ran on {ran.machine} with the model {ran.model!r}, worker {task.worker_id!r}"
-        yield "who else could have run it is not known any more"
     elif task.worker_id:
         yield f"the last to have it was worker {task.worker_id!r}"
-        if state.services.answers(task.spec.type):
-            yield "who else could have run it is not known any more"
+    if decision is None and task.spec.type in MODEL_TYPES:
+        yield "who else could have run it is not known any more"
     if ran.is_cloud is True:
         yield "that is in the cloud: its data left the LAN"
     if isinstance(ran.model_requested, str) and ran.model_requested:
-        yield f"it asked for the model {ran.model_requested!r}, which nobody had then"
+        yield f"it asked for the model {ran.model_requested!r}, and another answered"
     if began_at is None:
         yield (
             f"from its submit to its end it took {duration(task.at - due_at)}; "
@@ -400,7 +407,10 @@ def _told_of_end(
         )
     else:
         waited, took = duration(began_at - due_at), duration(task.at - began_at)
-        yield f"it waited {waited}, its last attempt took {took}"
+        if task.n == 1:
+            yield f"it waited {waited} and took {took}"
+        else:
+            yield f"its last attempt (number {task.n}) began after {waited} and took {took}"
     yield from _past(task)
 
 

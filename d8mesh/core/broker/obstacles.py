@@ -104,6 +104,8 @@ def _loading(standing: Standing) -> str:
 
 def _full(standing: Standing) -> str:
     told = f"busy with {standing.in_flight} of {standing.slots} slots"
+    if standing.in_flight > standing.slots:  # it has fewer than it had
+        told = f"busy with {standing.in_flight} tasks"
     if standing.until_s is None:
         return told
     return f"{told}, one is free in about {duration(standing.until_s)}"
@@ -148,9 +150,8 @@ def reason(wish: Wish, standings: Sequence[Standing]) -> str:
         return f"no worker is there that reaches {_services(fitting)}{model}"
     kinds = {each.obstacle for each in there}
     if kinds <= {Obstacle.FULL, Obstacle.HELD_BACK} and Obstacle.HELD_BACK in kinds:
-        return (
-            f"the quicker services{model} are busy, and done with it sooner than one that is free"
-        )
+        rest = "will still be done with it sooner than one that is free"
+        return f"the quicker services{model} are busy, and {rest}"
     if kinds <= {Obstacle.FULL, Obstacle.RESERVED} and Obstacle.RESERVED in kinds:
         return f"the last free slots{model} are kept for urgent tasks"
     if kinds <= {Obstacle.FULL}:

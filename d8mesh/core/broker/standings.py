@@ -51,7 +51,7 @@ class Standing(Struct, frozen=True, kw_only=True):
     """How one model of one service stands to a task that waits; `model` is "" if it has none.
 
     `until_s`: seconds until that may change by itself, None: nobody knows. `estimate_s`: seconds
-    until the task would be finished there, None where it cannot be run.
+    that the task would take there, loading included; None where it cannot be run.
     """
 
     service: str

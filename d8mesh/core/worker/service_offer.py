@@ -26,6 +26,8 @@ from d8mesh.core.worker.effects import SendOn, WorkerEffect
 
 #: Changes within this long are told together: a measurement comes with each request's end.
 TOLD_TOGETHER_S: Final = 0.05
+#: All of it is told again after this long: what was lost on its way, or overtaken, is mended.
+TOLD_AGAIN_S: Final = 30.0
 
 
 class ServiceOffer:
@@ -42,6 +44,7 @@ class ServiceOffer:
         self._models: dict[str, dict[str, tuple[OfferedModel, float]]] = {}
         #: what is to be told: all, or of some services some models
         self._is_open, self._is_all_new = True, False
+        self._told_all = 0.0
         self._changed: dict[str, dict[str, None]] = {}
 
     def offer(self, types: Iterable[str], services: Iterable[OfferedService], now: float) -> None:
@@ -94,8 +97,9 @@ class ServiceOffer:
             return []
         up = [broker for broker in brokers if broker.is_welcome]
         told: list[WorkerEffect] = []
-        if self._is_all_new:
+        if self._is_all_new or now >= self._told_all + TOLD_AGAIN_S:
             told += [self.told_to(broker, now) for broker in up]
+            self._told_all = now
         elif self._is_open:
             changes = [
                 Measured(service, [self._aged(service, name, now) for name in names])
@@ -103,7 +107,7 @@ class ServiceOffer:
             ]
             told += [SendOn(broker.key, change) for broker in up for change in changes]
         self._changed.clear()
-        self._is_all_new, self.due = False, NEVER
+        self._is_all_new, self.due = False, self._told_all + TOLD_AGAIN_S
         return told
 
     def told_to(self, broker: BrokerSession, now: float) -> SendOn:

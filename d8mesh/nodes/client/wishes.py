@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import lru_cache
 from typing import Any, Final, TypeGuard
 
 from d8mesh.config import MODEL_PATTERN
@@ -22,6 +24,8 @@ BYTES_PER_TOKEN: Final = 4
 CONVERSATION_DIGITS: Final = 16
 #: The longest answer that is believed to be wished for.
 MAX_OUTPUT_TOKENS: Final = 10_000_000
+#: Wishes whose text is remembered: many tasks wish for the same.
+REMEMBERED_WISHES: Final = 256
 
 _WISHING: Final = MODEL_TYPES | SERVICE_TYPES
 _MODEL: Final = re.compile(MODEL_PATTERN, re.ASCII)
@@ -44,21 +48,32 @@ def wish_of(kind: str, data: Mapping[str, Any], path: str = "", *, is_one: bool 
     if kind in SERVICE_TYPES:
         return Wish(models=_model(data, path), machine=_machine(data, path)).text()
     models, is_strict = _models(data, path)
-    conversation, prompt_tokens, output_tokens = _hints(data) if is_one else ("", 0, 0)
-    wish = Wish(
-        models=models,
-        is_strict=is_strict,
-        cloud=_cloud(data, path),
-        needs=_needs(kind, data),
-        machine=_machine(data, path),
-        conversation=conversation,
-        prompt_tokens=prompt_tokens,
-        output_tokens=output_tokens,
-    )
+    lane = models, is_strict, _cloud(data, path), _needs(kind, data), _machine(data, path)
     try:
-        return wish.text()
+        return replace(_wish(*lane), **_hints(data)).text() if is_one else _text(*lane)
     except InvalidTaskError as error:  # of its names: too long together
         raise InvalidTaskError(f"{path}data.{error}") from None
+
+
+def _wish(
+    models: tuple[str, ...],
+    is_strict: bool,
+    cloud: Cloud | None,
+    needs: frozenset[str],
+    machine: str,
+) -> Wish:
+    return Wish(models=models, is_strict=is_strict, cloud=cloud, needs=needs, machine=machine)
+
+
+@lru_cache(REMEMBERED_WISHES)
+def _text(
+    models: tuple[str, ...],
+    is_strict: bool,
+    cloud: Cloud | None,
+    needs: frozenset[str],
+    machine: str,
+) -> str:
+    return _wish(models, is_strict, cloud, needs, machine).text()
 
 
 # --- which models, and where ------------------------------------------------------------
@@ -151,8 +166,8 @@ def _is_list(value: object) -> TypeGuard[Sequence[object]]:
 # --- what helps to choose ---------------------------------------------------------------
 
 
-def _hints(data: Mapping[str, Any]) -> tuple[str, int, int]:
-    """Return what names the conversation, and about how long question and answer are, in tokens."""
+def _hints(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of `Wish` that only help."""
     texts: list[str] = []
     first: dict[str, str] = {}
     for message in _messages(data):
@@ -169,7 +184,11 @@ def _hints(data: Mapping[str, Any]) -> tuple[str, int, int]:
     if "user" in first:
         began = f"{first.get('system', '')}\0{first['user']}".encode()
         conversation = hashlib.blake2b(began, digest_size=CONVERSATION_DIGITS // 2).hexdigest()
-    return conversation, -(-size_bytes // BYTES_PER_TOKEN), _output_tokens(data)
+    return {
+        "conversation": conversation,
+        "prompt_tokens": -(-size_bytes // BYTES_PER_TOKEN),
+        "output_tokens": _output_tokens(data),
+    }
 
 
 def _output_tokens(data: Mapping[str, Any]) -> int:

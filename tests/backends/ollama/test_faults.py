@@ -13,7 +13,8 @@ import pytest
 
 from d8mesh.backends.backend import ChatRun
 from d8mesh.backends.ollama import OllamaBackend
-from d8mesh.backends.ollama.faults import failed
+from d8mesh.backends.ollama.faults import failed, refused
+from d8mesh.backends.streaming import RefusedAnswer
 from d8mesh.core.protocol.chat import ChatRequest, Completion, EmbeddingRequest, FinishReason
 from d8mesh.core.protocol.messages import Placement
 from d8mesh.errors import (
@@ -256,6 +257,25 @@ def test_what_ollama_says_tells_what_it_is(text: str, kind: type[D8Error]) -> No
     assert type(failed(text)) is kind
 
 
+@pytest.mark.parametrize(
+    ("status", "body", "kind"),
+    [
+        (400, b'{"error": "some new rule is broken"}', InvalidTaskError),
+        (400, b"<html>The plain HTTP request was sent to HTTPS port</html>", BackendError),
+        (400, b'{"error": "server busy"}', BackendBusyError),
+        (401, b'{"error": "unauthorized"}', BackendError),
+        (429, b"", BackendBusyError),
+        (500, b'{"error": "this GPU does not support that kernel"}', BackendError),
+        (502, b"bad gateway", BackendError),
+        (503, b"<html>", BackendBusyError),
+    ],
+)
+def test_what_ollama_itself_calls_a_wrong_request_is_refused_for_good(
+    status: int, body: bytes, kind: type[D8Error]
+) -> None:
+    assert type(refused(RefusedAnswer(status, {}, body))) is kind
+
+
 # --- answers that lack something --------------------------------------------------------
 
 
@@ -324,6 +344,36 @@ def test_who_cancels_embeddings_stops_the_model_within_a_second(standin: OllamaS
         OllamaBackend(standin.url).embed(request, replace(RUN, is_cancelled=left))
     standin.wait_until(lambda: bool(standin.counters.cancelled), within_s=5)
     assert standin.counters.cancelled[0].at - left.at < 1
+
+
+def test_who_cancels_does_not_wait_for_a_machine_that_notices_late(
+    standin: OllamaStandin,
+) -> None:
+    standin.change(settings={"prompt_tokens_per_s": 1.0})
+    standin.fault(Kind.LATE_NOTICE)
+    left = Left(lambda: standin.running > 0)
+    with pytest.raises(TaskCancelledError):
+        chat(standin, asked("one two three four"), replace(RUN, is_cancelled=left))
+    assert time.monotonic() - left.at < 1
+    assert standin.running == 1  # its slot is still taken: who counts must know
+
+
+def test_a_machine_that_a_cancelled_prompt_left_stuck_is_found_by_a_check(
+    standin: OllamaStandin,
+) -> None:
+    backend = OllamaBackend(standin.url)
+    info = backend.probe().details[CHAT]
+    standin.change(settings={"prompt_tokens_per_s": 0.1})
+    standin.fault(Kind.STUCK_GPU)
+    left = Left(lambda: standin.running > 0)
+    with pytest.raises(TaskCancelledError):
+        backend.chat(asked(), replace(RUN, is_cancelled=left))
+    standin.wait_until(lambda: standin.ollama.is_stuck)
+    with pytest.raises(BackendStalledError):
+        backend.check(info, within_s=0.4)
+    standin.mend()
+    standin.change(settings={"prompt_tokens_per_s": 0.0})
+    backend.check(info, within_s=PATIENCE_S)
 
 
 class Left:

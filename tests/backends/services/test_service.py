@@ -154,6 +154,20 @@ def test_a_model_is_loaded_ahead_with_its_options(scene: Scene) -> None:
     assert scene.paused() == "no room for it"
 
 
+def test_what_has_answered_is_in_memory_until_a_look_says_otherwise(scene: Scene) -> None:
+    def loaded() -> list[str]:
+        return [each.name for each in scene.service.offered().models if each.is_loaded]
+
+    assert loaded() == []
+    scene.service.chat(question("b"), run_at())
+    scene.service.embed(texts("e"), run_at())
+    assert loaded() == ["b", "e"]
+    scene.service.warm(Placement(service=scene.service.id, model="a"))
+    assert loaded() == ["a", "b", "e"]
+    scene.service.look()
+    assert loaded() == []
+
+
 class AccountBackend(ScriptedBackend):
     """One that an account stands behind."""
 

@@ -6,11 +6,13 @@ from typing import Any
 
 import msgspec
 import pytest
+from msgspec import structs
 
 from d8mesh.core.broker.explain import RanAt
+from d8mesh.core.broker.standings import Decision, Obstacle, Standing
 from d8mesh.core.protocol import messages as m
-from tests.core.llm_services import host, model, placed, service
-from tests.core.wired_broker import S, WiredBroker
+from tests.core.llm_services import host, model, offer, placed, service
+from tests.core.wired_broker import START_AT, S, WiredBroker
 
 
 def explained(broker: WiredBroker, task_id: str) -> dict[str, Any]:
@@ -78,7 +80,9 @@ def test_the_pause_after_a_failure_is_told_with_the_error(broker: WiredBroker) -
     assert told["why"][0].startswith("it pauses after what went wrong, and is tried again in 0.")
     assert "attempts that failed so far: 1" in told["why"]
     assert "last error: broken" in told["summary"]
-    assert told["candidates"][0]["state"] == "failed_before"
+    assert told["candidates"][0]["state"] == "free", "nobody else is left"
+    broker.worker("v")
+    assert explained(broker, task_id)["candidates"][0]["state"] == "failed_before"
 
 
 def test_a_running_task_is_told_with_its_worker(broker: WiredBroker) -> None:
@@ -143,8 +147,8 @@ def test_a_result_tells_where_it_ran_and_how_long(broker: WiredBroker) -> None:
         "it ran on nas with the model 'small', worker 'w'",
         "who else could have run it is not known any more",
         "that is in the cloud: its data left the LAN",
-        "it asked for the model 'big', which nobody had then",
-        "it waited 5.0 s, its last attempt took 3.0 s",
+        "it asked for the model 'big', and another answered",
+        "it waited 5.0 s and took 3.0 s",
         "it was never given back and never failed",
     ]
 
@@ -267,3 +271,181 @@ def test_nobody_is_there_for_a_model(broker: WiredBroker) -> None:
     told = explained(broker, task_id)
     assert told["summary"].startswith("no worker in the mesh offers 'agent_action'")
     assert told["remedies"][0]["command"] == "worker"
+
+
+def test_a_service_that_is_down_is_to_be_started(broker: WiredBroker) -> None:
+    down = service("a", [], why="Ollama does not answer at http://pi5:11434")
+    offer(broker, broker.worker("w"), [down], kinds=())
+    (task_id,) = broker.submit(broker.client(), kind="agent_action", model="m")
+    told = explained(broker, task_id)
+    (candidate,) = told["candidates"]
+    assert candidate["text"] == (
+        "it offers nothing now: Ollama does not answer at http://pi5:11434"
+    )
+    assert told["remedies"][0] == {"text": "start the service on machine-a", "command": None}
+
+
+def test_a_pull_waits_for_who_reaches_the_machine(broker: WiredBroker) -> None:
+    client, kinds = broker.client(), ("model_pull",)
+    here = broker.worker("w", types=kinds)
+    offer(broker, here, [service("a")], kinds=())
+    (task_id,) = broker.submit(client, kind="model_pull", model="m;on=machine-b")
+    told = explained(broker, task_id)
+    assert told["summary"].startswith("no worker that offers 'model_pull' reaches 'machine-b'")
+    assert "it may run on 'machine-b' only" in told["why"]
+    assert [each["text"] for each in told["candidates"]] == [
+        "not the machine that the task asks for"
+    ]
+    there = broker.worker("v", types=kinds)
+    offer(broker, there, [service("b", [model("other")])], kinds=())
+    assert list(broker.work(there)) == [task_id]
+    assert broker.work(here) == {}
+
+
+# ------------------------------------------------------------------- the rarer answers
+
+
+def test_a_broker_that_ends_hands_out_nothing(broker: WiredBroker) -> None:
+    (task_id,) = broker.submit(broker.client())
+    broker.state.is_draining = True
+    told = explained(broker, task_id)
+    assert "the orchestrator is shutting down and hands out nothing" in told["why"]
+
+
+def test_polling_workers_are_told_as_they_are(broker: WiredBroker) -> None:
+    client = broker.client()
+    types = {"task_types": ["evolution_crossover", "slow"]}
+    args = {"worker_id": "p", "worker_type": "t", "capabilities": types, "status": "online"}
+    broker.ask(client, "poll.register", **args)
+    broker.worker("w", types=("evolution_crossover",), window=0)
+    (task_id,) = broker.submit(client, kind="evolution_crossover")
+    polling, mesh = explained(broker, task_id)["candidates"]
+    assert polling["text"] == "mesh workers go before it with tasks of this type"
+    assert mesh["text"] == "it takes nothing now, it does not say why"
+    (task_id,) = broker.submit(client, kind="slow")
+    (polling,) = explained(broker, task_id)["candidates"]
+    assert polling["text"] == "it fetches its tasks itself, and does not ask for one now"
+
+
+def test_a_worker_that_says_what_is_wrong_is_told_with_it(broker: WiredBroker) -> None:
+    broker.worker("w", window=0)
+    (worker,) = broker.state.registry.workers.values()
+    worker.trouble = "its disk is full"
+    (task_id,) = broker.submit(broker.client())
+    (candidate,) = explained(broker, task_id)["candidates"]
+    assert candidate["text"] == "it takes nothing now: its disk is full"
+
+
+def test_a_worker_without_the_model_is_told_while_another_has_it(broker: WiredBroker) -> None:
+    broker.worker("w", types=("agent_action",), models=["m"], window=0)
+    broker.worker("v", types=("agent_action",), models=["n"])
+    (task_id,) = broker.submit(broker.client(), kind="agent_action", model="m")
+    told = {each["worker"]: each["text"] for each in explained(broker, task_id)["candidates"]}
+    assert told["v"] == "it does not have the model that the task asks for"
+
+
+def test_several_models_and_no_model_are_told(broker: WiredBroker) -> None:
+    host(broker, "w", [service("a", [model("m", slots=1), model("n", slots=1)])])
+    client = broker.client()
+    broker.submit(client, 4, kind="agent_action", model="=m|n;cloud=overflow")
+    (several,) = broker.submit(client, kind="agent_action", model="=m|n;cloud=overflow")
+    why = explained(broker, several)["why"]
+    assert "it asks for the first of these models that can begin: m, n" in why
+    assert "it may go to the cloud if no machine of the LAN can begin soon" in why
+    broker.submit(client, 3, kind="agent_action")
+    (none,) = broker.submit(client, kind="agent_action")
+    why = explained(broker, none)["why"]
+    assert "it asks for no model: each service answers with its own" in why
+    (preferred,) = broker.submit(client, kind="agent_action", model="m")
+    assert (
+        "it asks for the model 'm', another answers if nobody has that"
+        in explained(broker, preferred)["why"]
+    )
+
+
+def test_what_came_back_is_counted(broker: WiredBroker) -> None:
+    worker = host(broker, "w", [service("a", [model("m")])])
+    (task_id,) = broker.submit(broker.client(), kind="agent_action")
+    held = broker.work(worker)
+    broker.say(worker, m.Release(4, [task_id], [held[task_id]], "busy"))
+    told = explained(broker, task_id)
+    assert "given back so far: 1" in told["why"]
+    assert "given back: " in told["summary"]
+    broker.pass_time(5)
+    broker.finish(worker, broker.work(worker))
+    why = explained(broker, task_id)["why"]
+    assert any(each.startswith("given back: 1, the last time: ") for each in why)
+    assert any(each.startswith("its last attempt (number 2) began after ") for each in why)
+
+
+def test_a_task_that_goes_on_after_a_restart_has_no_known_beginning(broker: WiredBroker) -> None:
+    broker.worker("w")
+    (task_id,) = broker.submit(broker.client())
+    held = broker.work(next(iter(broker.state.registry.workers.values())).peer)
+    broker.pass_time(1)
+    broker.restart()
+    broker.worker("w", held=held)
+    told = explained(broker, task_id)
+    assert told["why"][0].startswith("worker 'w' has it")
+
+
+def decision(*candidates: Standing) -> Decision:
+    return Decision(
+        task_id=f"{S}-0", attempt=1, service="a", model="m", at=START_AT, waited_s=0.0,
+        candidates=candidates,
+    )  # fmt: skip
+
+
+def stood(name: str, estimate_s: float | None, obstacle: Obstacle | None = None) -> Standing:
+    return Standing(
+        service=name, machine=f"machine-{name}", kind="ollama", is_cloud=False, model="m",
+        obstacle=obstacle, estimate_s=estimate_s,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("candidates", "text"),
+    [
+        ((), "it went to the model 'm'; who else could have had it is not known"),
+        (
+            (stood("a", None), stood("b", 1.0)),
+            "it went to machine-a with the model 'm'; how long it would take was not known",
+        ),
+        (
+            (stood("a", 2.0), stood("b", None), stood("c", 9.0, Obstacle.HELD_BACK)),
+            (
+                "it went to machine-a with the model 'm', which would be done with it first, "
+                "in about 2.0 s"
+            ),
+        ),
+        (
+            (stood("a", 2.1), stood("b", 2.0)),
+            (
+                "it went to machine-a with the model 'm', done in about 2.1 s; "
+                "others would have been about as quick"
+            ),
+        ),
+    ],
+)
+def test_why_it_went_there_is_what_was_decided(
+    broker: WiredBroker, candidates: tuple[Standing, ...], text: str
+) -> None:
+    worker = broker.worker("w")
+    (task_id,) = broker.submit(broker.client())
+    broker.state.services.note_decision(structs.replace(decision(*candidates), task_id=task_id))
+    assert explained(broker, task_id)["why"][1] == text
+    broker.finish(worker, broker.work(worker))
+    assert explained(broker, task_id)["why"][0] == text
+
+
+def test_a_task_that_was_cancelled_while_it_waited_again_has_no_last_worker(
+    broker: WiredBroker,
+) -> None:
+    client, worker = broker.client(), broker.worker("w")
+    (task_id,) = broker.submit(client)
+    held = broker.work(worker)
+    broker.say(worker, m.Release(0, [task_id], [held[task_id]], "full"))
+    broker.ask(client, "cancel", id=task_id)
+    told = explained(broker, task_id)
+    assert told["summary"] == "it was cancelled"
+    assert any(each.startswith("given back: 1, the last time: ") for each in told["why"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tests.core.llm_services import host, model, service
+from tests.core.llm_services import host, model, offer, service
 from tests.core.wired_broker import WiredBroker
 
 
@@ -94,3 +94,11 @@ def test_a_service_that_offers_nothing_says_why(broker: WiredBroker) -> None:
     host(broker, "w", [service("a", [], why="Ollama does not answer")])
     (told,) = models(broker)["services"]
     assert (told["state"], told["reason"]) == ("down", "Ollama does not answer")
+
+
+def test_a_service_that_nobody_reaches_any_more_is_away(broker: WiredBroker) -> None:
+    worker = host(broker, "w", [service("a", [model("m")]), service("b")])
+    broker.submit(broker.client(), 1, kind="agent_action", model="m;on=a")
+    offer(broker, worker, [service("b")])
+    told = {each["id"]: each for each in models(broker)["services"]}
+    assert (told["a"]["state"], told["a"]["in_flight"], told["a"]["workers"]) == ("away", 1, [])

@@ -43,6 +43,7 @@ def standing(obstacle: Obstacle | None, machine: str = "pi5", **more: Any) -> St
     [
         (None, {}, "free, it could have the task now"),
         (Obstacle.FULL, {}, "busy with 2 of 2 slots"),
+        (Obstacle.FULL, {"slots": 1}, "busy with 2 tasks"),
         (Obstacle.FULL, {"until_s": 3.0}, "busy with 2 of 2 slots, one is free in about 3.0 s"),
         (Obstacle.LOADING, {}, "it is loading the model"),
         (Obstacle.LOADING, {"until_s": 12.0}, "it is loading the model, done in about 12 s"),
@@ -119,7 +120,7 @@ def test_each_state_is_said_in_spanish(obstacle: Obstacle | None, more: dict[str
             [standing(Obstacle.FULL), standing(Obstacle.HELD_BACK, "nas")],
             (
                 "the quicker services with the model 'qwen2.5:3b' are busy, "
-                "and done with it sooner than one that is free"
+                "and will still be done with it sooner than one that is free"
             ),
         ),
         (

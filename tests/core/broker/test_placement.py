@@ -256,3 +256,26 @@ def test_names_too_long_to_be_compared_are_not() -> None:
 def test_where_nobody_is_free_nobody_is_chosen() -> None:
     registry = WorkerRegistry()
     assert choose_worker(LaneKey("echo", ""), registry) is None
+
+
+def test_a_wish_for_a_machine_is_a_must() -> None:
+    registry = WorkerRegistry()
+    here, there = worker("here", "model_pull"), worker("there", "model_pull", "m")
+    here.places = frozenset({"x:11434", "pi5"})
+    registry.add(here)
+    registry.add(there)
+    for where in ("PI5", "X:11434", "here"):
+        key = LaneKey("model_pull", f"m;on={where}")
+        assert choose_worker(key, registry) is here, "whoever has the model already"
+    key = LaneKey("model_pull", "m;on=nowhere")
+    assert choose_worker(key, registry) is None
+    assert why_waiting(key, registry) == "no worker that offers 'model_pull' reaches 'nowhere'"
+
+
+def test_of_those_on_the_machine_who_has_the_model_comes_first() -> None:
+    registry = WorkerRegistry()
+    here, other = worker("here", "agent_action"), worker("other", "agent_action", "m")
+    registry.add(here)
+    registry.add(other)
+    assert choose_worker(LaneKey("agent_action", "m;on=here"), registry) is here
+    assert choose_worker(LaneKey("agent_action", "m"), registry) is other

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from d8mesh.core.protocol import messages as m
+from tests.core.llm_services import host, model, service
 from tests.core.wired_broker import START_AT, WiredBroker, beat
 
 
@@ -96,3 +97,35 @@ def test_a_task_waits_for_busy_workers_or_for_such_as_do_not_ask(broker: WiredBr
         task_id = broker.submit(client, 2, kind)[-1]
         assert broker.ask(client, "status", id=task_id).body["reason"] == why
     assert len(broker.work(worker)) == 1
+
+
+def test_many_tasks_that_wait_alike_have_one_reason(broker: WiredBroker) -> None:
+    host(broker, "w", [service("a", [model("m")])])
+    client = broker.client()
+    ids = broker.submit(client, 4, kind="agent_action", model="=m")
+    other = broker.submit(client, 1, kind="agent_action", model="=n")
+    told = broker.ask(client, "tasks", state="queued").body["tasks"]
+    reasons = {each["task_id"]: each["reason"] for each in told}  # type: ignore[attr-defined]
+    assert reasons == dict.fromkeys(ids[1:], "the one service with the model 'm' is busy") | {
+        other[0]: "no worker reaches a service with the model 'n'"
+    }
+
+
+def test_a_worker_is_listed_with_what_its_services_answer(broker: WiredBroker) -> None:
+    host(broker, "w", [service("a", [model("m")])])
+    client = broker.client()
+    broker.submit(client, 1, kind="agent_action")
+    listed: Any = broker.ask(client, "workers").body["workers"]
+    (worker,) = listed
+    assert "agent_action" in worker["capabilities"]["task_types"]
+    assert (worker["running"], worker["placed"], worker["status"]) == (0, 1, "busy")
+
+
+def test_a_task_given_back_once_says_why(broker: WiredBroker) -> None:
+    client, worker = broker.client(), broker.worker("w")
+    (task_id,) = broker.submit(client)
+    held = broker.work(worker)
+    broker.say(worker, m.Release(0, [task_id], [held[task_id]], "it is full"))
+    reason = str(broker.ask(client, "status", id=task_id).body["reason"])
+    assert "given back: " in reason
+    assert reason.endswith("it is full")

@@ -156,6 +156,8 @@ def test_a_minutes_budget_shared_by_three_workers_is_never_exceeded() -> None:
 
 NAMES = ("m1", "m2", "m3", "m4")
 TALK_S, TALKS = 0.5, 120
+#: Of 900 requests for each model, if a third model is loaded on each machine where it is best.
+BEST_BATCH_S = 51.0
 
 
 def five_machines() -> SimulatedPool:
@@ -188,6 +190,7 @@ def test_who_waits_at_a_screen_hardly_notices_the_batch_and_it_hardly_loses() ->
     alone_s, _ = mixed(talks=TALKS, batch=0)
     _, undisturbed_s = mixed(talks=0, batch=900)
     beside_s, batch_s = mixed(talks=TALKS, batch=900)
-    assert batch_s > TALK_S * TALKS, "there was no batch beside some of them"
+    assert undisturbed_s <= 1.5 * BEST_BATCH_S, f"{undisturbed_s:.1f} s"
+    assert batch_s > 0.8 * TALK_S * TALKS, "there was no batch beside some of them"
     assert beside_s <= 1.5 * alone_s, f"{alone_s:.3f} s alone, {beside_s:.3f} s beside"
     assert batch_s <= 1.1 * undisturbed_s, f"{undisturbed_s:.1f} s alone, {batch_s:.1f} s beside"

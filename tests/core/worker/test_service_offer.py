@@ -13,7 +13,7 @@ from d8mesh.core.protocol.messages import (
     Services,
 )
 from d8mesh.core.worker.broker_session import NEVER, BrokerSession
-from d8mesh.core.worker.service_offer import TOLD_TOGETHER_S, ServiceOffer
+from d8mesh.core.worker.service_offer import TOLD_AGAIN_S, TOLD_TOGETHER_S, ServiceOffer
 
 
 def service(name: str, *models: OfferedModel) -> OfferedService:
@@ -58,7 +58,7 @@ def test_all_of_it_is_told_to_all_who_are_there_and_once() -> None:
     effects = offer.tell([*up, down], offer.due, is_open=True)
     wanted = Services(["agent_action"], [service("s", M)], [], [], [])
     assert [(each.link, each.message) for each in effects] == [("a", wanted), ("b", wanted)]  # type: ignore[union-attr]
-    assert told(offer, 99.0) == []
+    assert told(offer, 2.0) == []
 
 
 def test_that_the_last_service_is_gone_is_told() -> None:
@@ -78,7 +78,7 @@ def test_changes_of_one_moment_are_one_message_for_each_service() -> None:
         Measured("s", [OfferedModel("m", requests=2), OfferedModel("new")]),
         Measured("t", [OfferedModel("m", slots=2)]),
     ]
-    assert offer.due == NEVER
+    assert offer.due > 3.0
     (whole,) = [offer.told_to(broker, 3.0).message for broker in brokers("a")]
     assert isinstance(whole, Services)
     assert [model.name for model in whole.services[0].models] == ["m", "n", "new"]
@@ -96,6 +96,18 @@ def test_a_model_that_is_paused_is_told_at_once_and_once() -> None:
     assert told(offer, 3.0) == []
     offer.offer(["agent_action"], [service("s", M, OfferedModel("n", paused="x"))], 3.0)
     assert [type(each) for each in told(offer, 3.0)] == [Services]
+
+
+def test_all_of_it_is_told_again_after_a_while_lest_a_message_was_lost() -> None:
+    offer = offering(service("s", M))
+    again = offer.due
+    assert again == 1.0 + TOLD_AGAIN_S
+    offer.measured("s", [N], again - 1.0)
+    assert [type(each) for each in told(offer, again - 0.5)] == [Measured]
+    assert offer.due == again
+    (whole,) = told(offer, again)
+    assert whole == Services(["agent_action"], [service("s", M, N)], [], [], [])
+    assert offer.due == again + TOLD_AGAIN_S
 
 
 def test_other_types_are_told_at_once() -> None:
@@ -116,9 +128,9 @@ def test_models_of_a_service_that_is_not_offered_or_beyond_the_bound_are_nothing
     offer = offering(service("s", *(OfferedModel(f"m{n}") for n in range(MAX_NAMES))))
     offer.measured("t", [M], 2.0)
     offer.measured("s", [M], 2.0)
-    assert offer.due == NEVER
-    offer.measured("s", [OfferedModel("m1", slots=2)], 2.0)
-    assert offer.due < NEVER
+    assert told(offer, 3.0) == []
+    offer.measured("s", [OfferedModel("m1", slots=2)], 3.0)
+    assert told(offer, 4.0) == [Measured("s", [OfferedModel("m1", slots=2)])]
 
 
 def test_while_no_tasks_are_taken_no_service_is_offered() -> None:
