@@ -14,7 +14,7 @@ import pytest
 from d8mesh.backends.backend import ChatRun, ModelInfo
 from d8mesh.backends.openai import gemini_of, groq_of, servers_of
 from d8mesh.backends.openai.service import OpenAIBackend
-from d8mesh.backends.services import ServicePool, Told
+from d8mesh.backends.services import PoolListener, ServicePool
 from d8mesh.config import Config
 from d8mesh.core.protocol.chat import (
     ChatRequest,
@@ -767,7 +767,7 @@ def test_a_key_alone_offers_no_cloud() -> None:
 def test_a_pool_tells_of_a_budget_when_it_is_used_and_not_as_time_passes(groq: CloudServer) -> None:
     measured: list[tuple[str, list[OfferedModel]]] = []
     backend = backend_of(groq)
-    told = Told(measured=lambda service, models: measured.append((service, list(models))))
+    told = PoolListener(measured=lambda service, models: measured.append((service, list(models))))
     pool = ServicePool([backend], told=told)
     pool.look()
     (offered,) = (service.offered() for service in pool.services)
@@ -788,7 +788,7 @@ def test_a_pool_tells_of_a_budget_when_it_is_used_and_not_as_time_passes(groq: C
 
 def test_a_429_pauses_no_model_and_is_told_before_the_task_goes_back(groq: CloudServer) -> None:
     measured: list[OfferedModel] = []
-    told = Told(measured=lambda service, models: measured.extend(models))
+    told = PoolListener(measured=lambda service, models: measured.extend(models))
     backend = backend_of(groq)
     pool = ServicePool([backend], told=told)
     pool.look()
