@@ -57,8 +57,6 @@ MAX_CONTEXT_TOKENS: Final = 131_072
 MAX_THREADS: Final = 512
 #: The value of D8_MODELS_DIR for no embedded model at all.
 NO_MODELS_DIR: Final = "none"
-#: Where a worker has no LLM service at all.
-HINT: Final = f"a small model without any service: {GET_RUNTIME} and {GET_WEIGHTS}"
 #: Model names in one sentence.
 MAX_TOLD_FILES: Final = 8
 
