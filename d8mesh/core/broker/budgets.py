@@ -21,6 +21,9 @@ MINUTE_S: Final = 60.0
 #: that it was sent, less.
 BUDGET_MARGIN_S: Final = 3.0
 SENT_MARGIN_S: Final = 0.5
+#: Nothing is sent so shortly after an account is heard of first: after a start of the orchestrator
+#: other workers that used it may not be back yet.
+SETTLE_S: Final = 3.0
 
 
 @dataclass(slots=True, eq=False)
@@ -69,9 +72,12 @@ class BudgetBook:
 
     def __init__(self) -> None:
         self._shares: dict[str, _Share] = {}
+        self._known_since: float | None = None
 
     def tell(self, worker_id: str, budget: Budget, now: float) -> None:
         """Take in what a worker tells of the account."""
+        if self._known_since is None:
+            self._known_since = now
         share = self._shares.get(worker_id)
         if share is None:
             self._shares[worker_id] = _Share(budget, now, _recent(budget, now))
@@ -95,6 +101,8 @@ class BudgetBook:
     def free_in_s(self, tokens: int, now: float) -> float:
         """Return in how many seconds a request may go there, 0 for now."""
         shares, waits = self._shares.values(), [0.0]
+        if self._known_since is not None:
+            waits.append(self._known_since + SETTLE_S - now)
         waits += [share.told_since + share.told.blocked_s - now for share in shares]
         used = sorted(each for share in shares for each in share.used(now))
         most = _least(share.told.minute_requests for share in shares)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Final
 
+from d8mesh.core.broker import candidates, routing
 from d8mesh.core.broker import placement as placing
-from d8mesh.core.broker import routing
+from d8mesh.core.broker.estimates import Weighed
 from d8mesh.core.broker.outcomes import TaskOutcomes
 from d8mesh.core.broker.queue import Lane
 from d8mesh.core.broker.records import Batch, TaskRecord
-from d8mesh.core.broker.routing import Weighed
 from d8mesh.core.broker.scheduler import RETRY_SCAN, Scheduler
 from d8mesh.core.broker.service_views import COUNTED_WAITING, ask_of, standing_of
 from d8mesh.core.broker.services import Flight, ModelState
@@ -70,7 +70,7 @@ class ServiceScheduler:
         """Return whether something has changed at the services that a lane waits for."""
         services = self._state.services
         return services.is_stirred or not services.stirred.isdisjoint(
-            routing.concerned(services, lane.key.model)
+            candidates.concerned(services, lane.key.model)
         )
 
     def _give_other(self, lane: Lane, priority: int) -> bool:
@@ -113,7 +113,7 @@ class ServiceScheduler:
         batch = lane.head(priority) if task is None else task.batch
         if batch is None or (not (wish := parse_wish(batch.spec.model)).models and not wish.needs):
             return False
-        why = routing.why_never(state.services, wish)
+        why = candidates.why_never(state.services, wish)
         if not why or state.services.gone or ask_of(state, batch.spec, batch.at).is_expected:
             return False
         if placing.is_offered_by_slots(lane.key, state.registry):
@@ -128,7 +128,7 @@ class ServiceScheduler:
     ) -> tuple[ModelState, list[Weighed]] | None:
         state = self._state
         ask = ask_of(state, batch.spec, batch.at, failed_at)
-        if not routing.has_room(state.services, ask, state.now):
+        if not routing.has_room(state.services, ask, state.policy.cloud, state.now):
             return None
         choice = routing.choose(state.services, ask, state.policy.cloud, state.now)
         if choice.warmed is not None:

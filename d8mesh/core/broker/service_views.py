@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Final
 
-from d8mesh.core.broker import routing
+from d8mesh.core.broker import candidates, routing
+from d8mesh.core.broker.estimates import Weighed
 from d8mesh.core.broker.queue import LaneKey
-from d8mesh.core.broker.routing import Ask, Weighed
+from d8mesh.core.broker.routing import Ask
 from d8mesh.core.broker.services import ModelState, ServiceState
 from d8mesh.core.broker.standings import ModelView, Obstacle, ServiceView, Standing
 from d8mesh.core.broker.state import BrokerState
@@ -55,7 +56,7 @@ def standings(
     weighed = routing.choose(table, ask, cloud, state.now).weighed
     told = [standing_of(each, state.now) for each in weighed]
     seen = {(each.service, each.model) for each in told}
-    for tier in routing.tiers(table, ask.wish, is_expected=ask.is_expected):
+    for tier in candidates.tiers(table, ask.wish, is_expected=ask.is_expected):
         for model in tier:
             if (model.service.id, model.name) not in seen:
                 told.append(_without(model.service, model, Obstacle.SECOND_CHOICE, state.now))
@@ -114,12 +115,12 @@ def _of_other(service: ServiceState, wish: Wish, now: float) -> Standing:
         return _without(service, None, Obstacle.AWAY, now)
     if not service.models:
         return _without(service, None, Obstacle.DOWN, now, why=service.why)
-    if wish.machine and not routing.is_at(service, wish.machine):
+    if wish.machine and not candidates.is_at(service, wish.machine):
         return _without(service, None, Obstacle.ELSEWHERE, now)
     names = {plain_name(name) for name in wish.models}
     named = [model for model in service.models.values() if model.plain in names]
-    candidates = named if wish.models else list(service.models.values())
-    for model in candidates if wish.needs else ():
+    able = named if wish.models else list(service.models.values())
+    for model in able if wish.needs else ():
         lacks = tuple(sorted(wish.needs - set(model.info.can)))
         return _without(service, model, Obstacle.LACKS, now, lacks=lacks)
     return _without(service, None, Obstacle.NOT_INSTALLED, now)

@@ -72,6 +72,8 @@ class ModelState:
     #: what is told of a pause; empty if somebody reaches it
     paused: str = ""
     paused_since: float = 0.0
+    #: the last word of a worker was that it is
+    is_paused_told: bool = False
     in_flight: int = 0
     #: it has answered since it is known here
     has_answered: bool = False
@@ -176,9 +178,9 @@ class ServiceTable:
         #: plain name -> models of that name, and digest -> models of that content
         self.by_name: dict[str, list[ModelState]] = {}
         self.by_digest: dict[str, list[ModelState]] = {}
-        #: what a wish needs -> the models that may run it, as `routing.tiers` found them
+        #: what a wish needs -> the models that may run it, as `candidates.tiers` found them
         self.tiers: dict[tuple[object, ...], list[list[ModelState]]] = {}
-        #: the text of a wish -> all of these, as `routing.concerned` found them
+        #: the text of a wish -> all of these, as `candidates.concerned` found them
         self.concerned: dict[str, frozenset[ModelState]] = {}
         #: something changed that may let any waiting task begin, or one that these models run
         self.is_stirred = False
@@ -323,10 +325,12 @@ class ServiceTable:
         model.budget = None if info.budget is None else self._budgets.get((service.id, name))
         reach = {w.worker_id: w for w, offer in offered if not offer.paused}
         model.reach = dict(sorted(reach.items()))
+        was_told = model.is_paused_told
+        model.is_paused_told = bool(newest.paused)
         paused = "" if model.reach else newest.paused
         model.paused_since = now if paused and not model.paused else model.paused_since
         model.paused = paused
-        if not newest.paused and model.own_pause_until:
+        if was_told and not newest.paused:  # the worker's probe has succeeded
             model.own_pause_until, model.streak, model.pauses = 0.0, 0, 0
 
     def _drop(self, model: ModelState, gone_since: float | None) -> None:

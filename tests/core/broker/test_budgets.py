@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-from d8mesh.core.broker.budgets import BUDGET_MARGIN_S, MINUTE_S, SENT_MARGIN_S, BudgetBook
+from typing import Any
+
+from d8mesh.core.broker.budgets import (
+    BUDGET_MARGIN_S,
+    MINUTE_S,
+    SENT_MARGIN_S,
+    SETTLE_S,
+    BudgetBook,
+)
 from d8mesh.core.broker.standings import BudgetLeft
 from d8mesh.core.protocol.messages import Budget
 
 DAY_S = 86_400.0
 
 
-def book(**bounds: int) -> BudgetBook:
+def book(**bounds: Any) -> BudgetBook:
     found = BudgetBook()
-    found.tell("w", Budget(**bounds, day_left_s=DAY_S), 0.0)
+    found.tell("w", Budget(**bounds, day_left_s=DAY_S), -SETTLE_S)
     return found
 
 
@@ -54,6 +62,14 @@ def test_a_worker_that_counts_no_days_is_understood_by_what_is_new_in_its_last_m
     assert budget.left(later).minute_requests == 3
 
 
+def test_an_account_that_was_just_heard_of_is_left_alone_until_all_have_told() -> None:
+    budget = BudgetBook()
+    budget.tell("w", Budget(minute_requests=2), 100.0)
+    assert budget.free_in_s(1, 101.0) == SETTLE_S - 1.0
+    assert budget.free_in_s(1, 100.0 + SETTLE_S) == 0.0
+    assert BudgetBook().free_in_s(1, 0.0) == 0.0
+
+
 def test_what_others_and_an_earlier_start_have_sent_counts() -> None:
     budget = BudgetBook()
     budget.tell("a", Budget(minute_requests=30, recent=[(10.0, 5)] * 20), 100.0)
@@ -75,7 +91,7 @@ def test_tokens_of_a_minute_are_waited_for_until_enough_are_free() -> None:
 
 
 def test_a_days_bound_holds_until_the_day_is_over() -> None:
-    budget = BudgetBook()
+    budget = book()
     told = Budget(day_requests_bound=2, day_tokens_bound=100, day_requests=1, day_left_s=500.0)
     budget.tell("w", told, 0.0)
     assert budget.free_in_s(10, 1.0) == 0.0

@@ -6,8 +6,10 @@ from typing import Any
 
 import pytest
 
-from d8mesh.core.broker import routing
-from d8mesh.core.broker.routing import Ask, Choice, Weighed, choose, line_done_s, tiers, why_never
+from d8mesh.core.broker import candidates, routing
+from d8mesh.core.broker.candidates import tiers, why_never
+from d8mesh.core.broker.estimates import Weighed, line_done_s
+from d8mesh.core.broker.routing import Ask, Verdict, choose
 from d8mesh.core.broker.services import Flight, ModelState, ServiceTable
 from d8mesh.core.broker.standings import Obstacle
 from d8mesh.core.broker.worker_registry import Dialect, WorkerState
@@ -49,7 +51,7 @@ def wish(*models: str, **more: Any) -> Wish:
     return Wish(models=models, **more)
 
 
-def asked(table: ServiceTable, what: Wish, now: float = NOW, **more: Any) -> Choice:
+def asked(table: ServiceTable, what: Wish, now: float = NOW, **more: Any) -> Verdict:
     cloud = more.pop("cloud", Cloud.NEVER)
     return choose(table, Ask(what, more.pop("priority", 5), **more), cloud, now)
 
@@ -59,7 +61,7 @@ def taken(table: ServiceTable, what: Wish, now: float = NOW, **more: Any) -> str
     return None if found is None else f"{found.model.service.id}/{found.model.name}"
 
 
-def obstacles(choice: Choice) -> dict[str, Obstacle | None]:
+def obstacles(choice: Verdict) -> dict[str, Obstacle | None]:
     return {each.model.service.id: each.obstacle for each in choice.weighed}
 
 
@@ -150,8 +152,8 @@ def test_a_preference_does_not_wait_for_ever_for_who_fails() -> None:
     assert taken(table, wish("x"), now=routing.PAUSED_LONG_S + 1.0) == "b/m"
     assert taken(table, wish("x", is_strict=True), now=routing.PAUSED_LONG_S + 1.0) is None
     ask = Ask(wish("x"), 5)
-    assert not routing.has_room(table, ask, 1.0)
-    assert routing.has_room(table, ask, routing.PAUSED_LONG_S + 1.0)
+    assert not routing.has_room(table, ask, Cloud.NEVER, 1.0)
+    assert routing.has_room(table, ask, Cloud.NEVER, routing.PAUSED_LONG_S + 1.0)
 
 
 def test_why_nobody_will_ever_run_a_task_is_told() -> None:
@@ -175,16 +177,17 @@ def test_why_nobody_will_ever_run_a_task_is_told() -> None:
 def test_what_concerns_a_wish_is_remembered_until_something_changes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(routing, "MAX_FOUND", 1)
+    monkeypatch.setattr(candidates, "MAX_FOUND", 1)
     table = table_of(service("a", [model("m"), model("n")]))
+    found = frozenset[ModelState]()
     for text in ("m", "n", "x", "m"):
-        found = routing.concerned(table, text)
-        assert found == routing.concerned(table, text)
+        found = candidates.concerned(table, text)
+        assert found == candidates.concerned(table, text)
     assert found == {at(table, "a")}
     assert len(table.concerned) <= 2
     assert len(table.tiers) <= 2
     table.measured(next(iter(at(table, "a").reach.values())), Measured("a", [model("x")]), NOW)
-    assert routing.concerned(table, "x") == {at(table, "a", "x")}
+    assert candidates.concerned(table, "x") == {at(table, "a", "x")}
 
 
 # --------------------------------------------------------------------------- the cloud
@@ -206,6 +209,14 @@ def test_nothing_goes_to_the_cloud_that_may_not() -> None:
     assert taken(table, wish("m", cloud=Cloud.NEVER), cloud=Cloud.YES) is None
 
 
+def test_a_preference_for_what_only_clouds_have_counts_as_none_where_it_may_not_go() -> None:
+    table = table_of(service("lan"), service("sky", [model("big")], is_cloud=True))
+    assert taken(table, wish("big")) == "lan/m"
+    assert taken(table, wish("big", is_strict=True)) is None
+    assert taken(table, wish("big", cloud=Cloud.YES)) == "sky/big"
+    assert routing.has_room(table, Ask(wish("big"), 5), Cloud.NEVER, NOW)
+
+
 def test_what_may_overflow_goes_to_the_cloud_when_the_lan_cannot_begin_soon() -> None:
     table = cloudy(output_tokens_per_s=1000.0)
     over = wish("m", cloud=Cloud.OVERFLOW, output_tokens=100, prompt_tokens=100)
@@ -219,7 +230,7 @@ def test_what_may_overflow_goes_to_the_cloud_when_the_lan_cannot_begin_soon() ->
 
 
 def test_an_account_gets_no_more_than_it_allows() -> None:
-    table = cloudy(budget=Budget(minute_requests=1, minute_tokens=5000))
+    table = cloudy(budget=Budget(minute_requests=1, minute_tokens=5000))  # heard of at 0
     may = wish("m", cloud=Cloud.YES, machine="sky")
     assert taken(table, may) == "sky/m"
     budget = at(table, "sky").budget
@@ -352,6 +363,17 @@ def test_a_load_that_did_not_end_is_not_tried_again_by_itself_but_with_a_task() 
     assert obstacles(asked(table, wish("m")))["cold"] is Obstacle.FULL
 
 
+def test_where_nobody_has_it_loaded_a_load_that_runs_is_joined_unless_another_is_sooner() -> None:
+    table = table_of(*(speedy(n, 100.0, is_loaded=False, load_s=8.0, slots=2) for n in ("a", "b")))
+    assert taken(table, wish("m")) == "a/m"
+    at(table, "a").load(8.0, NOW)
+    fill(table, "a", expected_s=9.0)
+    assert taken(table, wish("m"), now=NOW + 0.5) is None
+    assert obstacles(asked(table, wish("m"), now=NOW + 0.5))["a"] is Obstacle.LOADING
+    at(table, "a").load(30.0, NOW)
+    assert taken(table, wish("m"), now=NOW + 0.5) == "b/m"
+
+
 def test_nothing_is_loaded_ahead_where_others_run() -> None:
     table = table_of(
         speedy("hot", 100.0),
@@ -369,19 +391,19 @@ def test_nothing_is_loaded_that_may_push_out_what_hardly_anybody_else_has() -> N
         service("third", [model("n"), model("k")]),
     )
     fill(table, "hot", expected_s=60.0)
-    assert taken(table, wish("m")) == "cold/m"
+    assert asked(table, wish("m")).warmed is not None
     full = table.services["cold"]
     full.was_full, full.most_loaded = NOW - 1.0, 1
-    assert taken(table, wish("m")) == "cold/m"  # `n` is not in use
+    assert asked(table, wish("m")).warmed is not None  # `n` is not in use
     at(table, "cold", "n").used = NOW - 1.0
-    assert taken(table, wish("m")) == "cold/m"  # and another has it too
+    assert asked(table, wish("m")).warmed is not None  # and another has it too
     table.interactive["n:latest"] = NOW - 1.0
     choice = asked(table, wish("m"), waiting=20)
     assert (choice.taken, choice.warmed) == (None, None)
     full.most_loaded = 2
-    assert taken(table, wish("m")) == "cold/m"
+    assert asked(table, wish("m")).warmed is not None
     full.most_loaded, full.was_full = 1, NOW - routing.FULL_S - 1.0
-    assert taken(table, wish("m")) == "cold/m"
+    assert asked(table, wish("m")).warmed is not None
 
 
 # ----------------------------------------------------------------------------- of equals

@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 
+from d8mesh.core.broker.budgets import SETTLE_S
 from d8mesh.core.broker.effects import Peer
 from d8mesh.core.protocol import messages as m
 from d8mesh.core.protocol.task import TaskState
@@ -336,6 +337,7 @@ def test_a_budget_is_kept_and_where_attempts_went_is_remembered(broker: WiredBro
     client = broker.client()
     account = model(slots=9, budget=m.Budget(minute_requests=2))
     peer = host(broker, "sky", [service("sky", [account], is_cloud=True)])
+    broker.pass_time(SETTLE_S)
     ids = broker.submit(client, 3, "agent_action", model="m;cloud=yes#talk.10.20")
     assert list(broker.work(peer)) == ids[:2]
     (decision,) = broker.state.services.decisions_of(ids[0])

@@ -152,6 +152,9 @@ def test_three_failures_in_a_row_pause_a_model_until_one_request_shows_that_it_i
     for _ in range(10):
         fail(30.0)
     assert only(table).own_pause_until == 30.0 + MAX_OWN_PAUSE_S
+    table.measured(who, Measured("s", [model(slots=8)]), 40.0)  # that means nothing
+    assert only(table).room(40.0) == 0
+    table.measured(who, Measured("s", [model(slots=8, paused="it fails")]), 40.0)
     table.measured(who, Measured("s", [model(slots=8)]), 40.0)  # the worker's probe succeeded
     assert only(table).room(40.0) == 8
     for _ in range(3):
