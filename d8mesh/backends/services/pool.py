@@ -7,6 +7,7 @@ orchestrator that knows no services) the pool chooses.
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -25,8 +26,10 @@ from d8mesh.core.protocol.messages import (
     OfferedService,
     Placement,
 )
+from d8mesh.edge.logs import event
 from d8mesh.errors import BackendUnavailableError
 
+_log: Final = logging.getLogger("d8mesh.worker")
 #: How often a service is asked what it offers.
 PROBE_EVERY_S: Final = 10.0
 #: Looks at one service are at least so far apart, whatever happens.
@@ -96,7 +99,13 @@ class ServicePool:
 
     def add(self, backend: Backend) -> Service | None:
         """Look after one more service; None: there are too many."""
-        service = Service(backend, clocks=self._clocks, on_change=self._tell, clock=self._clock)
+        service = Service(
+            backend,
+            clocks=self._clocks,
+            on_change=self._tell,
+            beside=_on_a_thread,
+            clock=self._clock,
+        )
         with self._lock:
             if len(self.services) >= MAX_SERVICES:
                 return None
@@ -147,7 +156,10 @@ class ServicePool:
 
     def _keep(self, service: Service, stop: threading.Event) -> None:
         while not stop.is_set() and service in self.services:
-            self._look(service)
+            try:
+                self._look(service)
+            except Exception as error:  # nobody else would look at it
+                event(_log, logging.ERROR, "probe.failed", service=service.id, error=repr(error))
             if stop.wait(PROBE_APART_S):
                 return
             service.needs_look.wait(service.next_look_s(PROBE_EVERY_S))
@@ -258,6 +270,14 @@ class ServicePool:
     def report(self) -> list[dict[str, object]]:
         """Return all of them for the status page."""
         return [each.report() for each in self.services]
+
+
+def _on_a_thread(do: Callable[[], None]) -> None:
+    """Do something beside all else; at once if the system has no more threads."""
+    try:
+        threading.Thread(target=do, name="check", daemon=True).start()
+    except RuntimeError:
+        do()
 
 
 def together(services: Sequence[Service]) -> Availability:

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Final, Protocol, cast, runtime_checkable
 
 from d8mesh.backends.backend import (
@@ -35,10 +36,10 @@ from d8mesh.core.protocol.chat import (
 )
 from d8mesh.core.protocol.messages import Budget, OfferedModel, OfferedService, Placement
 from d8mesh.core.protocol.model_names import matching
-from d8mesh.errors import BackendError
+from d8mesh.errors import BackendError, InvalidTaskError
 
-#: One token of a model that is in memory, or as long as any first token may take; one that is not
-#: in memory gets its loading time beside.
+#: One token of a model that is in memory; one that is not gets what any first token gets, and
+#: the time that loading is known to take.
 CHECK_S: Final = 60.0
 #: That a name stands for another address now is noticed after so long.
 PLACE_AGE_S: Final = 60.0
@@ -76,6 +77,7 @@ class Service:
         backend: what speaks with it.
         on_change: told whenever something of it has changed, in the middle of requests too: of
             which model, None for all of it.
+        beside: does something that may take minutes; by itself that is done at once.
 
     Thread: `look` one at a time; the rest any.
     """
@@ -86,6 +88,7 @@ class Service:
         *,
         clocks: RequestClocks | None = None,
         on_change: Callable[[Service, str | None], None] = lambda service, model: None,
+        beside: Callable[[Callable[[], None]], None] = lambda do: do(),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.backend = backend
@@ -98,7 +101,7 @@ class Service:
         #: held while one of its models is pulled or removed
         self.changing = threading.Lock()
         self._clocks, self._clock = clocks or RequestClocks(), clock
-        self._on_change = on_change
+        self._on_change, self._beside = on_change, beside
         self._meters = Meters(self._changed, clock=clock)
         self._place = Whereabouts("", "", is_local=False)
         self._placed_url, self._placed_at = "", float("-inf")
@@ -153,7 +156,7 @@ class Service:
     # ------------------------------------------------------------------ in sight
 
     def look(self) -> bool:
-        """Ask what it offers, and paused models whether they answer again; takes a while.
+        """Ask what it offers, and have paused models asked whether they answer again.
 
         Returns:
             Whether what people should know of it has changed.
@@ -178,7 +181,8 @@ class Service:
                 self._meters.came_back()
             self._changed()
             for name in self._meters.due():
-                self._check(name)
+                self._meters.probe_begins(name)
+                self._beside(partial(self._check, name))
         self._changed()
         return before != seen
 
@@ -193,16 +197,21 @@ class Service:
             self._placed_url, self._placed_at = url, now
 
     def _check(self, name: str) -> None:
-        info = self.installed.get(name)
-        if info is None:
-            return
+        info = self.installed.get(name) or ModelInfo(name=name)
         failed: BackendError | None = None
-        within_s = min(CHECK_S, self._clocks.first_token_s) + 2 * self._meters.load_s(name)
+        within_s = self._clocks.first_token_s
+        if self._is_loaded(info):
+            within_s = min(CHECK_S, within_s)
         try:
-            self.backend.check(info, within_s=within_s)
+            self.backend.check(info, within_s=within_s + 2 * self._meters.load_s(name))
         except BackendError as error:
             failed = error
+        except InvalidTaskError:
+            pass  # it is the question that it refuses: requests will show whether it answers
+        except Exception as error:  # whatever a backend raises: another try will come
+            failed = BackendError(f"{type(error).__name__}: {error}")
         self._meters.probed(name, failed)
+        self.needs_look.set()  # the next question may be due sooner than the next look
 
     def _changed(self, model: str | None = None) -> None:
         self._on_change(self, model)

@@ -86,6 +86,7 @@ class ModelMeter:
         self._first_s = self._whole_s = 0.0
         self._number = 0
         self._pause_s, self._probe_at = FIRST_PAUSE_S, 0.0
+        self._is_probed = False
         self._heard = float("-inf")
 
     @property
@@ -135,7 +136,8 @@ class ModelMeter:
         if end is RunEnd.ANSWERED:
             self._measure(seen, now, spent)
         self.gauge.end(run, now, is_answered=end is RunEnd.ANSWERED)
-        if end is RunEnd.FAILED or end is RunEnd.NO_ROOM:
+        if end is RunEnd.NO_ROOM or (end is RunEnd.FAILED and not self.paused):
+            # those that were there together fail together: that is one failure
             self._fail(now, why, is_long=end is RunEnd.NO_ROOM)
         elif end is RunEnd.LATE and self._is_silent(seen, now):
             self.pause(now, f"it sent nothing for {now - seen.began:.0f} s")
@@ -195,11 +197,15 @@ class ModelMeter:
 
     def probe_due(self, now: float) -> bool:
         """Return whether the small question should be asked now."""
-        return bool(self.paused) and now >= self._probe_at
+        return bool(self.paused) and not self._is_probed and now >= self._probe_at
+
+    def probe_begins(self) -> None:
+        """Note that the small question is being asked: until `probed` it is not due."""
+        self._is_probed = True
 
     def next_change(self, now: float) -> float | None:
         """Return when to look again though nothing happens: a probe, or slots that come back."""
-        times = [self._probe_at] if self.paused else []
+        times = [self._probe_at] if self.paused and not self._is_probed else []
         times += [at for at in [self.gauge.next_change(now)] if at is not None]
         return min(times, default=None)
 
@@ -210,6 +216,7 @@ class ModelMeter:
             why: it was not; "" ends the pause. Only a real request makes the next one short again.
             is_long: the model does not fit.
         """
+        self._is_probed = False
         if why:
             self._fail(now, why, is_long=is_long)
         else:

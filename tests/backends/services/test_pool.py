@@ -16,6 +16,7 @@ from d8mesh.core.protocol.messages import OfferedModel, OfferedService, Placemen
 from d8mesh.edge.network import machine_id
 from d8mesh.errors import BackendError, BackendUnavailableError
 from tests.backends.scripted import DOWN, ScriptedBackend, question, run_at, texts, up
+from tests.end_to_end.processes import until
 
 PATIENCE_S = 30.0
 
@@ -125,6 +126,44 @@ def test_a_service_that_hangs_delays_no_other() -> None:
         scene.until(2)
     finally:
         hanging.set()
+        stop.set()
+        scene.pool.wake()
+
+
+def test_a_model_that_hangs_while_it_is_asked_delays_no_look() -> None:
+    scene, stop = Scene(up("a", "b")), threading.Event()
+    (backend,) = scene.backends
+    backend.check_waits = threading.Event()
+    scene.pool.start(stop)
+    try:
+        scene.until(1)
+        backend.fails = BackendError("it broke")
+        with pytest.raises(BackendError):
+            scene.answer("a")
+        until(lambda: backend.checked == ["a"], "the model to be asked")
+        backend.seen = replace(up("a", "b", "c"), url=backend.url)
+        scene.pool.wake()
+        until(lambda: len(scene.offers[-1][0].models) == 3, "the new model to be offered")
+        assert backend.checked == ["a"]
+        backend.check_waits.set()
+        until(lambda: not scene.measured[-1][1][0].paused, "the model to be trusted again")
+    finally:
+        backend.check_waits.set()
+        stop.set()
+        scene.pool.wake()
+
+
+def test_a_probe_that_raises_is_not_the_last() -> None:
+    scene, stop = Scene(up("a")), threading.Event()
+    (backend,) = scene.backends
+    backend.probe_fails = RuntimeError("a bug")
+    scene.pool.start(stop)
+    try:
+        until(lambda: backend.probes > 0, "a first look")
+        backend.probe_fails = None
+        scene.pool.wake()
+        scene.until(1)
+    finally:
         stop.set()
         scene.pool.wake()
 

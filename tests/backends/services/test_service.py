@@ -129,6 +129,40 @@ def test_a_model_that_failed_is_paused_until_it_answers_a_small_question(scene: 
     assert (scene.paused(), scene.backend.checked) == ("", ["a", "a"])
 
 
+@pytest.mark.parametrize(
+    ("error", "paused"),
+    [
+        (InvalidTaskError("it takes no such question"), ""),  # it speaks: requests will show
+        (RuntimeError("a bug"), "RuntimeError: a bug"),
+    ],
+)
+def test_whatever_the_small_question_raises_it_is_over(
+    scene: Scene, error: Exception, paused: str
+) -> None:
+    scene.fail(BackendError("broken"))
+    scene.now += 1
+    scene.backend.check_fails = error
+    scene.service.look()
+    assert scene.paused() == paused
+    scene.now += 2
+    scene.backend.check_fails = None
+    scene.service.look()
+    assert scene.paused() == ""
+
+
+def test_what_is_not_in_memory_gets_as_long_as_any_first_token(scene: Scene) -> None:
+    scene.service = Service(
+        scene.backend, clocks=RequestClocks(first_token_s=300.0), clock=lambda: scene.now
+    )
+    scene.service.look()
+    for seen, within_s in ((scene.backend.seen, 300.0), (up("a", url=URL, loaded=("a",)), 60.0)):
+        scene.fail(BackendError("broken"))
+        scene.now += 60
+        scene.backend.seen = seen
+        scene.service.look()
+        assert scene.backend.checked_within_s == within_s
+
+
 def test_a_mistake_of_the_caller_pauses_nothing(scene: Scene) -> None:
     scene.fail(InvalidTaskError("no such format"))
     assert scene.paused() == ""

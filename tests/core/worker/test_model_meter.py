@@ -219,3 +219,21 @@ def test_a_full_service_is_no_failure_but_has_fewer_slots() -> None:
     at = meter.next_change(0)
     assert at is not None
     assert meter.slots(at) == 1
+
+
+def test_requests_that_fail_together_are_one_failure() -> None:
+    meter = ModelMeter()
+    for run in [meter.began(0) for _ in range(8)]:
+        meter.ended(run, 1, RunEnd.FAILED, why="it crashed")
+    assert meter.next_change(1) == 1 + FIRST_PAUSE_S
+    meter.ended(meter.began(1), 1, RunEnd.NO_ROOM, why="no room")
+    assert meter.next_change(1) == 1 + NO_ROOM_PAUSE_S
+
+
+def test_while_it_is_being_asked_it_is_not_asked_again() -> None:
+    meter = ModelMeter()
+    failed(meter, 0)
+    meter.probe_begins()
+    assert (meter.probe_due(99), meter.next_change(99)) == (False, None)
+    meter.probed(99, "still broken")
+    assert meter.next_change(99) == 99 + 2 * FIRST_PAUSE_S
