@@ -160,12 +160,12 @@ class ModelMeter:
     def _measure_streamed(self, seen: SlotRun, now: float, spent: Spent) -> None:
         first = now if seen.first is None else seen.first
         reading_s = max(first - seen.began - spent.load_s, 0.0)
+        output_s, whole_s = spent.output_s or now - first, now - seen.began - spent.load_s
+        self.gauge.is_short = whole_s < SHORT_S and output_s <= SHORT_OUTPUT * whole_s
         if not seen.beside:  # others may have had to wait for a slot
-            whole_s = now - seen.began - spent.load_s
-            self.gauge.is_short = whole_s < SHORT_S and now - first <= SHORT_OUTPUT * whole_s
             self._first_s = _quickest(self._first_s, reading_s)
         self._prompt.add(spent.prompt_tokens, spent.prompt_s or (0 if seen.beside else reading_s))
-        self._output.add(spent.output_tokens, spent.output_s or now - first)
+        self._output.add(spent.output_tokens, output_s)
 
     def _usual_s(self, run: SlotRun) -> float:
         if not run.is_streamed:
