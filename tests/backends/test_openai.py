@@ -267,6 +267,13 @@ def test_a_field_that_a_server_refuses_by_name_is_left_out_from_then_on(lan: Clo
     assert [("top_k" in body) for body in lan.bodies] == [True, False, False]
 
 
+def test_thinking_that_a_model_cannot_leave_is_left_as_it_is(gemini: CloudServer) -> None:
+    said = "Budget 0 is invalid. This model only works in thinking mode."
+    gemini.prepared = [Prepared(400, [{"error": {"code": 400, "message": said}}])]
+    done = chat(backend_of(gemini), more={"think": False})
+    assert (done.text, done.ignored) == ("You asked: one two", ("think",))
+
+
 def test_pictures_go_as_data_of_their_kind(any_server: CloudServer) -> None:
     asked = {"role": "user", "content": "what?", "images": ["iVBORw0KGgo=", "/9j/4AAQ"]}
     chat(backend_of(any_server), messages=(asked,))

@@ -9,6 +9,7 @@ from d8mesh.core.broker.records import NO_ATTEMPT
 from d8mesh.core.broker.state import BrokerState
 from d8mesh.core.broker.task_table import TaskTable
 from d8mesh.core.broker.worker_registry import WorkerRegistry
+from d8mesh.core.protocol.messages import Placed
 from d8mesh.core.protocol.task import TaskState
 from tests.core.plain_state import batches_of
 
@@ -53,6 +54,18 @@ def check_services(state: BrokerState) -> None:
             assert all(worker.is_live for worker in model.reach.values()), service.id
     kinds = Counter(kind for types in table._types_of.values() for kind in types)
     assert dict(kinds) == table.types
+
+
+def check_placed(state: BrokerState, message: Placed) -> None:
+    """Assert that what has just been placed is within the slots that are told, and a budget."""
+    for placement in message.placements:
+        model = state.services.model(placement.service, placement.model)
+        if model is None:
+            continue  # the last word of its worker came with the same wake-up
+        bound = min(model.info.slots, model.service.slots or model.info.slots)
+        assert model.in_flight <= bound, (placement.service, placement.model, model.in_flight)
+        left = None if model.budget is None else model.budget.left(state.now).minute_requests
+        assert left is None or left >= 0, (placement.service, placement.model)
 
 
 def check_table(table: TaskTable) -> None:

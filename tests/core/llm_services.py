@@ -51,7 +51,7 @@ def host(
     broker: WiredBroker, name: str, services: Sequence[m.OfferedService], **given: Any
 ) -> Peer:
     """Let a worker join that reaches services."""
-    peer = broker.worker(name, types=("echo", *KINDS), **given)
+    peer = broker.worker(name, types=("echo",), **given)
     offer(broker, peer, services)
     return peer
 

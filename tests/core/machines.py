@@ -17,7 +17,7 @@ from d8mesh.core.broker.effects import Effect, Peer, Send
 from d8mesh.core.broker.state import Policy
 from d8mesh.core.broker.store import Restored
 from d8mesh.core.protocol import messages as m
-from tests.core.invariants import check
+from tests.core.invariants import check, check_placed
 from tests.core.llm_services import KINDS, model, service
 from tests.core.wired_broker import START_AT, S, hello, result
 
@@ -83,7 +83,7 @@ class Pool:
         self.client = Peer(b"c", "10.0.0.9")
         self.say(self.client, m.ClientHello(1, "m", S, "pc"))
         for machine in machines:
-            self.say(machine.peer, hello(machine.name, ("echo", *KINDS)))
+            self.say(machine.peer, hello(machine.name, ("echo",)))
             offered = service(f"s-{machine.name}", [machine.offered()])
             self.say(machine.peer, m.Services(list(KINDS), [offered], [], [], []))
 
@@ -133,7 +133,8 @@ class Pool:
                 continue
             machine = self.machines.get(effect.peer.routing_id.decode().removeprefix("r-"))
             match effect.message:
-                case m.Placed(ids=ids, placements=placements):
+                case m.Placed(ids=ids, placements=placements) as message:
+                    check_placed(self.brain.state, message)
                     self._where.update(zip(ids, (p.service for p in placements), strict=True))
                 case m.Work(groups=groups) if machine:
                     for group in groups:

@@ -21,7 +21,7 @@ from d8mesh.core.protocol.codec import decode_to_broker, encode
 from d8mesh.core.protocol.task import Fact
 from d8mesh.edge.sqlite import Journal
 from tests.chaos.verdict import overlaps_in
-from tests.core.invariants import check
+from tests.core.invariants import check, check_placed
 
 S = "0123456789abcdef"
 START_AT = 1_000_000.0
@@ -100,6 +100,8 @@ class WiredBroker:
         for effect in effects:
             if isinstance(effect, Send):
                 encode(effect.message)
+                if isinstance(effect.message, m.Placed):
+                    check_placed(self.state, effect.message)
                 self.sent.append((effect.peer, effect.message, effect.waits))
             elif isinstance(effect, Load):
                 answer = self.journal.ask(effect.question)

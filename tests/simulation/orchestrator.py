@@ -15,7 +15,7 @@ from d8mesh.core.protocol import messages as m
 from d8mesh.core.protocol.codec import decode_to_broker, encode
 from d8mesh.core.protocol.task import Fact, TaskState
 from d8mesh.edge.sqlite import Journal
-from tests.core.invariants import check
+from tests.core.invariants import check, check_placed
 from tests.simulation.recording import Recording
 from tests.simulation.safety import Owed
 
@@ -217,6 +217,9 @@ class Orchestrator:
         """
         facts = [effect.fact for effect in effects if isinstance(effect, Record)]
         sends = [effect for effect in effects if isinstance(effect, Send)]
+        for send in sends:
+            if isinstance(send.message, m.Placed):
+                check_placed(self.dispatcher.state, send.message)
         follow_ups: list[Effect] = []
         for send in sends:
             if not send.waits or not self.commits_before_sending:

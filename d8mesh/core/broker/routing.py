@@ -343,7 +343,8 @@ def weigh(table: ServiceTable, ask: Ask, cloud: Cloud, now: float) -> list[Weigh
     may_leave = ask.wish.cloud or cloud
     all_weighed: list[Weighed] = []
     found = tiers(table, ask.wish, is_expected=ask.is_expected)
-    if not ask.wish.is_strict and ask.wish.models and _is_long_paused(found, now):
+    is_wish = bool(ask.wish.models) and not ask.wish.is_strict
+    if is_wish and (_is_long_paused(found, now) or _is_forbidden(found, may_leave)):
         found = [*found, *_defaults(table, ask.wish)]
     for tier in found:
         weighed = _weigh_tier(table, tier, ask, may_leave, now)
@@ -367,6 +368,12 @@ def _is_long_paused(found: list[list[ModelState]], now: float) -> bool:
         not model.reach and model.paused and now - model.paused_since > PAUSED_LONG_S
         for model in models
     )
+
+
+def _is_forbidden(found: list[list[ModelState]], may_leave: Cloud) -> bool:
+    """Return whether only clouds have what is wished for, and the task may not go there."""
+    models = [model for tier in found for model in tier]
+    return bool(models) and may_leave is Cloud.NEVER and all(m.service.is_cloud for m in models)
 
 
 def _weigh_tier(

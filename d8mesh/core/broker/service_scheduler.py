@@ -178,8 +178,7 @@ class ServiceScheduler:
     def _warm(self, warmed: Weighed) -> None:
         model = warmed.model
         worker = model.worker()
-        if worker is None:
-            return
+        assert worker is not None  # or it were no candidate
         model.load(warmed.load_s, self._state.now)
         options = self._state.policy.options_of(model.name)
         self._state.tell(worker, Warm(Placement(model.service.id, model.name, 1, options)))

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import msgspec
+
+from d8mesh.core.broker.effects import Peer
 from d8mesh.core.protocol import messages as m
 from d8mesh.core.protocol.task import TaskState
-from tests.core.llm_services import host, model, offer, placed, service
-from tests.core.wired_broker import WiredBroker
+from tests.core.llm_services import KINDS, host, model, offer, placed, service
+from tests.core.wired_broker import WiredBroker, beat, hello
 
 
 def test_a_worker_is_told_the_place_before_the_work(broker: WiredBroker) -> None:
@@ -44,3 +49,318 @@ def test_two_workers_of_one_service_share_its_slots(broker: WiredBroker) -> None
     assert len(placed(broker, two)) == 2
     offer(broker, two, [])
     assert not broker.state.services.types
+
+
+def one(broker: WiredBroker, *names: str, **given: Any) -> dict[str, Peer]:
+    """Let workers join that reach one service each, named like them."""
+    return {name: host(broker, name, [service(name, [model(**given)])]) for name in names}
+
+
+def in_flight(broker: WiredBroker) -> dict[str, int]:
+    """Return how many placed attempts run at each service."""
+    return {each.id: len(each.flights) for each in broker.state.services.services.values()}
+
+
+def fail(broker: WiredBroker, peer: Peer, held: dict[str, bytes], **given: Any) -> None:
+    broker.seq += 1
+    payload = msgspec.msgpack.encode({"success": False, "error": "broken"} | given)
+    kinds = bytes([m.FAILED]) * len(held)
+    results = m.Results(broker.seq, 1, list(held), list(held.values()), kinds, [payload])
+    broker.say(peer, results)
+
+
+def test_a_cancelled_attempt_frees_its_slot_at_once(broker: WiredBroker) -> None:
+    client = broker.client()
+    peers = one(broker, "a")
+    first, second = broker.submit(client, 2, "agent_action")
+    assert list(broker.work(peers["a"])) == [first]
+    broker.ask(client, "cancel", id=first)
+    assert [stop.ids for stop in broker.got(peers["a"], m.Stop)] == [[first]]
+    assert list(broker.work(peers["a"])) == [second]
+
+
+def test_a_failed_attempt_is_tried_at_another_service(broker: WiredBroker) -> None:
+    client = broker.client()
+    peers = one(broker, "a", "b")
+    (task_id,) = broker.submit(client, 1, "agent_action")
+    fail(broker, peers["a"], broker.work(peers["a"]))
+    broker.pass_time(1)
+    assert list(broker.work(peers["b"])) == [task_id]
+    assert broker.task_table.tasks[task_id].failed_at == {"a"}
+    assert broker.state.registry.workers["a"].failures_in_a_row == 0  # its slots are well
+
+
+def test_what_a_service_cannot_take_goes_to_another_at_once_and_then_after_a_pause(
+    broker: WiredBroker,
+) -> None:
+    client = broker.client()
+    peers = one(broker, "a", "b")
+    (task_id,) = broker.submit(client, 1, "agent_action")
+    for name in ("a", "b"):
+        held = broker.work(peers[name])
+        assert list(held) == [task_id], name
+        broker.say(peers[name], m.Release(1, list(held), list(held.values()), "it is down"))
+    held = broker.work(peers["a"])  # both have failed it: the first again, once
+    assert list(held) == [task_id]
+    broker.say(peers["a"], m.Release(1, list(held), list(held.values()), "it is down"))
+    assert broker.task_table.state_of(task_id) is TaskState.DELAYED
+
+
+def test_twenty_tasks_succeed_though_one_machine_fails_at_once(broker: WiredBroker) -> None:
+    client = broker.client()
+    peers = one(broker, "bad", "good")
+    ids = broker.submit(client, 20, "agent_action")
+    drawn = 0
+    while any(broker.task_table.state_of(each) for each in ids):
+        if held := broker.work(peers["bad"]):
+            drawn += len(held)
+            fail(broker, peers["bad"], held)
+        if held := broker.work(peers["good"]):
+            broker.finish(peers["good"], held)
+        broker.pass_time(0.5)
+    assert broker.task_table.totals.completed == 20
+    assert drawn <= 5
+
+
+def test_what_ran_at_services_is_known_again_after_a_restart_of_the_broker(
+    broker: WiredBroker,
+) -> None:
+    client = broker.client()
+    peers = one(broker, "a", slots=2)
+    first, second, third = broker.submit(client, 3, "agent_action")
+    held = broker.work(peers["a"])
+    assert list(held) == [first, second]
+    broker.restart()
+    peer = Peer(b"r-a-again", "10.0.0.1")
+    broker.say(peer, hello("a", ("echo",), held=held))
+    rows = [(first, "a", "m"), (second, "a", "m"), ("0123456789abcdef-99", "a", "m")]
+    offer(broker, peer, [service("a", [model(slots=2)])], held=rows)
+    assert in_flight(broker) == {"a": 2}
+    assert broker.work(peer) == {}
+    broker.finish(peer, {first: held[first]})
+    assert list(broker.work(peer)) == [third]
+
+
+def test_what_runs_counts_while_its_worker_comes_back_in_a_new_connection(
+    broker: WiredBroker,
+) -> None:
+    client = broker.client()
+    peers = one(broker, "a", slots=2)
+    first, second = broker.submit(client, 2, "agent_action")
+    held = broker.work(peers["a"])
+    again = Peer(b"r-a-again", "10.0.0.1")
+    broker.say(again, hello("a", ("echo", *KINDS), held={first: held[first]}))
+    assert list(broker.work(again)) == [second]  # that had got lost on the way
+    offer(broker, again, [service("a", [model(slots=2)])], held=[(first, "a", "m")])
+    assert in_flight(broker) == {"a": 2}
+
+
+def test_what_a_worker_holds_that_was_started_again_still_counts(broker: WiredBroker) -> None:
+    client = broker.client()
+    peers = one(broker, "a", "b")
+    first, second = broker.submit(client, 2, "agent_action")
+    held = broker.work(peers["a"]) | broker.work(peers["b"])
+    again = Peer(b"r-a-again", "10.0.0.1")
+    broker.say(again, hello("a", ("echo",), boot="b2", held={first: held[first]}))
+    assert in_flight(broker) == {"a": 1, "b": 1}
+    assert broker.task_table.tasks[first].attempt.service == "a"
+    broker.finish(again, {first: held[first]})
+    assert in_flight(broker) == {"b": 1}
+    assert broker.task_table.state_of(second) is TaskState.RUNNING
+
+
+def test_what_another_worker_turns_out_to_hold_runs_nowhere_else(broker: WiredBroker) -> None:
+    """The task was taken from a silent worker and given to another; the first comes back."""
+    client = broker.client()
+    peers = one(broker, "a")
+    (task_id,) = broker.submit(client, 1, "agent_action")
+    held = broker.work(peers["a"])
+    broker.pass_time(11)
+    assert in_flight(broker) == {}
+    assert broker.task_table.state_of(task_id) is TaskState.QUEUED
+    again = Peer(b"r-a-again", "10.0.0.1")
+    broker.say(again, hello("a", ("echo",), held=held))
+    assert broker.task_table.state_of(task_id) is TaskState.RUNNING
+    assert in_flight(broker) == {}
+    offer(broker, again, [service("a")], held=[(task_id, "a", "m")])
+    assert in_flight(broker) == {"a": 1}
+
+
+def test_all_placed_attempts_of_a_lost_worker_can_have_been_running(broker: WiredBroker) -> None:
+    client = broker.client()
+    peers = one(broker, "a", slots=3)
+    other = broker.worker("other")
+    ids = broker.submit(client, 3, "agent_action", max_attempts=1)
+    broker.work(peers["a"])
+    broker.pass_time(8)
+    broker.say(other, beat([], 0))
+    broker.pass_time(3)
+    assert [broker.task_table.state_of(each) for each in ids] == [None] * 3
+    assert broker.task_table.totals.failed == 3
+
+
+def test_an_attempt_that_is_overdue_is_tried_elsewhere(broker: WiredBroker) -> None:
+    client = broker.client()
+    peers = one(broker, "a", "b")
+    (task_id,) = broker.submit(client, 1, "agent_action")
+    broker.work(peers["a"])
+    until = broker.task_table.tasks[task_id].attempt.until
+    while broker.now < until + 1.0:
+        for name in peers:
+            broker.say(peers[name], beat([task_id] if name == "a" else [], 1))
+        broker.pass_time(2.0)
+    assert list(broker.work(peers["b"])) == [task_id]
+
+
+def test_who_could_not_be_sent_a_task_gets_none_until_it_speaks(broker: WiredBroker) -> None:
+    client = broker.client()
+    peers = one(broker, "a", "b")
+    (first,) = broker.submit(client, 1, "agent_action", model=";on=a")
+    work = broker.got(peers["a"], m.Work)[0]
+    broker.perform(broker.dispatcher.undelivered(peers["a"], work))
+    broker.pass_time(5)
+    assert broker.work(peers["a"]) == {}
+    broker.say(peers["a"], beat([], 1))
+    broker.pass_time(1)
+    assert list(broker.work(peers["a"])) == [first]
+
+
+def test_tasks_whose_data_is_on_disk_are_placed_once_it_is_read(broker: WiredBroker) -> None:
+    client = broker.client()
+    broker.task_table._payload_memory_bytes = 0
+    ids = broker.submit(client, 2, "agent_action")
+    broker.submit(client, 1, "agent_action")
+    peers = one(broker, "a")
+    held = broker.work(peers["a"])
+    assert list(held) == ids[:1]
+    broker.restart()
+    peer = Peer(b"r-a-again", "10.0.0.1")
+    broker.say(peer, hello("a", ("echo",), held={}))
+    offer(broker, peer, [service("a")])
+    assert list(broker.work(peer)) in (ids[:1], ids[1:])  # its data is read again
+
+
+def test_higher_priorities_go_first_and_every_16th_to_the_oldest_below(
+    broker: WiredBroker,
+) -> None:
+    client = broker.client()
+    low = broker.submit(client, 3, "agent_action", priority=1)
+    high = broker.submit(client, 40, "agent_action", priority=7)
+    peer = host(broker, "a", [service("a", [model(slots=100)])])
+    order = list(broker.work(peer))
+    assert order[:16] == [*high[:15], low[0]]
+    assert sorted(order) == sorted(low + high)
+
+
+def test_who_waits_at_a_screen_goes_on_though_what_is_due_by_its_age_has_no_place(
+    broker: WiredBroker,
+) -> None:
+    client = broker.client()
+    peer = host(broker, "a", [service("a", [model(slots=20)])])
+    broker.submit(client, 17, "agent_action", priority=9)
+    broker.submit(client, 5, "agent_action", priority=3)
+    broker.work(peer)
+    assert in_flight(broker) == {"a": 18}  # two slots are kept
+    talk = broker.submit(client, 1, "agent_action", priority=9)
+    assert list(broker.work(peer)) == talk
+
+
+def test_a_must_that_nobody_has_fails_with_a_sentence_unless_it_may_be_back(
+    broker: WiredBroker,
+) -> None:
+    client = broker.client()
+    broker.pass_time(11)
+    peers = one(broker, "a")
+    ids = broker.submit(client, 3, "agent_action", model="=x")
+    assert [broker.task_table.state_of(each) for each in ids] == [None] * 3
+    reason = str(broker.ask(client, "status", id=ids[0]).body["reason"])
+    assert reason.startswith("model_strict: the model 'x' is not installed here")
+    broker.say(peers["a"], m.Goodbye("done"))
+    peer = one(broker, "b", name="other")["b"]
+    (task_id,) = broker.submit(client, 1, "agent_action", model="=m")
+    assert broker.task_table.state_of(task_id) is TaskState.QUEUED  # `a` has just left
+    for _ in range(22):
+        broker.say(peer, beat([], 0))
+        broker.pass_time(1)
+    assert broker.task_table.state_of(task_id) is None
+
+
+def test_a_must_that_a_worker_s_own_slots_run_is_left_to_those(broker: WiredBroker) -> None:
+    client = broker.client()
+    broker.pass_time(11)
+    one(broker, "a")
+    own = broker.worker("own", types=("agent_action",), models=["x"])
+    ids = broker.submit(client, 1, "agent_action", model="=x")
+    assert list(broker.work(own)) == ids
+
+
+def test_just_after_the_brokers_start_a_must_is_waited_for(broker: WiredBroker) -> None:
+    client = broker.client()
+    broker.restart()
+    peer = host(broker, "a", [service("a")])
+    client = broker.client()
+    (task_id,) = broker.submit(client, 1, "agent_action", model="=x")
+    assert broker.task_table.state_of(task_id) is TaskState.QUEUED
+    assert broker.work(peer) == {}
+
+
+def test_a_model_is_loaded_ahead_while_the_line_is_long_and_with_the_options_of_all(
+    broker: WiredBroker,
+) -> None:
+    broker.state.policy.load_options["m"] = {"num_ctx": 8192}
+    client = broker.client()
+    hot = host(broker, "hot", [service("hot", [model(output_tokens=10_000)])])
+    cold = host(broker, "cold", [service("cold", [model(is_loaded=False, load_s=30.0)])])
+    broker.submit(client, 50, "agent_action", model="m")
+    (placed_,) = broker.got(hot, m.Placed)
+    assert placed_.placements[0].options == {"num_ctx": 8192}
+    assert placed_.placements[0].waiting == 49
+    (warm,) = broker.got(cold, m.Warm)
+    assert (warm.placement.service, warm.placement.model) == ("cold", "m")
+    assert warm.placement.options == {"num_ctx": 8192}
+    assert broker.work(cold) == {}
+    broker.say(cold, m.Measured("cold", [model()]))
+    assert len(broker.work(cold)) == 1
+
+
+def test_a_model_that_nobody_has_loaded_is_loaded_by_the_task(broker: WiredBroker) -> None:
+    client = broker.client()
+    peer = host(broker, "a", [service("a", [model(is_loaded=False, slots=4)])])
+    ids = broker.submit(client, 4, "agent_action")
+    assert list(broker.work(peer)) == ids[:1]
+    broker.say(peer, m.Measured("a", [model(slots=4)]))
+    assert list(broker.work(peer)) == ids[1:]
+
+
+def test_a_budget_is_kept_and_where_attempts_went_is_remembered(broker: WiredBroker) -> None:
+    client = broker.client()
+    account = model(slots=9, budget=m.Budget(minute_requests=2))
+    peer = host(broker, "sky", [service("sky", [account], is_cloud=True)])
+    ids = broker.submit(client, 3, "agent_action", model="m;cloud=yes#talk.10.20")
+    assert list(broker.work(peer)) == ids[:2]
+    (decision,) = broker.state.services.decisions_of(ids[0])
+    assert (decision.service, decision.attempt, len(decision.candidates)) == ("sky", 1, 1)
+    assert broker.state.services.conversations["talk"] == ("sky", "m")
+    for _ in range(70):
+        broker.say(peer, beat(ids[:2], 1))
+        broker.pass_time(1)
+    assert list(broker.work(peer)) == ids[2:]
+
+
+def test_nothing_is_placed_by_a_broker_that_shuts_down(broker: WiredBroker) -> None:
+    client = broker.client()
+    peers = one(broker, "a")
+    broker.perform(broker.dispatcher.drain())
+    broker.state.services.is_stirred = True
+    broker.perform(broker.dispatcher.tick(broker.now, broker.at))
+    broker.submit(client, 1, "agent_action")
+    assert broker.work(peers["a"]) == {}
+
+
+def test_a_worker_without_services_runs_the_same_types_in_its_slots(broker: WiredBroker) -> None:
+    client = broker.client()
+    peers = one(broker, "a")
+    own = broker.worker("own", types=("agent_action",), slots=2)
+    ids = broker.submit(client, 3, "agent_action")
+    assert list(broker.work(peers["a"])) == ids[:1]
+    assert list(broker.work(own)) == ids[1:]
