@@ -154,9 +154,7 @@ class Meters:
         with self._lock:
             meter = self._meters.get(name) or ModelMeter()
             run = meter.began(self._clock(), prompt_tokens=prompt_tokens, is_streamed=is_streamed)
-            is_news = meter.gauge.is_short or not is_streamed
-        if is_news:  # one more may be tried now: later it would be over
-            self._on_change(name)
+        self._on_change(name)  # one more may be tried now: at its end it would be over
         return MeasuredRun(self, name, meter, run)
 
     def heard(self, name: str, meter: ModelMeter, run: int) -> None:

@@ -146,6 +146,7 @@ class ModelMeter:
         self.prompt_tokens += spent.prompt_tokens
         self.output_tokens += spent.output_tokens
         self._pause_s = FIRST_PAUSE_S
+        self.gauge.is_known = True
         if self.paused:
             self._probe_at = now  # it does answer: the next probe need not wait
         self.loaded(spent.load_s)

@@ -1,9 +1,8 @@
 """How many requests a model answers at the same time: found out by trying, for no service tells.
 
-While all the slots that are known are generating one more is offered. Whether that was one too
-many shows by its first token: it comes while all the others still generate, or only after one of
-them has ended, and late. Answers so short that they hardly generate are offered one more while all
-known slots are taken: too much costs little there.
+While all the slots that are known are taken one more is offered; before the first answer only while
+they are generating, for the model may be loading. Whether that was one too many shows by its first
+token: it comes while all the others still generate, or only after one of them has ended, and late.
 """
 
 from __future__ import annotations
@@ -63,6 +62,8 @@ class SlotGauge:
     def __init__(self, usual_s: Callable[[SlotRun], float]) -> None:
         #: so many answered at the same time
         self.proved = 1
+        #: it has answered: whether one more has to wait can be told then
+        self.is_known = False
         #: an answer takes little time, and hardly any from its first token to its end
         self.is_short = False
         self._usual_s = usual_s
@@ -85,7 +86,7 @@ class SlotGauge:
         """Return how many requests may be there at once: what is proved, and one to try."""
         if now < self._full_until:
             return min(self.proved, self.in_flight)
-        taken = self.in_flight if self.is_short else self._generating()
+        taken = self.in_flight if self.is_known else self._generating()
         return self.proved + (now >= self._settled_until and taken >= self.proved)
 
     def begin(self, number: int, now: float, *, prompt_tokens: int, is_streamed: bool) -> None:
