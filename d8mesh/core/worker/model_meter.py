@@ -22,7 +22,7 @@ NO_ROOM_PAUSE_S: Final = 600.0
 LOADED_ANEW_S: Final = 0.25
 #: Answers that take less in all, and so little of it for their output, are short: see
 #: `SlotGauge.is_short`.
-SHORT_S: Final = 1.0
+SHORT_S: Final = 2.0
 SHORT_OUTPUT: Final = 0.2
 #: Of all that was measured so much is kept with each request: about the last five count.
 KEPT: Final = 0.8

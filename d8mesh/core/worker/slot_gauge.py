@@ -18,11 +18,11 @@ SETTLED_S: Final = 600.0
 #: reading takes longer too, so it must happen more than once in a row.
 LATE_TIMES: Final = 2.0
 VAIN_TIMES: Final = 2
-#: A short answer that ran beside others for most of its usual time, and took hardly longer, had a
-#: slot of its own; what a busy processor adds is no waiting.
-BESIDE_SHARE: Final = 0.75
-PROMPT_TIMES: Final = 1.25
-JITTER_S: Final = 0.02
+#: A short answer had a slot of its own if it came before half the time was over by which it would
+#: be later had it waited for another's end. Of times as short as this, and of so small a share of
+#: its own, nothing can be said.
+JITTER_S: Final = 0.01
+LEAST_SHARE: Final = 0.1
 #: An answer that comes whole beside others may take so many times as long as alone.
 FAIR: Final = 1.5
 #: A service that says that it is full gets no more for so long, and each time twice as long.
@@ -64,7 +64,8 @@ class SlotGauge:
         self.proved = 1
         #: it has answered: whether one more has to wait can be told then
         self.is_known = False
-        #: an answer takes little time, and hardly any from its first token to its end
+        #: an answer takes little time, and hardly any from its first token to its end: a slot too
+        #: many costs little, and they are found the more boldly
         self.is_short = False
         self._usual_s = usual_s
         self._runs: dict[int, SlotRun] = {}
@@ -107,8 +108,9 @@ class SlotGauge:
     def _judge_first(self, run: SlotRun, now: float, usual_s: float, generating: int) -> None:
         """Judge a first token that came after another had ended."""
         took_s, beside_s = now - run.began, (run.freed or now) - run.began
-        if self.is_short and took_s <= PROMPT_TIMES * usual_s + JITTER_S:
-            if beside_s >= BESIDE_SHARE * usual_s and run.beside >= self.proved:
+        if self.is_short and took_s <= usual_s + beside_s / 2:
+            is_clear = beside_s >= max(JITTER_S, LEAST_SHARE * usual_s)
+            if is_clear and run.beside >= self.proved:
                 self._prove(run.beside + 1)
         elif took_s >= LATE_TIMES * usual_s and beside_s >= usual_s:
             self._vain += 1

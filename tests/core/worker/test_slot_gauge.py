@@ -209,6 +209,7 @@ def test_the_slots_of_a_service_are_found(truth: int, seed: int, is_short: bool)
         else:
             asked.end(number, now)
             busy, done = busy - 1, done + 1
-    # Of many one or the other ends so soon that it is no proof.
-    assert truth - (truth > 4) <= asked.gauge.proved <= truth
-    assert asked.gauge.slots(now) <= truth + 1
+    # Of many one or the other ends so soon that it is no proof; of short ones some are too many.
+    most = truth + 2 * (is_short and truth > 1)
+    assert truth - (truth > 4) <= asked.gauge.proved <= most
+    assert asked.gauge.slots(now) <= most + 1
