@@ -203,7 +203,11 @@ def _base_url(default_path: str) -> Parser:
         text = text if "://" in text else f"http://{text}"
         parts = urlsplit(text)
         path = parts.path.rstrip("/")
-        if not re.fullmatch(r"(?:/[A-Za-z0-9._~-]+)*", path) or parts.query or parts.fragment:
+        if (
+            not re.fullmatch(r"(?:/[A-Za-z0-9_~-][A-Za-z0-9._~-]*)*", path)
+            or parts.query
+            or parts.fragment
+        ):
             raise ValueError(text)
         return f"{_url(80)(f'{parts.scheme}://{parts.netloc}')}{path or default_path}"
 

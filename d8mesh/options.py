@@ -134,7 +134,10 @@ def niche(parser: argparse.ArgumentParser) -> None:
         "--markets",
         type=Path,
         metavar="FILE",
-        help="JSON file with markets and geographies (default: 5 markets in 3 geographies)",
+        help="JSON or CSV file with markets and geographies (default: 5 markets in 3 geographies)",
+    )
+    _number_option(
+        parser, "--at-once", _count(1, 10_000), "N", 100, "questions under way at the same time"
     )
     _output(parser, "niche")
     _timeout(

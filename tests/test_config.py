@@ -56,6 +56,19 @@ BAD_VALUES = [
     ("D8_INTERFACES", ","),
     ("D8_ALLOWED_HOSTS", ",,"),
     ("D8_MESH_KEY", "short"),
+    ("GROQ_BASE_URL", "https://host/openai/v1?key=x"),
+    ("GROQ_BASE_URL", "https://user:word@host/v1"),
+    ("GEMINI_BASE_URL", "ftp://host/v1"),
+    ("GEMINI_BASE_URL", "https://host/v1/../admin"),
+    ("D8_OPENAI_HOSTS", ","),
+    ("D8_OPENAI_HOSTS", "http://a:1/v1,http://:2"),
+    ("D8_OPENAI_KEY", "short"),
+    ("D8_CLOUD_LIMITS", "minute_requests=30"),
+    ("D8_CLOUD_LIMITS", "ollama:minute_requests=30"),
+    ("D8_CLOUD_LIMITS", "groq:hour_requests=30"),
+    ("D8_CLOUD_LIMITS", "groq:minute_requests=-1"),
+    ("D8_CLOUD_LIMITS", "groq:minute_requests"),
+    ("D8_CLOUD_LIMITS", ";"),
 ]
 
 
@@ -109,6 +122,30 @@ def test_a_bad_value_names_variable_value_and_what_is_allowed(variable: str, val
     assert "\n" not in message
     if not BY_VARIABLE[variable].is_secret:
         assert repr(value[:80]) in message
+
+
+def test_addresses_of_apis_keep_their_path_or_get_the_usual_one() -> None:
+    config = Config.from_env(
+        {
+            "GROQ_BASE_URL": "https://host/openai/v1/",
+            "GEMINI_BASE_URL": "https://host",
+            "D8_OPENAI_HOSTS": "a:8000, http://b:1234/api/v1, a:8000, https://c",
+        }
+    )
+    assert config.groq_base_url == "https://host/openai/v1"
+    assert config.gemini_base_url == "https://host/v1beta/openai"
+    assert config.openai_hosts == ("http://a:8000/v1", "http://b:1234/api/v1", "https://c/v1")
+
+
+def test_limits_of_a_cloud_are_read_by_provider_and_model() -> None:
+    text = "groq: minute_requests=30, day_requests=0; gemini/gemini-2.5-pro:minute_tokens=9"
+    text += ";groq/openai/m:1b:day_tokens=7"
+    assert Config.from_env({"D8_CLOUD_LIMITS": text}).cloud_limits == (
+        ("groq", "minute_requests", 30),
+        ("groq", "day_requests", 0),
+        ("gemini/gemini-2.5-pro", "minute_tokens", 9),
+        ("groq/openai/m:1b", "day_tokens", 7),
+    )
 
 
 def test_all_problems_are_told_at_once() -> None:

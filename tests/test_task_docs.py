@@ -12,7 +12,7 @@ import pytest
 
 from d8mesh.backends.backend import FIRST_TOKEN_S, TOKEN_GAP_S
 from d8mesh.backends.ollama import OllamaBackend
-from d8mesh.backends.ollama.bodies import KEEP_ALIVE
+from d8mesh.backends.ollama.bodies import KEEP_ALIVE, MOST_TOKENS
 from d8mesh.backends.streaming import MAX_TEXT_BYTES
 from d8mesh.config import Config
 from d8mesh.handlers import Handler, chat_fields, genetic, message_fields
@@ -153,6 +153,7 @@ def test_defaults_and_limits_are_the_code_s() -> None:
     rows = table("`agent_action`", "field")
     assert rows["messages"][2] == f"1 to {message_fields.MAX_MESSAGES:,}"
     assert rows["max_tokens"][2].startswith(f"1 to {chat_fields.MAX_TOKENS:,};")
+    assert f"none has more than {MOST_TOKENS:,}" in rows["max_tokens"][2]
     assert rows["temperature"][2] == f"0 to {chat_fields.MAX_TEMPERATURE:g}"
     assert rows["top_logprobs"][2].startswith(f"0 to {chat_fields.MAX_TOP_LOGPROBS} ")
     assert ", ".join(chat_fields.THINK_LEVELS) in rows["think"][2]

@@ -203,7 +203,7 @@ def step_text(step: Step) -> str:
     return tr(
         "{status}, {done} of {total} ({percent} %)",
         status=status_text(step),
-        done=size_text(completed),
+        done=size_text(completed) if completed else "0",
         total=size_text(total),
         percent=100 * completed // total,
     )

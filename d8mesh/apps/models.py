@@ -116,8 +116,8 @@ def _models_table(models: Sequence[Facts]) -> tuple[list[str], list[list[str]]]:
         [
             model["name"],
             size_text(model["size_bytes"]),
-            _places(model, is_loaded=True) or "-",
-            _places(model, is_loaded=False) or "-",
+            ", ".join(dict.fromkeys(_loaded_on(model))) or "-",
+            ", ".join(dict.fromkeys(_marked(each) for each in model["places"])) or "-",
             " ".join(each for each in model["can"] if each not in TAKEN_FOR_GRANTED) or "-",
             _speed(model["places"]),
             f"{model['in_flight']}/{model['slots']}",
@@ -128,14 +128,11 @@ def _models_table(models: Sequence[Facts]) -> tuple[list[str], list[list[str]]]:
     return [tr(name) for name in names], rows
 
 
-def _places(model: Facts, *, is_loaded: bool) -> str:
-    """Return where a model is loaded, or is only installed."""
-    places = [  # in the cloud nothing is loaded for us
-        each
-        for each in model["places"]
-        if (each["is_loaded"] and not each["is_cloud"]) is is_loaded
-    ]
-    return ", ".join(dict.fromkeys(_marked(each) for each in places))
+def _loaded_on(model: Facts) -> Iterator[str]:
+    """Yield the machines that have a model in memory; in the cloud nothing is loaded for us."""
+    for place in model["places"]:
+        if place["is_loaded"] and not place["is_cloud"]:
+            yield str(place["machine"])
 
 
 def _marked(place: Facts) -> str:

@@ -9,16 +9,14 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Final
-
-import msgspec
-from msgspec import Meta
+from typing import Any, Final
 
 from d8mesh.apps import work
-from d8mesh.apps.answers import NICHE_SCHEMA, NicheName, niches_in
+from d8mesh.apps.answers import NICHE_SCHEMA, niches_in
 from d8mesh.apps.findings import (
     CSV_NAME,
     JSON_NAME,
@@ -28,31 +26,30 @@ from d8mesh.apps.findings import (
     load,
     save,
 )
+from d8mesh.apps.niche_plan import NichePlan, read_plan
 from d8mesh.apps.niche_report import HTML_NAME, page
 from d8mesh.apps.progress import Progress, one_line
 from d8mesh.apps.results import result_folder, write_whole
-from d8mesh.apps.work import INTERRUPTED, Outcome, SubmitsMany, cancel_all, connected, outcomes
+from d8mesh.apps.work import (
+    INTERRUPTED,
+    Outcome,
+    Pending,
+    SubmitsMany,
+    cancel_all,
+    connected,
+    outcomes,
+)
 from d8mesh.config import Config
 from d8mesh.edge.terminal import as_json, say
-from d8mesh.errors import BackendAnswerError, ConfigError, WaitTimeoutError
+from d8mesh.errors import BackendAnswerError, WaitTimeoutError
 from d8mesh.words import tr, translated
 
-DEFAULT_MARKETS: Final = (
-    "pet care",
-    "elder care at home",
-    "remote work",
-    "repair and reuse",
-    "learning languages",
-)
-DEFAULT_GEOGRAPHIES: Final = ("Spain", "Mexico", "United States")
 #: A bad answer is asked for once more.
 MAX_ASKS: Final = 2
+#: Questions under way at the same time: enough for a hundred machines, and no flood.
+QUESTIONS_AT_ONCE: Final = 100
 #: Of a bad answer the model sees so much again.
 MAX_REPEATED_CHARS: Final = 8000
-#: Each is a task of a minute or so: more is a mistake in the file.
-MAX_PAIRS: Final = 10_000
-#: A file of names.
-MAX_NAMES_BYTES: Final = 4 * 1024 * 1024
 #: What was found is written at most once in so many seconds, and at the end.
 SAVE_S: Final = 1.0
 #: Room for three niches, and for the thoughts of a model that thinks aloud.
@@ -81,21 +78,6 @@ Answer with JSON of exactly this form:
 _AGAIN: Final = "That cannot be used: {problem}. Answer again with the JSON object alone."
 _IN_LANGUAGE: Final = {"es": " in Spanish", "en": " in English"}
 
-_NicheNames = Annotated[list[NicheName], Meta(min_length=1)]
-
-
-class NichePlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What to ask: each market in each geography."""
-
-    markets: _NicheNames
-    geographies: _NicheNames
-
-    @property
-    def pairs(self) -> list[tuple[str, str]]:
-        """Every market with every geography, each pair once, in order."""
-        pairs = ((m.strip(), g.strip()) for m in self.markets for g in self.geographies)
-        return list(dict.fromkeys(pairs))
-
 
 def run(config: Config, options: argparse.Namespace) -> int:
     """Ask the mesh for niches and save them; return the exit code: 1 if none is usable.
@@ -123,7 +105,7 @@ def run_with(
     folder = result_folder(options.output, Path(config.data_dir) / "niche")
     findings, saved_at = load(folder), 0.0
     is_interrupted, problem = False, ""
-    asked = [pair for pair in plan.pairs if not findings.is_found(pair)]
+    asked = [question_of(pair, config.lang) for pair in plan.pairs if not findings.is_found(pair)]
     with Progress("Niche Discovery", len(asked)) as progress:
         if len(asked) < len(plan.pairs):
             known = len(plan.pairs) - len(asked)
@@ -139,7 +121,14 @@ def run_with(
             progress.advance(tr("{id}: {what}", id=pair, what=finding.summary))
 
         try:
-            discover(client, asked, config.lang, until, on_settled=settle, on_silence=progress.why)
+            discover(
+                client,
+                asked,
+                until,
+                at_once=options.at_once,
+                on_settled=settle,
+                on_silence=progress.why,
+            )
         except KeyboardInterrupt:
             is_interrupted = True
         except WaitTimeoutError as error:
@@ -160,84 +149,69 @@ def run_with(
 
 def discover(
     client: SubmitsMany,
-    pairs: Sequence[tuple[str, str]],
-    lang: str | None = None,
+    questions: Sequence[PairQuestion],
     until: float | None = None,
     *,
+    at_once: int = QUESTIONS_AT_ONCE,
     on_settled: Callable[[Finding], None] = lambda finding: None,
     on_silence: Callable[[str], None] = lambda reason: None,
 ) -> None:
-    """Ask for niches of each of `pairs` (market, geography), bad answers twice.
+    """Ask all `questions`, bad answers again with what is wrong, a bounded number at a time.
 
     Ending early, whatever the reason, cancels what is still under way.
 
     Args:
-        lang: ``es`` or ``en``, the language of descriptions; None leaves it to the model.
         until: monotonic seconds when waiting is over; None waits as long as there is a worker
             that can, and `NOBODY_S` for one.
+        at_once: no more of them are in the mesh at the same time.
         on_settled: told of each pair when it is found, or unusable.
-        on_silence: told why nothing comes.
+        on_silence: told why nothing comes, once for each reason.
 
     Raises:
         WaitTimeoutError: `until` has come, or nobody can answer.
     """
-    asks = [_PairQuestion(pair=pair, messages=_messages(pair, lang)) for pair in pairs]
-    for round_number in range(1, MAX_ASKS + 1):
-        if not asks:
-            return
-        left_s = None if until is None else max(until - time.monotonic(), 0.0)
-        datas = [ask.data for ask in asks]
-        tasks = client.submit_many("agent_action", datas, timeout=left_s)
-        again: list[_PairQuestion] = []
-        try:
-            nobody_s = work.NOBODY_S if until is None else None
-            for outcome in outcomes(tasks, until=until, on_silence=on_silence, nobody_s=nobody_s):
-                finding, answer = _judged(asks[outcome.index], outcome)
-                if finding.is_found or not answer or round_number == MAX_ASKS:
-                    on_settled(finding)
-                else:
-                    again.append(asks[outcome.index].again(answer, finding.error))
-        except BaseException:
-            cancel_all(tasks)
-            raise
-        asks = again
+    waiting, running = deque(questions), list[tuple[PairQuestion, Pending]]()
+    reasons: set[str] = set()
+    nobody_s = work.NOBODY_S if until is None else None
 
+    def silent(reason: str) -> None:
+        if reason not in reasons:
+            reasons.add(reason)
+            on_silence(reason)
 
-def read_plan(file: Path | None) -> NichePlan:
-    """Return the plan of a JSON file with markets and geographies, or the default one.
-
-    Raises:
-        ConfigError: the file can't be read, or is not of that form.
-    """
-    if file is None:
-        return NichePlan(markets=list(DEFAULT_MARKETS), geographies=list(DEFAULT_GEOGRAPHIES))
-    expected = 'expected {"markets": ["…"], "geographies": ["…"]}'
     try:
-        with file.open("rb") as opened:
-            content = opened.read(MAX_NAMES_BYTES + 1)
-        if len(content) > MAX_NAMES_BYTES:
-            raise ConfigError(f"--markets {file}: larger than {MAX_NAMES_BYTES} bytes; {expected}")
-        plan = msgspec.json.decode(content.removeprefix(b"\xef\xbb\xbf"), type=NichePlan)
-    except OSError as error:
-        raise ConfigError(f"--markets {file}: cannot be read ({error.strerror})") from error
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ConfigError(f"--markets {file}: {one_line(str(error))}; {expected}") from error
-    if not all(name.strip() for name in [*plan.markets, *plan.geographies]):
-        raise ConfigError(f"--markets {file}: a name is empty; {expected}")
-    if len(plan.pairs) > MAX_PAIRS:
-        raise ConfigError(f"--markets {file}: {len(plan.pairs)} pairs, at most {MAX_PAIRS}")
-    return plan
+        while waiting or running:
+            asked = [waiting.popleft() for _ in range(min(len(waiting), at_once - len(running)))]
+            if asked:
+                left_s = None if until is None else max(until - time.monotonic(), 0.0)
+                datas = [each.data for each in asked]
+                tasks = client.submit_many("agent_action", datas, timeout=left_s)
+                running += zip(asked, tasks, strict=True)
+            under_way = [task for _, task in running]
+            ends = outcomes(under_way, until=until, on_silence=silent, nobody_s=nobody_s)
+            outcome = next(ends)
+            question, _ = running.pop(outcome.index)
+            finding, answer = _judged(question, outcome)
+            if finding.is_found or not answer or question.number == MAX_ASKS:
+                on_settled(finding)
+            else:
+                waiting.appendleft(question.again(answer, finding.error))
+    except BaseException:
+        cancel_all([task for _, task in running])
+        raise
 
 
 # --- asking ---------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _PairQuestion:
+class PairQuestion:
     """One question, and what was said about it before."""
 
     pair: tuple[str, str]
     messages: tuple[dict[str, str], ...]
+    #: how often it is asked, with this time
+    number: int = 1
 
     @property
     def data(self) -> dict[str, Any]:
@@ -249,23 +223,30 @@ class _PairQuestion:
             "max_tokens": NICHE_TOKENS,
         }
 
-    def again(self, answer: str, problem: str) -> _PairQuestion:
+    def again(self, answer: str, problem: str) -> PairQuestion:
         """Return the question with its bad answer and what is wrong with that."""
         more = (
             {"role": "assistant", "content": answer[:MAX_REPEATED_CHARS]},
             {"role": "user", "content": _AGAIN.format(problem=problem)},
         )
-        return _PairQuestion(pair=self.pair, messages=(*self.messages, *more))
+        messages = (*self.messages, *more)
+        return PairQuestion(pair=self.pair, messages=messages, number=self.number + 1)
 
 
-def _messages(pair: tuple[str, str], lang: str | None) -> tuple[dict[str, str], ...]:
+def question_of(pair: tuple[str, str], lang: str | None) -> PairQuestion:
+    """Return what is asked of a market in a geography.
+
+    Args:
+        lang: ``es`` or ``en``, the language of descriptions; None leaves it to the model.
+    """
     market, geography = pair
     language = _IN_LANGUAGE.get(lang or "", "")
     question = _QUESTION.format(market=market, geography=geography, language=language)
-    return ({"role": "system", "content": _SYSTEM}, {"role": "user", "content": question})
+    messages = ({"role": "system", "content": _SYSTEM}, {"role": "user", "content": question})
+    return PairQuestion(pair=pair, messages=messages)
 
 
-def _judged(ask: _PairQuestion, outcome: Outcome) -> tuple[Finding, str]:
+def _judged(ask: PairQuestion, outcome: Outcome) -> tuple[Finding, str]:
     """Return what came of `ask`, and the answer's text; "" if there was none."""
     market, geography = ask.pair
     result = outcome.result

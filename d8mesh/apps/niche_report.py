@@ -24,7 +24,7 @@ MAX_RANKED: Final = 1000
 MAX_MAP_ROWS: Final = 60
 MAX_MAP_COLUMNS: Final = 20
 
-_Row = tuple[str, str, Niche]
+_RankedNiche = tuple[str, str, Niche]
 
 _PAGE: Final = """<!doctype html>
 <html lang="{lang}"><head><meta charset="utf-8"><title>Niche Discovery</title>
@@ -40,7 +40,7 @@ th, td {{ text-align: left; vertical-align: top; padding: .35rem .6rem; }}
 th, td {{ border-bottom: 1px solid var(--line); }}
 td {{ overflow-wrap: anywhere; }}
 .number {{ text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }}
-.bars {{ display: grid; grid-template-columns: minmax(8rem, 22rem) 1fr 3rem; }}
+.bars {{ display: grid; grid-template-columns: minmax(8rem, 1fr) minmax(4rem, 2fr) 3rem; }}
 .bars {{ gap: .4rem .8rem; align-items: center; }}
 .bar {{ background: var(--line); border-radius: 3px; }}
 .bar i {{ display: block; height: 1.1rem; background: var(--bar); border-radius: 3px; }}
@@ -70,7 +70,9 @@ def page(findings: Findings, pairs: Sequence[tuple[str, str]], *, lang: str) -> 
     return _PAGE.format(lang=html.escape(lang), body="\n".join(parts))
 
 
-def _summary(findings: Findings, pairs: Sequence[tuple[str, str]], ranking: Sequence[_Row]) -> str:
+def _summary(
+    findings: Findings, pairs: Sequence[tuple[str, str]], ranking: Sequence[_RankedNiche]
+) -> str:
     found = sum(findings.is_found(pair) for pair in pairs)
     unusable = sum(findings.is_unusable(pair) for pair in pairs)
     told = tr(
@@ -103,7 +105,7 @@ def _explained() -> Iterable[str]:
     yield "</p>"
 
 
-def _best(ranking: Sequence[_Row]) -> Iterable[str]:
+def _best(ranking: Sequence[_RankedNiche]) -> Iterable[str]:
     yield f'<h2>{_escape(tr("The best opportunities"))}</h2><div class="bars">'
     for market, geography, niche in ranking[:CHARTED]:
         place = _escape(f"{market}, {geography}")
@@ -115,7 +117,7 @@ def _best(ranking: Sequence[_Row]) -> Iterable[str]:
     yield "</div>"
 
 
-def _map(ranking: Sequence[_Row]) -> Iterable[str]:
+def _map(ranking: Sequence[_RankedNiche]) -> Iterable[str]:
     """Yield a table of markets and geographies, each cell as strong as its mean opportunity."""
     by_pair: dict[tuple[str, str], list[float]] = {}
     for market, geography, niche in ranking:
@@ -140,7 +142,7 @@ def _cell(opportunities: list[float] | None) -> str:
     return f'<td class="cell" style="{style}"><b>{middle:.1f}</b></td>'
 
 
-def _ranked(ranking: Sequence[_Row]) -> Iterable[str]:
+def _ranked(ranking: Sequence[_RankedNiche]) -> Iterable[str]:
     yield f'<h2>{_escape(tr("Ranking"))}</h2><div class="wide"><table><tr>'
     heads = (tr("opportunity"), *map(tr, SCORES))
     yield "".join(f'<th class="number">{_escape(head)}</th>' for head in heads)

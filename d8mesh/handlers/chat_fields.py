@@ -19,6 +19,7 @@ from d8mesh.handlers.field_values import (
     format_of,
     given,
     is_name,
+    is_place,
     keep_alive_of,
     model_name,
     number_of,
@@ -243,6 +244,8 @@ def _models(data: Data) -> tuple[tuple[str, ...], bool]:
         names = [model_name(each, "models") for each in listed]
         if None in names:
             raise InvalidTaskError(expected)
+        if data.get("model_strict") is False:
+            raise InvalidTaskError("model_strict: expected true, for models are always a must")
         return tuple(name for name in names if name), True
     if is_strict and model is None:
         raise InvalidTaskError("model_strict: there is no model in the data that is a must")
@@ -255,7 +258,7 @@ def _check_where(data: Data) -> None:
     if cloud is not None and cloud not in tuple(Cloud):
         raise InvalidTaskError(f"cloud: expected one of {', '.join(Cloud)}")
     machine = data.get("machine")
-    if machine is not None and not is_name(machine):
+    if machine is not None and not is_place(machine):
         raise InvalidTaskError("machine: expected the name of a machine, a worker or a service")
 
 

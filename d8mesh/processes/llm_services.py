@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from d8mesh.backends.backend import Availability, Backend
-from d8mesh.backends.services import RequestClocks, Service, ServicePool, Told
+from d8mesh.backends.services import PoolListener, RequestClocks, Service, ServicePool
 from d8mesh.config import Config
 from d8mesh.core.protocol.messages import OfferedModel, OfferedService
 from d8mesh.edge.logs import event
@@ -49,7 +49,7 @@ class LlmServices:
         on_seen: Callable[[Service], bool] = lambda service: False,
     ) -> None:
         self._worker, self._console, self._on_seen = worker, console, on_seen
-        told = Told(offer=self._offer, measured=self._measured, seen=self._seen)
+        told = PoolListener(offer=self._offer, measured=self._measured, seen=self._seen)
         clocks = RequestClocks(first_token_s=config.first_token_s, token_gap_s=config.token_gap_s)
         self._others = worker.task_types
         self.pool = ServicePool(backends, told=told, clocks=clocks)

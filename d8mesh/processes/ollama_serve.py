@@ -26,7 +26,7 @@ SERVE_LOOK_S: Final = 5.0
 AGAIN_S: Final = 10.0
 AGAIN_MOST_S: Final = 600.0
 #: How long it may take until it listens.
-LISTEN_S: Final = 30.0
+SERVE_LISTEN_S: Final = 30.0
 LISTEN_LOOK_S: Final = 0.1
 #: A program that listens on this machine accepts at once.
 ACCEPT_S: Final = 1.0
@@ -139,7 +139,7 @@ class OllamaServe:
             self._say_once(tr("`ollama serve` could not be started: {why}", why=error))
             return self._later()
         waited_s = 0.0
-        while program.is_running and waited_s < LISTEN_S and not stop.wait(LISTEN_LOOK_S):
+        while program.is_running and waited_s < SERVE_LISTEN_S and not stop.wait(LISTEN_LOOK_S):
             waited_s += LISTEN_LOOK_S
             if _answers(serving):
                 self._tell(
@@ -154,7 +154,7 @@ class OllamaServe:
                 self._on_started()
                 return SERVE_LOOK_S
         if program.is_running and not stop.is_set():
-            seconds = f"{LISTEN_S:.0f}"
+            seconds = f"{SERVE_LISTEN_S:.0f}"
             self._say_once(tr("`ollama serve` does not listen after {seconds} s", seconds=seconds))
         return SERVE_LOOK_S if self._is_running() else self._later()
 

@@ -12,10 +12,10 @@ from d8mesh.core.protocol.messages import OfferedModel
 from d8mesh.words import tr, translated
 
 #: Names in one line.
-MAX_SHOWN: Final = 8
+MAX_SHOWN_MODELS: Final = 8
 _BELOW: Final = "  "
 #: What people call the kinds of services; an address comes behind it.
-_KINDS: Final = {
+_SERVICE_KINDS: Final = {
     "ollama": "Ollama",
     "groq": "Groq",
     "gemini": "Gemini",
@@ -74,7 +74,7 @@ class ServicesConsole:
         back = tr("back: ") if seen.url in self._had and not is_same else ""
         self._had.add(seen.url)
         self._tell(back + _offer_of(service, types))
-        for name, why in list(seen.unfit.items())[:MAX_SHOWN]:
+        for name, why in list(seen.unfit.items())[:MAX_SHOWN_MODELS]:
             told = tr("{model} is not offered: it {why}", model=name, why=translated(why))
             self._tell(_BELOW + told)
 
@@ -121,7 +121,7 @@ class ServicesConsole:
 
 
 def _offer_of(service: Service, types: str) -> str:
-    seen, kind = service.seen, _KINDS.get(service.backend.kind, service.backend.kind)
+    seen, kind = service.seen, _SERVICE_KINDS.get(service.backend.kind, service.backend.kind)
     place = tr("{kind} at {url}", kind=kind, url=seen.url) if seen.url else tr(kind)
     others = [name for name in seen.models if name != seen.default]
     told = tr("{place}: {types} with {model}", place=place, types=types, model=seen.default)
@@ -129,8 +129,8 @@ def _offer_of(service: Service, types: str) -> str:
 
 
 def _shortened(names: Sequence[str]) -> str:
-    more = len(names) - MAX_SHOWN
-    told = ", ".join(names[:MAX_SHOWN])
+    more = len(names) - MAX_SHOWN_MODELS
+    told = ", ".join(names[:MAX_SHOWN_MODELS])
     return told + (tr(" and {count} more", count=more) if more > 0 else "")
 
 

@@ -88,4 +88,5 @@ def test_a_step_is_told_in_spanish() -> None:
         told = step_text(STEP)
     finally:
         words.use("en")
+    assert step_text({**STEP, "completed": 0}).endswith(", 0 of 2.0 GB (0 %)")
     assert told == "descargando 6a0746a1ec1a, 500 MB de 2.0 GB (25 %)"

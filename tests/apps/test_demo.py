@@ -47,6 +47,7 @@ def test_a_real_model_answers_its_prompts() -> None:
     for prompt in PROMPTS:
         answer = re.search(rf"> {re.escape(prompt)} (.+?) \({MODEL} on (.*?): (\d+) tokens", told)
         assert answer is not None, told
+        assert answer[2].endswith(", embedded")
         assert int(answer[3]) > 0
 
 

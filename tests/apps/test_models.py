@@ -33,7 +33,7 @@ def test_a_model_is_one_row_with_where_it_is() -> None:
         "model", "size", "loaded", "installed", "can", "tokens/s", "slots", "waiting",
     ]  # fmt: skip
     assert first.split("  ")[0] == "qwen2.5:3b"
-    told = ("1.9 GB", "pi5", "nas (paused)", "tools", "11.7-48.2", "2/3", "4")
+    told = ("1.9 GB", "pi5  ", "pi5, nas (paused)", "tools", "11.7-48.2", "2/3", "4")
     assert all(each in first for each in told), first
     assert "274 MB" in second
     assert "groq (cloud)" in third

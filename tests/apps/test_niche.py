@@ -13,8 +13,10 @@ from typing import Any
 import pytest
 
 from d8mesh.apps import work
+from d8mesh.apps.answers import NICHE_SCHEMA
 from d8mesh.apps.findings import load
-from d8mesh.apps.niche import NichePlan, read_plan, run, run_with
+from d8mesh.apps.niche import run, run_with
+from d8mesh.apps.niche_plan import NichePlan
 from d8mesh.backends.embedded import EmbeddedBackend
 from d8mesh.backends.ollama import OllamaBackend
 from d8mesh.config import Config
@@ -95,6 +97,38 @@ def test_every_market_in_every_geography_is_asked_and_saved(
     assert "4 pairs: 4 found, 0 unusable" in said.out
     assert str(tmp_path) in said.out
     assert "4/4" in said.err
+
+
+def test_no_more_questions_are_under_way_than_was_said(
+    server: OllamaServer, tmp_path: Path
+) -> None:
+    class Counted(InProcess):
+        """Counts the tasks that have not ended."""
+
+        most = 0
+
+        def submit_many(self, *args: Any, **more: Any) -> Any:
+            given = super().submit_many(*args, **more)
+            under_way.extend(given)
+            now = sum(not task._future.done() for task in under_way)
+            self.most = max(self.most, now)
+            return given
+
+    under_way: list[Any] = []
+    mesh = Counted(llm_handlers(OllamaBackend(server.url)), threads=4)
+    with mesh:
+        options = options_of(output=tmp_path, at_once=2)
+        assert run_with(mesh, PLAN, config=Config(), options=options) == 0
+    assert len(under_way) == 4
+    assert mesh.most <= 2
+    assert "4 found" in (tmp_path / "niches.html").read_text("utf-8")
+
+
+def test_what_is_asked_says_which_form_the_answer_must_have(
+    server: OllamaServer, tmp_path: Path
+) -> None:
+    assert run_on(server, tmp_path) == 0
+    assert all(body["format"] == NICHE_SCHEMA for body in server.chats)
 
 
 def test_a_bad_answer_is_asked_for_again_with_what_is_wrong(
@@ -224,62 +258,6 @@ def test_the_results_go_to_a_folder_of_the_data_folder(
     folder = Path(json.loads(capsys.readouterr().out)["folder"])
     assert folder.parent == tmp_path / "niche"
     assert (folder / "niches.json").exists()
-
-
-# --- the file of markets --------------------------------------------------------------
-
-
-def test_a_file_gives_markets_and_geographies_and_each_pair_once(tmp_path: Path) -> None:
-    file = tmp_path / "markets.json"
-    content = '{"markets": ["pets", " pets ", "ñandú"], "geographies": ["Perú"]}'
-    file.write_bytes(b"\xef\xbb\xbf" + content.encode())
-    assert read_plan(file).pairs == [("pets", "Perú"), ("ñandú", "Perú")]
-
-
-def test_without_a_file_there_are_defaults() -> None:
-    assert len(read_plan(None).pairs) == 15
-
-
-@pytest.mark.parametrize(
-    "content",
-    [
-        "",
-        "[]",
-        "not json",
-        '{"markets": ["a"]}',
-        '{"markets": [], "geographies": ["a"]}',
-        '{"markets": "a", "geographies": ["a"]}',
-        '{"markets": [1], "geographies": ["a"]}',
-        '{"markets": [" "], "geographies": ["a"]}',
-        '{"markets": ["a"], "geographies": ["b"], "other": 1}',
-        json.dumps({"markets": ["x" * 201], "geographies": ["a"]}),
-        "[" * 100_000,
-        "\xff\xfe",
-    ],
-)
-def test_a_wrong_file_says_what_was_expected(tmp_path: Path, content: str) -> None:
-    file = tmp_path / "markets.json"
-    file.write_text(content, encoding="latin-1")
-    with pytest.raises(ConfigError, match=r'expected \{"markets"'):
-        read_plan(file)
-
-
-def test_too_many_pairs_are_refused(tmp_path: Path) -> None:
-    file = tmp_path / "markets.json"
-    names = [str(i) for i in range(101)]
-    file.write_text(json.dumps({"markets": names, "geographies": names}), "utf-8")
-    with pytest.raises(ConfigError, match="10201 pairs, at most 10000"):
-        read_plan(file)
-
-
-def test_a_file_that_is_too_large_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("d8mesh.apps.niche.MAX_NAMES_BYTES", 10)
-    file = tmp_path / "markets.json"
-    file.write_text('{"markets": ["a"], "geographies": ["b"]}', "utf-8")
-    with pytest.raises(ConfigError, match="larger than 10 bytes"):
-        read_plan(file)
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:

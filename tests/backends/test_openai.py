@@ -14,7 +14,7 @@ import pytest
 from d8mesh.backends.backend import ChatRun, ModelInfo
 from d8mesh.backends.openai import gemini_of, groq_of, servers_of
 from d8mesh.backends.openai.service import OpenAIBackend
-from d8mesh.backends.services import ServicePool, Told
+from d8mesh.backends.services import PoolListener, ServicePool
 from d8mesh.config import Config
 from d8mesh.core.protocol.chat import (
     ChatRequest,
@@ -265,6 +265,13 @@ def test_a_field_that_a_server_refuses_by_name_is_left_out_from_then_on(lan: Clo
     assert done.ignored == ("options.top_k",)
     assert chat(backend, options={"top_k": 3}).ignored == ("options.top_k",)
     assert [("top_k" in body) for body in lan.bodies] == [True, False, False]
+
+
+def test_thinking_that_a_model_cannot_leave_is_left_as_it_is(gemini: CloudServer) -> None:
+    said = "Budget 0 is invalid. This model only works in thinking mode."
+    gemini.prepared = [Prepared(400, [{"error": {"code": 400, "message": said}}])]
+    done = chat(backend_of(gemini), more={"think": False})
+    assert (done.text, done.ignored) == ("You asked: one two", ("think",))
 
 
 def test_pictures_go_as_data_of_their_kind(any_server: CloudServer) -> None:
@@ -760,7 +767,7 @@ def test_a_key_alone_offers_no_cloud() -> None:
 def test_a_pool_tells_of_a_budget_when_it_is_used_and_not_as_time_passes(groq: CloudServer) -> None:
     measured: list[tuple[str, list[OfferedModel]]] = []
     backend = backend_of(groq)
-    told = Told(measured=lambda service, models: measured.append((service, list(models))))
+    told = PoolListener(measured=lambda service, models: measured.append((service, list(models))))
     pool = ServicePool([backend], told=told)
     pool.look()
     (offered,) = (service.offered() for service in pool.services)
@@ -781,7 +788,7 @@ def test_a_pool_tells_of_a_budget_when_it_is_used_and_not_as_time_passes(groq: C
 
 def test_a_429_pauses_no_model_and_is_told_before_the_task_goes_back(groq: CloudServer) -> None:
     measured: list[OfferedModel] = []
-    told = Told(measured=lambda service, models: measured.extend(models))
+    told = PoolListener(measured=lambda service, models: measured.extend(models))
     backend = backend_of(groq)
     pool = ServicePool([backend], told=told)
     pool.look()

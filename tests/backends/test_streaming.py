@@ -14,13 +14,21 @@ import pytest
 from d8mesh.backends.ollama.bodies import Defaults, Loading, question_of
 from d8mesh.backends.ollama.chat import AnswerLines
 from d8mesh.backends.ollama.connection import OllamaRequest, asking
-from d8mesh.backends.streaming import MAX_LINE_BYTES, AnswerReader, lines_of, shown
+from d8mesh.backends.streaming import (
+    MAX_LINE_BYTES,
+    AnswerReader,
+    RefusedAnswer,
+    lines_of,
+    shown,
+)
 from d8mesh.core.protocol.chat import ChatRequest, FinishReason, Piece
 from d8mesh.errors import (
     BackendAnswerError,
     BackendBusyError,
     BackendError,
     BackendTooLargeError,
+    D8Error,
+    InvalidTaskError,
 )
 from tests.ollama_server import OllamaServer
 
@@ -178,3 +186,38 @@ def test_a_package_that_cannot_be_imported_or_is_another_is_a_failure(
     with pytest.raises(BackendError, match="cannot be imported") as caught:
         parts_of(server)
     assert caught.value.code == "backend.failed"  # not given back again and again
+
+
+# --- refusals ---------------------------------------------------------------------------
+
+
+def test_a_service_may_say_itself_what_its_refusals_mean(server: OllamaServer) -> None:
+    seen: list[RefusedAnswer] = []
+
+    def refused(refusal: RefusedAnswer) -> D8Error:
+        seen.append(refusal)
+        return InvalidTaskError("never")
+
+    server.behaviour = "busy"
+    request = OllamaRequest(url=server.url, path="/api/chat", body={"model": "x"})
+    by_http = asking(request, AnswerLines().piece_of)
+    with pytest.raises(BackendBusyError) as caught:
+        ending_of(by_http)
+    assert caught.value.details == {"status": 503}
+    own = AnswerReader(
+        "It", server.url, lines=by_http._lines, piece_of=AnswerLines().piece_of, refused=refused
+    )
+    with pytest.raises(InvalidTaskError, match="never"):
+        ending_of(own)
+    assert seen[0].status == 503
+    assert seen[0].headers["content-type"] == "application/json"
+    assert seen[0].reason == "HTTP 503: server busy, please try again"
+
+
+def ending_of(reader: AnswerReader[Piece]) -> None:
+    until = time.monotonic() + PATIENCE_S
+    try:
+        while time.monotonic() < until:
+            reader.next(0.5)
+    finally:
+        reader.close()

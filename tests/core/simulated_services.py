@@ -375,7 +375,9 @@ class SimulatedWorker:
         """The clock of a request: it is silent if it is still there after its time."""
         if self.runs.get(run.id) is not run or run.ask.is_gone:
             return
-        limit_s = self.token_gap_s if run.has_first else self.first_token_s
+        limit_s = self.first_token_s
+        if run.has_first:  # its tokens came one by one until now
+            limit_s = self.token_gap_s + self._output_s(run)
         if self.pool.now - run.heard >= limit_s - 1e-9:
             self.services[run.placement.service].leave(run.ask)
             self._end(run, RunEnd.FAILED, Spent())

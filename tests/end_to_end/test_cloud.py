@@ -186,4 +186,6 @@ def test_a_minutes_budget_of_thirty_holds_over_five_minutes() -> None:
         assert totals["failed"] == 0
         assert cloud.most_in_a_minute() <= bound
         assert cloud.refused() == 0
+        times = [each.at - cloud.asked[0].at for each in cloud.asked]
+        print([round(at) for at in times[::10]])
         print(f"{wanted} requests in {took_s:.0f} s, {cloud.most_in_a_minute()} a minute at most")

@@ -203,9 +203,9 @@ PLANTS: Final = (
     ),
     Plant(
         "blame a lost worker for tasks it had not started",
-        "d8mesh.core.broker.returns:Returns.lose",
-        "held[: worker.slots]",
-        "held[:]",
+        "d8mesh.core.broker.returns:running_and_waiting",
+        "own[: worker.slots]",
+        "own[:]",
         WORKER_SESSIONS + "only_the_running_attempts_of_a_lost_worker_are_blamed",
     ),
     Plant(
@@ -459,8 +459,29 @@ PLANTS: Final = (
         "delete from the outbox before the acknowledgement",
         "d8mesh.core.worker.session:WorkerSession._flush",
         "effects.append(SendOn(broker.key, results))",
-        "effects += [SendOn(broker.key, results), *self._forget([batch])]",
+        "effects += [SendOn(broker.key, results), *self._kept.forget([batch])]",
         WORKER + "expensive_results_and_those_without_a_broker_are_on_the_disk_first",
+    ),
+    Plant(
+        "run a placed attempt in a slot",
+        "d8mesh.core.worker.session:WorkerSession._work",
+        "if placing:",
+        "if False:",
+        WORKER + "a_placed_attempt_runs_beside_the_slots_and_the_window_stays",
+    ),
+    Plant(
+        "take where a task is to run for the next time too",
+        "d8mesh.core.worker.session:WorkerSession._work",
+        "placing, broker.placing = broker.placing, {}",
+        "placing = broker.placing",
+        WORKER + "a_placed_attempt_that_is_stopped_or_dropped_or_replaced_is_aborted",
+    ),
+    Plant(
+        "fetch ahead by how long services take",
+        "d8mesh.core.worker.session:WorkerSession.finished",
+        "elsewhere += 1",
+        "elsewhere += 0",
+        WORKER + "how_long_services_take_does_not_change_what_is_fetched_ahead",
     ),
     Plant(
         "send an expensive result before it is on the worker's disk",

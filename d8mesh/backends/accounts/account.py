@@ -24,8 +24,9 @@ from d8mesh.errors import BackendError, BackendLimitError
 
 #: What services count a minute by: any of so many seconds.
 MINUTE_S: Final = 60.0
-#: A minute is taken for so much longer here: no two clocks go alike.
-LATE_S: Final = 1.0
+#: A minute is taken for so much longer here, as no two clocks go alike; for less than orchestrators
+#: take it for: what they place is not to be given back.
+LATE_S: Final = 0.25
 #: Models of one account that are remembered; more are names that were made up.
 MAX_ACCOUNT_MODELS: Final = 200
 #: What was estimated as larger than a whole minute by this much can never fit; else it may.
@@ -107,8 +108,12 @@ class Account:
         self._path: Path | None = None
         self._siblings: Siblings | None = None
         self._lock = threading.Lock()
-        #: what people should know, "" if there is nothing
-        self.notice = ""
+        self._file_notice = self._disk_notice = ""
+
+    @property
+    def notice(self) -> str:
+        """What people should know; "" if there is nothing."""
+        return "; ".join(filter(None, (self._file_notice, self._disk_notice)))
 
     # --- asking
 
@@ -215,7 +220,7 @@ class Account:
         """Keep what is used in the file `path`, and take up what is there."""
         kept, notice = ledger.read(path)
         with self._lock:
-            self._path, self.notice, self._siblings = path, notice, Siblings(path)
+            self._path, self._file_notice, self._siblings = path, notice, Siblings(path)
             now, at = self._clock(), self._wall()
             for model, each in kept.models.items():
                 use = self._use(model)
@@ -253,7 +258,9 @@ class Account:
         try:
             ledger.write(self._path, ledger.KeptAccount(models))
         except OSError as error:
-            self.notice = f"what is used of the account cannot be written down ({error})"
+            self._disk_notice = f"what is used of the account cannot be written down ({error})"
+        else:
+            self._disk_notice = ""
 
     # --- counting
 

@@ -19,7 +19,7 @@ from d8mesh.backends.backend import Availability, ChatRun, ModelInfo
 from d8mesh.backends.embedded.catalogue import GgufFiles, GgufModel, Shelf
 from d8mesh.backends.embedded.chat import LLAMA_CPP, asked
 from d8mesh.backends.embedded.embed import embedded
-from d8mesh.backends.embedded.host import MODEL_IDLE_S, Lent, ModelHost
+from d8mesh.backends.embedded.host import MODEL_IDLE_S, Lent, Loan, ModelHost
 from d8mesh.backends.embedded.packages import (
     GET_RUNTIME,
     GET_WEIGHTS,
@@ -65,7 +65,7 @@ MAX_TOLD_FILES: Final = 8
 #: What a broken connection looks like.
 _BROKEN: Final = (BackendAnswerError, BackendUnavailableError)
 
-Made = TypeVar("Made")
+ChildAnswer = TypeVar("ChildAnswer")
 
 
 def backend_of(config: Config) -> EmbeddedBackend | None:
@@ -169,6 +169,9 @@ class EmbeddedBackend:
             )
             done = completion(reader, model.name, run)
             timing = replace(done.ending.timing, load_s=lent.load_s)
+            if timing.output_s:
+                speed = done.ending.usage.completion_tokens / timing.output_s
+                self._host.note_speed(lent.process, speed)
             return replace(done, ending=replace(done.ending, timing=timing))
 
         return self._run(model, run, ask)
@@ -177,10 +180,11 @@ class EmbeddedBackend:
         """Return a vector for each text; see `LlmService.embed`."""
         shelf = self._usable()
         able = {name: each for name, each in shelf.models.items() if each.head.is_embedder}
-        found = matching(request.model, able)
+        wished = run.placement.model if run.placement is not None else request.model
+        found = matching(wished, able)
         if found is None:
             raise InvalidTaskError(
-                f"model: {request.model!r} makes no embeddings here; those that do: "
+                f"model: {wished!r} makes no embeddings here; those that do: "
                 f"{', '.join(able) or 'none'}"
             )
 
@@ -262,7 +266,9 @@ class EmbeddedBackend:
 
     # --- asking it --------------------------------------------------------------------
 
-    def _run(self, model: GgufModel, run: ChatRun, ask: Callable[[Lent], Made]) -> Made:
+    def _run(
+        self, model: GgufModel, run: ChatRun, ask: Callable[[Lent], ChildAnswer]
+    ) -> ChildAnswer:
         """Ask the child that has `model`; one that hangs or has died is gone afterwards."""
         options = run.placement.options if run.placement is not None else {}
         until = time.monotonic() + run.deadline_s
@@ -273,13 +279,15 @@ class EmbeddedBackend:
             if time.monotonic() >= until:
                 raise BackendDeadlineError(f"{model.name} was not loaded in time")
 
+        loan = Loan(
+            model=model,
+            context=_context(model, options),
+            threads=_whole(options.get("num_thread"), MAX_THREADS),
+            load_within_s=run.first_token_s,
+            check=check,
+        )
         try:
-            with self._host.lend(
-                model,
-                context=_context(model, options),
-                threads=_whole(options.get("num_thread"), MAX_THREADS),
-                check=check,
-            ) as lent:
+            with self._host.lend(loan) as lent:
                 return self._survived(lent.process, lambda: ask(lent))
         except ModelRefusedError as error:
             with self._lock:
@@ -290,7 +298,7 @@ class EmbeddedBackend:
                 f"{LLAMA_CPP} cannot be started ({said(error)})"
             ) from error
 
-    def _survived(self, process: ModelProcess, ask: Callable[[], Made]) -> Made:
+    def _survived(self, process: ModelProcess, ask: Callable[[], ChildAnswer]) -> ChildAnswer:
         try:
             return ask()
         except BackendStalledError:

@@ -10,11 +10,14 @@ import contextlib
 import os
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
 #: So long the processors are watched: shorter catches one blink of another program.
 SAMPLE_S: Final = 0.2
+#: So much of a core others may use: a thread too few costs less than one that is held up.
+SHARED: Final = 0.25
 #: Where the bound of a container stands: cgroup 2, then cgroup 1.
 _CGROUP_2: Final = Path("/sys/fs/cgroup/cpu.max")
 _CGROUP_1: Final = Path("/sys/fs/cgroup/cpu/cpu.cfs_quota_us")
@@ -25,20 +28,31 @@ _SIBLINGS: Final = Path("/sys/devices/system/cpu")
 
 def threads_now() -> int:
     """Return with how many threads a model runs best now: at least 1. Takes `SAMPLE_S`."""
-    return threads_for(cores=usable_cores(), busy=busy_cores())
+    return threads_for(cores=machine_cores(), allowed=allowed_cores(), busy=busy_cores())
 
 
-def threads_for(*, cores: float, busy: float) -> int:
-    """Return the cores that nobody uses, to the nearest whole one, at least 1."""
-    return max(1, int(cores - busy + 0.5))
+def threads_for(*, cores: int, allowed: float, busy: float) -> int:
+    """Return the cores that nobody uses, at least 1; of one a quarter may be used.
+
+    Args:
+        cores: of the machine.
+        allowed: how many of them this process may use.
+        busy: how many of them all programs use.
+    """
+    return max(1, int(min(allowed, cores - busy) + SHARED))
 
 
-def usable_cores() -> float:
-    """Return how many cores this process may use: its affinity, its container, no twin threads."""
+def machine_cores() -> int:
+    """Return how many cores the machine has; two threads of one core count once."""
+    return _whole_cores(range(os.cpu_count() or 1))
+
+
+def allowed_cores() -> float:
+    """Return how many cores this process may use: its affinity, the bound of its container."""
     try:
         ours = os.sched_getaffinity(0)  # type: ignore[attr-defined,unused-ignore]
     except (AttributeError, OSError):  # macOS, Windows
-        return float(os.cpu_count() or 1)
+        return float(machine_cores())
     return min(float(_whole_cores(ours)), _container_cores())
 
 
@@ -54,8 +68,8 @@ def busy_cores() -> float:
     return min(max(share, 0.0), 1.0) * (os.cpu_count() or 1)
 
 
-def _whole_cores(ours: set[int]) -> int:
-    """Return on how many cores `ours` are: two threads of one core share its arithmetic."""
+def _whole_cores(ours: Iterable[int]) -> int:
+    """Return on how many cores these processors are: twins share one core's arithmetic."""
     cores = set()
     for number in ours:
         told = _SIBLINGS / f"cpu{number}" / "topology" / "thread_siblings_list"

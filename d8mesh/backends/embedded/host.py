@@ -28,6 +28,8 @@ CHILD_HEALTH_S: Final = 5.0
 FOLLOW_S: Final = 60.0
 #: ... and it is loaded anew for that only if it took no longer.
 QUICK_LOAD_S: Final = 3.0
+#: An answer that comes so many times slower than the quickest of its child has met other work.
+SLOWED: Final = 2.0
 #: Two answers at once come 11 % sooner than one after the other where there are two threads,
 #: and 11 % later where there is one.
 MANY_SLOTS: Final = 2
@@ -36,6 +38,21 @@ MANY_SLOTS: Final = 2
 def slots_for(threads: int) -> int:
     """Return how many requests a model with so many threads answers at once."""
     return MANY_SLOTS if threads >= MANY_SLOTS else 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loan:
+    """What a request needs of a child."""
+
+    model: GgufModel
+    #: tokens of one conversation
+    context: int
+    #: None: as many as cores are free
+    threads: int | None
+    #: the model is loaded within so many seconds, or not at all
+    load_within_s: float
+    #: called several times a second while waiting; what it raises ends that
+    check: Callable[[], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,19 +89,8 @@ class ModelHost:
         return process if process is not None and process.url and process.is_alive else None
 
     @contextlib.contextmanager
-    def lend(
-        self,
-        model: GgufModel,
-        *,
-        context: int,
-        threads: int | None,
-        check: Callable[[], None],
-    ) -> Iterator[Lent]:
-        """Lend a child with `model`, loaded for `context` tokens if it is not yet.
-
-        Args:
-            threads: None: as many as cores are free.
-            check: called several times a second while waiting; what it raises ends that.
+    def lend(self, loan: Loan) -> Iterator[Lent]:
+        """Lend a child as `loan` says, with its model loaded if it is not yet.
 
         Raises:
             ModelRefusedError: it cannot be loaded.
@@ -95,8 +101,8 @@ class ModelHost:
         with self._changed:
             self._line.append(ticket)
         try:
-            self._wait(lambda: self._line[0] is ticket, check)
-            lent = self._ready(model, context, threads, check)
+            self._wait(lambda: self._line[0] is ticket, loan.check)
+            lent = self._ready(loan)
             with self._changed:
                 self._users += 1
         finally:
@@ -108,6 +114,12 @@ class ModelHost:
         finally:
             self._take_back()
 
+    def note_speed(self, process: ModelProcess, tokens_per_s: float) -> None:
+        """Take note of how fast an answer came: a slow one has the cores looked at again."""
+        process.quickest = max(process.quickest, tokens_per_s)
+        if tokens_per_s * SLOWED < process.quickest:
+            self._looked_at = 0.0
+
     def close(self) -> None:
         """End the child."""
         with self._changed:
@@ -118,34 +130,37 @@ class ModelHost:
         if process is not None:
             process.end()
 
-    def _ready(
-        self, model: GgufModel, context: int, threads: int | None, check: Callable[[], None]
-    ) -> Lent:
+    def _ready(self, loan: Loan) -> Lent:
         """Return the child to use; called by the first of the line alone."""
         process = self.loaded
-        if process is not None and _has(process, model) and self._users:
+        has_model = process is not None and process.order.path == str(loan.model.path)
+        if process is not None and has_model and self._users:
             return Lent(process, 0.0)
-        self._wait(lambda: not self._users, check)
-        wanted = threads
-        if process is not None and _has(process, model) and process.is_answering(CHILD_HEALTH_S):
-            wanted = threads or self._threads_if_others(process)
-            if wanted is None or wanted == process.order.threads:
+        self._wait(lambda: not self._users, loan.check)
+        threads = loan.threads
+        if process is not None and has_model and process.is_answering(CHILD_HEALTH_S):
+            threads = threads or self._threads_if_others(process)
+            if threads is None or threads == process.order.threads:
                 return Lent(process, 0.0)
         if self._process is not None:  # also one that has died by itself
             self._process.end()
-        wanted = wanted or threads_now()
-        self._looked_at = time.monotonic()
-        order = Order(
-            path=str(model.path),
-            key="",
-            threads=wanted,
-            context=context,
-            slots=1 if model.head.is_embedder else slots_for(wanted),
-            is_embedder=model.head.is_embedder,
-        )
-        self._process = process = ModelProcess(model.name, order)
-        process.load(check)
+        process = self._start(loan, threads or threads_now())
+        process.load(loan.check, within_s=loan.load_within_s)
         return Lent(process, process.load_s)
+
+    def _start(self, loan: Loan, threads: int) -> ModelProcess:
+        self._looked_at = time.monotonic()
+        is_embedder = loan.model.head.is_embedder
+        order = Order(
+            path=str(loan.model.path),
+            key="",
+            threads=threads,
+            context=loan.context,
+            slots=1 if is_embedder else slots_for(threads),
+            is_embedder=is_embedder,
+        )
+        self._process = process = ModelProcess(loan.model.name, order)
+        return process
 
     def _threads_if_others(self, process: ModelProcess) -> int | None:
         """Return how many threads there should be now; None if that is not to be asked yet."""
@@ -185,7 +200,3 @@ class ModelHost:
             self._timer, process, self._process = None, self._process, None
         if process is not None:
             process.end()
-
-
-def _has(process: ModelProcess, model: GgufModel) -> bool:
-    return process.model == model.name and process.order.path == str(model.path)

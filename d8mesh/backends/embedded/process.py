@@ -25,8 +25,6 @@ from d8mesh.backends.streaming import WANTED_LOOK_S, shown
 from d8mesh.edge.child.group import NEW_GROUP, ProcessGroup
 from d8mesh.errors import BackendStalledError
 
-#: The largest models come from a slow disk.
-LOAD_WITHIN_S: Final = 600.0
 #: A child that is killed is gone within this, or hangs in the kernel.
 GONE_S: Final = 5.0
 #: Its last lines are kept for when it fails.
@@ -60,6 +58,8 @@ class ModelProcess:
         self.key = secrets.token_urlsafe(_KEY_BYTES)
         self.url = ""
         self.load_s = 0.0
+        #: tokens a second of its quickest answer
+        self.quickest = 0.0
         #: it was ended here, on purpose
         self.is_ended = False
         self._began = time.monotonic()
@@ -102,7 +102,7 @@ class ModelProcess:
                 how = f"killed by {signal.Signals(-code).name}"
         return f"{how}; it said: {shown(self._last[-1])}" if self._last else how
 
-    def load(self, check: Callable[[], None]) -> None:
+    def load(self, check: Callable[[], None], *, within_s: float) -> None:
         """Wait until the model is loaded; the child is ended if it is not.
 
         Args:
@@ -110,7 +110,7 @@ class ModelProcess:
 
         Raises:
             ModelRefusedError: llama.cpp refused the file, or died of it.
-            BackendStalledError: not within `LOAD_WITHIN_S`.
+            BackendStalledError: not within `within_s` seconds of its start.
         """
         try:
             order = msgspec.structs.replace(self.order, key=self.key)
@@ -118,7 +118,7 @@ class ModelProcess:
             with contextlib.suppress(OSError):  # it has died: that is seen below
                 self._process.stdin.write(msgspec.json.encode(order) + b"\n")
                 self._process.stdin.flush()
-            line = self._line(check)
+            line = self._line(check, within_s)
             answer = json.loads(line) if line else {}
             if "url" not in answer:
                 raise ModelRefusedError(self._why(answer))
@@ -154,15 +154,15 @@ class ModelProcess:
             with contextlib.suppress(OSError):
                 self._process.stdin.close()
 
-    def _line(self, check: Callable[[], None]) -> str | None:
-        until = self._began + LOAD_WITHIN_S
+    def _line(self, check: Callable[[], None], within_s: float) -> str | None:
+        until = self._began + within_s
         while True:
             check()
             with contextlib.suppress(queue.Empty):
                 return self._said.get(timeout=WANTED_LOOK_S)
             if time.monotonic() > until:
                 raise BackendStalledError(
-                    f"llama.cpp did not load {self.model!r} within {LOAD_WITHIN_S:.0f} s"
+                    f"llama.cpp did not load {self.model!r} within {within_s:g} s"
                 )
 
     def _why(self, answer: object) -> str:

@@ -34,7 +34,7 @@ _MEMORY_WORDS: Final = re.compile(
 _WRONG_WORDS: Final = re.compile(
     r"does not support (?:chat|generat|complet|insert|think|tool|embed|vision|image)|"
     r"illegal base64|invalid (?:input type|format|image|option)|must be of type|"
-    r"valid JSON Schema|missing unit in duration|top_logprobs must",
+    r"valid JSON Schema|missing unit in duration|top_logprobs must|required for image input",
     re.IGNORECASE,
 )
 #: It is longer than the context, and must not be cut.

@@ -43,6 +43,12 @@ DROPPABLE: Final[Mapping[str, str]] = {
     "dimensions": "dimensions",
     "encoding_format": "",
 }
+#: What a refusal says where it does not name the field itself.
+_ALSO_SAID: Final[Mapping[str, str]] = {
+    "reasoning_effort": r"|thinking|reasoning",
+    "chat_template_kwargs": r"|thinking",
+    "response_format": r"|response format",
+}
 #: UTF-8 of a token, about, and tokens of a picture.
 BYTES_PER_TOKEN: Final = 4
 TOKENS_PER_IMAGE: Final = 1000
@@ -141,7 +147,9 @@ def refused_fields(fault: ServiceFault, body: AskedBody) -> frozenset[str]:
     return frozenset(
         name
         for name in body.fields.keys() & DROPPABLE.keys()
-        if re.search(rf"(?<![A-Za-z0-9_]){name}(?![A-Za-z0-9_])", fault.text)
+        if re.search(
+            rf"(?<![A-Za-z0-9_]){name}(?![A-Za-z0-9_]){_ALSO_SAID.get(name, '')}", fault.text
+        )
     )
 
 

@@ -13,10 +13,10 @@ from d8mesh.core.worker.model_meter import NOTHING, ModelMeter, RunEnd, Spent
 from d8mesh.errors import BackendError, D8Error
 
 #: Of a reason, as much as travels with each offer.
-MAX_WHY_CHARS: Final = 300
+MAX_PAUSED_CHARS: Final = 300
 #: What errors mean, by their code, for who sends requests there; all other errors of a service are
 #: its own failures.
-_ENDS: Final[Mapping[str, RunEnd]] = {
+_RUN_ENDS: Final[Mapping[str, RunEnd]] = {
     "backend.busy": RunEnd.FULL,
     "backend.deadline": RunEnd.LATE,
     "backend.limit": RunEnd.OURS,
@@ -29,13 +29,13 @@ def end_of(error: BaseException) -> RunEnd:
     """Return what an error says of the service; a caller's mistake or cancelling says nothing."""
     if not isinstance(error, BackendError):
         return RunEnd.OURS
-    return _ENDS.get(error.code, RunEnd.FAILED)
+    return _RUN_ENDS.get(error.code, RunEnd.FAILED)
 
 
 def reason_of(error: BaseException) -> str:
     """Return why a model is paused, in one bounded sentence."""
     told = str(error) if isinstance(error, D8Error) else f"{type(error).__name__}: {error}"
-    return told[:MAX_WHY_CHARS] or type(error).__name__
+    return told[:MAX_PAUSED_CHARS] or type(error).__name__
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,12 +57,12 @@ class Meters:
     """A meter for each model of one service.
 
     Args:
-        on_change: told whenever the figures of a model have changed.
+        on_change: told of a model whenever its figures have changed.
 
     Thread: any.
     """
 
-    def __init__(self, on_change: Callable[[], None], *, clock: Callable[[], float]) -> None:
+    def __init__(self, on_change: Callable[[str], None], *, clock: Callable[[], float]) -> None:
         self._on_change, self._clock = on_change, clock
         self._lock = threading.Lock()
         self._meters: dict[str, ModelMeter] = {}
@@ -112,7 +112,7 @@ class Meters:
             elif meter is not None and error is not None:
                 is_long = end_of(error) is RunEnd.NO_ROOM
                 meter.probed(self._clock(), reason_of(error), is_long=is_long)
-        self._on_change()
+        self._on_change(name)
 
     def failed(self, name: str, error: BackendError) -> None:
         """Pause a model for an error beside its requests, if that is the service's own fault."""
@@ -144,7 +144,7 @@ class Meters:
                 requests=meter.requests,
                 prompt_tokens=meter.prompt_tokens,
                 output_tokens=meter.output_tokens,
-                paused=meter.paused[:MAX_WHY_CHARS],
+                paused=meter.paused[:MAX_PAUSED_CHARS],
             )
 
     def measured(
@@ -154,35 +154,35 @@ class Meters:
         with self._lock:
             meter = self._meters.get(name) or ModelMeter()
             run = meter.began(self._clock(), prompt_tokens=prompt_tokens, is_streamed=is_streamed)
-        return MeasuredRun(self, meter, run)
+        return MeasuredRun(self, name, meter, run)
 
-    def heard(self, meter: ModelMeter, run: int) -> None:
+    def heard(self, name: str, meter: ModelMeter, run: int) -> None:
         """Note the first token of a request."""
         with self._lock:
             meter.first_token(run, self._clock())
-        self._on_change()
+        self._on_change(name)
 
-    def ended(self, meter: ModelMeter, run: int, error: BaseException | None, spent: Spent) -> None:
+    def ended(self, run: MeasuredRun, error: BaseException | None, spent: Spent) -> None:
         """Note the end of a request, and tell of it before anybody else hears of the error."""
         end = RunEnd.ANSWERED if error is None else end_of(error)
         why = "" if error is None else reason_of(error)
         with self._lock:
-            meter.ended(run, self._clock(), end, spent=spent, why=why)
-        self._on_change()
+            run.meter.ended(run.number, self._clock(), end, spent=spent, why=why)
+        self._on_change(run.name)
 
 
 class MeasuredRun:
     """One request at a model: a context manager, whose end is the request's."""
 
-    def __init__(self, meters: Meters, meter: ModelMeter, run: int) -> None:
-        self._meters, self._meter, self._run = meters, meter, run
+    def __init__(self, meters: Meters, name: str, meter: ModelMeter, number: int) -> None:
+        self._meters, self.name, self.meter, self.number = meters, name, meter, number
         self._is_heard, self._spent = False, NOTHING
 
     def hear(self) -> None:
         """Note that it speaks; only the first time counts."""
         if not self._is_heard:
             self._is_heard = True
-            self._meters.heard(self._meter, self._run)
+            self._meters.heard(self.name, self.meter, self.number)
 
     def answered(self, usage: Usage, timing: Timing) -> None:
         """Note what it took, by the service's own account."""
@@ -203,4 +203,4 @@ class MeasuredRun:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._meters.ended(self._meter, self._run, error, self._spent)
+        self._meters.ended(self, error, self._spent)

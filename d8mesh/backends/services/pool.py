@@ -47,7 +47,7 @@ _FIGURES: Final = (
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Told:
+class PoolListener:
     """Who is told what changes. Called from any thread; must not wait."""
 
     #: the services, or what they are: all of them
@@ -56,6 +56,15 @@ class Told:
     measured: Callable[[str, Sequence[OfferedModel]], None] = lambda service, models: None
     #: people should know: a service, and what it offered before
     seen: Callable[[Service, Availability], None] = lambda service, before: None
+
+
+@dataclass(slots=True)
+class _Said:
+    """What was told of a service."""
+
+    service: Service
+    outline: tuple[object, ...]
+    models: dict[str, OfferedModel]
 
 
 class ServicePool:
@@ -71,13 +80,13 @@ class ServicePool:
         self,
         backends: Iterable[Backend],
         *,
-        told: Told | None = None,
+        told: PoolListener | None = None,
         clocks: RequestClocks | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._told, self._clocks, self._clock = told or Told(), clocks, clock
+        self._told, self._clocks, self._clock = told or PoolListener(), clocks, clock
         self._lock = threading.Lock()
-        self._said: dict[str, OfferedService] = {}
+        self._said: dict[str, _Said] = {}
         self._stop: threading.Event | None = None
         self.services: tuple[Service, ...] = ()
         for backend in backends:
@@ -150,36 +159,43 @@ class ServicePool:
 
     # ------------------------------------------------------------------ told
 
-    def _tell(self, service: Service) -> None:
-        """Tell what has changed of a service, if that is worth it."""
+    def _tell(self, service: Service, model: str | None = None) -> None:
+        """Tell what has changed of a service, or of one of its models, if that is worth it."""
         with self._lock:
-            if service not in self.services:
+            said = self._said.get(service.id)
+            if said is not None and said.service is service and model is not None:
+                now = service.offered_model(model)
+                self._tell_models(said, [] if now is None else [now])
+            elif service in self.services and self.named(service.id) is not service:
+                pass  # not asked yet, or another way to a service that is there
+            elif said is None or said.service not in self.services:
                 self._tell_all()
-                return
-            now = service.offered()
-            if self.named(now.id) is not service:
-                return  # not asked yet, or another way to a service that is there
-            said = self._said.get(now.id)
-            if said is None or _is_another(said, now):
-                self._tell_all()
-                return
-            models = [
-                model
-                for model, before in zip(now.models, said.models, strict=True)
-                if _is_worth_telling(before, model)
-            ]
-            if models:
-                news = {model.name: model for model in models}
-                kept = [news.get(each.name, each) for each in said.models]
-                self._said[now.id] = structs.replace(now, models=kept)
-                self._told.measured(now.id, models)
+            else:
+                offer = service.offered()
+                if _outline(offer) == said.outline:
+                    self._tell_models(said, offer.models)
+                else:
+                    self._tell_all()
+
+    def _tell_models(self, said: _Said, models: Sequence[OfferedModel]) -> None:
+        news = [
+            model
+            for model in models
+            if (before := said.models.get(model.name)) and _is_worth_telling(before, model)
+        ]
+        if news:
+            said.models |= {model.name: model for model in news}
+            self._told.measured(said.service.id, news)
 
     def _tell_all(self) -> None:
-        self._said = {}
+        self._said, offers = {}, []
         for service in self.services:
-            if service.id:
-                self._said.setdefault(service.id, service.offered())
-        self._told.offer(tuple(self._said.values()))
+            if service.id and service.id not in self._said:
+                offer = service.offered()
+                models = {model.name: model for model in offer.models}
+                self._said[service.id] = _Said(service, _outline(offer), models)
+                offers.append(offer)
+        self._told.offer(tuple(offers))
 
     # ------------------------------------------------------------------ asked
 
@@ -290,14 +306,10 @@ def _without_makeshift(services: Sequence[Service]) -> Sequence[Service]:
     return [each for each in up if each.backend.kind != MAKESHIFT] or up
 
 
-def _is_another(before: OfferedService, now: OfferedService) -> bool:
-    """Tell whether more has changed than `Measured` can say."""
-
-    def plain(service: OfferedService) -> tuple[object, ...]:
-        models = tuple((m.name, m.digest, tuple(m.can), m.size_bytes) for m in service.models)
-        return (service.kind, service.machine, service.url, service.default, service.why, models)
-
-    return plain(before) != plain(now)
+def _outline(service: OfferedService) -> tuple[object, ...]:
+    """Return what `Measured` cannot say."""
+    models = tuple((m.name, m.digest, tuple(m.can), m.size_bytes) for m in service.models)
+    return (service.kind, service.machine, service.url, service.default, service.why, models)
 
 
 def _is_worth_telling(before: OfferedModel, now: OfferedModel) -> bool:

@@ -23,7 +23,7 @@ from d8mesh.backends.backend import (
     Managed,
     ModelInfo,
 )
-from d8mesh.backends.services.meters import MAX_WHY_CHARS, Meters
+from d8mesh.backends.services.meters import MAX_PAUSED_CHARS, Meters
 from d8mesh.backends.services.whereabouts import Whereabouts, whereabouts
 from d8mesh.core.protocol.chat import (
     ChatRequest,
@@ -43,7 +43,7 @@ CHECK_S: Final = 60.0
 #: That a name stands for another address now is noticed after so long.
 PLACE_AGE_S: Final = 60.0
 #: UTF-8 bytes of a token, about.
-TOKEN_BYTES: Final = 4
+BYTES_PER_TOKEN: Final = 4
 
 
 @runtime_checkable
@@ -74,7 +74,8 @@ class Service:
 
     Args:
         backend: what speaks with it.
-        on_change: told whenever something of it has changed, in the middle of requests too.
+        on_change: told whenever something of it has changed, in the middle of requests too: of
+            which model, None for all of it.
 
     Thread: `look` one at a time; the rest any.
     """
@@ -84,11 +85,12 @@ class Service:
         backend: Backend,
         *,
         clocks: RequestClocks | None = None,
-        on_change: Callable[[Service], None] = lambda service: None,
+        on_change: Callable[[Service, str | None], None] = lambda service, model: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.backend = backend
         self.seen = Availability(is_up=False, reason="not asked yet")
+        self._installed: tuple[Availability, dict[str, ModelInfo]] = (self.seen, {})
         #: False until it was looked at
         self.is_asked = False
         #: somebody should look at it now
@@ -135,11 +137,14 @@ class Service:
     @property
     def installed(self) -> Mapping[str, ModelInfo]:
         """The models that it offers, by name."""
-        seen = self.seen
-        return {
-            name: seen.details.get(name) or ModelInfo(name=name)
-            for name in (*seen.models, *seen.embedders)
-        }
+        seen, (of, known) = self.seen, self._installed
+        if of is not seen:
+            known = {
+                name: seen.details.get(name) or ModelInfo(name=name)
+                for name in (*seen.models, *seen.embedders)
+            }
+            self._installed = (seen, known)
+        return known
 
     def has(self, model: str) -> str | None:
         """Return its own name for `model`; None: it does not have it."""
@@ -199,8 +204,8 @@ class Service:
             failed = error
         self._meters.probed(name, failed)
 
-    def _changed(self) -> None:
-        self._on_change(self)
+    def _changed(self, model: str | None = None) -> None:
+        self._on_change(self, model)
 
     # ------------------------------------------------------------------ requests
 
@@ -223,7 +228,7 @@ class Service:
     def embed(self, request: EmbeddingRequest, run: ChatRun) -> Embeddings:
         """Return the vectors of this service; see `Backend.embed`."""
         placed, model = self._placed(run, request.model)
-        tokens = sum(map(len, request.texts)) // TOKEN_BYTES
+        tokens = sum(map(len, request.texts)) // BYTES_PER_TOKEN
         measured = self._meters.measured(model, prompt_tokens=tokens, is_streamed=False)
         with self._looked_at_after_failure(), measured:
             made = self.backend.embed(request, placed)
@@ -246,7 +251,7 @@ class Service:
                 raise
             self._meters.loaded(placement.model, self._clock() - began)
             self._answered.add(placement.model)
-            self._changed()
+            self._changed(placement.model)
         self.needs_look.set()  # to tell that it is loaded
 
     @contextlib.contextmanager
@@ -295,8 +300,13 @@ class Service:
             slots=0,
             default=seen.default,
             models=[] if why else [self._offered(info) for info in self.installed.values()],
-            why=why[:MAX_WHY_CHARS],
+            why=why[:MAX_PAUSED_CHARS],
         )
+
+    def offered_model(self, name: str) -> OfferedModel | None:
+        """Return what the mesh is told of one model; None: it is not there."""
+        info = self.installed.get(name)
+        return None if info is None else self._offered(info)
 
     def _offered(self, info: ModelInfo) -> OfferedModel:
         figures, backend = self._meters.figures(info.name), self.backend
@@ -349,4 +359,4 @@ class Service:
 def _tokens_of(request: ChatRequest) -> int:
     """Return about how many tokens the question has."""
     size = sum(len(str(message.get("content") or "")) for message in request.conversation)
-    return size // TOKEN_BYTES
+    return size // BYTES_PER_TOKEN

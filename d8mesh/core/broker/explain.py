@@ -26,7 +26,7 @@ from d8mesh.core.protocol.wish import SERVICE_TYPES, Cloud, Wish, parse_wish
 Body = dict[str, object]
 
 #: Workers and services that are told of, each: nobody reads more.
-MAX_CANDIDATES: Final = 64
+MAX_CANDIDATES_TOLD: Final = 64
 #: Types that every worker offers.
 BUILT_IN: Final = frozenset(placement.DOCUMENTED_TYPES)
 
@@ -177,7 +177,7 @@ def _who_could(
     remedies = obstacles.remedies(parse_wish(spec.model), standings) if standings else []
     if not standings:
         remedies = _remedies_for_workers(state, spec, workers)
-    return told[:MAX_CANDIDATES], remedies
+    return told[:MAX_CANDIDATES_TOLD], remedies
 
 
 def _candidate(standing: Standing) -> Body:
@@ -248,7 +248,7 @@ def _remedies_for_workers(state: BrokerState, spec: Spec, workers: list[Body]) -
         return [Remedy("start a worker on a machine with a language model", "worker")]
     away = [str(each["machine"]) for each in workers if each["state"] == "away"]
     found = [Remedy(f"start a worker on {machine}", "worker") for machine in sorted(set(away))]
-    found = found[: obstacles.MAX_NAMED]
+    found = found[: obstacles.MAX_PLACES_NAMED]
     if workers or spec.type in BUILT_IN:
         return [*found, Remedy("start one more worker", "worker")]
     return [*found, Remedy(f"start a worker that offers {spec.type!r}", "worker --tasks MODULE")]
@@ -324,7 +324,7 @@ def _chosen(decision: Decision) -> Iterator[str]:
         yield f"{where}, the only one that could begin with it then"
     elif (own_s := standing.estimate_s) is None:
         yield f"{where}; how long it would take was not known"
-    elif all(each.estimate_s is None or each.estimate_s >= own_s for each in others):
+    elif all(each.estimate_s is None or each.estimate_s > own_s for each in others):
         yield f"{where}, which would be done with it first, in about {duration(own_s)}"
     else:
         yield f"{where}, done in about {duration(own_s)}; others would have been about as quick"

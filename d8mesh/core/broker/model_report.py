@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Final
 
 import msgspec
+from msgspec import structs
 
 from d8mesh.core.broker import service_views
 from d8mesh.core.broker.obstacles import MANAGED_KINDS
@@ -20,6 +22,9 @@ from d8mesh.core.protocol.model_names import plain_name
 from d8mesh.core.protocol.wish import parse_wish
 
 Body = dict[str, object]
+
+#: Models of services that are told of: the answer shall fit a frame, and nobody reads more.
+MAX_PLACES_TOLD: Final = 20_000
 
 
 @dataclass(slots=True)
@@ -40,6 +45,7 @@ class _Model:
 def models(state: BrokerState) -> Body:
     """Return the body of the ``models`` question."""
     views = sorted(service_views.views(state), key=lambda view: (view.machine, view.id))
+    views, left_out = _cut(views)
     grouped = _grouped(views)
     waiting, unnamed = _waiting(state)
     bodies = [_model(model, waiting) for model in grouped]
@@ -48,7 +54,18 @@ def models(state: BrokerState) -> Body:
         "models": bodies,
         "services": [_service(view) for view in views],
         "waiting_for_any": unnamed,
+        "left_out": left_out,
     }
+
+
+def _cut(views: list[ServiceView]) -> tuple[list[ServiceView], int]:
+    """Return the services with as many of their models as are told, and how many are not."""
+    kept: list[ServiceView] = []
+    room = MAX_PLACES_TOLD
+    for view in views:
+        kept.append(structs.replace(view, models=view.models[:room]))
+        room -= len(kept[-1].models)
+    return kept, sum(len(view.models) for view in views) - (MAX_PLACES_TOLD - room)
 
 
 def _grouped(views: Iterable[ServiceView]) -> list[_Model]:

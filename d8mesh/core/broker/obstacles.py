@@ -12,11 +12,11 @@ from d8mesh.core.broker.standings import Obstacle, Standing
 from d8mesh.core.protocol.wish import Cloud, Wish
 
 #: Things that a sentence names one by one.
-MAX_NAMED: Final = 4
+MAX_PLACES_NAMED: Final = 4
 #: What manages its own models: `models pull` brings one there.
 MANAGED_KINDS: Final = frozenset({"ollama"})
 #: Reasons why a service cannot have a task until somebody does something.
-LASTING: Final = frozenset(
+NEEDS_SOMEBODY: Final = frozenset(
     {
         Obstacle.NOT_INSTALLED,
         Obstacle.LACKS,
@@ -48,8 +48,8 @@ def duration(seconds: float) -> str:
 def named(names: Iterable[str]) -> str:
     """Return names in one line, the first few of them."""
     listed = list(dict.fromkeys(names))
-    more = f", … ({len(listed)})" if len(listed) > MAX_NAMED else ""
-    return ", ".join(listed[:MAX_NAMED]) + more
+    more = f", … ({len(listed)})" if len(listed) > MAX_PLACES_NAMED else ""
+    return ", ".join(listed[:MAX_PLACES_NAMED]) + more
 
 
 def state_of(standing: Standing) -> str:
@@ -141,7 +141,7 @@ def reason(wish: Wish, standings: Sequence[Standing]) -> str:
     """Return in one sentence why a task waits that services answer; empty: it need not."""
     if any(each.obstacle is None for each in standings):
         return ""
-    fitting = [each for each in standings if each.obstacle not in LASTING]
+    fitting = [each for each in standings if each.obstacle not in NEEDS_SOMEBODY]
     model = f" with the model {named(repr(name) for name in wish.models)}" if wish.models else ""
     if not standings or not fitting:
         return _nobody(wish, standings, model)
@@ -179,8 +179,12 @@ def _services(standings: Sequence[Standing]) -> str:
 
 
 def _sample(standings: Sequence[Standing]) -> str:
-    told = [f"{each.machine}: {state_of(each)}" for each in standings[:MAX_NAMED]]
-    more = f"; and {len(standings) - MAX_NAMED} more" if len(standings) > MAX_NAMED else ""
+    told = [f"{each.machine}: {state_of(each)}" for each in standings[:MAX_PLACES_NAMED]]
+    more = (
+        f"; and {len(standings) - MAX_PLACES_NAMED} more"
+        if len(standings) > MAX_PLACES_NAMED
+        else ""
+    )
     return "; ".join(told) + more
 
 
@@ -194,7 +198,7 @@ def remedies(wish: Wish, standings: Sequence[Standing]) -> list[Remedy]:
     found = [*_start(standings), *_pull(wish, standings), *_allow_cloud(wish, standings)]
     if not standings:
         found.append(Remedy("start a worker on a machine with a language model", "worker"))
-    if wish.is_strict and not any(each.obstacle not in LASTING for each in standings):
+    if wish.is_strict and not any(each.obstacle not in NEEDS_SOMEBODY for each in standings):
         found.append(Remedy("let another model answer: leave out model_strict, or name others"))
     return found
 
@@ -203,8 +207,11 @@ def _start(standings: Sequence[Standing]) -> list[Remedy]:
     away = {each.machine for each in standings if each.obstacle is Obstacle.AWAY}
     down = {each.machine for each in standings if each.obstacle is Obstacle.DOWN}
     return [
-        *(Remedy(f"start a worker on {machine}", "worker") for machine in sorted(away)[:MAX_NAMED]),
-        *(Remedy(f"start the service on {machine}") for machine in sorted(down)[:MAX_NAMED]),
+        *(
+            Remedy(f"start a worker on {machine}", "worker")
+            for machine in sorted(away)[:MAX_PLACES_NAMED]
+        ),
+        *(Remedy(f"start the service on {machine}") for machine in sorted(down)[:MAX_PLACES_NAMED]),
     ]
 
 

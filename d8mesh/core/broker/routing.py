@@ -38,7 +38,7 @@ RESERVED_PART: Final = 0.1
 IN_USE_S: Final = 60.0
 HOMES_KEPT: Final = 2
 #: A service that was full is taken to be so for this long.
-FULL_S: Final = 600.0
+FULL_KNOWN_S: Final = 600.0
 #: Estimates that differ by less are equal.
 EQUAL_PART: Final = 0.1
 #: A conversation stays where it was unless that is so much fuller than another (of its slots).
@@ -290,7 +290,7 @@ def _is_running(other: Weighed, now: float) -> bool:
 def _pushes_out(table: ServiceTable, model: ModelState, now: float) -> bool:
     """Return whether loading a model may push another out that somebody needs there."""
     service = model.service
-    if now - service.was_full > FULL_S:
+    if now - service.was_full > FULL_KNOWN_S:
         return False
     loaded = [m for m in service.models.values() if m.info.is_loaded or m.is_loading(now)]
     return len(loaded) >= service.most_loaded and any(

@@ -27,7 +27,7 @@ SERVICE_TYPES: Final = frozenset({"model_pull", "model_remove"})
 MAX_MODELS: Final = 16
 #: Of the text that names a conversation.
 MAX_CONVERSATION_CHARS: Final = 32
-_HINTS: Final = "#"
+_HINT_MARK: Final = "#"
 _MORE: Final = ";"
 _OR: Final = "|"
 _ALSO: Final = ","
@@ -76,7 +76,7 @@ class Wish:
             parts.append(f"on={self.machine}")
         found = _MORE.join(parts)
         if self.conversation or self.prompt_tokens or self.output_tokens:
-            found += f"{_HINTS}{self.conversation}.{self.prompt_tokens}.{self.output_tokens}"
+            found += f"{_HINT_MARK}{self.conversation}.{self.prompt_tokens}.{self.output_tokens}"
         if len(found) > MAX_WISH_CHARS:
             raise InvalidTaskError(
                 f"models: their names take more than {MAX_WISH_CHARS} characters"
@@ -89,13 +89,13 @@ NO_WISH: Final = Wish()
 
 def lane_part(text: str) -> str:
     """Return of a wish's text what decides who may run the task."""
-    return text.partition(_HINTS)[0] if _HINTS in text else text
+    return text.partition(_HINT_MARK)[0] if _HINT_MARK in text else text
 
 
 @lru_cache(maxsize=4096)
 def parse_wish(text: str) -> Wish:
     """Return the wish that `text` is; parts that mean nothing here are passed over."""
-    lane, _, hints = text.partition(_HINTS)
+    lane, _, hints = text.partition(_HINT_MARK)
     models, *parts = lane.split(_MORE)
     named = dict(part.partition("=")[::2] for part in parts)
     conversation, prompt, output = (*hints.split("."), "", "", "")[:3]

@@ -14,12 +14,16 @@ from typing import Final
 from d8mesh.core.worker.slot_gauge import SlotGauge, SlotRun
 
 #: Seconds from a failure to the first probe; each failed one doubles them up to the second bound.
-PAUSE_S: Final = 1.0
-PAUSE_MOST_S: Final = 60.0
+FIRST_PAUSE_S: Final = 1.0
+MODEL_PAUSE_MOST_S: Final = 60.0
 #: A model that does not fit will not fit in a minute either: somebody must make room.
 NO_ROOM_PAUSE_S: Final = 600.0
 #: A model that was in memory reports a few milliseconds of loading.
 LOADED_ANEW_S: Final = 0.25
+#: Answers that take less in all, and so little of it for their output, are short: see
+#: `SlotGauge.is_short`.
+SHORT_S: Final = 1.0
+SHORT_OUTPUT: Final = 0.2
 #: Of all that was measured so much is kept with each request: about the last five count.
 KEPT: Final = 0.8
 #: Nothing at all for so long until the caller's own deadline: the service may be dead.
@@ -81,7 +85,7 @@ class ModelMeter:
         self._prompt, self._output = _Rate(), _Rate()
         self._first_s = self._whole_s = 0.0
         self._number = 0
-        self._pause_s, self._probe_at = PAUSE_S, 0.0
+        self._pause_s, self._probe_at = FIRST_PAUSE_S, 0.0
         self._heard = float("-inf")
 
     @property
@@ -141,7 +145,7 @@ class ModelMeter:
         self.requests += 1
         self.prompt_tokens += spent.prompt_tokens
         self.output_tokens += spent.output_tokens
-        self._pause_s = PAUSE_S
+        self._pause_s = FIRST_PAUSE_S
         if self.paused:
             self._probe_at = now  # it does answer: the next probe need not wait
         self.loaded(spent.load_s)
@@ -157,6 +161,8 @@ class ModelMeter:
         first = now if seen.first is None else seen.first
         reading_s = max(first - seen.began - spent.load_s, 0.0)
         if not seen.beside:  # others may have had to wait for a slot
+            whole_s = now - seen.began - spent.load_s
+            self.gauge.is_short = whole_s < SHORT_S and now - first <= SHORT_OUTPUT * whole_s
             self._first_s = _quickest(self._first_s, reading_s)
         self._prompt.add(spent.prompt_tokens, spent.prompt_s or (0 if seen.beside else reading_s))
         self._output.add(spent.output_tokens, spent.output_s or now - first)
@@ -212,7 +218,7 @@ class ModelMeter:
     def _fail(self, now: float, why: str, *, is_long: bool) -> None:
         self.paused = why or "it failed"
         self._probe_at = now + (NO_ROOM_PAUSE_S if is_long else self._pause_s)
-        self._pause_s = min(2 * self._pause_s, PAUSE_MOST_S)
+        self._pause_s = min(2 * self._pause_s, MODEL_PAUSE_MOST_S)
 
 
 def _quickest(before: float, now: float) -> float:

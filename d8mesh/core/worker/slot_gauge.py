@@ -2,7 +2,8 @@
 
 While all the slots that are known are generating one more is offered. Whether that was one too
 many shows by its first token: it comes while all the others still generate, or only after one of
-them has ended, and late.
+them has ended, and late. Answers so short that they hardly generate are offered one more while all
+known slots are taken: too much costs little there.
 """
 
 from __future__ import annotations
@@ -16,13 +17,18 @@ from typing import Final
 SETTLED_S: Final = 600.0
 #: A first token that takes so many times as long as alone has waited for its slot. Beside others
 #: reading takes longer too, so it must happen more than once in a row.
-LATE: Final = 2.0
+LATE_TIMES: Final = 2.0
 VAIN_TIMES: Final = 2
+#: A short answer that ran beside others for most of its usual time, and took hardly longer, had a
+#: slot of its own; what a busy processor adds is no waiting.
+BESIDE_SHARE: Final = 0.75
+PROMPT_TIMES: Final = 1.25
+JITTER_S: Final = 0.02
 #: An answer that comes whole beside others may take so many times as long as alone.
 FAIR: Final = 1.5
 #: A service that says that it is full gets no more for so long, and each time twice as long.
-FULL_S: Final = 1.0
-FULL_MOST_S: Final = 30.0
+BUSY_S: Final = 1.0
+BUSY_MOST_S: Final = 30.0
 
 
 @dataclass(slots=True)
@@ -57,10 +63,12 @@ class SlotGauge:
     def __init__(self, usual_s: Callable[[SlotRun], float]) -> None:
         #: so many answered at the same time
         self.proved = 1
+        #: an answer takes little time, and hardly any from its first token to its end
+        self.is_short = False
         self._usual_s = usual_s
         self._runs: dict[int, SlotRun] = {}
         self._settled_until = self._full_until = 0.0
-        self._full_s = FULL_S
+        self._full_s = BUSY_S
         #: first tokens in a row that have waited for a slot
         self._vain = 0
 
@@ -77,8 +85,8 @@ class SlotGauge:
         """Return how many requests may be there at once: what is proved, and one to try."""
         if now < self._full_until:
             return min(self.proved, self.in_flight)
-        is_open = now >= self._settled_until and self._generating() >= self.proved
-        return self.proved + is_open
+        taken = self.in_flight if self.is_short else self._generating()
+        return self.proved + (now >= self._settled_until and taken >= self.proved)
 
     def begin(self, number: int, now: float, *, prompt_tokens: int, is_streamed: bool) -> None:
         """Count a request in."""
@@ -92,13 +100,20 @@ class SlotGauge:
         if generating > self.proved:
             self._prove(generating)  # as many as do so now have proved to do so at once
         usual_s = self._usual_s(run)
-        if run.freed is None or not run.beside or not usual_s:
-            return
-        is_late = now - run.began >= LATE * usual_s
-        if is_late and run.freed - run.began >= usual_s:  # else that end came too soon to tell
+        if run.freed is not None and run.beside and usual_s:
+            self._judge_first(run, now, usual_s, generating)
+
+    def _judge_first(self, run: SlotRun, now: float, usual_s: float, generating: int) -> None:
+        """Judge a first token that came after another had ended."""
+        took_s, beside_s = now - run.began, (run.freed or now) - run.began
+        if self.is_short and took_s <= PROMPT_TIMES * usual_s + JITTER_S:
+            if beside_s >= BESIDE_SHARE * usual_s and run.beside >= self.proved:
+                self._prove(run.beside + 1)
+        elif took_s >= LATE_TIMES * usual_s and beside_s >= usual_s:
             self._vain += 1
             if self._vain >= VAIN_TIMES:
-                self._settle(max(run.generated, generating), now)
+                short = self.proved if self.is_short else 1  # those hardly generate
+                self._settle(max(run.generated, generating, short), now)
 
     def end(self, number: int, now: float, *, is_answered: bool) -> None:
         """Count a request out.
@@ -111,7 +126,7 @@ class SlotGauge:
             if run.freed is None and ended.is_generating:
                 run.freed, run.generated = now, generating
         if is_answered:
-            self._full_s = FULL_S
+            self._full_s = BUSY_S
             if not ended.is_streamed and ended.beside >= self.proved:
                 self._judge_whole(ended, now)
 
@@ -120,7 +135,7 @@ class SlotGauge:
         del self._runs[number]
         self._settle(max(1, min(self.proved, self.in_flight)), now)
         self._full_until = now + self._full_s
-        self._full_s = min(2 * self._full_s, FULL_MOST_S)
+        self._full_s = min(2 * self._full_s, BUSY_MOST_S)
 
     def reloaded(self) -> None:
         """Forget what was found out not to go: the model was loaded anew."""

@@ -16,9 +16,9 @@ from d8mesh.edge.child.group import NEW_GROUP, ProcessGroup
 #: Beyond what the program itself gets to end.
 PROGRAM_END_S: Final = leash.LEASH_END_S + 2.0
 #: Of the file, as much as is looked at for the last line.
-TAIL_BYTES: Final = 4096
+LAST_LINE_BYTES: Final = 4096
 #: Of a line, as much as is shown.
-MAX_LINE_CHARS: Final = 300
+MAX_LAST_LINE_CHARS: Final = 300
 
 
 class Program:
@@ -61,10 +61,10 @@ class Program:
     def last_line(self) -> str:
         """Return the last line that it wrote; "" if there is none."""
         with contextlib.suppress(OSError), self.log.open("rb") as written:
-            written.seek(max(0, written.seek(0, os.SEEK_END) - TAIL_BYTES))
+            written.seek(max(0, written.seek(0, os.SEEK_END) - LAST_LINE_BYTES))
             lines = written.read().decode("utf-8", "replace").split("\n")
             told = [line.strip() for line in lines if line.strip()]
-            return told[-1][:MAX_LINE_CHARS] if told else ""
+            return told[-1][:MAX_LAST_LINE_CHARS] if told else ""
         return ""
 
     def close(self) -> None:

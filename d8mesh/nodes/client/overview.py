@@ -158,11 +158,15 @@ class ListedService(TypedDict):
 
 
 class Models(TypedDict):
-    """The language models of the mesh, and how many tasks wait for whichever."""
+    """The language models of the mesh, and how many tasks wait for whichever.
+
+    left_out: models of services that are not told of: there are more than 20,000.
+    """
 
     models: list[ListedModel]
     services: list[ListedService]
     waiting_for_any: int
+    left_out: int
 
 
 class ListedRemedy(TypedDict):

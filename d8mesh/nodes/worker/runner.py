@@ -275,18 +275,19 @@ class WorkerRunner:
         self._take_pieces()
         self._perform(self.session.finished(ended, now))
 
-    def _begin(self, attempts: list[Attempt]) -> None:
+    def _begin(self, effect: Start | StartPlaced) -> None:
         """Give attempts to the slots; one that is alone and quick is kept for this thread."""
+        attempts = effect.attempts
         is_alone = self._has_relief and not self._at_work and len(attempts) == 1
         self._at_work += len(attempts)
-        if is_alone and self._slots.is_quick(attempts[0].type):
+        if isinstance(effect, StartPlaced):
+            self._slots.put_placed(attempts)
+        elif is_alone and self._slots.is_quick(attempts[0].type):
             self._lone = attempts[0]
             return
-        self._put_lone()
-        self._slots.put(attempts)
-        self._watch_soon()
-
-    def _watch_soon(self) -> None:
+        else:
+            self._put_lone()
+            self._slots.put(attempts)
         self._next_watch = min(self._next_watch, time.monotonic() + WATCH_S)
 
     def _put_lone(self) -> None:
@@ -426,14 +427,9 @@ class WorkerRunner:
         slots = self._slots
         for effect in effects:
             match effect:
-                case Start():
+                case Start() | StartPlaced():
                     passed("worker.handed_out")
-                    self._begin(effect.attempts)
-                case StartPlaced():
-                    passed("worker.handed_out")
-                    self._at_work += len(effect.attempts)
-                    slots.put_placed(effect.attempts)
-                    self._watch_soon()
+                    self._begin(effect)
                 case SendOn():
                     held = self._links.get(effect.link)
                     if held is not None:

@@ -250,6 +250,7 @@ def test_a_runner_that_crashed_or_loops_is_a_failure_of_this_machine(
         ("illegal base64 data at input byte 3", InvalidTaskError),
         ('option "seed" must be of type integer', InvalidTaskError),
         ("pull model manifest: file does not exist", InvalidTaskError),
+        ("this model is missing data required for image input", InvalidTaskError),
         ("something else", BackendError),
     ],
 )  # fmt: skip

@@ -45,7 +45,7 @@ def server() -> Iterator[ModelProcess]:
     order = Order(path=str(path), key="", threads=1, context=1024, slots=2)
     running = ModelProcess(WEIGHTS_MODEL, order)
     try:
-        running.load(lambda: None)
+        running.load(lambda: None, within_s=PATIENCE_S)
         yield running
     finally:
         running.end()

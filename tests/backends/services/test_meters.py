@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from d8mesh import errors
-from d8mesh.backends.services.meters import MAX_WHY_CHARS, Figures, Meters, end_of, reason_of
+from d8mesh.backends.services.meters import MAX_PAUSED_CHARS, Figures, Meters, end_of, reason_of
 from d8mesh.core.protocol.chat import Timing, Usage
 from d8mesh.core.worker.model_meter import RunEnd
 
@@ -33,7 +33,7 @@ def test_an_error_tells_whose_fault_it_is(error: BaseException, end: RunEnd) -> 
 def test_a_reason_is_one_bounded_sentence() -> None:
     assert reason_of(errors.BackendError("it broke")) == "it broke"
     assert reason_of(ValueError("x")) == "ValueError: x"
-    assert len(reason_of(errors.BackendError("x" * 999))) == MAX_WHY_CHARS
+    assert len(reason_of(errors.BackendError("x" * 999))) == MAX_PAUSED_CHARS
 
 
 class Scene:
@@ -45,7 +45,8 @@ class Scene:
         self.meters = Meters(self.changed, clock=lambda: self.now)
         self.meters.keep(["m"], anew=[])
 
-    def changed(self) -> None:
+    def changed(self, name: str) -> None:
+        assert name == "m"
         self.told.append(self.meters.figures("m"))
 
     def answered(self) -> None:
@@ -102,6 +103,8 @@ def test_models_that_are_gone_are_forgotten_and_new_ones_begin_anew() -> None:
 
 def test_a_model_that_nobody_knows_is_measured_nowhere() -> None:
     scene = Scene()
+    scene.meters = Meters(lambda name: None, clock=lambda: scene.now)
+    scene.meters.keep(["m"], anew=[])
     with scene.meters.measured("unknown") as run:
         run.hear()
     scene.meters.probed("unknown")

@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 
 from d8mesh.backends.backend import Availability
-from d8mesh.backends.services import Service, ServicePool, Told
+from d8mesh.backends.services import PoolListener, Service, ServicePool
 from d8mesh.backends.services.pool import together
 from d8mesh.core.protocol.messages import OfferedModel, OfferedService, Placement
 from d8mesh.edge.network import machine_id
@@ -38,7 +38,7 @@ class Scene:
         ]
         for backend, kind in zip(self.backends, kinds, strict=False):
             backend.kind = kind
-        told = Told(offer=self.offer, measured=self.measure, seen=self.saw)
+        told = PoolListener(offer=self.offer, measured=self.measure, seen=self.saw)
         self.pool = ServicePool(self.backends, told=told)
 
     def offer(self, services: Sequence[OfferedService]) -> None:
@@ -198,7 +198,7 @@ def test_nobody_there_is_said_with_every_reason() -> None:
 def test_two_ways_to_one_service_are_told_as_one() -> None:
     twice = [ScriptedBackend(url_of(1), up(name, url=url_of(1))) for name in ("a", "b")]
     offers: list[Sequence[OfferedService]] = []
-    ServicePool(twice, told=Told(offer=offers.append)).look()
+    ServicePool(twice, told=PoolListener(offer=offers.append)).look()
     assert [len(each) for each in offers] == [1] * len(offers)
 
 

@@ -31,7 +31,7 @@ class Scene:
         )
         self.service.look()
 
-    def changed(self, service: Service) -> None:
+    def changed(self, service: Service, model: str | None) -> None:
         assert service.backend is self.backend
         self.changes += 1
 

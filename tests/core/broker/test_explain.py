@@ -419,6 +419,13 @@ def stood(name: str, estimate_s: float | None, obstacle: Obstacle | None = None)
             ),
         ),
         (
+            (stood("a", 2.1), stood("b", 2.1)),
+            (
+                "it went to machine-a with the model 'm', done in about 2.1 s; "
+                "others would have been about as quick"
+            ),
+        ),
+        (
             (stood("a", 2.1), stood("b", 2.0)),
             (
                 "it went to machine-a with the model 'm', done in about 2.1 s; "

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
+from d8mesh.core.broker import model_report
 from tests.core.llm_services import host, model, offer, service
 from tests.core.wired_broker import WiredBroker
 
@@ -16,7 +19,19 @@ def models(broker: WiredBroker) -> dict[str, Any]:
 
 def test_without_services_there_is_nothing_to_tell(broker: WiredBroker) -> None:
     broker.worker("w")
-    assert models(broker) == {"models": [], "services": [], "waiting_for_any": 0}
+    nothing = {"models": [], "services": [], "waiting_for_any": 0, "left_out": 0}
+    assert models(broker) == nothing
+
+
+def test_more_than_a_frame_holds_is_counted(
+    broker: WiredBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(model_report, "MAX_PLACES_TOLD", 3)
+    host(broker, "w", [service(name, [model("m"), model("n")]) for name in "abc"])
+    told = models(broker)
+    assert told["left_out"] == 3
+    assert sum(len(each["places"]) for each in told["models"]) == 3
+    assert len(told["services"]) == 3
 
 
 def test_one_content_is_one_model_whatever_it_is_called(broker: WiredBroker) -> None:

@@ -8,8 +8,8 @@ import pytest
 
 from d8mesh import words
 from d8mesh.core.broker.obstacles import (
-    LASTING,
-    MAX_NAMED,
+    MAX_PLACES_NAMED,
+    NEEDS_SOMEBODY,
     Remedy,
     duration,
     named,
@@ -213,10 +213,10 @@ def test_who_may_run_needs_no_remedy() -> None:
 
 
 def test_lasting_obstacles_do_not_go_by_waiting() -> None:
-    assert Obstacle.FULL not in LASTING
-    assert Obstacle.PAUSED not in LASTING
-    assert Obstacle.NOT_INSTALLED in LASTING
-    assert MAX_NAMED > 1
+    assert Obstacle.FULL not in NEEDS_SOMEBODY
+    assert Obstacle.PAUSED not in NEEDS_SOMEBODY
+    assert Obstacle.NOT_INSTALLED in NEEDS_SOMEBODY
+    assert MAX_PLACES_NAMED > 1
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from d8mesh.core.protocol.chat import (
     Ending,
     FinishReason,
     Piece,
+    Prompt,
     Usage,
     completion_of,
 )
@@ -49,3 +50,42 @@ def test_what_a_request_needs_of_a_model() -> None:
     plain = ChatRequest(messages=({"role": "user", "content": "x"},))
     seeing = ChatRequest(messages=({"role": "user", "images": ["eA=="]},), more={"tools": [{}]})
     assert (plain.needs, seeing.needs) == (frozenset(), frozenset({"vision", "tools"}))
+
+
+# --- prompts ----------------------------------------------------------------------------
+
+
+def test_a_plain_prompt_is_a_conversation_of_its_own() -> None:
+    request = ChatRequest(prompt=Prompt(text="hi", system="be kind", images=("eA==",)))
+    assert request.prompt is not None
+    assert request.prompt.is_plain
+    assert request.conversation == (
+        {"role": "system", "content": "be kind"},
+        {"role": "user", "content": "hi", "images": ["eA=="]},
+    )
+    assert request.needs == {"vision"}
+    assert ChatRequest(prompt=Prompt(text="hi")).conversation == (
+        {"role": "user", "content": "hi"},
+    )
+    messages = ({"role": "user", "content": "x"},)
+    assert ChatRequest(messages=messages).conversation == messages
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        Prompt(text="a", suffix="b"),
+        Prompt(text="a", template="{{ .Prompt }}"),
+        Prompt(text="a", context=(1,)),
+        Prompt(text="a", is_raw=True),
+    ],
+)
+def test_what_no_conversation_can_say_is_no_plain_prompt(prompt: Prompt) -> None:
+    assert not prompt.is_plain
+    assert ("insert" in ChatRequest(prompt=prompt).needs) is bool(prompt.suffix)
+
+
+def test_fields_without_a_place_are_kept_by_their_names() -> None:
+    pieces = [Piece("a", extra={"x": 1, "y": 1}), Piece(ending=Ending(), extra={"y": 2})]
+    assert completion_of(pieces, "m").extra == {"x": 1, "y": 2}
+    assert pieces[1].size_bytes == len('[{"y": 2}]')

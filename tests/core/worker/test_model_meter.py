@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from d8mesh.core.worker.model_meter import (
+    FIRST_PAUSE_S,
     LATE_SILENCE_S,
+    MODEL_PAUSE_MOST_S,
     NO_ROOM_PAUSE_S,
-    PAUSE_MOST_S,
-    PAUSE_S,
     ModelMeter,
     RunEnd,
     Spent,
@@ -102,6 +102,21 @@ def test_before_anything_is_known_waiting_shows_nothing() -> None:
     assert meter.slots(2) == 2
 
 
+@pytest.mark.parametrize(
+    ("first_s", "whole_s", "is_short"), [(0.3, 0.31, True), (0.1, 0.5, False), (3.0, 3.01, False)]
+)
+def test_answers_that_hardly_generate_are_known(
+    first_s: float, whole_s: float, is_short: bool
+) -> None:
+    meter = ModelMeter()
+    for start in (0.0, 10.0):
+        run = meter.began(start)
+        assert meter.slots(start) == (2 if is_short and start else 1)
+        meter.first_token(run, start + first_s)
+        meter.ended(run, start + whole_s, RunEnd.ANSWERED, spent=Spent(output_tokens=1))
+    assert meter.gauge.is_short is is_short
+
+
 def test_one_slow_start_is_not_taken_for_what_is_usual() -> None:
     meter = ModelMeter()
     answered(meter, 0, Spent(output_tokens=5), first_s=30)
@@ -126,7 +141,7 @@ def test_a_failure_pauses_at_once_until_a_probe_succeeds(end: RunEnd) -> None:
     meter = ModelMeter()
     assert (meter.paused, meter.probe_due(0), meter.next_change(0)) == ("", False, None)
     meter.ended(meter.began(0), 0, end, why="HTTP 500")
-    due = PAUSE_S if end is RunEnd.FAILED else NO_ROOM_PAUSE_S
+    due = FIRST_PAUSE_S if end is RunEnd.FAILED else NO_ROOM_PAUSE_S
     assert (meter.paused, meter.next_change(0)) == ("HTTP 500", due)
     assert not meter.probe_due(due - 0.1)
     assert meter.probe_due(due)
@@ -136,7 +151,7 @@ def test_a_failure_pauses_at_once_until_a_probe_succeeds(end: RunEnd) -> None:
 
 def test_probes_that_fail_come_ever_more_seldom() -> None:
     meter = ModelMeter()
-    now, pause_s = 0.0, PAUSE_S
+    now, pause_s = 0.0, FIRST_PAUSE_S
     failed(meter, now)
     for turn in range(9):
         now += pause_s
@@ -144,7 +159,7 @@ def test_probes_that_fail_come_ever_more_seldom() -> None:
         assert not meter.probe_due(now - 0.01)
         meter.probed(now, f"again {turn}")
         assert meter.paused == f"again {turn}"
-        pause_s = min(2 * pause_s, PAUSE_MOST_S)
+        pause_s = min(2 * pause_s, MODEL_PAUSE_MOST_S)
     meter.probed(now, "out of memory", is_long=True)
     assert meter.next_change(now) == now + NO_ROOM_PAUSE_S
 
@@ -154,11 +169,11 @@ def test_only_a_real_answer_makes_the_next_pause_short_again() -> None:
     failed(meter, 0)
     meter.probed(1)
     failed(meter, 2)
-    assert meter.next_change(2) == 2 + 2 * PAUSE_S
+    assert meter.next_change(2) == 2 + 2 * FIRST_PAUSE_S
     meter.probed(4)
     answered(meter, 5, TOLD)
     failed(meter, 9, why="")
-    assert (meter.paused, meter.next_change(9)) == ("it failed", 9 + PAUSE_S)
+    assert (meter.paused, meter.next_change(9)) == ("it failed", 9 + FIRST_PAUSE_S)
 
 
 def test_an_answer_beside_a_failure_lets_the_probe_be_asked_at_once() -> None:

@@ -8,8 +8,8 @@ import random
 import pytest
 
 from d8mesh.core.worker.slot_gauge import (
-    FULL_MOST_S,
-    FULL_S,
+    BUSY_MOST_S,
+    BUSY_S,
     SETTLED_S,
     SlotGauge,
     SlotRun,
@@ -130,16 +130,16 @@ def test_a_full_service_gets_no_more_for_a_moment_that_grows() -> None:
     assert (asked.gauge.proved, asked.gauge.slots(1)) == (3, 3)
     for number in running:
         asked.end(number, 1, is_answered=False)
-    now = 1 + FULL_S
+    now = 1 + BUSY_S
     assert asked.gauge.next_change(1.5) == now
     for turn in range(9):  # others fill it
         asked.gauge.full(asked.begin(now), now)
         assert (asked.gauge.proved, asked.gauge.slots(now)) == (1, 0)
-        now += min(FULL_S * 2 ** (turn + 1), FULL_MOST_S)
+        now += min(BUSY_S * 2 ** (turn + 1), BUSY_MOST_S)
         assert asked.gauge.slots(now) == 1
     asked.end(asked.generating(now), now + 1)
     asked.gauge.full(asked.begin(now), now)
-    assert asked.gauge.slots(now + FULL_S) == 1
+    assert asked.gauge.slots(now + BUSY_S) == 1
 
 
 def test_answers_that_come_whole_show_it_by_how_long_they_take() -> None:
@@ -176,25 +176,29 @@ def test_whole_answers_that_hardly_ran_side_by_side_show_nothing() -> None:
 
 @pytest.mark.parametrize("truth", [1, 2, 4, 7])
 @pytest.mark.parametrize("seed", range(4))
-def test_the_slots_of_a_service_are_found(truth: int, seed: int) -> None:
+@pytest.mark.parametrize("is_short", [True, False])
+def test_the_slots_of_a_service_are_found(truth: int, seed: int, is_short: bool) -> None:
     """A service with so many slots and a line before them, kept as full as the gauge says."""
     draw, asked = random.Random(seed), Requests(usual_s=0.3)
+    asked.gauge.is_short = is_short
+    output_s = (0.0, 0.01) if is_short else (1.0, 3.0)
     events: list[tuple[float, int, str]] = []
     line: list[int] = []
     busy, now, done = 0, 0.0, 0
-    while done < 60:
+    while done < (200 if is_short else 60):
         while asked.gauge.in_flight < asked.gauge.slots(now):
             line.append(asked.begin(now))
         while line and busy < truth:
             number, busy = line.pop(0), busy + 1
             speaks = now + 0.3 * draw.uniform(0.9, 1.1)
             heapq.heappush(events, (speaks, number, "speaks"))
-            heapq.heappush(events, (speaks + draw.uniform(1, 3), number, "ends"))
+            heapq.heappush(events, (speaks + draw.uniform(*output_s), number, "ends"))
         now, number, what = heapq.heappop(events)
         if what == "speaks":
             asked.gauge.first_token(number, now)
         else:
             asked.end(number, now)
             busy, done = busy - 1, done + 1
-    assert asked.gauge.proved == truth
+    # Of many short ones one or the other ends so soon that it is no proof.
+    assert truth - (is_short and truth > 4) <= asked.gauge.proved <= truth
     assert asked.gauge.slots(now) <= truth + 1
