@@ -24,11 +24,15 @@ Body = dict[str, object]
 
 
 #: Why tasks wait that share all that decides it: a page of a listing has many of them.
-Reasons = dict[tuple[str, str, int, bool, frozenset[str]], str]
+ReasonsOfMany = dict[tuple[str, str, int, bool, frozenset[str]], str]
 
 
 def unfinished(
-    state: BrokerState, task_id: str, *, is_single: bool = False, reasons: Reasons | None = None
+    state: BrokerState,
+    task_id: str,
+    *,
+    is_single: bool = False,
+    reasons: ReasonsOfMany | None = None,
 ) -> Body | None:
     """Return the status body of an unfinished task, or None if it is finished or unknown.
 
@@ -82,7 +86,7 @@ def _body(task_id: str, spec: Spec, stage: TaskState, created_at: float) -> Body
 
 
 def _reason(
-    state: BrokerState, batch: Batch, task_id: str, stage: TaskState, of_many: Reasons | None
+    state: BrokerState, batch: Batch, task_id: str, stage: TaskState, of_many: ReasonsOfMany | None
 ) -> str | None:
     """Say why a task is not further than it is; `of_many`: it is told of among many."""
     task = state.task_table.tasks.get(task_id)
@@ -103,7 +107,7 @@ def _reason(
 
 
 def _why_queued(
-    state: BrokerState, batch: Batch, task: TaskRecord | None, of_many: Reasons | None
+    state: BrokerState, batch: Batch, task: TaskRecord | None, of_many: ReasonsOfMany | None
 ) -> str:
     key = LaneKey.of(batch.spec)
     if not explain.waits_for_service(state, batch.spec):
