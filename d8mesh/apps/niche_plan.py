@@ -31,7 +31,7 @@ MAX_PAIRS: Final = 10_000
 #: A file of names.
 MAX_NAMES_BYTES: Final = 4 * 1024 * 1024
 #: The columns of a CSV file -> the list that they belong to.
-_COLUMNS: Final = {
+_PLAN_COLUMNS: Final = {
     "market": "markets", "markets": "markets",
     "geography": "geographies", "geographies": "geographies",
 }  # fmt: skip
@@ -89,7 +89,7 @@ def _lists_in(text: str) -> dict[str, list[str]]:
     """Return the names of each column of a CSV file; separators are commas or semicolons."""
     head = text.partition("\n")[0]
     rows = csv.reader(io.StringIO(text, newline=""), delimiter=";" if ";" in head else ",")
-    columns = [_COLUMNS.get(name.strip().lower(), "") for name in next(rows, [])]
+    columns = [_PLAN_COLUMNS.get(name.strip().lower(), "") for name in next(rows, [])]
     found: dict[str, list[str]] = {}
     for row in rows:
         for column, name in zip(columns, row, strict=False):

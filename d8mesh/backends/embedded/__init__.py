@@ -57,8 +57,6 @@ MAX_CONTEXT_TOKENS: Final = 131_072
 MAX_THREADS: Final = 512
 #: The value of D8_MODELS_DIR for no embedded model at all.
 NO_MODELS_DIR: Final = "none"
-#: Where a worker has no LLM service at all.
-HINT: Final = f"a small model without any service: {GET_RUNTIME} and {GET_WEIGHTS}"
 #: Model names in one sentence.
 MAX_TOLD_FILES: Final = 8
 
@@ -127,8 +125,6 @@ class EmbeddedBackend:
     def probe(self) -> Availability:
         """Look what is there; never raises."""
         shelf = self._look()
-        told = [f"{name} {why}" for name, why in list(shelf.unfit.items())[:MAX_TOLD_FILES]]
-        warning = "; ".join([*([shelf.problem] if shelf.problem else ()), *told])
         if not has_runtime():
             return Availability(is_up=False, reason=f"{LLAMA_CPP} is not installed: {GET_RUNTIME}")
         details = {name: self._info(model) for name, model in shelf.models.items()}
@@ -138,7 +134,9 @@ class EmbeddedBackend:
         if not models:
             reason = f"{LLAMA_CPP} has no model to chat with: put a GGUF file into D8_MODELS_DIR, "
             reason += f"or {GET_WEIGHTS}"
-            reason += f" ({warning})" if warning else ""
+            files = [f"{name} {why}" for name, why in list(shelf.unfit.items())[:MAX_TOLD_FILES]]
+            told = "; ".join(filter(None, [shelf.problem, *files]))
+            reason += f" ({told})" if told else ""
         return Availability(
             is_up=bool(models),
             models=models,
@@ -150,7 +148,7 @@ class EmbeddedBackend:
             unfit=dict(shelf.unfit),
             version=runtime_version(),
             reason=reason,
-            warning=warning if models else "",
+            warning=shelf.problem,
         )
 
     def chat(self, request: ChatRequest, run: ChatRun) -> Completion:

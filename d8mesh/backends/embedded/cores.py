@@ -17,7 +17,7 @@ from typing import Final
 #: So long the processors are watched: shorter catches one blink of another program.
 SAMPLE_S: Final = 0.2
 #: So much of a core others may use: a thread too few costs less than one that is held up.
-SHARED: Final = 0.25
+SHARED_CORE: Final = 0.25
 #: Where the bound of a container stands: cgroup 2, then cgroup 1.
 _CGROUP_2: Final = Path("/sys/fs/cgroup/cpu.max")
 _CGROUP_1: Final = Path("/sys/fs/cgroup/cpu/cpu.cfs_quota_us")
@@ -39,7 +39,7 @@ def threads_for(*, cores: int, allowed: float, busy: float) -> int:
         allowed: how many of them this process may use.
         busy: how many of them all programs use.
     """
-    return max(1, int(min(allowed, cores - busy) + SHARED))
+    return max(1, int(min(allowed, cores - busy) + SHARED_CORE))
 
 
 def machine_cores() -> int:

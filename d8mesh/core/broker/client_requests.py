@@ -274,7 +274,7 @@ class ClientRequests:
             saw = f"cursor: saw {asked.cursor[:40]!r}, expected a next_cursor of this listing"
             self._state.refuse(asked.peer, asked.request, InvalidTaskError(saw))
             return
-        state, bodies, reasons = self._state, list[Args](), reports.ReasonsOfMany()
+        state, bodies, reasons = self._state, list[Args](), reports.SharedReasons()
         for task_id in answer.ids:
             body = reports.unfinished(state, task_id, reasons=reasons)
             if body is None and (task := answer.finished.get(task_id)) is not None:

@@ -24,7 +24,7 @@ Body = dict[str, object]
 
 
 #: Why tasks wait that share all that decides it: a page of a listing has many of them.
-ReasonsOfMany = dict[tuple[str, str, int, bool, frozenset[str]], str]
+SharedReasons = dict[tuple[str, str, int, bool, frozenset[str]], str]
 
 
 def unfinished(
@@ -32,7 +32,7 @@ def unfinished(
     task_id: str,
     *,
     is_single: bool = False,
-    reasons: ReasonsOfMany | None = None,
+    reasons: SharedReasons | None = None,
 ) -> Body | None:
     """Return the status body of an unfinished task, or None if it is finished or unknown.
 
@@ -86,7 +86,7 @@ def _body(task_id: str, spec: Spec, stage: TaskState, created_at: float) -> Body
 
 
 def _reason(
-    state: BrokerState, batch: Batch, task_id: str, stage: TaskState, of_many: ReasonsOfMany | None
+    state: BrokerState, batch: Batch, task_id: str, stage: TaskState, of_many: SharedReasons | None
 ) -> str | None:
     """Say why a task is not further than it is; `of_many`: it is told of among many."""
     task = state.task_table.tasks.get(task_id)
@@ -107,7 +107,7 @@ def _reason(
 
 
 def _why_queued(
-    state: BrokerState, batch: Batch, task: TaskRecord | None, of_many: ReasonsOfMany | None
+    state: BrokerState, batch: Batch, task: TaskRecord | None, of_many: SharedReasons | None
 ) -> str:
     key = LaneKey.of(batch.spec)
     if not explain.waits_for_service(state, batch.spec):
