@@ -76,6 +76,8 @@ class OllamaServer:
         self.loaded = models[:1]
         self.answer = answer
         #: told by ``/api/show``; None: an Ollama that is too old to tell
+        #: asked for with GET these are never answered
+        self.silent_paths: set[str] = set()
         self.capabilities: Mapping[str, Sequence[str]] | None = CAPABILITIES
         self.families: Mapping[str, str] = FAMILIES
         #: model -> host of Ollama's cloud, for ``remote_host``
@@ -150,6 +152,8 @@ class _Handler(BaseHTTPRequestHandler):
         owner = self._noted(None)
         if self.path in owner.unknown_paths:
             self._raw(b"404 page not found", status=404, content_type="text/plain")
+        elif self.path in owner.silent_paths:
+            owner.closing.wait(30)
         elif owner.probe_behaviour != "ok":
             self._misbehave(owner.probe_behaviour)
         elif self.path == "/api/tags":

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from d8mesh.core.protocol.chat import LOAD_OPTIONS, ChatRequest, EmbeddingRequest, Prompt
-from d8mesh.core.protocol.wish import MAX_MODELS, Cloud
+from d8mesh.core.protocol.wish import MAX_MODELS, Cloud, is_place
 from d8mesh.errors import InvalidTaskError
 from d8mesh.handlers import Data
 from d8mesh.handlers.field_values import (
@@ -19,7 +19,6 @@ from d8mesh.handlers.field_values import (
     format_of,
     given,
     is_name,
-    is_place,
     keep_alive_of,
     model_name,
     number_of,
@@ -258,7 +257,7 @@ def _check_where(data: Data) -> None:
     if cloud is not None and cloud not in tuple(Cloud):
         raise InvalidTaskError(f"cloud: expected one of {', '.join(Cloud)}")
     machine = data.get("machine")
-    if machine is not None and not is_place(machine):
+    if machine not in (None, "") and not is_place(machine):
         raise InvalidTaskError("machine: expected the name of a machine, a worker or a service")
 
 

@@ -13,8 +13,6 @@ from d8mesh.handlers import Data
 
 #: The name of a tool, of an option, an id of a call.
 MAX_NAME_CHARS: Final = 256
-#: The name of a machine, a worker or a service: it travels inside of a wish, whose marks it lacks.
-_PLACE: Final = re.compile(r"[^;#|]{1,128}")
 
 
 def model_name(model: object, field: str = "model") -> str | None:
@@ -85,8 +83,3 @@ def given(more: Mapping[str, Any]) -> dict[str, Any]:
 def is_name(value: object) -> bool:
     """Return whether it is a text that can be a name."""
     return isinstance(value, str) and 0 < len(value) <= MAX_NAME_CHARS
-
-
-def is_place(value: object) -> bool:
-    """Return whether it is a text that can name a machine, a worker or a service."""
-    return isinstance(value, str) and _PLACE.fullmatch(value) is not None

@@ -17,6 +17,7 @@ from d8mesh.handlers.chat_fields import (
     ignored_fields,
     reloading_fields,
 )
+from d8mesh.nodes.client.wishes import wish_of
 
 QUESTION: dict[str, Any] = {"messages": [{"role": "user", "content": "How are you?"}]}
 
@@ -49,7 +50,7 @@ QUESTION: dict[str, Any] = {"messages": [{"role": "user", "content": "How are yo
         ({"cloud": "maybe"}, "cloud: expected one of never, overflow, yes"),
         ({"cloud": True}, "cloud: expected one of"),
         ({"machine": 1}, "machine: expected the name"),
-        ({"machine": ""}, "machine: expected the name"),
+        ({"machine": "a\n"}, "machine: expected the name"),
         ({"machine": "a;b"}, "machine: expected the name"),
         ({"machine": "a" * 129}, "machine: expected the name"),
         ({"models": ["a"], "model_strict": False}, "model_strict: expected true"),
@@ -73,6 +74,11 @@ def test_null_is_the_same_as_nothing() -> None:
     request = agent_request(nothing | {"messages": [message], "stop": None})
     assert request.messages == ({"role": "user", "content": "x"},)
     assert (request.more, request.options, request.model) == ({}, {}, None)
+
+
+def test_an_empty_machine_is_any_as_who_submits_has_it() -> None:
+    assert agent_request(data := QUESTION | {"machine": ""}).messages
+    assert wish_of("agent_action", data) == ""
 
 
 def test_a_language_may_be_null() -> None:

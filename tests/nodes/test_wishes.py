@@ -100,6 +100,7 @@ def test_what_manages_models_names_one_and_where(kind: str) -> None:
         ({"machine": " x"}, "data.machine: saw ' x', expected"),
         ({"machine": "x#1"}, "data.machine: saw 'x#1', expected"),
         ({"machine": "x\n"}, "data.machine: saw 'x\\n', expected"),
+        ({"machine": "x\x01"}, "data.machine: saw 'x\\x01', expected"),
     ],
 )
 def test_what_is_no_wish_is_refused_with_the_field_and_what_it_must_be(

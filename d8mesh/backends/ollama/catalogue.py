@@ -29,8 +29,10 @@ from d8mesh.errors import BackendAnswerError, BackendBusyError, BackendError
 #: The list of a few hundred models takes some 100 KB.
 MAX_PROBE_BYTES: Final = 4 * 1024 * 1024
 MAX_INSTALLED: Final = 500
-#: Of a digest, a date, a version.
+#: Of a digest, a date, a version, a capability.
 MAX_TOLD_CHARS: Final = 128
+#: What a model is capable of, in so many words at most; Ollama has seven.
+MAX_CAPABILITIES: Final = 20
 
 IS_CLOUD: Final = "runs in Ollama's cloud: its prompts would leave this network"
 IS_EMBEDDING: Final = "makes embeddings: it cannot chat"
@@ -77,6 +79,7 @@ class Catalogue:
     def __init__(self) -> None:
         self._shown: dict[tuple[str, str, str], Shown] = {}
         self._versions: dict[str, str] = {}
+        self._loaded: dict[str, Mapping[str, Mapping[str, Any]]] = {}
 
     def read(self, url: str, *, within_s: float) -> Installed:
         """Ask the Ollama at `url`; takes some `within_s` at most for each of four questions.
@@ -89,9 +92,11 @@ class Catalogue:
         known, self._shown = self._shown, {}  # of one that does not answer nothing is kept:
         # it may come back as a newer one, which tells more
         rows = _rows_in(ask_json(url, "/api/tags", within_s=within_s))
-        loaded: Mapping[str, Mapping[str, Any]] = {}
-        with contextlib.suppress(BackendError):  # older ones, and others like it, lack it
+        loaded = self._loaded.get(url, {})  # as it was, if that is not told now
+        # Older ones, and others like it, lack it; and one that is loading may keep it back.
+        with contextlib.suppress(BackendError, OSError, http.client.HTTPException):
             loaded = _rows_in(ask_json(url, "/api/ps", within_s=within_s))
+        self._loaded[url] = loaded
         version = versions.get(url) or _version(url, within_s=within_s)
         self._versions[url] = version
         in_memory = {plain_name(name): row for name, row in loaded.items()}
@@ -261,8 +266,8 @@ def _asked(url: str, name: str, *, until: float) -> Shown | None:
 
 def _shown_in(row: Mapping[str, Any]) -> Shown:
     told = row.get("capabilities")
-    names = frozenset(map(str, told)) if isinstance(told, list) else frozenset()
-    return Shown(names, bool(row.get("remote_host") or row.get("remote_model")))
+    named = {_text(each) for each in told[:MAX_CAPABILITIES]} if isinstance(told, list) else set()
+    return Shown(frozenset(named - {""}), bool(row.get("remote_host") or row.get("remote_model")))
 
 
 def _families_in(row: Mapping[str, Any]) -> tuple[str, ...]:

@@ -27,6 +27,8 @@ SERVICE_TYPES: Final = frozenset({"model_pull", "model_remove"})
 MAX_MODELS: Final = 16
 #: Of the text that names a conversation.
 MAX_CONVERSATION_CHARS: Final = 32
+#: Of the name of a machine, a worker or a service.
+MAX_PLACE_CHARS: Final = 128
 _HINT_MARK: Final = "#"
 _MORE: Final = ";"
 _OR: Final = "|"
@@ -85,6 +87,17 @@ class Wish:
 
 
 NO_WISH: Final = Wish()
+
+
+def is_place(value: object) -> bool:
+    """Return whether it may be `Wish.machine`: a line of text without the marks of a wish."""
+    return (
+        isinstance(value, str)
+        and 0 < len(value) <= MAX_PLACE_CHARS
+        and value.isprintable()
+        and value == value.strip()
+        and not set(value) & {_HINT_MARK, _MORE, _OR}
+    )
 
 
 def lane_part(text: str) -> str:

@@ -12,12 +12,10 @@ from typing import Any, Final, TypeGuard
 from d8mesh.config import MODEL_PATTERN
 from d8mesh.core.protocol.chat import EMBEDDING, INSERT, MODEL_TYPES, TOOLS, VISION
 from d8mesh.core.protocol.json_model import as_json
-from d8mesh.core.protocol.wish import MAX_MODELS, SERVICE_TYPES, Cloud, Wish
+from d8mesh.core.protocol.wish import MAX_MODELS, SERVICE_TYPES, Cloud, Wish, is_place
 from d8mesh.errors import InvalidTaskError
 
 EMBED_TYPE: Final = "embed"
-#: Of the name of a machine, a worker or a service.
-MAX_MACHINE_CHARS: Final = 128
 #: A token is about so many bytes of text.
 BYTES_PER_TOKEN: Final = 4
 #: Hexadecimal digits that name a conversation.
@@ -29,7 +27,6 @@ REMEMBERED_WISHES: Final = 256
 
 _WISHING: Final = MODEL_TYPES | SERVICE_TYPES
 _MODEL: Final = re.compile(MODEL_PATTERN, re.ASCII)
-_MACHINE: Final = re.compile(r"[^\s;#|]([^;#|\x00-\x1f\x7f]*[^\s;#|])?")
 _TEXTS: Final = ("system", "prompt", "suffix")
 
 
@@ -129,8 +126,7 @@ def _machine(data: Mapping[str, Any], path: str) -> str:
     machine = data.get("machine")
     if machine is None or machine == "":
         return ""
-    is_name = isinstance(machine, str) and len(machine) <= MAX_MACHINE_CHARS
-    if not is_name or not _MACHINE.fullmatch(machine):
+    if not is_place(machine):
         expected = "the name of a machine, a worker or a service: at most 128 characters, no ; # |"
         raise _refused(f"{path}data.machine", machine, expected)
     return str(machine)

@@ -10,6 +10,8 @@ from d8mesh.backends.ollama.catalogue import (
     CANNOT_CHAT,
     IS_CLOUD,
     IS_EMBEDDING,
+    MAX_CAPABILITIES,
+    MAX_TOLD_CHARS,
     Catalogue,
     Shown,
     why_not,
@@ -70,6 +72,25 @@ def test_an_ollama_that_tells_nothing_is_asked_again_when_it_comes_back(
     server.probe_behaviour, server.capabilities = "ok", {"old:1b": ["completion", "vision"]}
     found = catalogue.read(server.url, within_s=PATIENCE_S)
     assert found.capabilities["old:1b"] == {"completion", "vision"}
+
+
+def test_what_it_says_a_model_can_do_is_bounded(server: OllamaServer) -> None:
+    told = ["completion", "", "x" * 500, *(f"skill-{number}" for number in range(100))]
+    server.models, server.capabilities = ("odd:1b",), {"odd:1b": told}
+    can = Catalogue().read(server.url, within_s=PATIENCE_S).details["odd:1b"].can
+    assert "completion" in can
+    assert len(can) <= MAX_CAPABILITIES
+    assert all(0 < len(each) <= MAX_TOLD_CHARS for each in can)
+
+
+def test_one_that_keeps_back_what_is_loaded_is_there_all_the_same(server: OllamaServer) -> None:
+    catalogue = Catalogue()
+    server.loaded = ("llama3:8b",)
+    catalogue.read(server.url, within_s=PATIENCE_S)
+    server.silent_paths.add("/api/ps")
+    found = catalogue.read(server.url, within_s=0.3)
+    assert found.models == ("llama3:8b",)
+    assert found.loaded == ("llama3:8b",)
 
 
 @pytest.mark.parametrize(
