@@ -311,8 +311,8 @@ _URL_TEXT: Final = "http://HOST:PORT, HOST:PORT or HOST"
 _API_TEXT: Final = "the address of an API, with its path, such as {}"
 _CLOUD_TEXT: Final = "never, overflow or yes"
 _LOAD_OPTIONS_TEXT: Final = (
-    'a JSON object such as {"num_ctx": 8192, "MODEL": {"num_ctx": 4096}}, of num_ctx, num_batch, '
-    "num_gpu, main_gpu, use_mmap, num_thread and draft_num_predict"
+    "a JSON object of num_ctx, num_batch, num_gpu, main_gpu, use_mmap, num_thread and "
+    "draft_num_predict for all models, or of such objects by model"
 )
 _LIMITS_TEXT: Final = (
     "groq or gemini, or groq/MODEL, with a colon and bounds, separated by semicolons: "

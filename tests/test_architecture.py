@@ -206,8 +206,8 @@ def test_the_core_stands_without_what_is_outside() -> None:
 
 
 def test_only_the_task_table_changes_what_the_facts_tell_of_a_task() -> None:
-    """`attempt` is what no fact tells; all else of a task and of its history is."""
-    owned = {*TaskRecord.__slots__, *History.__slots__} - {"attempt"}
+    """`attempt` and `failed_at` are what no fact tells; all else of a task and its history is."""
+    owned = {*TaskRecord.__slots__, *History.__slots__} - {"attempt", "failed_at"}
     room = PACKAGE / "core" / "broker"
     found = [
         f"{path.name}:{node.lineno} {ast.unparse(node)}"

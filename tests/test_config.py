@@ -148,6 +148,38 @@ def test_limits_of_a_cloud_are_read_by_provider_and_model() -> None:
     )
 
 
+def test_load_options_are_read_for_all_models_and_by_model() -> None:
+    told = '{"num_ctx": 8192, "use_mmap": false, "llama3.2:3b": {"num_ctx": 4096}}'
+    assert Config.from_env({"D8_LOAD_OPTIONS": told}).load_options == {
+        "": {"num_ctx": 8192, "use_mmap": False},
+        "llama3.2:3b": {"num_ctx": 4096},
+    }
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "num_ctx=1",
+        "[" * 100_000,
+        "[1]",
+        '{"temperature": 1}',
+        '{"num_ctx": "8192"}',
+        '{"num_ctx": 1e3}',
+        '{"num_ctx": 99999999999}',
+        '{"a model": {"num_ctx": 1}}',
+        '{"m": {"seed": 1}}',
+    ],
+)
+def test_load_options_that_are_none_are_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="D8_LOAD_OPTIONS"):
+        Config.from_env({"D8_LOAD_OPTIONS": text})
+
+
+def test_the_cloud_is_closed_unless_somebody_opens_it() -> None:
+    assert Config.from_env({}).cloud == "never"
+    assert Config.from_env({"D8_CLOUD": "Overflow"}).cloud == "overflow"
+
+
 def test_all_problems_are_told_at_once() -> None:
     with pytest.raises(ConfigError) as caught:
         Config.from_env({"FLASK_PORT": "x", "D8_LANG": "fr", "TEMPERATURE": "9"})

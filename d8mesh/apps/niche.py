@@ -44,8 +44,8 @@ from d8mesh.edge.terminal import as_json, say
 from d8mesh.errors import BackendAnswerError, WaitTimeoutError
 from d8mesh.words import tr, translated
 
-#: A bad answer is asked for once more.
-MAX_ASKS: Final = 2
+#: A bad answer is asked for twice more: a small model's may be unusable even with a schema.
+MAX_ASKS: Final = 3
 #: Questions under way at the same time: enough for a hundred machines, and no flood.
 QUESTIONS_AT_ONCE: Final = 100
 #: Of a bad answer the model sees so much again.

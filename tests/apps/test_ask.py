@@ -18,7 +18,8 @@ from d8mesh.apps.demo import free_ports
 from d8mesh.errors import BackendUnavailableError, ConfigError, WaitTimeoutError
 from d8mesh.nodes.client import Client
 from d8mesh.options import ask as add_arguments
-from tests.ollama_server import OllamaServer
+from tests.ollama_standin import OllamaStandin
+from tests.standin.faults import Kind
 
 ANSWER = "Uno\u00a0dos\n\ttres 👩‍🔬 \x1b[31mrojo"
 
@@ -30,13 +31,13 @@ def options_of(*arguments: str) -> argparse.Namespace:
 
 
 @pytest.fixture(scope="module")
-def ollama() -> Iterator[OllamaServer]:
-    with OllamaServer(answer=lambda messages: ANSWER) as server:
+def ollama() -> Iterator[OllamaStandin]:
+    with OllamaStandin(answer=lambda messages: ANSWER) as server:
         yield server
 
 
 @pytest.fixture(scope="module")
-def client(ollama: OllamaServer) -> Iterator[Client]:
+def client(ollama: OllamaStandin) -> Iterator[Client]:
     with mesh(workers=0) as running:
         settings = {
             "DEEPSEEK_BASE_URL": ollama.url,
@@ -51,7 +52,7 @@ def client(ollama: OllamaServer) -> Iterator[Client]:
 
 
 def test_the_answer_goes_out_and_who_gave_it_is_said_beside(
-    client: Client, ollama: OllamaServer, capsys: pytest.CaptureFixture[str]
+    client: Client, ollama: OllamaStandin, capsys: pytest.CaptureFixture[str]
 ) -> None:
     options = options_of("Hola", "--system", "Sé breve")
     assert run_with(client, "Hola", options, None) == 0
@@ -96,14 +97,14 @@ def test_json_is_the_whole_result(client: Client, capsys: pytest.CaptureFixture[
 
 
 def test_an_answer_that_does_not_come_in_time_goes_on(
-    client: Client, ollama: OllamaServer, capsys: pytest.CaptureFixture[str]
+    client: Client, ollama: OllamaStandin, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    ollama.behaviour = "silent"
+    ollama.fault(Kind.SILENT)
     try:
         with pytest.raises(WaitTimeoutError, match=r"no whole answer within 0\.5 s"):
             run_with(client, "Hola", options_of("--timeout", "0.5"), 0.0)
     finally:
-        ollama.behaviour = "ok"
+        ollama.mend()
     err = capsys.readouterr().err
     assert "goes on without you" in err
     assert client.task(err.split()[1]).cancel()

@@ -15,7 +15,7 @@ import pytest
 from d8mesh.apps import work
 from d8mesh.apps.answers import NICHE_SCHEMA
 from d8mesh.apps.findings import load
-from d8mesh.apps.niche import run, run_with
+from d8mesh.apps.niche import MAX_ASKS, run, run_with
 from d8mesh.apps.niche_plan import NichePlan
 from d8mesh.backends.embedded import EmbeddedBackend
 from d8mesh.backends.ollama import OllamaBackend
@@ -155,7 +155,7 @@ def test_what_stays_bad_is_listed_as_unusable(
     report = json.loads(capsys.readouterr().out)
     assert (report["found"], report["unusable"], report["unanswered"]) == (2, 2, 0)
     assert "no JSON object" in (tmp_path / "niches.md").read_text("utf-8")
-    assert len(server.chats) == 2 + 2 * 2
+    assert len(server.chats) == 2 + 2 * MAX_ASKS
 
 
 def test_an_answer_without_a_text_is_unusable(tmp_path: Path) -> None:

@@ -9,20 +9,20 @@ import pytest
 
 from d8mesh.apps.prompts import PromptModel, _GrowingAnswer, model_for
 from d8mesh.config import Config
-from tests.ollama_server import OllamaServer
+from tests.ollama_standin import OllamaStandin
 from tests.real_model import MODEL, needs_model
 
 NOWHERE = "http://127.0.0.1:9"
 
 
 @pytest.fixture
-def ollama() -> Iterator[OllamaServer]:
-    with OllamaServer() as server:
+def ollama() -> Iterator[OllamaStandin]:
+    with OllamaStandin() as server:
         yield server
 
 
 def test_an_ollama_that_answers_is_asked_before_anything_is_installed(
-    ollama: OllamaServer, monkeypatch: pytest.MonkeyPatch
+    ollama: OllamaStandin, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "xllamacpp", None)
     model = model_for(Config(ollama_url=ollama.url), pytest.fail)

@@ -71,21 +71,37 @@ def test_a_child_ends_when_it_is_closed() -> None:
     assert child.exit_code is not None
 
 
+def is_there(pid: int) -> bool:
+    """Tell whether a process runs; one that has ended and waits to be noticed does not."""
+    if sys.platform != "linux":
+        return False
+    try:
+        return ") Z" not in Path(f"/proc/{pid}/stat").read_text("utf-8", "replace")
+    except OSError:
+        return False
+
+
 def test_a_program_of_others_ends_with_what_it_has_started(tmp_path: Path) -> None:
     log = tmp_path / "log"
     code = (
-        "import subprocess, sys, time\n"
-        "subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])\n"
-        "import os; print('said', os.environ['SAID'], flush=True); time.sleep(600)"
+        "import os, subprocess, sys, time\n"
+        "inner = 'import time; print(\"inner\", flush=True); time.sleep(600)'\n"
+        "its = subprocess.Popen([sys.executable, '-c', inner], stdout=subprocess.PIPE)\n"
+        "its.stdout.readline()\n"
+        "print('said', os.environ['SAID'], its.pid, flush=True); time.sleep(600)"
     )
     program = Program([sys.executable, "-c", code], env={"SAID": "so"}, log=log)
     until = time.monotonic() + PATIENCE_S
-    while program.last_line() != "said so":
+    while not program.last_line().startswith("said so "):
         assert time.monotonic() < until
         time.sleep(0.01)
     assert program.is_running
     program.close()
     assert (program.is_running, program.exit_code is None) == (False, False)
+    inner = int(program.last_line().split()[-1])
+    while is_there(inner):
+        assert time.monotonic() < until
+        time.sleep(0.01)
 
 
 def test_a_program_that_ends_by_itself_has_its_code_and_its_last_words(tmp_path: Path) -> None:

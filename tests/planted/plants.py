@@ -203,9 +203,9 @@ PLANTS: Final = (
     ),
     Plant(
         "blame a lost worker for tasks it had not started",
-        "d8mesh.core.broker.returns:Returns.lose",
-        "held[: worker.slots]",
-        "held[:]",
+        "d8mesh.core.broker.returns:running_and_waiting",
+        "own[: worker.slots]",
+        "own[:]",
         WORKER_SESSIONS + "only_the_running_attempts_of_a_lost_worker_are_blamed",
     ),
     Plant(

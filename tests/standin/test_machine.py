@@ -10,6 +10,7 @@ from contextlib import closing
 
 from tests.ollama_standin import OllamaStandin
 from tests.standin.calls import Answered, ask, asking, get, post
+from tests.standin.faults import Kind
 from tests.standin.machine import Model
 
 MODEL = "m:1b"
@@ -151,12 +152,15 @@ def test_a_machine_that_is_switched_off_comes_back_with_an_empty_memory() -> Non
         assert standin.loaded == []
 
 
-def test_a_thousand_streams_run_at_once() -> None:
+def test_a_thousand_streams_run_at_once_and_each_end_is_seen() -> None:
     with OllamaStandin(
-        models=[MODEL], loaded=[MODEL], num_parallel=1000, tokens_per_s=2
+        models=[MODEL], loaded=[MODEL], num_parallel=1000, tokens_per_s=1
     ) as standin:
-        sockets = [raw_ask(standin, "say 2 words") for _ in range(1000)]
-        standin.wait_until(lambda: standin.counters.answered["/api/chat"] == 1000, within_s=60)
-        assert standin.ollama.machine.running_max[MODEL] > 900
+        standin.fault(Kind.ENDLESS)
+        sockets = [raw_ask(standin, "hi") for _ in range(1000)]
+        standin.wait_until(lambda: standin.running == 1000, within_s=60)
+        standin.wait_until(lambda: standin.counters.tokens > 1000, within_s=60)
         for each in sockets:
             each.close()
+        standin.wait_until(lambda: len(standin.counters.cancelled) == 1000, within_s=60)
+        assert standin.running == 0

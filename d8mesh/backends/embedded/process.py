@@ -67,7 +67,7 @@ class ModelProcess:
         self._last: deque[str] = deque(maxlen=LAST_LINES)
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "d8mesh.backends.embedded.server"],
+            [sys.executable, "-m", "d8mesh.backends.embedded"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

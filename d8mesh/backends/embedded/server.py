@@ -1,6 +1,6 @@
 """The child: llama.cpp's own HTTP server with one model, on a free port of loopback.
 
-``python -m d8mesh.backends.embedded.server``: takes one line of JSON from its standard input
+``python -m d8mesh.backends.embedded``: takes one line of JSON from its standard input
 (`Order`), says one on its standard output (``{"url": …}``, or ``{"error": …}``), and ends when
 its standard input does: with its parent. The key travels by neither arguments nor environment,
 where others of the machine could read it.
@@ -98,7 +98,3 @@ def _end_with_parent() -> NoReturn:
         while os.read(0, 64):
             pass
     os._exit(0)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -160,6 +160,7 @@ class Meters:
         with self._lock:
             meter = self._meters.get(name) or ModelMeter()
             run = meter.began(self._clock(), prompt_tokens=prompt_tokens, is_streamed=is_streamed)
+        self._on_change(name)  # one more may be tried now: at its end it would be over
         return MeasuredRun(self, name, meter, run)
 
     def heard(self, name: str, meter: ModelMeter, run: int) -> None:

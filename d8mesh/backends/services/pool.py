@@ -193,7 +193,7 @@ class ServicePool:
         news = [
             model
             for model in models
-            if (before := said.models.get(model.name)) and _is_worth_telling(before, model)
+            if (before := said.models.get(model.name)) and is_worth_telling(before, model)
         ]
         if news:
             said.models |= {model.name: model for model in news}
@@ -332,7 +332,8 @@ def _outline(service: OfferedService) -> tuple[object, ...]:
     return (service.kind, service.machine, service.url, service.default, service.why, models)
 
 
-def _is_worth_telling(before: OfferedModel, now: OfferedModel) -> bool:
+def is_worth_telling(before: OfferedModel, now: OfferedModel) -> bool:
+    """Tell whether a model has changed so much that the mesh should know."""
     same = {name: getattr(now, name) for name in _FIGURES}
     if structs.replace(before, **same, budget=_lasting(before)) != structs.replace(
         now, budget=_lasting(now)

@@ -38,7 +38,7 @@ RESERVED_PART: Final = 0.1
 IN_USE_S: Final = 60.0
 HOMES_KEPT: Final = 2
 #: A service that was full is taken to be so for this long.
-FULL_S: Final = 600.0
+FULL_KNOWN_S: Final = 600.0
 #: Estimates that differ by less are equal.
 EQUAL_PART: Final = 0.1
 #: A conversation stays where it was unless that is so much fuller than another (of its slots).
@@ -179,7 +179,7 @@ def choose(table: ServiceTable, ask: Ask, cloud: Cloud, now: float) -> Verdict:
     free = [each for each in weighed if each.obstacle is None]
     free.sort(key=lambda each: (each.estimate_s, each.model.service.id, each.model.name))
     running = [each for each in weighed if _is_running(each, now)]
-    line = _Line(table, running, ask.waiting, now)
+    line = _LineAhead(table, running, ask.waiting, now)
     for each in free:
         verdict = _verdict(each, line, now)
         if verdict is None:
@@ -228,7 +228,7 @@ def _reserve(table: ServiceTable, weighed: list[Weighed], ask: Ask, now: float) 
             each.obstacle = each.obstacle or Obstacle.RESERVED
 
 
-class _Line:
+class _LineAhead:
     """The line of a task, and those that work on it: how soon they would be through with it."""
 
     def __init__(
@@ -256,7 +256,7 @@ class _Line:
         return self._done_s[key]
 
 
-def _verdict(each: Weighed, line: _Line, now: float) -> Obstacle | None:
+def _verdict(each: Weighed, line: _LineAhead, now: float) -> Obstacle | None:
     """Return why a candidate that is free had better not get the task, None if it had."""
     if not each.load_s and each.estimate_s >= line.too_slow_s:
         return Obstacle.HELD_BACK
@@ -290,7 +290,7 @@ def _is_running(other: Weighed, now: float) -> bool:
 def _pushes_out(table: ServiceTable, model: ModelState, now: float) -> bool:
     """Return whether loading a model may push another out that somebody needs there."""
     service = model.service
-    if now - service.was_full > FULL_S:
+    if now - service.was_full > FULL_KNOWN_S:
         return False
     loaded = [m for m in service.models.values() if m.info.is_loaded or m.is_loading(now)]
     return len(loaded) >= service.most_loaded and any(

@@ -20,7 +20,7 @@ from d8mesh.core.protocol.task import TaskState
 from d8mesh.core.protocol.wish import parse_wish
 
 #: Candidates that are remembered with a decision.
-MAX_CANDIDATES: Final = 8
+MAX_CANDIDATES_KEPT: Final = 8
 
 
 class ServiceScheduler:
@@ -166,7 +166,7 @@ class ServiceScheduler:
             weighed,
             key=lambda each: (each is not chosen, each.obstacle not in free, each.estimate_s),
         )
-        nearest = nearest[:MAX_CANDIDATES]
+        nearest = nearest[:MAX_CANDIDATES_KEPT]
         waited_s = max(0.0, state.at - max(task.batch.at, spec.run_at or 0.0))
         decision = Decision(
             task_id=task.id, attempt=task.n, service=model.service.id, model=model.name,

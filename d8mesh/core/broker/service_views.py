@@ -31,8 +31,11 @@ def ask_of(
     wish, lane = parse_wish(spec.model), state.queue.lanes.get(LaneKey.of(spec))
     waiting = 1 if lane is None else max(1, lane.count(spec.priority, COUNTED_WAITING))
     is_old = state.registry.is_young and (wish.is_strict or accepted_at < state.started_at)
-    is_expected = bool(wish.models) and (
-        is_old or any(plain_name(name) in state.services.gone for name in wish.models)
+    services, names = state.services, [plain_name(name) for name in wish.models]
+    is_expected = bool(names) and (
+        is_old
+        or any(name in services.gone for name in names)
+        or (wish.is_strict and any(services.awaits(name) for name in names))
     )
     return Ask(wish, spec.priority, failed_at, waiting, is_expected)
 

@@ -157,6 +157,8 @@ class ServiceState:
     most_loaded: int = 0
     was_full: float = -math.inf
     models: dict[str, ModelState] = field(default_factory=dict)
+    #: while it is down: plain names of what it offered before
+    awaited: frozenset[str] = frozenset()
     #: worker id -> what it told last, and who that is; the newest last
     told: dict[str, tuple[WorkerState, OfferedService]] = field(default_factory=dict)
     #: task id -> its attempt
@@ -271,8 +273,12 @@ class ServiceTable:
         for worker, told in service.told.values():
             for model in told.models:
                 offers.setdefault(model.name, []).append((worker, model))
-        for name in [name for name in service.models if name not in offers]:
-            self._drop(service.models[name], None if offers else now)
+        missing = [model for name, model in service.models.items() if name not in offers]
+        if offers or missing:
+            is_down = not offers and service.why
+            service.awaited = frozenset(model.plain for model in missing if is_down)
+        for model in missing:
+            self._drop(model, None if offers else now)
         for name, offered in offers.items():
             self._merge_model(service, name, offered, now)
         self._note_fullness(service, before, now)
@@ -344,6 +350,8 @@ class ServiceTable:
             self.gone[model.plain] = gone_since
 
     def _go(self, service: ServiceState, now: float) -> None:
+        self.gone.update(dict.fromkeys(service.awaited, now))
+        service.awaited = frozenset()
         for model in list(service.models.values()):
             self._drop(model, now)
         if not service.flights:
@@ -364,6 +372,10 @@ class ServiceTable:
     def forget_gone(self, before: float) -> None:
         """Expect no model back that has been gone since before `before` (monotonic)."""
         self.gone = {plain: at for plain, at in self.gone.items() if at >= before}
+
+    def awaits(self, plain: str) -> bool:
+        """Return whether a service that is down now had a model; its workers look for it."""
+        return any(plain in service.awaited for service in self.services.values())
 
     # ------------------------------------------------------------------ what runs there
 

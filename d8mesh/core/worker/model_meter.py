@@ -22,7 +22,7 @@ NO_ROOM_PAUSE_S: Final = 600.0
 LOADED_ANEW_S: Final = 0.25
 #: Answers that take less in all, and so little of it for their output, are short: see
 #: `SlotGauge.is_short`.
-SHORT_S: Final = 1.0
+SHORT_S: Final = 2.0
 SHORT_OUTPUT: Final = 0.2
 #: Of all that was measured so much is kept with each request: about the last five count.
 KEPT: Final = 0.8
@@ -148,6 +148,7 @@ class ModelMeter:
         self.prompt_tokens += spent.prompt_tokens
         self.output_tokens += spent.output_tokens
         self._pause_s = FIRST_PAUSE_S
+        self.gauge.is_known = True
         if self.paused:
             self._probe_at = now  # it does answer: the next probe need not wait
         self.loaded(spent.load_s)
@@ -162,12 +163,12 @@ class ModelMeter:
     def _measure_streamed(self, seen: SlotRun, now: float, spent: Spent) -> None:
         first = now if seen.first is None else seen.first
         reading_s = max(first - seen.began - spent.load_s, 0.0)
+        output_s, whole_s = spent.output_s or now - first, now - seen.began - spent.load_s
+        self.gauge.is_short = whole_s < SHORT_S and output_s <= SHORT_OUTPUT * whole_s
         if not seen.beside:  # others may have had to wait for a slot
-            whole_s = now - seen.began - spent.load_s
-            self.gauge.is_short = whole_s < SHORT_S and now - first <= SHORT_OUTPUT * whole_s
             self._first_s = _quickest(self._first_s, reading_s)
         self._prompt.add(spent.prompt_tokens, spent.prompt_s or (0 if seen.beside else reading_s))
-        self._output.add(spent.output_tokens, spent.output_s or now - first)
+        self._output.add(spent.output_tokens, output_s)
 
     def _usual_s(self, run: SlotRun) -> float:
         if not run.is_streamed:

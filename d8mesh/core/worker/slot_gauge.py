@@ -1,9 +1,8 @@
 """How many requests a model answers at the same time: found out by trying, for no service tells.
 
-While all the slots that are known are generating one more is offered. Whether that was one too
-many shows by its first token: it comes while all the others still generate, or only after one of
-them has ended, and late. Answers so short that they hardly generate are offered one more while all
-known slots are taken: too much costs little there.
+While all the slots that are known are taken one more is offered; before the first answer only while
+they are generating, for the model may be loading. Whether that was one too many shows by its first
+token: it comes while all the others still generate, or only after one of them has ended, and late.
 """
 
 from __future__ import annotations
@@ -19,11 +18,11 @@ SETTLED_S: Final = 600.0
 #: reading takes longer too, so it must happen more than once in a row.
 LATE_TIMES: Final = 2.0
 VAIN_TIMES: Final = 2
-#: A short answer that ran beside others for most of its usual time, and took hardly longer, had a
-#: slot of its own; what a busy processor adds is no waiting.
-BESIDE_SHARE: Final = 0.75
-PROMPT_TIMES: Final = 1.25
-JITTER_S: Final = 0.02
+#: A short answer had a slot of its own if it came before half the time was over by which it would
+#: be later had it waited for another's end. Of times as short as this, and of so small a share of
+#: its own, nothing can be said.
+JITTER_S: Final = 0.01
+LEAST_SHARE: Final = 0.1
 #: An answer that comes whole beside others may take so many times as long as alone.
 FAIR: Final = 1.5
 #: A service that says that it is full gets no more for so long, and each time twice as long.
@@ -63,7 +62,10 @@ class SlotGauge:
     def __init__(self, usual_s: Callable[[SlotRun], float]) -> None:
         #: so many answered at the same time
         self.proved = 1
-        #: an answer takes little time, and hardly any from its first token to its end
+        #: it has answered: whether one more has to wait can be told then
+        self.is_known = False
+        #: an answer takes little time, and hardly any from its first token to its end: a slot too
+        #: many costs little, and they are found the more boldly
         self.is_short = False
         self._usual_s = usual_s
         self._runs: dict[int, SlotRun] = {}
@@ -85,7 +87,7 @@ class SlotGauge:
         """Return how many requests may be there at once: what is proved, and one to try."""
         if now < self._full_until:
             return min(self.proved, self.in_flight)
-        taken = self.in_flight if self.is_short else self._generating()
+        taken = self.in_flight if self.is_known else self._generating()
         return self.proved + (now >= self._settled_until and taken >= self.proved)
 
     def begin(self, number: int, now: float, *, prompt_tokens: int, is_streamed: bool) -> None:
@@ -106,8 +108,9 @@ class SlotGauge:
     def _judge_first(self, run: SlotRun, now: float, usual_s: float, generating: int) -> None:
         """Judge a first token that came after another had ended."""
         took_s, beside_s = now - run.began, (run.freed or now) - run.began
-        if self.is_short and took_s <= PROMPT_TIMES * usual_s + JITTER_S:
-            if beside_s >= BESIDE_SHARE * usual_s and run.beside >= self.proved:
+        if self.is_short and took_s <= usual_s + beside_s / 2:
+            is_clear = beside_s >= max(JITTER_S, LEAST_SHARE * usual_s)
+            if is_clear and run.beside >= self.proved:
                 self._prove(run.beside + 1)
         elif took_s >= LATE_TIMES * usual_s and beside_s >= usual_s:
             self._vain += 1

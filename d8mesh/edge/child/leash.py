@@ -21,15 +21,20 @@ LEASH_END_S = 5.0
 def main(command: list[str]) -> int:
     """Run `command` until it ends, or until standard input does; return its exit code."""
     program = subprocess.Popen(command, stdin=subprocess.DEVNULL)
-    threading.Thread(target=_hold, args=(program,), daemon=True).start()
+    is_over = threading.Event()
+    holder = threading.Thread(target=_hold, args=(program, is_over), daemon=True)
+    holder.start()
     code = program.wait()
+    if is_over.is_set():  # what it has started ends too
+        holder.join()
     return code if code >= 0 else 128 - code
 
 
-def _hold(program: subprocess.Popen[bytes]) -> None:
+def _hold(program: subprocess.Popen[bytes], is_over: threading.Event) -> None:
     with contextlib.suppress(OSError):
         while os.read(0, 64):
             pass
+    is_over.set()
     program.terminate()
     with contextlib.suppress(subprocess.TimeoutExpired):
         program.wait(LEASH_END_S)

@@ -61,7 +61,7 @@ class Scene:
 def test_a_request_is_counted_and_told_at_its_first_token_and_its_end() -> None:
     scene = Scene()
     scene.answered()
-    first, last = scene.told
+    _, first, last = scene.told
     assert (first.slots, first.in_flight) == (2, 1)
     assert (last.slots, last.in_flight, last.requests) == (1, 0, 1)
     assert (last.prompt_tokens_per_s, last.output_tokens_per_s, last.load_s) == (20, 10, 0.5)
@@ -72,7 +72,7 @@ def test_a_failure_is_told_before_it_is_raised_further() -> None:
     with pytest.raises(errors.BackendError):
         with scene.meters.measured("m"):
             raise errors.BackendError("it broke")
-    assert [told.paused for told in scene.told] == ["it broke"]
+    assert [told.paused for told in scene.told] == ["", "it broke"]
     assert scene.meters.due() == []
     assert scene.meters.next_change_s(10) == 1
     scene.now += 1

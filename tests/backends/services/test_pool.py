@@ -6,12 +6,14 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
+from msgspec import structs
 
 from d8mesh.backends.backend import Availability
 from d8mesh.backends.services import PoolListener, Service, ServicePool
-from d8mesh.backends.services.pool import together
+from d8mesh.backends.services.pool import is_worth_telling, together
 from d8mesh.core.protocol.messages import OfferedModel, OfferedService, Placement
 from d8mesh.edge.network import machine_id
 from d8mesh.errors import BackendError, BackendUnavailableError
@@ -89,14 +91,23 @@ def test_a_model_that_is_loaded_is_a_measurement_and_no_new_offer() -> None:
     )
 
 
-def test_figures_are_told_when_they_have_changed_by_more_than_a_twentieth() -> None:
-    scene = Scene(up("a"))
-    scene.pool.look()
-    for _ in range(30):
-        scene.pool.embed(texts("a"), run_at())
-    requests = [models[0].requests for _, models in scene.measured]
-    assert requests[-1] >= 28
-    assert len(requests) < 30
+@pytest.mark.parametrize(
+    ("changes", "is_told"),
+    [
+        ({"requests": 105, "output_tokens_per_s": 38.1}, False),
+        ({"requests": 106}, True),
+        ({"output_tokens_per_s": 37.9}, True),
+        ({"load_s": 0.1}, True),
+        ({"slots": 2}, True),
+        ({"paused": "HTTP 500"}, True),
+        ({"is_loaded": True}, True),
+    ],
+)
+def test_figures_are_told_when_they_have_changed_by_more_than_a_twentieth(
+    changes: dict[str, Any], is_told: bool
+) -> None:
+    before = OfferedModel(name="m", requests=100, output_tokens_per_s=40.0)
+    assert is_worth_telling(before, structs.replace(before, **changes)) is is_told
 
 
 def test_a_failure_is_told_before_the_caller_hears_of_it() -> None:

@@ -6,106 +6,27 @@ from typing import Any
 
 import pytest
 
-from d8mesh.core.broker import candidates, routing
-from d8mesh.core.broker.candidates import tiers, why_never
-from d8mesh.core.broker.estimates import Weighed, line_done_s
-from d8mesh.core.broker.routing import Ask, Verdict, choose
-from d8mesh.core.broker.services import Flight, ModelState, ServiceTable
+from d8mesh.core.broker import routing
+from d8mesh.core.broker.routing import Ask
+from d8mesh.core.broker.services import ServiceTable
 from d8mesh.core.broker.standings import Obstacle
-from d8mesh.core.broker.worker_registry import Dialect, WorkerState
-from d8mesh.core.protocol.messages import Budget, Measured, OfferedService, Services
-from d8mesh.core.protocol.wish import Cloud, Wish
-from tests.core.llm_services import KINDS, model, service
+from d8mesh.core.protocol.messages import Budget, Measured
+from d8mesh.core.protocol.wish import Cloud
+from tests.core.llm_services import model, service
 from tests.core.machines import Machine, Pool
-
-NOW = 100.0
-
-
-def table_of(*offered: OfferedService) -> ServiceTable:
-    """Return a table of services, each with a worker of its own, named like it."""
-    table = ServiceTable()
-    for each in offered:
-        worker = WorkerState(f"w-{each.id}", Dialect.MESH, host=f"host-{each.id}")
-        table.tell(worker, Services(list(KINDS), [each], [], [], []), 0.0)
-    return table
-
-
-def at(table: ServiceTable, name: str, of: str = "m") -> ModelState:
-    found = table.model(name, of)
-    assert found is not None
-    return found
-
-
-def fill(table: ServiceTable, name: str, count: int = 1, of: str = "m", **flight: Any) -> None:
-    """Let requests run at a service."""
-    worker = at(table, name, of).worker()
-    assert worker is not None
-    begun = len(table.flights)
-    for number in range(count):
-        since = flight.get("since", NOW)
-        expected_s = flight.get("expected_s", 0.0)
-        table.begin(f"{name}-{begun + number}", Flight(worker, name, of, since, expected_s))
-
-
-def wish(*models: str, **more: Any) -> Wish:
-    return Wish(models=models, **more)
-
-
-def asked(table: ServiceTable, what: Wish, now: float = NOW, **more: Any) -> Verdict:
-    cloud = more.pop("cloud", Cloud.NEVER)
-    return choose(table, Ask(what, more.pop("priority", 5), **more), cloud, now)
-
-
-def taken(table: ServiceTable, what: Wish, now: float = NOW, **more: Any) -> str | None:
-    found = asked(table, what, now, **more).taken
-    return None if found is None else f"{found.model.service.id}/{found.model.name}"
-
-
-def obstacles(choice: Verdict) -> dict[str, Obstacle | None]:
-    return {each.model.service.id: each.obstacle for each in choice.weighed}
-
-
-def ids(found: list[list[ModelState]]) -> list[list[str]]:
-    return [[f"{model.service.id}/{model.name}" for model in tier] for tier in found]
-
+from tests.core.service_tables import (
+    NOW,
+    asked,
+    at,
+    fill,
+    obstacles,
+    speedy,
+    table_of,
+    taken,
+    wish,
+)
 
 # ------------------------------------------------------------------------------ wishes
-
-
-def test_models_are_known_by_name_and_by_what_is_in_them() -> None:
-    table = table_of(
-        service("a", [model("M:latest", digest="d1")]),
-        service("b", [model("alias", digest="d1"), model("other", digest="d2")]),
-        service("c", [model("m", digest=""), model("alias", digest="")]),
-    )
-    assert ids(tiers(table, wish("library/m"), is_expected=False)) == [
-        ["a/M:latest", "c/m", "b/alias"]
-    ]
-
-
-def test_a_wish_that_nobody_has_counts_as_none_unless_it_is_a_must_or_expected() -> None:
-    table = table_of(service("a", [model("m"), model("n", is_loaded=False)]))
-    assert ids(tiers(table, wish("x"), is_expected=False)) == [["a/m"]]
-    assert ids(tiers(table, wish("x"), is_expected=True)) == []
-    assert ids(tiers(table, wish("x", is_strict=True), is_expected=False)) == []
-
-
-def test_without_a_wish_the_default_will_do_and_what_is_loaded_to_chat_with() -> None:
-    offered = [
-        model("m", is_loaded=False),
-        model("n", can=[]),
-        model("e", can=["embedding"]),
-        model("v", can=["vision", "completion"], is_loaded=False),
-    ]
-    table = table_of(service("a", offered), service("b", [], default=""))
-    assert ids(tiers(table, wish(), is_expected=False)) == [["a/m", "a/n"]]
-    vision = wish(needs=frozenset({"vision"}))
-    assert ids(tiers(table, vision, is_expected=False)) == [["a/n"]]  # it does not tell
-    assert ids(tiers(table, wish(needs=frozenset({"embedding"})), is_expected=False)) == [
-        ["a/n", "a/e"]
-    ]
-    table = table_of(service("a", [offered[0], offered[3]]))
-    assert ids(tiers(table, vision, is_expected=False)) == [["a/v"]]
 
 
 def test_the_small_model_of_the_program_itself_is_the_last_resort() -> None:
@@ -154,40 +75,6 @@ def test_a_preference_does_not_wait_for_ever_for_who_fails() -> None:
     ask = Ask(wish("x"), 5)
     assert not routing.has_room(table, ask, Cloud.NEVER, 1.0)
     assert routing.has_room(table, ask, Cloud.NEVER, routing.PAUSED_LONG_S + 1.0)
-
-
-def test_why_nobody_will_ever_run_a_task_is_told() -> None:
-    table = table_of(service("a", [model("m"), model("n")]))
-    assert why_never(table, wish("m")) == ""
-    assert why_never(ServiceTable(), wish("x", is_strict=True)) == ""
-    assert why_never(table, wish("x", is_strict=True)) == (
-        "model_strict: the model 'x' is not installed here, and no worker of the mesh offers it; "
-        "installed: m, n"
-    )
-    many = table_of(service("a", [model(f"m{n}") for n in range(22)]))
-    assert why_never(many, wish("x", is_strict=True)).endswith("m19 and 2 more")
-    needs = frozenset({"vision"})
-    assert "'m' cannot do all that this needs: vision" in why_never(
-        table, wish("m", is_strict=True, needs=needs)
-    )
-    assert "none of the models" in why_never(table, wish(needs=needs))
-    assert why_never(table, wish(needs=needs, machine="elsewhere")) == ""
-
-
-def test_what_concerns_a_wish_is_remembered_until_something_changes(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(candidates, "MAX_FOUND", 1)
-    table = table_of(service("a", [model("m"), model("n")]))
-    found = frozenset[ModelState]()
-    for text in ("m", "n", "x", "m"):
-        found = candidates.concerned(table, text)
-        assert found == candidates.concerned(table, text)
-    assert found == {at(table, "a")}
-    assert len(table.concerned) <= 2
-    assert len(table.tiers) <= 2
-    table.measured(next(iter(at(table, "a").reach.values())), Measured("a", [model("x")]), NOW)
-    assert candidates.concerned(table, "x") == {at(table, "a", "x")}
 
 
 # --------------------------------------------------------------------------- the cloud
@@ -247,12 +134,6 @@ def test_an_account_gets_no_more_than_it_allows() -> None:
 # ----------------------------------------------------------------------------- how long
 
 
-def speedy(name: str, tokens_per_s: float, **given: Any) -> OfferedService:
-    """Return a service that answers a hundred tokens in 100 / tokens_per_s seconds."""
-    defaults: dict[str, Any] = {"prompt_tokens_per_s": 1e9, "output_tokens": 1000, "requests": 10}
-    return service(name, [model(output_tokens_per_s=tokens_per_s, **(defaults | given))])
-
-
 def test_the_one_that_is_sooner_done_gets_the_task() -> None:
     table = table_of(speedy("slow", 25.0), speedy("fast", 100.0))
     assert taken(table, wish("m")) == "fast/m"
@@ -280,63 +161,6 @@ def test_of_several_slow_ones_none_is_looked_at_in_vain() -> None:
     fill(table, "fast", expected_s=1.0)
     found = obstacles(asked(table, wish("m")))
     assert [found[f"slow{n}"] for n in range(3)] == [Obstacle.HELD_BACK] * 3
-
-
-def test_speeds_that_nobody_has_measured_are_those_of_others_or_of_the_size() -> None:
-    table = table_of(speedy("known", 50.0), speedy("new", 0.0, prompt_tokens_per_s=0.0))
-    choice = asked(table, wish("m"))
-    assert {round(each.estimate_s, 3) for each in choice.weighed} == {2.0}
-    bare: dict[str, Any] = {"prompt_tokens_per_s": 0.0, "requests": 0, "prompt_tokens": 0}
-    sizes = {"small": 1_000_000_000, "large": 10_000_000_000, "untold": 0}
-    table = table_of(
-        *(
-            service(name, [model(name, output_tokens_per_s=0.0, size_bytes=size, **bare)])
-            for name, size in sizes.items()
-        )
-    )
-    found = {each.model.name: each.estimate_s for each in asked(table, wish()).weighed}
-    assert found["small"] < found["untold"] < found["large"]
-
-
-def test_a_short_answer_is_expected_to_be_short_and_a_long_one_no_longer_than_others() -> None:
-    table = table_of(speedy("a", 100.0))
-    expected = [
-        asked(table, wish("m", output_tokens=tokens)).weighed[0].estimate_s
-        for tokens in (10, 100, 100_000)
-    ]
-    assert [round(each, 2) for each in expected] == [0.1, 1.0, 1.0]
-
-
-def test_what_requests_really_took_counts() -> None:
-    table = table_of(speedy("a", 100.0), speedy("b", 100.0))
-    at(table, "a").pace, at(table, "a").is_pace_measured = 3.0, True
-    assert taken(table, wish("m")) == "b/m"
-    fresh: dict[str, Any] = {"prompt_tokens_per_s": 0.0}
-    table = table_of(speedy("a", 0.0, **fresh), speedy("b", 0.0, **fresh))
-    at(table, "a").pace = 0.5
-    first, second = (each.estimate_s for each in asked(table, wish("m")).weighed)
-    assert first == second  # nothing else is known of the other
-
-
-def test_a_line_is_through_as_its_slots_are() -> None:
-    table = table_of(speedy("a", 100.0, slots=2), speedy("b", 50.0, slots=2))
-    weighed = asked(table, wish("m")).weighed
-    assert line_done_s([], 1, NOW) == float("inf")
-    assert line_done_s(weighed, 4, NOW) == pytest.approx(2.0)
-    assert line_done_s(weighed, 5, NOW) == pytest.approx(2.0)
-    assert line_done_s(weighed, 300, NOW) == pytest.approx(100.0, rel=0.02)
-    fill(table, "a", 2, expected_s=30.0)
-    fill(table, "b", 2, expected_s=30.0)
-    assert line_done_s(weighed, 1, NOW) == pytest.approx(31.0)
-    assert line_done_s(weighed, 300, NOW) == pytest.approx(130.0, rel=0.02)
-
-
-def test_one_that_is_being_loaded_works_on_the_line_from_then_on() -> None:
-    table = table_of(speedy("a", 100.0, is_loaded=False, slots=2, load_s=8.0))
-    (each,) = asked(table, wish("m")).weighed
-    at(table, "a").load(8.0, NOW)
-    assert line_done_s([each], 2, NOW + 3.0) == pytest.approx(6.0)
-    assert line_done_s([each], 2, NOW + 9.0) == pytest.approx(10.0)  # late: once more
 
 
 # ---------------------------------------------------------------------------- loading
@@ -402,7 +226,7 @@ def test_nothing_is_loaded_that_may_push_out_what_hardly_anybody_else_has() -> N
     assert (choice.taken, choice.warmed) == (None, None)
     full.most_loaded = 2
     assert asked(table, wish("m")).warmed is not None
-    full.most_loaded, full.was_full = 1, NOW - routing.FULL_S - 1.0
+    full.most_loaded, full.was_full = 1, NOW - routing.FULL_KNOWN_S - 1.0
     assert asked(table, wish("m")).warmed is not None
 
 
@@ -491,8 +315,3 @@ def test_three_machines_come_near_the_best_schedule_at_their_first_run(
     pool.submit(300, model="m")
     took_s = pool.run(300)
     assert took_s <= most_s, took_s
-
-
-def test_weighed_tells_loading_apart() -> None:
-    table = table_of(speedy("a", 100.0))
-    assert Weighed(at(table, "a"), None, estimate_s=9.0, run_s=1.0).load_s == 8.0

@@ -286,6 +286,33 @@ def test_a_must_that_nobody_has_fails_with_a_sentence_unless_it_may_be_back(
     assert broker.task_table.state_of(task_id) is None
 
 
+def test_a_must_waits_while_the_service_that_had_its_model_is_down(broker: WiredBroker) -> None:
+    client = broker.client()
+    broker.pass_time(11)
+    peers = one(broker, "a") | one(broker, "b", name="other")
+
+    def live_on() -> None:
+        for _ in range(60):
+            for peer in peers.values():
+                broker.say(peer, beat([], 0))
+            broker.pass_time(1)
+
+    offer(broker, peers["a"], [service("a", [], why="connection refused")])
+    (task_id,) = broker.submit(client, 1, "agent_action", model="=m")
+    live_on()
+    client = broker.client()
+    assert broker.task_table.state_of(task_id) is TaskState.QUEUED
+    assert "connection refused" in str(broker.ask(client, "status", id=task_id).body["reason"])
+    offer(broker, peers["a"], [service("a")])
+    assert list(broker.work(peers["a"])) == [task_id]
+
+    offer(broker, peers["a"], [service("a", [], why="connection refused")])
+    (task_id,) = broker.submit(client, 1, "agent_action", model="=m")
+    broker.say(peers.pop("a"), m.Goodbye("done"))  # nobody looks for it any more
+    live_on()
+    assert broker.task_table.state_of(task_id) is None
+
+
 def test_a_must_that_a_worker_s_own_slots_run_is_left_to_those(broker: WiredBroker) -> None:
     client = broker.client()
     broker.pass_time(11)
