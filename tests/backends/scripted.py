@@ -53,6 +53,7 @@ class ScriptedBackend:
         self.probe_fails: BaseException | None = None
         self.check_waits: threading.Event | None = None
         self.checked_within_s = 0.0
+        self.ending = TOLD
         self.asked: list[ChatRun] = []
         self.checked: list[str] = []
         self.loaded: list[tuple[str, JsonObject]] = []
@@ -72,7 +73,7 @@ class ScriptedBackend:
         if self.waits is not None:
             self.waits.wait(30)
         model = run.placement.model if run.placement else request.model or self.seen.default
-        return Completion(text=self.url, model=model, ending=TOLD)
+        return Completion(text=self.url, model=model, ending=self.ending)
 
     def embed(self, request: EmbeddingRequest, run: ChatRun) -> Embeddings:
         self._begin(run)

@@ -18,6 +18,10 @@ FIRST_PAUSE_S: Final = 1.0
 MODEL_PAUSE_MOST_S: Final = 60.0
 #: A model that does not fit will not fit in a minute either: somebody must make room.
 NO_ROOM_PAUSE_S: Final = 600.0
+#: Beyond these a service tells nonsense: more tokens of one request than any context holds, more in
+#: a second than any machine makes. What is told goes on to the mesh, whose messages are bounded.
+MOST_TOKENS_OF_ONE: Final = 10_000_000
+MOST_TOKENS_PER_S: Final = 1_000_000.0
 #: A model that was in memory reports a few milliseconds of loading.
 LOADED_ANEW_S: Final = 0.25
 #: Answers that take less in all, and so little of it for their output, are short: see
@@ -68,7 +72,7 @@ class _Rate:
 
     @property
     def per_s(self) -> float:
-        return self._amount / self._seconds if self._seconds else 0.0
+        return min(self._amount / self._seconds, MOST_TOKENS_PER_S) if self._seconds else 0.0
 
 
 class ModelMeter:
@@ -145,8 +149,8 @@ class ModelMeter:
     def _measure(self, seen: SlotRun, now: float, spent: Spent) -> None:
         self._heard = now
         self.requests += 1
-        self.prompt_tokens += spent.prompt_tokens
-        self.output_tokens += spent.output_tokens
+        self.prompt_tokens += min(spent.prompt_tokens, MOST_TOKENS_OF_ONE)
+        self.output_tokens += min(spent.output_tokens, MOST_TOKENS_OF_ONE)
         self._pause_s = FIRST_PAUSE_S
         self.gauge.is_known = True
         if self.paused:

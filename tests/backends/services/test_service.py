@@ -8,8 +8,9 @@ import pytest
 
 from d8mesh.backends.backend import ModelInfo
 from d8mesh.backends.services import RequestClocks, Service
-from d8mesh.core.protocol.chat import Piece
-from d8mesh.core.protocol.messages import Budget, Placement
+from d8mesh.core.protocol.chat import Ending, Piece, Timing, Usage
+from d8mesh.core.protocol.codec import decode_to_broker, encode
+from d8mesh.core.protocol.messages import Budget, Placement, Services
 from d8mesh.edge.network import machine_id
 from d8mesh.errors import BackendError, BackendMemoryError, BackendStalledError, InvalidTaskError
 from tests.backends.scripted import DOWN, ScriptedBackend, question, run_at, texts, up
@@ -200,6 +201,16 @@ def test_what_has_answered_is_in_memory_until_a_look_says_otherwise(scene: Scene
     assert loaded() == ["a", "b", "e"]
     scene.service.look()
     assert loaded() == []
+
+
+def test_nonsense_that_a_service_tells_of_itself_stays_within_what_the_mesh_can_hear() -> None:
+    scene = Scene()
+    most, nothing = Usage(2**53, 2**53), Timing(prompt_s=1e-9, output_s=1e-9, load_s=9e6)
+    scene.backend.ending = Ending(usage=most, timing=nothing)
+    for _ in range(3):
+        scene.service.chat(question("a"), run_at())
+    told = Services(["generate"], [scene.service.offered()], [], [], [])
+    assert decode_to_broker(encode(told)) == told
 
 
 class AccountBackend(ScriptedBackend):
