@@ -31,8 +31,7 @@ from d8mesh.words import tr, translated
 OK: Final = 0
 FAILED: Final = 1
 PULL, REMOVE = "model_pull", "model_remove"
-#: A pull may take longer than an attempt may (`TASK_TIMEOUT`): the next one goes on with what is
-#: there. So many are an hour and a half of downloading.
+#: A pull that breaks off goes on at the next attempt with what is there.
 ATTEMPTS: Final = 20
 #: A worker says at once whether a model fits.
 FIT_S: Final = 5.0

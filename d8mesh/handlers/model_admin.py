@@ -51,7 +51,8 @@ def admin_handlers(pool: ServicePool) -> dict[str, Handler]:
     def model_remove(data: Data, context: TaskContext) -> object:
         name, service = _model_in(data), _target(pool, data, context)
         own = service.has(name) or matching(name, service.seen.unfit)  # also what is not offered
-        freed = service.installed[own].size_bytes if own in service.installed else 0
+        info = service.installed.get(own or "")
+        freed = 0 if info is None else info.size_bytes
         if own is not None:
             with _refusals():
                 remove_model(service, own)
