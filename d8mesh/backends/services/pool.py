@@ -178,9 +178,11 @@ class ServicePool:
             if said is not None and said.service is service and model is not None:
                 now = service.offered_model(model)
                 self._tell_models(said, [] if now is None else [now])
-            elif service in self.services and self.named(service.id) is not service:
+            elif said is not None and said.service not in self.services:
+                self._tell_all()
+            elif self.named(service.id) not in (service, None):
                 pass  # not asked yet, or another way to a service that is there
-            elif said is None or said.service not in self.services:
+            elif said is None:
                 self._tell_all()
             else:
                 offer = service.offered()

@@ -252,6 +252,18 @@ def test_two_ways_to_one_service_are_told_as_one() -> None:
     assert [len(each) for each in offers] == [1] * len(offers)
 
 
+def test_one_of_two_ways_that_goes_says_nothing_of_the_service_that_stays() -> None:
+    scene = Scene(up("a"), up("a"))
+    scene.backends[1].url = url_of(0)
+    scene.backends[1].seen = scene.backends[0].seen
+    scene.pool.look()
+    scene.answer("a")
+    count = len(scene.measured)
+    scene.pool.drop(scene.pool.services[1])
+    assert len(scene.measured) == count
+    assert [each.id for each in scene.offers[-1]] == ["10.9.9.0:11434"]
+
+
 def test_together_they_offer_each_model_once_and_warn_of_who_is_down() -> None:
     scene = Scene(DOWN, up("a", "b"), up("b", "c", embedders=("e",)))
     scene.pool.look()
