@@ -220,12 +220,12 @@ class ServicePool:
             BackendUnavailableError: that service is not reached from here, or none answers now.
             D8Error: see `LlmService.chat`.
         """
-        service = self._placed(run.placement) or self._suiting(request.model)
+        service = self._placed(run.placement) or self._suiting(request.models)
         return service.chat(request, run)
 
     def embed(self, request: EmbeddingRequest, run: ChatRun) -> Embeddings:
         """Return the vectors of the service that `run` names, or of one that suits."""
-        service = self._placed(run.placement) or self._suiting(request.model)
+        service = self._placed(run.placement) or self._suiting([request.model])
         return service.embed(request, run)
 
     def warm(self, placement: Placement) -> None:
@@ -249,11 +249,12 @@ class ServicePool:
             )
         return service
 
-    def _suiting(self, wished: str | None) -> Service:
-        """Return the service for what asks for `wished`: of those that have it the freest."""
+    def _suiting(self, names: Sequence[str]) -> Service:
+        """Return the freest service of those that have the first of `names` that is there."""
         if not any(each.is_asked for each in self.services):
             self.look()
         up = [each for each in self.services if each.is_useful and not each.backend.is_cloud]
+        wished = next((name for name in names if any(each.has(name) for each in up)), "")
         having = [each for each in up if wished and each.has(wished)]
         able = having or _without_makeshift(up)
         free = [each for each in able if not each.paused(_model_of(each, wished))]
@@ -318,8 +319,8 @@ def _told_of(service: Service, is_named: bool) -> str:
     return f"{kind}: {reason}" if is_named else reason
 
 
-def _model_of(service: Service, wished: str | None) -> str:
-    return service.has(wished or "") or service.seen.default
+def _model_of(service: Service, wished: str) -> str:
+    return service.has(wished) or service.seen.default
 
 
 def _without_makeshift(services: Sequence[Service]) -> Sequence[Service]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Final, Protocol, cast, runtime_checkable
@@ -220,7 +220,7 @@ class Service:
 
     def chat(self, request: ChatRequest, run: ChatRun) -> Completion:
         """Return the answer of this service; see `Backend.chat`."""
-        placed, model = self._placed(run, request.model)
+        placed, model = self._placed(run, request.models)
         measured = self._meters.measured(model, prompt_tokens=_tokens_of(request))
 
         def hear(piece: Piece) -> None:
@@ -236,7 +236,7 @@ class Service:
 
     def embed(self, request: EmbeddingRequest, run: ChatRun) -> Embeddings:
         """Return the vectors of this service; see `Backend.embed`."""
-        placed, model = self._placed(run, request.model)
+        placed, model = self._placed(run, (request.model,))
         tokens = sum(map(len, request.texts)) // BYTES_PER_TOKEN
         measured = self._meters.measured(model, prompt_tokens=tokens, is_streamed=False)
         with self._looked_at_after_failure(), measured:
@@ -272,8 +272,9 @@ class Service:
             self.needs_look.set()
             raise
 
-    def _placed(self, run: ChatRun, wished: str | None) -> tuple[ChatRun, str]:
-        model = run.placement.model if run.placement else self.has(wished or "")
+    def _placed(self, run: ChatRun, wished: Sequence[str]) -> tuple[ChatRun, str]:
+        there = (own for name in wished if (own := self.has(name)) is not None)
+        model = run.placement.model if run.placement else next(there, "")
         placed = replace(
             run,
             first_token_s=self._clocks.first_token_s,

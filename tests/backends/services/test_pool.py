@@ -203,6 +203,14 @@ def test_without_a_placement_it_goes_to_who_has_the_model(model: str | None, num
     assert made.origin.service == "10.9.9.1:11434"
 
 
+def test_without_a_placement_the_first_model_that_is_there_answers() -> None:
+    scene = Scene(up("a"), up("c", "b"))
+    asked = replace(question("x"), fallbacks=("b", "a"), is_model_strict=True)
+    assert scene.pool.chat(asked, run_at()).text == url_of(1)
+    told = {each.name: each.requests for each in scene.pool.services[1].offered().models}
+    assert told == {"c": 0, "b": 1}
+
+
 def test_without_a_placement_the_freest_is_asked() -> None:
     scene = Scene(up("a"), up("a"))
     scene.pool.look()
