@@ -106,8 +106,8 @@ class Service:
         self._place = Whereabouts("", "", is_local=False)
         self._placed_url, self._placed_at = "", float("-inf")
         self._is_ready = False
-        #: models that have answered since it was looked at: they are in memory
-        self._answered: set[str] = set()
+        #: models that have answered since the last look began, and when: they are in memory
+        self._answered: dict[str, float] = {}
 
     # ------------------------------------------------------------------ what it is
 
@@ -162,13 +162,16 @@ class Service:
             Whether what people should know of it has changed.
         """
         self.needs_look.clear()
+        began = self._clock()
         before, seen = self.seen, self.backend.probe()
         self._find_place(seen)
         if seen.is_up and not self._is_ready:
             self._is_ready = True
             getattr(self.backend, "prepare", lambda: None)()
         self.seen, self.is_asked = seen, True
-        self._answered.clear()
+        for name, at in list(self._answered.items()):
+            if at <= began:
+                del self._answered[name]
         if self.is_useful:  # else it may come back, and what was measured of it still holds
             anew = [
                 name
@@ -225,7 +228,7 @@ class Service:
 
         def hear(piece: Piece) -> None:
             if piece.is_sign_of_life:
-                self._answered.add(model)
+                self._answered[model] = self._clock()
                 measured.hear()
             run.on_piece(piece)
 
@@ -241,7 +244,7 @@ class Service:
         measured = self._meters.measured(model, prompt_tokens=tokens, is_streamed=False)
         with self._looked_at_after_failure(), measured:
             made = self.backend.embed(request, placed)
-            self._answered.add(model)
+            self._answered[model] = self._clock()
             measured.answered(made.usage, made.timing)
         return replace(made, origin=self._origin())
 
@@ -259,7 +262,7 @@ class Service:
                 self._meters.failed(placement.model, error)
                 raise
             self._meters.loaded(placement.model, self._clock() - began)
-            self._answered.add(placement.model)
+            self._answered[placement.model] = self._clock()
             self._changed(placement.model)
         self.needs_look.set()  # to tell that it is loaded
 

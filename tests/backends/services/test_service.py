@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import replace
 
 import pytest
@@ -14,6 +15,7 @@ from d8mesh.core.protocol.messages import Budget, Placement, Services
 from d8mesh.edge.network import machine_id
 from d8mesh.errors import BackendError, BackendMemoryError, BackendStalledError, InvalidTaskError
 from tests.backends.scripted import DOWN, ScriptedBackend, question, run_at, texts, up
+from tests.end_to_end.processes import until
 
 URL = "http://127.0.0.1:7100"
 
@@ -211,6 +213,18 @@ def test_nonsense_that_a_service_tells_of_itself_stays_within_what_the_mesh_can_
         scene.service.chat(question("a"), run_at())
     told = Services(["generate"], [scene.service.offered()], [], [], [])
     assert decode_to_broker(encode(told)) == told
+
+
+def test_what_answers_in_the_middle_of_a_look_is_in_memory_after_it(scene: Scene) -> None:
+    scene.backend.probe_waits, probes = threading.Event(), scene.backend.probes
+    look = threading.Thread(target=scene.service.look)
+    look.start()
+    until(lambda: scene.backend.probes > probes, "the probe")
+    scene.now += 1
+    scene.service.chat(question("b"), run_at())
+    scene.backend.probe_waits.set()
+    look.join()
+    assert [each.name for each in scene.service.offered().models if each.is_loaded] == ["b"]
 
 
 class AccountBackend(ScriptedBackend):
