@@ -106,6 +106,8 @@ class OllamaBackend:
         #: the load options that the last placement gave, by model
         self._options: dict[str, dict[str, object]] = {}
         self._seen: tuple[float, Availability] | None = None
+        #: what was seen the last time that there was something, as long as nothing fails
+        self._known: Availability | None = None
         self._catalogue = Catalogue()
         self._lock = threading.Lock()
 
@@ -169,7 +171,7 @@ class OllamaBackend:
         try:
             yield
         except BackendError:
-            self._seen = None
+            self._seen = self._known = None
             raise
 
     def check(self, model: ModelInfo, *, within_s: float) -> None:
@@ -220,10 +222,11 @@ class OllamaBackend:
         self, request: ChatRequest, placement: Placement | None
     ) -> tuple[str, Loading]:
         """Return the address and the model for a request."""
-        offer = self._offer()
-        if placement is not None:
+        if placement is not None:  # it was offered a moment ago: a slow probe is not waited for
+            offer = self._known or self._offer()
             model = placed(placement.model, offer.models, offer.url)
         else:
+            offer = self._offer()
             if request.is_model_strict and wished(request, offer) is None:
                 offer = self._offer(is_fresh=True)  # it may have been pulled just now
             model = chosen(request, offer)
@@ -244,8 +247,7 @@ class OllamaBackend:
         return model
 
     def _seen_embedders(self) -> tuple[str, ...]:
-        seen = self._seen
-        offer = self.probe() if seen is None else seen[1]
+        offer = self._known or self.probe()
         if not offer.url:
             raise BackendUnavailableError(offer.reason)
         return offer.embedders
@@ -320,6 +322,8 @@ class OllamaBackend:
             found = replace(spare or Availability(is_up=False), reason="; ".join(problems))
         self.base_url = found.url or self.urls[0]
         self._seen = (time.monotonic(), found)
+        if found.url:
+            self._known = found
         return found
 
     def _judged(self, url: str, installed: Installed) -> Availability:

@@ -164,6 +164,8 @@ class Service:
         self.needs_look.clear()
         began = self._clock()
         before, seen = self.seen, self.backend.probe()
+        if self.is_useful and not seen.url and max(self._answered.values(), default=began) > began:
+            seen = before  # too busy to list its models: it answers
         self._find_place(seen)
         if seen.is_up and not self._is_ready:
             self._is_ready = True

@@ -227,6 +227,22 @@ def test_what_answers_in_the_middle_of_a_look_is_in_memory_after_it(scene: Scene
     assert [each.name for each in scene.service.offered().models if each.is_loaded] == ["b"]
 
 
+def test_one_that_answers_is_there_though_its_lists_come_too_late(scene: Scene) -> None:
+    scene.backend.probe_waits, probes = threading.Event(), scene.backend.probes
+    scene.backend.seen = DOWN
+    look = threading.Thread(target=scene.service.look)
+    look.start()
+    until(lambda: scene.backend.probes > probes, "the probe")
+    scene.now += 1
+    scene.service.chat(question("a"), run_at())
+    scene.backend.probe_waits.set()
+    look.join()
+    assert scene.service.offered().why == ""
+    scene.now += 1
+    scene.service.look()
+    assert scene.service.offered().why == "it is off"
+
+
 class AccountBackend(ScriptedBackend):
     """One that an account stands behind."""
 
