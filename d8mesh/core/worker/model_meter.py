@@ -87,6 +87,8 @@ class ModelMeter:
         #: why it gets nothing; "" if it may have requests
         self.paused = ""
         self._prompt, self._output = _Rate(), _Rate()
+        #: of answers that come whole, by how long the question is thought to be
+        self._whole = _Rate()
         self._first_s = self._whole_s = 0.0
         self._number = 0
         self._pause_s, self._probe_at = FIRST_PAUSE_S, 0.0
@@ -160,9 +162,10 @@ class ModelMeter:
             self._measure_streamed(seen, now, spent)
         else:
             took_s = max(now - seen.began - spent.load_s, 0.0)
-            self._prompt.add(spent.prompt_tokens, spent.prompt_s or took_s)
+            self._prompt.add(spent.prompt_tokens, spent.prompt_s or (0 if seen.beside else took_s))
             if not seen.beside and seen.freed is None:
                 self._whole_s = _quickest(self._whole_s, took_s)
+                self._whole.add(seen.prompt_tokens, took_s)
 
     def _measure_streamed(self, seen: SlotRun, now: float, spent: Spent) -> None:
         first = now if seen.first is None else seen.first
@@ -175,12 +178,11 @@ class ModelMeter:
         self._output.add(spent.output_tokens, output_s)
 
     def _usual_s(self, run: SlotRun) -> float:
-        if not run.is_streamed:
-            return self._whole_s
-        if not self._first_s:
-            return 0.0
-        speed = self.prompt_tokens_per_s
-        return max(self._first_s, run.prompt_tokens / speed if speed else 0.0)
+        speed = self.prompt_tokens_per_s if run.is_streamed else self._whole.per_s
+        reading_s = run.prompt_tokens / speed if speed else 0.0
+        if not run.is_streamed:  # the quickest had the least to read
+            return reading_s or self._whole_s
+        return max(self._first_s, reading_s) if self._first_s else 0.0
 
     def _is_silent(self, seen: SlotRun, now: float) -> bool:
         """Tell whether nothing at all was heard while this request waited."""

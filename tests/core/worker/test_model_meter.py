@@ -237,3 +237,14 @@ def test_while_it_is_being_asked_it_is_not_asked_again() -> None:
     assert (meter.probe_due(99), meter.next_change(99)) == (False, None)
     meter.probed(99, "still broken")
     assert meter.next_change(99) == 99 + 2 * FIRST_PAUSE_S
+
+
+def test_a_short_question_that_waited_for_a_long_one_proves_no_slot() -> None:
+    meter = ModelMeter()
+    alone = meter.began(0, prompt_tokens=1000, is_streamed=False)
+    meter.ended(alone, 1.0, RunEnd.ANSWERED)
+    long = meter.began(10, prompt_tokens=1000, is_streamed=False)
+    short = meter.began(10.3, prompt_tokens=10, is_streamed=False)
+    meter.ended(long, 11, RunEnd.ANSWERED)
+    meter.ended(short, 11.01, RunEnd.ANSWERED)
+    assert meter.gauge.proved == 1
