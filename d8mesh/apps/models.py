@@ -82,6 +82,14 @@ def service_lines(
         if service["reason"]:
             told = tr("{id}: {what}", id=_place(service), what=translated(service["reason"]))
             yield from wrapped(told, columns, indent=indent)
+        elif service["is_managed"] and service["state"] == "online" and not service["models"]:
+            hint = tr(
+                "{id} has no model yet: `{program} models pull NAME --on {machine}`",
+                id=_place(service),
+                program=command_name(),
+                machine=service["machine"],
+            )
+            yield from wrapped(hint, columns, indent=indent)
 
 
 def loaded_lines(body: Facts, columns: int | None, *, indent: str = "") -> Iterator[str]:

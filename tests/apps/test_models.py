@@ -94,6 +94,16 @@ def test_without_services_it_says_what_to_start() -> None:
     assert "models pull NAME" in shown(empty)
 
 
+def test_of_a_service_without_models_it_is_said_how_to_pull_one() -> None:
+    empty = service("new", models=[], default=None)
+    told = shown({"models": [], "services": [empty], "waiting_for_any": 0, "left_out": 0})
+    assert "new (ollama) has no model yet: `" in told
+    assert "models pull NAME --on new`" in told
+    down = service("new", models=[], state="down", reason="it is off")
+    told = shown({"models": [], "services": [down], "waiting_for_any": 0, "left_out": 0})
+    assert "no model yet" not in told
+
+
 def test_json_is_what_the_orchestrator_says(capsys: pytest.CaptureFixture[str]) -> None:
     assert run_with(Orchestrator(), argparse.Namespace(json=True)) == 0
     assert json.loads(capsys.readouterr().out) == overview()

@@ -298,7 +298,7 @@ class OllamaBackend:
 
     def _probe(self) -> Availability:
         found: Availability | None = None
-        spare: Availability | None = None  #: chats with nobody, but makes embeddings
+        spare: Availability | None = None  #: answers, but has none to chat with
         problems: list[str] = []
         silent: dict[str, str] = {}
         for url in sorted(self.urls, key=lambda url: url != self.base_url):
@@ -314,7 +314,8 @@ class OllamaBackend:
                 found = seen
                 break
             problems.append(seen.reason)
-            spare = spare or (seen if seen.embedders else None)
+            if spare is None or (seen.embedders and not spare.embedders):
+                spare = seen
         if found is None:
             problems += [] if problems else [_silence({url: silent[url] for url in self.urls})]
             found = replace(spare or Availability(is_up=False), reason="; ".join(problems))

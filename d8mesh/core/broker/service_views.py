@@ -122,10 +122,11 @@ def _of_other(service: ServiceState, wish: Wish, now: float) -> Standing:
         return _without(service, None, Obstacle.ELSEWHERE, now)
     names = {plain_name(name) for name in wish.models}
     named = [model for model in service.models.values() if model.plain in names]
-    able = named if wish.models else list(service.models.values())
-    for model in able if wish.needs else ():
-        lacks = tuple(sorted(wish.needs - set(model.info.can)))
-        return _without(service, model, Obstacle.LACKS, now, lacks=lacks)
+    meant = named if wish.models else list(service.models.values())
+    needs = candidates.needs_of(wish)
+    if meant and all(model.info.can and not needs <= set(model.info.can) for model in meant):
+        lacks = tuple(sorted(needs - set(meant[0].info.can)))
+        return _without(service, meant[0], Obstacle.LACKS, now, lacks=lacks)
     return _without(service, None, Obstacle.NOT_INSTALLED, now)
 
 
