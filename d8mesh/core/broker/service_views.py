@@ -116,10 +116,10 @@ def _of_other(service: ServiceState, wish: Wish, now: float) -> Standing:
     """Say why a service is not looked at for a wish."""
     if not service.told:
         return _without(service, None, Obstacle.AWAY, now)
-    if not service.models:
-        return _without(service, None, Obstacle.DOWN, now, why=service.why)
     if wish.machine and not candidates.is_at(service, wish.machine):
         return _without(service, None, Obstacle.ELSEWHERE, now)
+    if not service.models:
+        return _without(service, None, Obstacle.DOWN, now, why=service.why)
     names = {plain_name(name) for name in wish.models}
     named = [model for model in service.models.values() if model.plain in names]
     meant = named if wish.models else list(service.models.values())

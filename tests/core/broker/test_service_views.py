@@ -28,6 +28,7 @@ def test_each_service_says_how_it_stands_to_a_wish(broker: WiredBroker) -> None:
         "down/": Obstacle.DOWN,
     }
     assert standing(broker, "m;on=a")["b/"] is Obstacle.ELSEWHERE
+    assert standing(broker, "m;on=b")["down/"] is Obstacle.ELSEWHERE
     assert standing(broker, "m")["b/"] is Obstacle.NOT_INSTALLED
     assert standing(broker, "m;needs=vision")["a/m"] is Obstacle.LACKS
     assert standing(broker, ";needs=vision")["b/n"] is Obstacle.LACKS
