@@ -118,7 +118,7 @@ def _of_other(service: ServiceState, wish: Wish, now: float) -> Standing:
         return _without(service, None, Obstacle.AWAY, now)
     if wish.machine and not candidates.is_at(service, wish.machine):
         return _without(service, None, Obstacle.ELSEWHERE, now)
-    if not service.models:
+    if not service.models and (service.why or not wish.models):
         return _without(service, None, Obstacle.DOWN, now, why=service.why)
     names = {plain_name(name) for name in wish.models}
     named = [model for model in service.models.values() if model.plain in names]
