@@ -177,7 +177,7 @@ def _notes(models: Sequence[Facts], for_any: int, columns: int | None) -> Iterat
             if place["paused"]:
                 yield from wrapped(_paused(model, place), columns)
     if for_any:
-        yield tr("{count} tasks wait for whichever model", count=for_any)
+        yield tr("tasks that wait for whichever model: {count}", count=for_any)
 
 
 def _paused(model: Facts, place: Facts) -> str:

@@ -46,7 +46,7 @@ def test_aliases_pauses_and_budgets_are_said_below() -> None:
         "qwen2.5:3b on nas is paused, tried again in 12 s: model requires more system memory"
         in told
     )
-    assert "3 tasks wait for whichever model" in told
+    assert "tasks that wait for whichever model: 3" in told
     assert (
         "llama-3.3-70b at groq has left: 12 requests this minute; 4000 tokens this minute; "
         "900 requests today" in told
