@@ -196,8 +196,12 @@ def test_without_a_wish_no_embedding_and_no_cloud_model_is_taken(server: OllamaS
     server.models = server.models[:2]
     seen = backend.probe()
     assert not seen.is_up
+    assert (seen.url, seen.embedders) == (server.url, ("nomic-embed-text:latest",))
     assert "no models to chat with" in seen.reason
     assert "gpt-oss:120b-cloud runs in Ollama's cloud" in seen.reason
+    server.models = ()
+    seen = backend.probe()
+    assert (seen.is_up, seen.url) == (False, server.url)  # it answers: a model can be pulled
 
 
 @pytest.mark.parametrize(

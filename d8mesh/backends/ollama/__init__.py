@@ -25,7 +25,7 @@ from d8mesh.backends.ollama.connection import OllamaRequest, asking, import_pack
 from d8mesh.backends.ollama.embed import embeddings
 from d8mesh.backends.ollama.faults import SERVICE, is_not_found
 from d8mesh.backends.ollama.selection import MAX_NAMED, chosen, named, placed, wished
-from d8mesh.backends.streaming import completion, said
+from d8mesh.backends.streaming import completion, said, shown
 from d8mesh.config import Config
 from d8mesh.core.protocol.chat import (
     COMPLETION,
@@ -300,7 +300,7 @@ class OllamaBackend:
 
     def _probe(self) -> Availability:
         found: Availability | None = None
-        spare: Availability | None = None  #: chats with nobody, but makes embeddings
+        spare: Availability | None = None  #: answers, but has none to chat with
         problems: list[str] = []
         silent: dict[str, str] = {}
         for url in sorted(self.urls, key=lambda url: url != self.base_url):
@@ -316,7 +316,8 @@ class OllamaBackend:
                 found = seen
                 break
             problems.append(seen.reason)
-            spare = spare or (seen if seen.embedders else None)
+            if spare is None or (seen.embedders and not spare.embedders):
+                spare = seen
         if found is None:
             problems += [] if problems else [_silence({url: silent[url] for url in self.urls})]
             found = replace(spare or Availability(is_up=False), reason="; ".join(problems))
@@ -374,10 +375,15 @@ def _silence(places: Mapping[str, str]) -> str:
         told = f"{' or '.join(places)} ({whys[0]})"
     else:
         told = " or ".join(f"{url} ({why})" for url, why in places.items())
-    return f"Ollama does not answer at {told}: start it (ollama serve), or set DEEPSEEK_BASE_URL"
+    return (
+        f"Ollama does not answer at {told}: start it there (ollama serve), or correct its address "
+        "(DEEPSEEK_BASE_URL, D8_OLLAMA_HOSTS)"
+    )
 
 
 def _why_silent(error: Exception) -> str:
     if isinstance(error, ConnectionRefusedError):
         return "connection refused"
+    if isinstance(error, TimeoutError) and error.errno is None and str(error):
+        return shown(str(error))
     return said(error)

@@ -305,7 +305,8 @@ class Service:
     def offered(self) -> OfferedService:
         """Return what the mesh is told of it."""
         seen, backend = self.seen, self.backend
-        why = "" if self.is_useful else seen.reason
+        is_empty = self.managed is not None and bool(seen.url)  # it answers: models can be pulled
+        why = "" if self.is_useful or is_empty else seen.reason
         return OfferedService(
             id=self.id or f"{backend.kind}:{backend.url}",
             kind=backend.kind,
@@ -354,7 +355,7 @@ class Service:
             "machine": told.machine,
             "url": told.url or None,
             "is_up": not told.why,
-            "why": told.why or self.seen.warning or None,
+            "why": self.seen.reason or self.seen.warning or None,
             "default_model": told.default or None,
             "models": [
                 {
