@@ -150,21 +150,68 @@ def niche(parser: argparse.ArgumentParser) -> None:
 
 def evolution(parser: argparse.ArgumentParser) -> None:
     """Add what `evolution` takes."""
-    _number_option(parser, "--population", _count(2, 100_000), "N", 24, "genomes of a generation")
-    _number_option(parser, "--generations", _count(1, 100_000), "N", 10, "generations")
-    parser.add_argument(
+    add = parser.add_argument
+    add(
         "--fitness",
-        default=FITNESS_DEFAULT,
-        metavar="NAME",
-        help=f"a built-in fitness function (default: {FITNESS_DEFAULT})",
+        default="",
+        metavar="NAME|MODULE:FUNCTION",
+        help="a built-in fitness function, agent (with --questions), or a function of your own, "
+        f"my.module:cost or ./my.py:cost (default: {FITNESS_DEFAULT}, with --questions agent)",
     )
+    add(
+        "--questions",
+        type=Path,
+        metavar="FILE",
+        help="JSON, YAML or CSV file of what agents are asked, and what is right (default: none)",
+    )
+    add(
+        "--genome",
+        type=Path,
+        metavar="FILE",
+        help="JSON or YAML file of the genes and their bounds (default: an agent's temperature, "
+        "top_p, max_tokens, system prompt and frame of the question)",
+    )
+    add(
+        "--judge",
+        default="",
+        metavar="NAME",
+        help="the model that marks answers to questions with a rubric (default: any)",
+    )
+    _number_option(parser, "--population", _count(2, 100_000), "N", 24, "genomes of an island")
+    _number_option(parser, "--generations", _count(1, 100_000), "N", 10, "generations at most")
+    apart = "populations that evolve apart"
+    _number_option(parser, "--islands", _count(1, 100), "N", 1, apart)
+    exchange = "generations from one exchange of the islands' best to the next"
+    _number_option(parser, "--migrate-every", _count(1, 100_000), "N", 5, exchange)
     rate = _number(0, 1)
     _number_option(parser, "--mutation-rate", rate, "0..1", 0.2, "how much of a genome is changed")
-    parser.add_argument(
-        "--seed", type=int, help="the same seed gives the same run (default: by chance)"
+    add("--seed", type=int, help="the same seed gives the same run (default: by chance)")
+    add(
+        "--patience",
+        type=_count(1, 100_000),
+        default=0,
+        metavar="N",
+        help="end after so many generations without a better one (default: any number)",
     )
-    _output(parser, "evolution")
-    _timeout(parser, "give up waiting after so many seconds", "120 for each batch")
+    add(
+        "--time-limit",
+        dest="time_limit_s",
+        type=_number(0.1, MAX_TIMEOUT_S),
+        metavar="SECONDS",
+        help="end after so many seconds, with what was found (default: none)",
+    )
+    add(
+        "--output",
+        type=Path,
+        metavar="DIR",
+        help="where the results go; the folder of an earlier run goes on with it (default: a new "
+        "folder in evolution/ of the data folder)",
+    )
+    _timeout(
+        parser,
+        "give up waiting after so many seconds",
+        "60 without a worker that can, else as long as it takes",
+    )
     _json(parser, "one JSON object at the end")
 
 

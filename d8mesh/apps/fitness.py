@@ -9,18 +9,17 @@ import itertools
 import math
 import random
 import string
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-Genome = dict[str, Any]
+from d8mesh.apps.mesh_batches import MeshBatches
+from d8mesh.apps.scores import WORST, Genome, GenomeScore
 
 #: Numbers of a genome: enough that chance alone does not solve it.
 DIMENSIONS: Final = 5
 BITS: Final = 40
 TARGET: Final = "many machines one mind"
-#: A cost that is no number, or larger, counts as this: JSON and plots can hold it.
-WORST: Final = 1e12
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +32,39 @@ class Problem:
     new: Callable[[random.Random], Genome]
     #: may overflow: use `cost`
     raw_cost: Callable[[Genome], float]
+
+    @property
+    def identity(self) -> str:
+        """Its name: there is nothing else to tell two of them apart."""
+        return self.name
+
+    @property
+    def keeps_scores(self) -> bool:
+        """False: to find them again is quicker than to read them."""
+        return False
+
+    def repaired(self, genome: Genome) -> Genome:
+        """Return `genome`: a problem has no bounds."""
+        return genome
+
+    def expressed(self, genome: Genome) -> Genome:
+        """Return `genome`, which stands for itself."""
+        return genome
+
+    def ready(self, genome: Genome) -> Genome:
+        """Return `genome`."""
+        return genome
+
+    def try_all(
+        self,
+        genomes: Sequence[Genome],
+        mesh: MeshBatches,
+        on_score: Callable[[int, GenomeScore], None],
+    ) -> None:
+        """Find the costs of `genomes`, here: they take microseconds."""
+        del mesh
+        for index, genome in enumerate(genomes):
+            on_score(index, GenomeScore(cost=self.cost(genome)))
 
     def cost(self, genome: Genome) -> float:
         """Return how bad `genome` is: from 0 to `WORST`."""

@@ -17,6 +17,8 @@ from d8mesh.words import tr, translated
 
 #: Plain lines go into logs: at most one in this many seconds, and the last.
 LINE_S: Final = 1.0
+#: What is said of a step that takes longer is said at most once in so many seconds.
+NOTE_S: Final = 10.0
 PROGRESS_LINE_CHARS: Final = 200
 #: Of what is said beside it: a reason may name several workers, each with its own.
 MAX_SAID_CHARS: Final = 2000
@@ -62,6 +64,17 @@ class Progress:
         if is_due or self._done == self._total:
             self._said_at = now
             self.say(f"{self._title}: {self._done}/{self._total} {note}".rstrip())
+
+    def note(self, text: str) -> None:
+        """Show how far the step is that is under way; plain lines have it now and then."""
+        if self._bar is not None:
+            self._bar.update(self._row, note=one_line(text))
+            return
+        now = time.monotonic()
+        self._said_at = now if self._said_at is None else self._said_at
+        if now - self._said_at >= NOTE_S:
+            self._said_at = now
+            self.say(f"{self._title}: {text}")
 
     def say(self, line: str) -> None:
         """Show one line beside the progress."""
