@@ -57,12 +57,12 @@ def _contest(options: argparse.Namespace, seed: int) -> Contest:
         form = read_form(options.genome)
         return AgentTrial(form=form, questions=questions, seed=seed, judge=options.judge)
     if options.questions is not None:
-        raise ConfigError(f"--questions is for --fitness {AGENT}, not for {one_line(name)}")
+        raise ConfigError(f"--questions is for --fitness agent, not for {one_line(name)}")
     if ":" in name:
         return load_fitness(name, read_form(options.genome, is_agent=False))
     if options.genome is not None:
         raise ConfigError(
-            f"--genome is for --fitness {AGENT} and for a function of your own, "
+            f"--genome is for --fitness agent and for a function of your own, "
             f"not for {one_line(name)}"
         )
     if name not in FITNESS:
@@ -71,6 +71,6 @@ def _contest(options: argparse.Namespace, seed: int) -> Contest:
         hint = f" did you mean {near[0]}?" if near else ""
         raise ConfigError(
             f"--fitness {one_line(name)!r} is not known:{hint} There are {known}; "
-            f"{AGENT}: agents that answer --questions; MODULE:FUNCTION of your own"
+            "agent: agents that answer --questions; MODULE:FUNCTION of your own"
         )
     return FITNESS[name]

@@ -32,8 +32,7 @@ def plot(plan: EvolutionPlan, history: EvolutionHistory) -> str:
     }
     if plan.islands > 1:
         for island in range(min(plan.islands, MAX_LINES)):
-            costs = [each[island] for each in history.island_costs]
-            lines[f"island {island + 1}"] = _shown(costs)
+            lines[f"island {island + 1}"] = _shown([each[island] for each in history.island_costs])
     known = [cost for costs in lines.values() for cost in costs if cost is not None]
     is_wide = bool(known) and min(known) > 0 and max(known) / min(known) > WIDE
     count = len(history.best_costs)

@@ -143,7 +143,11 @@ def load_fitness(name: str, form: GenomeForm) -> OwnFitness:
         ConfigError: there is none, or it takes something else.
     """
     module_name, _, function_name = name.rpartition(":")
-    function = getattr(module_of(module_name, option="--fitness"), function_name, None)
+    try:
+        module = module_of(module_name)
+    except ConfigError as error:
+        raise ConfigError(str(error).replace("--tasks", "--fitness", 1)) from error
+    function = getattr(module, function_name, None)
     if not callable(function):
         raise ConfigError(f"--fitness {name}: there is no function {function_name!r} in it")
     try:

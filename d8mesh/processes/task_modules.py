@@ -13,8 +13,6 @@ from typing import Final
 from d8mesh.errors import ConfigError, D8Error
 
 _MODULE: Final = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")
-#: Packages that d8mesh loads only when it needs them.
-_LATE: Final = frozenset({"ollama", "httpx", "httpcore", "anyio", "pydantic"})
 #: Of Python's own, these do something when they are imported, or nobody needs them.
 _NEVER_RUN: Final = frozenset({"antigravity", "this", "test", "idlelib", "tkinter", "turtle"})
 
@@ -31,7 +29,7 @@ def load(name: str, worker: object) -> None:
     Raises:
         ConfigError: there is no such module or file, it raises, or has no ``register``.
     """
-    module = module_of(name, option="--tasks")
+    module = module_of(name)
     register = getattr(module, "register", None)
     if not callable(register):
         raise ConfigError(f"--tasks {name}: expected a function register(worker) in it")
@@ -44,16 +42,13 @@ def load(name: str, worker: object) -> None:
         raise ConfigError(f"--tasks {name}: its register(worker) raised {kind}: {error}") from error
 
 
-def module_of(name: str, *, option: str) -> ModuleType:
+def module_of(name: str) -> ModuleType:
     """Import the module or file that `name` names, as `load` says.
-
-    Args:
-        option: where it was named, for messages.
 
     Raises:
         ConfigError: there is no such module or file, or it raises.
     """
-    return _of_file(name, option) if is_path(name) else _of_name(name, option)
+    return _of_file(name) if is_path(name) else _of_name(name)
 
 
 def is_path(name: str) -> bool:
@@ -61,17 +56,17 @@ def is_path(name: str) -> bool:
     return name.endswith(".py") or any(mark in name for mark in "/\\")
 
 
-def _of_file(name: str, option: str) -> ModuleType:
+def _of_file(name: str) -> ModuleType:
     file = Path(name).expanduser()
     if file.suffix != ".py" and file.with_name(f"{file.name}.py").is_file():
         file = file.with_name(f"{file.name}.py")
     if file.is_dir() and (file / "__init__.py").is_file():
         file = file / "__init__.py"
     if not file.is_file():
-        raise ConfigError(f"{option} {name}: there is no file {file.absolute()}")
+        raise ConfigError(f"--tasks {name}: there is no file {file.absolute()}")
     file = file.resolve()
     if file.suffix != ".py":
-        raise ConfigError(f"{option} {name}: expected a Python file, its name ends in .py")
+        raise ConfigError(f"--tasks {name}: expected a Python file, its name ends in .py")
     parts = [] if file.stem == "__init__" else [file.stem]
     folder = file.parent
     while (folder / "__init__.py").is_file():
@@ -80,35 +75,35 @@ def _of_file(name: str, option: str) -> ModuleType:
     module_name = ".".join(parts)
     if any("." in part for part in parts):  # my-handlers.py can be imported, my.handlers.py not
         raise ConfigError(
-            f"{option} {name}: {module_name!r} cannot be a module's name: expected no dot in it"
+            f"--tasks {name}: {module_name!r} cannot be a module's name: expected no dot in it"
         )
     _put_on_path(Path.cwd())
     _put_on_path(folder)
-    module = _imported(name, module_name, option)
+    module = _imported(name, module_name)
     found = getattr(module, "__file__", None)
     if found is None or not Path(found).exists() or not Path(found).samefile(file):
         raise ConfigError(
-            f"{option} {name}: the module name {module_name} is taken by {found or 'Python itself'}"
+            f"--tasks {name}: the module name {module_name} is taken by {found or 'Python itself'}"
             ": give the file another name"
         )
     return module
 
 
-def _of_name(name: str, option: str) -> ModuleType:
+def _of_name(name: str) -> ModuleType:
     if not _MODULE.fullmatch(name):
         raise ConfigError(
-            f"{option} {name}: expected a module (my.handlers) or a file (./my/handlers.py)"
+            f"--tasks {name}: expected a module (my.handlers) or a file (./my/handlers.py)"
         )
     _put_on_path(Path.cwd())
-    return _imported(name, name, option)
+    return _imported(name, name)
 
 
-def _imported(name: str, module_name: str, option: str) -> ModuleType:
+def _imported(name: str, module_name: str) -> ModuleType:
     try:
         return importlib.import_module(module_name)
     except (Exception, SystemExit) as error:  # whatever the module of a person raises
         raise ConfigError(
-            f"{option} {name}: cannot be imported: {type(error).__name__}: {error}"
+            f"--tasks {name}: cannot be imported: {type(error).__name__}: {error}"
         ) from error
 
 
@@ -120,7 +115,7 @@ def _put_on_path(folder: Path) -> None:
     with contextlib.suppress(OSError):  # it cannot be listed: files in it may still be read
         for each in folder.iterdir():
             name = each.stem if each.suffix == ".py" or each.is_dir() else ""
-            is_ours = name in _LATE or (name in sys.stdlib_module_names and name not in _NEVER_RUN)
+            is_ours = name in sys.stdlib_module_names and name not in _NEVER_RUN
             if is_ours and name not in sys.modules:
                 with contextlib.suppress(ImportError):
                     importlib.import_module(name)

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from d8mesh.apps.fitness import BITS, DIMENSIONS, FITNESS, TARGET, WORST, has_form_of
+from d8mesh.apps.fitness import BITS, DIMENSIONS, FITNESS, TARGET, has_form_of
+from d8mesh.apps.scores import WORST
 
 PERFECT: dict[str, dict[str, Any]] = {
     "sphere": {"x": [0.0] * DIMENSIONS},
