@@ -160,10 +160,11 @@ def load_history(folder: Path, plan: EvolutionPlan) -> EvolutionHistory:
     for name in _SAME:
         theirs, wanted = getattr(record, name), getattr(mine, name)
         if theirs != wanted:
-            what = "genes, questions or judge" if name == "contest" else name
-            more = "" if name == "contest" else f" ({theirs}, not {wanted})"
+            what = f"{name} ({theirs}, not {wanted})"
+            if name == "contest":
+                what = "genes, questions or judge"
             raise ConfigError(
-                f"{folder / EVOLUTION_FILE} is a run with other {what}{more}: "
+                f"{folder / EVOLUTION_FILE} is a run with other {what}: "
                 "choose another --output, or the same settings"
             )
     history = EvolutionHistory(

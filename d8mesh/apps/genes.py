@@ -8,6 +8,7 @@ an agent runs with.
 from __future__ import annotations
 
 import difflib
+import math
 import random
 from collections.abc import Mapping
 from pathlib import Path
@@ -43,12 +44,16 @@ class NumberGene(Struct, frozen=True, forbid_unknown_fields=True, tag_field="kin
 
     low: float | int
     high: float | int
-    step: Annotated[float | int, Meta(ge=0)] = 0
+    step: float | int = 0
 
     def check(self) -> str:
         """Return what is wrong with it; "" if nothing is."""
+        if not all(map(math.isfinite, (self.low, self.high, self.step))):
+            return "expected finite numbers"
         if not self.low < self.high:
             return f"expected low < high, not {self.low:g} and {self.high:g}"
+        if self.step < 0:
+            return f"expected a step above 0, not {self.step:g}"
         if self.step > self.high - self.low:
             return f"its step {self.step:g} is larger than all of it"
         return ""

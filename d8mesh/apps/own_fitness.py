@@ -153,7 +153,7 @@ def load_fitness(name: str, form: GenomeForm) -> OwnFitness:
     try:
         signature = inspect.signature(function)
     except (TypeError, ValueError) as error:
-        raise ConfigError(f"--fitness {name}: {error}") from error
+        raise ConfigError(f"--fitness {name}: there is no telling what it takes") from error
     for count in (2, 1):
         try:
             signature.bind(*range(count))
