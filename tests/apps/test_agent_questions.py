@@ -57,9 +57,7 @@ def test_a_judge_is_asked_with_the_rubric_and_gives_a_mark() -> None:
         ("q.csv", "question,contains,regex\na?,x,\nb?,,y\n"),
     ],
 )  # fmt: skip
-def test_questions_are_read_from_json_yaml_and_tables(
-    tmp_path: Path, name: str, text: str
-) -> None:
+def test_questions_are_read_from_json_yaml_and_tables(tmp_path: Path, name: str, text: str) -> None:
     (tmp_path / name).write_text(text, "utf-8")
     one, two = read_questions(tmp_path / name)
     assert (one.question, one.check, one.expected) == ("a?", "contains", "x")
