@@ -141,9 +141,13 @@ COMMANDS: Final[tuple[Command, ...]] = (
     ),
     Command(
         name="evolution",
-        summary="evolve a population over the mesh",
+        summary="evolve agents, or anything that a function scores, over the mesh",
         group="work",
         choices=(Choice(3, "Evolution"),),
+        examples=(
+            "evolution --questions questions.json --islands 3",
+            "evolution --fitness ./my.py:cost --genome genes.yaml --time-limit 600",
+        ),
     ),
     Command(
         name="status",

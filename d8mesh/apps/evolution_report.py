@@ -82,9 +82,9 @@ def _explained(plan: EvolutionPlan) -> Iterable[str]:
     if isinstance(plan.problem, AgentTrial):
         yield _text(
             tr(
-                "Questions that each agent was asked: {count}. Its cost is the part of the points that "
-                "it missed: 0 is all right, 1 is all wrong. Of equally good agents the one that "
-                "needs fewer tokens goes first.",
+                "Questions that each agent was asked: {count}. Its cost is the part of the "
+                "points that it missed: 0 is all right, 1 is all wrong. Of equally good agents "
+                "the one that needs fewer tokens goes first.",
                 count=len(plan.problem.questions),
             )
         )

@@ -38,7 +38,7 @@ def test_an_answer_is_right_or_wrong(check: dict[str, Any], answer: str, points:
 def test_a_judge_is_asked_with_the_rubric_and_gives_a_mark() -> None:
     question = AgentQuestion(question="Why?", rubric="names a reason")
     data = question.judge_data("because", "judge:7b")
-    assert agent_request(data)
+    agent_request(data)  # or it raises
     assert "names a reason" in data["messages"][1]["content"]
     assert (data["model"], data["model_strict"]) == ("judge:7b", True)
     assert mark_in('{"why": "so", "mark": 7}') == 0.7
@@ -47,12 +47,15 @@ def test_a_judge_is_asked_with_the_rubric_and_gives_a_mark() -> None:
             mark_in(bad)
 
 
+WHOLE = """{"questions": [{"question": "a?", "contains": "x"},
+{"question": "b?", "regex": "y"}]}"""
+
+
 @pytest.mark.parametrize(
     ("name", "text"),
     [
         ("q.json", '[{"question": "a?", "contains": "x"}, {"question": "b?", "regex": "y"}]'),
-        ("q.json", '{"questions": [{"question": "a?", "contains": "x"},'
-                   '{"question": "b?", "regex": "y"}]}'),
+        ("q.json", WHOLE),
         ("q.yaml", "- {question: 'a?', contains: x}\n- {question: 'b?', regex: y}\n"),
         ("q.csv", "question,contains,regex\na?,x,\nb?,,y\n"),
     ],

@@ -85,10 +85,11 @@ def test_a_function_that_does_not_return_holds_nobody_longer_than_the_time() -> 
     contest = OwnFitness(
         name="my:cost", form=DEFAULT_FORM, function=lambda agent: held.wait(), takes_client=False
     )
-    with InProcess({}) as mesh, pytest.raises(WaitTimeoutError):
-        until = time.monotonic() + 0.2
-        genome = DEFAULT_FORM.new(random.Random(1))
-        contest.try_all([genome], MeshBatches(mesh, until=until), lambda index, score: None)
+    genome = DEFAULT_FORM.new(random.Random(1))
+    with InProcess({}) as mesh:
+        soon = MeshBatches(mesh, until=time.monotonic() + 0.2)
+        with pytest.raises(WaitTimeoutError):
+            contest.try_all([genome], soon, lambda index, score: None)
     held.set()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 
+import pytest
 from rich.console import Console
 
 from d8mesh.apps.progress import PROGRESS_LINE_CHARS, Progress, one_line
@@ -29,6 +30,20 @@ def test_a_terminal_gets_a_bar() -> None:
         progress.say("a line")
     assert "2/2" in out.getvalue()
     assert "a line" in out.getvalue()
+
+
+def test_a_long_step_says_now_and_then_how_far_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    out = io.StringIO()
+    with Progress("Work", 2, console=Console(file=out, force_terminal=False)) as progress:
+        progress.note("1 of 9")
+        assert out.getvalue() == ""
+        monkeypatch.setattr("d8mesh.apps.progress.NOTE_S", 0.0)
+        progress.note("2 of 9")
+    assert out.getvalue() == "Work: 2 of 9\n"
+    console = Console(file=out, force_terminal=True, width=100)
+    with Progress("Work", 2, console=console) as progress:
+        progress.note("3 of [b]9")
+    assert "3 of [b]9" in out.getvalue()
 
 
 def test_a_run_without_steps_is_shown_too() -> None:
