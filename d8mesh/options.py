@@ -177,14 +177,7 @@ def evolution(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="the model that marks answers to questions with a rubric (default: any)",
     )
-    _number_option(parser, "--population", _count(2, 100_000), "N", 24, "genomes of an island")
-    _number_option(parser, "--generations", _count(1, 100_000), "N", 10, "generations at most")
-    apart = "populations that evolve apart"
-    _number_option(parser, "--islands", _count(1, 100), "N", 1, apart)
-    exchange = "generations from one exchange of the islands' best to the next"
-    _number_option(parser, "--migrate-every", _count(1, 100_000), "N", 5, exchange)
-    rate = _number(0, 1)
-    _number_option(parser, "--mutation-rate", rate, "0..1", 0.2, "how much of a genome is changed")
+    _breeding(parser)
     add("--seed", type=int, help="the same seed gives the same run (default: by chance)")
     add(
         "--patience",
@@ -289,6 +282,18 @@ def recover(parser: argparse.ArgumentParser) -> None:
     """Add what `recover` takes."""
     _data(parser)
     _json(parser, "one JSON object, for programs")
+
+
+def _breeding(parser: argparse.ArgumentParser) -> None:
+    """Add how genomes are bred."""
+    _number_option(parser, "--population", _count(2, 100_000), "N", 24, "genomes of an island")
+    _number_option(parser, "--generations", _count(1, 100_000), "N", 10, "generations at most")
+    apart = "populations that evolve apart"
+    _number_option(parser, "--islands", _count(1, 100), "N", 1, apart)
+    exchange = "generations from one exchange of the islands' best to the next"
+    _number_option(parser, "--migrate-every", _count(1, 100_000), "N", 5, exchange)
+    rate = _number(0, 1)
+    _number_option(parser, "--mutation-rate", rate, "0..1", 0.2, "how much of a genome is changed")
 
 
 # --- what several commands take -------------------------------------------------------

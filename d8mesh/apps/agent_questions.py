@@ -23,7 +23,7 @@ from d8mesh.handlers.thoughts import without_thoughts
 #: Every genome is asked all of them.
 MAX_QUESTIONS: Final = 10_000
 #: Of an answer so much is compared, and seen by the judge.
-MAX_COMPARED_CHARS: Final = 20_000
+MAX_ANSWER_SEEN_CHARS: Final = 20_000
 CHECKS: Final = ("contains", "equals", "regex", "schema", "rubric")
 #: A judge's best mark.
 MAX_MARK: Final = 10
@@ -53,18 +53,18 @@ Answer to mark:
 
 What is a good answer: {rubric}"""
 
-_Text: TypeAlias = Annotated[str, Meta(min_length=1, max_length=20_000)]
+_QuestionText: TypeAlias = Annotated[str, Meta(min_length=1, max_length=20_000)]
 
 
 class AgentQuestion(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """A question with exactly one of the checks of its answer."""
 
-    question: _Text
-    contains: _Text | list[_Text] | None = None
-    equals: _Text | None = None
-    regex: _Text | None = None
+    question: _QuestionText
+    contains: _QuestionText | list[_QuestionText] | None = None
+    equals: _QuestionText | None = None
+    regex: _QuestionText | None = None
     schema: dict[str, Any] | None = None
-    rubric: _Text | None = None
+    rubric: _QuestionText | None = None
     weight: Annotated[float, Meta(gt=0, le=1000)] = 1.0
 
     @property
@@ -93,7 +93,7 @@ class AgentQuestion(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
 
     def points(self, answer: str) -> float:
         """Return 1 for a right answer and 0 for a wrong one; not for a question with a rubric."""
-        text = without_thoughts(answer[:MAX_COMPARED_CHARS]).strip()
+        text = without_thoughts(answer[:MAX_ANSWER_SEEN_CHARS]).strip()
         if self.contains is not None:
             wanted = [self.contains] if isinstance(self.contains, str) else self.contains
             return float(all(_plain(each) in _plain(text) for each in wanted))
@@ -110,7 +110,7 @@ class AgentQuestion(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
 
     def judge_data(self, answer: str, model: str) -> dict[str, Any]:
         """Return the task data that has `answer` marked by its rubric."""
-        text = without_thoughts(answer[:MAX_COMPARED_CHARS]).strip()
+        text = without_thoughts(answer[:MAX_ANSWER_SEEN_CHARS]).strip()
         asked = _JUDGED.format(question=self.question, answer=text, rubric=self.rubric)
         data: dict[str, Any] = {
             "messages": [

@@ -20,7 +20,7 @@ from d8mesh.apps.work import Outcome
 
 #: A judge that gave no mark is asked once more.
 MAX_JUDGED: Final = 2
-DECIMALS: Final = 6
+COST_DECIMALS: Final = 6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,7 +129,7 @@ class AgentTrial:
         weights = [question.weight for question in self.questions]
         points = sum(w * each.points for w, each in zip(weights, answers, strict=True))
         return GenomeScore(
-            cost=round(max(1 - points / sum(weights), 0.0), DECIMALS),
+            cost=round(max(1 - points / sum(weights), 0.0), COST_DECIMALS),
             failures=len(errors),
             error=errors[0] if errors else "",
             tokens=tally.tokens,

@@ -47,10 +47,12 @@ from d8mesh.edge.terminal import as_json, say, tell
 from d8mesh.errors import D8Error, WaitTimeoutError
 from d8mesh.words import tr, translated
 
-#: What was found is written at most once in so many seconds, and at the end.
+#: What was found is written at most once in so many seconds, and at the end, ...
 SAVE_S: Final = 1.0
+#: ... and not before so many times the time that it took: a large run is not all writing.
+SAVE_REST: Final = 20
 NOTHING_TRIED: Final = 1
-FILES: Final = (REPORT_FILE, PLOT_FILE, EVOLUTION_FILE, BEST_FILE)
+EVOLUTION_FILES: Final = (REPORT_FILE, PLOT_FILE, EVOLUTION_FILE, BEST_FILE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,13 +116,15 @@ def _events(
     folder: Path, plan: EvolutionPlan, history: EvolutionHistory, progress: Progress
 ) -> EvolutionEvents:
     """Return who shows how far the run is, and keeps now and then what is there."""
-    saved_at = 0.0
+    due_at = 0.0
 
     def keep() -> None:
-        nonlocal saved_at
-        if time.monotonic() - saved_at >= SAVE_S:
+        nonlocal due_at
+        began = time.monotonic()
+        if began >= due_at:
             save_record(folder, plan, history)
-            saved_at = time.monotonic()
+            took_s = time.monotonic() - began
+            due_at = began + max(SAVE_S, SAVE_REST * took_s)
 
     def advance() -> None:
         keep()
@@ -258,7 +262,7 @@ def _show(
         return
     if history.best_costs:
         say(_summary(plan, history) + f", {duration_s:.1f} s")
-        say(_REASONS[history.stopped]())
+        say(_STOPPED[history.stopped]())
     if history.failed_tasks:
         tell(tr("{count} tasks gave no genome: their parents went on", count=history.failed_tasks))
     scores = history.book.all().values()
@@ -271,13 +275,13 @@ def _show(
                 why=why,
             )
         )
-    files = ", ".join(FILES) if history.best_costs else EVOLUTION_FILE
+    files = ", ".join(EVOLUTION_FILES) if history.best_costs else EVOLUTION_FILE
     say(tr("saved in {folder}: {files}", folder=folder, files=files))
     if history.stopped in ("interrupted", "time", "generations"):
         say(tr("to go on: the same command with --output {folder}", folder=folder))
 
 
-_REASONS: Final[dict[str, Callable[[], str]]] = {
+_STOPPED: Final[dict[str, Callable[[], str]]] = {
     "solved": lambda: tr("ended: the best is perfect"),
     "generations": lambda: tr("ended: all generations are done"),
     "patience": lambda: tr("ended: nothing better for as long as --patience says"),

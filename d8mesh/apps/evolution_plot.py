@@ -15,7 +15,7 @@ PLOT_FILE: Final = "fitness.svg"
 #: Costs that differ by more than this factor are plotted on a logarithmic scale.
 WIDE: Final = 50.0
 #: Lines of islands; more cannot be told from each other.
-MAX_LINES: Final = 12
+MAX_ISLAND_LINES: Final = 12
 #: Generations whose points have dots.
 MAX_DOTS: Final = 60
 _BEST_COLOUR, _MEAN_COLOUR = "#0b7285", "#e8590c"
@@ -31,7 +31,7 @@ def plot(plan: EvolutionPlan, history: EvolutionHistory) -> str:
         "mean": _shown(history.mean_costs),
     }
     if plan.islands > 1:
-        for island in range(min(plan.islands, MAX_LINES)):
+        for island in range(min(plan.islands, MAX_ISLAND_LINES)):
             lines[f"island {island + 1}"] = _shown([each[island] for each in history.island_costs])
     known = [cost for costs in lines.values() for cost in costs if cost is not None]
     is_wide = bool(known) and min(known) > 0 and max(known) / min(known) > WIDE

@@ -21,7 +21,7 @@ from d8mesh.words import tr, translated
 
 REPORT_FILE: Final = "evolution.html"
 #: Rows of the ranking, and of answers: the JSON file has all.
-MAX_ROWS: Final = 50
+MAX_RANKED_GENOMES: Final = 50
 MAX_SHOWN_ANSWERS: Final = 500
 
 _EVOLUTION_PAGE: Final = """<!doctype html>
@@ -145,7 +145,7 @@ def _ranking(plan: EvolutionPlan, history: EvolutionHistory) -> Iterable[str]:
     heads = (tr("cost"), tr("failures"), tr("tokens"), tr("seconds"))
     yield "".join(f'<th class="number">{_text(head)}</th>' for head in heads)
     yield "".join(f"<th>{_text(name)}</th>" for name in names) + "</tr>"
-    for score, genome in rows[:MAX_ROWS]:
+    for score, genome in rows[:MAX_RANKED_GENOMES]:
         cost = tr("failed") if score.is_failed else f"{score.cost:.6g}"
         numbers = (cost, str(score.failures), str(score.tokens), f"{score.spent_s:.1f}")
         yield "<tr>" + "".join(f'<td class="number">{_text(each)}</td>' for each in numbers)

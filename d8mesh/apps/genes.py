@@ -22,15 +22,15 @@ from d8mesh.errors import ConfigError, InvalidTaskError
 from d8mesh.handlers.chat_fields import OPTION_FIELDS, agent_request
 
 #: Genes whose names begin so make the system prompt, in the order of the file.
-SYSTEM: Final = "system"
+SYSTEM_GENE: Final = "system"
 #: A gene of this name is a frame for the question: ``{question}`` in it stands for that.
-PROMPT: Final = "prompt"
-QUESTION: Final = "{question}"
+PROMPT_GENE: Final = "prompt"
+QUESTION_PLACE: Final = "{question}"
 #: What else an agent may differ in: fields of ``agent_action``.
 AGENT_GENES: Final = frozenset({"model", "temperature", "max_tokens", "think"}) | OPTION_FIELDS
 MAX_GENES: Final = 64
 #: Decimals that a number keeps: what floats add by themselves is cut.
-DECIMALS: Final = 9
+GENE_DECIMALS: Final = 9
 FORM_EXPECTED: Final = (
     'expected {"genes": {"temperature": {"kind": "number", "low": 0, "high": 1}}}'
 )
@@ -67,9 +67,9 @@ class NumberGene(Struct, frozen=True, forbid_unknown_fields=True, tag_field="kin
         place = float(bred) if isinstance(bred, int | float) else 0.0
         place = min(max(place, 0.0), 1.0)
         if not self.step:
-            return round(place, DECIMALS)
+            return round(place, GENE_DECIMALS)
         size = self.step / (self.high - self.low)
-        return round(min(round(place / size), int(1 / size + 1e-9)) * size, DECIMALS)
+        return round(min(round(place / size), int(1 / size + 1e-9)) * size, GENE_DECIMALS)
 
     def expressed(self, bred: object) -> GeneValue:
         """Return the value that a `repaired` one stands for."""
@@ -80,7 +80,7 @@ class NumberGene(Struct, frozen=True, forbid_unknown_fields=True, tag_field="kin
         else:
             value = self.low + bred * (self.high - self.low)
         is_whole = all(isinstance(each, int) for each in (self.low, self.high, self.step))
-        return round(value) if is_whole else round(min(value, self.high), DECIMALS)
+        return round(value) if is_whole else round(min(value, self.high), GENE_DECIMALS)
 
 
 class ChoiceGene(Struct, frozen=True, forbid_unknown_fields=True, tag_field="kind", tag="choice"):
@@ -200,26 +200,29 @@ def read_form(file: Path | None, *, is_agent: bool = True) -> GenomeForm:
 
 
 def _check_name(file: Path, name: str, gene: Gene) -> None:
-    known = name.startswith(SYSTEM) or name == PROMPT or name in AGENT_GENES
+    known = name.startswith(SYSTEM_GENE) or name == PROMPT_GENE or name in AGENT_GENES
     if not known:
-        names = sorted({*AGENT_GENES, PROMPT, SYSTEM})
+        names = sorted({*AGENT_GENES, PROMPT_GENE, SYSTEM_GENE})
         near = difflib.get_close_matches(name, names, n=1)
         hint = f": did you mean {near[0]}?" if near else ""
         raise ConfigError(
             f"--genome {file}: an agent has no {name!r}{hint} There are {', '.join(names)}"
         )
-    if name == PROMPT:
+    if name == PROMPT_GENE:
         frames = gene.of if isinstance(gene, ChoiceGene) else []
-        if not frames or not all(isinstance(each, str) and QUESTION in each for each in frames):
+        if not frames or not all(
+            isinstance(each, str) and QUESTION_PLACE in each for each in frames
+        ):
             raise ConfigError(
-                f"--genome {file}: expected a choice of texts with {QUESTION} in each as {PROMPT}"
+                f"--genome {file}: {PROMPT_GENE}: expected a choice of texts "
+                f"with {QUESTION_PLACE} in each"
             )
 
 
 def _check_values(file: Path, form: GenomeForm) -> None:
     """Let the handler of the task look at each gene's first and last value."""
     for name, gene in form.genes.items():
-        if name == PROMPT or name.startswith(SYSTEM):
+        if name == PROMPT_GENE or name.startswith(SYSTEM_GENE):
             continue
         ends: list[object] = [0.0, 1.0]
         if isinstance(gene, ChoiceGene):
@@ -237,10 +240,10 @@ def _check_values(file: Path, form: GenomeForm) -> None:
 def agent_data(agent: Mapping[str, GeneValue], question: str) -> dict[str, Any]:
     """Return the data of an ``agent_action`` that asks an expressed `agent` a question."""
     system = " ".join(
-        str(text) for name, text in agent.items() if name.startswith(SYSTEM) and text
+        str(text) for name, text in agent.items() if name.startswith(SYSTEM_GENE) and text
     ).strip()
-    frame = str(agent.get(PROMPT, QUESTION))
-    asked = {"role": "user", "content": frame.replace(QUESTION, question)}
+    frame = str(agent.get(PROMPT_GENE, QUESTION_PLACE))
+    asked = {"role": "user", "content": frame.replace(QUESTION_PLACE, question)}
     messages = [{"role": "system", "content": system}, asked] if system else [asked]
     fields = {name: value for name, value in agent.items() if name in AGENT_GENES}
     return {"messages": messages, **fields}

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 #: Schemas inside each other; deeper ones are a mistake.
 MAX_SCHEMA_DEPTH: Final = 32
-_KINDS: Final[dict[str, Callable[[Any], bool]]] = {
+_JSON_KINDS: Final[dict[str, Callable[[Any], bool]]] = {
     "object": lambda value: isinstance(value, dict),
     "array": lambda value: isinstance(value, list),
     "string": lambda value: isinstance(value, str),
@@ -51,10 +51,10 @@ def schema_fault(schema: object, path: str = "", depth: int = 0) -> str:
     if unknown := sorted(set(schema) - _WORDS):
         return f"{where}: {', '.join(unknown)} is not known here"
     kinds = _listed(schema.get("type", []))
-    if not all(isinstance(kind, str) and kind in _KINDS for kind in kinds):
-        return f"{where}: type: expected of {', '.join(_KINDS)}"
+    if not all(isinstance(kind, str) and kind in _JSON_KINDS for kind in kinds):
+        return f"{where}: type: expected of {', '.join(_JSON_KINDS)}"
     for name, (_, _compare) in _BOUNDS.items():
-        if name in schema and not _KINDS["number"](schema[name]):
+        if name in schema and not _JSON_KINDS["number"](schema[name]):
             return f"{where}: {name}: expected a number"
     if not isinstance(schema.get("enum", []), list):
         return f"{where}: enum: expected a list"
@@ -91,14 +91,14 @@ def misfit(value: object, schema: Mapping[str, Any], path: str = "") -> str:
     """Return where `value` has not the form of a faultless `schema`; "" if it has."""
     where = path or "the value"
     kinds = _listed(schema.get("type", []))
-    if kinds and not any(_KINDS[kind](value) for kind in kinds):
+    if kinds and not any(_JSON_KINDS[kind](value) for kind in kinds):
         return f"{where} is not of the type {' or '.join(kinds)}"
     if "enum" in schema and not any(_is_same(value, each) for each in schema["enum"]):
         return f"{where} is none of those that it may be"
     if "const" in schema and not _is_same(value, schema["const"]):
         return f"{where} is not {schema['const']!r}"
     for name, (kind, is_within) in _BOUNDS.items():
-        if name in schema and _KINDS[kind](value) and not is_within(value, schema[name]):
+        if name in schema and _JSON_KINDS[kind](value) and not is_within(value, schema[name]):
             return f"{where}: {name} is {schema[name]}"
     if isinstance(value, str) and "pattern" in schema and not re.search(schema["pattern"], value):
         return f"{where} does not match {schema['pattern']}"

@@ -27,7 +27,7 @@ from d8mesh.errors import ConfigError
 from d8mesh.processes.task_modules import module_of
 
 #: Functions that wait for the mesh at the same time: the mesh, not this machine, does the work.
-THREADS: Final = 64
+TRIAL_THREADS: Final = 64
 #: How often Ctrl-C and the end of the time are looked for.
 LOOK_S: Final = 0.2
 
@@ -86,7 +86,7 @@ class OwnFitness:
         done: queue.SimpleQueue[_Trial] = queue.SimpleQueue()
         for place in enumerate(genomes):
             waiting.put(place)
-        for _ in range(min(THREADS, len(genomes))):
+        for _ in range(min(TRIAL_THREADS, len(genomes))):
             # A daemon: a function that never returns does not keep the program.
             threading.Thread(target=self._work, args=(waiting, done, mesh), daemon=True).start()
         left = len(genomes)

@@ -5,13 +5,18 @@ from __future__ import annotations
 import json
 import random
 
+import pytest
+
 from d8mesh.apps.agent_questions import AgentQuestion
 from d8mesh.apps.agent_trial import AgentTrial
 from d8mesh.apps.genes import DEFAULT_FORM
 from d8mesh.apps.mesh_batches import MeshBatches
 from d8mesh.apps.scores import Genome, GenomeScore
+from d8mesh.backends.embedded import EmbeddedBackend
 from d8mesh.handlers import Data, TaskContext
+from d8mesh.handlers.llm import llm_handlers
 from tests.in_process import InProcess
+from tests.real_model import needs_model
 
 SKY = AgentQuestion(question="sky?", equals="blue", weight=3.0)
 FRIEND = AgentQuestion(question="friend?", rubric="kind")
@@ -110,3 +115,23 @@ def test_other_questions_or_another_judge_make_another_contest() -> None:
     identities = {trial().identity, trial(SKY).identity, trial(judge="x").identity}
     assert len(identities) == 3
     assert json.loads(trial().identity)
+
+
+@needs_model
+@pytest.mark.timeout(300)
+def test_a_small_model_answers_and_marks_in_structured_output() -> None:
+    backend = EmbeddedBackend(None)
+    contest = trial(AgentQuestion(question="What is the capital of France?", contains="Paris"),
+                    AgentQuestion(question="Say hello.", rubric="A greeting."))  # fmt: skip
+    calm = {**contest.form.new(random.Random(1)), "temperature": 0.0, "max_tokens": 0.5}
+    found: list[GenomeScore] = []
+    try:
+        with InProcess(llm_handlers(backend)) as mesh:
+            genome = contest.repaired(calm)
+            contest.try_all([genome], MeshBatches(mesh), lambda index, score: found.append(score))
+    finally:
+        backend.close()
+    (score,) = found
+    assert score.failures == 0, score.error
+    assert score.answers[0].points == 1
+    assert score.tokens > 0
