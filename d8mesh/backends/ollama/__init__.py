@@ -1,9 +1,8 @@
-"""A local Ollama: where it is, which models chat there, and chats through the ``ollama`` package.
+"""A local Ollama: where it is, which models chat there, and chats with them.
 
-The package is imported when the first chat begins (it costs 20 MB and a fifth of a
-second); probing is plain HTTP. Only the configured addresses are spoken to, without
-redirects, proxies or keys from the environment, and everything that comes back is
-bounded: a service that misbehaves fails a task, never the worker. Uses none of Ollama's cloud.
+Only the configured addresses are spoken to, without redirects, proxies or keys from the
+environment, and everything that comes back is bounded: a service that misbehaves fails a task,
+never the worker. Uses none of Ollama's cloud.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from d8mesh.backends.ollama import models
 from d8mesh.backends.ollama.bodies import Defaults, Loading, max_output_tokens, question_of
 from d8mesh.backends.ollama.catalogue import Catalogue, Installed
 from d8mesh.backends.ollama.chat import AnswerLines
-from d8mesh.backends.ollama.connection import OllamaRequest, asking, import_package
+from d8mesh.backends.ollama.connection import OllamaRequest, asking
 from d8mesh.backends.ollama.embed import embeddings
 from d8mesh.backends.ollama.faults import SERVICE, is_not_found
 from d8mesh.backends.ollama.selection import MAX_NAMED, chosen, named, placed, wished
@@ -118,10 +117,6 @@ class OllamaBackend:
         """Ask Ollama what it offers; never raises, takes a few `PROBE_S` at most."""
         with self._lock:
             return self._probe()
-
-    def prepare(self) -> None:
-        """Make ready for the first request, once Ollama answers."""
-        import_package()
 
     def chat(self, request: ChatRequest, run: ChatRun) -> Completion:
         """Return Ollama's answer; see `LlmService.chat` and `streaming.completion`.
