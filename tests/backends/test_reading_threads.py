@@ -27,8 +27,12 @@ def test_what_comes_after_another_needs_no_new_thread() -> None:
 
 def test_each_that_is_at_work_has_a_thread_of_its_own() -> None:
     threads, together = ReadingThreads(), threading.Barrier(21)
+
+    def meet() -> None:
+        together.wait(PATIENCE_S)
+
     for _ in range(20):
-        threads.run(lambda: together.wait(PATIENCE_S) and None)
+        threads.run(meet)
     together.wait(PATIENCE_S)
 
 

@@ -44,6 +44,9 @@ _FIGURES: Final = (
     "prompt_tokens",
     "output_tokens",
 )
+_TOLD_AT_ONCE: Final = tuple(
+    name for name in OfferedModel.__struct_fields__ if name not in (*_FIGURES, "budget")
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -314,10 +317,9 @@ def _outline(service: OfferedService) -> tuple[object, ...]:
 
 def is_worth_telling(before: OfferedModel, now: OfferedModel) -> bool:
     """Tell whether a model has changed so much that the mesh should know."""
-    same = {name: getattr(now, name) for name in _FIGURES}
-    if structs.replace(before, **same, budget=_lasting(before)) != structs.replace(
-        now, budget=_lasting(now)
-    ):
+    if any(getattr(before, name) != getattr(now, name) for name in _TOLD_AT_ONCE):
+        return True
+    if _lasting(before) != _lasting(now):
         return True
     for name in _FIGURES:
         old, new = getattr(before, name), getattr(now, name)

@@ -213,7 +213,9 @@ class Service:
 
         def hear(piece: Piece) -> None:
             if piece.is_sign_of_life:
-                self._answered.add(model)
+                if model not in self._answered:
+                    self._answered.add(model)
+                    self._changed(model)  # it is in memory now
                 measured.hear()
             run.on_piece(piece)
 
