@@ -20,11 +20,11 @@ from d8mesh.backends.streaming import CONNECT_S, AnswerReader, PartT
 from d8mesh.errors import BackendUnavailableError
 
 #: Read at once, if so much is there.
-READ_BYTES: Final = 64 * 1024
+ANSWER_READ_BYTES: Final = 64 * 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Question:
+class HttpQuestion:
     """What is sent where."""
 
     #: with its path
@@ -39,7 +39,7 @@ class Question:
 
 @contextlib.contextmanager
 def answer_to(
-    question: Question, reader: AnswerReader[PartT]
+    question: HttpQuestion, reader: AnswerReader[PartT]
 ) -> Iterator[http.client.HTTPResponse]:
     """Yield the answer, if it is a plain one; its connection ends in any case.
 
@@ -73,13 +73,13 @@ def answer_to(
 
 def chunks_of(response: http.client.HTTPResponse) -> Iterator[bytes]:
     """Yield what comes, as it comes."""
-    while chunk := response.read1(READ_BYTES):
+    while chunk := response.read1(ANSWER_READ_BYTES):
         yield chunk
     if response.length:
         raise http.client.IncompleteRead(b"", response.length)
 
 
-def _connection(question: Question) -> http.client.HTTPConnection:
+def _connection(question: HttpQuestion) -> http.client.HTTPConnection:
     parts = urlsplit(question.url)
     host = parts.hostname or ""
     if parts.scheme != "https":

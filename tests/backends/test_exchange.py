@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from d8mesh.backends.backend import ChatRun
-from d8mesh.backends.exchange import Question, answer_to, chunks_of
+from d8mesh.backends.exchange import HttpQuestion, answer_to, chunks_of
 from d8mesh.backends.openai.endpoint import Whole
 from d8mesh.backends.streaming import AnswerReader, parts
 from d8mesh.errors import BackendAnswerError, BackendError, BackendUnavailableError
@@ -48,7 +48,7 @@ def service(answer: bytes) -> Iterator[tuple[str, Callable[[], bytes]]]:
         yield f"http://127.0.0.1:{listening.getsockname()[1]}", request
 
 
-def asked(question: Question) -> Any:
+def asked(question: HttpQuestion) -> Any:
     def lines(reader: AnswerReader[Whole]) -> Iterator[bytes]:
         with answer_to(question, reader) as response:
             yield b"".join(chunks_of(response))
@@ -64,7 +64,7 @@ def test_the_body_goes_as_json_and_the_connection_ends_with_the_answer(
 ) -> None:
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
     with service(OK + b"Content-Length: 4\r\n\r\n[17]") as (url, request):
-        question = Question(url=url + "/a?b=c", body={"ü": 1}, headers={"X-Own": "yes"})
+        question = HttpQuestion(url=url + "/a?b=c", body={"ü": 1}, headers={"X-Own": "yes"})
         assert asked(question) == [17]
         head, _, body = request().partition(b"\r\n\r\n")
     assert head.startswith(b"POST /a?b=c HTTP/1.1\r\n")
@@ -79,7 +79,7 @@ def test_without_a_body_nothing_is_said_of_one() -> None:
         url,
         request,
     ):
-        assert asked(Question(url=url + "/x", method="GET")) == 17
+        assert asked(HttpQuestion(url=url + "/x", method="GET")) == 17
         assert b"Content-Type" not in request()
 
 
@@ -98,16 +98,16 @@ def test_without_a_body_nothing_is_said_of_one() -> None:
 )
 def test_an_answer_that_breaks_off_or_is_none_fails_the_answer(answer: bytes) -> None:
     with service(answer) as (url, _), pytest.raises(BackendAnswerError, match="It "):
-        asked(Question(url=url + "/x", body={}))
+        asked(HttpQuestion(url=url + "/x", body={}))
 
 
 def test_a_refusal_is_read_though_the_question_was_not_taken_yet() -> None:
     answer = b'HTTP/1.1 413 Too Large\r\nContent-Length: 15\r\n\r\n{"error":"long"}'
     with service(answer) as (url, _), pytest.raises(BackendError, match="HTTP 413"):
-        asked(Question(url=url + "/x", body={"text": "x" * 10_000_000}))
+        asked(HttpQuestion(url=url + "/x", body={"text": "x" * 10_000_000}))
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1:1", "a..b", "x" * 70 + ".lan"])
 def test_where_nobody_is_the_service_is_not_there(host: str) -> None:
     with pytest.raises(BackendUnavailableError, match="It does not answer at http://"):
-        asked(Question(url=f"http://{host}/x", body={}))
+        asked(HttpQuestion(url=f"http://{host}/x", body={}))

@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any, Final
 
 from d8mesh.backends.embedded.process import ModelProcess
-from d8mesh.backends.exchange import Question, answer_to, chunks_of
+from d8mesh.backends.exchange import HttpQuestion, answer_to, chunks_of
 from d8mesh.backends.streaming import (
     AnswerReader,
     PartT,
@@ -100,7 +100,7 @@ def posted(
     **bounds: int,
 ) -> Iterator[bytes]:
     """Yield the lines that answer a POST."""
-    question = Question(
+    question = HttpQuestion(
         url=process.url + path, body=body, headers={"Authorization": f"Bearer {process.key}"}
     )
     with answer_to(question, reader) as response:

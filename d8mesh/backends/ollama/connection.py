@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from http.client import HTTPResponse
 from typing import Any, Final
 
-from d8mesh.backends.exchange import Question, answer_to, chunks_of
+from d8mesh.backends.exchange import HttpQuestion, answer_to, chunks_of
 from d8mesh.backends.ollama.faults import SERVICE, refused
 from d8mesh.backends.streaming import MAX_LINE_BYTES, AnswerReader, PartT, lines_of
 from d8mesh.errors import BackendTooLargeError
@@ -38,7 +38,7 @@ class OllamaRequest:
 
 def asking(question: OllamaRequest, piece_of: Callable[[Any], PartT]) -> AnswerReader[PartT]:
     """Begin to ask; `piece_of` says what a line of the answer means."""
-    asked = Question(
+    asked = HttpQuestion(
         url=f"{question.url}{question.path}",
         method=question.method,
         body=question.body,

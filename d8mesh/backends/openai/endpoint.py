@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from http.client import HTTPResponse
 from typing import Any, Final
 
-from d8mesh.backends.exchange import Question, answer_to, chunks_of
+from d8mesh.backends.exchange import HttpQuestion, answer_to, chunks_of
 from d8mesh.backends.openai.answers import END, events
 from d8mesh.backends.openai.faults import ServiceFault, fault_in
 from d8mesh.backends.streaming import AnswerReader, PartT, RefusedAnswer, lines_of
@@ -73,7 +73,7 @@ class Endpoint:
         """
         url = path if path.startswith("http") else self.url + path
 
-        question = Question(
+        question = HttpQuestion(
             url=url,
             method="GET" if body is None else "POST",
             body=body,
