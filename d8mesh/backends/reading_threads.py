@@ -11,7 +11,7 @@ from typing import Final
 #: A thread that has had nothing to read for this long ends.
 KEPT_READER_S: Final = 10.0
 
-_Reading = Callable[[], None]
+_AnswerWork = Callable[[], None]
 
 
 class ReadingThreads:
@@ -22,9 +22,9 @@ class ReadingThreads:
 
     def __init__(self) -> None:
         #: of each thread that has nothing to do, where it waits for it
-        self._idle: list[queue.SimpleQueue[_Reading]] = []
+        self._idle: list[queue.SimpleQueue[_AnswerWork]] = []
 
-    def run(self, work: _Reading) -> None:
+    def run(self, work: _AnswerWork) -> None:
         """Run `work`, which raises nothing, on a thread that does nothing else meanwhile.
 
         Raises:
@@ -39,8 +39,8 @@ class ReadingThreads:
         else:
             place.put(work)
 
-    def _serve(self, work: _Reading) -> None:
-        place: queue.SimpleQueue[_Reading] = queue.SimpleQueue()
+    def _serve(self, work: _AnswerWork) -> None:
+        place: queue.SimpleQueue[_AnswerWork] = queue.SimpleQueue()
         while True:
             work()
             self._idle.append(place)
