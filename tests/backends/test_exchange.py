@@ -111,3 +111,36 @@ def test_a_refusal_is_read_though_the_question_was_not_taken_yet() -> None:
 def test_where_nobody_is_the_service_is_not_there(host: str) -> None:
     with pytest.raises(BackendUnavailableError, match="It does not answer at http://"):
         asked(HttpQuestion(url=f"http://{host}/x", body={}))
+
+
+def test_an_answer_that_ends_with_its_connection_can_be_ended_too() -> None:
+    """Such a connection is closed for us once its answer has begun, but goes on underneath."""
+    has_ended = threading.Event()
+    with closing(socket.create_server(("127.0.0.1", 0))) as listening:
+
+        def serve() -> None:
+            connection, _ = listening.accept()
+            with connection, suppress(ConnectionResetError):
+                connection.recv(65536)
+                connection.sendall(b"HTTP/1.0 200 OK\r\n\r\n1\n")
+                while connection.recv(65536):
+                    pass
+            has_ended.set()
+
+        threading.Thread(target=serve, daemon=True).start()
+        question = HttpQuestion(url=f"http://127.0.0.1:{listening.getsockname()[1]}/", body={})
+        has_begun = threading.Event()
+
+        def lines(reader: AnswerReader[Whole]) -> Iterator[bytes]:
+            with answer_to(question, reader) as response:
+                for chunk in chunks_of(response):
+                    has_begun.set()
+                    yield chunk
+
+        def more_to_come(answer: Any) -> Whole:
+            return Whole(answer, ending=False)
+
+        reader = AnswerReader("It", question.url, lines=lines, piece_of=more_to_come)
+        assert has_begun.wait(PATIENCE_S)
+        reader.close()
+        assert has_ended.wait(PATIENCE_S)
