@@ -31,9 +31,9 @@ def service(answer: bytes) -> Iterator[tuple[str, Callable[[], bytes]]]:
             with connection:
                 while b"\r\n\r\n" not in came:
                     came.extend(connection.recv(65536))
-                connection.sendall(answer)
-                connection.shutdown(socket.SHUT_WR)
-                with suppress(ConnectionResetError):  # the caller left without reading on
+                with suppress(OSError):  # the caller may leave before all of it has gone
+                    connection.sendall(answer)
+                    connection.shutdown(socket.SHUT_WR)
                     while more := connection.recv(65536):
                         came.extend(more)
 
