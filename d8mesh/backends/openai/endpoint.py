@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from d8mesh.backends.openai.answers import END, events
 from d8mesh.backends.openai.faults import ServiceFault, fault_in
+from d8mesh.backends.reach import leaves_lan, outside_error
 from d8mesh.backends.streaming import CONNECT_S, AnswerReader, PartT, RefusedAnswer, lines_of, said
 from d8mesh.errors import BackendError, BackendTooLargeError, D8Error
 
@@ -58,6 +59,8 @@ class Endpoint:
 
     def __init__(self, title: str, url: str, key: str | None) -> None:
         self.title, self.url, self._key = title, url.rstrip("/"), key
+        #: nothing is sent to an address outside the LAN
+        self.stays_in_lan = False
         self._tls: ssl.SSLContext | None = None
         self._lock = threading.Lock()
 
@@ -76,6 +79,8 @@ class Endpoint:
         url = path if path.startswith("http") else self.url + path
 
         def lines(reader: AnswerReader[PartT]) -> Iterator[bytes]:
+            if self.stays_in_lan and leaves_lan(self.url):
+                raise outside_error(self.title, self.url)
             with contextlib.closing(self._client(reader.hooks)) as client:
                 method = "GET" if body is None else "POST"
                 with client.stream(method, url, json=body) as response:

@@ -19,6 +19,7 @@ from d8mesh.backends.openai.endpoint import Endpoint, Hearing, Whole
 from d8mesh.backends.openai.faults import Period, ServiceFault, bounds_in, fault_of, used_up_in
 from d8mesh.backends.openai.providers import Provider
 from d8mesh.backends.openai.vectors import vectors_in
+from d8mesh.backends.reach import leaves_lan
 from d8mesh.backends.streaming import completion, parts
 from d8mesh.config import Config
 from d8mesh.core.protocol.chat import (
@@ -92,6 +93,8 @@ class OpenAIBackend:
         #: models that are not part of what the account may use, and why
         self._gone: dict[str, str] = {}
         self._lock = threading.Lock()
+        self._is_outside = False
+        self._endpoint.stays_in_lan = not provider.is_cloud
 
     @property
     def kind(self) -> str:
@@ -101,7 +104,7 @@ class OpenAIBackend:
     @property
     def is_cloud(self) -> bool:
         """Whether what it is asked leaves the LAN."""
-        return self._provider.is_cloud
+        return self._provider.is_cloud or self._is_outside
 
     @property
     def url(self) -> str:
@@ -140,11 +143,18 @@ class OpenAIBackend:
         return replace(found, warning="; ".join(filter(None, (found.warning, notice))))
 
     def _list_age_s(self, seen: Availability) -> float:
-        if not self.is_cloud:
+        if not self._provider.is_cloud:
             return 0.0
         return LIST_AGE_S if seen.is_up else FAILED_LIST_AGE_S
 
+    def _find_reach(self) -> None:
+        """See whether an address that was set is one of the LAN; names may come to mean others."""
+        if not self._provider.is_cloud:
+            self._is_outside = leaves_lan(self.url)
+            self._endpoint.stays_in_lan = not self._is_outside or self._config.cloud == "never"
+
     def _listed(self) -> Availability:
+        self._find_reach()
         try:
             found = self._read_list()
         except D8Error as error:
@@ -196,7 +206,7 @@ class OpenAIBackend:
 
     def _first(self, models: tuple[str, ...]) -> str:
         """Return what runs where nobody names a model: of what an account allows most a day."""
-        if not self.is_cloud:
+        if not self._provider.is_cloud:
             return models[0]
         return max(
             models,
@@ -289,7 +299,7 @@ class OpenAIBackend:
 
     def load(self, model: str, options: JsonObject, *, within_s: float) -> None:
         """See `Backend.load`: a server loads what it is asked; in the cloud all of them are."""
-        if not self.is_cloud:
+        if not self._provider.is_cloud:
             seen = self._offer()
             self.check(seen.details.get(model, ModelInfo(name=model)), within_s=within_s)
 
@@ -303,7 +313,7 @@ class OpenAIBackend:
 
     def _lan_models(self, seen: Availability) -> tuple[str, ...]:
         """Return the models that may make vectors though their names do not say so."""
-        return () if self.is_cloud else seen.models
+        return () if self._provider.is_cloud else seen.models
 
     def _chosen(self, request: ChatRequest, run: ChatRun) -> str:
         offer = self._offer()
