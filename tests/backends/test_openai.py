@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import threading
+import tracemalloc
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from d8mesh.backends.backend import ChatRun, ModelInfo
 from d8mesh.backends.openai import gemini_of, groq_of, servers_of
+from d8mesh.backends.openai.endpoint import Endpoint
 from d8mesh.backends.openai.service import OpenAIBackend
 from d8mesh.backends.services import PoolListener, ServicePool
 from d8mesh.config import Config
@@ -25,7 +28,7 @@ from d8mesh.core.protocol.chat import (
     Prompt,
     Usage,
 )
-from d8mesh.core.protocol.messages import OfferedModel, Placement
+from d8mesh.core.protocol.messages import OfferedModel, Placement, Services
 from d8mesh.errors import (
     BackendAnswerError,
     BackendError,
@@ -810,3 +813,54 @@ def test_a_server_of_the_lan_has_the_id_of_its_place_and_no_budget(lan: CloudSer
     assert offered.why == ""
     assert not offered.is_cloud
     assert {model.budget for model in offered.models} == {None}
+
+
+# --- services that mean harm, or are out of order
+
+
+@pytest.mark.parametrize("where", range(0, 1200, 7))
+def test_no_part_of_a_key_is_shown_wherever_a_text_is_cut(where: int) -> None:
+    key = "gsk_" + "k3y" * 30
+    endpoint = Endpoint("Groq", "http://127.0.0.1:1", key)
+    assert "k3y" not in endpoint.redacted("x" * where + key)
+
+
+def test_a_list_that_lies_deep_makes_a_service_down_and_no_more(lan: CloudServer) -> None:
+    backend = backend_of(lan)
+    for depth in (600, 100_000):
+        lan.prepared_lists = [Prepared(200, ("[" * depth + "]" * depth).encode())]
+        assert not backend.probe().is_up
+
+
+@pytest.mark.parametrize("vector", ["[" * 600 + "]" * 600, "[1" + "0" * 400 + "]"])
+def test_vectors_beyond_all_bounds_fail(gemini: CloudServer, vector: str) -> None:
+    gemini.prepared = [Prepared(200, f'{{"data": [{{"embedding": {vector}}}]}}'.encode())]
+    with pytest.raises(BackendError):
+        backend_of(gemini).embed(
+            EmbeddingRequest(texts=("a",), model="gemini-embedding-001"), run_of()
+        )
+
+
+def test_nonsense_figures_keep_within_what_can_be_told_to_the_mesh(groq: CloudServer) -> None:
+    backend = backend_of(groq)
+    pool = ServicePool([backend])
+    pool.look()
+    there = Placement(service=backend.service_id, model="qwen/qwen3-32b")
+    usage = {"prompt_tokens": 2**53, "total_tokens": 10**60, "prompt_time": 1e300}
+    choice = {"message": {"content": "x"}, "finish_reason": "stop"}
+    groq.prepared = [Prepared(200, {"choices": [choice], "usage": usage})]
+    pool.chat(ChatRequest(messages=QUESTION), run_of(placement=there))
+    (offered,) = (service.offered() for service in pool.services)
+    sent = Services(types=[], services=[offered], held_ids=[], held_services=[], held_models=[])
+    assert msgspec.msgpack.decode(msgspec.msgpack.encode(sent), type=Services) == sent
+
+
+def test_parts_that_say_nothing_are_not_kept(lan: CloudServer) -> None:
+    last = 'data: {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}'
+    lan.events = ["data: {}"] * 20_000 + [last, "data: [DONE]"]
+    tracemalloc.start()
+    try:
+        chat(backend_of(lan))
+        assert tracemalloc.get_traced_memory()[1] < 4_000_000
+    finally:
+        tracemalloc.stop()

@@ -16,7 +16,15 @@ from typing import TYPE_CHECKING, Any, Final
 from d8mesh.backends.openai.answers import END, events
 from d8mesh.backends.openai.faults import ServiceFault, fault_in
 from d8mesh.backends.reach import leaves_lan, outside_error
-from d8mesh.backends.streaming import CONNECT_S, AnswerReader, PartT, RefusedAnswer, lines_of, said
+from d8mesh.backends.streaming import (
+    CONNECT_S,
+    AnswerReader,
+    PartT,
+    RefusedAnswer,
+    lines_of,
+    said,
+    shown,
+)
 from d8mesh.errors import BackendError, BackendTooLargeError, D8Error
 
 if TYPE_CHECKING:
@@ -93,8 +101,11 @@ class Endpoint:
         return AnswerReader(self.title, self.url, lines=lines, piece_of=piece_of, refused=refused)
 
     def redacted(self, text: str) -> str:
-        """Return a service's words without the key, which some repeat."""
-        return text.replace(self._key, KEY_SHOWN_AS) if self._key else text
+        """Return a service's words in a line, without the key, which some repeat.
+
+        The key goes before anything is cut: else the beginning of it may stay.
+        """
+        return shown(text.replace(self._key, KEY_SHOWN_AS) if self._key else text)
 
     def _client(self, hooks: dict[str, list[Callable[..., Any]]]) -> httpx.Client:
         try:

@@ -7,7 +7,8 @@ import math
 import struct
 from typing import Any
 
-from d8mesh.backends.streaming import rows_of, whole_number
+from d8mesh.backends.openai.answers import usage_of
+from d8mesh.backends.streaming import rows_of
 from d8mesh.core.protocol.chat import Usage
 from d8mesh.errors import BackendAnswerError
 
@@ -25,14 +26,17 @@ def vectors_in(title: str, answer: Any, count: int) -> tuple[tuple[tuple[float, 
             rows = tuple(sorted(rows, key=lambda row: row["index"]))
         vectors = tuple(_vector(row["embedding"]) for row in rows)
         usage = answer.get("usage")
-        tokens = whole_number(usage.get("prompt_tokens")) if isinstance(usage, dict) else 0
-    except (TypeError, LookupError, ValueError, AttributeError, struct.error) as error:
+        used = usage_of(usage.get("prompt_tokens") if isinstance(usage, dict) else 0)
+    except (
+        TypeError, LookupError, ValueError, AttributeError, struct.error, ArithmeticError,
+        RecursionError,
+    ) as error:  # fmt: skip
         raise BackendAnswerError(f"{title} sent something that is no embedding") from error
     if len(vectors) != count:
         raise BackendAnswerError(f"{title} sent {len(vectors)} embeddings for {count} texts")
     if not all(map(_is_sound, vectors)):
         raise BackendAnswerError(f"{title} sent an embedding that is empty or holds no numbers")
-    return vectors, Usage(tokens)
+    return vectors, used
 
 
 def _vector(told: Any) -> tuple[float, ...]:

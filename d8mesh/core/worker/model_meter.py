@@ -53,6 +53,8 @@ class Spent:
 
 
 NOTHING: Final = Spent()
+#: Per second: what is told of a service may be nonsense, and the protocol has its bounds.
+MAX_TOLD_SPEED: Final = 1e6
 
 
 class _Rate:
@@ -68,7 +70,8 @@ class _Rate:
 
     @property
     def per_s(self) -> float:
-        return self._amount / self._seconds if self._seconds else 0.0
+        speed = self._amount / self._seconds if self._seconds else 0.0
+        return min(speed, MAX_TOLD_SPEED)
 
 
 class ModelMeter:
