@@ -34,6 +34,7 @@ from d8mesh.errors import (
     BackendError,
     BackendLimitError,
     BackendStalledError,
+    BackendTooLargeError,
     BackendUnavailableError,
     InvalidTaskError,
     TaskCancelledError,
@@ -634,13 +635,17 @@ def test_a_model_that_is_not_in_the_tier_is_offered_no_more(gemini: CloudServer)
     assert chat(backend, model="gemini-2.5-flash").text
 
 
-def test_what_can_never_fit_fails_with_what_to_do(groq: CloudServer) -> None:
+def test_what_can_never_fit_is_given_back_once_and_then_fails_with_what_to_do(
+    groq: CloudServer,
+) -> None:
     backend = backend_of(groq)
-    groq.prepared = [too_large("openai/gpt-oss-120b", 8000, 32_979)]
-    with pytest.raises(BackendError, match="can never fit") as caught:
+    groq.prepared = [too_large("openai/gpt-oss-120b", 8000, 32_979)] * 3
+    with pytest.raises(BackendLimitError, match="can never fit"):  # another service may take it
         chat(backend, model="openai/gpt-oss-120b")
-    assert not isinstance(caught.value, BackendUnavailableError)
-    assert "ask another model" in str(caught.value)
+    for _ in range(2):
+        with pytest.raises(BackendTooLargeError, match="can never fit") as caught:
+            chat(backend, model="openai/gpt-oss-120b")
+        assert "ask another model" in str(caught.value)
     budget = backend.budget("openai/gpt-oss-120b")
     assert budget is not None
     assert (budget.minute_tokens, budget.blocked_s) == (8000, 0)
@@ -648,9 +653,23 @@ def test_what_can_never_fit_fails_with_what_to_do(groq: CloudServer) -> None:
 
 def test_what_is_known_to_be_too_large_is_not_sent(groq: CloudServer) -> None:
     long = ({"role": "user", "content": "word " * 20_000},)
-    with pytest.raises(BackendError, match="can never fit"):
-        chat(backend_of(groq), messages=long, model="openai/gpt-oss-120b")
+    backend = backend_of(groq)
+    for kind in (BackendLimitError, BackendTooLargeError):
+        with pytest.raises(kind, match="can never fit"):
+            chat(backend, messages=long, model="openai/gpt-oss-120b")
     assert groq.asked == []
+
+
+def test_questions_that_are_too_large_pause_no_model(groq: CloudServer) -> None:
+    backend = backend_of(groq)
+    pool = ServicePool([backend])
+    pool.look()
+    there = Placement(service=backend.service_id, model="openai/gpt-oss-120b")
+    question = ChatRequest(messages=({"role": "user", "content": "word " * 20_000},))
+    for _ in range(6):
+        with pytest.raises(BackendError, match="can never fit"):
+            pool.chat(question, run_of(placement=there))
+    assert pool.services[0].paused("openai/gpt-oss-120b") == ""
 
 
 @pytest.mark.parametrize("status", [498, 503])

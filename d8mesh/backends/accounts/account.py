@@ -20,7 +20,7 @@ from d8mesh.backends.accounts.days import DAY_S, Day, day_end_at
 from d8mesh.backends.accounts.siblings import Siblings
 from d8mesh.config import CLOUD_BOUNDS
 from d8mesh.core.protocol.messages import MAX_RECENT, Budget
-from d8mesh.errors import BackendError, BackendLimitError
+from d8mesh.errors import BackendLimitError, BackendTooLargeError
 
 #: What services count a minute by: any of so many seconds.
 MINUTE_S: Final = 60.0
@@ -122,7 +122,7 @@ class Account:
 
         Raises:
             BackendLimitError: not now; the message says why and for how long.
-            BackendError: it is larger than the account allows at any time.
+            BackendTooLargeError: it is larger than the account allows at any time.
         """
         with self._lock:
             use, now = self._use(model), self._clock()
@@ -291,7 +291,7 @@ class Account:
         if not most or tokens <= most:
             return tokens
         if tokens > most * TOO_LARGE:
-            raise BackendError(
+            raise BackendTooLargeError(
                 f"{self._provider}, {model}: a request of about {tokens} tokens, answer "
                 f"included, can never fit: the account allows {most} a minute. Lower max_tokens, "
                 "or ask another model"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -36,6 +38,7 @@ from d8mesh.errors import (
     BackendBusyError,
     BackendError,
     BackendLimitError,
+    BackendTooLargeError,
     BackendUnavailableError,
     D8Error,
     InvalidTaskError,
@@ -48,6 +51,8 @@ LIST_AGE_S: Final = 600.0
 FAILED_LIST_AGE_S: Final = 30.0
 #: A chat whose fields are refused by name is sent again without them, so often at most.
 MAX_REFUSALS: Final = 4
+#: Requests that were too large and may come back.
+MAX_OVERSIZED: Final = 1000
 #: What a question costs that only sees whether a model works.
 CHECK_TOKENS: Final = 16
 #: Model names in one sentence.
@@ -92,6 +97,8 @@ class OpenAIBackend:
         self._refused: dict[str, frozenset[str]] = {}
         #: models that are not part of what the account may use, and why
         self._gone: dict[str, str] = {}
+        #: hashes of requests that were given back as too large
+        self._oversized: deque[bytes] = deque(maxlen=MAX_OVERSIZED)
         self._lock = threading.Lock()
         self._is_outside = False
         self._endpoint.stays_in_lan = not provider.is_cloud
@@ -349,11 +356,16 @@ class OpenAIBackend:
         body = body.without(self._refused.get(model, frozenset()))
         for _ in range(MAX_REFUSALS):
             faults: list[ServiceFault] = []
-            booking = None if self._account is None else self._account.begin(model, body.tokens)
+            booking: Booking | None = None
             try:
+                if self._account is not None:
+                    booking = self._account.begin(model, body.tokens)
                 answer, tokens = ask(body, self._hearing(model, faults, booking))
             except BaseException as error:
                 self._settle(booking, 0 if faults else None)
+                is_unsent = self._account is not None and booking is None
+                if isinstance(error, BackendTooLargeError) and (faults or is_unsent):
+                    raise self._too_large(body, str(error)) from error
                 if not isinstance(error, BackendError):
                     raise
                 names = refused_fields(faults[0], body) if faults else frozenset()
@@ -365,6 +377,17 @@ class OpenAIBackend:
                 self._settle(booking, tokens or None)
                 return answer
         raise BackendError(f"{self._provider.title} refuses one field after another")
+
+    def _too_large(self, body: AskedBody, why: str) -> BackendError:
+        """Return the refusal of what never fits: at first others may take it at no cost.
+
+        If it comes back there are none, and the attempt has failed.
+        """
+        asked = hashlib.sha256(repr(body.fields).encode("utf-8", "replace")).digest()
+        with self._lock:
+            is_known = asked in self._oversized
+            self._oversized.append(asked)
+        return BackendTooLargeError(why) if is_known else BackendLimitError(why)
 
     def _settle(self, booking: Booking | None, tokens: int | None) -> None:
         """Correct what a request took; None: nobody knows."""
@@ -399,7 +422,7 @@ class OpenAIBackend:
             variable = self._provider.key_variable
             return BackendUnavailableError(f"{title} refuses the key: check {variable} ({text})")
         if fault.is_too_large:
-            return BackendError(
+            return BackendTooLargeError(
                 f"this request can never fit into what {title} allows of {model}: lower "
                 f"max_tokens, or ask another model ({text})"
             )
