@@ -271,8 +271,8 @@ class ServiceTable:
         before = [model for model in service.models.values() if model.info.is_loaded]
         offers: dict[str, list[tuple[WorkerState, OfferedModel]]] = {}
         for worker, told in service.told.values():
-            for model in told.models:
-                offers.setdefault(model.name, []).append((worker, model))
+            for info in told.models:
+                offers.setdefault(info.name, []).append((worker, info))
         missing = [model for name, model in service.models.items() if name not in offers]
         if offers or missing:
             is_down = not offers and service.why
