@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Final
 
 from d8mesh.backends.embedded.gguf import GgufHead, NotGgufError, read_head
-from d8mesh.backends.embedded.memory import machine_bytes
 from d8mesh.backends.embedded.packages import WEIGHTS_MODEL, weights_file
 from d8mesh.config import MODEL_PATTERN
 from d8mesh.core.protocol.chat import COMPLETION, EMBEDDING, THINKING, TOOLS
+from d8mesh.edge.room import memory_bytes
 
 #: Files of the folder that are looked at; more models than any machine runs.
 MAX_GGUF_FILES: Final = 256
@@ -134,7 +134,7 @@ class GgufFiles:
 
     def _why_too_large(self, path: Path, size_bytes: int) -> str:
         parts = _PARTS.search(path.stem)  # of which this is the first, and none is larger
-        needed, there = size_bytes * (int(parts[1]) if parts else 1), machine_bytes()
+        needed, there = size_bytes * (int(parts[1]) if parts else 1), memory_bytes()
         if there is None or needed <= there:
             return ""
         return f"takes {needed / GB:.1f} GB of memory, and this machine has {there / GB:.1f} GB"

@@ -94,7 +94,7 @@ def test_a_folder_that_is_not_there_is_told(tmp_path: Path) -> None:
 def test_a_model_larger_than_the_memory_is_told_with_both_sizes_and_not_loaded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(catalogue, "machine_bytes", lambda: 4_000_000_000)
+    monkeypatch.setattr(catalogue, "memory_bytes", lambda: 4_000_000_000)
     os.truncate(put(tmp_path, "huge.gguf", head(CHAT)), 40_000_000_000)
     for number in (1, 2, 3):
         os.truncate(put(tmp_path, f"big-0000{number}-of-00003.gguf", head(CHAT)), 1_500_000_000)
