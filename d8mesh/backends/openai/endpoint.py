@@ -30,8 +30,8 @@ from d8mesh.errors import BackendError, BackendTooLargeError, D8Error
 if TYPE_CHECKING:
     import httpx
 
-#: An answer in one piece: a thousand vectors of 1,024 numbers, 20 characters each, and some room.
-MAX_WHOLE_BYTES: Final = 32 * 1024 * 1024
+#: An answer in one piece. JSON that means harm takes fifty times its size in memory.
+MAX_WHOLE_BYTES: Final = 8 * 1024 * 1024
 #: What is shown in place of a key.
 KEY_SHOWN_AS: Final = "(hidden)"
 _EVENTS: Final = "text/event-stream"
@@ -79,10 +79,14 @@ class Endpoint:
         *,
         piece_of: Callable[[Any], PartT],
         hearing: Hearing,
+        max_bytes: int = MAX_WHOLE_BYTES,
     ) -> AnswerReader[PartT]:
         """Begin a POST of `body`, or a GET; the parts are those of a stream, or all and `END`.
 
         A `path` that is a whole URL must be of this service.
+
+        Args:
+            max_bytes: of an answer in one piece.
         """
         url = path if path.startswith("http") else self.url + path
 
@@ -93,7 +97,7 @@ class Endpoint:
                 method = "GET" if body is None else "POST"
                 with client.stream(method, url, json=body) as response:
                     hearing.headers({k.lower(): v for k, v in response.headers.items()})
-                    yield from self._lines(response)
+                    yield from self._lines(response, max_bytes)
 
         def refused(refusal: RefusedAnswer) -> D8Error:
             return hearing.failed(fault_in(refusal.status, refusal.headers, refusal.body))
@@ -131,7 +135,7 @@ class Endpoint:
                 self._tls = ssl.create_default_context()
             return self._tls
 
-    def _lines(self, response: httpx.Response) -> Iterator[bytes]:
+    def _lines(self, response: httpx.Response, max_bytes: int) -> Iterator[bytes]:
         kind = response.headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind == _EVENTS:
             yield from events(lines_of(self.title, response.iter_raw()))
@@ -139,7 +143,7 @@ class Endpoint:
         content = bytearray()
         for chunk in response.iter_raw():
             content += chunk
-            if len(content) > MAX_WHOLE_BYTES:
+            if len(content) > max_bytes:
                 raise BackendTooLargeError(f"{self.title} sent more than an answer may hold")
         if content.lstrip().startswith((b"data:", b":")):  # a stream under another name
             yield from events(lines_of(self.title, [bytes(content)]))

@@ -20,7 +20,7 @@ from d8mesh.backends.openai.bodies import AskedBody, chat_body, embedding_body, 
 from d8mesh.backends.openai.endpoint import Endpoint, Hearing, Whole
 from d8mesh.backends.openai.faults import Period, ServiceFault, bounds_in, fault_of, used_up_in
 from d8mesh.backends.openai.providers import Provider
-from d8mesh.backends.openai.vectors import vectors_in
+from d8mesh.backends.openai.vectors import vectors_bytes, vectors_in
 from d8mesh.backends.reach import leaves_lan
 from d8mesh.backends.streaming import completion, parts
 from d8mesh.config import Config
@@ -46,6 +46,8 @@ from d8mesh.errors import (
 
 #: A list of models is there within so many seconds, or the service counts as down.
 LIST_S: Final = 5.0
+#: `MAX_LISTED` models, and what else stands in a long list.
+MAX_LIST_BYTES: Final = 4 * 1024 * 1024
 #: In the cloud it is asked for again after so long; on the LAN at each probe.
 LIST_AGE_S: Final = 600.0
 FAILED_LIST_AGE_S: Final = 30.0
@@ -204,7 +206,9 @@ class OpenAIBackend:
     def _get(self, path: str) -> Any:
         run = ChatRun(is_cancelled=lambda: False, deadline_s=LIST_S, first_token_s=LIST_S)
         hearing = Hearing(failed=lambda fault: self._error("", fault))
-        reader = self._endpoint.ask(path, None, piece_of=Whole, hearing=hearing)
+        reader = self._endpoint.ask(
+            path, None, piece_of=Whole, hearing=hearing, max_bytes=MAX_LIST_BYTES
+        )
         answer = next(parts(reader, run)).answer
         fault = fault_of(answer)
         if fault is not None and "data" not in answer:
@@ -279,7 +283,13 @@ class OpenAIBackend:
         count = len(request.texts)
 
         def ask(body: AskedBody, heard: Hearing) -> tuple[Embeddings, int]:
-            reader = self._endpoint.ask(body.path, body.fields, piece_of=Whole, hearing=heard)
+            reader = self._endpoint.ask(
+                body.path,
+                body.fields,
+                piece_of=Whole,
+                hearing=heard,
+                max_bytes=vectors_bytes(count),
+            )
             answer = next(parts(reader, run)).answer
             fault = fault_of(answer)
             if fault is not None:
