@@ -54,6 +54,19 @@ def test_without_a_wish_the_default_will_do_and_what_is_loaded_to_chat_with() ->
     assert ids(tiers(table, vision, is_expected=False)) == [["a/v"]]
 
 
+def test_what_only_makes_embeddings_is_never_asked_to_chat() -> None:
+    chats, embeds = model("m"), model("e", can=["embedding"])
+    table = table_of(service("a", [embeds, chats], default="e"))
+    assert ids(tiers(table, wish("e"), is_expected=False)) == [["a/m"]]
+    assert ids(tiers(table, wish(), is_expected=False)) == [["a/m"]]
+    assert ids(tiers(table, wish("e", is_strict=True), is_expected=False)) == []
+    assert why_never(table, wish("e", is_strict=True)) == (
+        "model: 'e' cannot do all that this needs: completion"
+    )
+    embedding = wish("e", needs=frozenset({"embedding"}))
+    assert ids(tiers(table, embedding, is_expected=False)) == [["a/e"]]
+
+
 def test_why_nobody_will_ever_run_a_task_is_told() -> None:
     table = table_of(service("a", [model("m"), model("n")]))
     assert why_never(table, wish("m")) == ""
