@@ -47,7 +47,7 @@ from d8mesh.errors import (
 #: A list of models is there within so many seconds, or the service counts as down.
 LIST_S: Final = 5.0
 #: `MAX_LISTED` models, and what else stands in a long list.
-MAX_LIST_BYTES: Final = 4 * 1024 * 1024
+MAX_MODEL_LIST_BYTES: Final = 4 * 1024 * 1024
 #: In the cloud it is asked for again after so long; on the LAN at each probe.
 LIST_AGE_S: Final = 600.0
 FAILED_LIST_AGE_S: Final = 30.0
@@ -207,7 +207,7 @@ class OpenAIBackend:
         run = ChatRun(is_cancelled=lambda: False, deadline_s=LIST_S, first_token_s=LIST_S)
         hearing = Hearing(failed=lambda fault: self._error("", fault))
         reader = self._endpoint.ask(
-            path, None, piece_of=Whole, hearing=hearing, max_bytes=MAX_LIST_BYTES
+            path, None, piece_of=Whole, hearing=hearing, max_bytes=MAX_MODEL_LIST_BYTES
         )
         answer = next(parts(reader, run)).answer
         fault = fault_of(answer)

@@ -15,13 +15,13 @@ from d8mesh.errors import BackendAnswerError
 #: A vector as JSON: 8,192 numbers, 24 characters each, on lines of their own.
 VECTOR_BYTES: Final = 256 * 1024
 #: All vectors of an answer, and what stands around them.
-MAX_VECTORS_BYTES: Final = 32 * 1024 * 1024
+MAX_ASKED_VECTORS_BYTES: Final = 32 * 1024 * 1024
 _AROUND_BYTES: Final = 64 * 1024
 
 
 def vectors_bytes(count: int) -> int:
     """Return how long an answer with so many vectors may be."""
-    return min(_AROUND_BYTES + count * VECTOR_BYTES, MAX_VECTORS_BYTES)
+    return min(_AROUND_BYTES + count * VECTOR_BYTES, MAX_ASKED_VECTORS_BYTES)
 
 
 def vectors_in(title: str, answer: Any, count: int) -> tuple[tuple[tuple[float, ...], ...], Usage]:
