@@ -37,6 +37,8 @@ from d8mesh.errors import (
 
 #: An answer, thoughts and all: the longest contexts give a few megabytes, a result must hold it.
 MAX_TEXT_BYTES: Final = 8 * 1024 * 1024
+#: Pieces of an answer: those of the longest contexts, each with its own bookkeeping.
+MAX_PIECES: Final = 1_000_000
 #: All bytes of an answer: each token comes with some 150 bytes around it.
 MAX_WIRE_BYTES: Final = 512 * 1024 * 1024
 #: One line of an answer: one token, or the last line with its figures.
@@ -119,7 +121,10 @@ def completion(
                 raise BackendTooLargeError(
                     f"{reader.service} generates without end: more tokens than it was asked for"
                 )
-            pieces.append(piece)
+            if len(pieces) >= MAX_PIECES:
+                raise BackendTooLargeError(f"{reader.service} sent more pieces than an answer has")
+            if piece.size_bytes or piece.ending:  # others may come without end
+                pieces.append(piece)
             run.on_piece(piece)
     return completion_of(pieces, model)
 

@@ -33,7 +33,13 @@ from d8mesh.core.protocol.chat import (
     Timing,
     Usage,
 )
-from d8mesh.errors import BackendError, BackendUnavailableError, D8Error, InvalidTaskError
+from d8mesh.errors import (
+    BackendError,
+    BackendTooLargeError,
+    BackendUnavailableError,
+    D8Error,
+    InvalidTaskError,
+)
 
 #: What it is called in what people read.
 LLAMA_CPP: Final = "llama.cpp"
@@ -114,7 +120,7 @@ def refused(refusal: RefusedAnswer, *, is_must: bool) -> D8Error:
     """
     said = _error_text(refusal.body)
     if _TOO_LONG in refusal.body:
-        kind = InvalidTaskError if is_must else BackendError
+        kind = InvalidTaskError if is_must else BackendTooLargeError
         return kind(f"the prompt is too long for this model here: {said}")
     if refusal.status == 400:
         return InvalidTaskError(f"{LLAMA_CPP} cannot answer this: {said}")

@@ -16,11 +16,12 @@ from typing import Any, Final
 from d8mesh.backends.exchange import HttpQuestion, answer_to, chunks_of
 from d8mesh.backends.openai.answers import END, events
 from d8mesh.backends.openai.faults import ServiceFault, fault_in
-from d8mesh.backends.streaming import AnswerReader, PartT, RefusedAnswer, lines_of
+from d8mesh.backends.reach import leaves_lan, outside_error
+from d8mesh.backends.streaming import AnswerReader, PartT, RefusedAnswer, lines_of, shown
 from d8mesh.errors import BackendTooLargeError, D8Error
 
-#: An answer in one piece: a thousand vectors of 1,024 numbers, 20 characters each, and some room.
-MAX_WHOLE_BYTES: Final = 32 * 1024 * 1024
+#: An answer in one piece. JSON that means harm takes fifty times its size in memory.
+MAX_WHOLE_BYTES: Final = 8 * 1024 * 1024
 #: What is shown in place of a key.
 KEY_SHOWN_AS: Final = "(hidden)"
 _EVENTS: Final = "text/event-stream"
@@ -56,6 +57,8 @@ class Endpoint:
 
     def __init__(self, title: str, url: str, key: str | None) -> None:
         self.title, self.url, self._key = title, url.rstrip("/"), key
+        #: nothing is sent to an address outside the LAN
+        self.stays_in_lan = False
         self._tls: ssl.SSLContext | None = None
         self._lock = threading.Lock()
 
@@ -66,10 +69,14 @@ class Endpoint:
         *,
         piece_of: Callable[[Any], PartT],
         hearing: Hearing,
+        max_bytes: int = MAX_WHOLE_BYTES,
     ) -> AnswerReader[PartT]:
         """Begin a POST of `body`, or a GET; the parts are those of a stream, or all and `END`.
 
         A `path` that is a whole URL must be of this service.
+
+        Args:
+            max_bytes: of an answer in one piece.
         """
         url = path if path.startswith("http") else self.url + path
 
@@ -82,9 +89,11 @@ class Endpoint:
         )
 
         def lines(reader: AnswerReader[PartT]) -> Iterator[bytes]:
+            if self.stays_in_lan and leaves_lan(self.url):
+                raise outside_error(self.title, self.url)
             with answer_to(question, reader) as response:
                 hearing.headers({k.lower(): v for k, v in response.getheaders()})
-                yield from self._lines(response)
+                yield from self._lines(response, max_bytes)
 
         def refused(refusal: RefusedAnswer) -> D8Error:
             return hearing.failed(fault_in(refusal.status, refusal.headers, refusal.body))
@@ -92,8 +101,11 @@ class Endpoint:
         return AnswerReader(self.title, self.url, lines=lines, piece_of=piece_of, refused=refused)
 
     def redacted(self, text: str) -> str:
-        """Return a service's words without the key, which some repeat."""
-        return text.replace(self._key, KEY_SHOWN_AS) if self._key else text
+        """Return a service's words in a line, without the key, which some repeat.
+
+        The key goes before anything is cut: else the beginning of it may stay.
+        """
+        return shown(text.replace(self._key, KEY_SHOWN_AS) if self._key else text)
 
     def _headers(self) -> dict[str, str]:
         headers = {"Accept": f"application/json, {_EVENTS}"}
@@ -106,7 +118,7 @@ class Endpoint:
                 self._tls = ssl.create_default_context()
             return self._tls
 
-    def _lines(self, response: HTTPResponse) -> Iterator[bytes]:
+    def _lines(self, response: HTTPResponse, max_bytes: int) -> Iterator[bytes]:
         kind = response.getheader("content-type", "").partition(";")[0].strip().lower()
         if kind == _EVENTS:
             yield from events(lines_of(self.title, chunks_of(response)))
@@ -114,7 +126,7 @@ class Endpoint:
         content = bytearray()
         for chunk in chunks_of(response):
             content += chunk
-            if len(content) > MAX_WHOLE_BYTES:
+            if len(content) > max_bytes:
                 raise BackendTooLargeError(f"{self.title} sent more than an answer may hold")
         if content.lstrip().startswith((b"data:", b":")):  # a stream under another name
             yield from events(lines_of(self.title, [bytes(content)]))

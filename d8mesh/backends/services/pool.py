@@ -335,7 +335,8 @@ def _without_makeshift(services: Sequence[Service]) -> Sequence[Service]:
 def _outline(service: OfferedService) -> tuple[object, ...]:
     """Return what `Measured` cannot say."""
     models = tuple((m.name, m.digest, tuple(m.can), m.size_bytes) for m in service.models)
-    return (service.kind, service.machine, service.url, service.default, service.why, models)
+    place = (service.kind, service.machine, service.url, service.is_cloud)
+    return (*place, service.default, service.why, models)
 
 
 def is_worth_telling(before: OfferedModel, now: OfferedModel) -> bool:
