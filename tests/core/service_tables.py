@@ -5,7 +5,11 @@ from __future__ import annotations
 from typing import Any, Final
 
 from d8mesh.core.broker.routing import Ask, Verdict, choose
-from d8mesh.core.broker.services import Flight, ModelState, ServiceTable
+from d8mesh.core.broker.service_states import (
+    Flight,
+    ModelState,
+)
+from d8mesh.core.broker.services import ServiceTable
 from d8mesh.core.broker.standings import Obstacle
 from d8mesh.core.broker.worker_registry import Dialect, WorkerState
 from d8mesh.core.protocol.messages import OfferedService, Services

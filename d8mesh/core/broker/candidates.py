@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from typing import Final
 
-from d8mesh.core.broker.services import ModelState, ServiceState, ServiceTable
+from d8mesh.core.broker.service_states import (
+    ModelState,
+    ServiceState,
+)
+from d8mesh.core.broker.services import ServiceTable
 from d8mesh.core.protocol.model_names import plain_name
 from d8mesh.core.protocol.wish import Wish, parse_wish
 
@@ -81,8 +85,8 @@ def is_at(service: ServiceState, machine: str) -> bool:
     """Return whether a service is at the machine, worker or service of that name."""
     wanted = machine.lower()
     names = {service.id.lower(), service.machine.lower()}
-    for worker, _ in service.told.values():
-        names |= {worker.worker_id.lower(), worker.host.lower()}
+    for worker, told in service.told.values():
+        names |= {told.id.lower(), worker.worker_id.lower(), worker.host.lower()}
     return wanted in names
 
 

@@ -11,13 +11,17 @@ from d8mesh.core.broker.outcomes import TaskOutcomes
 from d8mesh.core.broker.queue import Lane
 from d8mesh.core.broker.records import Batch, TaskRecord
 from d8mesh.core.broker.scheduler import RETRY_SCAN, Scheduler
+from d8mesh.core.broker.service_states import (
+    Flight,
+    ModelState,
+)
 from d8mesh.core.broker.service_views import COUNTED_WAITING, ask_of, standing_of
-from d8mesh.core.broker.services import Flight, ModelState
 from d8mesh.core.broker.standings import Decision, Obstacle
 from d8mesh.core.broker.state import BrokerState
+from d8mesh.core.broker.worker_registry import WorkerState
 from d8mesh.core.protocol.messages import Placement, Warm
 from d8mesh.core.protocol.task import TaskState
-from d8mesh.core.protocol.wish import parse_wish
+from d8mesh.core.protocol.wish import Wish, parse_wish
 
 #: Candidates that are remembered with a decision.
 MAX_CANDIDATES_KEPT: Final = 8
@@ -114,7 +118,7 @@ class ServiceScheduler:
         if batch is None or (not (wish := parse_wish(batch.spec.model)).models and not wish.needs):
             return False
         why = candidates.why_never(state.services, wish)
-        if not why or state.services.gone or ask_of(state, batch.spec, batch.at).is_expected:
+        if not why or self._may_change(batch, wish):
             return False
         if placing.is_offered_by_slots(lane.key, state.registry):
             return False
@@ -122,6 +126,14 @@ class ServiceScheduler:
         waiting = [each for each in ids if state.task_table.state_of(each) is TaskState.QUEUED]
         self._outcomes.fail_for(waiting, code="task.invalid", why=why)
         return True
+
+    def _may_change(self, batch: Batch, wish: Wish) -> bool:
+        """Return whether somebody who could run a task may be back at any moment."""
+        state, services = self._state, self._state.services
+        if services.gone or ask_of(state, batch.spec, batch.at).is_expected:
+            return True
+        # what can do what it needs has no name to be known by
+        return not wish.is_strict and (state.registry.is_young or services.awaits())
 
     def _choose(
         self, lane: Lane, batch: Batch, failed_at: frozenset[str] = frozenset()
@@ -143,9 +155,8 @@ class ServiceScheduler:
         worker = model.worker()
         assert worker is not None  # a candidate without one has no room
         waiting = lane.count(1, COUNTED_WAITING)
-        options = state.policy.options_of(model.name)
-        placement = Placement(model.service.id, model.name, waiting, options)
-        self._scheduler.hand_placed(task, worker, placement)
+        placement = self._placement(model, worker, waiting)
+        self._scheduler.hand_placed(task, worker, placement, model.service.id)
         chosen = next(each for each in weighed if each.model is model)
         flight = Flight(
             worker, model.service.id, model.name, state.now, chosen.estimate_s,
@@ -180,5 +191,9 @@ class ServiceScheduler:
         worker = model.worker()
         assert worker is not None  # or it were no candidate
         model.load(warmed.load_s, self._state.now)
-        options = self._state.policy.options_of(model.name)
-        self._state.tell(worker, Warm(Placement(model.service.id, model.name, 1, options)))
+        self._state.tell(worker, Warm(self._placement(model, worker, 1)))
+
+    def _placement(self, model: ModelState, worker: WorkerState, waiting: int) -> Placement:
+        """Return where a task is to run, in the words of its worker."""
+        told_id = model.service.told[worker.worker_id][1].id
+        return Placement(told_id, model.name, waiting, self._state.policy.options_of(model.name))

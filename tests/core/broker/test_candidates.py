@@ -6,7 +6,10 @@ import pytest
 
 from d8mesh.core.broker import candidates
 from d8mesh.core.broker.candidates import tiers, why_never
-from d8mesh.core.broker.services import ModelState, ServiceTable
+from d8mesh.core.broker.service_states import (
+    ModelState,
+)
+from d8mesh.core.broker.services import ServiceTable
 from d8mesh.core.protocol.messages import Measured
 from tests.core.llm_services import model, service
 from tests.core.service_tables import (

@@ -7,15 +7,15 @@ from typing import Any
 import pytest
 
 from d8mesh.core.broker import services as module
-from d8mesh.core.broker.services import (
+from d8mesh.core.broker.service_states import (
     MAX_OWN_PAUSE_S,
     MAX_PLACED_OF_WORKER,
     OWN_PAUSE_S,
     UNPROVEN_SLOTS,
     Flight,
     ModelState,
-    ServiceTable,
 )
+from d8mesh.core.broker.services import ServiceTable
 from d8mesh.core.broker.standings import Decision
 from d8mesh.core.broker.worker_registry import Dialect, WorkerState
 from d8mesh.core.protocol.messages import Budget, Measured, OfferedService, Services
