@@ -111,6 +111,8 @@ def why_never(table: ServiceTable, wish: Wish) -> str:
             f"worker of the mesh offers it; installed: {told}"
         )
     needs = ", ".join(sorted(wish.needs))
+    if not needs:  # it is elsewhere, or nothing here chats: either may change
+        return ""
     if named:
         return f"model: {named[0].name!r} cannot do all that this needs: {needs}"
     return f"none of the models of the mesh can do all that this needs: {needs}"

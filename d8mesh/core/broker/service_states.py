@@ -1,4 +1,4 @@
-"""One LLM service, its models, and the placed attempts that run there: whether one more has room."""
+"""An LLM service, its models, and the placed attempts there: whether one more has room."""
 
 from __future__ import annotations
 

@@ -81,7 +81,9 @@ class ServiceTable:
         self._names.tell(who, worker.peer.address, offered, self.services)
         named = {self._names.kept(who, told.id): told for told in offered}
         for service in list(self.services.values()):
-            if service.id not in named and service.told.pop(who, None) is not None:
+            if service.id not in named and who in service.told:
+                _, before = service.told.pop(who)
+                self._leave_budgets(service.id, who, before.models)
                 self._merge(service, now)
         for service_id, told in named.items():
             service = self.services.get(service_id) or ServiceState(service_id)
@@ -153,6 +155,13 @@ class ServiceTable:
             if model.budget is not None:
                 book = self._budgets.setdefault((service_id, model.name), BudgetBook())
                 book.tell(worker_id, model.budget, now)
+
+    def _leave_budgets(
+        self, service_id: str, worker_id: str, models: Iterable[OfferedModel]
+    ) -> None:
+        for model in models:
+            if model.budget is not None and (book := self._budgets.get((service_id, model.name))):
+                book.leave(worker_id)
 
     def _merge(self, service: ServiceState, now: float) -> None:
         """Make one of what the workers tell of a service; the newest word is the last one."""
@@ -277,8 +286,12 @@ class ServiceTable:
         for plain in self.by_name:
             self.gone.pop(plain, None)
 
-    def forget_gone(self, before: float) -> None:
-        """Expect no model back that has been gone since before `before` (monotonic)."""
+    def forget_gone(self, before: float, now: float) -> None:
+        """Expect no model back that has been gone since before `before` (monotonic).
+
+        Of accounts that nobody tells of any more, what was used counts as long as it does there.
+        """
+        self._budgets = {of: book for of, book in self._budgets.items() if book.is_needed(now)}
         self.gone = {plain: at for plain, at in self.gone.items() if at >= before}
 
     def awaits(self, plain: str = "") -> bool:
@@ -334,7 +347,7 @@ class ServiceTable:
             model.loaded_by = model.warming_until = 0.0
         if is_success:
             model.answered(flight, now)
-        elif is_success is False and model.info.budget is None:  # an account's bound is no fault
+        elif is_success is False:
             model.failed(now)
 
     # ------------------------------------------------------------------ what is remembered

@@ -73,6 +73,10 @@ def test_why_nobody_will_ever_run_a_task_is_told() -> None:
     )
     assert "none of the models" in why_never(table, wish(needs=needs))
     assert why_never(table, wish(needs=needs, machine="elsewhere")) == ""
+    two = table_of(service("a", [model("m")]), service("b", [model("n")]))
+    assert why_never(two, wish("m", is_strict=True, machine="b")) == ""  # it may come there
+    embedder = table_of(service("a", [model("e", can=["embedding"])], default=""))
+    assert why_never(embedder, wish("m")) == ""
 
 
 def test_what_concerns_a_wish_is_remembered_until_something_changes(

@@ -393,3 +393,30 @@ def test_a_worker_without_services_runs_the_same_types_in_its_slots(broker: Wire
     ids = broker.submit(client, 3, "agent_action")
     assert list(broker.work(peers["a"])) == ids[:1]
     assert list(broker.work(own)) == ids[1:]
+
+
+def test_what_only_some_models_can_do_is_waited_for_while_those_may_come_back(
+    broker: WiredBroker,
+) -> None:
+    client = broker.client()
+    embedder = [service("e", [model("e", can=["embedding"])])]
+    broker.pass_time(11)
+    peer = host(broker, "e", embedder)
+    host(broker, "a", [service("a")])
+    offer(broker, peer, [service("e", [], why="connection refused")])
+    (task_id,) = broker.submit(client, 1, "agent_action", model=";needs=embedding")
+    broker.pass_time(1)
+    assert broker.task_table.state_of(task_id) is TaskState.QUEUED
+    broker.restart()
+    host(broker, "a", [service("a")])  # the first that is back has no such model
+    assert broker.task_table.state_of(task_id) is TaskState.QUEUED
+    peer = host(broker, "e", embedder)
+    assert list(broker.work(peer)) == [task_id]
+
+
+def test_a_worker_takes_what_it_finds_down_along_when_it_goes(broker: WiredBroker) -> None:
+    peer = broker.worker("a")
+    offer(broker, peer, [service("s", [], why="connection refused")], kinds=())
+    assert in_flight(broker) == {"s": 0}
+    broker.say(peer, m.Goodbye("done"))
+    assert in_flight(broker) == {}
