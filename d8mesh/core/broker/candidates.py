@@ -31,7 +31,8 @@ def tiers(table: ServiceTable, wish: Wish, *, is_expected: bool) -> list[list[Mo
     if found is None:
         found = [_named(table, name, wish) for name in wish.models]
         if not wish.models or (not wish.is_strict and not is_expected and not any(found)):
-            found += defaults(table, wish)
+            none = Wish(needs=wish.needs, machine=wish.machine)
+            found += tiers(table, none, is_expected=False) if wish.models else defaults(table, wish)
         found = [tier for tier in found if tier]
         if len(table.tiers) > MAX_FOUND:
             table.tiers.clear()
@@ -125,7 +126,9 @@ def concerned(table: ServiceTable, text: str) -> frozenset[ModelState]:
         wish = parse_wish(text)
         named = tiers(table, wish, is_expected=False)
         found = frozenset(model for tier in named for model in tier)
+        found = table.alike.setdefault(found, found)  # equal ones are the same one
         if len(table.concerned) > MAX_FOUND:
             table.concerned.clear()
+            table.alike.clear()
         table.concerned[text] = found
     return found

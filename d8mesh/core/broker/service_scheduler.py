@@ -65,7 +65,9 @@ class ServiceScheduler:
                 queue.handed_out(1, is_aged=False)
             else:
                 lane.is_fed = False
-            if not is_given or not lane.mask:
+            if not is_given and self._is_full(lane):  # as it goes with this, with all alike
+                lanes = [each for each in lanes if not self._is_alike(each, lane)]
+            elif not is_given or not lane.mask:
                 lanes.remove(lane)
         queue.drop_empty()
         self._scheduler.flush()
@@ -76,6 +78,22 @@ class ServiceScheduler:
         return services.is_stirred or not services.stirred.isdisjoint(
             candidates.concerned(services, lane.key.model)
         )
+
+    def _is_full(self, lane: Lane) -> bool:
+        """Return whether somebody may run tasks of a lane, and none of those has room now."""
+        now = self._state.now
+        found = candidates.concerned(self._state.services, lane.key.model)
+        return bool(found) and not any(model.room(now) for model in found)
+
+    def _is_alike(self, lane: Lane, other: Lane) -> bool:
+        """Return whether what holds for a lane holds for another; then that had its look."""
+        services, texts = self._state.services, (lane.key.model, other.key.model)
+        one, two = (candidates.concerned(services, text) for text in texts)
+        first, second = map(parse_wish, texts)
+        if one is not two or (first.is_strict, first.cloud) != (second.is_strict, second.cloud):
+            return False
+        lane.is_fed = False
+        return True
 
     def _give_other(self, lane: Lane, priority: int) -> bool:
         """What has its turn cannot go anywhere now: no slot shall be free for it."""

@@ -57,6 +57,7 @@ class ServiceTable:
         self.tiers: dict[tuple[object, ...], list[list[ModelState]]] = {}
         #: the text of a wish -> all of these, as `candidates.concerned` found them
         self.concerned: dict[str, frozenset[ModelState]] = {}
+        self.alike: dict[frozenset[ModelState], frozenset[ModelState]] = {}
         #: something changed that may let any waiting task begin, or one that these models run
         self.is_stirred = False
         self.stirred: set[ModelState] = set()
@@ -277,6 +278,7 @@ class ServiceTable:
     def _reindex(self) -> None:
         self.tiers.clear()
         self.concerned.clear()
+        self.alike.clear()
         self.by_name, self.by_digest = {}, {}
         for service_id in sorted(self.services):
             for model in self.services[service_id].models.values():
