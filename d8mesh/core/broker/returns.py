@@ -125,6 +125,8 @@ class Returns:
         budget = None if model is None else model.budget
         if budget is not None and budget.free_in_s(0, self._state.now) > 0.0:
             return NO_CREDIT
+        if model is not None and model.info.slots < model.in_flight:  # it has said that it is full
+            return NO_CREDIT
         # as far as anybody knows: it may fail at once, and its worker not see it
         self._land([task], is_success=False)
         return SERVICE_DOWN if model is None or model.is_paused_told else NO_CREDIT

@@ -238,3 +238,18 @@ def test_what_others_fill_costs_no_attempt_and_what_is_down_does_in_the_end(
         broker.say(worker, m.Measured("s", [model()]))
         assert _placed_back(broker, worker, "connection refused", paused="connection refused")
     assert broker.task_table.state_of(task_id) is None
+
+
+def test_a_service_that_says_that_it_is_full_is_not_to_blame(broker: WiredBroker) -> None:
+    client = broker.client()
+    worker = host(broker, "w", [service("s", [model(slots=3)])])
+    ids = broker.submit(client, 3, "agent_action")
+    held = broker.work(worker)
+    broker.say(worker, m.Measured("s", [model(slots=0)]))
+    broker.say(worker, m.Release(1, ids, [held[each] for each in ids], "HTTP 503"))
+    found = broker.state.services.model("s", "m")
+    assert found is not None
+    assert (found.streak, found.pauses) == (0, 0)
+    assert all(broker.task_table.state_of(each) is TaskState.QUEUED for each in ids)
+    broker.say(worker, m.Measured("s", [model(slots=3)]))
+    assert list(broker.work(worker)) == ids
