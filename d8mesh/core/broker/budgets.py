@@ -88,9 +88,7 @@ class BudgetBook:
 
     def leave(self, worker_id: str) -> None:
         """A worker tells of the account no more."""
-        share = self._shares.get(worker_id)
-        if share is not None:
-            share.is_gone = True
+        self._shares[worker_id].is_gone = True
 
     def is_needed(self, now: float) -> bool:
         """Forget who has gone and used nothing that counts; return whether anybody is left."""

@@ -160,9 +160,8 @@ class ServiceTable:
     def _leave_budgets(
         self, service_id: str, worker_id: str, models: Iterable[OfferedModel]
     ) -> None:
-        for model in models:
-            if model.budget is not None and (book := self._budgets.get((service_id, model.name))):
-                book.leave(worker_id)
+        for name in {model.name for model in models if model.budget is not None}:
+            self._budgets[service_id, name].leave(worker_id)
 
     def _merge(self, service: ServiceState, now: float) -> None:
         """Make one of what the workers tell of a service; the newest word is the last one."""
