@@ -14,6 +14,7 @@ from d8mesh.apps.work import connected
 from d8mesh.apps.workers import say_who_is_there
 from d8mesh.config import Config
 from d8mesh.core.protocol.model_names import plain_name
+from d8mesh.core.protocol.wish import INTERACTIVE_PRIORITY
 from d8mesh.edge.terminal import as_json, say, tell
 from d8mesh.errors import BackendUnavailableError, ConfigError, TaskError, WaitTimeoutError
 from d8mesh.program import command_name
@@ -54,7 +55,7 @@ def run_with(client: Asks, prompt: str, options: argparse.Namespace, until: floa
     await_model(client, until)
     data = data_of(prompt, options)
     answer = _PrintedAnswer(is_quiet=options.json)
-    following = Following(client, LLM_TYPE, data)
+    following = Following(client, LLM_TYPE, data, priority=INTERACTIVE_PRIORITY)
     task_id = following.task.id
     try:
         result = following.result(until, answer)
@@ -172,12 +173,13 @@ class _PrintedAnswer(TaskListener):
 
 
 def _tell_who(result: Mapping[str, Any], wished: Sequence[str]) -> None:
-    model, worker = str(result.get("model") or ""), str(result.get("worker_id") or "?")
+    model = str(result.get("model") or "")
+    where = str(result.get("machine") or result.get("worker_id") or "?")
     tokens, seconds = result.get("tokens_used"), result.get("duration_s")
     if wished and model and plain_name(model) not in map(plain_name, wished):
         names = ", ".join(wished)
-        tell(tr("no worker has {wished}: another model answered", wished=names))
+        tell(tr("no machine could answer with {wished} now: another model did", wished=names))
     if result.get("is_cloud") is True:
         tell(tr("answered in the cloud, by {machine}", machine=result.get("machine") or "?"))
-    told = {"model": model or "?", "worker": worker, "seconds": seconds, "tokens": tokens}
-    tell(tr("({model} on {worker}, {seconds} s, {tokens} tokens)", **told))
+    told = {"model": model or "?", "machine": where, "seconds": seconds, "tokens": tokens}
+    tell(tr("({model} on {machine}, {seconds} s, {tokens} tokens)", **told))

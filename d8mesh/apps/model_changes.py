@@ -31,8 +31,7 @@ from d8mesh.words import tr, translated
 OK: Final = 0
 FAILED: Final = 1
 PULL, REMOVE = "model_pull", "model_remove"
-#: A pull may take longer than an attempt may (`TASK_TIMEOUT`): the next one goes on with what is
-#: there. So many are an hour and a half of downloading.
+#: A pull that breaks off goes on at the next attempt with what is there.
 ATTEMPTS: Final = 20
 #: A worker says at once whether a model fits.
 FIT_S: Final = 5.0
@@ -107,6 +106,14 @@ def _to_pull(client: Manages, overview: Overview, options: argparse.Namespace) -
     if found is None:
         raise BackendUnavailableError(f"{name} fits on no machine that is there")
     target, why = found
+    if having := [each for each in overview.services if overview.place_of(each, name) is not None]:
+        machines = ", ".join(dict.fromkeys(str(each["machine"]) for each in having))
+        there = tr(
+            "{model} is already on {machines}; --on says where else, --all everywhere",
+            model=name,
+            machines=machines,
+        )
+        tell(there)
     tell(tr("on {machine}: {why}", machine=target["machine"], why=why))
     return [target]
 
@@ -258,6 +265,8 @@ def _done(options: argparse.Namespace, result: Mapping[str, Any]) -> str:
             if was_there
             else tr("it had no {model}", model=model)
         )
+    if result.get("was_there") is True:
+        return tr("{model} is installed already", model=model)
     size = result.get("size_bytes")
     if isinstance(size, int) and size:
         return tr("{model} is installed ({size})", model=model, size=size_text(size))

@@ -82,6 +82,14 @@ def service_lines(
         if service["reason"]:
             told = tr("{id}: {what}", id=_place(service), what=translated(service["reason"]))
             yield from wrapped(told, columns, indent=indent)
+        elif service["is_managed"] and service["state"] == "online" and not service["models"]:
+            hint = tr(
+                "{id} has no model yet: `{program} models pull NAME --on {machine}`",
+                id=_place(service),
+                program=command_name(),
+                machine=service["machine"],
+            )
+            yield from wrapped(hint, columns, indent=indent)
 
 
 def loaded_lines(body: Facts, columns: int | None, *, indent: str = "") -> Iterator[str]:
@@ -169,7 +177,7 @@ def _notes(models: Sequence[Facts], for_any: int, columns: int | None) -> Iterat
             if place["paused"]:
                 yield from wrapped(_paused(model, place), columns)
     if for_any:
-        yield tr("{count} tasks wait for whichever model", count=for_any)
+        yield tr("tasks that wait for whichever model: {count}", count=for_any)
 
 
 def _paused(model: Facts, place: Facts) -> str:

@@ -17,6 +17,7 @@ from d8mesh.backends.services.changes import (
     remove_model,
 )
 from d8mesh.config import is_model_name
+from d8mesh.core.protocol.model_names import matching
 from d8mesh.edge.room import memory_bytes
 from d8mesh.errors import BackendUnavailableError, InvalidTaskError
 from d8mesh.handlers import Data, Handler, TaskContext
@@ -49,8 +50,9 @@ def admin_handlers(pool: ServicePool) -> dict[str, Handler]:
 
     def model_remove(data: Data, context: TaskContext) -> object:
         name, service = _model_in(data), _target(pool, data, context)
-        own = service.has(name)
-        freed = service.installed[own].size_bytes if own is not None else 0
+        own = service.has(name) or matching(name, service.seen.unfit)  # also what is not offered
+        info = service.installed.get(own or "")
+        freed = 0 if info is None else info.size_bytes
         if own is not None:
             with _refusals():
                 remove_model(service, own)

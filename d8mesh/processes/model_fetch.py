@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 from d8mesh.backends.services import Service
 from d8mesh.backends.services.changes import pull_model
+from d8mesh.core.protocol.model_names import matching
 from d8mesh.errors import BackendUnavailableError, D8Error, TaskCancelledError
 from d8mesh.processes.pull_progress import pull_view
 from d8mesh.words import tr, translated
@@ -41,7 +42,7 @@ class ModelFetch:
         name, seen = self._model, service.seen
         if name is None or not (seen.url and service.is_local and service.managed is not None):
             return False
-        if service.has(name) is not None or name in seen.unfit:
+        if service.has(name) is not None or matching(name, seen.unfit) is not None:
             return False
         with self._lock:
             if self._thread is not None or self._stop.is_set():
@@ -50,14 +51,16 @@ class ModelFetch:
             self._thread = threading.Thread(
                 target=self._pull, args=(service, name), name="pull", daemon=True
             )
-        self._thread.start()
+            self._thread.start()
         return True
 
     def close(self, wait_s: float) -> None:
         """Stop pulling; what has come stays."""
         self._stop.set()
-        if self._thread is not None:
-            self._thread.join(wait_s)
+        with self._lock:
+            thread = self._thread
+        if thread is not None:
+            thread.join(wait_s)
 
     def _pull(self, service: Service, name: str) -> None:
         self._tell(tr("DEEPSEEK_MODEL={model} is not installed: pulling it", model=name))

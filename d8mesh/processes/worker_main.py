@@ -26,15 +26,15 @@ from d8mesh.handlers.genetic import evolution_crossover, evolution_mutation
 from d8mesh.nodes.worker import Worker
 from d8mesh.processes.announced_ollamas import AnnouncedOllamas
 from d8mesh.processes.console import ANY_ADDRESS, addresses_of
-from d8mesh.processes.failure_console import FailureConsole
 from d8mesh.processes.llm_services import LlmServices
 from d8mesh.processes.model_fetch import ModelFetch
 from d8mesh.processes.ollama_serve import OllamaServe
 from d8mesh.processes.parent import end_with_parent
+from d8mesh.processes.patient_console import PatientConsole
 from d8mesh.processes.services_console import ServicesConsole
 from d8mesh.processes.status import StatusServer
 from d8mesh.processes.task_modules import load
-from d8mesh.processes.worker_console import WorkerConsole
+from d8mesh.processes.worker_console import WorkerConsole, say_wrapped
 
 #: How long the threads beside the worker may take to end; one may just be waiting.
 BESIDE_END_S: Final = 0.5
@@ -67,9 +67,19 @@ def run(config: Config, options: argparse.Namespace) -> int:
     worker.register("evolution_mutation", evolution_mutation)
     for module in options.tasks or ():
         load(module, worker)
-    failures = FailureConsole()
-    worker.show_failures(failures.show)
-    console = WorkerConsole(worker.status, mesh=config.mesh, url=config.orchestrator_url)
+    with contextlib.ExitStack() as at_end:
+        failures, lines = PatientConsole(), PatientConsole(say_wrapped)
+        at_end.callback(lines.close)
+        at_end.callback(failures.close)
+        worker.show_failures(failures.show)
+        _serve(config, worker, lines.show, with_parent=options.with_parent)
+    return 0
+
+
+def _serve(
+    config: Config, worker: Worker, tell: Callable[[str], None], *, with_parent: bool
+) -> None:
+    console = WorkerConsole(worker.status, mesh=config.mesh, url=config.orchestrator_url, tell=tell)
     worker.on_notice(console.network_notice)
     beside = _Beside(config, worker, console)
     with _status_page(config, worker, beside.services, console):
@@ -83,15 +93,13 @@ def run(config: Config, options: argparse.Namespace) -> int:
             )
             beside.start()
 
-        if options.with_parent:
+        if with_parent:
             end_with_parent(worker.request_stop)
         try:
             worker.run(on_start=start, on_drain=console.drain)
         finally:
             beside.close()
-            failures.close()
     console.end()
-    return 0
 
 
 class _Beside:
@@ -152,7 +160,8 @@ class _Beside:
         self._serve.close()
         self.services.close()
         for thread in self._threads:
-            thread.join(BESIDE_END_S)
+            if thread.ident is not None:  # it was started: the worker could use its folder
+                thread.join(BESIDE_END_S)
 
 
 def _interfaces(config: Config) -> str:

@@ -66,9 +66,11 @@ class Machine:
             if context.is_cancelled:
                 self.was_cancelled.set()
                 context.raise_if_cancelled()
+        was_there = f"{data['model']}:latest" in self.models
         self.models.add(data["model"])
         self.offer()
-        return {"success": True, "output": "pulled", "size_bytes": GB, **told}
+        done = {"output": "pulled", "size_bytes": GB, "was_there": was_there}
+        return {"success": True, **done, **told}
 
     def remove(self, data: Mapping[str, Any], context: TaskContext) -> object:
         was_there = data["model"] in self.models
@@ -113,7 +115,16 @@ def test_without_a_place_it_goes_where_it_fits_best(
 ) -> None:
     assert pool.run("pull", "m") == 0
     assert "m" in pool.nas.models
-    assert "on nas: no other has more memory: 32.0 GB" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "m is already on pi5; --on says where else" in said
+    assert "on nas: no other has more memory: 32.0 GB" in said
+
+
+def test_that_a_model_was_there_before_is_said(
+    pool: Pool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert pool.run("pull", "m", "--on", "pi5") == 0
+    assert capsys.readouterr().out == "pi5: m is installed already\n"
 
 
 def test_all_machines_get_it_at_once_and_json_says_how_far(

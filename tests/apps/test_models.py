@@ -46,7 +46,7 @@ def test_aliases_pauses_and_budgets_are_said_below() -> None:
         "qwen2.5:3b on nas is paused, tried again in 12 s: model requires more system memory"
         in told
     )
-    assert "3 tasks wait for whichever model" in told
+    assert "tasks that wait for whichever model: 3" in told
     assert (
         "llama-3.3-70b at groq has left: 12 requests this minute; 4000 tokens this minute; "
         "900 requests today" in told
@@ -92,6 +92,16 @@ def test_without_services_it_says_what_to_start() -> None:
     assert "start a worker where Ollama is" in shown(nothing)
     empty = nothing | {"services": [service("pi5", models=[], default=None)]}
     assert "models pull NAME" in shown(empty)
+
+
+def test_of_a_service_without_models_it_is_said_how_to_pull_one() -> None:
+    empty = service("new", models=[], default=None)
+    told = shown({"models": [], "services": [empty], "waiting_for_any": 0, "left_out": 0})
+    assert "new (ollama) has no model yet: `" in told
+    assert "models pull NAME --on new`" in told
+    down = service("new", models=[], state="down", reason="it is off")
+    told = shown({"models": [], "services": [down], "waiting_for_any": 0, "left_out": 0})
+    assert "no model yet" not in told
 
 
 def test_json_is_what_the_orchestrator_says(capsys: pytest.CaptureFixture[str]) -> None:

@@ -50,6 +50,10 @@ class ScriptedBackend:
         self.check_fails: BaseException | None = None
         self.waits: threading.Event | None = None
         self.probe_waits: threading.Event | None = None
+        self.probe_fails: BaseException | None = None
+        self.check_waits: threading.Event | None = None
+        self.checked_within_s = 0.0
+        self.ending = TOLD
         self.asked: list[ChatRun] = []
         self.checked: list[str] = []
         self.loaded: list[tuple[str, JsonObject]] = []
@@ -59,6 +63,8 @@ class ScriptedBackend:
         self.probes += 1
         if self.probe_waits is not None:
             self.probe_waits.wait(30)
+        if self.probe_fails is not None:
+            raise self.probe_fails
         return self.seen
 
     def chat(self, request: ChatRequest, run: ChatRun) -> Completion:
@@ -67,7 +73,7 @@ class ScriptedBackend:
         if self.waits is not None:
             self.waits.wait(30)
         model = run.placement.model if run.placement else request.model or self.seen.default
-        return Completion(text=self.url, model=model, ending=TOLD)
+        return Completion(text=self.url, model=model, ending=self.ending)
 
     def embed(self, request: EmbeddingRequest, run: ChatRun) -> Embeddings:
         self._begin(run)
@@ -77,6 +83,9 @@ class ScriptedBackend:
 
     def check(self, model: ModelInfo, *, within_s: float) -> None:
         self.checked.append(model.name)
+        self.checked_within_s = within_s
+        if self.check_waits is not None:
+            self.check_waits.wait(600)
         if self.check_fails is not None:
             raise self.check_fails
 

@@ -24,6 +24,7 @@ from d8mesh.core.protocol.chat import (
     Piece,
     Usage,
 )
+from d8mesh.core.protocol.messages import Placement
 from d8mesh.errors import (
     BackendDeadlineError,
     BackendError,
@@ -195,8 +196,12 @@ def test_without_a_wish_no_embedding_and_no_cloud_model_is_taken(server: OllamaS
     server.models = server.models[:2]
     seen = backend.probe()
     assert not seen.is_up
+    assert (seen.url, seen.embedders) == (server.url, ("nomic-embed-text:latest",))
     assert "no models to chat with" in seen.reason
     assert "gpt-oss:120b-cloud runs in Ollama's cloud" in seen.reason
+    server.models = ()
+    seen = backend.probe()
+    assert (seen.is_up, seen.url) == (False, server.url)  # it answers: a model can be pulled
 
 
 @pytest.mark.parametrize(
@@ -337,6 +342,18 @@ def test_an_answer_begins_while_a_probe_hangs(server: OllamaServer) -> None:
     assert probing.is_alive()
     server.closing.set()
     probing.join(PATIENCE_S)
+
+
+def test_what_is_placed_is_asked_though_the_lists_come_too_late(
+    server: OllamaServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ollama, "PROBE_S", 0.2)
+    backend = OllamaBackend(server.url)
+    model = backend.probe().default
+    server.silent_paths.add("/api/tags")
+    assert not backend.probe().is_up
+    placement = Placement(service="here", model=model)
+    assert backend.chat(QUESTION, replace(run_of(), placement=placement)).text
 
 
 def test_who_waits_for_a_probe_takes_its_answer(

@@ -73,6 +73,13 @@ def test_another_machine_is_named_by_its_service_or_its_name(scene: Scene, where
     assert scene.run(REMOVE, model="new:1b", machine=where)["was_there"] is False
 
 
+def test_what_is_not_offered_can_be_removed_too(scene: Scene) -> None:
+    scene.here.seen = up("a", url=scene.here.url, unfit={"draws:latest": "cannot chat"})
+    scene.pool.look()
+    removed = scene.run(REMOVE, model="draws")
+    assert (removed["model"], removed["was_there"]) == ("draws:latest", True)
+
+
 def test_a_placement_goes_before_what_the_data_says(scene: Scene) -> None:
     context = Context()
     context.placement = Placement(service="10.9.9.9:11434", model="new:1b")

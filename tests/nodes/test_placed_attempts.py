@@ -13,7 +13,7 @@ import pytest
 
 from d8mesh.core.protocol import messages as m
 from d8mesh.core.protocol.route import KnownBroker
-from d8mesh.errors import BackendUnavailableError
+from d8mesh.errors import BackendUnavailableError, TaskFailedError
 from d8mesh.handlers import TaskContext
 from d8mesh.nodes.worker import Worker, placed_threads, slots
 from tests.nodes import process_handlers
@@ -443,6 +443,21 @@ def test_what_runs_at_a_service_goes_on_while_a_real_orchestrator_is_started_ane
     for task in (first, second):
         assert task.result(PATIENCE_S)["output"] == "done"
     assert len({context.task_id for context in gate.contexts}) == len(gate.contexts) == 2
+
+
+def test_what_goes_on_at_a_service_may_take_longer_than_what_runs_in_a_slot(mesh: Mesh) -> None:
+    port = mesh.broker(task_timeout_s=1.0)
+    worker, gate = serve(mesh, port, SERVICE)
+    worker.register("echo", Gate())  # never let go
+    client = mesh.client(port)
+    task = client.submit("agent_action", {})
+    gate.await_begun()
+    for _ in range(2):
+        with pytest.raises(TaskFailedError, match="not finished after 1 s"):
+            client.call("echo", {}, max_attempts=1, timeout=PATIENCE_S)
+    gate.go.set()
+    assert task.result(PATIENCE_S)["output"] == "done"
+    assert [context.attempt for context in gate.contexts] == [1]
 
 
 def test_two_real_orchestrators_place_at_one_worker(mesh: Mesh) -> None:

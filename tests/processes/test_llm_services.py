@@ -93,6 +93,18 @@ def test_its_own_types_are_offered_at_once_and_those_of_services_when_they_answe
     assert "embed" in scene.types()
 
 
+def test_models_can_be_pulled_to_a_service_that_has_none_yet() -> None:
+    nothing = Availability(is_up=False, url=URL, reason="it has no models to chat with")
+    scene = Scene(ManagedBackend(URL, nothing))
+    scene.look()
+    assert "model_pull" in scene.windowed()
+    assert scene.services.pool.services[0].offered().why == ""
+    scene = Scene(ManagedBackend(URL, DOWN))
+    scene.look()
+    assert scene.windowed() == ["own"]
+    assert scene.services.pool.services[0].offered().why == "it is off"
+
+
 def test_a_service_that_manages_no_models_brings_no_such_tasks() -> None:
     scene = Scene(ScriptedBackend(URL, up("a", url=URL)))
     scene.look()

@@ -51,6 +51,9 @@ def test_nothing_is_pulled_that_is_there_or_not_ours_to_pull() -> None:
     assert Scene(model="a:latest").pulled() == []
     assert Scene(model=None).pulled() == []
     assert Scene(url=THERE).pulled() == []
+    unfit = Scene(model="Draws")
+    unfit.backend.seen = up("a", url=HERE, unfit={"draws:latest": "cannot chat"})
+    assert unfit.pulled() == []
     down = Scene()
     down.backend.seen = DOWN
     assert down.pulled() == []

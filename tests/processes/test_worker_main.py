@@ -52,6 +52,16 @@ def test_what_cannot_be_run_is_said_with_exit_code_2(
     assert said in text
 
 
+def test_a_folder_that_cannot_be_used_is_said_in_a_sentence(running: Mesh, tmp_path: Path) -> None:
+    (tmp_path / "workers").mkdir()
+    (tmp_path / "workers" / "1").touch()
+    settings = {"D8_DATA_DIR": str(tmp_path)}
+    code, text = ended(running.children.start("worker", "worker", settings=settings))
+    assert code == 1
+    assert "Set D8_DATA_DIR to a folder that can be written" in text
+    assert "Traceback" not in text
+
+
 def test_its_status_page_takes_the_allowed_hosts_and_its_data_is_told(
     running: Mesh, tmp_path: Path
 ) -> None:

@@ -15,7 +15,7 @@ import msgspec
 
 from d8mesh.core.broker.dispatcher import STANDSTILL_S
 from d8mesh.core.broker.returns import MAX_RETURNS, MAX_UNSTARTED, POISON_LOSSES
-from d8mesh.core.broker.state import Policy
+from d8mesh.core.broker.state import PLACED_TIME_S, Policy
 from d8mesh.core.protocol.messages import REFUSED, SUCCEEDED, Group, Message, Results, Work
 from d8mesh.core.protocol.task import (
     EXCUSED,
@@ -100,6 +100,8 @@ class Causes:
         #: when a task's deadline passes (by its broker's clock, and as Unix time)
         self._due: dict[str, tuple[float, float]] = {}
         self._held: dict[str, _Held] = {}
+        #: what the next work is told to run at services
+        self.placed: set[str] = set()
         self._errors: dict[str, list[_Error]] = {}
         #: task id -> the workers that had it when nobody was heard, and may have died
         self._unsure: dict[str, set[str]] = {}
@@ -370,7 +372,8 @@ class Causes:
         for group in message.groups:
             for task_id in group.ids:
                 due = self._due.get(task_id)  # unknown as long as its submit is not on disk
-                full_s = self._policies[broker].task_timeout_s
+                is_placed = task_id in self.placed
+                full_s = PLACED_TIME_S if is_placed else self._policies[broker].task_timeout_s
                 if due is not None:
                     full_s = min(full_s, max(0.0, due[0] - self.now))
                     if abs(group.timeout_s - full_s) > ROUNDING_S:

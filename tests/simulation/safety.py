@@ -205,6 +205,8 @@ class Safety:
                     message.ids, message.states, message.payloads, strict=True
                 ):
                     self.outcome(task_id, state, payload)
+            case m.Placed():
+                self.causes.placed = set(message.ids)
             case m.Work():
                 self.causes.given(name, message)
             case m.Answer(code="", body={"task_id": str(task_id), **rest}):

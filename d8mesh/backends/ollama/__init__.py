@@ -25,7 +25,7 @@ from d8mesh.backends.ollama.connection import OllamaRequest, asking, import_pack
 from d8mesh.backends.ollama.embed import embeddings
 from d8mesh.backends.ollama.faults import SERVICE, is_not_found
 from d8mesh.backends.ollama.selection import MAX_NAMED, chosen, named, placed, wished
-from d8mesh.backends.streaming import completion, said
+from d8mesh.backends.streaming import completion, said, shown
 from d8mesh.config import Config
 from d8mesh.core.protocol.chat import (
     COMPLETION,
@@ -106,6 +106,8 @@ class OllamaBackend:
         #: the load options that the last placement gave, by model
         self._options: dict[str, dict[str, object]] = {}
         self._seen: tuple[float, Availability] | None = None
+        #: what was seen the last time that there was something, as long as nothing fails
+        self._known: Availability | None = None
         self._catalogue = Catalogue()
         self._lock = threading.Lock()
 
@@ -169,7 +171,7 @@ class OllamaBackend:
         try:
             yield
         except BackendError:
-            self._seen = None
+            self._seen = self._known = None
             raise
 
     def check(self, model: ModelInfo, *, within_s: float) -> None:
@@ -220,10 +222,11 @@ class OllamaBackend:
         self, request: ChatRequest, placement: Placement | None
     ) -> tuple[str, Loading]:
         """Return the address and the model for a request."""
-        offer = self._offer()
-        if placement is not None:
+        if placement is not None:  # it was offered a moment ago: a slow probe is not waited for
+            offer = self._known or self._offer()
             model = placed(placement.model, offer.models, offer.url)
         else:
+            offer = self._offer()
             if request.is_model_strict and wished(request, offer) is None:
                 offer = self._offer(is_fresh=True)  # it may have been pulled just now
             model = chosen(request, offer)
@@ -244,8 +247,7 @@ class OllamaBackend:
         return model
 
     def _seen_embedders(self) -> tuple[str, ...]:
-        seen = self._seen
-        offer = self.probe() if seen is None else seen[1]
+        offer = self._known or self.probe()
         if not offer.url:
             raise BackendUnavailableError(offer.reason)
         return offer.embedders
@@ -298,7 +300,7 @@ class OllamaBackend:
 
     def _probe(self) -> Availability:
         found: Availability | None = None
-        spare: Availability | None = None  #: chats with nobody, but makes embeddings
+        spare: Availability | None = None  #: answers, but has none to chat with
         problems: list[str] = []
         silent: dict[str, str] = {}
         for url in sorted(self.urls, key=lambda url: url != self.base_url):
@@ -314,12 +316,15 @@ class OllamaBackend:
                 found = seen
                 break
             problems.append(seen.reason)
-            spare = spare or (seen if seen.embedders else None)
+            if spare is None or (seen.embedders and not spare.embedders):
+                spare = seen
         if found is None:
             problems += [] if problems else [_silence({url: silent[url] for url in self.urls})]
             found = replace(spare or Availability(is_up=False), reason="; ".join(problems))
         self.base_url = found.url or self.urls[0]
         self._seen = (time.monotonic(), found)
+        if found.url:
+            self._known = found
         return found
 
     def _judged(self, url: str, installed: Installed) -> Availability:
@@ -370,10 +375,15 @@ def _silence(places: Mapping[str, str]) -> str:
         told = f"{' or '.join(places)} ({whys[0]})"
     else:
         told = " or ".join(f"{url} ({why})" for url, why in places.items())
-    return f"Ollama does not answer at {told}: start it (ollama serve), or set DEEPSEEK_BASE_URL"
+    return (
+        f"Ollama does not answer at {told}: start it there (ollama serve), or correct its address "
+        "(DEEPSEEK_BASE_URL, D8_OLLAMA_HOSTS)"
+    )
 
 
 def _why_silent(error: Exception) -> str:
     if isinstance(error, ConnectionRefusedError):
         return "connection refused"
+    if isinstance(error, TimeoutError) and error.errno is None and str(error):
+        return shown(str(error))
     return said(error)

@@ -40,8 +40,7 @@ def placed(model: str, offered: Sequence[str], url: str) -> str:
 
 def wished(request: ChatRequest, offer: Availability) -> str | None:
     """Return the first model offered of those that are wished for; None: there is none."""
-    names = (request.model or "", *request.fallbacks)
-    return next((found for name in names if (found := matching(name, offer.models))), None)
+    return next((found for name in request.models if (found := matching(name, offer.models))), None)
 
 
 def chosen(request: ChatRequest, offer: Availability) -> str:

@@ -103,6 +103,12 @@ class Meters:
         due_s = min((at - now for at in times if at is not None), default=at_most_s)
         return min(max(due_s, 0.0), at_most_s)
 
+    def probe_begins(self, name: str) -> None:
+        """Note that a paused model is being asked the small question."""
+        with self._lock:
+            if (meter := self._meters.get(name)) is not None:
+                meter.probe_begins()
+
     def probed(self, name: str, error: BackendError | None = None) -> None:
         """Note how the small question was answered."""
         with self._lock:

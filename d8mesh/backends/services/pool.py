@@ -7,6 +7,7 @@ orchestrator that knows no services) the pool chooses.
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -25,8 +26,10 @@ from d8mesh.core.protocol.messages import (
     OfferedService,
     Placement,
 )
+from d8mesh.edge.logs import event
 from d8mesh.errors import BackendUnavailableError
 
+_log: Final = logging.getLogger("d8mesh.worker")
 #: How often a service is asked what it offers.
 PROBE_EVERY_S: Final = 10.0
 #: Looks at one service are at least so far apart, whatever happens.
@@ -96,7 +99,13 @@ class ServicePool:
 
     def add(self, backend: Backend) -> Service | None:
         """Look after one more service; None: there are too many."""
-        service = Service(backend, clocks=self._clocks, on_change=self._tell, clock=self._clock)
+        service = Service(
+            backend,
+            clocks=self._clocks,
+            on_change=self._tell,
+            beside=_on_a_thread,
+            clock=self._clock,
+        )
         with self._lock:
             if len(self.services) >= MAX_SERVICES:
                 return None
@@ -147,7 +156,10 @@ class ServicePool:
 
     def _keep(self, service: Service, stop: threading.Event) -> None:
         while not stop.is_set() and service in self.services:
-            self._look(service)
+            try:
+                self._look(service)
+            except Exception as error:  # nobody else would look at it
+                event(_log, logging.ERROR, "probe.failed", service=service.id, error=repr(error))
             if stop.wait(PROBE_APART_S):
                 return
             service.needs_look.wait(service.next_look_s(PROBE_EVERY_S))
@@ -166,9 +178,11 @@ class ServicePool:
             if said is not None and said.service is service and model is not None:
                 now = service.offered_model(model)
                 self._tell_models(said, [] if now is None else [now])
-            elif service in self.services and self.named(service.id) is not service:
+            elif said is not None and said.service not in self.services:
+                self._tell_all()
+            elif self.named(service.id) not in (service, None):
                 pass  # not asked yet, or another way to a service that is there
-            elif said is None or said.service not in self.services:
+            elif said is None:
                 self._tell_all()
             else:
                 offer = service.offered()
@@ -206,12 +220,12 @@ class ServicePool:
             BackendUnavailableError: that service is not reached from here, or none answers now.
             D8Error: see `LlmService.chat`.
         """
-        service = self._placed(run.placement) or self._suiting(request.model)
+        service = self._placed(run.placement) or self._suiting(request.models)
         return service.chat(request, run)
 
     def embed(self, request: EmbeddingRequest, run: ChatRun) -> Embeddings:
         """Return the vectors of the service that `run` names, or of one that suits."""
-        service = self._placed(run.placement) or self._suiting(request.model)
+        service = self._placed(run.placement) or self._suiting([request.model])
         return service.embed(request, run)
 
     def warm(self, placement: Placement) -> None:
@@ -235,11 +249,12 @@ class ServicePool:
             )
         return service
 
-    def _suiting(self, wished: str | None) -> Service:
-        """Return the service for what asks for `wished`: of those that have it the freest."""
+    def _suiting(self, names: Sequence[str]) -> Service:
+        """Return the freest service of those that have the first of `names` that is there."""
         if not any(each.is_asked for each in self.services):
             self.look()
         up = [each for each in self.services if each.is_useful and not each.backend.is_cloud]
+        wished = next((name for name in names if any(each.has(name) for each in up)), "")
         having = [each for each in up if wished and each.has(wished)]
         able = having or _without_makeshift(up)
         free = [each for each in able if not each.paused(_model_of(each, wished))]
@@ -258,6 +273,14 @@ class ServicePool:
     def report(self) -> list[dict[str, object]]:
         """Return all of them for the status page."""
         return [each.report() for each in self.services]
+
+
+def _on_a_thread(do: Callable[[], None]) -> None:
+    """Do something beside all else; at once if the system has no more threads."""
+    try:
+        threading.Thread(target=do, name="check", daemon=True).start()
+    except RuntimeError:
+        do()
 
 
 def together(services: Sequence[Service]) -> Availability:
@@ -296,8 +319,8 @@ def _told_of(service: Service, is_named: bool) -> str:
     return f"{kind}: {reason}" if is_named else reason
 
 
-def _model_of(service: Service, wished: str | None) -> str:
-    return service.has(wished or "") or service.seen.default
+def _model_of(service: Service, wished: str) -> str:
+    return service.has(wished) or service.seen.default
 
 
 def _without_makeshift(services: Sequence[Service]) -> Sequence[Service]:

@@ -10,8 +10,9 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Final, Protocol, cast, runtime_checkable
 
 from d8mesh.backends.backend import (
@@ -35,10 +36,10 @@ from d8mesh.core.protocol.chat import (
 )
 from d8mesh.core.protocol.messages import Budget, OfferedModel, OfferedService, Placement
 from d8mesh.core.protocol.model_names import matching
-from d8mesh.errors import BackendError
+from d8mesh.errors import BackendError, InvalidTaskError
 
-#: One token of a model that is in memory, or as long as any first token may take; one that is not
-#: in memory gets its loading time beside.
+#: One token of a model that is in memory; one that is not gets what any first token gets, and
+#: the time that loading is known to take.
 CHECK_S: Final = 60.0
 #: That a name stands for another address now is noticed after so long.
 PLACE_AGE_S: Final = 60.0
@@ -76,6 +77,7 @@ class Service:
         backend: what speaks with it.
         on_change: told whenever something of it has changed, in the middle of requests too: of
             which model, None for all of it.
+        beside: does something that may take minutes; by itself that is done at once.
 
     Thread: `look` one at a time; the rest any.
     """
@@ -86,6 +88,7 @@ class Service:
         *,
         clocks: RequestClocks | None = None,
         on_change: Callable[[Service, str | None], None] = lambda service, model: None,
+        beside: Callable[[Callable[[], None]], None] = lambda do: do(),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.backend = backend
@@ -98,13 +101,13 @@ class Service:
         #: held while one of its models is pulled or removed
         self.changing = threading.Lock()
         self._clocks, self._clock = clocks or RequestClocks(), clock
-        self._on_change = on_change
+        self._on_change, self._beside = on_change, beside
         self._meters = Meters(self._changed, clock=clock)
         self._place = Whereabouts("", "", is_local=False)
         self._placed_url, self._placed_at = "", float("-inf")
         self._is_ready = False
-        #: models that have answered since it was looked at: they are in memory
-        self._answered: set[str] = set()
+        #: models that have answered since the last look began, and when: they are in memory
+        self._answered: dict[str, float] = {}
 
     # ------------------------------------------------------------------ what it is
 
@@ -153,19 +156,24 @@ class Service:
     # ------------------------------------------------------------------ in sight
 
     def look(self) -> bool:
-        """Ask what it offers, and paused models whether they answer again; takes a while.
+        """Ask what it offers, and have paused models asked whether they answer again.
 
         Returns:
             Whether what people should know of it has changed.
         """
         self.needs_look.clear()
+        began = self._clock()
         before, seen = self.seen, self.backend.probe()
+        if self.is_useful and not seen.url and max(self._answered.values(), default=began) > began:
+            seen = before  # too busy to list its models: it answers
         self._find_place(seen)
         if seen.is_up and not self._is_ready:
             self._is_ready = True
             getattr(self.backend, "prepare", lambda: None)()
         self.seen, self.is_asked = seen, True
-        self._answered.clear()
+        for name, at in list(self._answered.items()):
+            if at <= began:
+                del self._answered[name]
         if self.is_useful:  # else it may come back, and what was measured of it still holds
             anew = [
                 name
@@ -178,7 +186,8 @@ class Service:
                 self._meters.came_back()
             self._changed()
             for name in self._meters.due():
-                self._check(name)
+                self._meters.probe_begins(name)
+                self._beside(partial(self._check, name))
         self._changed()
         return before != seen
 
@@ -193,16 +202,21 @@ class Service:
             self._placed_url, self._placed_at = url, now
 
     def _check(self, name: str) -> None:
-        info = self.installed.get(name)
-        if info is None:
-            return
+        info = self.installed.get(name) or ModelInfo(name=name)
         failed: BackendError | None = None
-        within_s = min(CHECK_S, self._clocks.first_token_s) + 2 * self._meters.load_s(name)
+        within_s = self._clocks.first_token_s
+        if self._is_loaded(info):
+            within_s = min(CHECK_S, within_s)
         try:
-            self.backend.check(info, within_s=within_s)
+            self.backend.check(info, within_s=within_s + 2 * self._meters.load_s(name))
         except BackendError as error:
             failed = error
+        except InvalidTaskError:
+            pass  # it is the question that it refuses: requests will show whether it answers
+        except Exception as error:  # whatever a backend raises: another try will come
+            failed = BackendError(f"{type(error).__name__}: {error}")
         self._meters.probed(name, failed)
+        self.needs_look.set()  # the next question may be due sooner than the next look
 
     def _changed(self, model: str | None = None) -> None:
         self._on_change(self, model)
@@ -211,12 +225,12 @@ class Service:
 
     def chat(self, request: ChatRequest, run: ChatRun) -> Completion:
         """Return the answer of this service; see `Backend.chat`."""
-        placed, model = self._placed(run, request.model)
+        placed, model = self._placed(run, request.models)
         measured = self._meters.measured(model, prompt_tokens=_tokens_of(request))
 
         def hear(piece: Piece) -> None:
             if piece.is_sign_of_life:
-                self._answered.add(model)
+                self._answered[model] = self._clock()
                 measured.hear()
             run.on_piece(piece)
 
@@ -227,12 +241,12 @@ class Service:
 
     def embed(self, request: EmbeddingRequest, run: ChatRun) -> Embeddings:
         """Return the vectors of this service; see `Backend.embed`."""
-        placed, model = self._placed(run, request.model)
+        placed, model = self._placed(run, (request.model,))
         tokens = sum(map(len, request.texts)) // BYTES_PER_TOKEN
         measured = self._meters.measured(model, prompt_tokens=tokens, is_streamed=False)
         with self._looked_at_after_failure(), measured:
             made = self.backend.embed(request, placed)
-            self._answered.add(model)
+            self._answered[model] = self._clock()
             measured.answered(made.usage, made.timing)
         return replace(made, origin=self._origin())
 
@@ -250,7 +264,7 @@ class Service:
                 self._meters.failed(placement.model, error)
                 raise
             self._meters.loaded(placement.model, self._clock() - began)
-            self._answered.add(placement.model)
+            self._answered[placement.model] = self._clock()
             self._changed(placement.model)
         self.needs_look.set()  # to tell that it is loaded
 
@@ -263,8 +277,9 @@ class Service:
             self.needs_look.set()
             raise
 
-    def _placed(self, run: ChatRun, wished: str | None) -> tuple[ChatRun, str]:
-        model = run.placement.model if run.placement else self.has(wished or "")
+    def _placed(self, run: ChatRun, wished: Sequence[str]) -> tuple[ChatRun, str]:
+        there = (own for name in wished if (own := self.has(name)) is not None)
+        model = run.placement.model if run.placement else next(there, "")
         placed = replace(
             run,
             first_token_s=self._clocks.first_token_s,
@@ -290,7 +305,8 @@ class Service:
     def offered(self) -> OfferedService:
         """Return what the mesh is told of it."""
         seen, backend = self.seen, self.backend
-        why = "" if self.is_useful else seen.reason
+        is_empty = self.managed is not None and bool(seen.url)  # it answers: models can be pulled
+        why = "" if self.is_useful or is_empty else seen.reason
         return OfferedService(
             id=self.id or f"{backend.kind}:{backend.url}",
             kind=backend.kind,
@@ -339,7 +355,7 @@ class Service:
             "machine": told.machine,
             "url": told.url or None,
             "is_up": not told.why,
-            "why": told.why or self.seen.warning or None,
+            "why": self.seen.reason or self.seen.warning or None,
             "default_model": told.default or None,
             "models": [
                 {

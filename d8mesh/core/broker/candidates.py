@@ -16,6 +16,8 @@ from d8mesh.core.protocol.wish import Wish, parse_wish
 LAST_RESORT_KIND: Final = "embedded"
 #: Wishes whose candidates are remembered until something changes.
 MAX_FOUND: Final = 10_000
+#: What a wish needs that names nothing.
+CHATS: Final = frozenset({"completion"})
 #: Models that a refusal names.
 MAX_NAMED_MODELS: Final = 20
 
@@ -57,11 +59,7 @@ def defaults(table: ServiceTable, wish: Wish) -> list[list[ModelState]]:
     found: list[ModelState] = []
     for service in table.services.values():
         able = [model for model in service.models.values() if _suits(model, wish)]
-        ready = [
-            model
-            for model in able
-            if model.name == service.default or (model.info.is_loaded and _chats(model, wish))
-        ]
+        ready = [model for model in able if model.name == service.default or model.info.is_loaded]
         found += ready or ([model for model in able if _is_sure(model, wish)] if wish.needs else [])
     last = [model for model in found if model.service.kind == LAST_RESORT_KIND]
     return [[model for model in found if model not in last], last]
@@ -69,13 +67,14 @@ def defaults(table: ServiceTable, wish: Wish) -> list[list[ModelState]]:
 
 def _suits(model: ModelState, wish: Wish) -> bool:
     can = model.info.can
-    if wish.needs and can and not wish.needs <= set(can):
+    if can and not needs_of(wish) <= set(can):
         return False
     return not wish.machine or is_at(model.service, wish.machine)
 
 
-def _chats(model: ModelState, wish: Wish) -> bool:
-    return bool(wish.needs) or not model.info.can or "completion" in model.info.can
+def needs_of(wish: Wish) -> frozenset[str]:
+    """Return what a model must be capable of: what says nothing of it is to be chatted with."""
+    return wish.needs or CHATS
 
 
 def _is_sure(model: ModelState, wish: Wish) -> bool:
@@ -95,10 +94,13 @@ def why_never(table: ServiceTable, wish: Wish) -> str:
     """Return why no service will ever run a wish as things are, for people; empty: one may."""
     if tiers(table, wish, is_expected=False):
         return ""
-    models = [model for service in table.services.values() for model in service.models.values()]
+    models = [
+        model
+        for service in table.services.values()
+        for model in service.models.values()
+        if not wish.machine or is_at(service, wish.machine)
+    ]
     if not models:
-        return ""
-    if wish.machine and not any(is_at(model.service, wish.machine) for model in models):
         return ""  # it may come
     names = {plain_name(name) for name in wish.models}
     named = [model for model in models if model.plain in names]
@@ -111,9 +113,7 @@ def why_never(table: ServiceTable, wish: Wish) -> str:
             f"model_strict: the model {wish.models[0]!r} is not installed here, and no "
             f"worker of the mesh offers it; installed: {told}"
         )
-    needs = ", ".join(sorted(wish.needs))
-    if not needs:  # it is elsewhere, or nothing here chats: either may change
-        return ""
+    needs = ", ".join(sorted(needs_of(wish)))
     if named:
         return f"model: {named[0].name!r} cannot do all that this needs: {needs}"
     return f"none of the models of the mesh can do all that this needs: {needs}"

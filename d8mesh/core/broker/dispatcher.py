@@ -26,6 +26,8 @@ from d8mesh.core.broker.returns import MISLAID, Returns
 from d8mesh.core.broker.scheduler import Scheduler
 from d8mesh.core.broker.service_scheduler import ServiceScheduler
 from d8mesh.core.broker.state import (
+    ATTEMPT_GRACE_S,
+    PLACED_TIME_S,
     BrokerState,
     CatchUp,
     ClientState,
@@ -382,11 +384,12 @@ class Dispatcher:
 
     def _forgive(self, now: float) -> None:
         """The broker was stopped or starved: leases start anew, attempts get the time back."""
-        gap_s, latest = now - self._last_tick, now + self.state.policy.full_time_s
+        gap_s, full_s = now - self._last_tick, self.state.policy.full_time_s
         for worker in self.state.registry.workers.values():
             worker.last_heard = max(worker.last_heard, now)
             for task in worker.outstanding.values():
-                until = min(task.attempt.until + gap_s, latest)
+                most_s = PLACED_TIME_S + ATTEMPT_GRACE_S if task.attempt.service else full_s
+                until = min(task.attempt.until + gap_s, now + most_s)
                 task.attempt = structs.replace(task.attempt, until=until)
         for client in self.state.clients.values():
             client.last_heard = now

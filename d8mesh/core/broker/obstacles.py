@@ -61,7 +61,7 @@ def state_of(standing: Standing) -> str:
 
 def _down(standing: Standing) -> str:
     why = standing.why
-    return f"it offers nothing now: {why}" if why else "it offers nothing now, it does not say why"
+    return f"it offers nothing now: {why}" if why else "it has no models"
 
 
 def _not_installed(standing: Standing) -> str:
@@ -69,6 +69,8 @@ def _not_installed(standing: Standing) -> str:
 
 
 def _lacks(standing: Standing) -> str:
+    if standing.lacks == ("completion",):
+        return "the model there cannot chat"
     return f"the model there lacks {', '.join(standing.lacks)}"
 
 

@@ -28,11 +28,10 @@ from d8mesh.core.broker.service_states import (
 )
 from d8mesh.core.broker.services import ServiceTable
 from d8mesh.core.broker.standings import Obstacle
-from d8mesh.core.protocol.wish import Cloud, Wish
+from d8mesh.core.protocol.wish import INTERACTIVE_PRIORITY, Cloud, Wish
 
-#: Who submits with this priority or a higher one waits at a screen.
-INTERACTIVE_PRIORITY: Final = 8
-#: As long after such a request batch work leaves slots of its model free, this part at most.
+#: As long after a request of `INTERACTIVE_PRIORITY` batch work leaves slots of its model free,
+#: this part at most.
 INTERACTIVE_S: Final = 60.0
 RESERVED_PART: Final = 0.1
 #: A model stays in use for so long after its last request: where a service is full none is loaded

@@ -14,7 +14,7 @@ from d8mesh.core.broker import placement as placing
 from d8mesh.core.broker.outcomes import TaskOutcomes
 from d8mesh.core.broker.queue import Lane
 from d8mesh.core.broker.records import Batch, RunningAttempt, TaskRecord
-from d8mesh.core.broker.state import ATTEMPT_GRACE_S, BrokerState, PassDeadline
+from d8mesh.core.broker.state import ATTEMPT_GRACE_S, PLACED_TIME_S, BrokerState, PassDeadline
 from d8mesh.core.broker.store import BatchPayloads, PayloadsOf, StoreAnswer, Unreadable
 from d8mesh.core.broker.worker_registry import POLLING, WorkerState
 from d8mesh.core.protocol.messages import (
@@ -148,8 +148,8 @@ class Scheduler:
         placed = self._placements.setdefault(worker.worker_id, Placed([], []))
         placed.ids.append(task.id)
         placed.placements.append(placement)
-        kind, timeout_s = task.batch.spec.type, self._timeout_s(task.batch)
-        self._hand(kind, [(worker, [task])], timeout_s)
+        left_s = max(0.0, task.batch.expires - self._state.now)
+        self._hand(task.batch.spec.type, [(worker, [task])], min(PLACED_TIME_S, left_s))
         task.attempt = structs.replace(task.attempt, service=service, model=placement.model)
 
     def page_in_soon(self, batches: Iterable[Batch]) -> None:

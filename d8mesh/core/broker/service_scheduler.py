@@ -21,7 +21,7 @@ from d8mesh.core.broker.state import BrokerState
 from d8mesh.core.broker.worker_registry import WorkerState
 from d8mesh.core.protocol.messages import Placement, Warm
 from d8mesh.core.protocol.task import TaskState
-from d8mesh.core.protocol.wish import Wish, parse_wish
+from d8mesh.core.protocol.wish import INTERACTIVE_PRIORITY, Wish, parse_wish
 
 #: Candidates that are remembered with a decision.
 MAX_CANDIDATES_KEPT: Final = 8
@@ -188,7 +188,7 @@ class ServiceScheduler:
             model.budget.place(worker.worker_id, tokens, state.now)
         state.registry.refresh(worker)
         services.note_conversation(wish.conversation, model)
-        if spec.priority >= routing.INTERACTIVE_PRIORITY:
+        if spec.priority >= INTERACTIVE_PRIORITY:
             services.interactive[model.plain] = state.now
         free = (None, Obstacle.HELD_BACK)  # who could have begun with it is remembered first
         nearest = sorted(

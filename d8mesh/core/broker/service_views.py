@@ -119,16 +119,17 @@ def _of_other(service: ServiceState, wish: Wish, now: float) -> Standing:
     """Say why a service is not looked at for a wish."""
     if not service.told:
         return _without(service, None, Obstacle.AWAY, now)
-    if not service.models:
-        return _without(service, None, Obstacle.DOWN, now, why=service.why)
     if wish.machine and not candidates.is_at(service, wish.machine):
         return _without(service, None, Obstacle.ELSEWHERE, now)
+    if not service.models and (service.why or not wish.models):
+        return _without(service, None, Obstacle.DOWN, now, why=service.why)
     names = {plain_name(name) for name in wish.models}
     named = [model for model in service.models.values() if model.plain in names]
-    able = named if wish.models else list(service.models.values())
-    for model in able if wish.needs else ():
-        lacks = tuple(sorted(wish.needs - set(model.info.can)))
-        return _without(service, model, Obstacle.LACKS, now, lacks=lacks)
+    meant = named if wish.models else list(service.models.values())
+    needs = candidates.needs_of(wish)
+    if meant and all(model.info.can and not needs <= set(model.info.can) for model in meant):
+        lacks = tuple(sorted(needs - set(meant[0].info.can)))
+        return _without(service, meant[0], Obstacle.LACKS, now, lacks=lacks)
     return _without(service, None, Obstacle.NOT_INSTALLED, now)
 
 

@@ -37,6 +37,9 @@ MAX_LOADS_OF_CLIENT: Final = 5000
 
 #: Beyond its own timeout an attempt is left to its worker this much longer.
 ATTEMPT_GRACE_S: Final = 30.0
+#: An attempt at an LLM service is judged there, by its progress, for a long answer is no fault, and
+#: a pull takes hours; this ends what nobody judged.
+PLACED_TIME_S: Final = 86_400.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

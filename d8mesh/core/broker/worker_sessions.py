@@ -17,10 +17,8 @@ from d8mesh.core.broker.returns import (
     Returns,
     running_and_waiting,
 )
-from d8mesh.core.broker.service_states import (
-    Flight,
-)
-from d8mesh.core.broker.state import BrokerState, SayOwed
+from d8mesh.core.broker.service_states import Flight
+from d8mesh.core.broker.state import PLACED_TIME_S, BrokerState, SayOwed
 from d8mesh.core.broker.streaming import Streaming
 from d8mesh.core.broker.worker_registry import Dialect, WorkerState
 from d8mesh.core.protocol import messages as m
@@ -224,7 +222,8 @@ class WorkerSessions:
         """An attempt is found to run at a service."""
         state = self._state
         state.services.end(task.id, state.now)
-        task.attempt = structs.replace(task.attempt, service=service, model=model)
+        until = max(task.attempt.until, state.now + PLACED_TIME_S)
+        task.attempt = structs.replace(task.attempt, until=until, service=service, model=model)
         flight = Flight(worker, service, model, task.attempt.since or state.now)
         state.services.begin(task.id, flight)
 
@@ -407,7 +406,7 @@ class WorkerSessions:
             else:
                 self._returns.lose(worker, "worker lost", is_counted=True)
             return
-        if overdue := list(takewhile(self._is_overdue, worker.outstanding.values())):
+        if overdue := self._overdue(worker):
             self._returns.requeue(worker.worker_id, overdue, "timed out", is_counted=True)
         worker.note_asking(state.now)
         excess = len(worker.outstanding) - worker.placed - worker.slots
@@ -417,12 +416,19 @@ class WorkerSessions:
         else:
             worker.recalled = 0
 
-    def _is_overdue(self, task: TaskRecord) -> bool:
-        """Return whether a mesh worker kept a task far beyond its time without a word about it.
+    def _overdue(self, worker: WorkerState) -> list[TaskRecord]:
+        """Return what a mesh worker kept far beyond its time without a word about it.
 
         Assignments are looked at in their order, so a later one with a shorter time may wait
-        for those before it; its worker has a timer of its own anyway.
+        for those before it; its worker has a timer of its own anyway. Those at services, which
+        have much more time, hold up no others.
         """
+        tasks = worker.outstanding.values()
+        if worker.placed:
+            return list(filter(self._is_overdue, tasks))
+        return list(takewhile(self._is_overdue, tasks))
+
+    def _is_overdue(self, task: TaskRecord) -> bool:
         return task.attempt.until <= self._state.now
 
     def _is_cut_off(self, worker: WorkerState) -> bool:

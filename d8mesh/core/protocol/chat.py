@@ -82,6 +82,11 @@ class ChatRequest:
     more: JsonObject = field(default_factory=dict)
 
     @property
+    def models(self) -> tuple[str, ...]:
+        """Those that may run it, in order; empty leaves the choice to the backend."""
+        return tuple(name for name in (self.model, *self.fallbacks) if name)
+
+    @property
     def needs(self) -> frozenset[str]:
         """What the model must be capable of: `VISION`, `TOOLS`, `INSERT`."""
         has_images = any(message.get("images") for message in self.messages)

@@ -23,6 +23,8 @@ from d8mesh.errors import InvalidTaskError
 
 #: Task types that change a service: `Wish.machine` says which; `Wish.models` need not be there.
 SERVICE_TYPES: Final = frozenset({"model_pull", "model_remove"})
+#: Who submits with this priority or a higher one waits at a screen.
+INTERACTIVE_PRIORITY: Final = 8
 #: Models of one wish: more are no wish.
 MAX_MODELS: Final = 16
 #: Of the text that names a conversation.

@@ -18,6 +18,10 @@ FIRST_PAUSE_S: Final = 1.0
 MODEL_PAUSE_MOST_S: Final = 60.0
 #: A model that does not fit will not fit in a minute either: somebody must make room.
 NO_ROOM_PAUSE_S: Final = 600.0
+#: Beyond these a service tells nonsense: more tokens of one request than any context holds, more in
+#: a second than any machine makes. What is told goes on to the mesh, whose messages are bounded.
+MOST_TOKENS_OF_ONE: Final = 10_000_000
+MOST_TOKENS_PER_S: Final = 1_000_000.0
 #: A model that was in memory reports a few milliseconds of loading.
 LOADED_ANEW_S: Final = 0.25
 #: Answers that take less in all, and so little of it for their output, are short: see
@@ -68,7 +72,7 @@ class _Rate:
 
     @property
     def per_s(self) -> float:
-        return self._amount / self._seconds if self._seconds else 0.0
+        return min(self._amount / self._seconds, MOST_TOKENS_PER_S) if self._seconds else 0.0
 
 
 class ModelMeter:
@@ -83,9 +87,12 @@ class ModelMeter:
         #: why it gets nothing; "" if it may have requests
         self.paused = ""
         self._prompt, self._output = _Rate(), _Rate()
+        #: of answers that come whole, by how long the question is thought to be
+        self._whole = _Rate()
         self._first_s = self._whole_s = 0.0
         self._number = 0
         self._pause_s, self._probe_at = FIRST_PAUSE_S, 0.0
+        self._is_probed = False
         self._heard = float("-inf")
 
     @property
@@ -135,7 +142,8 @@ class ModelMeter:
         if end is RunEnd.ANSWERED:
             self._measure(seen, now, spent)
         self.gauge.end(run, now, is_answered=end is RunEnd.ANSWERED)
-        if end is RunEnd.FAILED or end is RunEnd.NO_ROOM:
+        if end is RunEnd.NO_ROOM or (end is RunEnd.FAILED and not self.paused):
+            # those that were there together fail together: that is one failure
             self._fail(now, why, is_long=end is RunEnd.NO_ROOM)
         elif end is RunEnd.LATE and self._is_silent(seen, now):
             self.pause(now, f"it sent nothing for {now - seen.began:.0f} s")
@@ -143,8 +151,8 @@ class ModelMeter:
     def _measure(self, seen: SlotRun, now: float, spent: Spent) -> None:
         self._heard = now
         self.requests += 1
-        self.prompt_tokens += spent.prompt_tokens
-        self.output_tokens += spent.output_tokens
+        self.prompt_tokens += min(spent.prompt_tokens, MOST_TOKENS_OF_ONE)
+        self.output_tokens += min(spent.output_tokens, MOST_TOKENS_OF_ONE)
         self._pause_s = FIRST_PAUSE_S
         self.gauge.is_known = True
         if self.paused:
@@ -154,9 +162,10 @@ class ModelMeter:
             self._measure_streamed(seen, now, spent)
         else:
             took_s = max(now - seen.began - spent.load_s, 0.0)
-            self._prompt.add(spent.prompt_tokens, spent.prompt_s or took_s)
+            self._prompt.add(spent.prompt_tokens, spent.prompt_s or (0 if seen.beside else took_s))
             if not seen.beside and seen.freed is None:
                 self._whole_s = _quickest(self._whole_s, took_s)
+                self._whole.add(seen.prompt_tokens, took_s)
 
     def _measure_streamed(self, seen: SlotRun, now: float, spent: Spent) -> None:
         first = now if seen.first is None else seen.first
@@ -169,12 +178,11 @@ class ModelMeter:
         self._output.add(spent.output_tokens, output_s)
 
     def _usual_s(self, run: SlotRun) -> float:
-        if not run.is_streamed:
-            return self._whole_s
-        if not self._first_s:
-            return 0.0
-        speed = self.prompt_tokens_per_s
-        return max(self._first_s, run.prompt_tokens / speed if speed else 0.0)
+        speed = self.prompt_tokens_per_s if run.is_streamed else self._whole.per_s
+        reading_s = run.prompt_tokens / speed if speed else 0.0
+        if not run.is_streamed:  # the quickest had the least to read
+            return reading_s or self._whole_s
+        return max(self._first_s, reading_s) if self._first_s else 0.0
 
     def _is_silent(self, seen: SlotRun, now: float) -> bool:
         """Tell whether nothing at all was heard while this request waited."""
@@ -196,11 +204,15 @@ class ModelMeter:
 
     def probe_due(self, now: float) -> bool:
         """Return whether the small question should be asked now."""
-        return bool(self.paused) and now >= self._probe_at
+        return bool(self.paused) and not self._is_probed and now >= self._probe_at
+
+    def probe_begins(self) -> None:
+        """Note that the small question is being asked: until `probed` it is not due."""
+        self._is_probed = True
 
     def next_change(self, now: float) -> float | None:
         """Return when to look again though nothing happens: a probe, or slots that come back."""
-        times = [self._probe_at] if self.paused else []
+        times = [self._probe_at] if self.paused and not self._is_probed else []
         times += [at for at in [self.gauge.next_change(now)] if at is not None]
         return min(times, default=None)
 
@@ -211,6 +223,7 @@ class ModelMeter:
             why: it was not; "" ends the pause. Only a real request makes the next one short again.
             is_long: the model does not fit.
         """
+        self._is_probed = False
         if why:
             self._fail(now, why, is_long=is_long)
         else:

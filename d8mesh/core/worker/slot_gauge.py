@@ -157,7 +157,7 @@ class SlotGauge:
         together_s = (now if ended.freed is None else ended.freed) - ended.began
         if not usual_s or together_s < usual_s / 2:
             return
-        if now - ended.began <= FAIR * usual_s:
+        if now - ended.began <= FAIR * usual_s + JITTER_S:
             self._prove(ended.beside + 1)
         else:
             self._settle(self.proved, now)

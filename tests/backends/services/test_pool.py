@@ -18,6 +18,7 @@ from d8mesh.core.protocol.messages import OfferedModel, OfferedService, Placemen
 from d8mesh.edge.network import machine_id
 from d8mesh.errors import BackendError, BackendUnavailableError
 from tests.backends.scripted import DOWN, ScriptedBackend, question, run_at, texts, up
+from tests.end_to_end.processes import until
 
 PATIENCE_S = 30.0
 
@@ -140,6 +141,44 @@ def test_a_service_that_hangs_delays_no_other() -> None:
         scene.pool.wake()
 
 
+def test_a_model_that_hangs_while_it_is_asked_delays_no_look() -> None:
+    scene, stop = Scene(up("a", "b")), threading.Event()
+    (backend,) = scene.backends
+    backend.check_waits = threading.Event()
+    scene.pool.start(stop)
+    try:
+        scene.until(1)
+        backend.fails = BackendError("it broke")
+        with pytest.raises(BackendError):
+            scene.answer("a")
+        until(lambda: backend.checked == ["a"], "the model to be asked")
+        backend.seen = replace(up("a", "b", "c"), url=backend.url)
+        scene.pool.wake()
+        until(lambda: len(scene.offers[-1][0].models) == 3, "the new model to be offered")
+        assert backend.checked == ["a"]
+        backend.check_waits.set()
+        until(lambda: not scene.measured[-1][1][0].paused, "the model to be trusted again")
+    finally:
+        backend.check_waits.set()
+        stop.set()
+        scene.pool.wake()
+
+
+def test_a_probe_that_raises_is_not_the_last() -> None:
+    scene, stop = Scene(up("a")), threading.Event()
+    (backend,) = scene.backends
+    backend.probe_fails = RuntimeError("a bug")
+    scene.pool.start(stop)
+    try:
+        until(lambda: backend.probes > 0, "a first look")
+        backend.probe_fails = None
+        scene.pool.wake()
+        scene.until(1)
+    finally:
+        stop.set()
+        scene.pool.wake()
+
+
 def test_a_placement_says_where_it_runs() -> None:
     scene = Scene(up("a"), up("a"))
     scene.pool.look()
@@ -162,6 +201,14 @@ def test_without_a_placement_it_goes_to_who_has_the_model(model: str | None, num
     made = scene.pool.embed(texts("b"), run_at())
     assert made.origin is not None
     assert made.origin.service == "10.9.9.1:11434"
+
+
+def test_without_a_placement_the_first_model_that_is_there_answers() -> None:
+    scene = Scene(up("a"), up("c", "b"))
+    asked = replace(question("x"), fallbacks=("b", "a"), is_model_strict=True)
+    assert scene.pool.chat(asked, run_at()).text == url_of(1)
+    told = {each.name: each.requests for each in scene.pool.services[1].offered().models}
+    assert told == {"c": 0, "b": 1}
 
 
 def test_without_a_placement_the_freest_is_asked() -> None:
@@ -211,6 +258,18 @@ def test_two_ways_to_one_service_are_told_as_one() -> None:
     offers: list[Sequence[OfferedService]] = []
     ServicePool(twice, told=PoolListener(offer=offers.append)).look()
     assert [len(each) for each in offers] == [1] * len(offers)
+
+
+def test_one_of_two_ways_that_goes_says_nothing_of_the_service_that_stays() -> None:
+    scene = Scene(up("a"), up("a"))
+    scene.backends[1].url = url_of(0)
+    scene.backends[1].seen = scene.backends[0].seen
+    scene.pool.look()
+    scene.answer("a")
+    count = len(scene.measured)
+    scene.pool.drop(scene.pool.services[1])
+    assert len(scene.measured) == count
+    assert [each.id for each in scene.offers[-1]] == ["10.9.9.0:11434"]
 
 
 def test_together_they_offer_each_model_once_and_warn_of_who_is_down() -> None:

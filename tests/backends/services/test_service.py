@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import replace
 
 import pytest
 
 from d8mesh.backends.backend import ModelInfo
 from d8mesh.backends.services import RequestClocks, Service
-from d8mesh.core.protocol.chat import Piece
-from d8mesh.core.protocol.messages import Budget, Placement
+from d8mesh.core.protocol.chat import Ending, Piece, Timing, Usage
+from d8mesh.core.protocol.codec import decode_to_broker, encode
+from d8mesh.core.protocol.messages import Budget, Placement, Services
 from d8mesh.edge.network import machine_id
 from d8mesh.errors import BackendError, BackendMemoryError, BackendStalledError, InvalidTaskError
 from tests.backends.scripted import DOWN, ScriptedBackend, question, run_at, texts, up
+from tests.end_to_end.processes import until
 
 URL = "http://127.0.0.1:7100"
 
@@ -129,6 +132,40 @@ def test_a_model_that_failed_is_paused_until_it_answers_a_small_question(scene: 
     assert (scene.paused(), scene.backend.checked) == ("", ["a", "a"])
 
 
+@pytest.mark.parametrize(
+    ("error", "paused"),
+    [
+        (InvalidTaskError("it takes no such question"), ""),  # it speaks: requests will show
+        (RuntimeError("a bug"), "RuntimeError: a bug"),
+    ],
+)
+def test_whatever_the_small_question_raises_it_is_over(
+    scene: Scene, error: Exception, paused: str
+) -> None:
+    scene.fail(BackendError("broken"))
+    scene.now += 1
+    scene.backend.check_fails = error
+    scene.service.look()
+    assert scene.paused() == paused
+    scene.now += 2
+    scene.backend.check_fails = None
+    scene.service.look()
+    assert scene.paused() == ""
+
+
+def test_what_is_not_in_memory_gets_as_long_as_any_first_token(scene: Scene) -> None:
+    scene.service = Service(
+        scene.backend, clocks=RequestClocks(first_token_s=300.0), clock=lambda: scene.now
+    )
+    scene.service.look()
+    for seen, within_s in ((scene.backend.seen, 300.0), (up("a", url=URL, loaded=("a",)), 60.0)):
+        scene.fail(BackendError("broken"))
+        scene.now += 60
+        scene.backend.seen = seen
+        scene.service.look()
+        assert scene.backend.checked_within_s == within_s
+
+
 def test_a_mistake_of_the_caller_pauses_nothing(scene: Scene) -> None:
     scene.fail(InvalidTaskError("no such format"))
     assert scene.paused() == ""
@@ -166,6 +203,44 @@ def test_what_has_answered_is_in_memory_until_a_look_says_otherwise(scene: Scene
     assert loaded() == ["a", "b", "e"]
     scene.service.look()
     assert loaded() == []
+
+
+def test_nonsense_that_a_service_tells_of_itself_stays_within_what_the_mesh_can_hear() -> None:
+    scene = Scene()
+    most, nothing = Usage(2**53, 2**53), Timing(prompt_s=1e-9, output_s=1e-9, load_s=9e6)
+    scene.backend.ending = Ending(usage=most, timing=nothing)
+    for _ in range(3):
+        scene.service.chat(question("a"), run_at())
+    told = Services(["generate"], [scene.service.offered()], [], [], [])
+    assert decode_to_broker(encode(told)) == told
+
+
+def test_what_answers_in_the_middle_of_a_look_is_in_memory_after_it(scene: Scene) -> None:
+    scene.backend.probe_waits, probes = threading.Event(), scene.backend.probes
+    look = threading.Thread(target=scene.service.look)
+    look.start()
+    until(lambda: scene.backend.probes > probes, "the probe")
+    scene.now += 1
+    scene.service.chat(question("b"), run_at())
+    scene.backend.probe_waits.set()
+    look.join()
+    assert [each.name for each in scene.service.offered().models if each.is_loaded] == ["b"]
+
+
+def test_one_that_answers_is_there_though_its_lists_come_too_late(scene: Scene) -> None:
+    scene.backend.probe_waits, probes = threading.Event(), scene.backend.probes
+    scene.backend.seen = DOWN
+    look = threading.Thread(target=scene.service.look)
+    look.start()
+    until(lambda: scene.backend.probes > probes, "the probe")
+    scene.now += 1
+    scene.service.chat(question("a"), run_at())
+    scene.backend.probe_waits.set()
+    look.join()
+    assert scene.service.offered().why == ""
+    scene.now += 1
+    scene.service.look()
+    assert scene.service.offered().why == "it is off"
 
 
 class AccountBackend(ScriptedBackend):

@@ -57,6 +57,19 @@ def test_without_a_wish_the_default_will_do_and_what_is_loaded_to_chat_with() ->
     assert ids(tiers(table, vision, is_expected=False)) == [["a/v"]]
 
 
+def test_what_only_makes_embeddings_is_never_asked_to_chat() -> None:
+    chats, embeds = model("m"), model("e", can=["embedding"])
+    table = table_of(service("a", [embeds, chats], default="e"))
+    assert ids(tiers(table, wish("e"), is_expected=False)) == [["a/m"]]
+    assert ids(tiers(table, wish(), is_expected=False)) == [["a/m"]]
+    assert ids(tiers(table, wish("e", is_strict=True), is_expected=False)) == []
+    assert why_never(table, wish("e", is_strict=True)) == (
+        "model: 'e' cannot do all that this needs: completion"
+    )
+    embedding = wish("e", needs=frozenset({"embedding"}))
+    assert ids(tiers(table, embedding, is_expected=False)) == [["a/e"]]
+
+
 def test_why_nobody_will_ever_run_a_task_is_told() -> None:
     table = table_of(service("a", [model("m"), model("n")]))
     assert why_never(table, wish("m")) == ""
@@ -74,9 +87,9 @@ def test_why_nobody_will_ever_run_a_task_is_told() -> None:
     assert "none of the models" in why_never(table, wish(needs=needs))
     assert why_never(table, wish(needs=needs, machine="elsewhere")) == ""
     two = table_of(service("a", [model("m")]), service("b", [model("n")]))
-    assert why_never(two, wish("m", is_strict=True, machine="b")) == ""  # it may come there
-    embedder = table_of(service("a", [model("e", can=["embedding"])], default=""))
-    assert why_never(embedder, wish("m")) == ""
+    told = why_never(two, wish("m", is_strict=True, machine="b"))
+    assert "'m' is not installed here" in told
+    assert told.endswith("installed: n")
 
 
 def test_what_concerns_a_wish_is_remembered_until_something_changes(

@@ -68,13 +68,14 @@ def standing(obstacle: Obstacle | None, machine: str = "pi5", **more: Any) -> St
             "what its account allows is used up; it is not known for how long",
         ),
         (Obstacle.NOT_INSTALLED, {}, "the model is not installed there"),
+        (Obstacle.LACKS, {"lacks": ("completion",)}, "the model there cannot chat"),
         (Obstacle.LACKS, {"lacks": ("tools", "vision")}, "the model there lacks tools, vision"),
         (Obstacle.DOES_NOT_FIT, {"why": "48 GB"}, "the model does not fit there: 48 GB"),
         (Obstacle.DOES_NOT_FIT, {}, "the model does not fit there"),
         (Obstacle.CLOUD_FORBIDDEN, {}, "in the cloud, where this task may not go"),
         (Obstacle.AWAY, {}, "away, no worker that reaches it is there"),
         (Obstacle.DOWN, {"why": "refused"}, "it offers nothing now: refused"),
-        (Obstacle.DOWN, {}, "it offers nothing now, it does not say why"),
+        (Obstacle.DOWN, {}, "it has no models"),
     ],
 )
 def test_each_state_has_its_sentence(

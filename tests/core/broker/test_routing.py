@@ -11,7 +11,7 @@ from d8mesh.core.broker.routing import Ask
 from d8mesh.core.broker.services import ServiceTable
 from d8mesh.core.broker.standings import Obstacle
 from d8mesh.core.protocol.messages import Budget, Measured
-from d8mesh.core.protocol.wish import Cloud
+from d8mesh.core.protocol.wish import INTERACTIVE_PRIORITY, Cloud
 from tests.core.llm_services import model, service
 from tests.core.machines import Machine, Pool
 from tests.core.service_tables import (
@@ -283,7 +283,7 @@ def test_batch_work_leaves_slots_of_the_fastest_free_while_somebody_waits_at_scr
     assert taken(table, wish("m")) == "a/m"
     table.interactive["m:latest"] = NOW - 1.0
     assert obstacles(asked(table, wish("m")))["a"] is Obstacle.RESERVED
-    assert taken(table, wish("m"), priority=routing.INTERACTIVE_PRIORITY) == "a/m"
+    assert taken(table, wish("m"), priority=INTERACTIVE_PRIORITY) == "a/m"
     table.end("a-0", NOW)
     assert taken(table, wish("m")) == "a/m"  # one is left
     table.interactive["m:latest"] = NOW - routing.INTERACTIVE_S

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from d8mesh.core.broker import routing
+from d8mesh.core.broker import routing, scheduler
 from d8mesh.core.broker.budgets import SETTLE_S
 from d8mesh.core.broker.effects import Peer
 from d8mesh.core.broker.routing import Ask
@@ -205,7 +205,26 @@ def test_all_placed_attempts_of_a_lost_worker_can_have_been_running(broker: Wire
     assert broker.task_table.totals.failed == 3
 
 
-def test_an_attempt_that_is_overdue_is_tried_elsewhere(broker: WiredBroker) -> None:
+def test_an_attempt_at_a_service_may_go_on_for_longer_than_others_may(broker: WiredBroker) -> None:
+    client = broker.client()
+    peers = one(broker, "a", "b")
+    (task_id,) = broker.submit(client, 1, "agent_action")
+    held = broker.work(peers["a"])
+    broker.pass_time(5.0, step=5.0)  # the broker was stopped: what runs gets its time back
+    end = broker.now + 2 * broker.dispatcher.state.policy.full_time_s
+    while broker.now < end:
+        for name in peers:
+            broker.say(peers[name], beat([task_id] if name == "a" else [], 1))
+        broker.pass_time(2.0)
+    assert broker.work(peers["b"]) == {}
+    broker.finish(peers["a"], held)
+    assert broker.task_table.totals.completed == 1
+
+
+def test_an_attempt_that_is_overdue_is_tried_elsewhere(
+    broker: WiredBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scheduler, "PLACED_TIME_S", 60.0)
     client = broker.client()
     peers = one(broker, "a", "b")
     (task_id,) = broker.submit(client, 1, "agent_action")

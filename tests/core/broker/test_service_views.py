@@ -20,14 +20,20 @@ def test_each_service_says_how_it_stands_to_a_wish(broker: WiredBroker) -> None:
     client = broker.client()
     models = [model("m"), model("n", is_loaded=False), model("e", can=["embedding"])]
     host(broker, "a", [service("a", models), service("down", [], why="connection refused")])
-    host(broker, "b", [service("b", [model("n")])])
+    host(broker, "b", [service("b", [model("n")]), service("empty", [])])
+    assert (standing(broker, "")["empty/"], standing(broker, "m")["empty/"]) == (
+        Obstacle.DOWN,
+        Obstacle.NOT_INSTALLED,
+    )
     assert standing(broker, "=m|n") == {
         "a/m": None,
         "a/n": Obstacle.SECOND_CHOICE,
         "b/n": Obstacle.SECOND_CHOICE,
         "down/": Obstacle.DOWN,
+        "empty/": Obstacle.NOT_INSTALLED,
     }
     assert standing(broker, "m;on=a")["b/"] is Obstacle.ELSEWHERE
+    assert standing(broker, "m;on=b")["down/"] is Obstacle.ELSEWHERE
     assert standing(broker, "m")["b/"] is Obstacle.NOT_INSTALLED
     assert standing(broker, "m;needs=vision")["a/m"] is Obstacle.LACKS
     assert standing(broker, ";needs=vision")["b/n"] is Obstacle.LACKS

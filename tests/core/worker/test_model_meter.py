@@ -219,3 +219,32 @@ def test_a_full_service_is_no_failure_but_has_fewer_slots() -> None:
     at = meter.next_change(0)
     assert at is not None
     assert meter.slots(at) == 1
+
+
+def test_requests_that_fail_together_are_one_failure() -> None:
+    meter = ModelMeter()
+    for run in [meter.began(0) for _ in range(8)]:
+        meter.ended(run, 1, RunEnd.FAILED, why="it crashed")
+    assert meter.next_change(1) == 1 + FIRST_PAUSE_S
+    meter.ended(meter.began(1), 1, RunEnd.NO_ROOM, why="no room")
+    assert meter.next_change(1) == 1 + NO_ROOM_PAUSE_S
+
+
+def test_while_it_is_being_asked_it_is_not_asked_again() -> None:
+    meter = ModelMeter()
+    failed(meter, 0)
+    meter.probe_begins()
+    assert (meter.probe_due(99), meter.next_change(99)) == (False, None)
+    meter.probed(99, "still broken")
+    assert meter.next_change(99) == 99 + 2 * FIRST_PAUSE_S
+
+
+def test_a_short_question_that_waited_for_a_long_one_proves_no_slot() -> None:
+    meter = ModelMeter()
+    alone = meter.began(0, prompt_tokens=1000, is_streamed=False)
+    meter.ended(alone, 1.0, RunEnd.ANSWERED)
+    long = meter.began(10, prompt_tokens=1000, is_streamed=False)
+    short = meter.began(10.3, prompt_tokens=10, is_streamed=False)
+    meter.ended(long, 11, RunEnd.ANSWERED)
+    meter.ended(short, 11.01, RunEnd.ANSWERED)
+    assert meter.gauge.proved == 1

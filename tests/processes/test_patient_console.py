@@ -1,4 +1,4 @@
-"""Failures on a worker's console: in order, and no handler waits for the terminal."""
+"""Texts on a worker's console: in order, and nobody waits for the terminal."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import threading
 
 import pytest
 
-from d8mesh.processes.failure_console import MAX_WAITING_TEXTS, FailureConsole
+from d8mesh.processes.patient_console import MAX_WAITING_TEXTS, PatientConsole
 
 PATIENCE_S = 30.0
 
 
 def test_what_is_shown_is_printed_in_order_before_it_closes() -> None:
     said: list[str] = []
-    console = FailureConsole(said.append)
+    console = PatientConsole(said.append)
     for n in range(5):
         console.show(str(n))
     console.close()
@@ -31,7 +31,7 @@ def test_a_terminal_that_is_stopped_holds_nobody_up() -> None:
         assert goes_on.wait(PATIENCE_S)
         said.append(text)
 
-    console = FailureConsole(say)
+    console = PatientConsole(say)
     console.show("first")
     assert is_stopped.wait(PATIENCE_S)
     for n in range(10 * MAX_WAITING_TEXTS):
@@ -55,7 +55,7 @@ def test_a_console_that_cannot_be_written_is_written_again_when_it_can(
 
     pipe = Moody(io.BytesIO(), encoding="ascii")
     monkeypatch.setattr(sys, "stdout", pipe)
-    console = FailureConsole()
+    console = PatientConsole()
     for text in ("closed", "full", "… and 3 more failures"):
         console.show(text)
     console.close()

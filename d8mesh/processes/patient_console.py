@@ -1,4 +1,4 @@
-"""Failed attempts on a worker's console, printed by a thread of its own.
+"""Texts on a worker's console, printed by a thread of its own.
 
 A terminal that is stopped, or a pipe that nobody reads, must not hold up the handlers.
 """
@@ -18,7 +18,7 @@ MAX_WAITING_TEXTS: Final = 100
 LAST_TEXTS_S: Final = 1.0
 
 
-class FailureConsole:
+class PatientConsole:
     """Prints what it is shown, in order, by whatever thread."""
 
     def __init__(self, say: Callable[[str], None] = say_anyway) -> None:
@@ -26,7 +26,7 @@ class FailureConsole:
         self._waiting: deque[str] = deque(maxlen=MAX_WAITING_TEXTS)
         self._calls = threading.Semaphore(0)
         self._is_closed = False
-        self._thread = threading.Thread(target=self._print, name="failures", daemon=True)
+        self._thread = threading.Thread(target=self._print, name="console", daemon=True)
         self._thread.start()
 
     def show(self, text: str) -> None:
