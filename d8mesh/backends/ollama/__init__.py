@@ -269,13 +269,16 @@ class OllamaBackend:
         else:
             options = {k: v for k, v in placement.options.items() if k in LOAD_OPTIONS}
             self._options[model] = options
-        seen = self._seen
+        seen = self._seen[1] if self._seen is not None else self._known
         if info is None and seen is not None:
-            info = seen[1].details.get(model)
+            info = seen.details.get(model)
         if info is not None and info.is_loaded and info.context_length:
             options = {**options, "num_ctx": info.context_length}
         return Loading(
-            model=model, options=options, waiting=0 if placement is None else placement.waiting
+            model=model,
+            options=options,
+            waiting=0 if placement is None else placement.waiting,
+            kept_s=0.0 if info is None else info.kept_until - time.monotonic(),
         )
 
     # --- what is there
