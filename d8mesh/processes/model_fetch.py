@@ -18,7 +18,6 @@ from d8mesh.errors import BackendError, D8Error, TaskCancelledError
 from d8mesh.processes.pull_progress import pull_view
 from d8mesh.words import tr, translated
 
-
 #: After a pull that failed, and each time twice as long: a network that comes up with the machine
 #: is there in seconds, a registry that is down in minutes.
 PULL_AGAIN_S: Final = 10.0
