@@ -23,7 +23,7 @@ from d8mesh.backends.ollama.chat import AnswerLines
 from d8mesh.backends.ollama.connection import OllamaRequest, asking
 from d8mesh.backends.ollama.embed import embeddings
 from d8mesh.backends.ollama.faults import SERVICE, is_not_found
-from d8mesh.backends.ollama.selection import MAX_NAMED, chosen, named, placed, wished
+from d8mesh.backends.ollama.selection import MAX_NAMED, chosen, named, placed, steady, wished
 from d8mesh.backends.reach import leaves_lan, outside_error
 from d8mesh.backends.streaming import completion, said, shown
 from d8mesh.config import Config
@@ -81,7 +81,7 @@ class OllamaBackend:
     Args:
         base_url: ``http://HOST:PORT``, as `Config.ollama_url`; or several, in order.
         default_model: runs what asks for a model that is not offered; if it is not
-            offered itself, the first one is.
+            offered itself, see `selection.steady`.
         max_tokens: of an answer, when the task says nothing.
         temperature: when the task says nothing.
         may_leave_lan: an address outside the LAN may be asked; it counts as cloud.
@@ -111,6 +111,8 @@ class OllamaBackend:
         #: what was seen the last time that there was something, as long as nothing fails
         self._known: Availability | None = None
         self._catalogue = Catalogue()
+        #: by address the model that runs what wishes for none
+        self._default_at: dict[str, str] = {}
         self._lock = threading.Lock()
         self._may_leave_lan, self._is_outside = may_leave_lan, False
 
@@ -234,7 +236,7 @@ class OllamaBackend:
         """Return the address and the model for a request."""
         if placement is not None:  # it was offered a moment ago: a slow probe is not waited for
             offer = self._known or self._offer()
-            model = placed(placement.model, offer.models, offer.url)
+            model = placed(placement.model, offer)
         else:
             offer = self._offer()
             if request.is_model_strict and wished(request, offer) is None:
@@ -244,7 +246,7 @@ class OllamaBackend:
 
     def _embedder(self, name: str, placement: Placement | None) -> str:
         if placement is not None:
-            return placed(placement.model, self._seen_embedders(), self.base_url)
+            return placed(placement.model, self._seen_there(), is_embed=True)
         model = matching(name, self._seen_embedders())
         if model is None:  # it may have been pulled just now
             self.probe()
@@ -257,10 +259,13 @@ class OllamaBackend:
         return model
 
     def _seen_embedders(self) -> tuple[str, ...]:
+        return self._seen_there().embedders
+
+    def _seen_there(self) -> Availability:
         offer = self._known or self.probe()
         if not offer.url:
             raise BackendUnavailableError(offer.reason)
-        return offer.embedders
+        return offer
 
     def _loading(
         self, model: str, placement: Placement | None, info: ModelInfo | None = None
@@ -274,13 +279,16 @@ class OllamaBackend:
         else:
             options = {k: v for k, v in placement.options.items() if k in LOAD_OPTIONS}
             self._options[model] = options
-        seen = self._seen
+        seen = self._seen[1] if self._seen is not None else self._known
         if info is None and seen is not None:
-            info = seen[1].details.get(model)
+            info = seen.details.get(model)
         if info is not None and info.is_loaded and info.context_length:
             options = {**options, "num_ctx": info.context_length}
         return Loading(
-            model=model, options=options, waiting=0 if placement is None else placement.waiting
+            model=model,
+            options=options,
+            waiting=0 if placement is None else placement.waiting,
+            kept_s=0.0 if info is None else info.kept_until - time.monotonic(),
         )
 
     # --- what is there
@@ -345,7 +353,10 @@ class OllamaBackend:
         models, unfit = installed.models, installed.unfit
         if not models:
             others = "; ".join(f"{name} {why}" for name, why in list(unfit.items())[:MAX_NAMED])
-            reason = f"Ollama at {url} has no models to chat with: pull one with `ollama pull NAME`"
+            reason = (
+                f"Ollama at {url} has no models to chat with: pull one with `models pull NAME`, or "
+                "there with `ollama pull NAME`"
+            )
             reason += f" ({others})" if others else ""
             return Availability(
                 is_up=False,
@@ -356,28 +367,33 @@ class OllamaBackend:
                 version=installed.version,
                 reason=reason,
             )
-        default = matching(self._default_model or "", models)
+        wanted = matching(self._default_model or "", models)
+        before = self._default_at.get(url, "")
+        default = wanted or steady(models, installed.details, before)
+        self._default_at[url] = default
         return Availability(
             is_up=True,
             url=url,
             models=models,
             embedders=installed.embedders,
-            default=default or models[0],
+            default=default,
             loaded=installed.loaded,
             unfit=unfit,
             capabilities=installed.capabilities,
             details=installed.details,
             version=installed.version,
-            warning="" if default or not self._default_model else self._missing(models, unfit),
+            warning=""
+            if wanted or not self._default_model
+            else self._missing(default, models, unfit),
         )
 
-    def _missing(self, models: Sequence[str], unfit: Mapping[str, str]) -> str:
+    def _missing(self, default: str, models: Sequence[str], unfit: Mapping[str, str]) -> str:
         name = str(self._default_model)
         found = matching(name, tuple(unfit))
         what = "is not installed" if found is None else unfit[found]
         hint = f" To install it: ollama pull {name}" if found is None else ""
         return (
-            f"DEEPSEEK_MODEL={name} {what}; {models[0]} answers in its place "
+            f"DEEPSEEK_MODEL={name} {what}; {default} answers in its place "
             f"(installed: {named(models)}).{hint}"
         )
 

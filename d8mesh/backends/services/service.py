@@ -27,6 +27,7 @@ from d8mesh.backends.backend import (
 from d8mesh.backends.services.meters import MAX_PAUSED_CHARS, Meters
 from d8mesh.backends.services.whereabouts import Whereabouts, whereabouts
 from d8mesh.core.protocol.chat import (
+    BYTES_PER_TOKEN,
     ChatRequest,
     Completion,
     EmbeddingRequest,
@@ -43,8 +44,6 @@ from d8mesh.errors import BackendError, InvalidTaskError
 CHECK_S: Final = 60.0
 #: That a name stands for another address now is noticed after so long.
 PLACE_AGE_S: Final = 60.0
-#: UTF-8 bytes of a token, about.
-BYTES_PER_TOKEN: Final = 4
 
 
 @runtime_checkable
