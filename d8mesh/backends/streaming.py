@@ -361,8 +361,8 @@ def whole_number(value: Any) -> int:
 
 
 def said(error: BaseException) -> str:
-    """Return `error` in one bounded line."""
-    return shown(f"{type(error).__name__}: {error}" if str(error) else type(error).__name__)
+    """Return `error` in one bounded line: its text, where it has none its class."""
+    return shown(str(error) or type(error).__name__)
 
 
 def shown(text: str) -> str:

@@ -22,6 +22,8 @@ from d8mesh.core.protocol.task import Spec, TaskState
 
 Body = dict[str, object]
 
+#: What comes sooner than this comes at once, for people.
+SOON_S: Final = 0.05
 
 #: Why tasks wait that share all that decides it: a page of a listing has many of them.
 SharedReasons = dict[tuple[str, str, int, bool, frozenset[str]], str]
@@ -100,7 +102,10 @@ def _reason(
     if stage is TaskState.DELAYED:
         if trouble:
             left_s = max(0.0, history.not_before_at - state.at)
-            return f"waiting to be tried again in {left_s:.1f} s; {trouble}"
+            soon = f"waiting to be tried again in {left_s:.1f} s"
+            if left_s < SOON_S:
+                soon = "about to be tried again"
+            return f"{soon}; {trouble}"
         return f"to be run at {batch.spec.run_at}"
     why = _why_queued(state, batch, task, of_many)
     return "; ".join(part for part in (why, trouble) if part) or None

@@ -151,6 +151,7 @@ def _view(service: ServiceState, now: float) -> ServiceView:
         in_flight=len(service.flights),
         default=service.default,
         why=service.why,
+        awaited=tuple(sorted(service.awaited)),
         models=tuple(models),
     )
 
