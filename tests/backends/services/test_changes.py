@@ -108,9 +108,9 @@ def test_who_waits_for_another_change_can_be_cancelled(
 
 
 def test_a_service_that_manages_no_models_says_so() -> None:
+    service = service_of(ScriptedBackend("http://127.0.0.1:1", up("a")))
     with pytest.raises(InvalidTaskError, match="kind ollama are not managed"):
-        backend = ScriptedBackend("http://127.0.0.1:1", up("a"))
-        remove_model(service_of(backend), "a", lambda each: None, lambda: False)
+        remove_model(service, "a", lambda each: None, lambda: False)
 
 
 def test_sizes_are_told_for_people() -> None:
