@@ -44,12 +44,15 @@ from d8mesh.edge.terminal import as_json, say
 from d8mesh.errors import BackendAnswerError, WaitTimeoutError
 from d8mesh.words import tr, translated
 
+#: What a question has when nothing was answered yet: what the model is, and what is asked.
+QUESTION_MESSAGES: Final = 2
 #: A bad answer is asked for twice more: a small model's may be unusable even with a schema.
 MAX_ASKS: Final = 3
 #: Questions under way at the same time: enough for a hundred machines, and no flood.
 QUESTIONS_AT_ONCE: Final = 100
-#: Of a bad answer the model sees so much again.
-MAX_REPEATED_CHARS: Final = 8000
+#: Of a bad answer the model sees so much again, in UTF-8: a token is a byte at least, and a small
+#: model's context must hold the question, this and an answer.
+MAX_REPEATED_BYTES: Final = 1500
 #: What was found is written at most once in so many seconds, and at the end.
 SAVE_S: Final = 1.0
 #: Room for three niches, and for the thoughts of a model that thinks aloud.
@@ -224,12 +227,13 @@ class PairQuestion:
         }
 
     def again(self, answer: str, problem: str) -> PairQuestion:
-        """Return the question with its bad answer and what is wrong with that."""
+        """Return the question with its last bad answer and what is wrong with that."""
+        told = answer.encode("utf-8", "replace")[:MAX_REPEATED_BYTES].decode("utf-8", "ignore")
         more = (
-            {"role": "assistant", "content": answer[:MAX_REPEATED_CHARS]},
+            {"role": "assistant", "content": told},
             {"role": "user", "content": _AGAIN.format(problem=problem)},
         )
-        messages = (*self.messages, *more)
+        messages = (*self.messages[:QUESTION_MESSAGES], *more)
         return PairQuestion(pair=self.pair, messages=messages, number=self.number + 1)
 
 

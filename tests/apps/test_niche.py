@@ -15,7 +15,7 @@ import pytest
 from d8mesh.apps import work
 from d8mesh.apps.answers import NICHE_SCHEMA
 from d8mesh.apps.findings import load
-from d8mesh.apps.niche import MAX_ASKS, run, run_with
+from d8mesh.apps.niche import MAX_ASKS, question_of, run, run_with
 from d8mesh.apps.niche_plan import NichePlan
 from d8mesh.backends.embedded import EmbeddedBackend
 from d8mesh.backends.ollama import OllamaBackend
@@ -143,6 +143,15 @@ def test_a_bad_answer_is_asked_for_again_with_what_is_wrong(
     again = server.chats[-1]["messages"]
     assert again[2] == {"role": "assistant", "content": "I think that pets are nice."}
     assert "no JSON object" in again[3]["content"]
+
+
+def test_a_question_stays_small_however_often_and_badly_it_is_answered() -> None:
+    asked = question_of(("pets", "Spain"), None)
+    for _ in range(MAX_ASKS - 1):
+        asked = asked.again("🐶" * 100_000, "there is no JSON object in it")
+    assert asked.number == MAX_ASKS
+    assert len(asked.messages) == 4
+    assert len(str(asked.messages).encode()) < 3000
 
 
 def test_what_stays_bad_is_listed_as_unusable(

@@ -1,9 +1,8 @@
-"""A local Ollama: where it is, which models chat there, and chats through the ``ollama`` package.
+"""A local Ollama: where it is, which models chat there, and chats with them.
 
-The package is imported when the first chat begins (it costs 20 MB and a fifth of a
-second); probing is plain HTTP. Only the configured addresses are spoken to, without
-redirects, proxies or keys from the environment, and everything that comes back is
-bounded: a service that misbehaves fails a task, never the worker. Uses none of Ollama's cloud.
+Only the configured addresses are spoken to, without redirects, proxies or keys from the
+environment, and everything that comes back is bounded: a service that misbehaves fails a task,
+never the worker. Uses none of Ollama's cloud.
 """
 
 from __future__ import annotations
@@ -21,10 +20,11 @@ from d8mesh.backends.ollama import models
 from d8mesh.backends.ollama.bodies import Defaults, Loading, max_output_tokens, question_of
 from d8mesh.backends.ollama.catalogue import Catalogue, Installed
 from d8mesh.backends.ollama.chat import AnswerLines
-from d8mesh.backends.ollama.connection import OllamaRequest, asking, import_package
+from d8mesh.backends.ollama.connection import OllamaRequest, asking
 from d8mesh.backends.ollama.embed import embeddings
 from d8mesh.backends.ollama.faults import SERVICE, is_not_found
 from d8mesh.backends.ollama.selection import MAX_NAMED, chosen, named, placed, wished
+from d8mesh.backends.reach import leaves_lan, outside_error
 from d8mesh.backends.streaming import completion, said, shown
 from d8mesh.config import Config
 from d8mesh.core.protocol.chat import (
@@ -71,6 +71,7 @@ def backend_of(config: Config) -> OllamaBackend:
         default_model=config.ollama_model,
         max_tokens=config.max_tokens,
         temperature=config.temperature,
+        may_leave_lan=config.cloud != "never",
     )
 
 
@@ -83,12 +84,12 @@ class OllamaBackend:
             offered itself, the first one is.
         max_tokens: of an answer, when the task says nothing.
         temperature: when the task says nothing.
+        may_leave_lan: an address outside the LAN may be asked; it counts as cloud.
 
     Thread: any; each chat has a connection and a reading thread of its own.
     """
 
     kind: Final = "ollama"
-    is_cloud: Final = False
 
     def __init__(
         self,
@@ -97,6 +98,7 @@ class OllamaBackend:
         default_model: str | None = None,
         max_tokens: int = 2000,
         temperature: float = 0.7,
+        may_leave_lan: bool = True,
     ) -> None:
         self.urls = (base_url,) if isinstance(base_url, str) else tuple(base_url)
         #: the address in use; one that answers is kept until it does not
@@ -110,6 +112,12 @@ class OllamaBackend:
         self._known: Availability | None = None
         self._catalogue = Catalogue()
         self._lock = threading.Lock()
+        self._may_leave_lan, self._is_outside = may_leave_lan, False
+
+    @property
+    def is_cloud(self) -> bool:
+        """Whether what it is asked leaves the LAN."""
+        return self._is_outside
 
     @property
     def url(self) -> str:
@@ -120,10 +128,6 @@ class OllamaBackend:
         """Ask Ollama what it offers; never raises, takes a few `PROBE_S` at most."""
         with self._lock:
             return self._probe()
-
-    def prepare(self) -> None:
-        """Make ready for the first request, once Ollama answers."""
-        import_package()
 
     def chat(self, request: ChatRequest, run: ChatRun) -> Completion:
         """Return Ollama's answer; see `LlmService.chat` and `streaming.completion`.
@@ -158,12 +162,18 @@ class OllamaBackend:
     def _asked(self, ask: Callable[[ChatRun], A], run: ChatRun) -> A:
         """Return what `ask` does; a model that is not found though listed is asked once more."""
         started = time.monotonic()
+        self._refuse_outside()
         try:
             return ask(run)
         except BackendError as error:
             if not is_not_found(error):
                 raise
         return ask(replace(run, deadline_s=run.deadline_s - (time.monotonic() - started)))
+
+    def _refuse_outside(self) -> None:
+        """See that nothing goes where a name has come to lead out of the LAN since the probe."""
+        if (not self._is_outside or not self._may_leave_lan) and leaves_lan(self.base_url):
+            raise outside_error(SERVICE, self.base_url)
 
     @contextlib.contextmanager
     def _doubted(self) -> Iterator[None]:
@@ -304,6 +314,10 @@ class OllamaBackend:
         problems: list[str] = []
         silent: dict[str, str] = {}
         for url in sorted(self.urls, key=lambda url: url != self.base_url):
+            self._is_outside = leaves_lan(url)
+            if self._is_outside and not self._may_leave_lan:
+                problems.append(str(outside_error(SERVICE, url)))
+                continue
             try:
                 seen = self._judged(url, self._catalogue.read(url, within_s=PROBE_S))
             except BackendError as error:

@@ -23,7 +23,10 @@ from typing import Final, NamedTuple
 
 from d8mesh.core.broker.candidates import defaults, tiers
 from d8mesh.core.broker.estimates import PROMPT_TOKENS, Means, Weighed, estimate, line_done_s
-from d8mesh.core.broker.services import ModelState, ServiceTable
+from d8mesh.core.broker.service_states import (
+    ModelState,
+)
+from d8mesh.core.broker.services import ServiceTable
 from d8mesh.core.broker.standings import Obstacle
 from d8mesh.core.protocol.wish import INTERACTIVE_PRIORITY, Cloud, Wish
 
