@@ -84,7 +84,7 @@ def ask(parser: argparse.ArgumentParser) -> None:
         type=_names,
         default=[],
         metavar="NAMES",
-        help="models, the first that can begin answers: a,b (default: any)",
+        help="models, the first that is to be had answers: a,b (default: any)",
     )
     add(
         "--cloud",
@@ -136,7 +136,7 @@ def niche(parser: argparse.ArgumentParser) -> None:
         "--markets",
         type=Path,
         metavar="FILE",
-        help="JSON or CSV file with markets and geographies (default: 5 markets in 3 geographies)",
+        help="YAML, JSON or CSV file: markets, geographies (default: 5 markets in 3 geographies)",
     )
     _number_option(
         parser, "--at-once", _count(1, 10_000), "N", 100, "questions under way at the same time"

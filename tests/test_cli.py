@@ -525,7 +525,7 @@ def test_the_command_line_starts_without_loading_the_network() -> None:
         timeout=100,
         check=True,
     )
-    heavy = {"zmq", "zeroconf", "werkzeug", "httptools", "apsw", "rich", "dotenv"}
+    heavy = {"zmq", "zeroconf", "werkzeug", "httptools", "apsw", "rich", "dotenv", "yaml"}
     assert heavy & set(done.stdout.split()) == set()
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from d8mesh.apps import work
-from d8mesh.apps.answers import NICHE_SCHEMA, niches_in
+from d8mesh.apps.answers import NICHE_SCHEMA, SCORES, niches_in
 from d8mesh.apps.findings import (
     CSV_NAME,
     JSON_NAME,
@@ -30,6 +30,7 @@ from d8mesh.apps.niche_plan import NichePlan, read_plan
 from d8mesh.apps.niche_report import HTML_NAME, page
 from d8mesh.apps.progress import Progress, one_line
 from d8mesh.apps.results import result_folder, write_whole
+from d8mesh.apps.tables import lines_of
 from d8mesh.apps.work import (
     INTERRUPTED,
     Outcome,
@@ -40,7 +41,7 @@ from d8mesh.apps.work import (
     outcomes,
 )
 from d8mesh.config import Config
-from d8mesh.edge.terminal import as_json, say
+from d8mesh.edge.terminal import as_json, say, width
 from d8mesh.errors import BackendAnswerError, WaitTimeoutError
 from d8mesh.words import tr, translated
 
@@ -59,7 +60,7 @@ SAVE_S: Final = 1.0
 NICHE_TOKENS: Final = 4000
 TEMPERATURE: Final = 0.4
 #: The best niches shown at the end; the files have all.
-SHOWN: Final = 5
+SHOWN: Final = 10
 NOTHING_USABLE: Final = 1
 FILES: Final = (HTML_NAME, JSON_NAME, MARKDOWN_NAME, CSV_NAME)
 
@@ -195,7 +196,7 @@ def discover(
             outcome = next(ends)
             question, _ = running.pop(outcome.index)
             finding, answer = _judged(question, outcome)
-            if finding.is_found or not answer or question.number == MAX_ASKS:
+            if finding.is_found or answer is None or question.number == MAX_ASKS:
                 on_settled(finding)
             else:
                 waiting.appendleft(question.again(answer, finding.error))
@@ -229,11 +230,9 @@ class PairQuestion:
     def again(self, answer: str, problem: str) -> PairQuestion:
         """Return the question with its last bad answer and what is wrong with that."""
         told = answer.encode("utf-8", "replace")[:MAX_REPEATED_BYTES].decode("utf-8", "ignore")
-        more = (
-            {"role": "assistant", "content": told},
-            {"role": "user", "content": _AGAIN.format(problem=problem)},
-        )
-        messages = (*self.messages[:QUESTION_MESSAGES], *more)
+        said = ({"role": "assistant", "content": told},) if told else ()
+        wrong = {"role": "user", "content": _AGAIN.format(problem=problem)}
+        messages = (*self.messages[:QUESTION_MESSAGES], *said, wrong)
         return PairQuestion(pair=self.pair, messages=messages, number=self.number + 1)
 
 
@@ -250,12 +249,12 @@ def question_of(pair: tuple[str, str], lang: str | None) -> PairQuestion:
     return PairQuestion(pair=pair, messages=messages)
 
 
-def _judged(ask: PairQuestion, outcome: Outcome) -> tuple[Finding, str]:
-    """Return what came of `ask`, and the answer's text; "" if there was none."""
+def _judged(ask: PairQuestion, outcome: Outcome) -> tuple[Finding, str | None]:
+    """Return what came of `ask`, and the answer's text; None if there was no answer."""
     market, geography = ask.pair
     result = outcome.result
     if result is None:
-        return Finding(market=market, geography=geography, error=one_line(outcome.error)), ""
+        return Finding(market=market, geography=geography, error=one_line(outcome.error)), None
     text, model = result.get("output"), str(result.get("model") or "")
     if not isinstance(text, str) or not text:
         error = "the answer has no text"
@@ -288,8 +287,14 @@ def _show(folder: Path, plan: NichePlan, findings: Findings, *, is_json: bool) -
         counts["unanswered"] = left
         say(as_json({"folder": str(folder), **counts, "niches": len(ranking), "top": top}))
         return
-    for market, geography, niche in ranking[:SHOWN]:
-        say(f"{niche.opportunity:5.1f}  {one_line(f'{niche.name} ({market}, {geography})')}")
+    rows = [
+        (f"{niche.opportunity:.1f}", *(f"{getattr(niche, score):g}" for score in SCORES),
+         one_line(niche.name), one_line(f"{market}, {geography}"))
+        for market, geography, niche in ranking[:SHOWN]
+    ]  # fmt: skip
+    columns = [tr(name) for name in ("opportunity", *SCORES, "niche", "market, geography")]
+    for line in lines_of(columns, rows, width=width()) if rows else ():
+        say(line)
     told = tr(
         "{pairs} pairs: {found} found, {unusable} unusable, {left} unanswered; {count} niches",
         pairs=len(pairs),

@@ -100,6 +100,8 @@ class Service:
         self.needs_look = threading.Event()
         #: held while one of its models is pulled or removed
         self.changing = threading.Lock()
+        #: the model that was pulled or removed last, or is now
+        self.changed = ""
         self._clocks, self._clock = clocks or RequestClocks(), clock
         self._on_change, self._beside = on_change, beside
         self._meters = Meters(self._changed, clock=clock)

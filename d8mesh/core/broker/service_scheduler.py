@@ -128,6 +128,20 @@ class ServiceScheduler:
             lane.head(priority)
         return True
 
+    def _refuse_too_large(self, batch: Batch, wish: Wish) -> bool:
+        state = self._state
+        why = routing.why_too_large(state.services, routing.Ask(wish, batch.spec.priority))
+        if not why or ask_of(state, batch.spec, batch.at).is_expected:
+            return False
+        self._fail_waiting(batch, why)
+        return True
+
+    def _fail_waiting(self, batch: Batch, why: str) -> None:
+        ids = [batch.task_id(index) for index in range(batch.count)]
+        states = self._state.task_table
+        waiting = [each for each in ids if states.state_of(each) is TaskState.QUEUED]
+        self._outcomes.fail_for(waiting, code="task.invalid", why=why)
+
     def _refuse(self, lane: Lane, priority: int) -> bool:
         """Fail the next task if nobody can ever run it; return whether it was one of those."""
         state = self._state
@@ -135,14 +149,14 @@ class ServiceScheduler:
         batch = lane.head(priority) if task is None else task.batch
         if batch is None or (not (wish := parse_wish(batch.spec.model)).models and not wish.needs):
             return False
+        if wish.is_strict and self._refuse_too_large(batch, wish):
+            return True
         why = candidates.why_never(state.services, wish)
         if not why or self._may_change(batch, wish):
             return False
         if placing.is_offered_by_slots(lane.key, state.registry):
             return False
-        ids = [batch.task_id(index) for index in range(batch.count)]
-        waiting = [each for each in ids if state.task_table.state_of(each) is TaskState.QUEUED]
-        self._outcomes.fail_for(waiting, code="task.invalid", why=why)
+        self._fail_waiting(batch, why)
         return True
 
     def _may_change(self, batch: Batch, wish: Wish) -> bool:

@@ -290,6 +290,22 @@ def test_who_waits_at_a_screen_goes_on_though_what_is_due_by_its_age_has_no_plac
     assert list(broker.work(peer)) == talk
 
 
+def test_a_must_that_no_account_takes_fails_with_a_sentence_and_holds_nobody_up(
+    broker: WiredBroker,
+) -> None:
+    client = broker.client()
+    broker.pass_time(11)
+    bound = m.Budget(minute_requests=9, minute_tokens=5000)
+    host(broker, "sky", [service("sky", [model("big", budget=bound)], is_cloud=True)])
+    broker.pass_time(SETTLE_S + 1)
+    (large,) = broker.submit(client, 1, "agent_action", model="=big;cloud=yes#.9000.100")
+    (small,) = broker.submit(client, 1, "agent_action", model="=big;cloud=yes#.900.100")
+    assert broker.task_table.state_of(large) is None
+    reason = str(broker.ask(client, "status", id=large).body["reason"])
+    assert reason.startswith("model_strict: about 9100 tokens")
+    assert broker.task_table.state_of(small) is TaskState.RUNNING
+
+
 def test_a_must_that_nobody_has_fails_with_a_sentence_unless_it_may_be_back(
     broker: WiredBroker,
 ) -> None:
