@@ -67,8 +67,6 @@ class Resident:
     kept_until: float
 
 
-Loaded = tuple[Resident, ...]
-NOTHING_LOADED: Final[Loaded] = ()
 #: What is kept for so long is kept for ever: Ollama tells it as a date some centuries away.
 KEPT_FOR_EVER_S: Final = 10 * 365 * 86_400.0
 
@@ -98,7 +96,7 @@ class Catalogue:
     def __init__(self) -> None:
         self._shown: dict[tuple[str, str, str], Shown] = {}
         self._versions: dict[str, str] = {}
-        self._loaded: dict[str, Loaded] = {}
+        self._loaded: dict[str, tuple[Resident, ...]] = {}
 
     def read(self, url: str, *, within_s: float) -> Installed:
         """Ask the Ollama at `url`; takes some `within_s` at most for each of four questions.
@@ -111,7 +109,7 @@ class Catalogue:
         known, self._shown = self._shown, {}  # of one that does not answer nothing is kept:
         # it may come back as a newer one, which tells more
         rows = _rows_in(ask_json(url, "/api/tags", within_s=within_s))
-        loaded = self._loaded.get(url, NOTHING_LOADED)  # as it was, if that is not told now
+        loaded = self._loaded.get(url, ())  # as it was, if that is not told now
         # Older ones, and others like it, lack it; and one that is loading may keep it back.
         with contextlib.suppress(BackendError, OSError, http.client.HTTPException):
             loaded = _loaded_in(*_asked_at(url, "/api/ps", within_s=within_s))
@@ -265,7 +263,7 @@ def _rows_in(answer: Any) -> dict[str, Mapping[str, Any]]:
     return found
 
 
-def _loaded_in(answer: Any, now: datetime | None) -> Loaded:
+def _loaded_in(answer: Any, now: datetime | None) -> tuple[Resident, ...]:
     """Return the models in memory; `now` by the clock that says until when they are."""
     return tuple(
         Resident(
