@@ -19,6 +19,7 @@ from d8mesh.config import Config
 from d8mesh.core.broker import admission
 from d8mesh.errors import BrokerUnavailableError, QueueFullError, WaitTimeoutError
 from d8mesh.nodes.client import Client, completion_waiters, direct_call, outputs
+from d8mesh.program import command_name
 from tests.nodes.mesh import PATIENCE_S, Mesh, free_port, mesh_in, until
 
 
