@@ -250,6 +250,9 @@ def test_options_that_stand_for_a_setting_win_and_reach_children(
         (["evolution", "--mutation-rate", "1.5"], "expected a number, 0 to 1, not '1.5'"),
         (["evolution", "--mutation-rate", "nan"], "expected a number, 0 to 1"),
         (["niche", "--timeout", "soon"], "expected a number"),
+        (["models", "pull", "../../x"], "expected a model name such as qwen3:4b, not '../../x'"),
+        (["models", "pull", "http://host/x"], "expected a model name"),
+        (["models", "remove", "--", "-rm"], "expected a model name"),
         (["orchestratr"], "invalid choice: 'orchestratr': did you mean orchestrator?"),
         (["statsu"], "did you mean status?"),
         (["tasks", "lsit"], "did you mean list?"),
@@ -545,7 +548,7 @@ def test_the_command_line_starts_without_loading_the_network() -> None:
         timeout=100,
         check=True,
     )
-    heavy = {"zmq", "zeroconf", "werkzeug", "httptools", "apsw", "rich", "ollama", "dotenv"}
+    heavy = {"zmq", "zeroconf", "werkzeug", "httptools", "apsw", "rich", "dotenv", "yaml"}
     assert heavy & set(done.stdout.split()) == set()
 
 

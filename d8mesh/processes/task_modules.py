@@ -13,8 +13,6 @@ from typing import Final
 from d8mesh.errors import ConfigError, D8Error
 
 _MODULE: Final = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")
-#: Packages that d8mesh loads only when it needs them.
-_LATE: Final = frozenset({"ollama", "httpx", "httpcore", "anyio", "pydantic"})
 #: Of Python's own, these do something when they are imported, or nobody needs them.
 _NEVER_RUN: Final = frozenset({"antigravity", "this", "test", "idlelib", "tkinter", "turtle"})
 
@@ -108,7 +106,7 @@ def _put_on_path(folder: Path) -> None:
     with contextlib.suppress(OSError):  # it cannot be listed: files in it may still be read
         for each in folder.iterdir():
             name = each.stem if each.suffix == ".py" or each.is_dir() else ""
-            is_ours = name in _LATE or (name in sys.stdlib_module_names and name not in _NEVER_RUN)
+            is_ours = name in sys.stdlib_module_names and name not in _NEVER_RUN
             if is_ours and name not in sys.modules:
                 with contextlib.suppress(ImportError):
                     importlib.import_module(name)

@@ -169,8 +169,8 @@ def _trouble(history: History | None) -> Iterator[str]:
         return
     if history.errors:
         yield f"attempts that failed so far: {history.errors}"
-    if history.returns:
-        yield f"given back so far: {history.returns}"
+    if history.all_returns:
+        yield f"given back so far: {history.all_returns}"
 
 
 # ------------------------------------------------------------------------ who could run it

@@ -131,9 +131,9 @@ def _trouble(history: History) -> str:
     """Return what went wrong last; empty if nothing did."""
     if not history.last_return:
         return f"last error: {history.last_error}" if history.errors else ""
-    if history.returns < 2:
+    if history.all_returns < 2:
         return f"given back: {history.last_return}"
-    return f"given back {history.returns} times, the last time: {history.last_return}"
+    return f"given back {history.all_returns} times, the last time: {history.last_return}"
 
 
 def explained(state: BrokerState, task_id: str) -> Body | None:
