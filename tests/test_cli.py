@@ -274,6 +274,29 @@ def test_bad_usage_is_told_with_code_2(
     assert "Traceback" not in captured.err
 
 
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["statsu"], "opción desconocida: 'statsu': ¿querías decir status?"),
+        (["tasks", "show"], "error: faltan estos argumentos: ID"),
+        (["status", "--jso"], "argumentos desconocidos: --jso: ¿querías decir --json?"),
+        (["worker", "--slots", "0"], "--slots: se espera un número entero, de 1 a 4096, no '0'"),
+        (["worker", "--slots"], "argumento --slots: se espera un valor"),
+    ],
+)
+def test_bad_usage_is_told_in_the_language_of_the_settings(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    told: str,
+) -> None:
+    monkeypatch.setenv("D8_LANG", "es")
+    assert main(arguments) == 2
+    said = capsys.readouterr().err
+    assert told in said
+    assert "ayuda: " in said
+
+
 def test_all_bad_settings_are_told_one_line_each(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

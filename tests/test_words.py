@@ -93,7 +93,8 @@ def named() -> set[str]:
         "task", "tries", "created", "why", "priority", "attempts", "ended", "replay of",
         "input", "history", "result", "traceback", "broker", "REST process", "orchestrator",
         "model", "size", "loaded", "installed", "can", "tokens/s", "waiting",
-        "machine", "service", "default", "address", "cloud", "loading", "paused", "down", "away",
+        "machine", "service", "default", "address", "requests",
+        "cloud", "loading", "paused", "down", "away",
     }  # fmt: skip
 
 
