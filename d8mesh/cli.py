@@ -8,6 +8,7 @@ Loads a command's own module when it is run, so that starting is quick.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import locale
 import logging
@@ -31,7 +32,7 @@ from d8mesh.errors import (
 )
 from d8mesh.program import VARIABLE as STARTED_AS
 from d8mesh.program import command_name
-from d8mesh.usage import parse
+from d8mesh.usage import BadUsageError, parse
 from d8mesh.words import tr, translated
 
 #: The exit code of an error: the first class that fits.
@@ -92,8 +93,14 @@ def run_tests(config: Config, options: argparse.Namespace) -> int:
 def _run(arguments: Sequence[str]) -> int:
     try:
         command, options = parse(arguments)
-    except SystemExit as ended:  # argparse has said what is wrong, or printed the help
-        return BAD_USAGE if ended.code else OK
+    except SystemExit:  # argparse has printed the help
+        return OK
+    except BadUsageError as error:
+        with contextlib.suppress(ConfigError):  # the command would tell of its settings
+            _use_language()
+        terminal.tell(tr("error: {why}", why=translated(error.text)))
+        terminal.tell(tr("help:  {command}", command=error.help))
+        return BAD_USAGE
     before = dict(os.environ)
     try:
         _apply_settings(command, options)
@@ -204,14 +211,23 @@ def _environment() -> dict[str, str]:
 
 def _menu() -> int:
     """Show the menu in the language of the settings."""
-    words.use(_language_of(os.environ))
     try:
-        environment = _environment()
-        words.use(Config.from_env(environment).lang or _language_of(environment))
+        _use_language()
     except ConfigError as error:
         tell_error(error)
         return BAD_USAGE
     return menu.show(_run)
+
+
+def _use_language() -> None:
+    """Speak the language of the settings.
+
+    Raises:
+        ConfigError: a setting is wrong; it is that of the environment then.
+    """
+    words.use(_language_of(os.environ))
+    environment = _environment()
+    words.use(Config.from_env(environment).lang or _language_of(environment))
 
 
 def _language_of(env: Mapping[str, str]) -> str:

@@ -191,7 +191,7 @@ class BackendAnswerError(BackendError, code="backend.answer"):
 
 
 class BackendTooLargeError(BackendError, code="backend.too_large"):
-    """The LLM service sent more than an answer may hold."""
+    """The question is too large for the LLM service, or its answer for us."""
 
 
 class ForbiddenError(D8Error, code="access.forbidden"):

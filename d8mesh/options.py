@@ -10,6 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
+from d8mesh.config import is_model_name
+
 TASK_STATES: Final = ("queued", "delayed", "running", "completed", "failed", "cancelled")
 CLOUD_WORDS: Final = ("never", "overflow", "yes")
 #: What `tasks` can do, in words, and how many ids that takes.
@@ -82,7 +84,7 @@ def ask(parser: argparse.ArgumentParser) -> None:
         type=_names,
         default=[],
         metavar="NAMES",
-        help="models, the first that can begin answers: a,b (default: any)",
+        help="models, the first that is to be had answers: a,b (default: any)",
     )
     add(
         "--cloud",
@@ -134,7 +136,7 @@ def niche(parser: argparse.ArgumentParser) -> None:
         "--markets",
         type=Path,
         metavar="FILE",
-        help="JSON or CSV file with markets and geographies (default: 5 markets in 3 geographies)",
+        help="YAML, JSON or CSV file: markets, geographies (default: 5 markets in 3 geographies)",
     )
     _number_option(
         parser, "--at-once", _count(1, 10_000), "N", 100, "questions under way at the same time"
@@ -333,7 +335,8 @@ def _change(
 ) -> argparse.ArgumentParser:
     """Add an action that changes where a model is installed."""
     action: argparse.ArgumentParser = actions.add_parser(name, help=text, description=text)
-    action.add_argument("name", metavar="NAME", help="the model's name, as Ollama knows it")
+    help_text = "the model's name, as Ollama knows it"
+    action.add_argument("name", type=_model_name, metavar="NAME", help=help_text)
     _timeout(action, "give up waiting after so many seconds", "as long as it takes")
     more = "one JSON object a line, for programs"
     action.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help=more)
@@ -376,6 +379,12 @@ def _names(text: str) -> list[str]:
     if not names:
         raise argparse.ArgumentTypeError(f"expected names with commas between, not {text!r}")
     return names
+
+
+def _model_name(text: str) -> str:
+    if not is_model_name(text):
+        raise argparse.ArgumentTypeError(f"expected a model name such as qwen3:4b, not {text!r}")
+    return text
 
 
 def _count(low: int, high: int) -> Callable[[str], int]:

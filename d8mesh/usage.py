@@ -21,6 +21,19 @@ _EXAMPLES: Final = (
 )
 
 
+class BadUsageError(Exception):
+    """The arguments are wrong.
+
+    Attributes:
+        text: what is wrong, in English.
+        help: the command that says what is right.
+    """
+
+    def __init__(self, text: str, help_command: str) -> None:
+        super().__init__(text)
+        self.text, self.help = text, help_command
+
+
 class CommandParser(argparse.ArgumentParser):
     """A parser that says what may have been meant."""
 
@@ -37,15 +50,16 @@ class CommandParser(argparse.ArgumentParser):
         raise argparse.ArgumentError(action, text)
 
     def error(self, message: str) -> NoReturn:
-        """Say what is wrong with the arguments, and end."""
-        self.exit(2, f"error: {message}\nhelp:  {self.prog} --help\n")
+        """Raise what is wrong with the arguments: who catches it knows the language."""
+        raise BadUsageError(message, f"{self.prog} --help")
 
 
 def parse(arguments: Sequence[str]) -> tuple[Command, argparse.Namespace]:
     """Return the command and what was given to it.
 
     Raises:
-        SystemExit: 2, after saying what is wrong; 0 after printing help or the version.
+        BadUsageError: they are wrong.
+        SystemExit: after printing help or the version.
     """
     name = arguments[0]
     for command in COMMANDS:

@@ -80,6 +80,8 @@ class OllamaServer:
         self.silent_paths: set[str] = set()
         self.capabilities: Mapping[str, Sequence[str]] | None = CAPABILITIES
         self.families: Mapping[str, str] = FAMILIES
+        #: of those that tell it, ``modified_at``
+        self.changed_at: dict[str, str] = {}
         #: model -> host of Ollama's cloud, for ``remote_host``
         self.remote_hosts: dict[str, str] = {}
         #: paths that this Ollama is too old to know
@@ -199,7 +201,13 @@ class _Handler(BaseHTTPRequestHandler):
         owner = self.server.owner
         family = owner.families.get(name, "llama")
         details = {"family": family, "families": [family], "format": "gguf"}
-        row = {"name": name, "model": name, "digest": f"{zlib.crc32(name.encode()):064x}"}
+        row: dict[str, Any] = {
+            "name": name,
+            "model": name,
+            "digest": f"{zlib.crc32(name.encode()):064x}",
+        }
+        if name in owner.changed_at:
+            row["modified_at"] = owner.changed_at[name]
         remote = owner.remote_hosts.get(name)
         return row | {"details": details} | ({"remote_host": remote} if remote else {})
 

@@ -1,8 +1,12 @@
-"""A stand-in Ollama: the real HTTP API at the speed of a machine of your choice, without models.
+r"""A stand-in Ollama: the real HTTP API at the speed of a machine of your choice, without models.
 
 For tests (``with OllamaStandin(loaded=["qwen2.5:3b"]) as standin``) and by hand::
 
     python tests/ollama_standin.py --port 7100 --tokens-per-s 20 --speed 0.25
+    python tests/ollama_standin.py --models qwen3:4b=2.6 nomic-embed-text=0.3 \
+        --embedders nomic-embed-text bge-m3 --library llama3:8b=4.7 bge-m3=1.2 --pull-mb-per-s 500
+
+Sizes are in GB. What can be pulled is in its library or was installed, as with Ollama's own.
 
 It loads, evicts, reloads and queues as Ollama does, paces its tokens, sees when a client leaves,
 and has each fault of `tests.standin.faults` at will: by `OllamaStandin.fault`, or
@@ -20,6 +24,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final
@@ -27,6 +32,7 @@ from typing import Any, Final
 if __package__ in (None, ""):  # run as a program
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from tests.standin.asked import full_name
 from tests.standin.counters import Counters
 from tests.standin.faults import EVERY_MODEL, Kind
 from tests.standin.http import Connection
@@ -39,6 +45,14 @@ BACKLOG: Final = 2048
 #: How long a call from another thread may take.
 CALL_S: Final = 20.0
 LOOK_S: Final = 0.005
+#: What the program can pull if it is not told, and how quick.
+LIBRARY: Final = (
+    Model(name="llama3:8b", size=4_700_000_000),
+    Model(name="llama3.2:1b", size=1_300_000_000),
+    Model(name="qwen3:4b", size=2_600_000_000),
+    Model(name="bge-m3:latest", size=1_200_000_000, can=("embedding",), family="bert"),
+)
+PULL_MB_PER_S: Final = 500.0
 
 
 class OllamaStandin:
@@ -195,18 +209,46 @@ class OllamaStandin:
         asyncio.run_coroutine_threadsafe(work, self._loop).result(CALL_S)
 
 
-async def serve(ollama: Ollama, port: int, connections: set[Connection]) -> asyncio.Server:
-    """Listen on loopback."""
+async def serve(
+    ollama: Ollama, port: int, connections: set[Connection], host: str = LOOPBACK
+) -> asyncio.Server:
+    """Listen, on loopback if nothing else is told."""
     loop = asyncio.get_running_loop()
     return await loop.create_server(
-        lambda: Connection(ollama.handle, connections), LOOPBACK, port, backlog=BACKLOG
+        lambda: Connection(ollama.handle, connections), host, port, backlog=BACKLOG
     )
+
+
+def sized(text: str) -> Model:
+    """Return the model that ``NAME`` or ``NAME=GB`` stands for.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    name, is_sized, size = text.partition("=")
+    if not name or (is_sized and float(size) <= 0):
+        raise ValueError(text)
+    return Model(name=name, size=round(float(size) * 1e9)) if is_sized else Model(name=name)
 
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Speak Ollama's API on loopback, for trying.")
     parser.add_argument("--port", type=int, default=7100)
-    parser.add_argument("--models", nargs="+", metavar="NAME", help="installed ones")
+    parser.add_argument("--host", default=LOOPBACK, help="the address to listen at")
+    named = "NAME[=GB]"
+    parser.add_argument("--models", nargs="+", type=sized, metavar=named, help="installed ones")
+    parser.add_argument(
+        "--library",
+        nargs="*",
+        type=sized,
+        default=LIBRARY,
+        metavar=named,
+        help="what can be pulled",
+    )
+    parser.add_argument(
+        "--embedders", nargs="*", default=[], metavar="NAME", help="those that cannot chat"
+    )
+    parser.add_argument("--pull-mb-per-s", type=float, default=PULL_MB_PER_S, help="0: at once")
     parser.add_argument("--loaded", nargs="*", default=[], metavar="NAME", help="in memory already")
     parser.add_argument("--speed", type=float, default=1.0, help="times the speeds below")
     parser.add_argument("--tokens-per-s", type=float, default=50.0, help="0: all at once")
@@ -222,18 +264,30 @@ def _options() -> argparse.Namespace:
 
 async def _run(options: argparse.Namespace) -> None:
     named = vars(options).copy()
-    port, models, fault = named.pop("port"), named.pop("models"), named.pop("fault")
-    is_child = named.pop("with_parent")
-    installed = [Model(name=name) for name in models] if models else list(MODELS)
-    ollama = Ollama(Settings(models=installed, **named))
+    host, port, fault = named.pop("host"), named.pop("port"), named.pop("fault")
+    is_child, embedders = named.pop("with_parent"), named.pop("embedders")
+    named["models"] = _cast(named["models"] or MODELS, embedders)
+    named["library"] = [*named["models"], *_cast(named["library"], embedders)]
+    ollama = Ollama(Settings(pull_bytes_per_s=named.pop("pull_mb_per_s") * 1e6, **named))
     if fault:
         ollama.faults.put(fault)
-    server = await serve(ollama, port, set())
+    server = await serve(ollama, port, set(), host)
     port = server.sockets[0].getsockname()[1]
-    print(f"speaking Ollama's API at http://{LOOPBACK}:{port}; Ctrl-C ends it", flush=True)
+    print(f"speaking Ollama's API at http://{host}:{port}; Ctrl-C ends it", flush=True)
     if is_child:
         threading.Thread(target=_end_with_parent, daemon=True).start()
     await server.serve_forever()
+
+
+def _cast(models: Sequence[Model], embedders: Sequence[str]) -> list[Model]:
+    """Return the models, those of these names as embedders."""
+    names = {full_name(name) for name in embedders}
+    return [
+        replace(each, can=("embedding",), family="nomic-bert")
+        if full_name(each.name) in names
+        else each
+        for each in models
+    ]
 
 
 def _end_with_parent() -> None:

@@ -250,6 +250,9 @@ def test_options_that_stand_for_a_setting_win_and_reach_children(
         (["evolution", "--mutation-rate", "1.5"], "expected a number, 0 to 1, not '1.5'"),
         (["evolution", "--mutation-rate", "nan"], "expected a number, 0 to 1"),
         (["niche", "--timeout", "soon"], "expected a number"),
+        (["models", "pull", "../../x"], "expected a model name such as qwen3:4b, not '../../x'"),
+        (["models", "pull", "http://host/x"], "expected a model name"),
+        (["models", "remove", "--", "-rm"], "expected a model name"),
         (["orchestratr"], "invalid choice: 'orchestratr': did you mean orchestrator?"),
         (["statsu"], "did you mean status?"),
         (["tasks", "lsit"], "did you mean list?"),
@@ -269,6 +272,29 @@ def test_bad_usage_is_told_with_code_2(
     captured = capsys.readouterr()
     assert told in captured.err
     assert "Traceback" not in captured.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["statsu"], "opción desconocida: 'statsu': ¿querías decir status?"),
+        (["tasks", "show"], "error: faltan estos argumentos: ID"),
+        (["status", "--jso"], "argumentos desconocidos: --jso: ¿querías decir --json?"),
+        (["worker", "--slots", "0"], "--slots: se espera un número entero, de 1 a 4096, no '0'"),
+        (["worker", "--slots"], "argumento --slots: se espera un valor"),
+    ],
+)
+def test_bad_usage_is_told_in_the_language_of_the_settings(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    told: str,
+) -> None:
+    monkeypatch.setenv("D8_LANG", "es")
+    assert main(arguments) == 2
+    said = capsys.readouterr().err
+    assert told in said
+    assert "ayuda: " in said
 
 
 def test_all_bad_settings_are_told_one_line_each(
@@ -522,7 +548,7 @@ def test_the_command_line_starts_without_loading_the_network() -> None:
         timeout=100,
         check=True,
     )
-    heavy = {"zmq", "zeroconf", "werkzeug", "httptools", "apsw", "rich", "ollama", "dotenv"}
+    heavy = {"zmq", "zeroconf", "werkzeug", "httptools", "apsw", "rich", "dotenv", "yaml"}
     assert heavy & set(done.stdout.split()) == set()
 
 

@@ -75,7 +75,7 @@ SPOKEN: list[Any] = [
     d8mesh.as_completed,
     d8mesh.wait,
 ]
-HEAVY = ("zmq", "zeroconf", "werkzeug", "httptools", "apsw", "rich", "ollama", "pygal", "logging")
+HEAVY = ("zmq", "zeroconf", "werkzeug", "httptools", "apsw", "rich", "pygal", "logging")
 
 
 def loaded_after(statement: str) -> set[str]:

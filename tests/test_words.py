@@ -37,6 +37,7 @@ RAISING = (
     *BEHIND_THE_MENU,
     "apps/results",
     "apps/findings",
+    "apps/niche_plan",
     "apps/answers",
     "apps/evolution_file",
     "apps/evolution_plan",
@@ -47,6 +48,7 @@ RAISING = (
     "processes/status",
     "edge/data_folder",
     "edge/identity",
+    "edge/input_file",
     "edge/sqlite/outbox",
     "edge/network/__init__",
     "edge/transport/sockets",
@@ -95,7 +97,8 @@ def named() -> set[str]:
         "task", "tries", "created", "why", "priority", "attempts", "ended", "replay of",
         "input", "history", "result", "traceback", "broker", "REST process", "orchestrator",
         "model", "size", "loaded", "installed", "can", "tokens/s", "waiting",
-        "machine", "service", "default", "address", "cloud", "loading", "paused", "down", "away",
+        "machine", "service", "default", "address", "requests",
+        "cloud", "loading", "paused", "down", "away",
     }  # fmt: skip
 
 

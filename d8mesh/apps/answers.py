@@ -31,6 +31,24 @@ ASKED_NICHES: Final = 3
 ASKED_NAME_CHARS: Final = 80
 ASKED_DESCRIPTION_CHARS: Final = 300
 SCORES: Final = ("demand", "growth", "feasibility", "competition")
+#: A text in words begins with one of these: Latin, Greek, Cyrillic, Hebrew, Arabic, Devanagari,
+#: kana, Chinese, Hangul.
+_LETTERS: Final = (
+    r"A-Za-z\u00C0-\u00D6\u00D8-\u00F6\u00F8-\u02AF\u0391-\u03A1\u03A3-\u03C9\u0400-\u0481"
+    r"\u048A-\u052F\u05D0-\u05EA\u0620-\u064A\u0904-\u0939\u3041-\u3096\u30A1-\u30FA"
+    r"\u4E00-\u9FFF\uAC00-\uD7A3"
+)
+#: What follows: nothing that JSON escapes, and at most three bytes of UTF-8 each, so that a small
+#: model that goes astray comes to its end within `niche.NICHE_TOKENS` all the same.
+_CHARACTERS: Final = r" !#-\[\]-~\u00A0-\uD7FF\uF900-\uFFFD"
+
+
+def _words(least: int, most: int) -> dict[str, Any]:
+    """Return the schema of a text in words; those who know patterns need no lengths beside it."""
+    pattern = f"^[{_LETTERS}][{_CHARACTERS}]{{{least - 1},{most - 1}}}$"
+    return {"type": "string", "minLength": least, "maxLength": most, "pattern": pattern}
+
+
 #: The form of an answer, as a JSON schema; scores are whole numbers, which every grammar bounds.
 NICHE_SCHEMA: Final[dict[str, Any]] = {
     "type": "object",
@@ -42,12 +60,8 @@ NICHE_SCHEMA: Final[dict[str, Any]] = {
             "items": {
                 "type": "object",
                 "properties": {
-                    "name": {"type": "string", "minLength": 3, "maxLength": ASKED_NAME_CHARS},
-                    "description": {
-                        "type": "string",
-                        "minLength": 10,
-                        "maxLength": ASKED_DESCRIPTION_CHARS,
-                    },
+                    "name": _words(3, ASKED_NAME_CHARS),
+                    "description": _words(10, ASKED_DESCRIPTION_CHARS),
                     **{
                         score: {"type": "integer", "minimum": 0, "maximum": 100} for score in SCORES
                     },

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -13,10 +14,10 @@ from d8mesh.apps.following import Following, Submits, TaskListener, tell_it_goes
 from d8mesh.apps.work import connected
 from d8mesh.apps.workers import say_who_is_there
 from d8mesh.config import Config
-from d8mesh.core.protocol.model_names import plain_name
+from d8mesh.core.protocol.model_names import nearest, plain_name
 from d8mesh.core.protocol.wish import INTERACTIVE_PRIORITY
 from d8mesh.edge.terminal import as_json, say, tell
-from d8mesh.errors import BackendUnavailableError, ConfigError, TaskError, WaitTimeoutError
+from d8mesh.errors import BackendUnavailableError, ConfigError, D8Error, TaskError, WaitTimeoutError
 from d8mesh.program import command_name
 from d8mesh.words import tr, translated
 
@@ -77,7 +78,7 @@ def run_with(client: Asks, prompt: str, options: argparse.Namespace, until: floa
         say(as_json({"task_id": task_id, **result}))
     else:
         answer.whole(str(result.get("output") or ""))
-    _tell_who(result, options.models or [name for name in (options.model,) if name])
+    _tell_who(client, result, options.models or [name for name in (options.model,) if name])
     return OK
 
 
@@ -172,13 +173,23 @@ class _PrintedAnswer(TaskListener):
         self.end_line()
 
 
-def _tell_who(result: Mapping[str, Any], wished: Sequence[str]) -> None:
+def _tell_near(client: Asks, wished: Sequence[str]) -> None:
+    """Say which models may have been meant by names that none of the mesh has."""
+    with contextlib.suppress(D8Error):  # the answer is there already
+        known = [name for each in client.ask("models", {})["models"] for name in each["names"]]
+        for name in wished:
+            if near := nearest(name, known):
+                tell(tr("no service has {model}; did you mean {near}?", model=name, near=near))
+
+
+def _tell_who(client: Asks, result: Mapping[str, Any], wished: Sequence[str]) -> None:
     model = str(result.get("model") or "")
     where = str(result.get("machine") or result.get("worker_id") or "?")
     tokens, seconds = result.get("tokens_used"), result.get("duration_s")
     if wished and model and plain_name(model) not in map(plain_name, wished):
         names = ", ".join(wished)
         tell(tr("no machine could answer with {wished} now: another model did", wished=names))
+        _tell_near(client, wished)
     if result.get("is_cloud") is True:
         tell(tr("answered in the cloud, by {machine}", machine=result.get("machine") or "?"))
     told = {"model": model or "?", "machine": where, "seconds": seconds, "tokens": tokens}

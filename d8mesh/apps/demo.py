@@ -26,7 +26,7 @@ from rich.table import Table
 from rich.text import Text
 
 from d8mesh.apps.children import Children, RunningCommand
-from d8mesh.apps.prompts import PromptModel, ask_all, model_for
+from d8mesh.apps.prompts import PROMPTS, PromptModel, ask_all, model_for
 from d8mesh.apps.status import ask, counts_text, workers_table
 from d8mesh.config import Config
 from d8mesh.edge.terminal import tell
@@ -99,12 +99,13 @@ def run(config: Config, options: argparse.Namespace) -> int:
             mine = Config(mesh=mesh, interfaces=("127.0.0.1",), data_dir=folder)
             with Client(config=mine) as client:
                 _work(console, scene, client)
-                if model.name:
-                    ask_all(client, model, within_s=WORK_S)
+                is_answered = not model.name or ask_all(client, model, within_s=WORK_S) == len(
+                    PROMPTS
+                )
             _summary(console, scene, took_s)
             if not model.name:
                 console.print(Text(escaped(f"  (no prompts were run: {model.why_not})")))
-    return 0
+    return 0 if is_answered else 1
 
 
 # ------------------------------------------------------------------------------ the work

@@ -58,10 +58,11 @@ def run_with(client: Manages, options: argparse.Namespace, until: float | None) 
     """Pull or remove a model; return 1 if that failed somewhere.
 
     Raises:
-        ConfigError: there is no such machine, or it is not said which of several is meant.
+        ConfigError: the name is none, there is no such machine, or it is not said which is meant.
         BackendUnavailableError: it fits nowhere, or nobody has it.
         WaitTimeoutError: `until` has come; what was begun goes on.
     """
+    model_places.check_name(options.name)
     body = client.ask("models", {})
     overview = Overview(models=body["models"], services=body["services"])
     if options.action == "pull":
@@ -152,6 +153,13 @@ def _to_remove(overview: Overview, options: argparse.Namespace) -> list[Facts]:
     having = [each for each in overview.managed if overview.place_of(each, name) is not None]
     if options.on:
         return model_places.named(overview, options.on)
+    there = [each for each in having if each["state"] == "online"]
+    if having and not there:
+        machines = ", ".join(sorted(_labels(having)))
+        raise BackendUnavailableError(
+            f"{name} is on {machines}, which cannot be reached now: start the service there first"
+        )
+    having = there
     if not having:
         raise BackendUnavailableError(f"no machine has {name}, or none whose models can be changed")
     if len(having) > 1 and not options.all:

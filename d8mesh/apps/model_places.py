@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 from d8mesh.apps.tables import size_text
+from d8mesh.config import MODEL_PATTERN
 from d8mesh.core.protocol.model_names import plain_name
 from d8mesh.errors import BackendUnavailableError, ConfigError
 from d8mesh.words import tr
 
 #: Of machines that are there so many are named.
 MACHINES_NAMED: Final = 12
-
 Facts = Mapping[str, Any]
 
 
@@ -67,6 +68,16 @@ class Overview:
             if place["service"] == service["id"] and (place["is_loaded"] or place["requests"])
         ]
         return max(sizes, default=0)
+
+
+def check_name(name: str) -> None:
+    """Look at the name of a model that a person gives.
+
+    Raises:
+        ConfigError: no model can be called that.
+    """
+    if not re.fullmatch(MODEL_PATTERN, name, re.ASCII):
+        raise ConfigError(f"NAME: expected a model's name such as qwen2.5:3b, not {name[:80]!r}")
 
 
 def named(overview: Overview, words: Iterable[str]) -> list[Facts]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, Protocol
 
 from d8mesh.apps.tables import lines_of, size_text, wrapped
@@ -80,8 +80,7 @@ def service_lines(
     yield from lines_of(*_services_table(services), width=columns, indent=indent)
     for service in services:
         if service["reason"]:
-            told = tr("{id}: {what}", id=_place(service), what=translated(service["reason"]))
-            yield from wrapped(told, columns, indent=indent)
+            yield from wrapped(_why(service), columns, indent=indent)
         elif service["is_managed"] and service["state"] == "online" and not service["models"]:
             hint = tr(
                 "{id} has no model yet: `{program} models pull NAME --on {machine}`",
@@ -92,15 +91,21 @@ def service_lines(
             yield from wrapped(hint, columns, indent=indent)
 
 
-def loaded_lines(body: Facts, columns: int | None, *, indent: str = "") -> Iterator[str]:
-    """Yield the services in short: how each is, what it runs and what it has loaded."""
+def loaded_lines(
+    body: Facts, columns: int | None, *, indent: str = "", is_told: Collection[str] = ()
+) -> Iterator[str]:
+    """Yield the services in short: how each is, what it runs, what it has loaded, why it is down.
+
+    Args:
+        is_told: reasons that are said elsewhere.
+    """
     loaded: dict[str, list[str]] = {}
     for model in body.get("models") or ():
         for place in model["places"]:
             if place["is_loaded"] and not place["is_cloud"]:
                 loaded.setdefault(place["service"], []).append(place["name"])
     services = body.get("services") or ()
-    names = ("machine", "service", "state", "running", "loaded")
+    names = ("machine", "service", "state", "requests", "loaded")
     rows = [
         [
             str(service["machine"]),
@@ -113,13 +118,16 @@ def loaded_lines(body: Facts, columns: int | None, *, indent: str = "") -> Itera
     ]
     if rows:
         yield from lines_of([tr(name) for name in names], rows, width=columns, indent=indent)
+    for service in services:
+        if service["reason"] and service["reason"] not in is_told:
+            yield from wrapped(_why(service), columns, indent=indent)
 
 
 # --- models ---------------------------------------------------------------------------
 
 
 def _models_table(models: Sequence[Facts]) -> tuple[list[str], list[list[str]]]:
-    names = ("model", "size", "loaded", "installed", "can", "tokens/s", "slots", "waiting")
+    names = ("model", "size", "loaded", "installed", "can", "tokens/s", "requests", "waiting")
     rows = [
         [
             model["name"],
@@ -177,7 +185,7 @@ def _notes(models: Sequence[Facts], for_any: int, columns: int | None) -> Iterat
             if place["paused"]:
                 yield from wrapped(_paused(model, place), columns)
     if for_any:
-        yield tr("tasks that wait for whichever model: {count}", count=for_any)
+        yield tr("tasks that wait and ask for no model: {count}", count=for_any)
 
 
 def _paused(model: Facts, place: Facts) -> str:
@@ -194,7 +202,7 @@ def _paused(model: Facts, place: Facts) -> str:
 
 
 def _services_table(services: Sequence[Facts]) -> tuple[list[str], list[list[str]]]:
-    names = ("machine", "service", "state", "running", "models", "default", "address")
+    names = ("machine", "service", "state", "requests", "models", "default", "address")
     rows = [
         [
             str(service["machine"]),
@@ -216,6 +224,10 @@ def _kind(service: Facts) -> str:
 
 def _place(service: Facts) -> str:
     return f"{service['machine']} ({service['kind']})"
+
+
+def _why(service: Facts) -> str:
+    return tr("{id}: {what}", id=_place(service), what=translated(service["reason"]))
 
 
 def _running(service: Facts) -> str:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from d8mesh.apps import work
-from d8mesh.apps.answers import NICHE_SCHEMA, niches_in
+from d8mesh.apps.answers import NICHE_SCHEMA, SCORES, niches_in
 from d8mesh.apps.findings import (
     CSV_NAME,
     JSON_NAME,
@@ -30,6 +30,7 @@ from d8mesh.apps.niche_plan import NichePlan, read_plan
 from d8mesh.apps.niche_report import HTML_NAME, page
 from d8mesh.apps.progress import Progress, one_line
 from d8mesh.apps.results import result_folder, write_whole
+from d8mesh.apps.tables import lines_of
 from d8mesh.apps.work import (
     INTERRUPTED,
     Outcome,
@@ -40,23 +41,26 @@ from d8mesh.apps.work import (
     outcomes,
 )
 from d8mesh.config import Config
-from d8mesh.edge.terminal import as_json, say
+from d8mesh.edge.terminal import as_json, say, width
 from d8mesh.errors import BackendAnswerError, WaitTimeoutError
 from d8mesh.words import tr, translated
 
+#: What a question has when nothing was answered yet: what the model is, and what is asked.
+QUESTION_MESSAGES: Final = 2
 #: A bad answer is asked for twice more: a small model's may be unusable even with a schema.
 MAX_ASKS: Final = 3
 #: Questions under way at the same time: enough for a hundred machines, and no flood.
 QUESTIONS_AT_ONCE: Final = 100
-#: Of a bad answer the model sees so much again.
-MAX_REPEATED_CHARS: Final = 8000
+#: Of a bad answer the model sees so much again, in UTF-8: a token is a byte at least, and a small
+#: model's context must hold the question, this and an answer.
+MAX_REPEATED_BYTES: Final = 1500
 #: What was found is written at most once in so many seconds, and at the end.
 SAVE_S: Final = 1.0
 #: Room for three niches, and for the thoughts of a model that thinks aloud.
 NICHE_TOKENS: Final = 4000
 TEMPERATURE: Final = 0.4
 #: The best niches shown at the end; the files have all.
-SHOWN: Final = 5
+SHOWN: Final = 10
 NOTHING_USABLE: Final = 1
 FILES: Final = (HTML_NAME, JSON_NAME, MARKDOWN_NAME, CSV_NAME)
 
@@ -192,7 +196,7 @@ def discover(
             outcome = next(ends)
             question, _ = running.pop(outcome.index)
             finding, answer = _judged(question, outcome)
-            if finding.is_found or not answer or question.number == MAX_ASKS:
+            if finding.is_found or answer is None or question.number == MAX_ASKS:
                 on_settled(finding)
             else:
                 waiting.appendleft(question.again(answer, finding.error))
@@ -224,12 +228,11 @@ class PairQuestion:
         }
 
     def again(self, answer: str, problem: str) -> PairQuestion:
-        """Return the question with its bad answer and what is wrong with that."""
-        more = (
-            {"role": "assistant", "content": answer[:MAX_REPEATED_CHARS]},
-            {"role": "user", "content": _AGAIN.format(problem=problem)},
-        )
-        messages = (*self.messages, *more)
+        """Return the question with its last bad answer and what is wrong with that."""
+        told = answer.encode("utf-8", "replace")[:MAX_REPEATED_BYTES].decode("utf-8", "ignore")
+        said = ({"role": "assistant", "content": told},) if told else ()
+        wrong = {"role": "user", "content": _AGAIN.format(problem=problem)}
+        messages = (*self.messages[:QUESTION_MESSAGES], *said, wrong)
         return PairQuestion(pair=self.pair, messages=messages, number=self.number + 1)
 
 
@@ -246,12 +249,12 @@ def question_of(pair: tuple[str, str], lang: str | None) -> PairQuestion:
     return PairQuestion(pair=pair, messages=messages)
 
 
-def _judged(ask: PairQuestion, outcome: Outcome) -> tuple[Finding, str]:
-    """Return what came of `ask`, and the answer's text; "" if there was none."""
+def _judged(ask: PairQuestion, outcome: Outcome) -> tuple[Finding, str | None]:
+    """Return what came of `ask`, and the answer's text; None if there was no answer."""
     market, geography = ask.pair
     result = outcome.result
     if result is None:
-        return Finding(market=market, geography=geography, error=one_line(outcome.error)), ""
+        return Finding(market=market, geography=geography, error=one_line(outcome.error)), None
     text, model = result.get("output"), str(result.get("model") or "")
     if not isinstance(text, str) or not text:
         error = "the answer has no text"
@@ -284,8 +287,14 @@ def _show(folder: Path, plan: NichePlan, findings: Findings, *, is_json: bool) -
         counts["unanswered"] = left
         say(as_json({"folder": str(folder), **counts, "niches": len(ranking), "top": top}))
         return
-    for market, geography, niche in ranking[:SHOWN]:
-        say(f"{niche.opportunity:5.1f}  {one_line(f'{niche.name} ({market}, {geography})')}")
+    rows = [
+        (f"{niche.opportunity:.1f}", *(f"{getattr(niche, score):g}" for score in SCORES),
+         one_line(niche.name), one_line(f"{market}, {geography}"))
+        for market, geography, niche in ranking[:SHOWN]
+    ]  # fmt: skip
+    columns = [tr(name) for name in ("opportunity", *SCORES, "niche", "market, geography")]
+    for line in lines_of(columns, rows, width=width()) if rows else ():
+        say(line)
     told = tr(
         "{pairs} pairs: {found} found, {unusable} unusable, {left} unanswered; {count} niches",
         pairs=len(pairs),

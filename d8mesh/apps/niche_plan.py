@@ -1,13 +1,11 @@
 """What Niche Discovery is to ask: markets and geographies, built in or from a file.
 
-A JSON file is an object with the two lists. A CSV file has two columns with these names (or
+A YAML or JSON file has the two lists by name. A CSV file has two columns with these names (or
 ``market`` and ``geography``): each name that stands in a column counts once.
 """
 
 from __future__ import annotations
 
-import csv
-import io
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -15,7 +13,7 @@ import msgspec
 from msgspec import Meta
 
 from d8mesh.apps.answers import NicheName
-from d8mesh.apps.progress import one_line
+from d8mesh.edge.input_file import CSV_SUFFIX, YAML_SUFFIXES, read_input
 from d8mesh.errors import ConfigError
 
 DEFAULT_MARKETS: Final = (
@@ -28,8 +26,10 @@ DEFAULT_MARKETS: Final = (
 DEFAULT_GEOGRAPHIES: Final = ("Spain", "Mexico", "United States")
 #: Each is a task of a minute or so: more is a mistake in the file.
 MAX_PAIRS: Final = 10_000
-#: A file of names.
-MAX_NAMES_BYTES: Final = 4 * 1024 * 1024
+OPTION: Final = "--markets"
+LISTS_EXPECTED: Final = 'expected {"markets": ["…"], "geographies": ["…"]}'
+YAML_EXPECTED: Final = "expected `markets: […]` and `geographies: […]`, each a list of names"
+TABLE_EXPECTED: Final = "expected a first line `market,geography`, and names below"
 #: The columns of a CSV file -> the list that they belong to.
 _PLAN_COLUMNS: Final = {
     "market": "markets", "markets": "markets",
@@ -53,46 +53,31 @@ class NichePlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def read_plan(file: Path | None) -> NichePlan:
-    """Return the plan of a JSON or CSV file with markets and geographies, or the default one.
+    """Return the plan of a YAML, JSON or CSV file with markets and geographies, or the default one.
 
     Raises:
         ConfigError: the file can't be read, or is not of that form.
     """
     if file is None:
         return NichePlan(markets=list(DEFAULT_MARKETS), geographies=list(DEFAULT_GEOGRAPHIES))
-    is_csv = file.suffix.lower() == ".csv"
-    expected = 'expected {"markets": ["…"], "geographies": ["…"]}'
-    if is_csv:
-        expected = "expected a first line `market,geography`, and names below"
-    try:
-        with file.open("rb") as opened:
-            content = opened.read(MAX_NAMES_BYTES + 1)
-        if len(content) > MAX_NAMES_BYTES:
-            raise ConfigError(f"--markets {file}: larger than {MAX_NAMES_BYTES} bytes; {expected}")
-        content = content.removeprefix(b"\xef\xbb\xbf")
-        if is_csv:
-            plan = msgspec.convert(_lists_in(content.decode("utf-8")), NichePlan)
-        else:
-            plan = msgspec.json.decode(content, type=NichePlan)
-    except OSError as error:
-        raise ConfigError(f"--markets {file}: cannot be read ({error.strerror})") from error
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, csv.Error) as error:
-        raise ConfigError(f"--markets {file}: {one_line(str(error))}; {expected}") from error
+    is_table = file.suffix.lower() == CSV_SUFFIX
+    expected = TABLE_EXPECTED if is_table else LISTS_EXPECTED
+    if file.suffix.lower() in YAML_SUFFIXES:
+        expected = YAML_EXPECTED
+    plan = read_input(file, NichePlan, option=OPTION, expected=expected, from_rows=_lists_in)
     if not all(name.strip() for name in [*plan.markets, *plan.geographies]):
-        raise ConfigError(f"--markets {file}: a name is empty; {expected}")
+        raise ConfigError(f"{OPTION} {file}: a name is empty; {expected}")
     if len(plan.pairs) > MAX_PAIRS:
-        raise ConfigError(f"--markets {file}: {len(plan.pairs)} pairs, at most {MAX_PAIRS}")
+        raise ConfigError(f"{OPTION} {file}: {len(plan.pairs)} pairs, at most {MAX_PAIRS}")
     return plan
 
 
-def _lists_in(text: str) -> dict[str, list[str]]:
-    """Return the names of each column of a CSV file; separators are commas or semicolons."""
-    head = text.partition("\n")[0]
-    rows = csv.reader(io.StringIO(text, newline=""), delimiter=";" if ";" in head else ",")
-    columns = [_PLAN_COLUMNS.get(name.strip().lower(), "") for name in next(rows, [])]
+def _lists_in(rows: list[dict[str, str]]) -> dict[str, list[str]]:
+    """Return the names of each column of a table."""
     found: dict[str, list[str]] = {}
     for row in rows:
-        for column, name in zip(columns, row, strict=False):
-            if column and name.strip():
-                found.setdefault(column, []).append(name.strip())
+        for head, name in row.items():
+            column = _PLAN_COLUMNS.get(head)
+            if column and name:
+                found.setdefault(column, []).append(name)
     return {column: list(dict.fromkeys(names)) for column, names in found.items()}

@@ -13,6 +13,7 @@ from d8mesh.apps.local_model import NotInstalledError, install
 from d8mesh.backends import embedded, ollama
 from d8mesh.config import Config
 from d8mesh.edge.terminal import say, width
+from d8mesh.errors import TaskError, WaitTimeoutError
 
 PROMPTS: Final = (
     "Name three fruits.",
@@ -62,6 +63,7 @@ def model_for(config: Config, tell: Callable[[str], None]) -> PromptModel:
 
 def ask_all(client: Submits, model: PromptModel, *, within_s: float) -> int:
     """Ask each of `PROMPTS`, print the answers as they grow; return how many were answered."""
+    answered = 0
     say("")
     _say_fitted("", f"Now {len(PROMPTS)} real prompts, to {model.name} ({model.where}):")
     for prompt in PROMPTS:
@@ -77,10 +79,16 @@ def ask_all(client: Submits, model: PromptModel, *, within_s: float) -> int:
         began = time.monotonic()
         answer = _GrowingAnswer()
         following = Following(client, "agent_action", data)
-        result = following.result(began + within_s, answer)
+        try:
+            result = following.result(began + within_s, answer)
+        except (TaskError, WaitTimeoutError) as error:
+            answer.finish("")
+            _say_fitted("  ", f"(no answer: {error})")
+            continue
+        answered += 1
         answer.finish(str(result.get("output") or ""))
         _say_fitted("  ", _told(result, answer, began))
-    return len(PROMPTS)
+    return answered
 
 
 class _GrowingAnswer(TaskListener):

@@ -174,13 +174,15 @@ def lines(each: Orchestrator, now: float, *, is_all: bool = False) -> Iterator[s
     shown, hidden = parted(each.workers, now, is_all=is_all)
     for line in lines_of(*workers_table(shown), width=columns, indent="  ") if shown else ():
         yield line if columns is None else cut(line, columns)
-    for line in loaded_lines(each.models, columns, indent="  "):
+    reasons = reasons_of(shown)
+    is_told = set(reasons.values())
+    for line in loaded_lines(each.models, columns, indent="  ", is_told=is_told):
         yield line if columns is None else cut(line, columns)
     if not shown and not hidden:
         yield "  " + tr("no workers: start one with `{program} worker`", program=command_name())
     if hidden:
         yield "  " + tr("and {count} that ended longer ago (--all shows them)", count=hidden)
-    yield from why_lines(reasons_of(shown), columns, indent="  ")
+    yield from why_lines(reasons, columns, indent="  ")
 
 
 def counts(stats: Mapping[str, Any]) -> dict[str, int]:
@@ -225,20 +227,26 @@ def _is_long_gone(worker: ListedWorker, now: float) -> bool:
 
 def workers_table(workers: Sequence[ListedWorker]) -> tuple[list[str], list[list[str]]]:
     """Return the names of the columns, and a row for each worker."""
-    columns = [tr(each) for each in ("worker", "type", "state", "slots", "done", "failures")]
+    names = ("worker", "type", "state", "slots", "requests", "done", "failures", "models")
     rows = [
         [
             str(worker["worker_id"]),
             str(worker.get("worker_type", "")),
             tr(state_of(worker)),
             f"{worker.get('running', '?')}/{worker.get('slots', '?')}",
+            requests_of(worker),
             str(worker.get("tasks_completed", "")),
             str(worker.get("tasks_failed", "")),
             ", ".join(models_of(worker)[:NAMED]) or "-",
         ]
         for worker in workers
     ]
-    return [*columns, tr("models")], rows
+    return [tr(name) for name in names], rows
+
+
+def requests_of(worker: ListedWorker) -> str:
+    """Return how many requests the worker's LLM services answer now, beside its slots."""
+    return str(worker.get("placed") or "-")
 
 
 def state_of(worker: ListedWorker) -> str:

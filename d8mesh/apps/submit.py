@@ -258,7 +258,7 @@ def _many(
             _say_id(task, options)
         return OK
     tell(tr("{count} tasks submitted", count=len(ids)))
-    code, left = OK, dict.fromkeys(ids)
+    code, done, left = OK, 0, dict.fromkeys(ids)
     try:
         for outcome in outcomes(tasks, until=until, on_silence=tell_silence):
             task_id = ids[outcome.index]
@@ -268,6 +268,7 @@ def _many(
                 code = FAILED
                 body |= {"state": "failed", "error": outcome.error}
             else:
+                done += 1
                 body |= {"state": "completed", "result": dict(outcome.result)}
             say(as_json(body))
     except (KeyboardInterrupt, WaitTimeoutError) as error:
@@ -276,6 +277,7 @@ def _many(
         if isinstance(error, WaitTimeoutError):
             raise _late(error, options) from error
         raise
+    tell(tr("{done} tasks completed, {count} did not", done=done, count=len(ids) - done))
     if code:
         tell(tr("error: not all tasks succeeded"))
     return code

@@ -9,7 +9,15 @@ from typing import Final
 
 from d8mesh.apps.capabilities import ListedWorker, models_of, reasons_of, types_of, why_lines
 from d8mesh.apps.models import loaded_lines
-from d8mesh.apps.status import ANSWER_S, Orchestrator, look, parted, say_nobody, state_of
+from d8mesh.apps.status import (
+    ANSWER_S,
+    Orchestrator,
+    look,
+    parted,
+    requests_of,
+    say_nobody,
+    state_of,
+)
 from d8mesh.apps.tables import lines_of
 from d8mesh.config import Config
 from d8mesh.edge.terminal import as_json, say, tell, width
@@ -53,7 +61,8 @@ def say_who_is_there(workers: Sequence[ListedWorker]) -> Iterator[str]:
 
 def _print(orchestrator: Orchestrator, *, is_all: bool) -> None:
     shown, hidden = parted(orchestrator.workers, time.time(), is_all=is_all)
-    columns = ("worker", "host", "type", "state", "slots", "done", "failures", "models", "types")
+    columns = ("worker", "host", "type", "state", "slots", "requests", "done", "failures",
+               "models", "types")  # fmt: skip
     rows = [
         (
             str(worker["worker_id"]),
@@ -61,6 +70,7 @@ def _print(orchestrator: Orchestrator, *, is_all: bool) -> None:
             str(worker.get("worker_type", "")),
             tr(state_of(worker)),
             f"{worker.get('running', '?')}/{worker.get('slots', '?')}",
+            requests_of(worker),
             str(worker.get("tasks_completed", "")),
             str(worker.get("tasks_failed", "")),
             ", ".join(models_of(worker)),
@@ -76,5 +86,5 @@ def _print(orchestrator: Orchestrator, *, is_all: bool) -> None:
         say(tr("and {count} that ended longer ago (--all shows them)", count=hidden))
     for line in why_lines(reasons_of(shown), width()):
         say(line)
-    for line in loaded_lines(orchestrator.models, width()):
+    for line in loaded_lines(orchestrator.models, width(), is_told=set(reasons_of(shown).values())):
         say(line)

@@ -37,6 +37,8 @@ class ModelInfo:
     is_loaded: bool = False
     #: tokens that it was loaded for (``num_ctx``); 0: not loaded, or not told
     context_length: int = 0
+    #: it stays in memory until then (monotonic seconds; infinity: for ever); 0: not told
+    kept_until: float = field(default=0.0, compare=False)
     #: when its files changed, in the service's own form
     changed_at: str = ""
 

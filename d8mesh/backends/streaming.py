@@ -8,6 +8,7 @@ service: a backend says what to ask, and what a line of the answer means.
 from __future__ import annotations
 
 import contextlib
+import http.client
 import json
 import math
 import queue
@@ -18,9 +19,10 @@ import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeVar
+from typing import Any, Final, Generic, Protocol, TypeVar
 
 from d8mesh.backends.backend import ChatRun
+from d8mesh.backends.reading_threads import READING_THREADS
 from d8mesh.core.protocol.chat import Completion, Piece, completion_of
 from d8mesh.errors import (
     BackendAnswerError,
@@ -29,16 +31,14 @@ from d8mesh.errors import (
     BackendError,
     BackendStalledError,
     BackendTooLargeError,
-    BackendUnavailableError,
     D8Error,
     TaskCancelledError,
 )
 
-if TYPE_CHECKING:
-    import httpx
-
 #: An answer, thoughts and all: the longest contexts give a few megabytes, a result must hold it.
 MAX_TEXT_BYTES: Final = 8 * 1024 * 1024
+#: Pieces of an answer: those of the longest contexts, each with its own bookkeeping.
+MAX_PIECES: Final = 1_000_000
 #: All bytes of an answer: each token comes with some 150 bytes around it.
 MAX_WIRE_BYTES: Final = 512 * 1024 * 1024
 #: One line of an answer: one token, or the last line with its figures.
@@ -121,7 +121,10 @@ def completion(
                 raise BackendTooLargeError(
                     f"{reader.service} generates without end: more tokens than it was asked for"
                 )
-            pieces.append(piece)
+            if len(pieces) >= MAX_PIECES:
+                raise BackendTooLargeError(f"{reader.service} sent more pieces than an answer has")
+            if piece.size_bytes or piece.ending:  # others may come without end
+                pieces.append(piece)
             run.on_piece(piece)
     return completion_of(pieces, model)
 
@@ -166,7 +169,7 @@ class AnswerReader(Generic[PartT]):
     Args:
         service: what it is called in errors.
         url: where it is, for errors.
-        lines: given this reader, whose `hooks` its client must have; yields the answer's lines.
+        lines: given this reader, which is to know the connection; yields the answer's lines.
         piece_of: what a line means; `TypeError` and the like if it is no line of an answer.
         refused: the error that a status other than 200 means; None: as `refusal_error` says. Its
             `details` then name the status.
@@ -181,25 +184,20 @@ class AnswerReader(Generic[PartT]):
         piece_of: Callable[[Any], PartT],
         refused: Callable[[RefusedAnswer], D8Error] | None = None,
     ) -> None:
-        self.service, self._url = service, url
+        self.service, self.url = service, url
         self._lines, self._piece_of, self._refused = lines, piece_of, refused
         self._pieces: queue.Queue[PartT | Exception] = queue.Queue(MAX_AHEAD)
         self._is_closed = threading.Event()
         self._socket: socket.socket | None = None
-        self._thread = threading.Thread(target=self._read, name="answer-reader", daemon=True)
-        self._thread.start()
-
-    @property
-    def hooks(self) -> dict[str, list[Callable[..., Any]]]:
-        """The event hooks of the httpx client that makes the connection."""
-        return {"request": [self._prepare], "response": [self._guard]}
+        self._is_read = threading.Event()
+        READING_THREADS.run(self._read)
 
     def next(self, wait_s: float) -> PartT | None:
         """Return the next piece, or None if none came within `wait_s`; raise its error."""
         try:
             piece = self._pieces.get(timeout=wait_s)
         except queue.Empty:
-            if self._thread.is_alive() or self._is_closed.is_set() or not self._pieces.empty():
+            if not self._is_read.is_set() or self._is_closed.is_set() or not self._pieces.empty():
                 return None
             raise BackendError(f"the thread that reads {self.service}'s answer has died") from None
         if isinstance(piece, Exception):
@@ -210,9 +208,15 @@ class AnswerReader(Generic[PartT]):
         """End the connection, whatever it is doing; a service then stops generating."""
         self._is_closed.set()
         shut(self._socket)
-        self._thread.join(JOIN_S)
+        self._is_read.wait(JOIN_S)
 
     def _read(self) -> None:
+        try:
+            self._read_all()
+        finally:
+            self._is_read.set()
+
+    def _read_all(self) -> None:
         try:
             for line in self._lines(self):
                 piece = self._piece_of(json.loads(line))
@@ -229,26 +233,22 @@ class AnswerReader(Generic[PartT]):
                 return True
         return False
 
-    def _prepare(self, request: httpx.Request) -> None:
-        request.headers["accept-encoding"] = "identity"
-        request.extensions["trace"] = self._note_socket
+    def connected(self, connection: socket.socket) -> None:
+        """Note what the answer comes through, so that it can be ended."""
+        self._socket = connection
+        if self._is_closed.is_set():
+            shut(connection)
 
-    def _note_socket(self, event: str, info: Mapping[str, Any]) -> None:
-        if event in ("connection.connect_tcp.complete", "connection.start_tls.complete"):
-            self._socket = info["return_value"].get_extra_info("socket")
-            if self._is_closed.is_set():
-                shut(self._socket)
-
-    def _guard(self, response: httpx.Response) -> None:
-        """Let only a plain answer through."""
-        status, service = response.status_code, self.service
+    def guard(self, response: http.client.HTTPResponse) -> None:
+        """Let only a plain answer through; raise what another one means."""
+        status, service = response.status, self.service
         if status == 200:
-            encoding = response.headers.get("content-encoding", "identity")
+            encoding = response.getheader("content-encoding", "identity")
             if encoding.lower() != "identity":
                 raise BackendAnswerError(f"{service} sent a compressed answer ({encoding[:40]!r})")
             return
-        headers = {name.lower(): value for name, value in response.headers.items()}
-        refusal = RefusedAnswer(status, headers, _beginning(response))
+        headers = {name.lower(): value for name, value in response.getheaders()}
+        refusal = RefusedAnswer(status, headers, response.read(MAX_ERROR_BYTES))
         if self._refused is None or 300 <= status < 400:
             error: D8Error = refusal_error(service, refusal)
         else:
@@ -257,16 +257,12 @@ class AnswerReader(Generic[PartT]):
         raise error
 
     def _translated(self, error: Exception) -> D8Error:
-        """Return the error of ours for what the package, httpx or JSON raised."""
+        """Return the error of ours for what the connection or JSON raised."""
         if isinstance(error, D8Error):
             return error
-        import httpx
-
         ours: BackendError
         service, told = self.service, said(error)
-        if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout | ConnectionError):
-            ours = BackendUnavailableError(f"{service} does not answer at {self._url}")
-        elif isinstance(error, httpx.HTTPError):
+        if isinstance(error, OSError | http.client.HTTPException):
             ours = BackendAnswerError(f"the connection to {service} broke ({told})")
         elif isinstance(
             error, ValueError | TypeError | LookupError | AttributeError | RecursionError
@@ -299,15 +295,6 @@ def refusal_error(service: str, refusal: RefusedAnswer) -> BackendError:
     if refusal.status in BUSY:
         return BackendBusyError(f"{service} is busy ({refusal.reason})")
     return BackendError(f"{service} failed ({refusal.reason})")
-
-
-def _beginning(response: httpx.Response) -> bytes:
-    found = b""
-    for chunk in response.iter_raw(1024):
-        found += chunk
-        if len(found) >= MAX_ERROR_BYTES:
-            break
-    return found[:MAX_ERROR_BYTES]
 
 
 def error_in(content: bytes) -> str:
@@ -374,8 +361,8 @@ def whole_number(value: Any) -> int:
 
 
 def said(error: BaseException) -> str:
-    """Return `error` in one bounded line."""
-    return shown(f"{type(error).__name__}: {error}" if str(error) else type(error).__name__)
+    """Return `error` in one bounded line: its text, where it has none its class."""
+    return shown(str(error) or type(error).__name__)
 
 
 def shown(text: str) -> str:

@@ -14,15 +14,29 @@ from typing import Final
 #: Where an Ollama that was installed as a service of the system keeps its models, beside the
 #: folder of the user.
 SYSTEM_FOLDERS: Final = ("/usr/share/ollama/.ollama/models", "/var/lib/ollama/models")
+#: Where the bound of a container stands: cgroup 2, then cgroup 1.
+CONTAINER_BOUNDS: Final = (
+    Path("/sys/fs/cgroup/memory.max"),
+    Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
+)
 
 
-def memory_bytes() -> int | None:
-    """Return this machine's memory; None where it does not tell. Graphics memory is not in it."""
+def memory_bytes(*, bounds: Iterable[Path] = CONTAINER_BOUNDS) -> int | None:
+    """Return this machine's memory; None where it does not tell. Graphics memory is not in it.
+
+    Args:
+        bounds: files that may say how much of it a container has.
+    """
     if sys.platform == "win32":
         return _windows_memory_bytes()
+    found: int | None = None
     with contextlib.suppress(OSError, ValueError, AttributeError):
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return None
+        found = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    for path in bounds:
+        with contextlib.suppress(OSError, ValueError):  # "max" is no number
+            bound = int(path.read_text("ascii"))
+            found = bound if found is None else min(found, bound)
+    return found
 
 
 def models_folder(env: Mapping[str, str], *, system: Iterable[str] = SYSTEM_FOLDERS) -> Path:

@@ -55,7 +55,7 @@ def admin_handlers(pool: ServicePool) -> dict[str, Handler]:
         freed = 0 if info is None else info.size_bytes
         if own is not None:
             with _refusals():
-                remove_model(service, own)
+                remove_model(service, own, _emitter(context), lambda: context.is_cancelled)
             _await(lambda: service.has(name) is None)
         told = {"freed_bytes": freed, "was_there": own is not None}
         return _result("removed", own or name, service) | told
@@ -64,7 +64,18 @@ def admin_handlers(pool: ServicePool) -> dict[str, Handler]:
 
 
 def _pulled(service: Service, name: str, context: TaskContext) -> dict[str, object]:
-    was_there, said = service.has(name) is not None, float("-inf")
+    was_there = service.has(name) is not None
+    pull_model(service, name, _emitter(context), lambda: context.is_cancelled)
+    _await(lambda: service.has(name) is not None)
+    own = service.has(name) or name
+    info = service.installed.get(own)
+    told = {"size_bytes": 0 if info is None else info.size_bytes, "was_there": was_there}
+    return _result("pulled", own, service) | told
+
+
+def _emitter(context: TaskContext) -> Callable[[PullProgress], None]:
+    """Return what emits progress, not too often."""
+    said = float("-inf")
 
     def emit(progress: PullProgress) -> None:
         nonlocal said
@@ -74,12 +85,7 @@ def _pulled(service: Service, name: str, context: TaskContext) -> dict[str, obje
             completed, total = progress.completed_bytes, progress.total_bytes
             context.emit({"status": progress.status, "completed": completed, "total": total})
 
-    pull_model(service, name, emit, lambda: context.is_cancelled)
-    _await(lambda: service.has(name) is not None)
-    own = service.has(name) or name
-    info = service.installed.get(own)
-    told = {"size_bytes": 0 if info is None else info.size_bytes, "was_there": was_there}
-    return _result("pulled", own, service) | told
+    return emit
 
 
 def _result(output: str, model: str, service: Service) -> dict[str, object]:

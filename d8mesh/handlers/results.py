@@ -81,16 +81,16 @@ def _is_verdict(value: object) -> bool:
 def of_exception(error: BaseException, worker_id: str, duration_s: float) -> AttemptEnd:
     """Return how an attempt ends whose handler raised.
 
-    What d8mesh's own handlers say in words, and a `Reject`, carries no traceback.
+    What d8mesh's own handlers say in words, and a `Reject`, carries no traceback and no class.
     """
-    is_refusal = isinstance(error, InvalidTaskError)
-    text = message_of(error) if is_refusal else error_text(error)
+    is_refusal, is_said = isinstance(error, InvalidTaskError), _is_said(error)
+    text = message_of(error) if is_refusal or is_said else error_text(error)
     return of_error(
         text,
         worker_id,
         duration_s,
         is_final=is_refusal or isinstance(error, PayloadTooLargeError),
-        traceback="" if _is_said(error) else traceback_text(error),
+        traceback="" if is_said else traceback_text(error),
     )
 
 

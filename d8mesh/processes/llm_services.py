@@ -66,7 +66,8 @@ class LlmServices:
         worker.on_warm(self.pool.warm)
 
     def start(self, stop: threading.Event) -> None:
-        """Keep all services in sight until `stop` is set."""
+        """Keep all services in sight until `stop` is set; say what their tasks are."""
+        self._console.begin(self.pool.services, types=(*self._chats, *self._embeds))
         self.pool.start(stop)
 
     def keep_in(self, folder: Path) -> None:
@@ -93,7 +94,7 @@ class LlmServices:
 
     def _offer(self, services: Sequence[OfferedService]) -> None:
         seen = self.pool.together()
-        is_managed = any(each.managed is not None and each.seen.url for each in self.pool.services)
+        is_managed = any(map(_can_be_changed, self.pool.services))
         changes = tuple(self._changes) if is_managed else ()
         types = (*(self._chats if seen.is_up else ()), *(self._embeds if seen.embedders else ()))
         self._types = types
@@ -144,11 +145,18 @@ class LlmServices:
         self._console.heard(service_id, where, models)
 
 
+def _can_be_changed(service: Service) -> bool:
+    """Return whether models can be pulled there now."""
+    return service.managed is not None and bool(service.seen.url)
+
+
 def _body(services: Sequence[Service], seen: Availability) -> dict[str, object]:
+    # one without a model is up as well: it gets one when somebody wants it to
+    is_up = any(each.is_useful or _can_be_changed(each) for each in services)
     body: dict[str, object] = {
         "name": "+".join(dict.fromkeys(each.backend.kind for each in services)),
         "url": seen.url or None,
-        "is_up": seen.is_up,
+        "is_up": is_up,
         "models": list(seen.models),
         "default_model": seen.default or None,
         "not_offered": dict(seen.unfit),

@@ -1,34 +1,47 @@
 """Pulls the configured default model where this machine's own Ollama lacks it, with its progress.
 
-The worker offers meanwhile what is there.
+The worker offers meanwhile what is there. A pull that fails, as before the network is up, is tried
+again after a pause that grows.
 """
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable
+from typing import Final
 
 from d8mesh.backends.services import Service
 from d8mesh.backends.services.changes import pull_model
 from d8mesh.core.protocol.model_names import matching
-from d8mesh.errors import BackendUnavailableError, D8Error, TaskCancelledError
+from d8mesh.errors import BackendError, D8Error, TaskCancelledError
 from d8mesh.processes.pull_progress import pull_view
 from d8mesh.words import tr, translated
 
+#: After a pull that failed, and each time twice as long: a network that comes up with the machine
+#: is there in seconds, a registry that is down in minutes.
+PULL_AGAIN_S: Final = 10.0
+PULL_AGAIN_MOST_S: Final = 600.0
+
 
 class ModelFetch:
-    """Pulls one model once, if it is missing.
+    """Pulls one model, if it is missing; at one service.
 
     Args:
         model: its name; None: nothing is to be pulled.
         tell: says a finished line to people.
+        again_s: the first pause after a failure.
 
     Thread: any.
     """
 
-    def __init__(self, model: str | None, *, tell: Callable[[str], None]) -> None:
-        self._model, self._tell = model, tell
+    def __init__(
+        self, model: str | None, *, tell: Callable[[str], None], again_s: float = PULL_AGAIN_S
+    ) -> None:
+        self._model, self._tell, self._again_s = model, tell, again_s
         self._stop = threading.Event()
+        #: ends a pause
+        self._wake = threading.Event()
         self._thread: threading.Thread | None = None
         self._service: Service | None = None
         self._lock = threading.Lock()
@@ -46,6 +59,7 @@ class ModelFetch:
             return False
         with self._lock:
             if self._thread is not None or self._stop.is_set():
+                self._wake.set()  # it is there again, or offers something else
                 return service is self._service
             self._service = service
             self._thread = threading.Thread(
@@ -57,6 +71,7 @@ class ModelFetch:
     def close(self, wait_s: float) -> None:
         """Stop pulling; what has come stays."""
         self._stop.set()
+        self._wake.set()
         with self._lock:
             thread = self._thread
         if thread is not None:
@@ -64,22 +79,31 @@ class ModelFetch:
 
     def _pull(self, service: Service, name: str) -> None:
         self._tell(tr("DEEPSEEK_MODEL={model} is not installed: pulling it", model=name))
-        view = pull_view(name, tell=self._tell)
-        try:
-            pull_model(service, name, view.show, self._stop.is_set)
-        except TaskCancelledError:
-            return
-        except D8Error as error:
-            self._fails(service, name, error)
-        else:
-            view.close()
-            self._tell(tr("{model} is installed", model=name))
-        finally:
-            view.close()
+        told, pause_s = "", self._again_s
+        while not self._stop.is_set() and service.has(name) is None:
+            self._wake.clear()
+            try:
+                self._pull_once(service, name)
+            except TaskCancelledError:
+                return
+            except BackendError as error:
+                told = told or self._fails(
+                    name, error, tr("; it is tried again, less and less often")
+                )
+                self._wake.wait(pause_s)
+                pause_s = min(2 * pause_s, PULL_AGAIN_MOST_S)
+            except D8Error as error:
+                self._fails(name, error)
+                return
+            else:
+                self._tell(tr("{model} is installed", model=name))
+                return
 
-    def _fails(self, service: Service, name: str, error: D8Error) -> None:
-        if isinstance(error, BackendUnavailableError):
-            with self._lock:
-                self._thread = None  # at the next look
-        why = translated(str(error))
-        self._tell(tr("{model} could not be pulled: {why}", model=name, why=why))
+    def _pull_once(self, service: Service, name: str) -> None:
+        with contextlib.closing(pull_view(name, tell=self._tell)) as view:
+            pull_model(service, name, view.show, self._stop.is_set)
+
+    def _fails(self, name: str, error: D8Error, more: str = "") -> str:
+        told = tr("{model} could not be pulled: {why}", model=name, why=translated(str(error)))
+        self._tell(told + more)
+        return told

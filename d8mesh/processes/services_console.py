@@ -41,6 +41,18 @@ class ServicesConsole:
         self._had: set[str] = set()
         self._paused: dict[tuple[str, str], str] = {}
 
+    def begin(self, services: Sequence[Service], *, types: Sequence[str]) -> None:
+        """Say what is taken for services once they answer, and where they are looked for."""
+        places = dict.fromkeys(_place_of(each, each.backend.url) for each in services)
+        if places:
+            told = tr(
+                "beside these, as many at once as its LLM services answer: {types}; looking for "
+                "{places}",
+                types=_shortened(types),
+                places=_shortened(list(places)),
+            )
+            self._tell(told)
+
     def changed(
         self,
         service: Service,
@@ -74,6 +86,7 @@ class ServicesConsole:
         back = tr("back: ") if seen.url in self._had and not is_same else ""
         self._had.add(seen.url)
         self._tell(back + _offer_of(service, types))
+        self._tell(_BELOW + _slots_of(service))
         for name, why in list(seen.unfit.items())[:MAX_SHOWN_MODELS]:
             told = tr("{model} is not offered: it {why}", model=name, why=translated(why))
             self._tell(_BELOW + told)
@@ -121,11 +134,25 @@ class ServicesConsole:
 
 
 def _offer_of(service: Service, types: str) -> str:
-    seen, kind = service.seen, _SERVICE_KINDS.get(service.backend.kind, service.backend.kind)
-    place = tr("{kind} at {url}", kind=kind, url=seen.url) if seen.url else tr(kind)
+    seen, place = service.seen, _place_of(service, service.seen.url)
     others = [name for name in seen.models if name != seen.default]
     told = tr("{place}: {types} with {model}", place=place, types=types, model=seen.default)
     return told + (tr("; others: {models}", models=_shortened(others)) if others else "")
+
+
+def _place_of(service: Service, url: str) -> str:
+    kind = _SERVICE_KINDS.get(service.backend.kind, service.backend.kind)
+    return tr("{kind} at {url}", kind=kind, url=url) if url else tr(kind)
+
+
+def _slots_of(service: Service) -> str:
+    """Say how many requests it gets at once, as far as that is known."""
+    slots = {model.name: model.slots for model in service.offered().models}
+    if not slots or len(set(slots.values())) == 1:
+        most = max(slots.values(), default=1)
+        return tr("{count} at once with each model, more if it proves to answer more", count=most)
+    named = _shortened([f"{count} with {name}" for name, count in slots.items()])
+    return tr("at once {counts}, more if it proves to answer more", counts=named)
 
 
 def _shortened(names: Sequence[str]) -> str:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from d8mesh.apps.answers import niches_in
+from d8mesh.apps.answers import NICHE_SCHEMA, SCORES, niches_in
 from d8mesh.errors import BackendAnswerError
 
 ROW: dict[str, Any] = {
@@ -82,3 +82,19 @@ def test_half_a_character_is_replaced() -> None:
 def test_no_answer_breaks_it(answer: str) -> None:
     with contextlib.suppress(BackendAnswerError):
         assert niches_in(answer)
+
+
+_FORM: Any = NICHE_SCHEMA["properties"]["niches"]["items"]["properties"]
+
+
+@given(
+    name=st.from_regex(_FORM["name"]["pattern"], fullmatch=True),
+    description=st.from_regex(_FORM["description"]["pattern"], fullmatch=True),
+)
+def test_whatever_keeps_to_the_schema_is_a_niche(name: str, description: str) -> None:
+    for text, form in ((name, _FORM["name"]), (description, _FORM["description"])):
+        assert form["minLength"] <= len(text) <= form["maxLength"]
+        assert json.loads(f'"{text}"') == text
+    row = {"name": name, "description": description, **dict.fromkeys(SCORES, 50)}
+    (niche,) = niches_in(json.dumps({"niches": [row, row]}))
+    assert (niche.name, niche.description) == (name, description)

@@ -91,6 +91,8 @@ def test_the_model_is_as_wished_or_that_is_said(
     assert f"(qwen2.5:3b on {host_name()}" in capsys.readouterr().err
     run_with(client, "Hola", options_of("--model", "llama9"), None)
     assert "no machine could answer with llama9 now: another model did" in capsys.readouterr().err
+    run_with(client, "Hola", options_of("--model", "qwen2.5"), None)
+    assert "no service has qwen2.5; did you mean qwen2.5:3b?" in capsys.readouterr().err
     run_with(client, "Hola", options_of("--model", "library/Qwen2.5:3B"), None)
     said = capsys.readouterr().err
     assert f"(qwen2.5:3b on {host_name()}" in said

@@ -45,11 +45,11 @@ class Machine:
         self.offer()
         mesh.run(self.worker)
 
-    def offer(self) -> None:
-        """Tell of what it has."""
+    def offer(self, *, why: str = "") -> None:
+        """Tell of what it has, or why it has nothing now."""
         models = [OfferedModel(name, f"d-{name}", size_bytes=GB) for name in sorted(self.models)]
         where = (f"{self.name}:11434", "ollama", self.name, f"http://{self.name}:11434")
-        service = OfferedService(*where, False, 0, "", models)
+        service = OfferedService(*where, False, 0, "", [] if why else models, why=why)
         self.worker.offer_services(["agent_action"], [service])
 
     def pull(self, data: Mapping[str, Any], context: TaskContext) -> object:
@@ -206,6 +206,13 @@ def test_a_model_is_removed_from_the_only_machine_that_has_it(
     assert pool.run("remove", "m:latest") == 0
     assert pool.pi5.models == set()
     assert capsys.readouterr().out == "pi5: m:latest is removed\n"
+
+
+def test_nothing_is_removed_from_where_nobody_gets(pool: Pool) -> None:
+    pool.pi5.offer(why="it is off")
+    until(lambda: pool.client.models()["models"][0]["places"][0]["state"] == "down")
+    with pytest.raises(BackendUnavailableError, match="m is on pi5, which cannot be reached now"):
+        pool.run("remove", "m")
 
 
 def test_of_several_machines_it_must_be_said_which(pool: Pool) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from d8mesh import words
-from d8mesh.apps.model_places import Overview, Room, best, fitting, named, online
+from d8mesh.apps.model_places import Overview, Room, best, check_name, fitting, named, online
 from d8mesh.errors import BackendUnavailableError, ConfigError
 from d8mesh.words import translated
 from tests.apps.listed_models import model, overview, place, service
@@ -125,3 +125,10 @@ def test_why_the_best_is_that_is_told_truly() -> None:
 def test_a_size_is_known_if_anybody_has_the_model() -> None:
     assert seen().size_of("CHAT") == 1_900_000_000
     assert seen().size_of("unknown") == 0
+
+
+@pytest.mark.parametrize("name", ["bad name!", "", "a:", "/m"])
+def test_what_no_model_can_be_called_is_told_before_anything_is_done(name: str) -> None:
+    with pytest.raises(ConfigError, match="NAME: expected a model's name"):
+        check_name(name)
+    check_name("hf.co/User/Model-GGUF:Q4_K_M")

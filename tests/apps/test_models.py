@@ -30,7 +30,7 @@ def shown(body: dict[str, Any], columns: int | None = None) -> str:
 def test_a_model_is_one_row_with_where_it_is() -> None:
     head, first, second, third, *_ = shown(overview()).splitlines()
     assert head.split() == [
-        "model", "size", "loaded", "installed", "can", "tokens/s", "slots", "waiting",
+        "model", "size", "loaded", "installed", "can", "tokens/s", "requests", "waiting",
     ]  # fmt: skip
     assert first.split("  ")[0] == "qwen2.5:3b"
     told = ("1.9 GB", "pi5  ", "pi5, nas (paused)", "tools", "11.7-48.2", "2/3", "4")
@@ -46,7 +46,7 @@ def test_aliases_pauses_and_budgets_are_said_below() -> None:
         "qwen2.5:3b on nas is paused, tried again in 12 s: model requires more system memory"
         in told
     )
-    assert "tasks that wait for whichever model: 3" in told
+    assert "tasks that wait and ask for no model: 3" in told
     assert (
         "llama-3.3-70b at groq has left: 12 requests this minute; 4000 tokens this minute; "
         "900 requests today" in told

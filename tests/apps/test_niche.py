@@ -15,7 +15,7 @@ import pytest
 from d8mesh.apps import work
 from d8mesh.apps.answers import NICHE_SCHEMA
 from d8mesh.apps.findings import load
-from d8mesh.apps.niche import MAX_ASKS, run, run_with
+from d8mesh.apps.niche import MAX_ASKS, question_of, run, run_with
 from d8mesh.apps.niche_plan import NichePlan
 from d8mesh.backends.embedded import EmbeddedBackend
 from d8mesh.backends.ollama import OllamaBackend
@@ -95,6 +95,10 @@ def test_every_market_in_every_geography_is_asked_and_saved(
     assert "Repair cafés" in (tmp_path / "niches.csv").read_text("utf-8")
     said = capsys.readouterr()
     assert "4 pairs: 4 found, 0 unusable" in said.out
+    head, *rows = said.out.splitlines()[:5]
+    columns = ["opportunity", "demand", "growth", "feasibility", "competition"]
+    assert head.split()[:5] == columns
+    assert [row.split()[:5] for row in rows] == [["70.0", "70", "60", "80", "30"]] * 4
     assert str(tmp_path) in said.out
     assert "4/4" in said.err
 
@@ -145,6 +149,15 @@ def test_a_bad_answer_is_asked_for_again_with_what_is_wrong(
     assert "no JSON object" in again[3]["content"]
 
 
+def test_a_question_stays_small_however_often_and_badly_it_is_answered() -> None:
+    asked = question_of(("pets", "Spain"), None)
+    for _ in range(MAX_ASKS - 1):
+        asked = asked.again("🐶" * 100_000, "there is no JSON object in it")
+    assert asked.number == MAX_ASKS
+    assert len(asked.messages) == 4
+    assert len(str(asked.messages).encode()) < 3000
+
+
 def test_what_stays_bad_is_listed_as_unusable(
     server: OllamaServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -158,14 +171,19 @@ def test_what_stays_bad_is_listed_as_unusable(
     assert len(server.chats) == 2 + 2 * MAX_ASKS
 
 
-def test_an_answer_without_a_text_is_unusable(tmp_path: Path) -> None:
+def test_an_answer_without_a_text_is_asked_for_again_and_then_unusable(tmp_path: Path) -> None:
+    roles: list[list[str]] = []
+
     def silent(data: Any, context: Any) -> dict[str, Any]:
+        roles.append([each["role"] for each in data["messages"]])
         return {"success": True, "output": "", "model": "mute:1b"}
 
     options = options_of(output=tmp_path)
     with InProcess({"agent_action": silent}) as mesh:
         assert run_with(mesh, PLAN, config=Config(), options=options) == 1
     assert {each.error for each in load(tmp_path).all()} == {"the answer has no text"}
+    assert len(roles) == 4 * MAX_ASKS
+    assert ["system", "user", "user"] in roles
 
 
 def test_nothing_usable_is_a_failure(server: OllamaServer, tmp_path: Path) -> None:

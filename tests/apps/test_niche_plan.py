@@ -54,13 +54,27 @@ def test_too_many_pairs_are_refused(tmp_path: Path) -> None:
         read_plan(file)
 
 
-def test_a_file_that_is_too_large_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("name", ["plan.yaml", "plan.YML"])
+def test_markets_and_geographies_are_lists_of_yaml_too(tmp_path: Path, name: str) -> None:
+    file = tmp_path / name
+    file.write_text("# mine\nmarkets:\n  - pets\n  - ñandú\ngeographies: [Perú]\n", "utf-8")
+    assert read_plan(file).pairs == [("pets", "Perú"), ("ñandú", "Perú")]
+
+
+@pytest.mark.parametrize(
+    ("content", "line"),
+    [
+        ("markets: [pets\ngeographies: [Peru]\n", 2),
+        ("markets:\n- pets\ngeographies:\n- Sweden\n- no\n", 5),
+        ("markets: pets\ngeographies: [Peru]\n", 1),
+    ],
+)
+def test_what_is_wrong_in_yaml_is_told_with_its_line(
+    tmp_path: Path, content: str, line: int
 ) -> None:
-    monkeypatch.setattr("d8mesh.apps.niche_plan.MAX_NAMES_BYTES", 10)
-    file = tmp_path / "markets.json"
-    file.write_text('{"markets": ["a"], "geographies": ["b"]}', "utf-8")
-    with pytest.raises(ConfigError, match="larger than 10 bytes"):
+    file = tmp_path / "plan.yaml"
+    file.write_text(content, "utf-8")
+    with pytest.raises(ConfigError, match=f"plan.yaml, line {line}: .*; expected `markets:"):
         read_plan(file)
 
 

@@ -7,8 +7,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from d8mesh.apps.prompts import PromptModel, _GrowingAnswer, model_for
+from d8mesh.apps.prompts import PROMPTS, PromptModel, _GrowingAnswer, ask_all, model_for
 from d8mesh.config import Config
+from d8mesh.errors import TaskFailedError
+from tests.apps.test_following import Played
 from tests.ollama_standin import OllamaStandin
 from tests.real_model import MODEL, needs_model
 
@@ -74,3 +76,16 @@ def test_pieces_that_were_not_heard_are_printed_at_the_end(
     monkeypatch.delenv("COLUMNS", raising=False)
     grown(["One, "], "One, two.")
     assert capsys.readouterr().out == "    One, two.\n"
+
+
+def test_a_prompt_that_nobody_answers_is_told_and_the_next_is_asked(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    model = PromptModel(name="m", where="here")
+    assert ask_all(Played("One, "), model, within_s=30) == len(PROMPTS)
+    failing = Played("One, ", refusal=TaskFailedError("there is no memory left\x1b[31m"))
+    capsys.readouterr()
+    assert ask_all(failing, model, within_s=30) == 0
+    told = capsys.readouterr().out
+    assert told.count("(no answer: there is no memory left\\x1b[31m)") == len(PROMPTS)
+    assert all(prompt.split()[0] in told for prompt in PROMPTS)

@@ -130,12 +130,24 @@ def test_services_are_told_in_short_with_what_they_have_loaded() -> None:
     shown = list(lines(each, NOW))
     at = next(n for n, line in enumerate(shown) if line.split()[:1] == ["machine"])
     assert [line.split() for line in shown[at : at + 5]] == [
-        ["machine", "service", "state", "running", "loaded"],
+        ["machine", "service", "state", "requests", "loaded"],
         ["pi5", "ollama", "online", "2", "qwen2.5:3b"],
         ["nas", "ollama", "online", "0", "-"],
         ["attic", "ollama", "down", "0", "-"],
         ["groq", "groq", "(cloud)", "online", "0", "-"],
     ]
+    why = "Ollama does not answer at http://attic:11434"
+    assert shown[at + 5].strip() == f"attic (ollama): {why}"
+    each.workers = [worker("w", capabilities={"task_types": ["echo"]}, reason=why)]
+    assert sum(why in line for line in lines(each, NOW)) == 1, "the worker says it already"
+
+
+def test_slots_are_the_workers_own_and_requests_those_of_its_services() -> None:
+    shown = told([worker("w", running=1, placed=6), worker("x")])
+    head, first, second = (line.split() for line in shown[2:5])
+    assert head[3:5] == ["slots", "requests"]
+    assert first[3:5] == ["1/2", "6"]
+    assert second[3:5] == ["0/2", "-"]
 
 
 def test_workers_that_ended_fade_out() -> None:

@@ -127,7 +127,9 @@ def test_lines_are_many_tasks(
     rows = b'{"n": 0}\n\n{"n": 1}\r\n{"n": 2}'
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(rows)))
     assert ended(client, "echo", "-", "--lines", "--wait") == 0
-    bodies = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    told = capsys.readouterr()
+    assert told.err.splitlines()[-1] == "3 tasks completed, 0 did not"
+    bodies = [json.loads(line) for line in told.out.splitlines()]
     assert sorted(body["result"]["output"]["n"] for body in bodies) == [0, 1, 2]
     assert all(body["line"] == body["result"]["output"]["n"] + 1 for body in bodies)
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(rows)))

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from d8mesh.backends.accounts import service_id_of
 from d8mesh.backends.accounts.account import (
     FOR_GOOD_S,
+    KEPT_BLOCK_S,
     LATE_S,
     MAX_ACCOUNT_MODELS,
     MINUTE_S,
@@ -444,3 +445,36 @@ def test_names_that_are_made_up_fill_no_memory() -> None:
         account.learn(f"m{i}", {"day_requests": 1})
     assert account.bounds("m0").day_requests != 1
     assert account.bounds(f"m{MAX_ACCOUNT_MODELS + 49}").day_requests == 1
+
+
+def test_a_clock_that_was_years_ahead_blocks_nothing_for_years(tmp_path: Path) -> None:
+    ahead, right = Hands(NOON_AT + 1000 * DAY_S), Hands()
+    path = tmp_path / "w" / "a.json"
+    path.parent.mkdir()
+    first = account_of(ahead, ("day_requests", 1))
+    first.keep_in(path)
+    assert taken(first) is not None
+    first.block_today("other", "the day's quota is used up")
+    second = account_of(right, ("day_requests", 1))
+    second.keep_in(path)
+    beside = account_of(right, ("day_requests", 1))
+    beside.keep_in(tmp_path / "beside" / "a.json")
+    for account in (second, beside):
+        for model in ("m", "other"):
+            assert account.budget(model).blocked_s <= KEPT_BLOCK_S
+    right.turn(KEPT_BLOCK_S + 1)
+    assert taken(second) is not None
+    ahead.at = NOON_AT  # and it is set right while the worker runs
+    assert first.budget("m").day_left_s <= DAY_S
+
+
+def test_the_block_of_a_day_of_25_hours_is_known_after_a_restart(tmp_path: Path) -> None:
+    midnight = datetime(2026, 11, 1, 7, 0, 30, tzinfo=UTC).timestamp()  # in California
+    hands = Hands(midnight)
+    for account in (account_of(hands, day=Day.PACIFIC), account_of(hands, day=Day.PACIFIC)):
+        account.keep_in(tmp_path / "a.json")
+        account.block_today("m", "the day's quota is used up")
+        assert 24.5 * 3600 < account.budget("m").blocked_s < 25 * 3600
+    third = account_of(hands, day=Day.PACIFIC)
+    third.keep_in(tmp_path / "a.json")
+    assert third.budget("m").blocked_s > 24.5 * 3600

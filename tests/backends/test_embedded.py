@@ -171,16 +171,16 @@ def test_a_cancelled_answer_stops_generating_within_a_second(backend: EmbeddedBa
 
     with pytest.raises(TaskCancelledError):
         backend.chat(STORY, run_of(hear, is_cancelled.is_set))
-    cancelled_at = time.monotonic()
     child = psutil.Process(backend.process_id)
-    used, at = sum(child.cpu_times()[:2]), time.monotonic()
+    used = used_before = sum(child.cpu_times()[:2])
+    at = time.monotonic()
     while True:  # until it uses no processor for a while
         time.sleep(0.2)
         now_used, now = sum(child.cpu_times()[:2]), time.monotonic()
         if now_used - used < 0.25 * (now - at):
             break
         used, at = now_used, now
-    assert at - cancelled_at < CANCEL_S
+    assert used - used_before < CANCEL_S  # of a processor: others may have had the time between
     assert backend.chat(asking("Hi."), run_of()).text
 
 

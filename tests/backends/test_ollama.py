@@ -130,6 +130,7 @@ def test_a_service_without_models_is_down(server: OllamaServer) -> None:
     server.models = ()
     seen = OllamaBackend(server.url).probe()
     assert (seen.is_up, "ollama pull" in seen.reason) == (False, True)
+    assert "`models pull NAME`" in seen.reason
 
 
 @pytest.mark.parametrize(
@@ -220,6 +221,34 @@ def test_a_default_model_that_is_not_there_is_warned_of(
     assert (seen.is_up, seen.default) == (True, "qwen2.5:3b")
     assert said in seen.warning
     assert OllamaBackend(server.url, default_model="QWEN2.5:3b").probe().warning == ""
+
+
+def test_a_pull_does_not_change_which_model_answers_without_a_wish(server: OllamaServer) -> None:
+    server.models = ("newest:1b", "nomic-embed-text:latest", "untold:1b", "oldest:1b", "older:1b")
+    server.changed_at = {
+        "newest:1b": "2026-03-01T10:00:00.123456789+02:00",
+        "nomic-embed-text:latest": "2020-01-01T00:00:00Z",
+        "oldest:1b": "2026-03-01T05:00:00.5-02:00",  # as text it is older than it is
+        "older:1b": "2026-03-01T06:00:00Z",
+        "untold:1b": "some day",
+    }
+    backend = OllamaBackend(server.url)
+    assert backend.probe().default == "older:1b"
+    server.models = ("pulled:1b", *server.models)
+    server.changed_at["older:1b"] = "2026-09-09T00:00:00Z"  # it was brought up to date
+    assert backend.probe().default == "older:1b"
+    server.models = tuple(name for name in server.models if name != "older:1b")
+    seen = backend.probe()
+    assert (seen.default, chat(backend).model) == ("oldest:1b", "oldest:1b")
+    assert OllamaBackend(server.url, default_model="untold:1b").probe().default == "untold:1b"
+
+
+def test_the_wanted_default_answers_from_when_it_is_there(server: OllamaServer) -> None:
+    server.models = ("other:1b",)
+    backend = OllamaBackend(server.url, default_model="wanted:1b")
+    assert backend.probe().default == "other:1b"
+    server.models = ("wanted:1b", "other:1b")
+    assert backend.probe().default == "wanted:1b"
 
 
 def test_pictures_and_tools_go_to_a_model_that_can_take_them(server: OllamaServer) -> None:

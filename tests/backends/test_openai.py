@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import threading
+import tracemalloc
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from d8mesh.backends.backend import ChatRun, ModelInfo
 from d8mesh.backends.openai import gemini_of, groq_of, servers_of
+from d8mesh.backends.openai.endpoint import Endpoint
 from d8mesh.backends.openai.service import OpenAIBackend
 from d8mesh.backends.services import PoolListener, ServicePool
 from d8mesh.config import Config
@@ -25,12 +28,13 @@ from d8mesh.core.protocol.chat import (
     Prompt,
     Usage,
 )
-from d8mesh.core.protocol.messages import OfferedModel, Placement
+from d8mesh.core.protocol.messages import OfferedModel, Placement, Services
 from d8mesh.errors import (
     BackendAnswerError,
     BackendError,
     BackendLimitError,
     BackendStalledError,
+    BackendTooLargeError,
     BackendUnavailableError,
     InvalidTaskError,
     TaskCancelledError,
@@ -631,13 +635,17 @@ def test_a_model_that_is_not_in_the_tier_is_offered_no_more(gemini: CloudServer)
     assert chat(backend, model="gemini-2.5-flash").text
 
 
-def test_what_can_never_fit_fails_with_what_to_do(groq: CloudServer) -> None:
+def test_what_can_never_fit_is_given_back_once_and_then_fails_with_what_to_do(
+    groq: CloudServer,
+) -> None:
     backend = backend_of(groq)
-    groq.prepared = [too_large("openai/gpt-oss-120b", 8000, 32_979)]
-    with pytest.raises(BackendError, match="can never fit") as caught:
+    groq.prepared = [too_large("openai/gpt-oss-120b", 8000, 32_979)] * 3
+    with pytest.raises(BackendLimitError, match="can never fit"):  # another service may take it
         chat(backend, model="openai/gpt-oss-120b")
-    assert not isinstance(caught.value, BackendUnavailableError)
-    assert "ask another model" in str(caught.value)
+    for _ in range(2):
+        with pytest.raises(BackendTooLargeError, match="can never fit") as caught:
+            chat(backend, model="openai/gpt-oss-120b")
+        assert "ask another model" in str(caught.value)
     budget = backend.budget("openai/gpt-oss-120b")
     assert budget is not None
     assert (budget.minute_tokens, budget.blocked_s) == (8000, 0)
@@ -645,9 +653,23 @@ def test_what_can_never_fit_fails_with_what_to_do(groq: CloudServer) -> None:
 
 def test_what_is_known_to_be_too_large_is_not_sent(groq: CloudServer) -> None:
     long = ({"role": "user", "content": "word " * 20_000},)
-    with pytest.raises(BackendError, match="can never fit"):
-        chat(backend_of(groq), messages=long, model="openai/gpt-oss-120b")
+    backend = backend_of(groq)
+    for kind in (BackendLimitError, BackendTooLargeError):
+        with pytest.raises(kind, match="can never fit"):
+            chat(backend, messages=long, model="openai/gpt-oss-120b")
     assert groq.asked == []
+
+
+def test_questions_that_are_too_large_pause_no_model(groq: CloudServer) -> None:
+    backend = backend_of(groq)
+    pool = ServicePool([backend])
+    pool.look()
+    there = Placement(service=backend.service_id, model="openai/gpt-oss-120b")
+    question = ChatRequest(messages=({"role": "user", "content": "word " * 20_000},))
+    for _ in range(6):
+        with pytest.raises(BackendError, match="can never fit"):
+            pool.chat(question, run_of(placement=there))
+    assert pool.services[0].paused("openai/gpt-oss-120b") == ""
 
 
 @pytest.mark.parametrize("status", [498, 503])
@@ -810,3 +832,66 @@ def test_a_server_of_the_lan_has_the_id_of_its_place_and_no_budget(lan: CloudSer
     assert offered.why == ""
     assert not offered.is_cloud
     assert {model.budget for model in offered.models} == {None}
+
+
+# --- services that mean harm, or are out of order
+
+
+@pytest.mark.parametrize("where", range(0, 1200, 37))
+def test_no_part_of_a_key_is_shown_wherever_a_text_is_cut(where: int) -> None:
+    key = "gsk_" + "k3y" * 30
+    endpoint = Endpoint("Groq", "http://127.0.0.1:1", key)
+    assert "k3y" not in endpoint.redacted("x" * where + key)
+
+
+def test_a_list_that_lies_deep_makes_a_service_down_and_no_more(lan: CloudServer) -> None:
+    backend = backend_of(lan)
+    for depth in (600, 100_000):
+        lan.prepared_lists = [Prepared(200, ("[" * depth + "]" * depth).encode())]
+        assert not backend.probe().is_up
+
+
+def test_what_is_larger_than_what_was_asked_for_is_not_read_to_its_end(
+    gemini: CloudServer, lan: CloudServer
+) -> None:
+    lan.prepared_lists = [Prepared(200, b'{"data": [' + b"[]," * 2_000_000 + b"[]]}")]
+    assert "more than an answer may hold" in backend_of(lan).probe().reason
+    gemini.prepared = [Prepared(200, b'{"data": [' + b"[]," * 200_000 + b"[]]}")]
+    with pytest.raises(BackendTooLargeError):
+        backend_of(gemini).embed(
+            EmbeddingRequest(texts=("a",), model="gemini-embedding-001"), run_of()
+        )
+
+
+@pytest.mark.parametrize("vector", ["[" * 600 + "]" * 600, "[1" + "0" * 400 + "]"])
+def test_vectors_beyond_all_bounds_fail(gemini: CloudServer, vector: str) -> None:
+    gemini.prepared = [Prepared(200, f'{{"data": [{{"embedding": {vector}}}]}}'.encode())]
+    with pytest.raises(BackendError):
+        backend_of(gemini).embed(
+            EmbeddingRequest(texts=("a",), model="gemini-embedding-001"), run_of()
+        )
+
+
+def test_nonsense_figures_keep_within_what_can_be_told_to_the_mesh(groq: CloudServer) -> None:
+    backend = backend_of(groq)
+    pool = ServicePool([backend])
+    pool.look()
+    there = Placement(service=backend.service_id, model="qwen/qwen3-32b")
+    usage = {"prompt_tokens": 2**53, "total_tokens": 10**60, "prompt_time": 1e300}
+    choice = {"message": {"content": "x"}, "finish_reason": "stop"}
+    groq.prepared = [Prepared(200, {"choices": [choice], "usage": usage})]
+    pool.chat(ChatRequest(messages=QUESTION), run_of(placement=there))
+    (offered,) = (service.offered() for service in pool.services)
+    sent = Services(types=[], services=[offered], held_ids=[], held_services=[], held_models=[])
+    assert msgspec.msgpack.decode(msgspec.msgpack.encode(sent), type=Services) == sent
+
+
+def test_parts_that_say_nothing_are_not_kept(groq: CloudServer) -> None:
+    last = 'data: {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}'
+    groq.events = ["data: {}"] * 20_000 + [last, "data: [DONE]"]
+    tracemalloc.start()
+    try:
+        chat(backend_of(groq))
+        assert tracemalloc.get_traced_memory()[1] < 4_000_000
+    finally:
+        tracemalloc.stop()

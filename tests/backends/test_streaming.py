@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 import time
 import tracemalloc
 from collections.abc import Iterator
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -176,16 +174,6 @@ def test_what_a_service_says_is_shown_in_one_bounded_line() -> None:
     assert shown("a\n\x1b[31mred\x00") == "a [31mred"
     assert len(shown("x" * 10_000)) == 300
     assert shown("\n") == "no reason given"
-
-
-@pytest.mark.parametrize("module", [None, ModuleType("ollama")])
-def test_a_package_that_cannot_be_imported_or_is_another_is_a_failure(
-    server: OllamaServer, monkeypatch: pytest.MonkeyPatch, module: ModuleType | None
-) -> None:
-    monkeypatch.setitem(sys.modules, "ollama", module)
-    with pytest.raises(BackendError, match="cannot be imported") as caught:
-        parts_of(server)
-    assert caught.value.code == "backend.failed"  # not given back again and again
 
 
 # --- refusals ---------------------------------------------------------------------------

@@ -59,7 +59,16 @@ def check_services(state: BrokerState) -> None:
 def check_placed(state: BrokerState, message: Placed) -> None:
     """Assert that what has just been placed is within the slots that are told, and a budget."""
     for placement in message.placements:
-        model = state.services.model(placement.service, placement.model)
+        model = next(
+            (
+                found
+                for kept in {placement.service, *state.services.services}
+                if (service := state.services.services.get(kept)) is not None
+                and placement.service in {service.id, *(t.id for _, t in service.told.values())}
+                and (found := service.models.get(placement.model)) is not None
+            ),
+            None,
+        )
         if model is None:
             continue  # the last word of its worker came with the same wake-up
         bound = min(model.info.slots, model.service.slots or model.info.slots)

@@ -8,7 +8,9 @@ from enum import Enum
 
 from d8mesh.core.broker.dispatcher import Dispatcher
 from d8mesh.core.broker.records import Batch, TaskRecord
-from d8mesh.core.broker.services import ModelState
+from d8mesh.core.broker.service_states import (
+    ModelState,
+)
 from d8mesh.core.broker.state import BrokerState, ClientState
 from d8mesh.core.broker.task_table import TaskTable
 from d8mesh.core.broker.worker_registry import WorkerState

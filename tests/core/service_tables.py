@@ -4,8 +4,13 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+from d8mesh.core.broker.effects import Peer
 from d8mesh.core.broker.routing import Ask, Verdict, choose
-from d8mesh.core.broker.services import Flight, ModelState, ServiceTable
+from d8mesh.core.broker.service_states import (
+    Flight,
+    ModelState,
+)
+from d8mesh.core.broker.services import ServiceTable
 from d8mesh.core.broker.standings import Obstacle
 from d8mesh.core.broker.worker_registry import Dialect, WorkerState
 from d8mesh.core.protocol.messages import OfferedService, Services
@@ -22,6 +27,24 @@ def table_of(*offered: OfferedService) -> ServiceTable:
         worker = WorkerState(f"w-{each.id}", Dialect.MESH, host=f"host-{each.id}")
         table.tell(worker, Services(list(KINDS), [each], [], [], []), 0.0)
     return table
+
+
+def worker(name: str, address: str = "") -> WorkerState:
+    return WorkerState(name, Dialect.MESH, Peer(b"", address))
+
+
+def tell(table: ServiceTable, who: WorkerState, *offered: OfferedService, now: float = 0.0) -> None:
+    table.tell(who, Services(list(KINDS), list(offered), [], [], []), now)
+
+
+def only(table: ServiceTable, service_id: str = "s", name: str = "m") -> ModelState:
+    found = table.model(service_id, name)
+    assert found is not None
+    return found
+
+
+def fly(table: ServiceTable, task_id: str, who: WorkerState, now: float = 0.0, **more: Any) -> None:
+    table.begin(task_id, Flight(who, "s", "m", now, **more))
 
 
 def at(table: ServiceTable, name: str, of: str = "m") -> ModelState:

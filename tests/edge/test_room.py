@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -34,3 +35,13 @@ def test_the_disk_of_a_folder_that_is_not_there_yet_is_known(tmp_path: Path) -> 
     free = disk_free_bytes(tmp_path / "not" / "there")
     assert free is not None
     assert free > 0
+
+
+@pytest.mark.skipif(os.name == "nt", reason="containers of Windows have no such file")
+@pytest.mark.parametrize("text", ["1000000\n", "max\n", "9223372036854771712\n"])
+def test_a_container_has_no_more_memory_than_it_may(text: str, tmp_path: Path) -> None:
+    machine = memory_bytes(bounds=())
+    assert machine is not None
+    (tmp_path / "memory.max").write_text(text, "ascii")
+    told = memory_bytes(bounds=[tmp_path / "none", tmp_path / "memory.max"])
+    assert told == (1_000_000 if text.startswith("1") else machine)

@@ -14,6 +14,8 @@ import pytest
 
 from bench.mesh import Mesh, mesh
 from bench.processes import kill_tree
+from d8mesh.apps.answers import niches_in
+from d8mesh.apps.niche import question_of
 from d8mesh.apps.status import ask
 from d8mesh.errors import TaskCancelledError
 from d8mesh.nodes.client import Client
@@ -78,11 +80,13 @@ def test_ten_requests_by_different_ways_load_a_model_once(running: Mesh) -> None
             ("code_generation", {"prompt": "say 3 words", "model": MODEL}),
             ("generate", {"prompt": "say 3 words", "model": MODEL}),
             ("generate", {"prompt": "x", "model": MODEL, "options": {"num_gpu": 0}}),
-            ("generate", {"prompt": "x", "model": MODEL, "options": {"num_thread": 2}}),
+            ("agent_action", question_of(("pet care", "Spain"), "es").data),  # `niche`
             ("embed", {"input": ["x"], "model": "e:latest"}),
             ("embed", {"input": ["x"], "model": "e:latest", "options": {"num_ctx": 512}}),
         ]
         results = [client.submit(kind, data).result(PATIENCE_S) for kind, data in ways]
+        assert len(results) == 10
+        assert niches_in(str(results[7]["output"]))
         assert only.reloads == 0
         assert only.ollama.machine.loads == {MODEL: 1, "e:latest": 1}
         assert "options.num_ctx" in str(results[1]["ignored"])

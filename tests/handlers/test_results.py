@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from d8mesh.core.protocol.messages import FAILED, MAX_PAYLOAD_BYTES, REFUSED, SUCCEEDED
-from d8mesh.errors import InvalidTaskError, PayloadTooLargeError
+from d8mesh.errors import BackendAnswerError, InvalidTaskError, PayloadTooLargeError
 from d8mesh.handlers.chat_fields import agent_request
 from d8mesh.handlers.results import (
     FAILED_UNSAID,
@@ -140,6 +140,16 @@ class Silent(Exception):
 def test_an_exception_becomes_one_bounded_line(error: Exception, kind: int, text: str) -> None:
     ended, result = told(of_exception(error, "w", 0.5))
     assert (ended, result["success"], result["error"]) == (kind, False, text)
+
+
+def test_what_a_service_says_stands_without_the_name_of_a_class() -> None:
+    _, result = told(of_exception(BackendAnswerError("Ollama broke off (peer closed)"), "w", 0.5))
+    assert result["error"] == "Ollama broke off (peer closed)"
+    try:
+        raise BackendAnswerError("mine")  # in a handler of somebody's own
+    except BackendAnswerError as error:
+        _, result = told(of_exception(error, "w", 0.5))
+    assert result["error"] == "BackendAnswerError: mine"
 
 
 def test_handlers_take_the_data_with_or_without_a_context() -> None:

@@ -19,6 +19,7 @@ from d8mesh.config import Config
 from d8mesh.core.broker import admission
 from d8mesh.errors import BrokerUnavailableError, QueueFullError, WaitTimeoutError
 from d8mesh.nodes.client import Client, completion_waiters, direct_call, outputs
+from d8mesh.program import command_name
 from tests.nodes.mesh import PATIENCE_S, Mesh, free_port, mesh_in, until
 
 
@@ -99,6 +100,7 @@ def test_what_listens_but_is_no_orchestrator_is_said_so(stack: ExitStack) -> Non
 def test_who_hears_nothing_is_told_where_it_listened(stack: ExitStack) -> None:
     said = why(lambda: away(stack).submit("echo", {}).result(0.3))
     assert "no orchestrator of mesh 'nobody-here' is heard by mDNS on 127.0.0.1" in said
+    assert f"Is one running ({command_name()} orchestrator)?" in said
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="multicast on loopback")
@@ -251,6 +253,7 @@ def test_a_plain_program_shows_it_on_the_screen() -> None:
 from d8mesh import Client
 from d8mesh.config import Config
 from d8mesh.nodes.client import completion_waiters
+from d8mesh.program import command_name
 completion_waiters.QUIET_S = 0.2
 client = Client(endpoint="tcp://127.0.0.1:{free_port()}", config=Config())
 try:

@@ -29,6 +29,7 @@ class Plant:
 
 POLLING: Final = "tests/core/broker/test_polling.py::test_"
 RETURNS: Final = "tests/core/broker/test_returns.py::test_"
+SERVICE_NAMES: Final = "tests/core/broker/test_service_names.py::test_"
 WORKER_SESSIONS: Final = "tests/core/broker/test_worker_sessions.py::test_"
 JOINING: Final = "tests/core/broker/test_joining.py::test_"
 RESTART: Final = "tests/core/broker/test_restart.py::test_"
@@ -254,9 +255,23 @@ PLANTS: Final = (
     Plant(
         "let what cannot be run go round for ever",
         "d8mesh.core.broker.returns:Returns.take",
-        "if before + 1 >= kind.most:",
+        "if before + 1 >= cost.most:",
         "if False:",
         RETURNS + "what_cannot_be_run_waits_longer_each_time_says_why_and_fails_in_the_end",
+    ),
+    Plant(
+        "blame a service for what its account does not allow",
+        "d8mesh.core.broker.returns:Returns._land_unrun",
+        "if budget is not None and budget.free_in_s(0, self._state.now) > 0.0:",
+        "if False:",
+        RETURNS + "what_an_account_does_not_allow_costs_no_attempt_however_often",
+    ),
+    Plant(
+        "count the slots of a service once for each id of it",
+        "d8mesh.core.broker.service_names:ServiceNames._find",
+        "for name in (offered.id, _place(offered, address)):",
+        "for name in (offered.id,):",
+        SERVICE_NAMES + "whoever_joins_first_both_share_one_set_of_slots",
     ),
     Plant(
         "forget at a restart what was given back",

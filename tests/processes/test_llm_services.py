@@ -86,7 +86,7 @@ def test_its_own_types_are_offered_at_once_and_those_of_services_when_they_answe
     assert {"agent_action", "code_generation", "embed", "own"} < set(scene.types())
     assert report["models"] == ["a", "e"]
     assert scene.seen == [URL, URL]
-    assert scene.lines[-1].startswith(f"Ollama at {URL}: ")
+    assert scene.lines[-2].startswith(f"Ollama at {URL}: ")
     backend.seen = Availability(is_up=False, embedders=("e",), url=URL, reason="no chats")
     scene.look()
     assert "agent_action" not in scene.types()
@@ -99,6 +99,8 @@ def test_models_can_be_pulled_to_a_service_that_has_none_yet() -> None:
     scene.look()
     assert "model_pull" in scene.windowed()
     assert scene.services.pool.services[0].offered().why == ""
+    reason = str(scene.services.report()["reason"])  # no orchestrator: the service is no reason
+    assert "no models to chat with" not in reason
     scene = Scene(ManagedBackend(URL, DOWN))
     scene.look()
     assert scene.windowed() == ["own"]

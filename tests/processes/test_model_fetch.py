@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from d8mesh.backends.backend import PullProgress
 from d8mesh.backends.services import Service
-from d8mesh.errors import BackendUnavailableError
+from d8mesh.errors import BackendError, BackendUnavailableError
 from d8mesh.processes.model_fetch import ModelFetch
 from tests.backends.scripted import DOWN, ManagedBackend, up
 from tests.end_to_end.processes import until
@@ -77,9 +77,10 @@ def test_a_disk_that_is_too_small_is_said_once() -> None:
 
 
 class FlakyBackend(ManagedBackend):
-    """One that goes away in the middle of the first pull."""
+    """One whose first pulls fail."""
 
-    tries = 0
+    tries, failing = 0, 1
+    why: BackendError = BackendUnavailableError("it went away")
 
     def pull(
         self,
@@ -88,8 +89,8 @@ class FlakyBackend(ManagedBackend):
         is_cancelled: Callable[[], bool],
     ) -> None:
         self.tries += 1
-        if self.tries == 1:
-            raise BackendUnavailableError("it went away")
+        if self.tries <= self.failing:
+            raise self.why
         super().pull(name, on_progress, is_cancelled)
 
 
@@ -105,6 +106,29 @@ def test_one_that_went_away_is_tried_again_when_it_is_back() -> None:
         return scene.service.has("new:1b") is not None
 
     until(is_there, "the second try")
+
+
+def test_a_pull_before_the_network_is_up_is_tried_again_and_said_once() -> None:
+    scene = Scene()
+    scene.backend = backend = FlakyBackend(HERE, up("a", url=HERE))
+    backend.failing, backend.why = 4, BackendError("lookup registry: no such host")
+    scene.service = Service(scene.backend)
+    scene.fetch = ModelFetch("new:1b", tell=scene.lines.append, again_s=0.01)
+    scene.look()  # once: nothing changes at the service itself
+    until(lambda: len(scene.lines) == 3, "the fifth try")
+    assert backend.tries == 5
+    assert scene.lines[1].startswith("new:1b could not be pulled: lookup registry: no such host; ")
+    assert scene.lines[2] == "new:1b is installed"
+
+
+def test_a_worker_that_ends_does_not_wait_for_another_try() -> None:
+    scene = Scene()
+    scene.backend = FlakyBackend(HERE, up("a", url=HERE))
+    scene.service = Service(scene.backend)
+    scene.look()
+    until(lambda: len(scene.lines) == 2, "the failure")
+    scene.fetch.close(30)
+    assert not any(each.name == "pull" for each in threading.enumerate())
 
 
 def test_a_worker_that_ends_stops_pulling() -> None:

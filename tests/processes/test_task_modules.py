@@ -106,13 +106,13 @@ def test_a_process_of_a_handler_finds_the_file(tmp_path: Path) -> None:
 
 def test_files_beside_it_do_not_take_the_place_of_what_d8mesh_needs(tmp_path: Path) -> None:
     written(tmp_path / "mine" / "d8work.py")
-    for name in ("ollama", "csv"):
+    for name in ("colorsys", "csv"):
         (tmp_path / "mine" / f"{name}.py").write_text("raise SystemExit('the wrong one')", "utf-8")
     code = (
         "import sys; from d8mesh.processes.task_modules import load\n"
         "class Worker:\n    def register(self, *given): pass\n"
         "load('mine/d8work.py', Worker())\n"
-        "import csv, ollama; print(csv.__file__, ollama.__file__, sys.path[0])"
+        "import colorsys, csv; print(csv.__file__, colorsys.__file__, sys.path[0])"
     )
     done = subprocess.run(
         [sys.executable, "-c", code],

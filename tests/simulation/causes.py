@@ -17,7 +17,16 @@ from d8mesh.core.broker.dispatcher import STANDSTILL_S
 from d8mesh.core.broker.returns import MAX_RETURNS, MAX_UNSTARTED, POISON_LOSSES
 from d8mesh.core.broker.state import PLACED_TIME_S, Policy
 from d8mesh.core.protocol.messages import REFUSED, SUCCEEDED, Group, Message, Results, Work
-from d8mesh.core.protocol.task import SUSPECT, Cancelled, Failed, Recounted, Requeued, Submitted
+from d8mesh.core.protocol.task import (
+    EXCUSED,
+    SUSPECT,
+    UNRETURNED,
+    Cancelled,
+    Failed,
+    Recounted,
+    Requeued,
+    Submitted,
+)
 
 #: Sums of Unix seconds are exact to less than a microsecond.
 ROUNDING_S: Final = 0.001
@@ -208,7 +217,7 @@ class Causes:
     def requeued(self, broker: str, fact: Requeued) -> None:
         """Attempts have ended without an outcome."""
         for task_id in fact.ids:
-            if fact.returned:
+            if fact.returned not in (UNRETURNED, EXCUSED):
                 self._returns[task_id][0] += 1
                 self._returns[task_id][1] += fact.returned == SUSPECT
             if fact.is_counted:

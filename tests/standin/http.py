@@ -10,6 +10,7 @@ import contextlib
 import json
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from email.utils import formatdate
 from http import HTTPStatus
 from typing import Final
 
@@ -176,7 +177,8 @@ def _body(headers: dict[str, str], rest: bytes) -> tuple[bytes, int] | None:
 
 
 def _status(status: int) -> bytes:
-    return f"HTTP/1.1 {status} {_phrase(status)}\r\n".encode()
+    date = formatdate(usegmt=True)
+    return f"HTTP/1.1 {status} {_phrase(status)}\r\nDate: {date}\r\n".encode()
 
 
 def _phrase(status: int) -> str:

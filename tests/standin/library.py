@@ -9,8 +9,10 @@ from typing import Any, Final
 from tests.standin.asked import WrongRequestError, full_name
 from tests.standin.machine import Model
 
-#: What is told of the parts of a model that is pulled.
+#: What is told of the parts of a model that is pulled: so many lines, more of a long pull.
 PULL_STEPS: Final = 4
+#: A long pull is told of so often.
+PULL_TOLD_S: Final = 0.1
 
 
 class Library:
@@ -85,23 +87,35 @@ class Library:
         }
         return told | ({"capabilities": list(model.can)} if tells_capabilities else {})
 
-    def pulled(self, name: str, known: Sequence[str] | None) -> Iterator[dict[str, Any]]:
-        """Pull a model: yield what is told of it; it is there before ``success``."""
-        yield {"status": "pulling manifest"}
+    def pulled(
+        self, name: str, known: Sequence[Model | str] | None, bytes_per_s: float = 0.0
+    ) -> Iterator[tuple[float, dict[str, Any]]]:
+        """Pull a model: yield how long it takes until a line, and the line.
+
+        It is there before ``success``; nothing is loaded of one that was there.
+
+        Args:
+            known: what can be pulled; None: whatever is asked for.
+            bytes_per_s: how quick that is; 0: at once.
+        """
+        yield 0.0, {"status": "pulling manifest"}
         model = self._by_name.get(name)
-        if model is None and known is not None and name not in map(full_name, known):
-            yield {"error": "pull model manifest: file does not exist"}
+        found = model or _known(name, known)
+        if found is None:
+            yield 0.0, {"error": "pull model manifest: file does not exist"}
             return
-        found = model or Model(name=name)
         part = {"status": f"pulling {found.digest[:12]}", "digest": f"sha256:{found.digest}"}
-        yield part | {"total": found.size}
-        for step in range(1, PULL_STEPS + 1):
-            yield part | {"total": found.size, "completed": found.size * step // PULL_STEPS}
-        yield {"status": "verifying sha256 digest"}
-        yield {"status": "writing manifest"}
+        total_s = found.size / bytes_per_s if bytes_per_s and model is None else 0.0
+        steps = max(PULL_STEPS, round(total_s / PULL_TOLD_S))
+        yield 0.0, part | {"total": found.size}
+        for step in range(1, steps + 1):
+            told = part | {"total": found.size, "completed": found.size * step // steps}
+            yield total_s / steps, told
+        yield 0.0, {"status": "verifying sha256 digest"}
+        yield 0.0, {"status": "writing manifest"}
         if model is None:
             self._put(name, found)
-        yield {"status": "success"}
+        yield 0.0, {"status": "success"}
 
     def copy(self, source: str, target: str) -> None:
         """Give a model one more name."""
@@ -115,6 +129,14 @@ class Library:
     def _put(self, name: str, model: Model) -> None:
         self._by_name[name] = model
         self._changed_at[name] = _now()
+
+
+def _known(name: str, known: Sequence[Model | str] | None) -> Model | None:
+    """Return the model of a name that can be pulled."""
+    if known is None:
+        return Model(name=name)
+    models = (each if isinstance(each, Model) else Model(name=full_name(each)) for each in known)
+    return next((each for each in models if full_name(each.name) == name), None)
 
 
 def _now() -> str:

@@ -32,7 +32,9 @@ class Settings:
     Attributes:
         loaded: models in memory at the start.
         speed: by what the speeds are multiplied; loads take as long as they take.
-        library: names that can be pulled; None: all.
+        library: what can be pulled, as `Model` or as names of models for chats; None: all.
+        pull_s, pull_bytes_per_s: what each line of a pull takes, and how quick its bytes come;
+            0 bytes/s: at once.
     """
 
     models: Sequence[Model] = MODELS
@@ -48,8 +50,9 @@ class Settings:
     answer: Answer = default_answer
     version: str = "0.33.0"
     tells_capabilities: bool = True
-    library: Sequence[str] | None = None
+    library: Sequence[Model | str] | None = None
     pull_s: float = 0.05
+    pull_bytes_per_s: float = 0.0
 
 
 class Ollama:
@@ -191,16 +194,17 @@ class Ollama:
         body = self.body(exchange)
         name = full_name(str(body.get("model") or body.get("name") or ""))
         fault = self.faults.take(name)
-        lines = self.library.pulled(name, self.settings.library)
+        settings = self.settings
+        lines = self.library.pulled(name, settings.library, settings.pull_bytes_per_s)
         is_streamed = bool(body.get("stream", True))
         if is_streamed:
             exchange.begin()
         line: dict[str, Any] = {}
-        for n, line in enumerate(lines):
+        for n, (bytes_s, line) in enumerate(lines):
             if fault is not None and n >= fault.after:
                 await generation.break_off(exchange, fault, is_streamed=is_streamed)
                 return
-            await asyncio.sleep(self.settings.pull_s)
+            await asyncio.sleep(settings.pull_s + bytes_s)
             if is_streamed:
                 exchange.line(line)
         if is_streamed:

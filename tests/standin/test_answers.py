@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from datetime import datetime
+from pathlib import Path
 
 import pytest
 
 from tests.ollama_standin import OllamaStandin
-from tests.standin.calls import ask, call, get, post, text_of
+from tests.standin.calls import ask, asking, call, get, post, text_of
 from tests.standin.machine import Model
 
 CHAT, THINKER, EMBEDDER = "qwen2.5:3b", "deepseek-r1:8b", "nomic-embed-text"
+STANDIN = Path(__file__).resolve().parent.parent / "ollama_standin.py"
 WEATHER = {
     "type": "function",
     "function": {
@@ -162,3 +167,41 @@ def test_a_pull_tells_its_progress_and_a_delete_takes_the_model_away() -> None:
             assert call(standin.url, "DELETE", "/api/delete", {"model": name}).body == b""
         assert ask(standin.url, "new", "hi").status == 404
         assert standin.loaded == []
+
+
+def test_a_pull_takes_as_long_as_its_size_at_its_rate_and_whoever_leaves_gets_nothing() -> None:
+    large, small = Model(name="large", size=10**12), Model(name="small", size=3 * 10**6)
+    with OllamaStandin(library=[large, small], pull_s=0, pull_bytes_per_s=10**7) as standin:
+        began = time.monotonic()
+        lines = post(standin.url, "/api/pull", {"model": "small"}).lines
+        assert time.monotonic() - began >= 0.3
+        assert lines[-2:] == [{"status": "writing manifest"}, {"status": "success"}]
+        assert {line["total"] for line in lines if "total" in line} == {3 * 10**6}
+        with asking(standin.url, "POST", "/api/pull", {"model": "large"}) as response:
+            assert json.loads(response.readline()) == {"status": "pulling manifest"}
+        assert ask(standin.url, "large", "hi").status == 404
+
+
+def test_as_a_program_it_has_embedders_and_sizes_and_refuses_to_pull_what_nobody_knows() -> None:
+    options = ["--port", "0", "--models", "a:1b=0.5", "vec", "--embedders", "vec", "new"]
+    options += ["--library", "new=0.001", "--with-parent"]
+    program = [sys.executable, str(STANDIN), *options]
+    with subprocess.Popen(
+        program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as child:
+        assert child.stdin is not None
+        assert child.stdout is not None
+        try:
+            url = child.stdout.readline().split(" at ")[1].partition(";")[0]
+            lines = post(url, "/api/pull", {"model": "nobody:7b"}).lines
+            assert lines[-1] == {"error": "pull model manifest: file does not exist"}
+            assert post(url, "/api/pull", {"model": "new"}).lines[-1] == {"status": "success"}
+            rows = {row["name"]: row for row in get(url, "/api/tags").json["models"]}
+            sizes = {name: row["size"] for name, row in rows.items()}
+            assert sizes == {"a:1b": 5 * 10**8, "vec:latest": 2 * 10**9, "new:latest": 10**6}
+            for name in ("vec", "new"):
+                assert ask(url, name, "hi").status == 400
+            assert ask(url, "a:1b", "hi").status == 200
+        finally:
+            child.stdin.close()
+            child.wait(20)

@@ -12,16 +12,22 @@ from collections.abc import Iterator
 import pytest
 
 from d8mesh.apps.demo import free_ports
+from d8mesh.backends.backend import ChatRun
+from d8mesh.backends.ollama import OllamaBackend
+from d8mesh.core.protocol.chat import ChatRequest
+from d8mesh.errors import TaskCancelledError
 from tests.ollama_standin import OllamaStandin
 from tests.standin.calls import ask, call, get, post, text_of
 
 START_S = 30.0
+#: Of an answer that is cancelled: a small model on one core needs a while for its first words.
+ANSWER_S = 90.0
 
 
 @pytest.fixture(params=["standin", "real"])
 def url(request: pytest.FixtureRequest) -> Iterator[str]:
     if request.param == "standin":
-        with OllamaStandin() as standin:
+        with OllamaStandin(tokens_per_s=40.0) as standin:
             yield standin.url
         return
     program = shutil.which("ollama")
@@ -29,7 +35,7 @@ def url(request: pytest.FixtureRequest) -> Iterator[str]:
         pytest.skip("no ollama on the PATH")
     (port,) = free_ports(1)
     url = f"http://127.0.0.1:{port}"
-    settings = os.environ | {"OLLAMA_HOST": f"127.0.0.1:{port}"}
+    settings = os.environ | {"OLLAMA_HOST": f"127.0.0.1:{port}", "OLLAMA_NUM_PARALLEL": "1"}
     silent = subprocess.DEVNULL
     with subprocess.Popen([program, "serve"], env=settings, stdout=silent, stderr=silent) as served:
         try:
@@ -133,3 +139,25 @@ def test_a_duration_without_a_unit_is_refused(url: str) -> None:
     answered = ask(url, chat_model(url), "Hello.", keep_alive="-1")
     assert answered.status == 400
     assert "missing unit in duration" in answered.json["error"]
+
+
+def test_who_cancels_has_the_model_free_for_others_within_a_second(url: str) -> None:
+    model = chat_model(url)
+    short = {"num_predict": 1}
+    ask(url, model, "Say hello.", options=short)  # it is loaded
+    began = time.monotonic()
+    ask(url, model, "Say hello.", options=short)
+    alone_s = time.monotonic() - began
+    pieces: list[object] = []
+    run = ChatRun(
+        on_piece=pieces.append, is_cancelled=lambda: len(pieces) >= 3, deadline_s=ANSWER_S
+    )
+    text = "say 2000 words: count from one to two thousand, in words, and leave none out"
+    request = ChatRequest(
+        messages=({"role": "user", "content": text},), model=model, more={"max_tokens": 4000}
+    )
+    with pytest.raises(TaskCancelledError):
+        OllamaBackend(url).chat(request, run)
+    left = time.monotonic()
+    ask(url, model, "Say hello.", options=short)  # one answer at a time: it waits for the first
+    assert time.monotonic() - left < 1 + 2 * alone_s

@@ -20,7 +20,7 @@ from d8mesh.backends.accounts.days import DAY_S, Day, day_end_at
 from d8mesh.backends.accounts.siblings import Siblings
 from d8mesh.config import CLOUD_BOUNDS
 from d8mesh.core.protocol.messages import MAX_RECENT, Budget
-from d8mesh.errors import BackendError, BackendLimitError
+from d8mesh.errors import BackendLimitError, BackendTooLargeError
 
 #: What services count a minute by: any of so many seconds.
 MINUTE_S: Final = 60.0
@@ -34,6 +34,10 @@ TOO_LARGE: Final = 1.5
 #: A service that is overloaded for a moment is left alone for so long, doubled each time.
 OVERLOAD_REST_S: Final = 5.0
 MAX_OVERLOAD_REST_S: Final = 120.0
+#: The day on which summer time ends; what ends later was counted by a clock that was ahead.
+LONGEST_DAY_S: Final = DAY_S + 3600
+#: The longest block that is written down: a service may ask to wait for so long.
+KEPT_BLOCK_S: Final = 2 * DAY_S
 #: For good: it is not written down, so a worker that is started again asks again.
 FOR_GOOD_S: Final = 1e8
 
@@ -122,7 +126,7 @@ class Account:
 
         Raises:
             BackendLimitError: not now; the message says why and for how long.
-            BackendError: it is larger than the account allows at any time.
+            BackendTooLargeError: it is larger than the account allows at any time.
         """
         with self._lock:
             use, now = self._use(model), self._clock()
@@ -230,12 +234,11 @@ class Account:
                 ]
                 use.recent.sort(key=_since)
                 if each.day_ends_at > at:
-                    use.day_ends_at = each.day_ends_at
+                    use.day_ends_at = min(each.day_ends_at, day_end_at(self._day, at))
                     use.day_requests += each.day_requests
                     use.day_tokens += each.day_tokens
-                if each.blocked_until_at > at:
-                    use.blocked_until = now + each.blocked_until_at - at
-                    use.blocked_why = each.blocked_why
+                if (left_s := _left_s(each, at)) > 0:
+                    use.blocked_until, use.blocked_why = now + left_s, each.blocked_why
                 use.learnt = dict(each.learnt) | use.learnt
             self._save()
 
@@ -272,8 +275,9 @@ class Account:
         now, at = self._clock(), self._wall()
         use.recent = [each for each in use.recent if _age_s(each, now) < self._span_s]
         if at >= use.day_ends_at:
-            use.day_ends_at = day_end_at(self._day, at)
             use.day_requests = use.day_tokens = 0
+        if not 0 < use.day_ends_at - at <= LONGEST_DAY_S:
+            use.day_ends_at = day_end_at(self._day, at)
         return use
 
     def _arrived(self, booking: Booking) -> None:
@@ -291,7 +295,7 @@ class Account:
         if not most or tokens <= most:
             return tokens
         if tokens > most * TOO_LARGE:
-            raise BackendError(
+            raise BackendTooLargeError(
                 f"{self._provider}, {model}: a request of about {tokens} tokens, answer "
                 f"included, can never fit: the account allows {most} a minute. Lower max_tokens, "
                 "or ask another model"
@@ -337,8 +341,8 @@ class Account:
             if other.day_ends_at > at:
                 found.day_requests += other.day_requests
                 found.day_tokens += other.day_tokens
-            if other.blocked_until_at - at > found.blocked_s:
-                found.blocked_s, found.blocked_why = other.blocked_until_at - at, other.blocked_why
+            if (left_s := _left_s(other, at)) > found.blocked_s:
+                found.blocked_s, found.blocked_why = left_s, other.blocked_why
         found.recent.sort(reverse=True)  # the oldest first
         return found
 
@@ -364,9 +368,17 @@ def _age_s(booking: Booking, now: float) -> float:
     return max(0.0, now - booking.since) if booking.has_arrived else 0.0
 
 
+def _left_s(kept: ledger.KeptUse, at: float) -> float:
+    """Return for how long a block of a file holds: no longer than one is ever written down for.
+
+    Of a clock that was years ahead and was set right nothing stays for years.
+    """
+    return min(kept.blocked_until_at - at, KEPT_BLOCK_S)
+
+
 def _kept_until_at(at: float, left_s: float) -> float:
     """Return until when a block holds after a restart, which asks anew what is for good."""
-    return at + left_s if 0 < left_s <= DAY_S else 0.0
+    return at + left_s if 0 < left_s <= KEPT_BLOCK_S else 0.0
 
 
 def _span(seconds: float) -> str:

@@ -18,6 +18,7 @@ from d8mesh.backends.embedded.gguf import GgufHead, NotGgufError, read_head
 from d8mesh.backends.embedded.packages import WEIGHTS_MODEL, weights_file
 from d8mesh.config import MODEL_PATTERN
 from d8mesh.core.protocol.chat import COMPLETION, EMBEDDING, THINKING, TOOLS
+from d8mesh.edge.room import memory_bytes
 
 #: Files of the folder that are looked at; more models than any machine runs.
 MAX_GGUF_FILES: Final = 256
@@ -25,6 +26,9 @@ MAX_GGUF_FILES: Final = 256
 REFUSED_S: Final = 600.0
 #: The second and later files of a model in parts: the first names them.
 _LATER_PART: Final = re.compile(r"-(?!00001)\d{5}-of-\d{5}$")
+_PARTS: Final = re.compile(r"-00001-of-(\d{5})$")
+#: Bytes of a gigabyte, as people count them.
+GB: Final = 1e9
 #: Architectures of the eyes and ears of other models.
 _MODEL_PARTS: Final = frozenset({"clip"})
 
@@ -118,6 +122,7 @@ class GgufFiles:
             return
         head = self._heads[key]
         why = head if isinstance(head, str) else self._why_refused((path, stat.st_mtime_ns))
+        why = why or self._why_too_large(path, stat.st_size)
         if not why and not re.fullmatch(MODEL_PATTERN, name):
             why = "has a name that no task could ask for: letters, digits and _ . @ + - are allowed"
         if why or isinstance(head, str):
@@ -126,6 +131,13 @@ class GgufFiles:
         shelf.models[name] = GgufModel(
             name=name, path=path, size_bytes=stat.st_size, changed_ns=stat.st_mtime_ns, head=head
         )
+
+    def _why_too_large(self, path: Path, size_bytes: int) -> str:
+        parts = _PARTS.search(path.stem)  # of which this is the first, and none is larger
+        needed, there = size_bytes * (int(parts[1]) if parts else 1), memory_bytes()
+        if there is None or needed <= there:
+            return ""
+        return f"takes {needed / GB:.1f} GB of memory, and this machine has {there / GB:.1f} GB"
 
     def _why_refused(self, key: tuple[Path, int]) -> str:
         at, why = self._refused.get(key, (0.0, ""))

@@ -12,8 +12,10 @@ from functools import partial
 from typing import Any, Final
 
 from d8mesh.backends.embedded.process import ModelProcess
+from d8mesh.backends.exchange import HttpQuestion, answer_to, chunks_of
 from d8mesh.backends.streaming import (
     AnswerReader,
+    PartT,
     RefusedAnswer,
     error_in,
     lines_of,
@@ -31,12 +33,16 @@ from d8mesh.core.protocol.chat import (
     Timing,
     Usage,
 )
-from d8mesh.errors import BackendError, BackendUnavailableError, D8Error, InvalidTaskError
+from d8mesh.errors import (
+    BackendError,
+    BackendTooLargeError,
+    BackendUnavailableError,
+    D8Error,
+    InvalidTaskError,
+)
 
 #: What it is called in what people read.
 LLAMA_CPP: Final = "llama.cpp"
-#: Connecting on loopback.
-CONNECT_S: Final = 5.0
 #: Options of Ollama -> what llama.cpp calls them.
 LLAMA_OPTIONS: Final[Mapping[str, str]] = {
     name: name
@@ -78,7 +84,7 @@ def asked(
         body |= _chat_form(request.more)
 
     def lines(reader: AnswerReader[Piece]) -> Iterator[bytes]:
-        for line in posted(process, path, body, reader.hooks):
+        for line in posted(process, path, body, reader):
             data = line.strip()
             if data.startswith(_EVENT_DATA):  # others are comments that keep the connection open
                 yield data[len(_EVENT_DATA) :]
@@ -96,22 +102,15 @@ def posted(
     process: ModelProcess,
     path: str,
     body: JsonObject,
-    hooks: Mapping[str, list[Any]],
+    reader: AnswerReader[PartT],
     **bounds: int,
 ) -> Iterator[bytes]:
     """Yield the lines that answer a POST."""
-    import httpx
-
-    client = httpx.Client(
-        base_url=process.url,
-        follow_redirects=False,
-        trust_env=False,
-        timeout=httpx.Timeout(None, connect=CONNECT_S),
-        event_hooks=hooks,
-        headers={"Authorization": f"Bearer {process.key}"},
+    question = HttpQuestion(
+        url=process.url + path, body=body, headers={"Authorization": f"Bearer {process.key}"}
     )
-    with contextlib.closing(client), client.stream("POST", path, json=body) as response:
-        yield from lines_of(LLAMA_CPP, response.iter_raw(), **bounds)
+    with answer_to(question, reader) as response:
+        yield from lines_of(LLAMA_CPP, chunks_of(response), **bounds)
 
 
 def refused(refusal: RefusedAnswer, *, is_must: bool) -> D8Error:
@@ -121,7 +120,7 @@ def refused(refusal: RefusedAnswer, *, is_must: bool) -> D8Error:
     """
     said = _error_text(refusal.body)
     if _TOO_LONG in refusal.body:
-        kind = InvalidTaskError if is_must else BackendError
+        kind = InvalidTaskError if is_must else BackendTooLargeError
         return kind(f"the prompt is too long for this model here: {said}")
     if refusal.status == 400:
         return InvalidTaskError(f"{LLAMA_CPP} cannot answer this: {said}")

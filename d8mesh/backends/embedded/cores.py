@@ -1,7 +1,7 @@
 """How many cores are free for a model: its threads spin, and spoil each other beside other work.
 
-On two cores, one of them busy with something else, two threads made 30 tokens a second and one
-made 78; with none busy two made 124 (SmolLM2-135M).
+On two cores, one of them busy with something else, two threads make a third of the tokens that one
+makes (`docs/MODELS.md`).
 """
 
 from __future__ import annotations

@@ -34,9 +34,7 @@ def embedded(process: ModelProcess, request: EmbeddingRequest, run: ChatRun) -> 
     body: dict[str, object] = {"input": list(request.texts)}
 
     def lines(reader: AnswerReader[_LlamaVectors]) -> Iterator[bytes]:
-        yield from posted(
-            process, "/v1/embeddings", body, reader.hooks, max_line_bytes=MAX_VECTORS_BYTES
-        )
+        yield from posted(process, "/v1/embeddings", body, reader, max_line_bytes=MAX_VECTORS_BYTES)
 
     reader = AnswerReader(
         LLAMA_CPP,

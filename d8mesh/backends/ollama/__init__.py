@@ -1,9 +1,8 @@
-"""A local Ollama: where it is, which models chat there, and chats through the ``ollama`` package.
+"""A local Ollama: where it is, which models chat there, and chats with them.
 
-The package is imported when the first chat begins (it costs 20 MB and a fifth of a
-second); probing is plain HTTP. Only the configured addresses are spoken to, without
-redirects, proxies or keys from the environment, and everything that comes back is
-bounded: a service that misbehaves fails a task, never the worker. Uses none of Ollama's cloud.
+Only the configured addresses are spoken to, without redirects, proxies or keys from the
+environment, and everything that comes back is bounded: a service that misbehaves fails a task,
+never the worker. Uses none of Ollama's cloud.
 """
 
 from __future__ import annotations
@@ -21,10 +20,11 @@ from d8mesh.backends.ollama import models
 from d8mesh.backends.ollama.bodies import Defaults, Loading, max_output_tokens, question_of
 from d8mesh.backends.ollama.catalogue import Catalogue, Installed
 from d8mesh.backends.ollama.chat import AnswerLines
-from d8mesh.backends.ollama.connection import OllamaRequest, asking, import_package
+from d8mesh.backends.ollama.connection import OllamaRequest, asking
 from d8mesh.backends.ollama.embed import embeddings
 from d8mesh.backends.ollama.faults import SERVICE, is_not_found
-from d8mesh.backends.ollama.selection import MAX_NAMED, chosen, named, placed, wished
+from d8mesh.backends.ollama.selection import MAX_NAMED, chosen, named, placed, steady, wished
+from d8mesh.backends.reach import leaves_lan, outside_error
 from d8mesh.backends.streaming import completion, said, shown
 from d8mesh.config import Config
 from d8mesh.core.protocol.chat import (
@@ -71,6 +71,7 @@ def backend_of(config: Config) -> OllamaBackend:
         default_model=config.ollama_model,
         max_tokens=config.max_tokens,
         temperature=config.temperature,
+        may_leave_lan=config.cloud != "never",
     )
 
 
@@ -80,15 +81,15 @@ class OllamaBackend:
     Args:
         base_url: ``http://HOST:PORT``, as `Config.ollama_url`; or several, in order.
         default_model: runs what asks for a model that is not offered; if it is not
-            offered itself, the first one is.
+            offered itself, see `selection.steady`.
         max_tokens: of an answer, when the task says nothing.
         temperature: when the task says nothing.
+        may_leave_lan: an address outside the LAN may be asked; it counts as cloud.
 
     Thread: any; each chat has a connection and a reading thread of its own.
     """
 
     kind: Final = "ollama"
-    is_cloud: Final = False
 
     def __init__(
         self,
@@ -97,6 +98,7 @@ class OllamaBackend:
         default_model: str | None = None,
         max_tokens: int = 2000,
         temperature: float = 0.7,
+        may_leave_lan: bool = True,
     ) -> None:
         self.urls = (base_url,) if isinstance(base_url, str) else tuple(base_url)
         #: the address in use; one that answers is kept until it does not
@@ -109,7 +111,15 @@ class OllamaBackend:
         #: what was seen the last time that there was something, as long as nothing fails
         self._known: Availability | None = None
         self._catalogue = Catalogue()
+        #: by address the model that runs what wishes for none
+        self._default_at: dict[str, str] = {}
         self._lock = threading.Lock()
+        self._may_leave_lan, self._is_outside = may_leave_lan, False
+
+    @property
+    def is_cloud(self) -> bool:
+        """Whether what it is asked leaves the LAN."""
+        return self._is_outside
 
     @property
     def url(self) -> str:
@@ -120,10 +130,6 @@ class OllamaBackend:
         """Ask Ollama what it offers; never raises, takes a few `PROBE_S` at most."""
         with self._lock:
             return self._probe()
-
-    def prepare(self) -> None:
-        """Make ready for the first request, once Ollama answers."""
-        import_package()
 
     def chat(self, request: ChatRequest, run: ChatRun) -> Completion:
         """Return Ollama's answer; see `LlmService.chat` and `streaming.completion`.
@@ -158,12 +164,18 @@ class OllamaBackend:
     def _asked(self, ask: Callable[[ChatRun], A], run: ChatRun) -> A:
         """Return what `ask` does; a model that is not found though listed is asked once more."""
         started = time.monotonic()
+        self._refuse_outside()
         try:
             return ask(run)
         except BackendError as error:
             if not is_not_found(error):
                 raise
         return ask(replace(run, deadline_s=run.deadline_s - (time.monotonic() - started)))
+
+    def _refuse_outside(self) -> None:
+        """See that nothing goes where a name has come to lead out of the LAN since the probe."""
+        if (not self._is_outside or not self._may_leave_lan) and leaves_lan(self.base_url):
+            raise outside_error(SERVICE, self.base_url)
 
     @contextlib.contextmanager
     def _doubted(self) -> Iterator[None]:
@@ -224,7 +236,7 @@ class OllamaBackend:
         """Return the address and the model for a request."""
         if placement is not None:  # it was offered a moment ago: a slow probe is not waited for
             offer = self._known or self._offer()
-            model = placed(placement.model, offer.models, offer.url)
+            model = placed(placement.model, offer)
         else:
             offer = self._offer()
             if request.is_model_strict and wished(request, offer) is None:
@@ -234,7 +246,7 @@ class OllamaBackend:
 
     def _embedder(self, name: str, placement: Placement | None) -> str:
         if placement is not None:
-            return placed(placement.model, self._seen_embedders(), self.base_url)
+            return placed(placement.model, self._seen_there(), is_embed=True)
         model = matching(name, self._seen_embedders())
         if model is None:  # it may have been pulled just now
             self.probe()
@@ -247,10 +259,13 @@ class OllamaBackend:
         return model
 
     def _seen_embedders(self) -> tuple[str, ...]:
+        return self._seen_there().embedders
+
+    def _seen_there(self) -> Availability:
         offer = self._known or self.probe()
         if not offer.url:
             raise BackendUnavailableError(offer.reason)
-        return offer.embedders
+        return offer
 
     def _loading(
         self, model: str, placement: Placement | None, info: ModelInfo | None = None
@@ -264,13 +279,16 @@ class OllamaBackend:
         else:
             options = {k: v for k, v in placement.options.items() if k in LOAD_OPTIONS}
             self._options[model] = options
-        seen = self._seen
+        seen = self._seen[1] if self._seen is not None else self._known
         if info is None and seen is not None:
-            info = seen[1].details.get(model)
+            info = seen.details.get(model)
         if info is not None and info.is_loaded and info.context_length:
             options = {**options, "num_ctx": info.context_length}
         return Loading(
-            model=model, options=options, waiting=0 if placement is None else placement.waiting
+            model=model,
+            options=options,
+            waiting=0 if placement is None else placement.waiting,
+            kept_s=0.0 if info is None else info.kept_until - time.monotonic(),
         )
 
     # --- what is there
@@ -304,6 +322,10 @@ class OllamaBackend:
         problems: list[str] = []
         silent: dict[str, str] = {}
         for url in sorted(self.urls, key=lambda url: url != self.base_url):
+            self._is_outside = leaves_lan(url)
+            if self._is_outside and not self._may_leave_lan:
+                problems.append(str(outside_error(SERVICE, url)))
+                continue
             try:
                 seen = self._judged(url, self._catalogue.read(url, within_s=PROBE_S))
             except BackendError as error:
@@ -331,7 +353,10 @@ class OllamaBackend:
         models, unfit = installed.models, installed.unfit
         if not models:
             others = "; ".join(f"{name} {why}" for name, why in list(unfit.items())[:MAX_NAMED])
-            reason = f"Ollama at {url} has no models to chat with: pull one with `ollama pull NAME`"
+            reason = (
+                f"Ollama at {url} has no models to chat with: pull one with `models pull NAME`, or "
+                "there with `ollama pull NAME`"
+            )
             reason += f" ({others})" if others else ""
             return Availability(
                 is_up=False,
@@ -342,28 +367,33 @@ class OllamaBackend:
                 version=installed.version,
                 reason=reason,
             )
-        default = matching(self._default_model or "", models)
+        wanted = matching(self._default_model or "", models)
+        before = self._default_at.get(url, "")
+        default = wanted or steady(models, installed.details, before)
+        self._default_at[url] = default
         return Availability(
             is_up=True,
             url=url,
             models=models,
             embedders=installed.embedders,
-            default=default or models[0],
+            default=default,
             loaded=installed.loaded,
             unfit=unfit,
             capabilities=installed.capabilities,
             details=installed.details,
             version=installed.version,
-            warning="" if default or not self._default_model else self._missing(models, unfit),
+            warning=""
+            if wanted or not self._default_model
+            else self._missing(default, models, unfit),
         )
 
-    def _missing(self, models: Sequence[str], unfit: Mapping[str, str]) -> str:
+    def _missing(self, default: str, models: Sequence[str], unfit: Mapping[str, str]) -> str:
         name = str(self._default_model)
         found = matching(name, tuple(unfit))
         what = "is not installed" if found is None else unfit[found]
         hint = f" To install it: ollama pull {name}" if found is None else ""
         return (
-            f"DEEPSEEK_MODEL={name} {what}; {models[0]} answers in its place "
+            f"DEEPSEEK_MODEL={name} {what}; {default} answers in its place "
             f"(installed: {named(models)}).{hint}"
         )
 

@@ -6,6 +6,7 @@ requests for one say the same: the options of the placement, and the context tha
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -15,7 +16,11 @@ from d8mesh.core.protocol.keep_alive import keep_alive_s
 
 #: Ollama keeps the model loaded for so long after an answer: the next task finds it there.
 KEEP_ALIVE: Final = "15m"
+KEEP_FOR_EVER: Final = -1
 _USUAL_KEPT_S: Final = 900.0
+#: What is kept for so much longer was pinned by somebody: what we ask for, in whole seconds and
+#: extended by answers that end, is not.
+_PINNED_S: Final = 60.0
 #: No answer is longer, whatever a task says: the longest contexts that machines of a LAN hold.
 MOST_TOKENS: Final = 262_144
 
@@ -37,13 +42,20 @@ class Loading:
     options: JsonObject = field(default_factory=dict)
     #: how many more tasks wait for it
     waiting: int = 0
+    #: how long it is kept as it is now; infinity: for ever
+    kept_s: float = 0.0
 
-    def kept(self, wished: object) -> object:
-        """Return the ``keep_alive`` to send: while others wait no shorter one than the usual."""
+    def kept(self, wished: object = None) -> object:
+        """Return the ``keep_alive`` to send: while others wait no shorter one than the usual.
+
+        The usual does not shorten what somebody pinned; a wish may.
+        """
         wished_s = keep_alive_s(wished)
-        if wished_s is None or (self.waiting and wished_s < _USUAL_KEPT_S):
-            return KEEP_ALIVE
-        return wished
+        if wished_s is not None and not (self.waiting and wished_s < _USUAL_KEPT_S):
+            return wished
+        if self.kept_s == math.inf:
+            return KEEP_FOR_EVER
+        return int(self.kept_s) if self.kept_s > _USUAL_KEPT_S + _PINNED_S else KEEP_ALIVE
 
 
 def max_output_tokens(request: ChatRequest, defaults: Defaults) -> int:
@@ -94,7 +106,7 @@ def embedding_body(
 
 def load_body(loading: Loading) -> dict[str, Any]:
     """Return the body that loads a model and asks nothing."""
-    body = {"model": loading.model, "keep_alive": KEEP_ALIVE, "stream": False}
+    body = {"model": loading.model, "keep_alive": loading.kept(), "stream": False}
     return body | ({"options": dict(loading.options)} if loading.options else {})
 
 

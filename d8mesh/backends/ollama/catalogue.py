@@ -9,12 +9,15 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
+import math
 import re
 import socket
 import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -55,6 +58,20 @@ class Shown:
 
 
 @dataclass(frozen=True, slots=True)
+class Resident:
+    """A model that is in memory."""
+
+    name: str
+    context_length: int
+    #: monotonic seconds; infinity for ever, 0 not told
+    kept_until: float
+
+
+#: What is kept for so long is kept for ever: Ollama tells it as a date some centuries away.
+KEPT_FOR_EVER_S: Final = 10 * 365 * 86_400.0
+
+
+@dataclass(frozen=True, slots=True)
 class Installed:
     """What one address offers: model names in its order, and why others cannot be used."""
 
@@ -79,7 +96,7 @@ class Catalogue:
     def __init__(self) -> None:
         self._shown: dict[tuple[str, str, str], Shown] = {}
         self._versions: dict[str, str] = {}
-        self._loaded: dict[str, Mapping[str, Mapping[str, Any]]] = {}
+        self._loaded: dict[str, tuple[Resident, ...]] = {}
 
     def read(self, url: str, *, within_s: float) -> Installed:
         """Ask the Ollama at `url`; takes some `within_s` at most for each of four questions.
@@ -92,14 +109,14 @@ class Catalogue:
         known, self._shown = self._shown, {}  # of one that does not answer nothing is kept:
         # it may come back as a newer one, which tells more
         rows = _rows_in(ask_json(url, "/api/tags", within_s=within_s))
-        loaded = self._loaded.get(url, {})  # as it was, if that is not told now
+        loaded = self._loaded.get(url, ())  # as it was, if that is not told now
         # Older ones, and others like it, lack it; and one that is loading may keep it back.
         with contextlib.suppress(BackendError, OSError, http.client.HTTPException):
-            loaded = _rows_in(ask_json(url, "/api/ps", within_s=within_s))
+            loaded = _loaded_in(*_asked_at(url, "/api/ps", within_s=within_s))
         self._loaded[url] = loaded
         version = versions.get(url) or _version(url, within_s=within_s)
         self._versions[url] = version
-        in_memory = {plain_name(name): row for name, row in loaded.items()}
+        in_memory = {plain_name(each.name): each for each in loaded}
         until = time.monotonic() + within_s
         models: list[str] = []
         unfit: dict[str, str] = {}
@@ -124,7 +141,13 @@ class Catalogue:
                 details[name] = _info(name, can, row, in_memory.get(plain_name(name)))
         embedders = tuple(name for name, why in unfit.items() if why == IS_EMBEDDING)
         return Installed(
-            tuple(models), tuple(loaded), unfit, embedders, capabilities, details, version
+            tuple(models),
+            tuple(each.name for each in loaded),
+            unfit,
+            embedders,
+            capabilities,
+            details,
+            version,
         )
 
 
@@ -159,6 +182,24 @@ def ask_json(
     max_bytes: int = MAX_PROBE_BYTES,
 ) -> Any:
     """Return what a GET (a POST, with `body`) answers, read within bounds of time and size.
+
+    Raises:
+        BackendBusyError: it is busy.
+        BackendAnswerError: another error status, or no JSON.
+        OSError: nothing answers; so does `http.client.HTTPException`.
+    """
+    return _asked_at(base_url, path, within_s=within_s, body=body, max_bytes=max_bytes)[0]
+
+
+def _asked_at(
+    base_url: str,
+    path: str,
+    *,
+    within_s: float,
+    body: Mapping[str, object] | None = None,
+    max_bytes: int = MAX_PROBE_BYTES,
+) -> tuple[Any, datetime | None]:
+    """Return what is answered, as `ask_json`, and when by the clock there.
 
     Raises:
         BackendBusyError: it is busy.
@@ -202,7 +243,7 @@ def ask_json(
     if len(content) > max_bytes:
         raise BackendAnswerError(f"{where} answered with more than {max_bytes} bytes")
     try:
-        return json.loads(content)
+        return json.loads(content), _date_in(response.getheader("Date"))
     except (ValueError, RecursionError) as error:
         raise BackendAnswerError(f"{where} did not answer with JSON: is it Ollama?") from error
 
@@ -222,11 +263,46 @@ def _rows_in(answer: Any) -> dict[str, Mapping[str, Any]]:
     return found
 
 
+def _loaded_in(answer: Any, now: datetime | None) -> tuple[Resident, ...]:
+    """Return the models in memory; `now` by the clock that says until when they are."""
+    return tuple(
+        Resident(
+            name,
+            whole_number(row.get("context_length")),
+            kept_until_of(row.get("expires_at"), now),
+        )
+        for name, row in _rows_in(answer).items()
+    )
+
+
+def kept_until_of(expires_at: object, now: datetime | None) -> float:
+    """Return it by this process's clock; 0 if it is not told by a clock that can be compared."""
+    try:
+        until = datetime.fromisoformat(_text(expires_at))
+    except ValueError:
+        return 0.0
+    if until.tzinfo is None:
+        return 0.0
+    left_s = (until - (now or datetime.now(UTC))).total_seconds()
+    if left_s > KEPT_FOR_EVER_S:
+        return math.inf
+    return 0.0 if now is None else time.monotonic() + left_s
+
+
+def _date_in(header: str | None) -> datetime | None:
+    """Return what the header ``Date`` says."""
+    try:
+        told = parsedate_to_datetime(header or "")
+    except ValueError:
+        return None
+    return told if told.tzinfo else None
+
+
 def _info(
     name: str,
     can: frozenset[str],
     row: Mapping[str, Any],
-    in_memory: Mapping[str, Any] | None,
+    in_memory: Resident | None,
 ) -> ModelInfo:
     return ModelInfo(
         name=name,
@@ -234,7 +310,8 @@ def _info(
         size_bytes=whole_number(row.get("size")),
         can=can,
         is_loaded=in_memory is not None,
-        context_length=whole_number((in_memory or {}).get("context_length")),
+        context_length=in_memory.context_length if in_memory else 0,
+        kept_until=in_memory.kept_until if in_memory else 0.0,
         changed_at=_text(row.get("modified_at")),
     )
 

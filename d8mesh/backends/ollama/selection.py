@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Final
 
-from d8mesh.backends.backend import Availability
+from d8mesh.backends.backend import Availability, ModelInfo
 from d8mesh.backends.ollama.catalogue import (
     IS_CLOUD,
     IS_EMBEDDING,
@@ -22,20 +24,53 @@ _LACKS: Final = {
     TOOLS: "cannot call tools",
     VISION: "cannot see pictures and would pass over them in silence",
 }
+#: Of a model for chats that was asked for vectors.
+NO_EMBEDDINGS: Final = "makes no embeddings"
+_EPOCH: Final = datetime.fromtimestamp(0, UTC)
 #: Model names in one sentence.
 MAX_NAMED: Final = 8
 
 
-def placed(model: str, offered: Sequence[str], url: str) -> str:
+def steady(models: Sequence[str], details: Mapping[str, ModelInfo], before: str) -> str:
+    """Return which of `models` answers where nobody said which: installing one changes it not.
+
+    Args:
+        before: the one that did so; as long as it is there it stays. Without one it is the
+            oldest, which all workers that reach the service agree on.
+    """
+    if before in models:
+        return before
+    return min(models, key=lambda name: _changed_s(details.get(name)))
+
+
+def _changed_s(info: ModelInfo | None) -> float:
+    """Return when a model was changed; never, where that is not told."""
+    try:
+        told = datetime.fromisoformat(info.changed_at) if info is not None else None
+    except ValueError:
+        told = None
+    if told is None:
+        return math.inf
+    aware = told if told.tzinfo else told.replace(tzinfo=UTC)
+    return (aware - _EPOCH).total_seconds()  # `timestamp` asks the system, which has bounds
+
+
+def placed(model: str, offer: Availability, *, is_embed: bool = False) -> str:
     """Return what the service calls the model that the broker chose.
 
     Raises:
-        BackendUnavailableError: it has gone since; it may be elsewhere.
+        BackendUnavailableError: it cannot do that here, or has gone since; it may be elsewhere.
     """
-    found = matching(model, offered)
-    if found is None:
-        raise BackendUnavailableError(f"the model {model!r} is no longer installed at {url}")
-    return found
+    found = matching(model, offer.embedders if is_embed else offer.models)
+    if found is not None:
+        return found
+    unfit = matching(model, tuple(offer.unfit))
+    why = "" if unfit is None else offer.unfit[unfit]
+    if is_embed and matching(model, offer.models) is not None:
+        why = NO_EMBEDDINGS
+    if why:
+        raise BackendUnavailableError(f"the model {model!r} cannot run at {offer.url}: it {why}")
+    raise BackendUnavailableError(f"the model {model!r} is no longer installed at {offer.url}")
 
 
 def wished(request: ChatRequest, offer: Availability) -> str | None:

@@ -19,6 +19,10 @@ from d8mesh.errors import BackendAnswerError, BackendError, BackendTooLargeError
 
 #: Calls of tools in one answer; more are an endless loop.
 MAX_CALLS: Final = 128
+#: Tokens of one request, far more than any context holds.
+MAX_TOLD_TOKENS: Final = 1_000_000_000
+#: Seconds that a service may say that it took.
+MAX_TOLD_S: Final = 1e6
 #: A line of ours, as JSON: the body has ended.
 END: Final = b'"[END]"'
 DONE: Final = b'"[DONE]"'
@@ -120,7 +124,7 @@ class Assembly:
             output = whole_number(usage.get("completion_tokens"))
             # Gemini leaves what it thought out of the one, and counts it in the other.
             output = max(output, whole_number(total) - prompt)
-            self._usage = Usage(prompt, output, whole_number(cached))
+            self._usage = usage_of(prompt, output, cached)
             self._timing = _timing_in(usage, ("prompt_time", "completion_time"), 1.0)
         timings = answer.get("timings")
         if isinstance(timings, dict):  # llama.cpp
@@ -169,14 +173,19 @@ class Assembly:
         return known
 
 
+def usage_of(prompt: Any, output: Any = 0, cached: Any = 0) -> Usage:
+    """Return what a request took, as far as it can be: sums of it are told to the mesh."""
+    return Usage(*(min(whole_number(each), MAX_TOLD_TOKENS) for each in (prompt, output, cached)))
+
+
 def _logprobs(told: Any) -> tuple[Any, ...]:
     return rows_of(told.get("content")) if isinstance(told, dict) else ()
 
 
 def _timing_in(told: Mapping[str, Any], names: tuple[str, str], unit_s: float) -> Timing:
     prompt_s, output_s = (
-        max(0.0, float(told.get(name) or 0.0)) * unit_s
-        if isinstance(told.get(name), int | float)
+        min(max(0, number), MAX_TOLD_S / unit_s) * unit_s
+        if isinstance(number := told.get(name), int | float) and number == number
         else 0.0
         for name in names
     )

@@ -13,7 +13,7 @@ from typing import Any, Final
 from d8mesh.backends.openai.faults import ServiceFault
 from d8mesh.backends.openai.messages import sent_messages
 from d8mesh.backends.openai.providers import Provider
-from d8mesh.core.protocol.chat import ChatRequest, EmbeddingRequest, Prompt
+from d8mesh.core.protocol.chat import BYTES_PER_TOKEN, ChatRequest, EmbeddingRequest, Prompt
 from d8mesh.errors import InvalidTaskError
 
 CHAT_PATH: Final = "/chat/completions"
@@ -49,8 +49,7 @@ _ALSO_SAID: Final[Mapping[str, str]] = {
     "chat_template_kwargs": r"|thinking",
     "response_format": r"|response format",
 }
-#: UTF-8 of a token, about, and tokens of a picture.
-BYTES_PER_TOKEN: Final = 4
+#: Of a picture.
 TOKENS_PER_IMAGE: Final = 1000
 
 

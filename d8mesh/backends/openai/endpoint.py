@@ -6,23 +6,22 @@ credentials of the environment.
 
 from __future__ import annotations
 
-import contextlib
 import ssl
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from http.client import HTTPResponse
+from typing import Any, Final
 
+from d8mesh.backends.exchange import HttpQuestion, answer_to, chunks_of
 from d8mesh.backends.openai.answers import END, events
 from d8mesh.backends.openai.faults import ServiceFault, fault_in
-from d8mesh.backends.streaming import CONNECT_S, AnswerReader, PartT, RefusedAnswer, lines_of, said
-from d8mesh.errors import BackendError, BackendTooLargeError, D8Error
+from d8mesh.backends.reach import leaves_lan, outside_error
+from d8mesh.backends.streaming import AnswerReader, PartT, RefusedAnswer, lines_of, shown
+from d8mesh.errors import BackendTooLargeError, D8Error
 
-if TYPE_CHECKING:
-    import httpx
-
-#: An answer in one piece: a thousand vectors of 1,024 numbers, 20 characters each, and some room.
-MAX_WHOLE_BYTES: Final = 32 * 1024 * 1024
+#: An answer in one piece. JSON that means harm takes fifty times its size in memory.
+MAX_WHOLE_BYTES: Final = 8 * 1024 * 1024
 #: What is shown in place of a key.
 KEY_SHOWN_AS: Final = "(hidden)"
 _EVENTS: Final = "text/event-stream"
@@ -58,6 +57,8 @@ class Endpoint:
 
     def __init__(self, title: str, url: str, key: str | None) -> None:
         self.title, self.url, self._key = title, url.rstrip("/"), key
+        #: nothing is sent to an address outside the LAN
+        self.stays_in_lan = False
         self._tls: ssl.SSLContext | None = None
         self._lock = threading.Lock()
 
@@ -68,19 +69,31 @@ class Endpoint:
         *,
         piece_of: Callable[[Any], PartT],
         hearing: Hearing,
+        max_bytes: int = MAX_WHOLE_BYTES,
     ) -> AnswerReader[PartT]:
         """Begin a POST of `body`, or a GET; the parts are those of a stream, or all and `END`.
 
         A `path` that is a whole URL must be of this service.
+
+        Args:
+            max_bytes: of an answer in one piece.
         """
         url = path if path.startswith("http") else self.url + path
 
+        question = HttpQuestion(
+            url=url,
+            method="GET" if body is None else "POST",
+            body=body,
+            headers=self._headers(),
+            tls=self._context() if url.startswith("https") else None,
+        )
+
         def lines(reader: AnswerReader[PartT]) -> Iterator[bytes]:
-            with contextlib.closing(self._client(reader.hooks)) as client:
-                method = "GET" if body is None else "POST"
-                with client.stream(method, url, json=body) as response:
-                    hearing.headers({k.lower(): v for k, v in response.headers.items()})
-                    yield from self._lines(response)
+            if self.stays_in_lan and leaves_lan(self.url):
+                raise outside_error(self.title, self.url)
+            with answer_to(question, reader) as response:
+                hearing.headers({k.lower(): v for k, v in response.getheaders()})
+                yield from self._lines(response, max_bytes)
 
         def refused(refusal: RefusedAnswer) -> D8Error:
             return hearing.failed(fault_in(refusal.status, refusal.headers, refusal.body))
@@ -88,25 +101,15 @@ class Endpoint:
         return AnswerReader(self.title, self.url, lines=lines, piece_of=piece_of, refused=refused)
 
     def redacted(self, text: str) -> str:
-        """Return a service's words without the key, which some repeat."""
-        return text.replace(self._key, KEY_SHOWN_AS) if self._key else text
+        """Return a service's words in a line, without the key, which some repeat.
 
-    def _client(self, hooks: dict[str, list[Callable[..., Any]]]) -> httpx.Client:
-        try:
-            import httpx
-        except Exception as error:  # whatever an import may raise: it must not do so unheard
-            raise BackendError(f"httpx cannot be imported ({said(error)})") from error
+        The key goes before anything is cut: else the beginning of it may stay.
+        """
+        return shown(text.replace(self._key, KEY_SHOWN_AS) if self._key else text)
+
+    def _headers(self) -> dict[str, str]:
         headers = {"Accept": f"application/json, {_EVENTS}"}
-        if self._key:
-            headers["Authorization"] = f"Bearer {self._key}"
-        return httpx.Client(
-            headers=headers,
-            follow_redirects=False,
-            trust_env=False,
-            verify=self._context() if self.url.startswith("https") else False,
-            timeout=httpx.Timeout(None, connect=CONNECT_S),
-            event_hooks=hooks,
-        )
+        return headers | ({"Authorization": f"Bearer {self._key}"} if self._key else {})
 
     def _context(self) -> ssl.SSLContext:
         """Return what proves the other side; made once, as reading all roots takes its time."""
@@ -115,15 +118,15 @@ class Endpoint:
                 self._tls = ssl.create_default_context()
             return self._tls
 
-    def _lines(self, response: httpx.Response) -> Iterator[bytes]:
-        kind = response.headers.get("content-type", "").partition(";")[0].strip().lower()
+    def _lines(self, response: HTTPResponse, max_bytes: int) -> Iterator[bytes]:
+        kind = response.getheader("content-type", "").partition(";")[0].strip().lower()
         if kind == _EVENTS:
-            yield from events(lines_of(self.title, response.iter_raw()))
+            yield from events(lines_of(self.title, chunks_of(response)))
             return
         content = bytearray()
-        for chunk in response.iter_raw():
+        for chunk in chunks_of(response):
             content += chunk
-            if len(content) > MAX_WHOLE_BYTES:
+            if len(content) > max_bytes:
                 raise BackendTooLargeError(f"{self.title} sent more than an answer may hold")
         if content.lstrip().startswith((b"data:", b":")):  # a stream under another name
             yield from events(lines_of(self.title, [bytes(content)]))

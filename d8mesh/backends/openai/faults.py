@@ -15,11 +15,13 @@ from email.utils import parsedate_to_datetime
 from enum import Enum
 from typing import Any, Final
 
-from d8mesh.backends.streaming import shown
-
+#: Of what a service says so much is looked at: patterns take the square of it.
+MAX_LOOKED_AT_CHARS: Final = 4096
 #: Longer than any provider makes one wait for a minute's end; what says more is a day's end.
 MAX_TOLD_WAIT_S: Final = 2 * 86_400.0
 #: Groq: ``2m59.56s``, ``7.66s``, ``1h2m3s``, ``250ms``.
+#: A word for what went wrong.
+MAX_CODE_CHARS: Final = 100
 _SPAN: Final = re.compile(r"(\d+(?:\.\d+)?)(ms|us|h|m|s)")
 _UNITS_S: Final = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001, "us": 0.000001}
 _TRY_AGAIN: Final = re.compile(r"try again in ((?:\d+(?:\.\d+)?(?:ms|us|h|m|s))+)", re.IGNORECASE)
@@ -46,7 +48,7 @@ class ServiceFault:
 
     #: as HTTP has it, or as the body says; 0 where none is told
     status: int
-    #: for people, one bounded line
+    #: its own words, bounded; `Endpoint.redacted` makes a line for people of them
     text: str
     #: the service's word for it; "" if there is none
     code: str = ""
@@ -105,7 +107,8 @@ def fault_of(answer: Any) -> ServiceFault | None:
 def error_said(answer: Any) -> Mapping[str, Any] | None:
     """Return the object that says what went wrong, whatever stands around it."""
     if isinstance(answer, list):
-        return next((said for each in answer if (said := error_said(each)) is not None), None)
+        objects = (each for each in answer if isinstance(each, Mapping))
+        return next((said for each in objects if (said := error_said(each)) is not None), None)
     if not isinstance(answer, Mapping):
         return None
     error = answer.get("error")
@@ -161,10 +164,11 @@ def used_up_in(headers: Mapping[str, str]) -> tuple[float, str] | None:
 
 def _fault(status: int, headers: Mapping[str, str], said: Mapping[str, Any]) -> ServiceFault:
     message = said.get("message")
-    whole = message if isinstance(message, str) else json.dumps(said)
-    codes = [str(said[key]) for key in ("code", "status", "type") if said.get(key)]
+    whole = (message if isinstance(message, str) else json.dumps(said))[:MAX_LOOKED_AT_CHARS]
+    told = [said[key] for key in ("code", "status", "type") if said.get(key)]
+    codes = [str(each)[:MAX_CODE_CHARS] for each in told if isinstance(each, str | int)]
     words = [code for code in codes if not code.isdigit()]
-    numbers = [int(code) for code in codes if code.isdigit()]
+    numbers = [int(code) for code in codes if code.isascii() and len(code) == 3 and code.isdigit()]
     rows = [row for row in _list_in(said, "details") if isinstance(row, Mapping)]
     violations = [
         each for row in rows for each in _list_in(row, "violations") if isinstance(each, Mapping)
@@ -172,7 +176,7 @@ def _fault(status: int, headers: Mapping[str, str], said: Mapping[str, Any]) -> 
     bounds = _groq_bounds(whole) | _gemini_bounds(violations) | bounds_in(headers)
     return ServiceFault(
         status=status or next(iter(numbers), 0),
-        text=shown(whole),
+        text=whole,
         code=words[0] if words else "",
         wait_s=_wait_s(headers, whole, rows),
         period=_period(whole, words, violations),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +20,8 @@ from d8mesh.backends.openai.bodies import AskedBody, chat_body, embedding_body, 
 from d8mesh.backends.openai.endpoint import Endpoint, Hearing, Whole
 from d8mesh.backends.openai.faults import Period, ServiceFault, bounds_in, fault_of, used_up_in
 from d8mesh.backends.openai.providers import Provider
-from d8mesh.backends.openai.vectors import vectors_in
+from d8mesh.backends.openai.vectors import vectors_bytes, vectors_in
+from d8mesh.backends.reach import leaves_lan
 from d8mesh.backends.streaming import completion, parts
 from d8mesh.config import Config
 from d8mesh.core.protocol.chat import (
@@ -35,6 +38,7 @@ from d8mesh.errors import (
     BackendBusyError,
     BackendError,
     BackendLimitError,
+    BackendTooLargeError,
     BackendUnavailableError,
     D8Error,
     InvalidTaskError,
@@ -42,11 +46,15 @@ from d8mesh.errors import (
 
 #: A list of models is there within so many seconds, or the service counts as down.
 LIST_S: Final = 5.0
+#: `MAX_LISTED` models, and what else stands in a long list.
+MAX_MODEL_LIST_BYTES: Final = 4 * 1024 * 1024
 #: In the cloud it is asked for again after so long; on the LAN at each probe.
 LIST_AGE_S: Final = 600.0
 FAILED_LIST_AGE_S: Final = 30.0
 #: A chat whose fields are refused by name is sent again without them, so often at most.
 MAX_REFUSALS: Final = 4
+#: Requests that were too large and may come back.
+MAX_OVERSIZED: Final = 1000
 #: What a question costs that only sees whether a model works.
 CHECK_TOKENS: Final = 16
 #: Model names in one sentence.
@@ -91,7 +99,11 @@ class OpenAIBackend:
         self._refused: dict[str, frozenset[str]] = {}
         #: models that are not part of what the account may use, and why
         self._gone: dict[str, str] = {}
+        #: hashes of requests that were given back as too large
+        self._oversized: deque[bytes] = deque(maxlen=MAX_OVERSIZED)
         self._lock = threading.Lock()
+        self._is_outside = False
+        self._endpoint.stays_in_lan = not provider.is_cloud
 
     @property
     def kind(self) -> str:
@@ -101,7 +113,7 @@ class OpenAIBackend:
     @property
     def is_cloud(self) -> bool:
         """Whether what it is asked leaves the LAN."""
-        return self._provider.is_cloud
+        return self._provider.is_cloud or self._is_outside
 
     @property
     def url(self) -> str:
@@ -140,11 +152,18 @@ class OpenAIBackend:
         return replace(found, warning="; ".join(filter(None, (found.warning, notice))))
 
     def _list_age_s(self, seen: Availability) -> float:
-        if not self.is_cloud:
+        if not self._provider.is_cloud:
             return 0.0
         return LIST_AGE_S if seen.is_up else FAILED_LIST_AGE_S
 
+    def _find_reach(self) -> None:
+        """See whether an address that was set is one of the LAN; names may come to mean others."""
+        if not self._provider.is_cloud:
+            self._is_outside = leaves_lan(self.url)
+            self._endpoint.stays_in_lan = not self._is_outside or self._config.cloud == "never"
+
     def _listed(self) -> Availability:
+        self._find_reach()
         try:
             found = self._read_list()
         except D8Error as error:
@@ -187,7 +206,9 @@ class OpenAIBackend:
     def _get(self, path: str) -> Any:
         run = ChatRun(is_cancelled=lambda: False, deadline_s=LIST_S, first_token_s=LIST_S)
         hearing = Hearing(failed=lambda fault: self._error("", fault))
-        reader = self._endpoint.ask(path, None, piece_of=Whole, hearing=hearing)
+        reader = self._endpoint.ask(
+            path, None, piece_of=Whole, hearing=hearing, max_bytes=MAX_MODEL_LIST_BYTES
+        )
         answer = next(parts(reader, run)).answer
         fault = fault_of(answer)
         if fault is not None and "data" not in answer:
@@ -196,7 +217,7 @@ class OpenAIBackend:
 
     def _first(self, models: tuple[str, ...]) -> str:
         """Return what runs where nobody names a model: of what an account allows most a day."""
-        if not self.is_cloud:
+        if not self._provider.is_cloud:
             return models[0]
         return max(
             models,
@@ -262,7 +283,13 @@ class OpenAIBackend:
         count = len(request.texts)
 
         def ask(body: AskedBody, heard: Hearing) -> tuple[Embeddings, int]:
-            reader = self._endpoint.ask(body.path, body.fields, piece_of=Whole, hearing=heard)
+            reader = self._endpoint.ask(
+                body.path,
+                body.fields,
+                piece_of=Whole,
+                hearing=heard,
+                max_bytes=vectors_bytes(count),
+            )
             answer = next(parts(reader, run)).answer
             fault = fault_of(answer)
             if fault is not None:
@@ -289,7 +316,7 @@ class OpenAIBackend:
 
     def load(self, model: str, options: JsonObject, *, within_s: float) -> None:
         """See `Backend.load`: a server loads what it is asked; in the cloud all of them are."""
-        if not self.is_cloud:
+        if not self._provider.is_cloud:
             seen = self._offer()
             self.check(seen.details.get(model, ModelInfo(name=model)), within_s=within_s)
 
@@ -303,7 +330,7 @@ class OpenAIBackend:
 
     def _lan_models(self, seen: Availability) -> tuple[str, ...]:
         """Return the models that may make vectors though their names do not say so."""
-        return () if self.is_cloud else seen.models
+        return () if self._provider.is_cloud else seen.models
 
     def _chosen(self, request: ChatRequest, run: ChatRun) -> str:
         offer = self._offer()
@@ -339,11 +366,16 @@ class OpenAIBackend:
         body = body.without(self._refused.get(model, frozenset()))
         for _ in range(MAX_REFUSALS):
             faults: list[ServiceFault] = []
-            booking = None if self._account is None else self._account.begin(model, body.tokens)
+            booking: Booking | None = None
             try:
+                if self._account is not None:
+                    booking = self._account.begin(model, body.tokens)
                 answer, tokens = ask(body, self._hearing(model, faults, booking))
             except BaseException as error:
                 self._settle(booking, 0 if faults else None)
+                is_unsent = self._account is not None and booking is None
+                if isinstance(error, BackendTooLargeError) and (faults or is_unsent):
+                    raise self._too_large(body, str(error)) from error
                 if not isinstance(error, BackendError):
                     raise
                 names = refused_fields(faults[0], body) if faults else frozenset()
@@ -355,6 +387,17 @@ class OpenAIBackend:
                 self._settle(booking, tokens or None)
                 return answer
         raise BackendError(f"{self._provider.title} refuses one field after another")
+
+    def _too_large(self, body: AskedBody, why: str) -> BackendError:
+        """Return the refusal of what never fits: at first others may take it at no cost.
+
+        If it comes back there are none, and the attempt has failed.
+        """
+        asked = hashlib.sha256(repr(body.fields).encode("utf-8", "replace")).digest()
+        with self._lock:
+            is_known = asked in self._oversized
+            self._oversized.append(asked)
+        return BackendTooLargeError(why) if is_known else BackendLimitError(why)
 
     def _settle(self, booking: Booking | None, tokens: int | None) -> None:
         """Correct what a request took; None: nobody knows."""
@@ -389,7 +432,7 @@ class OpenAIBackend:
             variable = self._provider.key_variable
             return BackendUnavailableError(f"{title} refuses the key: check {variable} ({text})")
         if fault.is_too_large:
-            return BackendError(
+            return BackendTooLargeError(
                 f"this request can never fit into what {title} allows of {model}: lower "
                 f"max_tokens, or ask another model ({text})"
             )

@@ -5,11 +5,23 @@ from __future__ import annotations
 import base64
 import math
 import struct
-from typing import Any
+from typing import Any, Final
 
-from d8mesh.backends.streaming import rows_of, whole_number
+from d8mesh.backends.openai.answers import usage_of
+from d8mesh.backends.streaming import rows_of
 from d8mesh.core.protocol.chat import Usage
 from d8mesh.errors import BackendAnswerError
+
+#: A vector as JSON: 8,192 numbers, 24 characters each, on lines of their own.
+VECTOR_BYTES: Final = 256 * 1024
+#: All vectors of an answer, and what stands around them.
+MAX_ASKED_VECTORS_BYTES: Final = 32 * 1024 * 1024
+_AROUND_BYTES: Final = 64 * 1024
+
+
+def vectors_bytes(count: int) -> int:
+    """Return how long an answer with so many vectors may be."""
+    return min(_AROUND_BYTES + count * VECTOR_BYTES, MAX_ASKED_VECTORS_BYTES)
 
 
 def vectors_in(title: str, answer: Any, count: int) -> tuple[tuple[tuple[float, ...], ...], Usage]:
@@ -25,14 +37,17 @@ def vectors_in(title: str, answer: Any, count: int) -> tuple[tuple[tuple[float, 
             rows = tuple(sorted(rows, key=lambda row: row["index"]))
         vectors = tuple(_vector(row["embedding"]) for row in rows)
         usage = answer.get("usage")
-        tokens = whole_number(usage.get("prompt_tokens")) if isinstance(usage, dict) else 0
-    except (TypeError, LookupError, ValueError, AttributeError, struct.error) as error:
+        used = usage_of(usage.get("prompt_tokens") if isinstance(usage, dict) else 0)
+    except (
+        TypeError, LookupError, ValueError, AttributeError, struct.error, ArithmeticError,
+        RecursionError,
+    ) as error:  # fmt: skip
         raise BackendAnswerError(f"{title} sent something that is no embedding") from error
     if len(vectors) != count:
         raise BackendAnswerError(f"{title} sent {len(vectors)} embeddings for {count} texts")
     if not all(map(_is_sound, vectors)):
         raise BackendAnswerError(f"{title} sent an embedding that is empty or holds no numbers")
-    return vectors, Usage(tokens)
+    return vectors, used
 
 
 def _vector(told: Any) -> tuple[float, ...]:

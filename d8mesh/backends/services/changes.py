@@ -10,10 +10,12 @@ from typing import Final
 from d8mesh.backends.backend import Managed, PullProgress
 from d8mesh.backends.services.service import Service
 from d8mesh.edge.room import disk_free_bytes, models_folder
-from d8mesh.errors import BackendBusyError, InvalidTaskError
+from d8mesh.errors import InvalidTaskError, TaskCancelledError
 
 #: What a pull leaves free: a full disk stops more than Ollama.
 RESERVE_BYTES: Final = 500_000_000
+#: How often a change that waits for another one looks whether it is cancelled, and says so.
+TURN_LOOK_S: Final = 0.25
 
 FreeBytes = Callable[[], int | None]
 
@@ -35,12 +37,13 @@ def pull_model(
 ) -> None:
     """Install a model at a service; what has come stays there for another try.
 
+    Another change of the service is waited for, and told as progress.
+
     Args:
         free_bytes: tells the free disk there; None for what is known of the service's machine.
 
     Raises:
         InvalidTaskError: there is no such model, no room for it, or nobody can install there.
-        BackendBusyError: another change of this service is under way.
         TaskCancelledError: `is_cancelled` said so.
         BackendError: it cannot be had now.
     """
@@ -54,21 +57,26 @@ def pull_model(
             require_room(service, name, largest, largest - progress.completed_bytes, free())
         on_progress(progress)
 
-    with _alone(service):
+    with _turn(service, name, on_progress, is_cancelled):
         managed.pull(name, heed, is_cancelled)
     service.needs_look.set()
 
 
-def remove_model(service: Service, name: str) -> None:
-    """Delete a model from a service's disk.
+def remove_model(
+    service: Service,
+    name: str,
+    on_progress: Callable[[PullProgress], None],
+    is_cancelled: Callable[[], bool],
+) -> None:
+    """Delete a model from a service's disk, when no other change of the service is under way.
 
     Raises:
         InvalidTaskError: nobody can remove there, or there is no such model.
-        BackendBusyError: another change of this service is under way.
+        TaskCancelledError: `is_cancelled` said so before its turn came.
         BackendError: it cannot be removed now.
     """
     managed = _managed(service)
-    with _alone(service):
+    with _turn(service, name, on_progress, is_cancelled):
         managed.remove(name)
     service.needs_look.set()
 
@@ -102,10 +110,19 @@ def _managed(service: Service) -> Managed:
 
 
 @contextlib.contextmanager
-def _alone(service: Service) -> Iterator[None]:
-    if not service.changing.acquire(blocking=False):
-        raise BackendBusyError(f"another model of {service.machine} is being changed right now")
+def _turn(
+    service: Service,
+    name: str,
+    on_progress: Callable[[PullProgress], None],
+    is_cancelled: Callable[[], bool],
+) -> Iterator[None]:
+    """Wait until no other change of the service is under way, and keep others waiting."""
+    while not service.changing.acquire(timeout=TURN_LOOK_S):
+        if is_cancelled():
+            raise TaskCancelledError(f"cancelled while it waited for {service.changed}")
+        on_progress(PullProgress(f"waiting for {service.changed}"))
     try:
+        service.changed = name
         yield
     finally:
         service.changing.release()

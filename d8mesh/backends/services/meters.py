@@ -157,17 +157,25 @@ class Meters:
         self, name: str, *, prompt_tokens: int = 0, is_streamed: bool = True
     ) -> MeasuredRun:
         """Return what one request is wrapped in; a model that is not known is measured nowhere."""
+        now = self._clock()
         with self._lock:
             meter = self._meters.get(name) or ModelMeter()
-            run = meter.began(self._clock(), prompt_tokens=prompt_tokens, is_streamed=is_streamed)
-        self._on_change(name)  # one more may be tried now: at its end it would be over
+            before = meter.slots(now)
+            run = meter.began(now, prompt_tokens=prompt_tokens, is_streamed=is_streamed)
+            is_news = meter.slots(now) != before
+        if is_news:  # one more may be tried now: at its end it would be over
+            self._on_change(name)
         return MeasuredRun(self, name, meter, run)
 
     def heard(self, name: str, meter: ModelMeter, run: int) -> None:
         """Note the first token of a request."""
+        now = self._clock()
         with self._lock:
-            meter.first_token(run, self._clock())
-        self._on_change(name)
+            before = meter.slots(now)
+            meter.first_token(run, now)
+            is_news = meter.slots(now) != before
+        if is_news:
+            self._on_change(name)
 
     def ended(self, run: MeasuredRun, error: BaseException | None, spent: Spent) -> None:
         """Note the end of a request, and tell of it before anybody else hears of the error."""

@@ -47,6 +47,9 @@ _FIGURES: Final = (
     "prompt_tokens",
     "output_tokens",
 )
+_TOLD_AT_ONCE: Final = tuple(
+    name for name in OfferedModel.__struct_fields__ if name not in (*_FIGURES, "budget")
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -332,15 +335,15 @@ def _without_makeshift(services: Sequence[Service]) -> Sequence[Service]:
 def _outline(service: OfferedService) -> tuple[object, ...]:
     """Return what `Measured` cannot say."""
     models = tuple((m.name, m.digest, tuple(m.can), m.size_bytes) for m in service.models)
-    return (service.kind, service.machine, service.url, service.default, service.why, models)
+    place = (service.kind, service.machine, service.url, service.is_cloud)
+    return (*place, service.default, service.why, models)
 
 
 def is_worth_telling(before: OfferedModel, now: OfferedModel) -> bool:
     """Tell whether a model has changed so much that the mesh should know."""
-    same = {name: getattr(now, name) for name in _FIGURES}
-    if structs.replace(before, **same, budget=_lasting(before)) != structs.replace(
-        now, budget=_lasting(now)
-    ):
+    if any(getattr(before, name) != getattr(now, name) for name in _TOLD_AT_ONCE):
+        return True
+    if _lasting(before) != _lasting(now):
         return True
     for name in _FIGURES:
         old, new = getattr(before, name), getattr(now, name)

@@ -27,6 +27,7 @@ from d8mesh.backends.backend import (
 from d8mesh.backends.services.meters import MAX_PAUSED_CHARS, Meters
 from d8mesh.backends.services.whereabouts import Whereabouts, whereabouts
 from d8mesh.core.protocol.chat import (
+    BYTES_PER_TOKEN,
     ChatRequest,
     Completion,
     EmbeddingRequest,
@@ -43,8 +44,6 @@ from d8mesh.errors import BackendError, InvalidTaskError
 CHECK_S: Final = 60.0
 #: That a name stands for another address now is noticed after so long.
 PLACE_AGE_S: Final = 60.0
-#: UTF-8 bytes of a token, about.
-BYTES_PER_TOKEN: Final = 4
 
 
 @runtime_checkable
@@ -92,6 +91,7 @@ class Service:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.backend = backend
+        self._account = backend if isinstance(backend, HasAccount) else None
         self.seen = Availability(is_up=False, reason="not asked yet")
         self._installed: tuple[Availability, dict[str, ModelInfo]] = (self.seen, {})
         #: False until it was looked at
@@ -100,12 +100,13 @@ class Service:
         self.needs_look = threading.Event()
         #: held while one of its models is pulled or removed
         self.changing = threading.Lock()
+        #: the model that was pulled or removed last, or is now
+        self.changed = ""
         self._clocks, self._clock = clocks or RequestClocks(), clock
         self._on_change, self._beside = on_change, beside
         self._meters = Meters(self._changed, clock=clock)
         self._place = Whereabouts("", "", is_local=False)
         self._placed_url, self._placed_at = "", float("-inf")
-        self._is_ready = False
         #: models that have answered since the last look began, and when: they are in memory
         self._answered: dict[str, float] = {}
 
@@ -114,7 +115,7 @@ class Service:
     @property
     def id(self) -> str:
         """What it is called in the mesh; known after the first look."""
-        own = self.backend.service_id if isinstance(self.backend, HasAccount) else ""
+        own = "" if self._account is None else self._account.service_id
         return own or self._place.id
 
     @property
@@ -167,9 +168,6 @@ class Service:
         if self.is_useful and not seen.url and max(self._answered.values(), default=began) > began:
             seen = before  # too busy to list its models: it answers
         self._find_place(seen)
-        if seen.is_up and not self._is_ready:
-            self._is_ready = True
-            getattr(self.backend, "prepare", lambda: None)()
         self.seen, self.is_asked = seen, True
         for name, at in list(self._answered.items()):
             if at <= began:
@@ -180,7 +178,7 @@ class Service:
                 for name, info in self.installed.items()
                 if name in before.details and before.details[name].digest != info.digest
             ]
-            hint = self.backend.slots_hint if isinstance(self.backend, HasAccount) else 1
+            hint = 1 if self._account is None else self._account.slots_hint
             self._meters.keep(self.installed, anew=anew, slots=max(1, hint))
             if not before.is_up:
                 self._meters.came_back()
@@ -230,7 +228,10 @@ class Service:
 
         def hear(piece: Piece) -> None:
             if piece.is_sign_of_life:
+                is_first = model not in self._answered
                 self._answered[model] = self._clock()
+                if is_first:
+                    self._changed(model)  # it is in memory now
                 measured.hear()
             run.on_piece(piece)
 
@@ -325,7 +326,7 @@ class Service:
         return None if info is None else self._offered(info)
 
     def _offered(self, info: ModelInfo) -> OfferedModel:
-        figures, backend = self._meters.figures(info.name), self.backend
+        figures = self._meters.figures(info.name)
         return OfferedModel(
             name=info.name,
             digest=info.digest,
@@ -340,7 +341,7 @@ class Service:
             prompt_tokens=figures.prompt_tokens,
             output_tokens=figures.output_tokens,
             paused=figures.paused,
-            budget=backend.budget(info.name) if isinstance(backend, HasAccount) else None,
+            budget=None if self._account is None else self._account.budget(info.name),
         )
 
     def _is_loaded(self, info: ModelInfo) -> bool:

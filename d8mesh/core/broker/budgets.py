@@ -36,6 +36,8 @@ class _Share:
     told: Budget
     told_since: float
     recent: list[tuple[float, int]]
+    #: it does not tell of the account any more: what it has used counts, what it said does not
+    is_gone: bool = False
     placed: deque[tuple[float, int]] = field(default_factory=deque)
 
     def tell(self, budget: Budget, now: float) -> None:
@@ -48,7 +50,7 @@ class _Share:
             sent = len(budget.recent) - before
         for _ in range(min(sent, len(self.placed))):
             self.placed.popleft()
-        self.told, self.told_since = budget, now
+        self.told, self.told_since, self.is_gone = budget, now, False
         self.recent = _recent(budget, now)
 
     def used(self, now: float) -> list[tuple[float, int]]:
@@ -84,6 +86,19 @@ class BudgetBook:
         else:
             share.tell(budget, now)
 
+    def leave(self, worker_id: str) -> None:
+        """A worker tells of the account no more."""
+        self._shares[worker_id].is_gone = True
+
+    def is_needed(self, now: float) -> bool:
+        """Forget who has gone and used nothing that counts; return whether anybody is left."""
+        self._shares = {
+            name: share
+            for name, share in self._shares.items()
+            if not share.is_gone or share.used(now) or any(share.day(now))
+        }
+        return bool(self._shares)
+
     def place(self, worker_id: str, tokens: int, now: float) -> None:
         """Count a request that is placed now."""
         share = self._shares.get(worker_id)
@@ -95,7 +110,7 @@ class BudgetBook:
 
     def fits(self, tokens: int) -> bool:
         """Return whether a request of so many tokens can ever go there."""
-        bound = _least(share.told.minute_tokens for share in self._shares.values())
+        bound = _least(told.minute_tokens for told in self._told())
         return not bound or tokens <= bound
 
     def free_in_s(self, tokens: int, now: float) -> float:
@@ -103,12 +118,12 @@ class BudgetBook:
         shares, waits = self._shares.values(), [0.0]
         if self._known_since is not None:
             waits.append(self._known_since + SETTLE_S - now)
-        waits += [share.told_since + share.told.blocked_s - now for share in shares]
+        waits.append(self._blocked_s(now))
         used = sorted(each for share in shares for each in share.used(now))
-        most = _least(share.told.minute_requests for share in shares)
+        most = _least(told.minute_requests for told in self._told())
         if most and len(used) >= most:
             waits.append(used[len(used) - most][0] - now)
-        room = _least(share.told.minute_tokens for share in shares)
+        room = _least(told.minute_tokens for told in self._told())
         over = sum(each for _, each in used) + tokens - room
         for until, each in used if room else ():
             if over <= 0:
@@ -120,8 +135,8 @@ class BudgetBook:
     def _day_wait_s(self, tokens: int, now: float) -> float:
         shares = self._shares.values()
         days = [share.day(now) for share in shares]
-        requests = _least(share.told.day_requests_bound for share in shares)
-        bound = _least(share.told.day_tokens_bound for share in shares)
+        requests = _least(told.day_requests_bound for told in self._told())
+        bound = _least(told.day_tokens_bound for told in self._told())
         is_over = (requests and sum(day[0] for day in days) >= requests) or (
             bound and sum(day[1] for day in days) + tokens > bound
         )
@@ -132,29 +147,37 @@ class BudgetBook:
 
     def why(self, now: float) -> str:
         """Return why nothing may be sent now, as a worker told it; empty: nobody said."""
-        for share in self._shares.values():
+        for share in self._here():
             if share.told_since + share.told.blocked_s > now and share.told.blocked_why:
                 return share.told.blocked_why
         return ""
+
+    def _here(self) -> list[_Share]:
+        return [share for share in self._shares.values() if not share.is_gone]
+
+    def _told(self) -> list[Budget]:
+        return [share.told for share in self._here()]
+
+    def _blocked_s(self, now: float) -> float:
+        ends = (share.told_since + share.told.blocked_s for share in self._here())
+        return max(0.0, max(ends, default=now) - now)
 
     def left(self, now: float) -> BudgetLeft:
         """Return what is left of each bound."""
         shares = list(self._shares.values())
         used = [each for share in shares for each in share.used(now)]
         days = [share.day(now) for share in shares]
-        blocked_s = max((s.told_since + s.told.blocked_s - now for s in shares), default=0.0)
+        told = self._told()
         return BudgetLeft(
-            minute_requests=_rest((s.told.minute_requests for s in shares), len(used)),
+            minute_requests=_rest((each.minute_requests for each in told), len(used)),
             minute_tokens=_rest(
-                (s.told.minute_tokens for s in shares), sum(tokens for _, tokens in used)
+                (each.minute_tokens for each in told), sum(tokens for _, tokens in used)
             ),
             day_requests=_rest(
-                (s.told.day_requests_bound for s in shares), sum(day[0] for day in days)
+                (each.day_requests_bound for each in told), sum(day[0] for day in days)
             ),
-            day_tokens=_rest(
-                (s.told.day_tokens_bound for s in shares), sum(day[1] for day in days)
-            ),
-            blocked_s=max(0.0, blocked_s),
+            day_tokens=_rest((each.day_tokens_bound for each in told), sum(day[1] for day in days)),
+            blocked_s=self._blocked_s(now),
             blocked_why=self.why(now),
         )
 

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from typing import Final
 
-from d8mesh.core.broker.services import ModelState, ServiceState, ServiceTable
+from d8mesh.core.broker.service_states import (
+    ModelState,
+    ServiceState,
+)
+from d8mesh.core.broker.services import ServiceTable
 from d8mesh.core.protocol.model_names import plain_name
 from d8mesh.core.protocol.wish import Wish, parse_wish
 
@@ -29,7 +33,8 @@ def tiers(table: ServiceTable, wish: Wish, *, is_expected: bool) -> list[list[Mo
     if found is None:
         found = [_named(table, name, wish) for name in wish.models]
         if not wish.models or (not wish.is_strict and not is_expected and not any(found)):
-            found += defaults(table, wish)
+            none = Wish(needs=wish.needs, machine=wish.machine)
+            found += tiers(table, none, is_expected=False) if wish.models else defaults(table, wish)
         found = [tier for tier in found if tier]
         if len(table.tiers) > MAX_FOUND:
             table.tiers.clear()
@@ -80,8 +85,8 @@ def is_at(service: ServiceState, machine: str) -> bool:
     """Return whether a service is at the machine, worker or service of that name."""
     wanted = machine.lower()
     names = {service.id.lower(), service.machine.lower()}
-    for worker, _ in service.told.values():
-        names |= {worker.worker_id.lower(), worker.host.lower()}
+    for worker, told in service.told.values():
+        names |= {told.id.lower(), worker.worker_id.lower(), worker.host.lower()}
     return wanted in names
 
 
@@ -89,10 +94,13 @@ def why_never(table: ServiceTable, wish: Wish) -> str:
     """Return why no service will ever run a wish as things are, for people; empty: one may."""
     if tiers(table, wish, is_expected=False):
         return ""
-    models = [model for service in table.services.values() for model in service.models.values()]
+    models = [
+        model
+        for service in table.services.values()
+        for model in service.models.values()
+        if not wish.machine or is_at(service, wish.machine)
+    ]
     if not models:
-        return ""
-    if wish.machine and not any(is_at(model.service, wish.machine) for model in models):
         return ""  # it may come
     names = {plain_name(name) for name in wish.models}
     named = [model for model in models if model.plain in names]
@@ -118,7 +126,9 @@ def concerned(table: ServiceTable, text: str) -> frozenset[ModelState]:
         wish = parse_wish(text)
         named = tiers(table, wish, is_expected=False)
         found = frozenset(model for tier in named for model in tier)
+        found = table.alike.setdefault(found, found)  # equal ones are the same one
         if len(table.concerned) > MAX_FOUND:
             table.concerned.clear()
+            table.alike.clear()
         table.concerned[text] = found
     return found

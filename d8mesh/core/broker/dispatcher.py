@@ -346,7 +346,7 @@ class Dispatcher:
         is_young = state.now - self._started < state.policy.lease_s
         heard_after = state.now - ABSENT_LEASES * state.policy.lease_s
         state.registry.note_absent(heard_after, is_young=is_young)
-        state.services.forget_gone(heard_after)
+        state.services.forget_gone(heard_after, state.now)
         if not state.task_table.queued:  # what lies in the lanes is cancelled, or past its deadline
             state.queue.lanes.clear()
         if len(state.timers) > max(FEW_TIMERS, 2 * self._useful_timers):

@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from heapq import heapify, heapreplace
 from typing import Final, NamedTuple
 
-from d8mesh.core.broker.services import ModelState
+from d8mesh.core.broker.service_states import (
+    ModelState,
+)
 from d8mesh.core.broker.standings import Obstacle
 from d8mesh.core.protocol.wish import Wish
 
@@ -147,7 +149,7 @@ def _slots(each: Weighed, now: float) -> list[tuple[float, float]]:
     model, run_s = each.model, max(each.run_s, 1e-3)
     bound = max(1, model.bound(now))
     if not model.is_loaded:  # what waits for the load is in its slots then, too
-        left_s = model.loaded_by - now
+        left_s = model.loaded_by - now if model.loaded_by else each.load_s
         left_s = left_s if left_s > 0.0 else each.load_s - left_s
         slots = max(1, model.info.slots)
         return [(left_s + run_s * (n < model.in_flight), run_s) for n in range(slots)]

@@ -20,6 +20,7 @@ from d8mesh.core.broker.state import BrokerState
 from d8mesh.core.broker.store import MAX_PAST_ATTEMPTS, FinishedTask
 from d8mesh.core.broker.worker_registry import Dialect, WorkerState
 from d8mesh.core.protocol.chat import MODEL_TYPES
+from d8mesh.core.protocol.model_names import nearest, plain_name
 from d8mesh.core.protocol.task import Spec, TaskState
 from d8mesh.core.protocol.wish import SERVICE_TYPES, Cloud, Wish, parse_wish
 
@@ -27,6 +28,8 @@ Body = dict[str, object]
 
 #: Workers and services that are told of, each: nobody reads more.
 MAX_CANDIDATES_TOLD: Final = 64
+#: A shorter wait is none, for people.
+MIN_TOLD_S: Final = 0.05
 #: Types that every worker offers.
 BUILT_IN: Final = frozenset(placement.DOCUMENTED_TYPES)
 
@@ -106,6 +109,7 @@ def _waiting(
         yield "the orchestrator is shutting down and hands out nothing"
     if state.services.answers(spec.type) or spec.type in SERVICE_TYPES:
         yield from _wished(spec.type, parse_wish(spec.model))
+        yield from _near_models(state, spec)
     yield from _trouble(history)
     if spec.deadline_at is not None:
         left_s = spec.deadline_at - state.at
@@ -141,6 +145,17 @@ def _wished(kind: str, wish: Wish) -> Iterator[str]:
         yield _CLOUD[wish.cloud]
 
 
+def _near_models(state: BrokerState, spec: Spec) -> Iterator[str]:
+    """Yield which models may have been meant by names that no service has."""
+    if spec.type not in MODEL_TYPES:
+        return
+    table = state.services
+    known = [models[0].name for models in table.by_name.values()]
+    for wished in parse_wish(spec.model).models:
+        if not table.awaits(plain_name(wished)) and (near := nearest(wished, known)):
+            yield f"no service has {wished!r}; did you mean {near!r}?"
+
+
 _CLOUD: Final = {
     Cloud.NEVER: "its data may not leave the LAN",
     Cloud.OVERFLOW: "it may go to the cloud if no machine of the LAN can begin soon",
@@ -154,8 +169,8 @@ def _trouble(history: History | None) -> Iterator[str]:
         return
     if history.errors:
         yield f"attempts that failed so far: {history.errors}"
-    if history.returns:
-        yield f"given back so far: {history.returns}"
+    if history.all_returns:
+        yield f"given back so far: {history.all_returns}"
 
 
 # ------------------------------------------------------------------------ who could run it
@@ -406,12 +421,25 @@ def _told_of_end(
             "how much of that it waited is not known"
         )
     else:
-        waited, took = duration(began_at - due_at), duration(task.at - began_at)
-        if task.n == 1:
-            yield f"it waited {waited} and took {took}"
-        else:
+        ended_at = max(began_at, _last_end(task))
+        waited, took = duration(began_at - due_at), duration(ended_at - began_at)
+        if task.n > 1:
             yield f"its last attempt (number {task.n}) began after {waited} and took {took}"
+        elif began_at - due_at < MIN_TOLD_S:
+            yield f"it did not wait, and took {took}"
+        else:
+            yield f"it waited {waited} and took {took}"
+        if task.at - ended_at >= MIN_TOLD_S:
+            yield f"then it waited {duration(task.at - ended_at)} to be tried again"
     yield from _past(task)
+
+
+def _last_end(task: FinishedTask) -> float:
+    """Return when the last attempt ended (Unix seconds): a task may end while it waits again."""
+    last = task.past[-1] if task.past else None
+    if task.state is TaskState.COMPLETED or last is None or last.attempt != task.n:
+        return task.at
+    return min(last.at, task.at)
 
 
 def _past(task: FinishedTask) -> Iterator[str]:

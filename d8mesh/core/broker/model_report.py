@@ -1,12 +1,12 @@
 """What is told about the mesh's language models: every model, where it is, who waits for it.
 
 Models are one if they have the same digest, whatever the services call them; where none is told,
-if they have the same name.
+if they have the same name. What a service had that is down is told of with it, until it is back.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -68,14 +68,28 @@ def _cut(views: list[ServiceView]) -> tuple[list[ServiceView], int]:
     return kept, sum(len(view.models) for view in views) - (MAX_PLACES_TOLD - room)
 
 
-def _grouped(views: Iterable[ServiceView]) -> list[_Model]:
+def _grouped(views: Sequence[ServiceView]) -> list[_Model]:
     """Return the models, each once."""
     by_key: dict[str, _Model] = {}
     for view in views:
         for model in view.models:
             key = f"digest {model.digest}" if model.digest else f"name {plain_name(model.name)}"
             by_key.setdefault(key, _Model()).places.append((view, model))
+    _add_awaited(by_key, views)
     return list(by_key.values())
+
+
+def _add_awaited(by_key: dict[str, _Model], views: Iterable[ServiceView]) -> None:
+    """Add what services had that are down: only its names are known."""
+    awaited = [(view, name) for view in views for name in view.awaited]
+    if not awaited:
+        return
+    by_name = {plain_name(name): model for model in by_key.values() for name in model.names}
+    for view, name in awaited:
+        model = by_name.get(name)
+        if model is None:
+            model = by_name[name] = by_key[f"name {name}"] = _Model()
+        model.places.append((view, ModelView(name=name, slots=0)))
 
 
 def _waiting(state: BrokerState) -> tuple[dict[str, int], int]:

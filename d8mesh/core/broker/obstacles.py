@@ -5,6 +5,7 @@ English, one sentence each; `words/es.po` has their forms.
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Iterable, Sequence
 from typing import Final, NamedTuple
 
@@ -169,7 +170,9 @@ def reason(wish: Wish, standings: Sequence[Standing]) -> str:
 def _nobody(wish: Wish, standings: Sequence[Standing], model: str) -> str:
     kinds = {each.obstacle for each in standings}
     if wish.machine and kinds <= {Obstacle.ELSEWHERE}:
-        return f"no worker reaches a service on {wish.machine!r}"
+        near = _near(wish.machine, standings)
+        meant = f"; did you mean {near!r}?" if near else ""
+        return f"no worker reaches a service on {wish.machine!r}{meant}"
     if kinds <= {Obstacle.NOT_INSTALLED, Obstacle.ELSEWHERE}:
         return f"no worker reaches a service{model}"
     return f"no service{model} may have it: {_sample(standings)}"
@@ -198,6 +201,8 @@ def remedies(wish: Wish, standings: Sequence[Standing]) -> list[Remedy]:
     if any(each.obstacle is None for each in standings):
         return []
     found = [*_start(standings), *_pull(wish, standings), *_allow_cloud(wish, standings)]
+    if wish.machine and standings and all(s.obstacle is Obstacle.ELSEWHERE for s in standings):
+        found += _other_machine(wish.machine, standings)
     if not standings:
         found.append(Remedy("start a worker on a machine with a language model", "worker"))
     if wish.is_strict and not any(each.obstacle not in NEEDS_SOMEBODY for each in standings):
@@ -215,6 +220,23 @@ def _start(standings: Sequence[Standing]) -> list[Remedy]:
         ),
         *(Remedy(f"start the service on {machine}") for machine in sorted(down)[:MAX_PLACES_NAMED]),
     ]
+
+
+def _other_machine(machine: str, standings: Sequence[Standing]) -> list[Remedy]:
+    """Return what helps where a task is bound to a machine that nobody reaches."""
+    near = _near(machine, standings)
+    there = sorted({each.machine for each in standings}, key=lambda name: (name != near, name))
+    return [
+        Remedy(f"let it run where a service is, or leave out machine: {named(there)}"),
+        Remedy(f"start a worker on {machine}", "worker"),
+    ]
+
+
+def _near(machine: str, standings: Sequence[Standing]) -> str:
+    """Return the machine with a service that is likest to a name; empty: none is like it."""
+    by_name = {each.machine.lower(): each.machine for each in standings}
+    near = difflib.get_close_matches(machine.lower(), by_name, n=1)
+    return by_name[near[0]] if near else ""
 
 
 def _pull(wish: Wish, standings: Sequence[Standing]) -> list[Remedy]:

@@ -226,6 +226,6 @@ def _who_is_there(registry: WorkerRegistry) -> str:
 
 
 def _offer_of(worker: WorkerState) -> str:
-    types = sorted(worker.types)
+    types = sorted(worker.types | worker.placed_types)
     more = ", …" if len(types) > MAX_TOLD else ""
     return f"offers {', '.join(types[:MAX_TOLD]) or 'nothing'}{more}"

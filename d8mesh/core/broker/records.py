@@ -13,7 +13,7 @@ from typing import Final
 
 import msgspec
 
-from d8mesh.core.protocol.task import SUSPECT, UNRETURNED, Spec, TaskState
+from d8mesh.core.protocol.task import EXCUSED, SUSPECT, UNRETURNED, Spec, TaskState
 
 _QUEUED: Final = TaskState.QUEUED
 
@@ -75,8 +75,15 @@ class History:
     #: should have run, by whom, and why the last time
     returns: int = 0
     suspect_returns: int = 0
+    #: how often it was given back beside that, which bounds nothing
+    excused_returns: int = 0
     returned_by: set[str] = field(default_factory=set)
     last_return: str = ""
+
+    @property
+    def all_returns(self) -> int:
+        """How often it was given back since the last error of its own."""
+        return self.returns + self.excused_returns
 
     def count(self, worker_id: str, n: int, why: str, *, is_loss: bool) -> None:
         """Note an error, or the loss of the worker, which uses up an attempt."""
@@ -85,13 +92,15 @@ class History:
         self.last_error, self.last_return = why, ""
         (self.losses if is_loss else self.failures).add((worker_id, n))
         if not is_loss:  # a loss may be taken back
-            self.returns = self.suspect_returns = 0
+            self.returns = self.suspect_returns = self.excused_returns = 0
             self.returned_by.clear()
 
     def give_back(self, worker_id: str, why: str, returned: int) -> None:
         """Note that an attempt ended without an error."""
         self.last_return = why
-        if returned != UNRETURNED:
+        if returned == EXCUSED:
+            self.excused_returns += 1
+        elif returned != UNRETURNED:
             self.returns += 1
         if returned == SUSPECT:
             self.suspect_returns += 1

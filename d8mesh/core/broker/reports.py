@@ -22,6 +22,8 @@ from d8mesh.core.protocol.task import Spec, TaskState
 
 Body = dict[str, object]
 
+#: What comes sooner than this comes at once, for people.
+SOON_S: Final = 0.05
 
 #: Why tasks wait that share all that decides it: a page of a listing has many of them.
 SharedReasons = dict[tuple[str, str, int, bool, frozenset[str]], str]
@@ -100,7 +102,10 @@ def _reason(
     if stage is TaskState.DELAYED:
         if trouble:
             left_s = max(0.0, history.not_before_at - state.at)
-            return f"waiting to be tried again in {left_s:.1f} s; {trouble}"
+            soon = f"waiting to be tried again in {left_s:.1f} s"
+            if left_s < SOON_S:
+                soon = "about to be tried again"
+            return f"{soon}; {trouble}"
         return f"to be run at {batch.spec.run_at}"
     why = _why_queued(state, batch, task, of_many)
     return "; ".join(part for part in (why, trouble) if part) or None
@@ -126,9 +131,9 @@ def _trouble(history: History) -> str:
     """Return what went wrong last; empty if nothing did."""
     if not history.last_return:
         return f"last error: {history.last_error}" if history.errors else ""
-    if history.returns < 2:
+    if history.all_returns < 2:
         return f"given back: {history.last_return}"
-    return f"given back {history.returns} times, the last time: {history.last_return}"
+    return f"given back {history.all_returns} times, the last time: {history.last_return}"
 
 
 def explained(state: BrokerState, task_id: str) -> Body | None:

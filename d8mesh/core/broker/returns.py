@@ -8,6 +8,7 @@ reason is kept for who asks, and beyond a bound it is an error like any other.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Container, Iterable
 from typing import Final, NamedTuple
 
@@ -19,6 +20,7 @@ from d8mesh.core.broker.state import BrokerState, Retry
 from d8mesh.core.broker.worker_registry import WorkerState
 from d8mesh.core.protocol.task import (
     AT_ONCE,
+    EXCUSED,
     ORDERLY,
     SUSPECT,
     Due,
@@ -56,11 +58,15 @@ class ReturnKind(NamedTuple):
 
     returned: int
     free: int
-    most: int
+    most: float
+    cap_s: float = MAX_RETURN_PAUSE_S
 
 
 #: The worker could not run it: its service is busy or down.
 SERVICE_DOWN: Final = ReturnKind(SUSPECT, 0, MAX_RETURNS)
+#: Its service is well, and can take no more now: its account allows none, or others fill it. That
+#: is nobody's fault, however often; who asks is told why it came back.
+NO_CREDIT: Final = ReturnKind(EXCUSED, 0, math.inf, RETURN_PAUSE_S)
 #: The worker has it not, and has not said what became of it.
 MISLAID: Final = ReturnKind(SUSPECT, FREE_RETURNS, MAX_RETURNS)
 #: The worker did not start it and has room: it was given more than it can take now.
@@ -86,28 +92,44 @@ class Returns:
             why: for the task's history and for who asks how it stands.
         """
         why = why[:MAX_REASON_CHARS]
-        by_pause: dict[float, list[TaskRecord]] = {}
-        tasks = list(tasks)
-        moving = [t for t in tasks if t.attempt.service and t.attempt.service not in t.failed_at]
-        if kind is SERVICE_DOWN:
-            self._land(tasks, is_success=False)
+        by_wait: dict[tuple[float, int], list[TaskRecord]] = {}
         for task in tasks:
-            history = task.history or History()
-            before = history.suspect_returns if kind.returned == SUSPECT else history.returns
-            if before + 1 >= kind.most:
+            cost, history = kind, task.history or History()
+            service = task.attempt.service if kind is SERVICE_DOWN else ""
+            is_new = service not in task.failed_at
+            if service:
+                cost = self._land_unrun(task)
+            before = history.suspect_returns if cost.returned == SUSPECT else history.returns
+            if before + 1 >= cost.most:
                 told = f"given back {before + 1} times, the last time: {why}"[:MAX_REASON_CHARS]
                 wait = Wait(MAX_RETURN_PAUSE_S * self._part())
                 self.requeue(worker_id, [task], told, is_counted=True, wait=wait)
                 continue
-            if kind is SERVICE_DOWN and task in moving:  # another service may take it at once
-                by_pause.setdefault(0.0, []).append(task)
-                continue
-            doublings = history.returns - kind.free
-            ceiling = min(MAX_RETURN_PAUSE_S, RETURN_PAUSE_S * 2.0 ** min(doublings, 10))
-            by_pause.setdefault(ceiling if doublings >= 0 else 0.0, []).append(task)
-        for ceiling, again in by_pause.items():
+            doublings = history.returns - cost.free
+            ceiling = min(cost.cap_s, RETURN_PAUSE_S * 2.0 ** min(doublings, 10))
+            is_moving = is_new and (service in task.failed_at or not history.excused_returns)
+            if doublings < 0 or (service and is_moving):  # another service may take it at once
+                ceiling = 0.0
+            by_wait.setdefault((ceiling, cost.returned), []).append(task)
+        for (ceiling, returned), again in by_wait.items():
             pause_s = ceiling * self._part() if ceiling else 0.0
-            self.requeue(worker_id, again, why, wait=Wait(pause_s, kind.returned))
+            self.requeue(worker_id, again, why, wait=Wait(pause_s, returned))
+
+    def _land_unrun(self, task: TaskRecord) -> ReturnKind:
+        """A service could not run a task: note it there, and return what that costs the task.
+
+        Its worker has said before whether the model is paused there, or its account used up.
+        """
+        services, service = self._state.services, task.attempt.service
+        model = services.model(service, task.attempt.model)
+        budget = None if model is None else model.budget
+        if budget is not None and budget.free_in_s(0, self._state.now) > 0.0:
+            return NO_CREDIT
+        if model is not None and model.info.slots < model.in_flight:  # it has said that it is full
+            return NO_CREDIT
+        # as far as anybody knows: it may fail at once, and its worker not see it
+        self._land([task], is_success=False)
+        return SERVICE_DOWN if model is None or model.is_paused_told else NO_CREDIT
 
     def mislaid(self, worker: WorkerState, lost: list[TaskRecord]) -> None:
         """The worker should hold these and does not: the assignment got lost, or they did there."""

@@ -23,7 +23,10 @@ from typing import Final, NamedTuple
 
 from d8mesh.core.broker.candidates import defaults, tiers
 from d8mesh.core.broker.estimates import PROMPT_TOKENS, Means, Weighed, estimate, line_done_s
-from d8mesh.core.broker.services import ModelState, ServiceTable
+from d8mesh.core.broker.service_states import (
+    ModelState,
+)
+from d8mesh.core.broker.services import ServiceTable
 from d8mesh.core.broker.standings import Obstacle
 from d8mesh.core.protocol.wish import INTERACTIVE_PRIORITY, Cloud, Wish
 
@@ -87,8 +90,10 @@ def weigh(table: ServiceTable, ask: Ask, cloud: Cloud, now: float) -> list[Weigh
     may_leave = ask.wish.cloud or cloud
     all_weighed: list[Weighed] = []
     found = tiers(table, ask.wish, is_expected=ask.is_expected)
-    if _is_given_up(found, ask.wish, may_leave, now):
-        found = [*found, *defaults(table, ask.wish)]
+    if _is_given_up(found, ask, may_leave, now):
+        named = {model for tier in found for model in tier}
+        others = [[m for m in tier if m not in named] for tier in defaults(table, ask.wish)]
+        found = [*found, *others]
     for tier in found:
         weighed = _weigh_tier(table, tier, ask, may_leave, now)
         if any(each.obstacle in _USABLE for each in weighed):
@@ -105,17 +110,33 @@ _USABLE: Final = (None, Obstacle.FULL, Obstacle.LOADING, Obstacle.CLOUD_OVERFLOW
 _AT_WORK: Final = (None, Obstacle.FULL)
 
 
-def _is_given_up(found: list[list[ModelState]], wish: Wish, may_leave: Cloud, now: float) -> bool:
+def _is_given_up(found: list[list[ModelState]], ask: Ask, may_leave: Cloud, now: float) -> bool:
     """Return whether a wish that is no must counts as none: who has its model is of no use."""
     models = [model for tier in found for model in tier]
     return (
-        bool(wish.models and models)
-        and not wish.is_strict
+        bool(ask.wish.models and models)
+        and not ask.wish.is_strict
         and all(
             (model.service.is_cloud and may_leave is Cloud.NEVER)
             or (not model.reach and model.paused and now - model.paused_since > PAUSED_LONG_S)
+            or _is_too_large(model, ask)
             for model in models
         )
+    )
+
+
+def _is_too_large(model: ModelState, ask: Ask) -> bool:
+    return model.budget is not None and not model.budget.fits(ask.tokens)
+
+
+def why_too_large(table: ServiceTable, ask: Ask) -> str:
+    """Return why no account will ever take what must run there, for people; empty: one may."""
+    models = [model for tier in tiers(table, ask.wish, is_expected=False) for model in tier]
+    if not (ask.wish.is_strict and models and all(_is_too_large(each, ask) for each in models)):
+        return ""
+    return (
+        f"model_strict: about {ask.tokens} tokens, the longest answer among them, are more than "
+        f"the account of {models[0].name!r} allows in a minute; a smaller max_tokens may do"
     )
 
 
@@ -149,7 +170,7 @@ def _find_obstacle(each: Weighed, ask: Ask, may_leave: Cloud, now: float) -> Non
         each.obstacle, each.why = Obstacle.PAUSED, model.paused
     elif now < model.own_pause_until:
         each.obstacle, each.until_s = Obstacle.PAUSED, model.own_pause_until - now
-    elif budget is not None and not budget.fits(ask.tokens):
+    elif _is_too_large(model, ask):
         each.obstacle = Obstacle.DOES_NOT_FIT
         each.why = f"about {ask.tokens} tokens are more than its account allows in a minute"
     elif budget is not None and (wait_s := budget.free_in_s(ask.tokens, now)) > 0.0:
@@ -164,7 +185,7 @@ def has_room(table: ServiceTable, ask: Ask, cloud: Cloud, now: float) -> bool:
     """Return whether a candidate has room, whatever else stands against it: a quick look."""
     found = tiers(table, ask.wish, is_expected=ask.is_expected)
     is_there = any(model.room(now) for tier in found for model in tier)
-    return is_there or _is_given_up(found, ask.wish, ask.wish.cloud or cloud, now)
+    return is_there or _is_given_up(found, ask, ask.wish.cloud or cloud, now)
 
 
 def choose(table: ServiceTable, ask: Ask, cloud: Cloud, now: float) -> Verdict:

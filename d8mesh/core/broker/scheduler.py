@@ -137,15 +137,20 @@ class Scheduler:
         for worker_id in list(self._groups):
             self._flush(self._state.registry.workers[worker_id])
 
-    def hand_placed(self, task: TaskRecord, worker: WorkerState, placement: Placement) -> None:
-        """Let a task go to a worker that runs it at a service."""
+    def hand_placed(
+        self, task: TaskRecord, worker: WorkerState, placement: Placement, service: str
+    ) -> None:
+        """Let a task go to a worker that runs it at a service.
+
+        Args:
+            service: the id that this is kept under; the worker may call it something else.
+        """
         placed = self._placements.setdefault(worker.worker_id, Placed([], []))
         placed.ids.append(task.id)
         placed.placements.append(placement)
         left_s = max(0.0, task.batch.expires - self._state.now)
         self._hand(task.batch.spec.type, [(worker, [task])], min(PLACED_TIME_S, left_s))
-        service, model = placement.service, placement.model
-        task.attempt = structs.replace(task.attempt, service=service, model=model)
+        task.attempt = structs.replace(task.attempt, service=service, model=placement.model)
 
     def page_in_soon(self, batches: Iterable[Batch]) -> None:
         """Ask for payloads that are not in memory; see `page_in`."""

@@ -11,13 +11,17 @@ from d8mesh.core.broker.outcomes import TaskOutcomes
 from d8mesh.core.broker.queue import Lane
 from d8mesh.core.broker.records import Batch, TaskRecord
 from d8mesh.core.broker.scheduler import RETRY_SCAN, Scheduler
+from d8mesh.core.broker.service_states import (
+    Flight,
+    ModelState,
+)
 from d8mesh.core.broker.service_views import COUNTED_WAITING, ask_of, standing_of
-from d8mesh.core.broker.services import Flight, ModelState
 from d8mesh.core.broker.standings import Decision, Obstacle
 from d8mesh.core.broker.state import BrokerState
+from d8mesh.core.broker.worker_registry import WorkerState
 from d8mesh.core.protocol.messages import Placement, Warm
 from d8mesh.core.protocol.task import TaskState
-from d8mesh.core.protocol.wish import INTERACTIVE_PRIORITY, parse_wish
+from d8mesh.core.protocol.wish import INTERACTIVE_PRIORITY, Wish, parse_wish
 
 #: Candidates that are remembered with a decision.
 MAX_CANDIDATES_KEPT: Final = 8
@@ -61,7 +65,9 @@ class ServiceScheduler:
                 queue.handed_out(1, is_aged=False)
             else:
                 lane.is_fed = False
-            if not is_given or not lane.mask:
+            if not is_given and self._is_full(lane):  # as it goes with this, with all alike
+                lanes = [each for each in lanes if not self._is_alike(each, lane)]
+            elif not is_given or not lane.mask:
                 lanes.remove(lane)
         queue.drop_empty()
         self._scheduler.flush()
@@ -72,6 +78,22 @@ class ServiceScheduler:
         return services.is_stirred or not services.stirred.isdisjoint(
             candidates.concerned(services, lane.key.model)
         )
+
+    def _is_full(self, lane: Lane) -> bool:
+        """Return whether somebody may run tasks of a lane, and none of those has room now."""
+        now = self._state.now
+        found = candidates.concerned(self._state.services, lane.key.model)
+        return bool(found) and not any(model.room(now) for model in found)
+
+    def _is_alike(self, lane: Lane, other: Lane) -> bool:
+        """Return whether what holds for a lane holds for another; then that had its look."""
+        services, texts = self._state.services, (lane.key.model, other.key.model)
+        one, two = (candidates.concerned(services, text) for text in texts)
+        first, second = map(parse_wish, texts)
+        if one is not two or (first.is_strict, first.cloud) != (second.is_strict, second.cloud):
+            return False
+        lane.is_fed = False
+        return True
 
     def _give_other(self, lane: Lane, priority: int) -> bool:
         """What has its turn cannot go anywhere now: no slot shall be free for it."""
@@ -106,6 +128,20 @@ class ServiceScheduler:
             lane.head(priority)
         return True
 
+    def _refuse_too_large(self, batch: Batch, wish: Wish) -> bool:
+        state = self._state
+        why = routing.why_too_large(state.services, routing.Ask(wish, batch.spec.priority))
+        if not why or ask_of(state, batch.spec, batch.at).is_expected:
+            return False
+        self._fail_waiting(batch, why)
+        return True
+
+    def _fail_waiting(self, batch: Batch, why: str) -> None:
+        ids = [batch.task_id(index) for index in range(batch.count)]
+        states = self._state.task_table
+        waiting = [each for each in ids if states.state_of(each) is TaskState.QUEUED]
+        self._outcomes.fail_for(waiting, code="task.invalid", why=why)
+
     def _refuse(self, lane: Lane, priority: int) -> bool:
         """Fail the next task if nobody can ever run it; return whether it was one of those."""
         state = self._state
@@ -113,15 +149,23 @@ class ServiceScheduler:
         batch = lane.head(priority) if task is None else task.batch
         if batch is None or (not (wish := parse_wish(batch.spec.model)).models and not wish.needs):
             return False
+        if wish.is_strict and self._refuse_too_large(batch, wish):
+            return True
         why = candidates.why_never(state.services, wish)
-        if not why or state.services.gone or ask_of(state, batch.spec, batch.at).is_expected:
+        if not why or self._may_change(batch, wish):
             return False
         if placing.is_offered_by_slots(lane.key, state.registry):
             return False
-        ids = [batch.task_id(index) for index in range(batch.count)]
-        waiting = [each for each in ids if state.task_table.state_of(each) is TaskState.QUEUED]
-        self._outcomes.fail_for(waiting, code="task.invalid", why=why)
+        self._fail_waiting(batch, why)
         return True
+
+    def _may_change(self, batch: Batch, wish: Wish) -> bool:
+        """Return whether somebody who could run a task may be back at any moment."""
+        state, services = self._state, self._state.services
+        if services.gone or ask_of(state, batch.spec, batch.at).is_expected:
+            return True
+        # what can do what it needs has no name to be known by
+        return not wish.is_strict and (state.registry.is_young or services.awaits())
 
     def _choose(
         self, lane: Lane, batch: Batch, failed_at: frozenset[str] = frozenset()
@@ -143,9 +187,8 @@ class ServiceScheduler:
         worker = model.worker()
         assert worker is not None  # a candidate without one has no room
         waiting = lane.count(1, COUNTED_WAITING)
-        options = state.policy.options_of(model.name)
-        placement = Placement(model.service.id, model.name, waiting, options)
-        self._scheduler.hand_placed(task, worker, placement)
+        placement = self._placement(model, worker, waiting)
+        self._scheduler.hand_placed(task, worker, placement, model.service.id)
         chosen = next(each for each in weighed if each.model is model)
         flight = Flight(
             worker, model.service.id, model.name, state.now, chosen.estimate_s,
@@ -180,5 +223,9 @@ class ServiceScheduler:
         worker = model.worker()
         assert worker is not None  # or it were no candidate
         model.load(warmed.load_s, self._state.now)
-        options = self._state.policy.options_of(model.name)
-        self._state.tell(worker, Warm(Placement(model.service.id, model.name, 1, options)))
+        self._state.tell(worker, Warm(self._placement(model, worker, 1)))
+
+    def _placement(self, model: ModelState, worker: WorkerState, waiting: int) -> Placement:
+        """Return where a task is to run, in the words of its worker."""
+        told_id = model.service.told[worker.worker_id][1].id
+        return Placement(told_id, model.name, waiting, self._state.policy.options_of(model.name))

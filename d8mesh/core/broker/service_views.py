@@ -8,7 +8,10 @@ from d8mesh.core.broker import candidates, routing
 from d8mesh.core.broker.estimates import Weighed
 from d8mesh.core.broker.queue import LaneKey
 from d8mesh.core.broker.routing import Ask
-from d8mesh.core.broker.services import ModelState, ServiceState
+from d8mesh.core.broker.service_states import (
+    ModelState,
+    ServiceState,
+)
 from d8mesh.core.broker.standings import ModelView, Obstacle, ServiceView, Standing
 from d8mesh.core.broker.state import BrokerState
 from d8mesh.core.protocol.model_names import plain_name
@@ -148,6 +151,7 @@ def _view(service: ServiceState, now: float) -> ServiceView:
         in_flight=len(service.flights),
         default=service.default,
         why=service.why,
+        awaited=tuple(sorted(service.awaited)),
         models=tuple(models),
     )
 

@@ -1,168 +1,40 @@
 """The LLM services that mesh workers reach: what they offer, and what runs there now.
 
-A service is known by its id, however many workers reach it: what these tell is merged. In flight
-are the placed attempts of all of them. The table decides nothing but whether one more attempt has
-room; who gets it is `core.broker.routing`'s.
+A service is one however many workers reach it, and by whatever id each: what these tell is merged.
+In flight are the placed attempts of all of them. Who gets one more is `core.broker.routing`'s.
 """
 
 from __future__ import annotations
 
-import math
 from collections import OrderedDict
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Collection, Container, Iterable
 from typing import Final
 
-from msgspec import Struct, structs
+from msgspec import structs
 
 from d8mesh.core.broker.budgets import BudgetBook
+from d8mesh.core.broker.service_names import ServiceNames
+from d8mesh.core.broker.service_states import Flight, ModelState, ServiceState
 from d8mesh.core.broker.standings import Decision
 from d8mesh.core.broker.worker_registry import WorkerState
-from d8mesh.core.protocol.messages import Measured, OfferedModel, OfferedService, Services
+from d8mesh.core.protocol.messages import (
+    MAX_NAMES,
+    Measured,
+    OfferedModel,
+    OfferedService,
+    Services,
+)
 from d8mesh.core.protocol.model_names import plain_name
 
-#: A model that has never answered gets so many requests at once: if it fails, no more are lost.
-UNPROVEN_SLOTS: Final = 3
-#: So many attempts in a row end badly before the broker pauses a model by itself.
-STREAK_BEFORE_PAUSE: Final = 3
-#: Such a pause, doubled for each in a row up to the cap; then one request shows how it stands.
-#: The worker's own probe ends it sooner.
-OWN_PAUSE_S: Final = 15.0
-MAX_OWN_PAUSE_S: Final = 300.0
-#: Attempts that one worker runs beside its slots: each has a thread there.
-MAX_PLACED_OF_WORKER: Final = 256
 #: Conversations and decisions that are remembered; about 10 MB.
 MAX_CONVERSATIONS: Final = 10_000
 MAX_DECISIONS: Final = 10_000
-#: A model that is loaded must be there after the time that takes, so many times, and this much.
-WARM_FACTOR: Final = 2.0
-WARM_GRACE_S: Final = 5.0
+#: Of one task the newest: one that is given back for want of a budget may be placed without end.
+MAX_DECISIONS_OF_TASK: Final = 20
+#: Models of one worker, over all its services: each change is merged, and none is to take long.
+MAX_MODELS_OF_WORKER: Final = 4096
 #: A model that goes within this time of another's coming made room for that.
 EVICTION_S: Final = 5.0
-#: How much the newest sample counts for how long requests really take.
-PACE_WEIGHT: Final = 0.2
-
-
-class Flight(Struct, eq=False):
-    """A placed attempt that runs."""
-
-    worker: WorkerState
-    service: str
-    model: str
-    since: float
-    #: how long it was expected to take; 0: not known
-    expected_s: float = 0.0
-    #: the same before what the pace taught, by a speed that was measured or not
-    raw_s: float = 0.0
-    is_measured: bool = False
-    #: the model was not loaded then
-    is_cold: bool = False
-
-
-@dataclass(slots=True, eq=False)
-class ModelState:
-    """A model of a service, as all its workers together tell of it."""
-
-    service: ServiceState
-    name: str
-    plain: str
-    info: OfferedModel
-    #: live workers that reach it and do not say that it is paused
-    reach: dict[str, WorkerState] = field(default_factory=dict)
-    #: what is told of a pause; empty if somebody reaches it
-    paused: str = ""
-    paused_since: float = 0.0
-    #: the last word of a worker was that it is
-    is_paused_told: bool = False
-    in_flight: int = 0
-    #: it has answered since it is known here
-    has_answered: bool = False
-    #: attempts that ended badly in a row, and pauses of the broker's own in a row
-    streak: int = 0
-    pauses: int = 0
-    #: the broker's own pause (monotonic); while one is open one attempt at a time shows
-    own_pause_until: float = 0.0
-    #: it is being loaded: when it is expected there, and when that must have come to an end
-    #: (monotonic); 0: nobody was asked to load it since it was loaded last
-    loaded_by: float = 0.0
-    warming_until: float = 0.0
-    loaded_since: float = -math.inf
-    #: when the last request came to it (monotonic)
-    used: float = -math.inf
-    #: what its account allows, None: no account
-    budget: BudgetBook | None = None
-    #: really taken time to expected time; 0: no sample
-    pace: float = 0.0
-    is_pace_measured: bool = False
-
-    @property
-    def is_loaded(self) -> bool:
-        """It can begin at once; in the cloud nothing is loaded for us."""
-        return self.info.is_loaded or self.service.is_cloud
-
-    def worker(self) -> WorkerState | None:
-        """Return the worker through which it is asked: always the same while that lives.
-
-        Only who sees all requests of a service can measure it.
-        """
-        for worker in self.reach.values():
-            if worker.is_live and not worker.is_mute and worker.placed < MAX_PLACED_OF_WORKER:
-                return worker
-        return None
-
-    def is_loading(self, now: float) -> bool:
-        """Return whether it will be loaded soon: it was asked for."""
-        return not self.is_loaded and now < self.warming_until
-
-    def load(self, load_s: float, now: float) -> None:
-        """Note that it is asked for and takes so long to load."""
-        self.loaded_by = now + load_s
-        self.warming_until = self.loaded_by + load_s * (WARM_FACTOR - 1.0) + WARM_GRACE_S
-
-    def bound(self, now: float) -> int:
-        """Return how many attempts may run at once; 0: none may begin."""
-        if not self.reach or now < self.own_pause_until:
-            return 0
-        bound = self.info.slots
-        if self.pauses or (not self.is_loaded and not self.service.is_cloud):
-            bound = min(bound, 1)
-        if not self.has_answered and not self.info.requests:
-            bound = min(bound, UNPROVEN_SLOTS)
-        if self.service.slots:
-            bound = min(bound, self.service.slots)
-        return bound
-
-    def room(self, now: float) -> int:
-        """Return how many more attempts may begin now."""
-        room = self.bound(now) - self.in_flight
-        if self.service.slots:
-            room = min(room, self.service.slots - len(self.service.flights))
-        return 0 if room < 0 or self.is_loading(now) else room
-
-
-@dataclass(slots=True, eq=False)
-class ServiceState:
-    """A service that live workers reach, or where placed attempts still run."""
-
-    id: str
-    kind: str = ""
-    machine: str = ""
-    url: str = ""
-    is_cloud: bool = False
-    slots: int = 0
-    default: str = ""
-    why: str = ""
-    #: how many models it holds at once, as was seen when one had to make room; until then, and
-    #: when that is long ago (monotonic), it is taken to have room for another
-    most_loaded: int = 0
-    was_full: float = -math.inf
-    models: dict[str, ModelState] = field(default_factory=dict)
-    #: while it is down: plain names of what it offered before
-    awaited: frozenset[str] = frozenset()
-    #: worker id -> what it told last, and who that is; the newest last
-    told: dict[str, tuple[WorkerState, OfferedService]] = field(default_factory=dict)
-    #: task id -> its attempt
-    flights: dict[str, Flight] = field(default_factory=dict)
 
 
 class ServiceTable:
@@ -170,6 +42,7 @@ class ServiceTable:
 
     def __init__(self) -> None:
         self.services: dict[str, ServiceState] = {}
+        self._names = ServiceNames()
         #: task types that live workers answer by services -> how many such workers
         self.types: dict[str, int] = {}
         #: (service, model) -> what its account allows: kept while nobody reaches it, too
@@ -184,6 +57,7 @@ class ServiceTable:
         self.tiers: dict[tuple[object, ...], list[list[ModelState]]] = {}
         #: the text of a wish -> all of these, as `candidates.concerned` found them
         self.concerned: dict[str, frozenset[ModelState]] = {}
+        self.alike: dict[frozenset[ModelState], frozenset[ModelState]] = {}
         #: something changed that may let any waiting task begin, or one that these models run
         self.is_stirred = False
         self.stirred: set[ModelState] = set()
@@ -203,35 +77,62 @@ class ServiceTable:
 
     def tell(self, worker: WorkerState, offer: Services, now: float) -> None:
         """Take in all that a worker reaches."""
-        self._count_types(worker.worker_id, frozenset(offer.types if offer.services else ()))
-        named = {service.id: service for service in offer.services}
+        who, offered = worker.worker_id, _bounded(offer.services)
+        self._count_types(who, frozenset(offer.types if offered else ()))
+        self._names.tell(who, worker.peer.address, offered, self.services)
+        named = {self._names.kept(who, told.id): told for told in offered}
         for service in list(self.services.values()):
-            if service.id not in named and service.told.pop(worker.worker_id, None) is not None:
+            if service.id not in named and who in service.told:
+                _, before = service.told.pop(who)
+                self._leave_budgets(service.id, who, before.models)
                 self._merge(service, now)
         for service_id, told in named.items():
             service = self.services.get(service_id) or ServiceState(service_id)
             self.services[service_id] = service
-            service.told.pop(worker.worker_id, None)
-            service.told[worker.worker_id] = (worker, told)
-            self._tell_budgets(service_id, worker.worker_id, told.models, now)
+            self._hear(service, worker, told, told.models, now)
             self._merge(service, now)
         self._reindex()
 
     def measured(self, worker: WorkerState, message: Measured, now: float) -> None:
         """Take in how models of one service are now."""
-        service = self.services.get(message.service)
+        service = self.services.get(self.kept_id(worker, message.service))
         if service is None or worker.worker_id not in service.told:
             return
-        _, told = service.told.pop(worker.worker_id)
+        _, told = service.told[worker.worker_id]
         models = {model.name: model for model in told.models}
-        before = [(m.name, m.digest, m.can, m.is_loaded) for m in told.models]
-        models.update((model.name, model) for model in message.models)
+        for model in message.models:
+            if model.name in models or len(models) < MAX_NAMES:
+                models[model.name] = model
         told = structs.replace(told, models=list(models.values()))
-        service.told[worker.worker_id] = (worker, told)
-        self._tell_budgets(service.id, worker.worker_id, message.models, now)
-        self._merge(service, now)
-        if before != [(m.name, m.digest, m.can, m.is_loaded) for m in told.models]:
+        names = {model.name for model in message.models}
+        if names <= service.models.keys():
+            before = _indexed(service, names)
+            self._hear(service, worker, told, message.models, now)
+            self._merge_models(service, names, now)
+            is_other = before != _indexed(service, names)
+        else:
+            self._hear(service, worker, told, message.models, now)
+            self._merge(service, now)
+            is_other = True
+        if is_other:
             self._reindex()
+
+    def _hear(
+        self,
+        service: ServiceState,
+        worker: WorkerState,
+        told: OfferedService,
+        changed: Iterable[OfferedModel],
+        now: float,
+    ) -> None:
+        """Note what a worker tells of a service: the newest word of all."""
+        service.told.pop(worker.worker_id, None)
+        service.told[worker.worker_id] = (worker, told)
+        self._tell_budgets(service.id, worker.worker_id, changed, now)
+
+    def kept_id(self, worker: WorkerState, told_id: str) -> str:
+        """Return the id that a service has here which a worker calls `told_id`."""
+        return self._names.kept(worker.worker_id, told_id)
 
     def leave(self, worker: WorkerState, now: float) -> None:
         """A worker reaches nothing any more."""
@@ -256,29 +157,45 @@ class ServiceTable:
                 book = self._budgets.setdefault((service_id, model.name), BudgetBook())
                 book.tell(worker_id, model.budget, now)
 
+    def _leave_budgets(
+        self, service_id: str, worker_id: str, models: Iterable[OfferedModel]
+    ) -> None:
+        for name in {model.name for model in models if model.budget is not None}:
+            self._budgets[service_id, name].leave(worker_id)
+
     def _merge(self, service: ServiceState, now: float) -> None:
         """Make one of what the workers tell of a service; the newest word is the last one."""
-        self.is_stirred = True
         if not service.told:
             self._go(service, now)
+            self.is_stirred = True
             return
-        _, newest = next(reversed(service.told.values()))
+        all_told = [told for _, told in service.told.values()]
+        up = [told for told in all_told if told.models] or all_told
+        newest = up[-1]  # of those that find it up
         service.kind, service.machine, service.url = newest.kind, newest.machine, newest.url
-        service.is_cloud, service.default = newest.is_cloud, newest.default
-        bounds = [told.slots for _, told in service.told.values()]
+        service.is_cloud = any(
+            told.is_cloud for told in all_told
+        )  # in doubt nothing leaves the LAN
+        service.default, service.why = newest.default, newest.why
+        bounds = [told.slots for told in up]
         service.slots = 0 if 0 in bounds else max(bounds)
-        service.why = newest.why if all(told.why for _, told in service.told.values()) else ""
+        names = {model.name for told in all_told for model in told.models}
+        missing = [model for name, model in service.models.items() if name not in names]
+        if names or missing:
+            is_down = not names and service.why
+            service.awaited = frozenset(model.plain for model in missing if is_down)
+        for model in missing:
+            self._drop(model, None if names else now)
+        self._merge_models(service, names, now)
+
+    def _merge_models(self, service: ServiceState, names: Container[str], now: float) -> None:
+        self.is_stirred = True
         before = [model for model in service.models.values() if model.info.is_loaded]
         offers: dict[str, list[tuple[WorkerState, OfferedModel]]] = {}
         for worker, told in service.told.values():
             for info in told.models:
-                offers.setdefault(info.name, []).append((worker, info))
-        missing = [model for name, model in service.models.items() if name not in offers]
-        if offers or missing:
-            is_down = not offers and service.why
-            service.awaited = frozenset(model.plain for model in missing if is_down)
-        for model in missing:
-            self._drop(model, None if offers else now)
+                if info.name in names:
+                    offers.setdefault(info.name, []).append((worker, info))
         for name, offered in offers.items():
             self._merge_model(service, name, offered, now)
         self._note_fullness(service, before, now)
@@ -332,11 +249,11 @@ class ServiceTable:
         reach = {w.worker_id: w for w, offer in offered if not offer.paused}
         model.reach = dict(sorted(reach.items()))
         was_told = model.is_paused_told
-        model.is_paused_told = bool(newest.paused)
+        model.is_paused_told = any(offer.paused for _, offer in offered)
         paused = "" if model.reach else newest.paused
         model.paused_since = now if paused and not model.paused else model.paused_since
         model.paused = paused
-        if was_told and not newest.paused:  # the worker's probe has succeeded
+        if was_told and not model.is_paused_told:  # the worker's probe has succeeded
             model.own_pause_until, model.streak, model.pauses = 0.0, 0, 0
 
     def _drop(self, model: ModelState, gone_since: float | None) -> None:
@@ -360,6 +277,7 @@ class ServiceTable:
     def _reindex(self) -> None:
         self.tiers.clear()
         self.concerned.clear()
+        self.alike.clear()
         self.by_name, self.by_digest = {}, {}
         for service_id in sorted(self.services):
             for model in self.services[service_id].models.values():
@@ -369,13 +287,22 @@ class ServiceTable:
         for plain in self.by_name:
             self.gone.pop(plain, None)
 
-    def forget_gone(self, before: float) -> None:
-        """Expect no model back that has been gone since before `before` (monotonic)."""
+    def forget_gone(self, before: float, now: float) -> None:
+        """Expect no model back that has been gone since before `before` (monotonic).
+
+        Of accounts that nobody tells of any more, what was used counts as long as it does there.
+        """
+        self._budgets = {of: book for of, book in self._budgets.items() if book.is_needed(now)}
         self.gone = {plain: at for plain, at in self.gone.items() if at >= before}
 
-    def awaits(self, plain: str) -> bool:
-        """Return whether a service that is down now had a model; its workers look for it."""
-        return any(plain in service.awaited for service in self.services.values())
+    def awaits(self, plain: str = "") -> bool:
+        """Return whether a service that is down now had a model; its workers look for it.
+
+        Args:
+            plain: its plain name; empty for any model.
+        """
+        awaited = (service.awaited for service in self.services.values())
+        return any(plain in names if plain else names for names in awaited)
 
     # ------------------------------------------------------------------ what runs there
 
@@ -409,34 +336,20 @@ class ServiceTable:
         service = self.services[flight.service]
         del service.flights[task_id]
         model = service.models.get(flight.model)
+        if service.slots:
+            self.stirred.update(service.models.values())
         if model is None:
             if not service.told and not service.flights:
                 del self.services[service.id]
             return
         model.in_flight -= 1
-        self.stirred.update(service.models.values() if service.slots else (model,))
+        self.stirred.add(model)
+        if flight.is_cold:  # it was to load it, and has, or has not: nobody is to wait for that
+            model.loaded_by = model.warming_until = 0.0
         if is_success:
-            self._has_answered(model, flight, now)
-        elif is_success is False and model.info.budget is None:  # an account's bound is no fault
-            self._has_failed(model, now)
-
-    def _has_answered(self, model: ModelState, flight: Flight, now: float) -> None:
-        model.has_answered, model.streak, model.pauses = True, 0, 0
-        model.own_pause_until = 0.0
-        if not flight.raw_s or flight.is_cold:
-            return
-        sample = max(now - flight.since, 1e-3) / flight.raw_s
-        if not model.pace or model.is_pace_measured is not flight.is_measured:
-            model.pace, model.is_pace_measured = sample, flight.is_measured
-        else:
-            model.pace += (sample - model.pace) * PACE_WEIGHT
-
-    def _has_failed(self, model: ModelState, now: float) -> None:
-        model.streak += 1
-        if model.streak >= STREAK_BEFORE_PAUSE or model.pauses:
-            pause_s = min(MAX_OWN_PAUSE_S, OWN_PAUSE_S * 2.0 ** min(model.pauses, 10))
-            model.own_pause_until, model.streak = now + pause_s, 0
-            model.pauses += 1
+            model.answered(flight, now)
+        elif is_success is False:
+            model.failed(now)
 
     # ------------------------------------------------------------------ what is remembered
 
@@ -450,7 +363,9 @@ class ServiceTable:
 
     def note_decision(self, decision: Decision) -> None:
         """Remember where an attempt was placed."""
-        self._decisions.setdefault(decision.task_id, []).append(decision)
+        kept = self._decisions.setdefault(decision.task_id, [])
+        kept.append(decision)
+        del kept[:-MAX_DECISIONS_OF_TASK]
         self._decisions.move_to_end(decision.task_id)
         if len(self._decisions) > MAX_DECISIONS:
             self._decisions.popitem(last=False)
@@ -458,3 +373,19 @@ class ServiceTable:
     def decisions_of(self, task_id: str) -> tuple[Decision, ...]:
         """Return where the attempts of a task were placed, oldest first, as far as remembered."""
         return tuple(self._decisions.get(task_id, ()))
+
+
+def _bounded(offered: list[OfferedService]) -> list[OfferedService]:
+    """Return services with as many models as one worker may have, the first ones."""
+    left, found = MAX_MODELS_OF_WORKER, []
+    for each in offered:
+        cut = each if len(each.models) <= left else structs.replace(each, models=each.models[:left])
+        left -= len(cut.models)
+        found.append(cut)
+    return found
+
+
+def _indexed(service: ServiceState, names: Collection[str]) -> list[tuple[object, ...]]:
+    """Return of models what decides which wishes they may run."""
+    infos = [service.models[name].info for name in names]
+    return [(info.digest, info.can, info.is_loaded) for info in infos]

@@ -134,4 +134,6 @@ class ServiceView(Struct, frozen=True, kw_only=True):
     default: str = ""
     #: the reason if it offers nothing now
     why: str = ""
+    #: while it offers nothing: names of the models that it had
+    awaited: tuple[str, ...] = ()
     models: tuple[ModelView, ...] = ()

@@ -248,9 +248,10 @@ class BrokerState:
 
     def part_with(self, worker: WorkerState) -> None:
         """A worker is gone: from the registry, and from the services that it reached."""
-        if worker.placed_types:
+        if worker.places:
             self.services.leave(worker, self.now)
             self.registry.place(worker, ())
+            worker.places = frozenset()
         self.registry.leave(worker)
 
     # ------------------------------------------------------- effects of the present call

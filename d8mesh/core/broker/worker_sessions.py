@@ -17,7 +17,7 @@ from d8mesh.core.broker.returns import (
     Returns,
     running_and_waiting,
 )
-from d8mesh.core.broker.services import Flight
+from d8mesh.core.broker.service_states import Flight
 from d8mesh.core.broker.state import PLACED_TIME_S, BrokerState, SayOwed
 from d8mesh.core.broker.streaming import Streaming
 from d8mesh.core.broker.worker_registry import Dialect, WorkerState
@@ -210,10 +210,10 @@ class WorkerSessions:
         names = (name for each in message.services for name in (each.id, each.machine))
         worker.places = frozenset(name.lower() for name in names)
         state.registry.place(worker, message.types if message.services else ())
-        for task_id, service, model in zip(
+        for task_id, told_id, model in zip(
             message.held_ids, message.held_services, message.held_models, strict=True
         ):
-            task = worker.outstanding.get(task_id)
+            task, service = worker.outstanding.get(task_id), state.services.kept_id(worker, told_id)
             if task is not None and (task.attempt.service, task.attempt.model) != (service, model):
                 self._place(worker, task, service, model)
         state.registry.refresh(worker)

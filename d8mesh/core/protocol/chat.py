@@ -25,6 +25,8 @@ INSERT: Final = "insert"
 THINKING: Final = "thinking"
 COMPLETION: Final = "completion"
 EMBEDDING: Final = "embedding"
+#: A token is about so many bytes of UTF-8.
+BYTES_PER_TOKEN: Final = 4
 #: Ollama's options that a model is loaded with: another value loads it anew, so there is one set
 #: for each model in the whole pool, and no task changes it.
 LOAD_OPTIONS: Final = LOADING_OPTIONS

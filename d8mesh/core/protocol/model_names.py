@@ -5,12 +5,16 @@ Source: Ollama, ``types/model/name.go``: ``[host/][namespace/]model[:tag]``, any
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterable
 from functools import lru_cache
 from typing import Final
 
 #: Before the name in `Group.model`: only a worker that has this model may run the task.
 STRICT_MARK: Final = "="
+#: How alike a name must be to have been meant: of tags of one model one is always the nearest.
+NAME_LIKENESS: Final = 0.75
+TAG_LIKENESS: Final = 0.0
 _DEFAULT_HOST: Final = "registry.ollama.ai/"
 _DEFAULT_NAMESPACE: Final = "library/"
 _DEFAULT_TAG: Final = ":latest"
@@ -31,6 +35,28 @@ def matching(wished: str, models: Iterable[str]) -> str | None:
     plain = plain_name(wished)
     found = [name for name in models if name == wished or plain_name(name) == plain]
     return wished if wished in found else next(iter(found), None)
+
+
+def nearest(wished: str, models: Iterable[str]) -> str:
+    """Return which of `models` may have been meant by a name that none has; empty: none is like it.
+
+    Another tag of the same model is nearer than any other name.
+    """
+    known = {plain_name(name): name for name in models}
+    plain = plain_name(wished)
+    if plain in known:
+        return ""
+    tags = sorted(name for name in known if _untagged(name) == _untagged(plain))
+    likeness = TAG_LIKENESS if tags else NAME_LIKENESS
+    near = difflib.get_close_matches(plain, tags or known, n=1, cutoff=likeness)
+    if not near and (bare := {_untagged(name): name for name in sorted(known, reverse=True)}):
+        near = [bare[each] for each in difflib.get_close_matches(_untagged(plain), bare, n=1)]
+    return known[near[0]] if near else ""
+
+
+def _untagged(plain: str) -> str:
+    head, mark, last = plain.rpartition("/")
+    return head + mark + last.partition(":")[0]
 
 
 def wish_in(model: str) -> tuple[str, bool]:

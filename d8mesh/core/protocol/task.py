@@ -71,8 +71,9 @@ class Spec(Struct, frozen=True, gc=False):
 
 
 #: What it says of an attempt that it ended without an error: nothing (it was called back, or cut
-#: off); it was given back in good order; it was given back and should have run.
-UNRETURNED, ORDERLY, SUSPECT = 0, 1, 2
+#: off); it was given back in good order; it was given back and should have run; it was given back
+#: for a reason that has nothing to do with it, and may be again and again.
+UNRETURNED, ORDERLY, SUSPECT, EXCUSED = 0, 1, 2, 3
 
 
 class Wait(NamedTuple):
@@ -168,8 +169,8 @@ class Requeued(_OfWorker, frozen=True, gc=False):
 
     `is_counted`: an error or the loss of the worker, which use up attempts; `is_loss`: the
     worker vanished with them. `not_before_at`: when they may run again (Unix seconds, 0: now).
-    `returned`: one of UNRETURNED, ORDERLY, SUSPECT. `traceback`: of the handler's error, if told.
-    `is_cut`: the worker fell silent with them and nobody was heard; not stored.
+    `returned`: one of UNRETURNED, ORDERLY, SUSPECT, EXCUSED. `traceback`: of the handler's error,
+    if told. `is_cut`: the worker fell silent with them and nobody was heard; not stored.
     """
 
     why: str

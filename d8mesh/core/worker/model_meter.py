@@ -89,7 +89,7 @@ class ModelMeter:
         self._prompt, self._output = _Rate(), _Rate()
         #: of answers that come whole, by how long the question is thought to be
         self._whole = _Rate()
-        self._first_s = self._whole_s = 0.0
+        self._first_s = self._streamed_s = self._whole_s = 0.0
         self._number = 0
         self._pause_s, self._probe_at = FIRST_PAUSE_S, 0.0
         self._is_probed = False
@@ -174,6 +174,8 @@ class ModelMeter:
         self.gauge.is_short = whole_s < SHORT_S and output_s <= SHORT_OUTPUT * whole_s
         if not seen.beside:  # others may have had to wait for a slot
             self._first_s = _quickest(self._first_s, reading_s)
+            self._streamed_s = _quickest(self._streamed_s, whole_s)
+        self.gauge.took(whole_s, self._streamed_s, is_alone=not seen.beside)
         self._prompt.add(spent.prompt_tokens, spent.prompt_s or (0 if seen.beside else reading_s))
         self._output.add(spent.output_tokens, output_s)
 

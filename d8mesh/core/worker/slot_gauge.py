@@ -23,6 +23,12 @@ VAIN_TIMES: Final = 2
 #: its own, nothing can be said.
 JITTER_S: Final = 0.01
 LEAST_SHARE: Final = 0.1
+#: Where a whole answer takes less than this, so many may be there at once that the last of them
+#: waits no longer: else the service would stand idle while the next one is on its way to it.
+BRIEF_S: Final = 0.02
+BRIEF_MOST: Final = 16
+#: An answer beside others that takes so many times `BRIEF_S` shows that they are brief no longer.
+BRIEF_TIMES: Final = 3
 #: An answer that comes whole beside others may take so many times as long as alone.
 FAIR: Final = 1.5
 #: A service that says that it is full gets no more for so long, and each time twice as long.
@@ -67,6 +73,8 @@ class SlotGauge:
         #: an answer takes little time, and hardly any from its first token to its end: a slot too
         #: many costs little, and they are found the more boldly
         self.is_short = False
+        #: so many may be there at once though that is not proved: see `BRIEF_S`
+        self._brief = 0
         self._usual_s = usual_s
         self._runs: dict[int, SlotRun] = {}
         self._settled_until = self._full_until = 0.0
@@ -88,7 +96,24 @@ class SlotGauge:
         if now < self._full_until:
             return min(self.proved, self.in_flight)
         taken = self.in_flight if self.is_known else self._generating()
-        return self.proved + (now >= self._settled_until and taken >= self.proved)
+        known = self.proved + (now >= self._settled_until and taken >= self.proved)
+        return self._brief if self._brief > known and self._is_brisk(now) else known
+
+    def _is_brisk(self, now: float) -> bool:
+        """Tell whether those that are being answered may be as brief as those before them."""
+        began = next(iter(self._runs.values()), None)
+        return began is None or now - began.began <= BRIEF_TIMES * BRIEF_S
+
+    def took(self, whole_s: float, usual_s: float, *, is_alone: bool) -> None:
+        """Note how long a streamed answer took from its beginning to its end.
+
+        Args:
+            usual_s: the same of what is alone.
+        """
+        if not is_alone and whole_s > BRIEF_TIMES * BRIEF_S:
+            self._brief = 0
+        elif is_alone:
+            self._brief = min(int(BRIEF_S / usual_s), BRIEF_MOST) if usual_s else BRIEF_MOST
 
     def begin(self, number: int, now: float, *, prompt_tokens: int, is_streamed: bool) -> None:
         """Count a request in."""
@@ -112,7 +137,7 @@ class SlotGauge:
             is_clear = beside_s >= max(JITTER_S, LEAST_SHARE * usual_s)
             if is_clear and run.beside >= self.proved:
                 self._prove(run.beside + 1)
-        elif took_s >= LATE_TIMES * usual_s and beside_s >= usual_s:
+        elif took_s >= LATE_TIMES * usual_s and beside_s >= max(usual_s, JITTER_S):
             self._vain += 1
             if self._vain >= VAIN_TIMES:
                 short = self.proved if self.is_short else 1  # those hardly generate

@@ -10,14 +10,12 @@ from functools import lru_cache
 from typing import Any, Final, TypeGuard
 
 from d8mesh.config import MODEL_PATTERN
-from d8mesh.core.protocol.chat import EMBEDDING, INSERT, MODEL_TYPES, TOOLS, VISION
+from d8mesh.core.protocol.chat import BYTES_PER_TOKEN, EMBEDDING, INSERT, MODEL_TYPES, TOOLS, VISION
 from d8mesh.core.protocol.json_model import as_json
 from d8mesh.core.protocol.wish import MAX_MODELS, SERVICE_TYPES, Cloud, Wish, is_place
 from d8mesh.errors import InvalidTaskError
 
 EMBED_TYPE: Final = "embed"
-#: A token is about so many bytes of text.
-BYTES_PER_TOKEN: Final = 4
 #: Hexadecimal digits that name a conversation.
 CONVERSATION_DIGITS: Final = 16
 #: The longest answer that is believed to be wished for.

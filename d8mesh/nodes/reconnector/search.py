@@ -22,6 +22,7 @@ from d8mesh.edge.logs import event
 from d8mesh.edge.network import first_reachable, reachable_host, usable_addresses
 from d8mesh.edge.network.probe import told, why_unreachable
 from d8mesh.errors import BrokerUnavailableError, ConfigError
+from d8mesh.program import command_name
 
 #: How long an address has to take a connection: a lost SYN is repeated after 1 s.
 TRY_S: Final = 1.5
@@ -226,7 +227,8 @@ class Search:
         return (
             f"no orchestrator of mesh {mesh!r} is heard by mDNS on "
             f"{', '.join(self._own_addresses()[:4]) or 'any interface'}{others}. Is one running "
-            "(d8mesh orchestrator)? Where mDNS does not get through, set ORCHESTRATOR_URL"
+            f"({command_name()} orchestrator)? "
+            "Where mDNS does not get through, set ORCHESTRATOR_URL"
         )
 
 

@@ -142,7 +142,7 @@ class WorkerRunner:
     def do(self, action: WorkerAction) -> None:
         """Have the I/O thread do something with the session."""
         self._inbox.append(action)
-        self._waker.wake()
+        self._bell.ring()
 
     def stop(self, drain_s: float) -> None:
         """Take nothing new, finish or give back within `drain_s`, say goodbye, and end."""

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from d8mesh.backends.embedded import catalogue
 from d8mesh.backends.embedded.catalogue import GgufFiles
 from tests.backends.embedded.files import head
 
@@ -88,3 +89,18 @@ def test_a_folder_that_is_not_there_is_told(tmp_path: Path) -> None:
     shelf = GgufFiles(tmp_path / "nowhere").look()
     assert shelf.models == {}
     assert "nowhere cannot be read" in shelf.problem
+
+
+def test_a_model_larger_than_the_memory_is_told_with_both_sizes_and_not_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(catalogue, "memory_bytes", lambda: 4_000_000_000)
+    os.truncate(put(tmp_path, "huge.gguf", head(CHAT)), 40_000_000_000)
+    for number in (1, 2, 3):
+        os.truncate(put(tmp_path, f"big-0000{number}-of-00003.gguf", head(CHAT)), 1_500_000_000)
+    put(tmp_path, "small.gguf", head(CHAT))
+    shelf = GgufFiles(tmp_path).look()
+    assert list(shelf.models) == ["small"]
+    told = "takes 40.0 GB of memory, and this machine has 4.0 GB"
+    assert shelf.unfit["huge.gguf"] == told
+    assert "takes 4.5 GB" in shelf.unfit["big-00001-of-00003.gguf"]

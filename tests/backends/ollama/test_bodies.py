@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -81,6 +83,36 @@ def test_while_tasks_wait_for_a_model_no_task_sends_it_away(
     more = {} if wished is None else {"keep_alive": wished}
     loading = Loading(model="m:1b", waiting=waiting)
     assert body_of(ChatRequest(messages=QUESTION, more=more), loading)[1]["keep_alive"] == sent
+
+
+@pytest.mark.parametrize(
+    ("wished", "kept_s", "waiting", "sent"),
+    [
+        (None, math.inf, 0, -1),
+        (None, 7200.9, 0, 7200),
+        (None, 930.0, 0, KEEP_ALIVE),  # our own, that an answer has extended
+        (None, -5.0, 0, KEEP_ALIVE),
+        (0, math.inf, 0, 0),
+        (0, math.inf, 3, -1),
+    ],
+)
+def test_a_pinned_model_is_not_shortened_by_the_usual_keep_alive(
+    wished: object, kept_s: float, waiting: int, sent: object
+) -> None:
+    more = {} if wished is None else {"keep_alive": wished}
+    loading = Loading(model="m:1b", waiting=waiting, kept_s=kept_s)
+    assert body_of(ChatRequest(messages=QUESTION, more=more), loading)[1]["keep_alive"] == sent
+
+
+@pytest.mark.parametrize("pin", [-1, "24h"])
+def test_a_model_that_somebody_pinned_stays_pinned(standin: OllamaStandin, pin: object) -> None:
+    backend, question = OllamaBackend(standin.url), ChatRequest(messages=QUESTION, model=CHAT)
+    backend.chat(replace(question, more={"keep_alive": pin}), RUN)
+    assert backend.probe().details[CHAT].kept_until > time.monotonic() + 86_000
+    backend.chat(question, RUN)
+    backend.load(CHAT, {}, within_s=PATIENCE_S)
+    backend.chat(question, replace(RUN, placement=Placement(service="s", model=CHAT)))
+    assert backend.probe().details[CHAT].kept_until > time.monotonic() + 86_000
 
 
 # --- one set of load options ------------------------------------------------------------

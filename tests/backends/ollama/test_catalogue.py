@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Iterator
+from datetime import UTC, datetime
 
 import pytest
 
@@ -14,6 +17,7 @@ from d8mesh.backends.ollama.catalogue import (
     MAX_TOLD_CHARS,
     Catalogue,
     Shown,
+    kept_until_of,
     why_not,
 )
 from d8mesh.errors import BackendAnswerError
@@ -112,3 +116,14 @@ def test_capabilities_decide_and_without_them_family_and_name(
     name: str, capabilities: set[str], families: tuple[str, ...], why: str
 ) -> None:
     assert why_not(name, Shown(frozenset(capabilities), False), families) == why
+
+
+def test_until_when_a_model_is_kept_is_told_by_the_clock_of_the_service() -> None:
+    there = datetime(2031, 5, 1, 12, tzinfo=UTC)  # wrong by years: that does no harm
+    kept = kept_until_of("2031-05-01T15:00:00.123456789+02:00", there) - time.monotonic()
+    assert 3590 < kept < 3601
+    assert kept_until_of("2318-01-01T00:00:00Z", there) == math.inf
+    assert kept_until_of("2318-01-01T00:00:00Z", None) == math.inf
+    for odd in ("2031-05-01T12:30:00", "soon", 7, None):
+        assert kept_until_of(odd, there) == 0
+    assert kept_until_of("2031-05-01T15:00:00Z", None) == 0  # whose clock?

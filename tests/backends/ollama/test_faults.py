@@ -205,6 +205,16 @@ def test_a_placed_model_that_has_been_removed_is_given_back(standin: OllamaStand
         backend.chat(asked(), run)
 
 
+def test_a_placed_model_that_is_there_but_unfit_is_told_so(standin: OllamaStandin) -> None:
+    backend = OllamaBackend(standin.url)
+    assert backend.probe().is_up
+    with pytest.raises(BackendUnavailableError, match="makes embeddings: it cannot chat"):
+        backend.chat(asked(), replace(RUN, placement=Placement(service="s", model=VECTORS)))
+    request = EmbeddingRequest(texts=("x",), model=CHAT)
+    with pytest.raises(BackendUnavailableError, match="makes no embeddings"):
+        backend.embed(request, replace(RUN, placement=Placement(service="s", model=CHAT)))
+
+
 @pytest.mark.parametrize("kind", [Kind.BUSY, Kind.BUSY_500])
 def test_a_full_service_is_busy_whatever_its_status_says(
     standin: OllamaStandin, kind: Kind

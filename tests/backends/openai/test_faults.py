@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 
 import pytest
 from hypothesis import given
@@ -41,6 +42,19 @@ def test_groqs_minute_is_read_from_text_and_header() -> None:
     assert fault.is_limit
     told = fault_in(429, {"retry-after": "9"}, b"slow down")
     assert (told.wait_s, told.text, told.is_limit) == (9.0, "slow down", True)
+
+
+def test_a_text_is_not_looked_at_for_longer_than_it_is_worth() -> None:
+    began = time.process_time()
+    assert fault_of({"error": {"message": "on tokens per minute " * 50_000}}) is not None
+    assert fault_of({"error": {"code": "9" * 10_000_000}}) is not None
+    assert time.process_time() - began < 2
+
+
+def test_what_lies_deep_is_no_error() -> None:
+    deep = json.loads("[" * 600 + "]" * 600)
+    assert fault_of(deep) is None
+    assert fault_of([{"error": deep}]) is None
 
 
 def test_groqs_day_is_one() -> None:

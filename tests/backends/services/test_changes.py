@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
 
 import pytest
 
@@ -15,7 +16,7 @@ from d8mesh.backends.services.changes import (
     pull_model,
     remove_model,
 )
-from d8mesh.errors import BackendBusyError, InvalidTaskError
+from d8mesh.errors import InvalidTaskError, TaskCancelledError
 from tests.backends.scripted import ManagedBackend, ScriptedBackend, up
 from tests.end_to_end.processes import until
 
@@ -39,7 +40,7 @@ def test_a_pull_tells_its_progress_and_is_seen_by_the_next_look() -> None:
     assert service.needs_look.is_set()
     service.look()
     assert service.has("new:1b") == "new:1b"
-    remove_model(service, "new:1b")
+    remove_model(service, "new:1b", heard.append, lambda: False)
     service.look()
     assert service.has("new:1b") is None
 
@@ -59,23 +60,57 @@ def test_only_the_disk_of_this_machine_is_known() -> None:
     assert disk_of(managed("http://10.9.9.9:11434")[1])() is None
 
 
-def test_one_change_at_a_time() -> None:
+@pytest.fixture
+def pulling() -> Iterator[tuple[ManagedBackend, Service]]:
+    """A service that pulls `first:1b` until its backend's `waits` is set."""
     backend, service = managed()
     backend.waits = threading.Event()
     first = threading.Thread(
-        target=pull_model, args=(service, "new:1b", lambda each: None, lambda: False)
+        target=pull_model, args=(service, "first:1b", lambda each: None, lambda: False)
     )
     first.start()
-    until(service.changing.locked, "the first pull to begin")
-    with pytest.raises(BackendBusyError, match="being changed right now"):
-        remove_model(service, "a")
+    until(lambda: service.changed == "first:1b", "the first pull to begin")
+    yield backend, service
     backend.waits.set()
     first.join(30)
 
 
+def test_a_second_change_waits_for_the_first_and_says_for_which(
+    pulling: tuple[ManagedBackend, Service],
+) -> None:
+    backend, service = pulling
+    assert backend.waits is not None
+    heard: list[str] = []
+
+    def hear(progress: PullProgress) -> None:
+        heard.append(progress.status)
+        if progress.status == "waiting for first:1b" and backend.waits is not None:
+            assert backend.seen.models == ("a",)
+            backend.waits.set()
+
+    pull_model(service, "second:1b", hear, lambda: False)
+    assert heard[0] == "waiting for first:1b"
+    assert heard[-1] == "success"
+    assert backend.seen.models == ("a", "first:1b", "second:1b")
+    assert not service.changing.locked()
+
+
+def test_who_waits_for_another_change_can_be_cancelled(
+    pulling: tuple[ManagedBackend, Service],
+) -> None:
+    backend, service = pulling
+    heard: list[PullProgress] = []
+    with pytest.raises(TaskCancelledError, match="while it waited for first:1b"):
+        pull_model(service, "second:1b", heard.append, lambda: bool(heard))
+    with pytest.raises(TaskCancelledError, match="while it waited for first:1b"):
+        remove_model(service, "a", heard.append, lambda: True)
+    assert backend.seen.models == ("a",)
+
+
 def test_a_service_that_manages_no_models_says_so() -> None:
+    service = service_of(ScriptedBackend("http://127.0.0.1:1", up("a")))
     with pytest.raises(InvalidTaskError, match="kind ollama are not managed"):
-        remove_model(service_of(ScriptedBackend("http://127.0.0.1:1", up("a"))), "a")
+        remove_model(service, "a", lambda each: None, lambda: False)
 
 
 def test_sizes_are_told_for_people() -> None:

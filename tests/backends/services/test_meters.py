@@ -61,10 +61,17 @@ class Scene:
 def test_a_request_is_counted_and_told_at_its_first_token_and_its_end() -> None:
     scene = Scene()
     scene.answered()
-    _, first, last = scene.told
+    first, last = scene.told
     assert (first.slots, first.in_flight) == (2, 1)
     assert (last.slots, last.in_flight, last.requests) == (1, 0, 1)
     assert (last.prompt_tokens_per_s, last.output_tokens_per_s, last.load_s) == (20, 10, 0.5)
+
+
+def test_what_changes_no_slots_is_told_at_the_end_of_a_request_alone() -> None:
+    scene = Scene()
+    scene.meters.keep(["m"], anew=["m"], slots=3)
+    scene.answered()
+    assert [told.in_flight for told in scene.told] == [0]
 
 
 def test_a_failure_is_told_before_it_is_raised_further() -> None:
@@ -72,7 +79,7 @@ def test_a_failure_is_told_before_it_is_raised_further() -> None:
     with pytest.raises(errors.BackendError):
         with scene.meters.measured("m"):
             raise errors.BackendError("it broke")
-    assert [told.paused for told in scene.told] == ["", "it broke"]
+    assert [told.paused for told in scene.told] == ["it broke"]
     assert scene.meters.due() == []
     assert scene.meters.next_change_s(10) == 1
     scene.now += 1

@@ -6,7 +6,10 @@ import pytest
 
 from d8mesh.core.broker import candidates
 from d8mesh.core.broker.candidates import tiers, why_never
-from d8mesh.core.broker.services import ModelState, ServiceTable
+from d8mesh.core.broker.service_states import (
+    ModelState,
+)
+from d8mesh.core.broker.services import ServiceTable
 from d8mesh.core.protocol.messages import Measured
 from tests.core.llm_services import model, service
 from tests.core.service_tables import (
@@ -83,6 +86,10 @@ def test_why_nobody_will_ever_run_a_task_is_told() -> None:
     )
     assert "none of the models" in why_never(table, wish(needs=needs))
     assert why_never(table, wish(needs=needs, machine="elsewhere")) == ""
+    two = table_of(service("a", [model("m")]), service("b", [model("n")]))
+    told = why_never(two, wish("m", is_strict=True, machine="b"))
+    assert "'m' is not installed here" in told
+    assert told.endswith("installed: n")
 
 
 def test_what_concerns_a_wish_is_remembered_until_something_changes(

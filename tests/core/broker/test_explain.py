@@ -456,3 +456,51 @@ def test_a_task_that_was_cancelled_while_it_waited_again_has_no_last_worker(
     told = explained(broker, task_id)
     assert told["summary"] == "it was cancelled"
     assert any(each.startswith("given back: 1, the last time: ") for each in told["why"])
+
+
+def test_an_attempt_that_was_given_back_took_no_longer_than_until_then(
+    broker: WiredBroker,
+) -> None:
+    worker = host(broker, "w", [service("a", [model("m")])])
+    client = broker.client()
+    (task_id,) = broker.submit(client, kind="agent_action")
+    held = broker.work(worker)
+    broker.pass_time(2)
+    offer(broker, worker, [service("a", [], why="it is off")])
+    broker.say(worker, m.Release(4, [task_id], [held[task_id]], "busy"))
+    broker.pass_time(16)
+    broker.ask(client, "cancel", id=task_id)
+    why = explained(broker, task_id)["why"]
+    assert "it did not wait, and took 2.0 s" in why
+    assert "then it waited 16 s to be tried again" in why
+
+
+def test_what_began_at_once_did_not_wait(broker: WiredBroker) -> None:
+    worker = host(broker, "w", [service("a", [model("m")])])
+    (task_id,) = broker.submit(broker.client(), kind="agent_action")
+    broker.pass_time(3)
+    broker.finish(worker, broker.work(worker))
+    assert "it did not wait, and took 3.0 s" in explained(broker, task_id)["why"]
+
+
+def test_a_model_that_nobody_has_is_told_with_the_nearest(broker: WiredBroker) -> None:
+    host(broker, "w", [service("a", [model("llama3:8b")])])
+    (task_id,) = broker.submit(broker.client(), kind="agent_action", model="=llama3")
+    running = explained(broker, task_id)
+    assert "no service has 'llama3'; did you mean 'llama3:8b'?" in running["why"]
+
+
+def test_a_machine_that_nobody_reaches_is_told_with_those_that_are_there(
+    broker: WiredBroker,
+) -> None:
+    host(broker, "w", [service("a", machine="attic"), service("b", machine="pi5")])
+    (task_id,) = broker.submit(broker.client(), kind="agent_action", model="m;on=pi")
+    told = explained(broker, task_id)
+    assert told["summary"].startswith("no worker reaches a service on 'pi'; did you mean 'pi5'?")
+    assert told["remedies"] == [
+        {
+            "text": "let it run where a service is, or leave out machine: pi5, attic",
+            "command": None,
+        },
+        {"text": "start a worker on pi", "command": "worker"},
+    ]

@@ -117,3 +117,23 @@ def test_a_service_that_nobody_reaches_any_more_is_away(broker: WiredBroker) -> 
     offer(broker, worker, [service("b")])
     told = {each["id"]: each for each in models(broker)["services"]}
     assert (told["a"]["state"], told["a"]["in_flight"], told["a"]["workers"]) == ("away", 1, [])
+
+
+def test_what_a_service_had_that_is_down_is_listed_with_why(broker: WiredBroker) -> None:
+    host(broker, "w", [service("a", [model("m:1b")])])
+    other = host(broker, "v", [service("b", [model("m:1b"), model("n:1b")])])
+    offer(broker, other, [service("b", [], why="it is off")])
+    told = models(broker)
+    places = {
+        each["name"]: [(place["machine"], place["state"]) for place in each["places"]]
+        for each in told["models"]
+    }
+    assert places == {
+        "m:1b": [("machine-a", "online"), ("machine-b", "down")],
+        "n:1b": [("machine-b", "down")],
+    }
+    assert [each["slots"] for each in told["models"]] == [1, 0]
+    assert [each["reason"] for each in told["services"]] == [None, "it is off"]
+    offer(broker, other, [service("b", [model("n:1b")])])
+    (again,) = (each for each in models(broker)["models"] if each["name"] == "n:1b")
+    assert [place["state"] for place in again["places"]] == ["online"]

@@ -143,6 +143,10 @@ def test_a_task_that_nobody_offers_is_told_why_the_workers_there_cannot() -> Non
         "no worker in the mesh offers 'agent_action' "
         "(2 workers there; b: Ollama of b does not answer; pi: offers echo, noop)"
     )
+    registry.workers["pi"].placed_types = frozenset({"agent_action"})
+    assert why_nobody("x", registry) == "no worker in the mesh offers 'x'"
+    assert "pi: offers agent_action, echo, noop)" in why_waiting(LaneKey("x", ""), registry)
+    registry.workers["pi"].placed_types = frozenset()
     for name in "cde":
         registry.add(worker(name, "a b c d"))
     assert why_waiting(key, registry).endswith("c: offers a, b, c, …; and 2 more)")

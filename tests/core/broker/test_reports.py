@@ -77,6 +77,11 @@ def test_a_task_that_waits_for_its_next_attempt_says_what_happened(broker: Wired
     broker.finish(worker, broker.work(worker), m.FAILED)
     reason = str(broker.ask(client, "status", id=task_id).body["reason"])
     assert "waiting to be tried again in 0.2 s; last error: broken" in reason
+    task = broker.state.task_table.tasks[task_id]
+    assert task.history is not None
+    broker.pass_time(task.history.not_before_at - broker.at - 0.02)
+    reason = str(broker.ask(client, "status", id=task_id).body["reason"])
+    assert reason.startswith("about to be tried again; last error: broken")
     broker.say(worker, beat([], 10, window=0))
     broker.pass_time(5)
     reason = str(broker.ask(client, "status", id=task_id).body["reason"])

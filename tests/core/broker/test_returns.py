@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 import pytest
 
@@ -16,12 +18,13 @@ from d8mesh.core.broker.returns import (
 )
 from d8mesh.core.protocol import messages as m
 from d8mesh.core.protocol.task import Requeued, TaskState
+from tests.core.llm_services import host, model, service
 from tests.core.wired_broker import WiredBroker, beat
 
 
 def taken(broker: WiredBroker, worker: Peer) -> dict[str, bytes]:
     """Wait until the worker is handed something, while all say that they live."""
-    for _ in range(200):
+    for _ in range(1000):
         if held := broker.work(worker):
             return held
         broker.say(worker, beat([], 0))
@@ -187,3 +190,66 @@ def test_a_clock_that_was_set_back_makes_no_pause_longer(broker: WiredBroker) ->
     worker, started = broker.worker("w"), broker.now
     assert list(taken(broker, worker)) == [task_id]
     assert broker.now < started + 5
+
+
+def _placed_back(broker: WiredBroker, worker: Peer, reason: str, **given: Any) -> bool:
+    """Have a worker say how its model is, then give back what was placed there."""
+    held = taken(broker, worker)
+    broker.say(worker, m.Measured("s", [model(**given)]))
+    broker.say(worker, m.Release(1, list(held), list(held.values()), reason))
+    return bool(held)
+
+
+def test_what_an_account_does_not_allow_costs_no_attempt_however_often(
+    broker: WiredBroker,
+) -> None:
+    client = broker.client()
+    worker = host(broker, "w", [service("s", [model(budget=m.Budget())], is_cloud=True)])
+    (task_id,) = broker.submit(client, kind="agent_action", model=";cloud=yes", max_attempts=1)
+    blocked = m.Budget(blocked_s=3.0, blocked_why="quota of the minute")
+    for _ in range(MAX_RETURNS * 3):
+        assert _placed_back(broker, worker, "HTTP 429", budget=blocked)
+    task = broker.task_table.tasks[task_id]
+    assert (task.remember().errors, task.remember().returns, task.failed_at) == (0, 0, frozenset())
+    found = broker.state.services.model("s", "m")
+    assert found is not None
+    assert (found.streak, found.pauses) == (0, 0)
+    reason = str(broker.ask(client, "status", id=task_id).body["reason"])
+    assert f"given back {MAX_RETURNS * 3} times, the last time: worker 'w' could not" in reason
+    told = broker.ask(client, "explain", id=task_id).body
+    assert "HTTP 429" in str(told["summary"])
+    broker.restart()
+    assert broker.task_table.tasks[task_id].remember().excused_returns == MAX_RETURNS * 3
+
+
+def test_what_others_fill_costs_no_attempt_and_what_is_down_does_in_the_end(
+    broker: WiredBroker,
+) -> None:
+    client = broker.client()
+    worker = host(broker, "w", [service("s")])
+    (task_id,) = broker.submit(client, kind="agent_action", max_attempts=1)
+    for _ in range(MAX_RETURNS + 2):
+        assert _placed_back(broker, worker, "HTTP 503")
+    assert broker.task_table.tasks[task_id].remember().errors == 0
+    found = broker.state.services.model("s", "m")
+    assert found is not None
+    assert found.pauses  # nor is a service asked in vain again and again
+    for _ in range(MAX_RETURNS):
+        broker.say(worker, m.Measured("s", [model()]))
+        assert _placed_back(broker, worker, "connection refused", paused="connection refused")
+    assert broker.task_table.state_of(task_id) is None
+
+
+def test_a_service_that_says_that_it_is_full_is_not_to_blame(broker: WiredBroker) -> None:
+    client = broker.client()
+    worker = host(broker, "w", [service("s", [model(slots=3)])])
+    ids = broker.submit(client, 3, "agent_action")
+    held = broker.work(worker)
+    broker.say(worker, m.Measured("s", [model(slots=0)]))
+    broker.say(worker, m.Release(1, ids, [held[each] for each in ids], "HTTP 503"))
+    found = broker.state.services.model("s", "m")
+    assert found is not None
+    assert (found.streak, found.pauses) == (0, 0)
+    assert all(broker.task_table.state_of(each) is TaskState.QUEUED for each in ids)
+    broker.say(worker, m.Measured("s", [model(slots=3)]))
+    assert list(broker.work(worker)) == ids

@@ -131,6 +131,19 @@ def test_an_account_gets_no_more_than_it_allows() -> None:
     assert "11000 tokens" in weighed.why
 
 
+def test_what_no_account_takes_goes_elsewhere_unless_its_model_is_a_must() -> None:
+    budget = Budget(minute_requests=1, minute_tokens=5000)
+    sky = service("sky", [model("big", budget=budget)], is_cloud=True)
+    table = table_of(service("lan"), sky)
+    huge: dict[str, Any] = {"cloud": Cloud.YES, "prompt_tokens": 9000}
+    assert taken(table, wish("big", **huge)) == "lan/m"
+    assert routing.why_too_large(table, Ask(wish("big", **huge), 5)) == ""
+    must = Ask(wish("big", is_strict=True, **huge), 5)
+    assert routing.why_too_large(table, must).startswith("model_strict: about 11000 tokens")
+    assert routing.why_too_large(table, Ask(wish("big", "m", is_strict=True, **huge), 5)) == ""
+    assert taken(table, wish("big", "m", is_strict=True, **huge)) == "lan/m"
+
+
 # ----------------------------------------------------------------------------- how long
 
 

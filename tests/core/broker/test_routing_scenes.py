@@ -213,7 +213,6 @@ def test_slots_are_found_whatever_the_requests_are_like(
     assert took_s <= most * best_makespan([(0.0, 8, takes_s)], 80)
 
 
-@pytest.mark.xfail(strict=False, reason="a request is bound to a machine that has to load first")
 def test_no_request_waits_for_a_load_that_others_need_not_wait_for() -> None:
     pool = SimulatedPool()
     pool.machine("a", {"m": 30.0}, loaded=["m"], slots=1)

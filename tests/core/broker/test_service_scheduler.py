@@ -7,11 +7,14 @@ from typing import Any
 import msgspec
 import pytest
 
-from d8mesh.core.broker import scheduler
+from d8mesh.core.broker import routing, scheduler
 from d8mesh.core.broker.budgets import SETTLE_S
 from d8mesh.core.broker.effects import Peer
+from d8mesh.core.broker.routing import Ask
+from d8mesh.core.broker.services import ServiceTable
 from d8mesh.core.protocol import messages as m
 from d8mesh.core.protocol.task import TaskState
+from d8mesh.core.protocol.wish import Cloud
 from tests.core.llm_services import KINDS, host, model, offer, placed, service
 from tests.core.wired_broker import WiredBroker, beat, hello
 
@@ -287,6 +290,22 @@ def test_who_waits_at_a_screen_goes_on_though_what_is_due_by_its_age_has_no_plac
     assert list(broker.work(peer)) == talk
 
 
+def test_a_must_that_no_account_takes_fails_with_a_sentence_and_holds_nobody_up(
+    broker: WiredBroker,
+) -> None:
+    client = broker.client()
+    broker.pass_time(11)
+    bound = m.Budget(minute_requests=9, minute_tokens=5000)
+    host(broker, "sky", [service("sky", [model("big", budget=bound)], is_cloud=True)])
+    broker.pass_time(SETTLE_S + 1)
+    (large,) = broker.submit(client, 1, "agent_action", model="=big;cloud=yes#.9000.100")
+    (small,) = broker.submit(client, 1, "agent_action", model="=big;cloud=yes#.900.100")
+    assert broker.task_table.state_of(large) is None
+    reason = str(broker.ask(client, "status", id=large).body["reason"])
+    assert reason.startswith("model_strict: about 9100 tokens")
+    assert broker.task_table.state_of(small) is TaskState.RUNNING
+
+
 def test_a_must_that_nobody_has_fails_with_a_sentence_unless_it_may_be_back(
     broker: WiredBroker,
 ) -> None:
@@ -414,3 +433,54 @@ def test_a_worker_without_services_runs_the_same_types_in_its_slots(broker: Wire
     ids = broker.submit(client, 3, "agent_action")
     assert list(broker.work(peers["a"])) == ids[:1]
     assert list(broker.work(own)) == ids[1:]
+
+
+def test_what_only_some_models_can_do_is_waited_for_while_those_may_come_back(
+    broker: WiredBroker,
+) -> None:
+    client = broker.client()
+    embedder = [service("e", [model("e", can=["embedding"])])]
+    broker.pass_time(11)
+    peer = host(broker, "e", embedder)
+    host(broker, "a", [service("a")])
+    offer(broker, peer, [service("e", [], why="connection refused")])
+    (task_id,) = broker.submit(client, 1, "agent_action", model=";needs=embedding")
+    broker.pass_time(1)
+    assert broker.task_table.state_of(task_id) is TaskState.QUEUED
+    broker.restart()
+    host(broker, "a", [service("a")])  # the first that is back has no such model
+    assert broker.task_table.state_of(task_id) is TaskState.QUEUED
+    peer = host(broker, "e", embedder)
+    assert list(broker.work(peer)) == [task_id]
+
+
+def test_a_worker_takes_what_it_finds_down_along_when_it_goes(broker: WiredBroker) -> None:
+    peer = broker.worker("a")
+    offer(broker, peer, [service("s", [], why="connection refused")], kinds=())
+    assert in_flight(broker) == {"s": 0}
+    broker.say(peer, m.Goodbye("done"))
+    assert in_flight(broker) == {}
+
+
+def test_lines_that_the_same_models_run_are_looked_at_once_while_those_are_full(
+    broker: WiredBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked: list[Ask] = []
+    real = routing.has_room
+
+    def has_room(table: ServiceTable, ask: Ask, cloud: Cloud, now: float) -> bool:
+        looked.append(ask)
+        return real(table, ask, cloud, now)
+
+    client = broker.client()
+    broker.pass_time(11)
+    peers = one(broker, "a")
+    ids = [broker.submit(client, 1, "agent_action", model=f"x{n}")[0] for n in range(20)]
+    must = broker.submit(client, 1, "agent_action", model="=m")
+    monkeypatch.setattr(routing, "has_room", has_room)
+    for task_id in [*ids, *must]:  # each in its turn
+        held = broker.work(peers["a"])
+        assert list(held) == [task_id]
+        looked.clear()
+        broker.finish(peers["a"], held)
+        assert len(looked) <= 3  # who gets the slot; then one, and one whose wish is a must

@@ -2,42 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 
 from d8mesh.core.broker import services as module
-from d8mesh.core.broker.services import (
-    MAX_OWN_PAUSE_S,
-    MAX_PLACED_OF_WORKER,
-    OWN_PAUSE_S,
-    UNPROVEN_SLOTS,
-    Flight,
-    ModelState,
-    ServiceTable,
-)
+from d8mesh.core.broker.services import ServiceTable
 from d8mesh.core.broker.standings import Decision
-from d8mesh.core.broker.worker_registry import Dialect, WorkerState
-from d8mesh.core.protocol.messages import Budget, Measured, OfferedService, Services
+from d8mesh.core.protocol.messages import Budget, Measured, OfferedService
 from tests.core.llm_services import KINDS, model, service
-
-
-def worker(name: str) -> WorkerState:
-    return WorkerState(name, Dialect.MESH)
-
-
-def tell(table: ServiceTable, who: WorkerState, *offered: OfferedService, now: float = 0.0) -> None:
-    table.tell(who, Services(list(KINDS), list(offered), [], [], []), now)
-
-
-def only(table: ServiceTable, service_id: str = "s", name: str = "m") -> ModelState:
-    found = table.model(service_id, name)
-    assert found is not None
-    return found
-
-
-def fly(table: ServiceTable, task_id: str, who: WorkerState, now: float = 0.0, **more: Any) -> None:
-    table.begin(task_id, Flight(who, "s", "m", now, **more))
+from tests.core.service_tables import fly, only, tell, worker
 
 
 def test_workers_that_reach_the_same_service_are_merged_and_it_goes_with_the_last() -> None:
@@ -55,7 +27,7 @@ def test_workers_that_reach_the_same_service_are_merged_and_it_goes_with_the_las
     assert not table.services
     assert not table.answers(KINDS[0])
     assert table.gone == {"m:latest": 2.0}
-    table.forget_gone(3.0)
+    table.forget_gone(3.0, 3.0)
     assert not table.gone
 
 
@@ -94,92 +66,6 @@ def test_a_pause_told_by_one_worker_leaves_the_way_through_another() -> None:
     assert (only(table).paused, only(table).paused_since) == ("it fails", 6.0)
     assert only(table).room(7.0) == 0
     assert only(table).worker() is None
-
-
-def test_a_worker_that_is_full_or_mute_is_not_asked() -> None:
-    table, who = ServiceTable(), worker("a")
-    tell(table, who, service("s"))
-    who.placed = MAX_PLACED_OF_WORKER
-    assert only(table).worker() is None
-    who.placed, who.is_mute = 0, True
-    assert only(table).worker() is None
-
-
-def test_slots_are_those_of_the_model_the_service_and_what_is_proved() -> None:
-    table, who = ServiceTable(), worker("a")
-    tell(table, who, service("s", [model(slots=8), model("n", slots=8)], slots=6))
-    assert only(table).bound(0.0) == 6
-    for number in range(5):
-        fly(table, str(number), who)
-    assert only(table, name="n").room(0.0) == 1
-    tell(table, who, service("s", [model(slots=8, requests=0), model("n", slots=8)]))
-    assert only(table).bound(0.0) == UNPROVEN_SLOTS
-    table.end("0", 1.0, is_success=True)
-    assert only(table).bound(0.0) == 8
-    tell(table, who, service("s", [model(slots=8, is_loaded=False)]))
-    assert only(table).bound(0.0) == 1  # until it is loaded
-    tell(table, who, service("s", [model(slots=8, is_loaded=False)], is_cloud=True))
-    assert only(table).bound(0.0) == 8
-
-
-def test_what_is_being_loaded_gets_nothing_until_it_is_there_or_long_overdue() -> None:
-    table, who = ServiceTable(), worker("a")
-    tell(table, who, service("s", [model(is_loaded=False)]))
-    only(table).load(10.0, 0.0)
-    assert only(table).is_loading(1.0)
-    assert only(table).room(1.0) == 0
-    assert only(table).room(100.0) == 1
-    table.measured(who, Measured("s", [model()]), 5.0)
-    assert not only(table).is_loading(5.0)
-
-
-def test_three_failures_in_a_row_pause_a_model_until_one_request_shows_that_it_is_well() -> None:
-    table, who = ServiceTable(), worker("a")
-    tell(table, who, service("s", [model(slots=8)]))
-
-    def fail(now: float) -> None:
-        fly(table, "t", who, now)
-        table.end("t", now, is_success=False)
-
-    fail(1.0)
-    fail(2.0)
-    assert only(table).room(2.0) == 8
-    fail(3.0)
-    assert only(table).room(3.0) == 0
-    assert only(table).room(3.0 + OWN_PAUSE_S) == 1
-    fail(20.0)  # still ill: twice as long
-    assert only(table).room(20.0 + OWN_PAUSE_S) == 0
-    for _ in range(10):
-        fail(30.0)
-    assert only(table).own_pause_until == 30.0 + MAX_OWN_PAUSE_S
-    table.measured(who, Measured("s", [model(slots=8)]), 40.0)  # that means nothing
-    assert only(table).room(40.0) == 0
-    table.measured(who, Measured("s", [model(slots=8, paused="it fails")]), 40.0)
-    table.measured(who, Measured("s", [model(slots=8)]), 40.0)  # the worker's probe succeeded
-    assert only(table).room(40.0) == 8
-    for _ in range(3):
-        fail(50.0)
-    fly(table, "t", who, 70.0)
-    table.end("t", 71.0, is_success=True)
-    assert only(table).room(71.0) == 8
-
-
-def test_what_an_account_allows_is_no_fault_of_its_service() -> None:
-    table, who = ServiceTable(), worker("a")
-    tell(table, who, service("s", [model(budget=Budget(minute_requests=1))], is_cloud=True))
-    for _ in range(5):
-        fly(table, "t", who)
-        table.end("t", 1.0, is_success=False)
-    assert only(table).room(1.0) == 1
-
-
-def test_how_long_requests_really_take_is_learnt_but_not_from_loading() -> None:
-    table, who = ServiceTable(), worker("a")
-    tell(table, who, service("s"))
-    for number, (took_s, is_cold) in enumerate(((2.0, False), (4.0, False), (50.0, True))):
-        fly(table, str(number), who, 0.0, raw_s=1.0, is_measured=True, is_cold=is_cold)
-        table.end(str(number), took_s, is_success=True)
-    assert only(table).pace == pytest.approx(2.4)
 
 
 def test_a_service_that_went_stays_until_what_runs_there_has_ended() -> None:
@@ -232,3 +118,83 @@ def test_conversations_and_decisions_are_remembered_up_to_a_bound(
             Decision(task_id=task_id, attempt=1, service="s", model="m", at=0.0, waited_s=0.0)
         )
     assert [len(table.decisions_of(task_id)) for task_id in ("1", "2", "3")] == [0, 1, 1]
+    for attempt in range(module.MAX_DECISIONS_OF_TASK + 2):
+        table.note_decision(
+            Decision(task_id="3", attempt=attempt, service="s", model="m", at=0.0, waited_s=0.0)
+        )
+    assert table.decisions_of("3")[0].attempt == 2
+
+
+def test_who_finds_a_service_down_does_not_spoil_what_others_tell_of_it() -> None:
+    table, one, two = ServiceTable(), worker("a"), worker("b")
+    tell(table, one, service("s", slots=2))
+    tell(table, two, service("s", [], why="no route", slots=9))
+    found = table.services["s"]
+    assert (found.default, found.slots, found.why) == ("m", 2, "")
+    assert list(only(table).reach) == ["a"]
+
+
+def test_a_service_that_one_of_its_workers_has_in_the_cloud_is_there() -> None:
+    table = ServiceTable()
+    tell(table, worker("a"), service("s", is_cloud=True))
+    tell(table, worker("b"), service("s"))
+    assert table.services["s"].is_cloud
+
+
+def test_a_pause_of_ours_ends_when_no_worker_has_the_model_paused() -> None:
+    table, one, two = ServiceTable(), worker("a"), worker("b")
+    tell(table, one, service("s", [model(paused="it failed")]))
+    tell(table, two, service("s"))
+    only(table).own_pause_until = 50.0
+    table.measured(two, Measured("s", [model()]), 1.0)  # it does not know better
+    assert only(table).own_pause_until == 50.0
+    table.measured(one, Measured("s", [model()]), 2.0)
+    assert only(table).own_pause_until == 0.0
+
+
+def test_a_worker_tells_of_so_many_models_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_MODELS_OF_WORKER", 3)
+    monkeypatch.setattr(module, "MAX_NAMES", 3)
+    table, who = ServiceTable(), worker("a")
+    tell(table, who, service("s", [model("k"), model("m")]), service("t", [model("m"), model("n")]))
+    assert [list(each.models) for each in table.services.values()] == [["k", "m"], ["m"]]
+    for number in range(5):
+        table.measured(who, Measured("s", [model(f"new{number}"), model("m", slots=4)]), 1.0)
+    assert list(table.services["s"].models) == ["k", "m", "new0"]
+    assert only(table).info.slots == 4
+
+
+def test_slots_that_a_removed_model_held_are_free_for_the_others_when_it_ends() -> None:
+    table, who = ServiceTable(), worker("a")
+    tell(table, who, service("s", [model("m"), model("n")], slots=1))
+    fly(table, "t", who)
+    tell(table, who, service("s", [model("n")], slots=1))
+    table.stirred.clear()
+    table.end("t", 1.0)
+    assert table.stirred == {only(table, name="n")}
+
+
+def test_nobody_waits_for_a_load_whose_request_has_ended() -> None:
+    table, who = ServiceTable(), worker("a")
+    tell(table, who, service("s", [model(is_loaded=False)]))
+    fly(table, "t", who, is_cold=True)
+    only(table).load(60.0, 0.0)
+    table.end("t", 1.0)  # cancelled
+    assert only(table).room(1.0) == 1
+
+
+def test_what_an_account_allows_is_as_those_tell_it_who_are_there() -> None:
+    table, one, two = ServiceTable(), worker("a"), worker("b")
+    strict = Budget(minute_requests=1, blocked_s=1e9, recent=[(0.0, 5)])
+    tell(table, one, service("s", [model(budget=strict)], is_cloud=True))
+    tell(table, two, service("s", [model(budget=Budget(minute_requests=2))], is_cloud=True))
+    book = only(table).budget
+    assert book is not None
+    assert book.free_in_s(5, 10.0) > 1e6
+    table.leave(one, 10.0)
+    assert book.free_in_s(5, 10.0) == 0.0
+    assert book.left(10.0).minute_requests == 1  # what it sent counts
+    table.leave(two, 70.0)
+    table.forget_gone(0.0, 70.0)
+    tell(table, one, service("s", [model(budget=strict)], is_cloud=True), now=80.0)
+    assert only(table).budget is not book

@@ -89,3 +89,8 @@ def test_fields_without_a_place_are_kept_by_their_names() -> None:
     pieces = [Piece("a", extra={"x": 1, "y": 1}), Piece(ending=Ending(), extra={"y": 2})]
     assert completion_of(pieces, "m").extra == {"x": 1, "y": 2}
     assert pieces[1].size_bytes == len('[{"y": 2}]')
+
+
+def test_the_models_of_a_request_are_the_first_and_those_behind_it() -> None:
+    assert ChatRequest(model="a", fallbacks=("b",)).models == ("a", "b")
+    assert ChatRequest().models == ()

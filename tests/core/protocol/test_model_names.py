@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from d8mesh.core.protocol.model_names import matching, plain_name, wish_in
+from d8mesh.core.protocol.model_names import matching, nearest, plain_name, wish_in
 
 
 @pytest.mark.parametrize(
@@ -40,3 +40,21 @@ def test_a_wished_model_is_found_in_any_spelling_its_own_first() -> None:
     assert matching("qwen", ["llama3"]) is None
     assert matching("Llama3", ["qwen", "library/llama3", "llama3:latest"]) == "library/llama3"
     assert matching("llama3:latest", ["library/llama3", "llama3:latest"]) == "llama3:latest"
+
+
+@pytest.mark.parametrize(
+    ("wished", "near"),
+    [
+        ("llama3", "llama3:8b"),
+        ("llama3:70b", "llama3:8b"),
+        ("lama3", "llama3:8b"),
+        ("qwen2.5-3b", "qwen2.5:3b"),
+        ("QWEN2.5:3B", ""),
+        ("gpt-oss", ""),
+    ],
+)
+def test_a_name_that_none_has_is_near_to_another_tag_or_to_what_was_mistyped(
+    wished: str, near: str
+) -> None:
+    assert nearest(wished, ["nomic-embed-text:latest", "llama3:8b", "qwen2.5:3b"]) == near
+    assert nearest(wished, []) == ""

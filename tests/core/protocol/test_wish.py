@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from d8mesh.core.protocol.wish import NO_WISH, Cloud, Wish, lane_part, parse_wish
+from d8mesh.core.protocol.wish import NO_WISH, Cloud, Wish, is_place, lane_part, parse_wish
 from d8mesh.errors import InvalidTaskError
 
 _NAME = st.from_regex(r"\A[a-z0-9_][a-z0-9_.:/-]{0,20}\Z")
@@ -50,3 +50,8 @@ def test_the_texts_of_before_mean_what_they_meant() -> None:
 def test_a_wish_that_cannot_travel_is_refused() -> None:
     with pytest.raises(InvalidTaskError, match="more than 1000 characters"):
         Wish(models=("m" * 128,) * 10).text()
+
+
+def test_a_place_is_a_line_of_text_without_the_marks_of_a_wish() -> None:
+    assert is_place("pi 5:11434")
+    assert not any(map(is_place, ("", " pi", "a;b", "a#b", "a|b", "a\nb", "x" * 129, 5, None)))

@@ -117,6 +117,20 @@ def test_answers_that_hardly_generate_are_known(
     assert meter.gauge.is_short is is_short
 
 
+def test_answers_of_milliseconds_go_several_at_once_until_one_takes_long() -> None:
+    meter = ModelMeter()
+    for at, whole_s in enumerate((0.5, 0.004, 0.009)):
+        run = meter.began(at)
+        meter.first_token(run, at + whole_s / 2)
+        meter.ended(run, at + whole_s, RunEnd.ANSWERED)
+    assert meter.slots(5) == 4  # the quickest counts the most, and not alone
+    first, second = meter.began(5), meter.began(5)
+    meter.ended(second, 5.5, RunEnd.ANSWERED)
+    assert meter.slots(5.5) == 2  # one is known, and one to try
+    meter.ended(first, 5.5, RunEnd.ANSWERED)
+    assert meter.slots(6) == 1
+
+
 def test_one_slow_start_is_not_taken_for_what_is_usual() -> None:
     meter = ModelMeter()
     answered(meter, 0, Spent(output_tokens=5), first_s=30)

@@ -8,6 +8,9 @@ import random
 import pytest
 
 from d8mesh.core.worker.slot_gauge import (
+    BRIEF_MOST,
+    BRIEF_S,
+    BRIEF_TIMES,
     BUSY_MOST_S,
     BUSY_S,
     SETTLED_S,
@@ -213,3 +216,44 @@ def test_the_slots_of_a_service_are_found(truth: int, seed: int, is_short: bool)
     most = truth + 2 * (is_short and truth > 1)
     assert truth - (truth > 4) <= asked.gauge.proved <= most
     assert asked.gauge.slots(now) <= most + 1
+
+
+@pytest.mark.parametrize(
+    ("alone_s", "slots"), [(0.0, BRIEF_MOST), (0.001, BRIEF_MOST), (0.005, 4), (0.03, 1)]
+)
+def test_of_brief_answers_so_many_are_there_at_once_that_none_waits_long(
+    alone_s: float, slots: int
+) -> None:
+    asked = Requests(alone_s)
+    asked.gauge.took(alone_s, alone_s, is_alone=True)
+    assert asked.gauge.slots(0) == slots
+    assert slots * alone_s <= max(BRIEF_S, alone_s)
+
+
+def test_answers_that_are_brief_no_longer_get_no_more_beside_them() -> None:
+    asked = Requests(0.001)
+    asked.gauge.took(0.001, 0.001, is_alone=True)
+    running = [asked.begin(0) for _ in range(3)]
+    assert asked.gauge.slots(BRIEF_S) == BRIEF_MOST
+    too_long_s = (BRIEF_TIMES + 1) * BRIEF_S
+    assert asked.gauge.slots(too_long_s) == 1
+    for number in running:
+        asked.end(number, too_long_s)
+    assert asked.gauge.slots(too_long_s) == BRIEF_MOST
+    asked.gauge.took(too_long_s, 0.001, is_alone=False)
+    assert asked.gauge.slots(too_long_s) == 1
+    asked.gauge.took(0.001, 0.001, is_alone=True)
+    assert asked.gauge.slots(too_long_s) == BRIEF_MOST
+
+
+def test_of_times_too_short_to_tell_no_bound_is_concluded() -> None:
+    asked = Requests(0.001)
+    for turn in range(5):
+        first = asked.generating(turn)
+        second = asked.begin(turn + 0.1)
+        asked.end(first, turn + 0.102)
+        asked.gauge.first_token(second, turn + 0.105)
+        asked.end(second, turn + 0.106)
+    asked.gauge.is_known = True
+    asked.begin(10)
+    assert asked.gauge.slots(10) == 2
