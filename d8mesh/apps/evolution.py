@@ -277,7 +277,7 @@ def _show(
         )
     files = ", ".join(EVOLUTION_FILES) if history.best_costs else EVOLUTION_FILE
     say(tr("saved in {folder}: {files}", folder=folder, files=files))
-    if history.stopped in ("interrupted", "time", "generations"):
+    if history.stopped in ("interrupted", "time"):
         say(tr("to go on: the same command with --output {folder}", folder=folder))
 
 

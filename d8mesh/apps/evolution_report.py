@@ -36,7 +36,7 @@ h2 {{ margin-top: 2.5rem; }} .weak {{ color: #888; }}
 table {{ border-collapse: collapse; width: 100%; }} .wide {{ overflow-x: auto; }}
 th, td {{ text-align: left; vertical-align: top; padding: .35rem .6rem; }}
 th, td {{ border-bottom: 1px solid var(--line); }}
-td {{ overflow-wrap: anywhere; }}
+td {{ overflow-wrap: break-word; min-width: 5rem; }} td.number {{ min-width: 0; }}
 .number {{ text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }}
 .right {{ color: var(--good); }} .wrong {{ color: var(--bad); }}
 .plot {{ background: white; border-radius: 6px; max-width: 56rem; }}
