@@ -60,7 +60,7 @@ def test_the_answer_goes_out_and_who_gave_it_is_said_beside(
     assert run_with(client, "Hola", options, None) == 0
     told = capsys.readouterr()
     assert told.out == ANSWER.replace("\x1b", "\\x1b") + "\n"
-    assert told.err.splitlines()[-1].startswith(f"(deepseek-r1:8b on {host_name()}, ")
+    assert told.err.splitlines()[-1].startswith(f"(qwen2.5:3b on {host_name()}, ")
     assert [m["content"] for m in ollama.chats[-1]["messages"]] == ["Sé breve", "Hola"]
 
 

@@ -59,7 +59,7 @@ class ReturnKind(NamedTuple):
     returned: int
     free: int
     most: float
-    cap_s: float = MAX_RETURN_PAUSE_S
+    cap_s: float = math.inf
 
 
 #: The worker could not run it: its service is busy or down.
@@ -106,7 +106,8 @@ class Returns:
                 self.requeue(worker_id, [task], told, is_counted=True, wait=wait)
                 continue
             doublings = history.returns - cost.free
-            ceiling = min(cost.cap_s, RETURN_PAUSE_S * 2.0 ** min(doublings, 10))
+            doubled_s = RETURN_PAUSE_S * 2.0 ** min(doublings, 10)
+            ceiling = min(cost.cap_s, MAX_RETURN_PAUSE_S, doubled_s)
             is_moving = is_new and (service in task.failed_at or not history.excused_returns)
             if doublings < 0 or (service and is_moving):  # another service may take it at once
                 ceiling = 0.0
