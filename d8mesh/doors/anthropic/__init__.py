@@ -1,0 +1,1 @@
+"""Anthropic's interface, as its clients speak it: `/v1/messages`."""

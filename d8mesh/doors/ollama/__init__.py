@@ -1,0 +1,1 @@
+"""Ollama's interface: whatever speaks to an Ollama speaks to the whole mesh."""
