@@ -48,6 +48,9 @@ class KnownNames:
         return self if is_known else None
 
 
+ANY_MODEL: Final = KnownNames()
+
+
 class LineForm:
     """Writes a JSON line for each call: what was said, the end, or the error."""
 
@@ -108,7 +111,7 @@ class ChatMesh:
     chats: Chats
     server: Server
 
-    def __init__(self, folder: Path, stack: ExitStack, *, models: KnownNames = KnownNames()) -> None:
+    def __init__(self, folder: Path, stack: ExitStack, models: KnownNames = ANY_MODEL) -> None:
         self.mesh = Mesh(folder, stack)
         self._folder, self._stack, self._models = folder, stack, models
         self.broker_port = self.mesh.broker()
@@ -167,7 +170,9 @@ class ChatMesh:
     def status(self, task_id: str) -> dict[str, Any]:
         return self.loop.run(self.client.ask("status", {"id": task_id}, PATIENCE_S))
 
-    def ask(self, words: int = 3, /, *, headers: Mapping[str, str] | None = None, **body: Any) -> Asked:
+    def ask(
+        self, words: int = 3, /, *, headers: Mapping[str, str] | None = None, **body: Any
+    ) -> Asked:
         """Ask, and return as soon as the head of the answer is there."""
         return Asked(self.port, question(words) | body, headers or {})
 
