@@ -128,8 +128,8 @@ class TextLines:
         model: as it was spelled; each line repeats it.
     """
 
-    media_type: Final = NDJSON_TYPE
-    comment: Final = b""
+    media_type = NDJSON_TYPE
+    comment = b""
 
     def __init__(self, model: str, *, is_chat: bool, is_raw: bool) -> None:
         self._model, self._is_chat, self._is_raw = model, is_chat, is_raw

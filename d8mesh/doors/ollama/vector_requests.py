@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from d8mesh.doors.llm.chats import MAX_TASKS
 from d8mesh.doors.ollama.options import options_in
 from d8mesh.doors.ollama.values import (
     Fields,
@@ -19,8 +21,8 @@ from d8mesh.doors.ollama.values import (
 from d8mesh.errors import InvalidTaskError
 from d8mesh.handlers.chat_fields import MAX_DIMENSIONS
 
-#: Texts of one task: a service is asked for so many at once, and the tasks of a large request run
-#: on all machines that have the model.
+#: Texts of one task, unless there are very many: a service is asked for so many at once, and the
+#: tasks of a large request run on all machines that have the model.
 TASK_TEXTS: Final = 64
 _SHARED_BY_VECTORS: Final = frozenset({"keep_alive", "model", "options"})
 _OF_TEXTS: Final = {"max_tokens": "num_predict", "temperature": "temperature"}
@@ -43,9 +45,10 @@ class AskedVectors:
     @property
     def datas(self) -> list[dict[str, Any]]:
         """The data of its tasks, in the order of the texts."""
+        size = max(TASK_TEXTS, math.ceil(len(self.texts) / MAX_TASKS))
         return [
-            {**self.shared, "input": list(self.texts[at : at + TASK_TEXTS])}
-            for at in range(0, len(self.texts), TASK_TEXTS)
+            {**self.shared, "input": list(self.texts[at : at + size])}
+            for at in range(0, len(self.texts), size)
         ]
 
 
