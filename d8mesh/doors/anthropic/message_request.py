@@ -28,7 +28,13 @@ from d8mesh.handlers.field_values import (
 #: Of `top_k`: more tokens than any vocabulary has.
 MAX_TOP_K: Final = 10_000_000
 #: `output_config.effort` -> `think`, for models that know levels.
-_EFFORTS: Final = {"low": "low", "medium": "medium", "high": "high", "xhigh": "max", "max": "max"}
+_ANTHROPIC_EFFORTS: Final = {
+    "low": "low",
+    "medium": "medium",
+    "high": "high",
+    "xhigh": "max",
+    "max": "max",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,7 +110,7 @@ def _thinking(body: Mapping[str, Any]) -> tuple[bool | str | None, bool]:
         return None, shows
     config = body.get("output_config")
     effort = config.get("effort") if isinstance(config, Mapping) else None
-    return _EFFORTS.get(effort, True) if isinstance(effort, str) else True, shows
+    return _ANTHROPIC_EFFORTS.get(effort, True) if isinstance(effort, str) else True, shows
 
 
 def _format(body: Mapping[str, Any]) -> Any:

@@ -19,7 +19,7 @@ from d8mesh.errors import D8Error
 from d8mesh.http.events import SSE, Event
 
 #: What a block begins with, by its type.
-_BLANKS: Final[dict[str, dict[str, Any]]] = {
+_BLANK_BLOCKS: Final[dict[str, dict[str, Any]]] = {
     "thinking": {"type": "thinking", "thinking": "", "signature": ""},
     "text": {"type": "text", "text": ""},
 }
@@ -75,7 +75,9 @@ class MessageForm:
 
     def _opened(self, kind: str) -> list[bytes]:
         """Return what makes a block of this kind the open one."""
-        return [] if self._open == kind else [*self._closed(), self._start(kind, _BLANKS[kind])]
+        return (
+            [] if self._open == kind else [*self._closed(), self._start(kind, _BLANK_BLOCKS[kind])]
+        )
 
     def _called(self, call: JsonObject) -> list[bytes]:
         """Return a whole call: its input as one text of JSON."""

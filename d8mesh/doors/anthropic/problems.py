@@ -9,7 +9,7 @@ from d8mesh.errors import D8Error
 from d8mesh.http.answers import STATUS, Refusal, Response, answer, problem
 
 #: The type of an error by its status; of others it is `api_error`.
-_TYPES: Final = {
+_ANTHROPIC_TYPES: Final = {
     400: "invalid_request_error",
     401: "authentication_error",
     403: "permission_error",
@@ -26,8 +26,10 @@ _TYPES: Final = {
     503: "overloaded_error",
     504: "timeout_error",
 }
+#: Statuses that are others here: a failed task is no conflict with what its caller did.
+_ANTHROPIC_STATUS: Final = {"task.failed": 500, "task.cancelled": 500}
 #: Statuses after which the same request may do better: the mesh has tried each task anew itself.
-_WORTH_RETRYING: Final = frozenset({408, 429, 503, 504})
+_RETRIED_STATUSES: Final = frozenset({408, 429, 503, 504})
 #: What a caller is told to wait who may come again and is not told another time.
 _COME_AGAIN_S: Final = 2
 
@@ -39,7 +41,7 @@ def request_id() -> str:
 
 def error_body(error: D8Error | Refusal, asked: str) -> dict[str, Any]:
     """Return the object that tells of an error; it names the task that it is about."""
-    kind = _TYPES.get(STATUS.get(error.code, 500), "api_error")
+    kind = _ANTHROPIC_TYPES.get(_status_of(error), "api_error")
     text = str(error)
     if (task_id := _task_of(error)) and task_id not in text:
         text = f"{text} (task {task_id})"
@@ -49,9 +51,9 @@ def error_body(error: D8Error | Refusal, asked: str) -> dict[str, Any]:
 def anthropic_problem(error: D8Error | Refusal) -> Response:
     """Return the answer that tells of an error, with its code's status."""
     told, asked = problem(error), request_id()
-    response = answer(error_body(error, asked), told.status)
+    response = answer(error_body(error, asked), _status_of(error))
     response.headers |= told.headers
-    is_worth_it = told.status in _WORTH_RETRYING
+    is_worth_it = response.status in _RETRIED_STATUSES
     response.headers |= named(asked) | {"x-should-retry": "true" if is_worth_it else "false"}
     if is_worth_it:
         response.headers.setdefault("Retry-After", str(_COME_AGAIN_S))
@@ -61,6 +63,10 @@ def anthropic_problem(error: D8Error | Refusal) -> Response:
 def named(asked: str) -> dict[str, str]:
     """Return the headers that name a request: Anthropic's, and the one of the other doors."""
     return {"request-id": asked, "x-request-id": asked}
+
+
+def _status_of(error: D8Error | Refusal) -> int:
+    return _ANTHROPIC_STATUS.get(error.code) or STATUS.get(error.code, 500)
 
 
 def _task_of(error: D8Error | Refusal) -> str:
