@@ -64,6 +64,8 @@ STATUS: Final[Mapping[str, int]] = {
 _PASSED_ON_AT_ONCE: Final = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 #: A large answer is sent in parts, so that a slow reader holds up none but its own.
 PART_BYTES: Final = 65_536
+#: The status of an answer that has no body, nor a length of it.
+NO_CONTENT: Final = 204
 #: Headers of an answer after which the connection is of no further use.
 CLOSES: Final[Mapping[str, str]] = {"Connection": "close"}
 _NONE: Final[Mapping[str, str]] = {}
@@ -89,14 +91,17 @@ class Response:
         status: int = 200,
         *,
         content_type: str = JSON,
+        headers: Mapping[str, str] = _NONE,
     ) -> None:
         self.body, self.status = body, status
         self.headers = _PASSED_ON_AT_ONCE | {"Content-Type": content_type}
+        if headers:
+            self.headers |= headers
 
     async def send(self, send: AsgiSend, *, is_head: bool) -> None:
         """Send all of it, or its head alone."""
         body, headers = self.body, dict(self.headers)
-        if isinstance(body, bytes):
+        if isinstance(body, bytes) and self.status != NO_CONTENT:
             headers["Content-Length"] = str(len(body))
         raw = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
         await send({"type": "http.response.start", "status": self.status, "headers": raw})

@@ -69,7 +69,8 @@ async def _serve(config: Config, broker: str, bound: socket.socket) -> int:
     waits, rejections, exchange = Places(MAX_WAITS), Rejections(), Exchange(broker)
     guard = Guard(config.allowed_hosts, key=config.mesh_key, allows_public=config.allow_public)
     doors = [rest_door(mesh, waits, rejections), tunnel_door(exchange, mesh, waits)]
-    server = Server(Application(doors, guard, rejections), [bound], guard.admits, rejections)
+    application = Application(doors, guard, rejections)
+    server = Server(application, [bound], guard.admits, rejections, application.refused)
     alive = mesh.loop.create_task(_until_dead(mesh))
     _cancel_at_end(alive)
     await server.start()
