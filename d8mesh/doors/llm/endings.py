@@ -22,10 +22,10 @@ from d8mesh.doors.llm.asked import LlmAnswer, LlmTask
 from d8mesh.doors.llm.wanted import SPEAKING_TYPES
 from d8mesh.errors import (
     BackendAnswerError,
+    BackendError,
     D8Error,
     PrunedTaskError,
     TaskCancelledError,
-    TaskFailedError,
     UnknownTaskError,
     error_of,
 )
@@ -82,7 +82,7 @@ def _failure(result: Result) -> D8Error:
             return error
     if "finish_reason" in result:  # a model has answered, and said nothing
         return BackendAnswerError(text)
-    return TaskFailedError(text, result=dict(result))
+    return BackendError(text)
 
 
 def named(error: D8Error, task_id: str) -> D8Error:
