@@ -215,7 +215,7 @@ async def serve(
     """Listen, on loopback if nothing else is told."""
     loop = asyncio.get_running_loop()
     return await loop.create_server(
-        lambda: Connection(ollama.handle, connections), host, port, backlog=BACKLOG
+        lambda: Connection(ollama.handle, connections, ollama.closed), host, port, backlog=BACKLOG
     )
 
 
