@@ -29,7 +29,7 @@ class TellsDelivered(Protocol):
 
     loop: asyncio.AbstractEventLoop
 
-    def deliver(self, task_ids: list[str], rests: list[bytes], keep_s: float) -> None:
+    def deliver(self, task_id: str, rest: bytes, keep_s: float = 0.0) -> None:
         """Tell the orchestrator; see `AsyncNode.deliver`."""
 
 
@@ -81,7 +81,8 @@ class Delivered:
         """Tell what is due."""
         due, self._due, self._is_due = self._due, {}, False
         for keep_s, (ids, rests) in due.items():
-            self._mesh.deliver(ids, rests, keep_s)
+            for task_id, rest in zip(ids, rests, strict=True):
+                self._mesh.deliver(task_id, rest, keep_s)
 
 
 class LeftTask:

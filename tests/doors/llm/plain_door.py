@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from d8mesh.backends import configured
 from d8mesh.core.protocol.chat import Origin, Piece
 from d8mesh.core.protocol.model_names import plain_name
 from d8mesh.doors.llm.asked import LlmTask
@@ -28,7 +29,6 @@ from d8mesh.nodes.client.aio.node import AsyncNode
 from d8mesh.nodes.worker import Worker
 from d8mesh.processes.llm_services import LlmServices
 from d8mesh.processes.services_console import ServicesConsole
-from d8mesh.processes.worker_main import configured
 from tests.http.calls import LoopThread
 from tests.nodes.mesh import PATIENCE_S, Mesh, until
 from tests.ollama_standin import OllamaStandin
