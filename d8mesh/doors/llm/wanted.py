@@ -139,10 +139,10 @@ def _unknown(model: str) -> ModelUnknownError:
 
 
 def _unfit(model: str, lacks: str) -> ModelUnfitError:
-    error = ModelUnfitError(f'"{model}" does not support {_TOLD.get(lacks, lacks)}')
+    error = ModelUnfitError(f'"{model}" does not support {_ABILITIES.get(lacks, lacks)}')
     error.details = {"model": model, "lacks": lacks}
     return error
 
 
 #: As Ollama tells it.
-_TOLD: Final = {COMPLETION: "chat", EMBEDDING: "embeddings"}
+_ABILITIES: Final = {COMPLETION: "chat", EMBEDDING: "embeddings"}
