@@ -22,6 +22,9 @@ from typing import Final
 
 from d8mesh.config import Config
 from d8mesh.core.protocol.addresses import is_admissible
+from d8mesh.doors.anthropic.door import anthropic_door
+from d8mesh.doors.llm.catalogue import ModelCatalogue
+from d8mesh.doors.llm.chats import Chats
 from d8mesh.doors.rest.api import rest_door
 from d8mesh.doors.tunnel import Exchange, tunnel_door
 from d8mesh.doors.waiting import MAX_WAITS, Places
@@ -31,6 +34,7 @@ from d8mesh.edge.network import bind, port_holder
 from d8mesh.errors import ConfigError, D8Error, NodeClosedError, NotAcknowledgedError
 from d8mesh.http.application import Application
 from d8mesh.http.guard import Guard, Rejections
+from d8mesh.http.origins import Origins
 from d8mesh.http.server import MAX_CONNECTIONS, Server
 from d8mesh.nodes.client.aio.node import AsyncNode
 from d8mesh.processes.parent import end_when_told
@@ -68,7 +72,13 @@ async def _serve(config: Config, broker: str, bound: socket.socket) -> int:
     mesh.runner.stream_buffer.keep_s = KEPT_S
     waits, rejections, exchange = Places(MAX_WAITS), Rejections(), Exchange(broker)
     guard = Guard(config.allowed_hosts, key=config.mesh_key, allows_public=config.allow_public)
-    doors = [rest_door(mesh, waits, rejections), tunnel_door(exchange, mesh, waits)]
+    catalogue = ModelCatalogue(mesh, lists_cloud=config.cloud != "never")
+    chats, origins = Chats(mesh, catalogue), Origins(config.origins)
+    doors = [
+        rest_door(mesh, waits, rejections),
+        tunnel_door(exchange, mesh, waits),
+        anthropic_door(chats, origins),
+    ]
     application = Application(doors, guard, rejections)
     server = Server(application, [bound], guard.admits, rejections, application.refused)
     alive = mesh.loop.create_task(_until_dead(mesh))
