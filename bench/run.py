@@ -30,6 +30,7 @@ SCENARIOS: Final = {
     "recovery": "kill -9 with 100,000 and 1,000,000 queued, until the first task is done",
     "start": "cold start to first task, idle memory and idle CPU of each node",
     "llm": "LLM requests on unequal machines, over the best possible schedule",
+    "doors": "chats by the doors: first token, 64 at once, 200 streams, 2,000 waiting (--peers)",
     "hot_path": "where each microsecond of a task goes",
     "open_webui": "Open WebUI at the doors, in a headless browser (4.3 GB; only if it is named)",
 }

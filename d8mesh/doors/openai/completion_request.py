@@ -79,9 +79,8 @@ def texts_of(fields: RequestFields, name: str, *, most: int) -> list[str]:
 
 def _logprobs(fields: RequestFields) -> dict[str, Any]:
     """Return how many likely tokens are to be told at each place."""
-    if fields.get("logprobs") in (None, False):
-        return {}
-    if fields.get("logprobs") is True:  # as chats have it
-        return {"logprobs": True}
+    given = fields.get("logprobs")
+    if given is None or isinstance(given, bool):  # as chats have it
+        return {"logprobs": True} if given else {}
     count = fields.whole("logprobs", low=0, high=MAX_TOP_LOGPROBS)
     return {"logprobs": True, "top_logprobs": count}
