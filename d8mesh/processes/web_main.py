@@ -17,14 +17,15 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
 from d8mesh.config import Config
 from d8mesh.core.protocol.addresses import is_admissible
-from d8mesh.doors.anthropic.door import anthropic_door
 from d8mesh.doors.llm.catalogue import ModelCatalogue
 from d8mesh.doors.llm.chats import Chats
+from d8mesh.doors.openai.routes import openai_door
 from d8mesh.doors.rest.api import rest_door
 from d8mesh.doors.tunnel import Exchange, tunnel_door
 from d8mesh.doors.waiting import MAX_WAITS, Places
@@ -35,6 +36,7 @@ from d8mesh.errors import ConfigError, D8Error, NodeClosedError, NotAcknowledged
 from d8mesh.http.application import Application
 from d8mesh.http.guard import Guard, Rejections
 from d8mesh.http.origins import Origins
+from d8mesh.http.routes import Door
 from d8mesh.http.server import MAX_CONNECTIONS, Server
 from d8mesh.nodes.client.aio.node import AsyncNode
 from d8mesh.processes.parent import end_when_told
@@ -73,11 +75,11 @@ async def _serve(config: Config, broker: str, bound: socket.socket) -> int:
     waits, rejections, exchange = Places(MAX_WAITS), Rejections(), Exchange(broker)
     guard = Guard(config.allowed_hosts, key=config.mesh_key, allows_public=config.allow_public)
     catalogue = ModelCatalogue(mesh, lists_cloud=config.cloud != "never")
-    chats, origins = Chats(mesh, catalogue), Origins(config.origins)
+    chats = Chats(mesh, catalogue)
     doors = [
         rest_door(mesh, waits, rejections),
         tunnel_door(exchange, mesh, waits),
-        anthropic_door(chats, origins),
+        *_llm_doors(config, mesh, chats, catalogue),
     ]
     application = Application(doors, guard, rejections)
     server = Server(application, [bound], guard.admits, rejections, application.refused)
@@ -88,12 +90,23 @@ async def _serve(config: Config, broker: str, bound: socket.socket) -> int:
     print(json.dumps({"event": "ready", "port": port}), flush=True)
     event(_log, logging.INFO, "web.up", port=port, broker=broker)
     await asyncio.wait((alive,))
+    chats.end()
     await server.close(WEB_DRAIN_S)
     await exchange.close()
     with contextlib.suppress(NotAcknowledgedError):  # each request is told by its own answer
         await mesh.close(WEB_CLOSE_S)
     event(_log, logging.INFO, "web.down", port=port)
     return 0 if alive.cancelled() else 1
+
+
+def _llm_doors(
+    config: Config, mesh: AsyncNode, chats: Chats, catalogue: ModelCatalogue
+) -> Iterator[Door]:
+    """Yield the doors of language models."""
+    origins = Origins(config.origins)
+    models = ModelList(catalogue).answered
+    yield openai_door(chats, catalogue, origins=origins, lists_for_others=models)
+    yield anthropic_door(chats, origins)
 
 
 async def _until_dead(mesh: AsyncNode) -> None:
