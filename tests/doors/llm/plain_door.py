@@ -9,7 +9,7 @@ import socket
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -150,8 +150,7 @@ class ChatMesh:
     def worker_beside(self, standin: OllamaStandin, **settings: Any) -> Worker:
         known = self._services()
         worker = self.mesh.worker(self.broker_port, name=f"w-{standin.port}")
-        values = {"ollama_url": standin.url, "ollama_model": MODEL, **settings}
-        config = _with(self.mesh.config(), values)
+        config = replace(self.mesh.config(), ollama_url=standin.url, ollama_model=MODEL, **settings)
         console = ServicesConsole(lambda text: None)
         services = LlmServices(worker, configured(config), config=config, console=console)
         stop = threading.Event()
@@ -237,9 +236,3 @@ class Asked:
     def __exit__(self, *_: object) -> None:
         with contextlib.suppress(OSError):
             self.leave()
-
-
-def _with(config: Any, values: Mapping[str, Any]) -> Any:
-    from dataclasses import replace
-
-    return replace(config, **values)
