@@ -32,6 +32,7 @@ from d8mesh.core.broker.state import (
     CatchUp,
     ClientState,
     Continuation,
+    GiveUp,
     PassDeadline,
     Policy,
     Reply,
@@ -376,6 +377,8 @@ class Dispatcher:
         match timer:
             case Retry(task_id):
                 self._returns.retry(task_id)
+            case GiveUp():
+                self._returns.give_up(timer)
             case PassDeadline(session, first):
                 self._scheduler.pass_deadline(session, first)
             case SayOwed(worker_id):
@@ -390,7 +393,7 @@ class Dispatcher:
         table = self.state.task_table
         if isinstance(timer, PassDeadline):
             return table.batch_at(timer.session, timer.first) is not None
-        return not isinstance(timer, Retry) or timer.task_id in table.tasks
+        return not isinstance(timer, Retry | GiveUp) or timer.task_id in table.tasks
 
     def _forgive(self, now: float) -> None:
         """The broker was stopped or starved: leases start anew, attempts get the time back."""

@@ -82,6 +82,14 @@ class Retry(Struct, frozen=True, gc=False):
     task_id: str
 
 
+class GiveUp(Struct, frozen=True, gc=False):
+    """Somebody waits for a task whose attempt `n` failed, with this result."""
+
+    task_id: str
+    n: int
+    payload: bytes
+
+
 class PassDeadline(Struct, frozen=True, gc=False):
     """The tasks of a batch that are not finished are too late."""
 
@@ -99,7 +107,7 @@ class CatchUp(Struct, frozen=True, gc=False):
     """Who could not be sent partial output is sent what is kept."""
 
 
-Timer: TypeAlias = Retry | PassDeadline | SayOwed | CatchUp
+Timer: TypeAlias = Retry | GiveUp | PassDeadline | SayOwed | CatchUp
 
 
 class TellOutcomes(Struct, frozen=True, gc=False):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from d8mesh.core.broker import returns
 from d8mesh.doors.llm import chats, streamed
 from tests.doors.llm.plain_door import ChatMesh, KnownNames, said
 from tests.nodes.mesh import until
@@ -287,3 +288,17 @@ def test_who_is_answered_when_the_process_ends_is_told_which_task_goes_on(
         until(lambda: {each["state"] for each in mesh.tasks()} == {"completed"})
         streaming.leave()
         whole.leave()
+
+
+@pytest.mark.parametrize("stream", [True, False], ids=["streamed", "whole"])
+def test_when_every_machine_fails_a_request_ends_with_the_last_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stream: bool
+) -> None:
+    monkeypatch.setattr(returns, "HOPELESS_S", 0.5)
+    with ExitStack() as stack:
+        mesh = ChatMesh(tmp_path, stack)
+        for _ in range(2):
+            mesh.machine().fault(Kind.LOAD_FAIL)
+        with mesh.ask(5, stream=stream) as asked:
+            assert asked.status == 502
+            assert asked.json()["code"].startswith("backend.")
