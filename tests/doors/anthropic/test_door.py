@@ -315,3 +315,13 @@ def test_a_key_in_anthropics_header_may_carry_a_priority(mesh: LlmMesh) -> None:
         told = client.messages.with_raw_response.create(**asked())
     (task,) = [each for each in mesh.tasks() if each["task_id"] == told.headers["x-d8-task"]]
     assert task["priority"] == 3
+
+
+def test_models_are_listed_in_the_same_form(client: anthropic.Anthropic) -> None:
+    names = [model.id for model in client.models.list(limit=2)]
+    assert {CHAT, THINKER, SEER} <= set(names)
+    assert client.models.retrieve(CHAT).id == CHAT
+    with pytest.raises(anthropic.NotFoundError) as refused:
+        client.models.retrieve("nobody-has-this")
+    body: Any = refused.value.body
+    assert body["error"]["type"] == "not_found_error"
