@@ -77,7 +77,7 @@ async def _serve(config: Config, broker: str, bound: socket.socket) -> int:
     waits, rejections, exchange = Places(MAX_WAITS), Rejections(), Exchange(broker)
     guard = Guard(config.allowed_hosts, key=config.mesh_key, allows_public=config.allow_public)
     catalogue = ModelCatalogue(mesh, lists_cloud=config.cloud != "never")
-    chats = Chats(mesh, catalogue)
+    chats = Chats(mesh, catalogue, keeps_all=config.keep_chats)
     doors = [
         rest_door(mesh, waits, rejections),
         tunnel_door(exchange, mesh, waits),

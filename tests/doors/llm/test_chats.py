@@ -181,9 +181,9 @@ def test_who_leaves_in_the_middle_ends_the_request_at_its_backend(
 
     def tries() -> Iterator[float]:
         for _ in range(3):
-            tokens = standin.counters.tokens
+            standin.reset()
             asked = one.ask(500, stream=stream)
-            standin.wait_until(lambda tokens=tokens: standin.counters.tokens > tokens + 2)
+            standin.wait_until(lambda: standin.counters.tokens > 2)
             yield seen_after(standin, asked.leave)
             assert standin.counters.cancelled[-1].phase == "output"
 
@@ -197,9 +197,8 @@ def test_who_leaves_while_it_waits_in_line_is_never_asked_for(one: ChatMesh) -> 
     (standin,) = one.standins
     standin.change(settings={"tokens_per_s": 50.0})
     with ExitStack() as stack:
-        for _ in range(4):
+        while not one.tasks("queued"):  # how many it takes at once is learnt
             stack.enter_context(one.ask(500))
-        until(lambda: one.tasks("queued"))
         known = {each["task_id"] for each in one.tasks()}
         asked = one.ask(7, stream=False)
         until(lambda: {each["task_id"] for each in one.tasks("queued")} - known)
