@@ -24,7 +24,7 @@ from typing import Final
 from d8mesh.config import Config
 from d8mesh.core.protocol.addresses import is_admissible
 from d8mesh.doors.anthropic.door import anthropic_door
-from d8mesh.doors.anthropic.listing import ModelList
+from d8mesh.doors.anthropic.listing import AnthropicModels
 from d8mesh.doors.llm.catalogue import ModelCatalogue
 from d8mesh.doors.llm.chats import Chats
 from d8mesh.doors.openai.routes import openai_door
@@ -106,7 +106,7 @@ def _llm_doors(
 ) -> Iterator[Door]:
     """Yield the doors of language models."""
     origins = Origins(config.origins)
-    models = ModelList(catalogue).answered
+    models = AnthropicModels(catalogue).answered
     yield openai_door(chats, catalogue, origins=origins, lists_for_others=models)
     yield anthropic_door(chats, origins)
 

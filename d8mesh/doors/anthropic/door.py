@@ -17,7 +17,7 @@ from d8mesh.http.origins import no_origin
 from d8mesh.http.routes import MAX_BODY_BYTES, Door, HttpRoute, Request
 from d8mesh.http.strict import parse_lenient_json
 
-NAME: Final = "anthropic"
+ANTHROPIC: Final = "anthropic"
 #: All paths of the door.
 PREFIX: Final = "/v1/messages"
 _NO_COUNT: Final = (
@@ -65,7 +65,7 @@ class MessageCalls:
 
     async def create(self, request: Request) -> Response:
         """Have a message written; a stream begins with its first word."""
-        caller = caller_of(request, NAME)
+        caller = caller_of(request, ANTHROPIC)
         asked: AskedMessage = request.value
         asked_id = request_id()
         if asked.is_streamed:

@@ -76,6 +76,7 @@ def asked_of_message(body: Any) -> AskedMessage:
         "stop": list(stops) or None,
         "format": _format(body),
         "think": think,
+        "model_defaults": True,
         **_tools(body),
     }
     return AskedMessage(

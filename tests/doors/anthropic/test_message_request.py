@@ -32,6 +32,7 @@ def test_the_least_that_can_be_asked() -> None:
         "messages": [{"role": "user", "content": "Hi"}],
         "max_tokens": 100,
         "think": False,
+        "model_defaults": True,
     }
 
 

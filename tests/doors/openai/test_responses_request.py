@@ -30,7 +30,7 @@ def data(**more: Any) -> dict[str, Any]:
 
 
 def test_the_least_that_can_be_asked() -> None:
-    assert data() == {"messages": [{"role": "user", "content": "Hi"}]}
+    assert data() == {"messages": [{"role": "user", "content": "Hi"}], "model_defaults": True}
     assert not asked().is_streamed
     assert asked().model == "m"
 
