@@ -23,9 +23,16 @@ from typing import Final
 
 from d8mesh.config import Config
 from d8mesh.core.protocol.addresses import is_admissible
+<<<<<<< HEAD
 from d8mesh.doors.llm.catalogue import ModelCatalogue
 from d8mesh.doors.llm.chats import Chats
 from d8mesh.doors.ollama.routes import ollama_door
+=======
+from d8mesh.doors.anthropic.door import anthropic_door
+from d8mesh.doors.anthropic.listing import ModelList
+from d8mesh.doors.llm.catalogue import ModelCatalogue
+from d8mesh.doors.llm.chats import Chats
+from d8mesh.doors.openai.routes import openai_door
 from d8mesh.doors.rest.api import rest_door
 from d8mesh.doors.tunnel import Exchange, tunnel_door
 from d8mesh.doors.waiting import MAX_WAITS, Places
@@ -75,7 +82,7 @@ async def _serve(config: Config, broker: str, bound: socket.socket) -> int:
     waits, rejections, exchange = Places(MAX_WAITS), Rejections(), Exchange(broker)
     guard = Guard(config.allowed_hosts, key=config.mesh_key, allows_public=config.allow_public)
     catalogue = ModelCatalogue(mesh, lists_cloud=config.cloud != "never")
-    chats = Chats(mesh, catalogue)
+    chats = Chats(mesh, catalogue, keeps_all=config.keep_chats)
     doors = [
         rest_door(mesh, waits, rejections),
         tunnel_door(exchange, mesh, waits),
@@ -105,6 +112,9 @@ def _llm_doors(
     """Yield the doors of language models."""
     origins = Origins(config.origins)
     yield ollama_door(mesh, chats, catalogue, model_changes=config.model_changes, origins=origins)
+    models = ModelList(catalogue).answered
+    yield openai_door(chats, catalogue, origins=origins, lists_for_others=models)
+    yield anthropic_door(chats, origins)
 
 
 async def _until_dead(mesh: AsyncNode) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 from d8mesh.doors.llm.asked import LlmTask
 
@@ -26,3 +28,5 @@ class AskedOfModels:
     echoes: tuple[str, ...] = ()
     #: vectors are wished for as base64 of their float32
     is_base64: bool = False
+    #: what the answer repeats of the request
+    repeated: Mapping[str, Any] = field(default_factory=dict)

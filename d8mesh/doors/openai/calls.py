@@ -16,6 +16,9 @@ from d8mesh.doors.openai.completion_answer import CompletionForm, completion_bod
 from d8mesh.doors.openai.completion_request import asked_of_completion
 from d8mesh.doors.openai.embedding_answer import embedding_body
 from d8mesh.doors.openai.embedding_request import asked_of_embedding
+from d8mesh.doors.openai.responses_answer import response_body
+from d8mesh.doors.openai.responses_request import asked_of_response
+from d8mesh.doors.openai.responses_stream import ResponseForm
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,5 +41,6 @@ CALLS: Final[Mapping[str, LlmCall]] = {
     "/v1/completions": LlmCall(
         asked=asked_of_completion, body=completion_body, form=CompletionForm
     ),
+    "/v1/responses": LlmCall(asked=asked_of_response, body=response_body, form=ResponseForm),
     "/v1/embeddings": LlmCall(asked=asked_of_embedding, body=embedding_body),
 }

@@ -16,7 +16,7 @@ from d8mesh.handlers.chat_fields import MAX_TOP_LOGPROBS, THINK_LEVELS, agent_re
 
 TASK_TYPE: Final = "agent_action"
 #: How hard a model is to think, by OpenAI's words.
-_EFFORTS: Final[Mapping[str, bool | str]] = {
+EFFORTS: Final[Mapping[str, bool | str]] = {
     "none": False,
     "minimal": "low",
     "low": "low",
@@ -100,10 +100,10 @@ def _think(fields: RequestFields) -> bool | str | None:
     inner, is_enabled = reasoning.text("effort"), reasoning.switch("enabled")
     effort = fields.text("reasoning_effort") or inner
     if effort is not None:
-        if effort not in _EFFORTS:
+        if effort not in EFFORTS:
             name = "reasoning_effort" if fields.text("reasoning_effort") else "reasoning.effort"
-            raise InvalidTaskError(f"{name}: expected one of {', '.join(_EFFORTS)}")
-        return _EFFORTS[effort]
+            raise InvalidTaskError(f"{name}: expected one of {', '.join(EFFORTS)}")
+        return EFFORTS[effort]
     if is_enabled is not None:
         return is_enabled
     if own is None or isinstance(own, bool):

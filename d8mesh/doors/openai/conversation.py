@@ -56,26 +56,29 @@ class Conversation:
     called: dict[str, str] = field(default_factory=dict)
 
 
-def conversation_of(messages: object) -> Conversation:
+def conversation_of(messages: object, name: str = "messages") -> Conversation:
     """Return what was said so far.
+
+    Args:
+        name: of the field in which it stands.
 
     Raises:
         InvalidTaskError: a part is not what it must be; names it.
     """
     if messages is None:
-        raise InvalidTaskError("Missing field: messages")
+        raise InvalidTaskError(f"Missing field: {name}")
     if not isinstance(messages, list):
-        raise InvalidTaskError("messages: expected a list of messages")
+        raise InvalidTaskError(f"{name}: expected a list of messages")
     if not messages:
-        raise InvalidTaskError("messages: [] is too short: expected one or more")
+        raise InvalidTaskError(f"{name}: [] is too short: expected one or more")
     if len(messages) > MAX_MESSAGES:
-        raise InvalidTaskError(f"messages: {len(messages)} of them, at most {MAX_MESSAGES}")
+        raise InvalidTaskError(f"{name}: {len(messages)} of them, at most {MAX_MESSAGES}")
     found = Conversation()
     for i, message in enumerate(messages):
-        path = f"messages[{i}]."
+        path = f"{name}[{i}]."
         fields = RequestFields(message, path)
         found.messages += _messages(fields, path, found.called)
-        found.ignored |= {f"messages[].{name}" for name in fields.unread()}
+        found.ignored |= {f"{name}[].{each}" for each in fields.unread()}
     return found
 
 

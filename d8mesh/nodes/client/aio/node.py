@@ -162,6 +162,19 @@ class AsyncNode:
         """Return a session and a counter that make an unused task id."""
         return self._submitter.next_id()
 
+    def deliver(self, task_id: str, rest: bytes, keep_s: float = 0.0) -> None:
+        """Have what a task asked and answered erased from the orchestrator's disk: it is delivered.
+
+        Told with all others of this turn of the loop, and again until it is acknowledged; a node
+        that is closed before that has told it once at least.
+
+        Args:
+            rest: what is kept of the result, as msgpack: all but what was said; empty: nothing is.
+            keep_s: erased after this time; of a task that is not finished, when it is.
+        """
+        session = self._session
+        self.runner.do(lambda now: session.deliver(task_id, rest, keep_s))
+
     # ----------------------------------------------------------------------- asking
 
     def watch(self, task_id: str) -> tuple[Submission, int]:
@@ -195,14 +208,6 @@ class AsyncNode:
         """Be told what comes in of a task that is listened to already; return what stops it."""
         self.runner.listeners.add(task_id, on_stream)
         return partial(self.runner.listeners.remove, task_id, on_stream)
-
-    def deliver(self, task_ids: list[str], rests: list[bytes], keep_s: float) -> None:
-        """Tell the orchestrator that these tasks' answers have reached who asked.
-
-        Args:
-            rests: what is kept of each result; the rest of it, and the data, are erased.
-            keep_s: after so long.
-        """
 
     async def ask(self, what: str, args: Mapping[str, object], timeout_s: float) -> dict[str, Any]:
         """Ask the orchestrator something.
