@@ -23,15 +23,11 @@ from typing import Final
 
 from d8mesh.config import Config
 from d8mesh.core.protocol.addresses import is_admissible
-<<<<<<< HEAD
-from d8mesh.doors.llm.catalogue import ModelCatalogue
-from d8mesh.doors.llm.chats import Chats
-from d8mesh.doors.ollama.routes import ollama_door
-=======
 from d8mesh.doors.anthropic.door import anthropic_door
 from d8mesh.doors.anthropic.listing import ModelList
 from d8mesh.doors.llm.catalogue import ModelCatalogue
 from d8mesh.doors.llm.chats import Chats
+from d8mesh.doors.ollama.routes import ollama_door
 from d8mesh.doors.openai.routes import openai_door
 from d8mesh.doors.rest.api import rest_door
 from d8mesh.doors.tunnel import Exchange, tunnel_door
