@@ -167,6 +167,22 @@ def test_a_tool_is_called_and_its_result_goes_back(
     assert told["tool_name"] == "look"
 
 
+@pytest.mark.parametrize("choice", [{"type": "any"}, {"type": "tool", "name": "look"}])
+def test_a_call_can_be_demanded(client: anthropic.Anthropic, choice: Any) -> None:
+    message = client.messages.create(**asked(tools=[TOOL], tool_choice=choice))
+    assert message.stop_reason == "tool_use"
+    (call,) = message.content
+    assert isinstance(call, ToolUseBlock)
+    assert (call.name, call.input) == ("look", {"at": "the sky"})
+
+
+def test_a_call_can_be_forbidden(mesh: LlmMesh, client: anthropic.Anthropic) -> None:
+    question: Any = [{"role": "user", "content": "Please look"}]
+    wanted = asked(tools=[TOOL], tool_choice={"type": "none"}, messages=question)
+    assert client.messages.create(**wanted).stop_reason == "end_turn"
+    assert not chats(mesh)[-1].get("tools")
+
+
 def test_a_call_is_streamed_as_json(client: anthropic.Anthropic) -> None:
     with client.messages.stream(
         **asked(tools=[TOOL], messages=[{"role": "user", "content": "Please look"}])

@@ -51,6 +51,13 @@ def test_tools_are_functions_of_a_task() -> None:
     ]
 
 
+def test_the_choice_of_a_tool_is_that_of_a_task() -> None:
+    found = data(tools=[TOOL], tool_choice={"type": "function", "name": "look"})
+    assert found["tool_choice"] == {"type": "function", "function": {"name": "look"}}
+    assert data(tools=[TOOL], tool_choice="required")["tool_choice"] == "required"
+    assert data(tools=[TOOL], parallel_tool_calls=False)["parallel_tool_calls"] is False
+
+
 def test_tools_that_run_at_openai_are_left_out_and_named() -> None:
     found = asked(tools=[{"type": "web_search"}, TOOL])
     assert [each["function"]["name"] for each in found.tasks[0].data["tools"]] == ["look"]
