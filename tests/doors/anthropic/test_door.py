@@ -140,6 +140,13 @@ def test_headers_tell_who_answered(mesh: LlmMesh, is_streamed: bool) -> None:
     assert headers["request-id"] == headers["x-request-id"]
 
 
+def test_what_has_no_effect_is_named(mesh: LlmMesh) -> None:
+    wanted = asked(metadata={"user_id": "u"}, thinking=THINKS, model=THINKER, max_tokens=2000)
+    told = mesh.post(MESSAGES, wanted)
+    assert told.headers["x-d8-ignored"] == "metadata, thinking.budget_tokens"
+    assert "x-d8-ignored" not in mesh.post(MESSAGES, asked()).headers
+
+
 def test_a_bound_of_tokens_is_kept_and_told(client: anthropic.Anthropic) -> None:
     message = client.messages.create(**asked(max_tokens=5))
     assert message.stop_reason == "max_tokens"
