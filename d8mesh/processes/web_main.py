@@ -23,6 +23,8 @@ from typing import Final
 
 from d8mesh.config import Config
 from d8mesh.core.protocol.addresses import is_admissible
+from d8mesh.doors.anthropic.door import anthropic_door
+from d8mesh.doors.anthropic.listing import ModelList
 from d8mesh.doors.llm.catalogue import ModelCatalogue
 from d8mesh.doors.llm.chats import Chats
 from d8mesh.doors.openai.routes import openai_door
@@ -75,7 +77,7 @@ async def _serve(config: Config, broker: str, bound: socket.socket) -> int:
     waits, rejections, exchange = Places(MAX_WAITS), Rejections(), Exchange(broker)
     guard = Guard(config.allowed_hosts, key=config.mesh_key, allows_public=config.allow_public)
     catalogue = ModelCatalogue(mesh, lists_cloud=config.cloud != "never")
-    chats = Chats(mesh, catalogue)
+    chats = Chats(mesh, catalogue, keeps_all=config.keep_chats)
     doors = [
         rest_door(mesh, waits, rejections),
         tunnel_door(exchange, mesh, waits),
@@ -104,7 +106,9 @@ def _llm_doors(
 ) -> Iterator[Door]:
     """Yield the doors of language models."""
     origins = Origins(config.origins)
-    yield openai_door(chats, catalogue, origins=origins)
+    models = ModelList(catalogue).answered
+    yield openai_door(chats, catalogue, origins=origins, lists_for_others=models)
+    yield anthropic_door(chats, origins)
 
 
 async def _until_dead(mesh: AsyncNode) -> None:

@@ -209,14 +209,6 @@ class AsyncNode:
         self.runner.listeners.add(task_id, on_stream)
         return partial(self.runner.listeners.remove, task_id, on_stream)
 
-    def deliver(self, task_ids: list[str], rests: list[bytes], keep_s: float) -> None:
-        """Tell the orchestrator that these tasks' answers have reached who asked.
-
-        Args:
-            rests: what is kept of each result; the rest of it, and the data, are erased.
-            keep_s: after so long.
-        """
-
     async def ask(self, what: str, args: Mapping[str, object], timeout_s: float) -> dict[str, Any]:
         """Ask the orchestrator something.
 
