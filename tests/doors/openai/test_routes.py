@@ -16,7 +16,7 @@ from tests.doors.llm_mesh import CHAT, EMBEDDER, FILLER, LlmMesh, llm_mesh, mach
 from tests.standin.calls import Answered
 from tests.standin.machine import Model
 
-SLASHED = "hf.co/acme/m-GGUF:Q4_K_M"
+SLASHED = "hf.co/acme/m-gguf:q4_k_m"
 BODY = {"model": CHAT, "messages": HELLO}
 SAID = "You asked: hello there"
 
