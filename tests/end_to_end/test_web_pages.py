@@ -1,0 +1,256 @@
+"""What web pages can do here, in a real browser: those from elsewhere nothing at all."""
+
+from __future__ import annotations
+
+import json
+import urllib.request
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+import pytest
+
+from bench.mesh import Mesh, mesh
+from d8mesh.apps.status import ask
+from tests.end_to_end.browser import Pages, Rebinding, browser_path, browsing
+from tests.end_to_end.processes import PATIENCE_S
+
+JSON: Final = {"Content-Type": "application/json"}
+#: A type that nobody runs, and a worker that asks for it over REST when a page has it do so.
+TYPE: Final = "kept"
+WORKER: Final = "poller"
+
+
+def call(method: str, path: str, body: object = None, **headers: str) -> dict[str, Any]:
+    """Return a request as pages make it."""
+    if body is None:
+        return {"method": method, "path": path, "headers": headers}
+    text = body if isinstance(body, str) else json.dumps(body)
+    return {"method": method, "path": path, "headers": {**JSON, **headers}, "body": text}
+
+
+def rest_calls(task_id: str) -> list[dict[str, Any]]:
+    """Return calls of REST and of the tunnel, each with what would change something."""
+    of = f"/api/tasks/{task_id}"
+    worker = {"worker_id": "page", "worker_type": "page", "capabilities": {"task_types": [TYPE]}}
+    report = {"worker_id": WORKER, "result": {"success": True, "output": "x"}}
+    return [
+        *(
+            call("GET", path)
+            for path in ("/health", "/api/stats", "/api/tasks", "/api/tasks/queue")
+        ),
+        *(call("GET", f"{of}/{what}") for what in ("wait?timeout_s=0", "stream", "explain")),
+        *(call("GET", path) for path in ("/api/models", "/api/workers/list", "/api/workers/stats")),
+        call("GET", f"/api/tasks/status/{task_id}"),
+        call("GET", f"/api/workers/{WORKER}/tasks"),
+        call("POST", "/api/tasks/submit", {"type": TYPE, "data": {}}),
+        call("POST", "/api/tasks/submit_batch", {"tasks": [{"type": TYPE, "data": {}}]}),
+        call("POST", f"{of}/cancel", {}),
+        call("POST", f"{of}/replay", {}),
+        call("POST", f"{of}/result", report),
+        call("POST", "/api/workers/results", report | {"task_id": task_id}),
+        call("POST", "/api/workers/register", worker),
+        call("POST", "/api/workers/unregister", {"worker_id": WORKER}),
+        call("POST", f"/api/workers/{WORKER}/heartbeat", {}),
+        call("POST", f"/api/workers/{WORKER}/unregister", {}),
+        call("POST", "/api/mesh/exchange?wait=0", "", **{"X-D8-Link": "0" * 32}),
+    ]
+
+
+#: Where the doors of language models answer a page of their own, by door.
+MESSAGES: Final = [{"role": "user", "content": "hello"}]
+CHAT: Final = {"model": "m:1b", "messages": MESSAGES}
+MODEL: Final = {"model": "m:1b"}
+KEY: Final = {"Authorization": "Bearer sk-page"}
+BATCH: Final = {
+    "input_file_id": "file-1",
+    "endpoint": "/v1/chat/completions",
+    "completion_window": "24h",
+}
+OLLAMA: Final = [
+    *(call("GET", path) for path in ("/", "/api/version", "/api/tags", "/api/ps")),
+    call("POST", "/api/show", MODEL),
+    call("POST", "/api/chat", CHAT),
+    call("POST", "/api/generate", MODEL | {"prompt": "hello"}),
+    call("POST", "/api/embed", {"model": "e:latest", "input": "hello"}),
+    call("POST", "/api/embeddings", {"model": "e:latest", "prompt": "hello"}),
+    call("POST", "/api/pull", {"model": "other:1b"}),
+    call("POST", "/api/create", {"model": "other", "from": "m:1b"}),
+    call("POST", "/api/push", MODEL),
+    call("POST", "/api/copy", {"source": "m:1b", "destination": "n"}),
+    call("DELETE", "/api/delete", MODEL),
+    call("POST", f"/api/blobs/sha256:{'0' * 64}", "x"),
+]
+OPENAI: Final = [
+    call("GET", "/v1/models", **KEY),
+    call("GET", "/v1/models/m:1b"),
+    call("POST", "/v1/chat/completions", CHAT | {"stream": True}, **KEY),
+    call("POST", "/v1/completions", MODEL | {"prompt": "hello", "max_tokens": 3}, **KEY),
+    call("POST", "/v1/embeddings", {"model": "e:latest", "input": "hello"}, **KEY),
+    call("POST", "/v1/responses", MODEL | {"input": "hello"}, **KEY),
+]
+ANTHROPIC: Final = [
+    call("POST", "/v1/messages", CHAT | {"max_tokens": 5}, **{"x-api-key": "k"}),
+    call("POST", "/v1/messages/count_tokens", CHAT, **{"x-api-key": "k"}),
+]
+BATCHES: Final = [
+    *(call("GET", path) for path in ("/v1/files", "/v1/files/file-1", "/v1/batches")),
+    call("GET", "/v1/files/file-1/content"),
+    call("POST", "/v1/files", "x"),
+    call("DELETE", "/v1/files/file-1"),
+    call("POST", "/v1/batches", BATCH),
+    call("POST", "/v1/batches/batch_1/cancel", {}),
+]
+LLM_CALLS: Final = [*OLLAMA, *OPENAI, *ANTHROPIC, *BATCHES]
+#: Every way that a page has, by what it asks for.
+WAYS: Final = {
+    "GET": ["fetch", "xhr", "simple", "img", "script", "style", "frame", "form get", "events"],
+    "POST": [
+        *("fetch", "xhr", "simple", "beacon"),
+        *("form text/plain", "form urlencoded", "form multipart"),
+    ],
+    "other": ["fetch", "xhr"],
+}
+SOCKETS: Final = ("/api/tasks", f"/api/workers/{WORKER}/tasks", "/api/tags", "/v1/models")
+
+
+@pytest.fixture(scope="module")
+def running() -> Iterator[Mesh]:
+    browser_path()
+    with mesh(workers=0) as made:
+        yield made
+
+
+@pytest.fixture
+def pages() -> Iterator[Pages]:
+    with closing(Pages()) as made:
+        yield made
+
+
+@pytest.fixture
+def task_id(running: Mesh) -> str:
+    """A task that waits for a worker who polls, and is there."""
+    capabilities = {"task_types": [TYPE]}
+    worker = {"worker_id": WORKER, "worker_type": "x", "capabilities": capabilities}
+    assert post(running.url, "/api/workers/register", worker)["success"]
+    found: str = post(running.url, "/api/tasks/submit", {"type": TYPE, "data": {}})["task_id"]
+    return found
+
+
+def post(url: str, path: str, body: object) -> Any:
+    asked = urllib.request.Request(url + path, json.dumps(body).encode(), JSON)
+    with urllib.request.urlopen(asked, timeout=PATIENCE_S) as answer:
+        return json.load(answer)
+
+
+class Seen:
+    """What of the mesh a page may have changed, or been refused, since this was made."""
+
+    def __init__(self, running: Mesh) -> None:
+        self._url = running.url
+        self._tasks = self._look()
+        self._refused = self._counts()
+
+    def _look(self) -> tuple[list[tuple[str, str]], list[str]]:
+        tasks = [(each["task_id"], each["state"]) for each in ask(self._url, "/api/tasks")["tasks"]]
+        workers = ask(self._url, "/api/workers/list")["workers"]
+        return tasks, [f"{each['worker_id']} {each['status']}" for each in workers]
+
+    def _counts(self) -> dict[str, int]:
+        return dict(ask(self._url, "/health")["rejected"]["rest"])
+
+    def check_nothing_changed(self) -> None:
+        assert self._look() == self._tasks
+        assert all(state == "queued" for _, state in self._tasks[0])
+
+    def refused(self, code: str) -> int:
+        return self._counts().get(code, 0) - self._refused.get(code, 0)
+
+
+def port_of(running: Mesh) -> int:
+    return urlsplit(running.url).port or 0
+
+
+def plan(running: Mesh, calls: Sequence[dict[str, Any]], *hosts: str) -> dict[str, Any]:
+    targets = [f"http://{host}:{port_of(running)}" for host in hosts]
+    return {"targets": targets, "calls": calls, "ways": WAYS, "sockets": SOCKETS}
+
+
+def came_of_it(found: Sequence[dict[str, Any]]) -> set[str]:
+    """Return the attempts that let a page see or show anything."""
+    return {
+        f"{each['method']} {each['path']} by {each['way']} at {each['target']}"
+        for each in found
+        if each["seen"] in ("readable", "opened")
+        or (each["seen"], each["way"]) == ("loaded", "img")
+    }
+
+
+def short(calls: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return some of them: what changes most."""
+    words = ("/cancel", "/submit", "/chat", "/tasks", "/messages", "/files", "exchange")
+    return [each for each in calls if each["path"].partition("?")[0].endswith(words)]
+
+
+def test_a_page_from_elsewhere_can_do_none_of_the_worst(
+    running: Mesh, pages: Pages, task_id: str
+) -> None:
+    calls = short([*rest_calls(task_id), *LLM_CALLS])
+    check_page(running, pages, calls, "evil")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["evil", "quiet", "sandboxed", "neighbour"])
+def test_a_page_from_elsewhere_can_neither_ask_nor_list_nor_cancel(
+    running: Mesh, pages: Pages, task_id: str, kind: str
+) -> None:
+    check_page(running, pages, [*rest_calls(task_id), *LLM_CALLS], kind)
+
+
+def check_page(running: Mesh, pages: Pages, calls: Sequence[dict[str, Any]], kind: str) -> None:
+    """Have a page of this kind make these calls in all ways; it must come to nothing."""
+    # A browser tells more (Sec-Fetch-Site) to an address of its own machine than to a name.
+    hosts = ("pool",) if kind == "neighbour" else ("127.0.0.1", "pool")
+    head = '<meta name="referrer" content="no-referrer">' if kind == "quiet" else ""
+    path = pages.add_attempts("attempts", plan(running, calls, *hosts), head=head)
+    if kind == "sandboxed":
+        path = pages.add("frame", f'<iframe sandbox="allow-scripts allow-forms" src="{path}">')
+    before = Seen(running)
+    host = "pool" if kind == "neighbour" else "evil.test"
+    with browsing(browser_path(), f"http://{host}:{pages.port}{path}", ("evil.test", "pool")):
+        told = pages.report()
+    assert told["origin"] == ("null" if kind == "sandboxed" else f"http://{host}:{pages.port}")
+    assert len(told["found"]) > len(hosts) * len(calls)
+    assert came_of_it(told["found"]) == set()
+    before.check_nothing_changed()
+    assert before.refused("http.origin") > len(told["found"]) / 2
+
+
+@pytest.mark.slow
+def test_a_page_whose_host_has_been_rebound_can_do_nothing_either(
+    running: Mesh, pages: Pages, task_id: str
+) -> None:
+    calls = [*rest_calls(task_id), *LLM_CALLS]
+    made = plan(running, calls, "rebound.test") | {"targets": [""]}
+    page = pages._pages[pages.add_attempts("attempts", made)]
+    before = Seen(running)
+    with closing(Rebinding(page, port_of(running))) as rebinding:
+        url = f"http://rebound.test:{rebinding.port}/page/attempts"
+        with browsing(browser_path(), url, ("rebound.test",)):
+            told = pages.report()
+    answers = [each for each in told["found"] if each["way"] in ("fetch", "xhr")]
+    assert {each.get("status") for each in answers} == {403}
+    assert not any(each["seen"] in ("opened", "loaded") for each in told["found"])
+    before.check_nothing_changed()
+    assert before.refused("http.host") >= len(answers)
+
+
+@pytest.mark.slow
+def test_a_page_of_this_machine_cannot_use_rest(running: Mesh, pages: Pages, task_id: str) -> None:
+    path = pages.add_attempts("attempts", plan(running, rest_calls(task_id), "localhost", "pool"))
+    before = Seen(running)
+    with browsing(browser_path(), f"http://localhost:{pages.port}{path}", ("pool",)):
+        told = pages.report()
+    assert came_of_it(told["found"]) == set()
+    before.check_nothing_changed()
