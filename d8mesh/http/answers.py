@@ -28,10 +28,12 @@ RETRY_AFTER_S: Final[Mapping[str, int]] = {
 
 #: The codes of every status: those of `d8mesh.errors` and those of HTTP itself (`http.*`).
 _CODES: Final[Mapping[int, str]] = {
-    400: "protocol.invalid protocol.version task.rejected task.invalid http.bad_request",
+    400: (
+        "protocol.invalid protocol.version task.rejected task.invalid model.unfit http.bad_request"
+    ),
     401: "access.token",
     403: "access.forbidden http.host http.origin http.peer",
-    404: "task.unknown worker.unknown http.not_found",
+    404: "task.unknown worker.unknown model.unknown http.not_found",
     405: "http.method",
     408: "http.timeout",
     409: "key.conflict task.failed task.cancelled worker.id_taken",
@@ -42,7 +44,7 @@ _CODES: Final[Mapping[int, str]] = {
     429: "queue.full access.flood",
     431: "http.headers_too_large",
     500: (
-        "d8.error config.invalid core.transition task.error client.wrong_loop "
+        "d8.error config.invalid core.transition task.error model.error client.wrong_loop "
         "worker.error worker.outbox_broken worker.handler journal.failed journal.held "
         "journal.broken"
     ),

@@ -118,6 +118,7 @@ class Admission:
             deadline_at=None if group.deadline_s is None else state.at + group.deadline_s,
             run_at=group.run_at,  # if that is past, the tick knows: it has the clock anew
             is_fenced=group.is_fenced,
+            source=group.source,
         )
 
     def _repeat(self, client: ClientState, message: Submit, count: int) -> Accepted | None:

@@ -7,7 +7,7 @@ from typing import Final, TypeAlias
 
 from msgspec import structs
 
-from d8mesh.core.broker import explain, reports, store
+from d8mesh.core.broker import catalogue, explain, reports, store
 from d8mesh.core.broker.admission import Admission
 from d8mesh.core.broker.effects import Peer
 from d8mesh.core.broker.outcomes import TaskOutcomes
@@ -245,6 +245,12 @@ class ClientRequests:
         asked = ShowTask(peer, request, task_id, is_explained=True)
         self._state.ask_for(peer, store.EndOf(task_id), asked)
 
+    def _describe(self, peer: Peer, request: int, args: Args) -> None:
+        name = args.get("name")
+        if not isinstance(name, str):
+            raise InvalidTaskError("name: expected the name of a model")
+        self._state.answer(peer, request, catalogue.described(self._state, name))
+
     def _refuse_missing(self, asked: ShowTask | Replay, answer: store.StoreAnswer) -> None:
         """Refuse a question about a finished task that is unknown or pruned."""
         if isinstance(answer, store.PrunedTask):
@@ -383,6 +389,7 @@ _QUESTIONS: Final[dict[str, Callable[[ClientRequests, Peer, int, Args], None]]] 
     "queue": ClientRequests._queue,
     "tasks": ClientRequests._tasks,
     "explain": ClientRequests._explain,
+    "describe": ClientRequests._describe,
     "cancel": ClientRequests._cancel,
     "replay": ClientRequests._replay,
 }

@@ -131,8 +131,8 @@ class Dispatcher:
                 self._worker_sessions.release(worker, message)
             case m.Chunks() if worker:
                 self._worker_sessions.chunks(worker, message)
-            case m.Measured() | m.Services() if worker:
-                self._worker_sessions.take_offer(worker, message)
+            case m.Measured() | m.Services() | m.Described() if worker:
+                self._take_offer(worker, message)
             case m.Watch() if client:
                 self._client_requests.watch(client, message)
             case m.Unwatch() if client:
@@ -239,6 +239,14 @@ class Dispatcher:
         for client in state.clients.values():
             self.state.send(client.peer, m.Goodbye("the orchestrator is shutting down"))
         return self.state.take()
+
+    def _take_offer(
+        self, worker: WorkerState, message: m.Services | m.Measured | m.Described
+    ) -> None:
+        if isinstance(message, m.Described):
+            self.state.services.described(worker, message)
+        else:
+            self._worker_sessions.take_offer(worker, message)
 
     def _come_or_go(
         self,

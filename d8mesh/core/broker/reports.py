@@ -11,7 +11,7 @@ from typing import Final
 
 import msgspec
 
-from d8mesh.core.broker import explain, model_report, placement
+from d8mesh.core.broker import catalogue, explain, model_report, placement
 from d8mesh.core.broker.metrics import Snapshot
 from d8mesh.core.broker.queue import LaneKey
 from d8mesh.core.broker.records import Batch, History, TaskRecord
@@ -278,4 +278,5 @@ OF_NOW: Final[dict[str, Callable[[BrokerState], Body]]] = {
     "stats": stats,
     "workers": workers,
     "models": model_report.models,
+    "catalogue": catalogue.catalogue,
 }

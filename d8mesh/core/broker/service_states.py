@@ -53,6 +53,9 @@ class ModelState:
     name: str
     plain: str
     info: OfferedModel
+    #: what the newest word of it was, and until when it stays loaded by that (monotonic)
+    newest: OfferedModel | None = None
+    expires: float = 0.0
     #: live workers that reach it and do not say that it is paused
     reach: dict[str, WorkerState] = field(default_factory=dict)
     #: what is told of a pause; empty if somebody reaches it

@@ -13,12 +13,14 @@ from typing import Final
 from msgspec import structs
 
 from d8mesh.core.broker.budgets import BudgetBook
+from d8mesh.core.broker.model_memory import AwayModel, ModelMemory
 from d8mesh.core.broker.service_names import ServiceNames
 from d8mesh.core.broker.service_states import Flight, ModelState, ServiceState
 from d8mesh.core.broker.standings import Decision
 from d8mesh.core.broker.worker_registry import WorkerState
 from d8mesh.core.protocol.messages import (
     MAX_NAMES,
+    Described,
     Measured,
     OfferedModel,
     OfferedService,
@@ -43,6 +45,7 @@ class ServiceTable:
     def __init__(self) -> None:
         self.services: dict[str, ServiceState] = {}
         self._names = ServiceNames()
+        self.memory = ModelMemory()
         #: task types that live workers answer by services -> how many such workers
         self.types: dict[str, int] = {}
         #: (service, model) -> what its account allows: kept while nobody reaches it, too
@@ -130,6 +133,12 @@ class ServiceTable:
         service.told[worker.worker_id] = (worker, told)
         self._tell_budgets(service.id, worker.worker_id, changed, now)
 
+    def described(self, worker: WorkerState, message: Described) -> None:
+        """Take in what a service tells of one of its models at length."""
+        model = self.model(self.kept_id(worker, message.service), message.model)
+        if model is not None:
+            self.memory.describe(model.service.id, model.info, message.payload)
+
     def kept_id(self, worker: WorkerState, told_id: str) -> str:
         """Return the id that a service has here which a worker calls `told_id`."""
         return self._names.kept(worker.worker_id, told_id)
@@ -184,6 +193,8 @@ class ServiceTable:
         if names or missing:
             is_down = not names and service.why
             service.awaited = frozenset(model.plain for model in missing if is_down)
+        if names:
+            self.memory.back(service.id)
         for model in missing:
             self._drop(model, None if names else now)
         self._merge_models(service, names, now)
@@ -240,6 +251,8 @@ class ServiceTable:
             model = service.models[name] = ModelState(service, name, plain_name(name), info)
             flights = service.flights.values()
             model.in_flight = sum(flight.model == name for flight in flights)
+        if newest is not model.newest:
+            model.newest, model.expires = newest, now + newest.expires_s
         if info.is_loaded and not model.info.is_loaded:
             model.loaded_since = now
         model.info = info
@@ -262,9 +275,12 @@ class ServiceTable:
         Args:
             gone_since: the service is gone altogether, maybe to be back; None: it was removed.
         """
-        del model.service.models[model.name]
+        service = model.service
+        del service.models[model.name]
         if gone_since is not None:
             self.gone[model.plain] = gone_since
+            away = AwayModel(service.machine, service.is_cloud, model.info, gone_since)
+            self.memory.leave(service.id, away)
 
     def _go(self, service: ServiceState, now: float) -> None:
         self.gone.update(dict.fromkeys(service.awaited, now))
@@ -294,6 +310,7 @@ class ServiceTable:
         """
         self._budgets = {of: book for of, book in self._budgets.items() if book.is_needed(now)}
         self.gone = {plain: at for plain, at in self.gone.items() if at >= before}
+        self.memory.forget(now)
 
     def awaits(self, plain: str = "") -> bool:
         """Return whether a service that is down now had a model; its workers look for it.

@@ -10,6 +10,7 @@ from collections import deque
 from typing import Final, assert_never
 
 from d8mesh.core.client.awaited import Awaited
+from d8mesh.core.client.deliveries import Deliveries
 from d8mesh.core.client.effects import (
     Answered,
     Arrived,
@@ -34,6 +35,7 @@ from d8mesh.core.protocol.messages import (
     Listen,
     Outcomes,
     Query,
+    Received,
     Refused,
     Rehello,
     Stream,
@@ -103,6 +105,7 @@ class ClientSession:
         self._patient: set[int] = set()  #: those of `PATIENT` among them
         self._unasked: dict[int, Query] = {}  #: to be asked when others are answered
         self._listening: set[str] = set()
+        self._deliveries = Deliveries()
 
     @property
     def paused_for(self) -> str:
@@ -162,6 +165,11 @@ class ClientSession:
         (self._listening.add if is_on else self._listening.discard)(task_id)
         return [Transmit(Listen(task_id, is_on))] if self.is_up else []
 
+    def deliver(self, task_id: str, payload: bytes, keep_s: float) -> list[Output]:
+        """A task has reached who asked; told with all others of this turn, in its `tick`."""
+        self._deliveries.add(task_id, payload, keep_s)
+        return []
+
     # ------------------------------------------------------------------- the link
 
     def link_up(self, now: float) -> list[Output]:
@@ -188,6 +196,9 @@ class ClientSession:
                 return []
             case Stream():
                 return [Heard(message)] if message.id in self._listening else []
+            case Received():
+                self._deliveries.acknowledge(message.seq)
+                return []
             case Refused():
                 return self._refused(message, now)
             case Welcome():
@@ -221,6 +232,8 @@ class ClientSession:
         for request, question in self._asks.items():
             if now - self._asked_at[request] > RESEND_S:
                 out.append(self._ask(question, now))
+        if self._deliveries:
+            out += self._tell_deliveries(now, RESEND_S)
         return out + self._ask_more(now) + self._pump(now)
 
     @property
@@ -247,7 +260,7 @@ class ClientSession:
     @property
     def is_bound(self) -> bool:
         """True while another orchestrator would not know what this one was told or asked."""
-        is_told = self._unacknowledged or self._asks or self._unasked
+        is_told = self._unacknowledged or self._asks or self._unasked or self._deliveries
         return bool(is_told) or self._awaited.is_accepted
 
     @property
@@ -272,7 +285,7 @@ class ClientSession:
         out += self._rewatch(now)
         out += [Transmit(Listen(task_id, True)) for task_id in sorted(self._listening)]
         out += [self._ask(question, now) for question in self._asks.values()]
-        return out + self._ask_more(now)
+        return out + self._tell_deliveries(now, 0.0) + self._ask_more(now)
 
     def _beat(self, message: Beat, now: float) -> list[Output]:
         if message.epoch == self._epoch:
@@ -350,6 +363,11 @@ class ClientSession:
         self._asked_at.pop(request, None)
         self._patient.discard(request)
         return self._asks.pop(request, None) is not None
+
+    def _tell_deliveries(self, now: float, after_s: float) -> list[Output]:
+        """Tell what waits, and again what was told `after_s` ago and is not acknowledged."""
+        late = self._deliveries.resent(now, after_s)
+        return [Transmit(message) for message in late + self._deliveries.take(now)]
 
     def _put_back(self, submission: Submission) -> None:
         """Have a submission wait again, at its place in the order."""

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Final, TypeAlias, TypeVar
 
 import msgspec
-from msgspec.structs import astuple
+from msgspec.structs import astuple, replace
 
 from d8mesh.core.protocol import messages as m
 from d8mesh.errors import ProtocolError
@@ -23,11 +23,42 @@ _encode: Final = msgspec.msgpack.Encoder().encode
 
 
 def encode(message: m.Message) -> bytes:
-    """Return the one frame of a message; a last field that came later is left out if empty."""
-    later = _LATER.get(type(message))
-    if later is None or getattr(message, later[1]):
-        return _encode(message)
-    return _encode((later[0], *astuple(message)[:-1]))
+    """Return the one frame of a message; last fields that came later are left out if empty."""
+    shorten = _SHORTEN.get(type(message))
+    return _encode(message if shorten is None else shorten(message))
+
+
+def _shortened(kind: type[m.Message]) -> Callable[[m.Message], object]:
+    """Return what leaves the last field of such a message out if it is empty."""
+    tag, last = kind.__struct_config__.tag, kind.__struct_fields__[-1]
+
+    def shorten(message: m.Message) -> object:
+        return message if getattr(message, last) else (tag, *astuple(message)[:-1])
+
+    return shorten
+
+
+def _short_submit(message: m.Submit) -> object:
+    groups = [group if group.source else astuple(group)[:-1] for group in message.groups]
+    seq, session, first, _, *rest = astuple(message)
+    return (21, seq, session, first, groups, *(rest if message.is_listened else rest[:-1]))
+
+
+def _short_measured(message: m.Measured) -> object:
+    return replace(message, models=_short_models(message.models))
+
+
+def _short_services(message: m.Services) -> object:
+    cut = [replace(each, models=_short_models(each.models)) for each in message.services]
+    return replace(message, services=cut)
+
+
+def _short_models(models: list[m.OfferedModel]) -> list[object]:
+    short: list[object] = []
+    for model in models:
+        items = astuple(model)
+        short.append(model if any(items[_FIRST_MODEL_ITEMS:]) else items[:_FIRST_MODEL_ITEMS])
+    return short
 
 
 def _decoder(kind: type[_M], *, name: str) -> Decode[_M]:
@@ -57,11 +88,18 @@ def _submit_is_bounded(message: m.Submit) -> bool:
     return count <= m.MAX_BATCH_TASKS
 
 
-#: Messages whose last field came later: their tag and the field's name. Without it they are what
-#: older peers read.
-_LATER: Final[dict[type, tuple[object, str]]] = {
-    kind: (kind.__struct_config__.tag, kind.__struct_fields__[-1])
-    for kind in (m.WorkerHello, m.Heartbeat, m.Release, m.Submit, m.Accepted)
+#: How many items an `OfferedModel` has without those that came later.
+_FIRST_MODEL_ITEMS: Final = 14
+#: What leaves out of messages and their parts the last fields that came later: without them they
+#: are what older peers read.
+_SHORTEN: Final[dict[type, Callable[..., object]]] = {
+    m.Submit: _short_submit,
+    m.Measured: _short_measured,
+    m.Services: _short_services,
+    **{
+        kind: _shortened(kind)
+        for kind in (m.WorkerHello, m.Heartbeat, m.Release, m.Accepted, m.Delivered)
+    },
 }
 
 _COLUMN_CHECKS: Final[dict[type, Callable[..., bool]]] = {
@@ -73,6 +111,7 @@ _COLUMN_CHECKS: Final[dict[type, Callable[..., bool]]] = {
     m.WorkerHello: lambda it: len(it.held_ids) == len(it.held_tokens),
     m.Services: lambda it: len(it.held_ids) == len(it.held_services) == len(it.held_models),
     m.Placed: lambda it: len(it.ids) == len(it.placements),
+    m.Delivered: lambda it: len(it.ids) == len(it.payloads),
     m.Outcomes: lambda it: len(it.ids) == len(it.states) == len(it.payloads),
 }
 

@@ -24,6 +24,8 @@ MAX_WARNINGS: Final = 20
 MAX_WINDOW: Final = 4096
 #: Of what a task wishes for, as `core.protocol.wish` writes it.
 MAX_WISH_CHARS: Final = 1000
+#: Of where a task came from: a door, an address and the name of a program.
+MAX_SOURCE_CHARS: Final = 200
 
 Name: TypeAlias = Annotated[str, Meta(min_length=1, max_length=128)]
 Text: TypeAlias = Annotated[str, Meta(max_length=1000)]

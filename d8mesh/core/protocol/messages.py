@@ -22,6 +22,7 @@ from d8mesh.core.protocol.frames import (
     MAX_FRAME_BYTES,
     MAX_NAMES,
     MAX_PAYLOAD_BYTES,
+    MAX_SOURCE_CHARS,
     MAX_STREAM_BYTES,
     MAX_WARNINGS,
     MAX_WINDOW,
@@ -46,6 +47,7 @@ from d8mesh.core.protocol.service_messages import (
     MAX_RECENT,
     MAX_SERVICES,
     Budget,
+    Described,
     Measured,
     OfferedModel,
     OfferedService,
@@ -59,8 +61,9 @@ from d8mesh.core.protocol.task import MAX_COUNTER, TaskState
 #: Of the other two modules, what may be imported from here; what is defined here may be too.
 __all__ = [
     "MAX_BATCH_TASKS", "MAX_FRAME_BYTES", "MAX_NAMES", "MAX_PAYLOAD_BYTES", "MAX_RECENT",
-    "MAX_SERVICES", "MAX_STREAM_BYTES", "MAX_WARNINGS", "MAX_WINDOW", "MAX_WISH_CHARS",
-    "SOFT_FRAME_BYTES", "Budget", "Count", "Ids", "Measured", "Name", "Names", "OfferedModel",
+    "MAX_SERVICES", "MAX_SOURCE_CHARS", "MAX_STREAM_BYTES", "MAX_WARNINGS", "MAX_WINDOW",
+    "MAX_WISH_CHARS", "SOFT_FRAME_BYTES", "Budget", "Count", "Described", "Ids", "Measured",
+    "Name", "Names", "OfferedModel",
     "OfferedService", "Payload", "Payloads", "Placed", "Placement", "Seconds", "Services",
     "Session", "TaskId", "Text", "Token", "Tokens", "Warm", "Window",
 ]  # fmt: skip
@@ -183,7 +186,8 @@ class Group(Frame, frozen=True):
 
     `model` is what `core.protocol.wish` reads: the name of a model is a preference (see the
     documented task types), with `=` before it a condition. `run_at` Unix seconds, `deadline_s`
-    counts from acceptance, `max_attempts` 0 means the orchestrator's default.
+    counts from acceptance, `max_attempts` 0 means the orchestrator's default. `source` says for
+    people where they came from: ``DOOR ADDRESS PROGRAM``, see `core.protocol.source`.
     """
 
     type: Name
@@ -194,6 +198,7 @@ class Group(Frame, frozen=True):
     max_attempts: Annotated[int, Meta(ge=0, le=100)] = 0
     is_fenced: bool = False
     run_at: Annotated[float, Meta(ge=0, le=1e11)] | None = None
+    source: Annotated[str, Meta(max_length=MAX_SOURCE_CHARS)] = ""
 
 
 class Submit(Frame, frozen=True, tag=21):
@@ -239,6 +244,20 @@ class Query(Frame, frozen=True, tag=25):
     request: Count
     what: Name
     args: dict[str, object]
+
+
+class Delivered(Frame, frozen=True, tag=26):
+    """What these tasks asked and answered has reached who asked: it is to be erased.
+
+    `payloads[i]` is what is kept of the result of `ids[i]`: all but what was said; empty: nothing
+    is. Done after `keep_s`; of a task that is not finished, when it is. Acknowledged by `Received`
+    once that is on disk; sending it again is answered the same.
+    """
+
+    seq: Count
+    ids: Ids
+    payloads: Payloads
+    keep_s: Seconds = 0.0
 
 
 # ---------------------------------------------------------------- broker to both
@@ -308,7 +327,7 @@ class Work(Frame, frozen=True, tag=50):
 
 
 class Received(Frame, frozen=True, tag=51):
-    """The `Results` with this number are on disk; the outbox may forget them."""
+    """The `Results`, or `Delivered`, with this number are on disk; the sender may forget them."""
 
     seq: Count
 
@@ -378,10 +397,11 @@ class Answer(Frame, frozen=True, tag=63):
     body: dict[str, object]
 
 
-_FromWorker: TypeAlias = WorkerHello | Heartbeat | Results | Release | Chunks | Services | Measured
-_FromClient: TypeAlias = ClientHello | Submit | Watch | Unwatch | Listen | Query
+_OfServices: TypeAlias = Services | Measured | Described
+_FromWorker: TypeAlias = WorkerHello | Heartbeat | Results | Release | Chunks | _OfServices
+_FromClient: TypeAlias = ClientHello | Submit | Watch | Unwatch | Listen | Query | Delivered
 _ToBoth: TypeAlias = Goodbye | Welcome | Rehello | Refused | Beat
 ToBroker: TypeAlias = Goodbye | _FromWorker | _FromClient
 ToWorker: TypeAlias = _ToBoth | Work | Received | Stop | Listening | Recall | Placed | Warm
-ToClient: TypeAlias = _ToBoth | Accepted | Outcomes | Stream | Answer
+ToClient: TypeAlias = _ToBoth | Received | Accepted | Outcomes | Stream | Answer
 Message: TypeAlias = ToBroker | ToWorker | ToClient

@@ -25,6 +25,10 @@ from d8mesh.core.protocol.frames import (
 #: LLM services one worker may reach, and requests of the last minute it tells of each model.
 MAX_SERVICES: Final = 64
 MAX_RECENT: Final = 1000
+#: Of what a service tells of a model: a license and a template, and no list of all tokens.
+MAX_DESCRIPTION_BYTES: Final = 1024 * 1024
+#: Of a model's details: Ollama has six.
+MAX_DETAILS: Final = 32
 
 # ---------------------------------------------------------------- worker to broker
 
@@ -60,6 +64,10 @@ class OfferedModel(Frame, frozen=True):
     `slots` is how many requests it has proved to answer at the same time, and one to try if
     that is not settled. `requests`, `prompt_tokens` and `output_tokens` count since the worker's
     start. `paused` says why it gets no request until a probe has succeeded; empty: it gets them.
+    `modified_at` (as the service writes it) and `details` (Ollama's object) are for who lists
+    models; `context_tokens` is how many it is loaded with, else how many it could have;
+    `vram_bytes` what it takes of a GPU; `expires_s` how long it stays loaded (-1: for ever, 0: not
+    told).
     """
 
     name: Name
@@ -76,6 +84,13 @@ class OfferedModel(Frame, frozen=True):
     output_tokens: Count = 0
     paused: Text = ""
     budget: Budget | None = None
+    modified_at: Annotated[str, Meta(max_length=64)] = ""
+    details: Annotated[dict[Name, object], Meta(max_length=MAX_DETAILS)] = field(
+        default_factory=dict
+    )
+    context_tokens: Count = 0
+    vram_bytes: Count = 0
+    expires_s: Annotated[float, Meta(ge=-1, le=1e9)] = 0.0
 
 
 class OfferedService(Frame, frozen=True):
@@ -118,6 +133,18 @@ class Measured(Frame, frozen=True, tag=16):
 
     service: Name
     models: Annotated[list[OfferedModel], Meta(max_length=MAX_NAMES)]
+
+
+class Described(Frame, frozen=True, tag=17):
+    """All that a service tells of one of its models: a map in msgpack, passed on as it is.
+
+    Said once for each content (`OfferedModel.digest`) in a session, after the `Services` or
+    `Measured` that tells of the model.
+    """
+
+    service: Name
+    model: Name
+    payload: Annotated[bytes, Meta(max_length=MAX_DESCRIPTION_BYTES)]
 
 
 # ---------------------------------------------------------------- broker to worker

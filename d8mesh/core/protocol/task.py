@@ -68,6 +68,7 @@ class Spec(Struct, frozen=True, gc=False):
     run_at: float | None = None
     is_fenced: bool = False
     replay_of: str = ""
+    source: str = ""  #: where they came from, for people: see `core.protocol.source`
 
 
 #: What it says of an attempt that it ended without an error: nothing (it was called back, or cut

@@ -22,7 +22,7 @@ from d8mesh.core.protocol.model_names import STRICT_MARK
 from d8mesh.errors import InvalidTaskError
 
 #: Task types that change a service: `Wish.machine` says which; `Wish.models` need not be there.
-SERVICE_TYPES: Final = frozenset({"model_pull", "model_remove"})
+SERVICE_TYPES: Final = frozenset({"model_pull", "model_remove", "model_load", "model_unload"})
 #: Who submits with this priority or a higher one waits at a screen.
 INTERACTIVE_PRIORITY: Final = 8
 #: Models of one wish: more are no wish.

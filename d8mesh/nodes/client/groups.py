@@ -12,7 +12,7 @@ from functools import lru_cache
 from typing import Any, Final, NamedTuple, Protocol, TypedDict, cast
 
 import msgspec
-from msgspec.structs import replace
+from msgspec.structs import astuple, replace
 
 from d8mesh.core.protocol.json_model import packed_json
 from d8mesh.core.protocol.messages import (
@@ -292,5 +292,6 @@ def size_of(groups: Sequence[Group]) -> tuple[int, int]:
 
 
 def digest_of(groups: Sequence[Group]) -> bytes:
-    """Return what a submit's body hashes to, for its idempotency key."""
-    return hashlib.blake2b(msgspec.msgpack.encode(list(groups)), digest_size=16).digest()
+    """Return what a submit's body hashes to, for its idempotency key; not where it came from."""
+    bodies = [astuple(group)[:-1] for group in groups]
+    return hashlib.blake2b(msgspec.msgpack.encode(bodies), digest_size=16).digest()

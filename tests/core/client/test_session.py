@@ -22,7 +22,7 @@ from d8mesh.core.client.effects import (
     Transmit,
     merged,
 )
-from d8mesh.core.client.session import DOUBT_S, MAX_ASKED, ClientSession
+from d8mesh.core.client.session import DOUBT_S, MAX_ASKED, RESEND_S, ClientSession
 from d8mesh.core.client.submission import Submission
 from d8mesh.core.protocol.messages import (
     COMPLETED_STATE,
@@ -32,12 +32,14 @@ from d8mesh.core.protocol.messages import (
     Answer,
     Beat,
     ClientHello,
+    Delivered,
     Goodbye,
     Group,
     Listen,
     Message,
     Outcomes,
     Query,
+    Received,
     Refused,
     Rehello,
     Stream,
@@ -536,3 +538,35 @@ def test_a_session_tells_its_name_what_holds_it_up_and_when_to_doubt() -> None:
     session.submit(submission(0), 5.0)
     session.receive(Refused(1, "queue.full", "the queue is full", 1.0), 5.0)
     assert session.paused_for == "the queue is full"
+
+
+def test_what_was_delivered_in_one_turn_is_one_message_said_again_until_it_is_acknowledged() -> (
+    None
+):
+    session = up()
+    for n in range(3):
+        assert session.deliver(f"{SESSION}-{n}", b"\x80", 0.0) == []
+    assert session.is_bound
+    (told,) = sent(session.tick(0.1), Delivered)
+    assert told.ids == [f"{SESSION}-{n}" for n in range(3)]
+    assert sent(session.tick(0.2), Delivered) == []
+    assert sent(session.receive(Beat(1), 5.0) + session.tick(5.0), Delivered) == []
+    session.receive(Beat(1), 0.1 + RESEND_S)
+    assert sent(session.tick(0.1 + RESEND_S), Delivered) == [told]
+    session.receive(Received(told.seq), 10.2)
+    assert not session.is_bound
+
+
+def test_what_was_delivered_while_the_link_was_down_is_told_with_the_next_welcome() -> None:
+    session = up()
+    session.deliver(f"{SESSION}-0", b"\x80", 0.0)
+    session.tick(0.1)
+    session.link_down()
+    session.deliver(f"{SESSION}-1", b"\x80", 600.0)
+    assert sent(session.tick(1.0), Delivered) == []
+    session.link_up(2.0)
+    told = sent(session.receive(welcome(2), 2.1), Delivered)
+    assert [(each.ids, each.keep_s) for each in told] == [
+        ([f"{SESSION}-0"], 0.0),
+        ([f"{SESSION}-1"], 600.0),
+    ]

@@ -85,7 +85,7 @@ def test_directions_do_not_mix() -> None:
     with pytest.raises(ProtocolError):
         decode_to_broker(encode(m.Beat(1)))
     with pytest.raises(ProtocolError):
-        decode_to_client(encode(m.Received(1)))
+        decode_to_client(encode(m.Recall(1)))
 
 
 @settings(max_examples=300)
@@ -122,6 +122,7 @@ def test_columns_of_work_and_results_must_agree() -> None:
         (m.Release(1, [], []), m.Release(1, [], [], "HTTP 503"), "reason"),
         (m.WorkerHello(*HELLO), m.WorkerHello(*HELLO, *TROUBLE), "trouble"),
         (m.Heartbeat(*BEAT), m.Heartbeat(*BEAT, *TROUBLE), "trouble"),
+        (m.Delivered(1, [], []), m.Delivered(1, [], [], 600.0), "keep_s"),
     ],
 )
 def test_a_last_field_that_came_later_is_left_out_when_it_says_nothing(
@@ -132,3 +133,22 @@ def test_a_last_field_that_came_later_is_left_out_when_it_says_nothing(
     decode = decode_to_client if isinstance(bare, m.Accepted) else decode_to_broker
     assert (decode(encode(bare)), decode(encode(whole))) == (bare, whole)
     assert type(whole).__struct_fields__[-1] == missing
+
+
+def test_parts_of_messages_leave_out_what_came_later_and_says_nothing() -> None:
+    sourced = m.Group("echo", 5, [b"x"], source="ollama 127.0.0.1 curl/8.5")
+    submit = m.Submit(1, S, 0, [GROUP, sourced])
+    known = m.OfferedModel("m:1b", details={"family": "llama"})
+    models = [m.OfferedModel("m:1b"), known]
+    service = m.OfferedService("s", "ollama", "pi", "", False, 0, "m:1b", models)
+    measured, services = m.Measured("s", models), m.Services([], [service], [], [], [])
+    for message in (submit, measured, services):
+        assert decode_to_broker(encode(message)) == message
+    assert [len(each) for each in msgpack.unpackb(encode(submit))[4]] == [8, 9]
+    assert [len(each) for each in msgpack.unpackb(encode(measured))[2]] == [14, 19]
+    assert [len(each) for each in msgpack.unpackb(encode(services))[2][0][7]] == [14, 19]
+
+
+def test_columns_of_delivered_must_agree() -> None:
+    with pytest.raises(ProtocolError, match="Delivered: columns of unequal lengths"):
+        decode_to_broker(encode(m.Delivered(1, [f"{S}-1"], [])))
