@@ -27,6 +27,7 @@ from d8mesh.doors.anthropic.door import anthropic_door
 from d8mesh.doors.anthropic.listing import ModelList
 from d8mesh.doors.llm.catalogue import ModelCatalogue
 from d8mesh.doors.llm.chats import Chats
+from d8mesh.doors.ollama.routes import ollama_door
 from d8mesh.doors.openai.routes import openai_door
 from d8mesh.doors.rest.api import rest_door
 from d8mesh.doors.tunnel import Exchange, tunnel_door
@@ -106,6 +107,7 @@ def _llm_doors(
 ) -> Iterator[Door]:
     """Yield the doors of language models."""
     origins = Origins(config.origins)
+    yield ollama_door(mesh, chats, catalogue, model_changes=config.model_changes, origins=origins)
     models = ModelList(catalogue).answered
     yield openai_door(chats, catalogue, origins=origins, lists_for_others=models)
     yield anthropic_door(chats, origins)

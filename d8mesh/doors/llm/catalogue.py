@@ -48,7 +48,7 @@ class LoadedAt:
     context_length: int = 0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class KnownModel:
     """A model, whatever the services call it."""
 

@@ -11,8 +11,6 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final
 
-import msgspec
-
 from d8mesh.core.protocol.chat import (
     Completion,
     Embeddings,
@@ -25,6 +23,7 @@ from d8mesh.core.protocol.chat import (
 )
 from d8mesh.doors.ollama.errors import error_text
 from d8mesh.errors import D8Error
+from d8mesh.http.events import json_line
 
 NDJSON_TYPE: Final = "application/x-ndjson"
 LOADED: Final = "load"
@@ -32,7 +31,6 @@ UNLOADED: Final = "unload"
 _NS: Final = 1_000_000_000
 #: Of an answer before `done`: what stands behind the text.
 _REMOTE: Final = ("remote_model", "remote_host")
-_encoder: Final = msgspec.json.Encoder()
 
 
 def created_at(at: datetime | None = None) -> str:
@@ -43,7 +41,7 @@ def created_at(at: datetime | None = None) -> str:
 
 def line_of(body: Mapping[str, object]) -> bytes:
     """Return a line of a stream."""
-    return _encoder.encode(body) + b"\n"
+    return json_line(body) + b"\n"
 
 
 def text_body(model: str, completion: Completion, *, is_chat: bool, is_raw: bool) -> dict[str, Any]:
