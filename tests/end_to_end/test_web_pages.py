@@ -11,8 +11,9 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from bench.mesh import Mesh, mesh
 from d8mesh.apps.status import ask
+from tests.doors.llm_mesh import CHAT as CHAT_MODEL
+from tests.doors.llm_mesh import EMBEDDER, LlmMesh, llm_mesh, machine
 from tests.end_to_end.browser import Pages, Rebinding, browser_path, browsing
 from tests.end_to_end.processes import PATIENCE_S
 
@@ -20,6 +21,8 @@ JSON: Final = {"Content-Type": "application/json"}
 #: A type that nobody runs, and a worker that asks for it over REST when a page has it do so.
 TYPE: Final = "kept"
 WORKER: Final = "poller"
+#: Whose pages the mesh is told to let in.
+FRIEND: Final = "friend.test"
 
 
 def call(method: str, path: str, body: object = None, **headers: str) -> dict[str, Any]:
@@ -60,8 +63,8 @@ def rest_calls(task_id: str) -> list[dict[str, Any]]:
 
 #: Where the doors of language models answer a page of their own, by door.
 MESSAGES: Final = [{"role": "user", "content": "hello"}]
-CHAT: Final = {"model": "m:1b", "messages": MESSAGES}
-MODEL: Final = {"model": "m:1b"}
+CHAT: Final = {"model": CHAT_MODEL, "messages": MESSAGES}
+MODEL: Final = {"model": CHAT_MODEL}
 KEY: Final = {"Authorization": "Bearer sk-page"}
 BATCH: Final = {
     "input_file_id": "file-1",
@@ -73,21 +76,21 @@ OLLAMA: Final = [
     call("POST", "/api/show", MODEL),
     call("POST", "/api/chat", CHAT),
     call("POST", "/api/generate", MODEL | {"prompt": "hello"}),
-    call("POST", "/api/embed", {"model": "e:latest", "input": "hello"}),
-    call("POST", "/api/embeddings", {"model": "e:latest", "prompt": "hello"}),
-    call("POST", "/api/pull", {"model": "other:1b"}),
-    call("POST", "/api/create", {"model": "other", "from": "m:1b"}),
+    call("POST", "/api/embed", {"model": EMBEDDER, "input": "hello"}),
+    call("POST", "/api/embeddings", {"model": EMBEDDER, "prompt": "hello"}),
+    call("POST", "/api/pull", MODEL),
+    call("POST", "/api/create", {"model": "other", "from": CHAT_MODEL}),
     call("POST", "/api/push", MODEL),
-    call("POST", "/api/copy", {"source": "m:1b", "destination": "n"}),
+    call("POST", "/api/copy", {"source": CHAT_MODEL, "destination": "n"}),
     call("DELETE", "/api/delete", MODEL),
     call("POST", f"/api/blobs/sha256:{'0' * 64}", "x"),
 ]
 OPENAI: Final = [
     call("GET", "/v1/models", **KEY),
-    call("GET", "/v1/models/m:1b"),
+    call("GET", f"/v1/models/{CHAT_MODEL}"),
     call("POST", "/v1/chat/completions", CHAT | {"stream": True}, **KEY),
     call("POST", "/v1/completions", MODEL | {"prompt": "hello", "max_tokens": 3}, **KEY),
-    call("POST", "/v1/embeddings", {"model": "e:latest", "input": "hello"}, **KEY),
+    call("POST", "/v1/embeddings", {"model": EMBEDDER, "input": "hello"}, **KEY),
     call("POST", "/v1/responses", MODEL | {"input": "hello"}, **KEY),
 ]
 ANTHROPIC: Final = [
@@ -103,6 +106,11 @@ BATCHES: Final = [
     call("POST", "/v1/batches/batch_1/cancel", {}),
 ]
 LLM_CALLS: Final = [*OLLAMA, *OPENAI, *ANTHROPIC, *BATCHES]
+#: Those that ask a model.
+ASKING: Final = (
+    *("/api/chat", "/api/generate", "/api/embed", "/api/embeddings", "/v1/chat/completions"),
+    *("/v1/completions", "/v1/embeddings", "/v1/responses", "/v1/messages"),
+)
 #: Every way that a page has, by what it asks for.
 WAYS: Final = {
     "GET": ["fetch", "xhr", "simple", "img", "script", "style", "frame", "form get", "events"],
@@ -116,9 +124,9 @@ SOCKETS: Final = ("/api/tasks", f"/api/workers/{WORKER}/tasks", "/api/tags", "/v
 
 
 @pytest.fixture(scope="module")
-def running() -> Iterator[Mesh]:
+def running() -> Iterator[LlmMesh]:
     browser_path()
-    with mesh(workers=0) as made:
+    with llm_mesh(machine(), settings={"D8_ORIGINS": f"http://{FRIEND}:*"}) as made:
         yield made
 
 
@@ -129,7 +137,7 @@ def pages() -> Iterator[Pages]:
 
 
 @pytest.fixture
-def task_id(running: Mesh) -> str:
+def task_id(running: LlmMesh) -> str:
     """A task that waits for a worker who polls, and is there."""
     capabilities = {"task_types": [TYPE]}
     worker = {"worker_id": WORKER, "worker_type": "x", "capabilities": capabilities}
@@ -147,32 +155,36 @@ def post(url: str, path: str, body: object) -> Any:
 class Seen:
     """What of the mesh a page may have changed, or been refused, since this was made."""
 
-    def __init__(self, running: Mesh) -> None:
-        self._url = running.url
-        self._tasks = self._look()
-        self._refused = self._counts()
+    def __init__(self, running: LlmMesh) -> None:
+        self._running = running
+        self._before, self._refused = self._look(), self._counts()
 
-    def _look(self) -> tuple[list[tuple[str, str]], list[str]]:
-        tasks = [(each["task_id"], each["state"]) for each in ask(self._url, "/api/tasks")["tasks"]]
-        workers = ask(self._url, "/api/workers/list")["workers"]
-        return tasks, [f"{each['worker_id']} {each['status']}" for each in workers]
+    def _look(self) -> tuple[object, ...]:
+        url, (standin,) = self._running.url, self._running.standins
+        tasks = ask(url, "/api/tasks?limit=1000&order=newest")["tasks"]
+        workers = ask(url, "/api/workers/list")["workers"]
+        return (
+            [(each["task_id"], each["state"]) for each in tasks],
+            [(each["worker_id"], each["status"]) for each in workers],
+            [each["name"] for each in ask(url, "/api/models")["models"]],
+            len(standin.counters.prompts),
+        )
 
     def _counts(self) -> dict[str, int]:
-        return dict(ask(self._url, "/health")["rejected"]["rest"])
+        return dict(ask(self._running.url, "/health")["rejected"]["rest"])
 
     def check_nothing_changed(self) -> None:
-        assert self._look() == self._tasks
-        assert all(state == "queued" for _, state in self._tasks[0])
+        assert self._look() == self._before
 
     def refused(self, code: str) -> int:
         return self._counts().get(code, 0) - self._refused.get(code, 0)
 
 
-def port_of(running: Mesh) -> int:
+def port_of(running: LlmMesh) -> int:
     return urlsplit(running.url).port or 0
 
 
-def plan(running: Mesh, calls: Sequence[dict[str, Any]], *hosts: str) -> dict[str, Any]:
+def plan(running: LlmMesh, calls: Sequence[dict[str, Any]], *hosts: str) -> dict[str, Any]:
     targets = [f"http://{host}:{port_of(running)}" for host in hosts]
     return {"targets": targets, "calls": calls, "ways": WAYS, "sockets": SOCKETS}
 
@@ -194,7 +206,7 @@ def short(calls: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def test_a_page_from_elsewhere_can_do_none_of_the_worst(
-    running: Mesh, pages: Pages, task_id: str
+    running: LlmMesh, pages: Pages, task_id: str
 ) -> None:
     calls = short([*rest_calls(task_id), *LLM_CALLS])
     check_page(running, pages, calls, "evil")
@@ -203,12 +215,12 @@ def test_a_page_from_elsewhere_can_do_none_of_the_worst(
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["evil", "quiet", "sandboxed", "neighbour"])
 def test_a_page_from_elsewhere_can_neither_ask_nor_list_nor_cancel(
-    running: Mesh, pages: Pages, task_id: str, kind: str
+    running: LlmMesh, pages: Pages, task_id: str, kind: str
 ) -> None:
     check_page(running, pages, [*rest_calls(task_id), *LLM_CALLS], kind)
 
 
-def check_page(running: Mesh, pages: Pages, calls: Sequence[dict[str, Any]], kind: str) -> None:
+def check_page(running: LlmMesh, pages: Pages, calls: Sequence[dict[str, Any]], kind: str) -> None:
     """Have a page of this kind make these calls in all ways; it must come to nothing."""
     # A browser tells more (Sec-Fetch-Site) to an address of its own machine than to a name.
     hosts = ("pool",) if kind == "neighbour" else ("127.0.0.1", "pool")
@@ -229,7 +241,7 @@ def check_page(running: Mesh, pages: Pages, calls: Sequence[dict[str, Any]], kin
 
 @pytest.mark.slow
 def test_a_page_whose_host_has_been_rebound_can_do_nothing_either(
-    running: Mesh, pages: Pages, task_id: str
+    running: LlmMesh, pages: Pages, task_id: str
 ) -> None:
     calls = [*rest_calls(task_id), *LLM_CALLS]
     made = plan(running, calls, "rebound.test") | {"targets": [""]}
@@ -247,10 +259,28 @@ def test_a_page_whose_host_has_been_rebound_can_do_nothing_either(
 
 
 @pytest.mark.slow
-def test_a_page_of_this_machine_cannot_use_rest(running: Mesh, pages: Pages, task_id: str) -> None:
-    path = pages.add_attempts("attempts", plan(running, rest_calls(task_id), "localhost", "pool"))
+@pytest.mark.parametrize("host", ["localhost", FRIEND])
+def test_a_page_that_may_use_the_doors_of_models_cannot_use_rest(
+    running: LlmMesh, pages: Pages, task_id: str, host: str
+) -> None:
+    path = pages.add_attempts("attempts", plan(running, rest_calls(task_id), "127.0.0.1", "pool"))
     before = Seen(running)
-    with browsing(browser_path(), f"http://localhost:{pages.port}{path}", ("pool",)):
+    with browsing(browser_path(), f"http://{host}:{pages.port}{path}", (FRIEND, "pool")):
         told = pages.report()
     assert came_of_it(told["found"]) == set()
     before.check_nothing_changed()
+
+
+@pytest.mark.parametrize("host", ["localhost", FRIEND])
+def test_a_page_that_a_door_is_for_can_use_it(running: LlmMesh, pages: Pages, host: str) -> None:
+    made = plan(running, LLM_CALLS, "127.0.0.1", "pool")
+    ways = {"GET": ["fetch", "xhr"], "POST": ["fetch"], "other": ["fetch"]}
+    path = pages.add_attempts("attempts", made | {"ways": ways, "sockets": []})
+    with browsing(browser_path(), f"http://{host}:{pages.port}{path}", (FRIEND, "pool")):
+        told = pages.report()
+    assert {each["seen"] for each in told["found"]} == {"readable"}  # also what is refused
+    good = {each["path"] for each in told["found"] if each["status"] == 200}
+    assert set(ASKING) <= good
+    for each in told["found"]:
+        if each["path"] in ASKING:
+            assert each["task"], each
