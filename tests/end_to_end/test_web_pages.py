@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
 import urllib.request
 from collections.abc import Iterator, Sequence
@@ -10,8 +12,20 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 import pytest
+from werkzeug.exceptions import NotFound
+from werkzeug.routing import Map, Rule
 
 from d8mesh.apps.status import ask
+from d8mesh.config import Config
+from d8mesh.doors.llm.catalogue import ModelCatalogue
+from d8mesh.doors.llm.chats import Chats
+from d8mesh.doors.rest.api import rest_door
+from d8mesh.doors.tunnel import Exchange, tunnel_door
+from d8mesh.doors.waiting import Places
+from d8mesh.http.guard import Rejections
+from d8mesh.http.routes import HttpRoute
+from d8mesh.nodes.client.aio.node import AsyncNode
+from d8mesh.processes.web_main import _llm_doors as llm_doors
 from tests.doors.llm_mesh import CHAT as CHAT_MODEL
 from tests.doors.llm_mesh import EMBEDDER, LlmMesh, llm_mesh, machine
 from tests.end_to_end.browser import Pages, Rebinding, browser_path, browsing
@@ -83,7 +97,11 @@ OLLAMA: Final = [
     call("POST", "/api/push", MODEL),
     call("POST", "/api/copy", {"source": CHAT_MODEL, "destination": "n"}),
     call("DELETE", "/api/delete", MODEL),
+    call("GET", f"/api/blobs/sha256:{'0' * 64}"),
     call("POST", f"/api/blobs/sha256:{'0' * 64}", "x"),
+    call("GET", "/api/status"),
+    *(call("POST", path) for path in ("/api/me", "/api/signout", "/api/experimental/x")),
+    call("DELETE", "/api/user/keys/x"),
 ]
 OPENAI: Final = [
     call("GET", "/v1/models", **KEY),
@@ -96,6 +114,9 @@ OPENAI: Final = [
 ANTHROPIC: Final = [
     call("POST", "/v1/messages", CHAT | {"max_tokens": 5}, **{"x-api-key": "k"}),
     call("POST", "/v1/messages/count_tokens", CHAT, **{"x-api-key": "k"}),
+    *(call("GET", f"/v1/messages/batches{more}") for more in ("", "/x")),
+    *(call("POST", f"/v1/messages/batches{more}", {}) for more in ("", "/x/cancel")),
+    call("DELETE", "/v1/messages/batches/x"),
 ]
 BATCHES: Final = [
     *(call("GET", path) for path in ("/v1/files", "/v1/files/file-1", "/v1/batches")),
@@ -121,6 +142,34 @@ WAYS: Final = {
     "other": ["fetch", "xhr"],
 }
 SOCKETS: Final = ("/api/tasks", f"/api/workers/{WORKER}/tasks", "/api/tags", "/v1/models")
+
+
+async def all_routes() -> list[HttpRoute]:
+    """Return the routes of all doors, with nothing behind them."""
+    config, endpoint = Config(mesh="none", interfaces=("127.0.0.1",)), "tcp://127.0.0.1:9"
+    node = AsyncNode(config, endpoint=endpoint, url=None)
+    exchange, places = Exchange(endpoint), Places(1)
+    catalogue = ModelCatalogue(node, lists_cloud=False)
+    doors = [
+        rest_door(node, places, Rejections()),
+        tunnel_door(exchange, node, places),
+        *llm_doors(config, node, Chats(node, catalogue, keeps_all=False), catalogue),
+    ]
+    await exchange.close()
+    await node.close(0)
+    return [route for door in doors for route in door.routes]
+
+
+def test_the_pages_try_every_route_of_every_door() -> None:
+    routes = asyncio.run(all_routes())
+    rules = [Rule(each.rule, methods=[each.method], endpoint=each) for each in routes]
+    matcher = Map(rules).bind("d8")
+    tried = set()
+    for each in [*rest_calls("task"), *LLM_CALLS]:
+        with contextlib.suppress(NotFound):
+            path = each["path"].partition("?")[0]
+            tried.add(matcher.match(path, method=each["method"])[0])
+    assert [f"{each.method} {each.rule}" for each in routes if each not in tried] == []
 
 
 @pytest.fixture(scope="module")
