@@ -6,6 +6,7 @@ connection was full for a moment.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Final
 
 from d8mesh.core.broker.effects import Peer
@@ -82,6 +83,11 @@ class Streaming:
                 self._behind.discard((session, task.id))
                 self._state.send(self._state.clients[session].peer, self.tail(task))
         self._tails.pop(task.id, None)
+
+    def forget(self, ids: Iterable[str]) -> None:
+        """Drop what is kept of the output of these tasks."""
+        for task_id in ids:
+            self._tails.pop(task_id, None)
 
     def forget_tails(self) -> None:
         """Drop the tails of tasks that are finished."""
