@@ -156,5 +156,5 @@ def test_what_is_delivered_is_erased_but_for_its_facts(told: Told) -> None:
     line = asked(told, {"model": "m", "messages": MESSAGES})
     result = {"success": True, "output": "secret", "machine": "pi"}
     asyncio.run(found.delivered([ended(line, COMPLETED_STATE, result)]))
-    found._delivered.tell()  # noqa: SLF001  # at once: else it is told with those of 50 ms
+    found._delivered.tell()  # at once: else it is told with those of 50 ms
     assert told.rests == {"t-0": {"success": True, "machine": "pi"}}
