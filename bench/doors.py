@@ -43,10 +43,14 @@ STREAMS: Final = 200
 STREAM_S: Final = 5.0
 STREAM_RATE: Final = 50.0
 WAITING: Final = 2000
+#: Their answers: they come in faster than they are served.
+CROWD_WORDS: Final = 20
 #: Chats before a figure is taken: slots are found, connections are open.
 WARM_UP: Final = 400
-#: Those that wait are asked about then.
-LOOK_AFTER_S: Final = 4.0
+#: Of those that wait, as many may be served before they are looked at; and how long they may take
+#: to come in.
+CROWD_SERVED: Final = 100
+CROWD_S: Final = 60.0
 ENOUGH_S: Final = 3600.0
 
 FIRST: Final = "Time to first token, one chat after another"
@@ -196,26 +200,35 @@ def many_streams(found: Findings, plan: Plan, makes: Makes) -> None:
 def crowd(found: Findings, plan: Plan) -> None:
     """Have 2,000 requests wait at once: what they cost, and what they are told."""
     machine = Machine(models=(MODEL,), loaded=(MODEL,), speed=5)
-    count = plan.tasks(WAITING)
+    count = plan.tasks(WAITING, least=400)
     with pool([machine]) as running:
         launcher = running.orchestrator.process.pid
         nodes = {"broker": running.broker(), "web": child_of(launcher, "_web")}
         before = {name: node.rss_bytes() for name, node in nodes.items()}
         door = _doors(running)[1]
-        job = _job(door, words=10, count=count, at_once=count, is_streamed=False)
+        job = _job(door, words=CROWD_WORDS, count=count, at_once=count, is_streamed=False)
         seen: list[ChatsSeen] = []
         load = threading.Thread(target=lambda: seen.append(chats(job)))
         load.start()
-        time.sleep(plan.seconds(LOOK_AFTER_S, least_s=2.0))
+        pending = _await_pending(running.url, count - CROWD_SERVED)
         table = found.table(CROWD, "")
         for name, node in nodes.items():
             table.add(f"memory of the {name} process, MB", "before", before[name] / 1e6)
             table.add(f"memory of the {name} process, MB", "waiting", node.rss_bytes() / 1e6)
-        pending = ask(running.url, "/health")["tasks_pending"]
         table.add("tasks", "waiting", pending)
         table.add("explain of the last", "waiting", _explained_ms(running.url))
         load.join()
         table.add("tasks", "served", _good(seen[0], door, count).good)
+
+
+def _await_pending(url: str, count: int) -> int:
+    """Return how many tasks wait once that are so many."""
+    until = time.monotonic() + CROWD_S
+    while (pending := int(ask(url, "/health")["tasks_pending"])) < count:
+        if time.monotonic() > until:
+            raise D8Error(f"{pending} requests wait after {CROWD_S:.0f} s, expected {count}")
+        time.sleep(0.05)
+    return pending
 
 
 def _explained_ms(url: str) -> float:

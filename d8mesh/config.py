@@ -87,6 +87,7 @@ class Config:
     mesh_key: str | None = field(default=None, repr=False)
     allowed_hosts: tuple[str, ...] = ()
     origins: tuple[str, ...] = ()
+    keep_chats: bool = False
     allow_public: bool = False
     queue_bytes: int = 4_000_000_000
     disk_reserve_mb: int = 200
@@ -416,6 +417,7 @@ SETTINGS: Final[tuple[Setting, ...]] = (
         "origins of web pages as browsers tell them, https://HOST or https://HOST:PORT, "
         "separated by commas; a * stands for any part",
     ),
+    Setting("D8_KEEP_CHATS", "keep_chats", _switch, "1 or 0"),
     Setting(
         "D8_OPENAI_HOSTS",
         "openai_hosts",

@@ -53,8 +53,11 @@ class Exchange:
 
     def line(self, part: object) -> None:
         """Write one line of the stream."""
-        line = json.dumps(part).encode() + b"\n"
-        self._connection.write(b"%x\r\n%s\r\n" % (len(line), line))
+        self.raw_line(json.dumps(part).encode() + b"\n")
+
+    def raw_line(self, line: bytes) -> None:
+        """Write one line that is made already, with its newline."""
+        self._connection.write(b"%x\r\n%b\r\n" % (len(line), line))
 
     def end(self) -> None:
         """End the stream as HTTP wants it, whatever its lines said."""
@@ -63,6 +66,11 @@ class Exchange:
     def cut(self) -> None:
         """Close the connection in the middle of whatever it is."""
         self._connection.close()
+
+    @property
+    def is_drained(self) -> bool:
+        """Whether the reader has taken most of what was written."""
+        return self._connection.may_write.is_set()
 
     async def drained(self) -> None:
         """Wait until the reader has taken most of what was written."""

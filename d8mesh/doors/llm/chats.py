@@ -13,7 +13,7 @@ from typing import Final, TypeAlias
 from d8mesh.core.protocol.chat import Origin
 from d8mesh.core.protocol.model_names import plain_name
 from d8mesh.doors.llm.asked import Caller, LlmAnswer, LlmTask
-from d8mesh.doors.llm.delivered import Delivered
+from d8mesh.doors.llm.delivered import DeliveredAnswers
 from d8mesh.doors.llm.endings import named
 from d8mesh.doors.llm.forms import StreamForm
 from d8mesh.doors.llm.said import SaidSoFar
@@ -55,7 +55,7 @@ class Chats:
 
     def __init__(self, mesh: AsyncNode, models: FindsModels, *, keeps_all: bool = False) -> None:
         self._mesh, self._models = mesh, models
-        self._delivered = Delivered(mesh, keeps_all=keeps_all)
+        self._delivered = DeliveredAnswers(mesh, keeps_all=keeps_all)
         self._waits = Places(MAX_WAITS)
         self._open: dict[_OpenAnswer, Caller] = {}
         self._by_address: Counter[str] = Counter()

@@ -18,9 +18,8 @@ from d8mesh.nodes.client.results import decoded
 SAID_FIELDS: Final = frozenset({"context", "extra", "logprobs", "output", "thinking", "tool_calls"})
 #: Who sends an Idempotency-Key may ask again within this time.
 KEYED_KEPT_S: Final = 600.0
-#: Deliveries are told together, so long after the first of them, and so many at once.
+#: Deliveries are told together, so long after the first of them.
 TOLD_AFTER_S: Final = 0.05
-TOLD_AT_ONCE: Final = 256
 _encode: Final = msgspec.msgpack.Encoder().encode
 
 
@@ -40,7 +39,7 @@ class HasResult(Protocol):
     result: Mapping[str, Any] | None
 
 
-class Delivered:
+class DeliveredAnswers:
     """Tells the orchestrator which tasks' texts may go.
 
     Args:
@@ -49,23 +48,17 @@ class Delivered:
 
     def __init__(self, mesh: TellsDelivered, *, keeps_all: bool) -> None:
         self._mesh, self._keeps_all = mesh, keeps_all
-        #: by how long it is kept
-        self._due: dict[float, tuple[list[str], list[bytes]]] = {}
-        self._is_due = False
+        #: task, what is kept of its result, and how long all of it is kept
+        self._due: list[tuple[str, bytes, float]] = []
 
     def add(self, task_id: str, result: Mapping[str, Any], *, has_key: bool) -> None:
         """The caller of this task has its answer, or wants none any more."""
         if self._keeps_all or not task_id:
             return
         rest = {name: value for name, value in result.items() if name not in SAID_FIELDS}
-        ids, rests = self._due.setdefault(KEYED_KEPT_S if has_key else 0.0, ([], []))
-        ids.append(task_id)
-        rests.append(_encode(rest))
-        if len(ids) >= TOLD_AT_ONCE:
-            self.tell()
-        elif not self._is_due:
-            self._is_due = True
+        if not self._due:
             self._mesh.loop.call_later(TOLD_AFTER_S, self.tell)
+        self._due.append((task_id, _encode(rest), KEYED_KEPT_S if has_key else 0.0))
 
     def when_ended(self, task: FollowedTask, *, has_key: bool) -> None:
         """Nobody waits for the end of this task any more: its texts go with it."""
@@ -78,11 +71,10 @@ class Delivered:
                 self.add(each.task.id, each.result, has_key=has_key)
 
     def tell(self) -> None:
-        """Tell what is due."""
-        due, self._due, self._is_due = self._due, {}, False
-        for keep_s, (ids, rests) in due.items():
-            for task_id, rest in zip(ids, rests, strict=True):
-                self._mesh.deliver(task_id, rest, keep_s)
+        """Tell what is due: in one turn of the loop, so it travels together."""
+        due, self._due = self._due, []
+        for each in due:
+            self._mesh.deliver(*each)
 
 
 class LeftTask:
@@ -90,7 +82,7 @@ class LeftTask:
 
     __slots__ = ("_delivered", "_has_key", "task")
 
-    def __init__(self, delivered: Delivered, task: FollowedTask, *, has_key: bool) -> None:
+    def __init__(self, delivered: DeliveredAnswers, task: FollowedTask, *, has_key: bool) -> None:
         self._delivered, self.task, self._has_key = delivered, task, has_key
 
     def accepted(self) -> None:

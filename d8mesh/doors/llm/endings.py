@@ -32,8 +32,8 @@ from d8mesh.errors import (
 from d8mesh.nodes.client.results import decoded
 from d8mesh.nodes.client.wishes import EMBED_TYPE
 
-Result = Mapping[str, Any]
-_REASONS: Final = {str(each): each for each in FinishReason}
+TaskResult = Mapping[str, Any]
+_ENDINGS: Final = {str(each): each for each in FinishReason}
 
 
 def answer_of(task_id: str, asked: LlmTask, outcome: TaskOutcome) -> LlmAnswer:
@@ -54,7 +54,7 @@ def answer_of(task_id: str, asked: LlmTask, outcome: TaskOutcome) -> LlmAnswer:
     )
 
 
-def result_of(task_id: str, outcome: TaskOutcome) -> Result:
+def result_of(task_id: str, outcome: TaskOutcome) -> TaskResult:
     """Return the result of a task that ended well, or with an answer that its bound cut short.
 
     Raises:
@@ -74,7 +74,7 @@ def result_of(task_id: str, outcome: TaskOutcome) -> Result:
     raise named(UnknownTaskError(f"the orchestrator does not know {task_id}"), task_id)
 
 
-def _failure(result: Result) -> D8Error:
+def _failure(result: TaskResult) -> D8Error:
     text, code = str(result.get("error") or "failed"), result.get("code")
     if isinstance(code, str) and code:
         error = error_of(code, text)
@@ -92,7 +92,7 @@ def named(error: D8Error, task_id: str) -> D8Error:
     return error
 
 
-def completion_of_result(result: Result) -> Completion:
+def completion_of_result(result: TaskResult) -> Completion:
     """Return what a model said, as the result of its task has it."""
     extra = dict(result.get("extra") or {})
     if result.get("context"):
@@ -110,11 +110,11 @@ def completion_of_result(result: Result) -> Completion:
     )
 
 
-def ending_of(result: Result) -> Ending:
+def ending_of(result: TaskResult) -> Ending:
     """Return why an answer ended, and what it took."""
     usage, timing = result.get("usage") or {}, result.get("timing") or {}
     return Ending(
-        _REASONS.get(str(result.get("finish_reason")), FinishReason.STOP),
+        _ENDINGS.get(str(result.get("finish_reason")), FinishReason.STOP),
         Usage(
             usage.get("prompt_tokens", 0),
             usage.get("completion_tokens", 0),
@@ -124,7 +124,7 @@ def ending_of(result: Result) -> Ending:
     )
 
 
-def embeddings_of_result(result: Result) -> Embeddings:
+def embeddings_of_result(result: TaskResult) -> Embeddings:
     """Return the vectors that a model made, as the result of its task has them."""
     return Embeddings(
         vectors=tuple(map(tuple, result.get("output") or ())),
@@ -137,7 +137,7 @@ def embeddings_of_result(result: Result) -> Embeddings:
     )
 
 
-def origin_of(told: Result) -> Origin | None:
+def origin_of(told: TaskResult) -> Origin | None:
     """Return who answered, if that is told."""
     if "service" not in told:
         return None
@@ -149,5 +149,5 @@ def origin_of(told: Result) -> Origin | None:
     )
 
 
-def _timing(told: Result) -> Timing:
+def _timing(told: TaskResult) -> Timing:
     return msgspec.convert(told, Timing) if told else Timing()

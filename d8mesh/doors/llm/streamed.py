@@ -15,7 +15,7 @@ from d8mesh.core.client.submission import TaskOutcome
 from d8mesh.core.protocol.chat import Ending, Origin, Piece
 from d8mesh.core.protocol.messages import Stream
 from d8mesh.doors.llm.asked import LlmTask
-from d8mesh.doors.llm.endings import Result, completion_of_result, named, result_of
+from d8mesh.doors.llm.endings import TaskResult, completion_of_result, named, result_of
 from d8mesh.doors.llm.forms import StreamForm
 from d8mesh.doors.llm.said import SaidSoFar, objects_of, pieces_of
 from d8mesh.doors.llm.wanted import SPEAKING_TYPES
@@ -196,7 +196,7 @@ class Speaker:
         self.has_spoken = False
         #: it has ended, well or not; and its result
         self.is_done = False
-        self.result: Result | None = None
+        self.result: TaskResult | None = None
 
     @property
     def said(self) -> SaidSoFar:

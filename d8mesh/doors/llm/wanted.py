@@ -16,6 +16,7 @@ from d8mesh.core.protocol.chat import (
     VISION,
 )
 from d8mesh.core.protocol.messages import Group
+from d8mesh.core.protocol.source import TaskSource
 from d8mesh.doors.llm.asked import Caller, LlmTask
 from d8mesh.errors import ModelUnfitError, ModelUnknownError
 from d8mesh.nodes.client.groups import MAX_KEY_CHARS, encode_data
@@ -97,7 +98,8 @@ def group_of(caller: Caller, task: LlmTask) -> Group:
     """
     data = data_of(task, caller.fallbacks)
     wish = wish_of(task.type, data, is_one=True)
-    return Group(task.type, caller.priority, [encode_data(data)], wish)
+    source = TaskSource(caller.door, caller.address, caller.program).text()
+    return Group(task.type, caller.priority, [encode_data(data)], wish, source=source)
 
 
 def data_of(task: LlmTask, fallbacks: Sequence[str] = ()) -> dict[str, Any]:
@@ -137,10 +139,10 @@ def _unknown(model: str) -> ModelUnknownError:
 
 
 def _unfit(model: str, lacks: str) -> ModelUnfitError:
-    error = ModelUnfitError(f'"{model}" does not support {_TOLD.get(lacks, lacks)}')
+    error = ModelUnfitError(f'"{model}" does not support {_ABILITIES.get(lacks, lacks)}')
     error.details = {"model": model, "lacks": lacks}
     return error
 
 
 #: As Ollama tells it.
-_TOLD: Final = {COMPLETION: "chat", EMBEDDING: "embeddings"}
+_ABILITIES: Final = {COMPLETION: "chat", EMBEDDING: "embeddings"}

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from d8mesh.core.client.submission import TaskOutcome
 from d8mesh.core.protocol.messages import Stream
 from d8mesh.doors.llm.asked import LlmAnswer, LlmTask
-from d8mesh.doors.llm.endings import Result, answer_of, named
+from d8mesh.doors.llm.endings import TaskResult, answer_of, named
 from d8mesh.errors import D8Error
 from d8mesh.nodes.client.aio.followed import FollowedTask
 from d8mesh.nodes.client.results import decoded
@@ -70,7 +70,7 @@ class WholePart:
         self.answer: LlmAnswer | None = None
         #: it has ended, well or not; and its result
         self.is_done = False
-        self.result: Result | None = None
+        self.result: TaskResult | None = None
 
     def accepted(self) -> None:
         """See `TaskFollower`."""

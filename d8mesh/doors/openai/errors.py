@@ -11,6 +11,7 @@ import uuid
 from collections.abc import Mapping
 from typing import Any, Final
 
+from d8mesh.core.protocol.chat import INSERT, THINKING, TOOLS, VISION
 from d8mesh.errors import D8Error
 from d8mesh.http.answers import RETRY_AFTER_S, STATUS, Refusal, Response, answer
 
@@ -22,6 +23,7 @@ _CODES: Final[Mapping[str, str]] = {
     "access.flood": "rate_limit_exceeded",
     "queue.full": "rate_limit_exceeded",
     "model.unknown": "model_not_found",
+    "model.unfit": "unsupported_parameter",
     "task.invalid": "invalid_value",
     "http.bad_request": "invalid_value",
 }
@@ -35,6 +37,13 @@ _WORTH_RETRYING: Final = frozenset(
      "broker.unavailable", "disk.low", "http.timeout", "node.closed", "queue.full",
      "task.unacknowledged", "wait.timeout"}
 )  # fmt: skip
+#: The field by which what a model lacks was asked for; by the name of the model itself else.
+_PARAM_OF: Final[Mapping[str, str]] = {
+    TOOLS: "tools",
+    VISION: "messages",
+    THINKING: "reasoning_effort",
+    INSERT: "suffix",
+}
 #: Seconds, where nothing better is known; the clients obey at most `MAX_RETRY_S`.
 DEFAULT_RETRY_S: Final = 5
 MAX_RETRY_S: Final = 120
@@ -54,7 +63,7 @@ def error_body(error: D8Error | Refusal) -> dict[str, Any]:
     param = about[2] if about else None
     code = _CODES.get(error.code, error.code)
     if error.code.startswith("model."):
-        param = "model"
+        param = _PARAM_OF.get(_lacks(error), "model")
     elif error.code.startswith("task.") and _TOO_LONG.search(text):
         param, code = "messages", _TOO_LONG_CODE
     elif about and about[1]:
@@ -94,6 +103,10 @@ def _advice(error: D8Error | Refusal) -> dict[str, str]:
         return {"x-should-retry": "false"}
     seconds = RETRY_AFTER_S.get(error.code, DEFAULT_RETRY_S)
     return {"x-should-retry": "true", "Retry-After": str(min(seconds, MAX_RETRY_S))}
+
+
+def _lacks(error: D8Error | Refusal) -> str:
+    return "" if isinstance(error, Refusal) else str(error.details.get("lacks") or "")
 
 
 def _task_of(error: D8Error | Refusal) -> str:

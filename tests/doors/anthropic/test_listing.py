@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
+
 import pytest
 
-from d8mesh.doors.anthropic.listing import model_info, models_page
+from d8mesh.doors.anthropic.listing import ModelList, model_info, models_page
 from d8mesh.doors.llm.catalogue import KnownModel
 from d8mesh.errors import InvalidTaskError
+from d8mesh.http.answers import Response
+from d8mesh.http.routes import Request
+from tests.http.calls import scope_of
 
 NAMES = [f"m:{i}b" for i in range(5)]
 NAMED = {name: KnownModel(name=name, names=(name,)) for name in NAMES}
@@ -58,3 +64,35 @@ def test_a_model_is_told_with_its_context_and_its_date() -> None:
 def test_a_page_that_cannot_be_is_refused(args: dict[str, str]) -> None:
     with pytest.raises(InvalidTaskError, match=f"^{next(iter(args))}"):
         models_page(NAMED, args)
+
+
+class Known:
+    """A catalogue that never changes."""
+
+    async def named(self) -> dict[str, KnownModel]:
+        return NAMED
+
+
+def answered(name: str | None = None, **headers: str) -> Response | None:
+    request = Request(scope_of("GET", "/v1/models", headers=headers))
+    return asyncio.run(ModelList(Known()).answered(request, name))
+
+
+def test_who_speaks_another_interface_is_left_to_it() -> None:
+    assert answered() is None
+
+
+def test_a_model_is_told_by_any_of_its_names() -> None:
+    response = answered("library/M:2b", **{"anthropic-version": "2023-06-01"})
+    assert response is not None
+    assert isinstance(response.body, bytes)
+    assert json.loads(response.body)["id"] == "m:2b"
+    assert response.headers["request-id"]
+
+
+def test_a_model_that_is_not_there_is_told_in_anthropics_form() -> None:
+    response = answered("nobody", **{"anthropic-version": "2023-06-01"})
+    assert response is not None
+    assert response.status == 404
+    assert isinstance(response.body, bytes)
+    assert json.loads(response.body)["error"]["type"] == "not_found_error"

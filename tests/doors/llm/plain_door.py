@@ -9,7 +9,7 @@ import socket
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -82,7 +82,7 @@ def _line(**told: object) -> bytes:
 
 
 def tasks_of(body: Mapping[str, Any]) -> list[LlmTask]:
-    data = {name: body[name] for name in ("messages", "options") if name in body}
+    data = {name: body[name] for name in ("messages", "options", "tools") if name in body}
     task = LlmTask(type="agent_action", data=data, model=body.get("model", MODEL))
     return [task] * body.get("n", 1)
 
@@ -114,6 +114,7 @@ class ChatMesh:
     def __init__(self, folder: Path, stack: ExitStack, models: KnownNames = ANY_MODEL) -> None:
         self.mesh = Mesh(folder, stack)
         self._folder, self._stack, self._models = folder, stack, models
+        self.standins: list[OllamaStandin] = []
         self.broker_port = self.mesh.broker()
         self.loop = LoopThread()
         stack.callback(self.loop.close)
@@ -139,16 +140,17 @@ class ChatMesh:
         """Start a stand-in, and a worker beside it; wait until the mesh knows its models."""
         told: dict[str, Any] = {
             "models": [MODEL], "loaded": [MODEL], "num_parallel": 4, "tokens_per_s": 0,
+            "prompt_tokens_per_s": 0,
         }  # fmt: skip
         standin = self._stack.enter_context(OllamaStandin(**(told | settings)))
+        self.standins.append(standin)
         self.worker_beside(standin)
         return standin
 
     def worker_beside(self, standin: OllamaStandin, **settings: Any) -> Worker:
         known = self._services()
         worker = self.mesh.worker(self.broker_port, name=f"w-{standin.port}")
-        values = {"ollama_url": standin.url, "ollama_model": MODEL, **settings}
-        config = _with(self.mesh.config(), values)
+        config = replace(self.mesh.config(), ollama_url=standin.url, ollama_model=MODEL, **settings)
         console = ServicesConsole(lambda text: None)
         services = LlmServices(worker, configured(config), config=config, console=console)
         stop = threading.Event()
@@ -234,9 +236,3 @@ class Asked:
     def __exit__(self, *_: object) -> None:
         with contextlib.suppress(OSError):
             self.leave()
-
-
-def _with(config: Any, values: Mapping[str, Any]) -> Any:
-    from dataclasses import replace
-
-    return replace(config, **values)
