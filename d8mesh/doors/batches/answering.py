@@ -11,7 +11,7 @@ from typing import Any, Final
 from d8mesh.doors.batches.answer_lines import AnswerLine, answered
 from d8mesh.doors.batches.asking import AskedLine, EndedLine
 from d8mesh.doors.llm.asked import LlmAnswer, LlmTask
-from d8mesh.doors.llm.delivered import Delivered
+from d8mesh.doors.llm.delivered import DeliveredAnswers
 from d8mesh.doors.llm.endings import answer_of
 from d8mesh.doors.llm.wanted import FindsModels, data_of
 from d8mesh.doors.openai.asked import AskedOfModels
@@ -56,7 +56,7 @@ class BatchRequests:
         delivered: is told which tasks' texts may go.
     """
 
-    def __init__(self, models: FindsModels, delivered: Delivered) -> None:
+    def __init__(self, models: FindsModels, delivered: DeliveredAnswers) -> None:
         self._models, self._delivered = models, delivered
 
     def asked(self, endpoint: str, number: int, custom_id: str, body: object) -> AskedLine:

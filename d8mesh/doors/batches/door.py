@@ -8,17 +8,25 @@ from collections.abc import AsyncGenerator, Callable, Iterable
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
+from d8mesh.config import Config
+from d8mesh.core.protocol.source import TaskSource
+from d8mesh.doors.batches.answering import BatchRequests
 from d8mesh.doors.batches.batch_folder import BatchFolder, LlmBatch, told
 from d8mesh.doors.batches.creation import WantedBatch, wanted_batch
 from d8mesh.doors.batches.runner import BatchRunner
 from d8mesh.doors.batches.stored_files import FileFolder, StoredFile
 from d8mesh.doors.batches.uploads import BATCH, FORM_BYTES, MAX_UPLOAD_BYTES, Upload
+from d8mesh.doors.llm.delivered import DeliveredAnswers
+from d8mesh.doors.llm.wanted import FindsModels
 from d8mesh.doors.query import integer
 from d8mesh.errors import D8Error, InvalidTaskError
 from d8mesh.http.answers import Refusal, Response, answer
 from d8mesh.http.multipart import boundary_of
 from d8mesh.http.routes import Door, HttpRoute, Request
+from d8mesh.nodes.client.aio.node import AsyncNode
 
+#: In the data folder; the door's name, too.
+ROOM: Final = "batches"
 #: Of a list, as OpenAI has it.
 MAX_FILES_LISTED: Final = 10_000
 MAX_BATCHES_LISTED: Final = 100
@@ -29,6 +37,20 @@ SENT_BYTES: Final = 256 * 1024
 MAX_FILE_ID_CHARS: Final = 64
 _CONTENT: Final = "application/octet-stream"
 _Stored = TypeVar("_Stored", StoredFile, LlmBatch)
+
+
+def batch_runner(config: Config, mesh: AsyncNode, models: FindsModels) -> BatchRunner:
+    """Return what runs the batches of this orchestrator, in its data folder."""
+    folder = Path(config.data_dir) / ROOM
+    reserve_bytes = config.disk_reserve_mb * 1_000_000
+    delivered = DeliveredAnswers(mesh, keeps_all=config.keep_chats)
+    return BatchRunner(
+        mesh,
+        FileFolder(folder / "files", reserve_bytes),
+        BatchFolder(folder),
+        BatchRequests(models, delivered),
+        lambda batch: TaskSource(ROOM, batch.address, batch.program).text(),
+    )
 
 
 def batches_door(runner: BatchRunner, problem: Callable[[D8Error | Refusal], Response]) -> Door:

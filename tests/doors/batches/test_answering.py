@@ -16,7 +16,7 @@ from d8mesh.core.protocol.messages import CANCELLED_STATE, COMPLETED_STATE, FAIL
 from d8mesh.doors.batches.answering import BatchRequests
 from d8mesh.doors.batches.asking import AskedLine, EndedLine, TaskEnd
 from d8mesh.doors.batches.lines import ENDPOINTS
-from d8mesh.doors.llm.delivered import Delivered
+from d8mesh.doors.llm.delivered import DeliveredAnswers
 from d8mesh.errors import BrokerUnavailableError
 
 CHAT = "/v1/chat/completions"
@@ -54,7 +54,7 @@ def told() -> Any:
 
 
 def requests(told: Told, *, is_away: bool = False) -> BatchRequests:
-    return BatchRequests(Known(is_away=is_away), Delivered(told, keeps_all=False))
+    return BatchRequests(Known(is_away=is_away), DeliveredAnswers(told, keeps_all=False))
 
 
 def asked(told: Told, body: dict[str, Any], endpoint: str = CHAT) -> AskedLine:
