@@ -120,6 +120,8 @@ class Application:
         if isinstance(found, Refusal):
             raise found
         route, values = found
+        if route.is_for_programs:
+            self._guard.check_program(fields)
         # Our server cancels calls whose callers have left.
         request.scope["d8.runs_on"] = route.method != "GET" and not route.ends_with_caller
         if door.before is not None and not route.is_light:

@@ -107,7 +107,13 @@ class CatchUp(Struct, frozen=True, gc=False):
     """Who could not be sent partial output is sent what is kept."""
 
 
-Timer: TypeAlias = Retry | GiveUp | PassDeadline | SayOwed | CatchUp
+class EraseDue(Struct, frozen=True, gc=False):
+    """What a task asked and answered was delivered, and has been kept for as long as it should."""
+
+    task_id: str
+
+
+Timer: TypeAlias = Retry | GiveUp | PassDeadline | SayOwed | CatchUp | EraseDue
 
 
 class TellOutcomes(Struct, frozen=True, gc=False):

@@ -6,7 +6,7 @@ connection was full for a moment.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Final
 
 from d8mesh.core.broker.effects import Peer
@@ -94,6 +94,11 @@ class Streaming:
         tail = self._tails.get(task.id)
         if tail is not None and tail[0] == task.n:
             self._send(Stream(task.id, task.n + 1, 0, []))
+
+    def forget(self, ids: Iterable[str]) -> None:
+        """Drop what is kept of the output of these tasks."""
+        for task_id in ids:
+            self._tails.pop(task_id, None)
 
     def forget_tails(self) -> None:
         """Drop the tails of tasks that are finished."""
