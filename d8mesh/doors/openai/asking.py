@@ -13,6 +13,7 @@ from d8mesh.doors.openai.asked import AskedOfModels
 from d8mesh.doors.openai.calls import LlmCall
 from d8mesh.doors.openai.errors import named
 from d8mesh.doors.openai.fields import MAX_FIELD_CHARS, MAX_IGNORED_NAMES
+from d8mesh.errors import InvalidTaskError
 from d8mesh.http.answers import Response, answer
 from d8mesh.http.off_loop import off_loop
 from d8mesh.http.routes import Request
@@ -33,6 +34,8 @@ class CallAnswers:
 
     def asked(self, body: bytes) -> AskedOfModels:
         """Return what a body asks; raises `InvalidTaskError`."""
+        if not body.strip():
+            raise InvalidTaskError("the body is empty: expected a JSON object")
         return self._call.asked(parse_lenient_json(body))
 
     async def answer(self, request: Request) -> Response:

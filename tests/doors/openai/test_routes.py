@@ -104,6 +104,13 @@ def test_what_is_asked_reaches_the_model_as_it_was_asked(mesh: LlmMesh) -> None:
     assert {name: sent["options"].get(name) for name in wanted} == wanted
 
 
+def test_what_is_not_asked_is_left_to_the_model(mesh: LlmMesh) -> None:
+    chat_sent(mesh)
+    options = mesh.standins[0].chats[-1]["options"]
+    assert not {"temperature", "top_p", "seed"} & options.keys()
+    assert options["num_predict"] > 100_000  # no answer is cut where nobody wished for that
+
+
 def test_a_task_is_listed_with_its_door_and_its_caller(mesh: LlmMesh) -> None:
     task_id = chat_sent(mesh).headers["x-d8-task"]
     (task,) = [each for each in mesh.tasks() if each["task_id"] == task_id]
