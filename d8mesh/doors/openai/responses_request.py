@@ -54,7 +54,7 @@ def asked_of_response(body: object) -> AskedOfModels:
         "top_logprobs": top_logprobs,
         "truncate": None if truncation is None else truncation == "auto",
     }
-    data = {"messages": conversation.messages, **tools}
+    data = {"messages": conversation.messages, "model_defaults": True, **tools}
     data |= {name: value for name, value in more.items() if value is not None}
     agent_request({**data, "model": model})  # so that all that is wrong is told at once
     is_streamed = bool(fields.switch("stream"))
