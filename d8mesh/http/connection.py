@@ -269,7 +269,7 @@ class HttpConnection(asyncio.BufferedProtocol):
             self._finish()
 
     def _begin(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
-        """Make the head, and send it unless the body follows at once."""
+        """Make the head; it is sent with what follows of the body at once, or else without."""
         asked, names = self._asked[0], {name.lower() for name, _ in headers}
         is_sized = b"content-length" in names or status == NO_CONTENT
         version = asked.scope["http_version"]
@@ -282,8 +282,13 @@ class HttpConnection(asyncio.BufferedProtocol):
             headers.append((b"Connection", b"keep-alive" if asked.keeps else b"close"))
         self._head = head_of(status, self._server.date(), headers)
         if not is_sized:
+            self._server.loop.call_soon(self._send_head)
+
+    def _send_head(self) -> None:
+        if self._head and not self._is_lost:
+            self._is_started = True
             self._write(self._head)
-            self._head, self._is_started = b"", True
+            self._head = b""
 
     # ------------------------------------------------------------ one request after another
 
@@ -376,6 +381,7 @@ class HttpConnection(asyncio.BufferedProtocol):
         return path, origins[0] if len(origins) == 1 else None
 
     def _tell(self, refusal: Refusal, *, lingers: bool = True) -> None:
+        self._head = b""
         response = self._server.refused(*self._told_at, refusal)
         assert isinstance(response.body, bytes)
         response.headers |= {"Content-Length": str(len(response.body)), "Connection": "close"}
