@@ -99,7 +99,13 @@ class CatchUp(Struct, frozen=True, gc=False):
     """Who could not be sent partial output is sent what is kept."""
 
 
-Timer: TypeAlias = Retry | PassDeadline | SayOwed | CatchUp
+class EraseDue(Struct, frozen=True, gc=False):
+    """What a task asked and answered was delivered, and has been kept for as long as it should."""
+
+    task_id: str
+
+
+Timer: TypeAlias = Retry | PassDeadline | SayOwed | CatchUp | EraseDue
 
 
 class TellOutcomes(Struct, frozen=True, gc=False):
@@ -172,6 +178,8 @@ class ClientState:
     listened: set[str] = field(default_factory=set)
     #: its questions to the store that are under way
     loads: int = 0
+    #: it reads partial output of several tasks together
+    takes_streams: bool = False
 
 
 @dataclass(slots=True, eq=False)

@@ -30,7 +30,7 @@ LOADED: Final = "load"
 UNLOADED: Final = "unload"
 _NS: Final = 1_000_000_000
 #: Of an answer before `done`: what stands behind the text.
-_REMOTE: Final = ("remote_model", "remote_host")
+_REMOTE_FIELDS: Final = ("remote_model", "remote_host")
 
 
 def created_at(at: datetime | None = None) -> str:
@@ -62,7 +62,7 @@ def piece_body(model: str, piece: Piece, *, is_chat: bool, is_raw: bool) -> dict
     extra = dict(piece.extra)
     context, of_message = extra.pop("context", None), extra.pop("message", None)
     body: dict[str, Any] = {"model": model}
-    body |= {name: extra.pop(name) for name in _REMOTE if name in extra}
+    body |= {name: extra.pop(name) for name in _REMOTE_FIELDS if name in extra}
     body["created_at"] = created_at()
     calls = [_call(call, n) for n, call in enumerate(piece.tool_calls)]
     said: dict[str, Any] = {"thinking": piece.thinking} if piece.thinking else {}

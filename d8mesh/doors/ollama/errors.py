@@ -15,7 +15,7 @@ REQUEST_ID: Final = "X-Request-Id"
 BUSY_TEXT: Final = "server busy, please try again.  maximum pending requests exceeded"
 CANCELLED_TEXT: Final = "request canceled"
 #: Statuses that differ from those of REST: a task is what was asked here, not a thing of its own.
-_OWN_STATUS: Final[Mapping[str, int]] = {
+_STATUS_AT_OLLAMA: Final[Mapping[str, int]] = {
     "queue.full": 503,
     "access.flood": 503,
     "task.failed": 500,
@@ -34,7 +34,7 @@ _WORTH_WAITING: Final[Mapping[str, int]] = {
 def ollama_problem(error: D8Error | Refusal) -> Response:
     """Return the answer that tells of an error."""
     told = problem(error)
-    response = answer({"error": error_text(error)}, _OWN_STATUS.get(error.code, told.status))
+    response = answer({"error": error_text(error)}, _STATUS_AT_OLLAMA.get(error.code, told.status))
     response.headers |= told.headers
     response.headers |= {REQUEST_ID: request_id(), "X-D8-Code": error.code}
     if not isinstance(error, Refusal) and (task_id := task_of(error)):

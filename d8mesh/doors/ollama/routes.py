@@ -22,7 +22,7 @@ from d8mesh.http.routes import MAX_BODY_BYTES, Door, HttpRoute, Request
 from d8mesh.nodes.client.aio.node import AsyncNode
 
 #: Paths whose errors are told in Ollama's form; the others below /api are those of REST.
-PREFIXES: Final = (
+OLLAMA_PATHS: Final = (
     "/", "/api/blobs", "/api/chat", "/api/copy", "/api/create", "/api/delete", "/api/embed",
     "/api/embeddings", "/api/experimental", "/api/generate", "/api/me", "/api/ps", "/api/pull",
     "/api/push", "/api/show", "/api/signout", "/api/status", "/api/tags", "/api/user",
@@ -78,7 +78,7 @@ def ollama_door(
     return Door(
         routes=[replace(each, call=partial(_named, each.call)) for each in routes],
         problem=ollama_problem,
-        prefixes=PREFIXES,
+        prefixes=OLLAMA_PATHS,
         origins=origins,
     )
 

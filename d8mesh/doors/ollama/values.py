@@ -18,7 +18,7 @@ from d8mesh.http.strict import parse_lenient_json
 #: The fields of a request, without those that are null.
 Fields = Mapping[str, Any]
 #: Of a value in what a person reads.
-SHOWN_CHARS: Final = 60
+SHOWN_VALUE_CHARS: Final = 60
 _BASE64_CHARS: Final = re.compile(r"[A-Za-z0-9+/]*")
 #: What Go calls JSON's kinds.
 _GO_KINDS: Final[Mapping[type, str]] = {
@@ -157,4 +157,4 @@ def _kind(value: object) -> str:
 
 
 def _shown(value: object) -> str:
-    return json.dumps(value)[:SHOWN_CHARS]
+    return json.dumps(value)[:SHOWN_VALUE_CHARS]
