@@ -81,18 +81,24 @@ class Mesh:
 
 
 @contextlib.contextmanager
-def mesh(*, workers: int, folder: Path | None = None) -> Iterator[Mesh]:
+def mesh(
+    *,
+    workers: int,
+    folder: Path | None = None,
+    settings: Mapping[str, str] = MappingProxyType({}),
+) -> Iterator[Mesh]:
     """Start an orchestrator and `workers` workers; end them after.
 
     Args:
         workers: how many worker processes.
         folder: where the data lies; None: somewhere that is removed after.
+        settings: of all of them, over those that are needed here.
     """
     with tempfile.TemporaryDirectory(prefix="d8-bench-", ignore_cleanup_errors=True) as scratch:
         home = folder or Path(scratch)
         rest, broker, status = free_ports(3)
         name = f"bench-{secrets.token_hex(3)}"
-        settings = {
+        given = {
             "D8_MESH": name,
             "D8_INTERFACES": "127.0.0.1",
             "D8_DATA_DIR": str(home),
@@ -105,9 +111,10 @@ def mesh(*, workers: int, folder: Path | None = None) -> Iterator[Mesh]:
             "D8_OLLAMA_SERVE": "0",
             "TASK_QUEUE_SIZE": "100000000",
             "D8_QUEUE_BYTES": "100000000000",
+            **settings,
         }
         config = Config(mesh=name, interfaces=("127.0.0.1",))
-        with Children(settings) as children:
+        with Children(given) as children:
             orchestrator = children.start("orchestrator", "orchestrator")
             running = Mesh(
                 config, f"http://127.0.0.1:{rest}", broker, home, orchestrator, [], children

@@ -19,7 +19,9 @@ TITLES: Final = {
     "recovery": "Recovery",
     "start": "Start and idling",
     "llm": "LLM requests on unequal machines",
+    "doors": "Chats by the doors, beside other routers",
     "hot_path": "The hot path: where each microsecond of a task goes",
+    "open_webui": "Open WebUI at the doors",
 }
 
 INTRODUCTION: Final = (

@@ -30,8 +30,12 @@ SCENARIOS: Final = {
     "recovery": "kill -9 with 100,000 and 1,000,000 queued, until the first task is done",
     "start": "cold start to first task, idle memory and idle CPU of each node",
     "llm": "LLM requests on unequal machines, over the best possible schedule",
+    "doors": "chats by the doors: first token, 64 at once, 200 streams, 2,000 waiting (--peers)",
     "hot_path": "where each microsecond of a task goes",
+    "open_webui": "Open WebUI at the doors, in a headless browser (4.3 GB; only if it is named)",
 }
+#: Those that run only when they are named.
+ON_DEMAND: Final = frozenset({"open_webui"})
 #: The issue's names for two of them.
 ALIASES: Final = {"queue": "backlog", "profile": "hot_path"}
 FULL_ROUNDS: Final = 5
@@ -54,7 +58,9 @@ def run(config: Config, options: argparse.Namespace) -> int:
         with_peers=arguments.peers,
     )
     names = list(dict.fromkeys(ALIASES.get(name, name) for name in arguments.scenario))
-    told = measure(names or list(SCENARIOS), plan, rest, arguments.json)
+    told = measure(
+        names or [each for each in SCENARIOS if each not in ON_DEMAND], plan, rest, arguments.json
+    )
     if arguments.plot:
         from bench import plots
 

@@ -86,6 +86,8 @@ class Config:
     lang: str | None = None
     mesh_key: str | None = field(default=None, repr=False)
     allowed_hosts: tuple[str, ...] = ()
+    origins: tuple[str, ...] = ()
+    keep_chats: bool = False
     allow_public: bool = False
     queue_bytes: int = 4_000_000_000
     disk_reserve_mb: int = 200
@@ -409,6 +411,14 @@ SETTINGS: Final[tuple[Setting, ...]] = (
         "host names, separated by commas",
     ),
     Setting(
+        "D8_ORIGINS",
+        "origins",
+        _names(r"\*|[A-Za-z][A-Za-z0-9+.-]{0,31}://[A-Za-z0-9.:*_\[\]-]{0,253}"),
+        "origins of web pages as browsers tell them, https://HOST or https://HOST:PORT, "
+        "separated by commas; a * stands for any part",
+    ),
+    Setting("D8_KEEP_CHATS", "keep_chats", _switch, "1 or 0"),
+    Setting(
         "D8_OPENAI_HOSTS",
         "openai_hosts",
         _urls(_base_url("/v1")),
@@ -457,4 +467,7 @@ def _warnings(env: Mapping[str, str], values: Mapping[str, object]) -> list[str]
             f"TASK_QUEUE_SIZE={LEGACY_QUEUE_SIZE} looks like the older system's default: "
             "obeyed, submits beyond it get 429; unset it for 1000000"
         )
+    origins = values.get("origins")
+    if isinstance(origins, tuple) and "*" in origins:
+        found.append("D8_ORIGINS=*: every web page that is opened in this network may use models")
     return found

@@ -194,6 +194,18 @@ class BackendTooLargeError(BackendError, code="backend.too_large"):
     """The question is too large for the LLM service, or its answer for us."""
 
 
+class ModelError(D8Error, code="model.error"):
+    """A language model cannot be asked."""
+
+
+class ModelUnknownError(ModelError, LookupError, code="model.unknown"):
+    """No machine of the mesh has this model."""
+
+
+class ModelUnfitError(ModelError, ValueError, code="model.unfit"):
+    """The model cannot do what is asked of it."""
+
+
 class ForbiddenError(D8Error, code="access.forbidden"):
     """This peer may not do that."""
 

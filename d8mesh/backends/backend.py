@@ -12,6 +12,7 @@ from d8mesh.core.protocol.chat import (
     EmbeddingRequest,
     Embeddings,
     JsonObject,
+    Origin,
     Piece,
 )
 from d8mesh.core.protocol.messages import Placement
@@ -76,12 +77,18 @@ def _unheard(piece: Piece) -> None:
     """Hear a piece and do nothing."""
 
 
+def _unstarted(model: str, origin: Origin | None) -> None:
+    """Hear who answers and do nothing."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChatRun:
     """How a request is run: who hears the answer grow, how long it may take, and where."""
 
     #: called with each piece; what it raises ends the answer
     on_piece: Callable[[Piece], None] = _unheard
+    #: called once, before the first piece: which model answers, and where if a pool was asked
+    on_start: Callable[[str, Origin | None], None] = _unstarted
     #: asked several times a second
     is_cancelled: Callable[[], bool]
     #: seconds from now until the answer must be complete

@@ -109,9 +109,12 @@ def completion(
         BackendError: what the reader came upon.
     """
     pieces: list[Piece] = []
-    count = size = 0
+    count, size, is_started = 0, 0, False
     with contextlib.closing(parts(reader, run)) as coming:
         for piece in coming:
+            if not is_started:
+                is_started = True
+                run.on_start(model, None)
             count += piece.is_sign_of_life
             size += piece.size_bytes
             if size > MAX_TEXT_BYTES:

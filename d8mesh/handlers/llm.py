@@ -127,16 +127,10 @@ def _once(warn: Warn) -> Warn:
 def _answered(
     service: LlmService, request: ChatRequest, data: Data, context: TaskContext, warn: Warn
 ) -> LlmResult:
-    are_objects = wants_pieces(data)
-
-    def emit(piece: Piece) -> None:
-        if are_objects and (told := _told(piece)):
-            context.emit(told)
-        elif piece.text and not are_objects:
-            context.emit(piece.text)
-
     started = time.monotonic()
-    completion = service.chat(request, replace(_run(context), on_piece=emit))
+    telling = _PiecesTold(context) if wants_pieces(data) else _TextsTold(context)
+    run = replace(_run(context), on_piece=telling.hear, on_start=telling.start)
+    completion = service.chat(request, run)
     is_another = request.model and plain_name(request.model) != plain_name(completion.model)
     if is_another and not request.is_model_strict:
         warn(
@@ -155,6 +149,37 @@ def _run(context: TaskContext) -> ChatRun:
         deadline_s=context.remaining_s,
         placement=context.placement,
     )
+
+
+class _TextsTold:
+    """Emits the text of an answer as it grows."""
+
+    def __init__(self, context: TaskContext) -> None:
+        self._context = context
+
+    def start(self, model: str, origin: Origin | None) -> None:
+        """Note who answers: a text cannot say it."""
+
+    def hear(self, piece: Piece) -> None:
+        if piece.text:
+            self._context.emit(piece.text)
+
+
+class _PiecesTold:
+    """Emits each piece of an answer as an object; the first one says who answers."""
+
+    def __init__(self, context: TaskContext) -> None:
+        self._context = context
+        self._origin: LlmResult = {}
+
+    def start(self, model: str, origin: Origin | None) -> None:
+        where = {} if origin is None else asdict(origin)
+        self._origin = {"origin": {"model": model, **where}}
+
+    def hear(self, piece: Piece) -> None:
+        if told := _told(piece):
+            self._context.emit(told | self._origin)
+            self._origin = {}
 
 
 def _told(piece: Piece) -> LlmResult:

@@ -10,7 +10,7 @@ import msgspec
 
 from d8mesh.core.protocol.json_model import as_json, check_json, error_as_text, packed_json, scalar
 from d8mesh.core.protocol.messages import FAILED, MAX_PAYLOAD_BYTES, REFUSED, SUCCEEDED
-from d8mesh.errors import BackendError, InvalidTaskError, PayloadTooLargeError
+from d8mesh.errors import BackendError, D8Error, InvalidTaskError, PayloadTooLargeError
 from d8mesh.handlers.retrying import AttemptEnd, Reject
 from d8mesh.handlers.tracebacks import (
     MAX_ERROR_CHARS,
@@ -91,6 +91,7 @@ def of_exception(error: BaseException, worker_id: str, duration_s: float) -> Att
         duration_s,
         is_final=is_refusal or isinstance(error, PayloadTooLargeError),
         traceback="" if is_said else traceback_text(error),
+        code=error.code if isinstance(error, D8Error) and is_all_ours(error) else "",
     )
 
 
@@ -108,15 +109,27 @@ def _is_said(error: BaseException) -> bool:
 
 
 def of_error(
-    text: str, worker_id: str, duration_s: float, *, is_final: bool = False, traceback: str = ""
+    text: str,
+    worker_id: str,
+    duration_s: float,
+    *,
+    is_final: bool = False,
+    traceback: str = "",
+    code: str = "",
 ) -> AttemptEnd:
-    """Return how a failed attempt ends; `is_final`: trying again would not help."""
+    """Return how a failed attempt ends; `is_final`: trying again would not help.
+
+    Args:
+        code: of an error of ours, by which its submitter may tell it from others.
+    """
     result = {
         "success": False,
         "error": text[:MAX_ERROR_CHARS].encode("utf-8", "replace").decode("utf-8"),
         "worker_id": worker_id,
         "duration_s": duration_s,
     }
+    if code:
+        result["code"] = code
     if traceback:
         result["traceback"] = traceback
     return (REFUSED if is_final else FAILED), _encode(result)

@@ -28,10 +28,12 @@ RETRY_AFTER_S: Final[Mapping[str, int]] = {
 
 #: The codes of every status: those of `d8mesh.errors` and those of HTTP itself (`http.*`).
 _CODES: Final[Mapping[int, str]] = {
-    400: "protocol.invalid protocol.version task.rejected task.invalid http.bad_request",
+    400: (
+        "protocol.invalid protocol.version task.rejected task.invalid model.unfit http.bad_request"
+    ),
     401: "access.token",
     403: "access.forbidden http.host http.origin http.peer",
-    404: "task.unknown worker.unknown http.not_found",
+    404: "task.unknown worker.unknown model.unknown http.not_found",
     405: "http.method",
     408: "http.timeout",
     409: "key.conflict task.failed task.cancelled worker.id_taken",
@@ -42,7 +44,7 @@ _CODES: Final[Mapping[int, str]] = {
     429: "queue.full access.flood",
     431: "http.headers_too_large",
     500: (
-        "d8.error config.invalid core.transition task.error client.wrong_loop "
+        "d8.error config.invalid core.transition task.error model.error client.wrong_loop "
         "worker.error worker.outbox_broken worker.handler journal.failed journal.held "
         "journal.broken"
     ),
@@ -62,6 +64,8 @@ STATUS: Final[Mapping[str, int]] = {
 _PASSED_ON_AT_ONCE: Final = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 #: A large answer is sent in parts, so that a slow reader holds up none but its own.
 PART_BYTES: Final = 65_536
+#: The status of an answer that has no body, nor a length of it.
+NO_CONTENT: Final = 204
 #: Headers of an answer after which the connection is of no further use.
 CLOSES: Final[Mapping[str, str]] = {"Connection": "close"}
 _NONE: Final[Mapping[str, str]] = {}
@@ -87,14 +91,17 @@ class Response:
         status: int = 200,
         *,
         content_type: str = JSON,
+        headers: Mapping[str, str] = _NONE,
     ) -> None:
         self.body, self.status = body, status
         self.headers = _PASSED_ON_AT_ONCE | {"Content-Type": content_type}
+        if headers:
+            self.headers |= headers
 
     async def send(self, send: AsgiSend, *, is_head: bool) -> None:
         """Send all of it, or its head alone."""
         body, headers = self.body, dict(self.headers)
-        if isinstance(body, bytes):
+        if isinstance(body, bytes) and self.status != NO_CONTENT:
             headers["Content-Length"] = str(len(body))
         raw = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
         await send({"type": "http.response.start", "status": self.status, "headers": raw})

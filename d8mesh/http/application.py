@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from typing import Any, Final
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from typing import Any, Final, TypeAlias
 from urllib.parse import quote
 
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
 from werkzeug.routing import Map, Rule
 
 from d8mesh.errors import D8Error
-from d8mesh.http.answers import CLOSES, Refusal, Response
-from d8mesh.http.asgi import AsgiSend, Receive, Scope
+from d8mesh.http.answers import CLOSES, NO_CONTENT, Refusal, Response
+from d8mesh.http.asgi import AsgiMessage, AsgiSend, Receive, Scope
+from d8mesh.http.codings import CODINGS, MAX_DECODED_BYTES, decoder_of
 from d8mesh.http.guard import Guard, Rejections
 from d8mesh.http.off_loop import OFF_LOOP_BYTES, off_loop
+from d8mesh.http.origins import is_preflight, no_origin, preflight_headers, shared_with
 from d8mesh.http.routes import Door, HttpRoute, Request
 
 #: Longest path that is looked at, once it is decoded.
@@ -26,15 +29,20 @@ MAX_HELD_BYTES: Final = 256 * 1024 * 1024
 _UTF_8: Final = frozenset({"utf-8", "utf8", "us-ascii"})
 _log: Final = logging.getLogger("d8mesh.http")
 
+#: A route and the values of its rule.
+_Matched: TypeAlias = tuple[HttpRoute, dict[str, Any]]
+
 
 class Application:
-    """Serves doors; in the form of the first it is told that there is no such path."""
+    """Serves doors; what is refused below none of their prefixes is told as the first does."""
 
     def __init__(self, doors: Sequence[Door], guard: Guard, rejections: Rejections) -> None:
         self._first = doors[0]
         self._guard = guard
         self._rejections = rejections
         self._held_bytes = 0
+        prefixes = [(prefix, door) for door in doors for prefix in door.prefixes]
+        self._prefixes = sorted(prefixes, key=lambda each: -len(each[0]))
         rules = [
             Rule(route.rule, methods=[route.method], endpoint=(door, route))
             for door in doors
@@ -45,15 +53,9 @@ class Application:
     async def __call__(self, scope: Scope, receive: Receive, send: AsgiSend) -> None:
         """Serve one request (ASGI)."""
         request = Request(scope)
-        door = self._first
+        door, found = self._find(request)
         try:
-            self._guard.check(request.remote_addr or "", request.http_version, request.fields)
-            (door, route), values = self._match(request)
-            # Our server cancels calls whose callers have left.
-            scope["d8.runs_on"] = route.method != "GET" and not route.ends_with_caller
-            if door.before is not None and not route.is_light:
-                await door.before(request)
-            response = await self._call(request, receive, route, values)
+            response = await self._answer(request, receive, door, found)
         except EOFError:
             return  # the caller has left in the middle of its body
         except (D8Error, Refusal) as error:
@@ -65,38 +67,81 @@ class Application:
         size = len(response.body) if isinstance(response.body, bytes) else 0
         if size > OFF_LOOP_BYTES and self._held_bytes + size > MAX_HELD_BYTES:
             response, size = self._told(request, door, _flood("answers")), 0
+        _share(response, door, request.fields.get("origin"))
         self._held_bytes += size
         try:
             await response.send(send, is_head=request.method == "HEAD")
         finally:
             self._held_bytes -= size
 
-    def _match(self, request: Request) -> tuple[tuple[Door, HttpRoute], dict[str, Any]]:
-        if len(request.path) > MAX_ADDRESS_CHARS or len(request.query_string) > MAX_ADDRESS_CHARS:
-            raise Refusal("http.url_too_long", f"at most {MAX_ADDRESS_CHARS} characters")
+    def refused(self, path: str, origin: str | None, refusal: Refusal) -> Response:
+        """Return what tells of a request that was refused before it was one; "": no path yet."""
+        door = self._door_at(path)
+        response = door.problem(refusal)
+        _share(response, door, origin)
+        return response
+
+    def _find(self, request: Request) -> tuple[Door, _Matched | Refusal]:
+        """Return what is asked for, or why there is none, and the door whose business that is."""
+        path = request.path
+        if len(path) > MAX_ADDRESS_CHARS or len(request.query_string) > MAX_ADDRESS_CHARS:
+            refusal = Refusal("http.url_too_long", f"at most {MAX_ADDRESS_CHARS} characters")
+            return self._door_at(path), refusal
         try:
-            return self._matcher.match(request.path, method=request.method)  # type: ignore[return-value]
+            (door, route), values = self._matcher.match(path, method=request.method)
+            return door, (route, values)  # type: ignore[return-value]
         except MethodNotAllowed as error:
-            allowed = ", ".join(sorted(error.valid_methods or ()))
-            raise Refusal(
+            methods = sorted(error.valid_methods or ())
+            (door, _), _ = self._matcher.match(path, method=methods[0])
+            allowed = ", ".join(methods)
+            return door, Refusal(
                 "http.method",
                 f"{request.method[:20]} is not for this path: expected {allowed}",
                 headers={"Allow": allowed},
-            ) from error
-        except HTTPException as error:
-            path = quote(request.path[:100])
-            raise Refusal("http.not_found", f"there is nothing at {path}") from error
+            )
+        except HTTPException:
+            refusal = Refusal("http.not_found", f"there is nothing at {quote(path[:100])}")
+            return self._door_at(path), refusal
+
+    def _door_at(self, path: str) -> Door:
+        for prefix, door in self._prefixes:
+            if path.startswith(prefix) and path[len(prefix) : len(prefix) + 1] in ("", "/"):
+                return door
+        return self._first
+
+    async def _answer(
+        self, request: Request, receive: Receive, door: Door, found: _Matched | Refusal
+    ) -> Response:
+        fields, peer = request.fields, request.remote_addr or ""
+        self._guard.check(peer, request.http_version, fields, door.origins)
+        if door.origins is not no_origin and is_preflight(request.method, fields):
+            return Response(b"", NO_CONTENT, headers=preflight_headers(fields))
+        self._guard.check_key(peer, fields)  # a preflight never has one
+        if isinstance(found, Refusal):
+            raise found
+        route, values = found
+        # Our server cancels calls whose callers have left.
+        request.scope["d8.runs_on"] = route.method != "GET" and not route.ends_with_caller
+        if door.before is not None and not route.is_light:
+            await door.before(request)
+        if request.method in ("GET", "HEAD"):
+            return await route.call(request, **values)
+        if route.is_streamed:
+            _check_length(request, route.max_body_bytes)
+            _check_type(request, route)
+            async with aclosing(_parts(request, receive, route.max_body_bytes)) as request.parts:
+                return await route.call(request, **values)
+        return await self._call(request, receive, route, values)
 
     async def _call(
         self, request: Request, receive: Receive, route: HttpRoute, values: dict[str, Any]
     ) -> Response:
-        if request.method in ("GET", "HEAD"):
-            return await route.call(request, **values)
         is_taken = False
         try:
-            await self._read(request, receive, route)
+            await self._read(request, receive, route.max_body_bytes)
             if request.body:
-                _check_type(request, route.takes)
+                _check_type(request, route)
+                await self._decode(request, route.max_body_bytes)
             if route.schema is not None:
                 request.value = await off_loop(len(request.body), route.schema, request.body)
             is_taken = True
@@ -108,26 +153,38 @@ class Application:
         finally:
             self._held_bytes -= request.received_bytes
 
-    async def _read(self, request: Request, receive: Receive, route: HttpRoute) -> None:
+    async def _read(self, request: Request, receive: Receive, limit: int) -> None:
         """Take in the whole body, as much as the route allows; it counts as held from then on."""
-        limit = route.max_body_bytes
-        if int(request.fields.get("content-length", "0")) > limit:
-            raise _too_large(limit)
+        _check_length(request, limit)
         parts: list[bytes] = []
         has_more = True
         while has_more:
             message = await receive()
-            if message["type"] != "http.request":
-                raise EOFError
-            parts.append(message.get("body", b""))
+            parts.append(_part_of(message))
             request.received_bytes += len(parts[-1])
             self._held_bytes += len(parts[-1])
             if request.received_bytes > limit:
                 raise _too_large(limit)
-            if self._held_bytes > MAX_HELD_BYTES and request.received_bytes > OFF_LOOP_BYTES:
-                raise _flood("bodies")
+            self._check_held(request)
             has_more = message.get("more_body", False)
         request.body = b"".join(parts)
+
+    async def _decode(self, request: Request, limit: int) -> None:
+        """Make of a compressed body, which the route takes, what it was."""
+        decode = decoder_of(_coding_of(request))
+        if decode is None:
+            return
+        # However little comes, it may become much.
+        request.body = await off_loop(MAX_DECODED_BYTES, decode, request.body)
+        request.received_bytes += len(request.body)
+        self._held_bytes += len(request.body)
+        if len(request.body) > limit:
+            raise _too_large(limit)
+        self._check_held(request)
+
+    def _check_held(self, request: Request) -> None:
+        if self._held_bytes > MAX_HELD_BYTES and request.received_bytes > OFF_LOOP_BYTES:
+            raise _flood("bodies")
 
     def _told(
         self, request: Request, door: Door, error: D8Error | Refusal, *, why: str = ""
@@ -146,21 +203,60 @@ class Application:
         return response
 
 
-def _check_type(request: Request, wanted: str) -> None:
-    coding = request.fields.get("content-encoding", "identity").strip().lower()
-    if request.fields.get("content-type") == wanted and coding == "identity":
+async def _parts(request: Request, receive: Receive, limit: int) -> AsyncGenerator[bytes, None]:
+    """Yield what comes of a body, within the limit."""
+    has_more = True
+    while has_more:
+        message = await receive()
+        part = _part_of(message)
+        request.received_bytes += len(part)
+        if request.received_bytes > limit:
+            raise _too_large(limit)
+        has_more = message.get("more_body", False)
+        if part:
+            yield part
+
+
+def _part_of(message: AsgiMessage) -> bytes:
+    if message["type"] != "http.request":
+        raise EOFError
+    part: bytes = message.get("body", b"")
+    return part
+
+
+def _share(response: Response, door: Door, origin: str | None) -> None:
+    """Let a page see an answer, also one that refuses it, of a door that it may use."""
+    if origin is not None and door.origins(origin):
+        response.headers |= shared_with(origin)
+
+
+def _check_length(request: Request, limit: int) -> None:
+    if int(request.fields.get("content-length", "0")) > limit:
+        raise _too_large(limit)
+
+
+def _coding_of(request: Request) -> str:
+    return request.fields.get("content-encoding", "identity").strip().lower()
+
+
+def _check_type(request: Request, route: HttpRoute) -> None:
+    wanted, coding = route.takes, _coding_of(request)
+    is_read = coding == "identity" or (route.decodes and decoder_of(coding) is not None)
+    if is_read and (wanted is None or request.fields.get("content-type") == wanted):
         return  # as nearly all do
     kind, charset = request.mimetype[:60], request.mimetype_params.get("charset", "utf-8")
-    if kind != wanted:
+    if wanted is not None and kind != wanted:
         seen = f"is {kind!r}" if kind else "has no Content-Type"
         told = f"the body {seen}, expected {wanted}"
-    elif charset.lower() not in _UTF_8:
+    elif wanted is not None and charset.lower() not in _UTF_8:
         told = f"the body's charset is {charset[:60]!r}, expected utf-8"
-    elif coding != "identity":
-        told = f"the body's Content-Encoding is {coding[:60]!r}, expected none"
+    elif not is_read:
+        expected = ", ".join(CODINGS) if route.decodes else "none"
+        told = f"the body's Content-Encoding is {coding[:60]!r}, expected {expected}"
     else:
         return
-    raise Refusal("http.media_type", told, headers={"Accept": wanted})
+    accepted = {"Accept": wanted} if wanted is not None else {"Accept-Encoding": "identity"}
+    raise Refusal("http.media_type", told, headers=accepted)
 
 
 def _too_large(limit: int) -> Refusal:

@@ -17,7 +17,7 @@ from typing import Any, Final, Protocol
 
 import httptools
 
-from d8mesh.http.answers import Refusal, problem
+from d8mesh.http.answers import NO_CONTENT, Refusal, Response
 from d8mesh.http.asgi import AsgiApplication, AsgiMessage, Scope
 from d8mesh.http.guard import Rejections
 from d8mesh.http.heads import (
@@ -61,6 +61,7 @@ class ServesConnections(Protocol):
 
     def admit(self, connection: HttpConnection) -> Refusal | None: ...
     def forget(self, connection: HttpConnection) -> None: ...
+    def refused(self, path: str, origin: str | None, refusal: Refusal) -> Response: ...
     def date(self) -> bytes: ...
 
 
@@ -94,6 +95,8 @@ class HttpConnection(asyncio.BufferedProtocol):
         self._since = self._moved_at = server.loop.time()
         self._is_begun = self._is_used = self._is_lost = False
         self._refusal: Refusal | None = None
+        #: the path and the Origin of what is refused
+        self._told_at: tuple[str, str | None] = "", None
         self._drained_until = self._paused_at = 0.0
         #: the call of the application for the first of what is asked, and what it waits for
         self._task: asyncio.Task[None] | None = None
@@ -268,7 +271,8 @@ class HttpConnection(asyncio.BufferedProtocol):
     def _begin(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
         """Make the head, and send it unless the body follows at once."""
         asked, names = self._asked[0], {name.lower() for name, _ in headers}
-        is_sized, version = b"content-length" in names, asked.scope["http_version"]
+        is_sized = b"content-length" in names or status == NO_CONTENT
+        version = asked.scope["http_version"]
         self._is_chunked = not is_sized and version == "1.1"
         if self._is_chunked:
             headers.append((b"Transfer-Encoding", b"chunked"))
@@ -339,6 +343,7 @@ class HttpConnection(asyncio.BufferedProtocol):
 
     def _refuse(self, refusal: Refusal) -> None:
         """Answer what came before, then say why there will be no more."""
+        self._told_at = self._place()
         self._parser, self._is_begun = None, False
         self._server.rejections.add(refusal.code, self.peer, str(refusal))
         asked, self._incoming = self._incoming, None
@@ -355,8 +360,23 @@ class HttpConnection(asyncio.BufferedProtocol):
         else:
             self._tell(refusal)
 
+    def _place(self) -> tuple[str, str | None]:
+        """Return the path and the Origin of the request that is coming, as far as they are in."""
+        if self._incoming is not None:
+            path: str = self._incoming.scope["path"]
+            headers = self._incoming.scope["headers"]
+        elif self._is_begun:
+            try:
+                path, headers = path_and_query(self._url)[0], self._headers
+            except (Refusal, UnicodeDecodeError):
+                return "", None
+        else:
+            return "", None
+        origins = [value.decode("latin-1") for name, value in headers if name == b"origin"]
+        return path, origins[0] if len(origins) == 1 else None
+
     def _tell(self, refusal: Refusal, *, lingers: bool = True) -> None:
-        response = problem(refusal)
+        response = self._server.refused(*self._told_at, refusal)
         assert isinstance(response.body, bytes)
         response.headers |= {"Content-Length": str(len(response.body)), "Connection": "close"}
         headers = [(name.encode(), value.encode()) for name, value in response.headers.items()]

@@ -5,7 +5,7 @@ A source knows nothing of the form in which it is read.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeAlias
@@ -65,7 +65,8 @@ async def _written(source: Source, form: EventFormat) -> AsyncGenerator[bytes, N
                 yield form.comment % item.encode()
 
 
-def _line(body: dict[str, Any]) -> bytes:
+def json_line(body: Mapping[str, Any]) -> bytes:
+    """Return a body as JSON that no reader takes for several lines; without a line's end."""
     line = _encoder.encode(body)
     if not line.isascii():
         for separator, escaped in _SEPARATORS:
@@ -74,9 +75,9 @@ def _line(body: dict[str, Any]) -> bytes:
 
 
 def _sse(event: Event) -> bytes:
-    return b"event: %s\ndata: %s\n\n" % (event.name.encode("ascii"), _line(event.body))
+    return b"event: %s\ndata: %s\n\n" % (event.name.encode("ascii"), json_line(event.body))
 
 
 #: Server-sent events (the HTML standard, 9.2), and JSON a line.
 SSE: Final = EventFormat("text/event-stream", _sse, b": %b\n\n")
-NDJSON: Final = EventFormat("application/x-ndjson", lambda event: _line(event.body) + b"\n")
+NDJSON: Final = EventFormat("application/x-ndjson", lambda event: json_line(event.body) + b"\n")

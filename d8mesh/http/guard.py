@@ -10,7 +10,7 @@ import hmac
 import logging
 import time
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Final
 
 from d8mesh.core.protocol.addresses import (
@@ -23,12 +23,15 @@ from d8mesh.core.protocol.addresses import (
 from d8mesh.edge.logs import event
 from d8mesh.edge.network import own_names
 from d8mesh.http.answers import CLOSES, Refusal
+from d8mesh.http.origins import no_origin
 
 #: The machine's names and addresses are looked up again after this long.
 NAMES_S: Final = 5.0
 #: They are looked up sooner for a name that is not among them, but not more often than this; for
 #: an address at once, which this machine may have got a moment ago.
 NAMES_AGAIN_S: Final = 0.5
+#: Ends the key itself in what a program sends as one: ``KEY;priority=2``.
+KEY_OPTIONS: Final = ";priority="
 _log: Final = logging.getLogger("d8mesh.http")
 
 
@@ -49,14 +52,27 @@ class Guard:
         self._key = key
         self._allows_public = allows_public and bool(key)
 
-    def check(self, peer: str, http_version: str, fields: Mapping[str, str]) -> None:
-        """Refuse a request or let it pass: only HTTP/1.0, which knows none, needs no Host."""
+    def check(
+        self,
+        peer: str,
+        http_version: str,
+        fields: Mapping[str, str],
+        origins: Callable[[str], bool] = no_origin,
+    ) -> None:
+        """Refuse a request or let it pass: only HTTP/1.0, which knows none, needs no Host.
+
+        Args:
+            origins: whose pages may ask this, beside our own.
+        """
         if not self.admits(peer):
             raise Refusal("http.peer", "only private networks may ask here", headers=CLOSES)
         header = fields.get("host", "")
         if http_version != "1.0" or "host" in fields:
             self._check_host(header)
-        _check_origin(fields, header)
+        _check_page(fields, header, origins)
+
+    def check_key(self, peer: str, fields: Mapping[str, str]) -> None:
+        """Refuse a request that does not show the mesh's key, if there is one."""
         if self._key is not None and not is_loopback(peer):
             _check_token(fields, self._key)
 
@@ -111,17 +127,32 @@ class Rejections:
         return dict(self._counts)
 
 
-def _check_origin(fields: Mapping[str, str], host: str) -> None:
-    scheme, found, place = fields.get("origin", f"http://{host}").partition("://")
-    is_ours = scheme in ("http", "https") and found and place.lower() == host.lower()
-    if not is_ours or fields.get("sec-fetch-site", "").lower() == "cross-site":
+def _check_page(fields: Mapping[str, str], host: str, origins: Callable[[str], bool]) -> None:
+    """Refuse what a page from elsewhere has its browser ask.
+
+    Without an Origin (a picture, a link, a frame) a browser still says, to hosts that it trusts,
+    how the asking page stands to us: `same-site` is another port, or another name of our domain.
+    """
+    origin, site = fields.get("origin"), fields.get("sec-fetch-site", "").lower()
+    if origin is None:
+        is_good = site not in ("cross-site", "same-site")
+    else:
+        scheme, found, place = origin.partition("://")
+        is_ours = scheme in ("http", "https") and found and place.lower() == host.lower()
+        is_good = bool(is_ours and site != "cross-site") or origins(origin)
+    if not is_good:
         raise Refusal("http.origin", "requests of web pages from elsewhere are refused")
 
 
 def _check_token(fields: Mapping[str, str], key: str) -> None:
     scheme, _, token = fields.get("authorization", "").partition(" ")
-    given = token.strip().encode("utf-8", "replace")
-    if scheme.lower() != "bearer" or not hmac.compare_digest(given, key.encode("utf-8")):
+    given = [token.strip()] if scheme.lower() == "bearer" else []
+    if "x-api-key" in fields:  # where Anthropic's clients have it
+        given.append(fields["x-api-key"].strip())
+    # Programs that can set nothing but a key say there how urgent they are.
+    given += [each.rpartition(KEY_OPTIONS)[0] for each in given if KEY_OPTIONS in each]
+    wanted = key.encode("utf-8")
+    if not any(hmac.compare_digest(each.encode("utf-8", "replace"), wanted) for each in given):
         raise Refusal(
             "access.token",
             "this mesh has a key: send it as Authorization: Bearer",

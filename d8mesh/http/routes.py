@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -12,6 +12,7 @@ from werkzeug.sansio.request import Request as SansIoRequest
 from d8mesh.errors import D8Error
 from d8mesh.http.answers import JSON, Refusal, Response, problem
 from d8mesh.http.asgi import Scope, fields_of
+from d8mesh.http.origins import no_origin
 
 #: Largest body where no data or results travel.
 SMALL_BODY_BYTES: Final = 1_048_576
@@ -25,13 +26,16 @@ class Request(SansIoRequest):
     fields: the headers by lower-case name.
     body: what came with it, whole and within the route's limit.
     value: what the route's schema made of it.
+    parts: of a route that is streamed, what comes of the body, in turn.
     """
 
     body: bytes = b""
     received_bytes: int = 0
     value: Any = None
+    parts: AsyncIterator[bytes]
 
     def __init__(self, scope: Scope) -> None:
+        self.scope = scope
         self.http_version: str = scope["http_version"]
         self.fields = fields_of(scope)
         client = scope.get("client")
@@ -57,7 +61,10 @@ class HttpRoute:
     method: GET serves HEAD too.
     on_untaken: ``(request, error, **values of the rule)``; told, before that is answered, when
         the body is refused for what it is.
-    takes: the media type of bodies.
+    takes: the media type of bodies; None: any or none is good.
+    decodes: bodies may be compressed (`codings`); else none may.
+    is_streamed: the call itself reads the body, `request.parts`, or answers without it; those
+        raise a `Refusal` beyond `max_body_bytes`, and EOFError when the caller has left.
     is_light: answers without `Door.before`.
     ends_with_caller: the call is cancelled when its caller leaves, as that of a GET always is;
         else it runs to its end.
@@ -68,7 +75,9 @@ class HttpRoute:
     schema: Callable[[bytes], Any] | None = None
     method: str = "GET"
     on_untaken: Callable[..., Awaitable[None]] | None = None
-    takes: str = JSON
+    takes: str | None = JSON
+    decodes: bool = False
+    is_streamed: bool = False
     max_body_bytes: int = SMALL_BODY_BYTES
     is_light: bool = False
     ends_with_caller: bool = False
@@ -79,8 +88,13 @@ class Door:
     """Some routes and how they fail.
 
     before: awaited before each call that is not light; what it raises is the answer.
+    prefixes: paths whose errors are told in this door's form also where there is no such route,
+        each with all that is below it; the longest that fits counts.
+    origins: whether pages of this origin may use the door, beside our own.
     """
 
     routes: Sequence[HttpRoute]
     problem: Callable[[D8Error | Refusal], Response] = problem
     before: Callable[[Request], Awaitable[None]] | None = None
+    prefixes: Sequence[str] = ()
+    origins: Callable[[str], bool] = no_origin

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from email.utils import formatdate
 from typing import Final
 
-from d8mesh.http.answers import Refusal
+from d8mesh.http.answers import Refusal, Response, problem
 from d8mesh.http.asgi import AsgiApplication
 from d8mesh.http.connection import HttpConnection
 from d8mesh.http.guard import Rejections
@@ -35,8 +35,15 @@ DEADLINES_LOOK_S: Final = 0.5
 _BUFFER_BYTES: Final = 65_536
 
 
+def _plainly(path: str, origin: str | None, refusal: Refusal) -> Response:
+    return problem(refusal)
+
+
 class Server:
     """Serves an ASGI application, which is told of no lifespan, on bound sockets of its own.
+
+    refused: tells, in the words that the path and the Origin ask for, of what is refused before
+        the application sees it.
 
     Thread: all of it in one loop.
     """
@@ -49,8 +56,9 @@ class Server:
         sockets: Sequence[socket.socket],
         admits: Callable[[str], bool],
         rejections: Rejections,
+        refused: Callable[[str, str | None, Refusal], Response] = _plainly,
     ) -> None:
-        self.application = application
+        self.application, self.refused = application, refused
         self.buffer = bytearray(_BUFFER_BYTES)
         self.rejections = rejections
         self._sockets, self._admits = sockets, admits

@@ -17,11 +17,17 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
 from d8mesh.config import Config
 from d8mesh.core.protocol.addresses import is_admissible
+from d8mesh.doors.anthropic.door import anthropic_door
+from d8mesh.doors.anthropic.listing import ModelList
+from d8mesh.doors.llm.catalogue import ModelCatalogue
+from d8mesh.doors.llm.chats import Chats
+from d8mesh.doors.openai.routes import openai_door
 from d8mesh.doors.rest.api import rest_door
 from d8mesh.doors.tunnel import Exchange, tunnel_door
 from d8mesh.doors.waiting import MAX_WAITS, Places
@@ -31,6 +37,8 @@ from d8mesh.edge.network import bind, port_holder
 from d8mesh.errors import ConfigError, D8Error, NodeClosedError, NotAcknowledgedError
 from d8mesh.http.application import Application
 from d8mesh.http.guard import Guard, Rejections
+from d8mesh.http.origins import Origins
+from d8mesh.http.routes import Door
 from d8mesh.http.server import MAX_CONNECTIONS, Server
 from d8mesh.nodes.client.aio.node import AsyncNode
 from d8mesh.processes.parent import end_when_told
@@ -68,8 +76,15 @@ async def _serve(config: Config, broker: str, bound: socket.socket) -> int:
     mesh.runner.stream_buffer.keep_s = KEPT_S
     waits, rejections, exchange = Places(MAX_WAITS), Rejections(), Exchange(broker)
     guard = Guard(config.allowed_hosts, key=config.mesh_key, allows_public=config.allow_public)
-    doors = [rest_door(mesh, waits, rejections), tunnel_door(exchange, mesh, waits)]
-    server = Server(Application(doors, guard, rejections), [bound], guard.admits, rejections)
+    catalogue = ModelCatalogue(mesh, lists_cloud=config.cloud != "never")
+    chats = Chats(mesh, catalogue, keeps_all=config.keep_chats)
+    doors = [
+        rest_door(mesh, waits, rejections),
+        tunnel_door(exchange, mesh, waits),
+        *_llm_doors(config, mesh, chats, catalogue),
+    ]
+    application = Application(doors, guard, rejections)
+    server = Server(application, [bound], guard.admits, rejections, application.refused)
     alive = mesh.loop.create_task(_until_dead(mesh))
     _cancel_at_end(alive)
     await server.start()
@@ -77,12 +92,23 @@ async def _serve(config: Config, broker: str, bound: socket.socket) -> int:
     print(json.dumps({"event": "ready", "port": port}), flush=True)
     event(_log, logging.INFO, "web.up", port=port, broker=broker)
     await asyncio.wait((alive,))
+    chats.end()
     await server.close(WEB_DRAIN_S)
     await exchange.close()
     with contextlib.suppress(NotAcknowledgedError):  # each request is told by its own answer
         await mesh.close(WEB_CLOSE_S)
     event(_log, logging.INFO, "web.down", port=port)
     return 0 if alive.cancelled() else 1
+
+
+def _llm_doors(
+    config: Config, mesh: AsyncNode, chats: Chats, catalogue: ModelCatalogue
+) -> Iterator[Door]:
+    """Yield the doors of language models."""
+    origins = Origins(config.origins)
+    models = ModelList(catalogue).answered
+    yield openai_door(chats, catalogue, origins=origins, lists_for_others=models)
+    yield anthropic_door(chats, origins)
 
 
 async def _until_dead(mesh: AsyncNode) -> None:

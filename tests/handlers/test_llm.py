@@ -5,12 +5,13 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from d8mesh.backends.backend import ChatRun
 from d8mesh.backends.ollama import OllamaBackend
+from d8mesh.backends.services.pool import ServicePool
 from d8mesh.core.protocol.chat import (
     ChatRequest,
     Completion,
@@ -359,6 +360,35 @@ def test_pieces_are_objects_with_thoughts_calls_and_probabilities() -> None:
         context = Context()
         result = placed(standin, "agent_action", asked, context)
         assert "".join(map(str, context.emitted)) == result["output"]
+
+
+def test_the_first_piece_says_who_answers_and_no_other_one_does() -> None:
+    asked = {
+        "messages": [{"role": "user", "content": "say 5 words"}],
+        "model": "qwen2.5",
+        "pieces": True,
+    }
+    with OllamaStandin() as standin:
+        pool = ServicePool([OllamaBackend(standin.url)])
+        pool.look()
+        context = Context()
+        pooled: Any = llm_handlers(pool)["agent_action"](asked, context)
+        alone = Context()
+        llm_handlers(OllamaBackend(standin.url))["agent_action"](asked, alone)
+    first, *others = [dict(each) for each in cast("list[dict[str, Any]]", context.emitted)]
+    assert first == {
+        "text": "w0",
+        "origin": {
+            "model": "qwen2.5:3b",
+            "service": pooled["service"],
+            "machine": pooled["machine"],
+            "backend": "ollama",
+            "is_cloud": False,
+        },
+    }
+    assert others
+    assert not any("origin" in each for each in others)
+    assert alone.emitted[0] == {"text": "w0", "origin": {"model": "qwen2.5:3b"}}
 
 
 # --- no answer --------------------------------------------------------------------------

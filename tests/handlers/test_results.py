@@ -150,6 +150,13 @@ def test_what_a_service_says_stands_without_the_name_of_a_class() -> None:
     except BackendAnswerError as error:
         _, result = told(of_exception(error, "w", 0.5))
     assert result["error"] == "BackendAnswerError: mine"
+    assert "code" not in result
+
+
+def test_an_error_of_ours_tells_its_code_and_one_of_a_handler_does_not() -> None:
+    _, result = told(of_exception(BackendAnswerError("broke off"), "w", 0.5))
+    assert result["code"] == "backend.answer"
+    assert "code" not in told(of_exception(ValueError("bad"), "w", 0.5))[1]
 
 
 def test_handlers_take_the_data_with_or_without_a_context() -> None:

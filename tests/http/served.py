@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from d8mesh.edge.network import bind
+from d8mesh.http.answers import Refusal, Response, problem
 from d8mesh.http.asgi import AsgiSend, Receive, Scope
 from d8mesh.http.guard import Rejections
 from d8mesh.http.server import Server, ServerThread
@@ -38,11 +39,21 @@ class Served:
         self.is_gone = threading.Event()
         self.waiting = threading.Semaphore(0)
         self.server = Server(
-            self.application, [bind("127.0.0.1", 0)], lambda peer: admits, self.refused
+            self.application,
+            [bind("127.0.0.1", 0)],
+            lambda peer: admits,
+            self.refused,
+            self.told_of,
         )
+        #: path and Origin of what was refused
+        self.places: list[tuple[str, str | None]] = []
         self.thread = ServerThread(self.server)
         (self.port,) = self.thread.ports
         self.thread.start()
+
+    def told_of(self, path: str, origin: str | None, refusal: Refusal) -> Response:
+        self.places.append((path, origin))
+        return problem(refusal)
 
     async def application(self, scope: Scope, receive: Receive, send: AsgiSend) -> None:
         headers = [(b"Content-Type", b"application/json")]
@@ -56,6 +67,10 @@ class Served:
                 return
             await (self._write(send) if path == "/write" else _body(receive))
             raise ValueError("as it was asked to")
+        if path == "/none":
+            await send({"type": "http.response.start", "status": 204, "headers": []})
+            await send({"type": "http.response.body", "body": b""})
+            return
         body = await self._answer(scope, receive)
         if path == "/split":
             headers.append((b"X", b"a\r\nb: c"))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 from collections.abc import Coroutine
+from functools import partial
 from typing import Any, TypeVar
 
 import pytest
@@ -14,6 +16,7 @@ from d8mesh.http.answers import Refusal, Response, answer
 from d8mesh.http.application import Application
 from d8mesh.http.asgi import AsgiMessage
 from d8mesh.http.guard import Guard, Rejections
+from d8mesh.http.origins import Origins
 from d8mesh.http.routes import Door, HttpRoute, Request
 from d8mesh.http.strict import parse_json
 from tests.http.calls import Answer, call
@@ -25,7 +28,7 @@ LIMIT = 1000
 class Rooms:
     """An application with two doors, and what its calls saw."""
 
-    def __init__(self) -> None:
+    def __init__(self, key: str | None = None) -> None:
         self.untaken: list[tuple[bytes, str]] = []
         self.asked_before = 0
         self.rejections = Rejections()
@@ -48,11 +51,23 @@ class Rooms:
                 HttpRoute(rule="/raw", call=self.size, method="POST", takes="application/x-raw"),
             ],
         )
+        post = partial(HttpRoute, method="POST", takes=None, max_body_bytes=LIMIT)
         other = Door(
             problem=lambda error: Response(b"no: " + error.code.encode(), 418),
-            routes=[HttpRoute(rule="/other", call=self.fail)],
+            prefixes=("/other", "/things/other"),
+            origins=Origins(),
+            routes=[
+                HttpRoute(rule="/other", call=self.fail),
+                HttpRoute(rule="/other/hello", call=self.hello),
+                HttpRoute(rule="/other/empty", call=self.empty),
+                post(rule="/other/any", call=self.size),
+                post(rule="/other/any", call=self.size, method="DELETE"),
+                post(rule="/other/packed", call=self.size, decodes=True),
+                post(rule="/other/parts", call=self.in_parts, is_streamed=True),
+                post(rule="/other/unread", call=self.fail, is_streamed=True),
+            ],
         )
-        self.application = Application([rest, other], Guard(), self.rejections)
+        self.application = Application([rest, other], Guard(key=key), self.rejections)
 
     async def before(self, request: Request) -> None:
         self.asked_before += 1
@@ -80,6 +95,12 @@ class Rooms:
 
     async def size(self, request: Request) -> Response:
         return answer({"bytes": len(request.body)})
+
+    async def empty(self, request: Request) -> Response:
+        return Response(b"", 204, headers={"X-Request-Id": "7"})
+
+    async def in_parts(self, request: Request) -> Response:
+        return answer({"parts": [len(part) async for part in request.parts]})
 
     async def fail(self, request: Request) -> Response:
         raise UnknownTaskError
@@ -144,6 +165,100 @@ def test_an_error_is_told_in_the_form_of_its_door(rooms: Rooms) -> None:
     assert (other.status_code, other.data) == (418, b"no: task.unknown")
 
 
+@pytest.mark.parametrize(
+    ("method", "path", "headers", "code"),
+    [
+        ("GET", "/other/nothing", {}, "http.not_found"),
+        ("GET", "/things/other/nothing/there", {}, "http.not_found"),
+        ("PUT", "/other/hello", {}, "http.method"),
+        ("OPTIONS", "/other/hello", {}, "http.method"),
+        ("GET", "/other/" + "x" * 5000, {}, "http.url_too_long"),
+        ("GET", "/other/hello", {"Host": "evil.com"}, "http.host"),
+        ("GET", "/other/hello", {"Host": "a b"}, "http.bad_request"),
+        ("GET", "/other/hello", {"Origin": "http://evil.com"}, "http.origin"),
+        ("OPTIONS", "/other/hello", {"Origin": "http://evil.com"}, "http.origin"),
+        ("POST", "/other/any", {"Content-Length": "9999"}, "http.too_large"),
+    ],
+)
+def test_what_is_refused_below_a_doors_prefixes_is_told_in_its_form(
+    rooms: Rooms, method: str, path: str, headers: dict[str, str], code: str
+) -> None:
+    found = rooms.call(method, path, headers=headers)
+    assert (found.status_code, found.data) == (418, f"no: {code}".encode())
+    assert rooms.rejections.counts() == {code: 1}
+
+
+@pytest.mark.parametrize("path", ["/others", "/things/others/x", "/", "", "/thing/other"])
+def test_what_is_below_no_prefix_is_told_as_the_first_door_does(rooms: Rooms, path: str) -> None:
+    assert rooms.call("GET", path).json["code"] == "http.not_found"
+
+
+def test_the_key_is_asked_for_in_the_doors_form() -> None:
+    rooms = Rooms(key="0123456789abcdef")
+    far = {"peer": "192.168.1.9"}
+    assert rooms.call("GET", "/other/hello", **far).data == b"no: access.token"
+    assert rooms.call("GET", "/other/nothing", **far).data == b"no: access.token"
+    headers = {"x-api-key": "0123456789abcdef"}
+    assert rooms.call("GET", "/other/hello", headers=headers, **far).status_code == 200
+
+
+PAGE = {"Origin": "http://localhost:3000", "Sec-Fetch-Site": "same-site"}
+PREFLIGHT = PAGE | {
+    "Access-Control-Request-Method": "POST",
+    "Access-Control-Request-Headers": "content-type,x-d8-priority",
+}
+
+
+def test_a_page_that_may_use_a_door_is_shown_its_answers_and_its_errors(rooms: Rooms) -> None:
+    for method, path in (("GET", "/other/hello"), ("GET", "/other"), ("GET", "/other/nothing")):
+        found = rooms.call(method, path, headers=PAGE)
+        assert found.headers["Access-Control-Allow-Origin"] == PAGE["Origin"]
+        assert found.headers["Vary"] == "Origin"
+    assert "Access-Control-Allow-Origin" not in rooms.call("GET", "/other/hello").headers
+
+
+def test_a_page_that_asks_first_is_told_what_it_may_whatever_it_asks_for() -> None:
+    rooms = Rooms(key="0123456789abcdef")  # which no browser shows with a preflight
+    for path in ("/other/any", "/other/nothing"):
+        found = rooms.call("OPTIONS", path, headers=PREFLIGHT, peer="192.168.1.9")
+        assert (found.status_code, found.data) == (204, b"")
+        assert found.headers["Access-Control-Allow-Origin"] == PAGE["Origin"]
+        assert found.headers["Access-Control-Allow-Headers"] == "content-type,x-d8-priority"
+        assert "Content-Length" not in found.headers
+    told = rooms.call("POST", "/other/any", headers=PAGE, peer="192.168.1.9")
+    assert told.data == b"no: access.token"
+    assert told.headers["Access-Control-Allow-Origin"] == PAGE["Origin"]
+
+
+@pytest.mark.parametrize("origin", ["http://evil.com", "null"])
+def test_no_other_page_is_told_anything(rooms: Rooms, origin: str) -> None:
+    for path in ("/other/any", "/things", "/nothing"):
+        found = rooms.call("OPTIONS", path, headers=PREFLIGHT | {"Origin": origin})
+        assert found.status_code in (403, 418)
+        assert not any(name.startswith("Access-Control") for name, _ in found.headers)
+
+
+def test_a_door_that_is_for_no_pages_is_for_none_of_this_machine_either(rooms: Rooms) -> None:
+    for method, headers in (("OPTIONS", PREFLIGHT), ("POST", PAGE), ("GET", PAGE)):
+        found = rooms.call(method, "/things", headers=headers)
+        assert (found.status_code, found.json["code"]) == (403, "http.origin")
+        assert "Access-Control-Allow-Origin" not in found.headers
+
+
+def test_an_answer_without_a_body_has_no_length_but_its_own_headers(rooms: Rooms) -> None:
+    found = rooms.call("GET", "/other/empty")
+    assert (found.status_code, found.data, found.headers["X-Request-Id"]) == (204, b"", "7")
+    assert "Content-Length" not in found.headers
+
+
+def test_what_never_became_a_request_is_told_in_the_form_of_its_path(rooms: Rooms) -> None:
+    refusal = Refusal("http.headers_too_large", "too large")
+    assert rooms.application.refused("/other/any", None, refusal).status == 418
+    assert rooms.application.refused("", None, refusal).status == 431
+    shown = rooms.application.refused("/other/any", PAGE["Origin"], refusal)
+    assert shown.headers["Access-Control-Allow-Origin"] == PAGE["Origin"]
+
+
 def test_an_error_of_ours_is_told_without_its_traceback(rooms: Rooms) -> None:
     found = rooms.call("GET", "/things/broken")
     assert (found.status_code, found.json["code"]) == (500, "d8.error")
@@ -202,6 +317,42 @@ def test_each_route_takes_its_own_media_type(rooms: Rooms) -> None:
     assert rooms.call("POST", "/raw").json == {"bytes": 0}
 
 
+@pytest.mark.parametrize(
+    "kind",
+    [None, "application/json", "application/x-www-form-urlencoded", "text/plain", "a; b=\xff"],
+)
+@pytest.mark.parametrize("method", ["POST", "DELETE"])
+def test_where_any_media_type_is_taken_a_body_is_a_body(
+    rooms: Rooms, method: str, kind: str | None
+) -> None:
+    headers = {} if kind is None else {"Content-Type": kind}
+    found = rooms.call(method, "/other/any", body=b"{}", headers=headers)
+    assert (found.status_code, found.json) == (200, {"bytes": 2})
+
+
+def test_a_get_may_say_of_which_type_its_body_would_be(rooms: Rooms) -> None:
+    headers = {"Content-Type": "application/json"}
+    assert rooms.call("GET", "/other/hello", headers=headers).status_code == 200
+
+
+def test_a_compressed_body_is_what_it_was_where_a_route_takes_it(rooms: Rooms) -> None:
+    headers = {"Content-Encoding": "GZIP", "Content-Type": "application/json"}
+    body = gzip.compress(b"x" * LIMIT)
+    assert rooms.call("POST", "/other/packed", body=body, headers=headers).json == {"bytes": LIMIT}
+    assert rooms.call("POST", "/other/packed", body=b"{}").json == {"bytes": 2}
+    more = gzip.compress(b"x" * (LIMIT + 1))
+    for path, packed, code in (
+        ("/other/packed", more, b"no: http.too_large"),
+        ("/other/packed", b"no gzip", b"no: http.bad_request"),
+        ("/other/any", body, b"no: http.media_type"),
+        ("/other/parts", body, b"no: http.media_type"),
+    ):
+        assert rooms.call("POST", path, body=packed, headers=headers).data == code
+    brotli = rooms.call("POST", "/other/packed", body=b"x", headers={"Content-Encoding": "br"})
+    assert brotli.data == b"no: http.media_type"
+    assert rooms.application._held_bytes == 0
+
+
 def pieces(size: int, declared: int | None = None) -> tuple[dict[str, Any], list[AsgiMessage]]:
     fields = [(b"host", b"127.0.0.1"), (b"content-type", b"application/json")]
     if declared is not None:
@@ -219,9 +370,12 @@ def pieces(size: int, declared: int | None = None) -> tuple[dict[str, Any], list
     return scope, [*parts, {"type": "http.disconnect"}]
 
 
-def sent(rooms: Rooms, size: int, declared: int | None = None) -> tuple[list[AsgiMessage], int]:
+def sent(
+    rooms: Rooms, size: int, declared: int | None = None, path: str = "/things"
+) -> tuple[list[AsgiMessage], int]:
     """Send that many bytes and leave; return what was answered, and how much was not read."""
     scope, parts = pieces(size, declared)
+    scope["path"] = path
     told: list[AsgiMessage] = []
 
     async def receive() -> AsgiMessage:
@@ -241,6 +395,18 @@ def test_a_body_over_the_limit_is_not_read(rooms: Rooms) -> None:
     assert (told[0]["status"], unread) == (413, 40)
     assert (b"Connection", b"close") in told[0]["headers"]
     assert rooms.untaken == [(b"", "http.too_large")] * 2
+
+
+def test_a_streamed_body_is_the_calls_to_read_within_the_limit(rooms: Rooms) -> None:
+    assert rooms.call("POST", "/other/parts", body=b"abc").json == {"parts": [3]}
+    assert rooms.call("POST", "/other/parts").json == {"parts": []}
+    told, unread = sent(rooms, 5000, path="/other/parts")
+    assert (told[1]["body"], unread) == (b"no: http.too_large", 40)
+    assert sent(rooms, 500, path="/other/parts") == ([], 0)  # its caller has left
+    told, unread = sent(rooms, 5000, declared=LIMIT + 1, path="/other/parts")
+    assert (told[1]["body"], unread) == (b"no: http.too_large", 51)
+    told, unread = sent(rooms, 500, path="/other/unread")
+    assert (told[1]["body"], unread) == (b"no: task.unknown", 6)
 
 
 def test_a_body_that_is_cut_off_is_nobodys(rooms: Rooms) -> None:

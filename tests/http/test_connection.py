@@ -185,6 +185,41 @@ def test_what_is_too_large_is_refused_before_it_is_kept(
     assert (found, body["code"]) == (status, code)
 
 
+PAGE = b"Origin: http://localhost:3000\r\n"
+CHUNKED = b"Transfer-Encoding: chunked\r\n"
+
+
+@pytest.mark.parametrize(
+    ("request_bytes", "place"),
+    [
+        (b"GET /a%20b?c HTTP/1.1\r\nX: " + b"a" * 20_000, ("/a b", None)),
+        (b"GET /a HTTP/1.1\r\n" + PAGE + b"X: y\n", ("/a", "http://localhost:3000")),
+        (b"GET /a HTTP/1.1\r\n" + PAGE + PAGE + b"X: y\n", ("/a", None)),
+        (b"GET /" + b"a" * 5000, ("/" + "a" * 5000, None)),
+        (POST + PAGE + CHUNKED + b"\r\nzz\r\n", ("/body", "http://localhost:3000")),
+        (POST + b"Upgrade: x\r\nConnection: upgrade\r\n" + CHUNKED + b"\r\nzz", ("/body", None)),
+        (b"GET /\xc3\xb1 HTTP/1.1\r\nX: y\n", ("", None)),
+        (b"GET h:x HTTP/1.1\r\nX: y\n", ("", None)),
+        (b"nothing at all\r\n\r\n", ("", None)),
+        (b"GET /scope HTTP/1.1\r\nHost: h\r\n\r\nnothing\r\n\r\n", ("", None)),
+    ],
+)
+def test_what_is_refused_is_told_as_its_path_asks_for(
+    here: Served, request_bytes: bytes, place: tuple[str, str | None]
+) -> None:
+    here.say(request_bytes)
+    assert here.places == [place]
+
+
+def test_an_answer_without_content_has_neither_a_length_nor_chunks(here: Served) -> None:
+    answer = here.say(b"GET /none HTTP/1.1\r\nHost: x\r\n\r\n" + get("/scope"))
+    first, _, rest = answer.partition(b"\r\n\r\n")
+    assert first.startswith(b"HTTP/1.1 204 No Content\r\n")
+    assert b"Transfer-Encoding" not in first
+    assert b"Connection" not in first
+    assert rest.startswith(b"HTTP/1.1 200 OK\r\n")
+
+
 def test_two_requests_in_one_packet_are_both_answered_in_order(here: Served) -> None:
     first = b"POST /body HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\none"
     answer = here.say(first + POST + b"Content-Length: 3\r\n\r\ntwo")

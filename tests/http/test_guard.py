@@ -10,21 +10,32 @@ import pytest
 from d8mesh.http import guard
 from d8mesh.http.answers import Refusal
 from d8mesh.http.guard import Guard, OwnHosts, Rejections
+from d8mesh.http.origins import Origins, no_origin
 
 OWN = "127.0.0.1:7001"
 
 
 def code_of(
-    *, host: str | None = OWN, peer: str = "192.168.1.9", version: str = "1.1", **more: Any
+    *,
+    host: str | None = OWN,
+    peer: str = "192.168.1.9",
+    version: str = "1.1",
+    has_pages: bool = False,
+    **more: Any,
 ) -> str:
-    """Return the code of the refusal; what is no setting is a header."""
+    """Return the code of the refusal; what is no setting is a header.
+
+    has_pages: the door is one that pages of other origins may use.
+    """
     settings = {name: more.pop(name) for name in ("key", "allows_public") if name in more}
     asked = Guard(more.pop("allowed_hosts", ()), **settings)
     fields = {name.replace("_", "-"): str(value) for name, value in more.items()}
     if host is not None:
         fields["host"] = host
+    origins = Origins(("https://chat.example.org",)) if has_pages else no_origin
     try:
-        asked.check(peer, version, fields)
+        asked.check(peer, version, fields, origins)
+        asked.check_key(peer, fields)
     except Refusal as refusal:
         return refusal.code
     return ""
@@ -61,6 +72,8 @@ def test_a_forwarded_address_counts_for_nothing() -> None:
         "192.168.77.9:7001",
         "[fd00::77]:7001",
         "host.docker.internal:7001",
+        "host.containers.internal:7001",
+        "gateway.docker.internal:7001",
     ],
 )
 def test_our_own_names_pass(host: str) -> None:
@@ -97,9 +110,29 @@ def test_pages_from_elsewhere_are_refused_for_every_method(method: str, origin: 
     assert code_of(method=method, origin=origin) == "http.origin"
 
 
-def test_cross_site_requests_are_refused_and_our_own_page_is_not() -> None:
-    assert code_of(sec_fetch_site="cross-site") == "http.origin"
+@pytest.mark.parametrize("has_pages", [False, True])
+def test_what_a_page_from_elsewhere_shows_or_links_to_is_refused(has_pages: bool) -> None:
+    for site in ("cross-site", "same-site", "Cross-Site"):
+        assert code_of(sec_fetch_site=site, has_pages=has_pages) == "http.origin"
+
+
+def test_our_own_page_and_a_person_at_the_address_bar_pass() -> None:
     assert code_of(origin=f"http://{OWN}", sec_fetch_site="same-origin") == ""
+    assert code_of(origin=f"http://{OWN}", sec_fetch_site="cross-site") == "http.origin"
+    assert code_of(sec_fetch_site="same-origin") == code_of(sec_fetch_site="none") == ""
+
+
+@pytest.mark.parametrize("site", ["", "same-site", "cross-site"])
+@pytest.mark.parametrize("origin", ["http://localhost:3000", "https://chat.example.org"])
+def test_pages_that_a_door_is_for_pass_there_alone(origin: str, site: str) -> None:
+    assert code_of(origin=origin, sec_fetch_site=site, has_pages=True) == ""
+    assert code_of(origin=origin, sec_fetch_site=site) == "http.origin"
+
+
+@pytest.mark.parametrize("origin", ["null", "", "http://evil.com", "https://x.chat.example.org"])
+def test_other_pages_are_refused_at_a_door_for_pages_too(origin: str) -> None:
+    assert code_of(origin=origin, has_pages=True) == "http.origin"
+    assert code_of(origin=origin, sec_fetch_site="same-site", has_pages=True) == "http.origin"
 
 
 def test_a_key_is_asked_for_off_loopback() -> None:
@@ -107,9 +140,24 @@ def test_a_key_is_asked_for_off_loopback() -> None:
     assert code_of(key=key) == "access.token"
     assert code_of(authorization="Bearer wrong", key=key) == "access.token"
     assert code_of(authorization=f"Bearer {key}", key=key) == ""
+    assert code_of(x_api_key=key, key=key) == ""
+    assert code_of(x_api_key="wrong", authorization=f"bearer {key} ", key=key) == ""
+    assert code_of(x_api_key="wrong", key=key) == "access.token"
+    assert code_of(authorization=f"Basic {key}", key=key) == "access.token"
     assert code_of(peer="127.0.0.1", key=key) == ""
     assert code_of(peer="8.8.8.8", key=key, allows_public=True) == "access.token"
     assert code_of(peer="8.8.8.8", allows_public=True) == "http.peer"
+
+
+def test_what_a_program_says_behind_the_key_is_not_the_key() -> None:
+    key = "0123456789abcdef"
+    assert code_of(authorization=f"Bearer {key};priority=2", key=key) == ""
+    assert code_of(x_api_key=f"{key};priority=2", key=key) == ""
+    assert code_of(authorization=f"Bearer {key[1:]};priority=2", key=key) == "access.token"
+    assert code_of(authorization=f"Bearer {key};x=2", key=key) == "access.token"
+    odd = f"{key};priority=9"
+    assert code_of(authorization=f"Bearer {odd}", key=odd) == ""
+    assert code_of(authorization=f"Bearer {odd};priority=1", key=odd) == ""
 
 
 def test_rejections_are_counted_by_reason() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from d8mesh.errors import InvalidTaskError
-from d8mesh.http.strict import MAX_KEYS, parse_json
+from d8mesh.http.strict import MAX_KEYS, parse_json, parse_lenient_json
 
 BAD = {
     "empty": (b"", "not JSON"),
@@ -64,3 +64,23 @@ def test_a_refused_integer_is_shown_whole_if_it_fits() -> None:
 def test_a_byte_order_mark_is_told_as_such() -> None:
     with pytest.raises(InvalidTaskError, match="byte order mark"):
         parse_json(b"\xef\xbb\xbf{}")
+
+
+@pytest.mark.parametrize("name", sorted(BAD))
+def test_the_lenient_one_bounds_all_that_costs(name: str) -> None:
+    body, why = BAD[name]
+    if "twice" in why or "surrogate" in why:
+        parse_lenient_json(body)
+    else:
+        with pytest.raises(InvalidTaskError, match=why):
+            parse_lenient_json(body)
+
+
+def test_the_lenient_one_takes_the_last_of_two_and_mends_halves_of_pairs() -> None:
+    body = b'{"a": 1, "b": {"a": 2, "a": 3}, "a": "x\\ud83d", "c": "\\ud83d\\ude00 \\ude00"}'
+    assert parse_lenient_json(body) == {
+        "a": "x\ufffd",
+        "b": {"a": 3},
+        "c": "\U0001f600 \ufffd",
+    }
+    assert parse_lenient_json(b'"\\ud83d\\ude00"') == "\U0001f600"

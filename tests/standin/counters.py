@@ -6,7 +6,7 @@ from collections import Counter, deque
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-#: Requests, cancellations and prompts that are remembered; counts go on.
+#: Requests, cancellations, connections and prompts that are remembered; counts go on.
 REMEMBERED: Final = 20_000
 
 
@@ -23,6 +23,24 @@ class Cancelled:
     at: float
 
 
+@dataclass(frozen=True, slots=True)
+class Closed:
+    """A connection that has ended.
+
+    Attributes:
+        path: of its last request; "": it asked nothing.
+        opened, at: monotonic seconds, of the whole system's clock.
+        is_answered: no request of it was under way.
+        by_client: it was the client who ended it.
+    """
+
+    path: str
+    opened: float
+    at: float
+    is_answered: bool
+    by_client: bool
+
+
 @dataclass(slots=True)
 class Counters:
     """What was seen. `running`: requests that hold a slot; `open`: those that wait too."""
@@ -34,6 +52,8 @@ class Counters:
     open_max: int = 0
     tokens: int = 0
     cancelled: deque[Cancelled] = field(default_factory=lambda: deque(maxlen=REMEMBERED))
+    #: connections that have ended, but those that ended because the stand-in did
+    closed: deque[Closed] = field(default_factory=lambda: deque(maxlen=REMEMBERED))
     #: of each text or vector asked for: (model, prompt)
     prompts: deque[tuple[str, str]] = field(default_factory=lambda: deque(maxlen=REMEMBERED))
     #: each request as (path, headers in lower case, body)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -27,6 +28,7 @@ RUNNER_STOPPED: Final = (
     "model runner has unexpectedly stopped, this may be due to resource limitations or an "
     "internal error, check ollama server logs for details"
 )
+_quoted: Final = json.JSONEncoder().encode
 #: Faults that come before anything else: status and text.
 REFUSALS: Final = {
     Kind.BUSY: (503, "server busy, please try again.  maximum pending requests exceeded"),
@@ -132,7 +134,7 @@ async def _only_load(ollama: Ollama, exchange: Exchange, asked: Asked, model: Mo
         async with ollama.machine.using(model, name, asked.load_options, keep_alive_s):
             pass
     last = {"done": True, "done_reason": "load" if keep_alive_s else "unload"}
-    exchange.json(_part(ollama, asked) | last)
+    exchange.json(_part(asked, ollama.now_text()) | last)
 
 
 def _keep_alive(ollama: Ollama, asked: Asked) -> float:
@@ -175,7 +177,7 @@ async def _speak(
     if asked.is_streamed:
         exchange.begin()
     said: list[dict[str, Any]] = []
-    pace = _Pace(ollama, begun)
+    pace, lines = _Pace(ollama, begun), _Lines(asked)
     for part in _parts(ollama, asked, course, fault):
         if _is_due(fault, course):
             break
@@ -183,18 +185,19 @@ async def _speak(
         course.pieces += 1
         ollama.counters.tokens += 1
         if asked.is_streamed:
-            exchange.line(_part(ollama, asked, **part) | {"done": False})
-            await exchange.drained()
+            exchange.raw_line(lines.line(ollama.now_text(), part))
+            if not exchange.is_drained:
+                await exchange.drained()
         else:
             said.append(part)
     course.output_s = time.monotonic() - begun
     if fault is not None and fault.kind in BREAKS:
         if fault.kind is Kind.NO_DONE and not asked.is_streamed:
-            exchange.json(_part(ollama, asked, **_joined(said)) | {"done": False})
+            exchange.json(_part(asked, ollama.now_text(), **_joined(said)) | {"done": False})
         else:
             await break_off(exchange, fault, is_streamed=asked.is_streamed)
         return
-    last = _part(ollama, asked, **_joined(said)) | _end(asked, course, fault)
+    last = _part(asked, ollama.now_text(), **_joined(said)) | _end(asked, course, fault)
     ollama.counters.answered[exchange.path] += 1
     if asked.is_streamed:
         exchange.line(last)
@@ -205,6 +208,26 @@ async def _speak(
 
 def _is_due(fault: Fault | None, course: Course) -> bool:
     return fault is not None and fault.kind in BREAKS and course.pieces >= fault.after
+
+
+class _Lines:
+    """Writes the lines before the last; those of plain text, which are most, at little cost."""
+
+    def __init__(self, asked: Asked) -> None:
+        self._asked = asked
+        before, after = json.dumps(self._told("\0", {"content": "\0"})).split('"\\u0000"', 1)
+        between, end = after.split('"\\u0000"')
+        self._plain = (before, between, end)
+
+    def line(self, now: str, part: dict[str, Any]) -> bytes:
+        """Return one line, with the newline at its end."""
+        if part.keys() != {"content"}:
+            return json.dumps(self._told(now, part)).encode() + b"\n"
+        before, between, end = self._plain
+        return f'{before}"{now}"{between}{_quoted(part["content"])}{end}\n'.encode()
+
+    def _told(self, now: str, part: dict[str, Any]) -> dict[str, Any]:
+        return _part(self._asked, now, **part) | {"done": False}
 
 
 class _Pace:
@@ -273,9 +296,9 @@ def _joined(parts: list[dict[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _part(ollama: Ollama, asked: Asked, **said: Any) -> dict[str, Any]:
+def _part(asked: Asked, now: str, **said: Any) -> dict[str, Any]:
     """Return one line, without `done`."""
-    part: dict[str, Any] = {"model": asked.model, "created_at": ollama.now_text()}
+    part: dict[str, Any] = {"model": asked.model, "created_at": now}
     if "logprobs" in said:
         part["logprobs"] = said.pop("logprobs")
     content = said.pop("content", "")

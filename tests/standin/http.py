@@ -8,11 +8,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from email.utils import formatdate
 from http import HTTPStatus
 from typing import Final
+
+from tests.standin.counters import Closed
 
 #: Bytes that wait for a slow reader before `Exchange.line` waits for it.
 HIGH_WATER_BYTES: Final = 256 * 1024
@@ -50,8 +53,11 @@ class Exchange:
 
     def line(self, part: object) -> None:
         """Write one line of the stream."""
-        line = json.dumps(part).encode() + b"\n"
-        self._connection.write(b"%x\r\n%s\r\n" % (len(line), line))
+        self.raw_line(json.dumps(part).encode() + b"\n")
+
+    def raw_line(self, line: bytes) -> None:
+        """Write one line that is made already, with its newline."""
+        self._connection.write(b"%x\r\n%b\r\n" % (len(line), line))
 
     def end(self) -> None:
         """End the stream as HTTP wants it, whatever its lines said."""
@@ -60,6 +66,11 @@ class Exchange:
     def cut(self) -> None:
         """Close the connection in the middle of whatever it is."""
         self._connection.close()
+
+    @property
+    def is_drained(self) -> bool:
+        """Whether the reader has taken most of what was written."""
+        return self._connection.may_write.is_set()
 
     async def drained(self) -> None:
         """Wait until the reader has taken most of what was written."""
@@ -71,14 +82,22 @@ Handler = Callable[[Exchange], Awaitable[None]]
 
 @dataclass(slots=True, eq=False)
 class Connection(asyncio.Protocol):
-    """One client: its requests are answered one after another."""
+    """One client: its requests are answered one after another.
+
+    Attributes:
+        closed: told when it has ended.
+    """
 
     handler: Handler
     members: set[Connection]
+    closed: Callable[[Closed], None]
     may_write: asyncio.Event = field(default_factory=asyncio.Event)
     _transport: asyncio.Transport | None = None
     _read: bytearray = field(default_factory=bytearray)
     _task: asyncio.Task[None] | None = None
+    _path: str = ""
+    _opened: float = field(default_factory=time.monotonic)
+    _is_ended_here: bool = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
@@ -100,6 +119,8 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, error: Exception | None) -> None:
         self.members.discard(self)
         self._transport = None
+        at, is_answered = time.monotonic(), self._task is None
+        self.closed(Closed(self._path, self._opened, at, is_answered, not self._is_ended_here))
         if self._task is not None:
             self._task.cancel()
 
@@ -110,17 +131,20 @@ class Connection(asyncio.Protocol):
 
     def close(self) -> None:
         """Close it, once what was written is away."""
+        self._is_ended_here = True
         if self._transport is not None:
             self._transport.close()
 
     def abort(self) -> None:
         """Break it."""
+        self._is_ended_here = True
         if self._transport is not None:
             self._transport.abort()
 
     def _next(self) -> None:
         if self._task is not None or (found := self._parsed()) is None:
             return
+        self._path = found.path
         self._task = asyncio.ensure_future(self._answer(found))
         self._task.add_done_callback(self._answered)
 

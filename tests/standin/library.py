@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from tests.standin.asked import WrongRequestError, full_name
+from tests.standin.descriptions import description, details
 from tests.standin.machine import Model
 
 #: What is told of the parts of a model that is pulled: so many lines, more of a long pull.
@@ -49,14 +50,7 @@ class Library:
             "modified_at": self._changed_at.get(name, _now()),
             "size": model.size,
             "digest": model.digest,
-            "details": {
-                "parent_model": "",
-                "format": "gguf",
-                "family": model.family,
-                "families": [model.family],
-                "parameter_size": f"{model.size / 6e8:.1f}B",
-                "quantization_level": "Q4_K_M",
-            },
+            "details": details(model),
         }
 
     def tags(self, *, tells_capabilities: bool) -> list[dict[str, Any]]:
@@ -69,22 +63,11 @@ class Library:
             rows.append(row)
         return sorted(rows, key=lambda row: str(row["modified_at"]), reverse=True)
 
-    def shown(self, name: str, *, tells_capabilities: bool) -> dict[str, Any]:
+    def shown(self, name: str, *, is_verbose: bool, tells_capabilities: bool) -> dict[str, Any]:
         """Return what ``/api/show`` tells."""
         model = self.find(name)
-        row = self.row(full_name(name), model)
-        told = {
-            "license": "",
-            "modelfile": f"FROM {model.name}",
-            "parameters": 'stop                           "<|im_end|>"',
-            "template": "{{ .Prompt }}{{ .Suffix }}" if "insert" in model.can else "{{ .Prompt }}",
-            "details": row["details"],
-            "model_info": {
-                "general.architecture": model.family,
-                f"{model.family}.context_length": model.context_length,
-            },
-            "modified_at": row["modified_at"],
-        }
+        told = description(model, is_verbose=is_verbose)
+        told["modified_at"] = self._changed_at[full_name(name)]
         return told | ({"capabilities": list(model.can)} if tells_capabilities else {})
 
     def pulled(

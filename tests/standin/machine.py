@@ -39,6 +39,8 @@ class Model:
     Attributes:
         load_s: how long it takes to load; None: as long as the machine says.
         context_length: tokens that the model was made for, as ``/api/show`` tells.
+        embedding_length: numbers of its vectors inside, as ``/api/show`` tells.
+        size_vram: of it in the memory of a graphics card; None: all.
     """
 
     name: str
@@ -46,6 +48,8 @@ class Model:
     can: tuple[str, ...] = ("completion", "tools")
     family: str = "llama"
     context_length: int = 131_072
+    embedding_length: int = 2048
+    size_vram: int | None = None
     load_s: float | None = None
     aliases: tuple[str, ...] = ()
 

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from tests.standin import embeddings, generation
 from tests.standin.asked import WrongRequestError, asked_of, body_of, full_name
-from tests.standin.counters import Counters
+from tests.standin.counters import Closed, Counters
 from tests.standin.faults import Faults
 from tests.standin.http import Exchange
 from tests.standin.library import Library
@@ -100,6 +100,11 @@ class Ollama:
             self.counters.failed[exchange.path] += 1
             exchange.json({"error": QUEUE_FULL}, status=503)
 
+    def closed(self, connection: Closed) -> None:
+        """Remember a connection that has ended."""
+        if not self.is_closing:
+            self.counters.closed.append(connection)
+
     def _table(self) -> dict[str, dict[str, Any]]:
         reads = {
             "/": self._root,
@@ -152,12 +157,13 @@ class Ollama:
         exchange.json({"models": [self._resident_row(each) for each in residents]})
 
     def _resident_row(self, resident: Resident) -> dict[str, Any]:
-        row = self.library.row(resident.name, resident.model)
+        model = resident.model
+        row = self.library.row(resident.name, model)
         del row["modified_at"]
         expires = datetime.now(UTC) + timedelta(seconds=resident.left_s)
         return row | {
             "expires_at": expires.isoformat().replace("+00:00", "Z"),
-            "size_vram": resident.model.size,
+            "size_vram": model.size if model.size_vram is None else model.size_vram,
             "context_length": resident.context_length,
         }
 
@@ -166,8 +172,9 @@ class Ollama:
         name = body.get("model") or body.get("name")
         if not name:
             raise WrongRequestError(400, "model is required")
-        is_told = self.settings.tells_capabilities
-        exchange.json(self.library.shown(str(name), tells_capabilities=is_told))
+        is_verbose, is_told = bool(body.get("verbose")), self.settings.tells_capabilities
+        told = self.library.shown(str(name), is_verbose=is_verbose, tells_capabilities=is_told)
+        exchange.json(told)
 
     # --- texts and vectors
 
@@ -242,6 +249,7 @@ class Ollama:
             "open_max": counters.open_max,
             "tokens": counters.tokens,
             "cancelled": [asdict(each) for each in counters.cancelled],
+            "closed": [asdict(each) for each in counters.closed],
             "prompts": list(counters.prompts),
             "loads": machine.loads,
             "reloads": machine.reloads,

@@ -7,13 +7,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from datetime import datetime
+from datetime import UTC, datetime
+from http.client import IncompleteRead
 from pathlib import Path
 
 import pytest
 
 from tests.ollama_standin import OllamaStandin
 from tests.standin.calls import ask, asking, call, get, post, text_of
+from tests.standin.faults import Kind
 from tests.standin.machine import Model
 
 CHAT, THINKER, EMBEDDER = "qwen2.5:3b", "deepseek-r1:8b", "nomic-embed-text"
@@ -205,3 +207,81 @@ def test_as_a_program_it_has_embedders_and_sizes_and_refuses_to_pull_what_nobody
         finally:
             child.stdin.close()
             child.wait(20)
+
+
+# --- what is told of a model ------------------------------------------------------------
+
+
+def test_show_tells_all_that_ollama_tells(url: str) -> None:
+    told = post(url, "/api/show", {"name": CHAT}).json
+    texts = ("license", "modelfile", "parameters", "template", "system", "modified_at")
+    assert all(isinstance(told[name], str) and told[name] for name in texts)
+    assert told["parameters"].splitlines()[0].split() == ["stop", '"<|im_start|>"']
+    assert told["details"] == {
+        "parent_model": "",
+        "format": "gguf",
+        "family": "llama",
+        "families": ["llama"],
+        "parameter_size": "3.3B",
+        "quantization_level": "Q4_K_M",
+        "context_length": 131_072,
+        "embedding_length": 2048,
+    }
+    info = told["model_info"]
+    assert (info["general.architecture"], info["llama.context_length"]) == ("llama", 131_072)
+    assert info["tokenizer.ggml.tokens"] is None
+    assert told["capabilities"] == ["completion", "tools"]
+    assert "tensors" not in told
+
+
+def test_only_a_verbose_show_tells_tokens_and_tensors(url: str) -> None:
+    told = post(url, "/api/show", {"model": CHAT, "verbose": True}).json
+    assert told["model_info"]["tokenizer.ggml.tokens"]
+    assert {"name", "type", "shape"} == set(told["tensors"][0])
+
+
+def test_a_model_that_fills_gaps_or_sees_pictures_says_so_in_show() -> None:
+    model = Model(name="v", can=("completion", "insert", "vision"))
+    with OllamaStandin(models=[model]) as standin:
+        told = post(standin.url, "/api/show", {"model": "v"}).json
+    assert ".Suffix" in told["template"]
+    assert told["projector_info"]["clip.has_vision_encoder"] is True
+
+
+def test_ps_tells_what_is_in_memory_and_for_how_long() -> None:
+    model = Model(name="a:1b", size=1000, size_vram=400)
+    with OllamaStandin(models=[model], loaded=["a:1b"], keep_alive_s=60.0) as standin:
+        (row,) = get(standin.url, "/api/ps").json["models"]
+        (listed,) = get(standin.url, "/api/tags").json["models"]
+    left_s = (datetime.fromisoformat(row["expires_at"]) - datetime.now(UTC)).total_seconds()
+    assert 30 < left_s <= 60
+    assert (row["size"], row["size_vram"], row["context_length"]) == (1000, 400, 4096)
+    assert {name: row[name] for name in ("name", "model", "digest", "details")} == {
+        name: listed[name] for name in ("name", "model", "digest", "details")
+    }
+    assert "modified_at" not in row
+
+
+# --- connections ------------------------------------------------------------------------
+
+
+def test_a_connection_that_ends_is_remembered_with_its_time_and_who_ended_it() -> None:
+    with OllamaStandin(tokens_per_s=20.0) as standin:
+        ask(standin.url, CHAT, "hello")
+        standin.wait_until(lambda: len(standin.counters.closed) == 1)
+        body = {"model": CHAT, "messages": [{"role": "user", "content": "say 99 words"}]}
+        with asking(standin.url, "POST", "/api/chat", body) as response:
+            response.readline()
+            left = time.monotonic()
+            response.close()
+        standin.wait_until(lambda: len(standin.counters.closed) == 2)
+        standin.fault(Kind.CUT)
+        with pytest.raises(IncompleteRead):
+            ask(standin.url, CHAT, "hello")
+        standin.wait_until(lambda: len(standin.counters.closed) == 3)
+        whole, unfinished, cut = standin.counters.closed
+    assert (whole.path, whole.is_answered, whole.by_client) == ("/api/chat", True, True)
+    assert (unfinished.is_answered, unfinished.by_client) == (False, True)
+    assert left <= unfinished.at < left + 1
+    assert unfinished.opened < unfinished.at
+    assert cut.by_client is False

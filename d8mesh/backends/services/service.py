@@ -235,8 +235,11 @@ class Service:
                 measured.hear()
             run.on_piece(piece)
 
+        def start(model: str, _: Origin | None) -> None:
+            run.on_start(model, self._origin())
+
         with self._looked_at_after_failure(), measured:
-            done = self.backend.chat(request, replace(placed, on_piece=hear))
+            done = self.backend.chat(request, replace(placed, on_piece=hear, on_start=start))
             measured.answered(done.ending.usage, done.ending.timing)
         return replace(done, origin=self._origin())
 

@@ -79,6 +79,10 @@ class TaskOutcomes:
         fact = Cancelled(ids, self._attempts(ids), payloads, self._state.at)
         self._end(fact, CANCELLED_STATE, "")
 
+    def broken_off(self, task: TaskRecord) -> None:
+        """An attempt has ended without an outcome; see `Streaming.broken_off`."""
+        self._streaming.broken_off(task)
+
     def _attempts(self, ids: list[str]) -> list[int]:
         tasks = self._state.task_table.tasks
         return [tasks[task_id].n if task_id in tasks else 0 for task_id in ids]

@@ -183,6 +183,8 @@ class Returns:
                 )
             )
         for task in again:
+            if not wait.is_cut:  # else it may go on where it is
+                self._outcomes.broken_off(task)
             if wait.pause_s:
                 state.after(wait.pause_s, Retry(task.id))
             else:
@@ -289,6 +291,7 @@ class Returns:
                 traceback=told.traceback_text,
             )
         )
+        self._outcomes.broken_off(task)
         state.after(pause_s, Retry(task.id))
         self._take_back(holder, [task.id])
 

@@ -89,6 +89,15 @@ class Streaming:
         for task_id in ids:
             self._tails.pop(task_id, None)
 
+    def broken_off(self, task: TaskRecord) -> None:
+        """The task's attempt has ended without an outcome: the next one begins anew.
+
+        Who heard some of it is told now, for that may begin much later.
+        """
+        tail = self._tails.get(task.id)
+        if tail is not None and tail[0] == task.n:
+            self._send(Stream(task.id, task.n + 1, 0, []))
+
     def forget_tails(self) -> None:
         """Drop the tails of tasks that are finished."""
         for task_id in [t for t in self._tails if t not in self._state.task_table.tasks]:

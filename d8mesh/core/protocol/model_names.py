@@ -28,6 +28,15 @@ def plain_name(name: str) -> str:
     return plain if has_tag else plain + _DEFAULT_TAG
 
 
+def shown_name(name: str) -> str:
+    """Return the shortest spelling, with its tag and its own capitals, as lists show it."""
+    shown = name.strip()
+    for default in (_DEFAULT_HOST, _DEFAULT_NAMESPACE):
+        if shown.lower().startswith(default):
+            shown = shown[len(default) :]
+    return shown if ":" in shown.rpartition("/")[2] else shown + _DEFAULT_TAG
+
+
 def matching(wished: str, models: Iterable[str]) -> str | None:
     """Return which of `models` is the one that is wished for; None: none is, or none is wished."""
     if not wished:

@@ -135,15 +135,19 @@ class StreamBuffer:
         self._keep(submission.task_id(index), KeptOutput())
 
     def settled(self, submission: Submission) -> None:
-        """Forget what was refused; what a repeated key names has another id."""
+        """Forget what was refused; what a repeated key names has another id.
+
+        What was not expected is not kept under that id either.
+        """
         if submission.refusal is None and submission.accepted_as is None:
             return
         for index in range(submission.count):
             own_id = f"{submission.session}-{submission.first + index}"
             self._listeners.finish([own_id])  # nothing will come under this id
             with self._lock:
-                self._let_go(own_id)
-            if submission.accepted_as is not None and self.of(submission.task_id(index)) is None:
+                was_kept = self._let_go(own_id)
+            is_elsewhere = was_kept and submission.accepted_as is not None
+            if is_elsewhere and self.of(submission.task_id(index)) is None:
                 self._keep(submission.task_id(index), KeptOutput())
 
     def _keep(self, task_id: str, kept: KeptOutput) -> None:
@@ -176,11 +180,12 @@ class StreamBuffer:
     def _is_too_much(self) -> bool:
         return len(self._kept) > MAX_KEPT_TASKS or self._bytes > MAX_ALL_BYTES
 
-    def _let_go(self, task_id: str) -> None:
+    def _let_go(self, task_id: str) -> bool:
         kept = self._kept.pop(task_id, None)
         if kept is not None:
             self._bytes -= kept.size_bytes
             kept.clear()
+        return kept is not None
 
 
 def _size(stream: Stream) -> int:

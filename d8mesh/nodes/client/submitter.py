@@ -10,6 +10,7 @@ from functools import partial
 
 from d8mesh.core.client.submission import Submission, awaiting
 from d8mesh.core.protocol.messages import SOFT_FRAME_BYTES, Group
+from d8mesh.errors import QueueFullError
 from d8mesh.nodes.client.groups import (
     SUBMISSION_TASKS,
     digest_of,
@@ -130,6 +131,38 @@ class Submitter:
                 give_up=give_up(timeout_s if is_watched else 0.0),
             )
             self._add(submission)
+            self._runner.do(partial(self._session.submit, submission))
+        return submission
+
+    def send(
+        self, groups: list[Group], key: str, digest: bytes, *, is_listened: bool
+    ) -> Submission:
+        """Submit these as one submission; a full queue is not waited for, and no output is kept.
+
+        Args:
+            digest: of what is asked with `key`, which may be empty.
+
+        Raises:
+            InvalidTaskError, PayloadTooLargeError: no message can carry them.
+            QueueFullError: too much waits here to be sent.
+        """
+        count, size = size_of(groups)
+        with self._waiters.lock:
+            if not self._waiters.has_room(count, size):
+                raise QueueFullError("the orchestrator takes tasks too slowly: come again")
+            self._waiters.wait_for_room(count, size, 0.0)
+            self._runner.seal()
+            submission = Submission(
+                self._session.name,
+                self._next_n,
+                groups,
+                key,
+                digest,
+                is_listened=is_listened,
+                give_up=give_up(0.0),
+            )
+            self._next_n += submission.count
+            self._waiters.add(submission)
             self._runner.do(partial(self._session.submit, submission))
         return submission
 

@@ -92,3 +92,23 @@ def test_who_is_gone_or_listens_no_more_is_behind_nothing(broker: WiredBroker) -
     broker.pass_time(1)
     broker.perform(broker.dispatcher.undelivered(client, missed))
     assert broker.got(client, m.Stream) == []
+
+
+def test_who_heard_some_of_an_attempt_is_told_at_once_that_it_has_broken_off(
+    broker: WiredBroker,
+) -> None:
+    client, worker, task_id, token = listened(broker)
+    broker.say(worker, chunks(task_id, token, 0))
+    broker.say(worker, m.Results(1, 4, [task_id], [token], bytes([m.FAILED]), [b"\x80"]))
+    assert broker.got(client, m.Stream) == [
+        m.Stream(task_id, 1, 0, [b"\x00"]),
+        m.Stream(task_id, 2, 0, []),
+    ]
+
+
+def test_who_has_heard_nothing_of_an_attempt_is_not_told_that_it_broke_off(
+    broker: WiredBroker,
+) -> None:
+    client, worker, task_id, token = listened(broker)
+    broker.say(worker, m.Results(1, 4, [task_id], [token], bytes([m.FAILED]), [b"\x80"]))
+    assert broker.got(client, m.Stream) == []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from d8mesh.core.protocol.model_names import matching, nearest, plain_name, wish_in
+from d8mesh.core.protocol.model_names import matching, nearest, plain_name, shown_name, wish_in
 
 
 @pytest.mark.parametrize(
@@ -58,3 +58,19 @@ def test_a_name_that_none_has_is_near_to_another_tag_or_to_what_was_mistyped(
 ) -> None:
     assert nearest(wished, ["nomic-embed-text:latest", "llama3:8b", "qwen2.5:3b"]) == near
     assert nearest(wished, []) == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("m", "m:latest"),
+        (" library/M:1B ", "M:1B"),
+        ("registry.ollama.ai/library/m", "m:latest"),
+        ("registry.ollama.ai/ns/m", "ns/m:latest"),
+        ("hf.co/User/Repo:Q4_K_M", "hf.co/User/Repo:Q4_K_M"),
+        ("host:5000/ns/m", "host:5000/ns/m:latest"),
+    ],
+)
+def test_a_list_shows_the_shortest_spelling_with_its_tag(name: str, shown: str) -> None:
+    assert shown_name(name) == shown
+    assert plain_name(shown) == plain_name(name)

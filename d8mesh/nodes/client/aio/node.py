@@ -17,6 +17,7 @@ from d8mesh.core.protocol.messages import Group
 from d8mesh.edge.logs import event
 from d8mesh.edge.transport.connector import Connector
 from d8mesh.errors import BrokerUnavailableError, D8Error, NodeClosedError, WaitTimeoutError
+from d8mesh.nodes.client.aio.followed import FollowedTasks
 from d8mesh.nodes.client.aio.host import LoopHost
 from d8mesh.nodes.client.aio.waits import Signal, Waits, resolve
 from d8mesh.nodes.client.closing import (
@@ -75,6 +76,8 @@ class AsyncNode:
         self.waits.waiters.check_alive = self.runner.check_alive  # without a detour
         self._submitter = Submitter(self.runner)
         self._questions = Questions(self.runner)
+        #: tasks whose events are told by calls
+        self.followed = FollowedTasks(self.loop, self.runner, self._submitter, self._questions)
         self._host.start(self.runner)
         self._leaving: asyncio.Task[None] | None = None
         self._guard = self._await_loop_end()
@@ -343,7 +346,9 @@ class AsyncNode:
         if self.is_closed:
             return
         self.runner.is_closed = True
-        self.waits.fail(self.runner.fatal or NodeClosedError())
+        error = self.runner.fatal or NodeClosedError()
+        self.followed.end(error)
+        self.waits.fail(error)
         self._host.stop()
         self._host.have_done(self._reconnector.close)
 
@@ -372,6 +377,7 @@ class AsyncNode:
 
     def _after_turn(self) -> None:
         if self.runner.fatal is not None:
+            self.followed.end(self.runner.fatal)
             self.waits.fail(self.runner.fatal)
         elif self._connecting and self.runner.connected.is_set():
             for each in self._connecting:

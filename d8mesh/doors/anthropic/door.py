@@ -1,0 +1,83 @@
+"""The door of Anthropic's Messages API: its calls, and those that it has not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Final
+
+from d8mesh.doors.anthropic.message_answer import message_body
+from d8mesh.doors.anthropic.message_request import AskedMessage, asked_of_message
+from d8mesh.doors.anthropic.message_stream import MessageForm
+from d8mesh.doors.anthropic.problems import anthropic_problem, named, request_id
+from d8mesh.doors.llm.callers import caller_of
+from d8mesh.doors.llm.chats import Chats
+from d8mesh.http.answers import Refusal, Response, answer
+from d8mesh.http.origins import no_origin
+from d8mesh.http.routes import MAX_BODY_BYTES, Door, HttpRoute, Request
+from d8mesh.http.strict import parse_lenient_json
+
+NAME: Final = "anthropic"
+#: All paths of the door.
+PREFIX: Final = "/v1/messages"
+_NO_COUNT: Final = (
+    "tokens are not counted before a model reads them: the usage of an answer tells how many they "
+    "were"
+)
+_NO_BATCHES: Final = (
+    "batches of messages are not taken here: send each to /v1/messages, or a batch of OpenAI's "
+    "form to /v1/batches"
+)
+
+
+def anthropic_door(chats: Chats, origins: Callable[[str], bool] = no_origin) -> Door:
+    """Return the door.
+
+    Args:
+        origins: whose pages may use it.
+    """
+    taken = partial(HttpRoute, takes=None, decodes=True, max_body_bytes=MAX_BODY_BYTES)
+    batches = f"{PREFIX}/batches"
+    no_batches = partial(_refuse, _NO_BATCHES)
+    create = taken(PREFIX, MessageCalls(chats).create, asked_of, "POST", ends_with_caller=True)
+    routes = (
+        create,
+        taken(f"{PREFIX}/count_tokens", partial(_refuse, _NO_COUNT), method="POST"),
+        taken(batches, no_batches, method="POST"),
+        HttpRoute(batches, no_batches),
+        HttpRoute(f"{batches}/<path:inner>", no_batches),
+        taken(f"{batches}/<path:inner>", no_batches, method="POST"),
+        taken(f"{batches}/<path:inner>", no_batches, method="DELETE"),
+    )
+    return Door(routes=routes, problem=anthropic_problem, prefixes=(PREFIX,), origins=origins)
+
+
+def asked_of(body: bytes) -> AskedMessage:
+    """Return what a body asks; raises as `asked_of_message` does."""
+    return asked_of_message(parse_lenient_json(body))
+
+
+class MessageCalls:
+    """Answers ``POST /v1/messages``."""
+
+    def __init__(self, chats: Chats) -> None:
+        self._chats = chats
+
+    async def create(self, request: Request) -> Response:
+        """Have a message written; a stream begins with its first word."""
+        caller = caller_of(request, NAME)
+        asked: AskedMessage = request.value
+        asked_id = request_id()
+        if asked.is_streamed:
+            form = MessageForm(asked, asked_id)
+            response = await self._chats.stream(caller, [asked.task], form)
+        else:
+            answers = await self._chats.whole(caller, [asked.task])
+            response = answer(message_body(asked, answers[0]))
+            response.headers |= self._chats.headers(answers)
+        response.headers |= named(asked_id)
+        return response
+
+
+async def _refuse(why: str, request: Request, **_: Any) -> Response:
+    raise Refusal("http.not_found", why)

@@ -1,0 +1,63 @@
+"""Ollama's door: its routes, as its programs know them."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Final
+
+from d8mesh.doors.llm.catalogue import ModelCatalogue
+from d8mesh.doors.llm.chats import Chats
+from d8mesh.doors.ollama.changes import ChangeCalls, named_in_change, pull_in, source_in
+from d8mesh.doors.ollama.errors import ollama_problem
+from d8mesh.doors.ollama.lists import ListCalls, shown_in
+from d8mesh.doors.ollama.pulls import Pulls
+from d8mesh.doors.ollama.text_requests import chat_in, generate_in
+from d8mesh.doors.ollama.texts import TextCalls
+from d8mesh.doors.ollama.vector_requests import embed_in, embeddings_in
+from d8mesh.http.routes import MAX_BODY_BYTES, Door, HttpRoute
+from d8mesh.nodes.client.aio.node import AsyncNode
+
+#: Paths whose errors are told in Ollama's form; the others below /api are those of REST.
+PREFIXES: Final = (
+    "/api/blobs", "/api/chat", "/api/copy", "/api/create", "/api/delete", "/api/embed",
+    "/api/embeddings", "/api/experimental", "/api/generate", "/api/me", "/api/ps", "/api/pull",
+    "/api/push", "/api/show", "/api/signout", "/api/status", "/api/tags", "/api/user",
+    "/api/version",
+)  # fmt: skip
+
+
+def ollama_door(
+    mesh: AsyncNode, chats: Chats, catalogue: ModelCatalogue, *, model_changes: str
+) -> Door:
+    """Return the door; `model_changes` is what D8_MODEL_CHANGES says."""
+    texts, lists = TextCalls(chats, catalogue), ListCalls(catalogue)
+    pulls = Pulls(mesh, chats, catalogue)
+    changes = ChangeCalls(pulls, chats, catalogue, allowed=model_changes)
+    get = HttpRoute
+    post = partial(HttpRoute, method="POST", ends_with_caller=True)
+    delete = partial(HttpRoute, method="DELETE", ends_with_caller=True)
+    much = partial(post, max_body_bytes=MAX_BODY_BYTES)
+    routes = (
+        get("/", lists.root),
+        get("/api/version", lists.version),
+        get("/api/tags", lists.tags),
+        get("/api/ps", lists.ps),
+        get("/api/status", lists.status),
+        post("/api/show", lists.show, shown_in),
+        much("/api/chat", texts.text, chat_in),
+        much("/api/generate", texts.text, generate_in),
+        much("/api/embed", texts.vectors, embed_in),
+        much("/api/embeddings", texts.vectors, embeddings_in),
+        post("/api/pull", changes.pull, pull_in),
+        delete("/api/delete", changes.delete, named_in_change),
+        post("/api/copy", changes.copy, source_in),
+        post("/api/create", changes.make),
+        post("/api/push", changes.make),
+        get("/api/blobs/<digest>", changes.blob),
+        post("/api/blobs/<digest>", changes.upload),
+        post("/api/me", lists.me),
+        post("/api/signout", lists.me),
+        delete("/api/user/keys/<path:key>", lists.me),
+        post("/api/experimental/<path:rest>", lists.experimental),
+    )
+    return Door(routes=routes, problem=ollama_problem)
