@@ -138,7 +138,8 @@ class Many:
         self, *, state: str = "", type: str = "", door: str = "", newest_first: bool = False
     ) -> Iterator[dict[str, Any]]:
         for n in reversed(range(4)) if newest_first else range(4):
-            body = {"task_id": f"s-{n}", "type": "a\x1b[31m" * n, "state": "queued"}
+            body: dict[str, Any] = {"task_id": f"s-{n}", "state": "queued"}
+            body["type"] = "a\x1b[31m" * n
             body |= {"door": door or None, "caller": "10.0.0.9 curl\x1b/8.5" if door else None}
             yield {**body, "attempts": n, "created_at": 0.0, "reason": f"why {n}"}
 

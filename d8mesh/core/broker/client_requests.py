@@ -73,6 +73,7 @@ class ClientRequests:
             state.clients[message.session] = client
         state.clients_by_routing_id.pop(client.peer.routing_id, None)
         client.peer, client.last_heard = peer, state.now
+        client.takes_streams = message.takes_streams
         state.clients_by_routing_id[peer.routing_id] = client
         self._state.send(peer, state.welcome(message.version, []))
 

@@ -167,8 +167,9 @@ class Dispatcher:
         """
         self.state.metrics.undelivered += 1
         worker = self.state.registry.by_peer(peer)
-        if isinstance(message, m.Stream):
-            self._streaming.undelivered(peer, message)
+        if isinstance(message, m.Stream | m.Streams):
+            for stream in message.streams if isinstance(message, m.Streams) else (message,):
+                self._streaming.undelivered(peer, stream)
         elif worker is not None and isinstance(message, m.Work):
             worker.window = 0  # every word of a mesh worker says its window anew
             worker.is_mute = True
@@ -203,6 +204,7 @@ class Dispatcher:
         self._service_scheduler.assign()
         self._scheduler.assign()
         self._polling.settle()
+        self._streaming.send_due()
         self._erasures.settle()
         self._outcomes.tell_all()
         self._worker_sessions.acknowledge()

@@ -178,6 +178,8 @@ class ClientState:
     listened: set[str] = field(default_factory=set)
     #: its questions to the store that are under way
     loads: int = 0
+    #: it reads partial output of several tasks together
+    takes_streams: bool = False
 
 
 @dataclass(slots=True, eq=False)

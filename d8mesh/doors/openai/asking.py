@@ -18,7 +18,7 @@ from d8mesh.http.off_loop import off_loop
 from d8mesh.http.routes import Request
 from d8mesh.http.strict import parse_lenient_json
 
-DOOR: Final = "openai"
+OPENAI_DOOR: Final = "openai"
 #: Names the fields of a request that have no effect.
 IGNORED: Final = "X-D8-Ignored"
 #: A number of a vector takes about so many bytes in an answer.
@@ -38,7 +38,7 @@ class CallAnswers:
     async def answer(self, request: Request) -> Response:
         """Have it done."""
         asked: AskedOfModels = request.value
-        caller, created = caller_of(request, DOOR), int(time.time())
+        caller, created = caller_of(request, OPENAI_DOOR), int(time.time())
         ignored = list(asked.ignored)
         if asked.is_streamed and self._call.form is not None:
             form = self._call.form(asked, created)

@@ -26,7 +26,7 @@ _ALSO_INSIDE: Final = OPTION_FIELDS | {"temperature", "max_tokens"}
 def sampling_of(fields: RequestFields) -> tuple[dict[str, Any], set[str]]:
     """Return the data that says how to generate, and which of its fields have no effect.
 
-    What is absent is absent: then the model's own holds.
+    What is absent is left to the model, and not to the settings of a worker.
 
     Raises:
         InvalidTaskError: a field is not what it must be; names it.
@@ -41,6 +41,9 @@ def sampling_of(fields: RequestFields) -> tuple[dict[str, Any], set[str]]:
         "stop": _stops(fields),
         "keep_alive": fields.get("keep_alive"),
         "truncate": fields.switch("truncate"),
+        "min_tokens": fields.whole("min_tokens", low=0, high=MAX_TOKENS),
+        "logit_bias": fields.mapping("logit_bias") or None,
+        "model_defaults": True,
     }
     for name in ("frequency_penalty", "presence_penalty"):
         data[name] = fields.number(name, low=-MAX_PENALTY, high=MAX_PENALTY)
