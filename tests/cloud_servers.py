@@ -545,7 +545,7 @@ def _groq_refuses(body: Json) -> Prepared | None:
             return no(f"'messages.{i}' : value must be a string")
     if "json_schema" in str(body.get("response_format")) and (body["stream"] or "tools" in body):
         return no("Structured outputs do not support streaming or tool use")
-    return no("'temperature' : number must be above 0") if body["temperature"] <= 0 else None
+    return no("'temperature' : number must be above 0") if body.get("temperature", 1) <= 0 else None
 
 
 def _gemini_refuses(body: Json) -> Prepared | None:

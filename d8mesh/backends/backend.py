@@ -81,6 +81,11 @@ def _unstarted(model: str, origin: Origin | None) -> None:
     """Hear who answers and do nothing."""
 
 
+def _uncalled(call: Callable[[], None]) -> Callable[[], None]:
+    """Call nothing: whether it is cancelled is looked at now and then."""
+    return lambda: None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChatRun:
     """How a request is run: who hears the answer grow, how long it may take, and where."""
@@ -89,8 +94,10 @@ class ChatRun:
     on_piece: Callable[[Piece], None] = _unheard
     #: called once, before the first piece: which model answers, and where if a pool was asked
     on_start: Callable[[str, Origin | None], None] = _unstarted
-    #: asked several times a second
+    #: asked now and then: several times a second where nothing tells of it
     is_cancelled: Callable[[], bool]
+    #: given what is to be called, from any thread, when it is cancelled; returns what undoes that
+    on_cancel: Callable[[Callable[[], None]], Callable[[], None]] = _uncalled
     #: seconds from now until the answer must be complete
     deadline_s: float
     #: seconds without anything that end it before the first token, and between two
@@ -98,6 +105,11 @@ class ChatRun:
     token_gap_s: float = TOKEN_GAP_S
     #: where the broker wants it to run, with which load options; None: it does not say
     placement: Placement | None = None
+
+    @property
+    def is_told(self) -> bool:
+        """Whether who runs it is told of its cancelling, and need not ask."""
+        return self.on_cancel is not _uncalled
 
 
 class LlmService(Protocol):

@@ -32,6 +32,7 @@ from d8mesh.handlers.message_fields import (
     images_of,
     messages_of,
 )
+from d8mesh.handlers.tool_fields import tool_fields
 
 #: The same bounds as of the settings TEMPERATURE and MAX_TOKENS.
 MAX_TEMPERATURE: Final = 2
@@ -44,13 +45,19 @@ MAX_TOP_LOGPROBS: Final = 20
 MAX_CONTEXT: Final = 2_000_000
 #: Of a vector; the largest models have 8,192.
 MAX_DIMENSIONS: Final = 65_536
+#: Of `logit_bias`: tokens, and by how much, as OpenAI bounds them.
+MAX_BIASED: Final = 1024
+MOST_BIAS: Final = 100
 THINK_LEVELS: Final = ("low", "medium", "high", "max")
 
 _COMMON: Final = frozenset(
-    {"cloud", "keep_alive", "machine", "max_tokens", "model", "model_strict", "models", "options",
-     "pieces", "shift", "temperature", "think", "truncate"}
+    {"cloud", "keep_alive", "logit_bias", "machine", "max_tokens", "min_tokens", "model",
+     "model_defaults", "model_strict", "models", "options", "pieces", "shift", "temperature",
+     "think", "truncate"}
 )  # fmt: skip
-AGENT_FIELDS: Final = _COMMON | {"messages", "tools", "format", "logprobs", "top_logprobs"}
+AGENT_FIELDS: Final = _COMMON | {
+    "messages", "tools", "tool_choice", "parallel_tool_calls", "format", "logprobs", "top_logprobs"
+}  # fmt: skip
 CODE_FIELDS: Final = _COMMON | {"prompt", "language"}
 PROMPT_FIELDS: Final = frozenset(
     {"prompt", "suffix", "raw", "images", "context", "system", "template"}
@@ -72,7 +79,7 @@ _SHIFTS: Final = "would load the model anew: truncate says whether what is too l
 _ELSEWHERE: Final = {
     "content": "a message in messages",
     "functions": "tools",
-    "function_call": "no such choice: leave the tools out that shall not be called",
+    "function_call": "tool_choice",
     "images": "images of a message in messages",
     "max_completion_tokens": "max_tokens",
     "num_predict": "max_tokens",
@@ -81,7 +88,7 @@ _ELSEWHERE: Final = {
     "reasoning_effort": "think",
     "response_format": "format",
     "system": "a message of the role system in messages",
-    "tool_choice": "no such choice: leave the tools out that shall not be called",
+    "tool_choice": "only agent_action has tools",
 }
 
 _CODE_SYSTEM: Final = (
@@ -98,8 +105,7 @@ def agent_request(data: Data) -> ChatRequest:
     """
     _refuse_elsewhere(data, AGENT_FIELDS)
     messages = messages_of(data)
-    more = {"tools": None if data.get("tools") is None else _tools(data["tools"])}
-    return _request(data, more | _formed(data), messages=messages)
+    return _request(data, tool_fields(data) | _formed(data), messages=messages)
 
 
 def code_request(data: Data) -> ChatRequest:
@@ -200,6 +206,8 @@ def _request(
     switch_of(data, "shift")
     wants_pieces(data)
     rest = {
+        "logit_bias": _logit_bias(data.get("logit_bias")),
+        "min_tokens": whole_number_of(data, "min_tokens", low=1, high=MAX_TOKENS),
         "truncate": switch_of(data, "truncate"),
         "keep_alive": keep_alive_of(data),
         "think": data.get("think"),
@@ -226,6 +234,7 @@ def _request(
         temperature=temperature,
         max_tokens=max_tokens,
         options=options,
+        has_model_defaults=switch_of(data, "model_defaults") or False,
         more=given({**more, **rest}),
     )
 
@@ -323,16 +332,18 @@ def _options(data: Data) -> Mapping[str, Any]:
     return {key: value for key, value in options.items() if value is not None}
 
 
-def _tools(tools: Any) -> list[Mapping[str, Any]]:
-    if not isinstance(tools, list):
-        raise InvalidTaskError("tools: expected a list")
-    for i, tool in enumerate(tools):
-        function = tool.get("function") if isinstance(tool, Mapping) else None
-        if not isinstance(function, Mapping) or not is_name(function.get("name")):
-            raise InvalidTaskError(
-                f'tools[{i}]: expected {{"type": "function", "function": {{"name": …}}}}'
-            )
-    return tools
+def _logit_bias(bias: object) -> Mapping[str, Any] | None:
+    """Return by how much single tokens are made more likely, or less."""
+    expected = f"logit_bias: expected an object of up to {MAX_BIASED} numbers from -100 to 100"
+    if bias is None or bias == {}:
+        return None
+    if not isinstance(bias, Mapping) or len(bias) > MAX_BIASED:
+        raise InvalidTaskError(expected)
+    for token, by in bias.items():
+        is_number = isinstance(by, int | float) and not isinstance(by, bool)
+        if not (is_name(token) and is_number and abs(by) <= MOST_BIAS):
+            raise InvalidTaskError(expected)
+    return bias
 
 
 def _code_messages(data: Data) -> tuple[Mapping[str, Any], ...]:

@@ -68,6 +68,7 @@ class HttpRoute:
     is_light: answers without `Door.before`.
     ends_with_caller: the call is cancelled when its caller leaves, as that of a GET always is;
         else it runs to its end.
+    is_for_programs: a GET that changes something: not for browsers.
     """
 
     rule: str
@@ -81,6 +82,7 @@ class HttpRoute:
     max_body_bytes: int = SMALL_BODY_BYTES
     is_light: bool = False
     ends_with_caller: bool = False
+    is_for_programs: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

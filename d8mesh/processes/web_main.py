@@ -24,10 +24,11 @@ from typing import Final
 from d8mesh.config import Config
 from d8mesh.core.protocol.addresses import is_admissible
 from d8mesh.doors.anthropic.door import anthropic_door
-from d8mesh.doors.anthropic.listing import ModelList
+from d8mesh.doors.anthropic.listing import AnthropicModels
 from d8mesh.doors.batches.door import batch_runner, batches_door
 from d8mesh.doors.llm.catalogue import ModelCatalogue
 from d8mesh.doors.llm.chats import Chats
+from d8mesh.doors.ollama.routes import ollama_door
 from d8mesh.doors.openai.errors import openai_problem
 from d8mesh.doors.openai.routes import openai_door
 from d8mesh.doors.rest.api import rest_door
@@ -76,6 +77,7 @@ async def _serve(config: Config, broker: str, bound: socket.socket) -> int:
     """Serve until told to stop; return the exit code: 1 if the client has ended by itself."""
     mesh = AsyncNode(config, endpoint=broker, url=None)
     mesh.runner.stream_buffer.keep_s = KEPT_S
+    mesh.hear_together()  # launcher, broker and this process are of one version
     waits, rejections, exchange = Places(MAX_WAITS), Rejections(), Exchange(broker)
     guard = Guard(config.allowed_hosts, key=config.mesh_key, allows_public=config.allow_public)
     catalogue = ModelCatalogue(mesh, lists_cloud=config.cloud != "never")
@@ -112,7 +114,8 @@ def _llm_doors(
 ) -> Iterator[Door]:
     """Yield the doors of language models."""
     origins = Origins(config.origins)
-    models = ModelList(catalogue).answered
+    yield ollama_door(mesh, chats, catalogue, model_changes=config.model_changes, origins=origins)
+    models = AnthropicModels(catalogue).answered
     yield openai_door(chats, catalogue, origins=origins, lists_for_others=models)
     yield anthropic_door(chats, origins)
 

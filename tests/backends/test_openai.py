@@ -232,6 +232,35 @@ def test_temperature_and_length_are_said_in_the_words_of_each(any_server: CloudS
         assert (body["max_tokens"], body["temperature"]) == (2, 0.0)
 
 
+def test_where_the_model_has_its_own_defaults_nothing_is_said_of_them(
+    any_server: CloudServer,
+) -> None:
+    chat(backend_of(any_server), has_model_defaults=True)
+    chat(backend_of(any_server), has_model_defaults=True, temperature=0.5, max_tokens=2)
+    names = {"temperature", "max_tokens", "max_completion_tokens"}
+    assert [len(names & body.keys()) for body in any_server.bodies] == [0, 2]
+
+
+def test_a_choice_of_tools_is_handed_on(any_server: CloudServer) -> None:
+    more = {"tools": [TOOL], "tool_choice": "required", "parallel_tool_calls": False}
+    done = chat(backend_of(any_server), more=more)
+    body = any_server.bodies[-1]
+    assert body["tool_choice"] == "required"
+    if any_server.kind == "gemini":  # it refuses a field that it does not know, by name
+        assert done.ignored == ("parallel_tool_calls",)
+    else:
+        assert (done.ignored, body["parallel_tool_calls"]) == ((), False)
+
+
+def test_the_odds_of_single_tokens_go_to_the_lan_and_are_named_in_the_cloud(
+    groq: CloudServer, lan: CloudServer
+) -> None:
+    more = {"logit_bias": {"7": -100}, "min_tokens": 3}
+    assert chat(backend_of(groq), more=more).ignored == ("logit_bias", "min_tokens")
+    assert chat(backend_of(lan), more=more).ignored == ()
+    assert {name: lan.bodies[0][name] for name in more} == more
+
+
 def test_an_answer_at_its_bound_is_cut(any_server: CloudServer) -> None:
     done = chat(backend_of(any_server), max_tokens=2)
     assert done.ending.finish_reason is FinishReason.LENGTH

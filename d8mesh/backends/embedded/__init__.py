@@ -17,7 +17,7 @@ from typing import Final, TypeVar
 
 from d8mesh.backends.backend import Availability, ChatRun, ModelInfo
 from d8mesh.backends.embedded.catalogue import GgufFiles, GgufModel, Shelf
-from d8mesh.backends.embedded.chat import LLAMA_CPP, asked
+from d8mesh.backends.embedded.chat import LLAMA_CPP, NOT_TAKEN_HERE, asked
 from d8mesh.backends.embedded.embed import embedded
 from d8mesh.backends.embedded.host import MODEL_IDLE_S, Lent, Loan, ModelHost
 from d8mesh.backends.embedded.packages import (
@@ -170,7 +170,8 @@ class EmbeddedBackend:
             if timing.output_s:
                 speed = done.ending.usage.completion_tokens / timing.output_s
                 self._host.note_speed(lent.process, speed)
-            return replace(done, ending=replace(done.ending, timing=timing))
+            ignored = tuple(name for name in NOT_TAKEN_HERE if name in request.more)
+            return replace(done, ending=replace(done.ending, timing=timing), ignored=ignored)
 
         return self._run(model, run, ask)
 

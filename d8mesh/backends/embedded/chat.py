@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, Final
 
@@ -25,6 +25,7 @@ from d8mesh.backends.streaming import (
     whole_number,
 )
 from d8mesh.core.protocol.chat import (
+    SOME_CALL,
     ChatRequest,
     Ending,
     FinishReason,
@@ -52,6 +53,8 @@ LLAMA_OPTIONS: Final[Mapping[str, str]] = {
         "mirostat_eta",
     )
 } | {"num_keep": "n_keep"}  # fmt: skip
+#: Of `ChatRequest.more`, what llama.cpp takes in no form.
+NOT_TAKEN_HERE: Final = ("min_tokens",)
 _EVENT_DATA: Final = b"data:"
 _FINISHES: Final = {"length": FinishReason.LENGTH, "tool_calls": FinishReason.TOOL_CALLS}
 #: llama.cpp's word for a prompt that is longer than the model was loaded for.
@@ -63,9 +66,17 @@ def asked(
 ) -> AnswerReader[Piece]:
     """Begin an answer; the request's own temperature and bound go before."""
     own = (request.temperature, request.max_tokens)
+    usual: dict[str, object] = {"temperature": temperature, "max_tokens": max_tokens}
+    if request.has_model_defaults:
+        usual = {"max_tokens": process.order.context}
     body: dict[str, object] = {
-        "temperature": temperature if own[0] is None else own[0],
-        "max_tokens": max_tokens if own[1] is None else own[1],
+        **usual,
+        **{
+            name: value
+            for name, value in zip(("temperature", "max_tokens"), own, strict=True)
+            if value is not None
+        },
+        **({"logit_bias": request.more["logit_bias"]} if "logit_bias" in request.more else {}),
         "stream": True,
         "stream_options": {"include_usage": True},
         **{
@@ -147,12 +158,22 @@ def _chat_form(more: JsonObject) -> dict[str, object]:
     elif isinstance(wished, Mapping):
         form["response_format"] = {"type": "json_schema", "json_schema": {"schema": wished}}
     if more.get("tools"):
-        form["tools"] = more["tools"]
+        form |= _tool_form(more)
     if "think" in more:
         form["chat_template_kwargs"] = {"enable_thinking": more["think"] is not False}
     if more.get("logprobs"):
         form |= {"logprobs": True, "top_logprobs": more.get("top_logprobs", 0)}
     return form
+
+
+def _tool_form(more: JsonObject) -> dict[str, object]:
+    """Return the tools and their choice; where one must be called it is the only one that is."""
+    tools, choice = more["tools"], more.get("tool_choice")
+    if isinstance(choice, Mapping) and isinstance(tools, Sequence):
+        name = choice["function"]["name"]
+        tools, choice = [each for each in tools if each["function"]["name"] == name], SOME_CALL
+    told = {"tool_choice": choice, "parallel_tool_calls": more.get("parallel_tool_calls")}
+    return {"tools": tools} | {name: value for name, value in told.items() if value is not None}
 
 
 def _raw_form(more: JsonObject) -> dict[str, object]:

@@ -20,6 +20,7 @@ from d8mesh.backends.ollama import models
 from d8mesh.backends.ollama.bodies import Defaults, Loading, max_output_tokens, question_of
 from d8mesh.backends.ollama.catalogue import Catalogue, Installed
 from d8mesh.backends.ollama.chat import AnswerLines
+from d8mesh.backends.ollama.choice import chosen_calls
 from d8mesh.backends.ollama.connection import OllamaRequest, asking
 from d8mesh.backends.ollama.embed import embeddings
 from d8mesh.backends.ollama.faults import SERVICE, is_not_found
@@ -139,14 +140,17 @@ class OllamaBackend:
         if request.more.get("tools"):  # a call comes whole: nothing is heard while it is made
             run = replace(run, token_gap_s=max(run.token_gap_s, run.first_token_s))
         most = 2 * max_output_tokens(request, self._defaults) + SPARE_PIECES
+        calls = chosen_calls(request.more)
+        asked = replace(request, more=calls.more)
 
         def ask(run: ChatRun) -> Completion:
-            url, loading = self._chat_target(request, run.placement)
-            path, body = question_of(request, loading, self._defaults)
-            asked = OllamaRequest(url=url, path=path, body=body, line_bytes=MAX_LAST_LINE_BYTES)
-            reader = asking(asked, AnswerLines().piece_of)
+            url, loading = self._chat_target(asked, run.placement)
+            path, body = question_of(asked, loading, self._defaults)
+            sent = OllamaRequest(url=url, path=path, body=body, line_bytes=MAX_LAST_LINE_BYTES)
+            reader = asking(sent, calls.reading(AnswerLines().piece_of))
             with self._doubted():
-                return completion(reader, loading.model, run, max_pieces=most)
+                done = completion(reader, loading.model, run, max_pieces=most)
+            return replace(done, ignored=calls.ignored)
 
         return self._asked(ask, run)
 

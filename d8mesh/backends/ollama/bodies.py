@@ -60,21 +60,22 @@ class Loading:
 
 def max_output_tokens(request: ChatRequest, defaults: Defaults) -> int:
     """Return the bound of the answer; there always is one."""
-    own = request.max_tokens
-    return min(defaults.max_tokens if own is None else own, MOST_TOKENS)
+    usual = MOST_TOKENS if request.has_model_defaults else defaults.max_tokens
+    return min(usual if request.max_tokens is None else request.max_tokens, MOST_TOKENS)
 
 
 def question_of(
     request: ChatRequest, loading: Loading, defaults: Defaults
 ) -> tuple[str, dict[str, Any]]:
     """Return the path and the body that ask it, streamed: only so can an answer be ended."""
-    own = request.temperature
     options = {
         **request.options,
         **loading.options,
-        "temperature": defaults.temperature if own is None else own,
         "num_predict": max_output_tokens(request, defaults),
     }
+    if request.temperature is not None or not request.has_model_defaults:
+        own = request.temperature
+        options["temperature"] = defaults.temperature if own is None else own
     body: dict[str, Any] = {
         **request.more,
         "model": loading.model,

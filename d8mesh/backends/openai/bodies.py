@@ -21,6 +21,8 @@ COMPLETION_PATH: Final = "/completions"
 #: Of `ChatRequest.more`, what says how a local model is kept: it means nothing here and changes no
 #: answer.
 _ONLY_LOCAL: Final = frozenset({"keep_alive", "truncate", "shift"})
+#: Of it, what says which tools are called; it means something beside tools alone.
+_OF_TOOLS: Final = frozenset({"tool_choice", "parallel_tool_calls"})
 #: What may be left out if a service refuses it by name, and what it stands for in a task's data.
 DROPPABLE: Final[Mapping[str, str]] = {
     "chat_template_kwargs": "think",
@@ -28,6 +30,9 @@ DROPPABLE: Final[Mapping[str, str]] = {
     "reasoning_format": "think",
     "response_format": "format",
     "stream_options": "",
+    "logit_bias": "logit_bias",
+    "min_tokens": "min_tokens",
+    "parallel_tool_calls": "parallel_tool_calls",
     "logprobs": "logprobs",
     "top_logprobs": "top_logprobs",
     "seed": "options.seed",
@@ -87,17 +92,17 @@ def chat_body(
     ignored: set[str] = set()
     bound = request.max_tokens if request.max_tokens is not None else max_tokens
     warmth = request.temperature if request.temperature is not None else temperature
-    fields: dict[str, Any] = {
-        "model": model,
-        provider.max_tokens: bound,
-        "temperature": max(warmth, provider.least_temperature),
-        "stream": True,
-    }
+    fields: dict[str, Any] = {"model": model, "stream": True}
+    if request.max_tokens is not None or not request.has_model_defaults:
+        fields[provider.max_tokens] = bound
+    if request.temperature is not None or not request.has_model_defaults:
+        fields["temperature"] = max(warmth, provider.least_temperature)
     prompt = request.prompt
     if prompt is not None and not _is_chat(prompt):
         path = COMPLETION_PATH
         fields |= _completion_fields(provider, prompt, ignored)
-        fields["max_tokens"] = fields.pop(provider.max_tokens)
+        if provider.max_tokens in fields:
+            fields["max_tokens"] = fields.pop(provider.max_tokens)
     else:
         path = CHAT_PATH
         fields["messages"] = sent_messages(provider, request.conversation)
@@ -194,6 +199,7 @@ def _add_more(
     tools = more.get("tools") if is_chat else None
     if tools:
         fields["tools"] = tools
+        fields |= {name: more[name] for name in _OF_TOOLS if name in more}
     wanted = more.get("format")
     if wanted is not None:
         if tools and not provider.has_formats_with_tools:
@@ -212,8 +218,9 @@ def _add_more(
             fields[name] = more[name]
         elif more.get(name):
             ignored.add(name)
-    known = {"tools", "format", "think", "logprobs", "top_logprobs"} | _ONLY_LOCAL
-    ignored |= more.keys() - known
+    fields |= {name: more[name] for name in provider.extras if name in more}
+    known = {"tools", "format", "think", "logprobs", "top_logprobs"} | _OF_TOOLS | provider.extras
+    ignored |= more.keys() - known - _ONLY_LOCAL
 
 
 def _response_format(provider: Provider, wanted: object) -> Mapping[str, object]:

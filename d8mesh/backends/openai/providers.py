@@ -35,6 +35,8 @@ class Provider:
     #: a temperature below it is raised to it
     least_temperature: float = 0.0
     has_logprobs: bool = False
+    #: fields of a request that are handed on as they are, beside those of tools
+    extras: frozenset[str] = frozenset()
     #: ``stream_options``: usage comes with a stream that asks for it
     has_usage_option: bool = True
     #: ``response_format`` of "json"
@@ -116,6 +118,7 @@ LAN: Final = Provider(
     | {name: name for name in ("seed", "top_k", "min_p", "typical_p", "repeat_penalty")}
     | {"repeat_last_n": "repeat_last_n"},
     has_logprobs=True,
+    extras=frozenset({"logit_bias", "min_tokens"}),
     # LM Studio refuses "json_object".
     any_json={
         "type": "json_schema",

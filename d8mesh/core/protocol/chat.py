@@ -25,6 +25,10 @@ INSERT: Final = "insert"
 THINKING: Final = "thinking"
 COMPLETION: Final = "completion"
 EMBEDDING: Final = "embedding"
+#: What ``more["tool_choice"]`` may be: no call, or any one; or of one tool, as
+#: ``{"type": "function", "function": {"name"}}``. Without it the model chooses.
+NO_CALL: Final = "none"
+SOME_CALL: Final = "required"
 #: A token is about so many bytes of UTF-8.
 BYTES_PER_TOKEN: Final = 4
 #: Ollama's options that a model is loaded with: another value loads it anew, so there is one set
@@ -80,7 +84,9 @@ class ChatRequest:
     max_tokens: int | None = None
     #: how the model generates, by the names of Ollama's options; none of `LOAD_OPTIONS`
     options: JsonObject = field(default_factory=dict)
-    #: what else is handed on as it is: tools, format, think, keep_alive, truncate, logprobs, …
+    #: a temperature, or a bound of the answer, that is not named is the model's own
+    has_model_defaults: bool = False
+    #: what else is handed on as it is: tools, tool_choice, format, think, keep_alive, logprobs, …
     more: JsonObject = field(default_factory=dict)
 
     @property

@@ -12,7 +12,7 @@ import pytest
 
 from d8mesh.backends.backend import ChatRun
 from d8mesh.backends.ollama import OllamaBackend
-from d8mesh.backends.ollama.bodies import KEEP_ALIVE, Defaults, Loading, question_of
+from d8mesh.backends.ollama.bodies import KEEP_ALIVE, MOST_TOKENS, Defaults, Loading, question_of
 from d8mesh.core.protocol.chat import ChatRequest, EmbeddingRequest, Prompt
 from d8mesh.core.protocol.messages import Placement
 from d8mesh.handlers.llm import embedding_handlers, llm_handlers
@@ -187,3 +187,10 @@ def test_the_first_of_several_models_that_is_there_answers(standin: OllamaStandi
         messages=QUESTION, model="llama9", fallbacks=("other:1b", CHAT), is_model_strict=True
     )
     assert backend.chat(request, RUN).model == CHAT
+
+
+def test_where_the_model_has_its_own_defaults_only_a_ceiling_is_said() -> None:
+    _, body = body_of(ChatRequest(messages=QUESTION, has_model_defaults=True))
+    assert body["options"] == {"num_predict": MOST_TOKENS}
+    own = ChatRequest(messages=QUESTION, has_model_defaults=True, temperature=0.0, max_tokens=5)
+    assert body_of(own)[1]["options"] == {"temperature": 0.0, "num_predict": 5}
