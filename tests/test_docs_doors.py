@@ -126,3 +126,12 @@ def test_every_header_of_an_answer_is_told(
     words = section("Headers").lower()
     new = {name for name in told.headers if f"`{name}`" not in words}
     assert new - USUAL - USUAL_OF_STREAMS == set()
+
+
+def test_a_door_is_told_beside_its_tasks(mesh: LlmMesh) -> None:
+    body = {"model": CHAT, "max_tokens": 9, "messages": [{"role": "user", "content": "Hi"}]}
+    task = mesh.post("/v1/messages", body).headers["x-d8-task"]
+    listed = mesh.get("/api/tasks?door=anthropic").json["tasks"]
+    assert task in {each["task_id"] for each in listed}
+    listed = mesh.get("/api/tasks?door=ollama").json["tasks"]
+    assert task not in {each["task_id"] for each in listed}
