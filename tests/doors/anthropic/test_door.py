@@ -255,8 +255,14 @@ def test_an_unknown_model_is_not_found(client: anthropic.Anthropic) -> None:
 
 
 def test_a_model_that_cannot_do_it_is_a_bad_request(client: anthropic.Anthropic) -> None:
-    with pytest.raises(anthropic.BadRequestError, match="thinking"):
-        client.messages.create(**asked(thinking=THINKS))
+    with pytest.raises(anthropic.BadRequestError, match="tools"):
+        client.messages.create(**asked(model=SEER, tools=[TOOL]))
+
+
+def test_a_model_that_never_thinks_answers_who_wishes_for_thoughts(mesh: LlmMesh) -> None:
+    told = mesh.post(MESSAGES, asked(thinking=THINKS, max_tokens=2000))
+    assert [block["type"] for block in told.json["content"]] == ["text"]
+    assert told.headers["x-d8-ignored"] == "thinking.budget_tokens, thinking"
 
 
 def test_what_is_wrong_is_named_by_its_path(client: anthropic.Anthropic) -> None:
@@ -392,7 +398,7 @@ def test_a_refusal_before_the_call_has_the_same_form(
     peer: str, headers: dict[str, str], status: int, kind: str
 ) -> None:
     never_asked: Any = None
-    door, rejections = anthropic_door(never_asked), Rejections()
+    door, rejections = anthropic_door(never_asked, never_asked), Rejections()
     application = Application([door], Guard(key=KEY), rejections)
     told = asyncio.run(call(application, "POST", MESSAGES, peer=peer, headers=headers, body=b"{}"))
     assert told.status_code == status
