@@ -262,6 +262,8 @@ def tasks(parser: argparse.ArgumentParser) -> None:
             )
             most = _count(1, 1_000_000)
             _number_option(action, "--limit", most, "N", LISTED, "tasks at most")
+            door = "of what came in by this door only, as ollama or openai (default: all)"
+            action.add_argument("--door", default="", help=door)
         if name == "replay":
             action.add_argument("--all-failed", action="store_true", help="all that have failed")
         if ids != "+":
