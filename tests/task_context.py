@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 
 from d8mesh.core.protocol.messages import Placement
 from d8mesh.errors import TaskCancelledError
@@ -19,6 +20,7 @@ class Context:
         self.emitted: list[object] = []
         self.has_emitted = threading.Event()
         self._is_cancelled = threading.Event()
+        self._calls: list[Callable[[], None]] = []
 
     @property
     def is_cancelled(self) -> bool:
@@ -26,6 +28,12 @@ class Context:
 
     def cancel(self) -> None:
         self._is_cancelled.set()
+        for call in list(self._calls):
+            call()
+
+    def on_cancel(self, call: Callable[[], None]) -> Callable[[], None]:
+        self._calls.append(call)
+        return lambda: self._calls.remove(call)
 
     def emit(self, chunk: object) -> None:
         self.raise_if_cancelled()

@@ -54,8 +54,10 @@ CONNECT_S: Final = 5.0
 MAX_AHEAD: Final = 256
 #: Closing waits so long for its reading thread, which a shut socket ends at once.
 JOIN_S: Final = 2.0
-#: How often a wait looks whether it is still wanted.
+#: How often a wait looks whether it is still wanted, where nothing wakes it.
 WANTED_LOOK_S: Final = 0.1
+#: The same where something does; an answer whose reading thread has died is noticed by it.
+READER_LOOK_S: Final = 5.0
 
 #: The system's ``struct linger``: on, for 0 seconds.
 _RESET_AT_CLOSE: Final = struct.pack("hh" if sys.platform == "win32" else "ii", 1, 0)
@@ -143,26 +145,32 @@ def parts(reader: AnswerReader[PartT], run: ChatRun) -> Generator[PartT, None, N
         BackendDeadlineError: `deadline_s` are over.
         BackendError: what the reader came upon.
     """
-    started = heard = time.monotonic()
+    started = heard = now = time.monotonic()
     patience_s, part = run.first_token_s, None
+    look_s = READER_LOOK_S if run.is_told else WANTED_LOOK_S
+    undo = run.on_cancel(reader.end)
     try:
         while part is None or not part.ending:
             if run.is_cancelled():
                 raise TaskCancelledError
-            if time.monotonic() - started >= run.deadline_s:
+            if now - started >= run.deadline_s:
                 raise BackendDeadlineError(
                     f"the answer was not complete after {max(run.deadline_s, 0):.0f} s: "
                     "raise deadline_s or TASK_TIMEOUT, or ask for fewer max_tokens"
                 )
-            part = reader.next(WANTED_LOOK_S)
+            left_s = min(started + run.deadline_s, heard + patience_s) - now
+            part = reader.next(min(max(left_s, 0.0), look_s))
+            now = time.monotonic()
             is_alive = part is not None and part.is_sign_of_life
-            if not is_alive and time.monotonic() - heard >= patience_s:
+            if not is_alive and now - heard >= patience_s:
                 raise BackendStalledError(f"{reader.service} sent nothing for {patience_s:g} s")
             if part is not None:
                 yield part
+                now = time.monotonic()
             if is_alive:
-                heard, patience_s = time.monotonic(), run.token_gap_s
+                heard, patience_s = now, run.token_gap_s
     finally:
+        undo()
         reader.close()
 
 
@@ -189,7 +197,8 @@ class AnswerReader(Generic[PartT]):
     ) -> None:
         self.service, self.url = service, url
         self._lines, self._piece_of, self._refused = lines, piece_of, refused
-        self._pieces: queue.Queue[PartT | Exception] = queue.Queue(MAX_AHEAD)
+        #: None wakes who waits
+        self._pieces: queue.Queue[PartT | Exception | None] = queue.Queue(MAX_AHEAD)
         self._is_closed = threading.Event()
         self._socket: socket.socket | None = None
         self._is_read = threading.Event()
@@ -209,9 +218,15 @@ class AnswerReader(Generic[PartT]):
 
     def close(self) -> None:
         """End the connection, whatever it is doing; a service then stops generating."""
+        self.end()
+        self._is_read.wait(JOIN_S)
+
+    def end(self) -> None:
+        """The same without waiting, and wake who waits for a piece. Thread: any."""
         self._is_closed.set()
         shut(self._socket)
-        self._is_read.wait(JOIN_S)
+        with contextlib.suppress(queue.Full):  # then nobody waits
+            self._pieces.put_nowait(None)
 
     def _read(self) -> None:
         try:

@@ -42,6 +42,13 @@ class TaskContext(Protocol):
     def remaining_s(self) -> float:
         """Seconds until this attempt's deadline; negative when past."""
 
+    def on_cancel(self, call: Callable[[], None]) -> Callable[[], None]:
+        """Have `call` called at once when the task is cancelled; return what undoes that.
+
+        For what waits elsewhere and can be woken. `call` must neither wait nor raise: it runs on
+        the thread that all of the worker's messages go through.
+        """
+
     def emit(self, chunk: object) -> None:
         """Send partial output, text or a JSON value, to whoever listens right now.
 

@@ -146,6 +146,7 @@ def _answered(
 def _run(context: TaskContext) -> ChatRun:
     return ChatRun(
         is_cancelled=lambda: context.is_cancelled,
+        on_cancel=context.on_cancel,
         deadline_s=context.remaining_s,
         placement=context.placement,
     )

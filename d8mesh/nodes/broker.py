@@ -43,7 +43,7 @@ from d8mesh.edge.logs import event, traced
 from d8mesh.edge.network import is_taken_unseen, usable_addresses
 from d8mesh.edge.sqlite import Journal
 from d8mesh.edge.transport.sockets import Loop, RouterEndpoint, Waker
-from d8mesh.errors import D8Error, ProtocolError
+from d8mesh.errors import D8Error, JournalError, ProtocolError
 
 #: Messages taken in before a commit: bounds how long the first of them waits for its answer.
 MAX_DRAIN: Final = 512
@@ -54,6 +54,10 @@ MAX_HELD: Final = 256
 STOP_S: Final = 5.0
 #: How often the room on the disk is looked at.
 DISK_CHECK_S: Final = 2.0
+#: How long what was erased may still lie in the journal's log, and how soon it is looked again when
+#: the log could not be overwritten: somebody read it, or the disk failed.
+WIPE_S: Final = 2.0
+WIPE_AGAIN_S: Final = 0.05
 #: How often a line sums up what happened.
 SUMMARY_S: Final = 60.0
 #: Bad frames of one connection that get an answer; more are dropped in silence.
@@ -150,6 +154,7 @@ class Broker:
         self._strikes: OrderedDict[bytes, int] = OrderedDict()
         self._is_stopping, self._is_disk_low = threading.Event(), False
         self._next_disk_check, self._next_summary = 0.0, time.monotonic() + SUMMARY_S
+        self._next_wipe = math.inf
         self._deferral = Deferral()
         self._begun = self._measured = 0  #: commits: their number, the last held one measured
         self._held: deque[_Held] = deque()
@@ -225,7 +230,7 @@ class Broker:
         is_full = len(self._held) >= MAX_HELD
         received = [] if is_full else self._router.receive(MAX_DRAIN)
         if not received:  # what came during a commit needs no poll, which costs more than this
-            due = min(dispatcher.next_deadline(), self._deferral.until)
+            due = min(dispatcher.next_deadline(), self._deferral.until, self._next_wipe)
             left_s = max(0.0, due - time.monotonic())
             if is_full:
                 self._waker_alone.wait(left_s)
@@ -257,8 +262,23 @@ class Broker:
             self._perform(effects)
         if now >= self._deferral.until:
             self._commit([])
+        self._wipe(now)
         if now >= self._next_summary:
             self._sum_up(now)
+
+    def _wipe(self, now: float) -> None:
+        """Have what was erased overwritten in the journal's log too: once for all of some time."""
+        if not self._store.needs_wiping:
+            return
+        if self._next_wipe == math.inf:
+            self._next_wipe = now + WIPE_S
+        elif now >= self._next_wipe:
+            try:
+                is_done = self._store.wipe()
+            except JournalError as error:
+                is_done = False
+                event(_log, logging.WARNING, "journal.unwiped", error=str(error))
+            self._next_wipe = math.inf if is_done else now + WIPE_AGAIN_S
 
     def _perform(self, effects: Sequence[Effect]) -> None:
         """Send what promises nothing, commit; the rest is done once that is durable."""

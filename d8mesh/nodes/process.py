@@ -115,6 +115,10 @@ class ProcessContext:
         """
         self._parent.tell(["chunk", self._token, results.chunk_of(chunk)])
 
+    def on_cancel(self, call: Callable[[], None]) -> Callable[[], None]:
+        """Do nothing: a cancelled process is gone."""
+        return lambda: None
+
     def raise_if_cancelled(self) -> None:
         """Do nothing: a cancelled process is gone."""
 

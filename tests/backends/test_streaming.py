@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import threading
 import time
 import tracemalloc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 
+from d8mesh.backends import streaming
+from d8mesh.backends.backend import ChatRun
+from d8mesh.backends.ollama import OllamaBackend
 from d8mesh.backends.ollama.bodies import Defaults, Loading, question_of
 from d8mesh.backends.ollama.chat import AnswerLines
 from d8mesh.backends.ollama.connection import OllamaRequest, asking
@@ -27,8 +32,10 @@ from d8mesh.errors import (
     BackendTooLargeError,
     D8Error,
     InvalidTaskError,
+    TaskCancelledError,
 )
 from tests.ollama_server import OllamaServer
+from tests.ollama_standin import OllamaStandin
 
 PATIENCE_S = 30
 #: Far below what any of the floods would take if it were kept.
@@ -209,3 +216,64 @@ def ending_of(reader: AnswerReader[Piece]) -> None:
             reader.next(0.5)
     finally:
         reader.close()
+
+
+class Unwanted:
+    """Becomes so at a moment, and tells who has asked to be told."""
+
+    def __init__(self) -> None:
+        self._is_so = threading.Event()
+        self._calls: list[Callable[[], None]] = []
+
+    def run(self, **more: Any) -> ChatRun:
+        return ChatRun(
+            is_cancelled=self._is_so.is_set, on_cancel=self._on, deadline_s=PATIENCE_S, **more
+        )
+
+    def _on(self, call: Callable[[], None]) -> Callable[[], None]:
+        self._calls.append(call)
+        return lambda: self._calls.remove(call)
+
+    def end(self) -> None:
+        self._is_so.set()
+        for call in list(self._calls):
+            call()
+
+    @property
+    def is_heard(self) -> bool:
+        return bool(self._calls)
+
+
+@pytest.mark.parametrize("phase", ["prompt", "output"])
+def test_who_is_told_of_a_cancel_ends_the_connection_without_looking(
+    monkeypatch: pytest.MonkeyPatch, phase: str
+) -> None:
+    monkeypatch.setattr(streaming, "READER_LOOK_S", float(PATIENCE_S))
+    unwanted = Unwanted()
+    pace: dict[str, Any] = (
+        {"prompt_tokens_per_s": 0.01} if phase == "prompt" else {"tokens_per_s": 0.5}
+    )
+    request = ChatRequest(messages=({"role": "user", "content": "say 99 words"},))
+    with OllamaStandin(**pace) as standin, ThreadPoolExecutor(1) as pool:
+        chat = OllamaBackend(standin.url).chat
+        asked = pool.submit(chat, request, unwanted.run())
+        standin.wait_until(
+            lambda: standin.running > 0 and unwanted.is_heard and _is_in(standin, phase)
+        )
+        began = time.monotonic()
+        unwanted.end()
+        with pytest.raises(TaskCancelledError):
+            asked.result(PATIENCE_S)
+        standin.wait_until(lambda: bool(standin.counters.cancelled))
+        assert standin.counters.cancelled[0].at - began < PATIENCE_S / 4
+    assert not unwanted.is_heard
+
+
+def _is_in(standin: OllamaStandin, phase: str) -> bool:
+    return phase == "prompt" or standin.counters.tokens > 0
+
+
+def test_nobody_who_looks_for_himself_waits_for_being_told() -> None:
+    unwanted = Unwanted()
+    looking = ChatRun(is_cancelled=lambda: False, deadline_s=PATIENCE_S)
+    assert (looking.is_told, unwanted.run().is_told) == (False, True)

@@ -102,7 +102,7 @@ class Chats:
         except BaseException:
             answer.leave()
             raise
-        response = Response(answer.parts(), content_type=form.media_type)
+        response = Response(answer, content_type=form.media_type)
         ids = [each.task.id for each in answer.speakers]
         said = next((each.said for each in answer.speakers if each.said.origin), SaidSoFar())
         response.headers |= _told(ids, said.origin, said.model, asked[0].model)

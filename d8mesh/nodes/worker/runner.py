@@ -269,7 +269,7 @@ class WorkerRunner:
         self._act(now)  # that a service is paused is said before what failed there is given back
         self._at_work -= len(ended)
         if slots.aborted:
-            slots.aborted.difference_update([row[2] for row in ended])
+            slots.aborted.forget([row[2] for row in ended])
         if slots.listened:
             slots.listened.difference_update([row[1] for row in ended])
         self._take_pieces()
@@ -440,10 +440,10 @@ class WorkerRunner:
                     self._put_lone()
                     given = slots.take_back(effect.link, effect.count, is_of_all=effect.is_of_all)
                     self._at_work -= len(given)
-                    slots.aborted.difference_update([attempt.token for attempt in given])
+                    slots.aborted.forget([attempt.token for attempt in given])
                     self._perform(self.session.taken_back(given, time.monotonic()))
                 case Abort():
-                    slots.aborted.update(effect.tokens)
+                    slots.aborted.add(effect.tokens)
                 case Listened():
                     slots.heed(effect.ids, is_on=effect.is_on)
                 case Keep() | Forget():

@@ -25,6 +25,7 @@ from d8mesh.errors import BackendUnavailableError, TaskCancelledError
 from d8mesh.handlers import results, tracebacks
 from d8mesh.handlers.forks import FORKS, end_copy
 from d8mesh.handlers.retrying import ANY, AttemptEnd, Retries
+from d8mesh.nodes.worker.aborted import Aborted
 from d8mesh.nodes.worker.coroutines import Coroutines
 from d8mesh.nodes.worker.failures import Failures
 from d8mesh.nodes.worker.importable import prove
@@ -126,6 +127,10 @@ class Context:
         if is_heard:
             slots.bell.ring()
 
+    def on_cancel(self, call: Callable[[], None]) -> Callable[[], None]:
+        """Have something done at once when it is cancelled; see `TaskContext.on_cancel`."""
+        return self._slots.aborted.on_add(self._attempt.token, call)
+
     def raise_if_cancelled(self) -> None:
         """Raise `TaskCancelledError` if the task was cancelled."""
         if self.is_cancelled:
@@ -152,7 +157,7 @@ class Slots:
         self.pieces_bytes = 0
         #: guards the pieces; notified when they have been taken
         self.emitting = threading.Condition(threading.Lock())
-        self.aborted: set[bytes] = set()
+        self.aborted = Aborted()
         self.listened: set[str] = set()
         self._handlers = handlers
         #: an event: wait for it, in place of an attempt; None: end

@@ -140,6 +140,13 @@ def test_headers_tell_who_answered(mesh: LlmMesh, is_streamed: bool) -> None:
     assert headers["request-id"] == headers["x-request-id"]
 
 
+def test_what_has_no_effect_is_named(mesh: LlmMesh) -> None:
+    wanted = asked(metadata={"user_id": "u"}, thinking=THINKS, model=THINKER, max_tokens=2000)
+    told = mesh.post(MESSAGES, wanted)
+    assert told.headers["x-d8-ignored"] == "metadata, thinking.budget_tokens"
+    assert "x-d8-ignored" not in mesh.post(MESSAGES, asked()).headers
+
+
 def test_a_bound_of_tokens_is_kept_and_told(client: anthropic.Anthropic) -> None:
     message = client.messages.create(**asked(max_tokens=5))
     assert message.stop_reason == "max_tokens"
@@ -165,6 +172,22 @@ def test_a_tool_is_called_and_its_result_goes_back(
     assert called["tool_calls"][0]["function"]["arguments"] == {"at": "the sky"}
     assert told["content"] == "blue"
     assert told["tool_name"] == "look"
+
+
+@pytest.mark.parametrize("choice", [{"type": "any"}, {"type": "tool", "name": "look"}])
+def test_a_call_can_be_demanded(client: anthropic.Anthropic, choice: Any) -> None:
+    message = client.messages.create(**asked(tools=[TOOL], tool_choice=choice))
+    assert message.stop_reason == "tool_use"
+    (call,) = message.content
+    assert isinstance(call, ToolUseBlock)
+    assert (call.name, call.input) == ("look", {"at": "the sky"})
+
+
+def test_a_call_can_be_forbidden(mesh: LlmMesh, client: anthropic.Anthropic) -> None:
+    question: Any = [{"role": "user", "content": "Please look"}]
+    wanted = asked(tools=[TOOL], tool_choice={"type": "none"}, messages=question)
+    assert client.messages.create(**wanted).stop_reason == "end_turn"
+    assert not chats(mesh)[-1].get("tools")
 
 
 def test_a_call_is_streamed_as_json(client: anthropic.Anthropic) -> None:
@@ -315,3 +338,13 @@ def test_a_key_in_anthropics_header_may_carry_a_priority(mesh: LlmMesh) -> None:
         told = client.messages.with_raw_response.create(**asked())
     (task,) = [each for each in mesh.tasks() if each["task_id"] == told.headers["x-d8-task"]]
     assert task["priority"] == 3
+
+
+def test_models_are_listed_in_the_same_form(client: anthropic.Anthropic) -> None:
+    names = [model.id for model in client.models.list(limit=2)]
+    assert {CHAT, THINKER, SEER} <= set(names)
+    assert client.models.retrieve(CHAT).id == CHAT
+    with pytest.raises(anthropic.NotFoundError) as refused:
+        client.models.retrieve("nobody-has-this")
+    body: Any = refused.value.body
+    assert body["error"]["type"] == "not_found_error"
