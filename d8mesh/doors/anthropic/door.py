@@ -21,7 +21,7 @@ from d8mesh.http.strict import parse_lenient_json
 
 ANTHROPIC: Final = "anthropic"
 #: All paths of the door.
-PREFIX: Final = "/v1/messages"
+MESSAGES_PATH: Final = "/v1/messages"
 _NO_COUNT: Final = (
     "tokens are not counted before a model reads them: the usage of an answer tells how many they "
     "were"
@@ -39,19 +39,20 @@ def anthropic_door(chats: Chats, origins: Callable[[str], bool] = no_origin) -> 
         origins: whose pages may use it.
     """
     taken = partial(HttpRoute, takes=None, decodes=True, max_body_bytes=MAX_BODY_BYTES)
-    batches = f"{PREFIX}/batches"
+    batches = f"{MESSAGES_PATH}/batches"
     no_batches = partial(_refuse, _NO_BATCHES)
-    create = taken(PREFIX, MessageCalls(chats).create, asked_of, "POST", ends_with_caller=True)
+    calls = MessageCalls(chats)
     routes = (
-        create,
-        taken(f"{PREFIX}/count_tokens", partial(_refuse, _NO_COUNT), method="POST"),
+        taken(MESSAGES_PATH, calls.create, asked_of, method="POST", ends_with_caller=True),
+        taken(f"{MESSAGES_PATH}/count_tokens", partial(_refuse, _NO_COUNT), method="POST"),
         taken(batches, no_batches, method="POST"),
         HttpRoute(batches, no_batches),
         HttpRoute(f"{batches}/<path:inner>", no_batches),
         taken(f"{batches}/<path:inner>", no_batches, method="POST"),
         taken(f"{batches}/<path:inner>", no_batches, method="DELETE"),
     )
-    return Door(routes=routes, problem=anthropic_problem, prefixes=(PREFIX,), origins=origins)
+    prefixes = (MESSAGES_PATH,)
+    return Door(routes=routes, problem=anthropic_problem, prefixes=prefixes, origins=origins)
 
 
 def asked_of(body: bytes) -> AskedMessage:

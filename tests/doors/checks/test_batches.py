@@ -172,7 +172,9 @@ def test_what_is_wrong_is_raised_by_the_client_as_at_openai(client: openai.OpenA
     with pytest.raises(openai.BadRequestError, match=r"Must be \.jsonl"):
         client.files.create(file=("in.txt", b"x"), purpose="batch")
     with pytest.raises(openai.BadRequestError, match="input_file_id"):
-        client.batches.create(input_file_id="file-none", endpoint=CHATS, completion_window="24h")
+        client.batches.create(
+            input_file_id="file-none", endpoint="/v1/chat/completions", completion_window="24h"
+        )
     with pytest.raises(openai.NotFoundError):
         client.batches.retrieve("batch_none")
 
