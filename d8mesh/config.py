@@ -94,6 +94,7 @@ class Config:
     retention_days: float = 7.0
     retention_count: int = 1_000_000
     cloud: str = "never"
+    model_changes: str = "pull"
     #: model, "" for all -> the options that it is loaded with
     load_options: Mapping[str, Mapping[str, int | bool]] | None = None
     #: things worth saying that do not stop the program, one line each
@@ -426,6 +427,12 @@ SETTINGS: Final[tuple[Setting, ...]] = (
     ),
     Setting("D8_OPENAI_KEY", "openai_key", _IS_KEY, _KEY_TEXT, True),
     Setting("D8_CLOUD", "cloud", _matching(r"never|overflow|yes", lower=True), _CLOUD_TEXT),
+    Setting(
+        "D8_MODEL_CHANGES",
+        "model_changes",
+        _matching(r"none|pull|all", lower=True),
+        "none, pull or all",
+    ),
     Setting("D8_LOAD_OPTIONS", "load_options", _load_options, _LOAD_OPTIONS_TEXT),
     Setting("D8_CLOUD_LIMITS", "cloud_limits", _limits, _LIMITS_TEXT),
     Setting("D8_ALLOW_PUBLIC", "allow_public", _switch, "1 or 0"),

@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
+from msgspec import structs
+
 from d8mesh.core.broker.records import Batch, History, Totals, WorkerRecord
 from d8mesh.core.broker.store import (
     MAX_PAST_ATTEMPTS,
@@ -23,6 +25,7 @@ from d8mesh.core.broker.store import (
     EndOf,
     FinishedStates,
     FinishedTask,
+    FoldLog,
     OldBatches,
     OutcomesOf,
     PageOf,
@@ -37,6 +40,7 @@ from d8mesh.core.broker.store import (
     TaskPage,
 )
 from d8mesh.core.protocol.messages import FINAL_STATES, PRUNED_STATE, UNKNOWN_STATE
+from d8mesh.core.protocol.source import source_of
 from d8mesh.core.protocol.task import (
     Assigned,
     AssignmentsSettled,
@@ -45,6 +49,8 @@ from d8mesh.core.protocol.task import (
     Completed,
     Dismissed,
     Enrolled,
+    Erased,
+    ErasureSet,
     Fact,
     Failed,
     Pruned,
@@ -132,6 +138,9 @@ class _Fold:
         self.pruned: list[tuple[str, int, int, float]] = []
         self.sessions: set[str] = set()
         self.waited: dict[str, float] = {}
+        #: task id -> when what it asked and answered is to be erased, and what is kept
+        self.erasures: dict[str, tuple[float, bytes]] = {}
+        self.erased: set[str] = set()
         for facts in commits:
             for fact in facts:
                 self.apply(fact)
@@ -161,7 +170,7 @@ class _Fold:
             case WorkersMissed():
                 self.waited = dict(zip(fact.worker_ids, fact.waited_s, strict=True))
             case _:
-                pass  # tells memory only
+                self._delivered(fact)
 
     def _submitted(self, fact: Submitted) -> None:
         if self.batch_of(f"{fact.session}-{fact.first}") is not None:
@@ -224,9 +233,36 @@ class _Fold:
             case Cancelled():
                 self.totals.cancelled += count
 
+    def _delivered(self, fact: Fact) -> None:
+        if not isinstance(fact, ErasureSet | Erased):
+            return  # it tells memory only
+        for task_id, rest in zip(fact.ids, fact.payloads, strict=True):
+            if isinstance(fact, ErasureSet):
+                self.erasures.setdefault(task_id, (fact.due_at, rest))
+            else:
+                _, was_set = self.erasures.pop(task_id, (0.0, b""))
+                self._erase(task_id, rest or was_set)
+
+    def _erase(self, task_id: str, rest: bytes) -> None:
+        found = self.batch_of(task_id)
+        if found is None or task_id in self.erased or task_id not in self.ends:
+            return
+        kept, index = found
+        if kept.fact.spec.source:
+            self.erased.add(task_id)
+            payloads = list(kept.fact.payloads)
+            payloads[index] = b""
+            kept.fact = structs.replace(kept.fact, payloads=payloads)
+            self.ends[task_id] = replace(self.ends[task_id], payload=rest)
+            self.setbacks[task_id] = [
+                replace(each, why=each.why and "erased", traceback=each.traceback and "erased")
+                for each in self.setbacks.get(task_id, [])
+            ]
+
     def _pruned(self, fact: Pruned) -> None:
         for session, first, count in fact.batches:
             for n in range(first, first + count):
+                self.erasures.pop(f"{session}-{n}", None)
                 self.ends.pop(f"{session}-{n}", None)
                 self.setbacks.pop(f"{session}-{n}", None)
             self.keys = {k: what for k, what in self.keys.items() if what[1:3] != (session, first)}
@@ -279,6 +315,7 @@ class _Fold:
                     if task_id in hands and hands[task_id][0] <= restored.troubled[task_id][0]:
                         del hands[task_id]
         restored.in_flight = hands
+        restored.erasures = {task_id: due_at for task_id, (due_at, _) in self.erasures.items()}
         return restored
 
     def _trouble_of(self, task_id: str) -> tuple[int, History]:
@@ -315,13 +352,16 @@ class _Fold:
                 return self._page(question)
             case PrunableBatches():
                 return self._prunable(question)
+            case FoldLog():
+                return None
 
     def _details(self, task_id: str) -> TaskDetails | PrunedTask | None:
         found = self.batch_of(task_id)
         if found is None:
             return self._tombstone(task_id)
         fact, state = found[0].fact, self.ends[task_id].state if task_id in self.ends else None
-        return TaskDetails(fact.spec, fact.payloads[found[1]], self._past(task_id), state)
+        told = (fact.spec, fact.payloads[found[1]], self._past(task_id), state)
+        return TaskDetails(*told, task_id in self.erased)
 
     def _code(self, task_id: str) -> int:
         if task_id in self.ends:
@@ -360,7 +400,8 @@ class _Fold:
         past = self._past(task_id) if not is_completed or end.n > 1 else []
         why = past[-1].error if past and not is_completed else None
         how = (end.state, end.n, end.worker_id, end.at, end.payload)
-        return FinishedTask(task_id, fact.spec, fact.at, *how, why, past)
+        is_erased = task_id in self.erased
+        return FinishedTask(task_id, fact.spec, fact.at, *how, why, past, is_erased)
 
     def _page(self, question: PageOf) -> TaskPage | BadCursor:
         if question.cursor and not question.cursor.isdecimal():
@@ -370,6 +411,7 @@ class _Fold:
             for kept in self.batches
             for task_id in kept.ids
             if question.type in ("", kept.fact.spec.type)
+            and question.door in ("", source_of(kept.fact.spec.source).door)
             and not (question.is_open and task_id in self.ends)
             and (question.state is None or self._code(task_id) == CODES[question.state])
         ]
@@ -457,6 +499,13 @@ class MemoryStore:
     def ask(self, question: Question) -> StoreAnswer:
         with self._lock:
             return self._fold.answer(question)
+
+    @property
+    def needs_wiping(self) -> bool:
+        return False
+
+    def wipe(self) -> bool:
+        return True
 
     def free_bytes(self) -> int:
         return 1 << 40

@@ -58,6 +58,7 @@ BAD_VALUES = [
     ("D8_ORIGINS", "chat.example.org"),
     ("D8_ORIGINS", "http://chat.example.org/path"),
     ("D8_ORIGINS", "null"),
+    ("D8_MODEL_CHANGES", "delete"),
     ("D8_MESH_KEY", "short"),
     ("GROQ_BASE_URL", "https://host/openai/v1?key=x"),
     ("GROQ_BASE_URL", "https://user:word@host/v1"),

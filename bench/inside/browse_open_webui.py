@@ -23,6 +23,8 @@ ANSWER_S: Final = 60.0
 LOOK_MS: Final = 30
 #: The page moves what it shows for so long.
 SETTLE_MS: Final = 700
+#: What a stand-in says begins so; the question stands on the page too.
+BEGINS: Final = "w0"
 ANSWER: Final = "[id^=message-] .markdown-prose"
 
 
@@ -63,8 +65,8 @@ def _chat(page: Page, question: str) -> dict[str, Any]:
     page.keyboard.press("Enter")
     begun, first_s, text, steps = time.monotonic(), 0.0, "", 0
     while time.monotonic() - begun < ANSWER_S:
-        answers = page.locator(ANSWER).all_inner_texts()
-        shown = answers[-1].strip() if answers else ""
+        texts = [text.strip() for text in page.locator(ANSWER).all_inner_texts()]
+        shown = next((text for text in reversed(texts) if text.startswith(BEGINS)), "")
         if shown and shown != text:
             first_s = first_s or time.monotonic() - begun
             text, steps = shown, steps + 1

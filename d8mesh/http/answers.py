@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
-from typing import Final
+from typing import Final, Protocol
 
 import msgspec
 
 from d8mesh.core.protocol.json_model import MAX_DEPTH
 from d8mesh.errors import D8Error
-from d8mesh.http.asgi import AsgiSend
+from d8mesh.http.asgi import AsgiMessage, AsgiSend, BodySink
 
 JSON: Final = "application/json"
 #: What a refused client is told to wait, by code, in whole seconds (HTTP allows no others).
@@ -80,6 +80,19 @@ class Refusal(Exception):
         self.code, self.headers = code, headers
 
 
+class PushedBody(Protocol):
+    """A body that is written by calls as it comes: no coroutine wakes up for a part."""
+
+    def parts(self) -> AsyncGenerator[bytes, None]:
+        """Yield it, for who cannot be called."""
+
+    async def pushed(self, sink: BodySink) -> None:
+        """Write it; return when all of it is written. Cancelled: the caller has left."""
+
+    def leave(self) -> None:
+        """Nobody reads it any more, or ever will; this may be called more than once."""
+
+
 class Response:
     """What is answered: all of it, or what makes its parts, which is closed in any case."""
 
@@ -87,7 +100,7 @@ class Response:
 
     def __init__(
         self,
-        body: bytes | AsyncGenerator[bytes, None],
+        body: bytes | AsyncGenerator[bytes, None] | PushedBody,
         status: int = 200,
         *,
         content_type: str = JSON,
@@ -98,21 +111,51 @@ class Response:
         if headers:
             self.headers |= headers
 
-    async def send(self, send: AsgiSend, *, is_head: bool) -> None:
+    async def send(self, send: AsgiSend, *, is_head: bool, sink: BodySink | None = None) -> None:
         """Send all of it, or its head alone."""
-        body, headers = self.body, dict(self.headers)
-        if isinstance(body, bytes) and self.status != NO_CONTENT:
-            headers["Content-Length"] = str(len(body))
-        raw = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
-        await send({"type": "http.response.start", "status": self.status, "headers": raw})
-        if isinstance(body, bytes) and len(body) <= PART_BYTES:
-            await send({"type": "http.response.body", "body": body})
+        body = self.body
+        if not isinstance(body, bytes | AsyncGenerator):
+            try:
+                await send(self._start({}))
+                if is_head:
+                    await send(_LAST)
+                elif sink is not None:
+                    await body.pushed(sink)
+                else:
+                    await _send_parts(body.parts(), send)
+            finally:
+                body.leave()
             return
-        async with aclosing(_in_parts(body) if isinstance(body, bytes) else body) as parts:
-            if not is_head:
-                async for part in parts:
-                    await send({"type": "http.response.body", "body": part, "more_body": True})
-        await send({"type": "http.response.body", "body": b""})
+        is_sized = isinstance(body, bytes) and self.status != NO_CONTENT
+        await send(self._start({"Content-Length": str(len(body))} if is_sized else {}))  # type: ignore[arg-type]
+        if isinstance(body, bytes):
+            if len(body) <= PART_BYTES:
+                await send({"type": "http.response.body", "body": body})
+                return
+            body = _in_parts(body)
+        if is_head:
+            await body.aclose()
+            await send(_LAST)
+        else:
+            await _send_parts(body, send)
+
+    def _start(self, more: Mapping[str, str]) -> AsgiMessage:
+        headers = [
+            (name.encode("latin-1"), value.encode("latin-1"))
+            for name, value in {**self.headers, **more}.items()
+        ]
+        return {"type": "http.response.start", "status": self.status, "headers": headers}
+
+
+async def _send_parts(body: AsyncGenerator[bytes, None], send: AsgiSend) -> None:
+    async with aclosing(body) as parts:
+        async for part in parts:
+            await send({"type": "http.response.body", "body": part, "more_body": True})
+    await send(_LAST)
+
+
+#: The end of a body.
+_LAST: Final[AsgiMessage] = {"type": "http.response.body", "body": b""}
 
 
 def answer(body: Mapping[str, object], status: int = 200) -> Response:

@@ -13,7 +13,7 @@ from werkzeug.routing import Map, Rule
 
 from d8mesh.errors import D8Error
 from d8mesh.http.answers import CLOSES, NO_CONTENT, Refusal, Response
-from d8mesh.http.asgi import AsgiMessage, AsgiSend, Receive, Scope
+from d8mesh.http.asgi import SINK, AsgiMessage, AsgiSend, Receive, Scope
 from d8mesh.http.codings import CODINGS, MAX_DECODED_BYTES, decoder_of
 from d8mesh.http.guard import Guard, Rejections
 from d8mesh.http.off_loop import OFF_LOOP_BYTES, off_loop
@@ -70,7 +70,7 @@ class Application:
         _share(response, door, request.fields.get("origin"))
         self._held_bytes += size
         try:
-            await response.send(send, is_head=request.method == "HEAD")
+            await response.send(send, is_head=request.method == "HEAD", sink=scope.get(SINK))
         finally:
             self._held_bytes -= size
 
@@ -120,6 +120,8 @@ class Application:
         if isinstance(found, Refusal):
             raise found
         route, values = found
+        if route.is_for_programs:
+            self._guard.check_program(fields)
         # Our server cancels calls whose callers have left.
         request.scope["d8.runs_on"] = route.method != "GET" and not route.ends_with_caller
         if door.before is not None and not route.is_light:

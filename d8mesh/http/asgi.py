@@ -3,13 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
-from typing import Any, TypeAlias
+from typing import Any, Final, Protocol, TypeAlias
 
 Scope: TypeAlias = MutableMapping[str, Any]
 AsgiMessage: TypeAlias = MutableMapping[str, Any]
 Receive: TypeAlias = Callable[[], Awaitable[AsgiMessage]]
 AsgiSend: TypeAlias = Callable[[AsgiMessage], Awaitable[None]]
 AsgiApplication: TypeAlias = Callable[[Scope, Receive, AsgiSend], Awaitable[None]]
+
+
+#: Of a scope: the `BodySink` of its answer, where the server has one.
+SINK: Final = "d8.sink"
+
+
+class BodySink(Protocol):
+    """Where the parts of an answer's body go by calls, once its head has been sent."""
+
+    #: called when there is room again
+    on_room: Callable[[], None] | None
+
+    @property
+    def is_full(self) -> bool:
+        """True while the reader does not take what is there."""
+
+    def write_part(self, body: bytes, *, has_more: bool) -> None:
+        """Send a part; nothing if the caller has left."""
 
 
 def fields_of(scope: Scope) -> Mapping[str, str]:

@@ -12,13 +12,14 @@ import contextlib
 import logging
 import socket
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
 import httptools
 
 from d8mesh.http.answers import NO_CONTENT, Refusal, Response
-from d8mesh.http.asgi import AsgiApplication, AsgiMessage, Scope
+from d8mesh.http.asgi import SINK, AsgiApplication, AsgiMessage, Scope
 from d8mesh.http.guard import Rejections
 from d8mesh.http.heads import (
     MAX_HEAD_BYTES,
@@ -102,6 +103,7 @@ class HttpConnection(asyncio.BufferedProtocol):
         self._task: asyncio.Task[None] | None = None
         self._waiter: asyncio.Future[None] | None = None
         self._writable: asyncio.Future[None] | None = None
+        self.on_room: Callable[[], None] | None = None
         #: its answer: a head that is not sent yet; whether any of it is
         self._head = b""
         self._is_told = self._is_started = self._is_chunked = False
@@ -155,6 +157,8 @@ class HttpConnection(asyncio.BufferedProtocol):
         writable, self._writable = self._writable, None
         if writable is not None:
             writable.set_result(None)
+        if self.on_room is not None:
+            self.on_room()
 
     # -------------------------------------------------------- called by the parser
 
@@ -192,6 +196,7 @@ class HttpConnection(asyncio.BufferedProtocol):
             "query_string": query,
             "headers": self._headers,
             "client": self._client,
+            SINK: self,
         }
         self._incoming = _Asked(scope, self._parser.should_keep_alive())
         self._beside_bytes, self._since = 0, self._server.loop.time()
@@ -255,21 +260,31 @@ class HttpConnection(asyncio.BufferedProtocol):
         if message["type"] == "http.response.start":
             self._begin(message["status"], list(message["headers"]))
             return
-        body: bytes = message.get("body", b"")
+        self.write_part(message.get("body", b""), has_more=has_more)
+
+    @property
+    def is_full(self) -> bool:
+        """See `BodySink`."""
+        return self._writable is not None
+
+    def write_part(self, body: bytes, *, has_more: bool) -> None:
+        """See `BodySink`."""
+        if self._is_lost:
+            return
         if self._asked[0].scope["method"] == "HEAD":
             body = b""
         elif self._is_chunked:
             body = b"%x\r\n%b\r\n" % (len(body), body) if body else b""
             body += b"" if has_more else b"0\r\n\r\n"
         if self._head or body:
+            head, self._head = self._head, b""
             self._is_started = True
-            self._write(self._head + body)
-            self._head = b""
+            self._write(head + body)
         if not has_more:
             self._finish()
 
     def _begin(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
-        """Make the head, and send it unless the body follows at once."""
+        """Make the head; it is sent with what follows of the body at once, or else without."""
         asked, names = self._asked[0], {name.lower() for name, _ in headers}
         is_sized = b"content-length" in names or status == NO_CONTENT
         version = asked.scope["http_version"]
@@ -281,9 +296,14 @@ class HttpConnection(asyncio.BufferedProtocol):
         if b"connection" not in names and not (asked.keeps and version == "1.1"):
             headers.append((b"Connection", b"keep-alive" if asked.keeps else b"close"))
         self._head = head_of(status, self._server.date(), headers)
-        if not is_sized:
-            self._write(self._head)
-            self._head, self._is_started = b"", True
+        if not is_sized:  # its first part may follow in this turn of the loop
+            self._server.loop.call_soon(self._send_head, asked)
+
+    def _send_head(self, asked: _Asked) -> None:
+        if self._head and not self._is_lost and self._asked and self._asked[0] is asked:
+            head, self._head = self._head, b""
+            self._is_started = True
+            self._write(head)
 
     # ------------------------------------------------------------ one request after another
 
@@ -376,6 +396,7 @@ class HttpConnection(asyncio.BufferedProtocol):
         return path, origins[0] if len(origins) == 1 else None
 
     def _tell(self, refusal: Refusal, *, lingers: bool = True) -> None:
+        self._head = b""
         response = self._server.refused(*self._told_at, refusal)
         assert isinstance(response.body, bytes)
         response.headers |= {"Content-Length": str(len(response.body)), "Connection": "close"}

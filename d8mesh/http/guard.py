@@ -71,6 +71,16 @@ class Guard:
             self._check_host(header)
         _check_page(fields, header, origins)
 
+    @staticmethod
+    def check_program(fields: Mapping[str, str]) -> None:
+        """Refuse a browser, for a page may have it ask for a picture that is none.
+
+        To hosts that it does not trust, all but its own machine, it says nothing else of where
+        that came from, and no page can have it give another name.
+        """
+        if fields.get("user-agent", "").startswith("Mozilla/"):
+            raise Refusal("http.origin", "this is for programs, and a browser asks for it")
+
     def check_key(self, peer: str, fields: Mapping[str, str]) -> None:
         """Refuse a request that does not show the mesh's key, if there is one."""
         if self._key is not None and not is_loopback(peer):

@@ -29,7 +29,7 @@ from d8mesh.core.broker.dispatcher import Dispatcher
 from d8mesh.core.broker.effects import Effect, Fault, Load, Loaded, Peer, Record, Send
 from d8mesh.core.broker.reports import snapshot
 from d8mesh.core.broker.state import Policy
-from d8mesh.core.broker.store import Question, Store, StoreAnswer, Unreadable
+from d8mesh.core.broker.store import FoldLog, Question, Store, StoreAnswer, Unreadable
 from d8mesh.core.protocol.addresses import LOOPBACK, is_admissible, is_loopback
 from d8mesh.core.protocol.codec import decode_to_broker, encode
 from d8mesh.core.protocol.messages import Refused
@@ -43,7 +43,7 @@ from d8mesh.edge.logs import event, traced
 from d8mesh.edge.network import is_taken_unseen, usable_addresses
 from d8mesh.edge.sqlite import Journal
 from d8mesh.edge.transport.sockets import Loop, RouterEndpoint, Waker
-from d8mesh.errors import D8Error, ProtocolError
+from d8mesh.errors import D8Error, JournalError, ProtocolError
 
 #: Messages taken in before a commit: bounds how long the first of them waits for its answer.
 MAX_DRAIN: Final = 512
@@ -54,6 +54,12 @@ MAX_HELD: Final = 256
 STOP_S: Final = 5.0
 #: How often the room on the disk is looked at.
 DISK_CHECK_S: Final = 2.0
+#: How long what was erased may still lie in the journal's log, and how soon it is looked again when
+#: the log could not be overwritten: somebody read it, or the disk failed.
+WIPE_S: Final = 2.0
+WIPE_AGAIN_S: Final = 0.05
+#: The number of a question that the brain has not asked: its answer is passed over.
+_NOBODYS: Final = 0
 #: How often a line sums up what happened.
 SUMMARY_S: Final = 60.0
 #: Bad frames of one connection that get an answer; more are dropped in silence.
@@ -150,6 +156,7 @@ class Broker:
         self._strikes: OrderedDict[bytes, int] = OrderedDict()
         self._is_stopping, self._is_disk_low = threading.Event(), False
         self._next_disk_check, self._next_summary = 0.0, time.monotonic() + SUMMARY_S
+        self._next_wipe, self._is_folded = math.inf, False
         self._deferral = Deferral()
         self._begun = self._measured = 0  #: commits: their number, the last held one measured
         self._held: deque[_Held] = deque()
@@ -225,7 +232,7 @@ class Broker:
         is_full = len(self._held) >= MAX_HELD
         received = [] if is_full else self._router.receive(MAX_DRAIN)
         if not received:  # what came during a commit needs no poll, which costs more than this
-            due = min(dispatcher.next_deadline(), self._deferral.until)
+            due = min(dispatcher.next_deadline(), self._deferral.until, self._next_wipe)
             left_s = max(0.0, due - time.monotonic())
             if is_full:
                 self._waker_alone.wait(left_s)
@@ -257,8 +264,28 @@ class Broker:
             self._perform(effects)
         if now >= self._deferral.until:
             self._commit([])
+        self._wipe(now)
         if now >= self._next_summary:
             self._sum_up(now)
+
+    def _wipe(self, now: float) -> None:
+        """Have what was erased overwritten in the journal's log too: once for all of some time."""
+        if not self._store.needs_wiping:
+            return
+        if self._next_wipe == math.inf:
+            self._next_wipe, self._is_folded = now + WIPE_S, False
+        if now < self._next_wipe:
+            return
+        self._next_wipe = now + WIPE_AGAIN_S
+        if not self._is_folded:
+            self._is_folded = True
+            self._questions.ask(Load(_NOBODYS, FoldLog()))
+            return
+        try:
+            if self._store.wipe():
+                self._next_wipe = math.inf
+        except JournalError as error:
+            event(_log, logging.WARNING, "journal.unwiped", error=str(error))
 
     def _perform(self, effects: Sequence[Effect]) -> None:
         """Send what promises nothing, commit; the rest is done once that is durable."""

@@ -24,9 +24,12 @@ from typing import Final
 from d8mesh.config import Config
 from d8mesh.core.protocol.addresses import is_admissible
 from d8mesh.doors.anthropic.door import anthropic_door
-from d8mesh.doors.anthropic.listing import ModelList
+from d8mesh.doors.anthropic.listing import AnthropicModels
+from d8mesh.doors.batches.door import batch_runner, batches_door
 from d8mesh.doors.llm.catalogue import ModelCatalogue
 from d8mesh.doors.llm.chats import Chats
+from d8mesh.doors.ollama.routes import ollama_door
+from d8mesh.doors.openai.errors import openai_problem
 from d8mesh.doors.openai.routes import openai_door
 from d8mesh.doors.rest.api import rest_door
 from d8mesh.doors.tunnel import Exchange, tunnel_door
@@ -74,25 +77,30 @@ async def _serve(config: Config, broker: str, bound: socket.socket) -> int:
     """Serve until told to stop; return the exit code: 1 if the client has ended by itself."""
     mesh = AsyncNode(config, endpoint=broker, url=None)
     mesh.runner.stream_buffer.keep_s = KEPT_S
+    mesh.hear_together()  # launcher, broker and this process are of one version
     waits, rejections, exchange = Places(MAX_WAITS), Rejections(), Exchange(broker)
     guard = Guard(config.allowed_hosts, key=config.mesh_key, allows_public=config.allow_public)
     catalogue = ModelCatalogue(mesh, lists_cloud=config.cloud != "never")
     chats = Chats(mesh, catalogue, keeps_all=config.keep_chats)
+    runner = batch_runner(config, mesh, catalogue)
     doors = [
         rest_door(mesh, waits, rejections),
         tunnel_door(exchange, mesh, waits),
         *_llm_doors(config, mesh, chats, catalogue),
+        batches_door(runner, openai_problem),
     ]
     application = Application(doors, guard, rejections)
     server = Server(application, [bound], guard.admits, rejections, application.refused)
     alive = mesh.loop.create_task(_until_dead(mesh))
     _cancel_at_end(alive)
+    await runner.start()
     await server.start()
     (port,) = server.ports
     print(json.dumps({"event": "ready", "port": port}), flush=True)
     event(_log, logging.INFO, "web.up", port=port, broker=broker)
     await asyncio.wait((alive,))
     chats.end()
+    await runner.close()
     await server.close(WEB_DRAIN_S)
     await exchange.close()
     with contextlib.suppress(NotAcknowledgedError):  # each request is told by its own answer
@@ -106,9 +114,10 @@ def _llm_doors(
 ) -> Iterator[Door]:
     """Yield the doors of language models."""
     origins = Origins(config.origins)
-    models = ModelList(catalogue).answered
+    yield ollama_door(mesh, chats, catalogue, model_changes=config.model_changes, origins=origins)
+    models = AnthropicModels(catalogue).answered
     yield openai_door(chats, catalogue, origins=origins, lists_for_others=models)
-    yield anthropic_door(chats, origins)
+    yield anthropic_door(chats, catalogue, origins)
 
 
 async def _until_dead(mesh: AsyncNode) -> None:

@@ -133,10 +133,10 @@ class WiredBroker:
         self.say(peer, hello(name, types, **given))
         return peer
 
-    def client(self, session: str = S) -> Peer:
+    def client(self, session: str = S, *, takes_streams: bool = False) -> Peer:
         """Let a client join."""
         peer = Peer(f"c-{session}-{self._next()}".encode(), "10.0.0.9")
-        self.say(peer, m.ClientHello(1, "m", session, "pc"))
+        self.say(peer, m.ClientHello(1, "m", session, "pc", takes_streams))
         return peer
 
     def submit(self, client: Peer, count: int = 1, kind: str = "echo", **options: Any) -> list[str]:

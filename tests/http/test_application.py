@@ -45,6 +45,7 @@ class Rooms:
                     on_untaken=self.not_taken,
                     max_body_bytes=LIMIT,
                 ),
+                HttpRoute(rule="/poll", call=self.hello, is_for_programs=True),
                 HttpRoute(rule="/answer", call=self.large),
                 HttpRoute(rule="/large", call=self.size, method="POST", max_body_bytes=5_000_000),
                 HttpRoute(rule="/until-left", call=self.size, method="POST", ends_with_caller=True),
@@ -243,6 +244,14 @@ def test_a_door_that_is_for_no_pages_is_for_none_of_this_machine_either(rooms: R
         found = rooms.call(method, "/things", headers=headers)
         assert (found.status_code, found.json["code"]) == (403, "http.origin")
         assert "Access-Control-Allow-Origin" not in found.headers
+
+
+def test_what_a_get_changes_no_browser_may_have_changed(rooms: Rooms) -> None:
+    for agent in ("python-requests/2.32", "curl/8", ""):
+        assert rooms.call("GET", "/poll", headers={"User-Agent": agent}).status_code == 200
+    browser = {"User-Agent": "Mozilla/5.0 (X11; Linux x86_64) Gecko/20100101 Firefox/140.0"}
+    assert rooms.call("GET", "/poll", headers=browser).json["code"] == "http.origin"
+    assert rooms.call("GET", "/health", headers=browser).status_code == 200
 
 
 def test_an_answer_without_a_body_has_no_length_but_its_own_headers(rooms: Rooms) -> None:

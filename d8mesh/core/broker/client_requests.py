@@ -73,6 +73,7 @@ class ClientRequests:
             state.clients[message.session] = client
         state.clients_by_routing_id.pop(client.peer.routing_id, None)
         client.peer, client.last_heard = peer, state.now
+        client.takes_streams = message.takes_streams
         state.clients_by_routing_id[peer.routing_id] = client
         self._state.send(peer, state.welcome(message.version, []))
 
@@ -260,7 +261,7 @@ class ClientRequests:
             self._state.refuse(asked.peer, asked.request, UnknownTaskError())
 
     def _queue(self, peer: Peer, request: int, args: Args) -> None:
-        question = _page(args | {"type": "", "order": ""}, is_open=True)
+        question = _page(args | {"type": "", "order": "", "door": ""}, is_open=True)
         asked = ShowPage(peer, request, question.cursor, is_queue=True)
         self._state.ask_for(peer, question, asked)
 
@@ -326,6 +327,8 @@ class ClientRequests:
         why = ""
         if answer.state is TaskState.COMPLETED:
             why = f"{asked.id} completed: only what failed can be replayed"
+        elif answer.is_erased:
+            why = f"{asked.id}: its data was erased when it was delivered; submit it anew"
         elif not answer.payload:
             why = f"{asked.id}: its data was lost, there is nothing to replay"
         if why:
@@ -360,12 +363,12 @@ def _page(args: Args, *, state: TaskState | None = None, is_open: bool) -> store
     if order not in ("oldest", "newest"):
         raise InvalidTaskError(f"order: saw {str(order)[:40]!r}, expected oldest or newest")
     cursor = args.get("cursor") or ""
-    kind = args.get("type") or ""
+    kind, door = args.get("type") or "", args.get("door") or ""
     if not isinstance(limit, int) or not 1 <= limit <= MAX_PAGE:
         raise InvalidTaskError(f"limit: expected 1 to {MAX_PAGE}")
-    if not isinstance(cursor, str) or not isinstance(kind, str):
-        raise InvalidTaskError("cursor and type: expected texts")
-    return store.PageOf(limit, cursor, kind, state, is_open, order == "newest")
+    if not (isinstance(cursor, str) and isinstance(kind, str) and isinstance(door, str)):
+        raise InvalidTaskError("cursor, type and door: expected texts")
+    return store.PageOf(limit, cursor, kind, state, is_open, order == "newest", door)
 
 
 def _id(args: Args, name: str) -> str:

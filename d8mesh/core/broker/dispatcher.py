@@ -19,6 +19,7 @@ from d8mesh.core.broker import store
 from d8mesh.core.broker.admission import Admission
 from d8mesh.core.broker.client_requests import ClientRequests
 from d8mesh.core.broker.effects import Effect, Loaded, Peer
+from d8mesh.core.broker.erasures import Erasures
 from d8mesh.core.broker.outcomes import TaskOutcomes
 from d8mesh.core.broker.polling import Polling
 from d8mesh.core.broker.restart import Restart
@@ -32,6 +33,8 @@ from d8mesh.core.broker.state import (
     CatchUp,
     ClientState,
     Continuation,
+    EraseDue,
+    GiveUp,
     PassDeadline,
     Policy,
     Reply,
@@ -108,6 +111,7 @@ class Dispatcher:
         self._next_settle = now + SETTLE_S
         self._settled = self._useful_timers = 0
         self._restart = Restart(state, restored, scheduler, returns, self._polling)
+        self._erasures = Erasures(state, streaming, restored.erasures)
 
     # ----------------------------------------------------------------- the loop's calls
 
@@ -139,8 +143,8 @@ class Dispatcher:
                 self._client_requests.unwatch(client, message.ids)
             case m.Listen() if client:
                 self._client_requests.listen(client, message)
-            case m.Query() if client:
-                self._ask(peer, message)
+            case m.Query() | m.Delivered() if client:
+                self._serve(client, message)
             case _:
                 self._come_or_go(message, peer, worker, client)
         return self.state.take()
@@ -164,8 +168,9 @@ class Dispatcher:
         """
         self.state.metrics.undelivered += 1
         worker = self.state.registry.by_peer(peer)
-        if isinstance(message, m.Stream):
-            self._streaming.undelivered(peer, message)
+        if isinstance(message, m.Stream | m.Streams):
+            for stream in message.streams if isinstance(message, m.Streams) else (message,):
+                self._streaming.undelivered(peer, stream)
         elif worker is not None and isinstance(message, m.Work):
             worker.window = 0  # every word of a mesh worker says its window anew
             worker.is_mute = True
@@ -200,6 +205,8 @@ class Dispatcher:
         self._service_scheduler.assign()
         self._scheduler.assign()
         self._polling.settle()
+        self._streaming.send_due()
+        self._erasures.settle()
         self._outcomes.tell_all()
         self._worker_sessions.acknowledge()
         if len(state.closed) >= CLOSED_AT_ONCE:
@@ -239,6 +246,12 @@ class Dispatcher:
         for client in state.clients.values():
             self.state.send(client.peer, m.Goodbye("the orchestrator is shutting down"))
         return self.state.take()
+
+    def _serve(self, client: ClientState, message: m.Query | m.Delivered) -> None:
+        if isinstance(message, m.Delivered):
+            self._erasures.deliver(client, message)
+        else:
+            self._ask(client.peer, message)
 
     def _take_offer(
         self, worker: WorkerState, message: m.Services | m.Measured | m.Described
@@ -374,12 +387,16 @@ class Dispatcher:
         match timer:
             case Retry(task_id):
                 self._returns.retry(task_id)
+            case GiveUp():
+                self._returns.give_up(timer)
             case PassDeadline(session, first):
                 self._scheduler.pass_deadline(session, first)
             case SayOwed(worker_id):
                 self._worker_sessions.say_owed(worker_id)
             case CatchUp():
                 self._streaming.catch_up()
+            case EraseDue(task_id):
+                self._erasures.come_due(task_id)
             case _:
                 assert_never(timer)
 
@@ -388,7 +405,9 @@ class Dispatcher:
         table = self.state.task_table
         if isinstance(timer, PassDeadline):
             return table.batch_at(timer.session, timer.first) is not None
-        return not isinstance(timer, Retry) or timer.task_id in table.tasks
+        if isinstance(timer, EraseDue):
+            return timer.task_id in table.erasures
+        return not isinstance(timer, Retry | GiveUp) or timer.task_id in table.tasks
 
     def _forgive(self, now: float) -> None:
         """The broker was stopped or starved: leases start anew, attempts get the time back."""

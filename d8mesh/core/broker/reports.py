@@ -18,6 +18,7 @@ from d8mesh.core.broker.records import Batch, History, TaskRecord
 from d8mesh.core.broker.state import BrokerState
 from d8mesh.core.broker.store import FinishedTask, PastAttempt
 from d8mesh.core.broker.worker_registry import Dialect, WorkerState
+from d8mesh.core.protocol.source import source_of
 from d8mesh.core.protocol.task import Spec, TaskState
 
 Body = dict[str, object]
@@ -71,6 +72,7 @@ def unfinished(
 
 
 def _body(task_id: str, spec: Spec, stage: TaskState, created_at: float) -> Body:
+    source = source_of(spec.source)
     return {
         "task_id": task_id,
         "type": spec.type,
@@ -84,6 +86,9 @@ def _body(task_id: str, spec: Spec, stage: TaskState, created_at: float) -> Body
         "attempts": 0,
         "reason": None,
         "replay_of": spec.replay_of or None,
+        "door": source.door or None,
+        "caller": source.caller or None,
+        "erased": False,
     }
 
 
@@ -153,6 +158,7 @@ def finished(task: FinishedTask) -> Body:
         "attempts": task.n,
         "reason": task.why,
         "history": history(task.past),
+        "erased": task.is_erased,
     }
 
 

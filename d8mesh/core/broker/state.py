@@ -82,6 +82,14 @@ class Retry(Struct, frozen=True, gc=False):
     task_id: str
 
 
+class GiveUp(Struct, frozen=True, gc=False):
+    """Somebody waits for a task whose attempt `n` failed, with this result."""
+
+    task_id: str
+    n: int
+    payload: bytes
+
+
 class PassDeadline(Struct, frozen=True, gc=False):
     """The tasks of a batch that are not finished are too late."""
 
@@ -99,7 +107,13 @@ class CatchUp(Struct, frozen=True, gc=False):
     """Who could not be sent partial output is sent what is kept."""
 
 
-Timer: TypeAlias = Retry | PassDeadline | SayOwed | CatchUp
+class EraseDue(Struct, frozen=True, gc=False):
+    """What a task asked and answered was delivered, and has been kept for as long as it should."""
+
+    task_id: str
+
+
+Timer: TypeAlias = Retry | GiveUp | PassDeadline | SayOwed | CatchUp | EraseDue
 
 
 class TellOutcomes(Struct, frozen=True, gc=False):
@@ -172,6 +186,8 @@ class ClientState:
     listened: set[str] = field(default_factory=set)
     #: its questions to the store that are under way
     loads: int = 0
+    #: it reads partial output of several tasks together
+    takes_streams: bool = False
 
 
 @dataclass(slots=True, eq=False)

@@ -58,6 +58,19 @@ class Store(Protocol):
             JournalError: it cannot be read now.
         """
 
+    @property
+    def needs_wiping(self) -> bool:
+        """True while what was erased may still be found beside what is kept."""
+
+    def wipe(self) -> bool:
+        """Do a step of overwriting what is left of what was erased; return whether all is gone.
+
+        Short ones: what takes long is done before, by `FoldLog`.
+
+        Raises:
+            JournalError: it could not be written; it is to be tried again.
+        """
+
     def free_bytes(self) -> int:
         """Return how much room is left for facts."""
 
@@ -105,6 +118,8 @@ class PageOf(Struct, frozen=True, gc=False):
     state: TaskState | None = None
     is_open: bool = False
     is_newest_first: bool = False
+    #: only those that came in by this door; "": whatever they came in by
+    door: str = ""
 
 
 class PrunableBatches(Struct, frozen=True, gc=False):
@@ -117,6 +132,10 @@ class PrunableBatches(Struct, frozen=True, gc=False):
     before_at: float
     excess: int
     limit: int
+
+
+class FoldLog(Struct, frozen=True, gc=False):
+    """Do what wiping takes long for, beside the broker's thread. Always None."""
 
 
 # -------------------------------------------------------------------------- answers
@@ -148,7 +167,10 @@ class PastAttempt(Struct, frozen=True, omit_defaults=True):
 
 
 class FinishedTask(Struct, frozen=True):
-    """A finished task; `why`: what it failed of; `past`: the newest of its past attempts."""
+    """A finished task; `why`: what it failed of; `past`: the newest of its past attempts.
+
+    `is_erased`: what it asked and answered is gone, and `payload` has the rest.
+    """
 
     id: str
     spec: Spec
@@ -160,6 +182,7 @@ class FinishedTask(Struct, frozen=True):
     payload: bytes
     why: str | None
     past: list[PastAttempt]
+    is_erased: bool = False
 
 
 class PrunedTask(Struct, frozen=True, gc=False):
@@ -169,12 +192,16 @@ class PrunedTask(Struct, frozen=True, gc=False):
 
 
 class TaskDetails(Struct, frozen=True):
-    """What was submitted, the newest past attempts, and how it ended if it did."""
+    """What was submitted, the newest past attempts, and how it ended if it did.
+
+    `is_erased`: what was submitted is gone.
+    """
 
     spec: Spec
     payload: bytes
     past: list[PastAttempt]
     state: TaskState | None
+    is_erased: bool = False
 
 
 class TaskPage(Struct, frozen=True):
@@ -201,7 +228,8 @@ class Unreadable(Struct, frozen=True, gc=False):
     why: str
 
 
-Question: TypeAlias = PayloadsOf | OutcomesOf | EndOf | DetailsOf | PageOf | PrunableBatches
+_OfTasks: TypeAlias = PayloadsOf | OutcomesOf | EndOf | DetailsOf | PageOf
+Question: TypeAlias = _OfTasks | PrunableBatches | FoldLog
 TaskAnswer: TypeAlias = (
     FinishedStates | FinishedTask | TaskDetails | PrunedTask | TaskPage | BadCursor
 )
@@ -230,5 +258,7 @@ class Restored:
     in_flight: dict[str, tuple[int, str]] = field(default_factory=dict)
     #: worker id -> seconds that earlier starts waited for it, of those that were not back since
     waited: dict[str, float] = field(default_factory=dict)
+    #: task id -> when what it asked and answered is to be erased (Unix seconds)
+    erasures: dict[str, float] = field(default_factory=dict)
     #: task id -> (highest attempt, what went wrong)
     troubled: dict[str, tuple[int, History]] = field(default_factory=dict)

@@ -6,12 +6,13 @@ connection was full for a moment.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from typing import Final
 
 from d8mesh.core.broker.effects import Peer
 from d8mesh.core.broker.records import TaskRecord
 from d8mesh.core.broker.state import BrokerState, CatchUp
-from d8mesh.core.protocol.messages import MAX_BATCH_TASKS, MAX_STREAM_BYTES, Chunks, Stream
+from d8mesh.core.protocol.messages import MAX_BATCH_TASKS, MAX_STREAM_BYTES, Chunks, Stream, Streams
 
 #: Chunks of one running task that late listeners still get.
 TAIL_BYTES: Final = 64 * 1024
@@ -28,6 +29,8 @@ class Streaming:
         self._tails: dict[str, tuple[int, int, list[bytes], int]] = {}
         #: (session, task id) of who missed something that may be kept still
         self._behind: set[tuple[str, str]] = set()
+        #: session -> what it is sent together, at the end of this wake-up of the loop
+        self._due: dict[str, list[Stream]] = {}
 
     def take(self, message: Chunks) -> None:
         """Pass output on: what came together of a task goes on together."""
@@ -92,16 +95,37 @@ class Streaming:
         if tail is not None and tail[0] == task.n:
             self._send(Stream(task.id, task.n + 1, 0, []))
 
+    def forget(self, ids: Iterable[str]) -> None:
+        """Drop what is kept of the output of these tasks."""
+        for task_id in ids:
+            self._tails.pop(task_id, None)
+
     def forget_tails(self) -> None:
         """Drop the tails of tasks that are finished."""
         for task_id in [t for t in self._tails if t not in self._state.task_table.tasks]:
             del self._tails[task_id]
 
+    def send_due(self) -> None:
+        """Send what is sent together: a frame for each client costs far less than one a task."""
+        if not self._due:
+            return
+        due, self._due = self._due, {}
+        for session, streams in due.items():
+            client = self._state.clients.get(session)
+            if client is None:
+                continue
+            for part in _parts_of(streams):
+                self._state.send(client.peer, part[0] if len(part) == 1 else Streams(part))
+
     def _send(self, run: Stream) -> None:
         state = self._state
         for session in state.listeners.get(run.id, ()):
-            if not self._behind or (session, run.id) not in self._behind:
-                self._state.send(state.clients[session].peer, run)
+            if self._behind and (session, run.id) in self._behind:
+                continue
+            if state.clients[session].takes_streams:
+                self._due.setdefault(session, []).append(run)
+            else:
+                state.send(state.clients[session].peer, run)
 
     def _keep_tail(self, task: TaskRecord, seq: int, payload: bytes) -> None:
         attempt, first, kept, size = self._tails.get(task.id, (task.n, seq, [], 0))
@@ -116,3 +140,17 @@ class Streaming:
             size -= len(kept.pop(0))
             first += 1
         self._tails[task.id] = (attempt, first, kept, size)
+
+
+def _parts_of(streams: list[Stream]) -> Iterator[list[Stream]]:
+    """Yield them in parts that may wait for a slow reader."""
+    part: list[Stream] = []
+    size = 0
+    for stream in streams:
+        more = sum(map(len, stream.payloads))
+        if part and (size + more > MAX_STREAM_BYTES or len(part) == MAX_BATCH_TASKS):
+            yield part
+            part, size = [], 0
+        part.append(stream)
+        size += more
+    yield part

@@ -60,6 +60,8 @@ class TaskTable:
         self.unfinished_bytes = 0
         self.loaded_bytes = 0
         self.kept_finished = 0  #: finished and not pruned
+        #: task id -> when what it asked and answered is to be erased (Unix seconds)
+        self.erasures: dict[str, float] = {}
         self._payload_memory_bytes = payload_memory_bytes
         self._batches: dict[str, list[tuple[int, Batch]]] = {}
         self._order = 0
@@ -397,6 +399,18 @@ class TaskTable:
             key = self._key_of.pop((session, first), None)
             if key is not None:
                 del self.keys[key]
+        if self.erasures:
+            gone = {(session, n) for session, n, count in fact.batches for n in range(n, n + count)}
+            for task_id in [each for each in self.erasures if parse_id(each) in gone]:
+                del self.erasures[task_id]
+
+    def _erasure_set(self, fact: facts.ErasureSet) -> None:
+        for task_id in fact.ids:
+            self.erasures.setdefault(task_id, fact.due_at)
+
+    def _erased(self, fact: facts.Erased) -> None:
+        for task_id in fact.ids if self.erasures else ():
+            self.erasures.pop(task_id, None)
 
     def _unchanged(self, fact: Fact) -> None:
         """These facts tell the store what the task table knows by itself, or has no use for."""
@@ -432,6 +446,8 @@ class TaskTable:
         facts.Dismissed: _dismissed,
         facts.Closed: _unchanged,
         facts.Pruned: _pruned,
+        facts.ErasureSet: _erasure_set,
+        facts.Erased: _erased,
         facts.AssignmentsSettled: _unchanged,
         facts.WorkersMissed: _unchanged,
     }

@@ -39,6 +39,7 @@ from d8mesh.core.protocol.messages import (
     Refused,
     Rehello,
     Stream,
+    Streams,
     Submit,
     ToClient,
     Unwatch,
@@ -87,6 +88,8 @@ class ClientSession:
         #: its 16 characters, with which the ids of its tasks begin
         self.name = session
         self._mesh, self._host = mesh, host
+        #: partial output of several tasks may come together: for an orchestrator of this version
+        self.takes_streams = False
         #: the broker answers
         self.is_up = self._is_linked = False
         self._epoch = -1
@@ -170,6 +173,10 @@ class ClientSession:
         self._deliveries.add(task_id, payload, keep_s)
         return []
 
+    def _heard_now(self, message: Stream | Streams) -> list[Output]:
+        streams = message.streams if isinstance(message, Streams) else (message,)
+        return [Heard(each) for each in streams if each.id in self._listening]
+
     # ------------------------------------------------------------------- the link
 
     def link_up(self, now: float) -> list[Output]:
@@ -194,8 +201,8 @@ class ClientSession:
                 if self._answered(message.request):
                     return [Answered(message.request, message.code, message.body)]
                 return []
-            case Stream():
-                return [Heard(message)] if message.id in self._listening else []
+            case Stream() | Streams():
+                return self._heard_now(message)
             case Received():
                 self._deliveries.acknowledge(message.seq)
                 return []
@@ -271,7 +278,8 @@ class ClientSession:
 
     def _hello(self, now: float) -> list[Output]:
         self._said_hello = now
-        return [Transmit(ClientHello(VERSIONS[0], self._mesh, self.name, self._host))]
+        us = (self._mesh, self.name, self._host)
+        return [Transmit(ClientHello(VERSIONS[0], *us, self.takes_streams))]
 
     def _welcome(self, message: Welcome, now: float) -> list[Output]:
         self.is_up = True

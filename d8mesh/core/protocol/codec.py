@@ -98,7 +98,10 @@ _SHORTEN: Final[dict[type, Callable[..., object]]] = {
     m.Services: _short_services,
     **{
         kind: _shortened(kind)
-        for kind in (m.WorkerHello, m.Heartbeat, m.Release, m.Accepted, m.Delivered)
+        for kind in (
+            *(m.WorkerHello, m.Heartbeat, m.Release),
+            *(m.ClientHello, m.Accepted, m.Delivered),
+        )
     },
 }
 

@@ -173,12 +173,13 @@ class Chunks(Frame, frozen=True, tag=14):
 
 
 class ClientHello(Frame, frozen=True, tag=20):
-    """A client opens, or reopens, its session."""
+    """A client opens, or reopens, its session; `takes_streams`: it reads `Streams` too."""
 
     version: int
     mesh: Name
     session: Session
     host: Text
+    takes_streams: bool = False
 
 
 class Group(Frame, frozen=True):
@@ -389,6 +390,12 @@ class Stream(Frame, frozen=True, tag=62):
     payloads: Payloads
 
 
+class Streams(Frame, frozen=True, tag=64):
+    """Partial output of several tasks that came at the same time, for who reads that together."""
+
+    streams: Annotated[list[Stream], Meta(min_length=1, max_length=MAX_BATCH_TASKS)]
+
+
 class Answer(Frame, frozen=True, tag=63):
     """The answer to an `Query`: a body, or an error `code` with a message in the body."""
 
@@ -403,5 +410,5 @@ _FromClient: TypeAlias = ClientHello | Submit | Watch | Unwatch | Listen | Query
 _ToBoth: TypeAlias = Goodbye | Welcome | Rehello | Refused | Beat
 ToBroker: TypeAlias = Goodbye | _FromWorker | _FromClient
 ToWorker: TypeAlias = _ToBoth | Work | Received | Stop | Listening | Recall | Placed | Warm
-ToClient: TypeAlias = _ToBoth | Received | Accepted | Outcomes | Stream | Answer
+ToClient: TypeAlias = _ToBoth | Received | Accepted | Outcomes | Stream | Streams | Answer
 Message: TypeAlias = ToBroker | ToWorker | ToClient

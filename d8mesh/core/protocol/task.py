@@ -244,6 +244,27 @@ class Pruned(Struct, frozen=True, gc=False):
     at: float
 
 
+class ErasureSet(Struct, frozen=True, gc=False):
+    """What these tasks asked and answered was delivered, and is to be erased at `due_at`.
+
+    `payloads` are kept of their results then. Of a task that is not finished by then: when it is.
+    """
+
+    ids: list[str]
+    payloads: list[bytes]
+    due_at: float
+
+
+class Erased(Struct, frozen=True, gc=False):
+    """What these finished tasks asked and answered is gone; facts and figures stay.
+
+    `payloads` are kept of their results; empty: what `ErasureSet` said.
+    """
+
+    ids: list[str]
+    payloads: list[bytes]
+
+
 class AssignmentsSettled(Struct, frozen=True, gc=False):
     """No assignment numbered below `below` is still running."""
 
@@ -264,7 +285,8 @@ class WorkersMissed(Struct, frozen=True, gc=False):
 TaskFact: TypeAlias = (
     Due | Assigned | Adopted | Requeued | Recounted | Completed | Failed | Cancelled
 )
-_OtherFact: TypeAlias = Closed | Pruned | AssignmentsSettled | WorkersMissed
+_OfDoors: TypeAlias = ErasureSet | Erased
+_OtherFact: TypeAlias = Closed | Pruned | AssignmentsSettled | WorkersMissed | _OfDoors
 Fact: TypeAlias = Submitted | TaskFact | Enrolled | Dismissed | _OtherFact
 
 _Q, _D, _R = TaskState.QUEUED, TaskState.DELAYED, TaskState.RUNNING

@@ -78,14 +78,22 @@ class Wish:
             parts.append(f"needs={_ALSO.join(sorted(self.needs))}")
         if self.machine:
             parts.append(f"on={self.machine}")
-        found = _MORE.join(parts)
-        if self.conversation or self.prompt_tokens or self.output_tokens:
-            found += f"{_HINT_MARK}{self.conversation}.{self.prompt_tokens}.{self.output_tokens}"
-        if len(found) > MAX_WISH_CHARS:
-            raise InvalidTaskError(
-                f"models: their names take more than {MAX_WISH_CHARS} characters"
-            )
-        return found
+        lane = _MORE.join(parts)
+        return with_hints(lane, self.conversation, self.prompt_tokens, self.output_tokens)
+
+
+def with_hints(lane: str, conversation: str, prompt_tokens: int, output_tokens: int) -> str:
+    """Return the text of a wish: what decides who may run it, and what helps to choose.
+
+    Raises:
+        InvalidTaskError: it is longer than `MAX_WISH_CHARS`.
+    """
+    found = lane
+    if conversation or prompt_tokens or output_tokens:
+        found += f"{_HINT_MARK}{conversation}.{prompt_tokens}.{output_tokens}"
+    if len(found) > MAX_WISH_CHARS:
+        raise InvalidTaskError(f"models: their names take more than {MAX_WISH_CHARS} characters")
+    return found
 
 
 NO_WISH: Final = Wish()

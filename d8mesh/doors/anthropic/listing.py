@@ -29,7 +29,7 @@ class NamesModels(Protocol):
         """Return all that may be asked by each name, as lists show names."""
 
 
-class ModelList:
+class AnthropicModels:
     """Answers ``GET /v1/models`` and ``GET /v1/models/ID`` to who speaks Anthropic's API."""
 
     def __init__(self, catalogue: NamesModels) -> None:

@@ -18,7 +18,7 @@ _STOPPED_BY: Final = ("stop_sequence", "stop_reason", "stopping_word", "matched_
 
 def message_id(task_id: str) -> str:
     """Return the id of the message that a task writes."""
-    return "msg_" + task_id.replace("-", "")
+    return f"msg_{task_id}"
 
 
 def message_body(asked: AskedMessage, answer: LlmAnswer) -> dict[str, Any]:
@@ -59,7 +59,7 @@ def tool_use(call: JsonObject, task_id: str, number: int) -> dict[str, Any]:
     """Return the block of one call of a tool; one without an id is given one."""
     function = call.get("function")
     named = function if isinstance(function, Mapping) else {}
-    made = f"toolu_{task_id.replace('-', '')}_{number}"
+    made = f"toolu_{task_id}_{number}"
     return {
         "type": "tool_use",
         "id": str(call.get("id") or made),

@@ -1,8 +1,8 @@
 """What a request of Anthropic's Messages API asks.
 
 What would change the answer and cannot be done is refused with its path; what only tells of the
-caller or of how Anthropic runs it is ignored: ``metadata``, ``cache_control``, ``service_tier``,
-``container``, ``thinking.budget_tokens`` and fields that are unknown.
+caller or of how Anthropic runs it is ignored and named: ``metadata``, ``service_tier``,
+``thinking.budget_tokens``, fields that are unknown; and ``cache_control``, in silence.
 """
 
 from __future__ import annotations
@@ -25,6 +25,12 @@ from d8mesh.handlers.field_values import (
     whole_number_of,
 )
 
+#: Those that have an effect, or whose absence is none.
+MESSAGE_REQUEST_FIELDS: Final = frozenset(
+    {"cache_control", "max_tokens", "messages", "model", "output_config", "output_format",
+     "stop_sequences", "stream", "system", "temperature", "thinking", "tool_choice", "tools",
+     "top_k", "top_p"}
+)  # fmt: skip
 #: Of `top_k`: more tokens than any vocabulary has.
 MAX_TOP_K: Final = 10_000_000
 #: `output_config.effort` -> `think`, for models that know levels.
@@ -46,6 +52,8 @@ class AskedMessage:
     stop_sequences: tuple[str, ...] = ()
     #: thoughts are part of the answer; if not, those of a model that cannot but think are left out
     shows_thinking: bool = False
+    #: fields of the request that have no effect
+    ignored: tuple[str, ...] = ()
 
 
 def asked_of_message(body: Any) -> AskedMessage:
@@ -76,6 +84,7 @@ def asked_of_message(body: Any) -> AskedMessage:
         "stop": list(stops) or None,
         "format": _format(body),
         "think": think,
+        "model_defaults": True,
         **_tools(body),
     }
     return AskedMessage(
@@ -83,7 +92,18 @@ def asked_of_message(body: Any) -> AskedMessage:
         is_streamed=switch_of(body, "stream") or False,
         stop_sequences=stops,
         shows_thinking=shows_thinking,
+        ignored=_ignored(body),
     )
+
+
+def _ignored(body: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return which fields say something that changes nothing, in order."""
+    thinking = body.get("thinking")
+    has_budget = isinstance(thinking, Mapping) and thinking.get("budget_tokens") is not None
+    unknown = [
+        str(name) for name, value in body.items() if name not in MESSAGE_REQUEST_FIELDS and value
+    ]
+    return tuple(sorted(unknown)) + (("thinking.budget_tokens",) if has_budget else ())
 
 
 def _stop_sequences(value: Any) -> tuple[str, ...]:

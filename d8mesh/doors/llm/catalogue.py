@@ -10,22 +10,25 @@ import asyncio
 import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Final, Protocol
 
+import msgspec
+
 from d8mesh.core.protocol.model_names import plain_name, shown_name
-from d8mesh.errors import BrokerUnavailableError, D8Error
+from d8mesh.errors import BrokerUnavailableError
 
 #: How old what is told may be, and how old what says that there is no such model.
 KNOWN_S: Final = 1.0
 MISSED_S: Final = 0.1
 #: The broker answers in milliseconds; while it is away the last known is told after so long.
 CATALOGUE_ASK_S: Final = 3.0
-_NONE: Final[Mapping[str, Any]] = MappingProxyType({})
+_NOTHING_TOLD: Final[Mapping[str, Any]] = MappingProxyType({})
+_decode: Final = msgspec.msgpack.Decoder(dict[str, Any]).decode
 
 
-class Asks(Protocol):
+class OrchestratorAsked(Protocol):
     """What asks the orchestrator: `nodes.client.aio.node.AsyncNode`."""
 
     @property
@@ -48,7 +51,7 @@ class LoadedAt:
     context_length: int = 0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class KnownModel:
     """A model, whatever the services call it."""
 
@@ -62,14 +65,12 @@ class KnownModel:
     #: RFC 3339; "" where none is told
     modified_at: str = ""
     #: Ollama's object of that name
-    details: Mapping[str, Any] = field(default_factory=lambda: _NONE)
+    details: Mapping[str, Any] = field(default_factory=lambda: _NOTHING_TOLD)
     #: in Ollama's words; empty where none is told
     can: frozenset[str] = frozenset()
     context_tokens: int = 0
     is_cloud: bool = False
     loaded: tuple[LoadedAt, ...] = ()
-    #: ids of the services that have it
-    services: tuple[str, ...] = ()
 
     def lacks(self, capability: str) -> bool:
         """Return whether it is known that it cannot do that."""
@@ -84,18 +85,19 @@ class KnownService:
     machine: str
     #: it answers now
     is_online: bool
-    #: its models may be pulled and removed
+    #: its models may be loaded, pulled and removed
     is_managed: bool
+    #: what it has, and what of that is in memory, by plain name
+    models: frozenset[str] = frozenset()
+    loaded: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
-class _Known:
-    """What was told, and when (monotonic)."""
+class _ToldModels:
+    """What was told of models."""
 
-    models: tuple[KnownModel, ...] = ()
-    services: tuple[KnownService, ...] = ()
-    by_name: Mapping[str, KnownModel] = field(default_factory=dict)
-    at: float = -math.inf
+    models: tuple[KnownModel, ...]
+    by_name: Mapping[str, KnownModel]
 
 
 class ModelCatalogue:
@@ -107,13 +109,15 @@ class ModelCatalogue:
     Thread: that of the event loop.
     """
 
-    def __init__(self, mesh: Asks, *, lists_cloud: bool = False) -> None:
+    def __init__(self, mesh: OrchestratorAsked, *, lists_cloud: bool = False) -> None:
         self._mesh, self._lists_cloud = mesh, lists_cloud
-        self._known = _Known()
-        self._asking: asyncio.Task[_Known] | None = None
+        self._told: _ToldModels | None = None
+        #: when that was (monotonic)
+        self._told_at = -math.inf
+        self._asking: asyncio.Task[_ToldModels] | None = None
 
     async def models(self) -> Sequence[KnownModel]:
-        """Return all that may be asked, those of the LAN first.
+        """Return all that may be asked, those of machines that are away too.
 
         Raises:
             BrokerUnavailableError: the broker is away, and never was there.
@@ -130,10 +134,6 @@ class ModelCatalogue:
                     found[shown_name(name)] = model
         return found
 
-    async def services(self) -> Sequence[KnownService]:
-        """Return all services; raises as `models` does."""
-        return (await self._fresh(KNOWN_S)).services
-
     async def find(self, name: str) -> KnownModel | None:
         """Return the model that may be called so; raises as `models` does."""
         plain = plain_name(name)
@@ -145,60 +145,58 @@ class ModelCatalogue:
         try:
             told = await self._mesh.ask("describe", {"name": name}, CATALOGUE_ASK_S)
         except BrokerUnavailableError:
-            raise
-        except D8Error:
             return None
-        return told or None
+        payload = told.get("payload")
+        return _decode(payload) if payload else None
+
+    async def services(self) -> Sequence[KnownService]:
+        """Return all services as they are now.
+
+        Raises:
+            BrokerUnavailableError: the broker is away.
+        """
+        body = await self._mesh.ask("models", {}, CATALOGUE_ASK_S)
+        return _services(body)
 
     def forget(self) -> None:
         """Ask anew: something has just been changed."""
-        self._known = replace(self._known, at=-math.inf)
+        self._told_at = -math.inf
 
-    async def _fresh(self, age_s: float) -> _Known:
+    async def _fresh(self, age_s: float) -> _ToldModels:
         """Return what is known, not older than `age_s` unless the broker is away."""
-        is_away = self._known.services and not self._mesh.is_connected
-        if is_away or time.monotonic() - self._known.at <= age_s:
-            return self._known
+        told = self._told
+        if told is not None and (
+            time.monotonic() - self._told_at <= age_s or not self._mesh.is_connected
+        ):
+            return told
         if self._asking is None:
             self._asking = asyncio.get_running_loop().create_task(self._ask(), name="d8-catalogue")
         # Who leaves does not take it from the others who wait for it.
         return await asyncio.shield(self._asking)
 
-    async def _ask(self) -> _Known:
+    async def _ask(self) -> _ToldModels:
         try:
-            body = await self._mesh.ask("models", {}, CATALOGUE_ASK_S)
-            self._known = known_of(body, lists_cloud=self._lists_cloud)
+            body = await self._mesh.ask("catalogue", {}, CATALOGUE_ASK_S)
         except BrokerUnavailableError:
-            if not self._known.services:
+            if self._told is None:
                 raise
+            return self._told
         finally:
             self._asking = None
-        return self._known
-
-
-def known_of(body: Mapping[str, Any], *, lists_cloud: bool) -> _Known:
-    """Return what the orchestrator's answer about models tells."""
-    models = [_model(each) for each in body["models"]]
-    models = [each for each in models if lists_cloud or not each.is_cloud]
-    return _Known(
-        tuple(models),
-        tuple(_service(each) for each in body["services"]),
-        _by_name(models),
-        time.monotonic(),
-    )
+        models = [_model(each) for each in body["models"]]
+        models = [each for each in models if self._lists_cloud or not each.is_cloud]
+        self._told = _ToldModels(tuple(models), _by_name(models))
+        self._told_at = time.monotonic()
+        return self._told
 
 
 def _by_name(models: Iterable[KnownModel]) -> dict[str, KnownModel]:
-    """Return each by every name; what two are called is the one that more services call so."""
+    """Return each by every name; what two are called so is the one of the LAN that is in memory."""
     found: dict[str, KnownModel] = {}
     for model in models:
         for name in model.names:
             other = found.setdefault(plain_name(name), model)
-            is_nearer = (not model.is_cloud, len(model.services)) > (
-                not other.is_cloud,
-                len(other.services),
-            )
-            if is_nearer:
+            if (model.is_cloud, -len(model.loaded)) < (other.is_cloud, -len(other.loaded)):
                 found[plain_name(name)] = model
     return found
 
@@ -210,33 +208,46 @@ def _model(told: Mapping[str, Any]) -> KnownModel:
     return KnownModel(
         name=told["name"],
         names=tuple(names.values()),
-        digest=told.get("digest") or "",
-        size_bytes=told.get("size_bytes") or 0,
-        modified_at=told.get("modified_at") or "",
-        details=told.get("details") or _NONE,
-        can=frozenset(told.get("can") or ()),
-        context_tokens=told.get("context_tokens") or 0,
-        is_cloud=bool(told.get("is_cloud")),
-        loaded=tuple(_loaded(each) for each in told["places"] if each.get("is_loaded")),
-        services=tuple(dict.fromkeys(each["service"] for each in told["places"])),
+        digest=told["digest"] or "",
+        size_bytes=told["size_bytes"],
+        modified_at=told["modified_at"],
+        details=told["details"],
+        can=frozenset(told["can"]),
+        context_tokens=told["context_tokens"],
+        is_cloud=told["is_cloud"],
+        loaded=tuple(_loaded(each) for each in told["loaded"]),
     )
 
 
-def _loaded(place: Mapping[str, Any]) -> LoadedAt:
-    left_s = place.get("expires_s") or 0
+def _loaded(told: Mapping[str, Any]) -> LoadedAt:
+    left_s = told["expires_s"]
     return LoadedAt(
-        machine=place["machine"],
-        service=place["service"],
-        size_vram=place.get("vram_bytes") or 0,
-        expires_at=math.inf if left_s < 0 else time.time() + left_s if left_s else 0.0,
-        context_length=place.get("context_tokens") or 0,
-    )
-
-
-def _service(told: Mapping[str, Any]) -> KnownService:
-    return KnownService(
-        id=told["id"],
         machine=told["machine"],
-        is_online=told["state"] == "online",
-        is_managed=bool(told.get("is_managed")),
+        service=told["service"],
+        size_vram=told["vram_bytes"],
+        expires_at=math.inf if left_s < 0 else time.time() + left_s if left_s else 0.0,
+        context_length=told["context_tokens"],
     )
+
+
+def _services(body: Mapping[str, Any]) -> list[KnownService]:
+    """Return the services of an answer about models."""
+    has: dict[str, set[str]] = {}
+    loaded: dict[str, set[str]] = {}
+    for model in body["models"]:
+        plain = {plain_name(name) for name in model["names"]}
+        for place in model["places"]:
+            has.setdefault(place["service"], set()).update(plain)
+            if place["is_loaded"]:
+                loaded.setdefault(place["service"], set()).update(plain)
+    return [
+        KnownService(
+            id=each["id"],
+            machine=each["machine"],
+            is_online=each["state"] == "online",
+            is_managed=each["is_managed"],
+            models=frozenset(has.get(each["id"], ())),
+            loaded=frozenset(loaded.get(each["id"], ())),
+        )
+        for each in body["services"]
+    ]

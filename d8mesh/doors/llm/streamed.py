@@ -20,10 +20,12 @@ from d8mesh.doors.llm.forms import StreamForm
 from d8mesh.doors.llm.said import SaidSoFar, objects_of, pieces_of
 from d8mesh.doors.llm.wanted import SPEAKING_TYPES
 from d8mesh.errors import BackendStalledError, D8Error
+from d8mesh.http.asgi import BodySink
 from d8mesh.nodes.client.aio.followed import FollowedTask
 from d8mesh.nodes.client.results import decoded
 
-#: With a form that has comments the head goes out after so long without a word.
+#: With a form that has comments the head goes out after so long without a word, and comments follow
+#: when nothing was said from one look to the next.
 SSE_SILENCE_S: Final = 10.0
 #: Of one answer, written for a caller who does not read: beyond it the rest comes at the end.
 MAX_UNREAD_BYTES: Final = 1024 * 1024
@@ -53,8 +55,11 @@ class StreamedAnswer:
         #: all is said, or nothing can be; why
         self.is_over = False
         self.error: D8Error | None = None
-        self._said_at = loop.time()
-        self._comments: asyncio.TimerHandle | None = None
+        #: where it is written to, once somebody reads it
+        self._sink: BodySink | None = None
+        self._is_push_due = self._has_said = False
+        #: the next look whether nothing was said for long
+        self._look: asyncio.TimerHandle | None = None
 
     def followers_of(self, asked: Sequence[LlmTask]) -> Sequence[Speaker]:
         """Return who follows the tasks that are asked for, one for each."""
@@ -102,32 +107,33 @@ class StreamedAnswer:
         Raises:
             D8Error: nothing can: the error is the answer.
         """
-        silence = self._loop.call_later(SSE_SILENCE_S, self._break_silence)
-        try:
-            while not self.is_begun and not self.is_over:
-                await self._woken()
-        finally:
-            silence.cancel()
+        if self._form.comment:
+            self._look = self._loop.call_later(SSE_SILENCE_S, self._look_after_silence)
+        while not self.is_begun and not self.is_over:
+            await self._woken()
         if self.error is not None and not self.is_begun:
             raise self.error
 
-    async def parts(self) -> AsyncGenerator[bytes, None]:
-        """Yield what is to be sent, as it comes."""
+    async def pushed(self, sink: BodySink) -> None:
+        """See `PushedBody`."""
+        self._sink, sink.on_room = sink, self._push
         try:
-            while True:
-                if self._unread:
-                    unread, self._unread = self._unread, []
-                    self._unread_bytes = 0
-                    yield b"".join(unread)
-                elif self.is_over:
-                    return
-                else:
-                    await self._woken()
+            self._push()
+            while self._sink is not None:
+                await self._woken()
         finally:
-            self.leave()
+            self._sink = sink.on_room = None
+
+    async def parts(self) -> AsyncGenerator[bytes, None]:
+        """See `PushedBody`."""
+        while self._unread or not self.is_over:
+            if self._unread:
+                yield self._taken()
+            else:
+                await self._woken()
 
     def leave(self) -> None:
-        """Nobody reads it any more."""
+        """See `PushedBody`."""
         self._unread.clear()
         if not self.is_over:
             self._finish()
@@ -137,35 +143,51 @@ class StreamedAnswer:
     def _begin(self) -> None:
         self.is_begun = True
         self._write(self._form.begin([each.task.id for each in self.speakers]))
-        if self._form.comment:
-            self._comments = self._loop.call_later(SSE_SILENCE_S, self._comment)
 
-    def _break_silence(self) -> None:
-        if self._form.comment and not self.is_begun and not self.is_over:
-            self._begin()
+    def _look_after_silence(self) -> None:
+        """Tell a reader that we live, if nothing was said since the last look."""
+        if not self._has_said:
+            if not self.is_begun:
+                self._begin()
             self._write(self._form.comment)
-
-    def _comment(self) -> None:
-        """Tell a reader that we live, if nothing was said for long."""
-        silent_s = self._loop.time() - self._said_at
-        if silent_s >= SSE_SILENCE_S:
-            self._write(self._form.comment)
-            silent_s = 0.0
-        self._comments = self._loop.call_later(SSE_SILENCE_S - silent_s, self._comment)
+        self._has_said = False
+        self._look = self._loop.call_later(SSE_SILENCE_S, self._look_after_silence)
 
     def _write(self, content: bytes) -> None:
         if content:
             self._unread.append(content)
             self._unread_bytes += len(content)
-            self._said_at = self._loop.time()
-        self._wake()
+            self._has_said = True
+        self._have_sent()
 
     def _finish(self) -> None:
         self.is_over = True
-        if self._comments is not None:
-            self._comments.cancel()
-        self._wake()
+        if self._look is not None:
+            self._look.cancel()
+        self._have_sent()
         self._on_over(self)
+
+    def _have_sent(self) -> None:
+        """Have what is written sent at the end of this turn of the loop, all of it together."""
+        if self._sink is None:
+            self._wake()
+        elif not self._is_push_due:
+            self._is_push_due = True
+            self._loop.call_soon(self._push)
+
+    def _push(self) -> None:
+        self._is_push_due = False
+        sink = self._sink
+        if sink is None or sink.is_full or not (self._unread or self.is_over):
+            return
+        if self.is_over:
+            self._sink = None
+            self._wake()
+        sink.write_part(self._taken(), has_more=not self.is_over)
+
+    def _taken(self) -> bytes:
+        unread, self._unread, self._unread_bytes = self._unread, [], 0
+        return unread[0] if len(unread) == 1 else b"".join(unread)
 
     async def _woken(self) -> None:
         self._reader = self._loop.create_future()

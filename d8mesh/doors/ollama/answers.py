@@ -11,8 +11,6 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final
 
-import msgspec
-
 from d8mesh.core.protocol.chat import (
     Completion,
     Embeddings,
@@ -25,14 +23,14 @@ from d8mesh.core.protocol.chat import (
 )
 from d8mesh.doors.ollama.errors import error_text
 from d8mesh.errors import D8Error
+from d8mesh.http.events import json_line
 
 NDJSON_TYPE: Final = "application/x-ndjson"
 LOADED: Final = "load"
 UNLOADED: Final = "unload"
 _NS: Final = 1_000_000_000
 #: Of an answer before `done`: what stands behind the text.
-_REMOTE: Final = ("remote_model", "remote_host")
-_encoder: Final = msgspec.json.Encoder()
+_REMOTE_FIELDS: Final = ("remote_model", "remote_host")
 
 
 def created_at(at: datetime | None = None) -> str:
@@ -43,7 +41,7 @@ def created_at(at: datetime | None = None) -> str:
 
 def line_of(body: Mapping[str, object]) -> bytes:
     """Return a line of a stream."""
-    return _encoder.encode(body) + b"\n"
+    return json_line(body) + b"\n"
 
 
 def text_body(model: str, completion: Completion, *, is_chat: bool, is_raw: bool) -> dict[str, Any]:
@@ -64,7 +62,7 @@ def piece_body(model: str, piece: Piece, *, is_chat: bool, is_raw: bool) -> dict
     extra = dict(piece.extra)
     context, of_message = extra.pop("context", None), extra.pop("message", None)
     body: dict[str, Any] = {"model": model}
-    body |= {name: extra.pop(name) for name in _REMOTE if name in extra}
+    body |= {name: extra.pop(name) for name in _REMOTE_FIELDS if name in extra}
     body["created_at"] = created_at()
     calls = [_call(call, n) for n, call in enumerate(piece.tool_calls)]
     said: dict[str, Any] = {"thinking": piece.thinking} if piece.thinking else {}

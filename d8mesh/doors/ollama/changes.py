@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
+from d8mesh.core.protocol.model_names import plain_name
 from d8mesh.doors.llm.asked import LlmTask
 from d8mesh.doors.llm.callers import caller_of
 from d8mesh.doors.llm.catalogue import ModelCatalogue
 from d8mesh.doors.llm.chats import Chats
 from d8mesh.doors.ollama.pulls import Pulls, lines_response, present_lines
-from d8mesh.doors.ollama.texts import DOOR
+from d8mesh.doors.ollama.texts import OLLAMA_DOOR
 from d8mesh.doors.ollama.values import name_in, object_in, switch_in, text_in, unknown_model
 from d8mesh.errors import ForbiddenError, InvalidTaskError
 from d8mesh.http.answers import CLOSES, Refusal, Response
@@ -78,7 +79,7 @@ class ChangeCalls:
             return lines_response(present_lines(known), is_streamed=asked.is_streamed)
         if self._allowed == NO_CHANGES:
             raise ForbiddenError(_refused(f"pulling {asked.model}"))
-        caller = caller_of(request, DOOR)
+        caller = caller_of(request, OLLAMA_DOOR)
         return await self._pulls.pull(caller, asked.model, is_streamed=asked.is_streamed)
 
     async def delete(self, request: Request) -> Response:
@@ -89,17 +90,16 @@ class ChangeCalls:
             raise unknown_model(asked.model)
         if self._allowed != ALL_CHANGES:
             raise ForbiddenError(_refused(f"deleting {asked.model}"))
-        services = await self._catalogue.services()
-        able = {each.id for each in services if each.is_online and each.is_managed}
+        plain = plain_name(asked.model)
         tasks = [
-            LlmTask(type=REMOVE_TYPE, data={"machine": each}, model=asked.model.strip())
-            for each in known.services
-            if each in able
+            LlmTask(type=REMOVE_TYPE, data={"machine": each.id}, model=asked.model.strip())
+            for each in await self._catalogue.services()
+            if each.is_online and each.is_managed and plain in each.models
         ]
         if not tasks:
             raise ForbiddenError(f"no machine that has {asked.model} lets the mesh delete it")
         try:
-            await self._chats.whole(caller_of(request, DOOR), tasks)
+            await self._chats.whole(caller_of(request, OLLAMA_DOOR), tasks)
         finally:
             self._catalogue.forget()
         return Response(b"")

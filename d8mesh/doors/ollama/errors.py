@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from d8mesh.errors import D8Error
-from d8mesh.http.answers import RETRY_AFTER_S, STATUS, Refusal, Response, answer
+from d8mesh.http.answers import Refusal, Response, answer, problem
 
 #: Of every answer: support asks for it.
 REQUEST_ID: Final = "X-Request-Id"
@@ -15,7 +15,7 @@ REQUEST_ID: Final = "X-Request-Id"
 BUSY_TEXT: Final = "server busy, please try again.  maximum pending requests exceeded"
 CANCELLED_TEXT: Final = "request canceled"
 #: Statuses that differ from those of REST: a task is what was asked here, not a thing of its own.
-_OWN_STATUS: Final[Mapping[str, int]] = {
+_STATUS_AT_OLLAMA: Final[Mapping[str, int]] = {
     "queue.full": 503,
     "access.flood": 503,
     "task.failed": 500,
@@ -33,16 +33,13 @@ _WORTH_WAITING: Final[Mapping[str, int]] = {
 
 def ollama_problem(error: D8Error | Refusal) -> Response:
     """Return the answer that tells of an error."""
-    status = _OWN_STATUS.get(error.code) or STATUS.get(error.code, 500)
-    response = answer({"error": error_text(error)}, status)
-    response.headers[REQUEST_ID] = request_id()
-    response.headers["X-D8-Code"] = error.code
-    if isinstance(error, Refusal):
-        response.headers |= error.headers
-    elif task_id := task_of(error):
+    told = problem(error)
+    response = answer({"error": error_text(error)}, _STATUS_AT_OLLAMA.get(error.code, told.status))
+    response.headers |= told.headers
+    response.headers |= {REQUEST_ID: request_id(), "X-D8-Code": error.code}
+    if not isinstance(error, Refusal) and (task_id := task_of(error)):
         response.headers["X-D8-Task"] = task_id
-    wait_s = RETRY_AFTER_S.get(error.code) or _WORTH_WAITING.get(error.code)
-    if wait_s:
+    if wait_s := _WORTH_WAITING.get(error.code):
         response.headers["Retry-After"] = str(wait_s)
     return response
 

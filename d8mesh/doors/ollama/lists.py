@@ -13,7 +13,7 @@ from d8mesh.http.routes import Request
 
 #: Whose interface this is: programs read numbers and dots, and ask for a version at least so new.
 OLLAMA_VERSION: Final = "0.33.0"
-RUNNING: Final = b"Ollama is running"
+ROOT_TEXT: Final = b"Ollama is running"
 TEXT_TYPE: Final = "text/plain; charset=utf-8"
 _NO_ACCOUNT: Final = "unauthorized: a mesh has no account at ollama.com, and needs none"
 
@@ -38,7 +38,7 @@ class ListCalls:
 
     async def root(self, request: Request) -> Response:
         """``GET /``"""
-        return Response(RUNNING, content_type=TEXT_TYPE)
+        return Response(ROOT_TEXT, content_type=TEXT_TYPE)
 
     async def version(self, request: Request) -> Response:
         """``GET /api/version``"""

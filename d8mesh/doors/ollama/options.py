@@ -17,7 +17,7 @@ from d8mesh.handlers.chat_fields import MAX_TEMPERATURE, MAX_TOKENS
 _INTEGER: Final = "integer"
 _NUMBER: Final = "float32"
 _SWITCH: Final = "boolean"
-_TEXTS: Final = "[]string"
+_TEXT_LIST: Final = "[]string"
 #: What Ollama knows, and of which kind each is. Source: Ollama, ``api/types.go``.
 _OPTION_KINDS: Final[Mapping[str, str]] = {
     **dict.fromkeys(
@@ -31,7 +31,7 @@ _OPTION_KINDS: Final[Mapping[str, str]] = {
         _NUMBER,
     ),
     "use_mmap": _SWITCH,
-    "stop": _TEXTS,
+    "stop": _TEXT_LIST,
 }  # fmt: skip
 
 
@@ -78,7 +78,7 @@ def _applied(options: Mapping[str, Any]) -> dict[str, Any]:
 
 def _checked(name: str, value: object) -> object:
     kind, is_switch = _OPTION_KINDS[name], isinstance(value, bool)
-    if kind is _TEXTS:
+    if kind is _TEXT_LIST:
         texts = [value] if isinstance(value, str) else value
         if isinstance(texts, list) and all(isinstance(each, str) for each in texts):
             return texts

@@ -50,11 +50,11 @@ def progress_line(told: Mapping[str, Any]) -> dict[str, Any]:
     status = str(told.get("status") or "")
     line: dict[str, Any] = {"status": status}
     found = _PULLED_DIGEST.match(status)
-    if found is not None:
-        line["digest"] = f"sha256:{found[1]}"
-    total, completed = told.get("total") or 0, told.get("completed") or 0
-    line |= {"total": total} if total else {}
-    return line | ({"completed": completed} if completed else {})
+    if found is None:
+        return line
+    figures = {name: told.get(name) for name in ("total", "completed")}
+    line["digest"] = f"sha256:{found[1]}"
+    return line | {name: value for name, value in figures.items() if value}
 
 
 def lines_response(lines: Sequence[Mapping[str, Any]], *, is_streamed: bool) -> Response:

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from functools import partial
 from typing import Final
 
 from d8mesh.doors.llm.catalogue import ModelCatalogue
 from d8mesh.doors.llm.chats import Chats
 from d8mesh.doors.ollama.changes import ChangeCalls, named_in_change, pull_in, source_in
-from d8mesh.doors.ollama.errors import ollama_problem
+from d8mesh.doors.ollama.errors import REQUEST_ID, ollama_problem, request_id
 from d8mesh.doors.ollama.lists import ListCalls, shown_in
 from d8mesh.doors.ollama.pulls import Pulls
 from d8mesh.doors.ollama.text_requests import chat_in, generate_in
 from d8mesh.doors.ollama.texts import TextCalls
 from d8mesh.doors.ollama.vector_requests import embed_in, embeddings_in
-from d8mesh.http.routes import MAX_BODY_BYTES, Door, HttpRoute
+from d8mesh.http.answers import Response
+from d8mesh.http.origins import no_origin
+from d8mesh.http.routes import MAX_BODY_BYTES, Door, HttpRoute, Request
 from d8mesh.nodes.client.aio.node import AsyncNode
 
 #: Paths whose errors are told in Ollama's form; the others below /api are those of REST.
-PREFIXES: Final = (
-    "/api/blobs", "/api/chat", "/api/copy", "/api/create", "/api/delete", "/api/embed",
+OLLAMA_PATHS: Final = (
+    "/", "/api/blobs", "/api/chat", "/api/copy", "/api/create", "/api/delete", "/api/embed",
     "/api/embeddings", "/api/experimental", "/api/generate", "/api/me", "/api/ps", "/api/pull",
     "/api/push", "/api/show", "/api/signout", "/api/status", "/api/tags", "/api/user",
     "/api/version",
@@ -27,16 +31,27 @@ PREFIXES: Final = (
 
 
 def ollama_door(
-    mesh: AsyncNode, chats: Chats, catalogue: ModelCatalogue, *, model_changes: str
+    mesh: AsyncNode,
+    chats: Chats,
+    catalogue: ModelCatalogue,
+    *,
+    model_changes: str,
+    origins: Callable[[str], bool] = no_origin,
 ) -> Door:
-    """Return the door; `model_changes` is what D8_MODEL_CHANGES says."""
+    """Return the door.
+
+    Args:
+        model_changes: what D8_MODEL_CHANGES says.
+        origins: whether pages of this origin may use it.
+    """
     texts, lists = TextCalls(chats, catalogue), ListCalls(catalogue)
     pulls = Pulls(mesh, chats, catalogue)
     changes = ChangeCalls(pulls, chats, catalogue, allowed=model_changes)
     get = HttpRoute
-    post = partial(HttpRoute, method="POST", ends_with_caller=True)
-    delete = partial(HttpRoute, method="DELETE", ends_with_caller=True)
+    taken = partial(HttpRoute, takes=None, decodes=True, ends_with_caller=True)
+    post, delete = partial(taken, method="POST"), partial(taken, method="DELETE")
     much = partial(post, max_body_bytes=MAX_BODY_BYTES)
+    unread = partial(post, is_streamed=True)
     routes = (
         get("/", lists.root),
         get("/api/version", lists.version),
@@ -51,13 +66,27 @@ def ollama_door(
         post("/api/pull", changes.pull, pull_in),
         delete("/api/delete", changes.delete, named_in_change),
         post("/api/copy", changes.copy, source_in),
-        post("/api/create", changes.make),
-        post("/api/push", changes.make),
+        unread("/api/create", changes.make),
+        unread("/api/push", changes.make),
         get("/api/blobs/<digest>", changes.blob),
-        post("/api/blobs/<digest>", changes.upload),
-        post("/api/me", lists.me),
-        post("/api/signout", lists.me),
+        unread("/api/blobs/<digest>", changes.upload),
+        unread("/api/me", lists.me),
+        unread("/api/signout", lists.me),
         delete("/api/user/keys/<path:key>", lists.me),
-        post("/api/experimental/<path:rest>", lists.experimental),
+        unread("/api/experimental/<path:rest>", lists.experimental),
     )
-    return Door(routes=routes, problem=ollama_problem)
+    return Door(
+        routes=[replace(each, call=partial(_named, each.call)) for each in routes],
+        problem=ollama_problem,
+        prefixes=OLLAMA_PATHS,
+        origins=origins,
+    )
+
+
+async def _named(
+    call: Callable[..., Awaitable[Response]], request: Request, **values: str
+) -> Response:
+    """Answer with a name for the request."""
+    response = await call(request, **values)
+    response.headers[REQUEST_ID] = request_id()
+    return response

@@ -33,11 +33,11 @@ from d8mesh.handlers.message_fields import MESSAGE_FIELDS, ROLES
 
 CHAT_TYPE: Final = "agent_action"
 GENERATE_TYPE: Final = "generate"
-_SHARED: Final = frozenset(
+_OF_BOTH: Final = frozenset(
     {"format", "keep_alive", "logprobs", "model", "options", "shift", "stream", "think",
      "top_logprobs", "truncate"}
 )  # fmt: skip
-CHAT_FIELDS: Final = _SHARED | {"messages", "tools"}
+CHAT_FIELDS: Final = _OF_BOTH | {"messages", "tools"}
 PROMPT_PARTS: Final = frozenset(
     {"context", "images", "prompt", "raw", "suffix", "system", "template"}
 )
@@ -121,7 +121,7 @@ def generate_in(content: bytes) -> AskedText:
         data["images"] = images
     if context := _context(body):
         data["context"] = context
-    return _asked(body, _SHARED | PROMPT_PARTS, data | ({"raw": True} if is_raw else {}), name, ())
+    return _asked(body, _OF_BOTH | PROMPT_PARTS, data | ({"raw": True} if is_raw else {}), name, ())
 
 
 def _asked(

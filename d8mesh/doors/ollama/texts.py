@@ -18,7 +18,7 @@ from d8mesh.doors.ollama.answers import (
     vector_body,
     vectors_body,
 )
-from d8mesh.doors.ollama.loading import Loading
+from d8mesh.doors.ollama.loading import ModelLoading
 from d8mesh.doors.ollama.text_requests import AskedText
 from d8mesh.doors.ollama.values import unknown_model
 from d8mesh.doors.ollama.vector_requests import AskedVectors
@@ -27,7 +27,7 @@ from d8mesh.http.answers import Response, answer
 from d8mesh.http.off_loop import off_loop
 from d8mesh.http.routes import Request
 
-DOOR: Final = "ollama"
+OLLAMA_DOOR: Final = "ollama"
 #: Says which fields of a request were not applied.
 IGNORED_HEADER: Final = "X-D8-Ignored"
 #: Of that header: proxies refuse heads that are longer than a few thousand.
@@ -44,13 +44,13 @@ class TextCalls:
 
     def __init__(self, chats: Chats, catalogue: ModelCatalogue) -> None:
         self._chats, self._catalogue = chats, catalogue
-        self._loading = Loading(chats, catalogue)
+        self._loading = ModelLoading(chats, catalogue)
 
     async def text(self, request: Request) -> Response:
         """Chat, generate, load or unload, as the body asks."""
         asked: AskedText = request.value
         known = await self._known(asked.model)
-        caller = caller_of(request, DOOR)
+        caller = caller_of(request, OLLAMA_DOOR)
         if asked.is_unload:
             await self._loading.unload(caller, known)
         elif asked.is_load:
@@ -78,7 +78,7 @@ class TextCalls:
         known = await self._known(asked.model)
         if known.lacks(EMBEDDING):
             raise ModelUnfitError(f'"{asked.model}" does not support embeddings')
-        caller, model = caller_of(request, DOOR), asked.model.strip()
+        caller, model = caller_of(request, OLLAMA_DOOR), asked.model.strip()
         tasks = [LlmTask(type=EMBED_TASK_TYPE, data=data, model=model) for data in asked.datas]
         if not tasks:
             await self._loading.load(caller, known, asked.shared.get("keep_alive"))

@@ -9,17 +9,16 @@ import re
 from collections.abc import Mapping
 from typing import Any, Final
 
-import msgspec
-
 from d8mesh.config import is_model_name
 from d8mesh.core.protocol.keep_alive import keep_alive_s
 from d8mesh.errors import InvalidTaskError, ModelUnknownError
 from d8mesh.handlers.chat_fields import MAX_TOP_LOGPROBS, THINK_LEVELS
+from d8mesh.http.strict import parse_lenient_json
 
 #: The fields of a request, without those that are null.
 Fields = Mapping[str, Any]
 #: Of a value in what a person reads.
-SHOWN_CHARS: Final = 60
+SHOWN_VALUE_CHARS: Final = 60
 _BASE64_CHARS: Final = re.compile(r"[A-Za-z0-9+/]*")
 #: What Go calls JSON's kinds.
 _GO_KINDS: Final[Mapping[type, str]] = {
@@ -37,13 +36,9 @@ def object_in(content: bytes) -> dict[str, Any]:
     """
     if not content:
         raise InvalidTaskError("missing request body")
-    try:
-        found = msgspec.json.decode(content)
-        msgspec.msgpack.encode(found)  # halves of characters cannot be sent on
-    except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
-        raise InvalidTaskError(f"invalid JSON: {error}"[:300]) from error
+    found = parse_lenient_json(content)
     if not isinstance(found, dict):
-        raise InvalidTaskError(f"invalid JSON: {_kind(found)} where an object is expected")
+        raise InvalidTaskError(f"the body is not JSON of an object: saw {_kind(found)}")
     return {name: value for name, value in found.items() if value is not None}
 
 
@@ -162,4 +157,4 @@ def _kind(value: object) -> str:
 
 
 def _shown(value: object) -> str:
-    return json.dumps(value)[:SHOWN_CHARS]
+    return json.dumps(value)[:SHOWN_VALUE_CHARS]

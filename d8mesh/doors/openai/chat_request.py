@@ -9,14 +9,14 @@ from d8mesh.doors.llm.asked import LlmTask
 from d8mesh.doors.openai.asked import AskedOfModels
 from d8mesh.doors.openai.conversation import conversation_of
 from d8mesh.doors.openai.fields import RequestFields
-from d8mesh.doors.openai.sampling import choices_of, sampling_of, several
+from d8mesh.doors.openai.sampling import OWN_DEFAULTS, choices_of, sampling_of, several
 from d8mesh.doors.openai.tools import offered_tools
 from d8mesh.errors import InvalidTaskError
 from d8mesh.handlers.chat_fields import MAX_TOP_LOGPROBS, THINK_LEVELS, agent_request
 
-TASK_TYPE: Final = "agent_action"
+CHAT_TASK_TYPE: Final = "agent_action"
 #: How hard a model is to think, by OpenAI's words.
-EFFORTS: Final[Mapping[str, bool | str]] = {
+THINK_OF_EFFORT: Final[Mapping[str, bool | str]] = {
     "none": False,
     "minimal": "low",
     "low": "low",
@@ -49,14 +49,14 @@ def asked_of_chat(body: object) -> AskedOfModels:
         "logprobs": fields.switch("logprobs") or bool(top_logprobs) or None,
         "top_logprobs": top_logprobs,
     }
-    data = {"messages": conversation.messages, **sampling, **tools}
+    data = {"messages": conversation.messages, **sampling, **tools, **OWN_DEFAULTS}
     data |= {name: value for name, value in more.items() if value is not None}
     agent_request({**data, "model": model})  # so that all that is wrong is told at once
     has_usage = usage_wished(fields)
     count = choices_of(fields)
     return AskedOfModels(
         tasks=tuple(
-            LlmTask(type=TASK_TYPE, data=each, model=model) for each in several(data, count)
+            LlmTask(type=CHAT_TASK_TYPE, data=each, model=model) for each in several(data, count)
         ),
         model=model,
         is_streamed=bool(fields.switch("stream")),
@@ -100,10 +100,10 @@ def _think(fields: RequestFields) -> bool | str | None:
     inner, is_enabled = reasoning.text("effort"), reasoning.switch("enabled")
     effort = fields.text("reasoning_effort") or inner
     if effort is not None:
-        if effort not in EFFORTS:
+        if effort not in THINK_OF_EFFORT:
             name = "reasoning_effort" if fields.text("reasoning_effort") else "reasoning.effort"
-            raise InvalidTaskError(f"{name}: expected one of {', '.join(EFFORTS)}")
-        return EFFORTS[effort]
+            raise InvalidTaskError(f"{name}: expected one of {', '.join(THINK_OF_EFFORT)}")
+        return THINK_OF_EFFORT[effort]
     if is_enabled is not None:
         return is_enabled
     if own is None or isinstance(own, bool):

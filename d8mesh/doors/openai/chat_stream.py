@@ -14,7 +14,7 @@ from d8mesh.doors.openai.chat_answer import (
     thoughts_body,
     usage_body,
 )
-from d8mesh.doors.openai.sse import COMMENT, DONE, EVENT_STREAM, broken, data_of
+from d8mesh.doors.openai.sse import COMMENT, EVENT_STREAM, STREAM_END, broken, data_of
 from d8mesh.errors import D8Error
 
 #: The first delta of each choice, and the only one with a role.
@@ -65,8 +65,8 @@ class ChatForm:
     def end(self) -> bytes:
         """Return the tokens that it took, if they are wished for, and the end."""
         if not self._asked.has_usage:
-            return DONE
-        return data_of(self._body([], usage=usage_body(self._usages))) + DONE
+            return STREAM_END
+        return data_of(self._body([], usage=usage_body(self._usages))) + STREAM_END
 
     def broken(self, error: D8Error) -> bytes:
         """Return why it is not complete."""

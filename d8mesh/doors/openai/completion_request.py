@@ -8,11 +8,11 @@ from d8mesh.doors.llm.asked import LlmTask
 from d8mesh.doors.openai.asked import AskedOfModels
 from d8mesh.doors.openai.chat_request import usage_wished
 from d8mesh.doors.openai.fields import RequestFields
-from d8mesh.doors.openai.sampling import MAX_CHOICES, choices_of, sampling_of, several
+from d8mesh.doors.openai.sampling import MAX_CHOICES, OWN_DEFAULTS, choices_of, sampling_of, several
 from d8mesh.errors import InvalidTaskError
 from d8mesh.handlers.chat_fields import MAX_TOP_LOGPROBS, generate_request
 
-TASK_TYPE: Final = "generate"
+COMPLETION_TASK_TYPE: Final = "generate"
 #: Prompts of one request; each is as many tasks as it has choices.
 MAX_PROMPTS: Final = 128
 #: Why a list of numbers is refused.
@@ -31,7 +31,7 @@ def asked_of_completion(body: object) -> AskedOfModels:
     model = fields.required_text("model")
     prompts = texts_of(fields, "prompt", most=MAX_PROMPTS)
     sampling, ignored = sampling_of(fields)
-    data: dict[str, Any] = {**sampling, **_logprobs(fields)}
+    data: dict[str, Any] = {**sampling, **_logprobs(fields), **OWN_DEFAULTS}
     if suffix := fields.text("suffix"):
         data["suffix"] = suffix
     for name in ("raw", "think"):  # Ollama's own
@@ -47,7 +47,10 @@ def asked_of_completion(body: object) -> AskedOfModels:
     for prompt in prompts:
         own = {"prompt": prompt, **data}
         generate_request({**own, "model": model})  # so that all that is wrong is told at once
-        tasks += [LlmTask(type=TASK_TYPE, data=each, model=model) for each in several(own, count)]
+        tasks += [
+            LlmTask(type=COMPLETION_TASK_TYPE, data=each, model=model)
+            for each in several(own, count)
+        ]
     return AskedOfModels(
         tasks=tuple(tasks),
         model=model,

@@ -16,7 +16,7 @@ from d8mesh.errors import InvalidTaskError
 from d8mesh.handlers.message_fields import MAX_MESSAGES, images_of
 
 #: What each role is here; ``function`` is an older name of ``tool``.
-_ROLES: Final[Mapping[str, str]] = {
+_ROLE_CALLED: Final[Mapping[str, str]] = {
     "developer": "system",
     "system": "system",
     "user": "user",
@@ -85,9 +85,9 @@ def conversation_of(messages: object, name: str = "messages") -> Conversation:
 def _messages(fields: RequestFields, path: str, called: dict[str, str]) -> list[dict[str, Any]]:
     """Return what one message is: several, if pictures and texts take turns in it."""
     asked = (fields.text("role") or "").lower()
-    role = _ROLES.get(asked)
+    role = _ROLE_CALLED.get(asked)
     if role is None:
-        raise fields.wrong("role", f"one of {', '.join(_ROLES)}")
+        raise fields.wrong("role", f"one of {', '.join(_ROLE_CALLED)}")
     more: dict[str, Any] = {}
     if role == "assistant":
         more = _said_beside(fields, path, called)

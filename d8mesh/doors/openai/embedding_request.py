@@ -10,8 +10,8 @@ from d8mesh.doors.openai.asked import AskedOfModels
 from d8mesh.doors.openai.completion_request import texts_of
 from d8mesh.doors.openai.fields import RequestFields
 from d8mesh.handlers.chat_fields import MAX_DIMENSIONS, embedding_request
+from d8mesh.nodes.client.wishes import EMBED_TYPE
 
-TASK_TYPE: Final = "embed"
 #: Texts of one request, as at OpenAI.
 MAX_INPUTS: Final = 2048
 #: Texts of one task: more are shared by the machines, and their vectors fit into a result.
@@ -44,7 +44,7 @@ def asked_of_embedding(body: object) -> AskedOfModels:
     for start in range(0, len(texts), TASK_INPUTS):
         data = {"input": texts[start : start + TASK_INPUTS], **more}
         embedding_request({**data, "model": model})  # so that all that is wrong is told at once
-        tasks.append(LlmTask(type=TASK_TYPE, data=data, model=model))
+        tasks.append(LlmTask(type=EMBED_TYPE, data=data, model=model))
     return AskedOfModels(
         tasks=tuple(tasks),
         model=model,

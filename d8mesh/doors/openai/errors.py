@@ -16,9 +16,9 @@ from d8mesh.errors import D8Error
 from d8mesh.http.answers import RETRY_AFTER_S, STATUS, Refusal, Response, answer
 
 #: Statuses that are others here: a failed task is no conflict with what a caller did.
-_OWN_STATUS: Final[Mapping[str, int]] = {"task.failed": 502}
+_OPENAI_STATUS: Final[Mapping[str, int]] = {"task.failed": 502}
 #: The codes that OpenAI has a name for; all others keep their own.
-_CODES: Final[Mapping[str, str]] = {
+_OPENAI_CODES: Final[Mapping[str, str]] = {
     "access.token": "invalid_api_key",
     "access.flood": "rate_limit_exceeded",
     "queue.full": "rate_limit_exceeded",
@@ -29,7 +29,7 @@ _CODES: Final[Mapping[str, str]] = {
 }
 _MISSING_CODE: Final = "missing_required_parameter"
 _TOO_LONG_CODE: Final = "context_length_exceeded"
-_TOO_LONG: Final = re.compile(r"longer than the context of the model")
+_LONGER_THAN_CONTEXT: Final = re.compile(r"longer than the context of the model")
 #: Codes after which the same request may end better, a little later. Of the others the mesh
 #: has tried again itself, on other machines, or trying again cannot help.
 _WORTH_RETRYING: Final = frozenset(
@@ -53,7 +53,7 @@ _FIELD: Final = re.compile(r"(Missing field: )?([a-z_]\w*(?:\[\d+\]|\.\w+)*)(?::
 
 def status_of(error: D8Error | Refusal) -> int:
     """Return the HTTP status of an error."""
-    return _OWN_STATUS.get(error.code) or STATUS.get(error.code, 500)
+    return _OPENAI_STATUS.get(error.code) or STATUS.get(error.code, 500)
 
 
 def error_body(error: D8Error | Refusal) -> dict[str, Any]:
@@ -61,10 +61,10 @@ def error_body(error: D8Error | Refusal) -> dict[str, Any]:
     status, text = status_of(error), str(error)
     about = _FIELD.match(text) if status < 500 else None
     param = about[2] if about else None
-    code = _CODES.get(error.code, error.code)
+    code = _OPENAI_CODES.get(error.code, error.code)
     if error.code.startswith("model."):
         param = _PARAM_OF.get(_lacks(error), "model")
-    elif error.code.startswith("task.") and _TOO_LONG.search(text):
+    elif error.code.startswith("task.") and _LONGER_THAN_CONTEXT.search(text):
         param, code = "messages", _TOO_LONG_CODE
     elif about and about[1]:
         code = _MISSING_CODE

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from d8mesh.doors.llm.asked import LlmTask
 from d8mesh.doors.openai.asked import AskedOfModels
-from d8mesh.doors.openai.chat_request import EFFORTS, TASK_TYPE
+from d8mesh.doors.openai.chat_request import CHAT_TASK_TYPE, THINK_OF_EFFORT
 from d8mesh.doors.openai.fields import RequestFields
 from d8mesh.doors.openai.responses_items import INPUT, conversation_of_items
 from d8mesh.doors.openai.tools import offered_tools
@@ -19,7 +19,7 @@ from d8mesh.handlers.chat_fields import MAX_TEMPERATURE, MAX_TOKENS, MAX_TOP_LOG
 
 #: Fields that would change the answer, and why they cannot be obeyed.
 _NOT_KEPT: Final = "nothing is kept here: send the whole conversation in input"
-_UNDOABLE: Final[Mapping[str, str]] = {
+REFUSED_IN_RESPONSES: Final[Mapping[str, str]] = {
     "previous_response_id": _NOT_KEPT,
     "conversation": _NOT_KEPT,
     "prompt": "there are no stored prompts here: send instructions and input",
@@ -37,7 +37,7 @@ def asked_of_response(body: object) -> AskedOfModels:
     """
     fields = RequestFields(body)
     model = fields.required_text("model")
-    fields.refuse(_UNDOABLE)
+    fields.refuse(REFUSED_IN_RESPONSES)
     conversation = conversation_of_items(fields.text("instructions"), fields.get(INPUT))
     functions, left_out = _functions(fields)
     tools, _ = offered_tools(functions)
@@ -54,12 +54,12 @@ def asked_of_response(body: object) -> AskedOfModels:
         "top_logprobs": top_logprobs,
         "truncate": None if truncation is None else truncation == "auto",
     }
-    data = {"messages": conversation.messages, **tools}
+    data = {"messages": conversation.messages, "model_defaults": True, **tools}
     data |= {name: value for name, value in more.items() if value is not None}
     agent_request({**data, "model": model})  # so that all that is wrong is told at once
     is_streamed = bool(fields.switch("stream"))
     return AskedOfModels(
-        tasks=(LlmTask(type=TASK_TYPE, data=data, model=model),),
+        tasks=(LlmTask(type=CHAT_TASK_TYPE, data=data, model=model),),
         model=model,
         is_streamed=is_streamed,
         repeated=_repeated(fields, tools),
@@ -115,9 +115,9 @@ def _think(fields: RequestFields) -> bool | str | None:
     effort = reasoning.text("effort")
     if effort is None:
         return None
-    if effort not in EFFORTS:
-        raise reasoning.wrong("effort", f"one of {', '.join(EFFORTS)}")
-    return EFFORTS[effort]
+    if effort not in THINK_OF_EFFORT:
+        raise reasoning.wrong("effort", f"one of {', '.join(THINK_OF_EFFORT)}")
+    return THINK_OF_EFFORT[effort]
 
 
 def _repeated(fields: RequestFields, tools: Mapping[str, Any]) -> dict[str, Any]:

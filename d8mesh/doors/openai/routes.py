@@ -14,7 +14,7 @@ from d8mesh.doors.openai.listing import AnswersOthers, ListingCalls
 from d8mesh.http.routes import MAX_BODY_BYTES, Door, HttpRoute
 
 #: Paths whose errors are told in OpenAI's form.
-PREFIXES: Final = ("/v1",)
+OPENAI_PREFIXES: Final = ("/v1",)
 
 
 def openai_door(
@@ -49,4 +49,4 @@ def openai_door(
                 ends_with_caller=True,
             )
         )
-    return Door(routes=routes, problem=openai_problem, prefixes=PREFIXES, origins=origins)
+    return Door(routes=routes, problem=openai_problem, prefixes=OPENAI_PREFIXES, origins=origins)

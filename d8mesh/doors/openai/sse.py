@@ -12,7 +12,7 @@ from d8mesh.http.events import json_line
 EVENT_STREAM: Final = "text/event-stream"
 #: Readers skip it; it tells them that we live.
 COMMENT: Final = b": waiting\n\n"
-DONE: Final = b"data: [DONE]\n\n"
+STREAM_END: Final = b"data: [DONE]\n\n"
 
 
 def data_of(body: Mapping[str, Any]) -> bytes:
@@ -21,7 +21,7 @@ def data_of(body: Mapping[str, Any]) -> bytes:
 
 
 def broken(error: D8Error) -> bytes:
-    """Return what ends a stream that is not complete: no reason, and no `DONE`.
+    """Return what ends a stream that is not complete: no reason, and no `STREAM_END`.
 
     Clients raise at the error; who misses it misses the reason, and the end.
     """

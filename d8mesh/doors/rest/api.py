@@ -58,7 +58,7 @@ def rest_door(mesh: AsyncNode, waits: Places, rejections: Rejections) -> Door:
         get("/api/workers/stats", stats),
         post("/api/workers/<worker_id>/heartbeat", workers.heartbeat, schemas.beating_of),
         post("/api/workers/<worker_id>/unregister", workers.unregister, schemas.object_of),
-        get("/api/workers/<worker_id>/tasks", workers.poll),
+        get("/api/workers/<worker_id>/tasks", workers.poll, is_for_programs=True),
     )
     return Door(routes=routes, before=lambda _: require_broker(mesh, waits))
 

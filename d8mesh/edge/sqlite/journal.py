@@ -26,7 +26,7 @@ from d8mesh.core.broker.store import Question, Restored, StoreAnswer
 from d8mesh.core.protocol import task
 from d8mesh.core.protocol.messages import CANCELLED_STATE, COMPLETED_STATE, FAILED_STATE
 from d8mesh.edge.sqlite import restore
-from d8mesh.edge.sqlite.files import at_once, connect, keep_log, lengthen_log
+from d8mesh.edge.sqlite.files import at_once, beside, connect, keep_log, lengthen_log
 from d8mesh.edge.sqlite.migrate import STEPS, migrate
 from d8mesh.edge.sqlite.place import (
     Lock,
@@ -48,9 +48,12 @@ from d8mesh.edge.sqlite.schema import (
     WAITED,
     Value,
     completed_sql,
+    fetch,
     insert_sql,
     runs,
 )
+from d8mesh.edge.sqlite.texts import Texts
+from d8mesh.edge.sqlite.wiper import LogWiper
 from d8mesh.errors import JournalError
 
 #: The log file is folded back into the database at about 16 MB (4 KiB pages).
@@ -102,6 +105,8 @@ class Journal:
             row[0] for row in self._db.execute("SELECT first FROM batches WHERE is_done = 0")
         }
         self._workers: dict[str, int] = dict(self._db.execute("SELECT name, worker FROM workers"))
+        self._texts = Texts(self._db)
+        self._wiper = LogWiper(self._db, path, vfs, checkpoint_pages, is_needed=self._was_killed)
 
     # -------------------------------------------------------------------- writing
 
@@ -133,6 +138,22 @@ class Journal:
         """Return how many commits are on the disk: all that were begun."""
         return self._confirmed
 
+    @property
+    def needs_wiping(self) -> bool:
+        """True while what was erased may still be read in the log."""
+        return self._wiper.is_pending
+
+    def wipe(self) -> bool:
+        """Do a step of wiping the log; return whether it was the last.
+
+        Raises:
+            JournalError: the disk is full or fails; nothing is lost, and it is to be tried again.
+        """
+        try:
+            return self._wiper.wipe()
+        except (apsw.Error, OSError) as error:
+            raise JournalError(f"cannot wipe the log of {self.path.name}: {error}") from error
+
     def ask(self, question: Question) -> StoreAnswer:
         """Answer from what is on the disk; see `Reader`."""
         if self._reader is None:
@@ -151,6 +172,8 @@ class Journal:
             spec = encode(fact.spec)
             values += (None, first, n, spec, fact.spec.type, fact.at, size, 0)
             values.append(encode(fact.payloads))
+            if fact.spec.source:
+                self._texts.open(first, n)
             count += n
             if fact.key:
                 self._insert("keys", [fact.key, fact.digest, first, fact.key_count], width=4)
@@ -197,7 +220,7 @@ class Journal:
             if len(ids) == 1:  # what workers with one slot send, by the hundred
                 row = (sids[ids[0][:16]] << COUNTER_BITS) + int(ids[0][17:])
                 values += (row, 1, COMPLETED_STATE, fact.ns[0], worker, fact.at)
-                values.append(encode(fact.payloads))
+                values.append(encode(self._texts.stored(row, fact.payloads)))
             else:
                 values += self._runs(fact, state=COMPLETED_STATE, worker=worker)
         self._insert("outcomes", values, width=7)
@@ -233,8 +256,23 @@ class Journal:
         values: list[Value] = []
         for start, end in runs(rows, ns, self._batch_starts):
             values += (rows[start], end - start, state, ns[start], worker, fact.at)
-            values.append(_encode(fact.payloads[start:end]))
+            values.append(_encode(self._texts.stored(rows[start], fact.payloads[start:end])))
         return values
+
+    def _erasure_set(self, facts: list[task.ErasureSet]) -> None:
+        for fact in facts:
+            for row, rest in zip(self._rows_of(fact.ids), fact.payloads, strict=True):
+                values = (row, fact.due_at, rest)
+                self._write("INSERT OR IGNORE INTO erasures VALUES (?, ?, ?)", values)
+
+    def _erased(self, facts: list[task.Erased]) -> None:
+        for fact in facts:
+            for row, given in zip(self._rows_of(fact.ids), fact.payloads, strict=True):
+                was_set = fetch(self._db, "SELECT rest FROM erasures WHERE row = ?", (row,))
+                if was_set:
+                    self._write("DELETE FROM erasures WHERE row = ?", (row,))
+                if self._texts.erase(row, given or (was_set[0][0] if was_set else b"")):
+                    self._wiper.is_needed = True
 
     def _enrolled(self, facts: list[task.Enrolled]) -> None:
         for fact in facts:
@@ -252,6 +290,7 @@ class Journal:
         for fact in facts:
             firsts = [self._row_of(session, first) for session, first in fact.batches]
             self._batch_starts.difference_update(firsts)
+            self._texts.close(firsts)
             for start in range(0, len(firsts), CHUNKS[0]):
                 part = firsts[start : start + CHUNKS[0]]
                 marks = ",".join("?" * len(part))
@@ -269,6 +308,7 @@ class Journal:
             for session, n, count in fact.batches:
                 first = self._row_of(session, n)
                 reach = (first, first + count)
+                self._wiper.is_needed |= self._texts.prune(reach)
                 self._write("DELETE FROM outcomes WHERE first >= ? AND first < ?", reach)
                 self._write("DELETE FROM failures WHERE row >= ? AND row < ?", reach)
                 self._write("DELETE FROM keys WHERE first = ?", (first,))
@@ -279,6 +319,7 @@ class Journal:
                 "DELETE FROM pruned WHERE number <= (SELECT max(number) FROM pruned) - ?",
                 (MAX_TOMBSTONES,),
             )
+        self._write("PRAGMA secure_delete = FAST")
 
     # ------------------------------------------------------------------- starting
 
@@ -325,7 +366,9 @@ class Journal:
 
     def _open(self, synchronous: str, vfs: str, checkpoint_pages: int) -> apsw.Connection:
         try:
+            self._was_killed = beside(self.path, "-wal").exists()
             db = connect(self.path, synchronous, vfs, checkpoint_pages)
+            db.execute("PRAGMA secure_delete = FAST").fetchall()  # see `texts`
             # Without a table: new, or the power went while it was made, before any promise.
             if not db.execute("SELECT count(*) FROM sqlite_master").fetchall()[0][0]:
                 self._create(db)
@@ -419,6 +462,8 @@ _WRITERS: Final[dict[type, Callable[..., None]]] = {
     task.Enrolled: Journal._enrolled,
     task.Dismissed: Journal._dismissed,
     task.Closed: Journal._closed,
+    task.ErasureSet: Journal._erasure_set,
+    task.Erased: Journal._erased,
     task.AssignmentsSettled: Journal._settled,
     task.WorkersMissed: Journal._missed,
     task.Pruned: Journal._pruned,

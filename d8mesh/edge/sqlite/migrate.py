@@ -15,7 +15,7 @@ import apsw
 import msgspec
 
 from d8mesh.edge.sqlite.files import at_once, beside, sync
-from d8mesh.edge.sqlite.schema import fetch
+from d8mesh.edge.sqlite.schema import TEXT_TABLES, fetch
 
 #: version -> the step to the next one, within a transaction
 Steps: TypeAlias = Mapping[int, Callable[[apsw.Connection], None]]
@@ -86,8 +86,13 @@ def _from_2(db: apsw.Connection) -> None:
             db.execute(f"ALTER TABLE failures ADD COLUMN {name} {kind}")
 
 
+def _from_3(db: apsw.Connection) -> None:
+    """What was asked and answered can be erased: results of tasks of doors lie in a table apart."""
+    db.execute(TEXT_TABLES)
+
+
 def _one_of(*payloads: apsw.SQLiteValue) -> bytes:
     return msgspec.msgpack.encode(payloads)
 
 
-STEPS: Final[Steps] = {1: _from_1, 2: _from_2}
+STEPS: Final[Steps] = {1: _from_1, 2: _from_2, 3: _from_3}

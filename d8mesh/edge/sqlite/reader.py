@@ -11,9 +11,12 @@ import msgspec
 
 from d8mesh.core.broker import store
 from d8mesh.core.protocol.messages import FINAL_STATES, PRUNED_STATE, UNKNOWN_STATE
+from d8mesh.core.protocol.source import source_of
 from d8mesh.core.protocol.task import Spec, TaskState, parse_id
 from d8mesh.edge.sqlite.files import BUSY_MS
 from d8mesh.edge.sqlite.schema import COUNTER_BITS, Value, covering, fetch, split_row
+from d8mesh.edge.sqlite.texts import is_erased, is_reference, text_of
+from d8mesh.edge.sqlite.wiper import fold
 from d8mesh.errors import JournalError, UnknownTaskError
 
 #: Rows looked at for one page of a filtered listing; a sparse page ends early with a cursor.
@@ -101,7 +104,7 @@ class Reader:
                     continue
                 first, end, state, payloads = *found[:3], _payloads(found[3])
             states.append(state)
-            results.append(payloads[row - first])
+            results.append(self._result(payloads[row - first])[0])
         return store.FinishedStates(bytes(states), results)
 
     def _end(self, question: store.EndOf) -> store.FinishedTask | store.PrunedTask | None:
@@ -121,7 +124,9 @@ class Reader:
         ended = covering(self._db, "outcomes", row, "state")
         state = FINAL_STATES[ended[0]] if ended else None
         payload = _payloads(payloads)[row - first]
-        return store.TaskDetails(_spec(spec), payload, self._past(row), state)
+        is_gone = is_erased(payload)
+        told = b"" if is_gone else payload
+        return store.TaskDetails(_spec(spec), told, self._past(row), state, is_gone)
 
     def _prunable(self, question: store.PrunableBatches) -> store.OldBatches:
         old = store.OldBatches([])
@@ -139,6 +144,9 @@ class Reader:
                 old.batches.append((*self._split(first), count))
         return old
 
+    def _fold_log(self, question: store.FoldLog) -> None:
+        fold(self._db, "PASSIVE")
+
     # ------------------------------------------------------------------------ listings
 
     def _page(self, question: store.PageOf) -> store.TaskPage | store.BadCursor:
@@ -150,16 +158,16 @@ class Reader:
         size = 0
         walk = (self._by_end if is_by_end else self._by_batch)(question, start)
         for scanned, (cursor, row, run, is_wanted) in enumerate(walk):
-            if is_wanted and run is not None:
-                size += len(run.payloads[row - run.first])
+            told = self._told(run, row) if is_wanted and run is not None else None
+            size += 0 if told is None else len(told.payload)
             is_full = len(page.ids) == question.limit or scanned >= SCAN_ROWS
             if is_full or (page.ids and size > PAGE_BYTES):
                 return store.TaskPage(page.ids, page.finished, cursor)
             if is_wanted:
                 task_id = "{}-{}".format(*self._split(row))
                 page.ids.append(task_id)
-                if run is not None:
-                    page.finished[task_id] = self._told(run, row)
+                if told is not None:
+                    page.finished[task_id] = told
         return page
 
     def _by_end(self, question: store.PageOf, start: list[int]) -> Iterator[_Seen]:
@@ -174,6 +182,9 @@ class Reader:
         values: list[Value] = [self._run_before(after), after, _STATE_CODES[question.state]]
         values += [question.type] if question.type else []
         for run in self._runs(where + " ORDER BY o.first", values):
+            if not _is_by(question.door, run.spec):
+                yield str(run.first), run.first, run, False
+                continue
             for row in range(max(run.first, after), run.end):
                 yield str(row), row, run, True
 
@@ -182,14 +193,17 @@ class Reader:
         is_back = question.is_newest_first
         start_seq, index = start if question.cursor or not is_back else [_PAST_ALL, _PAST_ALL]
         sql = (
-            f"SELECT seq, first, count FROM batches WHERE seq {'<=' if is_back else '>='} ?"
+            f"SELECT seq, first, count, spec FROM batches WHERE seq {'<=' if is_back else '>='} ?"
             + (" AND is_done = 0" if question.is_open else "")
             + (" AND type = ?" if question.type else "")
             + f" ORDER BY seq {'DESC' if is_back else ''}"
         )
         values = (start_seq, question.type) if question.type else (start_seq,)
         batches: Iterator[Any] = self._db.execute(sql, values)
-        for seq, first, count in batches:
+        for seq, first, count, spec in batches:
+            if question.door and not _is_by(question.door, _spec(spec)):
+                yield f"{seq}.{count if is_back else 0}", first, None, False
+                continue
             row = first + (count - 1 if is_back else 0)
             if seq == start_seq:
                 row = first + (min(count - 1, index) if is_back else index)
@@ -243,8 +257,13 @@ class Reader:
         is_completed = run.state is TaskState.COMPLETED
         past = self._past(row) if not is_completed or run.n > 1 else []
         why = past[-1].error if past and not is_completed else None
-        task_id, payload = "{}-{}".format(*self._split(row)), run.payloads[row - run.first]
-        return store.FinishedTask(task_id, *run[2:8], payload, why, past)
+        task_id = "{}-{}".format(*self._split(row))
+        payload, is_gone = self._result(run.payloads[row - run.first])
+        return store.FinishedTask(task_id, *run[2:8], payload, why, past, is_gone)
+
+    def _result(self, stored: bytes) -> tuple[bytes, bool]:
+        """Return a result, and whether what was said was erased of it."""
+        return text_of(self._db, stored) if is_reference(stored) else (stored, False)
 
     def _past(self, row: int) -> list[store.PastAttempt]:
         found = fetch(
@@ -255,7 +274,9 @@ class Reader:
             (row, store.MAX_PAST_ATTEMPTS),
         )
         return [
-            store.PastAttempt(n, name, at, bool(counts), why, round(pause_s, 3), traceback)
+            store.PastAttempt(
+                n, name, at, bool(counts), _shown(why) or "", round(pause_s, 3), _shown(traceback)
+            )
             for n, name, at, counts, why, pause_s, traceback in reversed(found)
         ]
 
@@ -285,6 +306,15 @@ def _spec(blob: bytes) -> Spec:
     return msgspec.msgpack.decode(blob, type=Spec)
 
 
+def _is_by(door: str, spec: Spec) -> bool:
+    return not door or source_of(spec.source).door == door
+
+
+def _shown(text: str | None) -> str | None:
+    """Return a reason or traceback as it is told: one that was overwritten is all blanks."""
+    return "erased" if text and not text.strip() else text
+
+
 def _cursor(text: str, parts: int) -> list[int] | None:
     """Return the numbers of a cursor; None if it is none of that many."""
     if not text:
@@ -302,4 +332,5 @@ _ANSWERS: Final[dict[type, Callable[..., store.StoreAnswer]]] = {
     store.DetailsOf: Reader._details,
     store.PageOf: Reader._page,
     store.PrunableBatches: Reader._prunable,
+    store.FoldLog: Reader._fold_log,
 }

@@ -41,6 +41,9 @@ def _counts(db: apsw.Connection, restored: Restored, names: dict[int, str]) -> N
         restored.workers[name] = WorkerRecord(done, bad, kind, capabilities)
     for key, digest, first, count in fetch(db, "SELECT key, digest, first, count FROM keys"):
         restored.keys[key] = (digest, *split_row(first, names), count)
+    for row, due_at in fetch(db, "SELECT row, due_at FROM erasures"):
+        session, n = split_row(row, names)
+        restored.erasures[f"{session}-{n}"] = due_at
     highest = fetch(db, "SELECT coalesce(max(number), 0) FROM handouts")[0][0]
     restored.next_assignment = 1 + highest
 

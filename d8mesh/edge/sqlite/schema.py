@@ -3,8 +3,10 @@
 A task's row id is its session's number and its counter, so no index on text ids exists,
 and inserts go to the end of a session's range. The payloads of a batch are one blob.
 Outcomes that came together for consecutive tasks of a batch are one row too: a run, with
-one list of results. Runs neither overlap nor reach into another batch: that is the task table's
-doing, the key refuses only a second run from the same task on.
+one list of results; of tasks that came in by a door these are references to `texts`, where they
+can be erased (module `texts`). `erasures` has what is to be erased later. Runs neither overlap nor
+reach into another batch: that is the task table's doing, the key refuses only a second run from the
+same task on.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from typing import Any, Final, TypeAlias
 
 import apsw
 
-SCHEMA_VERSION: Final = 3
+SCHEMA_VERSION: Final = 4
 #: Beside a journal while a recovery moves files: no start may take what is there for all.
 NOTE_SUFFIX: Final = ".recovering"
 #: A task id's counter takes the low 40 bits of its row id, its session's number the rest.
@@ -29,7 +31,14 @@ MAX_TOMBSTONES: Final = 1_000_000
 WAITED: Final = "waited"
 Value: TypeAlias = int | float | str | bytes | None
 
-SCHEMA: Final = """
+#: The tables that came with version 4.
+TEXT_TABLES: Final = """
+CREATE TABLE IF NOT EXISTS texts(number INTEGER PRIMARY KEY, text BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS erasures(
+    row INTEGER PRIMARY KEY, due_at REAL NOT NULL, rest BLOB NOT NULL);
+"""
+SCHEMA: Final = (
+    """
 CREATE TABLE meta(name TEXT PRIMARY KEY, value) WITHOUT ROWID;
 CREATE TABLE sessions(sid INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE);
 CREATE TABLE batches(
@@ -63,6 +72,8 @@ CREATE TABLE pruned(
     number INTEGER PRIMARY KEY, first INTEGER NOT NULL UNIQUE, count INTEGER NOT NULL,
     at REAL NOT NULL);
 """
+    + TEXT_TABLES
+)
 
 #: Rows per multi-row statement, largest first: `executemany` retakes the GIL for every row.
 CHUNKS: Final = (256, 32, 4, 1)

@@ -5,14 +5,13 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from functools import lru_cache
 from typing import Any, Final, TypeGuard
 
 from d8mesh.config import MODEL_PATTERN
 from d8mesh.core.protocol.chat import BYTES_PER_TOKEN, EMBEDDING, INSERT, MODEL_TYPES, TOOLS, VISION
 from d8mesh.core.protocol.json_model import as_json
-from d8mesh.core.protocol.wish import MAX_MODELS, SERVICE_TYPES, Cloud, Wish, is_place
+from d8mesh.core.protocol.wish import MAX_MODELS, SERVICE_TYPES, Cloud, Wish, is_place, with_hints
 from d8mesh.errors import InvalidTaskError
 
 EMBED_TYPE: Final = "embed"
@@ -45,19 +44,12 @@ def wish_of(kind: str, data: Mapping[str, Any], path: str = "", *, is_one: bool 
     models, is_strict = _models(data, path)
     lane = models, is_strict, _cloud(data, path), _needs(kind, data), _machine(data, path)
     try:
-        return replace(_wish(*lane), **_hints(data)).text() if is_one else _text(*lane)
+        text = _text(*lane)
+        if is_one:
+            text = with_hints(text, *_hints(data))
     except InvalidTaskError as error:  # of its names: too long together
         raise InvalidTaskError(f"{path}data.{error}") from None
-
-
-def _wish(
-    models: tuple[str, ...],
-    is_strict: bool,
-    cloud: Cloud | None,
-    needs: frozenset[str],
-    machine: str,
-) -> Wish:
-    return Wish(models=models, is_strict=is_strict, cloud=cloud, needs=needs, machine=machine)
+    return text
 
 
 @lru_cache(REMEMBERED_WISHES)
@@ -68,7 +60,8 @@ def _text(
     needs: frozenset[str],
     machine: str,
 ) -> str:
-    return _wish(models, is_strict, cloud, needs, machine).text()
+    wish = Wish(models=models, is_strict=is_strict, cloud=cloud, needs=needs, machine=machine)
+    return wish.text()
 
 
 # --- which models, and where ------------------------------------------------------------
@@ -160,8 +153,8 @@ def _is_list(value: object) -> TypeGuard[Sequence[object]]:
 # --- what helps to choose ---------------------------------------------------------------
 
 
-def _hints(data: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the fields of `Wish` that only help."""
+def _hints(data: Mapping[str, Any]) -> tuple[str, int, int]:
+    """Return what of a `Wish` only helps: as `with_hints` takes it."""
     texts: list[str] = []
     first: dict[str, str] = {}
     for message in _messages(data):
@@ -178,11 +171,7 @@ def _hints(data: Mapping[str, Any]) -> dict[str, Any]:
     if "user" in first:
         began = f"{first.get('system', '')}\0{first['user']}".encode()
         conversation = hashlib.blake2b(began, digest_size=CONVERSATION_DIGITS // 2).hexdigest()
-    return {
-        "conversation": conversation,
-        "prompt_tokens": -(-size_bytes // BYTES_PER_TOKEN),
-        "output_tokens": _output_tokens(data),
-    }
+    return conversation, -(-size_bytes // BYTES_PER_TOKEN), _output_tokens(data)
 
 
 def _output_tokens(data: Mapping[str, Any]) -> int:

@@ -42,6 +42,8 @@ from d8mesh.core.protocol.task import (
     Completed,
     Dismissed,
     Enrolled,
+    Erased,
+    ErasureSet,
     Fact,
     Failed,
     Pruned,
@@ -439,3 +441,94 @@ def test_a_batch_that_a_key_names_is_pruned_behind_the_others_of_its_submit(kept
     assert kept.ask(PrunableBatches(9.0, 0, 10)) == OldBatches([(S, 3, 1), (S, 4, 1)])
     kept.append(Pruned([(S, 3, 1)], 8.0))
     assert kept.ask(PrunableBatches(9.0, 0, 1)) == OldBatches([(S, 0, 2)])
+
+
+OF_DOOR: Final = Spec("agent_action", 8, 3, source="ollama 127.0.0.1 curl/8.5")
+
+
+def _chats(kept: Kept, spec: Spec = OF_DOOR) -> None:
+    """Commit tasks of a door: one is completed at its second attempt, one failed, one waits."""
+    kept.append(
+        Submitted(S, 0, spec, [b"asked %d" % n for n in range(3)], 1.0),
+        Requeued("w", [f"{S}-0"], [1], "quoted", 2.0, is_counted=True, traceback="line\nquoted"),
+        Completed("w", [f"{S}-0"], [2], [b"answered 0"], 3.0),
+        Failed("w", [f"{S}-1"], [1], [b"answered 1"], 3.0, "quoted"),
+    )
+
+
+def test_what_was_delivered_is_erased_and_facts_and_figures_stay(kept: Kept) -> None:
+    _chats(kept)
+    before = kept.ask(EndOf(f"{S}-0"))
+    assert isinstance(before, FinishedTask)
+    assert (before.payload, before.is_erased) == (b"answered 0", False)
+    kept.append(Erased([f"{S}-0", f"{S}-1"], [b"rest 0", b"rest 1"]))
+    for _ in range(2):  # also after a restart
+        ended, failed = kept.ask(EndOf(f"{S}-0")), kept.ask(EndOf(f"{S}-1"))
+        assert isinstance(ended, FinishedTask)
+        assert isinstance(failed, FinishedTask)
+        assert (ended.payload, ended.is_erased, ended.n, ended.at) == (b"rest 0", True, 2, 3.0)
+        assert [(each.error, each.traceback) for each in ended.past] == [("erased", "erased")]
+        assert (failed.payload, failed.why) == (b"rest 1", "erased")
+        assert kept.ask(OutcomesOf([f"{S}-0"])) == FinishedStates(b"\1", [b"rest 0"])
+        details = kept.ask(DetailsOf(f"{S}-0"))
+        assert isinstance(details, TaskDetails)
+        assert (details.payload, details.is_erased) == (b"", True)
+        page = kept.page(PageOf(10, state=TaskState.COMPLETED))
+        assert page.finished[f"{S}-0"] == ended
+        kept.restart()
+    waiting = kept.ask(DetailsOf(f"{S}-2"))
+    assert isinstance(waiting, TaskDetails)
+    assert (waiting.payload, waiting.is_erased) == (b"asked 2", False)
+
+
+def test_a_task_is_erased_once_and_only_if_it_is_finished_and_came_in_by_a_door(
+    kept: Kept,
+) -> None:
+    _chats(kept)
+    kept.append(Submitted(S, 10, Spec("echo", 5, 3), [b"asked"], 1.0))
+    kept.append(Completed("w", [f"{S}-10"], [1], [b"answered"], 3.0))
+    ids = [f"{S}-0", f"{S}-2", f"{S}-10"]
+    kept.append(Erased(ids, [b"rest"] * 3), Erased(ids, [b"other"] * 3))
+    assert kept.ask(OutcomesOf([f"{S}-0", f"{S}-10"])) == FinishedStates(
+        b"\1\1", [b"rest", b"answered"]
+    )
+    waiting = kept.ask(DetailsOf(f"{S}-2"))
+    assert isinstance(waiting, TaskDetails)
+    assert waiting.payload == b"asked 2"
+
+
+def test_what_is_to_be_erased_later_is_known_after_a_restart(kept: Kept) -> None:
+    _chats(kept)
+    kept.append(ErasureSet([f"{S}-0", f"{S}-2"], [b"rest 0", b"rest 2"], 600.0))
+    kept.append(ErasureSet([f"{S}-0"], [b"said again"], 900.0))
+    assert kept.restart().erasures == {f"{S}-0": 600.0, f"{S}-2": 600.0}
+    kept.append(Erased([f"{S}-0"], [b""]))
+    assert kept.restart().erasures == {f"{S}-2": 600.0}
+    assert kept.ask(OutcomesOf([f"{S}-0"])) == FinishedStates(b"\1", [b"rest 0"])
+
+
+def test_what_is_pruned_is_not_to_be_erased_any_more(kept: Kept) -> None:
+    kept.append(Submitted(S, 0, OF_DOOR, [b"asked"], 1.0))
+    kept.append(Completed("w", [f"{S}-0"], [1], [b"answered"], 3.0))
+    kept.append(ErasureSet([f"{S}-0"], [b"rest"], 600.0))
+    kept.append(Closed([(S, 0)]), Pruned([(S, 0, 1)], 4.0))
+    assert kept.restart().erasures == {}
+    kept.append(Erased([f"{S}-0"], [b""]))
+    assert kept.ask(EndOf(f"{S}-0")) == PrunedTask(4.0)
+
+
+@pytest.mark.parametrize("is_newest_first", [False, True])
+@pytest.mark.parametrize("state", [None, TaskState.COMPLETED])
+def test_a_listing_of_one_door_holds_what_came_in_there(
+    kept: Kept, is_newest_first: bool, state: TaskState | None
+) -> None:
+    doors = ["", "ollama 10.0.0.1 x", "openai 10.0.0.1 x", "ollama - y"]
+    for number in range(8):
+        spec = Spec("echo", 5, 3, source=doors[number % 4])
+        kept.append(Submitted(S, 2 * number, spec, [b"a", b"b"], 1.0))
+        ids = [f"{S}-{2 * number}", f"{S}-{2 * number + 1}"]
+        kept.append(Completed("w", ids, [1, 1], [b"c", b"d"], 2.0))
+    found = kept.listed(3, door="ollama", is_newest_first=is_newest_first, state=state)
+    assert sorted(found, key=lambda each: int(each[17:])) == [
+        f"{S}-{n}" for n in (2, 3, 6, 7, 10, 11, 14, 15)
+    ]

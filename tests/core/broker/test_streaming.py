@@ -112,3 +112,31 @@ def test_who_has_heard_nothing_of_an_attempt_is_not_told_that_it_broke_off(
     client, worker, task_id, token = listened(broker)
     broker.say(worker, m.Results(1, 4, [task_id], [token], bytes([m.FAILED]), [b"\x80"]))
     assert broker.got(client, m.Stream) == []
+
+
+def test_who_says_so_is_sent_the_output_of_several_tasks_together(broker: WiredBroker) -> None:
+    client, worker = broker.client(takes_streams=True), broker.worker("w", window=4)
+    first, second = broker.submit(client, count=2, is_listened=True)
+    tokens = broker.work(worker)
+    both = m.Chunks([first, second], [tokens[first], tokens[second]], [0, 0], [b"\x01", b"\x02"])
+    broker.say(worker, both)
+    (together,) = broker.got(client, m.Streams)
+    assert together.streams == [
+        m.Stream(first, 1, 0, [b"\x01"]),
+        m.Stream(second, 1, 0, [b"\x02"]),
+    ]
+    broker.say(worker, chunks(first, tokens[first], 1))
+    assert broker.got(client, m.Stream) == [m.Stream(first, 1, 1, [b"\x01"])]
+    broker.perform(broker.dispatcher.undelivered(client, together))
+    broker.pass_time(CATCH_UP_S)
+    assert [each.id for each in broker.got(client, m.Stream)] == sorted([first, second])
+
+
+def test_what_is_sent_together_is_bounded(broker: WiredBroker) -> None:
+    client, worker = broker.client(takes_streams=True), broker.worker("w", window=4)
+    ids = broker.submit(client, count=3, is_listened=True)
+    tokens, half = broker.work(worker), bytes(m.MAX_STREAM_BYTES // 2)
+    broker.say(worker, m.Chunks(ids, [tokens[each] for each in ids], [0] * 3, [half] * 3))
+    (together,) = broker.got(client, m.Streams)
+    assert len(together.streams) == 2
+    assert len(broker.got(client, m.Stream)) == 1

@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from d8mesh.doors.anthropic.listing import ModelList, model_info, models_page
+from d8mesh.doors.anthropic.listing import AnthropicModels, model_info, models_page
 from d8mesh.doors.llm.catalogue import KnownModel
 from d8mesh.errors import InvalidTaskError
 from d8mesh.http.answers import Response
@@ -75,7 +75,7 @@ class Known:
 
 def answered(name: str | None = None, **headers: str) -> Response | None:
     request = Request(scope_of("GET", "/v1/models", headers=headers))
-    return asyncio.run(ModelList(Known()).answered(request, name))
+    return asyncio.run(AnthropicModels(Known()).answered(request, name))
 
 
 def test_who_speaks_another_interface_is_left_to_it() -> None:

@@ -29,7 +29,7 @@ def ended(reason: FinishReason) -> Ending:
 
 def test_a_text() -> None:
     assert body({}, ending=ended(FinishReason.STOP)) == {
-        "id": "msg_1f0e4c6a000040008000000000000001",
+        "id": f"msg_{TASK}",
         "type": "message",
         "role": "assistant",
         "model": "m",

@@ -32,6 +32,7 @@ def test_the_least_that_can_be_asked() -> None:
         "messages": [{"role": "user", "content": "Hi"}],
         "max_tokens": 100,
         "think": False,
+        "model_defaults": True,
     }
 
 
@@ -51,6 +52,7 @@ def test_what_only_tells_of_the_caller_is_ignored() -> None:
         "never_heard_of": 1,
     }
     assert data(**ignored) == data()
+    assert asked(**ignored).ignored == ("container", "metadata", "never_heard_of", "service_tier")
 
 
 def test_tools_are_functions_of_a_task() -> None:

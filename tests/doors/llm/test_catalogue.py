@@ -8,20 +8,22 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+import msgspec
 import pytest
 
 from d8mesh.doors.llm.catalogue import KNOWN_S, KnownModel, ModelCatalogue
-from d8mesh.errors import BrokerUnavailableError, UnknownTaskError
+from d8mesh.errors import BrokerUnavailableError
 
 
-def place(service: str, name: str, **more: Any) -> dict[str, Any]:
-    machine = service.partition(":")[0]
-    return {"service": service, "machine": machine, "name": name, "is_loaded": False} | more
+def loaded(service: str, **more: Any) -> dict[str, Any]:
+    told = {"name": "m", "machine": service.partition(":")[0], "service": service}
+    return told | {"vram_bytes": 0, "context_tokens": 0, "expires_s": 0.0} | more
 
 
-def model(*names: str, places: list[dict[str, Any]], **more: Any) -> dict[str, Any]:
-    told = {"name": names[0], "names": [*names], "places": places, "is_cloud": False}
-    return told | {"digest": None, "size_bytes": None, "can": []} | more
+def model(*names: str, **more: Any) -> dict[str, Any]:
+    told: dict[str, Any] = {"name": names[0], "names": [*names], "digest": None, "size_bytes": 0}
+    told |= {"modified_at": "", "details": {}, "can": [], "context_tokens": 0}
+    return told | {"is_cloud": False, "loaded": []} | more
 
 
 class Orchestrator:
@@ -38,17 +40,21 @@ class Orchestrator:
         if not self.is_connected:
             raise BrokerUnavailableError
         if what == "describe":
-            if self.described is None:
-                raise UnknownTaskError("describe: no such question")
-            return self.described
+            packed = None if self.described is None else msgspec.msgpack.encode(self.described)
+            return {"name": "m", "digest": None, "payload": packed}
+        if what == "catalogue":
+            return {"models": self.models, "left_out": 0}
+        assert what == "models"
         service = {"id": "pi:1", "machine": "pi", "state": "online", "is_managed": True}
-        return {"models": self.models, "services": [service]}
+        places = [{"service": "pi:1", "is_loaded": each["name"] == "m:1b"} for each in self.models]
+        told = [
+            {"names": each["names"], "places": [place]}
+            for each, place in zip(self.models, places, strict=True)
+        ]
+        return {"models": told, "services": [service]}
 
 
-TWO = (
-    model("m:1b", "other:latest", places=[place("pi:1", "m:1b"), place("mac:1", "other:latest")]),
-    model("e:latest", "E", places=[place("pi:1", "e:latest")], digest="dd", size_bytes=7),
-)
+TWO = (model("m:1b", "other:latest"), model("e:latest", "E", digest="dd", size_bytes=7))
 
 
 def test_a_model_is_found_by_every_name_and_spelling() -> None:
@@ -75,9 +81,9 @@ def test_a_model_is_listed_once_by_each_name_with_its_tag() -> None:
     asyncio.run(program())
 
 
-def test_a_name_of_two_models_means_the_one_that_more_machines_have() -> None:
-    old = model("m:1b", places=[place("pi:1", "m:1b")], digest="old")
-    new = model("m:1b", places=[place("a:1", "m:1b"), place("b:1", "m:1b")], digest="new")
+def test_a_name_of_two_models_means_the_one_that_is_in_memory() -> None:
+    old = model("m:1b", digest="old")
+    new = model("m:1b", digest="new", loaded=[loaded("pi:1")])
 
     async def program() -> None:
         catalogue = ModelCatalogue(Orchestrator(old, new))
@@ -91,7 +97,7 @@ def test_a_name_of_two_models_means_the_one_that_more_machines_have() -> None:
 
 @pytest.mark.parametrize("lists_cloud", [False, True])
 def test_models_of_the_cloud_are_there_only_if_they_may_be_used(lists_cloud: bool) -> None:
-    far = model("gpt-oss", places=[place("groq:1", "gpt-oss")], is_cloud=True)
+    far = model("gpt-oss", is_cloud=True)
 
     async def program() -> None:
         catalogue = ModelCatalogue(Orchestrator(*TWO, far), lists_cloud=lists_cloud)
@@ -148,7 +154,7 @@ def test_a_new_model_is_found_though_what_is_known_is_not_a_second_old(
         orchestrator = Orchestrator(*TWO)
         catalogue = ModelCatalogue(orchestrator)
         assert await catalogue.find("new") is None
-        orchestrator.models.append(model("new", places=[place("pi:1", "new")]))
+        orchestrator.models.append(model("new"))
         later = time.monotonic() + KNOWN_S / 2
         monkeypatch.setattr(time, "monotonic", lambda: later)
         assert await catalogue.find("new") is not None
@@ -157,11 +163,11 @@ def test_a_new_model_is_found_though_what_is_known_is_not_a_second_old(
 
 
 def test_what_is_loaded_says_where_and_until_when() -> None:
-    for_ever = place("pi:1", "m:1b", is_loaded=True, expires_s=-1, vram_bytes=5)
-    soon = place("mac:1", "m:1b", is_loaded=True, expires_s=60.0, context_tokens=4096)
+    for_ever = loaded("pi:1", expires_s=-1, vram_bytes=5)
+    soon = loaded("mac:1", expires_s=60.0, context_tokens=4096)
 
     async def program() -> KnownModel | None:
-        told = model("m:1b", places=[for_ever, soon, place("x:1", "m:1b")])
+        told = model("m:1b", loaded=[for_ever, soon])
         return await ModelCatalogue(Orchestrator(told)).find("m:1b")
 
     found = asyncio.run(program())
@@ -170,7 +176,6 @@ def test_what_is_loaded_says_where_and_until_when() -> None:
     assert (first.machine, first.size_vram, first.expires_at) == ("pi", 5, math.inf)
     assert (second.machine, second.context_length) == ("mac", 4096)
     assert 55 < second.expires_at - time.time() <= 60
-    assert found.services == ("pi:1", "mac:1", "x:1")
 
 
 def test_what_a_model_cannot_do_is_known_only_where_it_is_told() -> None:
@@ -188,11 +193,13 @@ def test_a_description_is_what_was_told_or_nothing() -> None:
     asyncio.run(program())
 
 
-def test_all_services_are_told() -> None:
+def test_all_services_are_told_with_what_they_have() -> None:
     async def program() -> None:
-        (service,) = await ModelCatalogue(Orchestrator()).services()
+        (service,) = await ModelCatalogue(Orchestrator(*TWO)).services()
         assert (service.id, service.machine) == ("pi:1", "pi")
         assert service.is_online
         assert service.is_managed
+        assert service.models == {"m:1b", "other:latest", "e:latest"}
+        assert service.loaded == {"m:1b", "other:latest"}
 
     asyncio.run(program())

@@ -30,7 +30,7 @@ def data(**more: Any) -> dict[str, Any]:
 
 
 def test_the_least_that_can_be_asked() -> None:
-    assert data() == {"messages": [{"role": "user", "content": "Hi"}]}
+    assert data() == {"messages": [{"role": "user", "content": "Hi"}], "model_defaults": True}
     assert not asked().is_streamed
     assert asked().model == "m"
 
@@ -49,6 +49,13 @@ def test_tools_are_functions_of_a_task() -> None:
             "function": {"name": "look", "description": "Looks.", "parameters": {}},
         }
     ]
+
+
+def test_the_choice_of_a_tool_is_that_of_a_task() -> None:
+    found = data(tools=[TOOL], tool_choice={"type": "function", "name": "look"})
+    assert found["tool_choice"] == {"type": "function", "function": {"name": "look"}}
+    assert data(tools=[TOOL], tool_choice="required")["tool_choice"] == "required"
+    assert data(tools=[TOOL], parallel_tool_calls=False)["parallel_tool_calls"] is False
 
 
 def test_tools_that_run_at_openai_are_left_out_and_named() -> None:

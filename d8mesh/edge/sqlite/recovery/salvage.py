@@ -28,6 +28,8 @@ TABLES: Final = (
     "outcomes",
     "failures",
     "handouts",
+    "texts",
+    "erasures",
 )
 #: Tables that are trees without row ids, and indexes that know what a table may have lost.
 INDEXES: Final = {
@@ -161,6 +163,8 @@ _FORMS: Final = {
     "outcomes": "iioii?rb",
     "failures": "iii?rfftirt?",
     "handouts": "iirb",
+    "texts": "ib",
+    "erasures": "irb",
     "meta": "t*",
     "keys": "tbii",
     "session names": "si",

@@ -195,6 +195,14 @@ class AsyncNode:
             self.runner.do(lambda now: session.unwatch(submission))
         return submission.outcome(0)
 
+    def hear_together(self) -> None:
+        """Take partial output of many tasks together, from now on.
+
+        For who hears thousands, of an orchestrator of the same version. Before the loop's next
+        turn: the greeting says it.
+        """
+        self._session.takes_streams = True
+
     def listen(self, task_id: str, on_stream: OnStream) -> Callable[[], None]:
         """Hear a task's partial output, and None once it is finished; return what stops it."""
         self.check_alive()

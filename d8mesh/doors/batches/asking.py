@@ -1,0 +1,351 @@
+"""Many lines asked of the mesh as durable tasks: in groups with keys, a bounded number at once.
+
+The same groups under the same keys are the same tasks, whoever submits them and however often: so
+whoever goes on after an end, of his own or of the orchestrator, is told what came meanwhile.
+Nothing is kept here of a line but how its answer is to be written.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Final
+
+from msgspec.structs import replace
+
+from d8mesh.core.client.submission import Submission, TaskOutcome
+from d8mesh.core.protocol.messages import COMPLETED_STATE, MAX_FRAME_BYTES, Group
+from d8mesh.doors.llm.asked import LlmTask
+from d8mesh.errors import D8Error, KeyConflictError, TaskError, TaskRejectedError
+from d8mesh.nodes.client.aio.node import AsyncNode
+from d8mesh.nodes.client.aio.waits import Signal
+from d8mesh.nodes.client.groups import encode_data, filled, group_of
+from d8mesh.nodes.client.wishes import wish_of
+
+#: How long until a refused group is submitted again: a full disk or queue lasts longer.
+RESUBMIT_S: Final = 2.0
+#: Tasks that are cancelled at once.
+CANCELS: Final = 64
+#: How long one may take.
+CANCEL_ANSWER_S: Final = 10.0
+#: Ended lines that are handed on at once.
+ENDED_LINES: Final = 256
+#: Of a group whose key is that of other data, as another version of d8mesh made them.
+_OTHER_KEY: Final = "/2"
+#: Refusals that pass.
+_PASSING_CODES: Final = frozenset({"queue.full", "disk.low", "broker.draining", "access.flood"})
+
+
+@dataclass(frozen=True, slots=True)
+class AskedLine:
+    """One line and what it asks for; no tasks: `error` says why it cannot be asked."""
+
+    number: int
+    custom_id: str
+    tasks: Sequence[LlmTask] = ()
+    #: what is needed to write the answer; small
+    form: object = None
+    error: D8Error | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TaskEnd:
+    """How a task of a line ended."""
+
+    task_id: str
+    #: as the line spells it
+    model: str
+    outcome: TaskOutcome
+
+    @property
+    def has_succeeded(self) -> bool:
+        """True if there is a result."""
+        return self.outcome.state == COMPLETED_STATE
+
+
+@dataclass(slots=True, eq=False)
+class EndedLine:
+    """A line of which all is known."""
+
+    number: int
+    custom_id: str
+    form: object
+    error: D8Error | None = None
+    ends: list[TaskEnd] = field(default_factory=list)
+    #: those whose end is still unknown
+    missing: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class LinesAtOnce:
+    """How much is under way at once: of the lines of several groups."""
+
+    lines: int
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class LineGroup:
+    """Lines that are submitted together."""
+
+    key: str
+    lines: Sequence[AskedLine]
+    #: those of them that are wanted; the others are there because the key stands for all
+    wanted: frozenset[int]
+
+
+@dataclass(slots=True, eq=False)
+class _SentGroup:
+    """A group that is under way."""
+
+    group: LineGroup
+    submission: Submission
+    #: of each task: its line, its place there, its model
+    places: list[tuple[EndedLine, int, str]]
+    size_bytes: int
+    #: done when all its tasks have ended; failed when nothing can come any more
+    over: asyncio.Future[None]
+    left: int = 0
+    is_cancelled: bool = False
+
+
+class Asking:
+    """Asks groups of lines, and hands on how each line ended.
+
+    Args:
+        node: the session with the mesh.
+        window: what may be under way at once.
+        priority, source: of all tasks.
+        on_ended: awaited with lines that have ended, in any order, each once.
+
+    Thread: the loop's.
+    """
+
+    def __init__(
+        self,
+        node: AsyncNode,
+        window: LinesAtOnce,
+        on_ended: Callable[[Sequence[EndedLine]], Awaitable[None]],
+        *,
+        priority: int,
+        source: str,
+    ) -> None:
+        self._node, self._window, self._on_ended = node, window, on_ended
+        self._priority, self._source = priority, source
+        self._ended: deque[EndedLine] = deque()
+        self._sent: set[_SentGroup] = set()
+        self._lines = self._bytes = 0
+        #: something has ended, or everything has
+        self._changed = asyncio.Event()
+        self._has_room = asyncio.Event()
+        self._is_stopped = False
+        self._following: set[asyncio.Task[None]] = set()
+
+    async def run(self, groups: AsyncIterator[LineGroup]) -> None:
+        """Ask all groups; return when every wanted line of them has been handed on.
+
+        Raises:
+            D8Error: the client has been closed.
+            Whatever `groups` or `on_ended` raised.
+        """
+        feeder = asyncio.create_task(self._feed(groups), name="d8-lines")
+        feeder.add_done_callback(lambda _: self._changed.set())
+        try:
+            while not feeder.done() or self._ended or self._following:
+                await self._changed.wait()
+                self._changed.clear()
+                self._raise_failed(feeder)
+                while self._ended:
+                    count = min(len(self._ended), ENDED_LINES)
+                    await self._on_ended([self._ended.popleft() for _ in range(count)])
+        finally:
+            for each in (feeder, *self._following):
+                each.cancel()
+            await asyncio.gather(feeder, *self._following, return_exceptions=True)
+
+    @property
+    def waiting_id(self) -> str:
+        """The id of a task that has not ended; "" if there is none."""
+        for sent in self._sent:
+            submission = sent.submission
+            for index in range(submission.count if submission.is_accepted else 0):
+                if not submission.is_known(index):
+                    return submission.task_id(index)
+        return ""
+
+    async def stop(self) -> None:
+        """Ask nothing more, and cancel what is under way; `run` returns when all that has ended."""
+        self._is_stopped = True
+        self._has_room.set()
+        for sent in list(self._sent):
+            await self._cancel(sent)
+
+    def _raise_failed(self, feeder: asyncio.Task[None]) -> None:
+        for each in (feeder, *self._following):
+            if each.done() and not each.cancelled() and (error := each.exception()):
+                raise error
+
+    # ---------------------------------------------------------------------- submitting
+
+    async def _feed(self, groups: AsyncIterator[LineGroup]) -> None:
+        async for group in groups:
+            await self._send(group)
+            while not self._is_stopped and (
+                self._lines >= self._window.lines or self._bytes >= self._window.size_bytes
+            ):
+                self._has_room.clear()
+                await self._has_room.wait()
+
+    async def _send(self, group: LineGroup) -> None:
+        """Submit a group and follow it; lines without tasks have ended."""
+        groups: list[Group] = []
+        places: list[tuple[EndedLine, int, str]] = []
+        size = 0
+        for line in group.lines:
+            tasks, error = ([], line.error) if line.error else _payloads(line)
+            ended = EndedLine(line.number, line.custom_id, line.form, error, missing=len(tasks))
+            for place, (task, wish, payload) in enumerate(tasks):
+                self._join(groups, task.type, wish, payload)
+                size += len(payload)
+                places.append((ended, place, task.model))
+                ended.ends.append(TaskEnd("", task.model, TaskOutcome(0, b"")))
+            if not tasks:
+                self._end(group, ended)
+        if not groups:
+            return
+        submission = await self._node.enqueue(groups, None, key=group.key)
+        over = self._node.loop.create_future()
+        sent = _SentGroup(group, submission, places, size, over, len(places))
+        self._sent.add(sent)
+        self._lines += len(group.lines)
+        self._bytes += size
+        following = asyncio.create_task(self._follow(groups, sent), name="d8-group")
+        self._following.add(following)
+        following.add_done_callback(self._followed)
+
+    def _join(self, groups: list[Group], kind: str, wish: str, payload: bytes) -> None:
+        """Add a task to the groups of a submit: alike ones that follow each other share one."""
+        shared = replace(group_of(kind, wish, {"priority": self._priority}), source=self._source)
+        last = groups[-1] if groups else None
+        if last is None or filled(last, []) != shared:
+            groups.append(filled(shared, [payload]))
+        else:
+            last.payloads.append(payload)
+
+    # ----------------------------------------------------------------------- following
+
+    async def _follow(self, groups: list[Group], sent: _SentGroup) -> None:
+        """Return when all of a group has ended."""
+        try:
+            await self._accepted(groups, sent)
+            groups.clear()
+            for index in range(len(sent.places)):
+                if sent.submission.is_known(index):
+                    self._note(sent, index)
+                else:
+                    signal = self._node.waits.signal(sent.submission, index)
+                    signal.add_done_callback(partial(self._come, sent, index))
+            if self._is_stopped:
+                await self._cancel(sent)
+            await sent.over
+        except TaskRejectedError as error:
+            for line in dict.fromkeys(line for line, _, _ in sent.places):
+                line.error, line.ends = error, []
+                self._end(sent.group, line)
+        finally:
+            self._sent.discard(sent)
+            self._lines -= len(sent.group.lines)
+            self._bytes -= sent.size_bytes
+            self._has_room.set()
+
+    async def _accepted(self, groups: list[Group], sent: _SentGroup) -> None:
+        """Return when a group is on the orchestrator's disk; what passes is waited for."""
+        key = sent.group.key
+        while True:
+            try:
+                await self._node.waits.settled(sent.submission, None)
+                return
+            except KeyConflictError:
+                if key != sent.group.key:
+                    raise
+                key += _OTHER_KEY
+            except TaskRejectedError as error:
+                if error.code not in _PASSING_CODES or self._is_stopped:
+                    raise
+                await asyncio.sleep(RESUBMIT_S)
+            sent.submission = await self._node.enqueue(groups, None, key=key)
+
+    def _come(self, sent: _SentGroup, index: int, signal: Signal) -> None:
+        if signal.cancelled():
+            return
+        error = signal.exception()
+        if error is None:
+            self._note(sent, index)
+        elif not sent.over.done():
+            sent.over.set_exception(error)
+
+    def _note(self, sent: _SentGroup, index: int) -> None:
+        """Take what has come of one task."""
+        line, place, model = sent.places[index]
+        submission = sent.submission
+        line.ends[place] = TaskEnd(submission.task_id(index), model, submission.outcome(index))
+        submission.payloads[index] = None  # from here on it is the line's
+        line.missing -= 1
+        if not line.missing:
+            self._end(sent.group, line)
+        sent.left -= 1
+        if not sent.left and not sent.over.done():
+            sent.over.set_result(None)
+
+    def _end(self, group: LineGroup, line: EndedLine) -> None:
+        if line.number in group.wanted:
+            self._ended.append(line)
+            self._changed.set()
+
+    def _followed(self, task: asyncio.Task[None]) -> None:
+        if task.cancelled() or task.exception() is None:
+            self._following.discard(task)
+        self._changed.set()
+
+    async def _cancel(self, sent: _SentGroup) -> None:
+        """Cancel what of a group has not ended; one that is not accepted is when it is."""
+        submission = sent.submission
+        if sent.is_cancelled or not submission.is_accepted:
+            return
+        sent.is_cancelled = True
+        places = asyncio.Semaphore(CANCELS)
+        left = [index for index in range(submission.count) if not submission.is_known(index)]
+        await asyncio.gather(*(self._cancel_one(submission, each, places) for each in left))
+
+    async def _cancel_one(
+        self, submission: Submission, index: int, places: asyncio.Semaphore
+    ) -> None:
+        """Cancel a task, however long the broker is away; or it ends meanwhile."""
+        async with places:
+            while not submission.is_known(index) and not self._node.is_closed:
+                try:
+                    await self._node.ask(
+                        "cancel", {"id": submission.task_id(index)}, CANCEL_ANSWER_S
+                    )
+                    return
+                except TaskError:
+                    return  # it is not known there: its outcome says so
+                except D8Error:
+                    await asyncio.sleep(RESUBMIT_S)
+
+
+def _payloads(line: AskedLine) -> tuple[list[tuple[LlmTask, str, bytes]], D8Error | None]:
+    """Return the tasks of a line with wish and data, or why they cannot be asked."""
+    try:
+        found = []
+        for task in line.tasks:
+            data: Mapping[str, Any] = task.data
+            found.append((task, wish_of(task.type, data), encode_data(data)))
+        if sum(len(payload) for _, _, payload in found) > MAX_FRAME_BYTES // 2:
+            raise TaskRejectedError(f"the line asks for more than {MAX_FRAME_BYTES // 2} bytes")
+    except TaskRejectedError as error:
+        return [], error
+    return found, None

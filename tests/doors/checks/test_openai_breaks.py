@@ -1,0 +1,105 @@
+"""Check 18: an answer that breaks at OpenAI's door never looks complete.
+
+Each test has a model of its own: one that failed is left alone for a while.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from typing import Any
+
+import openai
+import pytest
+
+from tests.doors.checks.openai_clients import (
+    HELLO,
+    asynchronous,
+    chat_sent,
+    events_of,
+    official,
+    text_of,
+)
+from tests.doors.llm_mesh import LlmMesh, llm_mesh, machine
+from tests.standin.faults import Kind
+from tests.standin.machine import Model
+
+SAID = "You asked: hello there"
+BREAKS = (Kind.CUT, Kind.NO_DONE, Kind.ERROR_LINE, Kind.STALL)
+OTHERS = ("sync", "async", "moves", "text")
+NINE: list[dict[str, Any]] = [{"role": "user", "content": "say 9 words"}]
+
+
+@pytest.fixture(scope="module")
+def mesh() -> Iterator[LlmMesh]:
+    models = [Model(name=f"{name}:1b") for name in (*BREAKS, *OTHERS)]
+    more: dict[str, Any] = {"models": models, "loaded": [], "max_loaded": len(models)}
+    with llm_mesh(machine(**more), machine(**more)) as made:
+        yield made
+
+
+def break_all(mesh: LlmMesh, kind: Kind, model: str, after: int) -> None:
+    for standin in mesh.standins:
+        standin.fault(kind, model, after=after)
+
+
+@pytest.mark.parametrize("kind", BREAKS)
+def test_check_18_a_stream_that_breaks_ends_with_an_error_and_no_reason(
+    mesh: LlmMesh, kind: Kind
+) -> None:
+    model = f"{kind}:1b"
+    break_all(mesh, kind, model, after=3)
+    answered = chat_sent(mesh, model=model, stream=True, messages=NINE)
+    *chunks, last = events_of(answered)
+    assert text_of(chunks) == "w0 w1 w2"
+    assert {choice["finish_reason"] for each in chunks for choice in each["choices"]} == {None}
+    assert last["error"]["type"] == "server_error"
+    assert answered.headers["x-d8-task"] in last["error"]["message"]
+    assert b"[DONE]" not in answered.body
+
+
+def test_check_18_the_official_client_raises_when_a_stream_breaks(mesh: LlmMesh) -> None:
+    break_all(mesh, Kind.CUT, "sync:1b", after=3)
+    said: list[str] = []
+
+    def read() -> None:
+        with official(mesh) as client:
+            for chunk in client.chat.completions.create(
+                model="sync:1b", messages=HELLO, stream=True
+            ):
+                said.append(chunk.choices[0].delta.content or "")
+
+    with pytest.raises(openai.APIError, match="task"):
+        read()
+    assert "".join(said) == "You asked: hello"
+
+
+def test_check_18_the_asynchronous_client_raises_too(mesh: LlmMesh) -> None:
+    break_all(mesh, Kind.CUT, "async:1b", after=1)
+
+    async def read() -> None:
+        async with asynchronous(mesh) as client:
+            async for _ in await client.chat.completions.create(
+                model="async:1b", messages=HELLO, stream=True
+            ):
+                pass
+
+    with pytest.raises(openai.APIError):
+        asyncio.run(read())
+
+
+def test_check_18_a_completion_breaks_as_a_chat_does(mesh: LlmMesh) -> None:
+    break_all(mesh, Kind.CUT, "text:1b", after=2)
+    body = {"model": "text:1b", "prompt": "say 9 words", "stream": True}
+    *chunks, last = events_of(mesh.post("/v1/completions", body))
+    assert "".join(each["choices"][0]["text"] for each in chunks) == "w0 w1"
+    assert {each["choices"][0]["finish_reason"] for each in chunks} == {None}
+    assert last["error"]["type"] == "server_error"
+
+
+def test_check_18_a_whole_answer_moves_to_another_machine(mesh: LlmMesh) -> None:
+    mesh.standins[0].fault(Kind.CUT, "moves:1b", after=2)
+    for _ in range(4):
+        answered = chat_sent(mesh, model="moves:1b")
+        assert answered.status == 200, answered.body
+        assert answered.json["choices"][0]["message"]["content"] == SAID
