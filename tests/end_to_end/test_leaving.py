@@ -48,10 +48,11 @@ def test_a_machine_is_let_go_within_a_tenth_of_a_second(
     for _ in range(TRIES):
         standin.reset()
         chat = begun(mesh, number, has_key=False)
-        standin.wait_until(lambda: standin.running == 1, within_s=60.0)
-        if phase == "output":
-            standin.wait_until(lambda: standin.counters.tokens > 0, within_s=60.0)
-        took.append(seen_after(standin, chat))
+        with chat.connection:
+            standin.wait_until(lambda: standin.running == 1, within_s=60.0)
+            if phase == "output":
+                standin.wait_until(lambda: standin.counters.tokens > 0, within_s=60.0)
+            took.append(seen_after(standin, chat))
         assert standin.counters.cancelled[0].phase == phase
         until(lambda: standin.running == 0, "a free slot")
     print(f"{phase}, {number}: {[round(1000 * each) for each in took]} ms")
@@ -71,10 +72,9 @@ def test_who_waits_in_line_and_leaves_is_in_line_no_longer_and_never_asked_for(
         before = waiting(mesh)
         took = []
         for _ in range(TRIES):
-            chat = begun(mesh, 1, has_key=False)
-            until(lambda: waiting(mesh) == before + 1, "one more in line")
-            left = time.monotonic()
-            chat.connection.close()
+            with begun(mesh, 1, has_key=False).connection:
+                until(lambda: waiting(mesh) == before + 1, "one more in line")
+                left = time.monotonic()
             until(lambda: waiting(mesh) == before, "one fewer in line")
             took.append(time.monotonic() - left)
     until(lambda: waiting(mesh) == 0 and standin.running == 0, "nobody")
