@@ -378,6 +378,23 @@ def test_parallel_calls_with_one_index_are_told_apart(gemini: CloudServer) -> No
     assert [call["function"]["index"] for call in calls] == [0, 1, 2]
 
 
+@pytest.mark.parametrize(
+    ("told", "extra"),
+    [
+        ({"stop_reason": "END"}, {"stop_reason": "END"}),
+        ({"matched_stop": "END"}, {"matched_stop": "END"}),
+        ({"stop_reason": None}, {}),
+        ({"matched_stop": 128009}, {}),
+    ],
+)
+def test_the_stop_sequence_that_ended_an_answer_is_handed_on(
+    lan: CloudServer, told: dict[str, Any], extra: dict[str, Any]
+) -> None:
+    choice = {"index": 0, "delta": {"content": "a"}, "finish_reason": "stop"} | told
+    lan.events = ["data: " + json.dumps({"choices": [choice]}), "data: [DONE]"]
+    assert dict(chat(backend_of(lan)).extra) == extra
+
+
 def test_arguments_that_are_no_json_fail(lan: CloudServer) -> None:
     call = {"index": 0, "id": "1", "function": {"name": "a", "arguments": '{"x": '}}
     lan.events = [
