@@ -78,7 +78,7 @@ class OpenAIBackend:
         account: what the key allows; None: there is no bound.
         default_model: runs what asks for a model that is not offered.
 
-    Thread: any; each request has a connection and a reading thread of its own.
+    Thread: any; each request has a connection of its own.
     """
 
     def __init__(
