@@ -205,11 +205,15 @@ def test_a_caller_that_leaves_ends_the_model(mesh: LlmMesh) -> None:
     standin.wait_until(lambda: bool(standin.counters.cancelled))
 
 
-def test_what_is_wrong_at_the_model_is_told_in_openais_form(mesh: LlmMesh) -> None:
-    answered = chat_sent(mesh, truncate=False, options={"mirostat": "x"})
-    assert answered.status in (200, 400, 502), answered.body
-    if answered.status != 200:
-        refused(answered, answered.status)
+@pytest.mark.parametrize("is_streamed", [False, True])
+def test_what_the_model_itself_refuses_is_a_bad_request_that_names_the_task(
+    mesh: LlmMesh, is_streamed: bool
+) -> None:
+    answered = chat_sent(mesh, options={"top_k": "x"}, stream=is_streamed)
+    error = refused(answered, 400)
+    assert error["type"] == "invalid_request_error"
+    assert "must be of type integer" in error["message"]
+    assert answered.headers["x-d8-task"] in error["message"]
 
 
 @pytest.mark.parametrize(
