@@ -20,11 +20,13 @@ from d8mesh.words import escaped, tr, translated
 
 #: Characters of a reason in a table; `tasks show` has all of it.
 REASON_CHARS: Final = 60
+#: Characters of who asked for it in a table.
+ORIGIN_CHARS: Final = 40
 
 #: Characters of an input or a result shown on one line; longer ones are cut, ``--json`` has all.
 SHOWN_CHARS: Final = 2000
 
-COLUMNS: Final = ("task", "type", "state", "tries", "created", "why")
+COLUMNS: Final = ("task", "type", "from", "state", "tries", "created", "why")
 
 TaskBody = dict[str, Any]
 
@@ -36,7 +38,7 @@ class AsksAboutTasks(Protocol):
         """Ask the orchestrator something."""
 
     def tasks(
-        self, *, state: str = "", type: str = "", newest_first: bool = False
+        self, *, state: str = "", type: str = "", door: str = "", newest_first: bool = False
     ) -> Iterator[TaskBody]:
         """Yield the status bodies of tasks, the oldest or the newest first."""
 
@@ -72,7 +74,9 @@ def run_with(client: AsksAboutTasks, options: argparse.Namespace) -> int:
 
 
 def _list(client: AsksAboutTasks, options: argparse.Namespace) -> int:
-    listed = client.tasks(state=options.state, type=options.type, newest_first=True)
+    listed = client.tasks(
+        state=options.state, type=options.type, door=options.door, newest_first=True
+    )
     bodies = islice(listed, options.limit)  # as many pages are asked for as are shown
     if options.json:
         for body in bodies:
@@ -82,6 +86,7 @@ def _list(client: AsksAboutTasks, options: argparse.Namespace) -> int:
         (
             body["task_id"],
             body["type"],
+            _origin(body),
             tr(body["state"]),
             str(body["attempts"]),
             _time(body["created_at"]),
@@ -95,10 +100,16 @@ def _list(client: AsksAboutTasks, options: argparse.Namespace) -> int:
         say(tr("no such tasks"))
     if len(rows) == options.limit:
         tell(tr("the newest {count}: --limit shows more", count=options.limit))
-    if not options.state and not options.type:
+    if not (options.state or options.type or options.door):
         for line in wrapped(counts_text(client.ask("stats", {})), width()):
             tell(line)
     return 0
+
+
+def _origin(body: TaskBody) -> str:
+    """Return the door that a task came in by, and who called there; empty: it came in by none."""
+    told = (body.get("door"), body.get("caller"))
+    return cut(" ".join(escaped(str(each)) for each in told if each), ORIGIN_CHARS)
 
 
 def _failed(client: AsksAboutTasks, options: argparse.Namespace) -> list[str]:
@@ -170,11 +181,15 @@ def _full(body: TaskBody) -> Iterator[str]:
     for key, name in (("created_at", "created"), ("completed_at", "ended")):
         if body.get(key):
             yield _row(name, _time(body[key]))
+    if body.get("door"):
+        yield _row("from", _origin(body))
     for key, name in (("assigned_to", "worker"), ("replay_of", "replay of")):
         if body.get(key):
             yield _row(name, str(body[key]))
     if _why(body):
         yield _row("why", translated(_why(body)))
+    if body.get("erased"):
+        yield f"  {tr('what it asked and answered was erased when it was delivered')}"
     if body.get("data") is not None:
         yield _row("input", _shown(body["data"]))
     result = body.get("result")

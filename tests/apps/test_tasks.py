@@ -135,10 +135,12 @@ class Many:
     """A client that knows many tasks."""
 
     def tasks(
-        self, *, state: str = "", type: str = "", newest_first: bool = False
+        self, *, state: str = "", type: str = "", door: str = "", newest_first: bool = False
     ) -> Iterator[dict[str, Any]]:
         for n in reversed(range(4)) if newest_first else range(4):
-            body = {"task_id": f"s-{n}", "type": "a\x1b[31m" * n, "state": "queued"}
+            body: dict[str, Any] = {"task_id": f"s-{n}", "state": "queued"}
+            body["type"] = "a\x1b[31m" * n
+            body |= {"door": door or None, "caller": "10.0.0.9 curl\x1b/8.5" if door else None}
             yield {**body, "attempts": n, "created_at": 0.0, "reason": f"why {n}"}
 
     def ask(self, what: str, args: object, /) -> dict[str, Any]:
@@ -163,6 +165,21 @@ def test_a_table_is_as_wide_as_what_it_says(capsys: pytest.CaptureFixture[str]) 
         assert row.index("queued") == head.index("state")
         assert row.endswith(f"why {n}")
         assert "\x1b" not in row
+
+
+def test_who_asked_for_a_task_of_a_door_is_told_and_that_it_was_erased(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    class Erased(Many):
+        def ask(self, what: str, args: object, /) -> dict[str, Any]:
+            return KNOWN | {"door": "ollama", "caller": "10.0.0.9 curl/8.5", "erased": True}
+
+    assert run_with(Many(), options_of("list", "--door", "ollama")) == 0
+    assert r"ollama 10.0.0.9 curl\x1b/8.5" in capsys.readouterr().out.splitlines()[1]
+    assert run_with(Erased(), options_of("show", "s-1")) == 0
+    rows = capsys.readouterr().out.splitlines()
+    assert "  from: ollama 10.0.0.9 curl/8.5" in rows
+    assert "  what it asked and answered was erased when it was delivered" in rows
 
 
 #: What a newer orchestrator says of a task that failed.

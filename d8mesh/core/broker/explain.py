@@ -65,11 +65,14 @@ def unfinished(state: BrokerState, task_id: str, summary: str) -> Body:
     body["waited_s"] = max(0.0, state.at - (batch.spec.run_at or batch.at))
     if stage is TaskState.RUNNING and task is not None:
         return body | {"why": list(_running(state, task)), "attempts": _attempts(state, task_id)}
-    why = list(_waiting(state, batch, index, stage, task))
+    ahead = state.queue.ahead_of(batch, index) if stage is TaskState.QUEUED else None
+    why = list(_waiting(state, batch, stage, task, ahead))
     candidates, remedies = _who_could(state, batch, task)
     if stage is TaskState.DELAYED:
         remedies = []
     return body | {
+        "ahead": None if ahead is None else ahead[0],
+        "ahead_is_more": ahead is not None and ahead[1],
         "why": why,
         "candidates": candidates,
         "remedies": [{"text": each.text, "command": each.command or None} for each in remedies],
@@ -84,6 +87,8 @@ def _body(task_id: str, spec: Spec, stage: TaskState, summary: str) -> Body:
         "state": stage.value,
         "summary": summary,
         "waited_s": None,
+        "ahead": None,
+        "ahead_is_more": False,
         "why": [],
         "candidates": [],
         "remedies": [],
@@ -95,15 +100,18 @@ def _body(task_id: str, spec: Spec, stage: TaskState, summary: str) -> Body:
 
 
 def _waiting(
-    state: BrokerState, batch: Batch, index: int, stage: TaskState, task: TaskRecord | None
+    state: BrokerState,
+    batch: Batch,
+    stage: TaskState,
+    task: TaskRecord | None,
+    ahead: tuple[int, bool] | None,
 ) -> Iterator[str]:
     spec, history = batch.spec, None if task is None else task.history
     if stage is TaskState.DELAYED:
         yield from _delayed(state, spec, history)
     else:
         yield f"it has waited {duration(max(0.0, state.at - (spec.run_at or batch.at)))} so far"
-        count, is_more = state.queue.ahead_of(batch, index)
-        if not count and not is_more:  # else the summary says how many
+        if ahead == (0, False):  # else the summary says how many
             yield "none of its kind goes before it"
     if state.is_draining:
         yield "the orchestrator is shutting down and hands out nothing"

@@ -27,6 +27,8 @@ LOAD_AHEAD_BATCHES: Final = 32
 #: Batches and retried tasks looked at to tell how many go before one: every look at a `status`
 #: pays for it, a tenth of a microsecond each.
 COUNTED_BATCHES: Final = 1000
+#: The same where somebody asks for the place of one task: each chat is a batch of its own.
+AHEAD_BATCHES: Final = 10_000
 
 
 class LaneKey(NamedTuple):
@@ -120,7 +122,7 @@ class Lane:
         """Return how many tasks of this lane go before a waiting one, as far as is looked.
 
         Returns:
-            The count, and whether there may be more: not more than COUNTED_BATCHES are looked at.
+            The count, and whether there may be more: not more than AHEAD_BATCHES are looked at.
         """
         task_id, count, looked = batch.task_id(index), 0, 0
         for priority in range(10, batch.spec.priority - 1, -1):
@@ -129,14 +131,14 @@ class Lane:
                     return count, False
                 count += task.state is TaskState.QUEUED
                 looked += 1
-                if looked >= COUNTED_BATCHES:
+                if looked >= AHEAD_BATCHES:
                     return count, True
             for other in self._fresh.get(priority, ()):
                 if other is batch:
                     return count + max(0, index - batch.fresh), False
                 count += other.fresh_count
                 looked += 1
-                if looked >= COUNTED_BATCHES:
+                if looked >= AHEAD_BATCHES:
                     return count, True
         return count, False
 

@@ -85,9 +85,10 @@ class TaskCalls:
     async def listed(self, request: Request) -> Response:
         """``GET /api/tasks``"""
         args = _page(request)
-        args |= {name: request.args.get(name, "") for name in ("state", "type", "order")}
-        if len(str(args["type"])) > MAX_ID_CHARS:
-            raise InvalidTaskError(f"type: expected at most {MAX_ID_CHARS} characters")
+        args |= {name: request.args.get(name, "") for name in ("state", "type", "order", "door")}
+        for name in ("type", "door"):
+            if len(str(args[name])) > MAX_ID_CHARS:
+                raise InvalidTaskError(f"{name}: expected at most {MAX_ID_CHARS} characters")
         body = await self._mesh.ask("tasks", args, BROKER_ASK_S)
         tasks: list[dict[str, Any]] = body["tasks"]
         return await _told(body, lambda: body | {"tasks": [status_body(each) for each in tasks]})

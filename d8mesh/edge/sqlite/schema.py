@@ -33,8 +33,9 @@ Value: TypeAlias = int | float | str | bytes | None
 
 #: The tables that came with version 4.
 TEXT_TABLES: Final = """
-CREATE TABLE texts(number INTEGER PRIMARY KEY, text BLOB NOT NULL);
-CREATE TABLE erasures(row INTEGER PRIMARY KEY, due_at REAL NOT NULL, rest BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS texts(number INTEGER PRIMARY KEY, text BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS erasures(
+    row INTEGER PRIMARY KEY, due_at REAL NOT NULL, rest BLOB NOT NULL);
 """
 SCHEMA: Final = (
     """

@@ -286,6 +286,7 @@ class Client:
         *,
         state: str | None = "",
         type: str | None = "",
+        door: str | None = "",
         newest_first: bool = False,
         timeout: float | None = DEFAULT_QUESTION_S,
     ) -> Iterator[dict[str, Any]]:
@@ -294,6 +295,7 @@ class Client:
         Args:
             state: queued, delayed, running, completed, failed, cancelled; empty: all.
             type: of one task type only; empty: of all.
+            door: of what came in by one door only, as ollama or openai; empty: of all.
             newest_first: those that were submitted last come first; else the oldest do.
             timeout: of each page.
 
@@ -301,7 +303,7 @@ class Client:
             InvalidTaskError: there is no such state.
             BrokerUnavailableError: no answer within `timeout`.
         """
-        listing = Listing(state, type, newest_first=newest_first)
+        listing = Listing(state, type, door, newest_first=newest_first)
         while not listing.is_over:
             yield from listing.bodies(self.ask("tasks", listing.args, timeout=timeout))
 

@@ -185,6 +185,8 @@ class Explanation(TypedDict):
     candidates: who could run it, each with its ``state``, in words its ``text``.
     remedies: what would have it run.
     attempts: where its attempts were placed and who else could have had them then.
+    ahead: how many of its kind go before it while it is queued; else None.
+    ahead_is_more: there may be more.
     """
 
     task_id: str
@@ -196,3 +198,5 @@ class Explanation(TypedDict):
     candidates: list[dict[str, Any]]
     remedies: list[ListedRemedy]
     attempts: list[dict[str, Any]]
+    ahead: int | None
+    ahead_is_more: bool

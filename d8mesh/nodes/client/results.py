@@ -85,9 +85,13 @@ def readable(body: dict[str, Any]) -> dict[str, Any]:
 class Listing:
     """Where one listing of tasks is: each page is asked for when those before are taken."""
 
-    def __init__(self, state: str | None, kind: str | None, *, newest_first: bool) -> None:
+    def __init__(
+        self, state: str | None, kind: str | None, door: str | None, *, newest_first: bool
+    ) -> None:
         #: of the next question, ``tasks``
         self.args: dict[str, object] = {"state": state or "", "type": kind or ""}
+        if door:
+            self.args["door"] = door
         if newest_first:
             self.args["order"] = "newest"
         self.args |= {"limit": LISTED_AT_ONCE, "cursor": ""}

@@ -457,7 +457,7 @@ def test_a_waiting_task_says_how_many_go_before_it(
         reason = str(broker.ask(client, "status", id=task_id).body["reason"])
         assert reason.endswith(f"{count} waiting before it"), reason
     assert "before it" not in str(broker.ask(client, "status", id=high[0]).body["reason"])
-    monkeypatch.setattr(queue, "COUNTED_BATCHES", 1)
+    monkeypatch.setattr(queue, "AHEAD_BATCHES", 1)
     reason = str(broker.ask(client, "status", id=second[2]).body["reason"])
     assert reason.endswith("more than 1 waiting before it")
 

@@ -504,3 +504,21 @@ def test_a_machine_that_nobody_reaches_is_told_with_those_that_are_there(
         },
         {"text": "start a worker on pi", "command": "worker"},
     ]
+
+
+def test_explain_tells_the_place_in_line_as_a_number(
+    broker: WiredBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = broker.client()
+    ids = [task_id for _ in range(3) for task_id in broker.submit(client)]
+    told = [broker.ask(client, "explain", id=each).body for each in ids]
+    assert [(each["ahead"], each["ahead_is_more"]) for each in told] == [
+        (0, False),
+        (1, False),
+        (2, False),
+    ]
+    monkeypatch.setattr("d8mesh.core.broker.queue.AHEAD_BATCHES", 2)
+    told[2] = broker.ask(client, "explain", id=ids[2]).body
+    assert (told[2]["ahead"], told[2]["ahead_is_more"]) == (2, True)
+    broker.worker("w")
+    assert broker.ask(client, "explain", id=ids[0]).body["ahead"] is None

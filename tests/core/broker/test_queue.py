@@ -114,9 +114,9 @@ def test_retried_tasks_go_before_fresh_ones_and_the_look_at_them_is_bounded(
         waiting.put_task(task)
     assert waiting.ahead_of(second, 1) == (1, False)
     assert waiting.ahead_of(third, 0) == (3, False)
-    monkeypatch.setattr(queue, "COUNTED_BATCHES", 2)
+    monkeypatch.setattr(queue, "AHEAD_BATCHES", 2)
     assert waiting.ahead_of(third, 0) == (2, True)
-    monkeypatch.setattr(queue, "COUNTED_BATCHES", 3)
+    monkeypatch.setattr(queue, "AHEAD_BATCHES", 3)
     assert waiting.ahead_of(third, 0) == (3, True)
     _, other = filled(("a", 5, 1))
     assert other.ahead_of(third, 0) == (1, False)  # not in the lane: the deadline may have passed

@@ -1,6 +1,6 @@
 """A journal of version 3 and an outbox of version 2 that an earlier d8mesh wrote are opened.
 
-The files in `written` stay as they are: these formats hold until the versions change.
+The files in `written` stay as they are: the journal is brought up to date at its start.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import gzip
 from pathlib import Path
 
+import apsw
 import pytest
 
 from d8mesh.core.broker.store import (
@@ -25,7 +26,7 @@ from d8mesh.core.protocol.task import Completed, Spec, TaskState
 from d8mesh.core.worker.effects import KeptResult
 from d8mesh.edge.sqlite import Journal
 from d8mesh.edge.sqlite.outbox import OUTBOX_NAME, Outbox
-from d8mesh.edge.sqlite.schema import fetch
+from d8mesh.edge.sqlite.schema import SCHEMA_VERSION, fetch
 
 WRITTEN = Path(__file__).parent / "written"
 S, T = "0123456789abcdef", "vvvv456789abcdef"
@@ -44,8 +45,10 @@ def journal(tmp_path: Path) -> Journal:
 
 
 def test_a_journal_is_as_it_was_and_goes_on(journal: Journal) -> None:
-    assert journal.copy is None  # nothing was to be migrated
-    assert fetch(journal._db, "SELECT value FROM meta WHERE name = 'schema'") == [(3,)]
+    assert journal.copy is not None
+    copy = apsw.Connection(str(journal.copy))
+    for db, version in ((copy, 3), (journal._db, SCHEMA_VERSION)):
+        assert fetch(db, "SELECT value FROM meta WHERE name = 'schema'") == [(version,)]
     restored = journal.restore()
     assert restored.epoch == 2
     batches = [(b.session, b.first, b.count, b.spec.type, done) for b, done in restored.batches]
@@ -57,6 +60,7 @@ def test_a_journal_is_as_it_was_and_goes_on(journal: Journal) -> None:
     assert restored.keys == {"k": (b"digest", S, 0, 8)}
     assert restored.in_flight[f"{T}-0"] == (1, "w2")
     assert (restored.waited, restored.workers["p"].worker_type) == ({"w2": 2.5}, "groq")
+    assert restored.erasures == {}
     ((task_id, (n, history)),) = restored.troubled.items()
     assert (task_id, n, history.last_error, history.pause_s) == (IDS[3], 1, "broke", 2.0)
     journal.append([Completed("w2", [f"{T}-0"], [1], [b"r"], 8.0)])

@@ -279,11 +279,12 @@ class AsyncClient:
         *,
         state: str | None = "",
         type: str | None = "",
+        door: str | None = "",
         newest_first: bool = False,
         timeout: float | None = DEFAULT_QUESTION_S,
     ) -> AsyncIterator[dict[str, Any]]:
         """As `Client.tasks`."""
-        listing = Listing(state, type, newest_first=newest_first)
+        listing = Listing(state, type, door, newest_first=newest_first)
         while not listing.is_over:
             for body in listing.bodies(await self.ask("tasks", listing.args, timeout=timeout)):
                 yield body
