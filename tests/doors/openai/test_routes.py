@@ -112,10 +112,12 @@ def test_what_is_not_asked_is_left_to_the_model(mesh: LlmMesh) -> None:
 
 
 def test_a_task_is_listed_with_its_door_and_its_caller(mesh: LlmMesh) -> None:
-    task_id = chat_sent(mesh).headers["x-d8-task"]
-    (task,) = [each for each in mesh.tasks() if each["task_id"] == task_id]
-    assert task["priority"] == 8
-    assert task["status"] == "completed"
+    answered = mesh.post("/v1/chat/completions", BODY, headers={"User-Agent": "curious/1.0"})
+    task_id = answered.headers["x-d8-task"]
+    listed = mesh.get("/api/tasks?door=openai").json["tasks"]
+    (task,) = [each for each in listed if each["task_id"] == task_id]
+    assert (task["door"], task["priority"], task["status"]) == ("openai", 8, "completed")
+    assert task["caller"] == "127.0.0.1 curious/1.0"
 
 
 def test_likelihoods_are_told_whole_and_streamed(mesh: LlmMesh) -> None:
