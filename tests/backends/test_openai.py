@@ -941,3 +941,23 @@ def test_parts_that_say_nothing_are_not_kept(groq: CloudServer) -> None:
         assert tracemalloc.get_traced_memory()[1] < 4_000_000
     finally:
         tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        {"message": "This model's maximum context length is 4096 tokens.", "type": "BadRequest"},
+        {"message": "Please reduce the length", "code": "context_length_exceeded"},
+        {
+            "message": "the request exceeds the available context size",
+            "type": "exceed_context_size_error",
+        },
+    ],
+)
+def test_a_question_longer_than_the_context_is_not_asked_again(
+    lan: CloudServer, error: dict[str, object]
+) -> None:
+    lan.prepared = [Prepared(400, {"error": error})]
+    with pytest.raises(InvalidTaskError, match="longer than the context of the model"):
+        chat(backend_of(lan))
+    assert len(lan.bodies) == 1
