@@ -42,10 +42,10 @@ FAILED: Final = 1
 #: All is submitted as soon as the orchestrator takes it: then it has it, whatever happens here.
 ALL_AT_ONCE: Final = LinesAtOnce(lines=10**9, size_bytes=10**15)
 #: An orchestrator that is there says sooner why a task waits.
-REASON_S: Final = 2.0
+REASON_ANSWER_S: Final = 2.0
 #: Models of the input that are looked for before anything is sent.
 LOOKED_FOR: Final = 16
-DOOR: Final = "batch"
+BATCH_COMMAND: Final = "batch"
 
 
 def run(config: Config, options: argparse.Namespace) -> int:
@@ -64,7 +64,7 @@ def run(config: Config, options: argparse.Namespace) -> int:
         given = stack.enter_context(contextlib.closing(BatchInput(options.input, wishes(options))))
         if out is not None:
             stack.enter_context(held(out))
-        return _Batch(config, options, given, out).answer()
+        return _BatchRunning(config, options, given, out).answer()
 
 
 def _check_place(out: Path, given: str) -> None:
@@ -98,7 +98,7 @@ def wishes(options: argparse.Namespace) -> Wishes:
     )
 
 
-class _Batch:
+class _BatchRunning:
     """One run of the command."""
 
     def __init__(
@@ -231,7 +231,7 @@ class _Batch:
             for end in (end for line in lines for end in line.ends):
                 delivered.add(end.task_id, decoded(end.outcome.payload), has_key=False)
 
-        source = TaskSource(DOOR).text()
+        source = TaskSource(BATCH_COMMAND).text()
         asking = Asking(node, ALL_AT_ONCE, take, priority=self._options.priority, source=source)
         looking = asyncio.create_task(self._look(node, asking, progress))
         try:
@@ -275,7 +275,7 @@ class _Batch:
             if time.monotonic() - self._heard_at < SILENCE_S or not task_id:
                 continue
             try:
-                told = await node.ask("status", {"id": task_id}, REASON_S)
+                told = await node.ask("status", {"id": task_id}, REASON_ANSWER_S)
                 reason = str(told.get("reason") or "")
             except D8Error as error:
                 reason = str(error)

@@ -25,19 +25,19 @@ from d8mesh.edge.input_file import CSV_SUFFIX
 from d8mesh.errors import ConfigError
 
 STDIN: Final = "-"
-CHATS: Final = "/v1/chat/completions"
+CHAT_ENDPOINT: Final = "/v1/chat/completions"
 #: Faults that are told, of all there are.
 TOLD_FAULTS: Final = 10
 #: Of standard input, kept in a file at once.
 SPOOLED_BYTES: Final = 1024 * 1024
 #: Of what is wrong, so much is repeated.
 SAW_CHARS: Final = 60
-_EXPECTED: Final = (
+_EXPECTED_ROWS: Final = (
     'expected on each line {"prompt": "…"}, {"messages": […]}, or what a batch of OpenAI has: '
     '{"custom_id", "method", "url", "body"}'
 )
 #: Of a plain row, what names it.
-_NAMES: Final = ("custom_id", "id")
+_NAMING_FIELDS: Final = ("custom_id", "id")
 _decode: Final = msgspec.json.Decoder().decode
 _encode: Final = msgspec.json.Encoder().encode
 
@@ -152,10 +152,10 @@ class BatchInput:
             listed = "\n  ".join(faults)
             raise ConfigError(
                 f"{self.name}: {wrong} of {count} lines are wrong, nothing was sent:\n  "
-                f"{listed}{more}\n  {'' if self.is_table else _EXPECTED}".rstrip()
+                f"{listed}{more}\n  {'' if self.is_table else _EXPECTED_ROWS}".rstrip()
             )
         if not count:
-            raise ConfigError(f"{self.name}: there is nothing in it; {_EXPECTED}")
+            raise ConfigError(f"{self.name}: there is nothing in it; {_EXPECTED_ROWS}")
         return count, digest.hexdigest()
 
     # ---------------------------------------------------------------------- reading
@@ -220,7 +220,11 @@ class BatchInput:
     # ------------------------------------------------------------------ understanding
 
     def _whole(self, number: int, value: Mapping[str, Any]) -> AskedRow:
-        name, body, endpoint = value.get("custom_id"), value["body"], value.get("url", CHATS)
+        name, body, endpoint = (
+            value.get("custom_id"),
+            value["body"],
+            value.get("url", CHAT_ENDPOINT),
+        )
         if not isinstance(name, str) or not name:
             raise RowFault("custom_id: expected a text that is not empty")
         if not isinstance(body, dict):
@@ -235,7 +239,7 @@ class BatchInput:
     def _plain(self, number: int, value: Mapping[str, Any]) -> AskedRow:
         wishes = self._wishes
         given = {key: each for key, each in value.items() if each not in (None, "")}
-        name = next((given[key] for key in _NAMES if key in given), "")
+        name = next((given[key] for key in _NAMING_FIELDS if key in given), "")
         if not isinstance(name, str | int) or isinstance(name, bool):
             raise RowFault("id: expected a text")
         if self.is_table:
@@ -245,7 +249,13 @@ class BatchInput:
             messages = self._messages(given)
         elif wishes.prompt:
             raise RowFault("messages: saw some, and --prompt; expected one of both")
-        used = {*_NAMES, "messages", "prompt", "system", *(self._fields if wishes.prompt else ())}
+        used = {
+            *_NAMING_FIELDS,
+            "messages",
+            "prompt",
+            "system",
+            *(self._fields if wishes.prompt else ()),
+        }
         body = {key: each for key, each in given.items() if key not in used}
         if self.is_table or wishes.prompt:  # columns that are for the person
             body = {key: each for key, each in body.items() if key in _CELLS}
@@ -256,7 +266,9 @@ class BatchInput:
         if wishes.schema is not None:
             form = {"name": "answer", "schema": wishes.schema}
             body.setdefault("response_format", {"type": "json_schema", "json_schema": form})
-        return AskedRow(number, str(name), CHATS, {**body, "messages": messages}, is_plain=True)
+        return AskedRow(
+            number, str(name), CHAT_ENDPOINT, {**body, "messages": messages}, is_plain=True
+        )
 
     def _messages(self, given: Mapping[str, Any]) -> list[dict[str, Any]]:
         prompt = given.get("prompt")

@@ -19,7 +19,7 @@ RATE_S: Final = 30.0
 #: Plain lines go into logs: at most one in so many seconds, and the last.
 PLAIN_LINE_S: Final = 5.0
 #: A rate before that is noise.
-SETTLED_S: Final = 1.0
+RATE_KNOWN_S: Final = 1.0
 
 
 class BatchProgress:
@@ -81,7 +81,7 @@ class BatchProgress:
         since_at, rows, tokens = self._marks[0]
         passed_s = self._clock() - since_at
         found: list[str] = []
-        if passed_s >= SETTLED_S and self._done > rows:
+        if passed_s >= RATE_KNOWN_S and self._done > rows:
             rate = (self._done - rows) / passed_s
             found.append(tr("{rate}/s", rate=f"{rate:.3g}"))
             found.append(tr("{tokens} tokens/s", tokens=f"{(self.tokens - tokens) / passed_s:.0f}"))

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from d8mesh.apps.batch_input import CHATS, AskedRow
+from d8mesh.apps.batch_input import CHAT_ENDPOINT, AskedRow
 from d8mesh.apps.batch_lines import RowRequests, is_failed
 from d8mesh.core.client.submission import TaskOutcome
 from d8mesh.core.protocol.messages import COMPLETED_STATE, FAILED_STATE
@@ -28,7 +28,7 @@ SAID: dict[str, Any] = {
 
 
 def row(*, is_plain: bool = True, **body: Any) -> AskedRow:
-    return AskedRow(4, "c4", CHATS, {"messages": MESSAGES, **body}, is_plain)
+    return AskedRow(4, "c4", CHAT_ENDPOINT, {"messages": MESSAGES, **body}, is_plain)
 
 
 def requests(*models: str, cloud: str = "") -> RowRequests:

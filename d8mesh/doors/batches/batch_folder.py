@@ -142,7 +142,8 @@ class BatchFolder:
 
     def open(self) -> None:
         """Read what is there."""
-        self._folder.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(OSError):  # who makes a batch is told why that fails
+            self._folder.mkdir(parents=True, exist_ok=True)
         found: list[LlmBatch] = []
         for path in self._folder.glob(f"{_BATCH_PREFIX}*.json"):
             with contextlib.suppress(OSError, msgspec.DecodeError):
