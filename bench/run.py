@@ -31,6 +31,7 @@ SCENARIOS: Final = {
     "start": "cold start to first task, idle memory and idle CPU of each node",
     "llm": "LLM requests on unequal machines, over the best possible schedule",
     "doors": "chats by the doors: first token, 64 at once, 200 streams, 2,000 waiting (--peers)",
+    "batches": "50,000 lines and 200 MB by /v1/batches: lines per second, memory",
     "hot_path": "where each microsecond of a task goes",
     "open_webui": "Open WebUI at the doors, in a headless browser (4.3 GB; only if it is named)",
 }

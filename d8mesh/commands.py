@@ -124,6 +124,15 @@ COMMANDS: Final[tuple[Command, ...]] = (
         examples=('ask "What is a Raspberry Pi?"', "ask --model qwen2.5:3b - < question.txt"),
     ),
     Command(
+        name="batch",
+        summary="answer a file of prompts, a line for each; goes on where it was stopped",
+        group="work",
+        examples=(
+            "batch prompts.jsonl --out answers.jsonl",
+            "batch mails.csv --prompt 'Summarise: {text}' --model qwen2.5:3b --out out.jsonl",
+        ),
+    ),
+    Command(
         name="submit",
         summary="submit a task; print its id, or wait for its result",
         group="work",

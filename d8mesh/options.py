@@ -13,6 +13,7 @@ from typing import Final
 from d8mesh.config import is_model_name
 
 TASK_STATES: Final = ("queued", "delayed", "running", "completed", "failed", "cancelled")
+BATCH_ORDERS: Final = ("input", "done")
 CLOUD_WORDS: Final = ("never", "overflow", "yes")
 #: What `tasks` can do, in words, and how many ids that takes.
 TASK_ACTIONS: Final = {
@@ -76,23 +77,7 @@ def ask(parser: argparse.ArgumentParser) -> None:
         metavar="PROMPT",
         help="the question; `-` stands for what is piped in, and so does no prompt at all",
     )
-    which = parser.add_mutually_exclusive_group()
-    help_text = "a model's name (default: the service's own)"
-    which.add_argument("--model", default="", metavar="NAME", help=help_text)
-    which.add_argument(
-        "--models",
-        type=_names,
-        default=[],
-        metavar="NAMES",
-        help="models, the first that is to be had answers: a,b (default: any)",
-    )
-    add(
-        "--cloud",
-        choices=CLOUD_WORDS,
-        metavar="WHEN",
-        help="may the question leave the LAN: never, overflow (only if no machine of the LAN can "
-        "begin soon) or yes (default: D8_CLOUD of the orchestrator)",
-    )
+    _which_models(parser)
     add("--system", default="", metavar="TEXT", help="instructions for the model (default: none)")
     _timeout(parser, "give up waiting after so many seconds", "as long as it takes")
     add("--json", action="store_true", help="one JSON object with the whole result, at the end")
@@ -128,6 +113,56 @@ def submit(parser: argparse.ArgumentParser) -> None:
     )
     _timeout(parser, "give up waiting after so many seconds", "as long as it takes")
     _json(parser, "one JSON object a line")
+
+
+def batch(parser: argparse.ArgumentParser) -> None:
+    """Add what `batch` takes."""
+    add = parser.add_argument
+    add(
+        "input",
+        metavar="FILE|-",
+        help='JSON on each line, {"prompt": …} or as OpenAI\'s batches have it, or a .csv table; '
+        "`-`: from standard input",
+    )
+    add(
+        "--out",
+        default="-",
+        metavar="FILE|-",
+        help="where the answers go, a line for each; the same command again goes on with it "
+        "(default: -, standard output, which cannot be gone on with)",
+    )
+    add(
+        "--prompt",
+        default="",
+        metavar="TEXT",
+        help="what is asked of each row, its columns in braces: 'Translate {text}' (default: the "
+        "column prompt)",
+    )
+    _which_models(parser)
+    add("--system", default="", metavar="TEXT", help="instructions for the model (default: none)")
+    add(
+        "--max-tokens",
+        type=_count(1, 10_000_000),
+        metavar="N",
+        help="tokens of an answer at most (default: the model's own bound)",
+    )
+    add(
+        "--schema",
+        type=Path,
+        metavar="FILE",
+        help="a JSON schema that each answer keeps to (default: none)",
+    )
+    add(
+        "--order",
+        choices=BATCH_ORDERS,
+        default=BATCH_ORDERS[0],
+        metavar="ORDER",
+        help="of the answers: input, as they are asked, or done, as they come (default: input)",
+    )
+    _number_option(parser, "--priority", _count(1, 10), "1..10", 3, "higher comes first")
+    add("--retry-failed", action="store_true", help="ask those again that have failed")
+    _timeout(parser, "stop waiting after so many seconds", "as long as it takes")
+    _json(parser, "one JSON object at the end")
 
 
 def niche(parser: argparse.ArgumentParser) -> None:
@@ -373,6 +408,27 @@ def _timeout(
         default=default_s,
         metavar="SECONDS",
         help=f"{text} (default: {default})",
+    )
+
+
+def _which_models(parser: argparse.ArgumentParser) -> None:
+    """Add which model is asked, and whether in the cloud too."""
+    which = parser.add_mutually_exclusive_group()
+    help_text = "a model's name (default: the service's own)"
+    which.add_argument("--model", default="", metavar="NAME", help=help_text)
+    which.add_argument(
+        "--models",
+        type=_names,
+        default=[],
+        metavar="NAMES",
+        help="models, the first that is to be had answers: a,b (default: any)",
+    )
+    parser.add_argument(
+        "--cloud",
+        choices=CLOUD_WORDS,
+        metavar="WHEN",
+        help="may the question leave the LAN: never, overflow (only if no machine of the LAN can "
+        "begin soon) or yes (default: D8_CLOUD of the orchestrator)",
     )
 
 

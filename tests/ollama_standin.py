@@ -46,6 +46,8 @@ from tests.standin.ollama import MODELS, Ollama, Settings
 LOOPBACK: Final = "127.0.0.1"
 #: Connections that may come at the same instant.
 BACKLOG: Final = 2048
+#: Turns of the event loop until a connection that was accepted is known.
+ACCEPT_TURNS: Final = 5
 #: How long a call from another thread may take.
 CALL_S: Final = 20.0
 LOOK_S: Final = 0.005
@@ -200,9 +202,10 @@ class OllamaStandin:
             return
         self._server.close()
         self._ollama.is_closing = True
-        for each in list(self._connections):
-            each.abort()
-        await asyncio.sleep(0)
+        for _ in range(ACCEPT_TURNS):  # those that were accepted a moment ago too
+            for each in list(self._connections):
+                each.abort()
+            await asyncio.sleep(0)
         self._server = None
         tasks = asyncio.all_tasks() - {asyncio.current_task()}
         for task in tasks:

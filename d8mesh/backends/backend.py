@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Final, Protocol
+from typing import Final, Protocol, runtime_checkable
 
 from d8mesh.core.protocol.chat import (
     ChatRequest,
@@ -42,6 +42,12 @@ class ModelInfo:
     kept_until: float = field(default=0.0, compare=False)
     #: when its files changed, in the service's own form
     changed_at: str = ""
+    #: what its list tells of it: family, format, sizes, in Ollama's words
+    details: JsonObject = field(default_factory=dict, compare=False)
+    #: tokens that it could be loaded for; 0: not told
+    most_context: int = 0
+    #: of it in the memory of a graphics card, while it is loaded
+    vram_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -171,8 +177,13 @@ class Backend(LlmService, Protocol):
             BackendError: it does not; its subclasses say how.
         """
 
-    def load(self, model: str, options: JsonObject, *, within_s: float) -> None:
+    def load(
+        self, model: str, options: JsonObject, *, within_s: float, keep_alive: object = None
+    ) -> None:
         """Bring `model` into memory with these load options.
+
+        Args:
+            keep_alive: how long it is to stay there, where the service can be told; None: as usual.
 
         Raises:
             BackendError: it does not come there; its subclasses say how.
@@ -188,6 +199,31 @@ class PullProgress:
     #: of all files together; the first never goes back, the second may grow
     completed_bytes: int = 0
     total_bytes: int = 0
+
+
+@runtime_checkable
+class LetsGo(Protocol):
+    """A service that lets go of a model when it is told to."""
+
+    def unload(self, model: str, *, within_s: float) -> None:
+        """Have `model` leave the memory, once nobody uses it.
+
+        Raises:
+            BackendError: that cannot be done now.
+        """
+
+
+@runtime_checkable
+class Tells(Protocol):
+    """A service that tells all of a model, in the form of Ollama's ``/api/show``."""
+
+    def describe(self, model: str) -> JsonObject:
+        """Return what it tells, bounded, without tokens and tensors.
+
+        Raises:
+            BackendError: it does not tell it now.
+            OSError: nothing answers; so does `http.client.HTTPException`.
+        """
 
 
 class Managed(Protocol):

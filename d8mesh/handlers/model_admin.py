@@ -1,4 +1,4 @@
-"""``model_pull`` and ``model_remove``: tasks that change which models a service has installed."""
+"""Tasks that change which models a service has installed, and which it has in memory."""
 
 from __future__ import annotations
 
@@ -17,15 +17,19 @@ from d8mesh.backends.services.changes import (
     remove_model,
 )
 from d8mesh.config import is_model_name
+from d8mesh.core.protocol.messages import Placement
 from d8mesh.core.protocol.model_names import matching
 from d8mesh.edge.room import memory_bytes
 from d8mesh.errors import BackendUnavailableError, InvalidTaskError
 from d8mesh.handlers import Data, Handler, TaskContext
+from d8mesh.handlers.field_values import keep_alive_of
 from d8mesh.handlers.retrying import Reject
 
 #: What these tasks are called.
 PULL: Final = "model_pull"
 REMOVE: Final = "model_remove"
+LOAD: Final = "model_load"
+UNLOAD: Final = "model_unload"
 #: Progress is emitted at most this often.
 EMIT_APART_S: Final = 0.25
 #: A model takes about so much memory for each byte of its files: its cache comes beside.
@@ -38,7 +42,8 @@ def admin_handlers(pool: ServicePool) -> dict[str, Handler]:
     """Return the handlers of the task types that change models.
 
     ``data`` holds ``model``, and where: ``machine`` (a service's id or a machine's name), unless
-    the broker says it; a pull with ``check`` says whether the model would fit, and pulls nothing.
+    the broker says it; a pull with ``check`` says whether the model would fit, and pulls nothing;
+    a load with ``keep_alive`` says how long the model stays in memory.
     """
 
     def model_pull(data: Data, context: TaskContext) -> object:
@@ -60,7 +65,34 @@ def admin_handlers(pool: ServicePool) -> dict[str, Handler]:
         told = {"freed_bytes": freed, "was_there": own is not None}
         return _result("removed", own or name, service) | told
 
-    return {PULL: model_pull, REMOVE: model_remove}
+    def model_load(data: Data, context: TaskContext) -> object:
+        name, service = _model_in(data), _target(pool, data, context)
+        own, began = _installed(service, name), time.monotonic()
+        with _refusals():
+            keep_alive = keep_alive_of(data)
+            options = {} if context.placement is None else context.placement.options
+            service.warm(Placement(service.id, own, options=options), keep_alive=keep_alive)
+        took = {"load_s": round(time.monotonic() - began, 3)}
+        return _result("loaded", own, service) | took
+
+    def model_unload(data: Data, context: TaskContext) -> object:
+        name, service = _model_in(data), _target(pool, data, context)
+        own = _installed(service, name)
+        with _refusals():
+            service.unload(own)
+        _await(lambda: not service.is_loaded(own))
+        return _result("unloaded", own, service)
+
+    return {PULL: model_pull, REMOVE: model_remove, LOAD: model_load, UNLOAD: model_unload}
+
+
+def _installed(service: Service, name: str) -> str:
+    """Return what the service itself calls the model."""
+    own = service.has(name)
+    if own is None:
+        known = ", ".join(service.installed) or "none"
+        raise Reject(f"model: {name!r} is not at {service.machine} ({service.id}), but {known}")
+    return own
 
 
 def _pulled(service: Service, name: str, context: TaskContext) -> dict[str, object]:

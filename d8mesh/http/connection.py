@@ -284,7 +284,7 @@ class HttpConnection(asyncio.BufferedProtocol):
             self._finish()
 
     def _begin(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
-        """Make the head, and send it unless the body follows at once."""
+        """Make the head; it is sent with what follows of the body at once, or else without."""
         asked, names = self._asked[0], {name.lower() for name, _ in headers}
         is_sized = b"content-length" in names or status == NO_CONTENT
         version = asked.scope["http_version"]
@@ -396,6 +396,7 @@ class HttpConnection(asyncio.BufferedProtocol):
         return path, origins[0] if len(origins) == 1 else None
 
     def _tell(self, refusal: Refusal, *, lingers: bool = True) -> None:
+        self._head = b""
         response = self._server.refused(*self._told_at, refusal)
         assert isinstance(response.body, bytes)
         response.headers |= {"Content-Length": str(len(response.body)), "Connection": "close"}

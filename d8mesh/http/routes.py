@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Final
 
 from werkzeug.datastructures import Headers
@@ -18,6 +19,7 @@ from d8mesh.http.origins import no_origin
 SMALL_BODY_BYTES: Final = 1_048_576
 #: Largest body of all: a batch of frames as `edge.transport.tunnel` cuts them, and its envelope.
 MAX_BODY_BYTES: Final = 41 * 1024 * 1024
+_NO_HEADERS: Final = Headers()
 
 
 class Request(SansIoRequest):
@@ -46,9 +48,15 @@ class Request(SansIoRequest):
             root_path="",
             path=scope["path"],
             query_string=scope["query_string"],
-            headers=Headers(list(self.fields.items())),
+            headers=_NO_HEADERS,
             remote_addr=client[0] if client else "",
         )
+        del self.headers  # so that they are made if they are asked for
+
+    @cached_property
+    def headers(self) -> Headers:  # type: ignore[override]  # making them is a quarter of the cost
+        """The headers as Werkzeug has them; `fields` serves who knows a name in lower case."""
+        return Headers(list(self.fields.items()))
 
 
 @dataclass(frozen=True, slots=True)

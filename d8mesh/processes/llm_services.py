@@ -12,9 +12,12 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Final
 
+import msgspec
+
 from d8mesh.backends.backend import Availability, Backend
 from d8mesh.backends.services import PoolListener, RequestClocks, Service, ServicePool
 from d8mesh.config import Config
+from d8mesh.core.protocol.chat import JsonObject
 from d8mesh.core.protocol.messages import OfferedModel, OfferedService
 from d8mesh.edge.logs import event
 from d8mesh.handlers.llm import embedding_handlers, is_worth_retrying, llm_handlers
@@ -49,7 +52,12 @@ class LlmServices:
         on_seen: Callable[[Service], bool] = lambda service: False,
     ) -> None:
         self._worker, self._console, self._on_seen = worker, console, on_seen
-        told = PoolListener(offer=self._offer, measured=self._measured, seen=self._seen)
+        told = PoolListener(
+            offer=self._offer,
+            measured=self._measured,
+            described=self._described,
+            seen=self._seen,
+        )
         clocks = RequestClocks(first_token_s=config.first_token_s, token_gap_s=config.token_gap_s)
         self._others = worker.task_types
         self.pool = ServicePool(backends, told=told, clocks=clocks)
@@ -111,6 +119,9 @@ class LlmServices:
     def _measured(self, service_id: str, models: Sequence[OfferedModel]) -> None:
         self._worker.measured(service_id, models)
         self._heard(service_id, models)
+
+    def _described(self, service_id: str, model: str, told: JsonObject) -> None:
+        self._worker.described(service_id, model, msgspec.msgpack.encode(told))
 
     def _seen(self, service: Service, before: Availability) -> None:
         seen = service.seen

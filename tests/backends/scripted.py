@@ -89,7 +89,9 @@ class ScriptedBackend:
         if self.check_fails is not None:
             raise self.check_fails
 
-    def load(self, model: str, options: JsonObject, *, within_s: float) -> None:
+    def load(
+        self, model: str, options: JsonObject, *, within_s: float, keep_alive: object = None
+    ) -> None:
         if self.fails is not None:
             raise self.fails
         self.loaded.append((model, options))

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from bench import backlog, hot_path, latency, recovery, rest, start, throughput, workers
+from bench import backlog, batches, hot_path, latency, recovery, rest, start, throughput, workers
 from bench.constant import serving
 from bench.findings import Findings
 from bench.load import LoadJob, load_beside, run_load
@@ -31,6 +31,14 @@ def test_throughput_measures_d8mesh_and_both_raw_loops() -> None:
         (throughput.RATES, row, "tiny")
         for row in (throughput.MANY, throughput.SINGLE, throughput.RAW, throughput.BATCHED)
     }
+
+
+@pytest.mark.slow
+def test_a_batch_by_the_door_measures_speed_and_memory() -> None:
+    found = batches.measure(TINY)
+    expected = {(batches.MEMORY, name, "peak") for name in ("broker", "web")}
+    assert expected <= cells(found)
+    assert (batches.SPEED, "answers", "lines/s") in cells(found)
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ import json
 import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import closing
+from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -17,8 +18,10 @@ from werkzeug.routing import Map, Rule
 
 from d8mesh.apps.status import ask
 from d8mesh.config import Config
+from d8mesh.doors.batches.door import batch_runner, batches_door
 from d8mesh.doors.llm.catalogue import ModelCatalogue
 from d8mesh.doors.llm.chats import Chats
+from d8mesh.doors.openai.errors import openai_problem
 from d8mesh.doors.rest.api import rest_door
 from d8mesh.doors.tunnel import Exchange, tunnel_door
 from d8mesh.doors.waiting import Places
@@ -47,8 +50,23 @@ def call(method: str, path: str, body: object = None, **headers: str) -> dict[st
     return {"method": method, "path": path, "headers": {**JSON, **headers}, "body": text}
 
 
-def rest_calls(task_id: str) -> list[dict[str, Any]]:
-    """Return calls of REST and of the tunnel, each with what would change something."""
+BATCH: Final = {
+    "input_file_id": "file-1",
+    "endpoint": "/v1/chat/completions",
+    "completion_window": "24h",
+}
+BATCHES: Final = [
+    *(call("GET", path) for path in ("/v1/files", "/v1/files/file-1", "/v1/batches")),
+    *(call("GET", path) for path in ("/v1/files/file-1/content", "/v1/batches/batch_1")),
+    call("POST", "/v1/files", "x"),
+    call("DELETE", "/v1/files/file-1"),
+    call("POST", "/v1/batches", BATCH),
+    call("POST", "/v1/batches/batch_1/cancel", {}),
+]
+
+
+def closed_calls(task_id: str) -> list[dict[str, Any]]:
+    """Return calls of REST, of the tunnel, of files and batches, as such as change something."""
     of = f"/api/tasks/{task_id}"
     worker = {"worker_id": "page", "worker_type": "page", "capabilities": {"task_types": [TYPE]}}
     report = {"worker_id": WORKER, "result": {"success": True, "output": "x"}}
@@ -72,6 +90,7 @@ def rest_calls(task_id: str) -> list[dict[str, Any]]:
         call("POST", f"/api/workers/{WORKER}/heartbeat", {}),
         call("POST", f"/api/workers/{WORKER}/unregister", {}),
         call("POST", "/api/mesh/exchange?wait=0", "", **{"X-D8-Link": "0" * 32}),
+        *BATCHES,
     ]
 
 
@@ -80,11 +99,6 @@ MESSAGES: Final = [{"role": "user", "content": "hello"}]
 CHAT: Final = {"model": CHAT_MODEL, "messages": MESSAGES}
 MODEL: Final = {"model": CHAT_MODEL}
 KEY: Final = {"Authorization": "Bearer sk-page"}
-BATCH: Final = {
-    "input_file_id": "file-1",
-    "endpoint": "/v1/chat/completions",
-    "completion_window": "24h",
-}
 OLLAMA: Final = [
     *(call("GET", path) for path in ("/", "/api/version", "/api/tags", "/api/ps")),
     call("POST", "/api/show", MODEL),
@@ -118,15 +132,8 @@ ANTHROPIC: Final = [
     *(call("POST", f"/v1/messages/batches{more}", {}) for more in ("", "/x/cancel")),
     call("DELETE", "/v1/messages/batches/x"),
 ]
-BATCHES: Final = [
-    *(call("GET", path) for path in ("/v1/files", "/v1/files/file-1", "/v1/batches")),
-    call("GET", "/v1/files/file-1/content"),
-    call("POST", "/v1/files", "x"),
-    call("DELETE", "/v1/files/file-1"),
-    call("POST", "/v1/batches", BATCH),
-    call("POST", "/v1/batches/batch_1/cancel", {}),
-]
-LLM_CALLS: Final = [*OLLAMA, *OPENAI, *ANTHROPIC, *BATCHES]
+#: Of the doors that are for pages too; files and batches, as REST, are for none.
+LLM_CALLS: Final = [*OLLAMA, *OPENAI, *ANTHROPIC]
 #: Those that ask a model.
 ASKING: Final = (
     *("/api/chat", "/api/generate", "/api/embed", "/api/embeddings", "/v1/chat/completions"),
@@ -144,9 +151,10 @@ WAYS: Final = {
 SOCKETS: Final = ("/api/tasks", f"/api/workers/{WORKER}/tasks", "/api/tags", "/v1/models")
 
 
-async def all_routes() -> list[HttpRoute]:
+async def all_routes(folder: Path) -> list[HttpRoute]:
     """Return the routes of all doors, with nothing behind them."""
-    config, endpoint = Config(mesh="none", interfaces=("127.0.0.1",)), "tcp://127.0.0.1:9"
+    config = Config(mesh="none", interfaces=("127.0.0.1",), data_dir=str(folder))
+    endpoint = "tcp://127.0.0.1:9"
     node = AsyncNode(config, endpoint=endpoint, url=None)
     exchange, places = Exchange(endpoint), Places(1)
     catalogue = ModelCatalogue(node, lists_cloud=False)
@@ -154,18 +162,19 @@ async def all_routes() -> list[HttpRoute]:
         rest_door(node, places, Rejections()),
         tunnel_door(exchange, node, places),
         *llm_doors(config, node, Chats(node, catalogue, keeps_all=False), catalogue),
+        batches_door(batch_runner(config, node, catalogue), openai_problem),
     ]
     await exchange.close()
     await node.close(0)
     return [route for door in doors for route in door.routes]
 
 
-def test_the_pages_try_every_route_of_every_door() -> None:
-    routes = asyncio.run(all_routes())
+def test_the_pages_try_every_route_of_every_door(tmp_path: Path) -> None:
+    routes = asyncio.run(all_routes(tmp_path))
     rules = [Rule(each.rule, methods=[each.method], endpoint=each) for each in routes]
     matcher = Map(rules).bind("d8")
     tried = set()
-    for each in [*rest_calls("task"), *LLM_CALLS]:
+    for each in [*closed_calls("task"), *LLM_CALLS]:
         with contextlib.suppress(NotFound):
             path = each["path"].partition("?")[0]
             tried.add(matcher.match(path, method=each["method"])[0])
@@ -257,7 +266,7 @@ def short(calls: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 def test_a_page_from_elsewhere_can_do_none_of_the_worst(
     running: LlmMesh, pages: Pages, task_id: str
 ) -> None:
-    calls = short([*rest_calls(task_id), *LLM_CALLS])
+    calls = short([*closed_calls(task_id), *LLM_CALLS])
     check_page(running, pages, calls, "evil")
 
 
@@ -266,7 +275,7 @@ def test_a_page_from_elsewhere_can_do_none_of_the_worst(
 def test_a_page_from_elsewhere_can_neither_ask_nor_list_nor_cancel(
     running: LlmMesh, pages: Pages, task_id: str, kind: str
 ) -> None:
-    check_page(running, pages, [*rest_calls(task_id), *LLM_CALLS], kind)
+    check_page(running, pages, [*closed_calls(task_id), *LLM_CALLS], kind)
 
 
 def check_page(running: LlmMesh, pages: Pages, calls: Sequence[dict[str, Any]], kind: str) -> None:
@@ -292,7 +301,7 @@ def check_page(running: LlmMesh, pages: Pages, calls: Sequence[dict[str, Any]], 
 def test_a_page_whose_host_has_been_rebound_can_do_nothing_either(
     running: LlmMesh, pages: Pages, task_id: str
 ) -> None:
-    calls = [*rest_calls(task_id), *LLM_CALLS]
+    calls = [*closed_calls(task_id), *LLM_CALLS]
     made = plan(running, calls, "rebound.test") | {"targets": [""]}
     page = pages._pages[pages.add_attempts("attempts", made)]
     before = Seen(running)
@@ -309,10 +318,10 @@ def test_a_page_whose_host_has_been_rebound_can_do_nothing_either(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("host", ["localhost", FRIEND])
-def test_a_page_that_may_use_the_doors_of_models_cannot_use_rest(
+def test_a_page_that_may_use_the_doors_of_models_may_use_no_others(
     running: LlmMesh, pages: Pages, task_id: str, host: str
 ) -> None:
-    path = pages.add_attempts("attempts", plan(running, rest_calls(task_id), "127.0.0.1", "pool"))
+    path = pages.add_attempts("attempts", plan(running, closed_calls(task_id), "127.0.0.1", "pool"))
     before = Seen(running)
     with browsing(browser_path(), f"http://{host}:{pages.port}{path}", (FRIEND, "pool")):
         told = pages.report()

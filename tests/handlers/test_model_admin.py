@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from d8mesh.backends.backend import PullProgress
+from d8mesh.backends.ollama import OllamaBackend
 from d8mesh.backends.services import ServicePool
 from d8mesh.core.protocol.messages import Placement
 from d8mesh.edge.network import host_name, machine_id
 from d8mesh.errors import BackendUnavailableError, TaskCancelledError
-from d8mesh.handlers.model_admin import PULL, REMOVE, admin_handlers
+from d8mesh.handlers.model_admin import LOAD, PULL, REMOVE, UNLOAD, admin_handlers
 from d8mesh.handlers.retrying import Reject
 from tests.backends.scripted import DOWN, ManagedBackend, ScriptedBackend, up
+from tests.ollama_standin import OllamaStandin
 from tests.task_context import Context
 
 HERE, THERE = "http://127.0.0.1:7100", "http://10.9.9.9:11434"
@@ -124,3 +127,53 @@ def test_whether_a_model_fits_is_said_without_pulling_it(scene: Scene) -> None:
         None,
     )
     assert scene.here.seen.models == ("a",)
+
+
+# --- in memory --------------------------------------------------------------------------
+
+
+@pytest.fixture
+def ollama() -> Iterator[tuple[OllamaStandin, ServicePool]]:
+    stop = threading.Event()
+    with OllamaStandin() as standin:
+        pool = ServicePool([OllamaBackend(standin.url)])
+        pool.look()
+        pool.start(stop)
+        yield standin, pool
+        stop.set()
+        pool.wake()
+        for thread in threading.enumerate():  # none shall come while the stand-in ends
+            if thread.name == "probe":
+                thread.join(30)
+
+
+@pytest.mark.parametrize("model", ["qwen2.5:3b", "nomic-embed-text"])
+def test_a_model_is_loaded_for_as_long_as_wished_and_let_go_of(
+    ollama: tuple[OllamaStandin, ServicePool], model: str
+) -> None:
+    standin, pool = ollama
+    (service,) = pool.services
+    handlers = admin_handlers(pool)
+    asked = {"model": model, "machine": service.id}
+    loaded: Any = handlers[LOAD](asked | {"keep_alive": "2h"}, Context())
+    (resident,) = standin.ollama.machine.residents
+    assert (loaded["output"], loaded["model"]) == ("loaded", resident.name)
+    assert (loaded["service"], loaded["backend"]) == (service.id, "ollama")
+    assert resident.keep_alive_s == 7200
+    assert service.is_loaded(resident.name)
+    gone: Any = handlers[UNLOAD](asked, Context())
+    assert (gone["output"], gone["model"]) == ("unloaded", resident.name)
+    assert standin.loaded == []
+    assert not service.is_loaded(resident.name)
+
+
+def test_what_is_not_there_or_cannot_let_go_is_refused(
+    ollama: tuple[OllamaStandin, ServicePool], scene: Scene
+) -> None:
+    _, pool = ollama
+    with pytest.raises(Reject, match=r"'other' is not at .*, but .*qwen2"):
+        admin_handlers(pool)[LOAD]({"model": "other"}, Context())
+    with pytest.raises(Reject, match="keep_alive: expected"):
+        admin_handlers(pool)[LOAD]({"model": "qwen2.5:3b", "keep_alive": "x"}, Context())
+    with pytest.raises(Reject, match="cannot be told to let go"):
+        scene.run(UNLOAD, model="a")

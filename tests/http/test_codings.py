@@ -79,7 +79,7 @@ def test_a_bomb_costs_little_more_than_what_is_allowed(name: str) -> None:
     spent_s, (_, most) = time.process_time() - began, tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert most < 3 * MAX_DECODED_BYTES
-    assert spent_s < 2.0
+    assert spent_s < 5.0
 
 
 def test_zstd_that_wants_more_memory_than_a_reader_must_have_is_refused() -> None:

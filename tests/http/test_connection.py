@@ -227,6 +227,18 @@ def test_two_requests_in_one_packet_are_both_answered_in_order(here: Served) -> 
     assert answer.index(b"one") < answer.index(b"two")
 
 
+def test_the_head_of_an_answer_goes_out_with_the_first_part_of_it(here: Served) -> None:
+    with here.connect() as caller:
+        caller.sendall(b"GET /parts HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert caller.recv(1000).endswith(b"\r\n\r\n2\r\n{}\r\n0\r\n\r\n")
+
+
+def test_the_head_of_an_answer_does_not_wait_for_a_body_that_comes_later(here: Served) -> None:
+    with here.connect() as caller:
+        caller.sendall(b"POST /begun HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n")
+        assert b"200 OK" in caller.recv(1000)
+
+
 def test_no_part_of_an_answer_waits_until_the_one_before_is_acknowledged(here: Served) -> None:
     with here.connect() as caller:
         caller.sendall(b"GET /scope HTTP/1.1\r\nHost: x\r\n\r\n")

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
+from functools import partial
 
 import pytest
 
+from bench.processes import raise_descriptor_limit
 from d8mesh.edge.network import bind
 from d8mesh.http import server
-from d8mesh.http.guard import Rejections
-from d8mesh.http.server import Server, ServerThread
+from d8mesh.http.answers import Response, answer
+from d8mesh.http.application import Application
+from d8mesh.http.guard import Guard, Rejections
+from d8mesh.http.routes import Door, HttpRoute, Request
+from d8mesh.http.server import MAX_PER_ADDRESS, Server, ServerThread
 from tests.http.served import PATIENCE_S, Served, get, served
 
 
@@ -38,8 +44,10 @@ def test_an_address_has_a_share_of_the_connections_only(
             stack.enter_context(here.connect()).sendall(get("/wait"))
         for _ in range(3):
             assert here.waiting.acquire(timeout=PATIENCE_S)
-        status, body = here.told(b"")
-        assert (status, body["code"]) == (429, "access.flood")
+        head, _, body = here.say(b"").partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 429 Too Many Requests\r\n")
+        assert b"\r\nRetry-After: 1\r\n" in head
+        assert json.loads(body)["code"] == "access.flood"
         assert here.refused.noted == [("access.flood", "127.0.0.1")]
     eventually(lambda: b"200 OK" in here.say(get("/scope")))
 
@@ -121,3 +129,83 @@ def test_what_is_under_way_may_end_within_the_grace() -> None:
 def test_the_deadlines_cost_nothing_while_nobody_is_connected(here: Served) -> None:
     here.say(get("/scope"))
     eventually(lambda: here.server._next_look is None)
+
+
+class Crowded:
+    """A door whose streams say something at once, and then nothing until they may end."""
+
+    def __init__(self) -> None:
+        self.open, self.may_end = 0, asyncio.Event()
+        stream = partial(HttpRoute, method="POST", takes=None, ends_with_caller=True)
+        routes = (stream("/chat", self.chat), HttpRoute("/health", self.health))
+        application = Application([Door(routes=routes)], Guard(), Rejections())
+        self.server = Server(
+            application,
+            [bind("127.0.0.1", 0)],
+            lambda peer: True,
+            Rejections(),
+            application.refused,
+        )
+
+    async def chat(self, request: Request) -> Response:
+        return Response(self._said(), content_type="text/event-stream")
+
+    async def health(self, request: Request) -> Response:
+        return answer({"open": self.open})
+
+    async def _said(self) -> AsyncGenerator[bytes, None]:
+        self.open += 1
+        try:
+            yield b"first"
+            await self.may_end.wait()
+            yield b"last"
+        finally:
+            self.open -= 1
+
+
+async def ask_for_stream(port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """Return a connection whose stream has begun."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(b"POST /chat HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2\r\n\r\n{}")
+    assert b"200 OK" in await reader.readuntil(b"first\r\n")
+    return reader, writer
+
+
+async def until_open(door: Crowded, count: int) -> None:
+    async with asyncio.timeout(PATIENCE_S):
+        while door.open != count:
+            await asyncio.sleep(0.01)
+
+
+@pytest.mark.slow
+def test_thousands_of_streams_of_one_address_are_open_at_once() -> None:
+    streams, leaving = 2500, 1000
+    if not can_open(2 * streams + 500):
+        pytest.skip("the system allows too few descriptors")
+
+    async def run() -> None:
+        door = Crowded()
+        await door.server.start()
+        (port,) = door.server.ports
+        found = [await ask_for_stream(port) for _ in range(streams)]
+        assert door.open == streams
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(get("/health"))
+        assert (await reader.read()).endswith(b'{"open":%d}' % streams)
+        writer.close()
+        for _, each in found[:leaving]:
+            each.close()
+        await until_open(door, streams - leaving)
+        door.may_end.set()
+        for listening, each in found[leaving:]:
+            assert (await listening.readuntil(b"0\r\n\r\n")).endswith(b"last\r\n0\r\n\r\n")
+            each.close()
+        await door.server.close()
+
+    asyncio.run(run())
+    assert streams + 1000 < MAX_PER_ADDRESS  # those who wait beside
+
+
+def can_open(descriptors: int) -> bool:
+    """Have this process open so many, if it may."""
+    return raise_descriptor_limit(descriptors) >= descriptors

@@ -205,7 +205,9 @@ class EmbeddedBackend:
             run,
         )
 
-    def load(self, model: str, options: JsonObject, *, within_s: float) -> None:
+    def load(
+        self, model: str, options: JsonObject, *, within_s: float, keep_alive: object = None
+    ) -> None:
         """Bring `model` into memory; see `Backend.load`."""
         shelf = self._usable()
         found = matching(model, shelf.models)

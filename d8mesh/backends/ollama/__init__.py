@@ -17,11 +17,18 @@ from typing import Final, TypeVar
 
 from d8mesh.backends.backend import Availability, ChatRun, ModelInfo, PullProgress
 from d8mesh.backends.ollama import models
-from d8mesh.backends.ollama.bodies import Defaults, Loading, max_output_tokens, question_of
-from d8mesh.backends.ollama.catalogue import Catalogue, Installed
+from d8mesh.backends.ollama.bodies import (
+    Defaults,
+    Loading,
+    load_body,
+    max_output_tokens,
+    question_of,
+)
+from d8mesh.backends.ollama.catalogue import Catalogue, Installed, ask_json
 from d8mesh.backends.ollama.chat import AnswerLines
 from d8mesh.backends.ollama.choice import chosen_calls
 from d8mesh.backends.ollama.connection import OllamaRequest, asking
+from d8mesh.backends.ollama.descriptions import description_in
 from d8mesh.backends.ollama.embed import embeddings
 from d8mesh.backends.ollama.faults import SERVICE, is_not_found
 from d8mesh.backends.ollama.selection import MAX_NAMED, chosen, named, placed, steady, wished
@@ -210,12 +217,27 @@ class OllamaBackend:
         if not (done.text or done.thinking or done.ending.usage.completion_tokens):
             raise BackendAnswerError(f"{SERVICE}: {model.name} was asked for one token, made none")
 
-    def load(self, model: str, options: JsonObject, *, within_s: float) -> None:
+    def load(
+        self, model: str, options: JsonObject, *, within_s: float, keep_alive: object = None
+    ) -> None:
         """Bring `model` into memory; in the form that it has if it is there."""
-        placement = Placement(service="", model=model, options=dict(options))
+        placement = Placement(service="", model=model, options=dict(options)) if options else None
         is_embedder = matching(model, self._seen_embedders()) is not None
-        loading = self._loading(model, placement)
-        models.load(self.base_url, loading, is_embedder=is_embedder, within_s=within_s)
+        body = load_body(self._loading(model, placement), keep_alive)
+        models.load(self.base_url, body, is_embedder=is_embedder, within_s=within_s)
+
+    def unload(self, model: str, *, within_s: float) -> None:
+        """Let go of a model; see `LetsGo.unload`."""
+        is_embedder = matching(model, self._seen_embedders()) is not None
+        models.unload(self.base_url, model, is_embedder=is_embedder, within_s=within_s)
+
+    def describe(self, model: str) -> JsonObject:
+        """Return what Ollama tells of a model; see `Tells.describe`."""
+        asked = {"model": model}
+        told = ask_json(self.base_url, "/api/show", within_s=PROBE_S, body=asked)
+        if not isinstance(told, dict):
+            raise BackendAnswerError(f"{SERVICE} did not describe {model!r}")
+        return description_in(told)
 
     def pull(
         self,

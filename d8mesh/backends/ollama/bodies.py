@@ -105,9 +105,9 @@ def embedding_body(
     return body
 
 
-def load_body(loading: Loading) -> dict[str, Any]:
+def load_body(loading: Loading, keep_alive: object = None) -> dict[str, Any]:
     """Return the body that loads a model and asks nothing."""
-    body = {"model": loading.model, "keep_alive": loading.kept(), "stream": False}
+    body = {"model": loading.model, "keep_alive": loading.kept(keep_alive), "stream": False}
     return body | ({"options": dict(loading.options)} if loading.options else {})
 
 

@@ -22,8 +22,8 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 from d8mesh.backends.backend import ModelInfo
+from d8mesh.backends.ollama.descriptions import details_in, told_text
 from d8mesh.backends.streaming import BUSY, MAX_ERROR_BYTES, error_in, shut, whole_number
-from d8mesh.backends.streaming import shown as shown_text
 from d8mesh.config import MODEL_PATTERN
 from d8mesh.core.protocol.chat import EMBEDDING
 from d8mesh.core.protocol.model_names import plain_name
@@ -32,8 +32,6 @@ from d8mesh.errors import BackendAnswerError, BackendBusyError, BackendError
 #: The list of a few hundred models takes some 100 KB.
 MAX_PROBE_BYTES: Final = 4 * 1024 * 1024
 MAX_INSTALLED: Final = 500
-#: Of a digest, a date, a version, a capability.
-MAX_TOLD_CHARS: Final = 128
 #: What a model is capable of, in so many words at most; Ollama has seven.
 MAX_CAPABILITIES: Final = 20
 
@@ -65,6 +63,7 @@ class Resident:
     context_length: int
     #: monotonic seconds; infinity for ever, 0 not told
     kept_until: float
+    vram_bytes: int
 
 
 #: What is kept for so long is kept for ever: Ollama tells it as a date some centuries away.
@@ -270,6 +269,7 @@ def _loaded_in(answer: Any, now: datetime | None) -> tuple[Resident, ...]:
             name,
             whole_number(row.get("context_length")),
             kept_until_of(row.get("expires_at"), now),
+            whole_number(row.get("size_vram")),
         )
         for name, row in _rows_in(answer).items()
     )
@@ -278,7 +278,7 @@ def _loaded_in(answer: Any, now: datetime | None) -> tuple[Resident, ...]:
 def kept_until_of(expires_at: object, now: datetime | None) -> float:
     """Return it by this process's clock; 0 if it is not told by a clock that can be compared."""
     try:
-        until = datetime.fromisoformat(_text(expires_at))
+        until = datetime.fromisoformat(told_text(expires_at))
     except ValueError:
         return 0.0
     if until.tzinfo is None:
@@ -304,20 +304,20 @@ def _info(
     row: Mapping[str, Any],
     in_memory: Resident | None,
 ) -> ModelInfo:
+    details = details_in(row)
     return ModelInfo(
         name=name,
-        digest=_text(row.get("digest")),
+        digest=told_text(row.get("digest")),
         size_bytes=whole_number(row.get("size")),
         can=can,
         is_loaded=in_memory is not None,
         context_length=in_memory.context_length if in_memory else 0,
         kept_until=in_memory.kept_until if in_memory else 0.0,
-        changed_at=_text(row.get("modified_at")),
+        changed_at=told_text(row.get("modified_at")),
+        details=details,
+        most_context=whole_number(details.get("context_length")),
+        vram_bytes=in_memory.vram_bytes if in_memory else 0,
     )
-
-
-def _text(value: object) -> str:
-    return shown_text(value)[:MAX_TOLD_CHARS] if isinstance(value, str) and value else ""
 
 
 def _version(url: str, *, within_s: float) -> str:
@@ -326,7 +326,7 @@ def _version(url: str, *, within_s: float) -> str:
         answer = ask_json(url, "/api/version", within_s=within_s)
     except (BackendError, OSError, http.client.HTTPException):
         return ""
-    return _text(answer.get("version")) if isinstance(answer, dict) else ""
+    return told_text(answer.get("version")) if isinstance(answer, dict) else ""
 
 
 def _asked(url: str, name: str, *, until: float) -> Shown | None:
@@ -343,7 +343,8 @@ def _asked(url: str, name: str, *, until: float) -> Shown | None:
 
 def _shown_in(row: Mapping[str, Any]) -> Shown:
     told = row.get("capabilities")
-    named = {_text(each) for each in told[:MAX_CAPABILITIES]} if isinstance(told, list) else set()
+    rows = told[:MAX_CAPABILITIES] if isinstance(told, list) else []
+    named = {told_text(each) for each in rows}
     return Shown(frozenset(named - {""}), bool(row.get("remote_host") or row.get("remote_model")))
 
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
 from d8mesh.backends.backend import ChatRun, PullProgress
-from d8mesh.backends.ollama.bodies import Loading, load_body
 from d8mesh.backends.ollama.catalogue import IS_CLOUD, is_cloud_name
 from d8mesh.backends.ollama.connection import OllamaRequest, asking
 from d8mesh.backends.ollama.faults import SERVICE, failed, is_not_found
@@ -56,18 +55,31 @@ class PullLine:
         return self.status == "success"
 
 
-def load(url: str, loading: Loading, *, is_embedder: bool, within_s: float) -> None:
+def load(url: str, body: Mapping[str, Any], *, is_embedder: bool, within_s: float) -> None:
     """Bring a model into memory.
+
+    Args:
+        body: of `bodies.load_body`.
 
     Raises:
         BackendError: it does not come there.
     """
-    body, path = load_body(loading), "/api/generate"
+    path = "/api/generate"
     if is_embedder:
-        body, path = body | {"input": []}, "/api/embed"
+        body, path = {**body, "input": []}, "/api/embed"
     question = OllamaRequest(url=url, path=path, body=body, whole_bytes=MAX_DONE_BYTES)
     within = ChatRun(is_cancelled=lambda: False, deadline_s=within_s, first_token_s=within_s)
     _last(asking(question, _vectors_done if is_embedder else _loaded), within)
+
+
+def unload(url: str, name: str, *, is_embedder: bool, within_s: float) -> None:
+    """Have a model leave the memory, once nobody uses it.
+
+    Raises:
+        BackendError: that cannot be done now.
+    """
+    body = {"model": name, "keep_alive": 0, "stream": False}
+    load(url, body, is_embedder=is_embedder, within_s=within_s)
 
 
 def remove(url: str, name: str) -> None:

@@ -314,7 +314,9 @@ class OpenAIBackend:
             run,
         )
 
-    def load(self, model: str, options: JsonObject, *, within_s: float) -> None:
+    def load(
+        self, model: str, options: JsonObject, *, within_s: float, keep_alive: object = None
+    ) -> None:
         """See `Backend.load`: a server loads what it is asked; in the cloud all of them are."""
         if not self._provider.is_cloud:
             seen = self._offer()

@@ -18,7 +18,13 @@ from msgspec import structs
 
 from d8mesh.backends.backend import Availability, Backend, ChatRun
 from d8mesh.backends.services.service import RequestClocks, Service
-from d8mesh.core.protocol.chat import ChatRequest, Completion, EmbeddingRequest, Embeddings
+from d8mesh.core.protocol.chat import (
+    ChatRequest,
+    Completion,
+    EmbeddingRequest,
+    Embeddings,
+    JsonObject,
+)
 from d8mesh.core.protocol.messages import (
     MAX_SERVICES,
     Budget,
@@ -36,6 +42,8 @@ PROBE_EVERY_S: Final = 10.0
 PROBE_APART_S: Final = 0.2
 #: A figure that has changed by less is not told again.
 WORTH_TELLING: Final = 0.05
+#: That a model stays in memory for so much longer or shorter is told: each answer lengthens it.
+EXPIRY_TOLD_S: Final = 10.0
 #: What a model of this kind answers is a makeshift: it gets no request that others can have.
 MAKESHIFT: Final = "embedded"
 #: What `OfferedModel` says in figures; of all else each change is told.
@@ -48,7 +56,9 @@ _FIGURES: Final = (
     "output_tokens",
 )
 _TOLD_AT_ONCE: Final = tuple(
-    name for name in OfferedModel.__struct_fields__ if name not in (*_FIGURES, "budget")
+    name
+    for name in OfferedModel.__struct_fields__
+    if name not in (*_FIGURES, "budget", "expires_s")
 )
 
 
@@ -60,6 +70,8 @@ class PoolListener:
     offer: Callable[[Sequence[OfferedService]], None] = lambda services: None
     #: models of one service, as they are now
     measured: Callable[[str, Sequence[OfferedModel]], None] = lambda service, models: None
+    #: what a service tells of a model at length, once for each content
+    described: Callable[[str, str, JsonObject], None] = lambda service, model, told: None
     #: people should know: a service, and what it offered before
     seen: Callable[[Service, Availability], None] = lambda service, before: None
 
@@ -71,6 +83,8 @@ class _Said:
     service: Service
     outline: tuple[object, ...]
     models: dict[str, OfferedModel]
+    #: by model, when it was told (monotonic seconds)
+    at: dict[str, float]
 
 
 class ServicePool:
@@ -106,6 +120,7 @@ class ServicePool:
             backend,
             clocks=self._clocks,
             on_change=self._tell,
+            on_described=self._told.described,
             beside=_on_a_thread,
             clock=self._clock,
         )
@@ -195,13 +210,16 @@ class ServicePool:
                     self._tell_all()
 
     def _tell_models(self, said: _Said, models: Sequence[OfferedModel]) -> None:
+        now = self._clock()
         news = [
             model
             for model in models
-            if (before := said.models.get(model.name)) and is_worth_telling(before, model)
+            if (before := said.models.get(model.name))
+            and is_worth_telling(before, model, now - said.at[model.name])
         ]
         if news:
             said.models |= {model.name: model for model in news}
+            said.at |= {model.name: now for model in news}
             self._told.measured(said.service.id, news)
 
     def _tell_all(self) -> None:
@@ -210,7 +228,8 @@ class ServicePool:
             if service.id and service.id not in self._said:
                 offer = service.offered()
                 models = {model.name: model for model in offer.models}
-                self._said[service.id] = _Said(service, _outline(offer), models)
+                at = dict.fromkeys(models, self._clock())
+                self._said[service.id] = _Said(service, _outline(offer), models, at)
                 offers.append(offer)
         self._told.offer(tuple(offers))
 
@@ -339,8 +358,15 @@ def _outline(service: OfferedService) -> tuple[object, ...]:
     return (*place, service.default, service.why, models)
 
 
-def is_worth_telling(before: OfferedModel, now: OfferedModel) -> bool:
-    """Tell whether a model has changed so much that the mesh should know."""
+def is_worth_telling(before: OfferedModel, now: OfferedModel, elapsed_s: float = 0.0) -> bool:
+    """Tell whether a model has changed so much in this time that the mesh should know."""
+    if (min(before.expires_s, 0), not before.expires_s) != (
+        min(now.expires_s, 0),
+        not now.expires_s,
+    ):
+        return True
+    if now.expires_s > 0 and abs(before.expires_s - elapsed_s - now.expires_s) > EXPIRY_TOLD_S:
+        return True
     if any(getattr(before, name) != getattr(now, name) for name in _TOLD_AT_ONCE):
         return True
     if _lasting(before) != _lasting(now):
@@ -350,6 +376,13 @@ def is_worth_telling(before: OfferedModel, now: OfferedModel) -> bool:
         if abs(new - old) > WORTH_TELLING * old:
             return True
     return False
+
+
+def _is_kept_otherwise(before_s: float, now_s: float, elapsed_s: float) -> bool:
+    """Tell whether it stays in memory for another time than was told."""
+    if min(before_s, now_s) <= 0:  # for ever, or not told
+        return before_s != now_s
+    return abs(before_s - elapsed_s - now_s) > EXPIRY_TOLD_S
 
 
 def _lasting(model: OfferedModel) -> Budget | None:

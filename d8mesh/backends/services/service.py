@@ -8,6 +8,7 @@ of all this.
 from __future__ import annotations
 
 import contextlib
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,9 +22,12 @@ from d8mesh.backends.backend import (
     Availability,
     Backend,
     ChatRun,
+    LetsGo,
     Managed,
     ModelInfo,
+    Tells,
 )
+from d8mesh.backends.services.descriptions import Descriptions
 from d8mesh.backends.services.meters import MAX_PAUSED_CHARS, Meters
 from d8mesh.backends.services.whereabouts import Whereabouts, whereabouts
 from d8mesh.core.protocol.chat import (
@@ -32,6 +36,7 @@ from d8mesh.core.protocol.chat import (
     Completion,
     EmbeddingRequest,
     Embeddings,
+    JsonObject,
     Origin,
     Piece,
 )
@@ -42,6 +47,9 @@ from d8mesh.errors import BackendError, InvalidTaskError
 #: One token of a model that is in memory; one that is not gets what any first token gets, and
 #: the time that loading is known to take.
 CHECK_S: Final = 60.0
+#: As much of a date, and of the time that a model is kept, as travels.
+MAX_MODIFIED_CHARS: Final = 64
+MOST_KEPT_S: Final = 1e9
 #: That a name stands for another address now is noticed after so long.
 PLACE_AGE_S: Final = 60.0
 
@@ -76,6 +84,7 @@ class Service:
         backend: what speaks with it.
         on_change: told whenever something of it has changed, in the middle of requests too: of
             which model, None for all of it.
+        on_described: told the service's id, a model, and what is said of it at length.
         beside: does something that may take minutes; by itself that is done at once.
 
     Thread: `look` one at a time; the rest any.
@@ -87,6 +96,7 @@ class Service:
         *,
         clocks: RequestClocks | None = None,
         on_change: Callable[[Service, str | None], None] = lambda service, model: None,
+        on_described: Callable[[str, str, JsonObject], None] = lambda service, model, told: None,
         beside: Callable[[Callable[[], None]], None] = lambda do: do(),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -105,6 +115,7 @@ class Service:
         self._clocks, self._clock = clocks or RequestClocks(), clock
         self._on_change, self._beside = on_change, beside
         self._meters = Meters(self._changed, clock=clock)
+        self._descriptions = Descriptions(on_described)
         self._place = Whereabouts("", "", is_local=False)
         self._placed_url, self._placed_at = "", float("-inf")
         #: models that have answered since the last look began, and when: they are in memory
@@ -187,6 +198,7 @@ class Service:
                 self._meters.probe_begins(name)
                 self._beside(partial(self._check, name))
         self._changed()
+        self._describe()
         return before != seen
 
     def next_look_s(self, every_s: float) -> float:
@@ -218,6 +230,12 @@ class Service:
 
     def _changed(self, model: str | None = None) -> None:
         self._on_change(self, model)
+
+    def _describe(self) -> None:
+        """Have told at length, once for each content, what it has."""
+        news = self._descriptions.news(self.installed.values())
+        if news and isinstance(self.backend, Tells):
+            self._beside(partial(self._descriptions.tell, self.backend, self.id, news))
 
     # ------------------------------------------------------------------ requests
 
@@ -254,16 +272,17 @@ class Service:
             measured.answered(made.usage, made.timing)
         return replace(made, origin=self._origin())
 
-    def warm(self, placement: Placement) -> None:
+    def warm(self, placement: Placement, *, keep_alive: object = None) -> None:
         """Load a model: tasks for it will come.
 
         Raises:
             BackendError: it does not come into memory.
         """
         began, within_s = self._clock(), self._clocks.first_token_s
+        model, options = placement.model, placement.options
         with self._looked_at_after_failure():
             try:
-                self.backend.load(placement.model, placement.options, within_s=within_s)
+                self.backend.load(model, options, within_s=within_s, keep_alive=keep_alive)
             except BackendError as error:
                 self._meters.failed(placement.model, error)
                 raise
@@ -271,6 +290,20 @@ class Service:
             self._answered[placement.model] = self._clock()
             self._changed(placement.model)
         self.needs_look.set()  # to tell that it is loaded
+
+    def unload(self, model: str) -> None:
+        """Have a model leave the memory, once nobody uses it.
+
+        Raises:
+            InvalidTaskError: the service cannot be told to.
+            BackendError: that cannot be done now.
+        """
+        if not isinstance(self.backend, LetsGo):
+            raise InvalidTaskError(f"{self.backend.kind}: it cannot be told to let go of a model")
+        with self._looked_at_after_failure():
+            self.backend.unload(model, within_s=self._clocks.first_token_s)
+        self._answered.pop(model, None)
+        self.needs_look.set()  # to tell that it is gone
 
     @contextlib.contextmanager
     def _looked_at_after_failure(self) -> Iterator[None]:
@@ -296,6 +329,11 @@ class Service:
         return Origin(service=self.id, machine=self.machine, backend=kind, is_cloud=is_cloud)
 
     # ------------------------------------------------------------------ what is told
+
+    def is_loaded(self, model: str) -> bool:
+        """Return whether a model of this name, which is its own, is in memory."""
+        info = self.installed.get(model)
+        return info is not None and self._is_loaded(info)
 
     def load_of(self, model: str) -> tuple[bool, float]:
         """Return whether `model` is paused, and how full its slots are."""
@@ -345,6 +383,11 @@ class Service:
             output_tokens=figures.output_tokens,
             paused=figures.paused,
             budget=None if self._account is None else self._account.budget(info.name),
+            modified_at=info.changed_at[:MAX_MODIFIED_CHARS],
+            details=dict(info.details),
+            context_tokens=info.context_length or info.most_context,
+            vram_bytes=info.vram_bytes,
+            expires_s=_left_s(info.kept_until, self._clock()) if info.is_loaded else 0.0,
         )
 
     def _is_loaded(self, info: ModelInfo) -> bool:
@@ -374,6 +417,13 @@ class Service:
                 for model in told.models
             ],
         }
+
+
+def _left_s(kept_until: float, now: float) -> float:
+    """Return how long a model stays in memory, as `OfferedModel` tells it."""
+    if kept_until == math.inf:
+        return -1.0
+    return min(max(kept_until - now, 0.0), MOST_KEPT_S)
 
 
 def _tokens_of(request: ChatRequest) -> int:

@@ -34,6 +34,7 @@ from d8mesh.core.broker.state import (
     ClientState,
     Continuation,
     EraseDue,
+    GiveUp,
     PassDeadline,
     Policy,
     Reply,
@@ -386,6 +387,8 @@ class Dispatcher:
         match timer:
             case Retry(task_id):
                 self._returns.retry(task_id)
+            case GiveUp():
+                self._returns.give_up(timer)
             case PassDeadline(session, first):
                 self._scheduler.pass_deadline(session, first)
             case SayOwed(worker_id):
@@ -404,7 +407,7 @@ class Dispatcher:
             return table.batch_at(timer.session, timer.first) is not None
         if isinstance(timer, EraseDue):
             return timer.task_id in table.erasures
-        return not isinstance(timer, Retry) or timer.task_id in table.tasks
+        return not isinstance(timer, Retry | GiveUp) or timer.task_id in table.tasks
 
     def _forgive(self, now: float) -> None:
         """The broker was stopped or starved: leases start anew, attempts get the time back."""

@@ -82,6 +82,14 @@ class Retry(Struct, frozen=True, gc=False):
     task_id: str
 
 
+class GiveUp(Struct, frozen=True, gc=False):
+    """Somebody waits for a task whose attempt `n` failed, with this result."""
+
+    task_id: str
+    n: int
+    payload: bytes
+
+
 class PassDeadline(Struct, frozen=True, gc=False):
     """The tasks of a batch that are not finished are too late."""
 
@@ -105,7 +113,7 @@ class EraseDue(Struct, frozen=True, gc=False):
     task_id: str
 
 
-Timer: TypeAlias = Retry | PassDeadline | SayOwed | CatchUp | EraseDue
+Timer: TypeAlias = Retry | GiveUp | PassDeadline | SayOwed | CatchUp | EraseDue
 
 
 class TellOutcomes(Struct, frozen=True, gc=False):

@@ -16,11 +16,13 @@ from d8mesh.core.protocol.messages import (
     MAX_NAMES,
     MAX_SERVICES,
     Budget,
+    Described,
     Measured,
     OfferedModel,
     OfferedService,
     Services,
 )
+from d8mesh.core.protocol.service_messages import MAX_DESCRIPTION_BYTES
 from d8mesh.core.worker.broker_session import NEVER, BrokerSession
 from d8mesh.core.worker.effects import SendOn, WorkerEffect
 
@@ -28,6 +30,10 @@ from d8mesh.core.worker.effects import SendOn, WorkerEffect
 TOLD_TOGETHER_S: Final = 0.05
 #: All of it is told again after this long: what was lost on its way, or overtaken, is mended.
 TOLD_AGAIN_S: Final = 30.0
+#: What is said of all models at length, of a few hundred.
+MAX_DESCRIBED_BYTES: Final = 16 * 1024 * 1024
+#: Of a model that was to leave the memory by now, and has not been seen to: 0 would be "not told".
+LEAST_LEFT_S: Final = 0.001
 
 
 class ServiceOffer:
@@ -46,6 +52,9 @@ class ServiceOffer:
         self._is_open, self._is_all_new = True, False
         self._told_all = 0.0
         self._changed: dict[str, dict[str, None]] = {}
+        #: what is said at length, by content; and of that, what is still to be told
+        self._described: dict[tuple[str, str], Described] = {}
+        self._untold: list[Described] = []
 
     def offer(self, types: Iterable[str], services: Iterable[OfferedService], now: float) -> None:
         """Change all of it; it is told with what else changes soon, other types at once."""
@@ -56,6 +65,7 @@ class ServiceOffer:
             each.id: {model.name: (model, now) for model in each.models}
             for each in self._services.values()
         }
+        self._forget_descriptions()
         if not (self._services or self.is_any):
             return
         self.is_any = self._is_all_new = True
@@ -79,6 +89,27 @@ class ServiceOffer:
             known[model.name] = (model, now)
             self._changed.setdefault(service, {})[model.name] = None
             self._tell_by(now if is_urgent else now + TOLD_TOGETHER_S)
+
+    def described(self, service: str, model: str, payload: bytes, now: float) -> None:
+        """Tell a model at length, once in each session; one content of two names is one."""
+        known = self._models.get(service, {}).get(model)
+        size = sum(len(each.payload) for each in self._described.values()) + len(payload)
+        if known is None or len(payload) > MAX_DESCRIPTION_BYTES or size > MAX_DESCRIBED_BYTES:
+            return
+        key = ("", known[0].digest) if known[0].digest else (service, model)
+        if key not in self._described:
+            self._described[key] = Described(service, model, payload)
+            self._untold.append(self._described[key])
+            self._tell_by(now + TOLD_TOGETHER_S)
+
+    def _forget_descriptions(self) -> None:
+        """Keep what is said at length only of what is offered."""
+        there = {
+            ("", model.digest) if model.digest else (service, name)
+            for service, models in self._models.items()
+            for name, (model, _) in models.items()
+        }
+        self._described = {key: each for key, each in self._described.items() if key in there}
 
     def _tell_by(self, due: float) -> None:
         self.due = min(self.due, due)
@@ -106,9 +137,16 @@ class ServiceOffer:
                 for service, names in self._changed.items()
             ]
             told += [SendOn(broker.key, change) for broker in up for change in changes]
+        told += [SendOn(broker.key, each) for broker in up for each in self._untold]
+        self._untold.clear()
         self._changed.clear()
         self._is_all_new, self.due = False, self._told_all + TOLD_AGAIN_S
         return told
+
+    def all_told(self, broker: BrokerSession, now: float) -> list[WorkerEffect]:
+        """Return all that a broker is told that has just welcomed us."""
+        descriptions = [SendOn(broker.key, each) for each in self._described.values()]
+        return [self.told_to(broker, now), *descriptions]
 
     def told_to(self, broker: BrokerSession, now: float) -> SendOn:
         """Return all of it for one broker."""
@@ -125,9 +163,15 @@ class ServiceOffer:
     def _aged(self, service: str, name: str, now: float) -> OfferedModel:
         """Return a model as it would be said now."""
         model, said = self._models[service][name]
-        if model.budget is None or said == now:
+        age_s = max(0.0, now - said)
+        if not age_s or (model.budget is None and model.expires_s <= 0):
             return model
-        return replace(model, budget=_aged(model.budget, max(0.0, now - said)))
+        left_s = max(model.expires_s - age_s, LEAST_LEFT_S)
+        return replace(
+            model,
+            budget=None if model.budget is None else _aged(model.budget, age_s),
+            expires_s=left_s if model.expires_s > 0 else model.expires_s,
+        )
 
 
 def _is_newly_paused(model: OfferedModel, before: Mapping[str, tuple[OfferedModel, float]]) -> bool:

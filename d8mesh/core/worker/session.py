@@ -249,7 +249,7 @@ class WorkerSession:
         self._kept.hand_over(broker)
         broker.take_back_unacknowledged(now + 1)
         if self.services.is_any:
-            effects.append(self.services.told_to(broker, now))
+            effects += self.services.all_told(broker, now)
         return effects + self._pass_on(broker) + self._flush(broker, now) + self._offer(now)
 
     def _refused(self, message: Refused, broker: BrokerSession, now: float) -> list[WorkerEffect]:

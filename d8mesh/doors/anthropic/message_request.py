@@ -26,7 +26,7 @@ from d8mesh.handlers.field_values import (
 )
 
 #: Those that have an effect, or whose absence is none.
-_MESSAGE_REQUEST_FIELDS: Final = frozenset(
+MESSAGE_REQUEST_FIELDS: Final = frozenset(
     {"cache_control", "max_tokens", "messages", "model", "output_config", "output_format",
      "stop_sequences", "stream", "system", "temperature", "thinking", "tool_choice", "tools",
      "top_k", "top_p"}
@@ -101,7 +101,7 @@ def _ignored(body: Mapping[str, Any]) -> tuple[str, ...]:
     thinking = body.get("thinking")
     has_budget = isinstance(thinking, Mapping) and thinking.get("budget_tokens") is not None
     unknown = [
-        str(name) for name, value in body.items() if name not in _MESSAGE_REQUEST_FIELDS and value
+        str(name) for name, value in body.items() if name not in MESSAGE_REQUEST_FIELDS and value
     ]
     return tuple(sorted(unknown)) + (("thinking.budget_tokens",) if has_budget else ())
 

@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Any, Final, NamedTuple, TypeAlias
 
 from d8mesh.doors.batches.answer_lines import AnswerLine, answered
 from d8mesh.doors.batches.asking import AskedLine, EndedLine
@@ -27,9 +27,20 @@ from d8mesh.doors.openai.responses_request import asked_of_response
 from d8mesh.errors import D8Error, InvalidTaskError, ModelUnknownError
 from d8mesh.nodes.client.results import decoded
 
+#: The data of a task.
+PlacedData: TypeAlias = Mapping[str, Any]
 _ANSWERED: Final = 200
 #: How a task ends whose model nobody has: the orchestrator refuses it.
 _UNKNOWN_CODES: Final = frozenset({"task.invalid", "task.failed"})
+
+
+class LineForm(NamedTuple):
+    """How a line's answer is to be written."""
+
+    endpoint: str
+    asked: AskedOfModels
+    #: not as OpenAI has it
+    is_plain: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,16 +72,7 @@ class BatchRequests:
 
     def asked(self, endpoint: str, number: int, custom_id: str, body: object) -> AskedLine:
         """Return what a request asks for, or why it cannot be asked."""
-        try:
-            known = _FORMS_OF.get(endpoint)
-            if known is None:
-                raise InvalidTaskError(f"url: {endpoint} is not served here")
-            asked = known.asked(body)
-        except D8Error as error:
-            return AskedLine(number, custom_id, error=error)
-        tasks = tuple(replace(task, data=_data_of(task)) for task in asked.tasks)
-        form = endpoint, replace(asked, tasks=tuple(replace(task, data={}) for task in tasks))
-        return AskedLine(number, custom_id, tasks, form)
+        return asked_line(endpoint, number, custom_id, body, placed_strictly)
 
     async def answered(self, run: str, lines: Sequence[EndedLine]) -> list[AnswerLine]:
         """Return the lines that tell how requests were answered."""
@@ -92,8 +94,33 @@ class BatchRequests:
             return False
 
 
-def _data_of(task: LlmTask) -> Mapping[str, Any]:
-    """Return the data of a task that nobody listens to."""
+def asked_line(
+    endpoint: str,
+    number: int,
+    custom_id: str,
+    body: object,
+    placed: Callable[[LlmTask], PlacedData],
+) -> AskedLine:
+    """Return what a request asks for, or why it cannot be asked.
+
+    Args:
+        placed: returns the data of a task with who may run it.
+    """
+    try:
+        known = _FORMS_OF.get(endpoint)
+        if known is None:
+            raise InvalidTaskError(f"url: {endpoint[:80]!r} is not served here")
+        asked = known.asked(body)
+    except D8Error as error:
+        return AskedLine(number, custom_id, error=error)
+    tasks = tuple(replace(task, data=placed(task)) for task in asked.tasks)
+    emptied = replace(asked, tasks=tuple(replace(task, data={}) for task in tasks))
+    form = LineForm(endpoint, emptied)
+    return AskedLine(number, custom_id, tasks, form)
+
+
+def placed_strictly(task: LlmTask) -> PlacedData:
+    """Return the data of a task that nobody listens to, for its model alone."""
     return {name: value for name, value in data_of(task).items() if name != "pieces"}
 
 
@@ -112,7 +139,7 @@ def _line(run: str, line: EndedLine, unknown: Collection[str], now_at: int) -> A
 
 
 def body_of(line: EndedLine, unknown: Collection[str], now_at: int) -> Mapping[str, Any]:
-    """Return the answer to a line.
+    """Return the answer to a line as OpenAI has it.
 
     Args:
         unknown: models that nobody has.
@@ -120,19 +147,33 @@ def body_of(line: EndedLine, unknown: Collection[str], now_at: int) -> Mapping[s
     Raises:
         D8Error: there is none; the error says why.
     """
+    answers = answers_of(line, unknown)
+    form = form_of(line)
+    try:
+        return _FORMS_OF[form.endpoint].body(form.asked, answers, now_at)
+    except Exception as error:  # a worker has made a result that is none: the other lines go on
+        raise D8Error("the answer is not of the form that it must have") from error
+
+
+def answers_of(line: EndedLine, unknown: Collection[str]) -> list[LlmAnswer]:
+    """Return the answers of a line's tasks; raises as `body_of` does."""
     if line.error is not None:
         raise line.error
-    assert isinstance(line.form, tuple)
-    endpoint, asked = line.form
+    asked = form_of(line).asked
     try:
-        answers = [
+        return [
             answer_of(end.task_id, task, end.outcome)
             for end, task in zip(line.ends, asked.tasks, strict=True)
         ]
-        return _FORMS_OF[endpoint].body(asked, answers, now_at)
     except D8Error as error:
         if asked.model in unknown and error.code in _UNKNOWN_CODES:
             raise ModelUnknownError(f"The model {asked.model!r} does not exist") from error
         raise
-    except Exception as error:  # a worker has made a result that is none: the other lines go on
+    except Exception as error:  # as above
         raise D8Error("the answer is not of the form that it must have") from error
+
+
+def form_of(line: EndedLine) -> LineForm:
+    """Return how the answer of a line that could be asked is to be written."""
+    assert isinstance(line.form, LineForm)
+    return line.form

@@ -166,6 +166,16 @@ class Asking:
                 each.cancel()
             await asyncio.gather(feeder, *self._following, return_exceptions=True)
 
+    @property
+    def waiting_id(self) -> str:
+        """The id of a task that has not ended; "" if there is none."""
+        for sent in self._sent:
+            submission = sent.submission
+            for index in range(submission.count if submission.is_accepted else 0):
+                if not submission.is_known(index):
+                    return submission.task_id(index)
+        return ""
+
     async def stop(self) -> None:
         """Ask nothing more, and cancel what is under way; `run` returns when all that has ended."""
         self._is_stopped = True

@@ -18,7 +18,7 @@ from d8mesh.errors import QueueFullError
 MAX_BATCHES: Final = 2000
 #: Of them those that are not finished.
 MAX_UNFINISHED: Final = 200
-_PREFIX: Final = "batch_"
+_BATCH_PREFIX: Final = "batch_"
 
 
 class BatchStatus(StrEnum):
@@ -81,7 +81,7 @@ class LlmBatch(msgspec.Struct, kw_only=True):
     @property
     def run(self) -> str:
         """The digits of its id."""
-        return self.id.removeprefix(_PREFIX)
+        return self.id.removeprefix(_BATCH_PREFIX)
 
     @property
     def is_final(self) -> bool:
@@ -142,9 +142,10 @@ class BatchFolder:
 
     def open(self) -> None:
         """Read what is there."""
-        self._folder.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(OSError):  # who makes a batch is told why that fails
+            self._folder.mkdir(parents=True, exist_ok=True)
         found: list[LlmBatch] = []
-        for path in self._folder.glob(f"{_PREFIX}*.json"):
+        for path in self._folder.glob(f"{_BATCH_PREFIX}*.json"):
             with contextlib.suppress(OSError, msgspec.DecodeError):
                 found.append(msgspec.json.decode(path.read_bytes(), type=LlmBatch))
         found.sort(key=lambda each: (each.created_at, each.id))
@@ -153,7 +154,7 @@ class BatchFolder:
     @staticmethod
     def new_id() -> str:
         """Return an id that is not in use."""
-        return f"{_PREFIX}{secrets.token_hex(12)}"
+        return f"{_BATCH_PREFIX}{secrets.token_hex(12)}"
 
     def find(self, batch_id: str) -> LlmBatch | None:
         """Return a batch; None: there is none of this id."""

@@ -26,7 +26,7 @@ from d8mesh.http.routes import Door, HttpRoute, Request
 from d8mesh.nodes.client.aio.node import AsyncNode
 
 #: In the data folder; the door's name, too.
-ROOM: Final = "batches"
+DOOR_FOLDER: Final = "batches"
 #: Of a list, as OpenAI has it.
 MAX_FILES_LISTED: Final = 10_000
 MAX_BATCHES_LISTED: Final = 100
@@ -41,7 +41,7 @@ _Stored = TypeVar("_Stored", StoredFile, LlmBatch)
 
 def batch_runner(config: Config, mesh: AsyncNode, models: FindsModels) -> BatchRunner:
     """Return what runs the batches of this orchestrator, in its data folder."""
-    folder = Path(config.data_dir) / ROOM
+    folder = Path(config.data_dir) / DOOR_FOLDER
     reserve_bytes = config.disk_reserve_mb * 1_000_000
     delivered = DeliveredAnswers(mesh, keeps_all=config.keep_chats)
     return BatchRunner(
@@ -49,7 +49,7 @@ def batch_runner(config: Config, mesh: AsyncNode, models: FindsModels) -> BatchR
         FileFolder(folder / "files", reserve_bytes),
         BatchFolder(folder),
         BatchRequests(models, delivered),
-        lambda batch: TaskSource(ROOM, batch.address, batch.program).text(),
+        lambda batch: TaskSource(DOOR_FOLDER, batch.address, batch.program).text(),
     )
 
 

@@ -62,14 +62,15 @@ class FileFolder:
         Args:
             kept: ids of files that are still being written.
         """
-        self._folder.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(OSError):  # who writes a file is told why that fails
+            self._folder.mkdir(parents=True, exist_ok=True)
         found: list[StoredFile] = []
         for note in self._folder.glob("file-*.json"):
             with contextlib.suppress(OSError, msgspec.DecodeError):
                 found.append(msgspec.json.decode(note.read_bytes(), type=StoredFile))
         self._files = {each.id: each for each in sorted(found, key=_order)}
         owned = {*self._files, *kept}
-        for path in self._folder.iterdir():
+        for path in self._folder.glob("*"):
             if path.name.partition(".")[0] not in owned and not path.name.endswith(".json"):
                 with contextlib.suppress(OSError):
                     path.unlink()

@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Final
 
 from d8mesh.doors.llm.asked import LlmAnswer
 from d8mesh.doors.llm.callers import caller_of
 from d8mesh.doors.llm.chats import Chats
+from d8mesh.doors.llm.ignored import ignored_fields_header
 from d8mesh.doors.openai.asked import AskedOfModels
 from d8mesh.doors.openai.calls import LlmCall
 from d8mesh.doors.openai.errors import named
-from d8mesh.doors.openai.fields import MAX_FIELD_CHARS, MAX_IGNORED_NAMES
+from d8mesh.errors import InvalidTaskError
 from d8mesh.http.answers import Response, answer
 from d8mesh.http.off_loop import off_loop
 from d8mesh.http.routes import Request
 from d8mesh.http.strict import parse_lenient_json
 
 OPENAI_DOOR: Final = "openai"
-#: Names the fields of a request that have no effect.
-IGNORED: Final = "X-D8-Ignored"
 #: A number of a vector takes about so many bytes in an answer.
 _NUMBER_BYTES: Final = 20
 
@@ -33,6 +32,8 @@ class CallAnswers:
 
     def asked(self, body: bytes) -> AskedOfModels:
         """Return what a body asks; raises `InvalidTaskError`."""
+        if not body.strip():
+            raise InvalidTaskError("the body is empty: expected a JSON object")
         return self._call.asked(parse_lenient_json(body))
 
     async def answer(self, request: Request) -> Response:
@@ -52,19 +53,8 @@ class CallAnswers:
             )
             response.headers |= self._chats.headers(answers)
             ignored += [name for each in answers for name in _ignored_by(each)]
-        response.headers |= named() | ignored_header(ignored)
+        response.headers |= named() | ignored_fields_header(ignored)
         return response
-
-
-def ignored_header(names: Iterable[str]) -> dict[str, str]:
-    """Return the header that names fields without effect, if there are any; printable ASCII."""
-    told = list(dict.fromkeys(names))
-    plain = [
-        "".join(each for each in name if each.isascii() and each.isprintable())[:MAX_FIELD_CHARS]
-        for name in told[:MAX_IGNORED_NAMES]
-    ]
-    more = [f"and {len(told) - MAX_IGNORED_NAMES} more"] if len(told) > MAX_IGNORED_NAMES else []
-    return {IGNORED: ", ".join([*plain, *more])} if told else {}
 
 
 def _ignored_by(answered: LlmAnswer) -> Sequence[str]:

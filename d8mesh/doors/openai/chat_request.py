@@ -9,7 +9,7 @@ from d8mesh.doors.llm.asked import LlmTask
 from d8mesh.doors.openai.asked import AskedOfModels
 from d8mesh.doors.openai.conversation import conversation_of
 from d8mesh.doors.openai.fields import RequestFields
-from d8mesh.doors.openai.sampling import choices_of, sampling_of, several
+from d8mesh.doors.openai.sampling import OWN_DEFAULTS, choices_of, sampling_of, several
 from d8mesh.doors.openai.tools import offered_tools
 from d8mesh.errors import InvalidTaskError
 from d8mesh.handlers.chat_fields import MAX_TOP_LOGPROBS, THINK_LEVELS, agent_request
@@ -49,7 +49,7 @@ def asked_of_chat(body: object) -> AskedOfModels:
         "logprobs": fields.switch("logprobs") or bool(top_logprobs) or None,
         "top_logprobs": top_logprobs,
     }
-    data = {"messages": conversation.messages, **sampling, **tools}
+    data = {"messages": conversation.messages, **sampling, **tools, **OWN_DEFAULTS}
     data |= {name: value for name, value in more.items() if value is not None}
     agent_request({**data, "model": model})  # so that all that is wrong is told at once
     has_usage = usage_wished(fields)

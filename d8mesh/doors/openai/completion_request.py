@@ -8,7 +8,7 @@ from d8mesh.doors.llm.asked import LlmTask
 from d8mesh.doors.openai.asked import AskedOfModels
 from d8mesh.doors.openai.chat_request import usage_wished
 from d8mesh.doors.openai.fields import RequestFields
-from d8mesh.doors.openai.sampling import MAX_CHOICES, choices_of, sampling_of, several
+from d8mesh.doors.openai.sampling import MAX_CHOICES, OWN_DEFAULTS, choices_of, sampling_of, several
 from d8mesh.errors import InvalidTaskError
 from d8mesh.handlers.chat_fields import MAX_TOP_LOGPROBS, generate_request
 
@@ -31,7 +31,7 @@ def asked_of_completion(body: object) -> AskedOfModels:
     model = fields.required_text("model")
     prompts = texts_of(fields, "prompt", most=MAX_PROMPTS)
     sampling, ignored = sampling_of(fields)
-    data: dict[str, Any] = {**sampling, **_logprobs(fields)}
+    data: dict[str, Any] = {**sampling, **_logprobs(fields), **OWN_DEFAULTS}
     if suffix := fields.text("suffix"):
         data["suffix"] = suffix
     for name in ("raw", "think"):  # Ollama's own

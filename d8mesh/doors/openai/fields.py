@@ -13,9 +13,7 @@ from d8mesh.core.protocol.json_model import MAX_INT, MIN_INT
 from d8mesh.errors import InvalidTaskError
 from d8mesh.handlers.field_values import number_of
 
-#: Names of fields that are told to a caller.
-MAX_IGNORED_NAMES: Final = 32
-#: Of such a name.
+#: Of the name of a field that is told to a caller.
 MAX_FIELD_CHARS: Final = 64
 
 

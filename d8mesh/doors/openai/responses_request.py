@@ -19,7 +19,7 @@ from d8mesh.handlers.chat_fields import MAX_TEMPERATURE, MAX_TOKENS, MAX_TOP_LOG
 
 #: Fields that would change the answer, and why they cannot be obeyed.
 _NOT_KEPT: Final = "nothing is kept here: send the whole conversation in input"
-_UNDOABLE: Final[Mapping[str, str]] = {
+REFUSED_IN_RESPONSES: Final[Mapping[str, str]] = {
     "previous_response_id": _NOT_KEPT,
     "conversation": _NOT_KEPT,
     "prompt": "there are no stored prompts here: send instructions and input",
@@ -37,7 +37,7 @@ def asked_of_response(body: object) -> AskedOfModels:
     """
     fields = RequestFields(body)
     model = fields.required_text("model")
-    fields.refuse(_UNDOABLE)
+    fields.refuse(REFUSED_IN_RESPONSES)
     conversation = conversation_of_items(fields.text("instructions"), fields.get(INPUT))
     functions, left_out = _functions(fields)
     tools, _ = offered_tools(functions)

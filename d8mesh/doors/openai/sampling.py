@@ -15,6 +15,8 @@ MAX_CHOICES: Final = 16
 MAX_PENALTY: Final = 2
 #: Texts that end an answer; OpenAI takes 4.
 MAX_STOPS: Final = 64
+#: What is absent is left to the model, and not to the settings of a worker.
+OWN_DEFAULTS: Final[Mapping[str, Any]] = {"model_defaults": True}
 #: Also written so, by servers whose clients come here too.
 _ALSO_NAMED: Final[Mapping[str, str]] = {"repetition_penalty": "repeat_penalty"}
 #: What ``options`` call what has another name beside them.
@@ -26,7 +28,7 @@ _ALSO_INSIDE: Final = OPTION_FIELDS | {"temperature", "max_tokens"}
 def sampling_of(fields: RequestFields) -> tuple[dict[str, Any], set[str]]:
     """Return the data that says how to generate, and which of its fields have no effect.
 
-    What is absent is left to the model, and not to the settings of a worker.
+    What is absent stays absent; see `OWN_DEFAULTS`.
 
     Raises:
         InvalidTaskError: a field is not what it must be; names it.
@@ -41,9 +43,8 @@ def sampling_of(fields: RequestFields) -> tuple[dict[str, Any], set[str]]:
         "stop": _stops(fields),
         "keep_alive": fields.get("keep_alive"),
         "truncate": fields.switch("truncate"),
-        "min_tokens": fields.whole("min_tokens", low=0, high=MAX_TOKENS),
+        "min_tokens": fields.whole("min_tokens", low=0, high=MAX_TOKENS) or None,
         "logit_bias": fields.mapping("logit_bias") or None,
-        "model_defaults": True,
     }
     for name in ("frequency_penalty", "presence_penalty"):
         data[name] = fields.number(name, low=-MAX_PENALTY, high=MAX_PENALTY)

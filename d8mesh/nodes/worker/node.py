@@ -197,6 +197,10 @@ class Worker:
         said = tuple(models)
         self._change(lambda session, now: session.services.measured(service, said, now))
 
+    def described(self, service: str, model: str, payload: bytes) -> None:
+        """Say at length what a model of a service is; see `Described`. Thread: any."""
+        self._change(lambda session, now: session.services.described(service, model, payload, now))
+
     def on_warm(self, load: Callable[[Placement], None]) -> None:
         """Have `load` called, on a thread of its own, when a model had better be loaded."""
         self._warmer.load = load

@@ -14,12 +14,12 @@ from d8mesh.backends.ollama.catalogue import (
     IS_CLOUD,
     IS_EMBEDDING,
     MAX_CAPABILITIES,
-    MAX_TOLD_CHARS,
     Catalogue,
     Shown,
     kept_until_of,
     why_not,
 )
+from d8mesh.backends.ollama.descriptions import MAX_TOLD_CHARS
 from d8mesh.errors import BackendAnswerError
 from tests.ollama_server import OllamaServer
 

@@ -59,6 +59,8 @@ def test_a_probe_tells_all_of_each_model(standin: OllamaStandin) -> None:
         can=frozenset({"completion", "tools"}),
         is_loaded=True,
         context_length=8192,
+        most_context=131_072,
+        vram_bytes=2_000_000_000,
         changed_at=info.changed_at,
     )
     assert len(info.digest) == 64

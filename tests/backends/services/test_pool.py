@@ -110,6 +110,27 @@ def test_figures_are_told_when_they_have_changed_by_more_than_a_twentieth(
     assert is_worth_telling(before, structs.replace(before, **changes)) is is_told
 
 
+@pytest.mark.parametrize(
+    ("before_s", "now_s", "is_told"),
+    [
+        (900.0, 890.0, False),
+        (900.0, 885.0, False),
+        (900.0, 905.0, True),
+        (900.0, 60.0, True),
+        (0.0, 0.0, False),
+        (0.0, 900.0, True),
+        (900.0, 0.0, True),
+        (-1.0, -1.0, False),
+        (-1.0, 900.0, True),
+    ],
+)
+def test_how_long_a_model_stays_is_told_when_it_changes_and_not_as_time_passes(
+    before_s: float, now_s: float, is_told: bool
+) -> None:
+    before, now = OfferedModel("m", expires_s=before_s), OfferedModel("m", expires_s=now_s)
+    assert is_worth_telling(before, now, 10.0) is is_told
+
+
 def test_a_failure_is_told_before_the_caller_hears_of_it() -> None:
     scene = Scene(up("a"))
     scene.pool.look()

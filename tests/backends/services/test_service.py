@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from dataclasses import replace
 
@@ -104,6 +105,30 @@ def test_an_answer_says_where_it_ran_and_was_heard_by_the_caller(scene: Scene) -
     made = scene.service.embed(texts("e"), run_at())
     assert made.origin == done.origin
     assert scene.service.offered().models[2].requests == 1
+
+
+def test_what_its_list_and_its_memory_tell_is_offered() -> None:
+    now = 100.0
+    kept = ModelInfo(
+        name="a",
+        is_loaded=True,
+        context_length=4096,
+        most_context=9000,
+        kept_until=160.0,
+        changed_at="2026-11-29T15:00:00Z",
+        details={"family": "llama"},
+        vram_bytes=7,
+    )
+    pinned = replace(kept, name="b", kept_until=math.inf)
+    away = replace(kept, name="c", is_loaded=False, context_length=0, vram_bytes=0)
+    seen = replace(up("a", "b", "c"), details={each.name: each for each in (kept, pinned, away)})
+    service = Service(ScriptedBackend(URL, seen), clock=lambda: now)
+    service.look()
+    told = service.offered().models
+    assert [each.expires_s for each in told] == [60.0, -1.0, 0.0]
+    assert [each.context_tokens for each in told] == [4096, 4096, 9000]
+    assert [each.vram_bytes for each in told] == [7, 7, 0]
+    assert (told[0].modified_at, told[0].details) == (kept.changed_at, {"family": "llama"})
 
 
 def test_each_request_gets_the_clocks_of_the_settings(scene: Scene) -> None:

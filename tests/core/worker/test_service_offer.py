@@ -5,6 +5,7 @@ from __future__ import annotations
 from d8mesh.core.protocol.messages import (
     MAX_NAMES,
     Budget,
+    Described,
     Measured,
     Message,
     OfferedModel,
@@ -12,6 +13,7 @@ from d8mesh.core.protocol.messages import (
     Placement,
     Services,
 )
+from d8mesh.core.protocol.service_messages import MAX_DESCRIPTION_BYTES
 from d8mesh.core.worker.broker_session import NEVER, BrokerSession
 from d8mesh.core.worker.service_offer import TOLD_AGAIN_S, TOLD_TOGETHER_S, ServiceOffer
 
@@ -174,3 +176,42 @@ def test_what_a_budget_says_is_as_of_when_it_is_told() -> None:
     assert (later.day_requests, later.day_tokens) == (5, 50)
     tomorrow = at(100.0)
     assert (tomorrow.day_requests, tomorrow.day_tokens, tomorrow.day_left_s) == (0, 0, 0.0)
+
+
+# --- at length --------------------------------------------------------------------------
+
+
+def test_what_is_said_at_length_is_told_once_and_to_who_comes_later() -> None:
+    offer = offering(service("s", OfferedModel("m", "sha"), OfferedModel("n", "sha")))
+    offer.described("s", "m", b"{}", 2.0)
+    offer.described("s", "n", b"{}", 2.0)  # the same content by another name
+    offer.described("s", "x", b"{}", 2.0)  # not offered
+    said = Described("s", "m", b"{}")
+    assert told(offer, offer.due) == [said]
+    assert told(offer, 3.0) == []
+    (late,) = brokers("b")
+    assert [each.message for each in offer.all_told(late, 4.0)][1:] == [said]  # type: ignore[union-attr]
+
+
+def test_what_is_not_offered_any_more_is_not_described() -> None:
+    offer = offering(service("s", M))
+    offer.described("s", "m", b"{}", 2.0)
+    offer.offer(["agent_action"], [service("s", N)], 3.0)
+    assert len(offer.all_told(brokers("b")[0], 4.0)) == 1
+
+
+def test_what_is_too_long_is_not_told() -> None:
+    offer = offering(service("s", M))
+    offer.described("s", "m", bytes(MAX_DESCRIPTION_BYTES + 1), 2.0)
+    assert len(offer.all_told(brokers("b")[0], 4.0)) == 1
+
+
+def test_how_long_a_model_stays_gets_shorter_until_it_is_said() -> None:
+    offer = offering(service("s", OfferedModel("m", expires_s=60.0), OfferedModel("n")))
+    (said,) = told(offer, 1.0 + TOLD_AGAIN_S)
+    assert isinstance(said, Services)
+    left = [model.expires_s for model in said.services[0].models]
+    assert left == [60.0 - 1.0 - TOLD_AGAIN_S, 0.0]
+    (later,) = told(offer, 1.0 + 3 * TOLD_AGAIN_S)
+    assert isinstance(later, Services)
+    assert 0 < later.services[0].models[0].expires_s < 1

@@ -107,3 +107,11 @@ def test_what_cannot_be_written_leaves_the_one_before(
 def test_nobody_else_may_read_what_is_written(tmp_path: Path) -> None:
     write_durably(tmp_path / "a", b"x")
     assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == 0o600
+
+
+def test_a_folder_that_cannot_be_made_ends_nothing(tmp_path: Path) -> None:
+    (tmp_path / "files").write_text("in the way")
+    files = folder(tmp_path)
+    assert list(files.listed()) == []
+    with pytest.raises((DiskLowError, OSError)):
+        stored(files)

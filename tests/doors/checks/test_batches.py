@@ -96,6 +96,22 @@ def test_a_batch_of_chats_is_answered_and_tells_its_tokens(
     assert batch.usage is not None
     usages = [row["response"]["body"]["usage"] for row in rows.values()]
     assert batch.usage.total_tokens == sum(each["total_tokens"] for each in usages) > 0
+    task_id = rows["a"]["response"]["request_id"]
+    task = json.loads(mesh.get(f"/api/tasks/status/{task_id}").body)
+    assert (task["door"], task["caller"].split()[0]) == ("batches", "127.0.0.1")
+
+
+def test_what_was_asked_and_answered_is_erased_once_it_is_in_the_file(
+    client: openai.OpenAI, mesh: LlmMesh
+) -> None:
+    batch = ended(client, made(client, chat("a", text="a secret")))
+    task_id = lines_of(client, batch.output_file_id)["a"]["response"]["request_id"]
+
+    def is_erased() -> bool:
+        task = json.loads(mesh.get(f"/api/tasks/status/{task_id}").body)
+        return bool(task["erased"])
+
+    until(is_erased, "its text to go")
 
 
 def test_embeddings_come_as_they_are_asked_for(client: openai.OpenAI) -> None:
@@ -172,7 +188,9 @@ def test_what_is_wrong_is_raised_by_the_client_as_at_openai(client: openai.OpenA
     with pytest.raises(openai.BadRequestError, match=r"Must be \.jsonl"):
         client.files.create(file=("in.txt", b"x"), purpose="batch")
     with pytest.raises(openai.BadRequestError, match="input_file_id"):
-        client.batches.create(input_file_id="file-none", endpoint=CHATS, completion_window="24h")
+        client.batches.create(
+            input_file_id="file-none", endpoint="/v1/chat/completions", completion_window="24h"
+        )
     with pytest.raises(openai.NotFoundError):
         client.batches.retrieve("batch_none")
 

@@ -174,6 +174,44 @@ def test_check_26_the_official_helper_puts_a_call_together(client: Any) -> None:
     assert answer.choices[0].finish_reason == "tool_calls"
 
 
+@pytest.mark.parametrize("is_streamed", [False, True])
+@pytest.mark.parametrize(
+    ("choice", "called"),
+    [
+        ("none", []),
+        ("auto", []),
+        ("required", ["look"]),
+        ({"type": "function", "function": {"name": "look"}}, ["look"]),
+    ],
+)
+def test_check_26_a_choice_of_tools_is_obeyed(
+    mesh: LlmMesh, choice: object, called: list[str], is_streamed: bool
+) -> None:
+    fields = {"tools": [LOOK], "tool_choice": choice}  # the question names no tool
+    if is_streamed:
+        *chunks, _ = events_of(chat_sent(mesh, stream=True, **fields))
+        choices = [each["choices"][0] for each in chunks]
+        calls = [call for each in choices for call in each["delta"].get("tool_calls", ())]
+        reason = choices[-1]["finish_reason"]
+    else:
+        (found,) = chat_sent(mesh, **fields).json["choices"]
+        calls, reason = found["message"].get("tool_calls", []), found["finish_reason"]
+    assert [call["function"]["name"] for call in calls] == called
+    assert all(json.loads(call["function"]["arguments"]).keys() == {"place"} for call in calls)
+    assert reason == ("tool_calls" if called else "stop")
+
+
+def test_check_26_functions_in_their_older_form_are_called(client: Any) -> None:
+    answer = client.chat.completions.create(
+        model=CHAT,
+        messages=[{"role": "user", "content": "please look"}],
+        functions=[LOOK["function"]],
+    )
+    (choice,) = answer.choices
+    assert choice.finish_reason == "function_call"
+    assert choice.message.function_call.name == "look"
+
+
 def test_check_28_a_call_without_content_and_its_result_reach_the_model_by_name(
     mesh: LlmMesh, client: Any
 ) -> None:

@@ -7,8 +7,10 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
+import msgspec
 import pytest
 
+from d8mesh.core.broker import returns
 from d8mesh.doors.llm import chats, streamed
 from tests.doors.llm.plain_door import ChatMesh, KnownNames, said
 from tests.nodes.mesh import until
@@ -287,3 +289,57 @@ def test_who_is_answered_when_the_process_ends_is_told_which_task_goes_on(
         until(lambda: {each["state"] for each in mesh.tasks()} == {"completed"})
         streaming.leave()
         whole.leave()
+
+
+@pytest.mark.parametrize("stream", [True, False], ids=["streamed", "whole"])
+def test_when_every_machine_fails_a_request_ends_with_the_last_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stream: bool
+) -> None:
+    monkeypatch.setattr(returns, "HOPELESS_S", 0.5)
+    with ExitStack() as stack:
+        mesh = ChatMesh(tmp_path, stack)
+        for _ in range(2):
+            mesh.machine().fault(Kind.LOAD_FAIL)
+        with mesh.ask(5, stream=stream) as asked:
+            assert asked.status == 502
+            assert asked.json()["code"].startswith("backend.")
+
+
+# -------------------------------------------------------------------------------- delivered
+
+
+@pytest.mark.parametrize("stream", [True, False], ids=["streamed", "whole"])
+def test_what_was_asked_and_answered_is_erased_when_the_caller_has_it(
+    one: ChatMesh, stream: bool
+) -> None:
+    with one.ask(6, stream=stream) as asked:
+        task_id = asked.answer.headers["X-D8-Task"]
+        asked.text()
+    until(lambda: one.status(task_id).get("erased"))
+    status = one.status(task_id)
+    result = msgspec.msgpack.decode(status["result"])
+    assert status["state"] == "completed"
+    assert "output" not in result
+    assert result["usage"]["completion_tokens"]
+    assert result["machine"]
+
+
+def test_what_was_asked_by_who_has_left_is_erased_too(one: ChatMesh) -> None:
+    one.standins[0].change(settings={"tokens_per_s": 50.0})
+    asked = one.ask(500)
+    task_id = asked.answer.headers["X-D8-Task"]
+    asked.leave()
+    until(lambda: one.status(task_id)["state"] == "cancelled")
+    until(lambda: one.status(task_id).get("erased"))
+
+
+def test_what_was_asked_with_a_key_is_kept_for_who_asks_again(one: ChatMesh) -> None:
+    one.standins[0].change(settings={"tokens_per_s": 0.0})
+    key = {"Idempotency-Key": "kept"}
+    with one.ask(6, stream=False, headers=key) as asked:
+        (task_id,) = asked.json()["tasks"]
+    one.lines(3)
+    until(lambda: one.status(one.tasks()[-1]["task_id"]).get("erased"))
+    assert not one.status(task_id).get("erased")
+    with one.ask(6, stream=False, headers=key) as again:
+        assert again.json()["tasks"] == [task_id]

@@ -63,7 +63,7 @@ def test_every_field_that_a_task_knows_is_handed_on() -> None:
     given = {"format": schema, "think": "high", "keep_alive": "5m", "truncate": False}
     asked = chat(**given, tools=[TOOL], logprobs=True, top_logprobs=3)
     more = {"logprobs": True, "top_logprobs": 3, "tools": [TOOL]}
-    assert asked.data == chat().data | given | more
+    assert asked.data == {**chat().data, **given, **more}
     assert asked.ignored == ()
 
 
@@ -81,7 +81,7 @@ def test_what_is_not_applied_is_named_and_nothing_of_it_is_handed_on() -> None:
         "options.num_ctx",
         "options.mirostat",
     )
-    assert asked.data == chat().data | {"options": {"seed": 7}}
+    assert asked.data == {**chat().data, "options": {"seed": 7}}
 
 
 def test_a_role_is_lower_cased_and_a_developer_is_the_system() -> None:

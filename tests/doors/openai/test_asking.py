@@ -1,20 +1,37 @@
-"""The header that names fields without effect; `test_routes` asks over a real socket."""
+"""A call of the door beside a mesh; `test_routes` asks over a real socket."""
 
 from __future__ import annotations
 
-from d8mesh.doors.openai.asking import IGNORED, ignored_header
+import json
+
+import pytest
+
+from d8mesh.core.protocol.messages import MAX_PAYLOAD_BYTES
+from d8mesh.doors.openai.asking import CallAnswers
+from d8mesh.doors.openai.calls import CALLS
+from d8mesh.errors import InvalidTaskError
+from tests.doors.llm_mesh import CHAT
 
 
-def test_each_field_is_named_once() -> None:
-    assert ignored_header(["user", "store", "user"]) == {IGNORED: "user, store"}
-    assert ignored_header([]) == {}
+def read(body: bytes) -> object:
+    chats = None  # nothing is asked
+    return CallAnswers(chats, CALLS["/v1/chat/completions"]).asked(body)  # type: ignore[arg-type]
 
 
-def test_a_name_cannot_break_the_head() -> None:
-    assert ignored_header(["a\r\nX-Evil: 1", "é😀b"]) == {IGNORED: "aX-Evil: 1, b"}
+@pytest.mark.parametrize("body", [b"", b" \n", b"{", b"[]", b"5", b"\xff", b"{}"])
+def test_what_is_no_request_is_refused_before_anything_is_asked(body: bytes) -> None:
+    with pytest.raises(InvalidTaskError):
+        read(body)
 
 
-def test_of_many_names_some_are_told_and_the_others_counted() -> None:
-    told = ignored_header([f"field_{n:03}" + "x" * 100 for n in range(40)])[IGNORED]
-    assert told.endswith(", and 8 more")
-    assert len(told) < 2500
+def test_of_a_key_that_stands_twice_the_last_one_counts() -> None:
+    message = json.dumps([{"role": "user", "content": "x"}])
+    asked = read(f'{{"model": "a", "model": "{CHAT}", "messages": {message}}}'.encode())
+    assert getattr(asked, "model", "") == CHAT
+
+
+def test_a_picture_of_some_megabytes_is_taken() -> None:
+    picture = "A" * (MAX_PAYLOAD_BYTES // 4)
+    part = {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{picture}"}}
+    body = {"model": CHAT, "messages": [{"role": "user", "content": [part]}]}
+    assert getattr(read(json.dumps(body).encode()), "model", "") == CHAT

@@ -8,6 +8,7 @@ import pytest
 
 from d8mesh.doors.llm.asked import LlmTask
 from d8mesh.doors.openai.chat_request import asked_of_chat
+from d8mesh.doors.openai.sampling import OWN_DEFAULTS
 from d8mesh.errors import InvalidTaskError
 
 ASKED = [{"role": "user", "content": "hello"}]
@@ -21,7 +22,7 @@ def data_of(**fields: Any) -> dict[str, Any]:
 
 def test_a_plain_chat_says_nothing_but_what_was_said() -> None:
     asked = asked_of_chat({"model": "m:latest", "messages": ASKED})
-    task = LlmTask(type="agent_action", data={"messages": ASKED}, model="m:latest")
+    task = LlmTask(type="agent_action", data={"messages": ASKED, **OWN_DEFAULTS}, model="m:latest")
     assert asked.tasks == (task,)
     assert not asked.is_streamed
     assert asked.ignored == ()
@@ -82,9 +83,10 @@ def test_how_likely_the_tokens_were_is_asked_for() -> None:
         "messages": ASKED,
         "logprobs": True,
         "top_logprobs": 2,
+        **OWN_DEFAULTS,
     }
     assert data_of(top_logprobs=2)["logprobs"] is True
-    assert data_of(logprobs=False) == {"messages": ASKED}
+    assert data_of(logprobs=False) == {"messages": ASKED, **OWN_DEFAULTS}
 
 
 def test_what_has_no_effect_is_named() -> None:

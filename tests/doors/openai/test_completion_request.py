@@ -7,13 +7,14 @@ from typing import Any
 import pytest
 
 from d8mesh.doors.openai.completion_request import asked_of_completion
+from d8mesh.doors.openai.sampling import OWN_DEFAULTS
 from d8mesh.errors import InvalidTaskError
 
 
 def test_a_prompt_is_a_task() -> None:
     (task,) = asked_of_completion({"model": "m", "prompt": "once", "max_tokens": 16}).tasks
     assert (task.type, task.model) == ("generate", "m")
-    assert task.data == {"prompt": "once", "max_tokens": 16}
+    assert task.data == {"prompt": "once", "max_tokens": 16, **OWN_DEFAULTS}
 
 
 def test_each_prompt_has_as_many_tasks_as_answers() -> None:
@@ -40,19 +41,20 @@ def test_how_likely_the_tokens_were_is_asked_for_by_a_number(
     logprobs: Any, data: dict[str, Any]
 ) -> None:
     (task,) = asked_of_completion({"model": "m", "prompt": "x", "logprobs": logprobs}).tasks
-    assert task.data == {"prompt": "x", **data}
+    assert task.data == {"prompt": "x", **data, **OWN_DEFAULTS}
 
 
 def test_a_suffix_and_a_raw_prompt_are_handed_on() -> None:
     (task,) = asked_of_completion({"model": "m", "prompt": "x", "suffix": "y", "raw": True}).tasks
-    assert task.data == {"prompt": "x", "suffix": "y", "raw": True}
+    assert task.data == {"prompt": "x", "suffix": "y", "raw": True, **OWN_DEFAULTS}
 
 
 def test_what_has_no_effect_is_named() -> None:
     asked = asked_of_completion(
         {"model": "m", "prompt": "x", "best_of": 4, "user": "u", "logit_bias": {"50256": -100}}
     )
-    assert asked.ignored == ("logit_bias", "user", "best_of")
+    assert asked.ignored == ("user", "best_of")
+    assert asked.tasks[0].data["logit_bias"] == {"50256": -100}
     assert asked_of_completion({"model": "m", "prompt": "x", "n": 2, "best_of": 2}).ignored == ()
 
 

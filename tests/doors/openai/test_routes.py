@@ -104,6 +104,13 @@ def test_what_is_asked_reaches_the_model_as_it_was_asked(mesh: LlmMesh) -> None:
     assert {name: sent["options"].get(name) for name in wanted} == wanted
 
 
+def test_what_is_not_asked_is_left_to_the_model(mesh: LlmMesh) -> None:
+    chat_sent(mesh)
+    options = mesh.standins[0].chats[-1]["options"]
+    assert not {"temperature", "top_p", "seed"} & options.keys()
+    assert options["num_predict"] > 100_000  # no answer is cut where nobody wished for that
+
+
 def test_a_task_is_listed_with_its_door_and_its_caller(mesh: LlmMesh) -> None:
     task_id = chat_sent(mesh).headers["x-d8-task"]
     (task,) = [each for each in mesh.tasks() if each["task_id"] == task_id]
@@ -203,3 +210,43 @@ def test_what_is_wrong_at_the_model_is_told_in_openais_form(mesh: LlmMesh) -> No
     assert answered.status in (200, 400, 502), answered.body
     if answered.status != 200:
         refused(answered, answered.status)
+
+
+@pytest.mark.parametrize(
+    ("body", "headers", "status"),
+    [
+        (b"x" * 10, {"Content-Encoding": "br"}, 415),
+        (b"not gzip", {"Content-Encoding": "gzip"}, 400),
+        (BODY, {"X-D8-Priority": "11"}, 400),
+        (b"{}", {"Content-Length": str(50_000_000)}, 413),
+    ],
+)
+def test_what_cannot_be_read_is_told_in_openais_form(
+    mesh: LlmMesh, body: object, headers: dict[str, str], status: int
+) -> None:
+    refused(mesh.post("/v1/chat/completions", body, headers=headers), status)
+
+
+def test_another_model_answers_only_where_the_caller_names_it(mesh: LlmMesh) -> None:
+    asked = BODY | {"model": "nobody:7b"}
+    headers = {"X-D8-Models": f"nowhere:1b, {CHAT}"}
+    answered = mesh.post("/v1/chat/completions", asked, headers=headers)
+    assert answered.json["model"] == "nobody:7b"
+    assert answered.headers["x-d8-model"] == CHAT
+    assert answered.headers["x-d8-fallback"] == "yes"
+    assert refused(mesh.post("/v1/chat/completions", asked), 404)["code"] == "model_not_found"
+
+
+def test_a_key_may_carry_a_priority(mesh: LlmMesh) -> None:
+    headers = {"Authorization": "Bearer sk-any;priority=3"}
+    task_id = mesh.post("/v1/chat/completions", BODY, headers=headers).headers["x-d8-task"]
+    (task,) = [each for each in mesh.tasks() if each["task_id"] == task_id]
+    assert task["priority"] == 3
+
+
+def test_a_page_of_this_machine_may_ask_and_its_preflight_is_answered(mesh: LlmMesh) -> None:
+    origin = {"Origin": "http://localhost:3000"}
+    answered = mesh.post("/v1/chat/completions", BODY, headers=origin)
+    assert answered.headers["access-control-allow-origin"] == "http://localhost:3000"
+    asks = {**origin, "Access-Control-Request-Method": "POST"}
+    assert mesh.call("OPTIONS", "/v1/chat/completions", headers=asks).status == 204

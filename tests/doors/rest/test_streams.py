@@ -6,7 +6,7 @@ import asyncio
 import itertools
 import json
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import AsyncGenerator, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
@@ -250,7 +250,7 @@ def heard(*told: Stream | None) -> list[tuple[str, dict[str, Any]]]:
     async def text() -> str:
         calls = streams.StreamCalls(nobody(listen), finished)
         body = stream(calls._events("x", is_over=False), SSE).body
-        assert not isinstance(body, bytes)
+        assert isinstance(body, AsyncGenerator)
         return b"".join([part async for part in body]).decode()
 
     return events_in(asyncio.run(text()))
