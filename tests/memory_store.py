@@ -25,6 +25,7 @@ from d8mesh.core.broker.store import (
     EndOf,
     FinishedStates,
     FinishedTask,
+    FoldLog,
     OldBatches,
     OutcomesOf,
     PageOf,
@@ -351,6 +352,8 @@ class _Fold:
                 return self._page(question)
             case PrunableBatches():
                 return self._prunable(question)
+            case FoldLog():
+                return None
 
     def _details(self, task_id: str) -> TaskDetails | PrunedTask | None:
         found = self.batch_of(task_id)

@@ -78,7 +78,7 @@ def test_each_service_passes_on_settings_that_there_are(name: str) -> None:
     assert Config.from_env(fixed).warnings == ()
     role = SERVICES[name]["command"].split()[0]
     wanted = {
-        "orchestrator": {"D8_MESH_KEY", "D8_ALLOWED_HOSTS"},
+        "orchestrator": {"D8_MESH_KEY", "D8_ALLOWED_HOSTS", "D8_ORIGINS", "D8_KEEP_CHATS"},
         "worker": {"DEEPSEEK_MODEL", "D8_MESH_KEY"},
     }
     assert wanted[role] <= set(settings)

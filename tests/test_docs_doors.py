@@ -62,7 +62,7 @@ def routes(tmp_path: Path) -> set[tuple[str, str]]:
     doors = [
         ollama_door(mesh, chats, catalogue, model_changes="pull"),
         openai_door(chats, catalogue, origins=no_origin),
-        anthropic_door(chats),
+        anthropic_door(chats, catalogue),
         batches_door(batch_runner(config, mesh, catalogue), openai_problem),
     ]
     return {(route.method, route.rule) for door in doors for route in door.routes}

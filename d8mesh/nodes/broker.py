@@ -29,7 +29,7 @@ from d8mesh.core.broker.dispatcher import Dispatcher
 from d8mesh.core.broker.effects import Effect, Fault, Load, Loaded, Peer, Record, Send
 from d8mesh.core.broker.reports import snapshot
 from d8mesh.core.broker.state import Policy
-from d8mesh.core.broker.store import Question, Store, StoreAnswer, Unreadable
+from d8mesh.core.broker.store import FoldLog, Question, Store, StoreAnswer, Unreadable
 from d8mesh.core.protocol.addresses import LOOPBACK, is_admissible, is_loopback
 from d8mesh.core.protocol.codec import decode_to_broker, encode
 from d8mesh.core.protocol.messages import Refused
@@ -58,6 +58,8 @@ DISK_CHECK_S: Final = 2.0
 #: the log could not be overwritten: somebody read it, or the disk failed.
 WIPE_S: Final = 2.0
 WIPE_AGAIN_S: Final = 0.05
+#: The number of a question that the brain has not asked: its answer is passed over.
+_NOBODYS: Final = 0
 #: How often a line sums up what happened.
 SUMMARY_S: Final = 60.0
 #: Bad frames of one connection that get an answer; more are dropped in silence.
@@ -154,7 +156,7 @@ class Broker:
         self._strikes: OrderedDict[bytes, int] = OrderedDict()
         self._is_stopping, self._is_disk_low = threading.Event(), False
         self._next_disk_check, self._next_summary = 0.0, time.monotonic() + SUMMARY_S
-        self._next_wipe = math.inf
+        self._next_wipe, self._is_folded = math.inf, False
         self._deferral = Deferral()
         self._begun = self._measured = 0  #: commits: their number, the last held one measured
         self._held: deque[_Held] = deque()
@@ -271,14 +273,19 @@ class Broker:
         if not self._store.needs_wiping:
             return
         if self._next_wipe == math.inf:
-            self._next_wipe = now + WIPE_S
-        elif now >= self._next_wipe:
-            try:
-                is_done = self._store.wipe()
-            except JournalError as error:
-                is_done = False
-                event(_log, logging.WARNING, "journal.unwiped", error=str(error))
-            self._next_wipe = math.inf if is_done else now + WIPE_AGAIN_S
+            self._next_wipe, self._is_folded = now + WIPE_S, False
+        if now < self._next_wipe:
+            return
+        self._next_wipe = now + WIPE_AGAIN_S
+        if not self._is_folded:
+            self._is_folded = True
+            self._questions.ask(Load(_NOBODYS, FoldLog()))
+            return
+        try:
+            if self._store.wipe():
+                self._next_wipe = math.inf
+        except JournalError as error:
+            event(_log, logging.WARNING, "journal.unwiped", error=str(error))
 
     def _perform(self, effects: Sequence[Effect]) -> None:
         """Send what promises nothing, commit; the rest is done once that is durable."""

@@ -117,7 +117,7 @@ def _llm_doors(
     yield ollama_door(mesh, chats, catalogue, model_changes=config.model_changes, origins=origins)
     models = AnthropicModels(catalogue).answered
     yield openai_door(chats, catalogue, origins=origins, lists_for_others=models)
-    yield anthropic_door(chats, origins)
+    yield anthropic_door(chats, catalogue, origins)
 
 
 async def _until_dead(mesh: AsyncNode) -> None:

@@ -9,7 +9,8 @@ to start, so one for each module of tests::
         with llm_mesh(machine(), machine()) as made:
             yield made
 
-`LlmMesh.mend` between two tests takes all faults away and waits until every model is offered.
+`LlmMesh.mend` between two tests takes all faults away and waits until every model is offered, which
+may take a minute when they failed often; a model of `LlmMesh.fresh` needs none of that.
 """
 
 from __future__ import annotations
@@ -52,10 +53,26 @@ PATIENCE_S: Final = 60.0
 NONE: Final[Mapping[str, str]] = MappingProxyType({})
 
 
-def machine(**more: Any) -> OllamaStandin:
-    """Return a stand-in with `MODELS`, of which `CHAT` is loaded; `more`: of its `Settings`."""
-    settings: dict[str, Any] = {"models": MODELS, "loaded": [CHAT], "tokens_per_s": 200}
-    return OllamaStandin(**settings | more)
+def machine(*, fresh: int = 0, **more: Any) -> OllamaStandin:
+    """Return a stand-in with `MODELS`, of which `CHAT` is loaded; `more`: of its `Settings`.
+
+    Args:
+        fresh: how many models it has beside, for `LlmMesh.fresh`.
+    """
+    settings: dict[str, Any] = {
+        "models": MODELS,
+        "loaded": [CHAT],
+        "tokens_per_s": 200,
+        "max_loaded": 3 + fresh,
+        **more,
+    }
+    models = [*settings.pop("models"), *(Model(name=fresh_name(n)) for n in range(fresh))]
+    return OllamaStandin(models=models, **settings)
+
+
+def fresh_name(n: int) -> str:
+    """Return the name of a model that is there for one test."""
+    return f"fresh{n}:1b"
 
 
 class LlmMesh:
@@ -72,6 +89,12 @@ class LlmMesh:
         self.running, self.url = running, running.url
         self.standins: list[OllamaStandin] = []
         self.workers: list[RunningCommand] = []
+        self._fresh = 0
+
+    def fresh(self) -> str:
+        """Return a model that no test has used: what a fault leaves is left at its model."""
+        self._fresh += 1
+        return fresh_name(self._fresh - 1)
 
     def add(
         self, *standins: OllamaStandin, name: str = "", settings: Mapping[str, str] = NONE

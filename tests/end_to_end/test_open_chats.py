@@ -59,13 +59,15 @@ class Chat:
         return {each.decode() for each in TASK.findall(bytes(self.seen))}
 
 
-def begun(mesh: LlmMesh, number: int) -> Chat:
+def begun(mesh: LlmMesh, number: int, *, has_key: bool = True) -> Chat:
+    """Begin a chat; an even one is streamed."""
     host, port = mesh.url.removeprefix("http://").split(":")
     content = json.dumps(question(is_streamed=number % 2 == 0)).encode()
     head = (
         f"POST /v1/chat/completions HTTP/1.1\r\nHost: {host}:{port}\r\n"
-        f"Content-Type: application/json\r\nIdempotency-Key: chat-{number}\r\n"
-        f"Content-Length: {len(content)}\r\n\r\n"
+        f"Content-Type: application/json\r\nContent-Length: {len(content)}\r\n"
+        + (f"Idempotency-Key: chat-{number}\r\n" if has_key else "")
+        + "\r\n"
     )
     connection = socket.create_connection((host, int(port)), timeout=PATIENCE_S)
     connection.sendall(head.encode() + content)

@@ -282,11 +282,7 @@ class Returns:
             self._outcomes.fail(worker_id, [task.id], [told.recorded(payload)], why=why)
             self._take_back(holder, [])
             return
-        errors = 0 if task.history is None else task.history.errors
-        if told.pause_s is None:
-            pause_s = min(MAX_RETRY_PAUSE_S, RETRY_PAUSE_S * 2**errors) * self._state.draw()
-        else:
-            pause_s = min(told.pause_s, MAX_WISHED_PAUSE_S)
+        pause_s = self._pause_after(task, told)
         self._state.record(
             Requeued(
                 worker_id,
@@ -295,19 +291,35 @@ class Returns:
                 why,
                 state.at,
                 is_counted=True,
-                not_before_at=state.at + pause_s,
+                not_before_at=state.at + pause_s if pause_s else 0.0,
                 traceback=told.traceback_text,
             )
         )
         self._outcomes.broken_off(task)
         self._wait_with_caller(task, n, told.recorded(payload))
-        state.after(pause_s, Retry(task.id))
+        if pause_s:
+            state.after(pause_s, Retry(task.id))
+        else:
+            state.queue.put_task(task)
         self._take_back(holder, [task.id])
+
+    def _pause_after(self, task: TaskRecord, told: Failure) -> float:
+        """Return how long a task waits after an error.
+
+        Not at all where somebody waits for it and another service may do better.
+        """
+        if told.pause_s is not None:
+            return min(told.pause_s, MAX_WISHED_PAUSE_S)
+        if _is_waited_for(task) and task.attempt.service:
+            found = candidates.concerned(self._state.services, task.batch.spec.model)
+            if any(model.reach and model.service.id not in task.failed_at for model in found):
+                return 0.0
+        errors = 0 if task.history is None else task.history.errors
+        return min(MAX_RETRY_PAUSE_S, RETRY_PAUSE_S * 2.0**errors) * self._state.draw()
 
     def _wait_with_caller(self, task: TaskRecord, n: int, payload: bytes) -> None:
         """Attempt `n` has failed; the caller who waits for its task shall not do so in vain."""
-        spec = task.batch.spec
-        if spec.source and spec.priority >= INTERACTIVE_PRIORITY:
+        if _is_waited_for(task):
             self._state.after(HOPELESS_S, GiveUp(task.id, n, payload))
 
     def give_up(self, timer: GiveUp) -> None:
@@ -353,6 +365,12 @@ class Returns:
 
     def _part(self) -> float:
         return 0.5 + self._state.draw() / 2
+
+
+def _is_waited_for(task: TaskRecord) -> bool:
+    """Return whether somebody waits at a door for the end of a task."""
+    spec = task.batch.spec
+    return bool(spec.source) and spec.priority >= INTERACTIVE_PRIORITY
 
 
 def running_and_waiting(

@@ -63,7 +63,9 @@ class Store(Protocol):
         """True while what was erased may still be found beside what is kept."""
 
     def wipe(self) -> bool:
-        """Overwrite what is left of what was erased; return False if that cannot be done now.
+        """Do a step of overwriting what is left of what was erased; return whether all is gone.
+
+        Short ones: what takes long is done before, by `FoldLog`.
 
         Raises:
             JournalError: it could not be written; it is to be tried again.
@@ -130,6 +132,10 @@ class PrunableBatches(Struct, frozen=True, gc=False):
     before_at: float
     excess: int
     limit: int
+
+
+class FoldLog(Struct, frozen=True, gc=False):
+    """Do what wiping takes long for, beside the broker's thread. Always None."""
 
 
 # -------------------------------------------------------------------------- answers
@@ -222,7 +228,8 @@ class Unreadable(Struct, frozen=True, gc=False):
     why: str
 
 
-Question: TypeAlias = PayloadsOf | OutcomesOf | EndOf | DetailsOf | PageOf | PrunableBatches
+_OfTasks: TypeAlias = PayloadsOf | OutcomesOf | EndOf | DetailsOf | PageOf
+Question: TypeAlias = _OfTasks | PrunableBatches | FoldLog
 TaskAnswer: TypeAlias = (
     FinishedStates | FinishedTask | TaskDetails | PrunedTask | TaskPage | BadCursor
 )

@@ -1,7 +1,8 @@
 """How many requests a model answers at the same time: found out by trying, for no service tells.
 
-While all the slots that are known are taken one more is offered; before the first answer only while
-they are generating, for the model may be loading. Whether that was one too many shows by its first
+While all the slots that are known are taken one more is offered, of many slots several at once until
+a bound was seen; before the first answer only while they are generating, for the model may be
+loading. Whether that was one too many shows by its first
 token: it comes while all the others still generate, or only after one of them has ended, and late.
 """
 
@@ -14,6 +15,9 @@ from typing import Final
 #: What was found out holds so long; then one more is tried again. A model that is loaded anew is
 #: tried at once.
 SETTLED_S: Final = 600.0
+#: Until a bound was seen one is tried for so many that are proved: two hundred slots are found in a
+#: dozen first tokens, and of a few never more than one at once is tried.
+PROVED_FOR_ONE: Final = 4
 #: A first token that takes so many times as long as alone has waited for its slot. Beside others
 #: reading takes longer too, so it must happen more than once in a row.
 LATE_TIMES: Final = 2.0
@@ -78,6 +82,8 @@ class SlotGauge:
         self._usual_s = usual_s
         self._runs: dict[int, SlotRun] = {}
         self._settled_until = self._full_until = 0.0
+        #: one too many was seen since the model was loaded
+        self._is_bounded = False
         self._full_s = BUSY_S
         #: first tokens in a row that have waited for a slot
         self._vain = 0
@@ -96,8 +102,14 @@ class SlotGauge:
         if now < self._full_until:
             return min(self.proved, self.in_flight)
         taken = self.in_flight if self.is_known else self._generating()
-        known = self.proved + (now >= self._settled_until and taken >= self.proved)
+        is_tried = now >= self._settled_until and taken >= self.proved
+        known = self.proved + (self._tried if is_tried else 0)
         return self._brief if self._brief > known and self._is_brisk(now) else known
+
+    @property
+    def _tried(self) -> int:
+        """How many more than those that are proved are tried at once."""
+        return 1 if self._is_bounded else max(1, self.proved // PROVED_FOR_ONE)
 
     def _is_brisk(self, now: float) -> bool:
         """Tell whether those that are being answered may be as brief as those before them."""
@@ -167,7 +179,7 @@ class SlotGauge:
 
     def reloaded(self) -> None:
         """Forget what was found out not to go: the model was loaded anew."""
-        self._settled_until = 0.0
+        self._settled_until, self._is_bounded = 0.0, False
 
     def next_change(self, now: float) -> float | None:
         """Return when `slots` changes by itself, though nothing happens; None: never."""
@@ -191,5 +203,5 @@ class SlotGauge:
         self.proved, self._vain = count, 0
 
     def _settle(self, count: int, now: float) -> None:
-        self.proved, self._vain = count, 0
+        self.proved, self._vain, self._is_bounded = count, 0, True
         self._settled_until = now + SETTLED_S

@@ -57,6 +57,8 @@ def anthropic_problem(error: D8Error | Refusal) -> Response:
     response.headers |= named(asked) | {"x-should-retry": "true" if is_worth_it else "false"}
     if is_worth_it:
         response.headers.setdefault("Retry-After", str(_COME_AGAIN_S))
+    if task_id := _task_of(error):
+        response.headers["X-D8-Task"] = task_id
     return response
 
 

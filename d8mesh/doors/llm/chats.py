@@ -27,7 +27,7 @@ from d8mesh.doors.llm.wanted import (
 )
 from d8mesh.doors.llm.whole import WholeAnswer
 from d8mesh.doors.waiting import MAX_WAITS, Places, require_broker
-from d8mesh.errors import FloodError, NodeClosedError
+from d8mesh.errors import FloodError, InvalidTaskError, NodeClosedError
 from d8mesh.http.answers import Response
 from d8mesh.nodes.client.aio.followed import FollowedTask
 from d8mesh.nodes.client.aio.node import AsyncNode
@@ -137,7 +137,7 @@ class Chats:
         if self._is_ending:
             raise NodeClosedError("the orchestrator's web process ends: ask again")
         if not 0 < len(asked) <= MAX_TASKS:
-            raise FloodError(f"a request is of 1 to {MAX_TASKS} answers, saw {len(asked)}")
+            raise InvalidTaskError(f"a request is of 1 to {MAX_TASKS} answers, saw {len(asked)}")
         self._check_room(caller)
         await check_models(self._models, caller, asked)
         if not self._mesh.is_connected:

@@ -26,7 +26,7 @@ from d8mesh.core.broker.store import Question, Restored, StoreAnswer
 from d8mesh.core.protocol import task
 from d8mesh.core.protocol.messages import CANCELLED_STATE, COMPLETED_STATE, FAILED_STATE
 from d8mesh.edge.sqlite import restore
-from d8mesh.edge.sqlite.files import at_once, connect, keep_log, lengthen_log
+from d8mesh.edge.sqlite.files import at_once, beside, connect, keep_log, lengthen_log
 from d8mesh.edge.sqlite.migrate import STEPS, migrate
 from d8mesh.edge.sqlite.place import (
     Lock,
@@ -106,7 +106,7 @@ class Journal:
         }
         self._workers: dict[str, int] = dict(self._db.execute("SELECT name, worker FROM workers"))
         self._texts = Texts(self._db)
-        self._wiper = LogWiper(self._db, path, vfs, checkpoint_pages)
+        self._wiper = LogWiper(self._db, path, vfs, checkpoint_pages, is_needed=self._was_killed)
 
     # -------------------------------------------------------------------- writing
 
@@ -141,10 +141,10 @@ class Journal:
     @property
     def needs_wiping(self) -> bool:
         """True while what was erased may still be read in the log."""
-        return self._wiper.is_needed
+        return self._wiper.is_pending
 
     def wipe(self) -> bool:
-        """Fold the log back and overwrite it; return False if it is read just now.
+        """Do a step of wiping the log; return whether it was the last.
 
         Raises:
             JournalError: the disk is full or fails; nothing is lost, and it is to be tried again.
@@ -366,6 +366,7 @@ class Journal:
 
     def _open(self, synchronous: str, vfs: str, checkpoint_pages: int) -> apsw.Connection:
         try:
+            self._was_killed = beside(self.path, "-wal").exists()
             db = connect(self.path, synchronous, vfs, checkpoint_pages)
             db.execute("PRAGMA secure_delete = FAST").fetchall()  # see `texts`
             # Without a table: new, or the power went while it was made, before any promise.

@@ -15,7 +15,7 @@ from zlib import crc32
 import apsw
 
 from d8mesh.core.worker.effects import KeptResult
-from d8mesh.edge.sqlite.files import at_once, connect
+from d8mesh.edge.sqlite.files import at_once, beside, connect
 from d8mesh.edge.sqlite.migrate import Steps, migrate
 from d8mesh.errors import OutboxBrokenError, WorkerError
 
@@ -26,6 +26,8 @@ LOCK_NAME: Final = "lock"
 OUTBOX_CHECKPOINT_PAGES: Final = 1000
 #: Rows per statement; apsw takes the interpreter lock for every single one otherwise.
 ROWS_AT_ONCE: Final = 64
+#: The table is written anew, to wipe it, while it holds no more than this.
+MAX_RENEWED_BYTES: Final = 8 * 1024 * 1024
 
 _OUTBOX_SCHEMA: Final = """
 CREATE TABLE results(
@@ -39,6 +41,8 @@ _DAMAGE: Final = (apsw.CorruptError, apsw.NotADBError, apsw.FormatError, apsw.SQ
 
 class Outbox:
     """The results in one folder. The caller holds the folder's lock (`edge.identity`).
+
+    What was forgotten can be made unreadable with `wipe`; a result may be somebody's answer.
 
     Args:
         folder: where the file lies; made if missing. For the others see `files.connect`.
@@ -60,6 +64,8 @@ class Outbox:
     ) -> None:
         self._path = folder / OUTBOX_NAME
         self._how = (synchronous, vfs, checkpoint_pages)
+        #: results were forgotten that can still be read from the file
+        self.needs_wiping = False
         #: a write or sync failed: the connection is not trusted again
         self._is_doubtful = False
         try:
@@ -95,6 +101,34 @@ class Outbox:
                 self._db.execute(f"DELETE FROM results WHERE token IN ({marks})", some)
 
         self._commit(delete)
+        self.needs_wiping = True
+
+    def wipe(self) -> bool:
+        """Overwrite what is left of results that were forgotten, in the file and its log.
+
+        The table is written anew: SQLite leaves parts of rows on pages that others moved from.
+        While much is kept that is left for later, and False returned: it goes as soon as an
+        orchestrator is back.
+
+        Raises:
+            WorkerError: the disk is full or fails; nothing is lost, and it is to be tried again.
+        """
+        try:
+            sizes = self._db.execute("SELECT length(payload) FROM results")
+            if sum(int(size) for (size,) in sizes) > MAX_RENEWED_BYTES:
+                return False
+            kept = self.load()
+
+            def renew() -> None:
+                self._db.execute("DELETE FROM results")
+                self._insert(kept)
+
+            self._commit(renew)
+            self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        except apsw.Error as error:
+            raise WorkerError(f"cannot wipe the outbox {self._path}: {error}") from error
+        self.needs_wiping = False
+        return True
 
     def probe(self) -> None:
         """Write something that changes nothing.
@@ -127,7 +161,10 @@ class Outbox:
 
     def _open(self) -> None:
         synchronous, vfs, checkpoint_pages = self._how
+        # A process that was killed may have had to wipe it.
+        self.needs_wiping = self.needs_wiping or beside(self._path, "-wal").exists()
         self._db = db = connect(self._path, synchronous, vfs, checkpoint_pages)
+        db.execute("PRAGMA secure_delete = ON").fetchall()
         version = int(db.pragma("user_version"))
         if version > OUTBOX_VERSION:
             raise OutboxBrokenError(

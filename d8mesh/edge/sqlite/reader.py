@@ -16,6 +16,7 @@ from d8mesh.core.protocol.task import Spec, TaskState, parse_id
 from d8mesh.edge.sqlite.files import BUSY_MS
 from d8mesh.edge.sqlite.schema import COUNTER_BITS, Value, covering, fetch, split_row
 from d8mesh.edge.sqlite.texts import is_erased, is_reference, text_of
+from d8mesh.edge.sqlite.wiper import fold
 from d8mesh.errors import JournalError, UnknownTaskError
 
 #: Rows looked at for one page of a filtered listing; a sparse page ends early with a cursor.
@@ -142,6 +143,9 @@ class Reader:
                 excess -= count
                 old.batches.append((*self._split(first), count))
         return old
+
+    def _fold_log(self, question: store.FoldLog) -> None:
+        fold(self._db, "PASSIVE")
 
     # ------------------------------------------------------------------------ listings
 
@@ -328,4 +332,5 @@ _ANSWERS: Final[dict[type, Callable[..., store.StoreAnswer]]] = {
     store.DetailsOf: Reader._details,
     store.PageOf: Reader._page,
     store.PrunableBatches: Reader._prunable,
+    store.FoldLog: Reader._fold_log,
 }

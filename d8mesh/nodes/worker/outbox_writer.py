@@ -46,6 +46,14 @@ class OutboxWriter:
         if self._outbox is not None:
             self._outbox.close()
 
+    def tidy(self) -> None:
+        """Have what was forgotten unreadable; what the disk does not take now is tried again."""
+        if self._outbox is not None and self._outbox.needs_wiping and not self.trouble:
+            try:
+                self._outbox.wipe()
+            except WorkerError as error:
+                event(_log, logging.WARNING, "outbox.unwiped", error=str(error))
+
     def store(self, effect: Keep | Forget) -> None:
         """Write, or delete, results; in trouble that waits for the next `write`."""
         if isinstance(effect, Keep):

@@ -337,6 +337,7 @@ class WorkerRunner:
         if self.outbox_trouble:
             self._outbox.write()
             self._mind_outbox()
+        self._outbox.tidy()
         before, self._slept_s = self._slept_s, slept_s()
         if self._slept_s - before > SLEPT_S:
             self._perform(self.session.woke(now))

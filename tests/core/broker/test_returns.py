@@ -302,3 +302,18 @@ def test_as_long_as_one_machine_is_well_who_waits_at_a_door_waits_for_it(
         broker.say(client, m.Watch([]))
         broker.pass_time(HOPELESS_S / 2 + 0.5)
     assert broker.task_table.state_of(task_id) is TaskState.QUEUED
+
+
+def test_who_waits_at_a_door_is_tried_at_once_where_it_has_not_failed(broker: WiredBroker) -> None:
+    client = broker.client()
+    workers = [host(broker, name, [service(name, [model("m")])]) for name in ("a", "b")]
+    broker.submit(client, kind="agent_action", model="=m", priority=8, source=SOURCE)
+    held = [broker.work(each) for each in workers]
+    first, second = workers if held[0] else workers[::-1]
+    ((task_id, token),) = (held[0] or held[1]).items()
+    broker.say(first, m.Results(1, 4, [task_id], [token], bytes([m.FAILED]), [b"\x80"]))
+    ((again, token),) = broker.work(second).items()
+    assert again == task_id
+    broker.say(second, m.Results(1, 4, [task_id], [token], bytes([m.FAILED]), [b"\x80"]))
+    assert broker.work(first) == broker.work(second) == {}  # both have failed it: after a pause
+    assert taken(broker, first) or taken(broker, second)

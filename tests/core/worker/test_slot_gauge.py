@@ -13,6 +13,7 @@ from d8mesh.core.worker.slot_gauge import (
     BRIEF_TIMES,
     BUSY_MOST_S,
     BUSY_S,
+    PROVED_FOR_ONE,
     SETTLED_S,
     SlotGauge,
     SlotRun,
@@ -58,6 +59,35 @@ def test_one_more_is_offered_while_all_known_slots_generate() -> None:
     assert (asked.gauge.proved, asked.gauge.slots(0.7)) == (2, 3)
     asked.end(first, 1)
     assert asked.gauge.slots(1.1) == 2
+
+
+def test_two_hundred_slots_are_found_in_some_dozen_first_tokens() -> None:
+    asked, turns = Requests(), 0
+    while asked.gauge.proved < 200:
+        turns += 1
+        for _ in range(asked.gauge.slots(turns) - asked.gauge.in_flight):
+            asked.gauge.first_token(asked.begin(turns), turns + 0.5)
+    assert turns <= 24
+
+
+def test_of_a_few_slots_no_more_than_one_is_tried_and_so_it_is_of_many_whose_bound_was_seen() -> (
+    None
+):
+    asked = Requests()
+    for _ in range(2 * PROVED_FOR_ONE - 1):
+        asked.generating(0)
+        assert asked.gauge.slots(0.2) == asked.gauge.in_flight + 1
+    asked.generating(0)
+    assert asked.gauge.slots(0.2) == asked.gauge.in_flight + 2
+    asked = Requests()
+    asked.end(waited_in_vain(asked, 0), 5)
+    asked.end(waited_in_vain(asked, 10), 15)
+    for _ in range(2 * PROVED_FOR_ONE):
+        asked.generating(16)
+    later = 1 + 2 * SETTLED_S
+    assert asked.gauge.slots(later) == asked.gauge.proved + 1
+    asked.gauge.reloaded()
+    assert asked.gauge.slots(later) == asked.gauge.proved + 2
 
 
 def test_what_has_answered_once_is_offered_one_more_while_all_slots_are_taken() -> None:

@@ -12,8 +12,12 @@ import anthropic
 import pytest
 from anthropic.types import Message, TextBlock, ThinkingBlock, ToolUseBlock
 
+from d8mesh.doors.anthropic.door import anthropic_door
+from d8mesh.http.application import Application
+from d8mesh.http.guard import Guard, Rejections
 from tests.doors.anthropic.test_message_stream import events_of
 from tests.doors.llm_mesh import CHAT, PATIENCE_S, SEER, THINKER, LlmMesh, llm_mesh, machine
+from tests.http.calls import call
 from tests.standin.faults import Kind
 from tests.standin.speech import THOUGHT
 
@@ -30,6 +34,7 @@ TOOL: Final[Any] = {
     },
 }
 THINKS: Final[Any] = {"type": "enabled", "budget_tokens": 1024}
+KEY: Final = "correct-horse-battery"
 PICTURE: Final = base64.b64encode(b"\x89PNG picture").decode()
 
 
@@ -250,8 +255,14 @@ def test_an_unknown_model_is_not_found(client: anthropic.Anthropic) -> None:
 
 
 def test_a_model_that_cannot_do_it_is_a_bad_request(client: anthropic.Anthropic) -> None:
-    with pytest.raises(anthropic.BadRequestError, match="thinking"):
-        client.messages.create(**asked(thinking=THINKS))
+    with pytest.raises(anthropic.BadRequestError, match="tools"):
+        client.messages.create(**asked(model=SEER, tools=[TOOL]))
+
+
+def test_a_model_that_never_thinks_answers_who_wishes_for_thoughts(mesh: LlmMesh) -> None:
+    told = mesh.post(MESSAGES, asked(thinking=THINKS, max_tokens=2000))
+    assert [block["type"] for block in told.json["content"]] == ["text"]
+    assert told.headers["x-d8-ignored"] == "thinking.budget_tokens, thinking"
 
 
 def test_what_is_wrong_is_named_by_its_path(client: anthropic.Anthropic) -> None:
@@ -318,6 +329,28 @@ def test_a_broken_stream_has_no_end(mesh: LlmMesh) -> None:
     assert not {"message_stop", "message_delta"} & set(kinds)
 
 
+def test_a_request_that_fails_everywhere_has_a_status(mesh: LlmMesh) -> None:
+    for standin in mesh.standins:
+        standin.fault(Kind.FAST_FAIL)
+    told = mesh.post(MESSAGES, asked())
+    assert told.status >= 500
+    assert told.json["type"] == "error"
+    assert told.json["error"]["type"] in ("api_error", "overloaded_error", "timeout_error")
+    assert told.headers["x-d8-task"] in told.json["error"]["message"]
+
+
+def test_the_same_key_gets_the_same_message(mesh: LlmMesh, client: anthropic.Anthropic) -> None:
+    keyed: Any = {"extra_headers": {"Idempotency-Key": "one-of-anthropics"}}
+    whole = client.messages.create(**asked(), **keyed)
+    with client.messages.stream(**asked(), **keyed) as stream:
+        grown = stream.get_final_message()
+    assert grown.id == whole.id
+    assert all_of(grown) == all_of(whole)
+    assert len(chats(mesh)) == 1
+    with pytest.raises(anthropic.ConflictError):
+        client.messages.create(**asked(max_tokens=499), **keyed)
+
+
 def test_who_leaves_stops_the_model(mesh: LlmMesh, client: anthropic.Anthropic) -> None:
     for standin in mesh.standins:
         standin.set_speed(20)
@@ -348,3 +381,26 @@ def test_models_are_listed_in_the_same_form(client: anthropic.Anthropic) -> None
         client.models.retrieve("nobody-has-this")
     body: Any = refused.value.body
     assert body["error"]["type"] == "not_found_error"
+
+
+@pytest.mark.parametrize(
+    ("peer", "headers", "status", "kind"),
+    [
+        ("192.168.1.5", {}, 401, "authentication_error"),
+        ("192.168.1.5", {"x-api-key": "another-key-than-that"}, 401, "authentication_error"),
+        ("192.168.1.5", {"x-api-key": f"{KEY};priority=2"}, 400, "invalid_request_error"),
+        ("127.0.0.1", {}, 400, "invalid_request_error"),
+        ("127.0.0.1", {"origin": "https://evil.example"}, 403, "permission_error"),
+        ("127.0.0.1", {"content-length": "99999999"}, 413, "request_too_large"),
+    ],
+)
+def test_a_refusal_before_the_call_has_the_same_form(
+    peer: str, headers: dict[str, str], status: int, kind: str
+) -> None:
+    never_asked: Any = None
+    door, rejections = anthropic_door(never_asked, never_asked), Rejections()
+    application = Application([door], Guard(key=KEY), rejections)
+    told = asyncio.run(call(application, "POST", MESSAGES, peer=peer, headers=headers, body=b"{}"))
+    assert told.status_code == status
+    assert told.json["type"] == "error"
+    assert told.json["error"]["type"] == kind

@@ -72,6 +72,7 @@ def test_the_task_that_failed_is_named_once() -> None:
     error = TaskFailedError("the model failed")
     error.details = {"task_id": "t-1"}
     assert told(error)[1]["error"]["message"] == "the model failed (task t-1)"
+    assert told(error)[2]["X-D8-Task"] == "t-1"
     error = TaskFailedError("t-1 failed")
     error.task_id = "t-1"
     assert told(error)[1]["error"]["message"] == "t-1 failed"

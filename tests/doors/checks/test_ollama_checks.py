@@ -25,29 +25,41 @@ from tests.doors.llm_mesh import (
     MODELS,
     TOKEN_GAP_S,
     LlmMesh,
+    fresh_name,
     llm_mesh,
     machine,
 )
 from tests.end_to_end.processes import until
+from tests.ollama_standin import OllamaStandin
 from tests.standin.calls import Answered
 from tests.standin.faults import Kind
 from tests.standin.machine import Model
 
+#: Models for tests with faults.
+FRESH = 40
 #: Two names for one content, of which each machine knows another.
 TWO_NAMES = Model(name="two:1b", aliases=("other:1b",))
 
 
 @pytest.fixture(scope="module")
 def two() -> Iterator[LlmMesh]:
-    machines = [machine(num_parallel=4), machine(models=(*MODELS, TWO_NAMES), num_parallel=4)]
-    with llm_mesh(*machines) as made:
+    has_two_names = machine(models=(*MODELS, TWO_NAMES), num_parallel=4, fresh=FRESH)
+    with llm_mesh(machine(num_parallel=4, fresh=FRESH), has_two_names) as made:
         yield made
 
 
 @pytest.fixture
 def mesh(two: LlmMesh) -> LlmMesh:
-    two.mend()
+    for each in two.standins:
+        each.mend()
+        each.reset()
     return two
+
+
+@pytest.fixture
+def model(two: LlmMesh) -> str:
+    """What a fault of one test leaves does not reach the others."""
+    return two.fresh()
 
 
 @pytest.fixture
@@ -72,6 +84,14 @@ def text_of(lines: list[Any]) -> str:
 def error_of(answered: Answered) -> str:
     assert answered.headers["content-type"] == "application/json"
     return str(answered.json["error"])
+
+
+def asked_of(standin: OllamaStandin, model: str) -> int:
+    """Return how often a machine was asked this, the probes of its worker left out."""
+    return sum(
+        chat["model"] == model and chat["messages"] == question(5)["messages"]
+        for chat in standin.chats
+    )
 
 
 # ------------------------------------------------------------------------------- telling
@@ -106,7 +126,9 @@ def test_check_04_a_model_of_two_machines_is_listed_once_and_each_of_its_names(
     rows = mesh.get("/api/tags").json["models"]
     names = [row["name"] for row in rows]
     assert len(names) == len(set(names))
-    assert {*names} == {each.name for each in MODELS} | {"two:1b", "other:1b"}
+    assert {*names} == {
+        *(each.name for each in MODELS), *map(fresh_name, range(FRESH)), "two:1b", "other:1b"
+    }  # fmt: skip
     digests = {row["name"]: row["digest"] for row in rows}
     assert digests["two:1b"] == digests["other:1b"] == TWO_NAMES.digest
     assert all(row["model"] == row["name"] for row in rows)
@@ -231,38 +253,41 @@ def test_check_12_what_is_no_request_is_refused(mesh: LlmMesh, path: str) -> Non
     "kind", [Kind.FAST_FAIL, Kind.LOAD_FAIL, Kind.BUSY, Kind.NOT_JSON, Kind.ERROR_LINE]
 )
 def test_check_13_14_15_what_fails_before_its_first_line_runs_elsewhere(
-    mesh: LlmMesh, kind: Kind, is_streamed: bool
+    mesh: LlmMesh, model: str, kind: Kind, is_streamed: bool
 ) -> None:
     bad, good = mesh.standins
-    bad.fault(kind, CHAT, after=0)
+    bad.fault(kind, model, after=0)
     for _ in range(4):  # the first of them may not go to the bad one
-        answered = mesh.post("/api/chat", question(5, stream=is_streamed))
+        answered = mesh.post("/api/chat", question(5, model, stream=is_streamed))
         assert answered.status == 200
         lines = answered.lines if is_streamed else [answered.json]
         assert text_of(lines) == said(5)
         assert answered.headers["x-d8-service"].endswith(f":{good.port}")
-    asked = len(bad.chats)
-    mesh.post("/api/chat", question(5))
-    assert len(bad.chats) <= asked + 1, "it is avoided for a while"
+    asked = asked_of(bad, model)
+    mesh.post("/api/chat", question(5, model))
+    assert asked_of(bad, model) <= asked + 1, "it is avoided for a while"
 
 
 @pytest.mark.parametrize("is_streamed", [False, True])
-def test_check_13_where_all_fail_the_status_says_so(mesh: LlmMesh, is_streamed: bool) -> None:
+def test_check_13_where_all_fail_the_status_says_so(
+    mesh: LlmMesh, model: str, is_streamed: bool
+) -> None:
     for each in mesh.standins:
-        each.fault(Kind.FAST_FAIL, CHAT)
-    answered = mesh.post("/api/chat", question(5, stream=is_streamed))
+        each.fault(Kind.FAST_FAIL, model)
+    answered = mesh.post("/api/chat", question(5, model, stream=is_streamed))
     assert answered.status >= 500
     assert "task" in error_of(answered)
 
 
 def test_check_16_one_that_fails_in_a_millisecond_does_not_draw_all_requests(
     mesh: LlmMesh,
+    model: str,
 ) -> None:
     bad, good = mesh.standins
-    bad.fault(Kind.BUSY, CHAT)
+    bad.fault(Kind.BUSY, model)
     with ThreadPoolExecutor(20) as threads:
         calls = [
-            threads.submit(mesh.post, "/api/chat", question(3, stream=n % 2 == 0))
+            threads.submit(mesh.post, "/api/chat", question(3, model, stream=n % 2 == 0))
             for n in range(20)
         ]
         answers = [call.result() for call in calls]
@@ -272,21 +297,21 @@ def test_check_16_one_that_fails_in_a_millisecond_does_not_draw_all_requests(
 
 @pytest.mark.parametrize("kind", [Kind.CUT, Kind.NO_DONE])
 def test_check_17_19_a_stream_that_breaks_ends_in_an_error_and_nothing_comes_twice(
-    mesh: LlmMesh, client: ollama.Client, kind: Kind
+    mesh: LlmMesh, model: str, client: ollama.Client, kind: Kind
 ) -> None:
     for each in mesh.standins:
-        each.fault(kind, CHAT, after=3)
-    answered = mesh.post("/api/chat", question(20))
+        each.fault(kind, model, after=3)
+    answered = mesh.post("/api/chat", question(20, model))
     assert answered.status == 200
     *lines, last = answered.lines
     assert text_of(lines) == said(3)
     assert not any(line["done"] for line in lines)
     assert list(last) == ["error"]
     assert answered.headers["x-d8-task"] in last["error"]
-    mesh.mend()
+    model = mesh.fresh()
     for each in mesh.standins:
-        each.fault(kind, CHAT, after=3)
-    heard = client.chat(**question(20), stream=True)
+        each.fault(kind, model, after=3)
+    heard = client.chat(**question(20, model), stream=True)
     assert "".join(next(heard).message.content or "" for _ in range(3)) == said(3)
     with pytest.raises(ollama.ResponseError, match="task"):
         next(heard)
@@ -294,12 +319,12 @@ def test_check_17_19_a_stream_that_breaks_ends_in_an_error_and_nothing_comes_twi
 
 @pytest.mark.parametrize("kind", [Kind.CUT, Kind.NO_DONE])
 def test_check_17_19_what_is_not_streamed_moves_to_another_machine_unseen(
-    mesh: LlmMesh, kind: Kind
+    mesh: LlmMesh, model: str, kind: Kind
 ) -> None:
     bad, good = mesh.standins
-    bad.fault(kind, CHAT, after=3)
+    bad.fault(kind, model, after=3)
     for _ in range(3):
-        answered = mesh.post("/api/chat", question(20, stream=False))
+        answered = mesh.post("/api/chat", question(20, model, stream=False))
         assert answered.status == 200
         assert text_of([answered.json]) == said(20)
         assert answered.headers["x-d8-service"].endswith(f":{good.port}")
@@ -307,30 +332,30 @@ def test_check_17_19_what_is_not_streamed_moves_to_another_machine_unseen(
 
 @pytest.mark.parametrize("kind", [Kind.CUT, Kind.NO_DONE])
 def test_check_19_where_every_machine_breaks_off_it_is_a_bad_gateway(
-    mesh: LlmMesh, kind: Kind
+    mesh: LlmMesh, model: str, kind: Kind
 ) -> None:
     for each in mesh.standins:
-        each.fault(kind, CHAT, after=3)
-    answered = mesh.post("/api/chat", question(20, stream=False))
+        each.fault(kind, model, after=3)
+    answered = mesh.post("/api/chat", question(20, model, stream=False))
     assert answered.status in (502, 503)
     assert answered.headers["x-d8-task"] in error_of(answered)
 
 
 @pytest.mark.parametrize("is_streamed", [False, True])
 def test_check_21_a_silent_machine_costs_the_set_time_and_is_avoided(
-    mesh: LlmMesh, is_streamed: bool
+    mesh: LlmMesh, model: str, is_streamed: bool
 ) -> None:
     silent, other = mesh.standins
-    silent.fault(Kind.SILENT, CHAT)
+    silent.fault(Kind.SILENT, model)
     began = time.monotonic()
     for _ in range(3):  # one of them meets it
-        answered = mesh.post("/api/chat", question(5, stream=is_streamed))
+        answered = mesh.post("/api/chat", question(5, model, stream=is_streamed))
         assert answered.status == 200
         assert answered.headers["x-d8-service"].endswith(f":{other.port}")
     assert time.monotonic() - began < 3 * FIRST_TOKEN_S + TOKEN_GAP_S
-    asked = len(silent.chats)
-    mesh.post("/api/chat", question(5, stream=is_streamed))
-    assert len(silent.chats) == asked
+    asked = asked_of(silent, model)
+    mesh.post("/api/chat", question(5, model, stream=is_streamed))
+    assert asked_of(silent, model) == asked
 
 
 # ------------------------------------------------------------------------------- the rest

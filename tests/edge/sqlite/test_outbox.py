@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 
 import apsw
@@ -10,6 +11,8 @@ import pytest
 from d8mesh.core.worker.effects import KeptResult
 from d8mesh.edge.sqlite.outbox import OUTBOX_NAME, Outbox
 from d8mesh.errors import OutboxBrokenError, WorkerError
+
+S = "0123456789abcdef"
 
 
 def _results(count: int, start: int = 0) -> list[KeptResult]:
@@ -68,3 +71,53 @@ def test_an_outbox_of_version_1_is_copied_and_brought_up_to_date(tmp_path: Path)
     assert db.pragma("user_version") == 1
     assert db.execute("SELECT count(*) FROM results").fetchall() == [(9,)]
     db.close()
+
+
+@pytest.mark.parametrize("size", [30, 3000, 30_000])
+def test_what_was_forgotten_is_nowhere_once_it_is_wiped(tmp_path: Path, size: int) -> None:
+    outbox, dice = Outbox(tmp_path), random.Random(size)
+    mark, kept = b"SECRET-MARKER", dict[bytes, KeptResult]()
+    assert not outbox.needs_wiping
+    for number in range(30):
+        text = mark * (size // len(mark) + 1)
+        rows = [KeptResult("b", f"{S}-{n}", dice.randbytes(16), 1, text) for n in range(5)]
+        outbox.keep([row._replace(payload=b"harmless") if number < 3 else row for row in rows])
+        kept |= {row.token: row for row in rows}
+        gone = dice.sample(sorted(kept), len(kept) // 3)
+        outbox.forget(gone)
+        for token in gone:
+            del kept[token]
+    outbox.forget([row.token for row in outbox.load() if row.payload != b"harmless"])
+    left = outbox.load()
+    assert [outbox.needs_wiping, outbox.wipe(), outbox.needs_wiping] == [True, True, False]
+    assert all(mark not in path.read_bytes() for path in tmp_path.iterdir())
+    assert outbox.load() == left
+    outbox.close()
+
+
+def test_an_outbox_that_holds_much_is_wiped_when_it_holds_less(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("d8mesh.edge.sqlite.outbox.MAX_RENEWED_BYTES", 10)
+    outbox = Outbox(tmp_path)
+    outbox.keep(_results(20))
+    outbox.forget([row.token for row in _results(5)])
+    assert not outbox.wipe()
+    assert outbox.needs_wiping
+    outbox.forget([row.token for row in _results(12)])
+    assert outbox.wipe()
+    outbox.close()
+
+
+def test_the_outbox_of_a_worker_that_was_killed_is_wiped(tmp_path: Path) -> None:
+    killed, own = tmp_path / "killed", tmp_path / "own"
+    outbox = Outbox(killed)
+    outbox.keep(_results(3))
+    own.mkdir()
+    for path in killed.glob("outbox.db*"):
+        (own / path.name).write_bytes(path.read_bytes())
+    again = Outbox(own)
+    assert [again.needs_wiping, again.wipe(), again.needs_wiping] == [True, True, False]
+    assert again.load() == _results(3)
+    for each in (again, outbox):
+        each.close()
