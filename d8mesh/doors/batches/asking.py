@@ -32,7 +32,7 @@ from d8mesh.nodes.client.groups import encode_data, filled, group_of
 from d8mesh.nodes.client.wishes import wish_of
 
 #: Of data that is submitted at once; one task may have more, and then goes alone.
-PART_BYTES: Final = MAX_FRAME_BYTES // 4
+GROUP_PART_BYTES: Final = MAX_FRAME_BYTES // 4
 #: How long until a refused group is submitted again: a full disk or queue lasts longer.
 RESUBMIT_S: Final = 2.0
 #: Tasks that are cancelled at once.
@@ -106,7 +106,7 @@ class LineGroup:
 
 
 @dataclass(slots=True, eq=False)
-class _Part:
+class _GroupPart:
     """What of a group is submitted at once: nearly always all of it."""
 
     key: str
@@ -127,7 +127,7 @@ class _SentGroup:
     """A part of a group that is under way."""
 
     group: LineGroup
-    part: _Part
+    part: _GroupPart
     submission: Submission
     #: done when all its tasks have ended; failed when nothing can come any more
     over: asyncio.Future[None]
@@ -224,7 +224,7 @@ class Asking:
 
     async def _send(self, group: LineGroup) -> None:
         """Submit a group, in parts if it is very large; lines without tasks have ended."""
-        part = _Part(group.key)
+        part = _GroupPart(group.key)
         for line in group.lines:
             tasks, error = ([], line.error) if line.error else _payloads(line)
             ended = EndedLine(line.number, line.custom_id, line.form, error, missing=len(tasks))
@@ -232,9 +232,9 @@ class Asking:
                 self._end(group, ended)
                 continue
             size = sum(len(payload) for _, _, payload in tasks)
-            if part.size_bytes and part.size_bytes + size > PART_BYTES:
+            if part.size_bytes and part.size_bytes + size > GROUP_PART_BYTES:
                 await self._submit(group, part)
-                part = _Part(f"{group.key}+{line.number}")
+                part = _GroupPart(f"{group.key}+{line.number}")
             part.size_bytes += size
             for place, (task, wish, payload) in enumerate(tasks):
                 self._join(part.groups, task.type, wish, payload)
@@ -243,7 +243,7 @@ class Asking:
         if part.groups:
             await self._submit(group, part)
 
-    async def _submit(self, group: LineGroup, part: _Part) -> None:
+    async def _submit(self, group: LineGroup, part: _GroupPart) -> None:
         """Submit a part of a group, and follow it."""
         submission = await self._node.enqueue(part.groups, None, key=part.key)
         over = self._node.loop.create_future()
@@ -374,8 +374,10 @@ def _payloads(line: AskedLine) -> tuple[list[tuple[LlmTask, str, bytes]], D8Erro
         for task in line.tasks:
             payload = encode_data(task.data)
             size += len(payload)
-            if found and size > PART_BYTES:
-                raise PayloadTooLargeError(f"all that it asks for is more than {PART_BYTES} bytes")
+            if found and size > GROUP_PART_BYTES:
+                raise PayloadTooLargeError(
+                    f"all that it asks for is more than {GROUP_PART_BYTES} bytes"
+                )
             found.append((task, wish_of(task.type, task.data), payload))
     except TaskRejectedError as error:
         return [], error

@@ -89,7 +89,7 @@ def test_a_key_of_other_data_does_not_stop_a_group(mesh: SaidMesh) -> None:
 def test_lines_that_ask_for_more_than_fits_at_once_are_submitted_in_parts(
     mesh: SaidMesh, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(asking_module, "PART_BYTES", 100)
+    monkeypatch.setattr(asking_module, "GROUP_PART_BYTES", 100)
     took = run(asked_all(mesh, cut(rows(20, b'{"pad": "%b"}' % (b"x" * 30)))))
     again = run(asked_all(mesh, cut(rows(20, b'{"pad": "%b"}' % (b"x" * 30)))))
     assert (took.numbers(), again.ids()) == (list(range(1, 21)), took.ids())
