@@ -74,6 +74,10 @@ class TaskEnd:
         return self.outcome.state == COMPLETED_STATE
 
 
+#: Stands for an end that is still unknown.
+NO_END: Final = TaskEnd("", "", TaskOutcome(0, b""))
+
+
 @dataclass(slots=True, eq=False)
 class EndedLine:
     """A line of which all is known."""
@@ -239,7 +243,7 @@ class Asking:
             for place, (task, wish, payload) in enumerate(tasks):
                 self._join(part.groups, task.type, wish, payload)
                 part.places.append((ended, place, task.model))
-                ended.ends.append(TaskEnd("", task.model, TaskOutcome(0, b"")))
+                ended.ends.append(NO_END)
         if part.groups:
             await self._submit(group, part)
 
