@@ -438,6 +438,10 @@ class OpenAIBackend:
                 f"this request can never fit into what {title} allows of {model}: lower "
                 f"max_tokens, or ask another model ({text})"
             )
+        if fault.is_too_long:
+            return InvalidTaskError(
+                f"longer than the context of the model: {title} refuses ({text})"
+            )
         if fault.is_limit or fault.is_overload:
             return self._not_now(model, fault, text)
         if fault.is_gone:
