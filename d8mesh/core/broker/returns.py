@@ -37,8 +37,9 @@ MAX_RETRY_PAUSE_S: Final = 30.0
 #: The longest pause that a failed attempt may wish for before the next: a day.
 MAX_WISHED_PAUSE_S: Final = 86_400.0
 #: Who waits at a door is told of the last error after so long in which nobody could try again:
-#: all who may are paused after failures of their own, or gone.
-HOPELESS_S: Final = 10.0
+#: all who may are paused after failures of their own, or gone. Shorter than the silence after
+#: which a stream of events begins (`doors.llm.streamed`): so it still has a status of its own.
+HOPELESS_S: Final = 8.0
 #: A task that took this many different workers down is poison.
 POISON_LOSSES: Final = 3
 #: The pause before the next try, doubled for each time before, up to the cap; between a half

@@ -1,4 +1,4 @@
-"""Checks 18, 19 and 21: an answer that breaks at OpenAI's door never looks complete.
+"""Checks 13, 18, 19 and 21: an answer that breaks at OpenAI's door never looks complete.
 
 Each test has a model of its own: one that failed is left alone for a while.
 """
@@ -26,7 +26,7 @@ from tests.standin.machine import Model
 
 SAID = "You asked: hello there"
 BREAKS = (Kind.CUT, Kind.NO_DONE, Kind.ERROR_LINE, Kind.STALL)
-OTHERS = ("sync", "async", "moves", "text", "ends", "silent")
+OTHERS = ("sync", "async", "moves", "text", "ends", "silent", "fails-whole", "fails-streamed")
 NINE: list[dict[str, Any]] = [{"role": "user", "content": "say 9 words"}]
 
 
@@ -105,7 +105,19 @@ def test_check_18_a_whole_answer_moves_to_another_machine(mesh: LlmMesh) -> None
         assert answered.json["choices"][0]["message"]["content"] == SAID
 
 
-@pytest.mark.slow  # ten seconds in which another machine might have come
+@pytest.mark.slow  # seconds in which another machine might have come
+@pytest.mark.parametrize("is_streamed", [False, True])
+def test_check_13_where_all_fail_before_the_first_word_there_is_a_status(
+    mesh: LlmMesh, is_streamed: bool
+) -> None:
+    model = f"fails-{'streamed' if is_streamed else 'whole'}:1b"
+    break_all(mesh, Kind.FAST_FAIL, model, after=0)
+    answered = chat_sent(mesh, model=model, stream=is_streamed)
+    assert answered.status == 502, answered.body
+    assert answered.json["error"]["code"] == "backend.failed"
+
+
+@pytest.mark.slow  # the same
 def test_check_19_a_whole_answer_that_no_machine_ends_is_an_error_that_says_why(
     mesh: LlmMesh,
 ) -> None:
