@@ -77,7 +77,8 @@ def embedding_handlers(
     """Return the handler of ``embed``: texts in, a vector for each in ``output``.
 
     Its result holds ``success``, ``output``, ``model``, ``tokens_used`` and ``duration_s``; where
-    it ran, if a pool was asked; if there are any ``ignored``. Args as of `llm_handlers`.
+    it ran, if a pool was asked; if there are any ``timing`` and ``ignored``. Args as of
+    `llm_handlers`.
     """
     once = _once(warn)
 
@@ -93,6 +94,8 @@ def embedding_handlers(
             "duration_s": round(time.monotonic() - started, 3),
             **_where(made.origin),
         }
+        if made.timing != Timing():
+            result["timing"] = asdict(made.timing)
         if request.model != made.model:
             result["model_requested"] = request.model
         if made.extra:

@@ -391,6 +391,15 @@ def test_the_first_piece_says_who_answers_and_no_other_one_does() -> None:
     assert alone.emitted[0] == {"text": "w0", "origin": {"model": "qwen2.5:3b"}}
 
 
+def test_vectors_tell_what_they_took() -> None:
+    with OllamaStandin(load_s=0.01) as standin:
+        handlers = embedding_handlers(OllamaBackend(standin.url))
+        asked = {"input": ["a b"], "model": "nomic-embed-text"}
+        result: Any = handlers["embed"](asked, Context())
+    assert result["timing"]["load_s"] > 0
+    assert result["tokens_used"] == 2
+
+
 # --- no answer --------------------------------------------------------------------------
 
 

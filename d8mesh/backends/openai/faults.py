@@ -31,7 +31,7 @@ _GROQ_LIMIT: Final = re.compile(
 )
 _NOT_IN_TIER: Final = re.compile(r"\blimit: 0\b")
 #: The words of vLLM, llama.cpp's server, LM Studio and OpenAI.
-_TOO_LONG: Final = re.compile(
+_CONTEXT_WORDS: Final = re.compile(
     r"maximum context length|exceed_context_size|exceeds? the (?:available |model'?s )?context|"
     r"context (?:length|window) (?:of|exceeded)|longer than the (?:maximum )?(?:model )?context",
     re.IGNORECASE,
@@ -80,7 +80,7 @@ class ServiceFault:
     def is_too_long(self) -> bool:
         """The question is longer than the model's context."""
         return self.code == "context_length_exceeded" or (
-            self.status in (0, 400, 422) and bool(_TOO_LONG.search(f"{self.code} {self.text}"))
+            self.status in (0, 400, 422) and bool(_CONTEXT_WORDS.search(f"{self.code} {self.text}"))
         )
 
     @property

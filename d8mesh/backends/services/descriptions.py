@@ -12,7 +12,7 @@ from d8mesh.core.protocol.chat import JsonObject
 from d8mesh.errors import D8Error
 
 #: How often a model is asked about that is not described: then it is left alone.
-MAX_ASKED: Final = 3
+MAX_DESCRIBE_TRIES: Final = 3
 
 
 class Descriptions:
@@ -28,7 +28,7 @@ class Descriptions:
         self._on_told = on_told
         self._lock = threading.Lock()
         self._is_busy = False
-        #: by name and content, how often it was asked about; `MAX_ASKED` when it is told
+        #: by name and content, how often it was asked about; `MAX_DESCRIBE_TRIES` when it is told
         self._asked: dict[tuple[str, str], int] = {}
 
     def news(self, models: Iterable[ModelInfo]) -> list[ModelInfo]:
@@ -38,7 +38,7 @@ class Descriptions:
             self._asked = {key: self._asked.get(key, 0) for key in there}
             if self._is_busy:
                 return []
-            return [each for key, each in there.items() if self._asked[key] < MAX_ASKED]
+            return [each for key, each in there.items() if self._asked[key] < MAX_DESCRIBE_TRIES]
 
     def tell(self, backend: Tells, service: str, models: Sequence[ModelInfo]) -> None:
         """Ask about these, one after another; a service that does not answer is left alone."""
@@ -50,7 +50,7 @@ class Descriptions:
             for info in models:
                 self._note(info, self._count(info) + 1)
                 told = backend.describe(info.name)
-                self._note(info, MAX_ASKED)
+                self._note(info, MAX_DESCRIBE_TRIES)
                 self._on_told(service, info.name, told)
         except (D8Error, OSError, http.client.HTTPException):
             pass  # the next look asks again

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from d8mesh.backends.backend import ModelInfo
-from d8mesh.backends.services.descriptions import MAX_ASKED, Descriptions
+from d8mesh.backends.services.descriptions import MAX_DESCRIBE_TRIES, Descriptions
 from d8mesh.core.protocol.chat import JsonObject
 from d8mesh.errors import BackendError
 
@@ -54,7 +54,7 @@ def test_what_was_removed_and_came_back_is_asked_about_again() -> None:
 
 def test_a_model_that_is_not_described_is_left_alone_after_some_tries() -> None:
     heard, backend = Heard(), Telling("a")
-    for _ in range(MAX_ASKED + 2):
+    for _ in range(MAX_DESCRIBE_TRIES + 2):
         heard.look(backend, A, B)
-    assert backend.asked == ["a"] * MAX_ASKED + ["b"]
+    assert backend.asked == ["a"] * MAX_DESCRIBE_TRIES + ["b"]
     assert [model for _, model, _ in heard.told] == ["b"]
