@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from datetime import UTC, datetime
 
+import pytest
 from ollama import ListResponse, ProcessResponse, ShowResponse
 
 from d8mesh.doors.llm.catalogue import KnownModel, LoadedAt
@@ -38,6 +39,22 @@ def test_a_list_has_every_field_and_the_newest_first() -> None:
         *rows[1]["details"]
     }
     assert len(ListResponse(**tags_body({"m:1b": MODEL})).models) == 1
+
+
+@pytest.mark.parametrize(
+    ("told", "shown"),
+    [
+        ("2026-11-01T00:00:00.123456789+01:00", "2026-11-01T00:00:00.123456789+01:00"),
+        ("1795965631108793585", "2026-11-29T15:20:31.108793Z"),
+        ("yesterday", "1970-01-01T00:00:00Z"),
+        ("", "1970-01-01T00:00:00Z"),
+    ],
+)
+def test_a_time_is_one_that_programs_read(told: str, shown: str) -> None:
+    model = KnownModel(name="m", names=("m",), modified_at=told)
+    (row,) = tags_body({"m:latest": model})["models"]
+    assert row["modified_at"] == shown
+    assert ListResponse(models=[row]).models[0].modified_at
 
 
 def test_a_model_of_the_cloud_says_that_it_is_far() -> None:
