@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -18,6 +19,9 @@ from d8mesh.doors.ollama.answers import created_at
 FOR_EVER_S: Final = 2**63 / 1e9
 #: When a model came that nobody told of: programs want a time, and sort by it.
 UNKNOWN_TIME: Final = "1970-01-01T00:00:00Z"
+#: How a time is written, and a file's time as a number.
+_TIME: Final = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d")
+_NANOSECONDS: Final = re.compile(r"\d{18,19}", re.ASCII)
 #: A model of the cloud is of no size, and runs there.
 CLOUD_HOST: Final = "cloud"
 #: Fields that only a verbose show tells: they are long, and kept nowhere.
@@ -121,4 +125,8 @@ def _capabilities(model: KnownModel) -> list[str]:
 
 
 def _modified(model: KnownModel) -> str:
-    return model.modified_at or UNKNOWN_TIME
+    """Return when it came, as a time that programs read: services of other kinds write others."""
+    told = model.modified_at
+    if _NANOSECONDS.fullmatch(told):
+        return created_at(datetime.fromtimestamp(int(told) / 1e9, UTC))
+    return told if _TIME.match(told) else UNKNOWN_TIME
